@@ -1,0 +1,16 @@
+"""Which bucket a unit falls into: the one function that decides who sees which version.
+
+`bucket = xxh3_64(salt + ":" + unit) mod 10000`, UTF-8. The vectors in
+`tests/contract/golden/bucketing.json` pin it for every client, in any language.
+"""
+
+from __future__ import annotations
+
+from xxhash import xxh3_64_intdigest
+
+BUCKETS = 10_000
+
+
+def bucket(salt: str, unit: str) -> int:
+    """Return the bucket of `unit` under `salt`, an integer in [0, 10000)."""
+    return xxh3_64_intdigest(f"{salt}:{unit}") % BUCKETS

@@ -1,0 +1,153 @@
+"""What flows back from the data plane: telemetry windows, exposures, outcomes, instance reports.
+
+Windows, exposures and outcomes travel in a `Batch` over a Redis stream, at least once; the key
+`(instance, boot, stream, sequence)` lets the consumer apply each batch exactly once. Reports are
+posted with the pull of the routing table. Instants are Unix milliseconds.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from contract import SCHEMA
+
+STREAM_TELEMETRY = "interlock:telemetry"
+STREAM_EXPOSURES = "interlock:exposures"
+STREAM_OUTCOMES = "interlock:outcomes"
+STREAMS = (STREAM_TELEMETRY, STREAM_EXPOSURES, STREAM_OUTCOMES)
+# The one field of a stream entry.
+FIELD = b"batch"
+
+
+class MessageError(ValueError):
+    """A message that cannot be understood; the text says why."""
+
+
+class TelemetryWindow(msgspec.Struct, frozen=True, kw_only=True):
+    """One instance's counts for one (model, version, variant, generation) over about a second.
+
+    `units` and `unit_errors` count distinct units, and units with at least one error, that this
+    instance had not yet counted in the check interval that began at `interval_started_at_ms`;
+    requests without a unit are in `anonymous` and `anonymous_errors`, each its own draw.
+    `errors` are failures of ours or the version's (never a client's bad request), and include
+    requests that then fell back to stable and were answered. `latency` is the sparse histogram of
+    `contract.histogram` over answers that the version computed. `variant` is `stable` or `canary`, a
+    variant's name in an experiment, or `explicit` where the request named its version and so
+    bypassed the split. `split` is the id of the rollout or experiment, empty without one.
+    """
+
+    model: str
+    version: str
+    variant: str
+    generation: int
+    split: str
+    started_at_ms: int
+    ended_at_ms: int
+    interval_started_at_ms: int
+    requests: int = 0
+    errors: int = 0
+    fallbacks: int = 0
+    units: int = 0
+    unit_errors: int = 0
+    anonymous: int = 0
+    anonymous_errors: int = 0
+    latency: dict[int, int] = {}
+
+
+class Exposure(msgspec.Struct, frozen=True, kw_only=True):
+    """The first time this instance saw `unit` meet `variant` of an experiment."""
+
+    experiment: str
+    unit: str
+    variant: str
+    version: str
+    at_ms: int
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """A measured result for a unit; the same `event_id` twice counts once."""
+
+    event_id: str
+    unit_id: str
+    metric: str
+    value: float
+    occurred_at_ms: int
+
+
+class Batch(msgspec.Struct, frozen=True, kw_only=True):
+    """One stream entry; exactly one of the three lists is filled, as the stream says."""
+
+    instance: str
+    boot: str
+    sequence: int
+    windows: tuple[TelemetryWindow, ...] = ()
+    exposures: tuple[Exposure, ...] = ()
+    outcomes: tuple[Outcome, ...] = ()
+    schema: int = SCHEMA
+
+
+class BreakerTrip(msgspec.Struct, frozen=True, kw_only=True):
+    """A version's breaker opened under `generation`, `count` times since this boot."""
+
+    model: str
+    version: str
+    generation: int
+    count: int
+    last_at_ms: int
+    reason: str
+
+
+class InstanceReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What an instance serves from: the generation it applied, and the one it refused, if any.
+
+    `dropped` counts messages that the bounded spool had to give up since this boot, by stream.
+    """
+
+    instance: str
+    boot: str
+    at_ms: int
+    applied_generation: int
+    refused_generation: int | None = None
+    refusal: str | None = None
+    trips: tuple[BreakerTrip, ...] = ()
+    dropped: dict[str, int] = {}
+    stopping: bool = False
+    schema: int = SCHEMA
+
+
+_encoder = msgspec.msgpack.Encoder()
+_batch_decoder = msgspec.msgpack.Decoder(Batch)
+_report_encoder = msgspec.json.Encoder()
+_report_decoder = msgspec.json.Decoder(InstanceReport)
+
+
+def encode_batch(batch: Batch) -> bytes:
+    """Return the MessagePack form of `batch`, as it stands in a stream entry."""
+    return _encoder.encode(batch)
+
+
+def decode_batch(data: bytes) -> Batch:
+    """Parse a stream entry. Raises MessageError."""
+    try:
+        batch = _batch_decoder.decode(data)
+    except msgspec.DecodeError as error:
+        raise MessageError(f"not a batch of schema {SCHEMA}: {error}") from error
+    if batch.schema != SCHEMA:
+        raise MessageError(f"batch of schema {batch.schema}, this side reads {SCHEMA}")
+    return batch
+
+
+def encode_report(report: InstanceReport) -> bytes:
+    """Return the JSON form of `report`."""
+    return _report_encoder.encode(report)
+
+
+def decode_report(data: bytes) -> InstanceReport:
+    """Parse a report. Raises MessageError."""
+    try:
+        report = _report_decoder.decode(data)
+    except msgspec.DecodeError as error:
+        raise MessageError(f"not an instance report of schema {SCHEMA}: {error}") from error
+    if report.schema != SCHEMA:
+        raise MessageError(f"report of schema {report.schema}, this side reads {SCHEMA}")
+    return report

@@ -1,0 +1,193 @@
+"""The routing table: the one document that the data plane serves from.
+
+It is compiled by the control plane in the transaction that changed what serves, and pulled by the
+data plane. Same state, same bytes: `encode` sorts keys, so a digest identifies a table.
+Traffic shares are integers in basis points of 10,000.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from contract import SCHEMA
+from contract.bucketing import BUCKETS, bucket
+
+CHANNEL = "interlock:routing-table"
+
+Name = str
+# The variants that are no experiment's.
+STABLE = "stable"
+CANARY = "canary"
+EXPLICIT = "explicit"
+
+
+class TableError(ValueError):
+    """A routing table that must not be applied; the message says what is wrong and where."""
+
+
+class Document(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of the parts of a table: immutable; unknown fields of a later minor are ignored."""
+
+
+class Tensor(Document):
+    """One input or output; `shape` has −1 where free, the batch dimension first if there is one."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+class Signature(Document):
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+
+
+class VersionRoute(Document):
+    """Where a version answers: a cluster, and its name and number in Triton."""
+
+    cluster: Name
+    triton_model: str
+    triton_version: str
+
+
+class CanarySplit(Document, tag="canary", tag_field="kind"):
+    """A rollout's split: buckets `[0, weight_bp)` go to `version`, the others to stable."""
+
+    id: str
+    salt: str
+    version: str
+    weight_bp: int
+    # Units are counted once in a bucket of this length: one check interval of the rollout.
+    interval_s: int = 10
+
+
+class VariantRoute(Document):
+    name: str
+    version: str
+    weight_bp: int
+
+
+class ExperimentSplit(Document, tag="experiment", tag_field="kind"):
+    """An experiment's split: one salt decides inclusion, another one the variant."""
+
+    id: str
+    inclusion_salt: str
+    variant_salt: str
+    coverage_bp: int
+    variants: tuple[VariantRoute, ...]
+
+    def variant_of(self, unit: str) -> VariantRoute | None:
+        """Return the variant that `unit` belongs to, or None for a unit that is not included."""
+        if bucket(self.inclusion_salt, unit) >= self.coverage_bp:
+            return None
+        point = bucket(self.variant_salt, unit)
+        for variant in self.variants:
+            point -= variant.weight_bp
+            if point < 0:
+                return variant
+        return None
+
+
+class Batching(Document):
+    max_batch_size: int = 32
+    max_queue_delay_us: int = 5_000
+    # Beyond these many rows waiting for a version the answer is 503 at once.
+    max_queue_size: int = 1_024
+
+
+class Breaker(Document):
+    """Opens when `failures` of the last `window` answers failed; tries again after `open_ms`."""
+
+    window: int = 20
+    failures: int = 10
+    open_ms: int = 5_000
+
+
+class UnitKey(Document):
+    """Where a request carries its unit: a header, or a request parameter."""
+
+    header: str = "x-unit-id"
+    parameter: str = "unit_id"
+
+
+class ModelRoute(Document):
+    """How one model serves. `batched` is False for a model without a batch dimension."""
+
+    signature: Signature
+    stable: str | None
+    versions: dict[str, VersionRoute]
+    split: CanarySplit | ExperimentSplit | None = None
+    batched: bool = True
+    batching: Batching = Batching()
+    breaker: Breaker = Breaker()
+    unit_key: UnitKey = UnitKey()
+    timeout_ms: int = 1_000
+
+
+class Cluster(Document):
+    endpoints: tuple[str, ...]
+
+
+class RoutingTable(Document):
+    generation: int
+    models: dict[Name, ModelRoute]
+    clusters: dict[Name, Cluster]
+    schema: Literal[1] = SCHEMA  # type: ignore[assignment]
+
+
+_encoder = msgspec.json.Encoder(order="deterministic")
+_decoder = msgspec.json.Decoder(RoutingTable)
+
+
+def encode(table: RoutingTable) -> bytes:
+    """Return the canonical JSON of `table`: the same table always gives the same bytes."""
+    return _encoder.encode(table)
+
+
+def decode(data: bytes) -> RoutingTable:
+    """Parse and check a table.
+
+    Raises:
+        TableError: it is not JSON, not of a known schema, or contradicts itself.
+    """
+    try:
+        table = _decoder.decode(data)
+    except msgspec.DecodeError as error:
+        raise TableError(f"not a routing table of schema {SCHEMA}: {error}") from error
+    check(table)
+    return table
+
+
+def check(table: RoutingTable) -> None:
+    """Raise TableError unless every name in `table` leads somewhere and every share is possible."""
+    for name, model in table.models.items():
+        for number, version in model.versions.items():
+            if version.cluster not in table.clusters:
+                raise TableError(f"{name}:{number} is on unknown cluster {version.cluster!r}")
+        if model.stable is not None and model.stable not in model.versions:
+            raise TableError(f"{name}: stable version {model.stable!r} is not among its versions")
+        if model.split is not None:
+            _check_split(name, model, model.split)
+    for cluster_name, cluster in table.clusters.items():
+        if not cluster.endpoints:
+            raise TableError(f"cluster {cluster_name!r} has no endpoint")
+
+
+def _check_split(name: str, model: ModelRoute, split: CanarySplit | ExperimentSplit) -> None:
+    if isinstance(split, CanarySplit):
+        named = [split.version]
+        shares = [split.weight_bp]
+    else:
+        named = [variant.version for variant in split.variants]
+        shares = [split.coverage_bp, *(variant.weight_bp for variant in split.variants)]
+        if sum(variant.weight_bp for variant in split.variants) != BUCKETS:
+            raise TableError(f"{name}: variant weights do not sum to {BUCKETS}")
+    for version in named:
+        if version not in model.versions:
+            raise TableError(f"{name}: split names version {version!r}, which is not served")
+    if any(not 0 <= share <= BUCKETS for share in shares):
+        raise TableError(f"{name}: a share of the split is outside 0 to {BUCKETS}")
+    if model.stable is None:
+        raise TableError(f"{name}: a split needs a stable version")

@@ -1,0 +1,64 @@
+"""The only reader of the control plane's environment. A bad value is named, never guessed around."""
+
+from __future__ import annotations
+
+import os
+from urllib.parse import unquote, urlsplit
+
+
+class SettingError(RuntimeError):
+    """An environment variable is missing or cannot be understood."""
+
+
+def text(name: str, default: str | None = None) -> str:
+    """Return the variable, or `default`. Raises SettingError when it is unset without one."""
+    value = os.environ.get(name, default)
+    if value is None:
+        raise SettingError(f"{name} is not set")
+    return value
+
+
+def flag(name: str, default: bool) -> bool:
+    """Return a yes/no variable."""
+    value = os.environ.get(name)
+    if value is None or value == "":
+        return default
+    if value.lower() in {"1", "true", "yes", "on"}:
+        return True
+    if value.lower() in {"0", "false", "no", "off"}:
+        return False
+    raise SettingError(f"{name} is {value!r}; it takes 1 or 0")
+
+
+def integer(name: str, default: int, *, at_least: int = 0) -> int:
+    """Return a whole number that is at least `at_least`."""
+    value = os.environ.get(name)
+    if value is None or value == "":
+        return default
+    try:
+        number = int(value)
+    except ValueError as error:
+        raise SettingError(f"{name} is {value!r}; it takes a whole number") from error
+    if number < at_least:
+        raise SettingError(f"{name} is {number}; it takes at least {at_least}")
+    return number
+
+
+def items(name: str, default: str = "") -> list[str]:
+    """Return a comma-separated variable as a list without empty items."""
+    return [item.strip() for item in os.environ.get(name, default).split(",") if item.strip()]
+
+
+def database(name: str, default: str) -> dict[str, object]:
+    """Return Django's database settings from a `postgresql://` URL."""
+    url = urlsplit(text(name, default))
+    if url.scheme not in {"postgresql", "postgres"} or not url.path.strip("/"):
+        raise SettingError(f"{name} is not of the form postgresql://user:password@host:port/name")
+    return {
+        "ENGINE": "django.db.backends.postgresql",
+        "NAME": unquote(url.path.strip("/")),
+        "USER": unquote(url.username or ""),
+        "PASSWORD": unquote(url.password or ""),
+        "HOST": url.hostname or "",
+        "PORT": str(url.port or ""),
+    }
