@@ -13,4 +13,4 @@ BUCKETS = 10_000
 
 def bucket(salt: str, unit: str) -> int:
     """Return the bucket of `unit` under `salt`, an integer in [0, 10000)."""
-    return xxh3_64_intdigest(f"{salt}:{unit}") % BUCKETS
+    return xxh3_64_intdigest(f"{salt}:{unit}".encode()) % BUCKETS

@@ -31,7 +31,7 @@ class Document(msgspec.Struct, frozen=True, kw_only=True):
     """Base of the parts of a table: immutable; unknown fields of a later minor are ignored."""
 
 
-class Tensor(Document):
+class Tensor(Document, frozen=True):
     """One input or output; `shape` has −1 where free, the batch dimension first if there is one."""
 
     name: str
@@ -39,12 +39,12 @@ class Tensor(Document):
     shape: tuple[int, ...]
 
 
-class Signature(Document):
+class Signature(Document, frozen=True):
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
 
 
-class VersionRoute(Document):
+class VersionRoute(Document, frozen=True):
     """Where a version answers: a cluster, and its name and number in Triton."""
 
     cluster: Name
@@ -52,7 +52,7 @@ class VersionRoute(Document):
     triton_version: str
 
 
-class CanarySplit(Document, tag="canary", tag_field="kind"):
+class CanarySplit(Document, tag="canary", tag_field="kind", frozen=True):
     """A rollout's split: buckets `[0, weight_bp)` go to `version`, the others to stable."""
 
     id: str
@@ -63,13 +63,13 @@ class CanarySplit(Document, tag="canary", tag_field="kind"):
     interval_s: int = 10
 
 
-class VariantRoute(Document):
+class VariantRoute(Document, frozen=True):
     name: str
     version: str
     weight_bp: int
 
 
-class ExperimentSplit(Document, tag="experiment", tag_field="kind"):
+class ExperimentSplit(Document, tag="experiment", tag_field="kind", frozen=True):
     """An experiment's split: one salt decides inclusion, another one the variant."""
 
     id: str
@@ -90,14 +90,14 @@ class ExperimentSplit(Document, tag="experiment", tag_field="kind"):
         return None
 
 
-class Batching(Document):
+class Batching(Document, frozen=True):
     max_batch_size: int = 32
     max_queue_delay_us: int = 5_000
     # Beyond these many rows waiting for a version the answer is 503 at once.
     max_queue_size: int = 1_024
 
 
-class Breaker(Document):
+class Breaker(Document, frozen=True):
     """Opens when `failures` of the last `window` answers failed; tries again after `open_ms`."""
 
     window: int = 20
@@ -105,14 +105,14 @@ class Breaker(Document):
     open_ms: int = 5_000
 
 
-class UnitKey(Document):
+class UnitKey(Document, frozen=True):
     """Where a request carries its unit: a header, or a request parameter."""
 
     header: str = "x-unit-id"
     parameter: str = "unit_id"
 
 
-class ModelRoute(Document):
+class ModelRoute(Document, frozen=True):
     """How one model serves. `batched` is False for a model without a batch dimension."""
 
     signature: Signature
@@ -126,11 +126,11 @@ class ModelRoute(Document):
     timeout_ms: int = 1_000
 
 
-class Cluster(Document):
+class Cluster(Document, frozen=True):
     endpoints: tuple[str, ...]
 
 
-class RoutingTable(Document):
+class RoutingTable(Document, frozen=True):
     generation: int
     models: dict[Name, ModelRoute]
     clusters: dict[Name, Cluster]

@@ -1,4 +1,4 @@
-"""The only reader of the control plane's environment. A bad value is named, never guessed around."""
+"""The only reader of the control plane's environment; a bad value is named, not guessed."""
 
 from __future__ import annotations
 

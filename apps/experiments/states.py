@@ -1,0 +1,32 @@
+"""The life of an experiment.
+
+Rules: only a draft may be edited; `preparing` loads the variants' versions and routes nothing yet;
+only `running` assigns units; `completed` is final and its result is frozen.
+"""
+
+from __future__ import annotations
+
+from django.db import models
+
+from apps.lib.transitions import Transitions
+
+
+class ExperimentState(models.TextChoices):
+    DRAFT = "draft"
+    PREPARING = "preparing"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+
+
+E = ExperimentState
+
+EXPERIMENT_TRANSITIONS: Transitions[ExperimentState] = Transitions(
+    {
+        E.DRAFT: frozenset({E.PREPARING}),
+        E.PREPARING: frozenset({E.RUNNING, E.FAILED, E.COMPLETED}),
+        E.RUNNING: frozenset({E.COMPLETED}),
+        E.COMPLETED: frozenset(),
+        E.FAILED: frozenset(),
+    }
+)

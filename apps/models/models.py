@@ -1,0 +1,239 @@
+"""Models, their versions, and where those are served. PostgreSQL is the truth; MLflow is a source.
+
+`LiveSplit` holds the one split that a model may have at a time, whoever owns it (a rollout or an
+experiment): its primary key is the rule, so no check in a view has to keep it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.conf import settings
+from django.core.validators import RegexValidator
+from django.db import models
+
+from apps.lib.transitions import Transition
+from apps.models.states import DeploymentState
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+NAME_RULE = (
+    "letters, digits, dot, dash and underscore, at most 100, beginning with one of the first two"
+)
+valid_name = RegexValidator(NAME_PATTERN, f"A name has {NAME_RULE}.")
+
+
+class RegisteredModel(models.Model):
+    """A named thing to predict with, and how its requests are served."""
+
+    name = models.CharField(max_length=100, unique=True, validators=[valid_name])
+    description = models.TextField(blank=True)
+    stable = models.ForeignKey(
+        "ModelVersion", null=True, blank=True, on_delete=models.PROTECT, related_name="+"
+    )
+    # The version that was stable before; it stays loaded until then, so that rollback is one table.
+    previous_stable = models.ForeignKey(
+        "ModelVersion", null=True, blank=True, on_delete=models.PROTECT, related_name="+"
+    )
+    rollback_until = models.DateTimeField(null=True, blank=True)
+    timeout_ms = models.PositiveIntegerField(default=1_000)
+    max_batch_size = models.PositiveIntegerField(default=32)
+    max_queue_delay_us = models.PositiveIntegerField(default=5_000)
+    unit_header = models.CharField(max_length=100, default="x-unit-id")
+    unit_parameter = models.CharField(max_length=100, default="unit_id")
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        verbose_name = "model"
+        ordering = ["name"]
+        constraints = [
+            models.CheckConstraint(
+                condition=models.Q(max_batch_size__gte=1, timeout_ms__gte=1),
+                name="model_batch_and_timeout_at_least_one",
+            )
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class ModelVersion(models.Model):
+    """One immutable trained artifact of a model."""
+
+    model = models.ForeignKey(RegisteredModel, on_delete=models.PROTECT, related_name="versions")
+    number = models.PositiveIntegerField()
+    semantic_tag = models.CharField(max_length=50, blank=True)
+    description = models.TextField(blank=True)
+    # {"inputs": [{"name", "datatype", "shape"}], "outputs": […]}, as the contract's Signature.
+    signature = models.JSONField()
+    # False for a model without a batch dimension: its requests are never batched.
+    batched = models.BooleanField(default=True)
+    # Inputs of warm-up requests: {"name": nested lists}; empty means zeros of the signature's shape.
+    warmup = models.JSONField(default=list, blank=True)
+    artifact_uri = models.CharField(max_length=1_000)
+    artifact_path = models.CharField(max_length=1_000)
+    artifact_sha256 = models.CharField(max_length=64)
+    artifact_bytes = models.PositiveBigIntegerField()
+    metrics = models.JSONField(default=dict, blank=True)
+    parameters = models.JSONField(default=dict, blank=True)
+    tags = models.JSONField(default=dict, blank=True)
+    dataset_digest = models.CharField(max_length=200, blank=True)
+    run_id = models.CharField(max_length=64, blank=True)
+    created_by = models.CharField(max_length=150, blank=True)
+    created_at = models.DateTimeField()
+    imported_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        verbose_name = "version"
+        ordering = ["model", "-number"]
+        constraints = [
+            models.UniqueConstraint(fields=["model", "number"], name="version_number_once"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.model.name}:{self.number}"
+
+
+class Alias(models.Model):
+    """A movable name for a version: `champion`, `candidate`."""
+
+    model = models.ForeignKey(RegisteredModel, on_delete=models.CASCADE, related_name="aliases")
+    name = models.CharField(max_length=100)
+    version = models.ForeignKey(ModelVersion, on_delete=models.CASCADE, related_name="aliases")
+    changed_at = models.DateTimeField(auto_now=True)
+
+    class Meta:
+        verbose_name_plural = "aliases"
+        ordering = ["name"]
+        constraints = [
+            models.UniqueConstraint(fields=["model", "name"], name="alias_once_per_model")
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class RefusedImport(models.Model):
+    """A version that the registry has and we cannot serve, with the reason."""
+
+    model_name = models.CharField(max_length=300)
+    number = models.PositiveIntegerField()
+    reason = models.TextField()
+    at = models.DateTimeField(auto_now=True)
+
+    class Meta:
+        ordering = ["model_name", "-number"]
+        constraints = [
+            models.UniqueConstraint(fields=["model_name", "number"], name="refused_import_once")
+        ]
+
+
+class ServingCluster(models.Model):
+    """A set of Triton endpoints that hold the same versions and read one model repository."""
+
+    name = models.CharField(max_length=100, unique=True, validators=[valid_name])
+    # HTTP addresses, e.g. ["http://triton-0:8000"].
+    endpoints = models.JSONField()
+    repository_path = models.CharField(max_length=1_000)
+    is_default = models.BooleanField(default=False)
+
+    class Meta:
+        ordering = ["name"]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["is_default"],
+                condition=models.Q(is_default=True),
+                name="one_default_cluster",
+            )
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Deployment(models.Model):
+    """A version placed on a serving cluster, and what was last seen of it there."""
+
+    version = models.ForeignKey(ModelVersion, on_delete=models.CASCADE, related_name="deployments")
+    cluster = models.ForeignKey(
+        ServingCluster, on_delete=models.CASCADE, related_name="deployments"
+    )
+    state = models.CharField(
+        max_length=20, choices=DeploymentState.choices, default=DeploymentState.LOADING
+    )
+    reason = models.TextField(blank=True)
+    revision = models.PositiveIntegerField(default=0)
+    # No worker touches it while another one holds this lease.
+    leased_until = models.DateTimeField(null=True, blank=True)
+    # While draining: the routing-table generation that no longer names it.
+    retired_generation = models.BigIntegerField(null=True, blank=True)
+    changed_at = models.DateTimeField()
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["version", "cluster"], name="deployment_once")
+        ]
+        indexes = [models.Index(fields=["state"])]
+
+    def __str__(self) -> str:
+        return f"{self.version} on {self.cluster}"
+
+
+class DeploymentEvent(Transition):
+    deployment = models.ForeignKey(Deployment, on_delete=models.CASCADE, related_name="events")
+
+
+class LiveSplit(models.Model):
+    """The one split that a model may have at a time; the primary key makes a second one impossible."""
+
+    class Kind(models.TextChoices):
+        CANARY = "canary"
+        EXPERIMENT = "experiment"
+
+    model = models.OneToOneField(
+        RegisteredModel, on_delete=models.PROTECT, primary_key=True, related_name="live_split"
+    )
+    kind = models.CharField(max_length=20, choices=Kind.choices)
+    owner_id = models.UUIDField(unique=True)
+    # The contract's split for the routing table; empty while its owner prepares and routes nothing.
+    document = models.JSONField(default=dict)
+
+
+class Role(models.TextChoices):
+    VIEWER = "viewer"
+    OPERATOR = "operator"
+    ADMIN = "admin"
+
+
+class ModelRole(models.Model):
+    """What a user may do with a model; without a model, with all of them."""
+
+    user = models.ForeignKey(
+        settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="model_roles"
+    )
+    model = models.ForeignKey(
+        RegisteredModel, null=True, blank=True, on_delete=models.CASCADE, related_name="roles"
+    )
+    role = models.CharField(max_length=20, choices=Role.choices)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                fields=["user", "model"], name="one_role_per_user_and_model", nulls_distinct=False
+            )
+        ]
+
+
+class AuditEntry(models.Model):
+    """Who changed what serves: when, from where, before and after. Appended, never changed."""
+
+    at = models.DateTimeField(auto_now_add=True, db_index=True)
+    actor = models.CharField(max_length=150)
+    origin = models.CharField(max_length=100, blank=True)
+    action = models.CharField(max_length=100)
+    target = models.CharField(max_length=300)
+    before: models.JSONField[Any, Any] = models.JSONField(default=dict)
+    after: models.JSONField[Any, Any] = models.JSONField(default=dict)
+
+    class Meta:
+        verbose_name_plural = "audit entries"
+        ordering = ["-id"]
