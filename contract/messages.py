@@ -31,9 +31,9 @@ class TelemetryWindow(msgspec.Struct, frozen=True, kw_only=True):
     requests without a unit are in `anonymous` and `anonymous_errors`, each its own draw.
     `errors` are failures of ours or the version's (never a client's bad request), and include
     requests that then fell back to stable and were answered. `latency` is the sparse histogram of
-    `contract.histogram` over answers that the version computed. `variant` is `stable` or `canary`, a
-    variant's name in an experiment, or `explicit` where the request named its version and so
-    bypassed the split. `split` is the id of the rollout or experiment, empty without one.
+    `contract.histogram` over answers that the version computed. `variant` is `stable` or
+    `canary`, a variant's name in an experiment, or `explicit` where the request named its version
+    and so bypassed the split. `split` is the id of the rollout or experiment, empty without one.
     """
 
     model: str

@@ -11,7 +11,7 @@ BASE_DIR = Path(__file__).resolve().parent.parent
 
 # --- Security ------------------------------------------------------------------------------------
 DEBUG = env.flag("INTERLOCK_DEBUG", False)
-SECRET_KEY = env.text("INTERLOCK_SECRET_KEY", "only-for-tests" if DEBUG else None)
+SECRET_KEY = env.text("INTERLOCK_SECRET_KEY")
 ALLOWED_HOSTS = env.items("INTERLOCK_ALLOWED_HOSTS", "127.0.0.1,localhost")
 CSRF_TRUSTED_ORIGINS = env.items("INTERLOCK_TRUSTED_ORIGINS")
 SECURE_COOKIES = env.flag("INTERLOCK_SECURE_COOKIES", False)

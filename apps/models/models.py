@@ -16,9 +16,7 @@ from apps.lib.transitions import Transition
 from apps.models.states import DeploymentState
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
-NAME_RULE = (
-    "letters, digits, dot, dash and underscore, at most 100, beginning with one of the first two"
-)
+NAME_RULE = "at most 100 letters, digits, dots, dashes and underscores, a letter or digit first"
 valid_name = RegexValidator(NAME_PATTERN, f"A name has {NAME_RULE}.")
 
 
@@ -67,7 +65,7 @@ class ModelVersion(models.Model):
     signature = models.JSONField()
     # False for a model without a batch dimension: its requests are never batched.
     batched = models.BooleanField(default=True)
-    # Inputs of warm-up requests: {"name": nested lists}; empty means zeros of the signature's shape.
+    # Warm-up requests, as OIP input lists; empty means zeros of the signature's shape.
     warmup = models.JSONField(default=list, blank=True)
     artifact_uri = models.CharField(max_length=1_000)
     artifact_path = models.CharField(max_length=1_000)
@@ -183,7 +181,7 @@ class DeploymentEvent(Transition):
 
 
 class LiveSplit(models.Model):
-    """The one split that a model may have at a time; the primary key makes a second one impossible."""
+    """The one split that a model may have at a time: the primary key forbids a second one."""
 
     class Kind(models.TextChoices):
         CANARY = "canary"

@@ -1,4 +1,4 @@
-"""Plans, rollouts and what they were decided on; the published routing tables and who applied them."""
+"""Plans, rollouts and what decided them; the published routing tables and who applied them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ share_bp = [MinValueValidator(0), MaxValueValidator(10_000)]
 
 
 class Plan(models.Model):
-    """A reusable ordered list of steps. `time_scale_permille` shortens every bake: 1000 is real time."""
+    """A reusable ordered list of steps; `time_scale_permille` shortens every bake (1000: real)."""
 
     name = models.CharField(max_length=100, unique=True, validators=[valid_name])
     description = models.TextField(blank=True)
