@@ -1,0 +1,139 @@
+"""Public writes of the registry: placing versions on clusters and holding a model's one split."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import datetime
+
+from django.db import IntegrityError, transaction
+
+from apps.lib.actors import Actor
+from apps.lib.errors import Conflict, Unavailable
+from apps.lib.transitions import compare_and_set
+from apps.models.audit import record_audit
+from apps.models.models import (
+    Deployment,
+    DeploymentEvent,
+    LiveSplit,
+    ModelVersion,
+    RegisteredModel,
+    ServingCluster,
+)
+from apps.models.states import DEPLOYMENT_TRANSITIONS, DeploymentState
+
+# From these a deployment has to be loaded again before it can serve.
+RELOADABLE = {DeploymentState.ABSENT, DeploymentState.FAILED, DeploymentState.DRAINING}
+
+
+def default_cluster() -> ServingCluster:
+    """Return the cluster that versions are placed on. Raises Unavailable when there is none."""
+    cluster = ServingCluster.objects.filter(is_default=True).first()
+    if cluster is None:
+        raise Unavailable("No serving cluster is the default one: make one in the admin.")
+    return cluster
+
+
+@transaction.atomic
+def deploy_version(
+    *,
+    version: ModelVersion,
+    actor: Actor,
+    now: datetime,
+    cluster: ServingCluster | None = None,
+) -> Deployment:
+    """Place `version` on `cluster`, or load it again where it had gone. Repeating it is harmless.
+
+    The reconciler takes the deployment from `loading` to `ready` or `failed`.
+    """
+    cluster = cluster or default_cluster()
+    deployment, created = Deployment.objects.select_for_update().get_or_create(
+        version=version, cluster=cluster, defaults={"changed_at": now}
+    )
+    if created:
+        _append_event(deployment, "", DeploymentState.LOADING, "placed", actor, now)
+        record_audit(actor=actor, action="deployment.placed", target=str(deployment))
+    elif deployment.state in RELOADABLE:
+        change_deployment(deployment, DeploymentState.LOADING, "placed again", actor, now)
+    return deployment
+
+
+@transaction.atomic
+def retry_deployment(*, deployment: Deployment, actor: Actor, now: datetime) -> None:
+    """Load a failed deployment again. Raises Conflict when it has not failed."""
+    if deployment.state != DeploymentState.FAILED:
+        raise Conflict(f"{deployment} is {deployment.state}; only a failed one can be retried")
+    change_deployment(deployment, DeploymentState.LOADING, "retried", actor, now)
+    record_audit(actor=actor, action="deployment.retried", target=str(deployment))
+
+
+@transaction.atomic
+def change_deployment(
+    deployment: Deployment,
+    new: DeploymentState,
+    reason: str,
+    actor: Actor,
+    now: datetime,
+    retired_generation: int | None = None,
+) -> None:
+    """Make one transition: compare-and-set, and its row in the same transaction.
+
+    Raises:
+        Conflict: the transition is not legal, or somebody else was faster.
+    """
+    old = DeploymentState(deployment.state)
+    DEPLOYMENT_TRANSITIONS.check(str(deployment), old, new)
+    compare_and_set(
+        deployment,
+        state_field="state",
+        state=new.value,
+        reason=reason,
+        changed_at=now,
+        leased_until=None,
+        retired_generation=retired_generation,
+    )
+    _append_event(deployment, old, new, reason, actor, now)
+
+
+def _append_event(
+    deployment: Deployment, old: str, new: str, reason: str, actor: Actor, now: datetime
+) -> None:
+    DeploymentEvent.objects.create(
+        deployment=deployment,
+        from_state=old,
+        to_state=new,
+        reason=reason,
+        actor=actor.name,
+        at=now,
+    )
+
+
+def acquire_split(
+    *, model: RegisteredModel, kind: LiveSplit.Kind, owner_id: uuid.UUID, now: datetime
+) -> LiveSplit:
+    """Take the one split of `model` for a rollout or an experiment.
+
+    Raises:
+        Conflict: another one holds it; the message names it.
+    """
+    try:
+        with transaction.atomic():
+            return LiveSplit.objects.create(model=model, kind=kind, owner_id=owner_id)
+    except IntegrityError:
+        holder = LiveSplit.objects.filter(model=model).first()
+        what = {"canary": "rollout"}.get(holder.kind, holder.kind) if holder else "split"
+        raise Conflict(
+            f"{model.name} already has a live {what}; end it before you start another",
+            holder=str(holder.owner_id) if holder else None,
+            kind=what,
+        ) from None
+
+
+def route_split(*, owner_id: uuid.UUID, document: dict[str, object]) -> None:
+    """Set what the owner's split says in the routing table. Publish in the same transaction."""
+    if LiveSplit.objects.filter(owner_id=owner_id).update(document=document) != 1:
+        raise Conflict("The split was released by somebody else meanwhile.")
+
+
+def release_split(*, owner_id: uuid.UUID) -> None:
+    """Give the model's split back; nothing happens when it is not held."""
+    LiveSplit.objects.filter(owner_id=owner_id).delete()

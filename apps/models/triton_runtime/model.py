@@ -1,0 +1,87 @@
+"""Serves `model.onnx`, beside this file, with onnxruntime through Triton's Python backend.
+
+Copied into each version's directory of a model repository where the server has no ONNX Runtime
+backend. It runs inside Triton's stub process: it may import numpy and onnxruntime, nothing of ours.
+Requests of one batch are concatenated, run once, and split again.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    def initialize(self, args: dict[str, str]) -> None:
+        config = json.loads(args["model_config"])
+        self.batched = config.get("max_batch_size", 0) > 0
+        self.input_names = [item["name"] for item in config["input"]]
+        self.outputs = [(item["name"], tuple(item["dims"])) for item in config["output"]]
+        options = onnxruntime.SessionOptions()
+        # One process per instance; more threads would fight over the same cores.
+        options.intra_op_num_threads = 1
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        path = Path(args["model_repository"]) / args["model_version"] / "model.onnx"
+        self.session = onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"]
+        )
+        # BYTES arrives as bytes objects; onnxruntime wants text for its string tensors.
+        self.text_inputs = {
+            item.name for item in self.session.get_inputs() if item.type == "tensor(string)"
+        }
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        if not self.batched or len(requests) == 1:
+            return [self._answer_one(request) for request in requests]
+        try:
+            return self._answer_together(requests)
+        except Exception:
+            # One poison request must not fail its neighbours.
+            return [self._answer_one(request) for request in requests]
+
+    def _answer_one(self, request: Any) -> Any:
+        try:
+            return self._respond(self._run(self._inputs(request)))
+        except Exception as error:
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error)))
+
+    def _answer_together(self, requests: list[Any]) -> list[Any]:
+        inputs = [self._inputs(request) for request in requests]
+        sizes = [len(item[self.input_names[0]]) for item in inputs]
+        merged = {
+            name: np.concatenate([item[name] for item in inputs]) for name in self.input_names
+        }
+        ends = np.cumsum(sizes)[:-1]
+        parts = [np.split(output, ends) for output in self._run(merged)]
+        return [self._respond([part[i] for part in parts]) for i in range(len(requests))]
+
+    def _inputs(self, request: Any) -> dict[str, Any]:
+        inputs = {}
+        for name in self.input_names:
+            array = pb_utils.get_input_tensor_by_name(request, name).as_numpy()
+            if name in self.text_inputs:
+                array = np.vectorize(lambda item: item.decode(), otypes=[object])(array)
+            inputs[name] = array
+        return inputs
+
+    def _run(self, inputs: dict[str, Any]) -> list[Any]:
+        arrays = self.session.run([name for name, _ in self.outputs], inputs)
+        if not self.batched:
+            return arrays
+        return [
+            array.reshape(len(array), *dims) if array.ndim == 1 else array
+            for array, (_, dims) in zip(arrays, self.outputs, strict=True)
+        ]
+
+    def _respond(self, arrays: list[Any]) -> Any:
+        tensors = [
+            pb_utils.Tensor(name, np.ascontiguousarray(array))
+            for array, (name, _) in zip(arrays, self.outputs, strict=True)
+        ]
+        return pb_utils.InferenceResponse(output_tensors=tensors)
