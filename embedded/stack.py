@@ -1,0 +1,205 @@
+"""Which parts a stack has, in their order, and what a running one tells those who use it.
+
+Tests and tools start one with `running(directory, only={"postgres", "redis"})`; on a terminal
+`python -m embedded up --only postgres,redis,triton,mlflow` starts the real servers alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import msgspec
+
+from embedded import mlflow, ours, postgres, selftest, valkey
+from embedded.part import MissingComponent, Part, StackError
+from embedded.state import ROOT, Secrets, StateDir
+from embedded.triton import Triton
+
+PART_NAMES = (
+    "postgres",
+    "mlflow",
+    "redis",
+    "triton",
+    "selftest",
+    "dataplane",
+    "migrate",
+    "bootstrap",
+    "web",
+    "worker",
+    "beat",
+    "ingest",
+)
+# A numerical library's thread pool per process would put dozens of threads on few cores.
+SINGLE_THREADED = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+NOT_INHERITED = ("PG", "INTERLOCK_", "MLFLOW_", "DJANGO_", "DATABASE_URL", "REDIS_URL", "CELERY_")
+START_WITHIN_S = 300.0
+STOP_WITHIN_S = 60.0
+
+
+@dataclass(frozen=True)
+class Urls:
+    """Where the servers answer."""
+
+    web: str
+    dataplane: str
+    mlflow: str
+    triton: str
+    triton_metrics: str
+    database_url: str
+    redis_url: str
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A stack that is ready. `env` is the whole environment that our own processes got."""
+
+    pid: int
+    state_dir: str
+    parts: tuple[str, ...]
+    ports: dict[str, int]
+    urls: Urls
+    instance_token: str
+    admin_username: str
+    admin_password: str
+    env: dict[str, str]
+
+    @property
+    def database_url(self) -> str:
+        return self.urls.database_url
+
+    @property
+    def redis_url(self) -> str:
+        return self.urls.redis_url
+
+    def save(self, state: StateDir) -> None:
+        state.write_private(state.ready_file, asdict(self))
+
+
+def load_stack(state: StateDir) -> Stack | None:
+    """The stack that runs on the directory and is ready, or None."""
+    try:
+        return msgspec.json.decode(state.ready_file.read_bytes(), type=Stack)
+    except (OSError, msgspec.MsgspecError):
+        return None
+
+
+def base_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """What a server inherits: nothing that would point it to another installation."""
+    kept = {k: v for k, v in environ.items() if not k.startswith(NOT_INHERITED)}
+    # No proxy stands between parts of one machine.
+    for name in ("NO_PROXY", "no_proxy"):
+        kept[name] = ",".join(filter(None, [kept.get(name), "127.0.0.1,localhost"]))
+    return {**kept, **SINGLE_THREADED}
+
+
+def describe(state: StateDir, ports: dict[str, int], kept: Secrets, base: dict[str, str]) -> Stack:
+    """What the stack on this directory is, before it runs."""
+    database_url = postgres.database_url(ports["postgres"], kept.postgres_password)
+    env = ours.environment(base, state.path, ports, kept, database_url)
+    return Stack(
+        pid=os.getpid(),
+        state_dir=str(state.path),
+        parts=(),
+        ports=ports,
+        urls=Urls(
+            web=env["INTERLOCK_CONTROL_URL"],
+            dataplane=env["INTERLOCK_DATAPLANE_URL"],
+            mlflow=env["MLFLOW_TRACKING_URI"],
+            triton=env["INTERLOCK_TRITON_URLS"],
+            triton_metrics=f"http://127.0.0.1:{ports['triton_metrics']}/metrics",
+            database_url=database_url,
+            redis_url=env["REDIS_URL"],
+        ),
+        instance_token=kept.instance_token,
+        admin_username=ours.ADMIN_USERNAME,
+        admin_password=kept.admin_password,
+        env=env,
+    )
+
+
+def declare_parts(
+    stack: Stack, kept: Secrets, environ: Mapping[str, str], only: Collection[str] | None
+) -> list[Part]:
+    """The parts in order of start. Raises MissingComponent that names everything missing."""
+    state, ports, base = Path(stack.state_dir), stack.ports, base_environment(environ)
+    triton = Triton(state / "triton", ports)
+    store = postgres.database_url(ports["postgres"], kept.postgres_password, "mlflow")
+    makers = {
+        "postgres": lambda: postgres.part(
+            state / "postgres", ports["postgres"], kept.postgres_password, base, environ
+        ),
+        "mlflow": lambda: mlflow.part(state / "mlflow-artifacts", ports["mlflow"], store, base),
+        "redis": lambda: valkey.part(state / "redis", ports["redis"], base, environ),
+        "triton": lambda: triton.part(base),
+        "selftest": lambda: selftest.part(triton.repository, stack.urls.triton, base),
+    }
+    makers |= {p.name: lambda p=p: p for p in ours.parts(state, ports, stack.env)}  # type: ignore[misc]
+    wanted, missing = [], []
+    for name in PART_NAMES:
+        if only is None or name in only:
+            try:
+                wanted.append(makers[name]())
+            except MissingComponent as error:
+                missing.append(error)
+    if missing:
+        raise StackError("\n".join(map(str, missing)))
+    return wanted
+
+
+@contextlib.contextmanager
+def running(
+    state_dir: Path, only: Collection[str] | None = None, *, show_progress: bool = False
+) -> Iterator[Stack]:
+    """Run a stack (or the parts named in `only`) in a process of its own while the block runs.
+
+    Ports are free ones, so that it disturbs nobody. Raises StackError with the last lines of its
+    output if it does not start. `show_progress` lets it tell on the terminal how far it is.
+    """
+    command = [sys.executable, "-m", "embedded", "up", "--quiet", "--state-dir", str(state_dir)]
+    if only is not None:
+        command += ["--only", ",".join(sorted(only))]
+    if not show_progress:
+        command += ["--free-ports"]
+    state = StateDir(state_dir)
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(
+            [*command, "--stop-with", str(os.getpid())],
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stderr=None if show_progress else output,
+            start_new_session=True,
+        )
+        try:
+            if (stack := _wait_until_ready(process, state)) is None:
+                output.seek(0)
+                raise StackError(f"The stack did not start.\n{output.read()[-8_000:]}")
+            yield stack
+        finally:
+            _end(process)
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], state: StateDir) -> Stack | None:
+    deadline = time.monotonic() + START_WITHIN_S
+    while process.poll() is None and time.monotonic() < deadline:
+        stack = load_stack(state)
+        if stack is not None and stack.pid == process.pid:
+            return stack
+        time.sleep(0.05)
+    return None
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(STOP_WITHIN_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

@@ -1,0 +1,266 @@
+"""Starts parts when what they need is ready, restarts them when they die, stops them in reverse.
+
+Each part has one runner task that lives as long as the stack. A part's children share its session,
+so nothing outlives it; the kernel ends parts whose supervisor was killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from embedded.leftovers import ProcessRecord
+from embedded.logs import Console, PartLog
+from embedded.part import Part, StackError
+from embedded.state import ROOT
+
+PR_SET_PDEATHSIG = 1
+READ_BYTES = 65_536
+POLL_S = 0.1
+BACKOFF_FIRST_S = 0.5
+BACKOFF_MAX_S = 30.0
+# A part that lived this long starts again with the first, short delay.
+HEALTHY_AFTER_S = 60.0
+# How often an awaited part may die before it was ever ready.
+FIRST_STARTS_MAX = 3
+KILL_WAIT_S = 5.0
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def backoff_s(failures: int) -> float:
+    """Seconds to wait after that many failures in a row (1 or more): doubling, up to a bound."""
+    return min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2.0 ** min(failures - 1, 16))
+
+
+class Runner:
+    """Keeps one part running."""
+
+    def __init__(self, part: Part, log: PartLog, console: Console, record: ProcessRecord) -> None:
+        self.part = part
+        self.log = log
+        self.console = console
+        self.record = record
+        self.ready = asyncio.Event()
+        self.gone = asyncio.Event()
+        self.stopping = asyncio.Event()
+        self.process: asyncio.subprocess.Process | None = None
+        self.restarts = 0
+        self._failures = 0
+        self._timed_out = False
+
+    async def run(self, needs: Sequence[Runner]) -> None:
+        """Live until told to stop. Raises StackError if the part cannot be started at all."""
+        try:
+            for need in needs:
+                await need.ready.wait()
+            while not self.stopping.is_set():
+                began = time.monotonic()
+                code = await self._live()
+                if self.stopping.is_set() or (self.part.once and code == 0):
+                    return
+                await self._recover(code, lived_s=time.monotonic() - began)
+        finally:
+            self.gone.set()
+
+    async def stop(self) -> None:
+        """Ask the part to end, then insist."""
+        self.stopping.set()
+        if self.process is not None:
+            self._signal(self.part.stop_signal, group=self.part.stop_group)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.part.stop_within_s):
+                    await self.gone.wait()
+            if not self.gone.is_set():
+                self.console.complain(f"{self.part.name} did not stop in time: killed")
+                self.kill()
+
+    def kill(self) -> None:
+        """End the part and all its children at once."""
+        self.stopping.set()
+        self._signal(signal.SIGKILL, group=True)
+
+    async def _live(self) -> int:
+        """One life of the process, from its start to its exit code."""
+        if self.part.prepare is not None:
+            await asyncio.to_thread(self.part.prepare)
+        if self.stopping.is_set():
+            return 0
+        self.log.watched_for, self.log.seen = self.part.ready_line, False
+        self.process = process = await self._spawn()
+        self.record.add(process.pid)
+        reading = asyncio.create_task(self._read(process))
+        readiness = asyncio.create_task(self._watch_readiness())
+        try:
+            code = await process.wait()
+        finally:
+            readiness.cancel()
+            # What the leader left in its group has no parent to care for it.
+            self._signal(signal.SIGKILL, group=True)
+            self.process = None
+            self.record.discard(process.pid)
+            await asyncio.wait([reading], timeout=POLL_S)
+            reading.cancel()
+            self.log.flush()
+        if self.part.once and code == 0:
+            self.ready.set()
+        return code
+
+    async def _spawn(self) -> asyncio.subprocess.Process:
+        try:
+            return await asyncio.create_subprocess_exec(
+                *self.part.argv,
+                env=dict(self.part.env),
+                cwd=ROOT,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=self._child_setup(),
+            )
+        except OSError as error:
+            raise StackError(f"{self.part.name} cannot be started: {error}.") from error
+
+    def _child_setup(self) -> Callable[[], None]:
+        supervisor = os.getpid()
+        orphan_signal, niceness = int(self.part.orphan_signal), self.part.niceness
+
+        def setup() -> None:
+            _libc.prctl(PR_SET_PDEATHSIG, orphan_signal)
+            # The supervisor may have died between the fork and the line above.
+            if os.getppid() != supervisor:
+                os._exit(1)
+            if niceness:
+                os.nice(niceness)
+
+        return setup
+
+    async def _read(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdout is not None
+        while data := await process.stdout.read(READ_BYTES):
+            self.log.feed(data)
+
+    async def _watch_readiness(self) -> None:
+        """Set `ready` when the part is; kill it when that takes too long."""
+        if self.part.once:
+            return
+        began = time.monotonic()
+        while not await self._is_ready():
+            if time.monotonic() - began > self.part.ready_within_s:
+                self.console.complain(
+                    f"{self.part.name} is not ready after {self.part.ready_within_s:.0f} s: killed"
+                )
+                self._timed_out = True
+                self._signal(signal.SIGKILL, group=True)
+                return
+            await asyncio.sleep(POLL_S)
+        if not self.stopping.is_set():
+            took_s = time.monotonic() - began
+            self.console.say(f"{self.part.name} is ready ({took_s:.1f} s)")
+            self.ready.set()
+
+    async def _is_ready(self) -> bool:
+        if self.part.ready_line:
+            return self.log.seen
+        return self.part.ready is None or await self.part.ready()
+
+    async def _recover(self, code: int, lived_s: float) -> None:
+        """Wait before the next start. Raises StackError when another start would not help."""
+        self._failures = 1 if lived_s > HEALTHY_AFTER_S else self._failures + 1
+        how = f"with exit code {code}" if code >= 0 else f"by {signal.Signals(-code).name}"
+        hopeless = self.part.awaited and not self.ready.is_set()
+        spent = self._timed_out or self._failures >= FIRST_STARTS_MAX
+        if self.part.once or (hopeless and spent):
+            raise StackError(
+                f"{self.part.name} ended {how}. Its last lines (all in {self.log.path}):\n"
+                + "\n".join(f"    {line}" for line in self.log.tail)
+            )
+        delay_s = backoff_s(self._failures)
+        self.console.complain(f"{self.part.name} ended {how}; starting it again in {delay_s:.1f} s")
+        self.restarts += 1
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(delay_s):
+                await self.stopping.wait()
+
+    def _signal(self, number: signal.Signals, *, group: bool) -> None:
+        if self.process is None:
+            return
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            (os.killpg if group else os.kill)(self.process.pid, number)
+
+
+class Supervisor:
+    """All parts of a stack; `parts` is in order of start, needs before the needing."""
+
+    def __init__(
+        self, parts: Sequence[Part], *, logs: Path, console: Console, record: ProcessRecord
+    ) -> None:
+        self.console = console
+        self.runners = {
+            part.name: Runner(part, PartLog(part.name, logs, console), console, record)
+            for part in parts
+        }
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        console.register(list(self.runners))
+
+    def _needs_of(self, runner: Runner) -> list[Runner]:
+        return [self.runners[name] for name in runner.part.needs if name in self.runners]
+
+    async def start(self) -> None:
+        """Start everything; returns when all awaited parts are ready. Raises StackError."""
+        for name, runner in self.runners.items():
+            self._tasks[name] = asyncio.create_task(runner.run(self._needs_of(runner)), name=name)
+        awaited = [r.ready.wait() for r in self.runners.values() if r.part.awaited]
+        everything = asyncio.ensure_future(asyncio.gather(*awaited))
+        broken = asyncio.create_task(self.broken())
+        try:
+            futures: list[asyncio.Future[Any]] = [everything, broken]
+            await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
+            if broken.done():
+                broken.result()
+        finally:
+            broken.cancel()
+            everything.cancel()
+
+    async def broken(self) -> None:
+        """Return only by raising the StackError of a part that cannot go on."""
+        pending: set[asyncio.Task[None]] = set(self._tasks.values())
+        while pending:
+            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                if not task.cancelled():
+                    task.result()
+        await asyncio.Event().wait()
+
+    async def stop(self) -> None:
+        """Stop everything, each part after those that need it."""
+        await asyncio.gather(*(self._stop(runner) for runner in self.runners.values()))
+        for runner in self.runners.values():
+            runner.log.close()
+
+    async def _stop(self, runner: Runner) -> None:
+        runner.stopping.set()
+        for other in self.runners.values():
+            if runner.part.name in other.part.needs:
+                await other.gone.wait()
+        task = self._tasks.get(runner.part.name)
+        if task is None:
+            return
+        if runner.process is None:
+            task.cancel()
+        await runner.stop()
+        with contextlib.suppress(asyncio.CancelledError, StackError):
+            await asyncio.wait_for(task, KILL_WAIT_S)
+        runner.gone.set()
+
+    def kill(self) -> None:
+        """End everything at once, in no order."""
+        for runner in self.runners.values():
+            runner.kill()

@@ -1,0 +1,146 @@
+"""Runs a stack in this process: takes the directory, starts the parts, serves, stops them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from embedded.leftovers import ProcessRecord, end_leftovers
+from embedded.logs import Console
+from embedded.part import StackError
+from embedded.ports import asked_ports, choose_ports
+from embedded.stack import Stack, base_environment, declare_parts, describe
+from embedded.state import DEFAULT_STATE_DIR, StateDir
+from embedded.supervisor import Supervisor
+
+PARENT_POLL_S = 1.0
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line asks for."""
+
+    state_dir: Path = DEFAULT_STATE_DIR
+    only: Collection[str] | None = None
+    quiet: bool = False
+    free_ports: bool = False
+    ports: Mapping[str, int | None] = field(default_factory=dict)
+    # Stop when the process of that number is no more: a test run's stack ends with it.
+    stop_with: int | None = None
+
+
+def run_stack(options: Options, environ: Mapping[str, str], console: Console) -> int:
+    """Run a stack until a signal ends it; returns an exit code. Raises StackError."""
+    began = time.monotonic()
+    state = StateDir(options.state_dir)
+    state.open()
+    with state.locked():
+        state.ready_file.unlink(missing_ok=True)
+        record = ProcessRecord(state.process_file)
+        if ended := end_leftovers(record):
+            console.say(f"ended {ended} processes that an earlier run had left behind")
+        asked = asked_ports(options.ports, environ)
+        ports = choose_ports(state.ports_file, asked, prefer_usual=not options.free_ports)
+        kept = state.secrets(environ)
+        stack = describe(state, ports, kept, base_environment(environ))
+        parts = declare_parts(stack, kept, environ, options.only)
+        stack = replace(stack, parts=tuple(part.name for part in parts))
+
+        def on_ready() -> None:
+            stack.save(state)
+            password = None if kept.admin_password_shown else kept.admin_password
+            console.say(summary(stack, password, took_s=time.monotonic() - began))
+            if "bootstrap" in stack.parts:
+                state.remember_password_shown(kept)
+
+        supervisor = Supervisor(parts, logs=state.logs, console=console, record=record)
+        try:
+            return asyncio.run(_serve(supervisor, on_ready, options.stop_with))
+        finally:
+            state.ready_file.unlink(missing_ok=True)
+
+
+async def _serve(
+    supervisor: Supervisor, on_ready: Callable[[], None], stop_with: int | None
+) -> int:
+    stop = asyncio.Event()
+    with _signals(stop, supervisor):
+        watching = asyncio.create_task(_stop_with(stop_with, stop))
+        work = asyncio.create_task(_start_and_watch(supervisor, on_ready))
+        stopped = asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait([work, stopped], return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                work.result()
+            return 0
+        except StackError as error:
+            supervisor.console.complain(str(error))
+            return 1
+        finally:
+            for task in (work, stopped, watching):
+                task.cancel()
+            supervisor.console.say("stopping (once more to kill)")
+            began = time.monotonic()
+            await supervisor.stop()
+            supervisor.console.say(f"stopped in {time.monotonic() - began:.1f} s")
+
+
+async def _start_and_watch(supervisor: Supervisor, on_ready: Callable[[], None]) -> None:
+    await supervisor.start()
+    on_ready()
+    await supervisor.broken()
+
+
+async def _stop_with(pid: int | None, stop: asyncio.Event) -> None:
+    while pid is not None:
+        await asyncio.sleep(PARENT_POLL_S)
+        if os.getppid() != pid:
+            stop.set()
+            return
+
+
+@contextlib.contextmanager
+def _signals(stop: asyncio.Event, supervisor: Supervisor) -> Iterator[None]:
+    """The first signal asks for an orderly stop, the second ends everything at once."""
+
+    def handle() -> None:
+        if stop.is_set():
+            supervisor.console.complain("killing everything")
+            supervisor.kill()
+        stop.set()
+
+    loop = asyncio.get_running_loop()
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    for number in numbers:
+        loop.add_signal_handler(number, handle)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
+
+
+def summary(stack: Stack, password: str | None, took_s: float) -> str:
+    """The block that ends the start-up; `password` only when it is to be shown."""
+    places = {
+        "web": ("Web UI", stack.urls.web),
+        "dataplane": ("Predict", f"{stack.urls.dataplane}/v2/models/<model>/infer"),
+        "mlflow": ("MLflow", f"{stack.urls.mlflow}  (takes half a minute to start)"),
+        "triton": ("Triton", stack.urls.triton),
+        "postgres": ("PostgreSQL", f"127.0.0.1:{stack.ports['postgres']}"),
+        "redis": ("Redis", stack.urls.redis_url),
+    }
+    lines = ["", f"Ready in {took_s:.1f} s. State and logs: {stack.state_dir}"]
+    lines += [
+        f"  {label:<11} {url}" for name, (label, url) in places.items() if name in stack.parts
+    ]
+    if "bootstrap" in stack.parts:
+        shown = password or "(as shown at the first start, or from INTERLOCK_ADMIN_PASSWORD)"
+        lines += [f"  User        {stack.admin_username}", f"  Password    {shown}"]
+    return "\n".join([*lines, "Ctrl-C stops everything.", ""])

