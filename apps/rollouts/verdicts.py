@@ -1,0 +1,28 @@
+"""What a check answers. Only `pass` lets a step pass, only `fail` rolls back; the others hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TypeAlias
+
+JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | None"
+
+
+class Verdict(StrEnum):
+    PASS = "pass"  # noqa: S105 (a verdict, not a password)
+    FAIL = "fail"
+    INCONCLUSIVE = "inconclusive"
+    INSUFFICIENT_SAMPLE = "insufficient-sample"
+    NO_DATA = "no-data"
+    PROVIDER_ERROR = "provider-error"
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """One check's answer: `reason` is a sentence with its numbers, `evidence` is stored as JSON."""
+
+    check: str
+    verdict: Verdict
+    reason: str
+    evidence: dict[str, JSON]
