@@ -1,8 +1,9 @@
 """Reads what a model artifact really takes and gives, and refuses what we cannot serve.
 
 The served signature comes from the ONNX graph, not from what was declared beside it. A model is
-batched when the first dimension of every input and output is free; then that dimension is the batch,
-and a tensor that has no other one is served with shape [−1, 1], as Triton needs it.
+batched when the first dimension of every input and output is free; then that dimension is the
+batch, and a tensor that has no other one is served with shape [−1, 1], as Triton needs it. A scalar
+is served with shape [1].
 """
 
 from __future__ import annotations
@@ -66,14 +67,10 @@ def read_mlflow_model(directory: Path) -> Path:
     flavours = document.get("flavors") or {}
     if "onnx" not in flavours:
         has = ", ".join(sorted(flavours)) or "none"
-        raise Invalid(
-            f"it has no ONNX flavour (it has: {has}); log it with mlflow.onnx.log_model"
-        )
+        raise Invalid(f"it has no ONNX flavour (it has: {has}); log it with mlflow.onnx.log_model")
     signature = document.get("signature") or {}
     if not _tensors(signature.get("inputs")):
-        raise Invalid(
-            "it has no signature; log it with signature=infer_signature(inputs, outputs)"
-        )
+        raise Invalid("it has no signature; log it with signature=infer_signature(inputs, outputs)")
     path = directory / Path(str(flavours["onnx"].get("data", MODEL_FILE))).name
     if not path.is_file():
         raise Invalid(f"its ONNX file {path.name} is missing")
@@ -118,10 +115,11 @@ def _signature_of(graph: Any) -> tuple[dict[str, list[dict[str, Any]]], bool]:
     if not inputs:
         raise Invalid("its ONNX graph takes no input")
     batched = all(item["shape"] and item["shape"][0] == -1 for item in (*inputs, *outputs))
-    if batched:
-        for item in (*inputs, *outputs):
-            if len(item["shape"]) == 1:
-                item["shape"] = [-1, 1]
+    for item in (*inputs, *outputs):
+        if batched and len(item["shape"]) == 1:
+            item["shape"] = [-1, 1]
+        elif not item["shape"]:
+            item["shape"] = [1]
     return {"inputs": inputs, "outputs": outputs}, batched
 
 

@@ -46,7 +46,7 @@ class RegistryModel:
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """What a run recorded: the last value of each metric, parameters, the training data's digest."""
+    """What a run recorded: each metric's last value, parameters, the training data's digest."""
 
     user: str = ""
     metrics: dict[str, float] = field(default_factory=dict)
@@ -93,7 +93,7 @@ class MlflowClient:
     def run(self, run_id: str) -> TrainingRun:
         """Return what run `run_id` recorded; an empty run when it was deleted or is unknown."""
         try:
-            run = self._get(f"{API}/runs/get", run_id=run_id)["run"]
+            run = self._get(f"{API}/runs/get", {"run_id": run_id})["run"]
         except NotFound:
             return TrainingRun()
         data = run.get("data", {})
@@ -108,8 +108,10 @@ class MlflowClient:
         )
 
     def artifact_root(self, name: str, number: int) -> str:
-        """Return where the files of a version lie, e.g. `mlflow-artifacts:/1/models/m-…/artifacts`."""
-        answer = self._get(f"{API}/model-versions/get-download-uri", name=name, version=number)
+        """Return where a version's files lie, e.g. `mlflow-artifacts:/1/models/m-…/artifacts`."""
+        answer = self._get(
+            f"{API}/model-versions/get-download-uri", {"name": name, "version": number}
+        )
         return str(answer["artifact_uri"])
 
     def download(self, root: str, directory: Path, bytes_max: int) -> None:
@@ -129,7 +131,7 @@ class MlflowClient:
             )
         prefix = parts.path.strip("/")
         left = bytes_max
-        for item in self._get(ARTIFACTS, path=prefix).get("files", []):
+        for item in self._get(ARTIFACTS, {"path": prefix}).get("files", []):
             if item.get("is_dir"):
                 continue
             name = PurePosixPath(item["path"]).name
@@ -162,14 +164,14 @@ class MlflowClient:
     def _pages(self, path: str, key: str) -> Iterator[dict[str, Any]]:
         token = ""
         while True:
-            extra = {"page_token": token} if token else {}
-            answer = self._get(f"{API}{path}", max_results=PAGE, **extra)
+            extra: dict[str, Any] = {"page_token": token} if token else {}
+            answer = self._get(f"{API}{path}", {"max_results": PAGE, **extra})
             yield from answer.get(key, [])
             token = answer.get("next_page_token", "")
             if not token:
                 return
 
-    def _get(self, path: str, **params: Any) -> dict[str, Any]:
+    def _get(self, path: str, params: dict[str, Any]) -> dict[str, Any]:
         try:
             response = self._http.get(path, params=params)
             self._raise_for(response)

@@ -40,9 +40,9 @@ def place_version(version: ModelVersion, cluster: ServingCluster) -> None:
         _write(scratch, version)
         target = repository / triton_name(version)
         if target.exists():
-            os.replace(target, Path(tempfile.mkdtemp(dir=staging)) / "old")
+            target.replace(Path(tempfile.mkdtemp(dir=staging)) / "old")
         scratch.chmod(0o755)
-        os.replace(scratch, target)
+        scratch.replace(target)
         shutil.rmtree(staging, ignore_errors=True)
     except OSError as error:
         raise Unavailable(f"the model repository cannot be written: {error}") from error

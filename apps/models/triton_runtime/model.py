@@ -21,7 +21,7 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         self.batched = config.get("max_batch_size", 0) > 0
         self.input_names = [item["name"] for item in config["input"]]
-        self.outputs = [(item["name"], tuple(item["dims"])) for item in config["output"]]
+        self.outputs = [item["name"] for item in config["output"]]
         options = onnxruntime.SessionOptions()
         # One process per instance; more threads would fight over the same cores.
         options.intra_op_num_threads = 1
@@ -31,6 +31,8 @@ class TritonPythonModel:
         self.session = onnxruntime.InferenceSession(
             str(path), options, providers=["CPUExecutionProvider"]
         )
+        # A tensor with fewer dimensions than Triton can name is served with one more, of size 1.
+        self.ranks = {item.name: len(item.shape) for item in self.session.get_inputs()}
         # BYTES arrives as bytes objects; onnxruntime wants text for its string tensors.
         self.text_inputs = {
             item.name for item in self.session.get_inputs() if item.type == "tensor(string)"
@@ -67,21 +69,22 @@ class TritonPythonModel:
             array = pb_utils.get_input_tensor_by_name(request, name).as_numpy()
             if name in self.text_inputs:
                 array = np.vectorize(lambda item: item.decode(), otypes=[object])(array)
+            if array.ndim > self.ranks[name]:
+                array = array.reshape(array.shape[: self.ranks[name]])
             inputs[name] = array
         return inputs
 
     def _run(self, inputs: dict[str, Any]) -> list[Any]:
-        arrays = self.session.run([name for name, _ in self.outputs], inputs)
-        if not self.batched:
-            return arrays
+        arrays: list[Any] = self.session.run(self.outputs, inputs)
+        served_rank = 2 if self.batched else 1
         return [
-            array.reshape(len(array), *dims) if array.ndim == 1 else array
-            for array, (_, dims) in zip(arrays, self.outputs, strict=True)
+            array.reshape(*array.shape, 1) if array.ndim < served_rank else array
+            for array in map(np.asarray, arrays)
         ]
 
     def _respond(self, arrays: list[Any]) -> Any:
         tensors = [
             pb_utils.Tensor(name, np.ascontiguousarray(array))
-            for array, (name, _) in zip(arrays, self.outputs, strict=True)
+            for array, name in zip(arrays, self.outputs, strict=True)
         ]
         return pb_utils.InferenceResponse(output_tensors=tensors)

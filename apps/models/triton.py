@@ -1,0 +1,125 @@
+"""Triton's control side: load, unload, probe. `tritonclient`'s errors cross here and come out ours.
+
+A server that cannot be reached is `Unavailable`; a refusal is `TritonRefused` with Triton's own words.
+Predictions never come through here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from apps.lib.errors import InterlockError, Unavailable
+from apps.models.models import ModelVersion, ServingCluster
+from apps.models.repository import triton_name
+
+CONNECT_TIMEOUT_S = 2.0
+# Loading a large model takes long; a probe that takes so long is a failure.
+LOAD_TIMEOUT_S = 120.0
+PROBE_TIMEOUT_S = 10.0
+# Statuses of a server that lives and refuses, against those of one that cannot be reached.
+NOT_REACHED = {None, "", "502", "503", "504"}
+
+
+class TritonRefused(InterlockError):
+    """Triton answered and said no; the message is its own."""
+
+    status = 502
+    code = "triton_refused"
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """One Triton server of a cluster."""
+
+    url: str
+
+    def load(self, version: ModelVersion) -> None:
+        """Load `version` from the repository, or load it anew. Raises Unavailable, TritonRefused."""
+        with self._client(LOAD_TIMEOUT_S) as client:
+            client.load_model(triton_name(version))
+
+    def unload(self, version: ModelVersion) -> None:
+        """Unload `version`; requests that it is answering are finished."""
+        with self._client(LOAD_TIMEOUT_S) as client:
+            client.unload_model(triton_name(version))
+
+    def is_unloaded(self, version: ModelVersion) -> bool:
+        """Say whether nothing of `version` is left: also not what is still being unloaded."""
+        with self._client(PROBE_TIMEOUT_S) as client:
+            index = client.get_model_repository_index()
+        states = {row["name"]: row.get("state", "") for row in index}
+        return states.get(triton_name(version), "") in {"", "UNAVAILABLE"}
+
+    def answer(self, version: ModelVersion) -> None:
+        """Ask `version` for a real prediction: READY alone says nothing about a crashed process.
+
+        Raises:
+            Unavailable: the server cannot be reached.
+            TritonRefused: the version does not answer, or answers without a promised output.
+        """
+        from tritonclient.http import InferRequestedOutput
+
+        outputs = [item["name"] for item in version.signature["outputs"]]
+        with self._client(PROBE_TIMEOUT_S) as client:
+            result = client.infer(
+                triton_name(version),
+                warmup_inputs(version),
+                model_version=str(version.number),
+                outputs=[InferRequestedOutput(name) for name in outputs],
+            )
+            answered = {item["name"] for item in result.get_response()["outputs"]}
+        missing = sorted(set(outputs) - answered)
+        if missing:
+            raise TritonRefused(f"the answer lacks the outputs {', '.join(missing)}")
+
+    @contextmanager
+    def _client(self, timeout_s: float) -> Iterator[Any]:
+        from tritonclient.http import InferenceServerClient
+        from tritonclient.utils import InferenceServerException
+
+        parts = urlsplit(self.url)
+        client = InferenceServerClient(
+            parts.netloc,
+            ssl=parts.scheme == "https",
+            connection_timeout=CONNECT_TIMEOUT_S,
+            network_timeout=timeout_s,
+        )
+        try:
+            yield client
+        except InferenceServerException as error:
+            message = str(error.message())
+            if error.status() in NOT_REACHED:
+                raise Unavailable(f"{self.url} does not answer: {message}") from error
+            raise TritonRefused(message) from error
+        except (OSError, ValueError) as error:
+            raise Unavailable(f"{self.url} does not answer: {error}") from error
+        finally:
+            client.close()
+
+
+def endpoints_of(cluster: ServingCluster) -> list[Endpoint]:
+    """Return the servers of a cluster."""
+    return [Endpoint(url) for url in cluster.endpoints]
+
+
+def warmup_inputs(version: ModelVersion) -> list[Any]:
+    """Return the inputs of one request that fits the signature: zeros, free dimensions set to 1."""
+    import numpy as np
+    from tritonclient.http import InferInput
+    from tritonclient.utils import triton_to_np_dtype
+
+    inputs = []
+    for tensor in version.signature["inputs"]:
+        shape = [1 if size == -1 else size for size in tensor["shape"]]
+        item = InferInput(tensor["name"], shape, tensor["datatype"])
+        if tensor["datatype"] == "BYTES":
+            array = np.full(shape, b"", dtype=object)
+        else:
+            array = np.zeros(shape, dtype=triton_to_np_dtype(tensor["datatype"]))
+        item.set_data_from_numpy(array)
+        inputs.append(item)
+    return inputs
