@@ -1,0 +1,1 @@
+"""Pure statistics of experiments: numbers in, numbers out, nothing read or stored."""

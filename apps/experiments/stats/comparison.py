@@ -1,0 +1,249 @@
+"""One treatment against control: the difference, its noise, and the intervals that follow.
+
+Verdict and intervals come from the same difference, standard error and critical value, so that an
+interval never contradicts its p-value, nor the relative interval the absolute one.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import betaln, ndtr, ndtri, stdtr, stdtrit
+
+from apps.experiments.stats.moments import Moments
+
+# Below this many events or non-events in an arm the normal approximation gives way to Fisher.
+SMALL_CELL = 10
+FISHER_SUPPORT_MAX = 1_000_000
+# Probabilities below the range of floats are shown as this, never as 0.
+P_MIN = 1e-300
+
+
+class State(StrEnum):
+    """Why there is a number, or why there is none."""
+
+    OK = "ok"
+    NOT_ENOUGH_DATA = "not-enough-data"
+    NO_VARIANCE = "no-variance"
+    INVALID_DATA = "invalid-data"
+    SRM = "srm"
+    UNEXPECTED_UNITS = "unexpected-units"
+
+
+class UpliftState(StrEnum):
+    OK = "ok"
+    NOT_ESTIMABLE = "not-estimable"
+    CONTROL_MEAN_ZERO = "control-mean-zero"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Treatment minus control, in the metric's unit, with the variance of each arm's mean.
+
+    `df` is None where the reference distribution is the normal one. `exact_p` is set where Fisher's
+    test decides. Where `state` is not OK, `reason` says why and the noise is 0.
+    """
+
+    state: State
+    reason: str
+    test: str
+    control_mean: float
+    treatment_mean: float
+    control_variance: float = 0.0
+    treatment_variance: float = 0.0
+    df: float | None = None
+    exact_p: float | None = None
+
+    @property
+    def difference(self) -> float:
+        return self.treatment_mean - self.control_mean
+
+    @property
+    def standard_error(self) -> float:
+        return math.sqrt(self.control_variance + self.treatment_variance)
+
+    @property
+    def uplift(self) -> float | None:
+        """The difference relative to |control mean|; None where that is 0 or overflows."""
+        if self.control_mean == 0.0:
+            return None
+        uplift = self.difference / abs(self.control_mean)
+        return uplift if math.isfinite(uplift) else None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One way to read a difference at level `alpha`; bounds are None where they do not exist.
+
+    `method` is "fixed-horizon" (valid at one planned look) or "sequential" (valid at every look).
+    `low` and `high` are in the metric's unit, `uplift_low` and `uplift_high` are fractions.
+    """
+
+    method: str
+    state: State
+    reason: str
+    alpha: float
+    is_significant: bool = False
+    p_value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    uplift_state: UpliftState = UpliftState.NOT_ESTIMABLE
+    uplift_low: float | None = None
+    uplift_high: float | None = None
+
+
+def compare_means(control: Moments, treatment: Moments) -> Difference:
+    """Welch's difference of means: se² = vA/nA + vB/nB, df by Satterthwaite (Welch 1947).
+
+    Fewer than two units in an arm, or two constant arms, give a named state instead of noise 0.
+    """
+    means = {"control_mean": control.mean, "treatment_mean": treatment.mean}
+    if min(control.n, treatment.n) < 2:
+        reason = f"each arm needs at least 2 units ({control.n} and {treatment.n})"
+        return Difference(State.NOT_ENOUGH_DATA, reason, "welch-t", **means)
+    noise_a, noise_b = _variance_of_mean(control), _variance_of_mean(treatment)
+    if noise_a + noise_b == 0.0:
+        return Difference(State.NO_VARIANCE, "the values of neither arm vary", "welch-t", **means)
+    whole = noise_a + noise_b
+    share_a, share_b = noise_a / whole, noise_b / whole
+    df = 1.0 / (share_a**2 / (control.n - 1) + share_b**2 / (treatment.n - 1))
+    return Difference(
+        State.OK,
+        "",
+        "welch-t",
+        **means,
+        control_variance=noise_a,
+        treatment_variance=noise_b,
+        df=df,
+    )
+
+
+def compare_rates(control_n: int, control_events: int, n: int, events: int) -> Difference:
+    """Pooled two-proportion z (Fleiss 1981); Fisher's exact test decides where counts are small.
+
+    The pooled variance p(1−p) serves the interval too, so that it excludes 0 exactly when z does.
+    """
+    if min(control_n, n) < 2:
+        reason = f"each arm needs at least 2 units ({control_n} and {n})"
+        return Difference(
+            State.NOT_ENOUGH_DATA,
+            reason,
+            "pooled-z",
+            control_events / max(control_n, 1),
+            events / max(n, 1),
+        )
+    means = {"control_mean": control_events / control_n, "treatment_mean": events / n}
+    total, total_events = control_n + n, control_events + events
+    if total_events in (0, total):
+        reason = "no unit has the event" if total_events == 0 else "every unit has the event"
+        return Difference(State.NO_VARIANCE, reason, "pooled-z", **means)
+    pooled = total_events / total * ((total - total_events) / total)
+    smallest = min(control_events, control_n - control_events, events, n - events)
+    support = min(control_n, n, total_events, total - total_events)
+    is_small = smallest < SMALL_CELL and support <= FISHER_SUPPORT_MAX
+    exact = fisher_p(control_n, control_events, n, events) if is_small else None
+    return Difference(
+        State.OK,
+        "",
+        "fisher-exact" if is_small else "pooled-z",
+        **means,
+        control_variance=pooled / control_n,
+        treatment_variance=pooled / n,
+        exact_p=exact,
+    )
+
+
+def fisher_p(control_n: int, control_events: int, n: int, events: int) -> float:
+    """Two-sided p of Fisher's exact test: the chance of all tables no likelier than this one."""
+    total_events = control_events + events
+    lowest, highest = max(0, total_events - control_n), min(n, total_events)
+    table = np.arange(lowest, highest + 1, dtype=np.float64)
+    logs = _log_choose(n, table) + _log_choose(control_n, total_events - table)
+    logs -= _log_choose(control_n + n, np.array(float(total_events)))
+    observed = logs[events - lowest]
+    # The tolerance lets tables of equal chance count as equal in spite of rounding.
+    p_value = float(np.exp(logs[logs <= observed + 1e-7]).sum())
+    return min(1.0, max(p_value, P_MIN))
+
+
+def read_fixed(found: Difference, alpha: float) -> Reading:
+    """The fixed-horizon reading: Student's t, normal or Fisher's p, and its interval."""
+    method = "fixed-horizon"
+    if found.state is not State.OK:
+        return Reading(method, found.state, found.reason, alpha)
+    if found.exact_p is not None:
+        p_value, critical = found.exact_p, -float(ndtri(alpha / 2.0))
+        # Test-based limits (Miettinen 1976): the standard error that would give Fisher's p.
+        needed = -float(ndtri(p_value / 2.0))
+        own = abs(found.difference) / found.standard_error
+        if own > 0.0 and needed > 0.0:
+            critical *= own / needed
+    elif found.df is None:
+        p_value = 2.0 * float(ndtr(-abs(found.difference) / found.standard_error))
+        critical = -float(ndtri(alpha / 2.0))
+    else:
+        p_value = 2.0 * float(stdtr(found.df, -abs(found.difference) / found.standard_error))
+        critical = -float(stdtrit(found.df, alpha / 2.0))
+    return read_at(found, method=method, alpha=alpha, critical=critical, p_value=p_value)
+
+
+def read_at(
+    found: Difference, *, method: str, alpha: float, critical: float, p_value: float
+) -> Reading:
+    """The reading at a critical value in standard errors; `alpha` and `p_value` must fit it."""
+    half = critical * found.standard_error
+    uplift_state, uplift_low, uplift_high = uplift_interval(found, critical)
+    return Reading(
+        method=method,
+        state=State.OK,
+        reason="",
+        alpha=alpha,
+        is_significant=p_value < alpha,
+        p_value=min(1.0, max(p_value, P_MIN)),
+        low=found.difference - half,
+        high=found.difference + half,
+        uplift_state=uplift_state,
+        uplift_low=uplift_low,
+        uplift_high=uplift_high,
+    )
+
+
+def uplift_interval(
+    found: Difference, critical: float
+) -> tuple[UpliftState, float | None, float | None]:
+    """Fieller's interval (1954) of the ratio of means, minus 1, at critical value c:
+
+    r = mB/mA, g = c²·vA/(nA·mA²), [r ± (c/|mA|)·sqrt((1−g)·vB/nB + r²·vA/nA)]/(1−g). For g ≥ 1 the
+    control mean may be 0 and the interval is unbounded: not estimable. A negative control mean
+    turns the signs, so that the uplift always points where the difference does.
+    """
+    mean = found.control_mean
+    if mean == 0.0:
+        return UpliftState.CONTROL_MEAN_ZERO, None, None
+    scale = critical / abs(mean)
+    g = scale * scale * found.control_variance
+    if not g < 1.0:
+        return UpliftState.NOT_ESTIMABLE, None, None
+    ratio = found.treatment_mean / mean
+    inside = (1.0 - g) * found.treatment_variance + ratio * ratio * found.control_variance
+    half = scale * math.sqrt(inside)
+    low, high = (ratio - half) / (1.0 - g) - 1.0, (ratio + half) / (1.0 - g) - 1.0
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return UpliftState.NOT_ESTIMABLE, None, None
+    return UpliftState.OK, *((low, high) if mean > 0.0 else (-high, -low))
+
+
+def _variance_of_mean(moments: Moments) -> float:
+    variance = moments.variance or 0.0
+    # A spread within the rounding of the mean itself is no spread.
+    rounding = 4.0 * np.finfo(np.float64).eps * abs(moments.mean)
+    return variance / moments.n if math.sqrt(variance) > rounding else 0.0
+
+
+def _log_choose(n: int, k: NDArray[np.float64]) -> NDArray[np.float64]:
+    result: NDArray[np.float64] = -np.log1p(n) - betaln(n - k + 1.0, k + 1.0)
+    return result
