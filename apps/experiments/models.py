@@ -59,6 +59,8 @@ class Experiment(models.Model):
     # The last analysis (stats.results); frozen when the experiment is completed.
     result = models.JSONField(default=dict)
     refreshed_at = models.DateTimeField(null=True)
+    # Why the last analysis gave no result; the one before it stands meanwhile.
+    refresh_error = models.TextField(blank=True)
     created_by = models.CharField(max_length=150)
     created_at = models.DateTimeField()
     started_at = models.DateTimeField(null=True)

@@ -1,0 +1,31 @@
+"""`manage.py ingest`: one consumer of the streams; start as many as the load needs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from threading import Event
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandParser
+
+from controlplane.ingest import Ingester, connect
+
+
+class Command(BaseCommand):
+    help = "Moves telemetry, exposures and outcomes from the Redis streams into PostgreSQL."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument(
+            "--consumer",
+            default=f"{socket.gethostname()}-{os.getpid()}",
+            help="name in the consumer group; two running consumers must not share one",
+        )
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        stop = Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stop.set())
+        with connect() as client:
+            Ingester(client, options["consumer"]).run(stop)
