@@ -105,7 +105,7 @@ def part(
         _own(directory, prefix)
         if not (directory / "PG_VERSION").exists():
             _initialise(bin_dir, directory, prefix, password)
-        _clear_stale_pid(directory)
+        clear_stale_pid(directory)
 
     async def ready() -> bool:
         return await _databases_exist(database_url(port, password, "postgres"))
@@ -155,7 +155,7 @@ def _initialise(bin_dir: Path, directory: Path, prefix: Sequence[str], password:
         raise StackError(f"initdb failed on {directory}:\n{done.stdout}{done.stderr}")
 
 
-def _clear_stale_pid(directory: Path) -> None:
+def clear_stale_pid(directory: Path) -> None:
     """Remove the pid file of a server that is no more, and stop one that still is.
 
     We hold the lock on the state directory, so a server that is still there is nobody's. The

@@ -39,6 +39,7 @@ PART_NAMES = (
 )
 # A numerical library's thread pool per process would put dozens of threads on few cores.
 SINGLE_THREADED = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+NO_TELEMETRY = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
 NOT_INHERITED = ("PG", "INTERLOCK_", "MLFLOW_", "DJANGO_", "DATABASE_URL", "REDIS_URL", "CELERY_")
 START_WITHIN_S = 300.0
 STOP_WITHIN_S = 60.0
@@ -97,7 +98,7 @@ def base_environment(environ: Mapping[str, str]) -> dict[str, str]:
     # No proxy stands between parts of one machine.
     for name in ("NO_PROXY", "no_proxy"):
         kept[name] = ",".join(filter(None, [kept.get(name), "127.0.0.1,localhost"]))
-    return {**kept, **SINGLE_THREADED}
+    return {**kept, **SINGLE_THREADED, **NO_TELEMETRY}
 
 
 def describe(state: StateDir, ports: dict[str, int], kept: Secrets, base: dict[str, str]) -> Stack:

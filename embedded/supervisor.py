@@ -155,7 +155,7 @@ class Runner:
         while not await self._is_ready():
             if time.monotonic() - began > self.part.ready_within_s:
                 self.console.complain(
-                    f"{self.part.name} is not ready after {self.part.ready_within_s:.0f} s: killed"
+                    f"{self.part.name} is not ready after {self.part.ready_within_s:g} s: killed"
                 )
                 self._timed_out = True
                 self._signal(signal.SIGKILL, group=True)

