@@ -101,8 +101,13 @@ def base_environment(environ: Mapping[str, str]) -> dict[str, str]:
     return {**kept, **SINGLE_THREADED, **NO_TELEMETRY}
 
 
-def describe(state: StateDir, ports: dict[str, int], kept: Secrets, base: dict[str, str]) -> Stack:
+def describe(
+    state: StateDir, ports: dict[str, int], kept: Secrets, environ: Mapping[str, str]
+) -> Stack:
     """What the stack on this directory is, before it runs."""
+    base = base_environment(environ)
+    # The settings of our own processes that the stack does not set itself stay the user's.
+    base |= {name: value for name, value in environ.items() if name.startswith("INTERLOCK_")}
     database_url = postgres.database_url(ports["postgres"], kept.postgres_password)
     env = ours.environment(base, state.path, ports, kept, database_url)
     return Stack(

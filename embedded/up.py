@@ -15,7 +15,7 @@ from embedded.leftovers import ProcessRecord, end_leftovers
 from embedded.logs import Console
 from embedded.part import StackError
 from embedded.ports import asked_ports, choose_ports
-from embedded.stack import Stack, base_environment, declare_parts, describe
+from embedded.stack import Stack, declare_parts, describe
 from embedded.state import DEFAULT_STATE_DIR, StateDir
 from embedded.supervisor import Supervisor
 
@@ -48,7 +48,7 @@ def run_stack(options: Options, environ: Mapping[str, str], console: Console) ->
         asked = asked_ports(options.ports, environ)
         ports = choose_ports(state.ports_file, asked, prefer_usual=not options.free_ports)
         kept = state.secrets(environ)
-        stack = describe(state, ports, kept, base_environment(environ))
+        stack = describe(state, ports, kept, environ)
         parts = declare_parts(stack, kept, environ, options.only)
         stack = replace(stack, parts=tuple(part.name for part in parts))
 
