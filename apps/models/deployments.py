@@ -1,8 +1,8 @@
 """Makes the servers hold what the deployments say: one bounded, repeatable step at a time.
 
 It probes and never remembers: a `ready` deployment answers a real request every few seconds or is
-loaded again (a crashed Triton process still reports READY). A deployment is worked on under a lease,
-outside any transaction; the result is written by compare-and-set.
+loaded again (a crashed Triton process still reports READY). A deployment is worked on under a
+lease, outside any transaction; the result is written by compare-and-set.
 """
 
 from __future__ import annotations

@@ -192,6 +192,8 @@ class LiveSplit(models.Model):
     )
     kind = models.CharField(max_length=20, choices=Kind.choices)
     owner_id = models.UUIDField(unique=True)
+    # Primary keys of the versions that must stay loaded while the split is held.
+    version_ids = models.JSONField(default=list)
     # The contract's split for the routing table; empty while its owner prepares and routes nothing.
     document = models.JSONField(default=dict)
 

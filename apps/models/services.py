@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from datetime import datetime
 
 from django.db import IntegrityError, transaction
@@ -108,16 +109,25 @@ def _append_event(
 
 
 def acquire_split(
-    *, model: RegisteredModel, kind: LiveSplit.Kind, owner_id: uuid.UUID, now: datetime
+    *,
+    model: RegisteredModel,
+    kind: LiveSplit.Kind,
+    owner_id: uuid.UUID,
+    versions: Sequence[ModelVersion],
 ) -> LiveSplit:
-    """Take the one split of `model` for a rollout or an experiment.
+    """Take the one split of `model` for a rollout or an experiment; keep `versions` loaded.
 
     Raises:
         Conflict: another one holds it; the message names it.
     """
     try:
         with transaction.atomic():
-            return LiveSplit.objects.create(model=model, kind=kind, owner_id=owner_id)
+            return LiveSplit.objects.create(
+                model=model,
+                kind=kind,
+                owner_id=owner_id,
+                version_ids=[version.pk for version in versions],
+            )
     except IntegrityError:
         holder = LiveSplit.objects.filter(model=model).first()
         what = {"canary": "rollout"}.get(holder.kind, holder.kind) if holder else "split"

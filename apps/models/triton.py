@@ -1,6 +1,6 @@
-"""Triton's control side: load, unload, probe. `tritonclient`'s errors cross here and come out ours.
+"""Triton's control side: load, unload, probe. `tritonclient`'s errors cross here, come out ours.
 
-A server that cannot be reached is `Unavailable`; a refusal is `TritonRefused` with Triton's own words.
+A server that cannot be reached is `Unavailable`; a refusal is `TritonRefused` in Triton's words.
 Predictions never come through here.
 """
 
@@ -38,7 +38,7 @@ class Endpoint:
     url: str
 
     def load(self, version: ModelVersion) -> None:
-        """Load `version` from the repository, or load it anew. Raises Unavailable, TritonRefused."""
+        """Load `version`, or load it anew. Raises Unavailable, TritonRefused."""
         with self._client(LOAD_TIMEOUT_S) as client:
             client.load_model(triton_name(version))
 

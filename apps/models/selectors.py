@@ -1,0 +1,148 @@
+"""Reads over models and versions for pages: lists, traffic shares, and two versions side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from django.db.models import Prefetch, QuerySet
+
+from apps.models.models import (
+    Alias,
+    Deployment,
+    DeploymentEvent,
+    ModelVersion,
+    RefusedImport,
+    RegisteredModel,
+)
+from contract.bucketing import BUCKETS
+from contract.routing import STABLE
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part of a model's traffic that a version gets, in basis points, and why it does."""
+
+    version: str
+    variant: str
+    weight_bp: int
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One line of a comparison; None where a side has no such thing."""
+
+    name: str
+    stable: object
+    target: object
+    # Target minus stable, for numbers.
+    change: float | None = None
+
+    @property
+    def differs(self) -> bool:
+        return self.stable != self.target
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A target beside stable. `inputs` and `outputs` compare datatype and shape by tensor name."""
+
+    metrics: list[Difference]
+    parameters: list[Difference]
+    inputs: list[Difference]
+    outputs: list[Difference]
+
+    @property
+    def signature_differs(self) -> bool:
+        return any(row.differs for row in (*self.inputs, *self.outputs))
+
+
+def list_models() -> QuerySet[RegisteredModel]:
+    """Models with what says who serves: stable, previous stable, live split, their aliases."""
+    return RegisteredModel.objects.select_related(
+        "stable", "previous_stable", "live_split"
+    ).prefetch_related(Prefetch("aliases", Alias.objects.select_related("version")))
+
+
+def list_versions(model: RegisteredModel) -> QuerySet[ModelVersion]:
+    """Versions of `model`, newest first, with aliases and deployments."""
+    deployments = Deployment.objects.select_related("cluster", "version__model").order_by("id")
+    return model.versions.prefetch_related("aliases", Prefetch("deployments", deployments))
+
+
+def list_events(version: ModelVersion) -> QuerySet[DeploymentEvent]:
+    """What happened to the version's deployments, newest first; the last fifty."""
+    events = DeploymentEvent.objects.filter(deployment__version=version)
+    return events.select_related("deployment__cluster").order_by("-id")[:50]
+
+
+def list_refused(model_name: str | None = None) -> QuerySet[RefusedImport]:
+    """What the registry has and we cannot serve; of one model, or the last twenty of all."""
+    refused = RefusedImport.objects.all()
+    if model_name is not None:
+        return refused.filter(model_name=model_name)
+    return refused.order_by("-at")[:20]
+
+
+def shares_of(model: RegisteredModel) -> list[Share]:
+    """Return who gets which part of the traffic now, stable first; empty without a stable version.
+
+    Expects `stable` and `live_split` to be loaded. Parts of an experiment are of all traffic, not
+    of the included units; they are rounded so that the sum stays 10,000.
+    """
+    if model.stable is None:
+        return []
+    split = getattr(model, "live_split", None)
+    taken = _split_shares(split.document if split else {})
+    left = BUCKETS - sum(share.weight_bp for share in taken)
+    rest = [Share(str(model.stable.number), STABLE, left)] if left else []
+    return rest + taken
+
+
+def _split_shares(document: Mapping[str, Any]) -> list[Share]:
+    if document.get("kind") == "canary":
+        return [Share(document["version"], "canary", document["weight_bp"])]
+    coverage = document.get("coverage_bp", 0)
+    return [
+        Share(variant["version"], variant["name"], variant["weight_bp"] * coverage // BUCKETS)
+        for variant in document.get("variants", ())
+    ]
+
+
+def compare_versions(target: ModelVersion, stable: ModelVersion | None) -> Comparison:
+    """Set `target` beside `stable`; without a stable version that side is empty."""
+    return Comparison(
+        metrics=_differences(stable.metrics if stable else {}, target.metrics),
+        parameters=_differences(stable.parameters if stable else {}, target.parameters),
+        inputs=_tensors(target, stable, "inputs"),
+        outputs=_tensors(target, stable, "outputs"),
+    )
+
+
+def _differences(stable: Mapping[str, Any], target: Mapping[str, Any]) -> list[Difference]:
+    names = sorted({*stable, *target})
+    return [
+        Difference(name, stable.get(name), target.get(name), _change(stable, target, name))
+        for name in names
+    ]
+
+
+def _change(stable: Mapping[str, Any], target: Mapping[str, Any], name: str) -> float | None:
+    values = stable.get(name), target.get(name)
+    if not all(isinstance(value, int | float) for value in values):
+        return None
+    return float(target[name]) - float(stable[name])
+
+
+def _tensors(target: ModelVersion, stable: ModelVersion | None, side: str) -> list[Difference]:
+    said = [
+        {t["name"]: _said(t) for t in version.signature.get(side, ())} if version else {}
+        for version in (stable, target)
+    ]
+    return _differences(*said)
+
+
+def _said(tensor: Mapping[str, Any]) -> str:
+    sizes = ", ".join("∗" if size < 0 else str(size) for size in tensor["shape"])
+    return f"{tensor['datatype']} [{sizes}]"

@@ -1,0 +1,141 @@
+"""What was seen of canary and stable over the same seconds: telemetry windows become intervals.
+
+An interval is one check interval inside one step. A window belongs to a step by its generation, so
+that traffic of an instance that was late with a table is not counted for the next step. Intervals
+are never pooled over steps. Only closed ones are judged.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from django.db import connection
+from django.db.models import Max, Sum
+
+from apps.rollouts.models import Rollout, TelemetryRow
+from contract import histogram
+from contract.histogram import Counts
+from contract.routing import CANARY
+
+# How long after its end an interval may still get windows: their length, and the way here.
+GRACE = timedelta(seconds=3)
+REFERENCE_SPAN = timedelta(minutes=30)
+
+
+@dataclass
+class Arm:
+    """One side of an interval. `n` counts units (and requests without one), `errors` of those."""
+
+    n: int = 0
+    errors: int = 0
+    requests: int = 0
+    latency: Counts = field(default_factory=dict)
+
+
+@dataclass
+class Interval:
+    step_index: int
+    started_at: datetime
+    canary: Arm = field(default_factory=Arm)
+    control: Arm = field(default_factory=Arm)
+
+
+def closed_intervals(rollout: Rollout, interval_s: int, now: datetime) -> list[Interval]:
+    """Return the rollout's intervals that get no more windows, oldest first."""
+    until = now - timedelta(seconds=interval_s) - GRACE
+    found: dict[tuple[int, datetime], Interval] = {}
+    for generation, started_at, variant, n, errors, requests in _counts(rollout, until):
+        arm = _arm(found, rollout, generation, started_at, variant)
+        arm.n += n
+        arm.errors += errors
+        arm.requests += requests
+    for generation, started_at, variant, index, count in _latencies(rollout, until):
+        arm = _arm(found, rollout, generation, started_at, variant)
+        arm.latency[index] = arm.latency.get(index, 0) + count
+    return [found[key] for key in sorted(found)]
+
+
+def _arm(
+    found: dict[tuple[int, datetime], Interval],
+    rollout: Rollout,
+    generation: int,
+    started_at: datetime,
+    variant: str,
+) -> Arm:
+    step_index = bisect_right(rollout.step_generations, generation) - 1
+    key = (step_index, started_at)
+    interval = found.setdefault(key, Interval(step_index, started_at))
+    return interval.canary if variant == CANARY else interval.control
+
+
+WINDOWS = """
+    FROM rollouts_telemetryrow
+    WHERE split = %s AND generation >= %s AND interval_started_at <= %s
+      AND variant IN ('stable', 'canary')
+"""
+COUNTS = f"""
+    SELECT generation, interval_started_at, variant, sum(units + anonymous),
+           sum(unit_errors + anonymous_errors), sum(requests)
+    {WINDOWS} GROUP BY 1, 2, 3
+"""
+LATENCIES = f"""
+    SELECT generation, interval_started_at, variant, bucket.key::int, sum(bucket.value::int)
+    {WINDOWS.replace("WHERE", ", jsonb_each_text(latency) AS bucket WHERE", 1)} GROUP BY 1, 2, 3, 4
+"""
+
+
+def _counts(rollout: Rollout, until: datetime) -> list[tuple[int, datetime, str, int, int, int]]:
+    return _rows(COUNTS, rollout, until)
+
+
+def _latencies(rollout: Rollout, until: datetime) -> list[tuple[int, datetime, str, int, int]]:
+    return _rows(LATENCIES, rollout, until)
+
+
+def _rows(sql: str, rollout: Rollout, until: datetime) -> list[tuple]:  # type: ignore[type-arg]
+    first = rollout.step_generations[0] if rollout.step_generations else 0
+    with connection.cursor() as cursor:
+        cursor.execute(sql, [str(rollout.pk), first, until])
+        return [(row[0], row[1], row[2], *map(int, row[3:])) for row in cursor.fetchall()]
+
+
+@dataclass(frozen=True)
+class LatencyReference:
+    """Stable's usual latency, frozen before the data that is judged by it: histogram buckets."""
+
+    p95: int
+    p99: int
+    n: int
+    frozen_at: datetime
+
+
+def find_reference(rollout: Rollout, requests_min: int, now: datetime) -> LatencyReference | None:
+    """Return stable's p95 and p99 from what it last answered, or None when that was too little."""
+    counts = _merged_latency(_stable_windows(rollout, now).values_list("latency", flat=True))
+    n = histogram.total(counts)
+    p95, p99 = (histogram.quantile_index(counts, q) for q in (0.95, 0.99))
+    if n < requests_min or p95 is None or p99 is None:
+        return None
+    return LatencyReference(p95=p95, p99=p99, n=n, frozen_at=now)
+
+
+def reference_requests(rollout: Rollout, now: datetime) -> int:
+    """Return how many of stable's answers a reference could be taken from now."""
+    total: int | None = _stable_windows(rollout, now).aggregate(total=Sum("requests"))["total"]
+    return total or 0
+
+
+def _merged_latency(rows: object) -> Counts:
+    return histogram.merge(
+        {int(index): count for index, count in row.items()}
+        for row in rows  # type: ignore[attr-defined]
+    )
+
+
+def last_window_at(rollout: Rollout) -> datetime | None:
+    """Return when the last window of this rollout's split ended."""
+    rows = TelemetryRow.objects.filter(split=str(rollout.pk))
+    last: datetime | None = rows.aggregate(last=Max("ended_at"))["last"]
+    return last

@@ -1,0 +1,172 @@
+"""Publishes routing tables, and tells who serves from which.
+
+A table is compiled and stored in the transaction that changed what serves, under a lock, so that
+generations are in the order of the changes. The message on Redis is a nudge; data planes also poll.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from datetime import UTC, datetime, timedelta
+
+import redis
+from django.conf import settings
+from django.db import connection, transaction
+from django.db.models import QuerySet
+
+from apps.lib.actors import Actor
+from apps.models.models import Deployment, RegisteredModel, ServingCluster
+from apps.models.repository import triton_name
+from apps.models.states import DeploymentState
+from apps.rollouts.models import BreakerTripRecord, Instance, PublishedTable
+from apps.rollouts.routing import ModelSnapshot, VersionSnapshot, compile_table
+from contract.messages import BreakerTrip, InstanceReport
+from contract.routing import CHANNEL, check, encode
+
+log = logging.getLogger(__name__)
+
+# Any constant: it names the lock that publications take turns on.
+PUBLICATION_LOCK = 0x1E710C
+
+
+def publish_table(*, reason: str, actor: Actor, now: datetime) -> int:
+    """Compile and store the table of what the current transaction sees; return its generation.
+
+    Nothing new is stored when the table would say the same as the last one.
+
+    Raises:
+        contract.routing.TableError: the state contradicts itself; the caller's change is undone.
+    """
+    if not connection.in_atomic_block:
+        raise RuntimeError("publish_table belongs inside the transaction that changed what serves")
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_xact_lock(%s)", [PUBLICATION_LOCK])
+    last = PublishedTable.objects.order_by("-generation").only("generation", "digest").first()
+    current = last.generation if last else 0
+    models, clusters = snapshot()
+    # The digest is of the content: the generation is not part of what a table says.
+    digest = hashlib.sha256(encode(compile_table(0, models, clusters))).hexdigest()
+    if last is not None and last.digest == digest:
+        return current
+    table = compile_table(current + 1, models, clusters)
+    check(table)
+    PublishedTable.objects.create(
+        generation=table.generation,
+        digest=digest,
+        document=encode(table),
+        reason=reason,
+        actor=actor.name,
+        published_at=now,
+    )
+    log.info("table.published generation=%d reason=%s", table.generation, reason)
+    transaction.on_commit(lambda: _wake(table.generation))
+    return table.generation
+
+
+def _wake(generation: int) -> None:
+    try:
+        client = redis.Redis.from_url(
+            settings.REDIS_URL, socket_timeout=0.5, socket_connect_timeout=0.5
+        )
+        with client:
+            client.publish(CHANNEL, str(generation))
+    except redis.RedisError as error:
+        # A lost nudge costs one poll interval.
+        log.warning("table.nudge_failed generation=%d %s", generation, error)
+
+
+def snapshot() -> tuple[list[ModelSnapshot], dict[str, list[str]]]:
+    """Return what the current transaction sees of all models and clusters."""
+    placed: dict[int, list[VersionSnapshot]] = {}
+    deployments = Deployment.objects.exclude(state=DeploymentState.ABSENT).select_related(
+        "version__model", "cluster"
+    )
+    for deployment in deployments.order_by("pk"):
+        version = deployment.version
+        placed.setdefault(version.model_id, []).append(
+            VersionSnapshot(
+                number=version.number,
+                signature=version.signature,
+                batched=version.batched,
+                cluster=deployment.cluster.name,
+                triton_model=triton_name(version),
+                is_ready=deployment.state == DeploymentState.READY,
+            )
+        )
+    models = RegisteredModel.objects.select_related("stable", "live_split").order_by("name")
+    clusters = {c.name: c.endpoints for c in ServingCluster.objects.order_by("name")}
+    return [_model(model, placed.get(model.pk, [])) for model in models], clusters
+
+
+def _model(model: RegisteredModel, versions: list[VersionSnapshot]) -> ModelSnapshot:
+    split = getattr(model, "live_split", None)
+    return ModelSnapshot(
+        name=model.name,
+        stable=model.stable.number if model.stable else None,
+        versions=versions,
+        split=split.document if split else {},
+        timeout_ms=model.timeout_ms,
+        max_batch_size=model.max_batch_size,
+        max_queue_delay_us=model.max_queue_delay_us,
+        unit_header=model.unit_header,
+        unit_parameter=model.unit_parameter,
+    )
+
+
+def latest_table() -> PublishedTable | None:
+    """Return the table that the data planes should serve from, or None before the first one."""
+    return PublishedTable.objects.order_by("-generation").first()
+
+
+@transaction.atomic
+def record_report(report: InstanceReport, *, now: datetime) -> Instance:
+    """Store what an instance reported: its ack or nack, what it dropped, and that it lives.
+
+    The instant is ours, not the reporter's: its clock may be wrong.
+    """
+    for trip in report.trips:
+        BreakerTripRecord.objects.update_or_create(
+            instance=report.instance,
+            boot=report.boot,
+            model_name=trip.model,
+            version_number=trip.version,
+            generation=trip.generation,
+            defaults={"count": trip.count, "reason": trip.reason, "last_at": _instant(trip)},
+        )
+    instance, _ = Instance.objects.update_or_create(
+        name=report.instance,
+        defaults={
+            "boot": report.boot,
+            "applied_generation": report.applied_generation,
+            "refused_generation": report.refused_generation,
+            "refusal": report.refusal or "",
+            "dropped": report.dropped,
+            "is_stopping": report.stopping,
+            "reported_at": now,
+        },
+    )
+    return instance
+
+
+def _instant(trip: BreakerTrip) -> datetime:
+    return datetime.fromtimestamp(trip.last_at_ms / 1_000, UTC)
+
+
+def live_instances(now: datetime) -> QuerySet[Instance]:
+    """Return the instances that reported lately and are not stopping."""
+    since = now - timedelta(seconds=settings.INSTANCE_LIVE_S)
+    return Instance.objects.filter(reported_at__gte=since, is_stopping=False)
+
+
+def unacked(generation: int, now: datetime) -> list[tuple[str, str]]:
+    """Return the live instances that have not applied `generation`, each with why not."""
+    behind = live_instances(now).filter(applied_generation__lt=generation)
+    return [(instance.name, _why_behind(instance, generation)) for instance in behind]
+
+
+def _why_behind(instance: Instance, generation: int) -> str:
+    refused = instance.refused_generation
+    if refused is not None and refused >= generation:
+        return f"refused generation {refused}: {instance.refusal}"
+    return f"still serves generation {instance.applied_generation}"

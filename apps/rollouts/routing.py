@@ -1,0 +1,108 @@
+"""Compiles the routing table: a pure function from a snapshot of the database to the contract.
+
+Same snapshot, same table. A version is in the table when it is ready, and also while it heals if
+stable or a split needs it: a control plane that sees a version stumble must not take away the name
+that the data plane falls back to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from contract.routing import (
+    Batching,
+    CanarySplit,
+    Cluster,
+    ExperimentSplit,
+    ModelRoute,
+    RoutingTable,
+    Signature,
+    UnitKey,
+    VersionRoute,
+)
+
+Split = CanarySplit | ExperimentSplit
+
+
+@dataclass(frozen=True)
+class VersionSnapshot:
+    number: int
+    signature: dict[str, Any]
+    batched: bool
+    cluster: str
+    triton_model: str
+    is_ready: bool
+
+
+@dataclass(frozen=True)
+class ModelSnapshot:
+    name: str
+    stable: int | None
+    versions: Sequence[VersionSnapshot]
+    split: dict[str, Any]
+    timeout_ms: int
+    max_batch_size: int
+    max_queue_delay_us: int
+    unit_header: str
+    unit_parameter: str
+
+
+def compile_table(
+    generation: int, models: Iterable[ModelSnapshot], clusters: Mapping[str, Sequence[str]]
+) -> RoutingTable:
+    """Return the table of `generation` for these models and clusters (name → endpoints).
+
+    A model of which no version is placed anywhere is left out: nobody could answer for it.
+    """
+    routes = {model.name: _route(model) for model in models if model.versions}
+    return RoutingTable(
+        generation=generation,
+        models={name: route for name, route in routes.items() if route is not None},
+        clusters={name: Cluster(endpoints=tuple(urls)) for name, urls in clusters.items() if urls},
+    )
+
+
+def _route(model: ModelSnapshot) -> ModelRoute | None:
+    split = msgspec.convert(model.split, Split) if model.split else None
+    needed = _numbers_of(split) | ({str(model.stable)} if model.stable is not None else set())
+    served = [v for v in model.versions if v.is_ready or str(v.number) in needed]
+    if not served:
+        return None
+    by_number = {str(version.number): version for version in served}
+    shape = by_number.get(str(model.stable)) or max(served, key=lambda v: v.number)
+    # The entry has one signature: what does not share it is not reachable beside stable.
+    fitting = {n: v for n, v in by_number.items() if v.signature == shape.signature}
+    if str(model.stable) not in fitting or not _numbers_of(split) <= fitting.keys():
+        # Never let one model's broken state stop the table of all the others.
+        split = None
+    return ModelRoute(
+        signature=msgspec.convert(shape.signature, Signature),
+        stable=str(model.stable) if str(model.stable) in fitting else None,
+        versions={
+            number: VersionRoute(
+                cluster=version.cluster,
+                triton_model=version.triton_model,
+                triton_version=number,
+            )
+            for number, version in sorted(fitting.items())
+        },
+        split=split,
+        batched=shape.batched,
+        batching=Batching(
+            max_batch_size=model.max_batch_size, max_queue_delay_us=model.max_queue_delay_us
+        ),
+        unit_key=UnitKey(header=model.unit_header, parameter=model.unit_parameter),
+        timeout_ms=model.timeout_ms,
+    )
+
+
+def _numbers_of(split: Split | None) -> set[str]:
+    if isinstance(split, CanarySplit):
+        return {split.version}
+    if isinstance(split, ExperimentSplit):
+        return {variant.version for variant in split.variants}
+    return set()
