@@ -8,11 +8,12 @@ are never pooled over steps. Only closed ones are judged.
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from django.db import connection
-from django.db.models import Max, Sum
+from django.db.models import QuerySet, Sum
 
 from apps.rollouts.models import Rollout, TelemetryRow
 from contract import histogram
@@ -127,15 +128,16 @@ def reference_requests(rollout: Rollout, now: datetime) -> int:
     return total or 0
 
 
-def _merged_latency(rows: object) -> Counts:
-    return histogram.merge(
-        {int(index): count for index, count in row.items()}
-        for row in rows  # type: ignore[attr-defined]
+def _stable_windows(rollout: Rollout, now: datetime) -> QuerySet[TelemetryRow]:
+    baseline = rollout.baseline
+    return TelemetryRow.objects.filter(
+        model_name=rollout.model.name,
+        version_number=str(baseline.number) if baseline else "",
+        variant=STABLE,
+        ended_at__gt=now - REFERENCE_SPAN,
     )
 
 
-def last_window_at(rollout: Rollout) -> datetime | None:
-    """Return when the last window of this rollout's split ended."""
-    rows = TelemetryRow.objects.filter(split=str(rollout.pk))
-    last: datetime | None = rows.aggregate(last=Max("ended_at"))["last"]
-    return last
+def _merged_latency(rows: Iterable[dict[str, int]]) -> Counts:
+    """Merge histograms as JSON keeps them: with text for keys."""
+    return histogram.merge({int(index): count for index, count in row.items()} for row in rows)

@@ -94,7 +94,10 @@ def switch_stable(
     rollout: Rollout, reason: str, actor: Actor, now: datetime, evidence: dict[str, Any] | None
 ) -> None:
     """Make the target stable: one pointer, one table; the version before stays loaded."""
-    _point_stable(rollout, rollout.target, previous=rollout.baseline, now=now)
+    # What was rolled back from is not a version to go back to.
+    is_rollback = rollout.kind == Rollout.Kind.ROLLBACK
+    previous = None if is_rollback else rollout.baseline
+    _point_stable(rollout, rollout.target, previous=previous, now=now)
     release_split(owner_id=rollout.pk)
     generation = publish_table(reason=f"{rollout.target} is stable", actor=actor, now=now)
     move(

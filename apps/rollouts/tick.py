@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 from django.db import transaction
@@ -127,7 +128,7 @@ def _bake(rollout: Rollout, now: datetime) -> None:
 
 
 def _advance(
-    rollout: Rollout, plan: PlanDocument, reason: str, now: datetime, evidence: dict[str, object]
+    rollout: Rollout, plan: PlanDocument, reason: str, now: datetime, evidence: dict[str, Any]
 ) -> None:
     following = rollout.step_index + 1
     if following < len(plan.steps):

@@ -1,0 +1,72 @@
+"""Unloads what nobody needs any more, in the only safe order: publish without it, let every live
+instance ack, let it drain, unload. Nothing is unloaded that somebody may still call.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from django.db import transaction
+
+from apps.lib.actors import INTERLOCK
+from apps.lib.clock import database_now
+from apps.models.deployments import unload_deployment
+from apps.models.models import Deployment, LiveSplit, RegisteredModel
+from apps.models.services import change_deployment
+from apps.models.states import DeploymentState
+from apps.rollouts.publication import publish_table, unacked
+
+# A version that was just placed, or just left a split, may be wanted again at once.
+RETIRE_AFTER = timedelta(minutes=10)
+# Longer than any request may take, so that what was in flight at the ack has ended.
+DRAIN = timedelta(seconds=30)
+
+
+def wanted_versions(now: datetime) -> set[int]:
+    """Return the primary keys of the versions that must stay loaded."""
+    wanted: set[int] = set()
+    for model in RegisteredModel.objects.only("stable", "previous_stable", "rollback_until"):
+        if model.stable_id is not None:
+            wanted.add(model.stable_id)
+        if model.previous_stable_id and model.rollback_until and model.rollback_until > now:
+            wanted.add(model.previous_stable_id)
+    for held in LiveSplit.objects.values_list("version_ids", flat=True):
+        wanted.update(held)
+    return wanted
+
+
+def retire_versions() -> int:
+    """Do one step for each deployment that is on its way out; return how many moved."""
+    moved = _drain_unwanted()
+    now = database_now()
+    draining = Deployment.objects.filter(
+        state=DeploymentState.DRAINING, changed_at__lt=now - DRAIN
+    ).select_related("version__model", "cluster")
+    for deployment in draining:
+        if not unacked(deployment.retired_generation or 0, now):
+            moved += unload_deployment(deployment)
+    return moved
+
+
+@transaction.atomic
+def _drain_unwanted() -> int:
+    """Take unwanted versions out of the table, in the transaction that marks them draining."""
+    now = database_now()
+    unwanted = list(
+        Deployment.objects.select_for_update(of=("self",), skip_locked=True)
+        .filter(
+            state__in=[DeploymentState.READY, DeploymentState.FAILED],
+            changed_at__lt=now - RETIRE_AFTER,
+        )
+        .exclude(version__in=wanted_versions(now))
+        .select_related("version__model", "cluster")
+    )
+    for deployment in unwanted:
+        change_deployment(deployment, DeploymentState.DRAINING, "no longer needed", INTERLOCK, now)
+    if unwanted:
+        names = ", ".join(str(deployment.version) for deployment in unwanted)
+        generation = publish_table(reason=f"retired {names}", actor=INTERLOCK, now=now)
+        Deployment.objects.filter(pk__in=[d.pk for d in unwanted]).update(
+            retired_generation=generation
+        )
+    return len(unwanted)

@@ -1,0 +1,46 @@
+"""Celery's ticks over rollouts. Each does what is due and returns; beat calls again."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from celery import shared_task
+from django.db import transaction
+
+from apps.lib.actors import INTERLOCK
+from apps.lib.clock import database_now
+from apps.rollouts.models import IngestedBatch, PublishedTable, TelemetryRow
+from apps.rollouts.publication import publish_table
+from apps.rollouts.retirement import retire_versions
+from apps.rollouts.tick import tick_rollouts
+
+KEEP_TELEMETRY = timedelta(days=14)
+KEEP_BATCHES = timedelta(days=2)
+KEEP_TABLES = 1_000
+
+
+@shared_task(name="rollouts.tick")
+def tick_task() -> None:
+    tick_rollouts()
+    publish_drift()
+    retire_versions()
+
+
+def publish_drift() -> int:
+    """Publish what changed without a rollout: a deployment that became ready, a model's settings.
+
+    Level-triggered: nothing is published when the table would say the same.
+    """
+    with transaction.atomic():
+        return publish_table(reason="reconciled", actor=INTERLOCK, now=database_now())
+
+
+@shared_task(name="rollouts.prune")
+def prune_task() -> None:
+    """Delete what no page, check or redelivery can need any more."""
+    now = database_now()
+    TelemetryRow.objects.filter(ended_at__lt=now - KEEP_TELEMETRY).delete()
+    IngestedBatch.objects.filter(at__lt=now - KEEP_BATCHES).delete()
+    last = PublishedTable.objects.order_by("-generation").first()
+    if last is not None:
+        PublishedTable.objects.filter(generation__lt=last.generation - KEEP_TABLES).delete()
