@@ -33,6 +33,8 @@ from contract.routing import CANARY, EXPLICIT, STABLE, ExperimentSplit, VariantR
 VARIANTS_MIN = 2
 VARIANTS_MAX = 20
 PLANNED_UNITS_MAX = 1_000_000_000
+# Columns that a new row leaves empty.
+UNSET_AT_FIRST = {"generation", "result", "refreshed_at", "started_at", "ended_at"}
 # Names that telemetry uses for traffic that belongs to no experiment.
 RESERVED_NAMES = {STABLE, CANARY, EXPLICIT}
 
@@ -371,7 +373,7 @@ def _deployments_of(variants: Sequence[Variant]) -> dict[int, Deployment]:
 def _insert(row: Metric | Experiment, taken: str) -> None:
     """Insert a named row. Raises Invalid for a bad field, Conflict when the name is taken."""
     try:
-        row.clean_fields()
+        row.clean_fields(exclude=UNSET_AT_FIRST)
     except ValidationError as error:
         field, messages = next(iter(error.message_dict.items()))
         raise Invalid(f"{field}: {messages[0]}") from None

@@ -1,0 +1,200 @@
+"""REST API of metrics, experiments, their results, and outcomes by batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.db.models import QuerySet
+from drf_spectacular.utils import extend_schema, extend_schema_view
+from rest_framework import mixins, status
+from rest_framework.decorators import action
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.routers import BaseRouter
+from rest_framework.viewsets import GenericViewSet, ViewSet
+
+from apps.experiments import services
+from apps.experiments.models import Experiment, Metric
+from apps.experiments.outcomes import BODY_BYTES_MAX, parse_and_record
+from apps.experiments.serializers import (
+    ExperimentInputSerializer,
+    ExperimentSerializer,
+    MetricSerializer,
+    OutcomeBatchSerializer,
+    OutcomeReportSerializer,
+    ResultSerializer,
+    StartSerializer,
+    StopSerializer,
+)
+from apps.lib.clock import database_now
+from apps.lib.errors import Invalid, NotFound
+from apps.models.access import actor_of, require_role
+from apps.models.models import RegisteredModel, Role
+
+NAME_IN_PATH = "[^/]+"
+
+
+def register(router: BaseRouter) -> None:
+    """Add this app's endpoints to the API's router."""
+    router.register("metrics", MetricViewSet, basename="metric")
+    router.register("experiments", ExperimentViewSet, basename="experiment")
+    router.register("outcomes", OutcomeViewSet, basename="outcome")
+
+
+class MetricViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericViewSet[Metric]):
+    """What is measured for a unit; defined once, used by many experiments."""
+
+    queryset = Metric.objects.order_by("name")
+    serializer_class = MetricSerializer
+    lookup_field = "name"
+    lookup_value_regex = NAME_IN_PATH
+
+    @extend_schema(request=MetricSerializer, responses={201: MetricSerializer})
+    def create(self, request: Request) -> Response:
+        require_role(request.user, None, Role.OPERATOR)
+        given = MetricSerializer(data=request.data)
+        given.is_valid(raise_exception=True)
+        metric = services.create_metric(**given.validated_data, actor=actor_of(request))
+        return Response(MetricSerializer(metric).data, status=status.HTTP_201_CREATED)
+
+
+@extend_schema_view(
+    list=extend_schema(summary="Experiments, the newest first"),
+    retrieve=extend_schema(summary="One experiment with its variants"),
+)
+class ExperimentViewSet(
+    mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericViewSet[Experiment]
+):
+    """Comparisons of versions of one model on a metric."""
+
+    serializer_class = ExperimentSerializer
+    lookup_field = "name"
+    lookup_value_regex = NAME_IN_PATH
+
+    def get_queryset(self) -> QuerySet[Experiment]:
+        return (
+            Experiment.objects.select_related("model__stable", "metric")
+            .prefetch_related("variants__version")
+            .order_by("-created_at", "name")
+        )
+
+    @extend_schema(
+        summary="Make a draft",
+        request=ExperimentInputSerializer,
+        responses={201: ExperimentSerializer},
+    )
+    def create(self, request: Request) -> Response:
+        given = ExperimentInputSerializer(data=request.data)
+        given.is_valid(raise_exception=True)
+        fields: dict[str, Any] = dict(given.validated_data)
+        model = find_model(fields.pop("model"))
+        require_role(request.user, model, Role.OPERATOR)
+        metric = find_metric(fields.pop("metric"))
+        specs = [
+            services.VariantSpec(
+                name=variant["name"],
+                version_number=variant["version"],
+                weight_bp=variant["weight_bp"],
+                is_control=variant["is_control"],
+            )
+            for variant in fields.pop("variants")
+        ]
+        experiment = services.create_experiment(
+            model=model,
+            metric=metric,
+            variants=specs,
+            actor=actor_of(request),
+            now=database_now(),
+            **fields,
+        )
+        return Response(self._shown(experiment.name), status=status.HTTP_201_CREATED)
+
+    @extend_schema(
+        summary="Load the variants' versions, then assign units",
+        request=StartSerializer,
+        responses={200: ExperimentSerializer},
+    )
+    @action(detail=True, methods=["post"])
+    def start(self, request: Request, name: str) -> Response:
+        experiment = self._operated(request, name)
+        given = StartSerializer(data=request.data)
+        given.is_valid(raise_exception=True)
+        services.start_experiment(
+            experiment=experiment,
+            actor=actor_of(request),
+            now=database_now(),
+            revision=given.validated_data.get("revision"),
+        )
+        return Response(self._shown(name))
+
+    @extend_schema(
+        summary="Stop assigning units and freeze the result",
+        request=StopSerializer,
+        responses={200: ExperimentSerializer},
+    )
+    @action(detail=True, methods=["post"])
+    def stop(self, request: Request, name: str) -> Response:
+        experiment = self._operated(request, name)
+        given = StopSerializer(data=request.data)
+        given.is_valid(raise_exception=True)
+        services.stop_experiment(
+            experiment=experiment,
+            actor=actor_of(request),
+            now=database_now(),
+            reason=given.validated_data.get("reason", ""),
+            revision=given.validated_data.get("revision"),
+        )
+        return Response(self._shown(name))
+
+    @extend_schema(summary="The last analysis; frozen once it is completed")
+    @action(detail=True, methods=["get"], serializer_class=ResultSerializer)
+    def results(self, request: Request, name: str) -> Response:
+        return Response(ResultSerializer(self.get_object()).data)
+
+    def _operated(self, request: Request, name: str) -> Experiment:
+        experiment = self.get_queryset().filter(name=name).first()
+        if experiment is None:
+            raise NotFound(f"There is no experiment named {name}.")
+        require_role(request.user, experiment.model, Role.OPERATOR)
+        return experiment
+
+    def _shown(self, name: str) -> Any:
+        return ExperimentSerializer(self.get_queryset().get(name=name)).data
+
+
+class OutcomeViewSet(ViewSet):
+    """Measured results for units, in batches."""
+
+    @extend_schema(
+        summary="Record outcomes; each is judged for itself",
+        description=(
+            "At most 10,000 in a call. An outcome is recorded, a duplicate of an `event_id` that "
+            "is known, or refused with the reason; a refused one costs the others nothing. "
+            "Sending a batch again is harmless."
+        ),
+        request=OutcomeBatchSerializer,
+        responses={200: OutcomeReportSerializer},
+    )
+    def create(self, request: Request) -> Response:
+        require_role(request.user, None, Role.OPERATOR)
+        length = request.META.get("CONTENT_LENGTH") or "0"
+        if int(length) > BODY_BYTES_MAX:
+            raise Invalid(f"The body has {length} bytes; it may have {BODY_BYTES_MAX}.")
+        report = parse_and_record(request.data, database_now())
+        return Response(OutcomeReportSerializer(report).data)
+
+
+def find_model(name: str) -> RegisteredModel:
+    """Return the model. Raises NotFound."""
+    model = RegisteredModel.objects.select_related("stable").filter(name=name).first()
+    if model is None:
+        raise NotFound(f"There is no model named {name}.")
+    return model
+
+
+def find_metric(name: str) -> Metric:
+    """Return the metric. Raises NotFound."""
+    metric = Metric.objects.filter(name=name).first()
+    if metric is None:
+        raise NotFound(f"There is no metric named {name}.")
+    return metric

@@ -1,0 +1,67 @@
+"""Outcomes that came by REST: each row is read for itself, so that the report can name it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import msgspec
+
+from apps.experiments.ingestion import OutcomeReport, Refusal, record_outcomes
+from apps.lib.errors import Invalid
+from contract.messages import Outcome
+
+OUTCOMES_MAX = 10_000
+BODY_BYTES_MAX = 16 * 1024**2
+
+
+class OutcomeRowInput(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    event_id: str
+    unit_id: str
+    metric: str
+    value: float
+    occurred_at: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
+
+
+def parse_and_record(body: Any, now: datetime) -> OutcomeReport:
+    """Record what of `{"outcomes": [...]}` can be used; the report names the rest by position.
+
+    Raises Invalid when the body as a whole is of another form, or too long; nothing was recorded.
+    """
+    rows = _rows(body)
+    outcomes: list[Outcome] = []
+    positions: list[int] = []
+    refused: list[Refusal] = []
+    for index, row in enumerate(rows):
+        try:
+            outcomes.append(_outcome(row, now))
+            positions.append(index)
+        except msgspec.ValidationError as error:
+            event_id = row.get("event_id") if isinstance(row, dict) else ""
+            shown = event_id if isinstance(event_id, str) else ""
+            refused.append(Refusal(index, shown, "", str(error)))
+    report = record_outcomes(outcomes, now)
+    refused += [replace(refusal, index=positions[refusal.index]) for refusal in report.refused]
+    return replace(report, refused=tuple(sorted(refused, key=lambda refusal: refusal.index)))
+
+
+def _rows(body: Any) -> list[Any]:
+    rows = body.get("outcomes") if isinstance(body, dict) else None
+    if not isinstance(rows, list):
+        raise Invalid('The body must be {"outcomes": [...]}.')
+    if len(rows) > OUTCOMES_MAX:
+        raise Invalid(f"A batch may have {OUTCOMES_MAX} outcomes, not {len(rows)}.")
+    return rows
+
+
+def _outcome(row: Any, now: datetime) -> Outcome:
+    given = msgspec.convert(row, OutcomeRowInput)
+    at = (given.occurred_at or now).astimezone(UTC)
+    return Outcome(
+        event_id=given.event_id,
+        unit_id=given.unit_id,
+        metric=given.metric,
+        value=given.value,
+        occurred_at_ms=round(at.timestamp() * 1_000),
+    )

@@ -1,0 +1,258 @@
+"""Streams into rows: exactly once in effect, whatever is delivered twice, broken, or goes away."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Event, Thread
+from typing import Any
+
+import pytest
+import redis
+from django.conf import settings
+from django.db import OperationalError, connection
+
+from apps.experiments.models import OutcomeRow
+from apps.rollouts.models import IngestedBatch, TelemetryRow
+from contract.messages import (
+    FIELD,
+    STREAM_EXPOSURES,
+    STREAM_OUTCOMES,
+    STREAM_TELEMETRY,
+    STREAMS,
+    Batch,
+    encode_batch,
+)
+from controlplane import ingest
+from controlplane.ingest import DEAD, GROUP, Ingester, apply_once, backlog, connect
+from tests.experiments.factories import batch, make_metric, outcome
+from tests.rollouts.test_ingestion import window
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def client() -> Iterator[redis.Redis[bytes]]:
+    with connect() as client:
+        client.delete(*STREAMS, DEAD)
+        yield client
+        client.delete(*STREAMS, DEAD)
+
+
+@pytest.fixture
+def ingester(client: redis.Redis[bytes]) -> Ingester:
+    return drained(Ingester(client, "first", block_ms=1))
+
+
+def drained(ingester: Ingester) -> Ingester:
+    """Let the first turn find that nothing was left pending, so that the next one reads."""
+    ingester.turn()
+    return ingester
+
+
+def send(client: redis.Redis[bytes], sent: Batch | bytes, stream: str = STREAM_TELEMETRY) -> bytes:
+    data = encode_batch(sent) if isinstance(sent, Batch) else sent
+    entry_id: bytes = client.xadd(stream, {FIELD: data})
+    return entry_id
+
+
+def windows(sequence: int = 1) -> Batch:
+    return batch(sequence, windows=(window(),))
+
+
+def wait_for(condition: Callable[[], bool], within_s: float = 10.0) -> None:
+    end = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def test_entries_of_all_streams_become_rows_and_leave(
+    client: redis.Redis[bytes], ingester: Ingester
+) -> None:
+    make_metric()
+    send(client, windows())
+    send(client, batch(outcomes=(outcome(),)), STREAM_OUTCOMES)
+    send(client, batch(exposures=()), STREAM_EXPOSURES)
+    assert backlog() == dict.fromkeys(STREAMS, 1) | {DEAD: 0}
+
+    assert ingester.turn() == 3
+
+    assert TelemetryRow.objects.count() == OutcomeRow.objects.count() == 1
+    assert backlog() == dict.fromkeys((*STREAMS, DEAD), 0)
+
+
+def test_a_batch_that_is_delivered_twice_is_applied_once(
+    client: redis.Redis[bytes], ingester: Ingester
+) -> None:
+    send(client, windows())
+    send(client, windows())
+    ingester.turn()
+    send(client, windows())
+    ingester.turn()
+
+    assert TelemetryRow.objects.count() == IngestedBatch.objects.count() == 1
+    assert backlog()[STREAM_TELEMETRY] == 0
+
+
+def test_a_crash_between_commit_and_acknowledgement_repeats_nothing(
+    client: redis.Redis[bytes], ingester: Ingester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send(client, windows())
+    monkeypatch.setattr(ingester, "_settle", raiser(ConnectionResetError()))
+    with pytest.raises(ConnectionResetError):
+        ingester.turn()
+    assert TelemetryRow.objects.count() == 1
+
+    Ingester(client, "first", block_ms=1).turn()
+
+    assert TelemetryRow.objects.count() == 1
+    assert backlog()[STREAM_TELEMETRY] == 0
+
+
+def test_a_crash_before_the_commit_loses_nothing(
+    client: redis.Redis[bytes], ingester: Ingester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send(client, windows())
+    with monkeypatch.context() as patch:
+        patch.setitem(ingest.APPLY, STREAM_TELEMETRY, raiser(OperationalError("gone")))
+        with pytest.raises(OperationalError):
+            ingester.turn()
+    assert IngestedBatch.objects.count() == 0
+
+    Ingester(client, "first", block_ms=1).turn()
+
+    assert TelemetryRow.objects.count() == 1
+
+
+def test_what_a_dead_consumer_left_is_taken_over(
+    client: redis.Redis[bytes], ingester: Ingester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send(client, windows())
+    client.xreadgroup(GROUP, "dead", {STREAM_TELEMETRY: ">"})
+    monkeypatch.setattr(ingest, "CLAIM_IDLE_MS", 0)
+
+    Ingester(client, "second", block_ms=1).turn()
+
+    assert TelemetryRow.objects.count() == 1
+    assert backlog()[STREAM_TELEMETRY] == 0
+
+
+@pytest.mark.parametrize(
+    ("poison", "reason"),
+    [
+        (b"\xc1nonsense", "not a batch of schema"),
+        (b"", "not a batch of schema"),
+        (encode_batch(batch(outcomes=(outcome(),))), "carries outcomes"),
+        (encode_batch(batch(windows=(window(ended_at_ms=2**62),))), "cannot be stored"),
+        (encode_batch(batch(windows=(window(model="m" * 101),))), "cannot be stored"),
+        (encode_batch(batch(windows=(window(requests=-1),))), "cannot be stored"),
+    ],
+)
+def test_a_poisonous_entry_is_buried_with_its_reason_and_stops_nobody(
+    client: redis.Redis[bytes], ingester: Ingester, poison: bytes, reason: str
+) -> None:
+    send(client, windows(11))
+    entry_id = send(client, poison)
+    send(client, windows(12))
+
+    ingester.turn()
+
+    assert TelemetryRow.objects.count() == 2
+    ((_, buried),) = client.xrange(DEAD)
+    assert reason in buried[b"reason"].decode()
+    assert (buried[b"stream"], buried[b"id"]) == (STREAM_TELEMETRY.encode(), entry_id)
+    assert buried[FIELD] == poison
+    assert backlog() == dict.fromkeys(STREAMS, 0) | {DEAD: 1}
+
+
+def test_an_entry_that_was_deleted_while_pending_is_forgotten(
+    client: redis.Redis[bytes], ingester: Ingester
+) -> None:
+    entry_id = send(client, windows())
+    client.xreadgroup(GROUP, "first", {STREAM_TELEMETRY: ">"})
+    client.xdel(STREAM_TELEMETRY, entry_id)
+
+    Ingester(client, "first", block_ms=1).turn()
+
+    assert client.xpending(STREAM_TELEMETRY, GROUP)["pending"] == 0
+
+
+def test_batches_count_apart_by_instance_boot_and_stream() -> None:
+    entries = [
+        ingest.Entry(b"1-1", b"", Batch(instance=instance, boot=boot, sequence=1))
+        for instance in ("a", "b")
+        for boot in ("x", "y")
+    ]
+
+    assert [apply_once(stream, entries) for stream in STREAMS] == [4, 4, 4]
+    assert apply_once(STREAM_TELEMETRY, entries) == 0
+
+
+@pytest.mark.django_db(transaction=True)
+def test_it_goes_on_after_postgresql_and_redis_went_away(client: redis.Redis[bytes]) -> None:
+    with running():
+        send(client, windows(1))
+        wait_for(lambda: TelemetryRow.objects.count() == 1)
+
+        end_other_connections()
+        send(client, windows(2))
+        wait_for(lambda: TelemetryRow.objects.count() == 2)
+
+        client.client_kill_filter(_type="normal", skipme=True)
+        client.delete(*STREAMS)
+        send(client, windows(3))
+        wait_for(lambda: TelemetryRow.objects.count() == 3)
+        wait_for(lambda: backlog()[STREAM_TELEMETRY] == 0)
+
+
+def test_the_command_leaves_at_sigterm(client: redis.Redis[bytes]) -> None:
+    command = [sys.executable, "manage.py", "ingest", "--consumer", "by-command"]
+    process = subprocess.Popen(command, env=os.environ | {"REDIS_URL": settings.REDIS_URL})
+    try:
+        wait_for(lambda: bool(client.exists(STREAM_OUTCOMES)))
+        process.send_signal(signal.SIGTERM)
+
+        assert process.wait(timeout=10) == 0
+    finally:
+        process.kill()
+
+
+def raiser(error: Exception) -> Callable[..., Any]:
+    def fail(*args: object) -> None:
+        raise error
+
+    return fail
+
+
+def end_other_connections() -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+
+
+@contextmanager
+def running() -> Iterator[None]:
+    """Run an ingester on a thread of its own, with connections of its own."""
+    stop = Event()
+
+    def run() -> None:
+        with connect() as client:
+            Ingester(client, "threaded", block_ms=20).run(stop)
+        connection.close()
+
+    thread = Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(10)
+    assert not thread.is_alive()

@@ -1,0 +1,61 @@
+"""One tick takes every live experiment one step on, and one that fails costs the others nothing."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+import pytest
+
+from apps.experiments import ticks
+from apps.experiments.models import Experiment
+from apps.experiments.services import start_experiment
+from apps.experiments.tasks import refresh_results_task
+from apps.models.states import DeploymentState
+from tests.experiments.factories import (
+    ANNA,
+    NOW,
+    make_draft,
+    make_model,
+    make_running,
+    set_deployments,
+)
+
+pytestmark = pytest.mark.django_db
+
+
+def test_a_prepared_experiment_runs_and_has_a_result_after_one_tick() -> None:
+    experiment = make_draft()
+    start_experiment(experiment=experiment, actor=ANNA, now=NOW)
+    set_deployments(experiment, DeploymentState.READY)
+
+    refresh_results_task()
+
+    experiment.refresh_from_db()
+    assert experiment.state == "running"
+    assert experiment.result["verdict"]
+    assert experiment.refreshed_at is not None
+
+
+def test_drafts_are_left_alone() -> None:
+    experiment = make_draft()
+
+    refresh_results_task()
+
+    experiment.refresh_from_db()
+    assert (experiment.state, experiment.result) == ("draft", {})
+
+
+def test_one_that_fails_costs_the_others_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = make_running()
+    make_running(name="other", model=make_model("letters"), metric=broken.metric)
+    refresh = ticks._refresh
+
+    def fail_once(pk: UUID, now: object) -> None:
+        if pk == broken.pk:
+            raise RuntimeError("bug")
+        refresh(pk, now)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ticks, "_refresh", fail_once)
+    ticks.tick_experiments()
+
+    assert Experiment.objects.filter(refreshed_at=None).get() == broken
