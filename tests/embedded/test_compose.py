@@ -1,0 +1,72 @@
+"""The compose file starts the same processes as the embedded stack, with no secret of its own."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import yaml
+
+from embedded import ours
+from embedded.ports import USUAL_PORTS
+from embedded.state import ROOT, Secrets
+
+TEXT = (ROOT / "docker-compose.yml").read_text()
+SERVICES: dict[str, Any] = yaml.safe_load(TEXT)["services"]
+# Compose tells each service what it needs; these the embedded stack gives to everybody.
+DATAPLANE_ONLY = {
+    "INTERLOCK_CONTROL_URL",
+    "INTERLOCK_INSTANCE_NAME",
+    "INTERLOCK_BIND",
+    "INTERLOCK_STATE_DIR",
+}
+
+
+def embedded_environment() -> dict[str, str]:
+    kept = Secrets(postgres_password="", secret_key="", instance_token="", admin_password="")
+    return ours.environment({}, ROOT / ".state", USUAL_PORTS, kept, "postgresql://")
+
+
+def test_every_part_of_ours_has_a_service() -> None:
+    parts = {part.name for part in ours.parts(ROOT, USUAL_PORTS, {})}
+
+    assert parts - {"bootstrap"} <= SERVICES.keys()
+
+
+@pytest.mark.parametrize("service", ["web", "worker", "beat", "ingest", "migrate"])
+def test_the_control_plane_gets_what_the_embedded_one_gets(service: str) -> None:
+    wanted = {name for name in embedded_environment() if name.startswith(("INTERLOCK", "DATABASE"))}
+    admin = {"INTERLOCK_ADMIN_USERNAME", "INTERLOCK_ADMIN_PASSWORD"}
+
+    assert wanted - admin - DATAPLANE_ONLY <= SERVICES[service]["environment"].keys()
+
+
+def test_the_data_plane_gets_what_it_needs_and_no_database() -> None:
+    environment = SERVICES["dataplane"]["environment"].keys()
+
+    assert environment == DATAPLANE_ONLY | {"REDIS_URL", "INTERLOCK_INSTANCE_TOKEN"}
+
+
+def test_no_secret_has_a_default() -> None:
+    for variable in ("PASSWORD", "SECRET_KEY", "TOKEN"):
+        uses = re.findall(rf"\$\{{([A-Z_]*{variable})(.*?)\}}", TEXT)
+
+        assert uses
+        assert all(rest.startswith(":?") for _, rest in uses)
+
+
+def test_every_variable_is_explained_in_the_example() -> None:
+    example = (ROOT / ".env.example").read_text()
+    explained = set(re.findall(r"^#?([A-Z_]+)=", example, re.MULTILINE))
+    used = set(re.findall(r"(?<!\$)\$\{([A-Z_]+)", TEXT)) - {"INTERLOCK_TAG"}
+    given = {name for name in embedded_environment() if name.startswith("INTERLOCK")}
+
+    assert used | given <= explained
+
+
+def test_every_service_restarts_and_most_say_whether_they_are_well() -> None:
+    without_answer = {name for name, s in SERVICES.items() if "healthcheck" not in s}
+
+    assert all("restart" in service for service in SERVICES.values())
+    assert without_answer == {"migrate", "beat", "ingest"}

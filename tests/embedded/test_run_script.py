@@ -1,0 +1,76 @@
+"""The entry script, as far as it goes without setting anything up."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from embedded.state import ROOT
+
+COMMANDS = ("up", "demo", "test", "check", "bench", "fuzz", "help")
+
+
+def run(*arguments: str, cwd: Path = ROOT, **environ: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(ROOT / "run"), *arguments],
+        cwd=cwd,
+        env={**os.environ, **environ},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+def test_help_names_every_command_from_any_directory(tmp_path: Path) -> None:
+    done = run("help", cwd=tmp_path)
+
+    assert done.returncode == 0
+    assert all(f"\n  {command} " in done.stdout for command in COMMANDS)
+
+
+def test_no_command_means_help() -> None:
+    assert run().stdout == run("help").stdout
+
+
+def test_an_unknown_command_is_refused() -> None:
+    done = run("launch")
+
+    assert done.returncode == 2
+    assert "no such command: launch" in done.stderr
+
+
+@pytest.mark.parametrize("python", ["/bin/false", "/nowhere/python3"])
+def test_a_python_that_does_not_serve_is_refused(python: str) -> None:
+    done = run("status", INTERLOCK_PYTHON=python)
+
+    assert done.returncode == 1
+    assert f"INTERLOCK_PYTHON={python} is not a Python 3.11 or 3.12" in done.stderr
+
+
+def test_a_machine_without_python_is_told_what_to_install(tmp_path: Path) -> None:
+    for tool in ("sh", "dirname"):
+        (tmp_path / tool).symlink_to(f"/usr/bin/{tool}")
+
+    done = run("up", PATH=str(tmp_path), INTERLOCK_PYTHON="")
+
+    assert done.returncode == 1
+    assert "apt-get install python3 python3-venv" in done.stderr
+
+
+def test_it_is_a_posix_script() -> None:
+    text = (ROOT / "run").read_text()
+
+    assert text.startswith("#!/bin/sh\n")
+    assert subprocess.run(["sh", "-n", ROOT / "run"], check=False).returncode == 0
+    assert "[[" not in text
+    assert "local " not in text
+
+
+def test_make_only_calls_it() -> None:
+    lines = (ROOT / "Makefile").read_text().splitlines()
+
+    assert [line for line in lines if line.startswith("\t")] == ["\t@./run $@"]
