@@ -78,6 +78,7 @@ def parts(state: Path, ports: Mapping[str, int], env: Mapping[str, str]) -> list
             env=env,
             needs=("postgres", "redis"),
             once=True,
+            ready_within_s=300.0,
             prepare=make_directories,
         ),
         Part(

@@ -39,6 +39,7 @@ class Part:
     ready: Callable[[], Awaitable[bool]] | None = None
     # Ready once it has written a line that holds this.
     ready_line: str = ""
+    # A command must have ended within this time.
     ready_within_s: float = 60.0
     stop_signal: signal.Signals = signal.SIGTERM
     # Whether the stop signal goes to the whole process group or only to its leader.

@@ -6,7 +6,6 @@ asks for a generated password, so that other users of the machine stay out.
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import os
 import pwd
@@ -60,9 +59,12 @@ def find_bin(environ: Mapping[str, str]) -> Path:
     )
 
 
-@functools.cache
-def unprivileged_prefix() -> tuple[str, ...]:
-    """What to put before a command so that it does not run as root; empty for ordinary users."""
+def unprivileged_prefix(bin_dir: Path, directory: Path) -> tuple[str, ...]:
+    """What to put before a command so that it does not run as root; empty for ordinary users.
+
+    Whoever it runs as must reach the programs and the data's parent: the first way does not
+    reach below another user's private home, the second does.
+    """
     if os.geteuid() != 0:
         return ()
     for tool in ("unshare", "setpriv"):
@@ -75,13 +77,19 @@ def unprivileged_prefix() -> tuple[str, ...]:
             f"The user nobody (uid {NOBODY})", "Add it to /etc/passwd, or start as another user."
         ) from None
     for prefix in (AS_NOBODY_BY_NAMESPACE, AS_NOBODY_BY_SETPRIV):
-        if subprocess.run([*prefix, "true"], capture_output=True, check=False).returncode == 0:
+        if _serves(prefix, bin_dir, directory.parent):
             return prefix
     raise MissingComponent(
         "A way to run PostgreSQL as another user than root",
         "Start as an ordinary user, or allow user namespaces, or grant this container "
         "CAP_SETUID, CAP_SETGID and CAP_DAC_OVERRIDE.",
     )
+
+
+def _serves(prefix: Sequence[str], bin_dir: Path, parent: Path) -> bool:
+    probe = '"$1" --version && ls -d "$2/."'
+    command = [*prefix, "sh", "-c", probe, "sh", str(bin_dir / "postgres"), str(parent)]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 def database_url(port: int, password: str, database: str = "interlock") -> str:
@@ -93,7 +101,7 @@ def part(
 ) -> Part:
     """The server on `directory`; ready when it answers and our databases exist."""
     bin_dir = find_bin(environ)
-    prefix = unprivileged_prefix()
+    prefix = unprivileged_prefix(bin_dir, directory)
 
     argv = (
         *prefix, str(bin_dir / "postgres"), "-D", str(directory),

@@ -19,6 +19,7 @@ from pathlib import Path
 import msgspec
 
 from embedded import mlflow, ours, postgres, selftest, valkey
+from embedded.leftovers import read_process
 from embedded.part import MissingComponent, Part, StackError
 from embedded.state import ROOT, Secrets, StateDir
 from embedded.triton import Triton
@@ -87,9 +88,11 @@ class Stack:
 def load_stack(state: StateDir) -> Stack | None:
     """The stack that runs on the directory and is ready, or None."""
     try:
-        return msgspec.json.decode(state.ready_file.read_bytes(), type=Stack)
+        stack = msgspec.json.decode(state.ready_file.read_bytes(), type=Stack)
     except (OSError, msgspec.MsgspecError):
         return None
+    # A killed stack could not remove its file.
+    return stack if read_process(stack.pid) else None
 
 
 def base_environment(environ: Mapping[str, str]) -> dict[str, str]:

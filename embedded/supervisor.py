@@ -14,7 +14,6 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from embedded.leftovers import ProcessRecord
 from embedded.logs import Console, PartLog
@@ -149,8 +148,6 @@ class Runner:
 
     async def _watch_readiness(self) -> None:
         """Set `ready` when the part is; kill it when that takes too long."""
-        if self.part.once:
-            return
         began = time.monotonic()
         while not await self._is_ready():
             if time.monotonic() - began > self.part.ready_within_s:
@@ -167,6 +164,9 @@ class Runner:
             self.ready.set()
 
     async def _is_ready(self) -> bool:
+        if self.part.once:
+            # Its end tells.
+            return False
         if self.part.ready_line:
             return self.log.seen
         return self.part.ready is None or await self.part.ready()
@@ -217,17 +217,20 @@ class Supervisor:
         """Start everything; returns when all awaited parts are ready. Raises StackError."""
         for name, runner in self.runners.items():
             self._tasks[name] = asyncio.create_task(runner.run(self._needs_of(runner)), name=name)
-        awaited = [r.ready.wait() for r in self.runners.values() if r.part.awaited]
-        everything = asyncio.ensure_future(asyncio.gather(*awaited))
+        everything = asyncio.create_task(self._all_ready())
         broken = asyncio.create_task(self.broken())
         try:
-            futures: list[asyncio.Future[Any]] = [everything, broken]
-            await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([everything, broken], return_when=asyncio.FIRST_COMPLETED)
             if broken.done():
                 broken.result()
         finally:
             broken.cancel()
             everything.cancel()
+
+    async def _all_ready(self) -> None:
+        for runner in self.runners.values():
+            if runner.part.awaited:
+                await runner.ready.wait()
 
     async def broken(self) -> None:
         """Return only by raising the StackError of a part that cannot go on."""

@@ -33,12 +33,25 @@ def ways_to_run() -> list[tuple[str, ...]]:
     return [way for way in ways if subprocess.run([*way, "true"], check=False).returncode == 0]
 
 
+def test_root_runs_it_in_a_way_that_reaches_another_users_files(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    (home / "state").mkdir(parents=True)
+    (home / "bin").symlink_to(postgres.find_bin({}))
+    home.chmod(0o700)
+    if os.geteuid() == 0:
+        os.chown(home, 1000, 1000)
+
+    way = postgres.unprivileged_prefix(home / "bin", home / "state" / "postgres")
+
+    assert way == (postgres.AS_NOBODY_BY_SETPRIV if os.geteuid() == 0 else ())
+
+
 async def test_one_directory_serves_by_every_way_in_turn(
     supervise: Supervise, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     port = choose_ports(tmp_path / "ports.json", {}, prefer_usual=False)["postgres"]
     for number, way in enumerate(ways_to_run()):
-        monkeypatch.setattr(postgres, "unprivileged_prefix", lambda way=way: way)
+        monkeypatch.setattr(postgres, "unprivileged_prefix", lambda *paths, way=way: way)
         part = postgres.part(tmp_path / "data", port, "secret", dict(os.environ), {})
         supervisor = supervise(part)
 

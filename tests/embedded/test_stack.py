@@ -79,6 +79,7 @@ def test_nothing_outlives_a_killed_supervisor(tmp_path: Path) -> None:
         recorded = json.loads((tmp_path / "processes.json").read_text())["processes"]
         os.kill(stack.pid, signal.SIGKILL)
 
+    assert load_stack(StateDir(tmp_path)) is None
     with running(tmp_path, only={"redis"}):
         assert [read_process(pid) for pid, _ in recorded] == [None, None]
 

@@ -118,6 +118,13 @@ async def test_a_command_that_fails_ends_the_start(supervise: Supervise) -> None
     assert supervisor.runners["web"].process is None
 
 
+async def test_a_command_that_hangs_ends_the_start(supervise: Supervise) -> None:
+    supervisor = supervise(shell("migrate", LINGER, once=True, ready_within_s=0.2))
+
+    with pytest.raises(StackError, match="migrate ended by SIGKILL"):
+        await supervisor.start()
+
+
 async def test_a_command_that_succeeds_is_ready_for_those_that_need_it(
     supervise: Supervise, tmp_path: Path
 ) -> None:
