@@ -1,0 +1,207 @@
+"""Paths to handlers: the data plane's whole HTTP surface.
+
+Handlers answer through the exchange, at once or later; a `Refusal` they raise becomes the answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from itertools import count
+from urllib.parse import unquote
+
+import orjson
+
+from contract.routing import Tensor
+from dataplane import VERSION
+from dataplane.errors import Refusal, bad_request, unavailable
+from dataplane.heartbeat import Heartbeat
+from dataplane.http_protocol import Exchange
+from dataplane.outcomes import read_outcomes
+from dataplane.pages import metrics_page
+from dataplane.predict import Predictor
+from dataplane.stream import Publisher
+from dataplane.sync import Sync
+
+log = logging.getLogger("interlock.dataplane")
+
+ROUTES_MAX = 4_096
+# A background loop that has not turned for so long hangs, and the instance is not ready.
+LOOP_AGE_MAX_S = 60.0
+PLAIN_TEXT = b"content-type: text/plain; version=0.0.4; charset=utf-8\r\n"
+
+Handler = Callable[[Exchange], None]
+Route = tuple[bytes, Handler]
+
+
+class Application:
+    """Answers every request of every connection."""
+
+    def __init__(self, predictor: Predictor, publisher: Publisher, sync: Sync, boot: str) -> None:
+        self._predictor = predictor
+        self._serving = predictor.serving
+        self._publisher = publisher
+        self._sync = sync
+        # Names outcomes that bring no id; unique over restarts.
+        self._boot = boot
+        self._ids = count(1)
+        # Set by the stop: readiness fails from then on.
+        self.stopping = False
+        # Targets seen so far; emptied when full, since anybody may invent names.
+        self._routes: dict[bytes, Route] = {}
+        self._fixed: dict[str, Route] = {
+            "/v2": (b"GET", self._server_metadata),
+            "/v2/health/live": (b"GET", self._live),
+            "/v2/health/ready": (b"GET", self._ready),
+            "/predict": (b"POST", predictor.plain),
+            "/outcomes": (b"POST", self._outcomes),
+            "/metrics": (b"GET", self._metrics),
+        }
+
+    def __call__(self, exchange: Exchange) -> None:
+        try:
+            route = self._routes.get(exchange.target)
+            if route is None:
+                route = self._learn(exchange.target)
+            method, handler = route
+            if exchange.method != method:
+                _check_method(exchange.method, method)
+            handler(exchange)
+        except Refusal as refusal:
+            exchange.refuse(refusal)
+        except Exception:
+            log.exception("a request failed: %r %r", exchange.method, exchange.target[:200])
+            exchange.refuse(Refusal(500, "internal_error", "the request could not be handled"))
+
+    @property
+    def heartbeats(self) -> list[Heartbeat]:
+        return [*self._sync.heartbeats, *self._publisher.heartbeats]
+
+    # --- routing -------------------------------------------------------------------------------
+
+    def _learn(self, target: bytes) -> Route:
+        route = self._resolve(target)
+        if len(self._routes) >= ROUTES_MAX:
+            self._routes.clear()
+        self._routes[target] = route
+        return route
+
+    def _resolve(self, target: bytes) -> Route:
+        path = target.partition(b"?")[0].decode("ascii", "replace")
+        if len(path) > 1:
+            path = path.rstrip("/")
+        fixed = self._fixed.get(path)
+        if fixed is not None:
+            return fixed
+        parts = [unquote(part) for part in path.split("/")]
+        if len(parts) >= 4 and parts[:3] == ["", "v2", "models"]:
+            name, rest = parts[3], parts[4:]
+            version = None
+            if len(rest) >= 2 and rest[0] == "versions":
+                version, rest = rest[1], rest[2:]
+            route = self._model_route(name, version, rest)
+            if route is not None:
+                return route
+        raise Refusal(404, "path_not_found", f"nothing is at {path[:200]!r}")
+
+    def _model_route(self, name: str, version: str | None, rest: list[str]) -> Route | None:
+        if rest == ["infer"]:
+            infer = self._predictor.infer
+            return b"POST", lambda exchange: infer(exchange, name, version)
+        if rest == ["ready"]:
+            return b"GET", lambda exchange: self._model_ready(exchange, name, version)
+        if rest == []:
+            return b"GET", lambda exchange: self._model_metadata(exchange, name, version)
+        return None
+
+    # --- health and metadata -------------------------------------------------------------------
+
+    def _server_metadata(self, exchange: Exchange) -> None:
+        _answer(
+            exchange,
+            {"name": "interlock", "version": VERSION, "extensions": ["binary_tensor_data"]},
+        )
+
+    def _live(self, exchange: Exchange) -> None:
+        _answer(exchange, {"live": True})
+
+    def _ready(self, exchange: Exchange) -> None:
+        reason = self.not_ready()
+        if reason is not None:
+            raise unavailable("not_ready", reason)
+        _answer(exchange, {"ready": True, "generation": self._serving.generation})
+
+    def not_ready(self) -> str | None:
+        """Return why no traffic should be sent here, or None when it may be."""
+        if self.stopping:
+            return "the instance is stopping"
+        if self._serving.table is None:
+            return "no routing table has arrived yet"
+        for heartbeat in self.heartbeats:
+            if heartbeat.age_s > LOOP_AGE_MAX_S:
+                return f"the {heartbeat.name} loop has not turned for {heartbeat.age_s:.0f} s"
+        return None
+
+    def _model_ready(self, exchange: Exchange, name: str, version: str | None) -> None:
+        model = self._serving.model(name)
+        if version is None:
+            model.router.decide(None)
+        else:
+            model.router.explicit(version)
+        _answer(exchange, {"name": name, "ready": True})
+
+    def _model_metadata(self, exchange: Exchange, name: str, version: str | None) -> None:
+        model = self._serving.model(name)
+        if version is not None:
+            model.router.explicit(version)
+        signature = model.route.signature
+        _answer(
+            exchange,
+            {
+                "name": name,
+                "versions": sorted(model.route.versions) if version is None else [version],
+                "platform": "interlock",
+                "inputs": [_tensor(tensor) for tensor in signature.inputs],
+                "outputs": [_tensor(tensor) for tensor in signature.outputs],
+            },
+        )
+
+    def _metrics(self, exchange: Exchange) -> None:
+        page = metrics_page(self._serving, self._publisher, self._sync, self.heartbeats)
+        exchange.respond(200, page, PLAIN_TEXT)
+
+    # --- outcomes ------------------------------------------------------------------------------
+
+    def _outcomes(self, exchange: Exchange) -> None:
+        outcomes = read_outcomes(exchange.body, int(time.time() * 1000), self._new_id)
+        if not outcomes:
+            raise bad_request("malformed_request", "the list of outcomes is empty")
+
+        def stored(done: asyncio.Future[None]) -> None:
+            error = done.exception()
+            if error is None:
+                exchange.respond(202, orjson.dumps({"accepted": len(outcomes)}))
+            else:
+                exchange.refuse(unavailable("outcomes_not_stored", str(error), 5))
+
+        self._publisher.accept(outcomes).add_done_callback(stored)
+
+    def _new_id(self) -> str:
+        return f"{self._boot}-{next(self._ids):x}"
+
+
+def _check_method(method: bytes, expected: bytes) -> None:
+    if method == b"HEAD" and expected == b"GET":
+        return
+    message = f"the method here is {expected.decode()}"
+    raise Refusal(405, "method_not_allowed", message, allow=expected)
+
+
+def _answer(exchange: Exchange, document: dict[str, object]) -> None:
+    exchange.respond(200, orjson.dumps(document))
+
+
+def _tensor(tensor: Tensor) -> dict[str, object]:
+    return {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}

@@ -1,0 +1,108 @@
+"""A circuit breaker for one version: closed, open, half-open.
+
+Closed, it counts failures among the last answers and opens at the threshold. Open, it lets nothing
+through until `open_ms` have passed; then, half-open, one request at a time tries the version, and
+its answer closes or reopens. It needs no control plane: it acts within a few requests.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from enum import Enum
+
+from contract.routing import Breaker as Settings
+
+
+class State(Enum):
+    CLOSED = 0
+    HALF_OPEN = 1
+    OPEN = 2
+
+
+class Breaker:
+    """Times are seconds on any monotonic clock, passed in by the caller."""
+
+    __slots__ = (
+        "_dead",
+        "_failures",
+        "_on_trip",
+        "_probing",
+        "_results",
+        "_retry_at",
+        "settings",
+        "state",
+    )
+
+    def __init__(self, settings: Settings, on_trip: Callable[[str], None]) -> None:
+        # The threshold, the window and the time to stay open.
+        self.settings = settings
+        # Called with the reason each time the breaker opens.
+        self._on_trip = on_trip
+        self.state = State.CLOSED
+        # True for a failure, over the last `window` answers, and how many of them failed.
+        self._results: deque[bool] = deque()
+        self._failures = 0
+        # When an open breaker may be tried again.
+        self._retry_at = 0.0
+        # The one trial of the half-open state is under way.
+        self._probing = False
+        # The last trip was for a version that does not answer at all, so that even a request
+        # with nowhere else to go had better be refused at once.
+        self._dead = False
+
+    def admits(self, now: float, *, last_resort: bool = False) -> bool:
+        """Return whether a request may try the version; a True may use up the half-open trial.
+
+        A `last_resort` has no other version to go to, so faulty answers of some requests must
+        not shut out the others: it is refused only while the version does not answer at all.
+        """
+        if self.state is State.CLOSED:
+            return True
+        if self.state is State.OPEN and now >= self._retry_at:
+            self.state = State.HALF_OPEN
+            self._probing = False
+        if self.state is State.HALF_OPEN and not self._probing:
+            self._probing = True
+            return True
+        return last_resort and not self._dead
+
+    def succeeded(self) -> None:
+        """Count an answer."""
+        if self.state is State.CLOSED:
+            if self._failures or len(self._results) < self.settings.window:
+                self._push(False)
+        elif self.state is State.HALF_OPEN:
+            self.state = State.CLOSED
+            self._clear()
+
+    def failed(self, now: float, reason: str, *, dead: bool) -> None:
+        """Count a failure; `dead` says that the version did not answer at all."""
+        if self.state is State.HALF_OPEN:
+            self._open(now, reason, dead=dead)
+        elif self.state is State.CLOSED:
+            self._push(True)
+            if self._failures >= self.settings.failures:
+                self._open(now, reason, dead=dead)
+
+    def released(self) -> None:
+        """Give back a trial that ended without a verdict, such as a client's bad request."""
+        self._probing = False
+
+    def _open(self, now: float, reason: str, *, dead: bool) -> None:
+        self.state = State.OPEN
+        self._retry_at = now + self.settings.open_ms / 1000
+        self._dead = dead
+        self._clear()
+        self._on_trip(reason)
+
+    def _push(self, failed: bool) -> None:
+        self._results.append(failed)
+        self._failures += failed
+        if len(self._results) > self.settings.window:
+            self._failures -= self._results.popleft()
+
+    def _clear(self) -> None:
+        self._results.clear()
+        self._failures = 0
+        self._probing = False

@@ -1,0 +1,129 @@
+"""Every setting of the data plane, read once from the environment.
+
+This is the only module here that reads `os.environ`. A value that cannot be used stops the start
+with an error that names the variable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """A setting that is missing or cannot be used; the message names the variable."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Bounds on one HTTP connection; sizes in bytes, times in whole seconds."""
+
+    head_bytes_max: int = 32 * 1024
+    headers_max: int = 100
+    body_bytes_max: int = 16 * 1024 * 1024
+    head_timeout_s: int = 10
+    body_timeout_s: int = 30
+    idle_timeout_s: int = 75
+    write_timeout_s: int = 30
+    pipeline_max: int = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What one instance is told at its start."""
+
+    host: str
+    port: int
+    control_url: str
+    instance_token: str
+    instance_name: str
+    state_dir: Path
+    redis_url: str
+    poll_interval_s: float = 2.0
+    report_interval_s: float = 2.0
+    telemetry_interval_s: float = 1.0
+    stop_timeout_s: float = 10.0
+    connections_max: int = 4_096
+    endpoint_connections_max: int = 64
+    batches_in_flight_max: int = 4
+    spool_bytes_max: int = 64 * 1024 * 1024
+    limits: Limits = Limits()
+
+
+def load(environ: Mapping[str, str]) -> Config:
+    """Return the settings in `environ`. Raises ConfigError."""
+    host, port = _bind(_required(environ, "INTERLOCK_BIND"))
+    return Config(
+        host=host,
+        port=port,
+        control_url=_url(environ, "INTERLOCK_CONTROL_URL", ("http://", "https://")),
+        instance_token=_required(environ, "INTERLOCK_INSTANCE_TOKEN"),
+        instance_name=_required(environ, "INTERLOCK_INSTANCE_NAME"),
+        state_dir=Path(_required(environ, "INTERLOCK_STATE_DIR")),
+        redis_url=_url(environ, "REDIS_URL", ("redis://", "rediss://", "unix://")),
+        poll_interval_s=_positive(environ, "INTERLOCK_POLL_INTERVAL_S", float, 2.0),
+        report_interval_s=_positive(environ, "INTERLOCK_REPORT_INTERVAL_S", float, 2.0),
+        telemetry_interval_s=_positive(environ, "INTERLOCK_TELEMETRY_INTERVAL_S", float, 1.0),
+        stop_timeout_s=_positive(environ, "INTERLOCK_STOP_TIMEOUT_S", float, 10.0),
+        connections_max=_positive(environ, "INTERLOCK_CONNECTIONS_MAX", int, 4_096),
+        endpoint_connections_max=_positive(environ, "INTERLOCK_ENDPOINT_CONNECTIONS_MAX", int, 64),
+        batches_in_flight_max=_positive(environ, "INTERLOCK_BATCHES_IN_FLIGHT_MAX", int, 4),
+        spool_bytes_max=_positive(environ, "INTERLOCK_SPOOL_BYTES_MAX", int, 64 * 1024 * 1024),
+        limits=_limits(environ),
+    )
+
+
+def _limits(environ: Mapping[str, str]) -> Limits:
+    default = Limits()
+
+    def whole(name: str, value: int) -> int:
+        return _positive(environ, name, int, value)
+
+    return Limits(
+        head_bytes_max=whole("INTERLOCK_HEAD_BYTES_MAX", default.head_bytes_max),
+        headers_max=whole("INTERLOCK_HEADERS_MAX", default.headers_max),
+        body_bytes_max=whole("INTERLOCK_BODY_BYTES_MAX", default.body_bytes_max),
+        head_timeout_s=whole("INTERLOCK_HEAD_TIMEOUT_S", default.head_timeout_s),
+        body_timeout_s=whole("INTERLOCK_BODY_TIMEOUT_S", default.body_timeout_s),
+        idle_timeout_s=whole("INTERLOCK_IDLE_TIMEOUT_S", default.idle_timeout_s),
+        write_timeout_s=whole("INTERLOCK_WRITE_TIMEOUT_S", default.write_timeout_s),
+        pipeline_max=whole("INTERLOCK_PIPELINE_MAX", default.pipeline_max),
+    )
+
+
+def _required(environ: Mapping[str, str], name: str) -> str:
+    value = environ.get(name, "").strip()
+    if not value:
+        raise ConfigError(f"{name} is not set")
+    return value
+
+
+def _url(environ: Mapping[str, str], name: str, schemes: tuple[str, ...]) -> str:
+    value = _required(environ, name)
+    if not value.startswith(schemes):
+        raise ConfigError(f"{name} must begin with one of {', '.join(schemes)}: {value!r}")
+    return value.rstrip("/")
+
+
+def _bind(value: str) -> tuple[str, int]:
+    host, separator, port = value.rpartition(":")
+    if not separator or not host or not port.isdecimal() or int(port) > 65_535:
+        raise ConfigError(f"INTERLOCK_BIND must be host:port, not {value!r}")
+    return host.strip("[]"), int(port)
+
+
+def _positive(environ: Mapping[str, str], name: str, kind: Callable[[str], T], default: T) -> T:
+    text = environ.get(name, "").strip()
+    if not text:
+        return default
+    try:
+        value = kind(text)
+    except ValueError:
+        raise ConfigError(f"{name} must be a number, not {text!r}") from None
+    if not 0 < value < float("inf"):  # type: ignore[operator]
+        raise ConfigError(f"{name} must be greater than nought, not {text!r}")
+    return value

@@ -1,0 +1,184 @@
+"""Every Triton datatype: how its JSON values become bytes, and its bytes JSON.
+
+Bytes are little-endian and row-major, as in the binary-tensor extension. The struct module packs
+a row of plain Python numbers faster than numpy does, and it refuses what is no number.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from dataplane.errors import Refusal, bad_request
+
+
+@dataclass(frozen=True)
+class Datatype:
+    """`size` in bytes of one element, nought for BYTES; `code` as in struct."""
+
+    name: str
+    size: int
+    code: str
+    dtype: str
+
+
+DATATYPES = {
+    datatype.name: datatype
+    for datatype in (
+        Datatype("BOOL", 1, "?", "?"),
+        Datatype("UINT8", 1, "B", "u1"),
+        Datatype("UINT16", 2, "H", "<u2"),
+        Datatype("UINT32", 4, "I", "<u4"),
+        Datatype("UINT64", 8, "Q", "<u8"),
+        Datatype("INT8", 1, "b", "i1"),
+        Datatype("INT16", 2, "h", "<i2"),
+        Datatype("INT32", 4, "i", "<i4"),
+        Datatype("INT64", 8, "q", "<i8"),
+        Datatype("FP16", 2, "e", "<f2"),
+        Datatype("BF16", 2, "f", "<f4"),
+        Datatype("FP32", 4, "f", "<f4"),
+        Datatype("FP64", 8, "d", "<f8"),
+        Datatype("BYTES", 0, "", ""),
+    )
+}
+_KINDS = {str: "a string", bool: "a boolean", list: "a list", dict: "an object", type(None): "null"}
+_LENGTH = struct.Struct("<I")
+
+
+class NotJson(ValueError):
+    """Values of an output that JSON cannot carry, such as NaN; the message says which."""
+
+
+@lru_cache(maxsize=512)
+def _packer(code: str, count: int) -> struct.Struct:
+    return struct.Struct(f"<{count}{code}")
+
+
+def pack(name: str, datatype: Datatype, values: list[object], *, booleans: bool) -> bytes:
+    """Return the bytes of JSON `values` for the input `name`.
+
+    `booleans` says that `true` or `false` stands somewhere in the document, so that numbers must
+    be told from booleans one by one: struct takes either. Raises Refusal, naming the element.
+    """
+    if datatype.size == 0:
+        return _pack_strings(name, values)
+    if datatype.code == "?":
+        if not set(map(type, values)) <= {bool}:
+            raise _wrong_element(name, datatype, values)
+        return bytes(values)  # type: ignore[arg-type]
+    try:
+        packed = _packer(datatype.code, len(values)).pack(*values)
+    except (struct.error, OverflowError):
+        raise _wrong_element(name, datatype, values) from None
+    if booleans and bool in set(map(type, values)):
+        raise _wrong_element(name, datatype, values)
+    return packed if datatype.name != "BF16" else _to_bf16(packed)
+
+
+def _pack_strings(name: str, values: list[object]) -> bytes:
+    pieces = []
+    for value in values:
+        if type(value) is not str:
+            raise _wrong_element(name, DATATYPES["BYTES"], values)
+        data = value.encode()
+        pieces.append(_LENGTH.pack(len(data)))
+        pieces.append(data)
+    return b"".join(pieces)
+
+
+def _to_bf16(packed: bytes) -> bytes:
+    """Round float32 bytes to bfloat16, to nearest, ties to even."""
+    bits = np.frombuffer(packed, "<u4").astype(np.uint64)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2").tobytes()
+
+
+def _wrong_element(name: str, datatype: Datatype, values: Sequence[object]) -> Refusal:
+    for index, value in enumerate(values):
+        problem = _problem(datatype, value)
+        if problem:
+            return bad_request(
+                "wrong_data", f"input {name!r}: element {index} {problem}, expected {datatype.name}"
+            )
+    return bad_request("wrong_data", f"input {name!r}: not {datatype.name} data")
+
+
+def _problem(datatype: Datatype, value: object) -> str | None:
+    """Say what is wrong with one JSON value, or return None where it is right."""
+    kind = _KINDS.get(type(value))
+    if datatype.name == "BYTES":
+        return None if kind == "a string" else f"is {kind or 'a number'}"
+    if datatype.name == "BOOL":
+        return None if kind == "a boolean" else f"is {kind or 'a number'}"
+    if kind is not None:
+        return f"is {kind}"
+    try:
+        _packer(datatype.code, 1).pack(value)
+    except OverflowError:
+        return f"is {value}, out of range"
+    except struct.error:
+        fraction = isinstance(value, float)
+        return f"is {value}, not a whole number" if fraction else f"is {value}, out of range"
+    return None
+
+
+def check_strings(name: str, data: memoryview | bytes, count: int) -> None:
+    """Refuse binary BYTES data that does not hold exactly `count` length-prefixed elements."""
+    at = found = 0
+    while at + 4 <= len(data) and found < count:
+        at += 4 + int(_LENGTH.unpack_from(data, at)[0])
+        found += 1
+    if at != len(data) or found != count:
+        raise bad_request(
+            "wrong_data", f"input {name!r}: binary data is not {count} length-prefixed elements"
+        )
+
+
+def split_strings(data: memoryview | bytes) -> list[bytes]:
+    """Return the elements of BYTES data, each with its length before it."""
+    pieces = []
+    at = 0
+    while at < len(data):
+        end = at + 4 + int(_LENGTH.unpack_from(data, at)[0])
+        pieces.append(bytes(data[at:end]))
+        at = end
+    return pieces
+
+
+def rows_json(name: str, datatype: Datatype, data: memoryview | bytes, rows: int) -> list[bytes]:
+    """Return, for each of `rows` rows, its elements as JSON, separated by commas, no brackets.
+
+    Encoded once for a whole batch and then sliced: that is what makes an answer cheap.
+    Raises NotJson.
+    """
+    if rows == 0:
+        return []
+    if datatype.size == 0:
+        return _string_rows(name, data, rows)
+    text = orjson.dumps(
+        as_array(datatype, data).reshape(rows, -1), option=orjson.OPT_SERIALIZE_NUMPY
+    )
+    if b"null" in text:
+        raise NotJson(f"output {name!r} holds NaN or infinity; ask for it as binary data")
+    return text[2:-2].split(b"],[")
+
+
+def as_array(datatype: Datatype, data: memoryview | bytes) -> NDArray[np.generic]:
+    """Return the elements as a flat array; BF16 is widened to float32."""
+    if datatype.name == "BF16":
+        return (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4")
+    return np.frombuffer(data, datatype.dtype)
+
+
+def _string_rows(name: str, data: memoryview | bytes, rows: int) -> list[bytes]:
+    try:
+        texts = [orjson.dumps(piece[4:].decode()) for piece in split_strings(data)]
+    except UnicodeDecodeError:
+        raise NotJson(f"output {name!r} is not UTF-8; ask for it as binary data") from None
+    width = len(texts) // rows
+    return [b",".join(texts[row * width : (row + 1) * width]) for row in range(rows)]

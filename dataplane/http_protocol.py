@@ -1,0 +1,442 @@
+"""HTTP/1.1 for one client connection: bytes in, exchanges out, answers back in order.
+
+It keeps three promises: answers leave in the order of their requests, whatever order the
+application finishes them in; whatever a client may send or not read is bounded; a fault in the
+bytes ends this connection with an answer and touches no other. It must not block, and it knows
+nothing of what is being served: the application is a callable that takes an `Exchange`.
+"""
+
+from __future__ import annotations
+
+from asyncio import Event, Protocol, Transport
+from collections import deque
+from collections.abc import Callable
+from typing import cast
+
+import httptools
+
+from dataplane.config import Limits
+from dataplane.errors import Refusal
+
+REASONS = {
+    200: b"OK",
+    202: b"Accepted",
+    400: b"Bad Request",
+    404: b"Not Found",
+    405: b"Method Not Allowed",
+    408: b"Request Timeout",
+    413: b"Content Too Large",
+    415: b"Unsupported Media Type",
+    417: b"Expectation Failed",
+    431: b"Request Header Fields Too Large",
+    500: b"Internal Server Error",
+    501: b"Not Implemented",
+    502: b"Bad Gateway",
+    503: b"Service Unavailable",
+    504: b"Gateway Timeout",
+}
+JSON = b"content-type: application/json\r\n"
+_STATUS_LINES = {
+    status: b"HTTP/1.1 %d %s\r\n" % (status, reason) for status, reason in REASONS.items()
+}
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_CLOSE = b"connection: close\r\n"
+_KEEP_ALIVE = b"connection: keep-alive\r\n"
+# How long a connection that was refused may go on sending before it is cut, so that its client
+# gets to read the answer instead of a reset.
+_LINGER_S = 2
+
+
+class Server:
+    """What the connections of one listener share: the application, the limits and a coarse clock.
+
+    `tick` is called once a second and cuts the connections that are too slow, so that no request
+    pays for a timer of its own.
+    """
+
+    def __init__(self, application: Callable[[Exchange], None], limits: Limits) -> None:
+        # Called with each complete request; it answers now or later through `Exchange.respond`.
+        self.application = application
+        # The bounds that hold for each connection.
+        self.limits = limits
+        # Every open connection, for the sweep and for the stop.
+        self.connections: set[HttpConnection] = set()
+        # Whole seconds since the start: the clock of the time limits.
+        self.now_s = 0
+        # The `date` line, renewed with each tick.
+        self.date = b""
+        # Connections beyond this count are closed as they come.
+        self.connections_max = 4_096
+        # Set when the stop began: each connection closes after its last answer.
+        self.stopping = False
+        # Set when a connection is lost.
+        self._lost = Event()
+
+    async def emptied(self) -> None:
+        """Wait until the last connection is gone."""
+        while self.connections:
+            self._lost.clear()
+            await self._lost.wait()
+
+    def lost(self, connection: HttpConnection) -> None:
+        """Forget a connection that is gone."""
+        self.connections.discard(connection)
+        self._lost.set()
+
+    def tick(self, date: bytes) -> None:
+        """Advance the clock by one second; `date` is an IMF-fixdate, or empty to send none."""
+        self.now_s += 1
+        self.date = b"date: %s\r\n" % date if date else b""
+        for connection in list(self.connections):
+            connection.check_time(self.now_s)
+
+    def stop(self) -> None:
+        """Close idle connections now and the others after the answers they wait for."""
+        self.stopping = True
+        for connection in list(self.connections):
+            connection.close_when_idle()
+
+
+class Exchange:
+    """One request and the place for its answer."""
+
+    __slots__ = (
+        "_connection",
+        "answer",
+        "body",
+        "headers",
+        "keep_alive",
+        "legacy",
+        "method",
+        "target",
+    )
+
+    def __init__(self, connection: HttpConnection) -> None:
+        # The connection that carries the answer.
+        self._connection = connection
+        # The bytes of the answer, kept here while an earlier request is still unanswered.
+        self.answer: bytes | None = None
+        self.method = b""
+        # The request target as it came: path and query.
+        self.target = b""
+        # Names in lower case; of a repeated header the last one.
+        self.headers: dict[bytes, bytes] = {}
+        self.body = b""
+        self.keep_alive = True
+        # An HTTP/1.0 client, who must be told that the connection stays.
+        self.legacy = False
+
+    @property
+    def gone(self) -> bool:
+        """True when the client hung up, so that nobody waits for the answer."""
+        return self._connection.transport is None
+
+    def respond(self, status: int, body: bytes, headers: bytes = JSON) -> None:
+        """Answer with `headers`, complete lines that end in CRLF. Later calls do nothing."""
+        if self.answer is not None:
+            return
+        connection = self._connection
+        if not self.keep_alive or connection.server.stopping:
+            self.keep_alive = False
+            headers += _CLOSE
+        elif self.legacy:
+            headers += _KEEP_ALIVE
+        self.answer = b"%b%b%bcontent-length: %d\r\n\r\n%b" % (
+            _STATUS_LINES[status],
+            connection.server.date,
+            headers,
+            len(body),
+            b"" if self.method == b"HEAD" else body,
+        )
+        connection.answered(self)
+
+    def refuse(self, refusal: Refusal, headers: bytes = b"") -> None:
+        """Answer with the JSON of `refusal`."""
+        self.respond(refusal.status, refusal.body(), JSON + headers + refusal.headers())
+
+
+class HttpConnection(Protocol):
+    """The protocol of one connection; httptools calls the `on_…` methods."""
+
+    __slots__ = (
+        "_body",
+        "_body_bytes",
+        "_current",
+        "_deaf",
+        "_head_bytes",
+        "_in_head",
+        "_parser",
+        "_pending",
+        "_read_paused",
+        "_refused",
+        "_since_s",
+        "_wants_continue",
+        "_write_paused",
+        "server",
+        "transport",
+    )
+
+    def __init__(self, server: Server) -> None:
+        # What all connections share.
+        self.server = server
+        # None before the connection is made and after it is lost.
+        self.transport: Transport | None = None
+        # The incremental parser, which calls back into this object.
+        self._parser = httptools.HttpRequestParser(self)
+        # Requests that are not answered yet, or whose answer must wait for an earlier one.
+        self._pending: deque[Exchange] = deque()
+        # The request that is being read.
+        self._current: Exchange | None = None
+        # The pieces of its body so far, and their length.
+        self._body: list[bytes] = []
+        self._body_bytes = 0
+        # The length of its head so far, as far as it is known.
+        self._head_bytes = 0
+        # True between the first byte of a request and the end of its head.
+        self._in_head = False
+        # The client waits for leave to send the body.
+        self._wants_continue = False
+        # Set once nothing more will be read: after a refusal, or the last request.
+        self._deaf = False
+        # The bytes were refused, so the client may still be sending when it is answered.
+        self._refused = False
+        # When the present phase (idle, head, body, blocked write) began, on the server's clock.
+        self._since_s = 0
+        # The client does not read its answers, so we do not read its requests.
+        self._write_paused = False
+        # The transport is not reading at present.
+        self._read_paused = False
+
+    # --- asyncio calls these -------------------------------------------------------------------
+
+    def connection_made(self, transport: object) -> None:
+        self.transport = cast(Transport, transport)
+        self._since_s = self.server.now_s
+        if len(self.server.connections) >= self.server.connections_max or self.server.stopping:
+            self.transport.abort()
+        self.server.connections.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.server.lost(self)
+        self.transport = None
+        self._pending.clear()
+
+    def data_received(self, data: bytes) -> None:
+        if self._deaf:
+            return
+        head_before = self._current if self._in_head else None
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            pass  # The request itself was delivered, and the connection closes after its answer.
+        except httptools.HttpParserError as error:
+            if not self._deaf:
+                self._refuse(_refusal_of(error))
+            return
+        if self._in_head and self._current is head_before:
+            # The parser shows a header line when it is whole, so its pieces are counted here.
+            self._head_bytes += len(data)
+            if self._head_bytes > self.server.limits.head_bytes_max:
+                self._refuse(_HEAD_TOO_LARGE)
+        self._balance()
+
+    def eof_received(self) -> bool:
+        """Return True (stay open for writing) while answers are owed to a half-closed client."""
+        if self._current is not None and not self._deaf:
+            self._refuse(Refusal(400, "malformed_http", "the request ends before its end"))
+        self._deaf = True
+        if self._pending:
+            self._pending[-1].keep_alive = False
+            return True
+        return False
+
+    def pause_writing(self) -> None:
+        self._write_paused = True
+        self._since_s = self.server.now_s
+        self._balance()
+
+    def resume_writing(self) -> None:
+        self._write_paused = False
+        self._since_s = self.server.now_s
+        self._balance()
+
+    # --- httptools calls these -----------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        self._current = Exchange(self)
+        self._head_bytes = 0
+        self._in_head = True
+        self._since_s = self.server.now_s
+
+    def on_url(self, url: bytes) -> None:
+        assert self._current is not None
+        self._current.target += url
+        if len(self._current.target) > self.server.limits.head_bytes_max:
+            raise _HEAD_TOO_LARGE
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        current = self._current
+        assert current is not None
+        headers = current.headers
+        if not self._in_head:
+            return  # A trailer of a chunked body: nothing of ours is ever in one.
+        self._head_bytes += len(name) + len(value) + 4
+        limits = self.server.limits
+        if self._head_bytes > limits.head_bytes_max or len(headers) >= limits.headers_max:
+            raise _HEAD_TOO_LARGE
+        headers[name.lower()] = value
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        current = self._current
+        assert current is not None
+        headers = current.headers
+        if self._parser.get_http_version() != "1.1":
+            current.legacy = True
+        elif b"host" not in headers:
+            raise Refusal(400, "malformed_http", "an HTTP/1.1 request needs a Host header")
+        length = headers.get(b"content-length")
+        if length is not None and int(length) > self.server.limits.body_bytes_max:
+            raise _body_too_large(self.server.limits)
+        coding = headers.get(b"transfer-encoding")
+        if coding is not None and coding.lower() != b"chunked":
+            raise Refusal(501, "unknown_coding", "the only transfer coding known is chunked")
+        if b"expect" in headers and not current.legacy:
+            self._expect(headers[b"expect"])
+
+    def on_body(self, data: bytes) -> None:
+        self._body_bytes += len(data)
+        if self._body_bytes > self.server.limits.body_bytes_max:
+            raise _body_too_large(self.server.limits)
+        self._body.append(data)
+
+    def on_message_complete(self) -> None:
+        current = self._current
+        assert current is not None
+        parser = self._parser
+        current.method = parser.get_method()
+        if not parser.should_keep_alive() or b"upgrade" in current.headers:
+            current.keep_alive = False
+            self._deaf = True
+        body = self._body
+        if body:
+            current.body = body[0] if len(body) == 1 else b"".join(body)
+            self._body = []
+            self._body_bytes = 0
+        self._current = None
+        self._wants_continue = False
+        self._since_s = self.server.now_s
+        self._pending.append(current)
+        self.server.application(current)
+
+    # --- the rest ------------------------------------------------------------------------------
+
+    def answered(self, exchange: Exchange) -> None:
+        """Send the answer of `exchange`, and those behind it, when it is their turn."""
+        pending = self._pending
+        transport = self.transport
+        if transport is None or not pending or pending[0] is not exchange:
+            return
+        while pending and (answer := pending[0].answer) is not None:
+            done = pending.popleft()
+            transport.write(answer)
+            if not done.keep_alive:
+                pending.clear()
+                self._finish(transport)
+                return
+        if self._wants_continue and not pending:
+            self._allow_body()
+        if self._read_paused:
+            self._balance()
+        if not pending:
+            self._since_s = self.server.now_s
+
+    def close_when_idle(self) -> None:
+        """Close at once unless an answer is owed or a request is half read."""
+        if self.transport is not None and not self._pending and self._current is None:
+            self.transport.close()
+
+    def check_time(self, now_s: int) -> None:
+        """Cut or refuse a connection that stayed in its present phase beyond the limit."""
+        limits = self.server.limits
+        waited_s = now_s - self._since_s
+        if self.transport is None:
+            return
+        if self._write_paused:
+            if waited_s > limits.write_timeout_s:
+                self.transport.abort()
+        elif self._pending:
+            return
+        elif self._deaf:
+            if waited_s > _LINGER_S:
+                self.transport.abort()
+        elif self._current is None:
+            if waited_s > limits.idle_timeout_s:
+                self.transport.close()
+        elif waited_s > (limits.head_timeout_s if self._in_head else limits.body_timeout_s):
+            self._refuse(Refusal(408, "request_timeout", "the request took too long to arrive"))
+
+    def _expect(self, value: bytes) -> None:
+        if value.lower() != b"100-continue":
+            raise Refusal(417, "expectation_failed", "the only expectation known is 100-continue")
+        if self._pending:
+            self._wants_continue = True
+        else:
+            self._allow_body()
+
+    def _allow_body(self) -> None:
+        self._wants_continue = False
+        if self.transport is not None:
+            self.transport.write(_CONTINUE)
+
+    def _refuse(self, refusal: Refusal) -> None:
+        """Answer the bytes that were just read with an error, after the answers still owed."""
+        exchange = Exchange(self)
+        exchange.keep_alive = False
+        self._current = None
+        self._body = []
+        self._deaf = True
+        self._refused = True
+        self._pending.append(exchange)
+        exchange.refuse(refusal)
+
+    def _finish(self, transport: Transport) -> None:
+        """Close. A client that is still sending is heard out for a while, or a reset would eat
+        the answer that says why it was refused.
+        """
+        self._deaf = True
+        self._since_s = self.server.now_s
+        if self._refused and transport.can_write_eof():
+            transport.write_eof()
+        else:
+            transport.close()
+
+    def _balance(self) -> None:
+        """Read only while the client takes its answers and owes us no more than the bound."""
+        transport = self.transport
+        if transport is None:
+            return
+        full = self._write_paused or len(self._pending) >= self.server.limits.pipeline_max
+        if full and not self._read_paused:
+            self._read_paused = True
+            transport.pause_reading()
+        elif not full and self._read_paused:
+            self._read_paused = False
+            transport.resume_reading()
+
+
+_HEAD_TOO_LARGE = Refusal(431, "head_too_large", "the request line and headers are too large")
+
+
+def _body_too_large(limits: Limits) -> Refusal:
+    return Refusal(413, "body_too_large", f"the body is over {limits.body_bytes_max} bytes")
+
+
+def _refusal_of(error: Exception) -> Refusal:
+    """Return the refusal that a callback raised, or the one for malformed bytes."""
+    cause = error.__context__
+    if isinstance(cause, Refusal):
+        return cause
+    if isinstance(error, httptools.HttpParserCallbackError) and cause is not None:
+        raise error
+    return Refusal(400, "malformed_http", f"not an HTTP/1.1 request: {error}")

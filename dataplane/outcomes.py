@@ -1,0 +1,97 @@
+"""Reads `POST /outcomes`: one outcome or a list, each checked; one fault refuses the request whole.
+
+Refused whole, a client corrects it and sends it again without asking which part was taken; the
+`event_id` makes a repetition harmless.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from math import isfinite
+
+import orjson
+
+from contract.messages import Outcome
+from dataplane.errors import Refusal, bad_request
+
+OUTCOMES_MAX = 1_000
+METRIC_LENGTH_MAX = 100
+ID_LENGTH_MAX = 256
+_FIELDS = {"unit_id", "metric", "value", "occurred_at", "event_id"}
+
+
+def read_outcomes(body: bytes, now_ms: int, new_id: Callable[[], str]) -> list[Outcome]:
+    """Return the outcomes in `body`; `new_id` names those that bring no `event_id`.
+
+    Raises Refusal with one entry per faulty item.
+    """
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise bad_request("malformed_json", f"the body is not JSON: {error}") from None
+    items = document if type(document) is list else [document]
+    if len(items) > OUTCOMES_MAX:
+        raise Refusal(
+            413, "too_many_outcomes", f"{len(items)} outcomes; one request takes {OUTCOMES_MAX}"
+        )
+    outcomes = []
+    faults: list[dict[str, object]] = []
+    for index, item in enumerate(items):
+        try:
+            outcomes.append(_read(item, now_ms, new_id))
+        except ValueError as error:
+            faults.append({"index": index, "error": str(error)})
+    if faults:
+        raise Refusal(
+            400,
+            "invalid_outcome",
+            f"{len(faults)} of {len(items)} outcomes are invalid: {faults[0]['error']}",
+            details=faults,
+        )
+    return outcomes
+
+
+def _read(item: object, now_ms: int, new_id: Callable[[], str]) -> Outcome:
+    if type(item) is not dict:
+        raise ValueError("an outcome must be an object")
+    unknown = item.keys() - _FIELDS
+    if unknown:
+        raise ValueError(f"unknown field {min(unknown)!r}")
+    event_id = item.get("event_id")
+    return Outcome(
+        event_id=new_id() if event_id is None else _text(item, "event_id", ID_LENGTH_MAX),
+        unit_id=_text(item, "unit_id", ID_LENGTH_MAX),
+        metric=_text(item, "metric", METRIC_LENGTH_MAX),
+        value=_value(item.get("value")),
+        occurred_at_ms=_instant(item.get("occurred_at"), now_ms),
+    )
+
+
+def _text(item: dict[str, object], field: str, length_max: int) -> str:
+    value = item.get(field)
+    if type(value) is int:
+        value = str(value)
+    if type(value) is not str or not 0 < len(value) <= length_max:
+        raise ValueError(f"{field!r} must be a string of 1 to {length_max} characters")
+    return value
+
+
+def _value(value: object) -> float:
+    if not isinstance(value, (int, float)) or not isfinite(value):
+        raise ValueError("'value' must be a number or a boolean")
+    return float(value)
+
+
+def _instant(value: object, now_ms: int) -> int:
+    if value is None:
+        return now_ms
+    if type(value) is not str:
+        raise ValueError("'occurred_at' must be an ISO 8601 string")
+    try:
+        at = datetime.fromisoformat(value)
+    except ValueError:
+        raise ValueError(f"'occurred_at' is no ISO 8601 instant: {value[:40]!r}") from None
+    if at.tzinfo is None:
+        raise ValueError("'occurred_at' needs a time zone, such as a final Z")
+    return int(at.timestamp() * 1000)

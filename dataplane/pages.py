@@ -1,0 +1,131 @@
+"""The page at `/metrics`: which numbers it shows, and under which names."""
+
+from __future__ import annotations
+
+import time
+
+from dataplane.heartbeat import Heartbeat
+from dataplane.metrics import Labels, Page, VersionStats
+from dataplane.serving import Serving, VersionRuntime
+from dataplane.stream import Publisher
+from dataplane.sync import Sync
+
+Row = tuple[Labels, VersionStats, VersionRuntime | None]
+
+
+def metrics_page(
+    serving: Serving, publisher: Publisher, sync: Sync, heartbeats: list[Heartbeat]
+) -> bytes:
+    """Return the text of a scrape."""
+    page = Page()
+    rows: list[Row] = [
+        ((("model_name", name), ("model_version", version)), stats, runtime)
+        for name, version, stats, runtime in serving.stats()
+    ]
+    _add_versions(page, rows)
+    _add_queues(page, rows)
+    _add_instance(page, serving, publisher, sync, heartbeats)
+    return page.text()
+
+
+def _add_versions(page: Page, rows: list[Row]) -> None:
+    page.histograms(
+        "model_inference_latency_seconds",
+        "Time from a request's arrival to its answer.",
+        [(labels, stats.latency) for labels, stats, _ in rows],
+    )
+    page.family(
+        "model_predictions_total",
+        "counter",
+        "Requests by version and status.",
+        [
+            ((*labels, ("status", status)), value)
+            for labels, stats, _ in rows
+            for status, value in sorted(stats.predictions.items())
+        ],
+    )
+    page.histograms(
+        "model_batch_size",
+        "Rows of each batch sent to the version.",
+        [(labels, stats.batch_size) for labels, stats, _ in rows],
+    )
+    page.family(
+        "interlock_fallbacks_total",
+        "counter",
+        "Requests that the version failed and stable was asked to answer.",
+        [
+            ((*labels, ("reason", reason)), value)
+            for labels, stats, _ in rows
+            for reason, value in sorted(stats.fallbacks.items())
+        ],
+    )
+
+
+def _add_queues(page: Page, rows: list[Row]) -> None:
+    live = [(labels, stats, runtime) for labels, stats, runtime in rows if runtime is not None]
+    page.family(
+        "interlock_queue_rows",
+        "gauge",
+        "Rows that wait for a batch of the version.",
+        [(labels, runtime.batcher.waiting_rows) for labels, _, runtime in live],
+    )
+    page.family(
+        "interlock_batches_in_flight",
+        "gauge",
+        "Batches of the version under way.",
+        [(labels, runtime.batcher.in_flight) for labels, _, runtime in live],
+    )
+    page.family(
+        "interlock_breaker_state",
+        "gauge",
+        "Circuit breaker: 0 closed, 1 half-open, 2 open.",
+        [(labels, runtime.breaker.state.value) for labels, _, runtime in live],
+    )
+    page.family(
+        "interlock_breaker_trips_total",
+        "counter",
+        "How often the circuit breaker opened.",
+        [(labels, stats.trips) for labels, stats, _ in live],
+    )
+
+
+def _add_instance(
+    page: Page, serving: Serving, publisher: Publisher, sync: Sync, heartbeats: list[Heartbeat]
+) -> None:
+    page.family(
+        "interlock_table_generation",
+        "gauge",
+        "Generation of the routing table applied, 0 before the first.",
+        [((), serving.generation)],
+    )
+    if sync.confirmed_at is not None:
+        page.family(
+            "interlock_table_age_seconds",
+            "gauge",
+            "Time since the control plane last confirmed the table.",
+            [((), round(time.monotonic() - sync.confirmed_at, 3))],
+        )
+    page.family(
+        "interlock_table_refusals_total", "counter", "Tables refused.", [((), sync.refusals)]
+    )
+    page.family(
+        "interlock_telemetry_dropped_total",
+        "counter",
+        "Messages given up because the spool was full, by stream.",
+        [((("stream", stream),), value) for stream, value in sorted(publisher.dropped.items())],
+    )
+    page.family(
+        "interlock_spool_bytes", "gauge", "Bytes that wait on disk.", [((), publisher.spool_bytes)]
+    )
+    page.family(
+        "interlock_loop_failures_total",
+        "counter",
+        "Turns of a background loop that failed.",
+        [((("loop", item.name),), item.failures) for item in heartbeats],
+    )
+    page.family(
+        "interlock_loop_age_seconds",
+        "gauge",
+        "Time since a background loop last turned.",
+        [((("loop", item.name),), round(item.age_s, 3)) for item in heartbeats],
+    )

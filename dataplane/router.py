@@ -1,0 +1,109 @@
+"""Which version answers a request: a pure function of the table, the model and the unit.
+
+Decisions are made once per table and handed out; a request costs one hash. A version with weight
+nought gets nothing, and raising a canary's weight moves no unit back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import randrange
+
+from contract.bucketing import BUCKETS, bucket
+from contract.routing import CANARY, EXPLICIT, STABLE, CanarySplit, ExperimentSplit, ModelRoute
+from dataplane.errors import Refusal, unavailable
+
+Draw = Callable[[int], int]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Decision:
+    """Who answers. `split` is empty outside one; `experiment` says that exposures are due."""
+
+    version: str
+    variant: str
+    split: str
+    generation: int
+    experiment: bool = False
+
+
+class Router:
+    """Decides for one model under one generation of the table."""
+
+    __slots__ = ("_canary", "_explicit", "_generation", "_model", "_name", "_stable", "_variants")
+
+    def __init__(self, name: str, model: ModelRoute, generation: int) -> None:
+        self._name = name
+        self._model = model
+        self._generation = generation
+        split = model.split
+        canary = split if isinstance(split, CanarySplit) else None
+        # Both sides of a canary carry its id, so that they are compared with each other.
+        self._stable = (
+            Decision(model.stable, STABLE, canary.id if canary else "", generation)
+            if model.stable is not None
+            else None
+        )
+        self._canary = Decision(canary.version, CANARY, canary.id, generation) if canary else None
+        self._variants = _variants(split, generation)
+        # Filled as versions are asked for by name.
+        self._explicit: dict[str, Decision] = {}
+
+    @property
+    def stable(self) -> Decision | None:
+        """The decision that gets what no split claims, and what falls back."""
+        return self._stable
+
+    def decide(self, unit: str | None, draw: Draw = randrange) -> Decision:
+        """Return who answers `unit`; without one, `draw(10000)` stands in for each bucket.
+
+        Raises Refusal (503) for a model without a stable version.
+        """
+        stable = self._stable
+        if stable is None:
+            raise unavailable("no_stable_version", f"model {self._name!r} has no stable version", 5)
+        split = self._model.split
+        if split is None:
+            return stable
+        if isinstance(split, CanarySplit):
+            point = bucket(split.salt, unit) if unit is not None else draw(BUCKETS)
+            assert self._canary is not None
+            return self._canary if point < split.weight_bp else stable
+        if unit is not None:
+            variant = split.variant_of(unit)
+            return self._variants[variant.name] if variant is not None else stable
+        if draw(BUCKETS) >= split.coverage_bp:
+            return stable
+        return self._drawn_variant(split, draw(BUCKETS))
+
+    def explicit(self, version: str) -> Decision:
+        """Return the decision for a request that names its version, past any split.
+
+        Raises Refusal (404) for a version that is not served.
+        """
+        decision = self._explicit.get(version)
+        if decision is None:
+            if version not in self._model.versions:
+                raise Refusal(
+                    404, "version_not_found", f"model {self._name!r} has no version {version!r}"
+                )
+            decision = Decision(version, EXPLICIT, "", self._generation)
+            self._explicit[version] = decision
+        return decision
+
+    def _drawn_variant(self, split: ExperimentSplit, point: int) -> Decision:
+        for variant in split.variants:
+            point -= variant.weight_bp
+            if point < 0:
+                return self._variants[variant.name]
+        raise AssertionError("variant weights of a checked table sum to all buckets")
+
+
+def _variants(split: CanarySplit | ExperimentSplit | None, generation: int) -> dict[str, Decision]:
+    if not isinstance(split, ExperimentSplit):
+        return {}
+    return {
+        variant.name: Decision(variant.version, variant.name, split.id, generation, True)
+        for variant in split.variants
+    }

@@ -1,0 +1,249 @@
+"""What the applied routing table means at run time: codecs, routers, batchers, breakers.
+
+A table is applied by replacing one reference. Whatever costs something is made when a model is
+first asked for, so that a table of ten thousand models applies at once. Batchers and breakers of a
+version outlive the table while nothing about the version changed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import orjson
+
+from contract.messages import BreakerTrip
+from contract.routing import CanarySplit, ModelRoute, RoutingTable
+from dataplane.batching import Batcher
+from dataplane.breaker import Breaker
+from dataplane.codec import Codec
+from dataplane.errors import Refusal, unavailable
+from dataplane.http_protocol import JSON
+from dataplane.metrics import VersionStats
+from dataplane.router import Decision, Router
+from dataplane.telemetry import DEFAULT_INTERVAL_S, Counter, Telemetry
+from dataplane.triton import Triton
+
+TRIPS_MAX = 1_000
+# The part of a request's time that a version with a fallback may use.
+FIRST_ATTEMPT = 0.75
+
+
+@dataclass(slots=True)
+class VersionRuntime:
+    """The queue and the breaker of one version; `origin` is all that they depend on."""
+
+    origin: tuple[object, ...]
+    batcher: Batcher
+    breaker: Breaker
+    stats: VersionStats
+
+
+@dataclass(slots=True, eq=False)
+class Lane:
+    """Everything that a request needs once its decision is made.
+
+    `fallback` is where it goes when this version fails it, None where there is nowhere to go.
+    """
+
+    decision: Decision
+    runtime: VersionRuntime
+    counter: Counter
+    head: bytes
+    provenance: bytes
+    headers: bytes
+    binary_headers: bytes
+    fallback: Lane | None
+
+
+@dataclass(slots=True, eq=False)
+class LiveModel:
+    """One model under one generation."""
+
+    name: str
+    route: ModelRoute
+    codec: Codec
+    router: Router
+    unit_header: bytes
+    timeout_s: float
+    lanes: dict[Decision, Lane] = field(default_factory=dict)
+
+
+class Serving:
+    """Holds the applied table and makes lanes from it."""
+
+    def __init__(
+        self,
+        triton: Triton,
+        telemetry: Telemetry,
+        loop: asyncio.AbstractEventLoop,
+        in_flight_max: int,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._triton = triton
+        self._telemetry = telemetry
+        self._loop = loop
+        # Batches that may be under way for one version.
+        self._in_flight_max = in_flight_max
+        # Unix seconds, for the reports of trips.
+        self._wall_clock = wall_clock
+        # The table that requests are answered from; None before the first.
+        self.table: RoutingTable | None = None
+        # Models that were asked for since the table was applied.
+        self._models: dict[str, LiveModel] = {}
+        # Versions that were asked for, over tables.
+        self._versions: dict[tuple[str, str], VersionRuntime] = {}
+        # Counters over the life of the process, for versions of the table.
+        self._stats: dict[tuple[str, str], VersionStats] = {}
+        # The breakers' trips since this boot, the latest per (model, version, generation).
+        self._trips: dict[tuple[str, str, int], BreakerTrip] = {}
+
+    @property
+    def generation(self) -> int:
+        """The generation applied, nought before the first table."""
+        return self.table.generation if self.table is not None else 0
+
+    @property
+    def trips(self) -> tuple[BreakerTrip, ...]:
+        return tuple(self._trips.values())
+
+    def apply(self, table: RoutingTable) -> None:
+        """Serve from `table` from the next request on."""
+        self.table = table
+        self._models = {}
+        for key in [key for key in self._versions if not _serves(table, key)]:
+            del self._versions[key]
+        for key in [key for key in self._stats if not _serves(table, key)]:
+            del self._stats[key]
+        used = {address for cluster in table.clusters.values() for address in cluster.endpoints}
+        self._triton.keep_only(used)
+
+    def model(self, name: str) -> LiveModel:
+        """Return the model `name`. Raises Refusal (404, or 503 before the first table)."""
+        model = self._models.get(name)
+        return model if model is not None else self._make_model(name)
+
+    def lane(self, model: LiveModel, decision: Decision) -> Lane:
+        """Return the lane of `decision`."""
+        lane = model.lanes.get(decision)
+        return lane if lane is not None else self._make_lane(model, decision)
+
+    def stats(self) -> Iterator[tuple[str, str, VersionStats, VersionRuntime | None]]:
+        """Yield the counters of each version that was asked for."""
+        for (name, version), stats in self._stats.items():
+            yield name, version, stats, self._versions.get((name, version))
+
+    def _make_model(self, name: str) -> LiveModel:
+        table = self.table
+        if table is None:
+            raise unavailable("no_routing_table", "no routing table has arrived yet", 2)
+        route = table.models.get(name)
+        if route is None:
+            raise Refusal(404, "model_not_found", f"unknown model {name!r}")
+        rows_max = route.batching.max_batch_size if route.batched else 1
+        codec = Codec(route.signature, route.unit_key, batched=route.batched, rows_max=rows_max)
+        model = LiveModel(
+            name=name,
+            route=route,
+            codec=codec,
+            router=Router(name, route, table.generation),
+            unit_header=route.unit_key.header.lower().encode(),
+            timeout_s=route.timeout_ms / 1000,
+        )
+        self._models[name] = model
+        return model
+
+    def _make_lane(self, model: LiveModel, decision: Decision) -> Lane:
+        stable = model.router.stable
+        # An explicit request asked for this version and no other.
+        fallback = None
+        if (
+            decision.split
+            and decision is not stable
+            and stable is not None
+            and stable.version != decision.version
+        ):
+            fallback = self.lane(model, stable)
+        split = model.route.split
+        interval_s = split.interval_s if isinstance(split, CanarySplit) else DEFAULT_INTERVAL_S
+        key = (
+            model.name,
+            decision.version,
+            decision.variant,
+            decision.generation,
+            decision.split,
+        )
+        provenance = (
+            b"x-interlock-version: %b\r\nx-interlock-variant: %b\r\n"
+            b"x-interlock-generation: %d\r\nx-interlock-cache: bypass\r\n"
+            % (_safe(decision.version), _safe(decision.variant), decision.generation)
+        )
+        lane = Lane(
+            decision=decision,
+            runtime=self._version(model, decision.version),
+            counter=self._telemetry.counter(key, interval_s),
+            head=b'{"model_name":%b,"model_version":%b,'
+            % (orjson.dumps(model.name), orjson.dumps(decision.version)),
+            provenance=provenance,
+            headers=JSON + provenance,
+            binary_headers=b"content-type: application/octet-stream\r\n" + provenance,
+            fallback=fallback,
+        )
+        model.lanes[decision] = lane
+        return lane
+
+    def _version(self, model: LiveModel, version: str) -> VersionRuntime:
+        assert self.table is not None
+        route = model.route
+        versioned = route.versions[version]
+        addresses = self.table.clusters[versioned.cluster].endpoints
+        origin = (
+            versioned, addresses, route.signature, route.batched, route.batching, route.breaker,
+        )  # fmt: skip
+        key = (model.name, version)
+        runtime = self._versions.get(key)
+        if runtime is not None and runtime.origin == origin:
+            return runtime
+        stats = self._stats.setdefault(key, VersionStats())
+        batcher = Batcher(
+            route,
+            versioned,
+            addresses,
+            self._triton,
+            self._loop,
+            stats.batch_size.observe,
+            self._in_flight_max,
+        )
+        breaker = Breaker(route.breaker, self._on_trip(model.name, version, stats))
+        runtime = self._versions[key] = VersionRuntime(origin, batcher, breaker, stats)
+        return runtime
+
+    def _on_trip(self, name: str, version: str, stats: VersionStats) -> Callable[[str], None]:
+        def tripped(reason: str) -> None:
+            stats.trips += 1
+            key = (name, version, self.generation)
+            before = self._trips.pop(key, None)
+            if len(self._trips) >= TRIPS_MAX:
+                del self._trips[next(iter(self._trips))]
+            self._trips[key] = BreakerTrip(
+                model=name,
+                version=version,
+                generation=self.generation,
+                count=before.count + 1 if before is not None else 1,
+                last_at_ms=int(self._wall_clock() * 1000),
+                reason=reason,
+            )
+
+        return tripped
+
+
+def _serves(table: RoutingTable, key: tuple[str, str]) -> bool:
+    model = table.models.get(key[0])
+    return model is not None and key[1] in model.versions
+
+
+def _safe(value: str) -> bytes:
+    """Return a header value: nothing in it may end the line."""
+    return value.encode("ascii", "replace").translate(None, b"\r\n")

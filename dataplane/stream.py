@@ -1,0 +1,210 @@
+"""Carries telemetry, exposures and outcomes to the control plane, over Redis streams.
+
+Everything goes to the spool first and from there to Redis, in order, at least once, with
+(instance, boot, sequence) on each batch so that the consumer applies it once. While Redis is away
+the spool grows up to its bound; what comes beyond it is dropped and counted, except outcomes: those
+are refused, because their sender was promised that they are kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from dataclasses import dataclass
+
+import redis.asyncio as redis
+
+from contract.messages import (
+    FIELD,
+    STREAM_EXPOSURES,
+    STREAM_OUTCOMES,
+    STREAM_TELEMETRY,
+    STREAMS,
+    Batch,
+    Outcome,
+    encode_batch,
+)
+from dataplane.heartbeat import Heartbeat
+from dataplane.spool import Record, Spool, SpoolFull
+from dataplane.telemetry import Telemetry
+
+log = logging.getLogger("interlock.dataplane")
+
+WINDOWS_PER_BATCH = 500
+EXPOSURES_PER_BATCH = 1_000
+OUTCOMES_WAITING_MAX = 20_000
+# Entries that a stream may hold in Redis before the oldest go; a consumer that is so far behind
+# has been down for weeks.
+STREAM_ENTRIES_MAX = 1_000_000
+WAIT_S = 5.0
+
+
+class OutcomesRefused(Exception):
+    """Outcomes that could not be stored; the message says why."""
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    outcomes: list[Outcome]
+    stored: asyncio.Future[None]
+
+
+class Publisher:
+    """Owns the spool and the connection that empties it."""
+
+    def __init__(
+        self,
+        spool: Spool,
+        client: redis.Redis[bytes],
+        telemetry: Telemetry,
+        *,
+        instance: str,
+        boot: str,
+        interval_s: float,
+        generation: Callable[[], int],
+    ) -> None:
+        # What waits on disk.
+        self._spool = spool
+        self._redis = client
+        # Where windows and exposures gather between two turns.
+        self._telemetry = telemetry
+        self._instance = instance
+        self._boot = boot
+        # Seconds between two drains of the telemetry.
+        self._interval_s = interval_s
+        # The generation that is applied now.
+        self._generation = generation
+        # The last sequence given out, by stream.
+        self._sequences = dict.fromkeys(STREAMS, 0)
+        # Messages given up since this boot, by stream.
+        self._dropped = dict.fromkeys(STREAMS, 0)
+        # Outcomes that wait to be written together with others, and how many.
+        self._outcomes: list[_Waiting] = []
+        self._outcomes_waiting = 0
+        self._outcomes_due = asyncio.Event()
+        # Set when the spool has something to send.
+        self._spooled = asyncio.Event()
+        # The loops of `loops`, for readiness and metrics.
+        self.heartbeats = [Heartbeat(name) for name in ("telemetry", "outcomes", "sender")]
+
+    def loops(self) -> list[Coroutine[None, None, None]]:
+        """Return what must run for the life of the process."""
+        telemetry, outcomes, sender = self.heartbeats
+        return [
+            telemetry.run(self.flush_telemetry, self._interval_s),
+            outcomes.run(self._outcomes_turn),
+            sender.run(self._sender_turn),
+        ]
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """Messages given up since this boot, by stream."""
+        lost = self._telemetry.dropped
+        return {
+            STREAM_TELEMETRY: self._dropped[STREAM_TELEMETRY] + lost["windows"],
+            STREAM_EXPOSURES: self._dropped[STREAM_EXPOSURES] + lost["exposures"],
+            STREAM_OUTCOMES: self._dropped[STREAM_OUTCOMES],
+        }
+
+    @property
+    def spool_bytes(self) -> int:
+        return self._spool.size_bytes
+
+    def accept(self, outcomes: list[Outcome]) -> asyncio.Future[None]:
+        """Return a future that is done once `outcomes` are on disk, or has OutcomesRefused."""
+        stored = asyncio.get_running_loop().create_future()
+        if self._outcomes_waiting + len(outcomes) > OUTCOMES_WAITING_MAX:
+            stored.set_exception(OutcomesRefused("too many outcomes wait to be stored"))
+            return stored
+        self._outcomes_waiting += len(outcomes)
+        self._outcomes.append(_Waiting(outcomes, stored))
+        self._outcomes_due.set()
+        return stored
+
+    async def _outcomes_turn(self) -> None:
+        await _wait(self._outcomes_due)
+        self._outcomes_due.clear()
+        await self.store_outcomes()
+
+    async def _sender_turn(self) -> None:
+        if not len(self._spool):
+            await _wait(self._spooled)
+            self._spooled.clear()
+        await self.send_spooled()
+
+    async def flush_telemetry(self) -> None:
+        """Move windows and exposures from memory to the spool."""
+        windows, exposures = self._telemetry.drain(self._generation())
+        records = [
+            self._record(STREAM_TELEMETRY, windows=tuple(windows[i : i + WINDOWS_PER_BATCH]))
+            for i in range(0, len(windows), WINDOWS_PER_BATCH)
+        ]
+        records += [
+            self._record(STREAM_EXPOSURES, exposures=tuple(exposures[i : i + EXPOSURES_PER_BATCH]))
+            for i in range(0, len(exposures), EXPOSURES_PER_BATCH)
+        ]
+        if not records:
+            return
+        try:
+            await asyncio.to_thread(self._spool.append, records, durable=False)
+        except (SpoolFull, OSError) as error:
+            self._dropped[STREAM_TELEMETRY] += len(windows)
+            self._dropped[STREAM_EXPOSURES] += len(exposures)
+            log.warning("telemetry.dropped: %s", error)
+        self._spooled.set()
+
+    async def send_spooled(self) -> None:
+        """Send all that is spooled now. Raises redis.RedisError while Redis cannot take it."""
+        while len(self._spool):
+            records = await asyncio.to_thread(self._spool.oldest)
+            if records:
+                async with self._redis.pipeline(transaction=False) as pipeline:
+                    for record in records:
+                        pipeline.xadd(
+                            record.stream,
+                            {FIELD: record.payload},
+                            maxlen=STREAM_ENTRIES_MAX,
+                            approximate=True,
+                        )
+                    await pipeline.execute()
+            await asyncio.to_thread(self._spool.remove_oldest)
+
+    async def store_outcomes(self) -> None:
+        """Write the waiting outcomes to disk, many at once, and tell those who wait."""
+        waiting, self._outcomes = self._outcomes, []
+        if not waiting:
+            return
+        self._outcomes_waiting = 0
+        records = [self._record(STREAM_OUTCOMES, outcomes=tuple(w.outcomes)) for w in waiting]
+        failure: OutcomesRefused | None = None
+        try:
+            await asyncio.to_thread(self._spool.append, records, durable=True)
+        except (SpoolFull, OSError) as error:
+            failure = OutcomesRefused(str(error))
+        for item in waiting:
+            if item.stored.done():
+                continue
+            if failure is None:
+                item.stored.set_result(None)
+            else:
+                item.stored.set_exception(failure)
+        self._spooled.set()
+
+    def _record(self, stream: str, **content: object) -> Record:
+        self._sequences[stream] += 1
+        batch = Batch(
+            instance=self._instance,
+            boot=self._boot,
+            sequence=self._sequences[stream],
+            **content,  # type: ignore[arg-type]
+        )
+        return Record(stream, encode_batch(batch))
+
+
+async def _wait(event: asyncio.Event) -> None:
+    """Wait for `event`, but come back now and then so that the loop shows that it lives."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(WAIT_S):
+            await event.wait()

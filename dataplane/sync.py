@@ -1,0 +1,300 @@
+"""Pulls the routing table, checks it, applies it or says why not, and reports what is served.
+
+A table is applied whole or refused whole. Refused are a table that contradicts itself, that is
+older than the one applied, or that newly names a version which does not answer ready on every
+endpoint of its cluster; the old table goes on serving, and the refused one is tried again at each
+poll, since a version may become ready. The last good table is on disk, so that a start without a
+control plane serves from it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from pathlib import Path
+
+import httpx
+import redis.asyncio as redis
+
+from contract.messages import InstanceReport, encode_report
+from contract.routing import CHANNEL, RoutingTable, TableError, decode
+from dataplane.heartbeat import Heartbeat
+from dataplane.serving import Serving
+from dataplane.spool import sync_folder
+from dataplane.triton import Triton, TritonError
+
+log = logging.getLogger("interlock.dataplane")
+
+TABLE_PATH = "/api/dataplane/v1/routing-table"
+REPORT_PATH = "/api/dataplane/v1/report"
+PROBE_TIMEOUT_S = 2.0
+PROBES_AT_ONCE = 16
+LISTEN_S = 5.0
+
+Probe = tuple[str, str, str]
+
+
+class Refused(Exception):
+    """A pulled table that is not applied; `generation` is None when it could not be read."""
+
+    def __init__(self, generation: int | None, reason: str) -> None:
+        super().__init__(reason)
+        # The generation that the report names.
+        self.generation = generation
+
+
+class TableFile:
+    """The last good table on disk, replaced whole or not at all."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def load(self) -> RoutingTable | None:
+        """Return the stored table, or None where there is none that can be used."""
+        try:
+            return decode(self._path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, TableError) as error:
+            log.warning("table.unreadable: %s", error)
+            return None
+
+    def store(self, data: bytes) -> None:
+        """Write, sync, rename. Raises OSError."""
+        temporary = self._path.with_suffix(".tmp")
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(self._path)
+        sync_folder(self._path.parent)
+
+
+class Sync:
+    """Keeps one instance at the newest table that it may apply."""
+
+    def __init__(
+        self,
+        serving: Serving,
+        triton: Triton,
+        control: httpx.AsyncClient,
+        client: redis.Redis[bytes],
+        file: TableFile,
+        *,
+        instance: str,
+        boot: str,
+        dropped: Callable[[], dict[str, int]],
+        poll_interval_s: float,
+        report_interval_s: float,
+    ) -> None:
+        # Where a table is applied.
+        self._serving = serving
+        # Asks whether versions are ready.
+        self._triton = triton
+        # Talks to the control plane; carries its address and our token.
+        self._control = control
+        # Brings the wake-ups.
+        self._redis = client
+        self._file = file
+        self._instance = instance
+        self._boot = boot
+        # Messages given up so far, for the report.
+        self._dropped = dropped
+        self._poll_interval_s = poll_interval_s
+        self._report_interval_s = report_interval_s
+        # The tag and the bytes of the table applied, so that the same one is not pulled twice.
+        self._etag: str | None = None
+        self._applied: bytes | None = None
+        # The refused generation and the reason, until a table is applied.
+        self._refusal: tuple[int | None, str] | None = None
+        # When the control plane last confirmed our table, monotonic; None before it ever did.
+        self.confirmed_at: float | None = None
+        # Wakes the poller and the reporter before their time.
+        self._wake = asyncio.Event()
+        self._report_due = asyncio.Event()
+        # Refusals since the start.
+        self.refusals = 0
+        self.heartbeats = [Heartbeat(name) for name in ("poll", "listen", "report")]
+
+    def loops(self) -> list[Coroutine[None, None, None]]:
+        """Return what must run for the life of the process."""
+        poll, listen, report = self.heartbeats
+        return [
+            poll.run(self._poll_turn),
+            listen.run(self._listen_turn),
+            report.run(self._report_turn),
+        ]
+
+    def start_from_disk(self) -> None:
+        """Serve from the stored table, if there is one: it was good, and better than nothing."""
+        table = self._file.load()
+        if table is not None:
+            self._serving.apply(table)
+            log.info("table.restored: generation %d", table.generation)
+
+    async def pull(self) -> None:
+        """Fetch the table and apply or refuse it. Raises httpx.HTTPError, TableError."""
+        headers = {"if-none-match": self._etag} if self._etag is not None else {}
+        response = await self._control.get(TABLE_PATH, headers=headers)
+        if response.status_code == 304:
+            self._confirmed()
+            return
+        response.raise_for_status()
+        try:
+            await self._consider(response.content)
+        except Refused as refused:
+            self._refuse(refused)
+            return
+        self._etag = response.headers.get("etag")
+        self._confirmed()
+
+    async def report(self, *, stopping: bool = False) -> None:
+        """Tell the control plane what is served. Raises httpx.HTTPError."""
+        refusal = self._refusal
+        report = InstanceReport(
+            instance=self._instance,
+            boot=self._boot,
+            at_ms=int(time.time() * 1000),
+            applied_generation=self._serving.generation,
+            refused_generation=refusal[0] if refusal is not None else None,
+            refusal=refusal[1] if refusal is not None else None,
+            trips=self._serving.trips,
+            dropped=self._dropped(),
+            stopping=stopping,
+        )
+        response = await self._control.post(
+            REPORT_PATH,
+            content=encode_report(report),
+            headers={"content-type": "application/json"},
+        )
+        response.raise_for_status()
+
+    def report_soon(self) -> None:
+        """Have the reporter send before its time."""
+        self._report_due.set()
+
+    # --- one table -----------------------------------------------------------------------------
+
+    async def _consider(self, data: bytes) -> None:
+        """Apply the table in `data`. Raises Refused."""
+        try:
+            table = decode(data)
+        except TableError as error:
+            raise Refused(None, str(error)) from None
+        applied = self._serving.table
+        if applied is not None and table.generation <= applied.generation:
+            self._compare(table, applied)
+            return
+        await self._probe(table)
+        self._serving.apply(table)
+        self._refusal = None
+        self._report_due.set()
+        log.info("table.applied: generation %d", table.generation)
+        try:
+            await asyncio.to_thread(self._file.store, data)
+        except OSError as error:
+            # It is served all the same; only a restart without a control plane would miss it.
+            log.warning("table.not_stored: %s", error)
+
+    def _compare(self, table: RoutingTable, applied: RoutingTable) -> None:
+        """Accept the applied table again; refuse an older one and a different one of its number."""
+        if table.generation < applied.generation:
+            raise Refused(
+                table.generation,
+                f"generation {table.generation} is older than {applied.generation}, "
+                "which is applied",
+            )
+        if table != applied:
+            raise Refused(
+                table.generation,
+                f"generation {table.generation} is applied already, with other content",
+            )
+        self._refusal = None
+
+    async def _probe(self, table: RoutingTable) -> None:
+        """Ask every version that was not served so far on every endpoint. Raises Refused."""
+        known = _probes(self._serving.table) if self._serving.table is not None else set()
+        places = asyncio.Semaphore(PROBES_AT_ONCE)
+
+        async def ask(probe: Probe) -> str | None:
+            async with places:
+                return await self._ask(probe)
+
+        news = sorted(_probes(table) - known)
+        reasons = [reason for reason in await asyncio.gather(*map(ask, news)) if reason]
+        if reasons:
+            more = f" (and {len(reasons) - 3} more)" if len(reasons) > 3 else ""
+            raise Refused(table.generation, "; ".join(reasons[:3]) + more)
+
+    async def _ask(self, probe: Probe) -> str | None:
+        """Return why the version is not ready on the endpoint, or None when it is."""
+        address, model, version = probe
+        path = f"/v2/models/{model}/versions/{version}/ready"
+        try:
+            reply = await self._triton.get(address, path, PROBE_TIMEOUT_S)
+        except TritonError as error:
+            return f"{model}:{version} on {address}: {error.message}"
+        except ValueError as error:
+            return f"endpoint {address!r}: {error}"
+        if reply.status == 200:
+            return None
+        return f"{model}:{version} is not ready on {address}: {reply.error().message}"
+
+    def _refuse(self, refused: Refused) -> None:
+        refusal = (refused.generation, str(refused))
+        if refusal != self._refusal:
+            self.refusals += 1
+            self._refusal = refusal
+            self._report_due.set()
+            log.warning("table.refused: generation %s: %s", refused.generation, refused)
+
+    def _confirmed(self) -> None:
+        self.confirmed_at = time.monotonic()
+
+    # --- turns of the loops --------------------------------------------------------------------
+
+    async def _poll_turn(self) -> None:
+        try:
+            await self.pull()
+        finally:
+            await _wait(self._wake, self._poll_interval_s)
+            self._wake.clear()
+
+    async def _listen_turn(self) -> None:
+        """Wake the poller for each message, until the connection fails."""
+        async with self._redis.pubsub(ignore_subscribe_messages=True) as pubsub:
+            await pubsub.subscribe(CHANNEL)
+            # Whatever was published before we listened is caught by one pull.
+            self._wake.set()
+            listen = self.heartbeats[1]
+            while True:
+                message = await pubsub.get_message(timeout=LISTEN_S)
+                if message is not None:
+                    self._wake.set()
+                listen.beat()
+
+    async def _report_turn(self) -> None:
+        try:
+            await self.report()
+        finally:
+            await _wait(self._report_due, self._report_interval_s)
+            self._report_due.clear()
+
+
+async def _wait(event: asyncio.Event, timeout_s: float) -> None:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
+
+
+def _probes(table: RoutingTable) -> set[Probe]:
+    return {
+        (address, version.triton_model, version.triton_version)
+        for model in table.models.values()
+        for version in model.versions.values()
+        for address in table.clusters[version.cluster].endpoints
+    }
