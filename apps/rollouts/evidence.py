@@ -18,7 +18,7 @@ from django.db.models import QuerySet, Sum
 from apps.rollouts.models import Rollout, TelemetryRow
 from contract import histogram
 from contract.histogram import Counts
-from contract.routing import CANARY
+from contract.routing import CANARY, STABLE
 
 # How long after its end an interval may still get windows: their length, and the way here.
 GRACE = timedelta(seconds=3)
