@@ -56,6 +56,9 @@ def parts(state: Path, ports: Mapping[str, int], env: Mapping[str, str]) -> list
         *celery, "worker", "--concurrency", "2", "--without-gossip", "--without-mingle",
         "--loglevel", "INFO",
     )  # fmt: skip
+    # Every schedule is an interval, so nothing is worth keeping in a file; below WARNING it
+    # would tell of each tick.
+    beat = (*celery, "beat", "--scheduler", "celery.beat.Scheduler", "--loglevel", "WARNING")
     stored = ("postgres", "redis", "migrate")
 
     def make_directories() -> None:
@@ -98,10 +101,10 @@ def parts(state: Path, ports: Mapping[str, int], env: Mapping[str, str]) -> list
         Part(name="worker", argv=worker, env=env, needs=stored, ready_line=" ready."),
         Part(
             name="beat",
-            argv=(*celery, "beat", "-s", str(state / "celerybeat-schedule"), "--loglevel", "INFO"),
+            argv=beat,
             env=env,
             needs=stored,
-            ready_line="beat: Starting",
+            ready_line="is starting",
         ),
         Part(name="ingest", argv=(python, "manage.py", "ingest"), env=env, needs=stored),
     ]

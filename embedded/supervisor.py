@@ -22,7 +22,7 @@ from embedded.state import ROOT
 
 PR_SET_PDEATHSIG = 1
 READ_BYTES = 65_536
-POLL_S = 0.1
+POLL_S = 0.2
 BACKOFF_FIRST_S = 0.5
 BACKOFF_MAX_S = 30.0
 # A part that lived this long starts again with the first, short delay.
@@ -93,6 +93,7 @@ class Runner:
         if self.stopping.is_set():
             return 0
         self.log.watched_for, self.log.seen = self.part.ready_line, False
+        began = time.monotonic()
         self.process = process = await self._spawn()
         self.record.add(process.pid)
         reading = asyncio.create_task(self._read(process))
@@ -108,7 +109,8 @@ class Runner:
             await asyncio.wait([reading], timeout=POLL_S)
             reading.cancel()
             self.log.flush()
-        if self.part.once and code == 0:
+        if self.part.once and code == 0 and not self.stopping.is_set():
+            self.console.say(f"{self.part.name} is done ({time.monotonic() - began:.1f} s)")
             self.ready.set()
         return code
 
