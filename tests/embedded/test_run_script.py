@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -74,3 +75,24 @@ def test_make_only_calls_it() -> None:
     lines = (ROOT / "Makefile").read_text().splitlines()
 
     assert [line for line in lines if line.startswith("\t")] == ["\t@./run $@"]
+
+
+@pytest.mark.parametrize(("tests", "checks"), [(0, 0), (1, 0), (0, 1)])
+def test_ci_fails_with_either_and_ends_with_the_summary(
+    tmp_path: Path, tests: int, checks: int
+) -> None:
+    summary = "===== 213 passed, 1 deselected in 93.20s (0:01:33) ====="
+    (tmp_path / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci" / "run", tmp_path / ".ci" / "run")
+    (tmp_path / "run").write_text(
+        "#!/bin/sh\n"
+        f"case $1 in test) echo 'all in 3s'; echo '{summary}'; exit {tests} ;; esac\n"
+        f"echo 'checked in 2 files'; exit {checks}\n"
+    )
+    (tmp_path / "run").chmod(0o755)
+
+    done = subprocess.run([tmp_path / ".ci" / "run"], capture_output=True, text=True, check=False)
+
+    assert done.returncode == (1 if tests or checks else 0)
+    assert done.stdout.splitlines()[-1] == summary
+    assert "checked in 2 files" in done.stdout
