@@ -35,6 +35,7 @@ VARIANTS_MAX = 20
 PLANNED_UNITS_MAX = 1_000_000_000
 # Columns that a new row leaves empty.
 UNSET_AT_FIRST = {"generation", "result", "refreshed_at", "started_at", "ended_at"}
+RESERVED_EXPERIMENTS = {"new"}
 # Names that telemetry uses for traffic that belongs to no experiment.
 RESERVED_NAMES = {STABLE, CANARY, EXPLICIT}
 
@@ -93,6 +94,8 @@ def create_experiment(
         Invalid: a setting is out of range, or the variants do not make an experiment.
         Conflict: an experiment of that name exists.
     """
+    if name in RESERVED_EXPERIMENTS:
+        raise Invalid(f"name: {name} is the address of a page; choose another one")
     _check_settings(coverage_bp, planned_units, alpha_ppm)
     _check_specs(variants)
     versions = _check_versions(model, variants)

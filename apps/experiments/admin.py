@@ -1,0 +1,87 @@
+"""Read-mostly admin: states change through the services only, so that each leaves its event."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.contrib import admin
+from django.http import HttpRequest
+from unfold.admin import ModelAdmin, TabularInline
+
+from apps.experiments.models import (
+    Experiment,
+    ExperimentEvent,
+    ExposureRow,
+    Metric,
+    OutcomeRow,
+    RefusedOutcomes,
+    Variant,
+)
+
+
+class ReadOnly:
+    """Look, and neither add, change nor delete."""
+
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+
+class VariantInline(ReadOnly, TabularInline):  # type: ignore[misc]
+    model = Variant
+    fields = ["position", "name", "version", "weight_bp", "is_control"]
+    extra = 0
+
+
+class EventInline(ReadOnly, TabularInline):  # type: ignore[misc]
+    model = ExperimentEvent
+    fields = ["at", "from_state", "to_state", "reason", "actor"]
+    extra = 0
+
+
+@admin.register(Metric)
+class MetricAdmin(ModelAdmin):  # type: ignore[misc]
+    list_display = ["name", "kind", "direction", "description"]
+    search_fields = ["name"]
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Metric | None = None) -> list[str]:
+        # Outcomes were judged by its kind, and clients name it: only its text may change.
+        return ["name", "kind", "direction"] if obj else []
+
+
+@admin.register(Experiment)
+class ExperimentAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
+    list_display = ["name", "state", "model", "metric", "created_by", "created_at", "ended_at"]
+    list_filter = ["state", "model", "metric"]
+    search_fields = ["name", "hypothesis"]
+    list_select_related = ["model", "metric"]
+    inlines = [VariantInline, EventInline]
+
+
+@admin.register(ExposureRow)
+class ExposureAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
+    list_display = ["experiment", "unit", "variant_name", "version_number", "at", "crossed_over"]
+    list_filter = ["experiment", "crossed_over"]
+    search_fields = ["unit__exact"]
+    list_select_related = ["experiment"]
+    show_full_result_count = False
+
+
+@admin.register(OutcomeRow)
+class OutcomeAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
+    list_display = ["event_id", "unit", "metric", "value", "occurred_at", "received_at"]
+    list_filter = ["metric"]
+    search_fields = ["event_id__exact", "unit__exact"]
+    list_select_related = ["metric"]
+    show_full_result_count = False
+
+
+@admin.register(RefusedOutcomes)
+class RefusedOutcomesAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
+    list_display = ["metric_name", "reason", "count", "last_at"]
+    search_fields = ["metric_name", "reason"]
