@@ -30,6 +30,7 @@ class Breaker:
         "_probing",
         "_results",
         "_retry_at",
+        "calm",
         "settings",
         "state",
     )
@@ -40,6 +41,8 @@ class Breaker:
         # Called with the reason each time the breaker opens.
         self._on_trip = on_trip
         self.state = State.CLOSED
+        # Closed and without a recent failure: the caller need neither ask nor tell of answers.
+        self.calm = True
         # True for a failure, over the last `window` answers, and how many of them failed.
         self._results: deque[bool] = deque()
         self._failures = 0
@@ -70,14 +73,15 @@ class Breaker:
     def succeeded(self) -> None:
         """Count an answer."""
         if self.state is State.CLOSED:
-            if self._failures or len(self._results) < self.settings.window:
-                self._push(False)
+            self._push(False)
         elif self.state is State.HALF_OPEN:
             self.state = State.CLOSED
             self._clear()
+        self.calm = self.state is State.CLOSED and self._failures == 0
 
     def failed(self, now: float, reason: str, *, dead: bool) -> None:
         """Count a failure; `dead` says that the version did not answer at all."""
+        self.calm = False
         if self.state is State.HALF_OPEN:
             self._open(now, reason, dead=dead)
         elif self.state is State.CLOSED:

@@ -55,6 +55,13 @@ class NotJson(ValueError):
     """Values of an output that JSON cannot carry, such as NaN; the message says which."""
 
 
+def plain_packer(datatype: Datatype, count: int) -> struct.Struct | None:
+    """Return what packs `count` numbers at once, None where values need more than that."""
+    if datatype.size == 0 or datatype.name in ("BOOL", "BF16"):
+        return None
+    return _packer(datatype.code, count)
+
+
 @lru_cache(maxsize=512)
 def _packer(code: str, count: int) -> struct.Struct:
     return struct.Struct(f"<{count}{code}")

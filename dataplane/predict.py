@@ -8,7 +8,6 @@ and stable gets the request, while the deadline allows.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from itertools import count
 from time import monotonic
 
@@ -46,15 +45,13 @@ class Predictor:
         self.serving = serving
         # Where exposures go.
         self.telemetry = telemetry
-        # The clock of deadlines and latencies; the loop's own is only exact to a millisecond.
-        self.clock: Callable[[], float] = monotonic
         # Makes request ids unique over restarts.
         self._boot = boot
         self._ids = count(1)
 
     def infer(self, exchange: Exchange, name: str, version: str | None) -> None:
         """Answer an infer request of the Open Inference Protocol. Raises Refusal."""
-        arrived_at = self.clock()
+        arrived_at = monotonic()
         model = self.serving.model(name)
         try:
             headers = exchange.headers
@@ -73,7 +70,7 @@ class Predictor:
 
     def plain(self, exchange: Exchange) -> None:
         """Answer `POST /predict`. Raises Refusal."""
-        arrived_at = self.clock()
+        arrived_at = monotonic()
         document = load_object(exchange.body)
         name = document.get("model")
         if type(name) is not str:
@@ -153,7 +150,7 @@ class Prediction:
         # The tensors.
         self.request = request
         self._unit = unit
-        # On the predictor's clock, seconds.
+        # Monotonic seconds; the loop's own clock is only exact to a millisecond.
         self._arrived_at = arrived_at
         self._submitted_at = arrived_at
         self.deadline = arrived_at + model.timeout_s
@@ -174,7 +171,7 @@ class Prediction:
         if lane.fallback is not None:
             # What is left of the time is for the fallback.
             self.deadline = self._arrived_at + FIRST_ATTEMPT * model.timeout_s
-        self._enter(lane)
+        self._enter(lane, self._arrived_at)
 
     def answered(self, outputs: list[Output], start: int, dispatched_at: float) -> None:
         """Take the rows from `start` on as the answer."""
@@ -188,13 +185,14 @@ class Prediction:
             log.exception("an answer could not be written")
             self.failed(TritonError(Fault.FAILED, "the answer could not be written"))
             return
-        self._count_answer()
-        self._respond(body, json_length, dispatched_at)
+        now = monotonic()
+        self._count_answer(now)
+        self._respond(body, json_length, dispatched_at, now)
 
     def failed(self, error: TritonError) -> None:
         """Go to stable where there is a way, or answer with the failure."""
         lane = self._lane
-        now = self._predictor.clock()
+        now = monotonic()
         if error.fault is Fault.REFUSED:
             lane.runtime.breaker.released()
         else:
@@ -215,18 +213,18 @@ class Prediction:
 
     # --- the way in ----------------------------------------------------------------------------
 
-    def _enter(self, lane: Lane) -> None:
+    def _enter(self, lane: Lane, now: float) -> None:
         self._lane = lane
-        runtime = lane.runtime
-        now = self._predictor.clock()
         self._submitted_at = now
-        if not runtime.breaker.admits(now, last_resort=lane.fallback is None):
+        runtime = lane.runtime
+        breaker = runtime.breaker
+        if not breaker.calm and not breaker.admits(now, last_resort=lane.fallback is None):
             self._turned_away(lane, "breaker_open", "the version's circuit breaker is open")
             return
         try:
             runtime.batcher.submit(self)
         except QueueFull:
-            runtime.breaker.released()
+            breaker.released()
             self._turned_away(lane, "queue_full", "the version has too many requests waiting")
 
     def _turned_away(self, lane: Lane, code: str, message: str) -> None:
@@ -249,8 +247,9 @@ class Prediction:
             self._blame(lane, fell_back=True)
         timeout_s = self._model.timeout_s
         self.deadline = self._arrived_at + timeout_s
-        self.hurried = self.deadline - self._predictor.clock() < timeout_s / 2
-        self._enter(fallback)
+        now = monotonic()
+        self.hurried = self.deadline - now < timeout_s / 2
+        self._enter(fallback, now)
 
     # --- the way out ---------------------------------------------------------------------------
 
@@ -260,23 +259,24 @@ class Prediction:
             return write_plain(name, decision, self.request, outputs, start), None
         return write_answer(self._lane.head, self.request, outputs, start)
 
-    def _count_answer(self) -> None:
+    def _count_answer(self, now: float) -> None:
         lane = self._lane
-        now = self._predictor.clock()
         runtime = lane.runtime
-        runtime.breaker.succeeded()
+        if not runtime.breaker.calm:
+            runtime.breaker.succeeded()
         runtime.stats.count("success")
         runtime.stats.latency.observe(now - self._arrived_at)
         first = self._first
         if first is None:
-            lane.counter.record(self._unit, latency_us=(now - self._submitted_at) * 1e6)
-            self._expose(lane)
+            lane.counter.answered(self._unit, (now - self._submitted_at) * 1e6)
+            if lane.decision.experiment:
+                self._expose(lane)
         elif first[1].fault is Fault.REFUSED:
             self._blame(first[0], fell_back=True)
 
     def _blame(self, lane: Lane, *, fell_back: bool, status: str | None = None) -> None:
         """Count the request as one that the version of `lane` failed."""
-        lane.counter.record(self._unit, failed=True, fell_back=fell_back)
+        lane.counter.failed(self._unit, fell_back=fell_back)
         lane.runtime.stats.count(status or ("fallback" if fell_back else "error"))
         self._expose(lane)
 
@@ -287,8 +287,9 @@ class Prediction:
                 decision.split, self._unit, decision.variant, decision.version
             )
 
-    def _respond(self, body: bytes, json_length: int | None, dispatched_at: float) -> None:
-        now = self._predictor.clock()
+    def _respond(
+        self, body: bytes, json_length: int | None, dispatched_at: float, now: float
+    ) -> None:
         lane = self._lane
         timing = b"server-timing: queue;dur=%.2f,infer;dur=%.2f,total;dur=%.2f\r\n" % (
             (dispatched_at - self._submitted_at) * 1e3,

@@ -24,7 +24,7 @@ class Output:
     __slots__ = (
         "_batched",
         "_data",
-        "_head",
+        "_one",
         "_pieces",
         "_rows",
         "_width",
@@ -49,22 +49,21 @@ class Output:
         self._pieces: list[bytes] | None = None
         # The JSON of each row, once somebody asked.
         self._rows: list[bytes] | None = None
-        self._head = b""
+        # What stands before the elements where the answer is one row.
+        self._one = b""
 
     def json(self, start: int, stop: int) -> bytes:
         """Return the entry of `outputs` for rows `start` to `stop`. Raises NotJson."""
-        data = b",".join(self.rows_json()[start:stop])
-        if not self._head:
-            self._head = b'{"name":%b,"datatype":"%b","shape":[' % (
-                orjson.dumps(self.name),
-                self.datatype.name.encode(),
-            )
-        return b'%b%b],"data":[%b]}' % (self._head, self._dims(start, stop), data)
+        rows = self._rows or self.rows_json()
+        if stop - start == 1:
+            return b"%b%b]}" % (self._one, rows[start])
+        return b"%b%b]}" % (self._head(stop - start), b",".join(rows[start:stop]))
 
     def rows_json(self) -> list[bytes]:
         """Return the flat elements of each row as JSON without brackets. Raises NotJson."""
         if self._rows is None:
             self._rows = rows_json(self.name, self.datatype, self._data, self.rows)
+            self._one = self._head(1)
         return self._rows
 
     def binary_json(self, start: int, stop: int, size: int) -> bytes:
@@ -72,7 +71,7 @@ class Output:
         return b'{"name":%b,"datatype":"%b","shape":[%b],"parameters":{"binary_data_size":%d}}' % (
             orjson.dumps(self.name),
             self.datatype.name.encode(),
-            self._dims(start, stop),
+            self._dims(stop - start),
             size,
         )
 
@@ -85,8 +84,15 @@ class Output:
         width = prod(self.inner)
         return b"".join(self._pieces[start * width : stop * width])
 
-    def _dims(self, start: int, stop: int) -> bytes:
-        dims = (stop - start, *self.inner) if self._batched else self.inner
+    def _head(self, rows: int) -> bytes:
+        return b'{"name":%b,"datatype":"%b","shape":[%b],"data":[' % (
+            orjson.dumps(self.name),
+            self.datatype.name.encode(),
+            self._dims(rows),
+        )
+
+    def _dims(self, rows: int) -> bytes:
+        dims = (rows, *self.inner) if self._batched else self.inner
         return b",".join(b"%d" % dim for dim in dims)
 
 

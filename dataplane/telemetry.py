@@ -106,15 +106,23 @@ class Counter:
         self._started_at = 0.0
         self._clear()
 
-    def record(
-        self,
-        unit: str | None,
-        *,
-        failed: bool = False,
-        fell_back: bool = False,
-        latency_us: float | None = None,
-    ) -> None:
-        """Count one request that the version was asked to answer."""
+    def answered(self, unit: str | None, latency_us: float) -> None:
+        """Count a request that the version answered."""
+        self._count(unit)
+        index = index_of(latency_us)
+        self.latency[index] = self.latency.get(index, 0) + 1
+
+    def failed(self, unit: str | None, *, fell_back: bool) -> None:
+        """Count a request that the version failed."""
+        self._count(unit)
+        self.errors += 1
+        self.fallbacks += fell_back
+        if unit is None:
+            self.anonymous_errors += 1
+        else:
+            self.unit_errors += self._units.fail(hash(unit))
+
+    def _count(self, unit: str | None) -> None:
         now = self._clock()
         interval = int(now) // self._units.interval_s
         if interval != self._interval:
@@ -122,20 +130,10 @@ class Counter:
         if self.requests == 0:
             self._started_at = now
         self.requests += 1
-        if latency_us is not None:
-            index = index_of(latency_us)
-            self.latency[index] = self.latency.get(index, 0) + 1
-        if failed:
-            self.errors += 1
-            self.fallbacks += fell_back
         if unit is None:
             self.anonymous += 1
-            self.anonymous_errors += failed
         else:
-            digest = hash(unit)
-            self.units += self._units.meet(digest)
-            if failed:
-                self.unit_errors += self._units.fail(digest)
+            self.units += self._units.meet(hash(unit))
 
     def _begin(self, interval: int, now: float) -> None:
         window = self.take(now)
