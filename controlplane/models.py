@@ -47,14 +47,18 @@ class ApiToken(models.Model):
 class IdempotencyRecord(models.Model):
     """The answer to a request that carried an Idempotency-Key, given again to a repetition."""
 
-    user = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE)
+    # SHA-256 of the credentials that came with the request.
+    caller = models.CharField(max_length=64)
     key = models.CharField(max_length=200)
     request_digest = models.CharField(max_length=64)
+    # None while the first request is being answered.
     status = models.PositiveSmallIntegerField(null=True)
-    body = models.JSONField(null=True)
-    at = models.DateTimeField(auto_now_add=True, db_index=True)
+    body = models.BinaryField(null=True)
+    at = models.DateTimeField(db_index=True)
 
     class Meta:
         constraints = [
-            models.UniqueConstraint(fields=["user", "key"], name="idempotency_key_once_per_user")
+            models.UniqueConstraint(
+                fields=["caller", "key"], name="idempotency_key_once_per_caller"
+            )
         ]

@@ -1,5 +1,29 @@
+"""Where everything is. All of it needs a login or a token, but for health and the login page."""
+
 from __future__ import annotations
 
-from django.urls import URLPattern, URLResolver
+from django.contrib import admin
+from django.contrib.auth import views as auth
+from django.urls import URLPattern, URLResolver, include, path
+from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerView
 
-urlpatterns: list[URLPattern | URLResolver] = []
+from apps.rollouts import dataplane_api
+from controlplane import health
+from controlplane.api import router
+
+urlpatterns: list[URLPattern | URLResolver] = [
+    path("", include("apps.models.urls")),
+    path("rollouts/", include("apps.rollouts.urls")),
+    path("experiments/", include("apps.experiments.urls")),
+    path("tokens/", include("controlplane.token_urls")),
+    path("login/", auth.LoginView.as_view(redirect_authenticated_user=True), name="login"),
+    path("logout/", auth.LogoutView.as_view(), name="logout"),
+    path("admin/", admin.site.urls),
+    path("api/v1/", include(router.urls)),
+    path("api/schema/", SpectacularAPIView.as_view(), name="schema"),
+    path("api/docs/", SpectacularSwaggerView.as_view(url_name="schema"), name="api-docs"),
+    path("api/dataplane/v1/routing-table", dataplane_api.routing_table, name="routing-table"),
+    path("api/dataplane/v1/report", dataplane_api.report, name="instance-report"),
+    path("healthz/live", health.live, name="live"),
+    path("healthz/ready", health.ready, name="ready"),
+]

@@ -1,0 +1,159 @@
+"""REST API of models, versions and the registry."""
+
+from __future__ import annotations
+
+from django.db import transaction
+from django.db.models import QuerySet
+from django.shortcuts import get_object_or_404
+from drf_spectacular.utils import OpenApiParameter, extend_schema
+from rest_framework import mixins
+from rest_framework.decorators import action
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.routers import BaseRouter
+from rest_framework.viewsets import GenericViewSet
+
+from apps.lib.clock import database_now
+from apps.lib.errors import Conflict, NotFound
+from apps.models.access import actor_of, require_role
+from apps.models.audit import record_audit
+from apps.models.models import Deployment, ModelVersion, RefusedImport, RegisteredModel, Role
+from apps.models.registry import sync_registry
+from apps.models.serializers import (
+    ModelSerializer,
+    RefusedImportSerializer,
+    SyncReportSerializer,
+    VersionSerializer,
+)
+from apps.models.services import deploy_version, retry_deployment
+from apps.models.states import DeploymentState
+
+NUMBER = OpenApiParameter("number", int, OpenApiParameter.PATH, description="Version number")
+
+
+def register(router: BaseRouter) -> None:
+    """Add this app's endpoints to the API's router."""
+    router.register("models", ModelViewSet, basename="model")
+    router.register("refused-imports", RefusedImportViewSet, basename="refused-import")
+
+
+class ModelViewSet(
+    mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericViewSet[RegisteredModel]
+):
+    """Models: what each serves with, its versions, and its serving settings."""
+
+    queryset = RegisteredModel.objects.select_related("stable", "previous_stable")
+    serializer_class = ModelSerializer
+    lookup_field = "name"
+    lookup_value_regex = "[^/]+"
+
+    @extend_schema(request=ModelSerializer(partial=True), responses=ModelSerializer)
+    def partial_update(self, request: Request, name: str) -> Response:
+        """Change how a model is served: timeout, batching, where a request carries its unit."""
+        model = self.get_object()
+        require_role(request.user, model, Role.ADMIN)
+        given = ModelSerializer(model, data=request.data, partial=True)
+        given.is_valid(raise_exception=True)
+        changed = given.validated_data
+        with transaction.atomic():
+            before = {field: getattr(model, field) for field in changed}
+            RegisteredModel.objects.filter(pk=model.pk).update(**changed)
+            record_audit(
+                actor=actor_of(request),
+                action="model.changed",
+                target=model.name,
+                before=before,
+                after=dict(changed),
+            )
+        model.refresh_from_db()
+        return Response(ModelSerializer(model).data)
+
+    @extend_schema(responses=VersionSerializer(many=True))
+    @action(detail=True, filterset_class=None)
+    def versions(self, request: Request, name: str) -> Response:
+        """The model's versions, the newest first."""
+        page = self.paginate_queryset(_versions().filter(model=self.get_object()))
+        return self.get_paginated_response(VersionSerializer(page, many=True).data)
+
+    @extend_schema(parameters=[NUMBER], responses=VersionSerializer)
+    @action(detail=True, url_path=r"versions/(?P<number>\d+)", url_name="version")
+    def version(self, request: Request, name: str, number: str) -> Response:
+        """One version with its signature, training record and deployments."""
+        return Response(VersionSerializer(self._version(number)).data)
+
+    @extend_schema(parameters=[NUMBER], request=None, responses=VersionSerializer)
+    @action(
+        detail=True,
+        methods=["post"],
+        url_path=r"versions/(?P<number>\d+)/deploy",
+        url_name="version-deploy",
+    )
+    def deploy(self, request: Request, name: str, number: str) -> Response:
+        """Load a version without traffic, reachable by its explicit path; retry a failed one."""
+        version = self._version(number)
+        require_role(request.user, version.model, Role.OPERATOR)
+        actor, now = actor_of(request), database_now()
+        failed = Deployment.objects.filter(version=version, state=DeploymentState.FAILED)
+        for deployment in failed.select_related("version__model", "cluster"):
+            retry_deployment(deployment=deployment, actor=actor, now=now)
+        deploy_version(version=version, actor=actor, now=now)
+        return Response(VersionSerializer(self._version(number)).data)
+
+    @extend_schema(request=None, responses=SyncReportSerializer)
+    @action(detail=False, methods=["post"])
+    def sync(self, request: Request) -> Response:
+        """Import what MLflow has and we have not; beat does the same every few seconds."""
+        require_role(request.user, None, Role.OPERATOR)
+        report = sync_registry()
+        return Response(SyncReportSerializer(report).data)
+
+    def _version(self, number: str) -> ModelVersion:
+        model = self.get_object()
+        version = _versions().filter(model=model, number=int(number)).first()
+        if version is None:
+            raise NotFound(f"{model.name} has no version {number}")
+        return version
+
+
+def _versions() -> QuerySet[ModelVersion]:
+    return ModelVersion.objects.select_related("model").prefetch_related(
+        "aliases", "deployments__cluster"
+    )
+
+
+def find_model(name: str) -> RegisteredModel:
+    """Return the model of that name. Raises NotFound."""
+    model = RegisteredModel.objects.filter(name=name).first()
+    if model is None:
+        raise NotFound(f"There is no model {name!r}.")
+    return model
+
+
+def find_version(model: RegisteredModel, named: str) -> ModelVersion:
+    """Return a version of `model` by number or alias. Raises NotFound."""
+    versions = model.versions.select_related("model")
+    found = (
+        versions.filter(number=int(named)).first()
+        if named.isdecimal()
+        else versions.filter(aliases__name=named).first()
+    )
+    if found is None:
+        raise NotFound(f"{model.name} has no version or alias {named!r}.")
+    return found
+
+
+class RefusedImportViewSet(mixins.ListModelMixin, GenericViewSet[RefusedImport]):
+    """Versions that the registry has and that cannot be served, with the reasons."""
+
+    queryset = RefusedImport.objects.order_by("model_name", "-number")
+    serializer_class = RefusedImportSerializer
+
+    @extend_schema(request=None, responses={204: None})
+    @action(detail=True, methods=["post"])
+    def retry(self, request: Request, pk: str) -> Response:
+        """Forget a refusal, so that the next reconcile looks at the version again."""
+        require_role(request.user, None, Role.OPERATOR)
+        refused = get_object_or_404(RefusedImport, pk=pk)
+        if refused.delete()[0] == 0:
+            raise Conflict("Somebody else was faster.")
+        return Response(status=204)

@@ -1,0 +1,14 @@
+"""The API's router: each app registers its own endpoints."""
+
+from __future__ import annotations
+
+from rest_framework.routers import SimpleRouter
+
+from apps.experiments.api import register as register_experiments
+from apps.models.api import register as register_models
+from apps.rollouts.api import register as register_rollouts
+
+router = SimpleRouter()
+register_models(router)
+register_rollouts(router)
+register_experiments(router)

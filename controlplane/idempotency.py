@@ -1,0 +1,94 @@
+"""`Idempotency-Key`: a repeated POST to the API gets the first one's answer and acts once.
+
+The key is claimed before the request acts and the answer is kept after it did. A process that dies
+in between leaves a claim without an answer; it lapses, and the rules of the rows themselves (one
+live rollout, unique names) then keep the repetition from doing harm.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+from django.db import IntegrityError, transaction
+from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
+from django.utils import timezone
+
+from controlplane.models import IdempotencyRecord
+
+PREFIX = "/api/v1/"
+KEY_LENGTH_MAX = 200
+KEPT = timedelta(days=1)
+CLAIM_LAPSES = timedelta(seconds=60)
+
+
+class IdempotencyMiddleware:
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        key = request.headers.get("Idempotency-Key", "")
+        if request.method != "POST" or not key or not request.path.startswith(PREFIX):
+            return self.get_response(request)
+        if len(key) > KEY_LENGTH_MAX:
+            return _refuse(400, f"An Idempotency-Key has at most {KEY_LENGTH_MAX} characters.")
+        now = timezone.now()
+        record, claimed = _claim(request, key, now)
+        if not claimed:
+            return _repeat(record, _digest(request))
+        return _keep(record, self.get_response(request))
+
+
+def _digest(request: HttpRequest) -> str:
+    text = f"{request.method} {request.get_full_path()}\n".encode()
+    return hashlib.sha256(text + request.body).hexdigest()
+
+
+def _claim(request: HttpRequest, key: str, now: datetime) -> tuple[IdempotencyRecord, bool]:
+    """Return the record of this caller's key, and whether this request is the first to use it."""
+    credentials = request.headers.get("Authorization") or request.COOKIES.get("sessionid", "")
+    caller = hashlib.sha256(credentials.encode()).hexdigest()
+    IdempotencyRecord.objects.filter(at__lt=now - KEPT).delete()
+    lapsed = IdempotencyRecord.objects.filter(
+        caller=caller, key=key, status=None, at__lt=now - CLAIM_LAPSES
+    )
+    lapsed.delete()
+    try:
+        with transaction.atomic():
+            record = IdempotencyRecord.objects.create(
+                caller=caller, key=key, request_digest=_digest(request), at=now
+            )
+        return record, True
+    except IntegrityError:
+        return IdempotencyRecord.objects.get(caller=caller, key=key), False
+
+
+def _repeat(record: IdempotencyRecord, digest: str) -> HttpResponse:
+    if record.request_digest != digest:
+        return _refuse(422, "This Idempotency-Key was used for another request.")
+    if record.status is None:
+        return _refuse(409, "The first request with this Idempotency-Key is still being answered.")
+    return HttpResponse(
+        bytes(record.body or b""),
+        status=record.status,
+        content_type="application/json",
+        headers={"Idempotency-Replayed": "true"},
+    )
+
+
+def _keep(record: IdempotencyRecord, response: HttpResponseBase) -> HttpResponseBase:
+    """Keep a final answer. A fault of ours or a refused login is none: it can be retried."""
+    if not isinstance(response, HttpResponse) or response.status_code in {401, 403, 429} | set(
+        range(500, 600)
+    ):
+        record.delete()
+        return response
+    record.status, record.body = response.status_code, response.content
+    record.save(update_fields=["status", "body"])
+    return response
+
+
+def _refuse(status: int, message: str) -> JsonResponse:
+    body = {"error": {"code": "idempotency", "message": message, "detail": {}}}
+    return JsonResponse(body, status=status)

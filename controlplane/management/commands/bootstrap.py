@@ -1,0 +1,88 @@
+"""Makes a new installation usable: first admin, default cluster, default plan, first table.
+
+It may run at every start: what is there is left as people made it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.conf import settings
+from django.contrib.auth.models import User
+from django.core.management.base import BaseCommand
+from django.db import transaction
+
+from apps.lib.actors import Actor
+from apps.lib.clock import database_now
+from apps.models.models import ServingCluster
+from apps.rollouts.models import Plan
+from apps.rollouts.plan_services import save_plan
+from apps.rollouts.plans import ALL_CHECKS, DEFAULT_BAKE_S, DEFAULT_PLAN, DEFAULT_WEIGHTS_BP
+from apps.rollouts.publication import publish_table
+from controlplane import env
+
+BOOTSTRAP = Actor("interlock", "bootstrap")
+DEFAULT_CLUSTER = "default"
+
+
+class Command(BaseCommand):
+    help = __doc__ or ""
+
+    @transaction.atomic
+    def handle(self, *args: Any, **options: Any) -> None:
+        done = [self._admin(), self._cluster(), self._plan()]
+        generation = publish_table(reason="start", actor=BOOTSTRAP, now=database_now())
+        told = ", ".join(part for part in done if part) or "nothing to do"
+        self.stdout.write(f"bootstrap: {told}; routing table generation {generation}")
+
+    @staticmethod
+    def _admin() -> str:
+        name = env.text("INTERLOCK_ADMIN_USERNAME", "admin")
+        password = env.text("INTERLOCK_ADMIN_PASSWORD", "")
+        if User.objects.filter(is_superuser=True).exists():
+            return ""
+        if not password:
+            return "no admin yet: set INTERLOCK_ADMIN_PASSWORD"
+        User.objects.create_superuser(name, password=password)
+        return f"admin {name} made"
+
+    @staticmethod
+    def _cluster() -> str:
+        """Make the default cluster; its endpoints follow the environment, as ports may change."""
+        if not settings.TRITON_URLS:
+            return "no serving cluster: set INTERLOCK_TRITON_URLS"
+        wanted = {
+            "endpoints": settings.TRITON_URLS,
+            "repository_path": str(settings.MODEL_REPOSITORY),
+        }
+        cluster, made = ServingCluster.objects.get_or_create(
+            name=DEFAULT_CLUSTER, defaults={**wanted, "is_default": True}
+        )
+        if made:
+            return f"cluster {cluster.name} made"
+        if any(getattr(cluster, name) != value for name, value in wanted.items()):
+            ServingCluster.objects.filter(pk=cluster.pk).update(**wanted)
+            return f"cluster {cluster.name} moved"
+        return ""
+
+    @staticmethod
+    def _plan() -> str:
+        if Plan.objects.exists():
+            return ""
+        steps = [
+            {
+                "weight_bp": weight_bp,
+                "bake_s": DEFAULT_BAKE_S,
+                "requests_min": 0,
+                "checks": list(ALL_CHECKS),
+            }
+            for weight_bp in DEFAULT_WEIGHTS_BP
+        ]
+        document = {
+            "name": DEFAULT_PLAN,
+            "description": "5 → 10 → 25 → 50 → 100 %, 30 minutes each",
+            "steps": steps,
+        }
+        plan = save_plan(document=document, actor=BOOTSTRAP)
+        Plan.objects.filter(pk=plan.pk).update(is_default=True)
+        return f"plan {plan.name} made"
