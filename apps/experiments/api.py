@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from django.db.models import QuerySet
-from drf_spectacular.utils import extend_schema, extend_schema_view
+from drf_spectacular.utils import OpenApiParameter, extend_schema, extend_schema_view
 from rest_framework import mixins, status
 from rest_framework.decorators import action
 from rest_framework.request import Request
@@ -15,21 +15,22 @@ from rest_framework.viewsets import GenericViewSet, ViewSet
 
 from apps.experiments import services
 from apps.experiments.models import Experiment, Metric
-from apps.experiments.outcomes import BODY_BYTES_MAX, parse_and_record
+from apps.experiments.outcomes import check_length, parse_and_record
 from apps.experiments.serializers import (
     ExperimentInputSerializer,
     ExperimentSerializer,
+    ExperimentStartSerializer,
+    ExperimentStopSerializer,
     MetricSerializer,
     OutcomeBatchSerializer,
     OutcomeReportSerializer,
     ResultSerializer,
-    StartSerializer,
-    StopSerializer,
 )
 from apps.lib.clock import database_now
-from apps.lib.errors import Invalid, NotFound
+from apps.lib.errors import NotFound
 from apps.models.access import actor_of, require_role
-from apps.models.models import RegisteredModel, Role
+from apps.models.api import find_model
+from apps.models.models import Role
 
 NAME_IN_PATH = "[^/]+"
 
@@ -59,7 +60,13 @@ class MetricViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericVie
 
 
 @extend_schema_view(
-    list=extend_schema(summary="Experiments, the newest first"),
+    list=extend_schema(
+        summary="Experiments, the newest first",
+        parameters=[
+            OpenApiParameter("model", str, description="Only experiments on this model"),
+            OpenApiParameter("state", str, description="Only experiments in this state"),
+        ],
+    ),
     retrieve=extend_schema(summary="One experiment with its variants"),
 )
 class ExperimentViewSet(
@@ -72,8 +79,11 @@ class ExperimentViewSet(
     lookup_value_regex = NAME_IN_PATH
 
     def get_queryset(self) -> QuerySet[Experiment]:
+        rows = Experiment.objects.select_related("model__stable", "metric")
+        filters = {"model": "model__name", "state": "state"}
+        asked = self.request.query_params if getattr(self, "request", None) else {}
         return (
-            Experiment.objects.select_related("model__stable", "metric")
+            rows.filter(**{filters[key]: asked[key] for key in filters if key in asked})
             .prefetch_related("variants__version")
             .order_by("-created_at", "name")
         )
@@ -111,13 +121,13 @@ class ExperimentViewSet(
 
     @extend_schema(
         summary="Load the variants' versions, then assign units",
-        request=StartSerializer,
+        request=ExperimentStartSerializer,
         responses={200: ExperimentSerializer},
     )
     @action(detail=True, methods=["post"])
     def start(self, request: Request, name: str) -> Response:
         experiment = self._operated(request, name)
-        given = StartSerializer(data=request.data)
+        given = ExperimentStartSerializer(data=request.data)
         given.is_valid(raise_exception=True)
         services.start_experiment(
             experiment=experiment,
@@ -129,13 +139,13 @@ class ExperimentViewSet(
 
     @extend_schema(
         summary="Stop assigning units and freeze the result",
-        request=StopSerializer,
+        request=ExperimentStopSerializer,
         responses={200: ExperimentSerializer},
     )
     @action(detail=True, methods=["post"])
     def stop(self, request: Request, name: str) -> Response:
         experiment = self._operated(request, name)
-        given = StopSerializer(data=request.data)
+        given = ExperimentStopSerializer(data=request.data)
         given.is_valid(raise_exception=True)
         services.stop_experiment(
             experiment=experiment,
@@ -177,19 +187,9 @@ class OutcomeViewSet(ViewSet):
     )
     def create(self, request: Request) -> Response:
         require_role(request.user, None, Role.OPERATOR)
-        length = request.META.get("CONTENT_LENGTH") or "0"
-        if int(length) > BODY_BYTES_MAX:
-            raise Invalid(f"The body has {length} bytes; it may have {BODY_BYTES_MAX}.")
+        check_length(request.META.get("CONTENT_LENGTH"))
         report = parse_and_record(request.data, database_now())
         return Response(OutcomeReportSerializer(report).data)
-
-
-def find_model(name: str) -> RegisteredModel:
-    """Return the model. Raises NotFound."""
-    model = RegisteredModel.objects.select_related("stable").filter(name=name).first()
-    if model is None:
-        raise NotFound(f"There is no model named {name}.")
-    return model
 
 
 def find_metric(name: str) -> Metric:

@@ -26,12 +26,9 @@ def interval_figure(result: dict[str, Any]) -> Figure:
     compared = [c for c in result.get("comparisons", ()) if c["difference"] is not None]
     layout = {
         "margin": SIDE,
-        "xaxis": {
-            "title": {"text": "difference from control" + (", points" if is_rate else "")},
-            "zeroline": True,
-        },
+        "xaxis": {"zeroline": True},
         "yaxis": {"automargin": True, "autorange": "reversed", "type": "category"},
-        "legend": {"orientation": "h", "y": -0.35},
+        "legend": {"orientation": "h", "y": -0.2},
     }
     if not compared:
         return _empty(layout, "No difference can be computed yet")

@@ -16,11 +16,23 @@ OUTCOMES_MAX = 10_000
 BODY_BYTES_MAX = 16 * 1024**2
 
 
+class TooLarge(Invalid):
+    status = 413
+    code = "too_large"
+
+
+def check_length(header: str | None) -> None:
+    """Raise TooLarge when the Content-Length says more than is read."""
+    length = int(header) if header and header.isdecimal() else 0
+    if length > BODY_BYTES_MAX:
+        raise TooLarge(f"The body has {length} bytes; it may have {BODY_BYTES_MAX}.")
+
+
 class OutcomeRowInput(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     event_id: str
     unit_id: str
     metric: str
-    value: float
+    value: float | bool
     occurred_at: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
 
 
@@ -62,6 +74,6 @@ def _outcome(row: Any, now: datetime) -> Outcome:
         event_id=given.event_id,
         unit_id=given.unit_id,
         metric=given.metric,
-        value=given.value,
+        value=float(given.value),
         occurred_at_ms=round(at.timestamp() * 1_000),
     )

@@ -60,7 +60,7 @@ def experiment_context(experiment: Experiment) -> dict[str, Any]:
     """Return what the page and its live fragment render."""
     variants = list(experiment.variants.select_related("version"))
     result = experiment.result
-    final = is_final(experiment)
+    alpha_percent = experiment.alpha_ppm / 10_000
     return {
         "experiment": experiment,
         "variants": variant_cells(variants, result),
@@ -68,11 +68,12 @@ def experiment_context(experiment: Experiment) -> dict[str, Any]:
         "is_significant": result.get("is_significant", False),
         "quality": result.get("quality", {}),
         "notices": notices(result, experiment.refresh_error),
-        "interval_percent": 100 - experiment.alpha_ppm / 20_000 / max(1, len(variants) - 1),
-        "alpha_percent": experiment.alpha_ppm / 10_000,
+        # Each reading has half of α, split over the treatments.
+        "interval_percent": f"{100 - alpha_percent / 2 / max(1, len(variants) - 1):.5g}",
+        "alpha_percent": f"{alpha_percent:g}",
         "placements": placements(experiment),
         "events": list(experiment.events.order_by("-id")),
-        "is_final": final,
+        "is_final": is_final(experiment),
         "can_stop": experiment.state in {ExperimentState.PREPARING, ExperimentState.RUNNING},
         "interval_figure": interval_figure(result),
         "exposure_figure": exposure_figure(result),

@@ -82,13 +82,13 @@ class ExperimentSerializer(serializers.Serializer[Experiment]):
     refreshed_at = serializers.DateTimeField(allow_null=True)
 
 
-class StartSerializer(serializers.Serializer[Any]):
+class ExperimentStartSerializer(serializers.Serializer[Any]):
     revision = serializers.IntegerField(
         required=False, help_text="What you saw; refused when it changed meanwhile."
     )
 
 
-class StopSerializer(StartSerializer):
+class ExperimentStopSerializer(ExperimentStartSerializer):
     reason = serializers.CharField(required=False, allow_blank=True, max_length=1_000)
 
 

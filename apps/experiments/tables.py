@@ -12,6 +12,9 @@ from typing import Any
 from apps.experiments.models import Variant
 
 NOTHING = "–"
+# The check of shares that holds at every look is slow to speak while units are few; a chi-square
+# below this is worth a warning long before.
+ONE_LOOK_P_MAX = 1e-4
 # Above this share of crossed-over units a reader is warned.
 CROSSOVER_MAX = 0.01
 
@@ -122,6 +125,9 @@ def notices(result: dict[str, Any], refresh_error: str = "") -> list[Notice]:
         found.append(Notice("bad", f"Sample-ratio mismatch: {ratio['reason']}."))
     elif ratio.get("state") == "unexpected-units":
         found.append(Notice("bad", f"Units where none should be: {ratio['reason']}."))
+    elif (ratio.get("p_value") or 1.0) < ONE_LOOK_P_MAX:
+        text = f"The shares of units look off (p = {ratio['p_value']:.1e} at this look): "
+        found.append(Notice("warn", f"{text}{ratio['reason']}."))
     for name, count in quality.get("unknown_variants", {}).items():
         text = f"{count:,} units met a variant {name}, which this experiment does not have."
         found.append(Notice("bad", text))

@@ -58,17 +58,17 @@ def experiment(request: PageRequest, name: str) -> HttpResponse:
 @require_POST
 def start(request: PageRequest, name: str) -> HttpResponse:
     chosen = _operated(request, name)
-    done = f"{name} is being prepared: it runs as soon as its versions are ready."
-    attempt(
-        request,
-        done,
-        lambda: services.start_experiment(
+
+    def action() -> str:
+        services.start_experiment(
             experiment=chosen,
             actor=actor_of(request),
             now=database_now(),
             revision=_revision(request),
-        ),
-    )
+        )
+        return f"{name} is being prepared: it runs as soon as its versions are ready."
+
+    attempt(request, action)
     return go_to(request, "experiment", name)
 
 
@@ -76,18 +76,18 @@ def start(request: PageRequest, name: str) -> HttpResponse:
 @require_POST
 def stop(request: PageRequest, name: str) -> HttpResponse:
     chosen = _operated(request, name)
-    attempt(
-        request,
-        f"{name} is stopped and its result frozen.",
-        lambda: services.stop_experiment(
+
+    def action() -> str:
+        services.stop_experiment(
             experiment=chosen,
             actor=actor_of(request),
             now=database_now(),
             reason=f"stopped by {request.user.get_username()}",
-            # A refreshed result is no reason to refuse a stop: only a change of state is.
             revision=_revision(request),
-        ),
-    )
+        )
+        return f"{name} is stopped and its result frozen."
+
+    attempt(request, action)
     return go_to(request, "experiment", name)
 
 

@@ -1,0 +1,271 @@
+"""The REST API of metrics, experiments, results and outcomes, as a client with a token sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+from rest_framework.test import APIClient
+
+from apps.experiments.models import Experiment, OutcomeRow
+from apps.experiments.results import refresh_result
+from apps.models.models import ModelRole, Role
+from tests.experiments.factories import (
+    NOW,
+    expose,
+    make_draft,
+    make_metric,
+    make_model,
+    make_running,
+)
+
+pytestmark = pytest.mark.django_db
+
+ROOT = "/api/v1"
+VARIANTS = [
+    {"name": "weak", "version": 1, "weight_bp": 5_000, "is_control": True},
+    {"name": "strong", "version": 2, "weight_bp": 5_000},
+]
+
+
+def client_of(role: Role | None) -> APIClient:
+    user = User.objects.create_user(username=f"a-{role}")
+    if role is not None:
+        ModelRole.objects.create(user=user, role=role)
+    client = APIClient()
+    client.force_authenticate(user)
+    return client
+
+
+@pytest.fixture
+def operator() -> APIClient:
+    return client_of(Role.OPERATOR)
+
+
+@pytest.fixture
+def viewer() -> APIClient:
+    return client_of(Role.VIEWER)
+
+
+def draft_body(**fields: Any) -> dict[str, Any]:
+    body = {"name": "first", "model": "digits", "metric": "accuracy", "variants": VARIANTS}
+    return body | fields
+
+
+def row(event_id: str = "e1", **fields: Any) -> dict[str, Any]:
+    return {"event_id": event_id, "unit_id": "u1", "metric": "accuracy", "value": 1} | fields
+
+
+def test_a_metric_is_made_and_listed(operator: APIClient) -> None:
+    made = operator.post(f"{ROOT}/metrics/", {"name": "accuracy", "kind": "proportion"})
+    listed = operator.get(f"{ROOT}/metrics/").json()
+
+    assert made.status_code == 201
+    assert listed["results"] == [
+        {"name": "accuracy", "kind": "proportion", "direction": "increase", "description": ""}
+    ]
+    assert operator.get(f"{ROOT}/metrics/accuracy/").json() == listed["results"][0]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "message"),
+    [
+        ({"name": "accuracy", "kind": "median"}, 400, "kind:"),
+        ({"kind": "mean"}, 400, "name: This field is required."),
+        ({"name": "a b", "kind": "mean"}, 400, "name: A name has"),
+        ({"name": "taken", "kind": "mean"}, 409, "exists already"),
+    ],
+)
+def test_a_bad_metric_is_refused(
+    operator: APIClient, body: dict[str, Any], status: int, message: str
+) -> None:
+    make_metric("taken")
+
+    answer = operator.post(f"{ROOT}/metrics/", body)
+
+    assert answer.status_code == status
+    assert message in answer.json()["error"]["message"]
+
+
+def test_an_experiment_is_made_listed_and_shown(operator: APIClient) -> None:
+    make_model()
+    make_metric()
+
+    made = operator.post(f"{ROOT}/experiments/", draft_body(coverage_bp=5_000))
+
+    assert made.status_code == 201
+    shown = operator.get(f"{ROOT}/experiments/first/").json()
+    assert made.json() == shown
+    assert (shown["state"], shown["model"], shown["coverage_bp"]) == ("draft", "digits", 5_000)
+    assert shown["variants"] == [VARIANTS[0], VARIANTS[1] | {"is_control": False}]
+    assert operator.get(f"{ROOT}/experiments/").json()["results"] == [shown]
+
+
+def test_the_list_is_filtered_by_model_and_state(operator: APIClient) -> None:
+    make_draft()
+
+    assert operator.get(f"{ROOT}/experiments/?model=digits&state=draft").json()["count"] == 1
+    assert operator.get(f"{ROOT}/experiments/?model=letters").json()["count"] == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "message"),
+    [
+        ({"model": "nope"}, 404, "nope"),
+        ({"metric": "nope"}, 404, "no metric named nope"),
+        ({"variants": VARIANTS[:1]}, 400, "2 to 20 variants"),
+        ({"variants": "x"}, 400, "variants"),
+        ({"variants": [{"name": "a"}]}, 400, ".version: This field is required."),
+        ({"coverage_bp": 0}, 400, "coverage_bp is 0"),
+        ({"planned_units": "many"}, 400, "planned_units: A valid integer is required."),
+        ({"name": "new"}, 400, "choose another one"),
+    ],
+)
+def test_a_bad_experiment_is_refused_and_nothing_is_made(
+    operator: APIClient, fields: dict[str, Any], status: int, message: str
+) -> None:
+    make_model()
+    make_metric()
+
+    answer = operator.post(f"{ROOT}/experiments/", draft_body(**fields))
+
+    assert answer.status_code == status
+    assert message in answer.json()["error"]["message"]
+    assert not Experiment.objects.exists()
+
+
+def test_starting_and_stopping_answer_with_the_new_state(operator: APIClient) -> None:
+    make_draft()
+
+    started = operator.post(f"{ROOT}/experiments/weak-or-strong/start/", {"revision": 0})
+    stopped = operator.post(f"{ROOT}/experiments/weak-or-strong/stop/", {"reason": "enough"})
+
+    assert (started.status_code, started.json()["state"]) == (200, "preparing")
+    assert (stopped.status_code, stopped.json()["state"]) == (200, "completed")
+    assert stopped.json()["reason"] == "enough"
+
+
+@pytest.mark.parametrize(("act", "made"), [("start", make_running), ("stop", make_draft)])
+def test_what_its_state_does_not_allow_is_a_conflict(
+    operator: APIClient, act: str, made: Callable[[], Experiment]
+) -> None:
+    made()
+
+    answer = operator.post(f"{ROOT}/experiments/weak-or-strong/{act}/")
+
+    assert answer.status_code == 409
+    assert answer.json()["error"]["code"] == "illegal_transition"
+
+
+def test_a_stale_revision_is_a_conflict(operator: APIClient) -> None:
+    make_draft()
+
+    answer = operator.post(f"{ROOT}/experiments/weak-or-strong/start/", {"revision": 4})
+
+    assert answer.status_code == 409
+
+
+def test_results_are_given_with_when_they_were_made(viewer: APIClient) -> None:
+    experiment = make_running()
+    expose(experiment, "u", "weak")
+    empty = viewer.get(f"{ROOT}/experiments/weak-or-strong/results/").json()
+    refresh_result(experiment, NOW)
+
+    answer = viewer.get(f"{ROOT}/experiments/weak-or-strong/results/").json()
+
+    assert (empty["result"], empty["refreshed_at"]) == ({}, None)
+    assert answer["refreshed_at"] == "2026-03-01T12:00:00Z"
+    assert answer["result"]["verdict"].startswith("Not enough data")
+    assert answer["result"]["arms"][0]["exposed_n"] == 1
+
+
+@pytest.mark.parametrize("path", ["", "/results"])
+def test_an_unknown_experiment_is_not_found(viewer: APIClient, path: str) -> None:
+    assert viewer.get(f"{ROOT}/experiments/nope{path}/").status_code == 404
+
+
+def test_outcomes_are_recorded_and_a_repetition_is_harmless(operator: APIClient) -> None:
+    make_metric()
+    body = {"outcomes": [row("a"), row("b", value=True), row("c", value=0.5)]}
+
+    first = operator.post(f"{ROOT}/outcomes/", body)
+    second = operator.post(f"{ROOT}/outcomes/", body)
+
+    assert first.status_code == second.status_code == 200
+    assert (first.json()["recorded"], second.json()["recorded"]) == (2, 0)
+    assert second.json()["duplicates"] == 2
+    assert OutcomeRow.objects.count() == 2
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (row("x", value="1"), "Expected"),
+        (row("x", value=None), "Expected"),
+        ({"event_id": "x"}, "missing required field `unit_id`"),
+        (row("x", colour="red"), "unknown field `colour`"),
+        (row("x", occurred_at="2026-01-01T00:00:00"), "timezone"),
+        (row("x", occurred_at="yesterday"), "RFC3339"),
+        (row("x", occurred_at="2999-01-01T00:00:00Z"), "more than an hour in the future"),
+        (row("x", metric="revenue"), "unknown metric"),
+        ("x", "Expected `object`"),
+    ],
+)
+def test_a_refused_outcome_is_named_by_its_position(
+    operator: APIClient, bad: Any, reason: str
+) -> None:
+    make_metric()
+
+    report = operator.post(f"{ROOT}/outcomes/", {"outcomes": [row("a"), bad, row("b")]}).json()
+
+    assert report["recorded"] == 2
+    assert report["refused"][0]["index"] == 1
+    assert reason in report["refused"][0]["reason"]
+
+
+@pytest.mark.parametrize("body", [[], {"outcomes": {}}, {}, {"outcomes": [row()] * 10_001}])
+def test_a_body_of_another_form_is_refused_whole(operator: APIClient, body: Any) -> None:
+    make_metric()
+
+    answer = operator.post(f"{ROOT}/outcomes/", body)
+
+    assert answer.status_code == 400
+    assert not OutcomeRow.objects.exists()
+
+
+def test_a_body_beyond_the_bound_is_not_read(operator: APIClient) -> None:
+    body = b'{"outcomes": [' + b" " * (16 * 1024**2) + b"]}"
+
+    answer = operator.post(f"{ROOT}/outcomes/", body, content_type="application/json")
+
+    assert answer.status_code == 413
+
+
+def test_a_viewer_reads_and_changes_nothing(viewer: APIClient) -> None:
+    make_draft()
+    refused = [
+        viewer.post(f"{ROOT}/metrics/", {"name": "m", "kind": "mean"}),
+        viewer.post(f"{ROOT}/experiments/", draft_body()),
+        viewer.post(f"{ROOT}/experiments/weak-or-strong/start/"),
+        viewer.post(f"{ROOT}/experiments/weak-or-strong/stop/"),
+        viewer.post(f"{ROOT}/outcomes/", {"outcomes": []}),
+    ]
+
+    assert [answer.status_code for answer in refused] == [403] * 5
+    assert viewer.get(f"{ROOT}/experiments/weak-or-strong/").status_code == 200
+
+
+def test_an_operator_of_another_model_may_not_start_it() -> None:
+    make_draft()
+    user = User.objects.create_user(username="other")
+    ModelRole.objects.create(user=user, model=make_model("letters"), role=Role.OPERATOR)
+    client = APIClient()
+    client.force_authenticate(user)
+
+    assert client.post(f"{ROOT}/experiments/weak-or-strong/start/").status_code == 403
+
+
+def test_nobody_gets_in_without_a_token() -> None:
+    assert APIClient().get(f"{ROOT}/experiments/").status_code in {401, 403}
