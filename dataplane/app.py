@@ -40,17 +40,23 @@ class Application:
     """Answers every request of every connection."""
 
     def __init__(self, predictor: Predictor, publisher: Publisher, sync: Sync, boot: str) -> None:
+        # Answers predictions.
         self._predictor = predictor
+        # The applied table.
         self._serving = predictor.serving
+        # Takes outcomes.
         self._publisher = publisher
+        # Keeps the table; its loops count for readiness.
         self._sync = sync
         # Names outcomes that bring no id; unique over restarts.
         self._boot = boot
+        # The part of such an id that counts up.
         self._ids = count(1)
         # Set by the stop: readiness fails from then on.
         self.stopping = False
         # Targets seen so far; emptied when full, since anybody may invent names.
         self._routes: dict[bytes, Route] = {}
+        # Paths that name no model.
         self._fixed: dict[str, Route] = {
             "/v2": (b"GET", self._server_metadata),
             "/v2/health/live": (b"GET", self._live),

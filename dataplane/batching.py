@@ -50,7 +50,9 @@ class _Group:
     __slots__ = ("jobs", "rows", "timer")
 
     def __init__(self) -> None:
+        # In the order of their rows in the batch.
         self.jobs: list[Job] = []
+        # The rows of all of them.
         self.rows = 0
         # Fires when the oldest of them has waited long enough.
         self.timer: asyncio.TimerHandle | None = None
@@ -78,23 +80,31 @@ class Batcher:
     ) -> None:
         # What the answers must hold, and whether rows may be put together at all.
         self._model = model
+        # Rows of a full batch; 1 keeps requests apart where there is no batch dimension.
         self._rows_max = model.batching.max_batch_size if model.batched else 1
+        # Delay and bounds.
         self._settings: Batching = model.batching
+        # The endpoints of the version's cluster.
         self._addresses = addresses
+        # Sends the calls.
         self._triton = triton
+        # Runs the timers.
         self._loop = loop
         # Told the number of rows of each batch that leaves.
         self._on_batch = on_batch
+        # Batches that may be under way at once.
         self._in_flight_max = in_flight_max
         # Batches that still fill, by key, the oldest first.
         self._filling: dict[object, _Group] = {}
         # Batches that only wait for one of the places in flight.
         self._ready: deque[_Group] = deque()
-        # Rows that wait, and batches under way.
+        # Rows that wait for a batch to leave.
         self.waiting_rows = 0
+        # Batches under way.
         self.in_flight = 0
         # A turn of `_start_idle` is due.
         self._starting = False
+        # The part of each call's head that never changes.
         self._path = b"POST /v2/models/%b/versions/%b/infer HTTP/1.1\r\nhost: triton\r\n" % (
             version.triton_model.encode(),
             version.triton_version.encode(),

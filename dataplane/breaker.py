@@ -40,11 +40,13 @@ class Breaker:
         self.settings = settings
         # Called with the reason each time the breaker opens.
         self._on_trip = on_trip
+        # Closed until proved otherwise.
         self.state = State.CLOSED
         # Closed and without a recent failure: the caller need neither ask nor tell of answers.
         self.calm = True
-        # True for a failure, over the last `window` answers, and how many of them failed.
+        # True for a failure, over the last `window` answers.
         self._results: deque[bool] = deque()
+        # How many of those failed.
         self._failures = 0
         # When an open breaker may be tried again.
         self._retry_at = 0.0

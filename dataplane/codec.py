@@ -66,6 +66,7 @@ class InputSpec:
     def __init__(self, tensor: Tensor, *, batched: bool, rows_max: int) -> None:
         # The input as the signature states it.
         self.tensor = tensor
+        # Its name, for messages and look-ups.
         self.name = tensor.name
         # How its elements are packed.
         self.datatype = DATATYPES[tensor.datatype]
@@ -73,7 +74,9 @@ class InputSpec:
         self.inner = tensor.shape[1:] if batched else tensor.shape
         # True when every row has the same shape, so that all requests may share batches.
         self.fixed = -1 not in self.inner
+        # The first dimension counts rows.
         self._batched = batched
+        # Rows that one request may carry.
         self._rows_max = rows_max
         # Shapes seen and found right; a small bounded cache that spares the checks.
         self.known: dict[tuple[int, ...], Dims] = {}
@@ -130,6 +133,7 @@ class Codec:
         ]
         # Outputs by name, for requests that name the ones they want.
         self._outputs = {tensor.name: i for i, tensor in enumerate(signature.outputs)}
+        # Positions of the inputs by name.
         self._index = {spec.name: i for i, spec in enumerate(self.inputs)}
         # Which request parameter carries the unit; it is ours and does not reach the model.
         self._unit_parameter = unit_key.parameter
@@ -276,13 +280,17 @@ class _TensorReader:
     def __init__(
         self, specs: list[InputSpec], index: dict[str, int], tail: memoryview, *, booleans: bool
     ) -> None:
+        # The inputs in the order of the signature.
         self._specs = specs
+        # Positions of the inputs by name.
         self._index = index
         # What is left of the binary data behind the JSON.
         self._tail = tail
+        # See `pack`.
         self._booleans = booleans
         # The bytes of each input and its dims, in the order of the signature.
         self.tensors: list[bytes | None] = [None] * len(specs)
+        # What the shape of each meant.
         self.dims: list[Dims] = [Dims(0, 0, (), None)] * len(specs)
         # Nought until the first tensor was read.
         self.rows = 0

@@ -18,6 +18,7 @@ class Heartbeat:
     def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
         # What the log and the metrics call it.
         self.name = name
+        # Monotonic seconds.
         self._clock = clock
         # Turns that raised, since the start.
         self.failures = 0

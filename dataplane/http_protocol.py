@@ -116,20 +116,18 @@ class Exchange:
         self._connection = connection
         # The bytes of the answer, kept here while an earlier request is still unanswered.
         self.answer: bytes | None = None
+        # In capitals, as it came.
         self.method = b""
         # The request target as it came: path and query.
         self.target = b""
         # Names in lower case; of a repeated header the last one.
         self.headers: dict[bytes, bytes] = {}
+        # Whole: an exchange is handed over when its body is complete.
         self.body = b""
+        # False closes the connection after the answer.
         self.keep_alive = True
         # An HTTP/1.0 client, who must be told that the connection stays.
         self.legacy = False
-
-    @property
-    def gone(self) -> bool:
-        """True when the client hung up, so that nobody waits for the answer."""
-        return self._connection.transport is None
 
     def respond(self, status: int, body: bytes, headers: bytes = JSON) -> None:
         """Answer with `headers`, complete lines that end in CRLF. Later calls do nothing."""
@@ -187,8 +185,9 @@ class HttpConnection(Protocol):
         self._pending: deque[Exchange] = deque()
         # The request that is being read.
         self._current: Exchange | None = None
-        # The pieces of its body so far, and their length.
+        # The pieces of its body so far.
         self._body: list[bytes] = []
+        # The sum of their lengths.
         self._body_bytes = 0
         # The length of its head so far, as far as it is known.
         self._head_bytes = 0
@@ -237,7 +236,7 @@ class HttpConnection(Protocol):
             # The parser shows a header line when it is whole, so its pieces are counted here.
             self._head_bytes += len(data)
             if self._head_bytes > self.server.limits.head_bytes_max:
-                self._refuse(_HEAD_TOO_LARGE)
+                self._refuse(_head_too_large())
         self._balance()
 
     def eof_received(self) -> bool:
@@ -272,7 +271,7 @@ class HttpConnection(Protocol):
         assert self._current is not None
         self._current.target += url
         if len(self._current.target) > self.server.limits.head_bytes_max:
-            raise _HEAD_TOO_LARGE
+            raise _head_too_large()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         current = self._current
@@ -283,8 +282,11 @@ class HttpConnection(Protocol):
         self._head_bytes += len(name) + len(value) + 4
         limits = self.server.limits
         if self._head_bytes > limits.head_bytes_max or len(headers) >= limits.headers_max:
-            raise _HEAD_TOO_LARGE
-        headers[name.lower()] = value
+            raise _head_too_large()
+        name = name.lower()
+        if name == b"host" and name in headers:
+            raise Refusal(400, "malformed_http", "a request has one Host header")
+        headers[name] = value
 
     def on_headers_complete(self) -> None:
         self._in_head = False
@@ -313,9 +315,11 @@ class HttpConnection(Protocol):
     def on_message_complete(self) -> None:
         current = self._current
         assert current is not None
+        if self._deaf:
+            return  # It came in one piece with a request that was to be the last.
         parser = self._parser
         current.method = parser.get_method()
-        if not parser.should_keep_alive() or b"upgrade" in current.headers:
+        if not parser.should_keep_alive() or parser.should_upgrade():
             current.keep_alive = False
             self._deaf = True
         body = self._body
@@ -425,7 +429,8 @@ class HttpConnection(Protocol):
             transport.resume_reading()
 
 
-_HEAD_TOO_LARGE = Refusal(431, "head_too_large", "the request line and headers are too large")
+def _head_too_large() -> Refusal:
+    return Refusal(431, "head_too_large", "the request line and headers are too large")
 
 
 def _body_too_large(limits: Limits) -> Refusal:

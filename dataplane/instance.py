@@ -36,26 +36,24 @@ class Instance:
     """The parts of one data-plane process, wired together."""
 
     def __init__(self, config: Config, loop: asyncio.AbstractEventLoop) -> None:
+        # What this instance was told.
         self._config = config
+        # The loop that all parts run on.
         self._loop = loop
         # Tells restarts apart in everything that is sent.
         self.boot = f"{int(time.time()):x}{secrets.token_hex(4)}"
         config.state_dir.mkdir(parents=True, exist_ok=True)
+        # Calls to the model servers.
         self.triton = Triton(loop, config.endpoint_connections_max)
+        # Counters and exposures.
         self.telemetry = Telemetry(time.time)
+        # The applied table at run time.
         self.serving = Serving(self.triton, self.telemetry, loop, config.batches_in_flight_max)
         # One client for streams and wake-ups; it reconnects by itself.
-        self._redis = redis.Redis.from_url(
-            config.redis_url,
-            socket_connect_timeout=REDIS_TIMEOUT_S,
-            socket_timeout=REDIS_TIMEOUT_S,
-        )
-        self._control = httpx.AsyncClient(
-            base_url=config.control_url,
-            headers={"authorization": f"Bearer {config.instance_token}"},
-            timeout=CONTROL_TIMEOUT_S,
-            trust_env=False,
-        )
+        self._redis = _redis_client(config)
+        # The client of the control plane.
+        self._control = _control_client(config)
+        # Carries telemetry and outcomes away.
         self.publisher = Publisher(
             Spool(config.state_dir / "spool", config.spool_bytes_max),
             self._redis,
@@ -65,6 +63,7 @@ class Instance:
             interval_s=config.telemetry_interval_s,
             generation=lambda: self.serving.generation,
         )
+        # Keeps the table at its newest.
         self.sync = Sync(
             self.serving,
             self.triton,
@@ -78,8 +77,11 @@ class Instance:
             report_interval_s=config.report_interval_s,
         )
         predictor = Predictor(self.serving, self.telemetry, self.boot)
+        # Answers requests.
         self.application = Application(predictor, self.publisher, self.sync, self.boot)
+        # Holds the client connections.
         self.server = Server(self.application, config.limits)
+        # Beyond this count connections are closed as they come.
         self.server.connections_max = config.connections_max
         # The listening socket, once it is open.
         self._listener: asyncio.Server | None = None
@@ -146,6 +148,23 @@ class Instance:
         while True:
             self.server.tick(formatdate(usegmt=True).encode())
             await asyncio.sleep(1.0)
+
+
+def _redis_client(config: Config) -> redis.Redis[bytes]:
+    return redis.Redis.from_url(
+        config.redis_url,
+        socket_connect_timeout=REDIS_TIMEOUT_S,
+        socket_timeout=REDIS_TIMEOUT_S,
+    )
+
+
+def _control_client(config: Config) -> httpx.AsyncClient:
+    return httpx.AsyncClient(
+        base_url=config.control_url,
+        headers={"authorization": f"Bearer {config.instance_token}"},
+        timeout=CONTROL_TIMEOUT_S,
+        trust_env=False,
+    )
 
 
 async def serve(config: Config) -> int:

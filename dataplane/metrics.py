@@ -25,7 +25,9 @@ class Histogram:
     def __init__(self, bounds: tuple[float, ...]) -> None:
         # Upper bounds of the buckets, in order; one more bucket holds the rest.
         self.bounds = bounds
+        # Observations by bucket.
         self.counts = [0] * (len(bounds) + 1)
+        # The sum of what was observed.
         self.sum = 0.0
 
     def observe(self, value: float) -> None:
@@ -58,6 +60,7 @@ class Page:
     """Builds the text of a scrape; a family's samples are added together."""
 
     def __init__(self) -> None:
+        # The text so far.
         self._lines: list[str] = []
 
     def family(

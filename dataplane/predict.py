@@ -47,6 +47,7 @@ class Predictor:
         self.telemetry = telemetry
         # Makes request ids unique over restarts.
         self._boot = boot
+        # The part of such an id that counts up.
         self._ids = count(1)
 
     def infer(self, exchange: Exchange, name: str, version: str | None) -> None:
@@ -144,22 +145,29 @@ class Prediction:
         unit: str | None,
         arrived_at: float,
     ) -> None:
+        # What all predictions share.
         self._predictor = predictor
+        # Takes the answer.
         self._exchange = exchange
+        # The model, under the generation that the request met.
         self._model = model
         # The tensors.
         self.request = request
+        # Who asks; None for a request without a unit.
         self._unit = unit
         # Monotonic seconds; the loop's own clock is only exact to a millisecond.
         self._arrived_at = arrived_at
+        # When it was queued for the version it is with now.
         self._submitted_at = arrived_at
+        # When the version it is with must have answered.
         self.deadline = arrived_at + model.timeout_s
         # See `batching.Job`.
         self.hurried = False
         # The answer is for people, not of the protocol.
         self.plain = False
-        # The lane that the request is in, and the failure that brought it there from another.
+        # The lane that the request is in now.
         self._lane: Lane
+        # The lane that failed it before, and how.
         self._first: tuple[Lane, TritonError] | None = None
 
     def start(self, version: str | None) -> None:

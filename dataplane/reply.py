@@ -37,15 +37,21 @@ class Output:
     def __init__(
         self, tensor: Tensor, shape: list[int], data: memoryview, *, batched: bool
     ) -> None:
+        # As the signature names it.
         self.name = tensor.name
+        # How its bytes are read.
         self.datatype = DATATYPES[tensor.datatype]
+        # The first dimension counts rows.
         self._batched = batched
         # A model without a batch dimension answers one request at a time: one row, so to say.
         self.rows = shape[0] if batched else 1
+        # The shape of one row.
         self.inner = tuple(shape[1:] if batched else shape)
+        # All rows; a view into the reply.
         self._data = data
         # Bytes of one row; BYTES rows differ in length and are split when first asked for.
         self._width = prod(self.inner) * self.datatype.size
+        # BYTES elements, once somebody asked for raw rows.
         self._pieces: list[bytes] | None = None
         # The JSON of each row, once somebody asked.
         self._rows: list[bytes] | None = None

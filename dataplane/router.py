@@ -34,8 +34,11 @@ class Router:
     __slots__ = ("_canary", "_explicit", "_generation", "_model", "_name", "_stable", "_variants")
 
     def __init__(self, name: str, model: ModelRoute, generation: int) -> None:
+        # The model's name, for messages.
         self._name = name
+        # Its part of the table.
         self._model = model
+        # The table's generation, which each decision carries.
         self._generation = generation
         split = model.split
         canary = split if isinstance(split, CanarySplit) else None
@@ -45,7 +48,9 @@ class Router:
             if model.stable is not None
             else None
         )
+        # The decision for the canary's buckets.
         self._canary = Decision(canary.version, CANARY, canary.id, generation) if canary else None
+        # The decisions for an experiment's variants, by name.
         self._variants = _variants(split, generation)
         # Filled as versions are asked for by name.
         self._explicit: dict[str, Decision] = {}

@@ -82,8 +82,11 @@ class Serving:
         in_flight_max: int,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
+        # Sends the batches.
         self._triton = triton
+        # Makes the counters.
         self._telemetry = telemetry
+        # Runs the batchers' timers.
         self._loop = loop
         # Batches that may be under way for one version.
         self._in_flight_max = in_flight_max

@@ -35,6 +35,7 @@ class Spool:
     def __init__(self, folder: Path, bytes_max: int) -> None:
         # Where the files are; nobody else writes there.
         self._folder = folder
+        # Beyond this nothing is taken.
         self._bytes_max = bytes_max
         # One writer at a time: a thread pool may run two calls at once.
         self._lock = Lock()
@@ -46,6 +47,7 @@ class Spool:
         self._files: deque[tuple[Path, int]] = deque((path, path.stat().st_size) for path in found)
         # Bytes in all of them.
         self.size_bytes = sum(size for _, size in self._files)
+        # The number of the next file.
         self._next = int(found[-1].stem) + 1 if found else 1
 
     def __len__(self) -> int:

@@ -67,10 +67,13 @@ class Publisher:
     ) -> None:
         # What waits on disk.
         self._spool = spool
+        # Where it goes.
         self._redis = client
         # Where windows and exposures gather between two turns.
         self._telemetry = telemetry
+        # Who we are, on each batch.
         self._instance = instance
+        # Which life of ours, on each batch.
         self._boot = boot
         # Seconds between two drains of the telemetry.
         self._interval_s = interval_s
@@ -80,9 +83,11 @@ class Publisher:
         self._sequences = dict.fromkeys(STREAMS, 0)
         # Messages given up since this boot, by stream.
         self._dropped = dict.fromkeys(STREAMS, 0)
-        # Outcomes that wait to be written together with others, and how many.
+        # Outcomes that wait to be written together with others.
         self._outcomes: list[_Waiting] = []
+        # How many outcomes those are.
         self._outcomes_waiting = 0
+        # Set when outcomes wait.
         self._outcomes_due = asyncio.Event()
         # Set when the spool has something to send.
         self._spooled = asyncio.Event()

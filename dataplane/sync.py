@@ -51,6 +51,7 @@ class TableFile:
     """The last good table on disk, replaced whole or not at all."""
 
     def __init__(self, path: Path) -> None:
+        # The file; a temporary one is written beside it.
         self._path = path
 
     def load(self) -> RoutingTable | None:
@@ -99,25 +100,31 @@ class Sync:
         self._control = control
         # Brings the wake-ups.
         self._redis = client
+        # The last good table.
         self._file = file
+        # Who we are, in reports.
         self._instance = instance
+        # Which life of ours, in reports.
         self._boot = boot
         # Messages given up so far, for the report.
         self._dropped = dropped
+        # Seconds between two pulls that nothing woke.
         self._poll_interval_s = poll_interval_s
+        # Seconds between two reports.
         self._report_interval_s = report_interval_s
-        # The tag and the bytes of the table applied, so that the same one is not pulled twice.
+        # The tag of the table applied, so that the same one is not pulled twice.
         self._etag: str | None = None
-        self._applied: bytes | None = None
         # The refused generation and the reason, until a table is applied.
         self._refusal: tuple[int | None, str] | None = None
         # When the control plane last confirmed our table, monotonic; None before it ever did.
         self.confirmed_at: float | None = None
         # Wakes the poller and the reporter before their time.
         self._wake = asyncio.Event()
+        # Wakes the reporter before its time.
         self._report_due = asyncio.Event()
         # Refusals since the start.
         self.refusals = 0
+        # Turns of the three loops.
         self.heartbeats = [Heartbeat(name) for name in ("poll", "listen", "report")]
 
     def loops(self) -> list[Coroutine[None, None, None]]:

@@ -32,11 +32,13 @@ class Units:
     __slots__ = ("failed", "interval", "interval_s", "met", "overflow")
 
     def __init__(self, interval_s: int) -> None:
+        # The length of an interval, seconds.
         self.interval_s = interval_s
         # The number of the interval that the sets belong to.
         self.interval = -1
         # Hashes of the units met, and of those that met an error.
         self.met: set[int] = set()
+        # Hashes of the units that met an error.
         self.failed: set[int] = set()
         # Requests of units beyond the bound, which are counted in no set.
         self.overflow = 0
@@ -198,9 +200,11 @@ class Telemetry:
         # (experiment, variant, hash of unit) already reported, oldest first. What the bound
         # evicts is reported again, and the consumer keeps the earliest.
         self._exposed: dict[tuple[str, str, int], None] = {}
+        # Exposures not yet handed over.
         self._exposures: list[Exposure] = []
         # What the bounds made us give up, by kind.
         self.dropped = {"windows": 0, "exposures": 0}
+        # Overflow of the sets that were forgotten.
         self._overflow = 0
 
     @property

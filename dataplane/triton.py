@@ -54,8 +54,11 @@ class Reply:
     __slots__ = ("body", "header_length", "status")
 
     def __init__(self, status: int, header_length: int | None, body: bytes) -> None:
+        # The HTTP status.
         self.status = status
+        # How much of the body is JSON; None for all.
         self.header_length = header_length
+        # The whole body.
         self.body = body
 
     def error(self) -> TritonError:
@@ -95,7 +98,9 @@ class Call:
         self.addresses = addresses
         # Head and body as they go over the wire.
         self.request = request
+        # Called with the end.
         self._on_done = on_done
+        # The deadline.
         self._timer: asyncio.TimerHandle | None = None
         # The connection that carries it, None while it waits for one.
         self.connection: Connection | None = None
@@ -103,6 +108,7 @@ class Call:
         self.endpoint = ""
         # It was already given its second chance.
         self.retried = False
+        # The end was reported.
         self.done = False
 
     def arm(self, loop: asyncio.AbstractEventLoop, timeout_s: float) -> None:
@@ -135,7 +141,6 @@ class Connection(asyncio.Protocol):
         "_bytes",
         "_endpoint",
         "_header_length",
-        "_keep",
         "_parser",
         "call",
         "transport",
@@ -152,9 +157,10 @@ class Connection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         # The answer so far.
         self._body: list[bytes] = []
+        # The length of the body so far.
         self._bytes = 0
+        # From the header of that name.
         self._header_length: int | None = None
-        self._keep = True
 
     def send(self, call: Call) -> None:
         """Write the request of `call`; its answer ends it."""
@@ -225,8 +231,11 @@ class Endpoint:
     ) -> None:
         # As the routing table names it: host:port, a scheme before it is allowed.
         self.address = address
+        # The same, taken apart.
         self._host, self._port = _host_and_port(address)
+        # Opens connections and runs deadlines.
         self._loop = loop
+        # Connections to one endpoint at most.
         self._connections_max = connections_max
         # Connections that nobody uses; the one used last is taken first.
         self._idle: list[Connection] = []
@@ -310,7 +319,9 @@ class Triton:
     """Sends calls to the endpoints of clusters, a pool for each endpoint."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, connections_max: int = 64) -> None:
+        # Opens connections and runs deadlines.
         self._loop = loop
+        # Connections to one endpoint at most.
         self._connections_max = connections_max
         # Pools by address; those that no cluster names any more are closed by `keep_only`.
         self._endpoints: dict[str, Endpoint] = {}

@@ -1,0 +1,87 @@
+"""What h11 makes of the same bytes: the oracle of the differential tests."""
+
+from __future__ import annotations
+
+import h11
+from hypothesis import strategies as st
+
+from tests.dataplane.wire import Wire, echo
+
+Asked = tuple[bytes, bytes, bytes]
+
+TOKENS = [
+    b"GET", b"POST", b"HEAD", b" ", b"/", b"/v2/models/m/infer", b"?a=b", b" HTTP/1.1", b"\r\n",
+    b"Host: x", b"content-length: 3", b"Content-Length: 0", b"transfer-encoding: chunked",
+    b"connection: close", b"x-unit-id: u", b": ", b"abc", b"3\r\nabc\r\n", b"0\r\n\r\n",
+    b"\r\n\r\n", b"\x00", b"\xff", b"\t", b"expect: 100-continue",
+]  # fmt: skip
+
+
+def ask_h11(data: bytes) -> tuple[list[Asked], bool]:
+    """Return the requests that h11 finds in `data`, and whether it met an error."""
+    connection = h11.Connection(h11.SERVER)
+    connection.receive_data(data)
+    found: list[Asked] = []
+    head: h11.Request | None = None
+    body = b""
+    try:
+        while True:
+            event = connection.next_event()
+            if isinstance(event, h11.Request):
+                head, body = event, b""
+            elif isinstance(event, h11.Data):
+                body += bytes(event.data)
+            elif isinstance(event, h11.EndOfMessage):
+                assert head is not None
+                found.append((bytes(head.method), bytes(head.target), body))
+                connection.send(h11.Response(status_code=200, headers=[("content-length", "0")]))
+                connection.send(h11.EndOfMessage())
+                if connection.our_state is not h11.DONE:
+                    return found, False
+                connection.start_next_cycle()
+            else:
+                return found, False
+    except h11.RemoteProtocolError:
+        return found, True
+
+
+def ask_ours(data: bytes, piece: int | None) -> tuple[list[Asked], bool]:
+    """Return the requests that our protocol finds in `data`, and whether it refused any bytes."""
+    wire = Wire(answer=echo)
+    wire.feed(data, piece)
+    found = [(bytes(e.method), bytes(e.target), bytes(e.body)) for e in wire.exchanges]
+    return found, any(status >= 400 for status in wire.statuses)
+
+
+def check_against_h11(data: bytes, piece: int | None) -> None:
+    """Assert that we never see a request, or a body, that h11 does not see there.
+
+    We may refuse more than h11 does (it forgives a bare line feed, we do not); we may never accept
+    other requests than it does: that is what request smuggling lives on.
+    """
+    theirs, _ = ask_h11(data)
+    ours, _ = ask_ours(data, piece)
+    assert ours == theirs[: len(ours)]
+
+
+@st.composite
+def plain_requests(draw: st.DrawFn) -> bytes:
+    """Return one to three well-formed requests, one after the other."""
+    parts = []
+    for _ in range(draw(st.integers(1, 3))):
+        body = draw(st.binary(max_size=60))
+        target = "/" + draw(st.text("abc/?=&%20-_.~", max_size=20))
+        lines = [f"{draw(st.sampled_from(['GET', 'POST', 'PUT']))} {target} HTTP/1.1", "Host: x"]
+        name = draw(st.text("abcXYZ-", min_size=1, max_size=8))
+        lines.append(f"x{name}: {draw(st.text('abc 123;,', max_size=12))}")
+        if draw(st.booleans()):
+            lines.append(f"Content-Length: {len(body)}")
+            payload = body
+        else:
+            lines.append("Transfer-Encoding: chunked")
+            payload = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if body else b"0\r\n\r\n"
+        parts.append("\r\n".join(lines).encode() + b"\r\n\r\n" + payload)
+    return b"".join(parts)
+
+
+hostile_bytes = st.lists(st.sampled_from(TOKENS) | st.binary(max_size=4), max_size=30).map(b"".join)

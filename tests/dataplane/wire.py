@@ -1,0 +1,95 @@
+"""A mock transport, and an application that answers with what it was asked."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+
+from dataplane.config import Limits
+from dataplane.http_protocol import Exchange, HttpConnection, Server
+
+
+class MockTransport:
+    """Takes what is written; tells whether it was closed and whether it reads."""
+
+    def __init__(self) -> None:
+        self.written = b""
+        self.closed = False
+        self.aborted = False
+        self.ended = False
+        self.reading = True
+
+    def write(self, data: bytes) -> None:
+        assert not self.closed, "nothing is written to a closed transport"
+        self.written += data
+
+    def close(self) -> None:
+        self.closed = True
+
+    def abort(self) -> None:
+        self.aborted = self.closed = True
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        self.ended = True
+
+    def pause_reading(self) -> None:
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        self.reading = True
+
+
+class Wire:
+    """One connection of a server whose application keeps every exchange it is given."""
+
+    def __init__(
+        self,
+        limits: Limits | None = None,
+        answer: Callable[[Exchange], None] | None = None,
+    ) -> None:
+        self.exchanges: list[Exchange] = []
+        self.answer = answer
+        self.server = Server(self._take, limits or Limits())
+        self.connection = HttpConnection(self.server)
+        self.transport = MockTransport()
+        self.connection.connection_made(self.transport)
+
+    def _take(self, exchange: Exchange) -> None:
+        self.exchanges.append(exchange)
+        if self.answer is not None:
+            self.answer(exchange)
+
+    def feed(self, data: bytes, piece: int | None = None) -> None:
+        """Deliver `data`, in pieces of `piece` bytes if given."""
+        size = piece or len(data) or 1
+        for at in range(0, len(data), size):
+            if not self.transport.closed:
+                self.connection.data_received(data[at : at + size])
+
+    @property
+    def statuses(self) -> list[int]:
+        """The status of each answer written so far."""
+        return [
+            int(status) for status in re.findall(rb"HTTP/1\.1 (\d{3}) ", self.transport.written)
+        ]
+
+    @property
+    def ended(self) -> bool:
+        """No further answer will come."""
+        return self.transport.closed or self.transport.ended
+
+
+def echo(exchange: Exchange) -> None:
+    """Answer with what was asked."""
+    asked = [exchange.method.decode(), exchange.target.decode("latin-1"), exchange.body.hex()]
+    exchange.respond(200, json.dumps(asked).encode())
+
+
+def request(target: str = "/", body: bytes = b"", headers: str = "", method: str = "POST") -> bytes:
+    """Return the bytes of one plain request."""
+    head = f"{method} {target} HTTP/1.1\r\nhost: x\r\n{headers}content-length: {len(body)}\r\n\r\n"
+    return head.encode() + body
