@@ -1,0 +1,192 @@
+"""One example of everything the planes exchange; `golden/` holds their bytes.
+
+The golden files are what an older or a newer side would send: change them only together with
+`contract.SCHEMA`. `python -m tests.contract.examples` writes them anew.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from contract import messages, routing
+from contract.bucketing import bucket
+from contract.messages import Batch, BreakerTrip, Exposure, InstanceReport, Outcome, TelemetryWindow
+from contract.routing import (
+    Batching,
+    Breaker,
+    CanarySplit,
+    Cluster,
+    ExperimentSplit,
+    ModelRoute,
+    RoutingTable,
+    Signature,
+    Tensor,
+    UnitKey,
+    VariantRoute,
+    VersionRoute,
+)
+
+GOLDEN = Path(__file__).parent / "golden"
+SALTS = ("", "rollout-7", "rollout-8", "erfahrung-ü")
+UNITS = (
+    "",
+    "u1",
+    "u2",
+    "user@example.com",
+    "0",
+    "42",
+    "Zoë",
+    "Zoe\u0308",
+    "山田太郎",
+    "🚂",
+    "a:b",
+    "ß",
+)
+
+
+def _versions(name: str, *numbers: int) -> dict[str, VersionRoute]:
+    return {
+        str(number): VersionRoute(
+            cluster="main", triton_model=f"{name}.{number}", triton_version=str(number)
+        )
+        for number in numbers
+    }
+
+
+DIGITS = ModelRoute(
+    signature=Signature(
+        inputs=(Tensor(name="pixels", datatype="FP32", shape=(-1, 64)),),
+        outputs=(
+            Tensor(name="label", datatype="INT64", shape=(-1, 1)),
+            Tensor(name="probabilities", datatype="FP32", shape=(-1, 10)),
+        ),
+    ),
+    stable="1",
+    versions=_versions("digits", 1, 2),
+    split=CanarySplit(id="rollout-7", salt="s7", version="2", weight_bp=500, interval_s=10),
+)
+WORDS = ModelRoute(
+    signature=Signature(
+        inputs=(Tensor(name="text", datatype="BYTES", shape=(-1, -1)),),
+        outputs=(Tensor(name="score", datatype="FP64", shape=(-1, 1)),),
+    ),
+    stable="3",
+    versions=_versions("words", 3, 4),
+    split=ExperimentSplit(
+        id="experiment-2",
+        inclusion_salt="in",
+        variant_salt="va",
+        coverage_bp=6_000,
+        variants=(
+            VariantRoute(name="control", version="3", weight_bp=5_000),
+            VariantRoute(name="größer", version="4", weight_bp=5_000),
+        ),
+    ),
+    batching=Batching(max_batch_size=8, max_queue_delay_us=1_000, max_queue_size=64),
+    breaker=Breaker(window=50, failures=20, open_ms=2_000),
+    unit_key=UnitKey(header="x-customer", parameter="customer"),
+    timeout_ms=250,
+)
+RETIRED = ModelRoute(
+    signature=Signature(
+        inputs=(Tensor(name="x", datatype="BOOL", shape=(2, 3)),),
+        outputs=(Tensor(name="y", datatype="UINT8", shape=(1,)),),
+    ),
+    stable=None,
+    versions=_versions("retired", 9),
+    batched=False,
+)
+TABLE = RoutingTable(
+    generation=42,
+    models={"digits": DIGITS, "words": WORDS, "retired": RETIRED},
+    clusters={"main": Cluster(endpoints=("127.0.0.1:8000", "http://127.0.0.1:8010"))},
+)
+_SENDER = {"instance": "dp-1", "boot": "6b05f2edff6d9106"}
+WINDOWS = Batch(
+    **_SENDER,  # type: ignore[arg-type]
+    sequence=7,
+    windows=(
+        TelemetryWindow(
+            model="digits",
+            version="2",
+            variant="canary",
+            generation=42,
+            split="rollout-7",
+            started_at_ms=1_795_552_013_000,
+            ended_at_ms=1_795_552_014_000,
+            interval_started_at_ms=1_795_552_010_000,
+            requests=120,
+            errors=3,
+            fallbacks=2,
+            units=90,
+            unit_errors=2,
+            anonymous=5,
+            anonymous_errors=1,
+            latency={80: 100, 96: 17},
+        ),
+    ),
+)
+EXPOSURES = Batch(
+    **_SENDER,  # type: ignore[arg-type]
+    sequence=8,
+    exposures=(
+        Exposure(
+            experiment="experiment-2",
+            unit="山田太郎",
+            variant="größer",
+            version="4",
+            at_ms=1_795_552_013_123,
+        ),
+    ),
+)
+OUTCOMES = Batch(
+    **_SENDER,  # type: ignore[arg-type]
+    sequence=9,
+    outcomes=(
+        Outcome(
+            event_id="e-1",
+            unit_id="u1",
+            metric="correct",
+            value=1.0,
+            occurred_at_ms=1_795_552_013_500,
+        ),
+    ),
+)
+REPORT = InstanceReport(
+    **_SENDER,  # type: ignore[arg-type]
+    at_ms=1_795_552_014_000,
+    applied_generation=41,
+    refused_generation=42,
+    refusal="digits.2:2 is not ready on 127.0.0.1:8000: Model version not ready",
+    trips=(
+        BreakerTrip(
+            model="digits",
+            version="2",
+            generation=41,
+            count=2,
+            last_at_ms=1_795_552_012_000,
+            reason="no answer before the deadline",
+        ),
+    ),
+    dropped={messages.STREAM_TELEMETRY: 4},
+)
+BATCHES = {"windows": WINDOWS, "exposures": EXPOSURES, "outcomes": OUTCOMES}
+
+
+def golden_files() -> dict[str, bytes]:
+    """Return what each golden file must hold."""
+    vectors = [[salt, unit, bucket(salt, unit)] for salt in SALTS for unit in UNITS]
+    files = {
+        "routing_table.json": routing.encode(TABLE),
+        "report.json": messages.encode_report(REPORT),
+        "bucketing.json": json.dumps(vectors, ensure_ascii=False, indent=0).encode(),
+    }
+    for name, batch in BATCHES.items():
+        files[f"{name}.msgpack"] = messages.encode_batch(batch)
+    return files
+
+
+if __name__ == "__main__":
+    for name, data in golden_files().items():
+        (GOLDEN / name).write_bytes(data)

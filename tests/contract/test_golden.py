@@ -1,0 +1,24 @@
+"""The bytes that are published: encoded by one plane, decoded by the other, never changed."""
+
+import pytest
+
+from contract import messages, routing
+from tests.contract.examples import BATCHES, GOLDEN, REPORT, TABLE, golden_files
+
+
+@pytest.mark.parametrize("name", sorted(golden_files()))
+def test_this_side_writes_the_golden_bytes(name):
+    assert golden_files()[name] == (GOLDEN / name).read_bytes()
+
+
+def test_this_side_reads_the_golden_table():
+    assert routing.decode((GOLDEN / "routing_table.json").read_bytes()) == TABLE
+
+
+@pytest.mark.parametrize("name", sorted(BATCHES))
+def test_this_side_reads_the_golden_batches(name):
+    assert messages.decode_batch((GOLDEN / f"{name}.msgpack").read_bytes()) == BATCHES[name]
+
+
+def test_this_side_reads_the_golden_report():
+    assert messages.decode_report((GOLDEN / "report.json").read_bytes()) == REPORT

@@ -1,0 +1,89 @@
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from contract.routing import (
+    CanarySplit,
+    Cluster,
+    ExperimentSplit,
+    RoutingTable,
+    TableError,
+    VariantRoute,
+    check,
+    decode,
+    encode,
+)
+from tests.contract.examples import DIGITS, TABLE, WORDS
+
+
+def table_with(**changes):
+    model = msgspec.structs.replace(DIGITS, **changes)
+    return msgspec.structs.replace(TABLE, models={"digits": model})
+
+
+def experiment(*weights, coverage_bp=10_000):
+    variants = tuple(
+        VariantRoute(name=f"v{i}", version="1", weight_bp=weight)
+        for i, weight in enumerate(weights)
+    )
+    return ExperimentSplit(
+        id="e", inclusion_salt="i", variant_salt="v", coverage_bp=coverage_bp, variants=variants
+    )
+
+
+def test_the_same_table_gives_the_same_bytes_whatever_its_order():
+    turned = msgspec.structs.replace(TABLE, models=dict(reversed(TABLE.models.items())))
+    assert encode(turned) == encode(TABLE)
+
+
+def test_fields_of_a_later_minor_are_ignored():
+    assert decode(encode(TABLE).replace(b'"generation":42', b'"generation":42,"later":1')) == TABLE
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(b'"schema":1', b'"schema":2'), (b'"generation":42', b'"generation":"x"'), (b"{", b"")],
+)
+def test_it_refuses_what_it_cannot_read(before, after):
+    with pytest.raises(TableError, match="not a routing table of schema 1"):
+        decode(encode(TABLE).replace(before, after, 1))
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (table_with(stable="9"), "stable version '9'"),
+        (table_with(stable=None), "needs a stable version"),
+        (table_with(split=experiment(4_000, 5_000)), "do not sum"),
+        (table_with(split=experiment(10_000, coverage_bp=10_001)), "outside 0 to 10000"),
+        (table_with(split=CanarySplit(id="r", salt="s", version="9", weight_bp=1)), "version '9'"),
+        (table_with(split=CanarySplit(id="r", salt="s", version="2", weight_bp=-1)), "outside"),
+        (msgspec.structs.replace(TABLE, clusters={}), "unknown cluster 'main'"),
+        (msgspec.structs.replace(TABLE, clusters={"main": Cluster(endpoints=())}), "no endpoint"),
+    ],
+)
+def test_it_refuses_a_table_that_contradicts_itself(table, message):
+    with pytest.raises(TableError, match=message):
+        check(table)
+
+
+def test_a_table_without_models_is_a_table():
+    empty = RoutingTable(generation=1, models={}, clusters={})
+    assert decode(encode(empty)) == empty
+
+
+@given(st.text(max_size=20))
+def test_a_variant_with_no_weight_gets_nobody(unit):
+    variant = experiment(0, 10_000, 0).variant_of(unit)
+    assert variant is not None
+    assert variant.name == "v1"
+
+
+def test_an_experiment_includes_its_coverage_and_splits_it_by_weight():
+    split = WORDS.split
+    assert isinstance(split, ExperimentSplit)
+    met = [split.variant_of(f"u{i}") for i in range(20_000)]
+    control = sum(variant is not None and variant.name == "control" for variant in met)
+    assert abs(sum(variant is not None for variant in met) - 12_000) < 400
+    assert abs(control - 6_000) < 300
