@@ -15,7 +15,6 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("", include("apps.models.urls")),
     path("rollouts/", include("apps.rollouts.urls")),
     path("experiments/", include("apps.experiments.urls")),
-    path("tokens/", include("controlplane.token_urls")),
     path("login/", auth.LoginView.as_view(redirect_authenticated_user=True), name="login"),
     path("logout/", auth.LogoutView.as_view(), name="logout"),
     path("admin/", admin.site.urls),

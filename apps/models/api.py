@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 from django.db import transaction
 from django.db.models import QuerySet
 from django.shortcuts import get_object_or_404
@@ -72,7 +74,8 @@ class ModelViewSet(
     @action(detail=True, filterset_class=None)
     def versions(self, request: Request, name: str) -> Response:
         """The model's versions, the newest first."""
-        page = self.paginate_queryset(_versions().filter(model=self.get_object()))
+        rows = _versions().filter(model=self.get_object())
+        page = cast(list[ModelVersion], self.paginate_queryset(cast(Any, rows)))
         return self.get_paginated_response(VersionSerializer(page, many=True).data)
 
     @extend_schema(parameters=[NUMBER], responses=VersionSerializer)

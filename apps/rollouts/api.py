@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 from django.db.models import QuerySet
 from drf_spectacular.utils import OpenApiParameter, extend_schema, extend_schema_view
 from rest_framework import mixins, status
@@ -21,7 +22,8 @@ from apps.models.models import Role
 from apps.rollouts import services
 from apps.rollouts.explain import latest_checks, summarise
 from apps.rollouts.models import Instance, Plan, Rollout
-from apps.rollouts.plan_services import save_plan
+from apps.rollouts.plan_store import save_plan
+from apps.rollouts.plans import PlanDocument
 from apps.rollouts.serializers import (
     ActSerializer,
     ExplanationSerializer,
@@ -63,22 +65,27 @@ class PlanViewSet(GenericViewSet[Plan]):
     def create(self, request: Request) -> Response:
         """Save a plan; one of the same name is refused."""
         require_role(request.user, None, Role.OPERATOR)
-        plan = save_plan(document=self._given(request), actor=actor_of(request))
+        plan = self._save(request, None)
         return Response(plan_to_json(plan), status=status.HTTP_201_CREATED)
 
     def update(self, request: Request, name: str) -> Response:
         """Change a plan. Rollouts that follow it go on with the one they started with."""
         require_role(request.user, None, Role.OPERATOR)
-        plan = save_plan(
-            document=self._given(request), actor=actor_of(request), existing=self.get_object()
-        )
-        return Response(plan_to_json(plan))
+        return Response(plan_to_json(self._save(request, self.get_object())))
 
     @staticmethod
-    def _given(request: Request) -> dict[str, Any]:
+    def _save(request: Request, plan: Plan | None) -> Plan:
         given = PlanSerializer(data=request.data)
         given.is_valid(raise_exception=True)
-        return dict(given.validated_data)
+        asked = dict(given.validated_data)
+        description = asked.pop("description")
+        return save_plan(
+            document=msgspec.convert(asked, PlanDocument),
+            description=description,
+            is_default=bool(plan and plan.is_default),
+            plan=plan,
+            actor=actor_of(request),
+        )
 
 
 @extend_schema_view(

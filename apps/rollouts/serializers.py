@@ -136,8 +136,7 @@ class InstanceSerializer(serializers.ModelSerializer[Instance]):
 
 def plan_to_json(plan: Plan) -> dict[str, Any]:
     """Return a plan in the form that PlanSerializer takes."""
-    fields = [name for name in PlanSerializer().fields if name != "steps"]
-    steps = [
-        {name: getattr(step, name) for name in StepSerializer().fields} for step in plan.steps.all()
-    ]
+    fields = [str(name) for name in PlanSerializer().fields if str(name) != "steps"]
+    step_fields = [str(name) for name in StepSerializer().fields]
+    steps = [{name: getattr(step, name) for name in step_fields} for step in plan.steps.all()]
     return {**{name: getattr(plan, name) for name in fields}, "steps": steps}

@@ -16,8 +16,8 @@ from apps.lib.actors import Actor
 from apps.lib.clock import database_now
 from apps.models.models import ServingCluster
 from apps.rollouts.models import Plan
-from apps.rollouts.plan_services import save_plan
-from apps.rollouts.plans import ALL_CHECKS, DEFAULT_BAKE_S, DEFAULT_PLAN, DEFAULT_WEIGHTS_BP
+from apps.rollouts.plan_store import save_plan
+from apps.rollouts.plans import DEFAULT_PLAN, DEFAULT_WEIGHTS_BP, PlanDocument, StepDocument
 from apps.rollouts.publication import publish_table
 from controlplane import env
 
@@ -69,20 +69,14 @@ class Command(BaseCommand):
     def _plan() -> str:
         if Plan.objects.exists():
             return ""
-        steps = [
-            {
-                "weight_bp": weight_bp,
-                "bake_s": DEFAULT_BAKE_S,
-                "requests_min": 0,
-                "checks": list(ALL_CHECKS),
-            }
-            for weight_bp in DEFAULT_WEIGHTS_BP
-        ]
-        document = {
-            "name": DEFAULT_PLAN,
-            "description": "5 → 10 → 25 → 50 → 100 %, 30 minutes each",
-            "steps": steps,
-        }
-        plan = save_plan(document=document, actor=BOOTSTRAP)
-        Plan.objects.filter(pk=plan.pk).update(is_default=True)
+        document = PlanDocument(
+            name=DEFAULT_PLAN,
+            steps=tuple(StepDocument(weight_bp=weight_bp) for weight_bp in DEFAULT_WEIGHTS_BP),
+        )
+        plan = save_plan(
+            document=document,
+            description="5 → 10 → 25 → 50 → 100 %, 30 minutes each",
+            is_default=True,
+            actor=BOOTSTRAP,
+        )
         return f"plan {plan.name} made"
