@@ -1,4 +1,4 @@
-"""Reads over models and versions for pages: lists, traffic shares, and two versions side by side."""
+"""Reads over models and versions for pages: lists, traffic shares, two versions side by side."""
 
 from __future__ import annotations
 
@@ -69,6 +69,12 @@ def list_versions(model: RegisteredModel) -> QuerySet[ModelVersion]:
     """Versions of `model`, newest first, with aliases and deployments."""
     deployments = Deployment.objects.select_related("cluster", "version__model").order_by("id")
     return model.versions.prefetch_related("aliases", Prefetch("deployments", deployments))
+
+
+def promotable_versions(model: RegisteredModel) -> QuerySet[ModelVersion]:
+    """Versions that are not stable, newest first."""
+    versions = model.versions.prefetch_related("aliases")
+    return versions if model.stable is None else versions.exclude(pk=model.stable.pk)
 
 
 def list_events(version: ModelVersion) -> QuerySet[DeploymentEvent]:

@@ -1,0 +1,16 @@
+"""Pages at the root. Those that show traffic belong to rollouts, which build on models: they are
+named by string here, so that the direction of imports holds."""
+
+from __future__ import annotations
+
+from django.urls import include, path
+
+from apps.models import views
+
+urlpatterns = [
+    path("models/", views.model_list, name="model-list"),
+    path("models/sync/", views.registry_sync, name="registry-sync"),
+    path("models/<str:name>/versions/<int:number>/", views.version, name="version"),
+    path("deployments/<int:pk>/retry/", views.deployment_retry, name="deployment-retry"),
+    path("", include("apps.rollouts.serving_urls")),
+]

@@ -1,0 +1,83 @@
+"""Saves plans. A running rollout keeps the plan that it started with: nothing here touches it."""
+
+from __future__ import annotations
+
+from django.core.exceptions import ValidationError
+from django.db import transaction
+
+from apps.lib.actors import Actor
+from apps.lib.errors import Conflict, Invalid
+from apps.models.audit import record_audit
+from apps.rollouts.models import Plan, PlanStep
+from apps.rollouts.plans import PlanDocument, check_plan, document_of, to_json
+
+SETTINGS = (
+    "name",
+    "time_scale_permille",
+    "interval_s",
+    "extend_max",
+    "margin_bp",
+    "alpha_ppm",
+    "reference_requests_min",
+)
+
+
+@transaction.atomic
+def save_plan(
+    *,
+    document: PlanDocument,
+    description: str = "",
+    is_default: bool = False,
+    plan: Plan | None = None,
+    actor: Actor,
+) -> Plan:
+    """Make a plan of `document`, or make `plan` say what it says.
+
+    Raises:
+        Invalid: the steps do not rise to at most 100 %, a check is unknown, or the name is bad.
+        Conflict: another plan has that name.
+    """
+    check_plan(document)
+    before = to_json(document_of(plan)) if plan else {}
+    row = plan or Plan()
+    for name in SETTINGS:
+        setattr(row, name, getattr(document, name))
+    row.description = description
+    _check_name(row)
+    if is_default:
+        Plan.objects.exclude(pk=row.pk).filter(is_default=True).update(is_default=False)
+        row.is_default = True
+    row.save()
+    _write_steps(row, document)
+    record_audit(
+        actor=actor,
+        action="plan.changed" if before else "plan.created",
+        target=row.name,
+        before=before,
+        after=to_json(document),
+    )
+    return row
+
+
+def _check_name(plan: Plan) -> None:
+    try:
+        plan.clean_fields(exclude=[name for name in SETTINGS if name != "name"])
+    except ValidationError as error:
+        raise Invalid(" ".join(error.messages)) from None
+    if Plan.objects.exclude(pk=plan.pk).filter(name=plan.name).exists():
+        raise Conflict(f"A plan named {plan.name} exists already.")
+
+
+def _write_steps(plan: Plan, document: PlanDocument) -> None:
+    plan.steps.all().delete()
+    PlanStep.objects.bulk_create(
+        PlanStep(
+            plan=plan,
+            position=position,
+            weight_bp=step.weight_bp,
+            bake_s=step.bake_s,
+            requests_min=step.requests_min,
+            checks=list(step.checks),
+        )
+        for position, step in enumerate(document.steps)
+    )

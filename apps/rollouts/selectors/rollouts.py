@@ -1,0 +1,147 @@
+"""How a rollout stands: its steps, its clock, its checks, its timeline and its decision log."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from django.core.paginator import Page, Paginator
+from django.db.models import Case, Max, QuerySet, When
+
+from apps.models.models import RegisteredModel
+from apps.rollouts.models import Evaluation, Plan, Rollout, RolloutEvent
+from apps.rollouts.plans import PlanDocument, document_of, from_json
+from apps.rollouts.publication import unacked
+from apps.rollouts.states import LIVE_PHASES, Phase
+
+LOG_PAGE = 25
+CHART_SPAN_LIVE = timedelta(minutes=30)
+CHART_SPAN_ENDED = timedelta(hours=6)
+EVALUATIONS_CHARTED_MAX = 2_000
+
+
+@dataclass(frozen=True)
+class StepView:
+    """A step as it is drawn; `state` is done, now, ended (the rollout stopped here) or next."""
+
+    number: int
+    weight_bp: int
+    bake_s: float
+    requests_min: int
+    checks: tuple[str, ...]
+    state: str = "next"
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Where the time of a live rollout goes. `waiting` names who has not applied its table."""
+
+    started_at: datetime | None
+    due_at: datetime | None
+    limit_at: datetime | None
+    is_extended: bool
+    waiting: list[tuple[str, str]]
+
+
+def steps_of_plan(plan: PlanDocument, at: int = -1, state: str = "now") -> list[StepView]:
+    """Return the steps with scaled times; step `at` gets `state`, those before it are done."""
+    return [
+        StepView(
+            number=index + 1,
+            weight_bp=step.weight_bp,
+            bake_s=plan.bake_of(index).total_seconds(),
+            requests_min=step.requests_min,
+            checks=step.checks,
+            state="done" if index < at else state if index == at else "next",
+        )
+        for index, step in enumerate(plan.steps)
+    ]
+
+
+def steps_of(rollout: Rollout) -> list[StepView]:
+    """Return the steps that `rollout` follows; none for a first version or a rollback."""
+    if not rollout.plan_document.get("steps"):
+        return []
+    plan = from_json(rollout.plan_document)
+    if rollout.phase in {Phase.SUCCEEDED, Phase.PROMOTING}:
+        return steps_of_plan(plan, at=len(plan.steps))
+    state = "now" if rollout.is_live and rollout.phase != Phase.ROLLING_BACK else "ended"
+    return steps_of_plan(plan, at=rollout.step_index, state=state)
+
+
+def steps_of_saved(plan: Plan) -> list[StepView]:
+    """Return the steps of a plan as it is saved. Expects `steps` to be prefetched."""
+    return steps_of_plan(document_of(plan))
+
+
+def clock_of(rollout: Rollout, now: datetime) -> Clock:
+    """Return the step's clock; until it runs, the instances that hold it, with the reason."""
+    holds = rollout.is_live and rollout.step_started_at is None and rollout.generation is not None
+    due_at = rollout.step_due_at
+    return Clock(
+        started_at=rollout.step_started_at,
+        due_at=due_at,
+        limit_at=rollout.step_limit_at,
+        is_extended=due_at is not None and now >= due_at,
+        waiting=unacked(rollout.generation, now) if holds and rollout.generation else [],
+    )
+
+
+def find_rollouts() -> QuerySet[Rollout]:
+    """Rollouts, the live ones first, then the newest."""
+    live_first = Case(When(phase__in=LIVE_PHASES, then=0), default=1)
+    return Rollout.objects.select_related("model", "target", "baseline", "plan").order_by(
+        live_first, "-started_at"
+    )
+
+
+def rollouts_of(model: RegisteredModel) -> QuerySet[Rollout]:
+    return find_rollouts().filter(model=model)
+
+
+def latest_evaluations(rollout: Rollout) -> list[Evaluation]:
+    """Return the latest answer of each check, in the order of names."""
+    answers = rollout.evaluations.order_by("check_name", "-id").distinct("check_name")
+    return list(answers)
+
+
+def timeline(rollout: Rollout) -> list[RolloutEvent]:
+    """Return what happened, newest first."""
+    return list(rollout.events.order_by("-id"))
+
+
+def decision_log(rollout: Rollout, page: str | None) -> Page[Evaluation]:
+    """Return a page of the answers, newest first; a page that is none becomes the nearest one."""
+    return Paginator(rollout.evaluations.order_by("-id"), LOG_PAGE).get_page(page)
+
+
+def chart_span(rollout: Rollout, now: datetime) -> tuple[datetime, datetime]:
+    """Return from when to when a rollout is drawn, with a minute of what was before."""
+    until = rollout.ended_at + timedelta(seconds=10) if rollout.ended_at else now
+    span = CHART_SPAN_ENDED if rollout.ended_at else CHART_SPAN_LIVE
+    return max(rollout.started_at - timedelta(minutes=1), until - span), until
+
+
+def charted_evaluations(
+    rollout: Rollout, since: datetime, until: datetime, checks: tuple[str, ...]
+) -> list[Evaluation]:
+    """Return the answers of `checks` in that time, oldest first, the newest ones when too many."""
+    answers = rollout.evaluations.filter(at__gte=since, at__lte=until, check_name__in=checks)
+    newest = answers.order_by("-id")[:EVALUATIONS_CHARTED_MAX]
+    return list(newest)[::-1]
+
+
+def state_stamp(rollout: Rollout, now: datetime) -> tuple[object, ...]:
+    """Return what changes whenever the state of `rollout` does, except for the passing of time."""
+    clock = clock_of(rollout, now)
+    return (
+        rollout.revision,
+        rollout.phase,
+        rollout.reason,
+        rollout.step_started_at,
+        rollout.step_due_at,
+        clock.waiting,
+        clock.is_extended,
+        *rollout.evaluations.aggregate(Max("id")).values(),
+        *rollout.events.aggregate(Max("id")).values(),
+    )

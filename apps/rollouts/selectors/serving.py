@@ -1,0 +1,113 @@
+"""What serves what: each model with its traffic, its live rollout or experiment, and decisions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from django.db.models import Max, Q, prefetch_related_objects
+
+from apps.models.models import Deployment, LiveSplit, ModelVersion, RefusedImport, RegisteredModel
+from apps.models.selectors import Share, list_models, shares_of
+from apps.models.states import DeploymentState
+from apps.rollouts.models import Rollout, RolloutEvent
+from apps.rollouts.selectors.fleet import Fleet
+from apps.rollouts.selectors.rollouts import StepView, steps_of
+from apps.rollouts.selectors.telemetry import MINUTE, Traffic, add_up, last_minute, minute_stamp
+from apps.rollouts.states import LIVE_PHASES
+
+DECISIONS_MAX = 12
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model as the overview shows it."""
+
+    model: RegisteredModel
+    shares: list[Share]
+    traffic: Traffic
+    rollout: Rollout | None
+    steps: list[StepView]
+    # The experiment that holds the split, whichever app it belongs to.
+    experiment: Any
+
+
+def read_serving(now: datetime) -> list[Served]:
+    """Return every model, in the order of names."""
+    models = list(list_models())
+    traffic = last_minute(now)
+    live = Rollout.objects.filter(phase__in=LIVE_PHASES).select_related("target", "baseline")
+    rollouts = {rollout.model_id: rollout for rollout in live}
+    experiments = _live_experiments(models)
+    return [
+        Served(
+            model=model,
+            shares=shares_of(model),
+            traffic=add_up(traffic.get(model.name, {}).values(), MINUTE.total_seconds()),
+            rollout=rollouts.get(model.pk),
+            steps=steps_of(rollouts[model.pk]) if model.pk in rollouts else [],
+            experiment=experiments.get(model.pk),
+        )
+        for model in models
+    ]
+
+
+def _live_experiments(models: list[RegisteredModel]) -> dict[int, Any]:
+    """Return the experiment that holds each model's split. Experiments build on us: we reach them
+    by the relation only."""
+    holding = [m for m in models if _split_kind(m) == LiveSplit.Kind.EXPERIMENT]
+    prefetch_related_objects(holding, "experiments")
+    return {
+        model.pk: next(
+            (e for e in model.experiments.all() if e.pk == model.live_split.owner_id), None
+        )
+        for model in holding
+    }
+
+
+def _split_kind(model: RegisteredModel) -> str | None:
+    split = getattr(model, "live_split", None)
+    return split.kind if split else None
+
+
+def recent_decisions() -> list[RolloutEvent]:
+    """Return the last transitions of all rollouts, newest first."""
+    events = RolloutEvent.objects.select_related("rollout__model", "rollout__target")
+    return list(events.order_by("-id")[:DECISIONS_MAX])
+
+
+def failed_deployments() -> list[Deployment]:
+    """Return deployments that Triton could not load, of every model."""
+    failed = Deployment.objects.filter(state=DeploymentState.FAILED)
+    return list(failed.select_related("version__model", "cluster").order_by("-changed_at")[:10])
+
+
+def overview_stamp(now: datetime, fleet: Fleet) -> tuple[object, ...]:
+    """Return what changes whenever the overview does, except for the passing of time."""
+    return (
+        *minute_stamp(now),
+        *fleet.stamp,
+        *RolloutEvent.objects.aggregate(Max("id")).values(),
+        *Rollout.objects.filter(phase__in=LIVE_PHASES)
+        .order_by("pk")
+        .values_list("pk", "revision", "reason"),
+        *Deployment.objects.aggregate(Max("changed_at")).values(),
+        *ModelVersion.objects.aggregate(Max("id")).values(),
+        *RegisteredModel.objects.order_by("pk").values_list("stable", "live_split__owner_id"),
+    )
+
+
+def model_stamp(model: RegisteredModel) -> tuple[object, ...]:
+    """Return what changes whenever a model's versions, deployments, split or rollouts do."""
+    deployments = Deployment.objects.filter(version__model=model)
+    return (
+        model.stable_id,
+        model.previous_stable_id,
+        *deployments.order_by("pk").values_list("state", "revision", "reason"),
+        *model.versions.aggregate(Max("id")).values(),
+        *model.aliases.order_by("pk").values_list("name", "version"),
+        *LiveSplit.objects.filter(model=model).values_list("owner_id", "document"),
+        *model.rollouts.order_by("-started_at").values_list("pk", "revision", "reason")[:20],
+        *RefusedImport.objects.filter(Q(model_name=model.name)).values_list("number", "at"),
+    )

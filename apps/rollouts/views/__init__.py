@@ -1,0 +1,1 @@
+"""Pages about traffic: what serves, rollouts, plans, the fleet."""

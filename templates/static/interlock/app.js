@@ -1,0 +1,180 @@
+// What the pages need beyond HTMX: a confirmation dialog, clocks, charts, and honesty when the
+// server is away. Loaded once with `defer`; no inline script anywhere, so that a strict CSP holds.
+"use strict";
+
+const styles = getComputedStyle(document.documentElement);
+const colour = (name) => styles.getPropertyValue(name).trim();
+const each = (selector, act) => document.querySelectorAll(selector).forEach(act);
+
+// --- Confirmation: `hx-confirm` asks in our dialog, which names the consequence. ----------------
+document.addEventListener("htmx:confirm", (event) => {
+  if (!event.detail.question) return;
+  event.preventDefault();
+  const dialog = document.getElementById("confirm");
+  const yes = document.getElementById("confirm-yes");
+  document.getElementById("confirm-text").textContent = event.detail.question;
+  yes.textContent = event.target.dataset.yes || "Yes";
+  dialog.returnValue = "no";
+  dialog.addEventListener("close", () => {
+    if (dialog.returnValue === "yes") event.detail.issueRequest(true);
+  }, { once: true });
+  dialog.showModal();
+});
+
+// --- Polling --------------------------------------------------------------------------------
+const isPoll = (detail) => detail.requestConfig.verb === "get";
+
+document.addEventListener("htmx:beforeRequest", (event) => {
+  // A hidden page asks for nothing; it asks again within seconds of being looked at.
+  if (document.hidden && isPoll(event.detail)) event.preventDefault();
+});
+
+document.addEventListener("htmx:beforeSwap", (event) => {
+  const { xhr, target } = event.detail;
+  if (xhr.responseURL.includes("/login/")) return window.location.reload();
+  // Swapping under an open question would take the asked button away.
+  if (document.querySelector("dialog[open]")) event.detail.shouldSwap = false;
+  keepScroll(target);
+});
+
+let scrolled = {};
+function keepScroll(target) {
+  scrolled = {};
+  target.querySelectorAll(".scroll[id]").forEach((box) => { scrolled[box.id] = box.scrollLeft; });
+}
+
+document.addEventListener("htmx:afterSettle", () => {
+  for (const [id, left] of Object.entries(scrolled)) {
+    const box = document.getElementById(id);
+    if (box) box.scrollLeft = left;
+  }
+  refresh();
+});
+
+let answeredAt = new Date();
+function sayAway(event) {
+  const box = document.getElementById("offline");
+  const status = event.detail.xhr && event.detail.xhr.status;
+  const why = status ? `the server answered ${status}` : "the server does not answer";
+  box.textContent = `Not updated since ${answeredAt.toLocaleTimeString()}: ${why}. Trying on.`;
+  box.hidden = false;
+}
+document.addEventListener("htmx:sendError", sayAway);
+document.addEventListener("htmx:responseError", sayAway);
+document.addEventListener("htmx:afterRequest", (event) => {
+  if (!event.detail.successful) return;
+  answeredAt = new Date();
+  document.getElementById("offline").hidden = true;
+});
+
+// --- Clocks: the server says until when (and what time it is there); the browser counts. --------
+let skewMs = 0;
+
+function readServerClock() {
+  const stamped = document.querySelector("[data-now]:not([data-read])");
+  if (!stamped) return;
+  stamped.dataset.read = "1";
+  skewMs = Date.parse(stamped.dataset.now) - Date.now();
+}
+
+function said(seconds) {
+  const s = Math.max(0, Math.round(seconds));
+  if (s >= 3600) return `${Math.floor(s / 3600)} h ${Math.floor((s % 3600) / 60)} min`;
+  if (s >= 60) return `${Math.floor(s / 60)} min ${s % 60} s`;
+  return `${s} s`;
+}
+
+function tick() {
+  const now = Date.now() + skewMs;
+  each("[data-until]", (el) => {
+    const left = (Date.parse(el.dataset.until) - now) / 1000;
+    el.textContent = left > 0 ? said(left) : el.dataset.over || "0 s";
+  });
+  each("[data-since]", (el) => { el.textContent = said((now - Date.parse(el.dataset.since)) / 1000); });
+  each("progress[data-from]", (el) => {
+    const from = Date.parse(el.dataset.from);
+    el.value = Math.min(1, Math.max(0, (now - from) / (Date.parse(el.dataset.to) - from)));
+  });
+}
+
+// --- Charts: figures come as JSON; colours are the page's, so light and dark both fit. ----------
+const drawn = new Map();
+
+function veiled(hex) {
+  const [r, g, b] = [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
+  return `rgba(${r},${g},${b},0.35)`;
+}
+
+function themed(figure) {
+  const axis = { gridcolor: colour("--grid"), linecolor: colour("--line"), zerolinecolor: colour("--line") };
+  const data = figure.data.map((trace) => {
+    const ink = colour(trace.meta || "--muted");
+    return {
+      ...trace,
+      line: { width: 2, ...trace.line, color: ink },
+      marker: { ...trace.marker, color: ink },
+      ...(trace.fill || trace.stackgroup ? { fillcolor: veiled(ink) } : {}),
+    };
+  });
+  const layout = {
+    ...figure.layout,
+    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+    font: { family: "system-ui, sans-serif", size: 12, color: colour("--muted") },
+    hoverlabel: { bgcolor: colour("--surface"), bordercolor: colour("--line"), font: { color: colour("--text") } },
+    xaxis: { ...axis, ...figure.layout.xaxis }, yaxis: { ...axis, ...figure.layout.yaxis },
+  };
+  return { data, layout };
+}
+
+function draw(source, again) {
+  const box = document.getElementById(source.id.replace(/-data$/, ""));
+  if (!box || (!again && drawn.get(source.id) === source.textContent)) return;
+  drawn.set(source.id, source.textContent);
+  const { data, layout } = themed(JSON.parse(source.textContent));
+  box.replaceChildren(...(box.classList.contains("js-plotly-plot") ? box.childNodes : []));
+  Plotly.react(box, data, layout, { responsive: true, displayModeBar: false });
+}
+
+function drawAll(again) {
+  if (typeof Plotly === "undefined") return;
+  each('script[type="application/json"][id$="-data"]', (source) => draw(source, again));
+}
+
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => drawAll(true));
+
+// --- Rows of the plan form ------------------------------------------------------------------
+function renumber(rows) {
+  rows.querySelectorAll("[data-row]").forEach((row, i) => {
+    row.querySelector("[data-position]").textContent = i + 1;
+  });
+}
+
+document.addEventListener("click", (event) => {
+  const add = event.target.closest("[data-add-row]");
+  const remove = event.target.closest("[data-remove-row]");
+  if (add) {
+    const rows = document.getElementById(add.dataset.addRow);
+    const total = document.querySelector("[name$=-TOTAL_FORMS]");
+    const html = document.getElementById("empty-row").innerHTML.replaceAll("__prefix__", total.value);
+    rows.insertAdjacentHTML("beforeend", html);
+    total.value = Number(total.value) + 1;
+    renumber(rows);
+    rows.lastElementChild.querySelector("input").focus();
+  } else if (remove) {
+    const row = remove.closest("[data-row]");
+    const rows = row.parentElement;
+    // The form's numbers may have gaps: an emptied row is left out by the server.
+    row.querySelectorAll("input").forEach((input) => { input.value = ""; input.checked = false; });
+    row.hidden = true;
+    row.removeAttribute("data-row");
+    renumber(rows);
+  }
+});
+
+function refresh() {
+  readServerClock();
+  tick();
+  drawAll(false);
+}
+document.addEventListener("DOMContentLoaded", refresh);
+setInterval(tick, 1000);
