@@ -71,7 +71,7 @@ class ModelViewSet(
         return Response(ModelSerializer(model).data)
 
     @extend_schema(responses=VersionSerializer(many=True))
-    @action(detail=True, filterset_class=None)
+    @action(detail=True)
     def versions(self, request: Request, name: str) -> Response:
         """The model's versions, the newest first."""
         rows = _versions().filter(model=self.get_object())
