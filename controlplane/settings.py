@@ -169,5 +169,15 @@ LOGGING: dict[str, Any] = {
     "formatters": {"line": {"format": "%(asctime)s %(levelname)-7s %(name)s %(message)s"}},
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
     "root": {"handlers": ["stderr"], "level": env.text("INTERLOCK_LOG_LEVEL", "INFO")},
-    "loggers": {"httpx": {"level": "WARNING"}, "httpcore": {"level": "WARNING"}},
+    # Libraries that tell of every request or task, of which there are several a second.
+    "loggers": {
+        name: {"level": "WARNING"}
+        for name in (
+            "httpx",
+            "httpcore",
+            "celery.app.trace",
+            "celery.worker.strategy",
+            "celery.beat",
+        )
+    },
 }
