@@ -1,0 +1,86 @@
+from contract.routing import Breaker as Settings
+from dataplane.breaker import Breaker, State
+
+
+def make(window=4, failures=2, open_ms=1_000):
+    trips = []
+    breaker = Breaker(Settings(window=window, failures=failures, open_ms=open_ms), trips.append)
+    return breaker, trips
+
+
+def trip(breaker, now=0.0, *, dead=False):
+    for _ in range(breaker.settings.failures):
+        breaker.failed(now, "why", dead=dead)
+
+
+def test_it_opens_at_the_threshold_and_says_why():
+    breaker, trips = make()
+    breaker.failed(0.0, "first", dead=False)
+    assert breaker.admits(0.0)
+    breaker.failed(0.0, "second", dead=False)
+    assert not breaker.admits(0.0)
+    assert trips == ["second"]
+
+
+def test_failures_that_left_the_window_do_not_count():
+    breaker, trips = make(window=4, failures=2)
+    breaker.failed(0.0, "old", dead=False)
+    for _ in range(4):
+        breaker.succeeded()
+    breaker.failed(0.0, "new", dead=False)
+    assert (breaker.state, trips) == (State.CLOSED, [])
+
+
+def test_it_lets_one_request_try_after_its_time():
+    breaker, _ = make()
+    trip(breaker)
+    assert not breaker.admits(0.9)
+    assert breaker.admits(1.0)
+    assert not breaker.admits(1.0)
+    assert breaker.state is State.HALF_OPEN
+
+
+def test_a_trial_that_succeeds_closes_it():
+    breaker, trips = make()
+    trip(breaker)
+    breaker.admits(1.0)
+    breaker.succeeded()
+    assert breaker.calm
+    assert breaker.admits(1.0)
+    assert len(trips) == 1
+
+
+def test_a_trial_that_fails_opens_it_again():
+    breaker, trips = make()
+    trip(breaker)
+    breaker.admits(1.0)
+    breaker.failed(1.0, "again", dead=False)
+    assert not breaker.admits(1.9)
+    assert trips == ["why", "again"]
+
+
+def test_a_trial_without_a_verdict_is_given_back():
+    breaker, _ = make()
+    trip(breaker)
+    breaker.admits(1.0)
+    breaker.released()
+    assert breaker.admits(1.0)
+
+
+def test_a_last_resort_is_refused_only_while_the_version_is_dead():
+    faulty, _ = make()
+    trip(faulty, dead=False)
+    assert faulty.admits(0.0, last_resort=True)
+    dead, _ = make()
+    trip(dead, dead=True)
+    assert not dead.admits(0.0, last_resort=True)
+
+
+def test_calm_means_that_nothing_need_be_told():
+    breaker, _ = make()
+    assert breaker.calm
+    breaker.failed(0.0, "why", dead=False)
+    assert not breaker.calm
+    for _ in range(4):
+        breaker.succeeded()
+    assert breaker.calm

@@ -1,0 +1,235 @@
+"""Tables, requests and upstreams that the tests of the data plane share."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+
+from contract.routing import (
+    Batching,
+    Breaker,
+    CanarySplit,
+    Cluster,
+    ExperimentSplit,
+    ModelRoute,
+    RoutingTable,
+    Signature,
+    Tensor,
+    VariantRoute,
+    VersionRoute,
+)
+from dataplane.codec import InferRequest
+from dataplane.triton import Fault, Reply, TritonError
+
+SUMS = Signature(
+    inputs=(Tensor(name="x", datatype="FP32", shape=(-1, 4)),),
+    outputs=(
+        Tensor(name="sum", datatype="FP32", shape=(-1, 1)),
+        Tensor(name="label", datatype="INT64", shape=(-1, 1)),
+    ),
+)
+EXPERIMENT = ExperimentSplit(
+    id="e1",
+    inclusion_salt="in",
+    variant_salt="va",
+    coverage_bp=10_000,
+    variants=(
+        VariantRoute(name="control", version="1", weight_bp=5_000),
+        VariantRoute(name="treatment", version="2", weight_bp=5_000),
+    ),
+)
+
+
+def canary(weight_bp: int) -> CanarySplit:
+    return CanarySplit(id="r1", salt="s", version="2", weight_bp=weight_bp)
+
+
+def model(**changes: Any) -> ModelRoute:
+    """Return a model whose versions 1 and 2 are `sums.1` and `sums.2` in Triton."""
+    settings: dict[str, Any] = {
+        "signature": SUMS,
+        "stable": "1",
+        "versions": {
+            n: VersionRoute(cluster="main", triton_model=f"sums.{n}", triton_version=n)
+            for n in ("1", "2")
+        },
+        "batching": Batching(max_batch_size=4, max_queue_delay_us=5_000, max_queue_size=64),
+        "breaker": Breaker(window=4, failures=2, open_ms=50),
+        "timeout_ms": 2_000,
+    }
+    return ModelRoute(**settings | changes)
+
+
+def table(
+    route: ModelRoute, generation: int = 1, endpoints: tuple[str, ...] = ("127.0.0.1:1",)
+) -> RoutingTable:
+    return RoutingTable(
+        generation=generation,
+        models={"sums": route},
+        clusters={"main": Cluster(endpoints=endpoints)},
+    )
+
+
+def body(*rows: list[float], **extras: Any) -> bytes:
+    """Return an infer request with these rows."""
+    data = [value for row in rows for value in row]
+    tensor = {"name": "x", "datatype": "FP32", "shape": [len(rows), 4], "data": data}
+    return json.dumps({"inputs": [tensor], **extras}).encode()
+
+
+def rows_of(request: bytes) -> tuple[dict[str, Any], list[tuple[float, ...]]]:
+    """Take apart an infer request as Triton gets it: its JSON, and the rows of `x`."""
+    head, _, payload = request.partition(b"\r\n\r\n")
+    lines = dict(line.split(b": ", 1) for line in head.split(b"\r\n")[1:])
+    length = int(lines[b"inference-header-content-length"])
+    assert int(lines[b"content-length"]) == len(payload)
+    return orjson.loads(payload[:length]), list(struct.iter_unpack("<4f", payload[length:]))
+
+
+def sums_reply(request: bytes) -> Reply:
+    """Answer as the model `sums` does: the sum of each row, and a label of its sign.
+
+    A row that holds 666 fails the whole batch, as a poison row does.
+    """
+    _, rows = rows_of(request)
+    if any(666.0 in row for row in rows):
+        return Reply(500, None, b'{"error":"poison"}')
+    n = len(rows)
+    sums = [sum(row) for row in rows]
+    header = orjson.dumps(
+        {
+            "outputs": [
+                {"name": "label", "datatype": "INT64", "shape": [n, 1],
+                 "parameters": {"binary_data_size": 8 * n}},
+                {"name": "sum", "datatype": "FP32", "shape": [n, 1],
+                 "parameters": {"binary_data_size": 4 * n}},
+            ]
+        }
+    )  # fmt: skip
+    data = struct.pack(f"<{n}q{n}f", *[int(s > 0) for s in sums], *sums)
+    return Reply(200, len(header), header + data)
+
+
+class HeldTriton:
+    """Takes the place of `dataplane.triton.Triton`; the test decides when and what is answered."""
+
+    def __init__(self, answer: Callable[[bytes], Reply | TritonError] | None = None) -> None:
+        # With `answer` calls end by themselves in the next turn; otherwise the test ends them.
+        self.answer = answer
+        self.calls: list[tuple[bytes, Callable[[Reply | TritonError], None]]] = []
+        self.timeouts: list[float] = []
+        self.kept: set[str] | None = None
+
+    def post(self, addresses: Any, request: bytes, timeout_s: float, on_done: Any) -> None:
+        self.calls.append((request, on_done))
+        self.timeouts.append(timeout_s)
+        if self.answer is not None:
+            loop = asyncio.get_running_loop()
+            loop.call_soon(lambda: on_done(self.answer(request)))  # type: ignore[misc]
+
+    def keep_only(self, addresses: set[str]) -> None:
+        self.kept = addresses
+
+    def batch_sizes(self) -> list[int]:
+        return [len(rows_of(request)[1]) for request, _ in self.calls]
+
+    def finish(self, index: int, result: Reply | TritonError | None = None) -> None:
+        """End the call `index`, with its proper answer unless told otherwise."""
+        request, on_done = self.calls[index]
+        on_done(result if result is not None else sums_reply(request))
+
+
+class Waiter:
+    """A job that remembers what became of it."""
+
+    def __init__(self, *rows: list[float], deadline: float = 1e12, key: object = None) -> None:
+        packed = b"".join(struct.pack("<4f", *row) for row in rows)
+        self.request = InferRequest(len(rows), [packed], key, ((4,),))
+        self.deadline = deadline
+        self.hurried = False
+        self.sums: list[float] | None = None
+        self.error: TritonError | None = None
+
+    def answered(self, outputs: Any, start: int, dispatched_at: float) -> None:
+        assert self.sums is None
+        assert self.error is None
+        rows = outputs[0].rows_json()[start : start + self.request.rows]
+        self.sums = [float(row) for row in rows]
+
+    def failed(self, error: TritonError) -> None:
+        assert self.sums is None
+        assert self.error is None
+        self.error = error
+
+
+DEAD = TritonError(Fault.DEAD, "Stub process is not healthy")
+
+
+class Upstream:
+    """A real socket that speaks as much of Triton's HTTP as is needed, and misbehaves on demand."""
+
+    def __init__(self) -> None:
+        self.ready = True
+        self.requests: list[bytes] = []
+        # What to do with the next requests: answer, "close", "hang", or bytes to send as they are.
+        self.script: list[str | bytes] = []
+        self.connections = 0
+        self.address = ""
+        self._server: asyncio.Server | None = None
+        self._writers: list[asyncio.StreamWriter] = []
+
+    async def __aenter__(self) -> Upstream:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.address = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def stop(self) -> None:
+        """Close the listener and every connection."""
+        assert self._server is not None
+        self._server.close()
+        for writer in self._writers:
+            writer.close()
+        await asyncio.sleep(0.01)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        self._writers.append(writer)
+        try:
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = 0
+                for line in head.lower().split(b"\r\n"):
+                    if line.startswith(b"content-length:"):
+                        length = int(line[15:])
+                request = head + await reader.readexactly(length)
+                self.requests.append(request)
+                act = self.script.pop(0) if self.script else "answer"
+                if act == "close":
+                    return
+                if act == "hang":
+                    await asyncio.sleep(30)
+                writer.write(act if isinstance(act, bytes) else self._answer(request))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+    def _answer(self, request: bytes) -> bytes:
+        if request.startswith(b"GET"):
+            status, reply = (200, Reply(200, None, b"")) if self.ready else (
+                400, Reply(400, None, b'{"error":"Model version not ready"}'))  # fmt: skip
+        else:
+            reply = sums_reply(request)
+            status = reply.status
+        lines = [b"HTTP/1.1 %d X" % status, b"Content-Length: %d" % len(reply.body)]
+        if reply.header_length is not None:
+            lines.append(b"Inference-Header-Content-Length: %d" % reply.header_length)
+        return b"\r\n".join(lines) + b"\r\n\r\n" + reply.body
