@@ -280,7 +280,8 @@ def false_rollbacks(rng: Rng, runs: int) -> Iterator[Row]:
     healthy = draw(rng, runs=3 * runs, shares=five_steps(), control=0.01, canary=0.01)
     for alpha in (0.05, 0.01):
         hit = share_of_runs(rolled_back(healthy, alpha))
-        yield Row(table, f"e-process, α = {alpha}", f"{hit:.2%}")
+        error = math.sqrt(hit * (1.0 - hit) / (3 * runs))
+        yield Row(table, f"e-process, α = {alpha}", f"{hit:.2%} ± {error:.2%} (simulation error)")
     hit = share_of_runs(threshold_rule(healthy))
     yield Row(table, "error rate above stable's + 1 point at any look", f"{hit:.1%}")
     hit = share_of_runs(peeking_z(healthy, 0.05))

@@ -1,4 +1,4 @@
-"""Is the canary worse than stable? An exact betting test that may be looked at at any time.
+"""Is the canary worse than stable? An exact betting test that may be read at any time.
 
 Each bucket (one check interval inside one traffic step) multiplies a bettor's wealth by a factor
 whose expectation is at most 1 while the null hypothesis holds, whatever the base rate does between
@@ -27,7 +27,7 @@ BETS_MIRROR = (-0.25, 0.0, 0.25)
 PRIOR_UNITS = 50.0
 EXPECTED_RATE = 0.01
 
-# A tenth of the stake enters late, 0.1/(k(k+1)) of it in the k-th bucket, so that a version that was
+# A tenth of the stake enters late, 0.1/(k(k+1)) of it in the k-th bucket: a version that was
 # healthy for long and then breaks is caught without first earning back what early bets lost.
 LATE_STAKE = 0.1
 

@@ -239,9 +239,11 @@ def uplift_interval(
 
 def _variance_of_mean(moments: Moments) -> float:
     variance = moments.variance or 0.0
-    # A spread within the rounding of the mean itself is no spread.
-    rounding = 4.0 * np.finfo(np.float64).eps * abs(moments.mean)
-    return variance / moments.n if math.sqrt(variance) > rounding else 0.0
+    # A spread within the rounding of the mean is no spread, and no mean is known better than that.
+    rounding = 4.0 * float(np.finfo(np.float64).eps) * abs(moments.mean)
+    if math.sqrt(variance) <= rounding:
+        return 0.0
+    return variance / moments.n + rounding * rounding
 
 
 def _log_choose(n: int, k: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -1,0 +1,126 @@
+"""The reading while an experiment runs: silent when small, valid at every look, of useful power."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from apps.experiments.stats.comparison import State, compare_means, compare_rates
+from apps.experiments.stats.moments import Moments
+from apps.experiments.stats.sequential import boundary, read_sequential, silence
+from bench import decisions
+from bench.decisions import Peeking
+
+
+@pytest.mark.parametrize(
+    ("control_n", "n", "events", "is_silent"),
+    [
+        (99, 5000, None, True),
+        (100, 100, None, False),
+        (5000, 5000, (4, 5), True),
+        (5000, 5000, (4, 6), False),
+        (5000, 5000, (4996, 4996), True),
+        (9500, 500, (20, 30), True),
+        (9500, 500, (30, 30), False),
+    ],
+)
+def test_it_is_silent_until_the_approximation_holds(
+    control_n: int, n: int, events: tuple[int, int] | None, is_silent: bool
+) -> None:
+    assert (silence(control_n, n, events) is not None) == is_silent
+
+
+def test_silence_is_a_state_with_its_reason() -> None:
+    found = compare_means(Moments(40, 1.0, 40.0), Moments(40, 9.0, 40.0))
+
+    reading = read_sequential(found, n=80, alpha=0.025, planned_units=None, silent=silence(40, 40))
+
+    assert reading.state is State.NOT_ENOUGH_DATA
+    assert not reading.is_significant
+    assert "100 units (the smaller has 40)" in reading.reason
+
+
+def test_the_half_width_is_that_of_the_method() -> None:
+    n, alpha, planned = 4000, 0.025, 10_000
+    tuned = planned / 2
+    rho2 = (-2 * math.log(alpha) + math.log(-2 * math.log(alpha) + 1)) / tuned
+    k = n * rho2 + 1
+    expected = math.sqrt(n) * math.sqrt(2 * k / (n**2 * rho2) * math.log(math.sqrt(k) / alpha))
+
+    assert boundary(n, alpha, planned)[0] == pytest.approx(expected, rel=1e-12)
+
+
+@given(
+    st.integers(100, 10**7),
+    st.floats(0.0, 1.0),
+    st.floats(0.0, 1.0),
+    st.sampled_from([0.005, 0.025, 0.1]),
+)
+def test_the_interval_never_contradicts_p(n: int, pa: float, pb: float, alpha: float) -> None:
+    found = compare_rates(n, round(n * pa), n, round(n * pb))
+    reading = read_sequential(found, n=2 * n, alpha=alpha, planned_units=10_000, silent=None)
+
+    if reading.state is not State.OK or abs((reading.p_value or 0.0) / alpha - 1.0) < 1e-6:
+        return
+    assert reading.low is not None
+    assert reading.high is not None
+    assert reading.is_significant == (reading.low > 0.0 or reading.high < 0.0)
+
+
+PEEKED = [
+    Peeking(
+        "rate 10%",
+        decisions.even_looks(250, 100, 100),
+        decisions.rate(0.1),
+        decisions.rate(0.1),
+        True,
+    ),
+    Peeking(
+        "rate 2% at 95:5",
+        decisions.even_looks(250, 190, 10),
+        decisions.rate(0.02),
+        decisions.rate(0.02),
+        True,
+    ),
+    Peeking(
+        "rate 0.5%",
+        decisions.even_looks(250, 100, 100),
+        decisions.rate(0.005),
+        decisions.rate(0.005),
+        True,
+    ),
+    Peeking("normal", decisions.even_looks(250, 20, 20), decisions.normal(), decisions.normal()),
+    Peeking(
+        "log-spaced", decisions.log_looks(200, 50, 10**6), decisions.normal(), decisions.normal()
+    ),
+]
+
+
+@pytest.mark.parametrize("case", PEEKED, ids=lambda case: case.name)
+def test_looking_all_the_time_does_not_raise_false_positives(case: Peeking) -> None:
+    found, fooled = decisions.peek(np.random.default_rng(5), case, runs=2000)
+
+    assert found <= 0.025
+    assert fooled > 0.3
+
+
+def test_the_plan_is_mostly_met_before_its_end() -> None:
+    looks = decisions.even_looks(100, 77, 77)
+    case = Peeking("A/B", looks, decisions.rate(0.10), decisions.rate(0.12), True)
+
+    found, _ = decisions.peek(np.random.default_rng(6), case, runs=1500)
+
+    assert found > 0.75
+
+
+def test_the_simulation_reads_as_the_product_does() -> None:
+    sums = np.array([[100.0], [100.0], [160.0], [160.0]])
+    z, speaks = decisions._z_and_voice(sums, 1000, 1000, is_rate=True)
+    found = compare_rates(1000, 100, 1000, 160)
+
+    assert z[0] == pytest.approx(found.difference / found.standard_error)
+    assert bool(speaks[0]) == (silence(1000, 1000, (100, 160)) is None)

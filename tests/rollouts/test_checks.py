@@ -1,0 +1,182 @@
+"""Checks as tables: counts in, a verdict and a reason with its numbers out."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from apps.rollouts.checks import (
+    CheckSettings,
+    SplitInterval,
+    judge_error_rate,
+    judge_latency,
+    judge_sample_ratio,
+)
+from apps.rollouts.eprocess import BucketCounts
+from apps.rollouts.verdicts import CheckResult, Verdict
+from bench import decisions
+
+DEFAULT = CheckSettings()
+
+
+def buckets(count: int, canary_events: int, control_events: int) -> list[BucketCounts]:
+    return [BucketCounts(50, canary_events, 950, control_events)] * count
+
+
+@pytest.mark.parametrize(
+    ("given", "verdict"),
+    [
+        (buckets(3, 5, 9), Verdict.FAIL),
+        (buckets(100, 0, 9), Verdict.PASS),
+        (buckets(1, 0, 9), Verdict.INSUFFICIENT_SAMPLE),
+        ([], Verdict.NO_DATA),
+        ([BucketCounts(0, 0, 900, 9)], Verdict.NO_DATA),
+        ([BucketCounts(90, 9, 0, 0)], Verdict.NO_DATA),
+        ([BucketCounts(90, 9, 0, 0), BucketCounts(0, 0, 90, 0)], Verdict.NO_DATA),
+    ],
+)
+def test_error_rates_get_their_verdicts(given: list[BucketCounts], verdict: Verdict) -> None:
+    assert judge_error_rate(given, DEFAULT).verdict is verdict
+
+
+def test_the_reason_carries_the_numbers() -> None:
+    result = judge_error_rate(buckets(3, 5, 9), DEFAULT)
+
+    assert result.reason.startswith("error rate 10.0% vs stable 0.9%, margin 1.0%, n=150: proven")
+
+
+def small_but_real() -> list[BucketCounts]:
+    """0.9 points worse: proven worse than stable, within the margin of one point."""
+    return [BucketCounts(900, 16, 900, 8)] * 8
+
+
+def test_a_proven_regression_within_the_margin_is_for_a_person() -> None:
+    result = judge_error_rate(small_but_real(), CheckSettings(alpha_promote=1e-6))
+
+    assert result.verdict is Verdict.INCONCLUSIVE
+    assert "proven worse" in result.reason
+
+
+def test_a_regression_proven_to_be_within_the_margin_passes_and_is_told() -> None:
+    given = [BucketCounts(10_000, 150, 190_000, 1_900)] * 40
+
+    result = judge_error_rate(given, DEFAULT)
+
+    assert result.verdict is Verdict.PASS
+    assert "a little worse" in result.reason
+
+
+def test_the_strict_mode_fails_only_beyond_the_margin() -> None:
+    given = buckets(6, 2, 9)
+
+    assert judge_error_rate(given, CheckSettings(alpha=0.05)).verdict is Verdict.FAIL
+    strict = CheckSettings(alpha=0.05, evidence_mode="beyond_margin")
+    assert judge_error_rate(given, strict).verdict is not Verdict.FAIL
+
+
+def test_alpha_is_shared_by_the_guardrails() -> None:
+    alone, shared = CheckSettings(alpha=0.05), CheckSettings(alpha=0.05, guardrails=4)
+
+    assert alone.log_fail == pytest.approx(math.log(20.0))
+    assert shared.log_fail == pytest.approx(math.log(80.0))
+
+
+def test_too_few_samples_never_pass_but_may_fail() -> None:
+    settings = CheckSettings(min_samples=100_000)
+
+    assert judge_error_rate(buckets(100, 0, 9), settings).verdict is Verdict.INSUFFICIENT_SAMPLE
+    assert judge_error_rate(buckets(3, 5, 9), settings).verdict is Verdict.FAIL
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"margin_bp": 0},
+        {"p95_margin_bp": 10_000},
+        {"alpha": 0.0},
+        {"alpha_promote": 1.0},
+        {"guardrails": 0},
+        {"min_samples": -1},
+        {"evidence_mode": "sometimes"},
+    ],
+)
+def test_it_refuses_settings_that_make_no_sense(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError):
+        CheckSettings(**wrong)  # type: ignore[arg-type]
+
+
+def test_the_simulated_rule_is_the_products_rule() -> None:
+    rng = np.random.default_rng(21)
+    shares = np.full(12, 0.05)
+    counts = decisions.draw(rng, runs=30, shares=shares, control=0.01, canary=0.06)
+    hit = decisions.rolled_back(counts, 0.05).any(axis=-1)
+    columns = (counts.canary_n, counts.canary_events, counts.control_n, counts.control_events)
+
+    for run in range(30):
+        rows = zip(*(column[run].astype(int).tolist() for column in columns), strict=True)
+        result = judge_error_rate([BucketCounts(*row) for row in rows], CheckSettings(alpha=0.05))
+        assert (result.verdict is Verdict.FAIL) == hit[run]
+
+
+def latency(p95: tuple[int, int], p99: tuple[int, int], count: int = 10) -> CheckResult:
+    return judge_latency(buckets(count, *p95), buckets(count, *p99), DEFAULT)
+
+
+@pytest.mark.parametrize(
+    ("p95", "p99", "count", "verdict"),
+    [
+        ((10, 47), (1, 9), 10, Verdict.FAIL),
+        ((3, 47), (6, 9), 10, Verdict.FAIL),
+        ((2, 47), (0, 9), 100, Verdict.PASS),
+        ((2, 47), (0, 9), 1, Verdict.INSUFFICIENT_SAMPLE),
+        ((0, 0), (0, 0), 0, Verdict.NO_DATA),
+    ],
+)
+def test_latencies_get_their_verdicts(
+    p95: tuple[int, int], p99: tuple[int, int], count: int, verdict: Verdict
+) -> None:
+    assert latency(p95, p99, count).verdict is verdict
+
+
+def test_a_safe_p95_does_not_vouch_for_p99() -> None:
+    result = judge_latency(buckets(300, 1, 47), buckets(300, 1, 9), DEFAULT)
+
+    assert result.verdict is not Verdict.PASS
+
+
+def test_latency_refuses_intervals_that_do_not_match() -> None:
+    with pytest.raises(ValueError, match="same intervals"):
+        judge_latency(buckets(2, 0, 0), buckets(3, 0, 0), DEFAULT)
+
+
+@pytest.mark.parametrize(
+    ("given", "verdict"),
+    [
+        ([], Verdict.NO_DATA),
+        ([SplitInterval(0, 0, 500)], Verdict.NO_DATA),
+        ([SplitInterval(50, 950, 500)], Verdict.PASS),
+        ([SplitInterval(2, 30, 500)], Verdict.INSUFFICIENT_SAMPLE),
+        ([SplitInterval(1000, 9000, 500)], Verdict.INCONCLUSIVE),
+        ([SplitInterval(0, 5000, 500)], Verdict.INCONCLUSIVE),
+        ([SplitInterval(51_500, 950_000, 500)], Verdict.PASS),
+        ([SplitInterval(3, 5000, 0)], Verdict.INCONCLUSIVE),
+        ([SplitInterval(5000, 3, 10_000)], Verdict.INCONCLUSIVE),
+        ([SplitInterval(5000, 0, 10_000)], Verdict.PASS),
+        ([SplitInterval(50, 950, 500), SplitInterval(500, 500, 5000)], Verdict.PASS),
+    ],
+)
+def test_sample_ratios_get_their_verdicts(given: list[SplitInterval], verdict: Verdict) -> None:
+    result = judge_sample_ratio(given)
+
+    assert result.verdict is verdict
+    json.dumps(result.evidence, allow_nan=False)
+
+
+def test_evidence_is_json_without_nan() -> None:
+    huge = [BucketCounts(10**7, 10**7, 10**7, 0)] * 3
+
+    for result in (judge_error_rate(huge, DEFAULT), judge_latency(huge, huge, DEFAULT)):
+        assert json.loads(json.dumps(result.evidence, allow_nan=False)) == result.evidence
