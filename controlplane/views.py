@@ -8,11 +8,11 @@ from django.contrib import messages
 from django.contrib.auth.models import User
 from django.db.models import QuerySet
 from django.http import HttpResponse
-from django.shortcuts import get_object_or_404, redirect, render
+from django.shortcuts import get_object_or_404, render
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_http_methods, require_POST
 
-from apps.lib.pages import PageRequest, page
+from apps.lib.pages import PageRequest, go_to, page
 from apps.models.access import actor_of
 from apps.models.audit import record_audit
 from controlplane.forms import TokenForm
@@ -47,7 +47,7 @@ def token_revoke(request: PageRequest, pk: int) -> HttpResponse:
     token.delete()
     _audit(request, "token.revoked", token)
     messages.success(request, f"Token {token.name} is revoked: it opens nothing any more.")
-    return redirect("token-list")
+    return go_to(request, "token-list")
 
 
 def _audit(request: PageRequest, action: str, token: ApiToken) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 from django.db.models import Prefetch, QuerySet
@@ -27,6 +28,8 @@ class Share:
     version: str
     variant: str
     weight_bp: int
+    # Where it begins on a bar of all traffic.
+    start_bp: int = 0
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,12 @@ def shares_of(model: RegisteredModel) -> list[Share]:
     taken = _split_shares(split.document if split else {})
     left = BUCKETS - sum(share.weight_bp for share in taken)
     rest = [Share(str(model.stable.number), STABLE, left)] if left else []
-    return rest + taken
+    return _laid_out(rest + taken)
+
+
+def _laid_out(shares: list[Share]) -> list[Share]:
+    starts = accumulate((share.weight_bp for share in shares), initial=0)
+    return [replace(share, start_bp=start) for share, start in zip(shares, starts, strict=False)]
 
 
 def _split_shares(document: Mapping[str, Any]) -> list[Share]:

@@ -145,3 +145,7 @@ def state_stamp(rollout: Rollout, now: datetime) -> tuple[object, ...]:
         *rollout.evaluations.aggregate(Max("id")).values(),
         *rollout.events.aggregate(Max("id")).values(),
     )
+
+
+def log_stamp(rollout: Rollout) -> tuple[object, ...]:
+    return (rollout.is_live, *rollout.evaluations.aggregate(Max("id")).values())

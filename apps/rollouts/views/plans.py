@@ -39,7 +39,9 @@ def plan(request: PageRequest, pk: int) -> HttpResponse:
         "plan": found,
         "steps": steps_of_saved(found),
         "checks": CHECKS,
-        "rollouts": found.rollouts.select_related("model", "target")[:10],
+        "alpha": found.alpha_ppm / 1_000_000,
+        "time_scale": PlanForm.initial_of(found)["time_scale"],
+        "rollouts": found.rollouts.select_related("model", "target", "baseline", "plan")[:10],
         "can_edit": has_role(request.user, None, Role.ADMIN),
     }
     return render(request, "rollouts/plan.html", context)

@@ -36,7 +36,14 @@ def rollout_list(request: PageRequest) -> HttpResponse:
     if form.is_valid():
         found = found.filter(**{key: value for key, value in form.cleaned_data.items() if value})
     shown = Paginator(found, LIST_PAGE).get_page(request.GET.get("page"))
-    context = {"form": form, "rollouts": shown, "is_filtered": any(request.GET.values())}
+    filters = request.GET.copy()
+    filters.pop("page", None)
+    context = {
+        "form": form,
+        "rollouts": shown,
+        "is_filtered": any(filters.values()),
+        "filter_query": f"{filters.urlencode()}&" if filters else "",
+    }
     return render(request, "rollouts/rollout_list.html", context)
 
 
@@ -52,7 +59,8 @@ def rollout(request: PageRequest, pk: UUID) -> HttpResponse:
     context = {
         **_state_context(request, found),
         **_chart_context(found),
-        "stamp": stamp_of(request.GET.get("page"), *selectors.state_stamp(found, database_now())),
+        "log": selectors.decision_log(found, request.GET.get("page")),
+        "stamp": stamp_of(*selectors.state_stamp(found, database_now())),
     }
     return render(request, "rollouts/rollout.html", context)
 
@@ -66,7 +74,7 @@ def rollout_live(request: PageRequest, pk: UUID) -> HttpResponse:
         request,
         template="rollouts/_rollout.html",
         fragment="rollouts/_rollout.html",
-        stamp=stamp_of(request.GET.get("page"), *selectors.state_stamp(found, database_now())),
+        stamp=stamp_of(*selectors.state_stamp(found, database_now())),
         context=lambda: _state_context(request, found),
     )
 
@@ -81,7 +89,6 @@ def _state_context(request: PageRequest, found: Rollout) -> dict[str, Any]:
         "clock": selectors.clock_of(found, now),
         "evaluations": selectors.latest_evaluations(found),
         "events": selectors.timeline(found),
-        "log": selectors.decision_log(found, request.GET.get("page")),
         "can_operate": has_role(request.user, found.model, Role.OPERATOR),
         "can_pause": phase is Phase.BAKING,
         "can_resume": phase is Phase.PAUSED,
@@ -101,6 +108,20 @@ def rollout_charts(request: PageRequest, pk: UUID) -> HttpResponse:
         fragment="rollouts/_charts.html",
         stamp=stamp_of(found.phase, found.next_check_at, *traffic),
         context=lambda: _chart_context(found),
+    )
+
+
+@page
+@require_safe
+def rollout_log(request: PageRequest, pk: UUID) -> HttpResponse:
+    """The first page of the decision log, as it grows."""
+    found = _load(pk)
+    return render_live(
+        request,
+        template="rollouts/_log.html",
+        fragment="rollouts/_log.html",
+        stamp=stamp_of(*selectors.log_stamp(found)),
+        context=lambda: {"rollout": found, "log": selectors.decision_log(found, None)},
     )
 
 
@@ -143,7 +164,7 @@ def _act(request: PageRequest, pk: UUID, action: Action, done: str) -> HttpRespo
     now_found = _load(pk)
     context = {
         **_state_context(request, now_found),
-        "stamp": stamp_of(None, *selectors.state_stamp(now_found, database_now())),
+        "stamp": stamp_of(*selectors.state_stamp(now_found, database_now())),
     }
     status = error.status if error else 200
     return render(request, "rollouts/_rollout.html", context, status=status)
