@@ -1,0 +1,156 @@
+import json
+import struct
+
+import pytest
+
+from contract.routing import Signature, Tensor
+from dataplane.codec import InferRequest
+from dataplane.plain import write_plain
+from dataplane.reply import read_reply, write_answer
+from dataplane.router import Decision
+from dataplane.triton import Fault, Reply, TritonError
+from tests.dataplane.worlds import SUMS
+
+SHAPES = Signature(
+    inputs=SUMS.inputs,
+    outputs=(
+        Tensor(name="grid", datatype="INT16", shape=(-1, 2, 2)),
+        Tensor(name="words", datatype="BYTES", shape=(-1, -1)),
+    ),
+)
+STABLE = Decision("4", "stable", "", 1)
+
+
+def reply(*outputs):
+    """Return a reply with these (name, datatype, shape, bytes)."""
+    header = json.dumps(
+        {
+            "outputs": [
+                {"name": name, "datatype": datatype, "shape": shape,
+                 "parameters": {"binary_data_size": len(data)}}
+                for name, datatype, shape, data in outputs
+            ]
+        }
+    ).encode()  # fmt: skip
+    return Reply(200, len(header), header + b"".join(data for *_, data in outputs))
+
+
+def strings(*texts):
+    return b"".join(struct.pack("<I", len(t)) + t for t in map(str.encode, texts))
+
+
+def sums(*values):
+    n = len(values)
+    return reply(
+        ("sum", "FP32", [n, 1], struct.pack(f"<{n}f", *values)),
+        ("label", "INT64", [n, 1], struct.pack(f"<{n}q", *range(n))),
+    )
+
+
+def shapes():
+    grid = ("grid", "INT16", [2, 2, 2], struct.pack("<8h", *range(8)))
+    words = ("words", "BYTES", [2, 2], strings("a", "bb", "", "ü"))
+    return read_reply(reply(grid, words), SHAPES, 2, batched=True)
+
+
+def wish(rows=1, **changes):
+    request = InferRequest(rows, [b""], None, ((4,),))
+    for name, value in changes.items():
+        setattr(request, name, value)
+    return request
+
+
+def test_each_request_gets_the_json_of_its_rows():
+    outputs = read_reply(sums(0.5, 1.5, 2.5), SUMS, 3, batched=True)
+    body, _ = write_answer(b'{"model_name":"m",', wish(2, id="7"), outputs, 1)
+    assert json.loads(body) == {
+        "model_name": "m",
+        "id": "7",
+        "outputs": [
+            {"name": "sum", "datatype": "FP32", "shape": [2, 1], "data": [1.5, 2.5]},
+            {"name": "label", "datatype": "INT64", "shape": [2, 1], "data": [1, 2]},
+        ],
+    }
+
+
+def test_only_the_outputs_asked_for_are_given_in_the_order_asked():
+    outputs = read_reply(sums(0.5), SUMS, 1, batched=True)
+    body, length = write_answer(b"{", wish(outputs=((1, False),)), outputs, 0)
+    assert [output["name"] for output in json.loads(body)["outputs"]] == ["label"]
+    assert length is None
+
+
+def test_binary_and_json_outputs_may_be_mixed():
+    outputs = read_reply(sums(0.5, 1.5), SUMS, 2, batched=True)
+    body, length = write_answer(b"{", wish(outputs=((0, True), (1, False))), outputs, 1)
+    first, second = json.loads(body[:length])["outputs"]
+    assert first["parameters"] == {"binary_data_size": 4}
+    assert body[length:] == struct.pack("<f", 1.5)
+    assert second["data"] == [1]
+
+
+def test_strings_are_cut_by_rows_in_both_forms():
+    outputs = shapes()
+    body, length = write_answer(b"{", wish(binary=True), outputs, 1)
+    assert body[length:] == struct.pack("<4h", 4, 5, 6, 7) + strings("", "ü")
+    plain, _ = write_answer(b"{", wish(), outputs, 1)
+    assert json.loads(plain)["outputs"][1]["data"] == ["", "ü"]
+
+
+def test_nan_goes_out_as_binary_data():
+    outputs = read_reply(sums(float("nan")), SUMS, 1, batched=True)
+    body, length = write_answer(b"{", wish(binary=True), outputs, 0)
+    assert body[length : length + 4] == struct.pack("<f", float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "fault"),
+    [
+        (400, b'{"error":"bad shape"}', Fault.REFUSED),
+        (404, b'{"error":"unknown model"}', Fault.DEAD),
+        (500, b'{"error":"Stub process \'m_0\' is not healthy."}', Fault.DEAD),
+        (500, b'{"error":"boom"}', Fault.FAILED),
+        (503, b"", Fault.DEAD),
+        (502, b"<html>", Fault.FAILED),
+    ],
+)
+def test_what_triton_says_decides_what_kind_of_failure_it_is(status, body, fault):
+    with pytest.raises(TritonError) as caught:
+        read_reply(Reply(status, None, body), SUMS, 1, batched=True)
+    assert caught.value.fault is fault
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        reply(("sum", "FP32", [1, 1], b"\0" * 4)),
+        reply(("sum", "FP32", [2, 1], b"\0" * 8), ("label", "INT64", [2, 1], b"\0" * 16)),
+        reply(("sum", "FP32", [1, 1], b"\0" * 3), ("label", "INT64", [1, 1], b"\0" * 8)),
+        Reply(200, 5, b'{"out'),
+    ],
+)
+def test_an_answer_that_does_not_fit_is_the_versions_failure(wrong):
+    with pytest.raises(TritonError) as caught:
+        read_reply(wrong, SUMS, 1, batched=True)
+    assert caught.value.fault is Fault.FAILED
+
+
+def test_a_plain_answer_nests_its_rows():
+    answer = json.loads(write_plain("m", STABLE, wish(2, id="r"), shapes(), 0))
+    assert answer["outputs"]["grid"] == [[[0, 1], [2, 3]], [[4, 5], [6, 7]]]
+    assert answer["outputs"]["words"] == [["a", "bb"], ["", "ü"]]
+    assert (answer["version"], answer["variant"], answer["request_id"]) == ("4", "stable", "r")
+
+
+def test_the_prediction_is_a_label_where_there_is_one():
+    outputs = read_reply(sums(0.5, 1.5), SUMS, 2, batched=True)
+    assert json.loads(write_plain("m", STABLE, wish(2), outputs, 0))["prediction"] == [0, 1]
+
+
+def test_the_prediction_is_the_one_number_of_a_regression():
+    outputs = read_reply(sums(0.5, 1.5), SUMS, 2, batched=True)[:1]
+    assert json.loads(write_plain("m", STABLE, wish(2), outputs, 0))["prediction"] == [0.5, 1.5]
+
+
+def test_the_prediction_is_the_position_of_the_largest_number():
+    assert json.loads(write_plain("m", STABLE, wish(2), shapes(), 0))["prediction"] == [3, 3]
