@@ -176,7 +176,7 @@ LOGGING: dict[str, Any] = {
             "httpx",
             "httpcore",
             "celery.app.trace",
-            "celery.worker.strategy",
+            "celery.worker",
             "celery.beat",
         )
     },

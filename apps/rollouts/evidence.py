@@ -104,7 +104,10 @@ def _rows(sql: str, rollout: Rollout, until: datetime) -> list[tuple]:  # type: 
 
 @dataclass(frozen=True)
 class LatencyReference:
-    """Stable's usual latency, frozen before the data that is judged by it: histogram buckets."""
+    """Stable's usual latency, frozen before the data that is judged by it: histogram buckets.
+
+    `p95` and `p99` are the buckets of those quantiles with the plan's slack added.
+    """
 
     p95: int
     p99: int
@@ -112,14 +115,21 @@ class LatencyReference:
     frozen_at: datetime
 
 
-def find_reference(rollout: Rollout, requests_min: int, now: datetime) -> LatencyReference | None:
+def find_reference(
+    rollout: Rollout, *, requests_min: int, slack_us: int, now: datetime
+) -> LatencyReference | None:
     """Return stable's p95 and p99 from what it last answered, or None when that was too little."""
     counts = _merged_latency(_stable_windows(rollout, now).values_list("latency", flat=True))
     n = histogram.total(counts)
-    p95, p99 = (histogram.quantile_index(counts, q) for q in (0.95, 0.99))
+    p95, p99 = (histogram.quantile_us(counts, q) for q in (0.95, 0.99))
     if n < requests_min or p95 is None or p99 is None:
         return None
-    return LatencyReference(p95=p95, p99=p99, n=n, frozen_at=now)
+    return LatencyReference(
+        p95=histogram.index_of(p95 + slack_us),
+        p99=histogram.index_of(p99 + slack_us),
+        n=n,
+        frozen_at=now,
+    )
 
 
 def reference_requests(rollout: Rollout, now: datetime) -> int:

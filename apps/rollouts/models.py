@@ -29,6 +29,8 @@ class Plan(models.Model):
     margin_bp = models.PositiveIntegerField(default=100)
     alpha_ppm = models.PositiveIntegerField(default=10_000)
     reference_requests_min = models.PositiveIntegerField(default=5_000)
+    # Slower by less than this is nobody's concern: it is added to stable's quantiles.
+    latency_slack_us = models.PositiveIntegerField(default=1_000)
 
     class Meta:
         ordering = ["name"]

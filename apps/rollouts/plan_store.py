@@ -19,6 +19,7 @@ SETTINGS = (
     "margin_bp",
     "alpha_ppm",
     "reference_requests_min",
+    "latency_slack_us",
 )
 
 

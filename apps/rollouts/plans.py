@@ -43,6 +43,7 @@ class PlanDocument(msgspec.Struct, frozen=True, kw_only=True):
     margin_bp: int = 100
     alpha_ppm: int = 10_000
     reference_requests_min: int = 5_000
+    latency_slack_us: int = 1_000
 
     def bake_of(self, step_index: int) -> timedelta:
         """Return how long a step bakes, scaled."""
@@ -85,6 +86,7 @@ def document_of(plan: Plan) -> PlanDocument:
         margin_bp=plan.margin_bp,
         alpha_ppm=plan.alpha_ppm,
         reference_requests_min=plan.reference_requests_min,
+        latency_slack_us=plan.latency_slack_us,
         steps=tuple(
             StepDocument(
                 weight_bp=step.weight_bp,

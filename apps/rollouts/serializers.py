@@ -28,6 +28,7 @@ class PlanSerializer(serializers.Serializer[Any]):
     margin_bp = serializers.IntegerField(min_value=1, max_value=9_999, default=100)
     alpha_ppm = serializers.IntegerField(min_value=1, max_value=500_000, default=10_000)
     reference_requests_min = serializers.IntegerField(min_value=1, default=5_000)
+    latency_slack_us = serializers.IntegerField(min_value=0, max_value=60_000_000, default=1_000)
     steps = StepSerializer(many=True)
 
 

@@ -210,7 +210,12 @@ def _reference(rollout: Rollout, plan: PlanDocument, now: datetime) -> LatencyRe
     if stored:
         frozen_at = datetime.fromisoformat(stored["frozen_at"])
         return LatencyReference(stored["p95"], stored["p99"], stored["n"], frozen_at)
-    found = find_reference(rollout, plan.reference_requests_min, now)
+    found = find_reference(
+        rollout,
+        requests_min=plan.reference_requests_min,
+        slack_us=plan.latency_slack_us,
+        now=now,
+    )
     if found is not None:
         rollout.latency_reference = {
             "p95": found.p95,
