@@ -260,8 +260,7 @@ class Endpoint:
                 connection.send(call)
                 return
         self._waiting.append(call)
-        if self.open < self._connections_max:
-            self._open()
+        self._open_if_needed()
 
     def release(self, connection: Connection) -> None:
         """Take back a connection whose call was answered."""
@@ -278,8 +277,7 @@ class Endpoint:
         self.open -= 1
         if connection in self._idle:
             self._idle.remove(connection)
-        if self._waiting and self.open < self._connections_max:
-            self._open()
+        self._open_if_needed()
         if call is not None and not call.done:
             self._on_broken(call, f"{self.address} closed the connection")
 
@@ -288,7 +286,9 @@ class Endpoint:
         while self._idle:
             self._idle.pop().abort()
 
-    def _open(self) -> None:
+    def _open_if_needed(self) -> None:
+        if self.open >= self._connections_max or len(self._opening) >= len(self._waiting):
+            return
         self.open += 1
         task = self._loop.create_task(self._connect())
         self._opening.add(task)

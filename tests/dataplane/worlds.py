@@ -215,7 +215,8 @@ class Upstream:
                 if act == "close":
                     return
                 if act == "hang":
-                    await asyncio.sleep(30)
+                    await reader.read()
+                    return
                 writer.write(act if isinstance(act, bytes) else self._answer(request))
         except (asyncio.IncompleteReadError, ConnectionError):
             pass

@@ -1,0 +1,76 @@
+import json
+
+import pytest
+
+from dataplane.errors import Refusal
+from dataplane.outcomes import OUTCOMES_MAX, read_outcomes
+
+GOOD = {"unit_id": "u1", "metric": "correct", "value": 1}
+
+
+def read(document):
+    return read_outcomes(json.dumps(document).encode(), 5_000, lambda: "made")
+
+
+def test_one_outcome_needs_no_list():
+    (outcome,) = read(GOOD)
+    assert (outcome.unit_id, outcome.metric, outcome.value) == ("u1", "correct", 1.0)
+    assert (outcome.event_id, outcome.occurred_at_ms) == ("made", 5_000)
+
+
+def test_everything_may_be_given():
+    at = "2026-11-24T12:00:00.250+01:00"
+    (outcome,) = read([{**GOOD, "unit_id": 7, "value": True, "occurred_at": at, "event_id": "e"}])
+    assert (outcome.unit_id, outcome.value, outcome.event_id) == ("7", 1.0, "e")
+    assert outcome.occurred_at_ms == 1_795_518_000_250
+
+
+def test_a_z_is_a_time_zone():
+    (outcome,) = read({**GOOD, "occurred_at": "1970-01-01T00:00:01Z"})
+    assert outcome.occurred_at_ms == 1_000
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"unit_id": ""}, "'unit_id' must be a string of 1 to 256"),
+        ({"unit_id": None}, "'unit_id'"),
+        ({"metric": "m" * 101}, "'metric'"),
+        ({"value": "1"}, "'value' must be a number"),
+        ({"value": None}, "'value' must be a number"),
+        ({"occurred_at": "yesterday"}, "no ISO 8601 instant: 'yesterday'"),
+        ({"occurred_at": "2026-11-24T12:00:00"}, "needs a time zone"),
+        ({"occurred_at": 5}, "must be an ISO 8601 string"),
+        ({"event_id": ""}, "'event_id'"),
+        ({"extra": 1}, "unknown field 'extra'"),
+    ],
+)
+def test_a_faulty_item_is_named_by_its_place(changes, message):
+    with pytest.raises(Refusal) as caught:
+        read([GOOD, {**GOOD, **changes}])
+    assert (caught.value.status, caught.value.code) == (400, "invalid_outcome")
+    (entry,) = caught.value.details
+    assert entry["index"] == 1
+    assert message in entry["error"]
+
+
+def test_an_item_that_is_no_object_is_named():
+    with pytest.raises(Refusal, match="must be an object"):
+        read([5])
+
+
+def test_what_is_no_json_is_refused():
+    with pytest.raises(Refusal) as caught:
+        read_outcomes(b"{", 0, str)
+    assert caught.value.code == "malformed_json"
+
+
+def test_a_number_too_large_for_a_float_is_refused():
+    with pytest.raises(Refusal):
+        read_outcomes(b'{"unit_id":"u","metric":"m","value":1e999}', 0, str)
+
+
+def test_too_many_at_once_are_refused():
+    with pytest.raises(Refusal) as caught:
+        read([GOOD] * (OUTCOMES_MAX + 1))
+    assert caught.value.status == 413
