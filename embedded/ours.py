@@ -71,6 +71,7 @@ def parts(state: Path, ports: Mapping[str, int], env: Mapping[str, str]) -> list
             argv=(python, "-m", "dataplane"),
             env=env,
             needs=("redis", "triton"),
+            reports_to=("web",),
             prepare=make_directories,
             ready=http_ok(ports["dataplane"], "/v2/health/ready"),
             ready_within_s=120.0,

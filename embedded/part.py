@@ -31,6 +31,8 @@ class Part:
     argv: tuple[str, ...]
     env: Mapping[str, str] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
+    # Parts that it tells of its end: they stop after it, but it starts without them.
+    reports_to: tuple[str, ...] = ()
     once: bool = False
     awaited: bool = True
     # Runs in a thread before each start: directories, stale files.

@@ -253,7 +253,7 @@ class Supervisor:
     async def _stop(self, runner: Runner) -> None:
         runner.stopping.set()
         for other in self.runners.values():
-            if runner.part.name in other.part.needs:
+            if runner.part.name in (*other.part.needs, *other.part.reports_to):
                 await other.gone.wait()
         task = self._tasks.get(runner.part.name)
         if task is None:

@@ -66,6 +66,18 @@ async def test_it_starts_in_order_and_stops_in_reverse(
     ]
 
 
+async def test_a_part_can_outlive_one_that_started_before_it(
+    supervise: Supervise, tmp_path: Path
+) -> None:
+    diary = tmp_path / "diary"
+    supervisor = supervise(telling("early", diary, reports_to=("late",)), telling("late", diary))
+
+    await supervisor.start()
+    await supervisor.stop()
+
+    assert diary.read_text().split("\n")[2:4] == ["early ends", "late ends"]
+
+
 async def test_it_restarts_a_crashed_part_and_leaves_its_dependants_alone(
     supervise: Supervise, tmp_path: Path
 ) -> None:
