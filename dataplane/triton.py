@@ -245,6 +245,8 @@ class Endpoint:
         self._waiting: deque[Call] = deque()
         # Connection attempts under way, referenced so that they are not collected.
         self._opening: set[asyncio.Task[None]] = set()
+        # How many of them have not ended yet: no more than there are calls that wait.
+        self._attempts = 0
         # Called with a call whose connection failed before its answer was whole, and the reason.
         self._on_broken = on_broken
 
@@ -287,9 +289,10 @@ class Endpoint:
             self._idle.pop().abort()
 
     def _open_if_needed(self) -> None:
-        if self.open >= self._connections_max or len(self._opening) >= len(self._waiting):
+        if self.open >= self._connections_max or self._attempts >= len(self._waiting):
             return
         self.open += 1
+        self._attempts += 1
         task = self._loop.create_task(self._connect())
         self._opening.add(task)
         task.add_done_callback(self._opening.discard)
@@ -301,10 +304,12 @@ class Endpoint:
                     lambda: Connection(self), self._host, self._port
                 )
         except OSError as error:
+            self._attempts -= 1
             self.open -= 1
             reason = str(error) or "no connection in time"
             self._fail_waiting(f"{self.address}: {reason}")
             return
+        self._attempts -= 1
         self.release(connection)
 
     def _fail_waiting(self, reason: str) -> None:

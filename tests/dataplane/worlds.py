@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import struct
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from typing import Any
 
 import orjson
@@ -234,3 +235,22 @@ class Upstream:
         if reply.header_length is not None:
             lines.append(b"Inference-Header-Content-Length: %d" % reply.header_length)
         return b"\r\n".join(lines) + b"\r\n\r\n" + reply.body
+
+
+async def until(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
+    """Wait for something that another process or a real socket brings about."""
+    async with asyncio.timeout(timeout_s):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+
+@asynccontextmanager
+async def running(loops: list[Coroutine[None, None, None]]) -> AsyncIterator[None]:
+    """Run background loops for the time of the block."""
+    tasks = [asyncio.create_task(loop) for loop in loops]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,130 @@
+import asyncio
+from contextlib import asynccontextmanager
+
+import pytest
+import redis.asyncio as redis
+
+from contract.messages import (
+    FIELD,
+    STREAM_EXPOSURES,
+    STREAM_OUTCOMES,
+    STREAM_TELEMETRY,
+    Outcome,
+    decode_batch,
+)
+from dataplane import stream
+from dataplane.spool import Spool
+from dataplane.stream import OutcomesRefused, Publisher
+from dataplane.telemetry import Telemetry
+from tests.dataplane.worlds import running
+
+KEY = ("m", "1", "stable", 1, "")
+
+
+def outcome(number):
+    return Outcome(event_id=f"e{number}", unit_id="u", metric="m", value=1.0, occurred_at_ms=number)
+
+
+@asynccontextmanager
+async def publishing(valkey, folder, bytes_max=10_000):
+    client = redis.Redis.from_url(valkey.url, socket_connect_timeout=1)
+    telemetry = Telemetry(lambda: 1_000.0)
+    publisher = Publisher(
+        Spool(folder, bytes_max), client, telemetry,
+        instance="dp", boot="b1", interval_s=0.02, generation=lambda: 1,
+    )  # fmt: skip
+    publisher.telemetry = telemetry
+    publisher.client = client
+    try:
+        yield publisher
+    finally:
+        await client.aclose()
+
+
+async def entries(publisher, name):
+    found = await publisher.client.xrange(name)
+    return [decode_batch(fields[FIELD]) for _, fields in found]
+
+
+async def test_windows_and_exposures_arrive_with_their_sequences(valkey, tmp_path):
+    async with publishing(valkey, tmp_path / "spool") as publisher:
+        for _ in range(2):
+            publisher.telemetry.counter(KEY).answered("u", 10.0)
+            await publisher.flush_telemetry()
+        publisher.telemetry.expose("e1", "u", "a", "1")
+        await publisher.flush_telemetry()
+        await publisher.send_spooled()
+        windows = await entries(publisher, STREAM_TELEMETRY)
+        assert [(b.instance, b.boot, b.sequence) for b in windows] == [
+            ("dp", "b1", 1),
+            ("dp", "b1", 2),
+        ]
+        assert [b.windows[0].units for b in windows] == [1, 0]
+        (exposed,) = await entries(publisher, STREAM_EXPOSURES)
+        assert exposed.exposures[0].unit == "u"
+
+
+async def test_outcomes_are_promised_only_when_they_are_on_disk(valkey, tmp_path):
+    async with publishing(valkey, tmp_path / "spool") as publisher:
+        stored = publisher.accept([outcome(1)])
+        assert not stored.done()
+        await publisher.store_outcomes()
+        await stored
+        again = Spool(tmp_path / "spool", 10_000).oldest()
+        assert decode_batch(again[0].payload).outcomes == (outcome(1),)
+
+
+async def test_what_waited_while_redis_was_away_arrives_in_order(valkey, tmp_path):
+    async with publishing(valkey, tmp_path / "spool") as publisher:
+        valkey.stop()
+        for number in range(3):
+            publisher.accept([outcome(number)])
+            await publisher.store_outcomes()
+        with pytest.raises(redis.RedisError):
+            await publisher.send_spooled()
+        valkey.start()
+        await publisher.send_spooled()
+        batches = await entries(publisher, STREAM_OUTCOMES)
+        assert [b.outcomes[0].event_id for b in batches] == ["e0", "e1", "e2"]
+        assert publisher.spool_bytes == 0
+
+
+async def test_a_restart_sends_what_the_life_before_could_not(valkey, tmp_path):
+    async with publishing(valkey, tmp_path / "spool") as before:
+        before.accept([outcome(1)])
+        await before.store_outcomes()
+    async with publishing(valkey, tmp_path / "spool") as after:
+        await after.send_spooled()
+        assert len(await entries(after, STREAM_OUTCOMES)) == 1
+
+
+async def test_telemetry_beyond_the_bound_is_dropped_and_counted(valkey, tmp_path):
+    async with publishing(valkey, tmp_path / "spool", bytes_max=10) as publisher:
+        publisher.telemetry.counter(KEY).answered("u", 10.0)
+        await publisher.flush_telemetry()
+        assert publisher.dropped[STREAM_TELEMETRY] == 1
+
+
+async def test_outcomes_beyond_the_bound_are_refused_not_dropped(valkey, tmp_path):
+    async with publishing(valkey, tmp_path / "spool", bytes_max=10) as publisher:
+        stored = publisher.accept([outcome(1)])
+        await publisher.store_outcomes()
+        with pytest.raises(OutcomesRefused):
+            await stored
+        assert publisher.dropped[STREAM_OUTCOMES] == 0
+
+
+async def test_too_many_waiting_outcomes_are_refused(valkey, tmp_path, monkeypatch):
+    monkeypatch.setattr(stream, "OUTCOMES_WAITING_MAX", 1)
+    async with publishing(valkey, tmp_path / "spool") as publisher:
+        with pytest.raises(OutcomesRefused):
+            await publisher.accept([outcome(1), outcome(2)])
+
+
+async def test_the_loops_carry_everything_by_themselves(valkey, tmp_path):
+    async with publishing(valkey, tmp_path / "spool") as publisher, running(publisher.loops()):
+        publisher.telemetry.counter(KEY).answered("u", 10.0)
+        await publisher.accept([outcome(1)])
+        for name in (STREAM_OUTCOMES, STREAM_TELEMETRY):
+            while not await entries(publisher, name):
+                await asyncio.sleep(0.01)

@@ -1,0 +1,199 @@
+import asyncio
+from contextlib import asynccontextmanager
+
+import httpx
+import pytest
+import redis.asyncio as redis
+
+from contract.messages import decode_report
+from contract.routing import CHANNEL, encode
+from dataplane.serving import Serving
+from dataplane.sync import REPORT_PATH, TABLE_PATH, Sync, TableFile
+from dataplane.telemetry import Telemetry
+from dataplane.triton import Triton
+from tests.dataplane.worlds import Upstream, model, running, table, until
+
+
+class Control:
+    """Answers for the control plane."""
+
+    def __init__(self):
+        self.data = b""
+        self.status = 200
+        self.pulls = []
+        self.reports = []
+
+    def __call__(self, request):
+        if request.url.path == REPORT_PATH:
+            self.reports.append(decode_report(request.content))
+            return httpx.Response(204)
+        assert request.url.path == TABLE_PATH
+        self.pulls.append(request.headers.get("if-none-match"))
+        etag = f'"{hash(self.data)}"'
+        if self.status != 200:
+            return httpx.Response(self.status)
+        if self.pulls[-1] == etag:
+            return httpx.Response(304)
+        return httpx.Response(200, content=self.data, headers={"etag": etag})
+
+    def publish(self, generation, *endpoints, **changes):
+        self.data = encode(table(model(**changes), generation, endpoints))
+
+
+@asynccontextmanager
+async def syncing(folder, redis_url="redis://127.0.0.1:1/0", poll_interval_s=30.0):
+    loop = asyncio.get_running_loop()
+    triton = Triton(loop)
+    serving = Serving(triton, Telemetry(lambda: 0.0), loop, 4)
+    control = Control()
+    client = redis.Redis.from_url(redis_url, socket_connect_timeout=1)
+    http = httpx.AsyncClient(base_url="http://control", transport=httpx.MockTransport(control))
+    sync = Sync(
+        serving, triton, http, client, TableFile(folder / "table.json"),
+        instance="dp", boot="b1", dropped=lambda: {"s": 2},
+        poll_interval_s=poll_interval_s, report_interval_s=30.0,
+    )  # fmt: skip
+    async with Upstream() as upstream:
+        yield sync, control, serving, upstream
+    triton.close()
+    await http.aclose()
+    await client.aclose()
+
+
+async def refusal(sync, control):
+    """Return what the next report says was refused."""
+    await sync.report()
+    report = control.reports[-1]
+    return report.refused_generation, report.refusal
+
+
+async def test_it_applies_a_table_whose_versions_are_ready(tmp_path):
+    async with syncing(tmp_path) as (sync, control, serving, upstream):
+        control.publish(5, upstream.address)
+        await sync.pull()
+        assert serving.generation == 5
+        await sync.report()
+        assert control.reports[-1].applied_generation == 5
+        assert control.reports[-1].dropped == {"s": 2}
+
+
+async def test_it_pulls_the_same_table_once(tmp_path):
+    async with syncing(tmp_path) as (sync, control, _, upstream):
+        control.publish(5, upstream.address)
+        await sync.pull()
+        await sync.pull()
+        assert control.pulls[0] is None
+        assert control.pulls[1] is not None
+        assert len(upstream.requests) == 2
+
+
+async def test_it_refuses_a_version_that_is_not_ready_and_tries_again(tmp_path):
+    async with syncing(tmp_path) as (sync, control, serving, upstream):
+        control.publish(5, upstream.address)
+        upstream.ready = False
+        await sync.pull()
+        generation, reason = await refusal(sync, control)
+        assert (serving.generation, generation) == (0, 5)
+        assert f"sums.1:1 is not ready on {upstream.address}: Model version not ready" in reason
+        upstream.ready = True
+        await sync.pull()
+        assert serving.generation == 5
+        assert await refusal(sync, control) == (None, None)
+
+
+async def test_a_version_must_be_ready_on_every_endpoint(tmp_path):
+    async with syncing(tmp_path) as (sync, control, serving, upstream):
+        control.publish(5, upstream.address, "127.0.0.1:1")
+        await sync.pull()
+        assert serving.generation == 0
+        assert "sums.1:1 on 127.0.0.1:1" in (await refusal(sync, control))[1]
+
+
+async def test_it_asks_only_for_versions_that_are_new(tmp_path):
+    async with syncing(tmp_path) as (sync, control, serving, upstream):
+        control.publish(5, upstream.address)
+        await sync.pull()
+        upstream.ready = False
+        control.publish(6, upstream.address, timeout_ms=77)
+        await sync.pull()
+        assert serving.generation == 6
+
+
+async def test_it_refuses_an_older_table_and_goes_on_with_its_own(tmp_path):
+    async with syncing(tmp_path) as (sync, control, serving, upstream):
+        control.publish(5, upstream.address)
+        await sync.pull()
+        control.publish(4, upstream.address)
+        await sync.pull()
+        assert serving.generation == 5
+        assert await refusal(sync, control) == (
+            4, "generation 4 is older than 5, which is applied",
+        )  # fmt: skip
+
+
+async def test_it_refuses_another_table_of_the_same_generation(tmp_path):
+    async with syncing(tmp_path) as (sync, control, serving, upstream):
+        control.publish(5, upstream.address)
+        await sync.pull()
+        control.publish(5, upstream.address, stable="2")
+        await sync.pull()
+        assert serving.table.models["sums"].stable == "1"
+        assert "with other content" in (await refusal(sync, control))[1]
+
+
+@pytest.mark.parametrize("data", [b"{", b"{}", b'{"schema":9}'])
+async def test_it_refuses_a_corrupt_table(tmp_path, data):
+    async with syncing(tmp_path) as (sync, control, serving, _):
+        control.data = data
+        await sync.pull()
+        assert serving.table is None
+        assert "not a routing table" in (await refusal(sync, control))[1]
+
+
+async def test_a_bad_endpoint_address_is_a_reason_and_no_crash(tmp_path):
+    async with syncing(tmp_path) as (sync, control, serving, _):
+        control.publish(5, "host:port")
+        await sync.pull()
+        assert serving.generation == 0
+        assert "endpoint 'host:port'" in (await refusal(sync, control))[1]
+
+
+async def test_a_start_without_a_control_plane_serves_the_last_good_table(tmp_path):
+    async with syncing(tmp_path) as (sync, control, _, upstream):
+        control.publish(5, upstream.address)
+        await sync.pull()
+    async with syncing(tmp_path) as (sync, control, serving, _):
+        sync.start_from_disk()
+        control.status = 503
+        with pytest.raises(httpx.HTTPStatusError):
+            await sync.pull()
+        assert serving.generation == 5
+
+
+async def test_a_damaged_table_on_disk_is_no_table(tmp_path):
+    (tmp_path / "table.json").write_bytes(b"{")
+    async with syncing(tmp_path) as (sync, _, serving, _):
+        sync.start_from_disk()
+        assert serving.table is None
+
+
+async def test_a_message_wakes_the_poller_and_the_apply_is_reported_at_once(tmp_path, valkey):
+    async with syncing(tmp_path, valkey.url) as (sync, control, serving, upstream):
+        control.publish(5, upstream.address)
+        publisher = redis.Redis.from_url(valkey.url)
+        async with running(sync.loops()):
+            await until(lambda: serving.generation == 5)
+            control.publish(6, upstream.address)
+            while await publisher.publish(CHANNEL, "6") == 0:
+                await asyncio.sleep(0.01)
+            await until(lambda: any(r.applied_generation == 6 for r in control.reports))
+        await publisher.aclose()
+
+
+async def test_the_poll_finds_what_no_message_told(tmp_path):
+    async with syncing(tmp_path, poll_interval_s=0.02) as (sync, control, serving, upstream):
+        control.publish(1, upstream.address)
+        async with running(sync.loops()):
+            await until(lambda: serving.generation == 1)
+            control.publish(5, upstream.address)
+            await until(lambda: serving.generation == 5)
