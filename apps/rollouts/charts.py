@@ -186,7 +186,7 @@ def _figure(
     return {
         "data": traces,
         "layout": {
-            "margin": {"l": 54, "r": 10, "t": 8, "b": 30},
+            "margin": {"l": 54, "r": 10, "t": 8, "b": 42},
             "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
             "hovermode": "x unified",
             "xaxis": {"type": "date"},

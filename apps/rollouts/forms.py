@@ -131,6 +131,14 @@ class PlanForm(forms.Form):
         initial=5_000,
         help_text="Stable's usual p95 and p99 are frozen from at least so many answers.",
     )
+    latency_slack = forms.DecimalField(
+        label="Slower by this is nobody's concern, ms",
+        min_value=Decimal(0),
+        max_value=Decimal(60_000),
+        decimal_places=3,
+        initial=1,
+        help_text="Added to stable's usual p95 and p99 before the latency check compares.",
+    )
 
     def document(self, steps: StepFormSet) -> PlanDocument:
         """Return the plan that both forms describe; they must be valid."""
@@ -144,6 +152,7 @@ class PlanForm(forms.Form):
             margin_bp=int(data["margin"] * PERCENT_BP),
             alpha_ppm=int(data["alpha"] * 10_000),
             reference_requests_min=data["reference_requests_min"],
+            latency_slack_us=int(data["latency_slack"] * 1_000),
         )
 
     @classmethod
@@ -158,6 +167,7 @@ class PlanForm(forms.Form):
             "margin": _plain(plan.margin_bp, PERCENT_BP),
             "alpha": _plain(plan.alpha_ppm, 10_000),
             "reference_requests_min": plan.reference_requests_min,
+            "latency_slack": _plain(plan.latency_slack_us, 1_000),
         }
 
 

@@ -15,7 +15,6 @@ urlpatterns = [
     path("<uuid:pk>/", rollouts.rollout, name="rollout"),
     path("<uuid:pk>/live/", rollouts.rollout_live, name="rollout-live"),
     path("<uuid:pk>/charts/", rollouts.rollout_charts, name="rollout-charts"),
-    path("<uuid:pk>/log/", rollouts.rollout_log, name="rollout-log"),
     path("<uuid:pk>/pause/", rollouts.pause, name="rollout-pause"),
     path("<uuid:pk>/resume/", rollouts.resume, name="rollout-resume"),
     path("<uuid:pk>/abort/", rollouts.abort, name="rollout-abort"),

@@ -8,19 +8,22 @@ from django import template
 
 register = template.Library()
 
+# Templates give a filter "" for what is not there.
 NOTHING = "–"
 
 
 @register.filter
-def share(weight_bp: int | None) -> str:
+def share(weight_bp: int | str | None) -> str:
     """Basis points as per cent without needless digits: 1250 → 12.5 %."""
-    return NOTHING if weight_bp is None else f"{weight_bp / 100:.2f}".rstrip("0").rstrip(".") + " %"
+    if not isinstance(weight_bp, int):
+        return NOTHING
+    return f"{weight_bp / 100:.2f}".rstrip("0").rstrip(".") + " %"
 
 
 @register.filter
-def rate(fraction: float | None) -> str:
+def rate(fraction: float | str | None) -> str:
     """A fraction as per cent: 0.0312 → 3.12 %; small ones keep two significant digits."""
-    if fraction is None:
+    if not isinstance(fraction, int | float):
         return NOTHING
     percent = fraction * 100
     digits = 0 if percent in {0, 100} else 1 if percent >= 10 else 2 if percent >= 0.1 else 4
@@ -28,9 +31,9 @@ def rate(fraction: float | None) -> str:
 
 
 @register.filter
-def ms(duration_us: float | None) -> str:
+def ms(duration_us: float | str | None) -> str:
     """Microseconds as milliseconds with three significant digits."""
-    if duration_us is None:
+    if not isinstance(duration_us, int | float):
         return NOTHING
     value = duration_us / 1_000
     digits = 2 if value < 10 else 1 if value < 100 else 0
@@ -38,16 +41,16 @@ def ms(duration_us: float | None) -> str:
 
 
 @register.filter
-def per_second(value: float | None) -> str:
-    if value is None:
+def per_second(value: float | str | None) -> str:
+    if not isinstance(value, int | float):
         return NOTHING
     return f"{value:,.0f}" if value >= 100 or value == 0 else f"{value:.1f}"
 
 
 @register.filter
-def duration(seconds: float | None) -> str:
+def duration(seconds: float | str | None) -> str:
     """Seconds in the two largest units: 5400 → 1 h 30 min."""
-    if seconds is None:
+    if not isinstance(seconds, int | float):
         return NOTHING
     whole = max(0, round(seconds))
     parts = [(whole // 86_400, "d"), (whole // 3_600 % 24, "h"), (whole // 60 % 60, "min")]

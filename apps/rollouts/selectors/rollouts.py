@@ -14,7 +14,7 @@ from apps.rollouts.plans import PlanDocument, document_of, from_json
 from apps.rollouts.publication import unacked
 from apps.rollouts.states import LIVE_PHASES, Phase
 
-LOG_PAGE = 25
+LOG_PAGE = 15
 CHART_SPAN_LIVE = timedelta(minutes=30)
 CHART_SPAN_ENDED = timedelta(hours=6)
 EVALUATIONS_CHARTED_MAX = 2_000
@@ -145,7 +145,3 @@ def state_stamp(rollout: Rollout, now: datetime) -> tuple[object, ...]:
         *rollout.evaluations.aggregate(Max("id")).values(),
         *rollout.events.aggregate(Max("id")).values(),
     )
-
-
-def log_stamp(rollout: Rollout) -> tuple[object, ...]:
-    return (rollout.is_live, *rollout.evaluations.aggregate(Max("id")).values())

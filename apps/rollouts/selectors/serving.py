@@ -15,9 +15,11 @@ from apps.rollouts.models import Rollout, RolloutEvent
 from apps.rollouts.selectors.fleet import Fleet
 from apps.rollouts.selectors.rollouts import StepView, steps_of
 from apps.rollouts.selectors.telemetry import MINUTE, Traffic, add_up, last_minute, minute_stamp
-from apps.rollouts.states import LIVE_PHASES
+from apps.rollouts.states import LIVE_PHASES, Phase
 
 DECISIONS_MAX = 12
+# The others only prepare these, or say that every instance has applied them.
+DECISIVE = [Phase.BAKING, Phase.PAUSED, Phase.PROMOTING, Phase.ROLLING_BACK, Phase.FAILED]
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,10 @@ def _split_kind(model: RegisteredModel) -> str | None:
 
 
 def recent_decisions() -> list[RolloutEvent]:
-    """Return the last transitions of all rollouts, newest first."""
-    events = RolloutEvent.objects.select_related("rollout__model", "rollout__target")
+    """Return the last transitions that moved traffic, or refused to, newest first."""
+    events = RolloutEvent.objects.filter(to_state__in=DECISIVE).select_related(
+        "rollout__model", "rollout__target"
+    )
     return list(events.order_by("-id")[:DECISIONS_MAX])
 
 

@@ -111,7 +111,8 @@ def series(
 ) -> list[Point]:
     """Return points in the order of time, an arm for each version or variant.
 
-    Only windows of `variants` count, when any are named.
+    Only windows of `variants` count, when any are named. The last bin is left out until it is full,
+    or a chart would always end in a fall.
     """
     width_s = width_of(until - since)
     values: dict[str, Any] = {
@@ -136,6 +137,7 @@ def series(
             latency=latencies[at, arm],
         )
         for at, arm, requests, errors, units in _rows(SERIES_COUNTS, values)
+        if at + values["width"] <= until
     ]
 
 

@@ -59,7 +59,6 @@ def rollout(request: PageRequest, pk: UUID) -> HttpResponse:
     context = {
         **_state_context(request, found),
         **_chart_context(found),
-        "log": selectors.decision_log(found, request.GET.get("page")),
         "stamp": stamp_of(*selectors.state_stamp(found, database_now())),
     }
     return render(request, "rollouts/rollout.html", context)
@@ -89,6 +88,7 @@ def _state_context(request: PageRequest, found: Rollout) -> dict[str, Any]:
         "clock": selectors.clock_of(found, now),
         "evaluations": selectors.latest_evaluations(found),
         "events": selectors.timeline(found),
+        "log": selectors.decision_log(found, request.GET.get("page")),
         "can_operate": has_role(request.user, found.model, Role.OPERATOR),
         "can_pause": phase is Phase.BAKING,
         "can_resume": phase is Phase.PAUSED,
@@ -108,20 +108,6 @@ def rollout_charts(request: PageRequest, pk: UUID) -> HttpResponse:
         fragment="rollouts/_charts.html",
         stamp=stamp_of(found.phase, found.next_check_at, *traffic),
         context=lambda: _chart_context(found),
-    )
-
-
-@page
-@require_safe
-def rollout_log(request: PageRequest, pk: UUID) -> HttpResponse:
-    """The first page of the decision log, as it grows."""
-    found = _load(pk)
-    return render_live(
-        request,
-        template="rollouts/_log.html",
-        fragment="rollouts/_log.html",
-        stamp=stamp_of(*selectors.log_stamp(found)),
-        context=lambda: {"rollout": found, "log": selectors.decision_log(found, None)},
     )
 
 

@@ -183,6 +183,8 @@ def _promote_context(request: PageRequest, found: RegisteredModel) -> dict[str, 
     form = PromoteForm(found, chosen)
     form.is_valid()
     target, plan = form.cleaned_data.get("version"), form.cleaned_data.get("plan")
+    stable = found.stable
+    difference = signature_difference(stable, target) if target and stable else []
     past = rollouts_of(found).filter(target=target).first() if target else None
     return {
         "now": now,
@@ -192,7 +194,8 @@ def _promote_context(request: PageRequest, found: RegisteredModel) -> dict[str, 
         "plan": plan,
         "steps": steps_of_saved(plan) if plan else [],
         "comparison": compare_versions(target, found.stable) if target else None,
-        "difference": signature_difference(found.stable, target) if target and found.stable else [],
+        "difference": difference,
+        "blocked": bool(difference) or hasattr(found, "live_split"),
         "deployments": list(target.deployments.all()) if target else [],
         "past": past,
         "live": rollouts_of(found).filter(model__live_split__isnull=False).first(),

@@ -1,0 +1,110 @@
+"""Read-mostly admin of the registry: what serves changes through the services only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.contrib import admin
+from django.http import HttpRequest
+from unfold.admin import ModelAdmin, TabularInline
+
+from apps.lib.admin import ReadOnly
+from apps.models.models import (
+    Alias,
+    AuditEntry,
+    Deployment,
+    DeploymentEvent,
+    ModelRole,
+    ModelVersion,
+    RefusedImport,
+    RegisteredModel,
+    ServingCluster,
+)
+
+
+class AliasInline(ReadOnly, TabularInline):  # type: ignore[misc]
+    model = Alias
+    fields = ["name", "version", "changed_at"]
+    extra = 0
+
+
+class DeploymentEventInline(ReadOnly, TabularInline):  # type: ignore[misc]
+    model = DeploymentEvent
+    fields = ["at", "from_state", "to_state", "reason", "actor"]
+    extra = 0
+
+
+class RoleInline(TabularInline):  # type: ignore[misc]
+    model = ModelRole
+    fields = ["user", "role"]
+    extra = 0
+
+
+@admin.register(RegisteredModel)
+class RegisteredModelAdmin(ModelAdmin):  # type: ignore[misc]
+    """Serving settings change through the API, which audits; roles are given here."""
+
+    list_display = ["name", "stable", "previous_stable", "timeout_ms", "max_batch_size"]
+    search_fields = ["name", "description"]
+    list_select_related = ["stable__model", "previous_stable__model"]
+    inlines = [RoleInline, AliasInline]
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> list[str]:
+        return [field.name for field in RegisteredModel._meta.fields]
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+
+@admin.register(ModelVersion)
+class ModelVersionAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
+    list_display = ["__str__", "semantic_tag", "created_by", "created_at", "imported_at"]
+    list_filter = ["model"]
+    search_fields = ["model__name", "semantic_tag", "run_id"]
+    list_select_related = ["model"]
+
+
+@admin.register(RefusedImport)
+class RefusedImportAdmin(ModelAdmin):  # type: ignore[misc]
+    """Deleting one lets the next sync read that version again."""
+
+    list_display = ["model_name", "number", "reason", "at"]
+    search_fields = ["model_name", "reason"]
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+
+@admin.register(ServingCluster)
+class ServingClusterAdmin(ModelAdmin):  # type: ignore[misc]
+    list_display = ["name", "endpoints", "is_default", "repository_path"]
+
+
+@admin.register(Deployment)
+class DeploymentAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
+    list_display = ["__str__", "state", "reason", "changed_at"]
+    list_filter = ["state", "cluster", "version__model"]
+    list_select_related = ["version__model", "cluster"]
+    inlines = [DeploymentEventInline]
+
+
+@admin.register(ModelRole)
+class ModelRoleAdmin(ModelAdmin):  # type: ignore[misc]
+    list_display = ["user", "model", "role"]
+    list_filter = ["role", "model"]
+    search_fields = ["user__username", "model__name"]
+    list_select_related = ["user", "model"]
+
+
+@admin.register(AuditEntry)
+class AuditEntryAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
+    list_display = ["at", "actor", "origin", "action", "target"]
+    list_filter = ["action"]
+    search_fields = ["actor", "target", "action"]
+    date_hierarchy = "at"
