@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 log = logging.getLogger("interlock.dataplane")
 
@@ -36,10 +37,21 @@ class Heartbeat:
         """Show life in the middle of a turn that lasts."""
         self._turned_at = self._clock()
 
-    async def run(self, turn: Callable[[], Awaitable[None]], interval_s: float = 0.0) -> None:
-        """Await `turn` for ever, `interval_s` apart; after a failure at least PAUSE_S."""
+    async def run(
+        self,
+        turn: Callable[[], Awaitable[None]],
+        interval_s: float,
+        wake: asyncio.Event | None = None,
+    ) -> None:
+        """Await `turn` for ever: when `wake` is set, and otherwise every `interval_s` seconds.
+
+        After a failure the next turn comes in PAUSE_S.
+        """
+        if wake is None:
+            wake = asyncio.Event()
         while True:
             pause_s = interval_s
+            wake.clear()
             try:
                 await turn()
                 if self.trouble is not None:
@@ -47,9 +59,11 @@ class Heartbeat:
                 self.trouble = None
             except Exception as error:
                 self._failed(error)
-                pause_s = max(interval_s, PAUSE_S)
+                pause_s = PAUSE_S
             self.beat()
-            await asyncio.sleep(pause_s)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await wake.wait()
 
     def _failed(self, error: Exception) -> None:
         self.failures += 1

@@ -76,18 +76,22 @@ class Spool:
             self._files.append((path, len(data)))
             self.size_bytes += len(data)
 
-    def oldest(self) -> list[Record] | None:
-        """Return what the oldest file holds, or None when there is none."""
+    def oldest(self) -> tuple[Path, list[Record]] | None:
+        """Return the oldest file and what it holds, or None when there is none."""
         if not self._files:
             return None
-        return _decode(self._files[0][0].read_bytes())
+        path, _ = self._files[0]
+        return path, _decode(path.read_bytes())
 
-    def remove_oldest(self) -> None:
-        """Delete the oldest file: its records were taken."""
+    def remove(self, path: Path) -> None:
+        """Delete the oldest file: its records were taken. Does nothing if `path` is not it.
+
+        A sender that was cancelled may already have had it removed.
+        """
         with self._lock:
-            path, size = self._files.popleft()
-            self.size_bytes -= size
-            path.unlink(missing_ok=True)
+            if self._files and self._files[0][0] == path:
+                self.size_bytes -= self._files.popleft()[1]
+                path.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:

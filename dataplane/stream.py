@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
-from contextlib import suppress
 from dataclasses import dataclass
 
 import redis.asyncio as redis
@@ -38,7 +37,8 @@ OUTCOMES_WAITING_MAX = 20_000
 # Entries that a stream may hold in Redis before the oldest go; a consumer that is so far behind
 # has been down for weeks.
 STREAM_ENTRIES_MAX = 1_000_000
-WAIT_S = 5.0
+# How long a loop may wait for work before it turns all the same, and so shows that it lives.
+IDLE_S = 5.0
 
 
 class OutcomesRefused(Exception):
@@ -99,8 +99,8 @@ class Publisher:
         telemetry, outcomes, sender = self.heartbeats
         return [
             telemetry.run(self.flush_telemetry, self._interval_s),
-            outcomes.run(self._outcomes_turn),
-            sender.run(self._sender_turn),
+            outcomes.run(self.store_outcomes, IDLE_S, self._outcomes_due),
+            sender.run(self.send_spooled, IDLE_S, self._spooled),
         ]
 
     @property
@@ -128,17 +128,6 @@ class Publisher:
         self._outcomes_due.set()
         return stored
 
-    async def _outcomes_turn(self) -> None:
-        await _wait(self._outcomes_due)
-        self._outcomes_due.clear()
-        await self.store_outcomes()
-
-    async def _sender_turn(self) -> None:
-        if not len(self._spool):
-            await _wait(self._spooled)
-            self._spooled.clear()
-        await self.send_spooled()
-
     async def flush_telemetry(self) -> None:
         """Move windows and exposures from memory to the spool."""
         windows, exposures = self._telemetry.drain(self._generation())
@@ -162,8 +151,8 @@ class Publisher:
 
     async def send_spooled(self) -> None:
         """Send all that is spooled now. Raises redis.RedisError while Redis cannot take it."""
-        while len(self._spool):
-            records = await asyncio.to_thread(self._spool.oldest)
+        while (oldest := await asyncio.to_thread(self._spool.oldest)) is not None:
+            path, records = oldest
             if records:
                 async with self._redis.pipeline(transaction=False) as pipeline:
                     for record in records:
@@ -174,7 +163,7 @@ class Publisher:
                             approximate=True,
                         )
                     await pipeline.execute()
-            await asyncio.to_thread(self._spool.remove_oldest)
+            await asyncio.to_thread(self._spool.remove, path)
 
     async def store_outcomes(self) -> None:
         """Write the waiting outcomes to disk, many at once, and tell those who wait."""
@@ -206,10 +195,3 @@ class Publisher:
             **content,  # type: ignore[arg-type]
         )
         return Record(stream, encode_batch(batch))
-
-
-async def _wait(event: asyncio.Event) -> None:
-    """Wait for `event`, but come back now and then so that the loop shows that it lives."""
-    with suppress(TimeoutError):
-        async with asyncio.timeout(WAIT_S):
-            await event.wait()

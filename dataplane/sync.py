@@ -14,7 +14,6 @@ import logging
 import os
 import time
 from collections.abc import Callable, Coroutine
-from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -131,9 +130,9 @@ class Sync:
         """Return what must run for the life of the process."""
         poll, listen, report = self.heartbeats
         return [
-            poll.run(self._poll_turn),
-            listen.run(self._listen_turn),
-            report.run(self._report_turn),
+            poll.run(self.pull, self._poll_interval_s, self._wake),
+            listen.run(self._listen, LISTEN_S),
+            report.run(self.report, self._report_interval_s, self._report_due),
         ]
 
     def start_from_disk(self) -> None:
@@ -262,16 +261,7 @@ class Sync:
     def _confirmed(self) -> None:
         self.confirmed_at = time.monotonic()
 
-    # --- turns of the loops --------------------------------------------------------------------
-
-    async def _poll_turn(self) -> None:
-        try:
-            await self.pull()
-        finally:
-            await _wait(self._wake, self._poll_interval_s)
-            self._wake.clear()
-
-    async def _listen_turn(self) -> None:
+    async def _listen(self) -> None:
         """Wake the poller for each message, until the connection fails."""
         async with self._redis.pubsub(ignore_subscribe_messages=True) as pubsub:
             await pubsub.subscribe(CHANNEL)
@@ -283,19 +273,6 @@ class Sync:
                 if message is not None:
                     self._wake.set()
                 listen.beat()
-
-    async def _report_turn(self) -> None:
-        try:
-            await self.report()
-        finally:
-            await _wait(self._report_due, self._report_interval_s)
-            self._report_due.clear()
-
-
-async def _wait(event: asyncio.Event, timeout_s: float) -> None:
-    with suppress(TimeoutError):
-        async with asyncio.timeout(timeout_s):
-            await event.wait()
 
 
 def _probes(table: RoutingTable) -> set[Probe]:

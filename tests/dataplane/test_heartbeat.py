@@ -17,7 +17,7 @@ async def test_no_exception_ends_the_loop(monkeypatch):
             enough.set()
 
     beat = Heartbeat("t")
-    task = asyncio.create_task(beat.run(turn))
+    task = asyncio.create_task(beat.run(turn, 0.0))
     await enough.wait()
     task.cancel()
     assert beat.failures == 2
@@ -35,7 +35,7 @@ async def test_the_same_trouble_is_logged_once(monkeypatch, caplog):
             enough.set()
         raise ValueError("no")
 
-    task = asyncio.create_task(beat.run(turn))
+    task = asyncio.create_task(beat.run(turn, 0.0))
     await enough.wait()
     task.cancel()
     assert [r.message for r in caplog.records] == ["t.failed: ValueError: no"]
@@ -48,3 +48,18 @@ def test_its_age_grows_until_it_beats():
     assert beat.age_s == 7.0
     beat.beat()
     assert beat.age_s == 0.0
+
+
+async def test_it_turns_before_its_time_when_it_is_woken():
+    turned = asyncio.Event()
+    wake = asyncio.Event()
+
+    async def turn():
+        turned.set()
+
+    task = asyncio.create_task(Heartbeat("t").run(turn, 60.0, wake))
+    for _ in range(3):
+        await asyncio.wait_for(turned.wait(), 5)
+        turned.clear()
+        wake.set()
+    task.cancel()

@@ -184,7 +184,7 @@ async def test_a_message_wakes_the_poller_and_the_apply_is_reported_at_once(tmp_
         async with running(sync.loops()):
             await until(lambda: serving.generation == 5)
             control.publish(6, upstream.address)
-            while await publisher.publish(CHANNEL, "6") == 0:
+            while await publisher.publish(CHANNEL, "6") == 0:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
             await until(lambda: any(r.applied_generation == 6 for r in control.reports))
         await publisher.aclose()

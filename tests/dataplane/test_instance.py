@@ -1,0 +1,193 @@
+"""A whole instance on real sockets: a real Redis, an upstream that speaks Triton's HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from contextlib import asynccontextmanager
+
+import httpx
+import pytest
+import redis.asyncio as redis
+
+from contract.messages import (
+    FIELD,
+    STREAM_EXPOSURES,
+    STREAM_OUTCOMES,
+    STREAM_TELEMETRY,
+    decode_batch,
+    decode_report,
+)
+from contract.routing import encode
+from dataplane.config import Config
+from dataplane.instance import Instance
+from tests.dataplane.worlds import EXPERIMENT, Upstream, body, model, table, until
+
+ROW = [1.0, 2.0, 3.0, 4.0]
+HEALTHY = (
+    "/v2/health/live",
+    "/v2/health/ready",
+    "/v2",
+    "/v2/models/sums/ready",
+    "/v2/models/sums/versions/2/ready",
+    "/v2/models/sums/versions/2/",
+)
+HEAD = b"HTTP/1.1 %d X\r\ncontent-length: %d\r\n\r\n"
+
+
+class ControlSocket:
+    """A control plane on a socket: it hands out one table and keeps the reports."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.reports = []
+        self.tokens = set()
+        self.url = ""
+
+    async def serve(self, reader, writer):
+        try:
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+                lines = dict(line.split(": ", 1) for line in head.split("\r\n")[1:] if line)
+                self.tokens.add(lines["authorization"])
+                content = await reader.readexactly(int(lines.get("content-length", 0)))
+                if head.startswith("post"):
+                    self.reports.append(decode_report(content))
+                    writer.write(HEAD % (204, 0))
+                else:
+                    writer.write(HEAD % (200, len(self.data)) + self.data)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            writer.close()
+
+
+@asynccontextmanager
+async def an_instance(valkey, folder, data=None):
+    async with Upstream() as upstream:
+        route = model(split=EXPERIMENT)
+        control = ControlSocket(data or encode(table(route, 7, (upstream.address,))))
+        server = await asyncio.start_server(control.serve, "127.0.0.1", 0)
+        control.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        config = Config(
+            host="127.0.0.1", port=0, control_url=control.url, instance_token="t",
+            instance_name="dp", state_dir=folder / "state", redis_url=valkey.url,
+            poll_interval_s=0.05, report_interval_s=0.05, telemetry_interval_s=0.05,
+            stop_timeout_s=3.0,
+        )  # fmt: skip
+        instance = Instance(config, asyncio.get_running_loop())
+        port = await instance.start()
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+            yield instance, client, control, upstream
+        await instance.stop()
+        server.close()
+
+
+async def entries(valkey, name):
+    async with redis.Redis.from_url(valkey.url) as client:
+        return [decode_batch(fields[FIELD]) for _, fields in await client.xrange(name)]
+
+
+async def applied(instance):
+    await until(lambda: instance.serving.generation == 7)
+
+
+async def test_it_serves_counts_exposes_and_reports(valkey, tmp_path):
+    async with an_instance(valkey, tmp_path) as (instance, client, control, _):
+        await applied(instance)
+        for unit in ("a", "b", "a"):
+            headers = {"x-unit-id": unit}
+            answer = await client.post("/v2/models/sums/infer", content=body(ROW), headers=headers)
+            assert answer.status_code == 200
+        outcome = {"unit_id": "a", "metric": "m", "value": 1}
+        assert (await client.post("/outcomes", json=[outcome])).status_code == 202
+        await until(lambda: any(r.applied_generation == 7 for r in control.reports))
+    windows = [w for b in await entries(valkey, STREAM_TELEMETRY) for w in b.windows]
+    exposures = [e for b in await entries(valkey, STREAM_EXPOSURES) for e in b.exposures]
+    outcomes = [o for b in await entries(valkey, STREAM_OUTCOMES) for o in b.outcomes]
+    assert sum(w.requests for w in windows) == 3
+    assert sorted(e.unit for e in exposures) == ["a", "b"]
+    assert [o.unit_id for o in outcomes] == ["a"]
+    assert control.reports[-1].stopping
+    assert control.tokens == {"bearer t"}
+
+
+async def test_health_metadata_and_metrics(valkey, tmp_path):
+    async with an_instance(valkey, tmp_path) as (instance, client, _, _):
+        await applied(instance)
+        await client.post("/v2/models/sums/infer", content=body(ROW))
+        await client.post("/v2/models/invented/infer", content=body(ROW))
+        for path in HEALTHY:
+            assert (await client.get(path)).status_code == 200, path
+        metadata = (await client.get("/v2/models/sums")).json()
+        assert metadata["versions"] == ["1", "2"]
+        assert metadata["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [-1, 4]}]
+        page = (await client.get("/metrics")).text
+        assert 'model_predictions_total{model_name="sums"' in page
+        assert "interlock_table_generation 7" in page
+        assert "invented" not in page
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/nothing", 404),
+        ("GET", "/v2/models", 404),
+        ("GET", "/v2/models/invented", 404),
+        ("GET", "/v2/models/sums/versions/9/ready", 404),
+        ("GET", "/v2/models/sums/infer", 405),
+        ("POST", "/v2/health/live", 405),
+        ("POST", "/outcomes", 400),
+        ("HEAD", "/v2/health/live", 200),
+    ],
+)
+async def test_paths_and_methods(valkey, tmp_path, method, path, status):
+    async with an_instance(valkey, tmp_path) as (instance, client, _, _):
+        await applied(instance)
+        answer = await client.request(method, path)
+        assert answer.status_code == status
+        assert answer.headers.get("allow", "GET") in ("GET", "POST")
+
+
+async def test_before_its_first_table_it_lives_but_is_not_ready(valkey, tmp_path):
+    async with an_instance(valkey, tmp_path, b"{}") as (_, client, _, _):
+        assert (await client.get("/v2/health/live")).status_code == 200
+        ready = await client.get("/v2/health/ready")
+        assert (ready.status_code, ready.json()["code"]) == (503, "not_ready")
+        answer = await client.post("/v2/models/sums/infer", content=body(ROW))
+        assert (answer.status_code, answer.json()["code"]) == (503, "no_routing_table")
+
+
+async def test_a_stop_lets_what_is_in_flight_finish(valkey, tmp_path):
+    async with an_instance(valkey, tmp_path) as (instance, client, _, upstream):
+        await applied(instance)
+        upstream.delay_s = 0.3
+        asked = asyncio.create_task(client.post("/v2/models/sums/infer", content=body(ROW)))
+        await until(lambda: any(b"/infer" in request for request in upstream.requests))
+        stopping = asyncio.create_task(instance.stop())
+        await asyncio.sleep(0)
+        assert instance.application.not_ready() == "the instance is stopping"
+        answer = await asked
+        assert (answer.status_code, answer.headers["connection"]) == (200, "close")
+        await stopping
+
+
+async def test_a_stop_does_not_wait_for_ever(valkey, tmp_path):
+    async with an_instance(valkey, tmp_path) as (instance, client, _, upstream):
+        await applied(instance)
+        upstream.script = ["hang"]
+        asked = asyncio.create_task(client.post("/v2/models/sums/infer", content=body(ROW)))
+        await until(lambda: any(b"/infer" in request for request in upstream.requests))
+        began = time.monotonic()
+        await instance.stop()
+        assert time.monotonic() - began < 3.5
+        answer = await asked
+        assert json.loads(answer.content)["code"] == "deadline_exceeded"
+
+
+async def test_a_hanging_loop_ages_readiness(valkey, tmp_path, monkeypatch):
+    async with an_instance(valkey, tmp_path) as (instance, client, _, _):
+        await applied(instance)
+        monkeypatch.setattr("dataplane.app.LOOP_AGE_MAX_S", -1.0)
+        ready = await client.get("/v2/health/ready")
+        assert ready.status_code == 503
+        assert "loop has not turned" in ready.json()["error"]
