@@ -293,8 +293,12 @@ class HttpConnection(Protocol):
         current = self._current
         assert current is not None
         headers = current.headers
-        if self._parser.get_http_version() != "1.1":
+        version = self._parser.get_http_version()
+        if version == "1.0":
             current.legacy = True
+        elif version != "1.1":
+            # A request line without a version counts as 0.9 for the parser: it is malformed.
+            raise Refusal(400, "malformed_http", f"HTTP/{version} is not spoken here")
         elif b"host" not in headers:
             raise Refusal(400, "malformed_http", "an HTTP/1.1 request needs a Host header")
         length = headers.get(b"content-length")
