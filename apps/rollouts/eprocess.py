@@ -27,9 +27,9 @@ BETS_MIRROR = (-0.25, 0.0, 0.25)
 PRIOR_UNITS = 50.0
 EXPECTED_RATE = 0.01
 
-# A tenth of the stake enters late, 0.1/(k(k+1)) of it in the k-th bucket: a version that was
+# A fifth of the stake enters late, 0.2·(1/√k − 1/√(k+1)) in the k-th bucket: a version that was
 # healthy for long and then breaks is caught without first earning back what early bets lost.
-LATE_STAKE = 0.1
+LATE_STAKE = 0.2
 
 # No bet risks everything: one unit may cost a bettor at most this share of the wealth.
 RISK_MAX = 1.0 - 1e-9
@@ -255,15 +255,14 @@ def _wealth(log_factors: Array, usable: Flags) -> Array:
     sum to 1) is a test supermartingale as well. Stakes not yet entered count as they are.
     """
     steps = np.where(usable[..., None], log_factors, 0.0)
-    buckets = steps.shape[-2]
+    waiting = LATE_STAKE / np.sqrt(np.arange(1.0, steps.shape[-2] + 2.0))
+    entering = np.log(waiting[:-1] - waiting[1:])
     entered = np.full(steps.shape[:-2] + steps.shape[-1:], np.log1p(-LATE_STAKE))
     path = np.empty(steps.shape[:-1])
-    for k in range(buckets):
-        entering = np.log(LATE_STAKE / ((k + 1.0) * (k + 2.0)))
-        entered = np.logaddexp(entered, entering) + steps[..., k, :]
-        waiting = np.log(LATE_STAKE / (k + 2.0))
+    for k in range(steps.shape[-2]):
+        entered = np.logaddexp(entered, entering[k]) + steps[..., k, :]
         mean = np.logaddexp.reduce(entered, axis=-1) - np.log(steps.shape[-1])
-        path[..., k] = np.logaddexp(mean, waiting)
+        path[..., k] = np.logaddexp(mean, np.log(waiting[k + 1]))
     return path
 
 
