@@ -80,6 +80,8 @@ def test_it_refuses_an_expectation_it_does_not_know():
     [
         b"nonsense\r\n\r\n",
         b"GET / HTTP/1.1\r\n\r\n",  # No Host.
+        b"GET /!HTTP/1.1\r\nhost: x\r\n\r\n",  # No version.
+        b"GET / HTTP/2.0\r\nhost: x\r\n\r\n",
         b"GET / HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n",
         b"GET / HTTP/1.1\r\nhost x\r\n\r\n",
         b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: -1\r\n\r\n",

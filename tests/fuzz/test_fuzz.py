@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from tests.fuzz.fuzzers import FUZZERS
 
 EXAMPLES_SHORT = 150
-EXAMPLES_LONG = 200_000
+EXAMPLES_LONG = 50_000
 
 
 @pytest.fixture

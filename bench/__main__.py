@@ -1,0 +1,25 @@
+"""`python -m bench NAME`: each benchmark prints a table."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+BENCHMARKS = {
+    "dataplane": "requests through the data plane against Triton's own HTTP endpoint",
+    "decisions": "how often rollouts and experiments decide rightly, and how soon",
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Run the benchmark that is named, or list them."""
+    if not arguments or arguments[0] not in BENCHMARKS:
+        for name, text in BENCHMARKS.items():
+            print(f"{name:<12} {text}")
+        return 0 if not arguments else 2
+    importlib.import_module(f"bench.{arguments[0]}").main()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
