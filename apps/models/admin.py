@@ -25,6 +25,7 @@ from apps.models.models import (
 class AliasInline(ReadOnly, TabularInline):  # type: ignore[misc]
     model = Alias
     fields = ["name", "version", "changed_at"]
+    readonly_fields = ["changed_at"]
     extra = 0
 
 

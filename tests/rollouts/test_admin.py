@@ -1,0 +1,95 @@
+"""The admin of rollouts is for looking; plans may be edited, by the rule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+from django.test import Client
+from django.urls import reverse
+
+from apps.rollouts.models import Plan
+from apps.rollouts.states import Phase
+from tests.rollouts.factories import judge, make_baking, make_instance, make_model, make_plan
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def root(client: Client) -> Client:
+    client.force_login(User.objects.create_superuser("root"))
+    return client
+
+
+@pytest.mark.parametrize(
+    "name", ["plan", "rollout", "evaluation", "publishedtable", "instance", "breakertriprecord"]
+)
+def test_each_list_opens(root: Client, name: str) -> None:
+    judge(make_baking(make_model()), "latency", "pass", "fine")
+    make_instance()
+
+    assert root.get(reverse(f"admin:rollouts_{name}_changelist")).status_code == 200
+
+
+def test_a_phase_cannot_be_edited(root: Client) -> None:
+    rollout = make_baking(make_model())
+    page = reverse("admin:rollouts_rollout_change", args=[rollout.pk])
+
+    assert root.get(page).status_code == 200
+    response = root.post(page, {"phase": Phase.SUCCEEDED})
+
+    rollout.refresh_from_db()
+    assert (response.status_code, rollout.phase) == (403, Phase.BAKING)
+
+
+def test_a_published_table_shows_its_document(root: Client) -> None:
+    make_baking(make_model())
+
+    text = root.get(reverse("admin:rollouts_publishedtable_change", args=[1])).content.decode()
+
+    assert "weight_bp" in text
+
+
+def plan_form(plan: Plan, *weights: int) -> dict[str, Any]:
+    fields = {
+        name: getattr(plan, name)
+        for name in (
+            "name",
+            "description",
+            "time_scale_permille",
+            "interval_s",
+            "extend_max",
+            "margin_bp",
+            "alpha_ppm",
+            "reference_requests_min",
+            "latency_slack_us",
+        )
+    }
+    steps = list(plan.steps.all())
+    rows: dict[str, Any] = {"steps-TOTAL_FORMS": len(steps), "steps-INITIAL_FORMS": len(steps)}
+    for at, (step, weight_bp) in enumerate(zip(steps, weights, strict=True)):
+        rows |= {f"steps-{at}-id": step.pk, f"steps-{at}-plan": plan.pk}
+        rows |= {f"steps-{at}-position": at, f"steps-{at}-weight_bp": weight_bp}
+        rows |= {f"steps-{at}-bake_s": 60, f"steps-{at}-requests_min": 0}
+        rows |= {f"steps-{at}-checks": '["latency"]'}
+    return fields | rows
+
+
+def test_steps_are_edited_inline(root: Client) -> None:
+    plan = make_plan(weights=(500, 10_000))
+
+    root.post(reverse("admin:rollouts_plan_change", args=[plan.pk]), plan_form(plan, 700, 9_000))
+
+    assert [step.weight_bp for step in plan.steps.all()] == [700, 9_000]
+
+
+def test_steps_that_fall_are_refused(root: Client) -> None:
+    plan = make_plan(weights=(500, 10_000))
+
+    response = root.post(
+        reverse("admin:rollouts_plan_change", args=[plan.pk]), plan_form(plan, 700, 600)
+    )
+
+    assert "does not rise above" in response.content.decode()
+    assert [step.weight_bp for step in plan.steps.all()] == [500, 10_000]
