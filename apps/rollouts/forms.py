@@ -81,7 +81,7 @@ class RolloutFilterForm(forms.Form):
 class PlanForm(forms.Form):
     """A plan without its steps."""
 
-    name = forms.CharField(max_length=100, validators=[valid_name], help_text=NAME_RULE + ".")
+    name = forms.CharField(max_length=100, validators=[valid_name], help_text=f"{NAME_RULE.capitalize()}.")
     description = forms.CharField(
         required=False, max_length=1_000, widget=forms.Textarea(attrs={"rows": 2})
     )
@@ -189,6 +189,7 @@ class StepForm(forms.Form):
     )
     checks = forms.MultipleChoiceField(
         choices=[(name, name) for name in CHECKS],
+        initial=list(CHECKS),
         widget=forms.CheckboxSelectMultiple,
         required=False,
     )
@@ -197,7 +198,12 @@ class StepForm(forms.Form):
         data = super().clean() or self.cleaned_data
         if data.get("weight") is not None and data.get("bake") is None and "bake" in data:
             self.add_error("bake", "Say how long this step bakes.")
+        if data.get("weight") is None and (data.get("bake") or data.get("requests_min")):
+            self.add_error("weight", "Say which share this step gets.")
         return data
+
+    def is_empty(self) -> bool:
+        return not any(self[name].value() for name in ("weight", "bake", "requests_min"))
 
     def document(self) -> StepDocument | None:
         data = self.cleaned_data
@@ -222,6 +228,10 @@ class StepForm(forms.Form):
 
 class StepFormSet(StepForms):
     """The steps in the order of the rows."""
+
+    def shown(self) -> list[StepForm]:
+        """Return the rows without those that a person emptied."""
+        return [form for form in self.forms if not self.is_bound or not form.is_empty()]
 
     def documents(self) -> list[StepDocument]:
         found = [form.document() for form in self.forms]

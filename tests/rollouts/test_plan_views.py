@@ -61,6 +61,7 @@ def test_a_plan_is_made_as_it_was_asked_for(boss: Client) -> None:
         ([("25", "1"), ("10", "1")], "10 % does not rise above the 25 % before it"),
         ([("50", "1"), ("101", "1")], "at most 100 %"),
         ([("0", "1")], "must lie above 0"),
+        ([("", "5")], "Say which share this step gets"),
         ([("50", "")], "Say how long this step bakes"),
         ([("many", "1")], "Enter a number"),
     ],

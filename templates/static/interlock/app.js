@@ -90,7 +90,9 @@ function tick() {
     const left = (Date.parse(el.dataset.until) - now) / 1000;
     el.textContent = left > 0 ? said(left) : el.dataset.over || "0 s";
   });
-  each("[data-since]", (el) => { el.textContent = said((now - Date.parse(el.dataset.since)) / 1000); });
+  each("[data-since]", (el) => {
+    el.textContent = said((now - Date.parse(el.dataset.since)) / 1000);
+  });
   each("progress[data-from]", (el) => {
     const from = Date.parse(el.dataset.from);
     el.value = Math.min(1, Math.max(0, (now - from) / (Date.parse(el.dataset.to) - from)));
@@ -106,7 +108,8 @@ function veiled(hex) {
 }
 
 function themed(figure) {
-  const axis = { gridcolor: colour("--grid"), linecolor: colour("--line"), zerolinecolor: colour("--line") };
+  const line = colour("--line");
+  const axis = { gridcolor: colour("--grid"), linecolor: line, zerolinecolor: line };
   const data = figure.data.map((trace) => {
     const ink = colour(trace.meta || "--muted");
     return {
@@ -120,7 +123,9 @@ function themed(figure) {
     ...figure.layout,
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
     font: { family: "system-ui, sans-serif", size: 12, color: colour("--muted") },
-    hoverlabel: { bgcolor: colour("--surface"), bordercolor: colour("--line"), font: { color: colour("--text") } },
+    hoverlabel: {
+      bgcolor: colour("--surface"), bordercolor: line, font: { color: colour("--text") },
+    },
     xaxis: { ...axis, ...figure.layout.xaxis }, yaxis: { ...axis, ...figure.layout.yaxis },
   };
   return { data, layout };
@@ -155,7 +160,8 @@ document.addEventListener("click", (event) => {
   if (add) {
     const rows = document.getElementById(add.dataset.addRow);
     const total = document.querySelector("[name$=-TOTAL_FORMS]");
-    const html = document.getElementById("empty-row").innerHTML.replaceAll("__prefix__", total.value);
+    const empty = document.getElementById("empty-row").innerHTML;
+    const html = empty.replaceAll("__prefix__", total.value);
     rows.insertAdjacentHTML("beforeend", html);
     total.value = Number(total.value) + 1;
     renumber(rows);
