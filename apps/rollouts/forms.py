@@ -81,7 +81,9 @@ class RolloutFilterForm(forms.Form):
 class PlanForm(forms.Form):
     """A plan without its steps."""
 
-    name = forms.CharField(max_length=100, validators=[valid_name], help_text=f"{NAME_RULE.capitalize()}.")
+    name = forms.CharField(
+        max_length=100, validators=[valid_name], help_text=f"{NAME_RULE.capitalize()}."
+    )
     description = forms.CharField(
         required=False, max_length=1_000, widget=forms.Textarea(attrs={"rows": 2})
     )
