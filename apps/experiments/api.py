@@ -37,9 +37,9 @@ NAME_IN_PATH = "[^/]+"
 
 def register(router: BaseRouter) -> None:
     """Add this app's endpoints to the API's router."""
-    router.register("metrics", MetricViewSet, basename="metric")
-    router.register("experiments", ExperimentViewSet, basename="experiment")
-    router.register("outcomes", OutcomeViewSet, basename="outcome")
+    router.register("metrics", MetricViewSet, basename="api-metric")
+    router.register("experiments", ExperimentViewSet, basename="api-experiment")
+    router.register("outcomes", OutcomeViewSet, basename="api-outcome")
 
 
 class MetricViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericViewSet[Metric]):

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from django.contrib.auth.models import User
 from django.test import Client
+from django.urls import reverse
 
 from apps.experiments.models import Experiment, Metric
 from apps.experiments.results import refresh_result
@@ -280,3 +281,8 @@ def test_a_hostile_name_is_shown_as_text(viewer: Client) -> None:
     make_draft(hypothesis="<script>alert(1)</script>", variants=HALVES)
 
     assert "<script>alert" not in text_of(viewer, PAGE)
+
+
+@pytest.mark.parametrize("name", ["experiment", "experiment-start", "experiment-stop"])
+def test_the_names_of_pages_do_not_lead_to_the_api(name: str) -> None:
+    assert reverse(name, args=["x"]).startswith("/experiments/x/")
