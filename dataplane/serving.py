@@ -26,7 +26,9 @@ from dataplane.router import Decision, Router
 from dataplane.telemetry import DEFAULT_INTERVAL_S, Counter, Telemetry
 from dataplane.triton import Triton
 
-TRIPS_MAX = 1_000
+TRIPS_MAX = 200
+# A report carries all trips, so that none of them may be long.
+REASON_LENGTH_MAX = 300
 # The part of a request's time that a version with a fallback may use.
 FIRST_ATTEMPT = 0.75
 
@@ -236,7 +238,7 @@ class Serving:
                 generation=self.generation,
                 count=before.count + 1 if before is not None else 1,
                 last_at_ms=int(self._wall_clock() * 1000),
-                reason=reason,
+                reason=reason[:REASON_LENGTH_MAX],
             )
 
         return tripped

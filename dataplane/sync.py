@@ -32,6 +32,7 @@ TABLE_PATH = "/api/dataplane/v1/routing-table"
 REPORT_PATH = "/api/dataplane/v1/report"
 PROBE_TIMEOUT_S = 2.0
 PROBES_AT_ONCE = 16
+REASONS_MAX = 3
 LISTEN_S = 5.0
 
 Probe = tuple[str, str, str]
@@ -225,16 +226,17 @@ class Sync:
         """Ask every version that was not served so far on every endpoint. Raises Refused."""
         known = _probes(self._serving.table) if self._serving.table is not None else set()
         places = asyncio.Semaphore(PROBES_AT_ONCE)
+        reasons: list[str] = []
 
-        async def ask(probe: Probe) -> str | None:
+        async def ask(probe: Probe) -> None:
             async with places:
-                return await self._ask(probe)
+                # A few reasons are enough: a server that hangs must not hold up the poll.
+                if len(reasons) < REASONS_MAX and (reason := await self._ask(probe)) is not None:
+                    reasons.append(reason)
 
-        news = sorted(_probes(table) - known)
-        reasons = [reason for reason in await asyncio.gather(*map(ask, news)) if reason]
+        await asyncio.gather(*map(ask, sorted(_probes(table) - known)))
         if reasons:
-            more = f" (and {len(reasons) - 3} more)" if len(reasons) > 3 else ""
-            raise Refused(table.generation, "; ".join(reasons[:3]) + more)
+            raise Refused(table.generation, "; ".join(sorted(reasons)[:REASONS_MAX])[:1_000])
 
     async def _ask(self, probe: Probe) -> str | None:
         """Return why the version is not ready on the endpoint, or None when it is."""
