@@ -72,6 +72,12 @@ class Server:
         # Set when a connection is lost.
         self._lost = Event()
 
+    def abort(self) -> None:
+        """Cut every connection."""
+        for connection in list(self.connections):
+            if connection.transport is not None:
+                connection.transport.abort()
+
     async def emptied(self) -> None:
         """Wait until the last connection is gone."""
         while self.connections:

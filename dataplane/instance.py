@@ -111,6 +111,7 @@ class Instance:
                 await self._drain()
         except TimeoutError:
             log.warning("stop: %d connections are cut", len(self.server.connections))
+            self.server.abort()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

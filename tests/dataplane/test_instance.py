@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from contextlib import asynccontextmanager
 
@@ -62,9 +61,9 @@ class ControlSocket:
 
 
 @asynccontextmanager
-async def an_instance(valkey, folder, data=None):
+async def an_instance(valkey, folder, data=None, **changes):
     async with Upstream() as upstream:
-        route = model(split=EXPERIMENT)
+        route = model(split=EXPERIMENT, **changes)
         control = ControlSocket(data or encode(table(route, 7, (upstream.address,))))
         server = await asyncio.start_server(control.serve, "127.0.0.1", 0)
         control.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
@@ -172,7 +171,8 @@ async def test_a_stop_lets_what_is_in_flight_finish(valkey, tmp_path):
 
 
 async def test_a_stop_does_not_wait_for_ever(valkey, tmp_path):
-    async with an_instance(valkey, tmp_path) as (instance, client, _, upstream):
+    slow = {"timeout_ms": 60_000}
+    async with an_instance(valkey, tmp_path, **slow) as (instance, client, _, upstream):
         await applied(instance)
         upstream.script = ["hang"]
         asked = asyncio.create_task(client.post("/v2/models/sums/infer", content=body(ROW)))
@@ -180,8 +180,8 @@ async def test_a_stop_does_not_wait_for_ever(valkey, tmp_path):
         began = time.monotonic()
         await instance.stop()
         assert time.monotonic() - began < 3.5
-        answer = await asked
-        assert json.loads(answer.content)["code"] == "deadline_exceeded"
+        with pytest.raises(httpx.TransportError):
+            await asked
 
 
 async def test_a_hanging_loop_ages_readiness(valkey, tmp_path, monkeypatch):
