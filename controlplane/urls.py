@@ -15,10 +15,12 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("", include("apps.models.urls")),
     path("rollouts/", include("apps.rollouts.urls")),
     path("experiments/", include("apps.experiments.urls")),
+    path("tokens/", include("controlplane.token_urls")),
     path("login/", auth.LoginView.as_view(redirect_authenticated_user=True), name="login"),
     path("logout/", auth.LogoutView.as_view(), name="logout"),
     path("admin/", admin.site.urls),
-    path("api/v1/", include(router.urls)),
+    # A namespace, or the API's names would hide the pages': both have a model-list.
+    path("api/v1/", include((router.urls, "api"))),
     path("api/schema/", SpectacularAPIView.as_view(), name="schema"),
     path("api/docs/", SpectacularSwaggerView.as_view(url_name="schema"), name="api-docs"),
     path("api/dataplane/v1/routing-table", dataplane_api.routing_table, name="routing-table"),

@@ -1,0 +1,144 @@
+"""Four classifiers of handwritten digits, as ONNX: a weak, a strong, a broken and a slow one.
+
+All four take `X` FP32 [−1, 64] and give `label` and `probabilities`, so that each can follow the
+other. The broken one is the strong one with a table look-up that a bright pixel drives out of
+bounds: it warms up well, scores well in training, and fails for some people only. The slow one gives
+the strong one's answers after a lot of work that changes nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+PIXELS = 64
+WORK_WIDTH = 1_024
+WORK_ROUNDS = 40
+# The look-up table of the broken one ends here; the brightest pixels reach 16.
+TABLE_SIZE = 12
+FRAGILE_PIXEL = 20
+
+
+@dataclass(frozen=True)
+class Digits:
+    """scikit-learn's packaged digits, 8 × 8 pixels: half to train on, half held out."""
+
+    train_x: Any
+    train_y: Any
+    held_x: Any
+    held_y: Any
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A trained model with what a registry wants to know of it."""
+
+    kind: str
+    onnx: Any
+    accuracy: float
+    parameters: dict[str, Any]
+
+
+def load_digits() -> Digits:
+    """Return the data with a fixed split."""
+    from sklearn.datasets import load_digits as load
+    from sklearn.model_selection import train_test_split
+
+    x, y = load(return_X_y=True)
+    parts = train_test_split(x.astype(np.float32), y, test_size=0.5, random_state=7, stratify=y)
+    return Digits(parts[0], parts[2], parts[1], parts[3])
+
+
+def train_all(digits: Digits) -> list[Classifier]:
+    """Train and convert the four, in the order in which they are registered."""
+    from sklearn.neural_network import MLPClassifier
+    from sklearn.tree import DecisionTreeClassifier
+
+    weak = DecisionTreeClassifier(max_depth=6, random_state=7).fit(digits.train_x, digits.train_y)
+    strong = MLPClassifier((64,), max_iter=120, random_state=7, early_stopping=False)
+    strong.fit(digits.train_x / 16.0, digits.train_y)
+    scaled = _scaled(strong)
+    weak_score = float(weak.score(digits.held_x, digits.held_y))
+    score = float(strong.score(digits.held_x / 16.0, digits.held_y))
+    shared = {"hidden_layers": "64", "scale": 16}
+    return [
+        Classifier("weak", _convert(weak), weak_score, {"max_depth": 6}),
+        Classifier("strong", scaled, score, shared),
+        Classifier("broken", _break(scaled), score, {**shared, "table_size": TABLE_SIZE}),
+        Classifier("slow", _slow_down(scaled), score, {**shared, "rounds": WORK_ROUNDS}),
+    ]
+
+
+def _convert(estimator: Any) -> Any:
+    from skl2onnx import to_onnx
+
+    sample = np.zeros((1, PIXELS), np.float32)
+    model = to_onnx(estimator, sample, options={"zipmap": False}, target_opset=15)
+    for output, name in zip(list(model.graph.output), ("label", "probabilities"), strict=True):
+        if output.name != name:
+            raise ValueError(f"the converter named an output {output.name!r}, not {name!r}")
+    return model
+
+
+def _scaled(estimator: Any) -> Any:
+    """Return the network with the division by 16 in front, so that it takes raw pixels."""
+    model = _convert(estimator)
+    graph = model.graph
+    for node in graph.node:
+        node.input[:] = ["X_scaled" if name == "X" else name for name in node.input]
+    graph.initializer.append(numpy_helper.from_array(np.float32(16.0), "sixteen"))
+    graph.node.insert(0, helper.make_node("Div", ["X", "sixteen"], ["X_scaled"]))
+    return model
+
+
+def _append(base: Any, nodes: list[Any], initializers: list[Any], extra: str) -> Any:
+    """Return a copy of `base` with `nodes` in front, whose result `extra` is added as nothing."""
+    model = onnx.ModelProto()
+    model.CopyFrom(base)
+    graph = model.graph
+    for node in graph.node:
+        node.output[:] = ["raw" if n == "probabilities" else n for n in node.output]
+        node.input[:] = ["raw" if n == "probabilities" else n for n in node.input]
+    zero = numpy_helper.from_array(np.float32(0.0), "nothing")
+    graph.initializer.extend([*initializers, zero])
+    graph.node.extend(
+        [
+            *nodes,
+            helper.make_node("Mul", [extra, "nothing"], ["effect"]),
+            helper.make_node("Add", ["raw", "effect"], ["probabilities"]),
+        ]
+    )
+    onnx.checker.check_model(model)
+    return model
+
+
+def _break(base: Any) -> Any:
+    table = numpy_helper.from_array(np.zeros((TABLE_SIZE, 1), np.float32), "table")
+    pixel = numpy_helper.from_array(np.int64(FRAGILE_PIXEL), "fragile_pixel")
+    nodes = [
+        helper.make_node("Gather", ["X", "fragile_pixel"], ["brightness"], axis=1),
+        helper.make_node("Cast", ["brightness"], ["index"], to=TensorProto.INT64),
+        helper.make_node("Gather", ["table", "index"], ["looked_up"], axis=0),
+    ]
+    return _append(base, nodes, [table, pixel], "looked_up")
+
+
+def _slow_down(base: Any) -> Any:
+    random = np.random.default_rng(7)
+    widen = random.normal(0, 0.05, (PIXELS, WORK_WIDTH)).astype(np.float32)
+    mix = random.normal(0, 1.0 / np.sqrt(WORK_WIDTH), (WORK_WIDTH, WORK_WIDTH)).astype(np.float32)
+    narrow = random.normal(0, 0.05, (WORK_WIDTH, 1)).astype(np.float32)
+    nodes = [helper.make_node("MatMul", ["X", "widen"], ["work_0"])]
+    for i in range(WORK_ROUNDS):
+        nodes.append(helper.make_node("MatMul", [f"work_{i}", "mix"], [f"mixed_{i}"]))
+        nodes.append(helper.make_node("Tanh", [f"mixed_{i}"], [f"work_{i + 1}"]))
+    nodes.append(helper.make_node("MatMul", [f"work_{WORK_ROUNDS}", "narrow"], ["worked"]))
+    weights = [
+        numpy_helper.from_array(array, name)
+        for array, name in ((widen, "widen"), (mix, "mix"), (narrow, "narrow"))
+    ]
+    return _append(base, nodes, weights, "worked")

@@ -1,0 +1,54 @@
+"""Logs the demo's classifiers to MLflow as a team would: run, parameters, metrics, data, model."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from typing import Any
+
+from embedded.demo.classifiers import Classifier, Digits
+
+MODEL = "digits"
+
+
+def register_all(classifiers: list[Classifier], digits: Digits, tracking_uri: str) -> list[int]:
+    """Log and register each classifier as a version of `digits`; return the version numbers."""
+    os.environ["MLFLOW_TRACKING_URI"] = tracking_uri
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    warnings.filterwarnings("ignore", module=r"mlflow|google|pydantic")
+    import logging
+
+    import mlflow
+
+    # Its warnings are about pip environments, which nobody restores here.
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    mlflow.set_tracking_uri(tracking_uri)
+    mlflow.set_experiment(MODEL)
+    return [_register(mlflow, classifier, digits) for classifier in classifiers]
+
+
+def _register(mlflow: Any, classifier: Classifier, digits: Digits) -> int:
+    import mlflow.onnx
+    import onnxruntime
+    from mlflow.models import infer_signature
+
+    session = onnxruntime.InferenceSession(
+        classifier.onnx.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    # Zeros: the broken one answers those.
+    sample = digits.held_x[:2] * 0
+    names = [item.name for item in session.get_outputs()]
+    answers = dict(zip(names, session.run(None, {"X": sample}), strict=True))
+    with mlflow.start_run(run_name=classifier.kind):
+        mlflow.log_params({"kind": classifier.kind, **classifier.parameters})
+        mlflow.log_metric("accuracy", classifier.accuracy)
+        data = mlflow.data.from_numpy(digits.train_x, targets=digits.train_y, name=MODEL)
+        mlflow.log_input(data, context="training")
+        info = mlflow.onnx.log_model(
+            classifier.onnx,
+            name="model",
+            registered_model_name=MODEL,
+            signature=infer_signature({"X": sample}, answers),
+            pip_requirements=["onnxruntime"],
+        )
+    return int(info.registered_model_version)

@@ -1,0 +1,155 @@
+"""Users of the demo: a process that replays held-out images through the data plane.
+
+`python -m embedded.demo.traffic URL RATE` sends RATE requests/s with `tritonclient`, each from a
+random user who always shows the same image, and posts whether the answer was right as the outcome
+`correct`. It prints one JSON line of running totals each second and stops when its input closes, so
+that it never outlives the demo.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import random
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import httpx
+
+from embedded.demo.classifiers import PIXELS, Digits, load_digits
+from embedded.demo.registry import MODEL
+
+USERS = 200_000
+IN_FLIGHT_MAX = 64
+OUTCOMES_EVERY_S = 0.5
+LATENCIES_KEPT = 200_000
+
+
+@dataclass
+class Totals:
+    """What the clients saw since the start; latency in milliseconds."""
+
+    requests: int = 0
+    errors: int = 0
+    fallbacks: int = 0
+    correct: int = 0
+    skipped: int = 0
+    outcomes: int = 0
+    outcome_errors: int = 0
+    last_error: str = ""
+    by_version: dict[str, int] = field(default_factory=dict)
+    p50_ms: float = 0.0
+    p95_ms: float = 0.0
+
+
+class Crowd:
+    """All users together: an open loop at a constant rate, with a bound on what is in flight."""
+
+    def __init__(self, url: str, rate: float, digits: Digits) -> None:
+        self.url = url
+        self.rate = rate
+        self.digits = digits
+        self.totals = Totals()
+        self.latencies_ms: list[float] = []
+        self.outcomes: list[dict[str, Any]] = []
+        self.in_flight: set[asyncio.Task[None]] = set()
+        self.random = random.Random(7)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        from tritonclient.http.aio import InferenceServerClient
+
+        client = InferenceServerClient(
+            self.url.removeprefix("http://"), conn_limit=IN_FLIGHT_MAX, conn_timeout=30
+        )
+        background = [asyncio.create_task(loop) for loop in (self._tell(), self._post_outcomes())]
+        try:
+            await self._send_all(client, stop)
+            await asyncio.wait(self.in_flight or {asyncio.create_task(asyncio.sleep(0))})
+        finally:
+            for task in background:
+                task.cancel()
+            await client.close()
+
+    async def _send_all(self, client: Any, stop: asyncio.Event) -> None:
+        due = time.perf_counter()
+        while not stop.is_set():
+            due += self.random.expovariate(self.rate)
+            if (pause := due - time.perf_counter()) > 0:
+                await asyncio.sleep(pause)
+            if len(self.in_flight) >= IN_FLIGHT_MAX:
+                self.totals.skipped += 1
+                continue
+            task = asyncio.create_task(self._ask(client, self.random.randrange(USERS)))
+            self.in_flight.add(task)
+            task.add_done_callback(self.in_flight.discard)
+
+    async def _ask(self, client: Any, user: int) -> None:
+        from tritonclient.http.aio import InferInput, InferRequestedOutput
+
+        row = user % len(self.digits.held_x)
+        image = InferInput("X", [1, PIXELS], "FP32")
+        image.set_data_from_numpy(self.digits.held_x[row : row + 1], binary_data=False)
+        label = InferRequestedOutput("label", binary_data=False)
+        started = time.perf_counter()
+        self.totals.requests += 1
+        try:
+            answer = await client.infer(
+                MODEL, [image], outputs=[label], headers={"x-unit-id": f"user-{user}"}
+            )
+        except Exception as error:  # whatever a client may see of us is an error of ours
+            self.totals.errors += 1
+            self.totals.last_error = str(error)[:200]
+            return
+        self.latencies_ms.append((time.perf_counter() - started) * 1_000)
+        self._note(answer, user, row)
+
+    def _note(self, answer: Any, user: int, row: int) -> None:
+        response = answer.get_response()
+        version = str(response.get("model_version", "?"))
+        self.totals.by_version[version] = self.totals.by_version.get(version, 0) + 1
+        correct = int(answer.as_numpy("label").ravel()[0]) == int(self.digits.held_y[row])
+        self.totals.correct += correct
+        self.outcomes.append(
+            {"unit_id": f"user-{user}", "metric": "correct", "value": float(correct)}
+        )
+
+    async def _post_outcomes(self) -> None:
+        async with httpx.AsyncClient(base_url=self.url, timeout=10) as client:
+            while True:
+                await asyncio.sleep(OUTCOMES_EVERY_S)
+                batch, self.outcomes = self.outcomes, []
+                if not batch:
+                    continue
+                try:
+                    response = await client.post("/outcomes", json=batch)
+                    response.raise_for_status()
+                    self.totals.outcomes += len(batch)
+                except httpx.HTTPError as error:
+                    self.totals.outcome_errors += len(batch)
+                    self.totals.last_error = f"outcomes: {error}"[:200]
+
+    async def _tell(self) -> None:
+        while True:
+            await asyncio.sleep(1)
+            self.latencies_ms = self.latencies_ms[-LATENCIES_KEPT:]
+            ordered = sorted(self.latencies_ms)
+            if ordered:
+                self.totals.p50_ms = ordered[len(ordered) // 2]
+                self.totals.p95_ms = ordered[int(len(ordered) * 0.95)]
+            print(json.dumps(asdict(self.totals)), flush=True)
+
+
+async def main(url: str, rate: float) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    # End of input is the demo's end, also when it was killed.
+    loop.add_reader(sys.stdin, lambda: sys.stdin.read(1) or stop.set())
+    with contextlib.suppress(asyncio.CancelledError):
+        await Crowd(url, rate, load_digits()).run(stop)
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1], float(sys.argv[2])))
