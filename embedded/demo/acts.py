@@ -1,0 +1,192 @@
+"""The demo's acts: what is asked of Interlock, what is waited for, and what must have happened."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from embedded.demo.control import Control, DemoFailed
+from embedded.demo.registry import MODEL
+from embedded.state import ROOT
+
+Say = Callable[[str], None]
+
+PLAN = "demo"
+# The default plan's steps, with its 30 minutes shortened to 6 seconds.
+PLAN_BODY: dict[str, Any] = {
+    "description": "The default canary, with minutes made fifths of seconds",
+    "time_scale_permille": 3,
+    "interval_s": 2,
+    "extend_max": 20,
+    "reference_requests_min": 2_000,
+    # Two busy cores shared with everything else: jitter of this size means nothing here.
+    "latency_slack_us": 8_000,
+    "steps": [{"weight_bp": bp} for bp in (500, 1_000, 2_500, 5_000, 10_000)],
+}
+METRIC = "correct"
+ROLLOUT_WITHIN_S = 240.0
+EXPERIMENT_WITHIN_S = 120.0
+REFERENCE_WITHIN_S = 60.0
+
+
+class HasTotals(Protocol):
+    totals: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the closing table."""
+
+    what: str
+    expected: str
+    outcome: str
+    reason: str
+    took_s: float
+
+
+@dataclass
+class Told:
+    rows: list[Row] = field(default_factory=list)
+
+    def failures(self, totals: dict[str, Any]) -> list[str]:
+        """Return in words what did not happen as told."""
+        found = [
+            f"{row.what}: {row.outcome} instead of {row.expected} ({row.reason})"
+            for row in self.rows
+            if row.outcome != row.expected
+        ]
+        if totals.get("errors"):
+            found.append(f"clients saw {totals['errors']} errors: {totals['last_error']}")
+        if totals.get("outcome_errors"):
+            found.append(f"{totals['outcome_errors']} outcomes were not taken")
+        return found
+
+
+def play(control: Control, crowd: HasTotals, numbers: dict[str, int], say: Say) -> Told:
+    """Play all acts in order. Raises DemoFailed when something does not happen in time."""
+    told = Told()
+    control.ensure("plans/", PLAN, PLAN_BODY)
+    _wait_for_users(crowd)
+    say("\n== A canary that deserves it ==")
+    told.rows.append(_promote_by_cli(control, numbers["strong"], say))
+    say("\n== A canary that breaks for some people ==")
+    told.rows.append(_canary(control, "broken", numbers["broken"], say))
+    say("\n== A canary that is slow ==")
+    told.rows.append(_canary(control, "slow", numbers["slow"], say))
+    say("\n== An A/B test: is the strong one really better? ==")
+    told.rows.append(_experiment(control, numbers, say))
+    say("\n== One call back ==")
+    told.rows.append(_rollback(control, numbers["weak"], crowd, say))
+    return told
+
+
+def _wait_for_users(crowd: HasTotals) -> None:
+    deadline = time.monotonic() + REFERENCE_WITHIN_S
+    while crowd.totals.get("requests", 0) < PLAN_BODY["reference_requests_min"]:
+        if time.monotonic() > deadline:
+            raise DemoFailed(f"the users did not get going: {crowd.totals}")
+        time.sleep(0.5)
+
+
+def make_stable(control: Control, number: int, say: Say) -> None:
+    """Make `number` stable at once, whatever an earlier demo left; returns when it serves."""
+    model = control.get(f"models/{MODEL}/")
+    if model["stable"] is None:
+        rollout = control.post("rollouts/", {"model": MODEL, "version": str(number)})
+        _follow(control, rollout, say)
+    elif model["stable"] != number:
+        raise DemoFailed(
+            f"an earlier demo left {MODEL}:{model['stable']} stable; remove the state directory"
+        )
+
+
+def _follow(control: Control, rollout: dict[str, Any], say: Say) -> dict[str, Any]:
+    seen: set[tuple[Any, ...]] = set()
+
+    def watch(now: dict[str, Any]) -> None:
+        key = (now["phase"], now["weight_bp"])
+        if key not in seen:
+            seen.add(key)
+            share = now["weight_bp"] / 100
+            say(f"  {MODEL}:{now['target']} {now['phase']} at {share:g} %: {now['reason'][:160]}")
+
+    ended: dict[str, Any] = control.wait_for(
+        f"rollouts/{rollout['id']}/",
+        lambda now: not now["is_live"],
+        within_s=ROLLOUT_WITHIN_S,
+        watch=watch,
+    )
+    return ended
+
+
+def _promote_by_cli(control: Control, number: int, say: Say) -> Row:
+    """Promote as a pipeline would; the exit code is the verdict."""
+    arguments = ["promote", MODEL, str(number), "--plan", PLAN, "--wait"]
+    say(f"$ interlock {' '.join(arguments)}")
+    started = time.monotonic()
+    environment = {
+        **os.environ,
+        "INTERLOCK_URL": control.stack.urls.web,
+        "INTERLOCK_TOKEN": control.token,
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "cli.main", *arguments], cwd=ROOT, env=environment, check=False
+    )
+    last = control.get(f"rollouts/?model={MODEL}")["results"][0]
+    outcome = last["phase"] if done.returncode == 0 else f"exit {done.returncode}"
+    took_s = time.monotonic() - started
+    return Row("strong canary, by CLI", "succeeded", outcome, last["reason"], took_s)
+
+
+def _canary(control: Control, kind: str, number: int, say: Say) -> Row:
+    started = time.monotonic()
+    body = {"model": MODEL, "version": str(number), "plan": PLAN}
+    ended = _follow(control, control.post("rollouts/", body), say)
+    took_s = time.monotonic() - started
+    return Row(f"{kind} canary", "rolled_back", ended["phase"], ended["reason"], took_s)
+
+
+def _experiment(control: Control, numbers: dict[str, int], say: Say) -> Row:
+    control.ensure("metrics/", METRIC, {"kind": "proportion", "direction": "increase"})
+    name = f"weak-or-strong-{int(time.time())}"
+    variants = [
+        {"name": kind, "version": numbers[kind], "weight_bp": 5_000, "is_control": kind == "weak"}
+        for kind in ("weak", "strong")
+    ]
+    body = {"model": MODEL, "metric": METRIC, "variants": variants, "planned_units": 5_000}
+    control.post("experiments/", {"name": name, **body})
+    control.post(f"experiments/{name}/start/")
+    started = time.monotonic()
+    answer = control.wait_for(
+        f"experiments/{name}/results/",
+        lambda now: bool(now["result"].get("is_significant")),
+        within_s=EXPERIMENT_WITHIN_S,
+    )
+    control.post(f"experiments/{name}/stop/", {"reason": "the difference is significant"})
+    sentence = answer["result"].get("sentence", "")
+    say(f"  {sentence}")
+    took_s = time.monotonic() - started
+    return Row("A/B test of accuracy", "significant", "significant", sentence, took_s)
+
+
+def _rollback(control: Control, weak: int, crowd: HasTotals, say: Say) -> Row:
+    """Go back; the time is from the call until every instance serves the table."""
+    started = time.monotonic()
+    rollout = control.post(f"rollbacks/{MODEL}/start/", {"reason": "the demo's last act"})
+    path = f"rollouts/{rollout['id']}/"
+    control.wait_for(
+        "instances/",
+        lambda now: all(i["applied_generation"] >= rollout["generation"] for i in now["results"]),
+        within_s=10,
+    )
+    took_s = time.monotonic() - started
+    ended = control.wait_for(path, lambda now: not now["is_live"], within_s=30)
+    stable = control.get(f"models/{MODEL}/")["stable"]
+    outcome = ended["phase"] if stable == weak else f"stable is {stable}"
+    say(f"  {MODEL}:{stable} is stable again after {took_s:.2f} s")
+    return Row("instant rollback", "succeeded", outcome, ended["reason"], took_s)
