@@ -2,8 +2,8 @@
 
 All four take `X` FP32 [−1, 64] and give `label` and `probabilities`, so that each can follow the
 other. The broken one is the strong one with a table look-up that a bright pixel drives out of
-bounds: it warms up well, scores well in training, and fails for some people only. The slow one gives
-the strong one's answers after a lot of work that changes nothing.
+bounds: it warms up well, scores well in training, and fails for some people only. The slow one
+gives the strong one's answers after a lot of work that changes nothing.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def _scaled(estimator: Any) -> Any:
     graph = model.graph
     for node in graph.node:
         node.input[:] = ["X_scaled" if name == "X" else name for name in node.input]
-    graph.initializer.append(numpy_helper.from_array(np.float32(16.0), "sixteen"))
+    graph.initializer.append(numpy_helper.from_array(np.array(16.0, np.float32), "sixteen"))
     graph.node.insert(0, helper.make_node("Div", ["X", "sixteen"], ["X_scaled"]))
     return model
 
@@ -103,7 +103,7 @@ def _append(base: Any, nodes: list[Any], initializers: list[Any], extra: str) ->
     for node in graph.node:
         node.output[:] = ["raw" if n == "probabilities" else n for n in node.output]
         node.input[:] = ["raw" if n == "probabilities" else n for n in node.input]
-    zero = numpy_helper.from_array(np.float32(0.0), "nothing")
+    zero = numpy_helper.from_array(np.array(0.0, np.float32), "nothing")
     graph.initializer.extend([*initializers, zero])
     graph.node.extend(
         [
@@ -118,7 +118,7 @@ def _append(base: Any, nodes: list[Any], initializers: list[Any], extra: str) ->
 
 def _break(base: Any) -> Any:
     table = numpy_helper.from_array(np.zeros((TABLE_SIZE, 1), np.float32), "table")
-    pixel = numpy_helper.from_array(np.int64(FRAGILE_PIXEL), "fragile_pixel")
+    pixel = numpy_helper.from_array(np.array(FRAGILE_PIXEL, np.int64), "fragile_pixel")
     nodes = [
         helper.make_node("Gather", ["X", "fragile_pixel"], ["brightness"], axis=1),
         helper.make_node("Cast", ["brightness"], ["index"], to=TensorProto.INT64),

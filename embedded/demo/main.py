@@ -1,7 +1,7 @@
 """The demo: real servers, real models, real traffic, and four stories told as they happen.
 
-A strong classifier is promoted by canary over a weak one; a broken and a slow one are rolled back by
-Interlock itself; an A/B test finds the difference in accuracy; one call goes back. Nothing is
+A strong classifier is promoted by canary over a weak one; a broken and a slow one are rolled back
+by Interlock itself; an A/B test finds the difference in accuracy; one call goes back. Nothing is
 scripted but the requests to the API: every decision is the product's own.
 """
 

@@ -22,6 +22,7 @@ def register_all(classifiers: list[Classifier], digits: Digits, tracking_uri: st
 
     # Its warnings are about pip environments, which nobody restores here.
     logging.getLogger("mlflow").setLevel(logging.ERROR)
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
     mlflow.set_tracking_uri(tracking_uri)
     mlflow.set_experiment(MODEL)
     return [_register(mlflow, classifier, digits) for classifier in classifiers]

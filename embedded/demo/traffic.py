@@ -56,7 +56,7 @@ class Crowd:
         self.latencies_ms: list[float] = []
         self.outcomes: list[dict[str, Any]] = []
         self.in_flight: set[asyncio.Task[None]] = set()
-        self.random = random.Random(7)
+        self.random = random.Random(7)  # noqa: S311 (users, not secrets)
 
     async def run(self, stop: asyncio.Event) -> None:
         from tritonclient.http.aio import InferenceServerClient
@@ -146,7 +146,7 @@ async def main(url: str, rate: float) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     # End of input is the demo's end, also when it was killed.
-    loop.add_reader(sys.stdin, lambda: sys.stdin.read(1) or stop.set())
+    loop.add_reader(sys.stdin, stop.set)
     with contextlib.suppress(asyncio.CancelledError):
         await Crowd(url, rate, load_digits()).run(stop)
 
