@@ -167,7 +167,7 @@ def results(client: Client, options: argparse.Namespace) -> int:
     if options.json:
         _json(answer)
     else:
-        print(answer["result"].get("sentence") or "There are no results yet.")
+        print(answer["result"].get("verdict") or "There are no results yet.")
     significant = bool(answer["result"].get("is_significant"))
     return EXIT_OK if significant else EXIT_REFUSED_BY_VERDICT
 

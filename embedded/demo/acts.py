@@ -168,7 +168,7 @@ def _experiment(control: Control, numbers: dict[str, int], say: Say) -> Row:
         within_s=EXPERIMENT_WITHIN_S,
     )
     control.post(f"experiments/{name}/stop/", {"reason": "the difference is significant"})
-    sentence = answer["result"].get("sentence", "")
+    sentence = answer["result"].get("verdict", "")
     say(f"  {sentence}")
     took_s = time.monotonic() - started
     return Row("A/B test of accuracy", "significant", "significant", sentence, took_s)

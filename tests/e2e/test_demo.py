@@ -1,0 +1,145 @@
+"""The whole line on real components: the stories end as told, and bad input is refused."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from embedded.demo import main as demo
+from embedded.demo.control import Control
+from embedded.stack import Stack
+from embedded.state import ROOT
+
+
+@pytest.fixture(scope="session")
+def story(stack: Stack) -> int:
+    """Play the demo once; return its exit code."""
+    return demo.run(stack, exit_when_done=True)
+
+
+@pytest.fixture(scope="session")
+def control(stack: Stack, story: int) -> Control:
+    return Control(stack)
+
+
+@pytest.fixture
+def predict(stack: Stack, story: int) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=stack.urls.dataplane, timeout=10) as client:
+        yield client
+
+
+def body(**changes: Any) -> dict[str, Any]:
+    tensor = {"name": "X", "datatype": "FP32", "shape": [1, 64], "data": [0.0] * 64, **changes}
+    return {"inputs": [tensor]}
+
+
+def test_every_story_of_the_demo_ends_as_told(story: int) -> None:
+    assert story == 0
+
+
+def test_a_prediction_names_the_version_that_made_it(predict: httpx.Client) -> None:
+    answer = predict.post("/v2/models/digits/infer", json=body())
+    assert answer.status_code == 200
+    assert answer.headers["x-interlock-version"] == "1"
+    assert {item["name"] for item in answer.json()["outputs"]} == {"label", "probabilities"}
+
+
+def test_plain_predict_answers_people(predict: httpx.Client) -> None:
+    asked = {"model": "digits", "user_id": "u1", "data": [[0.0] * 64]}
+    answer = predict.post("/predict", json=asked)
+    assert answer.status_code == 200
+    assert answer.json()["version"] == "1"
+    assert len(answer.json()["prediction"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "asked", "status", "told"),
+    [
+        ("/v2/models/nobody/infer", body(), 404, "nobody"),
+        ("/v2/models/digits/infer", body(shape=[1, 63], data=[0.0] * 63), 400, "X"),
+        ("/v2/models/digits/infer", body(datatype="INT64"), 400, "X"),
+        ("/v2/models/digits/infer", body(name="Y"), 400, "Y"),
+        ("/v2/models/digits/versions/99/infer", body(), 404, "99"),
+    ],
+)
+def test_bad_input_is_refused_by_name(
+    predict: httpx.Client, path: str, asked: Any, status: int, told: str
+) -> None:
+    answer = predict.post(path, json=asked)
+    assert answer.status_code == status
+    assert told in answer.json()["error"]
+
+
+def test_malformed_json_is_refused(predict: httpx.Client) -> None:
+    answer = predict.post("/v2/models/digits/infer", content=b'{"inputs": [')
+    assert answer.status_code == 400
+
+
+def test_every_decision_is_explained_with_numbers(control: Control) -> None:
+    rows = control.get("rollouts/?model=digits")["results"]
+    rolled_back = [row for row in rows if row["phase"] == "rolled_back"]
+    assert len(rolled_back) == 2
+    for row in rolled_back:
+        told = control.get(f"rollouts/{row['id']}/explain/")
+        assert "%" in told["summary"] or "circuit breaker" in told["summary"]
+
+
+def test_a_second_rollout_of_a_model_is_refused(control: Control, stack: Stack) -> None:
+    headers = {"Authorization": f"Bearer {control.token}"}
+    asked = {"model": "digits", "version": "2"}
+    with httpx.Client(base_url=f"{stack.urls.web}/api/v1/", headers=headers) as client:
+        first = client.post("rollouts/", json=asked)
+        second = client.post("rollouts/", json=asked)
+        aborted = client.post(f"rollouts/{first.json()['id']}/abort/", json={})
+    assert (first.status_code, second.status_code) == (201, 409)
+    assert aborted.json()["phase"] == "rolling_back"
+
+
+def test_a_model_without_onnx_is_refused_with_the_reason(control: Control, stack: Stack) -> None:
+    code = (
+        "import mlflow.sklearn, sklearn.dummy as d\n"
+        "m = d.DummyClassifier().fit([[0]], [0])\n"
+        "mlflow.sklearn.log_model(m, name='m', registered_model_name='plain',"
+        " pip_requirements=['scikit-learn'], serialization_format='pickle')\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=stack.env, check=True)
+    control.post("models/sync/")
+    refused = control.wait_for("refused-imports/", lambda page: page["count"] > 0, within_s=30)
+    assert "no ONNX flavour" in refused["results"][0]["reason"]
+
+
+def test_a_version_that_triton_cannot_load_says_so_in_tritons_words(
+    control: Control, stack: Stack
+) -> None:
+    artifact = next((ROOT / stack.env["INTERLOCK_ARTIFACT_DIR"]).glob("digits/3/model.onnx"))
+    artifact.unlink()
+    artifact.write_bytes(b"not a model")
+    number = control.get("models/digits/versions/3/")["number"]
+    control.wait_for("rollouts/?model=digits", _all_ended, within_s=60)
+    _forget_deployment(stack)
+    control.post(f"models/digits/versions/{number}/deploy/")
+    version = control.wait_for(
+        f"models/digits/versions/{number}/",
+        lambda row: row["deployments"][0]["state"] == "failed",
+        within_s=60,
+    )
+    assert "model.onnx" in version["deployments"][0]["reason"]
+
+
+def _all_ended(page: dict[str, Any]) -> bool:
+    return not any(row["is_live"] for row in page["results"])
+
+
+def _forget_deployment(stack: Stack) -> None:
+    """Mark version 3 as drained, as ten minutes of not being wanted would."""
+    code = (
+        "from apps.models.models import Deployment as D\n"
+        "D.objects.filter(version__number=3).update(state='absent')\n"
+    )
+    command = [sys.executable, "manage.py", "shell", "-c", code]
+    subprocess.run(command, cwd=ROOT, env=stack.env, check=True)
