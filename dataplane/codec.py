@@ -18,7 +18,7 @@ from contract.routing import Signature, Tensor, UnitKey
 from dataplane.datatypes import DATATYPES, Datatype, check_strings, pack, plain_packer
 from dataplane.errors import Refusal, bad_request
 
-UNIT_LENGTH_MAX = 256
+UNIT_LENGTH_MAX = 200
 _SHAPES_MAX = 256
 _RESERVED = ("binary_data_output",)
 # What reading an unusual or faulty document as if it were the plainest can raise.

@@ -17,7 +17,7 @@ from dataplane.errors import Refusal, bad_request
 
 OUTCOMES_MAX = 1_000
 METRIC_LENGTH_MAX = 100
-ID_LENGTH_MAX = 256
+ID_LENGTH_MAX = 200
 _FIELDS = {"unit_id", "metric", "value", "occurred_at", "event_id"}
 
 

@@ -59,7 +59,7 @@ def train_all(digits: Digits) -> list[Classifier]:
     from sklearn.tree import DecisionTreeClassifier
 
     weak = DecisionTreeClassifier(max_depth=6, random_state=7).fit(digits.train_x, digits.train_y)
-    strong = MLPClassifier((64,), max_iter=120, random_state=7, early_stopping=False)
+    strong = MLPClassifier((64,), max_iter=400, random_state=7)
     strong.fit(digits.train_x / 16.0, digits.train_y)
     scaled = _scaled(strong)
     weak_score = float(weak.score(digits.held_x, digits.held_y))

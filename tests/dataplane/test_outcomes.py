@@ -33,7 +33,7 @@ def test_a_z_is_a_time_zone():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"unit_id": ""}, "'unit_id' must be a string of 1 to 256"),
+        ({"unit_id": ""}, "'unit_id' must be a string of 1 to 200"),
         ({"unit_id": None}, "'unit_id'"),
         ({"metric": "m" * 101}, "'metric'"),
         ({"value": "1"}, "'value' must be a number"),
