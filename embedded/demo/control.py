@@ -32,6 +32,9 @@ class Control:
             timeout=30,
         )
 
+    def close(self) -> None:
+        self._http.close()
+
     def get(self, path: str) -> Any:
         return self._read(self._http.get(path))
 

@@ -59,6 +59,7 @@ def run(stack: Stack, exit_when_done: bool) -> int:
     """Tell the stories on a running stack; return 0 only if all of it happened as told."""
     started = time.monotonic()
     crowd: Crowd | None = None
+    control: Control | None = None
     try:
         control = Control(stack)
         numbers = _register(stack, control)
@@ -81,6 +82,8 @@ def run(stack: Stack, exit_when_done: bool) -> int:
     finally:
         if crowd is not None:
             crowd.stop()
+        if control is not None:
+            control.close()
     return 1 if failures else 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import httpx
@@ -32,8 +33,9 @@ def story(stack: Stack) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="session")
-def control(stack: Stack, story: object) -> Control:
-    return Control(stack)
+def control(stack: Stack, story: object) -> Iterator[Control]:
+    with closing(Control(stack)) as client:
+        yield client
 
 
 @pytest.fixture
