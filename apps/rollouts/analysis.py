@@ -37,6 +37,8 @@ class Question:
     intervals: Sequence[Interval]
     reference: LatencyReference | None
     reference_requests: int
+    # Whether both versions were seen lately in this step: old proof is no pass for new silence.
+    is_fresh: bool = True
 
     @property
     def settings(self) -> CheckSettings:
@@ -58,7 +60,19 @@ class Question:
 def answer(question: Question) -> list[CheckResult]:
     """Return the result of each check of the step, in the plan's order."""
     checks = question.plan.steps[question.step_index].checks
-    return [JUDGES[check](question) for check in checks]
+    return [_demand_fresh(JUDGES[check](question), question) for check in checks]
+
+
+def _demand_fresh(result: CheckResult, question: Question) -> CheckResult:
+    """Take back a pass that rests on what was seen before this step, or before data dried up."""
+    if result.verdict is not Verdict.PASS or question.is_fresh:
+        return result
+    return CheckResult(
+        result.check,
+        Verdict.NO_DATA,
+        f"nothing was seen lately in this step (before that: {result.reason})",
+        result.evidence,
+    )
 
 
 def _error_rate(question: Question) -> CheckResult:

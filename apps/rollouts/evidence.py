@@ -8,7 +8,7 @@ are never pooled over steps. Only closed ones are judged.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -100,6 +100,17 @@ def _rows(sql: str, rollout: Rollout, until: datetime) -> list[tuple]:  # type: 
     with connection.cursor() as cursor:
         cursor.execute(sql, [str(rollout.pk), first, until])
         return [(row[0], row[1], row[2], *map(int, row[3:])) for row in cursor.fetchall()]
+
+
+def is_fresh(
+    intervals: Sequence[Interval], step_index: int, *, needs_control: bool, since: datetime
+) -> bool:
+    """Say whether a step's interval since `since` saw the canary, and stable where it must."""
+    return any(
+        interval.canary.n > 0 and (interval.control.n > 0 or not needs_control)
+        for interval in intervals
+        if interval.step_index == step_index and interval.started_at >= since
+    )
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,14 @@ from apps.lib.errors import Conflict
 from apps.models.models import Deployment
 from apps.models.services import deploy_version, release_split
 from apps.models.states import DeploymentState
-from apps.rollouts.analysis import Question, answer
+from apps.rollouts.analysis import WHOLE_BP, Question, answer
 from apps.rollouts.decisions import Action, Decision, StepClock, decide_step
 from apps.rollouts.evidence import (
+    GRACE,
     LatencyReference,
     closed_intervals,
     find_reference,
+    is_fresh,
     reference_requests,
 )
 from apps.rollouts.models import BreakerTripRecord, Evaluation, Rollout
@@ -39,6 +41,10 @@ log = logging.getLogger(__name__)
 
 # Both versions tripping this close together is an incident of the servers, not of the canary.
 SAME_INCIDENT = timedelta(seconds=30)
+
+
+# A pass needs data of this step that is no older than so many check intervals.
+FRESH_INTERVALS = 5
 
 
 def tick_rollouts() -> int:
@@ -174,12 +180,19 @@ def _evaluate(
     rollout: Rollout, plan: PlanDocument, now: datetime
 ) -> tuple[Decision, list[CheckResult]]:
     """Answer the step's checks, write them to the decision log, and decide."""
+    intervals = closed_intervals(rollout, plan.interval_s, now)
     question = Question(
         plan=plan,
         step_index=rollout.step_index,
-        intervals=closed_intervals(rollout, plan.interval_s, now),
+        intervals=intervals,
         reference=_reference(rollout, plan, now),
         reference_requests=reference_requests(rollout, now),
+        is_fresh=is_fresh(
+            intervals,
+            rollout.step_index,
+            needs_control=plan.steps[rollout.step_index].weight_bp < WHOLE_BP,
+            since=now - GRACE - FRESH_INTERVALS * timedelta(seconds=plan.interval_s),
+        ),
     )
     results = answer(question)
     Evaluation.objects.bulk_create(
