@@ -55,6 +55,9 @@ def _tell(objective: Objective) -> str:
 
 def _log_evidence(objective: Objective) -> float:
     q, k, n = objective.bound, objective.events, objective.n
+    if q >= RATE_MAX:
+        # No alternative lies above such a bound, and one below it would accuse the healthy.
+        return 0.0
     logs = []
     for multiple in MULTIPLES:
         p = min(RATE_MAX, q * multiple)

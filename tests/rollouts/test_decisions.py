@@ -1,0 +1,52 @@
+"""One decision from a step's results: the rules in their order."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from apps.rollouts.decisions import Action, Decision, StepClock, decide_step
+from apps.rollouts.verdicts import CheckResult, Verdict
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+MINUTE = timedelta(minutes=1)
+BAKING = StepClock(NOW + MINUTE, NOW + 3 * MINUTE)
+DUE = StepClock(NOW, NOW + 3 * MINUTE)
+OVER = StepClock(NOW - 3 * MINUTE, NOW)
+HELD = sorted(set(Verdict) - {Verdict.PASS, Verdict.FAIL})
+
+
+def decide(clock: StepClock, *verdicts: str, requests: int = 10, least: int = 0) -> Decision:
+    results = [CheckResult(f"check-{v}", Verdict(v), f"it is {v}", {}) for v in verdicts]
+    return decide_step(results, clock=clock, now=NOW, requests=requests, requests_min=least)
+
+
+@pytest.mark.parametrize("clock", [BAKING, DUE, OVER])
+def test_a_failed_check_rolls_back_whatever_the_clock_says(clock: StepClock) -> None:
+    decision = decide(clock, "pass", "no-data", "fail")
+    assert decision == Decision(Action.ROLL_BACK, "check-fail: it is fail")
+
+
+def test_a_pass_before_the_bake_is_over_holds() -> None:
+    assert decide(BAKING, "pass") == Decision(Action.HOLD, "baking, 60 s left")
+
+
+def test_only_passes_at_the_due_time_advance() -> None:
+    assert decide(DUE, "pass", "pass").action is Action.ADVANCE
+
+
+@pytest.mark.parametrize("verdict", HELD)
+def test_what_is_no_pass_extends_and_then_waits_for_a_person(verdict: str) -> None:
+    assert decide(DUE, "pass", verdict).action is Action.HOLD
+    assert decide(OVER, "pass", verdict).action is Action.PAUSE
+
+
+def test_too_few_requests_hold_a_step_and_are_told() -> None:
+    decision = decide(DUE, "pass", requests=9, least=10)
+    assert decision.action is Action.HOLD
+    assert "9 of the 10 requests" in decision.reason
+
+
+def test_a_step_without_checks_only_bakes() -> None:
+    assert decide(DUE) == Decision(Action.ADVANCE, "no checks")

@@ -1,0 +1,79 @@
+"""What a plan may say, and that it survives being stored."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from apps.lib.errors import Conflict, Invalid
+from apps.rollouts.models import Plan
+from apps.rollouts.plan_store import save_plan
+from apps.rollouts.plans import (
+    PlanDocument,
+    StepDocument,
+    check_plan,
+    document_of,
+    from_json,
+    to_json,
+)
+from tests.rollouts.factories import ANNA, make_plan
+
+
+def plan(*weights: int, checks: tuple[str, ...] = ("error-rate",), **fields: int) -> PlanDocument:
+    steps = tuple(StepDocument(weight_bp=w, bake_s=60, checks=checks) for w in weights)
+    return PlanDocument(name="careful", steps=steps, **fields)
+
+
+@pytest.mark.parametrize(
+    ("weights", "told"),
+    [
+        ((), "has no steps"),
+        ((0,), "Step 1: its share must lie above 0"),
+        ((500, 10_001), "Step 2: its share must lie above 0"),
+        ((500, 500), "does not rise above the 5 %"),
+        ((2_500, 500), "share of 5 % does not rise above the 25 %"),
+    ],
+)
+def test_it_refuses_steps_that_do_not_rise(weights: tuple[int, ...], told: str) -> None:
+    with pytest.raises(Invalid, match=told):
+        check_plan(plan(*weights))
+
+
+def test_it_refuses_an_unknown_check_and_names_the_known() -> None:
+    with pytest.raises(Invalid, match=r"unknown check 'luck'.*error-rate, latency, sample-ratio"):
+        check_plan(plan(500, checks=("luck",)))
+
+
+def test_a_plan_survives_being_stored_in_a_rollout() -> None:
+    stored = plan(500, 10_000, margin_bp=50)
+    assert from_json(to_json(stored)) == stored
+
+
+def test_the_time_scale_shortens_bakes() -> None:
+    assert plan(500, time_scale_permille=10).bake_of(0) == timedelta(milliseconds=600)
+
+
+def test_alpha_is_shared_among_the_checks_that_may_roll_back() -> None:
+    assert plan(500, checks=("error-rate", "latency", "sample-ratio")).guardrails == 2
+    assert plan(500, checks=()).guardrails == 1
+
+
+@pytest.mark.django_db
+def test_a_saved_plan_reads_back_as_it_was() -> None:
+    document = plan(500, 10_000, interval_s=3)
+    assert document_of(save_plan(document=document, actor=ANNA)) == document
+
+
+@pytest.mark.django_db
+def test_only_one_plan_is_the_default_one() -> None:
+    make_plan("first")
+    save_plan(document=plan(500), is_default=True, actor=ANNA)
+    assert [p.name for p in Plan.objects.filter(is_default=True)] == ["careful"]
+
+
+@pytest.mark.django_db
+def test_a_second_plan_of_a_name_is_a_conflict() -> None:
+    save_plan(document=plan(500), actor=ANNA)
+    with pytest.raises(Conflict, match="careful exists already"):
+        save_plan(document=plan(500), actor=ANNA)

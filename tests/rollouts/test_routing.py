@@ -1,0 +1,91 @@
+"""Compiling the table is pure: the same snapshot, the same table, and never a dangling name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from apps.rollouts.routing import ModelSnapshot, VersionSnapshot, compile_table
+from contract.routing import CanarySplit, ModelRoute, RoutingTable, check, encode
+from tests.rollouts.factories import make_signature
+
+SPLIT = msgspec.to_builtins(
+    CanarySplit(id="r", salt="s", version="2", weight_bp=500, interval_s=10)
+)
+
+
+def version(number: int, *, ready: bool = True, width: int = 64) -> VersionSnapshot:
+    return VersionSnapshot(number, make_signature(width), True, "local", f"digits.{number}", ready)
+
+
+def model(*versions: VersionSnapshot, stable: int | None = 1, split: Any = None) -> ModelSnapshot:
+    return ModelSnapshot(
+        name="digits",
+        stable=stable,
+        versions=versions,
+        split=split or {},
+        timeout_ms=250,
+        max_batch_size=8,
+        max_queue_delay_us=5_000,
+        unit_header="x-unit-id",
+        unit_parameter="unit_id",
+    )
+
+
+def compiled(snapshot: ModelSnapshot) -> RoutingTable:
+    table = compile_table(7, [snapshot], {"local": ["http://triton:8000"], "empty": []})
+    check(table)
+    return table
+
+
+def route(snapshot: ModelSnapshot) -> ModelRoute:
+    return compiled(snapshot).models["digits"]
+
+
+def test_the_same_snapshot_makes_the_same_bytes_in_any_order() -> None:
+    one = compiled(model(version(1), version(2), split=SPLIT))
+    other = compiled(model(version(2), version(1), split=SPLIT))
+    assert encode(one) == encode(other)
+    assert set(one.clusters) == {"local"}
+
+
+def test_a_split_sends_its_share_to_a_ready_version() -> None:
+    found = route(model(version(1), version(2), split=SPLIT))
+    assert (found.stable, found.timeout_ms, found.split) == (
+        "1",
+        250,
+        CanarySplit(id="r", salt="s", version="2", weight_bp=500, interval_s=10),
+    )
+
+
+def test_a_version_that_is_not_ready_is_left_out() -> None:
+    assert set(route(model(version(1), version(2, ready=False))).versions) == {"1"}
+
+
+@pytest.mark.parametrize("healing", [1, 2])
+def test_what_heals_keeps_its_name_while_it_is_needed(healing: int) -> None:
+    versions = [version(n, ready=n != healing) for n in (1, 2)]
+    assert set(route(model(*versions, split=SPLIT)).versions) == {"1", "2"}
+
+
+def test_a_split_whose_version_is_gone_is_dropped_and_stable_serves_on() -> None:
+    found = route(model(version(1), split=SPLIT))
+    assert (found.stable, found.split) == ("1", None)
+
+
+def test_a_version_that_takes_other_inputs_is_not_reachable_beside_stable() -> None:
+    found = route(model(version(1), version(2, width=32), split=SPLIT))
+    assert set(found.versions) == {"1"}
+    assert found.split is None
+
+
+@pytest.mark.parametrize("versions", [[], [version(2, ready=False)]])
+def test_a_model_that_nobody_can_answer_for_is_left_out(versions: list[VersionSnapshot]) -> None:
+    assert not compiled(model(*versions)).models
+
+
+def test_a_model_without_stable_is_reachable_by_version_only() -> None:
+    found = route(model(version(1), stable=None))
+    assert (found.stable, set(found.versions)) == (None, {"1"})
