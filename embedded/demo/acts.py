@@ -70,7 +70,6 @@ class Told:
 def play(control: Control, crowd: HasTotals, numbers: dict[str, int], say: Say) -> Told:
     """Play all acts in order. Raises DemoFailed when something does not happen in time."""
     told = Told()
-    control.ensure("plans/", PLAN, PLAN_BODY)
     _wait_for_users(crowd)
     say("\n== A canary that deserves it ==")
     told.rows.append(_promote_by_cli(control, numbers["strong"], say))
@@ -91,6 +90,12 @@ def _wait_for_users(crowd: HasTotals) -> None:
         if time.monotonic() > deadline:
             raise DemoFailed(f"the users did not get going: {crowd.totals}")
         time.sleep(0.5)
+
+
+def prepare(control: Control) -> None:
+    """Make the plan and the metric; the users' first outcomes already name it."""
+    control.ensure("plans/", PLAN, PLAN_BODY)
+    control.ensure("metrics/", METRIC, {"kind": "proportion", "direction": "increase"})
 
 
 def make_stable(control: Control, number: int, say: Say) -> None:
@@ -152,7 +157,6 @@ def _canary(control: Control, kind: str, number: int, say: Say) -> Row:
 
 
 def _experiment(control: Control, numbers: dict[str, int], say: Say) -> Row:
-    control.ensure("metrics/", METRIC, {"kind": "proportion", "direction": "increase"})
     name = f"weak-or-strong-{int(time.time())}"
     variants = [
         {"name": kind, "version": numbers[kind], "weight_bp": 5_000, "is_control": kind == "weak"}

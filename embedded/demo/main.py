@@ -134,6 +134,7 @@ def _wait_for_mlflow(stack: Stack) -> None:
 def _send_users(stack: Stack, control: Control, weak: int) -> Crowd:
     """Make the weak one stable, then let the users in."""
     say("\n== The first version ==")
+    acts.prepare(control)
     acts.make_stable(control, weak, say)
     command = [sys.executable, "-m", "embedded.demo.traffic", stack.urls.dataplane]
     process = subprocess.Popen(

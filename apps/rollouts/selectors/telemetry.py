@@ -107,12 +107,19 @@ def width_of(span: timedelta) -> int:
 
 
 def series(
-    model_name: str, *, since: datetime, until: datetime, by: Arms, variants: Sequence[str] = ()
+    model_name: str,
+    *,
+    since: datetime,
+    until: datetime,
+    by: Arms,
+    variants: Sequence[str] = (),
+    split: str = "",
 ) -> list[Point]:
     """Return points in the order of time, an arm for each version or variant.
 
-    Only windows of `variants` count, when any are named. The last bin is left out until it is full,
-    or a chart would always end in a fall.
+    Only windows of `variants` count, when any are named, and of canaries only that of the rollout
+    `split`: another one's canary may have followed within the span. The last bin is left out until
+    it is full, or a chart would always end in a fall.
     """
     width_s = width_of(until - since)
     values: dict[str, Any] = {
@@ -122,6 +129,7 @@ def series(
         "by": by,
         "width": timedelta(seconds=width_s),
         "variants": list(variants),
+        "split": split,
     }
     latencies: defaultdict[tuple[datetime, str], Counts] = defaultdict(dict)
     for at, arm, index, count in _rows(SERIES_LATENCY, values):
@@ -149,6 +157,7 @@ SERIES_COUNTS = """
     FROM rollouts_telemetryrow
     WHERE model_name = %(model)s AND ended_at > %(since)s AND ended_at <= %(until)s
       AND (cardinality(%(variants)s::text[]) = 0 OR variant = ANY(%(variants)s))
+      AND (%(split)s = '' OR variant <> 'canary' OR split = %(split)s)
     GROUP BY 1, 2 ORDER BY 1, 2
 """
 SERIES_LATENCY = """
@@ -158,6 +167,7 @@ SERIES_LATENCY = """
     FROM rollouts_telemetryrow, jsonb_each_text(latency) AS bucket
     WHERE model_name = %(model)s AND ended_at > %(since)s AND ended_at <= %(until)s
       AND (cardinality(%(variants)s::text[]) = 0 OR variant = ANY(%(variants)s))
+      AND (%(split)s = '' OR variant <> 'canary' OR split = %(split)s)
     GROUP BY 1, 2, 3
 """
 MINUTE_LATENCY = """

@@ -114,7 +114,14 @@ def rollout_charts(request: PageRequest, pk: UUID) -> HttpResponse:
 def _chart_context(found: Rollout) -> dict[str, Any]:
     since, until = selectors.chart_span(found, database_now())
     arms = (STABLE, CANARY)
-    points = series(found.model.name, since=since, until=until, by="variant", variants=arms)
+    points = series(
+        found.model.name,
+        since=since,
+        until=until,
+        by="variant",
+        variants=arms,
+        split=str(found.pk),
+    )
     checks = (ERROR_RATE, LATENCY)
     answers = selectors.charted_evaluations(found, since, until, checks)
     events = [event for event in selectors.timeline(found) if event.at <= until]
