@@ -100,14 +100,29 @@ def prepare(control: Control) -> None:
 
 def make_stable(control: Control, number: int, say: Say) -> None:
     """Make `number` stable at once, whatever an earlier demo left; returns when it serves."""
+    _end_what_is_live(control)
     model = control.get(f"models/{MODEL}/")
-    if model["stable"] is None:
-        rollout = control.post("rollouts/", {"model": MODEL, "version": str(number)})
-        _follow(control, rollout, say)
-    elif model["stable"] != number:
-        raise DemoFailed(
-            f"an earlier demo left {MODEL}:{model['stable']} stable; remove the state directory"
-        )
+    if model["stable"] == number:
+        return
+    rollout = control.post("rollouts/", {"model": MODEL, "version": str(number), "plan": PLAN})
+    if model["stable"] is not None:
+        path = f"rollouts/{rollout['id']}/"
+        control.wait_for(path, lambda now: now["phase"] == "baking", within_s=60)
+        control.post(f"{path}promote/", {"reason": "the demo begins again"})
+    _follow(control, rollout, say)
+
+
+def _end_what_is_live(control: Control) -> None:
+    """End what a demo that was broken off left behind."""
+    for rollout in control.get(f"rollouts/?model={MODEL}")["results"]:
+        if rollout["is_live"]:
+            path = f"rollouts/{rollout['id']}/"
+            control.post(f"{path}abort/", {"reason": "the demo begins again"})
+            control.wait_for(path, lambda now: not now["is_live"], within_s=60)
+    for state in ("preparing", "running"):
+        for experiment in control.get(f"experiments/?model={MODEL}&state={state}")["results"]:
+            path = f"experiments/{experiment['name']}/stop/"
+            control.post(path, {"reason": "the demo begins again"})
 
 
 def _follow(control: Control, rollout: dict[str, Any], say: Say) -> dict[str, Any]:
