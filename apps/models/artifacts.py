@@ -64,6 +64,8 @@ def read_mlflow_model(directory: Path) -> Path:
         document = yaml.safe_load(description.read_text())
     except yaml.YAMLError as error:
         raise Invalid(f"its MLmodel file cannot be read: {error}") from error
+    if not isinstance(document, dict):
+        raise Invalid("its MLmodel file says nothing")
     flavours = document.get("flavors") or {}
     if "onnx" not in flavours:
         has = ", ".join(sorted(flavours)) or "none"

@@ -32,18 +32,20 @@ def place_version(version: ModelVersion, cluster: ServingCluster) -> None:
         Unavailable: the artifact or the repository cannot be read or written.
     """
     repository = Path(cluster.repository_path)
-    staging = repository.parent / f".{repository.name}.staging"
+    target = repository / triton_name(version)
     try:
         repository.mkdir(parents=True, exist_ok=True)
-        staging.mkdir(exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(dir=staging))
-        _write(scratch, version)
-        target = repository / triton_name(version)
-        if target.exists():
-            target.replace(Path(tempfile.mkdtemp(dir=staging)) / "old")
-        scratch.chmod(0o755)
-        scratch.replace(target)
-        shutil.rmtree(staging, ignore_errors=True)
+        # One scratch directory for each call: workers that place other versions keep theirs.
+        with tempfile.TemporaryDirectory(
+            dir=repository.parent, prefix=f".{repository.name}.staging."
+        ) as scratch:
+            fresh = Path(scratch) / "new"
+            fresh.mkdir()
+            _write(fresh, version)
+            if target.exists():
+                target.replace(Path(scratch) / "old")
+            fresh.chmod(0o755)
+            fresh.replace(target)
     except OSError as error:
         raise Unavailable(f"the model repository cannot be written: {error}") from error
 

@@ -10,7 +10,6 @@ import redis
 
 from apps.lib.clock import database_now
 from apps.models.models import RegisteredModel
-from apps.rollouts import publication
 from apps.rollouts.models import BreakerTripRecord, Instance, PublishedTable
 from apps.rollouts.publication import publish_table, record_report, unacked
 from contract.messages import BreakerTrip, InstanceReport
@@ -58,7 +57,7 @@ def test_data_planes_are_woken_after_the_commit_and_redis_may_be_away(
         sent.append((channel, message))
         raise redis.ConnectionError("away")
 
-    monkeypatch.setattr(publication.redis.Redis, "publish", publish_message)
+    monkeypatch.setattr(redis.Redis, "publish", publish_message)
     make_model()
     with django_capture_on_commit_callbacks(execute=True):
         generation = publish()

@@ -52,7 +52,7 @@ def test_a_canary_goes_through_all_its_steps_to_stable() -> None:
     without_checks(500, 10_000)
     make_instance()
     rollout = make_baking(make_model())
-    phases = []
+    phases: list[tuple[str, int]] = []
     while rollout.is_live and len(phases) < 20:
         turn(rollout)
         phases.append((rollout.phase, rollout.weight_bp))
