@@ -1,0 +1,105 @@
+"""A step's checks answered from intervals: each from the data that it may be judged by."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from apps.rollouts.analysis import Question, answer
+from apps.rollouts.evidence import Arm, Interval, LatencyReference
+from apps.rollouts.plans import ALL_CHECKS, PlanDocument, StepDocument
+from apps.rollouts.verdicts import CheckResult, Verdict
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+REFERENCE = LatencyReference(p95=90, p99=100, n=5_000, frozen_at=START)
+FAST, SLOW = 80, 120
+
+
+def arm(n: int, *, errors: int = 0, slow: int = 0) -> Arm:
+    return Arm(n=n, errors=errors, requests=n, latency={FAST: n - slow, SLOW: slow})
+
+
+def series(canary: Arm, control: Arm, *, step: int = 0, count: int = 40) -> list[Interval]:
+    return [
+        Interval(step, START + timedelta(seconds=10 * i), canary, control) for i in range(count)
+    ]
+
+
+def question(
+    intervals: list[Interval], *, step: int = 0, reference: LatencyReference | None = REFERENCE
+) -> Question:
+    steps = (StepDocument(weight_bp=500), StepDocument(weight_bp=10_000))
+    return Question(PlanDocument(name="p", steps=steps), step, intervals, reference, 5_000)
+
+
+def ask(asked: Question) -> dict[str, CheckResult]:
+    return {result.check: result for result in answer(asked)}
+
+
+def verdicts(asked: Question) -> list[Verdict]:
+    return [result.verdict for result in answer(asked)]
+
+
+HEALTHY = series(arm(50), arm(950))
+
+
+def test_a_healthy_canary_passes_every_check_in_the_plans_order() -> None:
+    results = answer(question(HEALTHY))
+    assert [result.check for result in results] == list(ALL_CHECKS)
+    assert {result.verdict for result in results} == {Verdict.PASS}
+
+
+def test_no_intervals_are_no_data_for_every_check() -> None:
+    assert set(verdicts(question([]))) == {Verdict.NO_DATA}
+
+
+def test_old_proof_is_no_pass_for_new_silence() -> None:
+    results = answer(replace(question(HEALTHY), is_fresh=False))
+    assert {result.verdict for result in results} == {Verdict.NO_DATA}
+    assert "nothing was seen lately" in results[0].reason
+
+
+def test_a_failure_stands_without_fresh_data() -> None:
+    asked = question(series(arm(50, errors=15), arm(950)))
+    assert ask(replace(asked, is_fresh=False))["error-rate"].verdict is Verdict.FAIL
+
+
+def test_a_slow_canary_fails_latency_only() -> None:
+    results = ask(question(series(arm(50, slow=25), arm(950, slow=9))))
+    assert results["latency"].verdict is Verdict.FAIL
+    assert results["error-rate"].verdict is Verdict.PASS
+
+
+def test_without_stables_usual_latency_nothing_is_said_of_the_canarys() -> None:
+    result = ask(question(HEALTHY, reference=None))["latency"]
+    assert result.verdict is Verdict.INSUFFICIENT_SAMPLE
+    assert "5000 of 5000" in result.reason
+
+
+def test_what_came_before_the_reference_is_not_judged_by_it() -> None:
+    late = replace(REFERENCE, frozen_at=START + timedelta(hours=1))
+    slow = series(arm(50, slow=50), arm(950))
+    assert ask(question(slow, reference=late))["latency"].verdict is Verdict.NO_DATA
+
+
+def test_a_share_that_is_not_the_configured_one_does_not_pass() -> None:
+    result = ask(question(series(arm(300), arm(700))))["sample-ratio"]
+    assert result.verdict is not Verdict.PASS
+
+
+@pytest.mark.parametrize(
+    ("errors", "slow", "expected"),
+    [
+        (0, 0, (Verdict.PASS, Verdict.PASS)),
+        (100, 0, (Verdict.FAIL, Verdict.PASS)),
+        (0, 500, (Verdict.PASS, Verdict.FAIL)),
+    ],
+)
+def test_at_the_whole_traffic_absolute_bounds_judge(
+    errors: int, slow: int, expected: tuple[Verdict, Verdict]
+) -> None:
+    whole = series(arm(1_000, errors=errors, slow=slow), Arm(), step=1)
+    results = ask(question([*HEALTHY, *whole], step=1))
+    assert (results["error-rate"].verdict, results["latency"].verdict) == expected

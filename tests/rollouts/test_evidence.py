@@ -1,0 +1,100 @@
+"""Telemetry windows become intervals of the step they belong to; only closed ones count."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from apps.lib.clock import database_now
+from apps.rollouts.evidence import Interval, closed_intervals, find_reference, is_fresh
+from apps.rollouts.models import Rollout
+from contract.histogram import index_of
+from tests.rollouts.factories import make_baking, make_model, send
+
+pytestmark = pytest.mark.django_db
+
+NOW_LAG = timedelta(seconds=30)
+
+
+@pytest.fixture
+def rollout() -> Rollout:
+    return make_baking(make_model())
+
+
+def window(rollout: Rollout, variant: str, *, lag: timedelta = NOW_LAG, **fields: Any) -> None:
+    at = rollout.started_at - lag
+    defaults = {"split": str(rollout.pk), "generation": rollout.generation}
+    number = 2 if variant == "canary" else 1
+    send("digits", number, at=at, variant=variant, interval_started_at=at, **(defaults | fields))
+
+
+def intervals(rollout: Rollout) -> list[Interval]:
+    return closed_intervals(rollout, 10, rollout.started_at)
+
+
+def test_windows_of_all_instances_add_up(rollout: Rollout) -> None:
+    for instance in ("i-1", "i-2"):
+        window(rollout, "canary", instance=instance, units=3, unit_errors=1, anonymous=2)
+        window(rollout, "stable", instance=instance, units=50, anonymous_errors=4)
+    (found,) = intervals(rollout)
+    assert (found.canary.n, found.canary.errors) == (10, 2)
+    assert (found.control.n, found.control.errors) == (100, 8)
+    assert found.canary.latency == {100: 120}
+
+
+def test_an_interval_that_may_still_get_windows_is_not_judged(rollout: Rollout) -> None:
+    window(rollout, "canary", lag=timedelta(seconds=12))
+    assert intervals(rollout) == []
+
+
+@pytest.mark.parametrize(
+    "fields", [{"split": "another"}, {"generation": 0}, {"variant": "explicit"}]
+)
+def test_what_is_not_of_this_rollout_is_not_counted(
+    rollout: Rollout, fields: dict[str, Any]
+) -> None:
+    window(rollout, fields.pop("variant", "canary"), **fields)
+    assert intervals(rollout) == []
+
+
+def test_a_late_instances_windows_stay_with_the_step_it_served(rollout: Rollout) -> None:
+    first = rollout.generation or 0
+    rollout.step_generations = [first, first + 5]
+    for generation in (first, first + 4, first + 5):
+        window(rollout, "canary", generation=generation, units=1)
+    found = [(interval.step_index, interval.canary.n) for interval in intervals(rollout)]
+    assert found == [(0, 2), (1, 1)]
+
+
+def test_silence_of_either_version_is_not_fresh(rollout: Rollout) -> None:
+    window(rollout, "canary")
+    found, since = intervals(rollout), rollout.started_at - timedelta(minutes=1)
+    assert not is_fresh(found, 0, needs_control=True, since=since)
+    assert is_fresh(found, 0, needs_control=False, since=since)
+    assert not is_fresh(found, 1, needs_control=False, since=since)
+    assert not is_fresh(found, 0, needs_control=False, since=rollout.started_at)
+
+
+def test_stables_usual_latency_needs_enough_requests(rollout: Rollout) -> None:
+    now = database_now()
+    send("digits", 1, latency={"80": 94, "100": 6}, requests=100)
+    assert find_reference(rollout, requests_min=101, slack_us=0, now=now) is None
+    found = find_reference(rollout, requests_min=100, slack_us=0, now=now)
+    assert found is not None
+    assert (found.p95, found.p99, found.n, found.frozen_at) == (100, 100, 100, now)
+
+
+def test_the_slack_is_added_to_stables_quantiles(rollout: Rollout) -> None:
+    send("digits", 1, latency={"80": 100}, requests=100)
+    found = find_reference(rollout, requests_min=1, slack_us=1_000, now=database_now())
+    assert found is not None
+    assert found.p95 == index_of(2.0**10 + 1_000)
+
+
+def test_old_and_canary_latency_is_no_reference(rollout: Rollout) -> None:
+    now = database_now()
+    send("digits", 1, at=now - timedelta(hours=1))
+    send("digits", 2, variant="canary")
+    assert find_reference(rollout, requests_min=1, slack_us=0, now=now) is None
