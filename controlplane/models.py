@@ -39,7 +39,9 @@ class ApiToken(models.Model):
         """Make a token for a user, in place of one of the same name; return it and its secret."""
         secret = f"ilk_{secrets.token_urlsafe(32)}"
         token, _ = cls.objects.update_or_create(
-            user_id=user_id, name=name, defaults={"digest": digest_token(secret)}
+            user_id=user_id,
+            name=name,
+            defaults={"digest": digest_token(secret), "expires_at": None},
         )
         return token, secret
 

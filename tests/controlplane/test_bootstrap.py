@@ -1,0 +1,62 @@
+"""Bootstrap makes what is missing and leaves what people made."""
+
+from __future__ import annotations
+
+from io import StringIO
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+from django.core.management import call_command
+
+from apps.models.models import ServingCluster
+from apps.rollouts.models import Plan, PublishedTable
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture(autouse=True)
+def environment(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings.TRITON_URLS = ["http://triton:8000"]
+    monkeypatch.setenv("INTERLOCK_ADMIN_USERNAME", "root")
+    monkeypatch.setenv("INTERLOCK_ADMIN_PASSWORD", "a long password")
+
+
+def bootstrap() -> str:
+    out = StringIO()
+    call_command("bootstrap", stdout=out)
+    return out.getvalue()
+
+
+def test_a_new_installation_becomes_usable() -> None:
+    told = bootstrap()
+    assert "admin root made, cluster default made, plan canary made" in told
+    assert User.objects.get(username="root").check_password("a long password")
+    assert [step.weight_bp for step in Plan.objects.get().steps.all()] == [
+        500,
+        1_000,
+        2_500,
+        5_000,
+        10_000,
+    ]
+    assert PublishedTable.objects.get().generation == 1
+
+
+def test_a_second_start_changes_nothing() -> None:
+    bootstrap()
+    Plan.objects.update(margin_bp=77)
+    assert "nothing to do; routing table generation 1" in bootstrap()
+    assert Plan.objects.get().margin_bp == 77
+
+
+def test_the_default_cluster_follows_the_environment(settings: Any) -> None:
+    bootstrap()
+    settings.TRITON_URLS = ["http://triton:9000"]
+    assert "cluster default moved; routing table generation 2" in bootstrap()
+    assert ServingCluster.objects.get().endpoints == ["http://triton:9000"]
+
+
+def test_without_a_password_no_admin_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INTERLOCK_ADMIN_PASSWORD", "")
+    assert "set INTERLOCK_ADMIN_PASSWORD" in bootstrap()
+    assert not User.objects.exists()
