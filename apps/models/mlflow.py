@@ -6,6 +6,7 @@ The client library is never imported: it costs seconds and hundreds of megabytes
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -100,7 +101,7 @@ class MlflowClient:
         inputs = run.get("inputs", {}).get("dataset_inputs", [])
         return TrainingRun(
             user=run.get("info", {}).get("user_id", ""),
-            metrics={m["key"]: m["value"] for m in data.get("metrics", [])},
+            metrics=_finite({m["key"]: m["value"] for m in data.get("metrics", [])}),
             parameters={p["key"]: p["value"] for p in data.get("params", [])},
             dataset_digest=", ".join(
                 f"{item['dataset']['name']}:{item['dataset']['digest']}" for item in inputs
@@ -190,6 +191,12 @@ class MlflowClient:
         text = re.sub(r"\s+", " ", response.text)[:300]
         problem: type[InterlockError] = NotFound if response.status_code == 404 else Unavailable
         raise problem(f"MLflow answered {response.status_code}: {text}")
+
+
+def _finite(metrics: dict[str, Any]) -> dict[str, float]:
+    """Leave out NaN and infinities (MLflow sends them as text): JSON columns cannot hold them."""
+    values = {name: float(value) for name, value in metrics.items()}
+    return {name: value for name, value in values.items() if math.isfinite(value)}
 
 
 def connect() -> MlflowClient:

@@ -17,7 +17,7 @@ from pathlib import Path
 from django.conf import settings
 from django.db import transaction
 
-from apps.lib.errors import Invalid
+from apps.lib.errors import Invalid, NotFound
 from apps.models.artifacts import MODEL_FILE, Artifact, inspect_onnx, read_mlflow_model
 from apps.models.mlflow import MlflowClient, RegistryModel, RegistryVersion, connect
 from apps.models.models import (
@@ -56,7 +56,8 @@ def sync_registry() -> SyncReport:
             try:
                 import_version(client, models.get(version.name), version)
                 imported.append(f"{version.name}:{version.number}")
-            except Invalid as error:
+            except (Invalid, NotFound) as error:
+                # A version whose files are gone must not keep the others out.
                 _refuse(version, error.message)
                 refused.append(f"{version.name}:{version.number}")
     return SyncReport(tuple(imported), tuple(refused), _copy_aliases(models))
