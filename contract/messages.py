@@ -30,7 +30,8 @@ class TelemetryWindow(msgspec.Struct, frozen=True, kw_only=True):
     instance had not yet counted in the check interval that began at `interval_started_at_ms`;
     requests without a unit are in `anonymous` and `anonymous_errors`, each its own draw.
     `errors` are failures of ours or the version's (never a client's bad request), and include
-    requests that then fell back to stable and were answered. `latency` is the sparse histogram of
+    requests that then fell back to stable and were answered. `cache_hits` were answered from the
+    cache and are in none of the other counts. `latency` is the sparse histogram of
     `contract.histogram` over answers that the version computed. `variant` is `stable` or
     `canary`, a variant's name in an experiment, or `explicit` where the request named its version
     and so bypassed the split. `split` is the id of the rollout or experiment, empty without one.
@@ -51,6 +52,36 @@ class TelemetryWindow(msgspec.Struct, frozen=True, kw_only=True):
     unit_errors: int = 0
     anonymous: int = 0
     anonymous_errors: int = 0
+    cache_hits: int = 0
+    latency: dict[int, int] = {}
+
+
+class ShadowWindow(msgspec.Struct, frozen=True, kw_only=True):
+    """How the answers of a shadow `version` differed from those of `stable`, over about a second.
+
+    `compared` copies had both answers, of `rows` rows in all. `flips` are rows whose predicted
+    class differs, `beyond_tolerance` rows with a number that differs by more than the shadow's
+    tolerance; `largest_difference` is absolute. `rank_correlation_sum` adds Spearman's coefficient
+    of each of the `ranked` rows that have at least two scores. `errors` are copies that the shadow
+    failed, `dropped` those that the budget did not let out. `latency` is the shadow's own.
+    """
+
+    model: str
+    version: str
+    stable: str
+    generation: int
+    shadow: str
+    started_at_ms: int
+    ended_at_ms: int
+    compared: int = 0
+    rows: int = 0
+    flips: int = 0
+    beyond_tolerance: int = 0
+    largest_difference: float = 0.0
+    rank_correlation_sum: float = 0.0
+    ranked: int = 0
+    errors: int = 0
+    dropped: int = 0
     latency: dict[int, int] = {}
 
 
@@ -75,12 +106,13 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True):
-    """One stream entry; exactly one of the three lists is filled, as the stream says."""
+    """One stream entry; only lists of its stream are filled: telemetry has windows and shadows."""
 
     instance: str
     boot: str
     sequence: int
     windows: tuple[TelemetryWindow, ...] = ()
+    shadows: tuple[ShadowWindow, ...] = ()
     exposures: tuple[Exposure, ...] = ()
     outcomes: tuple[Outcome, ...] = ()
     schema: int = SCHEMA
@@ -101,6 +133,8 @@ class InstanceReport(msgspec.Struct, frozen=True, kw_only=True):
     """What an instance serves from: the generation it applied, and the one it refused, if any.
 
     `dropped` counts messages that the bounded spool had to give up since this boot, by stream.
+    `pinned` are the models that an operator pinned to stable on this instance, `*` for all of them:
+    their splits are not in effect there.
     """
 
     instance: str
@@ -112,6 +146,7 @@ class InstanceReport(msgspec.Struct, frozen=True, kw_only=True):
     trips: tuple[BreakerTrip, ...] = ()
     dropped: dict[str, int] = {}
     stopping: bool = False
+    pinned: tuple[str, ...] = ()
     schema: int = SCHEMA
 
 

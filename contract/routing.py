@@ -17,6 +17,7 @@ from contract.bucketing import BUCKETS, bucket
 CHANNEL = "interlock:routing-table"
 
 Name = str
+Priority = Literal["high", "normal", "low"]
 # The variants that are no experiment's.
 STABLE = "stable"
 CANARY = "canary"
@@ -45,11 +46,17 @@ class Signature(Document, frozen=True):
 
 
 class VersionRoute(Document, frozen=True):
-    """Where a version answers: a cluster, and its name and number in Triton."""
+    """Where a version answers: a cluster, and its name and number in Triton.
+
+    `warmup` is the JSON list of the requests, each a list of inputs as the protocol writes them,
+    that the version must have answered before it is routed to; empty stands for one request of
+    zeros.
+    """
 
     cluster: Name
     triton_model: str
     triton_version: str
+    warmup: str = ""
 
 
 class CanarySplit(Document, tag="canary", tag_field="kind", frozen=True):
@@ -105,6 +112,28 @@ class Breaker(Document, frozen=True):
     open_ms: int = 5_000
 
 
+class Cache(Document, frozen=True):
+    """Answers of a model may be given again for `ttl_s`; `shared` keeps them in Redis as well."""
+
+    ttl_s: int = 60
+    shared: bool = False
+
+
+class Shadow(Document, frozen=True):
+    """Copies of stable's requests go to `version`: those of units in buckets `[0, share_bp)`.
+
+    Outputs agree when labels are equal and numbers differ by no more than
+    `absolute_tolerance + relative_tolerance × |stable's number|`.
+    """
+
+    id: str
+    salt: str
+    version: str
+    share_bp: int
+    absolute_tolerance: float = 1e-5
+    relative_tolerance: float = 1e-3
+
+
 class UnitKey(Document, frozen=True):
     """Where a request carries its unit: a header, or a request parameter."""
 
@@ -124,16 +153,42 @@ class ModelRoute(Document, frozen=True):
     breaker: Breaker = Breaker()
     unit_key: UnitKey = UnitKey()
     timeout_ms: int = 1_000
+    cache: Cache | None = None
+    shadow: Shadow | None = None
 
 
 class Cluster(Document, frozen=True):
+    """Endpoints that hold the same versions.
+
+    A call that has no answer after `hedge_after_ms` is sent to a second endpoint as well; None
+    sends no call twice.
+    """
+
     endpoints: tuple[str, ...]
+    hedge_after_ms: int | None = None
+
+
+class Tenant(Document, frozen=True):
+    """Who may ask, and how much: `keys` are SHA-256 digests of API keys, in lower-case hex.
+
+    None of a limit is no limit. `burst` is how many requests may come at once when the quota was
+    not used; by default as many as a second brings.
+    """
+
+    keys: tuple[str, ...]
+    requests_per_s: float | None = None
+    burst: int | None = None
+    concurrency_max: int | None = None
+    priority: Priority = "normal"
 
 
 class RoutingTable(Document, frozen=True):
     generation: int
     models: dict[Name, ModelRoute]
     clusters: dict[Name, Cluster]
+    tenants: dict[Name, Tenant] = {}
+    # Without it a request that brings no key is answered too, as nobody's.
+    key_required: bool = False
     schema: Literal[1] = SCHEMA  # type: ignore[assignment]
 
 
@@ -170,9 +225,12 @@ def check(table: RoutingTable) -> None:
             raise TableError(f"{name}: stable version {model.stable!r} is not among its versions")
         if model.split is not None:
             _check_split(name, model, model.split)
+        if model.shadow is not None:
+            _check_shadow(name, model, model.shadow)
     for cluster_name, cluster in table.clusters.items():
         if not cluster.endpoints:
             raise TableError(f"cluster {cluster_name!r} has no endpoint")
+    _check_keys(table.tenants)
 
 
 def _check_split(name: str, model: ModelRoute, split: CanarySplit | ExperimentSplit) -> None:
@@ -191,3 +249,19 @@ def _check_split(name: str, model: ModelRoute, split: CanarySplit | ExperimentSp
         raise TableError(f"{name}: a share of the split is outside 0 to {BUCKETS}")
     if model.stable is None:
         raise TableError(f"{name}: a split needs a stable version")
+
+
+def _check_shadow(name: str, model: ModelRoute, shadow: Shadow) -> None:
+    if shadow.version not in model.versions:
+        raise TableError(f"{name}: shadow version {shadow.version!r} is not served")
+    if not 0 <= shadow.share_bp <= BUCKETS:
+        raise TableError(f"{name}: the shadow's share is outside 0 to {BUCKETS}")
+
+
+def _check_keys(tenants: dict[Name, Tenant]) -> None:
+    owners: dict[str, Name] = {}
+    for name, tenant in tenants.items():
+        for key in tenant.keys:
+            owner = owners.setdefault(key, name)
+            if owner != name:
+                raise TableError(f"tenants {owner!r} and {name!r} share a key")

@@ -1,6 +1,7 @@
 """One example of everything the planes exchange; `golden/` holds their bytes.
 
-The golden files are what an older or a newer side would send: change them only together with
+The golden files are what an older or a newer side would send. A new field with a default writes
+them anew and leaves `golden/first/`, which must still be read; anything else needs another
 `contract.SCHEMA`. `python -m tests.contract.examples` writes them anew.
 """
 
@@ -11,16 +12,27 @@ from pathlib import Path
 
 from contract import messages, routing
 from contract.bucketing import bucket
-from contract.messages import Batch, BreakerTrip, Exposure, InstanceReport, Outcome, TelemetryWindow
+from contract.messages import (
+    Batch,
+    BreakerTrip,
+    Exposure,
+    InstanceReport,
+    Outcome,
+    ShadowWindow,
+    TelemetryWindow,
+)
 from contract.routing import (
     Batching,
     Breaker,
+    Cache,
     CanarySplit,
     Cluster,
     ExperimentSplit,
     ModelRoute,
     RoutingTable,
+    Shadow,
     Signature,
+    Tenant,
     Tensor,
     UnitKey,
     VariantRoute,
@@ -87,6 +99,8 @@ WORDS = ModelRoute(
     breaker=Breaker(window=50, failures=20, open_ms=2_000),
     unit_key=UnitKey(header="x-customer", parameter="customer"),
     timeout_ms=250,
+    cache=Cache(ttl_s=300, shared=True),
+    shadow=Shadow(id="shadow-1", salt="sh", version="4", share_bp=1_000),
 )
 RETIRED = ModelRoute(
     signature=Signature(
@@ -100,7 +114,19 @@ RETIRED = ModelRoute(
 TABLE = RoutingTable(
     generation=42,
     models={"digits": DIGITS, "words": WORDS, "retired": RETIRED},
-    clusters={"main": Cluster(endpoints=("127.0.0.1:8000", "http://127.0.0.1:8010"))},
+    clusters={
+        "main": Cluster(endpoints=("127.0.0.1:8000", "http://127.0.0.1:8010"), hedge_after_ms=40)
+    },
+    tenants={
+        "shop": Tenant(
+            keys=("2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae",),
+            requests_per_s=500.0,
+            burst=1_000,
+            concurrency_max=64,
+            priority="high",
+        )
+    },
+    key_required=True,
 )
 _SENDER = {"instance": "dp-1", "boot": "6b05f2edff6d9106"}
 WINDOWS = Batch(
@@ -123,7 +149,29 @@ WINDOWS = Batch(
             unit_errors=2,
             anonymous=5,
             anonymous_errors=1,
+            cache_hits=11,
             latency={80: 100, 96: 17},
+        ),
+    ),
+    shadows=(
+        ShadowWindow(
+            model="words",
+            version="4",
+            stable="3",
+            generation=42,
+            shadow="shadow-1",
+            started_at_ms=1_795_552_013_000,
+            ended_at_ms=1_795_552_014_000,
+            compared=40,
+            rows=44,
+            flips=2,
+            beyond_tolerance=3,
+            largest_difference=0.25,
+            rank_correlation_sum=41.5,
+            ranked=44,
+            errors=1,
+            dropped=7,
+            latency={90: 40},
         ),
     ),
 )
@@ -170,6 +218,7 @@ REPORT = InstanceReport(
         ),
     ),
     dropped={messages.STREAM_TELEMETRY: 4},
+    pinned=("words",),
 )
 BATCHES = {"windows": WINDOWS, "exposures": EXPOSURES, "outcomes": OUTCOMES}
 

@@ -22,3 +22,23 @@ def test_this_side_reads_the_golden_batches(name):
 
 def test_this_side_reads_the_golden_report():
     assert messages.decode_report((GOLDEN / "report.json").read_bytes()) == REPORT
+
+
+def test_this_side_reads_the_first_table():
+    table = routing.decode((GOLDEN / "first" / "routing_table.json").read_bytes())
+    assert table.tenants == {}
+    assert {name: model.split for name, model in table.models.items()} == {
+        name: model.split for name, model in TABLE.models.items()
+    }
+
+
+@pytest.mark.parametrize("name", sorted(BATCHES))
+def test_this_side_reads_the_first_batches(name):
+    batch = messages.decode_batch((GOLDEN / "first" / f"{name}.msgpack").read_bytes())
+    assert batch.sequence == BATCHES[name].sequence
+
+
+def test_this_side_reads_the_first_report():
+    report = messages.decode_report((GOLDEN / "first" / "report.json").read_bytes())
+    assert report.trips == REPORT.trips
+    assert report.pinned == ()

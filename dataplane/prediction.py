@@ -1,0 +1,253 @@
+"""One prediction after its request was read: decide, batch, answer, fall back, count.
+
+A prediction is a small state machine that its batcher calls back. It ends exactly once, with an
+answer or a refusal. A version that fails a request for which there is another way gets the blame,
+and stable gets the request, while the deadline allows.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from time import monotonic
+
+from dataplane.batching import QueueFull
+from dataplane.codec import InferRequest
+from dataplane.errors import Refusal, unavailable
+from dataplane.http_protocol import Exchange
+from dataplane.plain import write_plain
+from dataplane.reply import NotJson, Output, write_answer
+from dataplane.serving import FIRST_ATTEMPT, Lane, LiveModel, Serving
+from dataplane.telemetry import Telemetry
+from dataplane.triton import Fault, TritonError
+
+log = logging.getLogger("interlock.dataplane")
+
+# Writes an answer whose rows begin at the number given: header lines, and the body. Raises NotJson.
+Form = Callable[[LiveModel, Lane, InferRequest, list[Output], int], tuple[bytes, bytes]]
+
+_REFUSALS: dict[Fault, tuple[int, str]] = {
+    Fault.REFUSED: (400, "refused_by_version"),
+    Fault.FAILED: (500, "version_failed"),
+    Fault.DEAD: (503, "version_unavailable"),
+    Fault.UNREACHABLE: (503, "serving_unreachable"),
+    Fault.TIMEOUT: (504, "deadline_exceeded"),
+}
+
+
+def infer_form(
+    model: LiveModel, lane: Lane, request: InferRequest, outputs: list[Output], start: int
+) -> tuple[bytes, bytes]:
+    """Write the answer of an infer request, as JSON or with binary tensors behind it."""
+    body, json_length = write_answer(lane.head, request, outputs, start)
+    if json_length is None:
+        return lane.headers, body
+    length = b"inference-header-content-length: %d\r\n" % json_length
+    return lane.binary_headers + length, body
+
+
+def plain_form(
+    model: LiveModel, lane: Lane, request: InferRequest, outputs: list[Output], start: int
+) -> tuple[bytes, bytes]:
+    """Write the answer of `POST /predict`."""
+    return lane.headers, write_plain(model.name, lane.decision, request, outputs, start)
+
+
+class Prediction:
+    """The job that a batcher sees, and what becomes of its request."""
+
+    __slots__ = (
+        "_arrived_at",
+        "_exchange",
+        "_first",
+        "_form",
+        "_lane",
+        "_model",
+        "_serving",
+        "_submitted_at",
+        "_telemetry",
+        "_unit",
+        "deadline",
+        "hurried",
+        "request",
+    )
+
+    def __init__(
+        self,
+        serving: Serving,
+        telemetry: Telemetry,
+        exchange: Exchange,
+        form: Form,
+        model: LiveModel,
+        request: InferRequest,
+        unit: str | None,
+        arrived_at: float,
+    ) -> None:
+        # Makes the lanes.
+        self._serving = serving
+        # Where exposures go.
+        self._telemetry = telemetry
+        # Takes the answer.
+        self._exchange = exchange
+        # Writes it.
+        self._form = form
+        # The model, under the generation that the request met.
+        self._model = model
+        # The tensors.
+        self.request = request
+        # Who asks; None for a request without a unit.
+        self._unit = unit
+        # Monotonic seconds; the loop's own clock is only exact to a millisecond.
+        self._arrived_at = arrived_at
+        # When it was queued for the version it is with now.
+        self._submitted_at = arrived_at
+        # When the version it is with must have answered.
+        self.deadline = arrived_at + model.timeout_s
+        # See `batching.Job`.
+        self.hurried = False
+        # The lane that the request is in now.
+        self._lane: Lane
+        # The lane that failed it before, and how.
+        self._first: tuple[Lane, TritonError] | None = None
+
+    def start(self, version: str | None) -> None:
+        """Decide who answers and queue for it. Raises Refusal."""
+        model = self._model
+        router = model.router
+        decision = router.decide(self._unit) if version is None else router.explicit(version)
+        lane = model.lanes.get(decision) or self._serving.lane(model, decision)
+        if lane.fallback is not None:
+            # What is left of the time is for the fallback.
+            self.deadline = self._arrived_at + FIRST_ATTEMPT * model.timeout_s
+        self._enter(lane, self._arrived_at)
+
+    def answered(self, outputs: list[Output], start: int, dispatched_at: float) -> None:
+        """Take the rows from `start` on as the answer."""
+        try:
+            headers, body = self._form(self._model, self._lane, self.request, outputs, start)
+        except NotJson as error:
+            self.failed(TritonError(Fault.FAILED, str(error)))
+            return
+        except Exception:
+            # The neighbours in the batch still wait for their rows.
+            log.exception("an answer could not be written")
+            self.failed(TritonError(Fault.FAILED, "the answer could not be written"))
+            return
+        now = monotonic()
+        self._count_answer(now)
+        self._respond(headers, body, dispatched_at, now)
+
+    def failed(self, error: TritonError) -> None:
+        """Go to stable where there is a way, or answer with the failure."""
+        lane = self._lane
+        now = monotonic()
+        if error.fault is Fault.REFUSED:
+            lane.runtime.breaker.released()
+        else:
+            lane.runtime.breaker.failed(now, error.message, dead=error.fault.is_dead)
+        if lane.fallback is not None:
+            self._fall_back(lane, lane.fallback, error)
+            return
+        status, code = _REFUSALS[error.fault]
+        if error.fault is Fault.REFUSED:
+            # Stable refuses it as well, so nobody is to blame but the request.
+            lane.runtime.stats.count("invalid")
+        elif self._first is None:
+            self._blame(lane, fell_back=False)
+        elif self._first[1].fault is Fault.REFUSED:
+            self._blame(self._first[0], fell_back=True)
+        retry_after_s = 1 if status == 503 else None
+        self._refuse(Refusal(status, code, error.message, retry_after_s=retry_after_s))
+
+    # --- the way in ----------------------------------------------------------------------------
+
+    def _enter(self, lane: Lane, now: float) -> None:
+        self._lane = lane
+        self._submitted_at = now
+        runtime = lane.runtime
+        breaker = runtime.breaker
+        if not breaker.calm and not breaker.admits(now, last_resort=lane.fallback is None):
+            self._turned_away(lane, "breaker_open", "the version's circuit breaker is open")
+            return
+        try:
+            runtime.batcher.submit(self)
+        except QueueFull:
+            breaker.released()
+            self._turned_away(lane, "queue_full", "the version has too many requests waiting")
+
+    def _turned_away(self, lane: Lane, code: str, message: str) -> None:
+        if lane.fallback is not None:
+            self._fall_back(lane, lane.fallback, TritonError(Fault.DEAD, code), code)
+            return
+        if self._first is None:
+            self._blame(lane, fell_back=False, status="rejected")
+        self._refuse(unavailable(code, message))
+
+    def _fall_back(
+        self, lane: Lane, fallback: Lane, error: TritonError, reason: str | None = None
+    ) -> None:
+        self._first = (lane, error)
+        reason = reason or error.fault.value
+        fallbacks = lane.runtime.stats.fallbacks
+        fallbacks[reason] = fallbacks.get(reason, 0) + 1
+        if error.fault is not Fault.REFUSED:
+            # A refusal is held against the version only if stable accepts the same request.
+            self._blame(lane, fell_back=True)
+        timeout_s = self._model.timeout_s
+        self.deadline = self._arrived_at + timeout_s
+        now = monotonic()
+        self.hurried = self.deadline - now < timeout_s / 2
+        self._enter(fallback, now)
+
+    # --- the way out ---------------------------------------------------------------------------
+
+    def _count_answer(self, now: float) -> None:
+        lane = self._lane
+        runtime = lane.runtime
+        if not runtime.breaker.calm:
+            runtime.breaker.succeeded()
+        runtime.stats.count("success")
+        runtime.stats.latency.observe(now - self._arrived_at)
+        first = self._first
+        if first is None:
+            lane.counter.answered(self._unit, (now - self._submitted_at) * 1e6)
+            if lane.decision.experiment:
+                self._expose(lane)
+        elif first[1].fault is Fault.REFUSED:
+            self._blame(first[0], fell_back=True)
+
+    def _blame(self, lane: Lane, *, fell_back: bool, status: str | None = None) -> None:
+        """Count the request as one that the version of `lane` failed."""
+        lane.counter.failed(self._unit, fell_back=fell_back)
+        lane.runtime.stats.count(status or ("fallback" if fell_back else "error"))
+        self._expose(lane)
+
+    def _expose(self, lane: Lane) -> None:
+        decision = lane.decision
+        if decision.experiment and self._unit is not None:
+            self._telemetry.expose(decision.split, self._unit, decision.variant, decision.version)
+
+    def _respond(self, headers: bytes, body: bytes, dispatched_at: float, now: float) -> None:
+        headers += b"server-timing: queue;dur=%.2f,infer;dur=%.2f,total;dur=%.2f\r\n" % (
+            (dispatched_at - self._submitted_at) * 1e3,
+            (now - dispatched_at) * 1e3,
+            (now - self._arrived_at) * 1e3,
+        )
+        if self._first is not None:
+            headers += self._fallback_header()
+        self._exchange.respond(200, body, headers)
+
+    def _refuse(self, refusal: Refusal) -> None:
+        headers = self._lane.provenance
+        if self._first is not None:
+            headers += self._fallback_header()
+        self._exchange.refuse(refusal, headers)
+
+    def _fallback_header(self) -> bytes:
+        assert self._first is not None
+        error = self._first[1]
+        reason = error.message if error.message in _TURNED_AWAY else error.fault.value
+        return b"x-interlock-fallback: %b\r\n" % reason.encode()
+
+
+_TURNED_AWAY = ("breaker_open", "queue_full")
