@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import count
 from time import monotonic
 
-from dataplane.codec import InferRequest, check_unit, load_object
+from dataplane.codec import check_unit, load_object
 from dataplane.errors import Refusal, bad_request
 from dataplane.http_protocol import Exchange
 from dataplane.prediction import Prediction, infer_form, plain_form
