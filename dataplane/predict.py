@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import count
 from time import monotonic
+from typing import TypeVar
 
-from dataplane.codec import check_unit, load_object
+from dataplane.caller import Caller
+from dataplane.codec import Codec, InferRequest, check_unit, load_object
 from dataplane.errors import Refusal, bad_request
 from dataplane.http_protocol import Exchange
-from dataplane.prediction import Prediction, infer_form, plain_form
+from dataplane.prediction import Form, Prediction, infer_form, plain_form
 from dataplane.serving import LiveModel, Serving
 from dataplane.telemetry import Telemetry
+
+T = TypeVar("T")
 
 
 class Predictor:
@@ -32,23 +37,29 @@ class Predictor:
         self._ids = count(1)
 
     def infer(self, exchange: Exchange, name: str, version: str | None) -> None:
-        """Answer an infer request of the Open Inference Protocol. Raises Refusal."""
+        """Answer an infer request of the Open Inference Protocol over HTTP. Raises Refusal."""
+        self.predict(exchange, exchange, name, version, _read_infer, infer_form)
+
+    def predict(
+        self,
+        caller: Caller,
+        asked: T,
+        name: str,
+        version: str | None,
+        read: Callable[[Codec, T], InferRequest],
+        form: Form,
+    ) -> None:
+        """Answer `caller`, whose request `asked` is understood by `read`. Raises Refusal."""
         arrived_at = monotonic()
         model = self.serving.model(name)
         try:
-            headers = exchange.headers
-            if b"content-encoding" in headers:
-                raise Refusal(415, "unsupported_encoding", "compressed bodies are not supported")
-            length = headers.get(b"inference-header-content-length")
-            request = model.codec.read_infer(
-                exchange.body, None if length is None else _header_length(length, exchange.body)
-            )
-            unit = request.unit or self._unit(headers, model)
+            request = read(model.codec, asked)
+            unit = request.unit or self._unit(caller.headers, model)
         except Refusal:
             self._count_invalid(model, version)
             raise
         Prediction(
-            self.serving, self.telemetry, exchange, infer_form, model, request, unit, arrived_at
+            self.serving, self.telemetry, caller, form, model, request, unit, arrived_at
         ).start(version)
 
     def plain(self, exchange: Exchange) -> None:
@@ -98,6 +109,15 @@ class Predictor:
         if decided in model.route.versions:
             decision = model.router.explicit(decided)
             self.serving.lane(model, decision).runtime.stats.count("invalid")
+
+
+def _read_infer(codec: Codec, exchange: Exchange) -> InferRequest:
+    headers = exchange.headers
+    if b"content-encoding" in headers:
+        raise Refusal(415, "unsupported_encoding", "compressed bodies are not supported")
+    length = headers.get(b"inference-header-content-length")
+    body = exchange.body
+    return codec.read_infer(body, None if length is None else _header_length(length, body))
 
 
 def _header_length(value: bytes, body: bytes) -> int:

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from time import monotonic
 
 from dataplane.batching import QueueFull
+from dataplane.caller import Caller
 from dataplane.codec import InferRequest
 from dataplane.errors import Refusal, unavailable
-from dataplane.http_protocol import Exchange
 from dataplane.plain import write_plain
 from dataplane.reply import NotJson, Output, write_answer
 from dataplane.serving import FIRST_ATTEMPT, Lane, LiveModel, Serving
@@ -58,7 +58,7 @@ class Prediction:
 
     __slots__ = (
         "_arrived_at",
-        "_exchange",
+        "_caller",
         "_first",
         "_form",
         "_lane",
@@ -76,7 +76,7 @@ class Prediction:
         self,
         serving: Serving,
         telemetry: Telemetry,
-        exchange: Exchange,
+        caller: Caller,
         form: Form,
         model: LiveModel,
         request: InferRequest,
@@ -88,7 +88,7 @@ class Prediction:
         # Where exposures go.
         self._telemetry = telemetry
         # Takes the answer.
-        self._exchange = exchange
+        self._caller = caller
         # Writes it.
         self._form = form
         # The model, under the generation that the request met.
@@ -235,13 +235,13 @@ class Prediction:
         )
         if self._first is not None:
             headers += self._fallback_header()
-        self._exchange.respond(200, body, headers)
+        self._caller.respond(200, body, headers)
 
     def _refuse(self, refusal: Refusal) -> None:
         headers = self._lane.provenance
         if self._first is not None:
             headers += self._fallback_header()
-        self._exchange.refuse(refusal, headers)
+        self._caller.refuse(refusal, headers)
 
     def _fallback_header(self) -> bytes:
         assert self._first is not None
