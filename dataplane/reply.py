@@ -90,6 +90,15 @@ class Output:
         width = prod(self.inner)
         return b"".join(self._pieces[start * width : stop * width])
 
+    @property
+    def size_bytes(self) -> int:
+        """The bytes of all rows of the batch."""
+        return len(self._data)
+
+    def view(self, start: int, stop: int) -> memoryview:
+        """Return rows `start` to `stop` without a copy; not for BYTES, whose rows differ."""
+        return self._data[start * self._width : stop * self._width]
+
     def _head(self, rows: int) -> bytes:
         return b'{"name":%b,"datatype":"%b","shape":[%b],"data":[' % (
             orjson.dumps(self.name),

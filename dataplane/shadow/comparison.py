@@ -1,0 +1,225 @@
+"""How the answer of a shadow differs from that of stable: pure functions of two answers.
+
+Outputs of integers, booleans and strings are labels; a row flips where one of them differs. Without
+a label the class of a row is the place of the largest of its scores, the first floating output with
+two or more elements a row. Work comes in slices that take well under a millisecond; what would not
+fit is left out: elements of a row beyond `ELEMENTS_MAX`, and string outputs of more than
+`STRING_BYTES_MAX` in one reply.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import prod, sqrt
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dataplane.datatypes import Datatype, as_array
+
+# Elements of one row that are compared, and of one output in a slice.
+ELEMENTS_MAX = 1_024
+# Ranking costs some microseconds a row, however short it is.
+SLICE_ROWS_MAX = 16
+STRING_BYTES_MAX = 64 * 1024
+
+Floats = NDArray[np.float64]
+
+
+class Answer(Protocol):
+    """One output of a reply; `dataplane.reply.Output` is one."""
+
+    datatype: Datatype
+    inner: tuple[int, ...]
+
+    @property
+    def size_bytes(self) -> int: ...
+
+    def view(self, start: int, stop: int) -> memoryview: ...
+
+    def raw(self, start: int, stop: int) -> bytes: ...
+
+
+Pair = tuple[Answer, Answer]
+
+
+@dataclass(slots=True)
+class Difference:
+    """What some rows of two answers differ in; the names are those of the ShadowWindow."""
+
+    rows: int = 0
+    flips: int = 0
+    beyond_tolerance: int = 0
+    largest_difference: float = 0.0
+    rank_correlation_sum: float = 0.0
+    ranked: int = 0
+
+    def add(self, other: Difference) -> None:
+        """Count the rows of `other` as well."""
+        self.rows += other.rows
+        self.flips += other.flips
+        self.beyond_tolerance += other.beyond_tolerance
+        self.largest_difference = max(self.largest_difference, other.largest_difference)
+        self.rank_correlation_sum += other.rank_correlation_sum
+        self.ranked += other.ranked
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """Numbers agree within `absolute + relative × |stable's number|`."""
+
+    absolute: float
+    relative: float
+
+
+class Comparison:
+    """Two answers to one request; `slices` compares some rows at a time."""
+
+    __slots__ = ("_live", "_pairs", "_rows", "_scores", "_shadow", "_tolerance")
+
+    def __init__(
+        self,
+        live: tuple[Sequence[Answer], int],
+        shadow: tuple[Sequence[Answer], int],
+        rows: int,
+        tolerance: Tolerance,
+    ) -> None:
+        # Stable's outputs and the shadow's, in the order of the signature.
+        self._pairs: list[Pair] = list(zip(live[0], shadow[0], strict=True))
+        # Where the request's rows begin in either.
+        self._live, self._shadow = live[1], shadow[1]
+        # How many rows the request has.
+        self._rows = rows
+        # What numbers may differ by.
+        self._tolerance = tolerance
+        # The output that ranks classes.
+        self._scores = _scores(self._pairs)
+
+    def slices(self) -> Iterator[Difference]:
+        """Yield the differences of a few rows at a time; together they are all of them."""
+        width = max((prod(live.inner) for live, _ in self._pairs), default=1)
+        step = max(1, min(SLICE_ROWS_MAX, ELEMENTS_MAX // max(width, 1)))
+        for at in range(0, self._rows, step):
+            yield self._compare(at, min(at + step, self._rows))
+
+    def _compare(self, start: int, stop: int) -> Difference:
+        rows = stop - start
+        found = Difference(rows=rows)
+        flipped = np.zeros(rows, bool)
+        beyond = np.zeros(rows, bool)
+        labelled = False
+        for pair in self._pairs:
+            if is_label(pair[0].datatype):
+                labelled = True
+                flipped |= self._labels_differ(pair, start, stop)
+            elif pair[0].inner != pair[1].inner:
+                beyond[:] = True
+            else:
+                live, shadow = self._numbers(pair, start, stop)
+                outside, largest = beyond_tolerance(live, shadow, self._tolerance)
+                beyond |= outside
+                found.largest_difference = max(found.largest_difference, largest)
+        if self._scores is not None:
+            live, shadow = self._numbers(self._scores, start, stop)
+            if not labelled:
+                flipped |= live.argmax(axis=1) != shadow.argmax(axis=1)
+            _rank(found, live, shadow)
+        found.flips = int(flipped.sum())
+        found.beyond_tolerance = int(beyond.sum())
+        return found
+
+    def _labels_differ(self, pair: Pair, start: int, stop: int) -> NDArray[np.bool_]:
+        live, shadow = pair
+        rows = stop - start
+        if live.inner != shadow.inner:
+            return np.ones(rows, bool)
+        at, other = self._live + start, self._shadow + start
+        if live.datatype.size:
+            ours = _block(live, at, rows)
+            differs: NDArray[np.bool_] = (ours != _block(shadow, other, rows)).any(axis=1)
+            return differs
+        if max(live.size_bytes, shadow.size_bytes) > STRING_BYTES_MAX:
+            return np.zeros(rows, bool)
+        return np.array(
+            [live.raw(at + i, at + i + 1) != shadow.raw(other + i, other + i + 1)
+             for i in range(rows)]
+        )  # fmt: skip
+
+    def _numbers(self, pair: Pair, start: int, stop: int) -> tuple[Floats, Floats]:
+        rows = stop - start
+        return (
+            _block(pair[0], self._live + start, rows).astype(np.float64),
+            _block(pair[1], self._shadow + start, rows).astype(np.float64),
+        )
+
+
+def is_label(datatype: Datatype) -> bool:
+    """Return whether elements of `datatype` name a class instead of measuring something."""
+    return datatype.name not in ("FP16", "BF16", "FP32", "FP64")
+
+
+def beyond_tolerance(
+    live: Floats, shadow: Floats, tolerance: Tolerance
+) -> tuple[NDArray[np.bool_], float]:
+    """Return which rows hold a number beyond `tolerance`, and the largest finite difference.
+
+    NaN agrees with NaN and an infinity with itself; against a number either is beyond.
+    """
+    with np.errstate(invalid="ignore", over="ignore"):
+        differences = np.abs(live - shadow)
+        allowed = tolerance.absolute + tolerance.relative * np.abs(live)
+        finite = np.isfinite(live) & np.isfinite(shadow)
+        same = (live == shadow) | (np.isnan(live) & np.isnan(shadow))
+        agree = np.where(finite, differences <= allowed, same)
+    largest = float(differences.max(where=finite, initial=0.0))
+    return ~agree.all(axis=1), min(largest, sys.float_info.max)
+
+
+def rank_correlation(live: Floats, shadow: Floats) -> float | None:
+    """Return Spearman's coefficient of two rows of scores: Pearson's of their average ranks.
+
+    None where it does not exist: fewer than two scores, all of them tied on a side, or a NaN.
+    """
+    if len(live) < 2 or np.isnan(live).any() or np.isnan(shadow).any():
+        return None
+    ours = _centred_ranks(live)
+    theirs = _centred_ranks(shadow)
+    scale = float(ours @ ours) * float(theirs @ theirs)
+    if scale == 0.0:
+        return None
+    return max(-1.0, min(1.0, float(ours @ theirs) / sqrt(scale)))
+
+
+def _centred_ranks(scores: Floats) -> Floats:
+    """Return each score's rank less the mean rank; tied scores share the middle of theirs."""
+    ordered = np.sort(scores)
+    below = ordered.searchsorted(scores, "left")
+    upto = ordered.searchsorted(scores, "right")
+    ranks: Floats = (below + upto - len(scores)) / 2.0
+    return ranks
+
+
+def _rank(found: Difference, live: Floats, shadow: Floats) -> None:
+    for ours, theirs in zip(live, shadow, strict=True):
+        coefficient = rank_correlation(ours, theirs)
+        if coefficient is not None:
+            found.rank_correlation_sum += coefficient
+            found.ranked += 1
+
+
+def _scores(pairs: list[Pair]) -> Pair | None:
+    for live, shadow in pairs:
+        if not is_label(live.datatype) and live.inner == shadow.inner and prod(live.inner) >= 2:
+            return live, shadow
+    return None
+
+
+def _block(answer: Answer, start: int, rows: int) -> NDArray[np.generic]:
+    """Return `rows` rows from `start` on, a row of the array each, cut at `ELEMENTS_MAX`."""
+    data = answer.view(start, start + rows)
+    if rows == 1:
+        data = data[: ELEMENTS_MAX * answer.datatype.size]
+    return as_array(answer.datatype, data).reshape(rows, -1)

@@ -1,0 +1,131 @@
+"""Adds up what copies came to, a window for each (model, shadow, generation) between two drains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from contract.histogram import index_of
+from contract.messages import ShadowWindow
+from dataplane.shadow.comparison import Difference
+
+Clock = Callable[[], float]
+# (model, shadow's version, stable version, generation, the shadow's id).
+Key = tuple[str, str, str, int, str]
+
+
+class ShadowCounter:
+    """The open window of one key."""
+
+    __slots__ = (
+        "_clock",
+        "_started_at",
+        "compared",
+        "difference",
+        "dropped",
+        "errors",
+        "key",
+        "latency",
+        "outstanding",
+    )
+
+    def __init__(self, key: Key, clock: Clock) -> None:
+        # Whose copies these are.
+        self.key = key
+        # Unix seconds.
+        self._clock = clock
+        # Copies that are still under way and will be counted here.
+        self.outstanding = 0
+        # When the first copy of the open window was counted; None before it.
+        self._started_at: float | None = None
+        self._clear()
+
+    def answered(self, latency_us: float) -> None:
+        """Count the time that the shadow took for an answer."""
+        self._begin()
+        index = index_of(latency_us)
+        self.latency[index] = self.latency.get(index, 0) + 1
+
+    def differed(self, difference: Difference) -> None:
+        """Count a copy that has both answers, and how they differ."""
+        self._begin()
+        self.compared += 1
+        self.difference.add(difference)
+
+    def failed(self) -> None:
+        """Count a copy that the shadow failed."""
+        self._begin()
+        self.errors += 1
+
+    def drop(self) -> None:
+        """Count a copy that was not let out."""
+        self._begin()
+        self.dropped += 1
+
+    def take(self) -> ShadowWindow | None:
+        """Return the open window and begin another, or None when nothing happened."""
+        if self._started_at is None:
+            return None
+        model, version, stable, generation, shadow = self.key
+        difference = self.difference
+        window = ShadowWindow(
+            model=model,
+            version=version,
+            stable=stable,
+            generation=generation,
+            shadow=shadow,
+            started_at_ms=int(self._started_at * 1000),
+            ended_at_ms=int(max(self._clock(), self._started_at) * 1000),
+            compared=self.compared,
+            rows=difference.rows,
+            flips=difference.flips,
+            beyond_tolerance=difference.beyond_tolerance,
+            largest_difference=difference.largest_difference,
+            rank_correlation_sum=difference.rank_correlation_sum,
+            ranked=difference.ranked,
+            errors=self.errors,
+            dropped=self.dropped,
+            latency=self.latency,
+        )
+        self._clear()
+        return window
+
+    def _begin(self) -> None:
+        if self._started_at is None:
+            self._started_at = self._clock()
+
+    def _clear(self) -> None:
+        self._started_at = None
+        self.compared = 0
+        self.errors = 0
+        self.dropped = 0
+        self.difference = Difference()
+        self.latency: dict[int, int] = {}
+
+
+class ShadowTelemetry:
+    """All counters of shadows; one whose table is gone leaves with the last of its copies."""
+
+    def __init__(self, clock: Clock) -> None:
+        # Unix seconds.
+        self._clock = clock
+        # Open counters; there are no more than shadows asked for and copies under way.
+        self._counters: dict[Key, ShadowCounter] = {}
+
+    def counter(self, key: Key) -> ShadowCounter:
+        """Return the counter of `key`, making it when it is new."""
+        counter = self._counters.get(key)
+        if counter is None:
+            counter = self._counters[key] = ShadowCounter(key, self._clock)
+        return counter
+
+    def drain(self) -> list[ShadowWindow]:
+        """Return what gathered since the last call."""
+        windows = []
+        for key, counter in list(self._counters.items()):
+            window = counter.take()
+            if window is not None:
+                windows.append(window)
+            elif counter.outstanding == 0:
+                # It is made again with the next copy.
+                del self._counters[key]
+        return windows

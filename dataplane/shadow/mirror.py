@@ -1,0 +1,406 @@
+"""Copies of live requests: which leave, what they may cost, and what becomes of them.
+
+A copy is made after the live answer was written, in a later turn of the loop. It has its own
+connections, queue and breaker, and a place in a budget of copies and of bytes that all shadows of
+the process share; without a place it is dropped. It is dropped too while stable has more rows
+waiting than its next batch takes, since Triton's time belongs to live traffic first. Answers are
+compared a slice at a time, and for no more than a fifth of the loop's time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from random import randrange
+from time import monotonic
+
+from contract.bucketing import BUCKETS, bucket
+from contract.messages import ShadowWindow
+from contract.routing import ModelRoute, RoutingTable, Shadow
+from dataplane.batching import Batcher, QueueFull
+from dataplane.breaker import Breaker
+from dataplane.codec import InferRequest
+from dataplane.reply import Output
+from dataplane.shadow.comparison import Comparison, Difference, Tolerance
+from dataplane.shadow.counting import Clock, Key, ShadowCounter, ShadowTelemetry
+from dataplane.triton import Fault, Triton, TritonError
+
+log = logging.getLogger("interlock.dataplane")
+
+COPIES_MAX = 64
+BYTES_MAX = 64 * 1024 * 1024
+# The loop leaves its time to others for so long, then compares for no longer than this.
+PAUSE_S = 0.004
+COMPARE_S = 0.001
+
+
+@dataclass(slots=True)
+class ShadowStats:
+    """What the copies to one version came to since the table named it as a shadow.
+
+    `results` counts `compared` and `failed`, and what was dropped by why: `budget`, `busy`,
+    `breaker_open`.
+    """
+
+    results: dict[str, int] = field(default_factory=dict)
+    trips: int = 0
+
+    def count(self, result: str) -> None:
+        self.results[result] = self.results.get(result, 0) + 1
+
+    def tripped(self, reason: str) -> None:
+        """Take note that the breaker opened. It is no trip of a version that serves."""
+        self.trips += 1
+        log.warning("shadow.breaker_open: %s", reason)
+
+
+@dataclass(slots=True)
+class ShadowRuntime:
+    """The queue and the breaker of one shadow; `origin` is all that they depend on."""
+
+    origin: tuple[object, ...]
+    batcher: Batcher
+    breaker: Breaker
+    stats: ShadowStats
+
+
+class Copy:
+    """The job that the shadow's batcher sees, with the live answer to compare with."""
+
+    __slots__ = (
+        "_live",
+        "_start",
+        "comparison",
+        "counter",
+        "deadline",
+        "found",
+        "held_bytes",
+        "hurried",
+        "mirror",
+        "request",
+        "submitted_at",
+    )
+
+    def __init__(
+        self, mirror: Mirror, request: InferRequest, outputs: list[Output], start: int
+    ) -> None:
+        # Whose copy it is.
+        self.mirror = mirror
+        # Where it is counted, whatever table is applied by then.
+        self.counter: ShadowCounter = mirror.shadows.telemetry.counter(mirror.key)
+        # The tensors of the live request, not copied.
+        self.request = request
+        # The outputs of the live batch.
+        self._live = outputs
+        # Where the rows of the request begin in them.
+        self._start = start
+        # What it keeps in memory, as far as the budget knows.
+        self.held_bytes = 0
+        # See `batching.Job`.
+        self.deadline = 0.0
+        # See `batching.Job`.
+        self.hurried = False
+        # When it joined the queue of the shadow.
+        self.submitted_at = 0.0
+        # What is left to compare, once both answers are there.
+        self.comparison: Iterator[Difference]
+        # What was found so far.
+        self.found = Difference()
+
+    def answered(self, outputs: list[Output], start: int, dispatched_at: float) -> None:
+        """Take the shadow's answer."""
+        mirror = self.mirror
+        now = monotonic()
+        mirror.runtime.breaker.succeeded()
+        self.counter.answered((now - self.submitted_at) * 1e6)
+        comparison = Comparison(
+            (self._live, self._start), (outputs, start), self.request.rows, mirror.tolerance
+        )
+        self.comparison = comparison.slices()
+        mirror.shadows.compare(self, sum(output.size_bytes for output in outputs))
+
+    def failed(self, error: TritonError) -> None:
+        """Count that the shadow failed where stable did not."""
+        breaker = self.mirror.runtime.breaker
+        if error.fault is Fault.REFUSED:
+            breaker.released()
+        else:
+            breaker.failed(monotonic(), error.message, dead=error.fault.is_dead)
+        self.mirror.shadows.end(self, "failed")
+
+    def weigh(self) -> int:
+        """Return the bytes that it keeps alive: the request, and the whole of the live reply."""
+        tensors = sum(map(len, self.request.tensors))
+        return tensors + sum(output.size_bytes for output in self._live)
+
+
+class Mirror:
+    """Decides which answers of one stable version are copied, under one generation."""
+
+    __slots__ = (
+        "_live",
+        "_rows_max",
+        "_salt",
+        "_share_bp",
+        "key",
+        "runtime",
+        "shadows",
+        "timeout_s",
+        "tolerance",
+    )
+
+    def __init__(
+        self,
+        shadows: Shadows,
+        runtime: ShadowRuntime,
+        live: Batcher,
+        route: ModelRoute,
+        settings: Shadow,
+        key: Key,
+    ) -> None:
+        # Holds the budget.
+        self.shadows = shadows
+        # Takes the copies.
+        self.runtime = runtime
+        # The queue of stable, which goes first.
+        self._live = live
+        # Rows that the next batch of that queue takes.
+        self._rows_max = route.batching.max_batch_size if route.batched else 1
+        # The shadow's own, so that its units are none of the split's.
+        self._salt = settings.salt
+        # Units in buckets below this are copied.
+        self._share_bp = settings.share_bp
+        # When outputs agree.
+        self.tolerance = Tolerance(settings.absolute_tolerance, settings.relative_tolerance)
+        # How long a copy may take.
+        self.timeout_s = route.timeout_ms / 1000
+        # Whose window it is.
+        self.key = key
+
+    @property
+    def live_is_busy(self) -> bool:
+        """True while stable has more rows waiting than its next batch takes."""
+        return self._live.waiting_rows > self._rows_max
+
+    def offer(
+        self, request: InferRequest, outputs: list[Output], start: int, unit: str | None
+    ) -> None:
+        """Copy `request`, which stable answered with the rows from `start` on, if it is its turn.
+
+        Never raises: the caller has other people's answers to write.
+        """
+        try:
+            point = bucket(self._salt, unit) if unit is not None else randrange(BUCKETS)  # noqa: S311
+            if point < self._share_bp:
+                self.shadows.take(self, request, outputs, start)
+        except Exception:
+            log.exception("a request could not be copied")
+
+    def drop(self, why: str) -> None:
+        """Count a copy that is not let out."""
+        self.shadows.telemetry.counter(self.key).drop()
+        self.runtime.stats.count(why)
+
+
+class Shadows:
+    """What all shadows of the process share: connections, the budget, the time to compare."""
+
+    def __init__(
+        self,
+        triton: Triton,
+        loop: asyncio.AbstractEventLoop,
+        clock: Clock,
+        *,
+        batches_max: int = 2,
+        copies_max: int = COPIES_MAX,
+        bytes_max: int = BYTES_MAX,
+    ) -> None:
+        # Sends the copies, on connections that no live request uses.
+        self._triton = triton
+        # Runs what is put off.
+        self._loop = loop
+        # Batches of one shadow under way at once.
+        self._batches_max = batches_max
+        # Copies that may exist at once.
+        self._copies_max = copies_max
+        # Bytes that they may keep in memory.
+        self._bytes_max = bytes_max
+        # Where copies are counted.
+        self.telemetry = ShadowTelemetry(clock)
+        # Copies that wait, are under way or are being compared.
+        self.copies = 0
+        # Bytes that they keep.
+        self.held_bytes = 0
+        # Shadows that were met, by model and version.
+        self._runtimes: dict[tuple[str, str], ShadowRuntime] = {}
+        # Copies made in this turn of the loop, to be sent in the next.
+        self._taken: deque[Copy] = deque()
+        # Copies with both answers.
+        self._comparing: deque[Copy] = deque()
+        # A turn of `_compare_some` is due.
+        self._compare_due = False
+
+    def apply(self, table: RoutingTable, addresses: set[str]) -> None:
+        """Forget the shadows that `table` does not have; `addresses` are its endpoints."""
+        for key in [key for key in self._runtimes if not _has_shadow(table, key)]:
+            del self._runtimes[key]
+        self._triton.keep_only(addresses)
+
+    def mirror(self, name: str, table: RoutingTable, live: Batcher) -> Mirror | None:
+        """Return what copies the requests that `live` answers for the model `name`, if any."""
+        route = table.models[name]
+        settings = route.shadow
+        if settings is None or settings.share_bp == 0 or route.stable is None:
+            return None
+        key = (name, settings.version, route.stable, table.generation, settings.id)
+        return Mirror(self, self._runtime(name, table), live, route, settings, key)
+
+    def drain(self) -> list[ShadowWindow]:
+        """Return the windows that gathered since the last call."""
+        return self.telemetry.drain()
+
+    def runtimes(self) -> Iterator[tuple[str, str, ShadowRuntime]]:
+        """Yield model, version and state of each shadow that was met."""
+        for (name, version), runtime in self._runtimes.items():
+            yield name, version, runtime
+
+    def close(self) -> None:
+        """Close the idle connections."""
+        self._triton.close()
+
+    # --- the way out ---------------------------------------------------------------------------
+
+    def take(
+        self, mirror: Mirror, request: InferRequest, outputs: list[Output], start: int
+    ) -> None:
+        """Keep a copy for the next turn of the loop: the live answers of this one go first."""
+        if self.copies >= self._copies_max:
+            mirror.drop("budget")
+            return
+        copy = Copy(mirror, request, outputs, start)
+        self.copies += 1
+        copy.counter.outstanding += 1
+        if not self._taken:
+            self._loop.call_soon(self._send_taken)
+        self._taken.append(copy)
+
+    def _send_taken(self) -> None:
+        taken, self._taken = self._taken, deque()
+        for copy in taken:
+            why = self._hindrance(copy)
+            if why is None:
+                self._send(copy)
+            else:
+                self.end(copy, why)
+
+    def _hindrance(self, copy: Copy) -> str | None:
+        """Return why `copy` may not leave; charge the budget when it may."""
+        mirror = copy.mirror
+        if mirror.live_is_busy:
+            return "busy"
+        weight = copy.weigh()
+        if self.held_bytes + weight > self._bytes_max:
+            return "budget"
+        breaker = mirror.runtime.breaker
+        if not breaker.calm and not breaker.admits(monotonic()):
+            return "breaker_open"
+        self._hold(copy, weight)
+        return None
+
+    def _send(self, copy: Copy) -> None:
+        runtime = copy.mirror.runtime
+        copy.submitted_at = monotonic()
+        copy.deadline = copy.submitted_at + copy.mirror.timeout_s
+        try:
+            runtime.batcher.submit(copy)
+        except QueueFull:
+            runtime.breaker.released()
+            self.end(copy, "budget")
+
+    # --- the way back --------------------------------------------------------------------------
+
+    def compare(self, copy: Copy, reply_bytes: int) -> None:
+        """Queue a copy that has both answers; `reply_bytes` is what the second one keeps."""
+        if self.held_bytes + reply_bytes > self._bytes_max:
+            self.end(copy, "budget")
+            return
+        self._hold(copy, reply_bytes)
+        self._comparing.append(copy)
+        if not self._compare_due:
+            self._compare_due = True
+            self._loop.call_later(PAUSE_S, self._compare_some)
+
+    def _compare_some(self) -> None:
+        until = monotonic() + COMPARE_S
+        while self._comparing and monotonic() < until:
+            copy = self._comparing[0]
+            result = self._compare_slice(copy)
+            if result is not None:
+                self._comparing.popleft()
+                self.end(copy, result)
+        self._compare_due = bool(self._comparing)
+        if self._compare_due:
+            self._loop.call_later(PAUSE_S, self._compare_some)
+
+    def _compare_slice(self, copy: Copy) -> str | None:
+        """Compare a few rows; return the result of the copy once there is one."""
+        try:
+            found = next(copy.comparison, None)
+        except Exception:
+            # Stable's answer was read before, so what cannot be read is the shadow's.
+            log.exception("the answer of a shadow cannot be compared")
+            return "failed"
+        if found is None:
+            return "compared"
+        copy.found.add(found)
+        return None
+
+    def end(self, copy: Copy, result: str) -> None:
+        """Count what became of `copy`, and give its place back."""
+        counter = copy.counter
+        if result == "compared":
+            counter.differed(copy.found)
+        elif result == "failed":
+            counter.failed()
+        else:
+            counter.drop()
+        copy.mirror.runtime.stats.count(result)
+        counter.outstanding -= 1
+        self.copies -= 1
+        self.held_bytes -= copy.held_bytes
+
+    def _hold(self, copy: Copy, weight: int) -> None:
+        copy.held_bytes += weight
+        self.held_bytes += weight
+
+    def _runtime(self, name: str, table: RoutingTable) -> ShadowRuntime:
+        route = table.models[name]
+        assert route.shadow is not None
+        versioned = route.versions[route.shadow.version]
+        addresses = table.clusters[versioned.cluster].endpoints
+        origin = (
+            versioned, addresses, route.signature, route.batched, route.batching, route.breaker,
+        )  # fmt: skip
+        key = (name, route.shadow.version)
+        runtime = self._runtimes.get(key)
+        if runtime is not None and runtime.origin == origin:
+            return runtime
+        stats = runtime.stats if runtime is not None else ShadowStats()
+        batcher = Batcher(
+            route, versioned, addresses, self._triton, self._loop, _ignore, self._batches_max
+        )
+        breaker = Breaker(route.breaker, stats.tripped)
+        runtime = self._runtimes[key] = ShadowRuntime(origin, batcher, breaker, stats)
+        return runtime
+
+
+def _has_shadow(table: RoutingTable, key: tuple[str, str]) -> bool:
+    model = table.models.get(key[0])
+    return model is not None and model.shadow is not None and model.shadow.version == key[1]
+
+
+def _ignore(rows: int) -> None:
+    """Batches of copies are none of the version's."""
