@@ -7,6 +7,7 @@ Traffic shares are integers in basis points of 10,000.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 import msgspec
@@ -28,8 +29,11 @@ class TableError(ValueError):
     """A routing table that must not be applied; the message says what is wrong and where."""
 
 
-class Document(msgspec.Struct, frozen=True, kw_only=True):
-    """Base of the parts of a table: immutable; unknown fields of a later minor are ignored."""
+class Document(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """Base of the parts of a table: immutable; unknown fields of a later minor are ignored.
+
+    They cannot form cycles, so the collector need not look at the hundreds of thousands of them.
+    """
 
 
 class Tensor(Document, frozen=True):
@@ -50,13 +54,14 @@ class VersionRoute(Document, frozen=True):
 
     `warmup` is the JSON list of the requests, each a list of inputs as the protocol writes them,
     that the version must have answered before it is routed to; empty stands for one request of
-    zeros.
+    zeros. `created_at_ms` is when the version was registered, 0 where that is not known.
     """
 
     cluster: Name
     triton_model: str
     triton_version: str
     warmup: str = ""
+    created_at_ms: int = 0
 
 
 class CanarySplit(Document, tag="canary", tag_field="kind", frozen=True):
@@ -194,11 +199,26 @@ class RoutingTable(Document, frozen=True):
 
 _encoder = msgspec.json.Encoder(order="deterministic")
 _decoder = msgspec.json.Decoder(RoutingTable)
+_models_decoder = msgspec.json.Decoder(dict[Name, ModelRoute])
 
 
 def encode(table: RoutingTable) -> bytes:
-    """Return the canonical JSON of `table`: the same table always gives the same bytes."""
-    return _encoder.encode(table)
+    """Return the canonical JSON of `table`: the same table always gives the same bytes.
+
+    Each model has a line of its own, and no other line ends: a reader that must not stop for a
+    large table takes it in pieces, and knows what did not change by its bytes (`pieces`).
+    """
+    fields = []
+    for name in table.__struct_fields__:
+        value = getattr(table, name)
+        text = _model_lines(value) if name == "models" else _encoder.encode(value)
+        fields.append(b'"%b":%b' % (name.encode(), text))
+    return b"{%b}" % b",".join(fields)
+
+
+def _model_lines(models: dict[Name, ModelRoute]) -> bytes:
+    entries = [b"%b:%b" % (_encoder.encode(n), _encoder.encode(models[n])) for n in sorted(models)]
+    return b"{\n%b\n}" % b",\n".join(entries)
 
 
 def decode(data: bytes) -> RoutingTable:
@@ -207,26 +227,73 @@ def decode(data: bytes) -> RoutingTable:
     Raises:
         TableError: it is not JSON, not of a known schema, or contradicts itself.
     """
-    try:
-        table = _decoder.decode(data)
-    except msgspec.DecodeError as error:
-        raise TableError(f"not a routing table of schema {SCHEMA}: {error}") from error
+    table = decode_unchecked(data)
     check(table)
     return table
+
+
+def decode_unchecked(data: bytes) -> RoutingTable:
+    """Parse a table. Raises TableError when it is not JSON or not of a known schema."""
+    try:
+        return _decoder.decode(data)
+    except msgspec.DecodeError as error:
+        raise TableError(f"not a routing table of schema {SCHEMA}: {error}") from error
+
+
+def pieces(data: bytes) -> tuple[bytes, Iterator[bytes]] | None:
+    """Take a table apart without parsing it: the table with no models, and each model's line.
+
+    Returns None for a table whose models have no lines of their own. JSON has no raw line end
+    within a string, so that a line cannot end inside of one.
+    """
+    first, last = data.find(b"\n"), data.rfind(b"\n")
+    if (
+        first == last
+        or not data.endswith(b'"models":{', 0, first)
+        or data[last + 1 : last + 2] != b"}"
+    ):
+        return None
+    return data[:first] + data[last + 1 :], _lines(data, first + 1, last)
+
+
+def _lines(data: bytes, start: int, end: int) -> Iterator[bytes]:
+    while start < end:
+        stop = data.find(b"\n", start)
+        if line := data[start:stop].rstrip(b","):
+            yield line
+        start = stop + 1
+
+
+def decode_models(line: bytes) -> dict[Name, ModelRoute]:
+    """Parse one line of `pieces`. Raises TableError."""
+    try:
+        return _models_decoder.decode(b"{%b}" % line)
+    except msgspec.DecodeError as error:
+        raise TableError(f"not a model of schema {SCHEMA}: {error}") from error
 
 
 def check(table: RoutingTable) -> None:
     """Raise TableError unless every name in `table` leads somewhere and every share is possible."""
     for name, model in table.models.items():
-        for number, version in model.versions.items():
-            if version.cluster not in table.clusters:
-                raise TableError(f"{name}:{number} is on unknown cluster {version.cluster!r}")
-        if model.stable is not None and model.stable not in model.versions:
-            raise TableError(f"{name}: stable version {model.stable!r} is not among its versions")
-        if model.split is not None:
-            _check_split(name, model, model.split)
-        if model.shadow is not None:
-            _check_shadow(name, model, model.shadow)
+        check_model(name, model, table.clusters)
+    check_frame(table)
+
+
+def check_model(name: Name, model: ModelRoute, clusters: dict[Name, Cluster]) -> None:
+    """Raise TableError when `model` contradicts itself or is on a cluster that is not there."""
+    for number, version in model.versions.items():
+        if version.cluster not in clusters:
+            raise TableError(f"{name}:{number} is on unknown cluster {version.cluster!r}")
+    if model.stable is not None and model.stable not in model.versions:
+        raise TableError(f"{name}: stable version {model.stable!r} is not among its versions")
+    if model.split is not None:
+        _check_split(name, model, model.split)
+    if model.shadow is not None:
+        _check_shadow(name, model, model.shadow)
+
+
+def check_frame(table: RoutingTable) -> None:
+    """Raise TableError when what is no model contradicts itself."""
     for cluster_name, cluster in table.clusters.items():
         if not cluster.endpoints:
             raise TableError(f"cluster {cluster_name!r} has no endpoint")

@@ -12,7 +12,10 @@ from contract.routing import (
     VariantRoute,
     check,
     decode,
+    decode_models,
+    decode_unchecked,
     encode,
+    pieces,
 )
 from tests.contract.examples import DIGITS, TABLE, WORDS
 
@@ -71,6 +74,29 @@ def test_it_refuses_a_table_that_contradicts_itself(table, message):
 def test_a_table_without_models_is_a_table():
     empty = RoutingTable(generation=1, models={}, clusters={})
     assert decode(encode(empty)) == empty
+
+
+def test_a_table_in_pieces_is_the_same_table():
+    parts = pieces(encode(TABLE))
+    assert parts is not None
+    frame, lines = parts
+    models = {name: model for line in lines for name, model in decode_models(line).items()}
+    assert msgspec.structs.replace(decode_unchecked(frame), models=models) == TABLE
+    assert len(models) == len(TABLE.models)
+
+
+def test_a_name_with_a_line_end_is_in_one_piece():
+    table = msgspec.structs.replace(TABLE, models={"a\n,": TABLE.models["digits"]})
+    frame, lines = pieces(encode(table)) or (b"", iter(()))
+    assert [list(decode_models(line)) for line in lines] == [["a\n,"]]
+    assert decode_unchecked(frame).models == {}
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"{}", b"\n\n", b"{\n}", b'{"models":{\n}\n', b'{\n "models":{\n}\n}\n']
+)
+def test_a_table_that_has_no_lines_of_models_has_no_pieces(data):
+    assert pieces(data) is None
 
 
 @given(st.text(max_size=20))
