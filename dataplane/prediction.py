@@ -136,6 +136,9 @@ class Prediction:
         now = monotonic()
         self._count_answer(now)
         self._respond(headers, body, dispatched_at, now)
+        mirror = self._lane.mirror
+        if mirror is not None and self._first is None:
+            mirror.offer(self.request, outputs, start, self._unit)
 
     def failed(self, error: TritonError) -> None:
         """Go to stable where there is a way, or answer with the failure."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import orjson
 
 from contract.messages import BreakerTrip
-from contract.routing import CanarySplit, ModelRoute, RoutingTable
+from contract.routing import EXPLICIT, CanarySplit, ModelRoute, RoutingTable
 from dataplane.batching import Batcher
 from dataplane.breaker import Breaker
 from dataplane.codec import Codec
@@ -23,6 +23,7 @@ from dataplane.errors import Refusal, unavailable
 from dataplane.http_protocol import JSON
 from dataplane.metrics import VersionStats
 from dataplane.router import Decision, Router
+from dataplane.shadow.mirror import Mirror, Shadows
 from dataplane.telemetry import DEFAULT_INTERVAL_S, Counter, Telemetry
 from dataplane.triton import Triton
 
@@ -48,6 +49,7 @@ class Lane:
     """Everything that a request needs once its decision is made.
 
     `fallback` is where it goes when this version fails it, None where there is nowhere to go.
+    `mirror` copies it to a shadow after the answer, None where there is no shadow.
     """
 
     decision: Decision
@@ -58,6 +60,7 @@ class Lane:
     headers: bytes
     binary_headers: bytes
     fallback: Lane | None
+    mirror: Mirror | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -83,6 +86,7 @@ class Serving:
         loop: asyncio.AbstractEventLoop,
         in_flight_max: int,
         wall_clock: Callable[[], float] = time.time,
+        shadows: Shadows | None = None,
     ) -> None:
         # Sends the batches.
         self._triton = triton
@@ -94,6 +98,8 @@ class Serving:
         self._in_flight_max = in_flight_max
         # Unix seconds, for the reports of trips.
         self._wall_clock = wall_clock
+        # Copies requests to shadows; without it no table's shadow gets any.
+        self.shadows = shadows
         # The table that requests are answered from; None before the first.
         self.table: RoutingTable | None = None
         # Models that were asked for since the table was applied.
@@ -124,6 +130,8 @@ class Serving:
             del self._stats[key]
         used = {address for cluster in table.clusters.values() for address in cluster.endpoints}
         self._triton.keep_only(used)
+        if self.shadows is not None:
+            self.shadows.apply(table, used)
 
     def model(self, name: str) -> LiveModel:
         """Return the model `name`. Raises Refusal (404, or 503 before the first table)."""
@@ -195,9 +203,20 @@ class Serving:
             headers=JSON + provenance,
             binary_headers=b"content-type: application/octet-stream\r\n" + provenance,
             fallback=fallback,
+            mirror=self._mirror(model, decision),
         )
         model.lanes[decision] = lane
         return lane
+
+    def _mirror(self, model: LiveModel, decision: Decision) -> Mirror | None:
+        """Return what copies the requests of a lane of stable's; explicit ones are smoke tests."""
+        route = model.route
+        if self.shadows is None or self.table is None or route.shadow is None:
+            return None
+        if decision.version != route.stable or decision.variant == EXPLICIT:
+            return None
+        live = self._version(model, decision.version).batcher
+        return self.shadows.mirror(model.name, route, self.table, live)
 
     def _version(self, model: LiveModel, version: str) -> VersionRuntime:
         assert self.table is not None

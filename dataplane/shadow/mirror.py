@@ -249,14 +249,16 @@ class Shadows:
             del self._runtimes[key]
         self._triton.keep_only(addresses)
 
-    def mirror(self, name: str, table: RoutingTable, live: Batcher) -> Mirror | None:
-        """Return what copies the requests that `live` answers for the model `name`, if any."""
-        route = table.models[name]
+    def mirror(
+        self, name: str, route: ModelRoute, table: RoutingTable, live: Batcher
+    ) -> Mirror | None:
+        """Return what copies the requests that `live` answers for stable, if any are to be."""
         settings = route.shadow
         if settings is None or settings.share_bp == 0 or route.stable is None:
             return None
         key = (name, settings.version, route.stable, table.generation, settings.id)
-        return Mirror(self, self._runtime(name, table), live, route, settings, key)
+        runtime = self._runtime(name, route, settings, table)
+        return Mirror(self, runtime, live, route, settings, key)
 
     def drain(self) -> list[ShadowWindow]:
         """Return the windows that gathered since the last call."""
@@ -376,15 +378,15 @@ class Shadows:
         copy.held_bytes += weight
         self.held_bytes += weight
 
-    def _runtime(self, name: str, table: RoutingTable) -> ShadowRuntime:
-        route = table.models[name]
-        assert route.shadow is not None
-        versioned = route.versions[route.shadow.version]
+    def _runtime(
+        self, name: str, route: ModelRoute, settings: Shadow, table: RoutingTable
+    ) -> ShadowRuntime:
+        versioned = route.versions[settings.version]
         addresses = table.clusters[versioned.cluster].endpoints
         origin = (
             versioned, addresses, route.signature, route.batched, route.batching, route.breaker,
         )  # fmt: skip
-        key = (name, route.shadow.version)
+        key = (name, settings.version)
         runtime = self._runtimes.get(key)
         if runtime is not None and runtime.origin == origin:
             return runtime
