@@ -50,6 +50,9 @@ class Config:
     connections_max: int = 4_096
     endpoint_connections_max: int = 64
     batches_in_flight_max: int = 4
+    shadow_connections_max: int = 2
+    shadow_in_flight_max: int = 64
+    shadow_bytes_max: int = 64 * 1024 * 1024
     spool_bytes_max: int = 64 * 1024 * 1024
     limits: Limits = Limits()
 
@@ -72,6 +75,9 @@ def load(environ: Mapping[str, str]) -> Config:
         connections_max=_positive(environ, "INTERLOCK_CONNECTIONS_MAX", int, 4_096),
         endpoint_connections_max=_positive(environ, "INTERLOCK_ENDPOINT_CONNECTIONS_MAX", int, 64),
         batches_in_flight_max=_positive(environ, "INTERLOCK_BATCHES_IN_FLIGHT_MAX", int, 4),
+        shadow_connections_max=_positive(environ, "INTERLOCK_SHADOW_CONNECTIONS_MAX", int, 2),
+        shadow_in_flight_max=_positive(environ, "INTERLOCK_SHADOW_IN_FLIGHT_MAX", int, 64),
+        shadow_bytes_max=_positive(environ, "INTERLOCK_SHADOW_BYTES_MAX", int, 64 * 1024 * 1024),
         spool_bytes_max=_positive(environ, "INTERLOCK_SPOOL_BYTES_MAX", int, 64 * 1024 * 1024),
         limits=_limits(environ),
     )

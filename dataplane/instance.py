@@ -17,6 +17,7 @@ from dataplane.config import Config
 from dataplane.http_protocol import HttpConnection, Server
 from dataplane.predict import Predictor
 from dataplane.serving import Serving
+from dataplane.shadow.mirror import Shadows
 from dataplane.spool import Spool
 from dataplane.stream import Publisher
 from dataplane.sync import Sync, TableFile
@@ -47,8 +48,23 @@ class Instance:
         self.triton = Triton(loop, config.endpoint_connections_max)
         # Counters and exposures.
         self.telemetry = Telemetry(time.time)
+        # Copies of requests; their connections are their own, so that no live request waits.
+        self.shadows = Shadows(
+            Triton(loop, config.shadow_connections_max),
+            loop,
+            time.time,
+            batches_max=config.shadow_connections_max,
+            copies_max=config.shadow_in_flight_max,
+            bytes_max=config.shadow_bytes_max,
+        )
         # The applied table at run time.
-        self.serving = Serving(self.triton, self.telemetry, loop, config.batches_in_flight_max)
+        self.serving = Serving(
+            self.triton,
+            self.telemetry,
+            loop,
+            config.batches_in_flight_max,
+            shadows=self.shadows,
+        )
         # One client for streams and wake-ups; it reconnects by itself.
         self._redis = _redis_client(config)
         # The client of the control plane.
@@ -62,6 +78,7 @@ class Instance:
             boot=self.boot,
             interval_s=config.telemetry_interval_s,
             generation=lambda: self.serving.generation,
+            shadows=self.shadows.drain,
         )
         # Keeps the table at its newest.
         self.sync = Sync(
@@ -121,6 +138,7 @@ class Instance:
         except TimeoutError:
             log.warning("stop: the last report or the last telemetry did not leave in time")
         self.triton.close()
+        self.shadows.close()
         await self._redis.aclose()  # type: ignore[attr-defined]
         await self._control.aclose()
         log.info("stopped: after %.1f s", self._loop.time() - started_at)

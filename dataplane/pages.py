@@ -7,6 +7,7 @@ import time
 from dataplane.heartbeat import Heartbeat
 from dataplane.metrics import Labels, Page, VersionStats
 from dataplane.serving import Serving, VersionRuntime
+from dataplane.shadow.mirror import Shadows
 from dataplane.stream import Publisher
 from dataplane.sync import Sync
 
@@ -24,6 +25,8 @@ def metrics_page(
     ]
     _add_versions(page, rows)
     _add_queues(page, rows)
+    if serving.shadows is not None:
+        _add_shadows(page, serving.shadows)
     _add_instance(page, serving, publisher, sync, heartbeats)
     return page.text()
 
@@ -86,6 +89,47 @@ def _add_queues(page: Page, rows: list[Row]) -> None:
         "counter",
         "How often the circuit breaker opened.",
         [(labels, stats.trips) for labels, stats, _ in live],
+    )
+
+
+def _add_shadows(page: Page, shadows: Shadows) -> None:
+    rows = [
+        ((("model_name", name), ("model_version", version)), runtime)
+        for name, version, runtime in shadows.runtimes()
+    ]
+    page.family(
+        "interlock_shadow_copies_total",
+        "counter",
+        "Copies of requests to a shadow, by what became of them.",
+        [
+            ((*labels, ("result", result)), value)
+            for labels, runtime in rows
+            for result, value in sorted(runtime.stats.results.items())
+        ],
+    )
+    page.family(
+        "interlock_shadow_breaker_state",
+        "gauge",
+        "Circuit breaker of a shadow: 0 closed, 1 half-open, 2 open.",
+        [(labels, runtime.breaker.state.value) for labels, runtime in rows],
+    )
+    page.family(
+        "interlock_shadow_breaker_trips_total",
+        "counter",
+        "How often the circuit breaker of a shadow opened.",
+        [(labels, runtime.stats.trips) for labels, runtime in rows],
+    )
+    page.family(
+        "interlock_shadow_in_flight",
+        "gauge",
+        "Copies that wait, are under way or are being compared, of all shadows.",
+        [((), shadows.copies)],
+    )
+    page.family(
+        "interlock_shadow_bytes",
+        "gauge",
+        "Bytes that those copies keep in memory.",
+        [((), shadows.held_bytes)],
     )
 
 

@@ -23,6 +23,7 @@ from contract.messages import (
     STREAMS,
     Batch,
     Outcome,
+    ShadowWindow,
     encode_batch,
 )
 from dataplane.heartbeat import Heartbeat
@@ -64,6 +65,7 @@ class Publisher:
         boot: str,
         interval_s: float,
         generation: Callable[[], int],
+        shadows: Callable[[], list[ShadowWindow]] = list,
     ) -> None:
         # What waits on disk.
         self._spool = spool
@@ -79,6 +81,8 @@ class Publisher:
         self._interval_s = interval_s
         # The generation that is applied now.
         self._generation = generation
+        # Takes the windows of shadows that gathered between two turns.
+        self._shadows = shadows
         # The last sequence given out, by stream.
         self._sequences = dict.fromkeys(STREAMS, 0)
         # Messages given up since this boot, by stream.
@@ -129,11 +133,16 @@ class Publisher:
         return stored
 
     async def flush_telemetry(self) -> None:
-        """Move windows and exposures from memory to the spool."""
+        """Move windows, those of shadows too, and exposures from memory to the spool."""
         windows, exposures = self._telemetry.drain(self._generation())
+        shadows = self._shadows()
         records = [
             self._record(STREAM_TELEMETRY, windows=tuple(windows[i : i + WINDOWS_PER_BATCH]))
             for i in range(0, len(windows), WINDOWS_PER_BATCH)
+        ]
+        records += [
+            self._record(STREAM_TELEMETRY, shadows=tuple(shadows[i : i + WINDOWS_PER_BATCH]))
+            for i in range(0, len(shadows), WINDOWS_PER_BATCH)
         ]
         records += [
             self._record(STREAM_EXPOSURES, exposures=tuple(exposures[i : i + EXPOSURES_PER_BATCH]))
@@ -144,7 +153,7 @@ class Publisher:
         try:
             await asyncio.to_thread(self._spool.append, records, durable=False)
         except (SpoolFull, OSError) as error:
-            self._dropped[STREAM_TELEMETRY] += len(windows)
+            self._dropped[STREAM_TELEMETRY] += len(windows) + len(shadows)
             self._dropped[STREAM_EXPOSURES] += len(exposures)
             log.warning("telemetry.dropped: %s", error)
         self._spooled.set()
