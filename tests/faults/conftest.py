@@ -1,0 +1,40 @@
+"""One whole stack for all fault tests, calm at the start of each."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from embedded.stack import running
+from tests.faults.ground import PARTS, SETTINGS, Ground
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.e2e)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Iterator[Ground]:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        tempfile.TemporaryDirectory(prefix="interlock-faults-") as directory,
+    ):
+        for name, value in SETTINGS.items():
+            patch.setenv(name, value)
+        with running(Path(directory), only=PARTS) as stack:
+            ground = Ground(stack)
+            with closing(ground.control):
+                yield ground
+
+
+@pytest.fixture
+def ground(shared: Ground) -> Ground:
+    """The stack, mended after whatever the test before did to it."""
+    shared.settle()
+    return shared

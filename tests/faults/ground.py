@@ -1,0 +1,185 @@
+"""The one real stack that all fault tests share, and the hands to break it with."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any
+
+import httpx
+import psycopg
+import redis
+
+from embedded.demo.control import Control
+from embedded.stack import Stack
+from embedded.state import ROOT
+from tests.faults.load import Question
+from tests.faults.seed import MODEL, PLAN, VERSIONS, write_artifact
+
+PARTS = (
+    "postgres", "redis", "triton", "dataplane", "migrate", "bootstrap", "web", "worker", "beat",
+    "ingest",
+)  # fmt: skip
+CONTROL_PLANE = ("web", "worker", "beat", "ingest")
+# What the stack's own processes are started with, so that nothing is waited for long.
+SETTINGS = {
+    "INTERLOCK_POLL_INTERVAL_S": "0.5",
+    "INTERLOCK_REPORT_INTERVAL_S": "0.5",
+    "INTERLOCK_TELEMETRY_INTERVAL_S": "0.3",
+}
+# How each part's leading process is told from the others of the stack.
+MARKS = {
+    "postgres": "/postgres -D",
+    "redis": "/valkey-server",
+    "triton": "/tritonserver",
+    "dataplane": "-m dataplane",
+    "web": "-m granian",
+    "worker": "controlplane worker",
+    "beat": "controlplane beat",
+    "ingest": "manage.py ingest",
+}
+BODY = b'{"inputs":[{"name":"features","datatype":"FP32","shape":[1,4],"data":[1,2,3,4]}]}'
+
+
+def wait_until(condition: Callable[[], Any], within_s: float, what: str) -> float:
+    """Poll until `condition` holds; return the seconds it took. What it raises counts as no."""
+    began = monotonic()
+    last: object = None
+    while monotonic() - began < within_s:
+        try:
+            last = condition()
+        except (OSError, httpx.HTTPError, psycopg.Error, redis.RedisError) as error:
+            last = error
+        else:
+            if last:
+                return monotonic() - began
+        sleep(0.05)
+    raise AssertionError(f"not within {within_s:g} s: {what} (last: {last!r})")
+
+
+def processes(parent: int | None = None) -> dict[int, str]:
+    """Return living processes and their command lines; only the children of `parent` if given."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        try:
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:
+            continue
+        if entry.name.isdigit() and fields[0] not in "ZX" and parent in (None, int(fields[1])):
+            found[int(entry.name)] = command
+    return found
+
+
+class Ground:
+    """What the tests know of the stack and do to it."""
+
+    def __init__(self, stack: Stack) -> None:
+        self.stack = stack
+        self.state = Path(stack.state_dir)
+        self.port = stack.ports["dataplane"]
+        self.triton = f"127.0.0.1:{stack.ports['triton_http']}"
+        self.artifact = write_artifact(self.state / "artifact")
+        self.question = Question(self.artifact)
+        command = [sys.executable, "-m", "tests.faults.seed", str(self.artifact)]
+        subprocess.run(command, cwd=ROOT, env=stack.env, check=True)
+        self.control = Control(stack)
+
+    # --- breaking things -----------------------------------------------------------------------
+
+    def pid(self, part: str) -> int:
+        """Return the pid of the part's leading process. Raises LookupError while there is none."""
+        for pid, command in processes(self.stack.pid).items():
+            if MARKS[part] in command:
+                return pid
+        raise LookupError(part)
+
+    def kill(self, *parts: str) -> float:
+        """SIGKILL to the leading process of each part; return the instant."""
+        pids = [self.pid(part) for part in parts]
+        at = monotonic()
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        return at
+
+    # --- looking -------------------------------------------------------------------------------
+
+    def rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
+        """Ask PostgreSQL."""
+        with psycopg.connect(self.stack.database_url, connect_timeout=2) as connection:
+            return connection.execute(query, values).fetchall()  # type: ignore[arg-type]
+
+    def counted(self) -> int:
+        """Return how many requests of the load reached the control plane's tables so far."""
+        query = (
+            "SELECT coalesce(sum(requests), 0) FROM rollouts_telemetryrow "
+            "WHERE model_name = %s AND instance = 'local' AND variant <> 'explicit'"
+        )
+        return int(self.rows(query, MODEL)[0][0])
+
+    def stored_outcomes(self, prefix: str) -> list[str]:
+        """Return the unit of each outcome row of a test, repeated ones repeatedly."""
+        query = "SELECT unit FROM experiments_outcomerow WHERE unit LIKE %s"
+        return [unit for (unit,) in self.rows(query, f"{prefix}-%")]
+
+    def redis(self) -> redis.Redis[bytes]:
+        return redis.Redis.from_url(self.stack.redis_url, socket_timeout=2)
+
+    # --- rollouts ------------------------------------------------------------------------------
+
+    def start_rollout(self, target: int | None = None) -> str:
+        """Start to make another version stable by the quick plan; return the rollout's path."""
+        stable = self.control.get(f"models/{MODEL}/")["stable"]
+        target = target or next(number for number in VERSIONS if number != stable)
+        body = {"model": MODEL, "version": str(target), "plan": PLAN}
+        return f"rollouts/{self.control.post('rollouts/', body)['id']}/"
+
+    def phase(self, path: str) -> str:
+        return str(self.control.get(path)["phase"])
+
+    # --- calm between two tests ----------------------------------------------------------------
+
+    def settle(self, within_s: float = 60.0) -> None:
+        """Return when everything lives, all versions answer, and no rollout is under way."""
+        wait_until(self._all_parts_live, within_s, "every part lives")
+        wait_until(self._all_answer, within_s, "web, Redis, PostgreSQL and all versions answer")
+        for rollout in self.control.get(f"rollouts/?model={MODEL}")["results"]:
+            if rollout["is_live"] and rollout["kind"] != "first":
+                self.control.post(f"rollouts/{rollout['id']}/abort/", {"reason": "test is over"})
+        wait_until(self._is_quiet, within_s, "no rollout is live and the newest table is applied")
+
+    def _all_parts_live(self) -> bool:
+        try:
+            return all(self.pid(part) for part in MARKS)
+        except LookupError:
+            return False
+
+    def _all_answer(self) -> bool:
+        with self.redis() as client:
+            client.ping()
+        self.rows("SELECT 1")
+        if httpx.get(f"{self.stack.urls.web}/healthz/ready").status_code != 200:
+            return False
+        model = f"{self.stack.urls.dataplane}/v2/models/{MODEL}"
+        paths = ["", *(f"/versions/{number}" for number in VERSIONS)]
+        return all(
+            httpx.post(f"{model}{path}/infer", content=BODY).status_code == 200 for path in paths
+        )
+
+    def _is_quiet(self) -> bool:
+        rollouts = self.control.get(f"rollouts/?model={MODEL}")["results"]
+        newest = self.rows("SELECT max(generation) FROM rollouts_publishedtable")[0][0]
+        ready = httpx.get(f"{self.stack.urls.dataplane}/v2/health/ready").json()
+        live = any(rollout["is_live"] for rollout in rollouts)
+        return not live and ready["generation"] == newest and not self._is_counting()
+
+    def _is_counting(self) -> bool:
+        """Return whether windows of the test before are still on their way."""
+        before = self.counted()
+        sleep(0.5)
+        return self.counted() != before
