@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from django.conf import settings
-from django.core.validators import RegexValidator
+from django.core.validators import MaxValueValidator, MinValueValidator, RegexValidator
 from django.db import models
 
 from apps.lib.transitions import Transition
@@ -18,6 +18,14 @@ from apps.models.states import DeploymentState
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 NAME_RULE = "at most 100 letters, digits, dots, dashes and underscores, a letter or digit first"
 valid_name = RegexValidator(NAME_PATTERN, f"A name has {NAME_RULE}.")
+valid_header = RegexValidator(
+    r"^[A-Za-z0-9][A-Za-z0-9-]*$", "A header's name has letters, digits and dashes only."
+)
+
+
+def between(least: float, most: float) -> list[Any]:
+    """Return the validators of a number: forms, the API and the services read their limits here."""
+    return [MinValueValidator(least), MaxValueValidator(most)]
 
 
 class RegisteredModel(models.Model):
@@ -33,10 +41,32 @@ class RegisteredModel(models.Model):
         "ModelVersion", null=True, blank=True, on_delete=models.PROTECT, related_name="+"
     )
     rollback_until = models.DateTimeField(null=True, blank=True)
-    timeout_ms = models.PositiveIntegerField(default=1_000)
-    max_batch_size = models.PositiveIntegerField(default=32)
-    max_queue_delay_us = models.PositiveIntegerField(default=5_000)
-    unit_header = models.CharField(max_length=100, default="x-unit-id")
+    timeout_ms = models.PositiveIntegerField(default=1_000, validators=between(1, 600_000))
+    max_batch_size = models.PositiveIntegerField(default=32, validators=between(1, 4_096))
+    max_queue_delay_us = models.PositiveIntegerField(
+        default=5_000, validators=between(0, 1_000_000)
+    )
+    # Rows that may wait for a version; beyond it the answer is 503 at once.
+    max_queue_size = models.PositiveIntegerField(
+        default=1_024, db_default=1_024, validators=between(1, 1_000_000)
+    )
+    # A version's breaker opens when `failures` of its last `window` answers failed.
+    breaker_window = models.PositiveIntegerField(
+        default=20, db_default=20, validators=between(1, 10_000)
+    )
+    breaker_failures = models.PositiveIntegerField(
+        default=10, db_default=10, validators=between(1, 10_000)
+    )
+    breaker_open_ms = models.PositiveIntegerField(
+        default=5_000, db_default=5_000, validators=between(100, 600_000)
+    )
+    # How long an answer may be given again; None: never.
+    cache_ttl_s = models.PositiveIntegerField(
+        null=True, blank=True, validators=between(1, 30 * 86_400)
+    )
+    # Keep cached answers in Redis as well, where all instances find them.
+    cache_shared = models.BooleanField(default=False, db_default=False)
+    unit_header = models.CharField(max_length=100, default="x-unit-id", validators=[valid_header])
     unit_parameter = models.CharField(max_length=100, default="unit_id")
     created_at = models.DateTimeField(auto_now_add=True)
 
@@ -47,7 +77,19 @@ class RegisteredModel(models.Model):
             models.CheckConstraint(
                 condition=models.Q(max_batch_size__gte=1, timeout_ms__gte=1),
                 name="model_batch_and_timeout_at_least_one",
-            )
+            ),
+            models.CheckConstraint(
+                condition=models.Q(breaker_failures__lte=models.F("breaker_window")),
+                name="model_breaker_within_its_window",
+                violation_error_message="breaker_failures cannot be more than breaker_window: "
+                "the breaker would never open.",
+            ),
+            models.CheckConstraint(
+                condition=models.Q(cache_shared=False) | models.Q(cache_ttl_s__isnull=False),
+                name="model_cache_shared_needs_ttl",
+                violation_error_message="cache_shared needs cache_ttl_s: without it nothing is "
+                "cached.",
+            ),
         ]
 
     def __str__(self) -> str:
@@ -133,6 +175,10 @@ class ServingCluster(models.Model):
     endpoints = models.JSONField()
     repository_path = models.CharField(max_length=1_000)
     is_default = models.BooleanField(default=False)
+    # A call without an answer after so long goes to a second endpoint as well; None: never.
+    hedge_after_ms = models.PositiveIntegerField(
+        null=True, blank=True, validators=between(1, 600_000)
+    )
 
     class Meta:
         ordering = ["name"]
@@ -196,6 +242,80 @@ class LiveSplit(models.Model):
     version_ids = models.JSONField(default=list)
     # The contract's split for the routing table; empty while its owner prepares and routes nothing.
     document = models.JSONField(default=dict)
+
+
+class Tenant(models.Model):
+    """An application, or a team of them, that asks for predictions, and how much it may ask.
+
+    None of a limit is no limit.
+    """
+
+    class Priority(models.TextChoices):
+        HIGH = "high"
+        NORMAL = "normal"
+        LOW = "low"
+
+    name = models.CharField(max_length=100, unique=True, validators=[valid_name])
+    requests_per_s = models.FloatField(null=True, blank=True, validators=between(0.001, 1_000_000))
+    # Requests at once after a rest; None: as many as a second brings.
+    burst = models.PositiveIntegerField(null=True, blank=True, validators=between(1, 1_000_000))
+    concurrency_max = models.PositiveIntegerField(
+        null=True, blank=True, validators=between(1, 100_000)
+    )
+    priority = models.CharField(max_length=10, choices=Priority.choices, default=Priority.NORMAL)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ["name"]
+        constraints = [
+            models.CheckConstraint(
+                condition=models.Q(burst__isnull=True) | models.Q(requests_per_s__isnull=False),
+                name="tenant_burst_needs_rate",
+                violation_error_message="burst needs requests_per_s: without a rate there is "
+                "nothing to burst above.",
+            )
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class ApiKey(models.Model):
+    """What an application of a tenant shows to get predictions. Only its SHA-256 is kept.
+
+    An API token, by contrast, lets a person or CI use the REST API (see `controlplane.models`).
+    """
+
+    tenant = models.ForeignKey(Tenant, on_delete=models.CASCADE, related_name="keys")
+    name = models.CharField(max_length=100)
+    digest = models.CharField(max_length=64, unique=True, editable=False)
+    # The key's last characters, to tell keys apart.
+    hint = models.CharField(max_length=4)
+    created_at = models.DateTimeField()
+    created_by = models.CharField(max_length=150)
+    revoked_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        verbose_name = "API key"
+        ordering = ["tenant", "-id"]
+
+    def __str__(self) -> str:
+        return f"{self.tenant}: {self.name} (…{self.hint})"
+
+
+class ServingPolicy(models.Model):
+    """What holds for every request of every model: one row, which the primary key keeps single."""
+
+    id = models.PositiveSmallIntegerField(primary_key=True, default=1, editable=False)
+    # Without it a request that brings no API key is answered too, as nobody's.
+    key_required = models.BooleanField(default=False)
+
+    class Meta:
+        verbose_name_plural = "serving policy"
+        constraints = [models.CheckConstraint(condition=models.Q(id=1), name="one_serving_policy")]
+
+    def __str__(self) -> str:
+        return "serving policy"
 
 
 class Role(models.TextChoices):

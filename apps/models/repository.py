@@ -22,7 +22,11 @@ RUNTIME = Path(__file__).parent / "triton_runtime" / "model.py"
 
 def triton_name(version: ModelVersion) -> str:
     """Return the name of a version's model in Triton, e.g. `digits.4`."""
-    return f"{version.model.name}.{version.number}"
+    return name_in_triton(version.model.name, version.number)
+
+
+def name_in_triton(model_name: str, number: int) -> str:
+    return f"{model_name}.{number}"
 
 
 def place_version(version: ModelVersion, cluster: ServingCluster) -> None:

@@ -176,6 +176,8 @@ class Instance(models.Model):
     refusal = models.TextField(blank=True)
     dropped = models.JSONField(default=dict)
     is_stopping = models.BooleanField(default=False)
+    # Models that its operator pinned to stable there, `*` for all: their splits have no effect.
+    pinned = models.JSONField(default=list, db_default=[])
     reported_at = models.DateTimeField()
 
     class Meta:
@@ -222,11 +224,42 @@ class TelemetryRow(models.Model):
     unit_errors = models.PositiveIntegerField()
     anonymous = models.PositiveIntegerField()
     anonymous_errors = models.PositiveIntegerField()
+    cache_hits = models.PositiveIntegerField(default=0, db_default=0)
     latency = models.JSONField(default=dict)
 
     class Meta:
         indexes = [
             models.Index(fields=["split", "generation"]),
+            models.Index(fields=["model_name", "ended_at"]),
+            models.Index(fields=["ended_at"]),
+        ]
+
+
+class ShadowRow(models.Model):
+    """A shadow window as it arrived; the contract's ShadowWindow tells what is counted."""
+
+    instance = models.CharField(max_length=200)
+    model_name = models.CharField(max_length=100)
+    version_number = models.CharField(max_length=20)
+    stable_number = models.CharField(max_length=20)
+    shadow = models.CharField(max_length=64)
+    generation = models.BigIntegerField()
+    started_at = models.DateTimeField()
+    ended_at = models.DateTimeField()
+    compared = models.PositiveIntegerField()
+    rows = models.PositiveIntegerField()
+    flips = models.PositiveIntegerField()
+    beyond_tolerance = models.PositiveIntegerField()
+    largest_difference = models.FloatField()
+    rank_correlation_sum = models.FloatField()
+    ranked = models.PositiveIntegerField()
+    errors = models.PositiveIntegerField()
+    dropped = models.PositiveIntegerField()
+    latency = models.JSONField(default=dict)
+
+    class Meta:
+        indexes = [
+            models.Index(fields=["shadow", "generation"]),
             models.Index(fields=["model_name", "ended_at"]),
             models.Index(fields=["ended_at"]),
         ]

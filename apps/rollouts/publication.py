@@ -10,17 +10,16 @@ import hashlib
 import logging
 from datetime import UTC, datetime, timedelta
 
+import msgspec
 import redis
 from django.conf import settings
 from django.db import connection, transaction
 from django.db.models import QuerySet
 
 from apps.lib.actors import Actor
-from apps.models.models import Deployment, RegisteredModel, ServingCluster
-from apps.models.repository import triton_name
-from apps.models.states import DeploymentState
 from apps.rollouts.models import BreakerTripRecord, Instance, PublishedTable
-from apps.rollouts.routing import ModelSnapshot, VersionSnapshot, compile_table
+from apps.rollouts.routing import compile_table
+from apps.rollouts.snapshots import read_snapshot
 from contract.messages import BreakerTrip, InstanceReport
 from contract.routing import CHANNEL, check, encode
 
@@ -28,6 +27,8 @@ log = logging.getLogger(__name__)
 
 # Any constant: it names the lock that publications take turns on.
 PUBLICATION_LOCK = 0x1E710C
+# What an instance reports when all its models are pinned to stable.
+PIN_ALL = "*"
 
 
 def publish_table(*, reason: str, actor: Actor, now: datetime) -> int:
@@ -44,12 +45,12 @@ def publish_table(*, reason: str, actor: Actor, now: datetime) -> int:
         cursor.execute("SELECT pg_advisory_xact_lock(%s)", [PUBLICATION_LOCK])
     last = PublishedTable.objects.order_by("-generation").only("generation", "digest").first()
     current = last.generation if last else 0
-    models, clusters = snapshot()
     # The digest is of the content: the generation is not part of what a table says.
-    digest = hashlib.sha256(encode(compile_table(0, models, clusters))).hexdigest()
+    table = compile_table(0, read_snapshot())
+    digest = hashlib.sha256(encode(table)).hexdigest()
     if last is not None and last.digest == digest:
         return current
-    table = compile_table(current + 1, models, clusters)
+    table = msgspec.structs.replace(table, generation=current + 1)
     check(table)
     PublishedTable.objects.create(
         generation=table.generation,
@@ -74,44 +75,6 @@ def _wake(generation: int) -> None:
     except redis.RedisError as error:
         # A lost nudge costs one poll interval.
         log.warning("table.nudge_failed generation=%d %s", generation, error)
-
-
-def snapshot() -> tuple[list[ModelSnapshot], dict[str, list[str]]]:
-    """Return what the current transaction sees of all models and clusters."""
-    placed: dict[int, list[VersionSnapshot]] = {}
-    deployments = Deployment.objects.exclude(state=DeploymentState.ABSENT).select_related(
-        "version__model", "cluster"
-    )
-    for deployment in deployments.order_by("pk"):
-        version = deployment.version
-        placed.setdefault(version.model_id, []).append(
-            VersionSnapshot(
-                number=version.number,
-                signature=version.signature,
-                batched=version.batched,
-                cluster=deployment.cluster.name,
-                triton_model=triton_name(version),
-                is_ready=deployment.state == DeploymentState.READY,
-            )
-        )
-    models = RegisteredModel.objects.select_related("stable", "live_split").order_by("name")
-    clusters = {c.name: c.endpoints for c in ServingCluster.objects.order_by("name")}
-    return [_model(model, placed.get(model.pk, [])) for model in models], clusters
-
-
-def _model(model: RegisteredModel, versions: list[VersionSnapshot]) -> ModelSnapshot:
-    split = getattr(model, "live_split", None)
-    return ModelSnapshot(
-        name=model.name,
-        stable=model.stable.number if model.stable else None,
-        versions=versions,
-        split=split.document if split else {},
-        timeout_ms=model.timeout_ms,
-        max_batch_size=model.max_batch_size,
-        max_queue_delay_us=model.max_queue_delay_us,
-        unit_header=model.unit_header,
-        unit_parameter=model.unit_parameter,
-    )
 
 
 def latest_table() -> PublishedTable | None:
@@ -143,6 +106,7 @@ def record_report(report: InstanceReport, *, now: datetime) -> Instance:
             "refusal": report.refusal or "",
             "dropped": report.dropped,
             "is_stopping": report.stopping,
+            "pinned": list(report.pinned),
             "reported_at": now,
         },
     )
@@ -163,6 +127,18 @@ def unacked(generation: int, now: datetime) -> list[tuple[str, str]]:
     """Return the live instances that have not applied `generation`, each with why not."""
     behind = live_instances(now).filter(applied_generation__lt=generation)
     return [(instance.name, _why_behind(instance, generation)) for instance in behind]
+
+
+def pins_on(model_name: str, now: datetime) -> list[str]:
+    """Return in words which live instances have the model pinned to stable: no split works there.
+
+    Only who operates such an instance can release it.
+    """
+    return [
+        f"instance {instance.name} has {model_name} pinned to stable by its operator"
+        for instance in live_instances(now).exclude(pinned=[])
+        if PIN_ALL in instance.pinned or model_name in instance.pinned
+    ]
 
 
 def _why_behind(instance: Instance, generation: int) -> str:

@@ -8,19 +8,22 @@ that the data plane falls back to.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
 from contract.routing import (
     Batching,
+    Breaker,
+    Cache,
     CanarySplit,
     Cluster,
     ExperimentSplit,
     ModelRoute,
     RoutingTable,
     Signature,
+    Tenant,
     UnitKey,
     VersionRoute,
 )
@@ -36,6 +39,8 @@ class VersionSnapshot:
     cluster: str
     triton_model: str
     is_ready: bool
+    # The JSON of its warm-up requests, or empty.
+    warmup: str = ""
 
 
 @dataclass(frozen=True)
@@ -45,24 +50,35 @@ class ModelSnapshot:
     versions: Sequence[VersionSnapshot]
     split: dict[str, Any]
     timeout_ms: int
-    max_batch_size: int
-    max_queue_delay_us: int
-    unit_header: str
-    unit_parameter: str
+    batching: Batching
+    breaker: Breaker
+    unit_key: UnitKey
+    cache: Cache | None = None
 
 
-def compile_table(
-    generation: int, models: Iterable[ModelSnapshot], clusters: Mapping[str, Sequence[str]]
-) -> RoutingTable:
-    """Return the table of `generation` for these models and clusters (name → endpoints).
+@dataclass(frozen=True)
+class Snapshot:
+    """All that a table is made from."""
 
-    A model of which no version is placed anywhere is left out: nobody could answer for it.
+    models: Iterable[ModelSnapshot]
+    clusters: Mapping[str, Cluster]
+    tenants: Mapping[str, Tenant] = field(default_factory=dict)
+    key_required: bool = False
+
+
+def compile_table(generation: int, snapshot: Snapshot) -> RoutingTable:
+    """Return the table of `generation` for what `snapshot` says.
+
+    Left out is what nobody could reach: a model of which no version is placed anywhere, a cluster
+    without endpoints, a tenant without an API key.
     """
-    routes = {model.name: _route(model) for model in models if model.versions}
+    routes = {model.name: _route(model) for model in snapshot.models if model.versions}
     return RoutingTable(
         generation=generation,
         models={name: route for name, route in routes.items() if route is not None},
-        clusters={name: Cluster(endpoints=tuple(urls)) for name, urls in clusters.items() if urls},
+        clusters={name: found for name, found in snapshot.clusters.items() if found.endpoints},
+        tenants={name: tenant for name, tenant in snapshot.tenants.items() if tenant.keys},
+        key_required=snapshot.key_required,
     )
 
 
@@ -87,16 +103,17 @@ def _route(model: ModelSnapshot) -> ModelRoute | None:
                 cluster=version.cluster,
                 triton_model=version.triton_model,
                 triton_version=number,
+                warmup=version.warmup,
             )
             for number, version in sorted(fitting.items())
         },
         split=split,
         batched=shape.batched,
-        batching=Batching(
-            max_batch_size=model.max_batch_size, max_queue_delay_us=model.max_queue_delay_us
-        ),
-        unit_key=UnitKey(header=model.unit_header, parameter=model.unit_parameter),
+        batching=model.batching,
+        breaker=model.breaker,
+        unit_key=model.unit_key,
         timeout_ms=model.timeout_ms,
+        cache=model.cache,
     )
 
 

@@ -7,8 +7,20 @@ from typing import Any
 import msgspec
 import pytest
 
-from apps.rollouts.routing import ModelSnapshot, VersionSnapshot, compile_table
-from contract.routing import CanarySplit, ModelRoute, RoutingTable, check, encode
+from apps.rollouts.routing import ModelSnapshot, Snapshot, VersionSnapshot, compile_table
+from contract.routing import (
+    Batching,
+    Breaker,
+    Cache,
+    CanarySplit,
+    Cluster,
+    ModelRoute,
+    RoutingTable,
+    Tenant,
+    UnitKey,
+    check,
+    encode,
+)
 from tests.rollouts.factories import make_signature
 
 SPLIT = msgspec.to_builtins(
@@ -16,8 +28,17 @@ SPLIT = msgspec.to_builtins(
 )
 
 
-def version(number: int, *, ready: bool = True, width: int = 64) -> VersionSnapshot:
-    return VersionSnapshot(number, make_signature(width), True, "local", f"digits.{number}", ready)
+CLUSTERS = {
+    "local": Cluster(endpoints=("http://triton:8000",), hedge_after_ms=40),
+    "empty": Cluster(endpoints=()),
+}
+
+
+def version(
+    number: int, *, ready: bool = True, width: int = 64, warmup: str = ""
+) -> VersionSnapshot:
+    name, signature = f"digits.{number}", make_signature(width)
+    return VersionSnapshot(number, signature, True, "local", name, ready, warmup)
 
 
 def model(*versions: VersionSnapshot, stable: int | None = 1, split: Any = None) -> ModelSnapshot:
@@ -27,15 +48,15 @@ def model(*versions: VersionSnapshot, stable: int | None = 1, split: Any = None)
         versions=versions,
         split=split or {},
         timeout_ms=250,
-        max_batch_size=8,
-        max_queue_delay_us=5_000,
-        unit_header="x-unit-id",
-        unit_parameter="unit_id",
+        batching=Batching(max_batch_size=8, max_queue_size=64),
+        breaker=Breaker(window=50, failures=20, open_ms=2_000),
+        unit_key=UnitKey(header="x-customer"),
+        cache=Cache(ttl_s=300, shared=True),
     )
 
 
 def compiled(snapshot: ModelSnapshot) -> RoutingTable:
-    table = compile_table(7, [snapshot], {"local": ["http://triton:8000"], "empty": []})
+    table = compile_table(7, Snapshot(models=[snapshot], clusters=CLUSTERS))
     check(table)
     return table
 
@@ -89,3 +110,24 @@ def test_a_model_that_nobody_can_answer_for_is_left_out(versions: list[VersionSn
 def test_a_model_without_stable_is_reachable_by_version_only() -> None:
     found = route(model(version(1), stable=None))
     assert (found.stable, set(found.versions)) == (None, {"1"})
+
+
+def test_a_models_settings_are_its_routes() -> None:
+    found = route(model(version(1)))
+    assert (found.batching.max_batch_size, found.batching.max_queue_size) == (8, 64)
+    assert found.breaker == Breaker(window=50, failures=20, open_ms=2_000)
+    assert found.cache == Cache(ttl_s=300, shared=True)
+    assert found.unit_key.header == "x-customer"
+
+
+def test_a_versions_warm_up_and_its_clusters_hedging_come_with_the_table() -> None:
+    table = compiled(model(version(1, warmup="[[]]")))
+    assert table.models["digits"].versions["1"].warmup == "[[]]"
+    assert table.clusters["local"].hedge_after_ms == 40
+
+
+def test_a_tenant_without_a_key_is_left_out_as_nobody_can_be_it() -> None:
+    tenants = {"shop": Tenant(keys=("ab",), requests_per_s=5.0), "new": Tenant(keys=())}
+    snapshot = Snapshot(models=[], clusters=CLUSTERS, tenants=tenants, key_required=True)
+    table = compile_table(7, snapshot)
+    assert (dict(table.tenants), table.key_required) == ({"shop": tenants["shop"]}, True)

@@ -1,0 +1,101 @@
+"""Reads what a routing table is made from; a handful of queries, however many models there are."""
+
+from __future__ import annotations
+
+from django.db.models import Prefetch
+
+from apps.models import models as registry
+from apps.models.models import ApiKey, Deployment, RegisteredModel, ServingCluster, ServingPolicy
+from apps.models.repository import name_in_triton
+from apps.models.states import DeploymentState
+from apps.models.warmup import encode_warmup
+from apps.rollouts.routing import ModelSnapshot, Snapshot, VersionSnapshot
+from contract.routing import Batching, Breaker, Cache, Cluster, Tenant, UnitKey
+
+
+def read_snapshot() -> Snapshot:
+    """Return what the current transaction sees of all models, clusters, tenants and keys."""
+    placed = _placed_versions()
+    models = RegisteredModel.objects.select_related("stable", "live_split").order_by("name")
+    policy = ServingPolicy.objects.first()
+    return Snapshot(
+        models=[_model(model, placed.get(model.pk, [])) for model in models],
+        clusters={row.name: _cluster(row) for row in ServingCluster.objects.order_by("name")},
+        tenants=_tenants(),
+        key_required=policy is not None and policy.key_required,
+    )
+
+
+def _placed_versions() -> dict[int, list[VersionSnapshot]]:
+    """Return the versions that are on a cluster, by their model's primary key."""
+    # Columns instead of rows of four tables: with thousands of models that is most of the time.
+    columns = (
+        "version__model_id",
+        "version__model__name",
+        "version__number",
+        "version__signature",
+        "version__batched",
+        "version__warmup",
+        "cluster__name",
+        "state",
+    )
+    placed: dict[int, list[VersionSnapshot]] = {}
+    rows = Deployment.objects.exclude(state=DeploymentState.ABSENT).order_by("pk")
+    for model_id, name, number, signature, batched, warmup, cluster, state in rows.values_list(
+        *columns
+    ):
+        placed.setdefault(model_id, []).append(
+            VersionSnapshot(
+                number=number,
+                signature=signature,
+                batched=batched,
+                cluster=cluster,
+                triton_model=name_in_triton(name, number),
+                is_ready=state == DeploymentState.READY,
+                warmup=encode_warmup(warmup),
+            )
+        )
+    return placed
+
+
+def _model(model: RegisteredModel, versions: list[VersionSnapshot]) -> ModelSnapshot:
+    split = getattr(model, "live_split", None)
+    ttl_s = model.cache_ttl_s
+    return ModelSnapshot(
+        name=model.name,
+        stable=model.stable.number if model.stable else None,
+        versions=versions,
+        split=split.document if split else {},
+        timeout_ms=model.timeout_ms,
+        batching=Batching(
+            max_batch_size=model.max_batch_size,
+            max_queue_delay_us=model.max_queue_delay_us,
+            max_queue_size=model.max_queue_size,
+        ),
+        breaker=Breaker(
+            window=model.breaker_window,
+            failures=model.breaker_failures,
+            open_ms=model.breaker_open_ms,
+        ),
+        unit_key=UnitKey(header=model.unit_header, parameter=model.unit_parameter),
+        cache=None if ttl_s is None else Cache(ttl_s=ttl_s, shared=model.cache_shared),
+    )
+
+
+def _cluster(cluster: ServingCluster) -> Cluster:
+    return Cluster(endpoints=tuple(cluster.endpoints), hedge_after_ms=cluster.hedge_after_ms)
+
+
+def _tenants() -> dict[str, Tenant]:
+    active = ApiKey.objects.filter(revoked_at=None).order_by("digest")
+    rows = registry.Tenant.objects.prefetch_related(Prefetch("keys", active))
+    return {
+        row.name: Tenant(
+            keys=tuple(key.digest for key in row.keys.all()),
+            requests_per_s=row.requests_per_s,
+            burst=row.burst,
+            concurrency_max=row.concurrency_max,
+            priority=row.priority,  # type: ignore[arg-type]
+        )
+        for row in rows
+    }
