@@ -20,7 +20,8 @@ from dataplane.serving import Serving
 from dataplane.shadow.mirror import Shadows
 from dataplane.spool import Spool
 from dataplane.stream import Publisher
-from dataplane.sync import Sync, TableFile
+from dataplane.sync import Sync
+from dataplane.tables import TableFile
 from dataplane.telemetry import Telemetry
 from dataplane.triton import Triton
 
@@ -108,7 +109,7 @@ class Instance:
     async def start(self) -> int:
         """Serve from the stored table if there is one, listen, begin to sync; return the port."""
         config = self._config
-        self.sync.start_from_disk()
+        await self.sync.start_from_disk()
         self._listener = await self._loop.create_server(
             lambda: HttpConnection(self.server), config.host, config.port, backlog=1_024
         )

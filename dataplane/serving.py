@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import orjson
@@ -32,6 +32,8 @@ TRIPS_MAX = 200
 REASON_LENGTH_MAX = 300
 # The part of a request's time that a version with a fallback may use.
 FIRST_ATTEMPT = 0.75
+# Models of an earlier table that are dropped in one turn of the loop.
+FORGOTTEN_AT_ONCE = 50
 
 
 @dataclass(slots=True)
@@ -104,6 +106,10 @@ class Serving:
         self.table: RoutingTable | None = None
         # Models that were asked for since the table was applied.
         self._models: dict[str, LiveModel] = {}
+        # Models of earlier tables, to be dropped.
+        self._forgotten: list[dict[str, LiveModel]] = []
+        # Told which (model, version) are in the table no longer.
+        self.on_gone: Callable[[list[tuple[str, str]]], None] = _ignore
         # Versions that were asked for, over tables.
         self._versions: dict[tuple[str, str], VersionRuntime] = {}
         # Counters over the life of the process, for versions of the table.
@@ -120,18 +126,32 @@ class Serving:
     def trips(self) -> tuple[BreakerTrip, ...]:
         return tuple(self._trips.values())
 
-    def apply(self, table: RoutingTable) -> None:
-        """Serve from `table` from the next request on."""
+    def apply(self, table: RoutingTable, changed: Iterable[str] | None = None) -> None:
+        """Serve from `table` from the next request on.
+
+        `changed` names at least the models that differ from the applied table's; None, all.
+        """
+        gone = _gone(self.table, table, changed)
         self.table = table
+        self._forgotten.append(self._models)
         self._models = {}
-        for key in [key for key in self._versions if not _serves(table, key)]:
-            del self._versions[key]
-        for key in [key for key in self._stats if not _serves(table, key)]:
-            del self._stats[key]
+        for key in gone:
+            self._versions.pop(key, None)
+            self._stats.pop(key, None)
+        self.on_gone(gone)
         used = {address for cluster in table.clusters.values() for address in cluster.endpoints}
         self._triton.keep_only(used)
         if self.shadows is not None:
             self.shadows.apply(table, used)
+
+    async def forget(self) -> None:
+        """Drop what was made for earlier tables, a little at a time."""
+        while self._forgotten:
+            models = self._forgotten.pop()
+            while models:
+                for _ in range(min(len(models), FORGOTTEN_AT_ONCE)):
+                    models.popitem()
+                await asyncio.sleep(0)
 
     def model(self, name: str) -> LiveModel:
         """Return the model `name`. Raises Refusal (404, or 503 before the first table)."""
@@ -263,9 +283,23 @@ class Serving:
         return tripped
 
 
-def _serves(table: RoutingTable, key: tuple[str, str]) -> bool:
-    model = table.models.get(key[0])
-    return model is not None and key[1] in model.versions
+def _gone(
+    before: RoutingTable | None, after: RoutingTable, changed: Iterable[str] | None
+) -> list[tuple[str, str]]:
+    """Return the versions that `after` does not serve any more."""
+    if before is None:
+        return []
+    return [
+        (name, version)
+        for name in (before.models if changed is None else changed)
+        if (old := before.models.get(name)) is not None
+        for version in old.versions
+        if (new := after.models.get(name)) is None or version not in new.versions
+    ]
+
+
+def _ignore(gone: list[tuple[str, str]]) -> None:
+    """Nobody keeps count of versions."""
 
 
 def _safe(value: str) -> bytes:

@@ -11,19 +11,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import Callable, Coroutine
-from pathlib import Path
 
 import httpx
+import msgspec
 import redis.asyncio as redis
+import xxhash
 
 from contract.messages import InstanceReport, encode_report
-from contract.routing import CHANNEL, RoutingTable, TableError, decode
+from contract.routing import CHANNEL, Name, RoutingTable, TableError
 from dataplane.heartbeat import Heartbeat
 from dataplane.serving import Serving
-from dataplane.spool import sync_folder
+from dataplane.tables import Reading, TableFile, TableReader
 from dataplane.triton import Triton, TritonError
 
 log = logging.getLogger("interlock.dataplane")
@@ -45,34 +45,6 @@ class Refused(Exception):
         super().__init__(reason)
         # The generation that the report names.
         self.generation = generation
-
-
-class TableFile:
-    """The last good table on disk, replaced whole or not at all."""
-
-    def __init__(self, path: Path) -> None:
-        # The file; a temporary one is written beside it.
-        self._path = path
-
-    def load(self) -> RoutingTable | None:
-        """Return the stored table, or None where there is none that can be used."""
-        try:
-            return decode(self._path.read_bytes())
-        except FileNotFoundError:
-            return None
-        except (OSError, TableError) as error:
-            log.warning("table.unreadable: %s", error)
-            return None
-
-    def store(self, data: bytes) -> None:
-        """Write, sync, rename. Raises OSError."""
-        temporary = self._path.with_suffix(".tmp")
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(self._path)
-        sync_folder(self._path.parent)
 
 
 class Sync:
@@ -102,6 +74,10 @@ class Sync:
         self._redis = client
         # The last good table.
         self._file = file
+        # Takes tables apart.
+        self._reader = TableReader()
+        # What could not be read, and why: the same bytes are not tried again at each poll.
+        self._unreadable: tuple[int, str] | None = None
         # Who we are, in reports.
         self._instance = instance
         # Which life of ours, in reports.
@@ -136,12 +112,12 @@ class Sync:
             report.run(self.report, self._report_interval_s, self._report_due),
         ]
 
-    def start_from_disk(self) -> None:
+    async def start_from_disk(self) -> None:
         """Serve from the stored table, if there is one: it was good, and better than nothing."""
-        table = self._file.load()
-        if table is not None:
-            self._serving.apply(table)
-            log.info("table.restored: generation %d", table.generation)
+        reading = await self._file.load(self._reader)
+        if reading is not None:
+            await self._apply(reading)
+            log.info("table.restored: generation %d", reading.table.generation)
 
     async def pull(self) -> None:
         """Fetch the table and apply or refuse it. Raises httpx.HTTPError, TableError."""
@@ -188,16 +164,14 @@ class Sync:
 
     async def _consider(self, data: bytes) -> None:
         """Apply the table in `data`. Raises Refused."""
-        try:
-            table = decode(data)
-        except TableError as error:
-            raise Refused(None, str(error)) from None
         applied = self._serving.table
+        reading = await self._read(data, applied)
+        table = reading.table
         if applied is not None and table.generation <= applied.generation:
-            self._compare(table, applied)
+            self._compare(reading, applied)
             return
-        await self._probe(table)
-        self._serving.apply(table)
+        await self._probe(table, reading.changed)
+        await self._apply(reading)
         self._refusal = None
         self._report_due.set()
         log.info("table.applied: generation %d", table.generation)
@@ -207,24 +181,43 @@ class Sync:
             # It is served all the same; only a restart without a control plane would miss it.
             log.warning("table.not_stored: %s", error)
 
-    def _compare(self, table: RoutingTable, applied: RoutingTable) -> None:
+    async def _read(self, data: bytes, applied: RoutingTable | None) -> Reading:
+        digest = xxhash.xxh3_64_intdigest(data)
+        if self._unreadable is not None and self._unreadable[0] == digest:
+            raise Refused(None, self._unreadable[1])
+        try:
+            reading = await self._reader.read(data, applied)
+        except TableError as error:
+            self._unreadable = (digest, str(error))
+            raise Refused(None, str(error)) from None
+        self._unreadable = None
+        return reading
+
+    async def _apply(self, reading: Reading) -> None:
+        self._serving.apply(reading.table, (*reading.changed, *reading.removed))
+        self._reader.keep(reading)
+        await self._serving.forget()
+
+    def _compare(self, reading: Reading, applied: RoutingTable) -> None:
         """Accept the applied table again; refuse an older one and a different one of its number."""
+        table = reading.table
         if table.generation < applied.generation:
             raise Refused(
                 table.generation,
                 f"generation {table.generation} is older than {applied.generation}, "
                 "which is applied",
             )
-        if table != applied:
+        if reading.changed or reading.removed or _frame(table) != _frame(applied):
             raise Refused(
                 table.generation,
                 f"generation {table.generation} is applied already, with other content",
             )
         self._refusal = None
 
-    async def _probe(self, table: RoutingTable) -> None:
+    async def _probe(self, table: RoutingTable, changed: tuple[Name, ...]) -> None:
         """Ask every version that was not served so far on every endpoint. Raises Refused."""
-        known = _probes(self._serving.table) if self._serving.table is not None else set()
+        applied = self._serving.table
+        known = _probes(applied, changed) if applied is not None else set()
         places = asyncio.Semaphore(PROBES_AT_ONCE)
         reasons: list[str] = []
 
@@ -234,7 +227,7 @@ class Sync:
                 if len(reasons) < REASONS_MAX and (reason := await self._ask(probe)) is not None:
                     reasons.append(reason)
 
-        await asyncio.gather(*map(ask, sorted(_probes(table) - known)))
+        await asyncio.gather(*map(ask, sorted(_probes(table, changed) - known)))
         if reasons:
             raise Refused(table.generation, "; ".join(sorted(reasons)[:REASONS_MAX])[:1_000])
 
@@ -277,10 +270,16 @@ class Sync:
                 listen.beat()
 
 
-def _probes(table: RoutingTable) -> set[Probe]:
+def _probes(table: RoutingTable, names: tuple[Name, ...]) -> set[Probe]:
     return {
         (address, version.triton_model, version.triton_version)
-        for model in table.models.values()
+        for name in names
+        if (model := table.models.get(name)) is not None
         for version in model.versions.values()
         for address in table.clusters[version.cluster].endpoints
     }
+
+
+def _frame(table: RoutingTable) -> RoutingTable:
+    """Return what of a table is no model."""
+    return msgspec.structs.replace(table, models={})

@@ -8,7 +8,8 @@ import redis.asyncio as redis
 from contract.messages import decode_report
 from contract.routing import CHANNEL, encode
 from dataplane.serving import Serving
-from dataplane.sync import REPORT_PATH, TABLE_PATH, Sync, TableFile
+from dataplane.sync import REPORT_PATH, TABLE_PATH, Sync
+from dataplane.tables import TableFile
 from dataplane.telemetry import Telemetry
 from dataplane.triton import Triton
 from tests.dataplane.worlds import Upstream, model, running, table, until
@@ -163,7 +164,7 @@ async def test_a_start_without_a_control_plane_serves_the_last_good_table(tmp_pa
         control.publish(5, upstream.address)
         await sync.pull()
     async with syncing(tmp_path) as (sync, control, serving, _):
-        sync.start_from_disk()
+        await sync.start_from_disk()
         control.status = 503
         with pytest.raises(httpx.HTTPStatusError):
             await sync.pull()
@@ -173,7 +174,7 @@ async def test_a_start_without_a_control_plane_serves_the_last_good_table(tmp_pa
 async def test_a_damaged_table_on_disk_is_no_table(tmp_path):
     (tmp_path / "table.json").write_bytes(b"{")
     async with syncing(tmp_path) as (sync, _, serving, _):
-        sync.start_from_disk()
+        await sync.start_from_disk()
         assert serving.table is None
 
 

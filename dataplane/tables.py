@@ -1,0 +1,167 @@
+"""Reads a routing table in slices, so that a large one never holds the event loop.
+
+What did not change since the applied table is known by its bytes and taken over unparsed, as the
+very same objects; so what changed is known as well, and nobody else need look at all models.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+import msgspec
+
+from contract.routing import (
+    Cluster,
+    ModelRoute,
+    Name,
+    RoutingTable,
+    TableError,
+    check_frame,
+    check_model,
+    decode_models,
+    decode_unchecked,
+    pieces,
+)
+from dataplane.spool import sync_folder
+
+log = logging.getLogger("interlock.dataplane")
+
+# How long a slice may take, and how many steps are taken between two looks at the clock.
+SLICE_S = 0.001
+STEPS = 8
+
+Entries = tuple[tuple[Name, ModelRoute], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A table that was read and checked, and what it changes.
+
+    `changed` are the models that are new or different, or whose cluster is; `removed` those that
+    the applied table has and this one has not. `lines` are for the next reading.
+    """
+
+    table: RoutingTable
+    changed: tuple[Name, ...]
+    removed: tuple[Name, ...]
+    lines: dict[bytes, Entries]
+
+
+class Pace:
+    """Lets the loop turn whenever a slice of time is used up."""
+
+    def __init__(self) -> None:
+        # Steps since the last look at the clock.
+        self._steps = 0
+        # When the present slice ends.
+        self._until = perf_counter() + SLICE_S
+
+    def is_due(self) -> bool:
+        """Count a step; True when it is time to `rest`."""
+        self._steps += 1
+        return self._steps % STEPS == 0 and perf_counter() >= self._until
+
+    async def rest(self) -> None:
+        await asyncio.sleep(0)
+        self._until = perf_counter() + SLICE_S
+
+
+class TableReader:
+    """Reads tables against the one that is applied."""
+
+    def __init__(self) -> None:
+        # The lines of the applied table, and the models that they stand for.
+        self._known: dict[bytes, Entries] = {}
+
+    async def read(self, data: bytes, applied: RoutingTable | None) -> Reading:
+        """Parse and check a table. Raises TableError."""
+        pace = Pace()
+        parts = pieces(data)
+        if parts is None:
+            table, lines = decode_unchecked(data), {}
+        else:
+            frame, found = parts
+            models, lines = await self._read_models(found, pace)
+            table = msgspec.structs.replace(decode_unchecked(frame), models=models)
+        changed = await _changed(table, applied, pace)
+        for name in changed:
+            check_model(name, table.models[name], table.clusters)
+            if pace.is_due():
+                await pace.rest()
+        check_frame(table)
+        removed = tuple(applied.models.keys() - table.models.keys()) if applied is not None else ()
+        return Reading(table, changed, removed, lines)
+
+    def keep(self, reading: Reading) -> None:
+        """Remember the lines of a table that was applied."""
+        self._known = reading.lines
+
+    async def _read_models(
+        self, found: Iterator[bytes], pace: Pace
+    ) -> tuple[dict[Name, ModelRoute], dict[bytes, Entries]]:
+        known = self._known
+        models: dict[Name, ModelRoute] = {}
+        lines: dict[bytes, Entries] = {}
+        for line in found:
+            entries = known.get(line)
+            if entries is None:
+                entries = tuple(decode_models(line).items())
+            lines[line] = entries
+            models.update(entries)
+            if pace.is_due():
+                await pace.rest()
+        return models, lines
+
+
+async def _changed(
+    table: RoutingTable, applied: RoutingTable | None, pace: Pace
+) -> tuple[Name, ...]:
+    before = applied.models if applied is not None else {}
+    moved = _moved(table.clusters, applied.clusters) if applied is not None else set()
+    changed = []
+    for name, route in table.models.items():
+        old = before.get(name)
+        is_same = old is route or old == route
+        if not is_same or (moved and any(v.cluster in moved for v in route.versions.values())):
+            changed.append(name)
+        if pace.is_due():
+            await pace.rest()
+    return tuple(changed)
+
+
+def _moved(after: dict[Name, Cluster], before: dict[Name, Cluster]) -> set[Name]:
+    return {n for n in after.keys() | before.keys() if after.get(n) != before.get(n)}
+
+
+class TableFile:
+    """The last good table on disk, replaced whole or not at all."""
+
+    def __init__(self, path: Path) -> None:
+        # The file; a temporary one is written beside it.
+        self._path = path
+
+    async def load(self, reader: TableReader) -> Reading | None:
+        """Return the stored table, or None where there is none that can be used."""
+        try:
+            return await reader.read(self._path.read_bytes(), None)
+        except FileNotFoundError:
+            return None
+        except (OSError, TableError) as error:
+            log.warning("table.unreadable: %s", error)
+            return None
+
+    def store(self, data: bytes) -> None:
+        """Write, sync, rename; the workers of an instance share the file. Raises OSError."""
+        temporary = self._path.with_suffix(f".{os.getpid()}.tmp")
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(self._path)
+        sync_folder(self._path.parent)
