@@ -49,10 +49,11 @@ DATATYPES = {
 }
 _KINDS = {str: "a string", bool: "a boolean", list: "a list", dict: "an object", type(None): "null"}
 _LENGTH = struct.Struct("<I")
+_NO_NUMBERS = {"nan": b"NaN", "inf": b"Infinity", "-inf": b"-Infinity"}
 
 
 class NotJson(ValueError):
-    """Values of an output that JSON cannot carry, such as NaN; the message says which."""
+    """Values of an output that JSON cannot carry, such as bytes that are no text."""
 
 
 def plain_packer(datatype: Datatype, count: int) -> struct.Struct | None:
@@ -170,9 +171,21 @@ def rows_json(name: str, datatype: Datatype, data: memoryview | bytes, rows: int
     text = orjson.dumps(
         as_array(datatype, data).reshape(rows, -1), option=orjson.OPT_SERIALIZE_NUMPY
     )
+    pieces = text[2:-2].split(b"],[")
     if b"null" in text:
-        raise NotJson(f"output {name!r} holds NaN or infinity; ask for it as binary data")
-    return text[2:-2].split(b"],[")
+        _name_what_is_no_number(pieces, as_array(datatype, data).reshape(rows, -1))
+    return pieces
+
+
+def _name_what_is_no_number(pieces: list[bytes], array: NDArray[np.generic]) -> None:
+    """Write NaN, Infinity and -Infinity as Triton does, and as its clients read them."""
+    for i, piece in enumerate(pieces):
+        if b"null" in piece:
+            numbers = piece.split(b",")
+            for j, number in enumerate(numbers):
+                if number == b"null":
+                    numbers[j] = _NO_NUMBERS[str(array[i, j])]
+            pieces[i] = b",".join(numbers)
 
 
 def as_array(datatype: Datatype, data: memoryview | bytes) -> NDArray[np.generic]:

@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from dataplane.codec import InferRequest
-from dataplane.reply import Output
+from dataplane.reply import NotJson, Output
 from dataplane.router import Decision
 
 _FLOATS = {"FP16", "BF16", "FP32", "FP64"}
@@ -27,10 +27,7 @@ def write_plain(
 ) -> bytes:
     """Return the body. Raises NotJson."""
     stop = start + request.rows
-    flat = {
-        output.name: [orjson.loads(b"[%b]" % row) for row in output.rows_json()[start:stop]]
-        for output in outputs
-    }
+    flat = {output.name: _flat(output, start, stop) for output in outputs}
     nested = {
         output.name: [_nest(row, output.inner) for row in flat[output.name]] for output in outputs
     }
@@ -44,6 +41,14 @@ def write_plain(
             "prediction": _predictions(outputs, flat),
         }
     )
+
+
+def _flat(output: Output, start: int, stop: int) -> list[list[Any]]:
+    """Return the elements of each row. Raises NotJson for what the protocol lets pass as NaN."""
+    try:
+        return [orjson.loads(b"[%b]" % row) for row in output.rows_json()[start:stop]]
+    except orjson.JSONDecodeError:
+        raise NotJson(f"output {output.name!r} holds NaN or infinity") from None
 
 
 def _nest(flat: list[Any], inner: tuple[int, ...]) -> Any:

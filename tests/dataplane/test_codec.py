@@ -69,7 +69,8 @@ def test_flat_and_nested_data_are_the_same_and_so_is_the_second_reading(rows):
         ({"data": [1, 2, 3, "4"]}, "wrong_data", "'x': element 3 is a string"),
         ({"data": [[1, 2, 3]]}, "wrong_shape", "'x': expected lists of 4 at depth 1"),
         ({"data": None}, "wrong_data", "'x' has no list 'data'"),
-        ({"parameters": {"shared_memory_region": "r"}}, "malformed_request", "'x': the only"),
+        ({"parameters": {"region": "r"}}, "malformed_request", "'x': the only parameter is"),
+        ({"parameters": {"shared_memory_region": "r"}}, "unsupported_parameter", "'x': 'shared"),
     ],
 )
 def test_an_input_that_does_not_fit_is_named(changes, code, message):
@@ -97,17 +98,86 @@ def test_an_input_that_does_not_fit_is_named(changes, code, message):
         (request(x(), parameters={"unit_id": "u" * 300}), "wrong_unit"),
         (request(x(), outputs=[{"name": "nope"}]), "unknown_output"),
         (request(x(), outputs=["sum"]), "unknown_output"),
+        (request(x(), outputs=[{"name": "sum", "parameters": {"top": 3}}]), "malformed_request"),
         (request(x(), outputs=[{"name": "sum", "parameters": {"classification": 3}}]),
-         "malformed_request"),
+         "unsupported_parameter"),
+        (request(x(), parameters={"sequence_id": 3}), "unsupported_parameter"),
     ],
 )  # fmt: skip
 def test_a_malformed_request_is_told_apart(data, code):
     assert refusal(data)[0] == code
 
 
-def test_nan_is_no_json_and_the_answer_says_what_to_do():
-    _, message = refusal(body([1, 2, 3, float("nan")]))
-    assert "send such values as binary data" in message
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_nan_and_infinity_are_read_as_triton_reads_them(value):
+    (tensor,) = codec().read_infer(body([1, 2, 3, value])).tensors
+    assert tensor == struct.pack("<4f", 1, 2, 3, value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"inputs":[NaN}',
+        b'{"inputs":[],"id":"\\ud800","parameters":{"a":NaN}}',
+        b"[" * 100_000 + b"NaN",
+        b'{"inputs":[' + b"9" * 10_000 + b",NaN]}",
+        b'{"inputs":[' + b"1," * 600_000 + b"NaN]}",
+        b'{"inputs":[NaN],"id":"\xff"}',
+    ],
+)
+def test_nan_in_a_document_that_is_no_json_either_way_is_refused(text):
+    assert refusal(text)[0] == "malformed_json"
+
+
+def test_nan_is_not_an_element_of_whole_numbers():
+    a = {"name": "a", "datatype": "INT32", "shape": [1, 1], "data": [float("nan")]}
+    assert refusal(request(a), codec(TWO))[0] == "wrong_data"
+
+
+HALF = Signature(
+    inputs=(Tensor(name="x", datatype="BF16", shape=(-1, 1)),),
+    outputs=(
+        Tensor(name="y", datatype="BF16", shape=(-1, 1)),
+        Tensor(name="z", datatype="FP32", shape=(-1, 1)),
+    ),
+)
+
+
+def half(**extras):
+    parameters = {"binary_data_size": 2}
+    tensor = {"name": "x", "datatype": "BF16", "shape": [1, 1], "parameters": parameters}
+    head = request(tensor, **extras)
+    return head + b"\x80\x3f", len(head)
+
+
+def test_bfloat16_has_no_json_form_as_with_triton():
+    tensor = {"name": "x", "datatype": "BF16", "shape": [1, 1], "data": [1.0]}
+    code, message = refusal(request(tensor), codec(HALF))
+    assert (code, "receiving BF16 data via JSON is not supported" in message) == (
+        "wrong_datatype",
+        True,
+    )
+    for extras in ({}, {"outputs": [{"name": "y"}]}):
+        data, length = half(**extras)
+        code, message = refusal(data, codec(HALF), length)
+        assert "sending BF16 data via JSON is not supported" in message
+
+
+@pytest.mark.parametrize(
+    "extras",
+    [
+        {"parameters": {"binary_data_output": True}},
+        {"outputs": [{"name": "y", "parameters": {"binary_data": True}}]},
+        {"outputs": [{"name": "z"}]},
+    ],
+)
+def test_bfloat16_comes_and_goes_as_binary_data(extras):
+    assert codec(HALF).read_infer(*half(**extras)).tensors == [b"\x80\x3f"]
+
+
+def test_binary_data_that_nobody_claims_is_refused():
+    data, length = binary(16, b"\0" * 20)
+    assert refusal(data, header_length=length)[0] == "wrong_data"
 
 
 def test_true_is_no_number_even_where_the_shape_is_known():

@@ -297,9 +297,12 @@ async def test_a_full_queue_answers_503_with_retry_after():
     assert waits.transport.written == b""
 
 
-async def test_nan_is_the_versions_failure_where_json_was_asked_for():
+async def test_infinity_is_the_versions_failure_where_json_for_people_was_asked_for():
     plane = Plane()
-    answer = await plane.ask(payload=body([3e38, 3e38, 0, 0]))
+    sums = await plane.ask(payload=body([3e38, 3e38, 0, 0]))
+    assert b'"data":[Infinity]' in sums.body
+    data = {"model": "sums", "data": [[3e38, 3e38, 0, 0]]}
+    answer = await plane.ask("/predict", json.dumps(data).encode())
     assert answer.status == 500
     assert "holds NaN or infinity" in answer.json["error"]
 

@@ -6,7 +6,7 @@ import pytest
 from contract.routing import Signature, Tensor
 from dataplane.codec import InferRequest
 from dataplane.plain import write_plain
-from dataplane.reply import read_reply, write_answer
+from dataplane.reply import NotJson, read_reply, write_answer
 from dataplane.router import Decision
 from dataplane.triton import Fault, Reply, TritonError
 from tests.dataplane.worlds import SUMS
@@ -101,6 +101,12 @@ def test_nan_goes_out_as_binary_data():
     outputs = read_reply(sums(float("nan")), SUMS, 1, batched=True)
     body, length = write_answer(b"{", wish(binary=True), outputs, 0)
     assert body[length : length + 4] == struct.pack("<f", float("nan"))
+
+
+def test_nan_is_no_json_for_people():
+    outputs = read_reply(sums(float("nan")), SUMS, 1, batched=True)
+    with pytest.raises(NotJson, match="'sum' holds NaN or infinity"):
+        write_plain("m", STABLE, wish(), outputs, 0)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,250 @@
+"""The inputs of a model, and how the tensors of a request are read against them.
+
+A tensor comes as flat or nested JSON, or as binary data; what is kept are its bytes. Whatever does
+not fit is a 400 that names the input, what was expected and what came.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from math import prod
+
+import orjson
+
+from contract.routing import Tensor
+from dataplane.datatypes import DATATYPES, Datatype, check_strings, pack, plain_packer
+from dataplane.errors import Refusal, bad_request
+
+_SHAPES_MAX = 256
+# What belongs to one connection, one machine or one version cannot go through a proxy that moves
+# requests between versions. (Triton 2.51 crashes on some classifications, besides.)
+UNSUPPORTED = frozenset(
+    ("classification", "sequence_id", "sequence_start", "sequence_end", "shared_memory_region",
+     "shared_memory_offset", "shared_memory_byte_size")
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Dims:
+    """A request's shape once it was checked: `rows`, and `count` elements over all rows.
+
+    `packer` packs the elements at once; it is None for datatypes that need more than that.
+    """
+
+    rows: int
+    count: int
+    inner: tuple[int, ...]
+    packer: struct.Struct | None
+
+
+class InputSpec:
+    """One input of the signature, and the shapes that were already found to fit it."""
+
+    __slots__ = ("_batched", "_rows_max", "datatype", "fixed", "inner", "known", "name", "tensor")
+
+    def __init__(self, tensor: Tensor, *, batched: bool, rows_max: int) -> None:
+        # The input as the signature states it.
+        self.tensor = tensor
+        # Its name, for messages and look-ups.
+        self.name = tensor.name
+        # How its elements are packed.
+        self.datatype = DATATYPES[tensor.datatype]
+        # The shape of one row, −1 where free.
+        self.inner = tensor.shape[1:] if batched else tensor.shape
+        # True when every row has the same shape, so that all requests may share batches.
+        self.fixed = -1 not in self.inner
+        # The first dimension counts rows.
+        self._batched = batched
+        # Rows that one request may carry.
+        self._rows_max = rows_max
+        # Shapes seen and found right; a small bounded cache that spares the checks.
+        self.known: dict[tuple[int, ...], Dims] = {}
+
+    def dims(self, shape: object) -> Dims:
+        """Return what `shape` of a request means. Raises Refusal when it does not fit."""
+        if type(shape) is not list:
+            raise self._wrong_shape(shape)
+        try:
+            dims = self.known.get(tuple(shape))
+        except TypeError:
+            raise self._wrong_shape(shape) from None
+        return self._learn(shape) if dims is None else dims
+
+    def _learn(self, shape: list[object]) -> Dims:
+        if not all(isinstance(dim, (int, float)) and dim == int(dim) >= 0 for dim in shape):
+            raise self._wrong_shape(shape)
+        whole = tuple(int(dim) for dim in shape)  # type: ignore[call-overload]
+        inner = whole[1:] if self._batched else whole
+        rows = whole[0] if self._batched and whole else 1
+        fits = len(whole) == len(self.tensor.shape) and all(
+            expected in (-1, got) for expected, got in zip(self.inner, inner, strict=True)
+        )
+        if not fits or rows < 1:
+            raise self._wrong_shape(shape)
+        if rows > self._rows_max:
+            raise bad_request(
+                "too_many_rows",
+                f"input {self.name!r} carries {rows} rows; one request may carry {self._rows_max}",
+            )
+        if len(self.known) >= _SHAPES_MAX:
+            self.known.clear()
+        count = prod(whole)
+        dims = self.known[whole] = Dims(rows, count, inner, plain_packer(self.datatype, count))
+        return dims
+
+    def _wrong_shape(self, shape: object) -> Refusal:
+        expected = list(self.tensor.shape)
+        got = orjson.dumps(shape).decode()[:100]
+        return bad_request(
+            "wrong_shape", f"input {self.name!r}: expected shape {expected}, got {got}"
+        )
+
+
+class TensorReader:
+    """Collects the tensors of one request; each must have as many rows as the first."""
+
+    def __init__(
+        self, specs: list[InputSpec], index: dict[str, int], tail: memoryview, *, booleans: bool
+    ) -> None:
+        # The inputs in the order of the signature.
+        self._specs = specs
+        # Positions of the inputs by name.
+        self._index = index
+        # What is left of the binary data behind the JSON.
+        self._tail = tail
+        # See `pack`.
+        self._booleans = booleans
+        # The bytes of each input and its dims, in the order of the signature.
+        self.tensors: list[bytes | None] = [None] * len(specs)
+        # What the shape of each meant.
+        self.dims: list[Dims] = [Dims(0, 0, (), None)] * len(specs)
+        # Nought until the first tensor was read.
+        self.rows = 0
+
+    def read(self, item: object) -> None:
+        """Read one entry of `inputs`."""
+        if type(item) is not dict:
+            raise bad_request("malformed_request", "each of 'inputs' must be an object")
+        i, spec = self._spec(item.get("name"))
+        datatype = item.get("datatype")
+        if datatype != spec.datatype.name:
+            raise bad_request(
+                "wrong_datatype",
+                f"input {spec.name!r}: expected datatype {spec.datatype.name}, got {datatype!r}",
+            )
+        dims = spec.dims(item.get("shape"))
+        parameters = item.get("parameters")
+        if parameters and type(parameters) is dict and "binary_data_size" in parameters:
+            data = self._take(spec, dims, parameters["binary_data_size"])
+        elif parameters:
+            raise wrong_parameters(f"input {spec.name!r}", "binary_data_size", parameters)
+        else:
+            if spec.datatype.name == "BF16":
+                raise bad_request(
+                    "wrong_datatype",
+                    f"input {spec.name!r}: receiving BF16 data via JSON is not supported: "
+                    "send it as binary data",
+                )
+            values = _elements(spec, dims, item.get("data"), item.get("shape"))
+            data = pack(spec.name, spec.datatype, values, booleans=self._booleans)
+        self._put(i, spec, dims, data)
+
+    def check_end(self) -> None:
+        """Refuse binary data that no input claimed."""
+        if len(self._tail):
+            raise bad_request(
+                "wrong_data", f"{len(self._tail)} bytes of binary data belong to no input"
+            )
+
+    def read_nested(self, name: object, rows: object) -> None:
+        """Read nested lists whose shape is not stated but follows from the signature."""
+        i, spec = self._spec(name)
+        shape: list[int] = []
+        level = rows
+        for _ in spec.tensor.shape:
+            if type(level) is not list:
+                break
+            shape.append(len(level))
+            level = level[0] if level else None
+        dims = spec.dims(shape)
+        values = flatten(spec.name, rows, shape)
+        self._put(i, spec, dims, pack(spec.name, spec.datatype, values, booleans=True))
+
+    def _spec(self, name: object) -> tuple[int, InputSpec]:
+        i = self._index.get(name) if type(name) is str else None
+        if i is None:
+            known = ", ".join(repr(spec.name) for spec in self._specs)
+            raise bad_request("unknown_input", f"the model has no input {name!r}; it has {known}")
+        if self.tensors[i] is not None:
+            raise bad_request("malformed_request", f"input {name!r} is given twice")
+        return i, self._specs[i]
+
+    def _put(self, i: int, spec: InputSpec, dims: Dims, data: bytes) -> None:
+        if self.rows not in (0, dims.rows):
+            raise bad_request(
+                "wrong_shape",
+                f"input {spec.name!r} carries {dims.rows} rows, the inputs before it {self.rows}",
+            )
+        self.rows = dims.rows
+        self.tensors[i] = data
+        self.dims[i] = dims
+
+    def _take(self, spec: InputSpec, dims: Dims, size: object) -> bytes:
+        datatype: Datatype = spec.datatype
+        wrong = datatype.size > 0 and size != dims.count * datatype.size
+        if type(size) is not int or size < 0 or size > len(self._tail) or wrong:
+            expected = f"{dims.count * datatype.size} bytes" if datatype.size else "its size"
+            raise bad_request(
+                "wrong_data",
+                f"input {spec.name!r}: expected {expected} of binary data, got {size!r} "
+                f"with {len(self._tail)} left in the body",
+            )
+        data, self._tail = bytes(self._tail[:size]), self._tail[size:]
+        if datatype.size == 0:
+            check_strings(spec.name, data, dims.count)
+        return data
+
+
+def flatten(name: str, data: object, shape: list[int]) -> list[object]:
+    """Return the elements of nested lists that must have exactly `shape`. Raises Refusal."""
+    level: list[object] = [data]
+    for depth, expected in enumerate(shape):
+        deeper: list[object] = []
+        for item in level:
+            got = len(item) if type(item) is list else None
+            if got != expected:
+                found = f"a list of {got}" if got is not None else "no list"
+                raise bad_request(
+                    "wrong_shape",
+                    f"input {name!r}: expected lists of {expected} at depth {depth}, got {found}",
+                )
+            deeper.extend(item)  # type: ignore[arg-type]
+        level = deeper
+    return level
+
+
+def _elements(spec: InputSpec, dims: Dims, data: object, shape: object) -> list[object]:
+    """Return the flat elements of `data`, which may be flat or nested like the shape."""
+    if type(data) is not list:
+        raise bad_request("wrong_data", f"input {spec.name!r} has no list 'data'")
+    if data and type(data[0]) is list:
+        data = flatten(spec.name, data, [int(dim) for dim in shape])  # type: ignore[attr-defined]
+    if len(data) != dims.count:
+        raise bad_request(
+            "wrong_data",
+            f"input {spec.name!r}: expected {dims.count} elements for shape {shape}, "
+            f"got {len(data)}",
+        )
+    return data
+
+
+def wrong_parameters(what: str, known: str, parameters: object) -> Refusal:
+    if type(parameters) is dict and not UNSUPPORTED.isdisjoint(parameters):
+        return unsupported(what, parameters)
+    return bad_request("malformed_request", f"{what}: the only parameter is {known!r}")
+
+
+def unsupported(what: str, parameters: dict[str, object]) -> Refusal:
+    found = ", ".join(repr(name) for name in parameters if name in UNSUPPORTED)
+    return bad_request("unsupported_parameter", f"{what}: {found} is not supported here")
