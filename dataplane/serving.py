@@ -32,8 +32,6 @@ TRIPS_MAX = 200
 REASON_LENGTH_MAX = 300
 # The part of a request's time that a version with a fallback may use.
 FIRST_ATTEMPT = 0.75
-# Models of an earlier table that are dropped in one turn of the loop.
-FORGOTTEN_AT_ONCE = 50
 
 
 @dataclass(slots=True)
@@ -106,8 +104,6 @@ class Serving:
         self.table: RoutingTable | None = None
         # Models that were asked for since the table was applied.
         self._models: dict[str, LiveModel] = {}
-        # Models of earlier tables, to be dropped.
-        self._forgotten: list[dict[str, LiveModel]] = []
         # Told which (model, version) are in the table no longer.
         self.on_gone: Callable[[list[tuple[str, str]]], None] = _ignore
         # Versions that were asked for, over tables.
@@ -126,15 +122,16 @@ class Serving:
     def trips(self) -> tuple[BreakerTrip, ...]:
         return tuple(self._trips.values())
 
-    def apply(self, table: RoutingTable, changed: Iterable[str] | None = None) -> None:
-        """Serve from `table` from the next request on.
+    def apply(
+        self, table: RoutingTable, changed: Iterable[str] | None = None
+    ) -> dict[str, LiveModel]:
+        """Serve from `table` from the next request on; return what was made for the last one.
 
         `changed` names at least the models that differ from the applied table's; None, all.
         """
         gone = _gone(self.table, table, changed)
         self.table = table
-        self._forgotten.append(self._models)
-        self._models = {}
+        before, self._models = self._models, {}
         for key in gone:
             self._versions.pop(key, None)
             self._stats.pop(key, None)
@@ -143,15 +140,7 @@ class Serving:
         self._triton.keep_only(used)
         if self.shadows is not None:
             self.shadows.apply(table, used)
-
-    async def forget(self) -> None:
-        """Drop what was made for earlier tables, a little at a time."""
-        while self._forgotten:
-            models = self._forgotten.pop()
-            while models:
-                for _ in range(min(len(models), FORGOTTEN_AT_ONCE)):
-                    models.popitem()
-                await asyncio.sleep(0)
+        return before
 
     def model(self, name: str) -> LiveModel:
         """Return the model `name`. Raises Refusal (404, or 503 before the first table)."""

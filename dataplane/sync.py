@@ -23,7 +23,7 @@ from contract.messages import InstanceReport, encode_report
 from contract.routing import CHANNEL, Name, RoutingTable, TableError
 from dataplane.heartbeat import Heartbeat
 from dataplane.serving import Serving
-from dataplane.tables import Reading, TableFile, TableReader
+from dataplane.tables import Reading, TableFile, TableReader, let_go
 from dataplane.triton import Triton, TritonError
 
 log = logging.getLogger("interlock.dataplane")
@@ -170,6 +170,7 @@ class Sync:
         if applied is not None and table.generation <= applied.generation:
             self._compare(reading, applied)
             return
+        del applied
         await self._probe(table, reading.changed)
         await self._apply(reading)
         self._refusal = None
@@ -194,9 +195,13 @@ class Sync:
         return reading
 
     async def _apply(self, reading: Reading) -> None:
-        self._serving.apply(reading.table, (*reading.changed, *reading.removed))
-        self._reader.keep(reading)
-        await self._serving.forget()
+        applied = self._serving.table
+        # A copy keeps the old models alive until they are let go of one after another.
+        old_models = dict(applied.models) if applied is not None else {}
+        old_live = self._serving.apply(reading.table, (*reading.changed, *reading.removed))
+        old_lines = self._reader.keep(reading)
+        del applied
+        await let_go(old_live, old_lines, old_models)
 
     def _compare(self, reading: Reading, applied: RoutingTable) -> None:
         """Accept the applied table again; refuse an older one and a different one of its number."""

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import msgspec
 
@@ -35,8 +36,12 @@ log = logging.getLogger("interlock.dataplane")
 # How long a slice may take, and how many steps are taken between two looks at the clock.
 SLICE_S = 0.001
 STEPS = 8
+# New lines that are parsed together, and things that are let go of together.
+LINES_AT_ONCE = 32
+DROPPED_AT_ONCE = 100
 
-Entries = tuple[tuple[Name, ModelRoute], ...]
+Entry = tuple[Name, ModelRoute]
+Lines = dict[bytes, Entry]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +55,7 @@ class Reading:
     table: RoutingTable
     changed: tuple[Name, ...]
     removed: tuple[Name, ...]
-    lines: dict[bytes, Entries]
+    lines: Lines
 
 
 class Pace:
@@ -77,14 +82,15 @@ class TableReader:
 
     def __init__(self) -> None:
         # The lines of the applied table, and the models that they stand for.
-        self._known: dict[bytes, Entries] = {}
+        self._known: Lines = {}
 
     async def read(self, data: bytes, applied: RoutingTable | None) -> Reading:
         """Parse and check a table. Raises TableError."""
         pace = Pace()
         parts = pieces(data)
         if parts is None:
-            table, lines = decode_unchecked(data), {}
+            table = decode_unchecked(data)
+            lines: Lines = {}
         else:
             frame, found = parts
             models, lines = await self._read_models(found, pace)
@@ -98,25 +104,50 @@ class TableReader:
         removed = tuple(applied.models.keys() - table.models.keys()) if applied is not None else ()
         return Reading(table, changed, removed, lines)
 
-    def keep(self, reading: Reading) -> None:
-        """Remember the lines of a table that was applied."""
-        self._known = reading.lines
+    def keep(self, reading: Reading) -> Lines:
+        """Remember the lines of a table that was applied; return what was remembered before."""
+        before, self._known = self._known, reading.lines
+        return before
 
     async def _read_models(
         self, found: Iterator[bytes], pace: Pace
-    ) -> tuple[dict[Name, ModelRoute], dict[bytes, Entries]]:
+    ) -> tuple[dict[Name, ModelRoute], Lines]:
         known = self._known
         models: dict[Name, ModelRoute] = {}
-        lines: dict[bytes, Entries] = {}
+        lines: Lines = {}
+        fresh: list[bytes] = []
         for line in found:
-            entries = known.get(line)
-            if entries is None:
-                entries = tuple(decode_models(line).items())
-            lines[line] = entries
-            models.update(entries)
+            entry = known.get(line)
+            if entry is not None:
+                lines[line] = entry
+                models[entry[0]] = entry[1]
+            else:
+                fresh.append(line)
+                if len(fresh) >= LINES_AT_ONCE:
+                    _parse(fresh, models, lines)
+                    fresh = []
             if pace.is_due():
                 await pace.rest()
+        _parse(fresh, models, lines)
         return models, lines
+
+
+def _parse(fresh: list[bytes], models: dict[Name, ModelRoute], lines: Lines) -> None:
+    """Parse lines together. Raises TableError."""
+    found = decode_models(b",".join(fresh))
+    models.update(found)
+    if len(found) == len(fresh):
+        # In any other case some names came twice, and the lines are not worth remembering.
+        lines.update(zip(fresh, found.items(), strict=True))
+
+
+async def let_go(*things: dict[Any, Any]) -> None:
+    """Empty large dictionaries that nobody reads any more, a little at a time."""
+    for thing in things:
+        while thing:
+            for _ in range(min(len(thing), DROPPED_AT_ONCE)):
+                thing.popitem()
+            await asyncio.sleep(0)
 
 
 async def _changed(
