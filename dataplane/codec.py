@@ -32,7 +32,8 @@ class InferRequest:
 
     `key` tells apart what must not share a batch: inner shapes and parameters. `outputs` are the
     requested ones as (index in the signature, as binary data), None for all. `parameters` is the
-    JSON of those that go on to the model, empty without any.
+    JSON of those that go on to the model, empty without any. `digest` and `origin` are the cache's,
+    which may hand the same request out again: nobody changes anything else of one that was read.
     """
 
     rows: int
@@ -44,6 +45,8 @@ class InferRequest:
     outputs: tuple[tuple[int, bool], ...] | None = None
     binary: bool = False
     parameters: bytes = b""
+    digest: bytes | None = None
+    origin: tuple[object, bytes, bytes | None, bytes | None] | None = None
 
 
 class Codec:
