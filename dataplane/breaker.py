@@ -1,8 +1,9 @@
-"""A circuit breaker for one version: closed, open, half-open.
+"""A circuit breaker for one version, or one copy of it: closed, open, half-open.
 
-Closed, it counts failures among the last answers and opens at the threshold. Open, it lets nothing
-through until `open_ms` have passed; then, half-open, one request at a time tries the version, and
-its answer closes or reopens. It needs no control plane: it acts within a few requests.
+Closed, it counts failures among the last answers and opens at the threshold, or after a few answers
+in a row that say that the version is gone. Open, it lets nothing through until `open_ms` have
+passed; then, half-open, one request at a time tries the version, and its answer closes or reopens.
+It needs no control plane: it acts within a few requests.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ from collections.abc import Callable
 from enum import Enum
 
 from contract.routing import Breaker as Settings
+
+# A crashed process takes seconds for each of its answers; nobody need wait for ten of them.
+GONE_IN_A_ROW = 3
 
 
 class State(Enum):
@@ -25,12 +29,13 @@ class Breaker:
 
     __slots__ = (
         "_dead",
-        "_failures",
+        "_gone",
         "_on_trip",
         "_probing",
         "_results",
         "_retry_at",
         "calm",
+        "recent_failures",
         "settings",
         "state",
     )
@@ -47,7 +52,9 @@ class Breaker:
         # True for a failure, over the last `window` answers.
         self._results: deque[bool] = deque()
         # How many of those failed.
-        self._failures = 0
+        self.recent_failures = 0
+        # Answers in a row that said that the version is gone.
+        self._gone = 0
         # When an open breaker may be tried again.
         self._retry_at = 0.0
         # The one trial of the half-open state is under way.
@@ -75,25 +82,41 @@ class Breaker:
     def succeeded(self) -> None:
         """Count an answer."""
         if self.state is State.CLOSED:
+            self._gone = 0
             self._push(False)
         elif self.state is State.HALF_OPEN:
             self.state = State.CLOSED
             self._clear()
-        self.calm = self.state is State.CLOSED and self._failures == 0
+        self.calm = self.state is State.CLOSED and self.recent_failures == 0
 
-    def failed(self, now: float, reason: str, *, dead: bool) -> None:
-        """Count a failure; `dead` says that the version did not answer at all."""
+    def failed(self, now: float, reason: str, *, dead: bool, gone: bool = False) -> None:
+        """Count a failure.
+
+        `dead` says that the version did not answer at all, `gone` that it certainly will not.
+        """
         self.calm = False
         if self.state is State.HALF_OPEN:
             self._open(now, reason, dead=dead)
         elif self.state is State.CLOSED:
             self._push(True)
-            if self._failures >= self.settings.failures:
+            self._gone = self._gone + 1 if gone else 0
+            enough = self.recent_failures >= self.settings.failures
+            if (enough or self._gone >= GONE_IN_A_ROW) and self.may_open():
                 self._open(now, reason, dead=dead)
 
     def released(self) -> None:
         """Give back a trial that ended without a verdict, such as a client's bad request."""
         self._probing = False
+
+    def reset(self) -> None:
+        """Close: the version has proved to be well."""
+        self.state = State.CLOSED
+        self._clear()
+        self.calm = True
+
+    def may_open(self) -> bool:
+        """Return whether there is no reason against opening."""
+        return True
 
     def _open(self, now: float, reason: str, *, dead: bool) -> None:
         self.state = State.OPEN
@@ -104,11 +127,12 @@ class Breaker:
 
     def _push(self, failed: bool) -> None:
         self._results.append(failed)
-        self._failures += failed
+        self.recent_failures += failed
         if len(self._results) > self.settings.window:
-            self._failures -= self._results.popleft()
+            self.recent_failures -= self._results.popleft()
 
     def _clear(self) -> None:
         self._results.clear()
-        self._failures = 0
+        self.recent_failures = 0
+        self._gone = 0
         self._probing = False

@@ -33,6 +33,23 @@ class Limits:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Transport:
+    """How calls to Triton are spread over endpoints, repeated, and kept away from bad ones.
+
+    Shares are in basis points of 10,000. `retry_floor` is for ten seconds; see `triton.budget`.
+    """
+
+    warm_connections: int = 2
+    warmup_timeout_s: float = 5.0
+    retry_budget_bp: int = 1_000
+    retry_floor: int = 10
+    eject_failures: int = 5
+    eject_gap_bp: int = 3_000
+    eject_s: float = 5.0
+    eject_max_s: float = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """What one instance is told at its start."""
 
@@ -55,6 +72,7 @@ class Config:
     shadow_bytes_max: int = 64 * 1024 * 1024
     spool_bytes_max: int = 64 * 1024 * 1024
     limits: Limits = Limits()
+    transport: Transport = Transport()
 
 
 def load(environ: Mapping[str, str]) -> Config:
@@ -80,6 +98,7 @@ def load(environ: Mapping[str, str]) -> Config:
         shadow_bytes_max=_positive(environ, "INTERLOCK_SHADOW_BYTES_MAX", int, 64 * 1024 * 1024),
         spool_bytes_max=_positive(environ, "INTERLOCK_SPOOL_BYTES_MAX", int, 64 * 1024 * 1024),
         limits=_limits(environ),
+        transport=_transport(environ),
     )
 
 
@@ -98,6 +117,27 @@ def _limits(environ: Mapping[str, str]) -> Limits:
         idle_timeout_s=whole("INTERLOCK_IDLE_TIMEOUT_S", default.idle_timeout_s),
         write_timeout_s=whole("INTERLOCK_WRITE_TIMEOUT_S", default.write_timeout_s),
         pipeline_max=whole("INTERLOCK_PIPELINE_MAX", default.pipeline_max),
+    )
+
+
+def _transport(environ: Mapping[str, str]) -> Transport:
+    default = Transport()
+
+    def whole(name: str, value: int) -> int:
+        return _positive(environ, name, int, value)
+
+    def seconds(name: str, value: float) -> float:
+        return _positive(environ, name, float, value)
+
+    return Transport(
+        warm_connections=whole("INTERLOCK_WARM_CONNECTIONS", default.warm_connections),
+        warmup_timeout_s=seconds("INTERLOCK_WARMUP_TIMEOUT_S", default.warmup_timeout_s),
+        retry_budget_bp=whole("INTERLOCK_RETRY_BUDGET_BP", default.retry_budget_bp),
+        retry_floor=whole("INTERLOCK_RETRY_FLOOR", default.retry_floor),
+        eject_failures=whole("INTERLOCK_EJECT_FAILURES", default.eject_failures),
+        eject_gap_bp=whole("INTERLOCK_EJECT_GAP_BP", default.eject_gap_bp),
+        eject_s=seconds("INTERLOCK_EJECT_S", default.eject_s),
+        eject_max_s=seconds("INTERLOCK_EJECT_MAX_S", default.eject_max_s),
     )
 
 

@@ -1,0 +1,12 @@
+"""Calls to Triton: HTTP/1.1 keep-alive connections of our own, on asyncio and httptools.
+
+One call is one request on one connection; no task and no future is made for it, its owner is
+called back. Every call ends once, with a reply or a `TritonError`, within its deadline. All that
+the network or Triton can do wrong becomes a `TritonError` here and nowhere else.
+"""
+
+from dataplane.triton.answers import Fault, OnDone, Reply, TritonError
+from dataplane.triton.copies import Copies
+from dataplane.triton.transport import Triton
+
+__all__ = ["Copies", "Fault", "OnDone", "Reply", "Triton", "TritonError"]

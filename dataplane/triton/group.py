@@ -1,0 +1,250 @@
+"""The endpoints of one cluster: who gets a call, who gets it next, who is left out.
+
+A call goes to the cheaper of two endpoints drawn at random (calls in flight × latency). One that
+did not run, or perhaps not, goes to another endpoint once, within the budget. Left out are
+endpoints that are ejected and copies whose circuit is open. They are tried again with a copy of a
+live request whose answer nobody waits for, so that no user's request is ever the trial.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from random import random
+from time import monotonic
+
+from dataplane.config import Transport as Settings
+from dataplane.triton.answers import Fault, OnDone, Reply, TritonError
+from dataplane.triton.budget import Budget
+from dataplane.triton.calls import BalancedCall, Call
+from dataplane.triton.copies import Copies
+from dataplane.triton.endpoint import Endpoint
+from dataplane.triton.health import outliers
+
+log = logging.getLogger("interlock.dataplane")
+
+
+class Group:
+    """Sends calls to its endpoints and learns from what becomes of them."""
+
+    __slots__ = (
+        "__weakref__",
+        "_loop",
+        "_settings",
+        "budget",
+        "closed",
+        "ejected",
+        "endpoints",
+        "only",
+    )
+
+    def __init__(
+        self,
+        endpoints: tuple[Endpoint, ...],
+        loop: asyncio.AbstractEventLoop,
+        settings: Settings,
+    ) -> None:
+        # In the order of the cluster's addresses.
+        self.endpoints = endpoints
+        # The only one, where there is nothing to choose.
+        self.only = endpoints[0] if len(endpoints) == 1 else None
+        # Runs deadlines.
+        self._loop = loop
+        # Thresholds and times.
+        self._settings = settings
+        # What retries and hedges may cost.
+        self.budget = Budget(settings.retry_budget_bp, settings.retry_floor)
+        # How many endpoints are ejected.
+        self.ejected = sum(endpoint.health.ejected for endpoint in endpoints)
+        # One of the endpoints is gone from the table; whoever holds the group takes a new one.
+        self.closed = False
+        if self.only is None:
+            for endpoint in endpoints:
+                endpoint.groups.add(self)
+
+    # --- the way out ---------------------------------------------------------------------------
+
+    def post(self, copies: Copies, request: bytes, timeout_s: float, on_done: OnDone) -> None:
+        """Send `request` to one of the endpoints."""
+        self.budget.calls += 1
+        if self.only is not None:
+            call = Call(self, request, on_done)
+            call.timer = self._loop.call_later(timeout_s, call.expire)
+            self.only.start(call)
+            return
+        now = monotonic()
+        first = BalancedCall(self, copies, request, now + timeout_s, on_done)
+        first.timer = self._loop.call_later(timeout_s, first.expire)
+        if copies.hedge_after_s is not None:
+            first.hedge = self._loop.call_later(copies.hedge_after_s, self._hedge, first)
+        self._send(first, self._pick(copies, -1, now), now)
+        if self.ejected or copies.open:
+            self._try_what_is_out(copies, request, timeout_s, now)
+
+    def try_again_here(self, call: Call) -> bool:
+        """Send `call` again to the endpoint whose connection broke; return whether it was sent."""
+        endpoint = call.endpoint
+        if call.retried or not self._may_repeat(endpoint):
+            return False
+        call.retried = True
+        endpoint.retries += 1
+        endpoint.start(call)
+        return True
+
+    def try_elsewhere(self, call: BalancedCall) -> bool:
+        """Send `call` to another endpoint, once and within the budget; return whether it was."""
+        if call.retried or call.rival is not None or not self._may_repeat(call.endpoint):
+            return False
+        call.retried = True
+        now = monotonic()
+        index = self._pick(call.copies, call.index, now)
+        self.endpoints[index].retries += 1
+        self._send(call, index, now)
+        return True
+
+    def _may_repeat(self, endpoint: Endpoint) -> bool:
+        if self.budget.take():
+            return True
+        endpoint.exhausted += 1
+        return False
+
+    def _send(self, call: BalancedCall, index: int, now: float) -> None:
+        call.index = index
+        call.sent_at = now
+        call.forced = call.copies.open > 0 and not call.copies.is_closed(index)
+        self.endpoints[index].start(call)
+
+    def _hedge(self, call: BalancedCall) -> None:
+        """Ask a second endpoint as well: the first takes long."""
+        call.hedge = None
+        if call.done or call.retried:
+            return
+        now = monotonic()
+        index = self._pick(call.copies, call.index, now)
+        endpoint = self.endpoints[index]
+        if endpoint.health.ejected or not call.copies.is_closed(index):
+            return
+        if not self._may_repeat(call.endpoint):
+            return
+        rival = BalancedCall(self, call.copies, call.request, call.until, call.on_done)
+        rival.retried = True
+        rival.timer = self._loop.call_later(max(0.0, call.until - now), rival.expire)
+        call.rival, rival.rival = rival, call
+        endpoint.hedges += 1
+        self._send(rival, index, now)
+
+    # --- who gets a call -----------------------------------------------------------------------
+
+    def _pick(self, copies: Copies, but: int, now: float) -> int:
+        """Return the index of an endpoint other than `but`: a good one where there is one."""
+        size = len(self.endpoints)
+        if self.ejected == 0 and copies.open == 0 and but < 0:
+            one = int(random() * size)  # noqa: S311
+            two = int(random() * (size - 1))  # noqa: S311
+            return self._cheaper(one, two + (two >= one), now)
+        others = [index for index in range(size) if index != but]
+        serving = [index for index in others if not self.endpoints[index].health.ejected]
+        good = [index for index in serving if copies.is_closed(index)]
+        choice = good or serving or others
+        one = int(random() * len(choice))  # noqa: S311
+        if len(choice) == 1:
+            return choice[0]
+        two = int(random() * (len(choice) - 1))  # noqa: S311
+        return self._cheaper(choice[one], choice[two + (two >= one)], now)
+
+    def _cheaper(self, one: int, two: int, now: float) -> int:
+        first, second = self.endpoints[one], self.endpoints[two]
+        first_cost = first.health.cost(first.in_flight, now)
+        return one if first_cost <= second.health.cost(second.in_flight, now) else two
+
+    def _try_what_is_out(
+        self, copies: Copies, request: bytes, timeout_s: float, now: float
+    ) -> None:
+        """Send a copy of a live request to each endpoint that is due for a trial."""
+        for index, endpoint in enumerate(self.endpoints):
+            circuit_due = copies.trial_due(index, now)
+            if endpoint.health.ejected:
+                due = endpoint.health.trial_due(now)
+                if circuit_due and not due:
+                    copies.released(index)
+            else:
+                due = circuit_due
+            if due:
+                call = BalancedCall(self, copies, request, now + timeout_s, _nobody_waits)
+                call.trial = call.retried = True
+                call.timer = self._loop.call_later(timeout_s, call.expire)
+                self._send(call, index, now)
+
+    # --- what is learnt ------------------------------------------------------------------------
+
+    def learn(self, call: BalancedCall, reply: Reply) -> bool:
+        """Learn from a reply; return whether the call was sent elsewhere instead of ending."""
+        if reply.status != 200:
+            error = reply.error()
+            if error.fault is not Fault.REFUSED:
+                self.blame(call, error)
+                return error.fault is Fault.DEAD and self.try_elsewhere(call)
+        now = monotonic()
+        endpoint = call.endpoint
+        endpoint.health.answered(now - call.sent_at, now)
+        if call.trial and endpoint.health.ejected:
+            self._restore(endpoint, now)
+        if reply.status != 200:
+            # Sound rows may fare otherwise: it says nothing about the copy.
+            if call.trial:
+                call.copies.released(call.index)
+        else:
+            call.copies.answered(call.index, forced=call.forced)
+        return False
+
+    def blame(self, call: BalancedCall, error: TritonError) -> None:
+        """Hold a failure against the endpoint, and against the copy unless nobody was there."""
+        now = monotonic()
+        endpoint = call.endpoint
+        fault = error.fault
+        too_many = endpoint.health.failed(answered=fault is Fault.FAILED)
+        if endpoint.health.ejected:
+            if call.trial:
+                endpoint.health.eject(now)
+        elif too_many:
+            self._eject(endpoint, now, error.message)
+        if fault is Fault.UNREACHABLE:
+            # Everything on that endpoint is away: no reason to accuse this version.
+            if call.trial:
+                call.copies.released(call.index)
+            return
+        if call.trial or not call.forced:
+            call.copies.failed(call.index, now, error.message, dead=fault.is_dead)
+
+    def blame_delay(self, call: BalancedCall, error: TritonError) -> None:
+        """Hold a passed deadline against the endpoint, unless the call had hardly any time."""
+        waited_s = monotonic() - call.sent_at
+        if call.trial or call.endpoint.health.was_patient(waited_s):
+            self.blame(call, error)
+
+    def judge(self, now: float) -> None:
+        """Eject who fails far more often than the siblings; called once a second."""
+        if self.only is not None:
+            return
+        healths = {endpoint.health: endpoint for endpoint in self.endpoints}
+        for health in outliers(list(healths), self._settings):
+            self._eject(healths[health], now, "it fails far more often than its siblings")
+
+    def _eject(self, endpoint: Endpoint, now: float, reason: str) -> None:
+        # In none of its clusters may more than half be out, and the last one never.
+        if any((group.ejected + 1) * 2 > len(group.endpoints) for group in endpoint.groups):
+            return
+        duration_s = endpoint.health.eject(now)
+        for group in endpoint.groups:
+            group.ejected += 1
+        log.warning("endpoint.ejected: %s for %.1f s: %s", endpoint.address, duration_s, reason)
+
+    def _restore(self, endpoint: Endpoint, now: float) -> None:
+        endpoint.health.restore(now)
+        for group in endpoint.groups:
+            group.ejected -= 1
+        log.info("endpoint.restored: %s", endpoint.address)
+
+
+def _nobody_waits(_: Reply | TritonError) -> None:
+    pass
