@@ -1,248 +1,172 @@
 """Through the data plane against Triton's own HTTP endpoint: the same model, machine and minute.
 
-One-row JSON requests in a closed loop. The targets take turns, round after round, because the
-machine drifts: each ratio is taken within one round, and the median over the rounds is printed.
-Everything of the data plane is on: telemetry to a real Redis, and a canary where it says so.
-`proxy` is the data plane's own CPU, `all` adds Triton and its model process.
+One-row JSON requests on a real Triton with everything of the data plane on. The targets take turns,
+round after round, because the machine drifts: each ratio is taken within one round, and the median
+over the rounds is printed. After the closed loop come constant rates with Poisson arrivals, where
+a latency counts from the instant a request was due.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
 
-import httpx
-import msgspec
-
-from bench import flowers
-from contract.routing import (
-    Batching,
-    CanarySplit,
-    Cluster,
-    ModelRoute,
-    RoutingTable,
-    VersionRoute,
-    encode,
+from bench.stand import (
+    Sample,
+    Target,
+    check,
+    data_plane,
+    free_port,
+    machine,
+    running_process,
+    sample,
+    table,
+    write_models,
 )
-from embedded.ports import is_free
-from embedded.stack import running
+from embedded.stack import Stack, running
 
-BODY = b'{"inputs":[{"name":"features","datatype":"FP32","shape":[1,4],"data":[5.1,3.5,1.4,0.2]}]}'
 DIRECT = "triton"
-DIRECT_BATCHED = "triton, its batcher on"
+BATCHED = "triton, its batcher on"
 OURS = "data plane"
-OURS_CANARY = "data plane, canary at 10 %"
+CANARY = "data plane, canary at 10 %"
+EXPERIMENT = "data plane, experiment"
+PEER = "FastAPI, batching queue"
+WIDE = ", 768 features"
 PERCENTILES = ("p50_ms", "p95_ms", "p99_ms")
-TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+# Requests a second of the constant-rate runs, with 4 and with 768 features.
+RATES = {"": 10_000, WIDE: 8_000}
+RATE_CONNECTIONS = 256
 
-
-@dataclass(frozen=True)
-class Target:
-    name: str
-    port: int
-    path: str
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One run: requests a second, milliseconds, errors, CPU microseconds a request."""
-
-    per_second: float
-    p50_ms: float
-    p95_ms: float
-    p99_ms: float
-    errors: float
-    proxy_us: float
-    all_us: float
+Samples = dict[str, list[Sample]]
 
 
 def main() -> None:
-    """Run all rounds and print a table for each number of connections."""
+    """Run all rounds and print a table for each number of connections and each rate."""
     parser = argparse.ArgumentParser(prog="bench dataplane")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--connections", type=int, nargs="+", default=[1, 64, 256])
     options = parser.parse_args(sys.argv[2:])
-    with tempfile.TemporaryDirectory() as directory:
-        state = Path(directory)
-        for name, extra in (("flowers.1", ""), ("flowers.2", ""), ("batched", BATCHER)):
-            flowers.write(state / "triton" / "repository", name, extra)
-        with running(state, {"redis", "triton"}) as stack:
-            triton_port = stack.ports["triton_http"]
-            with data_plane(state, triton_port, stack.redis_url) as (process, port):
-                targets = [
-                    Target(DIRECT, triton_port, "/v2/models/flowers.1/versions/1/infer"),
-                    Target(DIRECT_BATCHED, triton_port, "/v2/models/batched/versions/1/infer"),
-                    Target(OURS, port, "/v2/models/plain/infer"),
-                    Target(OURS_CANARY, port, "/v2/models/flowers/infer"),
-                ]
-                for target in targets:
-                    check(target)
-                for connections in options.connections:
-                    samples = measure(targets, connections, options, process.pid)
-                    print_table(connections, samples)
-
-
-BATCHER = "dynamic_batching { }"
-
-
-def table(triton_port: int) -> bytes:
-    """Return a table with a model whose canary gets 10 %, and the same model without a split."""
-    versions = {
-        n: VersionRoute(cluster="main", triton_model=f"flowers.{n}", triton_version="1")
-        for n in ("1", "2")
-    }
-    model = ModelRoute(
-        signature=flowers.SIGNATURE,
-        stable="1",
-        versions=versions,
-        split=CanarySplit(id="r", salt="s", version="2", weight_bp=1_000),
-        batching=Batching(max_batch_size=64),
-    )
-    models = {"flowers": model, "plain": msgspec.structs.replace(model, split=None)}
-    cluster = Cluster(endpoints=(f"127.0.0.1:{triton_port}",))
-    return encode(RoutingTable(generation=1, models=models, clusters={"main": cluster}))
+    print(f"{machine()}; load generator on the same machine; medians of {options.rounds} rounds")
+    with stand() as targets:
+        for target in targets.values():
+            check(target)
+        for connections in options.connections:
+            names = [DIRECT, BATCHED, OURS, CANARY, EXPERIMENT, PEER]
+            chosen = [targets[name] for name in names]
+            samples = measure(chosen, connections, options)
+            print_closed(f"{connections} connections, 4 features", samples)
+        chosen = [targets[name + WIDE] for name in (DIRECT, BATCHED, OURS)]
+        print_closed("64 connections, 768 features", measure(chosen, 64, options), WIDE)
+        for suffix, rate in RATES.items():
+            chosen = [targets[name + suffix] for name in (DIRECT, BATCHED, OURS)]
+            samples = measure(chosen, RATE_CONNECTIONS, options, rate)
+            print_constant(f"{rate:,} requests/s{suffix or ', 4 features'}, Poisson", samples)
 
 
 @contextmanager
-def data_plane(
-    state: Path, triton_port: int, redis_url: str
-) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """Run an instance that starts from a stored table: the control plane is not needed."""
-    folder = state / "dataplane"
-    folder.mkdir()
-    (folder / "routing-table.json").write_bytes(table(triton_port))
-    port = next(port for port in range(20_000, 30_000) if is_free(port))
-    settings = {
-        "INTERLOCK_BIND": f"127.0.0.1:{port}",
-        "INTERLOCK_CONTROL_URL": "http://127.0.0.1:9",
-        "INTERLOCK_INSTANCE_TOKEN": "none",
-        "INTERLOCK_INSTANCE_NAME": "bench",
-        "INTERLOCK_STATE_DIR": str(folder),
-        "REDIS_URL": redis_url,
-    }
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dataplane"],
-        env={**os.environ, **settings},
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        wait_until_ready(port)
-        yield process, port
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def wait_until_ready(port: int) -> None:
-    for _ in range(200):
-        try:
-            if httpx.get(f"http://127.0.0.1:{port}/v2/health/ready").status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.05)
-    raise SystemExit("the data plane did not become ready")
-
-
-def check(target: Target) -> None:
-    """Make sure that the target answers rightly before it is timed."""
-    answer = httpx.post(f"http://127.0.0.1:{target.port}{target.path}", content=BODY)
-    answer.raise_for_status()
-    names = [output["name"] for output in answer.json()["outputs"]]
-    assert names == ["probabilities", "label"], answer.text
+def stand() -> Iterator[dict[str, Target]]:
+    """Start Triton, Redis, the data plane and the peer; yield whom to ask."""
+    with ExitStack() as exits:
+        state = Path(exits.enter_context(tempfile.TemporaryDirectory()))
+        write_models(state / "triton" / "repository")
+        stack: Stack = exits.enter_context(running(state, {"redis", "triton"}))
+        triton = stack.ports["triton_http"]
+        ours = exits.enter_context(data_plane(state / "dp", table(triton), stack.redis_url))
+        port = free_port()
+        peer = exits.enter_context(
+            running_process(
+                ["-m", "uvicorn", "--workers", "2", "--port", str(port), "--log-level", "error",
+                 "bench.fastapi_peer:app"],
+                port, "/docs", {"PEER_TRITON": f"127.0.0.1:{stack.ports['triton_grpc']}"},
+            )
+        )  # fmt: skip
+        pids = ours.pids
+        found = [
+            Target(OURS, ours.port, "/v2/models/plain/infer", pids),
+            Target(CANARY, ours.port, "/v2/models/canary/infer", pids),
+            Target(EXPERIMENT, ours.port, "/v2/models/experiment/infer", pids),
+            Target(OURS + WIDE, ours.port, "/v2/models/wide/infer", pids, 768),
+            Target(PEER, peer.port, "/v2/models/flowers/infer", peer.pids),
+        ]
+        for suffix, name, width in (("", "flowers", 4), (WIDE, "wide", 768)):
+            for title, model in ((DIRECT, f"{name}.1"), (BATCHED, f"{name}.batched")):
+                path = f"/v2/models/{model}/versions/1/infer"
+                found.append(Target(title + suffix, triton, path, (), width))
+        yield {target.name: target for target in found}
 
 
 def measure(
-    targets: list[Target], connections: int, options: argparse.Namespace, proxy: int
-) -> dict[str, list[Sample]]:
+    targets: list[Target],
+    connections: int,
+    options: argparse.Namespace,
+    rate: float | None = None,
+) -> Samples:
     """Return the samples of each target; the targets take turns."""
-    samples: dict[str, list[Sample]] = {target.name: [] for target in targets}
+    samples: Samples = {target.name: [] for target in targets}
     for _ in range(options.rounds):
         for target in targets:
-            samples[target.name].append(sample(target, connections, options.seconds, proxy))
+            samples[target.name].append(sample(target, connections, options.seconds, rate))
     return samples
 
 
-def sample(target: Target, connections: int, seconds: float, proxy: int) -> Sample:
-    """Run the load generator once and see what CPU it cost."""
-    head = f"POST {target.path} HTTP/1.1\r\nhost: x\r\n"
-    request = f"{head}content-length: {len(BODY)}\r\n\r\n".encode() + BODY
-    servers = servers_of(proxy)
-    before = {pid: cpu_s(pid) for pid in servers}
-    command = [sys.executable, "-m", "bench.load", str(target.port), str(connections), str(seconds)]
-    done = subprocess.run(command, input=request, capture_output=True, check=True)
-    result = json.loads(done.stdout)
-    used = {pid: cpu_s(pid) - before[pid] for pid in servers}
-    answered = result.pop("answered")
-    return Sample(
-        **result,
-        proxy_us=used[proxy] / answered * 1e6,
-        all_us=sum(used.values()) / answered * 1e6,
-    )
-
-
-def servers_of(proxy: int) -> list[int]:
-    """Return the data plane, Triton and its model processes, by what they run."""
-    found = [proxy]
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                program = (entry / "cmdline").read_bytes().split(b"\0", 1)[0]
-            except OSError:
-                continue
-            if program.endswith((b"/tritonserver", b"/triton_python_backend_stub")):
-                found.append(int(entry.name))
-    return found
-
-
-def cpu_s(pid: int) -> float:
-    """Return the CPU seconds that a process used so far."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return 0.0
-    return (int(fields[11]) + int(fields[12])) / TICKS_PER_SECOND
-
-
-def print_table(connections: int, samples: dict[str, list[Sample]]) -> None:
+def print_closed(title: str, samples: Samples, suffix: str = "") -> None:
     """Print medians over the rounds, and ratios taken round by round."""
-    plural = "" if connections == 1 else "s"
-    print(f"\n{connections} connection{plural}, median of {len(samples[OURS])} rounds\n")
-    print(f"| target | requests/s | × {DIRECT} | × {DIRECT_BATCHED} | p50 ms | p95 ms | p99 ms "
-          "| proxy µs | all µs |")  # fmt: skip
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    print(f"\n### {title}, closed loop\n")
+    print(f"| target | requests/s | × {DIRECT} | × {BATCHED} | p50 ms | p95 ms | p99 ms "
+          f"| own µs | all µs | requests per CPU-second × {DIRECT} | × {BATCHED} |")  # fmt: skip
+    print("| --- " * 11 + "|")
+    for name, rows in samples.items():
+        direct, batched = samples[DIRECT + suffix], samples[BATCHED + suffix]
+        cells = [
+            name,
+            f"{median(row.per_second for row in rows):,.0f}",
+            ratio(rows, direct, "per_second"),
+            ratio(rows, batched, "per_second"),
+            *(f"{median(getattr(row, field) for row in rows):.2f}" for field in PERCENTILES),
+            f"{median(row.own_us for row in rows):.0f}",
+            f"{median(row.all_us for row in rows):.0f}",
+            # The other way round: more requests from a CPU-second are fewer CPU-seconds a request.
+            ratio(direct, rows, "all_us"),
+            ratio(batched, rows, "all_us"),
+        ]
+        print(f"| {' | '.join(cells)} |")
+    _print_errors(samples)
+
+
+def print_constant(title: str, samples: Samples) -> None:
+    """Print what became of a constant rate."""
+    print(f"\n### {title}\n")
+    print("| target | answered/s | p50 ms | p95 ms | p99 ms | all µs |")
+    print("| --- " * 6 + "|")
     for name, rows in samples.items():
         cells = [
             name,
             f"{median(row.per_second for row in rows):,.0f}",
-            f"{ratio(rows, samples[DIRECT]):.2f}",
-            f"{ratio(rows, samples[DIRECT_BATCHED]):.2f}",
             *(f"{median(getattr(row, field) for row in rows):.2f}" for field in PERCENTILES),
-            f"{median(row.proxy_us for row in rows):.0f}" if name.startswith(OURS) else "",
             f"{median(row.all_us for row in rows):.0f}",
         ]
         print(f"| {' | '.join(cells)} |")
+    _print_errors(samples)
+
+
+def _print_errors(samples: Samples) -> None:
+    for name, rows in samples.items():
         errors = sum(row.errors for row in rows)
         if errors:
-            print(f"{errors:.0f} errors at {name}")
+            print(f"\n{errors:,.0f} errors at {name}")
     sys.stdout.flush()
 
 
-def ratio(rows: list[Sample], base: list[Sample]) -> float:
-    """Return the median over the rounds of how many times as many requests were answered."""
+def ratio(rows: list[Sample], base: list[Sample], field: str) -> str:
+    """Return the median over the rounds of `field` as a multiple of `base`'s."""
     pairs = zip(rows, base, strict=True)
-    return median(row.per_second / other.per_second for row, other in pairs)
+    return f"{median(getattr(a, field) / getattr(b, field) for a, b in pairs):.2f}"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The model that the data-plane benchmark asks: 4 features in, 3 probabilities and a label out."""
+"""The model that the benchmarks ask: 4 or 768 features in, 3 probabilities and a label out."""
 
 from __future__ import annotations
 
@@ -6,22 +6,16 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import orjson
 
 from contract.routing import Signature, Tensor
 
 RUNTIME = Path(__file__).parents[1] / "apps" / "models" / "triton_runtime" / "model.py"
-SIGNATURE = Signature(
-    inputs=(Tensor(name="features", datatype="FP32", shape=(-1, 4)),),
-    outputs=(
-        Tensor(name="probabilities", datatype="FP32", shape=(-1, 3)),
-        Tensor(name="label", datatype="INT64", shape=(-1, 1)),
-    ),
-)
 CONFIG = """
 name: "{name}"
 backend: "python"
 max_batch_size: 64
-input [ {{ name: "features" data_type: TYPE_FP32 dims: [ 4 ] }} ]
+input [ {{ name: "features" data_type: TYPE_FP32 dims: [ {width} ] }} ]
 output [
   {{ name: "probabilities" data_type: TYPE_FP32 dims: [ 3 ] }},
   {{ name: "label" data_type: TYPE_INT64 dims: [ 1 ] }}
@@ -31,20 +25,39 @@ instance_group [ {{ count: 1 kind: KIND_CPU }} ]
 """
 
 
-def write(repository: Path, name: str, extra: str = "") -> None:
+def signature(width: int) -> Signature:
+    """Return the signature of the model with `width` features."""
+    return Signature(
+        inputs=(Tensor(name="features", datatype="FP32", shape=(-1, width)),),
+        outputs=(
+            Tensor(name="probabilities", datatype="FP32", shape=(-1, 3)),
+            Tensor(name="label", datatype="INT64", shape=(-1, 1)),
+        ),
+    )
+
+
+def write(repository: Path, name: str, extra: str = "", width: int = 4) -> None:
     """Put the model into a Triton repository; `extra` is appended to its configuration."""
     version = repository / name / "1"
     version.mkdir(parents=True, exist_ok=True)
-    (repository / name / "config.pbtxt").write_text(CONFIG.format(name=name, extra=extra))
+    config = CONFIG.format(name=name, extra=extra, width=width)
+    (repository / name / "config.pbtxt").write_text(config)
     shutil.copyfile(RUNTIME, version / "model.py")
-    (version / "model.onnx").write_bytes(_onnx())
+    (version / "model.onnx").write_bytes(_onnx(width))
 
 
-def _onnx() -> bytes:
+def body(width: int, shift: float = 0.0) -> bytes:
+    """Return a request of one row."""
+    row = [round(5.1 + shift + 0.01 * (i % 90), 6) for i in range(width)]
+    tensor = {"name": "features", "datatype": "FP32", "shape": [1, width], "data": row}
+    return orjson.dumps({"inputs": [tensor]})
+
+
+def _onnx(width: int) -> bytes:
     """Return softmax(x · W) and its argmax, with weights from a fixed seed."""
     from onnx import TensorProto, helper, numpy_helper
 
-    weights = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+    weights = np.random.default_rng(0).normal(size=(width, 3)).astype(np.float32)
     graph = helper.make_graph(
         [
             helper.make_node("MatMul", ["features", "w"], ["z"]),
@@ -52,7 +65,7 @@ def _onnx() -> bytes:
             helper.make_node("ArgMax", ["z"], ["label"], axis=1, keepdims=1),
         ],
         "flowers",
-        [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["n", 4])],
+        [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["n", width])],
         [
             helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["n", 3]),
             helper.make_tensor_value_info("label", TensorProto.INT64, ["n", 1]),

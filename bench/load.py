@@ -1,42 +1,85 @@
-"""A closed-loop HTTP load generator, cheap enough to share two cores with what it measures.
+"""An HTTP load generator, cheap enough to share two cores with what it measures.
 
-Each connection sends the next request when the answer to the last one is whole. It runs as a
-process of its own: `python -m bench.load PORT CONNECTIONS SECONDS < request-body`, and prints one
-line of JSON. Answers must be JSON with content-length; anything but a 200 counts as an error.
+Closed loop: each connection sends the next request when the answer to the last one is whole. Open
+loop (`rate`): requests are due at random instants (Poisson), whatever the answers do, and a latency
+counts from the instant a request was due, so that a server that stalls cannot hide it. It runs as a
+process of its own: `python -m bench.load < job` reads a `Job` as JSON and prints one line of JSON.
+Anything but a 200 counts as an error; answers must have a content-length.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import random
 import sys
 import time
+from collections import deque
+from dataclasses import asdict, dataclass, field
+from itertools import cycle
 from typing import cast
 
 import uvloop
 
 WARM_UP_S = 0.5
+# Due requests that may wait for a free connection; beyond it the rate cannot be held.
+WAITING_MAX = 20_000
+TURN_S = 0.001
+
+
+@dataclass
+class Job:
+    """What to send: `requests` take turns, as text of bytes 0 to 255; `rate` is per second."""
+
+    port: int
+    connections: int
+    seconds: float
+    requests: list[str]
+    rate: float | None = None
+
+    def encode(self) -> bytes:
+        return json.dumps(asdict(self)).encode()
+
+
+@dataclass
+class Run:
+    """What all connections of one run share."""
+
+    requests: cycle[bytes]
+    latencies: list[float] = field(default_factory=list)
+    errors: int = 0
+    # Answers over the whole run, the warm-up included: what the CPU of the servers went to.
+    answered: int = 0
+    counting: bool = False
+    done: bool = False
+    # Open loop only: connections that nobody uses, and when the requests that wait were due.
+    idle: list[Client] | None = None
+    due: deque[float] = field(default_factory=deque)
+    # Requests that found too many others waiting.
+    dropped: int = 0
 
 
 class Client(asyncio.Protocol):
     """One connection; latencies go to a list that all of them share."""
 
-    def __init__(self, request: bytes, run: Run) -> None:
-        self.request = request
+    def __init__(self, run: Run) -> None:
         self.run = run
         self.transport: asyncio.Transport | None = None
-        # The answer so far, and how long it will be once its head is whole.
+        # The answer so far, and when its request was due.
         self.buffer = b""
-        self.sent_at = 0.0
+        self.due_at = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
-        self.send()
+        if self.run.idle is None:
+            self.send(time.perf_counter())
+        else:
+            self.run.idle.append(self)
 
-    def send(self) -> None:
+    def send(self, due_at: float) -> None:
         assert self.transport is not None
-        self.sent_at = time.perf_counter()
-        self.transport.write(self.request)
+        self.due_at = due_at
+        self.transport.write(next(self.run.requests))
 
     def data_received(self, data: bytes) -> None:
         if self.buffer:
@@ -48,28 +91,22 @@ class Client(asyncio.Protocol):
         self.buffer = b""
         run = self.run
         run.answered += 1
+        now = time.perf_counter()
         if run.counting:
-            run.latencies.append(time.perf_counter() - self.sent_at)
+            run.latencies.append(now - self.due_at)
             if data[9:12] != b"200":
                 run.errors += 1
-        if not run.done:
-            self.send()
+        if run.idle is None:
+            if not run.done:
+                self.send(now)
+        elif run.due:
+            self.send(run.due.popleft())
+        else:
+            run.idle.append(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.run.done:
             self.run.errors += 1
-
-
-class Run:
-    """What all connections of one run share."""
-
-    def __init__(self) -> None:
-        self.latencies: list[float] = []
-        self.errors = 0
-        # Answers over the whole run, the warm-up included: what the CPU of the servers went to.
-        self.answered = 0
-        self.counting = False
-        self.done = False
 
 
 def _content_length(head: bytes) -> int:
@@ -81,35 +118,59 @@ def _content_length(head: bytes) -> int:
     return 0
 
 
-async def measure(port: int, request: bytes, connections: int, seconds: float) -> dict[str, float]:
+async def arrive(run: Run, rate: float) -> None:
+    """Send requests when they are due; with no connection free they wait, and the clock runs."""
+    draw = random.Random(0).expovariate
+    due_at = time.perf_counter()
+    assert run.idle is not None
+    while not run.done:
+        now = time.perf_counter()
+        while due_at <= now:
+            if run.idle:
+                run.idle.pop().send(due_at)
+            elif len(run.due) < WAITING_MAX:
+                run.due.append(due_at)
+            else:
+                run.dropped += run.counting
+            due_at += draw(rate)
+        await asyncio.sleep(TURN_S)
+
+
+async def measure(job: Job) -> dict[str, float]:
     """Return requests a second and latency percentiles in milliseconds."""
     loop = asyncio.get_running_loop()
-    run = Run()
-    for _ in range(connections):
-        await loop.create_connection(lambda: Client(request, run), "127.0.0.1", port)
+    run = Run(cycle([text.encode("latin-1") for text in job.requests]))
+    if job.rate is not None:
+        run.idle = []
+    for _ in range(job.connections):
+        await loop.create_connection(lambda: Client(run), "127.0.0.1", job.port)
+    arrivals = None if job.rate is None else loop.create_task(arrive(run, job.rate))
     await asyncio.sleep(WARM_UP_S)
     run.counting = True
     started_at = time.perf_counter()
-    await asyncio.sleep(seconds)
+    await asyncio.sleep(job.seconds)
     elapsed_s = time.perf_counter() - started_at
     run.counting = False
+    # What was due and never answered in time is not forgotten: it waited at least so long.
+    late = [time.perf_counter() - due_at for due_at in run.due]
     run.done = True
+    if arrivals is not None:
+        await arrivals
     await asyncio.sleep(0.2)
-    ordered = sorted(run.latencies) or [0.0]
+    ordered = sorted([*run.latencies, *late]) or [0.0]
     return {
         "answered": max(1, run.answered),
         "per_second": len(run.latencies) / elapsed_s,
         "p50_ms": ordered[len(ordered) // 2] * 1000,
         "p95_ms": ordered[int(len(ordered) * 0.95)] * 1000,
         "p99_ms": ordered[int(len(ordered) * 0.99)] * 1000,
-        "errors": run.errors,
+        "errors": run.errors + run.dropped,
     }
 
 
 def main() -> None:
-    port, connections, seconds = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
-    request = sys.stdin.buffer.read()
-    print(json.dumps(uvloop.run(measure(port, request, connections, seconds))))
+    job = Job(**json.loads(sys.stdin.buffer.read()))
+    print(json.dumps(uvloop.run(measure(job))))
 
 
 if __name__ == "__main__":
