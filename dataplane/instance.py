@@ -46,7 +46,7 @@ class Instance:
         self.boot = f"{int(time.time()):x}{secrets.token_hex(4)}"
         config.state_dir.mkdir(parents=True, exist_ok=True)
         # Calls to the model servers.
-        self.triton = Triton(loop, config.endpoint_connections_max)
+        self.triton = Triton(loop, config.endpoint_connections_max, config.transport)
         # Counters and exposures.
         self.telemetry = Telemetry(time.time)
         # Copies of requests; their connections are their own, so that no live request waits.

@@ -147,7 +147,12 @@ class Prediction:
         if error.fault is Fault.REFUSED:
             lane.runtime.breaker.released()
         else:
-            lane.runtime.breaker.failed(now, error.message, dead=error.fault.is_dead)
+            lane.runtime.breaker.failed(
+                now,
+                error.message,
+                dead=error.fault.is_dead,
+                gone=error.fault is Fault.DEAD,
+            )
         if lane.fallback is not None:
             self._fall_back(lane, lane.fallback, error)
             return

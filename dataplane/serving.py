@@ -25,7 +25,7 @@ from dataplane.metrics import VersionStats
 from dataplane.router import Decision, Router
 from dataplane.shadow.mirror import Mirror, Shadows
 from dataplane.telemetry import DEFAULT_INTERVAL_S, Counter, Telemetry
-from dataplane.triton import Triton
+from dataplane.triton import Copies, Triton
 
 TRIPS_MAX = 200
 # A report carries all trips, so that none of them may be long.
@@ -42,6 +42,7 @@ class VersionRuntime:
     batcher: Batcher
     breaker: Breaker
     stats: VersionStats
+    copies: Copies
 
 
 @dataclass(slots=True, eq=False)
@@ -231,26 +232,28 @@ class Serving:
         assert self.table is not None
         route = model.route
         versioned = route.versions[version]
-        addresses = self.table.clusters[versioned.cluster].endpoints
+        cluster = self.table.clusters[versioned.cluster]
         origin = (
-            versioned, addresses, route.signature, route.batched, route.batching, route.breaker,
+            versioned, cluster, route.signature, route.batched, route.batching, route.breaker,
         )  # fmt: skip
         key = (model.name, version)
         runtime = self._versions.get(key)
         if runtime is not None and runtime.origin == origin:
             return runtime
         stats = self._stats.setdefault(key, VersionStats())
+        on_trip = self._on_trip(model.name, version, stats)
+        copies = Copies(cluster.endpoints, route.breaker, on_trip, cluster.hedge_after_ms)
         batcher = Batcher(
             route,
             versioned,
-            addresses,
+            copies,
             self._triton,
             self._loop,
             stats.batch_size.observe,
             self._in_flight_max,
         )
-        breaker = Breaker(route.breaker, self._on_trip(model.name, version, stats))
-        runtime = self._versions[key] = VersionRuntime(origin, batcher, breaker, stats)
+        breaker = Breaker(route.breaker, on_trip)
+        runtime = self._versions[key] = VersionRuntime(origin, batcher, breaker, stats, copies)
         return runtime
 
     def _on_trip(self, name: str, version: str, stats: VersionStats) -> Callable[[str], None]:
