@@ -38,22 +38,43 @@ class Histogram:
 class VersionStats:
     """What one version did since the start of this process."""
 
-    __slots__ = ("batch_size", "fallbacks", "latency", "predictions", "trips")
+    __slots__ = (
+        "batch_size",
+        "cache_hits",
+        "cache_misses",
+        "fallbacks",
+        "latency",
+        "predictions",
+        "trips",
+    )
 
     def __init__(self) -> None:
         # Seconds from the arrival of a request to its answer.
         self.latency = Histogram(LATENCY_BOUNDS_S)
         # Rows of each batch.
         self.batch_size = Histogram(BATCH_BOUNDS)
-        # Requests by status: success, fallback, error, invalid, rejected.
+        # Requests by status: success, cached, fallback, error, invalid, rejected.
         self.predictions: dict[str, int] = {}
         # Requests that this version failed and stable was asked to answer, by reason.
         self.fallbacks: dict[str, int] = {}
+        # Answers from the cache, by tier: l1, l2.
+        self.cache_hits: dict[str, int] = {}
+        # Requests that the cache had no answer for.
+        self.cache_misses = 0
         # How often the breaker opened.
         self.trips = 0
 
     def count(self, status: str) -> None:
         self.predictions[status] = self.predictions.get(status, 0) + 1
+
+    def found(self, tier: str) -> None:
+        """Count an answer from the cache."""
+        self.count("cached")
+        self.cache_hits[tier] = self.cache_hits.get(tier, 0) + 1
+
+    def missed(self) -> None:
+        """Count a request that the cache had no answer for."""
+        self.cache_misses += 1
 
 
 class Page:

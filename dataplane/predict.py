@@ -52,8 +52,12 @@ class Predictor:
         """Answer `caller`, whose request `asked` is understood by `read`. Raises Refusal."""
         arrived_at = monotonic()
         model = self.serving.model(name)
+        cache = model.cache
         try:
-            request = read(model.codec, asked)
+            if cache is not None and isinstance(asked, Exchange):
+                request = cache.read(_read_infer, model.codec, asked)
+            else:
+                request = read(model.codec, asked)
             unit = request.unit or self._unit(caller.headers, model)
         except Refusal:
             self._count_invalid(model, version)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from time import monotonic
 
 from dataplane.batching import QueueFull
+from dataplane.cache import Entry, Ticket
 from dataplane.caller import Caller
 from dataplane.codec import InferRequest
 from dataplane.errors import Refusal, unavailable
@@ -70,6 +71,7 @@ class Prediction:
         "deadline",
         "hurried",
         "request",
+        "ticket",
     )
 
     def __init__(
@@ -109,6 +111,8 @@ class Prediction:
         self._lane: Lane
         # The lane that failed it before, and how.
         self._first: tuple[Lane, TritonError] | None = None
+        # What the cache knows of it, while its answer is to be kept or is waited for.
+        self.ticket: Ticket | None = None
 
     def start(self, version: str | None) -> None:
         """Decide who answers and queue for it. Raises Refusal."""
@@ -119,23 +123,23 @@ class Prediction:
         if lane.fallback is not None:
             # What is left of the time is for the fallback.
             self.deadline = self._arrived_at + FIRST_ATTEMPT * model.timeout_s
+        cached = lane.cached
+        if cached is not None and cached.model.takes(self, cached, "", self._caller):
+            return
         self._enter(lane, self._arrived_at)
 
     def answered(self, outputs: list[Output], start: int, dispatched_at: float) -> None:
         """Take the rows from `start` on as the answer."""
-        try:
-            headers, body = self._form(self._model, self._lane, self.request, outputs, start)
-        except NotJson as error:
-            self.failed(TritonError(Fault.FAILED, str(error)))
+        written = self._write(outputs, start)
+        if written is None:
             return
-        except Exception:
-            # The neighbours in the batch still wait for their rows.
-            log.exception("an answer could not be written")
-            self.failed(TritonError(Fault.FAILED, "the answer could not be written"))
-            return
+        headers, body = written
         now = monotonic()
         self._count_answer(now)
         self._respond(headers, body, dispatched_at, now)
+        if self.ticket is not None:
+            ticket, self.ticket = self.ticket, None
+            ticket.lane.model.keep(ticket, outputs, start)
         mirror = self._lane.mirror
         if mirror is not None and self._first is None:
             mirror.offer(self.request, outputs, start, self._unit)
@@ -167,6 +171,40 @@ class Prediction:
         retry_after_s = 1 if status == 503 else None
         self._refuse(Refusal(status, code, error.message, retry_after_s=retry_after_s))
 
+    # --- what the cache calls (see `dataplane.cache.flights.Asker`) ----------------------------
+
+    def found(self, lane: Lane, entry: Entry) -> None:
+        self._lane = lane
+        request = self.request
+        if (
+            self._form is infer_form
+            and request.id is None
+            and request.outputs is None
+            and not request.binary
+        ):
+            headers, body = lane.headers, lane.head + entry.tail
+        else:
+            route = self._model.route
+            written = self._write(entry.outputs(route.signature, batched=route.batched), 0)
+            if written is None:
+                return
+            headers, body = written
+        lane.runtime.stats.found(lane.cache_state)
+        lane.counter.found()
+        if lane.decision.experiment:
+            self._expose(lane)
+        total_ms = (monotonic() - self._arrived_at) * 1e3
+        self._caller.respond(200, body, headers + b"server-timing: total;dur=%.2f\r\n" % total_ms)
+
+    def go_on(self, lane: Lane) -> None:
+        lane.runtime.stats.missed()
+        self._enter(lane, monotonic())
+
+    def overdue(self, lane: Lane) -> None:
+        self._lane = lane
+        message = "the deadline passed while an identical request was under way"
+        self.failed(TritonError(Fault.TIMEOUT, message))
+
     # --- the way in ----------------------------------------------------------------------------
 
     def _enter(self, lane: Lane, now: float) -> None:
@@ -194,6 +232,8 @@ class Prediction:
     def _fall_back(
         self, lane: Lane, fallback: Lane, error: TritonError, reason: str | None = None
     ) -> None:
+        # Stable's answer must not be kept as this version's.
+        ticket, self.ticket = self.ticket, None
         self._first = (lane, error)
         reason = reason or error.fault.value
         fallbacks = lane.runtime.stats.fallbacks
@@ -206,8 +246,22 @@ class Prediction:
         now = monotonic()
         self.hurried = self.deadline - now < timeout_s / 2
         self._enter(fallback, now)
+        if ticket is not None:
+            ticket.failed()
 
     # --- the way out ---------------------------------------------------------------------------
+
+    def _write(self, outputs: list[Output], start: int) -> tuple[bytes, bytes] | None:
+        """Return the answer as it was asked for; None when it cannot be, which was a failure."""
+        try:
+            return self._form(self._model, self._lane, self.request, outputs, start)
+        except NotJson as error:
+            self.failed(TritonError(Fault.FAILED, str(error)))
+        except Exception:
+            # The neighbours in the batch still wait for their rows.
+            log.exception("an answer could not be written")
+            self.failed(TritonError(Fault.FAILED, "the answer could not be written"))
+        return None
 
     def _count_answer(self, now: float) -> None:
         lane = self._lane
@@ -250,6 +304,9 @@ class Prediction:
         if self._first is not None:
             headers += self._fallback_header()
         self._caller.refuse(refusal, headers)
+        if self.ticket is not None:
+            ticket, self.ticket = self.ticket, None
+            ticket.failed()
 
     def _fallback_header(self) -> bytes:
         assert self._first is not None

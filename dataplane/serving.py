@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import orjson
 
@@ -18,6 +18,7 @@ from contract.messages import BreakerTrip
 from contract.routing import EXPLICIT, CanarySplit, ModelRoute, RoutingTable
 from dataplane.batching import Batcher
 from dataplane.breaker import Breaker
+from dataplane.cache import Cache, CachedLane, ModelCache
 from dataplane.codec import Codec
 from dataplane.errors import Refusal, unavailable
 from dataplane.http_protocol import JSON
@@ -30,6 +31,7 @@ from dataplane.triton import Copies, Triton
 TRIPS_MAX = 200
 # A report carries all trips, so that none of them may be long.
 REASON_LENGTH_MAX = 300
+_BINARY = b"content-type: application/octet-stream\r\n"
 # The part of a request's time that a version with a fallback may use.
 FIRST_ATTEMPT = 0.75
 
@@ -50,7 +52,8 @@ class Lane:
     """Everything that a request needs once its decision is made.
 
     `fallback` is where it goes when this version fails it, None where there is nowhere to go.
-    `mirror` copies it to a shadow after the answer, None where there is no shadow.
+    `mirror` copies it to a shadow after the answer, None where there is no shadow. `cached` is the
+    way through the cache, None where that is off; `cache_state` is what the headers say of it.
     """
 
     decision: Decision
@@ -62,6 +65,8 @@ class Lane:
     binary_headers: bytes
     fallback: Lane | None
     mirror: Mirror | None = None
+    cached: CachedLane | None = None
+    cache_state: str = "bypass"
 
 
 @dataclass(slots=True, eq=False)
@@ -74,6 +79,7 @@ class LiveModel:
     router: Router
     unit_header: bytes
     timeout_s: float
+    cache: ModelCache | None = None
     lanes: dict[Decision, Lane] = field(default_factory=dict)
 
 
@@ -101,6 +107,8 @@ class Serving:
         self._wall_clock = wall_clock
         # Copies requests to shadows; without it no table's shadow gets any.
         self.shadows = shadows
+        # Answers that may be given again; without it no model's are.
+        self.cache: Cache | None = None
         # The table that requests are answered from; None before the first.
         self.table: RoutingTable | None = None
         # Models that were asked for since the table was applied.
@@ -137,6 +145,8 @@ class Serving:
             self._versions.pop(key, None)
             self._stats.pop(key, None)
         self.on_gone(gone)
+        if self.cache is not None:
+            self.cache.applied(gone)
         used = {address for cluster in table.clusters.values() for address in cluster.endpoints}
         self._triton.keep_only(used)
         if self.shadows is not None:
@@ -174,6 +184,7 @@ class Serving:
             router=Router(name, route, table.generation),
             unit_header=route.unit_key.header.lower().encode(),
             timeout_s=route.timeout_ms / 1000,
+            cache=self.cache.model(name, route) if self.cache is not None else None,
         )
         self._models[name] = model
         return model
@@ -198,11 +209,7 @@ class Serving:
             decision.generation,
             decision.split,
         )
-        provenance = (
-            b"x-interlock-version: %b\r\nx-interlock-variant: %b\r\n"
-            b"x-interlock-generation: %d\r\nx-interlock-cache: bypass\r\n"
-            % (_safe(decision.version), _safe(decision.variant), decision.generation)
-        )
+        provenance = _provenance(decision, "bypass")
         lane = Lane(
             decision=decision,
             runtime=self._version(model, decision.version),
@@ -211,10 +218,14 @@ class Serving:
             % (orjson.dumps(model.name), orjson.dumps(decision.version)),
             provenance=provenance,
             headers=JSON + provenance,
-            binary_headers=b"content-type: application/octet-stream\r\n" + provenance,
+            binary_headers=_BINARY + provenance,
             fallback=fallback,
             mirror=self._mirror(model, decision),
         )
+        if model.cache is not None:
+            lane.cached = CachedLane(
+                model.cache, decision.version, *(_with_state(lane, s) for s in ("miss", "l1", "l2"))
+            )
         model.lanes[decision] = lane
         return lane
 
@@ -292,6 +303,31 @@ def _gone(
 
 def _ignore(gone: list[tuple[str, str]]) -> None:
     """Nobody keeps count of versions."""
+
+
+def _provenance(decision: Decision, cache_state: str) -> bytes:
+    return (
+        b"x-interlock-version: %b\r\nx-interlock-variant: %b\r\n"
+        b"x-interlock-generation: %d\r\nx-interlock-cache: %b\r\n"
+        % (
+            _safe(decision.version),
+            _safe(decision.variant),
+            decision.generation,
+            cache_state.encode(),
+        )
+    )
+
+
+def _with_state(lane: Lane, cache_state: str) -> Lane:
+    """Return the lane of requests that the cache dealt with so."""
+    provenance = _provenance(lane.decision, cache_state)
+    return replace(
+        lane,
+        cache_state=cache_state,
+        provenance=provenance,
+        headers=JSON + provenance,
+        binary_headers=_BINARY + provenance,
+    )
 
 
 def _safe(value: str) -> bytes:

@@ -79,6 +79,7 @@ class Counter:
         "_units",
         "anonymous",
         "anonymous_errors",
+        "cache_hits",
         "errors",
         "fallbacks",
         "key",
@@ -124,18 +125,26 @@ class Counter:
         else:
             self.unit_errors += self._units.fail(hash(unit))
 
+    def found(self) -> None:
+        """Count a request that the cache answered: it says nothing of the version."""
+        self._open()
+        self.cache_hits += 1
+
     def _count(self, unit: str | None) -> None:
-        now = self._clock()
-        interval = int(now) // self._units.interval_s
-        if interval != self._interval:
-            self._begin(interval, now)
-        if self.requests == 0:
-            self._started_at = now
+        self._open()
         self.requests += 1
         if unit is None:
             self.anonymous += 1
         else:
             self.units += self._units.meet(hash(unit))
+
+    def _open(self) -> None:
+        now = self._clock()
+        interval = int(now) // self._units.interval_s
+        if interval != self._interval:
+            self._begin(interval, now)
+        if self.requests == 0 and self.cache_hits == 0:
+            self._started_at = now
 
     def _begin(self, interval: int, now: float) -> None:
         window = self.take(now)
@@ -146,7 +155,7 @@ class Counter:
 
     def take(self, now: float) -> TelemetryWindow | None:
         """Return the open window and begin another, or None when nothing happened."""
-        if self.requests == 0:
+        if self.requests == 0 and self.cache_hits == 0:
             return None
         model, version, variant, generation, split = self.key
         interval_s = self._units.interval_s
@@ -169,6 +178,7 @@ class Counter:
             unit_errors=self.unit_errors,
             anonymous=self.anonymous,
             anonymous_errors=self.anonymous_errors,
+            cache_hits=self.cache_hits,
             latency=self.latency,
         )
         self._clear()
@@ -182,6 +192,7 @@ class Counter:
         self.unit_errors = 0
         self.anonymous = 0
         self.anonymous_errors = 0
+        self.cache_hits = 0
         self.latency: dict[int, int] = {}
 
 

@@ -11,9 +11,10 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Protocol
 
-from dataplane.cache.entry import Entry, Scope
+from dataplane.cache.entry import Entry
 
 if TYPE_CHECKING:
+    from dataplane.cache.store import ModelCache
     from dataplane.codec import InferRequest
     from dataplane.serving import Lane
 
@@ -24,11 +25,15 @@ WAITERS_MAX = 1_024
 class CachedLane:
     """A lane of a model whose answers are cached, once for each thing that its headers may say."""
 
-    __slots__ = ("local", "miss", "scope", "shared")
+    __slots__ = ("local", "miss", "model", "scope", "shared")
 
-    def __init__(self, scope: Scope, miss: Lane, local: Lane, shared: Lane) -> None:
+    def __init__(
+        self, model: ModelCache, version: str, miss: Lane, local: Lane, shared: Lane
+    ) -> None:
+        # The cache as the model uses it.
+        self.model = model
         # The version whose answers these are.
-        self.scope = scope
+        self.scope = model.scope(version)
         # For what the version computes.
         self.miss = miss
         # For an answer of the first tier.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -19,14 +20,15 @@ from dataplane.cache.digest import ContentDigest, key_of, scope_digest
 from dataplane.cache.entry import Corrupt, Entry, Scope, decode_value, encode_value, entry_of
 from dataplane.cache.flights import Asker, CachedLane, Flights, Ticket
 from dataplane.cache.local import LocalCache
-from dataplane.cache.memo import Memo, Origin
+from dataplane.cache.memo import Memo
 from dataplane.cache.shared import SharedCache
 from dataplane.datatypes import NotJson
 from dataplane.reply import Output
 
 if TYPE_CHECKING:
     from dataplane.caller import Caller
-    from dataplane.codec import InferRequest
+    from dataplane.codec import Codec, InferRequest
+    from dataplane.http_protocol import Exchange
 
 log = logging.getLogger("interlock.dataplane")
 
@@ -125,19 +127,25 @@ class ModelCache:
 
     # --- requests that were read before --------------------------------------------------------
 
-    def origin(self, asked: Caller, body: bytes) -> Origin:
-        """Return all that reading an infer request depends on, as a key."""
-        headers = asked.headers
-        return (
+    def read(
+        self,
+        read: Callable[[Codec, Exchange], InferRequest],
+        codec: Codec,
+        exchange: Exchange,
+    ) -> InferRequest:
+        """Return what `read` makes of an infer request, or made of the same bytes before."""
+        headers = exchange.headers
+        origin = (
             self,
-            body,
+            exchange.body,
             headers.get(b"inference-header-content-length"),
             headers.get(b"content-encoding"),
         )
-
-    def recall(self, origin: Origin) -> InferRequest | None:
-        """Return the request that was read from the same bytes before, if it is remembered."""
-        return self._cache.memo.get(origin)
+        request = self._cache.memo.get(origin)
+        if request is None:
+            request = read(codec, exchange)
+            request.origin = origin
+        return request
 
     # --- the way in ----------------------------------------------------------------------------
 
@@ -233,10 +241,6 @@ class ModelCache:
             # The neighbours in the batch still wait for their rows.
             log.exception("an answer could not be kept")
         ticket.answered(entry)
-
-    def outputs(self, entry: Entry) -> list[Output]:
-        """Return the outputs of `entry` as a batch of only its rows would have brought them."""
-        return entry.outputs(self._route.signature, batched=self._batched)
 
 
 class _SharedLookup:
