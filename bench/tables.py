@@ -1,0 +1,207 @@
+"""Routing tables: what a big one costs, and how soon a published one reaches requests.
+
+A control plane of a few lines publishes tables to one instance over HTTP and a real Redis. The
+event loop of the instance is watched from outside: while tables are applied, a client asks on one
+connection without a pause, and the longest answer shows the longest stop.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from statistics import median
+
+import httpx
+import redis
+
+from bench.dataplane import measure, ratio
+from bench.stand import (
+    KEY,
+    Process,
+    Target,
+    data_plane,
+    machine,
+    resident_mb,
+    table,
+    write_models,
+)
+from contract.routing import CHANNEL
+from embedded.stack import running
+
+BIG = 10_000
+CHANGES = 50
+
+
+class Publisher:
+    """Stands where the control plane is: serves the newest table, and wakes the instance."""
+
+    def __init__(self, redis_url: str) -> None:
+        self.document = b""
+        self.etag = ""
+        self._redis = redis.Redis.from_url(redis_url)
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                if self.headers.get("if-none-match") == outer.etag:
+                    self.answer(304, b"")
+                else:
+                    self.answer(200, outer.document)
+
+            def do_POST(self) -> None:
+                self.rfile.read(int(self.headers["content-length"]))
+                self.answer(200, b"{}")
+
+            def answer(self, status: int, body: bytes) -> None:
+                self.send_response(status)
+                self.send_header("etag", outer.etag)
+                self.send_header("content-length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def publish(self, document: bytes, generation: int) -> None:
+        self.document, self.etag = document, f'"{generation}"'
+        self._redis.publish(CHANNEL, str(generation))
+
+
+class Asker(threading.Thread):
+    """Asks for nothing but the health page, as fast as one connection goes, and keeps the times."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__(daemon=True)
+        self.port = port
+        self.done = False
+        self.times_ms: list[float] = []
+
+    def run(self) -> None:
+        with httpx.Client(base_url=f"http://127.0.0.1:{self.port}") as client:
+            while not self.done:
+                started_at = time.perf_counter()
+                client.get("/v2/health/live")
+                self.times_ms.append((time.perf_counter() - started_at) * 1000)
+
+
+def main() -> None:
+    """Print what tables of 10, 1,000 and 10,000 models cost."""
+    parser = argparse.ArgumentParser(prog="bench tables")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=3.0)
+    options = parser.parse_args(sys.argv[2:])
+    print(f"{machine()}; medians of {options.rounds} rounds")
+    with ExitStack() as exits:
+        state = Path(exits.enter_context(tempfile.TemporaryDirectory()))
+        write_models(state / "triton" / "repository")
+        stack = exits.enter_context(running(state, {"redis", "triton"}))
+        triton = stack.ports["triton_http"]
+        planes = {}
+        for others in (10, 1_000, BIG):
+            publisher = Publisher(stack.redis_url)
+            publisher.publish(table(triton, others), 1)
+            process = exits.enter_context(
+                data_plane(
+                    state / f"dp{others}", table(triton, others), stack.redis_url, publisher.url
+                )
+            )
+            planes[others] = (process, publisher)
+        print_throughput(planes, options)
+        print_changes(planes, triton)
+
+
+Planes = dict[int, tuple[Process, Publisher]]
+
+
+def print_throughput(planes: Planes, options: argparse.Namespace) -> None:
+    """Print requests a second and memory by the size of the table."""
+    targets = [
+        Target(str(others), process.port, "/v2/models/plain/infer", process.pids)
+        for others, (process, _) in planes.items()
+    ]
+    samples = measure(targets, 64, options)
+    print("\n### Models in the table, 64 connections to one of them\n")
+    print("| models | requests/s | × 10 models | own µs | resident MB of a worker |")
+    print("| --- " * 5 + "|")
+    for others, (process, _) in planes.items():
+        rows = samples[str(others)]
+        cells = [
+            f"{others:,}",
+            f"{median(row.per_second for row in rows):,.0f}",
+            ratio(rows, samples["10"], "per_second"),
+            f"{median(row.own_us for row in rows):.1f}",
+            f"{max(map(resident_mb, process.pids)):.0f}",
+        ]
+        print(f"| {' | '.join(cells)} |")
+    sys.stdout.flush()
+
+
+def print_changes(planes: Planes, triton: int) -> None:
+    """Print how soon published tables reach requests, and for how long nothing else ran."""
+    print(f"\n### {CHANGES} published tables, one change each\n")
+    print("| models | table MB | published → next request, p50 ms | p99 ms "
+          "| longest answer meanwhile, ms | without a change, ms |")  # fmt: skip
+    print("| --- " * 6 + "|")
+    for others, (process, publisher) in planes.items():
+        with asking(process.port) as calm:
+            time.sleep(3.0)
+        documents = [table(triton, others, generation) for generation in range(2, 2 + CHANGES)]
+        with asking(process.port) as busy:
+            delays = sorted(
+                publish_and_wait(process.port, publisher, document, generation)
+                for generation, document in enumerate(documents, 2)
+            )
+        cells = [
+            f"{others:,}",
+            f"{len(documents[0]) / 1e6:.2f}",
+            f"{delays[len(delays) // 2]:.1f}",
+            f"{delays[int(len(delays) * 0.99)]:.1f}",
+            f"{max(busy.times_ms):.1f}",
+            f"{max(calm.times_ms):.1f}",
+        ]
+        print(f"| {' | '.join(cells)} |")
+        sys.stdout.flush()
+
+
+@contextmanager
+def asking(port: int) -> Iterator[Asker]:
+    asker = Asker(port)
+    asker.start()
+    try:
+        yield asker
+    finally:
+        asker.done = True
+        asker.join()
+
+
+def publish_and_wait(port: int, publisher: Publisher, document: bytes, generation: int) -> float:
+    """Publish a table; return the milliseconds until a prediction says that it serves from it."""
+    path = "/v2/models/plain/infer"
+    request = {"inputs": [{"name": "features", "datatype": "FP32", "shape": [1, 4],
+                           "data": [5.1, 3.5, 1.4, 0.2]}]}  # fmt: skip
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers={"x-api-key": KEY}) as client:
+        client.get("/v2/health/live")
+        started_at = time.perf_counter()
+        publisher.publish(document, generation)
+        while True:
+            answer = client.post(path, json=request)
+            answer.raise_for_status()
+            if int(answer.headers["x-interlock-generation"]) == generation:
+                return (time.perf_counter() - started_at) * 1000
+
+
+if __name__ == "__main__":
+    main()
