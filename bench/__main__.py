@@ -9,6 +9,7 @@ BENCHMARKS = {
     "dataplane": "requests through the data plane against Triton's own HTTP endpoint",
     "cache": "answers from the cache against a bare protocol",
     "tables": "what a routing table of 10,000 models costs, and how soon a published one serves",
+    "soak": "memory and answers of one data plane over an hour (./run soak)",
     "decisions": "how often rollouts and experiments decide rightly, and how soon",
 }
 
