@@ -13,6 +13,7 @@ import httpx
 import redis.asyncio as redis
 
 from dataplane.app import Application
+from dataplane.cache import Cache, SharedCache, shared_client
 from dataplane.config import Config
 from dataplane.http_protocol import HttpConnection, Server
 from dataplane.predict import Predictor
@@ -66,6 +67,14 @@ class Instance:
             config.batches_in_flight_max,
             shadows=self.shadows,
         )
+        # Answers that may be given again.
+        self.cache = Cache(
+            loop,
+            SharedCache(shared_client(config.redis_url), loop, config.cache_timeout_ms / 1000),
+            config.cache_entries_max,
+            config.cache_bytes_max,
+        )
+        self.serving.cache = self.cache
         # One client for streams and wake-ups; it reconnects by itself.
         self._redis = _redis_client(config)
         # The client of the control plane.
@@ -140,6 +149,7 @@ class Instance:
             log.warning("stop: the last report or the last telemetry did not leave in time")
         self.triton.close()
         self.shadows.close()
+        await self.cache.close()
         await self._redis.aclose()  # type: ignore[attr-defined]
         await self._control.aclose()
         log.info("stopped: after %.1f s", self._loop.time() - started_at)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from dataplane.cache.page import add_cache
 from dataplane.heartbeat import Heartbeat
 from dataplane.metrics import Labels, Page, VersionStats
 from dataplane.serving import Serving, VersionRuntime
@@ -25,6 +26,8 @@ def metrics_page(
     ]
     _add_versions(page, rows)
     _add_queues(page, rows)
+    if serving.cache is not None:
+        add_cache(page, serving.cache, [(labels, stats) for labels, stats, _ in rows])
     if serving.shadows is not None:
         _add_shadows(page, serving.shadows)
     _add_instance(page, serving, publisher, sync, heartbeats)
