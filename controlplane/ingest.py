@@ -65,7 +65,11 @@ APPLY: dict[str, Apply] = {
     STREAM_EXPOSURES: apply_exposures,
     STREAM_OUTCOMES: apply_outcomes,
 }
-LISTS = {STREAM_TELEMETRY: "windows", STREAM_EXPOSURES: "exposures", STREAM_OUTCOMES: "outcomes"}
+LISTS = {
+    STREAM_TELEMETRY: ("windows", "shadows"),
+    STREAM_EXPOSURES: ("exposures",),
+    STREAM_OUTCOMES: ("outcomes",),
+}
 
 INSERT_KEYS = """
     INSERT INTO rollouts_ingestedbatch (stream, instance, boot, sequence, at)
@@ -272,9 +276,10 @@ class Ingester:
 def decode_entry(stream: str, data: bytes) -> Batch:
     """Return a stream entry's batch. Raises MessageError, also for a list of another stream."""
     batch = decode_batch(data)
-    for other, name in LISTS.items():
-        if other != stream and getattr(batch, name):
-            raise MessageError(f"carries {name}, which do not belong on {stream}")
+    for other, names in LISTS.items():
+        for name in names if other != stream else ():
+            if getattr(batch, name):
+                raise MessageError(f"carries {name}, which do not belong on {stream}")
     return batch
 
 

@@ -96,7 +96,14 @@ class PublishedTableAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
 
 @admin.register(Instance)
 class InstanceAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
-    list_display = ["name", "applied_generation", "refused_generation", "reported_at", "boot"]
+    list_display = [
+        "name",
+        "applied_generation",
+        "refused_generation",
+        "pinned",
+        "reported_at",
+        "boot",
+    ]
 
 
 @admin.register(BreakerTripRecord)

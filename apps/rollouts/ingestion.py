@@ -1,12 +1,16 @@
-"""Telemetry windows into rows, as they arrived; the caller keeps each batch from counting twice."""
+"""Telemetry and shadow windows into rows, as they arrived.
+
+The caller keeps each batch from counting twice.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
-from apps.rollouts.models import TelemetryRow
-from contract.messages import Batch, TelemetryWindow
+from apps.rollouts.models import ShadowRow, TelemetryRow
+from contract.histogram import Counts
+from contract.messages import Batch, ShadowWindow, TelemetryWindow
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -14,8 +18,10 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 def apply_windows(batches: Sequence[Batch], now: datetime) -> int:
     """Insert the windows of `batches`; return how many. Runs in the caller's transaction."""
     rows = [_row(batch.instance, window) for batch in batches for window in batch.windows]
+    shadows = [_shadow_row(batch.instance, each) for batch in batches for each in batch.shadows]
     TelemetryRow.objects.bulk_create(rows, batch_size=1_000)
-    return len(rows)
+    ShadowRow.objects.bulk_create(shadows, batch_size=1_000)
+    return len(rows) + len(shadows)
 
 
 def _row(instance: str, window: TelemetryWindow) -> TelemetryRow:
@@ -36,9 +42,37 @@ def _row(instance: str, window: TelemetryWindow) -> TelemetryRow:
         unit_errors=window.unit_errors,
         anonymous=window.anonymous,
         anonymous_errors=window.anonymous_errors,
-        # JSON has text keys only; readers turn them back into bucket numbers.
-        latency={str(index): count for index, count in window.latency.items()},
+        cache_hits=window.cache_hits,
+        latency=_as_json(window.latency),
     )
+
+
+def _shadow_row(instance: str, window: ShadowWindow) -> ShadowRow:
+    return ShadowRow(
+        instance=instance,
+        model_name=window.model,
+        version_number=window.version,
+        stable_number=window.stable,
+        shadow=window.shadow,
+        generation=window.generation,
+        started_at=_instant(window.started_at_ms),
+        ended_at=_instant(window.ended_at_ms),
+        compared=window.compared,
+        rows=window.rows,
+        flips=window.flips,
+        beyond_tolerance=window.beyond_tolerance,
+        largest_difference=window.largest_difference,
+        rank_correlation_sum=window.rank_correlation_sum,
+        ranked=window.ranked,
+        errors=window.errors,
+        dropped=window.dropped,
+        latency=_as_json(window.latency),
+    )
+
+
+def _as_json(latency: Counts) -> dict[str, int]:
+    """JSON has text keys only; readers turn them back into bucket numbers."""
+    return {str(index): count for index, count in latency.items()}
 
 
 def _instant(at_ms: int) -> datetime:

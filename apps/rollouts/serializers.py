@@ -131,6 +131,7 @@ class InstanceSerializer(serializers.ModelSerializer[Instance]):
             "refusal",
             "dropped",
             "is_stopping",
+            "pinned",
             "reported_at",
         ]
 

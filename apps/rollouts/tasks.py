@@ -9,7 +9,7 @@ from django.db import transaction
 
 from apps.lib.actors import INTERLOCK
 from apps.lib.clock import database_now
-from apps.rollouts.models import IngestedBatch, PublishedTable, TelemetryRow
+from apps.rollouts.models import IngestedBatch, PublishedTable, ShadowRow, TelemetryRow
 from apps.rollouts.publication import publish_table
 from apps.rollouts.retirement import retire_versions
 from apps.rollouts.tick import tick_rollouts
@@ -40,6 +40,7 @@ def prune_task() -> None:
     """Delete what no page, check or redelivery can need any more."""
     now = database_now()
     TelemetryRow.objects.filter(ended_at__lt=now - KEEP_TELEMETRY).delete()
+    ShadowRow.objects.filter(ended_at__lt=now - KEEP_TELEMETRY).delete()
     IngestedBatch.objects.filter(at__lt=now - KEEP_BATCHES).delete()
     last = PublishedTable.objects.order_by("-generation").first()
     if last is not None:

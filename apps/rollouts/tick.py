@@ -33,7 +33,7 @@ from apps.rollouts.evidence import (
 from apps.rollouts.models import BreakerTripRecord, Evaluation, Rollout
 from apps.rollouts.phases import enter_step, move, roll_back, switch_stable
 from apps.rollouts.plans import PlanDocument, from_json
-from apps.rollouts.publication import live_instances, unacked
+from apps.rollouts.publication import live_instances, pins_on, unacked
 from apps.rollouts.states import LIVE_PHASES, Phase
 from apps.rollouts.verdicts import CheckResult
 
@@ -113,10 +113,13 @@ def _fail(rollout: Rollout, reason: str, now: datetime) -> None:
 
 
 def _bake(rollout: Rollout, now: datetime) -> None:
-    """The rules in their order: trips, acks, clock, checks, decision."""
+    """The rules in their order: trips, pins, acks, clock, checks, decision."""
     if _rolled_back_by_trip(rollout, now):
         return
     plan = from_json(rollout.plan_document)
+    if pins := pins_on(rollout.model.name, now):
+        _hold_pinned(rollout, plan, pins, now)
+        return
     if rollout.step_due_at is None and not _start_clock(rollout, plan, now):
         return
     if not _checks_due(rollout, plan, now):
@@ -131,6 +134,18 @@ def _bake(rollout: Rollout, now: datetime) -> None:
         _advance(rollout, plan, decision.reason, now, evidence)
     else:
         say(rollout, decision.reason)
+
+
+def _hold_pinned(rollout: Rollout, plan: PlanDocument, pins: list[str], now: datetime) -> None:
+    """Hold while an instance sends the canary nothing; the step bakes anew once it does again.
+
+    The other instances go on serving the canary, so its guardrails stay.
+    """
+    if rollout.step_due_at is not None:
+        rollout.step_due_at = rollout.step_limit_at = None
+        rollout.save(update_fields=["step_due_at", "step_limit_at"])
+    if rollout.step_started_at is None or not _rolled_back_by_checks(rollout, plan, now):
+        say(rollout, f"held, as the split has no effect everywhere: {'; '.join(pins)}")
 
 
 def _advance(
@@ -263,13 +278,20 @@ def _guard(rollout: Rollout, now: datetime) -> None:
     """A paused rollout keeps its weight, and so its guardrails: only rolling back is left to do."""
     if _rolled_back_by_trip(rollout, now):
         return
-    plan = from_json(rollout.plan_document)
-    if rollout.step_index < 0 or not _checks_due(rollout, plan, now):
-        return
+    if rollout.step_index >= 0:
+        _rolled_back_by_checks(rollout, from_json(rollout.plan_document), now)
+
+
+def _rolled_back_by_checks(rollout: Rollout, plan: PlanDocument, now: datetime) -> bool:
+    """Roll back when a check fails, at the end of each interval; nothing else can come of it."""
+    if not _checks_due(rollout, plan, now):
+        return False
     decision, results = _evaluate(rollout, plan, now)
-    if decision.action is Action.ROLL_BACK:
-        evidence = {"checks": {result.check: result.evidence for result in results}}
-        roll_back(rollout, decision.reason, INTERLOCK, now, evidence)
+    if decision.action is not Action.ROLL_BACK:
+        return False
+    evidence = {"checks": {result.check: result.evidence for result in results}}
+    roll_back(rollout, decision.reason, INTERLOCK, now, evidence)
+    return True
 
 
 def _finish_promoting(rollout: Rollout, now: datetime) -> None:

@@ -97,7 +97,9 @@ def badge(state: str) -> dict[str, str]:
 
 TONES = {
     **dict.fromkeys(("ready", "succeeded", "pass", "completed", "live", "applied"), "good"),
-    **dict.fromkeys(("failed", "fail", "rolled_back", "rolling_back", "refused", "gone"), "bad"),
+    **dict.fromkeys(
+        ("failed", "fail", "rolled_back", "rolling_back", "refused", "gone", "stale"), "bad"
+    ),
     **dict.fromkeys(("paused", "inconclusive", "draining", "stopping", "behind"), "warn"),
     **dict.fromkeys(("provider-error", "insufficient-sample", "no-data"), "warn"),
     **dict.fromkeys(("baking", "promoting", "running", "preparing", "loading"), "busy"),

@@ -8,19 +8,32 @@ from datetime import datetime, timedelta
 from django.conf import settings
 
 from apps.rollouts.models import BreakerTripRecord, Instance, PublishedTable
+from apps.rollouts.publication import PIN_ALL
 
 # A silent instance is shown for so long, then forgotten by the pages.
 REMEMBERED = timedelta(hours=24)
 TABLES_MAX = 20
 TRIPS_MAX = 20
+# A table is applied within seconds of its publication: later than this something is wrong.
+STALE_AFTER = timedelta(seconds=30)
 
 
 @dataclass(frozen=True)
 class Member:
-    """An instance and its state: live, behind, refused, stopping or gone."""
+    """An instance and its state: live, behind, stale (behind for long), refused, stopping, gone.
+
+    `behind_since` is when the first table was published that it has not applied.
+    """
 
     instance: Instance
     state: str
+    behind_since: datetime | None = None
+
+    @property
+    def pins(self) -> str:
+        """Name what its operator pinned to stable there; empty for nothing."""
+        names = self.instance.pinned
+        return "all models" if PIN_ALL in names else ", ".join(names)
 
     @property
     def dropped(self) -> int:
@@ -39,11 +52,19 @@ class Fleet:
 
     @property
     def live(self) -> list[Member]:
-        return self._in("live", "behind", "refused")
+        return self._in("live", "behind", "stale", "refused")
 
     @property
     def behind(self) -> list[Member]:
-        return self._in("behind", "refused")
+        return self._in("behind", "stale", "refused")
+
+    @property
+    def stale(self) -> list[Member]:
+        return self._in("stale")
+
+    @property
+    def pinned(self) -> list[Member]:
+        return [member for member in self.live if member.pins]
 
     @property
     def refused(self) -> list[Member]:
@@ -65,7 +86,7 @@ class Fleet:
     def stamp(self) -> tuple[object, ...]:
         """What changes whenever the picture does, except for the passing of time."""
         states = [
-            (m.instance.name, m.state, m.instance.applied_generation, m.dropped)
+            (m.instance.name, m.state, m.instance.applied_generation, m.dropped, m.pins)
             for m in self.members
         ]
         return (self.latest.generation if self.latest else 0, *states)
@@ -75,8 +96,31 @@ def read_fleet(now: datetime) -> Fleet:
     """Return the instances that reported within a day, and the latest table without its bytes."""
     latest = PublishedTable.objects.defer("document").order_by("-generation").first()
     generation = latest.generation if latest else 0
-    known = Instance.objects.filter(reported_at__gt=now - REMEMBERED)
-    return Fleet(latest, [Member(each, _state(each, generation, now)) for each in known])
+    known = list(Instance.objects.filter(reported_at__gt=now - REMEMBERED))
+    since = _behind_since(known, generation)
+    return Fleet(
+        latest,
+        [_member(each, generation, since.get(each.applied_generation), now) for each in known],
+    )
+
+
+def _behind_since(instances: list[Instance], generation: int) -> dict[int, datetime]:
+    """Return, for each generation that is not the latest, when the one after it was published."""
+    applied = {
+        each.applied_generation for each in instances if each.applied_generation < generation
+    }
+    following = PublishedTable.objects.filter(generation__in=[number + 1 for number in applied])
+    return {number - 1: at for number, at in following.values_list("generation", "published_at")}
+
+
+def _member(
+    instance: Instance, generation: int, behind_since: datetime | None, now: datetime
+) -> Member:
+    state = _state(instance, generation, now)
+    if state == "behind" and (behind_since is None or behind_since < now - STALE_AFTER):
+        # A table that is no longer kept was published long ago.
+        state = "stale"
+    return Member(instance, state, behind_since)
 
 
 def _state(instance: Instance, generation: int, now: datetime) -> str:

@@ -28,16 +28,27 @@ WIDTHS_S = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1_800, 3_600)
 
 @dataclass(frozen=True)
 class Traffic:
-    """What was answered in `span_s` seconds. Rates and quantiles are None without requests."""
+    """What was answered in `span_s` seconds. Rates and quantiles are None without requests.
+
+    `requests` came to a version; `cache_hits` were answered from the cache, and are in no other
+    count.
+    """
 
     span_s: float
     requests: int = 0
     errors: int = 0
     latency: Counts = field(default_factory=dict)
+    cache_hits: int = 0
 
     @property
     def per_second(self) -> float:
-        return self.requests / self.span_s
+        return (self.requests + self.cache_hits) / self.span_s
+
+    @property
+    def hit_rate(self) -> float | None:
+        """The part that the cache answered."""
+        answered = self.requests + self.cache_hits
+        return self.cache_hits / answered if answered else None
 
     @property
     def error_rate(self) -> float | None:
@@ -68,6 +79,7 @@ def add_up(parts: Iterable[Traffic], span_s: float) -> Traffic:
         span_s=span_s,
         requests=sum(part.requests for part in parts),
         errors=sum(part.errors for part in parts),
+        cache_hits=sum(part.cache_hits for part in parts),
         latency=histogram.merge(part.latency for part in parts),
     )
 
@@ -78,7 +90,7 @@ def last_minute(now: datetime, model_name: str | None = None) -> dict[str, dict[
     if model_name is not None:
         windows = windows.filter(model_name=model_name)
     counts = windows.values("model_name", "version_number").annotate(
-        all_requests=Sum("requests"), all_errors=Sum("errors")
+        all_requests=Sum("requests"), all_errors=Sum("errors"), all_hits=Sum("cache_hits")
     )
     latencies: defaultdict[tuple[str, str], Counts] = defaultdict(dict)
     for model, version, index, count in _minute_latencies(now, model_name):
@@ -87,7 +99,11 @@ def last_minute(now: datetime, model_name: str | None = None) -> dict[str, dict[
     for row in counts:
         key = row["model_name"], row["version_number"]
         found[key[0]][key[1]] = Traffic(
-            MINUTE.total_seconds(), row["all_requests"], row["all_errors"], latencies[key]
+            span_s=MINUTE.total_seconds(),
+            requests=row["all_requests"],
+            errors=row["all_errors"],
+            cache_hits=row["all_hits"],
+            latency=latencies[key],
         )
     return dict(found)
 
@@ -141,10 +157,11 @@ def series(
             span_s=width_s,
             requests=int(requests),
             errors=int(errors),
+            cache_hits=int(hits),
             units=int(units),
             latency=latencies[at, arm],
         )
-        for at, arm, requests, errors, units in _rows(SERIES_COUNTS, values)
+        for at, arm, requests, errors, hits, units in _rows(SERIES_COUNTS, values)
         if at + values["width"] <= until
     ]
 
@@ -153,7 +170,7 @@ def series(
 SERIES_COUNTS = """
     SELECT date_bin(%(width)s, ended_at, 'epoch'::timestamptz) AS at,
            CASE %(by)s WHEN 'variant' THEN variant ELSE version_number END AS arm,
-           sum(requests), sum(errors), sum(units + anonymous)
+           sum(requests), sum(errors), sum(cache_hits), sum(units + anonymous)
     FROM rollouts_telemetryrow
     WHERE model_name = %(model)s AND ended_at > %(since)s AND ended_at <= %(until)s
       AND (cardinality(%(variants)s::text[]) = 0 OR variant = ANY(%(variants)s))
