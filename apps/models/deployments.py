@@ -95,17 +95,18 @@ def _load(deployment: Deployment) -> timedelta:
 
 def _warm(deployment: Deployment) -> timedelta:
     """Answer real requests on every endpoint before the first user's request gets there."""
+    requests = deployment.version.warmup or [None] * WARMUP_REQUESTS
     try:
         for endpoint in endpoints_of(deployment.cluster):
-            for _ in range(WARMUP_REQUESTS):
-                endpoint.answer(deployment.version)
+            for request in requests:
+                endpoint.answer(deployment.version, request)
     except Unavailable as error:
         _say(deployment, f"waiting to warm up: {error.message}")
         return RETRY_AFTER
     except TritonRefused as error:
         return _fail(deployment, f"warm-up failed: {error.message}")
     change_deployment(
-        deployment, State.READY, f"answered {WARMUP_REQUESTS} requests", INTERLOCK, database_now()
+        deployment, State.READY, f"answered {len(requests)} requests", INTERLOCK, database_now()
     )
     return PROBE_EVERY
 

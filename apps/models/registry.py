@@ -28,6 +28,7 @@ from apps.models.models import (
     RefusedImport,
     RegisteredModel,
 )
+from apps.models.warmup import Request, read_warmup
 
 # The alias that we own: it names the stable version, and MLflow's is not copied over it.
 CHAMPION = "champion"
@@ -86,7 +87,8 @@ def import_version(
         directory = Path(scratch)
         client.download(root, directory, settings.ARTIFACT_BYTES_MAX)
         artifact = inspect_onnx(read_mlflow_model(directory))
-        return _record(client, model, version, root, artifact)
+        warmup = read_warmup(directory, artifact.signature)
+        return _record(client, model, version, root, artifact, warmup)
 
 
 @transaction.atomic
@@ -96,6 +98,7 @@ def _record(
     version: RegistryVersion,
     root: str,
     artifact: Artifact,
+    warmup: list[Request],
 ) -> ModelVersion:
     run = client.run(version.run_id) if version.run_id else None
     owner, _ = RegisteredModel.objects.get_or_create(
@@ -108,6 +111,7 @@ def _record(
         description=version.description,
         signature=artifact.signature,
         batched=artifact.batched,
+        warmup=warmup,
         artifact_uri=root,
         artifact_path=str(_keep(artifact, owner.name, version.number)),
         artifact_sha256=artifact.sha256,

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 from urllib.parse import urlsplit
 
 from apps.lib.errors import InterlockError, Unavailable
 from apps.models.models import ModelVersion, ServingCluster
 from apps.models.repository import triton_name
+from apps.models.warmup import Request
 
 CONNECT_TIMEOUT_S = 2.0
 # Loading a large model takes long; a probe that takes so long is a failure.
@@ -54,8 +56,10 @@ class Endpoint:
         states = {row["name"]: row.get("state", "") for row in index}
         return states.get(triton_name(version), "") in {"", "UNAVAILABLE"}
 
-    def answer(self, version: ModelVersion) -> None:
+    def answer(self, version: ModelVersion, request: Request | None = None) -> None:
         """Ask `version` for a real prediction: READY alone says nothing about a crashed process.
+
+        Without a warm-up `request` it is asked with zeros.
 
         Raises:
             Unavailable: the server cannot be reached.
@@ -67,7 +71,7 @@ class Endpoint:
         with self._client(PROBE_TIMEOUT_S) as client:
             result = client.infer(
                 triton_name(version),
-                warmup_inputs(version),
+                infer_inputs(request if request is not None else zeros(version)),
                 model_version=str(version.number),
                 outputs=[InferRequestedOutput(name) for name in outputs],
             )
@@ -106,20 +110,41 @@ def endpoints_of(cluster: ServingCluster) -> list[Endpoint]:
     return [Endpoint(url) for url in cluster.endpoints]
 
 
-def warmup_inputs(version: ModelVersion) -> list[Any]:
-    """Return the inputs of one request that fits the signature: zeros, free dimensions set to 1."""
+def zeros(version: ModelVersion) -> Request:
+    """Return one request that fits the signature: zeros, free dimensions set to 1."""
+    inputs = []
+    for tensor in version.signature["inputs"]:
+        shape = [1 if size == -1 else size for size in tensor["shape"]]
+        nothing = "" if tensor["datatype"] == "BYTES" else 0
+        inputs.append(
+            {
+                "name": tensor["name"],
+                "datatype": tensor["datatype"],
+                "shape": shape,
+                "data": [nothing] * prod(shape),
+            }
+        )
+    return inputs
+
+
+def infer_inputs(request: Request) -> list[Any]:
+    """Return a request as `tritonclient` takes it. Raises TritonRefused for data that is not."""
     import numpy as np
     from tritonclient.http import InferInput
     from tritonclient.utils import triton_to_np_dtype
 
     inputs = []
-    for tensor in version.signature["inputs"]:
-        shape = [1 if size == -1 else size for size in tensor["shape"]]
-        item = InferInput(tensor["name"], shape, tensor["datatype"])
-        if tensor["datatype"] == "BYTES":
-            array = np.full(shape, b"", dtype=object)
-        else:
-            array = np.zeros(shape, dtype=triton_to_np_dtype(tensor["datatype"]))
-        item.set_data_from_numpy(array)
+    for given in request:
+        try:
+            if given["datatype"] == "BYTES":
+                texts = np.array(given["data"], dtype=str).ravel()
+                array = np.array([text.encode() for text in texts], dtype=object)
+            else:
+                array = np.array(given["data"], dtype=triton_to_np_dtype(given["datatype"]))
+            shaped = array.reshape(given["shape"])
+        except (TypeError, ValueError, OverflowError) as error:
+            raise TritonRefused(f"warm-up data of {given['name']} is none: {error}") from error
+        item = InferInput(given["name"], given["shape"], given["datatype"])
+        item.set_data_from_numpy(shaped)
         inputs.append(item)
     return inputs

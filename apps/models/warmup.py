@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from math import prod
+from pathlib import Path
 from typing import Any
 
 from apps.lib.errors import Invalid
@@ -16,12 +17,31 @@ from apps.lib.errors import Invalid
 WARMUP_BYTES_MAX = 64 * 1024
 WARMUP_REQUESTS_MAX = 16
 
+# Beside the MLmodel file of a registered version.
+WARMUP_FILE = "warmup.json"
+
 Request = list[dict[str, Any]]
 
 
 def encode_warmup(requests: Sequence[Request]) -> str:
     """Return the JSON of `requests` as the routing table carries it: empty for none."""
     return json.dumps(requests, separators=(",", ":"), sort_keys=True) if requests else ""
+
+
+def read_warmup(directory: Path, signature: Mapping[str, Any]) -> list[Request]:
+    """Return the warm-up requests that came with a model; an empty list when none did.
+
+    Raises:
+        Invalid: the file cannot be read as such, or does not fit the signature.
+    """
+    path = directory / WARMUP_FILE
+    if not path.is_file():
+        return []
+    try:
+        requests = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise Invalid(f"its {WARMUP_FILE} is not JSON: {error}") from error
+    return check_warmup(requests, signature)
 
 
 def check_warmup(requests: Any, signature: Mapping[str, Any]) -> list[Request]:

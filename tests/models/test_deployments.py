@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,7 +27,7 @@ class Server:
         self.loaded: set[int] = set()
         self.load_error: Exception | None = None
         self.answer_error: Exception | None = None
-        self.answers = 0
+        self.asked: list[Any] = []
 
     def load(self, version: ModelVersion) -> None:
         if self.load_error:
@@ -39,8 +40,12 @@ class Server:
     def is_unloaded(self, version: ModelVersion) -> bool:
         return version.pk not in self.loaded
 
-    def answer(self, version: ModelVersion) -> None:
-        self.answers += 1
+    @property
+    def answers(self) -> int:
+        return len(self.asked)
+
+    def answer(self, version: ModelVersion, request: Any = None) -> None:
+        self.asked.append(request)
         if self.answer_error:
             raise self.answer_error
 
