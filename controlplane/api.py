@@ -7,8 +7,10 @@ from rest_framework.routers import SimpleRouter
 from apps.experiments.api import register as register_experiments
 from apps.models.api import register as register_models
 from apps.rollouts.api import register as register_rollouts
+from apps.rollouts.serving_api import register as register_serving
 
 router = SimpleRouter()
 register_models(router)
+register_serving(router)
 register_rollouts(router)
 register_experiments(router)

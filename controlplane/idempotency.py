@@ -21,6 +21,7 @@ PREFIX = "/api/v1/"
 KEY_LENGTH_MAX = 200
 KEPT = timedelta(days=1)
 CLAIM_LAPSES = timedelta(seconds=60)
+SHOWN_ONCE = "This was done already, and its answer held a secret that is shown once only."
 
 
 class IdempotencyMiddleware:
@@ -78,15 +79,23 @@ def _repeat(record: IdempotencyRecord, digest: str) -> HttpResponse:
 
 
 def _keep(record: IdempotencyRecord, response: HttpResponseBase) -> HttpResponseBase:
-    """Keep a final answer. A fault of ours or a refused login is none: it can be retried."""
+    """Keep a final answer. A fault of ours or a refused login is none: it can be retried.
+
+    Of an answer that nobody may store, such as a new API key, only that it was given is kept.
+    """
     if not isinstance(response, HttpResponse) or response.status_code in {401, 403, 429} | set(
         range(500, 600)
     ):
         record.delete()
         return response
-    record.status, record.body = response.status_code, response.content
+    kept = _refuse(409, SHOWN_ONCE) if _is_secret(response) else response
+    record.status, record.body = kept.status_code, kept.content
     record.save(update_fields=["status", "body"])
     return response
+
+
+def _is_secret(response: HttpResponse) -> bool:
+    return "no-store" in response.headers.get("Cache-Control", "")
 
 
 def _refuse(status: int, message: str) -> JsonResponse:

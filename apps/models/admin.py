@@ -9,8 +9,11 @@ from django.http import HttpRequest
 from unfold.admin import ModelAdmin, TabularInline
 
 from apps.lib.admin import ReadOnly
+from apps.models.access import actor_of
+from apps.models.audit import record_audit
 from apps.models.models import (
     Alias,
+    ApiKey,
     AuditEntry,
     Deployment,
     DeploymentEvent,
@@ -19,6 +22,8 @@ from apps.models.models import (
     RefusedImport,
     RegisteredModel,
     ServingCluster,
+    ServingPolicy,
+    Tenant,
 )
 
 
@@ -43,7 +48,7 @@ class RoleInline(TabularInline):  # type: ignore[misc]
 
 @admin.register(RegisteredModel)
 class RegisteredModelAdmin(ModelAdmin):  # type: ignore[misc]
-    """Serving settings change through the API, which audits; roles are given here."""
+    """Serving settings change on the model's page or by the API; roles are given here."""
 
     list_display = ["name", "stable", "previous_stable", "timeout_ms", "max_batch_size"]
     search_fields = ["name", "description"]
@@ -84,7 +89,41 @@ class RefusedImportAdmin(ModelAdmin):  # type: ignore[misc]
 
 @admin.register(ServingCluster)
 class ServingClusterAdmin(ModelAdmin):  # type: ignore[misc]
-    list_display = ["name", "endpoints", "is_default", "repository_path"]
+    """A change is published by the next tick, within a second or two."""
+
+    list_display = ["name", "endpoints", "is_default", "hedge_after_ms", "repository_path"]
+
+    def save_model(
+        self, request: HttpRequest, obj: ServingCluster, form: Any, change: bool
+    ) -> None:
+        super().save_model(request, obj, form, change)
+        record_audit(
+            actor=actor_of(request),
+            action="cluster.changed" if change else "cluster.created",
+            target=obj.name,
+            before={name: form.initial.get(name) for name in form.changed_data} if change else {},
+            after={name: form.cleaned_data[name] for name in form.changed_data},
+        )
+
+
+class ApiKeyInline(ReadOnly, TabularInline):  # type: ignore[misc]
+    model = ApiKey
+    fields = ["name", "hint", "created_at", "created_by", "revoked_at"]
+    extra = 0
+
+
+@admin.register(Tenant)
+class TenantAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
+    """For looking: quotas and keys change on the tenants' pages, which publish and audit."""
+
+    list_display = ["name", "requests_per_s", "burst", "concurrency_max", "priority"]
+    search_fields = ["name"]
+    inlines = [ApiKeyInline]
+
+
+@admin.register(ServingPolicy)
+class ServingPolicyAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
+    list_display = ["__str__", "key_required"]
 
 
 @admin.register(Deployment)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from django.db import transaction
 from django.db.models import QuerySet
 from django.shortcuts import get_object_or_404
 from drf_spectacular.utils import OpenApiParameter, extend_schema
@@ -18,7 +17,6 @@ from rest_framework.viewsets import GenericViewSet
 from apps.lib.clock import database_now
 from apps.lib.errors import Conflict, NotFound
 from apps.models.access import actor_of, require_role
-from apps.models.audit import record_audit
 from apps.models.models import Deployment, ModelVersion, RefusedImport, RegisteredModel, Role
 from apps.models.registry import sync_registry
 from apps.models.serializers import (
@@ -34,41 +32,22 @@ NUMBER = OpenApiParameter("number", int, OpenApiParameter.PATH, description="Ver
 
 
 def register(router: BaseRouter) -> None:
-    """Add this app's endpoints to the API's router."""
-    router.register("models", ModelViewSet, basename="model")
+    """Add this app's endpoints to the API's router; `apps.rollouts` adds those of models."""
     router.register("refused-imports", RefusedImportViewSet, basename="refused-import")
 
 
 class ModelViewSet(
     mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericViewSet[RegisteredModel]
 ):
-    """Models: what each serves with, its versions, and its serving settings."""
+    """Models: what each serves with, and its versions.
+
+    What changes a routing table is added by `apps.rollouts.serving_api`.
+    """
 
     queryset = RegisteredModel.objects.select_related("stable", "previous_stable")
     serializer_class = ModelSerializer
     lookup_field = "name"
     lookup_value_regex = "[^/]+"
-
-    @extend_schema(request=ModelSerializer(partial=True), responses=ModelSerializer)
-    def partial_update(self, request: Request, name: str) -> Response:
-        """Change how a model is served: timeout, batching, where a request carries its unit."""
-        model = self.get_object()
-        require_role(request.user, model, Role.ADMIN)
-        given = ModelSerializer(model, data=request.data, partial=True)
-        given.is_valid(raise_exception=True)
-        changed = given.validated_data
-        with transaction.atomic():
-            before = {field: getattr(model, field) for field in changed}
-            RegisteredModel.objects.filter(pk=model.pk).update(**changed)
-            record_audit(
-                actor=actor_of(request),
-                action="model.changed",
-                target=model.name,
-                before=before,
-                after=dict(changed),
-            )
-        model.refresh_from_db()
-        return Response(ModelSerializer(model).data)
 
     @extend_schema(responses=VersionSerializer(many=True))
     @action(detail=True)
@@ -82,7 +61,7 @@ class ModelViewSet(
     @action(detail=True, url_path=r"versions/(?P<number>\d+)", url_name="version")
     def version(self, request: Request, name: str, number: str) -> Response:
         """One version with its signature, training record and deployments."""
-        return Response(VersionSerializer(self._version(number)).data)
+        return Response(VersionSerializer(self.find_version(number)).data)
 
     @extend_schema(parameters=[NUMBER], request=None, responses=VersionSerializer)
     @action(
@@ -93,14 +72,14 @@ class ModelViewSet(
     )
     def deploy(self, request: Request, name: str, number: str) -> Response:
         """Load a version without traffic, reachable by its explicit path; retry a failed one."""
-        version = self._version(number)
+        version = self.find_version(number)
         require_role(request.user, version.model, Role.OPERATOR)
         actor, now = actor_of(request), database_now()
         failed = Deployment.objects.filter(version=version, state=DeploymentState.FAILED)
         for deployment in failed.select_related("version__model", "cluster"):
             retry_deployment(deployment=deployment, actor=actor, now=now)
         deploy_version(version=version, actor=actor, now=now)
-        return Response(VersionSerializer(self._version(number)).data)
+        return Response(VersionSerializer(self.find_version(number)).data)
 
     @extend_schema(request=None, responses=SyncReportSerializer)
     @action(detail=False, methods=["post"])
@@ -110,7 +89,8 @@ class ModelViewSet(
         report = sync_registry()
         return Response(SyncReportSerializer(report).data)
 
-    def _version(self, number: str) -> ModelVersion:
+    def find_version(self, number: str) -> ModelVersion:
+        """Return the version of that number of the path's model. Raises NotFound."""
         model = self.get_object()
         version = _versions().filter(model=model, number=int(number)).first()
         if version is None:

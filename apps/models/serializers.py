@@ -6,7 +6,15 @@ from typing import Any
 
 from rest_framework import serializers
 
-from apps.models.models import Deployment, ModelVersion, RefusedImport, RegisteredModel
+from apps.models.models import (
+    ApiKey,
+    Deployment,
+    ModelVersion,
+    RefusedImport,
+    RegisteredModel,
+    Tenant,
+    valid_name,
+)
 
 
 class DeploymentSerializer(serializers.ModelSerializer[Deployment]):
@@ -34,6 +42,7 @@ class VersionSerializer(serializers.ModelSerializer[ModelVersion]):
             "batched",
             "metrics",
             "parameters",
+            "warmup",
             "tags",
             "dataset_digest",
             "run_id",
@@ -63,16 +72,67 @@ class ModelSerializer(serializers.ModelSerializer[RegisteredModel]):
             "timeout_ms",
             "max_batch_size",
             "max_queue_delay_us",
+            "max_queue_size",
+            "breaker_window",
+            "breaker_failures",
+            "breaker_open_ms",
+            "cache_ttl_s",
+            "cache_shared",
             "unit_header",
             "unit_parameter",
             "created_at",
         ]
         read_only_fields = ["name", "rollback_until", "created_at"]
-        extra_kwargs = {
-            "timeout_ms": {"min_value": 1, "max_value": 600_000},
-            "max_batch_size": {"min_value": 1, "max_value": 4_096},
-            "max_queue_delay_us": {"min_value": 0, "max_value": 1_000_000},
-        }
+
+
+class QuotaSerializer(serializers.ModelSerializer[Tenant]):
+    """How much a tenant may ask; null is no limit."""
+
+    class Meta:
+        model = Tenant
+        fields = ["requests_per_s", "burst", "concurrency_max", "priority"]
+
+
+class TenantSerializer(QuotaSerializer):
+    # Without the framework's look for another one of that name: the service answers 409.
+    name = serializers.CharField(max_length=100, validators=[valid_name])
+    active_keys = serializers.IntegerField(read_only=True)
+
+    class Meta(QuotaSerializer.Meta):
+        fields = ["name", *QuotaSerializer.Meta.fields, "active_keys", "created_at"]
+        read_only_fields = ["created_at"]
+
+
+class ApiKeySerializer(serializers.ModelSerializer[ApiKey]):
+    """An API key without the key: `hint` has its last characters."""
+
+    tenant = serializers.CharField(source="tenant.name", read_only=True)
+
+    class Meta:
+        model = ApiKey
+        fields = ["id", "tenant", "name", "hint", "created_at", "created_by", "revoked_at"]
+        read_only_fields = ["hint", "created_at", "created_by", "revoked_at"]
+
+
+class NewApiKeySerializer(ApiKeySerializer):
+    """The one answer that has the key itself."""
+
+    key = serializers.CharField(read_only=True)
+
+    class Meta(ApiKeySerializer.Meta):
+        fields = [*ApiKeySerializer.Meta.fields, "key"]
+
+
+class ServingPolicySerializer(serializers.Serializer[Any]):
+    """`key_required`: requests without an API key are refused."""
+
+    key_required = serializers.BooleanField()
+
+
+class WarmupSerializer(serializers.Serializer[Any]):
+    """Requests, each a list of inputs (name, datatype, shape, data); none: one of zeros."""
+
+    requests = serializers.JSONField()
 
 
 class RefusedImportSerializer(serializers.ModelSerializer[RefusedImport]):

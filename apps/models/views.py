@@ -49,6 +49,7 @@ def version(request: PageRequest, name: str, number: int) -> HttpResponse:
         "is_stable": found.model.stable_id == found.pk,
         "registry_url": settings.MLFLOW_TRACKING_URI.rstrip("/"),
         "can_operate": has_role(request.user, found.model, Role.OPERATOR),
+        "can_configure": has_role(request.user, found.model, Role.ADMIN),
     }
     return render(request, "models/version.html", context)
 

@@ -1,10 +1,10 @@
-"""Pages at the root that show what serves: the overview, a model, its promotion, the fleet."""
+"""Pages at the root about what serves: the overview, a model, the fleet, who may ask."""
 
 from __future__ import annotations
 
 from django.urls import path
 
-from apps.rollouts.views import fleet, serving
+from apps.rollouts.views import fleet, serving, settings, tenants
 
 urlpatterns = [
     path("", serving.overview, name="overview"),
@@ -12,5 +12,17 @@ urlpatterns = [
     path("models/<str:name>/charts/", serving.model_charts, name="model-charts"),
     path("models/<str:name>/promote/", serving.promote, name="promote"),
     path("models/<str:name>/rollback/", serving.rollback, name="model-rollback"),
+    path("models/<str:name>/settings/", settings.model_settings, name="model-settings"),
+    path(
+        "models/<str:name>/versions/<int:number>/warmup/",
+        settings.version_warmup,
+        name="version-warmup",
+    ),
     path("fleet/", fleet.fleet, name="fleet"),
+    path("tenants/", tenants.tenant_list, name="tenant-list"),
+    path("tenants/<str:name>/", tenants.tenant, name="tenant"),
+    path("tenants/<str:name>/keys/", tenants.key_create, name="key-create"),
+    path("tenants/<str:name>/keys/<int:pk>/revoke/", tenants.key_revoke, name="key-revoke"),
+    path("tenants/<str:name>/delete/", tenants.tenant_delete, name="tenant-delete"),
+    path("key-required/", tenants.key_required, name="key-required"),
 ]

@@ -30,6 +30,7 @@ from apps.rollouts.models import Plan
 from apps.rollouts.selectors import serving
 from apps.rollouts.selectors.fleet import read_fleet
 from apps.rollouts.selectors.rollouts import rollouts_of, steps_of_saved
+from apps.rollouts.selectors.shadows import recent_shadows, shadows_stamp
 from apps.rollouts.selectors.telemetry import last_minute, minute_stamp, series
 from apps.rollouts.services import signature_difference
 
@@ -80,7 +81,11 @@ def model(request: PageRequest, name: str) -> HttpResponse:
         request,
         template="models/model.html",
         fragment="models/_model.html",
-        stamp=stamp_of(*serving.model_stamp(found), *minute_stamp(now, found.name)),
+        stamp=stamp_of(
+            *serving.model_stamp(found),
+            *minute_stamp(now, found.name),
+            *shadows_stamp(found.name, now),
+        ),
         context=context,
     )
 
@@ -99,7 +104,10 @@ def _model_context(request: PageRequest, found: RegisteredModel, now: datetime) 
         "rollout": next((rollout for rollout in history if rollout.is_live), None),
         "history": history,
         "refused": list_refused(found.name),
+        "shadows": recent_shadows(found.name, now),
+        "has_cache_hits": any(each.cache_hits for each in traffic.values()),
         "can_operate": has_role(request.user, found, Role.OPERATOR),
+        "can_configure": has_role(request.user, found, Role.ADMIN),
     }
 
 
