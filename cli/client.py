@@ -53,6 +53,10 @@ class Client:
                 raise
             return self._send("POST", path, json=body or {}, headers=headers)
 
+    def change(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        """Return the JSON of a PATCH, PUT or DELETE, which may be repeated. Raises ApiError."""
+        return self._send(method, path, json=body or {})
+
     def pages(self, path: str, **params: Any) -> list[Any]:
         """Return all rows of a paged list."""
         rows: list[Any] = []

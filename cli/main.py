@@ -8,7 +8,6 @@ nothing significant; 2 the request was refused; 3 the control plane could not be
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -24,6 +23,8 @@ from cli.client import (
     ApiError,
     Client,
 )
+from cli.show import show_json, show_rows
+from cli.tenants import add_keys, add_tenants
 
 Command = Callable[[Client, argparse.Namespace], int]
 POLL_S = 1.0
@@ -72,6 +73,8 @@ def _parser() -> argparse.ArgumentParser:
     for name, told in ACTIONS.items():
         _add(commands, name, _act(name), told, "rollout").add_argument("--reason", default="")
     _add(commands, "results", results, "print an experiment's results", "experiment")
+    add_tenants(commands)
+    add_keys(commands)
     return parser
 
 
@@ -107,7 +110,7 @@ def _add_waiting(parser: argparse.ArgumentParser) -> None:
 
 def models(client: Client, options: argparse.Namespace) -> int:
     rows = client.pages("models/")
-    return _show(options, rows, ["name", "stable", "previous_stable", "description"])
+    return show_rows(options, rows, ["name", "stable", "previous_stable", "description"])
 
 
 def versions(client: Client, options: argparse.Namespace) -> int:
@@ -115,13 +118,13 @@ def versions(client: Client, options: argparse.Namespace) -> int:
     for row in rows:
         row["state"] = ", ".join(d["state"] for d in row["deployments"]) or "not placed"
         row["named"] = ", ".join(row["aliases"])
-    return _show(options, rows, ["number", "semantic_tag", "named", "state", "created_at"])
+    return show_rows(options, rows, ["number", "semantic_tag", "named", "state", "created_at"])
 
 
 def sync(client: Client, options: argparse.Namespace) -> int:
     report = client.post("models/sync/")
     if options.json:
-        return _json(report)
+        return show_json(report)
     print(f"imported: {', '.join(report['imported']) or 'nothing'}")
     print(f"refused:  {', '.join(report['refused']) or 'nothing'}")
     return EXIT_OK
@@ -145,7 +148,7 @@ def status_of(client: Client, options: argparse.Namespace) -> int:
         return wait(client, rollout, options)
     told = client.get(f"rollouts/{options.rollout}/explain/")
     if options.json:
-        return _json(told)
+        return show_json(told)
     print(told["summary"])
     for event in told["events"]:
         print(f"  {event['at'][:19]}  {event['to_state']:<13} {event['actor']}: {event['reason']}")
@@ -165,7 +168,7 @@ def _act(name: str) -> Command:
 def results(client: Client, options: argparse.Namespace) -> int:
     answer = client.get(f"experiments/{options.experiment}/results/")
     if options.json:
-        _json(answer)
+        show_json(answer)
     else:
         print(answer["result"].get("verdict") or "There are no results yet.")
     significant = bool(answer["result"].get("is_significant"))
@@ -207,13 +210,13 @@ def _patiently(client: Client, rollout: dict[str, Any]) -> dict[str, Any]:
 
 def _verdict(rollout: dict[str, Any], options: argparse.Namespace) -> int:
     if options.json:
-        _json(rollout)
+        show_json(rollout)
     return EXIT_OK if rollout["phase"] == "succeeded" else EXIT_REFUSED_BY_VERDICT
 
 
 def _tell(options: argparse.Namespace, rollout: dict[str, Any]) -> int:
     if options.json:
-        return _json(rollout)
+        return show_json(rollout)
     print(f"rollout {rollout['id']}")
     _say(rollout)
     return EXIT_OK
@@ -223,26 +226,6 @@ def _say(rollout: dict[str, Any]) -> None:
     share = rollout["weight_bp"] / 100
     name = f"{rollout['model']}:{rollout['target']}"
     print(f"{name} {rollout['phase']} at {share:g} %: {rollout['reason']}", flush=True)
-
-
-def _json(answer: Any) -> int:
-    print(json.dumps(answer, indent=2))
-    return EXIT_OK
-
-
-def _show(options: argparse.Namespace, rows: list[dict[str, Any]], columns: list[str]) -> int:
-    if options.json:
-        return _json(rows)
-    table = [columns, *([_cell(row[column]) for column in columns] for row in rows)]
-    widths = [max(len(row[i]) for row in table) for i in range(len(columns))]
-    for row in table:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        print("  ".join(cells).rstrip())
-    return EXIT_OK
-
-
-def _cell(value: Any) -> str:
-    return "-" if value in (None, "") else str(value)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,136 @@
+"""`interlock tenants` and `interlock keys`: who may ask for predictions, and with what."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from cli.client import EXIT_OK, Client
+from cli.show import show_json, show_rows
+
+TENANT_COLUMNS = [
+    "name",
+    "requests_per_s",
+    "burst",
+    "concurrency_max",
+    "priority",
+    "active_keys",
+]
+KEY_COLUMNS = ["id", "tenant", "name", "hint", "created_at", "created_by", "revoked_at"]
+NO_LIMIT = "none"
+
+
+def add_tenants(commands: Any) -> None:
+    """Add `tenants`, which lists them, and what changes one."""
+    told = "list tenants and their quotas, or change them"
+    parser = commands.add_parser("tenants", help=told, description=told)
+    parser.set_defaults(command=list_tenants)
+    actions = parser.add_subparsers(metavar="ACTION")
+    for name, command, help_text in (
+        ("create", create_tenant, "make a tenant"),
+        ("set", set_quota, "change a tenant's quota"),
+    ):
+        _add_quota(_add(actions, name, command, help_text, "tenant"))
+    told = "delete a tenant: its API keys are refused at once"
+    _add(actions, "delete", delete_tenant, told, "tenant")
+
+
+def add_keys(commands: Any) -> None:
+    """Add `keys`: make, list and revoke API keys, and whether one is required."""
+    told = "make, list and revoke API keys of tenants"
+    parser = commands.add_parser("keys", help=told, description=told)
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
+    _add(actions, "list", list_keys, "list a tenant's API keys", "tenant")
+    create = _add(actions, "create", create_key, "make an API key and print it, once", "tenant")
+    create.add_argument("--name", default="cli", help="what it is for (default: %(default)s)")
+    told = "make an API key open nothing any more"
+    revoke = _add(actions, "revoke", revoke_key, told, "tenant")
+    revoke.add_argument("id", type=int, help="the key's id, as `keys list` tells it")
+    required = _add(actions, "required", require_keys, "tell or set whether a key is required")
+    required.add_argument("answer", nargs="?", choices=["yes", "no"])
+
+
+def _add(
+    actions: Any, name: str, command: Any, told: str, *positional: str
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = actions.add_parser(name, help=told, description=told)
+    for argument in positional:
+        parser.add_argument(argument)
+    parser.set_defaults(command=command)
+    return parser
+
+
+def _add_quota(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--requests-per-s", type=_limit(float), metavar="N")
+    parser.add_argument("--burst", type=_limit(int), metavar="N")
+    parser.add_argument("--concurrency-max", type=_limit(int), metavar="N")
+    parser.add_argument("--priority", choices=["high", "normal", "low"])
+
+
+def _limit(kind: Any) -> Any:
+    """Return a reader of a number, or of `none` for no limit."""
+
+    def read(text: str) -> Any:
+        return NO_LIMIT if text == NO_LIMIT else kind(text)
+
+    read.__name__ = f"number (or {NO_LIMIT!r})"
+    return read
+
+
+def _quota(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what was said of the quota; `none` becomes null, which is no limit."""
+    names = ("requests_per_s", "burst", "concurrency_max", "priority")
+    said = {name: getattr(options, name) for name in names}
+    return {k: None if v == NO_LIMIT else v for k, v in said.items() if v is not None}
+
+
+def list_tenants(client: Client, options: argparse.Namespace) -> int:
+    return show_rows(options, client.pages("tenants/"), TENANT_COLUMNS)
+
+
+def create_tenant(client: Client, options: argparse.Namespace) -> int:
+    body = {"name": options.tenant, **_quota(options)}
+    return show_rows(options, [client.post("tenants/", body)], TENANT_COLUMNS)
+
+
+def set_quota(client: Client, options: argparse.Namespace) -> int:
+    answer = client.change("PATCH", f"tenants/{options.tenant}/", _quota(options))
+    return show_rows(options, [answer], TENANT_COLUMNS)
+
+
+def delete_tenant(client: Client, options: argparse.Namespace) -> int:
+    client.change("DELETE", f"tenants/{options.tenant}/")
+    return EXIT_OK
+
+
+def list_keys(client: Client, options: argparse.Namespace) -> int:
+    return show_rows(options, client.pages(f"tenants/{options.tenant}/keys/"), KEY_COLUMNS)
+
+
+def create_key(client: Client, options: argparse.Namespace) -> int:
+    """Print the key alone on standard output, so that a script can keep it."""
+    key = client.post(f"tenants/{options.tenant}/keys/", {"name": options.name})
+    if options.json:
+        return show_json(key)
+    told = f"API key {key['id']} of {key['tenant']}; it is not shown again:"
+    print(told, file=sys.stderr)
+    print(key["key"])
+    return EXIT_OK
+
+
+def revoke_key(client: Client, options: argparse.Namespace) -> int:
+    key = client.post(f"tenants/{options.tenant}/keys/{options.id}/revoke/")
+    return show_rows(options, [key], KEY_COLUMNS)
+
+
+def require_keys(client: Client, options: argparse.Namespace) -> int:
+    if options.answer is None:
+        answer = client.get("serving-policy/")
+    else:
+        body = {"key_required": options.answer == "yes"}
+        answer = client.change("PUT", "serving-policy/", body)
+    if options.json:
+        return show_json(answer)
+    print("An API key is required." if answer["key_required"] else "No API key is required.")
+    return EXIT_OK
