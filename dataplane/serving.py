@@ -21,7 +21,7 @@ from dataplane.breaker import Breaker
 from dataplane.cache import Cache, CachedLane, ModelCache
 from dataplane.codec import Codec
 from dataplane.errors import Refusal, unavailable
-from dataplane.http_protocol import JSON
+from dataplane.exchange import JSON
 from dataplane.metrics import VersionStats
 from dataplane.router import Decision, Router
 from dataplane.shadow.mirror import Mirror, Shadows
@@ -150,7 +150,7 @@ class Serving:
         used = {address for cluster in table.clusters.values() for address in cluster.endpoints}
         self._triton.keep_only(used)
         if self.shadows is not None:
-            self.shadows.apply(table, used)
+            self.shadows.apply(table, used, changed)
         return before
 
     def model(self, name: str) -> LiveModel:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from random import randrange
 from time import monotonic
@@ -26,7 +26,7 @@ from dataplane.codec import InferRequest
 from dataplane.reply import Output
 from dataplane.shadow.comparison import Comparison, Difference, Tolerance
 from dataplane.shadow.counting import Clock, Key, ShadowCounter, ShadowTelemetry
-from dataplane.triton import Fault, Triton, TritonError
+from dataplane.triton import Copies, Fault, Triton, TritonError
 
 log = logging.getLogger("interlock.dataplane")
 
@@ -62,6 +62,7 @@ class ShadowRuntime:
     """The queue and the breaker of one shadow; `origin` is all that they depend on."""
 
     origin: tuple[object, ...]
+    version: str
     batcher: Batcher
     breaker: Breaker
     stats: ShadowStats
@@ -80,6 +81,7 @@ class Copy:
         "held_bytes",
         "hurried",
         "mirror",
+        "priority",
         "request",
         "submitted_at",
     )
@@ -103,6 +105,8 @@ class Copy:
         self.deadline = 0.0
         # See `batching.Job`.
         self.hurried = False
+        # See `batching.Job`; in a queue of their own copies are all alike.
+        self.priority = 1
         # When it joined the queue of the shadow.
         self.submitted_at = 0.0
         # What is left to compare, once both answers are there.
@@ -128,7 +132,12 @@ class Copy:
         if error.fault is Fault.REFUSED:
             breaker.released()
         else:
-            breaker.failed(monotonic(), error.message, dead=error.fault.is_dead)
+            breaker.failed(
+                monotonic(),
+                error.message,
+                dead=error.fault.is_dead,
+                gone=error.fault is Fault.DEAD,
+            )
         self.mirror.shadows.end(self, "failed")
 
     def weigh(self) -> int:
@@ -234,8 +243,8 @@ class Shadows:
         self.copies = 0
         # Bytes that they keep.
         self.held_bytes = 0
-        # Shadows that were met, by model and version.
-        self._runtimes: dict[tuple[str, str], ShadowRuntime] = {}
+        # Shadows that were met, by model: a model has one at a time.
+        self._runtimes: dict[str, ShadowRuntime] = {}
         # Copies made in this turn of the loop, to be sent in the next.
         self._taken: deque[Copy] = deque()
         # Copies with both answers.
@@ -243,10 +252,17 @@ class Shadows:
         # A turn of `_compare_some` is due.
         self._compare_due = False
 
-    def apply(self, table: RoutingTable, addresses: set[str]) -> None:
-        """Forget the shadows that `table` does not have; `addresses` are its endpoints."""
-        for key in [key for key in self._runtimes if not _has_shadow(table, key)]:
-            del self._runtimes[key]
+    def apply(
+        self, table: RoutingTable, addresses: set[str], changed: Iterable[str] | None = None
+    ) -> None:
+        """Forget the shadows that `table` does not have; `addresses` are its endpoints.
+
+        `changed` names at least the models that differ from the applied table's; None, all.
+        """
+        for name in list(self._runtimes) if changed is None else changed:
+            runtime = self._runtimes.get(name)
+            if runtime is not None and not _has_shadow(table, name, runtime.version):
+                del self._runtimes[name]
         self._triton.keep_only(addresses)
 
     def mirror(
@@ -266,8 +282,8 @@ class Shadows:
 
     def runtimes(self) -> Iterator[tuple[str, str, ShadowRuntime]]:
         """Yield model, version and state of each shadow that was met."""
-        for (name, version), runtime in self._runtimes.items():
-            yield name, version, runtime
+        for name, runtime in self._runtimes.items():
+            yield name, runtime.version, runtime
 
     def close(self) -> None:
         """Close the idle connections."""
@@ -386,22 +402,32 @@ class Shadows:
         origin = (
             versioned, addresses, route.signature, route.batched, route.batching, route.breaker,
         )  # fmt: skip
-        key = (name, settings.version)
-        runtime = self._runtimes.get(key)
-        if runtime is not None and runtime.origin == origin:
-            return runtime
-        stats = runtime.stats if runtime is not None else ShadowStats()
+        runtime = self._runtimes.get(name)
+        if runtime is not None and runtime.version == settings.version:
+            if runtime.origin == origin:
+                return runtime
+            stats = runtime.stats
+        else:
+            stats = ShadowStats()
         batcher = Batcher(
-            route, versioned, addresses, self._triton, self._loop, _ignore, self._batches_max
+            route,
+            versioned,
+            # A second chance elsewhere, but no second copy to be quicker.
+            Copies(addresses, route.breaker),
+            self._triton,
+            self._loop,
+            _ignore,
+            self._batches_max,
         )
         breaker = Breaker(route.breaker, stats.tripped)
-        runtime = self._runtimes[key] = ShadowRuntime(origin, batcher, breaker, stats)
+        runtime = ShadowRuntime(origin, settings.version, batcher, breaker, stats)
+        self._runtimes[name] = runtime
         return runtime
 
 
-def _has_shadow(table: RoutingTable, key: tuple[str, str]) -> bool:
-    model = table.models.get(key[0])
-    return model is not None and model.shadow is not None and model.shadow.version == key[1]
+def _has_shadow(table: RoutingTable, name: str, version: str) -> bool:
+    model = table.models.get(name)
+    return model is not None and model.shadow is not None and model.shadow.version == version
 
 
 def _ignore(rows: int) -> None:
