@@ -6,7 +6,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -18,8 +19,9 @@ import redis
 from embedded.demo.control import Control
 from embedded.stack import Stack
 from embedded.state import ROOT
+from tests.faults.artifact import write_artifact
 from tests.faults.load import Question
-from tests.faults.seed import MODEL, PLAN, VERSIONS, write_artifact
+from tests.faults.seed import MODEL, PLAN, VERSIONS
 
 PARTS = (
     "postgres", "redis", "triton", "dataplane", "migrate", "bootstrap", "web", "worker", "beat",
@@ -43,6 +45,8 @@ MARKS = {
     "beat": "controlplane beat",
     "ingest": "manage.py ingest",
 }
+# What asking raises while somebody is away.
+UNANSWERED = (httpx.HTTPError, psycopg.Error, redis.RedisError)
 BODY = b'{"inputs":[{"name":"features","datatype":"FP32","shape":[1,4],"data":[1,2,3,4]}]}'
 
 
@@ -53,7 +57,7 @@ def wait_until(condition: Callable[[], Any], within_s: float, what: str) -> floa
     while monotonic() - began < within_s:
         try:
             last = condition()
-        except (OSError, httpx.HTTPError, psycopg.Error, redis.RedisError) as error:
+        except (OSError, LookupError, *UNANSWERED) as error:
             last = error
         else:
             if last:
@@ -84,7 +88,7 @@ class Ground:
         self.state = Path(stack.state_dir)
         self.port = stack.ports["dataplane"]
         self.triton = f"127.0.0.1:{stack.ports['triton_http']}"
-        self.artifact = write_artifact(self.state / "artifact")
+        self.artifact = write_artifact(self.state / "flowers.onnx")
         self.question = Question(self.artifact)
         command = [sys.executable, "-m", "tests.faults.seed", str(self.artifact)]
         subprocess.run(command, cwd=ROOT, env=stack.env, check=True)
@@ -107,6 +111,40 @@ class Ground:
             os.kill(pid, signal.SIGKILL)
         return at
 
+    @contextmanager
+    def stopped(self, part: str) -> Iterator[float]:
+        """Stop the part's leading process (SIGSTOP) while the block runs."""
+        pid = self.pid(part)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            yield monotonic()
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+    @contextmanager
+    def full_redis(self) -> Iterator[float]:
+        """Let Redis refuse whatever needs memory while the block runs."""
+        with self.redis() as client:
+            client.config_set("maxmemory", 1)
+        try:
+            yield monotonic()
+        finally:
+            with self.redis() as client:
+                client.config_set("maxmemory", 0)
+
+    def kill_model_process(self, triton_model: str) -> float:
+        """SIGKILL to the process in which Triton runs one version; return the instant."""
+        for pid, command in processes().items():
+            if f"{self.state}/triton/repository/{triton_model}/" in command:
+                os.kill(pid, signal.SIGKILL)
+                return monotonic()
+        raise LookupError(triton_model)
+
+    def tick(self, for_s: float) -> None:
+        """Do what the workers' ticks do, in a process that needs no broker."""
+        command = [sys.executable, "-m", "tests.faults.tick", str(for_s)]
+        subprocess.run(command, cwd=ROOT, env=self.stack.env, check=True)
+
     # --- looking -------------------------------------------------------------------------------
 
     def rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
@@ -127,6 +165,16 @@ class Ground:
         query = "SELECT unit FROM experiments_outcomerow WHERE unit LIKE %s"
         return [unit for (unit,) in self.rows(query, f"{prefix}-%")]
 
+    def expect_outcomes(self, prefix: str, accepted: set[str]) -> None:
+        """Fail unless each accepted outcome is stored, or soon will be, exactly once."""
+        wait_until(lambda: set(self.stored_outcomes(prefix)) >= accepted, 30, "outcomes arrive")
+        assert sorted(self.stored_outcomes(prefix)) == sorted(accepted)
+
+    def expect_counted(self, before: int, asked: int) -> None:
+        """Fail unless exactly `asked` requests were counted, or soon will be, since `before`."""
+        wait_until(lambda: self.counted() - before >= asked, 30, "telemetry arrives")
+        assert self.counted() - before == asked
+
     def redis(self) -> redis.Redis[bytes]:
         return redis.Redis.from_url(self.stack.redis_url, socket_timeout=2)
 
@@ -139,37 +187,49 @@ class Ground:
         body = {"model": MODEL, "version": str(target), "plan": PLAN}
         return f"rollouts/{self.control.post('rollouts/', body)['id']}/"
 
+    def verdicts(self, path: str) -> set[str]:
+        """Return every verdict that the rollout's checks have had."""
+        query = "SELECT DISTINCT verdict FROM rollouts_evaluation WHERE rollout_id = %s"
+        return {verdict for (verdict,) in self.rows(query, path.split("/")[1])}
+
     def phase(self, path: str) -> str:
         return str(self.control.get(path)["phase"])
+
+    def passed(self, path: str) -> bool:
+        """Say whether the rollout succeeded. Raises AssertionError when it ended otherwise.
+
+        Asks PostgreSQL itself: the web may be what is broken.
+        """
+        query = "SELECT phase, reason FROM rollouts_rollout WHERE id = %s"
+        ((phase, reason),) = self.rows(query, path.split("/")[1])
+        assert phase in ("pending", "preparing", "baking", "promoting", "succeeded"), reason
+        return bool(phase == "succeeded")
+
+    def target(self, path: str) -> str:
+        """Return what the rollout's target is called in Triton."""
+        return f"{MODEL}.{self.control.get(path)['target']}"
 
     # --- calm between two tests ----------------------------------------------------------------
 
     def settle(self, within_s: float = 60.0) -> None:
         """Return when everything lives, all versions answer, and no rollout is under way."""
-        wait_until(self._all_parts_live, within_s, "every part lives")
+        for part in MARKS:
+            wait_until(lambda part=part: self.pid(part), within_s, f"{part} lives")
         wait_until(self._all_answer, within_s, "web, Redis, PostgreSQL and all versions answer")
         for rollout in self.control.get(f"rollouts/?model={MODEL}")["results"]:
             if rollout["is_live"] and rollout["kind"] != "first":
                 self.control.post(f"rollouts/{rollout['id']}/abort/", {"reason": "test is over"})
         wait_until(self._is_quiet, within_s, "no rollout is live and the newest table is applied")
 
-    def _all_parts_live(self) -> bool:
-        try:
-            return all(self.pid(part) for part in MARKS)
-        except LookupError:
-            return False
-
     def _all_answer(self) -> bool:
         with self.redis() as client:
             client.ping()
         self.rows("SELECT 1")
-        if httpx.get(f"{self.stack.urls.web}/healthz/ready").status_code != 200:
-            return False
+        httpx.get(f"{self.stack.urls.web}/healthz/ready").raise_for_status()
         model = f"{self.stack.urls.dataplane}/v2/models/{MODEL}"
-        paths = ["", *(f"/versions/{number}" for number in VERSIONS)]
-        return all(
-            httpx.post(f"{model}{path}/infer", content=BODY).status_code == 200 for path in paths
-        )
+        for path in ["", *(f"/versions/{number}" for number in VERSIONS)]:
+            httpx.post(f"{model}{path}/infer", content=BODY).raise_for_status()
+        return True
 
     def _is_quiet(self) -> bool:
         rollouts = self.control.get(f"rollouts/?model={MODEL}")["results"]

@@ -34,6 +34,7 @@ class Answer:
     version: str = ""
     variant: str = ""
     fallback: str = ""
+    retry_after: str = ""
 
     @property
     def failed(self) -> bool:
@@ -147,7 +148,7 @@ class Load(Steady):
             code = json.loads(content)["code"]
         elif label_of(content) != label:
             status, code = -1, "wrong label"
-        named = [response.headers.get(f"x-interlock-{n}", "") for n in NAMED]
+        named = [response.headers.get(name, "") for name in NAMED]
         return Answer(at, monotonic() - at, status, code, *named)
 
     def since(self, at: float) -> list[Answer]:
@@ -155,7 +156,7 @@ class Load(Steady):
         return [answer for answer in self.answers if answer.at >= at]
 
 
-NAMED = ("version", "variant", "fallback")
+NAMED = ("x-interlock-version", "x-interlock-variant", "x-interlock-fallback", "retry-after")
 
 
 class Outcomes(Steady):

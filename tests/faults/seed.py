@@ -13,7 +13,7 @@ from pathlib import Path
 import django
 import msgspec
 
-from bench import flowers
+from tests.faults.artifact import SIGNATURE
 
 MODEL = "flowers"
 METRIC = "clicked"
@@ -40,7 +40,7 @@ def main() -> None:
         ModelVersion.objects.create(
             model=model,
             number=number,
-            signature=msgspec.to_builtins(flowers.SIGNATURE),
+            signature=msgspec.to_builtins(SIGNATURE),
             artifact_uri="none",
             artifact_path=str(artifact),
             artifact_sha256=hashlib.sha256(artifact.read_bytes()).hexdigest(),
@@ -56,12 +56,6 @@ def main() -> None:
     for version in versions:
         deploy_version(version=version, actor=INTERLOCK, now=database_now())
     start_rollout(model=model, target=versions[0], actor=INTERLOCK, now=database_now())
-
-
-def write_artifact(directory: Path) -> Path:
-    """Return the ONNX file of the benchmark's model, written below `directory`."""
-    flowers.write(directory, MODEL)
-    return directory / MODEL / "1" / "model.onnx"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,54 @@
+"""PostgreSQL dies, and the whole control plane dies: predictions go on, decisions wait."""
+
+from __future__ import annotations
+
+from time import sleep
+
+from tests.faults.ground import CONTROL_PLANE, Ground, wait_until
+from tests.faults.load import Load, Outcomes, failures, report
+from tests.faults.seed import METRIC
+
+
+def test_a_killed_postgres_fails_no_prediction_and_the_rollout_goes_on(ground: Ground) -> None:
+    before = ground.counted()
+    with Load(ground.port, ground.question) as load, Outcomes(ground.port, "pk", METRIC) as sent:
+        rollout = ground.start_rollout()
+        wait_until(lambda: ground.phase(rollout) == "baking", 15, "the canary gets traffic")
+        killed_at = ground.kill("postgres")
+        took_s = wait_until(lambda: ground.passed(rollout), 40, "the rollout passes")
+    report(f"PostgreSQL killed (rollout passed {took_s:.1f} s later)", load, killed_at)
+
+    assert failures(load.answers) == {}
+    assert len(sent.accepted) == len(sent.sent)
+    ground.expect_counted(before, len(load.answers))
+    ground.expect_outcomes("pk", sent.accepted)
+
+
+def test_a_killed_control_plane_fails_no_prediction_and_resumes(ground: Ground) -> None:
+    before = ground.counted()
+    with Load(ground.port, ground.question) as load, Outcomes(ground.port, "ck", METRIC) as sent:
+        rollout = ground.start_rollout()
+        wait_until(lambda: ground.phase(rollout) == "baking", 15, "the canary gets traffic")
+        killed_at = ground.kill(*CONTROL_PLANE)
+        took_s = wait_until(lambda: ground.passed(rollout), 60, "the rollout passes")
+    report(f"Control plane killed (rollout passed {took_s:.1f} s later)", load, killed_at)
+
+    assert failures(load.answers) == {}
+    assert len(sent.accepted) == len(sent.sent)
+    ground.expect_counted(before, len(load.answers))
+    ground.expect_outcomes("ck", sent.accepted)
+
+
+def test_a_killed_data_plane_comes_back_while_the_control_plane_is_dead(ground: Ground) -> None:
+    with Load(ground.port, ground.question) as load, Outcomes(ground.port, "dk", METRIC) as sent:
+        sleep(0.5)
+        with ground.stopped("web"):
+            killed_at = ground.kill("dataplane")
+            wait_until(lambda: not load.answers[-1].failed, 20, "predictions are answered again")
+            sleep(0.5)
+    report("Data plane killed, control plane hung", load, killed_at)
+
+    # Nobody else served: what fails is refused by the kernel, at once.
+    assert {answer.status for answer in load.answers} == {200, 0}
+    assert not any(answer.failed for answer in load.answers[-50:])
+    ground.expect_outcomes("dk", sent.accepted)
