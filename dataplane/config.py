@@ -30,6 +30,7 @@ class Limits:
     idle_timeout_s: int = 75
     write_timeout_s: int = 30
     pipeline_max: int = 32
+    compress_bytes_min: int = 4_096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +124,7 @@ def _limits(environ: Mapping[str, str]) -> Limits:
         idle_timeout_s=whole("INTERLOCK_IDLE_TIMEOUT_S", default.idle_timeout_s),
         write_timeout_s=whole("INTERLOCK_WRITE_TIMEOUT_S", default.write_timeout_s),
         pipeline_max=whole("INTERLOCK_PIPELINE_MAX", default.pipeline_max),
+        compress_bytes_min=whole("INTERLOCK_COMPRESS_BYTES_MIN", default.compress_bytes_min),
     )
 
 

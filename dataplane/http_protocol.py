@@ -15,33 +15,17 @@ from typing import cast
 
 import httptools
 
+from dataplane import compression
 from dataplane.config import Limits
 from dataplane.errors import Refusal
+from dataplane.exchange import Exchange
 
-REASONS = {
-    200: b"OK",
-    202: b"Accepted",
-    400: b"Bad Request",
-    404: b"Not Found",
-    405: b"Method Not Allowed",
-    408: b"Request Timeout",
-    413: b"Content Too Large",
-    415: b"Unsupported Media Type",
-    417: b"Expectation Failed",
-    431: b"Request Header Fields Too Large",
-    500: b"Internal Server Error",
-    501: b"Not Implemented",
-    502: b"Bad Gateway",
-    503: b"Service Unavailable",
-    504: b"Gateway Timeout",
-}
-JSON = b"content-type: application/json\r\n"
-_STATUS_LINES = {
-    status: b"HTTP/1.1 %d %s\r\n" % (status, reason) for status, reason in REASONS.items()
-}
+# Two of one of these would let two readers see two different requests.
+_ONCE = frozenset(
+    (b"host", b"content-length", b"transfer-encoding", b"content-encoding",
+     b"inference-header-content-length")
+)  # fmt: skip
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-_CLOSE = b"connection: close\r\n"
-_KEEP_ALIVE = b"connection: keep-alive\r\n"
 # How long a connection that was refused may go on sending before it is cut, so that its client
 # gets to read the answer instead of a reset.
 _LINGER_S = 2
@@ -103,62 +87,6 @@ class Server:
             connection.close_when_idle()
 
 
-class Exchange:
-    """One request and the place for its answer."""
-
-    __slots__ = (
-        "_connection",
-        "answer",
-        "body",
-        "headers",
-        "keep_alive",
-        "legacy",
-        "method",
-        "target",
-    )
-
-    def __init__(self, connection: HttpConnection) -> None:
-        # The connection that carries the answer.
-        self._connection = connection
-        # The bytes of the answer, kept here while an earlier request is still unanswered.
-        self.answer: bytes | None = None
-        # In capitals, as it came.
-        self.method = b""
-        # The request target as it came: path and query.
-        self.target = b""
-        # Names in lower case; of a repeated header the last one.
-        self.headers: dict[bytes, bytes] = {}
-        # Whole: an exchange is handed over when its body is complete.
-        self.body = b""
-        # False closes the connection after the answer.
-        self.keep_alive = True
-        # An HTTP/1.0 client, who must be told that the connection stays.
-        self.legacy = False
-
-    def respond(self, status: int, body: bytes, headers: bytes = JSON) -> None:
-        """Answer with `headers`, complete lines that end in CRLF. Later calls do nothing."""
-        if self.answer is not None:
-            return
-        connection = self._connection
-        if not self.keep_alive or connection.server.stopping:
-            self.keep_alive = False
-            headers += _CLOSE
-        elif self.legacy:
-            headers += _KEEP_ALIVE
-        self.answer = b"%b%b%bcontent-length: %d\r\n\r\n%b" % (
-            _STATUS_LINES[status],
-            connection.server.date,
-            headers,
-            len(body),
-            b"" if self.method == b"HEAD" else body,
-        )
-        connection.answered(self)
-
-    def refuse(self, refusal: Refusal, headers: bytes = b"") -> None:
-        """Answer with the JSON of `refusal`."""
-        self.respond(refusal.status, refusal.body(), JSON + headers + refusal.headers())
-
-
 class HttpConnection(Protocol):
     """The protocol of one connection; httptools calls the `on_…` methods."""
 
@@ -168,11 +96,13 @@ class HttpConnection(Protocol):
         "_current",
         "_deaf",
         "_head_bytes",
+        "_held",
         "_in_head",
         "_parser",
         "_pending",
         "_read_paused",
         "_refused",
+        "_releasing",
         "_since_s",
         "_wants_continue",
         "_write_paused",
@@ -189,6 +119,10 @@ class HttpConnection(Protocol):
         self._parser = httptools.HttpRequestParser(self)
         # Requests that are not answered yet, or whose answer must wait for an earlier one.
         self._pending: deque[Exchange] = deque()
+        # Requests that came in one piece with the last of those: read, but not yet begun.
+        self._held: deque[Exchange] = deque()
+        # Held requests are being begun further up the stack.
+        self._releasing = False
         # The request that is being read.
         self._current: Exchange | None = None
         # The pieces of its body so far.
@@ -225,11 +159,12 @@ class HttpConnection(Protocol):
         self.server.lost(self)
         self.transport = None
         self._pending.clear()
+        self._held.clear()
 
     def data_received(self, data: bytes) -> None:
         if self._deaf:
             return
-        head_before = self._current if self._in_head else None
+        before, head_bytes, body_bytes = self._current, self._head_bytes, self._body_bytes
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -238,9 +173,12 @@ class HttpConnection(Protocol):
             if not self._deaf:
                 self._refuse(_refusal_of(error))
             return
-        if self._in_head and self._current is head_before:
-            # The parser shows a header line when it is whole, so its pieces are counted here.
-            self._head_bytes += len(data)
+        current = self._current
+        if current is not None and current is before and self._body_bytes == body_bytes:
+            # The parser shows a header line or a trailer when it is whole, and of a chunk's head
+            # nothing at all, so their pieces are counted here.
+            if self._head_bytes == head_bytes:
+                self._head_bytes += len(data)
             if self._head_bytes > self.server.limits.head_bytes_max:
                 self._refuse(_head_too_large())
         self._balance()
@@ -250,8 +188,9 @@ class HttpConnection(Protocol):
         if self._current is not None and not self._deaf:
             self._refuse(Refusal(400, "malformed_http", "the request ends before its end"))
         self._deaf = True
-        if self._pending:
-            self._pending[-1].keep_alive = False
+        owed = self._held or self._pending
+        if owed:
+            owed[-1].keep_alive = False
             return True
         return False
 
@@ -283,16 +222,17 @@ class HttpConnection(Protocol):
         current = self._current
         assert current is not None
         headers = current.headers
-        if not self._in_head:
-            return  # A trailer of a chunked body: nothing of ours is ever in one.
         self._head_bytes += len(name) + len(value) + 4
         limits = self.server.limits
-        if self._head_bytes > limits.head_bytes_max or len(headers) >= limits.headers_max:
+        count = len(headers)
+        if self._head_bytes > limits.head_bytes_max or count >= limits.headers_max:
             raise _head_too_large()
+        if not self._in_head:
+            return  # A trailer of a chunked body: nothing of ours is ever in one.
         name = name.lower()
-        if name == b"host" and name in headers:
-            raise Refusal(400, "malformed_http", "a request has one Host header")
         headers[name] = value
+        if len(headers) == count:
+            self._repeated(name)
 
     def on_headers_complete(self) -> None:
         self._in_head = False
@@ -340,8 +280,11 @@ class HttpConnection(Protocol):
         self._current = None
         self._wants_continue = False
         self._since_s = self.server.now_s
-        self._pending.append(current)
-        self.server.application(current)
+        busy = len(self._pending) >= self.server.limits.pipeline_max
+        if busy or self._write_paused or self._held:
+            self._held.append(current)
+        else:
+            self._begin(current)
 
     # --- the rest ------------------------------------------------------------------------------
 
@@ -356,18 +299,20 @@ class HttpConnection(Protocol):
             transport.write(answer)
             if not done.keep_alive:
                 pending.clear()
+                self._held.clear()
                 self._finish(transport)
                 return
         if self._wants_continue and not pending:
             self._allow_body()
-        if self._read_paused:
-            self._balance()
         if not pending:
             self._since_s = self.server.now_s
+        if self._read_paused:
+            self._balance()
 
     def close_when_idle(self) -> None:
         """Close at once unless an answer is owed or a request is half read."""
-        if self.transport is not None and not self._pending and self._current is None:
+        busy = self._pending or self._held or self._current is not None
+        if self.transport is not None and not busy:
             self.transport.close()
 
     def check_time(self, now_s: int) -> None:
@@ -398,6 +343,44 @@ class HttpConnection(Protocol):
         else:
             self._allow_body()
 
+    def _repeated(self, name: bytes) -> None:
+        """Refuse a second header of a name whose first one already decided something."""
+        if name in _ONCE:
+            raise Refusal(400, "malformed_http", f"a request has one {name.decode()} header")
+
+    def _begin(self, exchange: Exchange) -> None:
+        self._pending.append(exchange)
+        if exchange.ended:
+            self.answered(exchange)  # It was refused as it was read.
+            return
+        encoding = exchange.headers.get(b"content-encoding")
+        if encoding is None:
+            self.server.application(exchange)
+            return
+
+        def unpacked(result: bytes | Refusal) -> None:
+            if isinstance(result, Refusal):
+                exchange.refuse(result)
+            else:
+                exchange.body = result
+                self.server.application(exchange)
+
+        bytes_max = self.server.limits.body_bytes_max
+        compression.unpack(exchange.body, encoding, bytes_max, unpacked)
+
+    def _release(self) -> None:
+        """Begin held requests, as many as may be under way."""
+        if self._releasing:
+            return
+        self._releasing = True
+        held, pending = self._held, self._pending
+        pipeline_max = self.server.limits.pipeline_max
+        try:
+            while held and not self._write_paused and len(pending) < pipeline_max:
+                self._begin(held.popleft())
+        finally:
+            self._releasing = False
+
     def _allow_body(self) -> None:
         self._wants_continue = False
         if self.transport is not None:
@@ -411,7 +394,7 @@ class HttpConnection(Protocol):
         self._body = []
         self._deaf = True
         self._refused = True
-        self._pending.append(exchange)
+        (self._held or self._pending).append(exchange)
         exchange.refuse(refusal)
 
     def _finish(self, transport: Transport) -> None:
@@ -427,6 +410,8 @@ class HttpConnection(Protocol):
 
     def _balance(self) -> None:
         """Read only while the client takes its answers and owes us no more than the bound."""
+        if self._held:
+            self._release()
         transport = self.transport
         if transport is None:
             return

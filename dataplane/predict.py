@@ -10,7 +10,7 @@ from typing import TypeVar
 from dataplane.caller import Caller
 from dataplane.codec import Codec, InferRequest, check_unit, load_object
 from dataplane.errors import Refusal, bad_request
-from dataplane.http_protocol import Exchange
+from dataplane.exchange import Exchange
 from dataplane.prediction import Form, Prediction, infer_form, plain_form
 from dataplane.serving import LiveModel, Serving
 from dataplane.telemetry import Telemetry
@@ -117,8 +117,6 @@ class Predictor:
 
 def _read_infer(codec: Codec, exchange: Exchange) -> InferRequest:
     headers = exchange.headers
-    if b"content-encoding" in headers:
-        raise Refusal(415, "unsupported_encoding", "compressed bodies are not supported")
     length = headers.get(b"inference-header-content-length")
     body = exchange.body
     return codec.read_infer(body, None if length is None else _header_length(length, body))

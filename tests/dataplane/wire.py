@@ -7,7 +7,8 @@ import re
 from collections.abc import Callable
 
 from dataplane.config import Limits
-from dataplane.http_protocol import Exchange, HttpConnection, Server
+from dataplane.exchange import Exchange
+from dataplane.http_protocol import HttpConnection, Server
 
 
 class MockTransport:
