@@ -31,6 +31,7 @@ class Call:
         "on_done",
         "request",
         "retried",
+        "sent_at",
         "timer",
     )
 
@@ -51,6 +52,8 @@ class Call:
         self.retried = False
         # The end was reported.
         self.done = False
+        # When it went out, monotonic; only known where endpoints are compared.
+        self.sent_at = 0.0
 
     def finish(self, result: Reply | TritonError) -> None:
         """Report the end. Later calls do nothing."""
@@ -91,7 +94,7 @@ class Call:
 class BalancedCall(Call):
     """A call that one of several endpoints answers, and that teaches which of them are well."""
 
-    __slots__ = ("copies", "forced", "hedge", "index", "rival", "sent_at", "trial", "until")
+    __slots__ = ("copies", "forced", "hedge", "index", "rival", "trial", "until")
 
     def __init__(
         self, group: Group, copies: Copies, request: bytes, until: float, on_done: OnDone
@@ -103,8 +106,6 @@ class BalancedCall(Call):
         self.until = until
         # Which of the group's endpoints it was sent to last.
         self.index = 0
-        # When that was, monotonic.
-        self.sent_at = 0.0
         # The same request at another endpoint; the first good answer is for both.
         self.rival: BalancedCall | None = None
         # Sends the rival.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from time import monotonic
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
@@ -82,6 +83,8 @@ class Endpoint:
         while waiting:
             call = waiting.popleft()
             if not call.done:
+                # To wait for a connection says nothing of how fast answers are.
+                call.sent_at = monotonic()
                 connection.send(call)
                 return
         if self._closed:

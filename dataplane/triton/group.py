@@ -23,6 +23,9 @@ from dataplane.triton.health import outliers
 
 log = logging.getLogger("interlock.dataplane")
 
+# A smaller difference of cost is left to chance, so that equals share the calls at any load.
+CLEARLY = 1.5
+
 
 class Group:
     """Sends calls to its endpoints and learns from what becomes of them."""
@@ -154,8 +157,11 @@ class Group:
 
     def _cheaper(self, one: int, two: int, now: float) -> int:
         first, second = self.endpoints[one], self.endpoints[two]
-        first_cost = first.health.cost(first.in_flight, now)
-        return one if first_cost <= second.health.cost(second.in_flight, now) else two
+        if not (first.health.latency_s and second.health.latency_s):
+            # One of them has yet to answer for the first time.
+            return one
+        cost = second.health.cost(second.in_flight, now) * CLEARLY
+        return one if first.health.cost(first.in_flight, now) <= cost else two
 
     def _try_what_is_out(
         self, copies: Copies, request: bytes, timeout_s: float, now: float
@@ -202,7 +208,8 @@ class Group:
         now = monotonic()
         endpoint = call.endpoint
         fault = error.fault
-        too_many = endpoint.health.failed(answered=fault is Fault.FAILED)
+        took_s = now - call.sent_at if fault is Fault.FAILED else None
+        too_many = endpoint.health.failed(now, took_s)
         if endpoint.health.ejected:
             if call.trial:
                 endpoint.health.eject(now)

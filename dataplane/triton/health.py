@@ -16,8 +16,6 @@ _ALPHA = 0.2
 # Without answers for so long the latency is believed half as much: an endpoint that was slow once
 # gets calls again.
 _FORGET_S = 5.0
-# An endpoint not yet known is taken to be as fast as this, and does not get everything at once.
-_FLOOR_S = 0.0002
 # The part of the counts of answers that is left after a second: a window of about ten seconds.
 _DECAY = 0.9
 # Fewer answers than this prove no rate.
@@ -35,7 +33,6 @@ class Health:
     __slots__ = (
         "_answers",
         "_failures",
-        "_latency_s",
         "_observed_at",
         "_restored_at",
         "_row",
@@ -43,6 +40,7 @@ class Health:
         "_streak",
         "ejected",
         "ejections",
+        "latency_s",
         "return_at",
         "trying",
     )
@@ -50,8 +48,8 @@ class Health:
     def __init__(self, settings: Settings) -> None:
         # Thresholds and times.
         self._settings = settings
-        # Moving average over answers.
-        self._latency_s = 0.0
+        # Moving average over answers, errors among them; nought before the first.
+        self.latency_s = 0.0
         # When that was last taken or halved.
         self._observed_at = 0.0
         # Failures without an answer in between.
@@ -75,30 +73,36 @@ class Health:
     def cost(self, in_flight: int, now: float) -> float:
         """Return what one more call would wait here, for comparison with a sibling."""
         if now - self._observed_at > _FORGET_S:
-            self._latency_s *= 0.5
+            self.latency_s *= 0.5
             self._observed_at = now
-        return (in_flight + 1) * (self._latency_s + _FLOOR_S)
+        return (in_flight + 1) * self.latency_s
 
     def answered(self, latency_s: float, now: float) -> None:
         """Count an answer."""
         self._row = 0
         self._answers += 1
-        if self._latency_s:
-            self._latency_s += (latency_s - self._latency_s) * _ALPHA
+        if self.latency_s:
+            self.latency_s += (latency_s - self.latency_s) * _ALPHA
         else:
-            self._latency_s = latency_s
+            self.latency_s = latency_s
         self._observed_at = now
 
-    def failed(self, *, answered: bool) -> bool:
-        """Count a failure; return whether there were too many in a row. An error is an answer."""
-        self._answers += 1
+    def failed(self, now: float, took_s: float | None) -> bool:
+        """Count a failure; return whether there were too many without an answer in a row.
+
+        `took_s` is the time of a faulty answer, which is an answer nevertheless, None without one.
+        """
+        if took_s is not None:
+            self.answered(took_s, now)
+        else:
+            self._answers += 1
+            self._row += 1
         self._failures += 1
-        self._row = 0 if answered else self._row + 1
         return self._row >= self._settings.eject_failures
 
     def was_patient(self, waited_s: float) -> bool:
         """Return whether an answer could be expected after `waited_s`."""
-        return waited_s >= _PATIENCE * self._latency_s
+        return waited_s >= _PATIENCE * self.latency_s
 
     def decay(self) -> None:
         """Let a second pass over the counts."""
