@@ -6,9 +6,11 @@ experiment): its primary key is the rule, so no check in a view has to keep it.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from django.conf import settings
+from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator, RegexValidator
 from django.db import models
 
@@ -26,6 +28,12 @@ valid_header = RegexValidator(
 def between(least: float, most: float) -> list[Any]:
     """Return the validators of a number: forms, the API and the services read their limits here."""
     return [MinValueValidator(least), MaxValueValidator(most)]
+
+
+def valid_number(value: float) -> None:
+    """Refuse NaN, which is neither below nor above any limit."""
+    if math.isnan(value):
+        raise ValidationError("This is not a number.")
 
 
 class RegisteredModel(models.Model):
@@ -256,7 +264,9 @@ class Tenant(models.Model):
         LOW = "low"
 
     name = models.CharField(max_length=100, unique=True, validators=[valid_name])
-    requests_per_s = models.FloatField(null=True, blank=True, validators=between(0.001, 1_000_000))
+    requests_per_s = models.FloatField(
+        null=True, blank=True, validators=[valid_number, *between(0.001, 1_000_000)]
+    )
     # Requests at once after a rest; None: as many as a second brings.
     burst = models.PositiveIntegerField(null=True, blank=True, validators=between(1, 1_000_000))
     concurrency_max = models.PositiveIntegerField(

@@ -41,6 +41,7 @@ class VersionSnapshot:
     is_ready: bool
     # The JSON of its warm-up requests, or empty.
     warmup: str = ""
+    created_at_ms: int = 0
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,7 @@ def _route(model: ModelSnapshot) -> ModelRoute | None:
                 triton_model=version.triton_model,
                 triton_version=number,
                 warmup=version.warmup,
+                created_at_ms=version.created_at_ms,
             )
             for number, version in sorted(fitting.items())
         },

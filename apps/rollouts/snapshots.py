@@ -36,14 +36,14 @@ def _placed_versions() -> dict[int, list[VersionSnapshot]]:
         "version__signature",
         "version__batched",
         "version__warmup",
+        "version__created_at",
         "cluster__name",
         "state",
     )
     placed: dict[int, list[VersionSnapshot]] = {}
     rows = Deployment.objects.exclude(state=DeploymentState.ABSENT).order_by("pk")
-    for model_id, name, number, signature, batched, warmup, cluster, state in rows.values_list(
-        *columns
-    ):
+    for row in rows.values_list(*columns):
+        model_id, name, number, signature, batched, warmup, created_at, cluster, state = row
         placed.setdefault(model_id, []).append(
             VersionSnapshot(
                 number=number,
@@ -53,6 +53,7 @@ def _placed_versions() -> dict[int, list[VersionSnapshot]]:
                 triton_model=name_in_triton(name, number),
                 is_ready=state == DeploymentState.READY,
                 warmup=encode_warmup(warmup),
+                created_at_ms=round(created_at.timestamp() * 1_000),
             )
         )
     return placed

@@ -18,7 +18,7 @@ from django.conf import settings
 from django.db import OperationalError, connection
 
 from apps.experiments.models import OutcomeRow
-from apps.rollouts.models import IngestedBatch, TelemetryRow
+from apps.rollouts.models import IngestedBatch, ShadowRow, TelemetryRow
 from contract.messages import (
     FIELD,
     STREAM_EXPOSURES,
@@ -31,7 +31,7 @@ from contract.messages import (
 from controlplane import ingest
 from controlplane.ingest import DEAD, GROUP, Ingester, apply_once, backlog, connect
 from tests.experiments.factories import batch, make_metric, outcome
-from tests.rollouts.test_ingestion import window
+from tests.rollouts.test_ingestion import shadow_window, window
 
 pytestmark = pytest.mark.django_db
 
@@ -100,6 +100,21 @@ def test_a_batch_that_is_delivered_twice_is_applied_once(
     assert backlog()[STREAM_TELEMETRY] == 0
 
 
+def test_shadow_windows_are_applied_once_and_belong_on_the_stream_of_telemetry(
+    client: redis.Redis[bytes], ingester: Ingester
+) -> None:
+    sent = batch(shadows=(shadow_window(),), windows=(window(),))
+    send(client, sent)
+    send(client, sent)
+    send(client, sent, STREAM_OUTCOMES)
+    ingester.turn()
+    ingester.turn()
+
+    assert ShadowRow.objects.count() == TelemetryRow.objects.count() == 1
+    ((_, buried),) = client.xrange(DEAD)
+    assert b"do not belong on interlock:outcomes" in buried[b"reason"]
+
+
 def test_a_crash_between_commit_and_acknowledgement_repeats_nothing(
     client: redis.Redis[bytes], ingester: Ingester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,6 +164,7 @@ def test_what_a_dead_consumer_left_is_taken_over(
         (b"\xc1nonsense", "not a batch of schema"),
         (b"", "not a batch of schema"),
         (encode_batch(batch(outcomes=(outcome(),))), "carries outcomes"),
+        (encode_batch(batch(shadows=(shadow_window(flips=-1),))), "cannot be stored"),
         (encode_batch(batch(windows=(window(ended_at_ms=2**62),))), "cannot be stored"),
         (encode_batch(batch(windows=(window(model="m" * 101),))), "cannot be stored"),
         (encode_batch(batch(windows=(window(requests=-1),))), "cannot be stored"),

@@ -7,7 +7,14 @@ from django.contrib.auth.models import User
 from django.test import Client
 from django.urls import reverse
 
-from apps.models.models import AuditEntry, ModelRole, RefusedImport
+from apps.models.models import (
+    AuditEntry,
+    ModelRole,
+    RefusedImport,
+    ServingCluster,
+    ServingPolicy,
+    Tenant,
+)
 from controlplane.models import ApiToken
 from tests.rollouts.factories import make_model
 
@@ -21,6 +28,8 @@ LISTS = [
     "registry_deployment",
     "registry_modelrole",
     "registry_auditentry",
+    "registry_tenant",
+    "registry_servingpolicy",
     "controlplane_apitoken",
     "auth_user",
 ]
@@ -37,6 +46,8 @@ def test_each_list_opens(root: Client, name: str) -> None:
     make_model()
     RefusedImport.objects.create(model_name="digits", number=9, reason="no ONNX")
     AuditEntry.objects.create(actor="anna", action="x", target="y")
+    Tenant.objects.create(name="shop")
+    ServingPolicy.objects.create()
 
     assert root.get(reverse(f"admin:{name}_changelist")).status_code == 200
 
@@ -74,3 +85,33 @@ def test_a_role_is_given(root: Client) -> None:
 def test_nobody_makes_another_persons_token(root: Client) -> None:
     assert root.get(reverse("admin:controlplane_apitoken_add")).status_code == 403
     assert not ApiToken.objects.exists()
+
+
+def test_a_tenant_is_for_looking(root: Client) -> None:
+    tenant = Tenant.objects.create(name="shop")
+    page = reverse("admin:registry_tenant_change", args=[tenant.pk])
+
+    assert root.get(page).status_code == 200
+    assert root.post(page, {"name": "x"}).status_code == 403
+
+
+def test_a_clusters_hedging_is_changed_and_audited(root: Client) -> None:
+    make_model()
+    cluster = ServingCluster.objects.get()
+    form = {
+        "name": cluster.name,
+        "endpoints": '["http://triton:8000"]',
+        "repository_path": "/x",
+        "is_default": "on",
+        "hedge_after_ms": "40",
+    }
+
+    root.post(reverse("admin:registry_servingcluster_change", args=[cluster.pk]), form)
+
+    cluster.refresh_from_db()
+    entry = AuditEntry.objects.get(action="cluster.changed")
+    assert (cluster.hedge_after_ms, entry.before, entry.after) == (
+        40,
+        {"hedge_after_ms": None},
+        {"hedge_after_ms": 40},
+    )

@@ -162,3 +162,12 @@ def test_placing_a_ready_version_changes_nothing(tmp_path: Path) -> None:
     services.deploy_version(version=row.version, actor=ANNA, now=database_now())
     again = Deployment.objects.get()
     assert (again.state, again.revision) == (State.READY, row.revision)
+
+
+def test_a_version_with_warm_up_requests_answers_those(tmp_path: Path, server: Server) -> None:
+    row = deployment(tmp_path)
+    request = [{"name": "pixels"}]
+    ModelVersion.objects.update(warmup=[request])
+    reconcile_deployments()
+    row.refresh_from_db()
+    assert (row.state, server.asked) == (State.READY, [request])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -129,3 +130,17 @@ def test_a_registry_that_does_not_answer_is_unavailable(
     monkeypatch.setattr(registry, "connect", lambda: client_of(lambda request: answer))
     with pytest.raises(Unavailable, match="MLflow answered"):
         sync_registry()
+
+
+def test_warm_up_requests_come_in_with_the_version(mlflow: Mlflow) -> None:
+    request = [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [0.5] * 4}]
+    mlflow.files["warmup.json"] = json.dumps([request]).encode()
+    sync_registry()
+    assert ModelVersion.objects.get(number=1).warmup == [request]
+
+
+def test_a_version_whose_warm_up_is_too_large_is_refused(mlflow: Mlflow) -> None:
+    request = [{"name": "x", "datatype": "FP32", "shape": [9_000, 4], "data": [0.5] * 36_000}]
+    mlflow.files["warmup.json"] = json.dumps([request]).encode()
+    assert sync_registry().imported == ()
+    assert "at most 65,536" in RefusedImport.objects.all()[0].reason

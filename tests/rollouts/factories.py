@@ -14,12 +14,21 @@ from apps.models.models import (
     ServingCluster,
 )
 from apps.models.states import DeploymentState
-from apps.rollouts.models import Evaluation, Instance, Plan, Rollout, TelemetryRow
+from apps.rollouts.models import (
+    Evaluation,
+    Instance,
+    Plan,
+    Rollout,
+    ShadowRow,
+    TelemetryRow,
+)
 from apps.rollouts.phases import enter_step, move
 from apps.rollouts.plan_store import save_plan
 from apps.rollouts.plans import PlanDocument, StepDocument
+from apps.rollouts.publication import latest_table
 from apps.rollouts.services import start_rollout
 from apps.rollouts.states import Phase
+from contract.routing import RoutingTable, decode
 
 ANNA = Actor("anna", "127.0.0.1")
 
@@ -115,6 +124,37 @@ def send(
         ended_at=ended_at,
         **(defaults | fields),
     )
+
+
+def send_shadow(model: str = "digits", **fields: Any) -> ShadowRow:
+    """Record one shadow window of a second that ended just now."""
+    ended_at = fields.pop("at", None) or database_now() - timedelta(seconds=1)
+    defaults: dict[str, Any] = {
+        "instance": "i-1",
+        "version_number": "2",
+        "stable_number": "1",
+        "shadow": "s1",
+        "generation": 1,
+        "started_at": ended_at - timedelta(seconds=1),
+        "compared": 8,
+        "rows": 10,
+        "flips": 1,
+        "beyond_tolerance": 2,
+        "largest_difference": 0.25,
+        "rank_correlation_sum": 4.5,
+        "ranked": 5,
+        "errors": 2,
+        "dropped": 3,
+        "latency": {"100": 8},
+    }
+    return ShadowRow.objects.create(model_name=model, ended_at=ended_at, **(defaults | fields))
+
+
+def latest() -> RoutingTable:
+    """Return the table that data planes would pull now."""
+    table = latest_table()
+    assert table is not None
+    return decode(bytes(table.document))
 
 
 def judge(rollout: Rollout, check: str, verdict: str, reason: str, **evidence: Any) -> Evaluation:

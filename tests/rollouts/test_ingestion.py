@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from apps.rollouts.ingestion import apply_windows
-from apps.rollouts.models import TelemetryRow
-from contract.messages import Batch, TelemetryWindow
+from apps.rollouts.models import ShadowRow, TelemetryRow
+from apps.rollouts.selectors.shadows import COUNTS
+from contract.messages import Batch, ShadowWindow, TelemetryWindow
 from tests.experiments.factories import NOW, NOW_MS
 
 pytestmark = pytest.mark.django_db
@@ -25,9 +26,33 @@ def window(**fields: object) -> TelemetryWindow:
         "requests": 10,
         "errors": 1,
         "units": 4,
+        "cache_hits": 11,
         "latency": {80: 9, 96: 1},
     }
     return TelemetryWindow(**(given | fields))  # type: ignore[arg-type]
+
+
+def shadow_window(**fields: object) -> ShadowWindow:
+    given: dict[str, object] = {
+        "model": "digits",
+        "version": "2",
+        "stable": "1",
+        "generation": 7,
+        "shadow": "s1",
+        "started_at_ms": NOW_MS,
+        "ended_at_ms": NOW_MS + 1_000,
+        "compared": 8,
+        "rows": 10,
+        "flips": 1,
+        "beyond_tolerance": 2,
+        "largest_difference": 0.25,
+        "rank_correlation_sum": 4.5,
+        "ranked": 5,
+        "errors": 2,
+        "dropped": 3,
+        "latency": {90: 8},
+    }
+    return ShadowWindow(**(given | fields))  # type: ignore[arg-type]
 
 
 def batch(*windows: TelemetryWindow, sequence: int = 1) -> Batch:
@@ -40,7 +65,7 @@ def test_a_window_becomes_a_row_with_all_it_counts() -> None:
     row = TelemetryRow.objects.get()
     assert (row.instance, row.model_name, row.version_number) == ("proxy-1", "digits", "2")
     assert (row.variant, row.split, row.generation) == ("canary", "r1", 7)
-    assert (row.requests, row.errors, row.units) == (10, 1, 4)
+    assert (row.requests, row.errors, row.units, row.cache_hits) == (10, 1, 4, 11)
     assert row.started_at == NOW
     assert (row.ended_at - row.interval_started_at).total_seconds() == 5
     assert row.latency == {"80": 9, "96": 1}
@@ -55,3 +80,18 @@ def test_windows_of_many_batches_are_all_inserted() -> None:
 def test_an_instant_that_no_calendar_reaches_is_the_senders_fault() -> None:
     with pytest.raises(ArithmeticError):
         apply_windows([batch(window(ended_at_ms=2**62))], NOW)
+
+
+def test_a_shadow_window_becomes_a_row_with_all_it_counts() -> None:
+    given = shadow_window()
+    sent = Batch(instance="proxy-1", boot="b", sequence=1, shadows=(given,))
+
+    assert apply_windows([sent], NOW) == 1
+
+    row = ShadowRow.objects.get()
+    assert (row.instance, row.model_name, row.version_number) == ("proxy-1", "digits", "2")
+    assert (row.stable_number, row.shadow, row.generation) == ("1", "s1", 7)
+    assert (row.started_at, (row.ended_at - NOW).total_seconds()) == (NOW, 1)
+    assert row.latency == {"90": 8}
+    counts = (*COUNTS, "largest_difference", "rank_correlation_sum")
+    assert [getattr(row, name) for name in counts] == [getattr(given, name) for name in counts]

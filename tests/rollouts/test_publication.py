@@ -5,13 +5,14 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
+import msgspec
 import pytest
 import redis
 
 from apps.lib.clock import database_now
-from apps.models.models import RegisteredModel
+from apps.models.models import ApiKey, RegisteredModel, Tenant
 from apps.rollouts.models import BreakerTripRecord, Instance, PublishedTable
-from apps.rollouts.publication import publish_table, record_report, unacked
+from apps.rollouts.publication import pins_on, publish_table, record_report, unacked
 from contract.messages import BreakerTrip, InstanceReport
 from contract.routing import CHANNEL, decode
 from tests.rollouts.factories import ANNA, make_instance, make_model
@@ -95,3 +96,26 @@ def test_an_ack_clears_an_earlier_refusal() -> None:
     report = InstanceReport(instance="i", boot="b", at_ms=5, applied_generation=4)
     instance = record_report(report, now=database_now())
     assert (instance.refused_generation, instance.refusal) == (None, "")
+
+
+def test_what_an_instance_has_pinned_is_stored_and_cleared() -> None:
+    report = InstanceReport(
+        instance="i", boot="b", at_ms=5, applied_generation=4, pinned=("digits",)
+    )
+    now = database_now()
+    record_report(report, now=now)
+    assert pins_on("digits", now) == ["instance i has digits pinned to stable by its operator"]
+    assert pins_on("fraud", now) == []
+    record_report(msgspec.structs.replace(report, pinned=()), now=now)
+    assert pins_on("digits", now) == []
+
+
+def test_the_queries_of_a_publication_do_not_grow_with_models_and_tenants(
+    django_assert_max_num_queries: Any,
+) -> None:
+    for number in range(6):
+        make_model(f"m{number}")
+        tenant = Tenant.objects.create(name=f"t{number}")
+        ApiKey.objects.create(tenant=tenant, digest=f"d{number}", created_at=database_now())
+    with django_assert_max_num_queries(10):
+        publish()

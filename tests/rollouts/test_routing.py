@@ -38,7 +38,7 @@ def version(
     number: int, *, ready: bool = True, width: int = 64, warmup: str = ""
 ) -> VersionSnapshot:
     name, signature = f"digits.{number}", make_signature(width)
-    return VersionSnapshot(number, signature, True, "local", name, ready, warmup)
+    return VersionSnapshot(number, signature, True, "local", name, ready, warmup, 1_700)
 
 
 def model(*versions: VersionSnapshot, stable: int | None = 1, split: Any = None) -> ModelSnapshot:
@@ -120,9 +120,10 @@ def test_a_models_settings_are_its_routes() -> None:
     assert found.unit_key.header == "x-customer"
 
 
-def test_a_versions_warm_up_and_its_clusters_hedging_come_with_the_table() -> None:
+def test_a_versions_warm_up_and_age_and_its_clusters_hedging_come_with_the_table() -> None:
     table = compiled(model(version(1, warmup="[[]]")))
-    assert table.models["digits"].versions["1"].warmup == "[[]]"
+    found = table.models["digits"].versions["1"]
+    assert (found.warmup, found.created_at_ms) == ("[[]]", 1_700)
     assert table.clusters["local"].hedge_after_ms == 40
 
 

@@ -7,9 +7,10 @@ from datetime import timedelta
 import pytest
 
 from apps.lib.clock import database_now
-from apps.rollouts.models import PublishedTable
+from apps.rollouts.models import PublishedTable, ShadowRow
 from apps.rollouts.selectors import rollouts, serving
-from apps.rollouts.selectors.fleet import read_fleet
+from apps.rollouts.selectors.fleet import STALE_AFTER, read_fleet
+from apps.rollouts.selectors.shadows import recent_shadows, shadow_agreement, shadows_stamp
 from apps.rollouts.selectors.telemetry import (
     POINTS_MAX,
     Traffic,
@@ -20,19 +21,20 @@ from apps.rollouts.selectors.telemetry import (
     width_of,
 )
 from apps.rollouts.states import Phase
-from tests.rollouts.factories import make_baking, make_instance, make_model, send
+from apps.rollouts.tasks import KEEP_TELEMETRY, prune_task
+from tests.rollouts.factories import make_baking, make_instance, make_model, send, send_shadow
 
 db = pytest.mark.django_db
 
 
-def publish(generation: int) -> PublishedTable:
+def publish(generation: int, ago: timedelta = timedelta(0)) -> PublishedTable:
     return PublishedTable.objects.create(
         generation=generation,
         digest="d",
         document=b"{}",
         reason="r",
         actor="a",
-        published_at=database_now(),
+        published_at=database_now() - ago,
     )
 
 
@@ -181,3 +183,97 @@ def test_decisions_leave_out_what_only_prepares() -> None:
     make_baking(make_model())
 
     assert [event.to_state for event in serving.recent_decisions()] == [Phase.BAKING]
+
+
+@db
+def test_hits_of_the_cache_are_answers_and_no_version_is_judged_by_them() -> None:
+    now = database_now()
+    send("digits", 1, at=now, requests=60, errors=6, cache_hits=180)
+
+    found = last_minute(now)["digits"]["1"]
+
+    assert (found.hit_rate, found.per_second, found.error_rate) == (0.75, 4, 0.1)
+    assert add_up([found, found], 60).cache_hits == 360
+    assert Traffic(60).hit_rate is None
+
+
+@db
+def test_an_instance_that_stays_behind_is_stale_since_the_table_that_it_lacks() -> None:
+    first = publish(8, STALE_AFTER * 3)
+    publish(9)
+    make_instance("fresh", applied_generation=8)
+    make_instance("stuck", applied_generation=7)
+    make_instance("forgotten", applied_generation=2)
+
+    fleet = read_fleet(database_now())
+
+    found = {m.instance.name: (m.state, m.behind_since) for m in fleet.members}
+    assert found["fresh"][0] == "behind"
+    assert found["stuck"] == ("stale", first.published_at)
+    assert found["forgotten"] == ("stale", None)
+    assert len(fleet.behind) == len(fleet.live) == 3
+
+
+@db
+def test_the_fleet_names_what_is_pinned_and_its_stamp_changes_with_it() -> None:
+    publish(9)
+    instance = make_instance("edge-1", applied_generation=9, pinned=["digits", "fraud"])
+    before = read_fleet(database_now())
+    instance.pinned = ["*"]
+    instance.save()
+    after = read_fleet(database_now())
+
+    assert [m.pins for m in before.pinned] == ["digits, fraud"]
+    assert [m.pins for m in after.pinned] == ["all models"]
+    assert before.stamp != after.stamp
+
+
+@db
+def test_a_shadows_agreement_adds_its_windows_of_the_time_and_the_generation() -> None:
+    now = database_now()
+    send_shadow(at=now)
+    send_shadow(at=now, instance="i-2", largest_difference=0.5)
+    send_shadow(at=now, generation=0)
+    send_shadow(at=now - timedelta(minutes=9))
+    send_shadow(at=now, shadow="s2")
+
+    found = shadow_agreement("s1", since=now - timedelta(minutes=5), until=now, generation_min=1)
+
+    assert (found.compared, found.rows, found.largest_difference) == (16, 20, 0.5)
+    assert (found.flip_rate, found.beyond_rate) == (0.1, 0.2)
+    assert (found.error_rate, found.rank_correlation) == (0.2, 0.9)
+
+
+@db
+def test_a_shadow_without_windows_has_no_rates() -> None:
+    now = database_now()
+    nothing = shadow_agreement("s1", since=now - timedelta(days=1), until=now)
+
+    assert (nothing.rows, nothing.flip_rate, nothing.beyond_rate) == (0, None, None)
+    assert (nothing.error_rate, nothing.rank_correlation) == (None, None)
+
+
+@db
+def test_a_models_recent_shadows_are_listed_and_stamped() -> None:
+    now = database_now()
+    empty = shadows_stamp("digits", now)
+    send_shadow(at=now)
+    send_shadow(at=now, model="fraud")
+    send_shadow(at=now - timedelta(hours=2), shadow="old")
+
+    (found,) = recent_shadows("digits", now)
+
+    assert (found.shadow, found.version, found.stable) == ("s1", "2", "1")
+    assert found.agreement.rows == 10
+    assert shadows_stamp("digits", now) != empty
+
+
+@db
+def test_old_shadow_windows_are_pruned_with_the_others() -> None:
+    now = database_now()
+    kept = send_shadow(at=now)
+    send_shadow(at=now - KEEP_TELEMETRY - timedelta(hours=1))
+
+    prune_task()
+
+    assert list(ShadowRow.objects.all()) == [kept]

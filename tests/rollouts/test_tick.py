@@ -11,12 +11,13 @@ from apps.lib.clock import database_now
 from apps.models.services import change_deployment
 from apps.models.states import DeploymentState
 from apps.rollouts import services, tick
-from apps.rollouts.models import BreakerTripRecord, Evaluation, Rollout
+from apps.rollouts.models import BreakerTripRecord, Evaluation, Instance, Rollout
 from apps.rollouts.plan_store import save_plan
 from apps.rollouts.plans import PlanDocument, StepDocument
 from apps.rollouts.publication import latest_table
 from apps.rollouts.states import Phase
 from apps.rollouts.tick import tick_one, tick_rollouts
+from apps.rollouts.verdicts import CheckResult, Verdict
 from contract.routing import decode
 from tests.rollouts.factories import ANNA, make_baking, make_instance, make_model
 
@@ -153,3 +154,60 @@ def test_an_ended_rollout_is_left_alone() -> None:
     rollout = make_baking(make_model())
     Rollout.objects.update(phase=Phase.FAILED)
     assert tick_one(rollout.pk) is False
+
+
+def pin(rollout: Rollout, *names: str, instance: str = "i-1") -> Rollout:
+    Instance.objects.filter(name=instance).update(pinned=list(names))
+    return turn(rollout)
+
+
+@pytest.mark.parametrize("names", [("digits",), ("*",), ("other", "digits")])
+def test_a_rollout_on_a_pinned_model_does_not_begin_to_bake(names: tuple[str, ...]) -> None:
+    rollout = make_baking(make_model())
+    make_instance("i-1")
+    make_instance("i-2")
+    pin(rollout, *names)
+    assert (rollout.phase, rollout.step_started_at) == (Phase.BAKING, None)
+    assert "instance i-1 has digits pinned to stable by its operator" in rollout.reason
+    assert "i-2" not in rollout.reason
+
+
+def test_a_pin_on_another_model_or_a_silent_instance_holds_nothing() -> None:
+    rollout = make_baking(make_model())
+    make_instance("i-1", pinned=["fraud"])
+    long_ago = database_now() - timedelta(hours=1)
+    make_instance("silent", pinned=["*"], reported_at=long_ago)
+    assert turn(rollout).step_started_at is not None
+
+
+def test_a_pin_stops_the_clock_and_the_step_bakes_anew_when_it_is_gone() -> None:
+    without_checks(500, 10_000)
+    make_instance()
+    rollout = turn(make_baking(make_model()))
+    assert rollout.step_due_at is not None
+    pin(rollout, "digits")
+    assert (rollout.weight_bp, rollout.step_due_at) == (500, None)
+    for _ in range(3):
+        turn(rollout)
+    assert rollout.weight_bp == 500
+    pin(rollout)
+    assert rollout.step_due_at is not None
+    assert turn(rollout).weight_bp == 10_000
+
+
+def test_a_pinned_rollout_keeps_its_guardrails(monkeypatch: pytest.MonkeyPatch) -> None:
+    rollout = make_baking(make_model())
+    make_instance()
+    turn(rollout)
+    found = CheckResult("error-rate", Verdict.FAIL, "9 % vs 1 %", {})
+    monkeypatch.setattr(tick, "answer", lambda question: [found])
+    pin(rollout, "*")
+    assert (rollout.phase, rollout.reason) == (Phase.ROLLING_BACK, "error-rate: 9 % vs 1 %")
+
+
+def test_a_person_may_abort_a_pinned_rollout() -> None:
+    rollout = make_baking(make_model())
+    make_instance()
+    pin(rollout, "*")
+    services.abort_rollout(rollout=rollout, actor=ANNA, now=database_now())
+    assert turn(rollout).phase == Phase.ROLLED_BACK

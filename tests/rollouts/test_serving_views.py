@@ -1,0 +1,278 @@
+"""Pages of tenants, API keys, serving settings and warm-up; what they warn of."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+from django.test import Client
+
+from apps.lib.clock import database_now
+from apps.models.models import ApiKey, ModelRole, RegisteredModel, Role, Tenant
+from apps.rollouts import tenants
+from contract.routing import Cache
+from tests.models.test_warmup import fitting
+from tests.rollouts.factories import (
+    ANNA,
+    latest,
+    make_instance,
+    make_model,
+    send,
+    send_shadow,
+)
+
+pytestmark = pytest.mark.django_db
+
+QUOTA = {"requests_per_s": "500", "burst": "", "concurrency_max": "64", "priority": "high"}
+
+
+@pytest.fixture
+def admin(client: Client) -> Client:
+    user = User.objects.create_user("ada")
+    ModelRole.objects.create(user=user, role=Role.ADMIN)
+    client.force_login(user)
+    return client
+
+
+@pytest.fixture
+def viewer() -> Client:
+    client = Client()
+    client.force_login(User.objects.create_user("vera"))
+    return client
+
+
+def text_of(client: Client, path: str) -> str:
+    return client.get(path).content.decode()
+
+
+def make_tenant() -> Tenant:
+    return tenants.create_tenant(name="shop", actor=ANNA, now=database_now())
+
+
+def make_key(tenant: Tenant) -> ApiKey:
+    return tenants.create_key(tenant=tenant, name="web", actor=ANNA, now=database_now())[0]
+
+
+def test_without_a_tenant_the_page_says_what_one_is_for(viewer: Client) -> None:
+    text = text_of(viewer, "/tenants/")
+
+    assert "No tenant yet" in text
+    assert "is something else" in text
+    assert "make-tenant" not in text
+
+
+def test_a_tenant_is_made_and_its_page_asks_for_a_key(admin: Client) -> None:
+    response = admin.post("/tenants/", {"name": "shop", **QUOTA}, follow=True)
+
+    assert response.redirect_chain == [("/tenants/shop/", 302)]
+    assert "nobody can ask as shop" in response.content.decode()
+    assert Tenant.objects.get().requests_per_s == 500
+    table = text_of(admin, "/tenants/").split("<tbody>")[1].split("</tbody>")[0]
+    assert "no limit" not in table
+    assert ">500<" in table
+
+
+@pytest.mark.parametrize(
+    ("form", "status", "told"),
+    [
+        ({"name": ""}, 400, "This field is required"),
+        ({"name": "two words"}, 400, "A name has at most 100 letters"),
+        ({"name": "shop"}, 400, "already exists"),
+        ({"name": "x", "requests_per_s": "0"}, 400, "greater than or equal to 0.001"),
+        ({"name": "x", "requests_per_s": "", "burst": "5"}, 400, "burst needs requests_per_s"),
+        ({"name": "x", "priority": "urgent"}, 400, "not one of the available choices"),
+    ],
+)
+def test_bad_input_is_told_beside_what_was_typed(
+    admin: Client, form: dict[str, str], status: int, told: str
+) -> None:
+    make_tenant()
+    response = admin.post("/tenants/", {**QUOTA, **form})
+
+    assert response.status_code == status
+    assert told in response.content.decode()
+    assert Tenant.objects.count() == 1
+
+
+def test_a_quota_is_changed(admin: Client) -> None:
+    make_key(make_tenant())
+    response = admin.post("/tenants/shop/", QUOTA, follow=True)
+
+    assert "The quota of shop is changed." in response.content.decode()
+    assert latest().tenants["shop"].concurrency_max == 64
+    refused = admin.post("/tenants/shop/", {**QUOTA, "concurrency_max": "0"})
+    assert refused.status_code == 400
+    assert latest().tenants["shop"].concurrency_max == 64
+
+
+def test_a_key_is_shown_once_and_revoked(admin: Client) -> None:
+    make_tenant()
+    response = admin.post("/tenants/shop/keys/", {"name": "web"})
+    found = re.search(r"ilapp_[\w-]+", response.content.decode())
+
+    assert found is not None
+    assert (response.status_code, "no-store" in response["Cache-Control"]) == (201, True)
+    page = text_of(admin, "/tenants/shop/")
+    assert found[0] not in page
+    assert f"…{found[0][-4:]}" in page
+    admin.post(f"/tenants/shop/keys/{ApiKey.objects.get().pk}/revoke/")
+    assert "Revoked (1)" in text_of(admin, "/tenants/shop/")
+    assert not latest().tenants
+
+
+def test_a_key_needs_a_name(admin: Client) -> None:
+    make_tenant()
+    assert admin.post("/tenants/shop/keys/", {"name": " "}).status_code == 400
+    assert not ApiKey.objects.exists()
+
+
+def test_requiring_a_key_asks_first_and_is_refused_without_one(admin: Client) -> None:
+    tenant = make_tenant()
+    refused = admin.post("/key-required/", {"required": "1"}, follow=True)
+    assert "would refuse every request" in refused.content.decode()
+    make_key(tenant)
+    assert "none of the 1 active key is refused" in text_of(admin, "/tenants/")
+    admin.post("/key-required/", {"required": "1"})
+    assert latest().key_required is True
+    admin.post("/key-required/", {"required": "0"})
+    assert latest().key_required is False
+
+
+def test_a_required_key_that_nobody_has_is_warned_of(admin: Client) -> None:
+    tenant = make_tenant()
+    make_key(tenant)
+    admin.post("/key-required/", {"required": "1"})
+    admin.post("/tenants/shop/delete/")
+
+    assert "every request is refused" in text_of(admin, "/tenants/")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/tenants/",
+        "/tenants/shop/",
+        "/tenants/shop/keys/",
+        "/tenants/shop/keys/1/revoke/",
+        "/tenants/shop/delete/",
+        "/key-required/",
+        "/models/digits/settings/",
+        "/models/digits/versions/1/warmup/",
+    ],
+)
+def test_a_viewer_looks_and_changes_nothing(viewer: Client, path: str) -> None:
+    make_model()
+    make_tenant()
+
+    assert viewer.post(path, {"name": "x"}).status_code == 403
+    assert "make-key" not in text_of(viewer, "/tenants/shop/")
+    assert "edit-settings" not in text_of(viewer, "/models/digits/")
+
+
+def settings_form(model: RegisteredModel, **changed: Any) -> dict[str, Any]:
+    names = (
+        "timeout_ms",
+        "max_batch_size",
+        "max_queue_delay_us",
+        "max_queue_size",
+        "breaker_window",
+        "breaker_failures",
+        "breaker_open_ms",
+        "unit_header",
+        "unit_parameter",
+    )
+    given = {name: getattr(model, name) for name in names}
+    return {**given, "cache": "off", "cache_ttl_s": "", "description": "", **changed}
+
+
+def test_the_model_page_shows_its_settings_and_leads_to_their_form(admin: Client) -> None:
+    make_model()
+    page = text_of(admin, "/models/digits/")
+    assert "opens at 10 failures of 20 answers" in page
+    assert "/models/digits/settings/" in page
+    assert "Rows waiting at most" in text_of(admin, "/models/digits/settings/")
+
+
+@pytest.mark.parametrize(
+    ("typed", "cache"),
+    [
+        ({"cache": "own", "cache_ttl_s": "60"}, Cache(ttl_s=60)),
+        ({"cache": "shared", "cache_ttl_s": "60"}, Cache(ttl_s=60, shared=True)),
+        ({"cache": "off", "cache_ttl_s": "60"}, None),
+    ],
+)
+def test_settings_are_saved_and_published(
+    admin: Client, typed: dict[str, str], cache: Cache | None
+) -> None:
+    form = settings_form(make_model(), timeout_ms=250, **typed)
+    response = admin.post("/models/digits/settings/", form, follow=True)
+
+    assert "The serving settings are changed" in response.content.decode()
+    route = latest().models["digits"]
+    assert (route.timeout_ms, route.cache) == (250, cache)
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        ({"timeout_ms": ""}, "This field is required"),
+        ({"timeout_ms": "0"}, "greater than or equal to 1"),
+        ({"max_queue_size": "8"}, "fewer than one batch of 32"),
+        ({"breaker_failures": "21"}, "the breaker would never open"),
+        ({"cache": "own"}, "Say how long an answer may be given again"),
+        ({"cache": "everywhere"}, "not one of the available choices"),
+        ({"unit_header": "x unit"}, "letters, digits and dashes only"),
+    ],
+)
+def test_settings_that_cannot_be_are_told(admin: Client, typed: dict[str, str], told: str) -> None:
+    response = admin.post("/models/digits/settings/", settings_form(make_model(), **typed))
+
+    assert response.status_code == 400
+    assert told in response.content.decode()
+
+
+def test_warm_up_requests_are_edited_as_json(admin: Client) -> None:
+    make_model()
+    path = "/models/digits/versions/2/warmup/"
+    assert "pixels" in text_of(admin, path)
+    admin.post(path, {"requests": json.dumps([fitting()])})
+    assert "answered 1 warm-up request on every" in text_of(admin, "/models/digits/versions/2/")
+    assert "&quot;datatype&quot;" in text_of(admin, path)
+    for typed, told in (("{", "This is not JSON"), ("[[]]", "&#x27;pixels&#x27; 0 times")):
+        response = admin.post(path, {"requests": typed})
+        assert (response.status_code, told in response.content.decode()) == (400, True)
+    admin.post(path, {"requests": ""})
+    assert "answered a request of zeros" in text_of(admin, "/models/digits/versions/2/")
+
+
+def test_what_the_cache_answered_is_shown_where_there_is_a_cache(viewer: Client) -> None:
+    make_model()
+    send("digits", 1, requests=60)
+    assert "From cache" not in text_of(viewer, "/models/digits/")
+    send("digits", 1, requests=0, latency={}, cache_hits=180)
+    page = text_of(viewer, "/models/digits/")
+    assert "From cache" in page
+    assert "75.0 %" in page
+
+
+def test_shadows_are_shown_where_there_are_some(viewer: Client) -> None:
+    make_model()
+    assert "Shadows of the last hour" not in text_of(viewer, "/models/digits/")
+    send_shadow(largest_difference=float("inf"))
+    page = text_of(viewer, "/models/digits/")
+    assert "Shadows of the last hour" in page
+    assert "10.0 %" in page
+    assert ">inf<" in page
+
+
+@pytest.mark.parametrize("path", ["/", "/fleet/"])
+def test_pins_and_instances_that_stay_behind_are_warned_of(viewer: Client, path: str) -> None:
+    make_key(make_tenant())
+    make_instance("edge-1", pinned=["digits"])
+    make_instance("edge-2", applied_generation=-5)
+    page = text_of(viewer, path)
+    assert "<b>edge-1</b>: digits pinned to stable by its operator" in page
+    assert "<b>edge-2</b> still serves generation -5" in page
