@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from django.db.models import Prefetch
 
 from apps.models import models as registry
@@ -12,14 +15,44 @@ from apps.models.warmup import encode_warmup
 from apps.rollouts.routing import ModelSnapshot, Snapshot, VersionSnapshot
 from contract.routing import Batching, Breaker, Cache, Cluster, Tenant, UnitKey
 
+# Columns instead of rows of several tables: with thousands of models that is most of the time.
+MODEL_COLUMNS = (
+    "pk",
+    "name",
+    "stable__number",
+    "live_split__document",
+    "timeout_ms",
+    "max_batch_size",
+    "max_queue_delay_us",
+    "max_queue_size",
+    "breaker_window",
+    "breaker_failures",
+    "breaker_open_ms",
+    "cache_ttl_s",
+    "cache_shared",
+    "unit_header",
+    "unit_parameter",
+)
+VERSION_COLUMNS = (
+    "version__model_id",
+    "version__model__name",
+    "version__number",
+    "version__signature",
+    "version__batched",
+    "version__warmup",
+    "version__created_at",
+    "cluster__name",
+    "state",
+)
+
 
 def read_snapshot() -> Snapshot:
     """Return what the current transaction sees of all models, clusters, tenants and keys."""
     placed = _placed_versions()
-    models = RegisteredModel.objects.select_related("stable", "live_split").order_by("name")
+    models = RegisteredModel.objects.order_by("name").values(*MODEL_COLUMNS)
     policy = ServingPolicy.objects.first()
     return Snapshot(
-        models=[_model(model, placed.get(model.pk, [])) for model in models],
+        models=[_model(model, placed.get(model["pk"], [])) for model in models],
         clusters={row.name: _cluster(row) for row in ServingCluster.objects.order_by("name")},
         tenants=_tenants(),
         key_required=policy is not None and policy.key_required,
@@ -28,21 +61,9 @@ def read_snapshot() -> Snapshot:
 
 def _placed_versions() -> dict[int, list[VersionSnapshot]]:
     """Return the versions that are on a cluster, by their model's primary key."""
-    # Columns instead of rows of four tables: with thousands of models that is most of the time.
-    columns = (
-        "version__model_id",
-        "version__model__name",
-        "version__number",
-        "version__signature",
-        "version__batched",
-        "version__warmup",
-        "version__created_at",
-        "cluster__name",
-        "state",
-    )
     placed: dict[int, list[VersionSnapshot]] = {}
     rows = Deployment.objects.exclude(state=DeploymentState.ABSENT).order_by("pk")
-    for row in rows.values_list(*columns):
+    for row in rows.values_list(*VERSION_COLUMNS):
         model_id, name, number, signature, batched, warmup, created_at, cluster, state = row
         placed.setdefault(model_id, []).append(
             VersionSnapshot(
@@ -59,27 +80,26 @@ def _placed_versions() -> dict[int, list[VersionSnapshot]]:
     return placed
 
 
-def _model(model: RegisteredModel, versions: list[VersionSnapshot]) -> ModelSnapshot:
-    split = getattr(model, "live_split", None)
-    ttl_s = model.cache_ttl_s
+def _model(row: Mapping[str, Any], versions: list[VersionSnapshot]) -> ModelSnapshot:
+    ttl_s = row["cache_ttl_s"]
     return ModelSnapshot(
-        name=model.name,
-        stable=model.stable.number if model.stable else None,
+        name=row["name"],
+        stable=row["stable__number"],
         versions=versions,
-        split=split.document if split else {},
-        timeout_ms=model.timeout_ms,
+        split=row["live_split__document"] or {},
+        timeout_ms=row["timeout_ms"],
         batching=Batching(
-            max_batch_size=model.max_batch_size,
-            max_queue_delay_us=model.max_queue_delay_us,
-            max_queue_size=model.max_queue_size,
+            max_batch_size=row["max_batch_size"],
+            max_queue_delay_us=row["max_queue_delay_us"],
+            max_queue_size=row["max_queue_size"],
         ),
         breaker=Breaker(
-            window=model.breaker_window,
-            failures=model.breaker_failures,
-            open_ms=model.breaker_open_ms,
+            window=row["breaker_window"],
+            failures=row["breaker_failures"],
+            open_ms=row["breaker_open_ms"],
         ),
-        unit_key=UnitKey(header=model.unit_header, parameter=model.unit_parameter),
-        cache=None if ttl_s is None else Cache(ttl_s=ttl_s, shared=model.cache_shared),
+        unit_key=UnitKey(header=row["unit_header"], parameter=row["unit_parameter"]),
+        cache=None if ttl_s is None else Cache(ttl_s=ttl_s, shared=row["cache_shared"]),
     )
 
 
