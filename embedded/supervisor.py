@@ -14,6 +14,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from embedded.leftovers import ProcessRecord
 from embedded.logs import Console, PartLog
@@ -37,6 +38,11 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def backoff_s(failures: int) -> float:
     """Seconds to wait after that many failures in a row (1 or more): doubling, up to a bound."""
     return min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2.0 ** min(failures - 1, 16))
+
+
+def _open_pipe() -> tuple[BinaryIO, int]:
+    read_end, write_end = os.pipe()
+    return os.fdopen(read_end, "rb", buffering=0), write_end
 
 
 class Runner:
@@ -94,9 +100,10 @@ class Runner:
             return 0
         self.log.watched_for, self.log.seen = self.part.ready_line, False
         began = time.monotonic()
-        self.process = process = await self._spawn()
+        process, output = await self._spawn()
+        self.process = process
         self.record.add(process.pid)
-        reading = asyncio.create_task(self._read(process))
+        reading = asyncio.create_task(self._read(output))
         readiness = asyncio.create_task(self._watch_readiness())
         try:
             code = await process.wait()
@@ -114,20 +121,28 @@ class Runner:
             self.ready.set()
         return code
 
-    async def _spawn(self) -> asyncio.subprocess.Process:
+    async def _spawn(self) -> tuple[asyncio.subprocess.Process, BinaryIO]:
+        """Start the process; returns it and where to read what it says."""
+        # The pipe is ours: with asyncio's own, `wait` would return only when every child that the
+        # process left behind had closed it, and a killed server would never be started again.
+        output, write_end = _open_pipe()
         try:
-            return await asyncio.create_subprocess_exec(
+            process = await asyncio.create_subprocess_exec(
                 *self.part.argv,
                 env=dict(self.part.env),
                 cwd=ROOT,
                 stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
+                stdout=write_end,
                 stderr=asyncio.subprocess.STDOUT,
                 start_new_session=True,
                 preexec_fn=self._child_setup(),
             )
         except OSError as error:
+            output.close()
             raise StackError(f"{self.part.name} cannot be started: {error}.") from error
+        finally:
+            os.close(write_end)
+        return process, output
 
     def _child_setup(self) -> Callable[[], None]:
         supervisor = os.getpid()
@@ -143,10 +158,17 @@ class Runner:
 
         return setup
 
-    async def _read(self, process: asyncio.subprocess.Process) -> None:
-        assert process.stdout is not None
-        while data := await process.stdout.read(READ_BYTES):
-            self.log.feed(data)
+    async def _read(self, output: BinaryIO) -> None:
+        reader = asyncio.StreamReader()
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), output
+        )
+        try:
+            while data := await reader.read(READ_BYTES):
+                self.log.feed(data)
+        finally:
+            transport.close()
 
     async def _watch_readiness(self) -> None:
         """Set `ready` when the part is; kill it when that takes too long."""

@@ -96,6 +96,24 @@ async def test_it_restarts_a_crashed_part_and_leaves_its_dependants_alone(
     assert user.process.pid == user_pid
 
 
+async def test_it_restarts_a_killed_part_whose_child_holds_its_output_open(
+    supervise: Supervise, tmp_path: Path
+) -> None:
+    children = tmp_path / "children"
+    script = f"sleep 30 & echo $! >> {children}; echo up; wait"
+    supervisor = supervise(shell("web", script, ready_line="up"))
+    await supervisor.start()
+    process = supervisor.runners["web"].process
+    assert process is not None
+
+    process.kill()
+    await until(lambda: supervisor.runners["web"].restarts == 1)
+    await until(lambda: len(children.read_text().split()) == 2)
+    await supervisor.stop()
+
+    assert not any(lives(int(pid)) for pid in children.read_text().split())
+
+
 async def test_it_gives_up_on_a_part_that_dies_before_it_was_ever_ready(
     supervise: Supervise, monkeypatch: pytest.MonkeyPatch
 ) -> None:
