@@ -28,12 +28,12 @@ from dataplane.reply import Output
 if TYPE_CHECKING:
     from dataplane.caller import Caller
     from dataplane.codec import Codec, InferRequest
-    from dataplane.http_protocol import Exchange
+    from dataplane.exchange import Exchange
 
 log = logging.getLogger("interlock.dataplane")
 
 # The memo may hold this part of the bytes that answers may.
-MEMO_PART = 4
+MEMO_PART = 2
 
 
 class Cache:
