@@ -17,11 +17,15 @@ import orjson
 from contract.routing import Tensor
 from dataplane import VERSION
 from dataplane.errors import Refusal, bad_request, unavailable
+from dataplane.exchange import Exchange
 from dataplane.heartbeat import Heartbeat
-from dataplane.http_protocol import Exchange
+from dataplane.metrics import Page
 from dataplane.outcomes import read_outcomes
-from dataplane.pages import metrics_page
+from dataplane.pages import collect
+from dataplane.pin import Operator, Pins
 from dataplane.predict import Predictor
+from dataplane.scrapes import Scrapes
+from dataplane.staleness import Staleness
 from dataplane.stream import Publisher
 from dataplane.sync import Sync
 
@@ -30,7 +34,8 @@ log = logging.getLogger("interlock.dataplane")
 ROUTES_MAX = 4_096
 # A background loop that has not turned for so long hangs, and the instance is not ready.
 LOOP_AGE_MAX_S = 60.0
-PLAIN_TEXT = b"content-type: text/plain; version=0.0.4; charset=utf-8\r\n"
+# Instead of a method: the handler looks at it itself.
+ANY = b""
 
 Handler = Callable[[Exchange], None]
 Route = tuple[bytes, Handler]
@@ -39,7 +44,16 @@ Route = tuple[bytes, Handler]
 class Application:
     """Answers every request of every connection."""
 
-    def __init__(self, predictor: Predictor, publisher: Publisher, sync: Sync, boot: str) -> None:
+    def __init__(
+        self,
+        predictor: Predictor,
+        publisher: Publisher,
+        sync: Sync,
+        boot: str,
+        pins: Pins,
+        operator_token: str,
+        staleness: Staleness,
+    ) -> None:
         # Answers predictions.
         self._predictor = predictor
         # The applied table.
@@ -48,6 +62,8 @@ class Application:
         self._publisher = publisher
         # Keeps the table; its loops count for readiness.
         self._sync = sync
+        # Says when the table is too old to be ready with.
+        self._staleness = staleness
         # Names outcomes that bring no id; unique over restarts.
         self._boot = boot
         # The part of such an id that counts up.
@@ -56,6 +72,10 @@ class Application:
         self.stopping = False
         # Targets seen so far; emptied when full, since anybody may invent names.
         self._routes: dict[bytes, Route] = {}
+        # Makes the page for Prometheus.
+        self.scrapes = Scrapes(self._page)
+        # Pins models to stable for the operator.
+        self.operator = Operator(self._serving, pins, operator_token)
         # Paths that name no model.
         self._fixed: dict[str, Route] = {
             "/v2": (b"GET", self._server_metadata),
@@ -63,7 +83,9 @@ class Application:
             "/v2/health/ready": (b"GET", self._ready),
             "/predict": (b"POST", predictor.plain),
             "/outcomes": (b"POST", self._outcomes),
-            "/metrics": (b"GET", self._metrics),
+            "/metrics": (b"GET", self.scrapes.answer),
+            "/operator/pin": (ANY, self.operator.pin),
+            "/operator/unpin": (b"POST", self.operator.unpin),
         }
 
     def __call__(self, exchange: Exchange) -> None:
@@ -137,7 +159,15 @@ class Application:
         reason = self.not_ready()
         if reason is not None:
             raise unavailable("not_ready", reason)
-        _answer(exchange, {"ready": True, "generation": self._serving.generation})
+        _answer(
+            exchange,
+            {
+                "ready": True,
+                "generation": self._serving.generation,
+                "table_age_s": round(self._sync.table_age_s, 3),
+                "pinned": sorted(self._serving.pinned),
+            },
+        )
 
     def not_ready(self) -> str | None:
         """Return why no traffic should be sent here, or None when it may be."""
@@ -145,6 +175,9 @@ class Application:
             return "the instance is stopping"
         if self._serving.table is None:
             return "no routing table has arrived yet"
+        stale = self._staleness.unready_reason()
+        if stale is not None:
+            return stale
         for heartbeat in self.heartbeats:
             if heartbeat.age_s > LOOP_AGE_MAX_S:
                 return f"the {heartbeat.name} loop has not turned for {heartbeat.age_s:.0f} s"
@@ -174,13 +207,13 @@ class Application:
             },
         )
 
-    def _metrics(self, exchange: Exchange) -> None:
-        page = metrics_page(self._serving, self._publisher, self._sync, self.heartbeats)
-        exchange.respond(200, page, PLAIN_TEXT)
+    async def _page(self) -> Page:
+        return await collect(self._serving, self._publisher, self._sync, self.heartbeats)
 
     # --- outcomes ------------------------------------------------------------------------------
 
     def _outcomes(self, exchange: Exchange) -> None:
+        self._serving.admission.admit(exchange)
         outcomes = read_outcomes(exchange.body, int(time.time() * 1000), self._new_id)
         if not outcomes:
             raise bad_request("malformed_request", "the list of outcomes is empty")
@@ -199,7 +232,7 @@ class Application:
 
 
 def _check_method(method: bytes, expected: bytes) -> None:
-    if method == b"HEAD" and expected == b"GET":
+    if expected == ANY or (method == b"HEAD" and expected == b"GET"):
         return
     message = f"the method here is {expected.decode()}"
     raise Refusal(405, "method_not_allowed", message, allow=expected)

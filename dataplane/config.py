@@ -6,12 +6,14 @@ with an error that names the variable.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar, cast, get_args
 
 T = TypeVar("T")
+StalePolicy = Literal["serve", "warn", "fail"]
 
 
 class ConfigError(ValueError):
@@ -51,6 +53,17 @@ class Transport:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Group:
+    """How the processes of an instance run, and what its operator may do."""
+
+    workers: int = 1
+    lame_duck_s: float = 0.5
+    staleness: StalePolicy = "serve"
+    stale_after_s: float = 60.0
+    operator_token: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """What one instance is told at its start."""
 
@@ -77,6 +90,7 @@ class Config:
     cache_timeout_ms: int = 20
     limits: Limits = Limits()
     transport: Transport = Transport()
+    group: Group = Group()
 
 
 def load(environ: Mapping[str, str]) -> Config:
@@ -105,8 +119,28 @@ def load(environ: Mapping[str, str]) -> Config:
         cache_bytes_max=_positive(environ, "INTERLOCK_CACHE_BYTES_MAX", int, 32 * 1024 * 1024),
         cache_timeout_ms=_positive(environ, "INTERLOCK_CACHE_TIMEOUT_MS", int, 20),
         limits=_limits(environ),
+        group=_group(environ),
         transport=_transport(environ),
     )
+
+
+def _group(environ: Mapping[str, str]) -> Group:
+    default = Group()
+    staleness = environ.get("INTERLOCK_STALENESS", "").strip() or default.staleness
+    if staleness not in get_args(StalePolicy):
+        raise ConfigError(f"INTERLOCK_STALENESS must be serve, warn or fail, not {staleness!r}")
+    return Group(
+        workers=_positive(environ, "INTERLOCK_WORKERS", int, default_workers()),
+        lame_duck_s=_positive(environ, "INTERLOCK_LAME_DUCK_S", float, default.lame_duck_s),
+        staleness=cast(StalePolicy, staleness),
+        stale_after_s=_positive(environ, "INTERLOCK_STALE_AFTER_S", float, default.stale_after_s),
+        operator_token=environ.get("INTERLOCK_OPERATOR_TOKEN", "").strip(),
+    )
+
+
+def default_workers() -> int:
+    """Return half of the cores: a model server on the same machine needs the other half."""
+    return max(1, len(os.sched_getaffinity(0)) // 2)
 
 
 def _limits(environ: Mapping[str, str]) -> Limits:

@@ -16,10 +16,12 @@ from dataplane.app import Application
 from dataplane.cache import Cache, SharedCache, shared_client
 from dataplane.config import Config
 from dataplane.http_protocol import HttpConnection, Server
+from dataplane.pin import PinFile, Pins
 from dataplane.predict import Predictor
 from dataplane.serving import Serving
 from dataplane.shadow.mirror import Shadows
 from dataplane.spool import Spool
+from dataplane.staleness import Staleness
 from dataplane.stream import Publisher
 from dataplane.sync import Sync
 from dataplane.tables import TableFile
@@ -102,10 +104,23 @@ class Instance:
             dropped=lambda: self.publisher.dropped,
             poll_interval_s=config.poll_interval_s,
             report_interval_s=config.report_interval_s,
+            warmup_timeout_s=config.transport.warmup_timeout_s,
         )
+        # What the operator pinned to stable.
+        self.pins = Pins(PinFile(config.state_dir / "pins.json"), self.serving.pin)
+        # Minds the age of the table.
+        self._staleness = Staleness(self.sync, config.group.staleness, config.group.stale_after_s)
         predictor = Predictor(self.serving, self.telemetry, self.boot)
         # Answers requests.
-        self.application = Application(predictor, self.publisher, self.sync, self.boot)
+        self.application = Application(
+            predictor,
+            self.publisher,
+            self.sync,
+            self.boot,
+            self.pins,
+            config.group.operator_token,
+            self._staleness,
+        )
         # Holds the client connections.
         self.server = Server(self.application, config.limits)
         # Beyond this count connections are closed as they come.
@@ -118,6 +133,7 @@ class Instance:
     async def start(self) -> int:
         """Serve from the stored table if there is one, listen, begin to sync; return the port."""
         config = self._config
+        self.pins.load()
         await self.sync.start_from_disk()
         self._listener = await self._loop.create_server(
             lambda: HttpConnection(self.server), config.host, config.port, backlog=1_024
@@ -177,6 +193,7 @@ class Instance:
     async def _tick(self) -> None:
         while True:
             self.server.tick(formatdate(usegmt=True).encode())
+            self.server.date += self._staleness.header()
             await asyncio.sleep(1.0)
 
 

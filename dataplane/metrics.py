@@ -1,13 +1,16 @@
 """Prometheus text, rendered when it is asked for from plain counters that the hot path bumps.
 
 Series exist for the models and versions of the routing table only: an unknown name in a request
-creates none.
+creates none. A page can be sent to another process and merged there with the pages of others.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Literal
+
+import msgspec
 
 LATENCY_BOUNDS_S = (
     0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.075, 0.1, 0.25, 0.5, 1.0, 2.5,
@@ -15,6 +18,9 @@ LATENCY_BOUNDS_S = (
 BATCH_BOUNDS = (1, 2, 4, 8, 16, 32, 64)
 
 Labels = tuple[tuple[str, str], ...]
+Kind = Literal["counter", "gauge", "histogram"]
+# What several processes' values of a gauge are together; counters and histograms add up.
+Merge = Literal["sum", "max", "min"]
 
 
 class Histogram:
@@ -77,40 +83,141 @@ class VersionStats:
         self.cache_misses += 1
 
 
-class Page:
-    """Builds the text of a scrape; a family's samples are added together."""
+class Family(msgspec.Struct, array_like=True):
+    """One metric: its samples, and in a histogram their bounds, counts and sums."""
 
-    def __init__(self) -> None:
-        # The text so far.
-        self._lines: list[str] = []
+    name: str
+    kind: Kind
+    text: str
+    merge: Merge = "sum"
+    samples: list[tuple[Labels, float]] = []
+    histograms: list[tuple[Labels, tuple[float, ...], tuple[int, ...], float]] = []
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(list[Family])
+
+
+class Page:
+    """What a scrape shows; samples of the same family are kept together."""
+
+    def __init__(self, families: Iterable[Family] = ()) -> None:
+        # The families in the order in which they came.
+        self._families = {family.name: family for family in families}
 
     def family(
-        self, name: str, kind: str, text: str, samples: Iterable[tuple[Labels, float]]
+        self,
+        name: str,
+        kind: Literal["counter", "gauge"],
+        text: str,
+        samples: Iterable[tuple[Labels, float]],
+        merge: Merge = "sum",
     ) -> None:
-        """Add a counter or gauge with its samples, if there are any."""
-        lines = [f"{name}{_labels(labels)} {_number(value)}" for labels, value in samples]
-        if lines:
-            self._lines += [f"# HELP {name} {text}", f"# TYPE {name} {kind}", *lines]
+        """Add samples of a counter or gauge."""
+        self._family(name, kind, text, merge).samples.extend(samples)
 
     def histograms(self, name: str, text: str, samples: Iterable[tuple[Labels, Histogram]]) -> None:
-        """Add a histogram family."""
-        lines = [line for labels, item in samples for line in _histogram(name, labels, item)]
-        if lines:
-            self._lines += [f"# HELP {name} {text}", f"# TYPE {name} histogram", *lines]
+        """Add samples of a histogram."""
+        self._family(name, "histogram", text, "sum").histograms.extend(
+            (labels, item.bounds, tuple(item.counts), item.sum) for labels, item in samples
+        )
 
     def text(self) -> bytes:
-        return ("\n".join(self._lines) + "\n").encode()
+        """Return the page as Prometheus reads it; a family without samples is left out."""
+        lines: list[str] = []
+        for family in self._families.values():
+            if family.samples or family.histograms:
+                lines.append(f"# HELP {family.name} {family.text}")
+                lines.append(f"# TYPE {family.name} {family.kind}")
+                lines += _lines(family)
+        return ("\n".join(lines) + "\n").encode()
+
+    def encode(self) -> bytes:
+        """Return the page as `decode` reads it."""
+        return _encoder.encode(list(self._families.values()))
+
+    @classmethod
+    def decode(cls, data: bytes) -> Page:
+        return cls(_decoder.decode(data))
+
+    @classmethod
+    def merged(cls, pages: Iterable[Page]) -> Page:
+        """Return one page for all of `pages`."""
+        found: dict[str, list[Family]] = {}
+        for page in pages:
+            for name, family in page._families.items():
+                found.setdefault(name, []).append(family)
+        return cls(_merged(families) for families in found.values())
+
+    def totals(self) -> Page:
+        """Return the counters and histograms: what stays true of a process that is gone."""
+        return Page(family for family in self._families.values() if family.kind != "gauge")
+
+    def without(self, versions: set[tuple[str, str]]) -> Page:
+        """Return the page without the samples of these (model, version)."""
+
+        def stays(labels: Labels) -> bool:
+            found = dict(labels)
+            return (found.get("model_name"), found.get("model_version")) not in versions
+
+        return Page(
+            msgspec.structs.replace(
+                family,
+                samples=[item for item in family.samples if stays(item[0])],
+                histograms=[item for item in family.histograms if stays(item[0])],
+            )
+            for family in self._families.values()
+        )
+
+    def _family(self, name: str, kind: Kind, text: str, merge: Merge) -> Family:
+        family = self._families.get(name)
+        if family is None:
+            family = self._families[name] = Family(name, kind, text, merge)
+        return family
 
 
-def _histogram(name: str, labels: Labels, item: Histogram) -> Iterator[str]:
-    total = 0
-    for bound, count in zip(item.bounds, item.counts, strict=False):
-        total += count
-        yield f"{name}_bucket{_labels((*labels, ('le', _number(bound))))} {total}"
-    total += item.counts[-1]
-    yield f"{name}_bucket{_labels((*labels, ('le', '+Inf')))} {total}"
-    yield f"{name}_sum{_labels(labels)} {_number(item.sum)}"
-    yield f"{name}_count{_labels(labels)} {total}"
+_MERGES: dict[Merge, Callable[[float, float], float]] = {
+    "sum": lambda a, b: a + b,
+    "max": max,
+    "min": min,
+}
+
+
+def _merged(families: list[Family]) -> Family:
+    first = families[0]
+    merge = _MERGES[first.merge]
+    samples: dict[Labels, float] = {}
+    histograms: dict[Labels, tuple[tuple[float, ...], tuple[int, ...], float]] = {}
+    for family in families:
+        for labels, value in family.samples:
+            samples[labels] = merge(samples[labels], value) if labels in samples else value
+        for labels, bounds, counts, total in family.histograms:
+            known = histograms.get(labels)
+            if known is None:
+                histograms[labels] = (bounds, counts, total)
+            else:
+                both = tuple(map(int.__add__, counts, known[1]))
+                histograms[labels] = (bounds, both, total + known[2])
+    return msgspec.structs.replace(
+        first,
+        samples=list(samples.items()),
+        histograms=[(labels, *item) for labels, item in histograms.items()],
+    )
+
+
+def _lines(family: Family) -> Iterator[str]:
+    name = family.name
+    for labels, value in family.samples:
+        yield f"{name}{_labels(labels)} {_number(value)}"
+    for labels, bounds, counts, total in family.histograms:
+        observed = 0
+        for bound, count in zip(bounds, counts, strict=False):
+            observed += count
+            yield f"{name}_bucket{_labels((*labels, ('le', _number(bound))))} {observed}"
+        observed += counts[-1]
+        yield f"{name}_bucket{_labels((*labels, ('le', '+Inf')))} {observed}"
+        yield f"{name}_sum{_labels(labels)} {_number(total)}"
+        yield f"{name}_count{_labels(labels)} {observed}"
 
 
 def _labels(labels: Labels) -> str:

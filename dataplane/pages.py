@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 from dataplane.cache.page import add_cache
@@ -15,23 +16,31 @@ from dataplane.sync import Sync
 Row = tuple[Labels, VersionStats, VersionRuntime | None]
 
 
-def metrics_page(
+# Versions that are looked at in one turn of the loop.
+ROWS_AT_ONCE = 50
+DAY_MS = 86_400_000
+
+
+async def collect(
     serving: Serving, publisher: Publisher, sync: Sync, heartbeats: list[Heartbeat]
-) -> bytes:
-    """Return the text of a scrape."""
+) -> Page:
+    """Return what this process has to show, gathered a little at a time."""
     page = Page()
     rows: list[Row] = [
         ((("model_name", name), ("model_version", version)), stats, runtime)
         for name, version, stats, runtime in serving.stats()
     ]
-    _add_versions(page, rows)
-    _add_queues(page, rows)
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        _add_versions(page, rows[start : start + ROWS_AT_ONCE])
+        _add_queues(page, rows[start : start + ROWS_AT_ONCE])
+        await asyncio.sleep(0)
+    _add_ages(page, serving)
     if serving.cache is not None:
         add_cache(page, serving.cache, [(labels, stats) for labels, stats, _ in rows])
     if serving.shadows is not None:
         _add_shadows(page, serving.shadows)
     _add_instance(page, serving, publisher, sync, heartbeats)
-    return page.text()
+    return page
 
 
 def _add_versions(page: Page, rows: list[Row]) -> None:
@@ -86,6 +95,7 @@ def _add_queues(page: Page, rows: list[Row]) -> None:
         "gauge",
         "Circuit breaker: 0 closed, 1 half-open, 2 open.",
         [(labels, runtime.breaker.state.value) for labels, _, runtime in live],
+        merge="max",
     )
     page.family(
         "interlock_breaker_trips_total",
@@ -115,6 +125,7 @@ def _add_shadows(page: Page, shadows: Shadows) -> None:
         "gauge",
         "Circuit breaker of a shadow: 0 closed, 1 half-open, 2 open.",
         [(labels, runtime.breaker.state.value) for labels, runtime in rows],
+        merge="max",
     )
     page.family(
         "interlock_shadow_breaker_trips_total",
@@ -144,14 +155,22 @@ def _add_instance(
         "gauge",
         "Generation of the routing table applied, 0 before the first.",
         [((), serving.generation)],
+        merge="min",
     )
-    if sync.confirmed_at is not None:
-        page.family(
-            "interlock_table_age_seconds",
-            "gauge",
-            "Time since the control plane last confirmed the table.",
-            [((), round(time.monotonic() - sync.confirmed_at, 3))],
-        )
+    page.family(
+        "interlock_table_age_seconds",
+        "gauge",
+        "Time since the control plane last confirmed the table, or since the start.",
+        [((), round(sync.table_age_s, 3))],
+        merge="max",
+    )
+    page.family(
+        "interlock_pinned",
+        "gauge",
+        "Models that an operator pinned to stable, * for all of them.",
+        [((("model_name", name),), 1) for name in sorted(serving.pinned)],
+        merge="max",
+    )
     page.family(
         "interlock_table_refusals_total", "counter", "Tables refused.", [((), sync.refusals)]
     )
@@ -175,4 +194,28 @@ def _add_instance(
         "gauge",
         "Time since a background loop last turned.",
         [((("loop", item.name),), round(item.age_s, 3)) for item in heartbeats],
+        merge="max",
+    )
+
+
+def _add_ages(page: Page, serving: Serving) -> None:
+    """Add the age of stable for each model that was asked for."""
+    table = serving.table
+    if table is None:
+        return
+    now_ms = time.time() * 1000
+    ages: dict[str, float] = {}
+    for name, _, _, _ in serving.stats():
+        route = table.models.get(name)
+        if name in ages or route is None or route.stable is None:
+            continue
+        created_at_ms = route.versions[route.stable].created_at_ms
+        if created_at_ms > 0:
+            ages[name] = round((now_ms - created_at_ms) / DAY_MS, 4)
+    page.family(
+        "model_age_days",
+        "gauge",
+        "Days since the model's stable version was registered.",
+        [((("model_name", name),), age) for name, age in ages.items()],
+        merge="max",
     )

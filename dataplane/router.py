@@ -31,16 +31,28 @@ class Decision:
 class Router:
     """Decides for one model under one generation of the table."""
 
-    __slots__ = ("_canary", "_explicit", "_generation", "_model", "_name", "_stable", "_variants")
+    __slots__ = (
+        "_canary",
+        "_explicit",
+        "_generation",
+        "_model",
+        "_name",
+        "_split",
+        "_stable",
+        "_variants",
+    )
 
-    def __init__(self, name: str, model: ModelRoute, generation: int) -> None:
+    def __init__(
+        self, name: str, model: ModelRoute, generation: int, *, pinned: bool = False
+    ) -> None:
         # The model's name, for messages.
         self._name = name
         # Its part of the table.
         self._model = model
         # The table's generation, which each decision carries.
         self._generation = generation
-        split = model.split
+        # Its split; a model that is pinned to stable is served as if it had none.
+        self._split = split = model.split if not pinned else None
         canary = split if isinstance(split, CanarySplit) else None
         # Both sides of a canary carry its id, so that they are compared with each other.
         self._stable = (
@@ -68,7 +80,7 @@ class Router:
         stable = self._stable
         if stable is None:
             raise unavailable("no_stable_version", f"model {self._name!r} has no stable version", 5)
-        split = self._model.split
+        split = self._split
         if split is None:
             return stable
         if isinstance(split, CanarySplit):

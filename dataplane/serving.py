@@ -16,6 +16,7 @@ import orjson
 
 from contract.messages import BreakerTrip
 from contract.routing import EXPLICIT, CanarySplit, ModelRoute, RoutingTable
+from dataplane.admission import Admission
 from dataplane.batching import Batcher
 from dataplane.breaker import Breaker
 from dataplane.cache import Cache, CachedLane, ModelCache
@@ -34,6 +35,8 @@ REASON_LENGTH_MAX = 300
 _BINARY = b"content-type: application/octet-stream\r\n"
 # The part of a request's time that a version with a fallback may use.
 FIRST_ATTEMPT = 0.75
+# Stands for every model among those that are pinned.
+PIN_ALL = "*"
 
 
 @dataclass(slots=True)
@@ -107,12 +110,16 @@ class Serving:
         self._wall_clock = wall_clock
         # Copies requests to shadows; without it no table's shadow gets any.
         self.shadows = shadows
+        # Who may ask, and how much; replaced where several processes share the limits.
+        self.admission = Admission()
         # Answers that may be given again; without it no model's are.
         self.cache: Cache | None = None
         # The table that requests are answered from; None before the first.
         self.table: RoutingTable | None = None
         # Models that were asked for since the table was applied.
         self._models: dict[str, LiveModel] = {}
+        # Models that an operator pinned to stable.
+        self.pinned: frozenset[str] = frozenset()
         # Told which (model, version) are in the table no longer.
         self.on_gone: Callable[[list[tuple[str, str]]], None] = _ignore
         # Versions that were asked for, over tables.
@@ -140,6 +147,7 @@ class Serving:
         """
         gone = _gone(self.table, table, changed)
         self.table = table
+        self.admission.apply(table)
         before, self._models = self._models, {}
         for key in gone:
             self._versions.pop(key, None)
@@ -152,6 +160,18 @@ class Serving:
         if self.shadows is not None:
             self.shadows.apply(table, used, changed)
         return before
+
+    def pin(self, names: frozenset[str]) -> None:
+        """Leave the splits of these models, `*` for all of them, out of effect from now on."""
+        changed = names ^ self.pinned
+        self.pinned = names
+        if PIN_ALL in changed:
+            self._models = {}
+        for name in changed:
+            self._models.pop(name, None)
+
+    def is_pinned(self, name: str) -> bool:
+        return name in self.pinned or PIN_ALL in self.pinned
 
     def model(self, name: str) -> LiveModel:
         """Return the model `name`. Raises Refusal (404, or 503 before the first table)."""
@@ -181,7 +201,7 @@ class Serving:
             name=name,
             route=route,
             codec=codec,
-            router=Router(name, route, table.generation),
+            router=Router(name, route, table.generation, pinned=self.is_pinned(name)),
             unit_header=route.unit_key.header.lower().encode(),
             timeout_s=route.timeout_ms / 1000,
             cache=self.cache.model(name, route) if self.cache is not None else None,

@@ -1,8 +1,8 @@
 """Pulls the routing table, checks it, applies it or says why not, and reports what is served.
 
 A table is applied whole or refused whole. Refused are a table that contradicts itself, that is
-older than the one applied, or that newly names a version which does not answer ready on every
-endpoint of its cluster; the old table goes on serving, and the refused one is tried again at each
+older than the one applied, or that newly names a version which does not answer on every endpoint
+of its cluster (see `warmup`); the old table goes on serving, and the refused one is tried again at each
 poll, since a version may become ready. The last good table is on disk, so that a start without a
 control plane serves from it.
 """
@@ -24,18 +24,14 @@ from contract.routing import CHANNEL, Name, RoutingTable, TableError
 from dataplane.heartbeat import Heartbeat
 from dataplane.serving import Serving
 from dataplane.tables import Reading, TableFile, TableReader, let_go
-from dataplane.triton import Triton, TritonError
+from dataplane.triton import Triton
+from dataplane.warmup import Warmup
 
 log = logging.getLogger("interlock.dataplane")
 
 TABLE_PATH = "/api/dataplane/v1/routing-table"
 REPORT_PATH = "/api/dataplane/v1/report"
-PROBE_TIMEOUT_S = 2.0
-PROBES_AT_ONCE = 16
-REASONS_MAX = 3
 LISTEN_S = 5.0
-
-Probe = tuple[str, str, str]
 
 
 class Refused(Exception):
@@ -63,11 +59,13 @@ class Sync:
         dropped: Callable[[], dict[str, int]],
         poll_interval_s: float,
         report_interval_s: float,
+        warmup_timeout_s: float = 5.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         # Where a table is applied.
         self._serving = serving
-        # Asks whether versions are ready.
-        self._triton = triton
+        # Has new versions answer before they are served.
+        self._warmup = Warmup(triton, warmup_timeout_s)
         # Talks to the control plane; carries its address and our token.
         self._control = control
         # Brings the wake-ups.
@@ -94,6 +92,10 @@ class Sync:
         self._refusal: tuple[int | None, str] | None = None
         # When the control plane last confirmed our table, monotonic; None before it ever did.
         self.confirmed_at: float | None = None
+        # Monotonic seconds: a wall clock that jumps must not make a table old.
+        self._clock = clock
+        # When this process began, on that clock.
+        self._started_at = clock()
         # Wakes the poller and the reporter before their time.
         self._wake = asyncio.Event()
         # Wakes the reporter before its time.
@@ -102,6 +104,12 @@ class Sync:
         self.refusals = 0
         # Turns of the three loops.
         self.heartbeats = [Heartbeat(name) for name in ("poll", "listen", "report")]
+
+    @property
+    def table_age_s(self) -> float:
+        """Seconds since the control plane last confirmed our table, or since the start."""
+        since = self.confirmed_at if self.confirmed_at is not None else self._started_at
+        return self._clock() - since
 
     def loops(self) -> list[Coroutine[None, None, None]]:
         """Return what must run for the life of the process."""
@@ -148,6 +156,7 @@ class Sync:
             trips=self._serving.trips,
             dropped=self._dropped(),
             stopping=stopping,
+            pinned=tuple(sorted(self._serving.pinned)),
         )
         response = await self._control.post(
             REPORT_PATH,
@@ -220,35 +229,10 @@ class Sync:
         self._refusal = None
 
     async def _probe(self, table: RoutingTable, changed: tuple[Name, ...]) -> None:
-        """Ask every version that was not served so far on every endpoint. Raises Refused."""
-        applied = self._serving.table
-        known = _probes(applied, changed) if applied is not None else set()
-        places = asyncio.Semaphore(PROBES_AT_ONCE)
-        reasons: list[str] = []
-
-        async def ask(probe: Probe) -> None:
-            async with places:
-                # A few reasons are enough: a server that hangs must not hold up the poll.
-                if len(reasons) < REASONS_MAX and (reason := await self._ask(probe)) is not None:
-                    reasons.append(reason)
-
-        await asyncio.gather(*map(ask, sorted(_probes(table, changed) - known)))
+        """Have every version that was not served so far answer. Raises Refused."""
+        reasons = await self._warmup.run(table, changed, self._serving.table)
         if reasons:
-            raise Refused(table.generation, "; ".join(sorted(reasons)[:REASONS_MAX])[:1_000])
-
-    async def _ask(self, probe: Probe) -> str | None:
-        """Return why the version is not ready on the endpoint, or None when it is."""
-        address, model, version = probe
-        path = f"/v2/models/{model}/versions/{version}/ready"
-        try:
-            reply = await self._triton.get(address, path, PROBE_TIMEOUT_S)
-        except TritonError as error:
-            return f"{model}:{version} on {address}: {error.message}"
-        except ValueError as error:
-            return f"endpoint {address!r}: {error}"
-        if reply.status == 200:
-            return None
-        return f"{model}:{version} is not ready on {address}: {reply.error().message}"
+            raise Refused(table.generation, "; ".join(reasons)[:1_000])
 
     def _refuse(self, refused: Refused) -> None:
         refusal = (refused.generation, str(refused))
@@ -259,7 +243,7 @@ class Sync:
             log.warning("table.refused: generation %s: %s", refused.generation, refused)
 
     def _confirmed(self) -> None:
-        self.confirmed_at = time.monotonic()
+        self.confirmed_at = self._clock()
 
     async def _listen(self) -> None:
         """Wake the poller for each message, until the connection fails."""
@@ -273,16 +257,6 @@ class Sync:
                 if message is not None:
                     self._wake.set()
                 listen.beat()
-
-
-def _probes(table: RoutingTable, names: tuple[Name, ...]) -> set[Probe]:
-    return {
-        (address, version.triton_model, version.triton_version)
-        for name in names
-        if (model := table.models.get(name)) is not None
-        for version in model.versions.values()
-        for address in table.clusters[version.cluster].endpoints
-    }
 
 
 def _frame(table: RoutingTable) -> RoutingTable:

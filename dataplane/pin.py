@@ -1,0 +1,178 @@
+"""The emergency pin: an operator takes models back to stable on one instance, by hand.
+
+It needs nothing but the instance itself: no control plane, no Redis, no database. While a model is
+pinned its split has no effect, and every request that names no version goes to stable. The pins
+are in a file in the state directory, so that they outlive the process; a disk that cannot take
+them does not keep them from taking effect.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import orjson
+
+from dataplane.codec import load_object
+from dataplane.errors import Refusal, bad_request
+from dataplane.exchange import Exchange
+from dataplane.serving import PIN_ALL, Serving
+
+log = logging.getLogger("interlock.dataplane")
+
+_decoder = msgspec.json.Decoder(list[str])
+
+
+class PinFile:
+    """The pinned models on disk; shared by the workers of an instance. Blocking."""
+
+    def __init__(self, path: Path) -> None:
+        # The file; a temporary one is written beside it.
+        self._path = path
+
+    def load(self) -> frozenset[str]:
+        """Return the pinned models. A file that cannot be read pins everything: that is safe."""
+        try:
+            return frozenset(_decoder.decode(self._path.read_bytes()))
+        except FileNotFoundError:
+            return frozenset()
+        except (OSError, msgspec.DecodeError) as error:
+            log.error("pins.unreadable: everything is pinned: %s", error)
+            return frozenset((PIN_ALL,))
+
+    def store(self, names: frozenset[str]) -> bool:
+        """Write, sync, rename; False when the disk does not take it."""
+        temporary = self._path.with_suffix(f".{os.getpid()}.tmp")
+        try:
+            with temporary.open("wb") as file:
+                file.write(orjson.dumps(sorted(names)))
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.rename(self._path)
+        except OSError as error:
+            log.error("pins.not_stored: they are lost with a restart: %s", error)
+            return False
+        return True
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What a change led to: in `confirmed` of `workers` workers, and `stored` or not."""
+
+    pinned: list[str]
+    stored: bool
+    workers: int = 1
+    confirmed: int = 1
+
+
+def changed(names: frozenset[str], model: str, *, pin: bool) -> frozenset[str]:
+    """Return `names` with `model` pinned or not. To unpin `*` unpins everything."""
+    if pin:
+        return names | {model}
+    return frozenset() if model == PIN_ALL else names - {model}
+
+
+class Pins:
+    """The pins of this process."""
+
+    def __init__(self, file: PinFile, apply: Callable[[frozenset[str]], None]) -> None:
+        # Where they outlive the process.
+        self._file = file
+        # Puts them into effect.
+        self._apply = apply
+        # In effect now.
+        self.names: frozenset[str] = frozenset()
+        # Carries a change to every worker; without siblings, to this one only.
+        self.change: Callable[[str, bool], Awaitable[Outcome]] = self.change_alone
+
+    def load(self) -> None:
+        """Put what is stored into effect."""
+        self.take(self._file.load())
+
+    def take(self, names: frozenset[str]) -> None:
+        """Put `names` into effect, from the next request on."""
+        if names != self.names:
+            log.warning("pins.changed: %s", ", ".join(sorted(names)) or "none")
+        self.names = names
+        self._apply(names)
+
+    async def change_alone(self, model: str, pin: bool) -> Outcome:
+        """Pin or unpin in this process and on disk."""
+        names = changed(self.names, model, pin=pin)
+        self.take(names)
+        stored = await asyncio.to_thread(self._file.store, names)
+        return Outcome(sorted(names), stored)
+
+
+class Operator:
+    """What the operator's token may do at `/operator/…`."""
+
+    def __init__(self, serving: Serving, pins: Pins, token: str) -> None:
+        # Knows the models.
+        self._serving = serving
+        # Takes the pins.
+        self._pins = pins
+        # What the operator must bring; empty shuts all of this.
+        self._token = token.encode()
+        # Changes under way, referenced so that they are not collected.
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def pin(self, exchange: Exchange) -> None:
+        """Answer `POST /operator/pin`, and `GET` with what is pinned. Raises Refusal."""
+        self._check(exchange)
+        if exchange.method == b"GET":
+            exchange.respond(200, orjson.dumps({"pinned": sorted(self._pins.names)}))
+            return
+        if exchange.method != b"POST":
+            raise Refusal(
+                405, "method_not_allowed", "the method here is POST or GET", allow=b"POST"
+            )
+        model = _model(exchange)
+        table = self._serving.table
+        if model != PIN_ALL and (table is None or model not in table.models):
+            raise Refusal(404, "model_not_found", f"unknown model {model!r}; '*' pins all")
+        self._start(exchange, model, pin=True)
+
+    def unpin(self, exchange: Exchange) -> None:
+        """Answer `POST /operator/unpin`. Raises Refusal."""
+        self._check(exchange)
+        model = _model(exchange)
+        if model != PIN_ALL and PIN_ALL in self._pins.names:
+            raise bad_request("pinned_as_all", "all models are pinned at once: unpin '*'")
+        self._start(exchange, model, pin=False)
+
+    def _check(self, exchange: Exchange) -> None:
+        if not self._token:
+            raise Refusal(
+                403, "operator_disabled", "INTERLOCK_OPERATOR_TOKEN is not set on this instance"
+            )
+        given = exchange.headers.get(b"authorization", b"")
+        if not hmac.compare_digest(given, b"Bearer " + self._token):
+            raise Refusal(401, "operator_token_wrong", "this needs the operator's token")
+
+    def _start(self, exchange: Exchange, model: str, *, pin: bool) -> None:
+        task = asyncio.get_running_loop().create_task(self._change(exchange, model, pin))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _change(self, exchange: Exchange, model: str, pin: bool) -> None:
+        try:
+            outcome = await self._pins.change(model, pin)
+        except Exception:
+            log.exception("a pin could not be passed on; it holds in this process")
+            outcome = await self._pins.change_alone(model, pin)
+            outcome = msgspec.structs.replace(outcome, workers=0)
+        exchange.respond(200, msgspec.json.encode(outcome))
+
+
+def _model(exchange: Exchange) -> str:
+    document: dict[str, Any] = load_object(exchange.body)
+    model = document.get("model")
+    if type(model) is not str or not model:
+        raise bad_request("malformed_request", "'model' must be the name of a model, or '*'")
+    return model
