@@ -66,7 +66,7 @@ class Codec:
             i for i, tensor in enumerate(signature.outputs) if tensor.datatype == "BF16"
         ]
         # Positions of the inputs by name.
-        self._index = {spec.name: i for i, spec in enumerate(self.inputs)}
+        self.index = {spec.name: i for i, spec in enumerate(self.inputs)}
         # Which request parameter carries the unit; it is ours and does not reach the model.
         self._unit_parameter = unit_key.parameter
         # The inner shapes of all requests, where the signature leaves none free.
@@ -123,7 +123,7 @@ class Codec:
             raise bad_request("malformed_request", "the request has no list 'inputs'")
         tail = memoryview(body)[len(body) if header_length is None else header_length :]
         booleans = b"true" in body or b"false" in body
-        reader = TensorReader(self.inputs, self._index, tail, booleans=booleans)
+        reader = TensorReader(self.inputs, self.index, tail, booleans=booleans)
         for item in items:
             reader.read(item)
         reader.check_end()
@@ -139,7 +139,7 @@ class Codec:
         if type(data) is not dict:
             names = ", ".join(repr(spec.name) for spec in self.inputs)
             raise bad_request("malformed_request", f"'data' must be an object with {names}")
-        reader = TensorReader(self.inputs, self._index, memoryview(b""), booleans=True)
+        reader = TensorReader(self.inputs, self.index, memoryview(b""), booleans=True)
         for name, rows in data.items():
             reader.read_nested(name, rows)
         return self.finish(reader)
@@ -166,12 +166,13 @@ class Codec:
         request.id = request_id
         parameters = document.get("parameters")
         if parameters is not None:
-            self._read_parameters(parameters, request)
+            self.read_parameters(parameters, request)
         outputs = document.get("outputs")
         if outputs:
-            request.outputs = self._read_outputs(outputs, request.binary)
+            request.outputs = self.read_outputs(outputs, request.binary)
 
-    def _read_parameters(self, parameters: object, request: InferRequest) -> None:
+    def read_parameters(self, parameters: object, request: InferRequest) -> None:
+        """Take the parameters of the whole request. Raises Refusal."""
         if type(parameters) is not dict:
             raise bad_request("malformed_request", "'parameters' must be an object")
         if not UNSUPPORTED.isdisjoint(parameters):
@@ -205,7 +206,8 @@ class Codec:
                     "sending BF16 data via JSON is not supported: ask for it as binary data",
                 )
 
-    def _read_outputs(self, items: object, binary: bool) -> tuple[tuple[int, bool], ...]:
+    def read_outputs(self, items: object, binary: bool) -> tuple[tuple[int, bool], ...]:
+        """Return which outputs are asked for, and whether as binary data. Raises Refusal."""
         if type(items) is not list:
             raise bad_request("malformed_request", "'outputs' must be a list")
         wanted: dict[int, bool] = {}
@@ -216,7 +218,7 @@ class Codec:
                 raise bad_request("unknown_output", f"the model has no output {name!r}")
             parameters = item.get("parameters", {})
             if type(parameters) is not dict or not parameters.keys() <= {"binary_data"}:
-                raise wrong_parameters(f"output {name!r}", "binary_data", parameters)
+                raise wrong_parameters(f"output {name!r}", parameters, "binary_data")
             wanted[index] = bool(parameters.get("binary_data", binary))
         return tuple(wanted.items())
 

@@ -90,14 +90,17 @@ def pack(name: str, datatype: Datatype, values: list[object], *, booleans: bool)
 
 
 def _pack_strings(name: str, values: list[object]) -> bytes:
-    pieces = []
+    elements = []
     for value in values:
         if type(value) is not str:
             raise _wrong_element(name, DATATYPES["BYTES"], values)
-        data = value.encode()
-        pieces.append(_LENGTH.pack(len(data)))
-        pieces.append(data)
-    return b"".join(pieces)
+        elements.append(value.encode())
+    return pack_bytes(elements)
+
+
+def pack_bytes(elements: list[bytes]) -> bytes:
+    """Return BYTES data: each element with its length before it."""
+    return b"".join([piece for data in elements for piece in (_LENGTH.pack(len(data)), data)])
 
 
 def _to_bf16(packed: bytes) -> bytes:

@@ -126,19 +126,12 @@ class TensorReader:
         """Read one entry of `inputs`."""
         if type(item) is not dict:
             raise bad_request("malformed_request", "each of 'inputs' must be an object")
-        i, spec = self._spec(item.get("name"))
-        datatype = item.get("datatype")
-        if datatype != spec.datatype.name:
-            raise bad_request(
-                "wrong_datatype",
-                f"input {spec.name!r}: expected datatype {spec.datatype.name}, got {datatype!r}",
-            )
-        dims = spec.dims(item.get("shape"))
+        i, spec, dims = self.begin(item.get("name"), item.get("datatype"), item.get("shape"))
         parameters = item.get("parameters")
         if parameters and type(parameters) is dict and "binary_data_size" in parameters:
             data = self._take(spec, dims, parameters["binary_data_size"])
         elif parameters:
-            raise wrong_parameters(f"input {spec.name!r}", "binary_data_size", parameters)
+            raise wrong_parameters(f"input {spec.name!r}", parameters, "binary_data_size")
         else:
             if spec.datatype.name == "BF16":
                 raise bad_request(
@@ -146,9 +139,19 @@ class TensorReader:
                     f"input {spec.name!r}: receiving BF16 data via JSON is not supported: "
                     "send it as binary data",
                 )
-            values = _elements(spec, dims, item.get("data"), item.get("shape"))
+            values = elements(spec, dims, item.get("data"), item.get("shape"))
             data = pack(spec.name, spec.datatype, values, booleans=self._booleans)
-        self._put(i, spec, dims, data)
+        self.put(i, spec, dims, data)
+
+    def begin(self, name: object, datatype: object, shape: object) -> tuple[int, InputSpec, Dims]:
+        """Return which input this is, and what its shape means. Raises Refusal."""
+        i, spec = self._spec(name)
+        if datatype != spec.datatype.name:
+            raise bad_request(
+                "wrong_datatype",
+                f"input {spec.name!r}: expected datatype {spec.datatype.name}, got {datatype!r}",
+            )
+        return i, spec, spec.dims(shape)
 
     def check_end(self) -> None:
         """Refuse binary data that no input claimed."""
@@ -169,7 +172,7 @@ class TensorReader:
             level = level[0] if level else None
         dims = spec.dims(shape)
         values = flatten(spec.name, rows, shape)
-        self._put(i, spec, dims, pack(spec.name, spec.datatype, values, booleans=True))
+        self.put(i, spec, dims, pack(spec.name, spec.datatype, values, booleans=True))
 
     def _spec(self, name: object) -> tuple[int, InputSpec]:
         i = self._index.get(name) if type(name) is str else None
@@ -180,7 +183,8 @@ class TensorReader:
             raise bad_request("malformed_request", f"input {name!r} is given twice")
         return i, self._specs[i]
 
-    def _put(self, i: int, spec: InputSpec, dims: Dims, data: bytes) -> None:
+    def put(self, i: int, spec: InputSpec, dims: Dims, data: bytes) -> None:
+        """Take the bytes of one input. Raises Refusal unless it has the rows of the others."""
         if self.rows not in (0, dims.rows):
             raise bad_request(
                 "wrong_shape",
@@ -224,7 +228,7 @@ def flatten(name: str, data: object, shape: list[int]) -> list[object]:
     return level
 
 
-def _elements(spec: InputSpec, dims: Dims, data: object, shape: object) -> list[object]:
+def elements(spec: InputSpec, dims: Dims, data: object, shape: object) -> list[object]:
     """Return the flat elements of `data`, which may be flat or nested like the shape."""
     if type(data) is not list:
         raise bad_request("wrong_data", f"input {spec.name!r} has no list 'data'")
@@ -239,12 +243,15 @@ def _elements(spec: InputSpec, dims: Dims, data: object, shape: object) -> list[
     return data
 
 
-def wrong_parameters(what: str, known: str, parameters: object) -> Refusal:
+def wrong_parameters(what: str, parameters: object, known: str | None) -> Refusal:
+    """Return the refusal of an input's or output's parameters, of which `known` is all there is."""
     if type(parameters) is dict and not UNSUPPORTED.isdisjoint(parameters):
         return unsupported(what, parameters)
-    return bad_request("malformed_request", f"{what}: the only parameter is {known!r}")
+    allowed = f"the only parameter is {known!r}" if known else "it takes no parameters"
+    return bad_request("malformed_request", f"{what}: {allowed}")
 
 
 def unsupported(what: str, parameters: dict[str, object]) -> Refusal:
+    """Return the refusal of parameters that a proxy cannot honour."""
     found = ", ".join(repr(name) for name in parameters if name in UNSUPPORTED)
     return bad_request("unsupported_parameter", f"{what}: {found} is not supported here")

@@ -99,6 +99,10 @@ class Output:
         """Return rows `start` to `stop` without a copy; not for BYTES, whose rows differ."""
         return self._data[start * self._width : stop * self._width]
 
+    def shape(self, rows: int) -> tuple[int, ...]:
+        """Return the shape of so many rows."""
+        return (rows, *self.inner) if self._batched else self.inner
+
     def _head(self, rows: int) -> bytes:
         return b'{"name":%b,"datatype":"%b","shape":[%b],"data":[' % (
             orjson.dumps(self.name),
@@ -107,8 +111,7 @@ class Output:
         )
 
     def _dims(self, rows: int) -> bytes:
-        dims = (rows, *self.inner) if self._batched else self.inner
-        return b",".join(b"%d" % dim for dim in dims)
+        return b",".join(b"%d" % dim for dim in self.shape(rows))
 
 
 def read_reply(reply: Reply, signature: Signature, rows: int, *, batched: bool) -> list[Output]:

@@ -1,0 +1,271 @@
+"""The inference protocol over gRPC, on a port of its own, for `tritonclient.grpc` and its like.
+
+A call takes the same way as a request over HTTP: it is a `Caller` whose headers are its metadata
+and whose answer is a message. What HTTP says in headers stands in the trailing metadata. Imported
+only where it is switched on: grpc and its messages take a while and some memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc  # type: ignore[import-untyped]
+import grpc.aio  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from tritonclient.grpc import service_pb2 as messages
+
+from dataplane import metadata
+from dataplane.admission import TIMEOUT_HEADER, Tenancy
+from dataplane.caller import Abandonable
+from dataplane.config import Limits
+from dataplane.errors import Refusal, bad_request
+from dataplane.grpc_codec import grpc_form, read_message
+from dataplane.predict import Predictor
+
+log = logging.getLogger("interlock.dataplane")
+
+SERVICE = "/inference.GRPCInferenceService/"
+_TIMEOUT_MS_MAX = 3_600_000
+_CODES = {
+    400: grpc.StatusCode.INVALID_ARGUMENT,
+    401: grpc.StatusCode.UNAUTHENTICATED,
+    403: grpc.StatusCode.PERMISSION_DENIED,
+    404: grpc.StatusCode.NOT_FOUND,
+    413: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    500: grpc.StatusCode.INTERNAL,
+    501: grpc.StatusCode.UNIMPLEMENTED,
+    503: grpc.StatusCode.UNAVAILABLE,
+    504: grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+
+Metadata = tuple[tuple[str, str], ...]
+Method = Callable[[Any, Any], Awaitable[bytes]]
+
+
+class GrpcCaller:
+    """One call and the place for its answer: a serialised message or a refusal, and metadata."""
+
+    __slots__ = ("answer", "headers", "job", "tenancy")
+
+    def __init__(
+        self,
+        answer: asyncio.Future[tuple[bytes | Refusal, bytes]],
+        headers: dict[bytes, bytes],
+    ) -> None:
+        # Resolved with the answer; cancelled when the client hangs up.
+        self.answer = answer
+        # The call's metadata, and its deadline as HTTP writes it.
+        self.headers = headers
+        # Whose concurrency the call counts in until it is answered; see `caller.Caller`.
+        self.tenancy: Tenancy | None = None
+        # Told when the client hangs up before the answer.
+        self.job: Abandonable | None = None
+
+    def respond(self, status: int, body: bytes, headers: bytes = b"") -> None:
+        """Answer with a serialised message."""
+        self._end(body, headers)
+
+    def refuse(self, refusal: Refusal, headers: bytes = b"") -> None:
+        """Answer with an error."""
+        self._end(refusal, headers)
+
+    def _end(self, result: bytes | Refusal, headers: bytes) -> None:
+        self.job = None
+        tenancy, self.tenancy = self.tenancy, None
+        if tenancy is not None:
+            tenancy.leave()
+        if not self.answer.done():
+            self.answer.set_result((result, headers))
+
+
+class GrpcService:
+    """The server and its methods."""
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        not_ready: Callable[[], str | None],
+        limits: Limits,
+        calls_max: int,
+    ) -> None:
+        # Answers predictions.
+        self._predictor = predictor
+        # The applied table.
+        self._serving = predictor.serving
+        # Says why no traffic should come, or None.
+        self._not_ready = not_ready
+        # Calls beyond `calls_max` are refused by grpc itself, and so are messages over the bound.
+        self._server = grpc.aio.server(
+            options=_options(limits), maximum_concurrent_rpcs=calls_max, handlers=[_Handlers(self)]
+        )
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen; return the port. Raises RuntimeError where that is not possible."""
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        bound = self._server.add_insecure_port(address)
+        await self._server.start()
+        return int(bound)
+
+    async def stop(self, grace_s: float) -> None:
+        """Take no further calls, and wait for those under way, but not for ever."""
+        await self._server.stop(grace_s)
+
+    # --- the methods: a request's bytes in, the answer's out ------------------------------------
+
+    async def infer(self, data: bytes, context: Any) -> bytes:
+        message = _parse(messages.ModelInferRequest, data)
+        headers = _headers(context)
+        caller = GrpcCaller(asyncio.get_running_loop().create_future(), headers)
+        name, version = message.model_name, message.model_version or None
+        try:
+            self._predictor.predict(caller, message, name, version, read_message, grpc_form)
+        except Refusal as refusal:
+            caller.refuse(refusal)
+        try:
+            result, lines = await caller.answer
+        except asyncio.CancelledError:
+            if caller.job is not None:
+                caller.job.abandoned()
+            raise
+        if isinstance(result, Refusal):
+            await _abort(context, result, lines)
+            return b""
+        context.set_trailing_metadata(_metadata(lines))
+        return result
+
+    async def live(self, data: bytes, context: Any) -> bytes:
+        return bytes(messages.ServerLiveResponse(live=True).SerializeToString())
+
+    async def ready(self, data: bytes, context: Any) -> bytes:
+        ready = self._not_ready() is None
+        return bytes(messages.ServerReadyResponse(ready=ready).SerializeToString())
+
+    async def server_metadata(self, data: bytes, context: Any) -> bytes:
+        answer = messages.ServerMetadataResponse(**metadata.server_metadata())
+        return bytes(answer.SerializeToString())
+
+    async def model_ready(self, data: bytes, context: Any) -> bytes:
+        message = _parse(messages.ModelReadyRequest, data)
+        ready = True
+        try:
+            metadata.check_ready(self._serving.model(message.name), message.version or None)
+        except Refusal:
+            ready = False
+        return bytes(messages.ModelReadyResponse(ready=ready).SerializeToString())
+
+    async def model_metadata(self, data: bytes, context: Any) -> bytes:
+        message = _parse(messages.ModelMetadataRequest, data)
+        model = self._serving.model(message.name)
+        document = metadata.model_metadata(model, message.version or None)
+        return bytes(messages.ModelMetadataResponse(**document).SerializeToString())
+
+    async def model_config(self, data: bytes, context: Any) -> bytes:
+        message = _parse(messages.ModelConfigRequest, data)
+        model = self._serving.model(message.name)
+        document = metadata.model_config(model, message.version or None)
+        return bytes(messages.ModelConfigResponse(config=document).SerializeToString())
+
+    async def model_statistics(self, data: bytes, context: Any) -> bytes:
+        message = _parse(messages.ModelStatisticsRequest, data)
+        name, version = message.name or None, message.version or None
+        document = metadata.model_statistics(self._serving, name, version)
+        return bytes(messages.ModelStatisticsResponse(**document).SerializeToString())
+
+    async def elsewhere(self, data: bytes, context: Any) -> bytes:
+        raise Refusal(
+            501,
+            "not_supported",
+            "this method is not served here: models are controlled by the control plane, and "
+            "streams, shared memory, tracing and logging are between a client and one Triton",
+        )
+
+
+class _Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
+    """Finds the method of a call."""
+
+    def __init__(self, service: GrpcService) -> None:
+        # By the path of the call.
+        self._methods = {
+            f"{SERVICE}{name}": grpc.unary_unary_rpc_method_handler(_guarded(method))
+            for name, method in (
+                ("ModelInfer", service.infer),
+                ("ServerLive", service.live),
+                ("ServerReady", service.ready),
+                ("ServerMetadata", service.server_metadata),
+                ("ModelReady", service.model_ready),
+                ("ModelMetadata", service.model_metadata),
+                ("ModelConfig", service.model_config),
+                ("ModelStatistics", service.model_statistics),
+            )
+        }
+        # For the service's other methods, which belong to a model server.
+        self._other = grpc.unary_unary_rpc_method_handler(_guarded(service.elsewhere))
+
+    def service(self, handler_call_details: Any) -> Any:
+        path = handler_call_details.method
+        found = self._methods.get(path)
+        return self._other if found is None and path.startswith(SERVICE) else found
+
+
+def _guarded(method: Method) -> Method:
+    async def call(data: bytes, context: Any) -> bytes:
+        try:
+            return await method(data, context)
+        except Refusal as refusal:
+            await _abort(context, refusal, b"")
+        except (grpc.aio.AbortError, asyncio.CancelledError):
+            raise
+        except Exception:
+            log.exception("a call failed")
+            failure = Refusal(500, "internal_error", "the call could not be handled")
+            await _abort(context, failure, b"")
+        return b""
+
+    return call
+
+
+async def _abort(context: Any, refusal: Refusal, lines: bytes) -> None:
+    code = _CODES.get(refusal.status, grpc.StatusCode.UNKNOWN)
+    trailing = (*_metadata(lines + refusal.headers()), ("x-interlock-code", refusal.code))
+    await context.abort(code, refusal.message, trailing)
+
+
+def _headers(context: Any) -> dict[bytes, bytes]:
+    """Return a call's metadata as the headers of a request, the deadline among them."""
+    headers = {
+        name.encode(): value.encode() if type(value) is str else value
+        for name, value in context.invocation_metadata()
+    }
+    remaining_s = context.time_remaining()
+    if remaining_s is not None:
+        headers[TIMEOUT_HEADER] = b"%d" % max(1, min(int(remaining_s * 1000), _TIMEOUT_MS_MAX))
+    return headers
+
+
+def _metadata(lines: bytes) -> Metadata:
+    """Return header lines as metadata."""
+    pairs = (line.split(": ", 1) for line in lines.decode("ascii").split("\r\n") if line)
+    return tuple((name, value) for name, value in pairs)
+
+
+def _parse(kind: Any, data: bytes) -> Any:
+    try:
+        return kind.FromString(data)
+    except DecodeError:
+        name = kind.DESCRIPTOR.name
+        raise bad_request("malformed_request", f"the message is no {name}") from None
+
+
+def _options(limits: Limits) -> list[tuple[str, int]]:
+    return [
+        ("grpc.max_receive_message_length", limits.body_bytes_max),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.max_metadata_size", limits.head_bytes_max),
+        ("grpc.max_connection_idle_ms", limits.idle_timeout_s * 1000),
+        # Worker processes share the port.
+        ("grpc.so_reuseport", 1),
+    ]

@@ -1,0 +1,117 @@
+"""What the protocol tells about the server and its models, in HTTP and gRPC alike.
+
+All of it comes from the routing table and from what this process counted: the model servers are
+not asked. A model's readiness is that of the version that would answer.
+"""
+
+from __future__ import annotations
+
+from contract.routing import Tensor
+from dataplane import VERSION
+from dataplane.errors import Refusal
+from dataplane.metrics import VersionStats
+from dataplane.serving import LiveModel, Serving
+
+EXTENSIONS = ["binary_tensor_data", "parameters", "model_configuration", "statistics"]
+# Paths of Triton's that a client library may call, and where else to turn.
+_ELSEWHERE = {
+    "repository": "models are loaded and unloaded by the control plane",
+    "systemsharedmemory": "shared memory does not reach through a proxy",
+    "cudasharedmemory": "shared memory does not reach through a proxy",
+    "trace": "tracing is a setting of the model servers",
+    "logging": "logging is a setting of the model servers",
+}
+
+
+def server_metadata() -> dict[str, object]:
+    """Return the answer of `GET /v2`."""
+    return {"name": "interlock", "version": VERSION, "extensions": EXTENSIONS}
+
+
+def check_ready(model: LiveModel, version: str | None) -> None:
+    """Raise Refusal unless somebody would answer."""
+    if version is None:
+        model.router.decide(None)
+    else:
+        model.router.explicit(version)
+
+
+def model_metadata(model: LiveModel, version: str | None) -> dict[str, object]:
+    """Return names, datatypes and shapes. Raises Refusal for a version that is not served."""
+    if version is not None:
+        model.router.explicit(version)
+    signature = model.route.signature
+    return {
+        "name": model.name,
+        "versions": sorted(model.route.versions) if version is None else [version],
+        "platform": "interlock",
+        "inputs": [_tensor(tensor) for tensor in signature.inputs],
+        "outputs": [_tensor(tensor) for tensor in signature.outputs],
+    }
+
+
+def model_config(model: LiveModel, version: str | None) -> dict[str, object]:
+    """Return as much of a Triton configuration as holds for the model whichever version answers."""
+    if version is not None:
+        model.router.explicit(version)
+    route = model.route
+    batched = route.batched
+    config: dict[str, object] = {
+        "name": model.name,
+        "platform": "interlock",
+        "backend": "",
+        "max_batch_size": route.batching.max_batch_size if batched else 0,
+        "input": [_configured(tensor, batched) for tensor in route.signature.inputs],
+        "output": [_configured(tensor, batched) for tensor in route.signature.outputs],
+    }
+    if batched:
+        delay_us = route.batching.max_queue_delay_us
+        config["dynamic_batching"] = {"max_queue_delay_microseconds": delay_us}
+    return config
+
+
+def model_statistics(
+    serving: Serving, name: str | None, version: str | None
+) -> dict[str, list[dict[str, object]]]:
+    """Return what this process counted for each version since it serves it. Raises Refusal."""
+    if name is not None:
+        model = serving.model(name)
+        if version is not None:
+            model.router.explicit(version)
+    found = [
+        _statistics(item[0], item[1], item[2])
+        for item in serving.stats()
+        if name in (None, item[0]) and version in (None, item[1])
+    ]
+    return {"model_stats": found}
+
+
+def not_here(parts: list[str]) -> Refusal | None:
+    """Return what to say of a path (its parts behind `/v2`) that only a model server has."""
+    reason = _ELSEWHERE.get(parts[0]) if parts else None
+    return None if reason is None else Refusal(501, "not_supported", reason)
+
+
+def _statistics(name: str, version: str, stats: VersionStats) -> dict[str, object]:
+    latency = stats.latency
+    failed = sum(stats.predictions.get(status, 0) for status in ("error", "fallback", "rejected"))
+    return {
+        "name": name,
+        "version": version,
+        "inference_count": int(stats.batch_size.sum),
+        "execution_count": sum(stats.batch_size.counts),
+        "inference_stats": {
+            "success": {"count": sum(latency.counts), "ns": int(latency.sum * 1e9)},
+            "fail": {"count": failed, "ns": 0},
+        },
+    }
+
+
+def _tensor(tensor: Tensor) -> dict[str, object]:
+    return {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
+
+
+def _configured(tensor: Tensor, batched: bool) -> dict[str, object]:
+    datatype = "STRING" if tensor.datatype == "BYTES" else tensor.datatype
+    dims = list(tensor.shape[1:] if batched else tensor.shape)
+    return {"name": tensor.name, "data_type": f"TYPE_{datatype}", "dims": dims}
