@@ -281,8 +281,8 @@ class Tenant(models.Model):
             models.CheckConstraint(
                 condition=models.Q(burst__isnull=True) | models.Q(requests_per_s__isnull=False),
                 name="tenant_burst_needs_rate",
-                violation_error_message="burst needs requests_per_s: without a rate there is "
-                "nothing to burst above.",
+                violation_error_message="burst (requests at once) needs a rate, requests per "
+                "second (requests_per_s).",
             )
         ]
 

@@ -71,14 +71,15 @@ def compile_table(generation: int, snapshot: Snapshot) -> RoutingTable:
     """Return the table of `generation` for what `snapshot` says.
 
     Left out is what nobody could reach: a model of which no version is placed anywhere, a cluster
-    without endpoints, a tenant without an API key.
+    without endpoints. A tenant without an API key is not: while there is any tenant, data planes
+    refuse keys that they do not know, and so also the last one when it is revoked.
     """
     routes = {model.name: _route(model) for model in snapshot.models if model.versions}
     return RoutingTable(
         generation=generation,
         models={name: route for name, route in routes.items() if route is not None},
         clusters={name: found for name, found in snapshot.clusters.items() if found.endpoints},
-        tenants={name: tenant for name, tenant in snapshot.tenants.items() if tenant.keys},
+        tenants=dict(snapshot.tenants),
         key_required=snapshot.key_required,
     )
 

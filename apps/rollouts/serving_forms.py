@@ -31,12 +31,15 @@ class SettingsForm(ModelFormOfSettings):
     cache = forms.ChoiceField(
         label="Cache",
         choices=[
-            (CACHE_OFF, "Off: every request is computed"),
-            (CACHE_OWN, "In each instance's memory"),
-            (CACHE_SHARED, "In each instance's memory, and in Redis for all"),
+            (CACHE_OFF, "Off"),
+            (CACHE_OWN, "In each instance"),
+            (CACHE_SHARED, "In each instance and in Redis"),
         ],
         help_text="The same input may get the same answer again, from the same version.",
     )
+
+    # What belongs to the cache stands together.
+    field_order = [*SETTINGS[: SETTINGS.index("cache_ttl_s")], "cache", "cache_ttl_s"]
 
     class Meta:
         model = RegisteredModel

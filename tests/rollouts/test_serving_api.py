@@ -69,7 +69,7 @@ def test_a_tenant_is_made_read_changed_and_deleted(admin: Client) -> None:
     [
         ({"name": "shop"}, 409, "'shop' already"),
         ({"name": "two words"}, 400, "name"),
-        ({"name": "x", "burst": 5}, 400, "burst needs requests_per_s"),
+        ({"name": "x", "burst": 5}, 400, "needs a rate, requests per second"),
         ({"name": "x", "requests_per_s": -1}, 400, "requests_per_s"),
         ({"name": "x", "concurrency_max": 0}, 400, "concurrency_max"),
         ({"name": "x", "priority": "urgent"}, 400, "priority"),
@@ -110,7 +110,7 @@ def test_a_key_is_revoked_by_its_id(admin: Client) -> None:
     key = make_key(admin).json()
     answer = send(admin, "post", f"tenants/shop/keys/{key['id']}/revoke/")
     assert answer.json()["revoked_at"]
-    assert not latest().tenants
+    assert latest().tenants["shop"].keys == ()
     assert send(admin, "post", "tenants/shop/keys/999/revoke/").status_code == 404
     make(admin, name="other")
     assert send(admin, "post", f"tenants/other/keys/{key['id']}/revoke/").status_code == 404

@@ -86,7 +86,7 @@ def test_a_changed_quota_is_published_and_audited_with_what_was_before() -> None
         ({"requests_per_s": 0.0}, "requests_per_s"),
         ({"requests_per_s": float("nan")}, "requests_per_s"),
         ({"burst": 0, "requests_per_s": 1.0}, "burst"),
-        ({"burst": 5}, "burst needs requests_per_s"),
+        ({"burst": 5}, "needs a rate, requests per second"),
         ({"concurrency_max": 0}, "concurrency_max"),
         ({"priority": "urgent"}, "priority"),
     ],

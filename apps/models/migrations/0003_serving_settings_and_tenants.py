@@ -123,7 +123,7 @@ class Migration(migrations.Migration):
         ),
         migrations.AddConstraint(
             model_name='tenant',
-            constraint=models.CheckConstraint(condition=models.Q(('burst__isnull', True), ('requests_per_s__isnull', False), _connector='OR'), name='tenant_burst_needs_rate', violation_error_message='burst needs requests_per_s: without a rate there is nothing to burst above.'),
+            constraint=models.CheckConstraint(condition=models.Q(('burst__isnull', True), ('requests_per_s__isnull', False), _connector='OR'), name='tenant_burst_needs_rate', violation_error_message='burst (requests at once) needs a rate, requests per second (requests_per_s).'),
         ),
         migrations.AddField(
             model_name='apikey',
