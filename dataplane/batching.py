@@ -1,68 +1,61 @@
 """Puts requests for one version together into batches, and gives each its own rows back.
 
 An idle version gets what is there at once; a busy one gets a batch when it is full or when its
-oldest request has waited for the model's delay. Several batches may be in flight. Only requests
-with the same key (shapes and parameters) meet in a batch. A batch that the version answers with an
-error is sent again request by request, so that a poison row fails alone.
+oldest request has waited for the model's delay. Several batches may be in flight. Who waits where
+and who goes next is the fair queue's. A request that cannot be answered in time is refused before
+it joins. A batch that the version answers with an error is sent again request by request, so that
+a poison row fails alone. Every job ends exactly once, whatever a job, Triton or a reply does.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable
+from math import ceil
 from time import monotonic
-from typing import Protocol
 
-import orjson
+from contract.routing import ModelRoute, VersionRoute
+from dataplane.batch_encoding import Encoder
+from dataplane.fair_queue import ABANDONED, CLASSES, WEIGHTS, Batch, FairQueue, Job
+from dataplane.pace import Pace
+from dataplane.reply import read_reply
+from dataplane.triton import Copies, Fault, Reply, Triton, TritonError
 
-from contract.routing import Batching, ModelRoute, VersionRoute
-from dataplane.codec import InferRequest
-from dataplane.reply import Output, read_reply
-from dataplane.triton import Fault, Reply, Triton, TritonError
+__all__ = ["Batcher", "Job", "Overloaded", "QueueFull", "Unsent"]
 
-_HEADERS_MAX = 256
+log = logging.getLogger("interlock.dataplane")
 
-
-class Job(Protocol):
-    """A request that waits for its rows; exactly one of the two methods is called, once.
-
-    `deadline` is on `time.monotonic`. `hurried` says that little time is left: such a request
-    travels alone, because a batch has no more time than the most hurried of its requests.
-    """
-
-    request: InferRequest
-    deadline: float
-    hurried: bool
-
-    def answered(self, outputs: list[Output], start: int, dispatched_at: float) -> None: ...
-
-    def failed(self, error: TritonError) -> None: ...
+# Deadlines so close together share the first of them; beyond it each job's own is watched, so
+# that one impatient client takes no time from its neighbours.
+_CLOSE_S = 0.02
 
 
 class QueueFull(Exception):
-    """The version has as many rows waiting as it may."""
+    """The version has as many rows waiting as it may; `retry_after_s` is when it should not."""
+
+    code = "queue_full"
+    message = "the version has too many requests waiting"
+
+    def __init__(self, drained_in_s: float) -> None:
+        super().__init__(self.message)
+        # Whole seconds, at least one.
+        self.retry_after_s = max(1, ceil(drained_in_s))
 
 
-class _Group:
-    """Jobs that may share a batch, not yet sent. `rows` never passes the largest batch."""
+class Overloaded(QueueFull):
+    """The request would not be answered before its deadline, at the pace of late."""
 
-    __slots__ = ("jobs", "rows", "timer")
+    code = "overloaded"
+    message = "the version has too much waiting to answer before the deadline"
+
+
+class Unsent(TritonError):
+    """The deadline of a job passed while it was waiting; the version never saw it."""
 
     def __init__(self) -> None:
-        # In the order of their rows in the batch.
-        self.jobs: list[Job] = []
-        # The rows of all of them.
-        self.rows = 0
-        # Fires when the oldest of them has waited long enough.
-        self.timer: asyncio.TimerHandle | None = None
-
-
-def _alone(job: Job) -> _Group:
-    group = _Group()
-    group.jobs.append(job)
-    group.rows = job.request.rows
-    return group
+        super().__init__(Fault.TIMEOUT, "the deadline passed in the queue")
 
 
 class Batcher:
@@ -72,18 +65,16 @@ class Batcher:
         self,
         model: ModelRoute,
         version: VersionRoute,
-        addresses: tuple[str, ...],
+        addresses: Copies | tuple[str, ...],
         triton: Triton,
         loop: asyncio.AbstractEventLoop,
         on_batch: Callable[[int], None],
         in_flight_max: int = 4,
     ) -> None:
-        # What the answers must hold, and whether rows may be put together at all.
+        # What the answers must hold.
         self._model = model
-        # Rows of a full batch; 1 keeps requests apart where there is no batch dimension.
-        self._rows_max = model.batching.max_batch_size if model.batched else 1
-        # Delay and bounds.
-        self._settings: Batching = model.batching
+        # Rows that may wait.
+        self._waiting_max = model.batching.max_queue_size
         # The endpoints of the version's cluster.
         self._addresses = addresses
         # Sends the calls.
@@ -94,50 +85,78 @@ class Batcher:
         self._on_batch = on_batch
         # Batches that may be under way at once.
         self._in_flight_max = in_flight_max
-        # Batches that still fill, by key, the oldest first.
-        self._filling: dict[object, _Group] = {}
-        # Batches that only wait for one of the places in flight.
-        self._ready: deque[_Group] = deque()
-        # Rows that wait for a batch to leave.
-        self.waiting_rows = 0
+        # Rows of a full batch; 1 keeps requests apart where there is no batch dimension.
+        batch_max = model.batching.max_batch_size if model.batched else 1
+        # How long a batch that is not full may wait for more.
+        self._delay_s = model.batching.max_queue_delay_us / 1e6
+        # Whoever waits for a batch to fill.
+        self._queue = FairQueue(batch_max, self._delay_s)
+        # Batches of one that go ahead of the queue: hurried requests and second attempts.
+        self._alone: deque[Job] = deque()
+        # The rows of those.
+        self._alone_rows = 0
         # Batches under way.
         self.in_flight = 0
         # A turn of `_start_idle` is due.
         self._starting = False
-        # The part of each call's head that never changes.
-        self._path = b"POST /v2/models/%b/versions/%b/infer HTTP/1.1\r\nhost: triton\r\n" % (
-            version.triton_model.encode(),
-            version.triton_version.encode(),
-        )
-        # BYTES elements differ in length; elsewhere key and rows fix the size of every tensor.
-        self._sizes_fixed = all(t.datatype != "BYTES" for t in model.signature.inputs)
-        # The JSON before the tensors, by what it depends on; bounded.
-        self._headers: dict[tuple[object, int], bytes] = {}
+        # Fires when the oldest request of a batch that fills has waited long enough.
+        self._timer: asyncio.TimerHandle | None = None
+        # How fast the version answers.
+        self._pace = Pace(batch_max, in_flight_max)
+        # Writes the calls.
+        self._encode = Encoder(model, version).encode
+
+    @property
+    def waiting_rows(self) -> int:
+        """Rows that wait for a batch to leave."""
+        return self._queue.rows + self._alone_rows
 
     def submit(self, job: Job) -> None:
-        """Queue `job`. Raises QueueFull."""
-        request = job.request
-        rows = request.rows
-        if self.waiting_rows + rows > self._settings.max_queue_size:
-            raise QueueFull
-        self.waiting_rows += rows
+        """Queue `job`. Raises QueueFull, and Overloaded, which is one too."""
+        queue = self._queue
+        rows = queue.rows + self._alone_rows + job.request.rows
+        pace = self._pace
+        if rows > self._waiting_max:
+            raise QueueFull(pace.drained_in_s(rows))
+        if (
+            job.deadline < job.submitted_at + pace.batch_s + rows * pace.row_s
+            and 0 < self._done_in_s(job) > job.deadline - job.submitted_at
+        ):
+            raise Overloaded(pace.drained_in_s(rows))
         if job.hurried:
-            self._ready.append(_alone(job))
+            self._alone.append(job)
+            self._alone_rows += job.request.rows
             self._send_ready()
             return
-        group = self._filling.get(request.key)
-        if group is not None and group.rows + rows > self._rows_max:
-            self._seal(request.key, group)
-            group = None
-        if group is None:
-            group = self._fill(request.key)
-        group.jobs.append(job)
-        group.rows += rows
-        if group.rows >= self._rows_max:
-            self._seal(request.key, group)
+        line = queue.put(job)
+        if line.due:
             self._send_ready()
         elif self.in_flight == 0:
             self._start_soon()
+        elif self._timer is None:
+            self._timer = self._loop.call_later(self._delay_s, self._overdue)
+
+    def has_room(self, rows: int) -> bool:
+        """Return whether requests of other versions may come here: half the queue is free."""
+        return 2 * (self.waiting_rows + rows) <= self._waiting_max
+
+    def _done_in_s(self, job: Job) -> float:
+        """Return in how many seconds `job` would be answered if it joined now, 0 if unknown.
+
+        An idle version is always tried, or its pace would never be seen to get better.
+        """
+        if self.in_flight == 0:
+            return 0.0
+        priority = job.priority
+        waiting = self._queue.waiting
+        own = waiting[priority] + job.request.rows
+        ahead: float = self._alone_rows + waiting[priority]
+        for other in CLASSES:
+            if other != priority:
+                # While its own class sends so much, another gets no more than its share.
+                ahead += min(waiting[other], own * WEIGHTS[other] / WEIGHTS[priority])
+        places_free = self._in_flight_max - self.in_flight
+        return self._pace.done_in_s(ahead, places_free, job.submitted_at)
 
     # --- when a batch leaves -------------------------------------------------------------------
 
@@ -149,125 +168,121 @@ class Batcher:
 
     def _start_idle(self) -> None:
         self._starting = False
-        if self.in_flight == 0 and not self._ready and self._filling:
-            key = next(iter(self._filling))
-            self._seal(key, self._filling[key])
+        if self.in_flight == 0 and not self._alone and not self._queue.has_due:
+            self._queue.hasten()
+        self._send_ready()
+        if self._queue.rows and self._timer is None:
+            self._timer = self._loop.call_later(self._delay_s, self._overdue)
+
+    def _overdue(self) -> None:
+        # One timer for all lines: it is not moved for each batch that leaves earlier.
+        next_in_s = self._queue.ripen(monotonic())
+        self._timer = None
+        if next_in_s is not None:
+            self._timer = self._loop.call_later(next_in_s, self._overdue)
         self._send_ready()
 
-    def _fill(self, key: object) -> _Group:
-        group = self._filling[key] = _Group()
-        delay_s = self._settings.max_queue_delay_us / 1e6
-        group.timer = self._loop.call_later(delay_s, self._overdue, key, group)
-        return group
-
-    def _overdue(self, key: object, group: _Group) -> None:
-        group.timer = None
-        if self._filling.get(key) is group:
-            self._seal(key, group)
-            self._send_ready()
-
-    def _seal(self, key: object, group: _Group) -> None:
-        del self._filling[key]
-        if group.timer is not None:
-            group.timer.cancel()
-            group.timer = None
-        self._ready.append(group)
-
     def _send_ready(self) -> None:
-        while self._ready and self.in_flight < self._in_flight_max:
-            self._send(self._ready.popleft())
+        while self.in_flight < self._in_flight_max:
+            now = monotonic()
+            if self._alone:
+                batch = Batch()
+                job = self._alone.popleft()
+                self._alone_rows -= job.request.rows
+                batch.add(job, now)
+            elif self._queue.has_due:
+                batch = self._queue.take(now)
+            else:
+                return
+            if batch.jobs:
+                self._send(batch, now)
+            for job in batch.late:
+                self._fail(job, Unsent())
 
     # --- one batch -----------------------------------------------------------------------------
 
-    def _send(self, group: _Group) -> None:
-        now = monotonic()
-        self.waiting_rows -= group.rows
-        late = [job for job in group.jobs if job.deadline <= now]
-        if late:
-            group.jobs = [job for job in group.jobs if job.deadline > now]
-            group.rows = sum(job.request.rows for job in group.jobs)
-            for job in late:
-                job.failed(TritonError(Fault.TIMEOUT, "the deadline passed in the queue"))
-            if not group.jobs:
-                return
+    def _send(self, batch: Batch, now: float) -> None:
         self.in_flight += 1
-        self._on_batch(group.rows)
+        until = batch.soonest
+        if batch.latest - until > _CLOSE_S:
+            batch.timer = self._loop.call_later(until - now, self._expire, batch)
+            until = batch.latest
 
         def done(result: Reply | TritonError) -> None:
-            self._done(group, result, now)
+            self._done(batch, result, now)
 
-        timeout_s = min(job.deadline for job in group.jobs) - now
-        self._triton.post(self._addresses, self._encode(group), timeout_s, done)
+        try:
+            self._on_batch(batch.rows)
+            request = self._encode(batch.jobs, batch.rows, until - now)
+            self._triton.post(self._addresses, request, until - now, done)
+        except Exception:
+            # Nobody may wait for ever, and the place in flight must come back.
+            log.exception("a batch could not be sent")
+            done(TritonError(Fault.FAILED, "the batch could not be sent"))
 
-    def _done(self, group: _Group, result: Reply | TritonError, dispatched_at: float) -> None:
+    def _expire(self, batch: Batch) -> None:
+        """Fail the jobs of a batch under way whose own deadline has passed."""
+        now = monotonic()
+        late = [
+            job
+            for job in batch.jobs
+            if ABANDONED < job.deadline <= now and job not in batch.expired
+        ]
+        batch.expired += late
+        left = [job.deadline for job in batch.jobs if job.deadline > now]
+        if left and batch.latest - min(left) > _CLOSE_S:
+            batch.timer = self._loop.call_later(min(left) - now, self._expire, batch)
+        for job in late:
+            self._fail(job, TritonError(Fault.TIMEOUT, "no answer before the deadline"))
+
+    def _done(self, batch: Batch, result: Reply | TritonError, dispatched_at: float) -> None:
+        if batch.ended:
+            return
+        batch.ended = True
+        if batch.timer is not None:
+            batch.timer.cancel()
         self.in_flight -= 1
         try:
             if isinstance(result, TritonError):
                 raise result
             outputs = read_reply(
-                result, self._model.signature, group.rows, batched=self._model.batched
+                result, self._model.signature, batch.rows, batched=self._model.batched
             )
         except TritonError as error:
-            self._batch_failed(group, error)
+            self._batch_failed(batch, error)
+        except Exception:
+            log.exception("a reply could not be read")
+            self._batch_failed(batch, TritonError(Fault.FAILED, "the reply could not be read"))
         else:
+            now = monotonic()
+            self._pace.answered(batch.rows, now - dispatched_at, now, pressed=batch.pressed)
             start = 0
-            for job in group.jobs:
-                job.answered(outputs, start, dispatched_at)
+            for job in batch.jobs:
+                if not batch.expired or job not in batch.expired:
+                    try:
+                        job.answered(outputs, start, dispatched_at)
+                    except Exception:
+                        # Its neighbours still wait for their rows.
+                        log.exception("an answer could not be given")
                 start += job.request.rows
         self._send_ready()
-        if self.in_flight == 0 and self._filling:
+        if self.in_flight == 0 and self._queue.rows:
             self._start_soon()
 
-    def _batch_failed(self, group: _Group, error: TritonError) -> None:
-        if error.fault.is_dead or len(group.jobs) == 1:
-            for job in group.jobs:
-                job.failed(error)
+    def _batch_failed(self, batch: Batch, error: TritonError) -> None:
+        jobs = batch.jobs
+        if batch.expired:
+            jobs = [job for job in jobs if job not in batch.expired]
+        if error.fault.is_dead or len(batch.jobs) == 1:
+            for job in jobs:
+                self._fail(job, error)
             return
         # Somebody's row may be at fault: each goes again by itself, ahead of what waits.
-        self.waiting_rows += group.rows
-        self._ready.extendleft(_alone(job) for job in reversed(group.jobs))
+        self._alone_rows += sum(job.request.rows for job in jobs)
+        self._alone.extendleft(reversed(jobs))
 
-    def _encode(self, group: _Group) -> bytes:
-        first = group.jobs[0].request
-        key = (first.key, group.rows)
-        header = self._headers.get(key)
-        if header is None:
-            header = self._header(group)
-            if self._sizes_fixed:
-                if len(self._headers) >= _HEADERS_MAX:
-                    self._headers.clear()
-                self._headers[key] = header
-        if len(group.jobs) == 1:
-            tensors = first.tensors
-        else:
-            tensors = [
-                b"".join([job.request.tensors[i] for job in group.jobs])
-                for i in range(len(first.tensors))
-            ]
-        size = len(header) + sum(map(len, tensors))
-        return b"%binference-header-content-length: %d\r\ncontent-length: %d\r\n\r\n%b%b" % (
-            self._path,
-            len(header),
-            size,
-            header,
-            b"".join(tensors),
-        )
-
-    def _header(self, group: _Group) -> bytes:
-        request = group.jobs[0].request
-        inputs = []
-        for i, tensor in enumerate(self._model.signature.inputs):
-            inner = list(request.inner[i])
-            inputs.append(
-                {
-                    "name": tensor.name,
-                    "datatype": tensor.datatype,
-                    "shape": [group.rows, *inner] if self._model.batched else inner,
-                    "parameters": {
-                        "binary_data_size": sum(len(job.request.tensors[i]) for job in group.jobs)
-                    },
-                }
-            )
-        parameters = orjson.loads(request.parameters) if request.parameters else {}
-        parameters["binary_data_output"] = True
-        return orjson.dumps({"inputs": inputs, "parameters": parameters})
+    def _fail(self, job: Job, error: TritonError) -> None:
+        try:
+            job.failed(error)
+        except Exception:
+            log.exception("a failure could not be told")

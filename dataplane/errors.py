@@ -48,6 +48,8 @@ class Refusal(Exception):
         lines = b""
         if self.retry_after_s is not None:
             lines += b"retry-after: %d\r\n" % self.retry_after_s
+        if self.status == 401:
+            lines += b"www-authenticate: Bearer\r\n"
         if self.allow:
             lines += b"allow: %b\r\n" % self.allow
         return lines

@@ -8,6 +8,8 @@ from dataplane import compression
 from dataplane.errors import Refusal
 
 if TYPE_CHECKING:
+    from dataplane.admission import Tenancy
+    from dataplane.caller import Abandonable
     from dataplane.http_protocol import HttpConnection
 
 REASONS = {
@@ -47,10 +49,12 @@ class Exchange:
         "body",
         "ended",
         "headers",
+        "job",
         "keep_alive",
         "legacy",
         "method",
         "target",
+        "tenancy",
     )
 
     def __init__(self, connection: HttpConnection) -> None:
@@ -72,12 +76,20 @@ class Exchange:
         self.keep_alive = True
         # An HTTP/1.0 client, who must be told that the connection stays.
         self.legacy = False
+        # Whose concurrency the request counts in until it is answered; see `caller.Caller`.
+        self.tenancy: Tenancy | None = None
+        # Told when the client hangs up before the answer.
+        self.job: Abandonable | None = None
 
     def respond(self, status: int, body: bytes, headers: bytes = JSON) -> None:
         """Answer with `headers`, complete lines that end in CRLF. Later calls do nothing."""
         if self.ended:
             return
         self.ended = True
+        # The two refer to each other; nothing must be left for the garbage collector.
+        self.job = None
+        if self.tenancy is not None:
+            self.tenancy.leave()
         if len(body) >= self._connection.server.limits.compress_bytes_min:
             coding = compression.accepted(self.headers.get(b"accept-encoding", b""))
             if coding is not None and self.method != b"HEAD":

@@ -158,6 +158,9 @@ class HttpConnection(Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.server.lost(self)
         self.transport = None
+        for exchange in self._pending:
+            if exchange.job is not None:
+                exchange.job.abandoned()
         self._pending.clear()
         self._held.clear()
 

@@ -7,6 +7,7 @@ from itertools import count
 from time import monotonic
 from typing import TypeVar
 
+from dataplane.admission import read_timeout_s
 from dataplane.caller import Caller
 from dataplane.codec import Codec, InferRequest, check_unit, load_object
 from dataplane.errors import Refusal, bad_request
@@ -51,6 +52,7 @@ class Predictor:
     ) -> None:
         """Answer `caller`, whose request `asked` is understood by `read`. Raises Refusal."""
         arrived_at = monotonic()
+        tenancy = self.serving.admission.admit(caller)
         model = self.serving.model(name)
         cache = model.cache
         try:
@@ -58,17 +60,21 @@ class Predictor:
                 request = cache.read(_read_infer, model.codec, asked)
             else:
                 request = read(model.codec, asked)
-            unit = request.unit or self._unit(caller.headers, model)
+            headers = caller.headers
+            unit = request.unit or self._unit(headers, model)
+            timeout_s = read_timeout_s(headers, model.timeout_s)
         except Refusal:
             self._count_invalid(model, version)
             raise
         Prediction(
-            self.serving, self.telemetry, caller, form, model, request, unit, arrived_at
-        ).start(version)
+            self.serving, self.telemetry, caller, form, model, request, unit,
+            arrived_at, timeout_s, tenancy,
+        ).start(version)  # fmt: skip
 
     def plain(self, exchange: Exchange) -> None:
         """Answer `POST /predict`. Raises Refusal."""
         arrived_at = monotonic()
+        tenancy = self.serving.admission.admit(exchange)
         document = load_object(exchange.body)
         name = document.get("model")
         if type(name) is not str:
@@ -83,13 +89,15 @@ class Predictor:
             request = model.codec.read_rows(document["data"])
             user = document.get("user_id")
             unit = check_unit(user) if user is not None else self._unit(exchange.headers, model)
+            timeout_s = read_timeout_s(exchange.headers, model.timeout_s)
         except Refusal:
             self._count_invalid(model, version)
             raise
         request.id = self._request_id(exchange.headers, document.get("request_id"))
         Prediction(
-            self.serving, self.telemetry, exchange, plain_form, model, request, unit, arrived_at
-        ).start(version)
+            self.serving, self.telemetry, exchange, plain_form, model, request, unit,
+            arrived_at, timeout_s, tenancy,
+        ).start(version)  # fmt: skip
 
     def _unit(self, headers: dict[bytes, bytes], model: LiveModel) -> str | None:
         value = headers.get(model.unit_header)

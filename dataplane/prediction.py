@@ -11,11 +11,13 @@ import logging
 from collections.abc import Callable
 from time import monotonic
 
-from dataplane.batching import QueueFull
+from dataplane.admission import Tenancy
+from dataplane.batching import QueueFull, Unsent
 from dataplane.cache import Entry, Ticket
 from dataplane.caller import Caller
 from dataplane.codec import InferRequest
 from dataplane.errors import Refusal, unavailable
+from dataplane.fair_queue import ABANDONED
 from dataplane.plain import write_plain
 from dataplane.reply import NotJson, Output, write_answer
 from dataplane.serving import FIRST_ATTEMPT, Lane, LiveModel, Serving
@@ -23,6 +25,10 @@ from dataplane.telemetry import Telemetry
 from dataplane.triton import Fault, TritonError
 
 log = logging.getLogger("interlock.dataplane")
+
+# A client that waits for less than this part of the model's timeout is impatient: that its time
+# runs out says nothing about the version.
+IMPATIENT = 0.5
 
 # Writes an answer whose rows begin at the number given: header lines, and the body. Raises NotJson.
 Form = Callable[[LiveModel, Lane, InferRequest, list[Output], int], tuple[bytes, bytes]]
@@ -65,12 +71,15 @@ class Prediction:
         "_lane",
         "_model",
         "_serving",
-        "_submitted_at",
         "_telemetry",
+        "_tenancy",
+        "_timeout_s",
         "_unit",
         "deadline",
         "hurried",
+        "priority",
         "request",
+        "submitted_at",
         "ticket",
     )
 
@@ -84,6 +93,8 @@ class Prediction:
         request: InferRequest,
         unit: str | None,
         arrived_at: float,
+        timeout_s: float,
+        tenancy: Tenancy,
     ) -> None:
         # Makes the lanes.
         self._serving = serving
@@ -101,10 +112,16 @@ class Prediction:
         self._unit = unit
         # Monotonic seconds; the loop's own clock is only exact to a millisecond.
         self._arrived_at = arrived_at
+        # How long the client waits, at most as long as the model may take.
+        self._timeout_s = timeout_s
+        # Whose request it is.
+        self._tenancy = tenancy
+        # The tenant's class.
+        self.priority = tenancy.priority
         # When it was queued for the version it is with now.
-        self._submitted_at = arrived_at
+        self.submitted_at = arrived_at
         # When the version it is with must have answered.
-        self.deadline = arrived_at + model.timeout_s
+        self.deadline = arrived_at + timeout_s
         # See `batching.Job`.
         self.hurried = False
         # The lane that the request is in now.
@@ -122,10 +139,15 @@ class Prediction:
         lane = model.lanes.get(decision) or self._serving.lane(model, decision)
         if lane.fallback is not None:
             # What is left of the time is for the fallback.
-            self.deadline = self._arrived_at + FIRST_ATTEMPT * model.timeout_s
+            first_s = FIRST_ATTEMPT * model.timeout_s
+            if first_s < self._timeout_s:
+                self.deadline = self._arrived_at + first_s
         cached = lane.cached
-        if cached is not None and cached.model.takes(self, cached, "", self._caller):
-            return
+        if cached is not None:
+            if cached.model.takes(self, cached, self._tenancy.name, self._caller):
+                return
+        else:
+            self._caller.job = self
         self._enter(lane, self._arrived_at)
 
     def answered(self, outputs: list[Output], start: int, dispatched_at: float) -> None:
@@ -148,6 +170,12 @@ class Prediction:
         """Go to stable where there is a way, or answer with the failure."""
         lane = self._lane
         now = monotonic()
+        if error.fault is Fault.TIMEOUT and self._nobody_waits(error):
+            lane.runtime.breaker.released()
+            gone = self.deadline == ABANDONED
+            lane.runtime.stats.count("abandoned" if gone else "expired")
+            self._refuse(Refusal(504, "deadline_exceeded", error.message))
+            return
         if error.fault is Fault.REFUSED:
             lane.runtime.breaker.released()
         else:
@@ -157,7 +185,7 @@ class Prediction:
                 dead=error.fault.is_dead,
                 gone=error.fault is Fault.DEAD,
             )
-        if lane.fallback is not None:
+        if lane.fallback is not None and now < self._arrived_at + self._timeout_s:
             self._fall_back(lane, lane.fallback, error)
             return
         status, code = _REFUSALS[error.fault]
@@ -170,6 +198,21 @@ class Prediction:
             self._blame(self._first[0], fell_back=True)
         retry_after_s = 1 if status == 503 else None
         self._refuse(Refusal(status, code, error.message, retry_after_s=retry_after_s))
+
+    def abandoned(self) -> None:
+        """Leave the queue, if it is still there: the client hung up.
+
+        One that the cache knows goes on, for others may wait for its answer.
+        """
+        if self.ticket is None:
+            self.deadline = ABANDONED
+
+    def _nobody_waits(self, error: TritonError) -> bool:
+        """Return whether the time ran out for reasons of the client's, none of the version's."""
+        if self.deadline == ABANDONED:
+            # Once it was sent, no answer within the time is the version's doing.
+            return isinstance(error, Unsent)
+        return self._timeout_s < IMPATIENT * self._model.timeout_s
 
     # --- what the cache calls (see `dataplane.cache.flights.Asker`) ----------------------------
 
@@ -209,7 +252,7 @@ class Prediction:
 
     def _enter(self, lane: Lane, now: float) -> None:
         self._lane = lane
-        self._submitted_at = now
+        self.submitted_at = now
         runtime = lane.runtime
         breaker = runtime.breaker
         if not breaker.calm and not breaker.admits(now, last_resort=lane.fallback is None):
@@ -217,9 +260,9 @@ class Prediction:
             return
         try:
             runtime.batcher.submit(self)
-        except QueueFull:
+        except QueueFull as full:
             breaker.released()
-            self._turned_away(lane, "queue_full", "the version has too many requests waiting")
+            self._shed(lane, full)
 
     def _turned_away(self, lane: Lane, code: str, message: str) -> None:
         if lane.fallback is not None:
@@ -229,8 +272,25 @@ class Prediction:
             self._blame(lane, fell_back=False, status="rejected")
         self._refuse(unavailable(code, message))
 
+    def _shed(self, lane: Lane, full: QueueFull) -> None:
+        """Go to stable if it has room to spare, or refuse. It is no failure of the version."""
+        lane.runtime.stats.count("shed")
+        fallback = lane.fallback
+        if fallback is not None and fallback.runtime.batcher.has_room(self.request.rows):
+            error = TritonError(Fault.DEAD, full.code)
+            self._fall_back(lane, fallback, error, full.code, blamed=False)
+            return
+        self._serving.admission.count_shed(full.code)
+        self._refuse(unavailable(full.code, full.message, full.retry_after_s))
+
     def _fall_back(
-        self, lane: Lane, fallback: Lane, error: TritonError, reason: str | None = None
+        self,
+        lane: Lane,
+        fallback: Lane,
+        error: TritonError,
+        reason: str | None = None,
+        *,
+        blamed: bool = True,
     ) -> None:
         # Stable's answer must not be kept as this version's.
         ticket, self.ticket = self.ticket, None
@@ -238,10 +298,10 @@ class Prediction:
         reason = reason or error.fault.value
         fallbacks = lane.runtime.stats.fallbacks
         fallbacks[reason] = fallbacks.get(reason, 0) + 1
-        if error.fault is not Fault.REFUSED:
+        if blamed and error.fault is not Fault.REFUSED:
             # A refusal is held against the version only if stable accepts the same request.
             self._blame(lane, fell_back=True)
-        timeout_s = self._model.timeout_s
+        timeout_s = self._timeout_s
         self.deadline = self._arrived_at + timeout_s
         now = monotonic()
         self.hurried = self.deadline - now < timeout_s / 2
@@ -272,7 +332,7 @@ class Prediction:
         runtime.stats.latency.observe(now - self._arrived_at)
         first = self._first
         if first is None:
-            lane.counter.answered(self._unit, (now - self._submitted_at) * 1e6)
+            lane.counter.answered(self._unit, (now - self.submitted_at) * 1e6)
             if lane.decision.experiment:
                 self._expose(lane)
         elif first[1].fault is Fault.REFUSED:
@@ -291,7 +351,7 @@ class Prediction:
 
     def _respond(self, headers: bytes, body: bytes, dispatched_at: float, now: float) -> None:
         headers += b"server-timing: queue;dur=%.2f,infer;dur=%.2f,total;dur=%.2f\r\n" % (
-            (dispatched_at - self._submitted_at) * 1e3,
+            (dispatched_at - self.submitted_at) * 1e3,
             (now - dispatched_at) * 1e3,
             (now - self._arrived_at) * 1e3,
         )
@@ -315,4 +375,4 @@ class Prediction:
         return b"x-interlock-fallback: %b\r\n" % reason.encode()
 
 
-_TURNED_AWAY = ("breaker_open", "queue_full")
+_TURNED_AWAY = ("breaker_open", "queue_full", "overloaded")

@@ -1,0 +1,216 @@
+"""Who asks, and whether they may ask now: API key to tenant, quota and concurrency.
+
+A key is only ever compared by its SHA-256; neither keys nor digests are logged. What a tenant has
+used outlives the table: a new one changes limits in place. Where the table knows no tenants and
+asks for no key, whatever credentials a request brings are not ours, and everybody is nobody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from hashlib import sha256
+from math import ceil
+from time import monotonic
+from typing import Protocol
+
+from contract.routing import RoutingTable, Tenant
+from dataplane.errors import Refusal
+from dataplane.fair_queue import NORMAL, PRIORITIES
+
+TIMEOUT_HEADER = b"x-interlock-timeout-ms"
+# Distinct headers of known keys that are remembered; keys come with the table, so they are few.
+_MEMO_MAX = 10_000
+_RETRY_AFTER_MAX_S = 3_600
+# Longer than any timeout of a model; more digits would only cost time.
+_TIMEOUT_DIGITS_MAX = 9
+
+
+class Tenancy:
+    """What one tenant has used in this process. `limited` spares the others the check."""
+
+    __slots__ = (
+        "_at",
+        "_burst",
+        "_concurrency_max",
+        "_level",
+        "_rate",
+        "in_flight",
+        "limited",
+        "name",
+        "priority",
+    )
+
+    def __init__(self, name: str) -> None:
+        # Empty for nobody.
+        self.name = name
+        # The class in the fair queue.
+        self.priority = NORMAL
+        # True when there is any limit to check.
+        self.limited = False
+        # Requests that came in and were not answered yet, counted while limited.
+        self.in_flight = 0
+        # How many of them there may be.
+        self._concurrency_max: int | None = None
+        # Tokens that a second brings; None for no quota.
+        self._rate: float | None = None
+        # Tokens that the bucket holds at most.
+        self._burst = 0.0
+        # Tokens in it at the time below; None before the first quota, and stands for full.
+        self._level: float | None = None
+        # When the level was taken, on the clock of the admission.
+        self._at = 0.0
+
+    def limit(self, tenant: Tenant, share: int) -> None:
+        """Take the limits of `tenant`, divided among `share` processes; keep what was used."""
+        self.priority = PRIORITIES[tenant.priority]
+        rate, concurrency_max = tenant.requests_per_s, tenant.concurrency_max
+        if rate is None:
+            self._rate = self._level = None
+        else:
+            burst = tenant.burst if tenant.burst is not None else rate
+            self._rate = rate / share
+            # Below one token no request would ever pass.
+            self._burst = max(1.0, burst / share)
+            if self._level is not None:
+                self._level = min(self._level, self._burst)
+        self._concurrency_max = None if concurrency_max is None else ceil(concurrency_max / share)
+        self.limited = rate is not None or concurrency_max is not None
+
+    def enter(self, now: float) -> None:
+        """Count a request in. Raises Refusal (429), and then nothing is counted."""
+        concurrency_max = self._concurrency_max
+        if concurrency_max is not None and self.in_flight >= concurrency_max:
+            message = f"the tenant has {self.in_flight} requests under way and may have no more"
+            raise Refusal(429, "too_many_concurrent", message, retry_after_s=1)
+        if self._rate is not None:
+            self._take(now, self._rate)
+        self.in_flight += 1
+
+    def leave(self) -> None:
+        """Count a request out."""
+        self.in_flight -= 1
+
+    def _take(self, now: float, rate: float) -> None:
+        level = self._burst
+        if self._level is not None:
+            level = min(level, self._level + max(0.0, now - self._at) * rate)
+        self._at = now
+        self._level = level
+        if level < 1.0:
+            wait_s = (1.0 - level) / rate if rate > 0 else _RETRY_AFTER_MAX_S
+            raise Refusal(
+                429,
+                "quota_exceeded",
+                f"the tenant's quota of {rate:g} requests per second is used up",
+                retry_after_s=max(1, min(ceil(wait_s), _RETRY_AFTER_MAX_S)),
+            )
+        self._level = level - 1.0
+
+
+NOBODY = Tenancy("")
+
+
+class Asker(Protocol):
+    """A request as admission sees it; it calls `tenancy.leave` when it is answered, once."""
+
+    headers: dict[bytes, bytes]
+    tenancy: Tenancy | None
+
+
+class Admission:
+    """Knows the tenants of the applied table."""
+
+    def __init__(self, share: int = 1, clock: Callable[[], float] = monotonic) -> None:
+        # How many processes share each tenant's limits.
+        self._share = share
+        # Seconds, for the buckets.
+        self._clock = clock
+        # Nobody needs a key and nobody can have one: nothing is looked at.
+        self._open = True
+        # A request without a key is refused.
+        self._key_required = False
+        # Requests refused for want of room, by reason: quotas here, queues in the prediction.
+        self.sheds: dict[str, int] = {}
+        # By name; kept over tables.
+        self._tenancies: dict[str, Tenancy] = {}
+        # By SHA-256 of the key, in hex.
+        self._digests: dict[str, Tenancy] = {}
+        # By `x-api-key` as it came, for keys already recognised.
+        self._by_key: dict[bytes | None, Tenancy] = {}
+        # By `authorization` as it came, likewise.
+        self._by_authorization: dict[bytes | None, Tenancy] = {}
+
+    def apply(self, table: RoutingTable) -> None:
+        """Know the tenants of `table` from the next request on."""
+        before, self._tenancies = self._tenancies, {}
+        self._digests = {}
+        self._by_key = {}
+        self._by_authorization = {}
+        for name, tenant in table.tenants.items():
+            tenancy = self._tenancies[name] = before.get(name) or Tenancy(name)
+            tenancy.limit(tenant, self._share)
+            for digest in tenant.keys:
+                self._digests[digest] = tenancy
+        self._key_required = table.key_required
+        self._open = not table.tenants and not table.key_required
+
+    def admit(self, asker: Asker) -> Tenancy:
+        """Return who asks, and count the request in. Raises Refusal (401, 429)."""
+        if self._open:
+            return NOBODY
+        headers = asker.headers
+        key = headers.get(b"x-api-key")
+        if key is not None:
+            tenancy = self._by_key.get(key) or self._recognise(key, key, self._by_key)
+        else:
+            authorization = headers.get(b"authorization")
+            tenancy = self._by_authorization.get(authorization) or self._authorized(authorization)
+        if tenancy.limited:
+            try:
+                tenancy.enter(self._clock())
+            except Refusal as refusal:
+                self.count_shed(refusal.code)
+                raise
+            asker.tenancy = tenancy
+        return tenancy
+
+    def count_shed(self, reason: str) -> None:
+        """Count a request that is refused for want of room."""
+        self.sheds[reason] = self.sheds.get(reason, 0) + 1
+
+    def _authorized(self, value: bytes | None) -> Tenancy:
+        scheme, _, key = (value or b"").partition(b" ")
+        if scheme.lower() == b"bearer":
+            return self._recognise(value, key.strip(), self._by_authorization)
+        if self._key_required:
+            raise _unauthenticated("an API key is required: 'authorization: Bearer KEY'")
+        return NOBODY
+
+    def _recognise(
+        self, value: bytes | None, key: bytes, memo: dict[bytes | None, Tenancy]
+    ) -> Tenancy:
+        tenancy = self._digests.get(sha256(key).hexdigest())
+        if tenancy is None:
+            raise _unauthenticated("the API key is not known")
+        if len(memo) >= _MEMO_MAX:
+            memo.clear()
+        memo[value] = tenancy
+        return tenancy
+
+
+def read_timeout_s(headers: dict[bytes, bytes], most_s: float) -> float:
+    """Return how long the client waits, at most `most_s`. Raises Refusal (400)."""
+    value = headers.get(TIMEOUT_HEADER)
+    if value is None:
+        return most_s
+    if not value.isdigit() or len(value) > _TIMEOUT_DIGITS_MAX or int(value) == 0:
+        raise Refusal(
+            400,
+            "wrong_timeout",
+            f"{TIMEOUT_HEADER.decode()} must be a positive whole number of milliseconds",
+        )
+    return min(int(value) / 1000, most_s)
+
+
+def _unauthenticated(message: str) -> Refusal:
+    return Refusal(401, "unauthenticated", message)
