@@ -7,6 +7,7 @@ import json
 import struct
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from time import monotonic
 from typing import Any
 
 import orjson
@@ -149,11 +150,15 @@ class HeldTriton:
 class Waiter:
     """A job that remembers what became of it."""
 
-    def __init__(self, *rows: list[float], deadline: float = 1e12, key: object = None) -> None:
+    def __init__(
+        self, *rows: list[float], deadline: float = 1e12, key: object = None, priority: int = 1
+    ) -> None:
         packed = b"".join(struct.pack("<4f", *row) for row in rows)
         self.request = InferRequest(len(rows), [packed], key, ((4,),))
         self.deadline = deadline
+        self.submitted_at = monotonic()
         self.hurried = False
+        self.priority = priority
         self.sums: list[float] | None = None
         self.error: TritonError | None = None
 
@@ -178,8 +183,11 @@ class Upstream:
     def __init__(self) -> None:
         self.ready = True
         self.requests: list[bytes] = []
-        # What to do with the next requests: answer, "close", "hang", or bytes to send as they are.
+        # What to do with the next requests: "answer", "close", "hang", "half-close" (send no more
+        # but go on reading), "cut" (close in the middle of an answer), or bytes to send as they are.
         self.script: list[str | bytes] = []
+        # What to do with requests for which nothing is in the script.
+        self.always: str | bytes = "answer"
         self.connections = 0
         # How long each answer to an infer request takes.
         self.delay_s = 0.0
@@ -215,10 +223,15 @@ class Upstream:
                         length = int(line[15:])
                 request = head + await reader.readexactly(length)
                 self.requests.append(request)
-                act = self.script.pop(0) if self.script else "answer"
+                act = self.script.pop(0) if self.script else self.always
                 if act == "close":
                     return
-                if act == "hang":
+                if act == "cut":
+                    writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf an ans")
+                    return
+                if act == "half-close":
+                    writer.write_eof()
+                if act in ("hang", "half-close"):
                     await reader.read()
                     return
                 if b"/infer" in head:
@@ -230,9 +243,11 @@ class Upstream:
             writer.close()
 
     def _answer(self, request: bytes) -> bytes:
-        if request.startswith(b"GET"):
-            status, reply = (200, Reply(200, None, b"")) if self.ready else (
-                400, Reply(400, None, b'{"error":"Model version not ready"}'))  # fmt: skip
+        if not self.ready:
+            status = 400 if request.startswith(b"GET") else 503
+            reply = Reply(status, None, b'{"error":"Model version not ready"}')
+        elif request.startswith(b"GET"):
+            status, reply = 200, Reply(200, None, b"")
         else:
             reply = sums_reply(request)
             status = reply.status
