@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from django.contrib import admin
 from django.http import HttpRequest
 from unfold.admin import ModelAdmin, TabularInline
@@ -17,19 +15,7 @@ from apps.experiments.models import (
     RefusedOutcomes,
     Variant,
 )
-
-
-class ReadOnly:
-    """Look, and neither add, change nor delete."""
-
-    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
+from apps.lib.admin import ReadOnly
 
 
 class VariantInline(ReadOnly, TabularInline):  # type: ignore[misc]
