@@ -126,16 +126,7 @@ class ExperimentViewSet(
     )
     @action(detail=True, methods=["post"])
     def start(self, request: Request, name: str) -> Response:
-        experiment = self._operated(request, name)
-        given = ExperimentStartSerializer(data=request.data)
-        given.is_valid(raise_exception=True)
-        services.start_experiment(
-            experiment=experiment,
-            actor=actor_of(request),
-            now=database_now(),
-            revision=given.validated_data.get("revision"),
-        )
-        return Response(self._shown(name))
+        return self._act(request, name, services.start_experiment, ExperimentStartSerializer)
 
     @extend_schema(
         summary="Stop assigning units and freeze the result",
@@ -144,29 +135,28 @@ class ExperimentViewSet(
     )
     @action(detail=True, methods=["post"])
     def stop(self, request: Request, name: str) -> Response:
-        experiment = self._operated(request, name)
-        given = ExperimentStopSerializer(data=request.data)
-        given.is_valid(raise_exception=True)
-        services.stop_experiment(
-            experiment=experiment,
-            actor=actor_of(request),
-            now=database_now(),
-            reason=given.validated_data.get("reason", ""),
-            revision=given.validated_data.get("revision"),
-        )
-        return Response(self._shown(name))
+        return self._act(request, name, services.stop_experiment, ExperimentStopSerializer)
 
     @extend_schema(summary="The last analysis; frozen once it is completed")
     @action(detail=True, methods=["get"], serializer_class=ResultSerializer)
     def results(self, request: Request, name: str) -> Response:
         return Response(ResultSerializer(self.get_object()).data)
 
-    def _operated(self, request: Request, name: str) -> Experiment:
+    def _act(self, request: Request, name: str, service: Any, serializer: Any) -> Response:
+        """Call `service` with what `serializer` reads from the request."""
         experiment = self.get_queryset().filter(name=name).first()
         if experiment is None:
             raise NotFound(f"There is no experiment named {name}.")
         require_role(request.user, experiment.model, Role.OPERATOR)
-        return experiment
+        given = serializer(data=request.data)
+        given.is_valid(raise_exception=True)
+        service(
+            experiment=experiment,
+            actor=actor_of(request),
+            now=database_now(),
+            **given.validated_data,
+        )
+        return Response(self._shown(name))
 
     def _shown(self, name: str) -> Any:
         return ExperimentSerializer(self.get_queryset().get(name=name)).data
