@@ -2,9 +2,9 @@
 
 A table is applied whole or refused whole. Refused are a table that contradicts itself, that is
 older than the one applied, or that newly names a version which does not answer on every endpoint
-of its cluster (see `warmup`); the old table goes on serving, and the refused one is tried again at each
-poll, since a version may become ready. The last good table is on disk, so that a start without a
-control plane serves from it.
+of its cluster (see `warmup`); the old table goes on serving, and the refused one is tried again at
+each poll, since a version may become ready. The last good table is on disk, so that a start
+without a control plane serves from it.
 """
 
 from __future__ import annotations

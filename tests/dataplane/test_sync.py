@@ -95,7 +95,7 @@ async def test_it_refuses_a_version_that_is_not_ready_and_tries_again(tmp_path):
         await sync.pull()
         generation, reason = await refusal(sync, control)
         assert (serving.generation, generation) == (0, 5)
-        assert f"sums.1:1 is not ready on {upstream.address}: Model version not ready" in reason
+        assert f"sums:1 on {upstream.address}: Model version not ready" in reason
         upstream.ready = True
         await sync.pull()
         assert serving.generation == 5
@@ -107,7 +107,7 @@ async def test_a_version_must_be_ready_on_every_endpoint(tmp_path):
         control.publish(5, upstream.address, "127.0.0.1:1")
         await sync.pull()
         assert serving.generation == 0
-        assert "sums.1:1 on 127.0.0.1:1" in (await refusal(sync, control))[1]
+        assert "sums:1 on 127.0.0.1:1" in (await refusal(sync, control))[1]
 
 
 async def test_it_asks_only_for_versions_that_are_new(tmp_path):

@@ -184,7 +184,7 @@ class Upstream:
         self.ready = True
         self.requests: list[bytes] = []
         # What to do with the next requests: "answer", "close", "hang", "half-close" (send no more
-        # but go on reading), "cut" (close in the middle of an answer), or bytes to send as they are.
+        # but go on reading), "cut" (close in the middle of an answer), or bytes to send as is.
         self.script: list[str | bytes] = []
         # What to do with requests for which nothing is in the script.
         self.always: str | bytes = "answer"
