@@ -1,0 +1,86 @@
+"""A data plane with a cache on a fake Triton, and askers for what stands before it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+
+from contract.routing import Cache as Settings
+from dataplane.cache import Cache
+from dataplane.errors import Refusal
+from dataplane.predict import Predictor
+from dataplane.serving import Serving
+from dataplane.telemetry import Telemetry
+from tests.dataplane.wire import Wire, request
+from tests.dataplane.worlds import HeldTriton, body, model, sums_reply, table
+
+ROW = [1.0, 2.0, 3.0, 4.0]
+INFER = "/v2/models/sums/infer"
+ON = Settings(ttl_s=60)
+
+
+class Plane:
+    """Serves one model whose cache is on; `ask` is one request and its answer."""
+
+    def __init__(self, answer=sums_reply, shared=None, **changes):
+        loop = asyncio.get_running_loop()
+        self.triton = HeldTriton(answer)
+        self.telemetry = Telemetry(time.time)
+        self.serving = Serving(self.triton, self.telemetry, loop, 4)
+        self.cache = self.serving.cache = Cache(loop, shared, 1_000, 10_000_000)
+        self.apply(1, **changes)
+        self.predictor = Predictor(self.serving, self.telemetry, "boot")
+
+    def apply(self, generation, **changes):
+        self.serving.apply(table(model(**{"cache": ON} | changes), generation))
+
+    def answer(self, exchange):
+        """Do what the application does for the paths of predictions."""
+        parts = exchange.target.decode().split("/")
+        try:
+            if parts[1] == "predict":
+                self.predictor.plain(exchange)
+            else:
+                self.predictor.infer(exchange, parts[3], parts[5] if len(parts) == 7 else None)
+        except Refusal as refusal:
+            exchange.refuse(refusal)
+
+    def send(self, payload=None, headers="", target=INFER):
+        """Send a request; the wire shows what comes back."""
+        wire = Wire(answer=self.answer)
+        wire.feed(request(target, body(ROW) if payload is None else payload, headers))
+        return wire
+
+    async def ask(self, payload=None, headers="", target=INFER, turns=15):
+        wire = self.send(payload, headers, target)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        return Answer(wire.transport.written)
+
+    async def state(self, *args, **named):
+        return (await self.ask(*args, **named)).state
+
+    @property
+    def calls(self):
+        return len(self.triton.calls)
+
+    def windows(self):
+        windows, self.exposures = self.telemetry.drain(self.serving.generation)
+        return {window.variant: window for window in windows}
+
+
+class Answer:
+    def __init__(self, data):
+        head, _, self.body = data.partition(b"\r\n\r\n")
+        lines = head.decode().split("\r\n")
+        self.status = int(lines[0].split()[1])
+        self.headers = dict(line.split(": ", 1) for line in lines[1:])
+
+    @property
+    def state(self):
+        return self.headers["x-interlock-cache"]
+
+    @property
+    def json(self):
+        return json.loads(self.body)
