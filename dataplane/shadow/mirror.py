@@ -20,7 +20,7 @@ from time import monotonic
 from contract.bucketing import BUCKETS, bucket
 from contract.messages import ShadowWindow
 from contract.routing import ModelRoute, RoutingTable, Shadow
-from dataplane.batching import Batcher, QueueFull
+from dataplane.batching import Batcher, QueueFull, Unsent
 from dataplane.breaker import Breaker
 from dataplane.codec import InferRequest
 from dataplane.reply import Output
@@ -129,6 +129,10 @@ class Copy:
     def failed(self, error: TritonError) -> None:
         """Count that the shadow failed where stable did not."""
         breaker = self.mirror.runtime.breaker
+        if isinstance(error, Unsent):
+            breaker.released()
+            self.mirror.shadows.end(self, "budget")
+            return
         if error.fault is Fault.REFUSED:
             breaker.released()
         else:

@@ -97,6 +97,19 @@ async def test_live_requests_do_not_meet_a_shadow_that_is_slow_and_flooded():
         assert results["compared"] >= 8
 
 
+async def test_a_copy_that_never_left_its_queue_is_no_failure_of_the_shadow():
+    async with shades(settings={"batches_max": 1}, timeout_ms=400) as plane:
+        plane.shadow.always = "hang"
+        await plane.ask(unit="a")
+        await until(lambda: len(plane.shadow.requests) == 1)
+        # The next copy has less time than the one before it takes.
+        plane.apply(generation=2, timeout_ms=100)
+        await plane.ask(unit="b")
+        await plane.settled()
+        assert plane.results() == {"failed": 1, "budget": 1}
+        assert len(plane.shadow.requests) == 1
+
+
 async def test_a_shadow_has_no_more_connections_than_it_may():
     async with shades(settings={"batches_max": 50}) as plane:
         plane.shadow.delay_s = 0.01
