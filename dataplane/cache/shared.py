@@ -102,6 +102,8 @@ class SharedCache:
         self._calls: set[asyncio.Task[None]] = set()
         # A write is among them: one is enough.
         self._writing = False
+        # Nothing is asked any more.
+        self._closed = False
         # Failures since the last call that went well.
         self._failed_in_a_row = 0
         # Until then nothing is asked.
@@ -139,11 +141,11 @@ class SharedCache:
 
     async def close(self) -> None:
         """End all calls and close the connections."""
+        self._closed = True
+        self._give_up()
         for call in list(self._calls):
             call.cancel()
         await asyncio.gather(*self._calls, return_exceptions=True)
-        for batch in self._batches:
-            batch.end(None)
         await self._client.aclose()  # type: ignore[attr-defined]
 
     # --- one turn ------------------------------------------------------------------------------
@@ -205,6 +207,8 @@ class SharedCache:
     # --- when Redis does not answer ------------------------------------------------------------
 
     def _available(self) -> bool:
+        if self._closed:
+            return False
         if self._failed_in_a_row < FAILURES_MAX:
             return True
         # One call tries again.

@@ -117,6 +117,7 @@ async def test_while_it_does_without_one_call_tries_again(monkeypatch):
     async with shared(CLOSED) as cache:
         for _ in range(FAILURES_MAX):
             await ask(cache)
+        await until(lambda: not cache._calls)
         asked = [Asked() for _ in range(3)]
         assert [cache.ask(KEY, each) for each in asked] == [True] * 3
         await asyncio.sleep(0)
