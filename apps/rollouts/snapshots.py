@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
-from django.db.models import Prefetch
+from django.db.models import Prefetch, TextField
+from django.db.models.functions import Cast
 
 from apps.models import models as registry
 from apps.models.models import ApiKey, Deployment, RegisteredModel, ServingCluster, ServingPolicy
@@ -37,9 +39,10 @@ VERSION_COLUMNS = (
     "version__model_id",
     "version__model__name",
     "version__number",
-    "version__signature",
+    # As text: most versions share their signature with others, and it is read once for all.
+    Cast("version__signature", TextField()),
     "version__batched",
-    "version__warmup",
+    Cast("version__warmup", TextField()),
     "version__created_at",
     "cluster__name",
     "state",
@@ -62,18 +65,21 @@ def read_snapshot() -> Snapshot:
 def _placed_versions() -> dict[int, list[VersionSnapshot]]:
     """Return the versions that are on a cluster, by their model's primary key."""
     placed: dict[int, list[VersionSnapshot]] = {}
+    signatures: dict[str, dict[str, Any]] = {}
     rows = Deployment.objects.exclude(state=DeploymentState.ABSENT).order_by("pk")
     for row in rows.values_list(*VERSION_COLUMNS):
         model_id, name, number, signature, batched, warmup, created_at, cluster, state = row
+        if signature not in signatures:
+            signatures[signature] = json.loads(signature)
         placed.setdefault(model_id, []).append(
             VersionSnapshot(
                 number=number,
-                signature=signature,
+                signature=signatures[signature],
                 batched=batched,
                 cluster=cluster,
                 triton_model=name_in_triton(name, number),
                 is_ready=state == DeploymentState.READY,
-                warmup=encode_warmup(warmup),
+                warmup="" if warmup == "[]" else encode_warmup(json.loads(warmup)),
                 created_at_ms=round(created_at.timestamp() * 1_000),
             )
         )
