@@ -114,7 +114,9 @@ class Batcher:
     def submit(self, job: Job) -> None:
         """Queue `job`. Raises QueueFull, and Overloaded, which is one too."""
         queue = self._queue
-        rows = queue.rows + self._alone_rows + job.request.rows
+        request = job.request
+        own = request.rows
+        rows = queue.rows + self._alone_rows + own
         pace = self._pace
         if rows > self._waiting_max:
             raise QueueFull(pace.drained_in_s(rows))
@@ -125,11 +127,9 @@ class Batcher:
             raise Overloaded(pace.drained_in_s(rows))
         if job.hurried:
             self._alone.append(job)
-            self._alone_rows += job.request.rows
+            self._alone_rows += own
             self._send_ready()
-            return
-        line = queue.put(job)
-        if line.due:
+        elif queue.put(job, request.key, own):
             self._send_ready()
         elif self.in_flight == 0:
             self._start_soon()
@@ -168,7 +168,7 @@ class Batcher:
 
     def _start_idle(self) -> None:
         self._starting = False
-        if self.in_flight == 0 and not self._alone and not self._queue.has_due:
+        if self.in_flight == 0 and not self._alone and not self._queue.due_lines:
             self._queue.hasten()
         self._send_ready()
         if self._queue.rows and self._timer is None:
@@ -183,17 +183,16 @@ class Batcher:
         self._send_ready()
 
     def _send_ready(self) -> None:
-        while self.in_flight < self._in_flight_max:
+        queue = self._queue
+        while self.in_flight < self._in_flight_max and (self._alone or queue.due_lines):
             now = monotonic()
             if self._alone:
-                batch = Batch()
                 job = self._alone.popleft()
-                self._alone_rows -= job.request.rows
-                batch.add(job, now)
-            elif self._queue.has_due:
-                batch = self._queue.take(now)
+                rows = job.request.rows
+                self._alone_rows -= rows
+                batch = Batch([job], rows, now)
             else:
-                return
+                batch = queue.take(now)
             if batch.jobs:
                 self._send(batch, now)
             for job in batch.late:
@@ -228,7 +227,7 @@ class Batcher:
             for job in batch.jobs
             if ABANDONED < job.deadline <= now and job not in batch.expired
         ]
-        batch.expired += late
+        batch.expired = [*batch.expired, *late]
         left = [job.deadline for job in batch.jobs if job.deadline > now]
         if left and batch.latest - min(left) > _CLOSE_S:
             batch.timer = self._loop.call_later(min(left) - now, self._expire, batch)
@@ -256,14 +255,15 @@ class Batcher:
         else:
             now = monotonic()
             self._pace.answered(batch.rows, now - dispatched_at, now, pressed=batch.pressed)
+            expired = batch.expired
             start = 0
             for job in batch.jobs:
-                if not batch.expired or job not in batch.expired:
-                    try:
+                try:
+                    if not expired or job not in expired:
                         job.answered(outputs, start, dispatched_at)
-                    except Exception:
-                        # Its neighbours still wait for their rows.
-                        log.exception("an answer could not be given")
+                except Exception:
+                    # Its neighbours still wait for their rows.
+                    log.exception("an answer could not be given")
                 start += job.request.rows
         self._send_ready()
         if self.in_flight == 0 and self._queue.rows:

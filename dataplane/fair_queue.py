@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from asyncio import TimerHandle
 from collections import deque
+from collections.abc import Sequence
 from typing import Protocol
 
 from dataplane.codec import InferRequest
@@ -26,6 +27,8 @@ WEIGHTS = (16, 4, 1)
 PRIORITIES = {"high": HIGH, "normal": NORMAL, "low": LOW}
 # The deadline of a job whose client hung up: it is dropped as soon as it is met in the queue.
 ABANDONED = float("-inf")
+# Empty lines that are kept to be used again.
+_SPARE_MAX = 4
 # A timer of the loop is no more exact than this.
 _TICK_S = 0.001
 
@@ -49,52 +52,35 @@ class Job(Protocol):
 
 
 class Batch:
-    """Jobs that leave together."""
+    """Jobs that leave together; what seldom differs from batch to batch stands in the class."""
 
-    __slots__ = (
-        "ended",
-        "expired",
-        "jobs",
-        "late",
-        "latest",
-        "pressed",
-        "rows",
-        "soonest",
-        "timer",
-    )
+    # Jobs whose deadline passed before they could leave; they are not in the batch.
+    late: Sequence[Job] = ()
+    # Others stayed behind, so that the batch is as large as it could be.
+    pressed = False
+    # Jobs whose own deadline passed while the batch was under way; their rows stay in it.
+    expired: Sequence[Job] = ()
+    # Fires at the first deadline, where deadlines lie far apart.
+    timer: TimerHandle | None = None
+    # Its end was reported.
+    ended = False
 
-    def __init__(self) -> None:
+    def __init__(self, jobs: list[Job], rows: int, now: float) -> None:
+        deadlines = [job.deadline for job in jobs]
+        soonest = min(deadlines)
+        if soonest <= now:
+            self.late = [job for job in jobs if job.deadline <= now]
+            jobs = [job for job in jobs if job.deadline > now]
+            rows -= sum(job.request.rows for job in self.late)
+            soonest = min((job.deadline for job in jobs), default=now)
         # In the order of their rows in the batch.
-        self.jobs: list[Job] = []
+        self.jobs = jobs
         # The rows of all of them.
-        self.rows = 0
+        self.rows = rows
         # The first deadline among them.
-        self.soonest = float("inf")
+        self.soonest = soonest
         # The last one.
-        self.latest = 0.0
-        # Jobs whose deadline passed before they could leave; they are not in the batch.
-        self.late: list[Job] = []
-        # Others stayed behind, so that the batch is as large as it could be.
-        self.pressed = False
-        # Jobs whose own deadline passed while the batch was under way; their rows stay in it.
-        self.expired: list[Job] = []
-        # Fires at the first deadline, where deadlines lie far apart.
-        self.timer: TimerHandle | None = None
-        # Its end was reported.
-        self.ended = False
-
-    def add(self, job: Job, now: float) -> None:
-        """Put `job` into the batch, or among the late."""
-        deadline = job.deadline
-        if deadline <= now:
-            self.late.append(job)
-            return
-        self.jobs.append(job)
-        self.rows += job.request.rows
-        if deadline < self.soonest:
-            self.soonest = deadline
-        if deadline > self.latest:
-            self.latest = deadline
+        self.latest = max(deadlines)
 
 
 class Line:
@@ -102,9 +88,9 @@ class Line:
 
     __slots__ = ("due", "jobs", "key", "rows")
 
-    def __init__(self, key: object) -> None:
+    def __init__(self) -> None:
         # What its requests have in common.
-        self.key = key
+        self.key: object = None
         # By class, each in the order of arrival.
         self.jobs: tuple[deque[Job], ...] = tuple(deque() for _ in CLASSES)
         # The rows of all of them.
@@ -120,7 +106,18 @@ class Line:
 class FairQueue:
     """All lines of one version."""
 
-    __slots__ = ("_delay_s", "_due", "_lines", "_rows_max", "_tags", "_virtual", "rows", "waiting")
+    __slots__ = (
+        "_delay_s",
+        "_due",
+        "_lines",
+        "_rows_max",
+        "_spare",
+        "_tags",
+        "_virtual",
+        "due_lines",
+        "rows",
+        "waiting",
+    )
 
     def __init__(self, rows_max: int, delay_s: float) -> None:
         # Rows of a full batch.
@@ -129,44 +126,42 @@ class FairQueue:
         self._delay_s = delay_s
         # Lines with waiting requests by key, the one that began to wait first in front.
         self._lines: dict[object, Line] = {}
+        # Empty lines to use again.
+        self._spare: list[Line] = []
         # By class: the due lines with requests of the class, in the order of their turns.
         self._due: tuple[dict[Line, None], ...] = tuple({} for _ in CLASSES)
         # By class: what it has sent so far, in rows over weight.
         self._tags = [0.0 for _ in CLASSES]
         # The tag of the class that went last, where one that rested begins.
         self._virtual = 0.0
+        # Lines that are due: so many batches may leave, and more where a line is long.
+        self.due_lines = 0
         # Rows that wait.
         self.rows = 0
         # The same by class.
         self.waiting = [0 for _ in CLASSES]
 
-    @property
-    def has_due(self) -> bool:
-        """A batch may leave."""
-        high, normal, low = self._due
-        return bool(normal or high or low)
-
-    def put(self, job: Job) -> Line:
-        """Queue `job`; its line may be due by that."""
-        request = job.request
-        key = request.key
+    def put(self, job: Job, key: object, rows: int) -> bool:
+        """Queue `job`; return whether its line is due."""
+        priority = job.priority
         line = self._lines.get(key)
         if line is None:
-            line = self._lines[key] = Line(key)
-        priority = job.priority
-        rows = request.rows
+            line = self._begin(key)
         line.jobs[priority].append(job)
-        line.rows += rows
+        line.rows = in_line = line.rows + rows
         self.rows += rows
         waiting = self.waiting
-        if not waiting[priority] and self._tags[priority] < self._virtual:
+        before = waiting[priority]
+        waiting[priority] = before + rows
+        if not before and self._tags[priority] < self._virtual:
             self._tags[priority] = self._virtual
-        waiting[priority] += rows
         if line.due:
             self._due[priority][line] = None
-        elif line.rows >= self._rows_max:
+            return True
+        if in_line >= self._rows_max:
             self._make_due(line)
-        return line
+            return True
+        return False
 
     def hasten(self) -> None:
         """Make the line that waits longest due, for a version that has nothing to do."""
@@ -189,47 +184,61 @@ class FairQueue:
     def take(self, now: float) -> Batch:
         """Return the next batch of the lines that are due; there must be one."""
         tags = self._tags
-        lead = min((c for c in CLASSES if self._due[c]), key=tags.__getitem__)
+        lead = -1
+        for priority in CLASSES:
+            if self._due[priority] and (lead < 0 or tags[priority] < tags[lead]):
+                lead = priority
         self._virtual = max(self._virtual, tags[lead])
         line = next(iter(self._due[lead]))
-        batch = Batch()
-        if sum(map(bool, line.jobs)) == 1:
-            self._take_class(batch, line, lead, now)
+        before = line.rows
+        if self.waiting[lead] == self.rows:
+            jobs = self._take_class(line, lead)
         else:
-            self._take_mixed(batch, line, now)
+            jobs = self._take_mixed(line, now)
+        batch = Batch(jobs, before - line.rows, now)
         self._settle(line, now)
         batch.pressed = self.rows > 0
         return batch
 
-    def _take_class(self, batch: Batch, line: Line, priority: int, now: float) -> None:
-        jobs = line.jobs[priority]
-        taken = 0
-        while jobs:
-            rows = jobs[0].request.rows
-            if batch.rows and batch.rows + rows > self._rows_max:
-                break
-            batch.add(jobs.popleft(), now)
-            taken += rows
-        self._charge(line, priority, taken)
-        self._tags[priority] += batch.rows / WEIGHTS[priority]
+    def _take_class(self, line: Line, priority: int) -> list[Job]:
+        """Take what is next where no other class waits for anything."""
+        queue = line.jobs[priority]
+        rows = line.rows
+        if rows <= self._rows_max:
+            jobs = list(queue)
+            queue.clear()
+        else:
+            jobs, rows = [], 0
+            while queue and (not jobs or rows + queue[0].request.rows <= self._rows_max):
+                job = queue.popleft()
+                jobs.append(job)
+                rows += job.request.rows
+        self._charge(line, priority, rows)
+        self._tags[priority] += rows / WEIGHTS[priority]
+        return jobs
 
-    def _take_mixed(self, batch: Batch, line: Line, now: float) -> None:
+    def _take_mixed(self, line: Line, now: float) -> list[Job]:
+        jobs: list[Job] = []
+        rows = 0
         tags = self._tags
-        classes = [c for c in CLASSES if line.jobs[c]]
+        classes = [priority for priority in CLASSES if line.jobs[priority]]
         while classes:
             priority = min(classes, key=tags.__getitem__)
-            jobs = line.jobs[priority]
-            rows = jobs[0].request.rows
-            if batch.rows and batch.rows + rows > self._rows_max:
+            queue = line.jobs[priority]
+            more = queue[0].request.rows
+            if rows and rows + more > self._rows_max:
                 classes.remove(priority)
                 continue
-            before = batch.rows
-            batch.add(jobs.popleft(), now)
-            self._charge(line, priority, rows)
-            # What was late did not leave, and costs nothing.
-            tags[priority] += (batch.rows - before) / WEIGHTS[priority]
-            if not jobs:
+            job = queue.popleft()
+            jobs.append(job)
+            self._charge(line, priority, more)
+            if job.deadline > now:
+                # What is late takes no place, and costs nothing.
+                rows += more
+                tags[priority] += more / WEIGHTS[priority]
+            if not queue:
                 classes.remove(priority)
+        return jobs
 
     def _charge(self, line: Line, priority: int, rows: int) -> None:
         line.rows -= rows
@@ -237,18 +246,28 @@ class FairQueue:
         self.waiting[priority] -= rows
 
     def _settle(self, line: Line, now: float) -> None:
-        """Give a line that sent a batch its next turn behind the others, or drop it."""
+        """Give a line that sent a batch its next turn behind the others, or put it away."""
         for due in self._due:
-            due.pop(line, None)
+            if line in due:
+                del due[line]
+        line.due = False
+        self.due_lines -= 1
         if not line.rows:
             del self._lines[line.key]
-            return
-        line.due = False
-        if line.rows >= self._rows_max or line.oldest() + self._delay_s <= now:
+            if len(self._spare) < _SPARE_MAX:
+                self._spare.append(line)
+        elif line.rows >= self._rows_max or line.oldest() + self._delay_s <= now:
             self._make_due(line)
+
+    def _begin(self, key: object) -> Line:
+        line = self._spare.pop() if self._spare else Line()
+        line.key = key
+        self._lines[key] = line
+        return line
 
     def _make_due(self, line: Line) -> None:
         line.due = True
-        for jobs, due in zip(line.jobs, self._due, strict=True):
-            if jobs:
-                due[line] = None
+        self.due_lines += 1
+        for priority in CLASSES:
+            if line.jobs[priority]:
+                self._due[priority][line] = None
