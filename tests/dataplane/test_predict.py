@@ -40,7 +40,7 @@ class Plane:
         self.serving = Serving(self.triton, self.telemetry, loop, 4)
         self.apply(1, **changes)
         predictor = Predictor(self.serving, self.telemetry, "boot")
-        self.application = Application(predictor, None, None, "boot")
+        self.application = Application(predictor, None, None, "boot", None, "", None)
 
     def apply(self, generation, **changes):
         self.serving.apply(table(model(**changes), generation))
