@@ -53,6 +53,8 @@ class Server:
         self.connections_max = 4_096
         # Set when the stop began: each connection closes after its last answer.
         self.stopping = False
+        # Set when nobody should come any more: whoever does is turned away.
+        self.closing = False
         # Set when a connection is lost.
         self._lost = Event()
 
@@ -82,7 +84,7 @@ class Server:
 
     def stop(self) -> None:
         """Close idle connections now and the others after the answers they wait for."""
-        self.stopping = True
+        self.stopping = self.closing = True
         for connection in list(self.connections):
             connection.close_when_idle()
 
@@ -151,7 +153,7 @@ class HttpConnection(Protocol):
     def connection_made(self, transport: object) -> None:
         self.transport = cast(Transport, transport)
         self._since_s = self.server.now_s
-        if len(self.server.connections) >= self.server.connections_max or self.server.stopping:
+        if len(self.server.connections) >= self.server.connections_max or self.server.closing:
             self.transport.abort()
         self.server.connections.add(self)
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-import signal
+import socket
 import time
 from email.utils import formatdate
+from typing import TYPE_CHECKING
 
 import httpx
 import redis.asyncio as redis
@@ -15,12 +16,14 @@ import redis.asyncio as redis
 from dataplane.app import Application
 from dataplane.cache import Cache, SharedCache, shared_client
 from dataplane.config import Config
+from dataplane.heartbeat import Heartbeat
 from dataplane.http_protocol import HttpConnection, Server
-from dataplane.pin import PinFile, Pins
+from dataplane.lodging import Lodging
+from dataplane.pin import Pins
+from dataplane.pinfile import PinFile
 from dataplane.predict import Predictor
 from dataplane.serving import Serving
 from dataplane.shadow.mirror import Shadows
-from dataplane.spool import Spool
 from dataplane.staleness import Staleness
 from dataplane.stream import Publisher
 from dataplane.sync import Sync
@@ -28,13 +31,17 @@ from dataplane.tables import TableFile
 from dataplane.telemetry import Telemetry
 from dataplane.triton import Triton
 
+if TYPE_CHECKING:
+    from dataplane.grpc_service import GrpcService
+
 log = logging.getLogger("interlock.dataplane")
 
 CONTROL_TIMEOUT_S = 5.0
 REDIS_TIMEOUT_S = 5.0
-# For so long after the stop began, connections still take a request, and answer that they close.
-# A load balancer that has not yet seen the failing readiness loses nothing.
-LAME_DUCK_S = 0.5
+# For so long after nobody new can come, connections still take a request, and answer that they
+# close: a request that is on its way is not lost.
+SETTLE_S = 0.5
+ADOPT_INTERVAL_S = 10.0
 
 
 class Instance:
@@ -81,9 +88,13 @@ class Instance:
         self._redis = _redis_client(config)
         # The client of the control plane.
         self._control = _control_client(config)
+        # What waits on disk, in a folder of its own, and what others left behind.
+        self._lodging = Lodging(config.state_dir / "spool", self.boot, config.spool_bytes_max)
+        # Takes over what others left behind.
+        self._adopt = Heartbeat("adopt")
         # Carries telemetry and outcomes away.
         self.publisher = Publisher(
-            Spool(config.state_dir / "spool", config.spool_bytes_max),
+            self._lodging.spool,
             self._redis,
             self.telemetry,
             instance=config.instance_name,
@@ -125,33 +136,72 @@ class Instance:
         self.server = Server(self.application, config.limits)
         # Beyond this count connections are closed as they come.
         self.server.connections_max = config.connections_max
-        # The listening socket, once it is open.
-        self._listener: asyncio.Server | None = None
+        # Listeners by the number of their socket; alone there is one, without siblings' numbers.
+        self._listeners: dict[int, asyncio.Server] = {}
+        # Serves gRPC, where that is switched on, and its port.
+        self._grpc: GrpcService | None = None
+        self.grpc_port: int | None = None
         # Background loops, referenced so that they are not collected.
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> int:
-        """Serve from the stored table if there is one, listen, begin to sync; return the port."""
+        """Prepare, and listen on a socket of our own; return the port."""
+        await self.prepare()
         config = self._config
-        self.pins.load()
-        await self.sync.start_from_disk()
-        self._listener = await self._loop.create_server(
-            lambda: HttpConnection(self.server), config.host, config.port, backlog=1_024
+        await self.listen_grpc()
+        listener = self._listeners[0] = await self._loop.create_server(
+            self._connection, config.host, config.port, backlog=1_024
         )
-        loops = [*self.sync.loops(), *self.publisher.loops(), self._tick()]
-        self._tasks = [self._loop.create_task(loop) for loop in loops]
-        port = int(self._listener.sockets[0].getsockname()[1])
+        port = int(listener.sockets[0].getsockname()[1])
         log.info("listening: %s:%d as %s", config.host, port, config.instance_name)
         return port
 
-    async def stop(self) -> None:
-        """Fail readiness, finish what is in flight, flush, say goodbye; within the bound."""
+    async def prepare(self) -> None:
+        """Serve from the stored table if there is one, and begin to sync."""
+        await self.sync.start_from_disk()
+        adopt = self._adopt.run(self._lodging.adopt, ADOPT_INTERVAL_S)
+        loops = [*self.sync.loops(), *self.publisher.loops(), adopt, self._tick()]
+        self._tasks = [self._loop.create_task(loop) for loop in loops]
+
+    async def listen_grpc(self) -> None:
+        """Serve gRPC as well, where that is set; workers share its port."""
+        if self._config.grpc_bind is not None:
+            await self._start_grpc(*self._config.grpc_bind)
+
+    async def accept(self, sockets: dict[int, socket.socket]) -> None:
+        """Accept on these listening sockets, which stay the parent's, and on no others."""
+        for number in self._listeners.keys() - sockets.keys():
+            self._listeners.pop(number).close()
+        for number in sockets.keys() - self._listeners.keys():
+            self._listeners[number] = await self._loop.create_server(
+                self._connection, sock=sockets[number].dup(), backlog=1_024
+            )
+
+    def _connection(self) -> HttpConnection:
+        return HttpConnection(self.server)
+
+    async def _start_grpc(self, host: str, port: int) -> None:
+        # Imported here, since it takes time and memory that those without gRPC need not pay.
+        from dataplane.grpc_service import GrpcService
+
+        config, application = self._config, self.application
+        self._grpc = GrpcService(
+            application.predictor, application.not_ready, config.limits, config.connections_max
+        )
+        self.grpc_port = await self._grpc.start(host, port)
+        log.info("listening: %s:%d for gRPC", host, self.grpc_port)
+
+    async def stop(self, *, replaced: bool = False) -> None:
+        """Fail readiness, finish what is in flight, flush, say goodbye; within the bound.
+
+        Where somebody has taken this one's place, no new connection need be answered here.
+        """
         started_at = self._loop.time()
         self.application.stopping = True
         self.server.stopping = True
         try:
             async with asyncio.timeout(self._config.stop_timeout_s * 0.6):
-                await self._drain()
+                await self._drain(0.0 if replaced else self._config.group.lame_duck_s)
         except TimeoutError:
             log.warning("stop: %d connections are cut", len(self.server.connections))
             self.server.abort()
@@ -160,7 +210,7 @@ class Instance:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         try:
             async with asyncio.timeout(self._config.stop_timeout_s * 0.3):
-                await self._say_goodbye()
+                await self._say_goodbye(stopping=not replaced)
         except TimeoutError:
             log.warning("stop: the last report or the last telemetry did not leave in time")
         self.triton.close()
@@ -168,21 +218,25 @@ class Instance:
         await self.cache.close()
         await self._redis.aclose()  # type: ignore[attr-defined]
         await self._control.aclose()
+        self._lodging.close()
         log.info("stopped: after %.1f s", self._loop.time() - started_at)
 
-    async def _drain(self) -> None:
-        if self._listener is not None:
-            self._listener.close()
-        await asyncio.sleep(LAME_DUCK_S)
+    async def _drain(self, lame_duck_s: float) -> None:
+        # A load balancer that has not yet seen the failing readiness loses nothing.
+        await asyncio.sleep(lame_duck_s)
+        await self.accept({})
+        await asyncio.sleep(SETTLE_S)
         self.server.stop()
+        if self._grpc is not None:
+            await self._grpc.stop(self._config.stop_timeout_s * 0.4)
         await self.server.emptied()
 
-    async def _say_goodbye(self) -> None:
+    async def _say_goodbye(self, *, stopping: bool) -> None:
         await self.publisher.store_outcomes()
         await self.publisher.flush_telemetry()
         results = await asyncio.gather(
             self.publisher.send_spooled(),
-            self.sync.report(stopping=True),
+            self.sync.report(stopping=stopping),
             return_exceptions=True,
         )
         for result in results:
@@ -212,16 +266,3 @@ def _control_client(config: Config) -> httpx.AsyncClient:
         timeout=CONTROL_TIMEOUT_S,
         trust_env=False,
     )
-
-
-async def serve(config: Config) -> int:
-    """Run one instance until SIGTERM or SIGINT; return the exit code."""
-    loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    instance = Instance(config, loop)
-    await instance.start()
-    await stop.wait()
-    await instance.stop()
-    return 0

@@ -24,6 +24,7 @@ from dataplane.codec import Codec
 from dataplane.errors import Refusal, unavailable
 from dataplane.exchange import JSON
 from dataplane.metrics import VersionStats
+from dataplane.pinfile import PIN_ALL
 from dataplane.router import Decision, Router
 from dataplane.shadow.mirror import Mirror, Shadows
 from dataplane.telemetry import DEFAULT_INTERVAL_S, Counter, Telemetry
@@ -35,8 +36,6 @@ REASON_LENGTH_MAX = 300
 _BINARY = b"content-type: application/octet-stream\r\n"
 # The part of a request's time that a version with a fallback may use.
 FIRST_ATTEMPT = 0.75
-# Stands for every model among those that are pinned.
-PIN_ALL = "*"
 
 
 @dataclass(slots=True)
@@ -99,7 +98,7 @@ class Serving:
         shadows: Shadows | None = None,
     ) -> None:
         # Sends the batches.
-        self._triton = triton
+        self.triton = triton
         # Makes the counters.
         self._telemetry = telemetry
         # Runs the batchers' timers.
@@ -156,7 +155,7 @@ class Serving:
         if self.cache is not None:
             self.cache.applied(gone)
         used = {address for cluster in table.clusters.values() for address in cluster.endpoints}
-        self._triton.keep_only(used)
+        self.triton.keep_only(used)
         if self.shadows is not None:
             self.shadows.apply(table, used, changed)
         return before
@@ -278,7 +277,7 @@ class Serving:
             route,
             versioned,
             copies,
-            self._triton,
+            self.triton,
             self._loop,
             stats.batch_size.observe,
             self._in_flight_max,

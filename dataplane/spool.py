@@ -76,6 +76,23 @@ class Spool:
             self._files.append((path, len(data)))
             self.size_bytes += len(data)
 
+    def adopt(self, folder: Path) -> int:
+        """Take over what a spool in `folder` left, whatever the bound; return how many files."""
+        adopted = 0
+        with self._lock:
+            for path in sorted(folder.glob(f"*{SUFFIX}")):
+                target = self._folder / f"{self._next:016d}{SUFFIX}"
+                try:
+                    size = path.stat().st_size
+                    path.rename(target)
+                except FileNotFoundError:
+                    continue  # Somebody else was faster.
+                self._next += 1
+                self._files.append((target, size))
+                self.size_bytes += size
+                adopted += 1
+        return adopted
+
     def oldest(self) -> tuple[Path, list[Record]] | None:
         """Return the oldest file and what it holds, or None when there is none."""
         if not self._files:

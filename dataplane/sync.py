@@ -98,6 +98,8 @@ class Sync:
         self._started_at = clock()
         # Wakes the poller and the reporter before their time.
         self._wake = asyncio.Event()
+        # Set once the first pull ended, well or not.
+        self.tried = asyncio.Event()
         # Wakes the reporter before its time.
         self._report_due = asyncio.Event()
         # Refusals since the start.
@@ -115,7 +117,7 @@ class Sync:
         """Return what must run for the life of the process."""
         poll, listen, report = self.heartbeats
         return [
-            poll.run(self.pull, self._poll_interval_s, self._wake),
+            poll.run(self._poll, self._poll_interval_s, self._wake),
             listen.run(self._listen, LISTEN_S),
             report.run(self.report, self._report_interval_s, self._report_due),
         ]
@@ -126,6 +128,12 @@ class Sync:
         if reading is not None:
             await self._apply(reading)
             log.info("table.restored: generation %d", reading.table.generation)
+
+    async def _poll(self) -> None:
+        try:
+            await self.pull()
+        finally:
+            self.tried.set()
 
     async def pull(self) -> None:
         """Fetch the table and apply or refuse it. Raises httpx.HTTPError, TableError."""

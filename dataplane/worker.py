@@ -1,0 +1,175 @@
+"""`python -m dataplane.worker`: one process that answers requests, started by `dataplane.workers`.
+
+It gets the instance's listening sockets and a line to its parent, accepts where the parent says,
+and goes when the parent says so or is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import gc
+import logging
+import os
+import signal
+import socket
+import sys
+from contextlib import suppress
+from dataclasses import replace
+from math import ceil
+from typing import Any
+
+import msgspec
+import uvloop
+
+from dataplane.config import Config, load
+from dataplane.instance import Instance
+from dataplane.peer import Handler, Peer, PeerGone
+from dataplane.pinfile import Outcome
+
+# A worker that has not tried to pull the table for so long takes requests all the same.
+FIRST_PULL_S = 5.0
+SCRAPE_TIMEOUT_S = 5.0
+PIN_TIMEOUT_S = 3.0
+# Beyond its own bound a stop is cut by the kernel, even if the loop hangs.
+STOP_SLACK_S = 2
+PR_SET_PDEATHSIG = 1
+
+
+class Worker:
+    """An instance's process and its line to the parent."""
+
+    def __init__(self, instance: Instance, sockets: list[socket.socket]) -> None:
+        # What answers requests.
+        self._instance = instance
+        # The listening sockets of all workers, by their number.
+        self._sockets = sockets
+        # Set when it is time to go.
+        self.leave = asyncio.Event()
+        # Whether somebody has taken our place.
+        self.replaced = False
+        # The line to the parent.
+        self.peer: Peer
+
+    async def connect(self, channel: socket.socket) -> asyncio.Task[None]:
+        """Listen to the parent, and have it speak for the siblings."""
+        reader, writer = await asyncio.open_unix_connection(sock=channel)
+        handlers: dict[str, Handler] = {
+            "accept": self._accept,
+            "snapshot": self._snapshot,
+            "pins": self._pins,
+            "leave": self._leave,
+        }
+        self.peer = Peer(reader, writer, handlers)
+        task = asyncio.get_running_loop().create_task(self.peer.run())
+        # Without a parent nobody supervises: the worker goes as well.
+        task.add_done_callback(lambda _: self.leave.set())
+        instance = self._instance
+        instance.application.scrapes.text = self._scrape
+        instance.pins.change = self._change_pins
+        instance.serving.on_gone = self._gone
+        return task
+
+    async def page(self) -> bytes:
+        """Return what this process has to show, for the parent."""
+        return (await self._instance.application.scrapes.collect()).encode()
+
+    async def _accept(self, slots: list[int]) -> None:
+        if not self.leave.is_set():
+            await self._instance.accept({slot: self._sockets[slot] for slot in slots})
+
+    async def _snapshot(self, _: None) -> bytes:
+        return await self.page()
+
+    async def _pins(self, names: list[str]) -> bool:
+        self._instance.pins.take(frozenset(names))
+        return True
+
+    async def _leave(self, _: None) -> None:
+        self.replaced = True
+        self.leave.set()
+
+    async def _scrape(self) -> bytes:
+        text: bytes = await self.peer.call("scrape", None, SCRAPE_TIMEOUT_S)
+        return text
+
+    async def _change_pins(self, model: str, pin: bool) -> Outcome:
+        reply: Any = await self.peer.call("pin", (model, pin), PIN_TIMEOUT_S)
+        return msgspec.convert(reply, Outcome)
+
+    def _gone(self, versions: list[tuple[str, str]]) -> None:
+        if versions:
+            with suppress(PeerGone):
+                self.peer.tell("gone", versions)
+
+
+async def run(config: Config, channel: socket.socket, sockets: list[socket.socket]) -> int:
+    """Serve until the parent or a signal says stop; return the exit code."""
+    loop = asyncio.get_running_loop()
+    instance = Instance(config, loop)
+    worker = Worker(instance, sockets)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, worker.leave.set)
+    # The parent handles it; the terminal or a process group may send it to all of us.
+    loop.add_signal_handler(signal.SIGHUP, lambda: None)
+    line = await worker.connect(channel)
+    await instance.prepare()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(FIRST_PULL_S):
+            await instance.sync.tried.wait()
+    await instance.listen_grpc()
+    settle_memory()
+    with suppress(PeerGone):
+        worker.peer.tell("ready")
+    await worker.leave.wait()
+    signal.alarm(ceil(config.stop_timeout_s) + STOP_SLACK_S)
+    await instance.stop(replaced=worker.replaced)
+    with suppress(PeerGone):
+        worker.peer.tell("last", await worker.page())
+        await worker.peer.flush()
+    line.cancel()
+    return 0
+
+
+def settle_memory() -> None:
+    """Keep full collections short and rare: what the start made is never looked at again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(700, 10, 1_000)
+
+
+def die_with(parent: int) -> None:
+    """Have the kernel stop us when the parent ends, however it ends."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        sys.exit(1)
+
+
+def named(config: Config, slot: int) -> Config:
+    """Return the settings of the worker `slot`: its name, and its share of what is shared."""
+    workers = config.group.workers
+    if workers == 1:
+        return config
+    return replace(
+        config,
+        instance_name=f"{config.instance_name}/{slot}",
+        spool_bytes_max=max(1, config.spool_bytes_max // workers),
+    )
+
+
+def main() -> int:
+    """Run one worker; its arguments are numbers, and come from `dataplane.workers`."""
+    slot, parent, channel, *listeners = map(int, sys.argv[1:])
+    die_with(parent)
+    config = named(load(os.environ), slot)
+    prefix = f"worker {slot}: " if config.group.workers > 1 else ""
+    logging.basicConfig(
+        level=logging.INFO, format=f"%(levelname)s {prefix}%(message)s", stream=sys.stderr
+    )
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    sockets = [socket.socket(fileno=number) for number in listeners]
+    return uvloop.run(run(config, socket.socket(fileno=channel), sockets))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,299 @@
+"""The parent of an instance: it starts the workers, and keeps what must outlive any of them.
+
+It answers no request. It holds the listening sockets, so that a connection which nobody has
+accepted yet survives a worker; has the socket of a worker that is down served by a sibling; hands
+over from an old worker to a new one on SIGHUP; adds up the workers' metrics, those of dead ones
+too; and passes on what the operator pins.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+from contextlib import suppress
+from time import monotonic
+from typing import Any
+
+import msgspec
+
+from dataplane.config import Config
+from dataplane.metrics import Page
+from dataplane.peer import Peer, PeerGone
+from dataplane.pinfile import Outcome, PinFile, changed
+
+log = logging.getLogger("interlock.dataplane")
+
+# A worker that lived so long did not die of its start.
+GOOD_LIFE_S = 10.0
+BACK_OFF_S = 0.2
+BACK_OFF_MAX_S = 5.0
+# A new worker must be ready within this, or the old one goes on.
+READY_S = 30.0
+# What a stop may take beyond the workers' own bound.
+STOP_SLACK_S = 3.0
+SNAPSHOT_TIMEOUT_S = 2.0
+PIN_TIMEOUT_S = 1.0
+BACKLOG = 1_024
+
+
+class Child:
+    """A worker as its parent sees it."""
+
+    def __init__(self, slot: int, process: asyncio.subprocess.Process) -> None:
+        # Which of the sockets is its own.
+        self.slot = slot
+        # The process.
+        self.process = process
+        # The line to it.
+        self.peer: Peer
+        # Set once it can take requests.
+        self.ready = asyncio.Event()
+        # Set once it is dead.
+        self.gone = asyncio.Event()
+        # When it was started, monotonic.
+        self.started_at = monotonic()
+        # The last page of metrics that it sent.
+        self.page = b""
+
+    def send(self, number: int) -> None:
+        """Send a signal, unless it is dead."""
+        with suppress(ProcessLookupError):
+            self.process.send_signal(number)
+
+
+class Supervisor:
+    """Keeps the workers of one instance alive. Making it opens the sockets; raises OSError."""
+
+    def __init__(self, config: Config) -> None:
+        # What the instance was told.
+        self._config = config
+        # One listening socket for each worker, all on the same port.
+        self._sockets = listen(config.host, config.port, config.group.workers)
+        # The worker in charge of each slot; None while it is down.
+        self._current: list[Child | None] = [None] * config.group.workers
+        # All that are alive, those that start or leave as well.
+        self._children: set[Child] = set()
+        # Deaths in a row, by slot.
+        self._failures = [0] * config.group.workers
+        # Deaths that were not asked for, since the start.
+        self._restarts = 0
+        # What dead workers counted.
+        self._carried = Page()
+        # The pinned models, on disk.
+        config.state_dir.mkdir(parents=True, exist_ok=True)
+        self._pin_file = PinFile(config.state_dir / "pins.json")
+        # The pinned models.
+        self._pins = self._pin_file.load()
+        # One change of them at a time.
+        self._pinning = asyncio.Lock()
+        # One rolling restart at a time.
+        self._rolling = asyncio.Lock()
+        # Set when the instance stops.
+        self._stop = asyncio.Event()
+        # Whatever runs beside, referenced so that it is not collected.
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> int:
+        """Run the instance until SIGTERM or SIGINT; SIGHUP replaces the workers one by one."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn_task(self.roll()))
+        host, port = self._sockets[0].getsockname()[:2]
+        log.info(
+            "listening: %s:%d as %s, workers: %d",
+            host, port, self._config.instance_name, len(self._sockets),
+        )  # fmt: skip
+        for slot in range(len(self._sockets)):
+            self._current[slot] = await self._start(slot)
+        await self._stop.wait()
+        await self._stop_all()
+        return 0
+
+    # --- lives of workers ----------------------------------------------------------------------
+
+    async def _start(self, slot: int) -> Child:
+        ours, theirs = socket.socketpair()
+        descriptors = (theirs.fileno(), *(item.fileno() for item in self._sockets))
+        arguments = (slot, os.getpid(), *descriptors)
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "dataplane.worker", *map(str, arguments), pass_fds=descriptors
+        )
+        theirs.close()
+        child = Child(slot, process)
+        reader, writer = await asyncio.open_unix_connection(sock=ours)
+        child.peer = Peer(reader, writer, self._handlers(child))
+        self._children.add(child)
+        # It may have read the file before the last change was stored.
+        child.peer.tell("pins", sorted(self._pins))
+        self._spawn_task(self._watch(child))
+        return child
+
+    def _handlers(self, child: Child) -> dict[str, Any]:
+        async def ready(_: None) -> None:
+            child.ready.set()
+            self._assign()
+
+        async def last(page: bytes) -> None:
+            child.page = page
+
+        async def gone(versions: list[tuple[str, str]]) -> None:
+            self._carried = self._carried.without({(name, number) for name, number in versions})
+
+        ours = {"ready": ready, "last": last, "gone": gone}
+        return {**ours, "scrape": self._scrape, "pin": self._pin}
+
+    async def _watch(self, child: Child) -> None:
+        await child.peer.run()
+        code = await child.process.wait()
+        self._children.discard(child)
+        if child.page:
+            totals = Page.decode(child.page).totals()
+            self._carried = Page.merged((self._carried, totals))
+        child.gone.set()
+        if self._current[child.slot] is child:
+            self._current[child.slot] = None
+            self._assign()
+            if not self._stop.is_set():
+                self._spawn_task(self._restart(child, code))
+
+    async def _restart(self, child: Child, code: int) -> None:
+        slot = child.slot
+        self._restarts += 1
+        lived_s = monotonic() - child.started_at
+        self._failures[slot] = 0 if lived_s >= GOOD_LIFE_S else self._failures[slot] + 1
+        pause_s = min(BACK_OFF_MAX_S, BACK_OFF_S * (2 ** self._failures[slot] - 1))
+        log.error("worker.died: %d, exit code %d; again in %.1f s", slot, code, pause_s)
+        await asyncio.sleep(pause_s)
+        if self._current[slot] is None and not self._stop.is_set():
+            self._current[slot] = await self._start(slot)
+
+    def _assign(self) -> None:
+        """Tell every worker which sockets to serve: its own, and the first those of dead ones."""
+        ready = [c for c in self._current if c is not None and c.ready.is_set()]
+        served = {child.slot for child in ready}
+        orphans = [slot for slot in range(len(self._sockets)) if slot not in served]
+        for child in ready:
+            slots = [child.slot, *orphans] if child is ready[0] else [child.slot]
+            with suppress(PeerGone):
+                child.peer.tell("accept", slots)
+
+    async def roll(self) -> None:
+        """Replace the workers one by one; a new one that does not come up ends it."""
+        async with self._rolling:
+            for slot in range(len(self._sockets)):
+                if self._stop.is_set() or not await self._replace(slot):
+                    return
+            log.info("rolled: all workers were replaced")
+
+    async def _replace(self, slot: int) -> bool:
+        new = await self._start(slot)
+        waits = [asyncio.create_task(event.wait()) for event in (new.ready, new.gone, self._stop)]
+        await asyncio.wait(waits, timeout=READY_S, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+        if self._stop.is_set():
+            return False
+        if not new.ready.is_set() or new.gone.is_set():
+            log.error("worker.not_ready: the new worker %d; the old one goes on", slot)
+            new.send(signal.SIGKILL)
+            return False
+        old, self._current[slot] = self._current[slot], new
+        self._assign()
+        if old is not None:
+            with suppress(PeerGone):
+                old.peer.tell("leave")
+            await self._see_off(old)
+        return True
+
+    async def _see_off(self, child: Child) -> None:
+        try:
+            async with asyncio.timeout(self._config.stop_timeout_s + STOP_SLACK_S):
+                await child.gone.wait()
+        except TimeoutError:
+            log.warning("worker.killed: %d did not leave in time", child.slot)
+            child.send(signal.SIGKILL)
+            await child.gone.wait()
+
+    async def _stop_all(self) -> None:
+        children = list(self._children)
+        for child in children:
+            child.send(signal.SIGTERM)
+        await asyncio.gather(*map(self._see_off, children))
+        for item in self._sockets:
+            item.close()
+
+    def _spawn_task(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # --- what concerns all workers -------------------------------------------------------------
+
+    async def _scrape(self, _: None) -> bytes:
+        """Return the text of the metrics of all workers, living and dead."""
+        await asyncio.gather(*map(self._snapshot, [c for c in self._children if c.ready.is_set()]))
+        # Who died meanwhile is carried already. Who hangs shows what it showed last.
+        pages = [Page.decode(child.page) for child in self._children if child.page]
+        page = Page.merged([*pages, self._carried])
+        page.family("interlock_workers", "gauge", "Workers alive.", [((), len(self._children))])
+        page.family(
+            "interlock_worker_restarts_total",
+            "counter",
+            "Workers that died unasked and were started again.",
+            [((), self._restarts)],
+        )
+        return page.text()
+
+    async def _snapshot(self, child: Child) -> None:
+        with suppress(PeerGone, TimeoutError):
+            child.page = await child.peer.call("snapshot", None, SNAPSHOT_TIMEOUT_S)
+
+    async def _pin(self, change: tuple[str, bool]) -> dict[str, Any]:
+        """Pin or unpin in every worker and on disk; return the outcome."""
+        model, pin = change
+        async with self._pinning:
+            self._pins = changed(self._pins, model, pin=pin)
+            names = sorted(self._pins)
+            children = list(self._children)
+            stored, *confirmed = await asyncio.gather(
+                asyncio.to_thread(self._pin_file.store, self._pins),
+                *(self._tell_pins(child, names) for child in children),
+            )
+        outcome = Outcome(names, stored, len(children), sum(confirmed))
+        return msgspec.structs.asdict(outcome)
+
+    async def _tell_pins(self, child: Child, names: list[str]) -> bool:
+        try:
+            if not child.ready.is_set():
+                # It takes no request yet, and finds this before any.
+                child.peer.tell("pins", names)
+            else:
+                await child.peer.call("pins", names, PIN_TIMEOUT_S)
+        except (PeerGone, TimeoutError):
+            return False
+        return True
+
+
+def listen(host: str, port: int, count: int) -> list[socket.socket]:
+    """Return `count` listening sockets on one port. Raises OSError where the port is taken."""
+    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    if count > 1 and port:
+        # Sockets that share a port would share it with a stranger's, too, and silently.
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    sockets: list[socket.socket] = []
+    for _ in range(count):
+        item = socket.socket(family)
+        item.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if count > 1:
+            item.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        item.bind(sockets[0].getsockname() if sockets else address)
+        item.listen(BACKLOG)
+        sockets.append(item)
+    return sockets
