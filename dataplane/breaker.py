@@ -63,6 +63,11 @@ class Breaker:
         # with nowhere else to go had better be refused at once.
         self._dead = False
 
+    @property
+    def failure_share(self) -> float:
+        """The share of failures among the last answers; answers in calm times are not kept."""
+        return self.recent_failures / len(self._results) if self._results else 0.0
+
     def admits(self, now: float, *, last_resort: bool = False) -> bool:
         """Return whether a request may try the version; a True may use up the half-open trial.
 

@@ -12,6 +12,7 @@ from dataplane.serving import Serving, VersionRuntime
 from dataplane.shadow.mirror import Shadows
 from dataplane.stream import Publisher
 from dataplane.sync import Sync
+from dataplane.triton.page import add_circuits, add_endpoints
 
 Row = tuple[Labels, VersionStats, VersionRuntime | None]
 
@@ -34,6 +35,8 @@ async def collect(
         _add_versions(page, rows[start : start + ROWS_AT_ONCE])
         _add_queues(page, rows[start : start + ROWS_AT_ONCE])
         await asyncio.sleep(0)
+    add_endpoints(page, serving.triton)
+    add_circuits(page, [(labels, runtime.copies) for labels, _, runtime in rows if runtime])
     _add_ages(page, serving)
     if serving.cache is not None:
         add_cache(page, serving.cache, [(labels, stats) for labels, stats, _ in rows])

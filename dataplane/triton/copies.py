@@ -37,7 +37,7 @@ class Circuit(Breaker):
 
     def may_open(self) -> bool:
         return any(
-            other.state is State.CLOSED and other.recent_failures * BETTER <= self.recent_failures
+            other.state is State.CLOSED and other.failure_share * BETTER <= self.failure_share
             for other in self._copies.circuits
             if other is not self
         )

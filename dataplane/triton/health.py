@@ -15,7 +15,7 @@ from dataplane.config import Transport as Settings
 _ALPHA = 0.2
 # Without answers for so long the latency is believed half as much: an endpoint that was slow once
 # gets calls again.
-_FORGET_S = 5.0
+_FORGET_S = 1.0
 # The part of the counts of answers that is left after a second: a window of about ten seconds.
 _DECAY = 0.9
 # Fewer answers than this prove no rate.

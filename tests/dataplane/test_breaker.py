@@ -84,3 +84,23 @@ def test_calm_means_that_nothing_need_be_told():
     for _ in range(4):
         breaker.succeeded()
     assert breaker.calm
+
+
+def test_a_version_that_says_it_is_gone_needs_few_answers():
+    breaker, trips = make(window=20, failures=10)
+    for _ in range(2):
+        breaker.failed(0.0, "stub", dead=True, gone=True)
+    assert trips == []
+    breaker.failed(0.0, "stub", dead=True, gone=True)
+    assert (breaker.state, trips) == (State.OPEN, ["stub"])
+
+
+def test_any_other_end_interrupts_the_row_of_gone():
+    breaker, trips = make(window=20, failures=10)
+    for _ in range(3):
+        breaker.failed(0.0, "stub", dead=True, gone=True)
+        breaker.failed(0.0, "timeout", dead=True)
+        breaker.failed(0.0, "stub", dead=True, gone=True)
+        breaker.succeeded()
+    breaker.reset()
+    assert (breaker.calm, trips) == (True, [])

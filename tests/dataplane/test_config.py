@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from dataplane.config import Config, ConfigError, Limits, load
+from dataplane.config import Config, ConfigError, Limits, Transport, load
 
 BASE = {
     "INTERLOCK_BIND": "127.0.0.1:8090",
@@ -40,6 +40,12 @@ def test_every_optional_setting_takes_effect(name):
     config = load({**BASE, f"INTERLOCK_{name.upper()}": "7"})
     holder = config if hasattr(config, name) else config.limits
     assert getattr(holder, name) == 7
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Transport)])
+def test_every_setting_of_the_transport_takes_effect(name):
+    config = load({**BASE, f"INTERLOCK_{name.upper()}": "7"})
+    assert getattr(config.transport, name) == 7
 
 
 @pytest.mark.parametrize("value", ["x", "-1", "0", "nan", "inf"])

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from dataplane.triton import Fault, Reply, Triton, TritonError
-from tests.dataplane.worlds import Upstream
+from tests.dataplane.worlds import Upstream, until
 
 PATH = "/v2/models/sums.1/versions/1/ready"
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
@@ -125,3 +125,40 @@ async def test_pools_that_no_cluster_names_are_closed(triton):
         triton.keep_only(set())
         assert (await triton.get(upstream.address, PATH, 2.0)).status == 200
         assert upstream.connections == 2
+
+
+async def test_a_pool_that_is_closed_lets_its_calls_end_and_then_closes(triton):
+    async with Upstream() as upstream:
+        upstream.always, upstream.delay_s = OK, 0.05
+        asked = asyncio.create_task(call(triton, (upstream.address,)))
+        await until(lambda: len(upstream.requests) == 1)
+        (endpoint,) = triton.endpoints()
+        triton.keep_only(set())
+        assert isinstance(await asked, Reply)
+        await until(lambda: endpoint.open == 0)
+        assert list(triton.endpoints()) == []
+
+
+async def test_a_pool_that_is_closed_closes_the_idle_connections_at_once(triton):
+    async with Upstream() as upstream:
+        await triton.get(upstream.address, PATH, 2.0)
+        (endpoint,) = triton.endpoints()
+        triton.close()
+        await until(lambda: endpoint.open == 0)
+
+
+async def test_other_pools_go_on_when_one_is_closed(triton):
+    async with Upstream() as stays, Upstream() as goes:
+        await triton.get(stays.address, PATH, 2.0)
+        await triton.get(goes.address, PATH, 2.0)
+        triton.keep_only({stays.address})
+        await triton.get(stays.address, PATH, 2.0)
+        assert stays.connections == 1
+
+
+async def test_what_was_open_before_a_restart_is_not_used_after_it(triton):
+    async with Upstream() as upstream:
+        await asyncio.gather(*[triton.get(upstream.address, PATH, 2.0) for _ in range(2)])
+        upstream.script = ["close"]
+        assert (await triton.get(upstream.address, PATH, 2.0)).status == 200
+        assert upstream.connections == 3

@@ -11,6 +11,7 @@ from tests.dataplane.transports import (
     OK,
     answered,
     ask,
+    ask_at_once,
     ask_often,
     asked,
     copies_on,
@@ -113,7 +114,7 @@ async def test_an_endpoint_that_errs_far_more_often_is_left_out():
         servers[0].always = FAULTY
         versions = [copies_on(servers) for _ in range(20)]
         for copies in versions:
-            await ask_often(triton, copies, 6)
+            await ask_at_once(triton, copies, 6)
         await until(lambda: endpoint(triton, servers[0]).health.ejected)
         assert answered(await ask_often(triton, versions[0], 10)) == 10
 

@@ -138,6 +138,9 @@ class HeldTriton:
     def keep_only(self, addresses: set[str]) -> None:
         self.kept = addresses
 
+    def endpoints(self) -> list[Any]:
+        return []
+
     def batch_sizes(self) -> list[int]:
         return [len(rows_of(request)[1]) for request, _ in self.calls]
 
