@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import httpx
 import redis.asyncio as redis
 
+from dataplane.admission import Admission
 from dataplane.app import Application
 from dataplane.cache import Cache, SharedCache, shared_client
 from dataplane.config import Config
@@ -76,6 +77,8 @@ class Instance:
             config.batches_in_flight_max,
             shadows=self.shadows,
         )
+        # Each worker enforces its share of a tenant's limits.
+        self.serving.admission = Admission(config.group.workers)
         # Answers that may be given again.
         self.cache = Cache(
             loop,
