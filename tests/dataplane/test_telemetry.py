@@ -138,3 +138,14 @@ def test_exposures_beyond_the_bound_are_dropped_and_counted(gathered, monkeypatc
     gathered.drain(3)
     gathered.expose("e1", "b", "x", "2")
     assert len(gathered.drain(3)[1]) == 1
+
+
+def test_answers_from_the_cache_are_in_no_other_count(gathered):
+    counter = gathered.counter(KEY)
+    counter.found()
+    counter.answered("a", 1_000.0)
+    counter.found()
+    (window,), _ = gathered.drain(3)
+    assert (window.cache_hits, window.requests, window.units, window.anonymous) == (2, 1, 1, 0)
+    assert sum(window.latency.values()) == 1
+    assert gathered.drain(3)[0] == []
