@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from django.templatetags.static import static
+
 from controlplane import env
 
 BASE_DIR = Path(__file__).resolve().parent.parent
@@ -149,7 +151,18 @@ CELERY_BEAT_SCHEDULE: dict[str, dict[str, Any]] = {
 }
 
 # --- Admin ---------------------------------------------------------------------------------------
-UNFOLD = {"SITE_TITLE": "Interlock admin", "SITE_HEADER": "Interlock", "SITE_URL": "/"}
+UNFOLD = {
+    "SITE_TITLE": "Interlock admin",
+    "SITE_HEADER": "Interlock",
+    "SITE_URL": "/",
+    "SITE_FAVICONS": [
+        {
+            "rel": "icon",
+            "type": "image/svg+xml",
+            "href": lambda request: static("interlock/icon.svg"),
+        }
+    ],
+}
 
 # --- Text, time, static files --------------------------------------------------------------------
 LANGUAGE_CODE = "en-gb"

@@ -146,6 +146,7 @@ class RefusedOutcomes(models.Model):
     last_at = models.DateTimeField()
 
     class Meta:
+        verbose_name_plural = "refused outcomes"
         constraints = [
             models.UniqueConstraint(fields=["metric_name", "reason"], name="refused_outcomes_once")
         ]

@@ -52,3 +52,9 @@ def test_another_persons_token_is_neither_seen_nor_revoked(anna: Client) -> None
     assert "ottos-own" not in anna.get("/tokens/").content.decode()
     assert anna.post(f"/tokens/{other.pk}/revoke/").status_code == 404
     assert ApiToken.objects.filter(pk=other.pk).exists()
+
+
+def test_the_admin_brings_the_icon_and_asks_for_no_other(admin_client):
+    page = admin_client.get("/admin/").content.decode()
+    assert "interlock/icon.svg" in page
+    assert "Refused outcomess" not in page
