@@ -38,6 +38,7 @@ async def collect(
     add_endpoints(page, serving.triton)
     add_circuits(page, [(labels, runtime.copies) for labels, _, runtime in rows if runtime])
     _add_ages(page, serving)
+    _add_sheds(page, serving.admission.sheds)
     if serving.cache is not None:
         add_cache(page, serving.cache, [(labels, stats) for labels, stats, _ in rows])
     if serving.shadows is not None:
@@ -76,6 +77,15 @@ def _add_versions(page: Page, rows: list[Row]) -> None:
             for labels, stats, _ in rows
             for reason, value in sorted(stats.fallbacks.items())
         ],
+    )
+
+
+def _add_sheds(page: Page, sheds: dict[str, int]) -> None:
+    page.family(
+        "interlock_sheds_total",
+        "counter",
+        "Requests refused for want of room: a quota, a full queue, a deadline in danger.",
+        [((("reason", reason),), value) for reason, value in sorted(sheds.items())],
     )
 
 
