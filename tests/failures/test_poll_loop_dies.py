@@ -1,0 +1,66 @@
+"""One exception ended the poller, and the proxy went on with old data (Flagsmith edge-proxy)."""
+
+from __future__ import annotations
+
+import asyncio
+
+import httpx
+import pytest
+
+from dataplane import heartbeat
+from tests.dataplane.test_sync import syncing
+from tests.dataplane.worlds import running, until
+
+
+@pytest.mark.parametrize(
+    "surprise",
+    [RuntimeError("surprise"), httpx.ReadError("reset"), KeyError("etag"), MemoryError()],
+    ids=lambda error: type(error).__name__,
+)
+async def test_the_poller_survives_counts_and_goes_on(tmp_path, monkeypatch, surprise):
+    monkeypatch.setattr(heartbeat, "PAUSE_S", 0.01)
+    async with syncing(tmp_path, poll_interval_s=0.01) as (sync, control, serving, upstream):
+        control.publish(5, upstream.address)
+        real, broken = sync._control.get, [surprise] * 3
+
+        async def get(*arguments, **keywords):
+            if broken:
+                raise broken.pop()
+            return await real(*arguments, **keywords)
+
+        monkeypatch.setattr(sync._control, "get", get)
+        async with running(sync.loops()):
+            await until(lambda: serving.generation == 5)
+            control.publish(6, upstream.address)
+            await until(lambda: serving.generation == 6)
+        assert sync.heartbeats[0].failures == 3
+        assert sync.heartbeats[0].trouble is None
+
+
+@pytest.mark.parametrize("status", [401, 404, 500, 503])
+async def test_an_answer_that_is_no_table_ends_no_loop(tmp_path, monkeypatch, status):
+    monkeypatch.setattr(heartbeat, "PAUSE_S", 0.01)
+    async with syncing(tmp_path, poll_interval_s=0.01) as (sync, control, serving, upstream):
+        control.publish(5, upstream.address)
+        control.status = status
+        async with running(sync.loops()):
+            await until(lambda: sync.heartbeats[0].failures > 2)
+            assert sync.heartbeats[0].trouble
+            control.status = 200
+            await until(lambda: serving.generation == 5)
+
+
+async def test_a_poller_that_hangs_shows_its_age(tmp_path, monkeypatch):
+    async with syncing(tmp_path, poll_interval_s=0.01) as (sync, _, _, _):
+        poll = sync.heartbeats[0]
+
+        async def never(*arguments, **keywords):
+            await asyncio.Event().wait()
+
+        monkeypatch.setattr(sync._control, "get", never)
+        async with running(sync.loops()):
+            before = poll.age_s
+            await asyncio.sleep(0.1)
+            # Readiness fails by this age, and metrics show it.
+            assert poll.age_s >= before + 0.09
+            assert sync.table_age_s >= 0.09
