@@ -8,7 +8,6 @@ from contract.routing import VersionRoute, encode
 from tests.dataplane.test_sync import refusal, syncing
 from tests.dataplane.worlds import model, table
 
-
 NEWER = {
     number: VersionRoute(cluster="main", triton_model=f"sums.{number}", triton_version=number)
     for number in ("1", "3")
