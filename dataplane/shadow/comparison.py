@@ -24,7 +24,7 @@ from dataplane.datatypes import Datatype, as_array
 ELEMENTS_MAX = 1_024
 # Ranking costs some microseconds a row, however short it is.
 SLICE_ROWS_MAX = 16
-STRING_BYTES_MAX = 64 * 1024
+STRING_BYTES_MAX = 16 * 1024
 
 Floats = NDArray[np.float64]
 
