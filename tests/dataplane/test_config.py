@@ -70,3 +70,30 @@ def test_an_address_that_cannot_be_used_is_named(name, value):
 
 def test_an_ipv6_address_may_be_bound():
     assert load({**BASE, "INTERLOCK_BIND": "[::1]:80"}).host == "::1"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("workers", "3", 3),
+        ("lame_duck_s", "7", 7.0),
+        ("staleness", "warn", "warn"),
+        ("stale_after_s", "7", 7.0),
+        ("operator_token", "secret", "secret"),
+    ],
+)
+def test_every_setting_of_the_group_takes_effect(name, value, expected):
+    config = load({**BASE, f"INTERLOCK_{name.upper()}": value})
+    assert getattr(config.group, name) == expected
+
+
+def test_a_policy_that_is_none_is_named():
+    with pytest.raises(ConfigError, match="INTERLOCK_STALENESS"):
+        load({**BASE, "INTERLOCK_STALENESS": "maybe"})
+
+
+def test_a_model_server_keeps_half_of_the_cores(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
+    assert load(BASE).group.workers == 4
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
+    assert load(BASE).group.workers == 1

@@ -39,3 +39,38 @@ def test_label_values_are_escaped():
     page = Page()
     page.family("g", "gauge", "Text.", [((("a", 'x"\\\n'),), 1)])
     assert lines(page) == ['g{a="x\\"\\\\\\n"} 1']
+
+
+def a_page(value, generation):
+    page = Page()
+    histogram = Histogram((1, 2))
+    histogram.observe(value)
+    versions = (("model_name", "m"), ("model_version", "1"))
+    page.family("c_total", "counter", "Text.", [(versions, value)])
+    page.family("generation", "gauge", "Text.", [((), generation)], merge="min")
+    page.histograms("h", "Text.", [(versions, histogram)])
+    return Page.decode(page.encode())
+
+
+def test_pages_of_several_processes_add_up():
+    merged = Page.merged([a_page(1, 7), a_page(2, 6)])
+    assert lines(merged) == [
+        'c_total{model_name="m",model_version="1"} 3',
+        "generation 6",
+        'h_bucket{model_name="m",model_version="1",le="1"} 1',
+        'h_bucket{model_name="m",model_version="1",le="2"} 2',
+        'h_bucket{model_name="m",model_version="1",le="+Inf"} 2',
+        'h_sum{model_name="m",model_version="1"} 3',
+        'h_count{model_name="m",model_version="1"} 2',
+    ]
+
+
+def test_of_a_dead_process_only_totals_stay():
+    assert [x.partition("{")[0] for x in lines(a_page(1, 7).totals())][:1] == ["c_total"]
+    assert "generation" not in a_page(1, 7).totals().text().decode()
+
+
+def test_versions_that_left_the_table_leave_the_page():
+    page = a_page(1, 7)
+    assert lines(page.without({("m", "1")})) == ["generation 7"]
+    assert lines(page.without({("m", "2")})) == lines(page)

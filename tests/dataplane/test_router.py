@@ -113,3 +113,10 @@ def test_the_same_request_gets_the_same_decision_object():
     half = router(split=canary(5_000))
     assert half.decide("u") is half.decide("u")
     assert half.explicit("2") is half.explicit("2")
+
+
+def test_a_pinned_model_is_served_as_if_it_had_no_split():
+    router = Router("sums", model(split=canary(10_000)), 3, pinned=True)
+    assert {router.decide(f"u{n}") for n in range(50)} == {router.stable}
+    assert (router.stable.variant, router.stable.split) == ("stable", "")
+    assert router.explicit("2").version == "2"

@@ -1,0 +1,129 @@
+"""An instance of several processes: workers that die, are replaced, and count together."""
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from dataplane.workers import listen
+from tests.dataplane.groups import a_group, free_port, kill, under_load
+from tests.dataplane.worlds import until
+
+
+def is_gone(pid):
+    return not Path(f"/proc/{pid}").exists()
+
+
+async def test_every_worker_reports_and_answers(valkey, tmp_path):
+    async with a_group(valkey, tmp_path) as group:
+        assert {r.instance for r in group.control.reports} == {"dp/0", "dp/1"}
+        for _ in range(10):
+            assert (await group.predict()).status_code == 200
+        assert len(group.workers()) == 2
+
+
+async def test_a_single_worker_bears_the_name_of_its_instance(valkey, tmp_path):
+    async with a_group(valkey, tmp_path, workers=1) as group:
+        assert {r.instance for r in group.control.reports} == {"dp"}
+
+
+async def test_a_killed_worker_fails_only_what_it_had_and_comes_back(valkey, tmp_path):
+    async with a_group(valkey, tmp_path) as group:
+        victim = group.workers()[1]
+        async with under_load(group) as load:
+            kill(victim)
+            await until(lambda: is_gone(victim))
+            await until(lambda: len(group.workers()) == 2, 10)
+            before = load.answers
+            await until(lambda: load.answers > before + 100, 10)
+        # At most one request of each client was in the hands of the victim.
+        assert len(load.failures) <= 6, load.failures
+        assert await group.metric("interlock_worker_restarts_total") == 1
+
+
+async def test_siblings_serve_the_socket_of_a_worker_that_is_down(valkey, tmp_path):
+    async with a_group(valkey, tmp_path) as group:
+        kill(group.workers()[0])
+        answers = await asyncio.gather(*(group.predict(str(n)) for n in range(30)))
+        # Whatever waits in the dead worker's socket is answered before its successor is up.
+        assert {answer.status_code for answer in answers} == {200}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_a_rolling_restart_under_load_fails_no_request(valkey, tmp_path, workers):
+    async with a_group(valkey, tmp_path, workers=workers) as group:
+        old = group.workers()
+        async with under_load(group) as load:
+            group.process.send_signal(signal.SIGHUP)
+            await until(lambda: all(map(is_gone, old)), 30)
+        assert load.failures == []
+        assert load.answers > 100
+        assert len(group.workers()) == workers
+
+
+async def test_a_new_worker_that_does_not_start_leaves_the_old_one(valkey, tmp_path):
+    async with a_group(valkey, tmp_path, workers=1) as group:
+        old = group.workers()
+        group.process.send_signal(signal.SIGHUP)
+        await until(lambda: len(group.workers()) == 2)
+        kill(group.workers()[1])
+        await until(lambda: group.workers() == old)
+        assert (await group.predict()).status_code == 200
+
+
+async def test_no_worker_outlives_its_parent(valkey, tmp_path):
+    async with a_group(valkey, tmp_path) as group:
+        workers = group.workers()
+        kill(group.process.pid)
+        await group.process.wait()
+        await until(lambda: all(map(is_gone, workers)), 10)
+
+
+async def test_a_stop_ends_every_process(valkey, tmp_path):
+    async with a_group(valkey, tmp_path) as group:
+        workers = group.workers()
+        await group.stop()
+        assert all(map(is_gone, workers))
+        assert group.control.reports[-1].stopping
+
+
+async def test_metrics_are_of_all_workers_and_never_go_backwards(valkey, tmp_path):
+    async with a_group(valkey, tmp_path) as group:
+        for n in range(20):
+            await group.predict(str(n))
+        assert await group.metric("model_predictions_total{") == 20
+        kill(group.workers()[0])
+        await until(lambda: len(group.workers()) == 1)
+        assert await group.metric("model_predictions_total{") == 20
+        await group.ready()
+        await group.predict()
+        assert await group.metric("model_predictions_total{") == 21
+        assert await group.metric("interlock_table_generation") == 7
+
+
+async def test_what_a_replaced_worker_counted_stays(valkey, tmp_path):
+    async with a_group(valkey, tmp_path, workers=1) as group:
+        await group.predict()
+        old = group.workers()
+        group.process.send_signal(signal.SIGHUP)
+        await until(lambda: all(map(is_gone, old)), 20)
+        assert await group.metric("model_predictions_total{") == 1
+
+
+def test_a_port_that_is_taken_is_refused():
+    port = free_port()
+    first = listen("127.0.0.1", port, 2)
+    with pytest.raises(OSError, match="in use"):
+        listen("127.0.0.1", port, 2)
+    for item in first:
+        item.close()
+
+
+def test_workers_share_one_port():
+    sockets = listen("127.0.0.1", 0, 3)
+    assert len({item.getsockname() for item in sockets}) == 1
+    assert len({os.fstat(item.fileno()).st_ino for item in sockets}) == 3
+    for item in sockets:
+        item.close()
