@@ -290,10 +290,10 @@ def listen(host: str, port: int, count: int) -> list[socket.socket]:
     sockets: list[socket.socket] = []
     for _ in range(count):
         item = socket.socket(family)
+        sockets.append(item)
         item.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if count > 1:
             item.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        item.bind(sockets[0].getsockname() if sockets else address)
+        item.bind(sockets[0].getsockname() if len(sockets) > 1 else address)
         item.listen(BACKLOG)
-        sockets.append(item)
     return sockets
