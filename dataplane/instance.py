@@ -61,14 +61,7 @@ class Instance:
         # Counters and exposures.
         self.telemetry = Telemetry(time.time)
         # Copies of requests; their connections are their own, so that no live request waits.
-        self.shadows = Shadows(
-            Triton(loop, config.shadow_connections_max),
-            loop,
-            time.time,
-            batches_max=config.shadow_connections_max,
-            copies_max=config.shadow_in_flight_max,
-            bytes_max=config.shadow_bytes_max,
-        )
+        self.shadows = _shadows(config, loop)
         # The applied table at run time.
         self.serving = Serving(
             self.triton,
@@ -252,6 +245,17 @@ class Instance:
             self.server.tick(formatdate(usegmt=True).encode())
             self.server.date += self._staleness.header()
             await asyncio.sleep(1.0)
+
+
+def _shadows(config: Config, loop: asyncio.AbstractEventLoop) -> Shadows:
+    return Shadows(
+        Triton(loop, config.shadow_connections_max),
+        loop,
+        time.time,
+        batches_max=config.shadow_connections_max,
+        copies_max=config.shadow_in_flight_max,
+        bytes_max=config.shadow_bytes_max,
+    )
 
 
 def _redis_client(config: Config) -> redis.Redis[bytes]:
