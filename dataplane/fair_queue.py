@@ -6,8 +6,9 @@ each class has a tag that grows by rows / weight with what it sends, and the cla
 tag goes next. A class that comes back from a rest starts at the tag of those that did not rest, so
 rest earns nothing and costs nothing.
 
-The bound: a class that waits with a request of r rows lets the others send at most
-r × (their weights / its own) rows and two more batches before that request leaves the queue's head.
+The bound: for each row that a class sent in its last batch, the others send at most as many as
+their weights have over its own, 20 for the lowest class, and two batches more, before it sends
+again. What it sends on places that nobody else of the line wants is not held against it.
 """
 
 from __future__ import annotations
@@ -194,7 +195,7 @@ class FairQueue:
         if self.waiting[lead] == self.rows:
             jobs = self._take_class(line, lead)
         else:
-            jobs = self._take_mixed(line, now)
+            jobs = self._take_mixed(line, lead, now)
         batch = Batch(jobs, before - line.rows, now)
         self._settle(line, now)
         batch.pressed = self.rows > 0
@@ -217,7 +218,7 @@ class FairQueue:
         self._tags[priority] += rows / WEIGHTS[priority]
         return jobs
 
-    def _take_mixed(self, line: Line, now: float) -> list[Job]:
+    def _take_mixed(self, line: Line, lead: int, now: float) -> list[Job]:
         jobs: list[Job] = []
         rows = 0
         tags = self._tags
@@ -233,9 +234,10 @@ class FairQueue:
             jobs.append(job)
             self._charge(line, priority, more)
             if job.deadline > now:
-                # What is late takes no place, and costs nothing.
+                # What is late takes no place, and places that nobody else wants are free.
                 rows += more
-                tags[priority] += more / WEIGHTS[priority]
+                if priority == lead or len(classes) > 1:
+                    tags[priority] += more / WEIGHTS[priority]
             if not queue:
                 classes.remove(priority)
         return jobs
