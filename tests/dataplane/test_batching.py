@@ -2,11 +2,14 @@ import asyncio
 import time
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from contract.routing import Batching
-from dataplane.batching import Batcher, QueueFull
+from dataplane.batching import Batcher, Overloaded, QueueFull, Unsent
+from dataplane.fair_queue import ABANDONED, HIGH, LOW, NORMAL
 from dataplane.triton import Fault, Reply, TritonError
-from tests.dataplane.worlds import DEAD, HeldTriton, Waiter, model, sums_reply
+from tests.dataplane.worlds import DEAD, HeldTriton, Waiter, model, rows_of, sums_reply
 
 ROW = [1.0, 2.0, 3.0, 4.0]
 
@@ -189,3 +192,214 @@ async def test_an_answer_that_makes_no_sense_fails_the_request(reply):
     await turns()
     assert job.error is not None
     assert batcher.sizes == [1]
+
+
+# --- classes, deadlines, sheds -------------------------------------------------------------------
+
+
+async def test_the_next_batch_of_a_busy_version_is_put_together_by_weight():
+    triton = HeldTriton()
+    batcher = make(triton, in_flight_max=1, batching=Batching(max_batch_size=21))
+    for i in range(61):
+        batcher.submit(Waiter([float(i), 0, 0, 0], priority=(HIGH, NORMAL, LOW)[i % 3]))
+    batcher.submit(Waiter(ROW))
+    triton.finish(0)
+    _, rows = rows_of(triton.calls[1][0])
+    sent = [int(row[0]) % 3 for row in rows]
+    high, normal, low = (sent.count(priority) for priority in (HIGH, NORMAL, LOW))
+    assert high > 2 * normal > 2 * low > 0
+
+
+async def warm(took_s=0.0, **changes):
+    """Return a batcher that has seen enough batches of a version that takes so long."""
+    triton = HeldTriton()
+    batcher = make(triton, in_flight_max=1, **changes)
+    for i in range(8):
+        batcher.submit(Waiter(ROW))
+        await turns()
+        await asyncio.sleep(took_s)
+        triton.finish(i)
+    return batcher, triton
+
+
+def due_in(seconds, **changes):
+    return Waiter(ROW, deadline=time.monotonic() + seconds, **changes)
+
+
+async def test_a_request_that_cannot_make_its_deadline_is_refused_at_once():
+    batcher, triton = await warm(0.05)
+    batcher.submit(due_in(0.01))
+    await turns()
+    batcher.submit(due_in(0.5))
+    with pytest.raises(Overloaded):
+        batcher.submit(due_in(0.06))
+    assert (batcher.in_flight, batcher.waiting_rows, len(triton.calls)) == (1, 1, 9)
+
+
+async def test_a_shed_says_when_the_queue_should_have_drained():
+    batcher, _ = await warm(0.05, batching=Batching(max_batch_size=1, max_queue_size=64))
+    for _ in range(65):
+        batcher.submit(Waiter(ROW))
+    with pytest.raises(QueueFull) as full:
+        batcher.submit(Waiter(ROW))
+    assert full.value.retry_after_s == 4
+
+
+async def test_nobody_is_shed_on_a_cold_estimate():
+    batcher = make(HeldTriton(), in_flight_max=1)
+    for _ in range(20):
+        batcher.submit(due_in(0.001))
+    assert batcher.waiting_rows == 16
+
+
+async def test_a_high_request_does_not_count_the_low_ones_that_it_overtakes():
+    batcher, _ = await warm(0.05, batching=Batching(max_batch_size=1))
+    for _ in range(40):
+        batcher.submit(Waiter(ROW, priority=LOW))
+    batcher.submit(due_in(0.3, priority=HIGH))
+    with pytest.raises(Overloaded):
+        batcher.submit(due_in(0.3, priority=LOW))
+
+
+async def test_an_impatient_request_takes_no_time_from_its_neighbours():
+    triton = HeldTriton()
+    batcher = make(triton)
+    impatient, patient = due_in(0.03), due_in(1.0)
+    for job in (impatient, patient):
+        batcher.submit(job)
+    await asyncio.sleep(0.05)
+    assert impatient.error is not None
+    assert impatient.error.fault is Fault.TIMEOUT
+    assert triton.timeouts[0] == pytest.approx(1.0, abs=0.02)
+    triton.finish(0)
+    assert patient.sums == [10.0]
+
+
+async def test_what_is_left_of_the_deadline_goes_to_triton():
+    triton = HeldTriton()
+    batcher = make(triton)
+    for seconds in (1.5, 0.4):
+        batcher.submit(due_in(seconds))
+        await turns()
+        triton.finish(-1)
+    timeouts = [rows_of(call)[0]["parameters"]["timeout"] for call, _ in triton.calls]
+    assert timeouts == pytest.approx([1_500_000, 400_000], abs=20_000)
+
+
+async def test_a_request_whose_client_hung_up_is_dropped_while_it_is_queued():
+    triton = HeldTriton()
+    batcher = make(triton)
+    batcher.submit(Waiter(ROW))
+    await turns()
+    gone, stays = Waiter(ROW), Waiter(ROW)
+    for job in (gone, stays):
+        batcher.submit(job)
+    gone.deadline = ABANDONED
+    triton.finish(0)
+    await turns()
+    assert triton.batch_sizes() == [1, 1]
+    assert isinstance(gone.error, Unsent)
+    assert batcher.waiting_rows == 0
+
+
+class Broken(Waiter):
+    """Ends with an exception of its own, as one does whose transport is closed."""
+
+    def answered(self, outputs, start, dispatched_at):
+        raise RuntimeError("the transport is closed")
+
+    def failed(self, error):
+        raise RuntimeError("the transport is closed")
+
+
+@pytest.mark.parametrize("result", [None, DEAD, Reply(500, None, b"{}")])
+async def test_a_job_that_breaks_takes_nobody_with_it(result):
+    triton = HeldTriton()
+    batcher = make(triton)
+    good = Waiter(ROW)
+    for job in (Broken(ROW), good, Broken(ROW, deadline=0.0)):
+        batcher.submit(job)
+    await turns()
+    triton.finish(0, result)
+    for index in range(1, len(triton.calls)):
+        triton.finish(index, result)
+    assert (good.sums is None) == (result is not None)
+    assert (batcher.in_flight, batcher.waiting_rows) == (0, 0)
+
+
+async def test_a_call_that_cannot_be_made_fails_its_batch_alone():
+    triton = HeldTriton(sums_reply)
+    batcher = make(triton)
+    post, triton.post = triton.post, lambda *call: 1 / 0
+    failed = Waiter(ROW)
+    batcher.submit(failed)
+    await turns()
+    triton.post = post
+    good = Waiter(ROW)
+    batcher.submit(good)
+    await turns()
+    assert failed.error is not None
+    assert (good.sums, batcher.in_flight) == ([10.0], 0)
+
+
+# --- any mix -------------------------------------------------------------------------------------
+
+JOBS = st.tuples(
+    st.sampled_from((HIGH, NORMAL, LOW)),
+    st.sampled_from(("a", "b", "c")),
+    st.integers(1, 4),
+    st.sampled_from((0.0, 0.002, 5.0, 1e9)),
+    st.booleans(),
+)
+ENDS = st.sampled_from(("answer", "answer", "poison", "dead", "refuse", "nonsense"))
+BOOM = {
+    "poison": Reply(500, None, b"{}"),
+    "dead": DEAD,
+    "refuse": Reply(400, None, b"{}"),
+    "nonsense": Reply(200, 2, b'{"outputs":[]}'),
+}
+KEYS = {"a": 1.0, "b": 2.0, "c": 3.0}
+
+
+async def play(steps, ends):
+    """Submit, let turns pass and end calls as told; return the jobs taken and all calls."""
+    triton = HeldTriton()
+    batcher = make(triton, in_flight_max=2)
+    jobs, ended = [], 0
+    for i, (priority, key, rows, left_s, hurried) in enumerate(steps):
+        deadline = time.monotonic() + left_s
+        job = Waiter(*[[KEYS[key]] * 4] * rows, deadline=deadline, key=key, priority=priority)
+        job.hurried = hurried
+        try:
+            batcher.submit(job)
+        except QueueFull:
+            continue
+        jobs.append(job)
+        if i % 3 == 0:
+            await asyncio.sleep(0)
+        if ended < len(triton.calls) and i % 2:
+            triton.finish(ended, BOOM.get(ends[ended % len(ends)]))
+            ended += 1
+    while batcher.waiting_rows or ended < len(triton.calls):
+        await asyncio.sleep(0)
+        if ended < len(triton.calls):
+            triton.finish(ended, BOOM.get(ends[ended % len(ends)]))
+            ended += 1
+    return batcher, triton, jobs
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.lists(JOBS, max_size=40), st.lists(ENDS, min_size=1, max_size=6))
+def test_any_mix_ends_each_job_once_and_mixes_no_keys(steps, ends):
+    batcher, triton, jobs = asyncio.run(play(steps, ends))
+    # A waiter itself objects to a second end.
+    assert all((job.sums is None) != (job.error is None) for job in jobs)
+    for job in jobs:
+        if job.sums is not None:
+            assert job.sums == [4 * KEYS[job.request.key]] * job.request.rows
+    for call, _ in triton.calls:
+        rows = rows_of(call)[1]
+        assert len(set(rows)) == 1
+        assert len(rows) <= 4
+    assert (batcher.in_flight, batcher.waiting_rows) == (0, 0)
+    assert batcher._queue.waiting == [0, 0, 0]
