@@ -8,7 +8,7 @@ nothing of what is being served: the application is a callable that takes an `Ex
 
 from __future__ import annotations
 
-from asyncio import Event, Protocol, Transport
+from asyncio import Event, Protocol, Transport, get_running_loop
 from collections import deque
 from collections.abc import Callable
 from typing import cast
@@ -29,6 +29,9 @@ _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 # How long a connection that was refused may go on sending before it is cut, so that its client
 # gets to read the answer instead of a reset.
 _LINGER_S = 2
+# A client that sends no more has either closed or half-closed: nobody can tell. What it asked for
+# and has not left the queue after this is taken for abandoned.
+_GRACE_S = 0.1
 
 
 class Server:
@@ -160,9 +163,7 @@ class HttpConnection(Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.server.lost(self)
         self.transport = None
-        for exchange in self._pending:
-            if exchange.job is not None:
-                exchange.job.abandoned()
+        self._abandon()
         self._pending.clear()
         self._held.clear()
 
@@ -196,8 +197,15 @@ class HttpConnection(Protocol):
         owed = self._held or self._pending
         if owed:
             owed[-1].keep_alive = False
+            if any(exchange.job is not None for exchange in self._pending):
+                get_running_loop().call_later(_GRACE_S, self._abandon)
             return True
         return False
+
+    def _abandon(self) -> None:
+        for exchange in self._pending:
+            if exchange.job is not None:
+                exchange.job.abandoned()
 
     def pause_writing(self) -> None:
         self._write_paused = True
