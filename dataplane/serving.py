@@ -27,6 +27,7 @@ from dataplane.metrics import VersionStats
 from dataplane.pinfile import PIN_ALL
 from dataplane.router import Decision, Router
 from dataplane.shadow.mirror import Mirror, Shadows
+from dataplane.tables import gone_versions
 from dataplane.telemetry import DEFAULT_INTERVAL_S, Counter, Telemetry
 from dataplane.triton import Copies, Triton
 
@@ -138,13 +139,20 @@ class Serving:
         return tuple(self._trips.values())
 
     def apply(
-        self, table: RoutingTable, changed: Iterable[str] | None = None
+        self,
+        table: RoutingTable,
+        changed: Iterable[str] | None = None,
+        gone: list[tuple[str, str]] | None = None,
     ) -> dict[str, LiveModel]:
         """Serve from `table` from the next request on; return what was made for the last one.
 
-        `changed` names at least the models that differ from the applied table's; None, all.
+        `changed` names at least the models that differ from the applied table's, and `gone` the
+        versions that `table` serves no more; None has that found out.
         """
-        gone = _gone(self.table, table, changed)
+        if gone is None:
+            before_names = self.table.models if self.table is not None else ()
+            names = before_names if changed is None else changed
+            gone = [pair for name in names for pair in gone_versions(name, self.table, table)]
         self.table = table
         self.admission.apply(table)
         before, self._models = self._models, {}
@@ -303,21 +311,6 @@ class Serving:
             )
 
         return tripped
-
-
-def _gone(
-    before: RoutingTable | None, after: RoutingTable, changed: Iterable[str] | None
-) -> list[tuple[str, str]]:
-    """Return the versions that `after` does not serve any more."""
-    if before is None:
-        return []
-    return [
-        (name, version)
-        for name in (before.models if changed is None else changed)
-        if (old := before.models.get(name)) is not None
-        for version in old.versions
-        if (new := after.models.get(name)) is None or version not in new.versions
-    ]
 
 
 def _ignore(gone: list[tuple[str, str]]) -> None:

@@ -215,7 +215,8 @@ class Sync:
         applied = self._serving.table
         # A copy keeps the old models alive until they are let go of one after another.
         old_models = dict(applied.models) if applied is not None else {}
-        old_live = self._serving.apply(reading.table, (*reading.changed, *reading.removed))
+        changed = (*reading.changed, *reading.removed)
+        old_live = self._serving.apply(reading.table, changed, reading.gone)
         old_lines = self._reader.keep(reading)
         del applied
         await let_go(old_live, old_lines, old_models)

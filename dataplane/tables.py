@@ -49,12 +49,14 @@ class Reading:
     """A table that was read and checked, and what it changes.
 
     `changed` are the models that are new or different, or whose cluster is; `removed` those that
-    the applied table has and this one has not. `lines` are for the next reading.
+    the applied table has and this one has not. `gone` are the (model, version) that are served no
+    more. `lines` are for the next reading.
     """
 
     table: RoutingTable
     changed: tuple[Name, ...]
     removed: tuple[Name, ...]
+    gone: list[tuple[Name, str]]
     lines: Lines
 
 
@@ -96,13 +98,16 @@ class TableReader:
             models, lines = await self._read_models(found, pace)
             table = msgspec.structs.replace(decode_unchecked(frame), models=models)
         changed = await _changed(table, applied, pace)
-        for name in changed:
-            check_model(name, table.models[name], table.clusters)
+        removed = tuple(applied.models.keys() - table.models.keys()) if applied is not None else ()
+        gone: list[tuple[Name, str]] = []
+        for name in (*changed, *removed):
+            if (route := table.models.get(name)) is not None:
+                check_model(name, route, table.clusters)
+            gone += gone_versions(name, applied, table)
             if pace.is_due():
                 await pace.rest()
         check_frame(table)
-        removed = tuple(applied.models.keys() - table.models.keys()) if applied is not None else ()
-        return Reading(table, changed, removed, lines)
+        return Reading(table, changed, removed, gone, lines)
 
     def keep(self, reading: Reading) -> Lines:
         """Remember the lines of a table that was applied; return what was remembered before."""
@@ -164,6 +169,18 @@ async def _changed(
         if pace.is_due():
             await pace.rest()
     return tuple(changed)
+
+
+def gone_versions(
+    name: Name, before: RoutingTable | None, after: RoutingTable
+) -> list[tuple[Name, str]]:
+    """Return the versions of the model `name` that `before` served and `after` does not."""
+    old = before.models.get(name) if before is not None else None
+    if old is None:
+        return []
+    new = after.models.get(name)
+    kept = new.versions if new is not None else {}
+    return [(name, version) for version in old.versions if version not in kept]
 
 
 def _moved(after: dict[Name, Cluster], before: dict[Name, Cluster]) -> set[Name]:
