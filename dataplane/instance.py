@@ -73,13 +73,7 @@ class Instance:
         # Each worker enforces its share of a tenant's limits.
         self.serving.admission = Admission(config.group.workers)
         # Answers that may be given again.
-        self.cache = Cache(
-            loop,
-            SharedCache(shared_client(config.redis_url), loop, config.cache_timeout_ms / 1000),
-            config.cache_entries_max,
-            config.cache_bytes_max,
-        )
-        self.serving.cache = self.cache
+        self.cache = self.serving.cache = _cache(config, loop)
         # One client for streams and wake-ups; it reconnects by itself.
         self._redis = _redis_client(config)
         # The client of the control plane.
@@ -256,6 +250,11 @@ def _shadows(config: Config, loop: asyncio.AbstractEventLoop) -> Shadows:
         copies_max=config.shadow_in_flight_max,
         bytes_max=config.shadow_bytes_max,
     )
+
+
+def _cache(config: Config, loop: asyncio.AbstractEventLoop) -> Cache:
+    shared = SharedCache(shared_client(config.redis_url), loop, config.cache_timeout_ms / 1000)
+    return Cache(loop, shared, config.cache_entries_max, config.cache_bytes_max)
 
 
 def _redis_client(config: Config) -> redis.Redis[bytes]:

@@ -143,11 +143,11 @@ class Prediction:
             if first_s < self._timeout_s:
                 self.deadline = self._arrived_at + first_s
         cached = lane.cached
-        if cached is not None:
-            if cached.model.takes(self, cached, self._tenancy.name, self._caller):
-                return
-        else:
-            self._caller.job = self
+        if cached is not None and cached.model.takes(
+            self, cached, self._tenancy.name, self._caller
+        ):
+            return
+        self._caller.job = self
         self._enter(lane, self._arrived_at)
 
     def answered(self, outputs: list[Output], start: int, dispatched_at: float) -> None:
