@@ -35,20 +35,21 @@ class Encoder:
         )
         # BYTES elements differ in length; elsewhere key and rows fix the size of every tensor.
         self._sizes_fixed = all(tensor.datatype != "BYTES" for tensor in self._inputs)
-        # What stands before the time left, by what it depends on; bounded.
-        self._heads: dict[tuple[object, int], bytes] = {}
+        # What stands before the time left, and the most it may be, by what they depend on; bounded.
+        self._heads: dict[tuple[object, int], tuple[bytes, int]] = {}
 
     def encode(self, jobs: list[Job], rows: int, timeout_s: float) -> bytes:
         """Return the bytes of the call for `jobs`, which Triton may let wait for `timeout_s`."""
         first = jobs[0].request
         key = (first.key, rows)
-        head = self._heads.get(key)
-        if head is None:
-            head = self._head(jobs, rows)
+        kept = self._heads.get(key)
+        if kept is None:
+            kept = self._head(jobs, rows)
             if self._sizes_fixed:
                 if len(self._heads) >= _HEADS_MAX:
                     self._heads.clear()
-                self._heads[key] = head
+                self._heads[key] = kept
+        head, most_us = kept
         if len(jobs) == 1:
             data = first.tensors[0] if len(first.tensors) == 1 else b"".join(first.tensors)
         elif len(first.tensors) == 1:
@@ -58,10 +59,10 @@ class Encoder:
                 [job.request.tensors[i] for i in range(len(first.tensors)) for job in jobs]
             )
         # Nought would mean that there is no limit.
-        timeout_us = min(max(1, int(timeout_s * 1e6)), _TIMEOUT_MAX_US)
+        timeout_us = min(max(1, int(timeout_s * 1e6)), most_us)
         return b"%b%12d}}%b" % (head, timeout_us, data)
 
-    def _head(self, jobs: list[Job], rows: int) -> bytes:
+    def _head(self, jobs: list[Job], rows: int) -> tuple[bytes, int]:
         request = jobs[0].request
         inputs = []
         size = 0
@@ -79,15 +80,17 @@ class Encoder:
             )
         parameters = orjson.loads(request.parameters) if request.parameters else {}
         parameters["binary_data_output"] = True
-        # Only the last of the keys leaves the time at the very end; ours is in place of the
-        # client's, which may not outlive the deadline.
-        parameters.pop("timeout", None)
+        # The client's own time for the queue of Triton holds where it is the shorter one.
+        most_us = parameters.pop("timeout", None)
+        if type(most_us) is not int or not 0 < most_us < _TIMEOUT_MAX_US:
+            most_us = _TIMEOUT_MAX_US
         document = orjson.dumps({"inputs": inputs, "parameters": parameters})
         text = document.removesuffix(b"}}") + b',"timeout":'
         json_length = len(text) + _TIMEOUT_WIDTH + 2
-        return b"%binference-header-content-length: %d\r\ncontent-length: %d\r\n\r\n%b" % (
+        head = b"%binference-header-content-length: %d\r\ncontent-length: %d\r\n\r\n%b" % (
             self._path,
             json_length,
             json_length + size,
             text,
         )
+        return head, most_us
