@@ -349,3 +349,32 @@ async def test_the_metrics_page_tells_of_the_cache():
     assert f'interlock_cache_bytes{{kind="answers"}} {plane.cache.local.bytes}' in text
     assert "interlock_cache_evictions_total 0" in text
     assert "shared" not in text
+
+
+class OtherCaller:
+    """Asks in a protocol of its own, as gRPC does."""
+
+    def __init__(self):
+        self.headers = {}
+        self.tenancy = self.job = None
+        self.got = []
+
+    def respond(self, status, body, headers):
+        self.got.append((body, b"x-interlock-cache: l1" in headers))
+
+    def refuse(self, refusal, headers):
+        raise refusal
+
+
+async def test_another_protocol_shares_the_answers_and_writes_them_its_own_way():
+    plane, caller = Plane(), OtherCaller()
+    await plane.ask()
+
+    def form(model, lane, request, outputs, start):
+        return lane.headers, outputs[0].raw(start, start + request.rows)
+
+    for _ in range(2):
+        asked = (caller, body(ROW), "sums", None, lambda codec, text: codec.read_infer(text), form)
+        plane.predictor.predict(*asked)
+    assert caller.got == [(struct.pack("<f", 10.0), True)] * 2
+    assert (plane.calls, len(plane.cache.memo)) == (1, 0)
