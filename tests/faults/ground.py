@@ -175,6 +175,12 @@ class Ground:
         wait_until(lambda: self.counted() - before >= asked, 30, "telemetry arrives")
         assert self.counted() - before == asked
 
+    def web_answers(self) -> bool:
+        try:
+            return httpx.get(f"{self.stack.urls.web}/healthz/ready").status_code == 200
+        except httpx.HTTPError:
+            return False
+
     def redis(self) -> redis.Redis[bytes]:
         return redis.Redis.from_url(self.stack.redis_url, socket_timeout=2)
 

@@ -155,6 +155,11 @@ class Load(Steady):
         """Return what was asked after `at`."""
         return [answer for answer in self.answers if answer.at >= at]
 
+    def is_well(self, since: float) -> bool:
+        """Say whether the last hundred requests, all asked after `since`, were answered."""
+        recent = self.since(since)[-100:]
+        return len(recent) == 100 and not any(answer.failed for answer in recent)
+
 
 NAMED = ("x-interlock-version", "x-interlock-variant", "x-interlock-fallback", "retry-after")
 
