@@ -16,6 +16,8 @@ from contract.routing import Breaker as Settings
 
 # A crashed process takes seconds for each of its answers; nobody need wait for ten of them.
 GONE_IN_A_ROW = 3
+# The requests of one batch fail together, and are one answer.
+TOGETHER_S = 0.001
 
 
 class State(Enum):
@@ -30,6 +32,7 @@ class Breaker:
     __slots__ = (
         "_dead",
         "_gone",
+        "_gone_at",
         "_on_trip",
         "_probing",
         "_results",
@@ -55,6 +58,8 @@ class Breaker:
         self.recent_failures = 0
         # Answers in a row that said that the version is gone.
         self._gone = 0
+        # When the last request was told so.
+        self._gone_at = float("-inf")
         # When an open breaker may be tried again.
         self._retry_at = 0.0
         # The one trial of the half-open state is under way.
@@ -104,10 +109,17 @@ class Breaker:
             self._open(now, reason, dead=dead)
         elif self.state is State.CLOSED:
             self._push(True)
-            self._gone = self._gone + 1 if gone else 0
+            self._count_gone(now, gone=gone)
             enough = self.recent_failures >= self.settings.failures
             if (enough or self._gone >= GONE_IN_A_ROW) and self.may_open():
                 self._open(now, reason, dead=dead)
+
+    def _count_gone(self, now: float, *, gone: bool) -> None:
+        if not gone:
+            self._gone = 0
+            return
+        self._gone += now - self._gone_at > TOGETHER_S
+        self._gone_at = now
 
     def released(self) -> None:
         """Give back a trial that ended without a verdict, such as a client's bad request."""

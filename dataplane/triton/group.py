@@ -239,7 +239,8 @@ class Group:
 
     def _eject(self, endpoint: Endpoint, now: float, reason: str) -> None:
         # In none of its clusters may more than half be out, and the last one never.
-        if any((group.ejected + 1) * 2 > len(group.endpoints) for group in endpoint.groups):
+        groups = [group for group in endpoint.groups if not group.closed]
+        if any((group.ejected + 1) * 2 > len(group.endpoints) for group in groups):
             return
         duration_s = endpoint.health.eject(now)
         for group in endpoint.groups:

@@ -88,19 +88,34 @@ def test_calm_means_that_nothing_need_be_told():
 
 def test_a_version_that_says_it_is_gone_needs_few_answers():
     breaker, trips = make(window=20, failures=10)
-    for _ in range(2):
-        breaker.failed(0.0, "stub", dead=True, gone=True)
+    for now in (1.0, 2.0):
+        breaker.failed(now, "stub", dead=True, gone=True)
     assert trips == []
-    breaker.failed(0.0, "stub", dead=True, gone=True)
+    breaker.failed(3.0, "stub", dead=True, gone=True)
     assert (breaker.state, trips) == (State.OPEN, ["stub"])
+
+
+def test_the_requests_of_one_batch_are_told_once_that_it_is_gone():
+    breaker, trips = make(window=20, failures=10)
+    for job in range(8):
+        breaker.failed(1.0 + job * 20e-6, "stub", dead=True, gone=True)
+    assert (breaker.state, trips) == (State.CLOSED, [])
 
 
 def test_any_other_end_interrupts_the_row_of_gone():
     breaker, trips = make(window=20, failures=10)
-    for _ in range(3):
-        breaker.failed(0.0, "stub", dead=True, gone=True)
-        breaker.failed(0.0, "timeout", dead=True)
-        breaker.failed(0.0, "stub", dead=True, gone=True)
+    for now in (1.0, 2.0, 3.0):
+        breaker.failed(now, "stub", dead=True, gone=True)
+        breaker.failed(now + 0.2, "timeout", dead=True)
+        breaker.failed(now + 0.4, "stub", dead=True, gone=True)
         breaker.succeeded()
+    assert (breaker.state, trips) == (State.CLOSED, [])
+
+
+def test_a_reset_leaves_nothing_behind():
+    breaker, _ = make()
+    trip(breaker, dead=True)
     breaker.reset()
-    assert (breaker.calm, trips) == (True, [])
+    assert breaker.calm
+    assert breaker.admits(0.0)
+    assert breaker.failure_share == 0.0

@@ -1,5 +1,7 @@
 """The retry budget: whatever fails, the load never grows beyond its share and its floor."""
 
+import pytest
+
 from dataplane.triton.budget import WINDOW_S, Budget
 from tests.dataplane.transports import (
     STUB_DEAD,
@@ -11,6 +13,8 @@ from tests.dataplane.transports import (
     transport,
     upstreams,
 )
+
+pytestmark = pytest.mark.usefixtures("even")
 
 
 def spend_all(budget):

@@ -23,6 +23,8 @@ from tests.dataplane.transports import (
 )
 from tests.dataplane.worlds import until
 
+pytestmark = pytest.mark.usefixtures("even")
+
 
 def states(copies):
     return [circuit.state for circuit in copies.circuits]

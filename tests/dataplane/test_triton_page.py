@@ -2,6 +2,8 @@
 
 import asyncio
 
+import pytest
+
 from contract.routing import Cluster, RoutingTable
 from dataplane.metrics import Page
 from dataplane.serving import Serving
@@ -9,6 +11,8 @@ from dataplane.telemetry import Telemetry
 from dataplane.triton.page import add_circuits, add_endpoints
 from tests.dataplane.transports import STUB_DEAD, ask_often, copies_on, transport, upstreams
 from tests.dataplane.worlds import model
+
+pytestmark = pytest.mark.usefixtures("even")
 
 
 def samples(page):

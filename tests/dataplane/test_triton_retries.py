@@ -23,6 +23,8 @@ from tests.dataplane.transports import (
 )
 from tests.dataplane.worlds import until
 
+pytestmark = pytest.mark.usefixtures("even")
+
 
 @pytest.mark.parametrize("act", ["close", "half-close", "cut", STUB_DEAD, NOT_LOADED])
 async def test_an_endpoint_that_does_not_answer_is_replaced_by_another(act):
