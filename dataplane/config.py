@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, TypeVar, cast, get_args
 
@@ -91,11 +92,18 @@ class Config:
     limits: Limits = Limits()
     transport: Transport = Transport()
     group: Group = Group()
+    # None where gRPC is not served.
+    grpc_bind: tuple[str, int] | None = None
+
+
+def load_own() -> Config:
+    """Return the settings of this process. Raises ConfigError."""
+    return load(os.environ)
 
 
 def load(environ: Mapping[str, str]) -> Config:
     """Return the settings in `environ`. Raises ConfigError."""
-    host, port = _bind(_required(environ, "INTERLOCK_BIND"))
+    host, port = _bind("INTERLOCK_BIND", _required(environ, "INTERLOCK_BIND"))
     return Config(
         host=host,
         port=port,
@@ -120,6 +128,7 @@ def load(environ: Mapping[str, str]) -> Config:
         cache_timeout_ms=_positive(environ, "INTERLOCK_CACHE_TIMEOUT_MS", int, 20),
         limits=_limits(environ),
         group=_group(environ),
+        grpc_bind=_grpc_bind(environ),
         transport=_transport(environ),
     )
 
@@ -197,10 +206,19 @@ def _url(environ: Mapping[str, str], name: str, schemes: tuple[str, ...]) -> str
     return value.rstrip("/")
 
 
-def _bind(value: str) -> tuple[str, int]:
+def _grpc_bind(environ: Mapping[str, str]) -> tuple[str, int] | None:
+    value = environ.get("INTERLOCK_GRPC_BIND", "").strip()
+    if not value:
+        return None
+    if find_spec("grpc") is None:
+        raise ConfigError("INTERLOCK_GRPC_BIND needs the package grpcio, which is not installed")
+    return _bind("INTERLOCK_GRPC_BIND", value)
+
+
+def _bind(name: str, value: str) -> tuple[str, int]:
     host, separator, port = value.rpartition(":")
     if not separator or not host or not port.isdecimal() or int(port) > 65_535:
-        raise ConfigError(f"INTERLOCK_BIND must be host:port, not {value!r}")
+        raise ConfigError(f"{name} must be host:port, not {value!r}")
     return host.strip("[]"), int(port)
 
 

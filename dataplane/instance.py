@@ -83,30 +83,9 @@ class Instance:
         # Takes over what others left behind.
         self._adopt = Heartbeat("adopt")
         # Carries telemetry and outcomes away.
-        self.publisher = Publisher(
-            self._lodging.spool,
-            self._redis,
-            self.telemetry,
-            instance=config.instance_name,
-            boot=self.boot,
-            interval_s=config.telemetry_interval_s,
-            generation=lambda: self.serving.generation,
-            shadows=self.shadows.drain,
-        )
+        self.publisher = self._make_publisher(config)
         # Keeps the table at its newest.
-        self.sync = Sync(
-            self.serving,
-            self.triton,
-            self._control,
-            self._redis,
-            TableFile(config.state_dir / "routing-table.json"),
-            instance=config.instance_name,
-            boot=self.boot,
-            dropped=lambda: self.publisher.dropped,
-            poll_interval_s=config.poll_interval_s,
-            report_interval_s=config.report_interval_s,
-            warmup_timeout_s=config.transport.warmup_timeout_s,
-        )
+        self.sync = self._make_sync(config)
         # What the operator pinned to stable.
         self.pins = Pins(PinFile(config.state_dir / "pins.json"), self.serving.pin)
         # Minds the age of the table.
@@ -133,6 +112,33 @@ class Instance:
         self.grpc_port: int | None = None
         # Background loops, referenced so that they are not collected.
         self._tasks: list[asyncio.Task[None]] = []
+
+    def _make_publisher(self, config: Config) -> Publisher:
+        return Publisher(
+            self._lodging.spool,
+            self._redis,
+            self.telemetry,
+            instance=config.instance_name,
+            boot=self.boot,
+            interval_s=config.telemetry_interval_s,
+            generation=lambda: self.serving.generation,
+            shadows=self.shadows.drain,
+        )
+
+    def _make_sync(self, config: Config) -> Sync:
+        return Sync(
+            self.serving,
+            self.triton,
+            self._control,
+            self._redis,
+            TableFile(config.state_dir / "routing-table.json"),
+            instance=config.instance_name,
+            boot=self.boot,
+            dropped=lambda: self.publisher.dropped,
+            poll_interval_s=config.poll_interval_s,
+            report_interval_s=config.report_interval_s,
+            warmup_timeout_s=config.transport.warmup_timeout_s,
+        )
 
     async def start(self) -> int:
         """Prepare, and listen on a socket of our own; return the port."""

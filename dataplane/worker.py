@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 import uvloop
 
-from dataplane.config import Config, load
+from dataplane.config import Config, load_own
 from dataplane.instance import Instance
 from dataplane.peer import Handler, Peer, PeerGone
 from dataplane.pinfile import Outcome
@@ -161,7 +161,7 @@ def main() -> int:
     """Run one worker; its arguments are numbers, and come from `dataplane.workers`."""
     slot, parent, channel, *listeners = map(int, sys.argv[1:])
     die_with(parent)
-    config = named(load(os.environ), slot)
+    config = named(load_own(), slot)
     prefix = f"worker {slot}: " if config.group.workers > 1 else ""
     logging.basicConfig(
         level=logging.INFO, format=f"%(levelname)s {prefix}%(message)s", stream=sys.stderr

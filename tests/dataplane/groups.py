@@ -81,7 +81,8 @@ class Group:
         return await self._request("POST", path, content=body(ROW), headers=headers)
 
     async def _request(self, method, path, **content):
-        async with httpx.AsyncClient(base_url=self.url) as client:
+        # While a worker starts, its connections wait in the parent's socket.
+        async with httpx.AsyncClient(base_url=self.url, timeout=20) as client:
             try:
                 return await client.request(method, path, **content)
             except httpx.ConnectError:
