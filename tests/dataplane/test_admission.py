@@ -6,10 +6,14 @@ import hashlib
 import msgspec
 import pytest
 
+from contract.routing import Cache as CacheSettings
 from contract.routing import Tenant
 from dataplane.admission import NOBODY, Admission, read_timeout_s
+from dataplane.cache import Cache
 from dataplane.errors import Refusal
 from dataplane.fair_queue import HIGH, NORMAL
+from dataplane.metrics import Page
+from dataplane.pages import _add_sheds
 from tests.dataplane.test_predict import ALL, BOOM, INFER, ROW, Plane
 from tests.dataplane.wire import Wire, request
 from tests.dataplane.worlds import body, model, sums_reply, table
@@ -269,3 +273,23 @@ async def test_keys_are_never_logged(caplog):
         await made.ask(headers=headers)
     assert KEY not in caplog.text
     assert "wrong-key" not in caplog.text
+
+
+async def test_tenants_never_share_a_cached_answer():
+    made = Plane()
+    loop = asyncio.get_running_loop()
+    made.serving.cache = Cache(loop, None, 1_000, 10_000_000)
+    both = {name: Tenant(keys=(digest(name),)) for name in "ab"}
+    route = model(cache=CacheSettings(ttl_s=60))
+    made.serving.apply(msgspec.structs.replace(table(route, 2), tenants=both))
+    states = []
+    for key in ("a", "a", "b"):
+        answer = await made.ask(headers=f"x-api-key: {key}\r\n")
+        states.append(answer.headers["x-interlock-cache"])
+    assert states == ["miss", "l1", "miss"]
+
+
+def test_sheds_are_shown_by_reason():
+    page = Page()
+    _add_sheds(page, {"overloaded": 2, "quota_exceeded": 1})
+    assert b'interlock_sheds_total{reason="overloaded"} 2' in page.text()
