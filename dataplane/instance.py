@@ -240,10 +240,14 @@ class Instance:
                 # What is on disk leaves with the next start.
                 log.warning("stop: %s", result)
 
+    def tick(self) -> None:
+        """Renew what every answer carries, and cut connections that are too slow."""
+        self.server.tick(formatdate(usegmt=True).encode())
+        self.server.date += self._staleness.header()
+
     async def _tick(self) -> None:
         while True:
-            self.server.tick(formatdate(usegmt=True).encode())
-            self.server.date += self._staleness.header()
+            self.tick()
             await asyncio.sleep(1.0)
 
 

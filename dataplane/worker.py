@@ -117,6 +117,8 @@ async def run(config: Config, channel: socket.socket, sockets: list[socket.socke
     with suppress(TimeoutError):
         async with asyncio.timeout(FIRST_PULL_S):
             await instance.sync.tried.wait()
+    # The first answers should know that the table was confirmed.
+    instance.tick()
     await instance.listen_grpc()
     settle_memory()
     with suppress(PeerGone):

@@ -1,6 +1,7 @@
 import pytest
 
 from dataplane.staleness import Staleness
+from tests.dataplane.groups import a_group
 
 
 class Clocked:
@@ -43,3 +44,19 @@ def test_the_log_is_told_once(caplog):
     staleness.header()
     staleness.header()
     assert [record.message for record in caplog.records] == ["table.stale"]
+
+
+@pytest.mark.parametrize("policy", ["warn", "fail"])
+async def test_an_instance_whose_control_plane_is_broken(valkey, tmp_path, policy):
+    settings = {"INTERLOCK_STALENESS": policy, "INTERLOCK_STALE_AFTER_S": "1"}
+    async with a_group(valkey, tmp_path, workers=1, **settings) as group:
+        confirmed = await group.predict()
+        assert "x-interlock-stale" not in confirmed.headers
+        group.control.data = b"{"
+        while await group.metric("interlock_table_age_seconds") < 2.5:
+            pass
+        stale = await group.predict()
+        ready = await group.get("/v2/health/ready")
+    assert stale.status_code == 200
+    assert ("x-interlock-stale" in stale.headers) is (policy == "warn")
+    assert ready.status_code == (503 if policy == "fail" else 200)
