@@ -64,7 +64,7 @@ class Group:
                 await asyncio.sleep(0.05)
 
     async def stop(self):
-        if self.process.returncode is None:
+        if self.process is not None and self.process.returncode is None:
             self.process.terminate()
             assert await asyncio.wait_for(self.process.wait(), 10) == 0
 
@@ -117,9 +117,9 @@ async def a_group(valkey, folder, workers=2, **settings):
         control.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         group = Group(valkey, folder, control, upstream, workers)
         group.environment |= settings
-        await group.start()
-        await until(lambda: len({r.instance for r in control.reports}) == workers, 20)
         try:
+            await group.start()
+            await until(lambda: len({r.instance for r in control.reports}) == workers, 20)
             yield group
         finally:
             await group.stop()
