@@ -14,8 +14,7 @@ from urllib.parse import unquote
 
 import orjson
 
-from contract.routing import Tensor
-from dataplane import VERSION
+from dataplane import metadata
 from dataplane.errors import Refusal, bad_request, unavailable
 from dataplane.exchange import Exchange
 from dataplane.heartbeat import Heartbeat
@@ -55,7 +54,7 @@ class Application:
         staleness: Staleness,
     ) -> None:
         # Answers predictions.
-        self._predictor = predictor
+        self.predictor = predictor
         # The applied table.
         self._serving = predictor.serving
         # Takes outcomes.
@@ -79,6 +78,7 @@ class Application:
         # Paths that name no model.
         self._fixed: dict[str, Route] = {
             "/v2": (b"GET", self._server_metadata),
+            "/v2/models/stats": (b"GET", lambda exchange: self._statistics(exchange, None, None)),
             "/v2/health/live": (b"GET", self._live),
             "/v2/health/ready": (b"GET", self._ready),
             "/predict": (b"POST", predictor.plain),
@@ -132,25 +132,28 @@ class Application:
             route = self._model_route(name, version, rest)
             if route is not None:
                 return route
+        if parts[1:2] == ["v2"] and (refusal := metadata.not_here(parts[2:])):
+            raise refusal
         raise Refusal(404, "path_not_found", f"nothing is at {path[:200]!r}")
 
     def _model_route(self, name: str, version: str | None, rest: list[str]) -> Route | None:
         if rest == ["infer"]:
-            infer = self._predictor.infer
+            infer = self.predictor.infer
             return b"POST", lambda exchange: infer(exchange, name, version)
         if rest == ["ready"]:
             return b"GET", lambda exchange: self._model_ready(exchange, name, version)
         if rest == []:
             return b"GET", lambda exchange: self._model_metadata(exchange, name, version)
+        if rest == ["config"]:
+            return b"GET", lambda exchange: self._model_config(exchange, name, version)
+        if rest == ["stats"]:
+            return b"GET", lambda exchange: self._statistics(exchange, name, version)
         return None
 
     # --- health and metadata -------------------------------------------------------------------
 
     def _server_metadata(self, exchange: Exchange) -> None:
-        _answer(
-            exchange,
-            {"name": "interlock", "version": VERSION, "extensions": ["binary_tensor_data"]},
-        )
+        _answer(exchange, metadata.server_metadata())
 
     def _live(self, exchange: Exchange) -> None:
         _answer(exchange, {"live": True})
@@ -184,28 +187,17 @@ class Application:
         return None
 
     def _model_ready(self, exchange: Exchange, name: str, version: str | None) -> None:
-        model = self._serving.model(name)
-        if version is None:
-            model.router.decide(None)
-        else:
-            model.router.explicit(version)
+        metadata.check_ready(self._serving.model(name), version)
         _answer(exchange, {"name": name, "ready": True})
 
     def _model_metadata(self, exchange: Exchange, name: str, version: str | None) -> None:
-        model = self._serving.model(name)
-        if version is not None:
-            model.router.explicit(version)
-        signature = model.route.signature
-        _answer(
-            exchange,
-            {
-                "name": name,
-                "versions": sorted(model.route.versions) if version is None else [version],
-                "platform": "interlock",
-                "inputs": [_tensor(tensor) for tensor in signature.inputs],
-                "outputs": [_tensor(tensor) for tensor in signature.outputs],
-            },
-        )
+        _answer(exchange, metadata.model_metadata(self._serving.model(name), version))
+
+    def _model_config(self, exchange: Exchange, name: str, version: str | None) -> None:
+        _answer(exchange, metadata.model_config(self._serving.model(name), version))
+
+    def _statistics(self, exchange: Exchange, name: str | None, version: str | None) -> None:
+        _answer(exchange, metadata.model_statistics(self._serving, name, version))
 
     async def _page(self) -> Page:
         return await collect(self._serving, self._publisher, self._sync, self.heartbeats)
@@ -240,7 +232,3 @@ def _check_method(method: bytes, expected: bytes) -> None:
 
 def _answer(exchange: Exchange, document: dict[str, object]) -> None:
     exchange.respond(200, orjson.dumps(document))
-
-
-def _tensor(tensor: Tensor) -> dict[str, object]:
-    return {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}

@@ -70,9 +70,7 @@ def model_config(model: LiveModel, version: str | None) -> dict[str, object]:
     return config
 
 
-def model_statistics(
-    serving: Serving, name: str | None, version: str | None
-) -> dict[str, list[dict[str, object]]]:
+def model_statistics(serving: Serving, name: str | None, version: str | None) -> dict[str, object]:
     """Return what this process counted for each version since it serves it. Raises Refusal."""
     if name is not None:
         model = serving.model(name)
