@@ -16,7 +16,7 @@ BASE = {
 OPTIONAL = [
     f.name
     for f in (*fields(Config), *fields(Limits))
-    if f.name not in ("limits", "transport", "group", "host", "port", "redis_url")
+    if f.name not in ("limits", "transport", "group", "host", "port", "grpc_bind", "redis_url")
     and f"INTERLOCK_{f.name.upper()}" not in BASE
 ]
 
@@ -40,6 +40,13 @@ def test_every_optional_setting_takes_effect(name):
     config = load({**BASE, f"INTERLOCK_{name.upper()}": "7"})
     holder = config if hasattr(config, name) else config.limits
     assert getattr(holder, name) == 7
+
+
+def test_grpc_is_off_unless_it_is_told_where_to_listen():
+    assert load(BASE).grpc_bind is None
+    assert load({**BASE, "INTERLOCK_GRPC_BIND": "[::1]:8091"}).grpc_bind == ("::1", 8091)
+    with pytest.raises(ConfigError, match="INTERLOCK_GRPC_BIND"):
+        load({**BASE, "INTERLOCK_GRPC_BIND": "8091"})
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(Transport)])

@@ -153,8 +153,13 @@ async def test_no_stable_version_is_unavailable():
     assert "retry-after" in answer.headers
 
 
-async def test_compressed_bodies_are_refused():
-    assert (await Plane().ask(headers="content-encoding: gzip\r\n")).status == 415
+async def test_a_body_in_an_unknown_coding_is_refused():
+    assert (await Plane().ask(headers="content-encoding: br\r\n")).status == 415
+
+
+async def test_a_body_that_is_not_what_its_coding_says_is_refused():
+    answer = await Plane().ask(headers="content-encoding: gzip\r\n")
+    assert (answer.status, answer.json["code"]) == (400, "malformed_encoding")
 
 
 @pytest.mark.parametrize("length", ["x", "99999"])
