@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,6 +34,8 @@ SETTINGS = {
     "INTERLOCK_POLL_INTERVAL_S": "0.5",
     "INTERLOCK_REPORT_INTERVAL_S": "0.5",
     "INTERLOCK_TELEMETRY_INTERVAL_S": "0.3",
+    "INTERLOCK_WORKERS": "2",
+    "INTERLOCK_LAME_DUCK_S": "0.1",
 }
 # How each part's leading process is told from the others of the stack.
 MARKS = {
@@ -156,7 +159,7 @@ class Ground:
         """Return how many requests of the load reached the control plane's tables so far."""
         query = (
             "SELECT coalesce(sum(requests), 0) FROM rollouts_telemetryrow "
-            "WHERE model_name = %s AND instance = 'local' AND variant <> 'explicit'"
+            "WHERE model_name = %s AND starts_with(instance, 'local') AND variant <> 'explicit'"
         )
         return int(self.rows(query, MODEL)[0][0])
 
@@ -174,6 +177,18 @@ class Ground:
         """Fail unless exactly `asked` requests were counted, or soon will be, since `before`."""
         wait_until(lambda: self.counted() - before >= asked, 30, "telemetry arrives")
         assert self.counted() - before == asked
+
+    def acked(self, path: str) -> set[str]:
+        """Return the instances that serve from the rollout's newest table or a later one."""
+        query = (
+            "SELECT name FROM rollouts_instance WHERE applied_generation >= "
+            "(SELECT generation FROM rollouts_rollout WHERE id = %s)"
+        )
+        return {name for (name,) in self.rows(query, path.split("/")[1])}
+
+    def copy_repository(self, triton: Path) -> None:
+        """Give another Triton the versions that ours holds."""
+        shutil.copytree(self.state / "triton" / "repository", triton / "repository")
 
     def web_answers(self) -> bool:
         try:

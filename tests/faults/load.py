@@ -74,6 +74,7 @@ class Steady:
 
     def __init__(self, port: int, per_s: float, threads: int) -> None:
         self.port = port
+        self.threads = threads
         self.answers: list[Answer] = []
         self._period_s = threads / per_s
         self._stop = threading.Event()

@@ -28,10 +28,10 @@ def test_a_full_redis_holds_a_rollout_that_passes_once_there_is_room(ground: Gro
     with Load(ground.port, ground.question) as load, Outcomes(ground.port, "rf", METRIC) as sent:
         with ground.full_redis() as full_at:
             rollout = ground.start_rollout()
-            ground.tick(for_s=8)
+            ground.tick(for_s=6)
             phase, verdicts = ground.phase(rollout), ground.verdicts(rollout)
         took_s = wait_until(lambda: ground.phase(rollout) == "succeeded", 30, "the rollout passes")
-    report(f"Redis full for 8 s (rollout passed {took_s:.1f} s later)", load, full_at)
+    report(f"Redis full for 6 s (rollout passed {took_s:.1f} s later)", load, full_at)
 
     assert (phase, verdicts) == ("baking", {"no-data"})
     assert failures(load.answers) == {}

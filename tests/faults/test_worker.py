@@ -1,0 +1,29 @@
+"""One worker of an instance dies: its sibling serves, and it is started again."""
+
+from __future__ import annotations
+
+import os
+import signal
+from time import monotonic, sleep
+
+from tests.faults.ground import Ground, processes, wait_until
+from tests.faults.load import Load, Outcomes, failures, recovered_after_s, report
+from tests.faults.seed import METRIC
+
+
+def test_a_killed_worker_takes_only_what_it_held(ground: Ground) -> None:
+    parent = ground.pid("dataplane")
+    workers = set(processes(parent))
+    with Load(ground.port, ground.question) as load, Outcomes(ground.port, "wk", METRIC) as sent:
+        sleep(0.5)
+        killed_at = monotonic()
+        os.kill(min(workers), signal.SIGKILL)
+        wait_until(lambda: load.is_well(killed_at), 20, "all are answered")
+        wait_until(lambda: len(set(processes(parent)) - {min(workers)}) == 2, 20, "two workers")
+    report("One worker of two killed", load, killed_at)
+
+    assert len(workers) == 2
+    # Each client had one connection and may lose what was under way on it, no more.
+    assert sum(failures(load.answers).values()) <= load.threads
+    assert recovered_after_s(load.answers, killed_at) < 1
+    ground.expect_outcomes("wk", sent.accepted)
