@@ -124,7 +124,7 @@ class GrpcService:
         try:
             self._predictor.predict(caller, message, name, version, read_message, grpc_form)
         except Refusal as refusal:
-            caller.refuse(refusal)
+            caller.refuse(refusal, b"x-interlock-generation: %d\r\n" % self._serving.generation)
         try:
             result, lines = await caller.answer
         except asyncio.CancelledError:

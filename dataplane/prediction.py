@@ -361,6 +361,8 @@ class Prediction:
 
     def _refuse(self, refusal: Refusal) -> None:
         headers = self._lane.provenance
+        total_ms = (monotonic() - self._arrived_at) * 1e3
+        headers += b"server-timing: total;dur=%.2f\r\n" % total_ms
         if self._first is not None:
             headers += self._fallback_header()
         self._caller.refuse(refusal, headers)

@@ -1,0 +1,200 @@
+"""The service on a real socket, asked by Triton's client and by bare calls; Triton is a fake."""
+
+import asyncio
+import hashlib
+import time
+from contextlib import asynccontextmanager
+
+import grpc
+import grpc.aio
+import numpy as np
+import pytest
+import tritonclient.grpc as triton
+from tritonclient.grpc import service_pb2 as messages
+from tritonclient.grpc.aio import InferenceServerClient
+
+from contract.routing import RoutingTable, Tenant
+from dataplane.config import Limits
+from dataplane.grpc_service import SERVICE, GrpcService
+from dataplane.predict import Predictor
+from dataplane.serving import Serving
+from dataplane.telemetry import Telemetry
+from dataplane.triton import Fault, Reply, TritonError
+from tests.dataplane.worlds import HeldTriton, canary, model, sums_reply, table, until
+
+ROW = np.array([[1, 2, 3, 4]], np.float32)
+
+
+class World:
+    """A service, its port, and what stands behind it."""
+
+    def __init__(self, answer=sums_reply, limits=None, **changes):
+        self.triton = HeldTriton(answer)
+        self.telemetry = Telemetry(time.time)
+        self.serving = Serving(self.triton, self.telemetry, asyncio.get_running_loop(), 4)
+        self.serving.apply(table(model(**changes), 3))
+        predictor = Predictor(self.serving, self.telemetry, "boot")
+        self.not_ready = None
+        self.service = GrpcService(predictor, lambda: self.not_ready, limits or Limits(), 100)
+        self.address = ""
+
+
+@asynccontextmanager
+async def a_world(*arguments, **changes):
+    world = World(*arguments, **changes)
+    world.address = f"127.0.0.1:{await world.service.start('127.0.0.1', 0)}"
+    yield world
+    await world.service.stop(0.5)
+
+
+def message(**changes):
+    tensor = messages.ModelInferRequest.InferInputTensor(name="x", datatype="FP32", shape=[1, 4])
+    fields = {"model_name": "sums", "inputs": [tensor], "raw_input_contents": [ROW.tobytes()]}
+    return messages.ModelInferRequest(**fields | changes)
+
+
+async def call(world, data=None, metadata=(), method="ModelInfer", timeout_s=None, packing=None):
+    """Return (code, answer or message, trailing metadata) of one call."""
+    data = message().SerializeToString() if data is None else data
+    async with grpc.aio.insecure_channel(world.address) as channel:
+        under_way = channel.unary_unary(SERVICE + method)(
+            data, metadata=metadata, timeout=timeout_s, compression=packing
+        )
+        try:
+            answer = messages.ModelInferResponse.FromString(await under_way)
+            return "OK", answer, dict(await under_way.trailing_metadata())
+        except grpc.aio.AioRpcError as error:
+            return error.code().name, error.details(), dict(error.trailing_metadata())
+
+
+async def test_the_client_of_triton_gets_its_answer():
+    async with a_world() as world, InferenceServerClient(world.address) as client:
+        tensor = triton.InferInput("x", [2, 4], "FP32")
+        tensor.set_data_from_numpy(np.arange(8, dtype=np.float32).reshape(2, 4))
+        wanted = [triton.InferRequestedOutput("label"), triton.InferRequestedOutput("sum")]
+        answer = await client.infer("sums", [tensor], outputs=wanted, request_id="7")
+    assert answer.as_numpy("sum").tolist() == [[6], [22]]
+    assert [output.name for output in answer.get_response().outputs] == ["label", "sum"]
+    assert (answer.get_response().id, answer.get_response().model_version) == ("7", "1")
+
+
+async def test_an_answer_and_a_failure_say_where_they_come_from():
+    boom = Reply(500, None, b'{"error":"boom"}')
+    for reply, code in ((sums_reply, "OK"), (lambda _: boom, "INTERNAL")):
+        async with a_world(reply) as world:
+            got, _, trailing = await call(world)
+        assert got == code
+        assert trailing["x-interlock-version"] == "1"
+        assert trailing["x-interlock-variant"] == "stable"
+        assert trailing["x-interlock-generation"] == "3"
+        assert "total;dur=" in trailing["server-timing"]
+
+
+@pytest.mark.parametrize(
+    ("result", "code", "stable_code"),
+    [
+        (Reply(400, None, b'{"error":"no"}'), "INVALID_ARGUMENT", "refused_by_version"),
+        (Reply(500, None, b'{"error":"boom"}'), "INTERNAL", "version_failed"),
+        (TritonError(Fault.UNREACHABLE, "gone"), "UNAVAILABLE", "serving_unreachable"),
+        (TritonError(Fault.TIMEOUT, "late"), "DEADLINE_EXCEEDED", "deadline_exceeded"),
+    ],
+)
+async def test_a_failure_has_the_status_of_its_kind(result, code, stable_code):
+    async with a_world(lambda _: result) as world:
+        got, _, trailing = await call(world)
+    assert (got, trailing["x-interlock-code"]) == (code, stable_code)
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        (b"\xff\xff", ("INVALID_ARGUMENT", "malformed_request")),
+        (message(model_name="no").SerializeToString(), ("NOT_FOUND", "model_not_found")),
+        (message(model_version="9").SerializeToString(), ("NOT_FOUND", "version_not_found")),
+        (message(raw_input_contents=[b""]).SerializeToString(), ("INVALID_ARGUMENT", "wrong_data")),
+        (message(inputs=[]).SerializeToString(), ("INVALID_ARGUMENT", "wrong_data")),
+    ],
+)
+async def test_a_request_that_does_not_fit_is_refused(data, code):
+    async with a_world() as world:
+        got, _, trailing = await call(world, data)
+    assert (got, trailing["x-interlock-code"]) == code
+
+
+async def test_the_unit_comes_from_metadata_and_a_version_bypasses_the_split():
+    async with a_world(split=canary(10_000)) as world:
+        await call(world, metadata=[("x-unit-id", "u1")])
+        await call(world, message(model_version="1").SerializeToString())
+        windows, _ = world.telemetry.drain(3)
+    assert {(w.variant, w.version, w.requests) for w in windows} == {
+        ("canary", "2", 1),
+        ("explicit", "1", 1),
+    }
+
+
+async def test_a_key_is_asked_for_where_the_table_says_so():
+    digest = hashlib.sha256(b"secret").hexdigest()
+    async with a_world() as world:
+        served = table(model(), 4)
+        tenants = {"t": Tenant(keys=(digest,))}
+        world.serving.apply(
+            RoutingTable(
+                generation=4,
+                models=served.models,
+                clusters=served.clusters,
+                tenants=tenants,
+                key_required=True,
+            )
+        )
+        codes = [
+            (await call(world, metadata=metadata))[0]
+            for metadata in ((), [("x-api-key", "secret")], [("authorization", "Bearer secret")])
+        ]
+    assert codes == ["UNAUTHENTICATED", "OK", "OK"]
+
+
+async def test_the_deadline_of_the_call_goes_on_to_triton():
+    async with a_world() as world:
+        await call(world, timeout_s=0.5)
+    assert world.triton.timeouts[0] < 0.51
+
+
+async def test_a_client_that_hangs_up_harms_nobody():
+    async with a_world(None) as world:
+        hung = asyncio.create_task(call(world))
+        await until(lambda: world.triton.calls)
+        hung.cancel()
+        await asyncio.sleep(0.05)
+        world.triton.answer = sums_reply
+        world.triton.finish(0)
+        assert (await call(world))[0] == "OK"
+
+
+async def test_a_message_over_the_bound_is_refused_packed_or_not():
+    async with a_world(limits=Limits(body_bytes_max=1_000)) as world:
+        for packing in (grpc.Compression.NoCompression, grpc.Compression.Gzip):
+            assert (await call(world, bytes(100_000), packing=packing))[0] == "RESOURCE_EXHAUSTED"
+
+
+async def test_health_metadata_and_what_is_not_here():
+    async with a_world() as world, InferenceServerClient(world.address) as client:
+        assert await client.is_server_live()
+        assert await client.is_server_ready()
+        world.not_ready = "stopping"
+        assert not await client.is_server_ready()
+        assert (await client.get_model_metadata("sums")).inputs[0].name == "x"
+        assert (await client.get_model_config("sums")).config.max_batch_size == 4
+        assert await client.get_inference_statistics("sums")
+        code, details, _ = await call(world, b"", method="RepositoryIndex")
+    assert (code, "control plane" in details) == ("UNIMPLEMENTED", True)
+
+
+async def test_a_stop_lets_a_call_finish():
+    async with a_world(None) as world:
+        asked = asyncio.create_task(call(world))
+        await until(lambda: world.triton.calls)
+        stopping = asyncio.create_task(world.service.stop(2))
+        await asyncio.sleep(0.05)
+        world.triton.finish(0)
+        assert (await asked)[0] == "OK"
+        await stopping
