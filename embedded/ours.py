@@ -37,6 +37,7 @@ def environment(
         "INTERLOCK_CONTROL_URL": f"http://127.0.0.1:{ports['web']}",
         "INTERLOCK_INSTANCE_NAME": "local",
         "INTERLOCK_BIND": dataplane,
+        "INTERLOCK_GRPC_BIND": f"127.0.0.1:{ports['dataplane_grpc']}",
         "INTERLOCK_STATE_DIR": str(state / "dataplane"),
         "DJANGO_SETTINGS_MODULE": "controlplane.settings",
         "PYTHONUNBUFFERED": "1",
@@ -59,6 +60,9 @@ def parts(state: Path, ports: Mapping[str, int], env: Mapping[str, str]) -> list
     # Every schedule is an interval, so nothing is worth keeping in a file; below WARNING it
     # would tell of each tick.
     beat = (*celery, "beat", "--scheduler", "celery.beat.Scheduler", "--loglevel", "WARNING")
+    # The one consumer here keeps its name, so that one started again goes on at once with what the
+    # one before had read and not applied; another name would wait until that may be adopted.
+    ingest = (python, "manage.py", "ingest", "--consumer", "local")
     stored = ("postgres", "redis", "migrate")
 
     def make_directories() -> None:
@@ -107,5 +111,5 @@ def parts(state: Path, ports: Mapping[str, int], env: Mapping[str, str]) -> list
             needs=stored,
             ready_line="is starting",
         ),
-        Part(name="ingest", argv=(python, "manage.py", "ingest"), env=env, needs=stored),
+        Part(name="ingest", argv=ingest, env=env, needs=stored),
     ]

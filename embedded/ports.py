@@ -17,6 +17,7 @@ from embedded.part import StackError
 USUAL_PORTS = {
     "web": 8000,
     "dataplane": 8080,
+    "dataplane_grpc": 8081,
     "mlflow": 5000,
     "postgres": 5433,
     "redis": 6380,

@@ -52,6 +52,7 @@ class Urls:
 
     web: str
     dataplane: str
+    dataplane_grpc: str
     mlflow: str
     triton: str
     triton_metrics: str
@@ -121,6 +122,7 @@ def describe(
         urls=Urls(
             web=env["INTERLOCK_CONTROL_URL"],
             dataplane=env["INTERLOCK_DATAPLANE_URL"],
+            dataplane_grpc=env["INTERLOCK_GRPC_BIND"],
             mlflow=env["MLFLOW_TRACKING_URI"],
             triton=env["INTERLOCK_TRITON_URLS"],
             triton_metrics=f"http://127.0.0.1:{ports['triton_metrics']}/metrics",

@@ -128,18 +128,17 @@ def _signals(stop: asyncio.Event, supervisor: Supervisor) -> Iterator[None]:
 
 def summary(stack: Stack, password: str | None, took_s: float) -> str:
     """The block that ends the start-up; `password` only when it is to be shown."""
-    places = {
-        "web": ("Web UI", stack.urls.web),
-        "dataplane": ("Predict", f"{stack.urls.dataplane}/v2/models/<model>/infer"),
-        "mlflow": ("MLflow", f"{stack.urls.mlflow}  (takes half a minute to start)"),
-        "triton": ("Triton", stack.urls.triton),
-        "postgres": ("PostgreSQL", f"127.0.0.1:{stack.ports['postgres']}"),
-        "redis": ("Redis", stack.urls.redis_url),
-    }
-    lines = ["", f"Ready in {took_s:.1f} s. State and logs: {stack.state_dir}"]
-    lines += [
-        f"  {label:<11} {url}" for name, (label, url) in places.items() if name in stack.parts
+    places = [
+        ("web", "Web UI", stack.urls.web),
+        ("dataplane", "Predict", f"{stack.urls.dataplane}/v2/models/<model>/infer"),
+        ("dataplane", "gRPC", stack.urls.dataplane_grpc),
+        ("mlflow", "MLflow", f"{stack.urls.mlflow}  (takes half a minute to start)"),
+        ("triton", "Triton", stack.urls.triton),
+        ("postgres", "PostgreSQL", f"127.0.0.1:{stack.ports['postgres']}"),
+        ("redis", "Redis", stack.urls.redis_url),
     ]
+    lines = ["", f"Ready in {took_s:.1f} s. State and logs: {stack.state_dir}"]
+    lines += [f"  {label:<11} {url}" for part, label, url in places if part in stack.parts]
     if "bootstrap" in stack.parts:
         shown = password or "(as shown at the first start, or from INTERLOCK_ADMIN_PASSWORD)"
         lines += [f"  User        {stack.admin_username}", f"  Password    {shown}"]

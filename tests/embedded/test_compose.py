@@ -19,6 +19,7 @@ DATAPLANE_ONLY = {
     "INTERLOCK_CONTROL_URL",
     "INTERLOCK_INSTANCE_NAME",
     "INTERLOCK_BIND",
+    "INTERLOCK_GRPC_BIND",
     "INTERLOCK_STATE_DIR",
 }
 
@@ -45,7 +46,8 @@ def test_the_control_plane_gets_what_the_embedded_one_gets(service: str) -> None
 def test_the_data_plane_gets_what_it_needs_and_no_database() -> None:
     environment = SERVICES["dataplane"]["environment"].keys()
 
-    assert environment == DATAPLANE_ONLY | {"REDIS_URL", "INTERLOCK_INSTANCE_TOKEN"}
+    own = {"REDIS_URL", "INTERLOCK_INSTANCE_TOKEN", "INTERLOCK_OPERATOR_TOKEN"}
+    assert environment == DATAPLANE_ONLY | own
 
 
 def test_no_secret_has_a_default() -> None:
