@@ -319,7 +319,7 @@ class HttpConnection(Protocol):
             self._allow_body()
         if not pending:
             self._since_s = self.server.now_s
-        if self._read_paused:
+        if self._read_paused or self._held:
             self._balance()
 
     def close_when_idle(self) -> None:

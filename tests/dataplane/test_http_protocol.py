@@ -295,3 +295,49 @@ async def test_the_server_tells_when_its_last_connection_is_gone():
     assert not emptied.done()
     wire.connection.connection_lost(None)
     await emptied
+
+
+def test_what_comes_in_one_piece_is_begun_only_as_far_as_the_bound():
+    wire = Wire(Limits(pipeline_max=2))
+    wire.feed(b"".join(request(f"/{i}") for i in range(6)))
+    assert len(wire.exchanges) == 2
+    for i in range(6):
+        assert len(wire.exchanges) == min(i + 2, 6)
+        wire.exchanges[i].respond(200, b"")
+    assert wire.statuses == [200] * 6
+    assert wire.transport.reading
+
+
+def test_held_requests_are_answered_before_the_malformed_bytes_behind_them():
+    wire = Wire(Limits(pipeline_max=1))
+    wire.feed(request("/1") + request("/2") + b"nonsense\r\n\r\n")
+    wire.exchanges[0].respond(200, b"")
+    assert wire.statuses == [200]
+    wire.exchanges[1].respond(200, b"")
+    assert wire.statuses == [200, 200, 400]
+
+
+def test_nothing_is_begun_for_a_client_that_does_not_take_its_answers():
+    wire = Wire(answer=echo)
+    wire.connection.pause_writing()
+    wire.feed(request("/1") + request("/2"))
+    assert wire.exchanges == []
+    wire.connection.resume_writing()
+    assert wire.statuses == [200, 200]
+
+
+@pytest.mark.parametrize(
+    "name", ["host", "transfer-encoding", "content-encoding", "inference-header-content-length"]
+)
+def test_a_header_that_decides_something_comes_once(name):
+    wire = Wire()
+    wire.feed(request(headers=f"{name}: x\r\n{name}: x\r\n"))
+    assert wire.statuses == [400]
+
+
+@pytest.mark.parametrize("part", [b"3;" + b"x" * 99, b"0\r\nx: " + b"y" * 99])
+def test_a_trailer_or_a_chunk_head_that_never_ends_is_refused(part):
+    wire = Wire(Limits(head_bytes_max=500))
+    wire.feed(b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n" + part)
+    wire.feed(b"y" * 2_000, piece=100)
+    assert wire.statuses == [431]

@@ -1,0 +1,146 @@
+import asyncio
+import gzip
+import json
+import zlib
+from contextlib import suppress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dataplane.compression import INLINE_BYTES_MAX, MEMBERS_MAX, accepted, deflate, inflate
+from dataplane.config import Limits
+from dataplane.errors import Refusal
+from tests.dataplane.wire import Wire, echo, request
+
+
+def bare(data):
+    packer = zlib.compressobj(wbits=-15)
+    return packer.compress(data) + packer.flush()
+
+
+PACKERS = {
+    "gzip": gzip.compress,
+    "x-gzip": gzip.compress,
+    "GZIP": lambda data: gzip.compress(data[:9]) + gzip.compress(data[9:]),
+    "deflate": zlib.compress,
+    " deflate": bare,
+    "identity": bytes,
+}
+BIG = b"0123456789abcdef" * (INLINE_BYTES_MAX // 8)
+
+
+async def ask(body, encoding, limits=None, headers=""):
+    """Return status and body of the answer to one packed request; the application echoes it."""
+    wire = Wire(limits, answer=echo)
+    wire.feed(request(body=body, headers=f"content-encoding: {encoding}\r\n{headers}"))
+    async with asyncio.timeout(5):
+        while not wire.statuses:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+    head, _, answer = wire.transport.written.partition(b"\r\n\r\n")
+    return wire.statuses[0], head, answer
+
+
+@pytest.mark.parametrize("encoding", PACKERS)
+@pytest.mark.parametrize("data", [b"", b"hello, hello", BIG])
+async def test_a_packed_body_arrives_as_it_was(encoding, data):
+    status, _, answer = await ask(PACKERS[encoding](data), encoding)
+    assert (status, bytes.fromhex(json.loads(answer)[2])) == (200, data)
+
+
+@pytest.mark.parametrize(
+    ("body", "encoding", "status", "code"),
+    [
+        (b"x", "br", 415, "unsupported_encoding"),
+        (b"x", "gzip, gzip", 415, "unsupported_encoding"),
+        (b"", "gzip", 400, "malformed_encoding"),
+        (b"nonsense", "gzip", 400, "malformed_encoding"),
+        (b"nonsense", "deflate", 400, "malformed_encoding"),
+        (gzip.compress(b"hello")[:-1], "gzip", 400, "malformed_encoding"),
+        (gzip.compress(b"hello") + b"x", "gzip", 400, "malformed_encoding"),
+        (zlib.compress(b"hello") + b"x", "deflate", 400, "malformed_encoding"),
+        (gzip.compress(b"") * (MEMBERS_MAX + 1), "gzip", 400, "malformed_encoding"),
+        (gzip.compress(bytes(1_001)), "gzip", 413, "body_too_large"),
+        (gzip.compress(bytes(50_000_000)), "gzip", 413, "body_too_large"),
+    ],
+)
+async def test_what_cannot_be_unpacked_is_refused(body, encoding, status, code):
+    got, _, answer = await ask(body, encoding, Limits(body_bytes_max=max(1_000, len(body))))
+    assert (got, json.loads(answer)["code"]) == (status, code)
+
+
+async def test_a_bomb_is_bounded_by_what_it_unpacks_to():
+    limit = INLINE_BYTES_MAX * 4
+    bomb = gzip.compress(bytes(limit + 1))
+    got, _, answer = await ask(bomb, "gzip", Limits(body_bytes_max=limit))
+    assert (got, json.loads(answer)["code"]) == (413, "body_too_large")
+
+
+async def test_answers_keep_their_order_though_a_body_took_a_thread():
+    wire = Wire(answer=echo)
+    packed = gzip.compress(BIG)
+    wire.feed(request("/1", packed, "content-encoding: gzip\r\n") + request("/2"))
+    assert wire.transport.written == b""
+    async with asyncio.timeout(5):
+        while len(wire.statuses) < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+    assert wire.transport.written.index(b"/1") < wire.transport.written.index(b"/2")
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate"])
+@pytest.mark.parametrize("size", [100, 5_000, INLINE_BYTES_MAX * 2])
+async def test_an_answer_is_packed_where_that_is_worth_it(coding, size):
+    body = b"ab" * (size // 2)
+    wire = Wire(answer=lambda exchange: exchange.respond(200, body))
+    wire.feed(request(headers=f"accept-encoding: {coding}\r\n"))
+    async with asyncio.timeout(5):
+        while not wire.statuses:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+    head, _, answer = wire.transport.written.partition(b"\r\n\r\n")
+    packed = size >= Limits().compress_bytes_min
+    assert (f"content-encoding: {coding}".encode() in head) is packed
+    assert f"content-length: {len(answer)}".encode() in head
+    assert (inflate(answer, coding.encode(), size) if packed else answer) == body
+
+
+def test_what_packing_does_not_make_smaller_goes_as_it_is():
+    noise = bytes((i * i * 31 + i // 7) % 251 ^ (i % 256) for i in range(64))
+    wire = Wire(Limits(compress_bytes_min=1), answer=lambda e: e.respond(200, noise))
+    wire.feed(request(headers="accept-encoding: gzip\r\n"))
+    assert wire.transport.written.endswith(b"\r\n\r\n" + noise)
+
+
+def test_a_second_answer_is_ignored_while_the_first_is_packed():
+    wire = Wire(Limits(compress_bytes_min=1))
+    wire.feed(request(headers="accept-encoding: gzip\r\n"))
+    wire.exchanges[0].respond(200, b"a" * 100)
+    wire.exchanges[0].respond(500, b"b" * 100)
+    assert wire.statuses == [200]
+
+
+@pytest.mark.parametrize(
+    ("header", "coding"),
+    [
+        (b"", None),
+        (b"gzip", b"gzip"),
+        (b"deflate, gzip", b"gzip"),
+        (b"gzip;q=0.5, deflate;q=0.8", b"deflate"),
+        (b"GZIP ; Q=1", b"gzip"),
+        (b"gzip;q=0", None),
+        (b"*", b"gzip"),
+        (b"*;q=0.1, gzip;q=0", b"deflate"),
+        (b"br, identity", None),
+        (b"gzip;q=x", None),
+    ],
+)
+def test_the_coding_is_the_one_that_the_client_likes_best(header, coding):
+    assert accepted(header) == coding
+
+
+@given(data=st.binary(max_size=300), noise=st.binary(max_size=4), at=st.integers(0, 300))
+def test_damaged_bodies_are_refused_or_whole(data, noise, at):
+    for coding in (b"gzip", b"deflate"):
+        packed = deflate(data, coding)
+        damaged = packed[:at] + noise + packed[at + len(noise) :]
+        with suppress(Refusal):
+            assert len(inflate(damaged, coding, 1_000)) <= 1_000
