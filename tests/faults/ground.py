@@ -116,13 +116,13 @@ class Ground:
 
     @contextmanager
     def stopped(self, part: str) -> Iterator[float]:
-        """Stop the part's leading process (SIGSTOP) while the block runs."""
+        """Stop the part with all its processes (SIGSTOP) while the block runs."""
         pid = self.pid(part)
-        os.kill(pid, signal.SIGSTOP)
+        os.killpg(pid, signal.SIGSTOP)
         try:
             yield monotonic()
         finally:
-            os.kill(pid, signal.SIGCONT)
+            os.killpg(pid, signal.SIGCONT)
 
     @contextmanager
     def full_redis(self) -> Iterator[float]:
@@ -163,6 +163,17 @@ class Ground:
         )
         return int(self.rows(query, MODEL)[0][0])
 
+    def settled_count(self) -> int:
+        """Return the same, once the windows of the test before have all arrived."""
+
+        def is_still() -> bool:
+            before = self.counted()
+            sleep(0.8)
+            return self.counted() == before
+
+        wait_until(is_still, 40, "no window is on its way")
+        return self.counted()
+
     def stored_outcomes(self, prefix: str) -> list[str]:
         """Return the unit of each outcome row of a test, repeated ones repeatedly."""
         query = "SELECT unit FROM experiments_outcomerow WHERE unit LIKE %s"
@@ -170,12 +181,12 @@ class Ground:
 
     def expect_outcomes(self, prefix: str, accepted: set[str]) -> None:
         """Fail unless each accepted outcome is stored, or soon will be, exactly once."""
-        wait_until(lambda: set(self.stored_outcomes(prefix)) >= accepted, 30, "outcomes arrive")
+        wait_until(lambda: set(self.stored_outcomes(prefix)) >= accepted, 40, "outcomes arrive")
         assert sorted(self.stored_outcomes(prefix)) == sorted(accepted)
 
     def expect_counted(self, before: int, asked: int) -> None:
         """Fail unless exactly `asked` requests were counted, or soon will be, since `before`."""
-        wait_until(lambda: self.counted() - before >= asked, 30, "telemetry arrives")
+        wait_until(lambda: self.counted() - before >= asked, 40, "telemetry arrives")
         assert self.counted() - before == asked
 
     def acked(self, path: str) -> set[str]:
@@ -189,12 +200,6 @@ class Ground:
     def copy_repository(self, triton: Path) -> None:
         """Give another Triton the versions that ours holds."""
         shutil.copytree(self.state / "triton" / "repository", triton / "repository")
-
-    def web_answers(self) -> bool:
-        try:
-            return httpx.get(f"{self.stack.urls.web}/healthz/ready").status_code == 200
-        except httpx.HTTPError:
-            return False
 
     def redis(self) -> redis.Redis[bytes]:
         return redis.Redis.from_url(self.stack.redis_url, socket_timeout=2)
@@ -257,10 +262,4 @@ class Ground:
         newest = self.rows("SELECT max(generation) FROM rollouts_publishedtable")[0][0]
         ready = httpx.get(f"{self.stack.urls.dataplane}/v2/health/ready").json()
         live = any(rollout["is_live"] for rollout in rollouts)
-        return not live and ready["generation"] == newest and not self._is_counting()
-
-    def _is_counting(self) -> bool:
-        """Return whether windows of the test before are still on their way."""
-        before = self.counted()
-        sleep(0.5)
-        return self.counted() != before
+        return not live and ready["generation"] == newest

@@ -10,7 +10,7 @@ from tests.faults.seed import METRIC
 
 
 def test_a_killed_redis_fails_no_prediction_and_loses_no_event(ground: Ground) -> None:
-    before = ground.counted()
+    before = ground.settled_count()
     with Load(ground.port, ground.question) as load, Outcomes(ground.port, "rk", METRIC) as sent:
         sleep(1.0)
         killed_at = ground.kill("redis")
@@ -24,7 +24,7 @@ def test_a_killed_redis_fails_no_prediction_and_loses_no_event(ground: Ground) -
 
 
 def test_a_full_redis_holds_a_rollout_that_passes_once_there_is_room(ground: Ground) -> None:
-    before = ground.counted()
+    before = ground.settled_count()
     with Load(ground.port, ground.question) as load, Outcomes(ground.port, "rf", METRIC) as sent:
         with ground.full_redis() as full_at:
             rollout = ground.start_rollout()

@@ -6,6 +6,7 @@ from time import monotonic, sleep
 
 from tests.faults.ground import Ground, wait_until
 from tests.faults.load import Load, failures, recovered_after_s, report
+from tests.faults.seed import FRAGILE
 
 TIMEOUT_S = 1.0
 
@@ -43,7 +44,7 @@ def test_a_stopped_triton_is_waited_for_no_longer_than_the_deadline(ground: Grou
 
 def test_a_killed_canary_process_fails_nobody_and_is_rolled_back(ground: Ground) -> None:
     with Load(ground.port, ground.question) as load:
-        rollout = ground.start_rollout()
+        rollout = ground.start_rollout(FRAGILE)
         wait_until(lambda: load.answers[-1].variant == "canary", 20, "the canary gets traffic")
         killed_at = ground.kill_model_process(ground.target(rollout))
         took_s = wait_until(lambda: ground.phase(rollout) == "rolled_back", 30, "it rolls back")
