@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
+import tritonclient.grpc as triton
 
 from embedded.demo.control import Control
 from embedded.stack import Stack
 from embedded.state import ROOT
 
+INFER = "/v2/models/digits/infer"
+CACHE = "x-interlock-cache"
 PLAY = """
 import sys
 from pathlib import Path
@@ -49,6 +55,22 @@ def body(**changes: Any) -> dict[str, Any]:
     return {"inputs": [tensor]}
 
 
+def as_admin(control: Control) -> httpx.Client:
+    headers = {"Authorization": f"Bearer {control.token}"}
+    return httpx.Client(base_url=f"{control.stack.urls.web}/api/v1/", headers=headers, timeout=30)
+
+
+def until(
+    ask: Callable[[], httpx.Response], accept: Callable[[httpx.Response], bool]
+) -> httpx.Response:
+    """Ask until a published change is in effect."""
+    deadline = time.monotonic() + 20
+    while not accept(answer := ask()):
+        assert time.monotonic() < deadline, (answer.headers, answer.text)
+        time.sleep(0.05)
+    return answer
+
+
 def test_every_story_of_the_demo_ends_as_told(story: subprocess.CompletedProcess[str]) -> None:
     assert story.returncode == 0, story.stdout[-4_000:] + story.stderr[-2_000:]
 
@@ -66,6 +88,49 @@ def test_plain_predict_answers_people(predict: httpx.Client) -> None:
     assert answer.status_code == 200
     assert answer.json()["version"] == "1"
     assert len(answer.json()["prediction"]) == 1
+
+
+def test_the_same_answer_comes_over_grpc(predict: httpx.Client, stack: Stack) -> None:
+    pixels = np.zeros((1, 64), dtype=np.float32)
+    tensor = triton.InferInput("X", [1, 64], "FP32")
+    tensor.set_data_from_numpy(pixels)
+    with triton.InferenceServerClient(stack.urls.dataplane_grpc) as client:
+        answer = client.infer("digits", [tensor], headers={"x-unit-id": "u1"})
+
+    expected = {item["name"]: item["data"] for item in predict.post(
+        "/v2/models/digits/infer", json=body()).json()["outputs"]}  # fmt: skip
+    assert answer.as_numpy("label").ravel().tolist() == expected["label"]
+    assert answer.as_numpy("probabilities").ravel().tolist() == pytest.approx(
+        expected["probabilities"]
+    )
+
+
+def test_a_model_told_to_cache_answers_from_the_cache(
+    control: Control, predict: httpx.Client
+) -> None:
+    row = body(data=[0.5] * 64)
+    with as_admin(control) as client:
+        assert client.patch("models/digits/", json={"cache_ttl_s": 60}).status_code == 200
+        seen = until(lambda: predict.post(INFER, json=row), lambda a: a.headers[CACHE] == "l1")
+        assert client.patch("models/digits/", json={"cache_ttl_s": None}).status_code == 200
+    off = until(lambda: predict.post(INFER, json=row), lambda a: a.headers[CACHE] == "bypass")
+    assert off.content == seen.content
+
+
+def test_a_tenants_quota_holds_and_its_revoked_key_opens_nothing(
+    control: Control, predict: httpx.Client
+) -> None:
+    with as_admin(control) as client:
+        client.post("tenants/", json={"name": "shop", "requests_per_s": 0.1, "burst": 2})
+        made = client.post("tenants/shop/keys/", json={"name": "e2e"}).json()
+        ask = partial(predict.post, INFER, json=body(), headers={"x-api-key": made["key"]})
+        limited = until(ask, lambda answer: answer.status_code == 429)
+        client.post(f"tenants/shop/keys/{made['id']}/revoke/", json={})
+        refused = until(ask, lambda answer: answer.status_code == 401)
+        client.delete("tenants/shop/")
+    assert limited.json()["code"] == "quota_exceeded"
+    assert int(limited.headers["retry-after"]) > 0
+    assert refused.json()["code"] == "unauthenticated"
 
 
 @pytest.mark.parametrize(
