@@ -26,8 +26,8 @@ from dataplane.triton import Fault, TritonError
 
 log = logging.getLogger("interlock.dataplane")
 
-# A client that waits for less than this part of the model's timeout is impatient: that its time
-# runs out says nothing about the version.
+# Less than this part of the model's timeout is too little: that it ran out says nothing about the
+# version. Impatient clients give so little, and a version that failed leaves so little.
 IMPATIENT = 0.5
 
 # Writes an answer whose rows begin at the number given: header lines, and the body. Raises NotJson.
@@ -157,45 +157,53 @@ class Prediction:
             return
         headers, body = written
         now = monotonic()
-        self._count_answer(now)
-        self._respond(headers, body, dispatched_at, now)
-        if self.ticket is not None:
-            ticket, self.ticket = self.ticket, None
-            ticket.lane.model.keep(ticket, outputs, start)
+        self._count_answer(now, start)
+        try:
+            self._respond(headers, body, dispatched_at, now)
+        finally:
+            if self.ticket is not None:
+                ticket, self.ticket = self.ticket, None
+                ticket.lane.model.keep(ticket, outputs, start)
         mirror = self._lane.mirror
         if mirror is not None and self._first is None:
             mirror.offer(self.request, outputs, start, self._unit)
 
     def failed(self, error: TritonError) -> None:
         """Go to stable where there is a way, or answer with the failure."""
-        lane = self._lane
+        breaker = self._lane.runtime.breaker
         now = monotonic()
-        if error.fault is Fault.TIMEOUT and self._nobody_waits(error):
-            lane.runtime.breaker.released()
-            gone = self.deadline == ABANDONED
-            lane.runtime.stats.count("abandoned" if gone else "expired")
-            self._refuse(Refusal(504, "deadline_exceeded", error.message))
-            return
-        if error.fault is Fault.REFUSED:
-            lane.runtime.breaker.released()
-        else:
-            lane.runtime.breaker.failed(
+        if error.fault is Fault.REFUSED or self._nobody_waits(error):
+            breaker.released()
+        elif not error.counted:
+            error.counted = True
+            breaker.failed(
                 now,
                 error.message,
                 dead=error.fault.is_dead,
                 gone=error.fault is Fault.DEAD,
             )
-        if lane.fallback is not None and now < self._arrived_at + self._timeout_s:
+        self._end_failed(error, now)
+
+    def _end_failed(self, error: TritonError, now: float) -> None:
+        lane = self._lane
+        if self._nobody_waits(error):
+            gone = self.deadline == ABANDONED
+            lane.runtime.stats.count("abandoned" if gone else "expired")
+            self._refuse(Refusal(504, "deadline_exceeded", error.message))
+            return
+        in_time = now < self._arrived_at + self._timeout_s
+        if lane.fallback is not None and in_time and self.deadline != ABANDONED:
             self._fall_back(lane, lane.fallback, error)
             return
         status, code = _REFUSALS[error.fault]
         if error.fault is Fault.REFUSED:
-            # Stable refuses it as well, so nobody is to blame but the request.
+            # Nobody accepted it, so nobody is to blame but the request.
             lane.runtime.stats.count("invalid")
         elif self._first is None:
             self._blame(lane, fell_back=False)
-        elif self._first[1].fault is Fault.REFUSED:
-            self._blame(self._first[0], fell_back=True)
+        else:
+            # Where versions are compared the request counts with the one that failed it first.
+            lane.runtime.stats.count("error")
         retry_after_s = 1 if status == 503 else None
         self._refuse(Refusal(status, code, error.message, retry_after_s=retry_after_s))
 
@@ -208,11 +216,17 @@ class Prediction:
             self.deadline = ABANDONED
 
     def _nobody_waits(self, error: TritonError) -> bool:
-        """Return whether the time ran out for reasons of the client's, none of the version's."""
-        if self.deadline == ABANDONED:
-            # Once it was sent, no answer within the time is the version's doing.
-            return isinstance(error, Unsent)
-        return self._timeout_s < IMPATIENT * self._model.timeout_s
+        """Return whether the time ran out for reasons that are none of the version's.
+
+        The client gave little, or the version before left little of it. To hang up once the
+        request was sent changes nothing.
+        """
+        if error.fault is not Fault.TIMEOUT:
+            return False
+        if self.deadline == ABANDONED and isinstance(error, Unsent):
+            return True
+        granted_s = self._arrived_at + self._timeout_s - self.submitted_at
+        return granted_s < IMPATIENT * self._model.timeout_s
 
     # --- what the cache calls (see `dataplane.cache.flights.Asker`) ----------------------------
 
@@ -246,7 +260,8 @@ class Prediction:
     def overdue(self, lane: Lane) -> None:
         self._lane = lane
         message = "the deadline passed while an identical request was under way"
-        self.failed(TritonError(Fault.TIMEOUT, message))
+        # The breaker did not let this one in, and hears from the one that it did.
+        self._end_failed(TritonError(Fault.TIMEOUT, message), monotonic())
 
     # --- the way in ----------------------------------------------------------------------------
 
@@ -323,16 +338,17 @@ class Prediction:
             self.failed(TritonError(Fault.FAILED, "the answer could not be written"))
         return None
 
-    def _count_answer(self, now: float) -> None:
+    def _count_answer(self, now: float, start: int) -> None:
         lane = self._lane
         runtime = lane.runtime
         if not runtime.breaker.calm:
-            runtime.breaker.succeeded()
+            runtime.breaker.succeeded(together=start > 0)
+        took_s = now - self.submitted_at
         runtime.stats.count("success")
-        runtime.stats.latency.observe(now - self._arrived_at)
+        runtime.stats.latency.observe(took_s)
         first = self._first
         if first is None:
-            lane.counter.answered(self._unit, (now - self.submitted_at) * 1e6)
+            lane.counter.answered(self._unit, took_s * 1e6)
             if lane.decision.experiment:
                 self._expose(lane)
         elif first[1].fault is Fault.REFUSED:
@@ -365,10 +381,12 @@ class Prediction:
         headers += b"server-timing: total;dur=%.2f\r\n" % total_ms
         if self._first is not None:
             headers += self._fallback_header()
-        self._caller.refuse(refusal, headers)
-        if self.ticket is not None:
-            ticket, self.ticket = self.ticket, None
-            ticket.failed()
+        try:
+            self._caller.refuse(refusal, headers)
+        finally:
+            if self.ticket is not None:
+                ticket, self.ticket = self.ticket, None
+                ticket.failed()
 
     def _fallback_header(self) -> bytes:
         assert self._first is not None

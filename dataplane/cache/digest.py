@@ -35,6 +35,8 @@ def scope_digest(name: str, version: str, route: ModelRoute, versioned: VersionR
         versioned.cluster.encode(),
         versioned.triton_model.encode(),
         versioned.triton_version.encode(),
+        # A version that was deleted and registered anew may have the number of the old one.
+        b"%d" % versioned.created_at_ms,
         msgspec.json.encode(route.signature),
         b"%d" % route.batched,
     ]

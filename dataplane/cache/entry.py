@@ -124,15 +124,22 @@ def encode_value(entry: Entry, now: float, now_ms: int) -> bytes:
 
 
 def decode_value(
-    data: bytes, scope: Scope, signature: Signature, *, batched: bool, now: float, now_ms: int
+    data: bytes,
+    scope: Scope,
+    rows: int,
+    signature: Signature,
+    *,
+    batched: bool,
+    now: float,
+    now_ms: int,
 ) -> Entry:
-    """Return the entry that `data` holds. Raises Corrupt."""
+    """Return the entry of so many rows that `data` holds. Raises Corrupt."""
     payload = data[_CHECKSUM_BYTES:]
     if xxh3_64_digest(payload) != data[:_CHECKSUM_BYTES]:
         raise Corrupt("the checksum is wrong")
     try:
         value = _decoder.decode(payload)
-        if value.schema != SCHEMA or value.rows < 1:
+        if value.schema != SCHEMA or value.rows != rows:
             raise Corrupt(f"schema {value.schema}, {value.rows} rows")
         outputs = _outputs(signature, value.rows, value.inners, value.raws, batched=batched)
         for output, raw in zip(outputs, value.raws, strict=True):

@@ -9,6 +9,7 @@ ends that waiter alone.
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import TYPE_CHECKING, Protocol
 
 from dataplane.cache.entry import Entry
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from dataplane.cache.store import ModelCache
     from dataplane.codec import InferRequest
     from dataplane.serving import Lane
+
+log = logging.getLogger("interlock.dataplane")
 
 # Beyond these many a request goes by itself, where the bounds of the queue hold.
 WAITERS_MAX = 1_024
@@ -76,6 +79,14 @@ class Ticket:
         # Ends the waiting at the deadline; None for one that does not wait.
         self.timer: asyncio.TimerHandle | None = None
 
+    def go_on(self) -> None:
+        """Ask the version; those who wait must not hang on one that cannot."""
+        try:
+            self.asker.go_on(self.lane.miss)
+        except BaseException:
+            self.failed()
+            raise
+
     def answered(self, entry: Entry | None) -> None:
         """The version answered this one; None for an answer that is not kept."""
         flight, self.flight = self.flight, None
@@ -131,7 +142,11 @@ class Flight:
             ticket.stop_waiting(None)
             ticket.asker.ticket = None
             lane = ticket.lane
-            ticket.asker.found(lane.shared if shared else lane.local, entry)
+            try:
+                ticket.asker.found(lane.shared if shared else lane.local, entry)
+            except Exception:
+                # The others still wait.
+                log.exception("a request that waited could not be answered")
 
     def lost(self) -> None:
         """The leader failed: another one leads, or everybody goes alone."""
@@ -147,7 +162,11 @@ class Flight:
         for ticket in waiting:
             ticket.stop_waiting(flight)
         for ticket in waiting:
-            ticket.asker.go_on(ticket.lane.miss)
+            try:
+                ticket.go_on()
+            except Exception:
+                # The others still wait.
+                log.exception("a request that waited could not go on")
 
     def _end(self) -> list[Ticket]:
         self._flights.forget(self._key, self)

@@ -40,12 +40,12 @@ class LocalCache:
         return len(self._entries)
 
     def get(self, key: bytes, oldest_at: float) -> Entry | None:
-        """Return the entry of `key` unless it was stored before `oldest_at`."""
+        """Return the entry of `key` unless it is from before `oldest_at` or its version is gone."""
         entries = self._entries
         entry = entries.get(key)
         if entry is None:
             return None
-        if entry.stored_at < oldest_at:
+        if entry.stored_at < oldest_at or not entry.scope.alive:
             self._drop(key)
             return None
         entries.move_to_end(key)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine
+from itertools import islice
 from random import uniform
 from time import monotonic
 from typing import Protocol
@@ -192,10 +193,11 @@ class SharedCache:
             batch.end(None)
 
     async def _write(self) -> None:
-        writes, self._writes, self._write_bytes = self._writes, {}, 0
         try:
             pipeline = self._client.pipeline(transaction=False)
-            for key, (ttl_ms, value) in writes.items():
+            for key in list(islice(self._writes, KEYS_MAX)):
+                ttl_ms, value = self._writes.pop(key)
+                self._write_bytes -= len(value)
                 pipeline.set(_name(key), value, px=ttl_ms)
             await pipeline.execute()
             self._failed_in_a_row = 0

@@ -95,6 +95,7 @@ def _origin(route: ModelRoute, versioned: VersionRoute) -> object:
         versioned.cluster,
         versioned.triton_model,
         versioned.triton_version,
+        versioned.created_at_ms,
         route.signature,
         route.batched,
     )
@@ -189,20 +190,22 @@ class ModelCache:
         ticket.flight = flights.begin(ticket.key, asker.deadline)
         shared = self._shared
         if shared is None or not shared.ask(ticket.key, _SharedLookup(self, ticket)):
-            asker.go_on(ticket.lane.miss)
+            ticket.go_on()
 
     def brought(self, ticket: Ticket, value: bytes | None) -> None:
         """Go on with what the second tier had for a leader, None where it had nothing."""
         entry = self._decode(ticket, value) if value is not None else None
         asker = ticket.asker
         if entry is None:
-            asker.go_on(ticket.lane.miss)
+            ticket.go_on()
             return
         self._cache.local.put(ticket.key, entry)
         asker.ticket = None
-        asker.found(ticket.lane.shared, entry)
-        if ticket.flight is not None:
-            ticket.flight.settle(entry, shared=True)
+        try:
+            asker.found(ticket.lane.shared, entry)
+        finally:
+            if ticket.flight is not None:
+                ticket.flight.settle(entry, shared=True)
 
     def _decode(self, ticket: Ticket, value: bytes) -> Entry | None:
         now = monotonic()
@@ -210,6 +213,7 @@ class ModelCache:
             entry = decode_value(
                 value,
                 ticket.lane.scope,
+                ticket.asker.request.rows,
                 self._route.signature,
                 batched=self._batched,
                 now=now,

@@ -145,8 +145,10 @@ def test_different_lists_are_never_joined_to_the_same_bytes(one, other):
     assert (join(one) == join(other)) is (one == other)
 
 
-def versioned_as(cluster="main", name="sums.1", number="1"):
-    return VersionRoute(cluster=cluster, triton_model=name, triton_version=number)
+def versioned_as(cluster="main", name="sums.1", number="1", created_at_ms=0):
+    return VersionRoute(
+        cluster=cluster, triton_model=name, triton_version=number, created_at_ms=created_at_ms
+    )
 
 
 ROUTE = model()
@@ -162,12 +164,8 @@ VERSION = ROUTE.versions["1"]
         ("sums", "1", model(signature=PAIR), VERSION),
         ("sums", "1", ROUTE, versioned_as(cluster="b")),
         ("sums", "1", ROUTE, versioned_as(name="s")),
-        (
-            "sums",
-            "1",
-            ROUTE,
-            versioned_as(number="7"),
-        ),
+        ("sums", "1", ROUTE, versioned_as(number="7")),
+        ("sums", "1", ROUTE, versioned_as(created_at_ms=7)),
     ],
 )
 def test_versions_never_share_a_scope(name, version, route, versioned):

@@ -33,15 +33,15 @@ def batch(datatype="FP32", rows=3):
     return Output(tensor(datatype), [rows, 2], memoryview(data), batched=True)
 
 
-def decode(value, datatype="FP32", now=50.0, now_ms=1_000_000):
+def decode(value, datatype="FP32", rows=1, now=50.0, now_ms=1_000_000):
     signature = Signature(inputs=(), outputs=(tensor(datatype),))
-    return decode_value(value, SCOPE, signature, batched=True, now=now, now_ms=now_ms)
+    return decode_value(value, SCOPE, rows, signature, batched=True, now=now, now_ms=now_ms)
 
 
 @pytest.mark.parametrize("datatype", sorted(DATATYPES))
 def test_what_was_stored_comes_back(datatype):
     entry = entry_of(SCOPE, 2, [batch(datatype)], 1, 40.0)
-    back = decode(encode_value(entry, 45.0, 995_000), datatype)
+    back = decode(encode_value(entry, 45.0, 995_000), datatype, rows=2)
     assert (back.rows, back.inners, back.raws, back.tail) == (2, ((2,),), entry.raws, entry.tail)
     signature = Signature(inputs=(), outputs=(tensor(datatype),))
     (output,) = back.outputs(signature, batched=True)
@@ -82,6 +82,8 @@ def test_a_value_with_one_wrong_byte_is_corrupt(at, change):
     [
         (99, 0, 1, ((2,),), (b"x" * 8,)),
         (1, 0, 0, ((2,),), (b"",)),
+        (1, 0, 2, ((2,),), (b"x" * 16,)),
+        (1, 0, 2**40, ((0,),), (b"",)),
         (1, 0, 1, ((3,),), (b"x" * 8,)),
         (1, 0, 1, ((2,),), (b"x" * 7,)),
         (1, 0, 1, ((2,), (2,)), (b"x" * 8, b"x" * 8)),

@@ -196,3 +196,52 @@ async def test_a_table_that_is_applied_meanwhile_parts_nobody():
     got = answers([first, second])
     assert [answer.headers["x-interlock-generation"] for answer in got] == ["1", "2"]
     assert plane.calls == 1
+
+
+@pytest.mark.parametrize("cut", [0, 1])
+async def test_an_answer_that_cannot_be_written_harms_nobody_else(cut):
+    plane = Plane(None)
+    wires = [plane.send() for _ in range(4)]
+    await turns()
+    wires[cut].transport.close()
+    plane.triton.finish(0)
+    assert [wire.statuses for wire in wires] == [[] if i == cut else [200] for i in range(4)]
+    assert len(plane.cache.flights) == 0
+
+
+async def test_a_refusal_that_cannot_be_written_harms_nobody_else():
+    plane = Plane(None)
+    wires = [plane.send() for _ in range(5)]
+    await turns()
+    plane.triton.finish(0, DEAD)
+    await turns()
+    wires[2].transport.close()
+    plane.triton.finish(1, DEAD)
+    assert plane.serving.trips
+    assert [wire.statuses for wire in wires] == [[503], [503], [], [503], [503]]
+    assert len(plane.cache.flights) == 0
+
+
+async def test_one_that_only_waited_tells_the_breaker_nothing():
+    plane = Plane(None, timeout_ms=60)
+    plane.send()
+    await turns()
+    wires = [plane.send() for _ in range(4)]
+    await until(lambda: all(wire.statuses == [504] for wire in wires))
+    assert plane.serving.trips == ()
+    assert plane.windows()["stable"].errors == 4
+    plane.triton.finish(0)
+
+
+async def test_one_that_only_waited_does_not_give_back_the_trial_of_another():
+    plane = Plane(None, timeout_ms=500)
+    for i in range(2):
+        plane.send(body([i, 0, 0, 0]))
+        await turns()
+        plane.triton.finish(i, DEAD)
+    await asyncio.sleep(0.06)
+    trial, hurried = plane.send(), plane.send(headers=HURRIED)
+    await until(lambda: hurried.statuses == [504])
+    assert plane.send(body([9, 9, 9, 9])).statuses == [503]
+    plane.triton.finish(2)
+    assert trial.statuses == [200]

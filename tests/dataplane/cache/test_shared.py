@@ -139,6 +139,26 @@ async def test_look_ups_and_writes_are_bounded(valkey):
         assert all(each.values == [None] for each in asked)
 
 
+async def test_one_call_writes_no_more_than_its_share(valkey, monkeypatch):
+    monkeypatch.setattr(module, "KEYS_MAX", 3)
+    client = shared_client(valkey.url)
+    pipelines = []
+    pipeline = client.pipeline
+
+    def counted(**options):
+        pipelines.append(pipeline(**options))
+        return pipelines[-1]
+
+    monkeypatch.setattr(client, "pipeline", counted)
+    cache = SharedCache(client, asyncio.get_running_loop(), 1.0)
+    for i in range(7):
+        cache.store(b"%016d" % i, b"v%d" % i, 60)
+    await stored(cache, KEY, b"value")
+    assert [await ask(cache, b"%016d" % i) for i in range(7)] == [b"v%d" % i for i in range(7)]
+    assert len(pipelines) == 3
+    await cache.close()
+
+
 async def test_a_full_server_loses_nothing_but_the_value(valkey):
     async with shared(valkey.url) as cache, redis.Redis.from_url(valkey.url) as client:
         await client.config_set("maxmemory", "1")

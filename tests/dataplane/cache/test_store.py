@@ -178,6 +178,22 @@ async def test_a_version_under_the_same_number_elsewhere_starts_with_nothing():
     assert await plane.state() == "miss"
 
 
+async def test_a_version_registered_anew_under_the_same_number_starts_with_nothing():
+    plane = Plane()
+    await plane.ask()
+    anew = msgspec.structs.replace(model().versions["1"], created_at_ms=1)
+    plane.apply(2, versions={**model().versions, "1": anew})
+    assert await plane.state() == "miss"
+
+
+async def test_a_version_that_left_and_is_back_at_once_starts_with_nothing():
+    plane = Plane(split=ALL)
+    await plane.ask()
+    plane.apply(2, versions={"1": model().versions["1"]})
+    plane.apply(3)
+    assert [await plane.state(target=EXPLICIT_2) for _ in range(2)] == ["miss", "l1"]
+
+
 async def test_answers_of_a_version_that_left_the_table_die_with_it():
     plane = Plane(split=ALL)
     await plane.ask()
