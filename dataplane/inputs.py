@@ -72,7 +72,10 @@ class InputSpec:
         return self._learn(shape) if dims is None else dims
 
     def _learn(self, shape: list[object]) -> Dims:
-        if not all(isinstance(dim, (int, float)) and dim == int(dim) >= 0 for dim in shape):
+        # The bounds come first: NaN and infinity have no whole number.
+        if not all(
+            isinstance(dim, (int, float)) and 0 <= dim < 2**63 and dim == int(dim) for dim in shape
+        ):
             raise self._wrong_shape(shape)
         whole = tuple(int(dim) for dim in shape)  # type: ignore[call-overload]
         inner = whole[1:] if self._batched else whole

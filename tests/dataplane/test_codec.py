@@ -64,6 +64,8 @@ def test_flat_and_nested_data_are_the_same_and_so_is_the_second_reading(rows):
         ({"shape": "4"}, "wrong_shape", "'x': expected shape"),
         ({"shape": [1, [4]]}, "wrong_shape", "'x': expected shape"),
         ({"shape": [0, 4]}, "wrong_shape", "'x': expected shape"),
+        ({"shape": [float("nan"), 4]}, "wrong_shape", "'x': expected shape"),
+        ({"shape": [float("inf"), 4]}, "wrong_shape", "'x': expected shape"),
         ({"shape": [9, 4]}, "too_many_rows", "'x' carries 9 rows; one request may carry 8"),
         ({"data": [1, 2, 3]}, "wrong_data", "'x': expected 4 elements for shape [1, 4], got 3"),
         ({"data": [1, 2, 3, "4"]}, "wrong_data", "'x': element 3 is a string"),

@@ -1,26 +1,47 @@
 """The fuzzers: a taste in every run of the tests, the whole meal when asked for by name.
 
 `./run fuzz` names this folder and so gets EXAMPLES_LONG for each fuzzer, or as many as the
-environment says in INTERLOCK_FUZZ_EXAMPLES.
+environment says in INTERLOCK_FUZZ_EXAMPLES, and MUTATIONS_LONG inputs for the mutators together.
 """
 
 import os
+import random
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 
 from tests.fuzz.fuzzers import FUZZERS
+from tests.fuzz.mutations import MUTATORS
 
 EXAMPLES_SHORT = 150
 EXAMPLES_LONG = 50_000
+MUTATIONS_SHORT = 10_000
+MUTATIONS_LONG = 1_000_000
 
 
 @pytest.fixture
-def examples(pytestconfig):
-    asked = any("fuzz" in argument for argument in pytestconfig.args)
+def asked(pytestconfig):
+    return any("fuzz" in argument for argument in pytestconfig.args)
+
+
+@pytest.fixture
+def examples(asked):
     return int(
         os.environ.get("INTERLOCK_FUZZ_EXAMPLES", EXAMPLES_LONG if asked else EXAMPLES_SHORT)
     )
+
+
+@pytest.fixture
+def mutations(asked):
+    return int(
+        os.environ.get("INTERLOCK_FUZZ_MUTATIONS", MUTATIONS_LONG if asked else MUTATIONS_SHORT)
+    )
+
+
+@pytest.mark.parametrize("name", sorted(MUTATORS))
+def test_it_withstands_damaged(name, mutations):
+    check, part = MUTATORS[name]
+    check(random.Random(1), int(mutations * part))
 
 
 @pytest.mark.parametrize("name", sorted(FUZZERS))
