@@ -91,7 +91,7 @@ class Batcher:
         self._delay_s = model.batching.max_queue_delay_us / 1e6
         # Whoever waits for a batch to fill.
         self._queue = FairQueue(batch_max, self._delay_s)
-        # Batches of one that go ahead of the queue: hurried requests and second attempts.
+        # Second attempts: batches of one that go ahead of the queue.
         self._alone: deque[Job] = deque()
         # The rows of those.
         self._alone_rows = 0
@@ -125,11 +125,7 @@ class Batcher:
             and 0 < self._done_in_s(job) > job.deadline - job.submitted_at
         ):
             raise Overloaded(pace.drained_in_s(rows))
-        if job.hurried:
-            self._alone.append(job)
-            self._alone_rows += own
-            self._send_ready()
-        elif queue.put(job, request.key, own):
+        if queue.put(job, request.key, own):
             self._send_ready()
         elif self.in_flight == 0:
             self._start_soon()
@@ -195,8 +191,10 @@ class Batcher:
                 batch = queue.take(now)
             if batch.jobs:
                 self._send(batch, now)
-            for job in batch.late:
-                self._fail(job, Unsent())
+            if batch.late:
+                error = Unsent()
+                for job in batch.late:
+                    self._fail(job, error)
 
     # --- one batch -----------------------------------------------------------------------------
 
@@ -217,7 +215,9 @@ class Batcher:
         except Exception:
             # Nobody may wait for ever, and the place in flight must come back.
             log.exception("a batch could not be sent")
-            done(TritonError(Fault.FAILED, "the batch could not be sent"))
+            # Not at once: a queue full of such batches would end each within the one before.
+            error = TritonError(Fault.FAILED, "the batch could not be sent")
+            self._loop.call_soon(done, error)
 
     def _expire(self, batch: Batch) -> None:
         """Fail the jobs of a batch under way whose own deadline has passed."""
@@ -231,8 +231,9 @@ class Batcher:
         left = [job.deadline for job in batch.jobs if job.deadline > now]
         if left and batch.latest - min(left) > _CLOSE_S:
             batch.timer = self._loop.call_later(min(left) - now, self._expire, batch)
+        error = TritonError(Fault.TIMEOUT, "no answer before the deadline")
         for job in late:
-            self._fail(job, TritonError(Fault.TIMEOUT, "no answer before the deadline"))
+            self._fail(job, error)
 
     def _done(self, batch: Batch, result: Reply | TritonError, dispatched_at: float) -> None:
         if batch.ended:
@@ -270,6 +271,7 @@ class Batcher:
             self._start_soon()
 
     def _batch_failed(self, batch: Batch, error: TritonError) -> None:
+        error.counted = False
         jobs = batch.jobs
         if batch.expired:
             jobs = [job for job in jobs if job not in batch.expired]

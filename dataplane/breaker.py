@@ -3,7 +3,8 @@
 Closed, it counts failures among the last answers and opens at the threshold, or after a few answers
 in a row that say that the version is gone. Open, it lets nothing through until `open_ms` have
 passed; then, half-open, one request at a time tries the version, and its answer closes or reopens.
-It needs no control plane: it acts within a few requests.
+It needs no control plane: it acts within a few requests. A call is one answer, however many
+requests it carries: one lost batch must not shut a version out that a sibling endpoint serves.
 """
 
 from __future__ import annotations
@@ -16,8 +17,6 @@ from contract.routing import Breaker as Settings
 
 # A crashed process takes seconds for each of its answers; nobody need wait for ten of them.
 GONE_IN_A_ROW = 3
-# The requests of one batch fail together, and are one answer.
-TOGETHER_S = 0.001
 
 
 class State(Enum):
@@ -32,7 +31,6 @@ class Breaker:
     __slots__ = (
         "_dead",
         "_gone",
-        "_gone_at",
         "_on_trip",
         "_probing",
         "_results",
@@ -58,8 +56,6 @@ class Breaker:
         self.recent_failures = 0
         # Answers in a row that said that the version is gone.
         self._gone = 0
-        # When the last request was told so.
-        self._gone_at = float("-inf")
         # When an open breaker may be tried again.
         self._retry_at = 0.0
         # The one trial of the half-open state is under way.
@@ -89,18 +85,19 @@ class Breaker:
             return True
         return last_resort and not self._dead
 
-    def succeeded(self) -> None:
-        """Count an answer."""
+    def succeeded(self, *, together: bool = False) -> None:
+        """Count an answer; it is `together` with another one if that is of the same call."""
         if self.state is State.CLOSED:
             self._gone = 0
-            self._push(False)
+            if not together:
+                self._push(False)
         elif self.state is State.HALF_OPEN:
             self.state = State.CLOSED
             self._clear()
         self.calm = self.state is State.CLOSED and self.recent_failures == 0
 
     def failed(self, now: float, reason: str, *, dead: bool, gone: bool = False) -> None:
-        """Count a failure.
+        """Count a call that failed.
 
         `dead` says that the version did not answer at all, `gone` that it certainly will not.
         """
@@ -109,17 +106,10 @@ class Breaker:
             self._open(now, reason, dead=dead)
         elif self.state is State.CLOSED:
             self._push(True)
-            self._count_gone(now, gone=gone)
+            self._gone = self._gone + 1 if gone else 0
             enough = self.recent_failures >= self.settings.failures
             if (enough or self._gone >= GONE_IN_A_ROW) and self.may_open():
                 self._open(now, reason, dead=dead)
-
-    def _count_gone(self, now: float, *, gone: bool) -> None:
-        if not gone:
-            self._gone = 0
-            return
-        self._gone += now - self._gone_at > TOGETHER_S
-        self._gone_at = now
 
     def released(self) -> None:
         """Give back a trial that ended without a verdict, such as a client's bad request."""

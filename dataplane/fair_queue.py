@@ -38,7 +38,7 @@ class Job(Protocol):
     """A request that waits for its rows; exactly one of the two methods is called, once.
 
     `deadline` and `submitted_at` are on `time.monotonic`. `hurried` says that little time is left:
-    such a request travels alone and ahead of the others. `priority` is one of the classes.
+    its line does not wait to fill. `priority` is one of the classes.
     """
 
     request: InferRequest
@@ -159,7 +159,7 @@ class FairQueue:
         if line.due:
             self._due[priority][line] = None
             return True
-        if in_line >= self._rows_max:
+        if in_line >= self._rows_max or job.hurried:
             self._make_due(line)
             return True
         return False

@@ -135,7 +135,8 @@ class Copy:
             return
         if error.fault is Fault.REFUSED:
             breaker.released()
-        else:
+        elif not error.counted:
+            error.counted = True
             breaker.failed(
                 monotonic(),
                 error.message,

@@ -32,6 +32,8 @@ class TritonError(Exception):
         self.fault = fault
         # Triton's own message, or ours.
         self.message = message
+        # The version's breaker knows of it: all requests of a call fail by the same error.
+        self.counted = False
 
 
 class Reply:

@@ -137,7 +137,8 @@ class Endpoint:
                 _, connection = await self._loop.create_connection(
                     lambda: Connection(self), self._host, self._port
                 )
-        except OSError as error:
+        except (OSError, ValueError, OverflowError) as error:
+            # The latter two are what a name or a port that cannot exist comes to.
             self._attempts -= 1
             self.open -= 1
             reason = str(error) or "no connection in time"

@@ -155,16 +155,53 @@ async def test_a_request_whose_deadline_passed_in_the_queue_is_not_sent():
     assert late.error.fault is Fault.TIMEOUT
 
 
-async def test_a_hurried_request_travels_alone():
+async def test_a_hurried_request_takes_the_next_place_and_its_neighbours_along():
     triton = HeldTriton()
-    batcher = make(triton)
+    batcher = make(triton, batching=Batching(max_batch_size=4, max_queue_delay_us=10_000_000))
+    batcher.submit(Waiter(ROW))
+    await turns()
     hurried = Waiter(ROW, deadline=time.monotonic() + 0.1)
     hurried.hurried = True
     batcher.submit(Waiter(ROW))
     batcher.submit(hurried)
+    assert triton.batch_sizes() == [1, 2]
+    await asyncio.sleep(0.12)
+    assert hurried.error is not None
+    assert hurried.error.fault is Fault.TIMEOUT
+
+
+async def test_a_crowd_of_hurried_requests_leaves_in_full_batches_and_by_class():
+    triton = HeldTriton()
+    batcher = make(triton, in_flight_max=1)
+    first, other = Waiter(ROW), Waiter(ROW, priority=HIGH)
+    batcher.submit(first)
     await turns()
-    assert triton.batch_sizes()[0] == 1
-    assert triton.timeouts[0] < 0.11
+    for _ in range(12):
+        job = Waiter(ROW)
+        job.hurried = True
+        batcher.submit(job)
+    batcher.submit(other)
+    for call in range(2):
+        triton.finish(call)
+    assert triton.batch_sizes() == [1, 4, 4]
+    assert other.sums is not None
+
+
+async def test_many_batches_that_cannot_be_sent_end_every_job():
+    class Broken(HeldTriton):
+        def post(self, *_):
+            raise ValueError("no address")
+
+    batcher = make(Broken(), batched=False, batching=Batching(max_queue_size=1_024))
+    jobs = [Waiter(ROW) for _ in range(1_000)]
+    batcher.in_flight = 4
+    for job in jobs:
+        batcher.submit(job)
+    batcher.in_flight = 0
+    batcher._send_ready()
+    await turns(1_200)
+    assert all(job.error is not None for job in jobs)
+    assert (batcher.in_flight, batcher.waiting_rows) == (0, 0)
 
 
 async def test_a_model_without_a_batch_dimension_gets_one_request_a_call():

@@ -95,11 +95,16 @@ def test_a_version_that_says_it_is_gone_needs_few_answers():
     assert (breaker.state, trips) == (State.OPEN, ["stub"])
 
 
-def test_the_requests_of_one_batch_are_told_once_that_it_is_gone():
-    breaker, trips = make(window=20, failures=10)
-    for job in range(8):
-        breaker.failed(1.0 + job * 20e-6, "stub", dead=True, gone=True)
-    assert (breaker.state, trips) == (State.CLOSED, [])
+def test_answers_of_one_call_are_one_answer():
+    breaker, _ = make(window=2, failures=2)
+    breaker.failed(0.0, "why", dead=False)
+    for _ in range(8):
+        breaker.succeeded(together=True)
+    assert breaker.recent_failures == 1
+    trip(breaker)
+    breaker.admits(1.0)
+    breaker.succeeded(together=True)
+    assert breaker.state is State.CLOSED
 
 
 def test_any_other_end_interrupts_the_row_of_gone():

@@ -132,3 +132,12 @@ async def test_a_server_that_closes_at_once_fails_the_call_and_does_not_spin():
         assert isinstance(result, TritonError)
         assert accepted < 20
     server.close()
+
+
+@pytest.mark.parametrize("address", ["a..b:8000", "127.0.0.1:99999"])
+async def test_an_address_that_cannot_exist_is_unreachable_at_once(address):
+    async with transport() as triton:
+        result = await ask(triton, (address,), timeout_s=0.5)
+        assert isinstance(result, TritonError)
+        assert result.fault is Fault.UNREACHABLE
+        assert [found.open for found in triton.endpoints()] == [0]
