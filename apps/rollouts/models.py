@@ -185,7 +185,10 @@ class Instance(models.Model):
 
 
 class BreakerTripRecord(models.Model):
-    """A version's breaker opened on an instance; `count` is since that instance's boot."""
+    """A version's breaker opened on an instance; `count` is since that instance's boot.
+
+    The instants are those of the database's clock.
+    """
 
     instance = models.CharField(max_length=200)
     boot = models.CharField(max_length=64)
@@ -194,6 +197,8 @@ class BreakerTripRecord(models.Model):
     generation = models.BigIntegerField()
     count = models.PositiveIntegerField()
     reason = models.TextField(blank=True)
+    # When it was first heard of.
+    first_at = models.DateTimeField()
     last_at = models.DateTimeField()
 
     class Meta:

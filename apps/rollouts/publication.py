@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 import msgspec
 import redis
@@ -86,16 +86,19 @@ def latest_table() -> PublishedTable | None:
 def record_report(report: InstanceReport, *, now: datetime) -> Instance:
     """Store what an instance reported: its ack or nack, what it dropped, and that it lives.
 
-    The instant is ours, not the reporter's: its clock may be wrong.
+    The instants are ours, not the reporter's: its clock may be wrong, so that of a trip it is only
+    believed how long before the report it was.
     """
     for trip in report.trips:
+        told = {"count": trip.count, "reason": trip.reason, "last_at": _instant(report, trip, now)}
         BreakerTripRecord.objects.update_or_create(
             instance=report.instance,
             boot=report.boot,
             model_name=trip.model,
             version_number=trip.version,
             generation=trip.generation,
-            defaults={"count": trip.count, "reason": trip.reason, "last_at": _instant(trip)},
+            defaults=told,
+            create_defaults={**told, "first_at": now},
         )
     instance, _ = Instance.objects.update_or_create(
         name=report.instance,
@@ -113,8 +116,8 @@ def record_report(report: InstanceReport, *, now: datetime) -> Instance:
     return instance
 
 
-def _instant(trip: BreakerTrip) -> datetime:
-    return datetime.fromtimestamp(trip.last_at_ms / 1_000, UTC)
+def _instant(report: InstanceReport, trip: BreakerTrip, now: datetime) -> datetime:
+    return now - timedelta(milliseconds=max(0, report.at_ms - trip.last_at_ms))
 
 
 def live_instances(now: datetime) -> QuerySet[Instance]:

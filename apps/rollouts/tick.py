@@ -13,6 +13,7 @@ from typing import Any
 from uuid import UUID
 
 from django.db import transaction
+from django.db.models import QuerySet
 
 from apps.lib.actors import INTERLOCK
 from apps.lib.clock import database_now
@@ -41,6 +42,9 @@ log = logging.getLogger(__name__)
 
 # Both versions tripping this close together is an incident of the servers, not of the canary.
 SAME_INCIDENT = timedelta(seconds=30)
+# A canary has less time for an answer than stable, so it trips first when the servers hang; by then
+# stable's trip is known too. Meanwhile the breaker keeps all requests away from the canary.
+TRIP_SETTLES_IN = timedelta(seconds=5)
 
 
 # A pass needs data of this step that is no older than so many check intervals.
@@ -261,17 +265,25 @@ def _rolled_back_by_trip(rollout: Rollout, now: datetime) -> bool:
     trips = BreakerTripRecord.objects.filter(
         model_name=rollout.model.name, generation__gte=first, last_at__gte=rollout.started_at
     )
-    trip = trips.filter(version_number=str(rollout.target.number)).order_by("-last_at").first()
-    if trip is None:
+    settled = trips.filter(
+        version_number=str(rollout.target.number), first_at__lte=now - TRIP_SETTLES_IN
+    )
+    for trip in settled.order_by("-last_at"):
+        if not _stable_tripped_too(rollout, trips, trip):
+            reason = f"the circuit breaker of {rollout.target} opened on instance {trip.instance}"
+            roll_back(rollout, f"{reason}: {trip.reason}", INTERLOCK, now, {"trips": trip.count})
+            return True
+    return False
+
+
+def _stable_tripped_too(
+    rollout: Rollout, trips: QuerySet[BreakerTripRecord], trip: BreakerTripRecord
+) -> bool:
+    if rollout.baseline is None:
         return False
-    if rollout.baseline is not None:
-        stable = trips.filter(version_number=str(rollout.baseline.number))
-        near = (trip.last_at - SAME_INCIDENT, trip.last_at + SAME_INCIDENT)
-        if stable.filter(last_at__range=near).exists():
-            return False
-    reason = f"the circuit breaker of {rollout.target} opened on instance {trip.instance}"
-    roll_back(rollout, f"{reason}: {trip.reason}", INTERLOCK, now, {"trips": trip.count})
-    return True
+    near = (trip.last_at - SAME_INCIDENT, trip.last_at + SAME_INCIDENT)
+    stable = trips.filter(version_number=str(rollout.baseline.number))
+    return stable.filter(last_at__range=near).exists()
 
 
 def _guard(rollout: Rollout, now: datetime) -> None:

@@ -78,17 +78,20 @@ def test_who_is_behind_is_named_with_the_reason() -> None:
 
 
 def test_a_report_is_stored_by_our_clock_and_its_trips_once() -> None:
-    trip = BreakerTrip(
-        model="digits", version="2", generation=4, count=1, last_at_ms=1_000, reason="errors"
-    )
     now = database_now()
-    for _ in range(2):
-        report = InstanceReport(
-            instance="i", boot="b", at_ms=5, applied_generation=4, trips=(trip,)
+    for seconds, count in ((0, 1), (10, 2)):
+        trip = BreakerTrip(
+            model="digits", version="2", generation=4, count=count, last_at_ms=1_000, reason="x"
         )
-        record_report(report, now=now)
-    assert Instance.objects.get().reported_at == now
-    assert BreakerTripRecord.objects.get().count == 1
+        report = InstanceReport(
+            instance="i", boot="b", at_ms=1_500, applied_generation=4, trips=(trip,)
+        )
+        record_report(report, now=now + timedelta(seconds=seconds))
+    last = now + timedelta(seconds=10)
+    assert Instance.objects.get().reported_at == last
+    record = BreakerTripRecord.objects.get()
+    assert (record.count, record.first_at) == (2, now)
+    assert record.last_at == last - timedelta(milliseconds=500)
 
 
 def test_an_ack_clears_an_earlier_refusal() -> None:

@@ -12,10 +12,10 @@ from apps.lib.errors import Conflict, Invalid
 from apps.models.models import Deployment, LiveSplit
 from apps.models.states import DeploymentState
 from apps.rollouts import services
-from apps.rollouts.models import PublishedTable, Rollout
+from apps.rollouts.models import BreakerTripRecord, PublishedTable, Rollout
 from apps.rollouts.publication import record_report
 from apps.rollouts.states import LIVE_PHASES, Phase
-from apps.rollouts.tick import tick_rollouts
+from apps.rollouts.tick import TRIP_SETTLES_IN, tick_rollouts
 from contract.messages import BreakerTrip, InstanceReport
 from contract.routing import RoutingTable, decode
 from tests.rollouts.factories import ANNA, make_baking, make_model, make_plan, send
@@ -174,6 +174,7 @@ def test_a_breaker_trip_of_the_canary_rolls_back() -> None:
         reason="10 of 20 failed",
     )
     ack(rollout.generation, trips=(trip,))
+    BreakerTripRecord.objects.update(first_at=database_now() - TRIP_SETTLES_IN)
     tick_rollouts()
     rollout.refresh_from_db()
     assert rollout.phase == Phase.ROLLING_BACK

@@ -38,8 +38,17 @@ def turn(rollout: Rollout) -> Rollout:
     return rollout
 
 
+SETTLED = timedelta(seconds=10)
+
+
 def trip(rollout: Rollout, number: int, at: datetime, **fields: Any) -> None:
-    defaults = {"instance": "i-1", "boot": "b", "generation": rollout.generation, "count": 3}
+    defaults = {
+        "instance": "i-1",
+        "boot": "b",
+        "generation": rollout.generation,
+        "count": 3,
+        "first_at": at - SETTLED,
+    }
     BreakerTripRecord.objects.create(
         model_name=rollout.model.name,
         version_number=str(number),
@@ -115,6 +124,24 @@ def test_both_versions_tripping_together_is_no_fault_of_the_canary() -> None:
     trip(rollout, 2, now)
     trip(rollout, 1, now + timedelta(seconds=20))
     assert turn(rollout).phase == Phase.BAKING
+
+
+def test_a_canary_that_trips_first_when_the_servers_hang_waits_for_stables_trip() -> None:
+    rollout = make_baking(make_model())
+    now = database_now()
+    trip(rollout, 2, now, first_at=now)
+    assert turn(rollout).phase == Phase.BAKING
+    trip(rollout, 1, now)
+    BreakerTripRecord.objects.update(first_at=now - SETTLED)
+    assert turn(rollout).phase == Phase.BAKING
+
+
+def test_a_later_trip_of_the_canary_alone_counts_after_an_incident_of_both() -> None:
+    rollout = make_baking(make_model())
+    now = database_now()
+    trip(rollout, 2, now + timedelta(seconds=100), first_at=now - SETTLED)
+    trip(rollout, 1, now)
+    assert turn(rollout).phase == Phase.ROLLING_BACK
 
 
 def test_a_trip_from_before_the_canary_had_traffic_is_not_counted() -> None:
