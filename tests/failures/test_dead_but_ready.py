@@ -1,0 +1,43 @@
+"""A crashed Python backend is never restarted, answers 500 after seconds, and says READY.
+
+Only an answer counts here: the circuit of that copy opens within a few calls, the other copy
+answers, and when the control plane has loaded the version again it is asked again.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from time import monotonic, sleep
+
+import pytest
+
+from tests.faults.artifact import write_artifact
+from tests.faults.load import Load, Question, failures, report
+from tests.faults.pair import MODEL, pair
+
+CLIENTS = 16
+
+
+@pytest.mark.e2e
+def test_a_copy_that_is_dead_but_ready_is_avoided_until_it_is_loaded_again(tmp_path: Path) -> None:
+    question = Question(write_artifact(tmp_path / "flowers.onnx"))
+    with (
+        pair(tmp_path) as both,
+        Load(both.port, question, model=MODEL, per_s=400, threads=CLIENTS) as load,
+    ):
+        both.one.wait_for_traffic(20)
+        died_at = monotonic()
+        os.kill(both.one.stub(), signal.SIGKILL)
+        sleep(2.5)
+        circuits = both.open_circuits()
+        assert both.one.says_ready()
+        both.one.reload()
+        both.one.wait_for_traffic(20)
+    report("A copy dead but ready", load, died_at)
+    assert [both.one.address in line for line in circuits] == [True]
+    # Those who waited for the dead copy ran out of time; there were few, and none came later.
+    assert failures(load.answers).keys() <= {"504 deadline_exceeded"}
+    assert sum(failures(load.answers).values()) <= 3 * CLIENTS
+    assert failures(load.since(died_at + 2.0)) == {}

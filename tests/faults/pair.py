@@ -1,0 +1,98 @@
+"""Two Tritons that hold the same version, and a data plane of its own in front of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import httpx
+
+from bench import flowers
+from bench.stand import data_plane
+from contract.routing import Cluster, ModelRoute, RoutingTable, VersionRoute, encode
+from embedded.stack import Stack, running
+from tests.faults.ground import processes, wait_until
+
+MODEL = "flowers"
+TRITON_MODEL = "flowers.1"
+# A short exile, so that the tests need not wait for its end.
+SETTINGS = {"INTERLOCK_EJECT_S": "1", "INTERLOCK_EJECT_MAX_S": "2"}
+
+
+class Server:
+    """One of the two."""
+
+    def __init__(self, stack: Stack) -> None:
+        self.address = f"127.0.0.1:{stack.ports['triton_http']}"
+        self._supervisor = stack.pid
+
+    def pid(self) -> int:
+        """Return the server's own pid."""
+        children = processes(self._supervisor)
+        return next(pid for pid, command in children.items() if "/tritonserver" in command)
+
+    def stub(self) -> int:
+        """Return the pid of the process that computes the version."""
+        children = processes(self.pid())
+        return next(pid for pid, command in children.items() if "python_backend_stub" in command)
+
+    def answered(self) -> int:
+        """Return how many calls the version has answered here."""
+        url = f"http://{self.address}/v2/models/{TRITON_MODEL}/stats"
+        (stats,) = httpx.get(url).raise_for_status().json()["model_stats"]
+        return int(stats["inference_stats"]["success"]["count"])
+
+    def says_ready(self) -> bool:
+        """Return whether Triton says that the version is ready."""
+        url = f"http://{self.address}/v2/models/{TRITON_MODEL}/versions/1/ready"
+        return httpx.get(url).status_code == 200
+
+    def reload(self) -> None:
+        """Unload the version and load it again, as the control plane heals it."""
+        for verb in ("unload", "load"):
+            url = f"http://{self.address}/v2/repository/models/{TRITON_MODEL}/{verb}"
+            httpx.post(url, timeout=30).raise_for_status()
+
+    def wait_for_traffic(self, within_s: float) -> None:
+        """Return when the version is asked here, once it can be."""
+        wait_until(self.says_ready, within_s, f"{self.address} is ready")
+        before = self.answered()
+        wait_until(lambda: self.answered() > before + 20, within_s, f"{self.address} is asked")
+
+
+class Pair:
+    """Both, and the port of the data plane."""
+
+    def __init__(self, one: Server, two: Server, port: int) -> None:
+        self.one = one
+        self.two = two
+        self.port = port
+
+    def open_circuits(self) -> list[str]:
+        """Return the lines of `/metrics` about circuits that are not closed."""
+        lines = httpx.get(f"http://127.0.0.1:{self.port}/metrics").text.splitlines()
+        return [line for line in lines if line.startswith("interlock_circuit_state{")]
+
+
+@contextmanager
+def pair(directory: Path) -> Iterator[Pair]:
+    """Run both and a data plane."""
+    with ExitStack() as stack:
+        servers = []
+        for name in ("one", "two"):
+            flowers.write(directory / name / "triton" / "repository", TRITON_MODEL)
+            servers.append(Server(stack.enter_context(running(directory / name, only={"triton"}))))
+        document = encode(_table(*(server.address for server in servers)))
+        plane = stack.enter_context(
+            data_plane(directory / "plane", document, "redis://127.0.0.1:9/0", **SETTINGS)
+        )
+        yield Pair(*servers, plane.port)
+
+
+def _table(*endpoints: str) -> RoutingTable:
+    version = VersionRoute(cluster="main", triton_model=TRITON_MODEL, triton_version="1")
+    model = ModelRoute(signature=flowers.signature(4), stable="1", versions={"1": version})
+    return RoutingTable(
+        generation=1, models={MODEL: model}, clusters={"main": Cluster(endpoints=endpoints)}
+    )
