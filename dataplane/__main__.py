@@ -8,7 +8,7 @@ import os
 import sys
 
 from dataplane.config import ConfigError, load
-from dataplane.workers import Supervisor
+from dataplane.workers import Supervisor, listen_patiently
 
 
 def main() -> int:
@@ -16,7 +16,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
     try:
         config = load(os.environ)
-        supervisor = Supervisor(config)
+        supervisor = Supervisor(config, listen_patiently(config))
     except (ConfigError, OSError) as error:
         sys.stderr.write(f"dataplane: {error}\n")
         return 2

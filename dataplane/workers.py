@@ -9,13 +9,14 @@ too; and passes on what the operator pins.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import signal
 import socket
 import sys
 from contextlib import suppress
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 
 import msgspec
@@ -38,6 +39,9 @@ STOP_SLACK_S = 3.0
 SNAPSHOT_TIMEOUT_S = 2.0
 PIN_TIMEOUT_S = 1.0
 BACKLOG = 1_024
+# How long a start waits for a port that is taken.
+PORT_WAIT_S = 5.0
+PORT_RETRY_S = 0.05
 
 
 class Child:
@@ -66,13 +70,13 @@ class Child:
 
 
 class Supervisor:
-    """Keeps the workers of one instance alive. Making it opens the sockets; raises OSError."""
+    """Keeps the workers of one instance alive. Raises OSError where the state is not writable."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, sockets: list[socket.socket]) -> None:
         # What the instance was told.
         self._config = config
         # One listening socket for each worker, all on the same port.
-        self._sockets = listen(config.host, config.port, config.group.workers)
+        self._sockets = sockets
         # The worker in charge of each slot; None while it is down.
         self._current: list[Child | None] = [None] * config.group.workers
         # All that are alive, those that start or leave as well.
@@ -277,6 +281,21 @@ class Supervisor:
         except (PeerGone, TimeoutError):
             return False
         return True
+
+
+def listen_patiently(config: Config) -> list[socket.socket]:
+    """Return the listening sockets of an instance. Raises OSError where the port stays taken.
+
+    Workers whose parent was killed hold the port until they have answered what they had accepted.
+    """
+    give_up_at = monotonic() + PORT_WAIT_S
+    while True:
+        try:
+            return listen(config.host, config.port, config.group.workers)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or monotonic() >= give_up_at:
+                raise
+        sleep(PORT_RETRY_S)
 
 
 def listen(host: str, port: int, count: int) -> list[socket.socket]:

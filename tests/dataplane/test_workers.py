@@ -127,3 +127,11 @@ def test_workers_share_one_port():
     assert len({os.fstat(item.fileno()).st_ino for item in sockets}) == 3
     for item in sockets:
         item.close()
+
+
+async def test_an_instance_whose_parent_was_killed_starts_again_at_once(valkey, tmp_path):
+    async with a_group(valkey, tmp_path) as group:
+        kill(group.process.pid)
+        await group.process.wait()
+        await group.start()
+        assert (await group.predict()).status_code == 200
