@@ -13,9 +13,9 @@ from dataplane.config import Transport as Settings
 
 # The weight of the latest answer in the moving average of latency.
 _ALPHA = 0.2
-# Without answers for so long the latency is believed half as much: an endpoint that was slow once
-# gets calls again.
-_FORGET_S = 1.0
+# Idle for so long, its latency is believed half as much: an endpoint that was slow once, such as a
+# cold one, gets calls again. One that owes an answer is not idle, and gets no cheaper by owing it.
+_FORGET_S = 0.1
 # The part of the counts of answers that is left after a second: a window of about ten seconds.
 _DECAY = 0.9
 # Fewer answers than this prove no rate.
@@ -72,7 +72,7 @@ class Health:
 
     def cost(self, in_flight: int, now: float) -> float:
         """Return what one more call would wait here, for comparison with a sibling."""
-        if now - self._observed_at > _FORGET_S:
+        if in_flight == 0 and now - self._observed_at > _FORGET_S:
             self.latency_s *= 0.5
             self._observed_at = now
         return (in_flight + 1) * self.latency_s

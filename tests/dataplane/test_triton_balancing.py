@@ -3,7 +3,9 @@
 import asyncio
 
 from contract.routing import Breaker
+from dataplane.config import Transport as Settings
 from dataplane.triton import Copies
+from dataplane.triton.health import Health
 from tests.dataplane.transports import (
     answered,
     ask,
@@ -50,6 +52,21 @@ async def test_an_endpoint_that_was_slow_once_is_believed_again():
         for minute in range(1, 15):
             health.cost(0, now + 60.0 * minute)
         assert health.cost(0, now + 900.0) < slow / 1_000
+
+
+def test_one_slow_answer_costs_an_endpoint_its_share_for_less_than_a_second():
+    health = Health(Settings())
+    now = 100.0
+    health.answered(0.1, now)
+    while health.cost(0, now) > 0.002:
+        now += 0.01
+    assert now < 101.0
+
+
+def test_an_endpoint_that_does_not_answer_what_it_has_never_gets_cheaper():
+    health = Health(Settings())
+    health.answered(0.1, 100.0)
+    assert health.cost(1, 160.0) == 0.2
 
 
 async def test_calls_in_flight_make_an_endpoint_dearer():
