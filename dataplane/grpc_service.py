@@ -125,6 +125,10 @@ class GrpcService:
             self._predictor.predict(caller, message, name, version, read_message, grpc_form)
         except Refusal as refusal:
             caller.refuse(refusal, b"x-interlock-generation: %d\r\n" % self._serving.generation)
+        except Exception:
+            # Its tenant must get the place back.
+            caller.refuse(_internal_error())
+            raise
         try:
             result, lines = await caller.answer
         except asyncio.CancelledError:
@@ -221,11 +225,14 @@ def _guarded(method: Method) -> Method:
             raise
         except Exception:
             log.exception("a call failed")
-            failure = Refusal(500, "internal_error", "the call could not be handled")
-            await _abort(context, failure, b"")
+            await _abort(context, _internal_error(), b"")
         return b""
 
     return call
+
+
+def _internal_error() -> Refusal:
+    return Refusal(500, "internal_error", "the call could not be handled")
 
 
 async def _abort(context: Any, refusal: Refusal, lines: bytes) -> None:

@@ -7,13 +7,16 @@ from contextlib import asynccontextmanager
 
 import grpc
 import grpc.aio
+import msgspec
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
 from tritonclient.grpc import service_pb2 as messages
 from tritonclient.grpc.aio import InferenceServerClient
 
+from contract.routing import Cache as CacheSettings
 from contract.routing import RoutingTable, Tenant
+from dataplane.cache import Cache
 from dataplane.config import Limits
 from dataplane.grpc_service import SERVICE, GrpcService
 from dataplane.predict import Predictor
@@ -151,6 +154,58 @@ async def test_a_key_is_asked_for_where_the_table_says_so():
             for metadata in ((), [("x-api-key", "secret")], [("authorization", "Bearer secret")])
         ]
     assert codes == ["UNAUTHENTICATED", "OK", "OK"]
+
+
+async def test_a_call_that_cannot_be_handled_gives_its_place_back(monkeypatch):
+    digest = hashlib.sha256(b"secret").hexdigest()
+    async with a_world() as world:
+        tenants = {"t": Tenant(keys=(digest,), concurrency_max=1)}
+        served = msgspec.structs.replace(table(model(), 4), tenants=tenants)
+        world.serving.apply(served)
+        with monkeypatch.context() as broken:
+            broken.setattr(world.serving, "model", lambda name: 1 / 0)
+            assert (await call(world, metadata=[("x-api-key", "secret")]))[0] == "INTERNAL"
+        assert (await call(world, metadata=[("x-api-key", "secret")]))[0] == "OK"
+
+
+def with_cache(world):
+    world.serving.cache = Cache(asyncio.get_running_loop(), None, 100, 100_000)
+    world.serving.apply(table(model(cache=CacheSettings(ttl_s=60)), 4))
+
+
+async def test_cached_answers_are_equal_to_the_last_bit_and_have_their_own_id_and_outputs():
+    label = messages.ModelInferRequest.InferRequestedOutputTensor(name="label")
+    async with a_world() as world:
+        _, expected, _ = await call(world)
+        with_cache(world)
+        got = [await call(world, message(id=i).SerializeToString()) for i in ("a", "b", "c")]
+        only = [await call(world, message(outputs=[label]).SerializeToString()) for _ in range(2)]
+    assert [trailing["x-interlock-cache"] for _, _, trailing in got] == ["miss", "l1", "l1"]
+    assert [answer.id for _, answer, _ in got] == ["a", "b", "c"]
+    for _, answer, _ in got:
+        assert (answer.outputs, answer.raw_output_contents) == (
+            expected.outputs,
+            expected.raw_output_contents,
+        )
+    assert [trailing["x-interlock-cache"] for _, _, trailing in only] == ["miss", "l1"]
+    assert [[output.name for output in answer.outputs] for _, answer, _ in only] == [["label"]] * 2
+
+
+async def test_calls_that_ask_the_same_wait_for_the_first_though_it_hangs_up():
+    async with a_world(None) as world:
+        with_cache(world)
+        first = asyncio.create_task(call(world))
+        await until(lambda: world.triton.calls)
+        others = [asyncio.create_task(call(world)) for _ in range(2)]
+        await asyncio.sleep(0.05)
+        first.cancel()
+        await asyncio.sleep(0.05)
+        world.triton.finish(0)
+        got = [await other for other in others]
+    assert [(code, trailing["x-interlock-cache"]) for code, _, trailing in got] == [
+        ("OK", "l1")
+    ] * 2
+    assert len(world.triton.calls) == 1
 
 
 async def test_the_deadline_of_the_call_goes_on_to_triton():
