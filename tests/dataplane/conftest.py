@@ -9,9 +9,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc.aio
 import pytest
 
 from embedded.valkey import find_server
+
+# Keeps gRPC's poller alive between tests. Otherwise the last server to be collected ends it from
+# a finalizer, which was once seen to wait for ever.
+grpc.aio.init_grpc_aio()
 
 
 class Valkey:

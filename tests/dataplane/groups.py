@@ -85,7 +85,7 @@ class Group:
         async with httpx.AsyncClient(base_url=self.url, timeout=20) as client:
             try:
                 return await client.request(method, path, **content)
-            except httpx.ConnectError:
+            except (httpx.ConnectError, httpx.ReadError):
                 return httpx.Response(599)
 
     def workers(self):
