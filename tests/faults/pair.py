@@ -18,8 +18,13 @@ from tests.faults.ground import processes, wait_until
 
 MODEL = "flowers"
 TRITON_MODEL = "flowers.1"
-# A short exile, so that the tests need not wait for its end.
-SETTINGS = {"INTERLOCK_EJECT_S": "1", "INTERLOCK_EJECT_MAX_S": "2"}
+# Short times, so that no test need wait for their end.
+SETTINGS = {
+    "INTERLOCK_EJECT_S": "1",
+    "INTERLOCK_EJECT_MAX_S": "2",
+    "INTERLOCK_STOP_TIMEOUT_S": "1",
+    "INTERLOCK_LAME_DUCK_S": "0.1",
+}
 
 
 class Server:
