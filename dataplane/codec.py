@@ -46,7 +46,7 @@ class InferRequest:
     binary: bool = False
     parameters: bytes = b""
     digest: bytes | None = None
-    origin: tuple[object, bytes, bytes | None, bytes | None] | None = None
+    origin: tuple[object, bytes, bytes | None] | None = None
 
 
 class Codec:

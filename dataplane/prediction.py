@@ -19,7 +19,7 @@ from dataplane.codec import InferRequest
 from dataplane.errors import Refusal, unavailable
 from dataplane.fair_queue import ABANDONED
 from dataplane.plain import write_plain
-from dataplane.reply import NotJson, Output, write_answer
+from dataplane.reply import NotJson, Output, head_of, write_answer
 from dataplane.serving import FIRST_ATTEMPT, Lane, LiveModel, Serving
 from dataplane.telemetry import Telemetry
 from dataplane.triton import Fault, TritonError
@@ -233,13 +233,8 @@ class Prediction:
     def found(self, lane: Lane, entry: Entry) -> None:
         self._lane = lane
         request = self.request
-        if (
-            self._form is infer_form
-            and request.id is None
-            and request.outputs is None
-            and not request.binary
-        ):
-            headers, body = lane.headers, lane.head + entry.tail
+        if self._form is infer_form and request.outputs is None and not request.binary:
+            headers, body = lane.headers, head_of(lane.head, request) + entry.tail
         else:
             route = self._model.route
             written = self._write(entry.outputs(route.signature, batched=route.batched), 0)

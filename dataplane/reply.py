@@ -150,6 +150,11 @@ def _output(
     return output
 
 
+def head_of(head: bytes, request: InferRequest) -> bytes:
+    """Return `head` with the id of `request`, where it has one."""
+    return head if request.id is None else b'%b"id":%b,' % (head, orjson.dumps(request.id))
+
+
 def write_answer(
     head: bytes, request: InferRequest, outputs: list[Output], start: int
 ) -> tuple[bytes, int | None]:
@@ -160,7 +165,7 @@ def write_answer(
     """
     stop = start + request.rows
     if request.id is not None:
-        head += b'"id":%b,' % orjson.dumps(request.id)
+        head = head_of(head, request)
     if request.outputs is None and not request.binary:
         # The plain case, and the hot one.
         entries = [output.json(start, stop) for output in outputs]

@@ -10,8 +10,8 @@ import asyncio
 
 from dataplane.codec import InferRequest
 
-# Whose request it is, the body, and the headers that say how it is to be read.
-Origin = tuple[object, bytes, bytes | None, bytes | None]
+# Whose request it is, the body, and the header that says where its JSON ends.
+Origin = tuple[object, bytes, bytes | None]
 
 # What a remembered request costs beyond its bytes; measured and a fifth more.
 OVERHEAD_BYTES = 480

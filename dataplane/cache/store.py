@@ -135,13 +135,9 @@ class ModelCache:
         exchange: Exchange,
     ) -> InferRequest:
         """Return what `read` makes of an infer request, or made of the same bytes before."""
-        headers = exchange.headers
-        origin = (
-            self,
-            exchange.body,
-            headers.get(b"inference-header-content-length"),
-            headers.get(b"content-encoding"),
-        )
+        # The body is unpacked by now, so how it was packed does not matter.
+        length = exchange.headers.get(b"inference-header-content-length")
+        origin = (self, exchange.body, length)
         request = self._cache.memo.get(origin)
         if request is None:
             request = read(codec, exchange)
@@ -182,6 +178,8 @@ class ModelCache:
     def _fly(self, ticket: Ticket, now: float) -> None:
         flights = self._cache.flights
         asker = ticket.asker
+        # Only hits are remembered, and the body may be large.
+        asker.request.origin = None
         asker.ticket = ticket
         flight = flights.get(ticket.key, now)
         if flight is not None:
