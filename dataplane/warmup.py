@@ -32,6 +32,12 @@ FRESH_S = 60.0
 # Models that are looked at between two turns of the loop.
 _SLICE = 16
 
+# A version may be well and still fail on zeros; only its owner knows what it takes.
+_MEND = (
+    "the answer to one row of zeros; if that is no input for it, "
+    "give the version warm-up requests of its own"
+)
+
 # Address, and the version's name and number in Triton.
 Pair = tuple[str, str, str]
 
@@ -119,6 +125,8 @@ class Warmup:
         """Ask with zeros. A version that refuses them is alive: they may be no sensible input."""
         request = _zeros(newcomer.model)
         reply = await self._ask(newcomer, request)
+        if reply.status != 200 and reply.error().fault is Fault.FAILED:
+            raise TritonError(Fault.FAILED, f"{reply.error().message} ({_MEND})")
         if reply.status == 200 or reply.error().fault is not Fault.REFUSED:
             _check(newcomer, request, reply)
             return

@@ -38,6 +38,7 @@ class Health:
         "_row",
         "_settings",
         "_streak",
+        "_usual_s",
         "ejected",
         "ejections",
         "latency_s",
@@ -48,8 +49,11 @@ class Health:
     def __init__(self, settings: Settings) -> None:
         # Thresholds and times.
         self._settings = settings
-        # Moving average over answers, errors among them; nought before the first.
+        # Moving average over answers, errors among them, believed less while it is idle; nought
+        # before the first.
         self.latency_s = 0.0
+        # The same average, as it was.
+        self._usual_s = 0.0
         # When that was last taken or halved.
         self._observed_at = 0.0
         # Failures without an answer in between.
@@ -83,8 +87,9 @@ class Health:
         self._answers += 1
         if self.latency_s:
             self.latency_s += (latency_s - self.latency_s) * _ALPHA
+            self._usual_s += (latency_s - self._usual_s) * _ALPHA
         else:
-            self.latency_s = latency_s
+            self.latency_s = self._usual_s = latency_s
         self._observed_at = now
 
     def failed(self, now: float, took_s: float | None) -> bool:
@@ -102,7 +107,7 @@ class Health:
 
     def was_patient(self, waited_s: float) -> bool:
         """Return whether an answer could be expected after `waited_s`."""
-        return waited_s >= _PATIENCE * self.latency_s
+        return waited_s >= _PATIENCE * self._usual_s
 
     def decay(self) -> None:
         """Let a second pass over the counts."""

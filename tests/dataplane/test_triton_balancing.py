@@ -61,6 +61,8 @@ def test_one_slow_answer_costs_an_endpoint_its_share_for_less_than_a_second():
     while health.cost(0, now) > 0.002:
         now += 0.01
     assert now < 101.0
+    # What may be expected of it is not forgotten: a hurried call still proves nothing.
+    assert not health.was_patient(0.3)
 
 
 def test_an_endpoint_that_does_not_answer_what_it_has_never_gets_cheaper():

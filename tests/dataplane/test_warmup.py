@@ -109,6 +109,13 @@ async def test_a_version_that_refuses_zeros_is_alive(triton):
         assert await run(triton, one(upstream.address)) == []
 
 
+async def test_a_failure_on_zeros_says_how_to_mend_it(triton):
+    async with Upstream() as upstream:
+        upstream.always = FAULTY
+        (reason,) = await run(triton, one(upstream.address))
+        assert "give the version warm-up requests of its own" in reason
+
+
 async def test_a_version_that_refuses_because_it_is_not_ready_is_not(triton):
     async with Upstream() as upstream:
         upstream.script = [REFUSED]
