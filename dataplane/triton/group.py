@@ -208,7 +208,9 @@ class Group:
         now = monotonic()
         endpoint = call.endpoint
         fault = error.fault
-        took_s = now - call.sent_at if fault is Fault.FAILED else None
+        # To say that a version is dead is an answer too: the others there may be well.
+        is_answer = fault is Fault.FAILED or fault is Fault.DEAD
+        took_s = now - call.sent_at if is_answer else None
         too_many = endpoint.health.failed(now, took_s)
         if endpoint.health.ejected:
             if call.trial:

@@ -8,6 +8,8 @@ from dataplane.config import Transport
 from dataplane.triton.health import Health, outliers
 from tests.dataplane.transports import (
     FAULTY,
+    NOT_LOADED,
+    STUB_DEAD,
     OK,
     answered,
     ask,
@@ -119,6 +121,14 @@ async def test_an_endpoint_that_errs_far_more_often_is_left_out():
             await ask_at_once(triton, copies, 6)
         await until(lambda: endpoint(triton, servers[0]).health.ejected)
         assert answered(await ask_often(triton, versions[0], 10)) == 10
+
+
+@pytest.mark.parametrize("act", [STUB_DEAD, NOT_LOADED])
+async def test_an_answer_that_a_version_is_dead_is_the_endpoints_answer(act):
+    async with upstreams(2) as servers, transport(eject_failures=2) as triton:
+        servers[0].always = act
+        await ask_often(triton, copies_on(servers), 20)
+        assert not endpoint(triton, servers[0]).health.ejected
 
 
 @pytest.mark.parametrize(("count", "most"), [(2, 1), (3, 1), (4, 2)])
