@@ -1,10 +1,23 @@
-"""A control plane on a socket, as small as the data plane needs it."""
+"""Control planes as small as the data plane needs them, and what runs against them."""
 
 from __future__ import annotations
 
 import asyncio
+from contextlib import asynccontextmanager
+
+import httpx
+import redis.asyncio as redis
 
 from contract.messages import decode_report
+from contract.routing import encode
+from dataplane.config import Config
+from dataplane.instance import Instance
+from dataplane.serving import Serving
+from dataplane.sync import REPORT_PATH, TABLE_PATH, Sync
+from dataplane.tables import TableFile
+from dataplane.telemetry import Telemetry
+from dataplane.triton import Triton
+from tests.dataplane.worlds import EXPERIMENT, Upstream, model, table, until
 
 HEAD = b"HTTP/1.1 %d X\r\ncontent-length: %d\r\n\r\n"
 
@@ -32,3 +45,84 @@ class ControlSocket:
                     writer.write(HEAD % (200, len(self.data)) + self.data)
         except (asyncio.IncompleteReadError, ConnectionError):
             writer.close()
+
+
+@asynccontextmanager
+async def an_instance(valkey, folder, data=None, **changes):
+    """Run a whole instance against a control plane, a Redis and an upstream."""
+    async with Upstream() as upstream:
+        route = model(split=EXPERIMENT, **changes)
+        control = ControlSocket(data or encode(table(route, 7, (upstream.address,))))
+        server = await asyncio.start_server(control.serve, "127.0.0.1", 0)
+        control.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        config = Config(
+            host="127.0.0.1", port=0, control_url=control.url, instance_token="t",
+            instance_name="dp", state_dir=folder / "state", redis_url=valkey.url,
+            poll_interval_s=0.05, report_interval_s=0.05, telemetry_interval_s=0.05,
+            stop_timeout_s=3.0,
+        )  # fmt: skip
+        instance = Instance(config, asyncio.get_running_loop())
+        port = await instance.start()
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+            yield instance, client, control, upstream
+        await instance.stop()
+        server.close()
+
+
+async def applied(instance):
+    """Wait for the table of `an_instance`."""
+    await until(lambda: instance.serving.generation == 7)
+
+
+class Control:
+    """Answers for the control plane."""
+
+    def __init__(self):
+        self.data = b""
+        self.status = 200
+        self.pulls = []
+        self.reports = []
+
+    def __call__(self, request):
+        if request.url.path == REPORT_PATH:
+            self.reports.append(decode_report(request.content))
+            return httpx.Response(204)
+        assert request.url.path == TABLE_PATH
+        self.pulls.append(request.headers.get("if-none-match"))
+        etag = f'"{hash(self.data)}"'
+        if self.status != 200:
+            return httpx.Response(self.status)
+        if self.pulls[-1] == etag:
+            return httpx.Response(304)
+        return httpx.Response(200, content=self.data, headers={"etag": etag})
+
+    def publish(self, generation, *endpoints, **changes):
+        self.data = encode(table(model(**changes), generation, endpoints))
+
+
+@asynccontextmanager
+async def syncing(folder, redis_url="redis://127.0.0.1:1/0", poll_interval_s=30.0):
+    """Give a Sync, its control plane, what it applies to, and an upstream."""
+    loop = asyncio.get_running_loop()
+    triton = Triton(loop)
+    serving = Serving(triton, Telemetry(lambda: 0.0), loop, 4)
+    control = Control()
+    client = redis.Redis.from_url(redis_url, socket_connect_timeout=1)
+    http = httpx.AsyncClient(base_url="http://control", transport=httpx.MockTransport(control))
+    sync = Sync(
+        serving, triton, http, client, TableFile(folder / "table.json"),
+        instance="dp", boot="b1", dropped=lambda: {"s": 2},
+        poll_interval_s=poll_interval_s, report_interval_s=30.0,
+    )  # fmt: skip
+    async with Upstream() as upstream:
+        yield sync, control, serving, upstream
+    triton.close()
+    await http.aclose()
+    await client.aclose()
+
+
+async def refusal(sync, control):
+    """Return what the next report says was refused."""
+    await sync.report()
+    report = control.reports[-1]
+    return report.refused_generation, report.refusal

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import asynccontextmanager
 
 import httpx
 import pytest
@@ -17,11 +16,8 @@ from contract.messages import (
     STREAM_TELEMETRY,
     decode_batch,
 )
-from contract.routing import encode
-from dataplane.config import Config
-from dataplane.instance import Instance
-from tests.dataplane.control import ControlSocket
-from tests.dataplane.worlds import EXPERIMENT, Upstream, body, model, table, until
+from tests.dataplane.control import an_instance, applied
+from tests.dataplane.worlds import body, until
 
 ROW = [1.0, 2.0, 3.0, 4.0]
 HEALTHY = (
@@ -34,34 +30,9 @@ HEALTHY = (
 )
 
 
-@asynccontextmanager
-async def an_instance(valkey, folder, data=None, **changes):
-    async with Upstream() as upstream:
-        route = model(split=EXPERIMENT, **changes)
-        control = ControlSocket(data or encode(table(route, 7, (upstream.address,))))
-        server = await asyncio.start_server(control.serve, "127.0.0.1", 0)
-        control.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        config = Config(
-            host="127.0.0.1", port=0, control_url=control.url, instance_token="t",
-            instance_name="dp", state_dir=folder / "state", redis_url=valkey.url,
-            poll_interval_s=0.05, report_interval_s=0.05, telemetry_interval_s=0.05,
-            stop_timeout_s=3.0,
-        )  # fmt: skip
-        instance = Instance(config, asyncio.get_running_loop())
-        port = await instance.start()
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
-            yield instance, client, control, upstream
-        await instance.stop()
-        server.close()
-
-
 async def entries(valkey, name):
     async with redis.Redis.from_url(valkey.url) as client:
         return [decode_batch(fields[FIELD]) for _, fields in await client.xrange(name)]
-
-
-async def applied(instance):
-    await until(lambda: instance.serving.generation == 7)
 
 
 async def test_it_serves_counts_exposes_and_reports(valkey, tmp_path):

@@ -13,7 +13,7 @@ from dataplane.predict import Predictor
 from dataplane.serving import Serving
 from dataplane.telemetry import Telemetry
 from dataplane.triton import Fault, Reply, TritonError
-from tests.dataplane.wire import Wire, request
+from tests.dataplane.wire import Answer, Wire, request
 from tests.dataplane.worlds import (
     DEAD,
     EXPERIMENT,
@@ -55,15 +55,6 @@ class Plane:
     def windows(self):
         windows, self.exposures = self.telemetry.drain(self.serving.generation)
         return {window.variant: window for window in windows}
-
-
-class Answer:
-    def __init__(self, data):
-        head, _, self.body = data.partition(b"\r\n\r\n")
-        lines = head.decode().split("\r\n")
-        self.status = int(lines[0].split()[1])
-        self.headers = dict(line.split(": ", 1) for line in lines[1:])
-        self.json = json.loads(self.body) if self.body[:1] == b"{" else None
 
 
 def by_version(**answers):

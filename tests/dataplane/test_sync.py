@@ -1,71 +1,12 @@
 import asyncio
-from contextlib import asynccontextmanager
 
 import httpx
 import pytest
 import redis.asyncio as redis
 
-from contract.messages import decode_report
-from contract.routing import CHANNEL, encode
-from dataplane.serving import Serving
-from dataplane.sync import REPORT_PATH, TABLE_PATH, Sync
-from dataplane.tables import TableFile
-from dataplane.telemetry import Telemetry
-from dataplane.triton import Triton
-from tests.dataplane.worlds import Upstream, model, running, table, until
-
-
-class Control:
-    """Answers for the control plane."""
-
-    def __init__(self):
-        self.data = b""
-        self.status = 200
-        self.pulls = []
-        self.reports = []
-
-    def __call__(self, request):
-        if request.url.path == REPORT_PATH:
-            self.reports.append(decode_report(request.content))
-            return httpx.Response(204)
-        assert request.url.path == TABLE_PATH
-        self.pulls.append(request.headers.get("if-none-match"))
-        etag = f'"{hash(self.data)}"'
-        if self.status != 200:
-            return httpx.Response(self.status)
-        if self.pulls[-1] == etag:
-            return httpx.Response(304)
-        return httpx.Response(200, content=self.data, headers={"etag": etag})
-
-    def publish(self, generation, *endpoints, **changes):
-        self.data = encode(table(model(**changes), generation, endpoints))
-
-
-@asynccontextmanager
-async def syncing(folder, redis_url="redis://127.0.0.1:1/0", poll_interval_s=30.0):
-    loop = asyncio.get_running_loop()
-    triton = Triton(loop)
-    serving = Serving(triton, Telemetry(lambda: 0.0), loop, 4)
-    control = Control()
-    client = redis.Redis.from_url(redis_url, socket_connect_timeout=1)
-    http = httpx.AsyncClient(base_url="http://control", transport=httpx.MockTransport(control))
-    sync = Sync(
-        serving, triton, http, client, TableFile(folder / "table.json"),
-        instance="dp", boot="b1", dropped=lambda: {"s": 2},
-        poll_interval_s=poll_interval_s, report_interval_s=30.0,
-    )  # fmt: skip
-    async with Upstream() as upstream:
-        yield sync, control, serving, upstream
-    triton.close()
-    await http.aclose()
-    await client.aclose()
-
-
-async def refusal(sync, control):
-    """Return what the next report says was refused."""
-    await sync.report()
-    report = control.reports[-1]
-    return report.refused_generation, report.refusal
+from contract.routing import CHANNEL
+from tests.dataplane.control import refusal, syncing
+from tests.dataplane.worlds import running, until
 
 
 async def test_it_applies_a_table_whose_versions_are_ready(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from typing import Any
 
 from dataplane.config import Limits
 from dataplane.exchange import Exchange
@@ -82,6 +83,26 @@ class Wire:
     def ended(self) -> bool:
         """No further answer will come."""
         return self.transport.closed or self.transport.ended
+
+
+class Answer:
+    """The parts of one answer's bytes."""
+
+    def __init__(self, data: bytes) -> None:
+        head, _, self.body = data.partition(b"\r\n\r\n")
+        lines = head.decode().split("\r\n")
+        self.status = int(lines[0].split()[1])
+        self.headers = dict(line.split(": ", 1) for line in lines[1:])
+
+    @property
+    def state(self) -> str:
+        """What the cache did."""
+        return self.headers["x-interlock-cache"]
+
+    @property
+    def json(self) -> Any:
+        """The document of the body, None for another kind of body."""
+        return json.loads(self.body) if self.body[:1] == b"{" else None
 
 
 def echo(exchange: Exchange) -> None:

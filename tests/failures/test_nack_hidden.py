@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from contract.routing import VersionRoute, encode
-from tests.dataplane.test_sync import refusal, syncing
+from tests.dataplane.control import refusal, syncing
 from tests.dataplane.worlds import model, table
 
 NEWER = {

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from dataplane import heartbeat
-from tests.dataplane.test_sync import syncing
+from tests.dataplane.control import syncing
 from tests.dataplane.worlds import running, until
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from contract.routing import Cluster, ExperimentSplit
-from tests.dataplane.test_sync import syncing
+from tests.dataplane.control import syncing
 from tests.dataplane.worlds import EXPERIMENT, canary
 
 USERS = [f"user-{n}" for n in range(300)]

@@ -8,7 +8,8 @@ import pytest
 
 from dataplane.cache import flights as module
 from dataplane.triton import Fault, Reply, TritonError
-from tests.dataplane.cache.worlds import ROW, Answer, Plane
+from tests.dataplane.cache.worlds import ROW, Plane
+from tests.dataplane.wire import Answer
 from tests.dataplane.worlds import DEAD, body, canary, sums_reply, until
 
 ALL = canary(10_000)

@@ -15,7 +15,8 @@ from contract.routing import Cache as Settings
 from dataplane.cache import SharedCache, shared_client
 from dataplane.cache import shared as module
 from dataplane.cache.shared import FAILURES_MAX, PREFIX, WAITING_MAX
-from tests.dataplane.cache.worlds import ROW, Answer, Plane
+from tests.dataplane.cache.worlds import ROW, Plane
+from tests.dataplane.wire import Answer
 from tests.dataplane.worlds import body, until
 
 SHARED = Settings(ttl_s=60, shared=True)

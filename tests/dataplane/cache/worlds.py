@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 
 from contract.routing import Cache as Settings
@@ -12,7 +11,7 @@ from dataplane.errors import Refusal
 from dataplane.predict import Predictor
 from dataplane.serving import Serving
 from dataplane.telemetry import Telemetry
-from tests.dataplane.wire import Wire, request
+from tests.dataplane.wire import Answer, Wire, request
 from tests.dataplane.worlds import HeldTriton, body, model, sums_reply, table
 
 ROW = [1.0, 2.0, 3.0, 4.0]
@@ -68,19 +67,3 @@ class Plane:
     def windows(self):
         windows, self.exposures = self.telemetry.drain(self.serving.generation)
         return {window.variant: window for window in windows}
-
-
-class Answer:
-    def __init__(self, data):
-        head, _, self.body = data.partition(b"\r\n\r\n")
-        lines = head.decode().split("\r\n")
-        self.status = int(lines[0].split()[1])
-        self.headers = dict(line.split(": ", 1) for line in lines[1:])
-
-    @property
-    def state(self):
-        return self.headers["x-interlock-cache"]
-
-    @property
-    def json(self):
-        return json.loads(self.body)

@@ -18,8 +18,7 @@ from dataplane.serving import Serving
 from dataplane.shadow.mirror import Shadows
 from dataplane.telemetry import Telemetry
 from dataplane.triton import Triton
-from tests.dataplane.test_predict import Answer
-from tests.dataplane.wire import Wire, request
+from tests.dataplane.wire import Answer, Wire, request
 from tests.dataplane.worlds import Upstream, body, model, until
 
 ROW = [1.0, 2.0, 3.0, 4.0]

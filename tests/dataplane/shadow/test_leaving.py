@@ -17,8 +17,8 @@ from dataplane.pages import _add_shadows
 from dataplane.spool import Spool
 from dataplane.stream import Publisher
 from dataplane.telemetry import Telemetry
+from tests.dataplane.control import an_instance, applied
 from tests.dataplane.shadow.shades import ROW, Negating, shades
-from tests.dataplane.test_instance import an_instance, applied
 from tests.dataplane.worlds import body, until
 
 
