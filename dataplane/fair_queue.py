@@ -67,8 +67,11 @@ class Batch:
     ended = False
 
     def __init__(self, jobs: list[Job], rows: int, now: float) -> None:
-        deadlines = [job.deadline for job in jobs]
-        soonest = min(deadlines)
+        if len(jobs) == 1:
+            soonest = latest = jobs[0].deadline
+        else:
+            deadlines = [job.deadline for job in jobs]
+            soonest, latest = min(deadlines), max(deadlines)
         if soonest <= now:
             self.late = [job for job in jobs if job.deadline <= now]
             jobs = [job for job in jobs if job.deadline > now]
@@ -81,7 +84,7 @@ class Batch:
         # The first deadline among them.
         self.soonest = soonest
         # The last one.
-        self.latest = max(deadlines)
+        self.latest = latest
 
 
 class Line:
@@ -189,7 +192,8 @@ class FairQueue:
         for priority in CLASSES:
             if self._due[priority] and (lead < 0 or tags[priority] < tags[lead]):
                 lead = priority
-        self._virtual = max(self._virtual, tags[lead])
+        if tags[lead] > self._virtual:
+            self._virtual = tags[lead]
         line = next(iter(self._due[lead]))
         before = line.rows
         if self.waiting[lead] == self.rows:
