@@ -170,17 +170,18 @@ class Prediction:
 
     def failed(self, error: TritonError) -> None:
         """Go to stable where there is a way, or answer with the failure."""
-        breaker = self._lane.runtime.breaker
+        runtime = self._lane.runtime
         now = monotonic()
-        if error.fault is Fault.REFUSED or self._nobody_waits(error):
-            breaker.released()
+        fault = error.fault
+        if fault is Fault.REFUSED or isinstance(error, Unsent) or self._nobody_waits(error):
+            # What the version never saw, for want of room, says nothing of its health.
+            runtime.breaker.released()
         elif not error.counted:
             error.counted = True
-            breaker.failed(
-                now,
-                error.message,
-                dead=error.fault.is_dead,
-                gone=error.fault is Fault.DEAD,
+            # Of several endpoints the one that hangs is for the circuits to find.
+            hangs = fault is Fault.TIMEOUT and not runtime.copies.circuits
+            runtime.breaker.failed(
+                now, error.message, dead=fault.is_dead, gone=hangs or fault is Fault.DEAD
             )
         self._end_failed(error, now)
 

@@ -4,11 +4,12 @@ import asyncio
 
 import pytest
 
+from contract.routing import Breaker
 from dataplane.breaker import State
 from dataplane.triton import Fault, TritonError
 from tests.dataplane.test_predict import ALL, BOOM, INFER, REFUSED, ROW, Plane, by_version
 from tests.dataplane.wire import Wire, request
-from tests.dataplane.worlds import body
+from tests.dataplane.worlds import body, model, table
 
 HURRIED = "x-interlock-timeout-ms: 30\r\n"
 
@@ -62,6 +63,34 @@ async def test_the_requests_of_one_call_are_one_answer_to_the_breaker():
     await send(plane, "", "", "", "")
     plane.triton.finish(1)
     assert runtime(plane, "1").breaker.recent_failures == 1
+
+
+@pytest.mark.parametrize(("endpoints", "state"), [(1, State.OPEN), (2, State.CLOSED)])
+async def test_three_calls_in_a_row_without_an_answer_are_enough_of_the_only_endpoint(
+    endpoints, state
+):
+    plane = Plane(None)
+    addresses = tuple(f"127.0.0.1:{port}" for port in range(1, endpoints + 1))
+    route = model(breaker=Breaker(window=20, failures=10))
+    plane.serving.apply(table(route, 2, addresses))
+    for call in range(3):
+        await send(plane, "")
+        plane.triton.finish(call, late())
+    # Of several the circuits see to the one that hangs; the others may be well.
+    assert runtime(plane, "1").breaker.state is state
+
+
+async def test_what_runs_out_of_time_in_the_queue_does_not_open_the_breaker_and_is_counted():
+    plane = Plane(None, timeout_ms=60)
+    stable = runtime(plane, "1")
+    stable.batcher.in_flight = 4
+    await send(plane, *[""] * 12)
+    await asyncio.sleep(0.06)
+    stable.batcher.in_flight = 0
+    stable.batcher._send_ready()
+    assert plane.triton.calls == []
+    assert stable.breaker.calm
+    assert plane.windows()["stable"].errors == 12
 
 
 async def test_nobody_else_is_asked_for_a_client_that_hung_up():
