@@ -52,4 +52,6 @@ def test_a_killed_canary_process_fails_nobody_and_is_rolled_back(ground: Ground)
 
     assert failures(load.answers) == {}
     assert any(answer.fallback for answer in load.since(killed_at))
-    assert "circuit breaker" in ground.control.get(rollout)["reason"]
+    # Whichever is sooner: the breaker's trip has settled, or the check has its proof.
+    reason = ground.control.get(rollout)["reason"]
+    assert "circuit breaker" in reason or "error-rate" in reason
