@@ -9,8 +9,8 @@ from dataplane.triton.health import Health, outliers
 from tests.dataplane.transports import (
     FAULTY,
     NOT_LOADED,
-    STUB_DEAD,
     OK,
+    STUB_DEAD,
     answered,
     ask,
     ask_at_once,
