@@ -35,6 +35,7 @@ BATCHED = "triton, its batcher on"
 OURS = "data plane"
 CANARY = "data plane, canary at 10 %"
 EXPERIMENT = "data plane, experiment"
+RELAY = "triton behind a bare relay"
 PEER = "FastAPI, batching queue"
 WIDE = ", 768 features"
 PERCENTILES = ("p50_ms", "p95_ms", "p99_ms")
@@ -57,7 +58,7 @@ def main() -> None:
         for target in targets.values():
             check(target)
         for connections in options.connections:
-            names = [DIRECT, BATCHED, OURS, CANARY, EXPERIMENT, PEER]
+            names = [DIRECT, BATCHED, RELAY, OURS, CANARY, EXPERIMENT, PEER]
             chosen = [targets[name] for name in names]
             samples = measure(chosen, connections, options)
             print_closed(f"{connections} connections, 4 features", samples)
@@ -86,12 +87,19 @@ def stand() -> Iterator[dict[str, Target]]:
                 port, "/docs", {"PEER_TRITON": f"127.0.0.1:{stack.ports['triton_grpc']}"},
             )
         )  # fmt: skip
+        relay_port = free_port()
+        relay = exits.enter_context(
+            running_process(
+                ["-m", "bench.relay", str(relay_port), str(triton)], relay_port, "/v2/health/live"
+            )
+        )
         pids = ours.pids
         found = [
             Target(OURS, ours.port, "/v2/models/plain/infer", pids),
             Target(CANARY, ours.port, "/v2/models/canary/infer", pids),
             Target(EXPERIMENT, ours.port, "/v2/models/experiment/infer", pids),
             Target(OURS + WIDE, ours.port, "/v2/models/wide/infer", pids, 768),
+            Target(RELAY, relay.port, "/v2/models/flowers.1/versions/1/infer", relay.pids),
             Target(PEER, peer.port, "/v2/models/flowers/infer", peer.pids),
         ]
         for suffix, name, width in (("", "flowers", 4), (WIDE, "wide", 768)):
@@ -117,7 +125,7 @@ def measure(
 
 def print_closed(title: str, samples: Samples, suffix: str = "") -> None:
     """Print medians over the rounds, and ratios taken round by round."""
-    print(f"\n### {title}, closed loop\n")
+    print(f"\n### {title.replace('1 connections', '1 connection')}, closed loop\n")
     print(f"| target | requests/s | × {DIRECT} | × {BATCHED} | p50 ms | p95 ms | p99 ms "
           f"| own µs | all µs | requests per CPU-second × {DIRECT} | × {BATCHED} |")  # fmt: skip
     print("| --- " * 11 + "|")
