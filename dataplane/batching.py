@@ -20,7 +20,7 @@ from contract.routing import ModelRoute, VersionRoute
 from dataplane.batch_encoding import Encoder
 from dataplane.fair_queue import ABANDONED, CLASSES, WEIGHTS, Batch, FairQueue, Job
 from dataplane.pace import Pace
-from dataplane.reply import read_reply
+from dataplane.reply import ReplyReader
 from dataplane.triton import Copies, Fault, Reply, Triton, TritonError
 
 __all__ = ["Batcher", "Job", "Overloaded", "QueueFull", "Unsent"]
@@ -71,8 +71,8 @@ class Batcher:
         on_batch: Callable[[int], None],
         in_flight_max: int = 4,
     ) -> None:
-        # What the answers must hold.
-        self._model = model
+        # Knows what the answers must hold.
+        self._reader = ReplyReader(model.signature, batched=model.batched)
         # Rows that may wait.
         self._waiting_max = model.batching.max_queue_size
         # The endpoints of the version's cluster.
@@ -245,9 +245,7 @@ class Batcher:
         try:
             if isinstance(result, TritonError):
                 raise result
-            outputs = read_reply(
-                result, self._model.signature, batch.rows, batched=self._model.batched
-            )
+            outputs = self._reader.read(result, batch.rows)
         except TritonError as error:
             self._batch_failed(batch, error)
         except Exception:

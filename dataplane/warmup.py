@@ -19,7 +19,7 @@ from contract.routing import ModelRoute, Name, RoutingTable, Tensor, VersionRout
 from dataplane.codec import Codec, InferRequest
 from dataplane.datatypes import DATATYPES
 from dataplane.errors import Refusal
-from dataplane.reply import read_reply
+from dataplane.reply import ReplyReader
 from dataplane.triton import Fault, Reply, Triton, TritonError
 
 AT_ONCE = 16
@@ -236,4 +236,4 @@ def _encode(newcomer: Newcomer, request: InferRequest) -> bytes:
 def _check(newcomer: Newcomer, request: InferRequest, reply: Reply) -> None:
     """Raise TritonError unless the reply is what a live request would need."""
     model = newcomer.model
-    read_reply(reply, model.signature, request.rows, batched=model.batched)
+    ReplyReader(model.signature, batched=model.batched).read(reply, request.rows)

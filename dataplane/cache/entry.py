@@ -11,7 +11,7 @@ from contract.routing import Signature
 from dataplane.cache.digest import SCHEMA
 from dataplane.datatypes import check_strings
 from dataplane.errors import Refusal
-from dataplane.reply import Output
+from dataplane.reply import Layout, Output
 
 # What an entry costs beyond its bytes; measured and a fifth more.
 OVERHEAD_BYTES = 500
@@ -92,7 +92,10 @@ def _outputs(
     batched: bool,
 ) -> list[Output]:
     return [
-        Output(tensor, [rows, *inner] if batched else list(inner), memoryview(raw), batched=batched)
+        Output(
+            Layout(tensor, [rows, *inner] if batched else list(inner), batched=batched),
+            memoryview(raw),
+        )
         for tensor, inner, raw in zip(signature.outputs, inners, raws, strict=True)
     ]
 

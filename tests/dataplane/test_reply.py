@@ -6,7 +6,7 @@ import pytest
 from contract.routing import Signature, Tensor
 from dataplane.codec import InferRequest
 from dataplane.plain import write_plain
-from dataplane.reply import NotJson, read_reply, write_answer
+from dataplane.reply import NotJson, ReplyReader, write_answer
 from dataplane.router import Decision
 from dataplane.triton import Fault, Reply, TritonError
 from tests.dataplane.worlds import SUMS
@@ -50,7 +50,7 @@ def sums(*values):
 def shapes():
     grid = ("grid", "INT16", [2, 2, 2], struct.pack("<8h", *range(8)))
     words = ("words", "BYTES", [2, 2], strings("a", "bb", "", "ü"))
-    return read_reply(reply(grid, words), SHAPES, 2, batched=True)
+    return ReplyReader(SHAPES, batched=True).read(reply(grid, words), 2)
 
 
 def wish(rows=1, **changes):
@@ -61,7 +61,7 @@ def wish(rows=1, **changes):
 
 
 def test_each_request_gets_the_json_of_its_rows():
-    outputs = read_reply(sums(0.5, 1.5, 2.5), SUMS, 3, batched=True)
+    outputs = ReplyReader(SUMS, batched=True).read(sums(0.5, 1.5, 2.5), 3)
     body, _ = write_answer(b'{"model_name":"m",', wish(2, id="7"), outputs, 1)
     assert json.loads(body) == {
         "model_name": "m",
@@ -74,14 +74,14 @@ def test_each_request_gets_the_json_of_its_rows():
 
 
 def test_only_the_outputs_asked_for_are_given_in_the_order_asked():
-    outputs = read_reply(sums(0.5), SUMS, 1, batched=True)
+    outputs = ReplyReader(SUMS, batched=True).read(sums(0.5), 1)
     body, length = write_answer(b"{", wish(outputs=((1, False),)), outputs, 0)
     assert [output["name"] for output in json.loads(body)["outputs"]] == ["label"]
     assert length is None
 
 
 def test_binary_and_json_outputs_may_be_mixed():
-    outputs = read_reply(sums(0.5, 1.5), SUMS, 2, batched=True)
+    outputs = ReplyReader(SUMS, batched=True).read(sums(0.5, 1.5), 2)
     body, length = write_answer(b"{", wish(outputs=((0, True), (1, False))), outputs, 1)
     first, second = json.loads(body[:length])["outputs"]
     assert first["parameters"] == {"binary_data_size": 4}
@@ -98,13 +98,13 @@ def test_strings_are_cut_by_rows_in_both_forms():
 
 
 def test_nan_goes_out_as_binary_data():
-    outputs = read_reply(sums(float("nan")), SUMS, 1, batched=True)
+    outputs = ReplyReader(SUMS, batched=True).read(sums(float("nan")), 1)
     body, length = write_answer(b"{", wish(binary=True), outputs, 0)
     assert body[length : length + 4] == struct.pack("<f", float("nan"))
 
 
 def test_nan_is_no_json_for_people():
-    outputs = read_reply(sums(float("nan")), SUMS, 1, batched=True)
+    outputs = ReplyReader(SUMS, batched=True).read(sums(float("nan")), 1)
     with pytest.raises(NotJson, match="'sum' holds NaN or infinity"):
         write_plain("m", STABLE, wish(), outputs, 0)
 
@@ -122,7 +122,7 @@ def test_nan_is_no_json_for_people():
 )
 def test_what_triton_says_decides_what_kind_of_failure_it_is(status, body, fault):
     with pytest.raises(TritonError) as caught:
-        read_reply(Reply(status, None, body), SUMS, 1, batched=True)
+        ReplyReader(SUMS, batched=True).read(Reply(status, None, body), 1)
     assert caught.value.fault is fault
 
 
@@ -137,7 +137,7 @@ def test_what_triton_says_decides_what_kind_of_failure_it_is(status, body, fault
 )
 def test_an_answer_that_does_not_fit_is_the_versions_failure(wrong):
     with pytest.raises(TritonError) as caught:
-        read_reply(wrong, SUMS, 1, batched=True)
+        ReplyReader(SUMS, batched=True).read(wrong, 1)
     assert caught.value.fault is Fault.FAILED
 
 
@@ -149,14 +149,26 @@ def test_a_plain_answer_nests_its_rows():
 
 
 def test_the_prediction_is_a_label_where_there_is_one():
-    outputs = read_reply(sums(0.5, 1.5), SUMS, 2, batched=True)
+    outputs = ReplyReader(SUMS, batched=True).read(sums(0.5, 1.5), 2)
     assert json.loads(write_plain("m", STABLE, wish(2), outputs, 0))["prediction"] == [0, 1]
 
 
 def test_the_prediction_is_the_one_number_of_a_regression():
-    outputs = read_reply(sums(0.5, 1.5), SUMS, 2, batched=True)[:1]
+    outputs = ReplyReader(SUMS, batched=True).read(sums(0.5, 1.5), 2)[:1]
     assert json.loads(write_plain("m", STABLE, wish(2), outputs, 0))["prediction"] == [0.5, 1.5]
 
 
 def test_the_prediction_is_the_position_of_the_largest_number():
     assert json.loads(write_plain("m", STABLE, wish(2), shapes(), 0))["prediction"] == [3, 3]
+
+
+def test_what_was_learnt_of_one_shape_holds_for_no_other_reply():
+    reader = ReplyReader(SUMS, batched=True)
+    first = reader.read(sums(0.5, 1.5), 2)[0].rows_json()
+    assert reader.read(sums(2.5, 3.5), 2)[0].rows_json() != first
+    with pytest.raises(TritonError, match="has 2 rows for 3"):
+        reader.read(sums(0.5, 1.5), 3)
+    whole = sums(0.5, 1.5)
+    with pytest.raises(TritonError, match="malformed"):
+        reader.read(Reply(200, whole.header_length, whole.body[:-1]), 2)
+    assert reader.read(sums(0.5), 1)[0].rows_json() == [first[0]]

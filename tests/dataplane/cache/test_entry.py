@@ -12,7 +12,7 @@ from xxhash import xxh3_64_digest
 from contract.routing import Signature, Tensor
 from dataplane.cache.entry import Corrupt, Scope, decode_value, encode_value, entry_of
 from dataplane.datatypes import DATATYPES, NotJson
-from dataplane.reply import Output
+from dataplane.reply import Layout, Output
 
 SCOPE = Scope(b"", None)
 
@@ -30,7 +30,7 @@ def batch(datatype="FP32", rows=3):
     else:
         data = np.arange(2 * rows).astype(DATATYPES[datatype].dtype).tobytes()
         data = data[: 2 * rows * DATATYPES[datatype].size]
-    return Output(tensor(datatype), [rows, 2], memoryview(data), batched=True)
+    return Output(Layout(tensor(datatype), [rows, 2], batched=True), memoryview(data))
 
 
 def decode(value, datatype="FP32", rows=1, now=50.0, now_ms=1_000_000):
@@ -107,7 +107,7 @@ def test_strings_that_are_cut_are_corrupt():
 
 def test_what_json_cannot_carry_is_no_entry():
     raw = b"\x01\0\0\0\xff" * 2
-    output = Output(tensor("BYTES"), [1, 2], memoryview(raw), batched=True)
+    output = Output(Layout(tensor("BYTES"), [1, 2], batched=True), memoryview(raw))
     with pytest.raises(NotJson):
         entry_of(SCOPE, 1, [output], 0, 0.0)
 

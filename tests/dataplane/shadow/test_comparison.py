@@ -10,7 +10,7 @@ from scipy.stats import spearmanr
 
 from contract.routing import Tensor
 from dataplane.datatypes import DATATYPES
-from dataplane.reply import Output
+from dataplane.reply import Layout, Output
 from dataplane.shadow import comparison
 from dataplane.shadow.comparison import (
     ELEMENTS_MAX,
@@ -40,7 +40,8 @@ def output(datatype, *rows, inner=None, batched=True):
     inner = inner if inner is not None else [len(rows[0])]
     shape = [len(rows), *inner] if batched else inner
     tensor = Tensor(name="o", datatype=datatype, shape=(-1, *inner) if batched else tuple(inner))
-    return Output(tensor, shape, memoryview(encode(datatype, rows)), batched=batched)
+    data = memoryview(encode(datatype, rows))
+    return Output(Layout(tensor, shape, batched=batched), data)
 
 
 def compare(live, shadow, rows, live_start=0, shadow_start=0, tolerance=TOLERANCE):
