@@ -15,6 +15,7 @@ import httpx
 
 from contract.routing import (
     Batching,
+    Cache,
     Cluster,
     ModelRoute,
     RoutingTable,
@@ -32,6 +33,7 @@ SETS = {
     "text": ["BYTES"],
 }
 ROWS_MAX = 8
+CACHED = "cached-"
 MODEL = """import json
 
 import triton_python_backend_utils as pb
@@ -80,9 +82,9 @@ def write(repository: Path) -> None:
 
 
 def table(triton_http: str) -> bytes:
-    """Return a table that serves each model as its version 7."""
+    """Return a table that serves each model as its version 7, and once more with a cache."""
     models = {
-        name: ModelRoute(
+        f"{prefix}{name}": ModelRoute(
             signature=Signature(
                 inputs=tuple(Tensor(name=d, datatype=d, shape=(-1, -1)) for d in datatypes),
                 outputs=tuple(Tensor(name=f"y_{d}", datatype=d, shape=(-1, -1)) for d in datatypes),
@@ -91,8 +93,10 @@ def table(triton_http: str) -> bytes:
             versions={"7": VersionRoute(cluster="main", triton_model=name, triton_version="1")},
             batching=Batching(max_batch_size=ROWS_MAX),
             timeout_ms=20_000,
+            cache=cache,
         )
         for name, datatypes in SETS.items()
+        for prefix, cache in (("", None), (CACHED, Cache(ttl_s=600)))
     }
     clusters = {"main": Cluster(endpoints=(triton_http,))}
     return encode(RoutingTable(generation=1, models=models, clusters=clusters))

@@ -4,8 +4,10 @@ Answers must be equal bit by bit: over HTTP and gRPC, in JSON and binary, alone 
 """
 
 import asyncio
+import re
 from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import ml_dtypes
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ import tritonclient.http.aio as by_aio
 from tritonclient.utils import InferenceServerException
 
 from embedded.stack import running
-from tests.dataplane.identities import ROWS_MAX, SETS, data_plane, write
+from tests.dataplane.identities import CACHED, ROWS_MAX, SETS, data_plane, write
 
 NUMPY = {
     "BOOL": np.bool_, "INT8": np.int8, "INT16": np.int16, "INT32": np.int32, "INT64": np.int64,
@@ -133,6 +135,25 @@ async def test_requests_that_share_batches_get_what_they_get_alone(addresses):
         together = await asyncio.gather(*[ask(*c, forms[i % 3]) for i, c in enumerate(asked)])
         for (model, arrays), shared in zip(asked, together, strict=True):
             assert await ask(model, arrays, "binary") == shared, model
+
+
+def test_cached_answers_have_the_bits_of_tritons(addresses):
+    asked = list(cases(17, 60))
+    with (
+        by_http.InferenceServerClient(addresses.triton_http) as theirs,
+        by_http.InferenceServerClient(addresses.ours_http) as http,
+        by_grpc.InferenceServerClient(addresses.ours_grpc) as grpc,
+    ):
+        for turn in range(3):
+            for i, (model, arrays) in enumerate(asked):
+                expected = theirs.infer(model, **request(by_http, arrays, "binary"))
+                form = ("json", "binary", "mixed")[(i + turn) % 3]
+                by, client = ((by_http, http), (by_grpc, grpc))[(i + turn) % 2]
+                got = client.infer(CACHED + model, **request(by, arrays, form))
+                assert bits_of(got, arrays) == bits_of(expected, arrays), model
+    metrics = httpx.get(f"http://{addresses.ours_http}/metrics").text
+    hits = re.findall(r"^interlock_cache_hits_total\{.*\} (\d+)$", metrics, re.MULTILINE)
+    assert sum(map(int, hits)) >= 2 * len(asked)
 
 
 def test_http_and_grpc_share_batches_unharmed(addresses):
