@@ -41,6 +41,10 @@ _REFUSALS: dict[Fault, tuple[int, str]] = {
     Fault.TIMEOUT: (504, "deadline_exceeded"),
 }
 
+_TIMING = (
+    b"server-timing: read;dur=%.2f,%b;dur=%.2f,queue;dur=%.2f,infer;dur=%.2f,total;dur=%.2f\r\n"
+)
+
 
 def infer_form(
     model: LiveModel, lane: Lane, request: InferRequest, outputs: list[Output], start: int
@@ -70,6 +74,7 @@ class Prediction:
         "_form",
         "_lane",
         "_model",
+        "_read_at",
         "_serving",
         "_telemetry",
         "_tenancy",
@@ -118,6 +123,8 @@ class Prediction:
         self._tenancy = tenancy
         # The tenant's class.
         self.priority = tenancy.priority
+        # When it was read and routed.
+        self._read_at = arrived_at
         # When it was queued for the version it is with now.
         self.submitted_at = arrived_at
         # When the version it is with must have answered.
@@ -137,6 +144,7 @@ class Prediction:
         router = model.router
         decision = router.decide(self._unit) if version is None else router.explicit(version)
         lane = model.lanes.get(decision) or self._serving.lane(model, decision)
+        self._read_at = monotonic()
         if lane.fallback is not None:
             # What is left of the time is for the fallback.
             first_s = FIRST_ATTEMPT * model.timeout_s
@@ -148,7 +156,7 @@ class Prediction:
         ):
             return
         self._caller.job = self
-        self._enter(lane, self._arrived_at)
+        self._enter(lane, self._read_at)
 
     def answered(self, outputs: list[Output], start: int, dispatched_at: float) -> None:
         """Take the rows from `start` on as the answer."""
@@ -246,8 +254,13 @@ class Prediction:
         lane.counter.found()
         if lane.decision.experiment:
             self._expose(lane)
-        total_ms = (monotonic() - self._arrived_at) * 1e3
-        self._caller.respond(200, body, headers + b"server-timing: total;dur=%.2f\r\n" % total_ms)
+        now = monotonic()
+        headers += b"server-timing: read;dur=%.2f,cache;dur=%.2f,total;dur=%.2f\r\n" % (
+            (self._read_at - self._arrived_at) * 1e3,
+            (now - self._read_at) * 1e3,
+            (now - self._arrived_at) * 1e3,
+        )
+        self._caller.respond(200, body, headers)
 
     def go_on(self, lane: Lane) -> None:
         lane.runtime.stats.missed()
@@ -362,7 +375,11 @@ class Prediction:
             self._telemetry.expose(decision.split, self._unit, decision.variant, decision.version)
 
     def _respond(self, headers: bytes, body: bytes, dispatched_at: float, now: float) -> None:
-        headers += b"server-timing: queue;dur=%.2f,infer;dur=%.2f,total;dur=%.2f\r\n" % (
+        # Between reading and queueing lies the look-up in the cache, or the version that failed it.
+        headers += _TIMING % (
+            (self._read_at - self._arrived_at) * 1e3,
+            b"cache" if self._first is None else b"first",
+            (self.submitted_at - self._read_at) * 1e3,
             (dispatched_at - self.submitted_at) * 1e3,
             (now - dispatched_at) * 1e3,
             (now - self._arrived_at) * 1e3,

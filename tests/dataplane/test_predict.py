@@ -80,7 +80,8 @@ async def test_an_answer_names_its_model_version_variant_and_generation():
     names = ("version", "variant", "generation", "cache")
     got = [answer.headers[f"x-interlock-{name}"] for name in names]
     assert got == ["1", "stable", "1", "bypass"]
-    assert answer.headers["server-timing"].startswith("queue;dur=")
+    stages = [stage.partition(";")[0] for stage in answer.headers["server-timing"].split(",")]
+    assert stages == ["read", "cache", "queue", "infer", "total"]
     assert "x-interlock-fallback" not in answer.headers
 
 

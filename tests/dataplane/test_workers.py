@@ -5,10 +5,12 @@ import os
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tritonclient.grpc.aio as triton
 
 from dataplane.workers import listen
-from tests.dataplane.groups import a_group, free_port, kill, under_load
+from tests.dataplane.groups import ROW, a_group, free_port, kill, under_load
 from tests.dataplane.worlds import until
 
 
@@ -135,3 +137,22 @@ async def test_an_instance_whose_parent_was_killed_starts_again_at_once(valkey, 
         await group.process.wait()
         await group.start()
         assert (await group.predict()).status_code == 200
+
+
+async def test_workers_share_the_grpc_port_and_survive_each_other(valkey, tmp_path):
+    port = free_port()
+    async with a_group(valkey, tmp_path, INTERLOCK_GRPC_BIND=f"127.0.0.1:{port}") as group:
+        assert [await sum_by_grpc(port) for _ in range(8)] == [10.0] * 8
+        kill(group.workers()[0])
+        await until(lambda: len(group.workers()) == 2, 20)
+        assert [await sum_by_grpc(port) for _ in range(8)] == [10.0] * 8
+
+
+async def sum_by_grpc(port):
+    """Ask over a connection of its own, so that any worker may answer."""
+    tensor = triton.InferInput("x", [1, 4], "FP32")
+    tensor.set_data_from_numpy(np.array([ROW], dtype=np.float32))
+    own = [("grpc.use_local_subchannel_pool", 1)]
+    async with triton.InferenceServerClient(f"127.0.0.1:{port}", channel_args=own) as client:
+        answer = await client.infer("sums", [tensor], client_timeout=10)
+        return float(answer.as_numpy("sum")[0, 0])
