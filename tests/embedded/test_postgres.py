@@ -84,7 +84,9 @@ def test_the_pid_file_of_a_server_that_is_no_more_is_removed(tmp_path: Path) -> 
 
 
 def test_a_server_that_was_left_behind_is_stopped(tmp_path: Path) -> None:
-    wait = "import sys, time; print('up', flush=True); time.sleep(60)"
+    # Whoever starts the tests in the background has SIGINT ignored; a PostgreSQL heeds it.
+    heed = "import signal, sys, time; signal.signal(signal.SIGINT, signal.SIG_DFL)"
+    wait = f"{heed}; print('up', flush=True); time.sleep(60)"
     with subprocess.Popen(
         [sys.executable, "-c", wait, str(tmp_path)],
         stdout=subprocess.PIPE,
