@@ -18,7 +18,10 @@ TEST_LINES_MAX = 25
 PRODUCT = ("apps", "cli", "contract", "controlplane", "dataplane", "embedded")
 # Hot-path functions that may be longer, each with a benchmark of what it buys; at most five.
 LONGER_ALLOWED: frozenset[str] = frozenset()
-UNFINISHED = re.compile(r"\b(TODO|FIXME|XXX|NotImplementedError)\b|mark\.(skip|xfail)\b")
+# Each word has a bracket in it, so that this line is none of what it looks for.
+UNFINISHED = re.compile(
+    r"\b(TO[D]O|FIXM[E]|XX[X]|NotImplemente[d]Error)\b|mark\.(ski[p]|xfai[l])\b"
+)
 
 
 @cache

@@ -19,6 +19,20 @@ from apps.models.states import DeploymentState
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 NAME_RULE = "at most 100 letters, digits, dots, dashes and underscores, a letter or digit first"
+# The columns of a model that say how its requests are served; all of them reach the routing table.
+SERVING_SETTINGS = (
+    "timeout_ms",
+    "max_batch_size",
+    "max_queue_delay_us",
+    "max_queue_size",
+    "breaker_window",
+    "breaker_failures",
+    "breaker_open_ms",
+    "cache_ttl_s",
+    "cache_shared",
+    "unit_header",
+    "unit_parameter",
+)
 valid_name = RegexValidator(NAME_PATTERN, f"A name has {NAME_RULE}.")
 valid_header = RegexValidator(
     r"^[A-Za-z0-9][A-Za-z0-9-]*$", "A header's name has letters, digits and dashes only."

@@ -7,6 +7,7 @@ from typing import Any
 from rest_framework import serializers
 
 from apps.models.models import (
+    SERVING_SETTINGS,
     ApiKey,
     Deployment,
     ModelVersion,
@@ -69,17 +70,7 @@ class ModelSerializer(serializers.ModelSerializer[RegisteredModel]):
             "stable",
             "previous_stable",
             "rollback_until",
-            "timeout_ms",
-            "max_batch_size",
-            "max_queue_delay_us",
-            "max_queue_size",
-            "breaker_window",
-            "breaker_failures",
-            "breaker_open_ms",
-            "cache_ttl_s",
-            "cache_shared",
-            "unit_header",
-            "unit_parameter",
+            *SERVING_SETTINGS,
             "created_at",
         ]
         read_only_fields = ["name", "rollback_until", "created_at"]

@@ -14,24 +14,11 @@ from apps.lib.actors import Actor
 from apps.lib.errors import Invalid
 from apps.lib.validation import check_row
 from apps.models.audit import record_audit
-from apps.models.models import ModelVersion, RegisteredModel
+from apps.models.models import SERVING_SETTINGS, ModelVersion, RegisteredModel
 from apps.models.warmup import Request, check_warmup
 from apps.rollouts.publication import publish_table
 
-SETTINGS = (
-    "description",
-    "timeout_ms",
-    "max_batch_size",
-    "max_queue_delay_us",
-    "max_queue_size",
-    "breaker_window",
-    "breaker_failures",
-    "breaker_open_ms",
-    "cache_ttl_s",
-    "cache_shared",
-    "unit_header",
-    "unit_parameter",
-)
+SETTINGS = ("description", *SERVING_SETTINGS)
 
 
 @transaction.atomic

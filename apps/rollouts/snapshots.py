@@ -10,7 +10,14 @@ from django.db.models import Prefetch, TextField
 from django.db.models.functions import Cast
 
 from apps.models import models as registry
-from apps.models.models import ApiKey, Deployment, RegisteredModel, ServingCluster, ServingPolicy
+from apps.models.models import (
+    SERVING_SETTINGS,
+    ApiKey,
+    Deployment,
+    RegisteredModel,
+    ServingCluster,
+    ServingPolicy,
+)
 from apps.models.repository import name_in_triton
 from apps.models.states import DeploymentState
 from apps.models.warmup import encode_warmup
@@ -23,17 +30,7 @@ MODEL_COLUMNS = (
     "name",
     "stable__number",
     "live_split__document",
-    "timeout_ms",
-    "max_batch_size",
-    "max_queue_delay_us",
-    "max_queue_size",
-    "breaker_window",
-    "breaker_failures",
-    "breaker_open_ms",
-    "cache_ttl_s",
-    "cache_shared",
-    "unit_header",
-    "unit_parameter",
+    *SERVING_SETTINGS,
 )
 VERSION_COLUMNS = (
     "version__model_id",
