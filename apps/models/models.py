@@ -264,6 +264,8 @@ class LiveSplit(models.Model):
     version_ids = models.JSONField(default=list)
     # The contract's split for the routing table; empty while its owner prepares and routes nothing.
     document = models.JSONField(default=dict)
+    # The contract's shadow, beside the split; empty while no copies are sent.
+    shadow = models.JSONField(default=dict, db_default={})
 
 
 class Tenant(models.Model):

@@ -8,11 +8,27 @@ from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
 
 from apps.lib.transitions import Transition
-from apps.models.models import ModelVersion, RegisteredModel, valid_name
+from apps.models.models import ModelVersion, RegisteredModel, Role, valid_name
 from apps.rollouts.states import LIVE_PHASES, Phase
 from apps.rollouts.verdicts import Verdict
 
 share_bp = [MinValueValidator(0), MaxValueValidator(10_000)]
+
+
+class Control(models.TextChoices):
+    """What a canary is compared with."""
+
+    # All traffic that stable answers at the same time.
+    ALL = "all"
+    # A slice of stable's units as large as the canary's, counted apart.
+    EQUAL = "equal"
+
+
+class Gate(models.TextChoices):
+    """Who lets a step pass once its checks have."""
+
+    AUTOMATIC = "automatic"
+    PERSON = "person"
 
 
 class Plan(models.Model):
@@ -31,6 +47,15 @@ class Plan(models.Model):
     reference_requests_min = models.PositiveIntegerField(default=5_000)
     # Slower by less than this is nobody's concern: it is added to stable's quantiles.
     latency_slack_us = models.PositiveIntegerField(default=1_000)
+    # `any_regression` or `beyond_margin`: see apps.rollouts.checks.CheckSettings.
+    evidence_mode = models.CharField(max_length=20, default="any_regression")
+    control = models.CharField(max_length=10, choices=Control.choices, default=Control.ALL)
+    # This share stays on the version before until the bake after the last step is over.
+    holdback_bp = models.PositiveIntegerField(default=0)
+    # How long the whole share bakes after the last step; 0: not at all.
+    final_bake_s = models.PositiveIntegerField(default=0)
+    # How long the version before stays loaded after a promotion.
+    rollback_window_s = models.PositiveIntegerField(default=86_400)
 
     class Meta:
         ordering = ["name"]
@@ -55,19 +80,40 @@ class PlanStep(models.Model):
     position = models.PositiveSmallIntegerField()
     weight_bp = models.PositiveIntegerField(validators=share_bp)
     bake_s = models.PositiveIntegerField(default=1_800)
+    # The share of stable's requests of which the target gets a copy.
+    shadow_bp = models.PositiveIntegerField(default=0, validators=share_bp)
     requests_min = models.PositiveIntegerField(default=0)
-    # Names of checks: see apps.rollouts.analysis.CHECKS.
+    # Names of checks, or documents with their settings: see apps.rollouts.check_kinds.
     checks = models.JSONField(default=list)
+    gate = models.CharField(max_length=20, choices=Gate.choices, default=Gate.AUTOMATIC)
+    # Who may open a person's gate.
+    gate_role = models.CharField(max_length=20, choices=Role.choices, default=Role.OPERATOR)
 
     class Meta:
         ordering = ["plan", "position"]
         constraints = [
             models.UniqueConstraint(fields=["plan", "position"], name="step_position_once"),
             models.CheckConstraint(
-                condition=models.Q(weight_bp__gte=1, weight_bp__lte=10_000),
-                name="step_weight_in_range",
+                condition=models.Q(weight_bp__lte=10_000, shadow_bp__lte=10_000),
+                name="step_shares_in_range",
             ),
         ]
+
+
+class Release(models.Model):
+    """Rollouts of several models that move together or not at all."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    name = models.CharField(max_length=100, validators=[valid_name])
+    plan_name = models.CharField(max_length=100)
+    started_by = models.CharField(max_length=150)
+    started_at = models.DateTimeField()
+
+    class Meta:
+        ordering = ["-started_at"]
+
+    def __str__(self) -> str:
+        return self.name
 
 
 class Rollout(models.Model):
@@ -79,6 +125,8 @@ class Rollout(models.Model):
         FIRST = "first"
         # Back to an earlier version at once, without steps.
         ROLLBACK = "rollback"
+        # To a version that takes other requests: both cannot share traffic, so no steps either.
+        SWITCH = "switch"
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     kind = models.CharField(max_length=20, choices=Kind.choices, default=Kind.CANARY)
@@ -93,6 +141,13 @@ class Rollout(models.Model):
     plan_document = models.JSONField(default=dict)
     phase = models.CharField(max_length=20, choices=Phase.choices, default=Phase.PENDING)
     revision = models.PositiveIntegerField(default=0)
+    release = models.ForeignKey(
+        Release, null=True, blank=True, on_delete=models.PROTECT, related_name="rollouts"
+    )
+    # The rollout that this one tries again.
+    retry_of = models.ForeignKey("self", null=True, blank=True, on_delete=models.SET_NULL)
+    # What a person overrode when starting it: see apps.rollouts.services.Override.
+    overrides = models.JSONField(default=list)
     salt = models.CharField(max_length=64)
     step_index = models.SmallIntegerField(default=-1)
     weight_bp = models.PositiveIntegerField(default=0, validators=share_bp)
@@ -105,6 +160,11 @@ class Rollout(models.Model):
     step_due_at = models.DateTimeField(null=True)
     step_limit_at = models.DateTimeField(null=True)
     next_check_at = models.DateTimeField(null=True)
+    # The step whose gate a person opened, and who that was.
+    approved_step = models.SmallIntegerField(null=True)
+    approved_by = models.CharField(max_length=150, blank=True)
+    # In a release: since when this step has passed and waits for the other models.
+    step_passed_at = models.DateTimeField(null=True)
     # Frozen quantiles of stable's latency: {"p50": index, "p95": …, "p99": …, "n", "frozen_at_ms"}.
     latency_reference = models.JSONField(default=dict)
     # Why it stands where it stands, with numbers; on the page and in the API.
@@ -141,15 +201,119 @@ class Evaluation(models.Model):
 
     rollout = models.ForeignKey(Rollout, on_delete=models.CASCADE, related_name="evaluations")
     step_index = models.SmallIntegerField()
-    check_name = models.CharField(max_length=50)
+    check_name = models.CharField(max_length=100)
     verdict = models.CharField(max_length=30, choices=[(v.value, v.value) for v in Verdict])
     reason = models.TextField()
     evidence = models.JSONField(default=dict)
+    # All that the answer was made from, besides the frozen intervals: see apps.rollouts.replay.
+    inputs = models.JSONField(default=dict)
+    # What the verdict led to, with the rule that says so.
+    rule = models.CharField(max_length=200, blank=True)
     at = models.DateTimeField()
 
     class Meta:
         ordering = ["id"]
         indexes = [models.Index(fields=["rollout", "check_name", "id"])]
+
+
+class ObservedInterval(models.Model):
+    """What one check interval of one step saw, frozen when it closed: what judges, judges this.
+
+    Windows that come later change no past evidence. `canary` and `control` hold `n`, `errors`,
+    `requests` and the sparse histogram `latency`: see apps.rollouts.evidence.Arm.
+    """
+
+    rollout = models.ForeignKey(Rollout, on_delete=models.CASCADE, related_name="intervals")
+    # In the order of freezing, from 0: an evaluation names how many it was made from.
+    ordinal = models.PositiveIntegerField()
+    step_index = models.SmallIntegerField()
+    started_at = models.DateTimeField()
+    canary = models.JSONField(default=dict)
+    control = models.JSONField(default=dict)
+
+    class Meta:
+        ordering = ["rollout", "ordinal"]
+        constraints = [
+            models.UniqueConstraint(fields=["rollout", "ordinal"], name="interval_ordinal_once"),
+            models.UniqueConstraint(
+                fields=["rollout", "step_index", "started_at"], name="interval_frozen_once"
+            ),
+        ]
+
+
+class Quarantine(models.Model):
+    """A version that was rolled back: making it stable again needs an explicit override."""
+
+    version = models.OneToOneField(
+        ModelVersion, on_delete=models.CASCADE, primary_key=True, related_name="quarantine"
+    )
+    rollout = models.ForeignKey(Rollout, null=True, on_delete=models.SET_NULL)
+    reason = models.TextField()
+    at = models.DateTimeField()
+
+    class Meta:
+        ordering = ["-at"]
+
+
+class FreezeWindow(models.Model):
+    """A time in which no rollout starts and none gets further; rolling back is always possible."""
+
+    # None: for all models.
+    model = models.ForeignKey(
+        RegisteredModel, null=True, blank=True, on_delete=models.CASCADE, related_name="freezes"
+    )
+    reason = models.CharField(max_length=500)
+    starts_at = models.DateTimeField()
+    ends_at = models.DateTimeField()
+    # Again at the same time each week.
+    is_weekly = models.BooleanField(default=False)
+    created_by = models.CharField(max_length=150)
+    created_at = models.DateTimeField()
+
+    class Meta:
+        ordering = ["starts_at"]
+        constraints = [
+            models.CheckConstraint(
+                condition=models.Q(ends_at__gt=models.F("starts_at")),
+                name="freeze_ends_after_start",
+            )
+        ]
+
+
+class RolloutPolicy(models.Model):
+    """What holds for all rollouts: one row, which the primary key keeps single."""
+
+    id = models.PositiveSmallIntegerField(primary_key=True, default=1, editable=False)
+    # So many may be under way at once, the others wait in their order; None: any number.
+    concurrent_max = models.PositiveIntegerField(
+        null=True, blank=True, validators=[MinValueValidator(1)]
+    )
+
+    class Meta:
+        verbose_name_plural = "rollout policy"
+        constraints = [models.CheckConstraint(condition=models.Q(id=1), name="one_rollout_policy")]
+
+    def __str__(self) -> str:
+        return "rollout policy"
+
+
+class ServingChange(models.Model):
+    """From when on a model was served how, and who decided it. Appended, never changed."""
+
+    model_name = models.CharField(max_length=100)
+    at = models.DateTimeField()
+    generation = models.BigIntegerField()
+    # Empty when the model has no stable version.
+    stable = models.CharField(max_length=20, blank=True)
+    # The contract's split and shadow, or null.
+    split = models.JSONField(null=True)
+    shadow = models.JSONField(null=True)
+    reason = models.TextField()
+    actor = models.CharField(max_length=150)
+
+    class Meta:
+        ordering = ["id"]
+        indexes = [models.Index(fields=["model_name", "-id"])]
 
 
 class PublishedTable(models.Model):
