@@ -38,6 +38,13 @@ class Conflict(InterlockError):
     code = "conflict"
 
 
+class TooLarge(InterlockError):
+    """What was sent is beyond a limit; the message names the limit."""
+
+    status = 413
+    code = "too_large"
+
+
 class Unavailable(InterlockError):
     """Something that we depend on does not answer; trying again later may help."""
 

@@ -50,6 +50,12 @@ def valid_number(value: float) -> None:
         raise ValidationError("This is not a number.")
 
 
+# The alias that follows the stable version: MLflow's is made to follow it, never the reverse.
+CHAMPION = "champion"
+# The alias whose move may start a rollout.
+CANDIDATE = "candidate"
+
+
 class RegisteredModel(models.Model):
     """A named thing to predict with, and how its requests are served."""
 
@@ -63,6 +69,12 @@ class RegisteredModel(models.Model):
         "ModelVersion", null=True, blank=True, on_delete=models.PROTECT, related_name="+"
     )
     rollback_until = models.DateTimeField(null=True, blank=True)
+    # The plan of the rollout that starts when the alias `candidate` moves; empty: none starts.
+    candidate_plan = models.CharField(max_length=100, blank=True, default="", db_default="")
+    # The version that the alias named when it was last looked at: each move is acted on once.
+    candidate_seen = models.ForeignKey(
+        "ModelVersion", null=True, blank=True, on_delete=models.SET_NULL, related_name="+"
+    )
     timeout_ms = models.PositiveIntegerField(default=1_000, validators=between(1, 600_000))
     max_batch_size = models.PositiveIntegerField(default=32, validators=between(1, 4_096))
     max_queue_delay_us = models.PositiveIntegerField(
@@ -121,8 +133,18 @@ class RegisteredModel(models.Model):
 class ModelVersion(models.Model):
     """One immutable trained artifact of a model."""
 
+    class Source(models.TextChoices):
+        MLFLOW = "mlflow", "MLflow's registry"
+        UPLOAD = "upload", "an upload"
+        URI = "uri", "a URI"
+
     model = models.ForeignKey(RegisteredModel, on_delete=models.PROTECT, related_name="versions")
     number = models.PositiveIntegerField()
+    source = models.CharField(
+        max_length=10, choices=Source.choices, default=Source.UPLOAD, db_default=Source.UPLOAD
+    )
+    # Its number in MLflow's registry; another one than `number` where an upload had that already.
+    registry_number = models.PositiveIntegerField(null=True, blank=True)
     semantic_tag = models.CharField(max_length=50, blank=True)
     description = models.TextField(blank=True)
     # {"inputs": [{"name", "datatype", "shape"}], "outputs": […]}, as the contract's Signature.
@@ -140,6 +162,8 @@ class ModelVersion(models.Model):
     tags = models.JSONField(default=dict, blank=True)
     dataset_digest = models.CharField(max_length=200, blank=True)
     run_id = models.CharField(max_length=64, blank=True)
+    # The page of the run that made it, where that is not MLflow's: a CI job, say.
+    run_url = models.URLField(max_length=1_000, blank=True, default="", db_default="")
     created_by = models.CharField(max_length=150, blank=True)
     created_at = models.DateTimeField()
     imported_at = models.DateTimeField(auto_now_add=True)
@@ -149,6 +173,9 @@ class ModelVersion(models.Model):
         ordering = ["model", "-number"]
         constraints = [
             models.UniqueConstraint(fields=["model", "number"], name="version_number_once"),
+            models.UniqueConstraint(
+                fields=["model", "registry_number"], name="version_registry_number_once"
+            ),
         ]
 
     def __str__(self) -> str:
@@ -162,6 +189,10 @@ class Alias(models.Model):
     name = models.CharField(max_length=100)
     version = models.ForeignKey(ModelVersion, on_delete=models.CASCADE, related_name="aliases")
     changed_at = models.DateTimeField(auto_now=True)
+    # Set here and not yet in MLflow, whose alias is not copied over it until it is.
+    is_pending = models.BooleanField(default=False, db_default=False)
+    # Of `champion`: the number that MLflow had after it was last written there.
+    written_number = models.PositiveIntegerField(null=True, blank=True)
 
     class Meta:
         verbose_name_plural = "aliases"
