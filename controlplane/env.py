@@ -44,9 +44,25 @@ def integer(name: str, default: int, *, at_least: int = 0) -> int:
     return number
 
 
+def choice(name: str, default: str, choices: tuple[str, ...]) -> str:
+    """Return one of `choices`."""
+    value = os.environ.get(name) or default
+    if value not in choices:
+        raise SettingError(f"{name} is {value!r}; it takes {', '.join(choices)}")
+    return value
+
+
 def items(name: str, default: str = "") -> list[str]:
     """Return a comma-separated variable as a list without empty items."""
     return [item.strip() for item in os.environ.get(name, default).split(",") if item.strip()]
+
+
+def public_url(name: str, default: str) -> str:
+    """Return a URL to show to people, without a slash at its end or a password in it."""
+    url = urlsplit((os.environ.get(name) or default).rstrip("/"))
+    if url.scheme not in {"http", "https", ""}:
+        raise SettingError(f"{name} is {url.geturl()!r}; it takes an http: or https: URL")
+    return url._replace(netloc=url.netloc.rpartition("@")[2]).geturl()
 
 
 def database(name: str, default: str) -> dict[str, object]:

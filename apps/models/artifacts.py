@@ -19,6 +19,8 @@ import yaml
 from apps.lib.errors import Invalid
 
 MODEL_FILE = "model.onnx"
+# Weights of a model that is too large for one file, beside it.
+DATA_FILE = "model.onnx.data"
 ONNX_BYTES_MAX = 2 * 1024**3 - 1
 
 # ONNX element types to OIP datatypes; the others have no numpy form that Triton's Python backend

@@ -32,12 +32,11 @@ class TritonPythonModel:
         self.session = onnxruntime.InferenceSession(
             str(path), options, providers=["CPUExecutionProvider"]
         )
-        # A tensor with fewer dimensions than Triton can name is served with one more, of size 1.
-        self.ranks = {item.name: len(item.shape) for item in self.session.get_inputs()}
+        inputs = self.session.get_inputs()
+        # Triton has no tensors without dimensions: a scalar comes with shape [1].
+        self.scalars = {item.name for item in inputs if not item.shape}
         # BYTES arrives as bytes objects; onnxruntime wants text for its string tensors.
-        self.text_inputs = {
-            item.name for item in self.session.get_inputs() if item.type == "tensor(string)"
-        }
+        self.text_inputs = {item.name for item in inputs if item.type == "tensor(string)"}
 
     def execute(self, requests: list[Any]) -> list[Any]:
         if not self.batched or len(requests) == 1:
@@ -51,6 +50,11 @@ class TritonPythonModel:
     def _answer_one(self, request: Any) -> Any:
         try:
             return self._respond(self._run(self._inputs(request)))
+        except UnicodeDecodeError as error:
+            wrong = pb_utils.TritonError(
+                f"a BYTES input is not UTF-8: {error}", pb_utils.TritonError.INVALID_ARG
+            )
+            return pb_utils.InferenceResponse(error=wrong)
         except Exception as error:
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error)))
 
@@ -60,8 +64,12 @@ class TritonPythonModel:
         merged = {
             name: np.concatenate([item[name] for item in inputs]) for name in self.input_names
         }
+        outputs = self._run(merged)
+        if any(len(output) != sum(sizes) for output in outputs):
+            # Rows could not be told apart; each request alone says what is wrong.
+            raise ValueError("an output has other rows than the inputs")
         ends = np.cumsum(sizes)[:-1]
-        parts = [np.split(output, ends) for output in self._run(merged)]
+        parts = [np.split(output, ends) for output in outputs]
         return [self._respond([part[i] for part in parts]) for i in range(len(requests))]
 
     def _inputs(self, request: Any) -> dict[str, Any]:
@@ -69,19 +77,13 @@ class TritonPythonModel:
         for name in self.input_names:
             array = pb_utils.get_input_tensor_by_name(request, name).as_numpy()
             if name in self.text_inputs:
-                array = np.vectorize(lambda item: item.decode(), otypes=[object])(array)
-            if array.ndim > self.ranks[name]:
-                array = array.reshape(array.shape[: self.ranks[name]])
-            inputs[name] = array
+                array = _texts(array)
+            inputs[name] = array.reshape(()) if name in self.scalars else array
         return inputs
 
     def _run(self, inputs: dict[str, Any]) -> list[Any]:
-        arrays: list[Any] = self.session.run(self.outputs, inputs)
-        served_rank = 2 if self.batched else 1
-        return [
-            array.reshape(*array.shape, 1) if array.ndim < served_rank else array
-            for array in map(np.asarray, arrays)
-        ]
+        arrays = map(np.asarray, self.session.run(self.outputs, inputs))
+        return [array if array.ndim else array.reshape(1) for array in arrays]
 
     def _respond(self, arrays: list[Any]) -> Any:
         tensors = [
@@ -89,3 +91,9 @@ class TritonPythonModel:
             for array, name in zip(arrays, self.outputs, strict=True)
         ]
         return pb_utils.InferenceResponse(output_tensors=tensors)
+
+
+def _texts(array: Any) -> Any:
+    texts = np.empty(array.size, dtype=object)
+    texts[:] = [item.decode() for item in array.ravel()]
+    return texts.reshape(array.shape)
