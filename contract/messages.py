@@ -31,10 +31,13 @@ class TelemetryWindow(msgspec.Struct, frozen=True, kw_only=True):
     requests without a unit are in `anonymous` and `anonymous_errors`, each its own draw.
     `errors` are failures of ours or the version's (never a client's bad request), and include
     requests that then fell back to stable and were answered. `cache_hits` were answered from the
-    cache and are in none of the other counts. `latency` is the sparse histogram of
-    `contract.histogram` over answers that the version computed. `variant` is `stable` or
-    `canary`, a variant's name in an experiment, or `explicit` where the request named its version
-    and so bypassed the split. `split` is the id of the rollout or experiment, empty without one.
+    cache and are in none of the counts before. `latency` is the sparse histogram of
+    `contract.histogram` over answers that the version computed. `assigned` is what the split really
+    did: distinct units, and requests without one, that were sent here in the interval, whatever
+    became of them: the cache answers some, and less often for a version that is new, so that
+    `units` says nothing of shares. `variant` is `stable`, `canary` or `baseline`, a variant's name
+    in an experiment, or `explicit` where the request named its version and so bypassed the split.
+    `split` is the id of the rollout or experiment, empty without one.
     """
 
     model: str
@@ -54,6 +57,7 @@ class TelemetryWindow(msgspec.Struct, frozen=True, kw_only=True):
     anonymous_errors: int = 0
     cache_hits: int = 0
     latency: dict[int, int] = {}
+    assigned: int = 0
 
 
 class ShadowWindow(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,7 +90,12 @@ class ShadowWindow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Exposure(msgspec.Struct, frozen=True, kw_only=True):
-    """The first time this instance saw `unit` meet `variant` of an experiment."""
+    """The first time this instance saw `unit` meet `variant` of a split.
+
+    `experiment` is the split's id: an experiment's, or a rollout's whose split has `exposures`,
+    where `variant` is `canary`, `stable` or `baseline`. A unit that meets two variants, since the
+    canary's weight rose in between, has an exposure to each.
+    """
 
     experiment: str
     unit: str

@@ -22,6 +22,7 @@ Priority = Literal["high", "normal", "low"]
 # The variants that are no experiment's.
 STABLE = "stable"
 CANARY = "canary"
+BASELINE = "baseline"
 EXPLICIT = "explicit"
 
 
@@ -65,7 +66,12 @@ class VersionRoute(Document, frozen=True):
 
 
 class CanarySplit(Document, tag="canary", tag_field="kind", frozen=True):
-    """A rollout's split: buckets `[0, weight_bp)` go to `version`, the others to stable."""
+    """A rollout's split: buckets `[0, weight_bp)` go to `version`, the others to stable.
+
+    The last `baseline_bp` of the others are the baseline: stable too, but counted, queued and
+    cached apart, so that the canary can be compared with a slice of its own size. The canary grows
+    from the other end, so that no unit is in both.
+    """
 
     id: str
     salt: str
@@ -73,6 +79,19 @@ class CanarySplit(Document, tag="canary", tag_field="kind", frozen=True):
     weight_bp: int
     # Units are counted once in a bucket of this length: one check interval of the rollout.
     interval_s: int = 10
+    baseline_bp: int = 0
+    # Whether the first meeting of each unit with each side is reported, as for an experiment.
+    exposures: bool = False
+
+    def variant_of(self, unit: str) -> str:
+        """Return the variant that `unit` belongs to."""
+        return self.variant_at(bucket(self.salt, unit))
+
+    def variant_at(self, point: int) -> str:
+        """Return the variant of the units in bucket `point`."""
+        if point < self.weight_bp:
+            return CANARY
+        return BASELINE if point >= BUCKETS - self.baseline_bp else STABLE
 
 
 class VariantRoute(Document, frozen=True):
@@ -303,7 +322,9 @@ def check_frame(table: RoutingTable) -> None:
 def _check_split(name: str, model: ModelRoute, split: CanarySplit | ExperimentSplit) -> None:
     if isinstance(split, CanarySplit):
         named = [split.version]
-        shares = [split.weight_bp]
+        shares = [split.weight_bp, split.baseline_bp]
+        if sum(shares) > BUCKETS:
+            raise TableError(f"{name}: canary and baseline together are more than {BUCKETS}")
     else:
         named = [variant.version for variant in split.variants]
         shares = [split.coverage_bp, *(variant.weight_bp for variant in split.variants)]

@@ -95,13 +95,13 @@ def _add_queues(page: Page, rows: list[Row]) -> None:
         "interlock_queue_rows",
         "gauge",
         "Rows that wait for a batch of the version.",
-        [(labels, runtime.batcher.waiting_rows) for labels, _, runtime in live],
+        [(labels, sum(b.waiting_rows for b in runtime.batchers)) for labels, _, runtime in live],
     )
     page.family(
         "interlock_batches_in_flight",
         "gauge",
         "Batches of the version under way.",
-        [(labels, runtime.batcher.in_flight) for labels, _, runtime in live],
+        [(labels, sum(b.in_flight for b in runtime.batchers)) for labels, _, runtime in live],
     )
     page.family(
         "interlock_breaker_state",

@@ -144,6 +144,7 @@ class Prediction:
         router = model.router
         decision = router.decide(self._unit) if version is None else router.explicit(version)
         lane = model.lanes.get(decision) or self._serving.lane(model, decision)
+        lane.counter.assign(self._unit)
         self._read_at = monotonic()
         if lane.fallback is not None:
             # What is left of the time is for the fallback.
@@ -252,7 +253,7 @@ class Prediction:
             headers, body = written
         lane.runtime.stats.found(lane.cache_state)
         lane.counter.found()
-        if lane.decision.experiment:
+        if lane.decision.exposures:
             self._expose(lane)
         now = monotonic()
         headers += b"server-timing: read;dur=%.2f,cache;dur=%.2f,total;dur=%.2f\r\n" % (
@@ -358,7 +359,7 @@ class Prediction:
         first = self._first
         if first is None:
             lane.counter.answered(self._unit, took_s * 1e6)
-            if lane.decision.experiment:
+            if lane.decision.exposures:
                 self._expose(lane)
         elif first[1].fault is Fault.REFUSED:
             self._blame(first[0], fell_back=True)
@@ -371,7 +372,7 @@ class Prediction:
 
     def _expose(self, lane: Lane) -> None:
         decision = lane.decision
-        if decision.experiment and self._unit is not None:
+        if decision.exposures and self._unit is not None:
             self._telemetry.expose(decision.split, self._unit, decision.variant, decision.version)
 
     def _respond(self, headers: bytes, body: bytes, dispatched_at: float, now: float) -> None:

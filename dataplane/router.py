@@ -11,7 +11,15 @@ from dataclasses import dataclass
 from random import randrange
 
 from contract.bucketing import BUCKETS, bucket
-from contract.routing import CANARY, EXPLICIT, STABLE, CanarySplit, ExperimentSplit, ModelRoute
+from contract.routing import (
+    BASELINE,
+    CANARY,
+    EXPLICIT,
+    STABLE,
+    CanarySplit,
+    ExperimentSplit,
+    ModelRoute,
+)
 from dataplane.errors import Refusal, unavailable
 
 Draw = Callable[[int], int]
@@ -19,20 +27,20 @@ Draw = Callable[[int], int]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Decision:
-    """Who answers. `split` is empty outside one; `experiment` says that exposures are due."""
+    """Who answers. `split` is empty outside one; `exposures` says that they are due."""
 
     version: str
     variant: str
     split: str
     generation: int
-    experiment: bool = False
+    exposures: bool = False
 
 
 class Router:
     """Decides for one model under one generation of the table."""
 
     __slots__ = (
-        "_canary",
+        "_canary_sides",
         "_explicit",
         "_generation",
         "_model",
@@ -53,15 +61,12 @@ class Router:
         self._generation = generation
         # Its split; a model that is pinned to stable is served as if it had none.
         self._split = split = model.split if not pinned else None
-        canary = split if isinstance(split, CanarySplit) else None
-        # Both sides of a canary carry its id, so that they are compared with each other.
-        self._stable = (
-            Decision(model.stable, STABLE, canary.id if canary else "", generation)
-            if model.stable is not None
-            else None
+        # The decisions for the sides of a canary, by name.
+        self._canary_sides = _canary_sides(model.stable, split, generation)
+        # What gets everybody else.
+        self._stable = self._canary_sides.get(STABLE) or (
+            Decision(model.stable, STABLE, "", generation) if model.stable is not None else None
         )
-        # The decision for the canary's buckets.
-        self._canary = Decision(canary.version, CANARY, canary.id, generation) if canary else None
         # The decisions for an experiment's variants, by name.
         self._variants = _variants(split, generation)
         # Filled as versions are asked for by name.
@@ -85,8 +90,7 @@ class Router:
             return stable
         if isinstance(split, CanarySplit):
             point = bucket(split.salt, unit) if unit is not None else draw(BUCKETS)
-            assert self._canary is not None
-            return self._canary if point < split.weight_bp else stable
+            return self._canary_sides[split.variant_at(point)]
         if unit is not None:
             variant = split.variant_of(unit)
             return self._variants[variant.name] if variant is not None else stable
@@ -115,6 +119,19 @@ class Router:
             if point < 0:
                 return self._variants[variant.name]
         raise AssertionError("variant weights of a checked table sum to all buckets")
+
+
+def _canary_sides(
+    stable: str | None, split: CanarySplit | ExperimentSplit | None, generation: int
+) -> dict[str, Decision]:
+    """All sides of a canary carry its id, so that they are compared with each other."""
+    if stable is None or not isinstance(split, CanarySplit):
+        return {}
+    versions = {CANARY: split.version, STABLE: stable, BASELINE: stable}
+    return {
+        side: Decision(version, side, split.id, generation, split.exposures)
+        for side, version in versions.items()
+    }
 
 
 def _variants(split: CanarySplit | ExperimentSplit | None, generation: int) -> dict[str, Decision]:

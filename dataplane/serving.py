@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 import orjson
 
 from contract.messages import BreakerTrip
-from contract.routing import EXPLICIT, CanarySplit, ModelRoute, RoutingTable
+from contract.routing import BASELINE, EXPLICIT, CanarySplit, ModelRoute, RoutingTable, VersionRoute
 from dataplane.admission import Admission
 from dataplane.batching import Batcher
 from dataplane.breaker import Breaker
@@ -41,13 +41,17 @@ FIRST_ATTEMPT = 0.75
 
 @dataclass(slots=True)
 class VersionRuntime:
-    """The queue and the breaker of one version; `origin` is all that they depend on."""
+    """The queue and the breaker of one version; `origin` is all that they depend on.
+
+    `batchers` are all queues of the version: this one, and the baseline's or the fleet's.
+    """
 
     origin: tuple[object, ...]
     batcher: Batcher
     breaker: Breaker
     stats: VersionStats
     copies: Copies
+    batchers: list[Batcher]
 
 
 @dataclass(slots=True, eq=False)
@@ -124,6 +128,8 @@ class Serving:
         self.on_gone: Callable[[list[tuple[str, str]]], None] = _ignore
         # Versions that were asked for, over tables.
         self._versions: dict[tuple[str, str], VersionRuntime] = {}
+        # The same versions as a rollout's baseline meets them: with a queue of its own.
+        self._baselines: dict[tuple[str, str], VersionRuntime] = {}
         # Counters over the life of the process, for versions of the table.
         self._stats: dict[tuple[str, str], VersionStats] = {}
         # The breakers' trips since this boot, the latest per (model, version, generation).
@@ -158,6 +164,7 @@ class Serving:
         before, self._models = self._models, {}
         for key in gone:
             self._versions.pop(key, None)
+            self._baselines.pop(key, None)
             self._stats.pop(key, None)
         self.on_gone(gone)
         if self.cache is not None:
@@ -237,9 +244,11 @@ class Serving:
             decision.split,
         )
         provenance = _provenance(decision, "bypass")
+        is_baseline = isinstance(split, CanarySplit) and decision.variant == BASELINE
+        runtime = (self._baseline if is_baseline else self._version)(model, decision.version)
         lane = Lane(
             decision=decision,
-            runtime=self._version(model, decision.version),
+            runtime=runtime,
             counter=self._telemetry.counter(key, interval_s),
             head=b'{"model_name":%b,"model_version":%b,'
             % (orjson.dumps(model.name), orjson.dumps(decision.version)),
@@ -250,9 +259,9 @@ class Serving:
             mirror=self._mirror(model, decision),
         )
         if model.cache is not None:
-            lane.cached = CachedLane(
-                model.cache, decision.version, *(_with_state(lane, s) for s in ("miss", "l1", "l2"))
-            )
+            scope = model.cache.scope(decision.version, decision.split if is_baseline else "")
+            states = (_with_state(lane, state) for state in ("miss", "l1", "l2"))
+            lane.cached = CachedLane(model.cache, scope, *states)
         model.lanes[decision] = lane
         return lane
 
@@ -281,7 +290,33 @@ class Serving:
         stats = self._stats.setdefault(key, VersionStats())
         on_trip = self._on_trip(model.name, version, stats)
         copies = Copies(cluster.endpoints, route.breaker, on_trip, cluster.hedge_after_ms)
-        batcher = Batcher(
+        batcher = self._batcher(route, versioned, copies, stats)
+        breaker = Breaker(route.breaker, on_trip)
+        runtime = VersionRuntime(origin, batcher, breaker, stats, copies, [batcher])
+        self._versions[key] = runtime
+        return runtime
+
+    def _baseline(self, model: LiveModel, version: str) -> VersionRuntime:
+        """Return a version with a queue of its own, and all the rest shared with the fleet's.
+
+        A canary at a small share has small batches that wait for nobody, and so must what it is
+        compared with. The breaker is about the version, whoever asks it.
+        """
+        shared = self._version(model, version)
+        key = (model.name, version)
+        runtime = self._baselines.get(key)
+        if runtime is None or runtime.origin is not shared.origin:
+            batcher = self._batcher(
+                model.route, model.route.versions[version], shared.copies, shared.stats
+            )
+            shared.batchers.append(batcher)
+            runtime = self._baselines[key] = replace(shared, batcher=batcher)
+        return runtime
+
+    def _batcher(
+        self, route: ModelRoute, versioned: VersionRoute, copies: Copies, stats: VersionStats
+    ) -> Batcher:
+        return Batcher(
             route,
             versioned,
             copies,
@@ -290,9 +325,6 @@ class Serving:
             stats.batch_size.observe,
             self._in_flight_max,
         )
-        breaker = Breaker(route.breaker, on_trip)
-        runtime = self._versions[key] = VersionRuntime(origin, batcher, breaker, stats, copies)
-        return runtime
 
     def _on_trip(self, name: str, version: str, stats: VersionStats) -> Callable[[str], None]:
         def tripped(reason: str) -> None:

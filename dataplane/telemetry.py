@@ -18,6 +18,8 @@ WINDOWS_MAX = 10_000
 PENDING_EXPOSURES_MAX = 50_000
 DEFAULT_INTERVAL_S = 10
 QUIET_DRAINS_MAX = 60
+# What may have been counted of a unit.
+ASSIGNED, MET, FAILED = 1, 2, 4
 
 Clock = Callable[[], float]
 Key = tuple[str, str, str, int, str]
@@ -29,42 +31,44 @@ class Units:
     Generations share it: a table that changed something else must not count anybody twice.
     """
 
-    __slots__ = ("failed", "interval", "interval_s", "met", "overflow")
+    __slots__ = ("_marks", "interval", "interval_s", "overflow")
 
     def __init__(self, interval_s: int) -> None:
         # The length of an interval, seconds.
         self.interval_s = interval_s
-        # The number of the interval that the sets belong to.
+        # The number of the interval that the marks belong to.
         self.interval = -1
-        # Hashes of the units met, and of those that met an error.
-        self.met: set[int] = set()
-        # Hashes of the units that met an error.
-        self.failed: set[int] = set()
-        # Requests of units beyond the bound, which are counted in no set.
+        # What was counted of each unit, by its hash: ASSIGNED, MET, FAILED.
+        self._marks: dict[int, int] = {}
+        # Requests of units beyond the bound, which are counted in nothing.
         self.overflow = 0
 
     def roll(self, interval: int) -> None:
         """Begin `interval`, unless it has begun."""
         if interval != self.interval:
             self.interval = interval
-            self.met = set()
-            self.failed = set()
+            self._marks = {}
+
+    def assign(self, digest: int) -> bool:
+        """Return True when the unit was not yet assigned in this interval."""
+        return self._mark(digest, ASSIGNED)
 
     def meet(self, digest: int) -> bool:
-        """Return True when the unit is new in this interval."""
-        if digest in self.met:
-            return False
-        if len(self.met) >= UNITS_MAX:
-            self.overflow += 1
-            return False
-        self.met.add(digest)
-        return True
+        """Return True when the unit was not yet answered or failed in this interval."""
+        is_new = self._mark(digest, MET)
+        self.overflow += digest not in self._marks
+        return is_new
 
     def fail(self, digest: int) -> bool:
-        """Return True when it is the unit's first error in this interval."""
-        if digest in self.failed or digest not in self.met:
+        """Return True when it is the first error of a unit that was met in this interval."""
+        return bool(self._marks.get(digest, 0) & MET) and self._mark(digest, FAILED)
+
+    def _mark(self, digest: int, mark: int) -> bool:
+        marks = self._marks
+        seen = marks.get(digest, 0)
+        if seen & mark or (not seen and len(marks) >= UNITS_MAX):
             return False
-        self.failed.add(digest)
+        marks[digest] = seen | mark
         return True
 
 
@@ -79,6 +83,7 @@ class Counter:
         "_units",
         "anonymous",
         "anonymous_errors",
+        "assigned",
         "cache_hits",
         "errors",
         "fallbacks",
@@ -108,6 +113,11 @@ class Counter:
         # When the first request of the open window was counted.
         self._started_at = 0.0
         self._clear()
+
+    def assign(self, unit: str | None) -> None:
+        """Count that the split sent a request here, whatever will become of it."""
+        self._open()
+        self.assigned += 1 if unit is None else self._units.assign(hash(unit))
 
     def answered(self, unit: str | None, latency_us: float) -> None:
         """Count a request that the version answered."""
@@ -143,8 +153,11 @@ class Counter:
         interval = int(now) // self._units.interval_s
         if interval != self._interval:
             self._begin(interval, now)
-        if self.requests == 0 and self.cache_hits == 0:
+        if self._is_empty():
             self._started_at = now
+
+    def _is_empty(self) -> bool:
+        return self.requests == 0 and self.assigned == 0 and self.cache_hits == 0
 
     def _begin(self, interval: int, now: float) -> None:
         window = self.take(now)
@@ -155,7 +168,7 @@ class Counter:
 
     def take(self, now: float) -> TelemetryWindow | None:
         """Return the open window and begin another, or None when nothing happened."""
-        if self.requests == 0 and self.cache_hits == 0:
+        if self._is_empty():
             return None
         model, version, variant, generation, split = self.key
         interval_s = self._units.interval_s
@@ -180,6 +193,7 @@ class Counter:
             anonymous_errors=self.anonymous_errors,
             cache_hits=self.cache_hits,
             latency=self.latency,
+            assigned=self.assigned,
         )
         self._clear()
         return window
@@ -193,6 +207,7 @@ class Counter:
         self.anonymous = 0
         self.anonymous_errors = 0
         self.cache_hits = 0
+        self.assigned = 0
         self.latency: dict[int, int] = {}
 
 
@@ -208,7 +223,7 @@ class Telemetry:
         self._units: dict[tuple[str, str, str, str], Units] = {}
         # Windows that an interval closed before the next drain.
         self._closed: list[TelemetryWindow] = []
-        # (experiment, variant, hash of unit) already reported, oldest first. What the bound
+        # (split, variant, hash of unit) already reported, oldest first. What the bound
         # evicts is reported again, and the consumer keeps the earliest.
         self._exposed: dict[tuple[str, str, int], None] = {}
         # Exposures not yet handed over.
@@ -232,9 +247,9 @@ class Telemetry:
             counter = self._counters[key] = Counter(key, units, self._clock, self._close)
         return counter
 
-    def expose(self, experiment: str, unit: str, variant: str, version: str) -> None:
+    def expose(self, split: str, unit: str, variant: str, version: str) -> None:
         """Report that `unit` met `variant`, unless that was reported already."""
-        key = (experiment, variant, hash(unit))
+        key = (split, variant, hash(unit))
         if key in self._exposed:
             return
         if len(self._exposures) >= PENDING_EXPOSURES_MAX:
@@ -245,7 +260,7 @@ class Telemetry:
         self._exposed[key] = None
         self._exposures.append(
             Exposure(
-                experiment=experiment,
+                experiment=split,
                 unit=unit,
                 variant=variant,
                 version=version,

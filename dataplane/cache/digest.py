@@ -26,8 +26,13 @@ def join(parts: list[bytes]) -> bytes:
     return b"".join([piece for part in parts for piece in (_LENGTH.pack(len(part)), part)])
 
 
-def scope_digest(name: str, version: str, route: ModelRoute, versioned: VersionRoute) -> bytes:
-    """Return 16 bytes that stand for a version of a model and its identity on its cluster."""
+def scope_digest(
+    name: str, version: str, route: ModelRoute, versioned: VersionRoute, baseline: str = ""
+) -> bytes:
+    """Return 16 bytes that stand for a version of a model and its identity on its cluster.
+
+    The `baseline` of a rollout on it has others.
+    """
     parts = [
         b"%d" % SCHEMA,
         name.encode(),
@@ -40,6 +45,8 @@ def scope_digest(name: str, version: str, route: ModelRoute, versioned: VersionR
         msgspec.json.encode(route.signature),
         b"%d" % route.batched,
     ]
+    if baseline:
+        parts.append(baseline.encode())
     return _strong(join(parts))
 
 

@@ -12,7 +12,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Protocol
 
-from dataplane.cache.entry import Entry
+from dataplane.cache.entry import Entry, Scope
 
 if TYPE_CHECKING:
     from dataplane.cache.store import ModelCache
@@ -31,12 +31,12 @@ class CachedLane:
     __slots__ = ("local", "miss", "model", "scope", "shared")
 
     def __init__(
-        self, model: ModelCache, version: str, miss: Lane, local: Lane, shared: Lane
+        self, model: ModelCache, scope: Scope, miss: Lane, local: Lane, shared: Lane
     ) -> None:
         # The cache as the model uses it.
         self.model = model
-        # The version whose answers these are.
-        self.scope = model.scope(version)
+        # Whose answers these are.
+        self.scope = scope
         # For what the version computes.
         self.miss = miss
         # For an answer of the first tier.

@@ -56,29 +56,35 @@ class Cache:
         self.flights = Flights()
         # Requests that were read before.
         self.memo = Memo(loop, entries_max, bytes_max // MEMO_PART)
-        # The versions that keys were made for, by model and version.
-        self._scopes: dict[tuple[str, str], Scope] = {}
+        # The versions that keys were made for, by model, version and whether for a baseline.
+        self._scopes: dict[tuple[str, str, bool], Scope] = {}
 
     def model(self, name: str, route: ModelRoute) -> ModelCache | None:
         """Return what the model sees of the cache, None where it is off."""
         return ModelCache(self, name, route, route.cache) if route.cache is not None else None
 
-    def scope(self, name: str, version: str, route: ModelRoute) -> Scope:
-        """Return the scope of a version."""
-        origin = _origin(route, route.versions[version])
-        scope = self._scopes.get((name, version))
+    def scope(self, name: str, version: str, route: ModelRoute, baseline: str = "") -> Scope:
+        """Return the scope of a version, or of the `baseline` of a rollout on it.
+
+        That one begins as cold as the canary and grows with as many units: what the fleet has in
+        its cache must not answer for it.
+        """
+        origin = (baseline, _origin(route, route.versions[version]))
+        key = (name, version, bool(baseline))
+        scope = self._scopes.get(key)
         if scope is None or scope.origin != origin:
             if scope is not None:
                 scope.alive = False
                 self.local.drop_dead()
-            digest = scope_digest(name, version, route, route.versions[version])
-            scope = self._scopes[name, version] = Scope(digest, origin)
+            digest = scope_digest(name, version, route, route.versions[version], baseline)
+            scope = self._scopes[key] = Scope(digest, origin)
         return scope
 
     def applied(self, gone: list[tuple[str, str]]) -> None:
         """Begin with a new table, which has the versions `gone` no longer."""
         self.memo.clear()
-        dead = [self._scopes.pop(key) for key in gone if key in self._scopes]
+        keys = [(*pair, is_baseline) for pair in gone for is_baseline in (False, True)]
+        dead = [self._scopes.pop(key) for key in keys if key in self._scopes]
         for scope in dead:
             scope.alive = False
         if dead:
@@ -122,9 +128,9 @@ class ModelCache:
         # Makes the part of keys that the request decides.
         self._digest = ContentDigest(route.signature)
 
-    def scope(self, version: str) -> Scope:
-        """Return what a lane of `version` needs."""
-        return self._cache.scope(self._name, version, self._route)
+    def scope(self, version: str, baseline: str = "") -> Scope:
+        """Return what a lane of `version` needs; `baseline` names the rollout whose it is."""
+        return self._cache.scope(self._name, version, self._route, baseline)
 
     # --- requests that were read before --------------------------------------------------------
 

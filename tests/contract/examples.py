@@ -102,6 +102,14 @@ WORDS = ModelRoute(
     cache=Cache(ttl_s=300, shared=True),
     shadow=Shadow(id="shadow-1", salt="sh", version="4", share_bp=1_000),
 )
+LETTERS = ModelRoute(
+    signature=DIGITS.signature,
+    stable="1",
+    versions=_versions("letters", 1, 2),
+    split=CanarySplit(
+        id="rollout-8", salt="s8", version="2", weight_bp=500, baseline_bp=500, exposures=True
+    ),
+)
 RETIRED = ModelRoute(
     signature=Signature(
         inputs=(Tensor(name="x", datatype="BOOL", shape=(2, 3)),),
@@ -113,7 +121,7 @@ RETIRED = ModelRoute(
 )
 TABLE = RoutingTable(
     generation=42,
-    models={"digits": DIGITS, "words": WORDS, "retired": RETIRED},
+    models={"digits": DIGITS, "words": WORDS, "letters": LETTERS, "retired": RETIRED},
     clusters={
         "main": Cluster(endpoints=("127.0.0.1:8000", "http://127.0.0.1:8010"), hedge_after_ms=40)
     },
@@ -151,6 +159,21 @@ WINDOWS = Batch(
             anonymous_errors=1,
             cache_hits=11,
             latency={80: 100, 96: 17},
+            assigned=104,
+        ),
+        TelemetryWindow(
+            model="letters",
+            version="1",
+            variant="baseline",
+            generation=42,
+            split="rollout-8",
+            started_at_ms=1_795_552_013_000,
+            ended_at_ms=1_795_552_014_000,
+            interval_started_at_ms=1_795_552_010_000,
+            requests=2,
+            units=2,
+            latency={82: 2},
+            assigned=3,
         ),
     ),
     shadows=(
@@ -185,6 +208,13 @@ EXPOSURES = Batch(
             variant="größer",
             version="4",
             at_ms=1_795_552_013_123,
+        ),
+        Exposure(
+            experiment="rollout-8",
+            unit="u1",
+            variant="baseline",
+            version="1",
+            at_ms=1_795_552_013_456,
         ),
     ),
 )

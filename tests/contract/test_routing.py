@@ -1,8 +1,11 @@
+from collections import Counter
+
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from contract.bucketing import bucket
 from contract.routing import (
     CanarySplit,
     Cluster,
@@ -35,6 +38,10 @@ def experiment(*weights, coverage_bp=10_000):
     )
 
 
+def canary(weight_bp, baseline_bp=0):
+    return CanarySplit(id="r", salt="s", version="2", weight_bp=weight_bp, baseline_bp=baseline_bp)
+
+
 def test_the_same_table_gives_the_same_bytes_whatever_its_order():
     turned = msgspec.structs.replace(TABLE, models=dict(reversed(TABLE.models.items())))
     assert encode(turned) == encode(TABLE)
@@ -62,6 +69,8 @@ def test_it_refuses_what_it_cannot_read(before, after):
         (table_with(split=experiment(10_000, coverage_bp=10_001)), "outside 0 to 10000"),
         (table_with(split=CanarySplit(id="r", salt="s", version="9", weight_bp=1)), "version '9'"),
         (table_with(split=CanarySplit(id="r", salt="s", version="2", weight_bp=-1)), "outside"),
+        (table_with(split=canary(6_000, 4_001)), "together are more than 10000"),
+        (table_with(split=canary(0, -1)), "outside 0 to 10000"),
         (msgspec.structs.replace(TABLE, clusters={}), "unknown cluster 'main'"),
         (msgspec.structs.replace(TABLE, clusters={"main": Cluster(endpoints=())}), "no endpoint"),
     ],
@@ -104,6 +113,34 @@ def test_a_variant_with_no_weight_gets_nobody(unit):
     variant = experiment(0, 10_000, 0).variant_of(unit)
     assert variant is not None
     assert variant.name == "v1"
+
+
+@given(st.integers(0, 10_000), st.integers(0, 10_000))
+def test_canary_and_baseline_get_their_shares_and_share_nobody(weight_bp, rest_bp):
+    baseline_bp = min(rest_bp, 10_000 - weight_bp)
+    split = canary(weight_bp, baseline_bp)
+    check(table_with(split=split))
+    counts = Counter(split.variant_at(point) for point in range(10_000))
+    stable_bp = 10_000 - weight_bp - baseline_bp
+    assert counts == Counter(canary=weight_bp, baseline=baseline_bp, stable=stable_bp)
+
+
+@given(st.integers(0, 9_999), st.lists(st.integers(0, 10_000), min_size=2, max_size=6))
+def test_a_rising_weight_keeps_every_unit_that_was_the_canarys(point, weights):
+    met = [canary(w, min(w, 10_000 - w)).variant_at(point) for w in sorted(weights)]
+    if "canary" in met:
+        assert set(met[met.index("canary") :]) == {"canary"}
+
+
+@given(st.text(max_size=20), st.integers(1, 10_000))
+def test_a_unit_is_in_the_baseline_only_from_the_far_end(unit, baseline_bp):
+    is_last = bucket("s", unit) >= 10_000 - baseline_bp
+    assert canary(0, baseline_bp).variant_of(unit) == ("baseline" if is_last else "stable")
+
+
+def test_a_split_of_before_the_baseline_has_none():
+    split = decode(encode(TABLE).replace(b',"baseline_bp":0,"exposures":false', b"")).models
+    assert split == TABLE.models
 
 
 def test_an_experiment_includes_its_coverage_and_splits_it_by_weight():

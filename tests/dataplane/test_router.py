@@ -61,6 +61,32 @@ def test_a_request_without_a_unit_is_drawn():
     assert share(chosen, "canary") == pytest.approx(0.05, abs=0.006)
 
 
+def test_a_request_without_a_unit_is_drawn_for_the_baseline_too():
+    split = router(split=canary(500, baseline_bp=500))
+    draw = Random(3).randrange
+    chosen = [split.decide(None, draw) for _ in range(20_000)]
+    assert share(chosen, "baseline") == pytest.approx(0.05, abs=0.006)
+    assert share(chosen, "canary") == pytest.approx(0.05, abs=0.006)
+
+
+@given(units, st.integers(0, 5_000))
+def test_the_baseline_is_stable_under_another_name(unit, baseline_bp):
+    split = canary(5_000, baseline_bp=baseline_bp)
+    decision = router(split=split).decide(unit)
+    assert decision.variant == split.variant_of(unit)
+    assert (decision.version, decision.split) == (
+        "2" if decision.variant == "canary" else "1",
+        "r1",
+    )
+
+
+@pytest.mark.parametrize("exposures", [False, True])
+def test_a_canary_has_exposures_where_it_says_so(exposures):
+    split = router(split=canary(4_000, baseline_bp=4_000, exposures=exposures))
+    met = {(d.variant, d.exposures) for d in (split.decide(f"u{i}") for i in range(200))}
+    assert met == {(variant, exposures) for variant in ("canary", "baseline", "stable")}
+
+
 def test_both_sides_of_a_canary_carry_its_id():
     half = router(split=canary(5_000))
     splits = {half.decide(f"u{i}").split for i in range(100)}
@@ -73,7 +99,7 @@ def test_an_experiment_decides_as_the_contract_does(unit):
     decision = router(split=EXPERIMENT).decide(unit)
     assert variant is not None
     assert (decision.variant, decision.version) == (variant.name, variant.version)
-    assert decision.experiment
+    assert decision.exposures
 
 
 def test_a_unit_outside_the_experiment_is_not_counted_in_it():
@@ -81,7 +107,7 @@ def test_a_unit_outside_the_experiment_is_not_counted_in_it():
         id="e1", inclusion_salt="i", variant_salt="v", coverage_bp=0, variants=EXPERIMENT.variants
     )
     decision = router(split=nobody).decide("u")
-    assert (decision.variant, decision.split, decision.experiment) == ("stable", "", False)
+    assert (decision.variant, decision.split, decision.exposures) == ("stable", "", False)
 
 
 def test_draws_for_an_experiment_keep_to_the_weights():

@@ -78,6 +78,27 @@ def test_another_split_counts_for_itself(gathered):
     assert [w.units for w in gathered.drain(3)[0]] == [1, 1]
 
 
+def test_what_the_split_assigned_counts_units_once_and_everybody_without_one(gathered):
+    counter = gathered.counter(KEY)
+    for unit in ("a", "a", None, "b", None):
+        counter.assign(unit)
+    counter.answered("a", 1.0)
+    (window,), _ = gathered.drain(3)
+    assert (window.assigned, window.requests, window.units) == (4, 1, 1)
+
+
+def test_the_unit_of_an_answer_from_the_cache_is_assigned_and_not_met(gathered):
+    counter = gathered.counter(KEY)
+    counter.assign("a")
+    counter.found()
+    (window,), _ = gathered.drain(3)
+    assert (window.assigned, window.units, window.cache_hits) == (1, 0, 1)
+    counter.assign("a")
+    counter.answered("a", 1.0)
+    (window,), _ = gathered.drain(3)
+    assert (window.assigned, window.units) == (0, 1)
+
+
 def test_nothing_happened_is_no_window(gathered):
     gathered.counter(KEY)
     assert gathered.drain(3) == ([], [])

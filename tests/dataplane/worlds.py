@@ -47,8 +47,8 @@ EXPERIMENT = ExperimentSplit(
 )
 
 
-def canary(weight_bp: int) -> CanarySplit:
-    return CanarySplit(id="r1", salt="s", version="2", weight_bp=weight_bp)
+def canary(weight_bp: int, **changes: Any) -> CanarySplit:
+    return CanarySplit(id="r1", salt="s", version="2", weight_bp=weight_bp, **changes)
 
 
 def model(**changes: Any) -> ModelRoute:

@@ -81,3 +81,15 @@ async def test_only_a_request_that_names_it_reaches_a_version_at_nought():
         (window,), _ = plane.telemetry.drain(1)
         # It is counted apart, so that no share of the split is made of smoke tests.
         assert (window.version, window.variant, window.split) == ("2", "explicit", "")
+
+
+async def test_a_leak_would_be_told_as_the_canarys_with_its_generation():
+    async with shades(split=canary(0)) as plane:
+        live = plane.serving.model("sums")
+        leaked = live.router._canary_sides["canary"]
+        lane = plane.serving.lane(live, leaked)
+        lane.counter.assign("u")
+        lane.counter.answered("u", 100.0)
+        (window,), _ = plane.telemetry.drain(1)
+        assert (window.version, window.variant, window.split) == ("2", "canary", "r1")
+        assert (window.generation, window.assigned, window.units) == (1, 1, 1)
