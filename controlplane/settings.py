@@ -91,6 +91,10 @@ DATABASES: dict[str, dict[str, Any]] = {
 REDIS_URL = env.text("REDIS_URL", "redis://127.0.0.1:6380/0")
 MLFLOW_TRACKING_URI = env.text("MLFLOW_TRACKING_URI", "")
 MLFLOW_TOKEN = env.text("MLFLOW_TRACKING_TOKEN", "")
+# Where browsers reach MLflow; links to runs and versions lead there.
+MLFLOW_PUBLIC_URL = env.public_url("INTERLOCK_MLFLOW_PUBLIC_URL", MLFLOW_TRACKING_URI)
+# What MLflow signs its webhooks with; empty: there are none, and the registry is polled alone.
+MLFLOW_WEBHOOK_SECRET = env.text("INTERLOCK_MLFLOW_WEBHOOK_SECRET", "")
 TRITON_URLS = env.items("INTERLOCK_TRITON_URLS")
 MODEL_REPOSITORY = Path(
     env.text("INTERLOCK_MODEL_REPOSITORY", str(BASE_DIR / ".state/triton/repository"))
@@ -99,8 +103,25 @@ ARTIFACT_DIR = Path(env.text("INTERLOCK_ARTIFACT_DIR", str(BASE_DIR / ".state/ar
 DATAPLANE_URL = env.text("INTERLOCK_DATAPLANE_URL", "http://127.0.0.1:8080")
 INSTANCE_TOKEN = env.text("INTERLOCK_INSTANCE_TOKEN", "")
 ARTIFACT_BYTES_MAX = env.integer("INTERLOCK_ARTIFACT_BYTES_MAX", 2 * 1024**3, at_least=1)
+# An artifact is inspected by a process that may take no more than this.
+INSPECT_MEMORY_BYTES_MAX = env.integer(
+    "INTERLOCK_INSPECT_MEMORY_BYTES_MAX", 8 * 1024**3, at_least=1024**3
+)
+INSPECT_TIMEOUT_S = env.integer("INTERLOCK_INSPECT_TIMEOUT_S", 180, at_least=10)
+# How Triton serves: its ONNX Runtime backend where it has one (auto), and processes per version.
+TRITON_BACKEND = env.choice("INTERLOCK_TRITON_BACKEND", "auto", ("auto", "python", "onnxruntime"))
+TRITON_INSTANCES = env.integer("INTERLOCK_TRITON_INSTANCES", 1, at_least=1)
+# A version may be registered from a file: URI below this directory; empty: from none.
+REGISTER_DIR = env.text("INTERLOCK_REGISTER_DIR", "")
+# … and from an https: URI at these hosts (host or host:port).
+REGISTER_HOSTS = [host.lower() for host in env.items("INTERLOCK_REGISTER_HOSTS")]
+FILE_UPLOAD_HANDLERS = ["apps.models.uploads.ArtifactUploadHandler"]
+# Beside the artifacts, so that keeping an upload is a rename.
+FILE_UPLOAD_TEMP_DIR = ARTIFACT_DIR / ".uploads"
 # An instance that has not reported for so long is not live: its ack is not waited for.
 INSTANCE_LIVE_S = env.integer("INTERLOCK_INSTANCE_LIVE_S", 10, at_least=3)
+# One that went silent without saying that it stops holds rollouts for so long.
+INSTANCE_FORGOTTEN_S = env.integer("INTERLOCK_INSTANCE_FORGOTTEN_S", 900, at_least=10)
 
 # --- REST API ------------------------------------------------------------------------------------
 REST_FRAMEWORK = {
