@@ -1,56 +1,51 @@
 """Reads what a model artifact really takes and gives, and refuses what we cannot serve.
 
-The served signature comes from the ONNX graph, not from what was declared beside it. A model is
-batched when the first dimension of every input and output is free; then that dimension is the
-batch, and a tensor that has no other one is served with shape [−1, 1], as Triton needs it. A scalar
-is served with shape [1].
+The served signature comes from the ONNX file, not from what was declared beside it. A model is
+batched when the first dimension of every input and output is free and its rows are independent (see
+`apps.models.trials`); a tensor that has no other dimension is then served with shape [−1, 1], as
+Triton needs it. A scalar is served with shape [1].
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+import logging
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
+from django.conf import settings
 
-from apps.lib.errors import Invalid
+from apps.lib.errors import Invalid, Unavailable
+from apps.models.inspection import DATA_FILE as DATA_FILE
+from apps.models.warmup import Request
 
+log = logging.getLogger(__name__)
+
+ROOT = Path(__file__).parents[2]
 MODEL_FILE = "model.onnx"
-# Weights of a model that is too large for one file, beside it.
-DATA_FILE = "model.onnx.data"
-ONNX_BYTES_MAX = 2 * 1024**3 - 1
-
-# ONNX element types to OIP datatypes; the others have no numpy form that Triton's Python backend
-# could pass on.
-DATATYPES = {
-    1: "FP32",
-    2: "UINT8",
-    3: "INT8",
-    4: "UINT16",
-    5: "INT16",
-    6: "INT32",
-    7: "INT64",
-    8: "BYTES",
-    9: "BOOL",
-    10: "FP16",
-    11: "FP64",
-    12: "UINT32",
-    13: "UINT64",
-}
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """One servable ONNX file: where it is, its digest, and what it takes and gives."""
+    """One servable ONNX file: where it is, its digest, and what it takes and gives.
+
+    `data_path` is a file of weights that belongs beside one that would be too large with them.
+    `warmup` is a request that the model answers, when it does not answer zeros.
+    """
 
     path: Path
     sha256: str
     size_bytes: int
     signature: dict[str, list[dict[str, Any]]]
     batched: bool
+    warmup: list[Request] = field(default_factory=list)
+    data_path: Path | None = None
 
 
 def read_mlflow_model(directory: Path) -> Path:
@@ -90,61 +85,69 @@ def _tensors(value: Any) -> list[Any]:
 
 
 def inspect_onnx(path: Path) -> Artifact:
-    """Check an ONNX file, fold external data into it, and return what it takes and gives.
+    """Check an ONNX file, gather external data, and return what it takes and gives.
+
+    ONNX Runtime loads it and answers trial requests, in a process of its own with bounds on memory
+    and time: a hostile or huge file ends that process and nothing else.
 
     Raises:
-        Invalid: it is damaged, or has an input or output that cannot be served.
+        Invalid: it cannot be served, with the reason.
+        Unavailable: the process could not be started.
     """
-    import onnx
-    from onnx.external_data_helper import uses_external_data
+    document = _inspected(path)
+    if reason := document.get("refused"):
+        raise Invalid(reason)
+    data_path = path.with_name(DATA_FILE) if document["data_file"] else None
+    files = [path] if data_path is None else [path, data_path]
+    return Artifact(
+        path=path,
+        sha256=_digest(files),
+        size_bytes=sum(file.stat().st_size for file in files),
+        signature=document["signature"],
+        batched=document["batched"],
+        warmup=document["warmup"],
+        data_path=data_path,
+    )
 
+
+def _inspected(path: Path) -> dict[str, Any]:
+    command = [sys.executable, "-m", "apps.models.inspection", str(path.resolve())]
     try:
-        model = onnx.load(str(path))
-        onnx.checker.check_model(model)
-    except Exception as error:  # onnx raises what protobuf, the file system and its checker raise
-        raise Invalid(f"its ONNX file is damaged: {str(error).strip()[:300]}") from error
-    stored = onnx.load(str(path), load_external_data=False)
-    if any(uses_external_data(tensor) for tensor in stored.graph.initializer):
-        if model.ByteSize() > ONNX_BYTES_MAX:
-            raise Invalid("its ONNX model is larger than 2 GB")
-        onnx.save(model, str(path), save_as_external_data=False)
-    signature, batched = _signature_of(model.graph)
-    return Artifact(path, _digest(path), path.stat().st_size, signature, batched)
-
-
-def _signature_of(graph: Any) -> tuple[dict[str, list[dict[str, Any]]], bool]:
-    constants = {tensor.name for tensor in graph.initializer}
-    inputs = [_tensor("input", item) for item in graph.input if item.name not in constants]
-    outputs = [_tensor("output", item) for item in graph.output]
-    if not inputs:
-        raise Invalid("its ONNX graph takes no input")
-    batched = all(item["shape"] and item["shape"][0] == -1 for item in (*inputs, *outputs))
-    for item in (*inputs, *outputs):
-        if batched and len(item["shape"]) == 1:
-            item["shape"] = [-1, 1]
-        elif not item["shape"]:
-            item["shape"] = [1]
-    return {"inputs": inputs, "outputs": outputs}, batched
-
-
-def _tensor(what: str, item: Any) -> dict[str, Any]:
-    if not item.type.HasField("tensor_type"):
-        raise Invalid(
-            f"its {what} {item.name!r} is not a tensor (a map or sequence); convert it with "
-            "options={'zipmap': False}"
+        done = subprocess.run(  # noqa: S603  Our own module; the file is data to it.
+            [*command, str(settings.INSPECT_MEMORY_BYTES_MAX)],
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=settings.INSPECT_TIMEOUT_S,
+            check=False,
         )
-    tensor = item.type.tensor_type
-    if tensor.elem_type not in DATATYPES:
-        raise Invalid(f"its {what} {item.name!r} has an element type that cannot be served")
-    if not tensor.HasField("shape"):
-        raise Invalid(f"its {what} {item.name!r} does not say how many dimensions it has")
-    shape = [dim.dim_value if dim.dim_value > 0 else -1 for dim in tensor.shape.dim]
-    return {"name": item.name, "datatype": DATATYPES[tensor.elem_type], "shape": shape}
+    except subprocess.TimeoutExpired:
+        raise Invalid(
+            f"ONNX Runtime did not load it within {settings.INSPECT_TIMEOUT_S} seconds "
+            "(INTERLOCK_INSPECT_TIMEOUT_S)"
+        ) from None
+    except OSError as error:
+        raise Unavailable(f"The artifact cannot be inspected: {error}.") from error
+    try:
+        document: dict[str, Any] = json.loads(done.stdout)
+    except ValueError:
+        log.warning("artifact.inspection_died %s: %s", path, done.stderr[-2_000:])
+        raise Invalid(_death(done.returncode)) from None
+    return document
 
 
-def _digest(path: Path) -> str:
+def _death(code: int) -> str:
+    if -code == signal.SIGKILL:
+        return "it needs more memory to load than there is"
+    if code < 0:
+        return f"ONNX Runtime crashes when it loads it ({signal.Signals(-code).name})"
+    return "ONNX Runtime cannot load it (its process ended without an answer)"
+
+
+def _digest(files: list[Path]) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
+    for path in files:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
     return digest.hexdigest()

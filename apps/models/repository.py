@@ -216,7 +216,8 @@ def _tensor(what: str, tensor: dict[str, Any], *, batched: bool, ranks: dict[str
 
 
 def _type_of(tensor: dict[str, Any]) -> str:
-    return "TYPE_" + {"BYTES": "STRING"}.get(tensor["datatype"], tensor["datatype"])
+    datatype = tensor["datatype"]
+    return f"TYPE_{'STRING' if datatype == 'BYTES' else datatype}"
 
 
 def _warmup(version: ModelVersion) -> list[str]:

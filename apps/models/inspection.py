@@ -1,0 +1,278 @@
+"""Finds out what an ONNX file takes and gives, whether ONNX Runtime can serve it, and what to try.
+
+Runs as a process of its own, `python -m apps.models.inspection FILE MEMORY_BYTES`, that a hostile,
+broken or huge file may kill without taking a worker along. Prints one JSON document: `refused` with
+the reason, or what `apps.models.artifacts.Artifact` needs. Imports nothing of Django.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import re
+import resource
+import signal
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from apps.models.trials import Session, Tensor, Trial, try_out
+
+ONNX_BYTES_MAX = 2 * 1024**3 - 1
+ALIGNMENT = 4096
+DATA_FILE = "model.onnx.data"
+TOLD_MAX = 400
+PR_SET_PDEATHSIG = 1
+
+# ONNX element types to OIP datatypes; the others have no numpy form that Triton's Python backend
+# could pass on.
+DATATYPES = {
+    "float": "FP32",
+    "uint8": "UINT8",
+    "int8": "INT8",
+    "uint16": "UINT16",
+    "int16": "INT16",
+    "int32": "INT32",
+    "int64": "INT64",
+    "string": "BYTES",
+    "bool": "BOOL",
+    "float16": "FP16",
+    "double": "FP64",
+    "uint32": "UINT32",
+    "uint64": "UINT64",
+}
+
+
+class Refused(Exception):
+    """The file cannot be served; the message follows on "it" or "its"."""
+
+
+def inspect(path: Path) -> dict[str, Any]:
+    """Return what `path` takes and gives. Folds external data into it. Raises Refused."""
+    proto = _read(path)
+    data_file = _gather_external_data(proto, path)
+    _check_kinds(proto.graph)
+    ranked = {
+        item.name
+        for item in (*proto.graph.input, *proto.graph.output)
+        if item.type.tensor_type.HasField("shape")
+    }
+    # Its weights are in the session from here on; twice would be too much of a large model.
+    del proto
+    session = _open(path)
+    inputs = [_tensor("input", item, ranked) for item in session.get_inputs()]
+    outputs = [_tensor("output", item, ranked) for item in session.get_outputs()]
+    if not inputs:
+        raise Refused("its ONNX graph takes no input")
+    if any(tensor.dims is None for tensor in inputs):
+        name = next(tensor.name for tensor in inputs if tensor.dims is None)
+        raise Refused(f"its input {name!r} does not say how many dimensions it has")
+    trial = try_out(session, inputs, outputs)
+    return {**_document(inputs, outputs, trial), "data_file": data_file}
+
+
+def _document(inputs: list[Tensor], outputs: list[Tensor], trial: Trial) -> dict[str, Any]:
+    shapes = dict(trial.output_shapes)
+    for tensor in outputs:
+        if tensor.name not in shapes:
+            if tensor.dims is None:
+                raise Refused(f"its output {tensor.name!r} does not say how many dimensions it has")
+            shapes[tensor.name] = tensor.shape
+    return {
+        "batched": trial.batched,
+        "signature": {
+            "inputs": [_served(t, t.shape, trial.batched) for t in inputs],
+            "outputs": [_served(t, shapes[t.name], trial.batched) for t in outputs],
+        },
+        "warmup": trial.warmup,
+    }
+
+
+def _served(tensor: Tensor, shape: list[int], batched: bool) -> dict[str, Any]:
+    """Triton has neither scalars nor tensors of a batch dimension alone: both get a size of 1."""
+    if not shape:
+        shape = [1]
+    elif batched and len(shape) == 1:
+        shape = [-1, 1]
+    return {"name": tensor.name, "datatype": tensor.datatype, "shape": shape}
+
+
+# --- the file ------------------------------------------------------------------------------------
+
+
+def _read(path: Path) -> Any:
+    import onnx
+
+    if path.stat().st_size > ONNX_BYTES_MAX:
+        raise Refused("its ONNX file is larger than 2 GB; save its weights as external data")
+    try:
+        proto = onnx.load(str(path), load_external_data=False)
+    except MemoryError:
+        raise
+    except Exception as error:  # protobuf's, and what a strange file provokes
+        raise Refused(f"its ONNX file is damaged: {_told(error, path)}") from error
+    if not proto.graph.node and not proto.graph.output:
+        raise Refused("its ONNX file is damaged: it holds no graph")
+    return proto
+
+
+def _gather_external_data(proto: Any, path: Path) -> str:
+    """Bring external data into the file, or where that would be too large into one beside it.
+
+    Returns the name of that one, or an empty string. Raises Refused.
+    """
+    import onnx
+    from onnx.external_data_helper import load_external_data_for_tensor
+
+    external = [t for t in _all_tensors(proto) if t.data_location == onnx.TensorProto.EXTERNAL]
+    if not external:
+        return ""
+    sizes = [_external_size(tensor, path) for tensor in external]
+    if sum(sizes) + proto.ByteSize() > ONNX_BYTES_MAX:
+        _gather_beside(external, sizes, path)
+        path.write_bytes(proto.SerializeToString())
+        return DATA_FILE
+    for tensor in external:
+        load_external_data_for_tensor(tensor, str(path.parent))
+        tensor.data_location = onnx.TensorProto.DEFAULT
+        del tensor.external_data[:]
+    path.write_bytes(proto.SerializeToString())
+    return ""
+
+
+def _all_tensors(proto: Any) -> Iterable[Any]:
+    graphs = [proto.graph, *proto.functions]
+    while graphs:
+        graph = graphs.pop()
+        yield from getattr(graph, "initializer", ())
+        for node in graph.node:
+            for attribute in node.attribute:
+                if attribute.HasField("t"):
+                    yield attribute.t
+                if attribute.HasField("g"):
+                    graphs.append(attribute.g)
+                yield from attribute.tensors
+                graphs.extend(attribute.graphs)
+
+
+def _entries(tensor: Any) -> dict[str, str]:
+    return {entry.key: entry.value for entry in tensor.external_data}
+
+
+def _external_size(tensor: Any, path: Path) -> int:
+    """Return how many bytes the data of `tensor` has beside `path`, where it must be."""
+    entries = _entries(tensor)
+    name = entries.get("location", "")
+    if not name or Path(name).name != name:
+        raise Refused(f"its external data is in {name!r}, which is not beside the ONNX file")
+    file = path.with_name(name)
+    if file.is_symlink() or not file.is_file():
+        raise Refused(f"its external data file {name} is missing: it belongs beside the ONNX file")
+    offset, size = int(entries.get("offset", 0)), file.stat().st_size
+    length = int(entries.get("length", size - offset))
+    if offset < 0 or length < 0 or offset + length > size:
+        raise Refused(f"its external data file {name} has {size} bytes: {tensor.name} is cut off")
+    return length
+
+
+def _gather_beside(external: list[Any], sizes: list[int], path: Path) -> None:
+    """Copy the data of all tensors into one file, piece by piece, and say where it is."""
+    gathered = path.with_name(f"{DATA_FILE}.new")
+    with gathered.open("wb") as target:
+        for tensor, size in zip(external, sizes, strict=True):
+            entries = _entries(tensor)
+            # Memory is mapped in pages.
+            target.seek(-target.tell() % ALIGNMENT, 1)
+            offset, left = target.tell(), size
+            with path.with_name(entries["location"]).open("rb") as source:
+                source.seek(int(entries.get("offset", 0)))
+                while left and (chunk := source.read(min(left, 1 << 24))):
+                    target.write(chunk)
+                    left -= len(chunk)
+            del tensor.external_data[:]
+            for key, value in {"location": DATA_FILE, "offset": offset, "length": size}.items():
+                tensor.external_data.add(key=key, value=str(value))
+    gathered.replace(path.with_name(DATA_FILE))
+
+
+# --- what it takes and gives ---------------------------------------------------------------------
+
+
+def _check_kinds(graph: Any) -> None:
+    constants = {tensor.name for tensor in graph.initializer}
+    for what, items in (("input", graph.input), ("output", graph.output)):
+        for item in items:
+            kind = item.type.WhichOneof("value")
+            if item.name in constants or kind in ("tensor_type", None):
+                continue
+            said = {"sequence_type": "a sequence", "map_type": "a map"}.get(
+                kind, f"of the kind {kind.removesuffix('_type')}"
+            )
+            raise Refused(
+                f"its {what} {item.name!r} is not a tensor but {said}; a classifier of "
+                "scikit-learn is converted with options={'zipmap': False}"
+            )
+
+
+def _open(path: Path) -> Session:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    try:
+        session: Session = onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"]
+        )
+    except MemoryError:
+        raise
+    except Exception as error:  # onnxruntime's are RuntimeError and many siblings of it
+        if "bad_alloc" in str(error):
+            raise MemoryError from error
+        raise Refused(f"ONNX Runtime cannot load it: {_told(error, path)}") from error
+    return session
+
+
+def _tensor(what: str, item: Any, ranked: set[str]) -> Tensor:
+    match = re.fullmatch(r"tensor\((\w+)\)", item.type)
+    if match is None:
+        raise Refused(f"its {what} {item.name!r} is not a tensor but {item.type}")
+    if match[1] not in DATATYPES:
+        raise Refused(
+            f"its {what} {item.name!r} has the element type {match[1]}, which cannot be served; "
+            f"it may be {', '.join(DATATYPES)}"
+        )
+    # ONNX Runtime tells a scalar and unknown dimensions alike; the file does not.
+    dims = list(item.shape) if item.shape or item.name in ranked else None
+    return Tensor(item.name, DATATYPES[match[1]], dims)
+
+
+def _told(error: Exception, path: Path) -> str:
+    text = re.sub(r"\s+", " ", str(error)).strip() or type(error).__name__
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : (\w+) : ", "", text)
+    return text.replace(str(path), path.name)[:TOLD_MAX]
+
+
+# --- the process ---------------------------------------------------------------------------------
+
+
+def main(argv: list[str]) -> int:
+    path, memory_bytes = Path(argv[1]), int(argv[2])
+    # A worker that is killed takes this process along.
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    try:
+        document = inspect(path)
+    except Refused as refusal:
+        document = {"refused": str(refusal)}
+    except MemoryError:
+        document = {"refused": f"it needs more than {memory_bytes:,} bytes of memory to load"}
+    sys.stdout.write(json.dumps(document, allow_nan=False))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,273 @@
+"""Tries a model out: what input it takes, what shapes it gives, whether its rows are independent.
+
+Requests of several users may share a batch only if each row gets what it would get alone. The
+shapes in a file do not tell: a sequence, or a normalisation over all rows, looks like a batch. So
+the model answers three rows together and one by one, and the answers must agree.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from apps.models.warmup import WARMUP_BYTES_MAX
+
+Array = NDArray[Any]
+Arrays = dict[str, Array]
+
+# All trials together; what was not found out by then is taken as declared.
+TRIALS_S = 60.0
+# What a free dimension may have to be: a kernel has to fit, or a patch, or the usual image.
+SIZES = (1, 2, 4, 8, 16, 32, 64, 224)
+ELEMENTS_MAX = 1 << 24
+ROWS = 3
+# Of the largest number: rows that are quantised together differ by less than rows that depend on
+# each other.
+TOLERANCE = 0.02
+
+NUMPY = {
+    "FP16": np.float16,
+    "FP32": np.float32,
+    "FP64": np.float64,
+    "INT8": np.int8,
+    "INT16": np.int16,
+    "INT32": np.int32,
+    "INT64": np.int64,
+    "UINT8": np.uint8,
+    "UINT16": np.uint16,
+    "UINT32": np.uint32,
+    "UINT64": np.uint64,
+    "BOOL": np.bool_,
+    "BYTES": np.object_,
+}
+
+
+class Session(Protocol):
+    """What is used of onnxruntime's InferenceSession."""
+
+    def get_inputs(self) -> Sequence[Any]: ...
+    def get_outputs(self) -> Sequence[Any]: ...
+    def run(self, names: Any, inputs: Any, options: Any = None) -> list[Any]: ...
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input or output as declared: sizes, names of free dimensions, None for a free one without.
+
+    `dims` is None where the file does not say how many there are.
+    """
+
+    name: str
+    datatype: str
+    dims: list[int | str | None] | None
+
+    @property
+    def shape(self) -> list[int]:
+        """The dimensions, −1 where free."""
+        return [dim if isinstance(dim, int) and dim > 0 else -1 for dim in self.dims or []]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """`output_shapes` are those that were seen; `warmup` is a request that works where zeros of the
+    smallest shape do not."""
+
+    batched: bool
+    output_shapes: dict[str, list[int]] = field(default_factory=dict)
+    warmup: list[list[dict[str, Any]]] = field(default_factory=list)
+
+
+def try_out(session: Session, inputs: list[Tensor], outputs: list[Tensor]) -> Trial:
+    """Return what was found out; what was not is as declared."""
+    may_batch = _may_batch(inputs)
+    with _Runs(session, [tensor.name for tensor in outputs]) as runs:
+        # Zeros are what a server is asked by default, and random numbers tell rows apart.
+        zeros, answer = _first_that_works(runs, _candidates(inputs, may_batch, random=False))
+        rows, varied = _first_that_works(runs, _candidates(inputs, may_batch, random=True))
+        answer = answer or varied
+        if answer is None:
+            return Trial(may_batch and _may_batch([*inputs, *outputs]))
+        batched = may_batch and _rows_are_independent(runs, inputs, rows or zeros)
+        if batched is None:
+            batched = _may_batch([*inputs, *outputs])
+    shapes = {t.name: _seen(t, array, batched) for t, array in zip(outputs, answer, strict=True)}
+    smallest = zeros is not None and zeros.size == SIZES[0]
+    known = zeros if zeros is not None else rows
+    warmup = [] if smallest or known is None else _request(known.arrays, inputs, batched)
+    return Trial(batched, shapes, warmup)
+
+
+def _may_batch(tensors: list[Tensor]) -> bool:
+    """Say whether the first dimensions can be the batch: free, the same, and nowhere else."""
+    if any(not tensor.shape or tensor.shape[0] != -1 for tensor in tensors):
+        return False
+    first = {tensor.dims[0] for tensor in tensors if tensor.dims} - {None, ""}
+    later = {dim for tensor in tensors for dim in (tensor.dims or [])[1:]}
+    return len(first) <= 1 and not first & later
+
+
+# --- inputs --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    arrays: Arrays
+    size: int
+    random: bool
+
+
+def _candidates(inputs: list[Tensor], may_batch: bool, *, random: bool) -> Iterator[_Candidate]:
+    free = any(-1 in tensor.shape[may_batch:] for tensor in inputs)
+    for size in SIZES if free else SIZES[:1]:
+        if _elements(inputs, size) <= ELEMENTS_MAX:
+            rows = 1 if may_batch else size
+            yield _Candidate(_arrays(inputs, rows, size, random=random), size, random)
+
+
+def _elements(inputs: list[Tensor], size: int) -> int:
+    return max(prod(size if dim == -1 else dim for dim in tensor.shape) for tensor in inputs)
+
+
+def _arrays(inputs: list[Tensor], rows: int, size: int, *, random: bool) -> Arrays:
+    generator = np.random.default_rng(7)
+    arrays = {}
+    for tensor in inputs:
+        shape = [size if dim == -1 else dim for dim in tensor.shape]
+        if tensor.shape and tensor.shape[0] == -1:
+            shape[0] = rows
+        # Small whole numbers and halves: they are valid as indices, and short as JSON.
+        numbers = generator.integers(0, 2 if _is_whole(tensor) else 5, shape) if random else None
+        arrays[tensor.name] = _as_type(tensor.datatype, shape, numbers)
+    return arrays
+
+
+def _is_whole(tensor: Tensor) -> bool:
+    return not tensor.datatype.startswith("FP")
+
+
+def _as_type(datatype: str, shape: list[int], numbers: Array | None) -> Array:
+    dtype = NUMPY[datatype]
+    if datatype == "BYTES":
+        words = np.array(["a", "b"] if numbers is not None else ["", ""], dtype=object)
+        return np.asarray(words[np.zeros(shape, int) if numbers is None else numbers], dtype=object)
+    if numbers is None:
+        return np.zeros(shape, dtype)
+    return np.asarray(numbers / 2 if datatype.startswith("FP") else numbers).astype(dtype)
+
+
+def _request(arrays: Arrays, inputs: list[Tensor], batched: bool) -> list[list[dict[str, Any]]]:
+    """Return the warm-up request of `arrays`; none where it is too large to travel."""
+    request = []
+    for tensor in inputs:
+        array = arrays[tensor.name]
+        shape = list(array.shape) or [1]
+        request.append(
+            {
+                "name": tensor.name,
+                "datatype": tensor.datatype,
+                "shape": [*shape, 1] if batched and len(shape) == 1 else shape,
+                "data": array.ravel().tolist(),
+            }
+        )
+    fits = len(json.dumps([request], separators=(",", ":"))) <= WARMUP_BYTES_MAX
+    return [request] if fits else []
+
+
+# --- runs ----------------------------------------------------------------------------------------
+
+
+class _Runs:
+    """Runs the model until the time for trials is over."""
+
+    def __init__(self, session: Session, outputs: list[str]) -> None:
+        import onnxruntime
+
+        self._session = session
+        self._outputs = outputs
+        self._options = onnxruntime.RunOptions()
+        self._timer = threading.Timer(TRIALS_S, self._end)
+        self.ended = False
+
+    def __enter__(self) -> _Runs:
+        self._timer.daemon = True
+        self._timer.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+
+    def _end(self) -> None:
+        self.ended = True
+        self._options.terminate = True
+
+    def __call__(self, arrays: Arrays) -> list[Array] | None:
+        """Return the outputs; None where the model cannot answer."""
+        if self.ended:
+            return None
+        try:
+            found = self._session.run(self._outputs, arrays, self._options)
+        except Exception:  # Whatever onnxruntime raises: it is the answer to the trial.
+            return None
+        return [np.asarray(array) for array in found]
+
+
+def _first_that_works(
+    runs: _Runs, candidates: Iterator[_Candidate]
+) -> tuple[_Candidate | None, list[Array] | None]:
+    for candidate in candidates:
+        answer = runs(candidate.arrays)
+        if answer is not None:
+            return candidate, answer
+    return None, None
+
+
+def _rows_are_independent(
+    runs: _Runs, inputs: list[Tensor], known: _Candidate | None
+) -> bool | None:
+    """Say whether rows get together what they get alone; None where that was not found out."""
+    if known is None:
+        return None
+    arrays = _arrays(inputs, ROWS, known.size, random=known.random)
+    together, again = runs(arrays), runs(arrays)
+    alone = [
+        runs({name: array[row : row + 1] for name, array in arrays.items()}) for row in range(ROWS)
+    ]
+    if runs.ended:
+        return None
+    if together is None or again is None or any(answer is None for answer in alone):
+        return False
+    for index, whole in enumerate(together):
+        parts = [answer[index] for answer in alone if answer is not None]
+        if whole.ndim == 0 or any(part.shape != (1, *whole.shape[1:]) for part in parts):
+            return False
+        # A model that draws at random differs from itself; then only shapes can be compared.
+        certain = _agree(whole, again[index])
+        if len(whole) != ROWS or (certain and not _agree(whole, np.concatenate(parts))):
+            return False
+    return True
+
+
+def _agree(one: Array, other: Array) -> bool:
+    if one.shape != other.shape:
+        return False
+    if one.dtype.kind != "f":
+        return bool((one == other).all())
+    one, other = one.astype(np.float64), other.astype(np.float64)
+    largest = float(np.max(np.abs(one[np.isfinite(one)]), initial=0.0))
+    return np.allclose(one, other, rtol=TOLERANCE, atol=TOLERANCE * largest, equal_nan=True)
+
+
+def _seen(tensor: Tensor, array: Array, batched: bool) -> list[int]:
+    """Return the shape of an output: what is declared, except where the answer contradicts it."""
+    declared = tensor.shape if tensor.dims is not None else []
+    if len(declared) != array.ndim:
+        return [-1] * array.ndim
+    shape = [said if said == got else -1 for said, got in zip(declared, array.shape, strict=True)]
+    return [-1, *shape[1:]] if batched else shape
