@@ -138,9 +138,15 @@ def acquire_split(
         ) from None
 
 
-def route_split(*, owner_id: uuid.UUID, document: dict[str, object]) -> None:
+def route_split(
+    *,
+    owner_id: uuid.UUID,
+    document: dict[str, object],
+    shadow: dict[str, object] | None = None,
+) -> None:
     """Set what the owner's split says in the routing table. Publish in the same transaction."""
-    if LiveSplit.objects.filter(owner_id=owner_id).update(document=document) != 1:
+    held = LiveSplit.objects.filter(owner_id=owner_id)
+    if held.update(document=document, shadow=shadow or {}) != 1:
         raise Conflict("The split was released by somebody else meanwhile.")
 
 

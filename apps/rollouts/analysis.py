@@ -1,15 +1,14 @@
-"""Answers a step's checks from what was seen. Pure: intervals and settings in, results out."""
+"""Answers a step's checks from what was seen. Pure: intervals and observations in, results out."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
+from apps.rollouts import check_kinds as kinds
+from apps.rollouts.check_kinds import CheckDocument
 from apps.rollouts.checks import (
-    ERROR_RATE,
-    LATENCY,
-    SAMPLE_RATIO,
     CheckSettings,
     SplitInterval,
     judge_error_rate,
@@ -19,13 +18,12 @@ from apps.rollouts.checks import (
 from apps.rollouts.eprocess import BucketCounts
 from apps.rollouts.evidence import Interval, LatencyReference
 from apps.rollouts.objectives import Objective, judge_objectives
-from apps.rollouts.plans import CHECKS, PlanDocument
-from apps.rollouts.verdicts import CheckResult, Verdict
+from apps.rollouts.plans import WHOLE_BP, PlanDocument
+from apps.rollouts.verdicts import JSON, CheckResult, Verdict
 from contract.histogram import Counts, count_above, total
 
-__all__ = ["CHECKS", "Question", "answer"]
-
-WHOLE_BP = 10_000
+# What an observer brought for a check; `problem` says in words why it brought nothing.
+Observation = Mapping[str, JSON]
 
 
 @dataclass(frozen=True)
@@ -39,6 +37,8 @@ class Question:
     reference_requests: int
     # Whether both versions were seen lately in this step: old proof is no pass for new silence.
     is_fresh: bool = True
+    # By the check's label: what is not in the intervals.
+    observations: Mapping[str, Observation] = field(default_factory=dict)
 
     @property
     def settings(self) -> CheckSettings:
@@ -46,7 +46,12 @@ class Question:
             margin_bp=self.plan.margin_bp,
             alpha=self.plan.alpha_ppm / 1_000_000,
             guardrails=self.plan.guardrails,
+            evidence_mode=self.plan.evidence_mode,
         )
+
+    @property
+    def weight_bp(self) -> int:
+        return self.plan.steps[self.step_index].weight_bp
 
     @property
     def this_step(self) -> list[Interval]:
@@ -54,13 +59,22 @@ class Question:
 
     @property
     def has_control(self) -> bool:
-        return self.plan.steps[self.step_index].weight_bp < WHOLE_BP
+        return self.weight_bp < WHOLE_BP
 
 
 def answer(question: Question) -> list[CheckResult]:
     """Return the result of each check of the step, in the plan's order."""
-    checks = question.plan.steps[question.step_index].checks
-    return [_demand_fresh(JUDGES[check](question), question) for check in checks]
+    checks = question.plan.steps[question.step_index].questions
+    return [_answer_one(question, check) for check in checks]
+
+
+def _answer_one(question: Question, check: CheckDocument) -> CheckResult:
+    observation = question.observations.get(check.label, {})
+    if problem := observation.get("problem"):
+        result = CheckResult(check.label, Verdict.PROVIDER_ERROR, str(problem), {})
+    else:
+        result = replace(JUDGES[check.check](question, check), check=check.label)
+    return _demand_fresh(result, question) if check.check in OF_TRAFFIC else result
 
 
 def _demand_fresh(result: CheckResult, question: Question) -> CheckResult:
@@ -75,31 +89,42 @@ def _demand_fresh(result: CheckResult, question: Question) -> CheckResult:
     )
 
 
-def _error_rate(question: Question) -> CheckResult:
+def _error_rate(question: Question, _: CheckDocument) -> CheckResult:
     if question.has_control:
-        buckets = [
-            BucketCounts(i.canary.n, i.canary.errors, i.control.n, i.control.errors)
-            for i in question.intervals
-        ]
-        return judge_error_rate(buckets, question.settings)
+        return judge_error_rate(_error_buckets(question.intervals), question.settings)
     control_n = sum(i.control.n for i in question.intervals)
     control_errors = sum(i.control.errors for i in question.intervals)
     usual = control_errors / control_n if control_n else 0.0
     bound = usual + question.plan.margin_bp / WHOLE_BP
-    objective = Objective(
+    return _judge_absolute(kinds.ERROR_RATE, [_errors_within(question, bound)], question.settings)
+
+
+def _error_buckets(intervals: Sequence[Interval]) -> list[BucketCounts]:
+    return [
+        BucketCounts(i.canary.n, i.canary.errors, i.control.n, i.control.errors) for i in intervals
+    ]
+
+
+def _errors_within(question: Question, bound: float) -> Objective:
+    return Objective(
         "error rate",
         bound,
         sum(i.canary.n for i in question.this_step),
         sum(i.canary.errors for i in question.this_step),
     )
-    return _judge_absolute(ERROR_RATE, [objective], question.settings)
 
 
-def _latency(question: Question) -> CheckResult:
+def _error_objective(question: Question, check: CheckDocument) -> CheckResult:
+    bound = check.setting("limit_bp") / WHOLE_BP
+    objective = _errors_within(question, bound)
+    return _judge_absolute(kinds.ERROR_OBJECTIVE, [objective], question.settings)
+
+
+def _latency(question: Question, _: CheckDocument) -> CheckResult:
     reference = question.reference
     if reference is None:
         return CheckResult(
-            LATENCY,
+            kinds.LATENCY,
             Verdict.INSUFFICIENT_SAMPLE,
             f"stable's usual latency is not known yet: {question.reference_requests} of "
             f"{question.plan.reference_requests_min} requests",
@@ -118,10 +143,10 @@ def _latency(question: Question) -> CheckResult:
         _slower(mine, "slower than stable's p95", reference.p95, 500 + settings.p95_margin_bp),
         _slower(mine, "than its p99", reference.p99, 100 + settings.p99_margin_bp),
     ]
-    return _judge_absolute(LATENCY, objectives, settings)
+    return _judge_absolute(kinds.LATENCY, objectives, settings)
 
 
-def _slower(intervals: Sequence[Interval], label: str, index: int, bound_bp: int) -> Objective:
+def _slower(intervals: Sequence[Interval], label: str, index: int, bound_bp: float) -> Objective:
     return Objective(
         label,
         bound_bp / WHOLE_BP,
@@ -148,22 +173,37 @@ def _exceedances(interval: Interval, index: int) -> BucketCounts:
     return BucketCounts(*side(interval.canary.latency), *side(interval.control.latency))
 
 
-def _sample_ratio(question: Question) -> CheckResult:
+def _sample_ratio(question: Question, _: CheckDocument) -> CheckResult:
     """Judge the interval of this step that saw the most units.
 
     A unit counts once in an interval but again in the next one, so intervals are not independent
     draws: few users who come back for an hour would look like an overwhelming sample. New records
     are rare, so looking at each costs little of the error rate.
     """
-    weight_bp = question.plan.steps[question.step_index].weight_bp
+    step = question.step_index
+    weight_bp, baseline_bp = question.weight_bp, question.plan.baseline_of(step)
+    if baseline_bp:
+        # Only canary and the slice beside it are counted; both are as large.
+        weight_bp = round(WHOLE_BP * weight_bp / (weight_bp + baseline_bp))
     fullest = max(question.this_step, key=lambda i: i.canary.n + i.control.n, default=None)
     if fullest is None:
         return judge_sample_ratio([])
     return judge_sample_ratio([SplitInterval(fullest.canary.n, fullest.control.n, weight_bp)])
 
 
-JUDGES: dict[str, Callable[[Question], CheckResult]] = {
-    ERROR_RATE: _error_rate,
-    LATENCY: _latency,
-    SAMPLE_RATIO: _sample_ratio,
+Judge = Callable[[Question, CheckDocument], CheckResult]
+JUDGES: dict[str, Judge] = {
+    kinds.ERROR_RATE: _error_rate,
+    kinds.LATENCY: _latency,
+    kinds.SAMPLE_RATIO: _sample_ratio,
+    kinds.ERROR_OBJECTIVE: _error_objective,
+}
+# What is answered from the traffic of both versions, and so needs some of it lately.
+OF_TRAFFIC = {
+    kinds.ERROR_RATE,
+    kinds.LATENCY,
+    kinds.SAMPLE_RATIO,
+    kinds.ERROR_THRESHOLD,
+    kinds.ERROR_OBJECTIVE,
+    kinds.LATENCY_OBJECTIVE,
 }

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from apps.rollouts.checks import ERROR_RATE, LATENCY
+from apps.rollouts.check_kinds import ERROR_RATE, LATENCY
 from apps.rollouts.models import Evaluation, RolloutEvent
 from apps.rollouts.selectors.telemetry import Point
 from contract.routing import CANARY, STABLE

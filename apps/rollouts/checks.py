@@ -15,14 +15,11 @@ import numpy as np
 from scipy.special import chdtrc
 
 from apps.rollouts import eprocess
+from apps.rollouts.check_kinds import ERROR_RATE, LATENCY, SAMPLE_RATIO
 from apps.rollouts.eprocess import BucketCounts, Evidence
 from apps.rollouts.verdicts import JSON, CheckResult, Verdict
 
 EvidenceMode = Literal["any_regression", "beyond_margin"]
-
-ERROR_RATE = "error-rate"
-LATENCY = "latency"
-SAMPLE_RATIO = "sample-ratio"
 
 SAMPLE_RATIO_P_MAX = 0.001
 SAMPLE_RATIO_DEVIATION_MIN = 0.05

@@ -1,7 +1,8 @@
 """Turns a step's check results into one decision. The order of the rules is the specification.
 
-Only `fail` rolls back and only `pass` passes; no data is neither. What cannot be decided extends
-the bake up to the step's limit and then waits for a person.
+Only `fail` rolls back and only `pass` passes; no data is neither. A guardrail that fails rolls
+back, a signal that fails pauses, a dry run decides nothing. What cannot be decided extends the bake
+up to the step's limit and then waits for a person, unless the check says otherwise.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
+from apps.rollouts.check_kinds import CheckDocument
 from apps.rollouts.verdicts import CheckResult, Verdict
 
 
@@ -35,38 +37,99 @@ class StepClock:
     limit_at: datetime
 
 
-def decide_step(
-    results: Sequence[CheckResult],
-    *,
-    clock: StepClock,
-    now: datetime,
-    requests: int,
-    requests_min: int,
-) -> Decision:
-    """Decide what becomes of a step. `requests` are the canary's in this step."""
-    for result in results:
-        if result.verdict is Verdict.FAIL:
-            return Decision(Action.ROLL_BACK, f"{result.check}: {result.reason}")
-    if now < clock.due_at:
-        left_s = (clock.due_at - now).total_seconds()
+@dataclass(frozen=True)
+class Answered:
+    """A check of the step and what it answered."""
+
+    check: CheckDocument
+    result: CheckResult
+
+    @property
+    def action(self) -> Action | None:
+        """What the verdict leads to; None where the check has no say, or has passed.
+
+        A verdict that is neither pass nor fail leads there only once the bake time is over.
+        """
+        if self.check.effective_mode == "dry-run" or self.result.verdict is Verdict.PASS:
+            return None
+        if self.result.verdict is Verdict.FAIL:
+            is_guardrail = self.check.effective_mode == "guardrail"
+            return Action.ROLL_BACK if is_guardrail else Action.PAUSE
+        return Action(self.check.on.get(self.result.verdict, Action.HOLD))
+
+    @property
+    def rule(self) -> str:
+        """The rule in words, as the decision log keeps it."""
+        mode, verdict = self.check.effective_mode, self.result.verdict
+        if mode == "dry-run":
+            return "dry run: recorded only"
+        if verdict is Verdict.PASS:
+            return "pass: lets the step pass"
+        if verdict is Verdict.FAIL:
+            return f"{mode} failed: {self.action}"
+        return f"{verdict}: {self.action} when the bake time is over"
+
+
+@dataclass(frozen=True)
+class StepFacts:
+    """What else decides a step. `requests` are the canary's in this step.
+
+    `gate` says in words who still has to let it pass; empty when nobody has.
+    """
+
+    clock: StepClock
+    now: datetime
+    requests: int
+    requests_min: int
+    gate: str = ""
+
+
+def decide_step(answers: Sequence[Answered], facts: StepFacts) -> Decision:
+    """Decide what becomes of a step."""
+    failed = [a for a in answers if a.result.verdict is Verdict.FAIL]
+    for action in (Action.ROLL_BACK, Action.PAUSE):
+        for answered in failed:
+            if answered.action is action:
+                return Decision(action, _tell(answered))
+    if facts.now < facts.clock.due_at:
+        left_s = (facts.clock.due_at - facts.now).total_seconds()
         return Decision(Action.HOLD, f"baking, {_span(left_s)} left")
-    undecided = _undecided(results, requests, requests_min)
-    if undecided is None:
-        told = "; ".join(f"{r.check}: {r.reason}" for r in results) or "no checks"
+    return _decide_due(answers, facts)
+
+
+def _decide_due(answers: Sequence[Answered], facts: StepFacts) -> Decision:
+    """The bake time is over: pass, do what an undecided check asks for, or go on for a while."""
+    undecided = [a for a in answers if a.action is not None]
+    for action in (Action.ROLL_BACK, Action.PAUSE):
+        for answered in undecided:
+            if answered.action is action:
+                return Decision(action, f"{_tell(answered)} (as the plan says of this verdict)")
+    reason = _undecided(undecided, facts)
+    if reason is None:
+        if facts.gate:
+            return Decision(Action.HOLD, f"the checks pass; {facts.gate}")
+        told = "; ".join(f"{a.check.label}: {a.result.reason}" for a in answers) or "no checks"
         return Decision(Action.ADVANCE, told)
-    if now < clock.limit_at:
-        left_s = (clock.limit_at - now).total_seconds()
-        return Decision(Action.HOLD, f"extended, {_span(left_s)} left: {undecided}")
-    return Decision(Action.PAUSE, f"could not be decided in time: {undecided}")
+    if facts.now < facts.clock.limit_at:
+        left_s = (facts.clock.limit_at - facts.now).total_seconds()
+        return Decision(Action.HOLD, f"extended, {_span(left_s)} left: {reason}")
+    return Decision(Action.PAUSE, f"could not be decided in time: {reason}")
 
 
-def _undecided(results: Sequence[CheckResult], requests: int, requests_min: int) -> str | None:
-    if requests < requests_min:
-        return f"the canary answered {requests} of the {requests_min} requests that are needed"
-    for result in results:
-        if result.verdict is not Verdict.PASS:
-            return f"{result.check} is {result.verdict}: {result.reason}"
+def _undecided(undecided: Sequence[Answered], facts: StepFacts) -> str | None:
+    if facts.requests < facts.requests_min:
+        return (
+            f"the canary answered {facts.requests} of the {facts.requests_min} requests that "
+            "are needed"
+        )
+    for answered in undecided:
+        result = answered.result
+        return f"{answered.check.label} is {result.verdict}: {result.reason}"
     return None
+
+
+def _tell(answered: Answered) -> str:
+    return f"{answered.check.label}: {answered.result.reason}"
 
 
 def _span(seconds: float) -> str:

@@ -2,7 +2,8 @@
 
 An interval is one check interval inside one step. A window belongs to a step by its generation, so
 that traffic of an instance that was late with a table is not counted for the next step. Intervals
-are never pooled over steps. Only closed ones are judged.
+are never pooled over steps. Only closed ones are judged, and they are frozen when first seen closed
+(`apps.rollouts.frozen`): evidence that was looked at never changes.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from contract.routing import CANARY, STABLE
 # How long after its end an interval may still get windows: their length, and the way here.
 GRACE = timedelta(seconds=3)
 REFERENCE_SPAN = timedelta(minutes=30)
+# Windows that come later than so long after their interval are shown and no longer judged.
+LOOK_BACK = timedelta(hours=1)
 
 
 @dataclass
@@ -43,16 +46,23 @@ class Interval:
     control: Arm = field(default_factory=Arm)
 
 
-def closed_intervals(rollout: Rollout, interval_s: int, now: datetime) -> list[Interval]:
-    """Return the rollout's intervals that get no more windows, oldest first."""
+def closed_intervals(
+    rollout: Rollout, interval_s: int, now: datetime, *, control: str = STABLE
+) -> list[Interval]:
+    """Return the rollout's intervals of late that get no more windows, oldest first.
+
+    `control` is the variant that the canary is compared with.
+    """
     until = now - timedelta(seconds=interval_s) - GRACE
     found: dict[tuple[int, datetime], Interval] = {}
-    for generation, started_at, variant, n, errors, requests in _counts(rollout, until):
+    for generation, started_at, variant, n, errors, requests in _rows(
+        COUNTS, rollout, control, until
+    ):
         arm = _arm(found, rollout, generation, started_at, variant)
         arm.n += n
         arm.errors += errors
         arm.requests += requests
-    for generation, started_at, variant, index, count in _latencies(rollout, until):
+    for generation, started_at, variant, index, count in _rows(LATENCIES, rollout, control, until):
         arm = _arm(found, rollout, generation, started_at, variant)
         arm.latency[index] = arm.latency.get(index, 0) + count
     return [found[key] for key in sorted(found)]
@@ -73,8 +83,8 @@ def _arm(
 
 WINDOWS = """
     FROM rollouts_telemetryrow
-    WHERE split = %s AND generation >= %s AND interval_started_at <= %s
-      AND variant IN ('stable', 'canary')
+    WHERE split = %s AND generation >= %s AND variant IN ('canary', %s)
+      AND interval_started_at > %s AND interval_started_at <= %s
 """
 COUNTS = f"""
     SELECT generation, interval_started_at, variant, sum(units + anonymous),
@@ -87,18 +97,10 @@ LATENCIES = f"""
 """
 
 
-def _counts(rollout: Rollout, until: datetime) -> list[tuple[int, datetime, str, int, int, int]]:
-    return _rows(COUNTS, rollout, until)
-
-
-def _latencies(rollout: Rollout, until: datetime) -> list[tuple[int, datetime, str, int, int]]:
-    return _rows(LATENCIES, rollout, until)
-
-
-def _rows(sql: str, rollout: Rollout, until: datetime) -> list[tuple]:  # type: ignore[type-arg]
+def _rows(sql: str, rollout: Rollout, control: str, until: datetime) -> list[tuple]:  # type: ignore[type-arg]
     first = rollout.step_generations[0] if rollout.step_generations else 0
     with connection.cursor() as cursor:
-        cursor.execute(sql, [str(rollout.pk), first, until])
+        cursor.execute(sql, [str(rollout.pk), first, control, until - LOOK_BACK, until])
         return [(row[0], row[1], row[2], *map(int, row[3:])) for row in cursor.fetchall()]
 
 
@@ -117,27 +119,31 @@ def is_fresh(
 class LatencyReference:
     """Stable's usual latency, frozen before the data that is judged by it: histogram buckets.
 
-    `p95` and `p99` are the buckets of those quantiles with the plan's slack added.
+    `p50`, `p95` and `p99` are the buckets of those quantiles with the plan's slack added. `p50` is
+    None in rollouts that froze theirs before it was kept.
     """
 
     p95: int
     p99: int
     n: int
     frozen_at: datetime
+    p50: int | None = None
 
 
 def find_reference(
     rollout: Rollout, *, requests_min: int, slack_us: int, now: datetime
 ) -> LatencyReference | None:
-    """Return stable's p95 and p99 from what it last answered, or None when that was too little."""
+    """Return stable's quantiles from what it last answered, or None when that was too little."""
     counts = _merged_latency(_stable_windows(rollout, now).values_list("latency", flat=True))
     n = histogram.total(counts)
-    p95, p99 = (histogram.quantile_us(counts, q) for q in (0.95, 0.99))
+    quantiles = [histogram.quantile_us(counts, q) for q in (0.5, 0.95, 0.99)]
+    p50, p95, p99 = (None if us is None else histogram.index_of(us + slack_us) for us in quantiles)
     if n < requests_min or p95 is None or p99 is None:
         return None
     return LatencyReference(
-        p95=histogram.index_of(p95 + slack_us),
-        p99=histogram.index_of(p99 + slack_us),
+        p50=p50,
+        p95=p95,
+        p99=p99,
         n=n,
         frozen_at=now,
     )

@@ -10,8 +10,9 @@ from django import forms
 
 from apps.models.models import NAME_RULE, ModelVersion, RegisteredModel, valid_name
 from apps.models.selectors import promotable_versions
+from apps.rollouts.check_kinds import DEFAULT_CHECKS
 from apps.rollouts.models import Plan, Rollout
-from apps.rollouts.plans import CHECKS, PlanDocument, StepDocument
+from apps.rollouts.plans import PlanDocument, StepDocument
 from apps.rollouts.selectors.rollouts import steps_of_saved
 from apps.rollouts.states import Phase
 
@@ -190,8 +191,8 @@ class StepForm(forms.Form):
         label="Requests at least", min_value=0, max_value=1_000_000_000, required=False
     )
     checks = forms.MultipleChoiceField(
-        choices=[(name, name) for name in CHECKS],
-        initial=list(CHECKS),
+        choices=[(name, name) for name in DEFAULT_CHECKS],
+        initial=list(DEFAULT_CHECKS),
         widget=forms.CheckboxSelectMultiple,
         required=False,
     )

@@ -16,12 +16,13 @@ from apps.lib.transitions import compare_and_set
 from apps.models.models import Alias, ModelVersion
 from apps.models.registry import CHAMPION
 from apps.models.services import release_split, route_split
-from apps.rollouts.models import Rollout, RolloutEvent
-from apps.rollouts.plans import from_json
+from apps.rollouts.models import Quarantine, Rollout, RolloutEvent
+from apps.rollouts.plans import WHOLE_BP, PlanDocument, from_json
 from apps.rollouts.publication import publish_table
-from apps.rollouts.states import PHASE_TRANSITIONS, Phase
-from contract.routing import CanarySplit
+from apps.rollouts.states import LIVE_PHASES, PHASE_TRANSITIONS, Phase
+from contract.routing import CanarySplit, Shadow
 
+# After an instant rollback or a first version, which follow no plan that says otherwise.
 ROLLBACK_WINDOW = timedelta(hours=24)
 
 
@@ -59,17 +60,14 @@ def move(
 
 
 def enter_step(rollout: Rollout, index: int, reason: str, actor: Actor, now: datetime) -> None:
-    """Give the canary the share of step `index`; its clock starts when all instances acked."""
+    """Give the canary the shares of step `index`; its clock starts when all instances acked."""
     plan = from_json(rollout.plan_document)
     weight_bp = plan.steps[index].weight_bp
-    split = CanarySplit(
-        id=str(rollout.pk),
-        salt=rollout.salt,
-        version=str(rollout.target.number),
-        weight_bp=weight_bp,
-        interval_s=plan.interval_s,
+    route_split(
+        owner_id=rollout.pk,
+        document=msgspec.to_builtins(_split_of(rollout, plan, index)),
+        shadow=_shadow_of(rollout, plan, index),
     )
-    route_split(owner_id=rollout.pk, document=msgspec.to_builtins(split))
     generation = publish_table(
         reason=f"{rollout.target} at {weight_bp / 100:g} %", actor=actor, now=now
     )
@@ -83,11 +81,42 @@ def enter_step(rollout: Rollout, index: int, reason: str, actor: Actor, now: dat
         weight_bp=weight_bp,
         generation=generation,
         step_generations=[*rollout.step_generations, generation],
-        step_started_at=None,
-        step_due_at=None,
-        step_limit_at=None,
-        next_check_at=None,
+        step_passed_at=None,
+        **CLOCK_STOPPED,
     )
+
+
+# A step's clock runs from when every live instance serves its table.
+CLOCK_STOPPED: dict[str, None] = dict.fromkeys(
+    ("step_started_at", "step_due_at", "step_limit_at", "next_check_at")
+)
+
+
+def _split_of(rollout: Rollout, plan: PlanDocument, index: int) -> CanarySplit:
+    return CanarySplit(
+        id=str(rollout.pk),
+        salt=rollout.salt,
+        version=str(rollout.target.number),
+        weight_bp=plan.steps[index].weight_bp,
+        baseline_bp=plan.baseline_of(index),
+        interval_s=plan.interval_s,
+    )
+
+
+def _shadow_of(rollout: Rollout, plan: PlanDocument, index: int) -> dict[str, Any]:
+    share_bp = plan.steps[index].shadow_bp
+    if not share_bp:
+        return {}
+    # A salt of its own: who is copied has nothing to do with who is in the canary.
+    shadow: dict[str, Any] = msgspec.to_builtins(
+        Shadow(
+            id=str(rollout.pk),
+            salt=f"{rollout.salt}-shadow",
+            version=str(rollout.target.number),
+            share_bp=share_bp,
+        )
+    )
+    return shadow
 
 
 def switch_stable(
@@ -98,6 +127,9 @@ def switch_stable(
     is_rollback = rollout.kind == Rollout.Kind.ROLLBACK
     previous = None if is_rollback else rollout.baseline
     _point_stable(rollout, rollout.target, previous=previous, now=now)
+    if is_rollback and rollout.baseline is not None:
+        quarantine(rollout.baseline, rollout, reason, now)
+    Quarantine.objects.filter(version=rollout.target).delete()
     release_split(owner_id=rollout.pk)
     generation = publish_table(reason=f"{rollout.target} is stable", actor=actor, now=now)
     move(
@@ -107,9 +139,21 @@ def switch_stable(
         actor,
         now,
         evidence=evidence,
-        weight_bp=10_000,
+        weight_bp=WHOLE_BP,
         generation=generation,
     )
+
+
+def companions(rollout: Rollout) -> list[Rollout]:
+    """Return the other live rollouts of the release, locked; none without a release.
+
+    Whoever calls this holds the rollout's own row already, or took all of them in this order.
+    """
+    if rollout.release_id is None:
+        return []
+    rows = Rollout.objects.select_for_update(of=("self",)).exclude(pk=rollout.pk)
+    live = rows.filter(release_id=rollout.release_id, phase__in=LIVE_PHASES)
+    return list(live.select_related("model", "target__model", "baseline__model").order_by("pk"))
 
 
 def roll_back(
@@ -119,7 +163,25 @@ def roll_back(
     now: datetime,
     evidence: dict[str, Any] | None = None,
 ) -> None:
-    """Take all traffic off the target in this transaction, from whatever live phase it is in."""
+    """Take all traffic off the target in this transaction, from whatever live phase it is in.
+
+    The other models of a release go back with it.
+    """
+    if max(_weights_of(rollout), default=0) > 0 and rollout.kind != Rollout.Kind.ROLLBACK:
+        quarantine(rollout.target, rollout, reason, now)
+    _take_back(rollout, reason, actor, now, evidence)
+    for other in companions(rollout):
+        if other.phase != Phase.ROLLING_BACK:
+            _take_back(other, f"with {rollout.target} of the same release: {reason}", actor, now)
+
+
+def _take_back(
+    rollout: Rollout,
+    reason: str,
+    actor: Actor,
+    now: datetime,
+    evidence: dict[str, Any] | None = None,
+) -> None:
     if rollout.phase == Phase.PROMOTING:
         _point_stable(rollout, rollout.baseline, previous=None, now=now)
     release_split(owner_id=rollout.pk)
@@ -136,15 +198,35 @@ def roll_back(
     )
 
 
+def _weights_of(rollout: Rollout) -> list[int]:
+    """Return the shares that the rollout has had."""
+    if not rollout.plan_document:
+        return [WHOLE_BP] if rollout.phase == Phase.PROMOTING else []
+    steps = from_json(rollout.plan_document).steps
+    return [step.weight_bp for step in steps[: rollout.step_index + 1]]
+
+
+def quarantine(version: ModelVersion, rollout: Rollout, reason: str, now: datetime) -> None:
+    """Let nobody promote `version` again without saying that they mean to."""
+    told = {"rollout": rollout, "reason": reason, "at": now}
+    Quarantine.objects.update_or_create(version=version, defaults=told)
+
+
 def _point_stable(
     rollout: Rollout, stable: ModelVersion | None, previous: ModelVersion | None, now: datetime
 ) -> None:
     model = rollout.model
     model.stable = stable
     model.previous_stable = previous
-    model.rollback_until = now + ROLLBACK_WINDOW if previous else None
+    model.rollback_until = now + _rollback_window(rollout) if previous else None
     model.save(update_fields=["stable", "previous_stable", "rollback_until"])
     if stable is None:
         Alias.objects.filter(model=model, name=CHAMPION).delete()
     else:
         Alias.objects.update_or_create(model=model, name=CHAMPION, defaults={"version": stable})
+
+
+def _rollback_window(rollout: Rollout) -> timedelta:
+    if not rollout.plan_document:
+        return ROLLBACK_WINDOW
+    return timedelta(seconds=from_json(rollout.plan_document).rollback_window_s)

@@ -9,17 +9,13 @@ from apps.lib.actors import Actor
 from apps.lib.errors import Conflict, Invalid
 from apps.models.audit import record_audit
 from apps.rollouts.models import Plan, PlanStep
-from apps.rollouts.plans import PlanDocument, check_plan, document_of, to_json
-
-SETTINGS = (
-    "name",
-    "time_scale_permille",
-    "interval_s",
-    "extend_max",
-    "margin_bp",
-    "alpha_ppm",
-    "reference_requests_min",
-    "latency_slack_us",
+from apps.rollouts.plans import (
+    PlanDocument,
+    check_plan,
+    document_of,
+    plan_settings,
+    step_settings,
+    to_json,
 )
 
 
@@ -41,7 +37,7 @@ def save_plan(
     check_plan(document)
     before = to_json(document_of(plan)) if plan else {}
     row = plan or Plan()
-    for name in SETTINGS:
+    for name in plan_settings():
         setattr(row, name, getattr(document, name))
     row.description = description
     _check_name(row)
@@ -62,7 +58,7 @@ def save_plan(
 
 def _check_name(plan: Plan) -> None:
     try:
-        plan.clean_fields(exclude=[name for name in SETTINGS if name != "name"])
+        plan.clean_fields(exclude=[name for name in plan_settings() if name != "name"])
     except ValidationError as error:
         raise Invalid(" ".join(error.messages)) from None
     if Plan.objects.exclude(pk=plan.pk).filter(name=plan.name).exists():
@@ -71,14 +67,8 @@ def _check_name(plan: Plan) -> None:
 
 def _write_steps(plan: Plan, document: PlanDocument) -> None:
     plan.steps.all().delete()
+    steps = to_json(document)["steps"]
     PlanStep.objects.bulk_create(
-        PlanStep(
-            plan=plan,
-            position=position,
-            weight_bp=step.weight_bp,
-            bake_s=step.bake_s,
-            requests_min=step.requests_min,
-            checks=list(step.checks),
-        )
-        for position, step in enumerate(document.steps)
+        PlanStep(plan=plan, position=position, **{name: step[name] for name in step_settings()})
+        for position, step in enumerate(steps)
     )

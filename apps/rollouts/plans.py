@@ -3,33 +3,51 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from apps.lib.errors import Invalid
-from apps.rollouts.checks import ERROR_RATE, LATENCY, SAMPLE_RATIO
+from apps.models.models import Role
+from apps.rollouts.check_kinds import (
+    DEFAULT_CHECKS,
+    SHADOW_AGREEMENT,
+    CheckDocument,
+    read_check,
+    require_check,
+)
+from apps.rollouts.checks import EvidenceMode
 from apps.rollouts.models import Plan
 
-# Every check that a step may name, with what it asks.
-CHECKS = {
-    ERROR_RATE: "Does the canary fail for more units than stable, by more than the margin?",
-    LATENCY: "Are more of the canary's answers slower than stable's usual p95 and p99?",
-    SAMPLE_RATIO: "Did the canary get the share of traffic that was configured?",
-}
-ALL_CHECKS = tuple(CHECKS)
 MINUTE_S = 60
+WHOLE_BP = 10_000
 
 DEFAULT_PLAN = "canary"
 DEFAULT_WEIGHTS_BP = (500, 1_000, 2_500, 5_000, 10_000)
 DEFAULT_BAKE_S = 30 * MINUTE_S
+HOLDBACK_LEAST_BP, HOLDBACK_MOST_BP = 100, 500
 
 
 class StepDocument(msgspec.Struct, frozen=True, kw_only=True):
+    """One step: the target's share of the traffic, or of copies of it, and what lets it pass.
+
+    A `person` gate is opened by somebody with `gate_role` on the model, once the checks pass.
+    """
+
     weight_bp: int
+    shadow_bp: int = 0
     bake_s: int = DEFAULT_BAKE_S
     requests_min: int = 0
-    checks: tuple[str, ...] = ALL_CHECKS
+    checks: tuple[str | CheckDocument, ...] = DEFAULT_CHECKS
+    gate: Literal["automatic", "person"] = "automatic"
+    gate_role: str = Role.OPERATOR.value
+    # The bake after the last step, which a plan's `final_bake_s` adds.
+    is_final_bake: bool = False
+
+    @property
+    def questions(self) -> tuple[CheckDocument, ...]:
+        """The step's checks as documents."""
+        return tuple(map(read_check, self.checks))
 
 
 class PlanDocument(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,6 +62,11 @@ class PlanDocument(msgspec.Struct, frozen=True, kw_only=True):
     alpha_ppm: int = 10_000
     reference_requests_min: int = 5_000
     latency_slack_us: int = 1_000
+    evidence_mode: EvidenceMode = "any_regression"
+    control: Literal["all", "equal"] = "all"
+    holdback_bp: int = 0
+    final_bake_s: int = 0
+    rollback_window_s: int = 86_400
 
     def bake_of(self, step_index: int) -> timedelta:
         """Return how long a step bakes, scaled."""
@@ -51,52 +74,94 @@ class PlanDocument(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def guardrails(self) -> int:
-        """How many checks may roll back: α of the whole rollout is shared among them."""
-        named = {check for step in self.steps for check in step.checks}
-        return max(1, len(named & {ERROR_RATE, LATENCY}))
+        """How many checks may roll back by a test: α of the whole rollout is shared among them."""
+        named = {
+            check.label
+            for step in self.steps
+            for check in step.questions
+            if check.kind.spends_alpha and check.effective_mode == "guardrail"
+        }
+        return max(1, len(named))
+
+    def baseline_of(self, step_index: int) -> int:
+        """Return the share of units on stable that the canary is compared with, 0 for all."""
+        weight_bp = self.steps[step_index].weight_bp
+        return min(weight_bp, WHOLE_BP - weight_bp) if self.control == "equal" else 0
+
+    def as_followed(self) -> PlanDocument:
+        """Return the plan as a rollout goes through it: held back, and with its final bake.
+
+        The units that are held back stay where they are until the end, so that the bake after the
+        last step still has a control and nobody is moved back and forth.
+        """
+        most = WHOLE_BP - self.holdback_bp
+        replace = msgspec.structs.replace
+        steps = [replace(step, weight_bp=min(step.weight_bp, most)) for step in self.steps]
+        if self.final_bake_s:
+            bake = {"bake_s": self.final_bake_s, "is_final_bake": True, "gate": "automatic"}
+            steps.append(replace(steps[-1], weight_bp=most, shadow_bp=0, **bake))
+        return replace(self, steps=tuple(steps))
 
 
 def check_plan(plan: PlanDocument) -> None:
-    """Raise Invalid unless the steps rise to at most 100 % and name known checks."""
+    """Raise Invalid unless the shares never fall, end above 0, and each check can be answered."""
     if not plan.steps:
         raise Invalid(f"Plan {plan.name!r} has no steps.")
     last = 0
     for number, step in enumerate(plan.steps, 1):
-        if not 0 < step.weight_bp <= 10_000:
-            raise Invalid(f"Step {number}: its share must lie above 0 and be at most 100 %.")
-        if step.weight_bp <= last:
-            raise Invalid(
-                f"Step {number}: its share of {step.weight_bp / 100:g} % does not rise above "
-                f"the {last / 100:g} % before it."
-            )
+        _check_step(f"Step {number}", step, last)
         last = step.weight_bp
-        for check in step.checks:
-            if check not in CHECKS:
-                known = ", ".join(CHECKS)
-                raise Invalid(f"Step {number}: unknown check {check!r}. Known are: {known}.")
+    if last == 0:
+        raise Invalid(
+            f"Step {len(plan.steps)}: the last step gives the target no traffic, so its promotion "
+            "would come unproven; end with a share above 0 %."
+        )
+    if plan.holdback_bp and not HOLDBACK_LEAST_BP <= plan.holdback_bp <= HOLDBACK_MOST_BP:
+        raise Invalid("holdback_bp: hold back 1 % to 5 % (100 to 500), or nothing (0).")
+    if plan.holdback_bp and not plan.final_bake_s:
+        raise Invalid("holdback_bp: a share is held back for the final bake; set final_bake_s.")
+
+
+def _check_step(where: str, step: StepDocument, last_bp: int) -> None:
+    for share_bp, what in ((step.weight_bp, "share"), (step.shadow_bp, "shadow's share")):
+        if not 0 <= share_bp <= WHOLE_BP:
+            raise Invalid(f"{where}: its {what} must lie between 0 and 100 %.")
+    if step.weight_bp < last_bp:
+        raise Invalid(
+            f"{where}: its share of {step.weight_bp / 100:g} % falls below the "
+            f"{last_bp / 100:g} % before it."
+        )
+    if step.gate not in {"automatic", "person"}:
+        raise Invalid(f"{where}: unknown gate {step.gate!r}. Known are: automatic, person.")
+    if step.gate_role not in Role.values:
+        raise Invalid(
+            f"{where}: unknown role {step.gate_role!r}. Known are: {', '.join(Role.values)}."
+        )
+    labels: set[str] = set()
+    for check in step.questions:
+        require_check(check, where)
+        if check.label in labels:
+            raise Invalid(f"{where}: two checks are called {check.label}; name one of them.")
+        labels.add(check.label)
+        if check.check == SHADOW_AGREEMENT and not step.shadow_bp:
+            raise Invalid(f"{where}: {check.label} needs copies to compare; set shadow_bp.")
 
 
 def document_of(plan: Plan) -> PlanDocument:
     """Return the plan as it now stands in the database."""
-    return PlanDocument(
-        name=plan.name,
-        time_scale_permille=plan.time_scale_permille,
-        interval_s=plan.interval_s,
-        extend_max=plan.extend_max,
-        margin_bp=plan.margin_bp,
-        alpha_ppm=plan.alpha_ppm,
-        reference_requests_min=plan.reference_requests_min,
-        latency_slack_us=plan.latency_slack_us,
-        steps=tuple(
-            StepDocument(
-                weight_bp=step.weight_bp,
-                bake_s=step.bake_s,
-                requests_min=step.requests_min,
-                checks=tuple(step.checks),
-            )
-            for step in plan.steps.all()
-        ),
-    )
+    settings = {name: getattr(plan, name) for name in plan_settings()}
+    steps = [{name: getattr(step, name) for name in step_settings()} for step in plan.steps.all()]
+    return msgspec.convert({**settings, "steps": steps}, PlanDocument)
+
+
+def plan_settings() -> tuple[str, ...]:
+    """Return the fields of a plan without its steps; the table's columns have the same names."""
+    return tuple(name for name in PlanDocument.__struct_fields__ if name != "steps")
+
+
+def step_settings() -> tuple[str, ...]:
+    """Return the fields of a step that people set; the table's columns have the same names."""
+    return tuple(name for name in StepDocument.__struct_fields__ if name != "is_final_bake")
 
 
 def to_json(plan: PlanDocument) -> dict[str, Any]:

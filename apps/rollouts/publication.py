@@ -126,10 +126,32 @@ def live_instances(now: datetime) -> QuerySet[Instance]:
     return Instance.objects.filter(reported_at__gte=since, is_stopping=False)
 
 
+def silent_instances(now: datetime) -> QuerySet[Instance]:
+    """Return the instances that went silent without saying that they stop: they may still serve.
+
+    One that is silent for INSTANCE_FORGOTTEN_S is taken for gone; a person may forget it sooner.
+    """
+    since = now - timedelta(seconds=settings.INSTANCE_FORGOTTEN_S)
+    until = now - timedelta(seconds=settings.INSTANCE_LIVE_S)
+    return Instance.objects.filter(reported_at__gte=since, reported_at__lt=until, is_stopping=False)
+
+
 def unacked(generation: int, now: datetime) -> list[tuple[str, str]]:
-    """Return the live instances that have not applied `generation`, each with why not."""
+    """Return the instances that may serve from an older table than `generation`, with why.
+
+    Those are the live ones that have not applied it, and all that are silent: nobody knows what
+    these do, even if their last word was that they had applied it.
+    """
     behind = live_instances(now).filter(applied_generation__lt=generation)
-    return [(instance.name, _why_behind(instance, generation)) for instance in behind]
+    return [
+        *((instance.name, _why_behind(instance, generation)) for instance in behind),
+        *((each.name, _why_silent(each, now)) for each in silent_instances(now)),
+    ]
+
+
+def _why_silent(instance: Instance, now: datetime) -> str:
+    silent_s = (now - instance.reported_at).total_seconds()
+    return f"is silent for {silent_s:.0f} s (last served generation {instance.applied_generation})"
 
 
 def pins_on(model_name: str, now: datetime) -> list[str]:

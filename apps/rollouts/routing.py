@@ -22,6 +22,7 @@ from contract.routing import (
     ExperimentSplit,
     ModelRoute,
     RoutingTable,
+    Shadow,
     Signature,
     Tenant,
     UnitKey,
@@ -55,6 +56,7 @@ class ModelSnapshot:
     breaker: Breaker
     unit_key: UnitKey
     cache: Cache | None = None
+    shadow: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,7 @@ def _route(model: ModelSnapshot) -> ModelRoute | None:
     if str(model.stable) not in fitting or not _numbers_of(split) <= fitting.keys():
         # Never let one model's broken state stop the table of all the others.
         split = None
+    shadow = msgspec.convert(model.shadow, Shadow) if model.shadow and split else None
     return ModelRoute(
         signature=msgspec.convert(shape.signature, Signature),
         stable=str(model.stable) if str(model.stable) in fitting else None,
@@ -117,6 +120,7 @@ def _route(model: ModelSnapshot) -> ModelRoute | None:
         unit_key=model.unit_key,
         timeout_ms=model.timeout_ms,
         cache=model.cache,
+        shadow=shadow,
     )
 
 

@@ -8,15 +8,16 @@ from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from apps.models.models import valid_name
+from apps.rollouts.check_kinds import DEFAULT_CHECKS
 from apps.rollouts.models import Evaluation, Instance, Plan, Rollout, RolloutEvent
-from apps.rollouts.plans import ALL_CHECKS, DEFAULT_BAKE_S
+from apps.rollouts.plans import DEFAULT_BAKE_S
 
 
 class StepSerializer(serializers.Serializer[Any]):
     weight_bp = serializers.IntegerField(min_value=1, max_value=10_000)
     bake_s = serializers.IntegerField(min_value=0, max_value=30 * 86_400, default=DEFAULT_BAKE_S)
     requests_min = serializers.IntegerField(min_value=0, default=0)
-    checks = serializers.ListField(child=serializers.CharField(), default=list(ALL_CHECKS))
+    checks = serializers.ListField(child=serializers.CharField(), default=list(DEFAULT_CHECKS))
 
 
 class PlanSerializer(serializers.Serializer[Any]):

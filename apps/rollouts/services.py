@@ -7,6 +7,8 @@ that has moved on. `None` acts on whatever is there.
 from __future__ import annotations
 
 import secrets
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from django.db import IntegrityError, transaction
@@ -14,10 +16,16 @@ from django.db import IntegrityError, transaction
 from apps.lib.actors import Actor
 from apps.lib.errors import Conflict, Invalid
 from apps.models.audit import record_audit
-from apps.models.models import LiveSplit, ModelVersion, RegisteredModel
+from apps.models.models import LiveSplit, ModelVersion, RegisteredModel, Role
 from apps.models.services import acquire_split, deploy_version
-from apps.rollouts.models import Plan, Rollout, RolloutEvent
-from apps.rollouts.phases import move, roll_back, switch_stable
+from apps.rollouts.models import Plan, Release, Rollout, RolloutEvent
+from apps.rollouts.overrides import (
+    read_overrides,
+    require_not_frozen,
+    require_not_quarantined,
+    require_signature,
+)
+from apps.rollouts.phases import companions, enter_step, move, roll_back, switch_stable
 from apps.rollouts.plans import PlanDocument, check_plan, document_of, from_json, to_json
 from apps.rollouts.states import LIVE_PHASES, Phase
 from apps.rollouts.tick import tick_one
@@ -31,24 +39,36 @@ def start_rollout(
     plan: Plan | None = None,
     actor: Actor,
     now: datetime,
+    overrides: Collection[str] = (),
+    retry_of: Rollout | None = None,
+    release: Release | None = None,
 ) -> Rollout:
     """Begin to make `target` stable, by `plan` or the default one.
 
     A model without a stable version has nothing to compare with: its first version is switched to
-    as soon as it is warm.
+    as soon as it is warm. `overrides` are of `apps.rollouts.overrides.Override`; one that takes
+    other tensors than stable is switched to as well, as the two cannot share traffic.
 
     Raises:
-        Conflict: the model has a live rollout or experiment.
-        Invalid: the target is stable already, is of another model, or takes other inputs.
+        Conflict: the model has a live rollout or experiment, is frozen, or the target is in
+            quarantine.
+        Invalid: the target is stable already, is of another model, takes other inputs, or an
+            override does not exist.
     """
     model = RegisteredModel.objects.select_for_update(of=("self",)).get(pk=model.pk)
+    asked = read_overrides(overrides)
     _check_target(model, target)
+    require_not_frozen(model, asked, now)
+    require_not_quarantined(target, asked)
+    draft = Draft(model, target, actor, now, overrides=asked, retry_of=retry_of, release=release)
     if model.stable is None:
-        return _create(Rollout.Kind.FIRST, model, target, None, None, actor, now)
+        return _create(Rollout.Kind.FIRST, draft)
+    if require_signature(model.stable, target, asked):
+        return _create(Rollout.Kind.SWITCH, draft)
     plan = plan or default_plan()
     document = document_of(plan)
     check_plan(document)
-    return _create(Rollout.Kind.CANARY, model, target, plan, document, actor, now)
+    return _create(Rollout.Kind.CANARY, replace(draft, plan=plan, document=document.as_followed()))
 
 
 def default_plan() -> Plan:
@@ -60,21 +80,53 @@ def default_plan() -> Plan:
 
 
 @transaction.atomic
-def rollback_model(
-    *, model: RegisteredModel, actor: Actor, now: datetime, reason: str = ""
+def retry_rollout(
+    *, rollout: Rollout, actor: Actor, now: datetime, overrides: Collection[str] = ()
 ) -> Rollout:
-    """Make the previous stable version stable again, at once and without steps.
+    """Start what ended without success once more: the same target, by the plan as it is now.
 
-    It is still loaded, so the table is published in this transaction, with no worker alive.
+    Raises:
+        Conflict: it is live or succeeded, and what `start_rollout` refuses.
+    """
+    if rollout.is_live or rollout.phase == Phase.SUCCEEDED:
+        raise Conflict(f"The rollout is {rollout.phase}; only one that did not succeed is retried")
+    return start_rollout(
+        model=rollout.model,
+        target=rollout.target,
+        plan=rollout.plan,
+        actor=actor,
+        now=now,
+        overrides=overrides,
+        retry_of=rollout,
+    )
+
+
+@transaction.atomic
+def rollback_model(
+    *,
+    model: RegisteredModel,
+    actor: Actor,
+    now: datetime,
+    reason: str = "",
+    to: ModelVersion | None = None,
+) -> Rollout:
+    """Make an earlier stable version stable again, at once and without steps.
+
+    Without `to` that is the version before, which is still loaded: then the table is published in
+    this transaction, with no worker alive. An older one is loaded first.
 
     Raises:
         Conflict: there is no previous version, or a rollout or experiment is live (abort it first).
+        Invalid: `to` was never stable, or is so now.
     """
     model = RegisteredModel.objects.select_for_update(of=("self",)).get(pk=model.pk)
-    if model.previous_stable is None:
+    target = to or model.previous_stable
+    if target is None:
         raise Conflict(f"{model.name} has no previous stable version to go back to")
-    target = model.previous_stable
-    rollout = _create(Rollout.Kind.ROLLBACK, model, target, None, None, actor, now, reason)
+    if to is not None:
+        _check_earlier(model, to)
+    draft = Draft(model, target, actor, now, reason=reason)
+    rollout = _create(Rollout.Kind.ROLLBACK, draft)
     deploy_version(version=target, actor=actor, now=now)
     move(rollout, Phase.PREPARING, rollout.reason, actor, now)
     tick_one(rollout.pk)
@@ -82,48 +134,55 @@ def rollback_model(
     return rollout
 
 
-def _check_target(model: RegisteredModel, target: ModelVersion) -> None:
+def earlier_versions(model: RegisteredModel) -> list[ModelVersion]:
+    """Return the versions that were stable before and are not now, the highest number first."""
+    succeeded = Rollout.objects.filter(model=model, phase=Phase.SUCCEEDED)
+    started_from = Rollout.objects.filter(model=model).exclude(baseline=None)
+    known = {*succeeded.values_list("target_id", flat=True)}
+    known.update(started_from.values_list("baseline_id", flat=True))
+    known.discard(model.stable_id)
+    return list(ModelVersion.objects.filter(pk__in=known).select_related("model"))
+
+
+def _check_earlier(model: RegisteredModel, target: ModelVersion) -> None:
     if target.model_id != model.pk:
         raise Invalid(f"{target} is not a version of {model.name}")
-    if model.stable is None:
-        return
-    if target.pk == model.stable.pk:
+    if target.pk == model.stable_id:
         raise Invalid(f"{target} is the stable version already")
-    difference = signature_difference(model.stable, target)
-    if difference:
+    earlier = earlier_versions(model)
+    if target not in earlier:
+        known = ", ".join(str(version.number) for version in earlier) or "none"
         raise Invalid(
-            f"{target} does not fit the requests that {model.stable} gets: {difference[0]}",
-            difference=difference,
+            f"{target} was never stable, so there is no going back to it; promote it by a plan. "
+            f"Stable before were: {known}"
         )
 
 
-def signature_difference(stable: ModelVersion, target: ModelVersion) -> list[str]:
-    """Return in words how the signatures differ; an empty list when they are the same."""
-    found = []
-    for side in ("inputs", "outputs"):
-        old = {item["name"]: item for item in stable.signature[side]}
-        new = {item["name"]: item for item in target.signature[side]}
-        found += [f"{side[:-1]} {name!r} is missing" for name in old if name not in new]
-        found += [f"{side[:-1]} {name!r} is new" for name in new if name not in old]
-        for name in old.keys() & new.keys():
-            before, after = (f"{t['datatype']} {t['shape']}" for t in (old[name], new[name]))
-            if before != after:
-                found.append(f"{side[:-1]} {name!r} was {before} and is {after}")
-    if stable.batched != target.batched:
-        found.append("one of them has a batch dimension and the other has none")
-    return sorted(found)
+def _check_target(model: RegisteredModel, target: ModelVersion) -> None:
+    if target.model_id != model.pk:
+        raise Invalid(f"{target} is not a version of {model.name}")
+    if target.pk == model.stable_id:
+        raise Invalid(f"{target} is the stable version already")
 
 
-def _create(
-    kind: Rollout.Kind,
-    model: RegisteredModel,
-    target: ModelVersion,
-    plan: Plan | None,
-    document: PlanDocument | None,
-    actor: Actor,
-    now: datetime,
-    reason: str = "",
-) -> Rollout:
+@dataclass(frozen=True)
+class Draft:
+    """What a rollout is made from. `document` is the plan as it will be followed."""
+
+    model: RegisteredModel
+    target: ModelVersion
+    actor: Actor
+    now: datetime
+    plan: Plan | None = None
+    document: PlanDocument | None = None
+    reason: str = ""
+    overrides: Sequence[str] = ()
+    retry_of: Rollout | None = None
+    release: Release | None = None
+
+
+def _create(kind: Rollout.Kind, draft: Draft) -> Rollout:
+    model, target, actor = draft.model, draft.target, draft.actor
     live = Rollout.objects.filter(model=model, phase__in=LIVE_PHASES).first()
     if live is not None:
         raise Conflict(
@@ -131,7 +190,9 @@ def _create(
             "abort it or let it end",
             rollout=str(live.pk),
         )
-    told = reason or f"{kind.label.lower()} of {target} started"
+    told = draft.reason or f"{kind.label.lower()} of {target} started"
+    if draft.overrides:
+        told += f" (overridden: {', '.join(draft.overrides)})"
     try:
         with transaction.atomic():
             rollout = Rollout.objects.create(
@@ -139,12 +200,15 @@ def _create(
                 model=model,
                 target=target,
                 baseline=model.stable,
-                plan=plan,
-                plan_document=to_json(document) if document else {},
+                plan=draft.plan,
+                plan_document=to_json(draft.document) if draft.document else {},
                 salt=secrets.token_hex(8),
+                overrides=list(draft.overrides),
+                retry_of=draft.retry_of,
+                release=draft.release,
                 reason=told,
                 started_by=actor.name,
-                started_at=now,
+                started_at=draft.now,
             )
     except IntegrityError:
         raise Conflict(f"{model.name} already has a live rollout") from None
@@ -156,7 +220,7 @@ def _create(
         to_state=Phase.PENDING,
         reason=told,
         actor=actor.name,
-        at=now,
+        at=draft.now,
         step_index=-1,
         weight_bp=0,
     )
@@ -166,11 +230,11 @@ def _create(
 
 def _locked(rollout: Rollout, revision: int | None) -> Rollout:
     """Return the row, locked. Raises Conflict when it is not what the caller saw."""
-    row = (
-        Rollout.objects.select_for_update(of=("self",))
-        .select_related("model", "target__model", "baseline__model")
-        .get(pk=rollout.pk)
-    )
+    rows = Rollout.objects.select_for_update(of=("self",))
+    if rollout.release_id is not None:
+        # All of a release, always in this order, so that two people never wait for each other.
+        list(rows.filter(release=rollout.release_id).order_by("pk"))
+    row = rows.select_related("model", "target__model", "baseline__model").get(pk=rollout.pk)
     if revision is not None and row.revision != revision:
         raise Conflict(
             f"The rollout has moved on meanwhile: it is {row.phase} ({row.reason})",
@@ -178,6 +242,17 @@ def _locked(rollout: Rollout, revision: int | None) -> Rollout:
             phase=row.phase,
         )
     return row
+
+
+def _together(row: Rollout, phases: Collection[Phase], done: str) -> list[Rollout]:
+    """Return the row with the others of its release. Raises Conflict unless all may be acted on."""
+    rows = [row, *companions(row)]
+    for each in rows:
+        if each.phase not in phases:
+            allowed = " or ".join(sorted(phases))
+            who = "The rollout" if each is row else f"{each.target} of the same release"
+            raise Conflict(f"{who} is {each.phase}; only a {allowed} one can be {done}")
+    return rows
 
 
 def _audit(rollout: Rollout, action: str, actor: Actor, before: str = "") -> None:
@@ -196,9 +271,9 @@ def pause_rollout(
 ) -> Rollout:
     """Stop the clock of a baking rollout; its weight and its guardrails stay."""
     row = _locked(rollout, revision)
-    before = row.phase
-    move(row, Phase.PAUSED, reason or "paused by hand", actor, now)
-    _audit(row, "paused", actor, before)
+    for each in _together(row, {Phase.BAKING}, "paused"):
+        move(each, Phase.PAUSED, reason or "paused by hand", actor, now)
+        _audit(each, "paused", actor, Phase.BAKING)
     return row
 
 
@@ -206,21 +281,18 @@ def pause_rollout(
 def resume_rollout(
     *, rollout: Rollout, actor: Actor, now: datetime, reason: str = "", revision: int | None = None
 ) -> Rollout:
-    """Let a paused rollout bake its step anew; the evidence so far stays."""
+    """Let a paused rollout bake its step anew; the evidence so far stays.
+
+    Of a release those that are paused go on.
+    """
     row = _locked(rollout, revision)
     if row.phase != Phase.PAUSED:
         raise Conflict(f"The rollout is {row.phase}; only a paused one can be resumed")
-    move(
-        row,
-        Phase.BAKING,
-        reason or "resumed by hand",
-        actor,
-        now,
-        step_due_at=None,
-        step_limit_at=None,
-        next_check_at=None,
-    )
-    _audit(row, "resumed", actor, Phase.PAUSED)
+    for each in (row, *companions(row)):
+        if each.phase == Phase.PAUSED:
+            stopped = {"step_due_at": None, "step_limit_at": None, "next_check_at": None}
+            move(each, Phase.BAKING, reason or "resumed by hand", actor, now, **stopped)
+            _audit(each, "resumed", actor, Phase.PAUSED)
     return row
 
 
@@ -250,14 +322,69 @@ def promote_now(
 ) -> Rollout:
     """Make the target stable without waiting for the rest of the plan."""
     row = _locked(rollout, revision)
-    if row.phase not in {Phase.BAKING, Phase.PAUSED}:
-        raise Conflict(f"The rollout is {row.phase}; only a baking or paused one can be promoted")
-    before = row.phase
-    switch_stable(row, reason or "promoted by hand", actor, now, None)
-    _audit(row, "promoted", actor, before)
+    for each in _together(row, {Phase.BAKING, Phase.PAUSED}, "promoted"):
+        before = each.phase
+        switch_stable(each, reason or "promoted by hand", actor, now, None)
+        _audit(each, "promoted", actor, before)
     return row
 
 
-def steps_of(rollout: Rollout) -> PlanDocument | None:
-    """Return the plan that the rollout follows; None for a first version or a rollback."""
-    return from_json(rollout.plan_document) if rollout.plan_document else None
+@transaction.atomic
+def skip_step(
+    *, rollout: Rollout, actor: Actor, now: datetime, reason: str = "", revision: int | None = None
+) -> Rollout:
+    """Go on to the next step without waiting for this one's checks.
+
+    Raises:
+        Conflict: it is neither baking nor paused, or this is the last step (promote it now).
+    """
+    row = _locked(rollout, revision)
+    together = _together(row, {Phase.BAKING, Phase.PAUSED}, "taken to its next step")
+    for each in together:
+        if each.step_index + 1 >= len(from_json(each.plan_document).steps):
+            raise Conflict(f"{each.target} is at its last step: promote it now, or let it bake")
+    for each in together:
+        before = each.phase
+        told = reason or f"step {each.step_index + 1} skipped by hand"
+        enter_step(each, each.step_index + 1, told, actor, now)
+        _audit(each, "step_skipped", actor, before)
+    return row
+
+
+@transaction.atomic
+def approve_step(
+    *, rollout: Rollout, actor: Actor, now: datetime, reason: str = "", revision: int | None = None
+) -> Rollout:
+    """Open the gate of the present step; it passes once its checks do.
+
+    The caller has made sure that `actor` has the role `gate_role(rollout)` on the model.
+
+    Raises:
+        Conflict: it is not baking, its step has no gate for a person, or somebody opened it.
+    """
+    row = _locked(rollout, revision)
+    if row.phase != Phase.BAKING:
+        raise Conflict(f"The rollout is {row.phase}; only a step that bakes can be approved")
+    if gate_role(row) is None:
+        raise Conflict(f"Step {row.step_index + 1} opens by itself; nobody has to approve it")
+    if row.approved_step == row.step_index:
+        raise Conflict(f"Step {row.step_index + 1} was approved already by {row.approved_by}")
+    move(
+        row,
+        Phase.BAKING,
+        reason or f"step {row.step_index + 1} approved",
+        actor,
+        now,
+        approved_step=row.step_index,
+        approved_by=actor.name,
+    )
+    _audit(row, "step_approved", actor, row.phase)
+    return row
+
+
+def gate_role(rollout: Rollout) -> Role | None:
+    """Return the role that may open the gate of the present step; None when it has none."""
+    if rollout.step_index < 0 or not rollout.plan_document:
+        return None
+    step = from_json(rollout.plan_document).steps[rollout.step_index]
+    return Role(step.gate_role) if step.gate == "person" else None

@@ -16,9 +16,10 @@ from apps.lib.validation import check_row
 from apps.models.audit import record_audit
 from apps.models.models import SERVING_SETTINGS, ModelVersion, RegisteredModel
 from apps.models.warmup import Request, check_warmup
+from apps.rollouts.candidates import check_plan_name
 from apps.rollouts.publication import publish_table
 
-SETTINGS = ("description", *SERVING_SETTINGS)
+SETTINGS = ("description", *SERVING_SETTINGS, "candidate_plan")
 
 
 @transaction.atomic
@@ -39,6 +40,7 @@ def change_settings(
     for name, value in changed.items():
         setattr(row, name, value)
     check_row(row, changed)
+    check_plan_name(row.candidate_plan)
     if row.max_queue_size < row.max_batch_size:
         raise Invalid(
             f"max_queue_size: {row.max_queue_size} rows may wait, fewer than one batch of "

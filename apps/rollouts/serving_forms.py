@@ -13,6 +13,7 @@ from django.core.exceptions import ValidationError
 
 from apps.models.models import NAME_RULE, ModelVersion, RegisteredModel, Tenant
 from apps.models.warmup import WARMUP_BYTES_MAX
+from apps.rollouts.candidates import plan_names
 from apps.rollouts.serving import SETTINGS
 from apps.rollouts.tenants import QUOTA
 
@@ -44,7 +45,10 @@ class SettingsForm(ModelFormOfSettings):
     class Meta:
         model = RegisteredModel
         fields = [name for name in SETTINGS if name != "cache_shared"]
-        widgets = {"description": forms.Textarea(attrs={"rows": 2})}
+        widgets = {
+            "description": forms.Textarea(attrs={"rows": 2}),
+            "candidate_plan": forms.Select(),
+        }
         labels = {
             "timeout_ms": "Timeout, ms",
             "max_batch_size": "Rows of a batch at most",
@@ -56,6 +60,7 @@ class SettingsForm(ModelFormOfSettings):
             "cache_ttl_s": "Cached answers live, s",
             "unit_header": "Header with the unit",
             "unit_parameter": "Request parameter with the unit",
+            "candidate_plan": "Candidates start a rollout by",
         }
         help_texts = {
             "timeout_ms": "A request that cannot be answered by then is refused.",
@@ -67,12 +72,17 @@ class SettingsForm(ModelFormOfSettings):
             "breaker_failures": "… so many failures send its traffic back to stable …",
             "breaker_open_ms": "… for so long, before it is tried again.",
             "cache_ttl_s": "Needed unless the cache is off.",
+            "candidate_plan": "Whenever the alias candidate moves, in MLflow or here.",
         }
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.instance.cache_ttl_s is not None:
             self.initial["cache"] = CACHE_SHARED if self.instance.cache_shared else CACHE_OWN
+        # The name that is set stays to be chosen, so that a plan renamed meanwhile shows.
+        names = {*plan_names(), self.instance.candidate_plan} - {""}
+        choices = [("", "None: nothing starts"), *((name, name) for name in sorted(names))]
+        self.fields["candidate_plan"].widget.choices = choices  # type: ignore[attr-defined]
 
     def clean(self) -> dict[str, Any]:
         data = super().clean() or self.cleaned_data

@@ -30,6 +30,7 @@ MODEL_COLUMNS = (
     "name",
     "stable__number",
     "live_split__document",
+    "live_split__shadow",
     *SERVING_SETTINGS,
 )
 VERSION_COLUMNS = (
@@ -90,6 +91,7 @@ def _model(row: Mapping[str, Any], versions: list[VersionSnapshot]) -> ModelSnap
         stable=row["stable__number"],
         versions=versions,
         split=row["live_split__document"] or {},
+        shadow=row["live_split__shadow"] or {},
         timeout_ms=row["timeout_ms"],
         batching=Batching(
             max_batch_size=row["max_batch_size"],

@@ -9,6 +9,7 @@ from django.db import transaction
 
 from apps.lib.actors import INTERLOCK
 from apps.lib.clock import database_now
+from apps.rollouts.candidates import start_candidates
 from apps.rollouts.models import IngestedBatch, PublishedTable, ShadowRow, TelemetryRow
 from apps.rollouts.publication import publish_table
 from apps.rollouts.retirement import retire_versions
@@ -33,6 +34,11 @@ def publish_drift() -> int:
     """
     with transaction.atomic():
         return publish_table(reason="reconciled", actor=INTERLOCK, now=database_now())
+
+
+@shared_task(name="rollouts.start_candidates")
+def start_candidates_task() -> None:
+    start_candidates()
 
 
 @shared_task(name="rollouts.prune")

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
-from apps.rollouts.decisions import Action, Decision, StepClock, decide_step
+from apps.rollouts.check_kinds import ERROR_RATE, CheckDocument
+from apps.rollouts.decisions import (
+    Action,
+    Answered,
+    Decision,
+    StepClock,
+    StepFacts,
+    decide_step,
+)
 from apps.rollouts.verdicts import CheckResult, Verdict
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -17,9 +26,22 @@ OVER = StepClock(NOW - 3 * MINUTE, NOW)
 HELD = sorted(set(Verdict) - {Verdict.PASS, Verdict.FAIL})
 
 
-def decide(clock: StepClock, *verdicts: str, requests: int = 10, least: int = 0) -> Decision:
-    results = [CheckResult(f"check-{v}", Verdict(v), f"it is {v}", {}) for v in verdicts]
-    return decide_step(results, clock=clock, now=NOW, requests=requests, requests_min=least)
+def decide(
+    clock: StepClock,
+    *verdicts: str,
+    requests: int = 10,
+    least: int = 0,
+    gate: str = "",
+    **check: Any,
+) -> Decision:
+    answers = [
+        Answered(
+            CheckDocument(check=ERROR_RATE, name=f"check-{v}", **check),
+            CheckResult(f"check-{v}", Verdict(v), f"it is {v}", {}),
+        )
+        for v in verdicts
+    ]
+    return decide_step(answers, StepFacts(clock, NOW, requests, least, gate))
 
 
 @pytest.mark.parametrize("clock", [BAKING, DUE, OVER])
@@ -50,3 +72,32 @@ def test_too_few_requests_hold_a_step_and_are_told() -> None:
 
 def test_a_step_without_checks_only_bakes() -> None:
     assert decide(DUE) == Decision(Action.ADVANCE, "no checks")
+
+
+@pytest.mark.parametrize("clock", [BAKING, DUE, OVER])
+def test_a_signal_that_fails_pauses(clock: StepClock) -> None:
+    decision = decide(clock, "fail", mode="signal")
+    assert decision == Decision(Action.PAUSE, "check-fail: it is fail")
+
+
+@pytest.mark.parametrize("verdict", sorted(Verdict))
+def test_a_dry_run_decides_nothing(verdict: str) -> None:
+    assert decide(DUE, verdict, mode="dry-run").action is Action.ADVANCE
+
+
+@pytest.mark.parametrize("verdict", HELD)
+@pytest.mark.parametrize("action", ["hold", "pause"])
+def test_an_undecided_verdict_leads_where_the_check_says_when_due(
+    verdict: str, action: str
+) -> None:
+    assert decide(BAKING, verdict, on={verdict: action}).action is Action.HOLD
+    assert decide(DUE, verdict, on={verdict: action}).action is Action(action)
+
+
+def test_an_inconclusive_check_may_be_told_to_roll_back() -> None:
+    assert decide(DUE, "inconclusive", on={"inconclusive": "roll back"}).action is Action.ROLL_BACK
+
+
+def test_a_gate_holds_what_has_passed_and_never_what_fails() -> None:
+    assert decide(OVER, "pass", gate="waits for anna").reason == "the checks pass; waits for anna"
+    assert decide(OVER, "fail", gate="waits for anna").action is Action.ROLL_BACK

@@ -29,13 +29,13 @@ def plan(*weights: int, checks: tuple[str, ...] = ("error-rate",), **fields: int
     ("weights", "told"),
     [
         ((), "has no steps"),
-        ((0,), "Step 1: its share must lie above 0"),
-        ((500, 10_001), "Step 2: its share must lie above 0"),
-        ((500, 500), "does not rise above the 5 %"),
-        ((2_500, 500), "share of 5 % does not rise above the 25 %"),
+        ((0,), "Step 1: the last step gives the target no traffic"),
+        ((500, 10_001), "Step 2: its share must lie between 0 and 100 %"),
+        ((-1, 500), "Step 1: its share must lie between 0 and 100 %"),
+        ((2_500, 500), "Step 2: its share of 5 % falls below the 25 % before it"),
     ],
 )
-def test_it_refuses_steps_that_do_not_rise(weights: tuple[int, ...], told: str) -> None:
+def test_it_refuses_steps_that_fall_or_lead_nowhere(weights: tuple[int, ...], told: str) -> None:
     with pytest.raises(Invalid, match=told):
         check_plan(plan(*weights))
 

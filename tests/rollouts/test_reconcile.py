@@ -15,7 +15,8 @@ from apps.rollouts import services
 from apps.rollouts.models import BreakerTripRecord, PublishedTable, Rollout
 from apps.rollouts.publication import record_report
 from apps.rollouts.states import LIVE_PHASES, Phase
-from apps.rollouts.tick import TRIP_SETTLES_IN, tick_rollouts
+from apps.rollouts.tick import tick_rollouts
+from apps.rollouts.trips import TRIP_SETTLES_IN
 from contract.messages import BreakerTrip, InstanceReport
 from contract.routing import RoutingTable, decode
 from tests.rollouts.factories import ANNA, make_baking, make_model, make_plan, send

@@ -30,6 +30,10 @@ class StepView:
     requests_min: int
     checks: tuple[str, ...]
     state: str = "next"
+    shadow_bp: int = 0
+    # Who may open the step's gate; empty when it opens by itself.
+    gate_role: str = ""
+    is_final_bake: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,10 @@ def steps_of_plan(plan: PlanDocument, at: int = -1, state: str = "now") -> list[
             weight_bp=step.weight_bp,
             bake_s=plan.bake_of(index).total_seconds(),
             requests_min=step.requests_min,
-            checks=step.checks,
+            checks=tuple(check.label for check in step.questions),
+            shadow_bp=step.shadow_bp,
+            gate_role=step.gate_role if step.gate == "person" else "",
+            is_final_bake=step.is_final_bake,
             state="done" if index < at else state if index == at else "next",
         )
         for index, step in enumerate(plan.steps)

@@ -13,10 +13,11 @@ from apps.lib.errors import InterlockError
 from apps.lib.pages import PageRequest, page
 from apps.models.access import actor_of, has_role, require_role
 from apps.models.models import Role
+from apps.rollouts.check_kinds import QUESTIONS
 from apps.rollouts.forms import PlanForm, StepForm, StepFormSet, make_step_forms
 from apps.rollouts.models import Plan
 from apps.rollouts.plan_store import save_plan
-from apps.rollouts.plans import CHECKS, DEFAULT_WEIGHTS_BP, StepDocument, document_of
+from apps.rollouts.plans import DEFAULT_WEIGHTS_BP, StepDocument, document_of
 from apps.rollouts.selectors.rollouts import steps_of_saved
 
 
@@ -38,7 +39,7 @@ def plan(request: PageRequest, pk: int) -> HttpResponse:
     context = {
         "plan": found,
         "steps": steps_of_saved(found),
-        "checks": CHECKS,
+        "checks": QUESTIONS,
         "alpha": found.alpha_ppm / 1_000_000,
         "time_scale": PlanForm.initial_of(found)["time_scale"],
         "rollouts": found.rollouts.select_related("model", "target", "baseline", "plan")[:10],
@@ -100,7 +101,7 @@ def _render_form(
         "plan": found,
         "form": form,
         "rows": rows,
-        "checks": CHECKS,
+        "checks": QUESTIONS,
         "refusal": refusal,
     }
     return render(request, "rollouts/plan_form.html", context, status=status)

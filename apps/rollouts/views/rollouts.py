@@ -17,7 +17,7 @@ from apps.lib.pages import PageRequest, attempt, page, render_live, stamp_of
 from apps.models.access import actor_of, has_role, require_role
 from apps.models.models import Role
 from apps.rollouts import charts, services
-from apps.rollouts.checks import ERROR_RATE, LATENCY
+from apps.rollouts.check_kinds import ERROR_RATE, LATENCY
 from apps.rollouts.forms import ActionForm, RolloutFilterForm
 from apps.rollouts.models import Rollout
 from apps.rollouts.selectors import rollouts as selectors

@@ -27,12 +27,12 @@ from apps.models.selectors import (
 from apps.rollouts import charts, services
 from apps.rollouts.forms import PromoteForm
 from apps.rollouts.models import Plan
+from apps.rollouts.overrides import signature_difference
 from apps.rollouts.selectors import serving
 from apps.rollouts.selectors.fleet import read_fleet
 from apps.rollouts.selectors.rollouts import rollouts_of, steps_of_saved
 from apps.rollouts.selectors.shadows import recent_shadows, shadows_stamp
 from apps.rollouts.selectors.telemetry import last_minute, minute_stamp, series
-from apps.rollouts.services import signature_difference
 
 HISTORY_MAX = 15
 
