@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from django.db.models import Q
@@ -17,10 +18,19 @@ from apps.lib.actors import INTERLOCK
 from apps.lib.clock import database_now
 from apps.lib.errors import Conflict, Unavailable
 from apps.models.models import Deployment
-from apps.models.repository import place_version, remove_version
+from apps.models.repository import (
+    PYTHON,
+    fall_back_to_python,
+    is_placed,
+    lacks_backend,
+    place_version,
+    placed_backend,
+    remove_version,
+)
 from apps.models.services import change_deployment
 from apps.models.states import DeploymentState as State
-from apps.models.triton import TritonRefused, endpoints_of
+from apps.models.triton import Endpoint, TritonRefused, endpoints_of
+from apps.models.warmup import Request
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +38,7 @@ LEASE = timedelta(seconds=300)
 PROBE_EVERY = timedelta(seconds=5)
 RETRY_AFTER = timedelta(seconds=2)
 WARMUP_REQUESTS = 3
+CANNOT_BE_PROBED = "cannot be probed"
 
 
 def reconcile_deployments() -> int:
@@ -79,32 +90,99 @@ def _say(deployment: Deployment, reason: str) -> None:
     Deployment.objects.filter(pk=deployment.pk, revision=deployment.revision).update(reason=reason)
 
 
+# --- every endpoint of a cluster -----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one action came to on the endpoints of a cluster."""
+
+    answered: list[Endpoint] = field(default_factory=list)
+    away: list[str] = field(default_factory=list)
+    refused: list[tuple[Endpoint, str]] = field(default_factory=list)
+
+    @property
+    def refusal(self) -> str:
+        """What was refused, in Triton's words; with which endpoint where there are several."""
+        if len(self.answered) + len(self.away) + len(self.refused) == 1:
+            return self.refused[0][1] if self.refused else ""
+        return "; ".join(f"{endpoint.url}: {told}" for endpoint, told in self.refused)
+
+    @property
+    def absence(self) -> str:
+        """Which endpoints cannot be reached."""
+        return "; ".join(self.away) or "the cluster has no endpoints"
+
+
+def _on_each(deployment: Deployment, action: Callable[[Endpoint], None]) -> Round:
+    """Do `action` on every endpoint, whatever becomes of it on another one."""
+    done = Round()
+    for endpoint in endpoints_of(deployment.cluster):
+        _extend_lease(deployment)
+        try:
+            action(endpoint)
+        except Unavailable as error:
+            done.away.append(error.message)
+        except TritonRefused as error:
+            done.refused.append((endpoint, error.message))
+        else:
+            done.answered.append(endpoint)
+    return done
+
+
+def _extend_lease(deployment: Deployment) -> None:
+    """Keep the lease: a large model takes minutes on each endpoint."""
+    if State(deployment.state) in STEPS:
+        _look_again(deployment, LEASE)
+
+
+# --- getting it ready ----------------------------------------------------------------------------
+
+
 def _load(deployment: Deployment) -> timedelta:
     try:
-        place_version(deployment.version, deployment.cluster)
-        for endpoint in endpoints_of(deployment.cluster):
-            endpoint.load(deployment.version)
+        done = _load_everywhere(deployment)
     except Unavailable as error:
         _say(deployment, f"waiting to load: {error.message}")
         return RETRY_AFTER
-    except TritonRefused as error:
-        return _fail(deployment, error.message)
+    if done.refused:
+        return _fail(deployment, done.refusal)
+    if done.away or not done.answered:
+        _say(deployment, f"waiting to load: {done.absence}")
+        return RETRY_AFTER
     change_deployment(deployment, State.WARMING, "loaded", INTERLOCK, database_now())
     return _warm(deployment)
 
 
+def _load_everywhere(deployment: Deployment) -> Round:
+    """Place the version where it is not, and have each endpoint load it. Raises Unavailable."""
+    version, cluster = deployment.version, deployment.cluster
+    if not is_placed(version, cluster):
+        place_version(version, cluster, placed_backend(version, cluster))
+    done = _on_each(deployment, lambda endpoint: endpoint.load(version))
+    without = [told for _, told in done.refused if lacks_backend(told)]
+    if without and fall_back_to_python(cluster, without[0]):
+        log.info("deployment.python_backend %s: %s", deployment, without[0])
+        place_version(version, cluster, PYTHON)
+        done = _on_each(deployment, lambda endpoint: endpoint.load(version))
+    return done
+
+
 def _warm(deployment: Deployment) -> timedelta:
     """Answer real requests on every endpoint before the first user's request gets there."""
-    requests = deployment.version.warmup or [None] * WARMUP_REQUESTS
-    try:
-        for endpoint in endpoints_of(deployment.cluster):
-            for request in requests:
-                endpoint.answer(deployment.version, request)
-    except Unavailable as error:
-        _say(deployment, f"waiting to warm up: {error.message}")
+    version = deployment.version
+    requests = version.warmup or [None] * WARMUP_REQUESTS
+
+    def answer(endpoint: Endpoint) -> None:
+        for request in requests:
+            endpoint.answer(version, request)
+
+    done = _on_each(deployment, answer)
+    if done.refused:
+        return _fail(deployment, f"warm-up failed: {done.refusal}")
+    if done.away or not done.answered:
+        _say(deployment, f"waiting to warm up: {done.absence}")
         return RETRY_AFTER
-    except TritonRefused as error:
-        return _fail(deployment, f"warm-up failed: {error.message}")
     change_deployment(
         deployment, State.READY, f"answered {len(requests)} requests", INTERLOCK, database_now()
     )
@@ -117,31 +195,70 @@ def _fail(deployment: Deployment, reason: str) -> timedelta:
     return RETRY_AFTER
 
 
+# --- keeping it ready ----------------------------------------------------------------------------
+
+
 def _probe(deployment: Deployment) -> timedelta:
-    """Ask a ready version for a prediction; heal it by unload and load where it does not answer."""
-    for endpoint in endpoints_of(deployment.cluster):
-        try:
-            endpoint.answer(deployment.version)
-        except Unavailable as error:
-            # A server that is away comes back with all it held; the data plane's breaker covers.
-            _say(deployment, f"cannot be probed: {error.message}")
-            return PROBE_EVERY
-        except TritonRefused as error:
-            log.warning("deployment.lost %s: %s", deployment, error.message)
-            _unload_quietly(deployment)
-            change_deployment(
-                deployment, State.LOADING, f"lost: {error.message}", INTERLOCK, database_now()
-            )
-            return timedelta(0)
+    """Ask a ready version for a prediction on each endpoint; heal it where it does not answer.
+
+    Where other endpoints answer, only the one that lost it is touched: users are being served by
+    those. A server that is away comes back with all it held; the data plane's breaker covers.
+    """
+    version = deployment.version
+    request = version.warmup[0] if version.warmup else None
+    done = _on_each(deployment, lambda endpoint: endpoint.answer(version, request))
+    if done.refused and not done.answered:
+        return _load_again(deployment, done)
+    told = [_heal(deployment, endpoint, why, request) for endpoint, why in done.refused]
+    if done.away:
+        told.append(f"{CANNOT_BE_PROBED}: {done.absence}")
+    if not told and not is_placed(version, deployment.cluster):
+        told.append(_renew(deployment))
+    if told or deployment.reason.startswith(CANNOT_BE_PROBED):
+        _say(deployment, "; ".join(told) or "answers on every endpoint again")
     return PROBE_EVERY
 
 
-def _unload_quietly(deployment: Deployment) -> None:
-    for endpoint in endpoints_of(deployment.cluster):
-        try:
-            endpoint.unload(deployment.version)
-        except (Unavailable, TritonRefused) as error:
-            log.info("deployment.unload %s: %s", deployment, error.message)
+def _load_again(deployment: Deployment, done: Round) -> timedelta:
+    log.warning("deployment.lost %s: %s", deployment, done.refusal)
+    for endpoint, _ in done.refused:
+        _unload_quietly(deployment, endpoint)
+    lost = f"lost: {done.refusal}"
+    change_deployment(deployment, State.LOADING, lost, INTERLOCK, database_now())
+    return timedelta(0)
+
+
+def _heal(deployment: Deployment, endpoint: Endpoint, why: str, request: Request | None) -> str:
+    """Load a version anew where it was lost; return what to tell about it."""
+    log.warning("deployment.lost %s on %s: %s", deployment, endpoint.url, why)
+    _extend_lease(deployment)
+    # A crashed process is replaced only if the version is unloaded first.
+    _unload_quietly(deployment, endpoint)
+    try:
+        endpoint.load(deployment.version)
+        endpoint.answer(deployment.version, request)
+    except (Unavailable, TritonRefused) as error:
+        return f"{CANNOT_BE_PROBED}: {endpoint.url} lost it ({why}): {error.message}"
+    return f"loaded again on {endpoint.url}, which had lost it: {why}"
+
+
+def _renew(deployment: Deployment) -> str:
+    """Take over a changed batch size or setting. Triton serves on while it loads the version anew,
+    and with what it had when it cannot."""
+    try:
+        done = _load_everywhere(deployment)
+    except Unavailable as error:
+        return f"serves as before: {error.message}"
+    if done.refused or done.away:
+        return f"serves as before: {done.refusal or done.absence}"
+    return "loaded with its changed configuration"
+
+
+def _unload_quietly(deployment: Deployment, endpoint: Endpoint) -> None:
+    try:
+        endpoint.unload(deployment.version)
+    except (Unavailable, TritonRefused) as error:
+        log.info("deployment.unload %s: %s", deployment, error.message)
 
 
 def unload_deployment(deployment: Deployment) -> bool:
@@ -149,18 +266,32 @@ def unload_deployment(deployment: Deployment) -> bool:
 
     The caller has made sure that no live instance routes to it any more.
     """
+    gone = []
+
+    def unload(endpoint: Endpoint) -> None:
+        if not endpoint.is_unloaded(deployment.version):
+            # Somebody may have placed it again since the caller looked.
+            _check_unchanged(deployment)
+            endpoint.unload(deployment.version)
+        gone.append(endpoint.is_unloaded(deployment.version))
+
     try:
-        for endpoint in endpoints_of(deployment.cluster):
-            if not endpoint.is_unloaded(deployment.version):
-                endpoint.unload(deployment.version)
-                if not endpoint.is_unloaded(deployment.version):
-                    return False
-    except (Unavailable, TritonRefused) as error:
-        _say(deployment, f"waiting to unload: {error.message}")
+        done = _on_each(deployment, unload)
+    except Conflict:
+        return False
+    if done.refused or done.away:
+        _say(deployment, f"waiting to unload: {done.refusal or done.absence}")
+        return False
+    if not all(gone):
         return False
     remove_version(deployment.version, deployment.cluster)
     change_deployment(deployment, State.ABSENT, "unloaded", INTERLOCK, database_now())
     return True
+
+
+def _check_unchanged(deployment: Deployment) -> None:
+    if not Deployment.objects.filter(pk=deployment.pk, revision=deployment.revision).exists():
+        raise Conflict(f"{deployment} changed meanwhile")
 
 
 STEPS: dict[State, Callable[[Deployment], timedelta]] = {

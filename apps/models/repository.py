@@ -8,12 +8,13 @@ Triton's API does not list backends, so the first load tells and a file here rem
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import tempfile
 import time
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -184,8 +185,15 @@ def render_config(version: ModelVersion, backend: str = PYTHON) -> str:
         DYNAMIC_BATCHING,
         *_warmup(version),
         f"version_policy {{ specific {{ versions: [ {version.number} ] }} }}",
+        # A new wrapper is placed again like a new configuration.
+        *([f"# {RUNTIME.name} {_runtime_digest()}"] if backend == PYTHON else []),
     ]
     return "\n".join(lines) + "\n"
+
+
+@cache
+def _runtime_digest() -> str:
+    return hashlib.sha256(RUNTIME.read_bytes()).hexdigest()[:16]
 
 
 # The data plane has made batches already, and has waited for them to fill: so there is no delay and

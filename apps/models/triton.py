@@ -98,7 +98,7 @@ class Endpoint:
             message = str(error.message())
             if error.status() in NOT_REACHED:
                 raise Unavailable(f"{self.url} does not answer: {message}") from error
-            raise TritonRefused(message) from error
+            raise TritonRefused(message.strip()) from error
         except (OSError, ValueError) as error:
             raise Unavailable(f"{self.url} does not answer: {error}") from error
         finally:
