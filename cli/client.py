@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import uuid
+from pathlib import Path
 from typing import Any
 
 import httpx
 
+TIMEOUT_S = 30.0
 EXIT_OK = 0
 EXIT_REFUSED_BY_VERDICT = 1
 EXIT_BAD_REQUEST = 2
@@ -31,7 +33,7 @@ class Client:
         self._http = httpx.Client(
             base_url=f"{base_url.rstrip('/')}/api/v1/",
             headers={"Authorization": f"Bearer {token}"},
-            timeout=30.0,
+            timeout=TIMEOUT_S,
             transport=transport,
         )
 
@@ -39,19 +41,32 @@ class Client:
         """Return the JSON of a GET. Raises ApiError."""
         return self._send("GET", path, params=params)
 
-    def post(self, path: str, body: dict[str, Any] | None = None) -> Any:
+    def post(
+        self, path: str, body: dict[str, Any] | None = None, *, timeout_s: float = TIMEOUT_S
+    ) -> Any:
         """Return the JSON of a POST, sent once more with the same key when the line broke.
 
         Raises:
             ApiError: the request was refused, or nobody answered.
         """
+        return self._post(path, json=body or {}, timeout=timeout_s)
+
+    def upload(self, path: str, file: Path, fields: dict[str, str], *, timeout_s: float) -> Any:
+        """Return the JSON of a POST of a form with a file, repeated as `post` does."""
+
+        with file.open("rb") as content:
+            # The fields come first: the server stops reading at a file that is too large.
+            files = {"file": (file.name, content, "application/octet-stream")}
+            return self._post(path, data=fields, files=files, timeout=timeout_s)
+
+    def _post(self, path: str, **options: Any) -> Any:
         headers = {"Idempotency-Key": str(uuid.uuid4())}
         try:
-            return self._send("POST", path, json=body or {}, headers=headers)
+            return self._send("POST", path, headers=headers, **options)
         except ApiError as error:
             if error.exit_code != EXIT_UNREACHABLE:
                 raise
-            return self._send("POST", path, json=body or {}, headers=headers)
+            return self._send("POST", path, headers=headers, **options)
 
     def change(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         """Return the JSON of a PATCH, PUT or DELETE, which may be repeated. Raises ApiError."""

@@ -25,6 +25,7 @@ from cli.client import (
 )
 from cli.show import show_json, show_rows
 from cli.tenants import add_keys, add_tenants
+from cli.versions import add_versions
 
 Command = Callable[[Client, argparse.Namespace], int]
 POLL_S = 1.0
@@ -73,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, told in ACTIONS.items():
         _add(commands, name, _act(name), told, "rollout").add_argument("--reason", default="")
     _add(commands, "results", results, "print an experiment's results", "experiment")
+    add_versions(commands)
     add_tenants(commands)
     add_keys(commands)
     return parser

@@ -60,7 +60,9 @@ def items(name: str, default: str = "") -> list[str]:
 def public_url(name: str, default: str) -> str:
     """Return a URL to show to people, without a slash at its end or a password in it."""
     url = urlsplit((os.environ.get(name) or default).rstrip("/"))
-    if url.scheme not in {"http", "https", ""}:
+    if url.scheme not in {"http", "https"}:
+        if not os.environ.get(name):
+            return ""
         raise SettingError(f"{name} is {url.geturl()!r}; it takes an http: or https: URL")
     return url._replace(netloc=url.netloc.rpartition("@")[2]).geturl()
 

@@ -18,6 +18,7 @@ from django.utils import timezone
 from controlplane.models import IdempotencyRecord
 
 PREFIX = "/api/v1/"
+MULTIPART = "multipart/form-data"
 KEY_LENGTH_MAX = 200
 KEPT = timedelta(days=1)
 CLAIM_LAPSES = timedelta(seconds=60)
@@ -34,19 +35,24 @@ class IdempotencyMiddleware:
             return self.get_response(request)
         if len(key) > KEY_LENGTH_MAX:
             return _refuse(400, f"An Idempotency-Key has at most {KEY_LENGTH_MAX} characters.")
-        now = timezone.now()
-        record, claimed = _claim(request, key, now)
+        digest = _digest(request)
+        record, claimed = _claim(request, key, digest, timezone.now())
         if not claimed:
-            return _repeat(record, _digest(request))
+            return _repeat(record, digest)
         return _keep(record, self.get_response(request))
 
 
 def _digest(request: HttpRequest) -> str:
     text = f"{request.method} {request.get_full_path()}\n".encode()
+    if request.content_type == MULTIPART:
+        # An upload is streamed to disk once its sender is known: here only its length is.
+        return hashlib.sha256(text + request.headers.get("Content-Length", "").encode()).hexdigest()
     return hashlib.sha256(text + request.body).hexdigest()
 
 
-def _claim(request: HttpRequest, key: str, now: datetime) -> tuple[IdempotencyRecord, bool]:
+def _claim(
+    request: HttpRequest, key: str, digest: str, now: datetime
+) -> tuple[IdempotencyRecord, bool]:
     """Return the record of this caller's key, and whether this request is the first to use it."""
     credentials = request.headers.get("Authorization") or request.COOKIES.get("sessionid", "")
     caller = hashlib.sha256(credentials.encode()).hexdigest()
@@ -58,7 +64,7 @@ def _claim(request: HttpRequest, key: str, now: datetime) -> tuple[IdempotencyRe
     try:
         with transaction.atomic():
             record = IdempotencyRecord.objects.create(
-                caller=caller, key=key, request_digest=_digest(request), at=now
+                caller=caller, key=key, request_digest=digest, at=now
             )
         return record, True
     except IntegrityError:
@@ -89,8 +95,10 @@ def _keep(record: IdempotencyRecord, response: HttpResponseBase) -> HttpResponse
         record.delete()
         return response
     kept = _refuse(409, SHOWN_ONCE) if _is_secret(response) else response
-    record.status, record.body = kept.status_code, kept.content
-    record.save(update_fields=["status", "body"])
+    # By query: the claim of a request that took long may have lapsed, and be another's.
+    IdempotencyRecord.objects.filter(pk=record.pk).update(
+        status=kept.status_code, body=kept.content
+    )
     return response
 
 

@@ -116,8 +116,6 @@ REGISTER_DIR = env.text("INTERLOCK_REGISTER_DIR", "")
 # … and from an https: URI at these hosts (host or host:port).
 REGISTER_HOSTS = [host.lower() for host in env.items("INTERLOCK_REGISTER_HOSTS")]
 FILE_UPLOAD_HANDLERS = ["apps.models.uploads.ArtifactUploadHandler"]
-# Beside the artifacts, so that keeping an upload is a rename.
-FILE_UPLOAD_TEMP_DIR = ARTIFACT_DIR / ".uploads"
 # An instance that has not reported for so long is not live: its ack is not waited for.
 INSTANCE_LIVE_S = env.integer("INTERLOCK_INSTANCE_LIVE_S", 10, at_least=3)
 # One that went silent without saying that it stops holds rollouts for so long.

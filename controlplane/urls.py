@@ -7,6 +7,7 @@ from django.contrib.auth import views as auth
 from django.urls import URLPattern, URLResolver, include, path
 from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerView
 
+from apps.models.registration_api import MlflowWebhookView
 from apps.rollouts import dataplane_api
 from apps.rollouts.serving_api import ServingPolicyView
 from controlplane import health
@@ -23,6 +24,7 @@ urlpatterns: list[URLPattern | URLResolver] = [
     # A namespace, or the API's names would hide the pages': both have a model-list.
     path("api/v1/", include((router.urls, "api"))),
     path("api/v1/serving-policy/", ServingPolicyView.as_view()),
+    path("api/v1/registry-webhooks/mlflow", MlflowWebhookView.as_view(), name="mlflow-webhook"),
     path("api/schema/", SpectacularAPIView.as_view(), name="schema"),
     path("api/docs/", SpectacularSwaggerView.as_view(url_name="schema"), name="api-docs"),
     path("api/dataplane/v1/routing-table", dataplane_api.routing_table, name="routing-table"),

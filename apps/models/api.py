@@ -9,6 +9,7 @@ from django.shortcuts import get_object_or_404
 from drf_spectacular.utils import OpenApiParameter, extend_schema
 from rest_framework import mixins
 from rest_framework.decorators import action
+from rest_framework.parsers import JSONParser, MultiPartParser
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.routers import BaseRouter
@@ -18,11 +19,15 @@ from apps.lib.clock import database_now
 from apps.lib.errors import Conflict, NotFound
 from apps.models.access import actor_of, require_role
 from apps.models.models import Deployment, ModelVersion, RefusedImport, RegisteredModel, Role
+from apps.models.registration_api import ALIAS, drop_alias, register_version, set_alias
 from apps.models.registry import sync_registry
 from apps.models.serializers import (
+    AliasSerializer,
     ModelSerializer,
+    ReferenceSerializer,
     RefusedImportSerializer,
     SyncReportSerializer,
+    UploadSerializer,
     VersionSerializer,
 )
 from apps.models.services import deploy_version, retry_deployment
@@ -50,12 +55,46 @@ class ModelViewSet(
     lookup_value_regex = "[^/]+"
 
     @extend_schema(responses=VersionSerializer(many=True))
-    @action(detail=True)
+    @action(detail=True, parser_classes=[JSONParser, MultiPartParser])
     def versions(self, request: Request, name: str) -> Response:
         """The model's versions, the newest first."""
         rows = _versions().filter(model=self.get_object())
         page = cast(list[ModelVersion], self.paginate_queryset(cast(Any, rows)))
         return self.get_paginated_response(VersionSerializer(page, many=True).data)
+
+    @extend_schema(
+        request={"multipart/form-data": UploadSerializer, "application/json": ReferenceSerializer},
+        responses={201: VersionSerializer},
+    )
+    @versions.mapping.post
+    def register_version(self, request: Request, name: str) -> Response:
+        """Register a version: an ONNX file as multipart form, or JSON with the URI of one.
+
+        The model is made with its first version. Metrics, parameters and the like may come with it.
+        The same file with the same metadata is refused with 409 and the number that it has.
+        """
+        version = register_version(request, name)
+        row = _versions().get(pk=version.pk)
+        return Response(VersionSerializer(row).data, status=201)
+
+    @extend_schema(responses=AliasSerializer(many=True))
+    @action(detail=True, pagination_class=None)
+    def aliases(self, request: Request, name: str) -> Response:
+        """The model's aliases. `is_pending`: MLflow does not have it yet."""
+        rows = self.get_object().aliases.select_related("version")
+        return Response(AliasSerializer(rows, many=True).data)
+
+    @extend_schema(parameters=[ALIAS], request=AliasSerializer, responses=AliasSerializer)
+    @action(detail=True, methods=["put"], url_path="aliases/(?P<alias>[^/]+)", url_name="alias")
+    def alias(self, request: Request, name: str, alias: str) -> Response:
+        """Move an alias other than champion, here at once and in MLflow soon after."""
+        return set_alias(request, self.get_object(), alias)
+
+    @extend_schema(parameters=[ALIAS], request=None, responses={204: None})
+    @alias.mapping.delete
+    def drop_alias(self, request: Request, name: str, alias: str) -> Response:
+        """Take an alias away, in MLflow and here; 503 while MLflow does not answer."""
+        return drop_alias(request, self.get_object(), alias)
 
     @extend_schema(parameters=[NUMBER], responses=VersionSerializer)
     @action(detail=True, url_path=r"versions/(?P<number>\d+)", url_name="version")

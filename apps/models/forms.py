@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 from django import forms
+from django.core.exceptions import ValidationError
+
+from apps.models.metadata import Metadata
+from apps.models.models import NAME_PATTERN, NAME_RULE
+from apps.models.warmup import WARMUP_BYTES_MAX
 
 CHART_SPANS = {"15": "15 minutes", "60": "1 hour", "360": "6 hours"}
 
@@ -11,3 +19,101 @@ class ChartSpanForm(forms.Form):
     """How far back a model's charts go, in minutes."""
 
     span = forms.ChoiceField(choices=list(CHART_SPANS.items()))
+
+
+class RegisterForm(forms.Form):
+    """A version to register: what it is called, what is known of it, and its file or URI.
+
+    The file comes last: when it is too large, all else has been read by then.
+    """
+
+    model = forms.RegexField(
+        NAME_PATTERN,
+        max_length=100,
+        help_text="An existing one, or a new one: its first version makes it.",
+        error_messages={"invalid": f"A name has {NAME_RULE}."},
+    )
+    semantic_tag = forms.CharField(
+        required=False, max_length=50, label="Semantic tag", help_text="Such as v1.2.3."
+    )
+    description = forms.CharField(required=False, widget=forms.Textarea(attrs={"rows": 2}))
+    metrics = forms.CharField(
+        required=False,
+        label="Training metrics",
+        widget=forms.Textarea(attrs={"rows": 3, "class": "mono", "spellcheck": "false"}),
+        help_text="A line each: accuracy=0.97",
+    )
+    parameters = forms.CharField(
+        required=False,
+        label="Hyper-parameters",
+        widget=forms.Textarea(attrs={"rows": 3, "class": "mono", "spellcheck": "false"}),
+        help_text="A line each: C=1.0",
+    )
+    dataset_digest = forms.CharField(required=False, max_length=200, label="Dataset digest")
+    run_url = forms.CharField(
+        required=False, max_length=1_000, label="Page of the run", help_text="Of a CI job, say."
+    )
+    warmup = forms.CharField(
+        required=False,
+        max_length=4 * WARMUP_BYTES_MAX,
+        label="Warm-up requests",
+        widget=forms.Textarea(attrs={"rows": 3, "class": "mono", "spellcheck": "false"}),
+        help_text="JSON: a list of requests, each a list of inputs with name, datatype, shape and "
+        "data. Empty: one request of zeros.",
+    )
+    uri = forms.CharField(
+        required=False,
+        max_length=1_000,
+        label="URI",
+        help_text="Instead of a file: models:/NAME/NUMBER or runs:/RUN/PATH of MLflow, say.",
+    )
+    file = forms.FileField(
+        required=False,
+        label="ONNX file",
+        widget=forms.ClearableFileInput(attrs={"accept": ".onnx"}),
+    )
+
+    def clean_metrics(self) -> dict[str, Any] | None:
+        said = _lines(self.cleaned_data["metrics"])
+        try:
+            return {name: float(value) for name, value in said.items()} or None
+        except ValueError as error:
+            raise ValidationError(f"This is not a number: {error}") from error
+
+    def clean_parameters(self) -> dict[str, str] | None:
+        return _lines(self.cleaned_data["parameters"]) or None
+
+    def clean_warmup(self) -> Any:
+        text = self.cleaned_data["warmup"].strip()
+        try:
+            return json.loads(text) if text else None
+        except (ValueError, RecursionError) as error:
+            raise ValidationError(f"This is not JSON: {error}") from error
+
+    def clean(self) -> dict[str, Any]:
+        data = super().clean() or self.cleaned_data
+        if bool(data.get("uri")) == bool(data.get("file")) and not self.errors:
+            raise ValidationError("Choose a file, or give a URI.")
+        return data
+
+    def metadata(self) -> Metadata:
+        names = ("metrics", "parameters", "dataset_digest", "semantic_tag", "description")
+        said = {name: self.cleaned_data[name] or None for name in (*names, "run_url")}
+        return Metadata(**said, warmup=self.cleaned_data["warmup"])
+
+
+def _lines(text: str) -> dict[str, str]:
+    """Read `name=value` lines. Raises ValidationError for one that is none."""
+    found: dict[str, str] = {}
+    for line in filter(None, (line.strip() for line in text.splitlines())):
+        name, separator, value = line.partition("=")
+        if not separator or not name.strip():
+            raise ValidationError(f"A line is name=value; this is not: {line[:100]}")
+        found[name.strip()] = value.strip()
+    return found
+
+
+class AliasForm(forms.Form):
+    """An alias for a version; whether there may be such a one is the service's to say."""
+
+    alias = forms.CharField(max_length=100, label="Alias")

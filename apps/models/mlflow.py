@@ -22,6 +22,9 @@ from apps.lib.errors import InterlockError, Invalid, NotFound, Unavailable
 API = "/api/2.0/mlflow"
 ARTIFACTS = "/api/2.0/mlflow-artifacts/artifacts"
 PAGE = 200
+ONNX_SUFFIX = ".onnx"
+# What MLflow's answers mean; every other failure may pass.
+PROBLEMS: dict[int, type[InterlockError]] = {400: Invalid, 404: NotFound}
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class RegistryVersion:
     created_at_ms: int
     tags: dict[str, str]
     is_ready: bool
+    user: str = ""
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,15 @@ class RegistryModel:
 
 
 @dataclass(frozen=True)
+class LoggedModel:
+    """A model that a run logged, registered or not."""
+
+    name: str
+    run_id: str
+    artifact_root: str
+
+
+@dataclass(frozen=True)
 class TrainingRun:
     """What a run recorded: each metric's last value, parameters, the training data's digest."""
 
@@ -53,6 +66,8 @@ class TrainingRun:
     metrics: dict[str, float] = field(default_factory=dict)
     parameters: dict[str, str] = field(default_factory=dict)
     dataset_digest: str = ""
+    artifact_root: str = ""
+    logged_model_ids: tuple[str, ...] = ()
 
 
 class MlflowClient:
@@ -80,16 +95,30 @@ class MlflowClient:
     def versions(self) -> Iterator[RegistryVersion]:
         """Yield every version of every model."""
         for item in self._pages("/model-versions/search", "model_versions"):
-            yield RegistryVersion(
-                name=item["name"],
-                number=int(item["version"]),
-                run_id=item.get("run_id", ""),
-                source=item.get("source", ""),
-                description=item.get("description", ""),
-                created_at_ms=int(item["creation_timestamp"]),
-                tags={tag["key"]: tag["value"] for tag in item.get("tags", [])},
-                is_ready=item.get("status", "READY") == "READY",
-            )
+            yield _version(item)
+
+    def version(self, name: str, named: str) -> RegistryVersion:
+        """Return a version by number or alias. Raises NotFound."""
+        if named.isdecimal():
+            path, asked = "/model-versions/get", {"name": name, "version": named}
+        else:
+            path, asked = "/registered-models/alias", {"name": name, "alias": named}
+        return _version(self._get(f"{API}{path}", asked)["model_version"])
+
+    def set_alias(self, name: str, alias: str, number: int) -> None:
+        """Make `alias` name a version. Raises NotFound when the registry has no such version."""
+        body = {"name": name, "alias": alias, "version": str(number)}
+        self._send("POST", f"{API}/registered-models/alias", json=body)
+
+    def delete_alias(self, name: str, alias: str) -> None:
+        body = {"name": name, "alias": alias}
+        self._send("DELETE", f"{API}/registered-models/alias", json=body)
+
+    def logged_model(self, model_id: str) -> LoggedModel:
+        """Return a model that a run logged, by its id (`m-…`). Raises NotFound."""
+        answer = self._get(f"{API}/logged-models/{quote(model_id, safe='')}", {})
+        info = answer["model"]["info"]
+        return LoggedModel(info["name"], info.get("source_run_id", ""), info["artifact_uri"])
 
     def run(self, run_id: str) -> TrainingRun:
         """Return what run `run_id` recorded; an empty run when it was deleted or is unknown."""
@@ -99,6 +128,7 @@ class MlflowClient:
             return TrainingRun()
         data = run.get("data", {})
         inputs = run.get("inputs", {}).get("dataset_inputs", [])
+        outputs = run.get("outputs", {}).get("model_outputs", [])
         return TrainingRun(
             user=run.get("info", {}).get("user_id", ""),
             metrics=_finite({m["key"]: m["value"] for m in data.get("metrics", [])}),
@@ -106,6 +136,8 @@ class MlflowClient:
             dataset_digest=", ".join(
                 f"{item['dataset']['name']}:{item['dataset']['digest']}" for item in inputs
             )[:200],
+            artifact_root=run.get("info", {}).get("artifact_uri", ""),
+            logged_model_ids=tuple(item["model_id"] for item in outputs),
         )
 
     def artifact_root(self, name: str, number: int) -> str:
@@ -116,9 +148,10 @@ class MlflowClient:
         return str(answer["artifact_uri"])
 
     def download(self, root: str, directory: Path, bytes_max: int) -> None:
-        """Copy the files directly under `root` into `directory`.
+        """Copy the files directly under `root`, or the one file that it names, into `directory`.
 
         Raises:
+            NotFound: there is nothing.
             Invalid: the artifact store cannot be read from here, or holds more than `bytes_max`.
         """
         parts = urlsplit(root)
@@ -131,8 +164,15 @@ class MlflowClient:
                 "tracking server with --serve-artifacts"
             )
         prefix = parts.path.strip("/")
+        if prefix.endswith(ONNX_SUFFIX):
+            name = PurePosixPath(prefix).name
+            self._fetch(f"{ARTIFACTS}/{quote(prefix)}", directory / name, bytes_max)
+            return
         left = bytes_max
-        for item in self._get(ARTIFACTS, {"path": prefix}).get("files", []):
+        files = self._get(ARTIFACTS, {"path": prefix}).get("files", [])
+        if not files:
+            raise NotFound(f"MLflow has no artifacts at {root}")
+        for item in files:
             if item.get("is_dir"):
                 continue
             name = PurePosixPath(item["path"]).name
@@ -173,8 +213,11 @@ class MlflowClient:
                 return
 
     def _get(self, path: str, params: dict[str, Any]) -> dict[str, Any]:
+        return self._send("GET", path, params=params)
+
+    def _send(self, method: str, path: str, **options: Any) -> dict[str, Any]:
         try:
-            response = self._http.get(path, params=params)
+            response = self._http.request(method, path, **options)
             self._raise_for(response)
             body: dict[str, Any] = response.json()
         except httpx.HTTPError as error:
@@ -189,8 +232,22 @@ class MlflowClient:
             return
         response.read()
         text = re.sub(r"\s+", " ", response.text)[:300]
-        problem: type[InterlockError] = NotFound if response.status_code == 404 else Unavailable
+        problem = PROBLEMS.get(response.status_code, Unavailable)
         raise problem(f"MLflow answered {response.status_code}: {text}")
+
+
+def _version(item: dict[str, Any]) -> RegistryVersion:
+    return RegistryVersion(
+        name=item["name"],
+        number=int(item["version"]),
+        run_id=item.get("run_id", ""),
+        source=item.get("source", ""),
+        description=item.get("description", ""),
+        created_at_ms=int(item["creation_timestamp"]),
+        tags={tag["key"]: tag["value"] for tag in item.get("tags", [])},
+        is_ready=item.get("status", "READY") == "READY",
+        user=item.get("user_id", ""),
+    )
 
 
 def _finite(metrics: dict[str, Any]) -> dict[str, float]:

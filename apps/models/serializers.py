@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
+from apps.models.links import registry_url, run_url
+from apps.models.metadata import Metadata
 from apps.models.models import (
     SERVING_SETTINGS,
+    Alias,
     ApiKey,
     Deployment,
     ModelVersion,
@@ -30,12 +34,16 @@ class VersionSerializer(serializers.ModelSerializer[ModelVersion]):
     model = serializers.CharField(source="model.name")
     aliases = serializers.SlugRelatedField[Any](slug_field="name", many=True, read_only=True)
     deployments = DeploymentSerializer(many=True, read_only=True)
+    run_url = serializers.SerializerMethodField(help_text="The page of the run that made it.")
+    registry_url = serializers.SerializerMethodField(help_text="Its page in MLflow's registry.")
 
     class Meta:
         model = ModelVersion
         fields = [
             "model",
             "number",
+            "source",
+            "registry_number",
             "semantic_tag",
             "description",
             "aliases",
@@ -47,13 +55,83 @@ class VersionSerializer(serializers.ModelSerializer[ModelVersion]):
             "tags",
             "dataset_digest",
             "run_id",
+            "run_url",
+            "registry_url",
             "artifact_uri",
             "artifact_sha256",
             "artifact_bytes",
             "created_by",
             "created_at",
+            "imported_at",
             "deployments",
         ]
+
+    def get_run_url(self, version: ModelVersion) -> str:
+        return run_url(version)
+
+    def get_registry_url(self, version: ModelVersion) -> str:
+        return registry_url(version)
+
+
+@extend_schema_field({"type": "object", "additionalProperties": {"type": "number"}})
+class MetricsField(serializers.JSONField):
+    pass
+
+
+@extend_schema_field({"type": "object", "additionalProperties": {"type": "string"}})
+class ParametersField(serializers.JSONField):
+    pass
+
+
+@extend_schema_field({"type": "array", "items": {"type": "array", "items": {"type": "object"}}})
+class WarmupField(serializers.JSONField):
+    pass
+
+
+class MetadataSerializer(serializers.Serializer[Any]):
+    """What is known of a version; in a multipart form the objects and lists are JSON texts.
+
+    Limits are those of `apps.models.metadata`, which says what is wrong.
+    """
+
+    metrics = MetricsField(required=False)
+    parameters = ParametersField(required=False)
+    dataset_digest = serializers.CharField(required=False, allow_blank=True)
+    semantic_tag = serializers.CharField(required=False, allow_blank=True, help_text="As v1.2.3.")
+    description = serializers.CharField(required=False, allow_blank=True)
+    run_url = serializers.CharField(
+        required=False, allow_blank=True, help_text="A page about the run: a CI job, say."
+    )
+    warmup = WarmupField(required=False, help_text="Requests as the warm-up endpoint takes them.")
+
+    def metadata(self) -> Metadata:
+        return Metadata(**{name: self.validated_data.get(name) for name in METADATA})
+
+
+METADATA = tuple(MetadataSerializer().fields)
+
+
+class UploadSerializer(MetadataSerializer):
+    """An ONNX file, streamed to disk; beyond INTERLOCK_ARTIFACT_BYTES_MAX the answer is 413."""
+
+    file = serializers.FileField()
+
+
+class ReferenceSerializer(MetadataSerializer):
+    uri = serializers.CharField(
+        max_length=1_000,
+        help_text="models:/NAME/NUMBER, models:/NAME@ALIAS, models:/ID, runs:/RUN/PATH or "
+        "mlflow-artifacts:/PATH of the configured MLflow; file: and https: where they are allowed.",
+    )
+
+
+class AliasSerializer(serializers.ModelSerializer[Alias]):
+    version = serializers.IntegerField(source="version.number", min_value=1)
+
+    class Meta:
+        model = Alias
+        fields = ["name", "version", "is_pending", "changed_at"]
+        read_only_fields = ["name", "is_pending", "changed_at"]
 
 
 class ModelSerializer(serializers.ModelSerializer[RegisteredModel]):
@@ -70,6 +148,7 @@ class ModelSerializer(serializers.ModelSerializer[RegisteredModel]):
             "stable",
             "previous_stable",
             "rollback_until",
+            "candidate_plan",
             *SERVING_SETTINGS,
             "created_at",
         ]
@@ -135,4 +214,17 @@ class RefusedImportSerializer(serializers.ModelSerializer[RefusedImport]):
 class SyncReportSerializer(serializers.Serializer[Any]):
     imported = serializers.ListField(child=serializers.CharField())
     refused = serializers.ListField(child=serializers.CharField())
-    aliases = serializers.IntegerField()
+    aliases = serializers.IntegerField(help_text="How many moved or went here.")
+    waiting = serializers.ListField(
+        child=serializers.CharField(), help_text="Could not be read now; the next run tries again."
+    )
+    pushed = serializers.ListField(
+        child=serializers.CharField(), help_text="Aliases written to MLflow, as name@alias."
+    )
+
+
+class HintSerializer(serializers.Serializer[Any]):
+    """`queued`: a reconcile was queued for this hint; false: one is queued already, or the event
+    changes nothing here."""
+
+    queued = serializers.BooleanField()

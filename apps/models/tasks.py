@@ -6,11 +6,15 @@ import logging
 
 from celery import shared_task
 
-from apps.lib.errors import Unavailable
+from apps.lib.errors import InterlockError
 from apps.models.deployments import reconcile_deployments
 from apps.models.registry import sync_registry
+from apps.models.turns import take_turn
 
 log = logging.getLogger(__name__)
+
+# Any constant: it names the lock that runs take turns on.
+SYNC_TURN = 0x1E710D
 
 
 @shared_task(name="models.reconcile_deployments")
@@ -20,16 +24,24 @@ def reconcile_deployments_task() -> None:
 
 @shared_task(name="models.sync_registry")
 def sync_registry_task() -> None:
+    # A large file takes longer than the schedule: one run at a time leaves workers for the rest.
+    with take_turn(SYNC_TURN) as is_ours:
+        if is_ours:
+            _sync_registry()
+
+
+def _sync_registry() -> None:
     try:
         report = sync_registry()
-    except Unavailable as error:
+    except InterlockError as error:
         # The registry may still be starting, or be away for the night: nothing here needs it.
         log.info("registry.away %s", error.message)
         return
-    if report.imported or report.refused or report.aliases:
+    if report.has_news:
         log.info(
-            "registry.synced imported=%s refused=%s aliases=%d",
-            ",".join(report.imported) or "-",
-            ",".join(report.refused) or "-",
+            "registry.synced imported=%s refused=%s waiting=%s aliases=%d pushed=%s",
+            *(",".join(names) or "-" for names in (report.imported, report.refused)),
+            ",".join(report.waiting) or "-",
             report.aliases,
+            ",".join(report.pushed) or "-",
         )

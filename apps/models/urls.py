@@ -11,6 +11,11 @@ urlpatterns = [
     path("models/", views.model_list, name="model-list"),
     path("models/sync/", views.registry_sync, name="registry-sync"),
     path("models/<str:name>/versions/<int:number>/", views.version, name="version"),
+    path(
+        "models/<str:name>/versions/<int:number>/alias/", views.version_alias, name="version-alias"
+    ),
+    # Not below models/, where it would be a model's name.
+    path("register/", views.version_register, name="version-register"),
     path("deployments/<int:pk>/retry/", views.deployment_retry, name="deployment-retry"),
     path("", include("apps.rollouts.serving_urls")),
 ]

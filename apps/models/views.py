@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 from django.conf import settings
+from django.contrib import messages
 from django.db.models import Count
 from django.http import HttpResponse
-from django.shortcuts import get_object_or_404, render
-from django.views.decorators.http import require_POST, require_safe
+from django.shortcuts import get_object_or_404, redirect, render
+from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
 from apps.lib.clock import database_now
+from apps.lib.errors import InterlockError, Invalid
 from apps.lib.pages import PageRequest, attempt, go_back, page
 from apps.models.access import actor_of, has_role, require_role
-from apps.models.models import Deployment, ModelVersion, Role
+from apps.models.aliases import move_alias
+from apps.models.forms import AliasForm, RegisterForm
+from apps.models.links import registry_url, run_url
+from apps.models.models import Deployment, ModelVersion, RegisteredModel, Role
+from apps.models.registration import register_file, register_uri
 from apps.models.registry import SyncReport, sync_registry
 from apps.models.selectors import (
     list_events,
@@ -21,6 +30,7 @@ from apps.models.selectors import (
     shares_of,
 )
 from apps.models.services import retry_deployment
+from apps.models.uploads import check_upload
 
 
 @page
@@ -47,7 +57,8 @@ def version(request: PageRequest, name: str, number: int) -> HttpResponse:
         "version": row,
         "events": list_events(found),
         "is_stable": found.model.stable_id == found.pk,
-        "registry_url": settings.MLFLOW_TRACKING_URI.rstrip("/"),
+        "run_url": run_url(found),
+        "registry_url": registry_url(found),
         "can_operate": has_role(request.user, found.model, Role.OPERATOR),
         "can_configure": has_role(request.user, found.model, Role.ADMIN),
     }
@@ -63,11 +74,15 @@ def registry_sync(request: PageRequest) -> HttpResponse:
 
 
 def _told(report: SyncReport) -> str:
-    if not (report.imported or report.refused or report.aliases):
+    if not report.has_news:
         return "The registry has nothing new."
     parts = [f"Imported: {', '.join(report.imported) or 'nothing'}."]
     if report.refused:
         parts.append(f"Refused: {', '.join(report.refused)}; the reasons are below.")
+    if report.waiting:
+        parts.append(f"Not readable now, tried again soon: {', '.join(report.waiting)}.")
+    if report.pushed:
+        parts.append(f"Written to MLflow: {', '.join(report.pushed)}.")
     return " ".join(parts)
 
 
@@ -85,3 +100,69 @@ def deployment_retry(request: PageRequest, pk: int) -> HttpResponse:
 
     attempt(request, retry)
     return go_back(request, "model-list")
+
+
+@page
+@require_http_methods(["GET", "HEAD", "POST"])
+def version_register(request: PageRequest) -> HttpResponse:
+    """Register a version from a file or a URI."""
+    is_sent = request.method == "POST"
+    form = (
+        RegisterForm(request.POST, request.FILES)
+        if is_sent
+        else RegisterForm(initial={"model": request.GET.get("model", "")})
+    )
+    # Before anything is chosen, whoever may register for some model may look at the form.
+    name = str(form["model"].value() or "")
+    found = RegisteredModel.objects.filter(name=name).first()
+    if is_sent or found is None:
+        require_role(request.user, found, Role.OPERATOR)
+    context: dict[str, Any] = {"form": form, "bytes_max": settings.ARTIFACT_BYTES_MAX}
+    if not is_sent:
+        return render(request, "models/register.html", context)
+    try:
+        check_upload(request)
+        if not form.is_valid():
+            return render(request, "models/register.html", context, status=400)
+        version = _register(request, form)
+    except InterlockError as error:
+        context["refusal"] = error.message
+        return render(request, "models/register.html", context, status=error.status)
+    messages.success(request, f"{version} is registered.")
+    return redirect("version", name=version.model.name, number=version.number)
+
+
+def _register(request: PageRequest, form: RegisterForm) -> ModelVersion:
+    data, actor, now = form.cleaned_data, actor_of(request), database_now()
+    if data["uri"]:
+        return register_uri(
+            name=data["model"], uri=data["uri"], metadata=form.metadata(), actor=actor, now=now
+        )
+    return register_file(
+        name=data["model"],
+        file=Path(data["file"].temporary_file_path()),
+        file_name=data["file"].name or "",
+        metadata=form.metadata(),
+        actor=actor,
+        now=now,
+    )
+
+
+@page
+@require_POST
+def version_alias(request: PageRequest, name: str, number: int) -> HttpResponse:
+    """Make an alias name this version."""
+    versions = ModelVersion.objects.select_related("model")
+    found = get_object_or_404(versions, model__name=name, number=number)
+    require_role(request.user, found.model, Role.OPERATOR)
+    form = AliasForm(request.POST)
+
+    def move() -> str:
+        if not form.is_valid():
+            raise Invalid(f"Alias: {form.errors['alias'][0]}")
+        alias = move_alias(name=form.cleaned_data["alias"], version=found, actor=actor_of(request))
+        later = " MLflow follows soon." if alias.is_pending else ""
+        return f"{alias.name} names {found} now.{later}"
+
+    attempt(request, move)
+    return redirect("version", name=name, number=number)

@@ -77,7 +77,7 @@ def test_the_lists_queries_do_not_grow_with_models(
 
 
 def test_a_version_shows_its_signature_metrics_and_origin(viewer: Client, settings: Any) -> None:
-    settings.MLFLOW_TRACKING_URI = "http://mlflow:5000/"
+    settings.MLFLOW_PUBLIC_URL = "http://mlflow:5000"
     model = make_model()
     make_version(
         model, 4, metrics={"accuracy": 0.9712}, dataset_digest="5f1c", run_id="abc", tags={"a": "b"}

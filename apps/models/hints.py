@@ -1,0 +1,83 @@
+"""Hints that MLflow's registry has changed: a webhook, or an alias set here. A hint only makes the
+next reconcile come sooner; a lost one costs a poll interval.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import logging
+import time
+
+import redis
+from celery import current_app
+from django.conf import settings
+from kombu.exceptions import OperationalError
+
+from apps.lib.errors import Forbidden, NotFound, Unavailable
+
+log = logging.getLogger(__name__)
+
+SYNC_TASK = "models.sync_registry"
+# A reconcile starts so long after the first hint; hints in between are covered by it.
+DELAY_S = 1.0
+DEBOUNCE_KEY = "interlock:registry-hint"
+# A webhook that was signed longer ago is a replay; MLflow's own retries take about a minute.
+AGE_MAX_S = 300
+VERSION = "v1"
+# Events of prompts and budgets change nothing here.
+ENTITIES = frozenset(
+    {"registered_model", "model_version", "model_version_tag", "model_version_alias"}
+)
+
+
+def check_webhook(
+    *, signature: str, delivery_id: str, timestamp: str, body: bytes, now_s: float | None = None
+) -> None:
+    """Raise unless MLflow signed this webhook with our secret, and not long ago.
+
+    The signature is `v1,` and base64 of HMAC-SHA256 over `delivery_id.timestamp.body`.
+
+    Raises:
+        NotFound: no secret is set, so there are no webhooks.
+        Forbidden: the signature or the time is wrong.
+    """
+    secret = settings.MLFLOW_WEBHOOK_SECRET
+    if not secret:
+        raise NotFound("Webhooks are off: INTERLOCK_MLFLOW_WEBHOOK_SECRET is not set.")
+    signed = b".".join((delivery_id.encode(), timestamp.encode(), body))
+    digest = hmac.new(secret.encode(), signed, hashlib.sha256).digest()
+    expected = f"{VERSION},{base64.b64encode(digest).decode()}"
+    if not hmac.compare_digest(expected.encode(), signature.encode()):
+        raise Forbidden("X-MLflow-Signature is not that of this body with the shared secret.")
+    age_s = (time.time() if now_s is None else now_s) - int(timestamp)
+    if abs(age_s) > AGE_MAX_S:
+        raise Forbidden(f"X-MLflow-Timestamp is {age_s:.0f} s ago; at most {AGE_MAX_S} s.")
+
+
+def queue_sync() -> bool:
+    """Queue one reconcile for all hints of the next second; False when one is queued already.
+
+    Raises:
+        Unavailable: Redis does not answer.
+    """
+    try:
+        client = redis.Redis.from_url(
+            settings.REDIS_URL, socket_timeout=0.5, socket_connect_timeout=0.5
+        )
+        with client:
+            if not client.set(DEBOUNCE_KEY, "1", nx=True, px=int(DELAY_S * 1_000)):
+                return False
+        current_app.send_task(SYNC_TASK, countdown=DELAY_S, expires=60.0, retry=False)
+    except (redis.RedisError, OperationalError) as error:
+        raise Unavailable(f"The hint could not be queued: {error}") from error
+    return True
+
+
+def hint_sync() -> None:
+    """Queue a reconcile if that is possible."""
+    try:
+        queue_sync()
+    except Unavailable as error:
+        log.info("registry.hint_lost %s", error.message)

@@ -1,0 +1,26 @@
+"""Links into MLflow's own pages, under the address that browsers use."""
+
+from __future__ import annotations
+
+from urllib.parse import quote
+
+from django.conf import settings
+
+from apps.models.models import ModelVersion
+
+
+def run_url(version: ModelVersion) -> str:
+    """Return the page of the run that made it: what it came with, or MLflow's; empty for none."""
+    if version.run_url:
+        return version.run_url
+    if not version.run_id or not settings.MLFLOW_PUBLIC_URL:
+        return ""
+    return f"{settings.MLFLOW_PUBLIC_URL}/#/runs/{quote(version.run_id, safe='')}"
+
+
+def registry_url(version: ModelVersion) -> str:
+    """Return the version's page in MLflow's registry; empty when it is not from there."""
+    if version.registry_number is None or not settings.MLFLOW_PUBLIC_URL:
+        return ""
+    name = quote(version.model.name, safe="")
+    return f"{settings.MLFLOW_PUBLIC_URL}/#/models/{name}/versions/{version.registry_number}"

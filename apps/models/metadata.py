@@ -1,0 +1,117 @@
+"""What may be said of a version that is registered by hand, and the limits of it. Pure."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+from urllib.parse import urlsplit
+
+from apps.lib.errors import Invalid
+
+ENTRIES_MAX = 1_000
+# Those of MLflow.
+KEY_LENGTH_MAX = 250
+VALUE_LENGTH_MAX = 6_000
+DESCRIPTION_LENGTH_MAX = 10_000
+TAG_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,49}")
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What came with a version; None where nothing was said."""
+
+    metrics: Any = None
+    parameters: Any = None
+    dataset_digest: str | None = None
+    semantic_tag: str | None = None
+    description: str | None = None
+    run_url: str | None = None
+    # Warm-up requests, which are checked against the signature.
+    warmup: Any = None
+
+    def facts(self) -> dict[str, Any]:
+        """Return what was said, as columns of a version, without the warm-up.
+
+        Raises:
+            Invalid: a value cannot be kept; the message names the field.
+        """
+        said = {item.name: getattr(self, item.name) for item in fields(self)}
+        given = {k: v for k, v in said.items() if v is not None and k != "warmup"}
+        return {name: CHECKS[name](name, value) for name, value in given.items()}
+
+
+def _metrics(field: str, value: Any) -> dict[str, float]:
+    numbers: dict[str, float] = {}
+    for name, number in _entries(field, value).items():
+        is_number = isinstance(number, int | float) and not isinstance(number, bool)
+        if not is_number or abs(number) > 1e308 or not math.isfinite(number):
+            raise Invalid(f"{field}: {name!r} is not a finite number.")
+        numbers[name] = float(number)
+    return numbers
+
+
+def _parameters(field: str, value: Any) -> dict[str, str]:
+    texts: dict[str, str] = {}
+    for name, said in _entries(field, value).items():
+        if isinstance(said, dict | list):
+            raise Invalid(f"{field}: {name!r} is not a text or a number.")
+        texts[name] = _text(f"{field}: {name!r}", str(said), VALUE_LENGTH_MAX)
+    return texts
+
+
+def _entries(field: str, value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise Invalid(f"{field}: it is an object of names and values.")
+    if len(value) > ENTRIES_MAX:
+        raise Invalid(f"{field}: it has {len(value):,} entries; at most {ENTRIES_MAX:,}.")
+    for name in value:
+        if not name or len(name) > KEY_LENGTH_MAX or not name.isprintable():
+            raise Invalid(f"{field}: a name has 1 to {KEY_LENGTH_MAX} printable characters.")
+    return value
+
+
+def _text(field: str, value: str, length_max: int) -> str:
+    if len(value) > length_max or "\x00" in value:
+        raise Invalid(f"{field}: at most {length_max:,} characters, none of them NUL.")
+    return value
+
+
+def _digest(field: str, value: str) -> str:
+    return _text(field, value.strip(), 200)
+
+
+def _description(field: str, value: str) -> str:
+    return _text(field, value.strip(), DESCRIPTION_LENGTH_MAX)
+
+
+def _tag(field: str, value: str) -> str:
+    if value and not TAG_PATTERN.fullmatch(value):
+        raise Invalid(
+            f"{field}: {value[:60]!r} is no semantic tag; write one as v1.2.3: at most 50 letters, "
+            "digits, dots, dashes, plus signs and underscores."
+        )
+    return value
+
+
+def _url(field: str, value: str) -> str:
+    value = _text(field, value.strip(), 1_000)
+    try:
+        parts = urlsplit(value)
+    except ValueError as error:
+        raise Invalid(f"{field}: {value[:60]!r} is no URL: {error}.") from error
+    if value and (parts.scheme not in {"http", "https"} or not parts.hostname):
+        raise Invalid(f"{field}: {value[:60]!r} is no http: or https: URL.")
+    return value
+
+
+CHECKS = {
+    "metrics": _metrics,
+    "parameters": _parameters,
+    "dataset_digest": _digest,
+    "semantic_tag": _tag,
+    "description": _description,
+    "run_url": _url,
+}

@@ -1,0 +1,132 @@
+"""Registers a version by hand: from an uploaded ONNX file, or by the URI of one, as CI does."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from apps.lib.actors import Actor
+from apps.lib.errors import Invalid
+from apps.models.artifacts import MODEL_FILE, inspect_onnx
+from apps.models.metadata import Metadata
+from apps.models.mlflow import TrainingRun, connect
+from apps.models.models import ModelVersion
+from apps.models.registry import import_version, run_facts
+from apps.models.sources import Reference, fetch_model, find_onnx, read_reference
+from apps.models.versions import NewVersion, add_version, check_name, scratch
+from apps.models.warmup import check_warmup, read_warmup
+
+Source = ModelVersion.Source
+URI_LENGTH_MAX = 1_000
+
+
+def register_file(
+    *, name: str, file: Path, file_name: str, metadata: Metadata, actor: Actor, now: datetime
+) -> ModelVersion:
+    """Make the ONNX file a new version of the model `name`, which is made if there is none.
+
+    Raises:
+        Invalid: the name, the metadata or the file cannot be used; nothing was recorded.
+        Conflict: the same file with the same metadata is registered already.
+    """
+    check_name(name)
+    facts = metadata.facts()
+    with scratch() as directory:
+        path = directory / MODEL_FILE
+        _link(file, path)
+        uri = f"upload:{Path(file_name).name}"[:URI_LENGTH_MAX]
+        return _record(name, Source.UPLOAD, uri, path, facts, metadata, actor, now)
+
+
+def register_uri(
+    *, name: str, uri: str, metadata: Metadata, actor: Actor, now: datetime
+) -> ModelVersion:
+    """Make what `uri` leads to a new version; a version of the same model in MLflow is imported.
+
+    What MLflow knows of the run that made it fills what `metadata` does not say.
+
+    Raises:
+        Invalid: the name, the URI, the metadata or the model cannot be used; nothing was recorded.
+        NotFound: there is nothing at the URI.
+        Conflict: it is registered already.
+        Unavailable: whoever has it does not answer.
+    """
+    check_name(name)
+    if len(uri) > URI_LENGTH_MAX:
+        raise Invalid(f"uri: at most {URI_LENGTH_MAX} characters.")
+    facts = metadata.facts()
+    reference = read_reference(uri)
+    if reference is not None and reference.name == name:
+        return _import(reference, facts, metadata, actor)
+    with scratch() as directory:
+        run_id = fetch_model(uri, directory)
+        known = {**run_facts(_run(run_id)), "run_id": run_id} if run_id else {}
+        path = find_onnx(directory)
+        return _record(name, Source.URI, uri, path, known | facts, metadata, actor, now)
+
+
+def _import(
+    reference: Reference, facts: dict[str, Any], metadata: Metadata, actor: Actor
+) -> ModelVersion:
+    if metadata.warmup is not None:
+        raise Invalid("warmup: MLflow's version brings its own; change it when it is here.")
+    with connect() as client:
+        version = client.version(reference.name, reference.named)
+        if not version.is_ready:
+            raise Invalid(f"{version.name}:{version.number} is not ready in MLflow yet.")
+        model = next((m for m in client.models() if m.name == version.name), None)
+        return import_version(client, model, version, actor=actor, **facts)
+
+
+def _run(run_id: str) -> TrainingRun:
+    with connect() as client:
+        return client.run(run_id)
+
+
+def _record(
+    name: str,
+    source: Source,
+    uri: str,
+    path: Path,
+    facts: dict[str, Any],
+    metadata: Metadata,
+    actor: Actor,
+    now: datetime,
+) -> ModelVersion:
+    artifact = inspect_onnx(path)
+    if metadata.warmup is not None:
+        warmup = check_warmup(metadata.warmup, artifact.signature)
+    else:
+        warmup = read_warmup(path.parent, artifact.signature) or artifact.warmup
+    new = NewVersion(
+        model_name=name,
+        artifact=artifact,
+        source=source,
+        artifact_uri=uri,
+        created_by=actor.name,
+        created_at=now,
+        facts={**UNSAID, **facts, "warmup": warmup},
+    )
+    return add_version(new, actor=actor)
+
+
+# So that the same bytes with nothing said are the same version.
+UNSAID: dict[str, Any] = {
+    "metrics": {},
+    "parameters": {},
+    "dataset_digest": "",
+    "semantic_tag": "",
+    "description": "",
+    "run_url": "",
+}
+
+
+def _link(file: Path, path: Path) -> None:
+    """Give the file a second name; the copy is for a temporary directory elsewhere."""
+    try:
+        os.link(file, path)
+    except OSError:
+        shutil.copyfile(file, path)

@@ -1,0 +1,117 @@
+"""REST API of what brings versions here and names them: uploads, URIs, aliases, MLflow's hints."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from django.core.files.uploadedfile import TemporaryUploadedFile
+from drf_spectacular.utils import OpenApiParameter, extend_schema
+from rest_framework import status
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from apps.lib.clock import database_now
+from apps.lib.errors import Invalid
+from apps.models.access import actor_of, require_role
+from apps.models.aliases import delete_alias, move_alias
+from apps.models.hints import ENTITIES, check_webhook, queue_sync
+from apps.models.metadata import Metadata
+from apps.models.models import ModelVersion, RegisteredModel, Role
+from apps.models.registration import register_file, register_uri
+from apps.models.serializers import (
+    AliasSerializer,
+    HintSerializer,
+    ReferenceSerializer,
+    UploadSerializer,
+)
+from apps.models.uploads import check_upload
+
+ALIAS = OpenApiParameter("alias", str, OpenApiParameter.PATH, description="candidate, say")
+
+
+def require_register(request: Request, name: str) -> None:
+    """Raise Forbidden unless the caller may add versions to the model, or make it."""
+    require_role(request.user, RegisteredModel.objects.filter(name=name).first(), Role.OPERATOR)
+
+
+def register_version(request: Request, name: str) -> ModelVersion:
+    """Register what the request carries: a multipart form with a file, or JSON with a URI."""
+    require_register(request, name)
+    data = request.data
+    check_upload(request._request)
+    is_upload = request.content_type.startswith("multipart/")
+    given = (UploadSerializer if is_upload else ReferenceSerializer)(data=data)
+    given.is_valid(raise_exception=True)
+    metadata: Metadata = given.metadata()
+    actor, now = actor_of(request), database_now()
+    if not is_upload:
+        uri = given.validated_data["uri"]
+        return register_uri(name=name, uri=uri, metadata=metadata, actor=actor, now=now)
+    file: TemporaryUploadedFile = given.validated_data["file"]
+    return register_file(
+        name=name,
+        file=Path(file.temporary_file_path()),
+        file_name=file.name or "",
+        metadata=metadata,
+        actor=actor,
+        now=now,
+    )
+
+
+def set_alias(request: Request, model: RegisteredModel, alias: str) -> Response:
+    require_role(request.user, model, Role.OPERATOR)
+    given = AliasSerializer(data=request.data)
+    given.is_valid(raise_exception=True)
+    number = given.validated_data["version"]["number"]
+    version = model.versions.filter(number=number).first()
+    if version is None:
+        raise Invalid(f"version: {model.name} has no version {number}.")
+    moved = move_alias(name=alias, version=version, actor=actor_of(request))
+    return Response(AliasSerializer(moved).data)
+
+
+def drop_alias(request: Request, model: RegisteredModel, alias: str) -> Response:
+    require_role(request.user, model, Role.OPERATOR)
+    delete_alias(model=model, name=alias, actor=actor_of(request))
+    return Response(status=status.HTTP_204_NO_CONTENT)
+
+
+class MlflowWebhookView(APIView):
+    """What MLflow's registry webhooks are sent to. A hint: it makes the next reconcile come now."""
+
+    authentication_classes = ()
+    permission_classes = ()
+
+    @extend_schema(
+        request={"application/json": {"type": "object"}},
+        responses={202: HintSerializer},
+        auth=[],
+        parameters=[
+            OpenApiParameter(name, str, OpenApiParameter.HEADER, required=True)
+            for name in ("X-MLflow-Signature", "X-MLflow-Delivery-Id", "X-MLflow-Timestamp")
+        ],
+    )
+    def post(self, request: Request) -> Response:
+        """Queue one reconcile for all events of a second; 404 without a shared secret."""
+        body = request._request.body
+        check_webhook(
+            signature=request.headers.get("X-MLflow-Signature", ""),
+            delivery_id=request.headers.get("X-MLflow-Delivery-Id", ""),
+            timestamp=request.headers.get("X-MLflow-Timestamp", ""),
+            body=body,
+        )
+        queued = _entity(body) in ENTITIES and queue_sync()
+        return Response({"queued": queued}, status=status.HTTP_202_ACCEPTED)
+
+
+def _entity(body: bytes) -> Any:
+    try:
+        event = json.loads(body)
+    except ValueError as error:
+        raise Invalid(f"The body is not JSON: {error}") from error
+    if not isinstance(event, dict) or not isinstance(event.get("entity"), str):
+        raise Invalid("The body is not an event of MLflow: it names no entity.")
+    return event["entity"]

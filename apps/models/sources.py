@@ -1,0 +1,194 @@
+"""Fetches a model from where CI says it is. What a URI may reach is the operator's choice: MLflow's
+by the configured server, files below one directory, HTTPS from listed hosts; nothing else, and the
+last two are off until they are set.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import SplitResult, unquote, urlsplit
+
+import httpx
+from django.conf import settings
+
+from apps.lib.errors import Invalid, NotFound, TooLarge, Unavailable
+from apps.models.artifacts import MODEL_FILE, read_mlflow_model
+from apps.models.mlflow import ONNX_SUFFIX, MlflowClient, connect
+
+HTTPS_TIMEOUT_S = 10.0
+# A whole download; a person or a CI job waits for it.
+HTTPS_WITHIN_S = 300.0
+LOGGED_MODEL_PREFIX = "m-"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A version of MLflow's registry, by number or alias: `models:/digits/3`."""
+
+    name: str
+    named: str
+
+
+def read_reference(uri: str) -> Reference | None:
+    """Return the registered version that `uri` names; None when it names something else."""
+    parts = urlsplit(uri)
+    if parts.scheme != "models":
+        return None
+    path = parts.path.strip("/")
+    for separator in ("/", "@"):
+        name, found, named = path.rpartition(separator)
+        if found and name and named:
+            return Reference(name, named)
+    return None
+
+
+def fetch_model(uri: str, directory: Path) -> str:
+    """Copy the model's files into `directory`; return the MLflow run that made it, if known.
+
+    Raises:
+        Invalid: the URI is of no kind that may be read here; the message says what to set.
+        NotFound: there is nothing.
+        TooLarge: it is larger than an artifact may be.
+        Unavailable: whoever has it does not answer.
+    """
+    parts = urlsplit(uri)
+    reader = READERS.get(parts.scheme)
+    if reader is None:
+        known = ", ".join(f"{scheme}:" for scheme in READERS)
+        raise Invalid(f"uri: {uri!r} cannot be read; it begins with one of {known}.")
+    return reader(uri, parts, directory)
+
+
+def find_onnx(directory: Path) -> Path:
+    """Return the ONNX file of what was fetched: of an MLflow model, or the only one there.
+
+    Raises:
+        Invalid: there is none, or more than one.
+    """
+    if (directory / "MLmodel").exists():
+        return read_mlflow_model(directory)
+    found = sorted(path for path in directory.iterdir() if path.suffix == ONNX_SUFFIX)
+    if len(found) != 1:
+        names = ", ".join(path.name for path in found) or "none"
+        raise Invalid(f"there must be an MLmodel file, or one *{ONNX_SUFFIX} file; found: {names}")
+    return found[0]
+
+
+def _artifacts(uri: str, parts: SplitResult, directory: Path) -> str:
+    if parts.netloc:
+        raise Invalid(
+            f"uri: {uri!r} names a server; write mlflow-artifacts:/path, which is read from the "
+            "configured one."
+        )
+    with connect() as client:
+        client.download(uri, directory, settings.ARTIFACT_BYTES_MAX)
+    return ""
+
+
+def _models(uri: str, parts: SplitResult, directory: Path) -> str:
+    path = parts.path.strip("/")
+    reference = read_reference(uri)
+    if reference is None and not path.startswith(LOGGED_MODEL_PREFIX):
+        raise Invalid(
+            f"uri: {uri!r} is none of models:/NAME/NUMBER, models:/NAME@ALIAS, models:/ID."
+        )
+    with connect() as client:
+        if reference is None:
+            model = client.logged_model(path)
+            root, run_id = model.artifact_root, model.run_id
+        else:
+            version = client.version(reference.name, reference.named)
+            root, run_id = client.artifact_root(version.name, version.number), version.run_id
+        client.download(root, directory, settings.ARTIFACT_BYTES_MAX)
+    return run_id
+
+
+def _runs(uri: str, parts: SplitResult, directory: Path) -> str:
+    run_id, _, path = parts.path.strip("/").partition("/")
+    if not run_id or not path:
+        raise Invalid(f"uri: {uri!r} is not of the form runs:/RUN_ID/PATH.")
+    with connect() as client:
+        run = client.run(run_id)
+        if not run.artifact_root:
+            raise NotFound(f"MLflow has no run {run_id!r}.")
+        root = _logged(client, run.logged_model_ids, path) or f"{run.artifact_root}/{path}"
+        client.download(root, directory, settings.ARTIFACT_BYTES_MAX)
+    return run_id
+
+
+def _logged(client: MlflowClient, ids: tuple[str, ...], name: str) -> str:
+    """Return where the run's model of that name lies: MLflow 3 keeps models beside the run."""
+    models = [client.logged_model(model_id) for model_id in ids]
+    return next((model.artifact_root for model in models if model.name == name), "")
+
+
+def _file(uri: str, parts: SplitResult, directory: Path) -> str:
+    if not settings.REGISTER_DIR:
+        raise Invalid("uri: file: URIs are off; INTERLOCK_REGISTER_DIR sets where they may point.")
+    root = Path(settings.REGISTER_DIR).resolve()
+    # Links are followed first: what counts is where the bytes are.
+    path = Path(unquote(parts.path)).resolve()
+    if parts.netloc not in {"", "localhost"} or not path.is_relative_to(root):
+        raise Invalid(f"uri: {uri!r} is not below INTERLOCK_REGISTER_DIR.")
+    if not path.exists():
+        raise NotFound(f"uri: there is no {parts.path}.")
+    found = sorted(path.iterdir()) if path.is_dir() else [path]
+    files = [item.resolve() for item in found if item.is_file()]
+    if not all(file.is_relative_to(root) for file in files):
+        raise Invalid(f"uri: {uri!r} has links out of INTERLOCK_REGISTER_DIR.")
+    if sum(file.stat().st_size for file in files) > settings.ARTIFACT_BYTES_MAX:
+        raise too_large()
+    for item, file in zip((item for item in found if item.is_file()), files, strict=True):
+        shutil.copyfile(file, directory / item.name)
+    return ""
+
+
+def _https(uri: str, parts: SplitResult, directory: Path) -> str:
+    if not settings.REGISTER_HOSTS:
+        raise Invalid("uri: https: URIs are off; INTERLOCK_REGISTER_HOSTS lists the hosts.")
+    if parts.netloc.rpartition("@")[2].lower() not in settings.REGISTER_HOSTS:
+        raise Invalid(f"uri: {parts.hostname} is none of the hosts of INTERLOCK_REGISTER_HOSTS.")
+    try:
+        with httpx.stream("GET", uri, timeout=HTTPS_TIMEOUT_S) as response:
+            _save(response, directory / MODEL_FILE)
+    except httpx.HTTPError as error:
+        raise Unavailable(f"{parts.hostname} does not send it: {error}") from error
+    return ""
+
+
+def _save(response: httpx.Response, path: Path) -> None:
+    if response.is_redirect:
+        # It could lead anywhere, so it is not followed.
+        raise Invalid(f"uri: it is elsewhere now: {response.headers.get('location', '')[:300]}")
+    if not response.is_success:
+        problem = Unavailable if response.status_code >= 500 else NotFound
+        raise problem(f"{response.url.host} answered {response.status_code}.")
+    ends_at, size = time.monotonic() + HTTPS_WITHIN_S, 0
+    with path.open("wb") as file:
+        for chunk in response.iter_bytes():
+            size += len(chunk)
+            if size > settings.ARTIFACT_BYTES_MAX:
+                raise too_large()
+            if time.monotonic() > ends_at:
+                raise Unavailable(f"{response.url.host} took more than {HTTPS_WITHIN_S:g} s.")
+            file.write(chunk)
+
+
+def too_large() -> TooLarge:
+    return TooLarge(
+        f"The model is larger than {settings.ARTIFACT_BYTES_MAX:,} bytes "
+        "(INTERLOCK_ARTIFACT_BYTES_MAX)."
+    )
+
+
+READERS: dict[str, Callable[[str, SplitResult, Path], str]] = {
+    "models": _models,
+    "runs": _runs,
+    "mlflow-artifacts": _artifacts,
+    "file": _file,
+    "https": _https,
+}

@@ -1,0 +1,152 @@
+"""Records versions, wherever they come from, and gives each its number.
+
+An upload takes the next number that nobody has: no version here, none of MLflow's, and none that
+was refused. Should MLflow reach that number later, both stay: the upload keeps its number, and
+MLflow's version gets the next free one here, with its number there in `registry_number`.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings
+from django.db import transaction
+from django.db.models import Max
+
+from apps.lib.actors import Actor
+from apps.lib.errors import Conflict, Invalid
+from apps.models.artifacts import DATA_FILE, MODEL_FILE, Artifact
+from apps.models.audit import record_audit
+from apps.models.models import (
+    NAME_PATTERN,
+    NAME_RULE,
+    ModelVersion,
+    RefusedImport,
+    RegisteredModel,
+)
+
+# What makes two versions of the same bytes the same version; warm-up may change later.
+IDENTITY = (
+    "semantic_tag",
+    "description",
+    "metrics",
+    "parameters",
+    "dataset_digest",
+    "run_url",
+)
+
+
+@dataclass(frozen=True)
+class NewVersion:
+    """A version to be recorded: an inspected artifact, where it is from and what is known of it."""
+
+    model_name: str
+    artifact: Artifact
+    source: ModelVersion.Source
+    artifact_uri: str
+    created_by: str
+    created_at: datetime
+    registry_number: int | None = None
+    model_description: str = ""
+    # Further columns of ModelVersion: metrics, parameters, warmup and the like.
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def check_name(name: str) -> None:
+    """Raise Invalid when a model cannot have that name."""
+    if not re.match(NAME_PATTERN, name):
+        raise Invalid(f"its model's name cannot stand in a URL; a name has {NAME_RULE}")
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """Give a directory on the file system of the artifacts, so that keeping a file is a rename."""
+    settings.ARTIFACT_DIR.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=settings.ARTIFACT_DIR, prefix=".import-") as name:
+        yield Path(name)
+
+
+@transaction.atomic
+def add_version(new: NewVersion, *, actor: Actor) -> ModelVersion:
+    """Record one version and keep its file; the model is made with its first version.
+
+    Raises:
+        Conflict: it is here already: MLflow's of that number, or the same bytes with the same
+            metadata. `number` of the error's detail is that version's.
+    """
+    defaults = {"description": new.model_description}
+    made, _ = RegisteredModel.objects.get_or_create(name=new.model_name, defaults=defaults)
+    # Whoever adds a version to a model takes turns here, so that a number is given once.
+    model = RegisteredModel.objects.select_for_update(of=("self",)).get(pk=made.pk)
+    _refuse_repetition(model, new)
+    number = _number(model, new.registry_number)
+    version = ModelVersion.objects.create(
+        model=model,
+        number=number,
+        source=new.source,
+        registry_number=new.registry_number,
+        signature=new.artifact.signature,
+        batched=new.artifact.batched,
+        artifact_uri=new.artifact_uri,
+        artifact_path=str(_keep(new.artifact, model.name, number)),
+        artifact_sha256=new.artifact.sha256,
+        artifact_bytes=new.artifact.size_bytes,
+        created_by=new.created_by,
+        created_at=new.created_at,
+        **new.facts,
+    )
+    if new.registry_number is not None:
+        # It was refused before, and somebody tried again.
+        RefusedImport.objects.filter(model_name=model.name, number=new.registry_number).delete()
+    _audit(version, actor)
+    return version
+
+
+def _refuse_repetition(model: RegisteredModel, new: NewVersion) -> None:
+    versions = model.versions.order_by("number")
+    if new.registry_number is not None:
+        found = versions.filter(registry_number=new.registry_number).first()
+        told = f"Version {new.registry_number} of {model.name} in MLflow is here already"
+    else:
+        same = {name: new.facts[name] for name in IDENTITY if name in new.facts}
+        found = versions.filter(artifact_sha256=new.artifact.sha256, **same).first()
+        told = "The same file with the same metadata is registered already"
+    if found is not None:
+        raise Conflict(f"{told}: it is {found}.", model=model.name, number=found.number)
+
+
+def _number(model: RegisteredModel, registry_number: int | None) -> int:
+    taken = model.versions.values_list("number", flat=True)
+    if registry_number is not None and registry_number not in taken:
+        return registry_number
+    highest = model.versions.aggregate(ours=Max("number"), theirs=Max("registry_number"))
+    refused = RefusedImport.objects.filter(model_name=model.name).aggregate(seen=Max("number"))
+    return max(value or 0 for value in (*highest.values(), *refused.values())) + 1
+
+
+def _keep(artifact: Artifact, name: str, number: int) -> Path:
+    """Move the files to their place for good; a crash before the commit leaves one to overwrite."""
+    directory = Path(settings.ARTIFACT_DIR) / name / str(number)
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / MODEL_FILE
+    shutil.move(artifact.path, path)
+    # One that such a crash left would be taken for this version's.
+    (directory / DATA_FILE).unlink(missing_ok=True)
+    if artifact.data_path is not None:
+        shutil.move(artifact.data_path, directory / DATA_FILE)
+    return path
+
+
+def _audit(version: ModelVersion, actor: Actor) -> None:
+    after: dict[str, Any] = {"source": str(version.source), "sha256": version.artifact_sha256}
+    if version.registry_number not in (None, version.number):
+        after["number_in_mlflow"] = version.registry_number
+    record_audit(actor=actor, action="version.registered", target=str(version), after=after)

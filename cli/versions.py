@@ -1,0 +1,125 @@
+"""`interlock register` and `alias`: bring a version here from CI, and name one."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from cli.client import EXIT_BAD_REQUEST, EXIT_OK, ApiError, Client
+from cli.show import show_json
+
+# A large file takes its time, and so does its inspection.
+UPLOAD_TIMEOUT_S = 900.0
+
+
+def add_versions(commands: Any) -> None:
+    """Add `register` and `alias`."""
+    told = "register a version of a model from an ONNX file or a URI; print its number"
+    register = commands.add_parser("register", help=told, description=told)
+    register.add_argument("model")
+    source = register.add_mutually_exclusive_group(required=True)
+    source.add_argument("--file", type=Path, metavar="PATH", help="an ONNX file to upload")
+    source.add_argument(
+        "--uri", help="models:/NAME/NUMBER, runs:/RUN/PATH, … for the server to read"
+    )
+    for name, told in (("metric", "a training metric"), ("param", "a hyper-parameter")):
+        register.add_argument(
+            f"--{name}",
+            action="append",
+            default=[],
+            metavar="NAME=VALUE",
+            help=f"{told}; repeatable",
+        )
+    register.add_argument("--dataset-digest", help="which data it was trained on")
+    register.add_argument("--tag", dest="semantic_tag", help="its semantic tag, such as v1.2.3")
+    register.add_argument("--description")
+    register.add_argument("--run-url", help="a page about the run: the CI job, say")
+    register.add_argument(
+        "--warmup", type=Path, metavar="PATH", help="a JSON file of warm-up requests"
+    )
+    register.set_defaults(command=register_version)
+    _add_alias(commands)
+
+
+def _add_alias(commands: Any) -> None:
+    told = "make an alias other than champion name a version, here and in MLflow"
+    alias = commands.add_parser("alias", help=told, description=told)
+    alias.add_argument("model")
+    alias.add_argument("alias")
+    alias.add_argument("version", nargs="?", type=int, help="its number")
+    alias.add_argument("--delete", action="store_true", help="take the alias away")
+    alias.set_defaults(command=move_alias)
+
+
+def register_version(client: Client, options: argparse.Namespace) -> int:
+    """Print the number alone on standard output, so that a script can promote it."""
+    path = f"models/{options.model}/versions/"
+    metadata = _metadata(options)
+    if options.uri:
+        version = client.post(path, {"uri": options.uri, **metadata}, timeout_s=UPLOAD_TIMEOUT_S)
+    else:
+        # Objects and lists travel as JSON in a form.
+        fields = {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
+        version = client.upload(path, _existing(options.file), fields, timeout_s=UPLOAD_TIMEOUT_S)
+    if options.json:
+        return show_json(version)
+    print(version["number"])
+    return EXIT_OK
+
+
+def _metadata(options: argparse.Namespace) -> dict[str, Any]:
+    said = {
+        name: getattr(options, name)
+        for name in ("dataset_digest", "semantic_tag", "description", "run_url")
+    }
+    said["metrics"] = {k: _number("--metric", k, v) for k, v in _pairs("--metric", options.metric)}
+    said["parameters"] = dict(_pairs("--param", options.param))
+    if options.warmup is not None:
+        said["warmup"] = _read_json(options.warmup)
+    return {name: value for name, value in said.items() if value not in (None, {})}
+
+
+def _pairs(option: str, said: list[str]) -> list[tuple[str, str]]:
+    pairs = [text.partition("=") for text in said]
+    for name, separator, _ in pairs:
+        if not name or not separator:
+            raise ApiError(f"{option} takes NAME=VALUE, not {name!r}", EXIT_BAD_REQUEST)
+    return [(name, value) for name, _, value in pairs]
+
+
+def _number(option: str, name: str, value: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        message = f"{option} {name}={value}: the value is not a number"
+        raise ApiError(message, EXIT_BAD_REQUEST) from None
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise ApiError(f"--file: there is no file {path}", EXIT_BAD_REQUEST)
+    return path
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ApiError(f"--warmup: {path} cannot be read: {error}", EXIT_BAD_REQUEST) from None
+
+
+def move_alias(client: Client, options: argparse.Namespace) -> int:
+    path = f"models/{options.model}/aliases/{options.alias}/"
+    if options.delete == (options.version is not None):
+        raise ApiError("Give a version, or --delete.", EXIT_BAD_REQUEST)
+    if options.delete:
+        client.change("DELETE", path)
+        return EXIT_OK
+    alias = client.change("PUT", path, {"version": options.version})
+    if options.json:
+        return show_json(alias)
+    later = "; MLflow follows soon" if alias["is_pending"] else ""
+    print(f"{options.model}@{alias['name']} names version {alias['version']}{later}")
+    return EXIT_OK
