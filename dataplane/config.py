@@ -62,6 +62,8 @@ class Group:
     staleness: StalePolicy = "serve"
     stale_after_s: float = 60.0
     operator_token: str = ""
+    # A worker that shows no life for so long is killed and started again.
+    worker_silent_s: float = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +146,9 @@ def _group(environ: Mapping[str, str]) -> Group:
         staleness=cast(StalePolicy, staleness),
         stale_after_s=_positive(environ, "INTERLOCK_STALE_AFTER_S", float, default.stale_after_s),
         operator_token=environ.get("INTERLOCK_OPERATOR_TOKEN", "").strip(),
+        worker_silent_s=_positive(
+            environ, "INTERLOCK_WORKER_SILENT_S", float, default.worker_silent_s
+        ),
     )
 
 

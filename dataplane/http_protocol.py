@@ -109,6 +109,7 @@ class HttpConnection(Protocol):
         "_refused",
         "_releasing",
         "_since_s",
+        "_unread",
         "_wants_continue",
         "_write_paused",
         "server",
@@ -144,6 +145,8 @@ class HttpConnection(Protocol):
         self._deaf = False
         # The bytes were refused, so the client may still be sending when it is answered.
         self._refused = False
+        # The parser leaves the body of the current request unread, since it asks for an upgrade.
+        self._unread = False
         # When the present phase (idle, head, body, blocked write) began, on the server's clock.
         self._since_s = 0
         # The client does not read its answers, so we do not read its requests.
@@ -173,8 +176,13 @@ class HttpConnection(Protocol):
         before, head_bytes, body_bytes = self._current, self._head_bytes, self._body_bytes
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            pass  # The request itself was delivered, and the connection closes after its answer.
+        except httptools.HttpParserUpgrade as upgrade:
+            if self._unread:
+                self._unread = False
+                self._parser = self._body_parser()
+                self.data_received(data[upgrade.args[0] :])
+                return
+            # The request itself was delivered, and the connection closes after its answer.
         except httptools.HttpParserError as error:
             if not self._deaf:
                 self._refuse(_refusal_of(error))
@@ -264,10 +272,16 @@ class HttpConnection(Protocol):
         if length is not None and int(length) > self.server.limits.body_bytes_max:
             raise _body_too_large(self.server.limits)
         coding = headers.get(b"transfer-encoding")
+        if coding is not None and current.legacy:
+            # Whoever passed it on may not have known what it means.
+            raise Refusal(400, "malformed_http", "an HTTP/1.0 request has no transfer coding")
         if coding is not None and coding.lower() != b"chunked":
             raise Refusal(501, "unknown_coding", "the only transfer coding known is chunked")
         if b"expect" in headers and not current.legacy:
             self._expect(headers[b"expect"])
+        has_body = coding is not None or (length is not None and int(length) > 0)
+        if has_body and self._parser.should_upgrade():
+            self._unread = self._parser.get_method() != b"CONNECT"
 
     def on_body(self, data: bytes) -> None:
         self._body_bytes += len(data)
@@ -278,8 +292,8 @@ class HttpConnection(Protocol):
     def on_message_complete(self) -> None:
         current = self._current
         assert current is not None
-        if self._deaf:
-            return  # It came in one piece with a request that was to be the last.
+        if self._deaf or self._unread:
+            return  # It came in one piece with a request that was to be the last, or is not whole.
         parser = self._parser
         current.method = parser.get_method()
         if not parser.should_keep_alive() or parser.should_upgrade():
@@ -347,6 +361,21 @@ class HttpConnection(Protocol):
                 self.transport.close()
         elif waited_s > (limits.head_timeout_s if self._in_head else limits.body_timeout_s):
             self._refuse(Refusal(408, "request_timeout", "the request took too long to arrive"))
+
+    def _body_parser(self) -> httptools.HttpRequestParser:
+        """Return a parser that stands before the body of the current request.
+
+        Some clients ask for HTTP/2 with their first request, whatever it is; who does not speak it
+        answers as if they had not asked.
+        """
+        assert self._current is not None
+        headers = self._current.headers
+        length = headers.get(b"content-length")
+        framing = b"transfer-encoding: chunked" if length is None else b"content-length: " + length
+        parser = httptools.HttpRequestParser(_BodyOf(self))
+        method = self._parser.get_method()
+        parser.feed_data(method + b" / HTTP/1.1\r\nconnection: close\r\n" + framing + b"\r\n\r\n")
+        return parser
 
     def _expect(self, value: bytes) -> None:
         if value.lower() != b"100-continue":
@@ -435,6 +464,14 @@ class HttpConnection(Protocol):
         elif not full and self._read_paused:
             self._read_paused = False
             transport.resume_reading()
+
+
+class _BodyOf:
+    """What a parser calls that reads no more than the body of a request."""
+
+    def __init__(self, connection: HttpConnection) -> None:
+        self.on_body = connection.on_body
+        self.on_message_complete = connection.on_message_complete
 
 
 def _head_too_large() -> Refusal:

@@ -50,7 +50,7 @@ class Instance:
 
     def __init__(self, config: Config, loop: asyncio.AbstractEventLoop) -> None:
         # What this instance was told.
-        self._config = config
+        self.config = config
         # The loop that all parts run on.
         self._loop = loop
         # Tells restarts apart in everything that is sent.
@@ -143,7 +143,7 @@ class Instance:
     async def start(self) -> int:
         """Prepare, and listen on a socket of our own; return the port."""
         await self.prepare()
-        config = self._config
+        config = self.config
         await self.listen_grpc()
         listener = self._listeners[0] = await self._loop.create_server(
             self._connection, config.host, config.port, backlog=1_024
@@ -161,8 +161,8 @@ class Instance:
 
     async def listen_grpc(self) -> None:
         """Serve gRPC as well, where that is set; workers share its port."""
-        if self._config.grpc_bind is not None:
-            await self._start_grpc(*self._config.grpc_bind)
+        if self.config.grpc_bind is not None:
+            await self._start_grpc(*self.config.grpc_bind)
 
     async def accept(self, sockets: dict[int, socket.socket]) -> None:
         """Accept on these listening sockets, which stay the parent's, and on no others."""
@@ -180,7 +180,7 @@ class Instance:
         # Imported here, since it takes time and memory that those without gRPC need not pay.
         from dataplane.grpc_service import GrpcService
 
-        config, application = self._config, self.application
+        config, application = self.config, self.application
         self._grpc = GrpcService(
             application.predictor, application.not_ready, config.limits, config.connections_max
         )
@@ -196,8 +196,8 @@ class Instance:
         self.application.stopping = True
         self.server.stopping = True
         try:
-            async with asyncio.timeout(self._config.stop_timeout_s * 0.6):
-                await self._drain(0.0 if replaced else self._config.group.lame_duck_s)
+            async with asyncio.timeout(self.config.stop_timeout_s * 0.6):
+                await self._drain(0.0 if replaced else self.config.group.lame_duck_s)
         except TimeoutError:
             log.warning("stop: %d connections are cut", len(self.server.connections))
             self.server.abort()
@@ -205,7 +205,7 @@ class Instance:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         try:
-            async with asyncio.timeout(self._config.stop_timeout_s * 0.3):
+            async with asyncio.timeout(self.config.stop_timeout_s * 0.3):
                 await self._say_goodbye(stopping=not replaced)
         except TimeoutError:
             log.warning("stop: the last report or the last telemetry did not leave in time")
@@ -224,7 +224,7 @@ class Instance:
         await asyncio.sleep(SETTLE_S)
         self.server.stop()
         if self._grpc is not None:
-            await self._grpc.stop(self._config.stop_timeout_s * 0.4)
+            await self._grpc.stop(self.config.stop_timeout_s * 0.4)
         await self.server.emptied()
 
     async def _say_goodbye(self, *, stopping: bool) -> None:

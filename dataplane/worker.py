@@ -34,6 +34,10 @@ PIN_TIMEOUT_S = 3.0
 # Beyond its own bound a stop is cut by the kernel, even if the loop hangs.
 STOP_SLACK_S = 2
 PR_SET_PDEATHSIG = 1
+# Signs of life: so many in the time after which the parent gives a silent worker up, and one each
+# second at least.
+BEATS = 5
+BEAT_S = 1.0
 
 
 class Worker:
@@ -50,6 +54,8 @@ class Worker:
         self.replaced = False
         # The line to the parent.
         self.peer: Peer
+        # Shows life, referenced so that it is not collected.
+        self._beating: asyncio.Task[None]
 
     async def connect(self, channel: socket.socket) -> asyncio.Task[None]:
         """Listen to the parent, and have it speak for the siblings."""
@@ -64,6 +70,7 @@ class Worker:
         task = asyncio.get_running_loop().create_task(self.peer.run())
         # Without a parent nobody supervises: the worker goes as well.
         task.add_done_callback(lambda _: self.leave.set())
+        self._beating = asyncio.get_running_loop().create_task(self._beat())
         instance = self._instance
         instance.application.scrapes.text = self._scrape
         instance.pins.change = self._change_pins
@@ -73,6 +80,14 @@ class Worker:
     async def page(self) -> bytes:
         """Return what this process has to show, for the parent."""
         return (await self._instance.application.scrapes.collect()).encode()
+
+    async def _beat(self) -> None:
+        """Tell the parent that the loop turns."""
+        interval_s = min(BEAT_S, self._instance.config.group.worker_silent_s / BEATS)
+        with suppress(PeerGone):
+            while True:
+                self.peer.tell("beat")
+                await asyncio.sleep(interval_s)
 
     async def _accept(self, slots: list[int]) -> None:
         if not self.leave.is_set():

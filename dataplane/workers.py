@@ -2,8 +2,8 @@
 
 It answers no request. It holds the listening sockets, so that a connection which nobody has
 accepted yet survives a worker; has the socket of a worker that is down served by a sibling; hands
-over from an old worker to a new one on SIGHUP; adds up the workers' metrics, those of dead ones
-too; and passes on what the operator pins.
+over from an old worker to a new one on SIGHUP; kills a worker that hangs; adds up the workers'
+metrics, those of dead ones too; and passes on what the operator pins.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ STOP_SLACK_S = 3.0
 SNAPSHOT_TIMEOUT_S = 2.0
 PIN_TIMEOUT_S = 1.0
 BACKLOG = 1_024
+# How often the parent looks for silent workers.
+LOOK_S = 0.5
 # How long a start waits for a port that is taken.
 PORT_WAIT_S = 5.0
 PORT_RETRY_S = 0.05
@@ -62,6 +64,15 @@ class Child:
         self.started_at = monotonic()
         # The last page of metrics that it sent.
         self.page = b""
+        # Seconds without a sign of life, as far as the parent was awake to get one.
+        self.silent_s = 0.0
+        # Whether it ever gave one; until then it starts.
+        self.is_heard = False
+
+    def beat(self) -> None:
+        """Take a sign of life."""
+        self.silent_s = 0.0
+        self.is_heard = True
 
     def send(self, number: int) -> None:
         """Send a signal, unless it is dead."""
@@ -114,6 +125,7 @@ class Supervisor:
         )  # fmt: skip
         for slot in range(len(self._sockets)):
             self._current[slot] = await self._start(slot)
+        self._spawn_task(self._look())
         await self._stop.wait()
         await self._stop_all()
         return 0
@@ -148,8 +160,35 @@ class Supervisor:
         async def gone(versions: list[tuple[str, str]]) -> None:
             self._carried = self._carried.without({(name, number) for name, number in versions})
 
-        ours = {"ready": ready, "last": last, "gone": gone}
+        async def beat(_: None) -> None:
+            child.beat()
+
+        ours = {"ready": ready, "last": last, "gone": gone, "beat": beat}
         return {**ours, "scrape": self._scrape, "pin": self._pin}
+
+    async def _look(self) -> None:
+        """Kill workers that give no sign of life: they hold connections and answer nobody."""
+        before = monotonic()
+        while True:
+            await asyncio.sleep(LOOK_S)
+            now = monotonic()
+            # While the whole machine or this process was stopped, nobody could be heard.
+            self.pass_time(min(now - before, 2 * LOOK_S))
+            before = now
+
+    def pass_time(self, elapsed_s: float) -> None:
+        """Count `elapsed_s` of silence, and kill those who were silent for too long."""
+        limit_s = self._config.group.worker_silent_s
+        for child in self._children:
+            child.silent_s += elapsed_s
+            if child.silent_s > (limit_s if child.is_heard else max(limit_s, READY_S)):
+                log.error(
+                    "worker.silent: %d gave no sign of life for %.1f s and is killed",
+                    child.slot,
+                    child.silent_s,
+                )
+                child.silent_s = 0.0
+                child.send(signal.SIGKILL)
 
     async def _watch(self, child: Child) -> None:
         await child.peer.run()

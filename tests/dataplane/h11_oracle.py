@@ -13,7 +13,9 @@ TOKENS = [
     b"GET", b"POST", b"HEAD", b" ", b"/", b"/v2/models/m/infer", b"?a=b", b" HTTP/1.1", b"\r\n",
     b"Host: x", b"content-length: 3", b"Content-Length: 0", b"transfer-encoding: chunked",
     b"connection: close", b"x-unit-id: u", b": ", b"abc", b"3\r\nabc\r\n", b"0\r\n\r\n",
-    b"\r\n\r\n", b"\x00", b"\xff", b"\t", b"expect: 100-continue",
+    b"\r\n\r\n", b"\x00", b"\xff", b"\t", b"expect: 100-continue", b"\n", b"\r", b"\r\n ", b";a=b",
+    b"3;a=b\r\nabc\r\n", b"0\r\nx: y\r\n\r\n", b"Content-Length: 99999999999999999999",
+    b"ffffffffffffffff\r\n", b"connection: keep-alive", b"connection: upgrade\r\nupgrade: h2c",
 ]  # fmt: skip
 
 
@@ -65,6 +67,20 @@ def check_against_h11(data: bytes, piece: int | None) -> None:
 
 
 @st.composite
+def chunks(draw: st.DrawFn, body: bytes) -> bytes:
+    """Return `body` in chunks, with whatever may stand beside them."""
+    pieces = []
+    while body:
+        size = draw(st.integers(1, len(body)))
+        extension = draw(st.sampled_from([b"", b";a", b";a=b", b';a="b c"']))
+        number = draw(st.sampled_from([b"%x", b"%X", b"00%x"])) % size
+        pieces.append(b"%b%b\r\n%b\r\n" % (number, extension, body[:size]))
+        body = body[size:]
+    trailers = draw(st.sampled_from([b"", b"x-sum: 1\r\n", b"a: \r\nb: c\r\n"]))
+    return b"".join(pieces) + b"0\r\n" + trailers + b"\r\n"
+
+
+@st.composite
 def plain_requests(draw: st.DrawFn) -> bytes:
     """Return one to three well-formed requests, one after the other."""
     parts = []
@@ -79,7 +95,9 @@ def plain_requests(draw: st.DrawFn) -> bytes:
             payload = body
         else:
             lines.append("Transfer-Encoding: chunked")
-            payload = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if body else b"0\r\n\r\n"
+            payload = draw(chunks(body))
+        if draw(st.booleans()):
+            lines.append("Expect: 100-continue")
         parts.append("\r\n".join(lines).encode() + b"\r\n\r\n" + payload)
     return b"".join(parts)
 

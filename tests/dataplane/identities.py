@@ -103,10 +103,12 @@ def table(triton_http: str) -> bytes:
 
 
 @contextmanager
-def data_plane(folder: Path, triton_http: str, triton_grpc: str) -> Iterator[Addresses]:
+def data_plane(
+    folder: Path, triton_http: str, triton_grpc: str, stored: bytes | None = None
+) -> Iterator[Addresses]:
     """Run a data plane that starts from a stored table, with nothing but Triton behind it."""
     folder.mkdir()
-    (folder / "routing-table.json").write_bytes(table(triton_http))
+    (folder / "routing-table.json").write_bytes(stored or table(triton_http))
     http_port, grpc_port = _two_free_ports()
     settings = {
         "INTERLOCK_BIND": f"127.0.0.1:{http_port}",

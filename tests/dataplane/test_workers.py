@@ -156,3 +156,27 @@ async def sum_by_grpc(port):
     async with triton.InferenceServerClient(f"127.0.0.1:{port}", channel_args=own) as client:
         answer = await client.infer("sums", [tensor], client_timeout=10)
         return float(answer.as_numpy("sum")[0, 0])
+
+
+async def test_a_worker_that_hangs_is_killed_and_started_again(valkey, tmp_path):
+    async with a_group(valkey, tmp_path, INTERLOCK_WORKER_SILENT_S="2") as group:
+        victim, sibling = group.workers()
+        os.kill(victim, signal.SIGSTOP)
+        await until(lambda: is_gone(victim), 8)
+        await until(lambda: len(group.workers()) == 2, 20)
+        await group.ready()
+        assert sibling in group.workers()
+        assert await group.metric("interlock_worker_restarts_total") == 1
+
+
+async def test_workers_do_not_pay_for_the_time_that_their_parent_was_stopped(valkey, tmp_path):
+    async with a_group(valkey, tmp_path, INTERLOCK_WORKER_SILENT_S="2") as group:
+        workers = group.workers()
+        for pid in (group.process.pid, *workers):
+            os.kill(pid, signal.SIGSTOP)
+        await asyncio.sleep(3)
+        for pid in (*workers, group.process.pid):
+            os.kill(pid, signal.SIGCONT)
+        await asyncio.sleep(1.5)
+        assert group.workers() == workers
+        assert (await group.predict()).status_code == 200

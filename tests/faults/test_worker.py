@@ -27,3 +27,21 @@ def test_a_killed_worker_takes_only_what_it_held(ground: Ground) -> None:
     assert sum(failures(load.answers).values()) <= load.threads
     assert recovered_after_s(load.answers, killed_at) < 1
     ground.expect_outcomes("wk", sent.accepted)
+
+
+def test_a_stopped_worker_is_killed_and_its_connections_come_back(ground: Ground) -> None:
+    parent = ground.pid("dataplane")
+    victim = min(processes(parent))
+    with Load(ground.port, ground.question) as load:
+        sleep(0.5)
+        stopped_at = monotonic()
+        os.kill(victim, signal.SIGSTOP)
+        gone_after_s = wait_until(lambda: victim not in processes(parent), 20, "it is killed")
+        gone_at = monotonic()
+        wait_until(lambda: load.is_well(gone_at), 20, "all are answered")
+        wait_until(lambda: len(processes(parent)) == 2, 20, "two workers")
+    report("One worker of two stopped", load, stopped_at)
+
+    # INTERLOCK_WORKER_SILENT_S is 10.
+    assert 9 < gone_after_s < 14
+    assert recovered_after_s(load.answers, gone_at) < 1
