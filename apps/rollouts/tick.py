@@ -122,11 +122,12 @@ WITHOUT_STEPS = {
 
 
 def _fail(rollout: Rollout, reason: str, now: datetime) -> None:
-    for other in companions(rollout):
-        if other.phase != Phase.ROLLING_BACK:
-            roll_back(other, f"with {rollout.target} of the same release: {reason}", INTERLOCK, now)
     release_split(owner_id=rollout.pk)
     move(rollout, Phase.FAILED, reason, INTERLOCK, now)
+    # One of the others takes the rest of the release back with it.
+    for other in companions(rollout)[:1]:
+        if other.phase != Phase.ROLLING_BACK:
+            roll_back(other, f"with {rollout.target} of the same release: {reason}", INTERLOCK, now)
 
 
 def _bake(rollout: Rollout, now: datetime, asked: Asked | None) -> None:

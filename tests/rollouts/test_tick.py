@@ -10,8 +10,9 @@ import pytest
 from apps.lib.clock import database_now
 from apps.models.services import change_deployment
 from apps.models.states import DeploymentState
-from apps.rollouts import services, tick
+from apps.rollouts import evaluation, services, tick
 from apps.rollouts.models import BreakerTripRecord, Evaluation, Instance, Rollout
+from apps.rollouts.observers import Asked
 from apps.rollouts.plan_store import save_plan
 from apps.rollouts.plans import PlanDocument, StepDocument
 from apps.rollouts.publication import latest_table
@@ -95,13 +96,34 @@ def test_without_a_live_instance_nothing_bakes() -> None:
     assert "no data-plane instance is live" in rollout.reason
 
 
-def test_an_instance_that_is_silent_or_stopping_is_not_waited_for() -> None:
+def test_an_instance_that_stops_or_is_long_gone_is_not_waited_for() -> None:
     rollout = make_baking(make_model())
     make_instance("up")
     make_instance("stopping", applied_generation=0, is_stopping=True)
     long_ago = database_now() - timedelta(hours=1)
-    make_instance("silent", applied_generation=0, reported_at=long_ago)
+    make_instance("gone", applied_generation=0, reported_at=long_ago)
     assert turn(rollout).step_started_at is not None
+
+
+@pytest.mark.parametrize("applied", [0, 99])
+def test_a_silent_instance_holds_the_step_and_is_named(applied: int) -> None:
+    rollout = make_baking(make_model())
+    make_instance("up")
+    lately = database_now() - timedelta(minutes=1)
+    make_instance("mute", applied_generation=applied, reported_at=lately)
+    assert turn(rollout).step_started_at is None
+    assert "instance mute is silent for 60 s" in rollout.reason
+
+
+def test_a_step_does_not_pass_while_an_instance_is_silent() -> None:
+    without_checks(500, 10_000)
+    make_instance("up")
+    rollout = turn(make_baking(make_model()))
+    make_instance("mute", reported_at=database_now() - timedelta(minutes=1))
+    assert turn(rollout).weight_bp == 500
+    assert "may pass, but is held: instance mute is silent" in rollout.reason
+    Instance.objects.filter(name="mute").update(reported_at=database_now())
+    assert turn(rollout).weight_bp == 10_000
 
 
 def test_checks_wait_for_their_interval() -> None:
@@ -157,10 +179,10 @@ def test_one_rollouts_fault_does_not_keep_the_others_from_their_guardrails(
     broken, sound = make_baking(make_model("a")), make_baking(make_model("b"))
     trip(sound, 2, database_now())
 
-    def bake(rollout: Rollout, now: datetime) -> None:
+    def bake(rollout: Rollout, now: datetime, asked: Asked | None) -> None:
         if rollout.pk == broken.pk:
             raise RuntimeError("a fault")
-        tick._bake(rollout, now)
+        tick._bake(rollout, now, asked)
 
     monkeypatch.setitem(tick.STEPS, Phase.BAKING, bake)
     turn(sound)
@@ -227,7 +249,8 @@ def test_a_pinned_rollout_keeps_its_guardrails(monkeypatch: pytest.MonkeyPatch) 
     make_instance()
     turn(rollout)
     found = CheckResult("error-rate", Verdict.FAIL, "9 % vs 1 %", {})
-    monkeypatch.setattr(tick, "answer", lambda question: [found])
+    passed = [CheckResult(name, Verdict.PASS, "", {}) for name in ("latency", "sample-ratio")]
+    monkeypatch.setattr(evaluation, "answer", lambda question: [found, *passed])
     pin(rollout, "*")
     assert (rollout.phase, rollout.reason) == (Phase.ROLLING_BACK, "error-rate: 9 % vs 1 %")
 

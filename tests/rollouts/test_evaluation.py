@@ -1,0 +1,78 @@
+"""An evaluation: what it freezes, what it logs, and that it can be made again from its log."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from apps.lib.clock import database_now
+from apps.rollouts.evaluation import repeat_answer
+from apps.rollouts.frozen import frozen_intervals
+from apps.rollouts.models import Evaluation, Rollout
+from apps.rollouts.tick import tick_rollouts
+from tests.rollouts.factories import make_baking, make_instance, make_model, send
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def rollout() -> Rollout:
+    """Return one whose clock runs."""
+    make_instance()
+    send("digits", 1, requests=6_000, latency={"100": 5_900, "120": 100})
+    rollout = make_baking(make_model())
+    tick_rollouts()
+    return rollout
+
+
+def window(rollout: Rollout, variant: str, *, ago_s: float = 30, **fields: Any) -> None:
+    at = rollout.started_at - timedelta(seconds=ago_s)
+    defaults = {
+        "split": str(rollout.pk),
+        "generation": rollout.generation,
+        "interval_started_at": at,
+    }
+    number = 2 if variant == "canary" else 1
+    send("digits", number, at=at, variant=variant, **(defaults | fields))
+
+
+def look(rollout: Rollout) -> None:
+    Rollout.objects.update(next_check_at=database_now())
+    tick_rollouts()
+
+
+def test_every_answer_can_be_made_again_from_its_log(rollout: Rollout) -> None:
+    for ago_s in (60, 50, 40, 30):
+        window(rollout, "canary", ago_s=ago_s, unit_errors=3, latency={"100": 50, "130": 10})
+        window(rollout, "stable", ago_s=ago_s, units=900, latency={"100": 890, "130": 10})
+        look(rollout)
+    rows = list(Evaluation.objects.select_related("rollout"))
+    assert len(rows) >= 9
+    for row in rows:
+        again = repeat_answer(row)
+        assert (again.verdict, again.reason) == (row.verdict, row.reason)
+        assert again.evidence == row.evidence
+        assert row.rule
+
+
+def test_what_comes_after_an_interval_was_judged_changes_no_evidence(rollout: Rollout) -> None:
+    window(rollout, "canary")
+    window(rollout, "stable")
+    look(rollout)
+    before = frozen_intervals(rollout)
+    at = before[0].started_at
+    window(rollout, "canary", interval_started_at=at, unit_errors=60)
+    look(rollout)
+    assert frozen_intervals(rollout) == before
+    log = Evaluation.objects.filter(check_name="error-rate").order_by("id")
+    assert {row.evidence["canary_events"] for row in log} == {0}
+
+
+def test_new_intervals_are_frozen_after_the_old_ones(rollout: Rollout) -> None:
+    for ago_s in (40, 30):
+        window(rollout, "canary", ago_s=ago_s)
+        look(rollout)
+    assert list(rollout.intervals.values_list("ordinal", flat=True)) == [0, 1]
+    assert Evaluation.objects.latest("id").inputs["intervals"] == 2
