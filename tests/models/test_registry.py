@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,62 +11,12 @@ import pytest
 
 from apps.lib.errors import Unavailable
 from apps.models import registry
-from apps.models.mlflow import ARTIFACTS, MlflowClient
 from apps.models.models import Alias, ModelVersion, RefusedImport
 from apps.models.registry import sync_registry
-from tests.models.test_artifacts import ONNX_FLAVOUR, SIGNATURE, save
+from apps.models.tasks import sync_registry_task
+from tests.models.registries import Mlflow, client_of
 
 pytestmark = pytest.mark.django_db
-
-
-class Mlflow:
-    """Answers as a tracking server; `missing` are the versions whose files are gone."""
-
-    def __init__(self, onnx: bytes) -> None:
-        self.files = {"MLmodel": (ONNX_FLAVOUR + SIGNATURE).encode(), "model.onnx": onnx}
-        self.numbers = [1, 2]
-        self.missing: set[str] = set()
-        self.aliases = [{"alias": "candidate", "version": "2"}]
-        self.metrics: list[dict[str, Any]] = [{"key": "accuracy", "value": 0.9}]
-        self.name = "digits"
-
-    def __call__(self, request: httpx.Request) -> httpx.Response:
-        path, asked = request.url.path, request.url.params
-        if path.startswith(f"{ARTIFACTS}/"):
-            return httpx.Response(200, content=self.files[path.rsplit("/", 1)[1]])
-        if path.endswith("get-download-uri") and asked["version"] in self.missing:
-            return httpx.Response(404, json={"error_code": "RESOURCE_DOES_NOT_EXIST"})
-        return httpx.Response(200, json=self.answers()[path.rsplit("/mlflow", 1)[1]])
-
-    def answers(self) -> dict[str, Any]:
-        model = {"name": self.name, "description": "told", "aliases": self.aliases}
-        versions = [
-            {"name": self.name, "version": str(n), "run_id": "r", "creation_timestamp": 1_000}
-            for n in self.numbers
-        ]
-        return {
-            "/registered-models/search": {"registered_models": [model]},
-            "/model-versions/search": {"model_versions": versions},
-            "/runs/get": {"run": {"data": {"metrics": self.metrics}}},
-            "/model-versions/get-download-uri": {"artifact_uri": "mlflow-artifacts:/1/m"},
-            "-artifacts/artifacts": {"files": [{"path": name} for name in self.files]},
-        }
-
-
-def client_of(handler: Callable[[httpx.Request], httpx.Response]) -> MlflowClient:
-    client = MlflowClient("http://mlflow")
-    client._http.close()
-    transport = httpx.MockTransport(handler)
-    client._http = httpx.Client(base_url="http://mlflow", transport=transport)
-    return client
-
-
-@pytest.fixture
-def mlflow(tmp_path: Path, settings: Any, monkeypatch: pytest.MonkeyPatch) -> Mlflow:
-    settings.ARTIFACT_DIR = tmp_path / "artifacts"
-    server = Mlflow(save(tmp_path / "m.onnx", ["N", 4]).read_bytes())
-    monkeypatch.setattr(registry, "connect", lambda: client_of(server))
-    return server
 
 
 def test_versions_come_in_once_with_what_is_known_of_them(mlflow: Mlflow) -> None:
@@ -144,3 +93,45 @@ def test_a_version_whose_warm_up_is_too_large_is_refused(mlflow: Mlflow) -> None
     mlflow.files["warmup.json"] = json.dumps([request]).encode()
     assert sync_registry().imported == ()
     assert "at most 65,536" in RefusedImport.objects.all()[0].reason
+
+
+def test_a_version_tells_where_it_came_from_and_who_made_it(mlflow: Mlflow) -> None:
+    sync_registry()
+    version = ModelVersion.objects.get(number=2)
+    assert (version.source, version.registry_number) == ("mlflow", 2)
+    assert (version.created_by, version.run_id) == ("dora", "r")
+
+
+def test_a_version_that_cannot_be_read_now_keeps_no_other_one_out(mlflow: Mlflow) -> None:
+    mlflow.broken = {"1"}
+    report = sync_registry()
+    assert (report.waiting, report.imported) == (("digits:1",), ("digits:2",))
+    assert not RefusedImport.objects.exists()
+    mlflow.broken = set()
+    assert sync_registry().imported == ("digits:1",)
+
+
+def test_a_sync_does_not_try_every_version_of_a_store_that_is_away(mlflow: Mlflow) -> None:
+    mlflow.numbers = list(range(1, 20))
+    mlflow.broken = {str(number) for number in mlflow.numbers}
+    assert len(sync_registry().waiting) == 3
+
+
+def test_a_second_run_at_once_imports_nothing_twice(mlflow: Mlflow) -> None:
+    def meanwhile(path: str) -> None:
+        # Another worker does all of it while this one is about to download its first.
+        if path.endswith("get-download-uri"):
+            mlflow.before = lambda path: None
+            assert sync_registry().imported == ("digits:1", "digits:2")
+
+    mlflow.before = meanwhile
+    assert sync_registry().imported == ()
+    assert ModelVersion.objects.count() == 2
+
+
+def test_the_task_says_nothing_while_the_registry_is_away(mlflow: Mlflow) -> None:
+    mlflow.is_away = True
+    sync_registry_task()
+    mlflow.is_away = False
+    sync_registry_task()
+    assert ModelVersion.objects.count() == 2
