@@ -23,7 +23,7 @@ _SHAPES_MAX = 256
 class Layout:
     """What all answers of one shape have in common; `inner` is the shape of one row."""
 
-    __slots__ = ("batched", "datatype", "inner", "name", "one", "rows", "size", "width")
+    __slots__ = ("batched", "datatype", "elements", "inner", "name", "one", "rows", "size", "width")
 
     def __init__(self, tensor: Tensor, shape: list[int], *, batched: bool) -> None:
         # As the signature names it.
@@ -36,8 +36,10 @@ class Layout:
         self.rows = shape[0] if batched else 1
         # The shape of one row.
         self.inner = tuple(shape[1:] if batched else shape)
+        # Elements of one row; it may have none.
+        self.elements = prod(self.inner)
         # Bytes of one row; nought for BYTES, whose rows differ in length.
-        self.width = prod(self.inner) * self.datatype.size
+        self.width = self.elements * self.datatype.size
         # Bytes of all rows.
         self.size = self.width * self.rows
         # What stands before the elements where the answer is one row.
@@ -92,7 +94,8 @@ class Output:
         rows = self._rows or self.rows_json()
         if stop - start == 1:
             return b"%b%b]}" % (self.layout.one, rows[start])
-        return b"%b%b]}" % (self.layout.head(stop - start), b",".join(rows[start:stop]))
+        told = rows[start:stop] if self.layout.elements else ()
+        return b"%b%b]}" % (self.layout.head(stop - start), b",".join(told))
 
     def rows_json(self) -> list[bytes]:
         """Return the flat elements of each row as JSON without brackets. Raises NotJson."""

@@ -172,3 +172,18 @@ def test_what_was_learnt_of_one_shape_holds_for_no_other_reply():
     with pytest.raises(TritonError, match="malformed"):
         reader.read(Reply(200, whole.header_length, whole.body[:-1]), 2)
     assert reader.read(sums(0.5), 1)[0].rows_json() == [first[0]]
+
+
+def test_rows_without_elements_are_empty_lists():
+    empty = Signature(
+        inputs=SUMS.inputs, outputs=(Tensor(name="y", datatype="FP32", shape=(-1, -1)),)
+    )
+    outputs = ReplyReader(empty, batched=True).read(reply(("y", "FP32", [3, 0], b"")), 3)
+    body, _ = write_answer(b"{", wish(rows=3), outputs, 0)
+    assert json.loads(body)["outputs"][0] == {
+        "name": "y", "datatype": "FP32", "shape": [3, 0], "data": []
+    }  # fmt: skip
+    assert json.loads(write_plain("m", STABLE, wish(rows=2), outputs, 0))["outputs"]["y"] == [
+        [],
+        [],
+    ]
