@@ -167,6 +167,8 @@ class Rollout(models.Model):
     step_passed_at = models.DateTimeField(null=True)
     # Frozen quantiles of stable's latency: {"p50": index, "p95": …, "p99": …, "n", "frozen_at_ms"}.
     latency_reference = models.JSONField(default=dict)
+    # The revision at which people were last told that it is held up.
+    held_told_revision = models.PositiveIntegerField(null=True)
     # Why it stands where it stands, with numbers; on the page and in the API.
     reason = models.TextField(blank=True)
     started_by = models.CharField(max_length=150)
@@ -432,6 +434,35 @@ class ShadowRow(models.Model):
             models.Index(fields=["model_name", "ended_at"]),
             models.Index(fields=["ended_at"]),
         ]
+
+
+class TrafficAlarm(models.Model):
+    """Traffic that an instance sent where the table that it serves from sends none, or too much."""
+
+    class Kind(models.TextChoices):
+        # A version whose share is 0 got requests.
+        LEAK = "leak"
+        # A split has another effect than it says.
+        DIVERGENCE = "divergence"
+
+    kind = models.CharField(max_length=20, choices=Kind.choices)
+    instance = models.CharField(max_length=200)
+    model_name = models.CharField(max_length=100)
+    version_number = models.CharField(max_length=20)
+    generation = models.BigIntegerField()
+    told = models.TextField()
+    first_at = models.DateTimeField()
+    last_at = models.DateTimeField()
+
+    class Meta:
+        ordering = ["-last_at"]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["kind", "instance", "model_name", "version_number", "generation"],
+                name="traffic_alarm_once",
+            )
+        ]
+        indexes = [models.Index(fields=["model_name", "-last_at"])]
 
 
 class IngestedBatch(models.Model):

@@ -14,6 +14,7 @@ from apps.rollouts.models import IngestedBatch, PublishedTable, ShadowRow, Telem
 from apps.rollouts.publication import publish_table
 from apps.rollouts.retirement import retire_versions
 from apps.rollouts.tick import tick_rollouts
+from apps.rollouts.watch import watch_traffic
 
 KEEP_TELEMETRY = timedelta(days=14)
 KEEP_BATCHES = timedelta(days=2)
@@ -25,6 +26,11 @@ def tick_task() -> None:
     tick_rollouts()
     publish_drift()
     retire_versions()
+
+
+@shared_task(name="rollouts.watch_traffic")
+def watch_traffic_task() -> None:
+    watch_traffic(database_now())
 
 
 def publish_drift() -> int:
