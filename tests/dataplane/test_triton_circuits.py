@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from dataplane.breaker import State
-from dataplane.triton import Fault
+from dataplane.triton import Fault, Unsent
 from tests.dataplane.transports import (
     FAULTY,
     NOT_LOADED,
@@ -155,3 +155,18 @@ async def test_the_last_way_out_is_an_open_copy_and_its_answer_closes_the_circui
         servers[1].always = STUB_DEAD
         assert answered(await ask_often(triton, copies, 10)) == 10
         assert states(copies)[0] is State.CLOSED
+
+
+async def test_what_waited_in_vain_in_tritons_own_queue_accuses_nobody():
+    async with upstreams(2) as servers, transport() as triton:
+        copies = copies_on(servers)
+        for server in servers:
+            server.delay_s = 0.05
+        while not all(found.health.latency_s for found in triton.endpoints()):
+            await ask(triton, copies)
+        for server in servers:
+            server.delay_s = 0.0
+            server.always = answer(503, "Request timeout expired")
+        results = await ask_often(triton, copies, 30)
+        assert {(type(r), r.fault) for r in results} == {(Unsent, Fault.TIMEOUT)}
+        assert states(copies) == [State.CLOSED, State.CLOSED]

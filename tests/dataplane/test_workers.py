@@ -1,6 +1,7 @@
 """An instance of several processes: workers that die, are replaced, and count together."""
 
 import asyncio
+import json
 import os
 import signal
 from pathlib import Path
@@ -143,16 +144,48 @@ async def test_workers_share_the_grpc_port_and_survive_each_other(valkey, tmp_pa
     port = free_port()
     async with a_group(valkey, tmp_path, INTERLOCK_GRPC_BIND=f"127.0.0.1:{port}") as group:
         assert [await sum_by_grpc(port) for _ in range(8)] == [10.0] * 8
-        kill(group.workers()[0])
-        await until(lambda: len(group.workers()) == 2, 20)
+        victim = group.workers()[0]
+        kill(victim)
+        await until(lambda: is_gone(victim) and len(group.workers()) == 2, 20)
         assert [await sum_by_grpc(port) for _ in range(8)] == [10.0] * 8
 
 
-async def sum_by_grpc(port):
+async def test_a_rolling_restart_fails_no_grpc_call_of_a_client_that_retries(valkey, tmp_path):
+    port = free_port()
+    async with a_group(valkey, tmp_path, INTERLOCK_GRPC_BIND=f"127.0.0.1:{port}") as group:
+        old, asked, done = group.workers(), [], asyncio.Event()
+
+        async def ask():
+            while not done.is_set():
+                asked.append(await sum_by_grpc(port, RETRYING))
+
+        clients = [asyncio.create_task(ask()) for _ in range(6)]
+        group.process.send_signal(signal.SIGHUP)
+        await until(lambda: all(map(is_gone, old)), 30)
+        done.set()
+        await asyncio.gather(*clients)
+        assert set(asked) == {10.0}
+        assert len(asked) > 100
+
+
+# As docs/dataplane.md has it.
+RETRY = {
+    "maxAttempts": 5, "initialBackoff": "0.05s", "maxBackoff": "1s", "backoffMultiplier": 3,
+    "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
+}  # fmt: skip
+SERVICE = {"name": [{"service": "inference.GRPCInferenceService"}], "retryPolicy": RETRY}
+RETRYING = [
+    ("grpc.service_config", json.dumps({"methodConfig": [SERVICE]})),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+]
+
+
+async def sum_by_grpc(port, options=()):
     """Ask over a connection of its own, so that any worker may answer."""
     tensor = triton.InferInput("x", [1, 4], "FP32")
     tensor.set_data_from_numpy(np.array([ROW], dtype=np.float32))
-    own = [("grpc.use_local_subchannel_pool", 1)]
+    own = [("grpc.use_local_subchannel_pool", 1), *options]
     async with triton.InferenceServerClient(f"127.0.0.1:{port}", channel_args=own) as client:
         answer = await client.infer("sums", [tensor], client_timeout=10)
         return float(answer.as_numpy("sum")[0, 0])
