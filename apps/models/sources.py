@@ -35,7 +35,7 @@ class Reference:
 
 def read_reference(uri: str) -> Reference | None:
     """Return the registered version that `uri` names; None when it names something else."""
-    parts = urlsplit(uri)
+    parts = _split(uri)
     if parts.scheme != "models":
         return None
     path = parts.path.strip("/")
@@ -55,12 +55,21 @@ def fetch_model(uri: str, directory: Path) -> str:
         TooLarge: it is larger than an artifact may be.
         Unavailable: whoever has it does not answer.
     """
-    parts = urlsplit(uri)
+    parts = _split(uri)
     reader = READERS.get(parts.scheme)
     if reader is None:
         known = ", ".join(f"{scheme}:" for scheme in READERS)
         raise Invalid(f"uri: {uri!r} cannot be read; it begins with one of {known}.")
     return reader(uri, parts, directory)
+
+
+def _split(uri: str) -> SplitResult:
+    try:
+        if uri.isprintable():
+            return urlsplit(uri)
+    except ValueError:
+        pass
+    raise Invalid(f"uri: {uri!r} is no URI.")
 
 
 def find_onnx(directory: Path) -> Path:
@@ -155,6 +164,8 @@ def _https(uri: str, parts: SplitResult, directory: Path) -> str:
     try:
         with httpx.stream("GET", uri, timeout=HTTPS_TIMEOUT_S) as response:
             _save(response, directory / MODEL_FILE)
+    except httpx.InvalidURL as error:
+        raise Invalid(f"uri: {uri!r} is no URI: {error}.") from error
     except httpx.HTTPError as error:
         raise Unavailable(f"{parts.hostname} does not send it: {error}") from error
     return ""

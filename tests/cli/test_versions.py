@@ -1,0 +1,130 @@
+"""`interlock register` and `alias`: what is sent, and a number alone on standard output."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from cli import main as cli
+from cli.client import Client
+
+VERSION = {"model": "digits", "number": 7, "source": "upload"}
+ALIAS = {"name": "candidate", "version": 7, "is_pending": True}
+
+
+class Server:
+    """Answers with what it is given, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.requests: list[httpx.Request] = []
+        self.answer: Any = VERSION
+        self.fails = 0
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        request.read()
+        self.requests.append(request)
+        if len(self.requests) <= self.fails:
+            raise httpx.ReadError("reset", request=request)
+        return httpx.Response(201, json=self.answer)
+
+    @property
+    def body(self) -> Any:
+        return json.loads(self.requests[-1].content)
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Server:
+    monkeypatch.setenv("INTERLOCK_TOKEN", "t")
+    found = Server()
+    transport = httpx.MockTransport(found)
+    monkeypatch.setattr(cli, "Client", lambda u, t: Client(u, t, transport=transport))
+    return found
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> str:
+    path = tmp_path / "net.onnx"
+    path.write_bytes(b"onnx-bytes")
+    return str(path)
+
+
+def test_a_uri_is_registered_with_what_is_known(
+    server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--uri", "runs:/r/net", "--metric", "accuracy=0.97", "--metric", "loss=1e-3"]
+    words += ["--param", "C=1=2", "--tag", "v1.2.3", "--dataset-digest", "5f1c"]
+    assert cli.main(["register", "digits", *words]) == 0
+    assert capsys.readouterr().out == "7\n"
+    assert server.requests[0].url.path == "/api/v1/models/digits/versions/"
+    assert server.body == {
+        "uri": "runs:/r/net",
+        "metrics": {"accuracy": 0.97, "loss": 0.001},
+        "parameters": {"C": "1=2"},
+        "semantic_tag": "v1.2.3",
+        "dataset_digest": "5f1c",
+    }
+
+
+def test_a_file_is_uploaded_behind_its_metadata(server: Server, file: str, tmp_path: Path) -> None:
+    warmup = tmp_path / "warmup.json"
+    warmup.write_text("[[]]")
+    words = ["--file", file, "--metric", "accuracy=0.97", "--warmup", str(warmup)]
+    assert cli.main(["--json", "register", "digits", *words]) == 0
+    [request] = server.requests
+    assert request.headers["Content-Type"].startswith("multipart/form-data")
+    content = request.content
+    assert b'name="metrics"\r\n\r\n{"accuracy": 0.97}\r\n' in content
+    assert b'name="warmup"\r\n\r\n[[]]\r\n' in content
+    assert content.index(b'name="metrics"') < content.index(b'filename="net.onnx"')
+    assert b"onnx-bytes" in content
+
+
+def test_an_upload_whose_line_broke_is_sent_again_whole(server: Server, file: str) -> None:
+    server.fails = 1
+    assert cli.main(["register", "digits", "--file", file]) == 0
+    first, again = server.requests
+    assert first.headers["Idempotency-Key"] == again.headers["Idempotency-Key"]
+    assert b"onnx-bytes" in again.content
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--file", "/nowhere/net.onnx"], "no file /nowhere/net.onnx"),
+        (["--uri", "x:/y", "--metric", "accuracy"], "--metric takes NAME=VALUE"),
+        (["--uri", "x:/y", "--metric", "accuracy=high"], "not a number"),
+        (["--uri", "x:/y", "--param", "=1"], "--param takes NAME=VALUE"),
+        (["--uri", "x:/y", "--warmup", "/nowhere"], "--warmup: /nowhere cannot be read"),
+    ],
+)
+def test_what_cannot_be_sent_exits_2(
+    server: Server, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["register", "digits", *words]) == 2
+    assert said in capsys.readouterr().err
+    assert not server.requests
+
+
+def test_a_file_or_a_uri_is_needed(server: Server, file: str) -> None:
+    for words in ([], ["--file", file, "--uri", "x:/y"]):
+        with pytest.raises(SystemExit):
+            cli.main(["register", "digits", *words])
+
+
+def test_an_alias_is_moved(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    server.answer = ALIAS
+    assert cli.main(["alias", "digits", "candidate", "7"]) == 0
+    request = server.requests[0]
+    assert (request.method, server.body) == ("PUT", {"version": 7})
+    assert request.url.path == "/api/v1/models/digits/aliases/candidate/"
+    assert "names version 7; MLflow follows soon" in capsys.readouterr().out
+
+
+def test_an_alias_is_deleted(server: Server) -> None:
+    assert cli.main(["alias", "digits", "candidate", "--delete"]) == 0
+    assert server.requests[0].method == "DELETE"
+    assert cli.main(["alias", "digits", "candidate"]) == 2

@@ -1,0 +1,194 @@
+"""What a URI may reach is the operator's choice; everything else is refused with what to set."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import os
+import ssl
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from apps.lib.errors import Invalid, NotFound, TooLarge, Unavailable
+from apps.models.sources import Reference, fetch_model, find_onnx, read_reference
+from tests.models.registries import Mlflow
+from tests.models.test_artifacts import save
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    directory = tmp_path / "fetched"
+    directory.mkdir()
+    return directory
+
+
+@pytest.fixture
+def shared(tmp_path: Path, settings: Any) -> Path:
+    """The directory that file: URIs may point into."""
+    directory = tmp_path / "shared"
+    directory.mkdir()
+    settings.REGISTER_DIR = str(directory)
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("uri", "found"),
+    [
+        ("models:/digits/3", Reference("digits", "3")),
+        ("models:/digits@candidate", Reference("digits", "candidate")),
+        ("models:/m-0f1e", None),
+        ("runs:/digits/3", None),
+    ],
+)
+def test_a_registered_version_is_told_from_other_models(uri: str, found: Reference | None) -> None:
+    assert read_reference(uri) == found
+
+
+@pytest.mark.parametrize(
+    ("uri", "run_id"),
+    [
+        ("models:/digits/2", "r"),
+        ("models:/m-1", "r"),
+        ("runs:/r/net", "r"),
+        ("runs:/r/elsewhere", "r"),
+        ("mlflow-artifacts:/1/m-1", ""),
+    ],
+)
+def test_what_mlflow_has_is_fetched(mlflow: Mlflow, place: Path, uri: str, run_id: str) -> None:
+    assert fetch_model(uri, place) == run_id
+    assert find_onnx(place).read_bytes() == mlflow.files["model.onnx"]
+
+
+def test_one_onnx_file_of_mlflow_is_fetched_alone(mlflow: Mlflow, place: Path) -> None:
+    fetch_model("mlflow-artifacts:/1/r/artifacts/model.onnx", place)
+    assert [path.name for path in place.iterdir()] == ["model.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("uri", "told"),
+    [
+        ("s3://bucket/model.onnx", "begins with one of models:, runs:"),
+        ("model.onnx", "begins with one of"),
+        ("https://[::1/m.onnx", "is no URI"),
+        ("file:/a\nb", "is no URI"),
+        ("models:/digits", "none of models:/NAME/NUMBER"),
+        ("runs:/r", "not of the form runs:/RUN_ID/PATH"),
+        ("mlflow-artifacts://elsewhere/1/m", "names a server"),
+        ("file:/etc/passwd", "INTERLOCK_REGISTER_DIR sets where"),
+        ("https://example.com/m.onnx", "INTERLOCK_REGISTER_HOSTS lists the hosts"),
+    ],
+)
+def test_a_uri_that_may_not_be_read_is_refused(place: Path, uri: str, told: str) -> None:
+    with pytest.raises(Invalid, match=told):
+        fetch_model(uri, place)
+
+
+def test_files_below_the_directory_are_fetched(shared: Path, place: Path) -> None:
+    save(shared / "net.onnx", ["N", 4])
+    fetch_model(f"file:{shared}/net.onnx", place)
+    fetch_model(f"file://{shared}", place)
+    assert find_onnx(place).name == "net.onnx"
+
+
+def test_a_way_out_of_the_directory_is_none(shared: Path, place: Path, tmp_path: Path) -> None:
+    outside = save(tmp_path / "outside.onnx", ["N", 4])
+    (shared / "link.onnx").symlink_to(outside)
+    for uri in (
+        f"file:{shared}/../outside.onnx",
+        f"file:{shared}/%2e%2e/outside.onnx",
+        f"file:{shared}/link.onnx",
+        f"file:{shared}",
+        f"file://elsewhere{shared}",
+    ):
+        with pytest.raises(Invalid, match="INTERLOCK_REGISTER_DIR"):
+            fetch_model(uri, place)
+    assert not any(place.iterdir())
+
+
+def test_a_file_that_is_not_there_or_too_large_is_told(
+    shared: Path, place: Path, settings: Any
+) -> None:
+    with pytest.raises(NotFound):
+        fetch_model(f"file:{shared}/net.onnx", place)
+    save(shared / "net.onnx", ["N", 4])
+    settings.ARTIFACT_BYTES_MAX = 100
+    with pytest.raises(TooLarge, match="larger than 100 bytes"):
+        fetch_model(f"file:{shared}/net.onnx", place)
+
+
+def test_one_onnx_file_must_be_meant(place: Path) -> None:
+    with pytest.raises(Invalid, match="found: none"):
+        find_onnx(place)
+    for name in ("a.onnx", "b.onnx"):
+        save(place / name, ["N", 4])
+    with pytest.raises(Invalid, match=r"found: a\.onnx, b\.onnx"):
+        find_onnx(place)
+
+
+class Handler(http.server.SimpleHTTPRequestHandler):
+    def do_GET(self) -> None:
+        if self.path == "/moved":
+            self.send_response(302)
+            self.send_header("Location", "https://169.254.169.254/")
+            self.end_headers()
+            return
+        super().do_GET()
+
+    def log_message(self, *args: Any) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def https(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Any) -> Iterator[str]:
+    """A real HTTPS server whose host is listed; it has net.onnx."""
+    root = tmp_path / "served"
+    root.mkdir()
+    save(root / "net.onnx", ["N", 4])
+    pem = tmp_path / "pem"
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=localhost -addext"
+    argv = [*command.split(), "subjectAltName=DNS:localhost", "-keyout", pem, "-out", f"{pem}.crt"]
+    subprocess.run(argv, check=True, capture_output=True)
+    monkeypatch.setenv("SSL_CERT_FILE", f"{pem}.crt")
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Handler, directory=os.fspath(root))
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(f"{pem}.crt", pem)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    host = f"localhost:{server.server_port}"
+    settings.REGISTER_HOSTS = [host]
+    yield f"https://{host}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_listed_host_is_read(https: str, place: Path) -> None:
+    fetch_model(f"{https}/net.onnx", place)
+    assert find_onnx(place).stat().st_size > 16_000
+
+
+def test_of_a_listed_host_what_is_not_there_moved_or_too_large_is_told(
+    https: str, place: Path, settings: Any
+) -> None:
+    with pytest.raises(NotFound, match="answered 404"):
+        fetch_model(f"{https}/none.onnx", place)
+    with pytest.raises(Invalid, match="elsewhere now: https://169"):
+        fetch_model(f"{https}/moved", place)
+    settings.ARTIFACT_BYTES_MAX = 1_000
+    with pytest.raises(TooLarge):
+        fetch_model(f"{https}/net.onnx", place)
+
+
+def test_other_hosts_and_ports_are_not_read(https: str, place: Path, settings: Any) -> None:
+    for uri in ("https://localhost/net.onnx", f"https://localhost@evil.example/{https}"):
+        with pytest.raises(Invalid, match="none of the hosts"):
+            fetch_model(uri, place)
+    settings.REGISTER_HOSTS = ["localhost:1"]
+    with pytest.raises(Unavailable):
+        fetch_model("https://localhost:1/net.onnx", place)
