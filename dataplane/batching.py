@@ -21,7 +21,7 @@ from dataplane.batch_encoding import Encoder
 from dataplane.fair_queue import ABANDONED, CLASSES, WEIGHTS, Batch, FairQueue, Job
 from dataplane.pace import Pace
 from dataplane.reply import ReplyReader
-from dataplane.triton import Copies, Fault, Reply, Triton, TritonError
+from dataplane.triton import Copies, Fault, Reply, Triton, TritonError, Unsent
 
 __all__ = ["Batcher", "Job", "Overloaded", "QueueFull", "Unsent"]
 
@@ -49,13 +49,6 @@ class Overloaded(QueueFull):
 
     code = "overloaded"
     message = "the version has too much waiting to answer before the deadline"
-
-
-class Unsent(TritonError):
-    """The deadline of a job passed while it was waiting; the version never saw it."""
-
-    def __init__(self) -> None:
-        super().__init__(Fault.TIMEOUT, "the deadline passed in the queue")
 
 
 class Batcher:

@@ -198,10 +198,12 @@ def _runtime_digest() -> str:
 
 # The data plane has made batches already, and has waited for them to fill: so there is no delay and
 # no preferred size here. While an instance is busy, batches of several data planes still join. What
-# waited in vain is not computed: each call carries the time that is left to it.
+# waited in vain is not computed: each call carries the time that is left to it, which Triton heeds
+# only where it is shorter than a time of its own.
 DYNAMIC_BATCHING = (
-    "dynamic_batching { max_queue_delay_microseconds: 0 "
-    "default_queue_policy { timeout_action: REJECT allow_timeout_override: true } }"
+    "dynamic_batching { max_queue_delay_microseconds: 0 default_queue_policy { "
+    "timeout_action: REJECT default_timeout_microseconds: 600000000 allow_timeout_override: true } "
+    "}"
 )
 
 

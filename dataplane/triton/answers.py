@@ -36,6 +36,13 @@ class TritonError(Exception):
         self.counted = False
 
 
+class Unsent(TritonError):
+    """The time of a job passed while it waited, here or in Triton; the version never saw it."""
+
+    def __init__(self, message: str = "the deadline passed in the queue") -> None:
+        super().__init__(Fault.TIMEOUT, message)
+
+
 class Reply:
     """A response: its status, its body, and how much of the body is JSON."""
 
@@ -58,6 +65,8 @@ class Reply:
         if "Stub process" in message or "is not healthy" in message:
             # A crashed Python backend is never restarted by Triton and still reports READY.
             return TritonError(Fault.DEAD, message)
+        if self.status == 503 and "timeout expired" in message:
+            return Unsent(f"the time to wait in Triton's queue has passed: {message}")
         if self.status == 404 or self.status == 503:
             return TritonError(Fault.DEAD, message)
         fault = Fault.REFUSED if 400 <= self.status < 500 else Fault.FAILED

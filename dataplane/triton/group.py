@@ -187,7 +187,8 @@ class Group:
         """Learn from a reply; return whether the call was sent elsewhere instead of ending."""
         if reply.status != 200:
             error = reply.error()
-            if error.fault is not Fault.REFUSED:
+            # What waited in vain in Triton's own queue was not seen by the version either.
+            if error.fault not in (Fault.REFUSED, Fault.TIMEOUT):
                 self.blame(call, error)
                 return error.fault is Fault.DEAD and self.try_elsewhere(call)
         now = monotonic()
