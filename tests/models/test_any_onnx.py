@@ -20,7 +20,7 @@ import onnxruntime
 import pytest
 import tritonclient.grpc as by_grpc
 import tritonclient.http as by_http
-from tritonclient.utils import np_to_triton_dtype
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from apps.models.inspection import inspect
 from apps.models.models import ModelVersion, RegisteredModel, ServingCluster
@@ -211,7 +211,7 @@ async def test_requests_at_once_get_what_they_get_alone(place: Place, name: str)
 def test_text_that_is_no_text_is_the_callers_mistake(place: Place) -> None:
     tensor = by_http.InferInput("x", [1, 2], "BYTES")
     tensor.set_data_from_numpy(np.array([[b"\xff\xfe", b""]], dtype=object))
-    with by_http.InferenceServerClient(place.addresses.triton_http) as client:
-        with pytest.raises(Exception, match="not UTF-8") as refused:
-            client.infer("text.3", [tensor])
+    client = by_http.InferenceServerClient(place.addresses.triton_http)
+    with client, pytest.raises(InferenceServerException, match="not UTF-8") as refused:
+        client.infer("text.3", [tensor])
     assert refused.value.status() == "400"
