@@ -18,6 +18,7 @@ from apps.rollouts.checks import (
 from apps.rollouts.eprocess import BucketCounts
 from apps.rollouts.evidence import Interval, LatencyReference
 from apps.rollouts.objectives import Objective, judge_objectives
+from apps.rollouts.observed import OBSERVED
 from apps.rollouts.plans import WHOLE_BP, PlanDocument
 from apps.rollouts.verdicts import JSON, CheckResult, Verdict
 from contract.histogram import Counts, count_above, total
@@ -191,12 +192,18 @@ def _sample_ratio(question: Question, _: CheckDocument) -> CheckResult:
     return judge_sample_ratio([SplitInterval(fullest.canary.n, fullest.control.n, weight_bp)])
 
 
+def _observed(question: Question, check: CheckDocument) -> CheckResult:
+    seen = question.observations.get(check.label, {})
+    return OBSERVED[check.check](check, seen, question.settings)
+
+
 Judge = Callable[[Question, CheckDocument], CheckResult]
 JUDGES: dict[str, Judge] = {
     kinds.ERROR_RATE: _error_rate,
     kinds.LATENCY: _latency,
     kinds.SAMPLE_RATIO: _sample_ratio,
     kinds.ERROR_OBJECTIVE: _error_objective,
+    **dict.fromkeys(OBSERVED, _observed),
 }
 # What is answered from the traffic of both versions, and so needs some of it lately.
 OF_TRAFFIC = {

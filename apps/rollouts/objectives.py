@@ -29,11 +29,19 @@ class Objective:
 
 
 def judge_objectives(
-    check: str, objectives: Sequence[Objective], *, log_needed: float, samples_min: int
+    check: str,
+    objectives: Sequence[Objective],
+    *,
+    log_needed: float,
+    samples_min: int,
+    basis: str = "no control at 100 %, absolute bounds",
 ) -> CheckResult:
-    """Judge absolute bounds together; the e-values are averaged, valid under any dependence."""
+    """Judge absolute bounds together; the e-values are averaged, valid under any dependence.
+
+    `basis` says in the reason why the bounds are absolute ones.
+    """
     n = min((objective.n for objective in objectives), default=0)
-    told = "no control at 100 %, absolute bounds: " + "; ".join(map(_tell, objectives))
+    told = f"{basis}: " + "; ".join(map(_tell, objectives))
     record: dict[str, JSON] = {"log_e_needed": log_needed, "n": n, "absolute": True}
     if n == 0:
         return CheckResult(check, Verdict.NO_DATA, f"{told}: no exposures", {"n": 0})
