@@ -24,6 +24,8 @@ LOAD_TIMEOUT_S = 120.0
 PROBE_TIMEOUT_S = 10.0
 # Statuses of a server that lives and refuses, against those of one that cannot be reached.
 NOT_REACHED = {None, "", "502", "503", "504"}
+# A version that was unloaded gets a 503 as well, from a server that is there.
+NOT_LOADED = "Request for unknown model"
 
 
 class TritonRefused(InterlockError):
@@ -96,7 +98,7 @@ class Endpoint:
             yield client
         except InferenceServerException as error:
             message = str(error.message())
-            if error.status() in NOT_REACHED:
+            if error.status() in NOT_REACHED and NOT_LOADED not in message:
                 raise Unavailable(f"{self.url} does not answer: {message}") from error
             raise TritonRefused(message.strip()) from error
         except (OSError, ValueError) as error:
