@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from apps.models.trials import Session, Tensor, Trial, try_out
+from apps.models.trials import Session, Tensor, Trial, is_out_of_memory, try_out
 
 ONNX_BYTES_MAX = 2 * 1024**3 - 1
 ALIGNMENT = 4096
@@ -229,7 +229,7 @@ def _open(path: Path) -> Session:
     except MemoryError:
         raise
     except Exception as error:  # onnxruntime's are RuntimeError and many siblings of it
-        if "bad_alloc" in str(error):
+        if is_out_of_memory(error):
             raise MemoryError from error
         raise Refused(f"ONNX Runtime cannot load it: {_told(error, path)}") from error
     return session
@@ -252,6 +252,8 @@ def _tensor(what: str, item: Any, ranked: set[str]) -> Tensor:
 def _told(error: Exception, path: Path) -> str:
     text = re.sub(r"\s+", " ", str(error)).strip() or type(error).__name__
     text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : (\w+) : ", "", text)
+    # Where in its source it gave up helps nobody.
+    text = re.sub(r"/onnxruntime_src/\S+ [^)]*\) (const )?", "", text)
     return text.replace(str(path), path.name)[:TOLD_MAX]
 
 

@@ -85,13 +85,18 @@ class Trial:
 
 
 def try_out(session: Session, inputs: list[Tensor], outputs: list[Tensor]) -> Trial:
-    """Return what was found out; what was not is as declared."""
+    """Return what was found out; what was not is as declared.
+
+    Raises MemoryError when it has no room to answer the smallest request.
+    """
     may_batch = _may_batch(inputs)
     with _Runs(session, [tensor.name for tensor in outputs]) as runs:
         # Zeros are what a server is asked by default, and random numbers tell rows apart.
         zeros, answer = _first_that_works(runs, _candidates(inputs, may_batch, random=False))
         rows, varied = _first_that_works(runs, _candidates(inputs, may_batch, random=True))
         answer = answer or varied
+        if answer is None and runs.out_of_memory:
+            raise MemoryError
         if answer is None:
             return Trial(may_batch and _may_batch([*inputs, *outputs]))
         batched = may_batch and _rows_are_independent(runs, inputs, rows or zeros)
@@ -194,6 +199,7 @@ class _Runs:
         self._options = onnxruntime.RunOptions()
         self._timer = threading.Timer(TRIALS_S, self._end)
         self.ended = False
+        self.out_of_memory = False
 
     def __enter__(self) -> _Runs:
         self._timer.daemon = True
@@ -213,9 +219,16 @@ class _Runs:
             return None
         try:
             found = self._session.run(self._outputs, arrays, self._options)
-        except Exception:  # Whatever onnxruntime raises: it is the answer to the trial.
+        except Exception as error:  # Whatever onnxruntime raises: it is the answer to the trial.
+            self.out_of_memory |= is_out_of_memory(error)
             return None
         return [np.asarray(array) for array in found]
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Say whether onnxruntime, which has no class for it, or numpy got no memory."""
+    told = str(error)
+    return isinstance(error, MemoryError) or "bad_alloc" in told or "allocate memory" in told
 
 
 def _first_that_works(
