@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 from urllib.parse import unquote, urlsplit
 
@@ -55,6 +56,32 @@ def choice(name: str, default: str, choices: tuple[str, ...]) -> str:
 def items(name: str, default: str = "") -> list[str]:
     """Return a comma-separated variable as a list without empty items."""
     return [item.strip() for item in os.environ.get(name, default).split(",") if item.strip()]
+
+
+def service_url(name: str) -> str:
+    """Return the address of a service that is asked over HTTP, or nothing when it is not set."""
+    value = os.environ.get(name, "").strip()
+    try:
+        url = urlsplit(value)
+        is_good = url.scheme in {"http", "https"} and bool(url.hostname)
+    except ValueError:
+        is_good = False
+    if value and not is_good:
+        # Not shown: a password may stand in it.
+        raise SettingError(f"{name} takes an http: or https: URL")
+    return value
+
+
+def webhook_secret(name: str) -> str:
+    """Return what webhooks are signed with; after `whsec_` it is the key in base64."""
+    value = os.environ.get(name, "").strip()
+    if value.startswith("whsec_"):
+        try:
+            base64.b64decode(value.removeprefix("whsec_"), validate=True)
+        except ValueError:
+            # The value is a secret, and stays out of the message.
+            raise SettingError(f"{name} is not base64 after whsec_") from None
+    return value
 
 
 def public_url(name: str, default: str) -> str:

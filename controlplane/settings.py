@@ -101,6 +101,10 @@ MODEL_REPOSITORY = Path(
 )
 ARTIFACT_DIR = Path(env.text("INTERLOCK_ARTIFACT_DIR", str(BASE_DIR / ".state/artifacts")))
 DATAPLANE_URL = env.text("INTERLOCK_DATAPLANE_URL", "http://127.0.0.1:8080")
+# Who answers Prometheus checks; empty: they cannot be answered, and hold.
+PROMETHEUS_URL = env.service_url("INTERLOCK_PROMETHEUS_URL")
+# What questions of webhook checks are signed with (Standard Webhooks); empty: they are not signed.
+WEBHOOK_SECRET = env.webhook_secret("INTERLOCK_WEBHOOK_SECRET")
 INSTANCE_TOKEN = env.text("INTERLOCK_INSTANCE_TOKEN", "")
 ARTIFACT_BYTES_MAX = env.integer("INTERLOCK_ARTIFACT_BYTES_MAX", 2 * 1024**3, at_least=1)
 # An artifact is inspected by a process that may take no more than this.

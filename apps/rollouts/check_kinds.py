@@ -7,7 +7,7 @@ plan is saved if they say something that no check would heed: a typo must not pa
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -123,11 +123,17 @@ def _one_bound(settings: Mapping[str, Any]) -> str:
     return ""
 
 
+def _no_metrics(_: Mapping[str, Any]) -> str:
+    return "no app keeps metrics here"
+
+
 def _http_address(settings: Mapping[str, Any]) -> str:
-    parts = urlsplit(str(settings.get("url", "")))
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
-        return "url must be an http:// or https:// address"
-    return ""
+    try:
+        parts = urlsplit(str(settings.get("url", "")))
+        is_good = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_good = False
+    return "" if is_good else "url must be an http:// or https:// address"
 
 
 SHARE = {"least": 0, "most": 10_000}
@@ -192,6 +198,7 @@ KINDS: dict[str, CheckKind] = {
                 "margin in the metric's own unit", float, least=1e-12, is_required=True
             ),
         },
+        problem=_no_metrics,
         spends_alpha=True,
     ),
     PROMETHEUS: CheckKind(
@@ -213,6 +220,11 @@ KINDS: dict[str, CheckKind] = {
 QUESTIONS = {name: kind.asks for name, kind in KINDS.items()}
 # What a step asks unless told otherwise.
 DEFAULT_CHECKS = (ERROR_RATE, LATENCY, SAMPLE_RATIO)
+
+
+def let_look(kind: str, problem: Callable[[Mapping[str, Any]], str]) -> None:
+    """Let the app that answers a kind of check say which settings it could never answer."""
+    KINDS[kind] = replace(KINDS[kind], problem=problem)
 
 
 def read_check(check: str | CheckDocument) -> CheckDocument:

@@ -61,8 +61,8 @@ def judge_prometheus(check: CheckDocument, seen: Observed, _: CheckSettings) -> 
         return _no_data(check, "Prometheus was not asked")
     bound, is_within, words = _bound_of(check)
     record: dict[str, JSON] = {"query": str(seen["query"]), "bound": bound}
-    value = seen.get("value")
-    if not _is_number(value):
+    value = _number(seen.get("value"))
+    if value is None:
         told = f"Prometheus has no number for {seen['query']}: {seen.get('nothing', 'no answer')}"
         return CheckResult(check.label, Verdict.NO_DATA, told, record)
     record["value"] = value
@@ -80,8 +80,8 @@ def _bound_of(check: CheckDocument) -> tuple[float, Callable[[float], bool], str
     return least, lambda value: value >= least, "at least"
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+def _number(value: object) -> float | None:
+    return value if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 # What a service of the user's may answer; that it failed itself is not for it to say.

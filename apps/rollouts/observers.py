@@ -6,11 +6,17 @@ asked before it, without any lock, so that a slow one holds up no abort.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from uuid import UUID
 
+import httpx
+import msgspec
+from django.conf import settings
 from django.db.models import Sum
 
 from apps.rollouts import check_kinds as kinds
@@ -18,8 +24,18 @@ from apps.rollouts.analysis import Observation
 from apps.rollouts.check_kinds import CheckDocument
 from apps.rollouts.models import Rollout, TelemetryRow
 from apps.rollouts.plans import from_json
+from apps.rollouts.prometheus import fill_query, query_call, read_answer
+from apps.rollouts.providers import Call, ProviderError, make_client, send
 from apps.rollouts.selectors.shadows import COUNTS, shadow_agreement
+from apps.rollouts.states import Phase
+from apps.rollouts.webhooks import read_verdict, signed_headers, webhook_call
 from contract.routing import EXPLICIT
+
+log = logging.getLogger(__name__)
+
+# All services together may hold up a tick for so long, whatever each of them does.
+ASKING_S = 4.0
+THREADS_MAX = 32
 
 Observe = Callable[[Rollout, CheckDocument, datetime], Observation]
 
@@ -32,15 +48,150 @@ class Asked:
     answers: Mapping[str, Observation]
 
 
+# Asks with a client and returns what came of it. Runs in a thread: no row is read in there.
+Ask = Callable[[httpx.Client], Observation]
+
+
+@dataclass(frozen=True)
+class Enquiry:
+    """One check of a rollout's step that a service outside is to answer."""
+
+    rollout_id: UUID
+    step_index: int
+    label: str
+    ask: Ask
+
+
 def ask_services(rollouts: Sequence[Rollout], now: datetime) -> dict[UUID, Asked]:
-    """Ask for all checks of `rollouts` that are due; those without such checks are left out."""
-    return {}
+    """Ask for all checks of `rollouts` that are due; those without such checks are left out.
+
+    Raises nothing: what a service did wrong is its observation, as `problem`, and rollouts that
+    were not asked for hold.
+    """
+    try:
+        enquiries = _due_enquiries(rollouts, now)
+        return _sort(enquiries, _ask_all(enquiries)) if enquiries else {}
+    except Exception:
+        log.exception("rollout.asking_failed")
+        return {}
+
+
+def _due_enquiries(rollouts: Sequence[Rollout], now: datetime) -> list[Enquiry]:
+    due = [rollout.pk for rollout in rollouts if _is_due(rollout, now)]
+    if not due:
+        return []
+    found: list[Enquiry] = []
+    for rollout in Rollout.objects.filter(pk__in=due).select_related("model", "target", "baseline"):
+        try:
+            found += _enquiries_of(rollout, now)
+        except Exception:
+            # One rollout's fault must not keep the others from being asked about.
+            log.exception("rollout.asking_failed %s", rollout.pk)
+    return found
+
+
+def _is_due(rollout: Rollout, now: datetime) -> bool:
+    if rollout.next_check_at is None:
+        # A step whose clock stands is not evaluated; nobody need be asked about it every second.
+        return rollout.phase == Phase.PAUSED
+    return rollout.phase in {Phase.BAKING, Phase.PAUSED} and rollout.next_check_at <= now
+
+
+def _enquiries_of(rollout: Rollout, now: datetime) -> list[Enquiry]:
+    return [
+        Enquiry(rollout.pk, rollout.step_index, check.label, ask)
+        for check in _checks_outside(rollout)
+        for ask in [SERVICES[check.check](rollout, check, now)]
+    ]
+
+
+def _checks_outside(rollout: Rollout) -> list[CheckDocument]:
+    steps = from_json(rollout.plan_document).steps if rollout.plan_document else ()
+    if not 0 <= rollout.step_index < len(steps):
+        return []
+    return [check for check in steps[rollout.step_index].questions if check.check in SERVICES]
+
+
+def _ask_all(enquiries: Sequence[Enquiry]) -> list[Observation]:
+    """Ask at once, and wait for all of them no longer than the bound."""
+    client = make_client()
+    pool = ThreadPoolExecutor(min(THREADS_MAX, len(enquiries)), thread_name_prefix="check")
+    try:
+        futures = [pool.submit(_ask_one, enquiry, client) for enquiry in enquiries]
+        wait(futures, timeout=ASKING_S)
+        return [_answer_of(future) for future in futures]
+    finally:
+        # A thread that still reads ends at its own bound, or because its connection is closed.
+        pool.shutdown(wait=False, cancel_futures=True)
+        client.close()
+
+
+def _ask_one(enquiry: Enquiry, client: httpx.Client) -> Observation:
+    try:
+        return enquiry.ask(client)
+    except ProviderError as error:
+        return {"problem": str(error)}
+    except Exception as error:
+        log.exception("rollout.check_failed %s %s", enquiry.rollout_id, enquiry.label)
+        return {"problem": f"the check could not be asked: {type(error).__name__}"}
+
+
+def _answer_of(future: Future[Observation]) -> Observation:
+    if not future.done():
+        return {"problem": f"no answer within {ASKING_S:g} s, for all services together"}
+    return future.result()
+
+
+def _sort(enquiries: Sequence[Enquiry], observations: Sequence[Observation]) -> dict[UUID, Asked]:
+    answers: dict[tuple[UUID, int], dict[str, Observation]] = {}
+    for enquiry, observation in zip(enquiries, observations, strict=True):
+        key = enquiry.rollout_id, enquiry.step_index
+        answers.setdefault(key, {})[enquiry.label] = observation
+    return {pk: Asked(step_index, found) for (pk, step_index), found in answers.items()}
+
+
+def _prometheus(rollout: Rollout, check: CheckDocument, now: datetime) -> Ask:
+    """The query's answer as of now; what it names comes from the rollout."""
+    values = {
+        "model": rollout.model.name,
+        "version": str(rollout.target.number),
+        "stable": str(rollout.baseline.number) if rollout.baseline else "",
+    }
+    query = fill_query(check.setting("query"), values)
+    return partial(_ask_prometheus, settings.PROMETHEUS_URL, query, now)
+
+
+def _ask_prometheus(url: str, query: str, now: datetime, client: httpx.Client) -> Observation:
+    call = query_call(url, query)
+    return read_answer(call.who, query, send(client, call), now)
+
+
+def _webhook(rollout: Rollout, check: CheckDocument, now: datetime) -> Ask:
+    """What a service is told of the step; the same step is asked about again and again."""
+    body = msgspec.json.encode(
+        {
+            "rollout": str(rollout.pk),
+            "check": check.label,
+            "model": rollout.model.name,
+            "target": rollout.target.number,
+            "stable": rollout.baseline.number if rollout.baseline else None,
+            "step": rollout.step_index,
+            "weight_bp": rollout.weight_bp,
+            "at": now.isoformat(),
+        }
+    )
+    message_id = f"check_{rollout.pk}_{rollout.step_index}_{check.label}_{now.timestamp():.0f}"
+    headers = signed_headers(settings.WEBHOOK_SECRET, message_id, now, body)
+    return partial(_ask_webhook, webhook_call(check.setting("url"), body, headers))
+
+
+def _ask_webhook(call: Call, client: httpx.Client) -> Observation:
+    return read_verdict(call.who, send(client, call))
 
 
 def has_answers(rollout: Rollout, asked: Asked | None) -> bool:
     """Say whether what the step has to ask outside was asked, for this very step."""
-    step = from_json(rollout.plan_document).steps[rollout.step_index]
-    if not any(check.check in SERVICES for check in step.questions):
+    if not _checks_outside(rollout):
         return True
     return asked is not None and asked.step_index == rollout.step_index
 
@@ -85,4 +236,7 @@ DATABASE: dict[str, Observe] = {
     kinds.SHADOW_AGREEMENT: _shadow,
 }
 # Checks that are answered by a service outside.
-SERVICES = {kinds.PROMETHEUS, kinds.WEBHOOK}
+SERVICES: dict[str, Callable[[Rollout, CheckDocument, datetime], Ask]] = {
+    kinds.PROMETHEUS: _prometheus,
+    kinds.WEBHOOK: _webhook,
+}
