@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -143,10 +144,11 @@ async def test_an_instance_whose_parent_was_killed_starts_again_at_once(valkey, 
 async def test_workers_share_the_grpc_port_and_survive_each_other(valkey, tmp_path):
     port = free_port()
     async with a_group(valkey, tmp_path, INTERLOCK_GRPC_BIND=f"127.0.0.1:{port}") as group:
+        await until(lambda: all_listen(group, port), 20)
         assert [await sum_by_grpc(port) for _ in range(8)] == [10.0] * 8
         victim = group.workers()[0]
         kill(victim)
-        await until(lambda: is_gone(victim) and len(group.workers()) == 2, 20)
+        await until(lambda: is_gone(victim) and all_listen(group, port), 20)
         assert [await sum_by_grpc(port) for _ in range(8)] == [10.0] * 8
 
 
@@ -154,6 +156,7 @@ async def test_a_rolling_restart_fails_no_grpc_call_of_a_client_that_retries(val
     port = free_port()
     async with a_group(valkey, tmp_path, INTERLOCK_GRPC_BIND=f"127.0.0.1:{port}") as group:
         old, asked, done = group.workers(), [], asyncio.Event()
+        await until(lambda: all_listen(group, port), 20)
 
         async def ask():
             while not done.is_set():
@@ -166,6 +169,23 @@ async def test_a_rolling_restart_fails_no_grpc_call_of_a_client_that_retries(val
         await asyncio.gather(*clients)
         assert set(asked) == {10.0}
         assert len(asked) > 100
+
+
+def all_listen(group, port):
+    """Return whether both workers do on `port`; an instance is ready with its first one."""
+    text = "".join(Path(f"/proc/net/{name}").read_text() for name in ("tcp", "tcp6"))
+    rows = [line.split() for line in text.splitlines() if f":{port:04X} " in line]
+    sockets = {f"socket:[{row[9]}]" for row in rows if row[3] == "0A"}
+    held = [sockets & descriptors(pid) for pid in group.workers()]
+    return len(held) == 2 and all(held)
+
+
+def descriptors(pid):
+    found = set()
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(OSError):
+            found.add(str(path.readlink()))
+    return found
 
 
 # As docs/dataplane.md has it.
