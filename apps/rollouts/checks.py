@@ -7,7 +7,7 @@ The e-process evidence in here may be looked at as often as the reconciler likes
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,6 +20,12 @@ from apps.rollouts.eprocess import BucketCounts, Evidence
 from apps.rollouts.verdicts import JSON, CheckResult, Verdict
 
 EvidenceMode = Literal["any_regression", "beyond_margin"]
+
+# Latency's e-values are averaged with these weights, fixed beforehand. A slow tail shows at p99
+# alone and there in few requests, so that p99 has most of the stake; what slows all requests shows
+# at p50 so soon that a fifth is plenty.
+QUANTILES_PERMILLE = (500, 950, 990)
+QUANTILE_WEIGHTS = {500: 0.2, 950: 0.2, 990: 0.6}
 
 SAMPLE_RATIO_P_MAX = 0.001
 SAMPLE_RATIO_DEVIATION_MIN = 0.05
@@ -34,13 +40,14 @@ class CheckSettings:
     `alpha` bounds the chance of rolling back a healthy canary over the whole rollout; it is split
     evenly over `guardrails` checks. `alpha_promote` bounds the chance of passing a canary that is
     worse by the margin. Margins are in basis points (100 is one percentage point): `margin_bp` of
-    the error rate, `p95_margin_bp` and `p99_margin_bp` of the requests slower than stable's frozen
-    p95 and p99. `any_regression` rolls back on proof of any regression whose estimate exceeds the
-    margin, `beyond_margin` only on proof that the margin itself is exceeded. `min_samples` canary
-    exposures are needed to pass, none to fail.
+    the error rate, the others of the requests slower than stable's frozen p50, p95 and p99, each
+    of which some 10 % more latency exceeds. `any_regression` rolls back on proof of any regression
+    whose estimate exceeds the margin, `beyond_margin` only on proof that the margin itself is
+    exceeded. `min_samples` canary exposures are needed to pass, none to fail.
     """
 
     margin_bp: int = 100
+    p50_margin_bp: int = 750
     p95_margin_bp: int = 250
     p99_margin_bp: int = 100
     alpha: float = 0.01
@@ -50,7 +57,7 @@ class CheckSettings:
     min_samples: int = 100
 
     def __post_init__(self) -> None:
-        for name in ("margin_bp", "p95_margin_bp", "p99_margin_bp"):
+        for name in ("margin_bp", "p50_margin_bp", "p95_margin_bp", "p99_margin_bp"):
             if not 0 < getattr(self, name) < SHARE_WHOLE_BP:
                 raise ValueError(f"{name} must lie between 1 and 9999")
         for name in ("alpha", "alpha_promote"):
@@ -65,6 +72,11 @@ class CheckSettings:
     def log_fail(self) -> float:
         """ln(M/α): the evidence at which one of M guardrails rolls back."""
         return math.log(self.guardrails / self.alpha)
+
+    def quantile_margin(self, permille: int) -> float:
+        """The tolerated surplus of requests slower than one of stable's quantiles, a fraction."""
+        margins = {500: self.p50_margin_bp, 950: self.p95_margin_bp, 990: self.p99_margin_bp}
+        return margins[permille] / SHARE_WHOLE_BP
 
     @property
     def log_promote(self) -> float:
@@ -98,45 +110,85 @@ def judge_latency(
     p95_buckets: Sequence[BucketCounts],
     p99_buckets: Sequence[BucketCounts],
     settings: CheckSettings,
+    *,
+    p50_buckets: Sequence[BucketCounts] | None = None,
 ) -> CheckResult:
-    """Latency, as counts of requests slower than stable's p95 and p99, frozen before the rollout.
+    """Latency, as counts of requests slower than stable's quantiles, frozen before the rollout.
 
-    Both sequences hold the same intervals in the same order; ValueError if their lengths differ.
-    The two e-values of each null are averaged, which is valid under any dependence between them
-    (Vovk and Wang 2021). Proof of safety needs both mirror processes, hence the smaller one: an
+    All sequences hold the same intervals in the same order; ValueError if their lengths differ.
+    `p50_buckets` is None for a rollout whose reference was frozen without a p50. The e-values of
+    each null are averaged with fixed weights, which is valid under any dependence between them
+    (Vovk and Wang 2021). Proof of safety needs every mirror process, hence the smallest one: an
     average would let a safe p95 vouch for an unsafe p99.
     """
-    if len(p95_buckets) != len(p99_buckets):
-        raise ValueError("p95 and p99 buckets must be of the same intervals")
-    margins = (settings.p95_margin_bp / SHARE_WHOLE_BP, settings.p99_margin_bp / SHARE_WHOLE_BP)
-    paths95 = eprocess.follow(
-        eprocess.counts_of(p95_buckets), margin=margins[0], expected_rate=0.05
-    )
-    paths99 = eprocess.follow(
-        eprocess.counts_of(p99_buckets), margin=margins[1], expected_rate=0.01
-    )
-    beyond95, beyond99 = paths95.exceeds(margins[0]), paths99.exceeds(margins[1])
-    found95 = eprocess.summarise(p95_buckets, paths95, beyond=beyond95)
-    found99 = eprocess.summarise(p99_buckets, paths99, beyond=beyond99)
-    if found95.difference is None or found99.difference is None:
-        return _no_data(LATENCY, found95.canary_n, found95.control_n)
-    both = eprocess.summarise(p95_buckets, _average(paths95, paths99), beyond=beyond95 | beyond99)
-    told = (
-        f"slower than stable's p95: {_percent(found95.canary_rate)} vs "
-        f"{_percent(found95.control_rate)}, margin {_percent(margins[0])}; "
-        f"than its p99: {_percent(found99.canary_rate)} vs {_percent(found99.control_rate)}, "
-        f"margin {_percent(margins[1])}; n={found95.canary_n}"
-    )
-    verdict, why = _decide(both, settings)
-    record: dict[str, JSON] = {
-        "p95": _record(found95, settings, margin_bp=settings.p95_margin_bp),
-        "p99": _record(found99, settings, margin_bp=settings.p99_margin_bp),
-        "log_e_margin": both.log_margin,
-        "log_e_zero": both.log_zero,
-        "log_e_zero_beyond": both.log_zero_beyond,
-        "log_e_mirror": both.log_mirror,
+    given = dict(zip(QUANTILES_PERMILLE, (p50_buckets, p95_buckets, p99_buckets), strict=True))
+    buckets = {permille: rows for permille, rows in given.items() if rows is not None}
+    if len({len(rows) for rows in buckets.values()}) != 1:
+        raise ValueError("the quantiles' buckets must be of the same intervals")
+    counts = {permille: eprocess.counts_of(rows) for permille, rows in buckets.items()}
+    paths = {permille: follow_latency(counts[permille], permille, settings) for permille in counts}
+    found, record = {}, {}
+    for permille, path in paths.items():
+        margin = settings.quantile_margin(permille)
+        of_one = eprocess.summarise(buckets[permille], path, beyond=path.exceeds(margin))
+        found[permille] = of_one
+        record[f"p{permille // 10}"] = _record(
+            of_one, settings, margin_bp=round(margin * SHARE_WHOLE_BP)
+        )
+    if any(of_one.difference is None for of_one in found.values()):
+        return _no_data(LATENCY, found[950].canary_n, found[950].control_n)
+    joint, beyond = join_latency(paths, settings)
+    whole = eprocess.summarise(p95_buckets, joint, beyond=beyond)
+    verdict, why = _decide(whole, settings)
+    evidence: dict[str, JSON] = {
+        **record,
+        "log_e_margin": whole.log_margin,
+        "log_e_zero": whole.log_zero,
+        "log_e_zero_beyond": whole.log_zero_beyond,
+        "log_e_mirror": whole.log_mirror,
     }
-    return CheckResult(LATENCY, verdict, f"{told}: {why}", record)
+    return CheckResult(LATENCY, verdict, f"{_tell_latency(found, settings)}: {why}", evidence)
+
+
+def follow_latency(
+    counts: eprocess.Counts, permille: int, settings: CheckSettings
+) -> eprocess.Paths:
+    """The evidence of one quantile's exceedances."""
+    return eprocess.follow(
+        counts,
+        margin=settings.quantile_margin(permille),
+        expected_rate=1.0 - permille / 1000,
+        bets=eprocess.FREQUENT,
+    )
+
+
+def join_latency(
+    paths: Mapping[int, eprocess.Paths], settings: CheckSettings
+) -> tuple[eprocess.Paths, eprocess.Flags]:
+    """Weighted mean e-values against "not slower", the smallest for "safe"; and where any estimate
+    is beyond its margin. The rates are those of p95."""
+    whole = sum(QUANTILE_WEIGHTS[permille] for permille in paths)
+    stakes = {permille: math.log(QUANTILE_WEIGHTS[permille] / whole) for permille in paths}
+    joint = eprocess.Paths(
+        margin=np.logaddexp.reduce([path.margin + stakes[q] for q, path in paths.items()]),
+        zero=np.logaddexp.reduce([path.zero + stakes[q] for q, path in paths.items()]),
+        mirror=np.minimum.reduce([path.mirror for path in paths.values()]),
+        canary_rate=paths[950].canary_rate,
+        control_rate=paths[950].control_rate,
+    )
+    beyond: eprocess.Flags = np.logical_or.reduce(
+        [path.exceeds(settings.quantile_margin(q)) for q, path in paths.items()]
+    )
+    return joint, beyond
+
+
+def _tell_latency(found: Mapping[int, Evidence], settings: CheckSettings) -> str:
+    parts = [
+        f"p{permille // 10}: {_percent(of_one.canary_rate)} vs {_percent(of_one.control_rate)}, "
+        f"margin {_percent(settings.quantile_margin(permille))}"
+        for permille, of_one in found.items()
+    ]
+    return f"slower than stable's {'; '.join(parts)}; n={found[950].canary_n}"
 
 
 def judge_sample_ratio(intervals: Sequence[SplitInterval]) -> CheckResult:
@@ -144,7 +196,11 @@ def judge_sample_ratio(intervals: Sequence[SplitInterval]) -> CheckResult:
 
     With configured shares w_k and N_k exposures z² = (Σ n1_k − Σ N_k·w_k)² / Σ N_k·w_k(1−w_k) is
     chi-square with one degree of freedom. The check speaks up at p < 0.001 and a deviation of at
-    least 5 % of the smaller side; traffic on a version whose weight was 0 is a leak at once.
+    least 5 % of the smaller side; traffic on a version whose weight was 0 is a leak at once. Both
+    fail: something lost, doubled or misrouted units, and no comparison may be trusted.
+
+    The p-value is that of one look at independent draws: give it each unit once. A unit that comes
+    back in the next interval is no new draw, and pooling such intervals cries wolf.
     """
     seen = sum(i.canary_n + i.control_n for i in intervals)
     if seen == 0:
@@ -153,9 +209,7 @@ def judge_sample_ratio(intervals: Sequence[SplitInterval]) -> CheckResult:
     leaked += sum(i.control_n for i in intervals if i.canary_weight_bp == SHARE_WHOLE_BP)
     if leaked:
         reason = f"{leaked} of {seen} exposures on a version whose weight was 0"
-        return CheckResult(
-            SAMPLE_RATIO, Verdict.INCONCLUSIVE, reason, {"leaked": leaked, "n": seen}
-        )
+        return CheckResult(SAMPLE_RATIO, Verdict.FAIL, reason, {"leaked": leaked, "n": seen})
     split = [i for i in intervals if 0 < i.canary_weight_bp < SHARE_WHOLE_BP]
     if not split:
         return CheckResult(
@@ -191,7 +245,7 @@ def _judge_split(split: Sequence[SplitInterval]) -> CheckResult:
     }
     return CheckResult(
         SAMPLE_RATIO,
-        Verdict.INCONCLUSIVE if off else Verdict.PASS,
+        Verdict.FAIL if off else Verdict.PASS,
         f"{told} ({deviation:+.1%}, p={p_value:.2g})",
         record,
     )
@@ -218,17 +272,6 @@ def _decide(found: Evidence, settings: CheckSettings) -> tuple[Verdict, str]:
         f"evidence of harm {_odds(max(found.log_margin, found.log_zero))} of "
         f"{_odds(threshold)} needed, of safety {_odds(found.log_mirror)} of "
         f"{_odds(settings.log_promote)}"
-    )
-
-
-def _average(first: eprocess.Paths, second: eprocess.Paths) -> eprocess.Paths:
-    """Mean e-values against "not worse", the smaller one for "safe"; the rates are the first's."""
-    return eprocess.Paths(
-        margin=np.logaddexp(first.margin, second.margin) - math.log(2.0),
-        zero=np.logaddexp(first.zero, second.zero) - math.log(2.0),
-        mirror=np.minimum(first.mirror, second.mirror),
-        canary_rate=first.canary_rate,
-        control_rate=first.control_rate,
     )
 
 

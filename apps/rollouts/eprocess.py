@@ -17,14 +17,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
-# Alternatives p1 = p0 + m·δ that are bet on: small m finds slight regressions, large m finds gross
-# ones within tens of requests.
-BETS_ZERO = (1.0, 2.0, 3.0, 6.0, 12.0)
-BETS_MARGIN = (1.5, 2.0, 3.0, 6.0, 12.0)
 BETS_MIRROR = (-0.25, 0.0, 0.25)
-
-# The control rate is estimated from the past and this many imagined units at the expected rate.
-PRIOR_UNITS = 50.0
 EXPECTED_RATE = 0.01
 
 # A fifth of the stake enters late, 0.2·(1/√k − 1/√(k+1)) in the k-th bucket: a version that was
@@ -34,6 +27,7 @@ LATE_STAKE = 0.2
 # No bet risks everything: one unit may cost a bettor at most this share of the wealth.
 RISK_MAX = 1.0 - 1e-9
 BISECTIONS = 30
+RATE_MAX = 0.999
 
 
 @dataclass(frozen=True)
@@ -55,6 +49,29 @@ class BucketCounts:
                 raise ValueError(f"{side}: exposures and events must be integers")
             if not 0 <= events <= n:
                 raise ValueError(f"{side}: {events} events of {n} exposures")
+
+
+@dataclass(frozen=True)
+class Bets:
+    """What is bet on, fixed before any data: it decides how soon harm shows, never whether α holds.
+
+    `zero` and `margin` are the m of the alternatives p1 = p0 + m·δ: small ones find slight
+    regressions, large ones find gross ones within tens of requests. p0 is estimated from the past
+    and `prior_units` imagined units at the expected rate. `on_quiet` also bets on units without an
+    event against δ = 0 (see `_exact_zero_logs`), which pays where events are frequent.
+    """
+
+    zero: tuple[float, ...]
+    margin: tuple[float, ...]
+    prior_units: float
+    on_quiet: bool
+
+
+# Errors are rare and their usual rate is hardly known beforehand.
+RARE = Bets((1.0, 2.0, 3.0, 6.0, 12.0), (1.5, 2.0, 3.0, 6.0, 12.0), 50.0, on_quiet=False)
+# Exceedances of a frozen quantile: their rate is known from thousands of requests, and margins are
+# so wide that twelve of them beyond p50 or p95 would be no rate any more.
+FREQUENT = Bets((1.0, 2.0, 3.0, 6.0), (1.5, 2.0, 3.0, 6.0), 200.0, on_quiet=True)
 
 
 @dataclass(frozen=True)
@@ -153,7 +170,9 @@ def summarise(buckets: Sequence[BucketCounts], paths: Paths, *, beyond: Flags) -
     )
 
 
-def follow(counts: Counts, *, margin: float, expected_rate: float = EXPECTED_RATE) -> Paths:
+def follow(
+    counts: Counts, *, margin: float, expected_rate: float = EXPECTED_RATE, bets: Bets = RARE
+) -> Paths:
     """All three processes and the estimates after each bucket; an empty side makes the factor 1.
 
     For the margin process E[K] = (1 − λδ + λp1/w)^n1 · (1 − λδ − λp0/(1−w))^n0
@@ -169,43 +188,70 @@ def follow(counts: Counts, *, margin: float, expected_rate: float = EXPECTED_RAT
     usable = (counts.canary_n > 0) & (counts.control_n > 0)
     total = counts.canary_n + counts.control_n
     share = np.where(usable, counts.canary_n / np.maximum(total, 1.0), 0.5)
-    control_rate = _past_control_rate(counts, expected_rate)
+    control_rate = _past_control_rate(counts, expected_rate, bets.prior_units)
     swapped = Counts(counts.control_n, counts.control_events, counts.canary_n, counts.canary_events)
+    worse = np.minimum(control_rate[..., None] + np.array(bets.zero) * margin, RATE_MAX)
+    worse = np.maximum(worse, control_rate[..., None])
+    against_zero = _exact_zero_logs if bets.on_quiet else _zero_logs
     logs = (
-        _wealth(_margin_logs(counts, share, control_rate, margin), usable),
-        _wealth(_zero_logs(counts, share, control_rate, margin), usable),
+        _wealth(_margin_logs(counts, share, control_rate, margin, bets.margin), usable),
+        _wealth(against_zero(counts, share, control_rate, worse), usable),
         _wealth(_mirror_logs(swapped, 1.0 - share, control_rate, margin), usable),
     )
     return Paths(*logs, *_weighted_rates(counts, usable, total))
 
 
-def _past_control_rate(counts: Counts, expected_rate: float) -> Array:
-    """(B + 50·r)/(N0 + 50) from the control counts strictly before each bucket."""
+def _past_control_rate(counts: Counts, expected_rate: float, prior_units: float) -> Array:
+    """(B + u·r)/(N0 + u), u imagined units, from the control counts strictly before each bucket."""
     events = np.cumsum(counts.control_events, axis=-1) - counts.control_events
     n = np.cumsum(counts.control_n, axis=-1) - counts.control_n
-    rate: Array = (events + PRIOR_UNITS * expected_rate) / (n + PRIOR_UNITS)
+    rate: Array = (events + prior_units * expected_rate) / (n + prior_units)
     return rate
 
 
-def _margin_logs(counts: Counts, share: Array, control_rate: Array, margin: float) -> Array:
+def _margin_logs(
+    counts: Counts, share: Array, control_rate: Array, margin: float, multiples: tuple[float, ...]
+) -> Array:
     w, p0 = share[..., None], control_rate[..., None]
-    p1 = np.minimum(p0 + np.array(BETS_MARGIN) * margin, 0.999)
+    p1 = np.minimum(p0 + np.array(multiples) * margin, RATE_MAX)
     return _log_factor(counts, w, _best_bet(w, p1, p0, margin), margin)
 
 
-def _zero_logs(counts: Counts, share: Array, control_rate: Array, margin: float) -> Array:
+def _zero_logs(counts: Counts, share: Array, control_rate: Array, p1: Array) -> Array:
     """For δ = 0 the growth-optimal bet is λ = w(1−w)(θ−1)/(wθ + 1 − w) with θ = p1/p0."""
-    w, p0 = share[..., None], control_rate[..., None]
-    p1 = np.maximum(np.minimum(p0 + np.array(BETS_ZERO) * margin, 0.999), p0)
-    ratio = p1 / p0
+    w = share[..., None]
+    ratio = p1 / control_rate[..., None]
     bet = w * (1.0 - w) * (ratio - 1.0) / (w * ratio + 1.0 - w)
     return _log_factor(counts, w, bet, 0.0)
+
+
+def _exact_zero_logs(counts: Counts, share: Array, control_rate: Array, p1: Array) -> Array:
+    """The likelihood ratio of (p1, p0) to p* = w·p1 + (1−w)·p0 in both versions, shape as below.
+
+    Turner, Ly and Grünwald, Generic E-variables for exact sequential k-sample tests (2024): at
+    equal rates p a canary unit multiplies by f1 and a control unit by f0 on average, where
+    w·f1 + (1−w)·f0 = 1, hence E = f1^n1 · f0^n0 ≤ 1 by the weighted AM–GM inequality. As p1 ≥ p0,
+    f1 rises with the canary's rate and f0 falls with control's: a better canary only lowers E.
+    On events it is the factor of `_zero_logs`; where these are half of all units, the quiet ones
+    hold half of what there is to learn.
+    """
+    w, p0 = share[..., None], control_rate[..., None]
+    both = w * p1 + (1.0 - w) * p0
+    a, b = counts.canary_events[..., None], counts.control_events[..., None]
+    quiet = np.log1p(-both)
+    result: Array = (
+        a * np.log(p1 / both)
+        + (counts.canary_n[..., None] - a) * (np.log1p(-p1) - quiet)
+        + b * np.log(p0 / both)
+        + (counts.control_n[..., None] - b) * (np.log1p(-p0) - quiet)
+    )
+    return result
 
 
 def _mirror_logs(swapped: Counts, share: Array, control_rate: Array, margin: float) -> Array:
     """`swapped` has control in the canary's place; the bets are on p1 = p0 + m·δ with m < 1."""
     w, p0 = share[..., None], control_rate[..., None]
-    p1 = np.clip(p0 + np.array(BETS_MIRROR) * margin, 0.5 * p0, 0.999)
+    p1 = np.clip(p0 + np.array(BETS_MIRROR) * margin, 0.5 * p0, RATE_MAX)
     return _log_factor(swapped, w, _best_bet(w, p0, p1, -margin), -margin)
 
 
