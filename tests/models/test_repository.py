@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from apps.lib.errors import Unavailable
+from apps.models.artifacts import DATA_FILE
 from apps.models.models import ModelVersion, RegisteredModel, ServingCluster
-from apps.models.repository import place_version, remove_version, render_config
+from apps.models.repository import (
+    REMEMBERED_S,
+    WITHOUT_ONNXRUNTIME,
+    choose_backend,
+    fall_back_to_python,
+    is_placed,
+    lacks_backend,
+    place_version,
+    remove_version,
+    render_config,
+)
+from tests.models.onnx_zoo import KINDS, save
 from tests.rollouts.factories import make_signature
 
 
@@ -51,7 +66,7 @@ def test_a_version_is_placed_whole_and_replaced_whole(tmp_path: Path) -> None:
         place_version(version(str(artifact)), place)
     files = sorted(p.name for p in (tmp_path / "repository").rglob("*") if p.is_file())
     assert files == ["config.pbtxt", "model.onnx", "model.py"]
-    assert not list(tmp_path.glob(".repository*"))
+    assert not list((tmp_path / "repository").glob(".*"))
 
 
 def test_a_lost_artifact_leaves_nothing_half_placed(tmp_path: Path) -> None:
@@ -59,17 +74,103 @@ def test_a_lost_artifact_leaves_nothing_half_placed(tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match="cannot be written"):
         place_version(version(str(tmp_path / "gone.onnx")), place)
     assert not list((tmp_path / "repository").iterdir())
-    assert not list(tmp_path.glob(".repository*"))
 
 
 def test_placing_leaves_alone_what_another_worker_is_building(tmp_path: Path) -> None:
     artifact = tmp_path / "artifact.onnx"
     artifact.write_bytes(b"onnx")
-    other = tmp_path / ".repository.staging.other"
-    other.mkdir()
-    place_version(version(str(artifact)), cluster(tmp_path / "repository"))
-    assert other.exists()
+    repository = tmp_path / "repository"
+    fresh, old = repository / ".staging.fresh", repository / ".staging.old"
+    for staging in (fresh, old):
+        staging.mkdir(parents=True)
+    os.utime(old, (0, 0))
+    place_version(version(str(artifact)), cluster(repository))
+    assert fresh.exists()
+    # What a crash left behind goes.
+    assert not old.exists()
 
 
 def test_removing_what_is_not_there_is_harmless(tmp_path: Path) -> None:
     remove_version(version(), cluster(tmp_path))
+
+
+def test_weights_beside_the_artifact_are_placed_beside_it(tmp_path: Path) -> None:
+    artifact = tmp_path / "model.onnx"
+    artifact.write_bytes(b"onnx")
+    (tmp_path / DATA_FILE).write_bytes(b"weights")
+    place_version(version(str(artifact)), cluster(tmp_path / "repository"))
+    assert (tmp_path / "repository/digits.4/4" / DATA_FILE).read_bytes() == b"weights"
+
+
+def test_what_is_batched_by_its_only_dimension_is_a_column_of_one(tmp_path: Path) -> None:
+    made = version(str(save(KINDS["label"], tmp_path)))
+    made.signature = {
+        "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 4]}],
+        "outputs": [
+            {"name": "y", "datatype": "INT64", "shape": [-1, 1]},
+            {"name": "other", "datatype": "INT64", "shape": [-1, 1]},
+        ],
+    }
+    config = render_config(made)
+    assert 'name: "y" data_type: TYPE_INT64 dims: [ 1 ] reshape { shape: [ ] } }' in config
+    assert 'name: "other" data_type: TYPE_INT64 dims: [ 1 ] }' in config
+
+
+def test_triton_batches_what_waits_and_adds_no_delay() -> None:
+    config = render_config(version())
+    assert "dynamic_batching { max_queue_delay_microseconds: 0 " in config
+    assert "preferred_batch_size" not in config
+    assert "timeout_action: REJECT" in config
+    assert "allow_timeout_override: true" in config
+
+
+def test_triton_warms_up_with_zeros_unless_the_version_has_requests_of_its_own() -> None:
+    made = version()
+    assert (
+        'model_warmup [ { name: "zeros" batch_size: 1 inputs { key: "pixels" value '
+        "{ data_type: TYPE_FP32 dims: [ 64 ] zero_data: true } } } ]"
+    ) in render_config(made)
+    made.warmup = [[]]
+    assert "model_warmup" not in render_config(made)
+
+
+def test_the_number_of_instances_is_a_setting(settings: Any) -> None:
+    assert "instance_group [ { count: 1 kind: KIND_CPU } ]" in render_config(version())
+    settings.TRITON_INSTANCES = 3
+    assert "instance_group [ { count: 3 kind: KIND_AUTO } ]" in render_config(
+        version(), "onnxruntime"
+    )
+
+
+def test_a_changed_configuration_is_not_placed_yet(tmp_path: Path, settings: Any) -> None:
+    artifact = tmp_path / "artifact.onnx"
+    artifact.write_bytes(b"onnx")
+    made, place = version(str(artifact)), cluster(tmp_path / "repository")
+    assert not is_placed(made, place)
+    place_version(made, place)
+    assert is_placed(made, place)
+    made.model.max_batch_size = 16
+    assert not is_placed(made, place)
+    made.model.max_batch_size = 8
+    settings.TRITON_BACKEND = "onnxruntime"
+    assert not is_placed(made, place)
+
+
+def test_what_the_servers_lack_is_remembered_for_a_day(tmp_path: Path, settings: Any) -> None:
+    place = cluster(tmp_path)
+    assert choose_backend(place) == "onnxruntime"
+    assert fall_back_to_python(place, "no such backend")
+    assert choose_backend(place) == "python"
+    long_ago = time.time() - REMEMBERED_S - 1
+    os.utime(tmp_path / WITHOUT_ONNXRUNTIME, (long_ago, long_ago))
+    assert choose_backend(place) == "onnxruntime"
+    settings.TRITON_BACKEND = "onnxruntime"
+    assert not fall_back_to_python(place, "no such backend")
+    settings.TRITON_BACKEND = "python"
+    assert choose_backend(place) == "python"
+
+
+def test_another_refusal_is_none_of_the_backends() -> None:
+    assert lacks_backend("unable to find backend library for backend 'onnxruntime', try")
+    assert not lacks_backend("unable to find backend library for backend 'tensorrt', try")
+    assert not lacks_backend("failed to load 'onnxruntime' model")
