@@ -17,11 +17,12 @@ from apps.rollouts.checks import (
 )
 from apps.rollouts.eprocess import BucketCounts
 from apps.rollouts.evidence import Interval, LatencyReference
-from apps.rollouts.objectives import Objective, judge_objectives
+from apps.rollouts.objectives import Objective, judge_latency_objective, judge_objectives
 from apps.rollouts.observed import OBSERVED
 from apps.rollouts.plans import WHOLE_BP, PlanDocument
+from apps.rollouts.thresholds import judge_error_threshold
 from apps.rollouts.verdicts import JSON, CheckResult, Verdict
-from contract.histogram import Counts, count_above, total
+from contract.histogram import Counts, count_above, merge, total
 
 # What an observer brought for a check; `problem` says in words why it brought nothing.
 Observation = Mapping[str, JSON]
@@ -121,6 +122,23 @@ def _error_objective(question: Question, check: CheckDocument) -> CheckResult:
     return _judge_absolute(kinds.ERROR_OBJECTIVE, [objective], question.settings)
 
 
+def _error_threshold(question: Question, check: CheckDocument) -> CheckResult:
+    return judge_error_threshold(
+        _error_buckets(question.this_step),
+        margin_bp=check.setting("margin_bp"),
+        samples_min=check.setting("samples_min"),
+    )
+
+
+def _latency_objective(question: Question, check: CheckDocument) -> CheckResult:
+    return judge_latency_objective(
+        merge(i.canary.latency for i in question.this_step),
+        quantile_permille=check.setting("quantile_permille"),
+        limit_us=check.setting("limit_us"),
+        settings=question.settings,
+    )
+
+
 def _latency(question: Question, _: CheckDocument) -> CheckResult:
     reference = question.reference
     if reference is None:
@@ -137,7 +155,8 @@ def _latency(question: Question, _: CheckDocument) -> CheckResult:
         p95, p99 = (
             [_exceedances(i, index) for i in judged] for index in (reference.p95, reference.p99)
         )
-        return judge_latency(p95, p99, question.settings)
+        p50 = None if reference.p50 is None else [_exceedances(i, reference.p50) for i in judged]
+        return judge_latency(p95, p99, question.settings, p50_buckets=p50)
     mine = [i for i in judged if i.step_index == question.step_index]
     settings = question.settings
     objectives = [
@@ -213,4 +232,5 @@ OF_TRAFFIC = {
     kinds.ERROR_THRESHOLD,
     kinds.ERROR_OBJECTIVE,
     kinds.LATENCY_OBJECTIVE,
+    kinds.OUTCOME,
 }
