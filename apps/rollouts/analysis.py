@@ -222,6 +222,8 @@ JUDGES: dict[str, Judge] = {
     kinds.LATENCY: _latency,
     kinds.SAMPLE_RATIO: _sample_ratio,
     kinds.ERROR_OBJECTIVE: _error_objective,
+    kinds.ERROR_THRESHOLD: _error_threshold,
+    kinds.LATENCY_OBJECTIVE: _latency_objective,
     **dict.fromkeys(OBSERVED, _observed),
 }
 # What is answered from the traffic of both versions, and so needs some of it lately.
