@@ -38,6 +38,7 @@ INSTALLED_APPS = [
     "drf_spectacular_sidecar",
     "controlplane",
     "apps.models",
+    "apps.notifications",
     "apps.rollouts",
     "apps.experiments",
 ]
@@ -125,6 +126,15 @@ INSTANCE_LIVE_S = env.integer("INTERLOCK_INSTANCE_LIVE_S", 10, at_least=3)
 # One that went silent without saying that it stops holds rollouts for so long.
 INSTANCE_FORGOTTEN_S = env.integer("INTERLOCK_INSTANCE_FORGOTTEN_S", 900, at_least=10)
 
+# --- Notifications -------------------------------------------------------------------------------
+# Where people reach the web UI; without it messages carry no links.
+PUBLIC_URL = env.text("INTERLOCK_PUBLIC_URL", "").rstrip("/")
+# Loopback and private networks. Link-local and metadata addresses are refused all the same.
+WEBHOOK_PRIVATE_ALLOWED = env.flag("INTERLOCK_WEBHOOK_PRIVATE_ALLOWED", True)
+# Empty: no e-mail is sent.
+EMAIL_SERVER = env.mail_server("INTERLOCK_EMAIL_URL")
+DEFAULT_FROM_EMAIL = env.text("INTERLOCK_EMAIL_FROM", "interlock@localhost")
+
 # --- REST API ------------------------------------------------------------------------------------
 REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": [
@@ -172,6 +182,9 @@ CELERY_BEAT_SCHEDULE: dict[str, dict[str, Any]] = {
         "rollouts.start_candidates": 5.0,
         "experiments.refresh_results": 5.0,
         "rollouts.prune": 3600.0,
+        "notifications.deliver": 1.0,
+        "notifications.prune": 3600.0,
+        "experiments.prune": 3600.0,
     }.items()
 }
 

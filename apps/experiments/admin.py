@@ -13,6 +13,7 @@ from apps.experiments.models import (
     Metric,
     OutcomeRow,
     RefusedOutcomes,
+    RolloutExposure,
     Variant,
 )
 from apps.lib.admin import ReadOnly
@@ -55,6 +56,14 @@ class ExposureAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
     list_filter = ["experiment", "crossed_over"]
     search_fields = ["unit__exact"]
     list_select_related = ["experiment"]
+    show_full_result_count = False
+
+
+@admin.register(RolloutExposure)
+class RolloutExposureAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
+    list_display = ["rollout", "unit", "canary_at", "control_at"]
+    search_fields = ["rollout__id__exact", "unit__exact"]
+    list_select_related = ["rollout__model", "rollout__target__model"]
     show_full_result_count = False
 
 

@@ -5,3 +5,8 @@ from django.apps import AppConfig
 
 class ExperimentsConfig(AppConfig):
     name = "apps.experiments"
+
+    def ready(self) -> None:
+        from apps.experiments.guardrails import register
+
+        register()

@@ -18,8 +18,10 @@ from uuid import UUID
 
 from django.db import connection, transaction
 
+from apps.experiments.meetings import SIDES, Meeting, known_salts, write_meetings
 from apps.experiments.models import Experiment, Metric, RefusedOutcomes
 from contract.messages import Batch, Exposure, Outcome
+from contract.routing import CANARY
 
 logger = logging.getLogger(__name__)
 
@@ -96,38 +98,53 @@ def apply_exposures(batches: Sequence[Batch], now: datetime) -> Counter[str]:
     """Record the first exposure per unit; return how many were skipped, by reason.
 
     A unit that met another variant before or after is marked as crossed over. An instant in the
-    future is taken as `now`, or no outcome of that unit would ever count.
+    future is taken as `now`, or no outcome of that unit would ever count. Those to the sides of a
+    rollout's split are kept apart (`meetings`).
     """
     exposures = [exposure for batch in batches for exposure in batch.exposures]
-    known = _known_experiments(exposures)
+    ids = _ids(exposures)
+    experiments, salts = _known_experiments(ids.values()), known_salts(ids.values())
     skipped: Counter[str] = Counter()
     met: dict[tuple[UUID, str], Met] = {}
+    meetings: list[Meeting] = []
     for exposure in exposures:
-        experiment = known.get(exposure.experiment)
-        if experiment is None:
-            skipped["unknown experiment"] += 1
-        elif problem := _text_problem("unit", exposure.unit, TEXT_MAX) or _text_problem(
-            "variant", exposure.variant, NAME_MAX
-        ):
+        pk, seen = ids.get(exposure.experiment), _met(exposure, now)
+        if problem := _exposure_problem(exposure, is_rollout=pk in salts):
             skipped[problem] += 1
+        elif pk in experiments:
+            met[pk, exposure.unit] = _fold(met.get((pk, exposure.unit)), seen)
+        elif pk in salts:
+            meetings.append(Meeting(pk, exposure.unit, exposure.variant == CANARY, seen.at))
         else:
-            key = experiment, exposure.unit
-            met[key] = _fold(met.get(key), _met(exposure, now))
+            skipped["unknown experiment"] += 1
     _write_exposures(met)
+    write_meetings(meetings, salts)
     if skipped:
         logger.warning("exposures.skipped %s", dict(skipped))
     return skipped
 
 
-def _known_experiments(exposures: Iterable[Exposure]) -> dict[str, UUID]:
-    wanted: dict[str, UUID] = {}
+def _ids(exposures: Iterable[Exposure]) -> dict[str, UUID]:
+    """Return what of the splits' ids can be an id."""
+    found: dict[str, UUID] = {}
     for text in {exposure.experiment for exposure in exposures}:
         try:
-            wanted[text] = UUID(text)
+            found[text] = UUID(text)
         except ValueError:
             continue
-    stored = set(Experiment.objects.filter(pk__in=wanted.values()).values_list("pk", flat=True))
-    return {text: pk for text, pk in wanted.items() if pk in stored}
+    return found
+
+
+def _known_experiments(ids: Iterable[UUID]) -> set[UUID]:
+    return set(Experiment.objects.filter(pk__in=list(ids)).values_list("pk", flat=True))
+
+
+def _exposure_problem(exposure: Exposure, *, is_rollout: bool) -> str | None:
+    if is_rollout and exposure.variant not in SIDES:
+        return "variant is no side of a rollout"
+    return _text_problem("unit", exposure.unit, TEXT_MAX) or _text_problem(
+        "variant", exposure.variant, NAME_MAX
+    )
 
 
 def _met(exposure: Exposure, now: datetime) -> Met:

@@ -9,6 +9,7 @@ from django.db import models
 from apps.experiments.states import ExperimentState
 from apps.lib.transitions import Transition
 from apps.models.models import ModelVersion, RegisteredModel, valid_name
+from apps.rollouts.models import Rollout
 
 
 class Metric(models.Model):
@@ -120,6 +121,24 @@ class ExposureRow(models.Model):
     class Meta:
         constraints = [
             models.UniqueConstraint(fields=["experiment", "unit"], name="exposure_once_per_unit")
+        ]
+
+
+class RolloutExposure(models.Model):
+    """When a unit first met each side of a rollout's split; kept where a plan asks for outcomes."""
+
+    rollout = models.ForeignKey(Rollout, on_delete=models.CASCADE, related_name="exposures")
+    unit = models.CharField(max_length=200)
+    # Where the unit stands under the rollout's salt: the canary's are those below its weight.
+    bucket = models.PositiveSmallIntegerField()
+    canary_at = models.DateTimeField(null=True)
+    control_at = models.DateTimeField(null=True)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                fields=["rollout", "unit"], name="rollout_exposure_once_per_unit"
+            )
         ]
 
 

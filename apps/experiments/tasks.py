@@ -1,12 +1,19 @@
-"""Celery's tick over experiments; beat calls again."""
+"""Celery's ticks over experiments; beat calls again."""
 
 from __future__ import annotations
 
 from celery import shared_task
 
+from apps.experiments.meetings import forget_meetings
 from apps.experiments.ticks import tick_experiments
+from apps.lib.clock import database_now
 
 
 @shared_task(name="experiments.refresh_results")
 def refresh_results_task() -> None:
     tick_experiments()
+
+
+@shared_task(name="experiments.prune")
+def prune_task() -> None:
+    forget_meetings(database_now())

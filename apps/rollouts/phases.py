@@ -100,6 +100,7 @@ def _split_of(rollout: Rollout, plan: PlanDocument, index: int) -> CanarySplit:
         weight_bp=plan.steps[index].weight_bp,
         baseline_bp=plan.baseline_of(index),
         interval_s=plan.interval_s,
+        exposures=plan.asks_outcomes,
     )
 
 

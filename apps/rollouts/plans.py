@@ -11,6 +11,7 @@ from apps.lib.errors import Invalid
 from apps.models.models import Role
 from apps.rollouts.check_kinds import (
     DEFAULT_CHECKS,
+    OUTCOME,
     SHADOW_AGREEMENT,
     CheckDocument,
     read_check,
@@ -82,6 +83,11 @@ class PlanDocument(msgspec.Struct, frozen=True, kw_only=True):
             if check.kind.spends_alpha and check.effective_mode == "guardrail"
         }
         return max(1, len(named))
+
+    @property
+    def asks_outcomes(self) -> bool:
+        """Whether a check needs to know which units met which version."""
+        return any(check.check == OUTCOME for step in self.steps for check in step.questions)
 
     def baseline_of(self, step_index: int) -> int:
         """Return the share of units on stable that the canary is compared with, 0 for all."""

@@ -1,0 +1,264 @@
+"""Outcomes as guardrails: who is counted, what is judged, and that the log can repeat it."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+from django.db import connection
+
+from apps.experiments import guardrails
+from apps.experiments.guardrails import judge_outcome, observe_outcome
+from apps.experiments.ingestion import apply_exposures
+from apps.experiments.meetings import KEEP_ENDED, forget_meetings
+from apps.experiments.models import Metric, OutcomeRow, RolloutExposure
+from apps.lib.clock import database_now
+from apps.rollouts.check_kinds import OUTCOME, CheckDocument
+from apps.rollouts.checks import CheckSettings
+from apps.rollouts.evaluation import repeat_answer
+from apps.rollouts.models import Evaluation, Rollout, RolloutEvent
+from apps.rollouts.phases import enter_step
+from apps.rollouts.plan_store import save_plan
+from apps.rollouts.plans import PlanDocument, StepDocument
+from apps.rollouts.tick import tick_rollouts
+from contract.messages import Batch, Exposure
+from contract.routing import CanarySplit
+from tests.rollouts.factories import ANNA, latest, make_baking, make_instance, make_model, send
+
+pytestmark = pytest.mark.django_db
+
+CHECK = CheckDocument(check=OUTCOME, settings={"metric": "bought", "margin": 0.05})
+STRICT = CheckSettings(alpha=0.01)
+
+
+@pytest.fixture
+def bought() -> Metric:
+    return Metric.objects.create(name="bought", kind=Metric.Kind.PROPORTION)
+
+
+@pytest.fixture
+def rollout(bought: Metric) -> Rollout:
+    """Return one at 5 %, of a plan that goes on to 50 and 100 %."""
+    steps = tuple(
+        StepDocument(weight_bp=weight, checks=("error-rate", CHECK))
+        for weight in (500, 5_000, 10_000)
+    )
+    save_plan(document=PlanDocument(name="canary", steps=steps), is_default=True, actor=ANNA)
+    make_instance()
+    return make_baking(make_model())
+
+
+def meet(rollout: Rollout, unit: str, variant: str, *, at: datetime | None = None) -> None:
+    at_ms = round((at or database_now()).timestamp() * 1_000)
+    seen = Exposure(
+        experiment=str(rollout.pk), unit=unit, variant=variant, version="2", at_ms=at_ms
+    )
+    batch = Batch(instance="i-1", boot="b", sequence=1, exposures=(seen,))
+    assert not apply_exposures([batch], database_now())
+
+
+def put(rollout: Rollout, side: str, units: int, events: int, *, bucket: int = 9_000) -> None:
+    """Record so many units of a side, of which the first `events` have the event."""
+    at, metric = database_now(), Metric.objects.get()
+    names = [f"{side}-{bucket}-{number}" for number in range(units)]
+    column = "canary_at" if side == "canary" else "control_at"
+    RolloutExposure.objects.bulk_create(
+        RolloutExposure(rollout=rollout, unit=name, bucket=bucket, **{column: at}) for name in names
+    )
+    OutcomeRow.objects.bulk_create(
+        OutcomeRow(event_id=name, unit=name, metric=metric, value=number < events, occurred_at=at)
+        for number, name in enumerate(names)
+    )
+
+
+def later() -> datetime:
+    return database_now() + timedelta(seconds=1)
+
+
+def seen(rollout: Rollout) -> dict[str, Any]:
+    return dict(observe_outcome(rollout, CHECK, later()))
+
+
+def judged(rollout: Rollout) -> tuple[str, str]:
+    result = judge_outcome(CHECK, seen(rollout), STRICT)
+    return result.verdict.value, result.reason
+
+
+def test_data_planes_report_meetings_only_for_plans_that_ask_for_outcomes(rollout: Rollout) -> None:
+    split = latest().models["digits"].split
+    assert isinstance(split, CanarySplit)
+    assert split.exposures
+
+
+def test_without_such_a_check_nobody_is_reported() -> None:
+    make_baking(make_model())
+    split = latest().models["digits"].split
+    assert isinstance(split, CanarySplit)
+    assert not split.exposures
+
+
+def test_the_first_meeting_with_each_side_is_kept_whatever_comes_twice(rollout: Rollout) -> None:
+    first, second = (database_now() - timedelta(seconds=s) for s in (20, 10))
+    for variant, at in (("stable", second), ("canary", second), ("stable", first)) * 2:
+        meet(rollout, "u", variant, at=at)
+    row = RolloutExposure.objects.get()
+    assert row.control_at
+    assert row.canary_at
+    assert abs(row.control_at - first) < timedelta(seconds=0.1)
+    assert abs(row.canary_at - second) < timedelta(seconds=0.1)
+
+
+def test_a_side_that_no_rollout_has_is_skipped_and_counted(rollout: Rollout) -> None:
+    odd = Exposure(experiment=str(rollout.pk), unit="u", variant="explicit", version="2", at_ms=1)
+    batch = Batch(instance="i-1", boot="b", sequence=1, exposures=(odd,))
+    assert apply_exposures([batch], database_now()) == {"variant is no side of a rollout": 1}
+
+
+def test_a_canary_that_sells_much_less_fails(rollout: Rollout) -> None:
+    put(rollout, "canary", 600, 60)
+    put(rollout, "control", 4_000, 1_200)
+    verdict, reason = judged(rollout)
+    assert verdict == "fail"
+    assert "bought 0.1 vs stable 0.3, margin 0.05, n=600 vs 4000" in reason
+
+
+def test_a_canary_that_sells_as_much_passes(rollout: Rollout) -> None:
+    put(rollout, "canary", 3_000, 900)
+    put(rollout, "control", 30_000, 9_000)
+    assert judged(rollout)[0] == "pass"
+
+
+def test_of_a_metric_that_should_fall_more_is_worse(rollout: Rollout) -> None:
+    Metric.objects.update(direction=Metric.Direction.DECREASE)
+    put(rollout, "canary", 600, 180)
+    put(rollout, "control", 4_000, 400)
+    assert judged(rollout)[0] == "fail"
+
+
+@pytest.mark.parametrize(
+    ("canary", "control", "verdict"),
+    [
+        ((0, 0), (4_000, 400), "no-data"),
+        ((50, 5), (4_000, 400), "insufficient-sample"),
+        ((150, 15), (150, 15), "insufficient-sample"),
+        ((150, 0), (4_000, 0), "insufficient-sample"),
+        ((200, 12), (4_000, 520), "inconclusive"),
+    ],
+)
+def test_what_cannot_be_decided_yet_is_neither_pass_nor_fail(
+    rollout: Rollout, canary: tuple[int, int], control: tuple[int, int], verdict: str
+) -> None:
+    put(rollout, "canary", *canary)
+    put(rollout, "control", *control)
+    assert judged(rollout)[0] == verdict
+
+
+def test_units_that_met_both_sides_are_left_out_and_counted(rollout: Rollout) -> None:
+    put(rollout, "canary", 5, 5)
+    put(rollout, "control", 5, 5)
+    RolloutExposure.objects.filter(unit="control-9000-0").update(canary_at=database_now())
+    found = seen(rollout)
+    assert found["met_both"] == 1
+    assert found["exposed"] == {"canary": 5, "control": 4}
+    assert found["strata"][0]["control"]["n"] == 4
+
+
+def test_stables_units_that_belong_to_the_canary_by_now_are_left_out(rollout: Rollout) -> None:
+    put(rollout, "control", 7, 7, bucket=3_000)
+    put(rollout, "control", 5, 5, bucket=9_000)
+    assert seen(rollout)["exposed"]["control"] == 12
+    enter_step(rollout, 1, "on", ANNA, database_now())
+    found = seen(rollout)
+    assert (found["exposed"]["control"], found["leaving"]) == (5, 7)
+
+
+def test_units_are_compared_with_those_that_came_in_the_same_step(rollout: Rollout) -> None:
+    RolloutEvent.objects.update(at=database_now() - timedelta(hours=1))
+    put(rollout, "canary", 3, 3, bucket=1)
+    RolloutExposure.objects.update(canary_at=database_now() - timedelta(minutes=30))
+    enter_step(rollout, 1, "on", ANNA, database_now())
+    put(rollout, "canary", 2, 0, bucket=2)
+    assert [(s["step"], s["canary"]["n"]) for s in seen(rollout)["strata"]] == [(0, 3), (1, 2)]
+
+
+def test_at_a_hundred_percent_what_was_seen_with_a_control_stands(rollout: Rollout) -> None:
+    put(rollout, "canary", 5, 5)
+    put(rollout, "control", 5, 5)
+    for index in (1, 2):
+        enter_step(rollout, index, "on", ANNA, later())
+    RolloutExposure.objects.filter(canary_at=None).update(canary_at=later() + timedelta(seconds=9))
+    found = dict(observe_outcome(rollout, CHECK, later() + timedelta(hours=1)))
+    assert (found["until_step"], found["met_both"]) == (1, 0)
+    assert found["exposed"] == {"canary": 5, "control": 5}
+
+
+def test_outcomes_from_before_the_meeting_do_not_count(rollout: Rollout) -> None:
+    put(rollout, "canary", 5, 5)
+    OutcomeRow.objects.filter(unit="canary-9000-0").update(occurred_at=rollout.started_at)
+    RolloutExposure.objects.update(canary_at=later() - timedelta(seconds=0.9))
+    OutcomeRow.objects.exclude(unit="canary-9000-0").update(occurred_at=later())
+    found = dict(observe_outcome(rollout, CHECK, later() + timedelta(seconds=9)))
+    assert found["strata"][0]["canary"]["n"] == 4
+
+
+def test_a_failed_guardrail_rolls_back_and_its_answer_can_be_repeated(rollout: Rollout) -> None:
+    tick_rollouts()
+    put(rollout, "canary", 600, 60)
+    put(rollout, "control", 4_000, 1_200)
+    Rollout.objects.update(next_check_at=database_now())
+    tick_rollouts()
+    rollout.refresh_from_db()
+    assert rollout.phase == "rolling_back"
+    assert rollout.reason.startswith("outcome: bought 0.1 vs stable 0.3")
+    row = Evaluation.objects.get(check_name=OUTCOME)
+    OutcomeRow.objects.all().delete()
+    again = repeat_answer(row)
+    assert (again.verdict, again.reason, again.evidence) == (row.verdict, row.reason, row.evidence)
+
+
+def test_a_metric_that_vanished_is_told_and_moves_nothing(rollout: Rollout) -> None:
+    tick_rollouts()
+    Metric.objects.all().delete()
+    Rollout.objects.update(next_check_at=database_now())
+    tick_rollouts()
+    row = Evaluation.objects.get(check_name=OUTCOME)
+    assert (row.verdict, row.reason) == ("provider-error", "there is no metric 'bought' any more")
+
+
+def test_counting_that_takes_too_long_is_told_and_undone(
+    rollout: Rollout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guardrails, "COUNTING_MS", 50)
+    monkeypatch.setattr(guardrails, "COUNT_UNITS", "SELECT pg_sleep(5)")
+    assert seen(rollout)["problem"] == "outcomes of bought were not counted within 0.05 s"
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT current_setting('statement_timeout')")
+        assert cursor.fetchone() == ("0",)
+
+
+def test_meetings_are_forgotten_when_their_rollout_ended_long_ago(rollout: Rollout) -> None:
+    meet(rollout, "u", "canary")
+    forget_meetings(database_now())
+    assert RolloutExposure.objects.count() == 1
+    Rollout.objects.update(ended_at=database_now() - KEEP_ENDED - timedelta(minutes=1))
+    forget_meetings(database_now())
+    assert not RolloutExposure.objects.exists()
+
+
+def test_a_pass_needs_traffic_of_late(rollout: Rollout) -> None:
+    tick_rollouts()
+    put(rollout, "canary", 3_000, 900)
+    put(rollout, "control", 30_000, 9_000)
+    Rollout.objects.update(next_check_at=database_now())
+    tick_rollouts()
+    assert Evaluation.objects.get(check_name=OUTCOME).verdict == "no-data"
+    at = rollout.started_at - timedelta(seconds=15)
+    for number, variant in ((2, "canary"), (1, "stable")):
+        send(
+            "digits", number, at=at, variant=variant, split=str(rollout.pk),
+            generation=rollout.generation, interval_started_at=at,
+        )  # fmt: skip
+    Rollout.objects.update(next_check_at=database_now())
+    tick_rollouts()
+    assert Evaluation.objects.filter(check_name=OUTCOME).latest("id").verdict == "pass"
