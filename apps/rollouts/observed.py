@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from apps.rollouts import check_kinds as kinds
 from apps.rollouts.check_kinds import CheckDocument
-from apps.rollouts.checks import SHARE_WHOLE_BP, CheckSettings
-from apps.rollouts.objectives import Objective, judge_objectives
+from apps.rollouts.checks import CheckSettings
+from apps.rollouts.objectives import judge_shadow_agreement
 from apps.rollouts.verdicts import JSON, CheckResult, Verdict
 
 # What an observer brought; JSON, as the decision log keeps it.
@@ -38,21 +39,20 @@ def judge_smoke(check: CheckDocument, seen: Observed, _: CheckSettings) -> Check
 
 
 def judge_agreement(check: CheckDocument, seen: Observed, settings: CheckSettings) -> CheckResult:
-    """Rows whose answers differ, and copies that the shadow failed, against the agreed share."""
-    rows, errors = int(seen.get("rows", 0)), int(seen.get("errors", 0))
-    # A row may differ in its class and in its numbers: the larger count holds each of them once.
-    differing = max(int(seen.get("flips", 0)), int(seen.get("beyond_tolerance", 0)))
-    bound = 1.0 - check.setting("agreement_min_bp") / SHARE_WHOLE_BP
-    found = judge_objectives(
-        check.label,
-        [Objective("answers unlike stable's", bound, rows + errors, differing + errors)],
-        log_needed=settings.log_fail,
-        samples_min=int(check.setting("rows_min")),
-        basis="copied requests",
+    """Rows are the answers that agree or differ: a copy may hold many of them."""
+    counts = {name: int(seen.get(name, 0)) for name in COUNTED}
+    found = judge_shadow_agreement(
+        compared=counts.pop("rows"),
+        **counts,
+        agreement_min_bp=int(check.setting("agreement_min_bp")),
+        compared_min=int(check.setting("rows_min")),
+        settings=settings,
     )
-    counted: dict[str, JSON] = {name: seen.get(name, 0) for name in ("flips", "beyond_tolerance")}
-    evidence = {**found.evidence, **counted, "rows": rows, "errors": errors}
-    return CheckResult(check.label, found.verdict, found.reason, evidence)
+    return replace(found, check=check.label)
+
+
+# What a shadow's windows count, of all that is brought.
+COUNTED = ("rows", "flips", "beyond_tolerance", "errors", "dropped")
 
 
 def judge_prometheus(check: CheckDocument, seen: Observed, _: CheckSettings) -> CheckResult:
