@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import base64
 import os
+from typing import Any
 from urllib.parse import unquote, urlsplit
+
+MAIL_PORTS = {"smtp": 25, "smtp+starttls": 587, "smtps": 465}
 
 
 class SettingError(RuntimeError):
@@ -92,6 +95,31 @@ def public_url(name: str, default: str) -> str:
             return ""
         raise SettingError(f"{name} is {url.geturl()!r}; it takes an http: or https: URL")
     return url._replace(netloc=url.netloc.rpartition("@")[2]).geturl()
+
+
+def mail_server(name: str) -> dict[str, Any]:
+    """Return how to reach the mail server that an smtp:, smtps: or smtp+starttls: URL names."""
+    value = os.environ.get(name, "")
+    if not value:
+        return {}
+    url = urlsplit(value)
+    if url.scheme not in MAIL_PORTS or not url.hostname:
+        raise SettingError(
+            f"{name} is not of the form smtp://host:port, smtp+starttls://user:password@host "
+            "or smtps://user:password@host"
+        )
+    try:
+        port = url.port or MAIL_PORTS[url.scheme]
+    except ValueError as error:
+        raise SettingError(f"{name} has a port that is no number") from error
+    return {
+        "host": url.hostname,
+        "port": port,
+        "username": unquote(url.username or ""),
+        "password": unquote(url.password or ""),
+        "use_tls": url.scheme == "smtp+starttls",
+        "use_ssl": url.scheme == "smtps",
+    }
 
 
 def database(name: str, default: str) -> dict[str, object]:

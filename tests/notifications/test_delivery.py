@@ -1,0 +1,199 @@
+"""Delivery over real connections: what arrives, what is tried again, what is given up."""
+
+from __future__ import annotations
+
+import threading
+from time import monotonic, sleep
+from typing import Any
+
+import pytest
+from django.db import connections, transaction
+
+from apps.lib.clock import database_now
+from apps.notifications.delivery import deliver_due, run_lane
+from apps.notifications.models import NotificationTarget, OutboxMessage
+from apps.notifications.outbox import BACK_OFF_S
+from apps.notifications.services import change_target, rotate_secret
+from tests.notifications.receivers import Endpoint, listening, verified
+from tests.notifications.rows import ADA, make_target, pass_time, reread, tell
+
+
+def a_turn() -> None:
+    try:
+        deliver_due()
+    finally:
+        connections.close_all()
+
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def test_a_webhook_arrives_signed_once(endpoint: Endpoint, settings: Any) -> None:
+    settings.PUBLIC_URL = "https://interlock.example"
+    target = make_target(endpoint.url)
+    message = tell(rollout="r-1", reason="evidence is good", weight_bp=500)
+
+    assert (deliver_due(), deliver_due()) == (1, 0)
+
+    (received,) = endpoint.received
+    document = verified(received, target.secret)
+    assert (received.id, document["type"]) == (str(message.pk), "rollout.baking")
+    assert document["timestamp"].endswith("Z")
+    assert document["data"]["model"] == "digits"
+    assert document["data"]["url"] == "https://interlock.example/rollouts/r-1/"
+    assert reread(message).state == "delivered"
+
+
+def test_after_a_rotation_both_secrets_verify(endpoint: Endpoint) -> None:
+    old = make_target(endpoint.url)
+    new = rotate_secret(target=old, actor=ADA, now=database_now())
+    tell()
+    deliver_due()
+
+    for secret in (old.secret, new.secret):
+        assert verified(endpoint.received[0], secret)
+    with pytest.raises(AssertionError):
+        verified(endpoint.received[0], "whsec_" + "A" * 44)
+
+
+def test_slack_gets_one_line_with_a_link_and_no_markup(endpoint: Endpoint, settings: Any) -> None:
+    settings.PUBLIC_URL = "https://interlock.example"
+    make_target(endpoint.url, kind="slack")
+    tell("rollout.rolled_back", target="digits:3", rollout="r-1", reason="errors 9 % > <limit>")
+    deliver_due()
+
+    assert endpoint.received[0].document == {
+        "text": "digits:3: rollout rolled back (errors 9 % &gt; &lt;limit&gt;)"
+        " <https://interlock.example/rollouts/r-1/|Open>"
+    }
+    assert "webhook-signature" not in endpoint.received[0].headers
+
+
+def test_a_refused_message_is_tried_again_under_its_id_and_then_given_up(
+    endpoint: Endpoint,
+) -> None:
+    endpoint.status, endpoint.text = 500, b"no such channel"
+    make_target(endpoint.url)
+    message = tell()
+    for wait_s in BACK_OFF_S:
+        deliver_due()
+        found = reread(message)
+        assert found.state == "retrying"
+        assert (
+            wait_s * 0.9 < (found.next_attempt_at - database_now()).total_seconds() < wait_s * 1.2
+        )
+        pass_time(hours=13)
+    deliver_due()
+
+    assert reread(message).state == "gave_up"
+    assert reread(message).last_error == "answered 500: no such channel"
+    assert endpoint.ids() == [str(message.pk)] * (len(BACK_OFF_S) + 1)
+
+
+def test_one_refused_message_holds_up_no_other(endpoint: Endpoint) -> None:
+    endpoint.before = lambda received: setattr(
+        endpoint, "status", 400 if "leak" in received.document["type"] else 200
+    )
+    make_target(endpoint.url)
+    refused, taken = tell("leak.detected"), tell()
+    deliver_due()
+
+    assert (reread(refused).state, reread(taken).state) == ("retrying", "delivered")
+
+
+def test_an_endpoint_that_was_down_gets_all_of_it_when_it_is_up() -> None:
+    with listening() as first:
+        port = first.port
+    make_target(f"http://127.0.0.1:{port}/hook")
+    messages = [tell() for _ in range(3)]
+    deliver_due()
+    # One attempt found out for all three.
+    assert sorted(reread(m).attempts for m in messages) == [0, 0, 1]
+    assert "Connection refused" in reread(messages[0]).last_error
+
+    with listening(port) as endpoint:
+        assert deliver_due() == 0
+        pass_time(seconds=7)
+        deliver_due()
+        assert endpoint.ids() == [str(m.pk) for m in messages]
+
+
+def test_410_deactivates_the_target_and_gives_up_what_is_open(endpoint: Endpoint) -> None:
+    endpoint.status = 410
+    target = make_target(endpoint.url)
+    first, second = tell(), tell()
+    deliver_due()
+
+    target.refresh_from_db()
+    assert (target.is_active, target.inactive_reason) == (False, "the endpoint answered 410 Gone")
+    assert {reread(first).state, reread(second).state} == {"gave_up"}
+    assert len(endpoint.received) == 1
+
+
+def test_retry_after_is_heeded(endpoint: Endpoint) -> None:
+    endpoint.status, endpoint.extra = 429, {"Retry-After": "900"}
+    make_target(endpoint.url)
+    message = tell()
+    deliver_due()
+
+    assert 890 < (reread(message).next_attempt_at - database_now()).total_seconds() <= 900
+
+
+def test_a_redirect_is_not_followed(endpoint: Endpoint) -> None:
+    with listening() as elsewhere:
+        endpoint.status, endpoint.extra = 302, {"Location": elsewhere.url}
+        make_target(endpoint.url)
+        message = tell()
+        deliver_due()
+
+    assert elsewhere.received == []
+    assert "redirects are not followed" in reread(message).last_error
+
+
+def test_a_changed_address_gets_what_is_open(endpoint: Endpoint) -> None:
+    target = make_target("http://127.0.0.1:9/hook")
+    message = tell()
+    deliver_due()
+    change_target(target=target, address=endpoint.url, actor=ADA, now=database_now())
+    pass_time(seconds=7)
+    deliver_due()
+
+    assert reread(message).state == "delivered"
+
+
+def test_two_workers_at_once_send_each_message_once(endpoint: Endpoint) -> None:
+    target = make_target(endpoint.url)
+    messages = [tell() for _ in range(20)]
+    endpoint.before = lambda received: sleep(0.01)
+    until = monotonic() + 20
+    workers = [threading.Thread(target=run_lane, args=(target.pk, until)) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+
+    assert sorted(endpoint.ids()) == sorted(str(m.pk) for m in messages)
+
+
+def test_an_endpoint_that_hangs_holds_no_row_no_other_turn_and_no_other_target(
+    endpoint: Endpoint,
+) -> None:
+    release = threading.Event()
+    endpoint.before = lambda received: [release.wait(4)].clear()
+    with listening() as other:
+        make_target(endpoint.url)
+        slow = tell()
+        make_target(other.url, name="other", events=["leak.detected"])
+        NotificationTarget.objects.filter(name="ops").update(events=["rollout.baking"])
+        quick = tell("leak.detected")
+        turn = threading.Thread(target=a_turn)
+        turn.start()
+        while not (endpoint.received and other.received):
+            sleep(0.01)
+        # Rows are free, and a second turn returns at once: its worker goes on with rollouts.
+        with transaction.atomic():
+            assert OutboxMessage.objects.select_for_update(nowait=True).get(pk=slow.pk)
+        assert deliver_due() == 0
+        release.set()
+        turn.join()
+    assert (reread(slow).state, reread(quick).state) == ("delivered", "delivered")
