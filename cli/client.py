@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +52,17 @@ class Client:
         """
         return self._post(path, json=body or {}, timeout=timeout_s)
 
-    def upload(self, path: str, file: Path, fields: dict[str, str], *, timeout_s: float) -> Any:
-        """Return the JSON of a POST of a form with a file, repeated as `post` does."""
-
-        with file.open("rb") as content:
+    def upload(
+        self, path: str, files: dict[str, Path], fields: dict[str, str], *, timeout_s: float
+    ) -> Any:
+        """Return the JSON of a POST of a form with files, repeated as `post` does."""
+        with ExitStack() as stack:
             # The fields come first: the server stops reading at a file that is too large.
-            files = {"file": (file.name, content, "application/octet-stream")}
-            return self._post(path, data=fields, files=files, timeout=timeout_s)
+            parts = {
+                name: (file.name, stack.enter_context(file.open("rb")), "application/octet-stream")
+                for name, file in files.items()
+            }
+            return self._post(path, data=fields, files=parts, timeout=timeout_s)
 
     def _post(self, path: str, **options: Any) -> Any:
         headers = {"Idempotency-Key": str(uuid.uuid4())}

@@ -24,6 +24,9 @@ def add_versions(commands: Any) -> None:
     source.add_argument(
         "--uri", help="models:/NAME/NUMBER, runs:/RUN/PATH, … for the server to read"
     )
+    register.add_argument(
+        "--external-data", type=Path, metavar="PATH", help="the file's external data, if it has any"
+    )
     for name, told in (("metric", "a training metric"), ("param", "a hyper-parameter")):
         register.add_argument(
             f"--{name}",
@@ -62,7 +65,9 @@ def register_version(client: Client, options: argparse.Namespace) -> int:
     else:
         # Objects and lists travel as JSON in a form.
         fields = {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
-        version = client.upload(path, _existing(options.file), fields, timeout_s=UPLOAD_TIMEOUT_S)
+        said = {"file": options.file, "external_data": options.external_data}
+        files = {name: _existing(path) for name, path in said.items() if path is not None}
+        version = client.upload(path, files, fields, timeout_s=UPLOAD_TIMEOUT_S)
     if options.json:
         return show_json(version)
     print(version["number"])
@@ -99,7 +104,7 @@ def _number(option: str, name: str, value: str) -> float:
 
 def _existing(path: Path) -> Path:
     if not path.is_file():
-        raise ApiError(f"--file: there is no file {path}", EXIT_BAD_REQUEST)
+        raise ApiError(f"There is no file {path}", EXIT_BAD_REQUEST)
     return path
 
 

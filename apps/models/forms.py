@@ -72,6 +72,11 @@ class RegisterForm(forms.Form):
         label="ONNX file",
         widget=forms.ClearableFileInput(attrs={"accept": ".onnx"}),
     )
+    external_data = forms.FileField(
+        required=False,
+        label="External data",
+        help_text="Only for a model whose weights are in a file beside it.",
+    )
 
     def clean_metrics(self) -> dict[str, Any] | None:
         said = _lines(self.cleaned_data["metrics"])

@@ -231,9 +231,17 @@ class MlflowClient:
         if response.is_success:
             return
         response.read()
-        text = re.sub(r"\s+", " ", response.text)[:300]
+        text = re.sub(r"\s+", " ", _message(response))[:300]
         problem = PROBLEMS.get(response.status_code, Unavailable)
         raise problem(f"MLflow answered {response.status_code}: {text}")
+
+
+def _message(response: httpx.Response) -> str:
+    """Return MLflow's own words; of a proxy between, what it sent."""
+    try:
+        return str(response.json()["message"])
+    except (ValueError, KeyError, TypeError):
+        return response.text
 
 
 def _version(item: dict[str, Any]) -> RegistryVersion:

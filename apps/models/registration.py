@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -17,26 +17,37 @@ from apps.models.models import ModelVersion
 from apps.models.registry import import_version, run_facts
 from apps.models.sources import Reference, fetch_model, find_onnx, read_reference
 from apps.models.versions import NewVersion, add_version, check_name, scratch
-from apps.models.warmup import check_warmup, read_warmup
+from apps.models.warmup import WARMUP_FILE, check_warmup, read_warmup
 
 Source = ModelVersion.Source
 URI_LENGTH_MAX = 1_000
 
 
 def register_file(
-    *, name: str, file: Path, file_name: str, metadata: Metadata, actor: Actor, now: datetime
+    *,
+    name: str,
+    files: Sequence[tuple[str, Path]],
+    metadata: Metadata,
+    actor: Actor,
+    now: datetime,
 ) -> ModelVersion:
-    """Make the ONNX file a new version of the model `name`, which is made if there is none.
+    """Make an ONNX file a new version of the model `name`, which is made if there is none.
+
+    `files` are the file's name and path, and those of external data that belongs beside it. They
+    are moved: a copy would take as long as the upload, and onnx refuses files with two names.
 
     Raises:
-        Invalid: the name, the metadata or the file cannot be used; nothing was recorded.
+        Invalid: the name, the metadata or a file cannot be used; nothing was recorded.
         Conflict: the same file with the same metadata is registered already.
     """
     check_name(name)
     facts = metadata.facts()
+    (file_name, file), *beside = files
     with scratch() as directory:
         path = directory / MODEL_FILE
-        _link(file, path)
+        for data_name, data in beside:
+            shutil.move(data, directory / _plain(data_name))
+        shutil.move(file, path)
         uri = f"upload:{Path(file_name).name}"[:URI_LENGTH_MAX]
         return _record(name, Source.UPLOAD, uri, path, facts, metadata, actor, now)
 
@@ -124,9 +135,8 @@ UNSAID: dict[str, Any] = {
 }
 
 
-def _link(file: Path, path: Path) -> None:
-    """Give the file a second name; the copy is for a temporary directory elsewhere."""
-    try:
-        os.link(file, path)
-    except OSError:
-        shutil.copyfile(file, path)
+def _plain(name: str) -> str:
+    """Return the name of an external data file. Raises Invalid for one with another meaning."""
+    if name in {"", ".", "..", MODEL_FILE, WARMUP_FILE} or Path(name).name != name:
+        raise Invalid(f"external_data: {name[:100]!r} cannot be the name of an external data file.")
+    return name

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
-from django.core.files.uploadedfile import TemporaryUploadedFile
 from drf_spectacular.utils import OpenApiParameter, extend_schema
 from rest_framework import status
 from rest_framework.request import Request
@@ -27,7 +25,7 @@ from apps.models.serializers import (
     ReferenceSerializer,
     UploadSerializer,
 )
-from apps.models.uploads import check_upload
+from apps.models.uploads import check_upload, uploaded_files
 
 ALIAS = OpenApiParameter("alias", str, OpenApiParameter.PATH, description="candidate, say")
 
@@ -50,15 +48,8 @@ def register_version(request: Request, name: str) -> ModelVersion:
     if not is_upload:
         uri = given.validated_data["uri"]
         return register_uri(name=name, uri=uri, metadata=metadata, actor=actor, now=now)
-    file: TemporaryUploadedFile = given.validated_data["file"]
-    return register_file(
-        name=name,
-        file=Path(file.temporary_file_path()),
-        file_name=file.name or "",
-        metadata=metadata,
-        actor=actor,
-        now=now,
-    )
+    files = uploaded_files(given.validated_data["file"], given.validated_data.get("external_data"))
+    return register_file(name=name, files=files, metadata=metadata, actor=actor, now=now)
 
 
 def set_alias(request: Request, model: RegisteredModel, alias: str) -> Response:

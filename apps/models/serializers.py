@@ -115,6 +115,11 @@ class UploadSerializer(MetadataSerializer):
     """An ONNX file, streamed to disk; beyond INTERLOCK_ARTIFACT_BYTES_MAX the answer is 413."""
 
     file = serializers.FileField()
+    external_data = serializers.FileField(
+        required=False,
+        allow_empty_file=True,
+        help_text="Its external data, under the name that the ONNX file knows it by.",
+    )
 
 
 class ReferenceSerializer(MetadataSerializer):

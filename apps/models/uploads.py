@@ -7,6 +7,7 @@ pages the one that registers versions takes files, from those who are logged in.
 from __future__ import annotations
 
 import tempfile
+from pathlib import Path
 from typing import Any
 
 from django.conf import settings
@@ -52,7 +53,7 @@ class ArtifactUploadHandler(TemporaryFileUploadHandler):
         self.announced = content_length
 
     def new_file(self, *args: Any, **kwargs: Any) -> None:
-        if self.announced > self.left + FORM_BYTES_MAX:
+        if not self.left or self.announced > self.left + FORM_BYTES_MAX:
             self._stop()
         FileUploadHandler.new_file(self, *args, **kwargs)
         self.file = UploadedArtifact(
@@ -77,6 +78,11 @@ def _may_send(request: HttpRequest | None) -> bool:
     if request.path.startswith(API_PREFIX):
         return True
     return request.path == reverse("version-register") and request.user.is_authenticated
+
+
+def uploaded_files(*files: TemporaryUploadedFile | None) -> list[tuple[str, Path]]:
+    """Return name and path of each file that there is."""
+    return [(f.name or "", Path(f.temporary_file_path())) for f in files if f is not None]
 
 
 def check_upload(request: HttpRequest) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from django.conf import settings
@@ -30,7 +29,7 @@ from apps.models.selectors import (
     shares_of,
 )
 from apps.models.services import retry_deployment
-from apps.models.uploads import check_upload
+from apps.models.uploads import check_upload, uploaded_files
 
 
 @page
@@ -138,13 +137,9 @@ def _register(request: PageRequest, form: RegisterForm) -> ModelVersion:
         return register_uri(
             name=data["model"], uri=data["uri"], metadata=form.metadata(), actor=actor, now=now
         )
+    files = uploaded_files(data["file"], data["external_data"])
     return register_file(
-        name=data["model"],
-        file=Path(data["file"].temporary_file_path()),
-        file_name=data["file"].name or "",
-        metadata=form.metadata(),
-        actor=actor,
-        now=now,
+        name=data["model"], files=files, metadata=form.metadata(), actor=actor, now=now
     )
 
 

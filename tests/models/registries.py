@@ -11,6 +11,8 @@ import httpx
 from apps.models.mlflow import ARTIFACTS, MlflowClient
 from tests.models.test_artifacts import ONNX_FLAVOUR, SIGNATURE
 
+WEBHOOK_SECRET = "shared-with-mlflow"
+
 
 class Mlflow:
     """Answers as a tracking server; `missing` are the versions whose files are gone."""

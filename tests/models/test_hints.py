@@ -7,37 +7,18 @@ import hashlib
 import hmac
 import json
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import redis
-from django.conf import settings as configured
 from django.test import Client
-from kombu import pools
 
 from apps.models.hints import DEBOUNCE_KEY, hint_sync
-from controlplane.celery import app
+from tests.models.registries import WEBHOOK_SECRET as SECRET
 
 pytestmark = pytest.mark.django_db
 
 PATH = "/api/v1/registry-webhooks/mlflow"
-SECRET = "shared-with-mlflow"
-
-
-@pytest.fixture
-def queue(settings: Any, servers: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[redis.Redis]:
-    """The broker of the tests, without a hint on its way."""
-    settings.MLFLOW_WEBHOOK_SECRET = SECRET
-    # The app has read its settings before the test's servers were there.
-    monkeypatch.setitem(app.conf, "broker_url", configured.REDIS_URL)
-    monkeypatch.setattr(app, "_pool", None)
-    monkeypatch.setattr(app.amqp, "_producer_pool", None)
-    with redis.Redis.from_url(configured.REDIS_URL) as client:
-        client.delete(DEBOUNCE_KEY, "celery")
-        yield client
-        client.delete(DEBOUNCE_KEY, "celery")
-    pools.reset()
 
 
 def event(entity: str = "model_version_alias") -> bytes:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import onnx as onnx_library
 import pytest
 from django.contrib.auth.models import User
 from django.core.files.uploadedfile import SimpleUploadedFile
@@ -44,9 +45,10 @@ def caller(role: str | None = "operator", model: RegisteredModel | None = None) 
 
 
 def upload(client: Client, content: bytes, name: str = "digits", **said: Any) -> Any:
-    headers = said.pop("headers", {})
+    headers, data = said.pop("headers", {}), said.pop("data", None)
     fields = {k: v if isinstance(v, str) else json.dumps(v) for k, v in said.items()}
     form = {**fields, "file": SimpleUploadedFile("net.onnx", content)}
+    form |= {"external_data": SimpleUploadedFile(*data)} if data else {}
     return client.post(f"/api/v1/models/{name}/versions/", form, headers=headers)
 
 
@@ -166,6 +168,18 @@ def test_a_file_that_cannot_be_served_is_refused_with_the_reason() -> None:
     assert (empty.status_code, "empty" in told(empty)) == (400, True)
     assert client.post("/api/v1/models/digits/versions/", {"a": "b"}).status_code == 400
     assert not RegisteredModel.objects.exists()
+
+
+def test_external_data_is_uploaded_beside_its_file(onnx: bytes, tmp_path: Path) -> None:
+    apart = tmp_path / "apart.onnx"
+    model = onnx_library.load_from_string(onnx)
+    onnx_library.save(model, str(apart), save_as_external_data=True, location="weights")
+    client, weights = caller(), (tmp_path / "weights").read_bytes()
+    alone = upload(client, apart.read_bytes())
+    assert (alone.status_code, "weights is missing" in told(alone)) == (400, True)
+    misnamed = upload(client, apart.read_bytes(), data=("model.onnx", weights))
+    assert told(misnamed).startswith("external_data: 'model.onnx' cannot be the name")
+    assert upload(client, apart.read_bytes(), data=("weights", weights)).status_code == 201
 
 
 def test_who_may_not_register_is_refused_before_the_file_is_read(

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
+from django.core.files.uploadedfile import SimpleUploadedFile
 from django.test import Client
 
 from apps.lib.errors import Unavailable
 from apps.models import views
-from apps.models.models import Alias, AuditEntry, ModelRole, RefusedImport, Role
+from apps.models.models import (
+    Alias,
+    AuditEntry,
+    ModelRole,
+    ModelVersion,
+    RefusedImport,
+    Role,
+)
 from apps.models.registry import SyncReport
 from apps.models.states import DeploymentState
+from tests.models.test_artifacts import save
 from tests.rollouts.factories import make_model, make_version, place
 
 pytestmark = pytest.mark.django_db
@@ -159,3 +169,130 @@ def test_syncing_says_when_the_registry_is_away(
 
     assert response.headers["location"] == "/models/"
     assert "MLflow does not answer" in operator.get("/models/").content.decode()
+
+
+@pytest.fixture
+def onnx(tmp_path: Path, settings: Any) -> SimpleUploadedFile:
+    settings.ARTIFACT_DIR = tmp_path / "artifacts"
+    return SimpleUploadedFile("net.onnx", save(tmp_path / "m.onnx", ["N", 4]).read_bytes())
+
+
+def test_the_empty_list_tells_how_to_register_the_first_version(operator: Client) -> None:
+    for path in ("/models/", "/"):
+        assert 'href="/register/"' in operator.get(path).content.decode()
+    text = operator.get("/register/?model=digits").content.decode()
+    assert 'value="digits"' in text
+    assert 'enctype="multipart/form-data"' in text
+
+
+def test_a_file_is_registered_by_the_page(operator: Client, onnx: SimpleUploadedFile) -> None:
+    form = {"model": "digits", "metrics": "accuracy = 0.97\n\nloss=1", "parameters": "C=1.0"}
+
+    response = operator.post("/register/", {**form, "warmup": "", "file": onnx}, follow=True)
+
+    assert response.redirect_chain == [("/models/digits/versions/1/", 302)]
+    assert "digits:1 is registered." in response.content.decode()
+    version = ModelVersion.objects.get()
+    assert (version.metrics, version.parameters) == ({"accuracy": 0.97, "loss": 1}, {"C": "1.0"})
+    assert (version.created_by, version.artifact_uri) == ("olga", "upload:net.onnx")
+
+
+@pytest.mark.parametrize(
+    ("form", "told"),
+    [
+        ({}, "Choose a file, or give a URI."),
+        ({"model": "a b", "uri": "models:/a/1"}, "A name has at most 100"),
+        ({"metrics": "accuracy", "uri": "models:/a/1"}, "A line is name=value"),
+        ({"metrics": "accuracy=high", "uri": "models:/a/1"}, "This is not a number"),
+        ({"warmup": "[", "uri": "models:/a/1"}, "This is not JSON"),
+        ({"uri": "s3://bucket/m"}, "cannot be read; it begins with one of"),
+        ({"semantic_tag": "one two", "uri": "models:/a/1"}, "is no semantic tag"),
+    ],
+)
+def test_a_form_that_says_too_little_or_nonsense_is_shown_again(
+    operator: Client, form: dict[str, str], told: str
+) -> None:
+    response = operator.post("/register/", {"model": "digits", **form})
+
+    assert response.status_code == 400
+    assert told in response.content.decode()
+    assert not ModelVersion.objects.exists()
+
+
+def test_the_page_says_that_a_file_is_registered_already(
+    operator: Client, onnx: SimpleUploadedFile
+) -> None:
+    for status in (302, 409):
+        onnx.seek(0)
+        response = operator.post("/register/", {"model": "digits", "file": onnx})
+        assert response.status_code == status
+    assert "it is digits:1" in response.content.decode()
+
+
+def test_the_page_says_that_a_file_is_too_large_and_keeps_the_form(
+    operator: Client, onnx: SimpleUploadedFile, settings: Any
+) -> None:
+    settings.ARTIFACT_BYTES_MAX = 10_000
+
+    response = operator.post("/register/", {"model": "digits", "file": onnx})
+
+    assert response.status_code == 413
+    assert "larger than 10,000 bytes" in response.content.decode()
+    assert 'value="digits"' in response.content.decode()
+
+
+def test_no_other_page_takes_files_and_no_stranger_sends_any(
+    onnx: SimpleUploadedFile, operator: Client, settings: Any
+) -> None:
+    # The check of CSRF reads the form before the view, and before the look who it is.
+    known, stranger = Client(enforce_csrf_checks=True), Client(enforce_csrf_checks=True)
+    known.force_login(User.objects.get(username="olga"))
+    for client, path in ((known, "/models/sync/"), (stranger, "/register/")):
+        client.cookies["csrftoken"] = "x" * 32
+        onnx.seek(0)
+        client.post(path, {"csrfmiddlewaretoken": "x" * 32, "file": onnx})
+        assert not (settings.ARTIFACT_DIR / ".uploads").exists()
+
+
+def test_a_viewer_registers_nothing(viewer: Client, onnx: SimpleUploadedFile) -> None:
+    assert 'href="/register/"' not in viewer.get("/models/").content.decode()
+    assert viewer.get("/register/").status_code == 403
+    assert viewer.post("/register/", {"model": "digits", "file": onnx}).status_code == 403
+
+
+def test_a_renumbered_version_tells_its_number_in_mlflow(viewer: Client, settings: Any) -> None:
+    settings.MLFLOW_PUBLIC_URL = "https://mlflow.example"
+    make_version(make_model(), 4, source="mlflow", registry_number=3)
+
+    text = viewer.get("/models/digits/versions/4/").content.decode()
+
+    assert "where it is version 3" in text
+    assert "https://mlflow.example/#/models/digits/versions/3" in text
+
+
+def test_an_uploaded_version_shows_the_page_of_its_run(viewer: Client) -> None:
+    make_version(make_model(), 4, run_url="https://ci.example/jobs/7")
+
+    text = viewer.get("/models/digits/versions/4/").content.decode()
+
+    assert '<a href="https://ci.example/jobs/7">' in text
+    assert "an upload" in text
+
+
+def test_an_alias_is_set_from_the_page(operator: Client) -> None:
+    make_model()
+
+    path = "/models/digits/versions/2/alias/"
+    said = operator.post(path, {"alias": "candidate"}, follow=True).content.decode()
+
+    assert "candidate names digits:2 now." in said
+    assert (
+        "cannot be an alias" in operator.post(path, {"alias": "v7"}, follow=True).content.decode()
+    )
+
+
+def test_a_viewer_sets_no_alias(viewer: Client) -> None:
+    make_model()
+
+    assert viewer.post("/models/digits/versions/2/alias/", {"alias": "a"}).status_code == 403
+    assert 'id="set-alias"' not in viewer.get("/models/digits/versions/2/").content.decode()

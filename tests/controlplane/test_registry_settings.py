@@ -1,0 +1,47 @@
+"""What the registry may be told by the environment reaches the settings; a bad value is named."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from controlplane import env
+from controlplane.env import SettingError
+
+
+def test_the_registrys_settings_come_from_the_environment() -> None:
+    variables = {
+        "MLFLOW_TRACKING_URI": "http://ann:secret@mlflow:5000/",
+        "INTERLOCK_MLFLOW_WEBHOOK_SECRET": "shared",
+        "INTERLOCK_REGISTER_DIR": "/srv/models",
+        "INTERLOCK_REGISTER_HOSTS": "Models.example, localhost:8443",
+    }
+    told = (
+        "from tests import settings as s; print(s.MLFLOW_PUBLIC_URL, s.MLFLOW_WEBHOOK_SECRET, "
+        "s.REGISTER_DIR, *s.REGISTER_HOSTS)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", told],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    # Links for people carry no password.
+    expected = ["http://mlflow:5000", "shared", "/srv/models", "models.example", "localhost:8443"]
+    assert done.stdout.split() == expected
+
+
+def test_the_address_for_people_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("X", "https://mlflow.example/sub/")
+    assert env.public_url("X", "http://mlflow:5000") == "https://mlflow.example/sub"
+    monkeypatch.setenv("X", "")
+    assert env.public_url("X", "databricks") == ""
+    monkeypatch.setenv("X", "mlflow.example")
+    with pytest.raises(SettingError, match="X is 'mlflow"):
+        env.public_url("X", "")
