@@ -1,0 +1,28 @@
+"""A traffic percentage was accepted and had no effect (kserve #4074).
+
+What each instance did is held against the table that it served from; a difference is an alarm.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from apps.lib.clock import database_now
+from apps.rollouts.models import TrafficAlarm
+from apps.rollouts.watch import watch_traffic
+from tests.rollouts.factories import make_baking, make_model, send
+
+pytestmark = pytest.mark.django_db
+
+
+def test_a_share_that_has_no_effect_is_an_alarm() -> None:
+    rollout = make_baking(make_model())
+    at = database_now() - timedelta(seconds=2)
+    of = {"split": str(rollout.pk), "generation": rollout.generation, "at": at}
+    send("digits", 1, units=2_000, requests=2_000, interval_started_at=at, **of)
+    assert len(watch_traffic(database_now())) == 1
+    told = TrafficAlarm.objects.get().told
+    assert "the split has another effect on instance i-1" in told
+    assert "canary got 0 of 2000, 100 expected" in told

@@ -1,0 +1,37 @@
+"""The system rolled back and showed an empty reason (terraform-provider-aws #48997 #49020).
+
+A rollback says why, with numbers, in its row, its event and its evidence.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from apps.lib.clock import database_now
+from apps.rollouts.models import Rollout, RolloutEvent
+from apps.rollouts.states import Phase
+from apps.rollouts.tick import tick_rollouts
+from tests.rollouts.factories import make_baking, make_instance, make_model, send
+
+pytestmark = pytest.mark.django_db
+
+
+def test_a_rollback_says_why_with_its_numbers() -> None:
+    make_instance()
+    rollout = make_baking(make_model())
+    tick_rollouts()
+    at = rollout.started_at - timedelta(seconds=30)
+    of = {"split": str(rollout.pk), "generation": rollout.generation, "at": at}
+    send("digits", 2, variant="canary", units=60, unit_errors=20, interval_started_at=at, **of)
+    send("digits", 1, units=1_000, unit_errors=10, interval_started_at=at, **of)
+    Rollout.objects.update(next_check_at=database_now())
+    tick_rollouts()
+    event = RolloutEvent.objects.latest("id")
+    assert event.to_state == Phase.ROLLING_BACK
+    assert "error-rate: error rate 33.3% vs stable 1.0%" in event.reason
+    assert event.evidence["checks"]["error-rate"]["canary_events"] == 20
+    tick_rollouts()
+    rollout.refresh_from_db()
+    assert (rollout.phase, rollout.reason) == (Phase.ROLLED_BACK, event.reason)

@@ -1,0 +1,34 @@
+"""One of eight replicas served an hours-old document and said ready (flagd #2017).
+
+An instance that goes on serving an older table is named, and no step of any rollout passes it.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from apps.lib.clock import database_now
+from apps.rollouts.publication import latest_table, unacked
+from apps.rollouts.selectors.fleet import STALE_AFTER, read_fleet
+from apps.rollouts.tick import tick_rollouts
+from tests.rollouts.factories import make_baking, make_instance, make_model
+
+pytestmark = pytest.mark.django_db
+
+
+def test_the_one_that_serves_an_old_table_is_named_everywhere() -> None:
+    rollout = make_baking(make_model())
+    for number in range(7):
+        make_instance(f"sound-{number}", applied_generation=rollout.generation)
+    make_instance("old", applied_generation=0)
+    now = database_now()
+    assert [name for name, _ in unacked(rollout.generation or 0, now)] == ["old"]
+    tick_rollouts()
+    rollout.refresh_from_db()
+    assert "instance old still serves generation 0" in rollout.reason
+    table = latest_table()
+    assert table is not None
+    type(table).objects.update(published_at=now - STALE_AFTER - timedelta(seconds=1))
+    assert [member.instance.name for member in read_fleet(now).stale] == ["old"]
