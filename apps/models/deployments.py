@@ -20,9 +20,8 @@ from apps.lib.errors import Conflict, Unavailable
 from apps.models.models import Deployment
 from apps.models.repository import (
     PYTHON,
-    fall_back_to_python,
+    falls_back_to_python,
     is_placed,
-    lacks_backend,
     place_version,
     placed_backend,
     remove_version,
@@ -160,9 +159,8 @@ def _load_everywhere(deployment: Deployment) -> Round:
     if not is_placed(version, cluster):
         place_version(version, cluster, placed_backend(version, cluster))
     done = _on_each(deployment, lambda endpoint: endpoint.load(version))
-    without = [told for _, told in done.refused if lacks_backend(told)]
-    if without and fall_back_to_python(cluster, without[0]):
-        log.info("deployment.python_backend %s: %s", deployment, without[0])
+    if any(falls_back_to_python(version, cluster, told) for _, told in done.refused):
+        log.info("deployment.python_backend %s: %s", deployment, done.refusal)
         place_version(version, cluster, PYTHON)
         done = _on_each(deployment, lambda endpoint: endpoint.load(version))
     return done

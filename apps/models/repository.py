@@ -67,14 +67,17 @@ def lacks_backend(refusal: str) -> bool:
     return "backend library" in refusal and f"'{ONNXRUNTIME}'" in refusal
 
 
-def fall_back_to_python(cluster: ServingCluster, refusal: str) -> bool:
-    """Remember that the servers lack the backend; False where the operator insists on it.
+def falls_back_to_python(version: ModelVersion, cluster: ServingCluster, refusal: str) -> bool:
+    """Say whether the wrapper may serve what was refused; remember servers without the backend.
 
     Raises:
         Unavailable: the repository cannot be written.
     """
-    if settings.TRITON_BACKEND != AUTO:
+    if settings.TRITON_BACKEND != AUTO or placed_backend(version, cluster) == PYTHON:
         return False
+    if not lacks_backend(refusal):
+        # The server's ONNX Runtime may be older than the wrapper's.
+        return "opset" in refusal.lower() or "IR version" in refusal
     try:
         (Path(cluster.repository_path) / WITHOUT_ONNXRUNTIME).write_text(f"{refusal}\n")
     except OSError as error:

@@ -70,7 +70,8 @@ class Endpoint:
         from tritonclient.http import InferRequestedOutput
 
         outputs = [item["name"] for item in version.signature["outputs"]]
-        with self._client(PROBE_TIMEOUT_S) as client:
+        timeout_s = max(PROBE_TIMEOUT_S, version.model.timeout_ms / 1_000)
+        with self._client(timeout_s) as client:
             result = client.infer(
                 triton_name(version),
                 infer_inputs(request if request is not None else zeros(version)),

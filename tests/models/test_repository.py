@@ -16,7 +16,7 @@ from apps.models.repository import (
     REMEMBERED_S,
     WITHOUT_ONNXRUNTIME,
     choose_backend,
-    fall_back_to_python,
+    falls_back_to_python,
     is_placed,
     lacks_backend,
     place_version,
@@ -25,6 +25,8 @@ from apps.models.repository import (
 )
 from tests.models.onnx_zoo import KINDS, save
 from tests.rollouts.factories import make_signature
+
+NO_BACKEND = "unable to find backend library for backend 'onnxruntime', try"
 
 
 def version(path: str = "", *, batched: bool = True) -> ModelVersion:
@@ -159,18 +161,25 @@ def test_a_changed_configuration_is_not_placed_yet(tmp_path: Path, settings: Any
 def test_what_the_servers_lack_is_remembered_for_a_day(tmp_path: Path, settings: Any) -> None:
     place = cluster(tmp_path)
     assert choose_backend(place) == "onnxruntime"
-    assert fall_back_to_python(place, "no such backend")
+    assert falls_back_to_python(version(), place, NO_BACKEND)
     assert choose_backend(place) == "python"
     long_ago = time.time() - REMEMBERED_S - 1
     os.utime(tmp_path / WITHOUT_ONNXRUNTIME, (long_ago, long_ago))
     assert choose_backend(place) == "onnxruntime"
     settings.TRITON_BACKEND = "onnxruntime"
-    assert not fall_back_to_python(place, "no such backend")
+    assert not falls_back_to_python(version(), place, NO_BACKEND)
     settings.TRITON_BACKEND = "python"
     assert choose_backend(place) == "python"
 
 
+def test_an_older_runtime_of_a_server_leaves_that_version_to_the_wrapper(tmp_path: Path) -> None:
+    place = cluster(tmp_path)
+    assert falls_back_to_python(version(), place, "Unsupported model IR version: 11, max 10")
+    assert not falls_back_to_python(version(), place, "out of memory")
+    assert choose_backend(place) == "onnxruntime"
+
+
 def test_another_refusal_is_none_of_the_backends() -> None:
-    assert lacks_backend("unable to find backend library for backend 'onnxruntime', try")
+    assert lacks_backend(NO_BACKEND)
     assert not lacks_backend("unable to find backend library for backend 'tensorrt', try")
     assert not lacks_backend("failed to load 'onnxruntime' model")
