@@ -16,6 +16,7 @@ from apps.lib.transitions import compare_and_set
 from apps.models.models import Alias, ModelVersion
 from apps.models.registry import CHAMPION
 from apps.models.services import release_split, route_split
+from apps.notifications.outbox import enqueue
 from apps.rollouts.models import Quarantine, Rollout, RolloutEvent
 from apps.rollouts.plans import WHOLE_BP, PlanDocument, from_json
 from apps.rollouts.publication import publish_table
@@ -56,6 +57,25 @@ def move(
         step_index=rollout.step_index,
         weight_bp=rollout.weight_bp,
         generation=rollout.generation,
+    )
+    tell(rollout, f"rollout.{phase}", actor, now)
+
+
+def tell(rollout: Rollout, event: str, actor: Actor, now: datetime) -> None:
+    """Let who asked for it hear of `event`; it is told only if this transaction commits."""
+    enqueue(
+        event=event,
+        model=rollout.model,
+        payload={
+            "rollout": str(rollout.pk),
+            "target": str(rollout.target),
+            "phase": str(rollout.phase),
+            "step_index": rollout.step_index,
+            "weight_bp": rollout.weight_bp,
+            "reason": rollout.reason,
+            "actor": actor.name,
+        },
+        now=now,
     )
 
 

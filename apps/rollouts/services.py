@@ -25,7 +25,7 @@ from apps.rollouts.overrides import (
     require_not_quarantined,
     require_signature,
 )
-from apps.rollouts.phases import companions, enter_step, move, roll_back, switch_stable
+from apps.rollouts.phases import companions, enter_step, move, roll_back, switch_stable, tell
 from apps.rollouts.plans import PlanDocument, check_plan, document_of, from_json, to_json
 from apps.rollouts.states import LIVE_PHASES, Phase
 from apps.rollouts.tick import tick_one
@@ -225,6 +225,7 @@ def _create(kind: Rollout.Kind, draft: Draft) -> Rollout:
         weight_bp=0,
     )
     _audit(rollout, "started", actor)
+    tell(rollout, "rollout.started", actor, draft.now)
     return rollout
 
 

@@ -23,6 +23,7 @@ from apps.models.states import DeploymentState
 from apps.rollouts.decisions import Action, Answered, Decision
 from apps.rollouts.evaluation import evaluate
 from apps.rollouts.freezes import frozen_by
+from apps.rollouts.holds import is_to_be_told
 from apps.rollouts.limits import waits_for_its_turn
 from apps.rollouts.models import Rollout
 from apps.rollouts.observers import Asked, ask_services, has_answers
@@ -34,6 +35,7 @@ from apps.rollouts.phases import (
     move,
     roll_back,
     switch_stable,
+    tell,
 )
 from apps.rollouts.plans import PlanDocument, from_json
 from apps.rollouts.publication import live_instances, pins_on, unacked
@@ -68,8 +70,19 @@ def tick_one(pk: UUID, asked: Asked | None = None) -> bool:
     rollout = _hold(pk)
     if rollout is None:
         return False
-    STEPS[Phase(rollout.phase)](rollout, database_now(), asked)
+    now = database_now()
+    STEPS[Phase(rollout.phase)](rollout, now, asked)
+    _tell_if_held(rollout, now)
     return True
+
+
+def _tell_if_held(rollout: Rollout, now: datetime) -> None:
+    """Let nobody wait unheard: who asked for it is told once of each state that lasts long."""
+    rollout.refresh_from_db(fields=["phase", "revision", "reason", "step_due_at"])
+    if rollout.is_live and is_to_be_told(rollout, now):
+        rollout.held_told_revision = rollout.revision
+        rollout.save(update_fields=["held_told_revision"])
+        tell(rollout, "rollout.held", INTERLOCK, now)
 
 
 def _hold(pk: UUID) -> Rollout | None:

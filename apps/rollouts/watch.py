@@ -17,6 +17,8 @@ from django.db.models import Sum
 
 from apps.lib.actors import INTERLOCK
 from apps.models.audit import record_audit
+from apps.models.models import RegisteredModel
+from apps.notifications.outbox import enqueue
 from apps.rollouts.checks import SplitInterval, judge_sample_ratio
 from apps.rollouts.models import Rollout, ServingChange, TelemetryRow, TrafficAlarm
 from apps.rollouts.phases import move
@@ -182,8 +184,24 @@ def _record(finding: Finding, now: datetime) -> tuple[TrafficAlarm, bool]:
             target=f"{seen.model_name}:{seen.version_number}",
             after={"told": finding.told},
         )
+        _tell(finding, now)
         _pause(finding, now)
     return alarm, is_new
+
+
+EVENTS = {
+    TrafficAlarm.Kind.LEAK: "leak.detected",
+    TrafficAlarm.Kind.DIVERGENCE: "split.diverged",
+}
+
+
+def _tell(finding: Finding, now: datetime) -> None:
+    seen = finding.seen
+    model = RegisteredModel.objects.filter(name=seen.model_name).first()
+    if model is not None:
+        target = f"{seen.model_name}:{seen.version_number}"
+        payload = {"target": target, "instance": seen.instance, "reason": finding.told}
+        enqueue(event=EVENTS[finding.kind], model=model, payload=payload, now=now)
 
 
 def _pause(finding: Finding, now: datetime) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from threading import Barrier, Thread
 
 import pytest
-from django.db import connection
+from django.db import connection, transaction
 
 from apps.lib.clock import database_now
 from apps.rollouts.models import Rollout, RolloutEvent
@@ -41,7 +41,8 @@ def test_a_step_that_is_due_is_taken_once_however_many_tick() -> None:
     steps = tuple(StepDocument(weight_bp=w, bake_s=0, checks=()) for w in (500, 2_500, 10_000))
     save_plan(document=PlanDocument(name="bare", steps=steps), is_default=True, actor=ANNA)
     make_instance()
-    rollout = make_baking(make_model())
+    with transaction.atomic():
+        rollout = make_baking(make_model())
     tick_rollouts()
     Rollout.objects.update(next_check_at=database_now())
     before = RolloutEvent.objects.count()

@@ -20,7 +20,8 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 @pytest.mark.parametrize("move", ["enter_step", "switch_stable", "roll_back"])
 def test_a_stale_copy_of_a_rollout_moves_nothing(move: str) -> None:
-    rollout = make_baking(make_model())
+    with transaction.atomic():
+        rollout = make_baking(make_model())
     stale = Rollout.objects.select_related("model", "target__model").get(pk=rollout.pk)
     pause_rollout(rollout=rollout, actor=ANNA, now=database_now())
     before = (RolloutEvent.objects.count(), PublishedTable.objects.count())
