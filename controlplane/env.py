@@ -76,14 +76,13 @@ def service_url(name: str) -> str:
 
 
 def webhook_secret(name: str) -> str:
-    """Return what webhooks are signed with; after `whsec_` it is the key in base64."""
+    """Return what webhooks are signed with: `whsec_` and the key in base64; or nothing."""
     value = os.environ.get(name, "").strip()
-    if value.startswith("whsec_"):
-        try:
-            base64.b64decode(value.removeprefix("whsec_"), validate=True)
-        except ValueError:
-            # The value is a secret, and stays out of the message.
-            raise SettingError(f"{name} is not base64 after whsec_") from None
+    try:
+        base64.b64decode(value.removeprefix("whsec_"), validate=True)
+    except ValueError:
+        # The value is a secret, and stays out of the message.
+        raise SettingError(f"{name} takes whsec_ and a key in base64") from None
     return value
 
 

@@ -36,22 +36,29 @@ class Answer:
     retry_after_s: int = 0
 
 
-def post(url: str, headers: Mapping[str, str], body: bytes) -> Answer:
+def post(
+    url: str,
+    headers: Mapping[str, str],
+    body: bytes,
+    *,
+    timeout_s: float = TIMEOUT_S,
+    bytes_max: int = ANSWER_BYTES_MAX,
+) -> Answer:
     """Return what the endpoint answered, whatever it was.
 
     Raises:
         Unavailable: it did not answer in time, or may not be reached; the message says why.
     """
-    deadline = monotonic() + TIMEOUT_S
+    deadline = monotonic() + timeout_s
     parts = urlsplit(url)
     host = parts.hostname or ""
     port = parts.port or (443 if parts.scheme == "https" else 80)
     path = f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/"
     try:
         with _connect(host, port, parts.scheme == "https", deadline) as sock:
-            return _exchange(sock, parts.netloc, path, headers, body, deadline)
+            return _exchange(sock, parts.netloc, path, headers, body, deadline, bytes_max)
     except TimeoutError as error:
-        raise Unavailable(f"no answer within {TIMEOUT_S:g} s") from error
+        raise Unavailable(f"no answer within {timeout_s:g} s") from error
     except ssl.SSLError as error:
         raise Unavailable(f"TLS failed: {error}") from error
     except (OSError, HTTPException, ValueError) as error:
@@ -97,6 +104,7 @@ def _exchange(
     headers: Mapping[str, str],
     body: bytes,
     deadline: float,
+    bytes_max: int,
 ) -> Answer:
     connection = HTTPConnection(netloc)
     connection.sock = sock
@@ -104,7 +112,7 @@ def _exchange(
     connection.request("POST", path, body, {**headers, "Connection": "close"})
     response = HTTPResponse(_Readable(sock, deadline), method="POST")  # type: ignore[arg-type]
     response.begin()
-    text = response.read(ANSWER_BYTES_MAX).decode("utf-8", "replace")
+    text = response.read(bytes_max).decode("utf-8", "replace")
     wait = response.getheader("retry-after") or ""
     wait_s = int(wait) if wait.isdecimal() and len(wait) < 9 else 0
     return Answer(response.status, text, min(wait_s, RETRY_AFTER_S_MAX))

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 import msgspec
+from django.conf import settings
 
 from apps.lib.errors import Invalid
+from apps.notifications.addresses import check_url
 from apps.rollouts.verdicts import JSON, Verdict
 
 ERROR_RATE = "error-rate"
@@ -127,13 +128,12 @@ def _no_metrics(_: Mapping[str, Any]) -> str:
     return "no app keeps metrics here"
 
 
-def _http_address(settings: Mapping[str, Any]) -> str:
+def _webhook_address(given: Mapping[str, Any]) -> str:
     try:
-        parts = urlsplit(str(settings.get("url", "")))
-        is_good = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        is_good = False
-    return "" if is_good else "url must be an http:// or https:// address"
+        check_url(str(given.get("url", "")), private_allowed=settings.WEBHOOK_PRIVATE_ALLOWED)
+    except Invalid as error:
+        return error.message.replace("address: ", "url: ", 1).rstrip(".")
+    return ""
 
 
 SHARE = {"least": 0, "most": 10_000}
@@ -213,7 +213,7 @@ KINDS: dict[str, CheckKind] = {
     WEBHOOK: CheckKind(
         "What does a service of yours say of it?",
         settings={"url": Setting("where it is asked by POST", str, is_required=True)},
-        problem=_http_address,
+        problem=_webhook_address,
     ),
 }
 # Every kind with what it asks.

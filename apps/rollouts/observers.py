@@ -12,9 +12,8 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from uuid import UUID
+from uuid import UUID, uuid5
 
-import httpx
 import msgspec
 from django.conf import settings
 from django.db.models import Sum
@@ -24,11 +23,11 @@ from apps.rollouts.analysis import Observation
 from apps.rollouts.check_kinds import CheckDocument
 from apps.rollouts.models import Rollout, TelemetryRow
 from apps.rollouts.plans import from_json
-from apps.rollouts.prometheus import fill_query, query_call, read_answer
-from apps.rollouts.providers import Call, ProviderError, make_client, send
+from apps.rollouts.prometheus import ask_prometheus, fill_query
+from apps.rollouts.providers import ProviderError
 from apps.rollouts.selectors.shadows import COUNTS, shadow_agreement
 from apps.rollouts.states import Phase
-from apps.rollouts.webhooks import read_verdict, signed_headers, webhook_call
+from apps.rollouts.webhooks import ask_webhook, signed_headers
 from contract.routing import EXPLICIT
 
 log = logging.getLogger(__name__)
@@ -48,8 +47,9 @@ class Asked:
     answers: Mapping[str, Observation]
 
 
-# Asks with a client and returns what came of it. Runs in a thread: no row is read in there.
-Ask = Callable[[httpx.Client], Observation]
+# Asks, and returns what came of it or raises ProviderError, soon. Runs in a thread: no row is read
+# in there.
+Ask = Callable[[], Observation]
 
 
 @dataclass(frozen=True)
@@ -114,21 +114,19 @@ def _checks_outside(rollout: Rollout) -> list[CheckDocument]:
 
 def _ask_all(enquiries: Sequence[Enquiry]) -> list[Observation]:
     """Ask at once, and wait for all of them no longer than the bound."""
-    client = make_client()
     pool = ThreadPoolExecutor(min(THREADS_MAX, len(enquiries)), thread_name_prefix="check")
     try:
-        futures = [pool.submit(_ask_one, enquiry, client) for enquiry in enquiries]
+        futures = [pool.submit(_ask_one, enquiry) for enquiry in enquiries]
         wait(futures, timeout=ASKING_S)
         return [_answer_of(future) for future in futures]
     finally:
-        # A thread that still reads ends at its own bound, or because its connection is closed.
+        # A thread that still reads ends at the bound of its own call.
         pool.shutdown(wait=False, cancel_futures=True)
-        client.close()
 
 
-def _ask_one(enquiry: Enquiry, client: httpx.Client) -> Observation:
+def _ask_one(enquiry: Enquiry) -> Observation:
     try:
-        return enquiry.ask(client)
+        return enquiry.ask()
     except ProviderError as error:
         return {"problem": str(error)}
     except Exception as error:
@@ -158,12 +156,7 @@ def _prometheus(rollout: Rollout, check: CheckDocument, now: datetime) -> Ask:
         "stable": str(rollout.baseline.number) if rollout.baseline else "",
     }
     query = fill_query(check.setting("query"), values)
-    return partial(_ask_prometheus, settings.PROMETHEUS_URL, query, now)
-
-
-def _ask_prometheus(url: str, query: str, now: datetime, client: httpx.Client) -> Observation:
-    call = query_call(url, query)
-    return read_answer(call.who, query, send(client, call), now)
+    return partial(ask_prometheus, settings.PROMETHEUS_URL, query, now)
 
 
 def _webhook(rollout: Rollout, check: CheckDocument, now: datetime) -> Ask:
@@ -180,13 +173,9 @@ def _webhook(rollout: Rollout, check: CheckDocument, now: datetime) -> Ask:
             "at": now.isoformat(),
         }
     )
-    message_id = f"check_{rollout.pk}_{rollout.step_index}_{check.label}_{now.timestamp():.0f}"
+    message_id = f"check_{uuid5(rollout.pk, f'{check.label} {now.isoformat()}').hex}"
     headers = signed_headers(settings.WEBHOOK_SECRET, message_id, now, body)
-    return partial(_ask_webhook, webhook_call(check.setting("url"), body, headers))
-
-
-def _ask_webhook(call: Call, client: httpx.Client) -> Observation:
-    return read_verdict(call.who, send(client, call))
+    return partial(ask_webhook, check.setting("url"), body, headers)
 
 
 def has_answers(rollout: Rollout, asked: Asked | None) -> bool:

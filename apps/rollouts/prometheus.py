@@ -1,4 +1,4 @@
-"""Prometheus query checks: the question, and what its answer means. Nothing here waits or asks.
+"""Prometheus query checks: the question, and what its answer means.
 
 An answer is used only if it is exactly one finite number of now; an empty one is no data, and
 several numbers are a mistake in the query, never one of them picked by chance.
@@ -15,7 +15,7 @@ from urllib.parse import urlencode
 
 import msgspec
 
-from apps.rollouts.providers import Answer, Call, ProviderError, printable, shown_url
+from apps.rollouts.providers import Answer, Call, ProviderError, printable, send, shown_url
 from apps.rollouts.verdicts import JSON
 
 # An answer that is older is a cache's, or of a server whose clock is wrong.
@@ -55,6 +55,12 @@ def fill_query(query: str, values: Mapping[str, str]) -> str:
 
 def _escape(value: str) -> str:
     return "".join(ESCAPES.get(character, character) for character in value)
+
+
+def ask_prometheus(base_url: str, query: str, now: datetime) -> dict[str, JSON]:
+    """Return the observation. Raises ProviderError."""
+    call = query_call(base_url, query)
+    return read_answer(call.who, query, send(call), now)
 
 
 def query_call(base_url: str, query: str) -> Call:

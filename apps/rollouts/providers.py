@@ -1,7 +1,7 @@
-"""Asks services outside over HTTP, within bounds of time and size.
+"""Asks a service outside that the operator set up, over HTTP, within bounds of time and size.
 
-Whatever goes wrong with them comes out of here as ProviderError, with words for people: what, where
-and why. No redirect is followed, and no answer is read beyond its bound.
+Whatever goes wrong comes out of here as ProviderError, with words for people: what, where and why.
+No redirect is followed, and no answer is read beyond its bound.
 """
 
 from __future__ import annotations
@@ -37,18 +37,15 @@ class Answer:
     body: bytes
 
 
-def make_client() -> httpx.Client:
-    """Return a client that follows no redirect; whoever made it closes it."""
-    return httpx.Client(timeout=CALL_S, follow_redirects=False)
-
-
-def send(client: httpx.Client, call: Call) -> Answer:
+def send(call: Call) -> Answer:
     """Return the service's answer, of whatever status. Raises ProviderError."""
-    # The client's timeout is for each read: one that answers byte by byte needs a bound for all.
+    # A timeout is for each read: one that answers byte by byte needs a bound for all of them.
     until = monotonic() + CALL_S
     headers = {"accept-encoding": "identity", **call.headers}
     try:
-        with client.stream("POST", call.url, content=call.body, headers=headers) as response:
+        with httpx.stream(
+            "POST", call.url, content=call.body, headers=headers, timeout=CALL_S
+        ) as response:
             body = bytearray()
             for chunk in response.iter_raw():
                 body += chunk

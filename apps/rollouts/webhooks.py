@@ -1,18 +1,24 @@
-"""Webhook checks: what a service of the user's is asked, and how its answer is read."""
+"""Webhook checks: what a service of the user's is asked, and how its answer is read.
+
+They go only where notifications may go, by the same code: the address is one that a person typed.
+"""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import hmac
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Literal
 
 import msgspec
 
-from apps.rollouts.providers import Answer, Call, ProviderError, printable, shown_url
+from apps.lib.errors import Unavailable
+from apps.notifications.posting import Answer, post
+from apps.notifications.signing import headers
+from apps.rollouts.providers import CALL_S, ProviderError, printable, shown_url
 from apps.rollouts.verdicts import JSON
+
+ANSWER_BYTES_MAX = 16_384
+FORM = '{"verdict": "pass|fail|inconclusive|no-data", "reason": "…"}'
 
 
 class Verdicted(msgspec.Struct):
@@ -23,47 +29,32 @@ class Verdicted(msgspec.Struct):
 
 
 _decoder = msgspec.json.Decoder(Verdicted)
-SECRET_PREFIX = "whsec_"  # noqa: S105 (what a secret begins with)
-FORM = '{"verdict": "pass|fail|inconclusive|no-data", "reason": "…"}'
-
-
-def webhook_call(url: str, body: bytes, headers: Mapping[str, str]) -> Call:
-    """Return the question as a call."""
-    return Call(
-        who=f"webhook at {shown_url(url)}",
-        url=url,
-        body=body,
-        headers={"content-type": "application/json", **headers},
-    )
 
 
 def signed_headers(secret: str, message_id: str, at: datetime, body: bytes) -> dict[str, str]:
-    """Return Standard Webhooks' headers; without a secret there is no signature among them.
-
-    The secret is its bytes in base64 after `whsec_`, as that specification writes it, or plain
-    text. Source: standardwebhooks.com, "Signature scheme".
-    """
-    stamp = str(int(at.timestamp()))
-    headers = {"webhook-id": message_id, "webhook-timestamp": stamp}
-    if secret:
-        content = b".".join((message_id.encode(), stamp.encode(), body))
-        digest = hmac.new(_key_of(secret), content, hashlib.sha256).digest()
-        headers["webhook-signature"] = f"v1,{base64.b64encode(digest).decode()}"
-    return headers
+    """Return Standard Webhooks' headers; without a secret there is no signature among them."""
+    secrets = [secret] if secret else []
+    signed = headers(secrets, message_id, int(at.timestamp()), body)
+    return {name: value for name, value in signed.items() if value}
 
 
-def _key_of(secret: str) -> bytes:
-    if secret.startswith(SECRET_PREFIX):
-        return base64.b64decode(secret.removeprefix(SECRET_PREFIX))
-    return secret.encode()
+def ask_webhook(url: str, body: bytes, signed: Mapping[str, str]) -> dict[str, JSON]:
+    """Return the observation: `where`, `verdict` and `reason`. Raises ProviderError."""
+    who = f"webhook at {shown_url(url)}"
+    sent = {"content-type": "application/json", **signed}
+    try:
+        answer = post(url, sent, body, timeout_s=CALL_S, bytes_max=ANSWER_BYTES_MAX)
+    except Unavailable as error:
+        raise ProviderError(f"{who}: {printable(error.message)}") from None
+    return read_verdict(who, answer)
 
 
 def read_verdict(who: str, answer: Answer) -> dict[str, JSON]:
-    """Return the observation: `where`, `verdict` and `reason`. Raises ProviderError."""
+    """Return what `answer` says. Raises ProviderError for any but the agreed form."""
     if not 200 <= answer.status < 300:
         raise ProviderError(f"{who} answers {answer.status}")
     try:
-        given = _decoder.decode(answer.body)
+        given = _decoder.decode(answer.text)
     except msgspec.DecodeError as error:
         raise ProviderError(f"{who} does not answer {FORM}: {printable(str(error))}") from None
     return {"where": who, "verdict": given.verdict, "reason": printable(given.reason)}
