@@ -17,7 +17,7 @@ from apps.rollouts.checks import (
 )
 from apps.rollouts.eprocess import BucketCounts
 from apps.rollouts.verdicts import CheckResult, Verdict
-from bench import decisions
+from bench import decisions_rules as decisions
 
 DEFAULT = CheckSettings()
 

@@ -13,7 +13,7 @@ from scipy.stats import binom
 
 from apps.rollouts import eprocess
 from apps.rollouts.eprocess import BucketCounts, Counts, evidence
-from bench import decisions
+from bench import decisions_rules as decisions
 
 MARGIN = 0.01
 

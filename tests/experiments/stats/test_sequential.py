@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from apps.experiments.stats.comparison import State, compare_means, compare_rates
 from apps.experiments.stats.moments import Moments
 from apps.experiments.stats.sequential import boundary, read_sequential, silence
-from bench import decisions
-from bench.decisions import Peeking
+from bench import decisions_peeking as peeking
+from bench.decisions_peeking import Peeking
 
 
 @pytest.mark.parametrize(
@@ -74,52 +74,50 @@ def test_the_interval_never_contradicts_p(n: int, pa: float, pb: float, alpha: f
 PEEKED = [
     Peeking(
         "rate 10%",
-        decisions.even_looks(250, 100, 100),
-        decisions.rate(0.1),
-        decisions.rate(0.1),
+        peeking.even_looks(250, 100, 100),
+        peeking.rate(0.1),
+        peeking.rate(0.1),
         True,
     ),
     Peeking(
         "rate 2% at 95:5",
-        decisions.even_looks(250, 190, 10),
-        decisions.rate(0.02),
-        decisions.rate(0.02),
+        peeking.even_looks(250, 190, 10),
+        peeking.rate(0.02),
+        peeking.rate(0.02),
         True,
     ),
     Peeking(
         "rate 0.5%",
-        decisions.even_looks(250, 100, 100),
-        decisions.rate(0.005),
-        decisions.rate(0.005),
+        peeking.even_looks(250, 100, 100),
+        peeking.rate(0.005),
+        peeking.rate(0.005),
         True,
     ),
-    Peeking("normal", decisions.even_looks(250, 20, 20), decisions.normal(), decisions.normal()),
-    Peeking(
-        "log-spaced", decisions.log_looks(200, 50, 10**6), decisions.normal(), decisions.normal()
-    ),
+    Peeking("normal", peeking.even_looks(250, 20, 20), peeking.normal(), peeking.normal()),
+    Peeking("log-spaced", peeking.log_looks(200, 50, 10**6), peeking.normal(), peeking.normal()),
 ]
 
 
 @pytest.mark.parametrize("case", PEEKED, ids=lambda case: case.name)
 def test_looking_all_the_time_does_not_raise_false_positives(case: Peeking) -> None:
-    found, fooled = decisions.peek(np.random.default_rng(5), case, runs=2000)
+    found, fooled = peeking.peek(np.random.default_rng(5), case, runs=2000)
 
     assert found <= 0.025
     assert fooled > 0.3
 
 
 def test_the_plan_is_mostly_met_before_its_end() -> None:
-    looks = decisions.even_looks(100, 77, 77)
-    case = Peeking("A/B", looks, decisions.rate(0.10), decisions.rate(0.12), True)
+    looks = peeking.even_looks(100, 77, 77)
+    case = Peeking("A/B", looks, peeking.rate(0.10), peeking.rate(0.12), True)
 
-    found, _ = decisions.peek(np.random.default_rng(6), case, runs=1500)
+    found, _ = peeking.peek(np.random.default_rng(6), case, runs=1500)
 
     assert found > 0.75
 
 
 def test_the_simulation_reads_as_the_product_does() -> None:
     sums = np.array([[100.0], [100.0], [160.0], [160.0]])
-    z, speaks = decisions._z_and_voice(sums, 1000, 1000, is_rate=True)
+    z, speaks = peeking._z_and_voice(sums, 1000, 1000, is_rate=True)
     found = compare_rates(1000, 100, 1000, 160)
 
     assert z[0] == pytest.approx(found.difference / found.standard_error)

@@ -1,0 +1,213 @@
+"""Worlds to decide in, and the rules that decide: the product's, and those that it replaces.
+
+Every array has the shape (runs, looks). A rollout is looked at every 250 requests.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtri, rel_entr
+
+from apps.rollouts import checks, eprocess
+from apps.rollouts.eprocess import Counts
+from apps.rollouts.thresholds import beyond_threshold, columns_of
+
+Array = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+Rng = np.random.Generator
+
+PER_LOOK = 250
+MARGIN = 0.01
+STEPS = (0.05, 0.10, 0.25, 0.50, 0.95)
+LOOKS_PER_STEP = 40
+SIGMA = 0.5
+TAILS = {500: 0.5, 950: 0.05, 990: 0.01}
+
+
+def draw(
+    rng: Rng,
+    *,
+    runs: int,
+    shares: Sequence[float] | Array,
+    control: float | Array,
+    canary: float | Array,
+    per_look: int = PER_LOOK,
+) -> Counts:
+    """Counts of shape (runs, looks): `shares` and, if arrays, the rates have one entry per look."""
+    share = np.asarray(shares, dtype=np.float64)
+    canary_n = rng.binomial(per_look, share, (runs, share.size))
+    control_n = per_look - canary_n
+    return counted(
+        canary_n, rng.binomial(canary_n, canary), control_n, rng.binomial(control_n, control)
+    )
+
+
+def counted(*columns: NDArray[np.int64]) -> Counts:
+    return Counts(*(column.astype(np.float64) for column in columns))
+
+
+def five_steps() -> Array:
+    """The canary's share at each look of a whole rollout that keeps a 5 % holdback at the end."""
+    return np.repeat(np.array(STEPS), LOOKS_PER_STEP)
+
+
+def equal_slice(rng: Rng, *, runs: int, looks: int, control: float, canary: float) -> Counts:
+    """5 % of all requests on the canary, compared with another 5 % on stable only."""
+    return draw(
+        rng,
+        runs=runs,
+        shares=np.full(looks, 0.5),
+        control=control,
+        canary=canary,
+        per_look=PER_LOOK // 10,
+    )
+
+
+def correlated_errors(rng: Rng, runs: int) -> tuple[Counts, Counts]:
+    """A healthy rollout in which each failing unit fails five times: as requests, and as units."""
+    units = draw(rng, runs=runs, shares=five_steps(), control=0.002, canary=0.002)
+    extra = 4.0
+    requests = Counts(
+        units.canary_n + extra * units.canary_events,
+        units.canary_events * (1.0 + extra),
+        units.control_n + extra * units.control_events,
+        units.control_events * (1.0 + extra),
+    )
+    return requests, units
+
+
+def incident(rng: Rng, runs: int) -> Counts:
+    """1 % errors, and 10 % in both versions alike from the 50 % step on."""
+    shares = five_steps()
+    rate = np.where(shares >= 0.5, 0.10, 0.01)
+    return draw(rng, runs=runs, shares=shares, control=rate, canary=rate)
+
+
+def rolled_back(counts: Counts, alpha: float) -> Flags:
+    """After which looks the default rule has the evidence to roll back."""
+    paths = eprocess.follow(counts, margin=MARGIN)
+    return _proven(paths, paths.exceeds(MARGIN), alpha)
+
+
+def _proven(paths: eprocess.Paths, beyond: Flags, alpha: float) -> Flags:
+    zero = np.maximum.accumulate(paths.zero, axis=-1)
+    needed = -math.log(alpha)
+    result: Flags = (paths.margin >= needed) | ((zero >= needed) & beyond)
+    return result
+
+
+def promoted(counts: Counts, alpha: float = 0.1) -> Flags:
+    """After which looks the canary is proven not worse by the margin."""
+    result: Flags = eprocess.follow(counts, margin=MARGIN).mirror >= -math.log(alpha)
+    return result
+
+
+def threshold_rule(counts: Counts, samples_min: int = 1) -> Flags:
+    """The rule of thumb: the step's error rates so far differ by more than the margin."""
+    beyond = []
+    for first in range(0, counts.canary_n.shape[-1], LOOKS_PER_STEP):
+        step = looks_of(counts, slice(first, first + LOOKS_PER_STEP))
+        beyond.append(beyond_threshold(step, margin=MARGIN, samples_min=samples_min))
+    return np.concatenate(beyond, axis=-1)
+
+
+def peeking_z(counts: Counts, alpha: float) -> Flags:
+    """A one-sided two-proportion z-test at each look, of counts pooled over all steps so far."""
+    n1, a, n0, b = (np.cumsum(column, axis=-1) for column in columns_of(counts))
+    canary, control = a / np.maximum(n1, 1.0), b / np.maximum(n0, 1.0)
+    pooled = (a + b) / np.maximum(n1 + n0, 1.0)
+    error = np.sqrt(pooled * (1.0 - pooled) * (1.0 / np.maximum(n1, 1) + 1.0 / np.maximum(n0, 1)))
+    result: Flags = canary - control > -ndtri(alpha) * error
+    return result
+
+
+def pooled_z(counts: Counts, alpha: float) -> Flags:
+    """The same test at one look only, after the last step."""
+    result = peeking_z(counts, alpha)
+    result[:, :-1] = False
+    return result
+
+
+def requests_until(hit: Flags, counts: Counts) -> Array:
+    """Canary requests until the first hit of each run; NaN where there is none."""
+    seen = np.cumsum(counts.canary_n, axis=-1)
+    first = np.take_along_axis(seen, hit.argmax(axis=-1)[:, None], axis=-1)[:, 0]
+    return np.where(hit.any(axis=-1), first, np.nan)
+
+
+def share_of_runs(hit: Flags) -> float:
+    return float(hit.any(axis=-1).mean())
+
+
+def looks_of(counts: Counts, which: slice) -> Counts:
+    return Counts(*(column[:, which] for column in columns_of(counts)))
+
+
+def information_bound(canary: Array, control: Array, share: float, alpha: float) -> float:
+    """Canary requests that any test of level α needs on average, if it knew both rates.
+
+    Wald (1945): ln(1/α) over the information of one request. Of a request with the categories'
+    rates p1 or p0 and p* = w·p1 + (1−w)·p0 that is w·KL(p1‖p*) + (1−w)·KL(p0‖p*), the growth of
+    the best bet; a share w of the requests is the canary's.
+    """
+    both = share * canary + (1.0 - share) * control
+    of_canary, of_control = (float(rel_entr(p, both).sum()) for p in (canary, control))
+    return -math.log(alpha) / (of_canary + (1.0 - share) / share * of_control)
+
+
+def error_bound(before: float, after: float, share: float, alpha: float = 0.05) -> float:
+    """The information bound of an error rate that goes from `before` to `after`."""
+    canary, control = (np.array([p, 1.0 - p]) for p in (after, before))
+    return information_bound(canary, control, share, alpha)
+
+
+Slower = Callable[[Rng, Array], Array]
+
+
+def latency_rolled_back(
+    rng: Rng, runs: int, slower: Slower, looks: int = 160
+) -> tuple[Flags, Counts]:
+    """After which looks latency's joint e-value rolls back at α = 0.05 and a 5 % share.
+
+    Latencies are lognormal with σ = 0.5; `slower` changes the canary's logarithms of latency over
+    the median.
+    """
+    settings = checks.CheckSettings(alpha=0.05)
+    canary_n = rng.binomial(PER_LOOK, 0.05, (runs, looks))
+    latency = slower(rng, SIGMA * rng.standard_normal((runs, looks, int(canary_n.max()))))
+    is_request = np.arange(latency.shape[-1]) < canary_n[..., None]
+    control_n = PER_LOOK - canary_n
+    paths, control_over, last = {}, control_n, 1.0
+    for permille, tail in TAILS.items():
+        # Who is slower than p95 is among those slower than p50.
+        control_over, last = rng.binomial(control_over, tail / last), tail
+        over = ((latency > -SIGMA * ndtri(tail)) & is_request).sum(axis=-1)
+        counts = counted(canary_n, over, control_n, control_over)
+        paths[permille] = checks.follow_latency(counts, permille, settings)
+    joint, beyond = checks.join_latency(paths, settings)
+    return _proven(joint, beyond, settings.alpha), counts
+
+
+def latency_bound(rng: Rng, slower: Slower) -> float:
+    """The information bound of one who sees which of control's quantiles each request exceeds."""
+    latency = slower(rng, SIGMA * rng.standard_normal(1_000_000))
+    edges = [-SIGMA * float(ndtri(tail)) for tail in TAILS.values()]
+    canary = np.bincount(np.digitize(latency, edges), minlength=4) / latency.size
+    return information_bound(canary, np.array([0.5, 0.45, 0.04, 0.01]), 0.05, 0.05)
+
+
+def as_before(_: Rng, log_latency: Array) -> Array:
+    return log_latency
+
+
+def twenty_percent_slower(_: Rng, log_latency: Array) -> Array:
+    return log_latency + math.log(1.2)
+
+
+def three_percent_ten_times_slower(rng: Rng, log_latency: Array) -> Array:
+    slow = rng.random(log_latency.shape) < 0.03
+    return log_latency + math.log(10.0) * slow
