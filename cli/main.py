@@ -23,6 +23,7 @@ from cli.client import (
     ApiError,
     Client,
 )
+from cli.notifications import add_notifications
 from cli.show import show_json, show_rows
 from cli.tenants import add_keys, add_tenants
 from cli.versions import add_versions
@@ -77,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     add_versions(commands)
     add_tenants(commands)
     add_keys(commands)
+    add_notifications(commands)
     return parser
 
 
@@ -129,6 +131,10 @@ def sync(client: Client, options: argparse.Namespace) -> int:
         return show_json(report)
     print(f"imported: {', '.join(report['imported']) or 'nothing'}")
     print(f"refused:  {', '.join(report['refused']) or 'nothing'}")
+    if report.get("waiting"):
+        print(f"not readable now: {', '.join(report['waiting'])}")
+    if report.get("pushed"):
+        print(f"written to MLflow: {', '.join(report['pushed'])}")
     return EXIT_OK
 
 

@@ -33,6 +33,9 @@ class IdempotencyMiddleware:
         key = request.headers.get("Idempotency-Key", "")
         if request.method != "POST" or not key or not request.path.startswith(PREFIX):
             return self.get_response(request)
+        if not _credentials(request):
+            # Of strangers nothing is kept.
+            return self.get_response(request)
         if len(key) > KEY_LENGTH_MAX:
             return _refuse(400, f"An Idempotency-Key has at most {KEY_LENGTH_MAX} characters.")
         digest = _digest(request)
@@ -50,12 +53,15 @@ def _digest(request: HttpRequest) -> str:
     return hashlib.sha256(text + request.body).hexdigest()
 
 
+def _credentials(request: HttpRequest) -> str:
+    return request.headers.get("Authorization") or request.COOKIES.get("sessionid", "")
+
+
 def _claim(
     request: HttpRequest, key: str, digest: str, now: datetime
 ) -> tuple[IdempotencyRecord, bool]:
     """Return the record of this caller's key, and whether this request is the first to use it."""
-    credentials = request.headers.get("Authorization") or request.COOKIES.get("sessionid", "")
-    caller = hashlib.sha256(credentials.encode()).hexdigest()
+    caller = hashlib.sha256(_credentials(request).encode()).hexdigest()
     IdempotencyRecord.objects.filter(at__lt=now - KEPT).delete()
     lapsed = IdempotencyRecord.objects.filter(
         caller=caller, key=key, status=None, at__lt=now - CLAIM_LAPSES

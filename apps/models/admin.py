@@ -67,8 +67,8 @@ class RegisteredModelAdmin(ModelAdmin):  # type: ignore[misc]
 
 @admin.register(ModelVersion)
 class ModelVersionAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
-    list_display = ["__str__", "semantic_tag", "created_by", "created_at", "imported_at"]
-    list_filter = ["model"]
+    list_display = ["__str__", "source", "semantic_tag", "created_by", "created_at", "imported_at"]
+    list_filter = ["source", "model"]
     search_fields = ["model__name", "semantic_tag", "run_id"]
     list_select_related = ["model"]
 

@@ -118,7 +118,7 @@ def _models(uri: str, parts: SplitResult, directory: Path) -> str:
 
 def _runs(uri: str, parts: SplitResult, directory: Path) -> str:
     run_id, _, path = parts.path.strip("/").partition("/")
-    if not run_id or not path:
+    if not run_id or not path or ".." in path.split("/"):
         raise Invalid(f"uri: {uri!r} is not of the form runs:/RUN_ID/PATH.")
     with connect() as client:
         run = client.run(run_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 
 from celery import shared_task
 
@@ -10,6 +11,7 @@ from apps.lib.errors import InterlockError
 from apps.models.deployments import reconcile_deployments
 from apps.models.registry import sync_registry
 from apps.models.turns import take_turn
+from apps.models.versions import sweep_scratch
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +30,7 @@ def sync_registry_task() -> None:
     with take_turn(SYNC_TURN) as is_ours:
         if is_ours:
             _sync_registry()
+            sweep_scratch(time.time())
 
 
 def _sync_registry() -> None:

@@ -21,9 +21,9 @@ from django.http import HttpRequest
 from django.urls import reverse
 
 from apps.models.sources import too_large
+from apps.models.versions import UPLOADS
 
 API_PREFIX = "/api/"
-UPLOADS = ".uploads"
 # What a form has beside the file; a body that announces more than both is not read at all.
 FORM_BYTES_MAX = 4 * 1024**2
 

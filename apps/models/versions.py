@@ -33,6 +33,10 @@ from apps.models.models import (
     RegisteredModel,
 )
 
+# Where files are while they are looked at, in the directory of the artifacts.
+IMPORT_PREFIX = ".import-"
+UPLOADS = ".uploads"
+SCRATCH_KEPT_S = 86_400
 # What makes two versions of the same bytes the same version; warm-up may change later.
 IDENTITY = (
     "semantic_tag",
@@ -70,8 +74,29 @@ def check_name(name: str) -> None:
 def scratch() -> Iterator[Path]:
     """Give a directory on the file system of the artifacts, so that keeping a file is a rename."""
     settings.ARTIFACT_DIR.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=settings.ARTIFACT_DIR, prefix=".import-") as name:
+    with tempfile.TemporaryDirectory(dir=settings.ARTIFACT_DIR, prefix=IMPORT_PREFIX) as name:
         yield Path(name)
+
+
+def sweep_scratch(now_s: float) -> int:
+    """Delete what a killed process left half done a day ago; return how much that was."""
+    root = Path(settings.ARTIFACT_DIR)
+    left = [*root.glob(f"{IMPORT_PREFIX}*"), *(root / UPLOADS).glob("*")]
+    old = [path for path in left if _age_s(path, now_s) > SCRATCH_KEPT_S]
+    for path in old:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    return len(old)
+
+
+def _age_s(path: Path, now_s: float) -> float:
+    try:
+        return now_s - path.lstat().st_mtime
+    except FileNotFoundError:
+        # Its owner was about to take it away.
+        return 0.0
 
 
 @transaction.atomic

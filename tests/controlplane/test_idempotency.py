@@ -10,7 +10,9 @@ from django.contrib.auth.models import User
 from django.test import Client
 
 from apps.models.models import ModelRole
+from apps.rollouts import api
 from apps.rollouts.models import Plan
+from apps.rollouts.plan_store import save_plan
 from controlplane.models import ApiToken, IdempotencyRecord
 
 pytestmark = pytest.mark.django_db
@@ -83,3 +85,20 @@ def test_reads_and_pages_take_no_keys() -> None:
     client.get("/api/v1/plans/", headers={"Idempotency-Key": "k"})
     client.post("/login/", headers={"Idempotency-Key": "k"})
     assert not IdempotencyRecord.objects.exists()
+
+
+def test_nothing_is_kept_of_strangers() -> None:
+    assert post(Client()).status_code == 401
+    assert Client().post("/api/v1/none/", headers={"Idempotency-Key": "k"}).status_code == 404
+    assert not IdempotencyRecord.objects.exists()
+
+
+def test_an_answer_that_took_longer_than_its_claim_is_given(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def lapse(*args: Any, **kwargs: Any) -> Any:
+        IdempotencyRecord.objects.all().delete()
+        return save_plan(*args, **kwargs)
+
+    monkeypatch.setattr(api, "save_plan", lapse)
+    assert post(caller("anna")).status_code == 201

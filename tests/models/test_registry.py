@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from django.db import connection
 
 from apps.lib.errors import Unavailable
 from apps.models import registry
 from apps.models.models import Alias, ModelVersion, RefusedImport
 from apps.models.registry import sync_registry
-from apps.models.tasks import sync_registry_task
+from apps.models.tasks import SYNC_TURN, sync_registry_task
+from apps.models.versions import sweep_scratch
 from tests.models.registries import Mlflow, client_of
 
 pytestmark = pytest.mark.django_db
@@ -135,3 +138,30 @@ def test_the_task_says_nothing_while_the_registry_is_away(mlflow: Mlflow) -> Non
     mlflow.is_away = False
     sync_registry_task()
     assert ModelVersion.objects.count() == 2
+
+
+def test_one_worker_at_a_time_looks_at_the_registry(mlflow: Mlflow) -> None:
+    other = connection.copy()
+    try:
+        with other.cursor() as cursor:
+            cursor.execute("SELECT pg_advisory_lock(%s)", [SYNC_TURN])
+        sync_registry_task()
+        assert not ModelVersion.objects.exists()
+    finally:
+        other.close()
+    sync_registry_task()
+    assert ModelVersion.objects.count() == 2
+
+
+def test_what_a_killed_process_left_goes_after_a_day(mlflow: Mlflow, settings: Any) -> None:
+    sync_registry()
+    scratch = settings.ARTIFACT_DIR / ".import-x"
+    upload = settings.ARTIFACT_DIR / ".uploads" / "x"
+    for directory in (scratch, upload.parent):
+        directory.mkdir()
+    upload.write_bytes(b"half")
+    now_s = time.time()
+    assert (sweep_scratch(now_s), sweep_scratch(now_s + 90_000)) == (0, 2)
+    assert not scratch.exists()
+    assert not upload.exists()
+    assert all(Path(row.artifact_path).exists() for row in ModelVersion.objects.all())

@@ -78,6 +78,7 @@ def test_one_onnx_file_of_mlflow_is_fetched_alone(mlflow: Mlflow, place: Path) -
         ("file:/a\nb", "is no URI"),
         ("models:/digits", "none of models:/NAME/NUMBER"),
         ("runs:/r", "not of the form runs:/RUN_ID/PATH"),
+        ("runs:/r/a/../../b", "not of the form runs:/RUN_ID/PATH"),
         ("mlflow-artifacts://elsewhere/1/m", "names a server"),
         ("file:/etc/passwd", "INTERLOCK_REGISTER_DIR sets where"),
         ("https://example.com/m.onnx", "INTERLOCK_REGISTER_HOSTS lists the hosts"),
