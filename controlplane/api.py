@@ -6,6 +6,7 @@ from rest_framework.routers import SimpleRouter
 
 from apps.experiments.api import register as register_experiments
 from apps.models.api import register as register_models
+from apps.notifications.api import register as register_notifications
 from apps.rollouts.api import register as register_rollouts
 from apps.rollouts.serving_api import register as register_serving
 
@@ -14,3 +15,4 @@ register_models(router)
 register_serving(router)
 register_rollouts(router)
 register_experiments(router)
+register_notifications(router)

@@ -97,6 +97,10 @@ def badge(state: str) -> dict[str, str]:
 
 TONES = {
     **dict.fromkeys(("ready", "succeeded", "pass", "completed", "live", "applied"), "good"),
+    **dict.fromkeys(("active", "delivered"), "good"),
+    **dict.fromkeys(("retrying", "inactive"), "warn"),
+    "gave_up": "bad",
+    "waiting": "busy",
     **dict.fromkeys(
         ("failed", "fail", "rolled_back", "rolling_back", "refused", "gone", "stale"), "bad"
     ),
