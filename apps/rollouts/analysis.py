@@ -198,17 +198,23 @@ def _sample_ratio(question: Question, _: CheckDocument) -> CheckResult:
 
     A unit counts once in an interval but again in the next one, so intervals are not independent
     draws: few users who come back for an hour would look like an overwhelming sample. New records
-    are rare, so looking at each costs little of the error rate.
+    are rare, so looking at each costs little of the error rate. What the split assigned is judged,
+    not what a version answered: of a warm cache's users fewer get as far as that.
     """
     step = question.step_index
     weight_bp, baseline_bp = question.weight_bp, question.plan.baseline_of(step)
     if baseline_bp:
         # Only canary and the slice beside it are counted; both are as large.
         weight_bp = round(WHOLE_BP * weight_bp / (weight_bp + baseline_bp))
-    fullest = max(question.this_step, key=lambda i: i.canary.n + i.control.n, default=None)
+    fullest = max(question.this_step, key=_assigned, default=None)
     if fullest is None:
         return judge_sample_ratio([])
-    return judge_sample_ratio([SplitInterval(fullest.canary.n, fullest.control.n, weight_bp)])
+    canary_n, control_n = fullest.canary.assigned, fullest.control.assigned
+    return judge_sample_ratio([SplitInterval(canary_n, control_n, weight_bp)])
+
+
+def _assigned(interval: Interval) -> int:
+    return interval.canary.assigned + interval.control.assigned
 
 
 def _observed(question: Question, check: CheckDocument) -> CheckResult:

@@ -19,7 +19,7 @@ from django.db.models import QuerySet, Sum
 from apps.rollouts.models import Rollout, TelemetryRow
 from contract import histogram
 from contract.histogram import Counts
-from contract.routing import CANARY, STABLE
+from contract.routing import BASELINE, CANARY, STABLE
 
 # How long after its end an interval may still get windows: their length, and the way here.
 GRACE = timedelta(seconds=3)
@@ -30,12 +30,17 @@ LOOK_BACK = timedelta(hours=1)
 
 @dataclass
 class Arm:
-    """One side of an interval. `n` counts units (and requests without one), `errors` of those."""
+    """One side of an interval. `n` counts units (and requests without one), `errors` of those.
+
+    `assigned` are those that the split sent there, whatever became of them: also who was answered
+    from a cache.
+    """
 
     n: int = 0
     errors: int = 0
     requests: int = 0
     latency: Counts = field(default_factory=dict)
+    assigned: int = 0
 
 
 @dataclass
@@ -55,13 +60,14 @@ def closed_intervals(
     """
     until = now - timedelta(seconds=interval_s) - GRACE
     found: dict[tuple[int, datetime], Interval] = {}
-    for generation, started_at, variant, n, errors, requests in _rows(
+    for generation, started_at, variant, n, errors, requests, assigned in _rows(
         COUNTS, rollout, control, until
     ):
         arm = _arm(found, rollout, generation, started_at, variant)
         arm.n += n
         arm.errors += errors
         arm.requests += requests
+        arm.assigned += assigned
     for generation, started_at, variant, index, count in _rows(LATENCIES, rollout, control, until):
         arm = _arm(found, rollout, generation, started_at, variant)
         arm.latency[index] = arm.latency.get(index, 0) + count
@@ -88,7 +94,8 @@ WINDOWS = """
 """
 COUNTS = f"""
     SELECT generation, interval_started_at, variant, sum(units + anonymous),
-           sum(unit_errors + anonymous_errors), sum(requests)
+           sum(unit_errors + anonymous_errors), sum(requests),
+           sum(greatest(assigned, units + anonymous))
     {WINDOWS} GROUP BY 1, 2, 3
 """
 LATENCIES = f"""
@@ -160,7 +167,7 @@ def _stable_windows(rollout: Rollout, now: datetime) -> QuerySet[TelemetryRow]:
     return TelemetryRow.objects.filter(
         model_name=rollout.model.name,
         version_number=str(baseline.number) if baseline else "",
-        variant=STABLE,
+        variant__in=[STABLE, BASELINE],
         ended_at__gt=now - REFERENCE_SPAN,
     )
 

@@ -51,9 +51,17 @@ def _interval(row: ObservedInterval) -> Interval:
 
 def _arm(document: dict[str, Any]) -> Arm:
     latency = {int(index): count for index, count in document["latency"].items()}
-    return Arm(document["n"], document["errors"], document["requests"], latency)
+    return Arm(
+        document["n"], document["errors"], document["requests"], latency, document["assigned"]
+    )
 
 
 def _to_json(arm: Arm) -> dict[str, Any]:
     latency = {str(index): count for index, count in arm.latency.items()}
-    return {"n": arm.n, "errors": arm.errors, "requests": arm.requests, "latency": latency}
+    return {
+        "n": arm.n,
+        "errors": arm.errors,
+        "requests": arm.requests,
+        "latency": latency,
+        "assigned": arm.assigned,
+    }

@@ -43,6 +43,7 @@ def _row(instance: str, window: TelemetryWindow) -> TelemetryRow:
         anonymous=window.anonymous,
         anonymous_errors=window.anonymous_errors,
         cache_hits=window.cache_hits,
+        assigned=window.assigned,
         latency=_as_json(window.latency),
     )
 

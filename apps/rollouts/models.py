@@ -396,6 +396,7 @@ class TelemetryRow(models.Model):
     anonymous = models.PositiveIntegerField()
     anonymous_errors = models.PositiveIntegerField()
     cache_hits = models.PositiveIntegerField(default=0, db_default=0)
+    assigned = models.PositiveIntegerField(default=0, db_default=0)
     latency = models.JSONField(default=dict)
 
     class Meta:

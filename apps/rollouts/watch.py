@@ -94,7 +94,7 @@ def _seen_lately(now: datetime) -> dict[tuple[str, str, int], list[Seen]]:
         TelemetryRow.objects.filter(ended_at__gt=now - LOOK_BACK)
         .exclude(variant=EXPLICIT)
         .values("instance", "model_name", "version_number", "generation", "interval_started_at")
-        .annotate(all=Sum("requests"), exposed=Sum("units") + Sum("anonymous"))
+        .annotate(all=Sum("requests"), exposed=Sum("assigned"))
     )
     found: dict[tuple[str, str, str, int], Seen] = {}
     for row in rows:

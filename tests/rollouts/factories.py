@@ -116,6 +116,7 @@ def send(
         "anonymous": 0,
         "anonymous_errors": 0,
         "latency": {"100": 60},
+        "assigned": fields.get("units", 60) + fields.get("anonymous", 0),
     }
     return TelemetryRow.objects.create(
         model_name=model,

@@ -19,7 +19,8 @@ FAST, SLOW = 80, 120
 
 
 def arm(n: int, *, errors: int = 0, slow: int = 0) -> Arm:
-    return Arm(n=n, errors=errors, requests=n, latency={FAST: n - slow, SLOW: slow})
+    latency = {FAST: n - slow, SLOW: slow}
+    return Arm(n=n, errors=errors, requests=n, latency=latency, assigned=n)
 
 
 def series(canary: Arm, control: Arm, *, step: int = 0, count: int = 40) -> list[Interval]:
