@@ -1,0 +1,72 @@
+"""A check with a typo passed silently (flagger #1581): here no such plan is saved."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from apps.experiments.models import Metric
+from apps.lib.clock import database_now
+from apps.lib.errors import Invalid
+from apps.rollouts.check_kinds import CheckDocument
+from apps.rollouts.models import Evaluation, Plan, Rollout
+from apps.rollouts.plan_store import save_plan
+from apps.rollouts.plans import PlanDocument, StepDocument
+from apps.rollouts.services import start_rollout
+from tests.rollouts.factories import ANNA, make_model
+from tests.rollouts.outside import look, make_asking, service, vector
+
+pytestmark = pytest.mark.django_db
+
+
+def save(kind: str, **given: Any) -> Plan:
+    check = CheckDocument(check=kind, settings=given)
+    step = StepDocument(weight_bp=500, checks=(check,))
+    return save_plan(document=PlanDocument(name="typo", steps=(step,)), actor=ANNA)
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "told"),
+    [
+        ("eror-rate", {}, "Step 1: unknown check 'eror-rate'. Known are: error-rate, latency"),
+        ("outcome", {"metric": "boguht", "margin": 0.1}, "there is no metric 'boguht'"),
+        ("outcome", {"metric": "bought"}, "needs margin"),
+        ("outcome", {"metric": "bought", "margin": 1}, "margin must be below 1"),
+        ("outcome", {"metrik": "bought", "margin": 0.1}, "has no setting 'metrik'"),
+        ("prometheus", {"query": "up"}, "name one bound: at_most or at_least"),
+        ("prometheus", {"query": "up", "at_most": 1, "at_least": 0}, "name one bound"),
+        ("prometheus", {"query": " ", "at_most": 1}, "query must not be empty"),
+        ("prometheus", {"query": "up", "at_most": "1"}, "at_most must be a number"),
+        ("webhook", {"url": "localhost/judge"}, "url: a URL starts with https:// or http://"),
+        ("webhook", {"url": "http://["}, "url: 'http://\\[' is not a URL"),
+        ("webhook", {"url": "http://169.254.169.254/x"}, "nothing is sent to 169.254.169.254"),
+        ("webhook", {}, "needs url"),
+    ],
+)  # fmt: skip
+def test_a_check_that_nobody_could_answer_is_refused_and_nothing_is_saved(
+    kind: str, given: dict[str, Any], told: str
+) -> None:
+    Metric.objects.create(name="bought", kind=Metric.Kind.PROPORTION)
+    with pytest.raises(Invalid, match=told):
+        save(kind, **given)
+    assert not Plan.objects.exists()
+
+
+def test_a_metric_that_was_deleted_since_refuses_the_start() -> None:
+    metric = Metric.objects.create(name="bought", kind=Metric.Kind.PROPORTION)
+    plan = save("outcome", metric="bought", margin=0.1)
+    metric.delete()
+    model = make_model()
+    target = model.versions.get(number=2)
+    with pytest.raises(Invalid, match="there is no metric 'bought'"):
+        start_rollout(model=model, target=target, plan=plan, actor=ANNA, now=database_now())
+    assert not Rollout.objects.exists()
+
+
+def test_a_metric_that_prometheus_does_not_know_never_passes(settings: Any) -> None:
+    query = CheckDocument(check="prometheus", settings={"query": "erors_total", "at_most": 1})
+    with service(lambda _: vector()) as outside:
+        settings.PROMETHEUS_URL = outside.url
+        look(make_asking(query))
+    assert Evaluation.objects.get().verdict == "no-data"
