@@ -11,7 +11,7 @@ import pytest
 
 from embedded.state import ROOT
 
-COMMANDS = ("up", "demo", "test", "check", "bench", "fuzz", "help")
+COMMANDS = ("up", "demo", "test", "check", "bench", "fuzz", "debs", "help")
 
 
 def run(*arguments: str, cwd: Path = ROOT, **environ: str) -> subprocess.CompletedProcess[str]:
