@@ -82,7 +82,7 @@ def test_a_refused_message_is_tried_again_under_its_id_and_then_given_up(
         assert (
             wait_s * 0.9 < (found.next_attempt_at - database_now()).total_seconds() < wait_s * 1.2
         )
-        pass_time(hours=13)
+        pass_time(hours=14)
     deliver_due()
 
     assert reread(message).state == "gave_up"
