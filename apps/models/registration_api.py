@@ -38,9 +38,11 @@ def require_register(request: Request, name: str) -> None:
 def register_version(request: Request, name: str) -> ModelVersion:
     """Register what the request carries: a multipart form with a file, or JSON with a URI."""
     require_register(request, name)
+    is_upload = request.content_type.startswith("multipart/")
+    if is_upload and not request.headers.get("Content-Length"):
+        raise Invalid("Send the form with a Content-Length: one sent in chunks is not read.")
     data = request.data
     check_upload(request._request)
-    is_upload = request.content_type.startswith("multipart/")
     given = (UploadSerializer if is_upload else ReferenceSerializer)(data=data)
     given.is_valid(raise_exception=True)
     metadata: Metadata = given.metadata()

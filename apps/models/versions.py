@@ -163,10 +163,13 @@ def _keep(artifact: Artifact, name: str, number: int) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / MODEL_FILE
     shutil.move(artifact.path, path)
+    # An upload was its owner's alone; Triton may run as somebody else.
+    path.chmod(0o644)
     # One that such a crash left would be taken for this version's.
     (directory / DATA_FILE).unlink(missing_ok=True)
     if artifact.data_path is not None:
         shutil.move(artifact.data_path, directory / DATA_FILE)
+        (directory / DATA_FILE).chmod(0o644)
     return path
 
 
