@@ -151,6 +151,8 @@ REST_FRAMEWORK = {
     "TEST_REQUEST_DEFAULT_FORMAT": "json",
 }
 SPECTACULAR_SETTINGS = {
+    # What the API can do is told to those who may use it.
+    "SERVE_PERMISSIONS": ["rest_framework.permissions.IsAuthenticated"],
     "TITLE": "Interlock",
     "DESCRIPTION": "Models, versions, rollouts and experiments: what the web UI does, for CI.",
     "VERSION": "1",
