@@ -25,6 +25,7 @@ MARGIN = 0.01
 STEPS = (0.05, 0.10, 0.25, 0.50, 0.95)
 LOOKS_PER_STEP = 40
 SIGMA = 0.5
+CACHED_RUNS = 50
 TAILS = {500: 0.5, 950: 0.05, 990: 0.01}
 
 
@@ -87,9 +88,23 @@ def incident(rng: Rng, runs: int) -> Counts:
     return draw(rng, runs=runs, shares=shares, control=rate, canary=rate)
 
 
+def _follow(counts: Counts) -> eprocess.Paths:
+    """The product's evidence; a few runs at a time, so that the arrays stay in the cache."""
+    runs = counts.canary_n.shape[0]
+    parts = [
+        eprocess.follow(
+            Counts(*(column[first : first + CACHED_RUNS] for column in columns_of(counts))),
+            margin=MARGIN,
+        )
+        for first in range(0, runs, CACHED_RUNS)
+    ]
+    names = ("margin", "zero", "mirror", "canary_rate", "control_rate")
+    return eprocess.Paths(*(np.concatenate([getattr(p, name) for p in parts]) for name in names))
+
+
 def rolled_back(counts: Counts, alpha: float) -> Flags:
     """After which looks the default rule has the evidence to roll back."""
-    paths = eprocess.follow(counts, margin=MARGIN)
+    paths = _follow(counts)
     return _proven(paths, paths.exceeds(MARGIN), alpha)
 
 
@@ -102,7 +117,7 @@ def _proven(paths: eprocess.Paths, beyond: Flags, alpha: float) -> Flags:
 
 def promoted(counts: Counts, alpha: float = 0.1) -> Flags:
     """After which looks the canary is proven not worse by the margin."""
-    result: Flags = eprocess.follow(counts, margin=MARGIN).mirror >= -math.log(alpha)
+    result: Flags = _follow(counts).mirror >= -math.log(alpha)
     return result
 
 

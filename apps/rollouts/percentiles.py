@@ -76,11 +76,9 @@ def quantile_bounds_us(
     n = total(counts)
     if n == 0:
         return None, None
-    ranks = np.arange(n + 1)
-    if n > 10_000:
-        # Nine standard deviations hold all ranks in question and spare a table of millions.
-        reach = 9.0 * math.sqrt(n * q * (1.0 - q)) + 9.0
-        ranks = np.arange(max(0, int(n * q - reach)), min(n, int(n * q + reach)) + 1)
+    # Nine standard deviations hold all ranks in question and spare a table of millions.
+    reach = 9.0 * math.sqrt(n * q * (1.0 - q)) + 9.0
+    ranks = np.arange(max(0, int(n * q - reach)), min(n, int(n * q + reach)) + 1)
     at_most = bdtr(ranks.astype(np.float64), n, q)
     low = int(ranks[np.searchsorted(at_most, miss / 2.0, side="right")])
     high = int(ranks[np.searchsorted(at_most, 1.0 - miss / 2.0, side="left")]) + 1

@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 
 from apps.rollouts.checks import (
+    QUANTILE_WEIGHTS,
     CheckSettings,
     SplitInterval,
+    follow_latency,
+    join_latency,
     judge_error_rate,
     judge_latency,
     judge_sample_ratio,
 )
-from apps.rollouts.eprocess import BucketCounts
+from apps.rollouts.eprocess import BucketCounts, counts_of
 from apps.rollouts.verdicts import CheckResult, Verdict
 from bench import decisions_rules as decisions
 
@@ -96,6 +99,7 @@ def test_too_few_samples_never_pass_but_may_fail() -> None:
     [
         {"margin_bp": 0},
         {"p95_margin_bp": 10_000},
+        {"p50_margin_bp": 0},
         {"alpha": 0.0},
         {"alpha_promote": 1.0},
         {"guardrails": 0},
@@ -150,6 +154,52 @@ def test_a_safe_p95_does_not_vouch_for_p99() -> None:
 def test_latency_refuses_intervals_that_do_not_match() -> None:
     with pytest.raises(ValueError, match="same intervals"):
         judge_latency(buckets(2, 0, 0), buckets(3, 0, 0), DEFAULT)
+    with pytest.raises(ValueError, match="same intervals"):
+        judge_latency(buckets(2, 0, 0), buckets(2, 0, 0), DEFAULT, p50_buckets=buckets(1, 0, 0))
+
+
+def test_a_slower_median_alone_fails() -> None:
+    tails = (buckets(10, 3, 47), buckets(10, 0, 9), DEFAULT)
+
+    assert judge_latency(*tails, p50_buckets=buckets(10, 40, 475)).verdict is Verdict.FAIL
+    assert judge_latency(*tails).verdict is not Verdict.FAIL
+
+
+def test_neither_tail_vouches_for_the_median() -> None:
+    tails = (buckets(300, 1, 47), buckets(300, 0, 9), DEFAULT)
+
+    assert judge_latency(*tails).verdict is Verdict.PASS
+    with_median = judge_latency(*tails, p50_buckets=buckets(300, 29, 475))
+    assert with_median.verdict is not Verdict.PASS
+
+
+def test_a_rollout_frozen_without_a_median_is_told_without_one() -> None:
+    given = (buckets(3, 5, 47), buckets(3, 1, 9), DEFAULT)
+
+    assert "p50" not in judge_latency(*given).evidence
+    assert judge_latency(*given, p50_buckets=buckets(3, 25, 475)).evidence["p50"]
+
+
+def test_the_weights_of_the_quantiles_are_one_stake() -> None:
+    assert sum(QUANTILE_WEIGHTS.values()) == pytest.approx(1.0)
+
+
+def test_the_simulated_latency_rule_is_the_products_rule() -> None:
+    settings = CheckSettings(alpha=0.05)
+    rows = {500: buckets(4, 36, 475), 950: buckets(4, 6, 47), 990: buckets(4, 3, 9)}
+    paths = {q: follow_latency(counts_of(given), q, settings) for q, given in rows.items()}
+
+    joint, _ = join_latency(paths, settings)
+
+    told = judge_latency(rows[950], rows[990], settings, p50_buckets=rows[500]).evidence
+    assert told["log_e_zero"] == pytest.approx(float(joint.zero.max()))
+
+
+def test_a_judgement_is_a_function_of_its_inputs_alone() -> None:
+    stored = json.loads(json.dumps([[50, 3, 950, 9], [40, 0, 960, 12]] * 20))
+    rebuilt = [BucketCounts(*row) for row in stored]
+
+    assert judge_error_rate(rebuilt, DEFAULT) == judge_error_rate(list(rebuilt), CheckSettings())
 
 
 @pytest.mark.parametrize(

@@ -73,11 +73,11 @@ def test_no_bet_gains_on_average_while_its_null_holds(
     ones = np.ones((len(tables), 1), dtype=np.float64)
     counts = Counts(float(n1) * ones, tables[:, :1], float(n0) * ones, tables[:, 1:])
 
-    gains = eprocess.follow(counts, margin=MARGIN)
-
-    assert chance @ np.exp(gains.margin[:, 0]) <= 1.0 + 1e-9
-    if p1 <= p0:
-        assert chance @ np.exp(gains.zero[:, 0]) <= 1.0 + 1e-9
+    for bets in (eprocess.RARE, eprocess.FREQUENT):
+        gains = eprocess.follow(counts, margin=MARGIN, bets=bets)
+        assert chance @ np.exp(gains.margin[:, 0]) <= 1.0 + 1e-9
+        if p1 <= p0:
+            assert chance @ np.exp(gains.zero[:, 0]) <= 1.0 + 1e-9
 
 
 @pytest.mark.parametrize(("p0", "w"), [(0.0, 0.5), (0.01, 0.05), (0.3, 0.9), (0.9, 0.01)])
@@ -92,6 +92,26 @@ def test_the_mirror_does_not_gain_on_average_at_exactly_the_margin(p0: float, w:
     )
 
     assert chance @ np.exp(paths.mirror[:, 0]) <= 1.0 + 1e-9
+
+
+@given(bucket(n_max=30), st.sampled_from([0.01, 0.05, 0.5]), st.floats(0.0, 1.0))
+def test_bets_on_quiet_units_do_not_gain_at_equal_rates(
+    past: BucketCounts, usual: float, rate: float
+) -> None:
+    n1, n0 = 7, 12
+    tables = np.array(list(itertools.product(range(n1 + 1), range(n0 + 1))), dtype=float)
+    chance = binom.pmf(tables[:, 0], n1, rate) * binom.pmf(tables[:, 1], n0, rate)
+    before = np.tile(eprocess.counts_of([past]).control_n, (len(tables), 1))
+    errors = np.tile(eprocess.counts_of([past]).control_events, (len(tables), 1))
+    zero, ones = np.zeros_like(before), np.ones_like(before)
+    # The first bucket has no canary: it only teaches the usual rate.
+    columns = ((zero, n1 * ones), (zero, tables[:, :1]), (before, n0 * ones))
+    canary_n, canary_events, control_n = (np.hstack(pair) for pair in columns)
+    counts = Counts(canary_n, canary_events, control_n, np.hstack((errors, tables[:, 1:])))
+
+    paths = eprocess.follow(counts, margin=0.1, expected_rate=usual, bets=eprocess.FREQUENT)
+
+    assert chance @ np.exp(paths.zero[:, 1]) <= 1.0 + 1e-9
 
 
 def test_the_bets_are_growth_optimal() -> None:
@@ -211,3 +231,28 @@ def test_a_canary_worse_by_the_margin_is_rarely_proven_safe(p0: float) -> None:
     )
 
     assert decisions.share_of_runs(decisions.promoted(worse)) <= 0.10 + 0.03
+
+
+def test_a_share_of_one_percent_finds_three_percent_errors() -> None:
+    rng = np.random.default_rng(17)
+    counts = decisions.draw(rng, runs=150, shares=np.full(600, 0.01), control=0.01, canary=0.03)
+
+    taken = decisions.requests_until(decisions.rolled_back(counts, 0.05), counts)
+
+    bound = decisions.error_bound(0.01, 0.03, 0.01)
+    assert np.isnan(taken).mean() < 0.05
+    assert np.nanmean(taken) < 1.7 * bound
+
+
+def test_an_equal_slice_costs_about_twice_as_many_requests() -> None:
+    rng = np.random.default_rng(18)
+    counts = decisions.equal_slice(rng, runs=250, looks=300, control=0.01, canary=0.03)
+
+    taken = decisions.requests_until(decisions.rolled_back(counts, 0.05), counts)
+
+    assert 600 < np.nanmean(taken) < 950
+
+
+@pytest.mark.parametrize(("share", "bound"), [(0.05, 246), (0.5, 562)])
+def test_the_information_bound_is_the_published_one(share: float, bound: int) -> None:
+    assert decisions.error_bound(0.01, 0.03, share) == pytest.approx(bound, abs=1)
