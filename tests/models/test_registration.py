@@ -282,3 +282,14 @@ def test_a_viewer_moves_no_alias(onnx: bytes) -> None:
     path = "/api/v1/models/digits/aliases/candidate/"
     answer = caller(None).put(path, {"version": 1}, content_type="application/json")
     assert answer.status_code == 403
+
+
+def test_a_form_sent_in_chunks_is_told_what_it_lacks() -> None:
+    path, form = "/api/v1/models/digits/versions/", "multipart/form-data; boundary=x"
+    answer = caller().generic("POST", path, CONTENT_TYPE=form)
+    assert (answer.status_code, "Content-Length" in told(answer)) == (400, True)
+
+
+def test_a_kept_upload_can_be_read_by_triton(onnx: bytes) -> None:
+    upload(caller(), onnx)
+    assert Path(ModelVersion.objects.get().artifact_path).stat().st_mode & 0o444 == 0o444

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from django.test import Client
 
 from apps.lib.errors import Invalid
 from apps.models.models import Alias, AuditEntry, RegisteredModel
@@ -118,3 +119,17 @@ def test_beat_looks_for_moves(model: RegisteredModel) -> None:
     start_candidates_task()
     assert Rollout.objects.count() == 1
     assert "rollouts.start_candidates" in CELERY_BEAT_SCHEDULE
+
+
+def test_the_settings_page_offers_the_plans(model: RegisteredModel, admin_client: Client) -> None:
+    path = "/models/digits/settings/"
+    text = admin_client.get(path).content.decode()
+    assert '<option value="careful" selected>careful</option>' in text
+    form = admin_client.get(path).context["form"]
+    values = {name: form[name].value() for name in form.fields}
+    said = {name: value for name, value in values.items() if value not in (None, False)}
+    said["cache"] = "off"
+    assert admin_client.post(path, {**said, "candidate_plan": ""}).status_code == 302
+    assert "start nothing" in admin_client.get("/models/digits/").content.decode()
+    refused = admin_client.post(path, {**said, "candidate_plan": "bold"})
+    assert "no plan named" in refused.content.decode()
