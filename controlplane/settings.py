@@ -128,7 +128,7 @@ INSTANCE_FORGOTTEN_S = env.integer("INTERLOCK_INSTANCE_FORGOTTEN_S", 900, at_lea
 
 # --- Notifications -------------------------------------------------------------------------------
 # Where people reach the web UI; without it messages carry no links.
-PUBLIC_URL = env.text("INTERLOCK_PUBLIC_URL", "").rstrip("/")
+PUBLIC_URL = env.service_url("INTERLOCK_PUBLIC_URL").rstrip("/")
 # Loopback and private networks. Link-local and metadata addresses are refused all the same.
 WEBHOOK_PRIVATE_ALLOWED = env.flag("INTERLOCK_WEBHOOK_PRIVATE_ALLOWED", True)
 # Empty: no e-mail is sent.

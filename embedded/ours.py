@@ -35,6 +35,10 @@ def environment(
         "INTERLOCK_ADMIN_USERNAME": ADMIN_USERNAME,
         "INTERLOCK_ADMIN_PASSWORD": kept.admin_password,
         "INTERLOCK_CONTROL_URL": f"http://127.0.0.1:{ports['web']}",
+        # People may come through a proxy of theirs: what they set holds.
+        "INTERLOCK_PUBLIC_URL": base.get(
+            "INTERLOCK_PUBLIC_URL", f"http://127.0.0.1:{ports['web']}"
+        ),
         "INTERLOCK_INSTANCE_NAME": "local",
         "INTERLOCK_BIND": dataplane,
         "INTERLOCK_GRPC_BIND": f"127.0.0.1:{ports['dataplane_grpc']}",

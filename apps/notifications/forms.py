@@ -25,7 +25,7 @@ class ChangeForm(forms.Form):
         help_text="Told only of what happens to it.",
     )
     events = forms.MultipleChoiceField(
-        choices=[(event, f"{told} ({event})") for event, told in EVENTS.items()],
+        choices=[(event, told) for event, told in EVENTS.items()],
         required=False,
         widget=forms.CheckboxSelectMultiple,
         help_text="None chosen: all of them.",

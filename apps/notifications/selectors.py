@@ -40,7 +40,8 @@ def deliveries(target: str = "", state: str = "") -> QuerySet[OutboxMessage]:
 def targets(now: datetime) -> QuerySet[Any]:
     """Return the targets with the counts `open` and `gave_up`, the latter of the last 24 hours."""
     is_open = Q(messages__delivered_at=None, messages__gave_up_at=None, messages__isnull=False)
-    return NotificationTarget.objects.select_related("model").annotate(
+    counted = NotificationTarget.objects.select_related("model").annotate(
         open=Count("messages", filter=is_open),
         gave_up=Count("messages", filter=Q(messages__gave_up_at__gt=now - RECENT)),
     )
+    return counted.order_by("name")

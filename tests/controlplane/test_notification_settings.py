@@ -1,0 +1,56 @@
+"""What notifications are told by the environment."""
+
+from __future__ import annotations
+
+import pytest
+
+from controlplane import env
+from controlplane.env import SettingError
+from embedded import ours
+from embedded.ports import USUAL_PORTS
+from embedded.state import ROOT, Secrets
+
+
+@pytest.mark.parametrize(
+    ("url", "host", "port", "login", "tls"),
+    [
+        ("smtp://mail", "mail", 25, ("", ""), (False, False)),
+        ("smtp+starttls://u:p%40ss@mail", "mail", 587, ("u", "p@ss"), (True, False)),
+        ("smtps://u:p@mail:4650", "mail", 4650, ("u", "p"), (False, True)),
+    ],
+)
+def test_a_mail_server_is_named_by_a_url(
+    monkeypatch: pytest.MonkeyPatch,
+    url: str,
+    host: str,
+    port: int,
+    login: tuple[str, str],
+    tls: tuple[bool, bool],
+) -> None:
+    monkeypatch.setenv("X", url)
+    found = env.mail_server("X")
+
+    assert (found["host"], found["port"]) == (host, port)
+    assert (found["username"], found["password"]) == login
+    assert (found["use_tls"], found["use_ssl"]) == tls
+
+
+def test_without_a_url_there_is_no_mail_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("X", "")
+    assert env.mail_server("X") == {}
+
+
+@pytest.mark.parametrize("url", ["mail:25", "http://mail", "smtp://", "smtp://mail:x"])
+def test_what_names_no_mail_server_is_refused(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("X", url)
+    with pytest.raises(SettingError, match="X "):
+        env.mail_server("X")
+
+
+def test_the_embedded_stack_links_to_itself_unless_told_otherwise() -> None:
+    kept = Secrets(postgres_password="", secret_key="", instance_token="", admin_password="")
+    given = {"INTERLOCK_PUBLIC_URL": "https://interlock.example"}
+    own, told = (ours.environment(base, ROOT, USUAL_PORTS, kept, "") for base in ({}, given))
+
+    assert own["INTERLOCK_PUBLIC_URL"] == own["INTERLOCK_CONTROL_URL"]
+    assert told["INTERLOCK_PUBLIC_URL"] == "https://interlock.example"
