@@ -19,6 +19,7 @@ from django.db.models import QuerySet
 from apps.lib.actors import Actor
 from apps.rollouts.models import BreakerTripRecord, Instance, PublishedTable
 from apps.rollouts.routing import compile_table
+from apps.rollouts.serving_history import record_changes
 from apps.rollouts.snapshots import read_snapshot
 from contract.messages import BreakerTrip, InstanceReport
 from contract.routing import CHANNEL, check, encode
@@ -60,6 +61,7 @@ def publish_table(*, reason: str, actor: Actor, now: datetime) -> int:
         actor=actor.name,
         published_at=now,
     )
+    record_changes(table, reason=reason, actor=actor.name, now=now)
     log.info("table.published generation=%d reason=%s", table.generation, reason)
     transaction.on_commit(lambda: _wake(table.generation))
     return table.generation

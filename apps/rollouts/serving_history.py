@@ -1,0 +1,94 @@
+"""From when on each model was served how, and who decided it: what served `digits` at 14:05?
+
+Every table that is published leaves a row for each model whose stable version, split or shadow it
+changes, in the same transaction. Rows are never changed or pruned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any
+
+import msgspec
+from django.db import connection
+from django.db.models import QuerySet
+
+from apps.rollouts.models import ServingChange
+from contract.routing import ModelRoute, RoutingTable
+
+LATEST = """
+    SELECT model_name, stable, split::text, shadow::text FROM (
+        SELECT model_name, stable, split, shadow,
+               row_number() OVER (PARTITION BY model_name ORDER BY id DESC) AS place
+        FROM rollouts_servingchange
+    ) AS ranked WHERE place = 1
+"""
+# Stable version, split and shadow, as they are stored.
+Served = tuple[str, Any, Any]
+NOTHING: Served = ("", None, None)
+
+
+def record_changes(table: RoutingTable, *, reason: str, actor: str, now: datetime) -> int:
+    """Write a row for each model that `table` serves in another way; return how many.
+
+    Runs in the transaction, and under the lock, that publishes the table.
+    """
+    before = _latest()
+    rows = [
+        ServingChange(
+            model_name=name,
+            at=now,
+            generation=table.generation,
+            stable=stable,
+            split=split,
+            shadow=shadow,
+            reason=reason,
+            actor=actor,
+        )
+        for name, (stable, split, shadow) in _changed(before, table)
+    ]
+    ServingChange.objects.bulk_create(rows, batch_size=1_000)
+    return len(rows)
+
+
+def _changed(before: dict[str, Served], table: RoutingTable) -> Iterator[tuple[str, Served]]:
+    for name, route in table.models.items():
+        served = _served(route)
+        if before.get(name, NOTHING) != served:
+            yield name, served
+    for name in before.keys() - table.models.keys():
+        if before[name] != NOTHING:
+            yield name, NOTHING
+
+
+def _served(route: ModelRoute) -> Served:
+    return route.stable or "", _plain(route.split), _plain(route.shadow)
+
+
+def _plain(part: msgspec.Struct | None) -> Any:
+    return None if part is None else msgspec.to_builtins(part)
+
+
+def _latest() -> dict[str, Served]:
+    with connection.cursor() as cursor:
+        cursor.execute(LATEST)
+        return {
+            name: (stable, _parsed(split), _parsed(shadow))
+            for name, stable, split, shadow in cursor.fetchall()
+        }
+
+
+def _parsed(text: str | None) -> Any:
+    # A JSON null is what Django stores for None.
+    return None if text is None else msgspec.json.decode(text)
+
+
+def serving_at(model_name: str, at: datetime) -> ServingChange | None:
+    """Return what served a model at an instant, and who had decided it; None before the first."""
+    return history_of(model_name).filter(at__lte=at).first()
+
+
+def history_of(model_name: str) -> QuerySet[ServingChange]:
+    """Return how a model was served, the latest first."""
+    return ServingChange.objects.filter(model_name=model_name).order_by("-id")
