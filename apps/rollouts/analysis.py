@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
 from apps.rollouts import check_kinds as kinds
 from apps.rollouts.check_kinds import CheckDocument
@@ -19,6 +19,7 @@ from apps.rollouts.eprocess import BucketCounts
 from apps.rollouts.evidence import Interval, LatencyReference
 from apps.rollouts.objectives import Objective, judge_latency_objective, judge_objectives
 from apps.rollouts.observed import OBSERVED
+from apps.rollouts.percentiles import percentile_differences
 from apps.rollouts.plans import WHOLE_BP, PlanDocument
 from apps.rollouts.thresholds import judge_error_threshold
 from apps.rollouts.verdicts import JSON, CheckResult, Verdict
@@ -140,6 +141,17 @@ def _latency_objective(question: Question, check: CheckDocument) -> CheckResult:
 
 
 def _latency(question: Question, _: CheckDocument) -> CheckResult:
+    """The e-process decides; people are shown this step's percentiles beside it."""
+    found = _judge_latency(question)
+    mine = question.this_step
+    differences = percentile_differences(
+        merge(i.canary.latency for i in mine), merge(i.control.latency for i in mine)
+    )
+    shown: list[JSON] = [asdict(difference) for difference in differences]
+    return replace(found, evidence={**found.evidence, "percentiles": shown})
+
+
+def _judge_latency(question: Question) -> CheckResult:
     reference = question.reference
     if reference is None:
         return CheckResult(
@@ -163,6 +175,9 @@ def _latency(question: Question, _: CheckDocument) -> CheckResult:
         _slower(mine, "slower than stable's p95", reference.p95, 500 + settings.p95_margin_bp),
         _slower(mine, "than its p99", reference.p99, 100 + settings.p99_margin_bp),
     ]
+    if reference.p50 is not None:
+        bound_bp = 5_000 + settings.p50_margin_bp
+        objectives.insert(0, _slower(mine, "slower than its p50", reference.p50, bound_bp))
     return _judge_absolute(kinds.LATENCY, objectives, settings)
 
 

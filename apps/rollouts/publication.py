@@ -61,7 +61,7 @@ def publish_table(*, reason: str, actor: Actor, now: datetime) -> int:
         actor=actor.name,
         published_at=now,
     )
-    record_changes(table, reason=reason, actor=actor.name, now=now)
+    record_changes(table, reason, actor, now)
     log.info("table.published generation=%d reason=%s", table.generation, reason)
     transaction.on_commit(lambda: _wake(table.generation))
     return table.generation
