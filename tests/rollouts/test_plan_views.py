@@ -58,9 +58,9 @@ def test_a_plan_is_made_as_it_was_asked_for(boss: Client) -> None:
     ("steps", "message"),
     [
         ([], "has no steps"),
-        ([("25", "1"), ("10", "1")], "10 % does not rise above the 25 % before it"),
-        ([("50", "1"), ("101", "1")], "at most 100 %"),
-        ([("0", "1")], "must lie above 0"),
+        ([("25", "1"), ("10", "1")], "10 % falls below the 25 % before it"),
+        ([("50", "1"), ("101", "1")], "must lie between 0 and 100 %"),
+        ([("0", "1")], "gives the target no traffic"),
         ([("", "5")], "Say which share this step gets"),
         ([("50", "")], "Say how long this step bakes"),
         ([("many", "1")], "Enter a number"),
