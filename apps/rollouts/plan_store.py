@@ -56,6 +56,23 @@ def save_plan(
     return row
 
 
+@transaction.atomic
+def delete_plan(*, plan: Plan, actor: Actor) -> None:
+    """Delete a plan; rollouts that follow it go on with the one that they started with.
+
+    Raises:
+        Conflict: it is the default plan, or somebody else deleted it.
+    """
+    row = Plan.objects.select_for_update().filter(pk=plan.pk).first()
+    if row is None:
+        raise Conflict(f"The plan {plan.name} is gone: somebody else was faster.")
+    if row.is_default:
+        raise Conflict(f"{row.name} is the default plan: make another one the default first.")
+    before = to_json(document_of(row))
+    row.delete()
+    record_audit(actor=actor, action="plan.deleted", target=row.name, before=before)
+
+
 def _check_name(plan: Plan) -> None:
     try:
         plan.clean_fields(exclude=[name for name in plan_settings() if name != "name"])

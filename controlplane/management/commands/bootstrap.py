@@ -1,4 +1,4 @@
-"""Makes a new installation usable: first admin, default cluster, default plan, first table.
+"""Makes a new installation usable: first admin, default cluster, ready plans, first table.
 
 It may run at every start: what is there is left as people made it.
 """
@@ -17,7 +17,8 @@ from apps.lib.clock import database_now
 from apps.models.models import ServingCluster
 from apps.rollouts.models import Plan
 from apps.rollouts.plan_store import save_plan
-from apps.rollouts.plans import DEFAULT_PLAN, DEFAULT_WEIGHTS_BP, PlanDocument, StepDocument
+from apps.rollouts.plan_templates import TEMPLATES
+from apps.rollouts.plans import DEFAULT_PLAN
 from apps.rollouts.publication import publish_table
 from controlplane import env
 
@@ -67,16 +68,14 @@ class Command(BaseCommand):
 
     @staticmethod
     def _plan() -> str:
+        """Save the ready plans, once: one that a person deleted stays deleted."""
         if Plan.objects.exists():
             return ""
-        document = PlanDocument(
-            name=DEFAULT_PLAN,
-            steps=tuple(StepDocument(weight_bp=weight_bp) for weight_bp in DEFAULT_WEIGHTS_BP),
-        )
-        plan = save_plan(
-            document=document,
-            description="5 → 10 → 25 → 50 → 100 %, 30 minutes each",
-            is_default=True,
-            actor=BOOTSTRAP,
-        )
-        return f"plan {plan.name} made"
+        for template in TEMPLATES:
+            save_plan(
+                document=template.document,
+                description=template.description,
+                is_default=template.document.name == DEFAULT_PLAN,
+                actor=BOOTSTRAP,
+            )
+        return f"plans {', '.join(template.document.name for template in TEMPLATES)} made"

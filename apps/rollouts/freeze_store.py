@@ -1,0 +1,105 @@
+"""Makes and ends freeze windows. Each change is one transaction with its audit entry."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from django.db import transaction
+
+from apps.lib.actors import Actor
+from apps.lib.errors import Conflict, Invalid
+from apps.lib.validation import check_row
+from apps.models.audit import record_audit
+from apps.models.models import RegisteredModel, Role
+from apps.rollouts.freezes import WEEK, open_until
+from apps.rollouts.models import FreezeWindow
+
+LONGEST = timedelta(days=365)
+
+
+def role_to_freeze(model: RegisteredModel | None) -> Role:
+    """Return the role that freezing `model` (None: all models) needs on it."""
+    return Role.ADMIN if model is None else Role.OPERATOR
+
+
+@transaction.atomic
+def create_freeze(
+    *,
+    model: RegisteredModel | None,
+    reason: str,
+    starts_at: datetime,
+    ends_at: datetime,
+    is_weekly: bool = False,
+    actor: Actor,
+    now: datetime,
+) -> FreezeWindow:
+    """Let nothing start or get further on `model` (None: on all models) in that time.
+
+    Raises:
+        Invalid: it ends before it starts or is over already, lasts longer than a year, comes again
+            before it has ended, or has no reason.
+    """
+    reason = reason.strip()
+    if not reason:
+        raise Invalid("reason: say why; it is what people read whose rollout is held.")
+    if ends_at <= starts_at:
+        raise Invalid("ends_at: the window must end after it starts.")
+    if ends_at - starts_at > LONGEST:
+        raise Invalid("ends_at: the window may last one year (365 days) at most.")
+    if is_weekly and ends_at - starts_at >= WEEK:
+        raise Invalid("ends_at: a weekly window must be shorter than a week.")
+    if not is_weekly and ends_at <= now:
+        raise Invalid("ends_at: the window is over already.")
+    window = FreezeWindow(
+        model=model,
+        reason=reason,
+        starts_at=starts_at,
+        ends_at=ends_at,
+        is_weekly=is_weekly,
+        created_by=actor.name,
+        created_at=now,
+    )
+    check_row(window, {"reason"})
+    window.save()
+    record_audit(actor=actor, action="freeze.created", target=_name(window), after=_told(window))
+    return window
+
+
+@transaction.atomic
+def end_freeze(*, window: FreezeWindow, actor: Actor, now: datetime) -> None:
+    """Let a window hold no longer: one that is open ends now, another one is deleted.
+
+    A weekly one is deleted as well, as it would come again.
+
+    Raises:
+        Conflict: it is over, or somebody else deleted it.
+    """
+    rows = FreezeWindow.objects.select_for_update(of=("self",)).select_related("model")
+    row = rows.filter(pk=window.pk).first()
+    if row is None:
+        raise Conflict("The freeze window is gone: somebody else was faster.")
+    if not row.is_weekly and row.ends_at <= now:
+        raise Conflict(f"The freeze window is over since {row.ends_at:%Y-%m-%d %H:%M} UTC.")
+    before = _told(row)
+    if row.is_weekly or open_until(row, now) is None or now <= row.starts_at:
+        row.delete()
+        record_audit(actor=actor, action="freeze.deleted", target=_name(row), before=before)
+        return
+    row.ends_at = now
+    row.save(update_fields=["ends_at"])
+    record_audit(
+        actor=actor, action="freeze.ended", target=_name(row), before=before, after=_told(row)
+    )
+
+
+def _name(window: FreezeWindow) -> str:
+    return str(window.model.name) if window.model else "all models"
+
+
+def _told(window: FreezeWindow) -> dict[str, object]:
+    return {
+        "starts_at": window.starts_at.isoformat(),
+        "ends_at": window.ends_at.isoformat(),
+        "is_weekly": window.is_weekly,
+        "reason": window.reason,
+    }

@@ -1,0 +1,80 @@
+"""Ready plans that anyone can copy and edit: one for each strategy, and a mixture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+from apps.rollouts.check_kinds import DEFAULT_CHECKS, SHADOW_AGREEMENT, SMOKE
+from apps.rollouts.plans import (
+    DEFAULT_PLAN,
+    DEFAULT_WEIGHTS_BP,
+    MINUTE_S,
+    WHOLE_BP,
+    PlanDocument,
+    StepDocument,
+)
+
+HOUR_S = 60 * MINUTE_S
+
+
+@dataclass(frozen=True)
+class PlanTemplate:
+    document: PlanDocument
+    description: str
+
+
+def _steps(*weights_bp: int, bake_s: int, requests_min: int = 0) -> tuple[StepDocument, ...]:
+    return tuple(
+        StepDocument(weight_bp=weight_bp, bake_s=bake_s, requests_min=requests_min)
+        for weight_bp in weights_bp
+    )
+
+
+# The smoke check is asked where the target gets no traffic but by its explicit version.
+_SMOKE = StepDocument(weight_bp=0, bake_s=MINUTE_S, checks=(SMOKE,))
+_SWITCH = StepDocument(weight_bp=WHOLE_BP, bake_s=0, checks=())
+_COPY = StepDocument(weight_bp=0, shadow_bp=1_000, bake_s=30 * MINUTE_S, checks=(SHADOW_AGREEMENT,))
+_SHADOW = msgspec.structs.replace(_COPY, gate="person")
+_HALF = StepDocument(weight_bp=5_000, bake_s=30 * MINUTE_S, checks=DEFAULT_CHECKS, gate="person")
+
+TEMPLATES = (
+    PlanTemplate(
+        PlanDocument(name=DEFAULT_PLAN, steps=_steps(*DEFAULT_WEIGHTS_BP, bake_s=30 * MINUTE_S)),
+        "5 → 10 → 25 → 50 → 100 %, 30 minutes each",
+    ),
+    PlanTemplate(
+        PlanDocument(
+            name="careful-canary",
+            steps=_steps(100, 500, 1_000, 2_500, 5_000, bake_s=HOUR_S, requests_min=1_000)
+            + _steps(WHOLE_BP, bake_s=HOUR_S, requests_min=1_000),
+            control="equal",
+            holdback_bp=100,
+            final_bake_s=24 * HOUR_S,
+        ),
+        "1 → 5 → 10 → 25 → 50 → 99 %, an hour and 1,000 requests each, compared with a slice of "
+        "stable of the same size; then a day with 1 % held back on the version before",
+    ),
+    PlanTemplate(
+        PlanDocument(name="blue-green", steps=(_SMOKE, _SWITCH)),
+        "Load the version and ask it by its number while it has no traffic, then switch at once; "
+        "the version before stays loaded for a day",
+    ),
+    PlanTemplate(
+        PlanDocument(name="shadow", steps=(_SHADOW, _SWITCH)),
+        "Copy 10 % of the requests and compare the answers; a person lets it go on to 100 %",
+    ),
+    PlanTemplate(
+        PlanDocument(
+            name="shadow-canary",
+            steps=(
+                _COPY,
+                *_steps(500, 2_500, bake_s=30 * MINUTE_S),
+                _HALF,
+                *_steps(WHOLE_BP, bake_s=30 * MINUTE_S),
+            ),
+        ),
+        "Compare copies, then 5 → 25 → 50 %, hold there until a person lets it go on to 100 %",
+    ),
+)
