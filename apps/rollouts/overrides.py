@@ -31,6 +31,18 @@ def read_overrides(names: Collection[str]) -> list[str]:
     return [name for name in Override.values if name in names]
 
 
+def needed_overrides(
+    asked: Sequence[str], model: RegisteredModel, target: ModelVersion
+) -> list[str]:
+    """Return those of `asked` that override something; a freeze may also begin later."""
+    needed = {Override.FREEZE.value}
+    if Quarantine.objects.filter(version=target).exists():
+        needed.add(Override.QUARANTINE.value)
+    if model.stable is not None and signature_difference(model.stable, target):
+        needed.add(Override.SIGNATURE.value)
+    return [name for name in asked if name in needed]
+
+
 def require_not_quarantined(target: ModelVersion, overrides: Sequence[str]) -> None:
     """Raise Conflict for a version that was rolled back, unless that is overridden."""
     held = Quarantine.objects.filter(version=target).first()

@@ -20,6 +20,7 @@ from apps.models.models import LiveSplit, ModelVersion, RegisteredModel, Role
 from apps.models.services import acquire_split, deploy_version
 from apps.rollouts.models import Plan, Release, Rollout, RolloutEvent
 from apps.rollouts.overrides import (
+    needed_overrides,
     read_overrides,
     require_not_frozen,
     require_not_quarantined,
@@ -60,6 +61,7 @@ def start_rollout(
     _check_target(model, target)
     require_not_frozen(model, asked, now)
     require_not_quarantined(target, asked)
+    asked = needed_overrides(asked, model, target)
     draft = Draft(model, target, actor, now, overrides=asked, retry_of=retry_of, release=release)
     if model.stable is None:
         return _create(Rollout.Kind.FIRST, draft)
