@@ -1,0 +1,78 @@
+"""What the command line asks of the API to start a rollout, act on one, and go back."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+
+from cli import main as cli
+from cli.client import Client
+
+Asked = list[tuple[str, str, Any]]
+ROW = {
+    "id": "r1",
+    "model": "digits",
+    "target": 2,
+    "phase": "pending",
+    "is_live": True,
+    "weight_bp": 0,
+    "revision": 1,
+    "reason": "because",
+}
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
+    """Answer everything with a rollout; keep what was asked."""
+    kept: Asked = []
+    monkeypatch.setenv("INTERLOCK_TOKEN", "t")
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        body = json.loads(request.content) if request.content else None
+        kept.append((request.method, request.url.path.removeprefix("/api/v1/"), body))
+        return httpx.Response(201, json=ROW)
+
+    transport = httpx.MockTransport(answer)
+    monkeypatch.setattr(cli, "Client", lambda u, t: Client(u, t, transport=transport))
+    return kept
+
+
+def test_promote_names_each_override(asked: Asked) -> None:
+    words = ["promote", "digits", "2", "--override", "quarantine", "--override", "freeze"]
+
+    assert cli.main(words) == 0
+
+    body = {"model": "digits", "version": "2", "plan": None, "overrides": ["quarantine", "freeze"]}
+    assert asked == [("POST", "rollouts/", body)]
+
+
+@pytest.mark.parametrize(
+    ("command", "verb"), [("skip", "skip"), ("approve", "approve"), ("finish", "promote")]
+)
+def test_an_action_is_asked_with_its_reason(asked: Asked, command: str, verb: str) -> None:
+    assert cli.main([command, "r1", "--reason", "seen enough"]) == 0
+    assert asked == [("POST", f"rollouts/r1/{verb}/", {"reason": "seen enough"})]
+
+
+def test_a_retry_may_override(asked: Asked) -> None:
+    assert cli.main(["retry", "r1", "--override", "quarantine"]) == 0
+    assert asked == [("POST", "rollouts/r1/retry/", {"overrides": ["quarantine"]})]
+
+
+@pytest.mark.parametrize(("words", "version"), [([], None), (["--to", "3"], "3")])
+def test_a_rollback_may_name_the_version(
+    asked: Asked, words: list[str], version: str | None
+) -> None:
+    assert cli.main(["rollback", "digits", *words]) == 0
+    assert asked == [("POST", "rollbacks/digits/start/", {"reason": "", "version": version})]
+
+
+def test_what_was_started_is_told(asked: Asked, capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["retry", "r1"])
+    assert capsys.readouterr().out.splitlines() == [
+        "rollout r1",
+        "digits:2 pending at 0 %: because",
+    ]
