@@ -32,10 +32,11 @@ PUBLICATION_LOCK = 0x1E710C
 PIN_ALL = "*"
 
 
-def publish_table(*, reason: str, actor: Actor, now: datetime) -> int:
+def publish_table(*, reason: str, actor: Actor, now: datetime, is_forced: bool = False) -> int:
     """Compile and store the table of what the current transaction sees; return its generation.
 
-    Nothing new is stored when the table would say the same as the last one.
+    Nothing new is stored when the table would say the same as the last one, unless that is forced:
+    what is told apart by its generation needs one of its own.
 
     Raises:
         contract.routing.TableError: the state contradicts itself; the caller's change is undone.
@@ -49,7 +50,7 @@ def publish_table(*, reason: str, actor: Actor, now: datetime) -> int:
     # The digest is of the content: the generation is not part of what a table says.
     table = compile_table(0, read_snapshot())
     digest = hashlib.sha256(encode(table)).hexdigest()
-    if last is not None and last.digest == digest:
+    if last is not None and last.digest == digest and not is_forced:
         return current
     table = msgspec.structs.replace(table, generation=current + 1)
     check(table)
@@ -61,7 +62,7 @@ def publish_table(*, reason: str, actor: Actor, now: datetime) -> int:
         actor=actor.name,
         published_at=now,
     )
-    record_changes(table, reason, actor, now)
+    record_changes(table, reason=reason, actor=actor.name, now=now)
     log.info("table.published generation=%d reason=%s", table.generation, reason)
     transaction.on_commit(lambda: _wake(table.generation))
     return table.generation
