@@ -88,8 +88,9 @@ def enter_step(rollout: Rollout, index: int, reason: str, actor: Actor, now: dat
         document=msgspec.to_builtins(_split_of(rollout, plan, index)),
         shadow=_shadow_of(rollout, plan, index),
     )
+    # Windows belong to a step by their generation, also where two steps send the same traffic.
     generation = publish_table(
-        reason=f"{rollout.target} at {weight_bp / 100:g} %", actor=actor, now=now
+        reason=f"{rollout.target} at {weight_bp / 100:g} %", actor=actor, now=now, is_forced=True
     )
     move(
         rollout,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from apps.rollouts.services import approve_step, promote_now, rollback_model, sk
 from apps.rollouts.states import Phase
 from apps.rollouts.tick import tick_rollouts
 from contract.routing import CanarySplit
-from tests.rollouts.factories import ANNA, latest, make_baking, make_instance, make_model
+from tests.rollouts.factories import ANNA, latest, make_baking, make_instance, make_model, send
 
 pytestmark = pytest.mark.django_db
 
@@ -125,3 +126,15 @@ def test_a_rollback_puts_what_it_leaves_into_quarantine() -> None:
     assert back.phase == Phase.PROMOTING
     held = Quarantine.objects.get()
     assert (held.version, held.rollout) == (rollout.target, back)
+
+
+def test_steps_of_the_same_share_share_no_evidence() -> None:
+    rollout = follow({"weight_bp": 500}, {"weight_bp": 500})
+    turn(rollout)
+    at = database_now() - timedelta(seconds=30)
+    seen = {"split": str(rollout.pk), "generation": rollout.generation, "at": at}
+    send("digits", 2, variant="canary", interval_started_at=at, **seen)
+    turn(rollout)
+    turn(turn(rollout))
+    assert rollout.step_generations[0] < rollout.step_generations[1]
+    assert list(rollout.intervals.values_list("step_index", flat=True)) == [0]
