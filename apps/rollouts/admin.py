@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 from django.contrib import admin
 from django.core.exceptions import ValidationError
 from django.forms import BaseInlineFormSet
@@ -15,14 +16,20 @@ from apps.lib.errors import Invalid
 from apps.rollouts.models import (
     BreakerTripRecord,
     Evaluation,
+    FreezeWindow,
     Instance,
     Plan,
     PlanStep,
     PublishedTable,
+    Quarantine,
+    Release,
     Rollout,
     RolloutEvent,
+    RolloutPolicy,
+    ServingChange,
+    TrafficAlarm,
 )
-from apps.rollouts.plans import PlanDocument, StepDocument, check_plan
+from apps.rollouts.plans import PlanDocument, check_plan, plan_settings, step_settings
 
 
 class StepInlineFormSet(BaseInlineFormSet):  # type: ignore[type-arg]
@@ -32,14 +39,17 @@ class StepInlineFormSet(BaseInlineFormSet):  # type: ignore[type-arg]
         super().clean()
         if any(self.errors):
             return
-        kept = [form.cleaned_data for form in self.forms if form.cleaned_data.get("weight_bp")]
+        kept = [form.cleaned_data for form in self.forms if "weight_bp" in form.cleaned_data]
         kept = [data for data in kept if not data.get("DELETE")]
         steps = [
-            StepDocument(weight_bp=data["weight_bp"], checks=tuple(data["checks"] or ()))
+            {name: data[name] for name in step_settings()}
             for data in sorted(kept, key=lambda data: data["position"])
         ]
+        plan = {name: getattr(self.instance, name) for name in plan_settings()}
         try:
-            check_plan(PlanDocument(name=str(self.instance), steps=tuple(steps)))
+            check_plan(msgspec.convert({**plan, "steps": steps}, PlanDocument))
+        except msgspec.ValidationError as error:
+            raise ValidationError(f"The plan cannot be read: {error}.") from None
         except Invalid as error:
             raise ValidationError(error.message) from None
 
@@ -47,7 +57,7 @@ class StepInlineFormSet(BaseInlineFormSet):  # type: ignore[type-arg]
 class StepInline(TabularInline):  # type: ignore[misc]
     model = PlanStep
     formset = StepInlineFormSet
-    fields = ["position", "weight_bp", "bake_s", "requests_min", "checks"]
+    fields = ["position", *step_settings()]
     extra = 0
 
 
@@ -109,3 +119,38 @@ class InstanceAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
 @admin.register(BreakerTripRecord)
 class BreakerTripAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
     list_display = ["last_at", "model_name", "version_number", "instance", "count", "reason"]
+
+
+@admin.register(Release)
+class ReleaseAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
+    list_display = ["name", "plan_name", "started_by", "started_at"]
+    search_fields = ["name"]
+
+
+@admin.register(Quarantine)
+class QuarantineAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
+    list_display = ["version", "at", "reason"]
+    list_select_related = ["version__model"]
+
+
+@admin.register(FreezeWindow)
+class FreezeWindowAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
+    list_display = ["model", "starts_at", "ends_at", "is_weekly", "reason", "created_by"]
+    list_select_related = ["model"]
+
+
+@admin.register(RolloutPolicy)
+class RolloutPolicyAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
+    list_display = ["id", "concurrent_max"]
+
+
+@admin.register(ServingChange)
+class ServingChangeAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
+    list_display = ["at", "model_name", "stable", "generation", "reason", "actor"]
+    search_fields = ["model_name"]
+
+
+@admin.register(TrafficAlarm)
+class TrafficAlarmAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
+    list_display = ["last_at", "kind", "model_name", "version_number", "instance", "told"]
+    list_filter = ["kind"]

@@ -1,10 +1,9 @@
-"""REST API of plans, rollouts and the fleet."""
+"""REST API of rollouts: start one, watch it, act on it, roll back; and of the fleet."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import msgspec
 from django.db.models import QuerySet
 from drf_spectacular.utils import OpenApiParameter, extend_schema, extend_schema_view
 from rest_framework import mixins, status
@@ -15,26 +14,29 @@ from rest_framework.routers import BaseRouter
 from rest_framework.viewsets import GenericViewSet, ViewSet
 
 from apps.lib.clock import database_now
-from apps.lib.errors import NotFound
+from apps.lib.errors import Conflict, NotFound
 from apps.models.access import actor_of, require_role
 from apps.models.api import find_model, find_version
 from apps.models.models import Role
 from apps.rollouts import services
-from apps.rollouts.explain import latest_checks, summarise
-from apps.rollouts.models import Instance, Plan, Rollout
-from apps.rollouts.plan_store import save_plan
-from apps.rollouts.plans import PlanDocument
+from apps.rollouts.evaluation import repeat_answer
+from apps.rollouts.explain import latest_checks, summarise, tell_story
+from apps.rollouts.models import Instance, Rollout
+from apps.rollouts.plan_api import PlanViewSet, find_plan
 from apps.rollouts.serializers import (
     ActSerializer,
+    EvaluationSerializer,
     ExplanationSerializer,
     InstanceSerializer,
-    PlanSerializer,
-    ReasonSerializer,
+    RepeatSerializer,
+    RetrySerializer,
+    RollbackSerializer,
     RolloutSerializer,
     StartSerializer,
-    plan_to_json,
 )
+from apps.rollouts.upkeep import forget_instance
 
+EVALUATION = OpenApiParameter("evaluation", int, OpenApiParameter.PATH, description="Its id")
 UUID_PATTERN = "[0-9a-fA-F-]{36}"
 
 
@@ -44,48 +46,6 @@ def register(router: BaseRouter) -> None:
     router.register("rollouts", RolloutViewSet, basename="rollout")
     router.register("rollbacks", RollbackViewSet, basename="rollback")
     router.register("instances", InstanceViewSet, basename="instance")
-
-
-class PlanViewSet(GenericViewSet[Plan]):
-    """Plans: reusable ordered lists of steps."""
-
-    queryset = Plan.objects.prefetch_related("steps").order_by("name")
-    serializer_class = PlanSerializer
-    lookup_field = "name"
-    lookup_value_regex = "[^/]+"
-
-    def list(self, request: Request) -> Response:
-        page = self.paginate_queryset(self.get_queryset())
-        return self.get_paginated_response([plan_to_json(plan) for plan in page or []])
-
-    def retrieve(self, request: Request, name: str) -> Response:
-        return Response(plan_to_json(self.get_object()))
-
-    @extend_schema(responses={201: PlanSerializer})
-    def create(self, request: Request) -> Response:
-        """Save a plan; one of the same name is refused."""
-        require_role(request.user, None, Role.OPERATOR)
-        plan = self._save(request, None)
-        return Response(plan_to_json(plan), status=status.HTTP_201_CREATED)
-
-    def update(self, request: Request, name: str) -> Response:
-        """Change a plan. Rollouts that follow it go on with the one they started with."""
-        require_role(request.user, None, Role.OPERATOR)
-        return Response(plan_to_json(self._save(request, self.get_object())))
-
-    @staticmethod
-    def _save(request: Request, plan: Plan | None) -> Plan:
-        given = PlanSerializer(data=request.data)
-        given.is_valid(raise_exception=True)
-        asked = dict(given.validated_data)
-        description = asked.pop("description")
-        return save_plan(
-            document=msgspec.convert(asked, PlanDocument),
-            description=description,
-            is_default=bool(plan and plan.is_default),
-            plan=plan,
-            actor=actor_of(request),
-        )
 
 
 @extend_schema_view(
@@ -120,9 +80,10 @@ class RolloutViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericVi
         rollout = services.start_rollout(
             model=model,
             target=find_version(model, asked["version"]),
-            plan=_find_plan(asked.get("plan")),
+            plan=find_plan(asked["plan"]) if asked.get("plan") else None,
             actor=actor_of(request),
             now=database_now(),
+            overrides=asked["overrides"],
         )
         return Response(RolloutSerializer(rollout).data, status=status.HTTP_201_CREATED)
 
@@ -150,6 +111,68 @@ class RolloutViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericVi
         """Make the target stable without waiting for the rest of the plan."""
         return self._act(request, services.promote_now)
 
+    @extend_schema(request=ActSerializer, responses=RolloutSerializer)
+    @action(detail=True, methods=["post"])
+    def skip(self, request: Request, pk: str) -> Response:
+        """Go on to the next step without waiting for this one's checks."""
+        return self._act(request, services.skip_step)
+
+    @extend_schema(request=ActSerializer, responses=RolloutSerializer)
+    @action(detail=True, methods=["post"])
+    def approve(self, request: Request, pk: str) -> Response:
+        """Open the gate of the present step; it needs the role that the gate names."""
+        rollout = self.get_object()
+        role = services.gate_role(rollout) or Role.OPERATOR
+        # The role is that of the step seen here: if the rollout moves on, the approval is stale.
+        return self._act(request, services.approve_step, role, rollout.revision)
+
+    @extend_schema(request=RetrySerializer, responses={201: RolloutSerializer})
+    @action(detail=True, methods=["post"])
+    def retry(self, request: Request, pk: str) -> Response:
+        """Start what ended without success once more, by the plan as it is now."""
+        rollout = self.get_object()
+        require_role(request.user, rollout.model, Role.OPERATOR)
+        given = RetrySerializer(data=request.data)
+        given.is_valid(raise_exception=True)
+        row = services.retry_rollout(
+            rollout=rollout,
+            actor=actor_of(request),
+            now=database_now(),
+            overrides=given.validated_data["overrides"],
+        )
+        return Response(RolloutSerializer(row).data, status=status.HTTP_201_CREATED)
+
+    @extend_schema(responses=EvaluationSerializer(many=True))
+    @action(detail=True)
+    def evaluations(self, request: Request, pk: str) -> Response:
+        """The decision log, the newest answer first: inputs, verdict, numbers, rule."""
+        rows: Any = self.get_object().evaluations.order_by("-id")
+        page = self.paginate_queryset(rows)
+        return self.get_paginated_response(EvaluationSerializer(page, many=True).data)
+
+    @extend_schema(parameters=[EVALUATION], request=None, responses=RepeatSerializer)
+    @action(
+        detail=True,
+        methods=["post"],
+        url_path=r"evaluations/(?P<evaluation>\d+)/repeat",
+        url_name="repeat",
+    )
+    def repeat(self, request: Request, pk: str, evaluation: str) -> Response:
+        """Answer a check again from its stored inputs; nothing is changed by it."""
+        stored = self.get_object().evaluations.filter(pk=int(evaluation)).first()
+        if stored is None:
+            raise NotFound(f"The rollout has no evaluation {evaluation}.")
+        if not stored.inputs:
+            raise Conflict(f"Evaluation {evaluation} is older than the log of inputs.")
+        again = repeat_answer(stored)
+        told = {
+            "is_same": again.verdict.value == stored.verdict,
+            "verdict": again.verdict.value,
+            "reason": again.reason,
+            "stored_verdict": stored.verdict,
+        }
+        return Response(RepeatSerializer(told).data)
+
     @extend_schema(responses=ExplanationSerializer)
     @action(detail=True)
     def explain(self, request: Request, pk: str) -> Response:
@@ -158,33 +181,32 @@ class RolloutViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericVi
         told = {
             "rollout": rollout,
             "summary": summarise(rollout),
+            "sentences": tell_story(rollout),
             "events": rollout.events.all(),
             "checks": latest_checks(rollout),
         }
         return Response(ExplanationSerializer(told).data)
 
-    def _act(self, request: Request, service: Any) -> Response:
+    def _act(
+        self,
+        request: Request,
+        service: Any,
+        role: Role = Role.OPERATOR,
+        revision: int | None = None,
+    ) -> Response:
         rollout = self.get_object()
-        require_role(request.user, rollout.model, Role.OPERATOR)
+        require_role(request.user, rollout.model, role)
         given = ActSerializer(data=request.data)
         given.is_valid(raise_exception=True)
+        seen = given.validated_data["revision"]
         row = service(
             rollout=rollout,
             actor=actor_of(request),
             now=database_now(),
             reason=given.validated_data["reason"],
-            revision=given.validated_data["revision"],
+            revision=revision if seen is None else seen,
         )
         return Response(RolloutSerializer(row).data)
-
-
-def _find_plan(name: str | None) -> Plan | None:
-    if not name:
-        return None
-    plan = Plan.objects.filter(name=name).first()
-    if plan is None:
-        raise NotFound(f"There is no plan {name!r}.")
-    return plan
 
 
 class RollbackViewSet(ViewSet):
@@ -194,21 +216,23 @@ class RollbackViewSet(ViewSet):
 
     @extend_schema(
         parameters=[OpenApiParameter("id", str, OpenApiParameter.PATH, description="Model name")],
-        request=ReasonSerializer,
+        request=RollbackSerializer,
         responses={201: RolloutSerializer},
     )
     @action(detail=True, methods=["post"], url_path="start")
     def start(self, request: Request, pk: str) -> Response:
-        """Make the model's previous stable version stable again, at once."""
+        """Make the previous stable version stable again at once, or the earlier one named."""
         model = find_model(pk)
         require_role(request.user, model, Role.OPERATOR)
-        given = ReasonSerializer(data=request.data)
+        given = RollbackSerializer(data=request.data)
         given.is_valid(raise_exception=True)
+        named = given.validated_data["version"]
         rollout = services.rollback_model(
             model=model,
             actor=actor_of(request),
             now=database_now(),
             reason=given.validated_data["reason"],
+            to=find_version(model, named) if named else None,
         )
         return Response(RolloutSerializer(rollout).data, status=status.HTTP_201_CREATED)
 
@@ -218,3 +242,13 @@ class InstanceViewSet(mixins.ListModelMixin, GenericViewSet[Instance]):
 
     queryset = Instance.objects.order_by("name")
     serializer_class = InstanceSerializer
+    lookup_field = "name"
+    lookup_value_regex = "[^/]+"
+
+    @extend_schema(request=None, responses={204: None})
+    @action(detail=True, methods=["post"])
+    def forget(self, request: Request, name: str) -> Response:
+        """Stop waiting for an instance that went silent, since it is known to be gone."""
+        require_role(request.user, None, Role.OPERATOR)
+        forget_instance(instance=self.get_object(), actor=actor_of(request), now=database_now())
+        return Response(status=status.HTTP_204_NO_CONTENT)

@@ -2,34 +2,99 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, get_args
 
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
-from apps.models.models import valid_name
-from apps.rollouts.check_kinds import DEFAULT_CHECKS
-from apps.rollouts.models import Evaluation, Instance, Plan, Rollout, RolloutEvent
-from apps.rollouts.plans import DEFAULT_BAKE_S
+from apps.models.models import Role, valid_name
+from apps.rollouts.check_kinds import DEFAULT_CHECKS, KINDS, Mode
+from apps.rollouts.checks import EvidenceMode
+from apps.rollouts.models import (
+    Control,
+    Evaluation,
+    Gate,
+    Instance,
+    Plan,
+    Rollout,
+    RolloutEvent,
+)
+from apps.rollouts.overrides import Override
+from apps.rollouts.plan_templates import PlanTemplate
+from apps.rollouts.plans import DEFAULT_BAKE_S, PlanDocument, document_of, to_json
+
+DAY_S = 86_400
+# What a column of the database holds.
+MOST = 2**31 - 1
+CHECKS_SCHEMA = {
+    "type": "array",
+    "items": {
+        "oneOf": [
+            {"type": "string", "enum": list(KINDS)},
+            {
+                "type": "object",
+                "required": ["check"],
+                "additionalProperties": False,
+                "properties": {
+                    "check": {"type": "string", "enum": list(KINDS)},
+                    "name": {"type": "string"},
+                    "mode": {"type": "string", "enum": list(get_args(Mode)), "nullable": True},
+                    "on": {"type": "object", "additionalProperties": {"type": "string"}},
+                    "settings": {"type": "object", "additionalProperties": True},
+                },
+            },
+        ]
+    },
+}
 
 
-class StepSerializer(serializers.Serializer[Any]):
-    weight_bp = serializers.IntegerField(min_value=1, max_value=10_000)
-    bake_s = serializers.IntegerField(min_value=0, max_value=30 * 86_400, default=DEFAULT_BAKE_S)
-    requests_min = serializers.IntegerField(min_value=0, default=0)
-    checks = serializers.ListField(child=serializers.CharField(), default=list(DEFAULT_CHECKS))
+class StrictSerializer(serializers.Serializer[Any]):
+    """Refuses fields that it does not know: a misspelt one must not be taken for its default."""
+
+    def to_internal_value(self, data: Any) -> Any:
+        if isinstance(data, Mapping):
+            known = ", ".join(map(str, self.fields)) or "none"
+            told = f"There is no such field. Known are: {known}."
+            unknown = {str(name): [told] for name in data if name not in self.fields}
+            if unknown:
+                raise serializers.ValidationError(unknown)
+        return super().to_internal_value(data)
 
 
-class PlanSerializer(serializers.Serializer[Any]):
+@extend_schema_field(CHECKS_SCHEMA)
+class ChecksField(serializers.ListField):
+    """Names of checks, or documents with their settings; `check_plan` looks at what they say."""
+
+
+class StepSerializer(StrictSerializer):
+    weight_bp = serializers.IntegerField(min_value=0, max_value=10_000)
+    shadow_bp = serializers.IntegerField(min_value=0, max_value=10_000, default=0)
+    bake_s = serializers.IntegerField(min_value=0, max_value=30 * DAY_S, default=DEFAULT_BAKE_S)
+    requests_min = serializers.IntegerField(min_value=0, max_value=MOST, default=0)
+    checks = ChecksField(default=list(DEFAULT_CHECKS))
+    gate = serializers.ChoiceField(choices=Gate.choices, default=Gate.AUTOMATIC)
+    gate_role = serializers.ChoiceField(choices=Role.choices, default=Role.OPERATOR)
+
+
+class PlanSerializer(StrictSerializer):
     name = serializers.CharField(max_length=100, validators=[valid_name])
     description = serializers.CharField(default="", allow_blank=True)
+    is_default = serializers.BooleanField(required=False)
     time_scale_permille = serializers.IntegerField(min_value=1, max_value=10_000, default=1_000)
     interval_s = serializers.IntegerField(min_value=1, max_value=3_600, default=10)
     extend_max = serializers.IntegerField(min_value=1, max_value=1_000, default=3)
     margin_bp = serializers.IntegerField(min_value=1, max_value=9_999, default=100)
     alpha_ppm = serializers.IntegerField(min_value=1, max_value=500_000, default=10_000)
-    reference_requests_min = serializers.IntegerField(min_value=1, default=5_000)
+    reference_requests_min = serializers.IntegerField(min_value=1, max_value=MOST, default=5_000)
     latency_slack_us = serializers.IntegerField(min_value=0, max_value=60_000_000, default=1_000)
+    evidence_mode = serializers.ChoiceField(
+        choices=list(get_args(EvidenceMode)), default="any_regression"
+    )
+    control = serializers.ChoiceField(choices=Control.choices, default=Control.ALL)
+    holdback_bp = serializers.IntegerField(min_value=0, max_value=500, default=0)
+    final_bake_s = serializers.IntegerField(min_value=0, max_value=30 * DAY_S, default=0)
+    rollback_window_s = serializers.IntegerField(min_value=0, max_value=365 * DAY_S, default=DAY_S)
     steps = StepSerializer(many=True)
 
 
@@ -54,7 +119,26 @@ class EvaluationSerializer(serializers.ModelSerializer[Evaluation]):
 
     class Meta:
         model = Evaluation
-        fields = ["at", "step_index", "check", "verdict", "reason", "evidence"]
+        fields = [
+            "id",
+            "at",
+            "step_index",
+            "check",
+            "verdict",
+            "reason",
+            "rule",
+            "evidence",
+            "inputs",
+        ]
+
+
+class RepeatSerializer(serializers.Serializer[Any]):
+    """What the check answers to its stored inputs once more."""
+
+    is_same = serializers.BooleanField()
+    verdict = serializers.CharField()
+    reason = serializers.CharField()
+    stored_verdict = serializers.CharField()
 
 
 class RolloutSerializer(serializers.ModelSerializer[Rollout]):
@@ -63,6 +147,7 @@ class RolloutSerializer(serializers.ModelSerializer[Rollout]):
     baseline = serializers.IntegerField(source="baseline.number", allow_null=True)
     plan = serializers.CharField(source="plan.name", allow_null=True)
     steps = serializers.SerializerMethodField()
+    overrides = serializers.ListField(child=serializers.CharField())
 
     class Meta:
         model = Rollout
@@ -84,6 +169,11 @@ class RolloutSerializer(serializers.ModelSerializer[Rollout]):
             "step_started_at",
             "step_due_at",
             "step_limit_at",
+            "overrides",
+            "retry_of",
+            "release",
+            "approved_step",
+            "approved_by",
             "started_by",
             "started_at",
             "ended_at",
@@ -95,7 +185,15 @@ class RolloutSerializer(serializers.ModelSerializer[Rollout]):
         return steps
 
 
-class StartSerializer(serializers.Serializer[Any]):
+class OverridesSerializer(StrictSerializer):
+    overrides = serializers.ListField(
+        child=serializers.CharField(),
+        default=list,
+        help_text=f"What is overridden, of: {', '.join(Override.values)}.",
+    )
+
+
+class StartSerializer(OverridesSerializer):
     """`version` is a number or an alias, such as `candidate`."""
 
     model = serializers.CharField()
@@ -103,20 +201,30 @@ class StartSerializer(serializers.Serializer[Any]):
     plan = serializers.CharField(required=False, allow_null=True)
 
 
-class ActSerializer(serializers.Serializer[Any]):
+class RetrySerializer(OverridesSerializer):
+    pass
+
+
+class ActSerializer(StrictSerializer):
     """`revision`: what the caller saw; a stale one is refused with 409. Without it: whatever is."""
 
     reason = serializers.CharField(required=False, default="", allow_blank=True, max_length=1_000)
     revision = serializers.IntegerField(required=False, allow_null=True, default=None)
 
 
-class ReasonSerializer(serializers.Serializer[Any]):
+class RollbackSerializer(StrictSerializer):
+    """`version`: an earlier stable one, by number or alias; without it the one before."""
+
     reason = serializers.CharField(required=False, default="", allow_blank=True, max_length=1_000)
+    version = serializers.CharField(required=False, allow_null=True, default=None)
 
 
 class ExplanationSerializer(serializers.Serializer[Any]):
+    """`sentences` tell it from the start to where it stands; the rest is their material."""
+
     rollout = RolloutSerializer()
     summary = serializers.CharField()
+    sentences = serializers.ListField(child=serializers.CharField())
     events = EventSerializer(many=True)
     checks = EvaluationSerializer(many=True)
 
@@ -139,7 +247,18 @@ class InstanceSerializer(serializers.ModelSerializer[Instance]):
 
 def plan_to_json(plan: Plan) -> dict[str, Any]:
     """Return a plan in the form that PlanSerializer takes."""
-    fields = [str(name) for name in PlanSerializer().fields if str(name) != "steps"]
-    step_fields = [str(name) for name in StepSerializer().fields]
-    steps = [{name: getattr(step, name) for name in step_fields} for step in plan.steps.all()]
-    return {**{name: getattr(plan, name) for name in fields}, "steps": steps}
+    extra = {"description": plan.description, "is_default": plan.is_default}
+    return _ordered(document_of(plan), extra)
+
+
+def template_to_json(template: PlanTemplate) -> dict[str, Any]:
+    """Return a template in the form that PlanSerializer takes."""
+    extra = {"description": template.description, "is_default": False}
+    return _ordered(template.document, extra)
+
+
+def _ordered(document: PlanDocument, extra: dict[str, Any]) -> dict[str, Any]:
+    told = {**to_json(document), **extra}
+    for step in told["steps"]:
+        step.pop("is_final_bake", None)
+    return {str(name): told[str(name)] for name in PlanSerializer().fields}

@@ -87,7 +87,6 @@ def forget_instance(*, instance: Instance, actor: Actor, now: datetime) -> None:
             f"Instance {row.name} is live: it reported at {row.reported_at:%H:%M:%S} UTC. "
             "Stop it; what stops says so and is not waited for."
         )
-    row.delete()
     record_audit(
         actor=actor,
         action="instance.forgotten",
@@ -97,3 +96,4 @@ def forget_instance(*, instance: Instance, actor: Actor, now: datetime) -> None:
             "applied_generation": row.applied_generation,
         },
     )
+    row.delete()

@@ -23,7 +23,21 @@ def root(client: Client) -> Client:
 
 
 @pytest.mark.parametrize(
-    "name", ["plan", "rollout", "evaluation", "publishedtable", "instance", "breakertriprecord"]
+    "name",
+    [
+        "plan",
+        "rollout",
+        "evaluation",
+        "publishedtable",
+        "instance",
+        "breakertriprecord",
+        "release",
+        "quarantine",
+        "freezewindow",
+        "rolloutpolicy",
+        "servingchange",
+        "trafficalarm",
+    ],
 )
 def test_each_list_opens(root: Client, name: str) -> None:
     judge(make_baking(make_model()), "latency", "pass", "fine")
@@ -64,6 +78,11 @@ def plan_form(plan: Plan, *weights: int) -> dict[str, Any]:
             "alpha_ppm",
             "reference_requests_min",
             "latency_slack_us",
+            "evidence_mode",
+            "control",
+            "holdback_bp",
+            "final_bake_s",
+            "rollback_window_s",
         )
     }
     steps = list(plan.steps.all())
@@ -72,6 +91,8 @@ def plan_form(plan: Plan, *weights: int) -> dict[str, Any]:
         rows |= {f"steps-{at}-id": step.pk, f"steps-{at}-plan": plan.pk}
         rows |= {f"steps-{at}-position": at, f"steps-{at}-weight_bp": weight_bp}
         rows |= {f"steps-{at}-bake_s": 60, f"steps-{at}-requests_min": 0}
+        rows |= {f"steps-{at}-shadow_bp": 0, f"steps-{at}-gate": step.gate}
+        rows |= {f"steps-{at}-gate_role": step.gate_role}
         rows |= {f"steps-{at}-checks": '["latency"]'}
     return fields | rows
 
@@ -91,5 +112,5 @@ def test_steps_that_fall_are_refused(root: Client) -> None:
         reverse("admin:rollouts_plan_change", args=[plan.pk]), plan_form(plan, 700, 600)
     )
 
-    assert "does not rise above" in response.content.decode()
+    assert "falls below" in response.content.decode()
     assert [step.weight_bp for step in plan.steps.all()] == [500, 10_000]

@@ -1,0 +1,94 @@
+"""REST API of plans."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from drf_spectacular.utils import extend_schema
+from rest_framework import status
+from rest_framework.decorators import action
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.viewsets import GenericViewSet
+
+from apps.lib.errors import Invalid, NotFound
+from apps.models.access import actor_of, require_role
+from apps.models.models import Role
+from apps.rollouts.models import Plan
+from apps.rollouts.plan_store import delete_plan, save_plan
+from apps.rollouts.plan_templates import TEMPLATES
+from apps.rollouts.plans import PlanDocument
+from apps.rollouts.serializers import PlanSerializer, plan_to_json, template_to_json
+
+
+def find_plan(name: str) -> Plan:
+    """Return the plan of that name. Raises NotFound."""
+    plan = Plan.objects.filter(name=name).first()
+    if plan is None:
+        raise NotFound(f"There is no plan {name!r}.")
+    return plan
+
+
+def read_document(asked: dict[str, Any]) -> PlanDocument:
+    """Return the plan that was sent. Raises Invalid, naming the step and check that is none."""
+    try:
+        return msgspec.convert(asked, PlanDocument)
+    except msgspec.ValidationError as error:
+        raise Invalid(f"The plan cannot be read: {error}.") from error
+
+
+class PlanViewSet(GenericViewSet[Plan]):
+    """Plans: reusable ordered lists of steps."""
+
+    queryset = Plan.objects.prefetch_related("steps").order_by("name")
+    serializer_class = PlanSerializer
+    lookup_field = "name"
+    lookup_value_regex = "[^/]+"
+
+    def list(self, request: Request) -> Response:
+        page = self.paginate_queryset(self.get_queryset())
+        return self.get_paginated_response([plan_to_json(plan) for plan in page or []])
+
+    def retrieve(self, request: Request, name: str) -> Response:
+        return Response(plan_to_json(self.get_object()))
+
+    @extend_schema(responses={201: PlanSerializer})
+    def create(self, request: Request) -> Response:
+        """Save a plan; one of the same name is refused."""
+        require_role(request.user, None, Role.OPERATOR)
+        plan = self._save(request, None)
+        return Response(plan_to_json(plan), status=status.HTTP_201_CREATED)
+
+    def update(self, request: Request, name: str) -> Response:
+        """Change a plan. Rollouts that follow it go on with the one they started with."""
+        require_role(request.user, None, Role.OPERATOR)
+        return Response(plan_to_json(self._save(request, self.get_object())))
+
+    @extend_schema(responses={204: None})
+    def destroy(self, request: Request, name: str) -> Response:
+        """Delete a plan other than the default one. Rollouts that follow it go on with theirs."""
+        require_role(request.user, None, Role.OPERATOR)
+        delete_plan(plan=self.get_object(), actor=actor_of(request))
+        return Response(status=status.HTTP_204_NO_CONTENT)
+
+    @extend_schema(responses=PlanSerializer(many=True))
+    @action(detail=False, pagination_class=None)
+    def templates(self, request: Request) -> Response:
+        """Ready plans, one for each strategy, in the form that can be sent back."""
+        return Response([template_to_json(template) for template in TEMPLATES])
+
+    @staticmethod
+    def _save(request: Request, plan: Plan | None) -> Plan:
+        given = PlanSerializer(data=request.data)
+        given.is_valid(raise_exception=True)
+        asked = dict(given.validated_data)
+        description = asked.pop("description")
+        is_default = asked.pop("is_default", bool(plan and plan.is_default))
+        return save_plan(
+            document=read_document(asked),
+            description=description,
+            is_default=is_default,
+            plan=plan,
+            actor=actor_of(request),
+        )

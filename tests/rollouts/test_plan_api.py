@@ -1,0 +1,51 @@
+"""Plans by the REST API: all settings, templates, and typos that are refused by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from django.test import Client
+
+from apps.rollouts.models import Plan
+from tests.rollouts.factories import make_plan
+from tests.rollouts.test_api import client
+
+pytestmark = pytest.mark.django_db
+PLANS = "/api/v1/plans/"
+
+
+def post(caller: Client, body: dict[str, Any]) -> Any:
+    return caller.post(PLANS, body, content_type="application/json")
+
+
+def test_each_template_is_a_plan_and_comes_back_as_it_was_sent() -> None:
+    caller = client()
+    templates = caller.get(f"{PLANS}templates/").json()
+    for template in templates:
+        assert post(caller, template).status_code == 201
+        again = {**caller.get(f"{PLANS}{template['name']}/").json(), "name": "copy"}
+        assert post(caller, again).json() == again
+        assert caller.delete(f"{PLANS}copy/").status_code == 204
+    assert len(templates) == 5
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ({"margin": 1, "steps": [{"weight_bp": 1}]}, "margin"),
+        ({"steps": [{"weight_bp": 1, "weigth": 2}]}, "weigth"),
+        ({"steps": [{"weight_bp": 1, "checks": [{"check": "latency", "modus": 1}]}]}, "modus"),
+        ({"steps": [{"weight_bp": 1, "checks": ["latenzy"]}]}, "latenzy"),
+    ],
+)
+def test_what_is_not_known_is_named(body: dict[str, Any], told: str) -> None:
+    answer = post(client(), {"name": "p", **body})
+    assert answer.status_code == 400
+    assert told in answer.content.decode()
+    assert not Plan.objects.exists()
+
+
+def test_the_default_plan_is_not_deleted() -> None:
+    make_plan()
+    assert client().delete(f"{PLANS}canary/").status_code == 409
