@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from uuid import UUID
+
+from django.db.models import QuerySet
+
 from apps.rollouts.models import Rollout, RolloutPolicy
 from apps.rollouts.states import LIVE_PHASES, Phase
 
@@ -15,14 +19,25 @@ def waits_for_its_turn(rollout: Rollout) -> str:
     policy = RolloutPolicy.objects.select_for_update().first()
     if policy is None or policy.concurrent_max is None or rollout.kind == Rollout.Kind.ROLLBACK:
         return ""
-    under_way = Rollout.objects.filter(phase__in=LIVE_PHASES - {Phase.PENDING}).count()
+    under_way = _places(Rollout.objects.filter(phase__in=LIVE_PHASES - {Phase.PENDING}))
+    if _place(rollout.release_id, rollout.pk) in under_way:
+        return ""
     earlier = Rollout.objects.filter(
         phase=Phase.PENDING, started_at__lt=rollout.started_at
     ).exclude(kind=Rollout.Kind.ROLLBACK)
-    ahead = earlier.count()
-    if under_way + ahead < policy.concurrent_max:
+    ahead = _places(earlier) - under_way
+    if len(under_way | ahead) < policy.concurrent_max:
         return ""
-    told = f"{under_way} rollouts are under way"
+    told = f"{len(under_way)} rollouts are under way"
     if ahead:
-        told += f" and {ahead} wait before it"
+        told += f" and {len(ahead)} wait before it"
     return f"waiting for its turn: {told}, at most {policy.concurrent_max} may run at once"
+
+
+def _places(rollouts: QuerySet[Rollout]) -> set[UUID]:
+    return {_place(*row) for row in rollouts.values_list("release_id", "pk")}
+
+
+def _place(release_id: UUID | None, pk: UUID) -> UUID:
+    """Return what takes a place: a release takes one, or its models would wait for each other."""
+    return pk if release_id is None else release_id

@@ -45,6 +45,8 @@ def move(
     PHASE_TRANSITIONS.check(f"rollout of {rollout.target}", old, phase)
     if phase in PHASE_TRANSITIONS.final:
         changes["ended_at"] = now
+    # Whatever passed before a move has to pass anew after it.
+    changes.setdefault("step_passed_at", None)
     compare_and_set(rollout, state_field="phase", phase=phase.value, reason=reason, **changes)
     RolloutEvent.objects.create(
         rollout=rollout,
@@ -102,7 +104,6 @@ def enter_step(rollout: Rollout, index: int, reason: str, actor: Actor, now: dat
         weight_bp=weight_bp,
         generation=generation,
         step_generations=[*rollout.step_generations, generation],
-        step_passed_at=None,
         **CLOCK_STOPPED,
     )
 

@@ -118,9 +118,12 @@ def _prepare(rollout: Rollout, now: datetime, _: Asked | None) -> None:
     if failed:
         _fail(rollout, f"{rollout.target} could not be served: {failed[0].reason}", now)
     elif not any(d.state == DeploymentState.READY for d in deployments):
+        _withdraw(rollout)
         told = deployments[0].reason if deployments else ""
         state = deployments[0].state if deployments else "not placed"
         say(rollout, f"the target is {state}{': ' + told if told else ''}")
+    elif _held_by_freeze(rollout, now):
+        _withdraw(rollout)
     elif rollout.kind == Rollout.Kind.CANARY:
         _advance(rollout, "the target is ready", now, None)
     else:
@@ -152,11 +155,14 @@ def _bake(rollout: Rollout, now: datetime, asked: Asked | None) -> None:
         _hold_pinned(rollout, plan, pins, now, asked)
         return
     if rollout.step_due_at is None and not _start_clock(rollout, plan, now):
+        _guard_while_held(rollout, plan, now, asked)
         return
     if not _checks_due(rollout, plan, now, asked):
         return
     decision, answers = _evaluate(rollout, plan, now, asked)
     evidence = _evidence_of(answers)
+    if decision.action is not Action.ADVANCE:
+        _withdraw(rollout)
     if decision.action is Action.ROLL_BACK:
         roll_back(rollout, decision.reason, INTERLOCK, now, evidence)
     elif decision.action is Action.PAUSE:
@@ -180,27 +186,53 @@ def _evidence_of(answers: list[Answered]) -> dict[str, Any]:
 def _hold_pinned(
     rollout: Rollout, plan: PlanDocument, pins: list[str], now: datetime, asked: Asked | None
 ) -> None:
-    """Hold while an instance sends the canary nothing; the step bakes anew once it does again.
-
-    The other instances go on serving the canary, so its guardrails stay.
-    """
+    """Hold while an instance sends the canary nothing; the step bakes anew once it does again."""
+    _withdraw(rollout)
     if rollout.step_due_at is not None:
         rollout.step_due_at = rollout.step_limit_at = None
         rollout.save(update_fields=["step_due_at", "step_limit_at"])
-    if rollout.step_started_at is None or not _rolled_back_by_checks(rollout, plan, now, asked):
+    if not _guard_while_held(rollout, plan, now, asked):
         say(rollout, f"held, as the split has no effect everywhere: {'; '.join(pins)}")
+
+
+def _guard_while_held(
+    rollout: Rollout, plan: PlanDocument, now: datetime, asked: Asked | None
+) -> bool:
+    """Ask the guardrails while a clock stands: instances that are not behind serve the canary."""
+    if rollout.next_check_at is None:
+        rollout.next_check_at = now + timedelta(seconds=plan.interval_s)
+        rollout.save(update_fields=["next_check_at"])
+        return False
+    return _rolled_back_by_checks(rollout, plan, now, asked)
+
+
+def _withdraw(rollout: Rollout) -> None:
+    """Let the rest of the release no longer count on what had passed."""
+    if rollout.step_passed_at is not None:
+        rollout.step_passed_at = None
+        rollout.save(update_fields=["step_passed_at"])
 
 
 def _let_pass(rollout: Rollout, reason: str, now: datetime, evidence: dict[str, Any]) -> None:
     """The checks and the gate let the step pass; see that nothing else holds it."""
     if behind := unacked(rollout.generation or 0, now):
         say(rollout, f"the step may pass, but is held: {_tell_behind(behind)}")
-        return
+        _withdraw(rollout)
+    elif _held_by_freeze(rollout, now):
+        _withdraw(rollout)
+    else:
+        _advance(rollout, reason, now, evidence)
+
+
+def _held_by_freeze(rollout: Rollout, now: datetime) -> bool:
+    """Say so, and hold, while a freeze window is open that nobody overrode; going back may."""
+    if rollout.kind == Rollout.Kind.ROLLBACK or Override.FREEZE in rollout.overrides:
+        return False
     freeze = frozen_by(rollout.model, now)
-    if freeze is not None and Override.FREEZE not in rollout.overrides:
-        say(rollout, f"held by a freeze until {freeze.until:%Y-%m-%d %H:%M} UTC: {freeze.reason}")
-        return
-    _advance(rollout, reason, now, evidence)
+    if freeze is None:
+        return False
+    say(rollout, f"held by a freeze until {freeze.until:%Y-%m-%d %H:%M} UTC: {freeze.reason}")
+    return True
 
 
 def _advance(rollout: Rollout, reason: str, now: datetime, evidence: dict[str, Any] | None) -> None:
@@ -212,7 +244,7 @@ def _advance(rollout: Rollout, reason: str, now: datetime, evidence: dict[str, A
     if rollout.step_passed_at is None:
         rollout.step_passed_at = now
         rollout.save(update_fields=["step_passed_at"])
-    waiting = [other for other in others if not _has_passed(other, rollout.step_index)]
+    waiting = [other for other in others if not _has_passed(other, rollout)]
     if waiting:
         names = ", ".join(str(other.target) for other in waiting)
         say(rollout, f"may go on, and waits for the rest of its release: {names}")
@@ -222,8 +254,9 @@ def _advance(rollout: Rollout, reason: str, now: datetime, evidence: dict[str, A
         _take_next_step(each, told, now, evidence if each is rollout else None)
 
 
-def _has_passed(other: Rollout, step_index: int) -> bool:
-    return other.step_passed_at is not None and other.step_index == step_index
+def _has_passed(other: Rollout, rollout: Rollout) -> bool:
+    is_beside = (other.phase, other.step_index) == (rollout.phase, rollout.step_index)
+    return is_beside and other.step_passed_at is not None
 
 
 def _take_next_step(

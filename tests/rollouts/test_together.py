@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+from typing import Any
+
 import pytest
 
 from apps.lib.clock import database_now
@@ -9,7 +12,8 @@ from apps.lib.errors import Conflict
 from apps.models.models import RegisteredModel
 from apps.models.services import change_deployment
 from apps.models.states import DeploymentState
-from apps.rollouts.models import PublishedTable, Quarantine, Release, Rollout
+from apps.rollouts.models import PublishedTable, Quarantine, Release, Rollout, RolloutPolicy
+from apps.rollouts.phases import move
 from apps.rollouts.plan_store import save_plan
 from apps.rollouts.plans import PlanDocument, StepDocument
 from apps.rollouts.releases import start_release
@@ -25,6 +29,8 @@ from apps.rollouts.tick import tick_rollouts
 from tests.rollouts.factories import ANNA, latest, make_instance, make_model
 
 pytestmark = pytest.mark.django_db
+
+HOUR = timedelta(hours=1)
 
 
 @pytest.fixture
@@ -139,3 +145,53 @@ def test_a_refused_model_starts_nothing_at_all() -> None:
         start(*models)
     assert Rollout.objects.get().model == models[1]
     assert not Release.objects.exists()
+
+
+def test_a_model_that_was_paused_meanwhile_is_not_taken_along(
+    pair: tuple[Rollout, Rollout],
+) -> None:
+    first, second = pair
+    turn(*pair)
+    turn(*pair, only=first)
+    now = database_now()
+    move(first, Phase.PAUSED, "sample-ratio: off", ANNA, now)
+    turn(*pair, only=second)
+    assert (first.phase, first.weight_bp, second.weight_bp) == (Phase.PAUSED, 500, 500)
+    resume_rollout(rollout=first, actor=ANNA, now=now)
+    turn(*pair, only=second)
+    assert (first.weight_bp, second.weight_bp) == (500, 500)
+
+
+def test_a_model_that_no_longer_passes_holds_the_others(pair: tuple[Rollout, Rollout]) -> None:
+    first, second = pair
+    turn(*pair)
+    turn(*pair, only=first)
+    Rollout.objects.filter(pk=first.pk).update(
+        plan_document=asking(first, "error-rate"), step_limit_at=database_now() + HOUR
+    )
+    turn(*pair, only=first)
+    turn(*pair, only=second)
+    assert (first.weight_bp, second.weight_bp) == (500, 500)
+    assert "waits for the rest of its release: a:2" in second.reason
+
+
+def asking(rollout: Rollout, check: str) -> dict[str, Any]:
+    """Return the rollout's plan with a check in its first step."""
+    first, *others = rollout.plan_document["steps"]
+    return {**rollout.plan_document, "steps": [{**first, "checks": [check]}, *others]}
+
+
+@pytest.mark.parametrize("places", [1, 2])
+def test_a_release_takes_one_place_whatever_it_holds(places: int) -> None:
+    steps = (StepDocument(weight_bp=500),)
+    save_plan(document=PlanDocument(name="bare", steps=steps), is_default=True, actor=ANNA)
+    RolloutPolicy.objects.create(concurrent_max=places)
+    start(*(make_model(name) for name in ("a", "b", "c")))
+    single = make_model("d")
+    target = single.versions.get(number=2)
+    start_rollout(model=single, target=target, actor=ANNA, now=database_now())
+    turn()
+    turn()
+    phases = {each.model.name: each.phase for each in Rollout.objects.all()}
+    last = Phase.PENDING if places == 1 else Phase.BAKING
+    assert phases == {"a": Phase.BAKING, "b": Phase.BAKING, "c": Phase.BAKING, "d": last}
