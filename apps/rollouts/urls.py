@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from django.urls import path
 
-from apps.rollouts.views import plans, rollouts
+from apps.rollouts.views import actions, plans, rollouts
 
 urlpatterns = [
     path("", rollouts.rollout_list, name="rollout-list"),
@@ -15,8 +15,11 @@ urlpatterns = [
     path("<uuid:pk>/", rollouts.rollout, name="rollout"),
     path("<uuid:pk>/live/", rollouts.rollout_live, name="rollout-live"),
     path("<uuid:pk>/charts/", rollouts.rollout_charts, name="rollout-charts"),
-    path("<uuid:pk>/pause/", rollouts.pause, name="rollout-pause"),
-    path("<uuid:pk>/resume/", rollouts.resume, name="rollout-resume"),
-    path("<uuid:pk>/abort/", rollouts.abort, name="rollout-abort"),
-    path("<uuid:pk>/promote/", rollouts.promote, name="rollout-promote"),
+    path("<uuid:pk>/pause/", actions.pause, name="rollout-pause"),
+    path("<uuid:pk>/resume/", actions.resume, name="rollout-resume"),
+    path("<uuid:pk>/skip/", actions.skip, name="rollout-skip"),
+    path("<uuid:pk>/approve/", actions.approve, name="rollout-approve"),
+    path("<uuid:pk>/abort/", actions.abort, name="rollout-abort"),
+    path("<uuid:pk>/promote/", actions.promote, name="rollout-promote"),
+    path("<uuid:pk>/retry/", actions.retry, name="rollout-retry"),
 ]

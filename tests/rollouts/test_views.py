@@ -347,7 +347,7 @@ def test_a_rollouts_queries_do_not_grow_with_its_history(
     for _ in range(10):
         judge(rollout, "latency", "pass", "fine")
 
-    with django_assert_max_num_queries(22):
+    with django_assert_max_num_queries(26):
         viewer.get(address(rollout))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime
 
 from django import template
@@ -71,6 +72,12 @@ def figure(value: object) -> str:
 def shape(dimensions: list[int]) -> str:
     """A tensor's shape; free dimensions show as a star: [-1, 64] → [∗, 64]."""
     return "[" + ", ".join("∗" if size < 0 else str(size) for size in dimensions) + "]"
+
+
+@register.filter
+def as_json(value: object) -> str:
+    """A stored document as a person can read it."""
+    return json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True, default=str)
 
 
 @register.filter

@@ -5,19 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from django.contrib.auth.models import User
 from django.core.paginator import Page, Paginator
-from django.db.models import Case, Max, QuerySet, When
+from django.db.models import Case, Max, Q, QuerySet, When
 
-from apps.models.models import RegisteredModel
+from apps.models.access import RANK, has_role
+from apps.models.models import RegisteredModel, Role
 from apps.rollouts.models import Evaluation, Plan, Rollout, RolloutEvent
 from apps.rollouts.plans import PlanDocument, document_of, from_json
 from apps.rollouts.publication import unacked
+from apps.rollouts.services import gate_role
 from apps.rollouts.states import LIVE_PHASES, Phase
 
 LOG_PAGE = 15
 CHART_SPAN_LIVE = timedelta(minutes=30)
 CHART_SPAN_ENDED = timedelta(hours=6)
 EVALUATIONS_CHARTED_MAX = 2_000
+NAMED_MAX = 5
 
 
 @dataclass(frozen=True)
@@ -106,10 +110,47 @@ def rollouts_of(model: RegisteredModel) -> QuerySet[Rollout]:
     return find_rollouts().filter(model=model)
 
 
-def latest_evaluations(rollout: Rollout) -> list[Evaluation]:
-    """Return the latest answer of each check, in the order of names."""
-    answers = rollout.evaluations.order_by("check_name", "-id").distinct("check_name")
-    return list(answers)
+@dataclass(frozen=True)
+class GateView:
+    """The gate of the present step: who may open it, whether the looking person does, who did."""
+
+    role: Role
+    approved_by: str
+    may_open: bool
+    # Some of those who have the role.
+    holders: list[str]
+
+
+def gate_of(rollout: Rollout, user: User) -> GateView | None:
+    """Return the gate that a live rollout's present step has; None when it opens by itself."""
+    role = gate_role(rollout) if rollout.phase in {Phase.BAKING, Phase.PAUSED} else None
+    if role is None:
+        return None
+    is_open = rollout.approved_step == rollout.step_index
+    return GateView(
+        role=role,
+        approved_by=rollout.approved_by if is_open else "",
+        may_open=has_role(user, rollout.model, role),
+        holders=[] if is_open else holders_of(role, rollout.model),
+    )
+
+
+def holders_of(role: Role, model: RegisteredModel) -> list[str]:
+    """Return the names of some people with `role` or a higher one on `model`."""
+    enough = [each for each in Role if RANK[each] >= RANK[role]]
+    scope = Q(model_roles__model=None) | Q(model_roles__model=model)
+    held = Q(model_roles__role__in=enough) & scope
+    people = User.objects.filter(Q(is_superuser=True) | held, is_active=True)
+    names = people.order_by("username").values_list("username", flat=True).distinct()
+    return list(names[:NAMED_MAX])
+
+
+def members_of(rollout: Rollout) -> list[Rollout]:
+    """Return the other rollouts of the same release, in the order of their models."""
+    if rollout.release_id is None:
+        return []
+    rows = Rollout.objects.filter(release=rollout.release_id).exclude(pk=rollout.pk)
+    return list(rows.select_related("model", "target", "baseline").order_by("model__name"))
 
 
 def timeline(rollout: Rollout) -> list[RolloutEvent]:
@@ -142,6 +183,7 @@ def state_stamp(rollout: Rollout, now: datetime) -> tuple[object, ...]:
     """Return what changes whenever the state of `rollout` does, except for the passing of time."""
     clock = clock_of(rollout, now)
     return (
+        *((member.phase, member.revision) for member in members_of(rollout)),
         rollout.revision,
         rollout.phase,
         rollout.reason,

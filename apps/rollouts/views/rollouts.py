@@ -1,26 +1,29 @@
-"""Pages of rollouts: the list, one rollout as it happens, and what a person may do to it."""
+"""Pages of rollouts: the list, and one rollout as it happens."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from datetime import datetime
+from typing import Any, cast
 from uuid import UUID
 
+from django.contrib.auth.models import User
 from django.core.paginator import Paginator
 from django.http import HttpResponse
-from django.shortcuts import get_object_or_404, redirect, render
-from django.views.decorators.http import require_POST, require_safe
+from django.shortcuts import get_object_or_404, render
+from django.views.decorators.http import require_safe
 
 from apps.lib.clock import database_now
-from apps.lib.errors import Invalid
-from apps.lib.pages import PageRequest, attempt, page, render_live, stamp_of
-from apps.models.access import actor_of, has_role, require_role
-from apps.models.models import Role
-from apps.rollouts import charts, services
+from apps.lib.pages import PageRequest, page, render_live, stamp_of
+from apps.models.access import has_role
+from apps.models.models import LiveSplit, Role
+from apps.rollouts import charts
 from apps.rollouts.check_kinds import ERROR_RATE, LATENCY
-from apps.rollouts.forms import ActionForm, RolloutFilterForm
+from apps.rollouts.explain import tell_story
+from apps.rollouts.forms import RolloutFilterForm
 from apps.rollouts.models import Rollout
 from apps.rollouts.selectors import rollouts as selectors
+from apps.rollouts.selectors.checks import checks_of
+from apps.rollouts.selectors.obstacles import Obstacle, obstacles_of
 from apps.rollouts.selectors.telemetry import minute_stamp, series
 from apps.rollouts.states import Phase
 from contract.routing import CANARY, STABLE
@@ -47,17 +50,18 @@ def rollout_list(request: PageRequest) -> HttpResponse:
     return render(request, "rollouts/rollout_list.html", context)
 
 
-def _load(pk: UUID) -> Rollout:
-    rows = Rollout.objects.select_related("model", "target__model", "baseline", "plan")
+def load_rollout(pk: UUID) -> Rollout:
+    related = ("model__stable__model", "target__model", "baseline__model", "plan", "release")
+    rows = Rollout.objects.select_related(*related, "retry_of")
     return get_object_or_404(rows, pk=pk)
 
 
 @page
 @require_safe
 def rollout(request: PageRequest, pk: UUID) -> HttpResponse:
-    found = _load(pk)
+    found = load_rollout(pk)
     context = {
-        **_state_context(request, found),
+        **state_context(request, found),
         **_chart_context(found),
         "stamp": stamp_of(*selectors.state_stamp(found, database_now())),
     }
@@ -68,39 +72,65 @@ def rollout(request: PageRequest, pk: UUID) -> HttpResponse:
 @require_safe
 def rollout_live(request: PageRequest, pk: UUID) -> HttpResponse:
     """The fragment with the rollout's state; 204 when the browser shows it already."""
-    found = _load(pk)
+    found = load_rollout(pk)
     return render_live(
         request,
         template="rollouts/_rollout.html",
         fragment="rollouts/_rollout.html",
         stamp=stamp_of(*selectors.state_stamp(found, database_now())),
-        context=lambda: _state_context(request, found),
+        context=lambda: state_context(request, found),
     )
 
 
-def _state_context(request: PageRequest, found: Rollout) -> dict[str, Any]:
+def state_context(request: PageRequest, found: Rollout) -> dict[str, Any]:
     now = database_now()
-    phase = Phase(found.phase)
+    can_operate = has_role(request.user, found.model, Role.OPERATOR)
+    steps = selectors.steps_of(found)
     return {
         "now": now,
         "rollout": found,
-        "steps": selectors.steps_of(found),
+        "steps": steps,
         "clock": selectors.clock_of(found, now),
-        "evaluations": selectors.latest_evaluations(found),
+        "gate": selectors.gate_of(found, cast(User, request.user)),
+        "members": selectors.members_of(found),
+        "holdback_bp": found.plan_document.get("holdback_bp", 0),
+        "checks": checks_of(found),
         "events": selectors.timeline(found),
+        "story": tell_story(found),
         "log": selectors.decision_log(found, request.GET.get("page")),
-        "can_operate": has_role(request.user, found.model, Role.OPERATOR),
+        "can_operate": can_operate,
+        **_allowed(found, len(steps)),
+        **(_retry_context(found, now) if can_operate else {}),
+    }
+
+
+def _allowed(found: Rollout, steps: int) -> dict[str, bool]:
+    """Say what may be done to it in its phase, whoever looks at it."""
+    phase = Phase(found.phase)
+    goes_on = phase in {Phase.BAKING, Phase.PAUSED}
+    return {
         "can_pause": phase is Phase.BAKING,
         "can_resume": phase is Phase.PAUSED,
-        "can_promote": phase in {Phase.BAKING, Phase.PAUSED},
+        "can_skip": goes_on and found.step_index + 1 < steps,
+        "can_promote": goes_on,
         "can_abort": found.is_live and phase is not Phase.ROLLING_BACK,
     }
+
+
+def _retry_context(found: Rollout, now: datetime) -> dict[str, Any]:
+    """Say whether it may be tried again now, and what that would have to override."""
+    ended = found.phase in {Phase.ROLLED_BACK, Phase.FAILED}
+    is_stable = found.model.stable_id == found.target_id
+    busy = LiveSplit.objects.filter(model=found.model).exists() if ended else False
+    can_retry = ended and not is_stable and not busy and found.kind != Rollout.Kind.ROLLBACK
+    obstacles: list[Obstacle] = obstacles_of(found.model, found.target, now) if can_retry else []
+    return {"can_retry": can_retry, "obstacles": obstacles}
 
 
 @page
 @require_safe
 def rollout_charts(request: PageRequest, pk: UUID) -> HttpResponse:
-    found = _load(pk)
+    found = load_rollout(pk)
     traffic = minute_stamp(database_now(), found.model.name)
     return render_live(
         request,
@@ -133,57 +163,3 @@ def _chart_context(found: Rollout) -> dict[str, Any]:
         "evidence_figure": charts.draw_evidence(answers),
         "share_figure": charts.draw_share(points, events, until),
     }
-
-
-Action = Callable[..., Rollout]
-
-
-def _act(request: PageRequest, pk: UUID, action: Action, done: str) -> HttpResponse:
-    """Do `action` with the revision that the person saw; then show how the rollout stands."""
-    found = _load(pk)
-    require_role(request.user, found.model, Role.OPERATOR)
-
-    def act() -> str:
-        form = ActionForm(request.POST)
-        if not form.is_valid():
-            raise Invalid("The page did not say which state of the rollout it showed; reload it.")
-        data = form.cleaned_data
-        action(rollout=found, actor=actor_of(request), now=database_now(), **data)
-        return done
-
-    error = attempt(request, act)
-    if not request.htmx:
-        return redirect("rollout", pk=pk)
-    now_found = _load(pk)
-    context = {
-        **_state_context(request, now_found),
-        "stamp": stamp_of(*selectors.state_stamp(now_found, database_now())),
-    }
-    status = error.status if error else 200
-    return render(request, "rollouts/_rollout.html", context, status=status)
-
-
-@page
-@require_POST
-def pause(request: PageRequest, pk: UUID) -> HttpResponse:
-    done = "Paused: the share stays, the clock stands, and the checks may still roll back."
-    return _act(request, pk, services.pause_rollout, done)
-
-
-@page
-@require_POST
-def resume(request: PageRequest, pk: UUID) -> HttpResponse:
-    return _act(request, pk, services.resume_rollout, "Resumed: the step bakes anew.")
-
-
-@page
-@require_POST
-def abort(request: PageRequest, pk: UUID) -> HttpResponse:
-    done = "Aborted: all traffic goes back to stable."
-    return _act(request, pk, services.abort_rollout, done)
-
-
-@page
-@require_POST
-def promote(request: PageRequest, pk: UUID) -> HttpResponse:
-    return _act(request, pk, services.promote_now, "Promoted: the target is stable now.")

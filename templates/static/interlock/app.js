@@ -37,8 +37,12 @@ document.addEventListener("htmx:beforeSwap", (event) => {
   keepScroll(target);
 });
 
+// What a person scrolled or opened stays so when new data comes, beside the target too.
 let scrolled = {};
+let opened = {};
 function keepScroll(target) {
+  opened = {};
+  each("details[id]", (box) => { opened[box.id] = box.open; });
   scrolled = {};
   target.querySelectorAll(".scroll[id]").forEach((box) => { scrolled[box.id] = box.scrollLeft; });
 }
@@ -47,6 +51,10 @@ document.addEventListener("htmx:afterSettle", () => {
   for (const [id, left] of Object.entries(scrolled)) {
     const box = document.getElementById(id);
     if (box) box.scrollLeft = left;
+  }
+  for (const [id, isOpen] of Object.entries(opened)) {
+    const box = document.getElementById(id);
+    if (box) box.open = isOpen;
   }
   refresh();
 });
