@@ -28,6 +28,23 @@ PLAN_BODY: dict[str, Any] = {
     "latency_slack_us": 8_000,
     "steps": [{"weight_bp": bp} for bp in (500, 1_000, 2_500, 5_000, 10_000)],
 }
+# Load and try out at 0 %, reachable by its number, then switch at once; the old one stays warm.
+BLUE_GREEN = "demo-blue-green"
+BLUE_GREEN_BODY: dict[str, Any] = {
+    **PLAN_BODY,
+    "description": "Tried out at 0 %, then switched to at once",
+    "steps": [
+        {
+            "weight_bp": 0,
+            "bake_s": 600,
+            "checks": [{"check": "smoke", "settings": {"requests_min": 20}}],
+        },
+        {"weight_bp": 10_000, "bake_s": 1_800, "checks": ["error-rate"]},
+    ],
+}
+# What an earlier demo on the same state directory rolled back is tried again.
+AGAIN = {"overrides": ["quarantine"]}
+SMOKE_REQUESTS = 25
 METRIC = "correct"
 ROLLOUT_WITHIN_S = 240.0
 EXPERIMENT_WITHIN_S = 120.0
@@ -80,7 +97,9 @@ def play(control: Control, crowd: HasTotals, numbers: dict[str, int], say: Say) 
     say("\n== An A/B test: is the strong one really better? ==")
     told.rows.append(_experiment(control, numbers, say))
     say("\n== One call back ==")
-    told.rows.append(_rollback(control, numbers["weak"], crowd, say))
+    told.rows.append(_rollback(control, numbers["weak"], say))
+    say("\n== Blue and green: back to the strong one, at once ==")
+    told.rows.append(_blue_green(control, numbers["strong"], say))
     return told
 
 
@@ -95,6 +114,7 @@ def _wait_for_users(crowd: HasTotals) -> None:
 def prepare(control: Control) -> None:
     """Make the plan and the metric; the users' first outcomes already name it."""
     control.ensure("plans/", PLAN, PLAN_BODY)
+    control.ensure("plans/", BLUE_GREEN, BLUE_GREEN_BODY)
     control.ensure("metrics/", METRIC, {"kind": "proportion", "direction": "increase"})
 
 
@@ -104,7 +124,8 @@ def make_stable(control: Control, number: int, say: Say) -> None:
     model = control.get(f"models/{MODEL}/")
     if model["stable"] == number:
         return
-    rollout = control.post("rollouts/", {"model": MODEL, "version": str(number), "plan": PLAN})
+    body = {"model": MODEL, "version": str(number), "plan": PLAN, **AGAIN}
+    rollout = control.post("rollouts/", body)
     if model["stable"] is not None:
         path = f"rollouts/{rollout['id']}/"
         control.wait_for(path, lambda now: now["phase"] == "baking", within_s=60)
@@ -146,7 +167,8 @@ def _follow(control: Control, rollout: dict[str, Any], say: Say) -> dict[str, An
 
 def _promote_by_cli(control: Control, number: int, say: Say) -> Row:
     """Promote as a pipeline would; the exit code is the verdict."""
-    arguments = ["promote", MODEL, str(number), "--plan", PLAN, "--wait"]
+    arguments = ["promote", MODEL, str(number), "--plan", PLAN, "--override", "quarantine"]
+    arguments.append("--wait")
     say(f"$ interlock {' '.join(arguments)}")
     started = time.monotonic()
     environment = {
@@ -158,6 +180,7 @@ def _promote_by_cli(control: Control, number: int, say: Say) -> Row:
         [sys.executable, "-m", "cli.main", *arguments], cwd=ROOT, env=environment, check=False
     )
     last = control.get(f"rollouts/?model={MODEL}")["results"][0]
+    _explain(control, last, say)
     outcome = last["phase"] if done.returncode == 0 else f"exit {done.returncode}"
     took_s = time.monotonic() - started
     return Row("strong canary, by CLI", "succeeded", outcome, last["reason"], took_s)
@@ -165,10 +188,18 @@ def _promote_by_cli(control: Control, number: int, say: Say) -> Row:
 
 def _canary(control: Control, kind: str, number: int, say: Say) -> Row:
     started = time.monotonic()
-    body = {"model": MODEL, "version": str(number), "plan": PLAN}
+    body = {"model": MODEL, "version": str(number), "plan": PLAN, **AGAIN}
     ended = _follow(control, control.post("rollouts/", body), say)
     took_s = time.monotonic() - started
+    _explain(control, ended, say)
     return Row(f"{kind} canary", "rolled_back", ended["phase"], ended["reason"], took_s)
+
+
+def _explain(control: Control, rollout: dict[str, Any], say: Say) -> None:
+    """Tell in Interlock's own words how it came to its decision, and where to see it."""
+    told = control.get(f"rollouts/{rollout['id']}/explain/")
+    say(f"  {told['summary']}")
+    say(f"  explained at {control.stack.urls.web}/rollouts/{rollout['id']}/")
 
 
 def _experiment(control: Control, numbers: dict[str, int], say: Say) -> Row:
@@ -193,10 +224,26 @@ def _experiment(control: Control, numbers: dict[str, int], say: Say) -> Row:
     return Row("A/B test of accuracy", "significant", "significant", sentence, took_s)
 
 
-def _rollback(control: Control, weak: int, crowd: HasTotals, say: Say) -> Row:
+def _blue_green(control: Control, number: int, say: Say) -> Row:
+    """Switch to what was just rolled back, which takes saying so; smoke-test it at 0 % first."""
+    started = time.monotonic()
+    body = {"model": MODEL, "version": str(number), "plan": BLUE_GREEN, **AGAIN}
+    rollout = control.post("rollouts/", body)
+    path = f"rollouts/{rollout['id']}/"
+    control.wait_for(path, lambda now: now["phase"] == "baking", within_s=60)
+    say(f"  {SMOKE_REQUESTS} requests name version {number}, which gets 0 % of the traffic")
+    for _ in range(SMOKE_REQUESTS):
+        control.predict(MODEL, number)
+    ended = _follow(control, rollout, say)
+    _explain(control, ended, say)
+    took_s = time.monotonic() - started
+    return Row("blue-green switch", "succeeded", ended["phase"], ended["reason"], took_s)
+
+
+def _rollback(control: Control, weak: int, say: Say) -> Row:
     """Go back; the time is from the call until every instance serves the table."""
     started = time.monotonic()
-    rollout = control.post(f"rollbacks/{MODEL}/start/", {"reason": "the demo's last act"})
+    rollout = control.post(f"rollbacks/{MODEL}/start/", {"reason": "the demo shows the way back"})
     path = f"rollouts/{rollout['id']}/"
     control.wait_for(
         "instances/",
@@ -208,4 +255,5 @@ def _rollback(control: Control, weak: int, crowd: HasTotals, say: Say) -> Row:
     stable = control.get(f"models/{MODEL}/")["stable"]
     outcome = ended["phase"] if stable == weak else f"stable is {stable}"
     say(f"  {MODEL}:{stable} is stable again after {took_s:.2f} s")
+    _explain(control, ended, say)
     return Row("instant rollback", "succeeded", outcome, ended["reason"], took_s)

@@ -14,6 +14,7 @@ from embedded.stack import Stack
 from embedded.state import ROOT
 
 POLL_S = 0.5
+PIXELS = 64
 
 
 class DemoFailed(Exception):
@@ -40,6 +41,12 @@ class Control:
 
     def post(self, path: str, body: dict[str, Any] | None = None) -> Any:
         return self._read(self._http.post(path, json=body or {}))
+
+    def predict(self, model: str, number: int) -> Any:
+        """Ask one version by its number, past any split, as a smoke test does."""
+        url = f"{self.stack.urls.dataplane}/v2/models/{model}/versions/{number}/infer"
+        image = {"name": "X", "datatype": "FP32", "shape": [1, PIXELS], "data": [0.0] * PIXELS}
+        return self._read(httpx.post(url, json={"inputs": [image]}, timeout=30))
 
     def ensure(self, path: str, name: str, body: dict[str, Any]) -> None:
         """Create a named thing unless an earlier demo did."""
