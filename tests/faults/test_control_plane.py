@@ -22,6 +22,7 @@ def test_a_killed_postgres_fails_no_prediction_and_the_rollout_goes_on(ground: G
     assert len(sent.accepted) == len(sent.sent)
     ground.expect_counted(before, len(load.answers))
     ground.expect_outcomes("pk", sent.accepted)
+    ground.expect_each_step_once(rollout)
 
 
 def test_a_killed_control_plane_fails_no_prediction_and_resumes(ground: Ground) -> None:
@@ -37,6 +38,7 @@ def test_a_killed_control_plane_fails_no_prediction_and_resumes(ground: Ground) 
     assert len(sent.accepted) == len(sent.sent)
     ground.expect_counted(before, len(load.answers))
     ground.expect_outcomes("ck", sent.accepted)
+    ground.expect_each_step_once(rollout)
 
 
 def test_a_killed_data_plane_comes_back_while_the_control_plane_hangs(ground: Ground) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from time import sleep
-
 from tests.faults.ground import Ground, wait_until
 from tests.faults.load import Load, Outcomes, failures, report
 from tests.faults.seed import METRIC
@@ -12,15 +10,17 @@ from tests.faults.seed import METRIC
 def test_a_killed_redis_fails_no_prediction_and_loses_no_event(ground: Ground) -> None:
     before = ground.settled_count()
     with Load(ground.port, ground.question) as load, Outcomes(ground.port, "rk", METRIC) as sent:
-        sleep(1.0)
+        rollout = ground.start_rollout()
+        wait_until(lambda: ground.phase(rollout) == "baking", 15, "the canary gets traffic")
         killed_at = ground.kill("redis")
-        sleep(2.0)
-    report("Redis killed", load, killed_at)
+        took_s = wait_until(lambda: ground.passed(rollout), 40, "the rollout passes")
+    report(f"Redis killed (rollout passed {took_s:.1f} s later)", load, killed_at)
 
     assert failures(load.answers) == {}
     assert len(sent.accepted) == len(sent.sent)
     ground.expect_counted(before, len(load.answers))
     ground.expect_outcomes("rk", sent.accepted)
+    ground.expect_each_step_once(rollout)
 
 
 def test_a_full_redis_holds_a_rollout_that_passes_once_there_is_room(ground: Ground) -> None:
