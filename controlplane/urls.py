@@ -9,6 +9,7 @@ from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerView
 
 from apps.models.registration_api import MlflowWebhookView
 from apps.rollouts import dataplane_api
+from apps.rollouts.governance_api import RolloutPolicyView
 from apps.rollouts.serving_api import ServingPolicyView
 from controlplane import health
 from controlplane.api import router
@@ -25,6 +26,7 @@ urlpatterns: list[URLPattern | URLResolver] = [
     # A namespace, or the API's names would hide the pages': both have a model-list.
     path("api/v1/", include((router.urls, "api"))),
     path("api/v1/serving-policy/", ServingPolicyView.as_view()),
+    path("api/v1/rollout-policy/", RolloutPolicyView.as_view()),
     path("api/v1/registry-webhooks/mlflow", MlflowWebhookView.as_view(), name="mlflow-webhook"),
     path("api/schema/", SpectacularAPIView.as_view(), name="schema"),
     path("api/docs/", SpectacularSwaggerView.as_view(url_name="schema"), name="api-docs"),

@@ -30,6 +30,7 @@ from apps.models.serializers import (
     WarmupSerializer,
 )
 from apps.rollouts import tenants
+from apps.rollouts.history_api import ServingHistoryMixin
 from apps.rollouts.serving import change_settings, change_warmup
 
 KEY_ID = OpenApiParameter("key_id", int, OpenApiParameter.PATH, description="The API key's id")
@@ -41,8 +42,8 @@ def register(router: BaseRouter) -> None:
     router.register("tenants", TenantViewSet, basename="tenant")
 
 
-class ServedModelViewSet(ModelViewSet):
-    """Models: what each serves with, its versions, and its serving settings."""
+class ServedModelViewSet(ServingHistoryMixin, ModelViewSet):
+    """Models: what each serves with and served with before, versions, and serving settings."""
 
     @extend_schema(request=ModelSerializer(partial=True), responses=ModelSerializer)
     def partial_update(self, request: Request, name: str) -> Response:

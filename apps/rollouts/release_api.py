@@ -1,0 +1,120 @@
+"""REST API of releases: several models that move together or not at all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.db.models import QuerySet
+from drf_spectacular.utils import extend_schema, extend_schema_field
+from rest_framework import mixins, serializers, status
+from rest_framework.decorators import action
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.routers import BaseRouter
+from rest_framework.viewsets import GenericViewSet
+
+from apps.lib.clock import database_now
+from apps.lib.errors import Conflict
+from apps.models.access import actor_of, require_role
+from apps.models.api import find_model, find_version
+from apps.models.models import Role, valid_name
+from apps.rollouts.models import Release
+from apps.rollouts.plan_api import find_plan
+from apps.rollouts.releases import start_release
+from apps.rollouts.selectors.releases import find_releases, state_of
+from apps.rollouts.serializers import (
+    OverridesSerializer,
+    RolloutSerializer,
+)
+from apps.rollouts.services import abort_rollout
+from apps.rollouts.states import Phase
+
+
+def register(router: BaseRouter) -> None:
+    """Add these endpoints to the API's router."""
+    router.register("releases", ReleaseViewSet, basename="release")
+
+
+class ReleaseSerializer(serializers.ModelSerializer[Release]):
+    """`state` is that of its rollouts taken together."""
+
+    plan = serializers.CharField(source="plan_name")
+    state = serializers.SerializerMethodField()
+    rollouts = RolloutSerializer(many=True)
+
+    class Meta:
+        model = Release
+        fields = ["id", "name", "plan", "state", "started_by", "started_at", "rollouts"]
+
+    @extend_schema_field(serializers.ChoiceField(choices=Phase.choices))
+    def get_state(self, release: Release) -> str:
+        return state_of(release).value
+
+
+class StartReleaseSerializer(OverridesSerializer):
+    """`versions`: by model its version, a number or an alias such as `candidate`."""
+
+    name = serializers.CharField(max_length=100, validators=[valid_name])
+    plan = serializers.CharField(required=False, allow_null=True, default=None)
+    versions = serializers.DictField(child=serializers.CharField(), allow_empty=False)
+
+
+class AbortReleaseSerializer(serializers.Serializer[Any]):
+    reason = serializers.CharField(required=False, default="", allow_blank=True, max_length=1_000)
+
+
+class ReleaseViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericViewSet[Release]):
+    """Releases: one rollout for each model, in step; one that goes back takes all back."""
+
+    serializer_class = ReleaseSerializer
+    lookup_value_regex = "[0-9a-fA-F-]{36}"
+
+    def get_queryset(self) -> QuerySet[Release]:
+        return find_releases()
+
+    @extend_schema(request=StartReleaseSerializer, responses={201: ReleaseSerializer})
+    def create(self, request: Request) -> Response:
+        """Begin to make each model's version stable, all by one plan; all start or none does."""
+        given = StartReleaseSerializer(data=request.data)
+        given.is_valid(raise_exception=True)
+        asked = given.validated_data
+        targets = {}
+        for name, version in asked["versions"].items():
+            model = find_model(name)
+            require_role(request.user, model, Role.OPERATOR)
+            targets[model] = find_version(model, version)
+        release = start_release(
+            name=asked["name"],
+            targets=targets,
+            plan=find_plan(asked["plan"]) if asked["plan"] else None,
+            actor=actor_of(request),
+            now=database_now(),
+            overrides=asked["overrides"],
+        )
+        return Response(self._shown(release), status=status.HTTP_201_CREATED)
+
+    @extend_schema(request=AbortReleaseSerializer, responses=ReleaseSerializer)
+    @action(detail=True, methods=["post"])
+    def abort(self, request: Request, pk: str) -> Response:
+        """Take all traffic off the targets of all its models, now."""
+        release = self.get_object()
+        rollouts = list(release.rollouts.all())
+        for rollout in rollouts:
+            require_role(request.user, rollout.model, Role.OPERATOR)
+        given = AbortReleaseSerializer(data=request.data)
+        given.is_valid(raise_exception=True)
+        live = [rollout for rollout in rollouts if rollout.is_live]
+        if not live:
+            raise Conflict(f"The release has ended already: {state_of(release).value}")
+        # One that goes back takes the others with it; one that does so already is left to it.
+        first = next((each for each in live if each.phase != Phase.ROLLING_BACK), live[0])
+        abort_rollout(
+            rollout=first,
+            actor=actor_of(request),
+            now=database_now(),
+            reason=given.validated_data["reason"] or "the release was aborted by hand",
+        )
+        return Response(self._shown(release))
+
+    def _shown(self, release: Release) -> Any:
+        return ReleaseSerializer(find_releases().get(pk=release.pk)).data
