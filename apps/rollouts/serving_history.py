@@ -17,12 +17,13 @@ from django.db.models import QuerySet
 from apps.rollouts.models import ServingChange
 from contract.routing import ModelRoute, RoutingTable
 
+# A look into the index for each model, however long their histories are.
 LATEST = """
-    SELECT model_name, stable, split::text, shadow::text FROM (
-        SELECT model_name, stable, split, shadow,
-               row_number() OVER (PARTITION BY model_name ORDER BY id DESC) AS place
-        FROM rollouts_servingchange
-    ) AS ranked WHERE place = 1
+    SELECT model.name, latest.stable, latest.split::text, latest.shadow::text
+    FROM registry_registeredmodel AS model, LATERAL (
+        SELECT stable, split, shadow FROM rollouts_servingchange
+        WHERE model_name = model.name ORDER BY id DESC LIMIT 1
+    ) AS latest
 """
 # Stable version, split and shadow, as they are stored.
 Served = tuple[str, Any, Any]
