@@ -60,7 +60,7 @@ def require_not_frozen(model: RegisteredModel, overrides: Sequence[str], now: da
     if window is not None and Override.FREEZE not in overrides:
         raise Conflict(
             f"{model.name} is frozen until {window.until:%Y-%m-%d %H:%M} UTC: {window.reason}. "
-            f"Override {Override.FREEZE.value!r} to start nevertheless",
+            f"Override {Override.FREEZE.value!r} when starting, to go on nevertheless",
             override=Override.FREEZE.value,
         )
 

@@ -13,7 +13,7 @@ import msgspec
 
 from apps.lib.actors import Actor
 from apps.lib.transitions import compare_and_set
-from apps.models.models import Alias, ModelVersion
+from apps.models.models import Alias, ModelVersion, RegisteredModel
 from apps.models.registry import CHAMPION
 from apps.models.services import release_split, route_split
 from apps.notifications.outbox import enqueue
@@ -146,11 +146,8 @@ def switch_stable(
     rollout: Rollout, reason: str, actor: Actor, now: datetime, evidence: dict[str, Any] | None
 ) -> None:
     """Make the target stable: one pointer, one table; the version before stays loaded."""
-    # What was rolled back from is not a version to go back to.
-    is_rollback = rollout.kind == Rollout.Kind.ROLLBACK
-    previous = None if is_rollback else rollout.baseline
-    _point_stable(rollout, rollout.target, previous=previous, now=now)
-    if is_rollback and rollout.baseline is not None:
+    _point_stable(rollout.model, rollout.target, _way_back_after(rollout, now))
+    if rollout.kind == Rollout.Kind.ROLLBACK and rollout.baseline is not None:
         quarantine(rollout.baseline, rollout, reason, now)
     Quarantine.objects.filter(version=rollout.target).delete()
     release_split(owner_id=rollout.pk)
@@ -190,7 +187,9 @@ def roll_back(
 
     The other models of a release go back with it.
     """
-    if max(_weights_of(rollout), default=0) > 0 and rollout.kind != Rollout.Kind.ROLLBACK:
+    was_tried = max(_weights_of(rollout), default=0) > 0
+    # Checks may also condemn what got copies of the traffic only.
+    if (was_tried or evidence) and rollout.kind != Rollout.Kind.ROLLBACK:
         quarantine(rollout.target, rollout, reason, now)
     _take_back(rollout, reason, actor, now, evidence)
     for other in companions(rollout):
@@ -206,7 +205,9 @@ def _take_back(
     evidence: dict[str, Any] | None = None,
 ) -> None:
     if rollout.phase == Phase.PROMOTING:
-        _point_stable(rollout, rollout.baseline, previous=None, now=now)
+        _point_stable(rollout.model, rollout.baseline, _way_back_before(rollout))
+        # A rollback that is taken back itself condemns nothing.
+        Quarantine.objects.filter(version=rollout.baseline, rollout=rollout).delete()
     release_split(owner_id=rollout.pk)
     generation = publish_table(reason=f"{rollout.target} rolled back", actor=actor, now=now)
     move(
@@ -235,13 +236,33 @@ def quarantine(version: ModelVersion, rollout: Rollout, reason: str, now: dateti
     Quarantine.objects.update_or_create(version=version, defaults=told)
 
 
-def _point_stable(
-    rollout: Rollout, stable: ModelVersion | None, previous: ModelVersion | None, now: datetime
-) -> None:
-    model = rollout.model
+# The version to go back to, and until when it stays loaded for that.
+WayBack = tuple[ModelVersion | None, datetime | None]
+
+
+def _way_back_after(rollout: Rollout, promoted_at: datetime) -> WayBack:
+    """What was rolled back from is not a version to go back to."""
+    if rollout.kind == Rollout.Kind.ROLLBACK or rollout.baseline is None:
+        return None, None
+    return rollout.baseline, promoted_at + _rollback_window(rollout)
+
+
+def _way_back_before(rollout: Rollout) -> WayBack:
+    """Return what the rollout that had made the baseline stable left to go back to."""
+    earlier = Rollout.objects.filter(
+        model=rollout.model, target=rollout.baseline, phase=Phase.SUCCEEDED
+    )
+    last = earlier.select_related("baseline__model").order_by("-ended_at").first()
+    promotions = last.events.filter(to_state=Phase.PROMOTING) if last else None
+    promotion = promotions.order_by("-id").first() if promotions is not None else None
+    if last is None or promotion is None:
+        return None, None
+    return _way_back_after(last, promotion.at)
+
+
+def _point_stable(model: RegisteredModel, stable: ModelVersion | None, way_back: WayBack) -> None:
     model.stable = stable
-    model.previous_stable = previous
-    model.rollback_until = now + _rollback_window(rollout) if previous else None
+    model.previous_stable, model.rollback_until = way_back
     model.save(update_fields=["stable", "previous_stable", "rollback_until"])
     if stable is None:
         Alias.objects.filter(model=model, name=CHAMPION).delete()

@@ -28,6 +28,7 @@ from apps.rollouts.overrides import (
 )
 from apps.rollouts.phases import companions, enter_step, move, roll_back, switch_stable, tell
 from apps.rollouts.plans import PlanDocument, check_plan, document_of, from_json, to_json
+from apps.rollouts.publication import unacked
 from apps.rollouts.states import LIVE_PHASES, Phase
 from apps.rollouts.tick import tick_one
 
@@ -111,6 +112,7 @@ def rollback_model(
     now: datetime,
     reason: str = "",
     to: ModelVersion | None = None,
+    overrides: Collection[str] = (),
 ) -> Rollout:
     """Make an earlier stable version stable again, at once and without steps.
 
@@ -118,16 +120,20 @@ def rollback_model(
     this transaction, with no worker alive. An older one is loaded first.
 
     Raises:
-        Conflict: there is no previous version, or a rollout or experiment is live (abort it first).
+        Conflict: there is no previous version, it was rolled back itself, or a rollout or
+            experiment is live (abort it first).
         Invalid: `to` was never stable, or is so now.
     """
     model = RegisteredModel.objects.select_for_update(of=("self",)).get(pk=model.pk)
     target = to or model.previous_stable
     if target is None:
         raise Conflict(f"{model.name} has no previous stable version to go back to")
+    asked = read_overrides(overrides)
     if to is not None:
         _check_earlier(model, to)
-    draft = Draft(model, target, actor, now, reason=reason)
+    require_not_quarantined(target, asked)
+    asked = needed_overrides(asked, model, target)
+    draft = Draft(model, target, actor, now, reason=reason, overrides=asked)
     rollout = _create(Rollout.Kind.ROLLBACK, draft)
     deploy_version(version=target, actor=actor, now=now)
     move(rollout, Phase.PREPARING, rollout.reason, actor, now)
@@ -186,7 +192,7 @@ class Draft:
 def _create(kind: Rollout.Kind, draft: Draft) -> Rollout:
     model, target, actor = draft.model, draft.target, draft.actor
     live = Rollout.objects.filter(model=model, phase__in=LIVE_PHASES).first()
-    if live is not None:
+    if live is not None and not _conclude(live, actor, draft.now):
         raise Conflict(
             f"{model.name} already has a live rollout to version {live.target.number}; "
             "abort it or let it end",
@@ -229,6 +235,23 @@ def _create(kind: Rollout.Kind, draft: Draft) -> Rollout:
     _audit(rollout, "started", actor)
     tell(rollout, "rollout.started", actor, draft.now)
     return rollout
+
+
+def _conclude(rollout: Rollout, actor: Actor, now: datetime) -> bool:
+    """End a rollout that only waits for instances to say that they took its traffic back.
+
+    Its table is published, and no step of a new one begins before they have; so nobody needs to
+    wait for them to start or to roll back. False when it is in another phase, or in a tick's hands.
+    """
+    rows = Rollout.objects.select_for_update(of=("self",), skip_locked=True)
+    row = rows.filter(pk=rollout.pk, phase=Phase.ROLLING_BACK).select_related("target__model")
+    held = row.first()
+    if held is None:
+        return False
+    behind = [f"{name} {why}" for name, why in unacked(held.generation or 0, now)]
+    told = f"{held.reason} (not waited for: {'; '.join(behind)})" if behind else held.reason
+    move(held, Phase.ROLLED_BACK, told, actor, now)
+    return True
 
 
 def _locked(rollout: Rollout, revision: int | None) -> Rollout:
@@ -323,9 +346,15 @@ def abort_rollout(
 def promote_now(
     *, rollout: Rollout, actor: Actor, now: datetime, reason: str = "", revision: int | None = None
 ) -> Rollout:
-    """Make the target stable without waiting for the rest of the plan."""
+    """Make the target stable without waiting for the rest of the plan.
+
+    Raises:
+        Conflict: it is neither baking nor paused, or a freeze window is open that was not
+            overridden when it was started.
+    """
     row = _locked(rollout, revision)
     for each in _together(row, {Phase.BAKING, Phase.PAUSED}, "promoted"):
+        require_not_frozen(each.model, each.overrides, now)
         before = each.phase
         switch_stable(each, reason or "promoted by hand", actor, now, None)
         _audit(each, "promoted", actor, before)
@@ -339,11 +368,13 @@ def skip_step(
     """Go on to the next step without waiting for this one's checks.
 
     Raises:
-        Conflict: it is neither baking nor paused, or this is the last step (promote it now).
+        Conflict: it is neither baking nor paused, this is the last step (promote it now), or a
+            freeze window is open that was not overridden when it was started.
     """
     row = _locked(rollout, revision)
     together = _together(row, {Phase.BAKING, Phase.PAUSED}, "taken to its next step")
     for each in together:
+        require_not_frozen(each.model, each.overrides, now)
         if each.step_index + 1 >= len(from_json(each.plan_document).steps):
             raise Conflict(f"{each.target} is at its last step: promote it now, or let it bake")
     for each in together:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
 
 from apps.lib.clock import database_now
+from apps.lib.errors import Conflict
 from apps.rollouts.models import FreezeWindow, Rollout
 from apps.rollouts.overrides import Override
 from apps.rollouts.plan_store import save_plan
 from apps.rollouts.plans import PlanDocument, StepDocument
-from apps.rollouts.services import rollback_model, start_rollout
+from apps.rollouts.services import promote_now, rollback_model, skip_step, start_rollout
 from apps.rollouts.states import Phase
 from apps.rollouts.tick import tick_rollouts
 from tests.rollouts.factories import ANNA, make_baking, make_instance, make_model, send
@@ -92,3 +94,13 @@ def test_the_way_back_is_open_during_a_freeze() -> None:
     rollback_model(model=model, actor=ANNA, now=database_now())
     model.refresh_from_db()
     assert model.stable == model.versions.get(number=1)
+
+
+@pytest.mark.parametrize("act", [promote_now, skip_step])
+def test_no_hand_takes_a_rollout_further_during_a_freeze(act: Callable[..., Rollout]) -> None:
+    rollout = make_baking(make_model())
+    freeze()
+    with pytest.raises(Conflict, match="digits is frozen until"):
+        act(rollout=rollout, actor=ANNA, now=database_now())
+    Rollout.objects.update(overrides=["freeze"])
+    assert act(rollout=rollout, actor=ANNA, now=database_now()).weight_bp > 500
