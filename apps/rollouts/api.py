@@ -123,8 +123,8 @@ class RolloutViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericVi
         """Open the gate of the present step; it needs the role that the gate names."""
         rollout = self.get_object()
         role = services.gate_role(rollout) or Role.OPERATOR
-        # The role is that of the step seen here: if the rollout moves on, the approval is stale.
-        return self._act(request, services.approve_step, role, rollout.revision)
+        # The role is that of the step seen here: once the rollout moves on, the approval is stale.
+        return self._act(request, services.approve_step, role, newest=rollout.revision)
 
     @extend_schema(request=RetrySerializer, responses={201: RolloutSerializer})
     @action(detail=True, methods=["post"])
@@ -150,10 +150,9 @@ class RolloutViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericVi
         page = self.paginate_queryset(rows)
         return self.get_paginated_response(EvaluationSerializer(page, many=True).data)
 
-    @extend_schema(parameters=[EVALUATION], request=None, responses=RepeatSerializer)
+    @extend_schema(parameters=[EVALUATION], responses=RepeatSerializer)
     @action(
         detail=True,
-        methods=["post"],
         url_path=r"evaluations/(?P<evaluation>\d+)/repeat",
         url_name="repeat",
     )
@@ -181,7 +180,7 @@ class RolloutViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericVi
         told = {
             "rollout": rollout,
             "summary": summarise(rollout),
-            "sentences": tell_story(rollout),
+            "story": tell_story(rollout),
             "events": rollout.events.all(),
             "checks": latest_checks(rollout),
         }
@@ -192,19 +191,19 @@ class RolloutViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericVi
         request: Request,
         service: Any,
         role: Role = Role.OPERATOR,
-        revision: int | None = None,
+        newest: int | None = None,
     ) -> Response:
         rollout = self.get_object()
         require_role(request.user, rollout.model, role)
         given = ActSerializer(data=request.data)
         given.is_valid(raise_exception=True)
-        seen = given.validated_data["revision"]
+        seen = [given.validated_data["revision"], newest]
         row = service(
             rollout=rollout,
             actor=actor_of(request),
             now=database_now(),
             reason=given.validated_data["reason"],
-            revision=revision if seen is None else seen,
+            revision=min((each for each in seen if each is not None), default=None),
         )
         return Response(RolloutSerializer(row).data)
 

@@ -220,11 +220,11 @@ class RollbackSerializer(StrictSerializer):
 
 
 class ExplanationSerializer(serializers.Serializer[Any]):
-    """`sentences` tell it from the start to where it stands; the rest is their material."""
+    """`story` tells it from the start to where it stands; the rest is their material."""
 
     rollout = RolloutSerializer()
     summary = serializers.CharField()
-    sentences = serializers.ListField(child=serializers.CharField())
+    story = serializers.ListField(child=serializers.CharField())
     events = EventSerializer(many=True)
     checks = EvaluationSerializer(many=True)
 
