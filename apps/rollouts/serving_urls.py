@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from django.urls import path
 
-from apps.rollouts.views import fleet, serving, settings, tenants
+from apps.rollouts.views import fleet, promotion, serving, settings, tenants
 
 urlpatterns = [
     path("", serving.overview, name="overview"),
     path("models/<str:name>/", serving.model, name="model"),
     path("models/<str:name>/charts/", serving.model_charts, name="model-charts"),
-    path("models/<str:name>/promote/", serving.promote, name="promote"),
+    path("models/<str:name>/promote/", promotion.promote, name="promote"),
     path("models/<str:name>/rollback/", serving.rollback, name="model-rollback"),
     path("models/<str:name>/settings/", settings.model_settings, name="model-settings"),
     path(

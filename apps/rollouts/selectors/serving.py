@@ -68,6 +68,11 @@ def _live_experiments(models: list[RegisteredModel]) -> dict[int, Any]:
     }
 
 
+def experiment_of(model: RegisteredModel) -> Any:
+    """Return the experiment that holds the model's split; None when none does."""
+    return _live_experiments([model]).get(model.pk)
+
+
 def _split_kind(model: RegisteredModel) -> str | None:
     split = getattr(model, "live_split", None)
     return split.kind if split else None

@@ -1,4 +1,4 @@
-"""Pages about what serves: the overview, a model, promoting a version, going back at once."""
+"""Pages about what serves: the overview, a model, and going back at once."""
 
 from __future__ import annotations
 
@@ -7,30 +7,19 @@ from typing import Any
 
 from django.conf import settings
 from django.http import HttpResponse
-from django.shortcuts import get_object_or_404, redirect, render
-from django.views.decorators.http import require_http_methods, require_POST, require_safe
+from django.shortcuts import get_object_or_404
+from django.views.decorators.http import require_POST, require_safe
 
 from apps.lib.clock import database_now
-from apps.lib.errors import InterlockError
 from apps.lib.pages import PageRequest, attempt, go_to, page, render_live, stamp_of
 from apps.models.access import actor_of, has_role, require_role
 from apps.models.forms import CHART_SPANS, ChartSpanForm
 from apps.models.models import RegisteredModel, Role
-from apps.models.selectors import (
-    compare_versions,
-    list_models,
-    list_refused,
-    list_versions,
-    promotable_versions,
-    shares_of,
-)
+from apps.models.selectors import list_models, list_refused, list_versions, shares_of
 from apps.rollouts import charts, services
-from apps.rollouts.forms import PromoteForm
-from apps.rollouts.models import Plan
-from apps.rollouts.overrides import signature_difference
 from apps.rollouts.selectors import serving
 from apps.rollouts.selectors.fleet import read_fleet
-from apps.rollouts.selectors.rollouts import rollouts_of, steps_of_saved
+from apps.rollouts.selectors.rollouts import rollouts_of
 from apps.rollouts.selectors.shadows import recent_shadows, shadows_stamp
 from apps.rollouts.selectors.telemetry import last_minute, minute_stamp, series
 
@@ -145,70 +134,6 @@ def _chart_context(request: PageRequest, found: RegisteredModel, now: datetime) 
         "requests_figure": charts.draw_requests(points, colours, "version "),
         "latency_figure": charts.draw_latency(points, colours, "version "),
         "errors_figure": charts.draw_error_rate(points, colours, "version "),
-    }
-
-
-@page
-@require_http_methods(["GET", "HEAD", "POST"])
-def promote(request: PageRequest, name: str) -> HttpResponse:
-    """Choose and compare (GET); start the rollout (POST), or say why not."""
-    found = get_object_or_404(list_models(), name=name)
-    if request.method != "POST":
-        return render(request, _promote_template(request), _promote_context(request, found))
-    require_role(request.user, found, Role.OPERATOR)
-    form = PromoteForm(found, request.POST)
-    if not form.is_valid():
-        context = {**_promote_context(request, found), "form": form}
-        return render(request, "models/promote.html", context, status=400)
-    try:
-        rollout = services.start_rollout(
-            model=found,
-            target=form.cleaned_data["version"],
-            plan=form.cleaned_data["plan"],
-            actor=actor_of(request),
-            now=database_now(),
-        )
-    except InterlockError as error:
-        context = {**_promote_context(request, found), "refusal": error.message}
-        return render(request, "models/promote.html", context, status=error.status)
-    return redirect("rollout", pk=rollout.pk)
-
-
-def _promote_template(request: PageRequest) -> str:
-    return "models/_promote.html" if request.htmx else "models/promote.html"
-
-
-def _promote_context(request: PageRequest, found: RegisteredModel) -> dict[str, Any]:
-    """What the choice so far leads to: the newest version and the default plan to begin with."""
-    now = database_now()
-    wanted = request.POST if request.method == "POST" else request.GET
-    newest = promotable_versions(found).first()
-    default = Plan.objects.order_by("-is_default", "name").first()
-    chosen = {
-        "version": wanted.get("version") or (newest.number if newest else ""),
-        "plan": wanted.get("plan") or (default.name if default else ""),
-    }
-    form = PromoteForm(found, chosen)
-    form.is_valid()
-    target, plan = form.cleaned_data.get("version"), form.cleaned_data.get("plan")
-    stable = found.stable
-    difference = signature_difference(stable, target) if target and stable else []
-    past = rollouts_of(found).filter(target=target).first() if target else None
-    return {
-        "now": now,
-        "model": found,
-        "form": form,
-        "target": target,
-        "plan": plan,
-        "steps": steps_of_saved(plan) if plan else [],
-        "comparison": compare_versions(target, found.stable) if target else None,
-        "difference": difference,
-        "blocked": bool(difference) or hasattr(found, "live_split"),
-        "deployments": list(target.deployments.all()) if target else [],
-        "past": past,
-        "live": rollouts_of(found).filter(model__live_split__isnull=False).first(),
-        "fleet": read_fleet(now),
-        "can_operate": has_role(request.user, found, Role.OPERATOR),
     }
 
 
