@@ -56,19 +56,19 @@ class PlanViewSet(GenericViewSet[Plan]):
     @extend_schema(responses={201: PlanSerializer})
     def create(self, request: Request) -> Response:
         """Save a plan; one of the same name is refused."""
-        require_role(request.user, None, Role.OPERATOR)
+        require_role(request.user, None, Role.ADMIN)
         plan = self._save(request, None)
         return Response(plan_to_json(plan), status=status.HTTP_201_CREATED)
 
     def update(self, request: Request, name: str) -> Response:
         """Change a plan. Rollouts that follow it go on with the one they started with."""
-        require_role(request.user, None, Role.OPERATOR)
+        require_role(request.user, None, Role.ADMIN)
         return Response(plan_to_json(self._save(request, self.get_object())))
 
     @extend_schema(responses={204: None})
     def destroy(self, request: Request, name: str) -> Response:
         """Delete a plan other than the default one. Rollouts that follow it go on with theirs."""
-        require_role(request.user, None, Role.OPERATOR)
+        require_role(request.user, None, Role.ADMIN)
         delete_plan(plan=self.get_object(), actor=actor_of(request))
         return Response(status=status.HTTP_204_NO_CONTENT)
 

@@ -10,7 +10,7 @@ from django.contrib.auth.models import User
 from django.test import Client
 
 from apps.models.models import ModelRole
-from apps.rollouts import api
+from apps.rollouts import plan_api
 from apps.rollouts.models import Plan
 from apps.rollouts.plan_store import save_plan
 from controlplane.models import ApiToken, IdempotencyRecord
@@ -18,7 +18,7 @@ from controlplane.models import ApiToken, IdempotencyRecord
 pytestmark = pytest.mark.django_db
 
 
-def caller(name: str, role: str = "operator") -> Client:
+def caller(name: str, role: str = "admin") -> Client:
     user = User.objects.create_user(name)
     ModelRole.objects.create(user=user, role=role)
     _, secret = ApiToken.issue(user_id=user.pk, name="ci")
@@ -49,7 +49,7 @@ def test_a_key_belongs_to_its_caller() -> None:
 def test_a_refused_role_may_be_tried_again() -> None:
     client = caller("anna", "viewer")
     assert post(client).status_code == 403
-    ModelRole.objects.update(role="operator")
+    ModelRole.objects.update(role="admin")
     assert post(client).status_code == 201
 
 
@@ -100,5 +100,5 @@ def test_an_answer_that_took_longer_than_its_claim_is_given(
         IdempotencyRecord.objects.all().delete()
         return save_plan(*args, **kwargs)
 
-    monkeypatch.setattr(api, "save_plan", lapse)
+    monkeypatch.setattr(plan_api, "save_plan", lapse)
     assert post(caller("anna")).status_code == 201

@@ -114,7 +114,7 @@ def test_an_action_changes_the_phase_and_explains_itself(verb: str, phase: str) 
 
 def test_a_plan_that_falls_is_refused() -> None:
     body = {"name": "down", "steps": [{"weight_bp": 5_000}, {"weight_bp": 1_000}]}
-    answer = client().post("/api/v1/plans/", body, content_type="application/json")
+    answer = client("admin").post("/api/v1/plans/", body, content_type="application/json")
     assert answer.status_code == 400
     assert "Step 2" in answer.json()["error"]["message"]
 

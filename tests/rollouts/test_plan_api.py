@@ -20,7 +20,7 @@ def post(caller: Client, body: dict[str, Any]) -> Any:
 
 
 def test_each_template_is_a_plan_and_comes_back_as_it_was_sent() -> None:
-    caller = client()
+    caller = client("admin")
     templates = caller.get(f"{PLANS}templates/").json()
     for template in templates:
         assert post(caller, template).status_code == 201
@@ -40,7 +40,7 @@ def test_each_template_is_a_plan_and_comes_back_as_it_was_sent() -> None:
     ],
 )
 def test_what_is_not_known_is_named(body: dict[str, Any], told: str) -> None:
-    answer = post(client(), {"name": "p", **body})
+    answer = post(client("admin"), {"name": "p", **body})
     assert answer.status_code == 400
     assert told in answer.content.decode()
     assert not Plan.objects.exists()
@@ -48,4 +48,35 @@ def test_what_is_not_known_is_named(body: dict[str, Any], told: str) -> None:
 
 def test_the_default_plan_is_not_deleted() -> None:
     make_plan()
-    assert client().delete(f"{PLANS}canary/").status_code == 409
+    assert client("admin").delete(f"{PLANS}canary/").status_code == 409
+
+
+def test_an_operator_changes_no_plan() -> None:
+    make_plan()
+    caller = client()
+    answers = [
+        post(caller, {"name": "p", "steps": [{"weight_bp": 1}]}),
+        caller.put(f"{PLANS}canary/", {}, content_type="application/json"),
+        caller.delete(f"{PLANS}canary/"),
+    ]
+    assert [answer.status_code for answer in answers] == [403, 403, 403]
+
+
+def test_a_change_reaches_the_next_rollout_and_says_all_it_was_told() -> None:
+    make_plan()
+    caller = client("admin")
+    body = caller.get(f"{PLANS}canary/").json()
+    step = {"weight_bp": 500, "shadow_bp": 100, "gate": "person", "gate_role": "admin"}
+    changed = {**body, "control": "equal", "evidence_mode": "beyond_margin", "steps": [step]}
+    told = caller.put(f"{PLANS}canary/", changed, content_type="application/json").json()
+    assert {**told, "steps": []} == {**changed, "steps": []}
+    assert step.items() <= told["steps"][0].items()
+    assert caller.get(f"{PLANS}canary/").json() == told
+
+
+def test_another_plan_becomes_the_default_one() -> None:
+    make_plan()
+    caller = client("admin")
+    post(caller, {"name": "new", "is_default": True, "steps": [{"weight_bp": 1}]})
+    assert caller.get(f"{PLANS}canary/").json()["is_default"] is False
+    assert caller.delete(f"{PLANS}canary/").status_code == 204
