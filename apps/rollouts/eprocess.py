@@ -303,12 +303,14 @@ def _wealth(log_factors: Array, usable: Flags) -> Array:
     steps = np.where(usable[..., None], log_factors, 0.0)
     waiting = LATE_STAKE / np.sqrt(np.arange(1.0, steps.shape[-2] + 2.0))
     entering = np.log(waiting[:-1] - waiting[1:])
-    entered = np.full(steps.shape[:-2] + steps.shape[-1:], np.log1p(-LATE_STAKE))
-    path = np.empty(steps.shape[:-1])
-    for k in range(steps.shape[-2]):
-        entered = np.logaddexp(entered, entering[k]) + steps[..., k, :]
-        mean = np.logaddexp.reduce(entered, axis=-1) - np.log(steps.shape[-1])
-        path[..., k] = np.logaddexp(mean, np.log(waiting[k + 1]))
+    # What entered until bucket k and was multiplied since, for all k at once: each stake is divided
+    # by what its bet had made before, they are added up, and multiplied by what it made until k.
+    made = np.cumsum(steps, axis=-2)
+    stakes = entering[:, None] - (made - steps)
+    stakes[..., :1, :] = np.logaddexp(stakes[..., :1, :], np.log1p(-LATE_STAKE))
+    entered = np.logaddexp.accumulate(stakes, axis=-2) + made
+    mean = np.logaddexp.reduce(entered, axis=-1) - np.log(steps.shape[-1])
+    path: Array = np.logaddexp(mean, np.log(waiting[1:]))
     return path
 
 

@@ -30,6 +30,8 @@ from contract.routing import BASELINE, STABLE
 
 # A pass needs data of this step that is no older than so many check intervals.
 FRESH_INTERVALS = 5
+# A rollout that has so many intervals is looked at half as often, and so on.
+INTERVALS_A_LOOK = 4_000
 
 
 def evaluate(
@@ -64,7 +66,7 @@ def _question(
             intervals,
             rollout.step_index,
             needs_control=step.weight_bp < WHOLE_BP,
-            since=now - GRACE - FRESH_INTERVALS * timedelta(seconds=plan.interval_s),
+            since=now - GRACE - FRESH_INTERVALS * _interval(rollout, plan),
         ),
         observations={**observe_database(rollout, step.questions, now), **asked},
     )
@@ -72,7 +74,25 @@ def _question(
 
 def _closed(rollout: Rollout, plan: PlanDocument, now: datetime) -> list[Interval]:
     control = BASELINE if plan.control == "equal" else STABLE
-    return closed_intervals(rollout, plan.interval_s, now, control=control)
+    # The last intervals of the step before may still be open.
+    open_s = max(
+        map(plan.interval_of, range(max(0, rollout.step_index - 1), rollout.step_index + 1))
+    )
+    return closed_intervals(rollout, open_s, now, control=control)
+
+
+def next_look(rollout: Rollout, plan: PlanDocument, now: datetime) -> datetime:
+    """Return when the step is to be evaluated next: after an interval, or more of them.
+
+    A rollout that is paused for days goes on to gather intervals; its looks get rarer as each of
+    them has more to go over.
+    """
+    spread = 1 + rollout.intervals.count() // INTERVALS_A_LOOK
+    return now + spread * _interval(rollout, plan)
+
+
+def _interval(rollout: Rollout, plan: PlanDocument) -> timedelta:
+    return timedelta(seconds=plan.interval_of(rollout.step_index))
 
 
 def _facts(rollout: Rollout, plan: PlanDocument, question: Question, now: datetime) -> StepFacts:

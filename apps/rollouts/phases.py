@@ -121,7 +121,7 @@ def _split_of(rollout: Rollout, plan: PlanDocument, index: int) -> CanarySplit:
         version=str(rollout.target.number),
         weight_bp=plan.steps[index].weight_bp,
         baseline_bp=plan.baseline_of(index),
-        interval_s=plan.interval_s,
+        interval_s=plan.interval_of(index),
         exposures=plan.asks_outcomes,
     )
 

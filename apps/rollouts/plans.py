@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import timedelta
 from typing import Any, Literal
 
@@ -27,6 +28,8 @@ DEFAULT_PLAN = "canary"
 DEFAULT_WEIGHTS_BP = (500, 1_000, 2_500, 5_000, 10_000)
 DEFAULT_BAKE_S = 30 * MINUTE_S
 HOLDBACK_LEAST_BP, HOLDBACK_MOST_BP = 100, 500
+# So many check intervals at most in the bake time of a step: two hours of the default ones.
+INTERVALS_MAX = 720
 
 
 class StepDocument(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,6 +75,14 @@ class PlanDocument(msgspec.Struct, frozen=True, kw_only=True):
     def bake_of(self, step_index: int) -> timedelta:
         """Return how long a step bakes, scaled."""
         return timedelta(milliseconds=self.steps[step_index].bake_s * self.time_scale_permille)
+
+    def interval_of(self, step_index: int) -> int:
+        """Return how long a step's check intervals are, in seconds.
+
+        Each look goes over all intervals so far, so that a long bake has longer ones.
+        """
+        bake_s = self.bake_of(step_index).total_seconds()
+        return max(self.interval_s, math.ceil(bake_s / INTERVALS_MAX))
 
     @property
     def guardrails(self) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -21,7 +21,7 @@ from apps.models.models import Deployment
 from apps.models.services import deploy_version, release_split
 from apps.models.states import DeploymentState
 from apps.rollouts.decisions import Action, Answered, Decision
-from apps.rollouts.evaluation import evaluate
+from apps.rollouts.evaluation import evaluate, next_look
 from apps.rollouts.freezes import frozen_by
 from apps.rollouts.holds import is_to_be_told
 from apps.rollouts.limits import waits_for_its_turn
@@ -200,7 +200,7 @@ def _guard_while_held(
 ) -> bool:
     """Ask the guardrails while a clock stands: instances that are not behind serve the canary."""
     if rollout.next_check_at is None:
-        rollout.next_check_at = now + timedelta(seconds=plan.interval_s)
+        rollout.next_check_at = next_look(rollout, plan, now)
         rollout.save(update_fields=["next_check_at"])
         return False
     return _rolled_back_by_checks(rollout, plan, now, asked)
@@ -280,7 +280,7 @@ def _start_clock(rollout: Rollout, plan: PlanDocument, now: datetime) -> bool:
     bake = plan.bake_of(rollout.step_index)
     rollout.step_started_at = rollout.step_started_at or now
     rollout.step_due_at, rollout.step_limit_at = now + bake, now + bake * plan.extend_max
-    rollout.next_check_at = now + timedelta(seconds=plan.interval_s)
+    rollout.next_check_at = next_look(rollout, plan, now)
     rollout.save(update_fields=list(CLOCK_STOPPED))
     return True
 
@@ -295,7 +295,7 @@ def _checks_due(rollout: Rollout, plan: PlanDocument, now: datetime, asked: Aske
         return False
     if not has_answers(rollout, asked):
         return False
-    rollout.next_check_at = now + timedelta(seconds=plan.interval_s)
+    rollout.next_check_at = next_look(rollout, plan, now)
     rollout.save(update_fields=["next_check_at"])
     return True
 

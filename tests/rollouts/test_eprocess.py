@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 
 from apps.rollouts import eprocess
-from apps.rollouts.eprocess import BucketCounts, Counts, evidence
+from apps.rollouts.eprocess import LATE_STAKE, BucketCounts, Counts, _wealth, evidence
 from bench import decisions_rules as decisions
 
 MARGIN = 0.01
@@ -256,3 +256,16 @@ def test_an_equal_slice_costs_about_twice_as_many_requests() -> None:
 @pytest.mark.parametrize(("share", "bound"), [(0.05, 246), (0.5, 562)])
 def test_the_information_bound_is_the_published_one(share: float, bound: int) -> None:
     assert decisions.error_bound(0.01, 0.03, share) == pytest.approx(bound, abs=1)
+
+
+def test_the_wealth_is_that_of_bets_which_enter_one_after_the_other() -> None:
+    logs = np.random.default_rng(5).normal(-0.1, 2.0, (3, 400, 5))
+    usable = np.random.default_rng(6).random((3, 400)) < 0.9
+    steps = np.where(usable[..., None], logs, 0.0)
+    waiting = LATE_STAKE / np.sqrt(np.arange(1.0, 402.0))
+    entered, expected = np.full((3, 5), np.log1p(-LATE_STAKE)), np.empty((3, 400))
+    for k in range(400):
+        entered = np.logaddexp(entered, np.log(waiting[k] - waiting[k + 1])) + steps[:, k]
+        mean = np.logaddexp.reduce(entered, axis=-1) - np.log(5)
+        expected[:, k] = np.logaddexp(mean, np.log(waiting[k + 1]))
+    np.testing.assert_allclose(_wealth(logs, usable), expected, rtol=1e-9, atol=1e-9)

@@ -8,11 +8,15 @@ from typing import Any
 import pytest
 
 from apps.lib.clock import database_now
+from apps.rollouts import evaluation
 from apps.rollouts.evaluation import repeat_answer
 from apps.rollouts.frozen import frozen_intervals
 from apps.rollouts.models import Evaluation, Rollout
+from apps.rollouts.plan_store import save_plan
+from apps.rollouts.plans import PlanDocument, StepDocument, from_json
 from apps.rollouts.tick import tick_rollouts
-from tests.rollouts.factories import make_baking, make_instance, make_model, send
+from contract.routing import CanarySplit
+from tests.rollouts.factories import ANNA, latest, make_baking, make_instance, make_model, send
 
 pytestmark = pytest.mark.django_db
 
@@ -76,3 +80,31 @@ def test_new_intervals_are_frozen_after_the_old_ones(rollout: Rollout) -> None:
         look(rollout)
     assert list(rollout.intervals.values_list("ordinal", flat=True)) == [0, 1]
     assert Evaluation.objects.latest("id").inputs["intervals"] == 2
+
+
+@pytest.mark.parametrize(("bake_s", "interval_s"), [(1_800, 10), (7_200, 10), (86_400, 120)])
+def test_a_long_bake_has_long_intervals(bake_s: int, interval_s: int) -> None:
+    steps = (StepDocument(weight_bp=500, bake_s=bake_s),)
+    plan = PlanDocument(name="long", steps=steps)
+    save_plan(document=plan, is_default=True, actor=ANNA)
+    make_instance()
+    rollout = make_baking(make_model())
+    split = latest().models["digits"].split
+    assert isinstance(split, CanarySplit)
+    assert split.interval_s == interval_s
+    tick_rollouts()
+    rollout.refresh_from_db()
+    assert rollout.next_check_at - rollout.step_started_at == timedelta(seconds=interval_s)
+
+
+def test_looks_get_rarer_the_more_intervals_there_are(
+    rollout: Rollout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation, "INTERVALS_A_LOOK", 2)
+    plan, now = from_json(rollout.plan_document), database_now()
+    waits = []
+    for ago_s in (60, 50, 40, 30):
+        window(rollout, "canary", ago_s=ago_s)
+        look(rollout)
+        waits.append((evaluation.next_look(rollout, plan, now) - now).total_seconds())
+    assert waits == [10, 20, 20, 30]
