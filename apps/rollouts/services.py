@@ -120,8 +120,8 @@ def rollback_model(
     this transaction, with no worker alive. An older one is loaded first.
 
     Raises:
-        Conflict: there is no previous version, it was rolled back itself, or a rollout or
-            experiment is live (abort it first).
+        Conflict: there is no previous version, `to` is in quarantine, or a rollout or experiment is
+            live (abort it first).
         Invalid: `to` was never stable, or is so now.
     """
     model = RegisteredModel.objects.select_for_update(of=("self",)).get(pk=model.pk)
@@ -131,7 +131,8 @@ def rollback_model(
     asked = read_overrides(overrides)
     if to is not None:
         _check_earlier(model, to)
-    require_not_quarantined(target, asked)
+    if target.pk != model.previous_stable_id:
+        require_not_quarantined(target, asked)
     asked = needed_overrides(asked, model, target)
     draft = Draft(model, target, actor, now, reason=reason, overrides=asked)
     rollout = _create(Rollout.Kind.ROLLBACK, draft)
