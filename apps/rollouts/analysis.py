@@ -77,7 +77,7 @@ def _answer_one(question: Question, check: CheckDocument) -> CheckResult:
         result = CheckResult(check.label, Verdict.PROVIDER_ERROR, str(problem), {})
     else:
         result = replace(JUDGES[check.check](question, check), check=check.label)
-    return _demand_fresh(result, question) if check.check in OF_TRAFFIC else result
+    return _demand_fresh(result, question) if check.check in kinds.OF_TRAFFIC else result
 
 
 def _demand_fresh(result: CheckResult, question: Question) -> CheckResult:
@@ -246,14 +246,4 @@ JUDGES: dict[str, Judge] = {
     kinds.ERROR_THRESHOLD: _error_threshold,
     kinds.LATENCY_OBJECTIVE: _latency_objective,
     **dict.fromkeys(OBSERVED, _observed),
-}
-# What is answered from the traffic of both versions, and so needs some of it lately.
-OF_TRAFFIC = {
-    kinds.ERROR_RATE,
-    kinds.LATENCY,
-    kinds.SAMPLE_RATIO,
-    kinds.ERROR_THRESHOLD,
-    kinds.ERROR_OBJECTIVE,
-    kinds.LATENCY_OBJECTIVE,
-    kinds.OUTCOME,
 }

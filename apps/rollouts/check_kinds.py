@@ -216,6 +216,16 @@ KINDS: dict[str, CheckKind] = {
         problem=_webhook_address,
     ),
 }
+# What is answered from the traffic that the step sends to the target.
+OF_TRAFFIC = {
+    ERROR_RATE,
+    LATENCY,
+    SAMPLE_RATIO,
+    ERROR_THRESHOLD,
+    ERROR_OBJECTIVE,
+    LATENCY_OBJECTIVE,
+    OUTCOME,
+}
 # Every kind with what it asks.
 QUESTIONS = {name: kind.asks for name, kind in KINDS.items()}
 # What a step asks unless told otherwise.

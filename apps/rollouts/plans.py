@@ -12,8 +12,10 @@ from apps.lib.errors import Invalid
 from apps.models.models import Role
 from apps.rollouts.check_kinds import (
     DEFAULT_CHECKS,
+    OF_TRAFFIC,
     OUTCOME,
     SHADOW_AGREEMENT,
+    SMOKE,
     CheckDocument,
     read_check,
     require_check,
@@ -115,8 +117,10 @@ class PlanDocument(msgspec.Struct, frozen=True, kw_only=True):
         replace = msgspec.structs.replace
         steps = [replace(step, weight_bp=min(step.weight_bp, most)) for step in self.steps]
         if self.final_bake_s:
+            # It is guarded like the last step, but for what would need copies.
+            checks = tuple(c for c in steps[-1].questions if c.check != SHADOW_AGREEMENT)
             bake = {"bake_s": self.final_bake_s, "is_final_bake": True, "gate": "automatic"}
-            steps.append(replace(steps[-1], weight_bp=most, shadow_bp=0, **bake))
+            steps.append(replace(steps[-1], weight_bp=most, shadow_bp=0, checks=checks, **bake))
         return replace(self, steps=tuple(steps))
 
 
@@ -124,15 +128,15 @@ def check_plan(plan: PlanDocument) -> None:
     """Raise Invalid unless the shares never fall, end above 0, and each check can be answered."""
     if not plan.steps:
         raise Invalid(f"Plan {plan.name!r} has no steps.")
-    last = 0
-    for number, step in enumerate(plan.steps, 1):
-        _check_step(f"Step {number}", step, last)
-        last = step.weight_bp
-    if last == 0:
+    if plan.steps[-1].weight_bp == 0:
         raise Invalid(
             f"Step {len(plan.steps)}: the last step gives the target no traffic, so its promotion "
             "would come unproven; end with a share above 0 %."
         )
+    last = 0
+    for number, step in enumerate(plan.steps, 1):
+        _check_step(f"Step {number}", step, last)
+        last = step.weight_bp
     if plan.holdback_bp and not HOLDBACK_LEAST_BP <= plan.holdback_bp <= HOLDBACK_MOST_BP:
         raise Invalid("holdback_bp: hold back 1 % to 5 % (100 to 500), or nothing (0).")
     if plan.holdback_bp and not plan.final_bake_s:
@@ -154,6 +158,8 @@ def _check_step(where: str, step: StepDocument, last_bp: int) -> None:
         raise Invalid(
             f"{where}: unknown role {step.gate_role!r}. Known are: {', '.join(Role.values)}."
         )
+    if step.weight_bp == 0 and step.requests_min:
+        raise Invalid(f"{where}: it gives the target no traffic, so requests_min must be 0.")
     labels: set[str] = set()
     for check in step.questions:
         require_check(check, where)
@@ -162,6 +168,11 @@ def _check_step(where: str, step: StepDocument, last_bp: int) -> None:
         labels.add(check.label)
         if check.check == SHADOW_AGREEMENT and not step.shadow_bp:
             raise Invalid(f"{where}: {check.label} needs copies to compare; set shadow_bp.")
+        if step.weight_bp == 0 and check.check in OF_TRAFFIC and check.effective_mode != "dry-run":
+            raise Invalid(
+                f"{where}: it gives the target no traffic, so {check.label} could never pass. "
+                f"Name other checks, such as {SMOKE} or {SHADOW_AGREEMENT}, or none."
+            )
 
 
 def document_of(plan: Plan) -> PlanDocument:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
 from apps.lib.errors import Conflict, Invalid
+from apps.rollouts.check_kinds import CheckDocument
 from apps.rollouts.models import Plan
 from apps.rollouts.plan_store import save_plan
 from apps.rollouts.plans import (
@@ -38,6 +40,31 @@ def plan(*weights: int, checks: tuple[str, ...] = ("error-rate",), **fields: int
 def test_it_refuses_steps_that_fall_or_lead_nowhere(weights: tuple[int, ...], told: str) -> None:
     with pytest.raises(Invalid, match=told):
         check_plan(plan(*weights))
+
+
+@pytest.mark.parametrize(
+    ("step", "told"),
+    [
+        ({"checks": ("smoke", "latency")}, "Step 1: .* no traffic, so latency could never pass"),
+        ({"checks": (), "requests_min": 1}, "Step 1: .* no traffic, so requests_min must be 0"),
+    ],
+)
+def test_a_step_without_traffic_waits_for_none(step: dict[str, Any], told: str) -> None:
+    steps = (StepDocument(weight_bp=0, **step), StepDocument(weight_bp=500))
+    with pytest.raises(Invalid, match=told):
+        check_plan(PlanDocument(name="never", steps=steps))
+
+
+def test_a_step_without_traffic_may_record_and_ask_others() -> None:
+    checks = ("smoke", CheckDocument(check="error-rate", mode="dry-run"))
+    steps = (StepDocument(weight_bp=0, checks=checks), StepDocument(weight_bp=500))
+    check_plan(PlanDocument(name="blue-green", steps=steps))
+
+
+def test_the_final_bake_compares_no_copies() -> None:
+    step = StepDocument(weight_bp=500, shadow_bp=500, checks=("latency", "shadow-agreement"))
+    followed = PlanDocument(name="last", steps=(step,), final_bake_s=60).as_followed()
+    assert [check.check for check in followed.steps[-1].questions] == ["latency"]
 
 
 def test_it_refuses_an_unknown_check_and_names_the_known() -> None:
