@@ -12,6 +12,7 @@ urlpatterns = [
     path("plans/new/", plans.plan_new, name="plan-new"),
     path("plans/<int:pk>/", plans.plan, name="plan"),
     path("plans/<int:pk>/edit/", plans.plan_edit, name="plan-edit"),
+    path("plans/<int:pk>/delete/", plans.plan_delete, name="plan-delete"),
     path("<uuid:pk>/", rollouts.rollout, name="rollout"),
     path("<uuid:pk>/live/", rollouts.rollout_live, name="rollout-live"),
     path("<uuid:pk>/charts/", rollouts.rollout_charts, name="rollout-charts"),

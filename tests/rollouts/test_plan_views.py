@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -9,8 +10,13 @@ from django.contrib.auth.models import User
 from django.test import Client
 
 from apps.models.models import AuditEntry, ModelRole, Role
+from apps.rollouts.check_kinds import CheckDocument
 from apps.rollouts.models import Plan
-from tests.rollouts.factories import make_plan
+from apps.rollouts.plan_store import save_plan
+from apps.rollouts.plan_templates import TEMPLATES
+from apps.rollouts.plans import PlanDocument, StepDocument, document_of, to_json
+from tests.rollouts.browser import form_in
+from tests.rollouts.factories import ANNA, make_plan
 
 pytestmark = pytest.mark.django_db
 
@@ -24,6 +30,11 @@ SETTINGS = {
     "alpha": "0.1",
     "reference_requests_min": "5000",
     "latency_slack": "2",
+    "evidence_mode": "any_regression",
+    "control": "all",
+    "final_bake": "0",
+    "holdback": "0",
+    "rollback_window": "24",
 }
 
 
@@ -104,6 +115,63 @@ def test_the_form_shows_a_plan_as_it_is_and_saving_it_changes_nothing(boss: Clie
     assert "Running rollouts keep the plan" in text
 
 
+RICH = PlanDocument(
+    name="rich",
+    steps=(
+        StepDocument(weight_bp=0, shadow_bp=1_250, bake_s=7, checks=("smoke",), gate="person"),
+        # Not in the order of the marks, and one that needs a setting.
+        StepDocument(
+            weight_bp=333,
+            bake_s=1_801,
+            requests_min=12,
+            checks=(
+                "latency",
+                "error-rate",
+                CheckDocument(
+                    check="latency-objective",
+                    name="quick",
+                    mode="signal",
+                    on={"no-data": "pause"},
+                    settings={"limit_us": 20_000},
+                ),
+                CheckDocument(check="latency", name="again"),
+            ),
+            gate="person",
+            gate_role="admin",
+        ),
+        StepDocument(weight_bp=10_000, bake_s=0, checks=()),
+    ),
+    time_scale_permille=7,
+    interval_s=3,
+    extend_max=9,
+    margin_bp=9_999,
+    alpha_ppm=1,
+    reference_requests_min=1,
+    latency_slack_us=1,
+    evidence_mode="beyond_margin",
+    control="equal",
+    holdback_bp=125,
+    final_bake_s=86_399,
+    rollback_window_s=59,
+)
+
+
+@pytest.mark.parametrize("document", [RICH, *(each.document for each in TEMPLATES)])
+def test_any_plan_passes_through_the_form_without_loss(
+    boss: Client, document: PlanDocument
+) -> None:
+    plan = save_plan(document=document, description="x", is_default=True, actor=ANNA)
+    before = to_json(document_of(plan))
+
+    page = boss.get(f"/rollouts/plans/{plan.pk}/edit/").content.decode()
+    response = boss.post(f"/rollouts/plans/{plan.pk}/edit/", form_in(page, "form-TOTAL_FORMS"))
+
+    plan.refresh_from_db()
+    assert response.status_code == 302, response.content.decode()
+    assert to_json(document_of(plan)) == before
+    assert (plan.description, plan.is_default) == ("x", True)
+
+
 def test_another_plan_becomes_the_default_one(boss: Client) -> None:
     old = make_plan("canary")
 
@@ -132,3 +200,118 @@ def test_only_an_admin_edits_plans(client: Client) -> None:
 
     assert client.get("/rollouts/plans/new/").status_code == 403
     assert client.post("/rollouts/plans/new/", form_of(("50", "1"))).status_code == 403
+    plan = make_plan()
+    assert client.post(f"/rollouts/plans/{plan.pk}/delete/").status_code == 403
+    assert 'id="delete-plan"' not in client.get(f"/rollouts/plans/{plan.pk}/").content.decode()
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        ('{"check": "latency-objective"}', "Line 1: check latency-objective: needs limit_us"),
+        ('\n{"check": "horoscope"}', "Line 2: unknown check &#x27;horoscope&#x27;"),
+        ('{"check": "latency", "colour": 1}', "Line 1: Object contains unknown field `colour`"),
+        ('{"check": "latency", "name": 3}', "Line 1: name: Expected `str`, got `int`"),
+        ('{"check": ', "Line 1: this is no JSON document"),
+        ("latency", "Line 1: each line is one document"),
+        (
+            '"smoke"\n{"check": "error-objective", "settings": {"limit_bp": 0}}',
+            "Line 2: check error-objective: limit_bp must be at least 1",
+        ),
+    ],
+)
+def test_a_check_that_is_none_is_refused_with_its_line_and_field(
+    boss: Client, lines: str, told: str
+) -> None:
+    response = boss.post(
+        "/rollouts/plans/new/", form_of(("50", "1"), **{"form-0-documents": lines})
+    )
+
+    assert response.status_code == 400
+    assert told in response.content.decode()
+    assert not Plan.objects.exists()
+
+
+def test_what_a_step_alone_cannot_see_is_refused_by_its_number(boss: Client) -> None:
+    steps = form_of(("50", "1"), ("60", "1"), **{"form-1-checks": ["shadow-agreement"]})
+
+    response = boss.post("/rollouts/plans/new/", steps)
+
+    assert response.status_code == 400
+    assert "Step 2: shadow-agreement needs copies to compare" in response.content.decode()
+
+
+def test_a_mistake_among_the_advanced_fields_is_not_hidden(boss: Client) -> None:
+    response = boss.post("/rollouts/plans/new/", form_of(("50", "1"), holdback="9"))
+
+    assert '<details id="advanced" open>' in response.content.decode()
+
+
+def test_a_plan_is_copied_under_a_name_of_its_own(boss: Client) -> None:
+    plan = save_plan(document=RICH, description="why", actor=ANNA)
+
+    page = boss.get(f"/rollouts/plans/new/?copy={plan.pk}").content.decode()
+    boss.post("/rollouts/plans/new/", form_in(page, "form-TOTAL_FORMS"))
+
+    copy = Plan.objects.get(name="rich-copy")
+    assert copy.description == "why"
+    assert document_of(copy).steps == RICH.steps
+
+
+def test_a_plan_begins_from_a_template(boss: Client) -> None:
+    for name in ("blue-green", "blue-green-copy"):
+        page = boss.get("/rollouts/plans/new/?template=blue-green").content.decode()
+        boss.post("/rollouts/plans/new/?template=blue-green", form_in(page, "form-TOTAL_FORMS"))
+        assert Plan.objects.filter(name=name).exists()
+
+    assert "shadow-canary" in boss.get("/rollouts/plans/").content.decode()
+    assert boss.get("/rollouts/plans/new/?template=nonsense").status_code == 404
+    assert boss.get("/rollouts/plans/new/?copy=99").status_code == 404
+
+
+def test_a_plan_is_deleted_but_not_the_default_one(boss: Client) -> None:
+    default, other = make_plan("canary"), make_plan("other")
+    assert 'id="delete-plan"' not in boss.get(f"/rollouts/plans/{default.pk}/").content.decode()
+
+    refused = boss.post(f"/rollouts/plans/{default.pk}/delete/", follow=True)
+    deleted = boss.post(f"/rollouts/plans/{other.pk}/delete/", follow=True)
+
+    assert "is the default plan" in refused.content.decode()
+    assert "Plan other is deleted" in deleted.content.decode()
+    assert [plan.name for plan in Plan.objects.all()] == ["canary"]
+
+
+def test_the_page_shows_checks_with_settings_gates_and_copies(boss: Client) -> None:
+    plan = save_plan(document=RICH, actor=ANNA)
+
+    text = boss.get(f"/rollouts/plans/{plan.pk}/").content.decode()
+
+    assert "signal: limit_us 20000, no-data: pause" in text
+    assert "admin approves" in text
+    assert "12.5 %" in text
+    assert "with 1.25 % held back" in text
+    assert "a slice of stable as large as the canary" in text
+
+
+def test_a_threshold_is_told_with_its_false_alarms(boss: Client) -> None:
+    asked = CheckDocument(check="error-threshold", settings={"margin_bp": 50})
+    steps = (StepDocument(weight_bp=500, checks=(asked,)), StepDocument(weight_bp=2_500))
+    plan = save_plan(document=PlanDocument(name="rule", steps=steps), actor=ANNA)
+    calm = make_plan("calm")
+
+    warned = boss.get(f"/rollouts/plans/{plan.pk}/").content.decode()
+    form = boss.get("/rollouts/plans/new/").content.decode()
+
+    assert re.search(r"would roll back about [1-9][\d.]* % of healthy versions", warned)
+    assert 'id="false-alarms"' not in boss.get(f"/rollouts/plans/{calm.pk}/").content.decode()
+    assert "In a usual plan it would roll back" in form
+
+
+def test_without_javascript_more_rows_are_shown_and_empty_ones_left_out(boss: Client) -> None:
+    page = boss.get("/rollouts/plans/new/?rows=more").content.decode()
+    sent = form_in(page, "form-TOTAL_FORMS") | {"name": "plain"}
+    assert sent["form-TOTAL_FORMS"] == ["10"]
+
+    boss.post("/rollouts/plans/new/", sent)
+
+    assert Plan.objects.get().steps.count() == 5

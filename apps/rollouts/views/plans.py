@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from django.contrib import messages
 from django.http import HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
-from django.views.decorators.http import require_http_methods, require_safe
+from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
-from apps.lib.errors import InterlockError
-from apps.lib.pages import PageRequest, page
+from apps.lib.errors import InterlockError, NotFound
+from apps.lib.pages import PageRequest, attempt, go_to, page
 from apps.models.access import actor_of, has_role, require_role
 from apps.models.models import Role
-from apps.rollouts.check_kinds import QUESTIONS
-from apps.rollouts.forms import PlanForm, StepForm, StepFormSet, make_step_forms
 from apps.rollouts.models import Plan
-from apps.rollouts.plan_store import save_plan
-from apps.rollouts.plans import DEFAULT_WEIGHTS_BP, StepDocument, document_of
-from apps.rollouts.selectors.rollouts import steps_of_saved
+from apps.rollouts.plan_forms import (
+    EVIDENCE_MODES,
+    PlanForm,
+    StepForm,
+    StepFormSet,
+    make_step_forms,
+)
+from apps.rollouts.plan_store import delete_plan, save_plan
+from apps.rollouts.plan_templates import TEMPLATES
+from apps.rollouts.plans import DEFAULT_WEIGHTS_BP, PlanDocument, StepDocument, document_of
+from apps.rollouts.selectors.plans import asked_view, false_alarms_of, kinds_of_checks
+from apps.rollouts.selectors.rollouts import steps_of_plan, steps_of_saved
+
+EMPTY_ROWS = 5
 
 
 @page
@@ -27,6 +37,7 @@ def plan_list(request: PageRequest) -> HttpResponse:
     plans = Plan.objects.prefetch_related("steps").order_by("-is_default", "name")
     context = {
         "plans": [(plan, steps_of_saved(plan)) for plan in plans],
+        "templates": [(each, steps_of_plan(each.document)) for each in TEMPLATES],
         "can_edit": has_role(request.user, None, Role.ADMIN),
     }
     return render(request, "rollouts/plan_list.html", context)
@@ -36,12 +47,18 @@ def plan_list(request: PageRequest) -> HttpResponse:
 @require_safe
 def plan(request: PageRequest, pk: int) -> HttpResponse:
     found = get_object_or_404(Plan.objects.prefetch_related("steps"), pk=pk)
+    document = document_of(found)
+    steps = steps_of_saved(found)
+    asked = [list(map(asked_view, step.questions)) for step in document.steps]
     context = {
         "plan": found,
-        "steps": steps_of_saved(found),
-        "checks": QUESTIONS,
+        "steps": steps,
+        "rows": list(zip(steps, asked, strict=True)),
+        "kinds": kinds_of_checks(),
+        "false_alarms": false_alarms_of(document),
         "alpha": found.alpha_ppm / 1_000_000,
-        "time_scale": PlanForm.initial_of(found)["time_scale"],
+        "shown": PlanForm.initial_of(document),
+        "evidence_mode": dict(EVIDENCE_MODES)[found.evidence_mode],
         "rollouts": found.rollouts.select_related("model", "target", "baseline", "plan")[:10],
         "can_edit": has_role(request.user, None, Role.ADMIN),
     }
@@ -51,24 +68,68 @@ def plan(request: PageRequest, pk: int) -> HttpResponse:
 @page
 @require_http_methods(["GET", "HEAD", "POST"])
 def plan_new(request: PageRequest) -> HttpResponse:
-    steps = [StepDocument(weight_bp=weight_bp) for weight_bp in DEFAULT_WEIGHTS_BP]
-    return _edit(request, None, {}, steps)
+    """Make a plan, from a template, as a copy of another plan, or of the usual steps."""
+    copied, template = request.GET.get("copy", ""), request.GET.get("template", "")
+    if copied.isdecimal() and request.method != "POST":
+        source = get_object_or_404(Plan.objects.prefetch_related("steps"), pk=int(copied[:9]))
+        return _edit(request, None, _unnamed(document_of(source), source.description))
+    if template:
+        found = next((each for each in TEMPLATES if each.document.name == template), None)
+        if found is None:
+            raise NotFound(f"There is no template {template!r} of a plan.")
+        return _edit(request, None, _unnamed(found.document, found.description))
+    steps = tuple(StepDocument(weight_bp=weight_bp) for weight_bp in DEFAULT_WEIGHTS_BP)
+    return _edit(request, None, Draft(PlanDocument(name="", steps=steps), {}))
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What the form shows before anybody typed."""
+
+    document: PlanDocument
+    more: dict[str, Any]
+
+
+def _unnamed(document: PlanDocument, description: str) -> Draft:
+    """Return the draft of a plan that is made after another one, under a name that is free."""
+    taken = set(Plan.objects.values_list("name", flat=True))
+    names = (
+        f"{document.name[:90]}{end}" for end in ("", "-copy", *map("-{}".format, range(2, 99)))
+    )
+    name = next((name for name in names if name not in taken), "")
+    return Draft(document, {"name": name, "description": description})
 
 
 @page
 @require_http_methods(["GET", "HEAD", "POST"])
 def plan_edit(request: PageRequest, pk: int) -> HttpResponse:
     found = get_object_or_404(Plan.objects.prefetch_related("steps"), pk=pk)
-    return _edit(request, found, PlanForm.initial_of(found), list(document_of(found).steps))
+    return _edit(request, found, Draft(document_of(found), PlanForm.initial_of_saved(found)))
 
 
-def _edit(
-    request: PageRequest, found: Plan | None, initial: dict[str, Any], steps: list[StepDocument]
-) -> HttpResponse:
+@page
+@require_POST
+def plan_delete(request: PageRequest, pk: int) -> HttpResponse:
+    require_role(request.user, None, Role.ADMIN)
+    found = get_object_or_404(Plan, pk=pk)
+
+    def delete() -> str:
+        delete_plan(plan=found, actor=actor_of(request))
+        return f"Plan {found.name} is deleted. Rollouts that follow it go on with theirs."
+
+    if attempt(request, delete):
+        return go_to(request, "plan", pk=pk)
+    return go_to(request, "plan-list")
+
+
+def _edit(request: PageRequest, found: Plan | None, draft: Draft) -> HttpResponse:
     require_role(request.user, None, Role.ADMIN)
     if request.method != "POST":
-        form = PlanForm(initial=initial or None)
-        rows = make_step_forms(initial=[StepForm.initial_of(step) for step in steps])
+        form = PlanForm(initial=PlanForm.initial_of(draft.document) | draft.more)
+        steps = [StepForm.initial_of(step) for step in draft.document.steps]
+        rows = make_step_forms(initial=steps)
+        # Without JavaScript there is no row to add: so many empty ones are shown instead.
+        rows.extra = EMPTY_ROWS if "rows" in request.GET else 0
         return _render_form(request, found, form, rows)
     form, rows = PlanForm(request.POST), make_step_forms(request.POST)
     # Both are asked, so that all that is wrong is said at once.
@@ -101,7 +162,7 @@ def _render_form(
         "plan": found,
         "form": form,
         "rows": rows,
-        "checks": QUESTIONS,
+        "kinds": kinds_of_checks(),
         "refusal": refusal,
     }
     return render(request, "rollouts/plan_form.html", context, status=status)

@@ -178,7 +178,10 @@ document.addEventListener("click", (event) => {
     const row = remove.closest("[data-row]");
     const rows = row.parentElement;
     // The form's numbers may have gaps: an emptied row is left out by the server.
-    row.querySelectorAll("input").forEach((input) => { input.value = ""; input.checked = false; });
+    row.querySelectorAll("input, textarea").forEach((input) => {
+      if (input.type === "checkbox") input.checked = false;
+      else input.value = "";
+    });
     row.hidden = true;
     row.removeAttribute("data-row");
     renumber(rows);
