@@ -1,8 +1,8 @@
 """`interlock`: what the web UI does, for CI and people. A verdict is an exit code.
 
-Exit codes: 0 it went as asked; 1 the rollout was rolled back or failed, or the experiment found
-nothing significant; 2 the request was refused; 3 the control plane could not be reached;
-4 `--timeout` passed first.
+Exit codes: 0 it went as asked; 1 the rollout or release was rolled back or failed, or the
+experiment found nothing significant; 2 the request was refused; 3 the control plane could not be
+reached; 4 `--timeout` passed first.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from cli.client import (
     EXIT_BAD_REQUEST,
@@ -21,13 +20,16 @@ from cli.client import (
     ApiError,
     Client,
 )
+from cli.governance import add_governance
 from cli.notifications import add_notifications
+from cli.parsing import add_command
+from cli.plans import add_plans
+from cli.releases import add_releases
 from cli.rollouts import add_rollouts
+from cli.serving import add_serving
 from cli.show import show_json, show_rows
 from cli.tenants import add_keys, add_tenants
 from cli.versions import add_versions
-
-Command = Callable[[Client, argparse.Namespace], int]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,25 +65,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--json", action="store_true", help="print the API's answer as JSON")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add(commands, "models", models, "list models and what serves each")
-    _add(commands, "versions", versions, "list a model's versions", "model")
-    _add(commands, "sync", sync, "import what the registry has and Interlock has not")
+    add_command(commands, "models", models, "list models and what serves each")
+    add_command(commands, "versions", versions, "list a model's versions", "model")
+    add_command(commands, "sync", sync, "import what the registry has and Interlock has not")
     add_rollouts(commands)
-    _add(commands, "results", results, "print an experiment's results", "experiment")
+    add_releases(commands)
+    add_plans(commands)
+    add_governance(commands)
+    add_serving(commands)
+    add_command(commands, "results", results, "print an experiment's results", "experiment")
     add_versions(commands)
     add_tenants(commands)
     add_keys(commands)
     add_notifications(commands)
-    return parser
-
-
-def _add(
-    commands: Any, name: str, command: Command, told: str, *positional: str
-) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(name, help=told, description=told)
-    for argument in positional:
-        parser.add_argument(argument)
-    parser.set_defaults(command=command)
     return parser
 
 

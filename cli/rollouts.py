@@ -1,25 +1,15 @@
-"""`interlock promote`, `rollback`, `status` and what a person does to a rollout."""
+"""`interlock promote`, `rollback`, `status`, `explain` and what a person does to a rollout."""
 
 from __future__ import annotations
 
 import argparse
-import sys
-import time
-from collections.abc import Callable
 from typing import Any
 
-from cli.client import (
-    EXIT_OK,
-    EXIT_REFUSED_BY_VERDICT,
-    EXIT_TIMED_OUT,
-    EXIT_UNREACHABLE,
-    ApiError,
-    Client,
-)
+from cli.client import EXIT_OK, Client
+from cli.parsing import Command, add_command, add_overrides, segment
 from cli.show import show_json
+from cli.waiting import add_waiting, say, wait
 
-Command = Callable[[Client, argparse.Namespace], int]
-POLL_S = 1.0
 ACTIONS = {
     "pause": "stop a rollout's clock",
     "resume": "let a paused rollout go on",
@@ -32,49 +22,26 @@ ACTIONS = {
 
 def add_rollouts(commands: Any) -> None:
     """Add what starts a rollout, tells of one and acts on one."""
-    promote_ = _add(commands, "promote", promote, "start to make a version stable", "model")
-    promote_.add_argument("version", help="its number, or an alias")
-    promote_.add_argument("--plan", help="the plan to follow (default: the default plan)")
-    add_overrides(promote_)
-    _add_waiting(promote_)
+    start = add_command(commands, "promote", promote, "start to make a version stable", "model")
+    start.add_argument("version", help="its number, or an alias")
+    start.add_argument("--plan", help="the plan to follow (default: the default plan)")
+    add_overrides(start)
+    add_waiting(start)
     told = "make the version before, or an earlier one, stable again, now"
-    back = _add(commands, "rollback", rollback, told, "model")
+    back = add_command(commands, "rollback", rollback, told, "model")
     back.add_argument("--to", metavar="VERSION", help="the earlier version: its number or alias")
     back.add_argument("--reason", default="")
-    status = _add(commands, "status", status_of, "tell how a rollout stands, and why", "rollout")
-    _add_waiting(status)
+    told = "tell how a rollout stands, and why"
+    add_waiting(add_command(commands, "status", status_of, told, "rollout"))
+    told = "tell the whole story of a rollout, and what decided it"
+    add_command(commands, "explain", explain, told, "rollout")
     for name, told in ACTIONS.items():
-        _add(commands, name, _act(name), told, "rollout").add_argument("--reason", default="")
+        acting = add_command(commands, name, _act(name), told, "rollout")
+        acting.add_argument("--reason", default="")
     told = "start a rollout that ended without success once more"
-    again = _add(commands, "retry", retry, told, "rollout")
+    again = add_command(commands, "retry", retry, told, "rollout")
     add_overrides(again)
-    _add_waiting(again)
-
-
-def _add(
-    commands: Any, name: str, command: Command, told: str, *positional: str
-) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(name, help=told, description=told)
-    for argument in positional:
-        parser.add_argument(argument)
-    parser.set_defaults(command=command)
-    return parser
-
-
-def add_overrides(parser: argparse.ArgumentParser) -> None:
-    """Add `--override`, repeatable; the server knows which there are."""
-    parser.add_argument(
-        "--override",
-        action="append",
-        default=[],
-        metavar="WHAT",
-        help="start despite a quarantine, signature or freeze; repeatable",
-    )
-
-
-def _add_waiting(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--wait", action="store_true", help="wait for the verdict")
-    parser.add_argument("--timeout", type=float, metavar="S", help="wait at most S seconds")
+    add_waiting(again)
 
 
 def promote(client: Client, options: argparse.Namespace) -> int:
@@ -89,23 +56,18 @@ def promote(client: Client, options: argparse.Namespace) -> int:
 
 def retry(client: Client, options: argparse.Namespace) -> int:
     body = {"overrides": options.override}
-    return _started(client, client.post(f"rollouts/{options.rollout}/retry/", body), options)
-
-
-def _started(client: Client, rollout: dict[str, Any], options: argparse.Namespace) -> int:
-    return wait(client, rollout, options) if options.wait else _tell(options, rollout)
+    return _started(client, client.post(f"{_path(options)}retry/", body), options)
 
 
 def rollback(client: Client, options: argparse.Namespace) -> int:
     body = {"reason": options.reason, "version": options.to}
-    return _tell(options, client.post(f"rollbacks/{options.model}/start/", body))
+    return _tell(options, client.post(f"rollbacks/{segment(options.model)}/start/", body))
 
 
 def status_of(client: Client, options: argparse.Namespace) -> int:
-    rollout = client.get(f"rollouts/{options.rollout}/")
     if options.wait:
-        return wait(client, rollout, options)
-    told = client.get(f"rollouts/{options.rollout}/explain/")
+        return wait(client, _path(options), client.get(_path(options)), options)
+    told = client.get(f"{_path(options)}explain/")
     if options.json:
         return show_json(told)
     print(told["summary"])
@@ -114,64 +76,37 @@ def status_of(client: Client, options: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def explain(client: Client, options: argparse.Namespace) -> int:
+    told = client.get(f"{_path(options)}explain/")
+    if options.json:
+        return show_json(told)
+    for sentence in told["story"]:
+        print(sentence)
+    return EXIT_OK
+
+
 def _act(name: str) -> Command:
     verb = {"finish": "promote"}.get(name, name)
 
     def act(client: Client, options: argparse.Namespace) -> int:
-        path = f"rollouts/{options.rollout}/{verb}/"
-        return _tell(options, client.post(path, {"reason": options.reason}))
+        return _tell(options, client.post(f"{_path(options)}{verb}/", {"reason": options.reason}))
 
     return act
 
 
-def wait(client: Client, rollout: dict[str, Any], options: argparse.Namespace) -> int:
-    """Follow a rollout until it ends; print each change; return the verdict's exit code."""
-    started = time.monotonic()
-    told = None
-    while True:
-        now = (rollout["phase"], rollout["weight_bp"], rollout["revision"])
-        if now != told and not options.json:
-            _say(rollout)
-        told = now
-        if not rollout["is_live"]:
-            return _verdict(rollout, options)
-        if options.timeout is not None and time.monotonic() - started > options.timeout:
-            print(
-                f"interlock: still {rollout['phase']} after {options.timeout:g} s; it goes on",
-                file=sys.stderr,
-            )
-            return EXIT_TIMED_OUT
-        time.sleep(POLL_S)
-        rollout = _patiently(client, rollout)
+def _path(options: argparse.Namespace) -> str:
+    return f"rollouts/{segment(options.rollout)}/"
 
 
-def _patiently(client: Client, rollout: dict[str, Any]) -> dict[str, Any]:
-    """Ask again; a control plane that is away for a moment does not end the wait."""
-    try:
-        answer: dict[str, Any] = client.get(f"rollouts/{rollout['id']}/")
-    except ApiError as error:
-        if error.exit_code != EXIT_UNREACHABLE:
-            raise
-        print(f"interlock: {error}; trying again", file=sys.stderr)
-        return rollout
-    return answer
-
-
-def _verdict(rollout: dict[str, Any], options: argparse.Namespace) -> int:
-    if options.json:
-        show_json(rollout)
-    return EXIT_OK if rollout["phase"] == "succeeded" else EXIT_REFUSED_BY_VERDICT
+def _started(client: Client, rollout: dict[str, Any], options: argparse.Namespace) -> int:
+    if not options.wait:
+        return _tell(options, rollout)
+    return wait(client, f"rollouts/{rollout['id']}/", rollout, options)
 
 
 def _tell(options: argparse.Namespace, rollout: dict[str, Any]) -> int:
     if options.json:
         return show_json(rollout)
     print(f"rollout {rollout['id']}")
-    _say(rollout)
+    say(rollout)
     return EXIT_OK
-
-
-def _say(rollout: dict[str, Any]) -> None:
-    share = rollout["weight_bp"] / 100
-    name = f"{rollout['model']}:{rollout['target']}"
-    print(f"{name} {rollout['phase']} at {share:g} %: {rollout['reason']}", flush=True)

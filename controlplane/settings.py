@@ -157,6 +157,11 @@ SPECTACULAR_SETTINGS = {
     "DESCRIPTION": "Models, versions, rollouts and experiments: what the web UI does, for CI.",
     "VERSION": "1",
     "SERVE_INCLUDE_SCHEMA": False,
+    # Two fields called kind, and a release's state is a phase: names that say so.
+    "ENUM_NAME_OVERRIDES": {
+        "PhaseEnum": "apps.rollouts.states.Phase",
+        "TargetKindEnum": "apps.notifications.models.NotificationTarget.Kind",
+    },
     "SWAGGER_UI_DIST": "SIDECAR",
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
 }

@@ -22,7 +22,7 @@ from apps.rollouts import services
 from apps.rollouts.evaluation import repeat_answer
 from apps.rollouts.explain import latest_checks, summarise, tell_story
 from apps.rollouts.models import Instance, Rollout
-from apps.rollouts.plan_api import PlanViewSet, find_plan
+from apps.rollouts.plan_api import PlanTemplateViewSet, PlanViewSet, find_plan
 from apps.rollouts.serializers import (
     ActSerializer,
     EvaluationSerializer,
@@ -43,6 +43,7 @@ UUID_PATTERN = "[0-9a-fA-F-]{36}"
 def register(router: BaseRouter) -> None:
     """Add this app's endpoints to the API's router."""
     router.register("plans", PlanViewSet, basename="plan")
+    router.register("plan-templates", PlanTemplateViewSet, basename="plan-template")
     router.register("rollouts", RolloutViewSet, basename="rollout")
     router.register("rollbacks", RollbackViewSet, basename="rollback")
     router.register("instances", InstanceViewSet, basename="instance")

@@ -35,12 +35,15 @@ def register(router: BaseRouter) -> None:
 
 
 class FreezeSerializer(StrictSerializer):
-    """`model` null: all models. `open_until` is null while the window is not open."""
+    """`model` null: all models; without `starts_at` it starts now.
+
+    `open_until` is null while the window is not open.
+    """
 
     id = serializers.IntegerField(read_only=True)
     model = serializers.CharField(source="model.name", allow_null=True, default=None)
     reason = serializers.CharField(max_length=500)
-    starts_at = InstantField()
+    starts_at = InstantField(required=False)
     ends_at = InstantField()
     is_weekly = serializers.BooleanField(default=False)
     open_until = serializers.SerializerMethodField()
@@ -77,7 +80,9 @@ class FreezeViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericVie
         name = asked.pop("model")["name"]
         model = find_model(name) if name else None
         require_role(request.user, model, role_to_freeze(model))
-        window = create_freeze(model=model, **asked, actor=actor_of(request), now=database_now())
+        now = database_now()
+        asked.setdefault("starts_at", now)
+        window = create_freeze(model=model, **asked, actor=actor_of(request), now=now)
         return Response(self.get_serializer(window).data, status=status.HTTP_201_CREATED)
 
     @extend_schema(responses={204: None})

@@ -7,10 +7,9 @@ from typing import Any
 import msgspec
 from drf_spectacular.utils import extend_schema
 from rest_framework import status
-from rest_framework.decorators import action
 from rest_framework.request import Request
 from rest_framework.response import Response
-from rest_framework.viewsets import GenericViewSet
+from rest_framework.viewsets import GenericViewSet, ViewSet
 
 from apps.lib.errors import Invalid, NotFound
 from apps.models.access import actor_of, require_role
@@ -72,12 +71,6 @@ class PlanViewSet(GenericViewSet[Plan]):
         delete_plan(plan=self.get_object(), actor=actor_of(request))
         return Response(status=status.HTTP_204_NO_CONTENT)
 
-    @extend_schema(responses=PlanSerializer(many=True))
-    @action(detail=False, pagination_class=None)
-    def templates(self, request: Request) -> Response:
-        """Ready plans, one for each strategy, in the form that can be sent back."""
-        return Response([template_to_json(template) for template in TEMPLATES])
-
     @staticmethod
     def _save(request: Request, plan: Plan | None) -> Plan:
         given = PlanSerializer(data=request.data)
@@ -92,3 +85,12 @@ class PlanViewSet(GenericViewSet[Plan]):
             plan=plan,
             actor=actor_of(request),
         )
+
+
+class PlanTemplateViewSet(ViewSet):
+    """Ready plans, one for each strategy."""
+
+    @extend_schema(responses=PlanSerializer(many=True))
+    def list(self, request: Request) -> Response:
+        """All templates, each in the form that can be changed and sent to `plans/`."""
+        return Response([template_to_json(template) for template in TEMPLATES])

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from cli import main as cli
-from cli import rollouts
+from cli import waiting
 from cli.client import Client
 
 Answer = Callable[[httpx.Request], httpx.Response]
@@ -24,7 +24,7 @@ def rollout(phase: str, **fields: Any) -> dict[str, Any]:
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch) -> Callable[[Answer], None]:
     monkeypatch.setenv("INTERLOCK_TOKEN", "t")
-    monkeypatch.setattr(rollouts, "POLL_S", 0)
+    monkeypatch.setattr(waiting, "POLL_S", 0)
 
     def install(answer: Answer) -> None:
         transport = httpx.MockTransport(answer)

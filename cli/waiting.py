@@ -1,0 +1,82 @@
+"""Waiting for the verdict of one rollout, or of all of a release: the exit code is the verdict."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from typing import Any
+
+from cli.client import (
+    EXIT_OK,
+    EXIT_REFUSED_BY_VERDICT,
+    EXIT_TIMED_OUT,
+    EXIT_UNREACHABLE,
+    ApiError,
+    Client,
+)
+from cli.show import show_json
+
+POLL_S = 1.0
+
+
+def add_waiting(parser: argparse.ArgumentParser) -> None:
+    """Add `--wait` and `--timeout`."""
+    parser.add_argument("--wait", action="store_true", help="wait for the verdict")
+    parser.add_argument("--timeout", type=float, metavar="S", help="wait at most S seconds")
+
+
+def wait(client: Client, path: str, answer: dict[str, Any], options: argparse.Namespace) -> int:
+    """Follow what `path` tells of until it ends; print each change; return the exit code."""
+    started = time.monotonic()
+    told: dict[str, Any] = {}
+    while True:
+        rollouts = rollouts_of(answer)
+        for rollout in rollouts:
+            now = (rollout["phase"], rollout["weight_bp"], rollout["revision"])
+            if now != told.get(rollout["id"]) and not options.json:
+                say(rollout)
+            told[rollout["id"]] = now
+        live = [rollout for rollout in rollouts if rollout["is_live"]]
+        if not live:
+            return _verdict(answer, options)
+        if options.timeout is not None and time.monotonic() - started > options.timeout:
+            print(
+                f"interlock: still {live[0]['phase']} after {options.timeout:g} s; it goes on",
+                file=sys.stderr,
+            )
+            return EXIT_TIMED_OUT
+        time.sleep(POLL_S)
+        answer = _patiently(client, path, answer)
+
+
+def rollouts_of(answer: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return a release's rollouts, or the rollout that the answer is."""
+    rollouts: list[dict[str, Any]] = answer.get("rollouts", [answer])
+    return rollouts
+
+
+def say(rollout: dict[str, Any]) -> None:
+    """Print where a rollout stands, in one line."""
+    share = rollout["weight_bp"] / 100
+    name = f"{rollout['model']}:{rollout['target']}"
+    print(f"{name} {rollout['phase']} at {share:g} %: {rollout['reason']}", flush=True)
+
+
+def _patiently(client: Client, path: str, last: dict[str, Any]) -> dict[str, Any]:
+    """Ask again; a control plane that is away for a moment does not end the wait."""
+    try:
+        answer: dict[str, Any] = client.get(path)
+    except ApiError as error:
+        if error.exit_code != EXIT_UNREACHABLE:
+            raise
+        print(f"interlock: {error}; trying again", file=sys.stderr)
+        return last
+    return answer
+
+
+def _verdict(answer: dict[str, Any], options: argparse.Namespace) -> int:
+    if options.json:
+        show_json(answer)
+    ends = {rollout["phase"] for rollout in rollouts_of(answer)}
+    return EXIT_OK if ends == {"succeeded"} else EXIT_REFUSED_BY_VERDICT
