@@ -65,3 +65,16 @@ class RolloutFilterForm(forms.Form):
     )
     phase = forms.ChoiceField(choices=[("", "All phases"), *Phase.choices], required=False)
     kind = forms.ChoiceField(choices=[("", "All kinds"), *Rollout.Kind.choices], required=False)
+
+
+class LocalInstant(forms.DateTimeInput):
+    """A browser's own field for a date and a time, which is read as UTC."""
+
+    input_type = "datetime-local"
+
+    def __init__(self, **attrs: Any) -> None:
+        super().__init__(attrs={"step": 1, **attrs}, format="%Y-%m-%dT%H:%M:%S")
+
+
+class InstantForm(forms.Form):
+    at = forms.DateTimeField(label="What served at, UTC", widget=LocalInstant())

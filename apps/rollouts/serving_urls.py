@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from django.urls import path
 
-from apps.rollouts.views import fleet, promotion, serving, settings, tenants
+from apps.rollouts.views import fleet, history, promotion, serving, settings, tenants
 
 urlpatterns = [
     path("", serving.overview, name="overview"),
@@ -18,7 +18,9 @@ urlpatterns = [
         settings.version_warmup,
         name="version-warmup",
     ),
+    path("models/<str:name>/history/", history.serving_history, name="serving-history"),
     path("fleet/", fleet.fleet, name="fleet"),
+    path("fleet/forget/", fleet.forget, name="instance-forget"),
     path("tenants/", tenants.tenant_list, name="tenant-list"),
     path("tenants/<str:name>/", tenants.tenant, name="tenant"),
     path("tenants/<str:name>/keys/", tenants.key_create, name="key-create"),

@@ -7,13 +7,14 @@ from datetime import datetime, timedelta
 
 from django.conf import settings
 
-from apps.rollouts.models import BreakerTripRecord, Instance, PublishedTable
+from apps.rollouts.models import BreakerTripRecord, Instance, PublishedTable, TrafficAlarm
 from apps.rollouts.publication import PIN_ALL
 
 # A silent instance is shown for so long, then forgotten by the pages.
 REMEMBERED = timedelta(hours=24)
 TABLES_MAX = 20
 TRIPS_MAX = 20
+ALARMS_MAX = 20
 # A table is applied within seconds of its publication: later than this something is wrong.
 STALE_AFTER = timedelta(seconds=30)
 
@@ -28,6 +29,8 @@ class Member:
     instance: Instance
     state: str
     behind_since: datetime | None = None
+    # It went silent without saying that it stops, and rollouts wait for it until then.
+    waited_until: datetime | None = None
 
     @property
     def pins(self) -> str:
@@ -71,6 +74,11 @@ class Fleet:
         return self._in("refused")
 
     @property
+    def silent(self) -> list[Member]:
+        """Return those that are silent and may still serve, as far as anybody knows."""
+        return [member for member in self.members if member.waited_until is not None]
+
+    @property
     def gone(self) -> list[Member]:
         return self._in("gone")
 
@@ -86,7 +94,14 @@ class Fleet:
     def stamp(self) -> tuple[object, ...]:
         """What changes whenever the picture does, except for the passing of time."""
         states = [
-            (m.instance.name, m.state, m.instance.applied_generation, m.dropped, m.pins)
+            (
+                m.instance.name,
+                m.state,
+                m.instance.applied_generation,
+                m.dropped,
+                m.pins,
+                m.waited_until is None,
+            )
             for m in self.members
         ]
         return (self.latest.generation if self.latest else 0, *states)
@@ -120,7 +135,12 @@ def _member(
     if state == "behind" and (behind_since is None or behind_since < now - STALE_AFTER):
         # A table that is no longer kept was published long ago.
         state = "stale"
-    return Member(instance, state, behind_since)
+    return Member(instance, state, behind_since, _waited_until(instance, state, now))
+
+
+def _waited_until(instance: Instance, state: str, now: datetime) -> datetime | None:
+    until = instance.reported_at + timedelta(seconds=settings.INSTANCE_FORGOTTEN_S)
+    return until if state == "gone" and not instance.is_stopping and until >= now else None
 
 
 def _state(instance: Instance, generation: int, now: datetime) -> str:
@@ -137,6 +157,11 @@ def _state(instance: Instance, generation: int, now: datetime) -> str:
 def recent_tables() -> list[PublishedTable]:
     """Return the last published tables, newest first, each with `document` for its size."""
     return list(PublishedTable.objects.order_by("-generation")[:TABLES_MAX])
+
+
+def recent_alarms() -> list[TrafficAlarm]:
+    """Return the last alarms about traffic that went against its table, newest first."""
+    return list(TrafficAlarm.objects.order_by("-last_at")[:ALARMS_MAX])
 
 
 def recent_trips() -> list[BreakerTripRecord]:

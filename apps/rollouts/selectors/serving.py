@@ -15,6 +15,7 @@ from apps.rollouts.models import Rollout, RolloutEvent
 from apps.rollouts.selectors.fleet import Fleet
 from apps.rollouts.selectors.rollouts import StepView, steps_of
 from apps.rollouts.selectors.telemetry import MINUTE, Traffic, add_up, last_minute, minute_stamp
+from apps.rollouts.services import earlier_versions
 from apps.rollouts.states import LIVE_PHASES, Phase
 
 DECISIONS_MAX = 12
@@ -76,6 +77,36 @@ def experiment_of(model: RegisteredModel) -> Any:
 def _split_kind(model: RegisteredModel) -> str | None:
     split = getattr(model, "live_split", None)
     return split.kind if split else None
+
+
+@dataclass(frozen=True)
+class WayBack:
+    """An earlier version, whether going back to it is instant, and why it may need an override."""
+
+    version: ModelVersion
+    is_loaded: bool
+    quarantine: str
+
+
+def ways_back(model: RegisteredModel) -> list[WayBack]:
+    """Return the versions that were stable before, the newest first."""
+    versions = earlier_versions(model)
+    prefetch_related_objects(versions, "deployments", "quarantine")
+    ways = [
+        WayBack(
+            version,
+            any(each.state == DeploymentState.READY for each in version.deployments.all()),
+            # The version before may be gone back to whatever became of it since.
+            _quarantine_of(version) if version.pk != model.previous_stable_id else "",
+        )
+        for version in versions
+    ]
+    return sorted(ways, key=lambda way: way.version.number, reverse=True)
+
+
+def _quarantine_of(version: ModelVersion) -> str:
+    held = getattr(version, "quarantine", None)
+    return held.reason if held else ""
 
 
 def recent_decisions() -> list[RolloutEvent]:

@@ -11,10 +11,11 @@ from django.shortcuts import get_object_or_404
 from django.views.decorators.http import require_POST, require_safe
 
 from apps.lib.clock import database_now
+from apps.lib.errors import NotFound
 from apps.lib.pages import PageRequest, attempt, go_to, page, render_live, stamp_of
 from apps.models.access import actor_of, has_role, require_role
 from apps.models.forms import CHART_SPANS, ChartSpanForm
-from apps.models.models import RegisteredModel, Role
+from apps.models.models import ModelVersion, RegisteredModel, Role
 from apps.models.selectors import list_models, list_refused, list_versions, shares_of
 from apps.rollouts import charts, services
 from apps.rollouts.selectors import serving
@@ -63,7 +64,7 @@ def model(request: PageRequest, name: str) -> HttpResponse:
         return {
             "now": now,
             **_model_context(request, found, now),
-            **({} if request.htmx else _chart_context(request, found, now)),
+            **({} if request.htmx else _still_context(request, found, now)),
         }
 
     return render_live(
@@ -97,6 +98,17 @@ def _model_context(request: PageRequest, found: RegisteredModel, now: datetime) 
         "has_cache_hits": any(each.cache_hits for each in traffic.values()),
         "can_operate": has_role(request.user, found, Role.OPERATOR),
         "can_configure": has_role(request.user, found, Role.ADMIN),
+    }
+
+
+def _still_context(request: PageRequest, found: RegisteredModel, now: datetime) -> dict[str, Any]:
+    """What stands outside the fragment that is polled: charts, and the form that goes back."""
+    may_go_back = has_role(request.user, found, Role.OPERATOR) and not hasattr(found, "live_split")
+    ways_back = serving.ways_back(found) if may_go_back and found.stable else []
+    return {
+        **_chart_context(request, found, now),
+        "ways_back": ways_back,
+        "any_quarantined": any(way.quarantine for way in ways_back),
     }
 
 
@@ -140,14 +152,30 @@ def _chart_context(request: PageRequest, found: RegisteredModel, now: datetime) 
 @page
 @require_POST
 def rollback(request: PageRequest, name: str) -> HttpResponse:
+    """Go back to the version before at once, or to the earlier one that is named."""
     found = get_object_or_404(RegisteredModel.objects.select_related("stable"), name=name)
     require_role(request.user, found, Role.OPERATOR)
 
     def go() -> str:
-        reason = request.POST.get("reason", "")[:500]
-        actor, now = actor_of(request), database_now()
-        rollout = services.rollback_model(model=found, actor=actor, now=now, reason=reason)
+        rollout = services.rollback_model(
+            model=found,
+            actor=actor_of(request),
+            now=database_now(),
+            reason=request.POST.get("reason", "")[:500],
+            to=_named_version(found, request.POST.get("version", "")),
+            overrides=request.POST.getlist("override"),
+        )
         return f"{found.name} goes back to version {rollout.target.number}."
 
     attempt(request, go)
     return go_to(request, "model", name)
+
+
+def _named_version(found: RegisteredModel, number: str) -> ModelVersion | None:
+    """Return the version of that number; None for no number. Raises NotFound."""
+    if not number:
+        return None
+    version = found.versions.filter(number=int(number[:9])).first() if number.isdecimal() else None
+    if version is None:
+        raise NotFound(f"{found.name} has no version {number!r}.")
+    return version
