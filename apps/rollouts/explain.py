@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import groupby
 
+from apps.lib.actors import INTERLOCK
 from apps.rollouts.models import Evaluation, Rollout, RolloutEvent
+from apps.rollouts.plans import PlanDocument, from_json
 from apps.rollouts.states import Phase
+from apps.rollouts.verdicts import Verdict
+
+VERBS = {Verdict.PASS.value: "passed", Verdict.FAIL.value: "failed"}
+ON_STEP = {Phase.BAKING, Phase.PAUSED}
 
 
 def latest_checks(rollout: Rollout) -> list[Evaluation]:
@@ -33,57 +39,96 @@ def _what(rollout: Rollout) -> str:
 
 def tell_story(rollout: Rollout) -> list[str]:
     """Return the whole story as sentences, in the order in which it happened."""
+    plan = from_json(rollout.plan_document) if rollout.plan_document else None
     events = list(rollout.events.order_by("id"))
     answers = _answers_by_step(rollout)
-    told = _beginning(rollout)
-    for event, following in zip(events, [*events[1:], None], strict=True):
-        if event.from_state:
-            told.append(_tell_event(event))
-        if _leaves_step(event, following):
+    told = _beginning(rollout, plan)
+    entered = rollout.started_at
+    for before, event, following in zip([None, *events], events, [*events[1:], None], strict=False):
+        if before is not None:
+            told.append(f"{_at(event.at)}: {_tell_event(rollout, plan, before, event)}.")
+            entered = event.at if event.step_index != before.step_index else entered
+        if plan and _leaves_step(event, following):
+            told.append(_tell_bake(rollout, plan, event, entered, following))
             told += [_tell_answer(answer) for answer in answers.get(event.step_index, [])]
-            told += [_tell_bake(rollout, event.step_index, events, following)]
     return [*told, _end(rollout)]
 
 
-def _beginning(rollout: Rollout) -> list[str]:
-    plan = rollout.plan_document.get("name")
-    by = f" by plan {plan} with {len(rollout.plan_document['steps'])} steps" if plan else ""
-    told = [f"{_at(rollout.started_at)}: {rollout.started_by} started it: {_what(rollout)}{by}."]
+def _beginning(rollout: Rollout, plan: PlanDocument | None) -> list[str]:
+    what = _what(rollout)
+    by = ""
+    if plan is not None:
+        shares = " → ".join(f"{step.weight_bp / 100:g}" for step in plan.steps)
+        by = f", by plan {plan.name} in {_count(len(plan.steps), 'step')} ({shares} %)"
+    told = [f"{_at(rollout.started_at)}: {rollout.started_by} started it: {what}{by}."]
     if rollout.overrides:
         told.append(f"{rollout.started_by} overrode: {', '.join(rollout.overrides)}.")
     if rollout.retry_of_id:
         told.append(f"It tries rollout {rollout.retry_of_id} again.")
     if rollout.release:
-        told.append(f"It is part of release {rollout.release.name}.")
+        told.append(f"It moves together with the others of release {rollout.release.name}.")
     return told
 
 
-def _tell_event(event: RolloutEvent) -> str:
-    step = ""
-    if event.step_index >= 0 and event.to_state == Phase.BAKING:
-        step = f", step {event.step_index + 1} at {event.weight_bp / 100:g} %"
-    phase = event.to_state.replace("_", " ")
-    return f"{_at(event.at)}: {phase}{step} ({event.actor}): {event.reason}."
+def _tell_event(
+    rollout: Rollout, plan: PlanDocument | None, before: RolloutEvent, event: RolloutEvent
+) -> str:
+    """Tell what came about, by whom, and why, unless the sentence before has said why."""
+    who = "Interlock" if event.actor == INTERLOCK.name else event.actor
+    done = {
+        Phase.PREPARING: f"{who} began to prepare {rollout.target}",
+        Phase.BAKING: _tell_step(who, plan, before, event),
+        Phase.PAUSED: f"{who} paused it at {event.weight_bp / 100:g} %",
+        Phase.PROMOTING: f"{who} made {rollout.target} stable",
+        Phase.SUCCEEDED: "every instance serves from that table",
+        Phase.ROLLING_BACK: f"{who} took all traffic off {rollout.target}",
+        Phase.ROLLED_BACK: "every instance serves without it",
+        Phase.FAILED: f"{rollout.target} could not be prepared",
+    }.get(Phase(event.to_state), f"{who} started it")
+    why = event.reason.rstrip(".")
+    # How it started has been told without the reason.
+    is_told = event.reason == before.reason and before.from_state
+    return done if is_told else f"{done}: {why}"
+
+
+def _tell_step(
+    who: str, plan: PlanDocument | None, before: RolloutEvent, event: RolloutEvent
+) -> str:
+    number = event.step_index + 1
+    if event.step_index == before.step_index:
+        went_on = before.to_state == Phase.PAUSED
+        return f"{who} let it go on" if went_on else f"{who} opened the gate of step {number}"
+    count, copies = "", ""
+    if plan is not None:
+        step = plan.steps[event.step_index]
+        count = f" of {len(plan.steps)}" + (", the final bake," if step.is_final_bake else "")
+        copies = f" and copies of {step.shadow_bp / 100:g} %" if step.shadow_bp else ""
+    return f"{who} began step {number}{count} at {event.weight_bp / 100:g} %{copies}"
 
 
 def _leaves_step(event: RolloutEvent, following: RolloutEvent | None) -> bool:
-    """Say whether the step's story is over here, or is told as far as it has come."""
-    if event.step_index < 0 or event.to_state not in {Phase.BAKING, Phase.PAUSED}:
+    """Say whether the step ends with this event, or has come no further than it."""
+    if event.step_index < 0 or event.to_state not in ON_STEP:
         return False
     if following is None:
         return True
-    stays = following.to_state in {Phase.BAKING, Phase.PAUSED}
-    return following.step_index != event.step_index or not stays
+    return following.step_index != event.step_index or following.to_state not in ON_STEP
 
 
 def _tell_bake(
-    rollout: Rollout, step_index: int, events: list[RolloutEvent], following: RolloutEvent | None
+    rollout: Rollout,
+    plan: PlanDocument,
+    event: RolloutEvent,
+    entered: datetime,
+    following: RolloutEvent | None,
 ) -> str:
-    entered = next(event for event in events if event.step_index == step_index)
-    if following is None:
-        return f"Step {step_index + 1} bakes since {_at(entered.at)}."
-    took_s = (following.at - entered.at).total_seconds()
-    return f"Step {step_index + 1} took {_duration(took_s)}, with the wait for the instances."
+    step = f"Step {event.step_index + 1}"
+    asked = f"the plan asks for {_duration(plan.bake_of(event.step_index))} from when all serve it"
+    if following is not None:
+        return f"{step} lasted {_duration(following.at - entered)}; {asked}."
+    if rollout.step_due_at is None:
+        return f"{step} has not begun to bake; {asked}."
+    return f"{step} bakes and may pass from {_at(rollout.step_due_at)}; {asked}."
 
 
 def _answers_by_step(rollout: Rollout) -> dict[int, list[Evaluation]]:
@@ -94,25 +139,28 @@ def _answers_by_step(rollout: Rollout) -> dict[int, list[Evaluation]]:
 
 
 def _tell_answer(answer: Evaluation) -> str:
-    rule = f"; so: {answer.rule}" if answer.rule else ""
-    return (
-        f"{_at(answer.at)}: check {answer.check_name} at step {answer.step_index + 1} answered "
-        f"{answer.verdict}: {answer.reason}{rule}."
-    )
+    verb = VERBS.get(answer.verdict, f"was {answer.verdict}")
+    rule = f" [{answer.rule}]" if answer.rule and answer.verdict != Verdict.PASS else ""
+    return f"There {answer.check_name} {verb}: {answer.reason.rstrip('.')}{rule}."
 
 
 def _end(rollout: Rollout) -> str:
+    phase = rollout.phase.replace("_", " ")
     if rollout.ended_at is None:
-        return f"Now it is {rollout.phase.replace('_', ' ')}: {rollout.reason}."
-    took = _duration((rollout.ended_at - rollout.started_at).total_seconds())
-    return f"It ended after {took}: {rollout.phase.replace('_', ' ')}. {rollout.reason}."
+        return f"Now it is {phase}: {rollout.reason.rstrip('.')}."
+    return f"It ended {phase} after {_duration(rollout.ended_at - rollout.started_at)}."
 
 
 def _at(at: datetime) -> str:
     return f"{at:%Y-%m-%d %H:%M:%S} UTC"
 
 
-def _duration(seconds: float) -> str:
+def _duration(span: timedelta) -> str:
+    seconds = span.total_seconds()
     if seconds < 120:
-        return f"{seconds:.0f} s"
+        return f"{seconds:.3g} s"
     return f"{seconds / 60:.0f} min" if seconds < 7_200 else f"{seconds / 3_600:.1f} h"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
