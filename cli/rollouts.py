@@ -31,6 +31,7 @@ def add_rollouts(commands: Any) -> None:
     back = add_command(commands, "rollback", rollback, told, "model")
     back.add_argument("--to", metavar="VERSION", help="the earlier version: its number or alias")
     back.add_argument("--reason", default="")
+    add_overrides(back)
     told = "tell how a rollout stands, and why"
     add_waiting(add_command(commands, "status", status_of, told, "rollout"))
     told = "tell the whole story of a rollout, and what decided it"
@@ -60,7 +61,7 @@ def retry(client: Client, options: argparse.Namespace) -> int:
 
 
 def rollback(client: Client, options: argparse.Namespace) -> int:
-    body = {"reason": options.reason, "version": options.to}
+    body = {"reason": options.reason, "version": options.to, "overrides": options.override}
     return _tell(options, client.post(f"rollbacks/{segment(options.model)}/start/", body))
 
 

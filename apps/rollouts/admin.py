@@ -13,6 +13,8 @@ from unfold.admin import ModelAdmin, TabularInline
 
 from apps.lib.admin import ReadOnly
 from apps.lib.errors import Invalid
+from apps.models.access import actor_of
+from apps.models.audit import record_audit
 from apps.rollouts.models import (
     BreakerTripRecord,
     Evaluation,
@@ -29,7 +31,14 @@ from apps.rollouts.models import (
     ServingChange,
     TrafficAlarm,
 )
-from apps.rollouts.plans import PlanDocument, check_plan, plan_settings, step_settings
+from apps.rollouts.plans import (
+    PlanDocument,
+    check_plan,
+    document_of,
+    plan_settings,
+    step_settings,
+    to_json,
+)
 
 
 class StepInlineFormSet(BaseInlineFormSet):  # type: ignore[type-arg]
@@ -63,9 +72,24 @@ class StepInline(TabularInline):  # type: ignore[misc]
 
 @admin.register(Plan)
 class PlanAdmin(ModelAdmin):  # type: ignore[misc]
+    """Plans may be edited, by the rule and audited; they are deleted on their pages, which ask."""
+
     list_display = ["name", "is_default", "time_scale_permille", "margin_bp", "alpha_ppm"]
     search_fields = ["name"]
     inlines = [StepInline]
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def save_related(self, request: HttpRequest, form: Any, formsets: Any, change: bool) -> None:
+        super().save_related(request, form, formsets, change)
+        plan = Plan.objects.prefetch_related("steps").get(pk=form.instance.pk)
+        record_audit(
+            actor=actor_of(request),
+            action="plan.changed" if change else "plan.created",
+            target=plan.name,
+            after=to_json(document_of(plan)),
+        )
 
 
 class EventInline(ReadOnly, TabularInline):  # type: ignore[misc]

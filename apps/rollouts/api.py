@@ -233,6 +233,7 @@ class RollbackViewSet(ViewSet):
             now=database_now(),
             reason=given.validated_data["reason"],
             to=find_version(model, named) if named else None,
+            overrides=given.validated_data["overrides"],
         )
         return Response(RolloutSerializer(rollout).data, status=status.HTTP_201_CREATED)
 

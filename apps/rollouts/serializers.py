@@ -212,7 +212,7 @@ class ActSerializer(StrictSerializer):
     revision = serializers.IntegerField(required=False, allow_null=True, default=None)
 
 
-class RollbackSerializer(StrictSerializer):
+class RollbackSerializer(OverridesSerializer):
     """`version`: an earlier stable one, by number or alias; without it the one before."""
 
     reason = serializers.CharField(required=False, default="", allow_blank=True, max_length=1_000)

@@ -67,7 +67,8 @@ def test_a_rollback_may_name_the_version(
     asked: Asked, words: list[str], version: str | None
 ) -> None:
     assert cli.main(["rollback", "digits", *words]) == 0
-    assert asked == [("POST", "rollbacks/digits/start/", {"reason": "", "version": version})]
+    body = {"reason": "", "version": version, "overrides": []}
+    assert asked == [("POST", "rollbacks/digits/start/", body)]
 
 
 def test_what_was_started_is_told(asked: Asked, capsys: pytest.CaptureFixture[str]) -> None:

@@ -136,6 +136,19 @@ def test_a_rollback_to_what_was_never_stable_is_refused(version: str, status: in
     assert not Quarantine.objects.exists()
 
 
+def test_going_back_to_what_was_rolled_back_needs_an_override() -> None:
+    model = promoted_twice()
+    version = model.versions.get(number=1)
+    Quarantine.objects.create(version=version, reason="3 % errors", at=database_now())
+    bob, path = caller(), "/api/v1/rollbacks/digits/start/"
+
+    held = send_json(bob, path, {"version": "1"})
+    done = send_json(bob, path, {"version": "1", "overrides": ["quarantine"]})
+
+    assert (held.status_code, held.json()["error"]["detail"]["override"]) == (409, "quarantine")
+    assert (done.status_code, done.json()["overrides"]) == (201, ["quarantine"])
+
+
 def judged() -> Rollout:
     """Return a rollout whose first step was looked at once."""
     make_instance()

@@ -9,6 +9,7 @@ from django.contrib.auth.models import User
 from django.test import Client
 from django.urls import reverse
 
+from apps.models.models import AuditEntry
 from apps.rollouts.models import Plan
 from apps.rollouts.states import Phase
 from tests.rollouts.factories import judge, make_baking, make_instance, make_model, make_plan
@@ -103,6 +104,28 @@ def test_steps_are_edited_inline(root: Client) -> None:
     root.post(reverse("admin:rollouts_plan_change", args=[plan.pk]), plan_form(plan, 700, 9_000))
 
     assert [step.weight_bp for step in plan.steps.all()] == [700, 9_000]
+    entry = AuditEntry.objects.get(action="plan.changed")
+    assert (entry.actor, entry.after["steps"][0]["weight_bp"]) == ("root", 700)
+
+
+def test_a_plan_is_not_deleted_here(root: Client) -> None:
+    plan = make_plan()
+
+    page = reverse("admin:rollouts_plan_delete", args=[plan.pk])
+
+    assert root.post(page, {"post": "yes"}).status_code == 403
+    assert Plan.objects.exists()
+
+
+@pytest.mark.parametrize(("field", "value"), [("holdback_bp", 50), ("evidence_mode", "hope")])
+def test_settings_are_held_to_the_rule_too(root: Client, field: str, value: Any) -> None:
+    plan = make_plan(weights=(500, 10_000))
+    form = {**plan_form(plan, 700, 9_000), field: value}
+
+    root.post(reverse("admin:rollouts_plan_change", args=[plan.pk]), form)
+
+    plan.refresh_from_db()
+    assert getattr(plan, field) != value
 
 
 def test_steps_that_fall_are_refused(root: Client) -> None:
