@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from django.urls import path
 
-from apps.rollouts.views import actions, plans, rollouts
+from apps.rollouts.views import actions, plans, rollouts, rules
 
 urlpatterns = [
     path("", rollouts.rollout_list, name="rollout-list"),
@@ -13,6 +13,15 @@ urlpatterns = [
     path("plans/<int:pk>/", plans.plan, name="plan"),
     path("plans/<int:pk>/edit/", plans.plan_edit, name="plan-edit"),
     path("plans/<int:pk>/delete/", plans.plan_delete, name="plan-delete"),
+    path("rules/", rules.rules, name="rules"),
+    path("rules/freezes/", rules.freeze_new, name="freeze-new"),
+    path("rules/freezes/<int:pk>/end/", rules.freeze_end, name="freeze-end"),
+    path("rules/limit/", rules.limit, name="rollout-limit"),
+    path(
+        "rules/quarantine/<str:name>/<int:number>/lift/",
+        rules.quarantine_lift,
+        name="quarantine-lift",
+    ),
     path("<uuid:pk>/", rollouts.rollout, name="rollout"),
     path("<uuid:pk>/live/", rollouts.rollout_live, name="rollout-live"),
     path("<uuid:pk>/charts/", rollouts.rollout_charts, name="rollout-charts"),

@@ -1,0 +1,61 @@
+"""Forms of what holds rollouts back: freeze windows, the limit; and of releases."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django import forms
+
+from apps.lib.errors import InterlockError
+from apps.models.models import RegisteredModel
+from apps.rollouts.forms import LocalInstant
+from apps.rollouts.selectors.rules import Allowed
+
+LARGEST = 2_147_483_647
+
+
+class FreezeForm(forms.Form):
+    """A time in which nothing starts and nothing gets further."""
+
+    model = forms.ModelChoiceField(
+        queryset=RegisteredModel.objects.order_by("name"),
+        to_field_name="name",
+        required=False,
+        empty_label="All models",
+    )
+    starts_at = forms.DateTimeField(
+        label="From, UTC", required=False, widget=LocalInstant(step=60), help_text="Empty: now."
+    )
+    ends_at = forms.DateTimeField(label="To, UTC", widget=LocalInstant(step=60))
+    reason = forms.CharField(
+        max_length=500, help_text="What people read whose rollout is held, such as: year's end."
+    )
+    is_weekly = forms.BooleanField(label="Again each week", required=False)
+
+    def offer(self, whole: bool, some: Allowed) -> None:
+        """Let the person choose what they may freeze: all models if `whole`, and `some` models.
+
+        Only what is shown is changed; what is sent is held against the roles.
+        """
+        choices = [(model.name, model.name) for model in some.models]
+        field: Any = self.fields["model"]
+        field.widget.choices = [("", field.empty_label), *choices] if whole else choices
+
+
+class LimitForm(forms.Form):
+    concurrent_max = forms.IntegerField(
+        label="Rollouts under way at most",
+        required=False,
+        min_value=1,
+        max_value=LARGEST,
+        help_text="Empty: any number.",
+    )
+
+
+def tell(form: forms.Form, error: InterlockError) -> None:
+    """Say a refusal beside the field that it begins with, or else above all fields."""
+    name, _, told = error.message.partition(": ")
+    if name in form.fields and told:
+        form.add_error(name, told[0].upper() + told[1:])
+    else:
+        form.add_error(None, error.message)
