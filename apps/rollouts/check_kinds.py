@@ -90,15 +90,24 @@ class Setting:
         if isinstance(value, bool) or not isinstance(value, types):
             return f"must be {KIND_OF_VALUE[self.type]}"
         if isinstance(value, str):
+            if NUL in value:
+                return "must not contain a null character"
             return "" if value.strip() else "must not be empty"
         assert isinstance(value, int | float)
-        if value != value or (self.least is not None and value < self.least):
+        if value != value or abs(value) > MOST_OF_ALL:
+            return "must be a finite number"
+        if self.least is not None and value < self.least:
             return f"must be at least {self.least:g}"
         if self.most is not None and value > self.most:
             return f"must be at most {self.most:g}"
         return ""
 
 
+# PostgreSQL keeps no such text, and JSON no such numbers.
+NUL = "\0"
+MOST_OF_ALL = 1e300
+# As the decision log keeps it.
+LABEL_LENGTH_MAX = 100
 KIND_OF_VALUE: dict[type, str] = {int: "a whole number", float: "a number", str: "text"}
 
 
@@ -247,6 +256,8 @@ def problem_of_check(check: CheckDocument) -> str:
     kind = KINDS.get(check.check)
     if kind is None:
         return f"unknown check {check.check!r}. Known are: {', '.join(KINDS)}"
+    if len(check.name) > LABEL_LENGTH_MAX or NUL in check.name:
+        return f"check {check.check}: its name has at most {LABEL_LENGTH_MAX} characters, none null"
     problems = [
         *_problems_of_settings(kind, check.settings),
         *_problems_of_verdicts(check.on),

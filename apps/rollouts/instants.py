@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from rest_framework import serializers
@@ -24,10 +24,9 @@ def read_instant(text: str, name: str) -> datetime:
     if at.tzinfo is None:
         raise Invalid(f"{name}: {text!r} names no time zone; end it with Z for UTC, or +02:00.")
     try:
-        at.utctimetuple()
+        return at.astimezone(UTC)
     except OverflowError:
         raise Invalid(f"{name}: {text!r} lies outside of the calendar.") from None
-    return at
 
 
 class InstantField(serializers.DateTimeField):

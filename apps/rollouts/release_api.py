@@ -14,19 +14,17 @@ from rest_framework.routers import BaseRouter
 from rest_framework.viewsets import GenericViewSet
 
 from apps.lib.clock import database_now
-from apps.lib.errors import Conflict
 from apps.models.access import actor_of, require_role
 from apps.models.api import find_model, find_version
 from apps.models.models import Role, valid_name
 from apps.rollouts.models import Release
 from apps.rollouts.plan_api import find_plan
-from apps.rollouts.releases import start_release
+from apps.rollouts.releases import abort_release, start_release
 from apps.rollouts.selectors.releases import find_releases, state_of
 from apps.rollouts.serializers import (
     OverridesSerializer,
     RolloutSerializer,
 )
-from apps.rollouts.services import abort_rollout
 from apps.rollouts.states import Phase
 
 
@@ -57,6 +55,12 @@ class StartReleaseSerializer(OverridesSerializer):
     name = serializers.CharField(max_length=100, validators=[valid_name])
     plan = serializers.CharField(required=False, allow_null=True, default=None)
     versions = serializers.DictField(child=serializers.CharField(), allow_empty=False)
+
+    def validate_versions(self, versions: dict[str, str]) -> dict[str, str]:
+        """Hold the keys to what a model's name may be; the field looks at the values only."""
+        for name in versions:
+            valid_name(name)
+        return versions
 
 
 class AbortReleaseSerializer(serializers.Serializer[Any]):
@@ -98,21 +102,15 @@ class ReleaseViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericVi
     def abort(self, request: Request, pk: str) -> Response:
         """Take all traffic off the targets of all its models, now."""
         release = self.get_object()
-        rollouts = list(release.rollouts.all())
-        for rollout in rollouts:
+        for rollout in release.rollouts.all():
             require_role(request.user, rollout.model, Role.OPERATOR)
         given = AbortReleaseSerializer(data=request.data)
         given.is_valid(raise_exception=True)
-        live = [rollout for rollout in rollouts if rollout.is_live]
-        if not live:
-            raise Conflict(f"The release has ended already: {state_of(release).value}")
-        # One that goes back takes the others with it; one that does so already is left to it.
-        first = next((each for each in live if each.phase != Phase.ROLLING_BACK), live[0])
-        abort_rollout(
-            rollout=first,
+        abort_release(
+            release=release,
             actor=actor_of(request),
             now=database_now(),
-            reason=given.validated_data["reason"] or "the release was aborted by hand",
+            reason=given.validated_data["reason"],
         )
         return Response(self._shown(release))
 

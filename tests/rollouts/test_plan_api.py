@@ -37,6 +37,9 @@ def test_each_template_is_a_plan_and_comes_back_as_it_was_sent() -> None:
         ({"steps": [{"weight_bp": 1, "weigth": 2}]}, "weigth"),
         ({"steps": [{"weight_bp": 1, "checks": [{"check": "latency", "modus": 1}]}]}, "modus"),
         ({"steps": [{"weight_bp": 1, "checks": ["latenzy"]}]}, "latenzy"),
+        ({"steps": [{"weight_bp": 1, "checks": [[1]]}]}, "checks[0]"),
+        ({"steps": [{"weight_bp": 1}] * 101}, "steps"),
+        ({"steps": []}, "has no steps"),
     ],
 )
 def test_what_is_not_known_is_named(body: dict[str, Any], told: str) -> None:
