@@ -5,13 +5,11 @@ from __future__ import annotations
 from datetime import timedelta
 
 from celery import shared_task
-from django.db import transaction
 
-from apps.lib.actors import INTERLOCK
 from apps.lib.clock import database_now
 from apps.rollouts.candidates import start_candidates
+from apps.rollouts.drift import publish_drift
 from apps.rollouts.models import IngestedBatch, PublishedTable, ShadowRow, TelemetryRow
-from apps.rollouts.publication import publish_table
 from apps.rollouts.retirement import retire_versions
 from apps.rollouts.tick import tick_rollouts
 from apps.rollouts.watch import watch_traffic
@@ -31,15 +29,6 @@ def tick_task() -> None:
 @shared_task(name="rollouts.watch_traffic")
 def watch_traffic_task() -> None:
     watch_traffic(database_now())
-
-
-def publish_drift() -> int:
-    """Publish what changed without a rollout: a deployment that became ready, a model's settings.
-
-    Level-triggered: nothing is published when the table would say the same.
-    """
-    with transaction.atomic():
-        return publish_table(reason="reconciled", actor=INTERLOCK, now=database_now())
 
 
 @shared_task(name="rollouts.start_candidates")
