@@ -78,7 +78,7 @@ def test_every_story_of_the_demo_ends_as_told(story: subprocess.CompletedProcess
 def test_a_prediction_names_the_version_that_made_it(predict: httpx.Client) -> None:
     answer = predict.post("/v2/models/digits/infer", json=body())
     assert answer.status_code == 200
-    assert answer.headers["x-interlock-version"] == "1"
+    assert answer.headers["x-interlock-version"] == "2"
     assert {item["name"] for item in answer.json()["outputs"]} == {"label", "probabilities"}
 
 
@@ -86,7 +86,7 @@ def test_plain_predict_answers_people(predict: httpx.Client) -> None:
     asked = {"model": "digits", "user_id": "u1", "data": [[0.0] * 64]}
     answer = predict.post("/predict", json=asked)
     assert answer.status_code == 200
-    assert answer.json()["version"] == "1"
+    assert answer.json()["version"] == "2"
     assert len(answer.json()["prediction"]) == 1
 
 
@@ -168,7 +168,7 @@ def test_every_decision_is_explained_with_numbers(control: Control) -> None:
 
 def test_a_second_rollout_of_a_model_is_refused(control: Control, stack: Stack) -> None:
     headers = {"Authorization": f"Bearer {control.token}"}
-    asked = {"model": "digits", "version": "2"}
+    asked = {"model": "digits", "version": "1"}
     with httpx.Client(base_url=f"{stack.urls.web}/api/v1/", headers=headers) as client:
         first = client.post("rollouts/", json=asked)
         second = client.post("rollouts/", json=asked)
@@ -213,10 +213,12 @@ def _all_ended(page: dict[str, Any]) -> bool:
 
 
 def _forget_deployment(stack: Stack) -> None:
-    """Mark version 3 as drained, as ten minutes of not being wanted would."""
+    """Unload version 3, as ten minutes of not being wanted would."""
     code = (
+        "from apps.models.deployments import unload_deployment\n"
         "from apps.models.models import Deployment as D\n"
-        "D.objects.filter(version__number=3).update(state='absent')\n"
+        "D.objects.filter(version__number=3).update(state='draining')\n"
+        "assert unload_deployment(D.objects.get(version__number=3))\n"
     )
     command = [sys.executable, "manage.py", "shell", "-c", code]
     subprocess.run(command, cwd=ROOT, env=stack.env, check=True)
