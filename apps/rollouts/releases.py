@@ -17,8 +17,9 @@ from apps.lib.validation import check_row
 from apps.models.audit import record_audit
 from apps.models.models import ModelVersion, RegisteredModel
 from apps.rollouts.models import Plan, Release, Rollout
-from apps.rollouts.services import default_plan, start_rollout
-from apps.rollouts.states import LIVE_PHASES
+from apps.rollouts.selectors.releases import state_of
+from apps.rollouts.services import abort_rollout, default_plan, start_rollout
+from apps.rollouts.states import LIVE_PHASES, Phase
 
 
 @transaction.atomic
@@ -66,3 +67,19 @@ def start_release(
     told = {str(model.name): target.number for model, target in targets.items()}
     record_audit(actor=actor, action="release.started", target=name, after=told)
     return release
+
+
+@transaction.atomic
+def abort_release(*, release: Release, actor: Actor, now: datetime, reason: str = "") -> None:
+    """Take all traffic off the targets of all its models, now.
+
+    Raises:
+        Conflict: it has ended already.
+    """
+    live = [rollout for rollout in release.rollouts.all() if rollout.is_live]
+    if not live:
+        raise Conflict(f"The release has ended already: {state_of(release).value}")
+    # One that goes back takes the others with it; one that does so already is left to it.
+    first = next((each for each in live if each.phase != Phase.ROLLING_BACK), live[0])
+    told = reason or "the release was aborted by hand"
+    abort_rollout(rollout=first, actor=actor, now=now, reason=told)

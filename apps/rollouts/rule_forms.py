@@ -7,8 +7,9 @@ from typing import Any
 from django import forms
 
 from apps.lib.errors import InterlockError
-from apps.models.models import RegisteredModel
+from apps.models.models import NAME_RULE, RegisteredModel, valid_name
 from apps.rollouts.forms import LocalInstant
+from apps.rollouts.models import Plan
 from apps.rollouts.selectors.rules import Allowed
 
 LARGEST = 2_147_483_647
@@ -59,3 +60,16 @@ def tell(form: forms.Form, error: InterlockError) -> None:
         form.add_error(name, told[0].upper() + told[1:])
     else:
         form.add_error(None, error.message)
+
+
+class ReleaseForm(forms.Form):
+    """The name and the plan of a release; its models are rows of their own."""
+
+    name = forms.CharField(
+        max_length=100, validators=[valid_name], help_text=f"{NAME_RULE.capitalize()}."
+    )
+    plan = forms.ModelChoiceField(
+        queryset=Plan.objects.prefetch_related("steps").order_by("-is_default", "name"),
+        to_field_name="name",
+        empty_label=None,
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from django.urls import path
 
-from apps.rollouts.views import actions, plans, rollouts, rules
+from apps.rollouts.views import actions, plans, releases, rollouts, rules
 
 urlpatterns = [
     path("", rollouts.rollout_list, name="rollout-list"),
@@ -13,6 +13,10 @@ urlpatterns = [
     path("plans/<int:pk>/", plans.plan, name="plan"),
     path("plans/<int:pk>/edit/", plans.plan_edit, name="plan-edit"),
     path("plans/<int:pk>/delete/", plans.plan_delete, name="plan-delete"),
+    path("releases/", releases.release_list, name="release-list"),
+    path("releases/new/", releases.release_new, name="release-new"),
+    path("releases/<uuid:pk>/", releases.release, name="release"),
+    path("releases/<uuid:pk>/abort/", releases.abort, name="release-abort"),
     path("rules/", rules.rules, name="rules"),
     path("rules/freezes/", rules.freeze_new, name="freeze-new"),
     path("rules/freezes/<int:pk>/end/", rules.freeze_end, name="freeze-end"),

@@ -1,0 +1,164 @@
+"""Pages of releases: several models that move together or not at all."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+from uuid import UUID
+
+from django.contrib import messages
+from django.contrib.auth.models import User
+from django.core.paginator import Paginator
+from django.http import HttpResponse
+from django.shortcuts import get_object_or_404, redirect, render
+from django.views.decorators.http import require_http_methods, require_POST, require_safe
+
+from apps.lib.clock import database_now
+from apps.lib.errors import InterlockError
+from apps.lib.pages import PageRequest, attempt, go_to, page, render_live, stamp_of
+from apps.models.access import actor_of, require_role
+from apps.models.models import Role
+from apps.rollouts.models import Release, Rollout
+from apps.rollouts.publication import silent_instances
+from apps.rollouts.release_rows import ROWS_MIN, Row, joint_obstacles, read_rows, with_empty
+from apps.rollouts.releases import abort_release, start_release
+from apps.rollouts.rule_forms import ReleaseForm
+from apps.rollouts.selectors.fleet import read_fleet
+from apps.rollouts.selectors.releases import find_releases, state_of
+from apps.rollouts.selectors.rollouts import steps_of, steps_of_saved
+from apps.rollouts.selectors.rules import allowed
+from apps.rollouts.states import Phase
+
+LIST_PAGE = 25
+
+
+@page
+@require_safe
+def release_list(request: PageRequest) -> HttpResponse:
+    shown = Paginator(find_releases(), LIST_PAGE).get_page(request.GET.get("page"))
+    context = {
+        "releases": shown,
+        "rows": [(each, state_of(each), _rollouts(each)) for each in shown],
+        "can_start": allowed(cast(User, request.user), Role.OPERATOR).models.exists(),
+    }
+    return render(request, "rollouts/releases.html", context)
+
+
+def _rollouts(found: Release) -> list[Rollout]:
+    return sorted(found.rollouts.all(), key=lambda rollout: str(rollout.model.name))
+
+
+@page
+@require_safe
+def release(request: PageRequest, pk: UUID) -> HttpResponse:
+    found = get_object_or_404(find_releases(), pk=pk)
+    rollouts = _rollouts(found)
+    seen = [(each.pk, each.revision, each.weight_bp, each.reason) for each in rollouts]
+    return render_live(
+        request,
+        template="rollouts/release.html",
+        fragment="rollouts/_release.html",
+        stamp=stamp_of(*seen),
+        context=lambda: _release_context(request, found, rollouts),
+    )
+
+
+def _release_context(
+    request: PageRequest, found: Release, rollouts: list[Rollout]
+) -> dict[str, Any]:
+    live = [each for each in rollouts if each.is_live]
+    operates = allowed(cast(User, request.user), Role.OPERATOR)
+    may_abort = all(operates.on(each.model_id) for each in rollouts)
+    return {
+        "now": database_now(),
+        "release": found,
+        "state": state_of(found),
+        "rollouts": rollouts,
+        "live": live,
+        # The least advanced one: the others wait for it.
+        "steps": steps_of(min(rollouts, key=lambda each: each.step_index)) if rollouts else [],
+        "passed": [each for each in live if each.step_passed_at],
+        "awaited": [each for each in live if not each.step_passed_at],
+        "can_abort": may_abort and any(each.phase != Phase.ROLLING_BACK for each in live),
+    }
+
+
+@page
+@require_POST
+def abort(request: PageRequest, pk: UUID) -> HttpResponse:
+    found = get_object_or_404(find_releases(), pk=pk)
+    for each in _rollouts(found):
+        require_role(request.user, each.model, Role.OPERATOR)
+
+    def act() -> str:
+        abort_release(release=found, actor=actor_of(request), now=database_now())
+        return "Aborted: all traffic of all its models goes back to stable."
+
+    attempt(request, act)
+    return go_to(request, "release", pk=pk)
+
+
+@page
+@require_http_methods(["GET", "HEAD", "POST"])
+def release_new(request: PageRequest) -> HttpResponse:
+    """Choose models, versions and the plan (GET); start the release (POST), or say why not."""
+    sent = request.POST if request.method == "POST" else request.GET
+    rows = read_rows(
+        sent.getlist("model"), sent.getlist("version"), is_final=request.method == "POST"
+    )
+    if request.method != "POST":
+        # The name is not checked before it is typed to the end.
+        form = ReleaseForm(initial=sent.dict())
+        return _render_new(request, form, rows)
+    for row in rows:
+        if row.model is not None:
+            require_role(request.user, row.model, Role.OPERATOR)
+    form = ReleaseForm(sent)
+    if not form.is_valid() or any(row.error for row in rows):
+        return _render_new(request, form, rows, status=400)
+    try:
+        made = start_release(
+            name=form.cleaned_data["name"],
+            targets={row.model: row.target for row in rows if row.model and row.target},
+            plan=form.cleaned_data["plan"],
+            actor=actor_of(request),
+            now=database_now(),
+            overrides=sent.getlist("override"),
+        )
+    except InterlockError as error:
+        return _render_new(request, form, rows, refusal=error.message, status=error.status)
+    messages.success(request, f"Release {made.name} is started.")
+    return redirect("release", pk=made.pk)
+
+
+def _render_new(
+    request: PageRequest,
+    form: ReleaseForm,
+    rows: list[Row],
+    *,
+    refusal: str = "",
+    status: int = 200,
+) -> HttpResponse:
+    now = database_now()
+    sent = request.POST if request.method == "POST" else request.GET
+    plans = list(cast(Any, form.fields["plan"]).queryset)
+    plan = next((each for each in plans if each.name == sent.get("plan")), None)
+    plan = plan or next(iter(plans), None)
+    operates = allowed(cast(User, request.user), Role.OPERATOR)
+    context = {
+        "now": now,
+        "form": form,
+        "rows": with_empty(rows),
+        "chosen": rows,
+        "models": operates.models.exclude(stable=None),
+        "plans": plans,
+        "plan": plan,
+        "steps": steps_of_saved(plan) if plan else [],
+        "is_ready": len(rows) >= ROWS_MIN and plan and not any(row.error for row in rows),
+        "obstacles": joint_obstacles(rows, now),
+        "overrides": sent.getlist("override"),
+        "fleet": read_fleet(now),
+        "silent": list(silent_instances(now)),
+        "refusal": refusal,
+    }
+    template = "rollouts/_release_new.html" if request.htmx else "rollouts/release_new.html"
+    return render(request, template, context, status=status)
