@@ -95,7 +95,7 @@ class PlanSerializer(StrictSerializer):
     holdback_bp = serializers.IntegerField(min_value=0, max_value=500, default=0)
     final_bake_s = serializers.IntegerField(min_value=0, max_value=30 * DAY_S, default=0)
     rollback_window_s = serializers.IntegerField(min_value=0, max_value=365 * DAY_S, default=DAY_S)
-    steps = serializers.ListSerializer(child=StepSerializer(), max_length=100)
+    steps: Any = serializers.ListSerializer(child=StepSerializer(), max_length=100)
 
 
 class EventSerializer(serializers.ModelSerializer[RolloutEvent]):
