@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from django.core.exceptions import ValidationError
-from django.db import transaction
+from django.db import IntegrityError, transaction
 
 from apps.lib.actors import Actor
 from apps.lib.errors import Conflict, Invalid
@@ -31,12 +31,15 @@ def save_plan(
     """Make a plan of `document`, or make `plan` say what it says.
 
     Raises:
-        Invalid: the steps do not rise to at most 100 %, a check is unknown, or the name is bad.
-        Conflict: another plan has that name.
+        Invalid: the steps do not rise to at most 100 %, a check is unknown, the name is bad, or it
+            would leave no plan the default one.
+        Conflict: another plan has that name, or somebody else was faster.
     """
     check_plan(document)
-    before = to_json(document_of(plan)) if plan else {}
-    row = plan or Plan()
+    row = _locked(plan) if plan else Plan()
+    before = to_json(document_of(row)) if plan else {}
+    if row.is_default and not is_default:
+        raise Invalid(f"{row.name} is the default plan: make another one the default instead.")
     for name in plan_settings():
         setattr(row, name, getattr(document, name))
     row.description = description
@@ -44,7 +47,11 @@ def save_plan(
     if is_default:
         Plan.objects.exclude(pk=row.pk).filter(is_default=True).update(is_default=False)
         row.is_default = True
-    row.save()
+    try:
+        with transaction.atomic():
+            row.save()
+    except IntegrityError:
+        raise Conflict("Somebody else saved a plan at the same time: look at it.") from None
     _write_steps(row, document)
     record_audit(
         actor=actor,
@@ -63,14 +70,19 @@ def delete_plan(*, plan: Plan, actor: Actor) -> None:
     Raises:
         Conflict: it is the default plan, or somebody else deleted it.
     """
-    row = Plan.objects.select_for_update().filter(pk=plan.pk).first()
-    if row is None:
-        raise Conflict(f"The plan {plan.name} is gone: somebody else was faster.")
+    row = _locked(plan)
     if row.is_default:
         raise Conflict(f"{row.name} is the default plan: make another one the default first.")
     before = to_json(document_of(row))
     row.delete()
     record_audit(actor=actor, action="plan.deleted", target=row.name, before=before)
+
+
+def _locked(plan: Plan) -> Plan:
+    row = Plan.objects.select_for_update().filter(pk=plan.pk).first()
+    if row is None:
+        raise Conflict(f"The plan {plan.name} is gone: somebody else was faster.")
+    return row
 
 
 def _check_name(plan: Plan) -> None:
