@@ -177,7 +177,7 @@ def test_viewers_neither_skip_nor_retry(client: Client) -> None:
 
 def test_the_steps_tell_of_copies_gates_and_the_final_bake(operator: Client) -> None:
     rollout = follow(
-        {"weight_bp": 0, "shadow_bp": 1_000, "gate": "person"},
+        {"weight_bp": 0, "shadow_bp": 1_000, "gate": "person", "checks": ()},
         {"weight_bp": 10_000},
         holdback_bp=200,
         final_bake_s=3_600,

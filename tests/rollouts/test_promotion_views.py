@@ -144,8 +144,8 @@ def test_it_warns_of_pins_and_of_instances_that_went_silent(
 
 def test_a_plan_that_starts_at_0_says_so(operator: Client, model: RegisteredModel) -> None:
     for name, first in (
-        ("blue-green", StepDocument(weight_bp=0)),
-        ("shadow", StepDocument(weight_bp=0, shadow_bp=1_000)),
+        ("blue-green", StepDocument(weight_bp=0, checks=())),
+        ("shadow", StepDocument(weight_bp=0, shadow_bp=1_000, checks=())),
     ):
         steps = (first, StepDocument(weight_bp=10_000))
         save_plan(document=PlanDocument(name=name, steps=steps), actor=ANNA)
