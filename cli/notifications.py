@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 from cli.client import EXIT_OK, EXIT_REFUSED_BY_VERDICT, EXIT_TIMED_OUT, Client
+from cli.parsing import add_command
 from cli.show import show_json, show_rows
 
 TARGET_COLUMNS = ["name", "kind", "address", "events", "model", "is_active"]
@@ -21,18 +22,20 @@ def add_notifications(commands: Any) -> None:
     parser = commands.add_parser("notifications", help=told, description=told)
     parser.set_defaults(command=list_targets)
     actions = parser.add_subparsers(metavar="ACTION")
-    _add(actions, "list", list_targets, "list the targets")
+    add_command(actions, "list", list_targets, "list the targets")
     _add_add(actions)
-    test = _add(actions, "test", test_target, "send a test message, wait for it to arrive", "name")
+    test = add_command(
+        actions, "test", test_target, "send a test message, wait for it to arrive", "name"
+    )
     test.add_argument("--timeout", type=float, default=30.0, metavar="S")
     for name, told in ACTIONS.items():
-        _add(actions, name, _act(name), told, "name")
+        add_command(actions, name, _act(name), told, "name")
     rotate = "make a new secret of a webhook and print it, once"
-    _add(actions, "rotate", rotate_secret, rotate, "name")
-    listed = _add(actions, "deliveries", list_deliveries, "list what was told to whom")
+    add_command(actions, "rotate", rotate_secret, rotate, "name")
+    listed = add_command(actions, "deliveries", list_deliveries, "list what was told to whom")
     listed.add_argument("--target", metavar="NAME")
     listed.add_argument("--state", choices=["waiting", "retrying", "delivered", "gave_up"])
-    _add(actions, "retry", retry, "send again, now, what was given up or is waiting", "id")
+    add_command(actions, "retry", retry, "send again, now, what was given up or is waiting", "id")
 
 
 ACTIONS = {
@@ -41,19 +44,9 @@ ACTIONS = {
 }
 
 
-def _add(
-    actions: Any, name: str, command: Any, told: str, *positional: str
-) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = actions.add_parser(name, help=told, description=told)
-    for argument in positional:
-        parser.add_argument(argument)
-    parser.set_defaults(command=command)
-    return parser
-
-
 def _add_add(actions: Any) -> None:
     told = "add a target; the secret of a webhook is printed, once"
-    add = _add(actions, "add", add_target, told, "name")
+    add = add_command(actions, "add", add_target, told, "name")
     add.add_argument("kind", choices=["webhook", "slack", "email"])
     add.add_argument("address", help="a URL, or an e-mail address")
     add.add_argument("--event", action="append", metavar="TYPE", help="only this (again for more)")

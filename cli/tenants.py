@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 from cli.client import EXIT_OK, Client
+from cli.parsing import add_command
 from cli.show import show_json, show_rows
 
 TENANT_COLUMNS = [
@@ -31,9 +32,9 @@ def add_tenants(commands: Any) -> None:
         ("create", create_tenant, "make a tenant"),
         ("set", set_quota, "change a tenant's quota"),
     ):
-        _add_quota(_add(actions, name, command, help_text, "tenant"))
+        _add_quota(add_command(actions, name, command, help_text, "tenant"))
     told = "delete a tenant: its API keys are refused at once"
-    _add(actions, "delete", delete_tenant, told, "tenant")
+    add_command(actions, "delete", delete_tenant, told, "tenant")
 
 
 def add_keys(commands: Any) -> None:
@@ -41,24 +42,18 @@ def add_keys(commands: Any) -> None:
     told = "make, list and revoke API keys of tenants"
     parser = commands.add_parser("keys", help=told, description=told)
     actions = parser.add_subparsers(required=True, metavar="ACTION")
-    _add(actions, "list", list_keys, "list a tenant's API keys", "tenant")
-    create = _add(actions, "create", create_key, "make an API key and print it, once", "tenant")
+    add_command(actions, "list", list_keys, "list a tenant's API keys", "tenant")
+    create = add_command(
+        actions, "create", create_key, "make an API key and print it, once", "tenant"
+    )
     create.add_argument("--name", default="cli", help="what it is for (default: %(default)s)")
     told = "make an API key open nothing any more"
-    revoke = _add(actions, "revoke", revoke_key, told, "tenant")
+    revoke = add_command(actions, "revoke", revoke_key, told, "tenant")
     revoke.add_argument("id", type=int, help="the key's id, as `keys list` tells it")
-    required = _add(actions, "required", require_keys, "tell or set whether a key is required")
+    required = add_command(
+        actions, "required", require_keys, "tell or set whether a key is required"
+    )
     required.add_argument("answer", nargs="?", choices=["yes", "no"])
-
-
-def _add(
-    actions: Any, name: str, command: Any, told: str, *positional: str
-) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = actions.add_parser(name, help=told, description=told)
-    for argument in positional:
-        parser.add_argument(argument)
-    parser.set_defaults(command=command)
-    return parser
 
 
 def _add_quota(parser: argparse.ArgumentParser) -> None:
