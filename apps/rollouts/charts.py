@@ -13,14 +13,14 @@ from typing import Any
 from apps.rollouts.check_kinds import ERROR_RATE, LATENCY
 from apps.rollouts.models import Evaluation, RolloutEvent
 from apps.rollouts.selectors.telemetry import Point
-from contract.routing import CANARY, STABLE
+from contract.routing import BASELINE, CANARY, STABLE
 
 Figure = dict[str, Any]
 Trace = dict[str, Any]
 Value = Callable[[Point], float | None]
 
 SERIES = ("--series-3", "--series-4", "--series-5", "--series-6")
-ARM_COLOURS = {STABLE: "--stable", CANARY: "--canary"}
+ARM_COLOURS = {STABLE: "--stable", BASELINE: "--series-4", CANARY: "--canary"}
 # Beyond this many decades either way evidence is overwhelming, and a chart would only show that.
 DECADES_MAX = 12.0
 
@@ -70,7 +70,7 @@ def draw_share(points: Sequence[Point], events: Sequence[RolloutEvent], until: d
     observed = []
     for at in sorted({point.at for point in points}):
         now = {point.arm: point.units for point in points if point.at == at}
-        total = now.get(STABLE, 0) + now.get(CANARY, 0)
+        total = sum(now.get(arm, 0) for arm in (STABLE, BASELINE, CANARY))
         observed.append((at, 100 * now.get(CANARY, 0) / total if total else None))
     configured = [(event.at, event.weight_bp / 100) for event in sorted(events, key=_instant)]
     if configured:
@@ -186,15 +186,28 @@ def _figure(
     return {
         "data": traces,
         "layout": {
+            **_emptiness(traces),
             "margin": {"l": 54, "r": 10, "t": 8, "b": 42},
             "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
             "hovermode": "x unified",
-            "xaxis": {"type": "date"},
+            "xaxis": {"type": "date", "visible": _has_values(traces)},
             "yaxis": axis,
             # What a person zoomed to or switched off stays so when new data comes.
             "uirevision": "kept",
         },
     }
+
+
+def _has_values(traces: Sequence[Trace]) -> bool:
+    return any(value is not None for trace in traces for value in trace["y"])
+
+
+def _emptiness(traces: Sequence[Trace]) -> dict[str, Any]:
+    """Say in the middle that there is nothing, instead of axes around nothing."""
+    if _has_values(traces):
+        return {}
+    place = {"xref": "paper", "yref": "paper", "x": 0.5, "y": 0.5, "showarrow": False}
+    return {"annotations": [{"text": "Nothing seen yet", **place}]}
 
 
 def _instant(row: Any) -> datetime:

@@ -99,10 +99,19 @@ def _is_due(rollout: Rollout, now: datetime) -> bool:
 
 def _enquiries_of(rollout: Rollout, now: datetime) -> list[Enquiry]:
     return [
-        Enquiry(rollout.pk, rollout.step_index, check.label, ask)
+        Enquiry(rollout.pk, rollout.step_index, check.label, _ask_for(rollout, check, now))
         for check in _checks_outside(rollout)
-        for ask in [SERVICES[check.check](rollout, check, now)]
     ]
+
+
+def _ask_for(rollout: Rollout, check: CheckDocument, now: datetime) -> Ask:
+    """Return how to ask for a check; one that cannot be asked must not silence the others."""
+    try:
+        return SERVICES[check.check](rollout, check, now)
+    except Exception as error:
+        log.exception("rollout.check_failed %s %s", rollout.pk, check.label)
+        problem = f"the check could not be asked: {type(error).__name__}"
+        return partial(dict, problem=problem)
 
 
 def _checks_outside(rollout: Rollout) -> list[CheckDocument]:

@@ -116,3 +116,17 @@ def test_versions_keep_their_colours() -> None:
 
 def test_a_version_that_is_both_at_once_is_stable() -> None:
     assert charts.colours_of(["1"], stable="1", canary="1") == {"1": "--stable"}
+
+
+def test_a_chart_of_nothing_says_so() -> None:
+    nothing = charts.draw_error_rate([], charts.ARM_COLOURS)["layout"]
+    assert nothing["annotations"][0]["text"] == "Nothing seen yet"
+    assert nothing["xaxis"]["visible"] is False
+    some = charts.draw_error_rate([point(0, "canary", requests=1)], charts.ARM_COLOURS)["layout"]
+    assert "annotations" not in some
+
+
+def test_a_baseline_is_a_part_of_the_whole_that_the_canary_has_a_share_of() -> None:
+    arms = {"canary": 5, "baseline": 5, "stable": 90}
+    points = [point(0, arm, units=units) for arm, units in arms.items()]
+    assert named(charts.draw_share(points, [], START))["observed"]["y"] == [5]

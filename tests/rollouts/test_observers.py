@@ -243,3 +243,17 @@ def test_an_address_where_nobody_answers_is_told(settings: Any) -> None:
     row = only(look(make_asking(query_check())))
     assert row.verdict == "provider-error"
     assert row.reason.startswith(f"Prometheus at {settings.PROMETHEUS_URL} cannot be asked: ")
+
+
+def test_a_check_that_cannot_be_asked_is_a_provider_error_and_silences_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("a fault of ours")
+
+    rollout = make_asking(query_check())
+    monkeypatch.setitem(observers.SERVICES, PROMETHEUS, broken)
+    asked = ask_services([rollout], database_now() + timedelta(hours=1))
+    assert asked[rollout.pk].answers == {
+        PROMETHEUS: {"problem": "the check could not be asked: RuntimeError"}
+    }

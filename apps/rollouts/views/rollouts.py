@@ -26,7 +26,6 @@ from apps.rollouts.selectors.checks import checks_of
 from apps.rollouts.selectors.obstacles import Obstacle, obstacles_of
 from apps.rollouts.selectors.telemetry import minute_stamp, series
 from apps.rollouts.states import Phase
-from contract.routing import CANARY, STABLE
 
 LIST_PAGE = 25
 
@@ -143,7 +142,7 @@ def rollout_charts(request: PageRequest, pk: UUID) -> HttpResponse:
 
 def _chart_context(found: Rollout) -> dict[str, Any]:
     since, until = selectors.chart_span(found, database_now())
-    arms = (STABLE, CANARY)
+    arms = tuple(charts.ARM_COLOURS)
     points = series(
         found.model.name,
         since=since,
