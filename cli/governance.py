@@ -15,8 +15,9 @@ INSTANCE_COLUMNS = [
     "name",
     "applied_generation",
     "refused_generation",
-    "is_stopping",
+    "is_live",
     "reported_at",
+    "waited_until",
 ]
 ANY_NUMBER = "none"
 

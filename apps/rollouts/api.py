@@ -23,6 +23,7 @@ from apps.rollouts.evaluation import repeat_answer
 from apps.rollouts.explain import latest_checks, summarise, tell_story
 from apps.rollouts.models import Instance, Rollout
 from apps.rollouts.plan_api import PlanTemplateViewSet, PlanViewSet, find_plan
+from apps.rollouts.publication import live_instances, silent_instances
 from apps.rollouts.serializers import (
     ActSerializer,
     EvaluationSerializer,
@@ -245,6 +246,12 @@ class InstanceViewSet(mixins.ListModelMixin, GenericViewSet[Instance]):
     serializer_class = InstanceSerializer
     lookup_field = "name"
     lookup_value_regex = "[^/]+"
+
+    def get_serializer_context(self) -> dict[str, Any]:
+        now = database_now()
+        known = {"live": live_instances(now), "silent": silent_instances(now)}
+        names = {key: set(rows.values_list("name", flat=True)) for key, rows in known.items()}
+        return {**super().get_serializer_context(), **names}
 
     @extend_schema(request=None, responses={204: None})
     @action(detail=True, methods=["post"])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime, timedelta
 from typing import Any, get_args
 
+from django.conf import settings
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
@@ -230,6 +232,19 @@ class ExplanationSerializer(serializers.Serializer[Any]):
 
 
 class InstanceSerializer(serializers.ModelSerializer[Instance]):
+    """`waited_until`: it went silent, and rollouts wait for it until then. Null: they do not."""
+
+    is_live = serializers.SerializerMethodField()
+    waited_until = serializers.SerializerMethodField()
+
+    def get_is_live(self, instance: Instance) -> bool:
+        return instance.name in self.context["live"]
+
+    def get_waited_until(self, instance: Instance) -> datetime | None:
+        if instance.name not in self.context["silent"]:
+            return None
+        return instance.reported_at + timedelta(seconds=settings.INSTANCE_FORGOTTEN_S)
+
     class Meta:
         model = Instance
         fields = [
@@ -242,6 +257,8 @@ class InstanceSerializer(serializers.ModelSerializer[Instance]):
             "is_stopping",
             "pinned",
             "reported_at",
+            "is_live",
+            "waited_until",
         ]
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from apps.lib.clock import database_now
-from apps.models.models import RegisteredModel
+from apps.models.models import AuditEntry, RegisteredModel
 from apps.rollouts.models import Evaluation, Quarantine, Rollout
 from apps.rollouts.phases import enter_step
 from apps.rollouts.plan_store import save_plan
@@ -191,3 +192,29 @@ def test_the_explanation_tells_the_story() -> None:
 
     assert "anna started it" in told["story"][0]
     assert any("error-rate" in sentence for sentence in told["story"])
+
+
+def test_instances_tell_who_is_live_and_for_whom_rollouts_wait() -> None:
+    now = database_now()
+    for name, ago_s, fields in (
+        ("live", 0, {}),
+        ("silent", 60, {}),
+        ("stopped", 60, {"is_stopping": True}),
+        ("gone", 1_000, {}),
+    ):
+        make_instance(name, reported_at=now - timedelta(seconds=ago_s), **fields)
+
+    rows = caller(None).get("/api/v1/instances/").json()["results"]
+
+    assert [row["name"] for row in rows if row["is_live"]] == ["live"]
+    assert [row["name"] for row in rows if row["waited_until"]] == ["silent"]
+
+
+def test_an_operator_forgets_an_instance_and_a_viewer_does_not() -> None:
+    make_instance("gone", reported_at=database_now() - timedelta(minutes=5))
+    path = "/api/v1/instances/gone/forget/"
+
+    answers = [client.post(path).status_code for client in (caller(None), caller())]
+
+    assert answers == [403, 204]
+    assert AuditEntry.objects.get(action="instance.forgotten").actor == "bob"
