@@ -253,7 +253,9 @@ def test_a_check_that_cannot_be_asked_is_a_provider_error_and_silences_no_other(
 
     rollout = make_asking(query_check())
     monkeypatch.setitem(observers.SERVICES, PROMETHEUS, broken)
-    asked = ask_services([rollout], database_now() + timedelta(hours=1))
+    Rollout.objects.update(next_check_at=database_now())
+    rollout.refresh_from_db()
+    asked = ask_services([rollout], database_now())
     assert asked[rollout.pk].answers == {
         PROMETHEUS: {"problem": "the check could not be asked: RuntimeError"}
     }
