@@ -45,11 +45,10 @@ class FreezeForm(forms.Form):
 
 class LimitForm(forms.Form):
     concurrent_max = forms.IntegerField(
-        label="Rollouts under way at most",
+        label="Rollouts under way at most (empty: any number)",
         required=False,
         min_value=1,
         max_value=LARGEST,
-        help_text="Empty: any number.",
     )
 
 

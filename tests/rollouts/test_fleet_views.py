@@ -34,7 +34,9 @@ def text_of(client: Client) -> str:
 
 def test_a_silent_instance_is_told_of_until_it_is_forgotten(operator: Client) -> None:
     make_silent()
-    assert "<b>i-9</b> is silent for" in text_of(operator)
+    text = text_of(operator)
+    assert "<b>i-9</b> is silent for" in text
+    assert '<span class="badge bad">silent</span>' in text
 
     response = operator.post("/fleet/forget/", {"name": "i-9"}, follow=True)
 

@@ -67,6 +67,18 @@ def test_an_instant_tells_what_served_then_and_who_decided_it(operator: Client) 
     assert "the history begins later" in before
 
 
+def test_the_second_at_which_a_change_is_listed_is_one_that_it_served(operator: Client) -> None:
+    make_baking(make_model())
+    change = ServingChange.objects.get()
+
+    text = text_of(operator, f"{HISTORY}?at={change.at:%Y-%m-%dT%H:%M:%S}")
+
+    assert "canary 2 at 5 %" in text.split('id="served"')[1].split("</div>")[0]
+    assert "history begins later" in text_of(
+        operator, f"{HISTORY}?at={change.at - timedelta(seconds=1):%Y-%m-%dT%H:%M:%S}"
+    )
+
+
 @pytest.mark.parametrize(
     ("split", "shadow", "told"),
     [

@@ -39,7 +39,8 @@ def serving_history(request: PageRequest, name: str) -> HttpResponse:
 
 
 def _at(name: str, at: datetime) -> dict[str, Any]:
-    change = serving_at(name, at)
+    # The list shows whole seconds: the second at which a change is listed is one that it served.
+    change = serving_at(name, at.replace(microsecond=999_999))
     if change is None:
         return {"at": at}
     return {"at": at, "served": view_of(change), "decider": decider_of(change)}
