@@ -82,7 +82,7 @@ class SettingsForm(ModelFormOfSettings):
         # The name that is set stays to be chosen, so that a plan renamed meanwhile shows.
         names = {*plan_names(), self.instance.candidate_plan} - {""}
         choices = [("", "None: nothing starts"), *((name, name) for name in sorted(names))]
-        self.fields["candidate_plan"].widget.choices = choices  # type: ignore[attr-defined]
+        self.fields["candidate_plan"].widget.choices = choices
 
     def clean(self) -> dict[str, Any]:
         data = super().clean() or self.cleaned_data
