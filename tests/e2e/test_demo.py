@@ -215,10 +215,15 @@ def _all_ended(page: dict[str, Any]) -> bool:
 def _forget_deployment(stack: Stack) -> None:
     """Unload version 3, as ten minutes of not being wanted would."""
     code = (
+        "import time\n"
         "from apps.models.deployments import unload_deployment\n"
         "from apps.models.models import Deployment as D\n"
-        "D.objects.filter(version__number=3).update(state='draining')\n"
-        "assert unload_deployment(D.objects.get(version__number=3))\n"
+        "mine = D.objects.filter(version__number=3)\n"
+        "mine.update(state='draining')\n"
+        "until = time.monotonic() + 30\n"
+        "while not unload_deployment(mine.get()):\n"
+        "    assert time.monotonic() < until, mine.get().reason\n"
+        "    time.sleep(0.1)\n"
     )
     command = [sys.executable, "manage.py", "shell", "-c", code]
     subprocess.run(command, cwd=ROOT, env=stack.env, check=True)

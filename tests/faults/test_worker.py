@@ -42,6 +42,6 @@ def test_a_stopped_worker_is_killed_and_its_connections_come_back(ground: Ground
         wait_until(lambda: len(processes(parent)) == 2, 20, "two workers")
     report("One worker of two stopped", load, stopped_at)
 
-    # INTERLOCK_WORKER_SILENT_S is 10.
-    assert 9 < gone_after_s < 14
+    # INTERLOCK_WORKER_SILENT_S is 10, from its last beat; on a busy machine that was a while ago.
+    assert 6 < gone_after_s < 14
     assert recovered_after_s(load.answers, gone_at) < 1
