@@ -17,7 +17,12 @@ from apps.rollouts.checks import (
 )
 from apps.rollouts.eprocess import BucketCounts
 from apps.rollouts.evidence import Interval, LatencyReference
-from apps.rollouts.objectives import Objective, judge_latency_objective, judge_objectives
+from apps.rollouts.objectives import (
+    Objective,
+    judge_error_objective,
+    judge_latency_objective,
+    judge_objectives,
+)
 from apps.rollouts.observed import OBSERVED
 from apps.rollouts.percentiles import percentile_differences
 from apps.rollouts.plans import WHOLE_BP, PlanDocument
@@ -99,7 +104,13 @@ def _error_rate(question: Question, _: CheckDocument) -> CheckResult:
     control_errors = sum(i.control.errors for i in question.intervals)
     usual = control_errors / control_n if control_n else 0.0
     bound = usual + question.plan.margin_bp / WHOLE_BP
-    return _judge_absolute(kinds.ERROR_RATE, [_errors_within(question, bound)], question.settings)
+    objective = Objective(
+        "error rate",
+        bound,
+        sum(i.canary.n for i in question.this_step),
+        sum(i.canary.errors for i in question.this_step),
+    )
+    return _judge_absolute(kinds.ERROR_RATE, [objective], question.settings)
 
 
 def _error_buckets(intervals: Sequence[Interval]) -> list[BucketCounts]:
@@ -108,19 +119,14 @@ def _error_buckets(intervals: Sequence[Interval]) -> list[BucketCounts]:
     ]
 
 
-def _errors_within(question: Question, bound: float) -> Objective:
-    return Objective(
-        "error rate",
-        bound,
-        sum(i.canary.n for i in question.this_step),
-        sum(i.canary.errors for i in question.this_step),
-    )
-
-
 def _error_objective(question: Question, check: CheckDocument) -> CheckResult:
-    bound = check.setting("limit_bp") / WHOLE_BP
-    objective = _errors_within(question, bound)
-    return _judge_absolute(kinds.ERROR_OBJECTIVE, [objective], question.settings)
+    mine = question.this_step
+    return judge_error_objective(
+        n=sum(i.canary.n for i in mine),
+        errors=sum(i.canary.errors for i in mine),
+        limit_bp=check.setting("limit_bp"),
+        settings=question.settings,
+    )
 
 
 def _error_threshold(question: Question, check: CheckDocument) -> CheckResult:

@@ -166,7 +166,7 @@ KINDS: dict[str, CheckKind] = {
     ),
     ERROR_THRESHOLD: CheckKind(
         "Is the canary's observed error rate at most stable's plus a margin? A plain comparison, "
-        "not a test: looked at often it rolls back most healthy versions.",
+        "not a test: looked at often it rolls back many healthy versions.",
         settings={
             "margin_bp": Setting("margin in basis points", int, 100, least=1, most=9_999),
             "samples_min": Setting("canary exposures at least", int, 250, least=1),

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from apps.rollouts.analysis import Question, answer
-from apps.rollouts.check_kinds import DEFAULT_CHECKS
+from apps.rollouts.check_kinds import DEFAULT_CHECKS, ERROR_OBJECTIVE, CheckDocument
 from apps.rollouts.evidence import Arm, Interval, LatencyReference
 from apps.rollouts.plans import PlanDocument, StepDocument
 from apps.rollouts.verdicts import CheckResult, Verdict
@@ -105,3 +105,14 @@ def test_at_the_whole_traffic_absolute_bounds_judge(
     whole = series(arm(1_000, errors=errors, slow=slow), Arm(), step=1)
     results = ask(question([*HEALTHY, *whole], step=1))
     assert (results["error-rate"].verdict, results["latency"].verdict) == expected
+
+
+def test_an_error_objective_is_a_bound_of_its_own_also_beside_a_control() -> None:
+    check = CheckDocument(check=ERROR_OBJECTIVE, settings={"limit_bp": 100})
+    steps = (StepDocument(weight_bp=500, checks=(check,)),)
+    bad = series(arm(50, errors=10), arm(950, errors=190))
+    asked = Question(PlanDocument(name="p", steps=steps), 0, bad, REFERENCE, 5_000)
+    (result,) = answer(asked)
+    assert result.verdict is Verdict.FAIL
+    assert "no control" not in result.reason
+    assert "error rate 20.00%, at most 1.00%" in result.reason
