@@ -15,6 +15,8 @@ STREAM_TELEMETRY = "interlock:telemetry"
 STREAM_EXPOSURES = "interlock:exposures"
 STREAM_OUTCOMES = "interlock:outcomes"
 STREAMS = (STREAM_TELEMETRY, STREAM_EXPOSURES, STREAM_OUTCOMES)
+# How many values a sketch of units keeps; the estimate is off by 1/√(k − 2), 3 %.
+SKETCH_K = 1_024
 # The one field of a stream entry.
 FIELD = b"batch"
 
@@ -94,7 +96,9 @@ class Exposure(msgspec.Struct, frozen=True, kw_only=True):
 
     `experiment` is the split's id: an experiment's, or a rollout's whose split has `exposures`,
     where `variant` is `canary`, `stable` or `baseline`. A unit that meets two variants, since the
-    canary's weight rose in between, has an exposure to each.
+    canary's weight rose in between, has an exposure to each. In an experiment with a hold-out
+    `variant` may be `holdout`. `tenant` is empty for nobody's request; `attributes` are the values
+    of the headers that the split names in `dimensions`.
     """
 
     experiment: str
@@ -102,6 +106,37 @@ class Exposure(msgspec.Struct, frozen=True, kw_only=True):
     variant: str
     version: str
     at_ms: int
+    tenant: str = ""
+    attributes: dict[str, str] = {}
+
+
+class UnitMeasurement(msgspec.Struct, frozen=True, kw_only=True):
+    """What this instance measured of `unit` in an experiment whose split is `measured`.
+
+    Counts since the last report: `requests` that the variant got, of which `errors` failed
+    (answered by stable or not) and `cache_hits` were answered from the cache. `latency_us` is the
+    sum over the `requests - errors - cache_hits` that its version answered.
+    """
+
+    experiment: str
+    unit: str
+    variant: str
+    requests: int
+    errors: int = 0
+    cache_hits: int = 0
+    latency_us: int = 0
+
+
+class UnitSketch(msgspec.Struct, frozen=True, kw_only=True):
+    """Which units asked `model` in the hour `hour` (hours since 1970), as a k-minimum-values sketch.
+
+    `smallest` are the `SKETCH_K` smallest different values of xxh3_64(unit), ascending, or all of
+    them where there are fewer. Sketches merge by keeping the smallest of both.
+    """
+
+    model: str
+    hour: int
+    smallest: tuple[int, ...]
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,7 +150,10 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True):
-    """One stream entry; only lists of its stream are filled: telemetry has windows and shadows."""
+    """One stream entry; only lists of its stream are filled.
+
+    Telemetry has windows and shadows; exposures has exposures, measurements and sketches.
+    """
 
     instance: str
     boot: str
@@ -123,6 +161,8 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     windows: tuple[TelemetryWindow, ...] = ()
     shadows: tuple[ShadowWindow, ...] = ()
     exposures: tuple[Exposure, ...] = ()
+    measurements: tuple[UnitMeasurement, ...] = ()
+    sketches: tuple[UnitSketch, ...] = ()
     outcomes: tuple[Outcome, ...] = ()
     schema: int = SCHEMA
 

@@ -24,6 +24,7 @@ STABLE = "stable"
 CANARY = "canary"
 BASELINE = "baseline"
 EXPLICIT = "explicit"
+HOLDOUT = "holdout"
 
 
 class TableError(ValueError):
@@ -101,13 +102,31 @@ class VariantRoute(Document, frozen=True):
 
 
 class ExperimentSplit(Document, tag="experiment", tag_field="kind", frozen=True):
-    """An experiment's split: one salt decides inclusion, another one the variant."""
+    """An experiment's split: who is meant, who is held out, who is included, and which variant.
+
+    A request takes part when its tenant is one of `tenants` (empty: any, and nobody's) and it
+    carries each of `headers` (lower-case names) with one of the values. Of those units, the ones in
+    buckets `[0, holdout_bp)` under `holdout_salt`, which the experiments of a model share, are held
+    out: stable answers them as variant `holdout`. One salt decides inclusion, another the variant.
+    """
 
     id: str
     inclusion_salt: str
     variant_salt: str
     coverage_bp: int
     variants: tuple[VariantRoute, ...]
+    tenants: tuple[Name, ...] = ()
+    headers: dict[str, tuple[str, ...]] = {}
+    holdout_salt: str = ""
+    holdout_bp: int = 0
+    # Headers whose values exposures carry, to break results down by them.
+    dimensions: tuple[str, ...] = ()
+    # Whether what the data plane measures itself is reported for each unit.
+    measured: bool = False
+
+    def is_held_out(self, unit: str) -> bool:
+        """Say whether `unit` gets stable in every experiment of the model."""
+        return self.holdout_bp > 0 and bucket(self.holdout_salt, unit) < self.holdout_bp
 
     def variant_of(self, unit: str) -> VariantRoute | None:
         """Return the variant that `unit` belongs to, or None for a unit that is not included."""
@@ -327,7 +346,8 @@ def _check_split(name: str, model: ModelRoute, split: CanarySplit | ExperimentSp
             raise TableError(f"{name}: canary and baseline together are more than {BUCKETS}")
     else:
         named = [variant.version for variant in split.variants]
-        shares = [split.coverage_bp, *(variant.weight_bp for variant in split.variants)]
+        shares = [split.coverage_bp, split.holdout_bp]
+        shares += [variant.weight_bp for variant in split.variants]
         if sum(variant.weight_bp for variant in split.variants) != BUCKETS:
             raise TableError(f"{name}: variant weights do not sum to {BUCKETS}")
     for version in named:

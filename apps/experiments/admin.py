@@ -11,6 +11,7 @@ from apps.experiments.models import (
     ExperimentEvent,
     ExposureRow,
     Metric,
+    MetricUse,
     OutcomeRow,
     RefusedOutcomes,
     RolloutExposure,
@@ -22,6 +23,12 @@ from apps.lib.admin import ReadOnly
 class VariantInline(ReadOnly, TabularInline):  # type: ignore[misc]
     model = Variant
     fields = ["position", "name", "version", "weight_bp", "is_control"]
+    extra = 0
+
+
+class MetricInline(ReadOnly, TabularInline):  # type: ignore[misc]
+    model = MetricUse
+    fields = ["position", "metric", "role", "margin"]
     extra = 0
 
 
@@ -38,16 +45,17 @@ class MetricAdmin(ModelAdmin):  # type: ignore[misc]
 
     def get_readonly_fields(self, request: HttpRequest, obj: Metric | None = None) -> list[str]:
         # Outcomes were judged by its kind, and clients name it: only its text may change.
-        return ["name", "kind", "direction"] if obj else []
+        fields = [field.name for field in Metric._meta.fields]
+        return [name for name in fields if name != "description"] if obj else []
 
 
 @admin.register(Experiment)
 class ExperimentAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
-    list_display = ["name", "state", "model", "metric", "created_by", "created_at", "ended_at"]
-    list_filter = ["state", "model", "metric"]
+    list_display = ["name", "state", "model", "created_by", "created_at", "ended_at"]
+    list_filter = ["state", "model"]
     search_fields = ["name", "hypothesis"]
-    list_select_related = ["model", "metric"]
-    inlines = [VariantInline, EventInline]
+    list_select_related = ["model"]
+    inlines = [VariantInline, MetricInline, EventInline]
 
 
 @admin.register(ExposureRow)

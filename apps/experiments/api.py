@@ -79,12 +79,12 @@ class ExperimentViewSet(
     lookup_value_regex = NAME_IN_PATH
 
     def get_queryset(self) -> QuerySet[Experiment]:
-        rows = Experiment.objects.select_related("model__stable", "metric")
+        rows = Experiment.objects.select_related("model__stable")
         filters = {"model": "model__name", "state": "state"}
         asked = self.request.query_params if getattr(self, "request", None) else {}
         return (
             rows.filter(**{filters[key]: asked[key] for key in filters if key in asked})
-            .prefetch_related("variants__version")
+            .prefetch_related("variants__version", "metric_uses__metric")
             .order_by("-created_at", "name")
         )
 
@@ -111,7 +111,7 @@ class ExperimentViewSet(
         ]
         experiment = services.create_experiment(
             model=model,
-            metric=metric,
+            metrics=[services.MetricChoice(metric)],
             variants=specs,
             actor=actor_of(request),
             now=database_now(),

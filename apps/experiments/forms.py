@@ -9,7 +9,13 @@ from django import forms
 from django.core.exceptions import ValidationError
 
 from apps.experiments.models import Experiment, Metric
-from apps.experiments.services import PLANNED_UNITS_MAX, VARIANTS_MAX, VARIANTS_MIN, VariantSpec
+from apps.experiments.services import (
+    PLANNED_UNITS_MAX,
+    VARIANTS_MAX,
+    VARIANTS_MIN,
+    MetricChoice,
+    VariantSpec,
+)
 from apps.models.models import ModelVersion, valid_name
 
 
@@ -62,7 +68,7 @@ class ExperimentForm(forms.Form):
         return {
             "name": given["name"],
             "hypothesis": given["hypothesis"],
-            "metric": given["metric"],
+            "metrics": [MetricChoice(given["metric"])],
             "coverage_bp": round(given["coverage"] * 100),
             "planned_units": given["planned_units"],
             "alpha_ppm": round(given["alpha"] * 10_000),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 
+from django.contrib.postgres.fields import ArrayField
 from django.db import models
 
 from apps.experiments.states import ExperimentState
@@ -13,15 +14,36 @@ from apps.rollouts.models import Rollout
 
 
 class Metric(models.Model):
-    """What is measured for a unit; defined once, used by many experiments."""
+    """What is measured for a unit; defined once, used by many experiments, never changed.
+
+    A unit's value is made of its outcomes since its exposure, or of what the data plane measured.
+    """
 
     class Kind(models.TextChoices):
         PROPORTION = "proportion"
         MEAN = "mean"
+        RATIO = "ratio"
+        QUANTILE = "quantile"
 
     class Direction(models.TextChoices):
         INCREASE = "increase"
         DECREASE = "decrease"
+
+    class Source(models.TextChoices):
+        """Where values come from: outcomes that clients send, or the data plane's own counts."""
+
+        OUTCOMES = "outcomes"
+        LATENCY = "latency", "latency (ms)"
+        ERRORS = "errors"
+        CACHE = "cache", "cache hits"
+
+    class PerUnit(models.TextChoices):
+        """How a unit's outcomes make its one value."""
+
+        FIRST = "first"
+        MEAN = "mean"
+        SUM = "sum"
+        MAX = "max"
 
     name = models.CharField(max_length=100, unique=True, validators=[valid_name])
     kind = models.CharField(max_length=20, choices=Kind.choices)
@@ -29,6 +51,24 @@ class Metric(models.Model):
         max_length=20, choices=Direction.choices, default=Direction.INCREASE
     )
     description = models.TextField(blank=True)
+    source = models.CharField(max_length=20, choices=Source.choices, default=Source.OUTCOMES)
+    # None: outcomes sent under its own name.
+    outcomes_of = models.ForeignKey(
+        "self", null=True, blank=True, on_delete=models.PROTECT, related_name="+"
+    )
+    # Of a ratio of outcomes: whose sum per unit is divided by.
+    divided_by = models.ForeignKey(
+        "self", null=True, blank=True, on_delete=models.PROTECT, related_name="+"
+    )
+    per_unit = models.CharField(max_length=10, choices=PerUnit.choices, default=PerUnit.MEAN)
+    # Whether a unit without an outcome counts as 0; otherwise it waits, and is in no mean.
+    missing_is_zero = models.BooleanField(default=False)
+    # Of a quantile: which one, in millionths.
+    quantile_ppm = models.PositiveIntegerField(null=True, blank=True)
+    # A unit's value counts as this at most (winsorisation).
+    cap = models.FloatField(null=True, blank=True)
+    # Outcomes count so long after the exposure; a unit counts once it is over. None: for ever.
+    window_s = models.PositiveIntegerField(null=True, blank=True)
 
     class Meta:
         ordering = ["name"]
@@ -38,28 +78,51 @@ class Metric(models.Model):
 
 
 class Experiment(models.Model):
-    """A comparison of versions of one model on a metric."""
+    """A comparison of versions of one model on metrics."""
+
+    class Conclusion(models.TextChoices):
+        STOPPED = "stopped"
+        SHIPPED = "shipped"
+        ABANDONED = "abandoned"
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     name = models.CharField(max_length=100, unique=True, validators=[valid_name])
     hypothesis = models.TextField(blank=True)
     model = models.ForeignKey(RegisteredModel, on_delete=models.PROTECT, related_name="experiments")
-    metric = models.ForeignKey(Metric, on_delete=models.PROTECT, related_name="experiments")
     state = models.CharField(
         max_length=20, choices=ExperimentState.choices, default=ExperimentState.DRAFT
+    )
+    # How a completed one ended.
+    conclusion = models.CharField(max_length=20, choices=Conclusion.choices, blank=True)
+    # The rollout that a shipped one became.
+    rollout = models.ForeignKey(
+        Rollout, null=True, blank=True, on_delete=models.SET_NULL, related_name="+"
     )
     revision = models.PositiveIntegerField(default=0)
     coverage_bp = models.PositiveIntegerField(default=10_000)
     inclusion_salt = models.CharField(max_length=64)
     variant_salt = models.CharField(max_length=64)
+    # Who is meant: names of tenants (none: all), and {header: [values]}.
+    tenants = models.JSONField(default=list, blank=True)
+    headers = models.JSONField(default=dict, blank=True)
+    # Share of units that get stable in every experiment of the model.
+    holdout_bp = models.PositiveIntegerField(default=0)
+    # What results are broken down by: `tenant`, or names of headers.
+    dimensions = models.JSONField(default=list, blank=True)
+    # The one of them that estimates are post-stratified by.
+    stratify_by = models.CharField(max_length=100, blank=True)
+    # CUPED's covariate is the unit's value in so many seconds before its exposure; 0: none.
+    covariate_s = models.PositiveIntegerField(default=0)
     alpha_ppm = models.PositiveIntegerField(default=50_000)
     # Units per experiment, all variants together, that were planned for; tunes the interval.
     planned_units = models.PositiveIntegerField(default=10_000)
     generation = models.BigIntegerField(null=True)
     reason = models.TextField(blank=True)
-    # The last analysis (stats.results); frozen when the experiment is completed.
+    # The last analysis (results); frozen when the experiment is completed.
     result = models.JSONField(default=dict)
     refreshed_at = models.DateTimeField(null=True)
+    # Large ones are analysed less often, so that analysis never takes a worker for itself.
+    refresh_due_at = models.DateTimeField(null=True)
     # Why the last analysis gave no result; the one before it stands meanwhile.
     refresh_error = models.TextField(blank=True)
     created_by = models.CharField(max_length=150)
@@ -78,6 +141,42 @@ class Experiment(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+    @property
+    def metric(self) -> Metric:
+        """The primary metric."""
+        return next(use.metric for use in self.metric_uses.all() if use.role == MetricUse.PRIMARY)
+
+
+class MetricUse(models.Model):
+    """A metric in an experiment, and what it is there for."""
+
+    PRIMARY, SECONDARY, GUARDRAIL = "primary", "secondary", "guardrail"
+    ROLES = [(PRIMARY, "primary"), (SECONDARY, "secondary"), (GUARDRAIL, "guardrail")]
+
+    experiment = models.ForeignKey(Experiment, on_delete=models.CASCADE, related_name="metric_uses")
+    metric = models.ForeignKey(Metric, on_delete=models.PROTECT, related_name="uses")
+    role = models.CharField(max_length=20, choices=ROLES)
+    # Of a guardrail: how much worse is tolerable, in the metric's unit.
+    margin = models.FloatField(null=True, blank=True)
+    # Whether Mann-Whitney's test is shown as well.
+    mann_whitney = models.BooleanField(default=False)
+    # The primary is 0.
+    position = models.PositiveSmallIntegerField()
+
+    class Meta:
+        ordering = ["experiment", "position"]
+        constraints = [
+            models.UniqueConstraint(fields=["experiment", "metric"], name="metric_use_once"),
+            models.UniqueConstraint(
+                fields=["experiment"],
+                condition=models.Q(role="primary"),
+                name="one_primary_per_experiment",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.metric} ({self.role})"
 
 
 class Variant(models.Model):
@@ -103,12 +202,30 @@ class Variant(models.Model):
         return self.name
 
 
+class WeightChange(models.Model):
+    """The variants' weights from an instant on; the first is made when the experiment runs.
+
+    Units first met in one phase whose bucket belongs to another variant in a later one moved; they
+    are left out, whether or not they came back.
+    """
+
+    experiment = models.ForeignKey(Experiment, on_delete=models.CASCADE, related_name="weights")
+    at = models.DateTimeField()
+    # {variant: basis points}
+    weights_bp = models.JSONField()
+    reason = models.TextField(blank=True)
+    actor = models.CharField(max_length=150)
+
+    class Meta:
+        ordering = ["experiment", "at"]
+
+
 class ExperimentEvent(Transition):
     experiment = models.ForeignKey(Experiment, on_delete=models.CASCADE, related_name="events")
 
 
 class ExposureRow(models.Model):
-    """The first time a unit met a variant of an experiment."""
+    """The first time a unit met a variant of an experiment, and its values by now."""
 
     experiment = models.ForeignKey(Experiment, on_delete=models.CASCADE, related_name="exposures")
     unit = models.CharField(max_length=200)
@@ -117,10 +234,53 @@ class ExposureRow(models.Model):
     at = models.DateTimeField()
     # Met another variant later (a weight was changed): left out of the analysis, and counted.
     crossed_over = models.BooleanField(default=False)
+    # Where the unit stands under the experiment's variant salt.
+    bucket = models.PositiveSmallIntegerField(default=0, db_default=0)
+    tenant = models.CharField(max_length=100, default="", db_default="")
+    # {header: value} of the experiment's dimensions.
+    attributes = models.JSONField(null=True)
+    # One for each of `apps.experiments.columns`; None where there is none yet.
+    values = ArrayField(models.FloatField(null=True), null=True)
 
     class Meta:
         constraints = [
             models.UniqueConstraint(fields=["experiment", "unit"], name="exposure_once_per_unit")
+        ]
+
+
+class TouchedUnit(models.Model):
+    """A unit whose values must be made anew: something about it came in since."""
+
+    unit = models.CharField(max_length=200)
+
+
+class MeasuredUnit(models.Model):
+    """What the data planes measured of a unit in an experiment; see `UnitMeasurement`."""
+
+    experiment = models.ForeignKey(Experiment, on_delete=models.CASCADE, related_name="+")
+    unit = models.CharField(max_length=200)
+    requests = models.BigIntegerField(default=0)
+    errors = models.BigIntegerField(default=0)
+    cache_hits = models.BigIntegerField(default=0)
+    latency_us = models.BigIntegerField(default=0)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["experiment", "unit"], name="measured_once_per_unit")
+        ]
+
+
+class UnitCount(models.Model):
+    """Which units asked a model in an hour, as a sketch; see `UnitSketch`."""
+
+    model = models.ForeignKey(RegisteredModel, on_delete=models.CASCADE, related_name="+")
+    hour = models.DateTimeField()
+    # The smallest hashes, as signed 64-bit numbers.
+    smallest = ArrayField(models.BigIntegerField())
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["model", "hour"], name="unit_count_once_an_hour")
         ]
 
 
@@ -169,3 +329,48 @@ class RefusedOutcomes(models.Model):
         constraints = [
             models.UniqueConstraint(fields=["metric_name", "reason"], name="refused_outcomes_once")
         ]
+
+
+class ResultPoint(models.Model):
+    """What an analysis said, short, for the course of the result over time."""
+
+    experiment = models.ForeignKey(Experiment, on_delete=models.CASCADE, related_name="points")
+    at = models.DateTimeField()
+    # {metric: {arm: [difference, low, high, n]}} by the deciding reading.
+    numbers = models.JSONField()
+
+    class Meta:
+        ordering = ["experiment", "at"]
+
+
+class ResultSnapshot(models.Model):
+    """A result kept as it was, under an address of its own."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    experiment = models.ForeignKey(Experiment, on_delete=models.CASCADE, related_name="snapshots")
+    at = models.DateTimeField()
+    result = models.JSONField()
+    note = models.CharField(max_length=500, blank=True)
+    actor = models.CharField(max_length=150)
+
+    class Meta:
+        ordering = ["-at"]
+
+
+class OutcomeImport(models.Model):
+    """A file of outcomes that was read, and what became of its rows."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    filename = models.CharField(max_length=300)
+    bytes = models.PositiveBigIntegerField()
+    rows = models.PositiveBigIntegerField(default=0)
+    recorded = models.PositiveBigIntegerField(default=0)
+    duplicates = models.PositiveBigIntegerField(default=0)
+    # {reason: count}, and the first rows of each: [row, event_id, reason].
+    refused = models.JSONField(default=dict)
+    examples = models.JSONField(default=list)
+    actor = models.CharField(max_length=150)
+    at = models.DateTimeField()
+
+    class Meta:
+        ordering = ["-at"]

@@ -125,7 +125,7 @@ def collect(experiment: Experiment) -> dict[str, VariantData]:
             SUM_OUTCOMES,
             {
                 "experiment": experiment.pk,
-                "metric": experiment.metric_id,
+                "metric": experiment.metric.pk,
                 "is_proportion": experiment.metric.kind == Metric.Kind.PROPORTION,
             },
         )

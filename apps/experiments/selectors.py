@@ -17,12 +17,14 @@ from apps.models.models import Deployment, ModelVersion, RegisteredModel
 
 def experiment_rows() -> QuerySet[Experiment]:
     """Return the experiments of the list page, the newest first."""
-    return Experiment.objects.select_related("model", "metric").order_by("-created_at", "name")
+    rows = Experiment.objects.select_related("model").prefetch_related("metric_uses__metric")
+    return rows.order_by("-created_at", "name")
 
 
 def find_experiment(name: str) -> Experiment:
     """Return the experiment with its model and metric. Raises NotFound."""
-    rows = Experiment.objects.select_related("model__stable", "metric")
+    rows = Experiment.objects.select_related("model__stable")
+    rows = rows.prefetch_related("metric_uses__metric")
     experiment = rows.filter(name=name).first()
     if experiment is None:
         raise NotFound(f"There is no experiment named {name}.")

@@ -16,7 +16,14 @@ import msgspec
 from django.core.exceptions import ValidationError
 from django.db import IntegrityError, transaction
 
-from apps.experiments.models import Experiment, ExperimentEvent, Metric, Variant
+from apps.experiments.models import (
+    Experiment,
+    ExperimentEvent,
+    Metric,
+    MetricUse,
+    Variant,
+    WeightChange,
+)
 from apps.experiments.results import compute_result
 from apps.experiments.states import EXPERIMENT_TRANSITIONS, ExperimentState
 from apps.lib.actors import INTERLOCK, Actor
@@ -28,16 +35,24 @@ from apps.models.services import acquire_split, deploy_version, release_split, r
 from apps.models.states import DeploymentState
 from apps.rollouts.publication import publish_table
 from contract.bucketing import BUCKETS
-from contract.routing import CANARY, EXPLICIT, STABLE, ExperimentSplit, VariantRoute
+from contract.routing import CANARY, EXPLICIT, HOLDOUT, STABLE, ExperimentSplit, VariantRoute
 
 VARIANTS_MIN = 2
 VARIANTS_MAX = 20
 PLANNED_UNITS_MAX = 1_000_000_000
 # Columns that a new row leaves empty.
-UNSET_AT_FIRST = {"generation", "result", "refreshed_at", "started_at", "ended_at"}
+UNSET_AT_FIRST = {
+    "generation",
+    "result",
+    "refreshed_at",
+    "refresh_due_at",
+    "started_at",
+    "ended_at",
+    "rollout",
+}
 RESERVED_EXPERIMENTS = {"new"}
 # Names that telemetry uses for traffic that belongs to no experiment.
-RESERVED_NAMES = {STABLE, CANARY, EXPLICIT}
+RESERVED_NAMES = {STABLE, CANARY, EXPLICIT, HOLDOUT}
 
 
 @dataclass(frozen=True)
@@ -48,6 +63,16 @@ class VariantSpec:
     version_number: int
     weight_bp: int
     is_control: bool = False
+
+
+@dataclass(frozen=True)
+class MetricChoice:
+    """A metric as it is asked for: exactly one is primary, a guardrail has a margin."""
+
+    metric: Metric
+    role: str = MetricUse.PRIMARY
+    margin: float | None = None
+    mann_whitney: bool = False
 
 
 def create_metric(
@@ -76,7 +101,7 @@ def create_experiment(
     *,
     name: str,
     model: RegisteredModel,
-    metric: Metric,
+    metrics: Sequence[MetricChoice],
     variants: Sequence[VariantSpec],
     coverage_bp: int = BUCKETS,
     planned_units: int = 10_000,
@@ -103,7 +128,6 @@ def create_experiment(
         name=name,
         hypothesis=hypothesis,
         model=model,
-        metric=metric,
         coverage_bp=coverage_bp,
         inclusion_salt=secrets.token_hex(8),
         variant_salt=secrets.token_hex(8),
@@ -123,6 +147,17 @@ def create_experiment(
             position=position,
         )
         for position, spec in enumerate(variants)
+    )
+    MetricUse.objects.bulk_create(
+        MetricUse(
+            experiment=experiment,
+            metric=choice.metric,
+            role=choice.role,
+            margin=choice.margin,
+            mann_whitney=choice.mann_whitney,
+            position=position,
+        )
+        for position, choice in enumerate(metrics)
     )
     _append_event(experiment, "", "created", actor, now)
     after = {"variants": [msgspec.to_builtins(spec) for spec in variants], "model": model.name}
@@ -219,6 +254,13 @@ def _run(experiment: Experiment, variants: Sequence[Variant], now: datetime) -> 
     route_split(owner_id=experiment.pk, document=split_document(experiment, variants))
     generation = publish_table(
         reason=f"experiment {experiment.name} runs", actor=INTERLOCK, now=now
+    )
+    WeightChange.objects.create(
+        experiment=experiment,
+        at=now,
+        weights_bp={variant.name: variant.weight_bp for variant in variants},
+        reason="it runs",
+        actor=INTERLOCK.name,
     )
     reason = f"all its versions are ready; it is routed from generation {generation} on"
     _move(experiment, ExperimentState.RUNNING, reason, INTERLOCK, now, generation=generation)

@@ -1,7 +1,8 @@
 """The life of an experiment.
 
 Rules: only a draft may be edited; `preparing` loads the variants' versions and routes nothing yet;
-only `running` assigns units; `completed` is final and its result is frozen.
+only `running` assigns units; `paused` keeps the split and assigns nobody; `completed` is final and
+its result is frozen.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ class ExperimentState(models.TextChoices):
     DRAFT = "draft"
     PREPARING = "preparing"
     RUNNING = "running"
+    PAUSED = "paused"
     COMPLETED = "completed"
     FAILED = "failed"
 
@@ -25,7 +27,8 @@ EXPERIMENT_TRANSITIONS: Transitions[ExperimentState] = Transitions(
     {
         E.DRAFT: frozenset({E.PREPARING}),
         E.PREPARING: frozenset({E.RUNNING, E.FAILED, E.COMPLETED}),
-        E.RUNNING: frozenset({E.COMPLETED}),
+        E.RUNNING: frozenset({E.PAUSED, E.COMPLETED}),
+        E.PAUSED: frozenset({E.RUNNING, E.COMPLETED}),
         E.COMPLETED: frozenset(),
         E.FAILED: frozenset(),
     }

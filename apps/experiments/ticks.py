@@ -48,5 +48,5 @@ def _advance(pk: UUID, now: datetime) -> None:
 
 
 def _refresh(pk: UUID, now: datetime) -> None:
-    experiment = Experiment.objects.select_related("metric").get(pk=pk)
+    experiment = Experiment.objects.get(pk=pk)
     refresh_result(experiment, now)

@@ -7,6 +7,7 @@ from typing import Any
 
 from apps.experiments.models import Experiment, ExposureRow, Metric, OutcomeRow
 from apps.experiments.services import (
+    MetricChoice,
     VariantSpec,
     advance_experiment,
     create_experiment,
@@ -68,7 +69,8 @@ def make_draft(**fields: Any) -> Experiment:
     given = defaults | fields
     return create_experiment(
         model=given.pop("model", None) or make_model(),
-        metric=given.pop("metric", None) or make_metric(),
+        metrics=given.pop("metrics", None)
+        or [MetricChoice(given.pop("metric", None) or make_metric())],
         actor=ANNA,
         now=NOW,
         **given,
