@@ -128,7 +128,7 @@ class UnitMeasurement(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class UnitSketch(msgspec.Struct, frozen=True, kw_only=True):
-    """Which units asked `model` in the hour `hour` (hours since 1970), as a k-minimum-values sketch.
+    """Which units asked `model` in the hour `hour` (since 1970): a k-minimum-values sketch.
 
     `smallest` are the `SKETCH_K` smallest different values of xxh3_64(unit), ascending, or all of
     them where there are fewer. Sketches merge by keeping the smallest of both.
