@@ -23,6 +23,14 @@ EVENTS = {
     "rollout.held": "A rollout has been held for long",
     "leak.detected": "A version at 0 % got traffic",
     "split.diverged": "The observed split is not the configured one",
+    "experiment.started": "An experiment was started",
+    "experiment.paused": "An experiment was paused: everybody gets stable",
+    "experiment.resumed": "A paused experiment assigns units again",
+    "experiment.weights": "An experiment's weights were changed",
+    "experiment.significant": "An experiment's primary metric is significant for the first time",
+    "experiment.mismatch": "An experiment's shares of units do not match its weights",
+    "experiment.completed": "An experiment ended: stopped, shipped or abandoned",
+    "experiment.failed": "An experiment failed before it assigned anybody",
 }
 DEPTH_MAX = 12
 
@@ -34,7 +42,8 @@ def is_wanted(event: str, events: list[str]) -> bool:
 
 def sentence(event: str, data: dict[str, Any]) -> str:
     """Return one readable line, e.g. `digits:4 baking at 5 %: evidence so far is good`."""
-    subject = str(data.get("target") or data.get("model") or "Interlock")
+    named = data.get("target") or data.get("experiment") or data.get("model")
+    subject = str(named or "Interlock")
     if event == TEST:
         return f"Test of notifications by {data.get('actor', 'Interlock')}: this one arrived."
     said = f"{subject}: {_what(event)}"

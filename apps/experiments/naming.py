@@ -1,0 +1,34 @@
+"""Inserting rows whose names are unique: a bad field and a taken name are told apart."""
+
+from __future__ import annotations
+
+from django.core.exceptions import ValidationError
+from django.db import IntegrityError, transaction
+
+from apps.experiments.models import Experiment, Metric
+from apps.lib.errors import Conflict, Invalid
+
+# Columns that a new row leaves empty.
+UNSET_AT_FIRST = {
+    "generation",
+    "result",
+    "refreshed_at",
+    "refresh_due_at",
+    "started_at",
+    "ended_at",
+    "rollout",
+}
+
+
+def insert_named(row: Metric | Experiment, taken: str) -> None:
+    """Insert a named row. Raises Invalid for a bad field, Conflict when the name is taken."""
+    try:
+        row.clean_fields(exclude=UNSET_AT_FIRST)
+    except ValidationError as error:
+        field, messages = next(iter(error.message_dict.items()))
+        raise Invalid(f"{field}: {messages[0]}") from None
+    try:
+        with transaction.atomic():
+            row.save(force_insert=True)
+    except IntegrityError:
+        raise Conflict(taken) from None

@@ -1,0 +1,66 @@
+"""Results kept as they were, each under an address of its own that never shows anything else."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import datetime
+
+from django.db import transaction
+from django.db.models import QuerySet
+
+from apps.experiments.models import Experiment, ResultSnapshot
+from apps.lib.actors import Actor
+from apps.lib.errors import Conflict, Invalid, NotFound
+from apps.models.audit import record_audit
+
+NOTE_LENGTH_MAX = 500
+
+
+@transaction.atomic
+def make_snapshot(
+    *, experiment: Experiment, note: str = "", actor: Actor, now: datetime
+) -> ResultSnapshot:
+    """Keep the present result. Raises Conflict before the first one, Invalid for a long note."""
+    if len(note) > NOTE_LENGTH_MAX:
+        raise Invalid(f"note has {len(note)} characters; it takes {NOTE_LENGTH_MAX}")
+    # What is kept is what is stored now, not what the caller read a while ago.
+    experiment.refresh_from_db(fields=["result"])
+    kept = keep_result(experiment, note, actor, now)
+    if kept is None:
+        raise Conflict(f"experiment {experiment.name} has no result yet; there is nothing to keep")
+    record_audit(
+        actor=actor,
+        action="experiment.snapshot",
+        target=experiment.name,
+        after={"snapshot": str(kept.pk), "note": note},
+    )
+    return kept
+
+
+def keep_result(
+    experiment: Experiment, note: str, actor: Actor, now: datetime
+) -> ResultSnapshot | None:
+    """Keep the present result in the caller's transaction; None when there is none yet."""
+    if not experiment.result:
+        return None
+    return ResultSnapshot.objects.create(
+        experiment=experiment, at=now, result=experiment.result, note=note, actor=actor.name
+    )
+
+
+def snapshots_of(experiment: Experiment) -> QuerySet[ResultSnapshot]:
+    """Return an experiment's snapshots, the newest first."""
+    return experiment.snapshots.select_related("experiment").order_by("-at", "-id")
+
+
+def find_snapshot(pk: str | uuid.UUID) -> ResultSnapshot:
+    """Return the snapshot with its experiment. Raises NotFound."""
+    try:
+        key = uuid.UUID(str(pk))
+    except ValueError:
+        raise NotFound(f"{pk} is no snapshot's id.") from None
+    rows = ResultSnapshot.objects.select_related("experiment__model")
+    snapshot = rows.filter(pk=key).first()
+    if snapshot is None:
+        raise NotFound(f"There is no snapshot {key}.")
+    return snapshot
