@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from embedded.demo.control import Control, DemoFailed
-from embedded.demo.registry import MODEL
+from embedded.demo.registry import MODEL, TWIN
 from embedded.state import ROOT
 
 Say = Callable[[str], None]
@@ -46,6 +46,8 @@ BLUE_GREEN_BODY: dict[str, Any] = {
 AGAIN = {"overrides": ["quarantine"]}
 SMOKE_REQUESTS = 25
 METRIC = "correct"
+# One in a hundred A/A tests may be called significant, at most.
+ALPHA_PPM = 10_000
 ROLLOUT_WITHIN_S = 240.0
 EXPERIMENT_WITHIN_S = 120.0
 REFERENCE_WITHIN_S = 60.0
@@ -88,14 +90,15 @@ def play(control: Control, crowd: HasTotals, numbers: dict[str, int], say: Say) 
     """Play all acts in order. Raises DemoFailed when something does not happen in time."""
     told = Told()
     _wait_for_users(crowd)
-    say("\n== A canary that deserves it ==")
-    told.rows.append(_promote_by_cli(control, numbers["strong"], say))
+    say("\n== An A/B test: is the strong one really better? And an A/A test beside it ==")
+    name, *rows = _experiments(control, numbers, say)
+    told.rows += rows
+    say("\n== The winner is shipped: a canary that deserves it ==")
+    told.rows.append(_ship_by_cli(control, name, say))
     say("\n== A canary that breaks for some people ==")
     told.rows.append(_canary(control, "broken", numbers["broken"], say))
     say("\n== A canary that is slow ==")
     told.rows.append(_canary(control, "slow", numbers["slow"], say))
-    say("\n== An A/B test: is the strong one really better? ==")
-    told.rows.append(_experiment(control, numbers, say))
     say("\n== One call back ==")
     told.rows.append(_rollback(control, numbers["weak"], say))
     say("\n== Blue and green: back to the strong one, at once ==")
@@ -118,13 +121,13 @@ def prepare(control: Control) -> None:
     control.ensure("metrics/", METRIC, {"kind": "proportion", "direction": "increase"})
 
 
-def make_stable(control: Control, number: int, say: Say) -> None:
+def make_stable(control: Control, name: str, number: int, say: Say) -> None:
     """Make `number` stable at once, whatever an earlier demo left; returns when it serves."""
-    _end_what_is_live(control)
-    model = control.get(f"models/{MODEL}/")
+    _end_what_is_live(control, name)
+    model = control.get(f"models/{name}/")
     if model["stable"] == number:
         return
-    body = {"model": MODEL, "version": str(number), "plan": PLAN, **AGAIN}
+    body = {"model": name, "version": str(number), "plan": PLAN, **AGAIN}
     rollout = control.post("rollouts/", body)
     if model["stable"] is not None:
         path = f"rollouts/{rollout['id']}/"
@@ -133,15 +136,15 @@ def make_stable(control: Control, number: int, say: Say) -> None:
     _follow(control, rollout, say)
 
 
-def _end_what_is_live(control: Control) -> None:
+def _end_what_is_live(control: Control, model: str) -> None:
     """End what a demo that was broken off left behind."""
-    for rollout in control.get(f"rollouts/?model={MODEL}")["results"]:
+    for rollout in control.get(f"rollouts/?model={model}")["results"]:
         if rollout["is_live"]:
             path = f"rollouts/{rollout['id']}/"
             control.post(f"{path}abort/", {"reason": "the demo begins again"})
             control.wait_for(path, lambda now: not now["is_live"], within_s=60)
-    for state in ("preparing", "running"):
-        for experiment in control.get(f"experiments/?model={MODEL}&state={state}")["results"]:
+    for state in ("preparing", "running", "paused"):
+        for experiment in control.get(f"experiments/?model={model}&state={state}")["results"]:
             path = f"experiments/{experiment['name']}/stop/"
             control.post(path, {"reason": "the demo begins again"})
 
@@ -154,7 +157,9 @@ def _follow(control: Control, rollout: dict[str, Any], say: Say) -> dict[str, An
         if key not in seen:
             seen.add(key)
             share = now["weight_bp"] / 100
-            say(f"  {MODEL}:{now['target']} {now['phase']} at {share:g} %: {now['reason'][:160]}")
+            say(
+                f"  {now['model']}:{now['target']} {now['phase']} at {share:g} %: {now['reason'][:160]}"
+            )
 
     ended: dict[str, Any] = control.wait_for(
         f"rollouts/{rollout['id']}/",
@@ -165,10 +170,9 @@ def _follow(control: Control, rollout: dict[str, Any], say: Say) -> dict[str, An
     return ended
 
 
-def _promote_by_cli(control: Control, number: int, say: Say) -> Row:
-    """Promote as a pipeline would; the exit code is the verdict."""
-    arguments = ["promote", MODEL, str(number), "--plan", PLAN, "--override", "quarantine"]
-    arguments.append("--wait")
+def _ship_by_cli(control: Control, name: str, say: Say) -> Row:
+    """Turn the experiment's winner into a rollout as a pipeline would; the exit code tells."""
+    arguments = ["experiment", "ship", name, "--plan", PLAN, "--override", "quarantine", "--wait"]
     say(f"$ interlock {' '.join(arguments)}")
     started = time.monotonic()
     environment = {
@@ -183,7 +187,7 @@ def _promote_by_cli(control: Control, number: int, say: Say) -> Row:
     _explain(control, last, say)
     outcome = last["phase"] if done.returncode == 0 else f"exit {done.returncode}"
     took_s = time.monotonic() - started
-    return Row("strong canary, by CLI", "succeeded", outcome, last["reason"], took_s)
+    return Row("winner shipped by canary, by CLI", "succeeded", outcome, last["reason"], took_s)
 
 
 def _canary(control: Control, kind: str, number: int, say: Say) -> Row:
@@ -202,26 +206,48 @@ def _explain(control: Control, rollout: dict[str, Any], say: Say) -> None:
     say(f"  explained at {control.stack.urls.web}/rollouts/{rollout['id']}/")
 
 
-def _experiment(control: Control, numbers: dict[str, int], say: Say) -> Row:
-    name = f"weak-or-strong-{int(time.time())}"
-    variants = [
-        {"name": kind, "version": numbers[kind], "weight_bp": 5_000, "is_control": kind == "weak"}
-        for kind in ("weak", "strong")
-    ]
-    body = {"model": MODEL, "metric": METRIC, "variants": variants, "planned_units": 5_000}
-    control.post("experiments/", {"name": name, **body})
-    control.post(f"experiments/{name}/start/")
+def _experiments(control: Control, numbers: dict[str, int], say: Say) -> tuple[str, Row, Row]:
+    """Run an A/B test until it is significant, and an A/A test beside it; return the former's name.
+
+    Users show held-out images; whether the answer was the true label is the outcome.
+    """
     started = time.monotonic()
-    answer = control.wait_for(
-        f"experiments/{name}/results/",
+    stamp = int(time.time())
+    real, same = f"weak-or-strong-{stamp}", f"weak-or-weak-{stamp}"
+    _start_experiment(control, real, MODEL, {"weak": numbers["weak"], "strong": numbers["strong"]})
+    _start_experiment(control, same, TWIN, {"weak": 1, "as-weak": 1})
+    found = control.wait_for(
+        f"experiments/{real}/results/",
         lambda now: bool(now["result"].get("is_significant")),
         within_s=EXPERIMENT_WITHIN_S,
-    )
-    control.post(f"experiments/{name}/stop/", {"reason": "the difference is significant"})
-    sentence = answer["result"].get("verdict", "")
-    say(f"  {sentence}")
+    )["result"]
+    beside = control.wait_for(
+        f"experiments/{same}/results/",
+        lambda now: now["result"].get("state") == "ok",
+        within_s=EXPERIMENT_WITHIN_S,
+    )["result"]
+    control.post(f"experiments/{same}/stop/", {"reason": "it has shown what it was to show"})
     took_s = time.monotonic() - started
-    return Row("A/B test of accuracy", "significant", "significant", sentence, took_s)
+    for name, result in ((real, found), (same, beside)):
+        say(f"  {result['verdict']}")
+        say(f"  results at {control.stack.urls.web}/experiments/{name}/")
+    ab = Row("A/B test of accuracy", "significant", _told(found), found["verdict"], took_s)
+    aa = Row("A/A test beside it", "undecided", _told(beside), beside["verdict"], took_s)
+    return real, ab, aa
+
+
+def _start_experiment(control: Control, name: str, model: str, versions: dict[str, int]) -> None:
+    variants = [
+        {"name": kind, "version": number, "weight_bp": 5_000, "is_control": kind == "weak"}
+        for kind, number in versions.items()
+    ]
+    body = {"model": model, "metric": METRIC, "variants": variants, "planned_units": 5_000}
+    control.post("experiments/", {"name": name, **body, "alpha_ppm": ALPHA_PPM})
+    control.post(f"experiments/{name}/start/")
+
+
+def _told(result: dict[str, Any]) -> str:
+    return "significant" if result["is_significant"] else "undecided"
 
 
 def _blue_green(control: Control, number: int, say: Say) -> Row:

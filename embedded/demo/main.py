@@ -1,8 +1,9 @@
 """The demo: real servers, real models, real traffic, and four stories told as they happen.
 
-A strong classifier is promoted by canary over a weak one; a broken and a slow one are rolled back
-by Interlock itself; an A/B test finds the difference in accuracy; one call goes back. Nothing is
-scripted but the requests to the API: every decision is the product's own.
+An A/B test finds that a strong classifier is more accurate than a weak one, while an A/A test beside
+it finds nothing; the winner is shipped, by canary; a broken and a slow one are rolled back by
+Interlock itself; one call goes back. Nothing is scripted but the requests to the API: every
+decision is the product's own.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ import httpx
 from embedded.demo import acts
 from embedded.demo.classifiers import load_digits, train_all
 from embedded.demo.control import Control, DemoFailed
-from embedded.demo.registry import MODEL, register_all
+from embedded.demo.registry import MODEL, TWIN, register_all
 from embedded.stack import Stack
 from embedded.state import ROOT
 
-RATE_PER_S = 300
+RATE_PER_S = 400
 MLFLOW_WITHIN_S = 180.0
 KINDS = ("weak", "strong", "broken", "slow")
 
@@ -101,7 +102,7 @@ def _register(stack: Stack, control: Control) -> dict[str, int]:
         _wait_for_mlflow(stack)
         register_all(classifiers, digits, stack.urls.mlflow)
         control.post("models/sync/")
-        control.wait_for("models/", lambda page: page["count"] > 0, within_s=60)
+        control.wait_for("models/", lambda page: page["count"] > 1, within_s=60)
         known = _registered(control)
     if known is None:
         raise DemoFailed("the four versions were not imported from MLflow")
@@ -111,7 +112,7 @@ def _register(stack: Stack, control: Control) -> dict[str, int]:
 
 
 def _registered(control: Control) -> dict[str, int] | None:
-    if not control.get("models/")["count"]:
+    if {MODEL, TWIN} - {model["name"] for model in control.get("models/")["results"]}:
         return None
     rows = control.get(f"models/{MODEL}/versions/")["results"]
     found = {row["parameters"].get("kind"): row["number"] for row in rows}
@@ -135,7 +136,8 @@ def _send_users(stack: Stack, control: Control, weak: int) -> Crowd:
     """Make the weak one stable, then let the users in."""
     say("\n== The first version ==")
     acts.prepare(control)
-    acts.make_stable(control, weak, say)
+    acts.make_stable(control, MODEL, weak, say)
+    acts.make_stable(control, TWIN, 1, say)
     command = [sys.executable, "-m", "embedded.demo.traffic", stack.urls.dataplane]
     process = subprocess.Popen(
         [*command, str(RATE_PER_S)],

@@ -2,7 +2,7 @@
 
 `python -m embedded.demo.traffic URL RATE` sends RATE requests/s with `tritonclient`, each from a
 random user who always shows the same image, and posts whether the answer was right as the outcome
-`correct`. It prints one JSON line of running totals each second and stops when its input closes, so
+`correct`. Some are users of the twin, who ask that model. It prints one JSON line of running totals each second and stops when its input closes, so
 that it never outlives the demo.
 """
 
@@ -20,9 +20,11 @@ from typing import Any
 import httpx
 
 from embedded.demo.classifiers import PIXELS, Digits, load_digits
-from embedded.demo.registry import MODEL
+from embedded.demo.registry import MODEL, TWIN
 
 USERS = 200_000
+# One of so many requests comes from a user of the twin.
+TWIN_EVERY = 4
 IN_FLIGHT_MAX = 64
 OUTCOMES_EVERY_S = 0.5
 LATENCIES_KEPT = 200_000
@@ -82,14 +84,20 @@ class Crowd:
             if len(self.in_flight) >= IN_FLIGHT_MAX:
                 self.totals.skipped += 1
                 continue
-            task = asyncio.create_task(self._ask(client, self.random.randrange(USERS)))
+            task = asyncio.create_task(self._ask(client, *self._anybody()))
             self.in_flight.add(task)
             task.add_done_callback(self.in_flight.discard)
 
-    async def _ask(self, client: Any, user: int) -> None:
+    def _anybody(self) -> tuple[str, str, int]:
+        """Return a model, one of its users, and the image that this user shows."""
+        user = self.random.randrange(USERS)
+        model = TWIN if self.random.randrange(TWIN_EVERY) == 0 else MODEL
+        name = f"user-{user}" if model == MODEL else f"twin-user-{user}"
+        return model, name, user % len(self.digits.held_x)
+
+    async def _ask(self, client: Any, model: str, user: str, row: int) -> None:
         from tritonclient.http.aio import InferInput, InferRequestedOutput
 
-        row = user % len(self.digits.held_x)
         image = InferInput("X", [1, PIXELS], "FP32")
         image.set_data_from_numpy(self.digits.held_x[row : row + 1], binary_data=False)
         label = InferRequestedOutput("label", binary_data=False)
@@ -97,24 +105,23 @@ class Crowd:
         self.totals.requests += 1
         try:
             answer = await client.infer(
-                MODEL, [image], outputs=[label], headers={"x-unit-id": f"user-{user}"}
+                model, [image], outputs=[label], headers={"x-unit-id": user}
             )
         except Exception as error:  # whatever a client may see of us is an error of ours
             self.totals.errors += 1
             self.totals.last_error = str(error)[:200]
             return
         self.latencies_ms.append((time.perf_counter() - started) * 1_000)
-        self._note(answer, user, row)
+        self._note(answer, model, user, row)
 
-    def _note(self, answer: Any, user: int, row: int) -> None:
+    def _note(self, answer: Any, model: str, user: str, row: int) -> None:
         response = answer.get_response()
-        version = str(response.get("model_version", "?"))
-        self.totals.by_version[version] = self.totals.by_version.get(version, 0) + 1
+        if model == MODEL:
+            version = str(response.get("model_version", "?"))
+            self.totals.by_version[version] = self.totals.by_version.get(version, 0) + 1
         correct = int(answer.as_numpy("label").ravel()[0]) == int(self.digits.held_y[row])
         self.totals.correct += correct
-        self.outcomes.append(
-            {"unit_id": f"user-{user}", "metric": "correct", "value": float(correct)}
-        )
+        self.outcomes.append({"unit_id": user, "metric": "correct", "value": float(correct)})
 
     async def _post_outcomes(self) -> None:
         async with httpx.AsyncClient(base_url=self.url, timeout=10) as client:
