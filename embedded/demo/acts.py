@@ -157,9 +157,8 @@ def _follow(control: Control, rollout: dict[str, Any], say: Say) -> dict[str, An
         if key not in seen:
             seen.add(key)
             share = now["weight_bp"] / 100
-            say(
-                f"  {now['model']}:{now['target']} {now['phase']} at {share:g} %: {now['reason'][:160]}"
-            )
+            target, reason = f"{now['model']}:{now['target']}", now["reason"][:160]
+            say(f"  {target} {now['phase']} at {share:g} %: {reason}")
 
     ended: dict[str, Any] = control.wait_for(
         f"rollouts/{rollout['id']}/",

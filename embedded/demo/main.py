@@ -1,8 +1,8 @@
 """The demo: real servers, real models, real traffic, and four stories told as they happen.
 
-An A/B test finds that a strong classifier is more accurate than a weak one, while an A/A test beside
-it finds nothing; the winner is shipped, by canary; a broken and a slow one are rolled back by
-Interlock itself; one call goes back. Nothing is scripted but the requests to the API: every
+An A/B test finds that a strong classifier is more accurate than a weak one, while an A/A test
+beside it finds nothing; the winner is shipped, by canary; a broken and a slow one are rolled back
+by Interlock itself; one call goes back. Nothing is scripted but the requests to the API: every
 decision is the product's own.
 """
 

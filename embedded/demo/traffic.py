@@ -2,8 +2,8 @@
 
 `python -m embedded.demo.traffic URL RATE` sends RATE requests/s with `tritonclient`, each from a
 random user who always shows the same image, and posts whether the answer was right as the outcome
-`correct`. Some are users of the twin, who ask that model. It prints one JSON line of running totals each second and stops when its input closes, so
-that it never outlives the demo.
+`correct`. Some are users of the twin, who ask that model. It prints one JSON line of running totals
+each second and stops when its input closes, so that it never outlives the demo.
 """
 
 from __future__ import annotations
