@@ -42,6 +42,10 @@ class Client:
         """Return the JSON of a GET. Raises ApiError."""
         return self._send("GET", path, params=params)
 
+    def text(self, path: str, **params: Any) -> str:
+        """Return the text of a GET, of what is no JSON. Raises ApiError."""
+        return self._answer("GET", path, params=params).text
+
     def post(
         self, path: str, body: dict[str, Any] | None = None, *, timeout_s: float = TIMEOUT_S
     ) -> Any:
@@ -89,6 +93,10 @@ class Client:
             page += 1
 
     def _send(self, method: str, path: str, **options: Any) -> Any:
+        response = self._answer(method, path, **options)
+        return response.json() if response.content else None
+
+    def _answer(self, method: str, path: str, **options: Any) -> httpx.Response:
         try:
             response = self._http.request(method, path, **options)
         except httpx.HTTPError as error:
@@ -96,7 +104,7 @@ class Client:
                 f"{self._http.base_url} does not answer: {error}", EXIT_UNREACHABLE
             ) from error
         if response.is_success:
-            return response.json() if response.content else None
+            return response
         code = EXIT_UNREACHABLE if response.status_code >= 500 else EXIT_BAD_REQUEST
         raise ApiError(_message(response), code)
 

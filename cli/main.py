@@ -2,7 +2,8 @@
 
 Exit codes: 0 it went as asked; 1 the rollout or release was rolled back or failed, or the
 experiment found nothing significant; 2 the request was refused; 3 the control plane could not be
-reached; 4 `--timeout` passed first.
+reached; 4 `--timeout` passed first; 5 the experiment found a variant or a guardrail worse; 6 no
+verdict of it is possible: shares that do not match, no data, abandoned.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from collections.abc import Sequence
 from cli.client import (
     EXIT_BAD_REQUEST,
     EXIT_OK,
-    EXIT_REFUSED_BY_VERDICT,
     EXIT_TIMED_OUT,
     ApiError,
     Client,
 )
+from cli.experiments import add_experiments
 from cli.governance import add_governance
 from cli.notifications import add_notifications
 from cli.parsing import add_command
@@ -73,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     add_plans(commands)
     add_governance(commands)
     add_serving(commands)
-    add_command(commands, "results", results, "print an experiment's results", "experiment")
+    add_experiments(commands)
     add_versions(commands)
     add_tenants(commands)
     add_keys(commands)
@@ -105,16 +106,6 @@ def sync(client: Client, options: argparse.Namespace) -> int:
     if report.get("pushed"):
         print(f"written to MLflow: {', '.join(report['pushed'])}")
     return EXIT_OK
-
-
-def results(client: Client, options: argparse.Namespace) -> int:
-    answer = client.get(f"experiments/{options.experiment}/results/")
-    if options.json:
-        show_json(answer)
-    else:
-        print(answer["result"].get("verdict") or "There are no results yet.")
-    significant = bool(answer["result"].get("is_significant"))
-    return EXIT_OK if significant else EXIT_REFUSED_BY_VERDICT
 
 
 if __name__ == "__main__":

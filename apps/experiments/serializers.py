@@ -6,50 +6,177 @@ from typing import Any
 
 from rest_framework import serializers
 
-from apps.experiments.models import Experiment, Metric
+from apps.experiments.models import Experiment, Metric, ResultPoint, ResultSnapshot
+from apps.rollouts.serializers import StrictSerializer
 
 NAME_MAX = 100
+# What a column of the database holds.
+INTEGER_MAX = 2**31 - 1
 
 
-class MetricSerializer(serializers.Serializer[Metric]):
+class MetricSerializer(StrictSerializer):
     name = serializers.CharField(max_length=NAME_MAX)
     kind = serializers.ChoiceField(
         choices=Metric.Kind.choices,
-        help_text="`proportion`: a unit's outcomes are 0 or 1, the first one counts. "
-        "`mean`: a unit's value is the mean of its outcomes.",
+        help_text="`proportion`: a unit's outcomes are 0 or 1. `mean`: of the units' values. "
+        "`ratio`: of two sums over the units. `quantile`: of the units' values.",
     )
     direction = serializers.ChoiceField(
         choices=Metric.Direction.choices,
-        default=Metric.Direction.INCREASE.value,
-        help_text="Which way is better.",
+        required=False,
+        help_text="Which way is better; by default more, but of latency and errors less.",
     )
     description = serializers.CharField(allow_blank=True, default="")
+    source = serializers.ChoiceField(  # type: ignore[assignment]
+        choices=Metric.Source.choices,
+        default=Metric.Source.OUTCOMES.value,
+        help_text="`outcomes` that clients send, or what the data plane measures itself: "
+        "`latency` in ms, `errors`, `cache` hits.",
+    )
+    outcomes_of = serializers.CharField(
+        max_length=NAME_MAX,
+        allow_null=True,
+        default=None,
+        help_text="The metric whose outcomes it is computed from; null: those under its own name.",
+    )
+    divided_by = serializers.CharField(
+        max_length=NAME_MAX,
+        allow_null=True,
+        default=None,
+        help_text="Of a ratio of outcomes: the metric whose outcomes' sum it is divided by.",
+    )
+    per_unit = serializers.ChoiceField(
+        choices=Metric.PerUnit.choices,
+        required=False,
+        help_text="How a unit's outcomes make its one value; a ratio always sums them.",
+    )
+    missing_is_zero = serializers.BooleanField(
+        default=False, help_text="Whether a unit without an outcome counts as 0, or waits."
+    )
+    quantile_ppm = serializers.IntegerField(
+        allow_null=True, default=None, help_text="Of a quantile: which, in millionths."
+    )
+    cap = serializers.FloatField(
+        allow_null=True, default=None, help_text="A unit's value counts as this at most."
+    )
+    window_s = serializers.IntegerField(
+        allow_null=True,
+        default=None,
+        help_text="Outcomes count so many seconds after the exposure; null: for ever.",
+    )
 
 
-class VariantInputSerializer(serializers.Serializer[Any]):
+class MetricEditSerializer(StrictSerializer):
+    description = serializers.CharField(allow_blank=True)
+
+
+class VariantInputSerializer(StrictSerializer):
     name = serializers.CharField(max_length=NAME_MAX)
-    version = serializers.IntegerField(min_value=1, help_text="Number of the model's version.")
+    version = serializers.IntegerField(
+        min_value=1,
+        max_value=INTEGER_MAX,
+        allow_null=True,
+        default=None,
+        help_text="Number of the model's version.",
+    )
     weight_bp = serializers.IntegerField(
         help_text="Share of the included units in basis points; all sum to 10,000."
     )
     is_control = serializers.BooleanField(default=False, help_text="Exactly one is the control.")
 
 
-class ExperimentInputSerializer(serializers.Serializer[Any]):
-    name = serializers.CharField(max_length=NAME_MAX)
-    model = serializers.CharField(max_length=NAME_MAX)
+class MetricChoiceSerializer(StrictSerializer):
     metric = serializers.CharField(max_length=NAME_MAX)
-    hypothesis = serializers.CharField(allow_blank=True, default="")
-    variants = VariantInputSerializer(many=True)
+    role = serializers.CharField(
+        default="primary", help_text="`primary` (exactly one), `secondary` or `guardrail`."
+    )
+    margin = serializers.FloatField(
+        allow_null=True,
+        default=None,
+        help_text="Of a guardrail: how much worse is tolerable, in the metric's unit.",
+    )
+    margin_relative = serializers.FloatField(
+        allow_null=True, default=None, help_text="Instead: as a share of `baseline`; 0.02 is 2 %."
+    )
+    baseline = serializers.FloatField(
+        allow_null=True, default=None, help_text="What the metric is today."
+    )
+    mann_whitney = serializers.BooleanField(
+        default=False, help_text="Show Mann-Whitney's test of a mean as well."
+    )
+
+
+class DraftSerializer(StrictSerializer):
+    """What of a draft may be changed; what is left out stays, or has its default."""
+
+    metric = serializers.CharField(
+        max_length=NAME_MAX, required=False, help_text="Short for one primary metric in `metrics`."
+    )
+    metrics = MetricChoiceSerializer(many=True, required=False)
+    variants = VariantInputSerializer(many=True, required=False)
+    hypothesis = serializers.CharField(allow_blank=True, required=False, max_length=10_000)
     coverage_bp = serializers.IntegerField(
-        default=10_000, help_text="Share of units that take part, in basis points."
+        required=False, help_text="Share of units that take part, in basis points (10,000)."
     )
     planned_units = serializers.IntegerField(
-        default=10_000, help_text="Planned number of units, all variants together."
+        required=False, help_text="Planned number of units, all variants together (10,000)."
     )
     alpha_ppm = serializers.IntegerField(
-        default=50_000, help_text="Chance of a false verdict in millionths: 50,000 is 5 %."
+        required=False, help_text="Chance of a false verdict in millionths: 50,000 is 5 %."
     )
+    tenants = serializers.ListField(
+        child=serializers.CharField(), required=False, help_text="Who is meant; none named: all."
+    )
+    headers = serializers.DictField(
+        child=serializers.ListField(child=serializers.CharField(trim_whitespace=False)),
+        required=False,
+        help_text="Values that a request carries in each of these headers to take part.",
+    )
+    holdout_bp = serializers.IntegerField(
+        required=False,
+        help_text="Share of units that get stable in every experiment of the model.",
+    )
+    dimensions = serializers.ListField(
+        child=serializers.CharField(),
+        required=False,
+        help_text="`tenant` or headers that results are broken down by; at most 5.",
+    )
+    stratify_by = serializers.CharField(
+        required=False, allow_blank=True, help_text="The dimension to post-stratify by."
+    )
+    covariate_s = serializers.IntegerField(
+        required=False,
+        help_text="CUPED's covariate is a unit's value in so many seconds before; 0: none.",
+    )
+
+    def validate(self, given: dict[str, Any]) -> dict[str, Any]:
+        if "metric" in given and "metrics" in given:
+            raise serializers.ValidationError({"metric": "Give metric or metrics, not both."})
+        return given
+
+
+class ExperimentInputSerializer(DraftSerializer):
+    name = serializers.CharField(max_length=NAME_MAX)
+    model = serializers.CharField(max_length=NAME_MAX)
+    variants = VariantInputSerializer(many=True)
+
+    def validate(self, given: dict[str, Any]) -> dict[str, Any]:
+        if "metric" not in given and "metrics" not in given:
+            raise serializers.ValidationError({"metrics": "This field is required."})
+        return super().validate(given)
+
+
+class ExperimentEditSerializer(DraftSerializer):
+    revision = serializers.IntegerField(
+        required=False, help_text="What you saw; refused when it changed meanwhile."
+    )
+
+
+class MetricUseSerializer(serializers.Serializer[Any]):
+    metric = serializers.CharField(source="metric.name")
+    role = serializers.CharField()
+    margin = serializers.FloatField(allow_null=True)
+    mann_whitney = serializers.BooleanField()
 
 
 class VariantSerializer(serializers.Serializer[Any]):
@@ -63,16 +190,29 @@ class ExperimentSerializer(serializers.Serializer[Experiment]):
     id = serializers.UUIDField()
     name = serializers.CharField()
     model = serializers.CharField(source="model.name")
-    metric = serializers.CharField(source="metric.name")
+    metric = serializers.CharField(source="metric.name", help_text="The primary one.")
+    metrics = MetricUseSerializer(source="metric_uses", many=True)
     hypothesis = serializers.CharField()
     state = serializers.CharField(
-        help_text="`draft`, `preparing`, `running`, `completed` or `failed`."
+        help_text="`draft`, `preparing`, `running`, `paused`, `completed` or `failed`."
+    )
+    conclusion = serializers.CharField(
+        help_text="How a completed one ended: `stopped`, `shipped` or `abandoned`."
+    )
+    rollout = serializers.UUIDField(
+        source="rollout_id", allow_null=True, help_text="What a shipped one became."
     )
     reason = serializers.CharField(help_text="Why it stands where it stands.")
     revision = serializers.IntegerField()
     coverage_bp = serializers.IntegerField()
     planned_units = serializers.IntegerField()
     alpha_ppm = serializers.IntegerField()
+    tenants = serializers.ListField(child=serializers.CharField())
+    headers = serializers.DictField(child=serializers.ListField(child=serializers.CharField()))
+    holdout_bp = serializers.IntegerField()
+    dimensions = serializers.ListField(child=serializers.CharField())
+    stratify_by = serializers.CharField()
+    covariate_s = serializers.IntegerField()
     generation = serializers.IntegerField(allow_null=True)
     variants = VariantSerializer(many=True)
     created_by = serializers.CharField()
@@ -82,19 +222,66 @@ class ExperimentSerializer(serializers.Serializer[Experiment]):
     refreshed_at = serializers.DateTimeField(allow_null=True)
 
 
-class ExperimentStartSerializer(serializers.Serializer[Any]):
+class MoveSerializer(StrictSerializer):
     revision = serializers.IntegerField(
         required=False, help_text="What you saw; refused when it changed meanwhile."
     )
-
-
-class ExperimentStopSerializer(ExperimentStartSerializer):
     reason = serializers.CharField(required=False, allow_blank=True, max_length=1_000)
+
+
+class RefreshSerializer(StrictSerializer):
+    """It takes nothing."""
+
+
+class WeightsSerializer(MoveSerializer):
+    weights_bp = serializers.DictField(
+        child=serializers.IntegerField(),
+        help_text="{variant: basis points}; each variant has one, and they sum to 10,000.",
+    )
+
+
+class ShipSerializer(MoveSerializer):
+    variant = serializers.CharField(
+        required=False, allow_null=True, help_text="What to ship; by default the winner."
+    )
+    plan = serializers.CharField(
+        required=False, allow_null=True, help_text="What the rollout follows; the default plan."
+    )
+    force = serializers.BooleanField(
+        default=False, help_text="Ship what the result does not speak for; needs a reason."
+    )
+    overrides = serializers.ListField(
+        child=serializers.CharField(), default=list, help_text="The rollout's overrides."
+    )
+
+
+class SnapshotInputSerializer(StrictSerializer):
+    note = serializers.CharField(required=False, allow_blank=True, max_length=500)
+
+
+class SnapshotRowSerializer(serializers.Serializer[ResultSnapshot]):
+    id = serializers.UUIDField()
+    experiment = serializers.CharField(source="experiment.name")
+    at = serializers.DateTimeField()
+    note = serializers.CharField()
+    actor = serializers.CharField()
+
+
+class SnapshotSerializer(SnapshotRowSerializer):
+    result = serializers.JSONField(help_text="The result as it was then; it never changes.")
+
+
+class PointSerializer(serializers.Serializer[ResultPoint]):
+    at = serializers.DateTimeField()
+    numbers = serializers.JSONField(
+        help_text="{metric: {arm: [difference, low, high, n]}} by the deciding reading."
+    )
 
 
 class ResultSerializer(serializers.Serializer[Experiment]):
     name = serializers.CharField()
     state = serializers.CharField()
+    conclusion = serializers.CharField()
     refreshed_at = serializers.DateTimeField(
         allow_null=True, help_text="When the result was made; null before the first one."
     )
