@@ -221,7 +221,7 @@ def is_decided(answer: Mapping[str, Any]) -> bool:
     result = answer["result"]
     if answer["state"] == "failed" or exit_code(answer) in {EXIT_OK, EXIT_WORSE}:
         return True
-    return answer["state"] == "completed" and result.get("phase") == "final"
+    return bool(answer["state"] == "completed" and result.get("phase") == "final")
 
 
 def exit_code(answer: Mapping[str, Any]) -> int:
@@ -235,9 +235,6 @@ def exit_code(answer: Mapping[str, Any]) -> int:
         return EXIT_WORSE
     if result.get("winner") is not None:
         return EXIT_OK
-    compared = result["metrics"][0].get("comparisons", ())
-    if answer["state"] == "completed" and not any(each.get("sequential") for each in compared):
-        return EXIT_NO_VERDICT
     return EXIT_REFUSED_BY_VERDICT
 
 

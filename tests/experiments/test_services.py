@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -11,122 +10,56 @@ import pytest
 
 from apps.experiments.models import Experiment, ExperimentEvent, Metric
 from apps.experiments.services import (
-    VariantSpec,
+    abandon_experiment,
     advance_experiment,
     create_metric,
+    pause_experiment,
+    request_refresh,
+    resume_experiment,
     start_experiment,
     stop_experiment,
+    tell_result,
 )
 from apps.experiments.states import ExperimentState
 from apps.lib.errors import Conflict, Invalid
-from apps.models.models import AuditEntry, Deployment, LiveSplit
+from apps.models.models import Deployment, LiveSplit
 from apps.models.states import DeploymentState
+from apps.notifications.events import EVENTS, sentence
+from apps.notifications.models import NotificationTarget, OutboxMessage
 from apps.rollouts.models import PublishedTable
+from apps.rollouts.tenants import create_tenant
 from contract.routing import ExperimentSplit, decode
 from tests.experiments.factories import (
     ANNA,
     HALVES,
     NOW,
-    expose,
     make_draft,
     make_metric,
-    make_model,
     make_running,
     make_version,
-    observe,
     set_deployments,
 )
 
 pytestmark = pytest.mark.django_db
 
 WEAK, STRONG = HALVES
-OTHER_SIGNATURE = {"inputs": [], "outputs": []}
+WEAK2 = replace(STRONG, weight_bp=1)
+THIRDS = [replace(WEAK, weight_bp=3_334), replace(STRONG, weight_bp=3_333)]
+THIRDS += [replace(STRONG, name="again", weight_bp=3_333)]
+OTHER_SIGNATURE: dict[str, Any] = {"inputs": [], "outputs": []}
+
+
+def want_all() -> None:
+    """Let a target ask for every event."""
+    NotificationTarget.objects.create(
+        name="team", kind="webhook", address="https://a.example/", created_by="anna", created_at=NOW
+    )
 
 
 def latest_split(model: str = "digits") -> Any:
     table = PublishedTable.objects.order_by("-generation").first()
     assert table is not None
     return decode(bytes(table.document)).models[model].split
-
-
-def test_a_draft_has_its_variants_an_event_and_an_audit_entry() -> None:
-    experiment = make_draft()
-
-    assert experiment.state == ExperimentState.DRAFT
-    assert [(v.name, v.version.number, v.weight_bp) for v in experiment.variants.all()] == [
-        ("weak", 1, 5_000),
-        ("strong", 2, 5_000),
-    ]
-    assert experiment.events.get().to_state == "draft"
-    assert AuditEntry.objects.get(action="experiment.created").actor == "anna"
-    assert experiment.inclusion_salt != experiment.variant_salt
-
-
-@pytest.mark.parametrize(
-    ("variants", "message"),
-    [
-        ([WEAK], "2 to 20 variants, not 1"),
-        ([WEAK, replace(STRONG, weight_bp=4_999)], "weights sum to 9999 basis points"),
-        ([WEAK, replace(STRONG, weight_bp=-1)], "weight_bp is -1"),
-        ([WEAK, replace(STRONG, is_control=True)], "exactly one variant is the control, not 2"),
-        ([replace(WEAK, is_control=False), STRONG], "exactly one variant is the control, not 0"),
-        ([WEAK, replace(STRONG, name="weak")], "two variants are named weak"),
-        ([WEAK, replace(STRONG, name="stable")], "reserved"),
-        ([WEAK, replace(STRONG, name="a b")], "A name has"),
-        ([WEAK, replace(STRONG, version_number=9)], "digits has no version 9"),
-        (
-            [replace(WEAK, weight_bp=0), replace(STRONG, weight_bp=10_000)],
-            "control variant weak needs a weight above 0",
-        ),
-    ],
-)
-def test_it_refuses_variants_that_make_no_experiment(
-    variants: list[VariantSpec], message: str
-) -> None:
-    with pytest.raises(Invalid, match=message):
-        make_draft(variants=variants)
-
-    assert not Experiment.objects.exists()
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"coverage_bp": 0}, "coverage_bp is 0"),
-        ({"coverage_bp": 10_001}, "coverage_bp is 10001"),
-        ({"planned_units": 0}, "planned_units is 0"),
-        ({"alpha_ppm": 0}, "alpha_ppm is 0"),
-        ({"name": "a/b"}, "name: A name has"),
-        ({"name": ""}, "name: "),
-    ],
-)
-def test_it_refuses_settings_out_of_range(fields: dict[str, Any], message: str) -> None:
-    with pytest.raises(Invalid, match=message):
-        make_draft(**fields)
-
-
-def test_it_refuses_a_model_without_a_stable_version() -> None:
-    model = make_model()
-    model.stable = None
-    model.save()
-
-    with pytest.raises(Invalid, match="digits has no stable version"):
-        make_draft(model=model)
-
-
-def test_it_refuses_a_version_of_another_signature() -> None:
-    model = make_model(versions=1)
-    make_version(model, 2, signature=OTHER_SIGNATURE)
-
-    with pytest.raises(Invalid, match="digits:2 has another signature"):
-        make_draft(model=model)
-
-
-def test_it_refuses_a_name_that_is_taken() -> None:
-    first = make_draft()
-
-    with pytest.raises(Conflict, match="exists already"):
-        make_draft(model=first.model, metric=first.metric)
 
 
 def test_a_metric_is_refused_with_a_bad_kind_or_a_name_that_is_taken() -> None:
@@ -242,21 +175,19 @@ def test_a_version_that_was_unloaded_meanwhile_is_placed_again() -> None:
     assert set(Deployment.objects.values_list("state", flat=True)) == {"loading"}
 
 
-def test_stopping_freezes_the_result_and_gives_the_split_back() -> None:
+def test_stopping_assigns_nobody_from_now_on_and_gives_the_split_back() -> None:
     experiment = make_running()
-    expose(experiment, "u", "weak")
-    observe(experiment.metric, "u", 1.0)
     later = NOW + timedelta(hours=1)
 
     stop_experiment(experiment=experiment, actor=ANNA, now=later, reason="seen enough")
 
     experiment.refresh_from_db()
     assert (experiment.state, experiment.reason) == ("completed", "seen enough")
-    assert experiment.ended_at == experiment.refreshed_at == later
-    assert experiment.result["quality"]["exposed"] == 1
+    assert experiment.conclusion == Experiment.Conclusion.STOPPED
+    # The tick makes the final result.
+    assert experiment.ended_at == experiment.refresh_due_at == later
     assert latest_split() is None
     assert not LiveSplit.objects.exists()
-    assert json.dumps(experiment.result, allow_nan=False)
 
 
 def test_one_that_prepares_can_be_stopped_and_leaves_no_split() -> None:
@@ -287,3 +218,125 @@ def test_a_model_is_free_for_the_next_one_afterwards() -> None:
     start_experiment(experiment=following, actor=ANNA, now=NOW)
 
     assert LiveSplit.objects.get().owner_id == following.pk
+
+
+def test_everything_that_a_draft_says_is_in_the_table_once_it_runs() -> None:
+    create_tenant(name="acme", actor=ANNA, now=NOW)
+    experiment = make_running(
+        metric=create_metric(name="speed", kind="mean", source="latency", actor=ANNA),
+        tenants=["acme"],
+        headers={"X-Beta": ["on", "yes"]},
+        holdout_bp=500,
+        dimensions=["tenant", "X-Country"],
+        stratify_by="tenant",
+    )
+
+    split = latest_split()
+
+    assert (split.tenants, split.headers) == (("acme",), {"x-beta": ("on", "yes")})
+    assert (split.holdout_salt, split.holdout_bp) == ("holdout:digits", 500)
+    assert (split.dimensions, split.measured) == (("x-country",), True)
+    assert experiment.dimensions == ["tenant", "x-country"]
+
+
+def test_pausing_gives_everybody_stable_and_resuming_each_unit_its_variant() -> None:
+    experiment = make_running()
+    before = latest_split()
+
+    pause_experiment(experiment=experiment, actor=ANNA, now=NOW, reason="an incident")
+    paused = latest_split()
+    resume_experiment(experiment=experiment, actor=ANNA, now=NOW)
+
+    assert paused is None
+    assert latest_split() == before
+    states = list(experiment.events.values_list("to_state", flat=True))[-3:]
+    assert states == ["running", "paused", "running"]
+    assert LiveSplit.objects.get().owner_id == experiment.pk
+
+
+def test_it_is_not_resumed_while_a_version_cannot_serve() -> None:
+    experiment = make_running()
+    pause_experiment(experiment=experiment, actor=ANNA, now=NOW)
+    Deployment.objects.filter(version__number=2).update(state=DeploymentState.FAILED)
+
+    with pytest.raises(Conflict, match="digits:2 cannot serve now"):
+        resume_experiment(experiment=experiment, actor=ANNA, now=NOW)
+
+
+def test_of_two_who_move_it_at_once_the_second_is_told_so() -> None:
+    experiment = make_running()
+    same = Experiment.objects.get(pk=experiment.pk)
+    pause_experiment(experiment=experiment, actor=ANNA, now=NOW)
+
+    for late in (pause_experiment, stop_experiment, abandon_experiment):
+        with pytest.raises(Conflict, match="meanwhile"):
+            late(experiment=same, actor=ANNA, now=NOW)
+
+    assert LiveSplit.objects.get().owner_id == experiment.pk
+
+
+def test_an_abandoned_one_claims_nothing_and_needs_no_final_result() -> None:
+    experiment = make_running()
+    Experiment.objects.filter(pk=experiment.pk).update(
+        result={"is_significant": True, "winner": "strong", "verdict": "strong is better"}
+    )
+    experiment.refresh_from_db()
+
+    abandon_experiment(experiment=experiment, actor=ANNA, now=NOW, reason="wrong metric")
+
+    experiment.refresh_from_db()
+    assert (experiment.conclusion, experiment.refresh_due_at) == ("abandoned", None)
+    assert (experiment.result["winner"], experiment.result["is_significant"]) == (None, False)
+    assert "abandoned" in experiment.result["verdict"]
+    assert experiment.snapshots.get().result["winner"] == "strong"
+
+
+def test_who_asked_for_it_is_told_of_each_move() -> None:
+    want_all()
+    experiment = make_running()
+    pause_experiment(experiment=experiment, actor=ANNA, now=NOW, reason="an incident")
+    resume_experiment(experiment=experiment, actor=ANNA, now=NOW)
+    stop_experiment(experiment=experiment, actor=ANNA, now=NOW)
+
+    told = OutboxMessage.objects.filter(event__startswith="experiment.").order_by("created_at")
+
+    assert {message.event for message in told} == {
+        f"experiment.{what}" for what in ("started", "paused", "resumed", "completed")
+    }
+    paused = told.get(event="experiment.paused")
+    assert paused.event in EVENTS
+    assert sentence(paused.event, paused.payload) == (
+        "weak-or-strong: experiment paused (an incident)"
+    )
+
+
+def test_significance_and_a_mismatch_are_told_once() -> None:
+    want_all()
+    experiment = make_running()
+    found = {
+        "is_significant": True,
+        "verdict": "strong is better",
+        "sample_ratio": {"state": "srm", "reason": "60 % of the units"},
+    }
+
+    for _ in range(3):
+        experiment.result = tell_result(experiment=experiment, result=found, now=NOW)
+    tell_result(experiment=experiment, result={"is_significant": False}, now=NOW)
+
+    told = OutboxMessage.objects.filter(event__in=["experiment.significant", "experiment.mismatch"])
+    assert sorted(message.payload["reason"] for message in told) == [
+        "60 % of the units",
+        "strong is better",
+    ]
+
+
+def test_an_analysis_is_asked_for_only_while_it_is_live() -> None:
+    experiment = make_running()
+
+    request_refresh(experiment=experiment, actor=ANNA, now=NOW)
+
+    experiment.refresh_from_db()
+    assert experiment.refresh_due_at == NOW
+    stop_experiment(experiment=experiment, actor=ANNA, now=NOW)
+    with pytest.raises(Conflict, match="is completed"):
+        request_refresh(experiment=experiment, actor=ANNA, now=NOW)

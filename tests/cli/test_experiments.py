@@ -1,0 +1,191 @@
+"""What the command line asks of the API of experiments, and the verdict as an exit code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from cli import experiments
+from cli import main as cli
+from cli.client import Client
+
+Asked = list[tuple[str, str, Any]]
+SHOWN = {
+    "name": "first",
+    "state": "running",
+    "conclusion": "",
+    "reason": "because",
+    "rollout": "r1",
+}
+METRIC: dict[str, Any] = {
+    "name": "accuracy",
+    "role": "primary",
+    "arms": [{"name": "strong", "n": 9, "mean": 0.5}],
+    "comparisons": [{"arm": "strong", "outcome": "undecided", "difference": 0.1}],
+}
+WORSE = METRIC | {"comparisons": [{"arm": "strong", "outcome": "worse"}]}
+GUARDED = METRIC | {
+    "role": "guardrail",
+    "comparisons": [
+        {"arm": "strong", "outcome": "undecided", "non_inferiority": {"state": "worse"}}
+    ],
+}
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[Any]], Asked]:
+    """Answer with one after the other of what is given, the last one for ever."""
+    monkeypatch.setenv("INTERLOCK_TOKEN", "t")
+    monkeypatch.setattr(experiments, "POLL_S", 0)
+
+    def install(answers: list[Any]) -> Asked:
+        asked: Asked = []
+
+        def answer(request: httpx.Request) -> httpx.Response:
+            body = json.loads(request.content) if request.content else None
+            asked.append((request.method, request.url.path.removeprefix("/api/v1/"), body))
+            told = answers.pop(0) if len(answers) > 1 else answers[0]
+            return httpx.Response(
+                200, **({"text": told} if isinstance(told, str) else {"json": told})
+            )
+
+        transport = httpx.MockTransport(answer)
+        monkeypatch.setattr(cli, "Client", lambda u, t: Client(u, t, transport=transport))
+        return asked
+
+    return install
+
+
+def results(**fields: Any) -> dict[str, Any]:
+    result = {"metrics": [METRIC], "winner": None, "verdict": "so far", "phase": "running"}
+    state = {"state": fields.pop("state", "running"), "conclusion": fields.pop("conclusion", "")}
+    return {"name": "first", **state, "result": result | fields}
+
+
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [
+        (results(winner="strong"), 0),
+        (results(), 1),
+        (results(metrics=[WORSE]), 5),
+        (results(metrics=[METRIC, GUARDED], winner="strong"), 5),
+        (results(winner="strong", sample_ratio={"state": "srm"}), 6),
+        (results(conclusion="abandoned", state="completed"), 6),
+        (results(state="failed"), 6),
+        ({"name": "first", "state": "running", "conclusion": "", "result": {}}, 6),
+    ],
+)
+@pytest.mark.parametrize("words", [["results"], ["experiment", "results"]])
+def test_the_verdict_is_the_exit_code(
+    serve: Callable[[list[Any]], Asked], answer: dict[str, Any], code: int, words: list[str]
+) -> None:
+    serve([answer])
+    assert cli.main([*words, "first"]) == code
+
+
+def test_it_waits_until_it_is_significant(serve: Callable[[list[Any]], Asked]) -> None:
+    asked = serve([results(), results(), results(winner="strong")])
+
+    assert cli.main(["results", "first", "--wait"]) == 0
+
+    assert len(asked) == 3
+
+
+def test_it_waits_for_the_final_result_of_a_stopped_one(
+    serve: Callable[[list[Any]], Asked],
+) -> None:
+    stopped = results(state="completed", conclusion="stopped")
+    serve([stopped, results(state="completed", conclusion="stopped", phase="final")])
+
+    assert cli.main(["results", "first", "--wait"]) == 1
+
+
+def test_a_timeout_exits_4(serve: Callable[[list[Any]], Asked]) -> None:
+    serve([results()])
+    assert cli.main(["results", "first", "--wait", "--timeout", "0"]) == 4
+
+
+def test_results_are_printed_as_a_table_json_or_csv(
+    serve: Callable[[list[Any]], Asked], capsys: pytest.CaptureFixture[str]
+) -> None:
+    serve([results()])
+    cli.main(["results", "first"])
+    assert "so far\nmetric" in capsys.readouterr().out
+    cli.main(["--json", "results", "first"])
+    before = json.loads(capsys.readouterr().out)
+    cli.main(["results", "first", "--json"])
+    assert json.loads(capsys.readouterr().out) == before == results()
+    serve([results(), "metric,arm\n"])
+    cli.main(["results", "first", "--csv"])
+    assert capsys.readouterr().out == "metric,arm\n"
+
+
+@pytest.mark.parametrize("move", ["start", "pause", "resume", "stop", "abandon"])
+def test_a_move_is_asked_with_its_reason(serve: Callable[[list[Any]], Asked], move: str) -> None:
+    asked = serve([SHOWN])
+    assert cli.main(["experiment", move, "first", "--reason", "why not"]) == 0
+    assert asked == [("POST", f"experiments/first/{move}/", {"reason": "why not"})]
+
+
+def test_ship_says_what_is_meant_and_tells_the_rollout(
+    serve: Callable[[list[Any]], Asked], capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = serve([SHOWN])
+    words = ["--variant", "strong", "--force", "--reason", "we know", "--override", "freeze"]
+
+    assert cli.main(["experiment", "ship", "first", *words]) == 0
+
+    assert asked[0][2] == {
+        "variant": "strong",
+        "plan": None,
+        "force": True,
+        "reason": "we know",
+        "overrides": ["freeze"],
+    }
+    assert "rollout r1" in capsys.readouterr().out
+
+
+def test_weights_are_read_and_bad_ones_refused_before_anybody_is_asked(
+    serve: Callable[[list[Any]], Asked],
+) -> None:
+    asked = serve([SHOWN])
+
+    assert cli.main(["experiment", "weights", "first", "weak=9000", "strong=1000"]) == 0
+    assert cli.main(["experiment", "weights", "first", "weak=a"]) == 2
+    assert cli.main(["experiment", "weights", "first", "weak=1", "weak=2"]) == 2
+
+    body = {"weights_bp": {"weak": 9_000, "strong": 1_000}, "reason": ""}
+    assert asked == [("POST", "experiments/first/weights/", body)]
+
+
+@pytest.mark.parametrize(
+    "text", ["name: first\nvariants: []\n", '{"name": "first", "variants": []}']
+)
+def test_a_draft_is_made_of_yaml_or_json(
+    serve: Callable[[list[Any]], Asked], tmp_path: Path, text: str
+) -> None:
+    asked = serve([SHOWN])
+    file = tmp_path / "draft"
+    file.write_text(text)
+
+    assert cli.main(["experiment", "create", str(file)]) == 0
+
+    assert asked == [("POST", "experiments/", {"name": "first", "variants": []})]
+
+
+@pytest.mark.parametrize("text", ["- 1", "a: [", ""])
+def test_a_file_that_is_no_object_is_refused(
+    serve: Callable[[list[Any]], Asked], tmp_path: Path, text: str
+) -> None:
+    asked = serve([SHOWN])
+    file = tmp_path / "draft"
+    file.write_text(text)
+
+    assert cli.main(["experiment", "create", str(file)]) == 2
+    assert cli.main(["metric", "create", str(file)]) == 2
+    assert asked == []

@@ -1,0 +1,43 @@
+"""A result as a table: a row for each metric and arm, empty where there is nothing."""
+
+from __future__ import annotations
+
+import csv
+import io
+from typing import Any
+
+from apps.experiments.exports import COLUMNS, result_rows, to_csv
+
+READING = {"p_value": 0.01, "low": 0.05, "high": 0.15, "uplift_low": None, "uplift_high": 0.3}
+RESULT: dict[str, Any] = {
+    "metrics": [
+        {
+            "name": "accuracy",
+            "role": "primary",
+            "arms": [{"name": "weak", "n": 10, "mean": 0.5}, {"name": "strong", "n": 9}],
+            "comparisons": [
+                {"arm": "strong", "outcome": "better", "difference": 0.1, "sequential": READING}
+            ],
+        }
+    ]
+}
+
+
+def test_each_metric_and_arm_has_a_row() -> None:
+    control, treatment = result_rows(RESULT)
+
+    assert (control["arm"], control["mean"], control["outcome"]) == ("weak", 0.5, None)
+    assert (treatment["metric"], treatment["arm"]) == ("accuracy", "strong")
+    assert (treatment["sequential_low"], treatment["fixed_low"]) == (0.05, None)
+
+
+def test_a_table_reads_back_and_empty_cells_are_no_zeros() -> None:
+    rows = list(csv.DictReader(io.StringIO(to_csv(RESULT))))
+
+    assert list(rows[0]) == COLUMNS
+    assert rows[1]["difference"] == "0.1"
+    assert rows[1]["mean"] == rows[1]["sequential_uplift_low"] == ""
+
+
+def test_before_the_first_result_there_is_only_the_header() -> None:
+    assert to_csv({}).splitlines() == [",".join(COLUMNS)]
