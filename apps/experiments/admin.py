@@ -14,8 +14,10 @@ from apps.experiments.models import (
     MetricUse,
     OutcomeRow,
     RefusedOutcomes,
+    ResultSnapshot,
     RolloutExposure,
     Variant,
+    WeightChange,
 )
 from apps.lib.admin import ReadOnly
 
@@ -28,7 +30,13 @@ class VariantInline(ReadOnly, TabularInline):  # type: ignore[misc]
 
 class MetricInline(ReadOnly, TabularInline):  # type: ignore[misc]
     model = MetricUse
-    fields = ["position", "metric", "role", "margin"]
+    fields = ["position", "metric", "role", "margin", "mann_whitney"]
+    extra = 0
+
+
+class WeightInline(ReadOnly, TabularInline):  # type: ignore[misc]
+    model = WeightChange
+    fields = ["at", "weights_bp", "reason", "actor"]
     extra = 0
 
 
@@ -40,22 +48,36 @@ class EventInline(ReadOnly, TabularInline):  # type: ignore[misc]
 
 @admin.register(Metric)
 class MetricAdmin(ModelAdmin):  # type: ignore[misc]
-    list_display = ["name", "kind", "direction", "description"]
+    list_display = ["name", "kind", "source", "direction", "description"]
+    list_filter = ["kind", "source"]
     search_fields = ["name"]
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        # A metric's fields must fit together; the service, which pages and REST ask, sees to it.
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Metric | None = None) -> bool:
+        return False
 
     def get_readonly_fields(self, request: HttpRequest, obj: Metric | None = None) -> list[str]:
         # Outcomes were judged by its kind, and clients name it: only its text may change.
-        fields = [field.name for field in Metric._meta.fields]
-        return [name for name in fields if name != "description"] if obj else []
+        return [field.name for field in Metric._meta.fields if field.name != "description"]
 
 
 @admin.register(Experiment)
 class ExperimentAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
-    list_display = ["name", "state", "model", "created_by", "created_at", "ended_at"]
-    list_filter = ["state", "model"]
+    list_display = ["name", "state", "conclusion", "model", "created_by", "created_at", "ended_at"]
+    list_filter = ["state", "conclusion", "model"]
     search_fields = ["name", "hypothesis"]
     list_select_related = ["model"]
-    inlines = [VariantInline, MetricInline, EventInline]
+    inlines = [VariantInline, MetricInline, WeightInline, EventInline]
+
+
+@admin.register(ResultSnapshot)
+class ResultSnapshotAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
+    list_display = ["id", "experiment", "at", "note", "actor"]
+    list_filter = ["experiment"]
+    list_select_related = ["experiment"]
 
 
 @admin.register(ExposureRow)
