@@ -55,6 +55,8 @@ def add_experiments(commands: Any) -> None:
     add_command(actions, "show", show_experiment, "print one as JSON", "experiment")
     create = add_command(actions, "create", create_experiment, "make a draft of a file")
     create.add_argument("file", help="YAML or JSON as the API takes it; - for standard input")
+    edit = add_command(actions, "edit", edit_experiment, "change a draft by a file", "experiment")
+    edit.add_argument("file", help="YAML or JSON of what is to change; - for standard input")
     add_command(actions, "delete", delete_experiment, "delete a draft", "experiment")
     for name, told in MOVES.items():
         moving = add_command(actions, name, _move(name), told, "experiment")
@@ -118,6 +120,10 @@ def show_experiment(client: Client, options: argparse.Namespace) -> int:
 
 def create_experiment(client: Client, options: argparse.Namespace) -> int:
     return _tell(options, client.post("experiments/", read_file(options.file)))
+
+
+def edit_experiment(client: Client, options: argparse.Namespace) -> int:
+    return _tell(options, client.change("PATCH", _path(options), read_file(options.file)))
 
 
 def delete_experiment(client: Client, options: argparse.Namespace) -> int:

@@ -174,8 +174,10 @@ def test_a_draft_is_made_of_yaml_or_json(
     file.write_text(text)
 
     assert cli.main(["experiment", "create", str(file)]) == 0
+    assert cli.main(["experiment", "edit", "first", str(file)]) == 0
 
-    assert asked == [("POST", "experiments/", {"name": "first", "variants": []})]
+    body = {"name": "first", "variants": []}
+    assert asked == [("POST", "experiments/", body), ("PATCH", "experiments/first/", body)]
 
 
 @pytest.mark.parametrize("text", ["- 1", "a: [", ""])
