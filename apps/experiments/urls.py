@@ -2,14 +2,40 @@ from __future__ import annotations
 
 from django.urls import path
 
-from apps.experiments import views
+from apps.experiments.views import actions, drafts, lists, metrics, moves, results, snapshots
 
 urlpatterns = [
-    path("", views.experiment_list, name="experiment-list"),
-    path("new/", views.experiment_new, name="experiment-new"),
-    path("metrics/new/", views.metric_new, name="metric-new"),
-    path("<str:name>/", views.experiment, name="experiment"),
-    path("<str:name>/live/", views.experiment, name="experiment-live"),
-    path("<str:name>/start/", views.start, name="experiment-start"),
-    path("<str:name>/stop/", views.stop, name="experiment-stop"),
+    path("", lists.experiment_list, name="experiment-list"),
+    path("new/", drafts.experiment_new, name="experiment-new"),
+    path("metrics/", metrics.metric_list, name="metric-list"),
+    path("metrics/new/", metrics.metric_new, name="metric-new"),
+    path("metrics/<str:name>/", metrics.metric, name="metric"),
+    path("metrics/<str:name>/edit/", metrics.metric_edit, name="metric-edit"),
+    path("metrics/<str:name>/delete/", metrics.metric_delete, name="metric-delete"),
+    path("<str:name>/", results.experiment, name="experiment"),
+    path("<str:name>/live/", results.experiment, name="experiment-live"),
+    path("<str:name>/results.csv", results.results_csv, name="experiment-csv"),
+    path("<str:name>/results.json", results.results_json, name="experiment-json"),
+    path("<str:name>/edit/", drafts.experiment_edit, name="experiment-edit"),
+    path("<str:name>/delete/", actions.delete, name="experiment-delete"),
+    path("<str:name>/start/", actions.start, name="experiment-start"),
+    path("<str:name>/pause/", actions.pause, name="experiment-pause"),
+    path("<str:name>/resume/", actions.resume, name="experiment-resume"),
+    path("<str:name>/stop/", actions.stop, name="experiment-stop"),
+    path("<str:name>/abandon/", actions.abandon, name="experiment-abandon"),
+    path("<str:name>/refresh/", actions.refresh, name="experiment-refresh"),
+    path("<str:name>/ship/", moves.ship, name="experiment-ship"),
+    path("<str:name>/weights/", moves.weights, name="experiment-weights"),
+    path("<str:name>/snapshots/", snapshots.snapshot_new, name="experiment-snapshots"),
+    path("<str:name>/snapshots/<uuid:pk>/", snapshots.snapshot, name="experiment-snapshot"),
+    path(
+        "<str:name>/snapshots/<uuid:pk>/results.csv",
+        snapshots.snapshot_csv,
+        name="experiment-snapshot-csv",
+    ),
+    path(
+        "<str:name>/snapshots/<uuid:pk>/results.json",
+        snapshots.snapshot_json,
+        name="experiment-snapshot-json",
+    ),
 ]

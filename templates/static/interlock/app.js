@@ -14,12 +14,27 @@ document.addEventListener("htmx:confirm", (event) => {
   const yes = document.getElementById("confirm-yes");
   document.getElementById("confirm-text").textContent = event.detail.question;
   yes.textContent = event.target.dataset.yes || "Yes";
+  const answer = askReason(dialog, event.target);
   dialog.returnValue = "no";
   dialog.addEventListener("close", () => {
-    if (dialog.returnValue === "yes") event.detail.issueRequest(true);
+    if (answer) answer.closest("label").remove();
+    if (dialog.returnValue !== "yes") return;
+    if (answer) event.target.querySelector("[name=reason]").value = answer.value;
+    event.detail.issueRequest(true);
   }, { once: true });
   dialog.showModal();
 });
+
+// A form with `data-ask` is asked for its reason in the same dialog.
+function askReason(dialog, form) {
+  if (!form.dataset.ask) return null;
+  const label = document.createElement("label");
+  const answer = document.createElement("input");
+  answer.maxLength = 1000;
+  label.append(form.dataset.ask, answer);
+  document.getElementById("confirm-text").after(label);
+  return answer;
+}
 
 // --- Polling --------------------------------------------------------------------------------
 const isPoll = (detail) => detail.requestConfig.verb === "get";
@@ -155,6 +170,42 @@ function drawAll(again) {
 
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => drawAll(true));
 
+// A figure as a picture, on the page's own ground instead of none.
+document.addEventListener("click", (event) => {
+  const button = event.target.closest("[data-download]");
+  const box = button && document.getElementById(button.dataset.download);
+  if (!box || !box.data) return;
+  const layout = { ...box.layout, paper_bgcolor: colour("--surface") };
+  Plotly.downloadImage({ data: box.data, layout }, {
+    format: "png", filename: button.dataset.file, scale: 2,
+    width: box.clientWidth, height: box.clientHeight,
+  });
+});
+
+// --- Choices: `data-when="kind:mean,ratio"` shows a field only while it matters. A hidden one is
+// disabled, so that it is not sent, and keeps what was typed. -------------------------------------
+function matters(field, form) {
+  return field.dataset.when.split(" ").every((rule) => {
+    const [name, values] = rule.split(":");
+    const choice = form.querySelector(`[data-choice="${name}"]`);
+    return !choice || values.split(",").includes(choice.value);
+  });
+}
+
+function showWhatMatters() {
+  each("[data-when]", (field) => {
+    const form = field.closest("[data-choices], form");
+    if (!form) return;
+    field.disabled = !matters(field, form);
+    field.closest("div").hidden = field.disabled;
+  });
+}
+
+document.addEventListener("change", (event) => {
+  if (event.target.matches("[data-choice]")) showWhatMatters();
+  if (event.target.matches("[data-submit]")) event.target.form.submit();
+});
+
 // --- Rows of the plan form ------------------------------------------------------------------
 function renumber(rows) {
   rows.querySelectorAll("[data-row]").forEach((row, i) => {
@@ -167,18 +218,19 @@ document.addEventListener("click", (event) => {
   const remove = event.target.closest("[data-remove-row]");
   if (add) {
     const rows = document.getElementById(add.dataset.addRow);
-    const total = document.querySelector("[name$=-TOTAL_FORMS]");
-    const empty = document.getElementById("empty-row").innerHTML;
+    const total = document.querySelector(`[name$="${add.dataset.total || ""}-TOTAL_FORMS"]`);
+    const empty = document.getElementById(add.dataset.empty || "empty-row").innerHTML;
     const html = empty.replaceAll("__prefix__", total.value);
     rows.insertAdjacentHTML("beforeend", html);
     total.value = Number(total.value) + 1;
     renumber(rows);
-    rows.lastElementChild.querySelector("input").focus();
+    showWhatMatters();
+    rows.lastElementChild.querySelector("input, select").focus();
   } else if (remove) {
     const row = remove.closest("[data-row]");
     const rows = row.parentElement;
     // The form's numbers may have gaps: an emptied row is left out by the server.
-    row.querySelectorAll("input, textarea").forEach((input) => {
+    row.querySelectorAll("input, textarea, [data-empties]").forEach((input) => {
       if (input.type === "checkbox") input.checked = false;
       else input.value = "";
     });
@@ -192,6 +244,7 @@ function refresh() {
   readServerClock();
   tick();
   drawAll(false);
+  showWhatMatters();
 }
 document.addEventListener("DOMContentLoaded", refresh);
 setInterval(tick, 1000);

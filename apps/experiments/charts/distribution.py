@@ -1,0 +1,80 @@
+"""How one metric's values are distributed over the units of each variant."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from apps.experiments.charts.parts import Figure, arms_of, empty, layout_of, style_of
+from apps.experiments.tables.wording import Scale
+
+# Edges that span more than this factor read on a logarithmic axis only.
+LINEAR_MAX = 1_000.0
+
+
+def distribution_figure(metric: dict[str, Any], scale: Scale) -> Figure:
+    """Return the share of each arm's units per bin, as steps.
+
+    The first bin is all below the first edge and the last one all from the last edge on: they have
+    no width of their own and are drawn as wide as their neighbours.
+    """
+    found = metric.get("distribution") or {}
+    edges, counts = found.get("edges") or [], found.get("counts") or {}
+    if not edges or not any(sum(row) for row in counts.values()):
+        return empty("There is no distribution to show for this metric yet")
+    is_log = edges[0] > 0.0 and edges[-1] / edges[0] > LINEAR_MAX
+    starts = _starts(edges, is_log)
+    arms = arms_of(metric)
+    traces = [
+        _trace(arm, arms, starts, edges, counts[arm], scale)
+        for arm in sorted(counts, key=lambda a: (arms.index(a) if a in arms else len(arms), a))
+        if sum(counts[arm])
+    ]
+    axis = {"type": "log"} if is_log else {}
+    unit = "%" if scale.is_rate else scale.unit
+    layout = layout_of(
+        {**axis, "title": {"text": f"value per unit{f', {unit}' if unit else ''}"}},
+        {"title": {"text": "share of units, %"}, "rangemode": "tozero"},
+    )
+    return {"data": traces, "layout": layout}
+
+
+def _starts(edges: Sequence[float], is_log: bool) -> list[float]:
+    """Return where each bin begins, and where the last one ends."""
+    if is_log:
+        step = (edges[-1] / edges[0]) ** (1.0 / max(1, len(edges) - 1))
+        return [edges[0] / step, *edges, edges[-1] * step]
+    width = (edges[-1] - edges[0]) / (len(edges) - 1) if len(edges) > 1 else 1.0
+    return [edges[0] - width, *edges, edges[-1] + width]
+
+
+def _trace(
+    arm: str,
+    arms: Sequence[str],
+    starts: Sequence[float],
+    edges: Sequence[float],
+    counts: Sequence[int],
+    scale: Scale,
+) -> dict[str, Any]:
+    shares = [100.0 * count / sum(counts) for count in counts]
+    told = [_span(edges, place, scale) for place in range(len(counts))]
+    style = style_of(arm, arms)
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "name": arm,
+        "meta": style["meta"],
+        "line": {**style["line"], "shape": "hv"},
+        "x": [start * scale.factor for start in starts],
+        "y": [*shares, shares[-1]],
+        "text": [*told, told[-1]],
+        "hovertemplate": "%{text}: %{y:.3g} %<extra>" + arm + "</extra>",
+    }
+
+
+def _span(edges: Sequence[float], place: int, scale: Scale) -> str:
+    if place == 0:
+        return f"below {scale.level(edges[0])}"
+    if place == len(edges):
+        return f"{scale.level(edges[-1])} and more"
+    return f"{scale.level(edges[place - 1])} to {scale.level(edges[place])}"

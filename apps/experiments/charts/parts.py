@@ -1,0 +1,46 @@
+"""What the figures share: how arms are told apart, and what an empty figure looks like."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+Figure = dict[str, Any]
+
+COLOURS = ("--stable", "--canary", "--series-3", "--series-4", "--series-5", "--series-6")
+DASHES = ("solid", "dash", "dot", "dashdot")
+MARGIN = {"l": 8, "r": 16, "t": 8, "b": 40}
+# With more arms than this, bands would hide one another: the others are drawn when asked for.
+BANDS_MAX = 3
+
+
+def style_of(arm: str, arms: Sequence[str]) -> dict[str, Any]:
+    """Return colour and dash of an arm: the same in every figure, and no two arms have both."""
+    place = arms.index(arm) if arm in arms else len(arms)
+    dash = DASHES[place // len(COLOURS) % len(DASHES)]
+    return {"meta": COLOURS[place % len(COLOURS)], "line": {"dash": dash}}
+
+
+def layout_of(x: dict[str, Any], y: dict[str, Any], **more: Any) -> Figure:
+    return {
+        "margin": MARGIN,
+        "xaxis": x,
+        "yaxis": {"automargin": True, **y},
+        "legend": {"orientation": "h", "y": -0.2},
+        **more,
+    }
+
+
+def titled(text: str) -> dict[str, Any]:
+    return {"title": {"text": text}} if text else {}
+
+
+def empty(why: str) -> Figure:
+    hidden = {"visible": False}
+    note = {"text": why, "showarrow": False, "xref": "paper", "yref": "paper", "x": 0.5, "y": 0.5}
+    layout = {"margin": MARGIN, "xaxis": hidden, "yaxis": hidden, "annotations": [note]}
+    return {"data": [], "layout": layout}
+
+
+def arms_of(metric: dict[str, Any]) -> list[str]:
+    return [arm["name"] for arm in metric.get("arms", ())]

@@ -1,0 +1,1 @@
+"""Pages of experiments, metrics and kept results."""
