@@ -18,8 +18,8 @@ def reading(method: str, low: float | None, high: float | None, **changes: Any) 
         "low": low,
         "high": high,
         "uplift_state": "ok",
-        "uplift_low": 0.01,
-        "uplift_high": 0.2,
+        "uplift_low": None if low is None else 0.01,
+        "uplift_high": None if high is None else 0.2,
     } | changes
 
 

@@ -6,66 +6,185 @@ from typing import Any
 
 import pytest
 
-from apps.experiments.models import Variant
 from apps.experiments.stats.results import ArmSummary, analyse
-from apps.experiments.tables import NOTHING, notices, variant_cells
-from apps.models.models import ModelVersion
+from apps.experiments.tables.breakdowns import breakdowns, guardrail_tone, held_out
+from apps.experiments.tables.notices import notices
+from apps.experiments.tables.older import as_present
+from apps.experiments.tables.results import chosen, grouped, metric_rows
+from apps.experiments.tables.wording import NOTHING, Scale, chance, p_value, scale_of
+from tests.experiments import stored
+from tests.experiments.stored import NOTHING_SEEN, guardrail, metric, stored_result
 
-VARIANTS = [
-    Variant(name="a", version=ModelVersion(number=1), weight_bp=5_000, is_control=True),
-    Variant(name="b", version=ModelVersion(number=2), weight_bp=5_000),
-]
-
-
-def result(n: int, a: int, b: int) -> dict[str, Any]:
-    arms = [
-        ArmSummary.of_events("a", 5_000, n, a, is_control=True, exposed_n=n),
-        ArmSummary.of_events("b", 5_000, n, b, exposed_n=n),
-    ]
-    return analyse(arms, kind="proportion", planned_units=1_000).to_json()
+PAIR = ("weak", "strong")
+RATE, MS = Scale(is_rate=True), Scale(unit="ms")
 
 
 def test_a_variant_reads_with_its_units_difference_and_verdict() -> None:
-    control, treatment = variant_cells(VARIANTS, result(500, 400, 470))
+    (row,) = metric_rows(stored_result(), PAIR, {})
+    control, treatment = row.cells
 
-    assert (control.outcome, control.mean, control.difference) == ("control", "80 %", NOTHING)
-    assert (treatment.mean, treatment.difference, treatment.uplift) == (
+    assert (control.outcome, control.value, control.difference) == ("control", "80 %", NOTHING)
+    assert (treatment.value, treatment.difference, treatment.uplift) == (
         "94 %",
         "+14 points",
         "+17.5 %",
     )
-    assert treatment.outcome == "better"
-    assert treatment.interval.startswith("+6.97 to ")
+    assert (treatment.outcome, treatment.interval, treatment.p_holm) == (
+        "better",
+        "+7 to +21",
+        "0.02",
+    )
 
 
-@pytest.mark.parametrize("stored", [{}, result(0, 0, 0)])
-def test_what_does_not_exist_reads_as_a_dash(stored: dict[str, Any]) -> None:
-    for row in variant_cells(VARIANTS, stored):
-        assert row.mean == row.difference == row.interval == row.p_value == NOTHING
+def test_the_deciding_reading_is_the_one_in_the_overview() -> None:
+    compared = stored.comparison("strong", deciding="fixed-horizon")
+    (row,) = metric_rows(stored_result(metric(comparisons=[compared])), PAIR, {})
+
+    assert row.is_final
+    assert row.cells[1].interval == row.cells[1].fixed_interval == "+10 to +18"
+    assert row.cells[1].sequential_interval == "+7 to +21"
+
+
+def test_what_does_not_exist_reads_as_a_dash() -> None:
+    (row,) = metric_rows(NOTHING_SEEN, PAIR, {})
+
+    for cell in row.cells:
+        assert cell.value == cell.difference == cell.interval == cell.p == NOTHING
+        assert cell.chance_to_beat == cell.fixed_p == cell.uplift_interval == NOTHING
+
+
+def test_a_variant_that_is_missing_from_the_result_has_a_cell_without_numbers() -> None:
+    (row,) = metric_rows(stored_result(), ("weak", "strong", "late"), {})
+
+    assert (row.cells[2].outcome, row.cells[2].value, row.cells[2].n) == ("no data", NOTHING, None)
+
+
+def test_before_the_first_result_there_is_no_row() -> None:
+    assert metric_rows({}, PAIR, {}) == []
+    assert chosen([], "accuracy") is None
+
+
+def test_metrics_stand_by_role_and_the_chosen_one_is_found() -> None:
+    result = stored_result(metric(), metric("revenue", role="secondary"), guardrail("errors"))
+    rows = metric_rows(result, PAIR, {})
+
+    assert [(g.title, [r.name for r in g.rows]) for g in grouped(rows)] == [
+        ("Primary", ["accuracy"]),
+        ("Secondary", ["revenue"]),
+        ("Guardrails", ["errors"]),
+    ]
+    assert [chosen(rows, name).name for name in ("errors", "gone", None)] == [  # type: ignore[union-attr]
+        "errors",
+        "accuracy",
+        "accuracy",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("judged", "tone", "words"),
+    [
+        ({"state": "not-worse"}, "good", "within the margin"),
+        ({"state": "worse"}, "bad", "worse than the margin"),
+        ({"state": "undecided"}, "quiet", "undecided"),
+        ({"state": "not-worse", "deteriorated": True}, "warn", "but proven worse"),
+    ],
+)
+def test_a_guardrail_reads_by_its_margin(judged: dict[str, Any], tone: str, words: str) -> None:
+    compared = stored.comparison("strong", non_inferiority={"bound": -0.004, **judged})
+    (row,) = metric_rows(stored_result(guardrail("errors", comparisons=[compared])), PAIR, {})
+
+    assert (row.cells[1].tone, row.cells[1].bound) == (tone, "-0.4 points")
+    assert words in row.cells[1].outcome
+
+
+def test_ten_variants_by_twenty_metrics_have_two_hundred_cells() -> None:
+    rows = metric_rows(stored.many(), [f"v{i}" for i in range(10)], {})
+
+    assert len(rows) == 20
+    assert {len(row.cells) for row in rows} == {10}
+
+
+@pytest.mark.parametrize(
+    ("scale", "level", "change"),
+    [
+        (RATE, "12.35 %", "+12.3 points"),
+        (MS, "0.12346 ms", "+0.1235 ms"),
+        (Scale(), "0.12346", "+0.1235"),
+    ],
+)
+def test_values_read_in_their_own_scale(scale: Scale, level: str, change: str) -> None:
+    assert scale.level(0.123456) == level
+    assert scale.change(0.123456) == change
+
+
+def test_scales_follow_kind_and_source() -> None:
+    assert scale_of("proportion") == scale_of("ratio", "errors") == scale_of("mean", "cache")
+    assert scale_of("quantile", "latency") == MS
+    assert scale_of("mean") == Scale()
+
+
+def test_large_and_tiny_numbers_stay_readable() -> None:
+    assert Scale().level(1_234_567.8) == "1,234,568"
+    assert p_value(1e-300) == "< 1e-300"
+    assert [p_value(value) for value in (0.0, 0.0123, 0.0001)] == ["< 1e-300", "0.012", "1.0e-04"]
+    assert [chance(value) for value in (0.99999, 0.00001, 0.5)] == ["> 99.9 %", "< 0.1 %", "50 %"]
+
+
+def test_a_breakdown_has_a_row_for_each_level_and_arm() -> None:
+    compared = {"arm": "strong", "n": 5, "control_n": 6, "difference": 0.1, "low": 0.0, "high": 0.2}
+    level = {"level": "", "comparisons": [compared | {"p_value": 0.5, "p_adjusted": 1.0}]}
+    found = {"metric": "accuracy", "dimension": "tenant", "levels": [level]}
+
+    (table,) = breakdowns({"breakdowns": [found]}, "accuracy", RATE)
+
+    assert table.dimension == "tenant"
+    assert (table.rows[0].level, table.rows[0].difference, table.rows[0].p_adjusted) == (
+        "(none)",
+        "+10 points",
+        "1",
+    )
+    assert breakdowns({"breakdowns": [found]}, "revenue", RATE) == []
+
+
+def test_the_hold_out_stands_beside_control() -> None:
+    result = stored_result(holdout={"units": 60, "means": {"accuracy": 0.79}})
+
+    found = held_out(result, {})
+
+    assert found is not None
+    assert (found.units, found.means) == (60, (("accuracy", "79 %", "80 %"),))
+    assert held_out(stored_result(), {}) is None
+
+
+@pytest.mark.parametrize(
+    ("states", "told"),
+    [
+        ([], ("quiet", NOTHING)),
+        (["not-worse", "worse"], ("bad", "1 worse")),
+        (["not-worse"], ("good", "all hold")),
+        (["not-worse", None], ("quiet", "undecided")),
+    ],
+)
+def test_guardrails_read_as_a_whole(states: list[str | None], told: tuple[str, str]) -> None:
+    assert guardrail_tone(states) == told
 
 
 def test_without_anything_wrong_there_is_nothing_to_say() -> None:
-    assert notices({}) == []
-    assert notices(result(500, 400, 470)) == []
+    assert notices({}) == notices(stored_result()) == []
 
 
 def test_the_gravest_comes_first() -> None:
-    stored = {
-        "sample_ratio": {"state": "srm", "reason": "units 9 : 1"},
-        "quality": {
-            "exposed": 100,
-            "crossed_over": 5,
-            "waiting": 10,
-            "unknown_variants": {"gone": 3},
-            "refused_outcomes": {"why": 2},
-        },
-    }
+    quality = {"exposed": 100, "crossed_over": 5, "moved": 3, "waiting": 10}
+    quality |= {"unknown_variants": {"gone": 3}, "refused_outcomes": {"why": 2}}
+    result = {"sample_ratio": {"state": "srm", "reason": "units 9 : 1"}, "quality": quality}
 
-    found = notices(stored, refresh_error="DataError: x")
+    found = notices(result, refresh_error="DataError: x", awaits_final=True)
 
-    assert [notice.tone for notice in found] == ["bad", "bad", "bad", "warn", "busy", "warn"]
+    tones = ["bad", "bad", "bad", "busy", "warn", "busy", "busy", "warn"]
+    assert [notice.tone for notice in found] == tones
     assert "older" in found[0].text
     assert "Sample-ratio mismatch: units 9 : 1" in found[1].text
+    assert "final result is being made" in found[3].text
 
 
 def test_few_crossovers_are_told_and_no_warning() -> None:
@@ -75,12 +194,23 @@ def test_few_crossovers_are_told_and_no_warning() -> None:
 
 
 def test_shares_that_look_off_are_warned_of_before_they_are_proven() -> None:
-    arms = [
-        ArmSummary.of_events("a", 5_000, 378, 180, is_control=True),
-        ArmSummary.of_events("b", 5_000, 154, 70),
-    ]
+    ratio = {"state": "ok", "reason": "", "p_value": 1e-9, "observed": [378, 154]}
 
-    (notice,) = notices(analyse(arms, kind="proportion").to_json())
+    (notice,) = notices({"sample_ratio": ratio})
 
     assert notice.tone == "warn"
     assert "378 : 154" in notice.text
+
+
+def test_a_result_frozen_in_the_first_schema_still_reads() -> None:
+    arms = [
+        ArmSummary.of_events("weak", 5_000, 500, 400, is_control=True, exposed_n=500),
+        ArmSummary.of_events("strong", 5_000, 500, 470, exposed_n=500),
+    ]
+    older = analyse(arms, kind="proportion", planned_units=1_000).to_json()
+
+    (row,) = metric_rows(as_present(older, "accuracy"), PAIR, {})
+
+    assert (row.name, row.cells[0].exposed) == ("accuracy", 500)
+    assert (row.cells[1].value, row.cells[1].outcome) == ("94 %", "better")
+    assert as_present({}, "accuracy") == {}

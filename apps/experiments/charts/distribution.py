@@ -22,13 +22,13 @@ def distribution_figure(metric: dict[str, Any], scale: Scale) -> Figure:
     edges, counts = found.get("edges") or [], found.get("counts") or {}
     if not edges or not any(sum(row) for row in counts.values()):
         return empty("There is no distribution to show for this metric yet")
+    if len(edges) == 1:
+        return _two_bins(metric, counts)
     is_log = edges[0] > 0.0 and edges[-1] / edges[0] > LINEAR_MAX
     starts = _starts(edges, is_log)
     arms = arms_of(metric)
     traces = [
-        _trace(arm, arms, starts, edges, counts[arm], scale)
-        for arm in sorted(counts, key=lambda a: (arms.index(a) if a in arms else len(arms), a))
-        if sum(counts[arm])
+        _trace(arm, arms, starts, edges, counts[arm], scale) for arm in _in_order(counts, arms)
     ]
     axis = {"type": "log"} if is_log else {}
     unit = "%" if scale.is_rate else scale.unit
@@ -37,6 +37,34 @@ def distribution_figure(metric: dict[str, Any], scale: Scale) -> Figure:
         {"title": {"text": "share of units, %"}, "rangemode": "tozero"},
     )
     return {"data": traces, "layout": layout}
+
+
+def _two_bins(metric: dict[str, Any], counts: dict[str, list[int]]) -> Figure:
+    """Of a proportion, whose units are 0 or 1, bars say what steps would hide."""
+    arms = arms_of(metric)
+    traces = [
+        {
+            "type": "bar",
+            "name": arm,
+            "meta": style_of(arm, arms)["meta"],
+            "x": ["0", "1"],
+            "y": [100.0 * count / sum(counts[arm]) for count in counts[arm]],
+            "hovertemplate": "%{y:.3g} % have %{x}<extra>" + arm + "</extra>",
+        }
+        for arm in _in_order(counts, arms)
+    ]
+    layout = layout_of(
+        {"type": "category", "title": {"text": "value per unit"}},
+        {"title": {"text": "share of units, %"}, "rangemode": "tozero"},
+        barmode="group",
+    )
+    return {"data": traces, "layout": layout}
+
+
+def _in_order(counts: dict[str, list[int]], arms: Sequence[str]) -> list[str]:
+    """Return the arms that have units, in the experiment's order."""
+    known = [arm for arm in arms if sum(counts.get(arm, ()))]
+    return known + sorted(arm for arm in set(counts) - set(arms) if sum(counts[arm]))
 
 
 def _starts(edges: Sequence[float], is_log: bool) -> list[float]:

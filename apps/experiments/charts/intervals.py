@@ -25,7 +25,7 @@ def interval_figure(metric: dict[str, Any], scale: Scale) -> Figure:
         sign = -1.0 if metric.get("direction") == "increase" else 1.0
         traces.append(_margin_trace(compared, sign * margin * scale.factor))
     layout = layout_of(
-        {"zeroline": True, "zerolinewidth": 2, **titled(scale.axis_unit)},
+        {"zeroline": True, "zerolinewidth": 2, "rangemode": "tozero", **titled(scale.axis_unit)},
         {"autorange": "reversed", "type": "category"},
     )
     return {"data": traces, "layout": layout}

@@ -9,7 +9,7 @@ Figure = dict[str, Any]
 
 COLOURS = ("--stable", "--canary", "--series-3", "--series-4", "--series-5", "--series-6")
 DASHES = ("solid", "dash", "dot", "dashdot")
-MARGIN = {"l": 8, "r": 16, "t": 8, "b": 40}
+MARGIN = {"l": 8, "r": 16, "t": 32, "b": 40}
 # With more arms than this, bands would hide one another: the others are drawn when asked for.
 BANDS_MAX = 3
 
@@ -26,7 +26,8 @@ def layout_of(x: dict[str, Any], y: dict[str, Any], **more: Any) -> Figure:
         "margin": MARGIN,
         "xaxis": x,
         "yaxis": {"automargin": True, **y},
-        "legend": {"orientation": "h", "y": -0.2},
+        # Above the figure, where no axis has its title.
+        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom"},
         **more,
     }
 

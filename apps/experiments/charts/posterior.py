@@ -24,7 +24,7 @@ def posterior_figure(metric: dict[str, Any], scale: Scale) -> Figure:
     """Return the posterior densities of one metric of a result."""
     compared = [c for c in metric.get("comparisons", ()) if c.get("bayes")]
     if not compared:
-        return empty("The Bayesian view says nothing of this metric yet")
+        return empty("The Bayesian view says nothing of this metric")
     arms = arms_of(metric)
     if all(c["bayes"]["prior"].startswith("Beta") for c in compared):
         wanted = {c["arm"] for c in compared}
@@ -38,7 +38,7 @@ def posterior_figure(metric: dict[str, Any], scale: Scale) -> Figure:
         axis = f"difference from control{f', {scale.axis_unit}' if scale.axis_unit else ''}"
     curves = [curve for curve in curves if curve[1]]
     if not curves:
-        return empty("The Bayesian view says nothing of this metric yet")
+        return empty("The Bayesian view says nothing of this metric")
     traces = [_trace(arm, arms, x, y, scale.factor) for arm, x, y in curves]
     layout = layout_of(
         {"zeroline": True, **titled(axis)},

@@ -108,18 +108,22 @@ def compare_means(control: Moments, treatment: Moments) -> Difference:
     noise_a, noise_b = _variance_of_mean(control), _variance_of_mean(treatment)
     if noise_a + noise_b == 0.0:
         return Difference(State.NO_VARIANCE, "the values of neither arm vary", "welch-t", **means)
-    whole = noise_a + noise_b
-    share_a, share_b = noise_a / whole, noise_b / whole
-    df = 1.0 / (share_a**2 / (control.n - 1) + share_b**2 / (treatment.n - 1))
-    return Difference(
-        State.OK,
-        "",
-        "welch-t",
-        **means,
-        control_variance=noise_a,
-        treatment_variance=noise_b,
-        df=df,
+    return welch(
+        (control.mean, treatment.mean), (noise_a, noise_b), (control.n, treatment.n), "welch-t"
     )
+
+
+def welch(
+    means: tuple[float, float], noise: tuple[float, float], n: tuple[int, int], test: str
+) -> Difference:
+    """The difference of two estimates whose `noise` are the variances of their means, not both 0.
+
+    Degrees of freedom by Satterthwaite (1946).
+    """
+    whole = noise[0] + noise[1]
+    share_a, share_b = noise[0] / whole, noise[1] / whole
+    df = 1.0 / (share_a**2 / (n[0] - 1) + share_b**2 / (n[1] - 1))
+    return Difference(State.OK, "", test, *means, noise[0], noise[1], df=df)
 
 
 def compare_rates(control_n: int, control_events: int, n: int, events: int) -> Difference:

@@ -35,29 +35,38 @@ def silence(control_n: int, n: int, events: tuple[int, int] | None = None) -> st
 
 
 def read_sequential(
-    found: Difference, *, n: int, alpha: float, planned_units: int | None, silent: str | None
+    found: Difference,
+    *,
+    n: int,
+    alpha: float,
+    planned_units: int | None,
+    silent: str | None,
+    tuned_alpha: float | None = None,
 ) -> Reading:
     """The asymptotic confidence sequence of Waudby-Smith et al. (2021), tuned to half the plan.
 
     With n units in both arms, N* = planned/2, ρ² = (−2·ln α + ln(−2·ln α + 1))/N*, k = nρ² + 1 the
     half-width is se·√n·sqrt(2k/(n²ρ²)·ln(√k/α)). The p-value is the smallest α whose interval (at
-    the same ρ) excludes 0: √k·exp(−z²·nρ²/(2k)).
+    the same ρ) excludes 0: √k·exp(−z²·nρ²/(2k)). `tuned_alpha` is the α of ρ², `alpha` by default.
     """
     if found.state is not State.OK:
         return Reading(METHOD, found.state, found.reason, alpha)
     if silent is not None:
         return Reading(METHOD, State.NOT_ENOUGH_DATA, silent, alpha)
-    critical, growth, root = boundary(n, alpha, planned_units)
+    critical, growth, root = boundary(n, alpha, planned_units, tuned_alpha)
     z = found.difference / found.standard_error
     log_p = math.log(root) - z * z * growth / 2.0
     p_value = math.exp(min(0.0, log_p))
     return read_at(found, method=METHOD, alpha=alpha, critical=critical, p_value=p_value)
 
 
-def boundary(n: int, alpha: float, planned_units: int | None) -> tuple[float, float, float]:
+def boundary(
+    n: int, alpha: float, planned_units: int | None, tuned_alpha: float | None = None
+) -> tuple[float, float, float]:
     """The critical value in standard errors at n units, with nρ²/k and √k."""
     tuned = (planned_units or PLANNED_UNITS_DEFAULT) / 2.0
-    rho2 = (-2.0 * math.log(alpha) + math.log(-2.0 * math.log(alpha) + 1.0)) / tuned
+    log_alpha = math.log(tuned_alpha or alpha)
+    rho2 = (-2.0 * log_alpha + math.log(-2.0 * log_alpha + 1.0)) / tuned
     k = n * rho2 + 1.0
     growth, root = n * rho2 / k, math.sqrt(k)
     return math.sqrt(2.0 / growth * math.log(root / alpha)), growth, root

@@ -1,0 +1,270 @@
+"""One arm against control for each kind of metric: from co-moments to a difference and its noise.
+
+The uplift is always relative to control's unadjusted mean. Where a covariate is used, the means are
+control's own and control's plus the adjusted difference.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from apps.experiments.stats.comoments import Comoments
+from apps.experiments.stats.comparison import (
+    Difference,
+    State,
+    compare_means,
+    compare_rates,
+    welch,
+)
+from apps.experiments.stats.data import ArmData, MetricSpec, OrderStatistics
+from apps.experiments.stats.quantiles import silence_of_quantile, standard_error
+from apps.experiments.stats.sequential import silence
+
+# A denominator's mean must be so many standard errors from 0 for the delta method to hold.
+DENOMINATOR_Z_MIN = 5.0
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """`silent` says why no sequential reading can be made yet; `variance_reduction` is the share of
+    the difference's variance that the covariate took away, None without one.
+    """
+
+    found: Difference
+    n: int
+    silent: str | None
+    variance_reduction: float | None = None
+
+
+def estimate(spec: MetricSpec, control: ArmData, treatment: ArmData) -> Estimate:
+    """Compare two arms by the method of the metric's kind."""
+    if spec.kind == "quantile":
+        return _quantiles(spec, control.order, treatment.order)
+    if control.strata and treatment.strata:
+        return _stratified(spec, control.strata, treatment.strata)
+    return compare(spec, control.comoments, treatment.comoments)
+
+
+def compare(spec: MetricSpec, control: Comoments, treatment: Comoments) -> Estimate:
+    """Compare units of two arms, or those of one level of a dimension."""
+    n = control.n + treatment.n
+    if spec.kind == "proportion" and not spec.has_covariate:
+        events = _events(control), _events(treatment)
+        found = compare_rates(control.n, events[0], treatment.n, events[1])
+        return Estimate(found, n, silence(control.n, treatment.n, events))
+    silent = silence(control.n, treatment.n)
+    if spec.kind == "ratio":
+        found, reduction = _ratios(spec, control, treatment)
+    else:
+        found = compare_means(control.moments(), treatment.moments())
+        reduction = None
+        if spec.has_covariate and found.state is State.OK:
+            found, reduction = _adjusted(found, control, treatment)
+    return Estimate(found, n, silent, reduction)
+
+
+def value_of(spec: MetricSpec, arm: ArmData) -> float | None:
+    """Return what the metric is in one arm: a rate, a mean, a ratio or a quantile."""
+    if spec.kind == "quantile":
+        return arm.order.value if arm.order and arm.order.n else None
+    if arm.comoments.n == 0:
+        return None
+    if spec.kind != "ratio":
+        return arm.comoments.means[0]
+    top, bottom = arm.comoments.means[:2]
+    return top / bottom if bottom != 0.0 else None
+
+
+def _events(of: Comoments) -> int:
+    return round(of.means[0] * of.n)
+
+
+def _linear_variance(of: Comoments, weights: tuple[float, ...]) -> float:
+    """Variance of the mean of Σ wᵢ·valueᵢ."""
+    total = sum(
+        a * b * of.product(i, j) for i, a in enumerate(weights) for j, b in enumerate(weights)
+    )
+    return max(0.0, total) / (of.n - 1) / of.n
+
+
+def _theta(control: Comoments, treatment: Comoments, y: tuple[float, ...]) -> float:
+    """CUPED's θ = Cov(y, x)/Var(x), pooled inside the arms (Deng et al. 2013); 0 when x is constant.
+
+    `y` are the weights of the outcome's values; those of the covariate's follow and are the same.
+    """
+    width = len(y)
+    covariance = variance = 0.0
+    for arm in (control, treatment):
+        for i, a in enumerate(y):
+            for j, b in enumerate(y):
+                covariance += a * b * arm.product(i, width + j)
+                variance += a * b * arm.product(width + i, width + j)
+    return covariance / variance if variance > 0.0 else 0.0
+
+
+def _adjusted(
+    found: Difference, control: Comoments, treatment: Comoments
+) -> tuple[Difference, float]:
+    """Take θ·(x̄_B − x̄_A) off the difference of means (Deng, Xu, Kohavi and Walker 2013)."""
+    theta = _theta(control, treatment, (1.0,))
+    shift = theta * (treatment.means[1] - control.means[1])
+    noise = [_linear_variance(arm, (1.0, -theta)) for arm in (control, treatment)]
+    return _shifted(found, shift, noise, (control.n, treatment.n), "cuped")
+
+
+def _shifted(
+    found: Difference, shift: float, noise: list[float], n: tuple[int, int], how: str
+) -> tuple[Difference, float]:
+    before = found.standard_error**2
+    if sum(noise) <= 0.0 or before <= 0.0:
+        return found, 0.0
+    adjusted = welch(
+        (found.control_mean, found.treatment_mean - shift), (noise[0], noise[1]), n, how
+    )
+    return adjusted, 1.0 - sum(noise) / before
+
+
+def _ratios(
+    spec: MetricSpec, control: Comoments, treatment: Comoments
+) -> tuple[Difference, float | None]:
+    """The delta method: Var(R) = (vM/D² + vD·M²/D⁴ − 2·cov·M/D³)/n (Deng, Knoblich and Lu 2018).
+
+    With a covariate the linearised values (y − R·d)/D of both periods take the place of y and x,
+    which is the delta method on all four means.
+    """
+    arms = control, treatment
+    named = "delta"
+    for arm in arms:
+        if (why := _why_no_ratio(arm)) is not None:
+            ratios = [a.means[0] / a.means[1] if a.means[1] else 0.0 for a in arms]
+            return Difference(State.NOT_ENOUGH_DATA, why, named, *ratios), None
+    ratios = [arm.means[0] / arm.means[1] for arm in arms]
+    lines = [_line(arm, 0) for arm in arms]
+    noise = [_linear_variance(arm, line) for arm, line in zip(arms, lines, strict=True)]
+    if sum(noise) == 0.0:
+        return Difference(State.NO_VARIANCE, "the ratios of neither arm vary", named, *ratios), None
+    n = control.n, treatment.n
+    found = welch((ratios[0], ratios[1]), (noise[0], noise[1]), n, named)
+    if not spec.has_covariate or any(arm.means[3] <= 0.0 for arm in arms):
+        return found, (0.0 if spec.has_covariate else None)
+    return _adjusted_ratios(found, control, treatment, lines)
+
+
+def _line(arm: Comoments, first: int) -> tuple[float, float]:
+    top, bottom = arm.means[first], arm.means[first + 1]
+    return 1.0 / bottom, -top / bottom**2
+
+
+def _why_no_ratio(arm: Comoments) -> str | None:
+    if arm.n < 2:
+        return f"each arm needs at least 2 units ({arm.n})"
+    error = math.sqrt(arm.product(1, 1) / (arm.n - 1) / arm.n)
+    if arm.means[1] <= 0.0 or arm.means[1] < DENOMINATOR_Z_MIN * error:
+        return "the denominator cannot be told from 0"
+    return None
+
+
+def _adjusted_ratios(
+    found: Difference,
+    control: Comoments,
+    treatment: Comoments,
+    lines: list[tuple[float, float]],
+) -> tuple[Difference, float]:
+    arms = control, treatment
+    before = [_line(arm, 2) for arm in arms]
+    covariance = variance = 0.0
+    for arm, now, then in zip(arms, lines, before, strict=True):
+        for i in range(2):
+            for j in range(2):
+                covariance += now[i] * then[j] * arm.product(i, 2 + j)
+                variance += then[i] * then[j] * arm.product(2 + i, 2 + j)
+    theta = covariance / variance if variance > 0.0 else 0.0
+    shift = theta * (treatment.means[2] / treatment.means[3] - control.means[2] / control.means[3])
+    noise = [
+        _linear_variance(arm, (*now, -theta * then[0], -theta * then[1]))
+        for arm, now, then in zip(arms, lines, before, strict=True)
+    ]
+    return _shifted(found, shift, noise, (control.n, treatment.n), "delta-cuped")
+
+
+def _quantiles(
+    spec: MetricSpec, control: OrderStatistics | None, treatment: OrderStatistics | None
+) -> Estimate:
+    """The difference of quantiles with Woodruff's standard errors, read as normal."""
+    n = control.n if control else 0, treatment.n if treatment else 0
+    named = "order-statistics"
+    if control is None or treatment is None or min(n) < 2:
+        reason = f"each arm needs at least 2 units ({n[0]} and {n[1]})"
+        known = [o.value if o and o.n else 0.0 for o in (control, treatment)]
+        return Estimate(Difference(State.NOT_ENOUGH_DATA, reason, named, *known), sum(n), reason)
+    silent = silence(*n) or silence_of_quantile(min(n), spec.quantile or 0.5)
+    values = control.value, treatment.value
+    noise = [standard_error(order) ** 2 for order in (control, treatment)]
+    if sum(noise) == 0.0:
+        reason = "the values around the quantile do not vary"
+        return Estimate(Difference(State.NO_VARIANCE, reason, named, *values), sum(n), silent)
+    found = Difference(State.OK, "", named, *values, noise[0], noise[1])
+    if silence_of_quantile(min(n), spec.quantile or 0.5) is not None:
+        reason = silence_of_quantile(min(n), spec.quantile or 0.5) or ""
+        found = Difference(State.NOT_ENOUGH_DATA, reason, named, *values)
+    return Estimate(found, sum(n), silent)
+
+
+def _stratified(
+    spec: MetricSpec, control: Mapping[str, Comoments], treatment: Mapping[str, Comoments]
+) -> Estimate:
+    """Post-stratification: Σ wₛ·dₛ with wₛ the level's share of all units (Miratrix et al. 2013).
+
+    Levels with fewer than two units in an arm are put together, so that nobody is left out.
+    """
+    width = spec.width
+    rest = [Comoments.empty(width), Comoments.empty(width)]
+    pairs: list[tuple[Comoments, Comoments]] = []
+    for level in sorted({*control, *treatment}):
+        a = control.get(level, Comoments.empty(width))
+        b = treatment.get(level, Comoments.empty(width))
+        if min(a.n, b.n) < 2:
+            rest = [rest[0].merge(a), rest[1].merge(b)]
+        else:
+            pairs.append((a, b))
+    if rest[0].n + rest[1].n and pairs:
+        last = pairs.pop()
+        pairs.append((last[0].merge(rest[0]), last[1].merge(rest[1])))
+    if len(pairs) < 2 or spec.kind == "ratio":
+        whole = [rest[0], rest[1]] if not pairs else [Comoments.empty(width)] * 2
+        for a, b in pairs:
+            whole = [whole[0].merge(a), whole[1].merge(b)]
+        return compare(spec, whole[0], whole[1])
+    return _weighted(spec, pairs)
+
+
+def _weighted(spec: MetricSpec, pairs: list[tuple[Comoments, Comoments]]) -> Estimate:
+    wholes = [pairs[0][0], pairs[0][1]]
+    for a, b in pairs[1:]:
+        wholes = [wholes[0].merge(a), wholes[1].merge(b)]
+    plain = compare(spec, wholes[0], wholes[1])
+    if plain.found.state is not State.OK:
+        return plain
+    total = wholes[0].n + wholes[1].n
+    difference, noise = 0.0, [0.0, 0.0]
+    theta = _theta(wholes[0], wholes[1], (1.0,)) if spec.has_covariate else None
+    for a, b in pairs:
+        weight = (a.n + b.n) / total
+        difference += weight * (b.means[0] - a.means[0])
+        if theta is not None:
+            difference -= weight * theta * (b.means[1] - a.means[1])
+        line = (1.0,) if theta is None else (1.0, -theta)
+        noise = [
+            whole + weight * weight * _linear_variance(arm, line)
+            for whole, arm in zip(noise, (a, b), strict=True)
+        ]
+    if sum(noise) <= 0.0:
+        return plain
+    mean = wholes[0].means[0]
+    how = "post-stratified" if theta is None else "post-stratified-cuped"
+    n = wholes[0].n, wholes[1].n
+    found = welch((mean, mean + difference), (noise[0], noise[1]), n, how)
+    reduction = plain.variance_reduction
+    return Estimate(found, plain.n, plain.silent, reduction)
