@@ -114,7 +114,7 @@ class Analysis:
         shown["interval"] = self.interval
         shown["uplift"] = self.uplift
         shown["uplift_interval"] = self.uplift_interval
-        cleaned: dict[str, Any] = _clean(shown)
+        cleaned: dict[str, Any] = plain(shown)
         return cleaned
 
 
@@ -122,11 +122,12 @@ def _pair(low: float | None, high: float | None) -> tuple[float, float] | None:
     return None if low is None or high is None else (low, high)
 
 
-def _clean(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Return plain JSON types; what is not a finite number becomes None."""
     if isinstance(value, dict):
-        return {key: _clean(inner) for key, inner in value.items()}
+        return {key: plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_clean(inner) for inner in value]
+        return [plain(inner) for inner in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return str(value) if isinstance(value, State | UpliftState) else value

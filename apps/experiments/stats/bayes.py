@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import betainc, betaincinv, ndtr
+from scipy.special import betainc, betaincinv, ndtr, roots_legendre
 
 PRIOR_SD = 0.3
 NODES = 400
@@ -34,7 +34,7 @@ def of_rates(
     a = (control_events + 1.0, control_n - control_events + 1.0)
     b = (events + 1.0, n - events + 1.0)
     better, worse = (b, a) if is_increase_better else (a, b)
-    points, weights = np.polynomial.legendre.leggauss(NODES)
+    points, weights = roots_legendre(NODES)
     # P(better > worse) = ∫ F_worse(F_better⁻¹(u)) du, u in (0, 1).
     u = (points + 1.0) / 2.0
     chance = float(np.dot(weights / 2.0, betainc(*worse, betaincinv(*better, u))))

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from apps.experiments.stats.checks import why_invalid
 from apps.experiments.stats.comoments import Comoments
 from apps.experiments.stats.comparison import (
     Difference,
@@ -18,7 +19,7 @@ from apps.experiments.stats.comparison import (
     compare_rates,
     welch,
 )
-from apps.experiments.stats.data import ArmData, MetricSpec, OrderStatistics
+from apps.experiments.stats.data import ArmData, MetricData, MetricSpec, OrderStatistics
 from apps.experiments.stats.quantiles import silence_of_quantile, standard_error
 from apps.experiments.stats.sequential import silence
 
@@ -45,6 +46,17 @@ def estimate(spec: MetricSpec, control: ArmData, treatment: ArmData) -> Estimate
     if control.strata and treatment.strata:
         return _stratified(spec, control.strata, treatment.strata)
     return compare(spec, control.comoments, treatment.comoments)
+
+
+def of_arms(metric: MetricData, control: str, treatment: str) -> Estimate:
+    """Compare two arms of a metric by name; one that is missing has no units."""
+    missing = ArmData(Comoments.empty(metric.spec.width))
+    arms = [metric.arms.get(name, missing) for name in (control, treatment)]
+    for name, arm in zip((control, treatment), arms, strict=True):
+        if (why := why_invalid(metric.spec, arm)) is not None:
+            nothing = Difference(State.INVALID_DATA, f"{name}: {why}", "", 0.0, 0.0)
+            return Estimate(nothing, 0, why)
+    return estimate(metric.spec, arms[0], arms[1])
 
 
 def compare(spec: MetricSpec, control: Comoments, treatment: Comoments) -> Estimate:
@@ -90,7 +102,7 @@ def _linear_variance(of: Comoments, weights: tuple[float, ...]) -> float:
 
 
 def _theta(control: Comoments, treatment: Comoments, y: tuple[float, ...]) -> float:
-    """CUPED's θ = Cov(y, x)/Var(x), pooled inside the arms (Deng et al. 2013); 0 when x is constant.
+    """CUPED's θ = Cov(y, x)/Var(x), pooled inside the arms (Deng et al. 2013); 0 for constant x.
 
     `y` are the weights of the outcome's values; those of the covariate's follow and are the same.
     """

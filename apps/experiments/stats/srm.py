@@ -40,29 +40,44 @@ class SampleRatio:
 def check_sample_ratio(
     counts: Sequence[int], weights_bp: Sequence[int], *, is_one_look: bool = False
 ) -> SampleRatio:
-    """Units per arm against configured weights.
+    """Units per arm against configured weights that never changed; see `check_phases`."""
+    return check_phases(
+        [(counts, [float(weight) for weight in weights_bp])], is_one_look=is_one_look
+    )
+
+
+def check_phases(
+    phases: Sequence[tuple[Sequence[int], Sequence[float]]], *, is_one_look: bool = False
+) -> SampleRatio:
+    """Units per arm against the shares of each phase, for phases of (counts, weights).
 
     While running the sequential test decides (α = 0.01); with `is_one_look`, at the planned end,
-    chi-square (p < 0.001) decides as well. Arms of weight 0 take no part; units seen in one are an
-    error of their own. Raises ValueError if no weight is positive or a number is negative.
+    chi-square (p < 0.001) decides as well. Bayes factors of phases multiply, chi-squares add with
+    their degrees of freedom. Arms of weight 0 take no part in a phase; units seen in one are an
+    error of their own. Raises ValueError if a phase has no positive weight or a negative number.
     """
-    if len(counts) != len(weights_bp) or min(*counts, *weights_bp) < 0 or sum(weights_bp) <= 0:
-        raise ValueError("counts and weights must match, not be negative, and some weight be set")
-    total, whole = sum(counts), sum(weights_bp)
-    observed = tuple(counts)
-    expected = tuple(total * weight / whole for weight in weights_bp)
-    stray = sum(n for n, weight in zip(counts, weights_bp, strict=True) if weight == 0)
+    _check_phases(phases)
+    arms = len(phases[0][0])
+    observed = tuple(sum(counts[i] for counts, _ in phases) for i in range(arms))
+    planned = [
+        [sum(counts) * weight / sum(weights) for weight in weights] for counts, weights in phases
+    ]
+    expected = tuple(sum(plan[i] for plan in planned) for i in range(arms))
+    stray = sum(
+        n for counts, weights in phases for n, w in zip(counts, weights, strict=True) if w == 0
+    )
     if stray:
         reason = f"{stray} units in a variant of weight 0"
         return SampleRatio(State.UNEXPECTED_UNITS, reason, observed, expected)
-    pairs = [(n, w / whole) for n, w in zip(counts, weights_bp, strict=True) if w > 0]
-    seen, shares = (np.array(column, dtype=np.float64) for column in zip(*pairs, strict=True))
-    if total == 0 or len(pairs) < 2:
+    used = [pair for pair in map(_in_play, phases) if pair is not None]
+    if not used:
         return SampleRatio(State.NOT_ENOUGH_DATA, "nothing to compare", observed, expected)
-    p_value = chi_square_p(seen, shares)
-    sequential_p = math.exp(min(0.0, -log_bayes_factor(seen, shares)))
+    p_value = _chi_square(used)
+    log_factor = sum(log_bayes_factor(seen, shares) for seen, shares in used)
+    sequential_p = math.exp(min(0.0, -log_factor))
     off = sequential_p <= SEQUENTIAL_ALPHA
-    if is_one_look and min(n for n in expected if n > 0.0) >= EXPECTED_MIN:
+    fewest = min(float((seen.sum() * shares).min()) for seen, shares in used)
+    if is_one_look and fewest >= EXPECTED_MIN:
         off = off or p_value < ONE_LOOK_P_MAX
     told = " : ".join(f"{n:,}" for n in observed)
     plan = " : ".join(f"{n:,.0f}" for n in expected)
@@ -77,11 +92,33 @@ def check_sample_ratio(
     )
 
 
-def chi_square_p(counts: NDArray[np.float64], shares: NDArray[np.float64]) -> float:
-    """Pearson's chi-square goodness of fit with (arms − 1) degrees of freedom."""
-    expected = counts.sum() * shares
-    statistic = float(((counts - expected) ** 2 / expected).sum())
-    return float(chdtrc(len(counts) - 1, statistic))
+def _check_phases(phases: Sequence[tuple[Sequence[int], Sequence[float]]]) -> None:
+    for counts, weights in phases:
+        if len(counts) != len(weights) or min(*counts, *weights) < 0 or sum(weights) <= 0:
+            raise ValueError(
+                "counts and weights must match, not be negative, and some weight be set"
+            )
+
+
+def _in_play(
+    phase: tuple[Sequence[int], Sequence[float]],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    """Counts and shares of the arms with a weight, or None where there is nothing to compare."""
+    counts, weights = phase
+    pairs = [(n, w / sum(weights)) for n, w in zip(counts, weights, strict=True) if w > 0]
+    if sum(counts) == 0 or len(pairs) < 2:
+        return None
+    seen, shares = (np.array(column, dtype=np.float64) for column in zip(*pairs, strict=True))
+    return seen, shares
+
+
+def _chi_square(used: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]]) -> float:
+    statistic = freedom = 0.0
+    for seen, shares in used:
+        expected = seen.sum() * shares
+        statistic += float(((seen - expected) ** 2 / expected).sum())
+        freedom += len(seen) - 1
+    return float(chdtrc(freedom, statistic))
 
 
 def log_bayes_factor(counts: NDArray[np.float64], shares: NDArray[np.float64]) -> float:

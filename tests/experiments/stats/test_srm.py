@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from apps.experiments.stats.comparison import State
-from apps.experiments.stats.srm import check_sample_ratio, chi_square_p, log_bayes_factor
+from apps.experiments.stats.srm import check_phases, check_sample_ratio, log_bayes_factor
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,25 @@ def test_chi_square_agrees_with_scipy() -> None:
     counts, shares = np.array([480.0, 300.0, 220.0]), np.array([0.5, 0.3, 0.2])
 
     oracle = stats.chisquare(counts, 1000.0 * shares).pvalue
-    assert chi_square_p(counts, shares) == pytest.approx(oracle, rel=1e-9)
+    found = check_sample_ratio([480, 300, 220], [5000, 3000, 2000]).p_value
+    assert found == pytest.approx(oracle, rel=1e-9)
+
+
+def test_phases_with_other_weights_are_each_judged_by_their_own() -> None:
+    phases = [((900, 100), (0.9, 0.1)), ((500, 500), (0.5, 0.5))]
+
+    found = check_phases(phases)
+
+    assert found.state is State.OK
+    assert found.expected == (1400.0, 600.0)
+    assert check_phases([((900, 100), (0.5, 0.5))]).state is State.SRM
+
+
+def test_chi_squares_of_phases_add_up() -> None:
+    phases = [((480, 520), (0.5, 0.5)), ((330, 270), (0.5, 0.5))]
+    statistic = 2 * 20**2 / 500 + 2 * 30**2 / 300
+
+    assert check_phases(phases).p_value == pytest.approx(stats.chi2.sf(statistic, 2), rel=1e-9)
 
 
 def test_the_bayes_factor_averages_to_one_under_the_configured_shares() -> None:

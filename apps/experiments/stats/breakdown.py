@@ -1,0 +1,137 @@
+"""Results by the levels of a dimension: shown with a correction, and never part of a verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from apps.experiments.stats.checks import why_invalid
+from apps.experiments.stats.comoments import Comoments
+from apps.experiments.stats.comparison import Difference, State
+from apps.experiments.stats.data import ArmData, ArmSpec, MetricData, MetricSpec
+from apps.experiments.stats.estimates import Estimate, compare
+from apps.experiments.stats.families import holm, holm_levels
+from apps.experiments.stats.sequential import read_sequential
+
+
+@dataclass(frozen=True)
+class LevelComparison:
+    """One treatment against control among the units of one level; bounds hold at every look."""
+
+    arm: str
+    state: State
+    reason: str
+    n: int
+    control_n: int
+    difference: float | None = None
+    low: float | None = None
+    high: float | None = None
+    p_value: float | None = None
+    p_adjusted: float | None = None
+    is_significant: bool = False
+
+
+@dataclass(frozen=True)
+class Level:
+    level: str
+    comparisons: tuple[LevelComparison, ...]
+
+
+@dataclass(frozen=True)
+class Breakdown:
+    metric: str
+    dimension: str
+    levels: tuple[Level, ...]
+
+
+@dataclass(frozen=True)
+class _Cell:
+    level: str
+    arm: str
+    control: Comoments
+    treatment: Comoments
+    made: Estimate
+
+
+def break_down(
+    metric: MetricData,
+    arms: Sequence[ArmSpec],
+    alpha: float,
+    planned_units: int,
+    *,
+    is_stopped: bool = False,
+) -> list[Breakdown]:
+    """Compare the arms in each level of each dimension; Holm over a dimension's comparisons.
+
+    With `is_stopped`, where no verdict may be read, nothing is significant.
+    """
+    if metric.spec.kind == "quantile":
+        return []
+    control = next(arm.name for arm in arms if arm.is_control)
+    treatments = [arm.name for arm in arms if not arm.is_control]
+    found = []
+    for dimension, levels in metric.breakdowns.items():
+        cells = [
+            _cell(metric.spec, level, by_arm, control, arm)
+            for level, by_arm in levels.items()
+            for arm in treatments
+        ]
+        rows = _rows(cells, alpha, planned_units)
+        if is_stopped:
+            rows = [replace(row, is_significant=False) for row in rows]
+        per_level = len(treatments)
+        shown = tuple(
+            Level(level, tuple(rows[i * per_level : (i + 1) * per_level]))
+            for i, level in enumerate(levels)
+        )
+        found.append(Breakdown(metric.spec.name, dimension, shown))
+    return found
+
+
+def _cell(
+    spec: MetricSpec, level: str, by_arm: dict[str, Comoments], control: str, arm: str
+) -> _Cell:
+    empty = Comoments.empty(spec.width)
+    a, b = by_arm.get(control, empty), by_arm.get(arm, empty)
+    for side in (a, b):
+        if (why := why_invalid(spec, ArmData(side))) is not None:
+            nothing = Difference(State.INVALID_DATA, why, "", 0.0, 0.0)
+            return _Cell(level, arm, a, b, Estimate(nothing, a.n + b.n, why))
+    return _Cell(level, arm, a, b, compare(spec, a, b))
+
+
+def _rows(cells: Sequence[_Cell], alpha: float, planned_units: int) -> list[LevelComparison]:
+    base = alpha / max(1, len(cells))
+
+    def read(cell: _Cell, level: float) -> LevelComparison:
+        reading = read_sequential(
+            cell.made.found,
+            n=cell.made.n,
+            alpha=level,
+            planned_units=planned_units,
+            silent=cell.made.silent,
+            tuned_alpha=base,
+        )
+        known = min(cell.control.n, cell.treatment.n) > 0 and cell.made.found.state not in (
+            State.INVALID_DATA,
+            State.NOT_ENOUGH_DATA,
+        )
+        return LevelComparison(
+            arm=cell.arm,
+            state=reading.state,
+            reason=reading.reason,
+            n=cell.treatment.n,
+            control_n=cell.control.n,
+            difference=cell.made.found.difference if known else None,
+            low=reading.low,
+            high=reading.high,
+            p_value=reading.p_value,
+            is_significant=reading.is_significant,
+        )
+
+    p_values = [read(cell, base).p_value for cell in cells]
+    levels = holm_levels(p_values, alpha)
+    return [
+        replace(read(cell, level), p_adjusted=adjusted)
+        for cell, level, adjusted in zip(cells, levels, holm(p_values), strict=True)
+    ]

@@ -1,0 +1,72 @@
+"""Guardrails of an experiment: is an arm shown not to be worse than control by a margin?
+
+One-sided against the margin, which is in the metric's unit. No correction over guardrails: to ship,
+all of them must pass (an intersection-union test: Berger 1982).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from scipy.special import ndtri, stdtrit
+
+from apps.experiments.stats.comparison import Difference, State
+from apps.experiments.stats.data import MetricSpec
+from apps.experiments.stats.estimates import Estimate
+from apps.experiments.stats.sequential import boundary
+
+
+@dataclass(frozen=True)
+class MarginVerdict:
+    """`bound` says how much better the arm is at least (negative: how much worse at most).
+
+    `deteriorated` is the finding of the two-sided test, whatever the margin.
+    """
+
+    state: Literal["not-worse", "worse", "undecided"]
+    bound: float | None
+    margin: float
+    deteriorated: bool
+    reason: str
+
+
+def judge_margin(
+    spec: MetricSpec,
+    made: Estimate,
+    *,
+    alpha: float,
+    planned_units: int,
+    is_final: bool,
+    is_worse: bool,
+    stopped: str,
+) -> MarginVerdict | None:
+    """Return the verdict at one-sided `alpha`; None for a metric without a margin.
+
+    `stopped` says why no verdict may be read; `is_worse` is what the test of a difference found.
+    """
+    margin = spec.margin
+    if margin is None:
+        return None
+    found = made.found
+    silent = stopped or (found.reason if found.state is not State.OK else made.silent or "")
+    if is_final and not stopped and found.state is State.OK:
+        silent = ""
+    if silent:
+        return MarginVerdict("undecided", None, margin, is_worse, silent)
+    # A two-sided interval at 2α has α on each side.
+    level = min(0.999, 2.0 * alpha)
+    critical = _fixed(found, alpha) if is_final else boundary(made.n, level, planned_units)[0]
+    gain = found.difference if spec.is_increase_better else -found.difference
+    low = gain - critical * found.standard_error
+    high = gain + critical * found.standard_error
+    if low > -margin:
+        return MarginVerdict("not-worse", low, margin, is_worse, "")
+    if high < -margin:
+        return MarginVerdict("worse", low, margin, is_worse, "worse by more than the margin")
+    reason = "it is worse, by how much is not known well enough" if is_worse else "too few to tell"
+    return MarginVerdict("undecided", low, margin, is_worse, reason)
+
+
+def _fixed(found: Difference, alpha: float) -> float:
+    return -float(ndtri(alpha) if found.df is None else stdtrit(found.df, alpha))

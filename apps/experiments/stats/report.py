@@ -1,0 +1,336 @@
+"""All of an experiment's metrics judged together: what a result page, the API and storage hold.
+
+The primary metric decides, and the arms share its α. The secondary ones are a family of their own.
+Guardrails must not be worse: each is tested for it, and shown not to be by its margin. A mismatch
+of the shares of units stops every verdict. Both readings of a comparison, the sequential and the
+fixed-horizon one, have half of α each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from apps.experiments.stats import bayes, estimates
+from apps.experiments.stats.analysis import Outcome, Phase
+from apps.experiments.stats.breakdown import break_down
+from apps.experiments.stats.checks import why_invalid
+from apps.experiments.stats.comparison import Reading, State, read_fixed
+from apps.experiments.stats.data import ArmSpec, ExperimentData, MetricData, MetricSpec
+from apps.experiments.stats.estimates import Estimate
+from apps.experiments.stats.families import benjamini_hochberg, holm, holm_levels
+from apps.experiments.stats.margins import judge_margin
+from apps.experiments.stats.ranks import mann_whitney_p
+from apps.experiments.stats.report_sentences import metric_sentence, report_sentence
+from apps.experiments.stats.sequential import read_sequential
+from apps.experiments.stats.shapes import Arm, Compared, Distribution, MetricReport, Report
+from apps.experiments.stats.srm import SampleRatio, check_phases
+
+__all__ = ["Report", "make_report"]
+
+STOPPED = (State.SRM, State.UNEXPECTED_UNITS)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How a family is read: `alpha` is that of each of the two readings, for all of it."""
+
+    data: ExperimentData
+    alpha: float
+    planned_units: int
+    phase: Phase
+
+
+def make_report(
+    data: ExperimentData, *, alpha: float, planned_units: int, is_final: bool = False
+) -> Report:
+    """Judge all metrics of `data`; the chance of any false verdict of the primary is at most alpha.
+
+    `planned_units` are those of all arms together. The fixed-horizon reading decides only with
+    `is_final` and the planned size reached: stopping early is a look like any other. Raises
+    ValueError for what no data can mend: not one control, not one primary metric in front.
+    """
+    _check(data, alpha, planned_units)
+    reached = sum(data.exposed.get(arm.name, 0) for arm in data.arms) >= planned_units
+    plan = _Plan(data, alpha / 2.0, planned_units, "final" if is_final and reached else "running")
+    ratio = _sample_ratio(data, is_one_look=plan.phase == "final")
+    primary, others = data.metrics[0], data.metrics[1:]
+    secondary = [metric for metric in others if metric.spec.role == "secondary"]
+    guardrails = [metric for metric in others if metric.spec.role == "guardrail"]
+    judged = {primary.spec.name: _family(plan, [primary], ratio)[0]}
+    for metric, found in zip(secondary, _family(plan, secondary, ratio), strict=True):
+        judged[metric.spec.name] = found
+    for metric in guardrails:
+        each = replace(plan, alpha=plan.alpha / len(guardrails))
+        judged[metric.spec.name] = _guardrail(plan, metric, _family(each, [metric], ratio)[0])
+    reports = tuple(_told(judged[metric.spec.name], plan.phase) for metric in data.metrics)
+    level = plan.alpha
+    breakdowns = tuple(
+        found
+        for metric in data.metrics
+        for found in break_down(metric, data.arms, level, planned_units, is_stopped=_stops(ratio))
+    )
+    report = Report(plan.phase, alpha, planned_units, ratio, reports, breakdowns)
+    return replace(report, verdict=report_sentence(report))
+
+
+def _check(data: ExperimentData, alpha: float, planned_units: int) -> None:
+    if sum(arm.is_control for arm in data.arms) != 1:
+        raise ValueError("exactly one arm must be the control")
+    if len({arm.name for arm in data.arms}) != len(data.arms):
+        raise ValueError("arms must have different names")
+    roles = [metric.spec.role for metric in data.metrics]
+    if not roles or roles[0] != "primary" or "primary" in roles[1:]:
+        raise ValueError("the first metric, and no other, must be the primary one")
+    if not 0.0 < alpha < 1.0 or planned_units < 1:
+        raise ValueError("alpha must lie between 0 and 1, and the planned size be at least 1")
+
+
+def _stops(ratio: SampleRatio) -> bool:
+    return ratio.state in STOPPED
+
+
+def _sample_ratio(data: ExperimentData, *, is_one_look: bool) -> SampleRatio:
+    names = [arm.name for arm in data.arms]
+    phases = [
+        ([p.units.get(name, 0) for name in names], [p.shares.get(name, 0.0) for name in names])
+        for p in data.phases
+        if sum(p.shares.get(name, 0.0) for name in names) > 0.0
+    ]
+    if not phases:
+        nothing = tuple(0 for _ in names)
+        empty = tuple(0.0 for _ in names)
+        return SampleRatio(State.NOT_ENOUGH_DATA, "nothing to compare", nothing, empty)
+    return check_phases(phases, is_one_look=is_one_look)
+
+
+# --- one family of comparisons -------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Pair:
+    metric: MetricData
+    arm: ArmSpec
+    made: Estimate
+
+
+def _family(plan: _Plan, metrics: Sequence[MetricData], ratio: SampleRatio) -> list[MetricReport]:
+    """Read all comparisons of `metrics` together, by Holm's procedure for each reading."""
+    control = next(arm for arm in plan.data.arms if arm.is_control)
+    treatments = [arm for arm in plan.data.arms if not arm.is_control]
+    pairs = [
+        _Pair(metric, arm, estimates.of_arms(metric, control.name, arm.name))
+        for metric in metrics
+        for arm in treatments
+    ]
+    read = _readings(plan, pairs)
+    rows: dict[str, list[Compared]] = {metric.spec.name: [] for metric in metrics}
+    deciding = [fixed if plan.phase == "final" else running for running, fixed in read]
+    p_values = [reading.p_value for reading in deciding]
+    adjusted = zip(holm(p_values), benjamini_hochberg(p_values), strict=True)
+    for pair, (running, fixed), (p_holm, q_bh) in zip(pairs, read, adjusted, strict=True):
+        compared = _compared(plan, pair, control.name, running, fixed)
+        rows[pair.metric.spec.name].append(replace(compared, p_holm=p_holm, q_bh=q_bh))
+    return [_metric_report(plan, metric, rows[metric.spec.name], ratio) for metric in metrics]
+
+
+def _readings(plan: _Plan, pairs: Sequence[_Pair]) -> list[tuple[Reading, Reading]]:
+    """Return the sequential and the fixed-horizon reading of each, at the levels of their step."""
+    base = plan.alpha / max(1, len(pairs))
+
+    def running(pair: _Pair, level: float) -> Reading:
+        return read_sequential(
+            pair.made.found,
+            n=pair.made.n,
+            alpha=level,
+            planned_units=plan.planned_units,
+            silent=pair.made.silent,
+            tuned_alpha=base,
+        )
+
+    first = [(running(pair, base), read_fixed(pair.made.found, base)) for pair in pairs]
+    levels = holm_levels([r.p_value for r, _ in first], plan.alpha)
+    fixed_levels = holm_levels([f.p_value for _, f in first], plan.alpha)
+    return [
+        (running(pair, level), read_fixed(pair.made.found, fixed_level))
+        for pair, level, fixed_level in zip(pairs, levels, fixed_levels, strict=True)
+    ]
+
+
+def _compared(plan: _Plan, pair: _Pair, control: str, running: Reading, fixed: Reading) -> Compared:
+    spec, found = pair.metric.spec, pair.made.found
+    decides = fixed if plan.phase == "final" else running
+    both = [
+        estimates.value_of(spec, pair.metric.arms[name])
+        for name in (control, pair.arm.name)
+        if name in pair.metric.arms
+    ]
+    known = len(both) == 2 and None not in both
+    return Compared(
+        arm=pair.arm.name,
+        state=decides.state,
+        reason=decides.reason,
+        outcome=_outcome(spec, found.difference, decides),
+        test=found.test,
+        difference=found.difference if known else None,
+        standard_error=found.standard_error if found.state is State.OK else None,
+        uplift=found.uplift if known else None,
+        uplift_state=decides.uplift_state,
+        deciding="fixed-horizon" if plan.phase == "final" else "sequential",
+        is_significant=decides.is_significant,
+        sequential=running,
+        fixed=fixed,
+        bayes=_bayes(pair, control),
+        mann_whitney_p=_mann_whitney(pair, control),
+        variance_reduction=pair.made.variance_reduction,
+    )
+
+
+def _outcome(spec: MetricSpec, difference: float, reading: Reading) -> Outcome:
+    if not reading.is_significant:
+        return "undecided"
+    return "better" if (difference > 0.0) == spec.is_increase_better else "worse"
+
+
+def _bayes(pair: _Pair, control: str) -> bayes.Bayes | None:
+    spec, found = pair.metric.spec, pair.made.found
+    arms = pair.metric.arms
+    if spec.kind == "proportion" and found.state is not State.INVALID_DATA:
+        if control not in arms or pair.arm.name not in arms:
+            return None
+        a, b = arms[control].comoments, arms[pair.arm.name].comoments
+        if (
+            min(a.n, b.n) == 0
+            or why_invalid(spec, arms[control])
+            or why_invalid(spec, arms[pair.arm.name])
+        ):
+            return None
+        return bayes.of_rates(
+            a.n,
+            round(a.means[0] * a.n),
+            b.n,
+            round(b.means[0] * b.n),
+            is_increase_better=spec.is_increase_better,
+        )
+    if found.state is not State.OK:
+        return None
+    return bayes.of_difference(
+        found.difference,
+        found.standard_error,
+        found.control_mean,
+        is_increase_better=spec.is_increase_better,
+    )
+
+
+def _mann_whitney(pair: _Pair, control: str) -> float | None:
+    arms = pair.metric.arms
+    if not pair.metric.spec.mann_whitney or control not in arms or pair.arm.name not in arms:
+        return None
+    return mann_whitney_p(arms[control].counts, arms[pair.arm.name].counts)
+
+
+# --- one metric ----------------------------------------------------------------------------------
+
+
+def _metric_report(
+    plan: _Plan, metric: MetricData, compared: Sequence[Compared], ratio: SampleRatio
+) -> MetricReport:
+    spec = metric.spec
+    report = MetricReport(
+        name=spec.name,
+        role=spec.role,
+        kind=spec.kind,
+        direction="increase" if spec.is_increase_better else "decrease",
+        quantile=spec.quantile,
+        margin=spec.margin,
+        arms=tuple(_arm(plan.data, metric, arm) for arm in plan.data.arms),
+        comparisons=tuple(compared),
+        distribution=Distribution(
+            metric.edges, {name: arm.counts for name, arm in metric.arms.items() if arm.counts}
+        ),
+    )
+    if _stops(ratio):
+        return _silenced(report, ratio.state, ratio.reason)
+    invalid = _invalid(metric)
+    if invalid is not None:
+        return _silenced(report, State.INVALID_DATA, invalid)
+    if not compared:
+        return replace(report, reason="there is no treatment to compare with control")
+    judged = next((c for c in compared if c.state is State.OK), compared[0])
+    return replace(report, state=judged.state, reason=judged.reason, winner=_winner(compared))
+
+
+def _invalid(metric: MetricData) -> str | None:
+    for name, arm in metric.arms.items():
+        if (why := why_invalid(metric.spec, arm)) is not None:
+            return f"{name}: {why}"
+    return None
+
+
+def _arm(data: ExperimentData, metric: MetricData, arm: ArmSpec) -> Arm:
+    seen = metric.arms.get(arm.name)
+    if seen is None:
+        exposed = data.exposed.get(arm.name, 0)
+        return Arm(arm.name, arm.is_control, arm.weight_bp, exposed, 0, None, None)
+    is_order = metric.spec.kind == "quantile"
+    n = seen.order.n if is_order and seen.order else seen.comoments.n
+    variance = (
+        None if metric.spec.kind in ("ratio", "quantile") else seen.comoments.covariance(0, 0)
+    )
+    return Arm(
+        name=arm.name,
+        is_control=arm.is_control,
+        weight_bp=arm.weight_bp,
+        exposed=data.exposed.get(arm.name, 0),
+        n=n,
+        mean=estimates.value_of(metric.spec, seen),
+        sd=variance**0.5 if variance is not None and variance >= 0.0 else None,
+    )
+
+
+def _silenced(report: MetricReport, state: State, reason: str) -> MetricReport:
+    """The numbers stay visible, but nothing in them counts as significant."""
+    silent = tuple(
+        replace(
+            compared,
+            state=state,
+            reason=reason,
+            outcome="undecided",
+            is_significant=False,
+            sequential=replace(compared.sequential, is_significant=False),
+            fixed=replace(compared.fixed, is_significant=False),
+        )
+        for compared in report.comparisons
+    )
+    return replace(report, state=state, reason=reason, comparisons=silent)
+
+
+def _winner(compared: Sequence[Compared]) -> str | None:
+    better = [c for c in compared if c.outcome == "better" and c.difference is not None]
+    best = max(better, key=lambda c: abs(c.difference or 0.0), default=None)
+    return best.arm if best else None
+
+
+def _guardrail(plan: _Plan, metric: MetricData, report: MetricReport) -> MetricReport:
+    """Add to each comparison whether it is shown not to be worse by the margin."""
+    control = next(arm for arm in plan.data.arms if arm.is_control)
+    judged = tuple(
+        replace(
+            compared,
+            non_inferiority=judge_margin(
+                metric.spec,
+                estimates.of_arms(metric, control.name, compared.arm),
+                alpha=plan.alpha,
+                planned_units=plan.planned_units,
+                is_final=plan.phase == "final",
+                is_worse=compared.outcome == "worse",
+                stopped=compared.reason if report.state in (*STOPPED, State.INVALID_DATA) else "",
+            ),
+        )
+        for compared in report.comparisons
+    )
+    return replace(report, comparisons=judged)
+
+
+def _told(report: MetricReport, phase: Phase) -> MetricReport:
+    return replace(report, verdict=metric_sentence(report, phase))

@@ -1,0 +1,76 @@
+"""The verdict of a report as plain sentences that carry their numbers."""
+
+from __future__ import annotations
+
+from apps.experiments.stats.analysis import Phase
+from apps.experiments.stats.comparison import P_MIN, State
+from apps.experiments.stats.shapes import Arm, Compared, MetricReport, Report
+
+
+def report_sentence(report: Report) -> str:
+    """Return what a person should take from the experiment: the primary metric, then guardrails."""
+    told = report.primary.verdict
+    if report.primary.state in (State.SRM, State.UNEXPECTED_UNITS):
+        return told
+    hurt = [
+        f"{metric.name} is worse with {compared.arm}"
+        for metric in report.metrics
+        if metric.role == "guardrail"
+        for compared in metric.comparisons
+        if _is_hurt(compared) and report.primary.winner in (None, compared.arm)
+    ]
+    if not hurt:
+        return told
+    advice = ": do not ship it" if report.primary.winner else ""
+    return f"{told} But guardrail {', and '.join(hurt)}{advice}."
+
+
+def _is_hurt(compared: Compared) -> bool:
+    judged = compared.non_inferiority
+    return judged is not None and (judged.state == "worse" or judged.deteriorated)
+
+
+def metric_sentence(report: MetricReport, phase: Phase) -> str:
+    """Return what one metric says, in its own unit."""
+    if report.state is State.NOT_ENOUGH_DATA:
+        return f"Not enough data: {report.reason}."
+    if report.state in (State.SRM, State.UNEXPECTED_UNITS):
+        return f"No verdict: {report.reason}; find the cause before reading any result."
+    leading = report.leading
+    if report.state is not State.OK or leading is None:
+        return f"No verdict: {report.reason}."
+    arm = next(arm for arm in report.arms if arm.name == leading.arm)
+    control = report.control
+    numbers = _numbers(leading, arm, control, report.kind)
+    if leading.outcome == "undecided":
+        when = "at the planned size" if phase == "final" else "yet"
+        return f"No difference between {arm.name} and {control.name} is shown {when}: {numbers}."
+    return f"{arm.name} is {leading.outcome} than {control.name}: {numbers}."
+
+
+def _numbers(compared: Compared, arm: Arm, control: Arm, kind: str) -> str:
+    reading = compared.reading
+    told = f"{_level(arm.mean, kind)} against {_level(control.mean, kind)}"
+    if compared.difference is None or reading.low is None or reading.high is None:
+        return told
+    unit = " points" if kind == "proportion" else ""
+    told += (
+        f", {_change(compared.difference, kind)}{unit} "
+        f"({100.0 * (1.0 - reading.alpha):.4g}% interval "
+        f"{_change(reading.low, kind)} to {_change(reading.high, kind)})"
+    )
+    if reading.p_value is None:
+        return told
+    return (
+        f"{told}, p = {reading.p_value:.2g}" if reading.p_value > P_MIN else f"{told}, p < {P_MIN}"
+    )
+
+
+def _level(value: float | None, kind: str) -> str:
+    if value is None:
+        return "nothing"
+    return f"{100.0 * value:.3g}%" if kind == "proportion" else f"{value:.5g}"
+
+
+def _change(value: float, kind: str) -> str:
+    return f"{100.0 * value:+.3g}" if kind == "proportion" else f"{value:+.4g}"
