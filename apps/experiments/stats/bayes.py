@@ -14,6 +14,8 @@ from scipy.special import betainc, betaincinv, ndtr, roots_legendre
 PRIOR_SD = 0.3
 NODES = 400
 TAIL = 1e-12
+# A standard error of so many prior deviations leaves the prior as it was.
+NOISE_MAX = 1e6
 
 
 @dataclass(frozen=True)
@@ -50,12 +52,15 @@ def of_difference(
     difference: float, standard_error: float, control_mean: float, *, is_increase_better: bool
 ) -> Bayes | None:
     """The normal posterior of the difference; None where control's mean is 0, as the prior is on
-    the difference relative to it, or where nothing varies.
+    the difference relative to it, where nothing varies, or where the data say nothing.
     """
     prior_sd = PRIOR_SD * abs(control_mean)
     if prior_sd <= 0.0 or standard_error <= 0.0 or not math.isfinite(prior_sd):
         return None
-    weight = 1.0 / (1.0 + (standard_error / prior_sd) ** 2)
+    noise = standard_error / prior_sd
+    if noise > NOISE_MAX:
+        return None
+    weight = 1.0 / (1.0 + noise * noise)
     mean = weight * difference * (1.0 if is_increase_better else -1.0)
     sd = math.sqrt(weight) * standard_error
     z = mean / sd

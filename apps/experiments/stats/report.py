@@ -249,11 +249,11 @@ def _metric_report(
             metric.edges, {name: arm.counts for name, arm in metric.arms.items() if arm.counts}
         ),
     )
-    if _stops(ratio):
-        return _silenced(report, ratio.state, ratio.reason)
     invalid = _invalid(metric)
     if invalid is not None:
         return _silenced(report, State.INVALID_DATA, invalid)
+    if _stops(ratio):
+        return _silenced(report, ratio.state, ratio.reason)
     if not compared:
         return replace(report, reason="there is no treatment to compare with control")
     judged = next((c for c in compared if c.state is State.OK), compared[0])
