@@ -67,7 +67,7 @@ APPLY: dict[str, Apply] = {
 }
 LISTS = {
     STREAM_TELEMETRY: ("windows", "shadows"),
-    STREAM_EXPOSURES: ("exposures",),
+    STREAM_EXPOSURES: ("exposures", "measurements", "sketches"),
     STREAM_OUTCOMES: ("outcomes",),
 }
 

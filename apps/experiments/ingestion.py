@@ -7,6 +7,7 @@ never wait for each other crosswise.
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections import Counter
@@ -18,8 +19,11 @@ from uuid import UUID
 
 from django.db import connection, transaction
 
+from apps.experiments.measurements import count_units, measure
 from apps.experiments.meetings import SIDES, Meeting, known_salts, write_meetings
+from apps.experiments.metrics import why_not_an_outcome
 from apps.experiments.models import Experiment, Metric, RefusedOutcomes
+from contract.bucketing import bucket
 from contract.messages import Batch, Exposure, Outcome
 from contract.routing import CANARY
 
@@ -40,9 +44,11 @@ UNKNOWN_METRIC = "unknown metric"
 
 UPSERT_EXPOSURES = """
     INSERT INTO experiments_exposurerow AS kept
-        (experiment_id, unit, variant_name, version_number, at, crossed_over)
+        (experiment_id, unit, variant_name, version_number, at, crossed_over, bucket, tenant,
+         attributes)
     SELECT * FROM unnest(
-        %s::uuid[], %s::text[], %s::text[], %s::text[], %s::timestamptz[], %s::boolean[])
+        %s::uuid[], %s::text[], %s::text[], %s::text[], %s::timestamptz[], %s::boolean[],
+        %s::int[], %s::text[], %s::jsonb[])
     ON CONFLICT (experiment_id, unit) DO UPDATE SET
         at = least(kept.at, excluded.at),
         crossed_over = kept.crossed_over OR excluded.crossed_over
@@ -56,6 +62,7 @@ INSERT_OUTCOMES = """
         %s::text[], %s::text[], %s::bigint[], %s::float8[], %s::timestamptz[])
     ON CONFLICT (event_id) DO NOTHING
 """
+TOUCH = "INSERT INTO experiments_touchedunit (unit) SELECT * FROM unnest(%s::text[])"
 COUNT_REFUSALS = """
     INSERT INTO experiments_refusedoutcomes AS kept (metric_name, reason, count, last_at)
     SELECT name, reason, n, %s FROM unnest(%s::text[], %s::text[], %s::bigint[])
@@ -73,6 +80,8 @@ class Met:
     version: str
     at: datetime
     crossed_over: bool = False
+    tenant: str = ""
+    attributes: str | None = None
 
 
 @dataclass(frozen=True)
@@ -117,8 +126,10 @@ def apply_exposures(batches: Sequence[Batch], now: datetime) -> Counter[str]:
             meetings.append(Meeting(pk, exposure.unit, exposure.variant == CANARY, seen.at))
         else:
             skipped["unknown experiment"] += 1
-    _write_exposures(met)
+    _write_exposures(met, experiments)
     write_meetings(meetings, salts)
+    measure([each for batch in batches for each in batch.measurements])
+    count_units([sketch for batch in batches for sketch in batch.sketches])
     if skipped:
         logger.warning("exposures.skipped %s", dict(skipped))
     return skipped
@@ -135,8 +146,10 @@ def _ids(exposures: Iterable[Exposure]) -> dict[str, UUID]:
     return found
 
 
-def _known_experiments(ids: Iterable[UUID]) -> set[UUID]:
-    return set(Experiment.objects.filter(pk__in=list(ids)).values_list("pk", flat=True))
+def _known_experiments(ids: Iterable[UUID]) -> dict[UUID, str]:
+    """Return the variant salts of those ids that are experiments."""
+    rows = Experiment.objects.filter(pk__in=list(ids))
+    return dict(rows.values_list("pk", "variant_salt"))
 
 
 def _exposure_problem(exposure: Exposure, *, is_rollout: bool) -> str | None:
@@ -150,7 +163,18 @@ def _exposure_problem(exposure: Exposure, *, is_rollout: bool) -> str | None:
 def _met(exposure: Exposure, now: datetime) -> Met:
     oldest = now - AGE_MAX
     at = min(max(_instant(exposure.at_ms) or now, oldest), now)
-    return Met(exposure.variant, exposure.version[:20], at)
+    given = {
+        _clean(name): value.replace("\x00", "")[:NAME_MAX]
+        for name, value in exposure.attributes.items()
+    }
+    attributes = json.dumps(given) if given else None
+    return Met(
+        exposure.variant,
+        exposure.version[:20],
+        at,
+        tenant=_clean(exposure.tenant),
+        attributes=attributes,
+    )
 
 
 def _fold(first: Met | None, other: Met) -> Met:
@@ -162,7 +186,7 @@ def _fold(first: Met | None, other: Met) -> Met:
     return replace(first, crossed_over=crossed)
 
 
-def _write_exposures(met: dict[tuple[UUID, str], Met]) -> None:
+def _write_exposures(met: dict[tuple[UUID, str], Met], salts: dict[UUID, str]) -> None:
     if not met:
         return
     keys = sorted(met)
@@ -174,9 +198,13 @@ def _write_exposures(met: dict[tuple[UUID, str], Met]) -> None:
         [row.version for row in rows],
         [row.at for row in rows],
         [row.crossed_over for row in rows],
+        [bucket(salts[experiment], unit) for experiment, unit in keys],
+        [row.tenant for row in rows],
+        [row.attributes for row in rows],
     ]
     with connection.cursor() as cursor:
         cursor.execute(UPSERT_EXPOSURES, columns)
+        cursor.execute(TOUCH, [sorted({unit for _, unit in keys})])
 
 
 def apply_outcomes(batches: Sequence[Batch], now: datetime) -> OutcomeReport:
@@ -192,7 +220,9 @@ def record_outcomes(outcomes: Sequence[Outcome], now: datetime) -> OutcomeReport
     """
     metrics = {
         metric.name: metric
-        for metric in Metric.objects.filter(name__in={_clean(o.metric) for o in outcomes})
+        for metric in Metric.objects.select_related("outcomes_of").filter(
+            name__in={_clean(o.metric) for o in outcomes}
+        )
     }
     taken: dict[str, tuple[Outcome, Metric, datetime]] = {}
     refused: list[Refusal] = []
@@ -221,6 +251,8 @@ def refusal_reason(outcome: Outcome, metric: Metric | None, now: datetime) -> st
         return problem
     if metric is None:
         return UNKNOWN_METRIC
+    if (why := why_not_an_outcome(metric)) is not None:
+        return why
     if not math.isfinite(outcome.value):
         return "value is not a finite number"
     if abs(outcome.value) > VALUE_MAX:
@@ -249,7 +281,9 @@ def _write_outcomes(taken: dict[str, tuple[Outcome, Metric, datetime]]) -> int:
     ]
     with connection.cursor() as cursor:
         cursor.execute(INSERT_OUTCOMES, columns)
-        return int(cursor.rowcount)
+        recorded = int(cursor.rowcount)
+        cursor.execute(TOUCH, [sorted({outcome.unit_id for outcome, _, _ in rows})])
+    return recorded
 
 
 def count_refusals(refused: Sequence[Refusal], *, known: set[str], now: datetime) -> None:

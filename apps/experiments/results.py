@@ -1,58 +1,38 @@
-"""From rows to a result: one SQL aggregate per variant, then the statistics on those few numbers.
+"""From what was seen to a result: gather, judge, store; the last one is frozen.
 
-What counts, per unit, since the unit is what was randomised:
-
-* a unit that met two variants counts in none; it is shown as crossed over;
-* an outcome counts from the unit's exposure on, never one from before it;
-* of a mean metric a unit's value is the mean of its outcomes; of a proportion it is the first one,
-  so that a value once counted never changes under somebody who looks again;
-* a unit without an outcome is waiting: shown, and in no mean. A proportion therefore needs its
-  zeros sent as well as its ones.
+While an experiment is live its result is made again on schedule, large ones less often. Once it has
+ended, the final result is made when what was under way has had time to arrive.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from time import monotonic
 from typing import Any
 
 from django.db import DataError, connection, transaction
 
-from apps.experiments.models import Experiment, Metric, RefusedOutcomes, Variant
+from apps.experiments.columns import uses_of
+from apps.experiments.gather import Gathered, gather
+from apps.experiments.models import Experiment, RefusedOutcomes, ResultPoint
+from apps.experiments.services import tell_result
 from apps.experiments.states import ExperimentState
-from apps.experiments.stats.moments import Moments
-from apps.experiments.stats.results import ArmSummary, analyse
+from apps.experiments.stats.report import Report, make_report
+from apps.experiments.values import fold_all
 
 logger = logging.getLogger(__name__)
 
 SERIES_POINTS = 60
+# The course of a result over time keeps at most so many points.
+POINTS_MAX = 300
+REFRESH_EVERY = timedelta(seconds=5)
+# A refresh takes at most this share of a worker's time.
+REFRESH_SHARE = 0.1
+# Data planes send what they saw within a second or two, and the ingester takes it in as fast.
+LATE_ARRIVALS = timedelta(seconds=5)
 
-COUNT_UNITS = """
-    SELECT variant_name,
-        count(*) FILTER (WHERE NOT crossed_over),
-        count(*) FILTER (WHERE crossed_over)
-    FROM experiments_exposurerow WHERE experiment_id = %s GROUP BY variant_name
-"""
-# regr_sxx(y, y) is Σ(y − mean)² by Youngs and Cramer: no sum of squares cancels.
-SUM_OUTCOMES = """
-    WITH per_unit AS (
-        SELECT exposed.variant_name,
-            CASE WHEN %(is_proportion)s
-                THEN (array_agg(outcome.value ORDER BY outcome.occurred_at, outcome.event_id))[1]
-                ELSE avg(outcome.value) END AS y
-        FROM experiments_exposurerow AS exposed
-        JOIN experiments_outcomerow AS outcome
-            ON outcome.metric_id = %(metric)s
-            AND outcome.unit = exposed.unit
-            AND outcome.occurred_at >= exposed.at
-        WHERE exposed.experiment_id = %(experiment)s AND NOT exposed.crossed_over
-        GROUP BY exposed.variant_name, exposed.unit
-    )
-    SELECT variant_name, count(*), avg(y), regr_sxx(y, y), sum(y)
-    FROM per_unit GROUP BY variant_name
-"""
 SERIES = """
     SELECT variant_name,
         least(width_bucket(extract(epoch FROM at)::float8, %(low)s, %(high)s, %(points)s),
@@ -62,17 +42,6 @@ SERIES = """
     WHERE experiment_id = %(experiment)s AND NOT crossed_over
     GROUP BY variant_name, point ORDER BY point
 """
-
-
-@dataclass(frozen=True)
-class VariantData:
-    """What was seen of a variant: units that met it, and one value per unit with an outcome."""
-
-    exposed: int = 0
-    crossed_over: int = 0
-    moments: Moments = field(default_factory=Moments)
-    # The sum of the units' values: the number of events of a proportion.
-    total: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -96,11 +65,17 @@ def compute_result(experiment: Experiment, now: datetime, *, is_final: bool = Fa
     """
     try:
         with transaction.atomic():
-            variants = list(experiment.variants.select_related("version"))
-            data = collect(experiment)
-            result = _analyse(experiment, variants, data, is_final)
-            result["quality"] = _quality(experiment, variants, data)
+            found = gather(experiment, now)
+            report = make_report(
+                found.data,
+                alpha=experiment.alpha_ppm / 1_000_000,
+                planned_units=experiment.planned_units,
+                is_final=is_final,
+            )
+            result = report.to_json()
+            result["quality"] = _quality(experiment, found, report)
             result["exposures"] = exposure_series(experiment, now)
+            result["holdout"] = _holdout(found)
     except (DataError, ValueError, ArithmeticError) as error:
         logger.exception("experiment.analysis_failed %s", experiment.name)
         return Computed(None, f"{type(error).__name__}: {error}")
@@ -108,32 +83,68 @@ def compute_result(experiment: Experiment, now: datetime, *, is_final: bool = Fa
 
 
 def refresh_result(experiment: Experiment, now: datetime) -> None:
-    """Store a new result of a running experiment; one that ended meanwhile keeps its own."""
+    """Store a new result of a live experiment; one that ended meanwhile keeps its own."""
+    started = monotonic()
+    fold_all()
     computed = compute_result(experiment, now)
-    Experiment.objects.filter(pk=experiment.pk, state=ExperimentState.RUNNING).update(
-        **computed.changes(now)
-    )
+    pause = max(REFRESH_EVERY, timedelta(seconds=(monotonic() - started) / REFRESH_SHARE))
+    live = [ExperimentState.RUNNING, ExperimentState.PAUSED]
+    _store(experiment, computed, now, live, due=now + pause)
 
 
-def collect(experiment: Experiment) -> dict[str, VariantData]:
-    """Return the sufficient statistics by variant name, also of names the experiment lacks."""
-    data: dict[str, VariantData] = {}
-    with connection.cursor() as cursor:
-        cursor.execute(COUNT_UNITS, [experiment.pk])
-        counted = cursor.fetchall()
-        cursor.execute(
-            SUM_OUTCOMES,
-            {
-                "experiment": experiment.pk,
-                "metric": experiment.metric.pk,
-                "is_proportion": experiment.metric.kind == Metric.Kind.PROPORTION,
-            },
-        )
-        sums = {name: (Moments(n, mean, m2), total) for name, n, mean, m2, total in cursor}
-    for name, exposed, crossed_over in counted:
-        moments, total = sums.get(name, (Moments(), 0.0))
-        data[name] = VariantData(exposed, crossed_over, moments, total)
-    return data
+def finalise_result(experiment: Experiment, now: datetime) -> bool:
+    """Make and freeze the final result of an experiment that ended; return whether it was time."""
+    if experiment.ended_at is None or now < experiment.ended_at + LATE_ARRIVALS:
+        return False
+    fold_all()
+    computed = compute_result(experiment, now, is_final=True)
+    return _store(experiment, computed, now, [ExperimentState.COMPLETED], due=None)
+
+
+@transaction.atomic
+def _store(
+    experiment: Experiment,
+    computed: Computed,
+    now: datetime,
+    states: list[ExperimentState],
+    due: datetime | None,
+) -> bool:
+    """Write the result unless the experiment has left `states` or is frozen; tell what is news."""
+    locked = Experiment.objects.select_for_update().filter(pk=experiment.pk, state__in=states)
+    if due is None:
+        locked = locked.filter(refresh_due_at__isnull=False)
+    row = locked.first()
+    if row is None:
+        return False
+    changes = computed.changes(now) | {"refresh_due_at": due}
+    if computed.result is not None:
+        changes["result"] = tell_result(experiment=row, result=computed.result, now=now)
+        if due is None:
+            changes["result"]["is_frozen"] = True
+        _add_point(row, computed.result, now)
+    Experiment.objects.filter(pk=row.pk).update(**changes)
+    return True
+
+
+def _add_point(experiment: Experiment, result: dict[str, Any], now: datetime) -> None:
+    """Keep what this result says, short; every other of too many older points is dropped."""
+    numbers = {
+        metric["name"]: {
+            compared["arm"]: _point_of(metric, compared) for compared in metric["comparisons"]
+        }
+        for metric in result["metrics"]
+    }
+    ResultPoint.objects.create(experiment=experiment, at=now, numbers=numbers)
+    ids = list(experiment.points.order_by("at", "id").values_list("pk", flat=True))
+    if len(ids) > POINTS_MAX:
+        # The first and the last stay.
+        ResultPoint.objects.filter(pk__in=ids[1:-1:2]).delete()
+
+
+def _point_of(metric: dict[str, Any], compared: dict[str, Any]) -> list[Any]:
+    n = next(arm["n"] for arm in metric["arms"] if arm["name"] == compared["arm"])
+    reading = compared["sequential"]
+    return [compared["difference"], reading["low"], reading["high"], n]
 
 
 def exposure_series(experiment: Experiment, now: datetime) -> dict[str, Any]:
@@ -162,56 +173,34 @@ def exposure_series(experiment: Experiment, now: datetime) -> dict[str, Any]:
     return {"at_ms": ends, "units": units}
 
 
-def _analyse(
-    experiment: Experiment,
-    variants: Sequence[Variant],
-    data: dict[str, VariantData],
-    is_final: bool,
-) -> dict[str, Any]:
-    analysis = analyse(
-        [_arm(experiment, variant, data.get(variant.name, VariantData())) for variant in variants],
-        kind="proportion" if experiment.metric.kind == Metric.Kind.PROPORTION else "mean",
-        direction=(
-            "decrease" if experiment.metric.direction == Metric.Direction.DECREASE else "increase"
-        ),
-        alpha=experiment.alpha_ppm / 1_000_000,
-        planned_units=experiment.planned_units,
-        is_final=is_final,
-    )
-    return analysis.to_json()
-
-
-def _arm(experiment: Experiment, variant: Variant, seen: VariantData) -> ArmSummary:
-    if experiment.metric.kind == Metric.Kind.PROPORTION:
-        return ArmSummary.of_events(
-            variant.name,
-            variant.weight_bp,
-            seen.moments.n,
-            round(seen.total),
-            is_control=variant.is_control,
-            exposed_n=seen.exposed,
-        )
-    return ArmSummary.of_moments(
-        variant.name,
-        variant.weight_bp,
-        seen.moments,
-        is_control=variant.is_control,
-        exposed_n=seen.exposed,
-    )
-
-
-def _quality(
-    experiment: Experiment, variants: Sequence[Variant], data: dict[str, VariantData]
-) -> dict[str, Any]:
+def _quality(experiment: Experiment, found: Gathered, report: Report) -> dict[str, Any]:
     """Return what a reader must know before believing the numbers, as plain counts."""
-    names = {variant.name for variant in variants}
-    refused = RefusedOutcomes.objects.filter(metric_name=experiment.metric.name)
+    exposed = sum(found.data.exposed.values())
+    names = {use.metric.name for use in uses_of(experiment)}
+    refused = RefusedOutcomes.objects.filter(metric_name__in=names)
+    counts: dict[str, int] = {}
+    for row in refused.order_by("reason"):
+        counts[row.reason] = counts.get(row.reason, 0) + row.count
     return {
-        "exposed": sum(seen.exposed for seen in data.values()),
-        "crossed_over": sum(seen.crossed_over for seen in data.values()),
-        "waiting": sum(seen.exposed - seen.moments.n for seen in data.values()),
-        "unknown_variants": {
-            name: seen.exposed for name, seen in sorted(data.items()) if name not in names
-        },
-        "refused_outcomes": {row.reason: row.count for row in refused.order_by("reason")},
+        "exposed": exposed,
+        "crossed_over": found.crossed_over,
+        "moved": found.moved,
+        "waiting": exposed - sum(arm.n for arm in report.primary.arms),
+        "unknown_variants": dict(sorted(found.strangers.items())),
+        "refused_outcomes": counts,
+        "holdout": found.holdout_units,
     }
+
+
+def _holdout(found: Gathered) -> dict[str, Any]:
+    """Return what the units that are held out have, beside the arms and in no comparison."""
+    means: dict[str, float | None] = {}
+    for metric in found.data.metrics:
+        seen = found.holdout.get(metric.spec.name)
+        if seen is None or seen.n == 0 or metric.spec.kind == "quantile":
+            means[metric.spec.name] = None
+        elif metric.spec.kind == "ratio":
+            means[metric.spec.name] = seen.means[0] / seen.means[1] if seen.means[1] else None
+        else:
+            means[metric.spec.name] = seen.means[0]
+    return {"units": found.holdout_units, "means": means}

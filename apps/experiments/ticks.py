@@ -1,4 +1,5 @@
-"""What is due for experiments: prepared ones start to run, running ones get a new result.
+"""What is due for experiments: values are folded, prepared ones start to run, live ones get a new
+result, ended ones their final one.
 
 One bounded step for each; one that fails is logged and tried again at the next tick, and costs the
 others nothing.
@@ -12,24 +13,34 @@ from datetime import datetime
 from uuid import UUID
 
 from django.db import OperationalError, transaction
+from django.db.models import Q, QuerySet
 
 from apps.experiments.models import Experiment
-from apps.experiments.results import refresh_result
+from apps.experiments.results import finalise_result, refresh_result
 from apps.experiments.services import advance_experiment
 from apps.experiments.states import ExperimentState
+from apps.experiments.values import fold_all
 from apps.lib.clock import database_now
 
 log = logging.getLogger(__name__)
 
+LIVE = [ExperimentState.RUNNING, ExperimentState.PAUSED]
+
 
 def tick_experiments() -> None:
-    """Take every live experiment one step on. Raises OperationalError without a database."""
-    _for_each(ExperimentState.PREPARING, _advance)
-    _for_each(ExperimentState.RUNNING, _refresh)
+    """Take every experiment one step on. Raises OperationalError without a database."""
+    now = database_now()
+    experiments = Experiment.objects.order_by("pk")
+    _for_each(experiments.filter(state=ExperimentState.PREPARING), _advance)
+    fold_all()
+    due = Q(refresh_due_at__isnull=True) | Q(refresh_due_at__lte=now)
+    _for_each(experiments.filter(due, state__in=LIVE), _refresh)
+    ended = experiments.filter(state=ExperimentState.COMPLETED, refresh_due_at__isnull=False)
+    _for_each(ended, _finalise)
 
 
-def _for_each(state: ExperimentState, step: Callable[[UUID, datetime], None]) -> None:
-    for pk in list(Experiment.objects.filter(state=state).values_list("pk", flat=True)):
+def _for_each(experiments: QuerySet[Experiment], step: Callable[[UUID, datetime], None]) -> None:
+    for pk in list(experiments.values_list("pk", flat=True)):
         try:
             step(pk, database_now())
         except OperationalError:
@@ -48,5 +59,8 @@ def _advance(pk: UUID, now: datetime) -> None:
 
 
 def _refresh(pk: UUID, now: datetime) -> None:
-    experiment = Experiment.objects.get(pk=pk)
-    refresh_result(experiment, now)
+    refresh_result(Experiment.objects.get(pk=pk), now)
+
+
+def _finalise(pk: UUID, now: datetime) -> None:
+    finalise_result(Experiment.objects.get(pk=pk), now)

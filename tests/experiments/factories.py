@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from apps.experiments.models import Experiment, ExposureRow, Metric, OutcomeRow
+from apps.experiments.models import Experiment, ExposureRow, Metric, OutcomeRow, TouchedUnit
 from apps.experiments.services import (
     MetricChoice,
     VariantSpec,
@@ -16,6 +16,7 @@ from apps.experiments.services import (
 from apps.lib.actors import Actor
 from apps.models.models import Deployment, ModelVersion, RegisteredModel, ServingCluster
 from apps.models.states import DeploymentState
+from contract.bucketing import bucket
 from contract.messages import Batch, Exposure, Outcome
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -90,17 +91,23 @@ def make_running(**fields: Any) -> Experiment:
     return experiment
 
 
-def expose(experiment: Experiment, unit: str, variant: str, after_s: float = 0.0) -> ExposureRow:
+def expose(
+    experiment: Experiment, unit: str, variant: str, after_s: float = 0.0, **more: Any
+) -> ExposureRow:
+    TouchedUnit.objects.create(unit=unit)
     return ExposureRow.objects.create(
         experiment=experiment,
         unit=unit,
         variant_name=variant,
         version_number="1",
         at=NOW + timedelta(seconds=after_s),
+        bucket=bucket(experiment.variant_salt, unit),
+        **more,
     )
 
 
 def observe(metric: Metric, unit: str, value: float, after_s: float = 1.0) -> OutcomeRow:
+    TouchedUnit.objects.create(unit=unit)
     return OutcomeRow.objects.create(
         event_id=f"{unit}-{after_s}-{metric.name}",
         unit=unit,

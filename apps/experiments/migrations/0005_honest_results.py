@@ -25,6 +25,9 @@ def carry_over(apps, schema_editor):
                 actor="interlock",
             )
     Experiment.objects.filter(state="completed").update(conclusion="stopped")
+    apps.get_model("experiments", "Metric").objects.filter(kind="proportion").update(
+        per_unit="first"
+    )
 
 
 class Migration(migrations.Migration):

@@ -52,9 +52,7 @@ def test_one_click_that_is_refused_leads_to_what_it_takes(operator: Client) -> N
     make_plan()
     make_analysed(stored_result())
 
-    answer = operator.post(
-        f"{PAGE}ship/", {"revision": 0, "variant": "strong"}, headers=HTMX
-    )
+    answer = operator.post(f"{PAGE}ship/", {"revision": 0, "variant": "strong"}, headers=HTMX)
 
     assert answer.headers["HX-Redirect"] == f"{PAGE}ship/"
     assert "was changed meanwhile" in text_of(operator, f"{PAGE}ship/")

@@ -1,0 +1,151 @@
+"""Makes units' values from what was received: a touched unit's are made anew, whole.
+
+Whatever comes in leaves a `TouchedUnit` in its own transaction. To make a value twice gives the
+same value, so that a crash costs nothing but the work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from django.db import connection, transaction
+from django.db.models import Q
+
+from apps.experiments.columns import Column, columns_of, uses_of
+from apps.experiments.models import Experiment, Metric
+from apps.experiments.states import ExperimentState
+
+CHUNK = 20_000
+
+# Rows that another fold holds are its own; what it does not finish comes again.
+TAKE = """
+    DELETE FROM experiments_touchedunit WHERE id IN (
+        SELECT id FROM experiments_touchedunit ORDER BY id LIMIT %s FOR UPDATE SKIP LOCKED
+    ) RETURNING unit
+"""
+# Rows are locked in the order of units, so that two folds never wait for each other crosswise.
+FOLD = """
+    WITH exposed AS MATERIALIZED (
+        SELECT kept.unit, kept.at FROM experiments_exposurerow AS kept
+        WHERE kept.experiment_id = %(experiment)s AND kept.unit = ANY(%(units)s)
+        ORDER BY kept.unit FOR UPDATE
+    ), made AS (
+        SELECT exposed.unit, ARRAY[{values}]::float8[] AS values
+        FROM exposed
+        LEFT JOIN experiments_outcomerow AS outcome
+            ON outcome.unit = exposed.unit AND outcome.metric_id = ANY(%(metrics)s)
+            AND outcome.occurred_at >= exposed.at - %(covariate_s)s * interval '1 second'
+        LEFT JOIN experiments_measuredunit AS measured
+            ON measured.experiment_id = %(experiment)s AND measured.unit = exposed.unit
+        GROUP BY exposed.unit, exposed.at, measured.requests, measured.errors,
+            measured.cache_hits, measured.latency_us
+    )
+    UPDATE experiments_exposurerow AS kept SET values = made.values
+    FROM made
+    WHERE kept.experiment_id = %(experiment)s AND kept.unit = made.unit
+        AND kept.values IS DISTINCT FROM made.values
+"""
+# Of the data plane's own counts: what is summed, and over how many requests.
+MEASURED = {
+    Metric.Source.LATENCY: (
+        "(measured.latency_us / 1000.0)",
+        "(measured.requests - measured.errors - measured.cache_hits)",
+    ),
+    Metric.Source.ERRORS: ("measured.errors", "measured.requests"),
+    Metric.Source.CACHE: ("measured.cache_hits", "measured.requests"),
+}
+AGGREGATES = {
+    Metric.PerUnit.FIRST: "(array_agg(outcome.value ORDER BY outcome.occurred_at,"
+    " outcome.event_id) FILTER (WHERE {where}))[1]",
+    Metric.PerUnit.MEAN: "avg(outcome.value) FILTER (WHERE {where})",
+    Metric.PerUnit.SUM: "sum(outcome.value) FILTER (WHERE {where})",
+    Metric.PerUnit.MAX: "max(outcome.value) FILTER (WHERE {where})",
+}
+
+
+def fold_touched(limit: int = CHUNK) -> int:
+    """Make the values of up to `limit` touched units anew; return how many were taken."""
+    with transaction.atomic():
+        with connection.cursor() as cursor:
+            cursor.execute(TAKE, [limit])
+            taken = [unit for (unit,) in cursor.fetchall()]
+        if taken:
+            units = sorted(set(taken))
+            for experiment in _unfrozen():
+                fold(experiment, units)
+    return len(taken)
+
+
+def fold_all() -> None:
+    """Fold until nothing is left that was touched before."""
+    while fold_touched() == CHUNK:
+        pass
+
+
+def _unfrozen() -> Sequence[Experiment]:
+    """Return the experiments whose result may still change."""
+    live = Q(state__in=[ExperimentState.RUNNING, ExperimentState.PAUSED])
+    ending = Q(state=ExperimentState.COMPLETED, refresh_due_at__isnull=False)
+    return list(Experiment.objects.filter(live | ending).order_by("pk"))
+
+
+def fold(experiment: Experiment, units: Sequence[str]) -> None:
+    """Make the values of those of `units` that met the experiment. In the caller's transaction."""
+    columns = columns_of(experiment, uses_of(experiment))
+    parameters: dict[str, Any] = {
+        "experiment": experiment.pk,
+        "units": list(units),
+        "covariate_s": experiment.covariate_s,
+        "metrics": sorted({sent_as(column).pk for column in columns}),
+    }
+    parts = []
+    for place, column in enumerate(columns):
+        parts.append(_expression(experiment, column, place, parameters))
+    with connection.cursor() as cursor:
+        cursor.execute(FOLD.format(values=", ".join(parts)), parameters)
+
+
+def sent_as(column: Column) -> Metric:
+    """Return the metric under whose name the column's outcomes are sent."""
+    metric = column.metric
+    if column.is_denominator and metric.divided_by is not None:
+        return metric.divided_by
+    return metric.outcomes_of or metric
+
+
+def _expression(
+    experiment: Experiment, column: Column, place: int, parameters: dict[str, Any]
+) -> str:
+    metric = column.metric
+    if metric.source != Metric.Source.OUTCOMES:
+        return _measured(column)
+    parameters[f"metric_{place}"] = sent_as(column).pk
+    where = f"outcome.metric_id = %(metric_{place})s"
+    if column.is_before:
+        where += " AND outcome.occurred_at < exposed.at"
+    else:
+        where += " AND outcome.occurred_at >= exposed.at"
+        if metric.window_s is not None:
+            parameters[f"window_{place}"] = metric.window_s
+            until = f"exposed.at + %(window_{place})s * interval '1 second'"
+            where += f" AND outcome.occurred_at < {until}"
+    return AGGREGATES[_rule(metric)].format(where=where)
+
+
+def _rule(metric: Metric) -> Metric.PerUnit:
+    if metric.kind == Metric.Kind.RATIO:
+        return Metric.PerUnit.SUM
+    if metric.kind == Metric.Kind.PROPORTION and metric.per_unit != Metric.PerUnit.MAX:
+        return Metric.PerUnit.FIRST
+    return Metric.PerUnit(metric.per_unit)
+
+
+def _measured(column: Column) -> str:
+    total, count = MEASURED[Metric.Source(column.metric.source)]
+    kind = column.metric.kind
+    if kind == Metric.Kind.RATIO:
+        return f"{count if column.is_denominator else total}::float8"
+    if kind == Metric.Kind.PROPORTION:
+        return f"CASE WHEN {count} > 0 THEN ({total} > 0)::int::float8 END"
+    return f"{total}::float8 / nullif({count}, 0)"
