@@ -22,7 +22,7 @@ from django.db import OperationalError, connection, transaction
 from django.db.models import Min
 
 from apps.experiments.models import Metric
-from apps.experiments.stats.arms import Kind
+from apps.experiments.stats.data import MetricKind
 from apps.experiments.stats.moments import Moments
 from apps.experiments.stats.noninferiority import NonInferiority, Stratum, compare_strata
 from apps.rollouts import check_kinds, observed, observers
@@ -196,7 +196,7 @@ def judge_outcome(check: CheckDocument, seen: Observed, settings: CheckSettings)
         return CheckResult(check.label, Verdict.NO_DATA, f"{metric}: {why}", _left_out(seen))
     found = compare_strata(
         [Stratum(_side(each, "canary"), _side(each, "control")) for each in seen["strata"]],
-        kind=cast(Kind, seen["kind"]),
+        kind=cast(MetricKind, seen["kind"]),
         is_increase_better=seen["direction"] == Metric.Direction.INCREASE,
         alpha_pass=settings.alpha_promote,
         alpha_fail=settings.alpha / settings.guardrails,

@@ -292,7 +292,7 @@ def test_results_are_given_with_when_they_were_made(viewer: APIClient) -> None:
     assert (empty["result"], empty["refreshed_at"]) == ({}, None)
     assert answer["refreshed_at"] == "2026-03-01T12:00:00Z"
     assert answer["result"]["verdict"].startswith("Not enough data")
-    assert answer["result"]["metrics"][0]["arms"][0]["exposed_n"] == 1
+    assert answer["result"]["metrics"][0]["arms"][0]["exposed"] == 1
 
 
 @pytest.mark.parametrize("path", ["", "/results"])

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 
-from apps.experiments.stats.arms import M2_MAX, MEAN_MAX
 from apps.experiments.stats.data import ArmData, MetricSpec
+
+# Beyond these a square or a ratio leaves the range of floats.
+MEAN_MAX = 1e150
+M2_MAX = 1e300
 
 
 def why_invalid(spec: MetricSpec, arm: ArmData) -> str | None:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 
-from apps.experiments.stats.arms import Kind
+from apps.experiments.stats.data import MetricKind
 from apps.experiments.stats.moments import Moments
 from apps.experiments.stats.sequential import boundary, silence
 
@@ -50,7 +50,7 @@ class NonInferiority:
 def compare_strata(
     strata: Sequence[Stratum],
     *,
-    kind: Kind,
+    kind: MetricKind,
     is_increase_better: bool,
     alpha_pass: float,
     alpha_fail: float,
@@ -88,7 +88,7 @@ def _events(moments: Moments) -> int:
     return round(moments.mean * moments.n)
 
 
-def _variance(used: Sequence[Stratum], kind: Kind) -> float:
+def _variance(used: Sequence[Stratum], kind: MetricKind) -> float:
     """Return Σ wₛ²·(v1/n1 + v0/n0)."""
     own = _summed(used, _within([s.canary for s in used]), _within([s.control for s in used]))
     if kind == "mean":

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from apps.experiments.stats import bayes, estimates
-from apps.experiments.stats.analysis import Outcome, Phase
 from apps.experiments.stats.breakdown import break_down
 from apps.experiments.stats.checks import why_invalid
 from apps.experiments.stats.comparison import Reading, State, read_fixed
@@ -25,6 +24,7 @@ from apps.experiments.stats.report_sentences import metric_sentence, report_sent
 from apps.experiments.stats.sequential import read_sequential
 from apps.experiments.stats.shapes import Arm, Compared, Distribution, MetricReport, Report
 from apps.experiments.stats.srm import SampleRatio, check_phases
+from apps.experiments.stats.wording import Outcome, Phase
 
 __all__ = ["Report", "make_report"]
 

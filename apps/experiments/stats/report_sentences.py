@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from apps.experiments.stats.analysis import Phase
 from apps.experiments.stats.comparison import P_MIN, State
 from apps.experiments.stats.shapes import Arm, Compared, MetricReport, Report
+from apps.experiments.stats.wording import Phase
 
 
 def report_sentence(report: Report) -> str:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from apps.experiments.stats.analysis import Direction, Outcome, Phase, plain
 from apps.experiments.stats.bayes import Bayes
 from apps.experiments.stats.breakdown import Breakdown
 from apps.experiments.stats.comparison import Reading, State, UpliftState
 from apps.experiments.stats.data import Role
 from apps.experiments.stats.margins import MarginVerdict
 from apps.experiments.stats.srm import SampleRatio
+from apps.experiments.stats.wording import Direction, Outcome, Phase, plain
 
 SCHEMA = 2
 

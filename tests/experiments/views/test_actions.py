@@ -1,4 +1,4 @@
-"""Buttons: each does its move with the revision that was seen, or says why not and changes nothing."""
+"""Buttons: each moves by the revision that was seen, or says why not and changes nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The list: what an experiment is when there is none, state and verdict, and what it is narrowed to."""
+"""The list: its empty state, states and verdicts, and what it is narrowed to."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shipping a variant and changing weights: forms that name what is wrong and keep what was typed."""
+"""Shipping a variant, changing weights: forms name what is wrong and keep what was typed."""
 
 from __future__ import annotations
 

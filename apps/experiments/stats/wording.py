@@ -1,0 +1,23 @@
+"""Words that results share, and how a result becomes JSON: null instead of NaN."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+from apps.experiments.stats.comparison import State, UpliftState
+
+Direction = Literal["increase", "decrease"]
+Outcome = Literal["better", "worse", "undecided"]
+Phase = Literal["running", "final"]
+
+
+def plain(value: Any) -> Any:
+    """Return plain JSON types; what is not a finite number becomes None."""
+    if isinstance(value, dict):
+        return {key: plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return str(value) if isinstance(value, State | UpliftState) else value
