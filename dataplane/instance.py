@@ -229,7 +229,7 @@ class Instance:
 
     async def _say_goodbye(self, *, stopping: bool) -> None:
         await self.publisher.store_outcomes()
-        await self.publisher.flush_telemetry()
+        await self.publisher.flush_telemetry(is_last=True)
         results = await asyncio.gather(
             self.publisher.send_spooled(),
             self.sync.report(stopping=stopping),

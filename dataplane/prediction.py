@@ -20,6 +20,7 @@ from dataplane.errors import Refusal, unavailable
 from dataplane.fair_queue import ABANDONED
 from dataplane.plain import write_plain
 from dataplane.reply import NotJson, Output, head_of, write_answer
+from dataplane.router import Decision
 from dataplane.serving import FIRST_ATTEMPT, Lane, LiveModel, Serving
 from dataplane.telemetry import Telemetry
 from dataplane.triton import Fault, TritonError
@@ -142,7 +143,14 @@ class Prediction:
         """Decide who answers and queue for it. Raises Refusal."""
         model = self._model
         router = model.router
-        decision = router.decide(self._unit) if version is None else router.explicit(version)
+        if version is not None:
+            decision = router.explicit(version)
+        elif router.targeted and not router.means(self._tenancy.name, self._caller.headers):
+            decision = router.outside
+        else:
+            decision = router.decide(self._unit)
+        if self._unit is not None:
+            model.crowd.saw(self._unit)
         lane = model.lanes.get(decision) or self._serving.lane(model, decision)
         lane.counter.assign(self._unit)
         self._read_at = monotonic()
@@ -253,8 +261,11 @@ class Prediction:
             headers, body = written
         lane.runtime.stats.found(lane.cache_state)
         lane.counter.found()
-        if lane.decision.exposures:
+        decision = lane.decision
+        if decision.exposures:
             self._expose(lane)
+            if decision.measured:
+                self._measure(decision, cache_hits=1)
         now = monotonic()
         headers += b"server-timing: read;dur=%.2f,cache;dur=%.2f,total;dur=%.2f\r\n" % (
             (self._read_at - self._arrived_at) * 1e3,
@@ -359,8 +370,11 @@ class Prediction:
         first = self._first
         if first is None:
             lane.counter.answered(self._unit, took_s * 1e6)
-            if lane.decision.exposures:
+            decision = lane.decision
+            if decision.exposures:
                 self._expose(lane)
+                if decision.measured:
+                    self._measure(decision, latency_us=int(took_s * 1e6))
         elif first[1].fault is Fault.REFUSED:
             self._blame(first[0], fell_back=True)
 
@@ -369,11 +383,28 @@ class Prediction:
         lane.counter.failed(self._unit, fell_back=fell_back)
         lane.runtime.stats.count(status or ("fallback" if fell_back else "error"))
         self._expose(lane)
+        if lane.decision.measured:
+            self._measure(lane.decision, errors=1)
 
     def _expose(self, lane: Lane) -> None:
         decision = lane.decision
         if decision.exposures and self._unit is not None:
-            self._telemetry.expose(decision.split, self._unit, decision.variant, decision.version)
+            self._telemetry.expose(
+                decision.split,
+                self._unit,
+                decision.variant,
+                decision.version,
+                self._tenancy.name,
+                self._caller.headers,
+                decision.dimensions,
+            )
+
+    def _measure(
+        self, decision: Decision, *, errors: int = 0, cache_hits: int = 0, latency_us: int = 0
+    ) -> None:
+        if self._unit is not None:
+            key = decision.split, self._unit, decision.variant
+            self._telemetry.measure(key, errors, cache_hits, latency_us)
 
     def _respond(self, headers: bytes, body: bytes, dispatched_at: float, now: float) -> None:
         # Between reading and queueing lies the look-up in the cache, or the version that failed it.

@@ -15,6 +15,7 @@ from contract.routing import (
     BASELINE,
     CANARY,
     EXPLICIT,
+    HOLDOUT,
     STABLE,
     CanarySplit,
     ExperimentSplit,
@@ -27,13 +28,18 @@ Draw = Callable[[int], int]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Decision:
-    """Who answers. `split` is empty outside one; `exposures` says that they are due."""
+    """Who answers. `split` is empty outside one; `exposures` says that they are due.
+
+    `dimensions` are the headers whose values exposures carry, `measured` that units are measured.
+    """
 
     version: str
     variant: str
     split: str
     generation: int
     exposures: bool = False
+    dimensions: tuple[str, ...] = ()
+    measured: bool = False
 
 
 class Router:
@@ -43,11 +49,14 @@ class Router:
         "_canary_sides",
         "_explicit",
         "_generation",
+        "_headers",
         "_model",
         "_name",
         "_split",
         "_stable",
+        "_tenants",
         "_variants",
+        "targeted",
     )
 
     def __init__(
@@ -68,13 +77,29 @@ class Router:
             Decision(model.stable, STABLE, "", generation) if model.stable is not None else None
         )
         # The decisions for an experiment's variants, by name.
-        self._variants = _variants(split, generation)
+        self._variants = _variants(model.stable, split, generation)
         # Filled as versions are asked for by name.
         self._explicit: dict[str, Decision] = {}
+        # Who is meant by an experiment: tenants, and values of headers.
+        self._tenants, self._headers = _targets(split)
+        # Whether only some are; then `means` is to be asked before `decide`.
+        self.targeted = bool(self._tenants or self._headers)
 
     @property
     def stable(self) -> Decision | None:
         """The decision that gets what no split claims, and what falls back."""
+        return self._stable
+
+    def means(self, tenant: str, headers: dict[bytes, bytes]) -> bool:
+        """Say whether a request takes part in a split that is targeted."""
+        if self._tenants and tenant not in self._tenants:
+            return False
+        return all(headers.get(name) in values for name, values in self._headers)
+
+    @property
+    def outside(self) -> Decision:
+        """The decision for those whom a targeted split does not mean: stable, as without it."""
+        assert self._stable is not None
         return self._stable
 
     def decide(self, unit: str | None, draw: Draw = randrange) -> Decision:
@@ -92,8 +117,12 @@ class Router:
             point = bucket(split.salt, unit) if unit is not None else draw(BUCKETS)
             return self._canary_sides[split.variant_at(point)]
         if unit is not None:
+            if split.holdout_bp and split.is_held_out(unit):
+                return self._variants[HOLDOUT]
             variant = split.variant_of(unit)
             return self._variants[variant.name] if variant is not None else stable
+        if split.holdout_bp and draw(BUCKETS) < split.holdout_bp:
+            return self._variants[HOLDOUT]
         if draw(BUCKETS) >= split.coverage_bp:
             return stable
         return self._drawn_variant(split, draw(BUCKETS))
@@ -134,10 +163,26 @@ def _canary_sides(
     }
 
 
-def _variants(split: CanarySplit | ExperimentSplit | None, generation: int) -> dict[str, Decision]:
-    if not isinstance(split, ExperimentSplit):
+def _variants(
+    stable: str | None, split: CanarySplit | ExperimentSplit | None, generation: int
+) -> dict[str, Decision]:
+    if stable is None or not isinstance(split, ExperimentSplit):
         return {}
+    versions = {variant.name: variant.version for variant in split.variants} | {HOLDOUT: stable}
     return {
-        variant.name: Decision(variant.version, variant.name, split.id, generation, True)
-        for variant in split.variants
+        name: Decision(version, name, split.id, generation, True, split.dimensions, split.measured)
+        for name, version in versions.items()
     }
+
+
+def _targets(
+    split: CanarySplit | ExperimentSplit | None,
+) -> tuple[frozenset[str], tuple[tuple[bytes, frozenset[bytes]], ...]]:
+    """Return the tenants and the headers, as they come, that an experiment is about."""
+    if not isinstance(split, ExperimentSplit):
+        return frozenset(), ()
+    headers = tuple(
+        (name.lower().encode(), frozenset(value.encode() for value in values))
+        for name, values in sorted(split.headers.items())
+    )
+    return frozenset(split.tenants), headers

@@ -21,6 +21,7 @@ from dataplane.batching import Batcher
 from dataplane.breaker import Breaker
 from dataplane.cache import Cache, CachedLane, ModelCache
 from dataplane.codec import Codec
+from dataplane.crowd import Crowd
 from dataplane.errors import Refusal, unavailable
 from dataplane.exchange import JSON
 from dataplane.metrics import VersionStats
@@ -86,6 +87,7 @@ class LiveModel:
     router: Router
     unit_header: bytes
     timeout_s: float
+    crowd: Crowd
     cache: ModelCache | None = None
     lanes: dict[Decision, Lane] = field(default_factory=dict)
 
@@ -218,6 +220,7 @@ class Serving:
             router=Router(name, route, table.generation, pinned=self.is_pinned(name)),
             unit_header=route.unit_key.header.lower().encode(),
             timeout_s=route.timeout_ms / 1000,
+            crowd=self._telemetry.crowds.of(name),
             cache=self.cache.model(name, route) if self.cache is not None else None,
         )
         self._models[name] = model

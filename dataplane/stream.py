@@ -34,6 +34,7 @@ log = logging.getLogger("interlock.dataplane")
 
 WINDOWS_PER_BATCH = 500
 EXPOSURES_PER_BATCH = 1_000
+SKETCHES_PER_BATCH = 50
 OUTCOMES_WAITING_MAX = 20_000
 # Entries that a stream may hold in Redis before the oldest go; a consumer that is so far behind
 # has been down for weeks.
@@ -113,7 +114,9 @@ class Publisher:
         lost = self._telemetry.dropped
         return {
             STREAM_TELEMETRY: self._dropped[STREAM_TELEMETRY] + lost["windows"],
-            STREAM_EXPOSURES: self._dropped[STREAM_EXPOSURES] + lost["exposures"],
+            STREAM_EXPOSURES: self._dropped[STREAM_EXPOSURES]
+            + lost["exposures"]
+            + lost["measurements"],
             STREAM_OUTCOMES: self._dropped[STREAM_OUTCOMES],
         }
 
@@ -132,8 +135,8 @@ class Publisher:
         self._outcomes_due.set()
         return stored
 
-    async def flush_telemetry(self) -> None:
-        """Move windows, those of shadows too, and exposures from memory to the spool."""
+    async def flush_telemetry(self, *, is_last: bool = False) -> None:
+        """Move what gathered in memory to the spool; with `is_last` also what is not due yet."""
         windows, exposures = self._telemetry.drain(self._generation())
         shadows = self._shadows()
         records = [
@@ -148,13 +151,26 @@ class Publisher:
             self._record(STREAM_EXPOSURES, exposures=tuple(exposures[i : i + EXPOSURES_PER_BATCH]))
             for i in range(0, len(exposures), EXPOSURES_PER_BATCH)
         ]
+        measured = self._telemetry.drain_measured()
+        records += [
+            self._record(
+                STREAM_EXPOSURES, measurements=tuple(measured[i : i + EXPOSURES_PER_BATCH])
+            )
+            for i in range(0, len(measured), EXPOSURES_PER_BATCH)
+        ]
+        sketches = self._telemetry.crowds.drain(is_last=is_last)
+        records += [
+            self._record(STREAM_EXPOSURES, sketches=tuple(sketches[i : i + SKETCHES_PER_BATCH]))
+            for i in range(0, len(sketches), SKETCHES_PER_BATCH)
+        ]
         if not records:
             return
         try:
             await asyncio.to_thread(self._spool.append, records, durable=False)
         except (SpoolFull, OSError) as error:
             self._dropped[STREAM_TELEMETRY] += len(windows) + len(shadows)
-            self._dropped[STREAM_EXPOSURES] += len(exposures)
+            # A sketch that is lost is sent again with the next change.
+            self._dropped[STREAM_EXPOSURES] += len(exposures) + len(measured)
             log.warning("telemetry.dropped: %s", error)
         self._spooled.set()
 

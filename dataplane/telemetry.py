@@ -7,15 +7,20 @@ counted. Nothing here does I/O: `drain` hands over what gathered, the stream car
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 from contract.histogram import index_of
-from contract.messages import Exposure, TelemetryWindow
+from contract.messages import Exposure, TelemetryWindow, UnitMeasurement
+from dataplane.crowd import Crowds
 
 UNITS_MAX = 200_000
 EXPOSURES_MAX = 200_000
 WINDOWS_MAX = 10_000
 PENDING_EXPOSURES_MAX = 50_000
+MEASURED_MAX = 50_000
+ATTRIBUTE_LENGTH_MAX = 100
+NO_HEADERS: Mapping[bytes, bytes] = MappingProxyType({})
 DEFAULT_INTERVAL_S = 10
 QUIET_DRAINS_MAX = 60
 # What may have been counted of a unit.
@@ -229,7 +234,11 @@ class Telemetry:
         # Exposures not yet handed over.
         self._exposures: list[Exposure] = []
         # What the bounds made us give up, by kind.
-        self.dropped = {"windows": 0, "exposures": 0}
+        self.dropped = {"windows": 0, "exposures": 0, "measurements": 0}
+        # [requests, errors, cache hits, latency] by (split, unit, variant), not yet handed over.
+        self._measured: dict[tuple[str, str, str], list[int]] = {}
+        # Which units ask each model.
+        self.crowds = Crowds(clock)
         # Overflow of the sets that were forgotten.
         self._overflow = 0
 
@@ -247,8 +256,20 @@ class Telemetry:
             counter = self._counters[key] = Counter(key, units, self._clock, self._close)
         return counter
 
-    def expose(self, split: str, unit: str, variant: str, version: str) -> None:
-        """Report that `unit` met `variant`, unless that was reported already."""
+    def expose(
+        self,
+        split: str,
+        unit: str,
+        variant: str,
+        version: str,
+        tenant: str = "",
+        headers: Mapping[bytes, bytes] = NO_HEADERS,
+        dimensions: tuple[str, ...] = (),
+    ) -> None:
+        """Report that `unit` met `variant`, unless that was reported already.
+
+        The report carries those `dimensions` that are among the request's headers.
+        """
         key = (split, variant, hash(unit))
         if key in self._exposed:
             return
@@ -265,8 +286,43 @@ class Telemetry:
                 variant=variant,
                 version=version,
                 at_ms=int(self._clock() * 1000),
+                tenant=tenant,
+                attributes=_attributes(headers, dimensions) if dimensions else {},
             )
         )
+
+    def measure(
+        self, key: tuple[str, str, str], errors: int, cache_hits: int, latency_us: int
+    ) -> None:
+        """Count a request of (split, unit, variant); latency is of one that was computed."""
+        counts = self._measured.get(key)
+        if counts is None:
+            if len(self._measured) >= MEASURED_MAX:
+                self.dropped["measurements"] += 1
+                return
+            counts = self._measured[key] = [0, 0, 0, 0]
+        counts[0] += 1
+        counts[1] += errors
+        counts[2] += cache_hits
+        counts[3] += latency_us
+
+    def drain_measured(self) -> list[UnitMeasurement]:
+        """Return what was measured since the last call."""
+        measured, self._measured = self._measured, {}
+        return [
+            UnitMeasurement(
+                experiment=split,
+                unit=unit,
+                variant=variant,
+                requests=requests,
+                errors=errors,
+                cache_hits=cache_hits,
+                latency_us=latency_us,
+            )
+            for (split, unit, variant), (requests, errors, cache_hits, latency_us) in (
+                measured.items()
+            )
+        ]
 
     def drain(self, generation: int) -> tuple[list[TelemetryWindow], list[Exposure]]:
         """Return what gathered since the last call; `generation` is the one now applied."""
@@ -298,3 +354,12 @@ class Telemetry:
             self._closed.append(window)
         else:
             self.dropped["windows"] += 1
+
+
+def _attributes(headers: Mapping[bytes, bytes], dimensions: tuple[str, ...]) -> dict[str, str]:
+    found = {name: headers.get(name.encode()) for name in dimensions}
+    return {
+        name: value.decode("utf-8", "replace")[:ATTRIBUTE_LENGTH_MAX]
+        for name, value in found.items()
+        if value is not None
+    }
