@@ -1,0 +1,184 @@
+"""Who takes part in an experiment, and what is told of them, from bytes in to messages out."""
+
+import time
+
+import msgspec
+import pytest
+
+from contract.messages import SKETCH_K
+from contract.routing import ExperimentSplit
+from dataplane.crowd import Crowd, Crowds
+from dataplane.router import Router
+from dataplane.telemetry import MEASURED_MAX, Telemetry
+from tests.dataplane.test_predict import BOOM, Plane, by_version
+from tests.dataplane.worlds import EXPERIMENT, model
+
+
+def split(**changes) -> ExperimentSplit:
+    return msgspec.structs.replace(EXPERIMENT, **changes)
+
+
+def unit(name: str, more: str = "") -> str:
+    return f"x-unit-id: {name}\r\n{more}"
+
+
+async def exposed(plane: Plane):
+    plane.windows()
+    return plane.exposures
+
+
+@pytest.mark.parametrize(
+    ("headers", "takes_part"),
+    [
+        ("x-country: ch\r\n", True),
+        ("X-Country: li\r\n", True),
+        ("x-country: CH\r\n", False),
+        ("x-country: de\r\n", False),
+        ("", False),
+    ],
+)
+async def test_only_requests_with_a_wanted_header_take_part(headers, takes_part):
+    plane = Plane(split=split(headers={"x-country": ("ch", "li")}))
+
+    await plane.ask(headers=unit("u1", headers))
+
+    assert bool(await exposed(plane)) is takes_part
+
+
+async def test_who_is_not_meant_gets_stable_outside_the_split():
+    plane = Plane(split=split(headers={"x-country": ("ch",)}, coverage_bp=10_000))
+
+    await plane.ask(headers=unit("u1"))
+
+    assert {(w.version, w.variant, w.split) for w in plane.windows().values()} == {
+        ("1", "stable", "")
+    }
+
+
+def test_only_wanted_tenants_take_part():
+    router = Router("sums", model(split=split(tenants=("shop", "app"))), 1)
+
+    assert router.targeted
+    assert router.means("shop", {})
+    assert not router.means("", {})
+    assert not router.means("other", {})
+
+
+def test_all_conditions_must_hold():
+    router = Router("sums", model(split=split(tenants=("shop",), headers={"a": ("1",)})), 1)
+
+    assert router.means("shop", {b"a": b"1"})
+    assert not router.means("shop", {b"a": b"2"})
+    assert not router.means("app", {b"a": b"1"})
+
+
+def test_without_conditions_nobody_is_asked_for_any():
+    assert not Router("sums", model(split=EXPERIMENT), 1).targeted
+
+
+def test_those_held_out_are_the_same_in_every_experiment_and_get_stable():
+    held = {"holdout_salt": "holdout:sums", "holdout_bp": 2_000}
+    first = Router("sums", model(split=split(**held)), 1)
+    other = Router("sums", model(split=split(id="e2", variant_salt="else", **held)), 2)
+
+    for i in range(500):
+        one, two = first.decide(f"u{i}"), other.decide(f"u{i}")
+        assert (one.variant == "holdout") == (two.variant == "holdout")
+        if one.variant == "holdout":
+            assert one.version == "1"
+    share = sum(first.decide(f"u{i}").variant == "holdout" for i in range(5_000)) / 5_000
+    assert 0.17 < share < 0.23
+
+
+async def test_those_held_out_are_exposed_as_such():
+    plane = Plane(split=split(holdout_salt="h", holdout_bp=10_000))
+
+    await plane.ask(headers=unit("u1"))
+
+    (exposure,) = await exposed(plane)
+    assert (exposure.variant, exposure.version) == ("holdout", "1")
+
+
+async def test_an_exposure_carries_the_headers_that_results_are_broken_down_by():
+    plane = Plane(split=split(dimensions=("x-country", "x-plan")))
+
+    await plane.ask(headers=unit("u1", f"x-country: {'c' * 150}\r\nx-secret: no\r\n"))
+
+    (exposure,) = await exposed(plane)
+    assert exposure.attributes == {"x-country": "c" * 100}
+
+
+async def test_units_are_measured_where_the_split_says_so():
+    plane = Plane(split=split(measured=True))
+
+    for _ in range(3):
+        await plane.ask(headers=unit("u1"))
+    await plane.ask()
+
+    (measured,) = plane.telemetry.drain_measured()
+    assert (measured.experiment, measured.unit, measured.requests) == ("e1", "u1", 3)
+    assert (measured.errors, measured.cache_hits) == (0, 0)
+    assert measured.latency_us > 0
+    assert plane.telemetry.drain_measured() == []
+
+
+async def test_a_request_that_fell_back_is_an_error_of_its_variant():
+    failing = by_version(v2=BOOM)
+    plane = Plane(failing, split=split(measured=True))
+    for i in range(20):
+        await plane.ask(headers=unit(f"u{i}"))
+
+    measured = {"control": 0, "treatment": 0}
+    for each in plane.telemetry.drain_measured():
+        measured[each.variant] += each.errors
+    assert measured["control"] == 0
+    assert measured["treatment"] > 0
+
+
+async def test_nothing_is_measured_where_nobody_asks():
+    plane = Plane(split=EXPERIMENT)
+
+    await plane.ask(headers=unit("u1"))
+
+    assert plane.telemetry.drain_measured() == []
+
+
+def test_what_is_measured_is_bounded_and_what_is_dropped_is_counted():
+    telemetry = Telemetry(time.time)
+    for i in range(MEASURED_MAX + 2):
+        telemetry.measure(("e", f"u{i}", "a"), 0, 0, 1)
+
+    assert len(telemetry.drain_measured()) == MEASURED_MAX
+    assert telemetry.dropped["measurements"] == 2
+
+
+def test_a_crowd_keeps_the_smallest_hashes_each_once():
+    crowd = Crowd()
+    for _ in range(2):
+        for i in range(5_000):
+            crowd.saw(f"u{i}")
+
+    smallest = crowd.take()
+    assert len(smallest) == SKETCH_K
+    assert list(smallest) == sorted(set(smallest))
+    assert (SKETCH_K - 1) * 2**64 / smallest[-1] == pytest.approx(5_000, rel=0.15)
+
+
+def test_crowds_are_told_once_a_minute_and_when_the_hour_is_over():
+    now = [3_600.0 * 100]
+    crowds = Crowds(lambda: now[0])
+    crowds.of("sums").saw("u1")
+    assert crowds.drain() == []
+
+    now[0] += 61
+    (first,) = crowds.drain()
+    assert (first.model, first.hour, len(first.smallest)) == ("sums", 100, 1)
+    assert crowds.drain() == []
+
+    crowds.of("sums").saw("u2")
+    now[0] += 3_600
+    (last,) = crowds.drain()
+    assert (last.hour, len(last.smallest)) == (100, 2)
+    crowds.of("sums").saw("u1")
+    (new,) = crowds.drain(is_last=True)
+    assert (new.hour, len(new.smallest)) == (101, 1)
