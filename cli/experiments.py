@@ -26,7 +26,7 @@ from cli.client import (
 )
 from cli.parsing import Command, add_command, add_group, add_overrides, segment
 from cli.show import show_json, show_rows
-from cli.waiting import POLL_S, add_waiting
+from cli.waiting import POLL_S, add_waiting, wait
 
 EXIT_WORSE = 5
 EXIT_NO_VERDICT = 6
@@ -86,6 +86,7 @@ def _add_ship(actions: Any) -> None:
     shipping.add_argument("--force", action="store_true", help="despite the result; needs a reason")
     shipping.add_argument("--reason", default="")
     add_overrides(shipping)
+    add_waiting(shipping)
 
 
 def _add_results(commands: Any) -> None:
@@ -148,10 +149,13 @@ def ship(client: Client, options: argparse.Namespace) -> int:
         "overrides": options.override,
     }
     shipped = client.post(f"{_path(options)}ship/", body)
+    path = f"rollouts/{shipped['rollout']}/"
+    if options.wait and options.json:
+        return wait(client, path, client.get(path), options)
     code = _tell(options, shipped)
     if not options.json:
-        print(f"rollout {shipped['rollout']}")
-    return code
+        print(f"rollout {shipped['rollout']}", flush=True)
+    return wait(client, path, client.get(path), options) if options.wait else code
 
 
 def change_weights(client: Client, options: argparse.Namespace) -> int:

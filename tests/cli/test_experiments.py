@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from cli import experiments
+from cli import experiments, waiting
 from cli import main as cli
 from cli.client import Client
 
@@ -148,6 +148,23 @@ def test_ship_says_what_is_meant_and_tells_the_rollout(
         "overrides": ["freeze"],
     }
     assert "rollout r1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("phase", "code"), [("succeeded", 0), ("rolled_back", 1)])
+def test_ship_waits_for_the_rollouts_verdict(
+    serve: Callable[[list[Any]], Asked],
+    monkeypatch: pytest.MonkeyPatch,
+    phase: str,
+    code: int,
+) -> None:
+    monkeypatch.setattr(waiting, "POLL_S", 0)
+    rollout = {"id": "r1", "model": "digits", "target": 2, "weight_bp": 500, "revision": 3}
+    live = {**rollout, "phase": "baking", "is_live": True, "reason": "so far"}
+    asked = serve([SHOWN, live, {**live, "phase": phase, "is_live": False, "reason": "because"}])
+
+    assert cli.main(["experiment", "ship", "first", "--wait"]) == code
+
+    assert [path for _, path, _ in asked[1:]] == ["rollouts/r1/"] * 2
 
 
 def test_weights_are_read_and_bad_ones_refused_before_anybody_is_asked(
