@@ -10,6 +10,7 @@ BENCHMARKS = {
     "cache": "answers from the cache against a bare protocol",
     "tables": "what a routing table of 10,000 models costs, and how soon a published one serves",
     "soak": "memory and answers of one data plane over an hour (./run soak)",
+    "ingest": "how many outcomes and exposures a second reach PostgreSQL",
     "decisions": "how often rollouts and experiments decide rightly, and how soon",
 }
 

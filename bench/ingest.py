@@ -1,0 +1,242 @@
+"""How many events a second the ingester takes in: from a real Redis, into a real PostgreSQL.
+
+The ingester is the product's own process. Redis, PostgreSQL and this process run on the same
+machine. The ORM's way takes turns with it: `bulk_create` of the same rows, which judges nothing,
+and counts nothing twice only by `ignore_conflicts`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import redis
+
+from bench.stand import machine
+from contract.messages import FIELD, STREAM_EXPOSURES, STREAMS, Batch, decode_batch
+from embedded.stack import Stack, running
+
+if TYPE_CHECKING:
+    from bench.ingest_load import Events, Ground
+
+GOAL = 20_000
+NAIVE_READ_COUNT = 100
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+WITHIN_S = 120.0
+
+
+def main() -> None:
+    """Print events a second by kind of event and by the rows that are there already."""
+    parser = argparse.ArgumentParser(prog="bench ingest", description=__doc__)
+    parser.add_argument("--events", type=int, default=100_000)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--rows", type=int, nargs="+", default=[0, 1_000_000, 3_000_000])
+    parser.add_argument("--consumers", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=20.0, help="of the sustained run")
+    options = parser.parse_args(sys.argv[2:])
+    print(
+        f"{machine()}; Redis, PostgreSQL, {options.consumers} ingester(s) and the sender on it; "
+        f"{options.events:,} events a round"
+    )
+    with (
+        tempfile.TemporaryDirectory(prefix="interlock-bench-") as directory,
+        running(Path(directory), {"postgres", "redis"}) as stack,
+    ):
+        prepare(stack)
+        Bench(stack, options).run()
+
+
+def prepare(stack: Stack) -> None:
+    """Let Django of this process, and of those it starts, use the stack."""
+    os.environ |= stack.env | {"DJANGO_SETTINGS_MODULE": "controlplane.settings"}
+    import django
+
+    django.setup()
+    from django.core.management import call_command
+
+    call_command("migrate", verbosity=0)
+
+
+class Bench:
+    """Measures drains of the streams at growing tables, then a steady load."""
+
+    def __init__(self, stack: Stack, options: argparse.Namespace) -> None:
+        from bench.ingest_load import Events, make_ground
+
+        self.options = options
+        self.client: redis.Redis[bytes] = redis.Redis.from_url(stack.redis_url)
+        self.ground: Ground = make_ground()
+        self.events: Events = Events(self.ground)
+
+    def run(self) -> None:
+        from bench.ingest_load import KINDS, grow
+
+        print("\n| rows in each table | events | events/s | ORM bulk_create | × the ORM |")
+        print("| --- | --- | --- | --- | --- |", flush=True)
+        before = 0
+        for rows in self.options.rows:
+            grow(self.ground, before, rows)
+            before = rows
+            for kind in KINDS:
+                self.compare(rows, kind)
+        self.sustained(before)
+
+    def compare(self, rows: int, kind: str) -> None:
+        """Print what a kind of events comes to, one round of each side after the other."""
+        ours, naive = [], []
+        for _ in range(self.options.rounds):
+            ours.append(self.drained(kind))
+            naive.append(self.naive(kind))
+        ratio = median(a / b for a, b in zip(ours, naive, strict=True))
+        cells = (f"{rows:,}", kind, f"{median(ours):,.0f}", f"{median(naive):,.0f}", f"{ratio:.2f}")
+        print(f"| {' | '.join(cells)} |", flush=True)
+
+    def drained(self, kind: str) -> float:
+        """Return the events a second of the ingester, from a full stream until it is empty."""
+        entries = self.events.entries(kind, self.options.events)
+        with self.consumers():
+            started = time.perf_counter()
+            self.send(entries)
+            self.wait_until_empty()
+            return float(self.options.events / (time.perf_counter() - started))
+
+    def sustained(self, rows: int) -> None:
+        """Print how far behind the ingester falls at a steady load of the goal."""
+        from bench.ingest_load import MIXED
+
+        entries = self.events.entries(MIXED, int(GOAL * self.options.seconds))
+        # Twenty parts a second.
+        size = max(1, len(entries) // int(20 * self.options.seconds))
+        lengths, longest = [], 0.0
+        with self.consumers():
+            started = time.perf_counter()
+            for turn, start in enumerate(range(0, len(entries), size)):
+                time.sleep(max(0.0, started + turn / 20 - time.perf_counter()))
+                self.send(entries[start : start + size])
+                lengths.append(self.waiting())
+                longest = max(longest, self.oldest_s())
+            self.wait_until_empty()
+            took = time.perf_counter() - started
+        print(
+            f"\n{GOAL:,} events/s (both) for {self.options.seconds:.0f} s with {rows:,} rows: "
+            f"drained {took - self.options.seconds:.1f} s after the last; at most "
+            f"{max(lengths):,} entries waited, the oldest for {longest:.1f} s"
+        )
+
+    def send(self, entries: list[tuple[str, bytes]]) -> None:
+        from bench.ingest_load import send
+
+        send(self.client, entries)
+
+    def waiting(self) -> int:
+        return sum(self.client.xlen(stream) for stream in STREAMS)
+
+    def oldest_s(self) -> float:
+        """Return how long the oldest entry waits."""
+        now_ms = time.time() * 1_000
+        found = [self.client.xrange(stream, count=1) for stream in STREAMS]
+        times = [int(entries[0][0].partition(b"-")[0]) for entries in found if entries]
+        return max((now_ms - at for at in times), default=0.0) / 1_000
+
+    def wait_until_empty(self) -> None:
+        end = time.monotonic() + WITHIN_S
+        while self.waiting():
+            if time.monotonic() > end:
+                raise SystemExit(f"{self.waiting()} entries are left after {WITHIN_S:.0f} s")
+            time.sleep(0.01)
+
+    @contextmanager
+    def consumers(self) -> Iterator[None]:
+        """Run ingesters that have started and wait for entries."""
+        with ExitStack() as exits:
+            for number in range(self.options.consumers):
+                exits.enter_context(self.consumer(f"bench-{number}"))
+            yield
+
+    @contextmanager
+    def consumer(self, name: str) -> Iterator[None]:
+        process = subprocess.Popen([sys.executable, "manage.py", "ingest", "--consumer", name])
+        try:
+            while not self.is_reading(name):
+                if process.poll() is not None:
+                    raise SystemExit(f"the ingester ended with {process.returncode}")
+                time.sleep(0.02)
+            yield
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(10)
+
+    def is_reading(self, name: str) -> bool:
+        client: Any = self.client
+        try:
+            found = client.xinfo_consumers(STREAMS[-1], "ingest")
+        except redis.ResponseError:
+            return False
+        return any(each["name"] == name.encode() and each["idle"] < 1_000 for each in found)
+
+    # --- the ORM's way ---
+
+    def naive(self, kind: str) -> float:
+        """Return the events a second of a consumer that creates rows by the ORM."""
+        self.send(self.events.entries(kind, self.options.events))
+        started = time.perf_counter()
+        for stream in STREAMS:
+            while entries := self.client.xrange(stream, count=NAIVE_READ_COUNT):
+                create_rows(stream, [decode_batch(fields[FIELD]) for _, fields in entries])
+                self.client.xdel(stream, *(entry_id for entry_id, _ in entries))
+        return float(self.options.events / (time.perf_counter() - started))
+
+
+def create_rows(stream: str, batches: list[Batch]) -> None:
+    """Create rows as one would without this product's ingestion."""
+    from django.db import transaction
+
+    from apps.experiments.models import ExposureRow, Metric, OutcomeRow, TouchedUnit
+
+    with transaction.atomic():
+        if stream == STREAM_EXPOSURES:
+            met = [each for batch in batches for each in batch.exposures]
+            ExposureRow.objects.bulk_create(
+                [
+                    ExposureRow(
+                        experiment_id=each.experiment, unit=each.unit, variant_name=each.variant,
+                        version_number=each.version, tenant=each.tenant, bucket=0,
+                        attributes=each.attributes,
+                        at=EPOCH + timedelta(milliseconds=each.at_ms),
+                    )
+                    for each in met
+                ],
+                ignore_conflicts=True,
+            )  # fmt: skip
+            units = {each.unit for each in met}
+        else:
+            sent = [each for batch in batches for each in batch.outcomes]
+            metrics = dict(Metric.objects.values_list("name", "pk"))
+            OutcomeRow.objects.bulk_create(
+                [
+                    OutcomeRow(
+                        event_id=each.event_id, unit=each.unit_id,
+                        metric_id=metrics[each.metric], value=each.value,
+                        occurred_at=EPOCH + timedelta(milliseconds=each.occurred_at_ms),
+                    )
+                    for each in sent
+                ],
+                ignore_conflicts=True,
+            )  # fmt: skip
+            units = {each.unit_id for each in sent}
+        TouchedUnit.objects.bulk_create([TouchedUnit(unit=unit) for unit in units])
+
+
+if __name__ == "__main__":
+    main()

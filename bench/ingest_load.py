@@ -1,0 +1,170 @@
+"""Batches as data planes send them, and tables that already hold many rows, for `bench ingest`."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import count
+from uuid import uuid4
+
+import redis
+from django.db import connection
+
+from apps.experiments.models import Experiment, Metric, MetricUse, Variant
+from apps.models.models import ModelVersion, RegisteredModel
+from contract.messages import (
+    FIELD,
+    STREAM_EXPOSURES,
+    STREAM_OUTCOMES,
+    Batch,
+    Exposure,
+    Outcome,
+    encode_batch,
+)
+
+OUTCOMES, EXPOSURES, MIXED, SINGLE = "outcomes", "exposures", "both", "outcomes, one an entry"
+KINDS = (OUTCOMES, EXPOSURES, MIXED, SINGLE)
+METRICS = ("bought", "amount", "minutes")
+VARIANTS = ("weak", "strong")
+PER_ENTRY = 100
+TENANTS = tuple(f"tenant-{i}" for i in range(20))
+COUNTRIES = ("de", "fr", "pl", "us", "br", "jp")
+
+FILL_EXPOSURES = """
+    INSERT INTO experiments_exposurerow
+        (experiment_id, unit, variant_name, version_number, at, crossed_over, bucket)
+    SELECT %s, 'unit-' || i, 'weak', '1', now(), false, i %% 10000
+    FROM generate_series(%s, %s) AS made(i) ON CONFLICT DO NOTHING
+"""
+# In the order of identifiers, as an index that is read and written at random would take minutes.
+FILL_OUTCOMES = """
+    INSERT INTO experiments_outcomerow (event_id, unit, metric_id, value, occurred_at, received_at)
+    SELECT md5(i::text)::uuid::text, 'unit-' || i, %s, 1, now(), now()
+    FROM generate_series(%s, %s) AS made(i) ORDER BY 1
+"""
+
+Entries = list[tuple[str, bytes]]
+
+
+@dataclass(frozen=True)
+class Ground:
+    """The experiment and the metrics that events are for."""
+
+    experiment: str
+    metrics: tuple[Metric, ...]
+
+
+def make_ground() -> Ground:
+    """Make a running experiment of two variants on three metrics."""
+    now = datetime.now(UTC)
+    model = RegisteredModel.objects.create(name="digits")
+    experiment = Experiment.objects.create(
+        name="ingest", model=model, state="running", inclusion_salt="a", variant_salt="b",
+        dimensions=["tenant", "country"], created_by="bench", created_at=now, started_at=now,
+    )  # fmt: skip
+    for place, name in enumerate(VARIANTS):
+        version = ModelVersion.objects.create(
+            model=model, number=place + 1, signature={}, artifact_uri="x", artifact_path="x",
+            artifact_sha256="0" * 64, artifact_bytes=1, created_at=now,
+        )  # fmt: skip
+        Variant.objects.create(
+            experiment=experiment, name=name, version=version, weight_bp=5_000, position=place,
+            is_control=place == 0,
+        )  # fmt: skip
+    kinds = (Metric.Kind.PROPORTION, Metric.Kind.MEAN, Metric.Kind.MEAN)
+    metrics = tuple(
+        Metric.objects.create(name=name, kind=kind)
+        for name, kind in zip(METRICS, kinds, strict=True)
+    )
+    for place, metric in enumerate(metrics):
+        role = MetricUse.SECONDARY if place else MetricUse.PRIMARY
+        MetricUse.objects.create(experiment=experiment, metric=metric, role=role, position=place)
+    return Ground(str(experiment.pk), metrics)
+
+
+def grow(ground: Ground, before: int, rows: int) -> None:
+    """Let both tables hold `rows` rows, where they hold `before`."""
+    if rows <= before:
+        return
+    with connection.cursor() as cursor:
+        cursor.execute(FILL_EXPOSURES, [ground.experiment, before + 1, rows])
+        cursor.execute(FILL_OUTCOMES, [ground.metrics[0].pk, before + 1, rows])
+        cursor.execute("TRUNCATE experiments_touchedunit")
+        cursor.execute("ANALYZE experiments_exposurerow, experiments_outcomerow")
+
+
+class Events:
+    """Makes events that nobody has seen, of units that some have met."""
+
+    def __init__(self, ground: Ground, seed: int = 5) -> None:
+        self._ground = ground
+        self._rng = random.Random(seed)
+        self._sequence = count(1)
+        # Exposures are first ones: a unit of its own each.
+        self._unit = count(1)
+
+    def entries(self, kind: str, events: int) -> Entries:
+        """Return the stream entries of so many events."""
+        if kind == MIXED:
+            both = zip(
+                self.entries(OUTCOMES, events // 2),
+                self.entries(EXPOSURES, events // 2),
+                strict=True,
+            )
+            return [entry for pair in both for entry in pair]
+        size = 1 if kind == SINGLE else PER_ENTRY
+        return [self._entry(kind, size) for _ in range(events // size)]
+
+    def _entry(self, kind: str, size: int) -> tuple[str, bytes]:
+        is_exposures = kind == EXPOSURES
+        stream = STREAM_EXPOSURES if is_exposures else STREAM_OUTCOMES
+        sequence = next(self._sequence)
+        common = {"instance": f"proxy-{sequence % 4}", "boot": "bench", "sequence": sequence}
+        if is_exposures:
+            exposures = tuple(self._exposure() for _ in range(size))
+            return stream, encode_batch(Batch(**common, exposures=exposures))  # type: ignore[arg-type]
+        outcomes = tuple(self._outcome() for _ in range(size))
+        return stream, encode_batch(Batch(**common, outcomes=outcomes))  # type: ignore[arg-type]
+
+    def _exposure(self) -> Exposure:
+        rng = self._rng
+        return Exposure(
+            experiment=self._ground.experiment,
+            unit=f"user-{next(self._unit):08}-{rng.getrandbits(32):08x}",
+            variant=VARIANTS[rng.getrandbits(1)],
+            version="1",
+            at_ms=_now_ms(),
+            tenant=rng.choice(TENANTS),
+            attributes={"country": rng.choice(COUNTRIES)},
+        )
+
+    def _outcome(self) -> Outcome:
+        place = self._rng.randrange(3)
+        value = float(self._rng.getrandbits(1)) if place == 0 else self._rng.expovariate(0.1)
+        return Outcome(
+            event_id=str(uuid4()),
+            unit_id=f"unit-{self._rng.randrange(1_000_000)}",
+            metric=METRICS[place],
+            value=value,
+            occurred_at_ms=_now_ms(),
+        )
+
+
+def _now_ms() -> int:
+    return round(datetime.now(UTC).timestamp() * 1_000)
+
+
+def send(client: redis.Redis[bytes], entries: Iterable[tuple[str, bytes]]) -> None:
+    """Put the entries into their streams."""
+    for part in _parts(list(entries), 1_000):
+        pipe = client.pipeline(transaction=False)
+        for stream, data in part:
+            pipe.xadd(stream, {FIELD: data})
+        pipe.execute()
+
+
+def _parts(entries: Entries, size: int) -> Iterator[Entries]:
+    for start in range(0, len(entries), size):
+        yield entries[start : start + size]
