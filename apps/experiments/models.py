@@ -227,7 +227,10 @@ class ExperimentEvent(Transition):
 class ExposureRow(models.Model):
     """The first time a unit met a variant of an experiment, and its values by now."""
 
-    experiment = models.ForeignKey(Experiment, on_delete=models.CASCADE, related_name="exposures")
+    # The key below begins with it; an index of its own would only mislead the planner.
+    experiment = models.ForeignKey(
+        Experiment, on_delete=models.CASCADE, related_name="exposures", db_index=False
+    )
     unit = models.CharField(max_length=200)
     variant_name = models.CharField(max_length=100)
     version_number = models.CharField(max_length=20)
@@ -257,7 +260,9 @@ class TouchedUnit(models.Model):
 class MeasuredUnit(models.Model):
     """What the data planes measured of a unit in an experiment; see `UnitMeasurement`."""
 
-    experiment = models.ForeignKey(Experiment, on_delete=models.CASCADE, related_name="+")
+    experiment = models.ForeignKey(
+        Experiment, on_delete=models.CASCADE, related_name="+", db_index=False
+    )
     unit = models.CharField(max_length=200)
     requests = models.BigIntegerField(default=0)
     errors = models.BigIntegerField(default=0)

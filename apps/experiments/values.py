@@ -25,25 +25,30 @@ TAKE = """
     ) RETURNING unit
 """
 # Rows are locked in the order of units, so that two folds never wait for each other crosswise.
+# Every join is a lookup by a whole key for each exposed unit: the planner knows nothing yet of an
+# experiment that has just begun, and would join thousands of rows with thousands one by one.
 FOLD = """
     WITH exposed AS MATERIALIZED (
-        SELECT kept.unit, kept.at FROM experiments_exposurerow AS kept
+        SELECT kept.experiment_id, kept.unit, kept.at FROM experiments_exposurerow AS kept
         WHERE kept.experiment_id = %(experiment)s AND kept.unit = ANY(%(units)s)
         ORDER BY kept.unit FOR UPDATE
-    ), made AS (
-        SELECT exposed.unit, ARRAY[{values}]::float8[] AS values
+    ), made AS MATERIALIZED (
+        SELECT exposed.experiment_id, exposed.unit, summed.values
         FROM exposed
-        LEFT JOIN experiments_outcomerow AS outcome
-            ON outcome.unit = exposed.unit AND outcome.metric_id = ANY(%(metrics)s)
-            AND outcome.occurred_at >= exposed.at - %(covariate_s)s * interval '1 second'
-        LEFT JOIN experiments_measuredunit AS measured
-            ON measured.experiment_id = %(experiment)s AND measured.unit = exposed.unit
-        GROUP BY exposed.unit, exposed.at, measured.requests, measured.errors,
-            measured.cache_hits, measured.latency_us
+        LEFT JOIN LATERAL (
+            SELECT requests, errors, cache_hits, latency_us FROM experiments_measuredunit AS one
+            WHERE one.experiment_id = exposed.experiment_id AND one.unit = exposed.unit OFFSET 0
+        ) AS measured ON TRUE
+        CROSS JOIN LATERAL (
+            SELECT ARRAY[{values}]::float8[] AS values FROM experiments_outcomerow AS outcome
+            WHERE outcome.unit = exposed.unit AND outcome.metric_id = ANY(%(metrics)s)
+                AND outcome.occurred_at >= exposed.at - %(covariate_s)s * interval '1 second'
+            HAVING TRUE
+        ) AS summed
     )
     UPDATE experiments_exposurerow AS kept SET values = made.values
     FROM made
-    WHERE kept.experiment_id = %(experiment)s AND kept.unit = made.unit
+    WHERE kept.experiment_id = made.experiment_id AND kept.unit = made.unit
         AND kept.values IS DISTINCT FROM made.values
 """
 # Of the data plane's own counts: what is summed, and over how many requests.
