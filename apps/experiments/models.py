@@ -312,7 +312,9 @@ class OutcomeRow(models.Model):
 
     event_id = models.CharField(max_length=200, unique=True)
     unit = models.CharField(max_length=200)
-    metric = models.ForeignKey(Metric, on_delete=models.PROTECT, related_name="outcomes")
+    metric = models.ForeignKey(
+        Metric, on_delete=models.PROTECT, related_name="outcomes", db_index=False
+    )
     value = models.FloatField()
     occurred_at = models.DateTimeField()
     received_at = models.DateTimeField(auto_now_add=True)
