@@ -292,7 +292,9 @@ class UnitCount(models.Model):
 class RolloutExposure(models.Model):
     """When a unit first met each side of a rollout's split; kept where a plan asks for outcomes."""
 
-    rollout = models.ForeignKey(Rollout, on_delete=models.CASCADE, related_name="exposures")
+    rollout = models.ForeignKey(
+        Rollout, on_delete=models.CASCADE, related_name="exposures", db_index=False
+    )
     unit = models.CharField(max_length=200)
     # Where the unit stands under the rollout's salt: the canary's are those below its weight.
     bucket = models.PositiveSmallIntegerField()
