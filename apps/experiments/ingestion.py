@@ -14,15 +14,18 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from operator import itemgetter
 from typing import Any
 from uuid import UUID
 
 from django.db import connection, transaction
 
+from apps.experiments.copying import staged
 from apps.experiments.measurements import count_units, measure
 from apps.experiments.meetings import SIDES, Meeting, known_salts, write_meetings
 from apps.experiments.metrics import why_not_an_outcome
-from apps.experiments.models import Experiment, Metric, RefusedOutcomes
+from apps.experiments.models import Metric, RefusedOutcomes
+from apps.experiments.moves import TENANT
 from contract.bucketing import bucket
 from contract.messages import Batch, Exposure, Outcome
 from contract.routing import CANARY
@@ -42,27 +45,53 @@ OTHER_METRICS = "(other)"
 
 UNKNOWN_METRIC = "unknown metric"
 
+STAGED_EXPOSURES = {
+    "experiment_id": "uuid", "unit": "text", "variant_name": "text", "version_number": "text",
+    "at": "timestamptz", "crossed_over": "bool", "bucket": "int4", "tenant": "text",
+    "attributes": "text",
+}  # fmt: skip
+# Units are touched where something changed; a repetition costs no fold.
 UPSERT_EXPOSURES = """
-    INSERT INTO experiments_exposurerow AS kept
-        (experiment_id, unit, variant_name, version_number, at, crossed_over, bucket, tenant,
-         attributes)
-    SELECT * FROM unnest(
-        %s::uuid[], %s::text[], %s::text[], %s::text[], %s::timestamptz[], %s::boolean[],
-        %s::int[], %s::text[], %s::jsonb[])
-    ON CONFLICT (experiment_id, unit) DO UPDATE SET
-        at = least(kept.at, excluded.at),
-        crossed_over = kept.crossed_over OR excluded.crossed_over
+    WITH written AS (
+        INSERT INTO experiments_exposurerow AS kept
+            (experiment_id, unit, variant_name, version_number, at, crossed_over, bucket, tenant,
+             attributes)
+        SELECT experiment_id, unit, variant_name, version_number, at, crossed_over, bucket, tenant,
+            attributes::jsonb
+        FROM staged_exposures
+        ON CONFLICT (experiment_id, unit) DO UPDATE SET
+            at = least(kept.at, excluded.at),
+            crossed_over = kept.crossed_over OR excluded.crossed_over
+                OR kept.variant_name <> excluded.variant_name
+        WHERE excluded.at < kept.at OR excluded.crossed_over
             OR kept.variant_name <> excluded.variant_name
-    WHERE excluded.at < kept.at OR excluded.crossed_over
-        OR kept.variant_name <> excluded.variant_name
+        RETURNING unit
+    )
+    INSERT INTO experiments_touchedunit (unit) SELECT DISTINCT unit FROM written
 """
+STAGED_OUTCOMES = {
+    "event_id": "text", "unit": "text", "metric_id": "int8", "value": "float8",
+    "occurred_at": "timestamptz",
+}  # fmt: skip
 INSERT_OUTCOMES = """
-    INSERT INTO experiments_outcomerow (event_id, unit, metric_id, value, occurred_at, received_at)
-    SELECT *, clock_timestamp() FROM unnest(
-        %s::text[], %s::text[], %s::bigint[], %s::float8[], %s::timestamptz[])
-    ON CONFLICT (event_id) DO NOTHING
+    WITH written AS (
+        INSERT INTO experiments_outcomerow
+            (event_id, unit, metric_id, value, occurred_at, received_at)
+        SELECT event_id, unit, metric_id, value, occurred_at, clock_timestamp()
+        FROM staged_outcomes
+        ON CONFLICT (event_id) DO NOTHING
+        RETURNING unit
+    ), touched AS (
+        INSERT INTO experiments_touchedunit (unit) SELECT DISTINCT unit FROM written
+    )
+    SELECT count(*) FROM written
 """
-TOUCH = "INSERT INTO experiments_touchedunit (unit) SELECT * FROM unnest(%s::text[])"
+# As a foreign key would: nobody deletes the row that ours are about before they are committed.
+LOCK_EXPERIMENTS = """
+    SELECT id, variant_salt, dimensions FROM experiments_experiment WHERE id = ANY(%s)
+    ORDER BY id FOR KEY SHARE
+"""
+LOCK_METRICS = "SELECT id FROM experiments_metric WHERE name = ANY(%s) ORDER BY id FOR KEY SHARE"
 COUNT_REFUSALS = """
     INSERT INTO experiments_refusedoutcomes AS kept (metric_name, reason, count, last_at)
     SELECT name, reason, n, %s FROM unnest(%s::text[], %s::text[], %s::bigint[])
@@ -70,6 +99,14 @@ COUNT_REFUSALS = """
     ON CONFLICT (metric_name, reason) DO UPDATE SET
         count = kept.count + excluded.count, last_at = greatest(kept.last_at, excluded.last_at)
 """
+
+
+@dataclass(frozen=True)
+class Known:
+    """Of an experiment: its variant salt, and the headers among its dimensions."""
+
+    salt: str
+    headers: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -112,18 +149,20 @@ def apply_exposures(batches: Sequence[Batch], now: datetime) -> Counter[str]:
     """
     exposures = [exposure for batch in batches for exposure in batch.exposures]
     ids = _ids(exposures)
-    experiments, salts = _known_experiments(ids.values()), known_salts(ids.values())
+    experiments, salts = _lock_experiments(ids.values()), known_salts(ids.values())
     skipped: Counter[str] = Counter()
     met: dict[tuple[UUID, str], Met] = {}
     meetings: list[Meeting] = []
     for exposure in exposures:
-        pk, seen = ids.get(exposure.experiment), _met(exposure, now)
+        pk = ids.get(exposure.experiment)
         if problem := _exposure_problem(exposure, is_rollout=pk in salts):
             skipped[problem] += 1
         elif pk in experiments:
+            seen = _met(exposure, now, experiments[pk].headers)
             met[pk, exposure.unit] = _fold(met.get((pk, exposure.unit)), seen)
         elif pk in salts:
-            meetings.append(Meeting(pk, exposure.unit, exposure.variant == CANARY, seen.at))
+            at = _met_at(exposure, now)
+            meetings.append(Meeting(pk, exposure.unit, exposure.variant == CANARY, at))
         else:
             skipped["unknown experiment"] += 1
     _write_exposures(met, experiments)
@@ -146,10 +185,14 @@ def _ids(exposures: Iterable[Exposure]) -> dict[str, UUID]:
     return found
 
 
-def _known_experiments(ids: Iterable[UUID]) -> dict[UUID, str]:
-    """Return the variant salts of those ids that are experiments."""
-    rows = Experiment.objects.filter(pk__in=list(ids))
-    return dict(rows.values_list("pk", "variant_salt"))
+def _lock_experiments(ids: Iterable[UUID]) -> dict[UUID, Known]:
+    """Return what is known of those ids that are experiments, which stay until we commit."""
+    with connection.cursor() as cursor:
+        cursor.execute(LOCK_EXPERIMENTS, [list(ids)])
+        return {
+            pk: Known(salt, frozenset(json.loads(dimensions)) - {TENANT})
+            for pk, salt, dimensions in cursor.fetchall()
+        }
 
 
 def _exposure_problem(exposure: Exposure, *, is_rollout: bool) -> str | None:
@@ -160,21 +203,23 @@ def _exposure_problem(exposure: Exposure, *, is_rollout: bool) -> str | None:
     )
 
 
-def _met(exposure: Exposure, now: datetime) -> Met:
-    oldest = now - AGE_MAX
-    at = min(max(_instant(exposure.at_ms) or now, oldest), now)
+def _met(exposure: Exposure, now: datetime, headers: frozenset[str]) -> Met:
     given = {
-        _clean(name): value.replace("\x00", "")[:NAME_MAX]
+        name: value.replace("\x00", "")[:NAME_MAX]
         for name, value in exposure.attributes.items()
+        if name in headers
     }
-    attributes = json.dumps(given) if given else None
     return Met(
         exposure.variant,
         exposure.version[:20],
-        at,
+        _met_at(exposure, now),
         tenant=_clean(exposure.tenant),
-        attributes=attributes,
+        attributes=json.dumps(given) if given else None,
     )
+
+
+def _met_at(exposure: Exposure, now: datetime) -> datetime:
+    return min(max(_instant(exposure.at_ms) or now, now - AGE_MAX), now)
 
 
 def _fold(first: Met | None, other: Met) -> Met:
@@ -186,25 +231,18 @@ def _fold(first: Met | None, other: Met) -> Met:
     return replace(first, crossed_over=crossed)
 
 
-def _write_exposures(met: dict[tuple[UUID, str], Met], salts: dict[UUID, str]) -> None:
+def _write_exposures(met: dict[tuple[UUID, str], Met], experiments: dict[UUID, Known]) -> None:
     if not met:
         return
-    keys = sorted(met)
-    rows = [met[key] for key in keys]
-    columns: list[list[Any]] = [
-        [experiment for experiment, _ in keys],
-        [unit for _, unit in keys],
-        [row.variant for row in rows],
-        [row.version for row in rows],
-        [row.at for row in rows],
-        [row.crossed_over for row in rows],
-        [bucket(salts[experiment], unit) for experiment, unit in keys],
-        [row.tenant for row in rows],
-        [row.attributes for row in rows],
-    ]
-    with connection.cursor() as cursor:
-        cursor.execute(UPSERT_EXPOSURES, columns)
-        cursor.execute(TOUCH, [sorted({unit for _, unit in keys})])
+    rows = (
+        (
+            key[0], key[1], row.variant, row.version, row.at, row.crossed_over,
+            bucket(experiments[key[0]].salt, key[1]), row.tenant, row.attributes,
+        )
+        for key, row in sorted(met.items(), key=itemgetter(0))
+    )  # fmt: skip
+    with staged("staged_exposures", STAGED_EXPOSURES, rows) as cursor:
+        cursor.execute(UPSERT_EXPOSURES)
 
 
 def apply_outcomes(batches: Sequence[Batch], now: datetime) -> OutcomeReport:
@@ -218,72 +256,80 @@ def record_outcomes(outcomes: Sequence[Outcome], now: datetime) -> OutcomeReport
 
     The same `event_id` twice, in one call or in two, counts once: the first one stands.
     """
-    metrics = {
-        metric.name: metric
-        for metric in Metric.objects.select_related("outcomes_of").filter(
-            name__in={_clean(o.metric) for o in outcomes}
-        )
-    }
-    taken: dict[str, tuple[Outcome, Metric, datetime]] = {}
+    judge = Judge(_lock_metrics({outcome.metric for outcome in outcomes}), now)
+    taken: dict[str, Outcome] = {}
     refused: list[Refusal] = []
     duplicates = 0
     for index, outcome in enumerate(outcomes):
-        metric = metrics.get(outcome.metric)
-        reason = refusal_reason(outcome, metric, now)
-        if reason is not None or metric is None:
-            reason = reason or UNKNOWN_METRIC
+        reason = judge.refusal_reason(outcome)
+        if reason is not None:
             refused.append(Refusal(index, outcome.event_id, outcome.metric, reason))
         elif outcome.event_id in taken:
             duplicates += 1
         else:
-            taken[outcome.event_id] = outcome, metric, _instant(outcome.occurred_at_ms) or now
-    recorded = _write_outcomes(taken)
-    count_refusals(refused, known=set(metrics), now=now)
+            taken[outcome.event_id] = outcome
+    recorded = _write_outcomes(taken, judge.metrics)
+    count_refusals(refused, known=set(judge.metrics), now=now)
     return OutcomeReport(recorded, duplicates + len(taken) - recorded, tuple(refused))
 
 
-def refusal_reason(outcome: Outcome, metric: Metric | None, now: datetime) -> str | None:
-    """Return why `outcome` cannot be used, or None. Reasons are few: they are counted."""
-    problem = _text_problem("event_id", outcome.event_id, TEXT_MAX) or _text_problem(
-        "unit_id", outcome.unit_id, TEXT_MAX
-    )
-    if problem:
-        return problem
-    if metric is None:
-        return UNKNOWN_METRIC
-    if (why := why_not_an_outcome(metric)) is not None:
-        return why
-    if not math.isfinite(outcome.value):
-        return "value is not a finite number"
-    if abs(outcome.value) > VALUE_MAX:
-        return f"value is beyond {VALUE_MAX:g}"
-    if metric.kind == Metric.Kind.PROPORTION and outcome.value not in (0.0, 1.0):
-        return "value of a proportion is neither 0 nor 1"
-    at = _instant(outcome.occurred_at_ms)
-    if at is None or at > now + FUTURE_MAX:
-        return "occurred_at is more than an hour in the future"
-    if at < now - AGE_MAX:
-        return "occurred_at is more than a year ago"
-    return None
+def _lock_metrics(names: Iterable[str]) -> dict[str, Metric]:
+    """Return those of the metrics that there are, by name; they stay until we commit."""
+    wanted = sorted({_clean(name) for name in names})
+    with connection.cursor() as cursor:
+        cursor.execute(LOCK_METRICS, [wanted])
+    rows = Metric.objects.select_related("outcomes_of").filter(name__in=wanted)
+    return {metric.name: metric for metric in rows}
 
 
-def _write_outcomes(taken: dict[str, tuple[Outcome, Metric, datetime]]) -> int:
+class Judge:
+    """Says of one outcome after the other why it cannot be used; reasons are few: they count."""
+
+    def __init__(self, metrics: dict[str, Metric], now: datetime) -> None:
+        self.metrics = metrics
+        # What each metric says of all its outcomes is asked once.
+        self._why_none = {name: why_not_an_outcome(each) for name, each in metrics.items()}
+        self._proportions = {n for n, m in metrics.items() if m.kind == Metric.Kind.PROPORTION}
+        self._newest_ms = _milliseconds(now + FUTURE_MAX)
+        self._oldest_ms = _milliseconds(now - AGE_MAX)
+
+    def refusal_reason(self, outcome: Outcome) -> str | None:
+        """Return why `outcome` cannot be used, or None."""
+        problem = _text_problem("event_id", outcome.event_id, TEXT_MAX) or _text_problem(
+            "unit_id", outcome.unit_id, TEXT_MAX
+        )
+        if problem:
+            return problem
+        why_none = self._why_none.get(outcome.metric, UNKNOWN_METRIC)
+        if why_none is not None:
+            return why_none
+        if not math.isfinite(outcome.value):
+            return "value is not a finite number"
+        if abs(outcome.value) > VALUE_MAX:
+            return f"value is beyond {VALUE_MAX:g}"
+        if outcome.metric in self._proportions and outcome.value not in (0.0, 1.0):
+            return "value of a proportion is neither 0 nor 1"
+        if outcome.occurred_at_ms > self._newest_ms:
+            return "occurred_at is more than an hour in the future"
+        if outcome.occurred_at_ms < self._oldest_ms:
+            return "occurred_at is more than a year ago"
+        return None
+
+
+def _write_outcomes(taken: dict[str, Outcome], metrics: dict[str, Metric]) -> int:
     if not taken:
         return 0
-    event_ids = sorted(taken)
-    rows = [taken[event_id] for event_id in event_ids]
-    columns: list[list[Any]] = [
-        event_ids,
-        [outcome.unit_id for outcome, _, _ in rows],
-        [metric.pk for _, metric, _ in rows],
-        [float(outcome.value) for outcome, _, _ in rows],
-        [at for _, _, at in rows],
-    ]
-    with connection.cursor() as cursor:
-        cursor.execute(INSERT_OUTCOMES, columns)
-        recorded = int(cursor.rowcount)
-        cursor.execute(TOUCH, [sorted({outcome.unit_id for outcome, _, _ in rows})])
-    return recorded
+    ids = {name: metric.pk for name, metric in metrics.items()}
+    rows = (
+        (
+            event_id, each.unit_id, ids[each.metric], float(each.value),
+            EPOCH + timedelta(milliseconds=each.occurred_at_ms),
+        )
+        for event_id, each in sorted(taken.items(), key=itemgetter(0))
+    )  # fmt: skip
+    with staged("staged_outcomes", STAGED_OUTCOMES, rows) as cursor:
+        cursor.execute(INSERT_OUTCOMES)
+        return int(cursor.fetchone()[0])
 
 
 def count_refusals(refused: Sequence[Refusal], *, known: set[str], now: datetime) -> None:
@@ -328,6 +374,10 @@ def _text_problem(name: str, text: str, length_max: int) -> str | None:
 def _clean(name: str) -> str:
     """Return what of an outsider's metric name can stand in a column."""
     return name.replace("\x00", "")[:NAME_MAX]
+
+
+def _milliseconds(at: datetime) -> int:
+    return round(at.timestamp() * 1_000)
 
 
 def _instant(at_ms: int) -> datetime | None:

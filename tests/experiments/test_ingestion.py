@@ -12,7 +12,13 @@ from apps.experiments.ingestion import (
     apply_outcomes,
     record_outcomes,
 )
-from apps.experiments.models import ExposureRow, Metric, OutcomeRow, RefusedOutcomes
+from apps.experiments.models import (
+    ExposureRow,
+    Metric,
+    OutcomeRow,
+    RefusedOutcomes,
+    TouchedUnit,
+)
 from tests.experiments.factories import (
     NOW,
     NOW_MS,
@@ -147,3 +153,28 @@ def test_names_of_unknown_metrics_do_not_grow_without_end() -> None:
 
     assert RefusedOutcomes.objects.count() == UNKNOWN_METRICS_MAX + 1
     assert RefusedOutcomes.objects.get(metric_name=OTHER_METRICS).count == 100
+
+
+def test_of_the_headers_only_the_dimensions_of_the_experiment_are_kept() -> None:
+    experiment = make_draft(dimensions=["tenant", "country"])
+    sent = {"country": "de\x00", "cookie": "secret", "tenant": "by-header"}
+
+    met = exposure(experiment, "u", "weak", tenant="acme", attributes=sent)
+    apply_exposures([batch(exposures=(met,))], NOW)
+
+    row = ExposureRow.objects.get()
+    assert (row.tenant, row.attributes) == ("acme", {"country": "de"})
+
+
+def test_what_changes_nothing_touches_no_unit() -> None:
+    met = batch(exposures=(exposure(make_draft(), "met", "weak"),))
+    sent = batch(outcomes=(outcome("a", unit_id="a"), outcome("b", unit_id="b")))
+    apply_exposures([met], NOW)
+    apply_outcomes([sent], NOW)
+    assert set(TouchedUnit.objects.values_list("unit", flat=True)) == {"met", "a", "b"}
+    TouchedUnit.objects.all().delete()
+
+    apply_exposures([met], NOW)
+    apply_outcomes([sent, batch(outcomes=(outcome("b", unit_id="c"),))], NOW)
+
+    assert not TouchedUnit.objects.exists()
