@@ -169,7 +169,8 @@ def test_an_empty_figure_says_why() -> None:
     assert why(interval_figure({}, RATE)) == "No difference can be computed yet"
     assert why(course_figure([], [], RATE)) == "No analysis has told a difference yet"
     assert why(exposure_figure({})) == "No unit has met a variant yet"
-    assert "no distribution" in why(distribution_figure(nothing, RATE))
+    assert "No unit's value" in why(distribution_figure(nothing, RATE))
+    assert "no unit has a value" in why(distribution_figure(metric(kind="ratio"), RATE))
     assert "says nothing" in why(posterior_figure(nothing, RATE))
 
 

@@ -18,11 +18,15 @@ def distribution_figure(metric: dict[str, Any], scale: Scale) -> Figure:
     The first bin is all below the first edge and the last one all from the last edge on: they have
     no width of their own and are drawn as wide as their neighbours.
     """
+    if metric.get("kind") == "ratio":
+        return empty("A ratio is one of sums over units: no unit has a value of its own")
     found = metric.get("distribution") or {}
     edges, counts = found.get("edges") or [], found.get("counts") or {}
-    if not edges or not any(sum(row) for row in counts.values()):
-        return empty("There is no distribution to show for this metric yet")
-    if len(edges) == 1:
+    if metric.get("kind") == "proportion":
+        counts = _zeros_and_ones(metric)
+    if not any(sum(row) for row in counts.values()):
+        return empty("No unit's value is known yet, or all are the same")
+    if metric.get("kind") == "proportion":
         return _two_bins(metric, counts)
     is_log = edges[0] > 0.0 and edges[-1] / edges[0] > LINEAR_MAX
     starts = _starts(edges, is_log)
@@ -37,6 +41,13 @@ def distribution_figure(metric: dict[str, Any], scale: Scale) -> Figure:
         {"title": {"text": "share of units, %"}, "rangemode": "tozero"},
     )
     return {"data": traces, "layout": layout}
+
+
+def _zeros_and_ones(metric: dict[str, Any]) -> dict[str, list[int]]:
+    """Return each arm's units without and with the event; its rate says all there is to say."""
+    known = [arm for arm in metric.get("arms", ()) if arm["n"] and arm["mean"] is not None]
+    ones = {arm["name"]: round(arm["n"] * arm["mean"]) for arm in known}
+    return {arm["name"]: [arm["n"] - ones[arm["name"]], ones[arm["name"]]] for arm in known}
 
 
 def _two_bins(metric: dict[str, Any], counts: dict[str, list[int]]) -> Figure:
