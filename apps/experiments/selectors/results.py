@@ -95,6 +95,8 @@ def result_context(
         "variants": [(variant, cells.get(variant.name)) for variant in variants],
         "quality": quality,
         "alpha_percent": f"{experiment.alpha_ppm / 10_000:g}",
+        # What a p is held against: the sequential reading and the fixed one have half of it each.
+        "reading_percent": f"{experiment.alpha_ppm / 20_000:g}",
         "held_out": held_out(result, scales),
         **_shown_context(experiment, result, shown, scales, until),
     }
