@@ -110,6 +110,27 @@ LETTERS = ModelRoute(
         id="rollout-8", salt="s8", version="2", weight_bp=500, baseline_bp=500, exposures=True
     ),
 )
+FACES = ModelRoute(
+    signature=DIGITS.signature,
+    stable="1",
+    versions=_versions("faces", 1, 2),
+    split=ExperimentSplit(
+        id="experiment-3",
+        inclusion_salt="in-3",
+        variant_salt="va-3",
+        coverage_bp=9_000,
+        variants=(
+            VariantRoute(name="weak", version="1", weight_bp=10_000),
+            VariantRoute(name="strong", version="2", weight_bp=0),
+        ),
+        tenants=("shop",),
+        headers={"x-country": ("ch", "côte")},
+        holdout_salt="faces",
+        holdout_bp=100,
+        dimensions=("tenant", "x-country"),
+        measured=True,
+    ),
+)
 RETIRED = ModelRoute(
     signature=Signature(
         inputs=(Tensor(name="x", datatype="BOOL", shape=(2, 3)),),
@@ -121,7 +142,13 @@ RETIRED = ModelRoute(
 )
 TABLE = RoutingTable(
     generation=42,
-    models={"digits": DIGITS, "words": WORDS, "letters": LETTERS, "retired": RETIRED},
+    models={
+        "digits": DIGITS,
+        "words": WORDS,
+        "letters": LETTERS,
+        "faces": FACES,
+        "retired": RETIRED,
+    },
     clusters={
         "main": Cluster(endpoints=("127.0.0.1:8000", "http://127.0.0.1:8010"), hedge_after_ms=40)
     },
