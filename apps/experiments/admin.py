@@ -85,6 +85,9 @@ class ExposureAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
     list_display = ["experiment", "unit", "variant_name", "version_number", "at", "crossed_over"]
     list_filter = ["experiment", "crossed_over"]
     search_fields = ["unit__exact"]
+    # The one key of the table; no row is found by Django's own.
+    ordering = ["experiment_id", "unit"]
+    list_display_links = None
     list_select_related = ["experiment"]
     show_full_result_count = False
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 
 from django.contrib.postgres.fields import ArrayField
+from django.contrib.postgres.indexes import BrinIndex
 from django.db import models
 
 from apps.experiments.states import ExperimentState
@@ -225,11 +226,20 @@ class ExperimentEvent(Transition):
 
 
 class ExposureRow(models.Model):
-    """The first time a unit met a variant of an experiment, and its values by now."""
+    """The first time a unit met a variant of an experiment, and its values by now.
 
-    # The key below begins with it; an index of its own would only mislead the planner.
+    Partitioned by `experiment`, so that the database knows a row by (experiment, unit) alone; `id`
+    is Django's, and no index finds it.
+    """
+
+    # The key below begins with it; an index of its own would only mislead the planner. Ingestion
+    # locks the experiment, once for many rows, where a constraint would look it up for each.
     experiment = models.ForeignKey(
-        Experiment, on_delete=models.CASCADE, related_name="exposures", db_index=False
+        Experiment,
+        on_delete=models.CASCADE,
+        related_name="exposures",
+        db_index=False,
+        db_constraint=False,
     )
     unit = models.CharField(max_length=200)
     variant_name = models.CharField(max_length=100)
@@ -310,19 +320,32 @@ class RolloutExposure(models.Model):
 
 
 class OutcomeRow(models.Model):
-    """A measured result for a unit; `event_id` makes a repeated one count once."""
+    """A measured result for a unit; `event_id` makes a repeated one count once.
 
-    event_id = models.CharField(max_length=200, unique=True)
+    Partitioned by `event_id`: a unique key of a partitioned table must hold what it is divided by.
+    """
+
+    event_id = models.CharField(max_length=200, primary_key=True)
     unit = models.CharField(max_length=200)
+    # Locked by ingestion, as an exposure's experiment is.
     metric = models.ForeignKey(
-        Metric, on_delete=models.PROTECT, related_name="outcomes", db_index=False
+        Metric,
+        on_delete=models.PROTECT,
+        related_name="outcomes",
+        db_index=False,
+        db_constraint=False,
     )
     value = models.FloatField()
     occurred_at = models.DateTimeField()
     received_at = models.DateTimeField(auto_now_add=True)
 
     class Meta:
-        indexes = [models.Index(fields=["metric", "unit", "occurred_at"])]
+        indexes = [
+            # Of one unit the outcomes of all metrics stand together, so that each partition is
+            # looked into once.
+            models.Index(fields=["unit", "metric", "occurred_at"], name="outcome_by_unit"),
+            BrinIndex(fields=["received_at"], name="outcome_by_arrival", autosummarize=True),
+        ]
 
 
 class RefusedOutcomes(models.Model):
