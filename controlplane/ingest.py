@@ -9,7 +9,7 @@ be applied goes to `DEAD` with the reason, so that it stops nobody.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from threading import Event
@@ -48,7 +48,12 @@ logger = logging.getLogger(__name__)
 GROUP = "ingest"
 DEAD = "interlock:dead"
 DEAD_ENTRIES_MAX = 10_000
+# Entries that a turn reads of each stream. Behind a backlog of small ones more are read, since a
+# transaction costs the same for one as for many.
 READ_COUNT = 100
+READ_COUNT_MAX = 2_000
+# What a transaction applies at most, so that neither it nor this process grows without end.
+APPLY_BYTES = 4_000_000
 BLOCK_MS = 1_000
 # A consumer that left an entry unacknowledged for so long is taken for dead.
 CLAIM_IDLE_MS = 30_000
@@ -59,6 +64,8 @@ BACK_OFF_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 # What a batch itself causes, whenever it is tried: values that no column or date can hold.
 POISON = (DataError, IntegrityError, ValueError, ArithmeticError)
 
+# An entry's id and fields; None for one that was deleted from its stream while it was pending.
+RawEntry = tuple[bytes, dict[bytes, bytes] | None]
 Apply = Callable[[Sequence[Batch], datetime], object]
 APPLY: dict[str, Apply] = {
     STREAM_TELEMETRY: apply_windows,
@@ -132,6 +139,7 @@ class Ingester:
         self._has_groups = False
         self._next_claim = 0.0
         self._failures = 0
+        self._read_count = READ_COUNT
 
     def run(self, stop: Event) -> None:
         """Take turns until `stop` is set; a failed turn loses nothing and is tried again later."""
@@ -155,7 +163,9 @@ class Ingester:
         self._prepare()
         reads = self._read()
         for stream, entries in reads:
-            self._handle(stream, entries)
+            for part in in_parts(entries):
+                self._handle(stream, part)
+        self._adapt(reads)
         return sum(len(entries) for _, entries in reads)
 
     def _back_off(self, error: Exception) -> float:
@@ -205,13 +215,13 @@ class Ingester:
             if other["pending"] == 0 and other["idle"] > FORGET_IDLE_MS:
                 client.xgroup_delconsumer(stream, GROUP, other["name"])
 
-    def _read(self) -> list[tuple[str, list[tuple[bytes, dict[bytes, bytes] | None]]]]:
+    def _read(self) -> list[tuple[str, list[RawEntry]]]:
         position = "0" if self._has_pending else ">"
         answer: Any = self.client.xreadgroup(
             GROUP,
             self.consumer,
             dict.fromkeys(STREAMS, position),
-            count=READ_COUNT,
+            count=self._read_count,
             block=self.block_ms,
         )
         # RESP3 answers a mapping of streams to lists of lists, RESP2 a list of pairs.
@@ -221,7 +231,16 @@ class Ingester:
             self._has_pending = False
         return reads
 
-    def _handle(self, stream: str, raw: Sequence[tuple[bytes, dict[bytes, bytes] | None]]) -> None:
+    def _adapt(self, reads: Sequence[tuple[str, Sequence[RawEntry]]]) -> None:
+        """Read more where that many small entries waited, and less when they do not."""
+        is_full = any(len(entries) >= self._read_count for _, entries in reads)
+        is_large = any(size_of(entries) > APPLY_BYTES for _, entries in reads)
+        if is_full and not is_large:
+            self._read_count = min(2 * self._read_count, READ_COUNT_MAX)
+        else:
+            self._read_count = max(self._read_count // 2, READ_COUNT)
+
+    def _handle(self, stream: str, raw: Sequence[RawEntry]) -> None:
         entries: list[Entry] = []
         gone: list[bytes] = []
         for entry_id, fields in raw:
@@ -271,6 +290,21 @@ class Ingester:
         pipe.xack(stream, GROUP, entry_id)
         pipe.xdel(stream, entry_id)
         pipe.execute()
+
+
+def size_of(raw: Sequence[RawEntry]) -> int:
+    return sum(len(fields.get(FIELD, b"")) for _, fields in raw if fields)
+
+
+def in_parts(raw: Sequence[RawEntry]) -> Iterator[Sequence[RawEntry]]:
+    """Cut what was read into parts of at most `APPLY_BYTES`, or of one entry."""
+    start = size = 0
+    for place, entry in enumerate(raw):
+        size += size_of([entry])
+        if size > APPLY_BYTES and place > start:
+            yield raw[start:place]
+            start, size = place, size_of([entry])
+    yield raw[start:]
 
 
 def decode_entry(stream: str, data: bytes) -> Batch:

@@ -18,6 +18,7 @@ from operator import itemgetter
 from typing import Any
 from uuid import UUID
 
+import msgspec
 from django.db import connection, transaction
 
 from apps.experiments.copying import staged
@@ -214,7 +215,7 @@ def _met(exposure: Exposure, now: datetime, headers: frozenset[str]) -> Met:
         exposure.version[:20],
         _met_at(exposure, now),
         tenant=_clean(exposure.tenant),
-        attributes=json.dumps(given) if given else None,
+        attributes=msgspec.json.encode(given).decode() if given else None,
     )
 
 

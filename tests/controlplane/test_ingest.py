@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from threading import Event, Thread
 from typing import Any
@@ -197,6 +197,43 @@ def test_an_entry_that_was_deleted_while_pending_is_forgotten(
     Ingester(client, "first", block_ms=1).turn()
 
     assert client.xpending(STREAM_TELEMETRY, GROUP)["pending"] == 0
+
+
+def test_behind_a_backlog_more_is_read_at_once(
+    client: redis.Redis[bytes], ingester: Ingester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ingest, "READ_COUNT", 2)
+    monkeypatch.setattr(ingest, "READ_COUNT_MAX", 8)
+    ingester = drained(Ingester(client, "first", block_ms=1))
+    for number in range(20):
+        send(client, windows(number))
+
+    assert [ingester.turn() for _ in range(6)] == [2, 4, 8, 6, 0, 0]
+
+    assert TelemetryRow.objects.count() == 20
+    send(client, windows(21))
+    assert ingester.turn() == 1
+
+
+def test_large_batches_are_applied_in_transactions_of_their_own(
+    client: redis.Redis[bytes], ingester: Ingester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    applied: list[int] = []
+
+    def apply(batches: Sequence[Batch], _: object) -> None:
+        applied.append(len(batches))
+
+    monkeypatch.setitem(ingest.APPLY, STREAM_TELEMETRY, apply)
+    size = len(encode_batch(windows(1)))
+    monkeypatch.setattr(ingest, "APPLY_BYTES", 2 * size)
+    for number in range(1, 6):
+        send(client, windows(number))
+    huge = batch(6, windows=(window(),) * 3)
+    send(client, huge)
+
+    assert ingester.turn() == 6
+
+    assert applied == [2, 2, 1, 1]
 
 
 def test_batches_count_apart_by_instance_boot_and_stream() -> None:
