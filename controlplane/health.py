@@ -1,10 +1,14 @@
-"""Liveness and readiness. Neither depends on MLflow, Redis or Triton: those may be away."""
+"""Liveness, readiness and metrics; they answer without MLflow, Redis and Triton too."""
 
 from __future__ import annotations
 
+import redis
 from django.contrib.auth.decorators import login_not_required
 from django.db import DatabaseError, connection
-from django.http import HttpRequest, JsonResponse
+from django.http import HttpRequest, HttpResponse, JsonResponse
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
+
+from apps.experiments.backlog import read_backlog
 
 
 @login_not_required
@@ -21,3 +25,31 @@ def ready(request: HttpRequest) -> JsonResponse:
     except DatabaseError as error:
         return JsonResponse({"ready": False, "reason": f"database: {error}"}, status=503)
     return JsonResponse({"ready": True})
+
+
+@login_not_required
+def metrics(request: HttpRequest) -> HttpResponse:
+    """Tell Prometheus what waits in the streams to be taken in."""
+    registry = CollectorRegistry()
+    readable = Gauge(
+        "interlock_streams_readable", "Whether Redis says what waits.", registry=registry
+    )
+    try:
+        backlog = read_backlog()
+    except redis.RedisError:
+        readable.set(0)
+        return HttpResponse(generate_latest(registry), content_type=CONTENT_TYPE_LATEST)
+    readable.set(1)
+    of_stream = {
+        "entries": "Entries that are not applied yet.",
+        "pending_entries": "Of those, the ones that a consumer has read.",
+        "oldest_seconds": "Age of the oldest entry that is not applied yet.",
+    }
+    for name, text in of_stream.items():
+        gauge = Gauge(f"interlock_stream_{name}", text, ["stream"], registry=registry)
+        for stream, found in backlog.streams.items():
+            values = (found.entries, found.pending, found.oldest_s)
+            gauge.labels(stream).set(dict(zip(of_stream, values, strict=True))[name])
+    dead = "Entries that can never be applied, kept in interlock:dead."
+    Gauge("interlock_dead_entries", dead, registry=registry).set(backlog.dead)
+    return HttpResponse(generate_latest(registry), content_type=CONTENT_TYPE_LATEST)

@@ -29,6 +29,7 @@ from django.db import (
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from apps.experiments.backlog import DEAD, GROUP
 from apps.experiments.ingestion import apply_exposures, apply_outcomes
 from apps.lib.clock import database_now
 from apps.rollouts.ingestion import apply_windows
@@ -45,8 +46,6 @@ from contract.messages import (
 
 logger = logging.getLogger(__name__)
 
-GROUP = "ingest"
-DEAD = "interlock:dead"
 DEAD_ENTRIES_MAX = 10_000
 # Entries that a turn reads of each stream. Behind a backlog of small ones more are read, since a
 # transaction costs the same for one as for many.
@@ -110,19 +109,6 @@ def connect() -> redis.Redis[bytes]:
         retry=Retry(NoBackoff(), 0),
     )
     return client
-
-
-def backlog() -> dict[str, int]:
-    """Return how many entries of each stream are not applied yet (read or not).
-
-    An applied entry is deleted from its stream, so the length is the backlog. `DEAD` is listed
-    too: what had to be given up since somebody last emptied it. Raises redis.RedisError.
-    """
-    with connect() as client:
-        pipe = client.pipeline(transaction=False)
-        for stream in (*STREAMS, DEAD):
-            pipe.xlen(stream)
-        return dict(zip((*STREAMS, DEAD), pipe.execute(), strict=True))
 
 
 class Ingester:

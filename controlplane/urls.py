@@ -1,4 +1,4 @@
-"""Where everything is. All of it needs a login or a token, but for health and the login page."""
+"""Where everything is. All needs a login or a token, but for health, metrics and the login page."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("api/docs/", SpectacularSwaggerView.as_view(url_name="schema"), name="api-docs"),
     path("api/dataplane/v1/routing-table", dataplane_api.routing_table, name="routing-table"),
     path("api/dataplane/v1/report", dataplane_api.report, name="instance-report"),
+    path("metrics", health.metrics, name="metrics"),
     path("healthz/live", health.live, name="live"),
     path("healthz/ready", health.ready, name="ready"),
 ]

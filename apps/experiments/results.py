@@ -14,6 +14,7 @@ from typing import Any
 
 from django.db import DataError, connection, transaction
 
+from apps.experiments.backlog import backlog_of_results, is_taken_in
 from apps.experiments.columns import uses_of
 from apps.experiments.gather import Gathered, gather
 from apps.experiments.models import Experiment, RefusedOutcomes, ResultPoint
@@ -76,6 +77,7 @@ def compute_result(experiment: Experiment, now: datetime, *, is_final: bool = Fa
             result["quality"] = _quality(experiment, found, report)
             result["exposures"] = exposure_series(experiment, now)
             result["holdout"] = _holdout(found)
+            result["backlog"] = backlog_of_results()
     except (DataError, ValueError, ArithmeticError) as error:
         logger.exception("experiment.analysis_failed %s", experiment.name)
         return Computed(None, f"{type(error).__name__}: {error}")
@@ -94,7 +96,9 @@ def refresh_result(experiment: Experiment, now: datetime) -> None:
 
 def finalise_result(experiment: Experiment, now: datetime) -> bool:
     """Make and freeze the final result of an experiment that ended; return whether it was time."""
-    if experiment.ended_at is None or now < experiment.ended_at + LATE_ARRIVALS:
+    if experiment.ended_at is None or now < (until := experiment.ended_at + LATE_ARRIVALS):
+        return False
+    if not is_taken_in(until, now):
         return False
     fold_all()
     computed = compute_result(experiment, now, is_final=True)

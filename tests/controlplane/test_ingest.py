@@ -17,6 +17,7 @@ import redis
 from django.conf import settings
 from django.db import OperationalError, connection
 
+from apps.experiments.backlog import DEAD, GROUP, read_backlog
 from apps.experiments.models import OutcomeRow
 from apps.rollouts.models import IngestedBatch, ShadowRow, TelemetryRow
 from contract.messages import (
@@ -29,7 +30,7 @@ from contract.messages import (
     encode_batch,
 )
 from controlplane import ingest
-from controlplane.ingest import DEAD, GROUP, Ingester, apply_once, backlog, connect
+from controlplane.ingest import Ingester, apply_once, connect
 from tests.experiments.factories import batch, make_metric, outcome
 from tests.rollouts.test_ingestion import shadow_window, window
 
@@ -59,6 +60,12 @@ def send(client: redis.Redis[bytes], sent: Batch | bytes, stream: str = STREAM_T
     data = encode_batch(sent) if isinstance(sent, Batch) else sent
     entry_id: bytes = client.xadd(stream, {FIELD: data})
     return entry_id
+
+
+def backlog() -> dict[str, int]:
+    """Return how many entries each stream has, `DEAD` among them."""
+    found = read_backlog()
+    return {name: each.entries for name, each in found.streams.items()} | {DEAD: found.dead}
 
 
 def windows(sequence: int = 1) -> Batch:

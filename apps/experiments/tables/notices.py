@@ -13,6 +13,11 @@ ONE_LOOK_P_MAX = 1e-4
 LEFT_OUT_MAX = 0.01
 
 
+# Batches that wait for longer than this are worth a word, and a warning.
+WAIT_TOLD_S = 5.0
+WAIT_WARNED_S = 60.0
+
+
 @dataclass(frozen=True)
 class Notice:
     """`tone` is `bad` where no verdict may be read, `warn` where one must be careful."""
@@ -37,7 +42,33 @@ def notices(
     if awaits_final:
         text = "The final result is being made: these numbers may change once more, then never."
         found.append(Notice("busy", text))
-    return found + _left_out(quality)
+    return found + behind(result) + _left_out(quality)
+
+
+def behind(result: Mapping[str, Any]) -> list[Notice]:
+    """Return what was sent and is in no number. Results of before had no `backlog`."""
+    if "backlog" not in result:
+        return []
+    backlog = result["backlog"]
+    if backlog is None:
+        text = "How much waits to be taken in is not known: Redis did not answer."
+        return [Notice("warn", text)]
+    found = []
+    if backlog["entries"] and backlog["oldest_s"] >= WAIT_TOLD_S:
+        batches = (
+            "1 batch waits" if backlog["entries"] == 1 else f"{backlog['entries']:,} batches wait"
+        )
+        text = (
+            f"{batches} to be taken in, the oldest for {backlog['oldest_s']:,.0f} s: these numbers"
+        )
+        tone = "warn" if backlog["oldest_s"] >= WAIT_WARNED_S else "busy"
+        found.append(Notice(tone, f"{text} are so far behind."))
+    if backlog["dead"]:
+        text = (
+            f"{backlog['dead']:,} batches could not be stored, of whatever model; what they carried"
+        )
+        found.append(Notice("warn", f"{text} is in no number. They are kept in interlock:dead."))
+    return found
 
 
 def _shares(ratio: Mapping[str, Any]) -> list[Notice]:
