@@ -2,7 +2,8 @@
 result, ended ones their final one.
 
 One bounded step for each; one that fails is logged and tried again at the next tick, and costs the
-others nothing.
+others nothing. Results of many units take seconds: one worker makes them at a time, so that the
+ticks of rollouts never wait for it.
 """
 
 from __future__ import annotations
@@ -21,9 +22,12 @@ from apps.experiments.services import advance_experiment
 from apps.experiments.states import ExperimentState
 from apps.experiments.values import fold_all
 from apps.lib.clock import database_now
+from apps.models.turns import take_turn
 
 log = logging.getLogger(__name__)
 
+# Any number that no other advisory lock of ours has.
+RESULTS_TURN = 0x1E5_017
 LIVE = [ExperimentState.RUNNING, ExperimentState.PAUSED]
 
 
@@ -32,11 +36,14 @@ def tick_experiments() -> None:
     now = database_now()
     experiments = Experiment.objects.order_by("pk")
     _for_each(experiments.filter(state=ExperimentState.PREPARING), _advance)
-    fold_all()
-    due = Q(refresh_due_at__isnull=True) | Q(refresh_due_at__lte=now)
-    _for_each(experiments.filter(due, state__in=LIVE), _refresh)
-    ended = experiments.filter(state=ExperimentState.COMPLETED, refresh_due_at__isnull=False)
-    _for_each(ended, _finalise)
+    with take_turn(RESULTS_TURN) as is_ours:
+        if not is_ours:
+            return
+        fold_all()
+        due = Q(refresh_due_at__isnull=True) | Q(refresh_due_at__lte=now)
+        _for_each(experiments.filter(due, state__in=LIVE), _refresh)
+        ended = experiments.filter(state=ExperimentState.COMPLETED, refresh_due_at__isnull=False)
+        _for_each(ended, _finalise)
 
 
 def _for_each(experiments: QuerySet[Experiment], step: Callable[[UUID, datetime], None]) -> None:

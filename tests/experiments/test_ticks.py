@@ -5,6 +5,7 @@ from __future__ import annotations
 from uuid import UUID
 
 import pytest
+from django.db import connections
 
 from apps.experiments import ticks
 from apps.experiments.models import Experiment
@@ -33,6 +34,25 @@ def test_a_prepared_experiment_runs_and_has_a_result_after_one_tick() -> None:
     experiment.refresh_from_db()
     assert experiment.state == "running"
     assert experiment.result["verdict"]
+    assert experiment.refreshed_at is not None
+
+
+def test_one_worker_makes_results_at_a_time_and_prepared_ones_start_nevertheless() -> None:
+    experiment = make_draft()
+    start_experiment(experiment=experiment, actor=ANNA, now=NOW)
+    set_deployments(experiment, DeploymentState.READY)
+    another = connections.create_connection("default")
+    with another.cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_lock(%s)", [ticks.RESULTS_TURN])
+        refresh_results_task()
+        experiment.refresh_from_db()
+        meanwhile = (experiment.state, experiment.refreshed_at)
+    another.close()
+
+    refresh_results_task()
+
+    experiment.refresh_from_db()
+    assert meanwhile == ("running", None)
     assert experiment.refreshed_at is not None
 
 
