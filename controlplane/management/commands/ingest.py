@@ -16,6 +16,9 @@ from controlplane.ingest import Ingester, connect
 class Command(BaseCommand):
     help = "Moves telemetry, exposures and outcomes from the Redis streams into PostgreSQL."
 
+    # They load every page; a consumer that was killed had better be back at once.
+    requires_system_checks = ()
+
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument(
             "--consumer",
