@@ -1,0 +1,141 @@
+"""Sizes and powers against statsmodels, against simulated paths, and back again."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from statsmodels.stats.power import TTestIndPower, normal_power_het
+
+from apps.experiments.stats.power import (
+    Baseline,
+    Design,
+    detectable,
+    level_of,
+    margin_units,
+    power_at,
+    units_needed,
+)
+from apps.experiments.stats.sequential import boundary
+
+HALVES = (0.5, 0.5)
+
+
+def test_ten_against_twelve_per_cent_takes_3841_units_for_each_arm() -> None:
+    assert units_needed(Baseline(0.10), Design(HALVES, 0.05), 0.02) == 2 * 3_841
+
+
+@pytest.mark.parametrize("effect", [0.02, -0.02, 0.3])
+@pytest.mark.parametrize("shares", [HALVES, (0.95, 0.05), (0.2, 0.1)])
+def test_the_power_of_rates_is_that_of_statsmodels(
+    shares: tuple[float, float], effect: float
+) -> None:
+    rate, units = 0.1, 2_000
+    first, second = shares
+    pooled = (first * rate + second * (rate + effect)) / (first + second)
+    null = math.sqrt(pooled * (1 - pooled) * (1 / first + 1 / second))
+    other = rate + effect
+    real = math.sqrt(rate * (1 - rate) / first + other * (1 - other) / second)
+    expected = normal_power_het(effect, units, 0.05, null, real, "two-sided")
+
+    found = power_at(Baseline(rate), Design(shares, 0.05), effect, units)
+
+    assert found == pytest.approx(expected, rel=1e-6, abs=1e-12)
+
+
+@pytest.mark.parametrize("shares", [HALVES, (0.95, 0.05)])
+@pytest.mark.parametrize(("units", "effect"), [(40, 1.0), (400, 0.3), (10_000, 0.05)])
+def test_the_power_of_means_is_that_of_statsmodels(
+    shares: tuple[float, float], units: int, effect: float
+) -> None:
+    control = units * shares[0]
+    expected = TTestIndPower().power(effect, control, 0.05, shares[1] / shares[0])
+
+    found = power_at(Baseline(10.0, 1.0), Design(shares, 0.05), effect, units)
+
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("is_sequential", [False, True])
+@pytest.mark.parametrize("baseline", [Baseline(0.05), Baseline(20.0, 35.0)])
+def test_what_is_detectable_with_the_units_needed_is_the_effect(
+    baseline: Baseline, is_sequential: bool
+) -> None:
+    design = Design((0.6, 0.2), 0.025, 0.9)
+    effect = baseline.mean * 0.1
+    units = units_needed(baseline, design, effect, is_sequential=is_sequential)
+    assert units is not None
+
+    found = detectable(baseline, design, units, is_sequential=is_sequential)
+    power = power_at(baseline, design, effect, units, is_sequential=is_sequential)
+
+    assert found == pytest.approx(effect, rel=1e-3)
+    assert power == pytest.approx(0.9, abs=2e-3)
+
+
+@pytest.mark.parametrize(("level", "effect"), [(0.05, 0.035), (0.025, 0.045), (0.0125, 0.04)])
+def test_the_power_of_the_sequence_is_that_of_simulated_paths(level: float, effect: float) -> None:
+    units, looks, paths = 40_000, 1_000, 3_000
+    rng = np.random.default_rng(7)
+    share = np.arange(1, looks + 1) / looks
+    shift = effect * math.sqrt(units) / 2
+    steps = rng.normal(shift / looks, math.sqrt(1 / looks), (paths, looks))
+    z = np.cumsum(steps, axis=1) / np.sqrt(share)
+    bound = np.array([boundary(int(u * units), level, units)[0] for u in share])
+    simulated = (z >= bound)[:, 5:].any(axis=1).mean()
+
+    found = power_at(Baseline(1.0, 1.0), Design(HALVES, level), effect, units, is_sequential=True)
+
+    # Paths are looked at 1,000 times, the sequence always.
+    deviation = math.sqrt(found * (1 - found) / paths)
+    assert simulated - 4 * deviation < found < simulated + 4 * deviation + 0.01
+
+
+def test_reading_at_any_time_costs_about_half_as_many_units_again() -> None:
+    design = Design(HALVES, level_of(0.05, 2))
+    fixed = units_needed(Baseline(0.1), design, 0.01)
+    any_time = units_needed(Baseline(0.1), design, 0.01, is_sequential=True)
+    assert fixed is not None
+    assert any_time is not None
+    assert 1.4 < any_time / fixed < 1.7
+
+
+def test_a_guardrails_units_are_those_of_a_one_sided_test() -> None:
+    units = margin_units(Baseline(5.0, 2.0), Design(HALVES, 0.025), 0.1)
+    assert units == math.ceil((1.959964 + 0.841621) ** 2 * 4.0 * 4.0 / 0.1**2)
+
+
+def test_more_arms_share_the_level() -> None:
+    assert level_of(0.05, 2) == 0.025
+    assert level_of(0.05, 6) == 0.005
+
+
+def test_what_no_number_of_units_finds_is_none() -> None:
+    assert units_needed(Baseline(1.0, 1.0), Design(HALVES, 0.05), 1e-9) is None
+    assert detectable(Baseline(0.9), Design(HALVES, 0.05), 20) is None
+    assert detectable(Baseline(0.9), Design(HALVES, 0.05), 0) is None
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: Baseline(0.0), "between 0 and 1"),
+        (lambda: Baseline(1.0), "between 0 and 1"),
+        (lambda: Baseline(math.nan), "finite"),
+        (lambda: Baseline(1.0, 0.0), "above 0"),
+        (lambda: Baseline(1.0, -1.0), "above 0"),
+        (lambda: Baseline(1.0, math.inf), "above 0"),
+        (lambda: Design(HALVES, 0.0), "false verdict"),
+        (lambda: Design(HALVES, 0.05, 1.0), "power"),
+        (lambda: Design(HALVES, 0.05, 0.01), "power"),
+        (lambda: Design((1.0, 0.0), 0.05), "share"),
+        (lambda: units_needed(Baseline(0.1), Design(HALVES, 0.05), 0.0), "other than 0"),
+        (lambda: units_needed(Baseline(0.1), Design(HALVES, 0.05), 0.95), "beyond 0 or 1"),
+        (lambda: units_needed(Baseline(0.1), Design(HALVES, 0.05), -0.2), "beyond 0 or 1"),
+        (lambda: margin_units(Baseline(0.1), Design(HALVES, 0.05), 0.0), "margin"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(make: object, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        make()  # type: ignore[operator]
