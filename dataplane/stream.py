@@ -35,9 +35,10 @@ log = logging.getLogger("interlock.dataplane")
 WINDOWS_PER_BATCH = 500
 EXPOSURES_PER_BATCH = 1_000
 SKETCHES_PER_BATCH = 50
+OUTCOMES_PER_BATCH = 1_000
 OUTCOMES_WAITING_MAX = 20_000
-# Entries that a stream may hold in Redis before the oldest go; a consumer that is so far behind
-# has been down for weeks.
+# Entries that a stream may hold in Redis. Beyond it the oldest go, of outcomes none: those wait in
+# the spool, until it is full and they are refused. A consumer so far behind has been down for long.
 STREAM_ENTRIES_MAX = 1_000_000
 # How long a loop may wait for work before it turns all the same, and so shows that it lives.
 IDLE_S = 5.0
@@ -179,16 +180,26 @@ class Publisher:
         while (oldest := await asyncio.to_thread(self._spool.oldest)) is not None:
             path, records = oldest
             if records:
+                await self._check_room(records)
                 async with self._redis.pipeline(transaction=False) as pipeline:
                     for record in records:
+                        is_kept = record.stream == STREAM_OUTCOMES
                         pipeline.xadd(
                             record.stream,
                             {FIELD: record.payload},
-                            maxlen=STREAM_ENTRIES_MAX,
+                            maxlen=None if is_kept else STREAM_ENTRIES_MAX,
                             approximate=True,
                         )
                     await pipeline.execute()
             await asyncio.to_thread(self._spool.remove, path)
+
+    async def _check_room(self, records: list[Record]) -> None:
+        """Raise redis.RedisError when the stream of outcomes is as long as it may be."""
+        if all(record.stream != STREAM_OUTCOMES for record in records):
+            return
+        length = await self._redis.xlen(STREAM_OUTCOMES)
+        if length >= STREAM_ENTRIES_MAX:
+            raise redis.RedisError(f"{length} batches of outcomes wait; is the ingester running?")
 
     async def store_outcomes(self) -> None:
         """Write the waiting outcomes to disk, many at once, and tell those who wait."""
@@ -196,7 +207,12 @@ class Publisher:
         if not waiting:
             return
         self._outcomes_waiting = 0
-        records = [self._record(STREAM_OUTCOMES, outcomes=tuple(w.outcomes)) for w in waiting]
+        # Many requests make one batch: one outcome each would cost the consumer a batch each.
+        outcomes = [outcome for item in waiting for outcome in item.outcomes]
+        records = [
+            self._record(STREAM_OUTCOMES, outcomes=tuple(outcomes[i : i + OUTCOMES_PER_BATCH]))
+            for i in range(0, len(outcomes), OUTCOMES_PER_BATCH)
+        ]
         failure: OutcomesRefused | None = None
         try:
             await asyncio.to_thread(self._spool.append, records, durable=True)

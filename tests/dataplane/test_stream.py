@@ -1,5 +1,5 @@
 import asyncio
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 import redis.asyncio as redis
@@ -72,6 +72,37 @@ async def test_outcomes_are_promised_only_when_they_are_on_disk(valkey, tmp_path
         await stored
         _, (record,) = Spool(tmp_path / "spool", 10_000).oldest()
         assert decode_batch(record.payload).outcomes == (outcome(1),)
+
+
+async def test_outcomes_of_many_requests_become_one_batch(valkey, tmp_path):
+    async with publishing(valkey, tmp_path / "spool", bytes_max=1_000_000) as publisher:
+        promises = [publisher.accept([outcome(number)]) for number in range(1_500)]
+        await publisher.store_outcomes()
+        await asyncio.gather(*promises)
+        await publisher.send_spooled()
+        batches = await entries(publisher, STREAM_OUTCOMES)
+        assert [len(b.outcomes) for b in batches] == [1_000, 500]
+        assert batches[1].outcomes[-1] == outcome(1_499)
+
+
+async def test_outcomes_that_nobody_takes_in_are_held_and_never_trimmed(
+    valkey, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("dataplane.stream.STREAM_ENTRIES_MAX", 2)
+    async with publishing(valkey, tmp_path / "spool") as publisher:
+        for number in range(3):
+            publisher.accept([outcome(number)])
+            await publisher.store_outcomes()
+            with suppress(redis.RedisError):
+                await publisher.send_spooled()
+        assert len(await entries(publisher, STREAM_OUTCOMES)) == 2
+        with pytest.raises(redis.RedisError, match="2 batches of outcomes wait"):
+            await publisher.send_spooled()
+
+        await publisher.client.delete(STREAM_OUTCOMES)
+        await publisher.send_spooled()
+        (batch,) = await entries(publisher, STREAM_OUTCOMES)
+        assert batch.outcomes == (outcome(2),)
 
 
 async def test_what_waited_while_redis_was_away_arrives_in_order(valkey, tmp_path):
