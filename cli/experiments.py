@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from cli import power
 from cli.client import (
     EXIT_BAD_REQUEST,
     EXIT_OK,
@@ -61,6 +62,8 @@ def add_experiments(commands: Any) -> None:
     for name, told in MOVES.items():
         moving = add_command(actions, name, _move(name), told, "experiment")
         moving.add_argument("--reason", default="")
+    told = "say how many units a draft needs, in how many days, and what it detects"
+    power.add_options(add_command(actions, "power", power.plan, told, "experiment"))
     _add_ship(actions)
     told = "change the weights while it runs or is paused"
     weights = add_command(actions, "weights", change_weights, told, "experiment")

@@ -21,6 +21,7 @@ from apps.experiments.exports import to_csv
 from apps.experiments.metric_api import NAME_IN_PATH, MetricViewSet, find_metric
 from apps.experiments.models import Experiment, ResultSnapshot
 from apps.experiments.outcomes import check_length, parse_and_record
+from apps.experiments.power import Asked, plan_size
 from apps.experiments.serializers import (
     ExperimentEditSerializer,
     ExperimentInputSerializer,
@@ -29,6 +30,8 @@ from apps.experiments.serializers import (
     OutcomeBatchSerializer,
     OutcomeReportSerializer,
     PointSerializer,
+    PowerInputSerializer,
+    PowerSerializer,
     RefreshSerializer,
     ResultSerializer,
     ShipSerializer,
@@ -229,6 +232,18 @@ class ExperimentViewSet(
     )
     def results(self, request: Request, name: str) -> Response:
         return _downloadable(request, ResultSerializer(self.get_object()).data, name)
+
+    @extend_schema(
+        summary="How many units it needs, in how many days, and what it detects",
+        parameters=[PowerInputSerializer],
+        responses={200: PowerSerializer},
+    )
+    @action(detail=True, methods=["get"], serializer_class=PowerSerializer)
+    def power(self, request: Request, name: str) -> Response:
+        given = PowerInputSerializer(data=request.query_params.dict())
+        given.is_valid(raise_exception=True)
+        plan = plan_size(self.get_object(), Asked(**given.validated_data), database_now())
+        return Response(PowerSerializer(plan).data)
 
     @extend_schema(
         summary="The course of the result over time, the oldest first",

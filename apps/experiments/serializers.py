@@ -7,6 +7,7 @@ from typing import Any
 from rest_framework import serializers
 
 from apps.experiments.models import Experiment, Metric, ResultPoint, ResultSnapshot
+from apps.experiments.power import POWER
 from apps.rollouts.serializers import StrictSerializer
 
 NAME_MAX = 100
@@ -290,6 +291,45 @@ class ResultSerializer(serializers.Serializer[Experiment]):
     )
     result = serializers.JSONField(
         help_text="Verdict, sample ratio, arms, comparisons, data quality; empty before the first."
+    )
+
+
+class PowerInputSerializer(StrictSerializer):
+    """What is asked of a plan; a baseline is looked up where it is left out."""
+
+    effect = serializers.FloatField(
+        required=False, help_text="The difference to find, in the metric's own unit."
+    )
+    relative = serializers.FloatField(
+        required=False, help_text="The same relative to the baseline; 0.05 unless told."
+    )
+    power = serializers.FloatField(default=POWER, help_text="The chance to find it.")
+    mean = serializers.FloatField(required=False, help_text="The baseline's mean or rate.")
+    sd = serializers.FloatField(required=False, help_text="The spread of units' values.")
+
+
+class PowerSerializer(serializers.Serializer[Any]):
+    """A plan: units, days and detectable effects; null where nothing can be said."""
+
+    metric = serializers.CharField()
+    alpha = serializers.FloatField()
+    level = serializers.FloatField(help_text="What one reading of one treatment is read at.")
+    power = serializers.FloatField()
+    planned_units = serializers.IntegerField()
+    traffic = serializers.JSONField(help_text="units_a_day, growth, hours, told")
+    baseline = serializers.JSONField(help_text="mean, sd, source; null when none is known")
+    reason = serializers.CharField(help_text="Why there are no sizes.")
+    guardrails = serializers.JSONField(help_text="metric, margin, units, days, reason of each")
+    effect = serializers.FloatField(required=False)
+    effect_relative = serializers.FloatField(required=False, allow_null=True)
+    sizes = serializers.JSONField(
+        required=False, help_text="reading, units, control_units, days: fixed-horizon, sequential"
+    )
+    planned = serializers.JSONField(
+        required=False, help_text="What the planned units detect: units, fixed, sequential, days"
+    )
+    curve = serializers.JSONField(
+        required=False, help_text="days, units, fixed, sequential: what is detectable by then"
     )
 
 

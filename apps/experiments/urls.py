@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from django.urls import path
 
-from apps.experiments.views import actions, drafts, lists, metrics, moves, results, snapshots
+from apps.experiments.views import actions, drafts, lists, metrics, moves, power, results, snapshots
 
 urlpatterns = [
     path("", lists.experiment_list, name="experiment-list"),
@@ -24,6 +24,7 @@ urlpatterns = [
     path("<str:name>/stop/", actions.stop, name="experiment-stop"),
     path("<str:name>/abandon/", actions.abandon, name="experiment-abandon"),
     path("<str:name>/refresh/", actions.refresh, name="experiment-refresh"),
+    path("<str:name>/power/", power.power, name="experiment-power"),
     path("<str:name>/ship/", moves.ship, name="experiment-ship"),
     path("<str:name>/weights/", moves.weights, name="experiment-weights"),
     path("<str:name>/snapshots/", snapshots.snapshot_new, name="experiment-snapshots"),

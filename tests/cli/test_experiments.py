@@ -208,3 +208,44 @@ def test_a_file_that_is_no_object_is_refused(
     assert cli.main(["experiment", "create", str(file)]) == 2
     assert cli.main(["metric", "create", str(file)]) == 2
     assert asked == []
+
+
+PLAN: dict[str, Any] = {
+    "metric": "accuracy",
+    "power": 0.8,
+    "reason": "",
+    "traffic": {"told": "1,000 different units in the last 24 hours"},
+    "baseline": {"mean": 0.1, "sd": None, "source": "control of past"},
+    "effect": 0.02,
+    "effect_relative": 0.2,
+    "sizes": [
+        {"reading": "fixed-horizon", "units": 9_300, "control_units": 4_650, "days": 9.31},
+        {"reading": "sequential", "units": 14_400, "control_units": 7_200, "days": None},
+    ],
+    "curve": [{"days": 1, "units": 1_000, "fixed": 0.06, "sequential": None}],
+    "guardrails": [{"metric": "latency", "margin": 1.0, "units": 50, "days": 0.05, "reason": ""}],
+}
+
+
+def test_a_plan_is_told_and_its_size_taken(
+    serve: Callable[[list[Any]], Asked], capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = serve([PLAN, SHOWN])
+
+    assert cli.main(["experiment", "power", "first", "--relative", "20", "--apply"]) == 0
+
+    assert asked[1] == ("PATCH", "experiments/first/", {"planned_units": 9_300})
+    told = capsys.readouterr().out
+    for words in ("control of past", "+0.02", "9300", "9.31", "latency", "planned with 9,300"):
+        assert words in told
+
+
+def test_a_draft_without_a_past_has_no_size_and_the_exit_code_says_so(
+    serve: Callable[[list[Any]], Asked], capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = serve([{**PLAN, "reason": "give its rate", "sizes": []}])
+
+    assert cli.main(["experiment", "power", "first", "--apply"]) == 1
+
+    assert len(asked) == 1
+    assert "give its rate" in capsys.readouterr().out
