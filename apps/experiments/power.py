@@ -25,6 +25,7 @@ from apps.experiments.stats.power import (
     margin_units,
     units_needed,
 )
+from apps.experiments.stats.sequential import UNITS_MIN
 from apps.lib.errors import Invalid
 from contract.bucketing import BUCKETS
 
@@ -112,7 +113,7 @@ def _sizes(
     effect = _effect(found, asked)
     sizes = []
     for reading in (False, True):
-        units = units_needed(found, design, effect, is_sequential=reading)
+        units = _at_least(design, units_needed(found, design, effect, is_sequential=reading))
         sizes.append(
             {
                 "reading": "sequential" if reading else "fixed-horizon",
@@ -173,7 +174,7 @@ def _guardrails(
         if use.margin is None:
             continue
         found, source = _baseline(experiment, use, Asked(), now)
-        units = margin_units(found, design, use.margin) if found else None
+        units = _at_least(design, margin_units(found, design, use.margin)) if found else None
         rows.append(
             {
                 "metric": use.metric.name,
@@ -184,6 +185,11 @@ def _guardrails(
             }
         )
     return rows
+
+
+def _at_least(design: Design, units: int | None) -> int | None:
+    """Return `units`, or so many that each arm has what a reading waits for."""
+    return None if units is None else max(units, math.ceil(UNITS_MIN / min(design.shares)))
 
 
 def _days(traffic: Traffic | None, units: int | None) -> float | None:
@@ -224,6 +230,8 @@ def _baseline(
         wanted = "its rate" if is_rate else "its mean and the spread (sd) of units' values"
         return None, f"{metric.name} has no past on {experiment.model.name}: give {wanted}"
     mean, sd, source = seen
+    if not is_rate and not sd:
+        return None, f"{source} shows no spread of {metric.name}: give its mean and sd"
     try:
         return Baseline(mean, None if is_rate else sd), source
     except ValueError as error:
@@ -331,4 +339,6 @@ def _units(rows: Iterable[UnitCount]) -> float:
 def _span(hours: float) -> str:
     if hours < 1.0:
         return f"{hours * 60:.0f} minutes"
+    if hours < 1.5:
+        return "hour"
     return f"{hours:.0f} hours" if hours < GROWTH_HOURS_MIN else f"{hours / 24:.0f} days"

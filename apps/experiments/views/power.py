@@ -13,7 +13,7 @@ from apps.experiments import services
 from apps.experiments.charts.planning import detectable_figure
 from apps.experiments.forms.power import PowerForm
 from apps.experiments.models import Experiment
-from apps.experiments.power import plan_size
+from apps.experiments.power import DAY_S, plan_size
 from apps.experiments.selectors import experiments as selectors
 from apps.experiments.states import ExperimentState
 from apps.experiments.tables.wording import scale_of
@@ -58,11 +58,13 @@ def _context(
         "experiment": shown,
         "form": form if form.is_bound else PowerForm(initial=_initial(form)),
         "plan": plan,
+        "sizes": [_timed(size) for size in plan.get("sizes", [])],
+        "guardrails": [_timed(row) for row in plan.get("guardrails", [])],
         "scale": scale,
         "effect": scale.change(plan.get("effect")),
         "baseline": scale.level((plan.get("baseline") or {}).get("mean")),
         "points": [_row(point, scale) for point in curve],
-        "planned": _row(plan["planned"], scale) if "planned" in plan else None,
+        "planned": _timed(_row(plan["planned"], scale)) if "planned" in plan else None,
         "figure": detectable_figure(curve, plan.get("effect"), scale),
         "may_plan": may_plan and shown.state == ExperimentState.DRAFT,
     }
@@ -75,6 +77,10 @@ def _initial(form: PowerForm) -> dict[str, Any]:
 def _row(point: dict[str, Any], scale: Any) -> dict[str, Any]:
     told = {key: scale.amount(point[key]) for key in ("fixed", "sequential")}
     return {"days": point["days"], "units": point["units"], **told}
+
+
+def _timed(row: dict[str, Any]) -> dict[str, Any]:
+    return row | {"duration_s": None if row["days"] is None else row["days"] * DAY_S}
 
 
 def _take(request: PageRequest, name: str) -> HttpResponse:
