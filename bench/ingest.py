@@ -32,6 +32,16 @@ if TYPE_CHECKING:
 
 GOAL = 20_000
 NAIVE_READ_COUNT = 100
+# The ORM's way is slow; so many times fewer events tell as much.
+NAIVE_SHARE = 5
+# What the worker does beside: makes the values of touched units, again and again.
+FOLD = """
+import time, django
+django.setup()
+from apps.experiments.values import fold_touched
+while True:
+    fold_touched() or time.sleep(0.2)
+"""
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 WITHIN_S = 120.0
 
@@ -39,11 +49,11 @@ WITHIN_S = 120.0
 def main() -> None:
     """Print events a second by kind of event and by the rows that are there already."""
     parser = argparse.ArgumentParser(prog="bench ingest", description=__doc__)
-    parser.add_argument("--events", type=int, default=100_000)
+    parser.add_argument("--events", type=int, default=60_000)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--rows", type=int, nargs="+", default=[0, 1_000_000, 3_000_000])
     parser.add_argument("--consumers", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=20.0, help="of the sustained run")
+    parser.add_argument("--seconds", type=float, default=15.0, help="of each steady run")
     options = parser.parse_args(sys.argv[2:])
     print(
         f"{machine()}; Redis, PostgreSQL, {options.consumers} ingester(s) and the sender on it; "
@@ -90,7 +100,8 @@ class Bench:
             before = rows
             for kind in KINDS:
                 self.compare(rows, kind)
-        self.sustained(before)
+        self.sustained(before, is_folding=False)
+        self.sustained(before, is_folding=True)
 
     def compare(self, rows: int, kind: str) -> None:
         """Print what a kind of events comes to, one round of each side after the other."""
@@ -111,7 +122,7 @@ class Bench:
             self.wait_until_empty()
             return float(self.options.events / (time.perf_counter() - started))
 
-    def sustained(self, rows: int) -> None:
+    def sustained(self, rows: int, *, is_folding: bool) -> None:
         """Print how far behind the ingester falls at a steady load of the goal."""
         from bench.ingest_load import MIXED
 
@@ -119,7 +130,10 @@ class Bench:
         # Twenty parts a second.
         size = max(1, len(entries) // int(20 * self.options.seconds))
         lengths, longest = [], 0.0
-        with self.consumers():
+        with ExitStack() as exits:
+            exits.enter_context(self.consumers())
+            if is_folding:
+                exits.enter_context(process(["-c", FOLD]))
             started = time.perf_counter()
             for turn, start in enumerate(range(0, len(entries), size)):
                 time.sleep(max(0.0, started + turn / 20 - time.perf_counter()))
@@ -127,11 +141,15 @@ class Bench:
                 lengths.append(self.waiting())
                 longest = max(longest, self.oldest_s())
             self.wait_until_empty()
-            took = time.perf_counter() - started
+            behind_s = max(0.0, time.perf_counter() - started - self.options.seconds)
+            units = touched()
         print(
-            f"\n{GOAL:,} events/s (both) for {self.options.seconds:.0f} s with {rows:,} rows: "
-            f"drained {took - self.options.seconds:.1f} s after the last; at most "
-            f"{max(lengths):,} entries waited, the oldest for {longest:.1f} s"
+            f"\n{GOAL:,} events/s (both) for {self.options.seconds:.0f} s with {rows:,} rows"
+            f"{', values of units made beside it' if is_folding else ''}: at most "
+            f"{max(lengths):,} entries waited, the oldest for {longest:.1f} s; empty "
+            f"{behind_s:.1f} s after the last"
+            + (f"; {units:,} units left to fold" if is_folding else ""),
+            flush=True,
         )
 
     def send(self, entries: list[tuple[str, bytes]]) -> None:
@@ -166,16 +184,12 @@ class Bench:
 
     @contextmanager
     def consumer(self, name: str) -> Iterator[None]:
-        process = subprocess.Popen([sys.executable, "manage.py", "ingest", "--consumer", name])
-        try:
+        with process(["manage.py", "ingest", "--consumer", name]) as started:
             while not self.is_reading(name):
-                if process.poll() is not None:
-                    raise SystemExit(f"the ingester ended with {process.returncode}")
+                if started.poll() is not None:
+                    raise SystemExit(f"the ingester ended with {started.returncode}")
                 time.sleep(0.02)
             yield
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(10)
 
     def is_reading(self, name: str) -> bool:
         client: Any = self.client
@@ -189,13 +203,36 @@ class Bench:
 
     def naive(self, kind: str) -> float:
         """Return the events a second of a consumer that creates rows by the ORM."""
-        self.send(self.events.entries(kind, self.options.events))
+        events = self.options.events // NAIVE_SHARE
+        self.send(self.events.entries(kind, events))
         started = time.perf_counter()
         for stream in STREAMS:
             while entries := self.client.xrange(stream, count=NAIVE_READ_COUNT):
                 create_rows(stream, [decode_batch(fields[FIELD]) for _, fields in entries])
                 self.client.xdel(stream, *(entry_id for entry_id, _ in entries))
-        return float(self.options.events / (time.perf_counter() - started))
+        return float(events / (time.perf_counter() - started))
+
+
+@contextmanager
+def process(arguments: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a Python process of the product while the block runs."""
+    started = subprocess.Popen([sys.executable, *arguments])
+    try:
+        yield started
+    finally:
+        started.send_signal(signal.SIGTERM)
+        started.wait(10)
+
+
+def touched() -> int:
+    """Return how many touches of units wait to be folded; for the next run none do."""
+    from django.db import connection
+
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM experiments_touchedunit")
+        found = int(cursor.fetchone()[0])
+        cursor.execute("TRUNCATE experiments_touchedunit")
+    return found
 
 
 def create_rows(stream: str, batches: list[Batch]) -> None:
