@@ -48,7 +48,7 @@ UNKNOWN_METRIC = "unknown metric"
 
 STAGED_EXPOSURES = {
     "experiment_id": "uuid", "unit": "text", "variant_name": "text", "version_number": "text",
-    "at": "timestamptz", "crossed_over": "bool", "bucket": "int4", "tenant": "text",
+    "at": "timestamptz", "crossed_over": "bool", "bucket": "int8", "tenant": "text",
     "attributes": "text",
 }  # fmt: skip
 # Units are touched where something changed; a repetition costs no fold.
