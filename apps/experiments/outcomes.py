@@ -49,10 +49,10 @@ def parse_and_record(body: Any, now: datetime) -> OutcomeReport:
         try:
             outcomes.append(_outcome(row, now))
             positions.append(index)
-        except msgspec.ValidationError as error:
+        except (msgspec.ValidationError, UnicodeError) as error:
             event_id = row.get("event_id") if isinstance(row, dict) else ""
             shown = event_id if isinstance(event_id, str) else ""
-            refused.append(Refusal(index, shown, "", str(error)))
+            refused.append(Refusal(index, _whole(shown), "", _whole(str(error))))
     report = record_outcomes(outcomes, now)
     refused += [replace(refusal, index=positions[refusal.index]) for refusal in report.refused]
     return replace(report, refused=tuple(sorted(refused, key=lambda refusal: refusal.index)))
@@ -69,6 +69,9 @@ def _rows(body: Any) -> list[Any]:
 
 def _outcome(row: Any, now: datetime) -> Outcome:
     given = msgspec.convert(row, OutcomeRowInput)
+    for name in ("event_id", "unit_id", "metric"):
+        if _whole(text := getattr(given, name)) != text:
+            raise msgspec.ValidationError(f"{name} holds half a character (a lone surrogate)")
     at = (given.occurred_at or now).astimezone(UTC)
     return Outcome(
         event_id=given.event_id,
@@ -77,3 +80,8 @@ def _outcome(row: Any, now: datetime) -> Outcome:
         value=float(given.value),
         occurred_at_ms=round(at.timestamp() * 1_000),
     )
+
+
+def _whole(text: str) -> str:
+    """Return `text` without halves of characters, which JSON can name and nobody can store."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -336,6 +337,25 @@ def test_a_refused_outcome_is_named_by_its_position(
 
     assert report["recorded"] == 2
     assert report["refused"][0]["index"] == 1
+    assert reason in report["refused"][0]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (row("x\ud800"), "event_id holds half a character"),
+        (row("x", unit_id="\ud800"), "unit_id holds half a character"),
+        (row("x", metric="\ud800"), "metric holds half a character"),
+        (row("x", **{"\ud800": 1}), "surrogates not allowed"),
+    ],
+)
+def test_half_a_character_refuses_its_own_row(operator: APIClient, bad: Any, reason: str) -> None:
+    make_metric()
+    body = json.dumps({"outcomes": [bad, row("b")]})
+
+    report = operator.post(f"{ROOT}/outcomes/", body, content_type="application/json").json()
+
+    assert report["recorded"] == 1
     assert reason in report["refused"][0]["reason"]
 
 
