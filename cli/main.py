@@ -23,6 +23,7 @@ from cli.client import (
 from cli.experiments import add_experiments
 from cli.governance import add_governance
 from cli.notifications import add_notifications
+from cli.outcomes import add_outcomes
 from cli.parsing import add_command
 from cli.plans import add_plans
 from cli.releases import add_releases
@@ -75,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     add_governance(commands)
     add_serving(commands)
     add_experiments(commands)
+    add_outcomes(commands)
     add_versions(commands)
     add_tenants(commands)
     add_keys(commands)

@@ -121,6 +121,10 @@ TRITON_INSTANCES = env.integer("INTERLOCK_TRITON_INSTANCES", 1, at_least=1)
 REGISTER_DIR = env.text("INTERLOCK_REGISTER_DIR", "")
 # … and from an https: URI at these hosts (host or host:port).
 REGISTER_HOSTS = [host.lower() for host in env.items("INTERLOCK_REGISTER_HOSTS")]
+# Files of outcomes are divided by those who have more.
+IMPORT_BYTES_MAX = env.integer("INTERLOCK_IMPORT_BYTES_MAX", 512 * 1024**2, at_least=1)
+# The pages that take files.
+UPLOAD_PAGES = ("version-register", "outcome-import")
 FILE_UPLOAD_HANDLERS = ["apps.models.uploads.ArtifactUploadHandler"]
 # An instance that has not reported for so long is not live: its ack is not waited for.
 INSTANCE_LIVE_S = env.integer("INTERLOCK_INSTANCE_LIVE_S", 10, at_least=3)
@@ -192,6 +196,7 @@ CELERY_BEAT_SCHEDULE: dict[str, dict[str, Any]] = {
         "rollouts.prune": 3600.0,
         "notifications.deliver": 1.0,
         "notifications.prune": 3600.0,
+        "experiments.import_outcomes": 2.0,
         "experiments.prune": 3600.0,
     }.items()
 }

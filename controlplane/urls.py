@@ -18,6 +18,7 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("", include("apps.models.urls")),
     path("rollouts/", include("apps.rollouts.urls")),
     path("experiments/", include("apps.experiments.urls")),
+    path("outcomes/", include("apps.experiments.outcome_urls")),
     path("notifications/", include("apps.notifications.urls")),
     path("tokens/", include("controlplane.token_urls")),
     path("login/", auth.LoginView.as_view(redirect_authenticated_user=True), name="login"),

@@ -18,6 +18,7 @@ from rest_framework.viewsets import GenericViewSet, ViewSet
 
 from apps.experiments import services
 from apps.experiments.exports import to_csv
+from apps.experiments.imports.api import ImportViewSet
 from apps.experiments.metric_api import NAME_IN_PATH, MetricViewSet, find_metric
 from apps.experiments.models import Experiment, ResultSnapshot
 from apps.experiments.outcomes import check_length, parse_and_record
@@ -59,6 +60,7 @@ def register(router: BaseRouter) -> None:
     router.register("experiments", ExperimentViewSet, basename="api-experiment")
     router.register("snapshots", SnapshotViewSet, basename="api-snapshot")
     router.register("outcomes", OutcomeViewSet, basename="api-outcome")
+    router.register("outcome-imports", ImportViewSet, basename="api-outcome-import")
 
 
 class CsvRenderer(BaseRenderer):

@@ -390,19 +390,47 @@ class ResultSnapshot(models.Model):
 
 
 class OutcomeImport(models.Model):
-    """A file of outcomes that was read, and what became of its rows."""
+    """A file of outcomes that is read by a worker, how far it came, and what became of its rows."""
+
+    class State(models.TextChoices):
+        WAITING = "waiting"
+        RUNNING = "running"
+        DONE = "done"
+        FAILED = "failed"
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     filename = models.CharField(max_length=300)
     bytes = models.PositiveBigIntegerField()
+    format = models.CharField(max_length=10, default="csv")
+    state = models.CharField(max_length=10, choices=State.choices, default=State.WAITING)
+    # Why it could not be read to its end.
+    error = models.TextField(default="", blank=True)
+    # The rows that were read; of these:
     rows = models.PositiveBigIntegerField(default=0)
     recorded = models.PositiveBigIntegerField(default=0)
     duplicates = models.PositiveBigIntegerField(default=0)
-    # {reason: count}, and the first rows of each: [row, event_id, reason].
+    # Of units that had met no experiment when they came.
+    strangers = models.PositiveBigIntegerField(default=0)
+    # {reason: count}; the rows themselves are `RefusedRow`s.
     refused = models.JSONField(default=dict)
-    examples = models.JSONField(default=list)
     actor = models.CharField(max_length=150)
     at = models.DateTimeField()
+    ended_at = models.DateTimeField(null=True)
 
     class Meta:
         ordering = ["-at"]
+
+
+class RefusedRow(models.Model):
+    """A row of an import that was not taken, and why; the first row after the header is 1."""
+
+    imported = models.ForeignKey(
+        OutcomeImport, on_delete=models.CASCADE, related_name="refused_rows", db_index=False
+    )
+    row = models.PositiveBigIntegerField()
+    event_id = models.CharField(max_length=200)
+    metric = models.CharField(max_length=200)
+    reason = models.CharField(max_length=200)
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["imported", "row"], name="refused_row_once")]

@@ -1,7 +1,7 @@
 """Streams uploaded files to disk beside the artifacts, and stops at the limit.
 
 Only who may send a file is listened to: the API parses a body after it knew the caller, and of the
-pages the one that registers versions takes files, from those who are logged in.
+pages those that `UPLOAD_PAGES` names take files, from those who are logged in.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ def _may_send(request: HttpRequest | None) -> bool:
         return False
     if request.path.startswith(API_PREFIX):
         return True
-    return request.path == reverse("version-register") and request.user.is_authenticated
+    pages = {reverse(name) for name in settings.UPLOAD_PAGES}
+    return request.path in pages and request.user.is_authenticated
 
 
 def uploaded_files(*files: TemporaryUploadedFile | None) -> list[tuple[str, Path]]:
