@@ -121,6 +121,11 @@ TRITON_INSTANCES = env.integer("INTERLOCK_TRITON_INSTANCES", 1, at_least=1)
 REGISTER_DIR = env.text("INTERLOCK_REGISTER_DIR", "")
 # … and from an https: URI at these hosts (host or host:port).
 REGISTER_HOSTS = [host.lower() for host in env.items("INTERLOCK_REGISTER_HOSTS")]
+# Where results come from instead of PostgreSQL: an Ibis URL, and three tables or globs of Parquet.
+WAREHOUSE_URL = env.text("INTERLOCK_WAREHOUSE_URL", "")
+WAREHOUSE_EXPOSURES = env.text("INTERLOCK_WAREHOUSE_EXPOSURES", "exposures")
+WAREHOUSE_OUTCOMES = env.text("INTERLOCK_WAREHOUSE_OUTCOMES", "outcomes")
+WAREHOUSE_MEASURED = env.text("INTERLOCK_WAREHOUSE_MEASURED", "")
 # Files of outcomes are divided by those who have more.
 IMPORT_BYTES_MAX = env.integer("INTERLOCK_IMPORT_BYTES_MAX", 512 * 1024**2, at_least=1)
 # The pages that take files.

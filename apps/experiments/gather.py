@@ -1,4 +1,4 @@
-"""Sufficient statistics of an experiment from PostgreSQL: a few scans over its units' values.
+"""Sufficient statistics of an experiment, from whatever source has its units' values.
 
 What counts, per unit, since the unit is what was randomised:
 
@@ -6,23 +6,20 @@ What counts, per unit, since the unit is what was randomised:
 * with an attribution window a unit counts once its window is over, and not before;
 * a unit without an outcome waits and is in no mean, or is 0 where the metric says so;
 * a value counts as the metric's cap at most.
-
-Means and co-moments are PostgreSQL's own (Youngs and Cramer), so that no sum of squares cancels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from itertools import pairwise
-from typing import Any, cast
+from typing import cast
 
 from apps.experiments.columns import MetricColumns, metric_columns, uses_of
 from apps.experiments.models import Experiment, Metric, Variant
 from apps.experiments.phases import WeightPhase, phases_of
-from apps.experiments.scan import Scan, ask, before, values
-from apps.experiments.spreads import distributions, order_statistics
+from apps.experiments.scan import Scan, before
+from apps.experiments.sources import PhaseCount, Source
 from apps.experiments.stats.comoments import Comoments
 from apps.experiments.stats.data import (
     ArmData,
@@ -34,11 +31,11 @@ from apps.experiments.stats.data import (
     Phase,
     Role,
 )
+from apps.experiments.warehouse import the_source
 from contract.routing import HOLDOUT
 
 LEVELS_MAX = 50
 OTHER_LEVELS = "(other)"
-TENANT = "tenant"
 
 # The moments of each metric, in order, by (variant, level).
 Levels = dict[tuple[str, str], list[Comoments]]
@@ -56,8 +53,9 @@ class Gathered:
     holdout: dict[str, Comoments] = field(default_factory=dict)
 
 
-def gather(experiment: Experiment, now: datetime) -> Gathered:
-    """Return what was seen of the experiment until now."""
+def gather(experiment: Experiment, now: datetime, source: Source | None = None) -> Gathered:
+    """Return what was seen of the experiment until now, by `source` or the installation's own."""
+    source = source or the_source()
     variants = list(experiment.variants.order_by("position"))
     uses = uses_of(experiment)
     scan = Scan(
@@ -67,11 +65,11 @@ def gather(experiment: Experiment, now: datetime) -> Gathered:
         tuple(_phases(experiment, variants)),
         now,
     )
-    scan = _with_missing(scan)
-    counted = _count(scan)
-    levels = {name: _moments(scan, name) for name in experiment.dimensions}
-    whole = _whole(next(iter(levels.values()))) if levels else _moments(scan)
-    metrics = _metrics_data(scan, whole, levels)
+    scan = _with_missing(scan, source)
+    counted = _count(source.phase_counts(scan))
+    levels = {name: _moments(scan, source, name) for name in experiment.dimensions}
+    whole = _whole(next(iter(levels.values()))) if levels else _moments(scan, source)
+    metrics = _metrics_data(scan, source, whole, levels)
     data = ExperimentData(
         arms=tuple(ArmSpec(v.name, v.weight_bp, v.is_control) for v in variants),
         exposed={name: counted.exposed.get(name, 0) for name in scan.names},
@@ -115,124 +113,50 @@ class _Counted:
     moved: int
 
 
-def _count(scan: Scan) -> _Counted:
-    starts = [phase.at for phase in scan.phases[1:]]
-    sql = f"""
-        SELECT variant_name, width_bucket(at, %(starts)s::timestamptz[]) AS phase,
-            count(*) FILTER (WHERE NOT crossed_over AND NOT {scan.moved}),
-            count(*) FILTER (WHERE crossed_over),
-            count(*) FILTER (WHERE NOT crossed_over AND {scan.moved})
-        FROM experiments_exposurerow WHERE experiment_id = %(experiment)s
-        GROUP BY variant_name, phase
-    """  # noqa: S608 (conditions of ours)
+def _count(rows: Sequence[PhaseCount]) -> _Counted:
     exposed: dict[str, int] = {}
-    by_phase: dict[tuple[int, str], int] = {}
-    crossed = moved = 0
-    for name, phase, n, crossed_n, moved_n in ask(sql, scan.parameters | {"starts": starts}):
-        exposed[name] = exposed.get(name, 0) + n
-        by_phase[phase, name] = n
-        crossed += crossed_n
-        moved += moved_n
-    return _Counted({n: c for n, c in exposed.items() if c}, by_phase, crossed, moved)
+    for row in rows:
+        exposed[row.variant] = exposed.get(row.variant, 0) + row.kept
+    return _Counted(
+        {name: units for name, units in exposed.items() if units},
+        {(row.phase, row.variant): row.kept for row in rows},
+        sum(row.crossed_over for row in rows),
+        sum(row.moved for row in rows),
+    )
 
 
 # --- moments -------------------------------------------------------------------------------------
 
 
-def _with_missing(scan: Scan) -> Scan:
+def _with_missing(scan: Scan, source: Source) -> Scan:
     """Look up what stands in for a covariate that a unit has not."""
     places = [p for metric in scan.metrics if metric.has_covariate for p in before(metric)]
     if not places:
         return scan
-    sql = f"""
-        SELECT {", ".join(f"avg(values[{place}])" for place in places)}
-        FROM experiments_exposurerow WHERE experiment_id = %(experiment)s AND NOT crossed_over
-    """  # noqa: S608 (numbers of ours)
-    means = ask(sql, scan.parameters)[0]
+    means = source.missing_means(scan, places)
     missing = {place: mean or 0.0 for place, mean in zip(places, means, strict=True)}
     for metric in scan.metrics:
         if metric.metric.per_unit == Metric.PerUnit.SUM and metric.metric.kind == Metric.Kind.MEAN:
             missing |= dict.fromkeys(before(metric), 0.0)
-    return Scan(scan.experiment, scan.names, scan.metrics, scan.phases, scan.now, missing)
+    return replace(scan, missing=missing)
 
 
-def _level(dimension: str) -> tuple[str, str]:
-    """Return the SQL of a unit's level of a dimension, and the parameter it takes."""
-    if dimension == TENANT:
-        return "coalesce(nullif(tenant, ''), '(none)')", ""
-    return "coalesce(attributes ->> %(dimension)s, '(none)')", dimension
-
-
-def _moments(scan: Scan, dimension: str = "") -> Levels:
-    """Return the co-moments of each metric by (variant, level); the level is empty without one."""
-    asked = [values(scan, metric) for metric in scan.metrics]
-    names = [[f"m{i}_{j}" for j in range(len(parts))] for i, parts in enumerate(asked)]
-    picked = ", ".join(
-        f"{sql} AS {name}"
-        for parts, row in zip(asked, names, strict=True)
-        for sql, name in zip(parts, row, strict=True)
-    )
-    level, parameter = _level(dimension) if dimension else ("''", "")
-    sums = ", ".join(_sums(row) for row in names)
-    sql = f"""
-        WITH seen AS (
-            SELECT variant_name, {level} AS level, {picked}
-            FROM experiments_exposurerow
-            WHERE {scan.kept}
-        )
-        SELECT variant_name, level, count(*), {sums} FROM seen GROUP BY variant_name, level
-    """  # noqa: S608 (expressions of ours)
-    rows = ask(sql, scan.parameters | {"dimension": parameter})
-    if dimension:
-        rows = _top_levels(rows)
-    found: Levels = {}
-    for name, of_level, _, *numbers in rows:
-        made, start = [], 0
-        for row in names:
-            width = 1 + len(row) + len(row) * (len(row) + 1) // 2
-            made.append(_comoments(numbers[start : start + width], len(row)))
-            start += width
-        known = found.get((name, of_level))
-        if known is not None:
-            made = [a.merge(b) for a, b in zip(known, made, strict=True)]
-        found[name, of_level] = made
-    return found
-
-
-def _sums(row: Sequence[str]) -> str:
-    """Return the SQL of a metric's count, means and products of deviations, as in `Comoments`.
-
-    Aggregates of the same arguments share one state in PostgreSQL, which is what a row costs: so
-    each pair of values is summed once, and means and squares come out of the pairs.
+def _moments(scan: Scan, source: Source, dimension: str = "") -> Levels:
+    """Return the moments by (variant, level); levels with the fewest units are put together, so
+    that a page can show the rest.
     """
-    if len(row) == 1:
-        (value,) = row
-        return f"count({value}), avg({value}), var_pop({value}) * count({value})"
-    pairs = [f"{a}, {b}" for a, b in pairwise(row)]
-    means = [f"regr_avgy({pair})" for pair in pairs] + [f"regr_avgx({pairs[-1]})"]
-    squares = [f"regr_syy({pair})" for pair in pairs] + [f"regr_sxx({pairs[-1]})"]
-    products = []
-    for i, a in enumerate(row):
-        products += [squares[i], *(f"regr_sxy({a}, {b})" for b in row[i + 1 :])]
-    return ", ".join([f"regr_count({pairs[0]})", *means, *products])
-
-
-def _comoments(numbers: Sequence[Any], k: int) -> Comoments:
-    n = int(numbers[0])
-    if n == 0:
-        return Comoments.empty(k)
-    return Comoments(n, tuple(numbers[1 : 1 + k]), tuple(numbers[1 + k :]))
-
-
-def _top_levels(rows: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-    """Put the levels with the fewest units together, so that a page can show the rest."""
+    rows = source.level_moments(scan, dimension)
     units: dict[str, int] = {}
-    for _, level, n, *_ in rows:
-        units[level] = units.get(level, 0) + n
+    for row in rows:
+        units[row.level] = units.get(row.level, 0) + row.units
     top = set(sorted(units, key=lambda level: (-units[level], level))[:LEVELS_MAX])
-    return [
-        (name, level if level in top else OTHER_LEVELS, n, *rest) for name, level, n, *rest in rows
-    ]
+    found: Levels = {}
+    for row in rows:
+        level = row.level if row.level in top else OTHER_LEVELS
+        known = found.get((row.variant, level))
+        merged = [a.merge(b) for a, b in zip(known or (), row.moments, strict=bool(known))]
+        found[row.variant, level] = merged or row.moments
+    return found
 
 
 def _whole(levels: Levels) -> Levels:
@@ -262,13 +186,15 @@ def _spec(columns: MetricColumns) -> MetricSpec:
     )
 
 
-def _metrics_data(scan: Scan, whole: Levels, levels: dict[str, Levels]) -> tuple[MetricData, ...]:
+def _metrics_data(
+    scan: Scan, source: Source, whole: Levels, levels: dict[str, Levels]
+) -> tuple[MetricData, ...]:
     arms = [name for name in scan.names if (name, "") in whole]
     moments = {
         place: {name: whole[name, ""][place] for name in arms} for place in range(len(scan.metrics))
     }
-    orders = order_statistics(scan, moments)
-    edges, counts = distributions(scan, moments)
+    orders = source.order_statistics(scan, moments)
+    edges, counts = source.distributions(scan, moments)
     strata = levels.get(scan.experiment.stratify_by, {})
     return tuple(
         MetricData(

@@ -22,6 +22,7 @@ from apps.experiments.services import tell_result
 from apps.experiments.states import ExperimentState
 from apps.experiments.stats.report import Report, make_report
 from apps.experiments.values import fold_all
+from apps.lib.errors import Unavailable
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ def compute_result(experiment: Experiment, now: datetime, *, is_final: bool = Fa
             result["exposures"] = exposure_series(experiment, now)
             result["holdout"] = _holdout(found)
             result["backlog"] = backlog_of_results()
-    except (DataError, ValueError, ArithmeticError) as error:
+    except (DataError, ValueError, ArithmeticError, Unavailable) as error:
         logger.exception("experiment.analysis_failed %s", experiment.name)
         return Computed(None, f"{type(error).__name__}: {error}")
     return Computed(result)

@@ -32,6 +32,7 @@ REACH = 6.0
 Moments = Mapping[int, Mapping[str, Comoments]]
 Orders = dict[tuple[int, str], OrderStatistics]
 Counts = dict[tuple[int, str], tuple[int, ...]]
+Edges = dict[int, tuple[float, ...]]
 
 
 @dataclass(frozen=True)
@@ -178,18 +179,12 @@ def _pick(rank: _Rank, near: Sequence[tuple[float, int]]) -> OrderStatistics | N
 # --- charts --------------------------------------------------------------------------------------
 
 
-def distributions(scan: Scan, moments: Moments) -> tuple[dict[int, tuple[float, ...]], Counts]:
+def distributions(scan: Scan, moments: Moments) -> tuple[Edges, Counts]:
     """Return each metric's edges between the extremes, and its arms' units per bin.
 
     Mann and Whitney's test is computed from the counts, and so takes all units.
     """
-    edges = {}
-    for place, columns in enumerate(scan.metrics):
-        # A proportion's rate says it all, and no unit has a ratio of its own.
-        if columns.metric.kind in {Metric.Kind.MEAN, Metric.Kind.QUANTILE}:
-            found = _edges(list(moments[place].values()))
-            if found:
-                edges[place] = found
+    edges = edges_of(scan, moments)
     units = max((sum(arm.n for arm in moments[place].values()) for place in edges), default=0)
     exact = [place for place in edges if scan.metrics[place].use.mann_whitney]
     drawn = [place for place in edges if place not in exact]
@@ -197,9 +192,19 @@ def distributions(scan: Scan, moments: Moments) -> tuple[dict[int, tuple[float, 
     return edges, counts | _counts(scan, edges, drawn, max(1, units // DRAWN_MAX))
 
 
-def _counts(
-    scan: Scan, edges: Mapping[int, tuple[float, ...]], places: Sequence[int], every: int
-) -> Counts:
+def edges_of(scan: Scan, moments: Moments) -> Edges:
+    """Return the edges of the bins of each metric whose units have values that differ."""
+    edges = {}
+    for place, columns in enumerate(scan.metrics):
+        # A proportion's rate says it all, and no unit has a ratio of its own.
+        if columns.metric.kind in {Metric.Kind.MEAN, Metric.Kind.QUANTILE}:
+            found = _edges(list(moments[place].values()))
+            if found:
+                edges[place] = found
+    return edges
+
+
+def _counts(scan: Scan, edges: Edges, places: Sequence[int], every: int) -> Counts:
     if not places:
         return {}
     firsts = {place: values(scan, scan.metrics[place])[0] for place in places}

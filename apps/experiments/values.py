@@ -140,10 +140,11 @@ def _expression(
             parameters[f"window_{place}"] = metric.window_s
             until = f"exposed.at + %(window_{place})s * interval '1 second'"
             where += f" AND outcome.occurred_at < {until}"
-    return AGGREGATES[_rule(metric)].format(where=where)
+    return AGGREGATES[rule_of(metric)].format(where=where)
 
 
-def _rule(metric: Metric) -> Metric.PerUnit:
+def rule_of(metric: Metric) -> Metric.PerUnit:
+    """Return how a unit's outcomes make its one value."""
     if metric.kind == Metric.Kind.RATIO:
         return Metric.PerUnit.SUM
     if metric.kind == Metric.Kind.PROPORTION and metric.per_unit != Metric.PerUnit.MAX:

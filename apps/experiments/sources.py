@@ -1,0 +1,51 @@
+"""Where an experiment's statistics come from: what every source answers, and which one is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from apps.experiments.scan import Scan
+from apps.experiments.spreads import Counts, Edges, Moments, Orders
+from apps.experiments.stats.comoments import Comoments
+
+
+@dataclass(frozen=True)
+class PhaseCount:
+    """Units of a variant first met in a phase (by its place): those that count, and the others."""
+
+    variant: str
+    phase: int
+    kept: int
+    crossed_over: int
+    moved: int
+
+
+@dataclass(frozen=True)
+class LevelMoments:
+    """Units of a variant at a level, and the co-moments of each metric of the scan, in order."""
+
+    variant: str
+    level: str
+    units: int
+    moments: list[Comoments]
+
+
+class Source(Protocol):
+    """Answers in sufficient statistics. All answers are of the units that `scan` means."""
+
+    def missing_means(self, scan: Scan, places: Sequence[int]) -> list[float | None]:
+        """Return the mean of each of those values over the units that have one."""
+
+    def phase_counts(self, scan: Scan) -> list[PhaseCount]:
+        """Return how many units met each variant in each phase."""
+
+    def level_moments(self, scan: Scan, dimension: str) -> list[LevelMoments]:
+        """Return the moments by variant and level; without a dimension the level is empty."""
+
+    def order_statistics(self, scan: Scan, moments: Moments) -> Orders:
+        """Return the order statistics of quantile metrics, by metric and arm."""
+
+    def distributions(self, scan: Scan, moments: Moments) -> tuple[Edges, Counts]:
+        """Return each metric's edges, and its arms' units per bin."""

@@ -1,0 +1,109 @@
+"""Units' values as an Ibis expression: what `apps.experiments.values` folds, in one query.
+
+Nothing here is of one engine: Ibis writes it for DuckDB, Spark, Trino, BigQuery or ClickHouse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ibis
+
+from apps.experiments.columns import Column, columns_of
+from apps.experiments.models import Metric, MetricUse
+from apps.experiments.scan import Scan
+from apps.experiments.values import rule_of, sent_as
+
+# Ibis's expressions have no types that mypy could hold on to.
+Expr = Any
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The datasets: exposures, outcomes, and what data planes measured, if there is such."""
+
+    exposures: Expr
+    outcomes: Expr
+    measured: Expr | None = None
+
+
+def units_of(scan: Scan, tables: Tables) -> Expr:
+    """Return a table of the experiment's units: who met what, and `v1`, `v2`, … as in columns."""
+    uses: list[MetricUse] = [metric.use for metric in scan.metrics]
+    columns = columns_of(scan.experiment, uses)
+    name = scan.experiment.name
+    units = tables.exposures.filter(tables.exposures.experiment == name)
+    summed = _summed(units, tables.outcomes, columns, scan.experiment.covariate_s)
+    found = units.left_join(summed, "unit").drop("unit_right")
+    wanted = [column for column in columns if column.metric.source != Metric.Source.OUTCOMES]
+    if wanted and tables.measured is not None:
+        measured = tables.measured.filter(tables.measured.experiment == name)
+        counts = measured.select("unit", "requests", "errors", "cache_hits", "latency_us")
+        found = found.left_join(counts, "unit").drop("unit_right")
+    named = {}
+    for place, column in enumerate(columns, 1):
+        if column.metric.source != Metric.Source.OUTCOMES:
+            is_known = tables.measured is not None
+            value = _measured(found, column) if is_known else ibis.null("float64")
+            named[f"v{place}"] = value
+    return found.mutate(**named) if named else found
+
+
+def _summed(units: Expr, outcomes: Expr, columns: Sequence[Column], covariate_s: int) -> Expr:
+    """Return `v1`, … of the columns that come from outcomes, by unit; units without any are out."""
+    names = sorted({sent_as(column).name for column in columns})
+    once = outcomes.filter(outcomes.metric.isin(names))
+    # The same event twice counts once: the one that happened first.
+    order = ibis.row_number().over(
+        ibis.window(group_by="event_id", order_by=[once.occurred_at, once.value, once.unit])
+    )
+    once = once.mutate(_copy=order)
+    once = once.filter(once._copy == 0).drop("_copy")
+    met = units.select("unit", "at")
+    rows = once.inner_join(met, "unit")
+    rows = rows.filter(rows.occurred_at >= rows.at - ibis.interval(seconds=covariate_s))
+    rows = rows.mutate(_before=rows.occurred_at < rows.at)
+    # Of each metric and unit the first one, before the exposure and after it.
+    first = ibis.row_number().over(
+        ibis.window(
+            group_by=["unit", "metric", "_before"], order_by=[rows.occurred_at, rows.event_id]
+        )
+    )
+    rows = rows.mutate(_rank=first)
+    made = {
+        f"v{place}": _aggregate(rows, column)
+        for place, column in enumerate(columns, 1)
+        if column.metric.source == Metric.Source.OUTCOMES
+    }
+    return rows.group_by("unit").aggregate(**made)
+
+
+def _aggregate(rows: Expr, column: Column) -> Expr:
+    metric = column.metric
+    where = (rows.metric == sent_as(column).name) & (rows._before == column.is_before)
+    if not column.is_before and metric.window_s is not None:
+        where &= rows.occurred_at < rows.at + ibis.interval(seconds=metric.window_s)
+    rule = rule_of(metric)
+    if rule == Metric.PerUnit.FIRST:
+        return rows.value.max(where=where & (rows._rank == 0))
+    return {
+        Metric.PerUnit.MEAN: rows.value.mean,
+        Metric.PerUnit.SUM: rows.value.sum,
+        Metric.PerUnit.MAX: rows.value.max,
+    }[rule](where=where)
+
+
+def _measured(found: Expr, column: Column) -> Expr:
+    computed = found.requests - found.errors - found.cache_hits
+    total, count = {
+        Metric.Source.LATENCY: (found.latency_us / 1000.0, computed),
+        Metric.Source.ERRORS: (found.errors, found.requests),
+        Metric.Source.CACHE: (found.cache_hits, found.requests),
+    }[Metric.Source(column.metric.source)]
+    if column.metric.kind == Metric.Kind.RATIO:
+        return (count if column.is_denominator else total).cast("float64")
+    if column.metric.kind == Metric.Kind.PROPORTION:
+        return (count > 0).ifelse((total > 0).cast("float64"), ibis.null("float64"))
+    return total.cast("float64") / count.nullif(0)
