@@ -139,6 +139,14 @@ class UnitSketch(msgspec.Struct, frozen=True, kw_only=True):
     smallest: tuple[int, ...]
 
 
+# Neither plane takes an outcome that says it happened further away than this: a wrong clock, or a
+# wrong unit of time.
+OUTCOME_AHEAD_MAX_S = 3_600
+OUTCOME_AGE_MAX_S = 365 * 86_400
+# Beyond it squares overflow, and no measurement means it.
+OUTCOME_VALUE_MAX = 1e100
+
+
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """A measured result for a unit; the same `event_id` twice counts once."""
 

@@ -12,7 +12,12 @@ from math import isfinite
 
 import orjson
 
-from contract.messages import Outcome
+from contract.messages import (
+    OUTCOME_AGE_MAX_S,
+    OUTCOME_AHEAD_MAX_S,
+    OUTCOME_VALUE_MAX,
+    Outcome,
+)
 from dataplane.errors import Refusal, bad_request
 
 OUTCOMES_MAX = 1_000
@@ -74,12 +79,16 @@ def _text(item: dict[str, object], field: str, length_max: int) -> str:
         value = str(value)
     if type(value) is not str or not 0 < len(value) <= length_max:
         raise ValueError(f"{field!r} must be a string of 1 to {length_max} characters")
+    if "\x00" in value:
+        raise ValueError(f"{field!r} holds a NUL character")
     return value
 
 
 def _value(value: object) -> float:
     if not isinstance(value, (int, float)) or not isfinite(value):
         raise ValueError("'value' must be a number or a boolean")
+    if abs(value) > OUTCOME_VALUE_MAX:
+        raise ValueError(f"'value' is beyond {OUTCOME_VALUE_MAX:g}")
     return float(value)
 
 
@@ -94,4 +103,9 @@ def _instant(value: object, now_ms: int) -> int:
         raise ValueError(f"'occurred_at' is no ISO 8601 instant: {value[:40]!r}") from None
     if at.tzinfo is None:
         raise ValueError("'occurred_at' needs a time zone, such as a final Z")
-    return int(at.timestamp() * 1000)
+    at_ms = int(at.timestamp() * 1000)
+    if at_ms - now_ms > OUTCOME_AHEAD_MAX_S * 1000:
+        raise ValueError(f"'occurred_at' is more than an hour in the future: {value[:40]!r}")
+    if now_ms - at_ms > OUTCOME_AGE_MAX_S * 1000:
+        raise ValueError(f"'occurred_at' is more than a year ago: {value[:40]!r}")
+    return at_ms

@@ -28,7 +28,14 @@ from apps.experiments.metrics import why_not_an_outcome
 from apps.experiments.models import Metric, RefusedOutcomes
 from apps.experiments.moves import TENANT
 from contract.bucketing import bucket
-from contract.messages import Batch, Exposure, Outcome
+from contract.messages import (
+    OUTCOME_AGE_MAX_S,
+    OUTCOME_AHEAD_MAX_S,
+    OUTCOME_VALUE_MAX,
+    Batch,
+    Exposure,
+    Outcome,
+)
 from contract.routing import CANARY
 
 logger = logging.getLogger(__name__)
@@ -36,10 +43,8 @@ logger = logging.getLogger(__name__)
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 TEXT_MAX = 200
 NAME_MAX = 100
-# Beyond it squares overflow, and no measurement means it.
-VALUE_MAX = 1e100
-FUTURE_MAX = timedelta(hours=1)
-AGE_MAX = timedelta(days=365)
+FUTURE_MAX = timedelta(seconds=OUTCOME_AHEAD_MAX_S)
+AGE_MAX = timedelta(seconds=OUTCOME_AGE_MAX_S)
 # Refusals of so many unknown metrics are told apart; names come from outside and have no end.
 UNKNOWN_METRICS_MAX = 100
 OTHER_METRICS = "(other)"
@@ -306,8 +311,8 @@ class Judge:
             return why_none
         if not math.isfinite(outcome.value):
             return "value is not a finite number"
-        if abs(outcome.value) > VALUE_MAX:
-            return f"value is beyond {VALUE_MAX:g}"
+        if abs(outcome.value) > OUTCOME_VALUE_MAX:
+            return f"value is beyond {OUTCOME_VALUE_MAX:g}"
         if outcome.metric in self._proportions and outcome.value not in (0.0, 1.0):
             return "value of a proportion is neither 0 nor 1"
         if outcome.occurred_at_ms > self._newest_ms:

@@ -8,8 +8,8 @@ from dataplane.outcomes import OUTCOMES_MAX, read_outcomes
 GOOD = {"unit_id": "u1", "metric": "correct", "value": 1}
 
 
-def read(document):
-    return read_outcomes(json.dumps(document).encode(), 5_000, lambda: "made")
+def read(document, now_ms=5_000):
+    return read_outcomes(json.dumps(document).encode(), now_ms, lambda: "made")
 
 
 def test_one_outcome_needs_no_list():
@@ -20,7 +20,8 @@ def test_one_outcome_needs_no_list():
 
 def test_everything_may_be_given():
     at = "2026-11-24T12:00:00.250+01:00"
-    (outcome,) = read([{**GOOD, "unit_id": 7, "value": True, "occurred_at": at, "event_id": "e"}])
+    given = {**GOOD, "unit_id": 7, "value": True, "occurred_at": at, "event_id": "e"}
+    (outcome,) = read([given], now_ms=1_795_518_001_000)
     assert (outcome.unit_id, outcome.value, outcome.event_id) == ("7", 1.0, "e")
     assert outcome.occurred_at_ms == 1_795_518_000_250
 
@@ -42,6 +43,12 @@ def test_a_z_is_a_time_zone():
         ({"occurred_at": "2026-11-24T12:00:00"}, "needs a time zone"),
         ({"occurred_at": 5}, "must be an ISO 8601 string"),
         ({"event_id": ""}, "'event_id'"),
+        ({"event_id": "a\x00"}, "'event_id' holds a NUL character"),
+        ({"value": -1e101}, "'value' is beyond 1e+100"),
+        ({"occurred_at": "1970-01-01T01:00:06Z"}, "more than an hour in the future"),
+        ({"occurred_at": "1969-01-01T00:00:04Z"}, "more than a year ago"),
+        ({"occurred_at": "0001-01-01T00:00:00Z"}, "more than a year ago"),
+        ({"occurred_at": "9999-12-31T23:59:59Z"}, "more than an hour in the future"),
         ({"extra": 1}, "unknown field 'extra'"),
     ],
 )
