@@ -12,6 +12,7 @@ BENCHMARKS = {
     "soak": "memory and answers of one data plane over an hour (./run soak)",
     "ingest": "how many outcomes and exposures a second reach PostgreSQL",
     "experiments": "how long a result of up to 10,000,000 units takes (./run bench-experiments)",
+    "warehouse": "the same statistics from Parquet files, by DuckDB",
     "decisions": "how often rollouts and experiments decide rightly, and how soon",
 }
 
