@@ -7,6 +7,8 @@ ended, the final result is made when what was under way has had time to arrive.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from time import monotonic
@@ -66,7 +68,7 @@ def compute_result(experiment: Experiment, now: datetime, *, is_final: bool = Fa
     Raises django.db.OperationalError when the database goes away.
     """
     try:
-        with transaction.atomic():
+        with _one_instant():
             found = gather(experiment, now)
             report = make_report(
                 found.data,
@@ -83,6 +85,20 @@ def compute_result(experiment: Experiment, now: datetime, *, is_final: bool = Fa
         logger.exception("experiment.analysis_failed %s", experiment.name)
         return Computed(None, f"{type(error).__name__}: {error}")
     return Computed(result)
+
+
+@contextmanager
+def _one_instant() -> Iterator[None]:
+    """Let all scans see the rows of the same instant, or counts and means would not agree.
+
+    Within somebody's transaction, as in tests, its isolation stays as it is.
+    """
+    is_ours = not connection.in_atomic_block
+    with transaction.atomic():
+        if is_ours:
+            with connection.cursor() as cursor:
+                cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        yield
 
 
 def refresh_result(experiment: Experiment, now: datetime) -> None:

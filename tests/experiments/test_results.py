@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from datetime import timedelta
+from typing import Any
 
 import pytest
+from django.db import connections
 
 from apps.experiments import results
 from apps.experiments.models import ExposureRow, RefusedOutcomes
+from apps.experiments.postgres import Postgres
 from apps.experiments.results import (
     LATE_ARRIVALS,
     POINTS_MAX,
@@ -148,3 +151,30 @@ def test_a_slow_refresh_is_due_again_later(monkeypatch: pytest.MonkeyPatch) -> N
 
     experiment.refresh_from_db()
     assert experiment.refresh_due_at == NOW + timedelta(seconds=70)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_all_scans_of_a_result_see_the_rows_of_one_instant(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    experiment = make_running()
+    for i in range(4):
+        expose(experiment, f"u{i}", "weak")
+        observe(experiment.metric, f"u{i}", 1.0)
+    fold_all()
+    real = Postgres.phase_counts
+
+    def meanwhile(*given: Any) -> Any:
+        found = real(*given)
+        another = connections.create_connection("default")
+        with another.cursor() as cursor:
+            cursor.execute("UPDATE experiments_exposurerow SET crossed_over = TRUE")
+        another.close()
+        return found
+
+    monkeypatch.setattr(Postgres, "phase_counts", meanwhile)
+    result = compute_result(experiment, NOW).result
+
+    assert result is not None
+    assert result["quality"]["exposed"] == 4
+    assert result["metrics"][0]["arms"][0]["n"] == 4
