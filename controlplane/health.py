@@ -6,7 +6,10 @@ import redis
 from django.contrib.auth.decorators import login_not_required
 from django.db import DatabaseError, connection
 from django.http import HttpRequest, HttpResponse, JsonResponse
+from drf_spectacular.utils import extend_schema
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
+from rest_framework.decorators import api_view
+from rest_framework.request import Request
 
 from apps.experiments.backlog import read_backlog
 
@@ -27,9 +30,10 @@ def ready(request: HttpRequest) -> JsonResponse:
     return JsonResponse({"ready": True})
 
 
-@login_not_required
-def metrics(request: HttpRequest) -> HttpResponse:
-    """Tell Prometheus what waits in the streams to be taken in."""
+@extend_schema(exclude=True)
+@api_view(["GET"])
+def metrics(request: Request) -> HttpResponse:
+    """Tell Prometheus what waits in the streams to be taken in; it brings an API token."""
     registry = CollectorRegistry()
     readable = Gauge(
         "interlock_streams_readable", "Whether Redis says what waits.", registry=registry

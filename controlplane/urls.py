@@ -1,4 +1,4 @@
-"""Where everything is. All needs a login or a token, but for health, metrics and the login page."""
+"""Where everything is. All needs a login or a token, but for health and the login page."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from apps.experiments.results import compute_result, finalise_result
 from apps.experiments.services import stop_experiment
 from apps.experiments.tables.notices import behind
 from contract.messages import FIELD, STREAM_EXPOSURES, STREAM_OUTCOMES, STREAMS
+from controlplane.models import ApiToken
 from tests.experiments.factories import ANNA, NOW, make_running
 
 pytestmark = pytest.mark.django_db
@@ -57,10 +58,20 @@ def test_of_each_stream_length_pending_and_age_are_told(streams: redis.Redis[byt
     assert (nothing.entries, nothing.pending, nothing.oldest_s) == (0, 0, 0.0)
 
 
-def test_prometheus_is_told_without_a_login(streams: redis.Redis[bytes], client: Client) -> None:
-    put(streams, STREAM_EXPOSURES, age_s=30)
+def scraped(client: Client) -> str:
+    """Return what Prometheus reads with an API token."""
+    user = User.objects.create_user("prometheus")
+    _, secret = ApiToken.issue(user_id=user.pk, name="scrape")
+    return client.get("/metrics", headers={"Authorization": f"Bearer {secret}"}).content.decode()
 
-    page = client.get("/metrics").content.decode()
+
+def test_prometheus_is_told_when_it_brings_a_token(
+    streams: redis.Redis[bytes], client: Client
+) -> None:
+    put(streams, STREAM_EXPOSURES, age_s=30)
+    assert client.get("/metrics").status_code == 401
+
+    page = scraped(client)
 
     assert 'interlock_stream_entries{stream="interlock:exposures"} 1.0' in page
     assert 'interlock_stream_oldest_seconds{stream="interlock:exposures"} 3' in page
@@ -69,7 +80,7 @@ def test_prometheus_is_told_without_a_login(streams: redis.Redis[bytes], client:
 
 @pytest.mark.usefixtures("away")
 def test_without_redis_the_metrics_say_so_and_results_call_it_unknown(client: Client) -> None:
-    assert "interlock_streams_readable 0.0" in client.get("/metrics").content.decode()
+    assert "interlock_streams_readable 0.0" in scraped(client)
     assert backlog_of_results() is None
 
 
