@@ -201,7 +201,6 @@ CELERY_BEAT_SCHEDULE: dict[str, dict[str, Any]] = {
         "rollouts.prune": 3600.0,
         "notifications.deliver": 1.0,
         "notifications.prune": 3600.0,
-        "experiments.import_outcomes": 2.0,
         "experiments.prune": 3600.0,
     }.items()
 }

@@ -2,8 +2,8 @@
 result, ended ones their final one.
 
 One bounded step for each; one that fails is logged and tried again at the next tick, and costs the
-others nothing. Results of many units take seconds: one worker makes them at a time, so that the
-ticks of rollouts never wait for it.
+others nothing. Results of many units take seconds, files longer: one worker is at them at a time,
+so that the ticks of rollouts never wait for it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from uuid import UUID
 from django.db import OperationalError, transaction
 from django.db.models import Q, QuerySet
 
+from apps.experiments.imports.services import import_some
 from apps.experiments.models import Experiment
 from apps.experiments.results import finalise_result, refresh_result
 from apps.experiments.services import advance_experiment
@@ -44,6 +45,7 @@ def tick_experiments() -> None:
         _for_each(experiments.filter(due, state__in=LIVE), _refresh)
         ended = experiments.filter(state=ExperimentState.COMPLETED, refresh_due_at__isnull=False)
         _for_each(ended, _finalise)
+        _import()
 
 
 def _for_each(experiments: QuerySet[Experiment], step: Callable[[UUID, datetime], None]) -> None:
@@ -54,6 +56,16 @@ def _for_each(experiments: QuerySet[Experiment], step: Callable[[UUID, datetime]
             raise
         except Exception:
             log.exception("experiment.tick_failed %s", pk)
+
+
+def _import() -> None:
+    """Read on in a file of outcomes; in turn with results, neither keeps the other waiting."""
+    try:
+        import_some()
+    except OperationalError:
+        raise
+    except Exception:
+        log.exception("experiment.import_failed")
 
 
 @transaction.atomic

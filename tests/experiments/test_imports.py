@@ -22,7 +22,7 @@ from apps.experiments.imports import services
 from apps.experiments.imports.files import BadFile, check_file, format_of, read_chunks
 from apps.experiments.imports.services import import_some, path_of, start_import
 from apps.experiments.models import OutcomeImport, OutcomeRow, RefusedOutcomes, RefusedRow
-from apps.experiments.tasks import import_outcomes_task
+from apps.experiments.tasks import refresh_results_task
 from apps.models.models import ModelRole, Role
 from tests.experiments.factories import ANNA, NOW, NOW_MS, expose, make_metric, make_running
 
@@ -233,7 +233,7 @@ def test_two_workers_at_one_file_count_each_row_once(directory: Path) -> None:
 def test_a_worker_without_the_file_says_what_to_share(directory: Path) -> None:
     made = sent(directory, text_of(*good(1)))
     path_of(made.pk).unlink()
-    import_outcomes_task()
+    refresh_results_task()
     made.refresh_from_db()
     assert made.state == "failed"
     assert "INTERLOCK_ARTIFACT_DIR" in made.error
@@ -270,7 +270,7 @@ def test_rest_takes_a_file_follows_it_and_lists_what_was_refused(api: APIClient)
     made = api.post(
         API, {"file": upload(text_of(*good(2), "=1,u,accuracy,7,x"))}, format="multipart"
     )
-    import_outcomes_task()
+    refresh_results_task()
     one = f"{API}{made.json()['id']}/"
 
     assert made.status_code == 202
@@ -306,7 +306,7 @@ def test_the_page_takes_a_file_and_shows_its_rows(client: Client) -> None:
     assert "No file yet" in client.get("/outcomes/").content.decode()
     bad = client.post("/outcomes/", {"file": upload("a,b\n")})
     made = client.post("/outcomes/", {"file": upload(text_of(*good(1), "e,u,no,1,x"))}, follow=True)
-    import_outcomes_task()
+    refresh_results_task()
     shown = client.get(made.redirect_chain[-1][0]).content.decode()
 
     assert bad.status_code == 400

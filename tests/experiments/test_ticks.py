@@ -79,3 +79,16 @@ def test_one_that_fails_costs_the_others_nothing(monkeypatch: pytest.MonkeyPatch
     ticks.tick_experiments()
 
     assert Experiment.objects.filter(refreshed_at=None).get() == broken
+
+
+def test_a_file_that_cannot_be_read_costs_results_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = make_running()
+
+    def fail() -> bool:
+        raise RuntimeError("bug")
+
+    monkeypatch.setattr(ticks, "import_some", fail)
+    ticks.tick_experiments()
+
+    experiment.refresh_from_db()
+    assert experiment.refreshed_at is not None
