@@ -1,0 +1,109 @@
+"""Whatever sufficient statistics come, a report is made of numbers or of a state, never of NaN."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from apps.experiments.stats.comoments import Comoments
+from apps.experiments.stats.data import (
+    ArmData,
+    ArmSpec,
+    ExperimentData,
+    MetricData,
+    MetricKind,
+    MetricSpec,
+    OrderStatistics,
+    Phase,
+)
+from apps.experiments.stats.quantiles import ranks_of
+from apps.experiments.stats.report import make_report
+
+KINDS: tuple[MetricKind, ...] = ("proportion", "mean", "ratio", "quantile")
+LEVELS = ("x", "y", "z")
+EDGES = (0.0, 1.0)
+# Units per arm: none, one, the fewest that vary, and enough for every reading to speak.
+SIZES = (0, 1, 2, 3, 150, 2_000)
+SHAPES = ("noughts", "ones", "constant", "normal", "tiny", "huge", "far", "spikes", "rate")
+
+
+def column(rng: np.random.Generator, n: int, shape: str) -> Any:
+    return {
+        "noughts": lambda: np.zeros(n),
+        "ones": lambda: np.ones(n),
+        "constant": lambda: np.full(n, rng.normal()),
+        "normal": lambda: rng.normal(rng.normal(), 1.0, n),
+        "tiny": lambda: rng.normal(3e-12, 1e-12, n),
+        "huge": lambda: rng.normal(0, 1e12, n) ** 9,
+        "far": lambda: rng.normal(1e9, 1.0, n),
+        "spikes": lambda: np.where(rng.random(n) < 0.01, 1e12, 0.0),
+        "rate": lambda: (rng.random(n) < rng.random()).astype(float),
+    }[shape]()
+
+
+def arm(spec: MetricSpec, rng: np.random.Generator, n: int, shapes: list[str]) -> ArmData:
+    rate = spec.kind == "proportion"
+    known = [shape if not rate else "rate" for shape in shapes]
+    if rate and shapes[0] in ("noughts", "ones"):
+        known[0] = shapes[0]
+    rows = np.column_stack([column(rng, n, shape) for shape in known[: spec.width]])
+    labels = rng.integers(0, len(LEVELS), n)
+    order = None
+    if spec.kind == "quantile" and n:
+        ordered = np.sort(rows[:, 0])
+        low, value, high = (float(ordered[r - 1]) for r in ranks_of(n, spec.quantile or 0.5))
+        order = OrderStatistics(n, low, value, high)
+    counts = np.bincount(np.searchsorted(EDGES, rows[:, 0], side="right"), minlength=3).tolist()
+    strata = {name: Comoments.of(rows[labels == i]) for i, name in enumerate(LEVELS)}
+    return ArmData(Comoments.of(rows), order, tuple(counts), strata if rng.random() < 0.5 else {})
+
+
+@st.composite
+def experiments(draw: st.DrawFn) -> ExperimentData:
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    names = [f"v{i}" for i in range(draw(st.integers(2, 10)))]
+    sizes = {name: draw(st.sampled_from(SIZES)) for name in names}
+    metrics = []
+    for place in range(draw(st.integers(1, 4))):
+        role = "primary" if place == 0 else draw(st.sampled_from(["secondary", "guardrail"]))
+        spec = MetricSpec(
+            f"m{place}", role, draw(st.sampled_from(KINDS)), draw(st.booleans()),
+            margin=0.1 if role == "guardrail" else None, quantile=0.9,
+            has_covariate=draw(st.booleans()), mann_whitney=True,
+        )  # fmt: skip
+        shapes = draw(st.lists(st.sampled_from(SHAPES), min_size=4, max_size=4))
+        arms = {name: arm(spec, rng, sizes[name], shapes) for name in names if rng.random() < 0.95}
+        levels = {
+            level: {name: found.strata[level] for name, found in arms.items() if found.strata}
+            for level in LEVELS
+        }
+        metrics.append(MetricData(spec, arms, EDGES, {"tenant": levels}))
+    weight = 10_000 // len(names)
+    specs = tuple(ArmSpec(name, weight, i == 0) for i, name in enumerate(names))
+    phases = (Phase(sizes, dict.fromkeys(names, 1.0 / len(names))),)
+    return ExperimentData(specs, sizes, phases, tuple(metrics))
+
+
+@settings(max_examples=40, deadline=None)
+@given(experiments(), st.booleans(), st.sampled_from([1, 10_000]))
+def test_a_report_is_numbers_or_a_state(
+    data: ExperimentData, is_final: bool, planned_units: int
+) -> None:
+    found = make_report(data, alpha=0.05, planned_units=planned_units, is_final=is_final)
+
+    json.dumps(found.to_json(), allow_nan=False)
+    for metric, seen in zip(found.metrics, data.metrics, strict=True):
+        for compared in metric.comparisons:
+            read = compared.reading
+            told = {name: value for name, value in vars(read).items() if "uplift" not in name}
+            assert all(value == value for value in told.values() if isinstance(value, float))
+            if compared.is_significant:
+                assert compared.state == "ok"
+                assert read.low is not None
+                assert read.high is not None
+                assert read.low > 0.0 or read.high < 0.0
+                assert min(a.comoments.n for a in seen.arms.values() if a.comoments.n) > 0
