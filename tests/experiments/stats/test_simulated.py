@@ -90,6 +90,30 @@ def test_the_planned_size_has_the_planned_power(
     assert early < ever
 
 
+@pytest.mark.parametrize(
+    ("baseline", "effect", "draws", "is_rate"),
+    [
+        (Baseline(0.10), 0.005, (rates(0.10), rates(0.105)), True),
+        (Baseline(1.0, 1.0), 0.015, (normals(1.0), normals(1.015)), False),
+    ],
+    ids=["rates", "means"],
+)
+def test_the_size_for_deciding_at_any_time_has_the_planned_power(
+    baseline: Baseline, effect: float, draws: tuple[Draw, Draw], is_rate: bool
+) -> None:
+    units = units_needed(baseline, Design((0.5, 0.5), LEVEL), effect, is_sequential=True)
+    assert units is not None
+    looks = 1_000
+    each = round(units / (2 * looks))
+    # Effects are small, so that rounding the units of a look neither helps nor hurts.
+    assert 2 * looks * each == pytest.approx(units, rel=0.005)
+
+    early, _ = verdicts(*draws, looks=looks, each=each, is_rate=is_rate)
+
+    # Planned for looks without a pause: so many find it a little less often.
+    assert early == pytest.approx(0.80, abs=0.02)
+
+
 @pytest.mark.parametrize("sizes", [(40, 40), (400, 20), (1_000, 1_000)])
 @pytest.mark.parametrize("skewed", [False, True])
 def test_the_fixed_interval_covers_the_truth(sizes: tuple[int, int], skewed: bool) -> None:
