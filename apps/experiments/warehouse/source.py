@@ -1,7 +1,8 @@
 """A warehouse as a source: Parquet files through DuckDB, or tables of what Ibis connects to.
 
-Means, variances and covariances are the engine's own aggregates, which centre (DuckDB: Welford);
-no sum of squares is asked for. Quantiles are exact, by ranks.
+Means, variances and covariances are the engine's own aggregates. DuckDB's centre (Welford); whether
+another engine's do is that engine's affair, and ClickHouse says that its do not. Quantiles are
+exact, by ranks.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from apps.experiments.spreads import Counts, Edges, Moments, Orders, edges_of
 from apps.experiments.stats.comoments import Comoments
 from apps.experiments.stats.data import OrderStatistics
 from apps.experiments.stats.quantiles import ranks_of
+from apps.experiments.warehouse.datasets import check_columns, check_rows
 from apps.experiments.warehouse.units import Expr, Tables, units_of
 from apps.lib.errors import Unavailable
 
@@ -35,10 +37,13 @@ def connect(url: str, *, exposures: str, outcomes: str, measured: str = "") -> W
     """
     try:
         engine = ibis.connect(url)
-        found = [_table(engine, name) for name in (exposures, outcomes, measured) if name]
+        named = {"exposures": exposures, "outcomes": outcomes, "measured": measured}
+        found = {dataset: _table(engine, name) for dataset, name in named.items() if name}
     except Exception as error:  # each engine has errors of its own
         raise _away(error) from error
-    return Warehouse(Tables(*found), engine)
+    for dataset, table in found.items():
+        check_columns(dataset, table)
+    return Warehouse(Tables(**found), engine)
 
 
 def _away(error: Exception) -> Unavailable:
@@ -66,6 +71,8 @@ class Warehouse:
         return [row[f"v{place}"] for place in places]
 
     def phase_counts(self, scan: Scan) -> list[PhaseCount]:
+        # Every result begins with these counts.
+        check_rows(scan.experiment.name, self._tables, _rows)
         units = units_of(scan, self._tables)
         phase = sum(
             ((units.at >= later.at).cast("int64") for later in scan.phases[1:]), ibis.literal(0)
@@ -219,6 +226,8 @@ def _moved(units: Expr, scan: Scan) -> Expr:
 def _level(units: Expr, dimension: str) -> Expr:
     if not dimension:
         return ibis.literal("")
+    if dimension not in units.columns:
+        raise Unavailable(f"The warehouse's exposures have no column {dimension}, a dimension.")
     level = units[dimension].cast("string")
     return (
         level.nullif("").fill_null(NO_LEVEL) if dimension == TENANT else level.fill_null(NO_LEVEL)

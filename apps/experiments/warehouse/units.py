@@ -1,6 +1,6 @@
 """Units' values as an Ibis expression: what `apps.experiments.values` folds, in one query.
 
-Nothing here is of one engine: Ibis writes it for DuckDB, Spark, Trino, BigQuery or ClickHouse.
+Nothing here is of one engine: Ibis writes it for DuckDB, Databricks, Trino or BigQuery.
 """
 
 from __future__ import annotations
