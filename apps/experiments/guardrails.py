@@ -59,7 +59,8 @@ COUNT_UNITS = f"""{EXPOSED}
         count(*) FILTER (WHERE NOT is_canary AND NOT is_leaving)
     FROM exposed
 """  # noqa: S608 (constants of ours)
-# An exposure that a fast clock dated before the first step belongs to it.
+# An exposure that a fast clock dated before the first step belongs to it. Sums of a constant such
+# as 0.3 are not exact, and would look like a tiny spread.
 SUM_OUTCOMES = f"""{EXPOSED}, per_unit AS (
         SELECT exposed.is_canary,
             greatest(1, width_bucket(exposed.at, %(steps)s::timestamptz[])) - 1 AS step,
@@ -72,7 +73,8 @@ SUM_OUTCOMES = f"""{EXPOSED}, per_unit AS (
         WHERE NOT exposed.is_both AND NOT exposed.is_leaving
         GROUP BY exposed.is_canary, exposed.at, exposed.unit
     )
-    SELECT step, is_canary, count(*), avg(y), regr_sxx(y, y)
+    SELECT step, is_canary, count(*), CASE WHEN min(y) = max(y) THEN min(y) ELSE avg(y) END,
+        CASE WHEN min(y) = max(y) THEN 0 ELSE regr_sxx(y, y) END
     FROM per_unit GROUP BY step, is_canary ORDER BY step
 """  # noqa: S608 (constants of ours)
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import random
 from datetime import timedelta
+from itertools import combinations_with_replacement
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,9 @@ from tests.experiments.factories import NOW, expose, make_running, observe
 
 pytestmark = pytest.mark.django_db
 UNITS = 250
+# Half the distance from 1 to the next float, relatively: what rounding once may cost.
+EPS = 2.0**-53
+SEEDS = [11, 12, 13]
 LATER = NOW + timedelta(seconds=150)
 COUNTRIES = ["ch", "de", 'fr, "it"', "", None]
 
@@ -51,6 +56,8 @@ def metrics() -> list[MetricChoice]:
              cap=1e6 + 1.5),
         make(name="soon", kind="mean", outcomes_of=spend, per_unit="mean", window_s=40),
         make(name="first", kind="mean", outcomes_of=spend, per_unit="first"),
+        # Every unit has 0.3, whose sums are not exact.
+        make(name="always", kind="mean", per_unit="first"),
         make(name="latency", kind="ratio", source="latency", direction="decrease"),
         make(name="slow", kind="quantile", source="latency", quantile_ppm=500_000),
         make(name="failing", kind="proportion", source="errors", direction="decrease"),
@@ -72,11 +79,12 @@ def bare() -> Experiment:
     return made
 
 
-@pytest.fixture
-def experiment(bare: Experiment) -> Experiment:
+@pytest.fixture(params=SEEDS)
+def experiment(bare: Experiment, request: pytest.FixtureRequest) -> Experiment:
     made = bare
     sent = {name: Metric.objects.get(name=name) for name in ("clicked", "spend", "sessions")}
-    dice = random.Random(11)
+    always = Metric.objects.get(name="always")
+    dice = random.Random(request.param)
     for i in range(UNITS):
         country, arm = dice.choice(COUNTRIES), dice.choice(["weak", "strong", "holdout", "odd"][:3])
         attributes = None if country is None else {"x-country": country}
@@ -88,6 +96,7 @@ def experiment(bare: Experiment) -> Experiment:
             for k in range(dice.choice([0, 1, 2, 3])):
                 value = float(dice.random() < 0.3) if name == "clicked" else 1e6 + dice.gauss(0, 1)
                 observe(metric, f"u{i}", value, dice.uniform(-60, 150) + k / 1_000)
+        observe(always, f"u{i}", 0.3, 120)
         if i % 3:
             requests = dice.randint(1, 9)
             MeasuredUnit.objects.create(
@@ -109,10 +118,17 @@ def warehouse(files: Exported) -> Warehouse:
 
 
 def same(one: Comoments, other: Comoments) -> None:
+    """Fail unless both have the digits that the units' values have: those are sums, each of a few
+    outcomes, and so may differ by their last digits.
+    """
     assert one.n == other.n
-    assert one.means == pytest.approx(other.means, rel=1e-13)
-    # A spread of 1 about a mean of 10⁶ has lost six of sixteen digits before anybody sums it.
-    assert one.products == pytest.approx(other.products, rel=1e-8, abs=1e-8)
+    assert one.means == pytest.approx(other.means, rel=16 * EPS, abs=0.0)
+    k = len(one.means)
+    for i, j in combinations_with_replacement(range(k), 2):
+        a, b = (math.sqrt(one.product(x, x)) for x in (i, j))
+        # Σ|deviation| ≤ √n · √Σdeviation², and a value is known to some EPS of itself.
+        known = math.sqrt(one.n) * (abs(one.means[i]) * b + abs(one.means[j]) * a)
+        assert abs(one.product(i, j) - other.product(i, j)) <= EPS * (16 * a * b + 2 * known)
 
 
 def all_same(one: Gathered, other: Gathered) -> None:
@@ -126,12 +142,14 @@ def all_same(one: Gathered, other: Gathered) -> None:
     for a, b in zip(one.data.metrics, other.data.metrics, strict=True):
         assert a.spec == b.spec
         assert set(a.arms) == set(b.arms)
-        assert a.edges == pytest.approx(b.edges, rel=1e-9)
+        assert a.edges == pytest.approx(b.edges, rel=1e-12)
         for name, arm in a.arms.items():
             same(arm.comoments, b.arms[name].comoments)
             assert arm.order == b.arms[name].order
             assert arm.counts == b.arms[name].counts
             assert set(arm.strata) == set(b.arms[name].strata)
+            for level, found in arm.strata.items():
+                same(found, b.arms[name].strata[level])
         for dimension, levels in a.breakdowns.items():
             assert list(levels) == list(b.breakdowns[dimension])
             for level, arms in levels.items():
@@ -152,6 +170,19 @@ def test_postgresql_and_duckdb_say_the_same_of_everything(
     assert reports[0]["verdict"] == reports[1]["verdict"]
 
 
+@pytest.mark.parametrize("experiment", SEEDS[:1], indirect=True)
+def test_a_value_that_every_unit_has_is_no_difference_in_either_source(
+    experiment: Experiment, files: Exported
+) -> None:
+    for source in (Postgres(), warehouse(files)):
+        data = gather(experiment, LATER, source).data
+        (found,) = (m for m in data.metrics if m.spec.name == "always")
+
+        seen = [arm.comoments.moments() for arm in found.arms.values()]
+        assert [(arm.mean, arm.m2) for arm in seen] == [(0.3, 0.0)] * 2
+
+
+@pytest.mark.parametrize("experiment", SEEDS[:1], indirect=True)
 def test_an_event_that_is_there_twice_counts_once(experiment: Experiment, files: Exported) -> None:
     with duckdb.connect() as engine:
         twice = files.outcomes.with_name("twice.parquet")
@@ -185,6 +216,7 @@ def test_the_query_is_written_for_each_engine(bare: Experiment, engine: str) -> 
     assert f"v{columns[-1].places[-1]}" in text
 
 
+@pytest.mark.parametrize("experiment", SEEDS[:1], indirect=True)
 def test_an_installation_that_names_a_warehouse_gets_its_results_from_there(
     experiment: Experiment, files: Exported, settings: Any
 ) -> None:
@@ -214,7 +246,7 @@ def test_a_warehouse_that_is_away_is_told(tmp_path: Path) -> None:
 BROKEN = [
     ("exposures", "SELECT * FROM t UNION ALL SELECT * FROM t", "each unit must have one"),
     ("measured", "SELECT * FROM t UNION ALL SELECT * FROM t", "each unit must have one"),
-    ("outcomes", "SELECT * REPLACE (NULL::VARCHAR AS event_id) FROM t", "without an event_id"),
+    ("outcomes", "SELECT * REPLACE (NULL::VARCHAR AS event_id) FROM t", "without event_id"),
     ("exposures", "SELECT * EXCLUDE (bucket) FROM t", "have no column bucket"),
     ("exposures", 'SELECT * EXCLUDE ("x-country") FROM t', "no column x-country, a dimension"),
     ("exposures", 'SELECT * REPLACE ("at"::VARCHAR AS "at") FROM t', "at must be an instant"),
@@ -256,6 +288,7 @@ def test_without_the_warehouse_the_last_result_stands_and_the_error_says_why(
     assert "warehouse does not answer" in computed.error
 
 
+@pytest.mark.parametrize("experiment", SEEDS[:1], indirect=True)
 def test_commands_write_the_files_and_analyse_them(experiment: Experiment, tmp_path: Path) -> None:
     out = io.StringIO()
     call_command("export_experiment", experiment.name, str(tmp_path), stdout=out)

@@ -66,6 +66,22 @@ class Comoments:
         )
         return Comoments(n, means, products)
 
+    def with_constants(self, constants: Sequence[float | None]) -> Comoments:
+        """With the values that are the same for every unit, None for others: they do not vary.
+
+        Sums of such a value as 0.3 are rounded, and would make of it a spread that is not there.
+        """
+        if self.n == 0 or all(value is None for value in constants):
+            return self
+        fixed = [value is not None for value in constants]
+        means = zip(self.means, constants, strict=True)
+        places = ((i, j) for i in range(len(fixed)) for j in range(i, len(fixed)))
+        return Comoments(
+            self.n,
+            tuple(mean if value is None else value for mean, value in means),
+            tuple(0.0 if fixed[i] or fixed[j] else self.product(i, j) for i, j in places),
+        )
+
     def product(self, i: int, j: int) -> float:
         """Σ(a − ā)(b − b̄) of the i-th and the j-th value."""
         i, j = min(i, j), max(i, j)

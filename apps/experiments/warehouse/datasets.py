@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from apps.experiments.warehouse.units import Expr, Tables
+from apps.experiments.scan import Scan
+from apps.experiments.values import sent_as
+from apps.experiments.warehouse.units import Expr, Tables, scanned
 from apps.lib.errors import Unavailable
+from contract.messages import OUTCOME_VALUE_MAX as VALUE_MAX
 
 Kind = tuple[str, Callable[[Any], bool]]
 TEXT: Kind = ("text", lambda kind: kind.is_string())
@@ -44,25 +47,41 @@ def check_columns(dataset: str, table: Expr) -> None:
             )
 
 
-def check_rows(
-    experiment: str, tables: Tables, ask: Callable[[Expr], list[dict[str, Any]]]
-) -> None:
-    """Raise Unavailable when a unit has several rows, or an outcome no `event_id`.
+def check_rows(scan: Scan, tables: Tables, ask: Callable[[Expr], list[dict[str, Any]]]) -> None:
+    """Raise Unavailable for rows that would count falsely without a word.
 
-    A unit that is there twice would count twice, and its sums would double without a word.
+    That is a unit with several rows, which would count as often; a NULL where a value is needed;
+    and an outcome that is no finite number, or beyond what a data plane takes.
     """
-    for dataset in ("exposures", "measured"):
-        table = getattr(tables, dataset)
-        if table is None:
-            continue
-        rows = table.filter(table.experiment == experiment)
-        (found,) = ask(rows.aggregate(n=rows.count(), units=rows.unit.nunique()))
-        if found["n"] != found["units"]:
+    name = scan.experiment.name
+    for dataset, table in tables.named().items():
+        if dataset == "outcomes":
+            names = sorted({sent_as(column).name for column in scanned(scan)})
+            rows = table.filter(table.metric.isin(names))
+            asked = {"wrong": _count(~(rows.value.cast("float64").abs() <= VALUE_MAX))}
+        else:
+            rows = table.filter(table.experiment == name)
+            asked = {"units": rows.unit.nunique()}
+        needed = [column for column in COLUMNS[dataset] if column != "tenant"]
+        asked |= {f"null_{column}": _count(rows[column].isnull()) for column in needed}
+        (found,) = ask(rows.aggregate(n=rows.count(), **asked))
+        for column in needed:
+            if found[f"null_{column}"]:
+                raise Unavailable(
+                    f"The warehouse's {dataset} of {name} have {found[f'null_{column}']:,} rows "
+                    f"without {column}."
+                )
+        if found.get("wrong"):
             raise Unavailable(
-                f"The warehouse's {dataset} of {experiment} have {found['n']:,} rows of "
+                f"The warehouse's outcomes of {name} have {found['wrong']:,} values that are no "
+                f"finite number, or beyond {VALUE_MAX:g}."
+            )
+        if found.get("units", found["n"]) != found["n"]:
+            raise Unavailable(
+                f"The warehouse's {dataset} of {name} have {found['n']:,} rows of "
                 f"{found['units']:,} units; each unit must have one. Do files overlap?"
             )
-    nameless = tables.outcomes.filter(tables.outcomes.event_id.isnull())
-    (found,) = ask(nameless.aggregate(n=nameless.count()))
-    if found["n"]:
-        raise Unavailable(f"The warehouse's outcomes have {found['n']:,} rows without an event_id.")
+
+
+def _count(condition: Expr) -> Expr:
+    return condition.ifelse(1, 0).cast("int64").sum().fill_null(0)

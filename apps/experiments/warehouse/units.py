@@ -1,6 +1,6 @@
 """Units' values as an Ibis expression: what `apps.experiments.values` folds, in one query.
 
-Nothing here is of one engine: Ibis writes it for DuckDB, Databricks, Trino or BigQuery.
+Nothing here is of one engine: Ibis writes it for DuckDB, ClickHouse, Spark, Trino or BigQuery.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from apps.experiments.values import rule_of, sent_as
 # Ibis's expressions have no types that mypy could hold on to.
 Expr = Any
 
+# What is asked of a unit besides its values.
+KEPT = ("variant", "at", "bucket", "crossed_over")
+
 
 @dataclass(frozen=True)
 class Tables:
@@ -28,11 +31,21 @@ class Tables:
     outcomes: Expr
     measured: Expr | None = None
 
+    def named(self) -> dict[str, Expr]:
+        """Return those that there are, by name."""
+        every = {"exposures": self.exposures, "outcomes": self.outcomes, "measured": self.measured}
+        return {name: table for name, table in every.items() if table is not None}
+
+
+def scanned(scan: Scan) -> list[Column]:
+    """Return the columns of the scan's units, in order."""
+    uses: list[MetricUse] = [metric.use for metric in scan.metrics]
+    return columns_of(scan.experiment, uses)
+
 
 def units_of(scan: Scan, tables: Tables) -> Expr:
-    """Return a table of the experiment's units: who met what, and `v1`, `v2`, … as in columns."""
-    uses: list[MetricUse] = [metric.use for metric in scan.metrics]
-    columns = columns_of(scan.experiment, uses)
+    """Return the experiment's units: whom each met and when, its dimensions, and `v1`, `v2`, …"""
+    columns = scanned(scan)
     name = scan.experiment.name
     units = tables.exposures.filter(tables.exposures.experiment == name)
     summed = _summed(units, tables.outcomes, columns, scan.experiment.covariate_s)
@@ -42,19 +55,24 @@ def units_of(scan: Scan, tables: Tables) -> Expr:
         measured = tables.measured.filter(tables.measured.experiment == name)
         counts = measured.select("unit", "requests", "errors", "cache_hits", "latency_us")
         found = found.left_join(counts, "unit").drop("unit_right")
+    kept = [*KEPT, *(each for each in scan.experiment.dimensions if each in found.columns)]
     named = {}
     for place, column in enumerate(columns, 1):
         if column.metric.source != Metric.Source.OUTCOMES:
             is_known = tables.measured is not None
             value = _measured(found, column) if is_known else ibis.null("float64")
             named[f"v{place}"] = value
-    return found.mutate(**named) if named else found
+    if named:
+        found = found.mutate(**named)
+    values = [f"v{place}" for place in range(1, len(columns) + 1)]
+    return found.select(*dict.fromkeys(kept), *values)
 
 
 def _summed(units: Expr, outcomes: Expr, columns: Sequence[Column], covariate_s: int) -> Expr:
     """Return `v1`, … of the columns that come from outcomes, by unit; units without any are out."""
     names = sorted({sent_as(column).name for column in columns})
     once = outcomes.filter(outcomes.metric.isin(names))
+    once = once.mutate(value=once.value.cast("float64"))
     # The same event twice counts once: the one that happened first.
     order = ibis.row_number().over(
         ibis.window(group_by="event_id", order_by=[once.occurred_at, once.value, once.unit])

@@ -1,0 +1,158 @@
+"""Moments by variant and level from PostgreSQL, with the digits that floats allow.
+
+PostgreSQL's own co-moments (Youngs and Cramer) cancel no sums of squares, but are sums about 0:
+where many units' mean is large against their spread, digits go, and a constant such as 0.3 seems
+to vary a little, about a mean that is a little off. Metrics of which that is so are summed again
+about their means (the two passes of Chan, Golub and LeVeque 1983).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import islice, pairwise
+from typing import Any
+
+from apps.experiments.moves import TENANT
+from apps.experiments.scan import Scan, ask, values
+from apps.experiments.sources import LevelMoments
+from apps.experiments.stats.comoments import Comoments
+
+# A mean is off by up to n·2⁻⁵³ of itself, and known to √(variance/n): from mean²/variance · n of
+# this on, the former may be more than a millionth of the latter at a million units.
+LOST = 1e10
+
+
+def level_moments(scan: Scan, dimension: str) -> list[LevelMoments]:
+    """Return them in order of variant and level; without a dimension the level is empty."""
+    found = _asked(scan, dimension, range(len(scan.metrics)))
+    again = [
+        place
+        for place in range(len(scan.metrics))
+        if any(_lost_digits(row.moments[place]) for row in found)
+    ]
+    if not again:
+        return found
+    closer = _asked(scan, dimension, again, found)
+    return [
+        replace(row, moments=_put(row.moments, again, near.moments))
+        for row, near in zip(found, closer, strict=True)
+    ]
+
+
+def _put(
+    into: Sequence[Comoments], places: Sequence[int], moments: Sequence[Comoments]
+) -> list[Comoments]:
+    by_place = dict(zip(places, moments, strict=True))
+    return [by_place.get(place, known) for place, known in enumerate(into)]
+
+
+def _lost_digits(found: Comoments) -> bool:
+    squares = (found.product(i, i) for i in range(len(found.means)))
+    return any(
+        # Where nothing at all was summed up, the values are constant, and their sums exact.
+        square > 0.0 and (mean * found.n) ** 2 > LOST * square
+        for mean, square in zip(found.means, squares, strict=True)
+    )
+
+
+def _asked(
+    scan: Scan, dimension: str, places: Sequence[int], known: Sequence[LevelMoments] = ()
+) -> list[LevelMoments]:
+    """Return the moments of the metrics at these places, about 0 or about the means of `known`."""
+    parts = [values(scan, scan.metrics[place]) for place in places]
+    names = [[f"m{i}_{j}" for j in range(len(row))] for i, row in enumerate(parts)]
+    every = [name for row in names for name in row]
+    picked = zip(every, (sql for row in parts for sql in row), strict=True)
+    level, parameter = _level(dimension) if dimension else ("''", "")
+    centres = [[m for place in places for m in row.moments[place].means] for row in known]
+    about, parameters = _about(every, known, centres) if known else ("", {})
+    sums = [_sums([f"({name} - {name}_about)" if known else name for name in row]) for row in names]
+    constants = [f"CASE WHEN min({m}) = max({m}) THEN min({m}) END" for m in every if known]
+    sql = f"""
+        WITH seen AS (
+            SELECT variant_name, {level} AS level, {", ".join(f"{v} AS {m}" for m, v in picked)}
+            FROM experiments_exposurerow WHERE {scan.kept}
+        )
+        SELECT variant_name, level, count(*), {", ".join([*sums, *constants])} FROM seen {about}
+        GROUP BY variant_name, level ORDER BY variant_name COLLATE "C", level COLLATE "C"
+    """  # noqa: S608 (expressions of ours)
+    rows = ask(sql, scan.parameters | {"dimension": parameter} | parameters)
+    widths = [len(row) for row in names]
+    found = [
+        LevelMoments(variant, of_level, units, _read(iter(numbers), widths))
+        for variant, of_level, units, *numbers in rows
+    ]
+    if not known:
+        return found
+    return [
+        replace(row, moments=_moved_back(row.moments, iter(centre), iter(numbers[-len(every) :])))
+        for row, centre, numbers in zip(found, centres, rows, strict=True)
+    ]
+
+
+def _about(
+    names: Sequence[str], known: Sequence[LevelMoments], centres: Sequence[Sequence[float]]
+) -> tuple[str, dict[str, Any]]:
+    """Return the SQL that joins each unit to the means of its variant and level, and its values."""
+    columns = [f"{name}_about" for name in names]
+    of_columns = dict(zip(columns, map(list, zip(*centres, strict=True)), strict=True))
+    listed = ", ".join(f"%({column})s::float8[]" for column in columns)
+    sql = f"""
+        JOIN unnest(%(variants)s::text[], %(levels)s::text[], {listed})
+            AS about(variant_name, level, {", ".join(columns)}) USING (variant_name, level)
+    """
+    groups = {"variants": [r.variant for r in known], "levels": [r.level for r in known]}
+    return sql, groups | of_columns
+
+
+def _level(dimension: str) -> tuple[str, str]:
+    """Return the SQL of a unit's level of a dimension, and the parameter it takes."""
+    if dimension == TENANT:
+        return "coalesce(nullif(tenant, ''), '(none)')", ""
+    return "coalesce(attributes ->> %(dimension)s, '(none)')", dimension
+
+
+def _sums(row: Sequence[str]) -> str:
+    """Return the SQL of a metric's count, means and products of deviations, as in `Comoments`.
+
+    Aggregates of the same arguments share one state in PostgreSQL, which is what a row costs: so
+    each pair of values is summed once, and means and squares come out of the pairs.
+    """
+    if len(row) == 1:
+        (value,) = row
+        return f"count({value}), avg({value}), var_pop({value}) * count({value})"
+    pairs = [f"{a}, {b}" for a, b in pairwise(row)]
+    means = [f"regr_avgy({pair})" for pair in pairs] + [f"regr_avgx({pairs[-1]})"]
+    squares = [f"regr_syy({pair})" for pair in pairs] + [f"regr_sxx({pairs[-1]})"]
+    products = []
+    for i, a in enumerate(row):
+        products += [squares[i], *(f"regr_sxy({a}, {b})" for b in row[i + 1 :])]
+    return ", ".join([f"regr_count({pairs[0]})", *means, *products])
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+def _read(numbers: Iterator[Any], widths: Sequence[int]) -> list[Comoments]:
+    return [_comoments(numbers, width) for width in widths]
+
+
+def _comoments(numbers: Iterator[Any], k: int) -> Comoments:
+    n, *told = islice(numbers, 1 + k + k * (k + 1) // 2)
+    if n == 0:
+        return Comoments.empty(k)
+    return Comoments(int(n), tuple(told[:k]), tuple(told[k:]))
+
+
+def _moved_back(
+    moments: Sequence[Comoments], centres: Iterator[float], constants: Iterator[float | None]
+) -> list[Comoments]:
+    """Return moments of deviations as those of the values."""
+    found = []
+    for each in moments:
+        k = len(each.means)
+        means = tuple(mean + at for mean, at in zip(each.means, islice(centres, k), strict=True))
+        moved = replace(each, means=means) if each.n else each
+        found.append(moved.with_constants(list(islice(constants, k))))
+    return found
