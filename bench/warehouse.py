@@ -10,6 +10,7 @@ import argparse
 import sys
 import tempfile
 from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -51,6 +52,8 @@ def main() -> None:
     """Print how long it takes by units."""
     parser = argparse.ArgumentParser(prog="bench warehouse", description=__doc__)
     parser.add_argument("--units", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--url", default="duckdb://", help="with settings of DuckDB's, if any")
+    parser.add_argument("--large", action="store_true", help="10,000,000 units as well")
     options = parser.parse_args(sys.argv[2:])
     print(f"{machine()}; DuckDB in this process, 10 metrics, {OUTCOMES_PER_UNIT} outcomes a unit")
     with (
@@ -60,12 +63,13 @@ def main() -> None:
         prepare(stack)
         from bench.experiments_load import World
 
-        print(f"\n{'units':>12} {'Parquet':>10} {'seconds':>9} {'units/s':>12}")
-        for units in options.units:
-            print(_row(World(units, 2, 10, ""), units, Path(directory)), flush=True)
+        print(f"\n{'units':>12} {'Parquet':>10} {'seconds':>9} {'units/s':>12} {'peak':>8}")
+        for units in [*options.units, *([10_000_000] if options.large else [])]:
+            world = World(units, 2, 10, "")
+            print(_row(world, units, Path(directory), options.url), flush=True)
 
 
-def _row(world: World, units: int, directory: Path) -> str:
+def _row(world: World, units: int, directory: Path, url: str) -> str:
     from apps.experiments.gather import gather
     from apps.experiments.warehouse.source import connect
     from apps.lib.clock import database_now
@@ -79,8 +83,11 @@ def _row(world: World, units: int, directory: Path) -> str:
             engine.execute(f"COPY ({query}) TO '{path}' (FORMAT parquet)")
     size_mb = sum(path.stat().st_size for path in files.values()) / 1e6
     started = perf_counter()
-    source = connect("duckdb://", **{name: str(path) for name, path in files.items()})
+    source = connect(url, **{name: str(path) for name, path in files.items()})
     found = gather(world.experiment, database_now(), source)
     took_s = perf_counter() - started
     assert sum(found.data.exposed.values()) > 0.99 * units
-    return f"{units:>12,} {size_mb:>7.0f} MB {took_s:>8.2f}s {units / took_s:>12,.0f}"
+    # Of this process since it began; sizes grow.
+    peak_gb = getrusage(RUSAGE_SELF).ru_maxrss / 1e6
+    speed = f"{took_s:>8.2f}s {units / took_s:>12,.0f}"
+    return f"{units:>12,} {size_mb:>7.0f} MB {speed} {peak_gb:>5.1f} GB"

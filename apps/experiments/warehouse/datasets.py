@@ -35,9 +35,15 @@ COLUMNS: dict[str, dict[str, Kind]] = {
 }  # fmt: skip
 
 
-def check_columns(dataset: str, table: Expr) -> None:
+# Of these engines Ibis does not say which instants have a zone; it sets the session's to UTC.
+NO_ZONES = {"pyspark"}
+
+
+def check_columns(dataset: str, table: Expr, engine: str) -> None:
     """Raise Unavailable, naming it, when a column is missing or of another type."""
     kinds = dict(table.schema().items())
+    if engine in NO_ZONES:
+        kinds = {name: _in_utc(kind) for name, kind in kinds.items()}
     for column, (told, fits) in COLUMNS[dataset].items():
         if column not in kinds:
             raise Unavailable(f"The warehouse's {dataset} have no column {column}.")
@@ -45,6 +51,10 @@ def check_columns(dataset: str, table: Expr) -> None:
             raise Unavailable(
                 f"The warehouse's {dataset}: {column} must be {told}, and is {kinds[column]}."
             )
+
+
+def _in_utc(kind: Any) -> Any:
+    return kind.copy(timezone="UTC") if kind.is_timestamp() else kind
 
 
 def check_rows(scan: Scan, tables: Tables, ask: Callable[[Expr], list[dict[str, Any]]]) -> None:

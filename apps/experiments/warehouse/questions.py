@@ -34,7 +34,7 @@ def phase_counts(units: Expr, scan: Scan) -> Expr:
     """Ask how many units met each variant in each phase: `variant`, `phase`, `kept`, …"""
     phase: Expr = ibis.literal(0, "int64")
     for later in scan.phases[1:]:
-        phase += _as_number(units.at >= later.at)
+        phase += _as_number(units.at >= ibis.literal(later.at))
     units = units.mutate(phase=phase, moved=_moved(units, scan))
     return units.group_by(["variant", "phase"]).aggregate(
         kept=_as_number(~units.crossed_over & ~units.moved).sum(),

@@ -54,10 +54,10 @@ class Warehouse:
     def __init__(self, tables: Tables, engine: Any) -> None:
         """Take a connection's datasets. Raises Unavailable when a column is missing, or wrong."""
         for dataset, table in tables.named().items():
-            check_columns(dataset, table)
+            check_columns(dataset, table, engine.name)
         self._tables = tables
         self._engine = engine
-        self._made: tuple[tuple[int, Any], Expr] | None = None
+        self._made: tuple[tuple[Any, ...], Expr] | None = None
 
     def missing_means(self, scan: Scan, places: Sequence[int]) -> list[float | None]:
         (row,) = _rows(questions.missing_means(self._units(scan), places))
@@ -106,7 +106,7 @@ class Warehouse:
 
     def _units(self, scan: Scan) -> Expr:
         """Return the experiment's units, checked. Raises Unavailable."""
-        of = (scan.experiment.pk, scan.now)
+        of: tuple[Any, ...] = (scan.experiment.pk, scan.now)
         if self._made is None or self._made[0] != of:
             check_rows(scan, self._tables, _rows)
             self._made = of, self._kept(units_of(scan, self._tables))

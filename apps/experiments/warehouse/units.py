@@ -21,6 +21,7 @@ Expr = Any
 
 # What is asked of a unit besides its values.
 KEPT = ("variant", "at", "bucket", "crossed_over")
+COUNTS = ("requests", "errors", "cache_hits", "latency_us")
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,10 @@ def units_of(scan: Scan, tables: Tables) -> Expr:
     wanted = [column for column in columns if column.metric.source != Metric.Source.OUTCOMES]
     if wanted and tables.measured is not None:
         measured = tables.measured.filter(tables.measured.experiment == name)
-        counts = measured.select("unit", "requests", "errors", "cache_hits", "latency_us")
+        # A unit that was not measured must get NULL, which ClickHouse keeps for nullable columns.
+        counts = measured.select(
+            "unit", **{each: measured[each].cast("float64") for each in COUNTS}
+        )
         found = found.left_join(counts, "unit").drop("unit_right")
     kept = [*KEPT, *(each for each in scan.experiment.dimensions if each in found.columns)]
     named = {}
@@ -105,12 +109,15 @@ def _aggregate(rows: Expr, column: Column) -> Expr:
         where &= rows.occurred_at < rows.at + ibis.interval(seconds=metric.window_s)
     rule = rule_of(metric)
     if rule == Metric.PerUnit.FIRST:
-        return rows.value.max(where=where & (rows._rank == 0))
+        where &= rows._rank == 0
+    # Not the aggregate's own condition: ClickHouse says 0 where no row meets that.
+    value = where.ifelse(rows.value, ibis.null("float64"))
     return {
-        Metric.PerUnit.MEAN: rows.value.mean,
-        Metric.PerUnit.SUM: rows.value.sum,
-        Metric.PerUnit.MAX: rows.value.max,
-    }[rule](where=where)
+        Metric.PerUnit.FIRST: value.max,
+        Metric.PerUnit.MEAN: value.mean,
+        Metric.PerUnit.SUM: value.sum,
+        Metric.PerUnit.MAX: value.max,
+    }[rule]()
 
 
 def _measured(found: Expr, column: Column) -> Expr:

@@ -9,6 +9,7 @@ import pytest
 from statsmodels.stats.power import TTestIndPower, normal_power_het
 
 from apps.experiments.stats.power import (
+    LOOKS,
     Baseline,
     Design,
     detectable,
@@ -74,22 +75,38 @@ def test_what_is_detectable_with_the_units_needed_is_the_effect(
     assert power == pytest.approx(0.9, abs=2e-3)
 
 
-@pytest.mark.parametrize(("level", "effect"), [(0.05, 0.035), (0.025, 0.045), (0.0125, 0.04)])
-def test_the_power_of_the_sequence_is_that_of_simulated_paths(level: float, effect: float) -> None:
-    units, looks, paths = 40_000, 1_000, 3_000
+def crossings(level: float, effect: float, units: int, looks: int, paths: int) -> float:
+    """Return the share of simulated paths that the sequence finds at one of so many looks."""
     rng = np.random.default_rng(7)
     share = np.arange(1, looks + 1) / looks
+    bound = np.array([boundary(max(2, int(u * units)), level, units)[0] for u in share])
     shift = effect * math.sqrt(units) / 2
-    steps = rng.normal(shift / looks, math.sqrt(1 / looks), (paths, looks))
-    z = np.cumsum(steps, axis=1) / np.sqrt(share)
-    bound = np.array([boundary(int(u * units), level, units)[0] for u in share])
-    simulated = (z >= bound)[:, 5:].any(axis=1).mean()
+    found = 0
+    for _ in range(paths // 1_000):
+        steps = rng.normal(shift / looks, math.sqrt(1 / looks), (1_000, looks))
+        found += (np.cumsum(steps, axis=1) / np.sqrt(share) >= bound).any(axis=1).sum()
+    return float(found / paths)
 
+
+@pytest.mark.parametrize(("level", "effect"), [(0.05, 0.035), (0.025, 0.045), (0.0125, 0.04)])
+def test_the_power_of_the_sequence_is_that_of_simulated_paths(level: float, effect: float) -> None:
+    units, paths = 40_000, 10_000
     found = power_at(Baseline(1.0, 1.0), Design(HALVES, level), effect, units, is_sequential=True)
 
-    # Paths are looked at 1,000 times, the sequence always.
-    deviation = math.sqrt(found * (1 - found) / paths)
-    assert simulated - 4 * deviation < found < simulated + 4 * deviation + 0.01
+    simulated = crossings(level, effect, units, LOOKS, paths)
+
+    assert abs(simulated - found) < 4 * math.sqrt(found * (1 - found) / paths)
+
+
+@pytest.mark.parametrize("looks", [50, 200, 1_000])
+@pytest.mark.parametrize("level", [0.05, 0.025, 0.005])
+def test_the_size_for_any_time_has_its_power_within_two_points_however_often_one_looks(
+    level: float, looks: int
+) -> None:
+    units = units_needed(Baseline(1.0, 1.0), Design(HALVES, level), 0.035, is_sequential=True)
+    assert units is not None
+
+    assert abs(crossings(level, 0.035, units, looks, 20_000) - 0.8) < 0.02
 
 
 def test_reading_at_any_time_costs_about_half_as_many_units_again() -> None:

@@ -98,19 +98,18 @@ def test_the_planned_size_has_the_planned_power(
     ],
     ids=["rates", "means"],
 )
+@pytest.mark.parametrize("looks", [50, 1_000])
 def test_the_size_for_deciding_at_any_time_has_the_planned_power(
-    baseline: Baseline, effect: float, draws: tuple[Draw, Draw], is_rate: bool
+    baseline: Baseline, effect: float, draws: tuple[Draw, Draw], is_rate: bool, looks: int
 ) -> None:
     units = units_needed(baseline, Design((0.5, 0.5), LEVEL), effect, is_sequential=True)
     assert units is not None
-    looks = 1_000
     each = round(units / (2 * looks))
     # Effects are small, so that rounding the units of a look neither helps nor hurts.
     assert 2 * looks * each == pytest.approx(units, rel=0.005)
 
     early, _ = verdicts(*draws, looks=looks, each=each, is_rate=is_rate)
 
-    # Planned for looks without a pause: so many find it a little less often.
     assert early == pytest.approx(0.80, abs=0.02)
 
 

@@ -1,0 +1,68 @@
+"""What two sources must have alike."""
+
+from __future__ import annotations
+
+import math
+from datetime import timedelta
+from itertools import combinations_with_replacement
+
+import pytest
+
+from apps.experiments.gather import Gathered
+from apps.experiments.stats.comoments import Comoments
+from apps.experiments.warehouse.export import Exported
+from apps.experiments.warehouse.source import Warehouse, connect
+from tests.experiments.factories import NOW
+
+# When the experiment of these tests is looked at.
+LATER = NOW + timedelta(seconds=150, microseconds=250_001)
+# Half the distance from 1 to the next float, relatively: what rounding once may cost.
+EPS = 2.0**-53
+SEEDS = [11, 12, 13]
+ONE_SEED = pytest.mark.parametrize("experiment", SEEDS[:1], indirect=True)
+
+
+def warehouse(files: Exported) -> Warehouse:
+    names = {"exposures": files.exposures, "outcomes": files.outcomes, "measured": files.measured}
+    return connect("duckdb://", **{name: str(path) for name, path in names.items()})
+
+
+def same(one: Comoments, other: Comoments) -> None:
+    """Fail unless both have the digits that the units' values have: those are sums, each of a few
+    outcomes, and so may differ by their last digits.
+    """
+    assert one.n == other.n
+    assert one.means == pytest.approx(other.means, rel=16 * EPS, abs=0.0)
+    k = len(one.means)
+    for i, j in combinations_with_replacement(range(k), 2):
+        a, b = (math.sqrt(one.product(x, x)) for x in (i, j))
+        # Σ|deviation| ≤ √n · √Σdeviation²; and a value, at most four times the mean, is a sum of
+        # three that is rounded twice.
+        known = math.sqrt(one.n) * (abs(one.means[i]) * b + abs(one.means[j]) * a)
+        assert abs(one.product(i, j) - other.product(i, j)) <= EPS * (16 * a * b + 8 * known)
+
+
+def all_same(one: Gathered, other: Gathered) -> None:
+    assert one.data.arms == other.data.arms
+    assert one.data.exposed == other.data.exposed
+    assert one.data.phases == other.data.phases
+    counted = [(g.crossed_over, g.moved, g.strangers, g.holdout_units) for g in (one, other)]
+    assert counted[0] == counted[1]
+    assert counted[0][0] > 0
+    assert counted[0][1] > 0
+    for a, b in zip(one.data.metrics, other.data.metrics, strict=True):
+        assert a.spec == b.spec
+        assert set(a.arms) == set(b.arms)
+        assert a.edges == pytest.approx(b.edges, rel=1e-12)
+        for name, arm in a.arms.items():
+            same(arm.comoments, b.arms[name].comoments)
+            assert arm.order == b.arms[name].order
+            assert arm.counts == b.arms[name].counts
+            assert set(arm.strata) == set(b.arms[name].strata)
+            for level, found in arm.strata.items():
+                same(found, b.arms[name].strata[level])
+        for dimension, levels in a.breakdowns.items():
+            assert list(levels) == list(b.breakdowns[dimension])
+            for level, arms in levels.items():
+                for name, found in arms.items():
+                    same(found, b.breakdowns[dimension][level][name])

@@ -1,0 +1,97 @@
+"""PostgreSQL and DuckDB say the same of the same rows, to the last digits that floats allow."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+from django.core.management import CommandError, call_command
+
+from apps.experiments.gather import gather
+from apps.experiments.models import Experiment, OutcomeRow
+from apps.experiments.postgres import Postgres
+from apps.experiments.results import compute_result
+from apps.experiments.stats.report import make_report
+from apps.experiments.warehouse.export import Exported
+from tests.experiments.warehouse.agreement import LATER, ONE_SEED, all_same, warehouse
+
+pytestmark = pytest.mark.django_db
+
+
+def test_postgresql_and_duckdb_say_the_same_of_everything(
+    experiment: Experiment, files: Exported
+) -> None:
+    mine = gather(experiment, LATER, Postgres())
+    theirs = gather(experiment, LATER, warehouse(files))
+
+    all_same(mine, theirs)
+    reports = [
+        make_report(g.data, alpha=0.05, planned_units=9_000).to_json() for g in (mine, theirs)
+    ]
+    assert reports[0]["verdict"] == reports[1]["verdict"]
+
+
+@ONE_SEED
+def test_a_value_that_every_unit_has_is_no_difference_in_either_source(
+    experiment: Experiment, files: Exported
+) -> None:
+    for source in (Postgres(), warehouse(files)):
+        data = gather(experiment, LATER, source).data
+        (found,) = (m for m in data.metrics if m.spec.name == "always")
+
+        seen = [arm.comoments.moments() for arm in found.arms.values()]
+        assert [(arm.mean, arm.m2) for arm in seen] == [(0.3, 0.0)] * 2
+
+
+@ONE_SEED
+def test_an_event_that_is_there_twice_counts_once(experiment: Experiment, files: Exported) -> None:
+    with duckdb.connect() as engine:
+        twice = files.outcomes.with_name("twice.parquet")
+        again = f"SELECT * FROM read_parquet('{files.outcomes}')"
+        engine.execute(f"COPY ({again} UNION ALL {again}) TO '{twice}' (FORMAT parquet)")
+
+    doubled = Exported(files.exposures, twice, files.measured)
+
+    all_same(gather(experiment, LATER, Postgres()), gather(experiment, LATER, warehouse(doubled)))
+
+
+@ONE_SEED
+def test_an_installation_that_names_a_warehouse_gets_its_results_from_there(
+    experiment: Experiment, files: Exported, settings: Any
+) -> None:
+    before = compute_result(experiment, LATER).result
+    settings.WAREHOUSE_URL = "duckdb://"
+    settings.WAREHOUSE_EXPOSURES = str(files.exposures)
+    settings.WAREHOUSE_OUTCOMES = str(files.outcomes)
+    settings.WAREHOUSE_MEASURED = str(files.measured)
+    OutcomeRow.objects.all().delete()
+    experiment.exposures.update(values=None)
+
+    after = compute_result(experiment, LATER).result
+
+    assert before is not None
+    assert after is not None
+    assert after["verdict"] == before["verdict"]
+    assert [m["arms"][0]["n"] for m in after["metrics"]] == [
+        m["arms"][0]["n"] for m in before["metrics"]
+    ]
+
+
+@ONE_SEED
+def test_commands_write_the_files_and_analyse_them(experiment: Experiment, tmp_path: Path) -> None:
+    out = io.StringIO()
+    call_command("export_experiment", experiment.name, str(tmp_path), stdout=out)
+    named = {n: str(tmp_path / f"{n}.parquet") for n in ("exposures", "outcomes", "measured")}
+    told = io.StringIO()
+    call_command("analyse_experiment", experiment.name, json=True, stdout=told, **named)
+
+    assert "exposures.parquet" in out.getvalue()
+    assert json.loads(told.getvalue())["primary"] == "clicked"
+    with pytest.raises(CommandError, match="no experiment"):
+        call_command("export_experiment", "nobody", str(tmp_path))
+    with pytest.raises(CommandError, match="warehouse"):
+        call_command("analyse_experiment", experiment.name, exposures="x.parquet", outcomes="y")
