@@ -31,7 +31,7 @@ def test_a_copy_that_is_dead_but_ready_is_avoided_until_it_is_loaded_again(tmp_p
         both.one.wait_for_traffic(20)
         died_at = monotonic()
         os.kill(both.one.stub(), signal.SIGKILL)
-        wait_until(both.open_circuits, 10, "the circuit opens")
+        wait_until(both.open_circuits, 20, "the circuit opens")
         opened_at, (circuit,) = monotonic(), both.open_circuits()
         assert both.one.address in circuit
         assert both.one.says_ready()

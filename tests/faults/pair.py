@@ -24,6 +24,8 @@ SETTINGS = {
     "INTERLOCK_EJECT_MAX_S": "2",
     "INTERLOCK_STOP_TIMEOUT_S": "1",
     "INTERLOCK_LAME_DUCK_S": "0.1",
+    # Each worker learns by itself which copies are well, and a machine with many cores has several.
+    "INTERLOCK_WORKERS": "1",
 }
 
 

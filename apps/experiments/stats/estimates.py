@@ -21,7 +21,8 @@ from apps.experiments.stats.comparison import (
 )
 from apps.experiments.stats.data import ArmData, MetricData, MetricSpec, OrderStatistics
 from apps.experiments.stats.quantiles import silence_of_quantile, standard_error
-from apps.experiments.stats.sequential import silence
+from apps.experiments.stats.rare_rates import Seen
+from apps.experiments.stats.sequential import few_events, silence
 
 # A denominator's mean must be so many standard errors from 0 for the delta method to hold.
 DENOMINATOR_Z_MIN = 5.0
@@ -57,6 +58,17 @@ def of_arms(metric: MetricData, control: str, treatment: str) -> Estimate:
             nothing = Difference(State.INVALID_DATA, f"{name}: {why}", "", 0.0, 0.0)
             return Estimate(nothing, 0, why)
     return estimate(metric.spec, arms[0], arms[1])
+
+
+def rare_events(metric: MetricData, control: str, treatment: str) -> tuple[Seen, Seen] | None:
+    """Return the counts of a rate with too few events for a normal approximation, else None."""
+    arms = [metric.arms.get(name) for name in (control, treatment)]
+    if metric.spec.kind != "proportion" or metric.spec.has_covariate:
+        return None
+    a, b = (Seen(arm.comoments.n, _events(arm.comoments)) if arm else Seen(0, 0) for arm in arms)
+    if min(a.n, b.n) == 0 or few_events(a.n, b.n, (a.events, b.events)) is None:
+        return None
+    return a, b
 
 
 def compare(spec: MetricSpec, control: Comoments, treatment: Comoments) -> Estimate:

@@ -14,6 +14,7 @@ from scipy.special import ndtri, stdtrit
 from apps.experiments.stats.comparison import Difference, State
 from apps.experiments.stats.data import MetricSpec
 from apps.experiments.stats.estimates import Estimate
+from apps.experiments.stats.rare_rates import Seen, gain_bounds
 from apps.experiments.stats.sequential import boundary
 
 
@@ -34,6 +35,7 @@ class MarginVerdict:
 def judge_margin(
     spec: MetricSpec,
     made: Estimate,
+    rare: tuple[Seen, Seen] | None,
     *,
     alpha: float,
     planned_units: int,
@@ -43,23 +45,31 @@ def judge_margin(
 ) -> MarginVerdict | None:
     """Return the verdict at one-sided `alpha`; None for a metric without a margin.
 
-    `stopped` says why no verdict may be read; `is_worse` is what the test of a difference found.
+    `rare` are control's and the arm's counts of a rate with too few events for `made` to be normal:
+    exact bounds judge it then. `stopped` says why no verdict may be read; `is_worse` is what the
+    test of a difference found.
     """
     margin = spec.margin
     if margin is None:
         return None
     found = made.found
-    silent = stopped or (found.reason if found.state is not State.OK else made.silent or "")
-    if is_final and not stopped and found.state is State.OK:
-        silent = ""
+    silent = stopped
+    if not silent and not rare:
+        silent = found.reason if found.state is not State.OK else made.silent or ""
+        if is_final and found.state is State.OK:
+            silent = ""
     if silent:
         return MarginVerdict("undecided", None, margin, is_worse, silent)
-    # A two-sided interval at 2α has α on each side.
-    level = min(0.999, 2.0 * alpha)
-    critical = _fixed(found, alpha) if is_final else boundary(made.n, level, planned_units)[0]
-    gain = found.difference if spec.is_increase_better else -found.difference
-    low = gain - critical * found.standard_error
-    high = gain + critical * found.standard_error
+    if rare:
+        better = spec.is_increase_better
+        low, high = gain_bounds(*rare, alpha=alpha, is_increase_better=better, is_final=is_final)
+    else:
+        # A two-sided interval at 2α has α on each side.
+        level = min(0.999, 2.0 * alpha)
+        critical = _fixed(found, alpha) if is_final else boundary(made.n, level, planned_units)[0]
+        gain = found.difference if spec.is_increase_better else -found.difference
+        reach = critical * found.standard_error
+        low, high = gain - reach, gain + reach
     if low > -margin:
         return MarginVerdict("not-worse", low, margin, is_worse, "")
     if high < -margin:

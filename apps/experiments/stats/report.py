@@ -320,6 +320,7 @@ def _guardrail(plan: _Plan, metric: MetricData, report: MetricReport) -> MetricR
             non_inferiority=judge_margin(
                 metric.spec,
                 estimates.of_arms(metric, control.name, compared.arm),
+                estimates.rare_events(metric, control.name, compared.arm),
                 alpha=plan.alpha,
                 planned_units=plan.planned_units,
                 is_final=plan.phase == "final",

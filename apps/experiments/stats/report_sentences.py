@@ -30,8 +30,16 @@ def _is_hurt(compared: Compared) -> bool:
     return judged is not None and (judged.state == "worse" or judged.deteriorated)
 
 
+def _is_within(report: MetricReport) -> bool:
+    """Say whether a guardrail is known to hold for every arm, as of errors that nobody met."""
+    judged = [compared.non_inferiority for compared in report.comparisons]
+    return bool(judged) and all(each is not None and each.state == "not-worse" for each in judged)
+
+
 def metric_sentence(report: MetricReport, phase: Phase) -> str:
     """Return what one metric says, in its own unit."""
+    if report.state in (State.NOT_ENOUGH_DATA, State.NO_VARIANCE) and _is_within(report):
+        return f"No arm is worse by the margin: {report.reason}."
     if report.state is State.NOT_ENOUGH_DATA:
         return f"Not enough data: {report.reason}."
     if report.state in (State.SRM, State.UNEXPECTED_UNITS):

@@ -22,9 +22,12 @@ def silence(control_n: int, n: int, events: tuple[int, int] | None = None) -> st
     smaller = min(control_n, n)
     if smaller < UNITS_MIN:
         return f"each arm needs at least {UNITS_MIN} units (the smaller has {smaller})"
-    if events is None:
-        return None
-    total, pooled = control_n + n, sum(events)
+    return None if events is None else few_events(control_n, n, events)
+
+
+def few_events(control_n: int, n: int, events: tuple[int, int]) -> str | None:
+    """Why a rate has too few events, or non-events, for the normal approximation, or None."""
+    smaller, total, pooled = min(control_n, n), control_n + n, sum(events)
     rarer = min(pooled, total - pooled)
     if rarer < EVENTS_MIN:
         return f"at least {EVENTS_MIN} events and non-events are needed ({rarer} so far)"

@@ -95,7 +95,7 @@ def test_a_guardrail_is_not_worse_where_their_test_against_the_margin_rejects(
     p_value, low, _ = asked(theirs, values, "larger", -0.5)
 
     found = judge_margin(
-        SPEC, ours(values), alpha=ALPHA, planned_units=1_000, is_final=True, is_worse=False,
+        SPEC, ours(values), None, alpha=ALPHA, planned_units=1_000, is_final=True, is_worse=False,
         stopped="",
     )  # fmt: skip
 

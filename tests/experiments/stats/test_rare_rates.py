@@ -1,0 +1,129 @@
+"""Guardrails on events that hardly anybody meets: judged all the same, and not too easily."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from apps.experiments.stats.comoments import Comoments
+from apps.experiments.stats.data import (
+    ArmData,
+    ArmSpec,
+    ExperimentData,
+    MetricData,
+    MetricSpec,
+    Phase,
+)
+from apps.experiments.stats.estimates import of_arms, rare_events
+from apps.experiments.stats.margins import judge_margin
+from apps.experiments.stats.rare_rates import Seen, gain_bounds
+from apps.experiments.stats.report import MetricReport, make_report
+
+SPEC = MetricSpec("failed", "guardrail", "proportion", is_increase_better=False)
+ARMS = (ArmSpec("a", 5_000, is_control=True), ArmSpec("b", 5_000, is_control=False))
+
+
+def guardrail(control: Seen, treatment: Seen, margin: float) -> MetricData:
+    arms = {
+        name: ArmData(Comoments(s.n, (s.events / s.n,), (s.events * (1.0 - s.events / s.n),)))
+        for name, s in (("a", control), ("b", treatment))
+    }
+    return MetricData(replace(SPEC, margin=margin), arms)
+
+
+def judged(
+    control: Seen, treatment: Seen, margin: float, *, is_final: bool = False
+) -> MetricReport:
+    """Return what a report says of a guardrail on failures; the end is where all units are met."""
+    metric = guardrail(control, treatment, margin)
+    primary = MetricData(MetricSpec("clicked", "primary", "proportion"), metric.arms)
+    units = {"a": control.n, "b": treatment.n}
+    phase = Phase(units, {"a": 0.5, "b": 0.5})
+    data = ExperimentData(ARMS, units, (phase,), (primary, metric))
+    planned = sum(units.values())
+    report = make_report(data, alpha=0.05, planned_units=planned, is_final=is_final)
+    return report.metrics[1]
+
+
+def state(found: MetricReport) -> str:
+    verdict = found.comparisons[0].non_inferiority
+    assert verdict is not None
+    return verdict.state
+
+
+def read(control: Seen, treatment: Seen, margin: float) -> str:
+    """Return the verdict on the margin before the end, at 5 %."""
+    metric = guardrail(control, treatment, margin)
+    found = judge_margin(
+        metric.spec, of_arms(metric, "a", "b"), rare_events(metric, "a", "b"),
+        alpha=0.05, planned_units=20_000, is_final=False, is_worse=False, stopped="",
+    )  # fmt: skip
+    assert found is not None
+    return found.state
+
+
+def test_failures_that_nobody_met_are_within_the_margin() -> None:
+    found = judged(Seen(10_000, 0), Seen(10_000, 0), 0.002)
+
+    assert state(found) == "not-worse"
+    assert found.verdict == "No arm is worse by the margin: no unit has the event."
+
+
+def test_a_margin_that_so_few_units_cannot_show_stays_undecided() -> None:
+    assert state(judged(Seen(1_000, 0), Seen(1_000, 0), 0.002)) == "undecided"
+    assert state(judged(Seen(1_000, 0), Seen(1_000, 0), 0.005, is_final=True)) == "not-worse"
+
+
+def test_failures_of_one_arm_alone_are_worse_once_control_is_known_to_have_fewer() -> None:
+    assert read(Seen(900, 0), Seen(900, 9), 0.0001) == "undecided"
+    assert read(Seen(9_000, 0), Seen(900, 9), 0.0001) == "worse"
+
+
+@pytest.mark.parametrize("events", [(0, 0), (2, 5), (40, 40)])
+def test_the_bounds_at_the_end_are_those_of_scipy(events: tuple[int, int]) -> None:
+    a, b = (binomtest(k, 40).proportion_ci(0.95, "exact") for k in events)
+
+    seen = (Seen(40, events[0]), Seen(40, events[1]))
+    found = gain_bounds(*seen, alpha=0.05, is_increase_better=False, is_final=True)
+
+    assert found == pytest.approx((a.low - b.high, a.high - b.low), abs=1e-12)
+    better = gain_bounds(*seen, alpha=0.05, is_increase_better=True, is_final=True)
+    assert better == pytest.approx((b.low - a.high, b.high - a.low), abs=1e-12)
+
+
+def test_bounds_before_the_end_hold_at_every_look() -> None:
+    rng = np.random.default_rng(5)
+    looks, runs, p = np.geomspace(10, 20_000, 60).astype(int), 600, (0.001, 0.003)
+    missed = 0
+    for _ in range(runs):
+        steps = [rng.binomial(np.diff(looks, prepend=0), rate) for rate in p]
+        counts = zip(looks, *(np.cumsum(row) for row in steps), strict=True)
+        bounds = [
+            gain_bounds(
+                Seen(int(n), int(a)), Seen(int(n), int(b)), alpha=0.05, is_increase_better=False,
+                is_final=False,
+            )
+            for n, a, b in counts
+        ]  # fmt: skip
+        missed += any(not low <= p[0] - p[1] <= high for low, high in bounds)
+    # An error of 5 % on each side; half of each arm's bound is never needed for the other.
+    assert missed / runs <= 0.1
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.0005])
+def test_an_arm_that_is_worse_by_the_margin_seldom_passes_at_sixty_looks(rate: float) -> None:
+    rng = np.random.default_rng(6)
+    looks, runs, margin = np.geomspace(100, 20_000, 60).astype(int), 300, 0.002
+    passed = 0
+    for _ in range(runs):
+        steps = [rng.binomial(np.diff(looks, prepend=0), p) for p in (rate, rate + margin)]
+        counts = zip(looks, *(np.cumsum(row) for row in steps), strict=True)
+        passed += any(
+            read(Seen(int(n), int(a)), Seen(int(n), int(b)), margin) == "not-worse"
+            for n, a, b in counts
+        )
+    # At most 5 %, of 300 runs: 26 are three standard deviations above.
+    assert passed <= 26
