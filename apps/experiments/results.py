@@ -21,6 +21,7 @@ from apps.experiments.columns import uses_of
 from apps.experiments.gather import Gathered, gather
 from apps.experiments.models import Experiment, RefusedOutcomes, ResultPoint
 from apps.experiments.services import tell_result
+from apps.experiments.sources import Source
 from apps.experiments.states import ExperimentState
 from apps.experiments.stats.report import Report, make_report
 from apps.experiments.values import fold_all
@@ -62,14 +63,21 @@ class Computed:
         return {"result": self.result, "refreshed_at": now, "refresh_error": ""}
 
 
-def compute_result(experiment: Experiment, now: datetime, *, is_final: bool = False) -> Computed:
+def compute_result(
+    experiment: Experiment,
+    now: datetime,
+    *,
+    is_final: bool = False,
+    source: Source | None = None,
+) -> Computed:
     """Analyse what was seen until now. Errors of the data or of the statistics are in the answer.
 
-    Raises django.db.OperationalError when the database goes away.
+    The installation's own source is asked unless another is given. Raises
+    django.db.OperationalError when the database goes away.
     """
     try:
         with _one_instant():
-            found = gather(experiment, now)
+            found = gather(experiment, now, source)
             report = make_report(
                 found.data,
                 alpha=experiment.alpha_ppm / 1_000_000,

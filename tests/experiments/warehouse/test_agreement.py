@@ -17,6 +17,7 @@ from apps.experiments.postgres import Postgres
 from apps.experiments.results import compute_result
 from apps.experiments.stats.report import make_report
 from apps.experiments.warehouse.export import Exported
+from apps.lib.clock import database_now
 from tests.experiments.warehouse.agreement import LATER, ONE_SEED, all_same, warehouse
 
 pytestmark = pytest.mark.django_db
@@ -90,7 +91,9 @@ def test_commands_write_the_files_and_analyse_them(experiment: Experiment, tmp_p
     call_command("analyse_experiment", experiment.name, json=True, stdout=told, **named)
 
     assert "exposures.parquet" in out.getvalue()
-    assert json.loads(told.getvalue())["primary"] == "clicked"
+    result, own = json.loads(told.getvalue()), compute_result(experiment, database_now()).result
+    assert own is not None
+    assert (result["verdict"], result["quality"]) == (own["verdict"], own["quality"])
     with pytest.raises(CommandError, match="no experiment"):
         call_command("export_experiment", "nobody", str(tmp_path))
     with pytest.raises(CommandError, match="warehouse"):
