@@ -3,7 +3,8 @@
 All of it is the product's own code on the embedded PostgreSQL. `by metric` is the plain way to ask
 the same table: a statement with a GROUP BY for each metric, for count, mean and variance or a
 quantile, and no report; it is measured next to each refresh. `fold` is what it costs to make the
-values anew of one unit in a hundred, of which an outcome came in.
+values anew of one unit in a hundred, of which an outcome came in. With an `offset` means are a
+million times their spread, so that those metrics are summed twice.
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ def shapes_of(options: argparse.Namespace) -> list[Shape]:
             Shape(1_000_000),
             Shape(1_000_000, asked="CUPED"),
             Shape(1_000_000, asked="breakdown"),
+            Shape(1_000_000, asked="offset"),
             Shape(200_000, arms=10, metrics=20),
         ]
     return shapes + ([Shape(10_000_000)] if options.large else [])

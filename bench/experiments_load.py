@@ -48,6 +48,7 @@ class World:
     def __init__(self, units: int, arms: int, metrics: int, asked: str) -> None:
         now = datetime.now(UTC)
         self.units = units
+        self._offset = 1e6 if asked == "offset" else 0.0
         self.name = f"e{units}-{arms}-{metrics}-{asked.lower()}"
         self.experiment = _experiment(self.name, asked, now - timedelta(days=2))
         for place in range(arms):
@@ -60,7 +61,7 @@ class World:
         columns = metric_columns(self.experiment, uses)
         slots = sorted({place for each in columns for place in each.places})
         kinds = {place: each for each in columns for place in each.places}
-        values = ", ".join(_value(kinds[slot], slot) for slot in slots)
+        values = ", ".join(_value(kinds[slot], slot, self._offset) for slot in slots)
         parameters: dict[str, Any] = {
             "experiment": self.experiment.pk,
             "arms": self.experiment.variants.count(),
@@ -164,7 +165,7 @@ def _metric(experiment: Experiment, place: int) -> None:
     MetricUse.objects.create(experiment=experiment, metric=metric, role=role, position=place)
 
 
-def _value(columns: Any, slot: int) -> str:
+def _value(columns: Any, slot: int, offset: float) -> str:
     """Return the SQL of a unit's random value; every tenth unit has none yet."""
     metric = columns.metric
     if metric.kind == Metric.Kind.PROPORTION:
@@ -172,5 +173,5 @@ def _value(columns: Any, slot: int) -> str:
     elif slot != columns.places[0] and metric.kind == Metric.Kind.RATIO:
         value = "1 + floor(random() * 5)"
     else:
-        value = f"{slot} + random_normal()"
+        value = f"{slot + offset} + random_normal()"
     return f"CASE WHEN i % 10 <> 7 THEN {value} END".replace("%", "%%")

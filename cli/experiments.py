@@ -31,6 +31,7 @@ from cli.waiting import POLL_S, add_waiting, wait
 
 EXIT_WORSE = 5
 EXIT_NO_VERDICT = 6
+EVENT_COLUMNS = ["at", "from_state", "to_state", "actor", "reason"]
 COLUMNS = ["name", "model", "metric", "state", "conclusion", "started_at", "ended_at"]
 METRIC_COLUMNS = ["name", "kind", "source", "direction", "description"]
 SNAPSHOT_COLUMNS = ["id", "at", "actor", "note"]
@@ -69,6 +70,8 @@ def add_experiments(commands: Any) -> None:
     weights = add_command(actions, "weights", change_weights, told, "experiment")
     weights.add_argument("weights", nargs="+", metavar="VARIANT=BP", help="all, to sum to 10,000")
     weights.add_argument("--reason", default="")
+    told = "list what became of it, when, by whom and why"
+    add_command(actions, "events", list_events, told, "experiment")
     told = "keep the present result under an address of its own"
     keep = add_command(actions, "snapshot", snapshot, told, "experiment")
     keep.add_argument("--note", default="")
@@ -183,6 +186,11 @@ def read_weights(words: list[str]) -> dict[str, int]:
 def snapshot(client: Client, options: argparse.Namespace) -> int:
     kept = client.post(f"{_path(options)}snapshots/", {"note": options.note})
     return show_json(kept) if options.json else show_rows(options, [kept], SNAPSHOT_COLUMNS)
+
+
+def list_events(client: Client, options: argparse.Namespace) -> int:
+    """Print its history, the oldest first."""
+    return show_rows(options, client.pages(f"{_path(options)}events/"), EVENT_COLUMNS)
 
 
 def list_snapshots(client: Client, options: argparse.Namespace) -> int:

@@ -25,6 +25,7 @@ from apps.experiments.outcomes import check_length, parse_and_record
 from apps.experiments.power import Asked, plan_size
 from apps.experiments.serializers import (
     ExperimentEditSerializer,
+    ExperimentEventSerializer,
     ExperimentInputSerializer,
     ExperimentSerializer,
     MoveSerializer,
@@ -256,6 +257,16 @@ class ExperimentViewSet(
         rows: Any = self.get_object().points.order_by("at", "id")
         page: Any = self.paginate_queryset(rows)
         return self.get_paginated_response(PointSerializer(page, many=True).data)
+
+    @extend_schema(
+        summary="What became of it, when, by whom and why; the oldest first",
+        responses=ExperimentEventSerializer(many=True),
+    )
+    @action(detail=True, methods=["get"], serializer_class=ExperimentEventSerializer)
+    def events(self, request: Request, name: str) -> Response:
+        rows: Any = self.get_object().events.order_by("id")
+        page: Any = self.paginate_queryset(rows)
+        return self.get_paginated_response(ExperimentEventSerializer(page, many=True).data)
 
     @extend_schema(
         summary="Results that were kept, the newest first",

@@ -6,7 +6,13 @@ from typing import Any
 
 from rest_framework import serializers
 
-from apps.experiments.models import Experiment, Metric, ResultPoint, ResultSnapshot
+from apps.experiments.models import (
+    Experiment,
+    ExperimentEvent,
+    Metric,
+    ResultPoint,
+    ResultSnapshot,
+)
 from apps.experiments.power import POWER
 from apps.rollouts.serializers import StrictSerializer
 
@@ -258,6 +264,15 @@ class ShipSerializer(MoveSerializer):
 
 class SnapshotInputSerializer(StrictSerializer):
     note = serializers.CharField(required=False, allow_blank=True, max_length=500)
+
+
+class ExperimentEventSerializer(serializers.Serializer[ExperimentEvent]):
+    at = serializers.DateTimeField()
+    from_state = serializers.CharField()
+    to_state = serializers.CharField()
+    reason = serializers.CharField()
+    actor = serializers.CharField()
+    evidence = serializers.JSONField()
 
 
 class SnapshotRowSerializer(serializers.Serializer[ResultSnapshot]):

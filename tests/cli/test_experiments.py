@@ -132,6 +132,19 @@ def test_a_move_is_asked_with_its_reason(serve: Callable[[list[Any]], Asked], mo
     assert asked == [("POST", f"experiments/first/{move}/", {"reason": "why not"})]
 
 
+def test_events_are_listed(
+    serve: Callable[[list[Any]], Asked], capsys: pytest.CaptureFixture[str]
+) -> None:
+    event = {"at": "now", "from_state": "draft", "to_state": "preparing", "actor": "anna",
+             "reason": "at last", "evidence": {}}  # fmt: skip
+    asked = serve([{"results": [event], "next": None}])
+
+    assert cli.main(["experiment", "events", "first"]) == 0
+
+    assert asked[0][:2] == ("GET", "experiments/first/events/")
+    assert "anna" in capsys.readouterr().out
+
+
 def test_ship_says_what_is_meant_and_tells_the_rollout(
     serve: Callable[[list[Any]], Asked], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -172,6 +172,20 @@ def test_starting_and_stopping_answer_with_the_new_state(operator: APIClient) ->
     assert stopped.json()["reason"] == "enough"
 
 
+def test_its_events_say_what_became_of_it_and_who_said_so(operator: APIClient) -> None:
+    make_draft()
+    operator.post(f"{ROOT}/experiments/weak-or-strong/start/", {"reason": "at last"})
+    operator.post(f"{ROOT}/experiments/weak-or-strong/stop/", {"reason": "enough"})
+
+    events = operator.get(f"{ROOT}/experiments/weak-or-strong/events/").json()["results"]
+
+    assert [(e["from_state"], e["to_state"], e["reason"]) for e in events[-2:]] == [
+        ("draft", "preparing", "at last"),
+        ("preparing", "completed", "enough"),
+    ]
+    assert {e["actor"] for e in events[-2:]} == {"a-operator"}
+
+
 def test_it_is_paused_reweighted_resumed_and_abandoned(operator: APIClient) -> None:
     make_running()
     at = f"{ROOT}/experiments/weak-or-strong"

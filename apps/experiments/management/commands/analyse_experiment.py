@@ -27,9 +27,7 @@ class Command(BaseCommand):
         parser.add_argument("--exposures", required=True, help="a table, or a glob of Parquet")
         parser.add_argument("--outcomes", required=True, help="a table, or a glob of Parquet")
         parser.add_argument("--measured", default="", help="a table, or a glob of Parquet")
-        parser.add_argument(
-            "--json", action="store_true", help="the whole result, as by REST"
-        )
+        parser.add_argument("--json", action="store_true", help="the whole result, as by REST")
 
     def handle(self, *args: Any, **options: Any) -> None:
         experiment = Experiment.objects.filter(name=options["name"]).first()
