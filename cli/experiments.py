@@ -44,6 +44,7 @@ MOVES = {
     "abandon": "end it and claim no verdict",
 }
 ENDED = {"completed", "failed"}
+GUARDED = {"not-worse": "within the margin", "worse": "beyond the margin"}
 MISMATCHES = {"srm", "unexpected-units"}
 
 
@@ -290,10 +291,19 @@ def _rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
                     "mean": _number(arm["mean"]),
                     "difference": _number(found.get("difference")),
                     "interval": _interval(reading or {}),
-                    "outcome": found.get("outcome", "control"),
+                    "outcome": _outcome(found),
                 }
             )
     return rows
+
+
+def _outcome(found: Mapping[str, Any]) -> str:
+    """Return a comparison's outcome in a word; a guardrail's is held against its margin."""
+    judged = found.get("non_inferiority")
+    if judged is None:
+        return str(found.get("outcome", "control"))
+    told = GUARDED.get(judged["state"], judged["state"])
+    return f"{told}, but proven worse" if judged.get("deteriorated") else str(told)
 
 
 def _number(value: float | None) -> str | None:

@@ -45,12 +45,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     client = Client(options.url, token)
     try:
         code: int = options.command(client, options)
+        sys.stdout.flush()
     except ApiError as error:
         print(f"interlock: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interlock: stopped waiting; the rollout goes on", file=sys.stderr)
         return EXIT_TIMED_OUT
+    except BrokenPipeError:
+        # Whoever reads, such as `head`, has enough; nor may the interpreter complain at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_OK
     return code
 
 

@@ -125,6 +125,28 @@ def test_results_are_printed_as_a_table_json_or_csv(
     assert capsys.readouterr().out == "metric,arm\n"
 
 
+@pytest.mark.parametrize(
+    ("judged", "told"),
+    [
+        ({"state": "not-worse"}, "within the margin"),
+        ({"state": "undecided", "deteriorated": True}, "undecided, but proven worse"),
+        ({"state": "worse", "deteriorated": False}, "beyond the margin"),
+    ],
+)
+def test_a_guardrail_is_told_by_its_margin(
+    serve: Callable[[list[Any]], Asked],
+    capsys: pytest.CaptureFixture[str],
+    judged: dict[str, Any],
+    told: str,
+) -> None:
+    guardrail = GUARDED | {"comparisons": [{"arm": "strong", "non_inferiority": judged}]}
+    serve([results(metrics=[METRIC, guardrail])])
+
+    cli.main(["experiment", "results", "first"])
+
+    assert capsys.readouterr().out.rstrip().endswith(told)
+
+
 @pytest.mark.parametrize("move", ["start", "pause", "resume", "stop", "abandon"])
 def test_a_move_is_asked_with_its_reason(serve: Callable[[list[Any]], Asked], move: str) -> None:
     asked = serve([SHOWN])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -77,3 +79,19 @@ def test_without_a_token_it_says_where_to_get_one(
     monkeypatch.delenv("INTERLOCK_TOKEN", raising=False)
     assert cli.main(["models"]) == 2
     assert "Tokens" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_enough_is_no_error(
+    serve: Callable[[Answer], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    serve(lambda request: httpx.Response(200, json={"results": [], "next": None}))
+    reads, writes = os.pipe()
+    os.close(reads)
+    with os.fdopen(writes, "w") as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+
+        assert cli.main(["experiment", "list"]) == 0
+
+    assert capsys.readouterr().err == ""
