@@ -53,7 +53,7 @@ def _sequence(n: int, events: int, alpha: float) -> float:
         return float(mixed - events * math.log(p) - (n - events) * math.log1p(-p))
 
     seen = max(events / n, NEAR_NOUGHT)
-    return float(brentq(excess, seen, 1.0 - 1e-16)) if excess(seen) < 0.0 else seen
+    return float(brentq(excess, seen, 1.0 - 1e-16, xtol=1e-18)) if excess(seen) < 0.0 else seen
 
 
 def _clopper_pearson(n: int, events: int, alpha: float) -> float:
