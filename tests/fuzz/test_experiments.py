@@ -19,7 +19,7 @@ from apps.experiments.stats.data import (
 from apps.experiments.stats.power import Baseline, Design, level_of, units_needed
 from apps.experiments.stats.report import Report, make_report
 
-RUNS_TASTE, RUNS_LONG = 40, 1_500
+RUNS_TASTE, RUNS_LONG = 40, 12_000
 ALPHA = 0.05
 METRICS = 4
 ARMS = ("control", "a", "b")
@@ -89,4 +89,5 @@ def test_the_planned_size_finds_the_planned_effect_as_often_as_planned(runs: int
         for _ in range(runs)
     )
 
-    assert found / runs == pytest.approx(0.80, abs=0.02 + 3.0 * math.sqrt(0.16 / runs))
+    # Within two points of the plan, where so many runs can tell.
+    assert found / runs == pytest.approx(0.80, abs=max(0.02, 3.0 * math.sqrt(0.16 / runs)))
