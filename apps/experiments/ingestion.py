@@ -139,11 +139,15 @@ class Refusal:
 
 @dataclass(frozen=True)
 class OutcomeReport:
-    """What became of a request's outcomes: each is recorded, a duplicate, or refused."""
+    """What became of a request's outcomes: each is recorded, a duplicate, or refused.
+
+    `strangers` are the positions of those that were not refused and whose unit met no experiment.
+    """
 
     recorded: int = 0
     duplicates: int = 0
     refused: tuple[Refusal, ...] = field(default=())
+    strangers: tuple[int, ...] = field(default=())
 
 
 def apply_exposures(batches: Sequence[Batch], now: datetime) -> Counter[str]:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import msgspec
 
 from apps.experiments.ingestion import OutcomeReport, Refusal, record_outcomes
+from apps.experiments.strangers import strangers_among
 from apps.lib.errors import Invalid
 from contract.messages import Outcome
 
@@ -37,7 +38,8 @@ class OutcomeRowInput(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
 
 def parse_and_record(body: Any, now: datetime) -> OutcomeReport:
-    """Record what of `{"outcomes": [...]}` can be used; the report names the rest by position.
+    """Record what of `{"outcomes": [...]}` can be used; the report names the rest by position, and
+    those of units that met no experiment.
 
     Raises Invalid when the body as a whole is of another form, or too long; nothing was recorded.
     """
@@ -55,7 +57,17 @@ def parse_and_record(body: Any, now: datetime) -> OutcomeReport:
             refused.append(Refusal(index, _whole(shown), "", _whole(str(error))))
     report = record_outcomes(outcomes, now)
     refused += [replace(refusal, index=positions[refusal.index]) for refusal in report.refused]
-    return replace(report, refused=tuple(sorted(refused, key=lambda refusal: refusal.index)))
+    bad = {refusal.index for refusal in refused}
+    unmet = strangers_among([outcome.unit_id for outcome in outcomes])
+    return replace(
+        report,
+        refused=tuple(sorted(refused, key=lambda refusal: refusal.index)),
+        strangers=tuple(
+            index
+            for index, outcome in zip(positions, outcomes, strict=True)
+            if index not in bad and outcome.unit_id in unmet
+        ),
+    )
 
 
 def _rows(body: Any) -> list[Any]:

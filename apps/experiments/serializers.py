@@ -372,3 +372,8 @@ class OutcomeReportSerializer(serializers.Serializer[Any]):
     recorded = serializers.IntegerField()
     duplicates = serializers.IntegerField(help_text="Their `event_id` was known already.")
     refused = RefusedOutcomeSerializer(many=True)
+    strangers = serializers.ListField(
+        child=serializers.IntegerField(),
+        help_text="Positions of those whose unit met no experiment that goes on. They are kept, "
+        "and count once it meets one.",
+    )

@@ -328,6 +328,22 @@ def test_outcomes_are_recorded_and_a_repetition_is_harmless(operator: APIClient)
     assert OutcomeRow.objects.count() == 2
 
 
+def test_outcomes_of_units_that_met_no_experiment_are_kept_and_named(operator: APIClient) -> None:
+    experiment = make_running()
+    expose(experiment, "known", "weak")
+    rows = [row("a", unit_id="known"), row("b", unit_id="new"), row("c", unit_id="new", value=7)]
+
+    report = operator.post(f"{ROOT}/outcomes/", {"outcomes": rows}).json()
+
+    assert (report["recorded"], report["strangers"]) == (2, [1])
+    assert [refusal["index"] for refusal in report["refused"]] == [2]
+
+    Experiment.objects.update(state="completed", refresh_due_at=None)
+    after = operator.post(f"{ROOT}/outcomes/", {"outcomes": [row("d", unit_id="known")]}).json()
+
+    assert after["strangers"] == [0]
+
+
 @pytest.mark.parametrize(
     ("bad", "reason"),
     [

@@ -14,12 +14,13 @@ from time import monotonic
 from uuid import UUID
 
 from django.conf import settings
-from django.db import connection, transaction
+from django.db import transaction
 
 from apps.experiments.imports.files import CHUNK, BadFile, Row, check_file, format_of, read_chunks
 from apps.experiments.imports.rows import BadRow, outcome_of
 from apps.experiments.ingestion import Refusal, count_refusals, record_outcomes
 from apps.experiments.models import Metric, OutcomeImport, RefusedRow
+from apps.experiments.strangers import strangers_among
 from apps.lib.actors import Actor
 from apps.lib.clock import database_now
 from apps.lib.errors import TooLarge
@@ -32,13 +33,6 @@ REFUSED_KEPT_MAX = 100_000
 SHOWN_MAX = 200
 STEP_S = 3.0
 STEP_ROWS = CHUNK
-# Units that met no experiment: their outcomes are kept, and count once they meet one.
-COUNT_STRANGERS = """
-    SELECT count(*) FROM unnest(%s::text[]) AS asked(unit) WHERE NOT EXISTS (
-        SELECT 1 FROM experiments_experiment AS one JOIN experiments_exposurerow AS kept
-            ON kept.experiment_id = one.id AND kept.unit = asked.unit
-    )
-"""
 
 State = OutcomeImport.State
 
@@ -119,7 +113,8 @@ def _record(imported: OutcomeImport, chunk: list[Row]) -> None:
     locked.rows += len(chunk)
     locked.recorded += report.recorded
     locked.duplicates += report.duplicates
-    locked.strangers += _strangers(outcomes)
+    strangers = strangers_among([each.unit_id for each in outcomes])
+    locked.strangers += sum(each.unit_id in strangers for each in outcomes)
     locked.refused = dict(Counter(locked.refused) + Counter(each.reason for each in refused))
     locked.save()
     imported.rows = locked.rows
@@ -163,13 +158,6 @@ def _keep(imported: OutcomeImport, refused: list[Refusal]) -> None:
 
 def _shown(text: str) -> str:
     return text.replace("\x00", "")[:SHOWN_MAX]
-
-
-def _strangers(outcomes: list[Outcome]) -> int:
-    units = [each.unit_id for each in outcomes if "\x00" not in each.unit_id]
-    with connection.cursor() as cursor:
-        cursor.execute(COUNT_STRANGERS, [units])
-        return int(cursor.fetchone()[0])
 
 
 def _end(imported: OutcomeImport, state: str, error: str) -> None:
