@@ -141,7 +141,8 @@ class Refusal:
 class OutcomeReport:
     """What became of a request's outcomes: each is recorded, a duplicate, or refused.
 
-    `strangers` are the positions of those that were not refused and whose unit met no experiment.
+    `strangers` are the positions of those that were not refused and whose unit met no experiment
+    that goes on.
     """
 
     recorded: int = 0

@@ -19,7 +19,7 @@ from apps.experiments.sources import LevelMoments
 from apps.experiments.stats.comoments import Comoments
 
 # A mean is off by up to n·2⁻⁵³ of itself, and known to √(variance/n): from mean²/variance · n of
-# this on, the former may be more than a millionth of the latter at a million units.
+# this on, the former may be 10⁻⁵ of the latter at a million units, and grows as n does.
 LOST = 1e10
 
 

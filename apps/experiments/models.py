@@ -409,7 +409,7 @@ class OutcomeImport(models.Model):
     rows = models.PositiveBigIntegerField(default=0)
     recorded = models.PositiveBigIntegerField(default=0)
     duplicates = models.PositiveBigIntegerField(default=0)
-    # Of units that had met no experiment when they came.
+    # Of units that had met no experiment that goes on when they came.
     strangers = models.PositiveBigIntegerField(default=0)
     # {reason: count}; the rows themselves are `RefusedRow`s.
     refused = models.JSONField(default=dict)

@@ -7,7 +7,7 @@ from typing import Any
 
 from apps.experiments.scan import Scan
 from apps.experiments.values import sent_as
-from apps.experiments.warehouse.units import Expr, Tables, scanned
+from apps.experiments.warehouse.units import Expr, Tables, as_number, scanned
 from apps.lib.errors import Unavailable
 from contract.messages import OUTCOME_VALUE_MAX as VALUE_MAX
 
@@ -94,4 +94,4 @@ def check_rows(scan: Scan, tables: Tables, ask: Callable[[Expr], list[dict[str, 
 
 
 def _count(condition: Expr) -> Expr:
-    return condition.ifelse(1, 0).cast("int64").sum().fill_null(0)
+    return as_number(condition).sum().fill_null(0)

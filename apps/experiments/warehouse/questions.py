@@ -16,7 +16,7 @@ from apps.experiments.models import Metric
 from apps.experiments.moves import TENANT
 from apps.experiments.scan import Scan, before
 from apps.experiments.stats.comoments import Comoments
-from apps.experiments.warehouse.units import Expr
+from apps.experiments.warehouse.units import Expr, as_number
 from apps.lib.errors import Unavailable
 
 NO_LEVEL = "(none)"
@@ -34,12 +34,12 @@ def phase_counts(units: Expr, scan: Scan) -> Expr:
     """Ask how many units met each variant in each phase: `variant`, `phase`, `kept`, …"""
     phase: Expr = ibis.literal(0, "int64")
     for later in scan.phases[1:]:
-        phase += _as_number(units.at >= ibis.literal(later.at))
+        phase += as_number(units.at >= ibis.literal(later.at))
     units = units.mutate(phase=phase, moved=_moved(units, scan))
     return units.group_by(["variant", "phase"]).aggregate(
-        kept=_as_number(~units.crossed_over & ~units.moved).sum(),
-        crossed_over=_as_number(units.crossed_over).sum(),
-        moved=_as_number(~units.crossed_over & units.moved).sum(),
+        kept=as_number(~units.crossed_over & ~units.moved).sum(),
+        crossed_over=as_number(units.crossed_over).sum(),
+        moved=as_number(~units.crossed_over & units.moved).sum(),
     )
 
 
@@ -107,10 +107,6 @@ def _level(units: Expr, dimension: str) -> Expr:
     )
 
 
-def _as_number(condition: Expr) -> Expr:
-    return condition.ifelse(1, 0).cast("int64")
-
-
 # --- moments -------------------------------------------------------------------------------------
 
 
@@ -175,6 +171,6 @@ def binned(seen: Expr, name: str, edges: Sequence[float]) -> Expr:
     known = seen.filter(seen[name].notnull())
     place: Expr = ibis.literal(0, "int64")
     for edge in edges:
-        place += _as_number(known[name] >= edge)
+        place += as_number(known[name] >= edge)
     known = known.mutate(place=place)
     return known.group_by(["variant", "place"]).aggregate(n=known.count())

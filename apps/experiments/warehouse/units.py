@@ -38,6 +38,11 @@ class Tables:
         return {name: table for name, table in every.items() if table is not None}
 
 
+def as_number(condition: Expr) -> Expr:
+    """Return 1 where the condition holds, 0 elsewhere: what every engine can sum."""
+    return condition.ifelse(1, 0).cast("int64")
+
+
 def scanned(scan: Scan) -> list[Column]:
     """Return the columns of the scan's units, in order."""
     uses: list[MetricUse] = [metric.use for metric in scan.metrics]
