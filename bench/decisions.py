@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ import numpy as np
 from apps.rollouts.eprocess import Counts
 from apps.rollouts.thresholds import SAMPLES_MIN, false_alarm_rate
 from bench import decisions_rules as rules
+from bench.bars import SECTIONS, bars_of, line
 from bench.decisions_peeking import peek, peeking_cases
 from bench.decisions_rules import Array, Flags, Rng
 
@@ -253,31 +254,48 @@ def experiments(rng: Rng, runs: int) -> Iterator[Table]:
 GROUPS = (catching, false_rollbacks, latencies, promotions, experiments)
 
 
-def main(runs: int | None = None) -> None:
-    """Print every table."""
+def main(runs: int | None = None) -> int:
+    """Print every table and every bar; return how many bars are missed, at most 1."""
     parser = argparse.ArgumentParser(prog="./run bench-decisions", description=__doc__)
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_RUNS} runs, not {RUNS}")
+    parser.add_argument(
+        "--only", nargs="+", choices=sorted(SECTIONS), help="the bars of these sections alone"
+    )
     chosen = parser.parse_args(sys.argv[2:] if runs is None else [])
     runs = runs or (QUICK_RUNS if chosen.quick else RUNS)
     print(f"{runs:,} runs of each case; bound: what any test of that level needs on average")
-    for group in GROUPS:
+    for group in () if chosen.only else GROUPS:
         # Each group has its own seed: a new row elsewhere must not change these figures.
         for table in group(np.random.default_rng(SEED), runs):
             _print(table)
+    return _print_bars(chosen.only or SECTIONS, runs)
+
+
+def _print_bars(sections: Iterable[str], runs: int) -> int:
+    """Print the bars of `sections`; return 1 if any is missed by more than two standard errors."""
+    missed = 0
+    for section in sections:
+        print(f"\n{section} | measured ± standard error | required")
+        for bar in bars_of(section, np.random.default_rng(SEED), runs):
+            print(line(bar), flush=True)
+            missed += bar.is_missed
+    if missed:
+        print(f"\n{missed} bars are missed", file=sys.stderr)
+    return min(missed, 1)
 
 
 def _print(table: Table) -> None:
     widths = [max(8, len(column)) for column in table.columns]
     print(f"\n{table.title}")
-    print(_line("", table.columns, widths))
+    print(_row("", table.columns, widths))
     for name, *cells in table.rows:
-        print(_line(name, cells, widths), flush=True)
+        print(_row(name, cells, widths), flush=True)
 
 
-def _line(name: str, cells: Sequence[str], widths: Sequence[int]) -> str:
+def _row(name: str, cells: Sequence[str], widths: Sequence[int]) -> str:
     told = "  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
     return f"  {name:<52}{told}"
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

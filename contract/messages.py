@@ -25,6 +25,51 @@ class MessageError(ValueError):
     """A message that cannot be understood; the text says why."""
 
 
+# In how many clusters the units of a split are counted: it shows how alike a unit's requests are.
+CLUSTERS = 32
+
+
+class ClusterCounts(msgspec.Struct, frozen=True, array_like=True):
+    """What a window counted of one cluster of units; a cluster is a share of them by hash.
+
+    A unit is always in the same cluster, on every instance; a request without a unit is in that of
+    its API key, or else of its client's address. `units` are distinct units assigned in the check
+    interval, `assigned` those and the requests without a unit, `unanswered` those of them that the
+    version left without an answer. `n`, `errors` and `latency` are as in the window.
+    """
+
+    units: int = 0
+    assigned: int = 0
+    unanswered: int = 0
+    n: int = 0
+    errors: int = 0
+    latency: dict[int, int] = {}
+
+
+class Ends(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How requests ended that a version was assigned. Each of them ends in exactly one way.
+
+    `answered` by the version; `failed` by it, and by nobody answered; `fell_back`: stable answered
+    instead; `expired`: the client's time ran out; `shed` for want of room; `abandoned` by the
+    client; `refused`: no version accepts such a request; `cached`: the cache answered; `bypassed`:
+    the version was not tried, since its circuit breaker was open, and stable answered.
+    """
+
+    answered: int = 0
+    failed: int = 0
+    fell_back: int = 0
+    expired: int = 0
+    shed: int = 0
+    abandoned: int = 0
+    refused: int = 0
+    cached: int = 0
+    bypassed: int = 0
+
+    @property
+    def total(self) -> int:
+        return sum(getattr(self, name) for name in self.__struct_fields__)
+
+
 class TelemetryWindow(msgspec.Struct, frozen=True, kw_only=True):
     """One instance's counts for one (model, version, variant, generation) over about a second.
 
@@ -37,9 +82,14 @@ class TelemetryWindow(msgspec.Struct, frozen=True, kw_only=True):
     `contract.histogram` over answers that the version computed. `assigned` is what the split really
     did: distinct units, and requests without one, that were sent here in the interval, whatever
     became of them: the cache answers some, and less often for a version that is new, so that
-    `units` says nothing of shares. `variant` is `stable`, `canary` or `baseline`, a variant's name
-    in an experiment, or `explicit` where the request named its version and so bypassed the split.
-    `split` is the id of the rollout or experiment, empty without one.
+    `units` says nothing of shares. `unanswered` are those among the assigned, each once in an
+    interval, of whom the version left a request without its answer: it failed, was too late, had no
+    room or was not tried. `assigned_requests` are all requests that were sent here, and `ends` how
+    requests ended; one that is under way at a window's end is in the first only, and its end is in
+    a later window. `clusters` are counts by cluster, in splits only. `variant` is `stable`,
+    `canary` or `baseline`, a variant's name in an experiment, or `explicit` where the request named
+    its version and so bypassed the split. `split` is the id of the rollout or experiment, empty
+    without one.
     """
 
     model: str
@@ -60,6 +110,10 @@ class TelemetryWindow(msgspec.Struct, frozen=True, kw_only=True):
     cache_hits: int = 0
     latency: dict[int, int] = {}
     assigned: int = 0
+    unanswered: int = 0
+    assigned_requests: int = 0
+    ends: Ends = Ends()
+    clusters: dict[int, ClusterCounts] = {}
 
 
 class ShadowWindow(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
+import msgspec
+
 from apps.rollouts.models import ShadowRow, TelemetryRow
 from contract.histogram import Counts
 from contract.messages import Batch, ShadowWindow, TelemetryWindow
@@ -44,6 +46,10 @@ def _row(instance: str, window: TelemetryWindow) -> TelemetryRow:
         anonymous_errors=window.anonymous_errors,
         cache_hits=window.cache_hits,
         assigned=window.assigned,
+        unanswered=window.unanswered,
+        assigned_requests=window.assigned_requests,
+        ends=msgspec.to_builtins(window.ends),
+        clusters=msgspec.to_builtins(window.clusters, str_keys=True),
         latency=_as_json(window.latency),
     )
 

@@ -397,6 +397,12 @@ class TelemetryRow(models.Model):
     anonymous_errors = models.PositiveIntegerField()
     cache_hits = models.PositiveIntegerField(default=0, db_default=0)
     assigned = models.PositiveIntegerField(default=0, db_default=0)
+    unanswered = models.PositiveIntegerField(default=0, db_default=0)
+    assigned_requests = models.PositiveIntegerField(default=0, db_default=0)
+    # By the contract's names of ends; those that did not happen are left out.
+    ends = models.JSONField(default=dict, db_default={})
+    # By the cluster's number: [units, assigned, unanswered, n, errors, latency].
+    clusters = models.JSONField(default=dict, db_default={})
     latency = models.JSONField(default=dict)
 
     class Meta:

@@ -15,6 +15,8 @@ from contract.bucketing import bucket
 from contract.messages import (
     Batch,
     BreakerTrip,
+    ClusterCounts,
+    Ends,
     Exposure,
     InstanceReport,
     Outcome,
@@ -187,6 +189,23 @@ WINDOWS = Batch(
             cache_hits=11,
             latency={80: 100, 96: 17},
             assigned=104,
+            unanswered=6,
+            assigned_requests=140,
+            ends=Ends(
+                answered=117,
+                failed=1,
+                fell_back=2,
+                expired=3,
+                shed=2,
+                abandoned=1,
+                refused=1,
+                cached=11,
+                bypassed=1,
+            ),
+            clusters={
+                0: ClusterCounts(3, 4, 1, 4, 1, {80: 3}),
+                31: ClusterCounts(units=2, assigned=2),
+            },
         ),
         TelemetryWindow(
             model="letters",

@@ -1,0 +1,65 @@
+"""The bars that decisions must clear, a module a section: what is allowed, and what is measured.
+
+A bar is missed when the measured figure lies beyond its bound by more than two standard errors.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+Rng = np.random.Generator
+
+# A section's module has `bars(rng, runs)`, which yields its bars; `runs` is the number of simulated
+# rollouts or experiments of a case, which a module may scale where its runs are dear or cheap.
+SECTIONS: dict[str, str] = {}
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One requirement. `measured` and `bound` share a unit; `error` is the standard error."""
+
+    name: str
+    measured: float
+    error: float
+    bound: float
+    # Whether the bound is the largest allowed value; else it is the smallest.
+    is_most: bool = True
+    # Printed as a percentage; else as a plain number.
+    is_share: bool = True
+
+    @property
+    def is_missed(self) -> bool:
+        beyond = self.measured - self.bound if self.is_most else self.bound - self.measured
+        return not beyond <= 2.0 * self.error
+
+
+def share(name: str, hits: int, runs: int, bound: float, *, is_most: bool = True) -> Bar:
+    """A bar on how often something happened: `hits` of `runs`, with its binomial error.
+
+    The error is that of Agresti and Coull (1998), which is not 0 where nothing happened.
+    """
+    shrunk = (hits + 2.0) / (runs + 4.0)
+    error = math.sqrt(shrunk * (1.0 - shrunk) / (runs + 4.0))
+    return Bar(name, hits / runs, error, bound, is_most=is_most)
+
+
+def bars_of(section: str, rng: Rng, runs: int) -> Iterator[Bar]:
+    """Simulate a section and return its bars."""
+    found: Iterator[Bar] = importlib.import_module(SECTIONS[section]).bars(rng, runs)
+    return found
+
+
+def line(bar: Bar) -> str:
+    """Return the row `bar | measured ± standard error | required | met or missed`."""
+    sign = "≤" if bar.is_most else "≥"
+    verdict = "MISSED" if bar.is_missed else "met"
+    if bar.is_share:
+        told = f"{bar.measured:8.2%} ± {bar.error:.2%}", f"{sign} {bar.bound:.2%}"
+    else:
+        told = f"{bar.measured:8.4g} ± {bar.error:.2g}", f"{sign} {bar.bound:.4g}"
+    return f"  {bar.name:<74} {told[0]:>20}  {told[1]:>10}  {verdict}"
