@@ -10,6 +10,7 @@ from __future__ import annotations
 import msgspec
 
 from contract import SCHEMA
+from contract.histogram import merge
 
 STREAM_TELEMETRY = "interlock:telemetry"
 STREAM_EXPOSURES = "interlock:exposures"
@@ -44,6 +45,17 @@ class ClusterCounts(msgspec.Struct, frozen=True, array_like=True):
     n: int = 0
     errors: int = 0
     latency: dict[int, int] = {}
+
+    def merge(self, other: ClusterCounts) -> ClusterCounts:
+        """Return the sums of both."""
+        return ClusterCounts(
+            self.units + other.units,
+            self.assigned + other.assigned,
+            self.unanswered + other.unanswered,
+            self.n + other.n,
+            self.errors + other.errors,
+            merge([self.latency, other.latency]),
+        )
 
 
 class Ends(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -19,6 +19,7 @@ from django.db.models import QuerySet, Sum
 from apps.rollouts.models import Rollout, TelemetryRow
 from contract import histogram
 from contract.histogram import Counts
+from contract.messages import ClusterCounts
 from contract.routing import BASELINE, CANARY, STABLE
 
 # How long after its end an interval may still get windows: their length, and the way here.
@@ -33,7 +34,8 @@ class Arm:
     """One side of an interval. `n` counts units (and requests without one), `errors` of those.
 
     `assigned` are those that the split sent there, whatever became of them: also who was answered
-    from a cache.
+    from a cache. `unanswered` are those of them whom the version left a request without an answer.
+    `clusters` are the same counts by cluster of units.
     """
 
     n: int = 0
@@ -41,6 +43,8 @@ class Arm:
     requests: int = 0
     latency: Counts = field(default_factory=dict)
     assigned: int = 0
+    unanswered: int = 0
+    clusters: dict[int, ClusterCounts] = field(default_factory=dict)
 
 
 @dataclass
@@ -60,7 +64,7 @@ def closed_intervals(
     """
     until = now - timedelta(seconds=interval_s) - GRACE
     found: dict[tuple[int, datetime], Interval] = {}
-    for generation, started_at, variant, n, errors, requests, assigned in _rows(
+    for generation, started_at, variant, n, errors, requests, assigned, unanswered in _rows(
         COUNTS, rollout, control, until
     ):
         arm = _arm(found, rollout, generation, started_at, variant)
@@ -68,10 +72,28 @@ def closed_intervals(
         arm.errors += errors
         arm.requests += requests
         arm.assigned += assigned
+        arm.unanswered += unanswered
     for generation, started_at, variant, index, count in _rows(LATENCIES, rollout, control, until):
         arm = _arm(found, rollout, generation, started_at, variant)
         arm.latency[index] = arm.latency.get(index, 0) + count
+    _add_clusters(found, rollout, control, until)
     return [found[key] for key in sorted(found)]
+
+
+def _add_clusters(
+    found: dict[tuple[int, datetime], Interval], rollout: Rollout, control: str, until: datetime
+) -> None:
+    # Histograms come first: a struct that is complete is not changed again.
+    latencies: dict[tuple[int, datetime, str, int], Counts] = {}
+    for *key, index, count in _rows(CLUSTER_LATENCIES, rollout, control, until):
+        latencies.setdefault(tuple(key), {})[index] = count
+    for *key, units, assigned, unanswered, n, errors in _rows(CLUSTERS, rollout, control, until):
+        generation, started_at, variant, cluster = key
+        arm = _arm(found, rollout, generation, started_at, variant)
+        latency = latencies.get((generation, started_at, variant, cluster), {})
+        more = ClusterCounts(units, assigned, unanswered, n, errors, latency)
+        before = arm.clusters.get(cluster)
+        arm.clusters[cluster] = more if before is None else before.merge(more)
 
 
 def _arm(
@@ -95,8 +117,26 @@ WINDOWS = """
 COUNTS = f"""
     SELECT generation, interval_started_at, variant, sum(units + anonymous),
            sum(unit_errors + anonymous_errors), sum(requests),
-           sum(greatest(assigned, units + anonymous))
+           sum(greatest(assigned, units + anonymous)), sum(unanswered)
     {WINDOWS} GROUP BY 1, 2, 3
+"""
+CLUSTERS = f"""
+    SELECT generation, interval_started_at, variant, cluster.key::int,
+           sum((cluster.value->>0)::int), sum((cluster.value->>1)::int),
+           sum((cluster.value->>2)::int), sum((cluster.value->>3)::int),
+           sum((cluster.value->>4)::int)
+    {WINDOWS.replace("WHERE", ", jsonb_each(clusters) AS cluster WHERE", 1)} GROUP BY 1, 2, 3, 4
+"""
+CLUSTER_LATENCIES = f"""
+    SELECT generation, interval_started_at, variant, cluster.key::int, bucket.key::int,
+           sum(bucket.value::int)
+    {
+    WINDOWS.replace(
+        "WHERE",
+        ", jsonb_each(clusters) AS cluster, jsonb_each_text(cluster.value->5) AS bucket WHERE",
+        1,
+    )
+} GROUP BY 1, 2, 3, 4, 5
 """
 LATENCIES = f"""
     SELECT generation, interval_started_at, variant, bucket.key::int, sum(bucket.value::int)

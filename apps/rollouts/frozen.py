@@ -9,8 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
 from apps.rollouts.evidence import Arm, Interval
 from apps.rollouts.models import ObservedInterval, Rollout
+from contract.messages import ClusterCounts
 
 
 def freeze(rollout: Rollout, closed: Sequence[Interval]) -> list[Interval]:
@@ -52,7 +55,16 @@ def _interval(row: ObservedInterval) -> Interval:
 def _arm(document: dict[str, Any]) -> Arm:
     latency = {int(index): count for index, count in document["latency"].items()}
     return Arm(
-        document["n"], document["errors"], document["requests"], latency, document["assigned"]
+        document["n"],
+        document["errors"],
+        document["requests"],
+        latency,
+        document["assigned"],
+        # Intervals that were frozen before these were counted have none.
+        document.get("unanswered", 0),
+        msgspec.convert(
+            document.get("clusters", {}), dict[int, ClusterCounts], strict=False, str_keys=True
+        ),
     )
 
 
@@ -64,4 +76,6 @@ def _to_json(arm: Arm) -> dict[str, Any]:
         "requests": arm.requests,
         "latency": latency,
         "assigned": arm.assigned,
+        "unanswered": arm.unanswered,
+        "clusters": msgspec.to_builtins(arm.clusters, str_keys=True),
     }

@@ -9,8 +9,10 @@ import pytest
 
 from apps.lib.clock import database_now
 from apps.rollouts.evidence import Interval, closed_intervals, find_reference, is_fresh
+from apps.rollouts.frozen import freeze, frozen_intervals
 from apps.rollouts.models import Rollout
 from contract.histogram import index_of
+from contract.messages import ClusterCounts
 from tests.rollouts.factories import make_baking, make_model, send
 
 pytestmark = pytest.mark.django_db
@@ -42,6 +44,19 @@ def test_windows_of_all_instances_add_up(rollout: Rollout) -> None:
     assert (found.canary.n, found.canary.errors) == (10, 2)
     assert (found.control.n, found.control.errors) == (100, 8)
     assert found.canary.latency == {100: 120}
+
+
+def test_clusters_of_all_instances_add_up_and_are_frozen_as_they_are(rollout: Rollout) -> None:
+    counts = {"3": [2, 3, 1, 3, 1, {"80": 2, "81": 1}], "7": [1, 1, 0, 1, 0, {}]}
+    for instance in ("i-1", "i-2"):
+        window(rollout, "canary", instance=instance, clusters=counts, unanswered=1)
+    (interval,) = freeze(rollout, intervals(rollout))
+    assert interval.canary.unanswered == 2
+    assert interval.canary.clusters == {
+        3: ClusterCounts(4, 6, 2, 6, 2, {80: 4, 81: 2}),
+        7: ClusterCounts(2, 2, 0, 2, 0),
+    }
+    assert frozen_intervals(rollout) == [interval]
 
 
 def test_an_interval_that_may_still_get_windows_is_not_judged(rollout: Rollout) -> None:
