@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -215,7 +215,24 @@ def show_results(client: Client, options: argparse.Namespace) -> int:
         print(answer["result"].get("verdict") or "There are no results yet.")
         if rows := _rows(answer["result"]):
             show_rows(options, rows, RESULT_COLUMNS)
+        for line in _not_counted(answer["result"]):
+            print(line)
     return exit_code(answer)
+
+
+def _not_counted(result: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a line for each metric that has outcomes which do not count, and why they do not."""
+    attribution = result.get("attribution") or {}
+    for metric, counts in attribution.get("metrics", {}).items():
+        before = f"before their unit's exposure (by {counts['before_mean_s']} s on average)"
+        reasons = (
+            (counts["before"], before),
+            (counts["after_window"], "after the window"),
+            (counts["unknown_units"], "of unknown units"),
+        )
+        told = ", ".join(f"{count:,} {why}" for count, why in reasons if count)
+        if told:
+            yield f"{metric}: {counts['in_time']:,} outcomes count; these do not: {told}"
 
 
 def _wait(client: Client, path: str, options: argparse.Namespace) -> dict[str, Any] | None:

@@ -126,6 +126,8 @@ WAREHOUSE_URL = env.text("INTERLOCK_WAREHOUSE_URL", "")
 WAREHOUSE_EXPOSURES = env.text("INTERLOCK_WAREHOUSE_EXPOSURES", "exposures")
 WAREHOUSE_OUTCOMES = env.text("INTERLOCK_WAREHOUSE_OUTCOMES", "outcomes")
 WAREHOUSE_MEASURED = env.text("INTERLOCK_WAREHOUSE_MEASURED", "")
+# An outcome counts though its clock puts it so many seconds before its unit's exposure.
+OUTCOME_CLOCK_SKEW_S = env.integer("INTERLOCK_OUTCOME_CLOCK_SKEW_S", 5, at_least=0)
 # Files of outcomes are divided by those who have more.
 IMPORT_BYTES_MAX = env.integer("INTERLOCK_IMPORT_BYTES_MAX", 512 * 1024**2, at_least=1)
 # The pages that take files.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from apps.experiments.attribution import Attribution, SentMetric, count_in_postgres
 from apps.experiments.level_moments import level_moments
+from apps.experiments.models import Experiment
 from apps.experiments.scan import Scan, ask
 from apps.experiments.sources import LevelMoments, PhaseCount
 from apps.experiments.spreads import (
@@ -48,3 +50,6 @@ class Postgres:
 
     def distributions(self, scan: Scan, moments: Moments) -> tuple[Edges, Counts]:
         return distributions(scan, moments)
+
+    def attributions(self, experiment: Experiment, sent: Sequence[SentMetric]) -> list[Attribution]:
+        return count_in_postgres(experiment, sent)

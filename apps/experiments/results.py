@@ -16,6 +16,7 @@ from typing import Any
 
 from django.db import DataError, connection, transaction
 
+from apps.experiments.attribution import attribution
 from apps.experiments.backlog import backlog_of_results, is_taken_in
 from apps.experiments.columns import uses_of
 from apps.experiments.gather import Gathered, gather
@@ -25,6 +26,7 @@ from apps.experiments.sources import Source
 from apps.experiments.states import ExperimentState
 from apps.experiments.stats.report import Report, make_report
 from apps.experiments.values import fold_all
+from apps.experiments.warehouse import the_source
 from apps.lib.errors import Unavailable
 
 logger = logging.getLogger(__name__)
@@ -77,6 +79,7 @@ def compute_result(
     """
     try:
         with _one_instant():
+            source = source or the_source()
             found = gather(experiment, now, source)
             report = make_report(
                 found.data,
@@ -86,6 +89,7 @@ def compute_result(
             )
             result = report.to_json()
             result["quality"] = _quality(experiment, found, report)
+            result["attribution"] = attribution(experiment, now, source, is_final=is_final)
             result["exposures"] = exposure_series(experiment, now)
             result["holdout"] = _holdout(found)
             result["backlog"] = backlog_of_results()

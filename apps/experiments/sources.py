@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from apps.experiments.attribution import Attribution, SentMetric
+from apps.experiments.models import Experiment
 from apps.experiments.scan import Scan
 from apps.experiments.spreads import Counts, Edges, Moments, Orders
 from apps.experiments.stats.comoments import Comoments
@@ -49,3 +51,6 @@ class Source(Protocol):
 
     def distributions(self, scan: Scan, moments: Moments) -> tuple[Edges, Counts]:
         """Return each metric's edges, and its arms' units per bin."""
+
+    def attributions(self, experiment: Experiment, sent: Sequence[SentMetric]) -> list[Attribution]:
+        """Return, for each of these metrics, which of its outcomes belong to an exposure."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from django.conf import settings
 from django.db import connection, transaction
 from django.db.models import Q
 
@@ -42,7 +43,7 @@ FOLD = """
         CROSS JOIN LATERAL (
             SELECT ARRAY[{values}]::float8[] AS values FROM experiments_outcomerow AS outcome
             WHERE outcome.unit = exposed.unit AND outcome.metric_id = ANY(%(metrics)s)
-                AND outcome.occurred_at >= exposed.at - %(covariate_s)s * interval '1 second'
+                AND outcome.occurred_at >= exposed.at - %(reach_s)s * interval '1 second'
             HAVING TRUE
         ) AS summed
     )
@@ -51,6 +52,10 @@ FOLD = """
     WHERE kept.experiment_id = %(experiment)s AND kept.unit = ANY(%(units)s)
         AND kept.unit = made.unit AND kept.values IS DISTINCT FROM made.values
 """
+# An outcome may seem to precede its exposure by the stated skew of clocks and counts all the same.
+# One that did precede it by so little counts as well: of every arm alike, so that the difference
+# is diluted and never made.
+COUNTS_FROM = "exposed.at - %(skew_s)s * interval '1 second'"
 # Where statistics say that a table is empty, going through all of it for each unit looks as cheap
 # as a lookup. Without this join what was made is put to its rows by one hash; lookups stay.
 ALLOW_NESTED_LOOPS = "SELECT set_config('enable_nestloop', %s, true)"
@@ -104,7 +109,8 @@ def fold(experiment: Experiment, units: Sequence[str]) -> None:
     parameters: dict[str, Any] = {
         "experiment": experiment.pk,
         "units": list(units),
-        "covariate_s": experiment.covariate_s,
+        "reach_s": experiment.covariate_s + settings.OUTCOME_CLOCK_SKEW_S,
+        "skew_s": settings.OUTCOME_CLOCK_SKEW_S,
         "metrics": sorted({sent_as(column).pk for column in columns}),
     }
     parts = []
@@ -133,9 +139,9 @@ def _expression(
     parameters[f"metric_{place}"] = sent_as(column).pk
     where = f"outcome.metric_id = %(metric_{place})s"
     if column.is_before:
-        where += " AND outcome.occurred_at < exposed.at"
+        where += f" AND outcome.occurred_at < {COUNTS_FROM}"
     else:
-        where += " AND outcome.occurred_at >= exposed.at"
+        where += f" AND outcome.occurred_at >= {COUNTS_FROM}"
         if metric.window_s is not None:
             parameters[f"window_{place}"] = metric.window_s
             until = f"exposed.at + %(window_{place})s * interval '1 second'"

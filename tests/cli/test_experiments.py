@@ -284,3 +284,19 @@ def test_a_draft_without_a_past_has_no_size_and_the_exit_code_says_so(
 
     assert len(asked) == 1
     assert "give its rate" in capsys.readouterr().out
+
+
+def test_results_say_which_outcomes_do_not_count(
+    serve: Callable[[list[Any]], Asked], capsys: pytest.CaptureFixture[str]
+) -> None:
+    fine = {"before": 0, "before_mean_s": None, "after_window": 0, "unknown_units": 0}
+    late = fine | {"in_time": 3, "before": 600, "before_mean_s": 57, "unknown_units": 2}
+    counts = {"metrics": {"bought": late, "fine": fine | {"in_time": 9}}}
+    serve([results(attribution=counts)])
+
+    cli.main(["results", "first"])
+
+    told = capsys.readouterr().out
+    assert "bought: 3 outcomes count; these do not: 600 before their unit's exposure (by 57" in told
+    assert "2 of unknown units" in told
+    assert "fine:" not in told

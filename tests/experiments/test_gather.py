@@ -49,6 +49,12 @@ def fill(experiment: Experiment, sent: Metric, seed: int, binary: bool = False) 
     return made
 
 
+@pytest.fixture(autouse=True)
+def exact_clocks(settings: Any) -> None:
+    """Count by hand from the exposure on, to the microsecond."""
+    settings.OUTCOME_CLOCK_SKEW_S = 0
+
+
 def seen(experiment: Experiment, now: Any = LATER) -> Gathered:
     fold_all()
     return gather(experiment, now)
@@ -255,3 +261,19 @@ def test_an_earlier_exposure_that_arrives_late_makes_the_values_anew() -> None:
     observe(metric, "u", 6.0, 20)
 
     assert seen(experiment).data.metrics[0].arms["weak"].comoments.means == (5.0,)
+
+
+def test_an_outcome_counts_though_its_clock_puts_it_a_little_before_the_exposure(
+    settings: Any,
+) -> None:
+    settings.OUTCOME_CLOCK_SKEW_S = 5
+    metric = metric_of(per_unit="sum")
+    experiment = running(metric, covariate_s=50)
+    expose(experiment, "u", "weak", 100)
+    for after_s, value in ((94.99, 1.0), (95.0, 2.0), (101.0, 4.0), (44.99, 8.0)):
+        observe(metric, "u", value, after_s)
+
+    (moments,) = (m.arms["weak"].comoments for m in seen(experiment).data.metrics)
+
+    # What is older than the tolerance is the covariate, as long a time of it as without one.
+    assert moments.means == (6.0, 1.0)

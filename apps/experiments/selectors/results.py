@@ -17,6 +17,7 @@ from apps.experiments.selectors.experiments import awaits_final, is_over, placem
 from apps.experiments.ship import why_not_ship
 from apps.experiments.snapshots import snapshots_of
 from apps.experiments.states import ExperimentState
+from apps.experiments.tables.attribution import attribution_table
 from apps.experiments.tables.breakdowns import breakdowns, held_out
 from apps.experiments.tables.notices import notices
 from apps.experiments.tables.older import as_present
@@ -97,6 +98,7 @@ def result_context(
         "alpha_percent": f"{experiment.alpha_ppm / 10_000:g}",
         # What a p is held against: the sequential reading and the fixed one have half of it each.
         "reading_percent": f"{experiment.alpha_ppm / 20_000:g}",
+        "attribution": attribution_table(result),
         "held_out": held_out(result, scales),
         **_shown_context(experiment, result, shown, scales, until),
     }

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from apps.experiments.tables.attribution import attribution_notices
+
 # The check of shares that holds at every look is slow to speak while units are few; a chi-square
 # below this is worth a warning long before.
 ONE_LOOK_P_MAX = 1e-4
@@ -42,7 +44,10 @@ def notices(
     if awaits_final:
         text = "The final result is being made: these numbers may change once more, then never."
         found.append(Notice("busy", text))
-    return found + behind(result) + _left_out(quality)
+    attributed = [Notice(tone, text) for tone, text in attribution_notices(result)]
+    found += [notice for notice in attributed if notice.tone == "bad"]
+    mild = [notice for notice in attributed if notice.tone != "bad"]
+    return found + behind(result) + mild + _left_out(quality)
 
 
 def behind(result: Mapping[str, Any]) -> list[Notice]:

@@ -9,12 +9,15 @@ from uuid import uuid4
 
 import ibis
 
+from apps.experiments.attribution import Attribution, SentMetric
+from apps.experiments.models import Experiment
 from apps.experiments.scan import Scan
 from apps.experiments.sources import LevelMoments, PhaseCount
 from apps.experiments.spreads import Counts, Edges, Moments, Orders, edges_of
 from apps.experiments.stats.data import OrderStatistics
 from apps.experiments.stats.quantiles import ranks_of
 from apps.experiments.warehouse import questions
+from apps.experiments.warehouse.attribution import attributions
 from apps.experiments.warehouse.datasets import check_columns, check_rows
 from apps.experiments.warehouse.units import Expr, Tables, units_of
 from apps.lib.errors import Unavailable
@@ -104,6 +107,9 @@ class Warehouse:
                     counts = found.setdefault((place, row["variant"]), [0] * (len(ends) + 1))
                     counts[int(row["place"])] += int(row["n"])
         return edges, {key: tuple(counts) for key, counts in found.items()}
+
+    def attributions(self, experiment: Experiment, sent: Sequence[SentMetric]) -> list[Attribution]:
+        return [attributions(_rows, self._tables, experiment, metric) for metric in sent]
 
     def _units(self, scan: Scan) -> Expr:
         """Return the experiment's units, checked. Raises Unavailable."""

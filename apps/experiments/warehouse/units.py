@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ibis
+from django.conf import settings
 
 from apps.experiments.columns import Column, columns_of
 from apps.experiments.models import Metric, MetricUse
@@ -90,8 +91,10 @@ def _summed(units: Expr, outcomes: Expr, columns: Sequence[Column], covariate_s:
     once = once.filter(once._copy == 0).drop("_copy")
     met = units.select("unit", "at")
     rows = once.inner_join(met, "unit")
-    rows = rows.filter(rows.occurred_at >= rows.at - ibis.interval(seconds=covariate_s))
-    rows = rows.mutate(_before=rows.occurred_at < rows.at)
+    skew_s = settings.OUTCOME_CLOCK_SKEW_S
+    rows = rows.filter(rows.occurred_at >= rows.at - ibis.interval(seconds=covariate_s + skew_s))
+    # See `values.COUNTS_FROM`.
+    rows = rows.mutate(_before=rows.occurred_at < rows.at - ibis.interval(seconds=skew_s))
     # Of each metric and unit the first one, before the exposure and after it.
     first = ibis.row_number().over(
         ibis.window(

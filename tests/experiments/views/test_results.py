@@ -127,6 +127,18 @@ def test_guardrail_breakdowns_and_hold_out_have_their_tables(viewer: Client) -> 
     assert "60 units get stable in every experiment" in page
 
 
+def test_which_outcomes_count_has_its_table_and_a_notice(viewer: Client) -> None:
+    counts = {"in_time": 3, "before": 600, "before_mean_s": 57, "after_window": 0}
+    counted = {"since": "", "skew_s": 5, "metrics": {"accuracy": counts | {"unknown_units": 4}}}
+    make_analysed(stored_result(metric(), attribution=counted))
+
+    page = text_of(viewer, PAGE)
+
+    assert "Which outcomes count" in page
+    assert "by 57 s on average" in page
+    assert "600 of 603 outcomes of exposed units are dated before" in page
+
+
 def test_covariates_and_ranks_are_shown_where_there_are_any(viewer: Client) -> None:
     compared = comparison("strong", variance_reduction=0.31, mann_whitney_p=0.034)
     make_analysed(stored_result(metric(comparisons=[compared])))

@@ -11,12 +11,14 @@ import duckdb
 import pytest
 from django.core.management import CommandError, call_command
 
+from apps.experiments.attribution import sent_metrics
 from apps.experiments.gather import gather
 from apps.experiments.models import Experiment, OutcomeRow
 from apps.experiments.postgres import Postgres
 from apps.experiments.results import compute_result
 from apps.experiments.stats.report import make_report
-from apps.experiments.warehouse.export import Exported
+from apps.experiments.values import fold
+from apps.experiments.warehouse.export import Exported, export_parquet
 from apps.lib.clock import database_now
 from tests.experiments.warehouse.agreement import LATER, ONE_SEED, all_same, warehouse
 
@@ -98,3 +100,29 @@ def test_commands_write_the_files_and_analyse_them(experiment: Experiment, tmp_p
         call_command("export_experiment", "nobody", str(tmp_path))
     with pytest.raises(CommandError, match="warehouse"):
         call_command("analyse_experiment", experiment.name, exposures="x.parquet", outcomes="y")
+
+
+@ONE_SEED
+def test_outcomes_belong_to_the_same_exposures_in_either_source(
+    experiment: Experiment, files: Exported
+) -> None:
+    sent = sent_metrics(experiment)
+
+    mine = Postgres().attributions(experiment, sent)
+    theirs = warehouse(files).attributions(experiment, sent)
+
+    assert mine == theirs
+    soon = mine[[metric.name for metric in sent].index("soon")]
+    assert min(soon.in_time, soon.before, soon.after_window) > 0
+
+
+@ONE_SEED
+@pytest.mark.parametrize("skew_s", [0, 30])
+def test_the_tolerated_skew_of_clocks_is_the_same_in_either_source(
+    experiment: Experiment, tmp_path: Path, settings: Any, skew_s: int
+) -> None:
+    settings.OUTCOME_CLOCK_SKEW_S = skew_s
+    fold(experiment, list(experiment.exposures.values_list("unit", flat=True)))
+    files = export_parquet(experiment, tmp_path / "skewed")
+
+    all_same(gather(experiment, LATER, Postgres()), gather(experiment, LATER, warehouse(files)))

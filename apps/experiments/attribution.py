@@ -1,0 +1,148 @@
+"""Which outcomes an experiment attributes to an exposure, and which not: beside every result.
+
+An outcome counts from its unit's exposure on, less the stated skew of clocks, and within the
+metric's window. A sender's clock that is further behind makes all its outcomes seem to come before
+the exposures that caused them: nothing counts, and only these counts show why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from django.conf import settings
+
+from apps.experiments.columns import columns_of, uses_of
+from apps.experiments.models import Experiment, Metric
+from apps.experiments.scan import ask
+from apps.experiments.values import sent_as
+
+if TYPE_CHECKING:
+    from apps.experiments.sources import Source
+
+# Outcomes are counted from so long before the start: a clock that is off by hours shows.
+REACH = timedelta(days=1)
+# A recount costs at most this share of a worker's time; the counts of before stand meanwhile.
+RECOUNT_SHARE = 0.05
+
+
+@dataclass(frozen=True)
+class SentMetric:
+    """A metric of an experiment, the metrics under whose names its outcomes are sent."""
+
+    name: str
+    ids: tuple[int, ...]
+    names: tuple[str, ...]
+    window_s: int | None
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """What became of one metric's outcomes: `in_time` count, the others do not.
+
+    `before` are dated before their unit's exposure by more than the tolerated skew, by
+    `before_mean_s` seconds on average; `after_window` after the metric's window; `unknown_units`
+    are of units that the experiment has not exposed.
+    """
+
+    in_time: int
+    before: int
+    before_mean_s: int | None
+    after_window: int
+    unknown_units: int
+
+
+def sent_metrics(experiment: Experiment) -> list[SentMetric]:
+    """Return the experiment's metrics that are made of outcomes, the primary one first."""
+    uses = [u for u in uses_of(experiment) if u.metric.source == Metric.Source.OUTCOMES]
+    found = []
+    for use in uses:
+        sent = {sent_as(column) for column in columns_of(experiment, [use])}
+        ordered = sorted(sent, key=lambda metric: metric.name)
+        found.append(
+            SentMetric(
+                use.metric.name,
+                tuple(metric.pk for metric in ordered),
+                tuple(metric.name for metric in ordered),
+                use.metric.window_s,
+            )
+        )
+    return found
+
+
+def counted_since(experiment: Experiment) -> datetime:
+    """Return from when on outcomes are counted."""
+    return (experiment.started_at or experiment.created_at) - REACH
+
+
+def attribution(
+    experiment: Experiment, now: datetime, source: Source, *, is_final: bool
+) -> dict[str, Any]:
+    """Return the counts by metric as plain JSON, with when they were made and by which tolerance.
+
+    Those of the result before are kept while a recount would take too much of a worker's time; the
+    final result always has its own.
+    """
+    known: dict[str, Any] = experiment.result.get("attribution") or {}
+    if known and not is_final:
+        age_s = (now - datetime.fromisoformat(known["counted_at"])).total_seconds()
+        if 0 <= age_s < known["took_s"] / RECOUNT_SHARE:
+            return known
+    started = monotonic()
+    sent = sent_metrics(experiment)
+    counts = source.attributions(experiment, sent) if sent else []
+    named = zip(sent, counts, strict=True)
+    return {
+        "counted_at": now.isoformat(),
+        "took_s": round(monotonic() - started, 3),
+        "since": counted_since(experiment).isoformat(),
+        "skew_s": settings.OUTCOME_CLOCK_SKEW_S,
+        "metrics": {metric.name: asdict(count) for metric, count in named},
+    }
+
+
+def count_in_postgres(experiment: Experiment, sent: Sequence[SentMetric]) -> list[Attribution]:
+    """Count the outcomes of these metrics in one scan of them."""
+    parameters: dict[str, Any] = {
+        "experiment": experiment.pk,
+        "since": counted_since(experiment),
+        "skew_s": settings.OUTCOME_CLOCK_SKEW_S,
+        "metrics": sorted({pk for metric in sent for pk in metric.ids}),
+    }
+    columns: list[str] = []
+    for place, metric in enumerate(sent):
+        parameters |= {f"ids_{place}": list(metric.ids), f"window_{place}": metric.window_s}
+        columns += _columns(place, metric)
+    sql = f"""
+        SELECT {", ".join(columns)}
+        FROM experiments_outcomerow AS outcome LEFT JOIN experiments_exposurerow AS kept
+            ON kept.experiment_id = %(experiment)s AND kept.unit = outcome.unit
+        WHERE outcome.metric_id = ANY(%(metrics)s) AND outcome.occurred_at >= %(since)s
+    """  # noqa: S608 (conditions of ours)
+    (row,) = ask(sql, parameters)
+    return [_read(row[place * 5 : place * 5 + 5]) for place in range(len(sent))]
+
+
+def _columns(place: int, metric: SentMetric) -> list[str]:
+    before = "outcome.occurred_at < kept.at - %(skew_s)s * interval '1 second'"
+    lead = "extract(epoch FROM kept.at - outcome.occurred_at)"
+    after = "FALSE"
+    if metric.window_s is not None:
+        after = f"outcome.occurred_at >= kept.at + %(window_{place})s * interval '1 second'"
+    own = f"outcome.metric_id = ANY(%(ids_{place})s)"
+    known = f"{own} AND kept.unit IS NOT NULL"
+    return [
+        f"count(*) FILTER (WHERE {known} AND NOT {before} AND NOT {after})",
+        f"count(*) FILTER (WHERE {known} AND {before})",
+        f"avg({lead}) FILTER (WHERE {known} AND {before})",
+        f"count(*) FILTER (WHERE {known} AND {after})",
+        f"count(*) FILTER (WHERE {own} AND kept.unit IS NULL)",
+    ]
+
+
+def _read(row: Sequence[Any]) -> Attribution:
+    in_time, before, lead_s, after, unknown = row
+    return Attribution(in_time, before, None if lead_s is None else round(lead_s), after, unknown)
