@@ -214,13 +214,18 @@ OUTCOME_VALUE_MAX = 1e100
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """A measured result for a unit; the same `event_id` twice counts once."""
+    """A measured result for a unit; the same `event_id` twice counts once.
+
+    `request_id` is that of the prediction that it is about (`contract.request_ids`), or empty. With
+    it `unit_id` may be empty, of a request without a unit: the outcome then tells of its version.
+    """
 
     event_id: str
     unit_id: str
     metric: str
     value: float
     occurred_at_ms: int
+    request_id: str = ""
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True):

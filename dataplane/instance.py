@@ -90,7 +90,7 @@ class Instance:
         self.pins = Pins(PinFile(config.state_dir / "pins.json"), self.serving.pin)
         # Minds the age of the table.
         self._staleness = Staleness(self.sync, config.group.staleness, config.group.stale_after_s)
-        predictor = Predictor(self.serving, self.telemetry, self.boot)
+        predictor = Predictor(self.serving, self.telemetry)
         # Answers requests.
         self.application = Application(
             predictor,

@@ -18,12 +18,13 @@ from contract.messages import (
     OUTCOME_VALUE_MAX,
     Outcome,
 )
+from contract.request_ids import REQUEST_ID_LENGTH_MAX, parse_request_id, unit_of
 from dataplane.errors import Refusal, bad_request
 
 OUTCOMES_MAX = 1_000
 METRIC_LENGTH_MAX = 100
 ID_LENGTH_MAX = 200
-_FIELDS = {"unit_id", "metric", "value", "occurred_at", "event_id"}
+_FIELDS = {"unit_id", "metric", "value", "occurred_at", "event_id", "request_id"}
 
 
 def read_outcomes(body: bytes, now_ms: int, new_id: Callable[[], str]) -> list[Outcome]:
@@ -64,13 +65,26 @@ def _read(item: object, now_ms: int, new_id: Callable[[], str]) -> Outcome:
     if unknown:
         raise ValueError(f"unknown field {min(unknown)!r}")
     event_id = item.get("event_id")
+    request_id = item.get("request_id")
+    if request_id is None:
+        request_id, unit = "", _text(item, "unit_id", ID_LENGTH_MAX)
+    else:
+        request_id, unit = _request(item)
     return Outcome(
         event_id=new_id() if event_id is None else _text(item, "event_id", ID_LENGTH_MAX),
-        unit_id=_text(item, "unit_id", ID_LENGTH_MAX),
+        unit_id=unit,
         metric=_text(item, "metric", METRIC_LENGTH_MAX),
         value=_value(item.get("value")),
         occurred_at_ms=_instant(item.get("occurred_at"), now_ms),
+        request_id=request_id,
     )
+
+
+def _request(item: dict[str, object]) -> tuple[str, str]:
+    """Return the id of an outcome's request, and whose outcome it is."""
+    request_id = _text(item, "request_id", REQUEST_ID_LENGTH_MAX)
+    unit = "" if item.get("unit_id") is None else _text(item, "unit_id", ID_LENGTH_MAX)
+    return request_id, unit_of(unit, parse_request_id(request_id))
 
 
 def _text(item: dict[str, object], field: str, length_max: int) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import count
 from time import monotonic
 from typing import TypeVar
 
@@ -26,16 +25,11 @@ class Predictor:
         self,
         serving: Serving,
         telemetry: Telemetry,
-        boot: str,
     ) -> None:
         # The applied table at run time.
         self.serving = serving
         # Where exposures go.
         self.telemetry = telemetry
-        # Makes request ids unique over restarts.
-        self._boot = boot
-        # The part of such an id that counts up.
-        self._ids = count(1)
 
     def infer(self, exchange: Exchange, name: str, version: str | None) -> None:
         """Answer an infer request of the Open Inference Protocol over HTTP. Raises Refusal."""
@@ -93,7 +87,7 @@ class Predictor:
         except Refusal:
             self._count_invalid(model, version)
             raise
-        request.id = self._request_id(exchange.headers, document.get("request_id"))
+        request.id = _request_id(exchange.headers, document.get("request_id"))
         Prediction(
             self.serving, self.telemetry, exchange, plain_form, model, request, unit,
             arrived_at, timeout_s, tenancy,
@@ -107,14 +101,6 @@ class Predictor:
             return check_unit(value.decode())
         except UnicodeDecodeError:
             return check_unit(value.decode("latin-1"))
-
-    def _request_id(self, headers: dict[bytes, bytes], given: object) -> str:
-        if type(given) is str:
-            return given
-        header = headers.get(b"x-request-id")
-        if header is not None and header.isascii():
-            return header.decode()
-        return f"{self._boot}-{next(self._ids):x}"
 
     def _count_invalid(self, model: LiveModel, version: str | None) -> None:
         decided = version if version is not None else model.route.stable
@@ -136,3 +122,11 @@ def _header_length(value: bytes, body: bytes) -> int:
             "malformed_request", "Inference-Header-Content-Length is not a length within the body"
         )
     return int(value)
+
+
+def _request_id(headers: dict[bytes, bytes], given: object) -> str | None:
+    """Return the client's own id of its request; without one the answer's is made for it."""
+    if type(given) is str:
+        return given
+    header = headers.get(b"x-request-id")
+    return header.decode() if header is not None and header.isascii() else None

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from time import monotonic
+from time import monotonic, time_ns
 
+from contract.request_ids import request_id_unit
 from dataplane.admission import Tenancy
 from dataplane.batching import QueueFull, Unsent
 from dataplane.cache import Entry, Ticket
@@ -73,6 +74,7 @@ class Prediction:
         "_caller",
         "_first",
         "_form",
+        "_id",
         "_lane",
         "_model",
         "_read_at",
@@ -136,6 +138,8 @@ class Prediction:
         self._lane: Lane
         # The lane that failed it before, and how.
         self._first: tuple[Lane, TritonError] | None = None
+        # The id of its answer, once somebody needs it.
+        self._id = b""
         # What the cache knows of it, while its answer is to be kept or is waited for.
         self.ticket: Ticket | None = None
 
@@ -266,6 +270,7 @@ class Prediction:
             self._expose(lane)
             if decision.measured:
                 self._measure(decision, cache_hits=1)
+        headers += b"x-interlock-request-id: %b\r\n" % (self._id or self._answer_id())
         now = monotonic()
         headers += b"server-timing: read;dur=%.2f,cache;dur=%.2f,total;dur=%.2f\r\n" % (
             (self._read_at - self._arrived_at) * 1e3,
@@ -349,6 +354,10 @@ class Prediction:
 
     def _write(self, outputs: list[Output], start: int) -> tuple[bytes, bytes] | None:
         """Return the answer as it was asked for; None when it cannot be, which was a failure."""
+        if self._form is plain_form and (self._id or self.request.id is None):
+            # The client brought none of its own.
+            self._id = self._answer_id()
+            self.request.id = self._id.decode()
         try:
             return self._form(self._model, self._lane, self.request, outputs, start)
         except NotJson as error:
@@ -406,6 +415,17 @@ class Prediction:
             key = decision.split, self._unit, decision.variant
             self._telemetry.measure(key, errors, cache_hits, latency_us)
 
+    def _answer_id(self) -> bytes:
+        """Return the id under which outcomes of this answer may come.
+
+        It is dated after the exposure was, and names the unit where there is one.
+        """
+        lane = self._lane
+        first = self._first
+        if self._unit is None or not (lane if first is None else first[0]).decision.exposures:
+            return b"%b%x" % (lane.id_head, time_ns())
+        return b"%b%x%b" % (lane.id_head, time_ns(), request_id_unit(self._unit))
+
     def _respond(self, headers: bytes, body: bytes, dispatched_at: float, now: float) -> None:
         # Between reading and queueing lies the look-up in the cache, or the version that failed it.
         headers += _TIMING % (
@@ -416,6 +436,7 @@ class Prediction:
             (now - dispatched_at) * 1e3,
             (now - self._arrived_at) * 1e3,
         )
+        headers += b"x-interlock-request-id: %b\r\n" % (self._id or self._answer_id())
         if self._first is not None:
             headers += self._fallback_header()
         self._caller.respond(200, body, headers)

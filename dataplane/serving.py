@@ -11,10 +11,12 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from secrets import token_hex
 
 import orjson
 
 from contract.messages import BreakerTrip
+from contract.request_ids import request_id_head
 from contract.routing import BASELINE, EXPLICIT, CanarySplit, ModelRoute, RoutingTable, VersionRoute
 from dataplane.admission import Admission
 from dataplane.batching import Batcher
@@ -62,6 +64,7 @@ class Lane:
     `fallback` is where it goes when this version fails it, None where there is nowhere to go.
     `mirror` copies it to a shadow after the answer, None where there is no shadow. `cached` is the
     way through the cache, None where that is off; `cache_state` is what the headers say of it.
+    `id_head` is what the ids of its answers begin with (`contract.request_ids`).
     """
 
     decision: Decision
@@ -75,6 +78,7 @@ class Lane:
     mirror: Mirror | None = None
     cached: CachedLane | None = None
     cache_state: str = "bypass"
+    id_head: bytes = b""
 
 
 @dataclass(slots=True, eq=False)
@@ -110,6 +114,8 @@ class Serving:
         self._telemetry = telemetry
         # Runs the batchers' timers.
         self._loop = loop
+        # Tells the ids of this process's answers from those of all others.
+        self._process = token_hex(4)
         # Batches that may be under way for one version.
         self._in_flight_max = in_flight_max
         # Unix seconds, for the reports of trips.
@@ -260,6 +266,7 @@ class Serving:
             binary_headers=_BINARY + provenance,
             fallback=fallback,
             mirror=self._mirror(model, decision),
+            id_head=request_id_head(model.name, decision.version, self._process),
         )
         if model.cache is not None:
             scope = model.cache.scope(decision.version, decision.split if is_baseline else "")

@@ -275,6 +275,14 @@ OUTCOMES = Batch(
             value=1.0,
             occurred_at_ms=1_795_552_013_500,
         ),
+        Outcome(
+            event_id="e-2",
+            unit_id="",
+            metric="correct",
+            value=0.0,
+            occurred_at_ms=1_795_552_013_600,
+            request_id="digits:2:1f0c2a9b-18eb150b0a5d8800",
+        ),
     ),
 )
 REPORT = InstanceReport(

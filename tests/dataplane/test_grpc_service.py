@@ -36,7 +36,7 @@ class World:
         self.telemetry = Telemetry(time.time)
         self.serving = Serving(self.triton, self.telemetry, asyncio.get_running_loop(), 4)
         self.serving.apply(table(model(**changes), 3))
-        predictor = Predictor(self.serving, self.telemetry, "boot")
+        predictor = Predictor(self.serving, self.telemetry)
         self.not_ready = None
         self.service = GrpcService(predictor, lambda: self.not_ready, limits or Limits(), 100)
         self.address = ""
@@ -91,6 +91,7 @@ async def test_an_answer_and_a_failure_say_where_they_come_from():
         assert trailing["x-interlock-variant"] == "stable"
         assert trailing["x-interlock-generation"] == "3"
         assert "total;dur=" in trailing["server-timing"]
+        assert ("x-interlock-request-id" in trailing) == (code == "OK")
 
 
 @pytest.mark.parametrize(

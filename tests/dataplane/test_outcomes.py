@@ -81,3 +81,38 @@ def test_too_many_at_once_are_refused():
     with pytest.raises(Refusal) as caught:
         read([GOOD] * (OUTCOMES_MAX + 1))
     assert caught.value.status == 413
+
+
+ID = "digits:4:7f3a9c01-18eb150b04698940"
+
+
+@pytest.mark.parametrize(
+    ("given", "unit"),
+    [
+        ({"request_id": ID}, ""),
+        ({"request_id": ID, "unit_id": "u1"}, "u1"),
+        ({"request_id": f"{ID}:dTE"}, "u1"),
+        ({"request_id": f"{ID}:dTE", "unit_id": "u1"}, "u1"),
+        ({"request_id": None, "unit_id": "u1"}, "u1"),
+    ],
+)
+def test_an_outcome_may_be_of_a_request(given, unit):
+    (outcome,) = read({"metric": "m", "value": 1, **given})
+    assert outcome.unit_id == unit
+    assert outcome.request_id == (given["request_id"] or "")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"request_id": "7"}, "request_id is none that a prediction returned"),
+        ({"request_id": ""}, "'request_id' must be a string of 1 to"),
+        ({"request_id": f"{ID}:dTE", "unit_id": "u2"}, "request_id is of another unit"),
+        ({"request_id": ID, "unit_id": ""}, "'unit_id' must be"),
+        ({}, "'unit_id' must be"),
+    ],
+)
+def test_a_request_id_that_is_none_is_refused_by_name(given, message):
+    with pytest.raises(Refusal, match=message) as refused:
+        read({"metric": "m", "value": 1, **given})
+    assert refused.value.status == 400

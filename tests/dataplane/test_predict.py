@@ -39,7 +39,7 @@ class Plane:
         loop = asyncio.get_running_loop()
         self.serving = Serving(self.triton, self.telemetry, loop, 4)
         self.apply(1, **changes)
-        predictor = Predictor(self.serving, self.telemetry, "boot")
+        predictor = Predictor(self.serving, self.telemetry)
         self.application = Application(predictor, None, None, "boot", None, "", None)
 
     def apply(self, generation, **changes):

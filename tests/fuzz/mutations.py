@@ -81,9 +81,7 @@ async def _beside_a_neighbour(rng: random.Random, count: int) -> None:
     triton, telemetry = HeldTriton(sums_reply), Telemetry(time.time)
     serving = Serving(triton, telemetry, asyncio.get_running_loop(), 4)
     serving.apply(table(model(timeout_ms=60_000), 1))
-    application = Application(
-        Predictor(serving, telemetry, "boot"), None, None, "boot", None, "", None
-    )
+    application = Application(Predictor(serving, telemetry), None, None, "boot", None, "", None)
     wires: list[Wire] = []
     for round_number in range(count // TOGETHER):
         if round_number % 50 == 0:

@@ -29,7 +29,7 @@ class Plane:
         self.serving = Serving(self.triton, self.telemetry, loop, 4)
         self.cache = self.serving.cache = Cache(loop, shared, 1_000, 10_000_000)
         self.apply(1, **changes)
-        self.predictor = Predictor(self.serving, self.telemetry, "boot")
+        self.predictor = Predictor(self.serving, self.telemetry)
 
     def apply(self, generation, **changes):
         self.serving.apply(table(model(**{"cache": ON} | changes), generation))

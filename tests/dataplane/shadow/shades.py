@@ -50,7 +50,7 @@ class Shades:
         self.shadows = Shadows(Triton(loop, 2), loop, time.time, **settings)
         self.telemetry = Telemetry(time.time)
         self.serving = Serving(self.triton, self.telemetry, loop, 4, shadows=self.shadows)
-        self.predictor = Predictor(self.serving, self.telemetry, "boot")
+        self.predictor = Predictor(self.serving, self.telemetry)
 
     def apply(self, generation: int = 1, **changes: Any) -> None:
         versions = {

@@ -1,0 +1,80 @@
+"""The id of a prediction, which says what was predicted: nothing is stored for a request.
+
+`MODEL:VERSION:PROCESS-TIME` and, where the request had a unit in a split, `:UNIT` behind it.
+VERSION is the one that answered, PROCESS is random for each life of a process and TIME when it
+answered, in hexadecimal nanoseconds since 1970; UNIT is base64url without padding, the others are
+percent-encoded where they hold more than letters, digits and `_.-~`. To clients it is opaque. It
+is a claim, not a proof: who takes one from outside holds it against what it knows.
+"""
+
+from __future__ import annotations
+
+import re
+from binascii import a2b_base64, b2a_base64
+from urllib.parse import quote, unquote
+
+import msgspec
+
+REQUEST_ID_LENGTH_MAX = 2_000
+_NAME = r"((?:[A-Za-z0-9_.~-]|%[0-9A-F]{2})+)"
+_FORM = re.compile(rf"{_NAME}:{_NAME}:[0-9a-f]+-([0-9a-f]{{1,16}})(?::([A-Za-z0-9_-]+))?")
+_URL_SAFE = bytes.maketrans(b"+/", b"-_")
+_STANDARD = bytes.maketrans(b"-_", b"+/")
+
+
+class RequestIdError(ValueError):
+    """No id of ours; the text says why."""
+
+
+class RequestId(msgspec.Struct, frozen=True):
+    """What an id says. `unit` is empty where the request had none, or the model no split."""
+
+    model: str
+    version: str
+    at_ms: int
+    unit: str = ""
+
+
+def request_id_head(model: str, version: str, process: str) -> bytes:
+    """Return what the ids of all answers of `version` by one process begin with."""
+    return f"{quote(model, safe='')}:{quote(version, safe='')}:{process}-".encode()
+
+
+def request_id_unit(unit: str) -> bytes:
+    """Return what stands behind the time for `unit`."""
+    data = b2a_base64(unit.encode("utf-8", "replace"), newline=False)
+    return b":" + data.translate(_URL_SAFE, b"=")
+
+
+def parse_request_id(text: str) -> RequestId:
+    """Return what `text` says. Raises RequestIdError for anything but an id of a prediction."""
+    if len(text) > REQUEST_ID_LENGTH_MAX:
+        raise RequestIdError(f"request_id is longer than {REQUEST_ID_LENGTH_MAX} characters")
+    found = _FORM.fullmatch(text)
+    try:
+        if found is None:
+            raise ValueError(text)
+        model, version, at_ns, unit = found.groups()
+        return RequestId(
+            unquote(model, errors="strict"),
+            unquote(version, errors="strict"),
+            int(at_ns, 16) // 1_000_000,
+            _unit(unit) if unit else "",
+        )
+    except ValueError:
+        raise RequestIdError("request_id is none that a prediction returned") from None
+
+
+def unit_of(unit: str, request: RequestId) -> str:
+    """Return whose outcome it is: `unit`, or that of the request where none is named.
+
+    Raises RequestIdError when the request was another unit's.
+    """
+    if unit and request.unit and unit != request.unit:
+        raise RequestIdError("request_id is of another unit than unit_id")
+    return unit or request.unit
+
+
+def _unit(data: str) -> str:
+    padded = data.encode("ascii").translate(_STANDARD) + b"=" * (-len(data) % 4)
+    return a2b_base64(padded, strict_mode=True).decode()
