@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
@@ -19,6 +18,8 @@ from apps.rollouts.eprocess import BucketCounts
 from apps.rollouts.evidence import Interval, LatencyReference
 from apps.rollouts.objectives import (
     Objective,
+    Part,
+    Proof,
     judge_error_objective,
     judge_latency_objective,
     judge_objectives,
@@ -107,8 +108,7 @@ def _error_rate(question: Question, _: CheckDocument) -> CheckResult:
     objective = Objective(
         "error rate",
         bound,
-        sum(i.canary.n for i in question.this_step),
-        sum(i.canary.errors for i in question.this_step),
+        tuple(Part(i.canary.n, i.canary.errors) for i in question.this_step),
     )
     return _judge_absolute(kinds.ERROR_RATE, [objective], question.settings)
 
@@ -120,12 +120,11 @@ def _error_buckets(intervals: Sequence[Interval]) -> list[BucketCounts]:
 
 
 def _error_objective(question: Question, check: CheckDocument) -> CheckResult:
-    mine = question.this_step
     return judge_error_objective(
-        n=sum(i.canary.n for i in mine),
-        errors=sum(i.canary.errors for i in mine),
+        [Part(i.canary.n, i.canary.errors) for i in question.this_step],
         limit_bp=check.setting("limit_bp"),
         settings=question.settings,
+        steps=question.plan.steps_that_ask(check.label),
     )
 
 
@@ -139,10 +138,11 @@ def _error_threshold(question: Question, check: CheckDocument) -> CheckResult:
 
 def _latency_objective(question: Question, check: CheckDocument) -> CheckResult:
     return judge_latency_objective(
-        merge(i.canary.latency for i in question.this_step),
+        [i.canary.latency for i in question.this_step],
         quantile_permille=check.setting("quantile_permille"),
         limit_us=check.setting("limit_us"),
         settings=question.settings,
+        steps=question.plan.steps_that_ask(check.label),
     )
 
 
@@ -191,20 +191,17 @@ def _slower(intervals: Sequence[Interval], label: str, index: int, bound_bp: flo
     return Objective(
         label,
         bound_bp / WHOLE_BP,
-        sum(total(i.canary.latency) for i in intervals),
-        sum(count_above(i.canary.latency, index) for i in intervals),
+        tuple(
+            Part(total(i.canary.latency), count_above(i.canary.latency, index)) for i in intervals
+        ),
     )
 
 
 def _judge_absolute(
     check: str, objectives: Sequence[Objective], settings: CheckSettings
 ) -> CheckResult:
-    return judge_objectives(
-        check,
-        objectives,
-        log_needed=math.log(settings.guardrails / settings.alpha),
-        samples_min=settings.min_samples,
-    )
+    proof = Proof.of(settings, samples_min=settings.min_samples, steps=1)
+    return judge_objectives(check, objectives, proof)
 
 
 def _exceedances(interval: Interval, index: int) -> BucketCounts:
@@ -240,6 +237,7 @@ def _assigned(interval: Interval) -> int:
 
 def _observed(question: Question, check: CheckDocument) -> CheckResult:
     seen = question.observations.get(check.label, {})
+    seen = {**seen, "steps": question.plan.steps_that_ask(check.label)}
     return OBSERVED[check.check](check, seen, question.settings)
 
 

@@ -86,6 +86,10 @@ class PlanDocument(msgspec.Struct, frozen=True, kw_only=True):
         bake_s = self.bake_of(step_index).total_seconds()
         return max(self.interval_s, math.ceil(bake_s / INTERVALS_MAX))
 
+    def steps_that_ask(self, label: str) -> int:
+        """Return how many steps have the check of that label: those share its α."""
+        return sum(check.label == label for step in self.steps for check in step.questions)
+
     @property
     def guardrails(self) -> int:
         """How many checks may roll back by a test: α of the whole rollout is shared among them."""
