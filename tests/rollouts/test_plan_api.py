@@ -30,6 +30,15 @@ def test_each_template_is_a_plan_and_comes_back_as_it_was_sent() -> None:
     assert len(templates) == 5
 
 
+def test_a_plans_risks_are_given_check_by_check() -> None:
+    make_plan("usual")
+
+    risks = client("viewer").get(f"{PLANS}usual/risks/").json()
+
+    assert risks["false_rollback"] == pytest.approx(0.01)
+    assert [check["basis"] for check in risks["checks"]] == ["bounded"] * len(risks["checks"])
+
+
 @pytest.mark.parametrize(
     ("body", "told"),
     [

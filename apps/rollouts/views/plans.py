@@ -22,10 +22,11 @@ from apps.rollouts.plan_forms import (
     StepFormSet,
     make_step_forms,
 )
+from apps.rollouts.plan_risks import risks_of_plan
 from apps.rollouts.plan_store import delete_plan, save_plan
 from apps.rollouts.plan_templates import TEMPLATES
 from apps.rollouts.plans import DEFAULT_WEIGHTS_BP, PlanDocument, StepDocument, document_of
-from apps.rollouts.selectors.plans import asked_view, false_alarms_of, kinds_of_checks
+from apps.rollouts.selectors.plans import asked_view, kinds_of_checks
 from apps.rollouts.selectors.rollouts import steps_of_plan, steps_of_saved
 
 EMPTY_ROWS = 5
@@ -55,7 +56,7 @@ def plan(request: PageRequest, pk: int) -> HttpResponse:
         "steps": steps,
         "rows": list(zip(steps, asked, strict=True)),
         "kinds": kinds_of_checks(),
-        "false_alarms": false_alarms_of(document),
+        "risks": risks_of_plan(document),
         "alpha": found.alpha_ppm / 1_000_000,
         "shown": PlanForm.initial_of(document),
         "evidence_mode": dict(EVIDENCE_MODES)[found.evidence_mode],
