@@ -17,9 +17,9 @@ from apps.lib.errors import Invalid, NotFound
 from apps.models.access import actor_of, require_role
 from apps.models.models import Role
 from apps.rollouts.models import Plan
+from apps.rollouts.plan_risks import risks_of_plan
 from apps.rollouts.plan_store import delete_plan, save_plan
 from apps.rollouts.plan_templates import TEMPLATES
-from apps.rollouts.plan_risks import risks_of_plan
 from apps.rollouts.plans import PlanDocument, document_of
 from apps.rollouts.serializers import (
     PlanRisksSerializer,
