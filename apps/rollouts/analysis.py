@@ -7,13 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 
 from apps.rollouts import check_kinds as kinds
 from apps.rollouts.check_kinds import CheckDocument
-from apps.rollouts.checks import (
-    CheckSettings,
-    SplitInterval,
-    judge_error_rate,
-    judge_latency,
-    judge_sample_ratio,
-)
+from apps.rollouts.checks import CheckSettings, judge_error_rate, judge_latency
 from apps.rollouts.eprocess import BucketCounts
 from apps.rollouts.evidence import Interval, LatencyReference
 from apps.rollouts.no_control import deciders_of, judge_without_control
@@ -21,6 +15,7 @@ from apps.rollouts.objectives import judge_error_objective, judge_latency_object
 from apps.rollouts.observed import OBSERVED
 from apps.rollouts.percentiles import percentile_differences
 from apps.rollouts.plans import WHOLE_BP, PlanDocument
+from apps.rollouts.sample_ratio import judge_step
 from apps.rollouts.thresholds import judge_error_threshold
 from apps.rollouts.verdicts import JSON, CheckResult, Verdict
 from contract.histogram import Counts, count_above, merge, total
@@ -185,27 +180,15 @@ def _exceedances(interval: Interval, index: int) -> BucketCounts:
 
 
 def _sample_ratio(question: Question, _: CheckDocument) -> CheckResult:
-    """Judge the interval of this step that saw the most units.
-
-    A unit counts once in an interval but again in the next one, so intervals are not independent
-    draws: few users who come back for an hour would look like an overwhelming sample. New records
-    are rare, so looking at each costs little of the error rate. What the split assigned is judged,
-    not what a version answered: of a warm cache's users fewer get as far as that.
-    """
-    step = question.step_index
-    weight_bp, baseline_bp = question.weight_bp, question.plan.baseline_of(step)
+    """Judge what the split assigned in this step, not what a version answered: of a warm cache's
+    users fewer get as far as that."""
+    plan, step = question.plan, question.step_index
+    weight_bp, baseline_bp = question.weight_bp, plan.baseline_of(step)
     if baseline_bp:
         # Only canary and the slice beside it are counted; both are as large.
         weight_bp = round(WHOLE_BP * weight_bp / (weight_bp + baseline_bp))
-    fullest = max(question.this_step, key=_assigned, default=None)
-    if fullest is None:
-        return judge_sample_ratio([])
-    canary_n, control_n = fullest.canary.assigned, fullest.control.assigned
-    return judge_sample_ratio([SplitInterval(canary_n, control_n, weight_bp)])
-
-
-def _assigned(interval: Interval) -> int:
-    return interval.canary.assigned + interval.control.assigned
+    split = sum(0 < each.weight_bp < WHOLE_BP for each in plan.steps)
+    return judge_step(question.intervals, step, weight_bp=weight_bp, steps=max(1, split))
 
 
 def _observed(question: Question, check: CheckDocument) -> CheckResult:

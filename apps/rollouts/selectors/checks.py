@@ -120,7 +120,7 @@ def sides_of(check: CheckDocument | None, evidence: Evidence) -> Sides:
 
 def _rates(_: CheckDocument, evidence: Evidence) -> Sides:
     if evidence.get("absolute"):
-        bound = "fixed bound" if "log_e_absolute" in evidence else NOTHING
+        bound = NOTHING if "deciders" in evidence else "fixed bound"
         return _count(evidence, "n"), Cell(bound, "nobody is left on stable")
     return _rate(evidence, "canary"), _rate(evidence, "control")
 
