@@ -27,8 +27,10 @@ MINUTE_S = 60
 WHOLE_BP = 10_000
 
 DEFAULT_PLAN = "canary"
-DEFAULT_WEIGHTS_BP = (500, 1_000, 2_500, 5_000, 10_000)
+# The bake after these steps gives the target all that is not held back.
+DEFAULT_WEIGHTS_BP = (500, 1_000, 2_500, 5_000)
 DEFAULT_BAKE_S = 30 * MINUTE_S
+DEFAULT_HOLDBACK_BP = 500
 HOLDBACK_LEAST_BP, HOLDBACK_MOST_BP = 100, 500
 # So many check intervals at most in the bake time of a step: two hours of the default ones.
 INTERVALS_MAX = 720

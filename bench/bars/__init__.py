@@ -18,6 +18,8 @@ Rng = np.random.Generator
 # rollouts or experiments of a case, which a module may scale where its runs are dear or cheap.
 SECTIONS: dict[str, str] = {
     "passing": "bench.bars.passing",
+    "control": "bench.bars.control",
+    "sample_ratio": "bench.bars.sample_ratio",
 }
 
 
