@@ -81,6 +81,11 @@ class Exchange:
         # Told when the client hangs up before the answer.
         self.job: Abandonable | None = None
 
+    @property
+    def client_cluster(self) -> int:
+        """The cluster of the client's address."""
+        return self._connection.client_cluster()
+
     def respond(self, status: int, body: bytes, headers: bytes = JSON) -> None:
         """Answer with `headers`, complete lines that end in CRLF. Later calls do nothing."""
         if self.ended:

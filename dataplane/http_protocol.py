@@ -16,6 +16,7 @@ from typing import cast
 import httptools
 
 from dataplane import compression
+from dataplane.clusters import cluster_of
 from dataplane.config import Limits
 from dataplane.errors import Refusal
 from dataplane.exchange import Exchange
@@ -98,6 +99,7 @@ class HttpConnection(Protocol):
     __slots__ = (
         "_body",
         "_body_bytes",
+        "_cluster",
         "_current",
         "_deaf",
         "_head_bytes",
@@ -153,6 +155,8 @@ class HttpConnection(Protocol):
         self._write_paused = False
         # The transport is not reading at present.
         self._read_paused = False
+        # The cluster of the client's address, once a request without a unit needs it.
+        self._cluster: int | None = None
 
     # --- asyncio calls these -------------------------------------------------------------------
 
@@ -335,6 +339,13 @@ class HttpConnection(Protocol):
             self._since_s = self.server.now_s
         if self._read_paused or self._held:
             self._balance()
+
+    def client_cluster(self) -> int:
+        """Return the cluster of the client's address; those without one share the empty one's."""
+        if self._cluster is None:
+            peer = self.transport.get_extra_info("peername") if self.transport is not None else None
+            self._cluster = cluster_of(str(peer[0]).encode() if peer else b"")
+        return self._cluster
 
     def close_when_idle(self) -> None:
         """Close at once unless an answer is owed or a request is half read."""

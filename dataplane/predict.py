@@ -11,7 +11,8 @@ from dataplane.caller import Caller
 from dataplane.codec import Codec, InferRequest, check_unit, load_object
 from dataplane.errors import Refusal, bad_request
 from dataplane.exchange import Exchange
-from dataplane.prediction import Form, Prediction, infer_form, plain_form
+from dataplane.forms import Form, infer_form, plain_form
+from dataplane.prediction import Prediction
 from dataplane.serving import LiveModel, Serving
 from dataplane.telemetry import Telemetry
 

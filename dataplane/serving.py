@@ -258,7 +258,7 @@ class Serving:
         lane = Lane(
             decision=decision,
             runtime=runtime,
-            counter=self._telemetry.counter(key, interval_s),
+            counter=self._telemetry.counter(key, interval_s, runtime.stats.ends),
             head=b'{"model_name":%b,"model_version":%b,'
             % (orjson.dumps(model.name), orjson.dumps(decision.version)),
             provenance=provenance,

@@ -19,9 +19,9 @@ from apps.lib.actors import INTERLOCK
 from apps.models.audit import record_audit
 from apps.models.models import RegisteredModel
 from apps.notifications.outbox import enqueue
-from apps.rollouts.checks import SplitInterval, judge_sample_ratio
 from apps.rollouts.models import Rollout, ServingChange, TelemetryRow, TrafficAlarm
 from apps.rollouts.phases import move
+from apps.rollouts.sample_ratio import SplitInterval, judge_sample_ratio
 from apps.rollouts.states import Phase
 from contract.routing import EXPLICIT
 
