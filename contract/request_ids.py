@@ -15,6 +15,8 @@ from urllib.parse import quote, unquote
 
 import msgspec
 
+from contract.messages import Outcome
+
 REQUEST_ID_LENGTH_MAX = 2_000
 _NAME = r"((?:[A-Za-z0-9_.~-]|%[0-9A-F]{2})+)"
 _FORM = re.compile(rf"{_NAME}:{_NAME}:[0-9a-f]+-([0-9a-f]{{1,16}})(?::([A-Za-z0-9_-]+))?")
@@ -73,6 +75,14 @@ def unit_of(unit: str, request: RequestId) -> str:
     if unit and request.unit and unit != request.unit:
         raise RequestIdError("request_id is of another unit than unit_id")
     return unit or request.unit
+
+
+def with_unit(outcome: Outcome) -> Outcome:
+    """Return an outcome with its request's unit where it names none. Raises RequestIdError."""
+    if not outcome.request_id:
+        return outcome
+    unit = unit_of(outcome.unit_id, parse_request_id(outcome.request_id))
+    return msgspec.structs.replace(outcome, unit_id=unit)
 
 
 def _unit(data: str) -> str:

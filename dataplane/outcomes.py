@@ -18,7 +18,7 @@ from contract.messages import (
     OUTCOME_VALUE_MAX,
     Outcome,
 )
-from contract.request_ids import REQUEST_ID_LENGTH_MAX, parse_request_id, unit_of
+from contract.request_ids import REQUEST_ID_LENGTH_MAX, with_unit
 from dataplane.errors import Refusal, bad_request
 
 OUTCOMES_MAX = 1_000
@@ -65,26 +65,17 @@ def _read(item: object, now_ms: int, new_id: Callable[[], str]) -> Outcome:
     if unknown:
         raise ValueError(f"unknown field {min(unknown)!r}")
     event_id = item.get("event_id")
-    request_id = item.get("request_id")
-    if request_id is None:
-        request_id, unit = "", _text(item, "unit_id", ID_LENGTH_MAX)
-    else:
-        request_id, unit = _request(item)
-    return Outcome(
+    has_request = item.get("request_id") is not None
+    has_unit = not has_request or item.get("unit_id") is not None
+    outcome = Outcome(
         event_id=new_id() if event_id is None else _text(item, "event_id", ID_LENGTH_MAX),
-        unit_id=unit,
+        unit_id=_text(item, "unit_id", ID_LENGTH_MAX) if has_unit else "",
         metric=_text(item, "metric", METRIC_LENGTH_MAX),
         value=_value(item.get("value")),
         occurred_at_ms=_instant(item.get("occurred_at"), now_ms),
-        request_id=request_id,
+        request_id=_text(item, "request_id", REQUEST_ID_LENGTH_MAX) if has_request else "",
     )
-
-
-def _request(item: dict[str, object]) -> tuple[str, str]:
-    """Return the id of an outcome's request, and whose outcome it is."""
-    request_id = _text(item, "request_id", REQUEST_ID_LENGTH_MAX)
-    unit = "" if item.get("unit_id") is None else _text(item, "unit_id", ID_LENGTH_MAX)
-    return request_id, unit_of(unit, parse_request_id(request_id))
+    return with_unit(outcome)
 
 
 def _text(item: dict[str, object], field: str, length_max: int) -> str:

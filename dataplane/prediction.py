@@ -42,22 +42,18 @@ _REFUSALS: dict[Fault, tuple[int, str]] = {
     Fault.TIMEOUT: (504, "deadline_exceeded"),
 }
 
-_TIMING = (
-    b"server-timing: read;dur=%.2f,%b;dur=%.2f,queue;dur=%.2f,infer;dur=%.2f,total;dur=%.2f\r\n"
-)
-
 
 class Prediction:
     """The job that a batcher sees, and what becomes of its request."""
 
     __slots__ = (
+        "_answered_ns",
         "_arrived_at",
         "_assigned",
         "_caller",
         "_cluster",
         "_first",
         "_form",
-        "_id",
         "_lane",
         "_model",
         "_read_at",
@@ -119,8 +115,8 @@ class Prediction:
         self.hurried = False
         # The lane that the request is in now.
         self._lane: Lane
-        # The id of its answer, once its body names it.
-        self._id = b""
+        # The instant in the id of its answer, nanoseconds since 1970, once its body names it.
+        self._answered_ns = 0
         # The lane that it was assigned to, until it is counted there how the request ended.
         self._assigned: Lane | None = None
         # Where counts by cluster have it; see `Counter`.
@@ -269,12 +265,13 @@ class Prediction:
         lane.counter.found(has_ended=has_ended)
         if not has_ended:
             self._ended(ends.CACHED)
-        headers += b"x-interlock-request-id: %b\r\n" % (self._id or self._answer_id())
         now = monotonic()
-        headers += b"server-timing: read;dur=%.2f,cache;dur=%.2f,total;dur=%.2f\r\n" % (
+        headers += lane.found_lines % (
             (self._read_at - self._arrived_at) * 1e3,
             (now - self._read_at) * 1e3,
             (now - self._arrived_at) * 1e3,
+            self._answered_ns or time_ns(),
+            self._id_unit() if lane.decision.exposures else b"",
         )
         self._caller.respond(200, body, headers)
 
@@ -364,10 +361,11 @@ class Prediction:
 
     def _write(self, outputs: list[Output], start: int) -> tuple[bytes, bytes] | None:
         """Return the answer as it was asked for; None when it cannot be, which was a failure."""
-        if self._form is plain_form and (self._id or self.request.id is None):
-            # The client brought none of its own.
-            self._id = self._answer_id()
-            self.request.id = self._id.decode()
+        if self._form is plain_form and (self._answered_ns or self.request.id is None):
+            # The client brought no id of its own.
+            self._answered_ns = time_ns()
+            made = b"%b%x%b" % (self._lane.id_head, self._answered_ns, self._id_unit())
+            self.request.id = made.decode()
         try:
             return self._form(self._model, self._lane, self.request, outputs, start)
         except NotJson as error:
@@ -447,29 +445,31 @@ class Prediction:
                 decision.dimensions,
             )
 
-    def _answer_id(self) -> bytes:
-        """Return the id under which outcomes of this answer may come.
+    def _id_unit(self) -> bytes:
+        """Return the unit's part of the answer's id, where the request was one of a unit exposed.
 
-        It is dated after the exposure was, and names the unit where there is one.
+        The rest of the id is dated after the exposure.
         """
-        lane = self._lane
-        first = self._first
-        if self._unit is None or not (lane if first is None else first[0]).decision.exposures:
-            return b"%b%x" % (lane.id_head, time_ns())
-        return b"%b%x%b" % (lane.id_head, time_ns(), request_id_unit(self._unit))
+        lane = self._lane if self._first is None else self._first[0]
+        if self._unit is None or not lane.decision.exposures:
+            return b""
+        return request_id_unit(self._unit)
 
     def _respond(self, headers: bytes, body: bytes, dispatched_at: float, now: float) -> None:
         # Between reading and queueing lies the look-up in the cache, or the version that failed it.
-        headers += _TIMING % (
+        first = self._first
+        lane = self._lane
+        headers += lane.answer_lines % (
             (self._read_at - self._arrived_at) * 1e3,
-            b"cache" if self._first is None else b"first",
+            b"cache" if first is None else b"first",
             (self.submitted_at - self._read_at) * 1e3,
             (dispatched_at - self.submitted_at) * 1e3,
             (now - dispatched_at) * 1e3,
             (now - self._arrived_at) * 1e3,
+            self._answered_ns or time_ns(),
+            self._id_unit() if first is not None or lane.decision.exposures else b"",
         )
-        headers += b"x-interlock-request-id: %b\r\n" % (self._id or self._answer_id())
-        if self._first is not None:
+        if first is not None:
             headers += self._fallback_header()
         self._caller.respond(200, body, headers)
 

@@ -38,6 +38,10 @@ TRIPS_MAX = 200
 # A report carries all trips, so that none of them may be long.
 REASON_LENGTH_MAX = 300
 _BINARY = b"content-type: application/octet-stream\r\n"
+_ANSWER_STAGES = (
+    b"server-timing: read;dur=%.2f,%b;dur=%.2f,queue;dur=%.2f,infer;dur=%.2f,total;dur=%.2f\r\n"
+)
+_FOUND_STAGES = b"server-timing: read;dur=%.2f,cache;dur=%.2f,total;dur=%.2f\r\n"
 # The part of a request's time that a version with a fallback may use.
 FIRST_ATTEMPT = 0.75
 
@@ -64,7 +68,9 @@ class Lane:
     `fallback` is where it goes when this version fails it, None where there is nowhere to go.
     `mirror` copies it to a shadow after the answer, None where there is no shadow. `cached` is the
     way through the cache, None where that is off; `cache_state` is what the headers say of it.
-    `id_head` is what the ids of its answers begin with (`contract.request_ids`).
+    `answer_lines` and `found_lines` are formats of the headers that differ from answer to answer,
+    of the version and of the cache: stages in milliseconds, and what the answer's id ends with
+    (`contract.request_ids`); `id_head` is what it begins with.
     """
 
     decision: Decision
@@ -79,6 +85,8 @@ class Lane:
     cached: CachedLane | None = None
     cache_state: str = "bypass"
     id_head: bytes = b""
+    answer_lines: bytes = b""
+    found_lines: bytes = b""
 
 
 @dataclass(slots=True, eq=False)
@@ -255,6 +263,8 @@ class Serving:
         provenance = _provenance(decision, "bypass")
         is_baseline = isinstance(split, CanarySplit) and decision.variant == BASELINE
         runtime = (self._baseline if is_baseline else self._version)(model, decision.version)
+        id_head = request_id_head(model.name, decision.version, self._process)
+        id_line = b"x-interlock-request-id: %b%%x%%b\r\n" % id_head.replace(b"%", b"%%")
         lane = Lane(
             decision=decision,
             runtime=runtime,
@@ -266,7 +276,9 @@ class Serving:
             binary_headers=_BINARY + provenance,
             fallback=fallback,
             mirror=self._mirror(model, decision),
-            id_head=request_id_head(model.name, decision.version, self._process),
+            id_head=id_head,
+            answer_lines=_ANSWER_STAGES + id_line,
+            found_lines=_FOUND_STAGES + id_line,
         )
         if model.cache is not None:
             scope = model.cache.scope(decision.version, decision.split if is_baseline else "")

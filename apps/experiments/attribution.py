@@ -139,7 +139,8 @@ def _columns(place: int, metric: SentMetric) -> list[str]:
         f"count(*) FILTER (WHERE {known} AND {before})",
         f"avg({lead}) FILTER (WHERE {known} AND {before})",
         f"count(*) FILTER (WHERE {known} AND {after})",
-        f"count(*) FILTER (WHERE {own} AND kept.unit IS NULL)",
+        # Those of no unit tell of a version, whose request they name.
+        f"count(*) FILTER (WHERE {own} AND kept.unit IS NULL AND outcome.unit <> '')",
     ]
 
 

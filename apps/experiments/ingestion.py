@@ -21,6 +21,7 @@ from uuid import UUID
 import msgspec
 from django.db import connection, transaction
 
+from apps.experiments.by_request import Requests
 from apps.experiments.copying import staged
 from apps.experiments.measurements import count_units, measure
 from apps.experiments.meetings import SIDES, Meeting, known_salts, write_meetings
@@ -77,7 +78,7 @@ UPSERT_EXPOSURES = """
 """
 STAGED_OUTCOMES = {
     "event_id": "text", "unit": "text", "metric_id": "int8", "value": "float8",
-    "occurred_at": "timestamptz",
+    "occurred_at": "timestamptz", "version_id": "int8", "answered_at": "timestamptz",
 }  # fmt: skip
 INSERT_OUTCOMES = """
     WITH written AS (
@@ -86,9 +87,17 @@ INSERT_OUTCOMES = """
         SELECT event_id, unit, metric_id, value, occurred_at, clock_timestamp()
         FROM staged_outcomes
         ON CONFLICT (event_id) DO NOTHING
-        RETURNING unit
+        RETURNING event_id, unit
     ), touched AS (
-        INSERT INTO experiments_touchedunit (unit) SELECT DISTINCT unit FROM written
+        INSERT INTO experiments_touchedunit (unit)
+        SELECT DISTINCT unit FROM written WHERE unit <> ''
+    ), told AS (
+        INSERT INTO experiments_versionoutcomes AS kept (version_id, metric_id, hour, n, total)
+        SELECT version_id, metric_id, date_trunc('hour', answered_at, 'UTC'), count(*), sum(value)
+        FROM staged_outcomes JOIN written USING (event_id) WHERE version_id IS NOT NULL
+        GROUP BY 1, 2, 3 ORDER BY 1, 2, 3
+        ON CONFLICT (version_id, metric_id, hour) DO UPDATE SET
+            n = kept.n + excluded.n, total = kept.total + excluded.total
     )
     SELECT count(*) FROM written
 """
@@ -267,19 +276,20 @@ def record_outcomes(outcomes: Sequence[Outcome], now: datetime) -> OutcomeReport
 
     The same `event_id` twice, in one call or in two, counts once: the first one stands.
     """
+    requests = Requests(outcomes, now)
     judge = Judge(_lock_metrics({outcome.metric for outcome in outcomes}), now)
     taken: dict[str, Outcome] = {}
     refused: list[Refusal] = []
     duplicates = 0
     for index, outcome in enumerate(outcomes):
-        reason = judge.refusal_reason(outcome)
+        reason = requests.refusal_reason(outcome) or judge.refusal_reason(outcome)
         if reason is not None:
             refused.append(Refusal(index, outcome.event_id, outcome.metric, reason))
         elif outcome.event_id in taken:
             duplicates += 1
         else:
-            taken[outcome.event_id] = outcome
-    recorded = _write_outcomes(taken, judge.metrics)
+            taken[outcome.event_id] = requests.placed(outcome)
+    recorded = _write_outcomes(taken, judge.metrics, requests)
     count_refusals(refused, known=set(judge.metrics), now=now)
     return OutcomeReport(recorded, duplicates + len(taken) - recorded, tuple(refused))
 
@@ -306,9 +316,10 @@ class Judge:
 
     def refusal_reason(self, outcome: Outcome) -> str | None:
         """Return why `outcome` cannot be used, or None."""
-        problem = _text_problem("event_id", outcome.event_id, TEXT_MAX) or _text_problem(
-            "unit_id", outcome.unit_id, TEXT_MAX
-        )
+        problem = _text_problem("event_id", outcome.event_id, TEXT_MAX)
+        # An outcome of a request may be of no unit: it tells of the version.
+        if problem is None and (outcome.unit_id or not outcome.request_id):
+            problem = _text_problem("unit_id", outcome.unit_id, TEXT_MAX)
         if problem:
             return problem
         why_none = self._why_none.get(outcome.metric, UNKNOWN_METRIC)
@@ -327,20 +338,30 @@ class Judge:
         return None
 
 
-def _write_outcomes(taken: dict[str, Outcome], metrics: dict[str, Metric]) -> int:
+def _write_outcomes(
+    taken: dict[str, Outcome], metrics: dict[str, Metric], requests: Requests
+) -> int:
     if not taken:
         return 0
     ids = {name: metric.pk for name, metric in metrics.items()}
     rows = (
         (
             event_id, each.unit_id, ids[each.metric], float(each.value),
-            EPOCH + timedelta(milliseconds=each.occurred_at_ms),
+            EPOCH + timedelta(milliseconds=each.occurred_at_ms), *_answered(requests, each),
         )
         for event_id, each in sorted(taken.items(), key=itemgetter(0))
     )  # fmt: skip
     with staged("staged_outcomes", STAGED_OUTCOMES, rows) as cursor:
         cursor.execute(INSERT_OUTCOMES)
         return int(cursor.fetchone()[0])
+
+
+def _answered(requests: Requests, outcome: Outcome) -> tuple[int | None, datetime | None]:
+    """Return which version answered the request of an outcome, and when."""
+    answer = requests.answer(outcome)
+    if answer is None:
+        return None, None
+    return answer.version_id, EPOCH + timedelta(milliseconds=answer.at_ms)
 
 
 def count_refusals(refused: Sequence[Refusal], *, known: set[str], now: datetime) -> None:

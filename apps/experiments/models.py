@@ -348,6 +348,28 @@ class OutcomeRow(models.Model):
         ]
 
 
+class VersionOutcomes(models.Model):
+    """What outcomes said of the answers of a version in an hour: of those that name their request.
+
+    `n` outcomes of the metric, with the sum `total`; the hour is that of the answers.
+    """
+
+    version = models.ForeignKey(
+        ModelVersion, on_delete=models.CASCADE, related_name="+", db_index=False
+    )
+    metric = models.ForeignKey(Metric, on_delete=models.CASCADE, related_name="+")
+    hour = models.DateTimeField()
+    n = models.BigIntegerField()
+    total = models.FloatField()
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                fields=["version", "metric", "hour"], name="version_outcomes_once_an_hour"
+            )
+        ]
+
+
 class RefusedOutcomes(models.Model):
     """How many outcomes were refused at ingestion, by metric name and reason."""
 

@@ -12,6 +12,7 @@ from apps.experiments.ingestion import OutcomeReport, Refusal, record_outcomes
 from apps.experiments.strangers import strangers_among
 from apps.lib.errors import Invalid
 from contract.messages import Outcome
+from contract.request_ids import RequestIdError, with_unit
 
 OUTCOMES_MAX = 10_000
 BODY_BYTES_MAX = 16 * 1024**2
@@ -31,10 +32,11 @@ def check_length(header: str | None) -> None:
 
 class OutcomeRowInput(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     event_id: str
-    unit_id: str
     metric: str
     value: float | bool
+    unit_id: str = ""
     occurred_at: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
+    request_id: str = ""
 
 
 def parse_and_record(body: Any, now: datetime) -> OutcomeReport:
@@ -51,7 +53,7 @@ def parse_and_record(body: Any, now: datetime) -> OutcomeReport:
         try:
             outcomes.append(_outcome(row, now))
             positions.append(index)
-        except (msgspec.ValidationError, UnicodeError) as error:
+        except (msgspec.ValidationError, UnicodeError, RequestIdError) as error:
             event_id = row.get("event_id") if isinstance(row, dict) else ""
             shown = event_id if isinstance(event_id, str) else ""
             refused.append(Refusal(index, _whole(shown), "", _whole(str(error))))
@@ -65,7 +67,7 @@ def parse_and_record(body: Any, now: datetime) -> OutcomeReport:
         strangers=tuple(
             index
             for index, outcome in zip(positions, outcomes, strict=True)
-            if index not in bad and outcome.unit_id in unmet
+            if index not in bad and outcome.unit_id and outcome.unit_id in unmet
         ),
     )
 
@@ -81,17 +83,19 @@ def _rows(body: Any) -> list[Any]:
 
 def _outcome(row: Any, now: datetime) -> Outcome:
     given = msgspec.convert(row, OutcomeRowInput)
-    for name in ("event_id", "unit_id", "metric"):
+    for name in ("event_id", "unit_id", "metric", "request_id"):
         if _whole(text := getattr(given, name)) != text:
             raise msgspec.ValidationError(f"{name} holds half a character (a lone surrogate)")
     at = (given.occurred_at or now).astimezone(UTC)
-    return Outcome(
+    sent = Outcome(
         event_id=given.event_id,
         unit_id=given.unit_id,
         metric=given.metric,
         value=float(given.value),
         occurred_at_ms=round(at.timestamp() * 1_000),
+        request_id=given.request_id,
     )
+    return with_unit(sent)
 
 
 def _whole(text: str) -> str:

@@ -12,6 +12,7 @@ from apps.experiments.models import Experiment
 from apps.experiments.results import compute_result
 from apps.experiments.tables.notices import notices
 from apps.experiments.values import fold_all
+from contract.request_ids import request_id_unit
 from tests.experiments.factories import NOW, NOW_MS, batch, exposure, make_running, outcome
 
 pytestmark = pytest.mark.django_db
@@ -20,7 +21,9 @@ UNITS = 600
 LATER = NOW + timedelta(minutes=1)
 
 
-def everybody_buys(experiment: Experiment, behind_s: float, **fields: Any) -> dict[str, Any]:
+def everybody_buys(
+    experiment: Experiment, behind_s: float, *, by_request: bool = False
+) -> dict[str, Any]:
     """Return the result after each unit bought 0.1 s after its answer, by a clock so far behind."""
     met, bought = [], []
     for i in range(UNITS):
@@ -28,7 +31,11 @@ def everybody_buys(experiment: Experiment, behind_s: float, **fields: Any) -> di
         variant = "strong" if i % 2 else "weak"
         met.append(exposure(experiment, f"u{i}", variant, at_ms=at_ms))
         bought_ms = round(at_ms + 100 - behind_s * 1_000)
-        bought.append(outcome(f"e{i}", unit_id=f"u{i}", occurred_at_ms=bought_ms, **fields))
+        given = {"unit_id": f"u{i}"}
+        if by_request:
+            answered = b"%x%b" % ((at_ms + 1) * 10**6, request_id_unit(f"u{i}"))
+            given = {"unit_id": "", "request_id": f"digits:1:a1-{answered.decode()}"}
+        bought.append(outcome(f"e{i}", occurred_at_ms=bought_ms, **given))
     apply_exposures([batch(exposures=tuple(met))], LATER)
     record_outcomes(bought, LATER)
     fold_all()
@@ -61,3 +68,10 @@ def test_those_of_a_clock_that_is_60_s_behind_do_not_and_it_is_said_loudly() -> 
     assert (
         "all outcomes of exposed units (600) are dated before their unit's exposure" in first.text
     )
+
+
+def test_they_count_where_each_carries_the_id_of_its_request() -> None:
+    result = everybody_buys(make_running(), 60.0, by_request=True)
+
+    assert counted(result) == UNITS
+    assert result["attribution"]["metrics"]["accuracy"]["before"] == 0

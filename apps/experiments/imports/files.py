@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 import duckdb
 
-from apps.experiments.imports.rows import COLUMNS
+from apps.experiments.imports.rows import COLUMNS, OPTIONAL
 from apps.lib.errors import Invalid
 
 CSV, PARQUET = "csv", "parquet"
@@ -91,7 +91,7 @@ def _check_columns(found: Sequence[str]) -> None:
             f"file: columns are missing: {', '.join(missing)} "
             f"(found: {', '.join(found)[:300] or 'none'})"
         )
-    twice = sorted({name for name in COLUMNS if list(found).count(name) > 1})
+    twice = sorted({name for name in (*COLUMNS, *OPTIONAL) if list(found).count(name) > 1})
     if twice:
         raise BadFile(f"file: columns are there twice: {', '.join(twice)}")
 
@@ -103,13 +103,14 @@ def _parquet(path: Path, start: int, size: int) -> Iterator[list[Row]]:
     number = start
     with duckdb.connect(config={"threads": 1}) as engine:
         try:
-            asked = _columns_of(engine, path)
+            columns = _columns_of(engine, path)
+            asked, names = ", ".join(columns.values()), list(columns)
             while True:
                 engine.execute(
                     f"SELECT {asked} FROM read_parquet(?) LIMIT {size} OFFSET {number}",  # noqa: S608
                     [str(path)],
                 )
-                found = [dict(zip(COLUMNS, row, strict=True)) for row in engine.fetchall()]
+                found = [dict(zip(names, row, strict=True)) for row in engine.fetchall()]
                 if not found:
                     return
                 yield list(enumerate(found, number + 1))
@@ -119,17 +120,17 @@ def _parquet(path: Path, start: int, size: int) -> Iterator[list[Row]]:
             raise BadFile(f"file: no Parquet after row {number:,}: {told}") from None
 
 
-def _columns_of(engine: duckdb.DuckDBPyConnection, path: Path) -> str:
-    """Return what to select, so that instants come as milliseconds. Raises BadFile."""
+def _columns_of(engine: duckdb.DuckDBPyConnection, path: Path) -> dict[str, str]:
+    """Return what to select by name, so that instants come as milliseconds. Raises BadFile."""
     engine.execute("DESCRIBE SELECT * FROM read_parquet(?)", [str(path)])
     types = {str(row[0]).lower(): str(row[1]) for row in engine.fetchall()}
     _check_columns(list(types))
     at = types["occurred_at"]
     if at.startswith("TIMESTAMP") and at != "TIMESTAMP WITH TIME ZONE":
         raise BadFile("file: occurred_at has no time zone; write it as instants in UTC")
-    told = {name: f'"{name}"' for name in COLUMNS}
+    told = {name: f'"{name}"' for name in (*COLUMNS, *OPTIONAL) if name in types}
     if at == "TIMESTAMP WITH TIME ZONE":
         told["occurred_at"] = "epoch_ms(occurred_at)"
     if types["value"].startswith("DECIMAL"):
         told["value"] = "value::DOUBLE"
-    return ", ".join(told.values())
+    return told

@@ -8,8 +8,11 @@ from datetime import datetime
 from typing import Any
 
 from contract.messages import Outcome
+from contract.request_ids import RequestIdError, with_unit
 
 COLUMNS = ("event_id", "unit_id", "metric", "value", "occurred_at")
+# What a file may have besides; others are left alone.
+OPTIONAL = ("request_id",)
 WORDS = {"true": 1.0, "false": 0.0}
 
 
@@ -22,17 +25,22 @@ def outcome_of(row: Mapping[str, Any]) -> Outcome:
 
     Raises BadRow for what is missing or of another type.
     """
-    return Outcome(
+    read = Outcome(
         event_id=_text(row, "event_id"),
         unit_id=_text(row, "unit_id"),
         metric=_text(row, "metric"),
         value=_value(row["value"]),
         occurred_at_ms=_milliseconds(row["occurred_at"]),
+        request_id=_text(row, "request_id"),
     )
+    try:
+        return with_unit(read)
+    except RequestIdError as error:
+        raise BadRow(str(error)) from None
 
 
 def _text(row: Mapping[str, Any], name: str) -> str:
-    value = row[name]
+    value = row.get(name)
     # The rest of what a text may not be is judged with all outcomes.
     return "" if value is None else str(value).strip()
 

@@ -113,7 +113,7 @@ def _record(imported: OutcomeImport, chunk: list[Row]) -> None:
     locked.rows += len(chunk)
     locked.recorded += report.recorded
     locked.duplicates += report.duplicates
-    strangers = strangers_among([each.unit_id for each in outcomes])
+    strangers = strangers_among([each.unit_id for each in outcomes if each.unit_id])
     locked.strangers += sum(each.unit_id in strangers for each in outcomes)
     locked.refused = dict(Counter(locked.refused) + Counter(each.reason for each in refused))
     locked.save()

@@ -55,7 +55,7 @@ def _counts(tables: Tables, experiment: Experiment, metric: SentMetric) -> Expr:
         before=as_number(before).sum(),
         lead_s=before.ifelse(exposed_s - occurred_s, 0.0).sum(),
         after_window=as_number(after).sum(),
-        unknown_units=as_number(~known).sum(),
+        unknown_units=as_number(~known & (rows.unit != "")).sum(),
     )
 
 
