@@ -29,7 +29,10 @@ class RequestIdError(ValueError):
 
 
 class RequestId(msgspec.Struct, frozen=True):
-    """What an id says. `unit` is empty where the request had none, or the model no split."""
+    """What an id says. `unit` is empty where the request had none, or the model no split.
+
+    `at_ms` is rounded up, and so no earlier than the exposure of the same answer.
+    """
 
     model: str
     version: str
@@ -60,7 +63,7 @@ def parse_request_id(text: str) -> RequestId:
         return RequestId(
             unquote(model, errors="strict"),
             unquote(version, errors="strict"),
-            int(at_ns, 16) // 1_000_000,
+            -(-int(at_ns, 16) // 1_000_000),
             _unit(unit) if unit else "",
         )
     except ValueError:

@@ -446,10 +446,7 @@ class Prediction:
             )
 
     def _id_unit(self) -> bytes:
-        """Return the unit's part of the answer's id, where the request was one of a unit exposed.
-
-        The rest of the id is dated after the exposure.
-        """
+        """Return the unit's part of the answer's id, where the request exposed a unit."""
         lane = self._lane if self._first is None else self._first[0]
         if self._unit is None or not lane.decision.exposures:
             return b""

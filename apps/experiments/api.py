@@ -44,6 +44,7 @@ from apps.experiments.serializers import (
 )
 from apps.experiments.ship import ship_experiment
 from apps.experiments.snapshots import make_snapshot, snapshots_of
+from apps.experiments.version_api import VersionOutcomesViewSet
 from apps.experiments.weights import change_weights
 from apps.lib.clock import database_now
 from apps.lib.errors import NotFound
@@ -61,6 +62,7 @@ def register(router: BaseRouter) -> None:
     router.register("experiments", ExperimentViewSet, basename="api-experiment")
     router.register("snapshots", SnapshotViewSet, basename="api-snapshot")
     router.register("outcomes", OutcomeViewSet, basename="api-outcome")
+    router.register("version-outcomes", VersionOutcomesViewSet, basename="api-version-outcomes")
     router.register("outcome-imports", ImportViewSet, basename="api-outcome-import")
 
 

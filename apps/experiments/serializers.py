@@ -15,6 +15,7 @@ from apps.experiments.models import (
 )
 from apps.experiments.power import POWER
 from apps.rollouts.serializers import StrictSerializer
+from contract.request_ids import REQUEST_ID_LENGTH_MAX
 
 NAME_MAX = 100
 # What a column of the database holds.
@@ -350,11 +351,18 @@ class PowerSerializer(serializers.Serializer[Any]):
 
 class OutcomeSerializer(serializers.Serializer[Any]):
     event_id = serializers.CharField(max_length=200)
-    unit_id = serializers.CharField(max_length=200)
+    unit_id = serializers.CharField(
+        max_length=200, required=False, help_text="May be left out where request_id is given."
+    )
     metric = serializers.CharField(max_length=NAME_MAX)
     value = serializers.FloatField()
     occurred_at = serializers.DateTimeField(
         required=False, help_text="With a time zone; now, when it is left out."
+    )
+    request_id = serializers.CharField(
+        max_length=REQUEST_ID_LENGTH_MAX,
+        required=False,
+        help_text="The x-interlock-request-id of the prediction that it is about.",
     )
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 from django.urls import path
 
 from apps.experiments.views import actions, drafts, lists, metrics, moves, power, results, snapshots
+from apps.experiments.views.versions import version_outcomes
 
 urlpatterns = [
     path("", lists.experiment_list, name="experiment-list"),
@@ -12,6 +13,7 @@ urlpatterns = [
     path("metrics/<str:name>/", metrics.metric, name="metric"),
     path("metrics/<str:name>/edit/", metrics.metric_edit, name="metric-edit"),
     path("metrics/<str:name>/delete/", metrics.metric_delete, name="metric-delete"),
+    path("of-version/<str:name>/<int:number>/", version_outcomes, name="version-outcomes"),
     path("<str:name>/", results.experiment, name="experiment"),
     path("<str:name>/live/", results.experiment, name="experiment-live"),
     path("<str:name>/results.csv", results.results_csv, name="experiment-csv"),

@@ -349,7 +349,7 @@ def test_outcomes_of_units_that_met_no_experiment_are_kept_and_named(operator: A
     [
         (row("x", value="1"), "Expected"),
         (row("x", value=None), "Expected"),
-        ({"event_id": "x"}, "missing required field `unit_id`"),
+        ({"event_id": "x"}, "missing required field `metric`"),
         (row("x", colour="red"), "unknown field `colour`"),
         (row("x", occurred_at="2026-01-01T00:00:00"), "timezone"),
         (row("x", occurred_at="yesterday"), "RFC3339"),
