@@ -20,6 +20,7 @@ SECTIONS: dict[str, str] = {
     "passing": "bench.bars.passing",
     "control": "bench.bars.control",
     "sample_ratio": "bench.bars.sample_ratio",
+    "paired": "bench.bars.paired",
 }
 
 

@@ -1,0 +1,90 @@
+"""Pairs: what both versions answered and whose truth is known decides who is more accurate."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+
+from apps.rollouts.checks import CheckSettings
+from apps.rollouts.paired import PairCounts, judge_pairs, pair_evidence
+from apps.rollouts.verdicts import CheckResult, Verdict
+
+SETTINGS = CheckSettings(alpha=0.05, alpha_promote=0.1, guardrails=2)
+
+
+@dataclass(frozen=True)
+class Check:
+    """A check as a plan names it."""
+
+    label: str = "shadow-accuracy"
+    settings: dict[str, Any] = field(default_factory=lambda: {"margin_bp": 100})
+
+    def setting(self, name: str) -> Any:
+        return self.settings[name]
+
+
+def judged(**seen: Any) -> CheckResult:
+    return judge_pairs(Check(), seen, SETTINGS)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("margin", [0.005, 0.01, 0.2])
+@pytest.mark.parametrize("won", [0.0, 0.05, 0.3])
+def test_no_bet_gains_on_average_while_its_hypothesis_holds(margin: float, won: float) -> None:
+    one_of_each = pair_evidence([1, 1, 1], [1, 0, 0], [0, 1, 0], margin=margin)
+
+    equal = np.array([won, won, 1 - 2 * won])
+    assert equal @ np.exp(one_of_each.zero) == pytest.approx(1.0, abs=1e-12)
+    at_margin = np.array([won + margin, won, 1 - 2 * won - margin])
+    assert at_margin @ np.exp(one_of_each.margin) == pytest.approx(1.0, abs=1e-12)
+    assert at_margin @ np.exp(one_of_each.mirror) == pytest.approx(1.0, abs=1e-12)
+
+
+def test_pairs_that_both_got_alike_change_nothing_about_whether_there_is_a_difference() -> None:
+    few = pair_evidence(100, 30, 10, margin=0.01)
+    many = pair_evidence(10_000, 30, 10, margin=0.01)
+
+    assert few.zero == many.zero
+    # But everything about how large it is.
+    assert few.margin > many.margin
+    assert few.mirror < many.mirror
+
+
+@pytest.mark.parametrize(
+    ("seen", "verdict", "words"),
+    [
+        ({}, Verdict.NO_DATA, "no request that both answered"),
+        ({"pairs": 50, "lost": 1, "won": 1}, Verdict.INSUFFICIENT_SAMPLE, "too few pairs"),
+        ({"pairs": 1_000, "lost": 60, "won": 5}, Verdict.FAIL, "by more than the margin"),
+        ({"pairs": 900, "lost": 27, "won": 8}, Verdict.FAIL, "as estimated"),
+        ({"pairs": 9_000, "lost": 60, "won": 20}, Verdict.INCONCLUSIVE, "but not by more"),
+        ({"pairs": 2_000, "lost": 9, "won": 10}, Verdict.PASS, "0.05% more accurate"),
+        ({"pairs": 400, "lost": 0, "won": 0}, Verdict.PASS, "0.00% less accurate"),
+    ],
+)
+def test_a_verdict_comes_with_its_numbers(seen: Any, verdict: Verdict, words: str) -> None:
+    result = judged(**seen)
+
+    assert (result.verdict, result.check) == (verdict, "shadow-accuracy")
+    assert words in result.reason
+    assert all(not isinstance(v, float) or math.isfinite(v) for v in result.evidence.values())
+
+
+def test_nonsense_is_refused() -> None:
+    for counts in ((1, 1, 1), (1, -1, 0), (1, 0, 2)):
+        with pytest.raises(ValueError, match="pairs"):
+            PairCounts(*counts)
+    with pytest.raises(ValueError, match="margin"):
+        pair_evidence(1, 0, 0, margin=0.0)
+
+
+def test_a_rollout_may_ask_for_proof_beyond_the_margin() -> None:
+    strict = CheckSettings(alpha=0.05, guardrails=2, evidence_mode="beyond_margin")
+    seen = {"pairs": 900, "lost": 27, "won": 8}
+
+    result = judge_pairs(Check(), seen, strict)  # type: ignore[arg-type]
+
+    assert result.verdict is Verdict.INCONCLUSIVE
