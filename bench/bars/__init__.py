@@ -20,6 +20,7 @@ SECTIONS: dict[str, str] = {
     "passing": "bench.bars.passing",
     "control": "bench.bars.control",
     "sample_ratio": "bench.bars.sample_ratio",
+    "weight-phases": "bench.bars.weight_phases",
 }
 
 
