@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 from django.db import connection
 from django.db.models import Count, Max, Min
@@ -82,10 +83,15 @@ def find_differences(now: datetime) -> Iterator[Difference]:
     settled = SETTLED_MIN + timedelta(milliseconds=longest_ms)
     since = now - settled - COMPARED
     instances = comparable_instances(since)
+    values: dict[str, Any] = {"since": since, "settled": settled, "instances": instances}
     with connection.cursor() as cursor:
-        cursor.execute(SUMS, {"since": since, "settled": settled, "instances": instances})
-        for *place, assigned, ended, early, late in cursor.fetchall():
-            yield Difference(*place, int(assigned), int(ended), int(early), int(late), settled)
+        cursor.execute(SUMS, values)
+        rows = cursor.fetchall()
+    for instance, model, version, generation, *counts in rows:
+        assigned, ended, early, late = map(int, counts)
+        yield Difference(
+            instance, model, version, generation, assigned, ended, early, late, settled
+        )
 
 
 def comparable_instances(since: datetime) -> list[str]:
