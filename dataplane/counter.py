@@ -268,12 +268,13 @@ class Counter:
             counts = self._cells[at : at + WIDTH]
             latency = latencies.get(cluster, {})
             if latency or any(counts):
-                clusters[cluster] = ClusterCounts(*counts, latency)
+                units, assigned, unanswered, n, errors = counts
+                clusters[cluster] = ClusterCounts(units, assigned, unanswered, n, errors, latency)
         return clusters
 
     def _clear(self) -> None:
         # Nothing was counted since the last window.
-        self._is_empty = True
+        self._is_empty: bool = True
         self.requests = 0
         self.errors = 0
         self.fallbacks = 0
