@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 from apps.experiments.stats.data import ArmData, MetricSpec
 
@@ -42,8 +43,11 @@ def _why_no_order(arm: ArmData) -> str | None:
     order = arm.order
     if order is None or order.n == 0:
         return None
-    if not all(map(math.isfinite, (order.low, order.value, order.high))):
+    if not all(map(math.isfinite, (order.value, *order.values))):
         return "the outcomes are not all finite numbers"
-    if not order.low <= order.value <= order.high:
-        return "the order statistics are out of order"
+    for ascending in (order.ranks, order.values):
+        if any(a > b for a, b in pairwise(ascending)):
+            return "the order statistics are out of order"
+    if order.value not in order.values or not 1 <= order.equal <= order.n:
+        return "the order statistics do not have the quantile"
     return None

@@ -7,8 +7,9 @@ interval never contradicts its p-value, nor the relative interval the absolute o
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,12 +41,38 @@ class UpliftState(StrEnum):
     CONTROL_MEAN_ZERO = "control-mean-zero"
 
 
+class Region(Protocol):
+    """Which parameters of both arms fit the data, where the noise depends on the difference.
+
+    A normal interval has one standard error whatever difference is held against the data; a region
+    of critical value c has those differences whose own test does not exceed c.
+    """
+
+    @property
+    def score(self) -> float:
+        """The test of no difference, in standard errors, with the difference's sign."""
+
+    @property
+    def remark(self) -> str:
+        """What keeps the difference from being known better, or nothing."""
+
+    def limits(self, critical: float) -> tuple[float, float]:
+        """Return the least and the largest difference; infinite where there is no bound."""
+
+    def uplift_limits(self, critical: float) -> tuple[float, float] | None:
+        """Return the same relative to control, or None where control may be 0."""
+
+    def why_unbounded(self, critical: float) -> str:
+        """Say what an infinite end waits for."""
+
+
 @dataclass(frozen=True)
 class Difference:
     """Treatment minus control, in the metric's unit, with the variance of each arm's mean.
 
     `df` is None where the reference distribution is the normal one. `exact_p` is set where Fisher's
-    test decides. Where `state` is not OK, `reason` says why and the noise is 0.
+    test decides. Where `state` is not OK, `reason` says why and the noise is 0. With a `region`
+    tests and intervals are its own; the variances are then for display, 0 where none describes it.
     """
 
     state: State
@@ -57,6 +84,7 @@ class Difference:
     treatment_variance: float = 0.0
     df: float | None = None
     exact_p: float | None = None
+    region: Region | None = field(default=None, compare=False)
 
     @property
     def difference(self) -> float:
@@ -65,6 +93,18 @@ class Difference:
     @property
     def standard_error(self) -> float:
         return math.sqrt(self.control_variance + self.treatment_variance)
+
+    @property
+    def score(self) -> float:
+        """The test of no difference, in standard errors."""
+        return self.region.score if self.region else self.difference / self.standard_error
+
+    def limits(self, critical: float) -> tuple[float, float]:
+        """Return the interval of the difference at a critical value in standard errors."""
+        if self.region is not None:
+            return self.region.limits(critical)
+        half = critical * self.standard_error
+        return self.difference - half, self.difference + half
 
     @property
     def uplift(self) -> float | None:
@@ -183,11 +223,11 @@ def read_fixed(found: Difference, alpha: float) -> Reading:
         p_value, critical = found.exact_p, -float(ndtri(alpha / 2.0))
         # Test-based limits (Miettinen 1976): the standard error that would give Fisher's p.
         needed = -float(ndtri(p_value / 2.0))
-        own = abs(found.difference) / found.standard_error
+        own = abs(found.score)
         if own > 0.0 and needed > 0.0:
             critical *= own / needed
     elif found.df is None:
-        p_value = 2.0 * float(ndtr(-abs(found.difference) / found.standard_error))
+        p_value = 2.0 * float(ndtr(-abs(found.score)))
         critical = -float(ndtri(alpha / 2.0))
     else:
         p_value = 2.0 * float(stdtr(found.df, -abs(found.difference) / found.standard_error))
@@ -199,17 +239,21 @@ def read_at(
     found: Difference, *, method: str, alpha: float, critical: float, p_value: float
 ) -> Reading:
     """The reading at a critical value in standard errors; `alpha` and `p_value` must fit it."""
-    half = critical * found.standard_error
+    low, high = found.limits(critical)
+    if found.region is not None and not (math.isfinite(low) and math.isfinite(high)):
+        why = found.region.why_unbounded(critical)
+        return Reading(method, State.NOT_ENOUGH_DATA, why, alpha)
     uplift_state, uplift_low, uplift_high = uplift_interval(found, critical)
+    is_significant = p_value < alpha
     return Reading(
         method=method,
         state=State.OK,
-        reason="",
+        reason=found.region.remark if found.region and not is_significant else "",
         alpha=alpha,
-        is_significant=p_value < alpha,
+        is_significant=is_significant,
         p_value=min(1.0, max(p_value, P_MIN)),
-        low=found.difference - half,
-        high=found.difference + half,
+        low=low,
+        high=high,
         uplift_state=uplift_state,
         uplift_low=uplift_low,
         uplift_high=uplift_high,
@@ -228,6 +272,11 @@ def uplift_interval(
     mean = found.control_mean
     if mean == 0.0:
         return UpliftState.CONTROL_MEAN_ZERO, None, None
+    if found.region is not None:
+        limits = found.region.uplift_limits(critical)
+        if limits is None or not all(map(math.isfinite, limits)):
+            return UpliftState.NOT_ESTIMABLE, None, None
+        return UpliftState.OK, *limits
     scale = critical / abs(mean)
     g = scale * scale * found.control_variance
     if not g < 1.0:

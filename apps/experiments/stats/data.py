@@ -49,12 +49,16 @@ class MetricSpec:
 
 @dataclass(frozen=True)
 class OrderStatistics:
-    """Of one arm's n values in ascending order: those at the ranks of `quantiles.ranks_of`."""
+    """Of one arm's n values in ascending order: those at the ranks of `quantiles.ranks_of`.
+
+    `value` is the sample quantile, and `equal` is how many of the n values are equal to it.
+    """
 
     n: int
-    low: float
+    ranks: tuple[int, ...]
+    values: tuple[float, ...]
     value: float
-    high: float
+    equal: int
 
 
 @dataclass(frozen=True)
