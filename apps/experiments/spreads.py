@@ -25,8 +25,8 @@ BINS = 40
 DRAWN_MAX = 50_000
 # Where an arm has more units than this, a sample of about as many says where to look.
 SORTED_MAX = 100_000
-# The sample's bounds enclose the ranks that are asked for, and the error of the sample itself, by so
-# many of its standard errors on each side.
+# The sample's bounds enclose the ranks that are asked for, and the sample's own error, by so many
+# of its standard errors on each side.
 REACH = SPARSE_REACH + 2.0
 
 # By a metric's place and by arm.
@@ -116,9 +116,7 @@ def _values_of(scan: Scan, place: int) -> str:
     """  # noqa: S608 (expressions of ours)
 
 
-def _with_ties(
-    scan: Scan, place: int, orders: Sequence[tuple[_Rank, OrderStatistics]]
-) -> Orders:
+def _with_ties(scan: Scan, place: int, orders: Sequence[tuple[_Rank, OrderStatistics]]) -> Orders:
     """Count the values that equal their arm's quantile."""
     sql = f"""
         SELECT variant_name, count(*) FROM ({_values_of(scan, place)}) AS seen
@@ -132,7 +130,8 @@ def _with_ties(
     }
     equal = dict(ask(sql, scan.parameters | parameters))
     return {
-        (place, rank.arm): replace(order, equal=int(equal.get(rank.arm, 1))) for rank, order in orders
+        (place, rank.arm): replace(order, equal=int(equal.get(rank.arm, 1)))
+        for rank, order in orders
     }
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy.special import betaln, ndtr, ndtri, stdtr, stdtrit
 
 from apps.experiments.stats.moments import Moments
+from apps.experiments.stats.rate_scores import RateRegion
 
 # Below this many events or non-events in an arm the normal approximation gives way to Fisher.
 SMALL_CELL = 10
@@ -169,7 +170,8 @@ def welch(
 def compare_rates(control_n: int, control_events: int, n: int, events: int) -> Difference:
     """Pooled two-proportion z (Fleiss 1981); Fisher's exact test decides where counts are small.
 
-    The pooled variance p(1−p) serves the interval too, so that it excludes 0 exactly when z does.
+    Intervals hold each difference, or ratio, against the data by its own score test, which for no
+    difference is the pooled z: so they exclude 0 exactly when z does (`rate_scores`).
     """
     if min(control_n, n) < 2:
         reason = f"each arm needs at least 2 units ({control_n} and {n})"
@@ -198,6 +200,7 @@ def compare_rates(control_n: int, control_events: int, n: int, events: int) -> D
         control_variance=pooled / control_n,
         treatment_variance=pooled / n,
         exact_p=exact,
+        region=RateRegion(control_n, control_events, n, events),
     )
 
 
@@ -263,7 +266,8 @@ def read_at(
 def uplift_interval(
     found: Difference, critical: float
 ) -> tuple[UpliftState, float | None, float | None]:
-    """Fieller's interval (1954) of the ratio of means, minus 1, at critical value c:
+    """The interval of the ratio of means, minus 1, at critical value c: a region's own, or
+    Fieller's (1954):
 
     r = mB/mA, g = c²·vA/(nA·mA²), [r ± (c/|mA|)·sqrt((1−g)·vB/nB + r²·vA/nA)]/(1−g). For g ≥ 1 the
     control mean may be 0 and the interval is unbounded: not estimable. A negative control mean

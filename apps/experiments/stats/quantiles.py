@@ -151,7 +151,7 @@ class QuantileRegion:
 
     @cached_property
     def score(self) -> float:
-        """How far 0 is from the difference, in standard errors: the least c whose interval has 0."""
+        """The least critical value whose interval has 0: a number of standard errors."""
         a, b = self._profiles
         if self.treatment.value > self.control.value:
             return math.sqrt(_least(a, b))
@@ -171,11 +171,11 @@ class QuantileRegion:
         a, b = self._profiles
         allowed = critical * critical
         bounds = []
-        for base, deviances in ((a.low, a.low_deviances), (a.high, a.high_deviances)):
-            base, rest = base[deviances <= allowed], allowed - deviances[deviances <= allowed]
+        for values, deviances in ((a.low, a.low_deviances), (a.high, a.high_deviances)):
+            rest = allowed - deviances[deviances <= allowed]
             tops = b.high[np.searchsorted(b.high_deviances, rest, "right") - 1]
             bottoms = b.low[np.searchsorted(b.low_deviances, rest, "right") - 1]
-            bounds.append((base, bottoms, tops))
+            bounds.append((values[deviances <= allowed], bottoms, tops))
         base, bottoms, tops = (np.concatenate(part) for part in zip(*bounds, strict=True))
         if not np.isfinite(base).all() or base.min() <= 0.0 <= base.max():
             return None
