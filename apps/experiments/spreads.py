@@ -52,7 +52,7 @@ class _Rank:
     def order(self, values: Sequence[float], equal: int) -> OrderStatistics:
         """Return the order statistics with the values at the ranks."""
         value = values[self.ranks.index(value_rank(self.n, self.quantile))]
-        return OrderStatistics(self.n, self.ranks, tuple(values), value, equal)
+        return OrderStatistics(self.n, tuple(values), value, equal)
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ class Difference:
     treatment_variance: float = 0.0
     df: float | None = None
     exact_p: float | None = None
-    region: Region | None = field(default=None, compare=False)
+    region: Region | None = field(default=None, compare=False, kw_only=True)
 
     @property
     def difference(self) -> float:
@@ -100,7 +100,7 @@ class Difference:
         """The test of no difference, in standard errors."""
         return self.region.score if self.region else self.difference / self.standard_error
 
-    def limits(self, critical: float) -> tuple[float, float]:
+    def bounds(self, critical: float) -> tuple[float, float]:
         """Return the interval of the difference at a critical value in standard errors."""
         if self.region is not None:
             return self.region.limits(critical)
@@ -142,16 +142,14 @@ def compare_means(control: Moments, treatment: Moments) -> Difference:
 
     Fewer than two units in an arm, or two constant arms, give a named state instead of noise 0.
     """
-    means = {"control_mean": control.mean, "treatment_mean": treatment.mean}
+    means = control.mean, treatment.mean
     if min(control.n, treatment.n) < 2:
         reason = f"each arm needs at least 2 units ({control.n} and {treatment.n})"
-        return Difference(State.NOT_ENOUGH_DATA, reason, "welch-t", **means)
+        return Difference(State.NOT_ENOUGH_DATA, reason, "welch-t", *means)
     noise_a, noise_b = _variance_of_mean(control), _variance_of_mean(treatment)
     if noise_a + noise_b == 0.0:
-        return Difference(State.NO_VARIANCE, "the values of neither arm vary", "welch-t", **means)
-    return welch(
-        (control.mean, treatment.mean), (noise_a, noise_b), (control.n, treatment.n), "welch-t"
-    )
+        return Difference(State.NO_VARIANCE, "the values of neither arm vary", "welch-t", *means)
+    return welch(means, (noise_a, noise_b), (control.n, treatment.n), "welch-t")
 
 
 def welch(
@@ -182,11 +180,11 @@ def compare_rates(control_n: int, control_events: int, n: int, events: int) -> D
             control_events / max(control_n, 1),
             events / max(n, 1),
         )
-    means = {"control_mean": control_events / control_n, "treatment_mean": events / n}
+    means = control_events / control_n, events / n
     total, total_events = control_n + n, control_events + events
     if total_events in (0, total):
         reason = "no unit has the event" if total_events == 0 else "every unit has the event"
-        return Difference(State.NO_VARIANCE, reason, "pooled-z", **means)
+        return Difference(State.NO_VARIANCE, reason, "pooled-z", *means)
     pooled = total_events / total * ((total - total_events) / total)
     smallest = min(control_events, control_n - control_events, events, n - events)
     support = min(control_n, n, total_events, total - total_events)
@@ -196,7 +194,7 @@ def compare_rates(control_n: int, control_events: int, n: int, events: int) -> D
         State.OK,
         "",
         "fisher-exact" if is_small else "pooled-z",
-        **means,
+        *means,
         control_variance=pooled / control_n,
         treatment_variance=pooled / n,
         exact_p=exact,
@@ -242,7 +240,7 @@ def read_at(
     found: Difference, *, method: str, alpha: float, critical: float, p_value: float
 ) -> Reading:
     """The reading at a critical value in standard errors; `alpha` and `p_value` must fit it."""
-    low, high = found.limits(critical)
+    low, high = found.bounds(critical)
     if found.region is not None and not (math.isfinite(low) and math.isfinite(high)):
         why = found.region.why_unbounded(critical)
         return Reading(method, State.NOT_ENOUGH_DATA, why, alpha)

@@ -55,7 +55,6 @@ class OrderStatistics:
     """
 
     n: int
-    ranks: tuple[int, ...]
     values: tuple[float, ...]
     value: float
     equal: int

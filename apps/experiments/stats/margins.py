@@ -87,11 +87,11 @@ def _gain_limits(
     found = made.found
     if not is_final:
         # A two-sided interval at 2α has α on each side.
-        low, high = found.limits(boundary(made.n, min(0.999, 2.0 * alpha), planned_units)[0])
+        low, high = found.bounds(boundary(made.n, min(0.999, 2.0 * alpha), planned_units)[0])
     elif isinstance(found.region, RateRegion):
         low, high = found.region.one_sided_limits(_fixed(found, alpha))
     else:
-        low, high = found.limits(_fixed(found, alpha))
+        low, high = found.bounds(_fixed(found, alpha))
     return (low, high) if spec.is_increase_better else (-high, -low)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +44,7 @@ def value_rank(n: int, quantile: float) -> int:
     return min(n, max(1, math.ceil(round(n * quantile, 6))))
 
 
+@lru_cache(maxsize=256)
 def ranks_of(n: int, quantile: float) -> tuple[int, ...]:
     """Return the 1-based ranks, ascending, whose values a comparison needs of n ≥ 1 values.
 
@@ -66,7 +67,7 @@ def order_statistics_of(ordered: Floats, quantile: float) -> OrderStatistics:
     value = float(ordered[value_rank(len(ordered), quantile) - 1])
     equal = np.searchsorted(ordered, value, "right") - np.searchsorted(ordered, value, "left")
     values = tuple(float(ordered[rank - 1]) for rank in ranks)
-    return OrderStatistics(len(ordered), ranks, values, value, int(equal))
+    return OrderStatistics(len(ordered), values, value, int(equal))
 
 
 def silence_of_quantile(smaller_n: int, quantile: float) -> str | None:
@@ -110,7 +111,7 @@ def profile_of(order: OrderStatistics, quantile: float) -> Profile:
     """
     n = order.n
     values, first = np.unique(np.array(order.values, dtype=np.float64), return_index=True)
-    ranks = np.array(order.ranks, dtype=np.float64)
+    ranks = np.array(ranks_of(n, quantile), dtype=np.float64)
     last = np.append(first[1:], len(ranks)) - 1
     below = np.where(first > 0, ranks[np.maximum(first - 1, 0)], 0.0)
     above = np.where(last < len(ranks) - 1, ranks[np.minimum(last + 1, len(ranks) - 1)] - 1, n)

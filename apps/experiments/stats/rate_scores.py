@@ -55,16 +55,17 @@ class RateRegion:
         factor N/(N − 1), so that at δ = 0 it is the pooled z).
         """
         off = self.rates[1] - self.rates[0] - np.asarray(difference, dtype=np.float64)
-        variance = self._variance_at(difference)
+        variance = self.variance_at(difference)
         with np.errstate(divide="ignore", invalid="ignore"):
-            return np.where(off == 0.0, 0.0, off / np.sqrt(variance))
+            return np.asarray(np.where(off == 0.0, 0.0, off / np.sqrt(variance)))
 
     def limits(self, critical: float) -> tuple[float, float]:
         """Return the differences whose score is ±critical (Mee 1984), within −1 to 1."""
         middle = self.rates[1] - self.rates[0]
 
         def excess(difference: Floats) -> Floats:
-            return np.abs(middle - difference) - critical * np.sqrt(self._variance_at(difference))
+            reach = critical * np.sqrt(self.variance_at(difference))
+            return np.asarray(np.abs(middle - difference) - reach)
 
         return _ends(excess, float(middle), (-1.0, 1.0))
 
@@ -79,10 +80,10 @@ class RateRegion:
         signs = np.array([1.0, -1.0])
 
         def excess(difference: Floats) -> Floats:
-            variance, third = self._variance_at(difference), self._third_moment_at(difference)
+            variance, third = self.variance_at(difference), self._third_moment_at(difference)
             skewed = np.divide(third, variance, out=np.zeros_like(variance), where=variance > 0.0)
             reach = critical * np.sqrt(variance) + signs * skewed * (critical**2 - 1.0) / 6.0
-            return np.abs(middle - difference) - reach
+            return np.asarray(np.abs(middle - difference) - reach)
 
         return _ends(excess, float(middle), (-1.0, 1.0))
 
@@ -107,7 +108,8 @@ class RateRegion:
         """Differences of rates always have bounds."""
         return ""
 
-    def _variance_at(self, difference: Any) -> Floats:
+    def variance_at(self, difference: Any) -> Floats:
+        """Return the variance of the observed difference where `difference` is the true one."""
         control, treatment = self.restricted(difference)
         return np.asarray(
             control * (1.0 - control) / self.control_n + treatment * (1.0 - treatment) / self.n
@@ -153,6 +155,77 @@ class RateRegion:
             (1.0 - share) ** 2 * treatment * rest[1] / self.n
             + share * share * control * rest[0] / self.control_n
         )
+
+
+@dataclass(frozen=True)
+class StratifiedRateRegion:
+    """The weighted difference Σ wₛ·(p_Bₛ − p_Aₛ) of strata whose rates differ.
+
+    Counts are arrays of the strata; `weights` sum to 1 and do not depend on the events.
+    """
+
+    control_n: Floats
+    control_events: Floats
+    n: Floats
+    events: Floats
+    weights: Floats
+
+    remark = ""
+
+    @cached_property
+    def _strata(self) -> RateRegion:
+        columns = (self.control_n, self.control_events, self.n, self.events)
+        return RateRegion(*(np.asarray(each, dtype=np.float64)[:, None] for each in columns))
+
+    @property
+    def difference(self) -> float:
+        before, after = self._strata.rates
+        return float(self.weights @ (after - before)[:, 0])
+
+    @cached_property
+    def score(self) -> float:
+        """The test of no difference, which with Cochran's weights is Mantel and Haenszel's."""
+        noise = math.sqrt(float(self._variance_at(np.zeros(1))[0]))
+        return self.difference / noise if noise > 0.0 else 0.0
+
+    def limits(self, critical: float) -> tuple[float, float]:
+        """Return the differences whose score is ±critical (Miettinen and Nurminen 1985, sect. 5).
+
+        Each stratum's rates are the likeliest whose difference is the one in question; its variance
+        has their factor N/(N − 1), as Mantel and Haenszel's has.
+        """
+        middle = self.difference
+
+        def excess(difference: Floats) -> Floats:
+            reach = critical * np.sqrt(self._variance_at(difference))
+            return np.asarray(np.abs(middle - difference) - reach)
+
+        return _ends(excess, middle, (-1.0, 1.0))
+
+    def uplift_limits(self, critical: float) -> tuple[float, float] | None:
+        """Return Fieller's limits (1954) of the ratio of the weighted rates, minus 1.
+
+        With the variance of no difference, so that they hold 0 exactly when the score allows it;
+        None where control's rate cannot be told from 0.
+        """
+        before, after = (float(self.weights @ rate[:, 0]) for rate in self._strata.rates)
+        pooled = (self.control_events + self.events) / (total := self.control_n + self.n)
+        spread = self.weights**2 * pooled * (1.0 - pooled) * total / (total - 1.0)
+        noise = float((spread / self.control_n).sum()), float((spread / self.n).sum())
+        if before <= 0.0 or (g := critical**2 * noise[0] / before**2) >= 1.0:
+            return None
+        ratio = after / before
+        half = critical / before * math.sqrt((1.0 - g) * noise[1] + ratio * ratio * noise[0])
+        return (ratio - half) / (1.0 - g) - 1.0, (ratio + half) / (1.0 - g) - 1.0
+
+    def why_unbounded(self, critical: float) -> str:
+        """Differences of rates always have bounds."""
+        return ""
+
+    def _variance_at(self, difference: Floats) -> Floats:
+        total = self.control_n + self.n
+        each = self._strata.variance_at(difference) * (total / (total - 1.0))[:, None]
+        return np.asarray(self.weights**2 @ each)
 
 
 def _ratio(share: float) -> float:

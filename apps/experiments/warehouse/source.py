@@ -98,9 +98,8 @@ class Warehouse:
             }
             for arm, ranks in wanted.items():
                 found[place, arm] = OrderStatistics(
-                    arms[arm], ranks, tuple(at[arm, rank] for rank in ranks), quantiles[arm],
-                    equal[arm],
-                )  # fmt: skip
+                    arms[arm], tuple(at[arm, rank] for rank in ranks), quantiles[arm], equal[arm]
+                )
         return found
 
     def distributions(self, scan: Scan, moments: Moments) -> tuple[Edges, Counts]:

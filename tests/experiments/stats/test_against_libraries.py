@@ -213,7 +213,7 @@ def test_quantiles_are_those_of_gbstats(quantile: float) -> None:
         )
         noise += theirs.variance / (order.n - 1)
 
-    low, high = found.limits(1.96)
+    low, high = found.bounds(1.96)
 
     assert (high - low) / (2 * 1.96) == pytest.approx(math.sqrt(noise), rel=0.15)
 
