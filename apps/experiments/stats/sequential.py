@@ -57,7 +57,7 @@ def read_sequential(
     if silent is not None:
         return Reading(METHOD, State.NOT_ENOUGH_DATA, silent, alpha)
     critical, growth, root = boundary(n, alpha, planned_units, tuned_alpha)
-    z = found.difference / found.standard_error
+    z = found.score
     log_p = math.log(root) - z * z * growth / 2.0
     p_value = math.exp(min(0.0, log_p))
     return read_at(found, method=METHOD, alpha=alpha, critical=critical, p_value=p_value)
