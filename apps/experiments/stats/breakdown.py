@@ -97,7 +97,7 @@ def _cell(
         if (why := why_invalid(spec, ArmData(side))) is not None:
             nothing = Difference(State.INVALID_DATA, why, "", 0.0, 0.0)
             return _Cell(level, arm, a, b, Estimate(nothing, a.n + b.n, why))
-    return _Cell(level, arm, a, b, compare(spec, a, b))
+    return _Cell(level, arm, a, b, compare(spec, a, b, (control, arm)))
 
 
 def _rows(cells: Sequence[_Cell], alpha: float, planned_units: int) -> list[LevelComparison]:

@@ -7,7 +7,7 @@ control's own and control's plus the adjusted difference.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from apps.experiments.stats.checks import why_invalid
@@ -23,9 +23,15 @@ from apps.experiments.stats.data import ArmData, MetricData, MetricSpec, OrderSt
 from apps.experiments.stats.quantiles import silence_of_quantile, standard_error
 from apps.experiments.stats.rare_rates import Seen
 from apps.experiments.stats.sequential import few_events, silence
+from apps.experiments.stats.skewness import combined, read_or_not, spread_of
 
 # A denominator's mean must be so many standard errors from 0 for the delta method to hold.
 DENOMINATOR_Z_MIN = 5.0
+# What reasons call the arms where nothing else is known of them.
+NAMES = ("control", "treatment")
+
+# The weights of each arm's values in what is compared, control's first.
+Lines = Sequence[Sequence[float]]
 
 
 @dataclass(frozen=True)
@@ -40,13 +46,15 @@ class Estimate:
     variance_reduction: float | None = None
 
 
-def estimate(spec: MetricSpec, control: ArmData, treatment: ArmData) -> Estimate:
-    """Compare two arms by the method of the metric's kind."""
+def estimate(
+    spec: MetricSpec, control: ArmData, treatment: ArmData, names: tuple[str, str] = NAMES
+) -> Estimate:
+    """Compare two arms by the method of the metric's kind; reasons call them by `names`."""
     if spec.kind == "quantile":
         return _quantiles(spec, control.order, treatment.order)
     if control.strata and treatment.strata:
-        return _stratified(spec, control.strata, treatment.strata)
-    return compare(spec, control.comoments, treatment.comoments)
+        return _stratified(spec, control.strata, treatment.strata, names)
+    return compare(spec, control.comoments, treatment.comoments, names)
 
 
 def of_arms(metric: MetricData, control: str, treatment: str) -> Estimate:
@@ -57,7 +65,7 @@ def of_arms(metric: MetricData, control: str, treatment: str) -> Estimate:
         if (why := why_invalid(metric.spec, arm)) is not None:
             nothing = Difference(State.INVALID_DATA, f"{name}: {why}", "", 0.0, 0.0)
             return Estimate(nothing, 0, why)
-    return estimate(metric.spec, arms[0], arms[1])
+    return estimate(metric.spec, arms[0], arms[1], (control, treatment))
 
 
 def rare_events(metric: MetricData, control: str, treatment: str) -> tuple[Seen, Seen] | None:
@@ -71,22 +79,30 @@ def rare_events(metric: MetricData, control: str, treatment: str) -> tuple[Seen,
     return a, b
 
 
-def compare(spec: MetricSpec, control: Comoments, treatment: Comoments) -> Estimate:
+def compare(
+    spec: MetricSpec, control: Comoments, treatment: Comoments, names: tuple[str, str] = NAMES
+) -> Estimate:
     """Compare units of two arms, or those of one level of a dimension."""
     n = control.n + treatment.n
     if spec.kind == "proportion" and not spec.has_covariate:
         events = _events(control), _events(treatment)
         found = compare_rates(control.n, events[0], treatment.n, events[1])
         return Estimate(found, n, silence(control.n, treatment.n, events))
-    silent = silence(control.n, treatment.n)
-    if spec.kind == "ratio":
-        found, reduction = _ratios(spec, control, treatment)
-    else:
-        found = compare_means(control.moments(), treatment.moments())
-        reduction = None
-        if spec.has_covariate and found.state is State.OK:
-            found, reduction = _adjusted(found, control, treatment)
-    return Estimate(found, n, silent, reduction)
+    method = _ratios if spec.kind == "ratio" else _means
+    found, reduction, lines = method(spec, control, treatment)
+    if found.state is State.OK:
+        arms = control, treatment
+        found = read_or_not(found, spread_of(arms, lines), arms, names, is_capped=spec.is_capped)
+    return Estimate(found, n, silence(control.n, treatment.n), reduction)
+
+
+def _means(
+    spec: MetricSpec, control: Comoments, treatment: Comoments
+) -> tuple[Difference, float | None, Lines]:
+    found = compare_means(control.moments(), treatment.moments())
+    if not spec.has_covariate or found.state is not State.OK:
+        return found, None, [(1.0,)] * 2
+    return _adjusted(found, control, treatment)
 
 
 def value_of(spec: MetricSpec, arm: ArmData) -> float | None:
@@ -107,10 +123,7 @@ def _events(of: Comoments) -> int:
 
 def _linear_variance(of: Comoments, weights: tuple[float, ...]) -> float:
     """Variance of the mean of Σ wᵢ·valueᵢ."""
-    total = sum(
-        a * b * of.product(i, j) for i, a in enumerate(weights) for j, b in enumerate(weights)
-    )
-    return max(0.0, total) / (of.n - 1) / of.n
+    return of.linear_square(weights) / (of.n - 1) / of.n
 
 
 def _theta(control: Comoments, treatment: Comoments, y: tuple[float, ...]) -> float:
@@ -130,29 +143,34 @@ def _theta(control: Comoments, treatment: Comoments, y: tuple[float, ...]) -> fl
 
 def _adjusted(
     found: Difference, control: Comoments, treatment: Comoments
-) -> tuple[Difference, float]:
+) -> tuple[Difference, float, Lines]:
     """Take θ·(x̄_B − x̄_A) off the difference of means (Deng, Xu, Kohavi and Walker 2013)."""
     theta = _theta(control, treatment, (1.0,))
     shift = theta * (treatment.means[1] - control.means[1])
-    noise = [_linear_variance(arm, (1.0, -theta)) for arm in (control, treatment)]
-    return _shifted(found, shift, noise, (control.n, treatment.n), "cuped")
+    before, after = [(1.0,)] * 2, [(1.0, -theta)] * 2
+    return _shifted(found, shift, (control, treatment), before, after, "cuped")
 
 
 def _shifted(
-    found: Difference, shift: float, noise: list[float], n: tuple[int, int], how: str
-) -> tuple[Difference, float]:
+    found: Difference,
+    shift: float,
+    arms: tuple[Comoments, Comoments],
+    plain: Lines,
+    adjusted_by: Lines,
+    how: str,
+) -> tuple[Difference, float, Lines]:
     before = found.standard_error**2
+    noise = [_linear_variance(arm, line) for arm, line in zip(arms, adjusted_by, strict=True)]
     if sum(noise) <= 0.0 or before <= 0.0:
-        return found, 0.0
-    adjusted = welch(
-        (found.control_mean, found.treatment_mean - shift), (noise[0], noise[1]), n, how
-    )
-    return adjusted, 1.0 - sum(noise) / before
+        return found, 0.0, plain
+    means = found.control_mean, found.treatment_mean - shift
+    adjusted = welch(means, (noise[0], noise[1]), (arms[0].n, arms[1].n), how)
+    return adjusted, 1.0 - sum(noise) / before, adjusted_by
 
 
 def _ratios(
     spec: MetricSpec, control: Comoments, treatment: Comoments
-) -> tuple[Difference, float | None]:
+) -> tuple[Difference, float | None, Lines]:
     """The delta method: Var(R) = (vM/D² + vD·M²/D⁴ − 2·cov·M/D³)/n (Deng, Knoblich and Lu 2018).
 
     With a covariate the linearised values (y − R·d)/D of both periods take the place of y and x,
@@ -163,16 +181,17 @@ def _ratios(
     for arm in arms:
         if (why := _why_no_ratio(arm)) is not None:
             ratios = [a.means[0] / a.means[1] if a.means[1] else 0.0 for a in arms]
-            return Difference(State.NOT_ENOUGH_DATA, why, named, *ratios), None
+            return Difference(State.NOT_ENOUGH_DATA, why, named, *ratios), None, []
     ratios = [arm.means[0] / arm.means[1] for arm in arms]
     lines = [_line(arm, 0) for arm in arms]
     noise = [_linear_variance(arm, line) for arm, line in zip(arms, lines, strict=True)]
     if sum(noise) == 0.0:
-        return Difference(State.NO_VARIANCE, "the ratios of neither arm vary", named, *ratios), None
+        why = "the ratios of neither arm vary"
+        return Difference(State.NO_VARIANCE, why, named, *ratios), None, lines
     n = control.n, treatment.n
     found = welch((ratios[0], ratios[1]), (noise[0], noise[1]), n, named)
     if not spec.has_covariate or any(arm.means[3] <= 0.0 for arm in arms):
-        return found, (0.0 if spec.has_covariate else None)
+        return found, (0.0 if spec.has_covariate else None), lines
     return _adjusted_ratios(found, control, treatment, lines)
 
 
@@ -195,7 +214,7 @@ def _adjusted_ratios(
     control: Comoments,
     treatment: Comoments,
     lines: list[tuple[float, float]],
-) -> tuple[Difference, float]:
+) -> tuple[Difference, float, Lines]:
     arms = control, treatment
     before = [_line(arm, 2) for arm in arms]
     covariance = variance = 0.0
@@ -206,11 +225,10 @@ def _adjusted_ratios(
                 variance += then[i] * then[j] * arm.product(2 + i, 2 + j)
     theta = covariance / variance if variance > 0.0 else 0.0
     shift = theta * (treatment.means[2] / treatment.means[3] - control.means[2] / control.means[3])
-    noise = [
-        _linear_variance(arm, (*now, -theta * then[0], -theta * then[1]))
-        for arm, now, then in zip(arms, lines, before, strict=True)
+    adjusted_by = [
+        (*now, -theta * then[0], -theta * then[1]) for now, then in zip(lines, before, strict=True)
     ]
-    return _shifted(found, shift, noise, (control.n, treatment.n), "delta-cuped")
+    return _shifted(found, shift, arms, lines, adjusted_by, "delta-cuped")
 
 
 def _quantiles(
@@ -237,7 +255,10 @@ def _quantiles(
 
 
 def _stratified(
-    spec: MetricSpec, control: Mapping[str, Comoments], treatment: Mapping[str, Comoments]
+    spec: MetricSpec,
+    control: Mapping[str, Comoments],
+    treatment: Mapping[str, Comoments],
+    names: tuple[str, str] = NAMES,
 ) -> Estimate:
     """Post-stratification: Σ wₛ·dₛ with wₛ the level's share of all units (Miratrix et al. 2013).
 
@@ -260,20 +281,23 @@ def _stratified(
         whole = [rest[0], rest[1]] if not pairs else [Comoments.empty(width)] * 2
         for a, b in pairs:
             whole = [whole[0].merge(a), whole[1].merge(b)]
-        return compare(spec, whole[0], whole[1])
-    return _weighted(spec, pairs)
+        return compare(spec, whole[0], whole[1], names)
+    return _weighted(spec, pairs, names)
 
 
-def _weighted(spec: MetricSpec, pairs: list[tuple[Comoments, Comoments]]) -> Estimate:
+def _weighted(
+    spec: MetricSpec, pairs: list[tuple[Comoments, Comoments]], names: tuple[str, str]
+) -> Estimate:
     wholes = [pairs[0][0], pairs[0][1]]
     for a, b in pairs[1:]:
         wholes = [wholes[0].merge(a), wholes[1].merge(b)]
-    plain = compare(spec, wholes[0], wholes[1])
+    plain = compare(spec, wholes[0], wholes[1], names)
     if plain.found.state is not State.OK:
         return plain
     total = wholes[0].n + wholes[1].n
     difference, noise = 0.0, [0.0, 0.0]
     theta = _theta(wholes[0], wholes[1], (1.0,)) if spec.has_covariate else None
+    spreads = []
     for a, b in pairs:
         weight = (a.n + b.n) / total
         difference += weight * (b.means[0] - a.means[0])
@@ -284,11 +308,13 @@ def _weighted(spec: MetricSpec, pairs: list[tuple[Comoments, Comoments]]) -> Est
             whole + weight * weight * _linear_variance(arm, line)
             for whole, arm in zip(noise, (a, b), strict=True)
         ]
+        spreads.append((weight, spread_of((a, b), (line, line))))
     if sum(noise) <= 0.0:
         return plain
     mean = wholes[0].means[0]
     how = "post-stratified" if theta is None else "post-stratified-cuped"
     n = wholes[0].n, wholes[1].n
     found = welch((mean, mean + difference), (noise[0], noise[1]), n, how)
+    found = read_or_not(found, combined(spreads), wholes, names, is_capped=spec.is_capped)
     reduction = plain.variance_reduction
     return Estimate(found, plain.n, plain.silent, reduction)
