@@ -92,8 +92,28 @@ def compare(
     found, reduction, lines = method(spec, control, treatment)
     if found.state is State.OK:
         arms = control, treatment
-        found = read_or_not(found, spread_of(arms, lines), arms, names, is_capped=spec.is_capped)
+        found = read_or_not(
+            found,
+            spread_of(arms, lines, _common(spec, arms, lines)),
+            arms,
+            names,
+            is_capped=spec.is_capped,
+        )
     return Estimate(found, n, silence(control.n, treatment.n), reduction)
+
+
+def _common(spec: MetricSpec, arms: Sequence[Comoments], lines: Lines) -> Sequence[float]:
+    """Return the line of all units: a small arm's own ratio is far off where it has few of them."""
+    if spec.kind != "ratio":
+        return lines[0]
+    whole = arms[0].merge(arms[1])
+    line = _line(whole, 0)
+    if len(lines[0]) == len(line):
+        return line
+    # A line with a covariate goes on with −θ times that of the time before.
+    theta = -lines[0][2] * arms[0].means[3]
+    then = _line(whole, 2)
+    return (*line, -theta * then[0], -theta * then[1])
 
 
 def _means(
@@ -308,7 +328,7 @@ def _weighted(
             whole + weight * weight * _linear_variance(arm, line)
             for whole, arm in zip(noise, (a, b), strict=True)
         ]
-        spreads.append((weight, spread_of((a, b), (line, line))))
+        spreads.append((weight, spread_of((a, b), (line, line), line)))
     if sum(noise) <= 0.0:
         return plain
     mean = wholes[0].means[0]

@@ -54,12 +54,17 @@ class Spread:
     skewness: float
 
 
-def spread_of(arms: Sequence[Comoments], lines: Sequence[Sequence[float]]) -> Spread:
-    """Of control and treatment, each with a line of its own; each needs two units."""
+def spread_of(
+    arms: Sequence[Comoments], lines: Sequence[Sequence[float]], common: Sequence[float]
+) -> Spread:
+    """Of control and treatment, each with a line of its own; each needs two units.
+
+    `common` is the line of all units, by which both arms' values are put together.
+    """
     (a, b), n = arms, sum(arm.n for arm in arms)
     squares = [arm.linear_square(line) for arm, line in zip(arms, lines, strict=True)]
-    cubes = [arm.linear_cube(line) for arm, line in zip(arms, lines, strict=True)]
-    variance = sum(squares) / (n - 2)
+    cubes = [arm.linear_cube(common) for arm in arms]
+    variance = sum(arm.linear_square(common) for arm in arms) / (n - 2)
     third, skewness = None, 0.0
     if cubes[0] is not None and cubes[1] is not None:
         cumulant = (cubes[0] + cubes[1]) / n
