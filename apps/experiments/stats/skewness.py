@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 
 from apps.experiments.stats.comoments import Comoments
 from apps.experiments.stats.comparison import Difference, State
-from apps.experiments.stats.sequential import EVENTS_MIN, EXPECTED_MIN
+from apps.experiments.stats.sequential import EVENTS_MIN, EXPECTED_MIN, more_units
 
 # Of λ. A mean of n values has skewness/√n of theirs, so that an arm which is small beside the other
 # one needs skewness² units; normal theory without a correction needs 355 times as many (Kohavi et
@@ -160,7 +160,7 @@ def why_unread(
     more = n * ((skewness / SKEWNESS_MAX) ** 2 - 1.0)
     return (
         f"the values are skewed (skewness {spread.skewness:.3g}) and {name} has only {n:,} units: "
-        f"it needs {_more(more)}{'' if is_capped else ', or the metric a cap'}"
+        f"it needs {more_units(more)}{'' if is_capped else ', or the metric a cap'}"
     )
 
 
@@ -174,21 +174,15 @@ def _why_rare(arms: Sequence[Comoments], n: int, name: str) -> str | None:
         return None
     expected = n * others / whole
     if others < EVENTS_MIN:
-        more = f": {_more(n * (EVENTS_MIN / others - 1.0))} in {name}" if others else ""
+        more = f": {more_units(n * (EVENTS_MIN / others - 1.0))} in {name}" if others else ""
         return f"at least {EVENTS_MIN} units with a value other than 0 are needed ({others}){more}"
     if expected < EXPECTED_MIN:
+        missing = more_units(n * (EXPECTED_MIN / expected - 1.0))
         return (
             f"{name} expects only {expected:.1f} units with a value other than 0, "
-            f"{EXPECTED_MIN:.0f} are needed: {_more(n * (EXPECTED_MIN / expected - 1.0))} in {name}"
+            f"{EXPECTED_MIN:.0f} are needed: {missing} in {name}"
         )
     return None
-
-
-def _more(units: float) -> str:
-    """Return how many units are missing, with two digits, rounded up."""
-    step = 10 ** max(0, math.floor(math.log10(max(units, 1.0))) - 1)
-    rounded = math.ceil(units / step) * step
-    return f"about {rounded:,} more unit{'' if rounded == 1 else 's'}"
 
 
 def heaviest_share(arm: Comoments) -> float | None:

@@ -13,6 +13,8 @@ import math
 
 # Below this the logarithm's own digits are too few, and the first terms of its series exact enough.
 SERIES_BELOW = 1e-4
+# A skewness times a deviation below this changes no digit.
+NOTHING_BELOW = 1e-12
 NEWTON_STEPS_MAX = 60
 
 
@@ -22,9 +24,11 @@ def normal_score(z: float, skewness: float) -> float:
     `skewness` is that of the standardised difference whose value is `z`.
     """
     u = skewness * z / 2.0
-    if u <= 0.0 or not math.isfinite(u):
-        # An infinite skewness says nothing is known of the tail.
-        return z if u <= 0.0 else 0.0
+    if u < NOTHING_BELOW:
+        return z
+    if not math.isfinite(u):
+        # Nothing is known of the tail.
+        return 0.0
     return math.copysign(math.sqrt(8.0 * _excess(u)) / abs(skewness), z)
 
 
@@ -45,9 +49,11 @@ def _excess(u: float) -> float:
 
 def _inverse(critical: float, skewness: float) -> float:
     """Return the z ≥ critical of the heavy tail, by Newton's method from above its root."""
+    if skewness * critical < NOTHING_BELOW:
+        return critical
     wanted = (skewness * critical) ** 2 / 8.0
-    if wanted == 0.0 or not math.isfinite(wanted):
-        return critical if wanted == 0.0 else math.inf
+    if not math.isfinite(wanted):
+        return math.inf
     u = math.sqrt(2.0 * wanted) + wanted
     for _ in range(NEWTON_STEPS_MAX):
         step = (_excess(u) - wanted) * (1.0 + u) / u
