@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from apps.experiments.stats.checks import why_invalid
 from apps.experiments.stats.comoments import Comoments
@@ -37,13 +37,15 @@ Lines = Sequence[Sequence[float]]
 @dataclass(frozen=True)
 class Estimate:
     """`silent` says why no sequential reading can be made yet; `variance_reduction` is the share of
-    the difference's variance that the covariate took away, None without one.
+    the difference's variance that the covariate took away, None without one; `skewness` that of the
+    units' values as they are compared, None where it is not known.
     """
 
     found: Difference
     n: int
     silent: str | None
     variance_reduction: float | None = None
+    skewness: float | None = None
 
 
 def estimate(
@@ -90,16 +92,14 @@ def compare(
         return Estimate(found, n, silence(control.n, treatment.n, events))
     method = _ratios if spec.kind == "ratio" else _means
     found, reduction, lines = method(spec, control, treatment)
-    if found.state is State.OK:
-        arms = control, treatment
-        found = read_or_not(
-            found,
-            spread_of(arms, lines, _common(spec, arms, lines)),
-            arms,
-            names,
-            is_capped=spec.is_capped,
-        )
-    return Estimate(found, n, silence(control.n, treatment.n), reduction)
+    silent = silence(control.n, treatment.n)
+    if found.state is not State.OK:
+        return Estimate(found, n, silent, reduction)
+    arms = control, treatment
+    spread = spread_of(arms, lines, _common(spec, arms, lines))
+    found = read_or_not(found, spread, arms, names, is_capped=spec.is_capped)
+    skewness = None if spread.third is None else spread.skewness
+    return Estimate(found, n, silent, reduction, skewness)
 
 
 def _common(spec: MetricSpec, arms: Sequence[Comoments], lines: Lines) -> Sequence[float]:
@@ -336,5 +336,4 @@ def _weighted(
     n = wholes[0].n, wholes[1].n
     found = welch((mean, mean + difference), (noise[0], noise[1]), n, how)
     found = read_or_not(found, combined(spreads), wholes, names, is_capped=spec.is_capped)
-    reduction = plain.variance_reduction
-    return Estimate(found, plain.n, plain.silent, reduction)
+    return replace(plain, found=found)

@@ -183,6 +183,7 @@ def _compared(plan: _Plan, pair: _Pair, control: str, running: Reading, fixed: R
         bayes=_bayes(pair, control),
         mann_whitney_p=_mann_whitney(pair, control),
         variance_reduction=pair.made.variance_reduction,
+        skewness=pair.made.skewness,
     )
 
 

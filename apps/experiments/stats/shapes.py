@@ -33,7 +33,8 @@ class Arm:
 class Compared:
     """One treatment against control by one metric.
 
-    `p_holm` and `q_bh` are adjusted over the family that the metric belongs to.
+    `p_holm` and `q_bh` are adjusted over the family that the metric belongs to. `skewness` is that
+    of the units' values as they are compared.
     """
 
     arm: str
@@ -55,6 +56,7 @@ class Compared:
     mann_whitney_p: float | None = None
     variance_reduction: float | None = None
     non_inferiority: MarginVerdict | None = None
+    skewness: float | None = None
 
     @property
     def reading(self) -> Reading:
