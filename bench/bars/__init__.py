@@ -21,6 +21,7 @@ SECTIONS: dict[str, str] = {
     "control": "bench.bars.control",
     "sample_ratio": "bench.bars.sample_ratio",
     "weight-phases": "bench.bars.weight_phases",
+    "skew": "bench.bars.skew",
 }
 
 

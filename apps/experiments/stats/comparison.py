@@ -17,6 +17,7 @@ from scipy.special import betaln, ndtr, ndtri, stdtr, stdtrit
 
 from apps.experiments.stats.moments import Moments
 from apps.experiments.stats.rate_scores import RateRegion
+from apps.experiments.stats.tails import normal_score, reaches
 
 # Below this many events or non-events in an arm the normal approximation gives way to Fisher.
 SMALL_CELL = 10
@@ -74,6 +75,8 @@ class Difference:
     `df` is None where the reference distribution is the normal one. `exact_p` is set where Fisher's
     test decides. Where `state` is not OK, `reason` says why and the noise is 0. With a `region`
     tests and intervals are its own; the variances are then for display, 0 where none describes it.
+    `skewness` is that of the difference in standard errors, where the arms' values have the same
+    distribution.
     """
 
     state: State
@@ -86,6 +89,7 @@ class Difference:
     df: float | None = None
     exact_p: float | None = None
     region: Region | None = field(default=None, compare=False, kw_only=True)
+    skewness: float = 0.0
 
     @property
     def difference(self) -> float:
@@ -96,24 +100,30 @@ class Difference:
         return math.sqrt(self.control_variance + self.treatment_variance)
 
     @property
-    def score(self) -> float:
-        """The test of no difference, in standard errors."""
-        return self.region.score if self.region else self.difference / self.standard_error
-
-    def bounds(self, critical: float) -> tuple[float, float]:
-        """Return the interval of the difference at a critical value in standard errors."""
-        if self.region is not None:
-            return self.region.limits(critical)
-        half = critical * self.standard_error
-        return self.difference - half, self.difference + half
-
-    @property
     def uplift(self) -> float | None:
         """The difference relative to |control mean|; None where that is 0 or overflows."""
         if self.control_mean == 0.0:
             return None
         uplift = self.difference / abs(self.control_mean)
         return uplift if math.isfinite(uplift) else None
+
+    @property
+    def score(self) -> float:
+        """The difference in standard errors, as a normal one would be as far out; see `tails`."""
+        if self.region is not None:
+            return self.region.score
+        return normal_score(self.difference / self.standard_error, self.skewness)
+
+    def bounds(self, critical: float) -> tuple[float, float]:
+        """The interval whose ends lie `critical` normal deviations from the difference.
+
+        It excludes 0 exactly when |score| exceeds `critical`.
+        """
+        if self.region is not None:
+            return self.region.limits(critical)
+        below, above = reaches(critical, self.skewness)
+        error = self.standard_error
+        return self.difference - above * error, self.difference + below * error
 
 
 @dataclass(frozen=True)
@@ -231,7 +241,7 @@ def read_fixed(found: Difference, alpha: float) -> Reading:
         p_value = 2.0 * float(ndtr(-abs(found.score)))
         critical = -float(ndtri(alpha / 2.0))
     else:
-        p_value = 2.0 * float(stdtr(found.df, -abs(found.difference) / found.standard_error))
+        p_value = 2.0 * float(stdtr(found.df, -abs(found.score)))
         critical = -float(stdtrit(found.df, alpha / 2.0))
     return read_at(found, method=method, alpha=alpha, critical=critical, p_value=p_value)
 
@@ -239,7 +249,7 @@ def read_fixed(found: Difference, alpha: float) -> Reading:
 def read_at(
     found: Difference, *, method: str, alpha: float, critical: float, p_value: float
 ) -> Reading:
-    """The reading at a critical value in standard errors; `alpha` and `p_value` must fit it."""
+    """The reading at a critical value of the score; `alpha` and `p_value` must fit it."""
     low, high = found.bounds(critical)
     if found.region is not None and not (math.isfinite(low) and math.isfinite(high)):
         why = found.region.why_unbounded(critical)
@@ -269,27 +279,36 @@ def uplift_interval(
 
     r = mB/mA, g = c²·vA/(nA·mA²), [r ± (c/|mA|)·sqrt((1−g)·vB/nB + r²·vA/nA)]/(1−g). For g ≥ 1 the
     control mean may be 0 and the interval is unbounded: not estimable. A negative control mean
-    turns the signs, so that the uplift always points where the difference does.
+    turns the signs, so that the uplift always points where the difference does. Where the
+    difference is skewed each bound has its own c, as the absolute interval's have.
     """
-    mean = found.control_mean
-    if mean == 0.0:
+    if found.control_mean == 0.0:
         return UpliftState.CONTROL_MEAN_ZERO, None, None
     if found.region is not None:
         limits = found.region.uplift_limits(critical)
         if limits is None or not all(map(math.isfinite, limits)):
             return UpliftState.NOT_ESTIMABLE, None, None
         return UpliftState.OK, *limits
+    below, above = reaches(critical, found.skewness)
+    ends = _fieller(found, above), _fieller(found, below)
+    if ends[0] is None or ends[1] is None:
+        return UpliftState.NOT_ESTIMABLE, None, None
+    return UpliftState.OK, ends[0][0], ends[1][1]
+
+
+def _fieller(found: Difference, critical: float) -> tuple[float, float] | None:
+    mean = found.control_mean
     scale = critical / abs(mean)
     g = scale * scale * found.control_variance
     if not g < 1.0:
-        return UpliftState.NOT_ESTIMABLE, None, None
+        return None
     ratio = found.treatment_mean / mean
     inside = (1.0 - g) * found.treatment_variance + ratio * ratio * found.control_variance
     half = scale * math.sqrt(inside)
     low, high = (ratio - half) / (1.0 - g) - 1.0, (ratio + half) / (1.0 - g) - 1.0
     if not (math.isfinite(low) and math.isfinite(high)):
-        return UpliftState.NOT_ESTIMABLE, None, None
-    return UpliftState.OK, *((low, high) if mean > 0.0 else (-high, -low))
+        return None
+    return (low, high) if mean > 0.0 else (-high, -low)
 
 
 def _variance_of_mean(moments: Moments) -> float:
