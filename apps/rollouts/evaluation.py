@@ -14,6 +14,7 @@ from apps.rollouts.analysis import Observation, Question, answer
 from apps.rollouts.decisions import Answered, Decision, StepClock, StepFacts, decide_step
 from apps.rollouts.evidence import GRACE, Interval, closed_intervals
 from apps.rollouts.frozen import freeze, frozen_intervals
+from apps.rollouts.missing import missing_of
 from apps.rollouts.models import Evaluation, Rollout
 from apps.rollouts.observers import observe_database
 from apps.rollouts.plans import WHOLE_BP, PlanDocument, from_json
@@ -38,7 +39,7 @@ def evaluate(
     answers = [
         Answered(check, result) for check, result in zip(checks, answer(question), strict=True)
     ]
-    facts = _facts(rollout, plan, question, now)
+    facts = _facts(rollout, plan, question, answers, now)
     _log(rollout, _inputs(question, frozen), answers, now)
     return decide_step(answers, facts), answers
 
@@ -91,15 +92,33 @@ def _interval(rollout: Rollout, plan: PlanDocument) -> timedelta:
     return timedelta(seconds=plan.interval_of(rollout.step_index))
 
 
-def _facts(rollout: Rollout, plan: PlanDocument, question: Question, now: datetime) -> StepFacts:
+def _facts(
+    rollout: Rollout,
+    plan: PlanDocument,
+    question: Question,
+    answers: list[Answered],
+    now: datetime,
+) -> StepFacts:
     step = plan.steps[rollout.step_index]
     is_shut = step.gate == "person" and rollout.approved_step != rollout.step_index
+    due_at, mine = rollout.step_due_at or now, question.this_step
+    requests = sum(interval.canary.requests for interval in mine)
+    began_at = due_at - plan.bake_of(rollout.step_index)
     return StepFacts(
-        clock=StepClock(rollout.step_due_at or now, rollout.step_limit_at or now),
+        clock=StepClock(
+            due_at, rollout.step_limit_at or now, began_at + timedelta(seconds=plan.wait_max_s)
+        ),
         now=now,
-        requests=sum(interval.canary.requests for interval in question.this_step),
+        requests=requests,
         requests_min=step.requests_min,
         gate=f"it waits for the approval of a person ({step.gate_role})" if is_shut else "",
+        missing=missing_of(
+            answers,
+            mine,
+            now=now,
+            samples_min=question.settings.min_samples,
+            requests=(requests, step.requests_min),
+        ),
     )
 
 

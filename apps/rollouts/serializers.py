@@ -87,6 +87,7 @@ class PlanSerializer(StrictSerializer):
     time_scale_permille = serializers.IntegerField(min_value=1, max_value=10_000, default=1_000)
     interval_s = serializers.IntegerField(min_value=1, max_value=3_600, default=10)
     extend_max = serializers.IntegerField(min_value=1, max_value=1_000, default=3)
+    wait_max_s = serializers.IntegerField(min_value=0, max_value=365 * DAY_S, default=7 * DAY_S)
     margin_bp = serializers.IntegerField(min_value=1, max_value=9_999, default=100)
     alpha_ppm = serializers.IntegerField(min_value=1, max_value=500_000, default=10_000)
     reference_requests_min = serializers.IntegerField(min_value=1, max_value=MOST, default=5_000)
