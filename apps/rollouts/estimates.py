@@ -27,16 +27,29 @@ LOG_COST = 1.0
 # No version is taken to be free of errors.
 ERROR_RATE_LEAST = 0.0005
 BISECTIONS = 40
+# Longer than any plan waits.
+FOR_EVER_S = 1e12
 
 
 @dataclass(frozen=True)
 class UsualTraffic:
-    """What a model's stable version sees: requests a second, errors, latency over `span_s`."""
+    """What a model gets: requests a second, and stable's errors and latency.
+
+    `exposures_per_second` are units, each once in a check interval, and requests without one; None
+    where it is not known, and then each request counts. `span_s` is what it was measured over.
+    """
 
     per_second: float
     error_rate: float = 0.01
     latency: Counts = field(default_factory=dict)
+    exposures_per_second: float | None = None
     span_s: float = 86_400.0
+
+    def rate_of(self, check: str) -> float:
+        """What `check` counts a second: latency is that of requests, all else that of units."""
+        if check in {kinds.LATENCY, kinds.LATENCY_OBJECTIVE} or self.exposures_per_second is None:
+            return self.per_second
+        return self.exposures_per_second
 
 
 @dataclass(frozen=True)
@@ -94,9 +107,10 @@ def _estimate(
     slowest = max((need.seconds for need in needs), default=0.0)
     expected_s = max(bake_s, slowest)
     for check in asked:
-        for name, growth in _growths(plan, step, check, traffic).items():
-            spent_s = min(expected_s, 1e12)
-            proof[name] = proof.get(name, 0.0) + growth * spent_s
+        _keep(proof, _growths(plan, step, check, traffic), expected_s)
+        if check.check in OBJECTIVE_OF:
+            _keep(proof, {_seen(check): _canary(step, check, traffic)}, expected_s)
+    unknown = [check.label for check in asked if check.check not in ESTIMATED]
     return StepEstimate(
         number=index + 1,
         weight_bp=step.weight_bp,
@@ -104,8 +118,23 @@ def _estimate(
         limit_s=max(bake_s * plan.extend_max, float(plan.wait_max_s)),
         expected_s=expected_s if math.isfinite(expected_s) else None,
         needs=tuple(sorted(needs, key=lambda need: -need.seconds)),
-        unknown=tuple(check.label for check in asked if check.check not in ESTIMATED),
+        unknown=(*unknown, *(["the approval of a person"] if step.gate == "person" else [])),
     )
+
+
+def _keep(proof: dict[str, float], growths: Mapping[str, float], seconds: float) -> None:
+    for name, growth in growths.items():
+        proof[name] = proof.get(name, 0.0) + growth * min(seconds, FOR_EVER_S)
+
+
+def _seen(check: CheckDocument) -> str:
+    """Under which name the exposures of the rollout so far are kept."""
+    return f"{check.label} exposures"
+
+
+def _canary(step: StepDocument, check: CheckDocument, traffic: UsualTraffic) -> float:
+    """How much of what `check` counts the canary gets a second."""
+    return traffic.rate_of(check.check) * step.weight_bp / WHOLE_BP
 
 
 # The checks whose time can be foreseen.
@@ -133,13 +162,16 @@ def _needs_of(
     proof: Mapping[str, float],
 ) -> Iterator[Need]:
     """What one check of the step needs beyond the proof so far."""
-    canary = traffic.per_second * step.weight_bp / WHOLE_BP
+    canary = _canary(step, check, traffic)
     if step.weight_bp == WHOLE_BP and check.check in OBJECTIVE_OF:
         if not deciders_of(step, check.check):
             yield Need(check.label, math.inf, math.inf)
         return
     counts = _counts_needed(plan, step, check)
-    if counts:
+    if check.check in OBJECTIVE_OF:
+        # These count the whole rollout, the others the step.
+        counts -= proof.get(_seen(check), 0.0)
+    if counts > 0.0:
         yield Need(check.label, counts, _divide(counts, canary))
     needed = -math.log(_settings(plan).alpha_promote) + LOG_COST
     growths = _growths(plan, step, check, traffic)
@@ -172,7 +204,7 @@ def _growths(
     plan: PlanDocument, step: StepDocument, check: CheckDocument, traffic: UsualTraffic
 ) -> dict[str, float]:
     """How fast each process's proof of safety grows in the step, in nats a second."""
-    canary = traffic.per_second * step.weight_bp / WHOLE_BP
+    canary = _canary(step, check, traffic)
     share = _share(plan, step)
     compared = _divide(canary, share) if share else 0.0
     settings = _settings(plan)

@@ -84,8 +84,9 @@ def _answers_missing(record: Mapping[str, Any]) -> int:
     n = record["canary_n"] + record["control_n"]
     share = record["canary_n"] / n
     rate = max(record["control_rate"] or 0.0, ERROR_RATE_LEAST)
-    gained: float = growth(share, rate, record["margin_bp"] / WHOLE_BP)
-    return math.ceil(lacking / gained * share)
+    gained = growth(share, rate, record["margin_bp"] / WHOLE_BP)
+    answers: float = lacking / gained * share
+    return math.ceil(answers)
 
 
 def _missing_units(evidence: Mapping[str, Any], per_second: float) -> str:

@@ -104,6 +104,27 @@ class PlanSerializer(StrictSerializer):
     notices = serializers.ListField(child=serializers.CharField(), read_only=True)
 
 
+class StepTimeSerializer(serializers.Serializer[Any]):
+    number = serializers.IntegerField()
+    weight_bp = serializers.IntegerField()
+    expected_s = serializers.FloatField(allow_null=True)
+    is_in_time = serializers.BooleanField()
+    told = serializers.CharField()
+
+
+class PlanTimeSerializer(serializers.Serializer[Any]):
+    """How long a plan takes at one rate of traffic, for a version that is as good as stable."""
+
+    period = serializers.CharField()
+    per_second = serializers.FloatField()
+    rate = serializers.CharField()
+    error_rate = serializers.FloatField()
+    expected_s = serializers.FloatField(allow_null=True)
+    can_decide = serializers.BooleanField()
+    told = serializers.CharField()
+    steps = StepTimeSerializer(many=True)
+
+
 class EventSerializer(serializers.ModelSerializer[RolloutEvent]):
     class Meta:
         model = RolloutEvent

@@ -14,8 +14,12 @@ UNITS = (
 
 
 def span(seconds: float) -> str:
-    """Return `seconds` in the unit in which one thinks of it: 50 s, 12 min, 3 h, 9 days, 2 years."""
+    """Return `seconds` in the unit in which one thinks of it: 50 s, 12 min, 3 h, 9 days."""
     for unit, length_s, end_s in UNITS:
         if seconds < end_s:
-            return f"{seconds / length_s:.0f} {unit}"
+            return f"{_digits(seconds / length_s)} {unit}"
     return f"{seconds / YEAR_S:,.0f} years"
+
+
+def _digits(count: float) -> str:
+    return f"{count:.1f}".removesuffix(".0") if 0.0 < count < 10.0 else f"{count:.0f}"
