@@ -42,6 +42,8 @@ class Plan(models.Model):
     interval_s = models.PositiveIntegerField(default=10)
     # A step that cannot be decided goes on for so many bake times, then pauses for a person.
     extend_max = models.PositiveIntegerField(default=3)
+    # A step that lacks data waits for it so long, if that is longer, then pauses for a person.
+    wait_max_s = models.PositiveIntegerField(default=604_800)
     margin_bp = models.PositiveIntegerField(default=100)
     alpha_ppm = models.PositiveIntegerField(default=10_000)
     reference_requests_min = models.PositiveIntegerField(default=5_000)
