@@ -134,6 +134,8 @@ class Counter:
         self._started_at = 0.0
         # Requests that were assigned in earlier windows and had not ended there.
         self.under_way = 0
+        # Nothing was counted since the last window.
+        self._is_empty = True
         self._clear()
 
     def assign(self, unit: str | None, cluster: int = 0) -> None:
@@ -273,8 +275,7 @@ class Counter:
         return clusters
 
     def _clear(self) -> None:
-        # Nothing was counted since the last window.
-        self._is_empty: bool = True
+        self._is_empty = True
         self.requests = 0
         self.errors = 0
         self.fallbacks = 0
