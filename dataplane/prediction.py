@@ -26,6 +26,7 @@ from dataplane.reply import NotJson, Output, head_of, write_answer
 from dataplane.router import Decision
 from dataplane.serving import FIRST_ATTEMPT, Lane, LiveModel, Serving
 from dataplane.telemetry import Telemetry
+from dataplane.timing import cached_line, computed_line
 from dataplane.triton import Fault, TritonError
 
 log = logging.getLogger("interlock.dataplane")
@@ -44,10 +45,6 @@ _REFUSALS: dict[Fault, tuple[int, str]] = {
     Fault.UNREACHABLE: (503, "serving_unreachable"),
     Fault.TIMEOUT: (504, "deadline_exceeded"),
 }
-
-_TIMING = (
-    b"server-timing: read;dur=%.2f,%b;dur=%.2f,queue;dur=%.2f,infer;dur=%.2f,total;dur=%.2f\r\n"
-)
 
 
 def infer_form(
@@ -288,11 +285,8 @@ class Prediction:
         if not has_ended:
             self._ended(ends.CACHED)
         now = monotonic()
-        headers += b"server-timing: read;dur=%.2f,cache;dur=%.2f,total;dur=%.2f\r\n" % (
-            (self._read_at - self._arrived_at) * 1e3,
-            (now - self._read_at) * 1e3,
-            (now - self._arrived_at) * 1e3,
-        )
+        arrived_at, read_at = self._arrived_at, self._read_at
+        headers += cached_line(read_at - arrived_at, now - read_at, now - arrived_at)
         self._caller.respond(200, body, headers)
 
     def go_on(self, lane: Lane) -> None:
@@ -462,13 +456,14 @@ class Prediction:
 
     def _respond(self, headers: bytes, body: bytes, dispatched_at: float, now: float) -> None:
         # Between reading and queueing lies the look-up in the cache, or the version that failed it.
-        headers += _TIMING % (
-            (self._read_at - self._arrived_at) * 1e3,
+        arrived_at, read_at, submitted_at = self._arrived_at, self._read_at, self.submitted_at
+        headers += computed_line(
+            read_at - arrived_at,
             b"cache" if self._first is None else b"first",
-            (self.submitted_at - self._read_at) * 1e3,
-            (dispatched_at - self.submitted_at) * 1e3,
-            (now - dispatched_at) * 1e3,
-            (now - self._arrived_at) * 1e3,
+            submitted_at - read_at,
+            dispatched_at - submitted_at,
+            now - dispatched_at,
+            now - arrived_at,
         )
         if self._first is not None:
             headers += self._fallback_header()
