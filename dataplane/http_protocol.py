@@ -112,6 +112,7 @@ class HttpConnection(Protocol):
         "_unread",
         "_wants_continue",
         "_write_paused",
+        "cluster",
         "server",
         "transport",
     )
@@ -153,6 +154,8 @@ class HttpConnection(Protocol):
         self._write_paused = False
         # The transport is not reading at present.
         self._read_paused = False
+        # The cluster of the client's address, once a request without a unit needs it.
+        self.cluster: int | None = None
 
     # --- asyncio calls these -------------------------------------------------------------------
 

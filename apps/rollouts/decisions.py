@@ -55,7 +55,8 @@ class Answered:
         if self.result.verdict is Verdict.FAIL:
             is_guardrail = self.check.effective_mode == "guardrail"
             return Action.ROLL_BACK if is_guardrail else Action.PAUSE
-        return Action(self.check.on.get(self.result.verdict, Action.HOLD))
+        usual = Action.HOLD if self.result.is_decidable else Action.PAUSE
+        return Action(self.check.on.get(self.result.verdict, usual))
 
     @property
     def rule(self) -> str:
@@ -103,7 +104,9 @@ def _decide_due(answers: Sequence[Answered], facts: StepFacts) -> Decision:
     for action in (Action.ROLL_BACK, Action.PAUSE):
         for answered in undecided:
             if answered.action is action:
-                return Decision(action, f"{_tell(answered)} (as the plan says of this verdict)")
+                is_set = answered.result.verdict in answered.check.on
+                why = " (as the plan says of this verdict)" if is_set else ""
+                return Decision(action, f"{_tell(answered)}{why}")
     reason = _undecided(undecided, facts)
     if reason is None:
         if facts.gate:

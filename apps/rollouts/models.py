@@ -444,13 +444,15 @@ class ShadowRow(models.Model):
 
 
 class TrafficAlarm(models.Model):
-    """Traffic that an instance sent where the table that it serves from sends none, or too much."""
+    """What an instance did with traffic that its table does not say, or that nobody can see."""
 
     class Kind(models.TextChoices):
         # A version whose share is 0 got requests.
         LEAK = "leak"
         # A split has another effect than it says.
         DIVERGENCE = "divergence"
+        # Requests that were assigned have not ended, or more ended than were assigned.
+        ENDS = "ends"
 
     kind = models.CharField(max_length=20, choices=Kind.choices)
     instance = models.CharField(max_length=200)

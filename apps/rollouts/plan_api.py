@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import msgspec
 from drf_spectacular.utils import extend_schema
 from rest_framework import status
+from rest_framework.decorators import action
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.viewsets import GenericViewSet, ViewSet
@@ -15,10 +17,16 @@ from apps.lib.errors import Invalid, NotFound
 from apps.models.access import actor_of, require_role
 from apps.models.models import Role
 from apps.rollouts.models import Plan
+from apps.rollouts.plan_risks import risks_of_plan
 from apps.rollouts.plan_store import delete_plan, save_plan
 from apps.rollouts.plan_templates import TEMPLATES
-from apps.rollouts.plans import PlanDocument
-from apps.rollouts.serializers import PlanSerializer, plan_to_json, template_to_json
+from apps.rollouts.plans import PlanDocument, document_of
+from apps.rollouts.serializers import (
+    PlanRisksSerializer,
+    PlanSerializer,
+    plan_to_json,
+    template_to_json,
+)
 
 
 def find_plan(name: str) -> Plan:
@@ -70,6 +78,15 @@ class PlanViewSet(GenericViewSet[Plan]):
         require_role(request.user, None, Role.ADMIN)
         delete_plan(plan=self.get_object(), actor=actor_of(request))
         return Response(status=status.HTTP_204_NO_CONTENT)
+
+    @extend_schema(responses=PlanRisksSerializer)
+    @action(detail=True)
+    def risks(self, request: Request, name: str) -> Response:
+        """How often the plan rolls a healthy version back, or lets one at its limit pass."""
+        risks = risks_of_plan(document_of(self.get_object()))
+        return Response(
+            {"false_rollback": risks.false_rollback, "checks": [asdict(c) for c in risks.checks]}
+        )
 
     @staticmethod
     def _save(request: Request, plan: Plan | None) -> Plan:

@@ -22,7 +22,9 @@ from apps.rollouts.models import (
     Rollout,
     RolloutEvent,
 )
+from apps.rollouts.no_control import notices_of
 from apps.rollouts.overrides import Override
+from apps.rollouts.plan_risks import Basis
 from apps.rollouts.plan_templates import PlanTemplate
 from apps.rollouts.plans import DEFAULT_BAKE_S, PlanDocument, document_of, to_json
 
@@ -98,6 +100,24 @@ class PlanSerializer(StrictSerializer):
     final_bake_s = serializers.IntegerField(min_value=0, max_value=30 * DAY_S, default=0)
     rollback_window_s = serializers.IntegerField(min_value=0, max_value=365 * DAY_S, default=DAY_S)
     steps: Any = serializers.ListSerializer(child=StepSerializer(), max_length=100)
+    # In sentences: which steps have nothing to compare with, and what that leads to.
+    notices = serializers.ListField(child=serializers.CharField(), read_only=True)
+
+
+class CheckRiskSerializer(serializers.Serializer[Any]):
+    """Fractions; null where nobody can know."""
+
+    name = serializers.CharField()
+    kind = serializers.CharField()
+    mode = serializers.ChoiceField(choices=list(get_args(Mode)))
+    basis = serializers.ChoiceField(choices=list(get_args(Basis)))
+    false_rollback = serializers.FloatField(allow_null=True)
+    false_pass = serializers.FloatField(allow_null=True)
+
+
+class PlanRisksSerializer(serializers.Serializer[Any]):
+    false_rollback = serializers.FloatField(allow_null=True)
+    checks = CheckRiskSerializer(many=True)
 
 
 class EventSerializer(serializers.ModelSerializer[RolloutEvent]):
@@ -275,7 +295,7 @@ def template_to_json(template: PlanTemplate) -> dict[str, Any]:
 
 
 def _ordered(document: PlanDocument, extra: dict[str, Any]) -> dict[str, Any]:
-    told = {**to_json(document), **extra}
+    told = {**to_json(document), **extra, "notices": notices_of(document)}
     for step in told["steps"]:
         step.pop("is_final_bake", None)
     return {str(name): told[str(name)] for name in PlanSerializer().fields}

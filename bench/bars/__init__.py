@@ -19,6 +19,10 @@ Rng = np.random.Generator
 SECTIONS: dict[str, str] = {
     "quantiles": "bench.bars.quantiles",
     "margins": "bench.bars.margins",
+    "passing": "bench.bars.passing",
+    "control": "bench.bars.control",
+    "sample_ratio": "bench.bars.sample_ratio",
+    "weight-phases": "bench.bars.weight_phases",
 }
 
 

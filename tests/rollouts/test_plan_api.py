@@ -30,6 +30,15 @@ def test_each_template_is_a_plan_and_comes_back_as_it_was_sent() -> None:
     assert len(templates) == 5
 
 
+def test_a_plans_risks_are_given_check_by_check() -> None:
+    make_plan("usual")
+
+    risks = client("viewer").get(f"{PLANS}usual/risks/").json()
+
+    assert risks["false_rollback"] == pytest.approx(0.01)
+    assert [check["basis"] for check in risks["checks"]] == ["bounded"] * len(risks["checks"])
+
+
 @pytest.mark.parametrize(
     ("body", "told"),
     [
@@ -72,7 +81,7 @@ def test_a_change_reaches_the_next_rollout_and_says_all_it_was_told() -> None:
     step = {"weight_bp": 500, "shadow_bp": 100, "gate": "person", "gate_role": "admin"}
     changed = {**body, "control": "equal", "evidence_mode": "beyond_margin", "steps": [step]}
     told = caller.put(f"{PLANS}canary/", changed, content_type="application/json").json()
-    assert {**told, "steps": []} == {**changed, "steps": []}
+    assert {**told, "steps": []} == {**changed, "steps": [], "notices": []}
     assert step.items() <= told["steps"][0].items()
     assert caller.get(f"{PLANS}canary/").json() == told
 

@@ -19,6 +19,7 @@ from apps.experiments.stats.estimates import Estimate
 from apps.experiments.stats.rare_rates import Seen, gain_bounds
 from apps.experiments.stats.rate_scores import RateRegion
 from apps.experiments.stats.sequential import boundary
+from apps.experiments.stats.strata import Rates, gain_bounds_of
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class MarginVerdict:
 def judge_margin(
     spec: MetricSpec,
     made: Estimate,
-    rare: tuple[Seen, Seen] | None,
+    rare: tuple[Seen, Seen] | Rates | None,
     *,
     alpha: float,
     planned_units: int,
@@ -64,8 +65,7 @@ def judge_margin(
     if silent:
         return MarginVerdict("undecided", None, margin, is_worse, silent)
     if rare:
-        better = spec.is_increase_better
-        low, high = gain_bounds(*rare, alpha=alpha, is_increase_better=better, is_final=is_final)
+        low, high = _exact(rare, alpha, spec.is_increase_better, is_final)
     else:
         low, high = _gain_limits(spec, made, alpha, planned_units, is_final=is_final)
     bound = low if math.isfinite(low) else None
@@ -93,6 +93,15 @@ def _gain_limits(
     else:
         low, high = found.bounds(_fixed(found, alpha))
     return (low, high) if spec.is_increase_better else (-high, -low)
+
+
+def _exact(
+    rare: tuple[Seen, Seen] | Rates, alpha: float, is_increase_better: bool, is_final: bool
+) -> tuple[float, float]:
+    better = is_increase_better
+    if isinstance(rare, Rates):
+        return gain_bounds_of(rare, alpha=alpha, is_increase_better=better, is_final=is_final)
+    return gain_bounds(*rare, alpha=alpha, is_increase_better=better, is_final=is_final)
 
 
 def _fixed(found: Difference, alpha: float) -> float:

@@ -120,7 +120,8 @@ def sides_of(check: CheckDocument | None, evidence: Evidence) -> Sides:
 
 def _rates(_: CheckDocument, evidence: Evidence) -> Sides:
     if evidence.get("absolute"):
-        return _count(evidence, "n"), Cell("fixed bound", "nobody is left on stable")
+        bound = NOTHING if "deciders" in evidence else "fixed bound"
+        return _count(evidence, "n"), Cell(bound, "nobody is left on stable")
     return _rate(evidence, "canary"), _rate(evidence, "control")
 
 
