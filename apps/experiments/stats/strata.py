@@ -31,6 +31,7 @@ from apps.experiments.stats.comparison import (
 )
 from apps.experiments.stats.data import ArmData, MetricSpec
 from apps.experiments.stats.rare_rates import Seen, gain_bounds
+from apps.experiments.stats.rate_scores import StratifiedRateRegion
 from apps.experiments.stats.sequential import EXPECTED_MIN
 from apps.experiments.stats.skewness import Spread, combined, spread_of
 
@@ -371,7 +372,8 @@ def compare_rates(rates: Rates) -> Difference:
 
     With Cochran's weights wₛ·dₛ is events less those expected, and the test is that of Mantel and
     Haenszel (1959), with the variance n1·n0·p(1 − p)/(N − 1) of each stratum. Where an arm has
-    fewer than ten events or non-events in all, the exact conditional test decides.
+    fewer than ten events or non-events in all, the exact conditional test decides. Intervals, and so
+    margins, hold each difference against the data by its own score test (`rate_scores`).
     """
     weight = rates.control_n * rates.n / rates.total
     weights = weight / weight.sum()
@@ -388,8 +390,11 @@ def compare_rates(rates: Rates) -> Difference:
     is_small = min(events, control_events, *others) < SMALL_CELL
     exact = exact_p(rates) if is_small else None
     test = "mantel-haenszel" if exact is None else "stratified-exact"
+    region = StratifiedRateRegion(
+        rates.control_n, rates.control_events, rates.n, rates.events, weights
+    )
     return Difference(State.OK, "", test, *means, control_variance=noise[0],
-                      treatment_variance=noise[1], exact_p=exact)  # fmt: skip
+                      treatment_variance=noise[1], exact_p=exact, region=region)  # fmt: skip
 
 
 def expected_events(rates: Rates) -> float:
