@@ -53,13 +53,24 @@ class Units:
 
     def assign(self, digest: int) -> bool:
         """Return True when the unit was not yet assigned in this interval."""
-        return self._mark(digest, ASSIGNED)
+        marks = self._marks
+        seen = marks.get(digest, 0)
+        if seen & ASSIGNED or (not seen and len(marks) >= UNITS_MAX):
+            return False
+        marks[digest] = seen | ASSIGNED
+        return True
 
     def meet(self, digest: int) -> bool:
         """Return True when the unit was not yet answered or failed in this interval."""
-        is_new = self._mark(digest, MET)
-        self.overflow += digest not in self._marks
-        return is_new
+        marks = self._marks
+        seen = marks.get(digest, 0)
+        if seen & MET:
+            return False
+        if not seen and len(marks) >= UNITS_MAX:
+            self.overflow += 1
+            return False
+        marks[digest] = seen | MET
+        return True
 
     def fail(self, digest: int) -> bool:
         """Return True when it is the first error of a unit that was met in this interval."""
@@ -134,11 +145,15 @@ class Counter:
         self._started_at = 0.0
         # Requests that were assigned in earlier windows and had not ended there.
         self.under_way = 0
+        # Nothing was counted since the last window.
+        self._is_empty = True
         self._clear()
 
     def assign(self, unit: str | None, cluster: int = 0) -> None:
         """Count that a request is sent here, whatever will become of it."""
-        self._open()
+        now = self._clock()
+        if self._is_empty or not self._opens_at <= now < self._closes_at:
+            self._open(now)
         self.assigned_requests += 1
         if unit is None:
             self._cells[cluster * WIDTH + AT_ASSIGNED] += 1
@@ -151,7 +166,15 @@ class Counter:
         self, unit: str | None, latency_us: float, cluster: int = 0, *, has_ended: bool = False
     ) -> None:
         """Count a request that the version answered; one that `has_ended` came too late."""
-        self._count(unit, cluster)
+        now = self._clock()
+        if self._is_empty or not self._opens_at <= now < self._closes_at:
+            self._open(now)
+        self.requests += 1
+        if unit is None:
+            self.anonymous += 1
+            self._cells[cluster * WIDTH + AT_N] += 1
+        elif self._units.meet(hash(unit)):
+            self._cells[cluster * WIDTH + AT_N] += 1
         index = cluster << BUCKET_BITS | index_of(latency_us)
         self.latency[index] = self.latency.get(index, 0) + 1
         if not has_ended:
@@ -159,40 +182,39 @@ class Counter:
 
     def failed(self, unit: str | None, cluster: int = 0, *, fell_back: bool) -> None:
         """Count a request that the version failed; how it ends is counted when it does."""
-        self._count(unit, cluster)
+        self._open(self._clock())
+        self.requests += 1
         self.errors += 1
         self.fallbacks += fell_back
+        at = cluster * WIDTH
         if unit is None:
+            self.anonymous += 1
             self.anonymous_errors += 1
-            self._cells[cluster * WIDTH + AT_ERRORS] += 1
-        elif self._units.fail(hash(unit)):
-            self._cells[cluster * WIDTH + AT_ERRORS] += 1
+            self._cells[at + AT_N] += 1
+            self._cells[at + AT_ERRORS] += 1
+        else:
+            digest = hash(unit)
+            self._cells[at + AT_N] += self._units.meet(digest)
+            self._cells[at + AT_ERRORS] += self._units.fail(digest)
 
     def found(self, *, has_ended: bool = False) -> None:
         """Count a request that the cache answered: it says nothing of the version."""
-        self._open()
+        now = self._clock()
+        if self._is_empty or not self._opens_at <= now < self._closes_at:
+            self._open(now)
         self.cache_hits += 1
         if not has_ended:
             self._ends[CACHED] += 1
 
     def end(self, end: int, unit: str | None, cluster: int = 0) -> None:
         """Count how a request ended that was not answered by its version or the cache."""
-        self._open()
+        self._open(self._clock())
         self._ends[end] += 1
         if IS_UNANSWERED[end] and (unit is None or self._units.leave(hash(unit))):
             self._cells[cluster * WIDTH + AT_UNANSWERED] += 1
 
-    def _count(self, unit: str | None, cluster: int) -> None:
-        self._open()
-        self.requests += 1
-        if unit is None:
-            self.anonymous += 1
-            self._cells[cluster * WIDTH + AT_N] += 1
-        elif self._units.meet(hash(unit)):
-            self._cells[cluster * WIDTH + AT_N] += 1
-
-    def _open(self) -> None:
-        now = self._clock()
+    def _open(self, now: float) -> None:
+        # Those that most requests call look first whether there is anything to do.
         if not self._opens_at <= now < self._closes_at:
             self._begin(now)
         if self._is_empty:
@@ -268,11 +290,11 @@ class Counter:
             counts = self._cells[at : at + WIDTH]
             latency = latencies.get(cluster, {})
             if latency or any(counts):
-                clusters[cluster] = ClusterCounts(*counts, latency)
+                units, assigned, unanswered, n, errors = counts
+                clusters[cluster] = ClusterCounts(units, assigned, unanswered, n, errors, latency)
         return clusters
 
     def _clear(self) -> None:
-        # Nothing was counted since the last window.
         self._is_empty = True
         self.requests = 0
         self.errors = 0

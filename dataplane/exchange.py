@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dataplane import compression
+from dataplane.clusters import cluster_of
 from dataplane.errors import Refusal
 
 if TYPE_CHECKING:
@@ -83,8 +84,13 @@ class Exchange:
 
     @property
     def client_cluster(self) -> int:
-        """The cluster of the client's address."""
-        return self._connection.client_cluster()
+        """The cluster of the client's address; those without one share that of an empty one."""
+        connection = self._connection
+        if connection.cluster is None:
+            transport = connection.transport
+            peer = transport.get_extra_info("peername") if transport is not None else None
+            connection.cluster = cluster_of(str(peer[0]).encode() if peer else b"")
+        return connection.cluster
 
     def respond(self, status: int, body: bytes, headers: bytes = JSON) -> None:
         """Answer with `headers`, complete lines that end in CRLF. Later calls do nothing."""

@@ -16,7 +16,6 @@ from typing import cast
 import httptools
 
 from dataplane import compression
-from dataplane.clusters import cluster_of
 from dataplane.config import Limits
 from dataplane.errors import Refusal
 from dataplane.exchange import Exchange
@@ -99,7 +98,6 @@ class HttpConnection(Protocol):
     __slots__ = (
         "_body",
         "_body_bytes",
-        "_cluster",
         "_current",
         "_deaf",
         "_head_bytes",
@@ -114,6 +112,7 @@ class HttpConnection(Protocol):
         "_unread",
         "_wants_continue",
         "_write_paused",
+        "cluster",
         "server",
         "transport",
     )
@@ -156,7 +155,7 @@ class HttpConnection(Protocol):
         # The transport is not reading at present.
         self._read_paused = False
         # The cluster of the client's address, once a request without a unit needs it.
-        self._cluster: int | None = None
+        self.cluster: int | None = None
 
     # --- asyncio calls these -------------------------------------------------------------------
 
@@ -283,9 +282,9 @@ class HttpConnection(Protocol):
             raise Refusal(501, "unknown_coding", "the only transfer coding known is chunked")
         if b"expect" in headers and not current.legacy:
             self._expect(headers[b"expect"])
-        has_body = coding is not None or (length is not None and int(length) > 0)
-        if has_body and self._parser.should_upgrade():
-            self._unread = self._parser.get_method() != b"CONNECT"
+        if b"upgrade" in headers and self._parser.should_upgrade():
+            has_body = coding is not None or (length is not None and int(length) > 0)
+            self._unread = has_body and self._parser.get_method() != b"CONNECT"
 
     def on_body(self, data: bytes) -> None:
         self._body_bytes += len(data)
@@ -339,13 +338,6 @@ class HttpConnection(Protocol):
             self._since_s = self.server.now_s
         if self._read_paused or self._held:
             self._balance()
-
-    def client_cluster(self) -> int:
-        """Return the cluster of the client's address; those without one share the empty one's."""
-        if self._cluster is None:
-            peer = self.transport.get_extra_info("peername") if self.transport is not None else None
-            self._cluster = cluster_of(str(peer[0]).encode() if peer else b"")
-        return self._cluster
 
     def close_when_idle(self) -> None:
         """Close at once unless an answer is owed or a request is half read."""

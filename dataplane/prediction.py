@@ -26,6 +26,7 @@ from dataplane.reply import NotJson, Output, head_of
 from dataplane.router import Decision
 from dataplane.serving import FIRST_ATTEMPT, Lane, LiveModel, Serving
 from dataplane.telemetry import Telemetry
+from dataplane.timing import cached_line, computed_line
 from dataplane.triton import Fault, TritonError
 
 log = logging.getLogger("interlock.dataplane")
@@ -266,10 +267,9 @@ class Prediction:
         if not has_ended:
             self._ended(ends.CACHED)
         now = monotonic()
-        headers += lane.found_lines % (
-            (self._read_at - self._arrived_at) * 1e3,
-            (now - self._read_at) * 1e3,
-            (now - self._arrived_at) * 1e3,
+        arrived_at, read_at = self._arrived_at, self._read_at
+        headers += cached_line(read_at - arrived_at, now - read_at, now - arrived_at)
+        headers += lane.id_line % (
             self._answered_ns or time_ns(),
             self._id_unit() if lane.decision.exposures else b"",
         )
@@ -456,13 +456,16 @@ class Prediction:
         # Between reading and queueing lies the look-up in the cache, or the version that failed it.
         first = self._first
         lane = self._lane
-        headers += lane.answer_lines % (
-            (self._read_at - self._arrived_at) * 1e3,
+        arrived_at, read_at, submitted_at = self._arrived_at, self._read_at, self.submitted_at
+        headers += computed_line(
+            read_at - arrived_at,
             b"cache" if first is None else b"first",
-            (self.submitted_at - self._read_at) * 1e3,
-            (dispatched_at - self.submitted_at) * 1e3,
-            (now - dispatched_at) * 1e3,
-            (now - self._arrived_at) * 1e3,
+            submitted_at - read_at,
+            dispatched_at - submitted_at,
+            now - dispatched_at,
+            now - arrived_at,
+        )
+        headers += lane.id_line % (
             self._answered_ns or time_ns(),
             self._id_unit() if first is not None or lane.decision.exposures else b"",
         )

@@ -23,6 +23,7 @@ from dataplane.batching import Batcher
 from dataplane.breaker import Breaker
 from dataplane.cache import Cache, CachedLane, ModelCache
 from dataplane.codec import Codec
+from dataplane.counter import Counter
 from dataplane.crowd import Crowd
 from dataplane.errors import Refusal, unavailable
 from dataplane.exchange import JSON
@@ -31,17 +32,13 @@ from dataplane.pinfile import PIN_ALL
 from dataplane.router import Decision, Router
 from dataplane.shadow.mirror import Mirror, Shadows
 from dataplane.tables import gone_versions
-from dataplane.telemetry import DEFAULT_INTERVAL_S, Counter, Telemetry
+from dataplane.telemetry import DEFAULT_INTERVAL_S, Telemetry
 from dataplane.triton import Copies, Triton
 
 TRIPS_MAX = 200
 # A report carries all trips, so that none of them may be long.
 REASON_LENGTH_MAX = 300
 _BINARY = b"content-type: application/octet-stream\r\n"
-_ANSWER_STAGES = (
-    b"server-timing: read;dur=%.2f,%b;dur=%.2f,queue;dur=%.2f,infer;dur=%.2f,total;dur=%.2f\r\n"
-)
-_FOUND_STAGES = b"server-timing: read;dur=%.2f,cache;dur=%.2f,total;dur=%.2f\r\n"
 # The part of a request's time that a version with a fallback may use.
 FIRST_ATTEMPT = 0.75
 
@@ -68,9 +65,8 @@ class Lane:
     `fallback` is where it goes when this version fails it, None where there is nowhere to go.
     `mirror` copies it to a shadow after the answer, None where there is no shadow. `cached` is the
     way through the cache, None where that is off; `cache_state` is what the headers say of it.
-    `answer_lines` and `found_lines` are formats of the headers that differ from answer to answer,
-    of the version and of the cache: stages in milliseconds, and what the answer's id ends with
-    (`contract.request_ids`); `id_head` is what it begins with.
+    `id_head` is what the ids of its answers begin with (`contract.request_ids`), `id_line` the
+    format of their header, whose two fields are the rest of it.
     """
 
     decision: Decision
@@ -85,8 +81,7 @@ class Lane:
     cached: CachedLane | None = None
     cache_state: str = "bypass"
     id_head: bytes = b""
-    answer_lines: bytes = b""
-    found_lines: bytes = b""
+    id_line: bytes = b""
 
 
 @dataclass(slots=True, eq=False)
@@ -277,8 +272,7 @@ class Serving:
             fallback=fallback,
             mirror=self._mirror(model, decision),
             id_head=id_head,
-            answer_lines=_ANSWER_STAGES + id_line,
-            found_lines=_FOUND_STAGES + id_line,
+            id_line=id_line,
         )
         if model.cache is not None:
             scope = model.cache.scope(decision.version, decision.split if is_baseline else "")

@@ -15,6 +15,7 @@ from apps.rollouts.objectives import Part, judge_error_objective, judge_latency_
 from apps.rollouts.observed import OBSERVED
 from apps.rollouts.percentiles import percentile_differences
 from apps.rollouts.plans import WHOLE_BP, PlanDocument
+from apps.rollouts.references import reference_to_json, tell_reference
 from apps.rollouts.sample_ratio import judge_step
 from apps.rollouts.thresholds import judge_error_threshold
 from apps.rollouts.verdicts import JSON, CheckResult, Verdict
@@ -148,7 +149,12 @@ def _latency(question: Question, _: CheckDocument) -> CheckResult:
         merge(i.canary.latency for i in mine), merge(i.control.latency for i in mine)
     )
     shown: list[JSON] = [asdict(difference) for difference in differences]
-    return replace(found, evidence={**found.evidence, "percentiles": shown})
+    evidence: dict[str, JSON] = {**found.evidence, "percentiles": shown}
+    if question.reference is None or not question.has_control:
+        return replace(found, evidence=evidence)
+    evidence["reference"] = reference_to_json(question.reference)
+    basis = tell_reference(question.reference)
+    return replace(found, reason="; ".join(filter(None, (found.reason, basis))), evidence=evidence)
 
 
 def _judge_latency(question: Question) -> CheckResult:

@@ -7,7 +7,15 @@ from typing import Any
 
 import msgspec
 
-from apps.rollouts.check_kinds import DEFAULT_CHECKS, SHADOW_AGREEMENT, SMOKE
+from apps.rollouts.check_kinds import (
+    DEFAULT_CHECKS,
+    ERROR_RATE,
+    LATENCY,
+    SAMPLE_RATIO,
+    SHADOW_AGREEMENT,
+    SMOKE,
+    CheckDocument,
+)
 from apps.rollouts.plans import (
     DEFAULT_BAKE_S,
     DEFAULT_HOLDBACK_BP,
@@ -42,6 +50,13 @@ _COPY = StepDocument(weight_bp=0, shadow_bp=1_000, bake_s=30 * MINUTE_S, checks=
 _SHADOW = msgspec.structs.replace(_COPY, gate="person")
 _HALF = StepDocument(weight_bp=5_000, bake_s=30 * MINUTE_S, checks=DEFAULT_CHECKS, gate="person")
 
+_RECORDED = CheckDocument(check=LATENCY, mode="dry-run")
+_LITTLE = StepDocument(
+    weight_bp=5_000,
+    bake_s=24 * HOUR_S,
+    checks=(ERROR_RATE, _RECORDED, SAMPLE_RATIO),
+    gate="person",
+)
 # The bake after the last step is the one at 95 %: who is held back is compared with to the end.
 _HELD_BACK: dict[str, Any] = {
     "holdback_bp": DEFAULT_HOLDBACK_BP,
@@ -91,5 +106,17 @@ TEMPLATES = (
         ),
         "Compare copies, then 5 → 25 → 50 %, hold there until a person lets it go on to 95 %, with "
         "5 % held back on the version before",
+    ),
+    PlanTemplate(
+        PlanDocument(
+            name="little-traffic",
+            steps=(_LITTLE,),
+            margin_bp=500,
+            wait_max_s=30 * 24 * HOUR_S,
+            holdback_bp=DEFAULT_HOLDBACK_BP,
+            final_bake_s=24 * HOUR_S,
+        ),
+        "For a few requests an hour: 50 % until 5 points more errors are ruled out, up to 30 days; "
+        "latency is recorded only, and a person who has looked at it lets it go on to 95 %",
     ),
 )

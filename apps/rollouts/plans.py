@@ -31,6 +31,8 @@ DEFAULT_PLAN = "canary"
 DEFAULT_WEIGHTS_BP = (500, 1_000, 2_500, 5_000)
 DEFAULT_BAKE_S = 30 * MINUTE_S
 DEFAULT_HOLDBACK_BP = 500
+# A step that lacks data waits for it this long: little traffic is no reason to stop.
+DEFAULT_WAIT_S = 7 * 24 * 3_600
 HOLDBACK_LEAST_BP, HOLDBACK_MOST_BP = 100, 500
 # So many check intervals at most in the bake time of a step: two hours of the default ones.
 INTERVALS_MAX = 720
@@ -66,6 +68,7 @@ class PlanDocument(msgspec.Struct, frozen=True, kw_only=True):
     time_scale_permille: int = 1_000
     interval_s: int = 10
     extend_max: int = 3
+    wait_max_s: int = DEFAULT_WAIT_S
     margin_bp: int = 100
     alpha_ppm: int = 10_000
     reference_requests_min: int = 5_000

@@ -88,6 +88,7 @@ class PlanSerializer(StrictSerializer):
     time_scale_permille = serializers.IntegerField(min_value=1, max_value=10_000, default=1_000)
     interval_s = serializers.IntegerField(min_value=1, max_value=3_600, default=10)
     extend_max = serializers.IntegerField(min_value=1, max_value=1_000, default=3)
+    wait_max_s = serializers.IntegerField(min_value=0, max_value=365 * DAY_S, default=7 * DAY_S)
     margin_bp = serializers.IntegerField(min_value=1, max_value=9_999, default=100)
     alpha_ppm = serializers.IntegerField(min_value=1, max_value=500_000, default=10_000)
     reference_requests_min = serializers.IntegerField(min_value=1, max_value=MOST, default=5_000)
@@ -118,6 +119,27 @@ class CheckRiskSerializer(serializers.Serializer[Any]):
 class PlanRisksSerializer(serializers.Serializer[Any]):
     false_rollback = serializers.FloatField(allow_null=True)
     checks = CheckRiskSerializer(many=True)
+
+
+class StepTimeSerializer(serializers.Serializer[Any]):
+    number = serializers.IntegerField()
+    weight_bp = serializers.IntegerField()
+    expected_s = serializers.FloatField(allow_null=True)
+    is_in_time = serializers.BooleanField()
+    told = serializers.CharField()
+
+
+class PlanTimeSerializer(serializers.Serializer[Any]):
+    """How long a plan takes at one rate of traffic, for a version that is as good as stable."""
+
+    period = serializers.CharField()
+    per_second = serializers.FloatField()
+    rate = serializers.CharField()
+    error_rate = serializers.FloatField()
+    expected_s = serializers.FloatField(allow_null=True)
+    can_decide = serializers.BooleanField()
+    told = serializers.CharField()
+    steps = StepTimeSerializer(many=True)
 
 
 class EventSerializer(serializers.ModelSerializer[RolloutEvent]):

@@ -14,7 +14,8 @@ from apps.experiments.gather import Gathered, gather
 from apps.experiments.models import Experiment, ExposureRow, MeasuredUnit, Metric, WeightChange
 from apps.experiments.services import MetricChoice
 from apps.experiments.stats.comoments import Comoments
-from apps.experiments.stats.quantiles import ranks_of
+from apps.experiments.stats.data import Stratum
+from apps.experiments.stats.quantiles import order_statistics_of
 from apps.experiments.values import fold_all
 from tests.experiments.factories import NOW, expose, make_metric, make_running, observe
 
@@ -81,6 +82,8 @@ def agree(found: Gathered, expected: dict[str, Comoments], place: int = 0) -> No
         assert got.n == wanted.n
         assert got.means == pytest.approx(wanted.means, rel=1e-12)
         assert got.products == pytest.approx(wanted.products, rel=1e-6, abs=1e-6)
+        assert got.thirds == pytest.approx(wanted.thirds, rel=1e-6, abs=1e-6)
+        assert got.extremes == wanted.extremes
 
 
 RULES: dict[str, Callable[[list[float]], float]] = {
@@ -170,11 +173,7 @@ def test_a_quantile_has_its_order_statistics() -> None:
 
     values = ExposureRow.objects.filter(variant_name="weak", crossed_over=False)
     ordered = sorted(row.values[0] for row in values if row.values[0] is not None)
-    assert found.order is not None
-    assert found.order.n == len(ordered)
-    ranks = ranks_of(len(ordered), 0.75)
-    expected = [ordered[rank - 1] for rank in ranks]
-    assert [found.order.low, found.order.value, found.order.high] == expected
+    assert found.order == order_statistics_of(np.array(ordered), 0.75)
 
 
 def test_what_the_data_plane_measured_is_per_unit() -> None:
@@ -229,10 +228,10 @@ def test_levels_of_a_dimension_divide_the_arms() -> None:
     levels = found.breakdowns["x-country"]
     assert set(levels) == {"ch", "(none)"}
     for name, arm in found.arms.items():
-        merged = levels["ch"][name].merge(levels["(none)"][name])
+        merged = levels["ch"][name].comoments.merge(levels["(none)"][name].comoments)
         assert merged.n == arm.comoments.n == 20
         assert merged.products == pytest.approx(arm.comoments.products)
-        assert arm.strata == {level: levels[level][name] for level in levels}
+        assert arm.strata == {Stratum(0, level): levels[level][name].comoments for level in levels}
 
 
 def test_those_held_out_are_in_no_arm_and_shown_apart() -> None:
@@ -277,3 +276,30 @@ def test_an_outcome_counts_though_its_clock_puts_it_a_little_before_the_exposure
 
     # What is older than the tolerance is the covariate, as long a time of it as without one.
     assert moments.means == (6.0, 1.0)
+
+
+def test_units_are_counted_by_the_phase_in_which_they_were_exposed() -> None:
+    metric, middle = metric_of(), metric_of("middle", kind="quantile", quantile_ppm=500_000)
+    choices = [MetricChoice(metric), MetricChoice(middle, "secondary")]
+    experiment = make_running(metrics=choices, dimensions=["x-country"])
+    at = NOW + timedelta(seconds=10)
+    WeightChange.objects.create(
+        experiment=experiment, at=at, weights_bp={"weak": 4_999, "strong": 5_001}, actor="anna"
+    )
+    for i in range(40):
+        # Outcomes of the first phase come after the change as well.
+        expose(experiment, f"u{i}", "weak", 1 if i < 10 else 20, attributes={"x-country": "ch"})
+        observe(metric, f"u{i}", float(i), 30)
+        observe(middle, f"u{i}", float(i), 30)
+
+    found = seen(experiment).data
+    mean, quantile = (m.arms["weak"] for m in found.metrics)
+
+    moved = sum(4_999 <= row.bucket < 5_000 for row in ExposureRow.objects.filter(at__lt=at))
+    assert {at.phase: units.n for at, units in mean.strata.items()} == {0: 10 - moved, 1: 30}
+    by_level = found.metrics[0].breakdowns["x-country"]["ch"]["weak"]
+    assert {at.phase: units.n for at, units in by_level.strata.items()} == {0: 10 - moved, 1: 30}
+    assert mean.strata[Stratum(1)].means == (24.5,)
+    assert quantile.order is not None
+    assert (quantile.order.n, quantile.order.value) == (30, 24.0)
+    assert [phase.weights_bp["weak"] for phase in found.phases] == [5_000, 4_999]

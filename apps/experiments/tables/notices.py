@@ -47,7 +47,16 @@ def notices(
     attributed = [Notice(tone, text) for tone, text in attribution_notices(result)]
     found += [notice for notice in attributed if notice.tone == "bad"]
     mild = [notice for notice in attributed if notice.tone != "bad"]
-    return found + behind(result) + mild + _left_out(quality)
+    return found + _of_metrics(result) + behind(result) + mild + _left_out(quality)
+
+
+def _of_metrics(result: Mapping[str, Any]) -> list[Notice]:
+    """Return what metrics' numbers lean on. Results of before had none."""
+    return [
+        Notice("warn", text)
+        for metric in result.get("metrics") or ()
+        for text in metric.get("notices") or ()
+    ]
 
 
 def behind(result: Mapping[str, Any]) -> list[Notice]:

@@ -15,11 +15,15 @@ import ibis
 from apps.experiments.models import Metric
 from apps.experiments.moves import TENANT
 from apps.experiments.scan import Scan, before
-from apps.experiments.stats.comoments import Comoments
+from apps.experiments.stats.comoments import Comoments, Extremes, central_thirds, triples
 from apps.experiments.warehouse.units import Expr, as_number
 from apps.lib.errors import Unavailable
 
 NO_LEVEL = "(none)"
+GROUPS = ["variant", "phase", "level"]
+# Third powers of deviations at this scale stay within the range of floats: some engines refuse what
+# does not.
+SCALE = 1e-20
 # The columns of a unit's values of each metric, in the order of the scan.
 Names = list[list[str]]
 
@@ -32,10 +36,7 @@ def missing_means(units: Expr, places: Sequence[int]) -> Expr:
 
 def phase_counts(units: Expr, scan: Scan) -> Expr:
     """Ask how many units met each variant in each phase: `variant`, `phase`, `kept`, …"""
-    phase: Expr = ibis.literal(0, "int64")
-    for later in scan.phases[1:]:
-        phase += as_number(units.at >= ibis.literal(later.at))
-    units = units.mutate(phase=phase, moved=_moved(units, scan))
+    units = units.mutate(phase=_phase(units, scan), moved=_moved(units, scan))
     return units.group_by(["variant", "phase"]).aggregate(
         kept=as_number(~units.crossed_over & ~units.moved).sum(),
         crossed_over=as_number(units.crossed_over).sum(),
@@ -47,12 +48,15 @@ def phase_counts(units: Expr, scan: Scan) -> Expr:
 
 
 def valued(units: Expr, scan: Scan, dimension: str = "") -> tuple[Expr, Names]:
-    """Return the units in an arm as `variant`, `level` and each metric's values, and whose names.
+    """Return the units in an arm as `variant`, `phase`, `level` and each metric's values, and
+    whose names.
 
     Raises Unavailable when the exposures have no such dimension.
     """
     units = units.filter(~units.crossed_over & ~_moved(units, scan))
-    found: dict[str, Expr] = {"level": _level(units, dimension)}
+    if scan.since:
+        units = units.filter(units.at >= ibis.literal(scan.phases[scan.since].at))
+    found: dict[str, Expr] = {"phase": _phase(units, scan), "level": _level(units, dimension)}
     names: Names = []
     for i in range(len(scan.metrics)):
         parts = {f"m{i}_{j}": part for j, part in enumerate(_values(units, scan, i))}
@@ -84,6 +88,14 @@ def _values(units: Expr, scan: Scan, place: int) -> list[Expr]:
     return [counts.ifelse(value.cast("float64"), ibis.null("float64")) for value in found]
 
 
+def _phase(units: Expr, scan: Scan) -> Expr:
+    """Return the place of the phase in which a unit was exposed."""
+    phase: Expr = ibis.literal(0, "int64")
+    for later in scan.phases[1:]:
+        phase += as_number(units.at >= ibis.literal(later.at))
+    return phase
+
+
 def _moved(units: Expr, scan: Scan) -> Expr:
     """Return whether a unit's bucket moved after it was met; see `Scan.moved`."""
     found: Expr = ibis.literal(False)
@@ -111,12 +123,12 @@ def _level(units: Expr, dimension: str) -> Expr:
 
 
 def level_sums(seen: Expr, names: Names) -> Expr:
-    """Ask for what `comoments` reads, by `variant` and `level`, and for the number of `units`."""
+    """Ask for what `comoments` reads, by `variant`, `phase` and `level`, and for how many `units`
+    there are.
+    """
     every = [name for parts in names for name in parts]
-    means = seen.group_by(["variant", "level"]).aggregate(
-        **{f"{name}_mean": seen[name].mean() for name in every}
-    )
-    near = seen.inner_join(means, ["variant", "level"])
+    means = seen.group_by(GROUPS).aggregate(**{f"{name}_mean": seen[name].mean() for name in every})
+    near = seen.inner_join(means, GROUPS)
     away = near.mutate(**{f"{name}_off": near[name] - near[f"{name}_mean"] for name in every})
     asked: dict[str, Expr] = {"units": away.count()}
     for parts in names:
@@ -128,7 +140,17 @@ def level_sums(seen: Expr, names: Names) -> Expr:
             asked |= {f"{name}_min": away[name].min(), f"{name}_max": away[name].max()}
             asked[f"{name}_off"] = off.sum()
             asked |= {f"{name}_{other}": (off * away[f"{other}_off"]).sum() for other in parts[i:]}
-    return away.group_by(["variant", "level"]).aggregate(**asked)
+        scaled = [away[f"{name}_off"] * SCALE for name in parts]
+        asked |= {
+            _third(parts[0], three): (scaled[three[0]] * scaled[three[1]] * scaled[three[2]]).sum()
+            for three in triples(len(parts))
+        }
+        asked[f"{parts[0]}_others"] = as_number(away[parts[0]] != 0.0).sum()
+    return away.group_by(GROUPS).aggregate(**asked)
+
+
+def _third(first: str, places: tuple[int, int, int]) -> str:
+    return f"{first}_{''.join(map(str, places))}_third"
 
 
 def comoments(row: Mapping[str, Any], parts: Sequence[str]) -> Comoments:
@@ -145,7 +167,14 @@ def comoments(row: Mapping[str, Any], parts: Sequence[str]) -> Comoments:
             products.append(max(0.0, product) if other == name else product)
     ends = [(float(row[f"{name}_min"]), float(row[f"{name}_max"])) for name in parts]
     constants = [low if low == high else None for low, high in ends]
-    return Comoments(n, means, tuple(products)).with_constants(constants)
+    # About the first pass's means, the deviations have these.
+    about = [off[name] / n for name in parts]
+    sums = [
+        float(row[_third(parts[0], three)]) / SCALE / SCALE / SCALE for three in triples(len(parts))
+    ]
+    thirds = central_thirds(n, about, products, sums)
+    extremes = Extremes(int(row[f"{parts[0]}_others"]), *ends[0])
+    return Comoments(n, means, tuple(products), thirds, extremes).with_constants(constants)
 
 
 # --- spreads -------------------------------------------------------------------------------------
@@ -164,6 +193,18 @@ def at_ranks(seen: Expr, name: str, wanted: Mapping[str, Sequence[int]]) -> Expr
             )
         )
     )
+
+
+def equal_to(seen: Expr, name: str, quantiles: Mapping[str, float]) -> Expr:
+    """Ask how many of each arm's values are equal to its quantile: `variant`, `n`."""
+    same = ibis.or_(
+        *(
+            (seen.variant == arm) & (seen[name] == ibis.literal(value, "float64"))
+            for arm, value in quantiles.items()
+        )
+    )
+    equal = seen.filter(same)
+    return equal.group_by("variant").aggregate(n=equal.count())
 
 
 def binned(seen: Expr, name: str, edges: Sequence[float]) -> Expr:

@@ -139,7 +139,8 @@ def _count(evidence: Evidence, name: str) -> Cell:
 
 def _latency(check: CheckDocument, evidence: Evidence) -> Sides:
     p95: Evidence = evidence.get("p95") or {}
-    seen, compared = _rates(check, {**p95, "absolute": evidence.get("absolute")})
+    basis = {name: evidence[name] for name in ("absolute", "deciders") if name in evidence}
+    seen, compared = _rates(check, {**p95, **basis})
     if p95.get("canary_rate") is not None:
         told = "of {:,} above stable's usual p95"
         return (

@@ -28,6 +28,7 @@ from apps.rollouts.plan_risks import risks_of_plan
 from apps.rollouts.plan_store import delete_plan, save_plan
 from apps.rollouts.plan_templates import TEMPLATES
 from apps.rollouts.plans import PlanDocument, document_of
+from apps.rollouts.selectors.estimates import times_at_rates
 from apps.rollouts.selectors.plans import asked_view, kinds_of_checks
 from apps.rollouts.selectors.rollouts import steps_of_plan, steps_of_saved
 
@@ -60,6 +61,7 @@ def plan(request: PageRequest, pk: int) -> HttpResponse:
         "kinds": kinds_of_checks(),
         "risks": risks_of_plan(document),
         "notices": notices_of(document),
+        "times": times_at_rates(document),
         "alpha": found.alpha_ppm / 1_000_000,
         "shown": PlanForm.initial_of(document),
         "evidence_mode": dict(EVIDENCE_MODES)[found.evidence_mode],
