@@ -103,7 +103,8 @@ def judge_pairs(
     """Answer a check from `pairs`, `lost` and `won`, with the margin `margin_bp` of its settings.
 
     Fail: less accurate by more than the margin is proven, or, unless the evidence must be beyond
-    the margin, less accurate is and the estimate is beyond it. Pass: less accurate by the margin is refuted. Else it is not decided.
+    the margin, less accurate is and the estimate is beyond it. Pass: less accurate by the margin is
+    refuted. Else it is not decided.
     """
     counts = PairCounts(*(int(seen.get(name, 0)) for name in ("pairs", "lost", "won")))
     margin = int(check.setting("margin_bp")) / WHOLE_BP
