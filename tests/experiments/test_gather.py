@@ -76,6 +76,8 @@ def agree(found: Gathered, expected: dict[str, Comoments], place: int = 0) -> No
         assert got.n == wanted.n
         assert got.means == pytest.approx(wanted.means, rel=1e-12)
         assert got.products == pytest.approx(wanted.products, rel=1e-6, abs=1e-6)
+        assert got.thirds == pytest.approx(wanted.thirds, rel=1e-6, abs=1e-6)
+        assert got.extremes == wanted.extremes
 
 
 RULES: dict[str, Callable[[list[float]], float]] = {

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy.special import betaln, ndtr, ndtri, stdtr, stdtrit
 
 from apps.experiments.stats.moments import Moments
+from apps.experiments.stats.tails import normal_score, reaches
 
 # Below this many events or non-events in an arm the normal approximation gives way to Fisher.
 SMALL_CELL = 10
@@ -45,7 +46,8 @@ class Difference:
     """Treatment minus control, in the metric's unit, with the variance of each arm's mean.
 
     `df` is None where the reference distribution is the normal one. `exact_p` is set where Fisher's
-    test decides. Where `state` is not OK, `reason` says why and the noise is 0.
+    test decides. Where `state` is not OK, `reason` says why and the noise is 0. `skewness` is that
+    of the difference in standard errors, where the arms' values have the same distribution.
     """
 
     state: State
@@ -57,6 +59,7 @@ class Difference:
     treatment_variance: float = 0.0
     df: float | None = None
     exact_p: float | None = None
+    skewness: float = 0.0
 
     @property
     def difference(self) -> float:
@@ -73,6 +76,20 @@ class Difference:
             return None
         uplift = self.difference / abs(self.control_mean)
         return uplift if math.isfinite(uplift) else None
+
+    @property
+    def score(self) -> float:
+        """The difference in standard errors, as a normal one would be as far out; see `tails`."""
+        return normal_score(self.difference / self.standard_error, self.skewness)
+
+    def bounds(self, critical: float) -> tuple[float, float]:
+        """The interval whose ends lie `critical` normal deviations from the difference.
+
+        It excludes 0 exactly when |score| exceeds `critical`.
+        """
+        below, above = reaches(critical, self.skewness)
+        error = self.standard_error
+        return self.difference - above * error, self.difference + below * error
 
 
 @dataclass(frozen=True)
@@ -187,10 +204,10 @@ def read_fixed(found: Difference, alpha: float) -> Reading:
         if own > 0.0 and needed > 0.0:
             critical *= own / needed
     elif found.df is None:
-        p_value = 2.0 * float(ndtr(-abs(found.difference) / found.standard_error))
+        p_value = 2.0 * float(ndtr(-abs(found.score)))
         critical = -float(ndtri(alpha / 2.0))
     else:
-        p_value = 2.0 * float(stdtr(found.df, -abs(found.difference) / found.standard_error))
+        p_value = 2.0 * float(stdtr(found.df, -abs(found.score)))
         critical = -float(stdtrit(found.df, alpha / 2.0))
     return read_at(found, method=method, alpha=alpha, critical=critical, p_value=p_value)
 
@@ -198,8 +215,8 @@ def read_fixed(found: Difference, alpha: float) -> Reading:
 def read_at(
     found: Difference, *, method: str, alpha: float, critical: float, p_value: float
 ) -> Reading:
-    """The reading at a critical value in standard errors; `alpha` and `p_value` must fit it."""
-    half = critical * found.standard_error
+    """The reading at a critical value of the score; `alpha` and `p_value` must fit it."""
+    low, high = found.bounds(critical)
     uplift_state, uplift_low, uplift_high = uplift_interval(found, critical)
     return Reading(
         method=method,
@@ -208,8 +225,8 @@ def read_at(
         alpha=alpha,
         is_significant=p_value < alpha,
         p_value=min(1.0, max(p_value, P_MIN)),
-        low=found.difference - half,
-        high=found.difference + half,
+        low=low,
+        high=high,
         uplift_state=uplift_state,
         uplift_low=uplift_low,
         uplift_high=uplift_high,
@@ -223,22 +240,31 @@ def uplift_interval(
 
     r = mB/mA, g = c²·vA/(nA·mA²), [r ± (c/|mA|)·sqrt((1−g)·vB/nB + r²·vA/nA)]/(1−g). For g ≥ 1 the
     control mean may be 0 and the interval is unbounded: not estimable. A negative control mean
-    turns the signs, so that the uplift always points where the difference does.
+    turns the signs, so that the uplift always points where the difference does. Where the
+    difference is skewed each bound has its own c, as the absolute interval's have.
     """
-    mean = found.control_mean
-    if mean == 0.0:
+    if found.control_mean == 0.0:
         return UpliftState.CONTROL_MEAN_ZERO, None, None
+    below, above = reaches(critical, found.skewness)
+    ends = _fieller(found, above), _fieller(found, below)
+    if ends[0] is None or ends[1] is None:
+        return UpliftState.NOT_ESTIMABLE, None, None
+    return UpliftState.OK, ends[0][0], ends[1][1]
+
+
+def _fieller(found: Difference, critical: float) -> tuple[float, float] | None:
+    mean = found.control_mean
     scale = critical / abs(mean)
     g = scale * scale * found.control_variance
     if not g < 1.0:
-        return UpliftState.NOT_ESTIMABLE, None, None
+        return None
     ratio = found.treatment_mean / mean
     inside = (1.0 - g) * found.treatment_variance + ratio * ratio * found.control_variance
     half = scale * math.sqrt(inside)
     low, high = (ratio - half) / (1.0 - g) - 1.0, (ratio + half) / (1.0 - g) - 1.0
     if not (math.isfinite(low) and math.isfinite(high)):
-        return UpliftState.NOT_ESTIMABLE, None, None
-    return UpliftState.OK, *((low, high) if mean > 0.0 else (-high, -low))
+        return None
+    return (low, high) if mean > 0.0 else (-high, -low)
 
 
 def _variance_of_mean(moments: Moments) -> float:

@@ -7,10 +7,10 @@ control's own and control's plus the adjusted difference.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from apps.experiments.stats import strata
+from apps.experiments.stats import strata, strata_rates
 from apps.experiments.stats.checks import why_invalid
 from apps.experiments.stats.comoments import Comoments
 from apps.experiments.stats.comparison import (
@@ -24,9 +24,15 @@ from apps.experiments.stats.data import ArmData, MetricData, MetricSpec, OrderSt
 from apps.experiments.stats.quantiles import silence_of_quantile, standard_error
 from apps.experiments.stats.rare_rates import Seen
 from apps.experiments.stats.sequential import few_events, silence
+from apps.experiments.stats.skewness import combined, read_or_not, spread_of
 
 # A denominator's mean must be so many standard errors from 0 for the delta method to hold.
 DENOMINATOR_Z_MIN = 5.0
+# What reasons call the arms where nothing else is known of them.
+NAMES = ("control", "treatment")
+
+# The weights of each arm's values in what is compared, control's first.
+Lines = Sequence[Sequence[float]]
 
 
 @dataclass(frozen=True)
@@ -45,20 +51,23 @@ class Estimate:
     level_share: float = 1.0
 
 
-def estimate(spec: MetricSpec, control: ArmData, treatment: ArmData) -> Estimate:
+def estimate(
+    spec: MetricSpec, control: ArmData, treatment: ArmData, names: tuple[str, str] = NAMES
+) -> Estimate:
     """Compare two arms by the method of the metric's kind, inside their strata.
 
     With strata of several phases no unit is compared with one of another phase: see `stats.strata`.
     With levels of one phase the estimate is post-stratified. Quantiles are those of the last phase.
+    Reasons call the arms by `names`.
     """
     if spec.kind == "quantile":
         made = _quantiles(spec, control.order, treatment.order)
         return replace(made, level_share=strata.level_share(control, treatment))
     if strata.are_phased(control, treatment):
-        return _over_phases(spec, control, treatment)
+        return _over_phases(spec, control, treatment, names)
     if control.strata and treatment.strata:
-        return _stratified(spec, _levels(control), _levels(treatment))
-    return compare(spec, control.comoments, treatment.comoments)
+        return _stratified(spec, _levels(control), _levels(treatment), names)
+    return compare(spec, control.comoments, treatment.comoments, names)
 
 
 def of_arms(metric: MetricData, control: str, treatment: str) -> Estimate:
@@ -69,12 +78,12 @@ def of_arms(metric: MetricData, control: str, treatment: str) -> Estimate:
         if (why := why_invalid(metric.spec, arm)) is not None:
             nothing = Difference(State.INVALID_DATA, f"{name}: {why}", "", 0.0, 0.0)
             return Estimate(nothing, 0, why)
-    return estimate(metric.spec, arms[0], arms[1])
+    return estimate(metric.spec, arms[0], arms[1], (control, treatment))
 
 
 def rare_events(
     metric: MetricData, control: str, treatment: str
-) -> tuple[Seen, Seen] | strata.Rates | None:
+) -> tuple[Seen, Seen] | strata_rates.Rates | None:
     """Return the counts of a rate with too few events for a normal approximation, else None.
 
     Over several phases they are those of each phase.
@@ -90,22 +99,50 @@ def rare_events(
     return a, b
 
 
-def compare(spec: MetricSpec, control: Comoments, treatment: Comoments) -> Estimate:
+def compare(
+    spec: MetricSpec, control: Comoments, treatment: Comoments, names: tuple[str, str] = NAMES
+) -> Estimate:
     """Compare units of two arms, or those of one level of a dimension."""
     n = control.n + treatment.n
     if spec.kind == "proportion" and not spec.has_covariate:
         events = _events(control), _events(treatment)
         found = compare_rates(control.n, events[0], treatment.n, events[1])
         return Estimate(found, n, silence(control.n, treatment.n, events))
-    silent = silence(control.n, treatment.n)
-    if spec.kind == "ratio":
-        found, reduction = _ratios(spec, control, treatment)
-    else:
-        found = compare_means(control.moments(), treatment.moments())
-        reduction = None
-        if spec.has_covariate and found.state is State.OK:
-            found, reduction = _adjusted(found, control, treatment)
-    return Estimate(found, n, silent, reduction)
+    method = _ratios if spec.kind == "ratio" else _means
+    found, reduction, lines = method(spec, control, treatment)
+    if found.state is State.OK:
+        arms = control, treatment
+        found = read_or_not(
+            found,
+            spread_of(arms, lines, _common(spec, arms, lines)),
+            arms,
+            names,
+            is_capped=spec.is_capped,
+        )
+    return Estimate(found, n, silence(control.n, treatment.n), reduction)
+
+
+def _common(spec: MetricSpec, arms: Sequence[Comoments], lines: Lines) -> Sequence[float]:
+    """Return the line of all units: a small arm's own ratio is far off where it has few of them."""
+    if spec.kind != "ratio":
+        return lines[0]
+    whole = arms[0].merge(arms[1])
+    line = _line(whole, 0)
+    if len(lines[0]) == len(line):
+        return line
+    # A line with a covariate goes on with −θ times that of the time before.
+    theta = -lines[0][2] * arms[0].means[3]
+    then = _line(whole, 2)
+    return (*line, -theta * then[0], -theta * then[1])
+
+
+def _means(
+    spec: MetricSpec, control: Comoments, treatment: Comoments
+) -> tuple[Difference, float | None, Lines]:
+    found = compare_means(control.moments(), treatment.moments())
+    if not spec.has_covariate or found.state is not State.OK:
+        return found, None, [(1.0,)] * 2
+    return _adjusted(found, control, treatment)
 
 
 def value_of(spec: MetricSpec, arm: ArmData) -> float | None:
@@ -124,12 +161,9 @@ def _events(of: Comoments) -> int:
     return round(of.means[0] * of.n)
 
 
-def _linear_variance(of: Comoments, weights: tuple[float, ...]) -> float:
+def _linear_variance(of: Comoments, weights: Sequence[float]) -> float:
     """Variance of the mean of Σ wᵢ·valueᵢ."""
-    total = sum(
-        a * b * of.product(i, j) for i, a in enumerate(weights) for j, b in enumerate(weights)
-    )
-    return max(0.0, total) / (of.n - 1) / of.n
+    return of.linear_square(weights) / (of.n - 1) / of.n
 
 
 def _theta(control: Comoments, treatment: Comoments, y: tuple[float, ...]) -> float:
@@ -149,29 +183,34 @@ def _theta(control: Comoments, treatment: Comoments, y: tuple[float, ...]) -> fl
 
 def _adjusted(
     found: Difference, control: Comoments, treatment: Comoments
-) -> tuple[Difference, float]:
+) -> tuple[Difference, float, Lines]:
     """Take θ·(x̄_B − x̄_A) off the difference of means (Deng, Xu, Kohavi and Walker 2013)."""
     theta = _theta(control, treatment, (1.0,))
     shift = theta * (treatment.means[1] - control.means[1])
-    noise = [_linear_variance(arm, (1.0, -theta)) for arm in (control, treatment)]
-    return _shifted(found, shift, noise, (control.n, treatment.n), "cuped")
+    before, after = [(1.0,)] * 2, [(1.0, -theta)] * 2
+    return _shifted(found, shift, (control, treatment), before, after, "cuped")
 
 
 def _shifted(
-    found: Difference, shift: float, noise: list[float], n: tuple[int, int], how: str
-) -> tuple[Difference, float]:
+    found: Difference,
+    shift: float,
+    arms: tuple[Comoments, Comoments],
+    plain: Lines,
+    adjusted_by: Lines,
+    how: str,
+) -> tuple[Difference, float, Lines]:
     before = found.standard_error**2
+    noise = [_linear_variance(arm, line) for arm, line in zip(arms, adjusted_by, strict=True)]
     if sum(noise) <= 0.0 or before <= 0.0:
-        return found, 0.0
-    adjusted = welch(
-        (found.control_mean, found.treatment_mean - shift), (noise[0], noise[1]), n, how
-    )
-    return adjusted, 1.0 - sum(noise) / before
+        return found, 0.0, plain
+    means = found.control_mean, found.treatment_mean - shift
+    adjusted = welch(means, (noise[0], noise[1]), (arms[0].n, arms[1].n), how)
+    return adjusted, 1.0 - sum(noise) / before, adjusted_by
 
 
 def _ratios(
     spec: MetricSpec, control: Comoments, treatment: Comoments
-) -> tuple[Difference, float | None]:
+) -> tuple[Difference, float | None, Lines]:
     """The delta method: Var(R) = (vM/D² + vD·M²/D⁴ − 2·cov·M/D³)/n (Deng, Knoblich and Lu 2018).
 
     With a covariate the linearised values (y − R·d)/D of both periods take the place of y and x,
@@ -182,16 +221,17 @@ def _ratios(
     for arm in arms:
         if (why := _why_no_ratio(arm)) is not None:
             ratios = [a.means[0] / a.means[1] if a.means[1] else 0.0 for a in arms]
-            return Difference(State.NOT_ENOUGH_DATA, why, named, *ratios), None
+            return Difference(State.NOT_ENOUGH_DATA, why, named, *ratios), None, []
     ratios = [arm.means[0] / arm.means[1] for arm in arms]
     lines = [_line(arm, 0) for arm in arms]
     noise = [_linear_variance(arm, line) for arm, line in zip(arms, lines, strict=True)]
     if sum(noise) == 0.0:
-        return Difference(State.NO_VARIANCE, "the ratios of neither arm vary", named, *ratios), None
+        why = "the ratios of neither arm vary"
+        return Difference(State.NO_VARIANCE, why, named, *ratios), None, lines
     n = control.n, treatment.n
     found = welch((ratios[0], ratios[1]), (noise[0], noise[1]), n, named)
     if not spec.has_covariate or any(arm.means[3] <= 0.0 for arm in arms):
-        return found, (0.0 if spec.has_covariate else None)
+        return found, (0.0 if spec.has_covariate else None), lines
     return _adjusted_ratios(found, control, treatment, lines)
 
 
@@ -214,7 +254,7 @@ def _adjusted_ratios(
     control: Comoments,
     treatment: Comoments,
     lines: list[tuple[float, float]],
-) -> tuple[Difference, float]:
+) -> tuple[Difference, float, Lines]:
     arms = control, treatment
     before = [_line(arm, 2) for arm in arms]
     covariance = variance = 0.0
@@ -225,11 +265,10 @@ def _adjusted_ratios(
                 variance += then[i] * then[j] * arm.product(2 + i, 2 + j)
     theta = covariance / variance if variance > 0.0 else 0.0
     shift = theta * (treatment.means[2] / treatment.means[3] - control.means[2] / control.means[3])
-    noise = [
-        _linear_variance(arm, (*now, -theta * then[0], -theta * then[1]))
-        for arm, now, then in zip(arms, lines, before, strict=True)
+    adjusted_by = [
+        (*now, -theta * then[0], -theta * then[1]) for now, then in zip(lines, before, strict=True)
     ]
-    return _shifted(found, shift, noise, (control.n, treatment.n), "delta-cuped")
+    return _shifted(found, shift, arms, lines, adjusted_by, "delta-cuped")
 
 
 def _quantiles(
@@ -255,29 +294,34 @@ def _quantiles(
     return Estimate(found, sum(n), silent)
 
 
-def _over_phases(spec: MetricSpec, control: ArmData, treatment: ArmData) -> Estimate:
+def _over_phases(
+    spec: MetricSpec, control: ArmData, treatment: ArmData, names: tuple[str, str]
+) -> Estimate:
     """Compare inside each phase; where only one can be compared, as if there were no other."""
     compared = strata.strata_of(control, treatment)
     if len(compared.phases) < 2:
-        return _of_one_phase(spec, control, treatment, compared)
-    whole = compared.whole
-    plain = compare(spec, whole.control, whole.treatment)
-    silent, reduction = plain.silent, None
+        return _of_one_phase(spec, control, treatment, compared, names)
+    pairs, whole = compared.pairs, compared.whole
+    values = strata.values_of(spec, pairs)
+    over = strata.OverPhases(len(compared.phases), compared.left_out, *values)
+    units = whole.control.n, whole.treatment.n
     if spec.kind == "proportion" and not spec.has_covariate:
-        rates = strata.Rates.of(compared.pairs)
-        found = strata.compare_rates(rates)
-        silent = silent or strata.too_few_events(rates)
-    else:
-        weights = strata.weights_of(compared.pairs)
-        found, reduction = strata.compare_means(spec, compared.pairs, weights)
-    over = strata.OverPhases(
-        len(compared.phases), compared.left_out, *strata.values_of(spec, compared.pairs)
-    )
-    return Estimate(found, whole.n, silent, reduction, over)
+        rates = strata_rates.Rates.of(pairs)
+        silent = silence(*units, (_events(whole.control), _events(whole.treatment)))
+        silent = silent or strata_rates.too_few_events(rates)
+        return Estimate(strata_rates.compare_rates(rates), whole.n, silent, over=over)
+    weights = strata.weights_of(pairs)
+    means = strata.compare_means(spec, pairs, weights)
+    found = strata.read_or_not(spec, means, pairs, weights, names)
+    return Estimate(found, whole.n, silence(*units), means.reduction, over)
 
 
 def _of_one_phase(
-    spec: MetricSpec, control: ArmData, treatment: ArmData, compared: strata.Strata
+    spec: MetricSpec,
+    control: ArmData,
+    treatment: ArmData,
+    compared: strata.Strata,
+    names: tuple[str, str],
 ) -> Estimate:
     """Compare the one phase in which both arms have units, by its levels; or else nothing."""
     if not compared.phases:
@@ -288,9 +332,9 @@ def _of_one_phase(
     (phase,) = compared.phases
     a, b = (strata.of_phase(arm, phase) for arm in (control, treatment))
     if len({*a.strata, *b.strata}) > 1:
-        made = _stratified(spec, _levels(a), _levels(b))
+        made = _stratified(spec, _levels(a), _levels(b), names)
     else:
-        made = compare(spec, a.comoments, b.comoments)
+        made = compare(spec, a.comoments, b.comoments, names)
     units = a.comoments.n + b.comoments.n
     left_out = control.comoments.n + treatment.comoments.n - units
     if not left_out:
@@ -306,21 +350,24 @@ def _levels(arm: ArmData) -> dict[str, Comoments]:
 
 def _rare_over_phases(
     control: ArmData, treatment: ArmData
-) -> tuple[Seen, Seen] | strata.Rates | None:
+) -> tuple[Seen, Seen] | strata_rates.Rates | None:
     compared = strata.strata_of(control, treatment)
     if not compared.phases:
         return None
     whole = compared.whole
     a, b = (Seen(arm.n, _events(arm)) for arm in (whole.control, whole.treatment))
-    rates = strata.Rates.of(compared.by_phase)
-    is_rare = few_events(a.n, b.n, (a.events, b.events)) or strata.too_few_events(rates)
+    rates = strata_rates.Rates.of(compared.by_phase)
+    is_rare = few_events(a.n, b.n, (a.events, b.events)) or strata_rates.too_few_events(rates)
     if is_rare is None:
         return None
     return rates if len(compared.phases) > 1 else (a, b)
 
 
 def _stratified(
-    spec: MetricSpec, control: Mapping[str, Comoments], treatment: Mapping[str, Comoments]
+    spec: MetricSpec,
+    control: Mapping[str, Comoments],
+    treatment: Mapping[str, Comoments],
+    names: tuple[str, str] = NAMES,
 ) -> Estimate:
     """Post-stratification: Σ wₛ·dₛ with wₛ the level's share of all units (Miratrix et al. 2013).
 
@@ -343,24 +390,29 @@ def _stratified(
         whole = [rest[0], rest[1]] if not pairs else [Comoments.empty(width)] * 2
         for a, b in pairs:
             whole = [whole[0].merge(a), whole[1].merge(b)]
-        return compare(spec, whole[0], whole[1])
-    return _weighted(spec, pairs)
+        return compare(spec, whole[0], whole[1], names)
+    return _weighted(spec, pairs, names)
 
 
-def _weighted(spec: MetricSpec, pairs: list[tuple[Comoments, Comoments]]) -> Estimate:
+def _weighted(
+    spec: MetricSpec, pairs: list[tuple[Comoments, Comoments]], names: tuple[str, str]
+) -> Estimate:
     wholes = [pairs[0][0], pairs[0][1]]
     for a, b in pairs[1:]:
         wholes = [wholes[0].merge(a), wholes[1].merge(b)]
-    plain = compare(spec, wholes[0], wholes[1])
+    plain = compare(spec, wholes[0], wholes[1], names)
     if plain.found.state is not State.OK:
         return plain
     if spec.kind == "ratio":
         both = [strata.Pair(a, b) for a, b in pairs]
-        ratios, taken = strata.compare_means(spec, both, strata.shares_of(both))
-        return Estimate(ratios, plain.n, plain.silent, taken)
+        weights = strata.shares_of(both)
+        ratios = strata.compare_means(spec, both, weights)
+        made = strata.read_or_not(spec, ratios, both, weights, names)
+        return Estimate(made, plain.n, plain.silent, ratios.reduction)
     total = wholes[0].n + wholes[1].n
     difference, noise = 0.0, [0.0, 0.0]
     theta = _theta(wholes[0], wholes[1], (1.0,)) if spec.has_covariate else None
+    spreads = []
     for a, b in pairs:
         weight = (a.n + b.n) / total
         difference += weight * (b.means[0] - a.means[0])
@@ -371,11 +423,13 @@ def _weighted(spec: MetricSpec, pairs: list[tuple[Comoments, Comoments]]) -> Est
             whole + weight * weight * _linear_variance(arm, line)
             for whole, arm in zip(noise, (a, b), strict=True)
         ]
+        spreads.append((weight, spread_of((a, b), (line, line), line)))
     if sum(noise) <= 0.0:
         return plain
     mean = wholes[0].means[0]
     how = "post-stratified" if theta is None else "post-stratified-cuped"
     n = wholes[0].n, wholes[1].n
     found = welch((mean, mean + difference), (noise[0], noise[1]), n, how)
+    found = read_or_not(found, combined(spreads), wholes, names, is_capped=spec.is_capped)
     reduction = plain.variance_reduction
     return Estimate(found, plain.n, plain.silent, reduction)

@@ -80,7 +80,10 @@ class Distribution:
 
 @dataclass(frozen=True)
 class MetricReport:
-    """What one metric says. `winner` is the better arm with the largest effect, or None."""
+    """What one metric says. `winner` is the better arm with the largest effect, or None.
+
+    `notices` are sentences on what the numbers lean on, such as one unit's value.
+    """
 
     name: str
     role: Role
@@ -95,6 +98,7 @@ class MetricReport:
     reason: str = ""
     verdict: str = ""
     winner: str | None = None
+    notices: tuple[str, ...] = ()
 
     @property
     def is_significant(self) -> bool:
