@@ -38,15 +38,17 @@ Lines = Sequence[Sequence[float]]
 @dataclass(frozen=True)
 class Estimate:
     """`silent` says why no sequential reading can be made yet; `variance_reduction` is the share of
-    the difference's variance that the covariate took away, None without one. `n` are the units that
-    were compared. `over` is of an estimate that several phases went into. `level_share` is the
-    part of its level that a sequential reading may use, as earlier phases have used the rest.
+    the difference's variance that the covariate took away, None without one; `skewness` that of the
+    units' values as they are compared, None where it is not known. `n` are the units that were
+    compared. `over` is of an estimate that several phases went into. `level_share` is the part of
+    its level that a sequential reading may use, as earlier phases have used the rest.
     """
 
     found: Difference
     n: int
     silent: str | None
     variance_reduction: float | None = None
+    skewness: float | None = None
     over: strata.OverPhases | None = None
     level_share: float = 1.0
 
@@ -110,16 +112,14 @@ def compare(
         return Estimate(found, n, silence(control.n, treatment.n, events))
     method = _ratios if spec.kind == "ratio" else _means
     found, reduction, lines = method(spec, control, treatment)
-    if found.state is State.OK:
-        arms = control, treatment
-        found = read_or_not(
-            found,
-            spread_of(arms, lines, _common(spec, arms, lines)),
-            arms,
-            names,
-            is_capped=spec.is_capped,
-        )
-    return Estimate(found, n, silence(control.n, treatment.n), reduction)
+    silent = silence(control.n, treatment.n)
+    if found.state is not State.OK:
+        return Estimate(found, n, silent, reduction)
+    arms = control, treatment
+    spread = spread_of(arms, lines, _common(spec, arms, lines))
+    found = read_or_not(found, spread, arms, names, is_capped=spec.is_capped)
+    skewness = None if spread.third is None else spread.skewness
+    return Estimate(found, n, silent, reduction, skewness)
 
 
 def _common(spec: MetricSpec, arms: Sequence[Comoments], lines: Lines) -> Sequence[float]:
@@ -312,8 +312,8 @@ def _over_phases(
         return Estimate(strata_rates.compare_rates(rates), whole.n, silent, over=over)
     weights = strata.weights_of(pairs)
     means = strata.compare_means(spec, pairs, weights)
-    found = strata.read_or_not(spec, means, pairs, weights, names)
-    return Estimate(found, whole.n, silence(*units), means.reduction, over)
+    found, skewness = strata.read_or_not(spec, means, pairs, weights, names)
+    return Estimate(found, whole.n, silence(*units), means.reduction, skewness, over)
 
 
 def _of_one_phase(
@@ -407,8 +407,8 @@ def _weighted(
         both = [strata.Pair(a, b) for a, b in pairs]
         weights = strata.shares_of(both)
         ratios = strata.compare_means(spec, both, weights)
-        made = strata.read_or_not(spec, ratios, both, weights, names)
-        return Estimate(made, plain.n, plain.silent, ratios.reduction)
+        made, skewness = strata.read_or_not(spec, ratios, both, weights, names)
+        return Estimate(made, plain.n, plain.silent, ratios.reduction, skewness)
     total = wholes[0].n + wholes[1].n
     difference, noise = 0.0, [0.0, 0.0]
     theta = _theta(wholes[0], wholes[1], (1.0,)) if spec.has_covariate else None
@@ -431,5 +431,4 @@ def _weighted(
     n = wholes[0].n, wholes[1].n
     found = welch((mean, mean + difference), (noise[0], noise[1]), n, how)
     found = read_or_not(found, combined(spreads), wholes, names, is_capped=spec.is_capped)
-    reduction = plain.variance_reduction
-    return Estimate(found, plain.n, plain.silent, reduction)
+    return replace(plain, found=found)

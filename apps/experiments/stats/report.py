@@ -203,6 +203,7 @@ def _compared(plan: _Plan, pair: _Pair, control: str, running: Reading, fixed: R
         **basis,
         control_value=both[0] if known else None,
         value=both[1] if known else None,
+        skewness=pair.made.skewness,
     )
 
 

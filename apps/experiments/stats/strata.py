@@ -257,25 +257,26 @@ def read_or_not(
     pairs: Sequence[Pair],
     weights: Floats,
     names: tuple[str, str],
-) -> Difference:
-    """Return the difference with its skewness, or why the values are too rare or skewed for it.
+) -> tuple[Difference, float | None]:
+    """Return the difference with its skewness, or why the values are too rare or skewed for it, and
+    the skewness of units' values, None where it is not known.
 
     As of one stratum (`stats.skewness`), with what each stratum adds. Of an arm so many units count
     as would know its weighted mean as well: 1/Σ wₛ²/nₛ.
     """
     found = means.found
     if found.state is not State.OK:
-        return found
+        return found, None
     whole = reduce(Pair.merge, pairs)
     arms = whole.control, whole.treatment
     common = _common(spec, pairs, weights, means.lines[0])
     spread = _spread(pairs, weights, means.lines, common)
     why = why_unread(spread, arms, names, is_capped=spec.is_capped) or _why_rare(pairs, names)
-    if why is not None:
-        return Difference(
-            State.NOT_ENOUGH_DATA, why, found.test, found.control_mean, found.treatment_mean
-        )
-    return with_skewness(found, spread, _effective(pairs, weights))
+    skewness = None if spread.third is None else spread.skewness
+    if why is None:
+        return with_skewness(found, spread, _effective(pairs, weights)), skewness
+    shown = found.control_mean, found.treatment_mean
+    return Difference(State.NOT_ENOUGH_DATA, why, found.test, *shown), skewness
 
 
 def _spread(
