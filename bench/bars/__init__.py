@@ -19,6 +19,8 @@ Rng = np.random.Generator
 SECTIONS: dict[str, str] = {
     "weight-phases": "bench.bars.weight_phases",
     "skew": "bench.bars.skew",
+    "quantiles": "bench.bars.quantiles",
+    "margins": "bench.bars.margins",
 }
 
 

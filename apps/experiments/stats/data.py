@@ -53,12 +53,15 @@ class MetricSpec:
 
 @dataclass(frozen=True)
 class OrderStatistics:
-    """Of one arm's n values in ascending order: those at the ranks of `quantiles.ranks_of`."""
+    """Of one arm's n values in ascending order: those at the ranks of `quantiles.ranks_of`.
+
+    `value` is the sample quantile, and `equal` is how many of the n values are equal to it.
+    """
 
     n: int
-    low: float
+    values: tuple[float, ...]
     value: float
-    high: float
+    equal: int
 
 
 class Stratum(NamedTuple):

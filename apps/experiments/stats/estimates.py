@@ -21,7 +21,7 @@ from apps.experiments.stats.comparison import (
     welch,
 )
 from apps.experiments.stats.data import ArmData, MetricData, MetricSpec, OrderStatistics
-from apps.experiments.stats.quantiles import silence_of_quantile, standard_error
+from apps.experiments.stats.quantiles import QuantileRegion, silence_of_quantile
 from apps.experiments.stats.rare_rates import Seen
 from apps.experiments.stats.sequential import few_events, silence
 from apps.experiments.stats.skewness import combined, read_or_not, spread_of
@@ -274,23 +274,22 @@ def _adjusted_ratios(
 def _quantiles(
     spec: MetricSpec, control: OrderStatistics | None, treatment: OrderStatistics | None
 ) -> Estimate:
-    """The difference of quantiles with Woodruff's standard errors, read as normal."""
+    """The difference of quantiles, judged by the region of those that fit both arms' values."""
     n = control.n if control else 0, treatment.n if treatment else 0
     named = "order-statistics"
+    quantile = spec.quantile or 0.5
     if control is None or treatment is None or min(n) < 2:
         reason = f"each arm needs at least 2 units ({n[0]} and {n[1]})"
         known = [o.value if o and o.n else 0.0 for o in (control, treatment)]
         return Estimate(Difference(State.NOT_ENOUGH_DATA, reason, named, *known), sum(n), reason)
-    silent = silence(*n) or silence_of_quantile(min(n), spec.quantile or 0.5)
     values = control.value, treatment.value
-    noise = [standard_error(order) ** 2 for order in (control, treatment)]
-    if sum(noise) == 0.0:
-        reason = "the values around the quantile do not vary"
-        return Estimate(Difference(State.NO_VARIANCE, reason, named, *values), sum(n), silent)
-    found = Difference(State.OK, "", named, *values, noise[0], noise[1])
-    if silence_of_quantile(min(n), spec.quantile or 0.5) is not None:
-        reason = silence_of_quantile(min(n), spec.quantile or 0.5) or ""
-        found = Difference(State.NOT_ENOUGH_DATA, reason, named, *values)
+    too_few = silence_of_quantile(min(n), quantile)
+    silent = silence(*n) or too_few
+    if too_few is not None:
+        found = Difference(State.NOT_ENOUGH_DATA, too_few, named, *values)
+        return Estimate(found, sum(n), silent)
+    region = QuantileRegion(control, treatment, quantile)
+    found = Difference(State.OK, "", named, *values, *region.noise(), region=region)
     return Estimate(found, sum(n), silent)
 
 

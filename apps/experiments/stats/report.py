@@ -190,7 +190,7 @@ def _compared(plan: _Plan, pair: _Pair, control: str, running: Reading, fixed: R
         outcome=_outcome(spec, found.difference, decides),
         test=found.test,
         difference=found.difference if known else None,
-        standard_error=found.standard_error if found.state is State.OK else None,
+        standard_error=found.standard_error or None,
         uplift=found.uplift if known else None,
         uplift_state=decides.uplift_state,
         deciding="fixed-horizon" if plan.phase == "final" else "sequential",

@@ -79,6 +79,7 @@ def _sentence(report: MetricReport, phase: Phase) -> str:
     numbers = _numbers(leading, arm, control, report.kind)
     if leading.outcome == "undecided":
         when = "at the planned size" if phase == "final" else "yet"
+        numbers = f"{leading.reason}; {numbers}" if leading.reason else numbers
         return f"No difference between {arm.name} and {control.name} is shown {when}: {numbers}."
     return f"{arm.name} is {leading.outcome} than {control.name}: {numbers}."
 

@@ -20,6 +20,7 @@ from apps.experiments.stats.comparison import (
     State,
 )
 from apps.experiments.stats.rare_rates import Seen, gain_bounds
+from apps.experiments.stats.rate_scores import StratifiedRateRegion
 from apps.experiments.stats.sequential import EXPECTED_MIN
 from apps.experiments.stats.strata import Pair
 
@@ -60,7 +61,8 @@ def _events(arms: Sequence[Comoments]) -> list[int]:
 
 
 def compare_rates(rates: Rates) -> Difference:
-    """Return the stratified difference of rates with its variance where the arms are alike.
+    """Return the stratified difference of rates, with its variance where the arms are alike and
+    the region of the differences that fit (`rate_scores`).
 
     With Cochran's weights wₛ·dₛ is events less those expected, and the test is that of Mantel and
     Haenszel (1959), with the variance n1·n0·p(1 − p)/(N − 1) of each stratum. Where an arm has
@@ -69,20 +71,29 @@ def compare_rates(rates: Rates) -> Difference:
     weight = rates.control_n * rates.n / rates.total
     weights = weight / weight.sum()
     a, b = rates.control_events / rates.control_n, rates.events / rates.n
-    means = {"control_mean": float(weights @ a), "treatment_mean": float(weights @ b)}
+    means = float(weights @ a), float(weights @ b)
     pooled = rates.pooled
     spread = weights**2 * pooled * (1.0 - pooled) * rates.total / (rates.total - 1.0)
     noise = float((spread / rates.control_n).sum()), float((spread / rates.n).sum())
     if sum(noise) <= 0.0:
         reason = "in each phase every unit has the event, or none has"
-        return Difference(State.NO_VARIANCE, reason, "mantel-haenszel", **means)
+        return Difference(State.NO_VARIANCE, reason, "mantel-haenszel", *means)
     events, control_events = rates.events.sum(), rates.control_events.sum()
     others = rates.n.sum() - events, rates.control_n.sum() - control_events
     is_small = min(events, control_events, *others) < SMALL_CELL
     exact = exact_p(rates) if is_small else None
     test = "mantel-haenszel" if exact is None else "stratified-exact"
-    return Difference(State.OK, "", test, **means, control_variance=noise[0],
-                      treatment_variance=noise[1], exact_p=exact)  # fmt: skip
+    counts = rates.control_n, rates.control_events, rates.n, rates.events
+    return Difference(
+        State.OK,
+        "",
+        test,
+        *means,
+        control_variance=noise[0],
+        treatment_variance=noise[1],
+        exact_p=exact,
+        region=StratifiedRateRegion(*counts, weights),
+    )
 
 
 def expected_events(rates: Rates) -> float:

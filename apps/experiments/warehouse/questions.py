@@ -195,6 +195,18 @@ def at_ranks(seen: Expr, name: str, wanted: Mapping[str, Sequence[int]]) -> Expr
     )
 
 
+def equal_to(seen: Expr, name: str, quantiles: Mapping[str, float]) -> Expr:
+    """Ask how many of each arm's values are equal to its quantile: `variant`, `n`."""
+    same = ibis.or_(
+        *(
+            (seen.variant == arm) & (seen[name] == ibis.literal(value, "float64"))
+            for arm, value in quantiles.items()
+        )
+    )
+    equal = seen.filter(same)
+    return equal.group_by("variant").aggregate(n=equal.count())
+
+
 def binned(seen: Expr, name: str, edges: Sequence[float]) -> Expr:
     """Ask how many units of each arm lie between these edges: `variant`, `place`, `n`."""
     known = seen.filter(seen[name].notnull())
