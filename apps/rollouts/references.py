@@ -95,9 +95,10 @@ def _gather(rollout: Rollout, answers_min: int, now: datetime) -> tuple[UsualLat
     version = str(rollout.baseline.number) if rollout.baseline else ""
     model = str(rollout.model.name)
     usual = usual_latency(model, version, now=now, reach=RECENT)
-    missing, rate = answers_min - usual.n, usual.per_second(now)
-    if missing > 0 and missing <= rate * RECENT.total_seconds():
-        # The rest comes so soon that it is worth waiting for.
+    left = RECENT - (now - usual.since) if usual.since else timedelta()
+    due = usual.per_second(now) * max(0.0, left.total_seconds())
+    if usual.n < answers_min <= usual.n + due:
+        # Traffic began of late, and half an hour of it will be enough: worth waiting for.
         return usual, False
     for reach in REACHES[1:]:
         if usual.n >= answers_min:
