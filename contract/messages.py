@@ -98,8 +98,8 @@ class TelemetryWindow(msgspec.Struct, frozen=True, kw_only=True):
     interval, of whom the version left a request without its answer: it failed, was too late, had no
     room or was not tried. They are counted as requests end, which may be an interval later, so that
     an interval can have more of them than assigned ones. `assigned_requests` are all requests that
-    were sent here, and `ends` how requests ended; one that is under way at a window's end is in the first only, and its end is in
-    a later window. `clusters` are counts by cluster, in splits only. `variant` is `stable`,
+    were sent here, and `ends` how requests ended; one that is under way at a window's end is in the
+    first only, and its end is in a later window. `clusters` are counts by cluster, in splits only. `variant` is `stable`,
     `canary` or `baseline`, a variant's name in an experiment, or `explicit` where the request named
     its version and so bypassed the split. `split` is the id of the rollout or experiment, empty
     without one.
