@@ -99,10 +99,10 @@ class TelemetryWindow(msgspec.Struct, frozen=True, kw_only=True):
     room or was not tried. They are counted as requests end, which may be an interval later, so that
     an interval can have more of them than assigned ones. `assigned_requests` are all requests that
     were sent here, and `ends` how requests ended; one that is under way at a window's end is in the
-    first only, and its end is in a later window. `clusters` are counts by cluster, in splits only. `variant` is `stable`,
-    `canary` or `baseline`, a variant's name in an experiment, or `explicit` where the request named
-    its version and so bypassed the split. `split` is the id of the rollout or experiment, empty
-    without one.
+    first only, and its end is in a later window. `clusters` are counts by cluster, in splits only.
+    `variant` is `stable`, `canary` or `baseline`, a variant's name in an experiment, or `explicit`
+    where the request named its version and so bypassed the split. `split` is the id of the rollout
+    or experiment, empty without one.
     """
 
     model: str
