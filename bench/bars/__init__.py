@@ -24,7 +24,12 @@ SECTIONS: dict[str, str] = {
     "sample_ratio": "bench.bars.sample_ratio",
     "paired": "bench.bars.paired",
     "weight-phases": "bench.bars.weight_phases",
+    "quantiles": "bench.bars.quantiles",
     "skew": "bench.bars.skew",
+    "margins": "bench.bars.margins",
+    "sample_ratio": "bench.bars.sample_ratio",
+    "control": "bench.bars.control",
+    "passing": "bench.bars.passing",
 }
 
 
