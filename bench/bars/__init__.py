@@ -17,12 +17,6 @@ Rng = np.random.Generator
 # A section's module has `bars(rng, runs)`, which yields its bars; `runs` is the number of simulated
 # rollouts or experiments of a case, which a module may scale where its runs are dear or cheap.
 SECTIONS: dict[str, str] = {
-    "quantiles": "bench.bars.quantiles",
-    "margins": "bench.bars.margins",
-    "passing": "bench.bars.passing",
-    "control": "bench.bars.control",
-    "sample_ratio": "bench.bars.sample_ratio",
-    "paired": "bench.bars.paired",
     "weight-phases": "bench.bars.weight_phases",
     "quantiles": "bench.bars.quantiles",
     "skew": "bench.bars.skew",
@@ -30,6 +24,7 @@ SECTIONS: dict[str, str] = {
     "sample_ratio": "bench.bars.sample_ratio",
     "control": "bench.bars.control",
     "passing": "bench.bars.passing",
+    "paired": "bench.bars.paired",
 }
 
 
