@@ -24,7 +24,15 @@ from apps.experiments.imports.services import import_some, path_of, start_import
 from apps.experiments.models import OutcomeImport, OutcomeRow, RefusedOutcomes, RefusedRow
 from apps.experiments.tasks import refresh_results_task
 from apps.models.models import ModelRole, Role
-from tests.experiments.factories import ANNA, NOW, NOW_MS, expose, make_metric, make_running
+from tests.experiments.factories import (
+    ANNA,
+    NOW,
+    NOW_MS,
+    expose,
+    make_metric,
+    make_model,
+    make_running,
+)
 
 pytestmark = pytest.mark.django_db
 HEADER = "event_id,unit_id,metric,value,occurred_at"
@@ -181,6 +189,26 @@ def test_parquet_is_read_with_its_types(directory: Path) -> None:
     assert (made.format, made.state) == ("parquet", "done")
     assert (made.rows, made.recorded) == (12_000, 12_000)
     assert (one.unit, one.value, one.occurred_at) == ("7", 1.0, NOW)
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_file_may_name_the_requests_of_its_outcomes(directory: Path, kind: str) -> None:
+    make_model()
+    ids = [f"digits:2:a-{NOW_MS * 10**6:x}{unit}" for unit in ("", ":dTE")] + ["mine"]
+    path = directory / "o.parquet"
+    if kind == "csv":
+        rows = [f"e{i},,accuracy,1,{AT},{one}" for i, one in enumerate(ids)]
+        path.write_text(text_of(*rows, header=f"{HEADER},request_id"))
+    else:
+        rows = [f"('e{i}', '', 'accuracy', 1, TIMESTAMPTZ '{AT}', '{one}')"
+                for i, one in enumerate(ids)]  # fmt: skip
+        write(path, f"SELECT * FROM (VALUES {', '.join(rows)}) AS t({HEADER},request_id)")
+
+    made = imported(directory, path.read_bytes())
+
+    assert (made.recorded, made.strangers) == (2, 1)
+    assert made.refused == {"request_id is none that a prediction returned": 1}
+    assert {row.unit for row in OutcomeRow.objects.all()} == {"", "u1"}
 
 
 def test_parquet_without_a_time_zone_is_refused(directory: Path) -> None:
