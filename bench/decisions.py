@@ -136,14 +136,15 @@ def as_units(rng: Rng, runs: int) -> Counts:
 
 
 WORLDS: tuple[tuple[str, World, int], ...] = (
-    ("1% errors in both", healthy, 10),
+    ("1% errors in both", healthy, 4),
     ("1%, then an incident with 10% in both", rules.incident, 2),
     ("0.2% of units fail five times each, as requests", as_requests, 2),
     ("0.2% of units fail five times each, once per unit", as_units, 2),
 )
+FIVE_STEPS = rules.steps_of(rules.five_steps())
 RULES: dict[str, Callable[[Counts], Flags]] = {
-    "e α=0.05": lambda counts: rules.rolled_back(counts, 0.05),
-    "e α=0.01": lambda counts: rules.rolled_back(counts, 0.01),
+    "e α=0.05": lambda counts: rules.rolled_back(counts, 0.05, FIVE_STEPS),
+    "e α=0.01": lambda counts: rules.rolled_back(counts, 0.01, FIVE_STEPS),
     "threshold": rules.threshold_rule,
     f"from {SAMPLES_MIN}": lambda counts: rules.threshold_rule(counts, SAMPLES_MIN),
     "z each look": lambda counts: rules.peeking_z(counts, 0.05),

@@ -10,11 +10,14 @@ from apps.rollouts import check_kinds as kinds
 from apps.rollouts.check_kinds import CheckDocument
 from apps.rollouts.checks import (
     CheckSettings,
+    Frame,
     SplitInterval,
     judge_error_rate,
     judge_latency,
     judge_sample_ratio,
+    judge_unanswered,
 )
+from apps.rollouts.dispersion import History
 from apps.rollouts.eprocess import BucketCounts
 from apps.rollouts.evidence import Interval, LatencyReference
 from apps.rollouts.objectives import (
@@ -26,9 +29,17 @@ from apps.rollouts.objectives import (
 from apps.rollouts.observed import OBSERVED
 from apps.rollouts.percentiles import percentile_differences
 from apps.rollouts.plans import WHOLE_BP, PlanDocument
+from apps.rollouts.series import (
+    ERRORS,
+    UNANSWERED,
+    has_slices,
+    is_by_client,
+    series_of_latency,
+    series_of_rate,
+)
 from apps.rollouts.thresholds import judge_error_threshold
 from apps.rollouts.verdicts import JSON, CheckResult, Verdict
-from contract.histogram import Counts, count_above, merge, total
+from contract.histogram import count_above, merge, total
 
 # What an observer brought for a check; `problem` says in words why it brought nothing.
 Observation = Mapping[str, JSON]
@@ -47,6 +58,8 @@ class Question:
     is_fresh: bool = True
     # By the check's label: what is not in the intervals.
     observations: Mapping[str, Observation] = field(default_factory=dict)
+    # How stable's errors spread over time before the rollout, where that is known.
+    before: History | None = None
 
     @property
     def settings(self) -> CheckSettings:
@@ -99,7 +112,8 @@ def _demand_fresh(result: CheckResult, question: Question) -> CheckResult:
 
 def _error_rate(question: Question, _: CheckDocument) -> CheckResult:
     if question.has_control:
-        return judge_error_rate(_error_buckets(question.intervals), question.settings)
+        series = series_of_rate(question.intervals, ERRORS, question.before)
+        return judge_error_rate(series, question.settings, _frame(question.intervals))
     control_n = sum(i.control.n for i in question.intervals)
     control_errors = sum(i.control.errors for i in question.intervals)
     usual = control_errors / control_n if control_n else 0.0
@@ -111,6 +125,29 @@ def _error_rate(question: Question, _: CheckDocument) -> CheckResult:
         sum(i.canary.errors for i in question.this_step),
     )
     return _judge_absolute(kinds.ERROR_RATE, [objective], question.settings)
+
+
+def _unanswered(question: Question, _: CheckDocument) -> CheckResult:
+    if question.has_control:
+        series = series_of_rate(question.intervals, UNANSWERED)
+        return judge_unanswered(series, question.settings, _frame(question.intervals))
+    control_n = sum(i.control.assigned for i in question.intervals)
+    usual = sum(i.control.unanswered for i in question.intervals) / max(1, control_n)
+    objective = Objective(
+        "unanswered",
+        min(0.99, usual + question.plan.margin_bp / WHOLE_BP),
+        sum(i.canary.assigned for i in question.this_step),
+        sum(i.canary.unanswered for i in question.this_step),
+    )
+    return _judge_absolute(kinds.UNANSWERED, [objective], question.settings)
+
+
+def _frame(intervals: Sequence[Interval]) -> Frame:
+    return Frame(
+        started_at=[each.started_at for each in intervals],
+        counted=" (counted by client)" if is_by_client(intervals) else "",
+        loud=has_slices(intervals),
+    )
 
 
 def _error_buckets(intervals: Sequence[Interval]) -> list[BucketCounts]:
@@ -170,11 +207,19 @@ def _judge_latency(question: Question) -> CheckResult:
     # Only what came after the reference was frozen may be judged by it.
     judged = [i for i in question.intervals if i.started_at >= reference.frozen_at]
     if question.has_control:
-        p95, p99 = (
-            [_exceedances(i, index) for i in judged] for index in (reference.p95, reference.p99)
+        indexes = {500: reference.p50, 950: reference.p95, 990: reference.p99}
+        series = {
+            permille: series_of_latency(judged, index)
+            for permille, index in indexes.items()
+            if index is not None
+        }
+        return judge_latency(
+            series[950],
+            series[990],
+            question.settings,
+            p50=series.get(500),
+            frame=_frame(judged),
         )
-        p50 = None if reference.p50 is None else [_exceedances(i, reference.p50) for i in judged]
-        return judge_latency(p95, p99, question.settings, p50_buckets=p50)
     mine = [i for i in judged if i.step_index == question.step_index]
     settings = question.settings
     objectives = [
@@ -205,13 +250,6 @@ def _judge_absolute(
         log_needed=math.log(settings.guardrails / settings.alpha),
         samples_min=settings.min_samples,
     )
-
-
-def _exceedances(interval: Interval, index: int) -> BucketCounts:
-    def side(latency: Counts) -> tuple[int, int]:
-        return total(latency), count_above(latency, index)
-
-    return BucketCounts(*side(interval.canary.latency), *side(interval.control.latency))
 
 
 def _sample_ratio(question: Question, _: CheckDocument) -> CheckResult:
@@ -247,6 +285,7 @@ Judge = Callable[[Question, CheckDocument], CheckResult]
 JUDGES: dict[str, Judge] = {
     kinds.ERROR_RATE: _error_rate,
     kinds.LATENCY: _latency,
+    kinds.UNANSWERED: _unanswered,
     kinds.SAMPLE_RATIO: _sample_ratio,
     kinds.ERROR_OBJECTIVE: _error_objective,
     kinds.ERROR_THRESHOLD: _error_threshold,

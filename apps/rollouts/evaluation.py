@@ -78,7 +78,8 @@ def _closed(rollout: Rollout, plan: PlanDocument, now: datetime) -> list[Interva
     open_s = max(
         map(plan.interval_of, range(max(0, rollout.step_index - 1), rollout.step_index + 1))
     )
-    return closed_intervals(rollout, open_s, now, control=control)
+    lengths = [plan.interval_of(index) for index in range(len(plan.steps))]
+    return closed_intervals(rollout, open_s, now, control=control, lengths_s=lengths)
 
 
 def next_look(rollout: Rollout, plan: PlanDocument, now: datetime) -> datetime:

@@ -25,6 +25,9 @@ from contract.routing import BASELINE, CANARY, STABLE
 # How long after its end an interval may still get windows: their length, and the way here.
 GRACE = timedelta(seconds=3)
 REFERENCE_SPAN = timedelta(minutes=30)
+# An interval is cut into so many slices, of 2 s each by default: windows last about a second, so
+# that what happened in one second is in two of them at most.
+SLICES = 5
 # Windows that come later than so long after their interval are shown and no longer judged.
 LOOK_BACK = timedelta(hours=1)
 
@@ -35,7 +38,8 @@ class Arm:
 
     `assigned` are those that the split sent there, whatever became of them: also who was answered
     from a cache. `unanswered` are those of them whom the version left a request without an answer.
-    `clusters` are the same counts by cluster of units.
+    `clusters` are the same counts by cluster of units, `slices` by time, SLICES of equal length:
+    empty where they were not kept.
     """
 
     n: int = 0
@@ -45,6 +49,17 @@ class Arm:
     assigned: int = 0
     unanswered: int = 0
     clusters: dict[int, ClusterCounts] = field(default_factory=dict)
+    slices: list[SliceCounts] = field(default_factory=list)
+
+
+@dataclass
+class SliceCounts:
+    """What one slice of an interval counted; see Arm."""
+
+    n: int = 0
+    errors: int = 0
+    assigned: int = 0
+    unanswered: int = 0
 
 
 @dataclass
@@ -56,16 +71,25 @@ class Interval:
 
 
 def closed_intervals(
-    rollout: Rollout, interval_s: int, now: datetime, *, control: str = STABLE
+    rollout: Rollout,
+    interval_s: int,
+    now: datetime,
+    *,
+    control: str = STABLE,
+    lengths_s: Sequence[int] = (),
 ) -> list[Interval]:
     """Return the rollout's intervals of late that get no more windows, oldest first.
 
-    `control` is the variant that the canary is compared with.
+    `control` is the variant that the canary is compared with. Intervals last `interval_s` at most,
+    and `lengths_s` by step where these differ.
     """
     until = now - timedelta(seconds=interval_s) - GRACE
     found: dict[tuple[int, datetime], Interval] = {}
-    for generation, started_at, variant, n, errors, requests, assigned, unanswered in _rows(
-        COUNTS, rollout, control, until
+    steps = rollout.step_generations or [0]
+    lengths = (list(lengths_s) or [interval_s])[: len(steps)]
+    lengths += lengths[-1:] * (len(steps) - len(lengths))
+    for generation, started_at, variant, at, n, errors, requests, assigned, unanswered in _rows(
+        COUNTS, rollout, control, until, [lengths, steps]
     ):
         arm = _arm(found, rollout, generation, started_at, variant)
         arm.n += n
@@ -73,11 +97,44 @@ def closed_intervals(
         arm.requests += requests
         arm.assigned += assigned
         arm.unanswered += unanswered
+        arm.slices = arm.slices or [SliceCounts() for _ in range(SLICES)]
+        mine = arm.slices[at]
+        mine.n += n
+        mine.errors += errors
+        mine.assigned += assigned
+        mine.unanswered += unanswered
     for generation, started_at, variant, index, count in _rows(LATENCIES, rollout, control, until):
         arm = _arm(found, rollout, generation, started_at, variant)
         arm.latency[index] = arm.latency.get(index, 0) + count
     _add_clusters(found, rollout, control, until)
+    for interval in found.values():
+        for arm in (interval.canary, interval.control):
+            _settle(arm.slices)
     return [found[key] for key in sorted(found)]
+
+
+def _settle(slices: list[SliceCounts]) -> None:
+    """Count each event in a slice that counted its unit.
+
+    A unit counts once in an interval and may fail in a later slice than the one in which it first
+    came: what a slice has too many of goes to where there is most room.
+    """
+    for events, exposures in (("errors", "n"), ("unanswered", "assigned")):
+        for each in slices:
+            surplus = getattr(each, events) - getattr(each, exposures)
+            if surplus > 0:
+                setattr(each, events, getattr(each, exposures))
+                _spread(slices, surplus, events, exposures)
+
+
+def _spread(slices: list[SliceCounts], surplus: int, events: str, exposures: str) -> None:
+    def room(each: SliceCounts) -> int:
+        return int(getattr(each, exposures) - getattr(each, events))
+
+    for each in sorted(slices, key=room, reverse=True):
+        taken = min(surplus, max(0, room(each)))
+        setattr(each, events, getattr(each, events) + taken)
+        surplus -= taken
 
 
 def _add_clusters(
@@ -115,11 +172,15 @@ WINDOWS = """
       AND interval_started_at > %s AND interval_started_at <= %s
 """
 COUNTS = f"""
-    SELECT generation, interval_started_at, variant, sum(units + anonymous),
-           sum(unit_errors + anonymous_errors), sum(requests),
+    SELECT generation, interval_started_at, variant,
+           least({SLICES - 1}, greatest(0, floor(
+               extract(epoch FROM started_at - interval_started_at) * {SLICES}
+               / (%s::int[])[greatest(1, width_bucket(generation, %s::bigint[]))]
+           )))::int,
+           sum(units + anonymous), sum(unit_errors + anonymous_errors), sum(requests),
            sum(greatest(assigned, units + anonymous)), sum(unanswered)
-    {WINDOWS} GROUP BY 1, 2, 3
-"""
+    {WINDOWS} GROUP BY 1, 2, 3, 4
+"""  # noqa: S608 (its numbers are ours)
 CLUSTERS = f"""
     SELECT generation, interval_started_at, variant, cluster.key::int,
            sum((cluster.value->>0)::int), sum((cluster.value->>1)::int),
@@ -144,10 +205,12 @@ LATENCIES = f"""
 """
 
 
-def _rows(sql: str, rollout: Rollout, control: str, until: datetime) -> list[tuple]:  # type: ignore[type-arg]
+def _rows(
+    sql: str, rollout: Rollout, control: str, until: datetime, more: Sequence[list[int]] = ()
+) -> list[tuple]:  # type: ignore[type-arg]
     first = rollout.step_generations[0] if rollout.step_generations else 0
     with connection.cursor() as cursor:
-        cursor.execute(sql, [str(rollout.pk), first, control, until - LOOK_BACK, until])
+        cursor.execute(sql, [*more, str(rollout.pk), first, control, until - LOOK_BACK, until])
         return [(row[0], row[1], row[2], *map(int, row[3:])) for row in cursor.fetchall()]
 
 

@@ -7,11 +7,12 @@ once. It also keeps a tick's work to what is new.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import astuple
 from typing import Any
 
 import msgspec
 
-from apps.rollouts.evidence import Arm, Interval
+from apps.rollouts.evidence import Arm, Interval, SliceCounts
 from apps.rollouts.models import ObservedInterval, Rollout
 from contract.messages import ClusterCounts
 
@@ -65,6 +66,7 @@ def _arm(document: dict[str, Any]) -> Arm:
         msgspec.convert(
             document.get("clusters", {}), dict[int, ClusterCounts], strict=False, str_keys=True
         ),
+        [SliceCounts(*each) for each in document.get("slices", ())],
     )
 
 
@@ -78,4 +80,5 @@ def _to_json(arm: Arm) -> dict[str, Any]:
         "assigned": arm.assigned,
         "unanswered": arm.unanswered,
         "clusters": msgspec.to_builtins(arm.clusters, str_keys=True),
+        "slices": [astuple(each) for each in arm.slices],
     }
