@@ -54,6 +54,8 @@ class Comparison:
     canary: Array
     control: Array
     squares: Array
+    # Both versions by interval, `(…, intervals)`.
+    paces: tuple[Pace, Pace]
 
     @classmethod
     def of(
@@ -81,6 +83,7 @@ class Comparison:
             sums(a * n0 * inverse),
             sums(b * n1 * inverse),
             sums(weight**2),
+            (Pace(n1, a), Pace(n0, b)),
         )
 
     def look(self, now: int, spread: Array | None = None) -> Look:
@@ -100,8 +103,8 @@ class Comparison:
 
     def spread(self, now: int) -> Array:
         """Return the control's spread over time in the first `now` intervals, squared, relative."""
-        n1, a, n0, b = (each[..., :now, :].sum(axis=-1) for each in columns_of(self.series.counts))
-        return dispersion.over_time(Pace(n1, a), Pace(n0, b), self.series.before)
+        canary, control = (Pace(each.n[..., :now], each.events[..., :now]) for each in self.paces)
+        return dispersion.over_time(canary, control, self.series.before)
 
     def _dispersion(self, starts: Integers, now: int, spread: Array) -> Array:
         """φ of what was counted from each start to now, shape `(…, starts)`."""

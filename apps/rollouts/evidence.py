@@ -17,6 +17,7 @@ from django.db import connection
 from django.db.models import QuerySet, Sum
 
 from apps.rollouts.models import Rollout, TelemetryRow
+from apps.rollouts.segments import SLICES
 from contract import histogram
 from contract.histogram import Counts
 from contract.messages import ClusterCounts
@@ -25,9 +26,6 @@ from contract.routing import BASELINE, CANARY, STABLE
 # How long after its end an interval may still get windows: their length, and the way here.
 GRACE = timedelta(seconds=3)
 REFERENCE_SPAN = timedelta(minutes=30)
-# An interval is cut into so many slices, of 2 s each by default: windows last about a second, so
-# that what happened in one second is in two of them at most.
-SLICES = 5
 # Windows that come later than so long after their interval are shown and no longer judged.
 LOOK_BACK = timedelta(hours=1)
 

@@ -90,8 +90,7 @@ def rule(
     mirror = _least_safe(measures, looks)
     is_worse = (margin.log_e >= levels.fail) & margin.is_beyond & margin.is_lasting
     regression = (zero.log_e >= levels.fail) & zero.is_beyond & zero.is_lasting
-    counts = measures[0].comparison.series.counts
-    canary_n = counts.canary_n[..., :now, :].sum(axis=(-2, -1))
+    canary_n = measures[0].comparison.paces[0].n[..., :now].sum(axis=-1)
     is_safe = (
         (mirror.log_e >= levels.promote)
         & (canary_n >= levels.samples_min)

@@ -17,6 +17,10 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
+# An interval is cut into so many slices, of 2 s each by default: windows last about a second, so
+# that what happened in one second is in two of them at most.
+SLICES = 5
+
 # Three quarters of the stake are there from the start. The rest is for the steps in turn,
 # 1/((j+1)(j+2)) of it for the j-th: half of that enters with the step, the other half every
 # ENTRY_EVERY intervals after it, the i-th time with a weight of 1/(i + ENTRY_SPREAD)². So about
@@ -88,8 +92,10 @@ def carry(gains: Array, stakes: Stakes, dispersion: Array) -> Carried:
     weighted = since + (np.log(stakes.weights) - np.log(gains.shape[-1]))[:, None]
     flat = weighted.reshape(*weighted.shape[:-2], -1)
     waiting = max(0.0, 1.0 - float(stakes.weights.sum()))
-    log_e = np.logaddexp(np.logaddexp.reduce(flat, axis=-1), np.log(max(waiting, 1e-300)))
     best = flat.argmax(axis=-1)
+    most = np.take_along_axis(flat, best[..., None], axis=-1)
+    entered = most[..., 0] + np.log(np.exp(flat - most).sum(axis=-1))
+    log_e = np.logaddexp(entered, np.log(max(waiting, 1e-300)))
     stake, bet = np.divmod(best, gains.shape[-1])
     gain = np.take_along_axis(since.reshape(flat.shape), best[..., None], axis=-1)[..., 0]
     return Carried(log_e, stakes.starts[stake], bet, gain)

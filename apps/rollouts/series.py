@@ -14,7 +14,8 @@ import numpy as np
 from apps.rollouts.comparison import Series
 from apps.rollouts.dispersion import Array, Clusters, History, sums
 from apps.rollouts.eprocess import Counts
-from apps.rollouts.evidence import SLICES, Arm, Interval
+from apps.rollouts.evidence import Arm, Interval
+from apps.rollouts.segments import SLICES
 from contract.histogram import count_above, total
 from contract.messages import CLUSTERS, ClusterCounts
 
