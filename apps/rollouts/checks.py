@@ -34,6 +34,8 @@ QUANTILE_WEIGHTS = {500: 0.2, 950: 0.2, 990: 0.6}
 DISPERSION_TOLD = 1.05
 # Rates are written with fewer digits of a per cent.
 DIGITS_MAX = 9
+# Below it a rate has two digits at least.
+RARE_RATE = 0.001
 
 SAMPLE_RATIO_P_MAX = 0.001
 SAMPLE_RATIO_DEVIATION_MIN = 0.05
@@ -424,12 +426,10 @@ def _percents(canary: float, control: float, margin: float) -> tuple[str, str, s
         is_alike = (difference > shown[2]) == (canary - control > margin)
         if is_alike and (difference > 0.0) == (canary > control):
             break
-    least = 2 if min(canary, control) < 0.001 else 1
-    return (
-        f"{canary:.{max(least, digits)}%}",
-        f"{control:.{max(least, digits)}%}",
-        f"{margin:.{digits}%}",
+    canary_told, control_told = (
+        f"{rate:.{max(digits, 2) if rate < RARE_RATE else digits}%}" for rate in (canary, control)
     )
+    return canary_told, control_told, f"{margin:.{digits}%}"
 
 
 def _odds(proof: Proof) -> str:

@@ -50,7 +50,7 @@ def sums(values: Array, axis: int = -1) -> Array:
 def of_clusters(clusters: Clusters, starts: Integers, now: int) -> Array:
     """The variance between clusters over the binomial one, from each start to now, at least 1.
 
-    Shape `(…, starts)`. Pearson's statistic over its degrees of freedom, each cluster weighted by
+    Shape `(…, starts)`, the earliest start first. Pearson's statistic over its degrees of freedom, each cluster weighted by
     its exposures (McCullagh and Nelder 1989, 4.5), less an allowance for its own standard error,
     √((2 + 1/μ)/(G − 1)) at μ events in a cluster.
     """
@@ -66,7 +66,11 @@ def of_clusters(clusters: Clusters, starts: Integers, now: int) -> Array:
     noise = np.sqrt((2.0 + used / np.maximum(happened, 1.0)) / (used - 1.0))
     ratio = (left**2).sum(axis=-1) / np.where(expected > 0.0, expected, 1.0)
     found = np.where(expected > 0.0, ratio - CLUSTER_ALLOWANCE * noise, 1.0)
-    result: Array = np.maximum(found, 1.0)
+    shown = np.maximum(found, 1.0)
+    # Units that come again and again add to it in proportion to time: what the longest span shows
+    # is surer than what few of them show in a short one.
+    span = (now - starts) / max(1, now - int(starts[0]))
+    result: Array = np.maximum(shown, 1.0 + (shown[..., :1] - 1.0) * span)
     return result
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
+from apps.rollouts import spread
 from apps.rollouts.analysis import Observation, Question, answer
 from apps.rollouts.decisions import Answered, Decision, StepClock, StepFacts, decide_step
 from apps.rollouts.evidence import (
@@ -69,6 +70,7 @@ def _question(
             since=now - GRACE - FRESH_INTERVALS * _interval(rollout, plan),
         ),
         observations={**observe_database(rollout, step.questions, now), **asked},
+        before=spread.spread_before(rollout, plan.interval_of(0)),
     )
 
 
@@ -131,6 +133,7 @@ def _inputs(question: Question, label: str) -> dict[str, Any]:
         "reference": _reference_to_json(question.reference),
         "reference_requests": question.reference_requests,
         "is_fresh": question.is_fresh,
+        "before": spread.to_json(question.before),
         "observation": dict(question.observations.get(label, {})),
     }
 
@@ -146,6 +149,8 @@ def repeat_answer(evaluation: Evaluation) -> CheckResult:
         reference_requests=inputs["reference_requests"],
         is_fresh=inputs["is_fresh"],
         observations={evaluation.check_name: inputs["observation"]},
+        # Evaluations from before it was read have none.
+        before=spread.from_json(inputs.get("before", {})),
     )
     return next(each for each in answer(question) if each.check == evaluation.check_name)
 

@@ -17,8 +17,10 @@ Rng = np.random.Generator
 # A section's module has `bars(rng, runs)`, which yields its bars; `runs` is the number of simulated
 # rollouts or experiments of a case, which a module may scale where its runs are dear or cheap.
 SECTIONS: dict[str, str] = {
+    "ends-judged": "bench.bars.ends_judged",
     "late": "bench.bars.late",
     "bursts": "bench.bars.bursts",
+    "users": "bench.bars.users",
 }
 
 

@@ -8,13 +8,13 @@ import numpy as np
 
 from apps.rollouts.checks import CheckSettings
 from apps.rollouts.dispersion import History, Pace
+from apps.rollouts.segments import SLICES
 from bench.bars import Bar, share
 from bench.bars.looking import (
     AS_SHIPPED,
     INTERVAL_S,
     ONE_OF_TWENTY,
     SLICE_S,
-    SLICES,
     draw,
     errors_of,
     mean_of,
@@ -92,8 +92,8 @@ def _wandering(rng: Rng, runs: int, lasting: float) -> Bar:
     n = rng.poisson(100 * INTERVAL_S, (runs, BEFORE))
     errors = rng.binomial(n, np.minimum(control[:, :BEFORE], 1.0))
     before = History.of(Pace(n.astype(np.float64), errors.astype(np.float64)))
-    rates = (np.minimum(each, 1.0)[..., None] for each in (canary, control[:, BEFORE:]))
-    counts = draw(rng, runs, shares, 100, tuple(rates))
+    rates = [np.minimum(each, 1.0)[..., None] for each in (canary, control[:, BEFORE:])]
+    counts = draw(rng, runs, shares, 100, (rates[0], rates[1]))
     make = errors_of(counts, steps_of(shares), before=before)
     found = rollbacks(make, runs, range(1, shares.size + 1, 4), AS_SHIPPED)
     name = f"AR(1) of {lasting} per 10 s, log-rates' sd {SPREAD} per arm: rolled back in 2 h"

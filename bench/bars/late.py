@@ -25,7 +25,7 @@ from bench.bars.looking import (
     shares_of,
     steps_of,
 )
-from bench.decisions_rules import SIGMA, TAILS, Rng
+from bench.decisions_rules import SIGMA, TAILS, Array, Rng
 
 REQUESTS_MOST = 3_000
 LEAK_A_MINUTE = 0.01
@@ -89,7 +89,7 @@ def _leak(rng: Rng, runs: int) -> Bar:
 
 
 def _nested(
-    rng: Rng, runs: int, shares: np.ndarray, tails: dict[int, np.ndarray], permille: int
-) -> tuple[np.ndarray, ...]:
+    rng: Rng, runs: int, shares: Array, tails: dict[int, Array], permille: int
+) -> tuple[Array, ...]:
     drawn = draw(rng, runs, shares, 100, (tails[permille][:, None], TAILS[permille]), slices=1)
     return drawn.canary_n, drawn.canary_events, drawn.control_n, drawn.control_events
