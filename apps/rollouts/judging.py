@@ -94,8 +94,9 @@ def rule(
     is_safe = (
         (mirror.log_e >= levels.promote)
         & (canary_n >= levels.samples_min)
-        & ~mirror.is_beyond
-        & _is_calm_in_this_step(measures, now)
+        & _are_within(measures, mirror.start, now)
+        # Old proof is no pass for a step that looks bad.
+        & _are_within(measures, np.full(mirror.start.shape, _step_began(measures, now)), now)
     )
     return Ruling(margin, zero, mirror, is_worse, regression & (not levels.strict), is_safe)
 
@@ -147,14 +148,16 @@ def _of_which(
     return Proof(log_e, which, start, canary, control, varied, lasting, beyond)
 
 
-def _is_calm_in_this_step(measures: Sequence[Measure], now: int) -> Flags:
-    """Old proof is no pass for a step that looks bad: no estimate there exceeds its margin."""
+def _step_began(measures: Sequence[Measure], now: int) -> int:
     steps = measures[0].comparison.series.steps[:now]
-    first = int(np.flatnonzero(np.diff(steps, prepend=steps[0] - 1))[-1])
-    calm = []
+    return int(np.flatnonzero(np.diff(steps, prepend=steps[0] - 1))[-1])
+
+
+def _are_within(measures: Sequence[Measure], start: Integers, now: int) -> Flags:
+    """Where no estimate since `start` exceeds its margin."""
+    within = []
     for each in measures:
-        start = np.full(each.comparison.weights.shape[:-1], first)
         canary, control = each.comparison.rates(start, now)
-        calm.append(canary - control <= each.margin)
-    result: Flags = np.logical_and.reduce(calm)
+        within.append(canary - control <= each.margin)
+    result: Flags = np.logical_and.reduce(within)
     return result
