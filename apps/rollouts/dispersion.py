@@ -50,9 +50,9 @@ def sums(values: Array, axis: int = -1) -> Array:
 def of_clusters(clusters: Clusters, starts: Integers, now: int) -> Array:
     """The variance between clusters over the binomial one, from each start to now, at least 1.
 
-    Shape `(…, starts)`, the earliest start first. Pearson's statistic over its degrees of freedom, each cluster weighted by
-    its exposures (McCullagh and Nelder 1989, 4.5), less an allowance for its own standard error,
-    √((2 + 1/μ)/(G − 1)) at μ events in a cluster.
+    Shape `(…, starts)`, the earliest start first. Pearson's statistic over its degrees of freedom,
+    each cluster weighted by its exposures (McCullagh and Nelder 1989, 4.5), less an allowance for
+    its own standard error, √((2 + 1/μ)/(G − 1)) at μ events in a cluster.
     """
     n = clusters.n[..., now, None, :] - clusters.n[..., starts, :]
     events = clusters.events[..., now, None, :] - clusters.events[..., starts, :]

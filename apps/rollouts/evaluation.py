@@ -55,13 +55,17 @@ def evaluate(
 def _question(
     rollout: Rollout, plan: PlanDocument, asked: Mapping[str, Observation], now: datetime
 ) -> Question:
-    intervals = freeze(rollout, _closed(rollout, plan, now))
+    reference = _reference(rollout, plan, now)
+    edges = [] if reference is None else [reference.p50, reference.p95, reference.p99]
+    intervals = freeze(
+        rollout, _closed(rollout, plan, now), [each for each in edges if each is not None]
+    )
     step = plan.steps[rollout.step_index]
     return Question(
         plan=plan,
         step_index=rollout.step_index,
         intervals=intervals,
-        reference=_reference(rollout, plan, now),
+        reference=reference,
         reference_requests=reference_requests(rollout, now),
         is_fresh=is_fresh(
             intervals,

@@ -9,18 +9,21 @@ are never pooled over steps. Only closed ones are judged, and they are frozen wh
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import cached_property
 
+import numpy as np
 from django.db import connection
 from django.db.models import QuerySet, Sum
+from numpy.typing import NDArray
 
 from apps.rollouts.models import Rollout, TelemetryRow
 from apps.rollouts.segments import SLICES
 from contract import histogram
 from contract.histogram import Counts
-from contract.messages import ClusterCounts
+from contract.messages import CLUSTERS, ClusterCounts
 from contract.routing import BASELINE, CANARY, STABLE
 
 # How long after its end an interval may still get windows: their length, and the way here.
@@ -48,6 +51,40 @@ class Arm:
     unanswered: int = 0
     clusters: dict[int, ClusterCounts] = field(default_factory=dict)
     slices: list[SliceCounts] = field(default_factory=list)
+
+    @cached_property
+    def grouped(self) -> Grouped:
+        """The clusters as arrays; ask for it once the counts are complete."""
+        return Grouped.of(self.clusters)
+
+    @cached_property
+    def histogram(self) -> NDArray[np.int64]:
+        """The latency's buckets and their counts, `(2, buckets)`; ask as for `grouped`."""
+        return np.array(list(self.latency.items()), dtype=np.int64).reshape(-1, 2).T
+
+
+@dataclass(frozen=True)
+class Grouped:
+    """Clusters as arrays: a row each of `counts`, n, errors, assigned, unanswered, units.
+
+    `cells` has a column for each bucket of each cluster's latency: the cluster, bucket, count.
+    """
+
+    counts: NDArray[np.float64]
+    cells: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, clusters: Mapping[int, ClusterCounts]) -> Grouped:
+        counts = np.zeros((CLUSTERS, 5))
+        for number, each in clusters.items():
+            row = (each.n, each.errors, each.assigned, each.unanswered, each.units)
+            counts[number % CLUSTERS] += row
+        cells = [
+            (number % CLUSTERS, bucket, count)
+            for number, each in clusters.items()
+            for bucket, count in each.latency.items()
+        ]
+        return cls(counts, np.array(cells, dtype=np.int64).reshape(-1, 3).T)
 
 
 @dataclass
@@ -142,7 +179,9 @@ def _add_clusters(
     latencies: dict[tuple[int, datetime, str, int], Counts] = {}
     for *key, index, count in _rows(CLUSTER_LATENCIES, rollout, control, until):
         latencies.setdefault(tuple(key), {})[index] = count
-    for *key, units, assigned, unanswered, n, errors in _rows(CLUSTERS, rollout, control, until):
+    for *key, units, assigned, unanswered, n, errors in _rows(
+        CLUSTER_COUNTS, rollout, control, until
+    ):
         generation, started_at, variant, cluster = key
         arm = _arm(found, rollout, generation, started_at, variant)
         latency = latencies.get((generation, started_at, variant, cluster), {})
@@ -179,7 +218,7 @@ COUNTS = f"""
            sum(greatest(assigned, units + anonymous)), sum(unanswered)
     {WINDOWS} GROUP BY 1, 2, 3, 4
 """  # noqa: S608 (its numbers are ours)
-CLUSTERS = f"""
+CLUSTER_COUNTS = f"""
     SELECT generation, interval_started_at, variant, cluster.key::int,
            sum((cluster.value->>0)::int), sum((cluster.value->>1)::int),
            sum((cluster.value->>2)::int), sum((cluster.value->>3)::int),

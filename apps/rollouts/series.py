@@ -7,7 +7,6 @@ interval is one slice; latency is counted by interval. Clusters are the control'
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain
 
 import numpy as np
 
@@ -16,11 +15,12 @@ from apps.rollouts.dispersion import Array, Clusters, History, sums
 from apps.rollouts.eprocess import Counts
 from apps.rollouts.evidence import Arm, Interval
 from apps.rollouts.segments import SLICES
-from contract.histogram import count_above, total
-from contract.messages import CLUSTERS, ClusterCounts
+from contract.messages import CLUSTERS
 
 ERRORS = ("n", "errors")
 UNANSWERED = ("assigned", "unanswered")
+# The columns of Grouped.counts.
+COLUMNS = ("n", "errors", "assigned", "unanswered", "units")
 
 
 def has_slices(intervals: Sequence[Interval]) -> bool:
@@ -40,26 +40,33 @@ def series_of_rate(
     ]
     shape = (len(intervals), width)
     counts = Counts(*(np.array(column, dtype=np.float64).reshape(shape) for column in columns))
-    grouped = [[getattr(each, name) for name in names] for _, _, each in _clusters(intervals)]
-    return Series(counts, _steps(intervals), _by_cluster(intervals, grouped), before)
+    return Series(counts, _steps(intervals), _of_rate(intervals, names), before)
 
 
 def series_of_latency(intervals: Sequence[Interval], index: int) -> Series:
     """Return the series of answers slower than a bucket of the histogram."""
-    columns = [
-        [[count(arm(each), index)] for each in intervals]
-        for arm in (_canary, _control)
-        for count in (_answers, _slower)
-    ]
-    shape = (len(intervals), 1)
-    counts = Counts(*(np.array(column, dtype=np.float64).reshape(shape) for column in columns))
-    return Series(counts, _steps(intervals), _by_cluster(intervals, _slow_ones(intervals, index)))
+    canary_n, canary_events = _slower([each.canary for each in intervals], index)
+    control_n, control_events = _slower([each.control for each in intervals], index)
+    counts = Counts(canary_n, canary_events, control_n, control_events)
+    return Series(counts, _steps(intervals), _of_latency(intervals, index))
+
+
+def _slower(arms: Sequence[Arm], index: int) -> tuple[Array, Array]:
+    """Answers, and those slower than `index`, `(intervals, 1)`; all histograms at once."""
+    if not arms:
+        return np.zeros((0, 1)), np.zeros((0, 1))
+    histograms = [each.histogram for each in arms]
+    bucket, count = np.concatenate(histograms, axis=1)
+    place = np.repeat(np.arange(len(arms)), [each.shape[1] for each in histograms])
+    answers = np.bincount(place, count, len(arms)).astype(np.float64)
+    slower = np.bincount(place, np.where(bucket > index, count, 0), len(arms)).astype(np.float64)
+    return answers[:, None], slower[:, None]
 
 
 def is_by_client(intervals: Sequence[Interval]) -> bool:
     """Say whether requests came without a unit, so that callers are what is alike."""
-    grouped = [each for _, _, each in _clusters(intervals)]
-    return bool(grouped) and not any(each.units for each in grouped)
+    counts = _grouped(intervals)
+    return counts is not None and not counts[..., COLUMNS.index("units")].any()
 
 
 def _canary(interval: Interval) -> Arm:
@@ -68,14 +75,6 @@ def _canary(interval: Interval) -> Arm:
 
 def _control(interval: Interval) -> Arm:
     return interval.control
-
-
-def _answers(arm: Arm, _: int) -> int:
-    return total(arm.latency)
-
-
-def _slower(arm: Arm, index: int) -> int:
-    return count_above(arm.latency, index)
 
 
 def _slices(arm: Arm, name: str, width: int) -> list[int]:
@@ -88,35 +87,30 @@ def _steps(intervals: Sequence[Interval]) -> np.ndarray[tuple[int], np.dtype[np.
     return np.array([each.step_index for each in intervals], dtype=np.int64)
 
 
-def _clusters(intervals: Sequence[Interval]) -> list[tuple[int, int, ClusterCounts]]:
-    return [
-        (position, cluster, counts)
-        for position, each in enumerate(intervals)
-        for cluster, counts in each.control.clusters.items()
-    ]
-
-
-def _by_cluster(
-    intervals: Sequence[Interval], grouped: Sequence[Sequence[int]] | Array
-) -> Clusters | None:
-    """Put what was counted of each cluster, `[exposures, events]`, where it belongs."""
-    where = _clusters(intervals)
-    if not where:
+def _of_rate(intervals: Sequence[Interval], names: tuple[str, str]) -> Clusters | None:
+    counts = _grouped(intervals)
+    if counts is None:
         return None
-    table = np.zeros((2, len(intervals), CLUSTERS))
-    rows = np.fromiter((row for row, _, _ in where), dtype=np.int64, count=len(where))
-    columns = np.fromiter((column for _, column, _ in where), dtype=np.int64, count=len(where))
-    table[:, rows, columns % CLUSTERS] = np.asarray(grouped, dtype=np.float64).T
-    return Clusters(sums(table[0], axis=-2), sums(table[1], axis=-2))
+    n, events = (counts[..., COLUMNS.index(name)] for name in names)
+    return Clusters(sums(n, axis=-2), sums(np.minimum(events, n), axis=-2))
 
 
-def _slow_ones(intervals: Sequence[Interval], index: int) -> Array:
-    """Answers, and those slower than `index`, of each cluster; all histograms at once."""
-    latencies = [each.latency for _, _, each in _clusters(intervals)]
-    sizes = np.fromiter(map(len, latencies), dtype=np.int64, count=len(latencies))
-    buckets = np.fromiter(chain.from_iterable(latencies), dtype=np.int64)
-    counts = np.fromiter(chain.from_iterable(each.values() for each in latencies), dtype=np.float64)
-    owner = np.repeat(np.arange(len(latencies)), sizes)
-    answers = np.bincount(owner, counts, len(latencies))
-    slower = np.bincount(owner, np.where(buckets > index, counts, 0.0), len(latencies))
-    return np.stack([answers, slower], axis=-1)
+def _of_latency(intervals: Sequence[Interval], index: int) -> Clusters | None:
+    """All histograms at once: answers, and those slower than `index`, of each cluster."""
+    if _grouped(intervals) is None:
+        return None
+    cells = [each.control.grouped.cells for each in intervals]
+    cluster, bucket, count = np.concatenate(cells, axis=1)
+    interval = np.repeat(np.arange(len(cells)), [each.shape[1] for each in cells])
+    place, size = interval * CLUSTERS + cluster, len(cells) * CLUSTERS
+    answers = np.bincount(place, count, size).astype(np.float64)
+    slower = np.bincount(place, np.where(bucket > index, count, 0), size).astype(np.float64)
+    shape = (len(cells), CLUSTERS)
+    return Clusters(sums(answers.reshape(shape), axis=-2), sums(slower.reshape(shape), axis=-2))
+
+
+def _grouped(intervals: Sequence[Interval]) -> Array | None:
+    """The control's counts by interval and cluster; None where no cluster was counted."""
+    if not any(each.control.clusters for each in intervals):
+        return None
+    return np.stack([each.control.grouped.counts for each in intervals])
