@@ -32,6 +32,7 @@ from apps.rollouts.plans import WHOLE_BP, PlanDocument
 from apps.rollouts.series import (
     ERRORS,
     UNANSWERED,
+    by_instance,
     has_slices,
     is_by_client,
     series_of_latency,
@@ -113,7 +114,7 @@ def _demand_fresh(result: CheckResult, question: Question) -> CheckResult:
 def _error_rate(question: Question, _: CheckDocument) -> CheckResult:
     if question.has_control:
         series = series_of_rate(question.intervals, ERRORS, question.before)
-        return judge_error_rate(series, question.settings, _frame(question.intervals))
+        return judge_error_rate(series, question.settings, _frame(question.intervals, ERRORS))
     control_n = sum(i.control.n for i in question.intervals)
     control_errors = sum(i.control.errors for i in question.intervals)
     usual = control_errors / control_n if control_n else 0.0
@@ -130,7 +131,7 @@ def _error_rate(question: Question, _: CheckDocument) -> CheckResult:
 def _unanswered(question: Question, _: CheckDocument) -> CheckResult:
     if question.has_control:
         series = series_of_rate(question.intervals, UNANSWERED)
-        return judge_unanswered(series, question.settings, _frame(question.intervals))
+        return judge_unanswered(series, question.settings, _frame(question.intervals, UNANSWERED))
     control_n = sum(i.control.assigned for i in question.intervals)
     usual = sum(i.control.unanswered for i in question.intervals) / max(1, control_n)
     objective = Objective(
@@ -142,11 +143,14 @@ def _unanswered(question: Question, _: CheckDocument) -> CheckResult:
     return _judge_absolute(kinds.UNANSWERED, [objective], question.settings)
 
 
-def _frame(intervals: Sequence[Interval]) -> Frame:
+def _frame(intervals: Sequence[Interval], names: tuple[str, str] | None = None) -> Frame:
     return Frame(
         started_at=[each.started_at for each in intervals],
         counted=" (counted by client)" if is_by_client(intervals) else "",
         loud=has_slices(intervals),
+        instances=lambda start: [
+            by_instance(each, names) for each in intervals[start:] if names is not None
+        ],
     )
 
 

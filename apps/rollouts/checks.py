@@ -8,7 +8,7 @@ numbers of the segment that its evidence comes from, so that no claim contradict
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Literal
@@ -20,6 +20,7 @@ from apps.rollouts import eprocess
 from apps.rollouts.check_kinds import ERROR_RATE, LATENCY, SAMPLE_RATIO, UNANSWERED
 from apps.rollouts.comparison import Comparison, Series
 from apps.rollouts.eprocess import BucketCounts
+from apps.rollouts.instances import rests_on
 from apps.rollouts.judging import Levels, Measure, Proof, Ruling, rule
 from apps.rollouts.verdicts import JSON, CheckResult, Verdict
 
@@ -131,6 +132,8 @@ class Frame:
     started_at: Sequence[datetime] = ()
     counted: str = ""
     loud: bool = False
+    # What each instance of the data plane counted, in each interval from the one that is named.
+    instances: Callable[[int], Sequence[Mapping[str, BucketCounts]]] = lambda _: ()
 
 
 def series_of(buckets: Sequence[BucketCounts], steps: Sequence[int] = ()) -> Series:
@@ -213,6 +216,10 @@ def _judge(
     slices = measures[0].comparison.series.counts.canary_n.shape[-1]
     ruling = rule(measures, now, settings.levels(slices if frame.loud else 0))
     verdict, proof, why = _decide(ruling, settings)
+    if verdict is Verdict.FAIL:
+        alone = rests_on(frame.instances(int(proof.start)), measures[0].margin)
+        if alone:
+            verdict, why = Verdict.INCONCLUSIVE, f"{why}, but by instance {alone} alone"
     whole = (
         replace(proof, start=np.zeros((), dtype=np.int64))
         if verdict is Verdict.INSUFFICIENT_SAMPLE

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from datetime import datetime, timedelta
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from django.db import connection
@@ -40,7 +41,7 @@ class Arm:
     `assigned` are those that the split sent there, whatever became of them: also who was answered
     from a cache. `unanswered` are those of them whom the version left a request without an answer.
     `clusters` are the same counts by cluster of units, `slices` by time, SLICES of equal length:
-    empty where they were not kept.
+    empty where they were not kept; `instances` by the data plane's instance that counted them.
     """
 
     n: int = 0
@@ -51,6 +52,7 @@ class Arm:
     unanswered: int = 0
     clusters: dict[int, ClusterCounts] = field(default_factory=dict)
     slices: list[SliceCounts] = field(default_factory=list)
+    instances: dict[str, SliceCounts] = field(default_factory=dict)
 
     @cached_property
     def grouped(self) -> Grouped:
@@ -89,7 +91,7 @@ class Grouped:
 
 @dataclass
 class SliceCounts:
-    """What one slice of an interval counted; see Arm."""
+    """What one slice of an interval, or one instance in it, counted; see Arm."""
 
     n: int = 0
     errors: int = 0
@@ -113,14 +115,14 @@ def closed_intervals(
     control: str = STABLE,
     lengths_s: Sequence[int] = (),
 ) -> list[Interval]:
-    """Return the rollout's intervals of late that get no more windows, oldest first.
+    """Return the intervals of late that get no more windows and are not frozen, oldest first.
 
     `control` is the variant that the canary is compared with. Intervals last `interval_s` at most,
     and `lengths_s` by step where these differ.
     """
     until = now - timedelta(seconds=interval_s) - GRACE
     found: dict[tuple[int, datetime], Interval] = {}
-    steps = rollout.step_generations or [0]
+    steps = _steps(rollout)
     lengths = (list(lengths_s) or [interval_s])[: len(steps)]
     lengths += lengths[-1:] * (len(steps) - len(lengths))
     for generation, started_at, variant, at, n, errors, requests, assigned, unanswered in _rows(
@@ -141,11 +143,22 @@ def closed_intervals(
     for generation, started_at, variant, index, count in _rows(LATENCIES, rollout, control, until):
         arm = _arm(found, rollout, generation, started_at, variant)
         arm.latency[index] = arm.latency.get(index, 0) + count
+    for generation, started_at, variant, instance, *counts in _rows(
+        INSTANCES, rollout, control, until, keys=4
+    ):
+        arm = _arm(found, rollout, generation, started_at, variant)
+        arm.instances[instance] = _merged(arm.instances.get(instance), counts)
     _add_clusters(found, rollout, control, until)
     for interval in found.values():
         for arm in (interval.canary, interval.control):
             _settle(arm.slices)
     return [found[key] for key in sorted(found)]
+
+
+def _merged(before: SliceCounts | None, counts: Sequence[int]) -> SliceCounts:
+    if before is None:
+        return SliceCounts(*counts)
+    return SliceCounts(*(a + b for a, b in zip(astuple(before), counts, strict=True)))
 
 
 def _settle(slices: list[SliceCounts]) -> None:
@@ -207,6 +220,11 @@ WINDOWS = """
     FROM rollouts_telemetryrow
     WHERE split = %s AND generation >= %s AND variant IN ('canary', %s)
       AND interval_started_at > %s AND interval_started_at <= %s
+      AND NOT EXISTS (
+          SELECT FROM rollouts_observedinterval AS frozen
+          WHERE frozen.rollout_id = %s AND frozen.started_at = interval_started_at
+            AND frozen.step_index = width_bucket(generation, %s::bigint[]) - 1
+      )
 """
 COUNTS = f"""
     SELECT generation, interval_started_at, variant,
@@ -218,6 +236,12 @@ COUNTS = f"""
            sum(greatest(assigned, units + anonymous)), sum(unanswered)
     {WINDOWS} GROUP BY 1, 2, 3, 4
 """  # noqa: S608 (its numbers are ours)
+INSTANCES = f"""
+    SELECT generation, interval_started_at, variant, instance,
+           sum(units + anonymous), sum(unit_errors + anonymous_errors),
+           sum(greatest(assigned, units + anonymous)), sum(unanswered)
+    {WINDOWS} GROUP BY 1, 2, 3, 4
+"""
 CLUSTER_COUNTS = f"""
     SELECT generation, interval_started_at, variant, cluster.key::int,
            sum((cluster.value->>0)::int), sum((cluster.value->>1)::int),
@@ -243,12 +267,32 @@ LATENCIES = f"""
 
 
 def _rows(
-    sql: str, rollout: Rollout, control: str, until: datetime, more: Sequence[list[int]] = ()
+    sql: str,
+    rollout: Rollout,
+    control: str,
+    until: datetime,
+    more: Sequence[list[int]] = (),
+    *,
+    keys: int = 3,
 ) -> list[tuple]:  # type: ignore[type-arg]
-    first = rollout.step_generations[0] if rollout.step_generations else 0
+    steps = _steps(rollout)
+    which: list[Any] = [
+        str(rollout.pk),
+        steps[0],
+        control,
+        until - LOOK_BACK,
+        until,
+        rollout.pk,
+        steps,
+    ]
     with connection.cursor() as cursor:
-        cursor.execute(sql, [*more, str(rollout.pk), first, control, until - LOOK_BACK, until])
-        return [(row[0], row[1], row[2], *map(int, row[3:])) for row in cursor.fetchall()]
+        cursor.execute(sql, [*more, *which])
+        return [(*row[:keys], *map(int, row[keys:])) for row in cursor.fetchall()]
+
+
+def _steps(rollout: Rollout) -> list[int]:
+    """The generation that each step began with."""
+    return list(rollout.step_generations) or [0]
 
 
 def is_fresh(

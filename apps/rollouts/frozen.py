@@ -87,6 +87,7 @@ def _arm(document: dict[str, Any]) -> Arm:
             document.get("clusters", {}), dict[int, ClusterCounts], strict=False, str_keys=True
         ),
         [SliceCounts(*each) for each in document.get("slices", ())],
+        {name: SliceCounts(*each) for name, each in document.get("instances", {}).items()},
     )
 
 
@@ -104,6 +105,7 @@ def _to_json(arm: Arm, edges: Sequence[int] = ()) -> dict[str, Any]:
             str_keys=True,
         ),
         "slices": [astuple(each) for each in arm.slices],
+        "instances": {name: astuple(each) for name, each in arm.instances.items()},
     }
 
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from apps.rollouts.comparison import Series
 from apps.rollouts.dispersion import Array, Clusters, History, sums
-from apps.rollouts.eprocess import Counts
-from apps.rollouts.evidence import Arm, Interval
+from apps.rollouts.eprocess import BucketCounts, Counts
+from apps.rollouts.evidence import Arm, Interval, SliceCounts
 from apps.rollouts.segments import SLICES
 from contract.messages import CLUSTERS
 
@@ -67,6 +67,24 @@ def is_by_client(intervals: Sequence[Interval]) -> bool:
     """Say whether requests came without a unit, so that callers are what is alike."""
     counts = _grouped(intervals)
     return counts is not None and not counts[..., COLUMNS.index("units")].any()
+
+
+def by_instance(interval: Interval, names: tuple[str, str]) -> dict[str, BucketCounts]:
+    """Return what each instance counted in an interval."""
+    canary, control = interval.canary.instances, interval.control.instances
+    both = {name: (canary.get(name), control.get(name)) for name in canary.keys() | control.keys()}
+    return {
+        name: BucketCounts(*_pair(ours, names), *_pair(theirs, names))
+        for name, (ours, theirs) in both.items()
+    }
+
+
+def _pair(counts: SliceCounts | None, names: tuple[str, str]) -> tuple[int, int]:
+    if counts is None:
+        return 0, 0
+    n, events = (getattr(counts, name) for name in names)
+    # A unit that came by one instance may fail by another.
+    return n, min(n, events)
 
 
 def _canary(interval: Interval) -> Arm:
