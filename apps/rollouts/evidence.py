@@ -21,7 +21,7 @@ from django.db.models import QuerySet, Sum
 from numpy.typing import NDArray
 
 from apps.rollouts.models import Rollout, TelemetryRow
-from apps.rollouts.segments import SLICES
+from apps.rollouts.segments import SLICE_S_MIN, SLICES
 from contract import histogram
 from contract.histogram import Counts
 from contract.messages import CLUSTERS, ClusterCounts
@@ -229,8 +229,10 @@ WINDOWS = """
 COUNTS = f"""
     SELECT generation, interval_started_at, variant,
            least({SLICES - 1}, greatest(0, floor(
-               extract(epoch FROM started_at - interval_started_at) * {SLICES}
-               / (%s::int[])[greatest(1, width_bucket(generation, %s::bigint[]))]
+               extract(epoch FROM started_at - interval_started_at) / greatest(
+                   {SLICE_S_MIN},
+                   (%s::float8[])[greatest(1, width_bucket(generation, %s::bigint[]))] / {SLICES}
+               )
            )))::int,
            sum(units + anonymous), sum(unit_errors + anonymous_errors), sum(requests),
            sum(greatest(assigned, units + anonymous)), sum(unanswered)

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
-# An interval is cut into so many slices, of 2 s each by default: windows last about a second, so
-# that what happened in one second is in two of them at most.
+# An interval is cut into so many slices, of 2 s each by default and never shorter: windows last
+# about a second, so that what happened in one second is in two of them at most.
 SLICES = 5
+SLICE_S_MIN = 2.0
 
 # Three quarters of the stake are there from the start. The rest is for the steps in turn,
 # 1/((j+1)(j+2)) of it for the j-th: half of that enters with the step, the other half every

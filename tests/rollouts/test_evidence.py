@@ -146,6 +146,15 @@ def test_slices_are_longer_where_a_steps_intervals_are(rollout: Rollout) -> None
     assert [each.n for each in found[0].canary.slices] == [0, 0, 5, 0, 0]
 
 
+def test_slices_are_never_shorter_than_a_second_can_be_told(rollout: Rollout) -> None:
+    start = rollout.started_at - timedelta(seconds=20)
+    for seconds in (0, 1, 2, 3):
+        began = start + timedelta(seconds=seconds)
+        window(rollout, "canary", interval_started_at=start, started_at=began, units=5)
+    found = closed_intervals(rollout, 4, rollout.started_at)
+    assert [each.n for each in found[0].canary.slices] == [10, 10, 0, 0, 0]
+
+
 def test_a_unit_that_fails_in_a_later_slice_counts_where_units_were_counted(
     rollout: Rollout,
 ) -> None:
