@@ -18,6 +18,9 @@ from apps.rollouts.comparison import Comparison, Look
 from apps.rollouts.eprocess import Array, Flags
 from apps.rollouts.segments import Carried, Integers
 
+# What must be left of evidence without its best slices: this many e-folds.
+LOG_LASTING = 1.0
+
 
 @dataclass(frozen=True)
 class Measure:
@@ -116,7 +119,7 @@ def _joint(
         lasting = np.ones(log_e.shape, dtype=bool)
         if levels.loud and np.any(log_e >= levels.fail):
             kept = look.comparison.without_the_loudest(process, each, look.now, levels.loud)
-            lasting = kept > 0.0
+            lasting = kept > LOG_LASTING
         parts.append((each, look, lasting))
     return _of_which(log_e, wealth.argmax(axis=0), measures, parts)
 

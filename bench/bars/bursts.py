@@ -47,10 +47,10 @@ ROLLED_BACK_MOST = 0.02
 def bars(rng: Rng, runs: int) -> Iterator[Bar]:
     """Bursts and wandering rates over two hours as shipped; what is really bad."""
     for per_second in (100, 1_000):
-        yield _lost_time(rng, runs // 2, per_second, 1.0, LOST_EVERY_S, "one lost second")
-        yield _lost_time(rng, runs // 4, per_second, BURST_S, BURST_EVERY_S, "200 ms")
+        yield _lost_time(rng, runs // 3, per_second, 1.0, LOST_EVERY_S, "one lost second")
+        yield _lost_time(rng, runs // 8, per_second, BURST_S, BURST_EVERY_S, "200 ms")
     for lasting in (0.5, LASTING):
-        yield _wandering(rng, runs // 2, lasting)
+        yield _wandering(rng, runs // 4, lasting)
     bound = LONGER_MOST * REQUESTS_AT_D20BCCF
     yield _persistent(rng, runs, AS_SHIPPED, "as shipped", bound)
     yield _persistent(rng, runs, ONE_OF_TWENTY, "α = 0.05", REQUESTS_AT_ONE_OF_TWENTY)

@@ -34,12 +34,12 @@ LEAK_A_MINUTE = 0.01
 def bars(rng: Rng, runs: int) -> Iterator[Bar]:
     """Breaks at 10/s and 100/s, healthy rollouts, and a leak."""
     for per_second in (10, 100):
-        yield from _breaks(rng, runs // 2, per_second)
+        yield from _breaks(rng, runs // 4, per_second)
     for name, settings, bound in (
         ("α = 0.05", ONE_OF_TWENTY, 0.02),
         ("as shipped", AS_SHIPPED, 0.003),
     ):
-        yield _healthy(rng, runs // 2, name, settings, bound)
+        yield _healthy(rng, runs // 3, name, settings, bound)
     yield _leak(rng, max(20, runs // 8))
 
 
