@@ -39,7 +39,9 @@ def series_of_rate(
         for name in names
     ]
     shape = (len(intervals), width)
-    counts = Counts(*(np.array(column, dtype=np.float64).reshape(shape) for column in columns))
+    n1, a, n0, b = (np.array(column, dtype=np.float64).reshape(shape) for column in columns)
+    # An end may come in the interval after the one that assigned its unit.
+    counts = Counts(n1, np.minimum(a, n1), n0, np.minimum(b, n0))
     return Series(counts, _steps(intervals), _of_rate(intervals, names), before)
 
 

@@ -52,8 +52,8 @@ def bars(rng: Rng, runs: int) -> Iterator[Bar]:
     for lasting in (0.5, LASTING):
         yield _wandering(rng, runs // 4, lasting)
     bound = LONGER_MOST * REQUESTS_AT_D20BCCF
-    yield _persistent(rng, runs, AS_SHIPPED, "as shipped", bound)
-    yield _persistent(rng, runs, ONE_OF_TWENTY, "α = 0.05", REQUESTS_AT_ONE_OF_TWENTY)
+    yield _persistent(rng, runs // 2, AS_SHIPPED, "as shipped", bound)
+    yield _persistent(rng, runs // 2, ONE_OF_TWENTY, "α = 0.05", REQUESTS_AT_ONE_OF_TWENTY)
     for age_s in (60, 7_000):
         yield _dead(rng, max(40, runs // 4), age_s)
 
@@ -112,7 +112,7 @@ def _wander(rng: Rng, runs: int, intervals: int, lasting: float) -> Array:
 
 
 def _persistent(rng: Rng, runs: int, settings: CheckSettings, name: str, bound: float) -> Bar:
-    shares = shares_of((0.05,), 300)
+    shares = shares_of((0.05,), 240)
     counts = draw(rng, runs, shares, PER_SECOND, (0.03, 0.01))
     make = errors_of(counts, steps_of(shares))
     found = rollbacks(make, runs, range(1, shares.size + 1), settings)

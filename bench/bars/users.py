@@ -44,7 +44,7 @@ def bars(rng: Rng, runs: int) -> Iterator[Bar]:
         yield _same_users(rng, max(20, runs // (4 if users == 2_000 else 16)), users)
     yield _slow_users(rng, max(20, runs // 20), 1_000)
     yield _callers(rng, runs // 4)
-    yield _power(rng, runs)
+    yield _power(rng, runs // 2)
 
 
 def _same_users(rng: Rng, runs: int, users: int) -> Bar:
