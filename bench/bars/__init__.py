@@ -24,6 +24,10 @@ SECTIONS: dict[str, str] = {
     "sample_ratio": "bench.bars.sample_ratio",
     "control": "bench.bars.control",
     "passing": "bench.bars.passing",
+    "ends-judged": "bench.bars.ends_judged",
+    "late": "bench.bars.late",
+    "bursts": "bench.bars.bursts",
+    "users": "bench.bars.users",
 }
 
 
