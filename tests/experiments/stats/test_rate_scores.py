@@ -77,7 +77,8 @@ def test_restricted_rates_are_the_likeliest(
     best = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-10})
     assert treatment - control == pytest.approx(delta, abs=1e-12)
     assert low <= treatment <= high
-    assert loss(treatment) <= best.fun + 1e-5 * max(1.0, abs(best.fun))
+    # A double root, as where no unit has the event, is known to half of the digits.
+    assert treatment == pytest.approx(best.x, abs=1e-7) or loss(treatment) <= best.fun + 1e-5
 
 
 @given(
