@@ -38,19 +38,19 @@ Lines = Sequence[Sequence[float]]
 @dataclass(frozen=True)
 class Estimate:
     """`silent` says why no sequential reading can be made yet; `variance_reduction` is the share of
-    the difference's variance that the covariate took away, None without one. `n` are the units that
-    were compared. `over` is of an estimate that several phases went into. `level_share` is the
-    part of its level that a sequential reading may use, as earlier phases have used the rest.
-    `skewness` is that of the units' values as they are compared, None where it is not known.
+    the difference's variance that the covariate took away, None without one; `skewness` that of the
+    units' values as they are compared, None where it is not known. `n` are the units that were
+    compared. `over` is of an estimate that several phases went into. `level_share` is the part of
+    its level that a sequential reading may use, as earlier phases have used the rest.
     """
 
     found: Difference
     n: int
     silent: str | None
     variance_reduction: float | None = None
+    skewness: float | None = None
     over: strata.OverPhases | None = None
     level_share: float = 1.0
-    skewness: float | None = None
 
 
 def estimate(
@@ -119,7 +119,7 @@ def compare(
     spread = spread_of(arms, lines, _common(spec, arms, lines))
     found = read_or_not(found, spread, arms, names, is_capped=spec.is_capped)
     skewness = None if spread.third is None else spread.skewness
-    return Estimate(found, n, silent, reduction, skewness=skewness)
+    return Estimate(found, n, silent, reduction, skewness)
 
 
 def _common(spec: MetricSpec, arms: Sequence[Comoments], lines: Lines) -> Sequence[float]:
@@ -312,8 +312,7 @@ def _over_phases(
     weights = strata.weights_of(pairs)
     means = strata.compare_means(spec, pairs, weights)
     found, skewness = strata.read_or_not(spec, means, pairs, weights, names)
-    silent, reduction = silence(*units), means.reduction
-    return Estimate(found, whole.n, silent, reduction, over=over, skewness=skewness)
+    return Estimate(found, whole.n, silence(*units), means.reduction, skewness, over)
 
 
 def _of_one_phase(
@@ -408,7 +407,7 @@ def _weighted(
         weights = strata.shares_of(both)
         ratios = strata.compare_means(spec, both, weights)
         made, skewness = strata.read_or_not(spec, ratios, both, weights, names)
-        return Estimate(made, plain.n, plain.silent, ratios.reduction, skewness=skewness)
+        return Estimate(made, plain.n, plain.silent, ratios.reduction, skewness)
     total = wholes[0].n + wholes[1].n
     difference, noise = 0.0, [0.0, 0.0]
     theta = _theta(wholes[0], wholes[1], (1.0,)) if spec.has_covariate else None
