@@ -182,6 +182,10 @@ def central_thirds(
     known = Comoments(n, tuple(means), tuple(products))
     found = []
     for (i, j, k), total in zip(triples(len(means)), sums, strict=True):
+        if any(known.product(place, place) == 0.0 for place in (i, j, k)):
+            # What does not vary has no co-moments; only its rounding would be left.
+            found.append(0.0)
+            continue
         a, b, c = means[i], means[j], means[k]
         crossed = a * known.product(j, k) + b * known.product(i, k) + c * known.product(i, j)
         found.append(total - crossed - n * a * b * c)
