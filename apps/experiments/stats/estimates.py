@@ -141,7 +141,7 @@ def _events(of: Comoments) -> int:
     return round(of.means[0] * of.n)
 
 
-def _linear_variance(of: Comoments, weights: tuple[float, ...]) -> float:
+def _linear_variance(of: Comoments, weights: Sequence[float]) -> float:
     """Variance of the mean of Σ wᵢ·valueᵢ."""
     return of.linear_square(weights) / (of.n - 1) / of.n
 
