@@ -342,8 +342,8 @@ def compare_rates(rates: Rates) -> Difference:
 
     With Cochran's weights wₛ·dₛ is events less those expected, and the test is that of Mantel and
     Haenszel (1959), with the variance n1·n0·p(1 − p)/(N − 1) of each stratum. Where an arm has
-    fewer than ten events or non-events in all, the exact conditional test decides. Intervals, and so
-    margins, hold each difference against the data by its own score test (`rate_scores`).
+    fewer than ten events or non-events in all, the exact conditional test decides. Intervals and
+    margins hold each difference against the data by its own score test (`rate_scores`).
     """
     weight = rates.control_n * rates.n / rates.total
     weights = weight / weight.sum()
