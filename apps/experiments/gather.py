@@ -67,8 +67,7 @@ def gather(experiment: Experiment, now: datetime, source: Source | None = None) 
     )
     scan = _with_missing(scan, source)
     counted = _count(source.phase_counts(scan))
-    levels = {name: _moments(scan, source, name) for name in experiment.dimensions}
-    whole = _whole(next(iter(levels.values()))) if levels else _moments(scan, source)
+    whole, levels = _levels(scan, source)
     metrics = _metrics_data(scan, source, whole, levels)
     data = ExperimentData(
         arms=tuple(ArmSpec(v.name, v.weight_bp, v.is_control) for v in variants),
@@ -92,6 +91,12 @@ def gather(experiment: Experiment, now: datetime, source: Source | None = None) 
         counted.exposed.get(HOLDOUT, 0),
         held,
     )
+
+
+def metrics_of(scan: Scan, source: Source) -> tuple[MetricData, ...]:
+    """Return the statistics of the scan's metrics alone: all that a rollout's check needs."""
+    scan = _with_missing(scan, source)
+    return _metrics_data(scan, source, *_levels(scan, source))
 
 
 def _phases(experiment: Experiment, variants: Sequence[Variant]) -> list[WeightPhase]:
@@ -139,6 +144,13 @@ def _with_missing(scan: Scan, source: Source) -> Scan:
         if metric.metric.per_unit == Metric.PerUnit.SUM and metric.metric.kind == Metric.Kind.MEAN:
             missing |= dict.fromkeys(before(metric), 0.0)
     return replace(scan, missing=missing)
+
+
+def _levels(scan: Scan, source: Source) -> tuple[Levels, dict[str, Levels]]:
+    """Return the moments of all units, and by level of each dimension."""
+    levels = {name: _moments(scan, source, name) for name in scan.experiment.dimensions}
+    whole = _whole(next(iter(levels.values()))) if levels else _moments(scan, source)
+    return whole, levels
 
 
 def _moments(scan: Scan, source: Source, dimension: str = "") -> Levels:

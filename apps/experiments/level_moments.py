@@ -72,7 +72,7 @@ def _asked(
     sql = f"""
         WITH seen AS (
             SELECT variant_name, {level} AS level, {", ".join(f"{v} AS {m}" for m, v in picked)}
-            FROM experiments_exposurerow WHERE {scan.kept}
+            FROM {scan.rows} WHERE {scan.kept}
         )
         SELECT variant_name, level, count(*), {", ".join([*sums, *constants])} FROM seen {about}
         GROUP BY variant_name, level ORDER BY variant_name COLLATE "C", level COLLATE "C"

@@ -77,7 +77,7 @@ def _sorted(scan: Scan, asked: Sequence[_Rank]) -> Orders:
             SELECT variant_name,
                 percentile_disc(%(fractions)s::float8[]) WITHIN GROUP (ORDER BY value)
             FROM (SELECT variant_name, {values(scan, scan.metrics[place])[0]} AS value
-                FROM experiments_exposurerow
+                FROM {scan.rows}
                 WHERE {scan.kept} AND variant_name = ANY(%(arms)s)) AS seen
             WHERE value IS NOT NULL GROUP BY variant_name
         """  # noqa: S608 (expressions of ours)
@@ -103,7 +103,7 @@ def _narrowed(scan: Scan, asked: Sequence[_Rank]) -> Orders:
         )
     sql = f"""
         SELECT variant_name, place, key, count(*)
-        FROM experiments_exposurerow
+        FROM {scan.rows}
         CROSS JOIN LATERAL (VALUES {", ".join(keys)}) AS near(place, key)
         WHERE {scan.kept} AND key IS NOT NULL GROUP BY variant_name, place, key
     """  # noqa: S608 (expressions of ours)
@@ -150,7 +150,7 @@ def _bounds(scan: Scan, asked: Sequence[_Rank]) -> dict[tuple[int, str], tuple[f
         sql = f"""
             SELECT variant_name, percentile_disc(%(shares)s::float8[]) WITHIN GROUP (ORDER BY value)
             FROM (SELECT variant_name, {values(scan, scan.metrics[place])[0]} AS value
-                FROM experiments_exposurerow
+                FROM {scan.rows}
                 WHERE {scan.kept} AND bucket %% %(every)s = 0) AS seen
             WHERE value IS NOT NULL GROUP BY variant_name
         """  # noqa: S608 (expressions of ours)
@@ -214,7 +214,7 @@ def _counts(scan: Scan, edges: Edges, places: Sequence[int], every: int) -> Coun
     )
     sql = f"""
         SELECT variant_name, place, bin, count(*)
-        FROM experiments_exposurerow CROSS JOIN LATERAL (VALUES {bins}) AS binned(place, bin)
+        FROM {scan.rows} CROSS JOIN LATERAL (VALUES {bins}) AS binned(place, bin)
         WHERE {scan.kept} AND bucket %% %(every)s = 0 AND bin IS NOT NULL
         GROUP BY variant_name, place, bin
     """  # noqa: S608 (expressions of ours)

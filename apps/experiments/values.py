@@ -7,6 +7,7 @@ same value, so that a crash costs nothing but the work.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 from django.db import connection, transaction
@@ -24,6 +25,16 @@ TAKE = """
         SELECT id FROM experiments_touchedunit ORDER BY id LIMIT %s FOR UPDATE SKIP LOCKED
     ) RETURNING unit
 """
+# The values of each unit of `exposed`, which has `unit` and `at`: of experiments and of rollouts.
+SUMMED = """
+        CROSS JOIN LATERAL (
+            SELECT ARRAY[{values}]::float8[] AS values FROM experiments_outcomerow AS outcome
+            WHERE outcome.unit = exposed.unit AND outcome.metric_id = ANY(%(metrics)s)
+                AND outcome.occurred_at >= exposed.at - %(covariate_s)s * interval '1 second'
+                {until}
+            HAVING TRUE
+        ) AS summed
+"""
 # Rows are locked in the order of units, so that two folds never wait for each other crosswise.
 # Every join is a lookup by a whole key for each exposed unit: the planner knows nothing yet of an
 # experiment that has just begun, and would join thousands of rows with thousands one by one.
@@ -39,12 +50,7 @@ FOLD = """
             SELECT requests, errors, cache_hits, latency_us FROM experiments_measuredunit AS one
             WHERE one.experiment_id = exposed.experiment_id AND one.unit = exposed.unit OFFSET 0
         ) AS measured ON TRUE
-        CROSS JOIN LATERAL (
-            SELECT ARRAY[{values}]::float8[] AS values FROM experiments_outcomerow AS outcome
-            WHERE outcome.unit = exposed.unit AND outcome.metric_id = ANY(%(metrics)s)
-                AND outcome.occurred_at >= exposed.at - %(covariate_s)s * interval '1 second'
-            HAVING TRUE
-        ) AS summed
+        {summed}
     )
     UPDATE experiments_exposurerow AS kept SET values = made.values
     FROM made
@@ -100,20 +106,33 @@ def _unfrozen() -> Sequence[Experiment]:
 
 def fold(experiment: Experiment, units: Sequence[str]) -> None:
     """Make the values of those of `units` that met the experiment. In the caller's transaction."""
-    columns = columns_of(experiment, uses_of(experiment))
-    parameters: dict[str, Any] = {
-        "experiment": experiment.pk,
-        "units": list(units),
-        "covariate_s": experiment.covariate_s,
-        "metrics": sorted({sent_as(column).pk for column in columns}),
-    }
-    parts = []
-    for place, column in enumerate(columns):
-        parts.append(_expression(experiment, column, place, parameters))
+    summed, parameters = summed_values(
+        columns_of(experiment, uses_of(experiment)), experiment.covariate_s
+    )
+    parameters |= {"experiment": experiment.pk, "units": list(units)}
     with connection.cursor() as cursor:
         cursor.execute(ALLOW_NESTED_LOOPS, ["off"])
-        cursor.execute(FOLD.format(values=", ".join(parts)), parameters)
+        cursor.execute(FOLD.format(summed=summed), parameters)
         cursor.execute(ALLOW_NESTED_LOOPS, ["on"])
+
+
+def summed_values(
+    columns: Sequence[Column], covariate_s: int, until: datetime | None = None
+) -> tuple[str, dict[str, Any]]:
+    """Return the SQL that gives each unit of `exposed` its `summed.values`, and its parameters.
+
+    Values stand in the order of `columns`. Outcomes from `until` on do not count; None: all do.
+    What data planes measured is read from `measured`, which the caller joins where columns need it.
+    """
+    parameters: dict[str, Any] = {
+        "covariate_s": covariate_s,
+        "metrics": sorted({sent_as(column).pk for column in columns}),
+    }
+    if until is not None:
+        parameters["until"] = until
+    parts = [_expression(column, place, parameters) for place, column in enumerate(columns)]
+    bound = "" if until is None else "AND outcome.occurred_at < %(until)s"
+    return SUMMED.format(values=", ".join(parts), until=bound), parameters
 
 
 def sent_as(column: Column) -> Metric:
@@ -124,9 +143,7 @@ def sent_as(column: Column) -> Metric:
     return metric.outcomes_of or metric
 
 
-def _expression(
-    experiment: Experiment, column: Column, place: int, parameters: dict[str, Any]
-) -> str:
+def _expression(column: Column, place: int, parameters: dict[str, Any]) -> str:
     metric = column.metric
     if metric.source != Metric.Source.OUTCOMES:
         return _measured(column)
