@@ -7,6 +7,7 @@ same value, so that a crash costs nothing but the work.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -25,16 +26,6 @@ TAKE = """
         SELECT id FROM experiments_touchedunit ORDER BY id LIMIT %s FOR UPDATE SKIP LOCKED
     ) RETURNING unit
 """
-# The values of each unit of `exposed`, which has `unit` and `at`: of experiments and of rollouts.
-SUMMED = """
-        CROSS JOIN LATERAL (
-            SELECT ARRAY[{values}]::float8[] AS values FROM experiments_outcomerow AS outcome
-            WHERE outcome.unit = exposed.unit AND outcome.metric_id = ANY(%(metrics)s)
-                AND outcome.occurred_at >= exposed.at - %(covariate_s)s * interval '1 second'
-                {until}
-            HAVING TRUE
-        ) AS summed
-"""
 # Rows are locked in the order of units, so that two folds never wait for each other crosswise.
 # Every join is a lookup by a whole key for each exposed unit: the planner knows nothing yet of an
 # experiment that has just begun, and would join thousands of rows with thousands one by one.
@@ -50,13 +41,19 @@ FOLD = """
             SELECT requests, errors, cache_hits, latency_us FROM experiments_measuredunit AS one
             WHERE one.experiment_id = exposed.experiment_id AND one.unit = exposed.unit OFFSET 0
         ) AS measured ON TRUE
-        {summed}
+        CROSS JOIN LATERAL (
+            SELECT {array} AS values FROM experiments_outcomerow AS outcome
+            WHERE {joins} HAVING TRUE
+        ) AS summed
     )
     UPDATE experiments_exposurerow AS kept SET values = made.values
     FROM made
     WHERE kept.experiment_id = %(experiment)s AND kept.unit = ANY(%(units)s)
         AND kept.unit = made.unit AND kept.values IS DISTINCT FROM made.values
 """
+# Which outcomes may make the values of a unit of `exposed`.
+JOINS = """outcome.unit = exposed.unit AND outcome.metric_id = ANY(%(metrics)s)
+    AND outcome.occurred_at >= exposed.at - %(covariate_s)s * interval '1 second'"""
 # Where statistics say that a table is empty, going through all of it for each unit looks as cheap
 # as a lookup. Without this join what was made is put to its rows by one hash; lookups stay.
 ALLOW_NESTED_LOOPS = "SELECT set_config('enable_nestloop', %s, true)"
@@ -106,33 +103,44 @@ def _unfrozen() -> Sequence[Experiment]:
 
 def fold(experiment: Experiment, units: Sequence[str]) -> None:
     """Make the values of those of `units` that met the experiment. In the caller's transaction."""
-    summed, parameters = summed_values(
-        columns_of(experiment, uses_of(experiment)), experiment.covariate_s
-    )
-    parameters |= {"experiment": experiment.pk, "units": list(units)}
+    made = unit_values(columns_of(experiment, uses_of(experiment)), experiment.covariate_s)
+    parameters = made.parameters | {"experiment": experiment.pk, "units": list(units)}
     with connection.cursor() as cursor:
         cursor.execute(ALLOW_NESTED_LOOPS, ["off"])
-        cursor.execute(FOLD.format(summed=summed), parameters)
+        cursor.execute(FOLD.format(array=made.array, joins=made.joins), parameters)
         cursor.execute(ALLOW_NESTED_LOOPS, ["on"])
 
 
-def summed_values(
-    columns: Sequence[Column], covariate_s: int, until: datetime | None = None
-) -> tuple[str, dict[str, Any]]:
-    """Return the SQL that gives each unit of `exposed` its `summed.values`, and its parameters.
+@dataclass(frozen=True)
+class UnitValues:
+    """The SQL of units' values, in the order of columns, and its parameters.
 
-    Values stand in the order of `columns`. Outcomes from `until` on do not count; None: all do.
-    What data planes measured is read from `measured`, which the caller joins where columns need it.
+    `array` aggregates, per unit of `exposed` (which has `unit` and `at`), the rows of `outcome`
+    that `joins` picks for it. What data planes measured is read from `measured`.
+    """
+
+    array: str
+    joins: str
+    parameters: dict[str, Any]
+
+
+def unit_values(
+    columns: Sequence[Column], covariate_s: int, until: datetime | None = None
+) -> UnitValues:
+    """Return how the values of units are made, wherever their exposures are kept.
+
+    Outcomes from `until` on do not count; None: all do.
     """
     parameters: dict[str, Any] = {
         "covariate_s": covariate_s,
         "metrics": sorted({sent_as(column).pk for column in columns}),
     }
+    parts = [_expression(column, place, parameters) for place, column in enumerate(columns)]
+    joins = JOINS
     if until is not None:
         parameters["until"] = until
-    parts = [_expression(column, place, parameters) for place, column in enumerate(columns)]
-    bound = "" if until is None else "AND outcome.occurred_at < %(until)s"
-    return SUMMED.format(values=", ".join(parts), until=bound), parameters
+        joins += " AND outcome.occurred_at < %(until)s"
+    return UnitValues(f"ARRAY[{', '.join(parts)}]::float8[]", joins, parameters)
 
 
 def sent_as(column: Column) -> Metric:

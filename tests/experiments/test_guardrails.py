@@ -149,7 +149,7 @@ def test_of_a_metric_that_should_fall_more_is_worse(rollout: Rollout) -> None:
         ((0, 0), (4_000, 400), "no-data"),
         ((50, 5), (4_000, 400), "insufficient-sample"),
         ((150, 15), (150, 15), "insufficient-sample"),
-        ((40, 0), (4_000, 0), "insufficient-sample"),
+        ((40, 0), (60, 0), "insufficient-sample"),
         ((200, 12), (4_000, 520), "inconclusive"),
     ],
 )
