@@ -5,7 +5,9 @@ What counts, per unit, since the unit is what was randomised:
 * a unit that met two variants, or whose bucket moved when weights changed (`phases`), is in no arm;
 * with an attribution window a unit counts once its window is over, and not before;
 * a unit without an outcome waits and is in no mean, or is 0 where the metric says so;
-* a value counts as the metric's cap at most.
+* a value counts as the metric's cap at most;
+* a unit is compared with those that were exposed under the same weights (`stats.strata`); quantiles
+  are those of the units that were exposed under the present ones.
 """
 
 from __future__ import annotations
@@ -13,13 +15,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import cast
+from functools import reduce
+from typing import TypeVar, cast
 
 from apps.experiments.columns import MetricColumns, metric_columns, uses_of
 from apps.experiments.models import Experiment, Metric, Variant
 from apps.experiments.phases import WeightPhase, phases_of
 from apps.experiments.scan import Scan, before
 from apps.experiments.sources import PhaseCount, Source
+from apps.experiments.spreads import Moments, Orders
 from apps.experiments.stats.comoments import Comoments
 from apps.experiments.stats.data import (
     ArmData,
@@ -30,6 +34,7 @@ from apps.experiments.stats.data import (
     MetricSpec,
     Phase,
     Role,
+    Stratum,
 )
 from apps.experiments.warehouse import the_source
 from contract.routing import HOLDOUT
@@ -37,8 +42,10 @@ from contract.routing import HOLDOUT
 LEVELS_MAX = 50
 OTHER_LEVELS = "(other)"
 
-# The moments of each metric, in order, by (variant, level).
-Levels = dict[tuple[str, str], list[Comoments]]
+# The moments of each metric, in order, by variant and stratum, or by variant.
+Cells = dict[tuple[str, Stratum], list[Comoments]]
+Whole = dict[str, list[Comoments]]
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True)
@@ -67,21 +74,25 @@ def gather(experiment: Experiment, now: datetime, source: Source | None = None) 
     )
     scan = _with_missing(scan, source)
     counted = _count(source.phase_counts(scan))
-    whole, levels = _levels(scan, source)
-    metrics = _metrics_data(scan, source, whole, levels)
+    cells, levels = _cells(scan, source)
+    whole = _whole(cells)
+    metrics = _metrics_data(scan, source, cells, levels)
     data = ExperimentData(
         arms=tuple(ArmSpec(v.name, v.weight_bp, v.is_control) for v in variants),
         exposed={name: counted.exposed.get(name, 0) for name in scan.names},
         phases=tuple(
-            Phase({name: counted.by_phase.get((i, name), 0) for name in scan.names}, phase.shares)
+            Phase(
+                {name: counted.by_phase.get((i, name), 0) for name in scan.names},
+                phase.shares,
+                phase.at,
+                phase.weights_bp,
+            )
             for i, phase in enumerate(scan.phases)
         ),
         metrics=metrics,
     )
     held = {
-        use.metric.name: whole[HOLDOUT, ""][place]
-        for place, use in enumerate(uses)
-        if (HOLDOUT, "") in whole
+        use.metric.name: whole[HOLDOUT][place] for place, use in enumerate(uses) if HOLDOUT in whole
     }
     return Gathered(
         data,
@@ -96,7 +107,7 @@ def gather(experiment: Experiment, now: datetime, source: Source | None = None) 
 def metrics_of(scan: Scan, source: Source) -> tuple[MetricData, ...]:
     """Return the statistics of the scan's metrics alone: all that a rollout's check needs."""
     scan = _with_missing(scan, source)
-    return _metrics_data(scan, source, *_levels(scan, source))
+    return _metrics_data(scan, source, *_cells(scan, source))
 
 
 def _phases(experiment: Experiment, variants: Sequence[Variant]) -> list[WeightPhase]:
@@ -146,15 +157,14 @@ def _with_missing(scan: Scan, source: Source) -> Scan:
     return replace(scan, missing=missing)
 
 
-def _levels(scan: Scan, source: Source) -> tuple[Levels, dict[str, Levels]]:
-    """Return the moments of all units, and by level of each dimension."""
+def _cells(scan: Scan, source: Source) -> tuple[Cells, dict[str, Cells]]:
+    """Return the moments of all units, and those by dimension."""
     levels = {name: _moments(scan, source, name) for name in scan.experiment.dimensions}
-    whole = _whole(next(iter(levels.values()))) if levels else _moments(scan, source)
-    return whole, levels
+    return next(iter(levels.values())) if levels else _moments(scan, source), levels
 
 
-def _moments(scan: Scan, source: Source, dimension: str = "") -> Levels:
-    """Return the moments by (variant, level); levels with the fewest units are put together, so
+def _moments(scan: Scan, source: Source, dimension: str = "") -> Cells:
+    """Return the moments by (variant, stratum); levels with the fewest units are put together, so
     that a page can show the rest.
     """
     rows = source.level_moments(scan, dimension)
@@ -162,23 +172,24 @@ def _moments(scan: Scan, source: Source, dimension: str = "") -> Levels:
     for row in rows:
         units[row.level] = units.get(row.level, 0) + row.units
     top = set(sorted(units, key=lambda level: (-units[level], level))[:LEVELS_MAX])
-    found: Levels = {}
+    found: Cells = {}
     for row in rows:
         level = row.level if row.level in top else OTHER_LEVELS
-        known = found.get((row.variant, level))
-        merged = [a.merge(b) for a, b in zip(known or (), row.moments, strict=bool(known))]
-        found[row.variant, level] = merged or row.moments
+        _add(found, (row.variant, Stratum(row.phase, level)), row.moments)
     return found
 
 
-def _whole(levels: Levels) -> Levels:
-    """Return the moments of all levels together, under the empty level."""
-    found: Levels = {}
-    for (name, _), row in sorted(levels.items()):
-        known = found.get((name, ""))
-        merged = [a.merge(b) for a, b in zip(known, row, strict=True)] if known else row
-        found[name, ""] = merged
+def _whole(cells: Cells) -> Whole:
+    """Return the moments of each variant, strata together."""
+    found: Whole = {}
+    for (name, _), row in sorted(cells.items()):
+        _add(found, name, row)
     return found
+
+
+def _add(into: dict[Key, list[Comoments]], key: Key, row: list[Comoments]) -> None:
+    known = into.get(key)
+    into[key] = [a.merge(b) for a, b in zip(known, row, strict=True)] if known else row
 
 
 # --- metrics -------------------------------------------------------------------------------
@@ -199,15 +210,16 @@ def _spec(columns: MetricColumns) -> MetricSpec:
 
 
 def _metrics_data(
-    scan: Scan, source: Source, whole: Levels, levels: dict[str, Levels]
+    scan: Scan, source: Source, cells: Cells, levels: dict[str, Cells]
 ) -> tuple[MetricData, ...]:
-    arms = [name for name in scan.names if (name, "") in whole]
+    whole = _whole(cells)
+    arms = [name for name in scan.names if name in whole]
     moments = {
-        place: {name: whole[name, ""][place] for name in arms} for place in range(len(scan.metrics))
+        place: {name: whole[name][place] for name in arms} for place in range(len(scan.metrics))
     }
-    orders = source.order_statistics(scan, moments)
+    orders = _order_statistics(scan, source, cells, moments)
     edges, counts = source.distributions(scan, moments)
-    strata = levels.get(scan.experiment.stratify_by, {})
+    strata = _strata(scan, cells, levels)
     return tuple(
         MetricData(
             _spec(columns),
@@ -216,7 +228,7 @@ def _metrics_data(
                     comoments=found,
                     order=orders.get((place, name)),
                     counts=counts.get((place, name), ()),
-                    strata={lv: row[place] for (arm, lv), row in strata.items() if arm == name},
+                    strata={at: row[place] for (arm, at), row in strata.items() if arm == name},
                 )
                 for name, found in moments[place].items()
             },
@@ -227,10 +239,48 @@ def _metrics_data(
     )
 
 
-def _by_level(scan: Scan, rows: Levels, place: int) -> dict[str, dict[str, Comoments]]:
-    """Return one metric's moments by level, in the order of their names, and arm."""
-    found: dict[str, dict[str, Comoments]] = {}
-    for (arm, level), row in sorted(rows.items(), key=lambda item: item[0][1]):
+def _order_statistics(scan: Scan, source: Source, cells: Cells, moments: Moments) -> Orders:
+    """Return the order statistics of the units of the present phase."""
+    if len(scan.phases) == 1:
+        return source.order_statistics(scan, moments)
+    present = scan.present
+    now = {key: row for key, row in cells.items() if key[1].phase == present.since}
+    whole = _whole(now)
+    return source.order_statistics(
+        present,
+        {
+            place: {name: whole[name][place] for name in arms if name in whole}
+            for place, arms in moments.items()
+        },
+    )
+
+
+def _strata(scan: Scan, cells: Cells, levels: dict[str, Cells]) -> Cells:
+    """Return what estimates are stratified by: the phase, where there are more, and the level."""
+    if scan.experiment.stratify_by:
+        return levels.get(scan.experiment.stratify_by, {})
+    if len(scan.phases) == 1:
+        return {}
+    return _by_phase(cells)
+
+
+def _by_phase(cells: Cells) -> Cells:
+    found: Cells = {}
+    for (name, stratum), row in sorted(cells.items()):
+        _add(found, (name, Stratum(stratum.phase)), row)
+    return found
+
+
+def _by_level(scan: Scan, cells: Cells, place: int) -> dict[str, dict[str, ArmData]]:
+    """Return one metric's units by level, in the order of their names, and arm."""
+    parts: dict[tuple[str, str], dict[Stratum, Comoments]] = {}
+    for (arm, stratum), row in sorted(cells.items()):
         if arm in scan.names:
-            found.setdefault(level, {})[arm] = row[place]
+            phases = parts.setdefault((stratum.level, arm), {})
+            phases[Stratum(stratum.phase)] = row[place]
+    found: dict[str, dict[str, ArmData]] = {}
+    for (level, arm), phases in sorted(parts.items()):
+        whole = reduce(Comoments.merge, phases.values())
+        strata = phases if len(scan.phases) > 1 else {}
+        found.setdefault(level, {})[arm] = ArmData(whole, strata=strata)
     return found

@@ -1,6 +1,6 @@
 """Outcome metrics as guardrails of rollouts: is the canary not worse than stable by a margin?
 
-Observes what the tables hold, as the sufficient statistics of an experiment's metric with a stratum
+Observes what the tables hold, as the sufficient statistics of an experiment's metric with a phase
 for each step (`rollout_units`); `outcome_judge` judges those alone, so that the decision log can
 repeat the answer. `apps.rollouts` knows nothing of outcomes; `register` tells it.
 """
@@ -12,11 +12,10 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-import msgspec
 from django.db import OperationalError, connection, transaction
 
 from apps.experiments.models import Metric
-from apps.experiments.outcome_judge import judge_outcome
+from apps.experiments.outcome_judge import judge_outcome, to_json
 from apps.experiments.rollout_units import RolloutUnits, read_units, span_of
 from apps.rollouts import check_kinds, observed, observers
 from apps.rollouts.check_kinds import CheckDocument
@@ -86,7 +85,7 @@ def observe_outcome(rollout: Rollout, check: CheckDocument, now: datetime) -> di
         "metric": name,
         "window_s": metric.window_s,
         "until_step": span.steps[-1],
-        "data": msgspec.to_builtins(units.data),
+        "data": to_json(units.data),
         **_in_no_arm(units),
     }
 

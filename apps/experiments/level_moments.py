@@ -1,4 +1,4 @@
-"""Moments by variant and level from PostgreSQL, with the digits that floats allow.
+"""Moments by variant, phase and level from PostgreSQL, with the digits that floats allow.
 
 PostgreSQL's own co-moments (Youngs and Cramer) cancel no sums of squares, but are sums about 0:
 where many units' mean is large against their spread, digits go, and a constant such as 0.3 seems
@@ -24,7 +24,7 @@ LOST = 1e10
 
 
 def level_moments(scan: Scan, dimension: str) -> list[LevelMoments]:
-    """Return them in order of variant and level; without a dimension the level is empty."""
+    """Return them in order of variant, phase and level; without a dimension the level is empty."""
     found = _asked(scan, dimension, range(len(scan.metrics)))
     again = [
         place
@@ -71,17 +71,20 @@ def _asked(
     constants = [f"CASE WHEN min({m}) = max({m}) THEN min({m}) END" for m in every if known]
     sql = f"""
         WITH seen AS (
-            SELECT variant_name, {level} AS level, {", ".join(f"{v} AS {m}" for m, v in picked)}
+            SELECT variant_name, {scan.phase} AS phase, {level} AS level,
+                {", ".join(f"{v} AS {m}" for m, v in picked)}
             FROM {scan.rows} WHERE {scan.kept}
         )
-        SELECT variant_name, level, count(*), {", ".join([*sums, *constants])} FROM seen {about}
-        GROUP BY variant_name, level ORDER BY variant_name COLLATE "C", level COLLATE "C"
+        SELECT variant_name, phase, level, count(*), {", ".join([*sums, *constants])}
+        FROM seen {about}
+        GROUP BY variant_name, phase, level
+        ORDER BY variant_name COLLATE "C", phase, level COLLATE "C"
     """  # noqa: S608 (expressions of ours)
     rows = ask(sql, scan.parameters | {"dimension": parameter} | parameters)
     widths = [len(row) for row in names]
     found = [
-        LevelMoments(variant, of_level, units, _read(iter(numbers), widths))
-        for variant, of_level, units, *numbers in rows
+        LevelMoments(variant, phase, of_level, units, _read(iter(numbers), widths))
+        for variant, phase, of_level, units, *numbers in rows
     ]
     if not known:
         return found
@@ -94,15 +97,20 @@ def _asked(
 def _about(
     names: Sequence[str], known: Sequence[LevelMoments], centres: Sequence[Sequence[float]]
 ) -> tuple[str, dict[str, Any]]:
-    """Return the SQL that joins each unit to the means of its variant and level, and its values."""
+    """Return the SQL that joins each unit to the means of its group, and the groups' values."""
     columns = [f"{name}_about" for name in names]
     of_columns = dict(zip(columns, map(list, zip(*centres, strict=True)), strict=True))
     listed = ", ".join(f"%({column})s::float8[]" for column in columns)
     sql = f"""
-        JOIN unnest(%(variants)s::text[], %(levels)s::text[], {listed})
-            AS about(variant_name, level, {", ".join(columns)}) USING (variant_name, level)
+        JOIN unnest(%(variants)s::text[], %(phases)s::int[], %(levels)s::text[], {listed})
+            AS about(variant_name, phase, level, {", ".join(columns)})
+            USING (variant_name, phase, level)
     """
-    groups = {"variants": [r.variant for r in known], "levels": [r.level for r in known]}
+    groups = {
+        "variants": [row.variant for row in known],
+        "phases": [row.phase for row in known],
+        "levels": [row.level for row in known],
+    }
     return sql, groups | of_columns
 
 

@@ -1,23 +1,22 @@
 """Judges a rollout's outcomes as an experiment judges a guardrail. Pure.
 
-The estimate, what keeps it silent and the judgement of the margin are those of `stats`, with a
-stratum for each step, since shares differ between steps.
+The estimate, what keeps it silent and the judgement of the margin are those of `stats`. A rollout's
+steps are phases there: shares differ between steps, so that units are compared inside each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from functools import reduce
+from typing import Any
 
 import msgspec
 
-from apps.experiments.gather import OTHER_LEVELS
 from apps.experiments.stats import estimates
 from apps.experiments.stats.comoments import Comoments
 from apps.experiments.stats.comparison import State
-from apps.experiments.stats.data import ArmData, MetricData
+from apps.experiments.stats.data import ArmData, MetricData, MetricSpec, OrderStatistics, Stratum
 from apps.experiments.stats.estimates import Estimate
 from apps.experiments.stats.margins import MarginVerdict, judge_margin
 from apps.experiments.stats.sequential import PLANNED_UNITS_DEFAULT
@@ -27,14 +26,52 @@ from apps.rollouts.observed import Observed
 from apps.rollouts.verdicts import JSON, CheckResult, Verdict
 
 CANARY, CONTROL = "canary", "control"
-# Of each side in a step: fewer have no spread to judge by.
-UNITS_MIN = 2
-# More units than this are never missing in words.
+# More units than this are never said to be missing.
 MISSING_MAX = 1e9
 
 
+# --- what the decision log keeps ------------------------------------------------------------------
+
+
+def to_json(metric: MetricData) -> dict[str, JSON]:
+    """Return a metric's sufficient statistics, without charts and breakdowns."""
+    return {
+        "spec": msgspec.to_builtins(metric.spec),
+        "arms": {
+            name: {
+                "whole": msgspec.to_builtins(arm.comoments),
+                "order": msgspec.to_builtins(arm.order),
+                "strata": [
+                    {**stratum._asdict(), "units": msgspec.to_builtins(units)}
+                    for stratum, units in arm.strata.items()
+                ],
+            }
+            for name, arm in metric.arms.items()
+        },
+    }
+
+
+def from_json(stored: Mapping[str, Any]) -> MetricData:
+    """Return what `to_json` was given. Raises msgspec.ValidationError for anything else."""
+    arms = {
+        name: ArmData(
+            msgspec.convert(arm["whole"], Comoments),
+            order=msgspec.convert(arm["order"], OrderStatistics | None),
+            strata={
+                Stratum(each["phase"], each["level"]): msgspec.convert(each["units"], Comoments)
+                for each in arm["strata"]
+            },
+        )
+        for name, arm in stored["arms"].items()
+    }
+    return MetricData(msgspec.convert(stored["spec"], MetricSpec), arms)
+
+
+# --- judging --------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
-class _Judged:
+class Judged:
     """What the canary's comparison with control came to, at the levels of a pass and of a fail.
 
     `gain` is how much better the canary is, in the metric's unit, None where it is not estimated;
@@ -57,82 +94,31 @@ def judge_outcome(check: CheckDocument, seen: Observed, settings: CheckSettings)
     why = _nothing_in(seen)
     if why:
         return CheckResult(check.label, Verdict.NO_DATA, f"{name}: {why}", _left_out(seen))
-    stored = msgspec.convert(seen["data"], MetricData)
-    metric, steps = _comparable(replace(stored, spec=replace(stored.spec, margin=margin)))
-    judged = _judge(metric, settings)
+    metric = from_json(seen["data"])
+    metric = replace(metric, spec=replace(metric.spec, margin=margin))
+    judged = judge_metric(
+        metric,
+        alpha_pass=settings.alpha_promote,
+        alpha_fail=settings.alpha / settings.guardrails,
+    )
     verdict, why = _decide(judged, margin, _n(metric, CANARY))
-    record = {**_record(metric, judged, margin), "steps": list(steps), **_left_out(seen)}
-    told = _told(metric, judged, margin, steps, seen)
-    return CheckResult(check.label, verdict, f"{told}: {why}", record)
+    evidence = {**_record(metric, judged), **_left_out(seen)}
+    return CheckResult(check.label, verdict, f"{_summary(metric, judged, seen)}: {why}", evidence)
 
 
-def _nothing_in(seen: Observed) -> str:
-    """Return in words why there is nothing to judge, or nothing."""
-    if "data" not in seen:
-        return str(seen.get("nothing") or "no unit of the canary has an outcome yet")
-    metric = msgspec.convert(seen["data"], MetricData)
-    units = int(seen["exposed"]["canary"])
-    if _n(metric, CANARY):
-        return ""
-    if not units:
-        return "no unit met the canary alone yet"
-    if seen["window_s"]:
-        window = timedelta(seconds=int(seen["window_s"]))
-        return f"no outcome counts yet of the canary's {units} units, each of which has {window}"
-    if metric.spec.kind == "quantile":
-        return f"no unit that met the canary in step {seen['until_step'] + 1} has an outcome yet"
-    return f"none of the canary's {units} units has an outcome yet"
-
-
-def _n(metric: MetricData, side: str) -> int:
-    """Return how many units of a side have a value."""
-    arm = metric.arms.get(side)
-    if arm is None:
-        return 0
-    if metric.spec.kind == "quantile":
-        return arm.order.n if arm.order else 0
-    return arm.comoments.n
-
-
-def _comparable(metric: MetricData) -> tuple[MetricData, tuple[int, ...]]:
-    """Return the units of the steps in which both sides have some, and those steps.
-
-    Other units have nothing to be compared with: shares differ between steps, so that they are
-    never put to those of another step.
-    """
-    if metric.spec.kind == "quantile":
-        return metric, ()
-    sides = [metric.arms.get(side) for side in (CONTROL, CANARY)]
-    strata = [side.strata if side else {} for side in sides]
-    used = [
-        level
-        for level in sorted({*strata[0]} & {*strata[1]} - {OTHER_LEVELS}, key=int)
-        if min(each[level].n for each in strata) >= UNITS_MIN
-    ]
-    empty = Comoments.empty(metric.spec.width)
-    arms = {
-        side: ArmData(
-            reduce(Comoments.merge, (each[level] for level in used), empty),
-            strata={level: each[level] for level in used},
-        )
-        for side, each in zip((CONTROL, CANARY), strata, strict=True)
-    }
-    return replace(metric, arms=arms), tuple(int(level) for level in used)
-
-
-def _judge(metric: MetricData, settings: CheckSettings) -> _Judged:
+def judge_metric(metric: MetricData, *, alpha_pass: float, alpha_fail: float) -> Judged:
+    """Compare canary with control by the metric's margin, one-sided at each of the levels."""
     made = estimates.of_arms(metric, CONTROL, CANARY)
-    known = made.found.state in (State.OK, State.NO_VARIANCE)
     better = metric.spec.is_increase_better
-    alpha_fail = settings.alpha / settings.guardrails
+    is_known = made.found.state in (State.OK, State.NO_VARIANCE)
     # What bounds the loss from below is what bounds the gain from above.
-    turned = replace(metric, spec=replace(metric.spec, is_increase_better=not better))
-    return _Judged(
+    mirrored = replace(metric, spec=replace(metric.spec, is_increase_better=not better))
+    return Judged(
         made,
-        to_pass=_margin_verdict(metric, made, settings.alpha_promote),
+        to_pass=_margin_verdict(metric, made, alpha_pass),
         to_fail=_margin_verdict(metric, made, alpha_fail),
-        least_loss=_margin_verdict(turned, made, alpha_fail).bound,
-        gain=made.found.difference * (1.0 if better else -1.0) if known else None,
+        least_loss=_margin_verdict(mirrored, made, alpha_fail).bound,
+        gain=made.found.difference * (1.0 if better else -1.0) if is_known else None,
     )
 
 
@@ -147,12 +133,13 @@ def _margin_verdict(metric: MetricData, made: Estimate, alpha: float) -> MarginV
         is_worse=False,
         stopped="",
     )
-    assert verdict is not None  # the check has a margin
+    if verdict is None:
+        raise ValueError("a check of outcomes has a margin")
     return verdict
 
 
-def _decide(judged: _Judged, margin: float, canary_n: int) -> tuple[Verdict, str]:
-    low, loss = judged.to_pass.bound, judged.least_loss
+def _decide(judged: Judged, margin: float, canary_n: int) -> tuple[Verdict, str]:
+    low, loss, gain = judged.to_pass.bound, judged.least_loss, judged.gain
     if judged.to_fail.state == "worse":
         by = f", by {loss:.3g} at least" if loss is not None and loss > margin else ""
         return Verdict.FAIL, f"proven worse by more than the margin{by}"
@@ -161,19 +148,17 @@ def _decide(judged: _Judged, margin: float, canary_n: int) -> tuple[Verdict, str
         return Verdict.PASS, f"proven not worse by the margin{by}"
     if judged.made.found.state is State.INVALID_DATA:
         return Verdict.PROVIDER_ERROR, judged.made.found.reason
-    if low is None or loss is None:
+    if low is None or loss is None or gain is None:
         return Verdict.INSUFFICIENT_SAMPLE, judged.to_pass.reason
     bounds = f"better by {low:.3g} to {-loss:.3g}"
-    if judged.gain is not None and judged.gain < -margin:
-        missing = _missing(canary_n, -loss - judged.gain, -margin - judged.gain)
+    if gain < -margin:
+        missing = _missing(canary_n, reach=-loss - gain, distance=-margin - gain)
         return Verdict.INCONCLUSIVE, f"worse than the margin, but not proven ({bounds}){missing}"
-    missing = (
-        "" if judged.gain is None else _missing(canary_n, judged.gain - low, judged.gain + margin)
-    )
+    missing = _missing(canary_n, reach=gain - low, distance=gain + margin)
     return Verdict.INSUFFICIENT_SAMPLE, f"too few to tell ({bounds}){missing}"
 
 
-def _missing(n: int, reach: float, distance: float) -> str:
+def _missing(n: int, *, reach: float, distance: float) -> str:
     """Say about how many units of the canary decide if the difference stays: bounds narrow as √n.
 
     `reach` is how far the bound lies from the difference, `distance` how far the margin does.
@@ -181,47 +166,80 @@ def _missing(n: int, reach: float, distance: float) -> str:
     if not 0.0 < distance < reach:
         return ""
     needed = n * (reach / distance) ** 2
-    return (
-        f"; about {needed:,.0f} units of the canary decide it if that stays"
-        if needed < MISSING_MAX
-        else ""
-    )
+    if needed > MISSING_MAX:
+        return ""
+    return f"; if the difference stays, about {needed:,.0f} units of the canary decide it"
 
 
-def _told(
-    metric: MetricData, judged: _Judged, margin: float, steps: Sequence[int], seen: Observed
-) -> str:
+# --- in words -------------------------------------------------------------------------------------
+
+
+def _nothing_in(seen: Observed) -> str:
+    """Return in words why there is nothing to judge, or nothing."""
+    if "data" not in seen:
+        return str(seen.get("nothing") or "no unit of the canary has an outcome yet")
+    metric, units = from_json(seen["data"]), int(seen["exposed"]["canary"])
+    if _n(metric, CANARY):
+        return ""
+    if not units:
+        return "no unit has met the canary alone yet"
+    if seen["window_s"]:
+        window = timedelta(seconds=int(seen["window_s"]))
+        return f"none of the canary's {units} units has an outcome and its time of {window} over"
+    if metric.spec.kind == "quantile":
+        return f"no unit that first met the canary in step {seen['until_step'] + 1} has an outcome"
+    return f"none of the canary's {units} units has an outcome yet"
+
+
+def _summary(metric: MetricData, judged: Judged, seen: Observed) -> str:
     canary, control = (
         "–" if value is None else f"{value:.4g}"
-        for value in (_value(metric, side) for side in (CANARY, CONTROL))
+        for value in (_value(metric, judged, side) for side in (CANARY, CONTROL))
     )
-    of = ""
+    over, of = judged.made.over, ""
     if metric.spec.kind == "quantile":
         of = f" of the units first met in step {seen['until_step'] + 1}"
-    elif len(steps) > 1 and judged.gain is not None:
-        of = f" ({judged.made.found.difference:+.3g} within {len(steps)} steps)"
+    elif over is not None and over.phases > 1:
+        of = f" on average over {over.phases} steps"
     n = f"n={_n(metric, CANARY)} vs {_n(metric, CONTROL)}"
-    return f"{seen['metric']} {canary} vs stable {control}{of}, margin {margin:g}, {n}"
+    without = f", {over.left_out} of them without a counterpart" if over and over.left_out else ""
+    margin = f"margin {metric.spec.margin:g}"
+    return f"{metric.spec.name} {canary} vs stable {control}{of}, {margin}, {n}{without}"
 
 
-def _value(metric: MetricData, side: str) -> float | None:
+def _n(metric: MetricData, side: str) -> int:
+    """Return how many units of a side have a value."""
     arm = metric.arms.get(side)
+    if arm is None:
+        return 0
+    if metric.spec.kind == "quantile":
+        return arm.order.n if arm.order else 0
+    return arm.comoments.n
+
+
+def _value(metric: MetricData, judged: Judged, side: str) -> float | None:
+    """Return the metric of a side: over several steps, as it is compared."""
+    arm = metric.arms.get(side)
+    if judged.made.over is not None:
+        over = judged.made.over
+        return over.treatment if side == CANARY else over.control
     return estimates.value_of(metric.spec, arm) if arm else None
 
 
-def _record(metric: MetricData, judged: _Judged, margin: float) -> dict[str, JSON]:
+def _record(metric: MetricData, judged: Judged) -> dict[str, JSON]:
+    found = judged.made.found
     return {
         "n": _n(metric, CANARY),
         "canary_n": _n(metric, CANARY),
-        "canary_mean": _value(metric, CANARY),
+        "canary_mean": _value(metric, judged, CANARY),
         "control_n": _n(metric, CONTROL),
-        "control_mean": _value(metric, CONTROL),
+        "control_mean": _value(metric, judged, CONTROL),
         "better_by": judged.gain,
         "low": judged.to_pass.bound,
         "high": None if judged.least_loss is None else -judged.least_loss,
-        "margin": margin,
-        "test": judged.made.found.test,
-        "standard_error": judged.made.found.standard_error,
+        "margin": metric.spec.margin,
+        "test": found.test,
+        "standard_error": found.standard_error if found.state is State.OK else None,
     }
 
 

@@ -9,7 +9,7 @@ which says nothing about them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from contract.bucketing import BUCKETS
@@ -18,12 +18,14 @@ from contract.bucketing import BUCKETS
 @dataclass(frozen=True)
 class WeightPhase:
     """From `at` on; `moved` are the half-open ranges of buckets that belong to another variant in
-    any later phase, and `shares` each variant's share of the buckets that stayed.
+    any later phase, and `shares` each variant's share of the buckets that stayed. `weights_bp` are
+    the variants' weights, in basis points.
     """
 
     at: datetime
     moved: tuple[tuple[int, int], ...]
     shares: dict[str, float]
+    weights_bp: dict[str, int] = field(default_factory=dict)
 
 
 def phases_of(
@@ -35,7 +37,7 @@ def phases_of(
     """
     owners = [_owners(variants, weights) for _, weights in changes]
     found = []
-    for place, (at, _) in enumerate(changes):
+    for place, (at, weights) in enumerate(changes):
         stays = [
             all(later[b] == owners[place][b] for later in owners[place + 1 :])
             for b in range(BUCKETS)
@@ -46,7 +48,8 @@ def phases_of(
                 kept[owner] += 1
         total = sum(kept) or 1
         shares = {name: kept[i] / total for i, name in enumerate(variants)}
-        found.append(WeightPhase(at, _ranges(stays), shares))
+        named = {name: weights.get(name, 0) for name in variants}
+        found.append(WeightPhase(at, _ranges(stays), shares, named))
     return found
 
 

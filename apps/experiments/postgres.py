@@ -29,16 +29,15 @@ class Postgres:
         return list(ask(sql, scan.parameters)[0])
 
     def phase_counts(self, scan: Scan) -> list[PhaseCount]:
-        starts = [phase.at for phase in scan.phases[1:]]
         sql = f"""
-            SELECT variant_name, width_bucket(at, %(starts)s::timestamptz[]) AS phase,
+            SELECT variant_name, {scan.phase} AS phase,
                 count(*) FILTER (WHERE NOT crossed_over AND NOT {scan.moved}),
                 count(*) FILTER (WHERE crossed_over),
                 count(*) FILTER (WHERE NOT crossed_over AND {scan.moved})
             FROM {scan.rows} WHERE experiment_id = %(experiment)s
             GROUP BY variant_name, phase
         """  # noqa: S608 (conditions of ours)
-        return [PhaseCount(*row) for row in ask(sql, scan.parameters | {"starts": starts})]
+        return [PhaseCount(*row) for row in ask(sql, scan.parameters)]
 
     def level_moments(self, scan: Scan, dimension: str) -> list[LevelMoments]:
         return level_moments(scan, dimension)

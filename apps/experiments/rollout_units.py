@@ -1,4 +1,4 @@
-"""A rollout's units, read as an experiment's: two arms, and a stratum for each step.
+"""A rollout's units, read as an experiment's: two arms, and a phase of weights for each step.
 
 Values are made by the SQL that makes those of experiments (`values`), caps, windows and missing
 outcomes are read by the same scan, and statistics come from the same source. Only who is in which
@@ -8,15 +8,12 @@ arm is the rollout's own:
 * nor is one of stable's that belongs to the canary by now: of those units whoever came back has met
   both sides, so that those who come seldom would stay;
 * at 100 % there is no control: then all is as of the end of the last step that had one.
-
-Within one step the arms' shares are constant. Quantiles cannot be combined over steps: theirs are
-of the units first met in the last of these steps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 
 from django.db import connection
@@ -36,13 +33,12 @@ from apps.rollouts.models import Rollout
 from apps.rollouts.plans import WHOLE_BP, from_json
 from apps.rollouts.states import Phase
 
-STEP = "step"
 MET, ROWS = "rollout_met", "rollout_units"
 
 # What is read more than once is made once. Both live as long as the caller's savepoint at most.
 CREATE_ROWS = f"""
     CREATE TEMPORARY TABLE {MET} (
-        unit text, bucket integer, variant_name text, at timestamptz, step integer
+        unit text, bucket integer, variant_name text, at timestamptz
     ) ON COMMIT DROP;
     CREATE TEMPORARY TABLE {ROWS} (
         experiment_id uuid, unit text, variant_name text, at timestamptz, crossed_over boolean,
@@ -70,11 +66,9 @@ COUNT_UNITS = f"""{EXPOSED}
         count(*) FILTER (WHERE NOT is_canary AND NOT is_leaving)
     FROM met
 """  # noqa: S608 (constants of ours)
-# An exposure that a fast clock dated before the first step belongs to it.
 FILL_MET = f"""
     INSERT INTO {MET} {EXPOSED}
-    SELECT unit, bucket, CASE WHEN is_canary THEN '{CANARY}' ELSE '{CONTROL}' END, at,
-        (%(steps)s::int[])[greatest(1, width_bucket(at, %(starts)s::timestamptz[]))]
+    SELECT unit, bucket, CASE WHEN is_canary THEN '{CANARY}' ELSE '{CONTROL}' END, at
     FROM met WHERE NOT is_both AND NOT is_leaving
 """  # noqa: S608 (constants of ours)
 # The planner must know how many units there are: for a hundred thousand, a lookup for each takes
@@ -83,10 +77,9 @@ COUNT_MET = f"ANALYZE {MET}"
 FILL_ROWS = f"""
     INSERT INTO {ROWS}
     SELECT %(rollout)s, exposed.unit, variant_name, exposed.at, FALSE, bucket, '',
-        jsonb_build_object('{STEP}', step::text), {{array}}
+        NULL, {{array}}
     FROM {MET} AS exposed LEFT JOIN experiments_outcomerow AS outcome ON {{joins}}
-    WHERE step >= %(first_step)s
-    GROUP BY exposed.unit, variant_name, exposed.at, bucket, step
+    GROUP BY exposed.unit, variant_name, exposed.at, bucket
 """  # noqa: S608 (constants of ours)
 
 
@@ -152,18 +145,14 @@ def read_units(
     `metric` has `outcomes_of` and `divided_by` selected. `before_each` is called before each of the
     statements that take long, so that the caller can bound them.
     """
-    asked = _as_experiment(rollout, covariate_s)
+    # Never saved: it only says what its units are asked.
+    asked = Experiment(pk=rollout.pk, covariate_s=covariate_s)
     uses = [MetricUse(metric=metric, role=MetricUse.GUARDRAIL, position=0)]
     made = unit_values(columns_of(asked, uses), covariate_s, span.until)
-    # Quantiles are of the last step's units alone.
-    first_step = span.steps[-1] if metric.kind == Metric.Kind.QUANTILE else span.steps[0]
     parameters = made.parameters | {
         "rollout": rollout.pk,
         "end": span.until or "infinity",
         "weight_bp": span.weight_bp,
-        "steps": list(span.steps),
-        "starts": list(span.starts),
-        "first_step": first_step,
     }
     with connection.cursor() as cursor:
         before_each()
@@ -178,15 +167,10 @@ def read_units(
             asked,
             (CONTROL, CANARY),
             tuple(metric_columns(asked, uses)),
-            (WeightPhase(span.starts[0], (), {}),),
+            tuple(WeightPhase(at, (), {}) for at in span.starts),
             span.until or now,
             rows=ROWS,
         )
         (data,) = metrics_of(scan, _Source())
         cursor.execute(DROP_ROWS)
-    return RolloutUnits(replace(data, breakdowns={}), canary, control, both, leaving)
-
-
-def _as_experiment(rollout: Rollout, covariate_s: int) -> Experiment:
-    """Return the experiment, never saved, that the rollout is read as."""
-    return Experiment(pk=rollout.pk, dimensions=[STEP], stratify_by=STEP, covariate_s=covariate_s)
+    return RolloutUnits(data, canary, control, both, leaving)

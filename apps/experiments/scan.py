@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -28,11 +28,24 @@ class Scan:
     now: datetime
     # Of a covariate that is missing: the mean of those that are not.
     missing: dict[int, float] = field(default_factory=dict)
+    # Only units that were exposed from this phase on, by its place.
+    since: int = 0
     rows: str = "experiments_exposurerow"
 
     @property
     def parameters(self) -> dict[str, Any]:
         return {"experiment": self.experiment.pk, "now": self.now}
+
+    @property
+    def present(self) -> Scan:
+        """The same question to the units of the present phase alone."""
+        return replace(self, since=len(self.phases) - 1)
+
+    @property
+    def phase(self) -> str:
+        """The phase in which a unit was exposed, by its place."""
+        starts = ",".join(f"'{phase.at.isoformat()}'" for phase in self.phases[1:])
+        return f"width_bucket(at, ARRAY[{starts}]::timestamptz[])" if starts else "0"
 
     @property
     def moved(self) -> str:
@@ -52,7 +65,10 @@ class Scan:
     @property
     def kept(self) -> str:
         """The condition that a unit of this experiment is in an arm."""
-        return f"experiment_id = %(experiment)s AND NOT crossed_over AND NOT {self.moved}"
+        found = f"experiment_id = %(experiment)s AND NOT crossed_over AND NOT {self.moved}"
+        if self.since:
+            found += f" AND at >= '{self.phases[self.since].at.isoformat()}'::timestamptz"
+        return found
 
 
 def before(metric: MetricColumns) -> tuple[int, ...]:

@@ -24,9 +24,12 @@ class PhaseCount:
 
 @dataclass(frozen=True)
 class LevelMoments:
-    """Units of a variant at a level, and the co-moments of each metric of the scan, in order."""
+    """Units of a variant that met it in a phase, at a level, and the co-moments of each metric of
+    the scan, in order.
+    """
 
     variant: str
+    phase: int
     level: str
     units: int
     moments: list[Comoments]
@@ -42,7 +45,7 @@ class Source(Protocol):
         """Return how many units met each variant in each phase."""
 
     def level_moments(self, scan: Scan, dimension: str) -> list[LevelMoments]:
-        """Return the moments by variant and level; without a dimension the level is empty."""
+        """Return moments by variant, phase and level; without a dimension the level is empty."""
 
     def order_statistics(self, scan: Scan, moments: Moments) -> Orders:
         """Return the order statistics of quantile metrics, by metric and arm."""

@@ -14,6 +14,7 @@ from apps.experiments.gather import Gathered, gather
 from apps.experiments.models import Experiment, ExposureRow, MeasuredUnit, Metric, WeightChange
 from apps.experiments.services import MetricChoice
 from apps.experiments.stats.comoments import Comoments
+from apps.experiments.stats.data import Stratum
 from apps.experiments.stats.quantiles import ranks_of
 from apps.experiments.values import fold_all
 from tests.experiments.factories import NOW, expose, make_metric, make_running, observe
@@ -223,10 +224,10 @@ def test_levels_of_a_dimension_divide_the_arms() -> None:
     levels = found.breakdowns["x-country"]
     assert set(levels) == {"ch", "(none)"}
     for name, arm in found.arms.items():
-        merged = levels["ch"][name].merge(levels["(none)"][name])
+        merged = levels["ch"][name].comoments.merge(levels["(none)"][name].comoments)
         assert merged.n == arm.comoments.n == 20
         assert merged.products == pytest.approx(arm.comoments.products)
-        assert arm.strata == {level: levels[level][name] for level in levels}
+        assert arm.strata == {Stratum(0, level): levels[level][name].comoments for level in levels}
 
 
 def test_those_held_out_are_in_no_arm_and_shown_apart() -> None:

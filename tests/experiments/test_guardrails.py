@@ -81,10 +81,10 @@ def seen(rollout: Rollout) -> dict[str, Any]:
     return dict(observe_outcome(rollout, CHECK, later()))
 
 
-def units_by_step(found: dict[str, Any], side: str) -> dict[str, int]:
+def units_by_step(found: dict[str, Any], side: str) -> dict[int, int]:
     """Return how many units of a side have a value, by step."""
-    strata = found["data"]["arms"][side]["strata"]
-    return {step: each["n"] for step, each in strata.items()}
+    arm = found["data"]["arms"][side]
+    return {each["phase"]: each["units"]["n"] for each in arm["strata"]}
 
 
 def judged(rollout: Rollout) -> tuple[str, str]:
@@ -168,7 +168,7 @@ def test_units_that_met_both_sides_are_left_out_and_counted(rollout: Rollout) ->
     found = seen(rollout)
     assert found["met_both"] == 1
     assert found["exposed"] == {"canary": 5, "control": 4}
-    assert units_by_step(found, "control") == {"0": 4}
+    assert found["data"]["arms"]["control"]["whole"]["n"] == 4
 
 
 def test_stables_units_that_belong_to_the_canary_by_now_are_left_out(rollout: Rollout) -> None:
@@ -186,7 +186,7 @@ def test_units_are_compared_with_those_that_came_in_the_same_step(rollout: Rollo
     RolloutExposure.objects.update(canary_at=database_now() - timedelta(minutes=30))
     enter_step(rollout, 1, "on", ANNA, database_now())
     put(rollout, "canary", 2, 0, bucket=2)
-    assert units_by_step(seen(rollout), "canary") == {"0": 3, "1": 2}
+    assert units_by_step(seen(rollout), "canary") == {0: 3, 1: 2}
 
 
 def test_at_a_hundred_percent_what_was_seen_with_a_control_stands(rollout: Rollout) -> None:
@@ -206,7 +206,7 @@ def test_outcomes_from_before_the_meeting_do_not_count(rollout: Rollout) -> None
     RolloutExposure.objects.update(canary_at=later() - timedelta(seconds=0.9))
     OutcomeRow.objects.exclude(unit="canary-9000-0").update(occurred_at=later())
     found = dict(observe_outcome(rollout, CHECK, later() + timedelta(seconds=9)))
-    assert units_by_step(found, "canary") == {"0": 4}
+    assert found["data"]["arms"]["canary"]["whole"]["n"] == 4
 
 
 def test_a_failed_guardrail_rolls_back_and_its_answer_can_be_repeated(rollout: Rollout) -> None:

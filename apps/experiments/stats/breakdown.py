@@ -9,7 +9,7 @@ from apps.experiments.stats.checks import why_invalid
 from apps.experiments.stats.comoments import Comoments
 from apps.experiments.stats.comparison import Difference, State
 from apps.experiments.stats.data import ArmData, ArmSpec, MetricData, MetricSpec
-from apps.experiments.stats.estimates import Estimate, compare
+from apps.experiments.stats.estimates import Estimate, estimate
 from apps.experiments.stats.families import holm, holm_levels
 from apps.experiments.stats.sequential import read_sequential
 
@@ -48,8 +48,8 @@ class Breakdown:
 class _Cell:
     level: str
     arm: str
-    control: Comoments
-    treatment: Comoments
+    control: ArmData
+    treatment: ArmData
     made: Estimate
 
 
@@ -89,21 +89,22 @@ def break_down(
 
 
 def _cell(
-    spec: MetricSpec, level: str, by_arm: dict[str, Comoments], control: str, arm: str
+    spec: MetricSpec, level: str, by_arm: dict[str, ArmData], control: str, arm: str
 ) -> _Cell:
-    empty = Comoments.empty(spec.width)
+    empty = ArmData(Comoments.empty(spec.width))
     a, b = by_arm.get(control, empty), by_arm.get(arm, empty)
     for side in (a, b):
-        if (why := why_invalid(spec, ArmData(side))) is not None:
+        if (why := why_invalid(spec, side)) is not None:
             nothing = Difference(State.INVALID_DATA, why, "", 0.0, 0.0)
-            return _Cell(level, arm, a, b, Estimate(nothing, a.n + b.n, why))
-    return _Cell(level, arm, a, b, compare(spec, a, b))
+            return _Cell(level, arm, a, b, Estimate(nothing, a.comoments.n + b.comoments.n, why))
+    return _Cell(level, arm, a, b, estimate(spec, a, b))
 
 
 def _rows(cells: Sequence[_Cell], alpha: float, planned_units: int) -> list[LevelComparison]:
     base = alpha / max(1, len(cells))
 
     def read(cell: _Cell, level: float) -> LevelComparison:
+        n = cell.control.comoments.n, cell.treatment.comoments.n
         reading = read_sequential(
             cell.made.found,
             n=cell.made.n,
@@ -112,7 +113,7 @@ def _rows(cells: Sequence[_Cell], alpha: float, planned_units: int) -> list[Leve
             silent=cell.made.silent,
             tuned_alpha=base,
         )
-        known = min(cell.control.n, cell.treatment.n) > 0 and cell.made.found.state not in (
+        known = min(n) > 0 and cell.made.found.state not in (
             State.INVALID_DATA,
             State.NOT_ENOUGH_DATA,
         )
@@ -120,8 +121,8 @@ def _rows(cells: Sequence[_Cell], alpha: float, planned_units: int) -> list[Leve
             arm=cell.arm,
             state=reading.state,
             reason=reading.reason,
-            n=cell.treatment.n,
-            control_n=cell.control.n,
+            n=n[1],
+            control_n=n[0],
             difference=cell.made.found.difference if known else None,
             low=reading.low,
             high=reading.high,

@@ -5,8 +5,10 @@ PostgreSQL, Parquet files and warehouses all answer in these, and a report is a 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from datetime import datetime
+from typing import Literal, NamedTuple
 
 from apps.experiments.stats.comoments import Comoments
 
@@ -57,29 +59,47 @@ class OrderStatistics:
     high: float
 
 
+class Stratum(NamedTuple):
+    """Which units are compared with each other: those of one phase and one level.
+
+    `phase` numbers, in order of time, the spans in which every arm's share of the units is the
+    same: an experiment's weight phases, a rollout's steps. A unit belongs to the phase in which it
+    was exposed. Units of different phases are never compared, nor counted together. `level` is that
+    of the stratifying dimension; levels of one phase may be counted together where they are small.
+    """
+
+    phase: int = 0
+    level: str = ""
+
+
 @dataclass(frozen=True)
 class ArmData:
     """What was seen of one arm for one metric.
 
-    `counts` are its units per bin of the metric's `edges`: one more than there are edges, since the
-    first bin lies below the first edge and the last one from the last edge on. `strata` divide the
-    same units by the level of the stratifying dimension.
+    `comoments` are all of the arm's units. `strata` divide them, as `estimates.estimate` compares
+    them (see `stats.strata`): by phase as soon as there is more than one, by level where there is a
+    stratifying dimension; empty where there is neither. `order` are of the units of the last phase
+    alone, as quantiles of several phases cannot be put together. `counts` are the units per bin of
+    the metric's `edges`: one more than there are edges, since the first bin lies below the first
+    edge and the last one from the last edge on.
     """
 
     comoments: Comoments
     order: OrderStatistics | None = None
     counts: tuple[int, ...] = ()
-    strata: dict[str, Comoments] = field(default_factory=dict)
+    strata: Mapping[Stratum, Comoments] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class MetricData:
-    """`arms` by name. `breakdowns` are {dimension: {level: {arm: its units of that level}}}."""
+    """`arms` by name. `breakdowns` are {dimension: {level: {arm: its units of that level}}}, whose
+    strata are their phases.
+    """
 
     spec: MetricSpec
     arms: dict[str, ArmData]
     edges: tuple[float, ...] = ()
-    breakdowns: dict[str, dict[str, dict[str, Comoments]]] = field(default_factory=dict)
+    breakdowns: dict[str, dict[str, dict[str, ArmData]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -87,15 +107,18 @@ class Phase:
     """A span with the same weights: units first met in it, by arm, and what each arm should get.
 
     Units that moved in a later phase are in neither: `shares` are of the buckets that stayed.
+    `weights_bp` are those of all buckets, and `at` is when they began to hold.
     """
 
     units: dict[str, int]
     shares: dict[str, float]
+    at: datetime | None = None
+    weights_bp: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class ExperimentData:
-    """`exposed` are the units that count, by arm; the phases divide them."""
+    """`exposed` are the units that count, by arm; the phases, in order of time, divide them."""
 
     arms: tuple[ArmSpec, ...]
     exposed: dict[str, int]

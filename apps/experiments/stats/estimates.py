@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from apps.experiments.stats import strata
 from apps.experiments.stats.checks import why_invalid
 from apps.experiments.stats.comoments import Comoments
 from apps.experiments.stats.comparison import (
@@ -31,21 +32,29 @@ DENOMINATOR_Z_MIN = 5.0
 @dataclass(frozen=True)
 class Estimate:
     """`silent` says why no sequential reading can be made yet; `variance_reduction` is the share of
-    the difference's variance that the covariate took away, None without one.
+    the difference's variance that the covariate took away, None without one. `n` are the units that
+    were compared. `over` is of an estimate that several phases went into.
     """
 
     found: Difference
     n: int
     silent: str | None
     variance_reduction: float | None = None
+    over: strata.OverPhases | None = None
 
 
 def estimate(spec: MetricSpec, control: ArmData, treatment: ArmData) -> Estimate:
-    """Compare two arms by the method of the metric's kind."""
+    """Compare two arms by the method of the metric's kind, inside their strata.
+
+    With strata of several phases no unit is compared with one of another phase: see `stats.strata`.
+    With levels of one phase the estimate is post-stratified. Quantiles are those of the last phase.
+    """
     if spec.kind == "quantile":
         return _quantiles(spec, control.order, treatment.order)
+    if strata.is_phased(control) or strata.is_phased(treatment):
+        return _over_phases(spec, control, treatment)
     if control.strata and treatment.strata:
-        return _stratified(spec, control.strata, treatment.strata)
+        return _stratified(spec, _levels(control), _levels(treatment))
     return compare(spec, control.comoments, treatment.comoments)
 
 
@@ -60,11 +69,18 @@ def of_arms(metric: MetricData, control: str, treatment: str) -> Estimate:
     return estimate(metric.spec, arms[0], arms[1])
 
 
-def rare_events(metric: MetricData, control: str, treatment: str) -> tuple[Seen, Seen] | None:
-    """Return the counts of a rate with too few events for a normal approximation, else None."""
+def rare_events(
+    metric: MetricData, control: str, treatment: str
+) -> tuple[Seen, Seen] | strata.Rates | None:
+    """Return the counts of a rate with too few events for a normal approximation, else None.
+
+    Over several phases they are those of each phase.
+    """
     arms = [metric.arms.get(name) for name in (control, treatment)]
     if metric.spec.kind != "proportion" or metric.spec.has_covariate:
         return None
+    if arms[0] and arms[1] and (strata.is_phased(arms[0]) or strata.is_phased(arms[1])):
+        return _rare_over_phases(arms[0], arms[1])
     a, b = (Seen(arm.comoments.n, _events(arm.comoments)) if arm else Seen(0, 0) for arm in arms)
     if min(a.n, b.n) == 0 or few_events(a.n, b.n, (a.events, b.events)) is None:
         return None
@@ -236,6 +252,70 @@ def _quantiles(
     return Estimate(found, sum(n), silent)
 
 
+def _over_phases(spec: MetricSpec, control: ArmData, treatment: ArmData) -> Estimate:
+    """Compare inside each phase; where only one can be compared, as if there were no other."""
+    compared = strata.strata_of(control, treatment)
+    if len(compared.phases) < 2:
+        return _of_one_phase(spec, control, treatment, compared)
+    whole = compared.whole
+    plain = compare(spec, whole.control, whole.treatment)
+    silent, reduction = plain.silent, None
+    if spec.kind == "proportion" and not spec.has_covariate:
+        rates = strata.Rates.of(compared.pairs)
+        found = strata.compare_rates(rates)
+        silent = silent or strata.too_few_events(rates)
+    else:
+        weights = strata.weights_of(compared.pairs)
+        found, reduction = strata.compare_means(spec, compared.pairs, weights)
+    over = strata.OverPhases(
+        len(compared.phases), compared.left_out, *strata.values_of(spec, compared.pairs)
+    )
+    return Estimate(found, whole.n, silent, reduction, over)
+
+
+def _of_one_phase(
+    spec: MetricSpec, control: ArmData, treatment: ArmData, compared: strata.Strata
+) -> Estimate:
+    """Compare the one phase in which both arms have units, by its levels; or else nothing."""
+    if not compared.phases:
+        reason = f"each arm needs at least {strata.UNITS_MIN} units of the same phase"
+        values = [value_of(spec, arm) or 0.0 for arm in (control, treatment)]
+        nothing = Difference(State.NOT_ENOUGH_DATA, reason, "", *values)
+        return Estimate(nothing, 0, reason, over=strata.OverPhases(0, compared.left_out, *values))
+    (phase,) = compared.phases
+    a, b = (strata.of_phase(arm, phase) for arm in (control, treatment))
+    if len({*a.strata, *b.strata}) > 1:
+        made = _stratified(spec, _levels(a), _levels(b))
+    else:
+        made = compare(spec, a.comoments, b.comoments)
+    units = a.comoments.n + b.comoments.n
+    left_out = control.comoments.n + treatment.comoments.n - units
+    if not left_out:
+        return made
+    values = [value_of(spec, part) or 0.0 for part in (a, b)]
+    return replace(made, over=strata.OverPhases(1, left_out, *values))
+
+
+def _levels(arm: ArmData) -> dict[str, Comoments]:
+    """Return the units of an arm of one phase by level."""
+    return {stratum.level: units for stratum, units in arm.strata.items()}
+
+
+def _rare_over_phases(
+    control: ArmData, treatment: ArmData
+) -> tuple[Seen, Seen] | strata.Rates | None:
+    compared = strata.strata_of(control, treatment)
+    if not compared.phases:
+        return None
+    whole = compared.whole
+    a, b = (Seen(arm.n, _events(arm)) for arm in (whole.control, whole.treatment))
+    rates = strata.Rates.of(compared.by_phase)
+    is_rare = few_events(a.n, b.n, (a.events, b.events)) or strata.too_few_events(rates)
+    if is_rare is None:
+        return None
+    return rates if len(compared.phases) > 1 else (a, b)
+
+
 def _stratified(
     spec: MetricSpec, control: Mapping[str, Comoments], treatment: Mapping[str, Comoments]
 ) -> Estimate:
@@ -256,7 +336,7 @@ def _stratified(
     if rest[0].n + rest[1].n and pairs:
         last = pairs.pop()
         pairs.append((last[0].merge(rest[0]), last[1].merge(rest[1])))
-    if len(pairs) < 2 or spec.kind == "ratio":
+    if len(pairs) < 2:
         whole = [rest[0], rest[1]] if not pairs else [Comoments.empty(width)] * 2
         for a, b in pairs:
             whole = [whole[0].merge(a), whole[1].merge(b)]
@@ -271,6 +351,10 @@ def _weighted(spec: MetricSpec, pairs: list[tuple[Comoments, Comoments]]) -> Est
     plain = compare(spec, wholes[0], wholes[1])
     if plain.found.state is not State.OK:
         return plain
+    if spec.kind == "ratio":
+        both = [strata.Pair(a, b) for a, b in pairs]
+        ratios, taken = strata.compare_means(spec, both, strata.shares_of(both))
+        return Estimate(ratios, plain.n, plain.silent, taken)
     total = wholes[0].n + wholes[1].n
     difference, noise = 0.0, [0.0, 0.0]
     theta = _theta(wholes[0], wholes[1], (1.0,)) if spec.has_covariate else None

@@ -16,6 +16,7 @@ from apps.experiments.stats.data import MetricSpec
 from apps.experiments.stats.estimates import Estimate
 from apps.experiments.stats.rare_rates import Seen, gain_bounds
 from apps.experiments.stats.sequential import boundary
+from apps.experiments.stats.strata import Rates, gain_bounds_of
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class MarginVerdict:
 def judge_margin(
     spec: MetricSpec,
     made: Estimate,
-    rare: tuple[Seen, Seen] | None,
+    rare: tuple[Seen, Seen] | Rates | None,
     *,
     alpha: float,
     planned_units: int,
@@ -61,8 +62,7 @@ def judge_margin(
     if silent:
         return MarginVerdict("undecided", None, margin, is_worse, silent)
     if rare:
-        better = spec.is_increase_better
-        low, high = gain_bounds(*rare, alpha=alpha, is_increase_better=better, is_final=is_final)
+        low, high = _exact(rare, alpha, spec.is_increase_better, is_final)
     else:
         # A two-sided interval at 2α has α on each side.
         level = min(0.999, 2.0 * alpha)
@@ -76,6 +76,15 @@ def judge_margin(
         return MarginVerdict("worse", low, margin, is_worse, "worse by more than the margin")
     reason = "it is worse, by how much is not known well enough" if is_worse else "too few to tell"
     return MarginVerdict("undecided", low, margin, is_worse, reason)
+
+
+def _exact(
+    rare: tuple[Seen, Seen] | Rates, alpha: float, is_increase_better: bool, is_final: bool
+) -> tuple[float, float]:
+    better = is_increase_better
+    if isinstance(rare, Rates):
+        return gain_bounds_of(rare, alpha=alpha, is_increase_better=better, is_final=is_final)
+    return gain_bounds(*rare, alpha=alpha, is_increase_better=better, is_final=is_final)
 
 
 def _fixed(found: Difference, alpha: float) -> float:

@@ -20,6 +20,7 @@ from apps.experiments.warehouse.units import Expr, as_number
 from apps.lib.errors import Unavailable
 
 NO_LEVEL = "(none)"
+GROUPS = ["variant", "phase", "level"]
 # The columns of a unit's values of each metric, in the order of the scan.
 Names = list[list[str]]
 
@@ -32,10 +33,7 @@ def missing_means(units: Expr, places: Sequence[int]) -> Expr:
 
 def phase_counts(units: Expr, scan: Scan) -> Expr:
     """Ask how many units met each variant in each phase: `variant`, `phase`, `kept`, …"""
-    phase: Expr = ibis.literal(0, "int64")
-    for later in scan.phases[1:]:
-        phase += as_number(units.at >= ibis.literal(later.at))
-    units = units.mutate(phase=phase, moved=_moved(units, scan))
+    units = units.mutate(phase=_phase(units, scan), moved=_moved(units, scan))
     return units.group_by(["variant", "phase"]).aggregate(
         kept=as_number(~units.crossed_over & ~units.moved).sum(),
         crossed_over=as_number(units.crossed_over).sum(),
@@ -47,12 +45,15 @@ def phase_counts(units: Expr, scan: Scan) -> Expr:
 
 
 def valued(units: Expr, scan: Scan, dimension: str = "") -> tuple[Expr, Names]:
-    """Return the units in an arm as `variant`, `level` and each metric's values, and whose names.
+    """Return the units in an arm as `variant`, `phase`, `level` and each metric's values, and
+    whose names.
 
     Raises Unavailable when the exposures have no such dimension.
     """
     units = units.filter(~units.crossed_over & ~_moved(units, scan))
-    found: dict[str, Expr] = {"level": _level(units, dimension)}
+    if scan.since:
+        units = units.filter(units.at >= ibis.literal(scan.phases[scan.since].at))
+    found: dict[str, Expr] = {"phase": _phase(units, scan), "level": _level(units, dimension)}
     names: Names = []
     for i in range(len(scan.metrics)):
         parts = {f"m{i}_{j}": part for j, part in enumerate(_values(units, scan, i))}
@@ -84,6 +85,14 @@ def _values(units: Expr, scan: Scan, place: int) -> list[Expr]:
     return [counts.ifelse(value.cast("float64"), ibis.null("float64")) for value in found]
 
 
+def _phase(units: Expr, scan: Scan) -> Expr:
+    """Return the place of the phase in which a unit was exposed."""
+    phase: Expr = ibis.literal(0, "int64")
+    for later in scan.phases[1:]:
+        phase += as_number(units.at >= ibis.literal(later.at))
+    return phase
+
+
 def _moved(units: Expr, scan: Scan) -> Expr:
     """Return whether a unit's bucket moved after it was met; see `Scan.moved`."""
     found: Expr = ibis.literal(False)
@@ -111,12 +120,12 @@ def _level(units: Expr, dimension: str) -> Expr:
 
 
 def level_sums(seen: Expr, names: Names) -> Expr:
-    """Ask for what `comoments` reads, by `variant` and `level`, and for the number of `units`."""
+    """Ask for what `comoments` reads, by `variant`, `phase` and `level`, and for how many `units`
+    there are.
+    """
     every = [name for parts in names for name in parts]
-    means = seen.group_by(["variant", "level"]).aggregate(
-        **{f"{name}_mean": seen[name].mean() for name in every}
-    )
-    near = seen.inner_join(means, ["variant", "level"])
+    means = seen.group_by(GROUPS).aggregate(**{f"{name}_mean": seen[name].mean() for name in every})
+    near = seen.inner_join(means, GROUPS)
     away = near.mutate(**{f"{name}_off": near[name] - near[f"{name}_mean"] for name in every})
     asked: dict[str, Expr] = {"units": away.count()}
     for parts in names:
@@ -128,7 +137,7 @@ def level_sums(seen: Expr, names: Names) -> Expr:
             asked |= {f"{name}_min": away[name].min(), f"{name}_max": away[name].max()}
             asked[f"{name}_off"] = off.sum()
             asked |= {f"{name}_{other}": (off * away[f"{other}_off"]).sum() for other in parts[i:]}
-    return away.group_by(["variant", "level"]).aggregate(**asked)
+    return away.group_by(GROUPS).aggregate(**asked)
 
 
 def comoments(row: Mapping[str, Any], parts: Sequence[str]) -> Comoments:

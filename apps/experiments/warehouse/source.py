@@ -73,7 +73,7 @@ class Warehouse:
         seen, names = questions.valued(self._units(scan), scan, dimension)
         return [
             LevelMoments(
-                row["variant"], row["level"], int(row["units"]),
+                row["variant"], int(row["phase"]), row["level"], int(row["units"]),
                 [questions.comoments(row, parts) for parts in names],
             )
             for row in _rows(questions.level_sums(seen, names))

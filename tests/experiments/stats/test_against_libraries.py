@@ -34,7 +34,7 @@ from statsmodels.stats.weightstats import CompareMeans, DescrStatsW
 from apps.experiments.stats.bayes import of_difference, of_rates
 from apps.experiments.stats.comoments import Comoments
 from apps.experiments.stats.comparison import compare_rates, read_fixed
-from apps.experiments.stats.data import ArmData, MetricSpec, OrderStatistics
+from apps.experiments.stats.data import ArmData, MetricSpec, OrderStatistics, Stratum
 from apps.experiments.stats.estimates import Estimate, compare, estimate
 from apps.experiments.stats.families import benjamini_hochberg, holm
 from apps.experiments.stats.quantiles import ranks_of
@@ -285,7 +285,7 @@ def test_strata_are_their_weighted_differences() -> None:
               (("x", 0.0), ("y", 5.0), ("z", 50.0))}  # fmt: skip
     arms = [
         ArmData(of(np.concatenate([pair[i] for pair in levels.values()])),
-                strata={name: of(pair[i]) for name, pair in levels.items()})
+                strata={Stratum(0, name): of(pair[i]) for name, pair in levels.items()})
         for i in (0, 1)
     ]  # fmt: skip
 

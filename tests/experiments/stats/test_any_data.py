@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from apps.experiments.stats.data import (
     MetricSpec,
     OrderStatistics,
     Phase,
+    Stratum,
 )
 from apps.experiments.stats.quantiles import ranks_of
 from apps.experiments.stats.report import make_report
@@ -51,15 +53,25 @@ def arm(spec: MetricSpec, rng: np.random.Generator, n: int, shapes: list[str]) -
     if rate and shapes[0] in ("noughts", "ones"):
         known[0] = shapes[0]
     rows = np.column_stack([column(rng, n, shape) for shape in known[: spec.width]])
-    labels = rng.integers(0, len(LEVELS), n)
+    labels, phases = rng.integers(0, len(LEVELS), n), rng.integers(0, rng.integers(1, 4), n)
     order = None
     if spec.kind == "quantile" and n:
         ordered = np.sort(rows[:, 0])
         low, value, high = (float(ordered[r - 1]) for r in ranks_of(n, spec.quantile or 0.5))
         order = OrderStatistics(n, low, value, high)
     counts = np.bincount(np.searchsorted(EDGES, rows[:, 0], side="right"), minlength=3).tolist()
-    strata = {name: Comoments.of(rows[labels == i]) for i, name in enumerate(LEVELS)}
+    strata = {
+        Stratum(int(phase), name): Comoments.of(rows[(labels == i) & (phases == phase)])
+        for i, name in enumerate(LEVELS)
+        for phase in np.unique(phases)
+    }
     return ArmData(Comoments.of(rows), order, tuple(counts), strata if rng.random() < 0.5 else {})
+
+
+def of_level(arm: ArmData, level: str) -> ArmData:
+    phases = {at: units for at, units in arm.strata.items() if at.level == level}
+    whole = reduce(Comoments.merge, phases.values())
+    return ArmData(whole, strata={Stratum(at.phase): units for at, units in phases.items()})
 
 
 @st.composite
@@ -78,7 +90,7 @@ def experiments(draw: st.DrawFn) -> ExperimentData:
         shapes = draw(st.lists(st.sampled_from(SHAPES), min_size=4, max_size=4))
         arms = {name: arm(spec, rng, sizes[name], shapes) for name in names if rng.random() < 0.95}
         levels = {
-            level: {name: found.strata[level] for name, found in arms.items() if found.strata}
+            level: {name: of_level(found, level) for name, found in arms.items() if found.strata}
             for level in LEVELS
         }
         metrics.append(MetricData(spec, arms, EDGES, {"tenant": levels}))

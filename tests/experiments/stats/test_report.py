@@ -21,6 +21,7 @@ from apps.experiments.stats.data import (
     MetricSpec,
     OrderStatistics,
     Phase,
+    Stratum,
 )
 from apps.experiments.stats.quantiles import ranks_of
 from apps.experiments.stats.report import Report, make_report
@@ -191,7 +192,10 @@ def test_strata_take_a_chance_imbalance_out() -> None:
     a = {"old": Comoments(700, (1.0,), (700.0,)), "new": Comoments(300, (5.0,), (300.0,))}
     b = {"old": Comoments(300, (1.0,), (300.0,)), "new": Comoments(700, (5.0,), (700.0,))}
     arms = {
-        name: ArmData(strata["old"].merge(strata["new"]), strata=strata)
+        name: ArmData(
+            strata["old"].merge(strata["new"]),
+            strata={Stratum(level=level): units for level, units in strata.items()},
+        )
         for name, strata in (("a", a), ("b", b))
     }
     found = report(MetricData(spec, arms)).primary.comparisons[0]

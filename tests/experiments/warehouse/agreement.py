@@ -61,10 +61,15 @@ def all_same(one: Gathered, other: Gathered) -> None:
             assert arm.order == b.arms[name].order
             assert arm.counts == b.arms[name].counts
             assert set(arm.strata) == set(b.arms[name].strata)
-            for level, found in arm.strata.items():
-                same(found, b.arms[name].strata[level])
+            assert {stratum.phase for stratum in arm.strata} == {0, 1}
+            for stratum, found in arm.strata.items():
+                same(found, b.arms[name].strata[stratum])
         for dimension, levels in a.breakdowns.items():
             assert list(levels) == list(b.breakdowns[dimension])
             for level, arms in levels.items():
-                for name, found in arms.items():
-                    same(found, b.breakdowns[dimension][level][name])
+                for name, each in arms.items():
+                    other_arm = b.breakdowns[dimension][level][name]
+                    same(each.comoments, other_arm.comoments)
+                    assert set(each.strata) == set(other_arm.strata)
+                    for phase, found in each.strata.items():
+                        same(found, other_arm.strata[phase])
