@@ -16,7 +16,9 @@ Rng = np.random.Generator
 
 # A section's module has `bars(rng, runs)`, which yields its bars; `runs` is the number of simulated
 # rollouts or experiments of a case, which a module may scale where its runs are dear or cheap.
-SECTIONS: dict[str, str] = {}
+SECTIONS: dict[str, str] = {
+    "outcome": "bench.bars.outcome",
+}
 
 
 @dataclass(frozen=True)
