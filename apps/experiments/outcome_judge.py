@@ -150,12 +150,13 @@ def _decide(judged: Judged, margin: float, canary_n: int) -> tuple[Verdict, str]
         return Verdict.PROVIDER_ERROR, judged.made.found.reason
     if low is None or loss is None or gain is None:
         return Verdict.INSUFFICIENT_SAMPLE, judged.to_pass.reason
-    bounds = f"better by {low:.3g} to {-loss:.3g}"
+    why = f"{judged.to_pass.reason} (better by {low:.3g} to {-loss:.3g})"
     if gain < -margin:
         missing = _missing(canary_n, reach=-loss - gain, distance=-margin - gain)
-        return Verdict.INCONCLUSIVE, f"worse than the margin, but not proven ({bounds}){missing}"
-    missing = _missing(canary_n, reach=gain - low, distance=gain + margin)
-    return Verdict.INSUFFICIENT_SAMPLE, f"too few to tell ({bounds}){missing}"
+        return Verdict.INCONCLUSIVE, f"worse than the margin, but not proven: {why}{missing}"
+    return Verdict.INSUFFICIENT_SAMPLE, why + _missing(
+        canary_n, reach=gain - low, distance=gain + margin
+    )
 
 
 def _missing(n: int, *, reach: float, distance: float) -> str:
@@ -239,7 +240,7 @@ def _record(metric: MetricData, judged: Judged) -> dict[str, JSON]:
         "high": None if judged.least_loss is None else -judged.least_loss,
         "margin": metric.spec.margin,
         "test": found.test,
-        "standard_error": found.standard_error if found.state is State.OK else None,
+        "standard_error": found.standard_error or None,
     }
 
 
