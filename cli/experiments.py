@@ -36,6 +36,10 @@ COLUMNS = ["name", "model", "metric", "state", "conclusion", "started_at", "ende
 METRIC_COLUMNS = ["name", "kind", "source", "direction", "description"]
 SNAPSHOT_COLUMNS = ["id", "at", "actor", "note"]
 RESULT_COLUMNS = ["metric", "arm", "n", "mean", "difference", "interval", "outcome"]
+PHASES_NOTE = (
+    "\nWeights changed. Means are of all units of an arm; differences are those inside each phase, "
+    "and those of quantiles inside the last one:"
+)
 MOVES = {
     "start": "load the variants' versions, then assign units",
     "pause": "give everybody stable for a while; units keep their variants",
@@ -215,6 +219,9 @@ def show_results(client: Client, options: argparse.Namespace) -> int:
         print(answer["result"].get("verdict") or "There are no results yet.")
         if rows := _rows(answer["result"]):
             show_rows(options, rows, RESULT_COLUMNS)
+        if phases := _phases(answer["result"]):
+            print(PHASES_NOTE)
+            show_rows(options, phases, ["since", *(key for key in phases[0] if key != "since")])
     return exit_code(answer)
 
 
@@ -295,6 +302,23 @@ def _rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
                 }
             )
     return rows
+
+
+def _phases(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return when weights changed, to what, and each arm's units since; nothing if they did not."""
+    phases = result.get("phases") or ()
+    if len(phases) < 2:
+        return []
+    return [
+        {
+            "since": phase["at"],
+            **{
+                name: f"{phase['weights_bp'].get(name, 0) / 100:g} %, {units:,} units"
+                for name, units in phase["units"].items()
+            },
+        }
+        for phase in phases
+    ]
 
 
 def _outcome(found: Mapping[str, Any]) -> str:

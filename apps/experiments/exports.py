@@ -24,6 +24,11 @@ COMPARISON_COLUMNS = [
     "q_bh",
     "mann_whitney_p",
     "variance_reduction",
+    "basis",
+    "phases",
+    "left_out",
+    "control_value",
+    "value",
     "state",
     "reason",
 ]
@@ -37,6 +42,7 @@ COLUMNS = [
     "chance_to_beat",
     "expected_loss",
     "non_inferiority",
+    "units_by_phase",
 ]
 
 
@@ -44,6 +50,7 @@ def result_rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return a row for each metric and arm, in the result's order; none before the first result."""
     return [
         _row(metric, arm, _comparison(metric, arm["name"]))
+        | {"units_by_phase": _by_phase(result, arm["name"])}
         for metric in result.get("metrics", ())
         for arm in metric.get("arms", ())
     ]
@@ -53,6 +60,17 @@ def _comparison(metric: Mapping[str, Any], arm: str) -> Mapping[str, Any]:
     """Return what an arm's comparison with control says; nothing of control itself."""
     found = (each for each in metric.get("comparisons", ()) if each["arm"] == arm)
     return next(found, {})
+
+
+def _by_phase(result: Mapping[str, Any], arm: str) -> str | None:
+    """Return an arm's units in each weight phase, as "instant weight bp units; …", if several."""
+    phases = result.get("phases") or ()
+    if len(phases) < 2:
+        return None
+    return "; ".join(
+        f"{phase['at']} {phase['weights_bp'].get(arm, 0)} bp {phase['units'].get(arm, 0)} units"
+        for phase in phases
+    )
 
 
 def _row(

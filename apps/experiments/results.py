@@ -23,7 +23,8 @@ from apps.experiments.models import Experiment, RefusedOutcomes, ResultPoint
 from apps.experiments.services import tell_result
 from apps.experiments.sources import Source
 from apps.experiments.states import ExperimentState
-from apps.experiments.stats.report import Report, make_report
+from apps.experiments.stats.data import ExperimentData
+from apps.experiments.stats.report import make_report
 from apps.experiments.values import fold_all
 from apps.lib.errors import Unavailable
 
@@ -85,7 +86,8 @@ def compute_result(
                 is_final=is_final,
             )
             result = report.to_json()
-            result["quality"] = _quality(experiment, found, report)
+            result["quality"] = _quality(experiment, found)
+            result["phases"] = _phases(found.data)
             result["exposures"] = exposure_series(experiment, now)
             result["holdout"] = _holdout(found)
             result["backlog"] = backlog_of_results()
@@ -202,7 +204,7 @@ def exposure_series(experiment: Experiment, now: datetime) -> dict[str, Any]:
     return {"at_ms": ends, "units": units}
 
 
-def _quality(experiment: Experiment, found: Gathered, report: Report) -> dict[str, Any]:
+def _quality(experiment: Experiment, found: Gathered) -> dict[str, Any]:
     """Return what a reader must know before believing the numbers, as plain counts."""
     exposed = sum(found.data.exposed.values())
     names = {use.metric.name for use in uses_of(experiment)}
@@ -214,11 +216,23 @@ def _quality(experiment: Experiment, found: Gathered, report: Report) -> dict[st
         "exposed": exposed,
         "crossed_over": found.crossed_over,
         "moved": found.moved,
-        "waiting": exposed - sum(arm.n for arm in report.primary.arms),
+        "waiting": exposed - sum(arm.comoments.n for arm in found.data.metrics[0].arms.values()),
         "unknown_variants": dict(sorted(found.strangers.items())),
         "refused_outcomes": counts,
         "holdout": found.holdout_units,
     }
+
+
+def _phases(data: ExperimentData) -> list[dict[str, Any]]:
+    """Return the spans with the same weights, in order: when, which, and each arm's units."""
+    return [
+        {
+            "at": phase.at.isoformat() if phase.at else None,
+            "weights_bp": phase.weights_bp,
+            "units": phase.units,
+        }
+        for phase in data.phases
+    ]
 
 
 def _holdout(found: Gathered) -> dict[str, Any]:

@@ -305,7 +305,8 @@ class ResultSerializer(serializers.Serializer[Experiment]):
         help_text="Why the analysis after that gave none; the result is the last good one."
     )
     result = serializers.JSONField(
-        help_text="Verdict, sample ratio, arms, comparisons, data quality; empty before the first."
+        help_text="Verdict, sample ratio, arms, comparisons, weight phases, data quality; empty "
+        "before the first."
     )
 
 

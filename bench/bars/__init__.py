@@ -18,6 +18,7 @@ Rng = np.random.Generator
 # rollouts or experiments of a case, which a module may scale where its runs are dear or cheap.
 SECTIONS: dict[str, str] = {
     "outcome": "bench.bars.outcome",
+    "weight-phases": "bench.bars.weight_phases",
 }
 
 

@@ -284,3 +284,20 @@ def test_a_draft_without_a_past_has_no_size_and_the_exit_code_says_so(
 
     assert len(asked) == 1
     assert "give its rate" in capsys.readouterr().out
+
+
+def test_phases_of_weights_are_told_where_there_are_several(
+    serve: Callable[[list[Any]], Asked], capsys: pytest.CaptureFixture[str]
+) -> None:
+    phase = {"at": "2026-03-01T12:00:00+00:00", "weights_bp": {"a": 9_000}, "units": {"a": 1_234}}
+    serve([results(phases=[phase])])
+    cli.main(["results", "first"])
+    assert "Weights changed" not in capsys.readouterr().out
+    serve([results(phases=[phase, phase | {"weights_bp": {"a": 5_000}, "units": {"a": 7}}])])
+    cli.main(["results", "first"])
+
+    out = capsys.readouterr().out
+
+    assert "Weights changed" in out
+    assert "2026-03-01T12:00:00+00:00  90 %, 1,234 units" in out
+    assert "50 %, 7 units" in out

@@ -41,3 +41,17 @@ def test_a_table_reads_back_and_empty_cells_are_no_zeros() -> None:
 
 def test_before_the_first_result_there_is_only_the_header() -> None:
     assert to_csv({}).splitlines() == [",".join(COLUMNS)]
+
+
+def test_an_arms_units_are_told_by_phase_where_there_are_several() -> None:
+    phases = [
+        {"at": "2026-03-01T12:00:00+00:00", "weights_bp": {"weak": 9_000}, "units": {"weak": 10}},
+        {"at": "2026-03-02T12:00:00+00:00", "weights_bp": {"weak": 5_000}, "units": {"weak": 3}},
+    ]
+    control, treatment = result_rows(RESULT | {"phases": phases})
+
+    assert control["units_by_phase"] == (
+        "2026-03-01T12:00:00+00:00 9000 bp 10 units; 2026-03-02T12:00:00+00:00 5000 bp 3 units"
+    )
+    assert treatment["units_by_phase"].endswith("0 bp 0 units")
+    assert result_rows(RESULT | {"phases": phases[:1]})[0]["units_by_phase"] is None

@@ -256,3 +256,30 @@ def test_an_earlier_exposure_that_arrives_late_makes_the_values_anew() -> None:
     observe(metric, "u", 6.0, 20)
 
     assert seen(experiment).data.metrics[0].arms["weak"].comoments.means == (5.0,)
+
+
+def test_units_are_counted_by_the_phase_in_which_they_were_exposed() -> None:
+    metric, middle = metric_of(), metric_of("middle", kind="quantile", quantile_ppm=500_000)
+    choices = [MetricChoice(metric), MetricChoice(middle, "secondary")]
+    experiment = make_running(metrics=choices, dimensions=["x-country"])
+    at = NOW + timedelta(seconds=10)
+    WeightChange.objects.create(
+        experiment=experiment, at=at, weights_bp={"weak": 4_999, "strong": 5_001}, actor="anna"
+    )
+    for i in range(40):
+        # Outcomes of the first phase come after the change as well.
+        expose(experiment, f"u{i}", "weak", 1 if i < 10 else 20, attributes={"x-country": "ch"})
+        observe(metric, f"u{i}", float(i), 30)
+        observe(middle, f"u{i}", float(i), 30)
+
+    found = seen(experiment).data
+    mean, quantile = (m.arms["weak"] for m in found.metrics)
+
+    moved = sum(4_999 <= row.bucket < 5_000 for row in ExposureRow.objects.filter(at__lt=at))
+    assert {at.phase: units.n for at, units in mean.strata.items()} == {0: 10 - moved, 1: 30}
+    by_level = found.metrics[0].breakdowns["x-country"]["ch"]["weak"]
+    assert {at.phase: units.n for at, units in by_level.strata.items()} == {0: 10 - moved, 1: 30}
+    assert mean.strata[Stratum(1)].means == (24.5,)
+    assert quantile.order is not None
+    assert (quantile.order.n, quantile.order.value) == (30, 24.0)
+    assert [phase.weights_bp["weak"] for phase in found.phases] == [5_000, 4_999]

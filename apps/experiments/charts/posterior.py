@@ -34,7 +34,11 @@ def posterior_figure(metric: dict[str, Any], scale: Scale) -> Figure:
     else:
         control: dict[str, Any] = next((a for a in metric["arms"] if a["is_control"]), {})
         mean = control.get("mean") or 0.0
-        curves = [(c["arm"], *_normal(c, mean)) for c in compared if c["standard_error"]]
+        curves = [
+            (c["arm"], *_normal(c, c.get("control_value") or mean))
+            for c in compared
+            if c["standard_error"]
+        ]
         axis = f"difference from control{f', {scale.axis_unit}' if scale.axis_unit else ''}"
     curves = [curve for curve in curves if curve[1]]
     if not curves:

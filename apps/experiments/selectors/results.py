@@ -20,6 +20,7 @@ from apps.experiments.states import ExperimentState
 from apps.experiments.tables.breakdowns import breakdowns, held_out
 from apps.experiments.tables.notices import notices
 from apps.experiments.tables.older import as_present
+from apps.experiments.tables.phases import phase_rows
 from apps.experiments.tables.results import MetricRow, chosen, grouped, metric_rows
 from apps.experiments.tables.wording import Scale, scale_of
 
@@ -94,6 +95,7 @@ def result_context(
         "shown": shown,
         "variants": [(variant, cells.get(variant.name)) for variant in variants],
         "quality": quality,
+        "phases": phase_rows(result, [variant.name for variant in variants]),
         "alpha_percent": f"{experiment.alpha_ppm / 10_000:g}",
         # What a p is held against: the sequential reading and the fixed one have half of it each.
         "reading_percent": f"{experiment.alpha_ppm / 20_000:g}",

@@ -33,7 +33,8 @@ DENOMINATOR_Z_MIN = 5.0
 class Estimate:
     """`silent` says why no sequential reading can be made yet; `variance_reduction` is the share of
     the difference's variance that the covariate took away, None without one. `n` are the units that
-    were compared. `over` is of an estimate that several phases went into.
+    were compared. `over` is of an estimate that several phases went into. `level_share` is the
+    part of its level that a sequential reading may use, as earlier phases have used the rest.
     """
 
     found: Difference
@@ -41,6 +42,7 @@ class Estimate:
     silent: str | None
     variance_reduction: float | None = None
     over: strata.OverPhases | None = None
+    level_share: float = 1.0
 
 
 def estimate(spec: MetricSpec, control: ArmData, treatment: ArmData) -> Estimate:
@@ -50,8 +52,9 @@ def estimate(spec: MetricSpec, control: ArmData, treatment: ArmData) -> Estimate
     With levels of one phase the estimate is post-stratified. Quantiles are those of the last phase.
     """
     if spec.kind == "quantile":
-        return _quantiles(spec, control.order, treatment.order)
-    if strata.is_phased(control) or strata.is_phased(treatment):
+        made = _quantiles(spec, control.order, treatment.order)
+        return replace(made, level_share=strata.level_share(control, treatment))
+    if strata.are_phased(control, treatment):
         return _over_phases(spec, control, treatment)
     if control.strata and treatment.strata:
         return _stratified(spec, _levels(control), _levels(treatment))
@@ -79,7 +82,7 @@ def rare_events(
     arms = [metric.arms.get(name) for name in (control, treatment)]
     if metric.spec.kind != "proportion" or metric.spec.has_covariate:
         return None
-    if arms[0] and arms[1] and (strata.is_phased(arms[0]) or strata.is_phased(arms[1])):
+    if arms[0] and arms[1] and strata.are_phased(arms[0], arms[1]):
         return _rare_over_phases(arms[0], arms[1])
     a, b = (Seen(arm.comoments.n, _events(arm.comoments)) if arm else Seen(0, 0) for arm in arms)
     if min(a.n, b.n) == 0 or few_events(a.n, b.n, (a.events, b.events)) is None:

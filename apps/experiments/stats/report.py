@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypedDict
 
 from apps.experiments.stats import bayes, estimates
 from apps.experiments.stats.breakdown import break_down
@@ -24,7 +25,8 @@ from apps.experiments.stats.report_sentences import metric_sentence, report_sent
 from apps.experiments.stats.sequential import read_sequential
 from apps.experiments.stats.shapes import Arm, Compared, Distribution, MetricReport, Report
 from apps.experiments.stats.srm import SampleRatio, check_phases
-from apps.experiments.stats.wording import Outcome, Phase
+from apps.experiments.stats.strata import are_phased
+from apps.experiments.stats.wording import Basis, Outcome, Phase
 
 __all__ = ["Report", "make_report"]
 
@@ -107,6 +109,12 @@ def _sample_ratio(data: ExperimentData, *, is_one_look: bool) -> SampleRatio:
 # --- one family of comparisons -------------------------------------------------------------------
 
 
+class _Basis(TypedDict):
+    basis: Basis
+    phases: int
+    left_out: int
+
+
 @dataclass(frozen=True)
 class _Pair:
     metric: MetricData
@@ -139,14 +147,19 @@ def _readings(plan: _Plan, pairs: Sequence[_Pair]) -> list[tuple[Reading, Readin
     base = plan.alpha / max(1, len(pairs))
 
     def running(pair: _Pair, level: float) -> Reading:
-        return read_sequential(
+        share = pair.made.level_share
+        reading = read_sequential(
             pair.made.found,
             n=pair.made.n,
-            alpha=level,
+            alpha=level * share,
             planned_units=plan.planned_units,
             silent=pair.made.silent,
-            tuned_alpha=base,
+            tuned_alpha=base * share,
         )
+        if reading.p_value is None or share == 1.0:
+            return reading
+        # What is held against the family's levels, as if all of the level had been left.
+        return replace(reading, p_value=min(1.0, reading.p_value / share))
 
     first = [(running(pair, base), read_fixed(pair.made.found, base)) for pair in pairs]
     levels = holm_levels([r.p_value for r, _ in first], plan.alpha)
@@ -166,6 +179,10 @@ def _compared(plan: _Plan, pair: _Pair, control: str, running: Reading, fixed: R
         if name in pair.metric.arms
     ]
     known = len(both) == 2 and None not in both
+    basis = _basis(pair, control)
+    if pair.made.over is not None:
+        both = [pair.made.over.control, pair.made.over.treatment]
+        known = known and pair.made.over.phases > 0
     return Compared(
         arm=pair.arm.name,
         state=decides.state,
@@ -183,7 +200,23 @@ def _compared(plan: _Plan, pair: _Pair, control: str, running: Reading, fixed: R
         bayes=_bayes(pair, control),
         mann_whitney_p=_mann_whitney(pair, control),
         variance_reduction=pair.made.variance_reduction,
+        **basis,
+        control_value=both[0] if known else None,
+        value=both[1] if known else None,
     )
+
+
+def _basis(pair: _Pair, control: str) -> _Basis:
+    """Return which units were compared, of how many phases, and how many were not."""
+    if pair.metric.spec.kind == "quantile":
+        arms = [pair.metric.arms[n] for n in (control, pair.arm.name) if n in pair.metric.arms]
+        earlier = sum(arm.comoments.n - (arm.order.n if arm.order else 0) for arm in arms)
+        basis: Basis = "present-phase" if earlier else "all"
+        return {"basis": basis, "phases": 1, "left_out": earlier}
+    over = pair.made.over
+    if over is None:
+        return {"basis": "all", "phases": 1, "left_out": 0}
+    return {"basis": "phases", "phases": over.phases, "left_out": over.left_out}
 
 
 def _outcome(spec: MetricSpec, difference: float, reading: Reading) -> Outcome:
@@ -195,7 +228,11 @@ def _outcome(spec: MetricSpec, difference: float, reading: Reading) -> Outcome:
 def _bayes(pair: _Pair, control: str) -> bayes.Bayes | None:
     spec, found = pair.metric.spec, pair.made.found
     arms = pair.metric.arms
-    if spec.kind == "proportion" and found.state is not State.INVALID_DATA:
+    if pair.made.over is not None and found.exact_p is not None:
+        # Too few events for a normal posterior, and rates of several phases have no common one.
+        return None
+    is_rate = spec.kind == "proportion" and pair.made.over is None
+    if is_rate and found.state is not State.INVALID_DATA:
         if control not in arms or pair.arm.name not in arms:
             return None
         a, b = arms[control].comoments, arms[pair.arm.name].comoments
@@ -225,6 +262,9 @@ def _bayes(pair: _Pair, control: str) -> bayes.Bayes | None:
 def _mann_whitney(pair: _Pair, control: str) -> float | None:
     arms = pair.metric.arms
     if not pair.metric.spec.mann_whitney or control not in arms or pair.arm.name not in arms:
+        return None
+    if are_phased(arms[control], arms[pair.arm.name]):
+        # The counts are of all phases together.
         return None
     return mann_whitney_p(arms[control].counts, arms[pair.arm.name].counts)
 
@@ -273,7 +313,9 @@ def _arm(data: ExperimentData, metric: MetricData, arm: ArmSpec) -> Arm:
         exposed = data.exposed.get(arm.name, 0)
         return Arm(arm.name, arm.is_control, arm.weight_bp, exposed, 0, None, None)
     is_order = metric.spec.kind == "quantile"
-    n = seen.order.n if is_order and seen.order else seen.comoments.n
+    n = seen.comoments.n
+    if is_order:
+        n = seen.order.n if seen.order else 0
     variance = (
         None if metric.spec.kind in ("ratio", "quantile") else seen.comoments.covariance(0, 0)
     )
@@ -314,16 +356,18 @@ def _winner(compared: Sequence[Compared]) -> str | None:
 def _guardrail(plan: _Plan, metric: MetricData, report: MetricReport) -> MetricReport:
     """Add to each comparison whether it is shown not to be worse by the margin."""
     control = next(arm for arm in plan.data.arms if arm.is_control)
+    is_final = plan.phase == "final"
+    estimated = {c.arm: estimates.of_arms(metric, control.name, c.arm) for c in report.comparisons}
     judged = tuple(
         replace(
             compared,
             non_inferiority=judge_margin(
                 metric.spec,
-                estimates.of_arms(metric, control.name, compared.arm),
+                estimated[compared.arm],
                 estimates.rare_events(metric, control.name, compared.arm),
-                alpha=plan.alpha,
+                alpha=plan.alpha * (1.0 if is_final else estimated[compared.arm].level_share),
                 planned_units=plan.planned_units,
-                is_final=plan.phase == "final",
+                is_final=is_final,
                 is_worse=compared.outcome == "worse",
                 stopped=compared.reason if report.state in (*STOPPED, State.INVALID_DATA) else "",
             ),

@@ -6,11 +6,13 @@ from apps.experiments.stats.comparison import P_MIN, State
 from apps.experiments.stats.shapes import Arm, Compared, MetricReport, Report
 from apps.experiments.stats.wording import Phase
 
+STOPPED = (State.SRM, State.UNEXPECTED_UNITS)
+
 
 def report_sentence(report: Report) -> str:
     """Return what a person should take from the experiment: the primary metric, then guardrails."""
     told = report.primary.verdict
-    if report.primary.state in (State.SRM, State.UNEXPECTED_UNITS):
+    if report.primary.state in STOPPED:
         return told
     hurt = [
         f"{metric.name} is worse with {compared.arm}"
@@ -37,12 +39,35 @@ def _is_within(report: MetricReport) -> bool:
 
 
 def metric_sentence(report: MetricReport, phase: Phase) -> str:
-    """Return what one metric says, in its own unit."""
+    """Return what one metric says, in its own unit, and of which units if not of all alike."""
+    return " ".join(filter(None, [_sentence(report, phase), _basis(report)]))
+
+
+def _basis(report: MetricReport) -> str:
+    leading = report.leading
+    if leading is None or leading.basis == "all" or report.state in STOPPED:
+        return ""
+    if leading.basis == "present-phase":
+        return (
+            "Only units exposed since the last change of weights are compared, not the "
+            f"{leading.left_out:,} before: quantiles of several phases cannot be put together."
+        )
+    told = f"Units of {leading.phases} weight phases are compared, each with those of its phase"
+    if leading.phases == 1:
+        told = "Units of one weight phase are compared"
+    if leading.phases == 0:
+        told = "No weight phase has enough units of both arms"
+    if leading.left_out:
+        told += f"; {leading.left_out:,} units with too few of an arm beside them are left out"
+    return f"{told}."
+
+
+def _sentence(report: MetricReport, phase: Phase) -> str:
     if report.state in (State.NOT_ENOUGH_DATA, State.NO_VARIANCE) and _is_within(report):
         return f"No arm is worse by the margin: {report.reason}."
     if report.state is State.NOT_ENOUGH_DATA:
         return f"Not enough data: {report.reason}."
-    if report.state in (State.SRM, State.UNEXPECTED_UNITS):
+    if report.state in STOPPED:
         return f"No verdict: {report.reason}; find the cause before reading any result."
     leading = report.leading
     if report.state is not State.OK or leading is None:
@@ -58,7 +83,10 @@ def metric_sentence(report: MetricReport, phase: Phase) -> str:
 
 def _numbers(compared: Compared, arm: Arm, control: Arm, kind: str) -> str:
     reading = compared.reading
-    told = f"{_level(arm.mean, kind)} against {_level(control.mean, kind)}"
+    value, beside = arm.mean, control.mean
+    if compared.basis == "phases":
+        value, beside = compared.value, compared.control_value
+    told = f"{_level(value, kind)} against {_level(beside, kind)}"
     if compared.difference is None or reading.low is None or reading.high is None:
         return told
     unit = " points" if kind == "proportion" else ""

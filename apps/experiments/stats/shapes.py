@@ -11,7 +11,7 @@ from apps.experiments.stats.comparison import Reading, State, UpliftState
 from apps.experiments.stats.data import Role
 from apps.experiments.stats.margins import MarginVerdict
 from apps.experiments.stats.srm import SampleRatio
-from apps.experiments.stats.wording import Direction, Outcome, Phase, plain
+from apps.experiments.stats.wording import Basis, Direction, Outcome, Phase, plain
 
 SCHEMA = 2
 
@@ -33,7 +33,11 @@ class Arm:
 class Compared:
     """One treatment against control by one metric.
 
-    `p_holm` and `q_bh` are adjusted over the family that the metric belongs to.
+    `p_holm` and `q_bh` are adjusted over the family that the metric belongs to. `basis` says which
+    units were compared: `all` with each other, those of each of `phases` spans of weights among
+    themselves, or those `present-phase` alone. `left_out` units belong to a phase in which an arm
+    has too few. `control_value` and `value` are the metric of control and of the arm as they were
+    compared, over phases with the same weights in both.
     """
 
     arm: str
@@ -55,6 +59,11 @@ class Compared:
     mann_whitney_p: float | None = None
     variance_reduction: float | None = None
     non_inferiority: MarginVerdict | None = None
+    basis: Basis = "all"
+    phases: int = 1
+    left_out: int = 0
+    control_value: float | None = None
+    value: float | None = None
 
     @property
     def reading(self) -> Reading:

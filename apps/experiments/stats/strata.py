@@ -110,9 +110,23 @@ def of_phase(arm: ArmData, phase: int) -> ArmData:
     return ArmData(reduce(Comoments.merge, levels.values(), empty), strata=levels)
 
 
-def is_phased(arm: ArmData) -> bool:
-    """Return whether an arm's units are of more than one phase."""
-    return len({stratum.phase for stratum in arm.strata}) > 1
+def phases_of(control: ArmData, treatment: ArmData) -> set[int]:
+    """Return the phases in which either arm has units, by their number; none without strata."""
+    return {at.phase for arm in (control, treatment) for at in arm.strata}
+
+
+def are_phased(control: ArmData, treatment: ArmData) -> bool:
+    """Return whether the arms' units are of more than one phase."""
+    return len(phases_of(control, treatment)) > 1
+
+
+def level_share(control: ArmData, treatment: ArmData) -> float:
+    """Return the part of its level for a sequential reading of the last phase alone.
+
+    Such a reading begins anew with each phase, and so would its chance of a false verdict: each
+    gets half of the one before, so that all of them together have less than two levels.
+    """
+    return 0.5 ** max(0, len(phases_of(control, treatment)) - 1)
 
 
 def strata_of(control: ArmData, treatment: ArmData) -> Strata:
@@ -168,7 +182,8 @@ class Weighted:
 
     def noise(self, line: Floats) -> Floats:
         """Return each stratum's share of the variance of Σ lineᵢ·meanᵢ."""
-        return np.maximum(0.0, np.einsum("i,sij,j->s", line, self.covariances, line))
+        noise: Floats = np.maximum(0.0, np.einsum("i,sij,j->s", line, self.covariances, line))
+        return noise
 
 
 def _matrix(arm: Comoments) -> list[list[float]]:
@@ -241,8 +256,8 @@ def _difference(
         float(((each / total) ** 2 / arm.freedom).sum())
         for each, arm in zip(noise, arms, strict=True)
     )
-    sums = [float(each.sum()) for each in noise]
-    return Difference(State.OK, "", test, values[0], values[1], *sums, df=1.0 / spent)
+    a, b = (float(each.sum()) for each in noise)
+    return Difference(State.OK, "", test, values[0], values[1], a, b, df=1.0 / spent)
 
 
 def _line(arm: Weighted, first: int, is_ratio: bool) -> Floats:

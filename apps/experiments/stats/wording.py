@@ -10,6 +10,7 @@ from apps.experiments.stats.comparison import State, UpliftState
 Direction = Literal["increase", "decrease"]
 Outcome = Literal["better", "worse", "undecided"]
 Phase = Literal["running", "final"]
+Basis = Literal["all", "phases", "present-phase"]
 
 
 def plain(value: Any) -> Any:

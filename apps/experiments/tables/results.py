@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from apps.experiments.tables.phases import basis_of
 from apps.experiments.tables.wording import (
     NOTHING,
     Scale,
@@ -60,6 +61,7 @@ class Cell:
     expected_loss: str = NOTHING
     mann_whitney: str = NOTHING
     variance_reduction: str = NOTHING
+    basis: str = ""
 
 
 @dataclass(frozen=True)
@@ -188,6 +190,7 @@ def _cell(
         expected_loss=scale.amount(bayes.get("expected_loss")),
         mann_whitney=p_value(found.get("mann_whitney_p")),
         variance_reduction=chance(found.get("variance_reduction")),
+        basis=basis_of(found, scale),
     )
 
 

@@ -286,3 +286,26 @@ def test_the_setup_tells_who_takes_part_and_how_it_is_judged(viewer: Client) -> 
         assert told in page
     assert "margin 0.01" in page
     assert Experiment.objects.get().state == "draft"
+
+
+def test_the_page_shows_the_phases_of_weights_and_what_was_compared(viewer: Client) -> None:
+    phases = [
+        {"at": "2026-03-01T12:00:00+00:00", "weights_bp": {"weak": 9_000, "strong": 1_000},
+         "units": {"weak": 4_321, "strong": 321}},
+        {"at": "2026-03-02T12:00:00+00:00", "weights_bp": {"weak": 5_000, "strong": 5_000},
+         "units": {"weak": 1, "strong": 2}},
+    ]  # fmt: skip
+    over = {"basis": "phases", "phases": 2, "left_out": 12, "control_value": 0.8, "value": 0.9}
+    make_analysed(stored_result(metric(comparisons=[comparison("strong", **over)]), phases=phases))
+
+    page = text_of(viewer, PAGE)
+
+    assert "Weight phases" in page
+    assert "4,321" in page
+    assert "90 % vs 80 % inside 2 phases; 12 units left out" in page
+
+
+def test_the_page_of_weights_that_never_changed_has_no_phases(viewer: Client) -> None:
+    make_analysed(stored_result(phases=[{"at": None, "weights_bp": {}, "units": {}}]))
+
+    assert "Weight phases" not in text_of(viewer, PAGE)

@@ -1,0 +1,271 @@
+"""Weights that change while the base rate moves make no winner: section B of decisions.
+
+A/A, 10,000 units at 90:10, then 10,000 at 50:50, while control's rate, or the mean, moves from one
+phase to the next; units of buckets that move are left out, as in the product. What is drawn are
+co-moments of each arm, phase and level, of which the product's own estimates and readings are made.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import cache, reduce
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtr, ndtri
+
+from apps.experiments.phases import WeightPhase, phases_of
+from apps.experiments.stats.comoments import Comoments
+from apps.experiments.stats.comparison import read_fixed
+from apps.experiments.stats.data import ArmData, MetricSpec, Stratum
+from apps.experiments.stats.estimates import Estimate, estimate
+from apps.experiments.stats.sequential import read_sequential
+from bench.bars import Bar, Rng, share
+
+Floats = NDArray[np.float64]
+
+# Of each of the two readings; two-sided.
+ALPHA = 0.025
+# What may be a win of treatment by mistake.
+FALSE_WINS_MAX = 0.025
+POWER_LOST_MAX = 0.02
+UNITS = 10_000
+PLANNED = 2 * UNITS
+CONTROL_BP = (9_000, 5_000)
+MOVES = (0.05, 0.06, 0.075, 0.10)
+LEVELS = ("first", "second")
+# Looks in each phase.
+LOOKS = 25
+# Below this z no sequential reading at ALPHA is a win: looks of less need not be made.
+Z_LEAST = 2.0
+RATE = MetricSpec("m", "primary", "proportion")
+MEAN = replace(RATE, kind="mean")
+KINDS = {
+    "proportion": RATE,
+    "mean": MEAN,
+    "ratio": replace(RATE, kind="ratio"),
+    "mean with CUPED": replace(MEAN, has_covariate=True),
+}
+# One arm's co-moments by stratum.
+Strata = dict[Stratum, Comoments]
+
+
+@dataclass(frozen=True)
+class Case:
+    """`rates` are the base rate of each phase; treatment's is higher by `lift`.
+
+    With levels each has half of the units, the second one twice the rate of the first.
+    """
+
+    kind: str
+    rates: tuple[float, float]
+    levels: tuple[str, ...] = ("",)
+    lift: float = 0.0
+
+    @property
+    def spec(self) -> MetricSpec:
+        return KINDS[self.kind]
+
+    @property
+    def name(self) -> str:
+        before, after = (f"{100.0 * rate:g}" for rate in self.rates)
+        levels = " by two levels" if len(self.levels) > 1 else ""
+        return f"{self.kind}{levels}, {before} → {after} %"
+
+
+@cache
+def _phases() -> list[WeightPhase]:
+    at = datetime(2026, 3, 1, tzinfo=UTC)
+    return phases_of(["a", "b"], [(at, {"a": bp, "b": 10_000 - bp}) for bp in CONTROL_BP])
+
+
+def _kept(rng: Rng, phase: int, n: int, runs: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Draw how many of n units of a phase each arm keeps: those whose bucket does not move."""
+    of = _phases()[phase]
+    moved = sum(high - low for low, high in of.moved) / 10_000
+    kept = rng.binomial(n, 1.0 - moved, runs)
+    treated = rng.binomial(kept, of.shares["b"])
+    return kept - treated, treated
+
+
+def _draw(rng: Rng, spec: MetricSpec, n: int, rate: float) -> Comoments:
+    """Draw the co-moments of n units.
+
+    Of a proportion they are binomial. The others' values are normal with the spread of such a rate;
+    the covariate says half of a mean's variance, and a ratio's denominators are near 5.
+    """
+    if spec.kind == "proportion":
+        p = float(rng.binomial(n, rate)) / n
+        return Comoments(n, (p,), (n * p * (1.0 - p),))
+    sd = math.sqrt(rate * (1.0 - rate))
+    means, root = np.array([rate]), np.array([[sd]])
+    if spec.kind == "ratio":
+        means, root = np.array([5.0 * rate, 5.0]), np.array([[rate, 5.0 * sd], [1.0, 0.0]])
+    elif spec.has_covariate:
+        half = sd / math.sqrt(2.0)
+        means, root = np.array([rate, 0.0]), np.array([[half, half], [0.0, 1.0]])
+    k = len(means)
+    # Bartlett (1933): the products of deviations of standard normal values are L·Lᵀ.
+    lower = np.tril(rng.normal(size=(k, k)), -1)
+    lower[np.diag_indices(k)] = np.sqrt(rng.chisquare(n - 1 - np.arange(k)))
+    spread = root @ lower
+    products = (spread @ spread.T)[np.triu_indices(k)]
+    shown = means + root @ rng.normal(size=k) / math.sqrt(n)
+    return Comoments(n, tuple(shown.tolist()), tuple(products.tolist()))
+
+
+def _arms(rng: Rng, case: Case) -> tuple[Strata, Strata]:
+    """Draw both arms of one experiment at its planned end."""
+    arms: tuple[Strata, Strata] = ({}, {})
+    for phase in (0, 1):
+        for i, level in enumerate(case.levels):
+            base = case.rates[phase] * (1.0 if len(case.levels) == 1 else (1.0 + i) / 1.5)
+            units = _kept(rng, phase, UNITS // len(case.levels), 1)
+            for arm, n, lift in zip(arms, units, (0.0, case.lift), strict=True):
+                arm[Stratum(phase, level)] = _draw(rng, case.spec, int(n[0]), base + lift)
+    return arms
+
+
+def _estimate(spec: MetricSpec, arms: tuple[Strata, Strata], *, is_pooled: bool) -> Estimate:
+    """Return the product's estimate, or with `is_pooled` that of before: phases together."""
+    wholes = (reduce(Comoments.merge, strata.values()) for strata in arms)
+    both = [
+        ArmData(whole, strata={} if is_pooled else strata)
+        for whole, strata in zip(wholes, arms, strict=True)
+    ]
+    return estimate(spec, *both)
+
+
+def _wins(made: Estimate) -> bool:
+    return read_fixed(made.found, ALPHA).is_significant and made.found.difference > 0.0
+
+
+def _wins_at_a_look(made: Estimate) -> bool:
+    reading = read_sequential(
+        made.found, n=made.n, alpha=ALPHA, planned_units=PLANNED, silent=made.silent
+    )
+    return reading.is_significant and made.found.difference > 0.0
+
+
+def bars(rng: Rng, runs: int) -> Iterator[Bar]:
+    """Yield section B's bars: false wins by both readings, and power at constant rates."""
+    for kind in KINDS:
+        for levels in (("",), LEVELS):
+            for after in MOVES:
+                case = Case(kind, (MOVES[0], after), levels)
+                hits = sum(
+                    _wins(_estimate(case.spec, _arms(rng, case), is_pooled=False))
+                    for _ in range(runs)
+                )
+                yield share(f"A/A won at the end: {case.name}", hits, runs, FALSE_WINS_MAX)
+    for kind in ("proportion", "mean"):
+        for after in MOVES:
+            case = Case(kind, (MOVES[0], after))
+            hits = int(_ever_won(rng, case, 2 * runs).sum())
+            name = f"A/A won at any of {2 * LOOKS} looks: {case.name}"
+            yield share(name, hits, 2 * runs, FALSE_WINS_MAX)
+    for kind in ("proportion", "mean"):
+        yield _power_lost(rng, kind, 2 * runs)
+
+
+# --- looks ---------------------------------------------------------------------------------------
+
+
+@dataclass
+class Sums:
+    """Of one arm's units in one phase: count, mean and squared deviations, of each run."""
+
+    n: Floats
+    mean: Floats
+    m2: Floats
+
+    def add(self, n: Floats, mean: Floats, m2: Floats) -> None:
+        """Merge more units of each run (Chan, Golub and LeVeque 1979)."""
+        whole, delta = np.maximum(1.0, self.n + n), mean - self.mean
+        self.m2 = self.m2 + m2 + delta**2 * (self.n * n / whole)
+        self.mean = self.mean + delta * (n / whole)
+        self.n = self.n + n
+
+    def of(self, run: int) -> Comoments:
+        n = int(self.n[run])
+        return Comoments(n, (float(self.mean[run]),), (float(self.m2[run]),))
+
+
+def _ever_won(rng: Rng, case: Case, runs: int) -> NDArray[np.bool_]:
+    """Return of each run whether any look shows a win."""
+    won = np.zeros(runs, dtype=bool)
+    phases: list[list[Sums]] = []
+    for phase in (0, 1):
+        phases.append([Sums(*np.zeros((3, runs))) for _ in "ab"])
+        for _ in range(LOOKS):
+            units = _kept(rng, phase, UNITS // LOOKS, runs)
+            for sums, n in zip(phases[-1], units, strict=True):
+                sums.add(*_more(rng, case.spec, n, case.rates[phase]))
+            for run in np.flatnonzero(~won & (_z(phases, case.spec) > Z_LEAST)):
+                arms = [
+                    {Stratum(i): each[side].of(run) for i, each in enumerate(phases)}
+                    for side in (0, 1)
+                ]
+                made = _estimate(case.spec, (arms[0], arms[1]), is_pooled=False)
+                won[run] = _wins_at_a_look(made)
+    return won
+
+
+def _more(
+    rng: Rng, spec: MetricSpec, n: NDArray[np.int64], rate: float
+) -> tuple[Floats, Floats, Floats]:
+    known = np.maximum(1, n)
+    if spec.kind == "proportion":
+        p = rng.binomial(n, rate) / known
+        return n.astype(float), p, n * p * (1.0 - p)
+    sd = math.sqrt(rate * (1.0 - rate))
+    mean = rate + sd * rng.normal(size=len(n)) / np.sqrt(known)
+    return n.astype(float), mean, sd * sd * rng.chisquare(np.maximum(1e-9, n - 1.0))
+
+
+def _z(phases: list[list[Sums]], spec: MetricSpec) -> Floats:
+    """Return about the estimate's z, of each run: it only says which looks are worth one."""
+    difference = variance = np.zeros(len(phases[0][0].n))
+    for a, b in phases:
+        n = np.maximum(1.0, a.n + b.n)
+        p = (a.n * a.mean + b.n * b.mean) / n
+        spread = [p * (1.0 - p)] * 2
+        if spec.kind == "mean":
+            spread = [each.m2 / np.maximum(1.0, each.n - 1.0) for each in (a, b)]
+        difference = difference + a.n * b.n / n * (b.mean - a.mean)
+        variance = variance + a.n * b.n / n**2 * (b.n * spread[0] + a.n * spread[1])
+    z: Floats = difference / np.sqrt(np.maximum(variance, 1e-12))
+    return z
+
+
+# --- power ---------------------------------------------------------------------------------------
+
+
+def _power_lost(rng: Rng, kind: str, runs: int) -> Bar:
+    """Return how much less often a difference is found at constant rates than by pooling.
+
+    The difference is what pooling finds in 80 %. Who does not take for granted that rates stay the
+    same can use Σ n1·n0/(n1 + n0) of what pooling uses, over the phases, and no more (Cochran's
+    weights are the best): what that costs at this difference is allowed besides the two points.
+    """
+    units = [[float(np.mean(each)) for each in _kept(rng, p, UNITS, 10_000)] for p in (0, 1)]
+    inside = sum(a * b / (a + b) for a, b in units)
+    a, b = (sum(column) for column in zip(*units, strict=True))
+    together = a * b / (a + b)
+    critical = -float(ndtri(ALPHA / 2.0))
+    needed = critical + float(ndtri(0.8))
+    price = 0.8 - float(ndtr(needed * math.sqrt(inside / together) - critical))
+    rate = MOVES[0]
+    lift = needed * math.sqrt(rate * (1.0 - rate) / together)
+    case = Case(kind, (rate, rate), lift=lift)
+    lost = np.empty(runs)
+    for run in range(runs):
+        arms = _arms(rng, case)
+        before, now = (_estimate(case.spec, arms, is_pooled=pooled) for pooled in (True, False))
+        lost[run] = _wins(before) - _wins(now)
+    name = f"power below pooling at constant rates, {kind} (any such test: {price:.1%})"
+    error = float(lost.std(ddof=1)) / math.sqrt(runs)
+    return Bar(name, float(lost.mean()), error, price + POWER_LOST_MAX)
