@@ -14,6 +14,7 @@ from typing import Any
 
 from django.db import OperationalError, connection, transaction
 
+from apps.experiments.columns import can_have_covariate
 from apps.experiments.models import Metric
 from apps.experiments.outcome_judge import judge_outcome, to_json
 from apps.experiments.rollout_units import RolloutUnits, read_units, span_of
@@ -47,6 +48,8 @@ def problem_of_metric(settings: Mapping[str, Any]) -> str:
         return _measured(metric)
     if metric.kind == Metric.Kind.PROPORTION and margin >= 1:
         return f"margin must be below 1, as {name} is a proportion: 0.01 is one percentage point"
+    if settings.get("covariate_s") and not can_have_covariate(metric):
+        return f"covariate_s: {name} is a {metric.kind}; only means and ratios are adjusted"
     return ""
 
 
@@ -76,7 +79,14 @@ def observe_outcome(rollout: Rollout, check: CheckDocument, now: datetime) -> di
         return {"metric": name, "nothing": "no step so far had a control"}
     try:
         with transaction.atomic(), _Limit() as limit:
-            units = read_units(rollout, metric, span, now, before_each=limit.renew)
+            units = read_units(
+                rollout,
+                metric,
+                span,
+                now,
+                covariate_s=check.setting("covariate_s"),
+                before_each=limit.renew,
+            )
     except OperationalError as error:
         if not _is_canceled(error):
             raise

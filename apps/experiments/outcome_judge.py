@@ -177,6 +177,8 @@ def _missing(n: int, *, reach: float, distance: float) -> str:
 
 def _nothing_in(seen: Observed) -> str:
     """Return in words why there is nothing to judge, or nothing."""
+    if "strata" in seen:
+        return "an earlier release kept these statistics, and they are no longer read"
     if "data" not in seen:
         return str(seen.get("nothing") or "no unit of the canary has an outcome yet")
     metric, units = from_json(seen["data"]), int(seen["exposed"]["canary"])

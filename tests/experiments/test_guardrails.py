@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -222,6 +223,47 @@ def test_a_failed_guardrail_rolls_back_and_its_answer_can_be_repeated(rollout: R
     OutcomeRow.objects.all().delete()
     again = repeat_answer(row)
     assert (again.verdict, again.reason, again.evidence) == (row.verdict, row.reason, row.evidence)
+
+
+def test_what_an_earlier_release_observed_decides_nothing() -> None:
+    kept = {"metric": "bought", "kind": "proportion", "strata": [{"step": 0}]}
+    result = judge_outcome(CHECK, kept, STRICT)
+    assert (result.verdict, "earlier release" in result.reason) == ("no-data", True)
+
+
+def test_a_metric_that_data_planes_measure_is_refused_and_observed_by_nobody(
+    rollout: Rollout,
+) -> None:
+    Metric.objects.update(source=Metric.Source.ERRORS)
+    settings = {"metric": "bought", "margin": 0.05}
+    assert "measured by data planes (errors)" in guardrails.problem_of_metric(settings)
+    assert "measured by data planes (errors)" in seen(rollout)["problem"]
+
+
+def test_only_means_and_ratios_have_a_covariate(bought: Metric) -> None:
+    settings = {"metric": "bought", "margin": 0.05, "covariate_s": 60}
+    assert "only means and ratios are adjusted" in guardrails.problem_of_metric(settings)
+    Metric.objects.update(kind=Metric.Kind.MEAN)
+    assert not guardrails.problem_of_metric(settings)
+
+
+def test_a_reason_says_how_many_units_are_missing(rollout: Rollout) -> None:
+    put(rollout, "canary", 200, 56)
+    put(rollout, "control", 4_000, 1_200)
+    verdict, reason = judged(rollout)
+    assert verdict == "insufficient-sample"
+    assert re.search(r"if the difference stays, about 1,\d{3} units of the canary", reason)
+
+
+def test_a_step_without_a_counterpart_is_counted_and_compares_nothing(rollout: Rollout) -> None:
+    RolloutEvent.objects.update(at=database_now() - timedelta(hours=1))
+    put(rollout, "control", 700, 70)
+    RolloutExposure.objects.update(control_at=database_now() - timedelta(minutes=30))
+    enter_step(rollout, 1, "on", ANNA, database_now())
+    put(rollout, "canary", 400, 120, bucket=2)
+    put(rollout, "control", 400, 120, bucket=9_001)
+    assert "bought 0.3 vs stable 0.3, margin 0.05" in judged(rollout)[1]
+    assert "n=400 vs 1100, 700 of them without a counterpart" in judged(rollout)[1]
 
 
 def test_a_metric_that_vanished_is_told_and_moves_nothing(rollout: Rollout) -> None:
