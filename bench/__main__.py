@@ -7,6 +7,7 @@ import sys
 
 BENCHMARKS = {
     "dataplane": "requests through the data plane against Triton's own HTTP endpoint",
+    "against": "today's data plane against that of another commit: ./run bench against COMMIT",
     "cache": "answers from the cache against a bare protocol",
     "tables": "what a routing table of 10,000 models costs, and how soon a published one serves",
     "soak": "memory and answers of one data plane over an hour (./run soak)",

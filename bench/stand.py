@@ -242,11 +242,19 @@ def free_port() -> int:
 
 @contextmanager
 def running_process(
-    command: list[str], port: int, path: str, environ: dict[str, str] | None = None
+    command: list[str],
+    port: int,
+    path: str,
+    environ: dict[str, str] | None = None,
+    source: Path | None = None,
 ) -> Iterator[Process]:
-    """Run a server until the block ends; it is up when a GET of `path` is answered below 500."""
+    """Run a server until the block ends; it is up when a GET of `path` is answered below 500.
+
+    `source` is the checkout whose code it runs; by default the present directory.
+    """
     popen = subprocess.Popen(
         [sys.executable, *command],
+        cwd=source,
         env={**os.environ, **(environ or {})},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -265,9 +273,13 @@ def data_plane(
     stored_table: bytes,
     redis_url: str,
     control_url: str = "http://127.0.0.1:9",
+    source: Path | None = None,
     **settings: str,
 ) -> Iterator[Process]:
-    """Run an instance that starts from a stored table: it needs no control plane."""
+    """Run an instance that starts from a stored table: it needs no control plane.
+
+    `source` is the checkout whose data plane it is; by default the present directory.
+    """
     folder.mkdir(parents=True)
     (folder / "routing-table.json").write_bytes(stored_table)
     port = free_port()
@@ -280,7 +292,8 @@ def data_plane(
         "REDIS_URL": redis_url,
         **settings,
     }
-    with running_process(["-m", "dataplane"], port, "/v2/health/ready", environ) as process:
+    command = ["-m", "dataplane"]
+    with running_process(command, port, "/v2/health/ready", environ, source) as process:
         process.folder = folder
         yield process
 

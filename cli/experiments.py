@@ -222,7 +222,20 @@ def show_results(client: Client, options: argparse.Namespace) -> int:
         if phases := _phases(answer["result"]):
             print(PHASES_NOTE)
             show_rows(options, phases, ["since", *(key for key in phases[0] if key != "since")])
+        for line in remarks(answer["result"]):
+            print(line)
     return exit_code(answer)
+
+
+def remarks(result: Mapping[str, Any]) -> list[str]:
+    """Return what holds other metrics' verdicts back, and what the numbers lean on."""
+    metrics = result.get("metrics", ())
+    held_back = [
+        f"{metric['name']}: {metric['verdict']}"
+        for metric in metrics[1:]
+        if metric.get("state") == "not-enough-data" and metric.get("verdict")
+    ]
+    return held_back + [text for metric in metrics for text in metric.get("notices") or ()]
 
 
 def _wait(client: Client, path: str, options: argparse.Namespace) -> dict[str, Any] | None:

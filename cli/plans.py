@@ -57,6 +57,8 @@ def save_plan(client: Client, options: argparse.Namespace) -> int:
         saved = client.change("PUT", f"plans/{segment(name)}/", plan)
     else:
         saved = client.post("plans/", plan)
+    for notice in saved.get("notices", ()):
+        print(notice, file=sys.stderr)
     return _show(options, [saved])
 
 

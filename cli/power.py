@@ -66,6 +66,8 @@ def _tell(options: argparse.Namespace, found: Mapping[str, Any]) -> None:
     baseline = found["baseline"]
     spread = "" if baseline["sd"] is None else f", sd {baseline['sd']:.6g}"
     print(f"baseline: {found['metric']} {baseline['mean']:.6g}{spread} ({baseline['source']})")
+    if found.get("note"):
+        print(f"note: {found['note']}")
     relative = found["effect_relative"]
     told = "" if relative is None else f" ({relative:+.3g} relative)"
     print(f"to find {found['effect']:+.6g}{told} with a chance of {found['power']:.0%}:\n")

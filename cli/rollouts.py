@@ -25,6 +25,8 @@ def add_rollouts(commands: Any) -> None:
     start = add_command(commands, "promote", promote, "start to make a version stable", "model")
     start.add_argument("version", help="its number, or an alias")
     start.add_argument("--plan", help="the plan to follow (default: the default plan)")
+    told = "start nothing; tell how long each step would take at the model's traffic of late"
+    start.add_argument("--dry-run", action="store_true", help=told)
     add_overrides(start)
     add_waiting(start)
     told = "make the version before, or an earlier one, stable again, now"
@@ -46,6 +48,8 @@ def add_rollouts(commands: Any) -> None:
 
 
 def promote(client: Client, options: argparse.Namespace) -> int:
+    if options.dry_run:
+        return _foresee(client, options)
     body = {
         "model": options.model,
         "version": options.version,
@@ -53,6 +57,22 @@ def promote(client: Client, options: argparse.Namespace) -> int:
         "overrides": options.override,
     }
     return _started(client, client.post("rollouts/", body), options)
+
+
+def _foresee(client: Client, options: argparse.Namespace) -> int:
+    """Print how long the plan would take; exit 0, also where it could not decide."""
+    plan = options.plan or next(p["name"] for p in client.pages("plans/") if p["is_default"])
+    path = f"plans/{segment(plan)}/times/?model={segment(options.model)}"
+    times = client.get(path)
+    if options.json:
+        return show_json(times)
+    if not times:
+        print(f"{options.model} had no traffic in the last week: how long it takes cannot be told")
+    for time in times:
+        print(f"plan {plan}, {time['rate']} ({time['period']}): {time['told']}")
+        for step in time["steps"]:
+            print(f"  {step['number']}. {step['weight_bp'] / 100:g} %: {step['told']}")
+    return EXIT_OK
 
 
 def retry(client: Client, options: argparse.Namespace) -> int:

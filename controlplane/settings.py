@@ -196,6 +196,7 @@ CELERY_BEAT_SCHEDULE: dict[str, dict[str, Any]] = {
         "models.sync_registry": 10.0,
         "rollouts.tick": 1.0,
         "rollouts.watch_traffic": 5.0,
+        "rollouts.watch_ends": 30.0,
         "rollouts.start_candidates": 5.0,
         "experiments.refresh_results": 5.0,
         "rollouts.prune": 3600.0,

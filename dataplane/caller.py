@@ -23,11 +23,15 @@ class Caller(Protocol):
     With its first answer, and not before, a caller with a `tenancy` calls `tenancy.leave`, also
     when the client is gone by then. A client that hangs up before its answer: `job.abandoned`.
     A deadline that the protocol itself carries stands in the headers as `x-interlock-timeout-ms`.
+    `client_cluster` is the cluster of the client's address, for requests without a unit.
     """
 
     headers: dict[bytes, bytes]
     tenancy: Tenancy | None
     job: Abandonable | None
+
+    @property
+    def client_cluster(self) -> int: ...
 
     def respond(self, status: int, body: bytes, headers: bytes) -> None: ...
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dataplane import compression
+from dataplane.clusters import cluster_of
 from dataplane.errors import Refusal
 
 if TYPE_CHECKING:
@@ -80,6 +81,16 @@ class Exchange:
         self.tenancy: Tenancy | None = None
         # Told when the client hangs up before the answer.
         self.job: Abandonable | None = None
+
+    @property
+    def client_cluster(self) -> int:
+        """The cluster of the client's address; those without one share that of an empty one."""
+        connection = self._connection
+        if connection.cluster is None:
+            transport = connection.transport
+            peer = transport.get_extra_info("peername") if transport is not None else None
+            connection.cluster = cluster_of(str(peer[0]).encode() if peer else b"")
+        return connection.cluster
 
     def respond(self, status: int, body: bytes, headers: bytes = JSON) -> None:
         """Answer with `headers`, complete lines that end in CRLF. Later calls do nothing."""

@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
+from urllib.parse import unquote
 
 import grpc  # type: ignore[import-untyped]
 import grpc.aio  # type: ignore[import-untyped]
@@ -20,6 +21,7 @@ from tritonclient.grpc import service_pb2 as messages
 from dataplane import metadata
 from dataplane.admission import TIMEOUT_HEADER, Tenancy
 from dataplane.caller import Abandonable
+from dataplane.clusters import cluster_of
 from dataplane.config import Limits
 from dataplane.errors import Refusal, bad_request
 from dataplane.grpc_codec import grpc_form, read_message
@@ -49,12 +51,13 @@ Method = Callable[[Any, Any], Awaitable[bytes]]
 class GrpcCaller:
     """One call and the place for its answer: a serialised message or a refusal, and metadata."""
 
-    __slots__ = ("answer", "headers", "job", "tenancy")
+    __slots__ = ("answer", "headers", "job", "peer", "tenancy")
 
     def __init__(
         self,
         answer: asyncio.Future[tuple[bytes | Refusal, bytes]],
         headers: dict[bytes, bytes],
+        peer: str = "",
     ) -> None:
         # Resolved with the answer; cancelled when the client hangs up.
         self.answer = answer
@@ -64,6 +67,15 @@ class GrpcCaller:
         self.tenancy: Tenancy | None = None
         # Told when the client hangs up before the answer.
         self.job: Abandonable | None = None
+        # The client's address as grpc writes it, such as `ipv4:127.0.0.1:50000`.
+        self.peer = peer
+
+    @property
+    def client_cluster(self) -> int:
+        """The cluster of the client's address, the same as over HTTP."""
+        kind, _, address = unquote(self.peer).partition(":")
+        host = address.rpartition(":")[0].strip("[]") if kind in ("ipv4", "ipv6") else ""
+        return cluster_of(host.encode())
 
     def respond(self, status: int, body: bytes, headers: bytes = b"") -> None:
         """Answer with a serialised message."""
@@ -119,7 +131,8 @@ class GrpcService:
     async def infer(self, data: bytes, context: Any) -> bytes:
         message = _parse(messages.ModelInferRequest, data)
         headers = _headers(context)
-        caller = GrpcCaller(asyncio.get_running_loop().create_future(), headers)
+        answer = asyncio.get_running_loop().create_future()
+        caller = GrpcCaller(answer, headers, context.peer())
         name, version = message.model_name, message.model_version or None
         try:
             self._predictor.predict(caller, message, name, version, read_message, grpc_form)

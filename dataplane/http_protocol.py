@@ -112,6 +112,7 @@ class HttpConnection(Protocol):
         "_unread",
         "_wants_continue",
         "_write_paused",
+        "cluster",
         "server",
         "transport",
     )
@@ -153,6 +154,8 @@ class HttpConnection(Protocol):
         self._write_paused = False
         # The transport is not reading at present.
         self._read_paused = False
+        # The cluster of the client's address, once a request without a unit needs it.
+        self.cluster: int | None = None
 
     # --- asyncio calls these -------------------------------------------------------------------
 
@@ -279,9 +282,9 @@ class HttpConnection(Protocol):
             raise Refusal(501, "unknown_coding", "the only transfer coding known is chunked")
         if b"expect" in headers and not current.legacy:
             self._expect(headers[b"expect"])
-        has_body = coding is not None or (length is not None and int(length) > 0)
-        if has_body and self._parser.should_upgrade():
-            self._unread = self._parser.get_method() != b"CONNECT"
+        if b"upgrade" in headers and self._parser.should_upgrade():
+            has_body = coding is not None or (length is not None and int(length) > 0)
+            self._unread = has_body and self._parser.get_method() != b"CONNECT"
 
     def on_body(self, data: bytes) -> None:
         self._body_bytes += len(data)

@@ -200,7 +200,7 @@ class Instance:
                 await self._drain(0.0 if replaced else self.config.group.lame_duck_s)
         except TimeoutError:
             log.warning("stop: %d connections are cut", len(self.server.connections))
-            self.server.abort()
+            await self._cut()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -226,6 +226,14 @@ class Instance:
         if self._grpc is not None:
             await self._grpc.stop(self.config.stop_timeout_s * 0.4)
         await self.server.emptied()
+
+    async def _cut(self) -> None:
+        """End the connections, and with them the requests under way: each must have its end."""
+        self.server.abort()
+        if self._grpc is not None:
+            await self._grpc.stop(0.0)
+        # The loop tells of a connection that is cut a turn later.
+        await asyncio.sleep(0)
 
     async def _say_goodbye(self, *, stopping: bool) -> None:
         await self.publisher.store_outcomes()

@@ -12,6 +12,8 @@ from typing import Literal
 
 import msgspec
 
+from dataplane.ends import ENDS
+
 LATENCY_BOUNDS_S = (
     0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.075, 0.1, 0.25, 0.5, 1.0, 2.5,
 )  # fmt: skip
@@ -48,6 +50,7 @@ class VersionStats:
         "batch_size",
         "cache_hits",
         "cache_misses",
+        "ends",
         "fallbacks",
         "latency",
         "predictions",
@@ -61,6 +64,9 @@ class VersionStats:
         self.batch_size = Histogram(BATCH_BOUNDS)
         # Requests by status: success, cached, fallback, error, invalid, rejected.
         self.predictions: dict[str, int] = {}
+        # How requests ended that were assigned to this version, by the number of the end. Windows
+        # bring them, so that they are behind by what the open ones hold.
+        self.ends = [0] * len(ENDS)
         # Requests that this version failed and stable was asked to answer, by reason.
         self.fallbacks: dict[str, int] = {}
         # Answers from the cache, by tier: l1, l2.

@@ -6,6 +6,7 @@ import asyncio
 import time
 
 from dataplane.cache.page import add_cache
+from dataplane.ends import ENDS
 from dataplane.heartbeat import Heartbeat
 from dataplane.metrics import Labels, Page, VersionStats
 from dataplane.serving import Serving, VersionRuntime
@@ -61,6 +62,17 @@ def _add_versions(page: Page, rows: list[Row]) -> None:
             ((*labels, ("status", status)), value)
             for labels, stats, _ in rows
             for status, value in sorted(stats.predictions.items())
+        ],
+    )
+    page.family(
+        "interlock_request_ends_total",
+        "counter",
+        "How requests ended for the version that they were assigned to.",
+        [
+            ((*labels, ("end", end)), value)
+            for labels, stats, _ in rows
+            for end, value in zip(ENDS, stats.ends, strict=True)
+            if value
         ],
     )
     page.histograms(

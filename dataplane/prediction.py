@@ -2,7 +2,8 @@
 
 A prediction is a small state machine that its batcher calls back. It ends exactly once, with an
 answer or a refusal. A version that fails a request for which there is another way gets the blame,
-and stable gets the request, while the deadline allows.
+and stable gets the request, while the deadline allows. How it ended is counted once, for the
+version that it was assigned to, whoever answered: see `dataplane.ends`.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ import logging
 from collections.abc import Callable
 from time import monotonic
 
+from dataplane import ends
 from dataplane.admission import Tenancy
 from dataplane.batching import QueueFull, Unsent
 from dataplane.cache import Entry, Ticket
 from dataplane.caller import Caller
+from dataplane.clusters import cluster_of, cluster_of_bucket
 from dataplane.codec import InferRequest
 from dataplane.errors import Refusal, unavailable
 from dataplane.fair_queue import ABANDONED
@@ -23,6 +26,7 @@ from dataplane.reply import NotJson, Output, head_of, write_answer
 from dataplane.router import Decision
 from dataplane.serving import FIRST_ATTEMPT, Lane, LiveModel, Serving
 from dataplane.telemetry import Telemetry
+from dataplane.timing import cached_line, computed_line
 from dataplane.triton import Fault, TritonError
 
 log = logging.getLogger("interlock.dataplane")
@@ -41,10 +45,6 @@ _REFUSALS: dict[Fault, tuple[int, str]] = {
     Fault.UNREACHABLE: (503, "serving_unreachable"),
     Fault.TIMEOUT: (504, "deadline_exceeded"),
 }
-
-_TIMING = (
-    b"server-timing: read;dur=%.2f,%b;dur=%.2f,queue;dur=%.2f,infer;dur=%.2f,total;dur=%.2f\r\n"
-)
 
 
 def infer_form(
@@ -70,7 +70,9 @@ class Prediction:
 
     __slots__ = (
         "_arrived_at",
+        "_assigned",
         "_caller",
+        "_cluster",
         "_first",
         "_form",
         "_lane",
@@ -134,38 +136,51 @@ class Prediction:
         self.hurried = False
         # The lane that the request is in now.
         self._lane: Lane
-        # The lane that failed it before, and how.
-        self._first: tuple[Lane, TritonError] | None = None
+        # The lane that it was assigned to, until it is counted there how the request ended.
+        self._assigned: Lane | None = None
+        # Where counts by cluster have it; see `Counter`.
+        self._cluster = 0
+        # The lane that failed it before, how, and which end it is if stable answers.
+        self._first: tuple[Lane, TritonError, int] | None = None
         # What the cache knows of it, while its answer is to be kept or is waited for.
         self.ticket: Ticket | None = None
 
     def start(self, version: str | None) -> None:
         """Decide who answers and queue for it. Raises Refusal."""
-        model = self._model
+        model, unit = self._model, self._unit
         router = model.router
         if version is not None:
             decision = router.explicit(version)
         elif router.targeted and not router.means(self._tenancy.name, self._caller.headers):
             decision = router.outside
         else:
-            decision = router.decide(self._unit)
-        if self._unit is not None:
-            model.crowd.saw(self._unit)
+            decision, bucket = router.place(unit)
+            if decision.split:
+                self._cluster = cluster_of_bucket(bucket) if bucket >= 0 else self._client_cluster()
+        if unit is not None:
+            model.crowd.saw(unit)
         lane = model.lanes.get(decision) or self._serving.lane(model, decision)
-        lane.counter.assign(self._unit)
+        lane.counter.assign(unit, self._cluster)
+        self._assigned = lane
+        if decision.exposures:
+            # Whatever becomes of the request: only so do variants that lose some compare.
+            self._expose(decision)
         self._read_at = monotonic()
         if lane.fallback is not None:
             # What is left of the time is for the fallback.
             first_s = FIRST_ATTEMPT * model.timeout_s
             if first_s < self._timeout_s:
                 self.deadline = self._arrived_at + first_s
+        caller = self._caller
+        caller.job = self
         cached = lane.cached
-        if cached is not None and cached.model.takes(
-            self, cached, self._tenancy.name, self._caller
-        ):
-            return
-        self._caller.job = self
-        self._enter(lane, self._read_at)
+        try:
+            if cached is None or not cached.model.takes(self, cached, self._tenancy.name, caller):
+                self._enter(lane, self._read_at)
+        except BaseException:
+            # Whoever called answers with an error.
+            self._end(ends.FAILED)
+            raise
 
     def answered(self, outputs: list[Output], start: int, dispatched_at: float) -> None:
         """Take the rows from `start` on as the answer."""
@@ -207,6 +222,7 @@ class Prediction:
         if self._nobody_waits(error):
             gone = self.deadline == ABANDONED
             lane.runtime.stats.count("abandoned" if gone else "expired")
+            self._end_unanswered(ends.ABANDONED if gone else ends.EXPIRED)
             self._refuse(Refusal(504, "deadline_exceeded", error.message))
             return
         in_time = now < self._arrived_at + self._timeout_s
@@ -217,19 +233,23 @@ class Prediction:
         if error.fault is Fault.REFUSED:
             # Nobody accepted it, so nobody is to blame but the request.
             lane.runtime.stats.count("invalid")
+            self._end_unanswered(ends.REFUSED)
         elif self._first is None:
             self._blame(lane, fell_back=False)
         else:
             # Where versions are compared the request counts with the one that failed it first.
             lane.runtime.stats.count("error")
+            self._end_unanswered(ends.FAILED)
         retry_after_s = 1 if status == 503 else None
         self._refuse(Refusal(status, code, error.message, retry_after_s=retry_after_s))
 
     def abandoned(self) -> None:
         """Leave the queue, if it is still there: the client hung up.
 
-        One that the cache knows goes on, for others may wait for its answer.
+        One that the cache knows goes on, for others may wait for its answer. Whatever comes of it,
+        the client has no answer of the version.
         """
+        self._end_unanswered(ends.ABANDONED)
         if self.ticket is None:
             self.deadline = ABANDONED
 
@@ -260,18 +280,13 @@ class Prediction:
                 return
             headers, body = written
         lane.runtime.stats.found(lane.cache_state)
-        lane.counter.found()
-        decision = lane.decision
-        if decision.exposures:
-            self._expose(lane)
-            if decision.measured:
-                self._measure(decision, cache_hits=1)
+        has_ended = self._assigned is None
+        lane.counter.found(has_ended=has_ended)
+        if not has_ended:
+            self._ended(ends.CACHED)
         now = monotonic()
-        headers += b"server-timing: read;dur=%.2f,cache;dur=%.2f,total;dur=%.2f\r\n" % (
-            (self._read_at - self._arrived_at) * 1e3,
-            (now - self._read_at) * 1e3,
-            (now - self._arrived_at) * 1e3,
-        )
+        arrived_at, read_at = self._arrived_at, self._read_at
+        headers += cached_line(read_at - arrived_at, now - read_at, now - arrived_at)
         self._caller.respond(200, body, headers)
 
     def go_on(self, lane: Lane) -> None:
@@ -299,13 +314,21 @@ class Prediction:
         except QueueFull as full:
             breaker.released()
             self._shed(lane, full)
+        except Exception:
+            # Those who wait in the cache for the same answer must hear of it.
+            log.exception("a request could not be queued")
+            breaker.released()
+            self._end_failed(TritonError(Fault.FAILED, "the request could not be queued"), now)
 
     def _turned_away(self, lane: Lane, code: str, message: str) -> None:
         if lane.fallback is not None:
-            self._fall_back(lane, lane.fallback, TritonError(Fault.DEAD, code), code)
+            error = TritonError(Fault.DEAD, code)
+            self._fall_back(lane, lane.fallback, error, code, end=ends.BYPASSED)
             return
         if self._first is None:
             self._blame(lane, fell_back=False, status="rejected")
+        else:
+            self._end_unanswered(ends.FAILED)
         self._refuse(unavailable(code, message))
 
     def _shed(self, lane: Lane, full: QueueFull) -> None:
@@ -314,8 +337,9 @@ class Prediction:
         fallback = lane.fallback
         if fallback is not None and fallback.runtime.batcher.has_room(self.request.rows):
             error = TritonError(Fault.DEAD, full.code)
-            self._fall_back(lane, fallback, error, full.code, blamed=False)
+            self._fall_back(lane, fallback, error, full.code, end=ends.SHED)
             return
+        self._end_unanswered(ends.SHED)
         self._serving.admission.count_shed(full.code)
         self._refuse(unavailable(full.code, full.message, full.retry_after_s))
 
@@ -326,15 +350,17 @@ class Prediction:
         error: TritonError,
         reason: str | None = None,
         *,
-        blamed: bool = True,
+        end: int = ends.FELL_BACK,
     ) -> None:
+        """Go to stable; with an answer of its the request ends as `end` says."""
         # Stable's answer must not be kept as this version's.
         ticket, self.ticket = self.ticket, None
-        self._first = (lane, error)
+        is_refusal = error.fault is Fault.REFUSED
+        self._first = (lane, error, ends.REFUSED if is_refusal else end)
         reason = reason or error.fault.value
         fallbacks = lane.runtime.stats.fallbacks
         fallbacks[reason] = fallbacks.get(reason, 0) + 1
-        if blamed and error.fault is not Fault.REFUSED:
+        if end != ends.SHED and not is_refusal:
             # A refusal is held against the version only if stable accepts the same request.
             self._blame(lane, fell_back=True)
         timeout_s = self._timeout_s
@@ -369,26 +395,55 @@ class Prediction:
         runtime.stats.latency.observe(took_s)
         first = self._first
         if first is None:
-            lane.counter.answered(self._unit, took_s * 1e6)
-            decision = lane.decision
-            if decision.exposures:
-                self._expose(lane)
-                if decision.measured:
-                    self._measure(decision, latency_us=int(took_s * 1e6))
-        elif first[1].fault is Fault.REFUSED:
+            latency_us = took_s * 1e6
+            has_ended = self._assigned is None
+            lane.counter.answered(self._unit, latency_us, self._cluster, has_ended=has_ended)
+            if not has_ended:
+                self._ended(ends.ANSWERED, latency_us)
+        elif first[2] == ends.REFUSED:
             self._blame(first[0], fell_back=True)
+            self._end(ends.FELL_BACK)
+        else:
+            self._end(first[2])
 
     def _blame(self, lane: Lane, *, fell_back: bool, status: str | None = None) -> None:
         """Count the request as one that the version of `lane` failed."""
-        lane.counter.failed(self._unit, fell_back=fell_back)
+        lane.counter.failed(self._unit, self._cluster, fell_back=fell_back)
         lane.runtime.stats.count(status or ("fallback" if fell_back else "error"))
-        self._expose(lane)
-        if lane.decision.measured:
-            self._measure(lane.decision, errors=1)
+        if not fell_back:
+            self._end(ends.FAILED)
 
-    def _expose(self, lane: Lane) -> None:
+    def _end_unanswered(self, end: int) -> None:
+        """Count the end of a request that nobody answers; `end` is of the lane it is in now."""
+        first = self._first
+        self._end(end if first is None else ends.end_without_answer(first[2], end))
+
+    def _end(self, end: int) -> None:
+        """Count how the request ended for the version that it was assigned to, once."""
+        lane = self._assigned
+        if lane is not None:
+            lane.counter.end(end, self._unit, self._cluster)
+            self._ended(end)
+
+    def _ended(self, end: int, latency_us: float = 0.0) -> None:
+        lane, self._assigned = self._assigned, None
+        unit = self._unit
+        if lane is None or not lane.decision.measured or unit is None or end == ends.REFUSED:
+            return
         decision = lane.decision
-        if decision.exposures and self._unit is not None:
+        key = decision.split, unit, decision.variant
+        self._telemetry.measure(key, ends.IS_UNANSWERED[end], end == ends.CACHED, int(latency_us))
+
+    def _client_cluster(self) -> int:
+        """Return the cluster of a request without a unit: of its API key, or the client's."""
+        if not self._tenancy.name:
+            return self._caller.client_cluster
+        headers = self._caller.headers
+        key = headers.get(b"x-api-key") or headers.get(b"authorization", b"")
+        return cluster_of(key.rpartition(b" ")[2])
+
+    def _expose(self, decision: Decision) -> None:
+        if self._unit is not None:
             self._telemetry.expose(
                 decision.split,
                 self._unit,
@@ -399,22 +454,16 @@ class Prediction:
                 decision.dimensions,
             )
 
-    def _measure(
-        self, decision: Decision, *, errors: int = 0, cache_hits: int = 0, latency_us: int = 0
-    ) -> None:
-        if self._unit is not None:
-            key = decision.split, self._unit, decision.variant
-            self._telemetry.measure(key, errors, cache_hits, latency_us)
-
     def _respond(self, headers: bytes, body: bytes, dispatched_at: float, now: float) -> None:
         # Between reading and queueing lies the look-up in the cache, or the version that failed it.
-        headers += _TIMING % (
-            (self._read_at - self._arrived_at) * 1e3,
+        arrived_at, read_at, submitted_at = self._arrived_at, self._read_at, self.submitted_at
+        headers += computed_line(
+            read_at - arrived_at,
             b"cache" if self._first is None else b"first",
-            (self.submitted_at - self._read_at) * 1e3,
-            (dispatched_at - self.submitted_at) * 1e3,
-            (now - dispatched_at) * 1e3,
-            (now - self._arrived_at) * 1e3,
+            submitted_at - read_at,
+            dispatched_at - submitted_at,
+            now - dispatched_at,
+            now - arrived_at,
         )
         if self._first is not None:
             headers += self._fallback_header()

@@ -24,6 +24,8 @@ from contract.routing import (
 from dataplane.errors import Refusal, unavailable
 
 Draw = Callable[[int], int]
+# In the place of a bucket: the request has no unit, or is outside of every split.
+NO_BUCKET = -1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,29 +105,38 @@ class Router:
         return self._stable
 
     def decide(self, unit: str | None, draw: Draw = randrange) -> Decision:
-        """Return who answers `unit`; without one, `draw(10000)` stands in for each bucket.
+        """Return who answers `unit`. Raises Refusal (503)."""
+        return self.place(unit, draw)[0]
 
-        Raises Refusal (503) for a model without a stable version.
+    def place(self, unit: str | None, draw: Draw = randrange) -> tuple[Decision, int]:
+        """Return who answers `unit`, and the bucket that it is in; NO_BUCKET without one.
+
+        Without a unit `draw(10000)` stands in for each bucket. Raises Refusal (503) for a model
+        without a stable version.
         """
         stable = self._stable
         if stable is None:
             raise unavailable("no_stable_version", f"model {self._name!r} has no stable version", 5)
         split = self._split
         if split is None:
-            return stable
+            return stable, NO_BUCKET
         if isinstance(split, CanarySplit):
-            point = bucket(split.salt, unit) if unit is not None else draw(BUCKETS)
-            return self._canary_sides[split.variant_at(point)]
+            if unit is None:
+                return self._canary_sides[split.variant_at(draw(BUCKETS))], NO_BUCKET
+            point = bucket(split.salt, unit)
+            return self._canary_sides[split.variant_at(point)], point
         if unit is not None:
             if split.holdout_bp and split.is_held_out(unit):
-                return self._variants[HOLDOUT]
-            variant = split.variant_of(unit)
-            return self._variants[variant.name] if variant is not None else stable
+                return self._variants[HOLDOUT], bucket(split.variant_salt, unit)
+            if bucket(split.inclusion_salt, unit) >= split.coverage_bp:
+                return stable, NO_BUCKET
+            point = bucket(split.variant_salt, unit)
+            return self._variant_at(split, point), point
         if split.holdout_bp and draw(BUCKETS) < split.holdout_bp:
-            return self._variants[HOLDOUT]
+            return self._variants[HOLDOUT], NO_BUCKET
         if draw(BUCKETS) >= split.coverage_bp:
-            return stable
-        return self._drawn_variant(split, draw(BUCKETS))
+            return stable, NO_BUCKET
+        return self._variant_at(split, draw(BUCKETS)), NO_BUCKET
 
     def explicit(self, version: str) -> Decision:
         """Return the decision for a request that names its version, past any split.
@@ -142,7 +153,7 @@ class Router:
             self._explicit[version] = decision
         return decision
 
-    def _drawn_variant(self, split: ExperimentSplit, point: int) -> Decision:
+    def _variant_at(self, split: ExperimentSplit, point: int) -> Decision:
         for variant in split.variants:
             point -= variant.weight_bp
             if point < 0:

@@ -21,6 +21,7 @@ from dataplane.batching import Batcher
 from dataplane.breaker import Breaker
 from dataplane.cache import Cache, CachedLane, ModelCache
 from dataplane.codec import Codec
+from dataplane.counter import Counter
 from dataplane.crowd import Crowd
 from dataplane.errors import Refusal, unavailable
 from dataplane.exchange import JSON
@@ -29,7 +30,7 @@ from dataplane.pinfile import PIN_ALL
 from dataplane.router import Decision, Router
 from dataplane.shadow.mirror import Mirror, Shadows
 from dataplane.tables import gone_versions
-from dataplane.telemetry import DEFAULT_INTERVAL_S, Counter, Telemetry
+from dataplane.telemetry import DEFAULT_INTERVAL_S, Telemetry
 from dataplane.triton import Copies, Triton
 
 TRIPS_MAX = 200
@@ -252,7 +253,7 @@ class Serving:
         lane = Lane(
             decision=decision,
             runtime=runtime,
-            counter=self._telemetry.counter(key, interval_s),
+            counter=self._telemetry.counter(key, interval_s, runtime.stats.ends),
             head=b'{"model_name":%b,"model_version":%b,'
             % (orjson.dumps(model.name), orjson.dumps(decision.version)),
             provenance=provenance,

@@ -206,6 +206,7 @@ def _spec(columns: MetricColumns) -> MetricSpec:
         quantile=metric.quantile_ppm / 1_000_000 if metric.quantile_ppm else None,
         has_covariate=columns.has_covariate,
         mann_whitney=columns.use.mann_whitney,
+        is_capped=metric.cap is not None,
     )
 
 

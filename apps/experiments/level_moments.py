@@ -3,7 +3,8 @@
 PostgreSQL's own co-moments (Youngs and Cramer) cancel no sums of squares, but are sums about 0:
 where many units' mean is large against their spread, digits go, and a constant such as 0.3 seems
 to vary a little, about a mean that is a little off. Metrics of which that is so are summed again
-about their means (the two passes of Chan, Golub and LeVeque 1983).
+about their means (the two passes of Chan, Golub and LeVeque 1983). Third co-moments are made from
+sums of products of three, about the same place; of them fewer digits are wanted.
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ from typing import Any
 from apps.experiments.moves import TENANT
 from apps.experiments.scan import Scan, ask, values
 from apps.experiments.sources import LevelMoments
-from apps.experiments.stats.comoments import Comoments
+from apps.experiments.stats.comoments import Comoments, Extremes, central_thirds, triples
 
 # A mean is off by up to n·2⁻⁵³ of itself, and known to √(variance/n): from mean²/variance · n of
 # this on, the former may be 10⁻⁵ of the latter at a million units, and grows as n does.
 LOST = 1e10
+# PostgreSQL refuses a product that is too large for a float, or too small to be told from 0. Values
+# of up to 10¹²², and those that are 0 or differ from −NUDGE, have a third power at this scale.
+NUDGE, SCALE = 1e-60, 1e-20
 
 
 def level_moments(scan: Scan, dimension: str) -> list[LevelMoments]:
@@ -67,7 +71,10 @@ def _asked(
     level, parameter = _level(dimension) if dimension else ("''", "")
     centres = [[m for place in places for m in row.moments[place].means] for row in known]
     about, parameters = _about(every, known, centres) if known else ("", {})
-    sums = [_sums([f"({name} - {name}_about)" if known else name for name in row]) for row in names]
+    sums = [
+        _sums([f"({name} - {name}_about)" if known else name for name in row], row[0])
+        for row in names
+    ]
     constants = [f"CASE WHEN min({m}) = max({m}) THEN min({m}) END" for m in every if known]
     sql = f"""
         WITH seen AS (
@@ -121,22 +128,27 @@ def _level(dimension: str) -> tuple[str, str]:
     return "coalesce(attributes ->> %(dimension)s, '(none)')", dimension
 
 
-def _sums(row: Sequence[str]) -> str:
-    """Return the SQL of a metric's count, means and products of deviations, as in `Comoments`.
+def _sums(row: Sequence[str], first: str) -> str:
+    """Return the SQL of a metric's count, means and products of deviations, as in `Comoments`, the
+    sums of products of three, and the extremes of its `first` value.
 
     Aggregates of the same arguments share one state in PostgreSQL, which is what a row costs: so
     each pair of values is summed once, and means and squares come out of the pairs.
     """
+    scaled = [f"(({value} + {NUDGE!r}) * {SCALE!r})" for value in row]
+    thirds = [f"sum({scaled[i]} * {scaled[j]} * {scaled[k]})" for i, j, k in triples(len(row))]
+    more = [*thirds, f"count(nullif({first}, 0))", f"min({first})", f"max({first})"]
     if len(row) == 1:
         (value,) = row
-        return f"count({value}), avg({value}), var_pop({value}) * count({value})"
+        moments = [f"count({value})", f"avg({value})", f"var_pop({value}) * count({value})"]
+        return ", ".join(moments + more)
     pairs = [f"{a}, {b}" for a, b in pairwise(row)]
     means = [f"regr_avgy({pair})" for pair in pairs] + [f"regr_avgx({pairs[-1]})"]
     squares = [f"regr_syy({pair})" for pair in pairs] + [f"regr_sxx({pairs[-1]})"]
     products = []
     for i, a in enumerate(row):
         products += [squares[i], *(f"regr_sxy({a}, {b})" for b in row[i + 1 :])]
-    return ", ".join([f"regr_count({pairs[0]})", *means, *products])
+    return ", ".join([f"regr_count({pairs[0]})", *means, *products, *more])
 
 
 # --- reading -------------------------------------------------------------------------------------
@@ -147,10 +159,14 @@ def _read(numbers: Iterator[Any], widths: Sequence[int]) -> list[Comoments]:
 
 
 def _comoments(numbers: Iterator[Any], k: int) -> Comoments:
-    n, *told = islice(numbers, 1 + k + k * (k + 1) // 2)
+    (n,) = islice(numbers, 1)
+    means, products, sums, extremes = (
+        tuple(islice(numbers, width)) for width in (k, k * (k + 1) // 2, len(triples(k)), 3)
+    )
     if n == 0:
         return Comoments.empty(k)
-    return Comoments(int(n), tuple(told[:k]), tuple(told[k:]))
+    thirds = central_thirds(n, means, products, [each / SCALE / SCALE / SCALE for each in sums])
+    return Comoments(int(n), means, products, thirds, Extremes(*extremes))
 
 
 def _moved_back(

@@ -23,6 +23,7 @@ from apps.experiments.stats.power import (
     detectable,
     level_of,
     margin_units,
+    units_carried,
     units_needed,
 )
 from apps.experiments.stats.sequential import UNITS_MIN
@@ -113,7 +114,8 @@ def _sizes(
     effect = _effect(found, asked)
     sizes = []
     for reading in (False, True):
-        units = _at_least(design, units_needed(found, design, effect, is_sequential=reading))
+        needed = units_needed(found, design, effect, is_sequential=reading)
+        units = _at_least(found, design, needed)
         sizes.append(
             {
                 "reading": "sequential" if reading else "fixed-horizon",
@@ -124,6 +126,7 @@ def _sizes(
         )
     at = [(days, int(traffic.units_in(days))) for days in DAYS] if traffic else []
     return {
+        "note": _skewed(found, design),
         "effect": effect,
         "effect_relative": effect / abs(found.mean) if found.mean else None,
         "sizes": sizes,
@@ -174,7 +177,8 @@ def _guardrails(
         if use.margin is None:
             continue
         found, source = _baseline(experiment, use, Asked(), now)
-        units = _at_least(design, margin_units(found, design, use.margin)) if found else None
+        units = margin_units(found, design, use.margin) if found else None
+        units = _at_least(found, design, units) if found else None
         rows.append(
             {
                 "metric": use.metric.name,
@@ -187,9 +191,23 @@ def _guardrails(
     return rows
 
 
-def _at_least(design: Design, units: int | None) -> int | None:
+def _at_least(baseline: Baseline, design: Design, units: int | None) -> int | None:
     """Return `units`, or so many that each arm has what a reading waits for."""
-    return None if units is None else max(units, math.ceil(UNITS_MIN / min(design.shares)))
+    if units is None:
+        return None
+    waited_for = math.ceil(UNITS_MIN / min(design.shares))
+    return max(units, waited_for, units_carried(baseline, design))
+
+
+def _skewed(found: Baseline, design: Design) -> str:
+    """Return in words what skewed values ask for, or nothing where they ask for little."""
+    units = units_carried(found, design)
+    if units <= UNITS_MIN / min(design.shares):
+        return ""
+    return (
+        f"units' values are skewed (skewness {found.skewness:.3g}): at these weights nothing is "
+        f"read before {units:,} units; a cap, or more even weights, need fewer"
+    )
 
 
 def _days(traffic: Traffic | None, units: int | None) -> float | None:
@@ -209,7 +227,8 @@ def _traffic_json(traffic: Traffic | None) -> dict[str, Any]:
 
 
 def _baseline_json(found: Baseline, source: str) -> dict[str, Any]:
-    return {"mean": found.mean, "sd": found.sd, "source": source}
+    skewness = found.skewness or None
+    return {"mean": found.mean, "sd": found.sd, "skewness": skewness, "source": source}
 
 
 # --- the baseline --------------------------------------------------------------------------------
@@ -229,18 +248,18 @@ def _baseline(
     if seen is None:
         wanted = "its rate" if is_rate else "its mean and the spread (sd) of units' values"
         return None, f"{metric.name} has no past on {experiment.model.name}: give {wanted}"
-    mean, sd, source = seen
+    mean, sd, skewness, source = seen
     if not is_rate and not sd:
         return None, f"{source} shows no spread of {metric.name}: give its mean and sd"
     try:
-        return Baseline(mean, None if is_rate else sd), source
+        return Baseline(mean, None if is_rate else sd, skewness), source
     except ValueError as error:
         return None, f"{source}: {error}"
 
 
 def _from_experiments(
     experiment: Experiment, metric: Metric
-) -> tuple[float, float | None, str] | None:
+) -> tuple[float, float | None, float, str] | None:
     """Return what control showed in the last experiment of the model on the metric."""
     rows = Experiment.objects.filter(
         model=experiment.model, metric_uses__metric=metric, refreshed_at__isnull=False
@@ -251,7 +270,8 @@ def _from_experiments(
                 continue
             control = next((arm for arm in found["arms"] if arm["is_control"]), None)
             if control and control["n"] >= BASELINE_UNITS_MIN and control["mean"] is not None:
-                return control["mean"], _spread(found, control), f"control of {row.name}"
+                told = f"control of {row.name}"
+                return control["mean"], _spread(found, control), _skewness(found), told
     return None
 
 
@@ -265,7 +285,13 @@ def _spread(found: dict[str, Any], control: dict[str, Any]) -> float | None:
     return control.get("sd")
 
 
-def _from_outcomes(metric: Metric, now: datetime) -> tuple[float, float, str] | None:
+def _skewness(found: dict[str, Any]) -> float:
+    """Return the largest skewness that a comparison showed; 0 where none is known, as of before."""
+    known = [comparison.get("skewness") or 0.0 for comparison in found.get("comparisons", ())]
+    return max(known, key=abs, default=0.0)
+
+
+def _from_outcomes(metric: Metric, now: datetime) -> tuple[float, float, float, str] | None:
     """Return what units with an outcome show of late; None where those without one count as 0."""
     kinds = {Metric.Kind.PROPORTION, Metric.Kind.MEAN}
     if metric.source != Metric.Source.OUTCOMES or metric.kind not in kinds:
@@ -293,7 +319,7 @@ def _from_outcomes(metric: Metric, now: datetime) -> tuple[float, float, str] | 
         return None
     if n < BASELINE_UNITS_MIN:
         return None
-    return mean, sd, f"{n:,} units with outcomes of the last {RECENT.days} days"
+    return mean, sd, 0.0, f"{n:,} units with outcomes of the last {RECENT.days} days"
 
 
 # --- traffic -------------------------------------------------------------------------------------

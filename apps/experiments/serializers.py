@@ -333,8 +333,11 @@ class PowerSerializer(serializers.Serializer[Any]):
     power = serializers.FloatField()
     planned_units = serializers.IntegerField()
     traffic = serializers.JSONField(help_text="units_a_day, growth, hours, told")
-    baseline = serializers.JSONField(help_text="mean, sd, source; null when none is known")
+    baseline = serializers.JSONField(help_text="mean, sd, skewness, source; null if unknown")
     reason = serializers.CharField(help_text="Why there are no sizes.")
+    note = serializers.CharField(
+        required=False, help_text="What skewed values ask for, where they ask for much."
+    )
     guardrails = serializers.JSONField(help_text="metric, margin, units, days, reason of each")
     effect = serializers.FloatField(required=False)
     effect_relative = serializers.FloatField(required=False, allow_null=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
@@ -18,15 +18,16 @@ from apps.experiments.models import Metric
 from apps.experiments.scan import Scan, ask, values
 from apps.experiments.stats.comoments import Comoments
 from apps.experiments.stats.data import OrderStatistics
-from apps.experiments.stats.quantiles import ranks_of
+from apps.experiments.stats.quantiles import SPARSE_REACH, ranks_of, value_rank
 
 BINS = 40
 # Charts of more units than this are drawn from about as many.
 DRAWN_MAX = 50_000
 # Where an arm has more units than this, a sample of about as many says where to look.
 SORTED_MAX = 100_000
-# The sample's bounds enclose the quantile by so many standard errors on each side.
-REACH = 6.0
+# The sample's bounds enclose the ranks that are asked for, and the sample's own error, by so many
+# of its standard errors on each side.
+REACH = SPARSE_REACH + 2.0
 
 # By a metric's place and by arm.
 Moments = Mapping[int, Mapping[str, Comoments]]
@@ -45,8 +46,23 @@ class _Rank:
     quantile: float
 
     @property
-    def ranks(self) -> tuple[int, int, int]:
+    def ranks(self) -> tuple[int, ...]:
         return ranks_of(self.n, self.quantile)
+
+    def order(self, values: Sequence[float], equal: int) -> OrderStatistics:
+        """Return the order statistics with the values at the ranks."""
+        value = values[self.ranks.index(value_rank(self.n, self.quantile))]
+        return OrderStatistics(self.n, tuple(values), value, equal)
+
+
+@dataclass(frozen=True)
+class _Near:
+    """How many units of an arm have a value: `key`, or an infinity for those far away."""
+
+    key: float
+    count: int
+    lowest: float
+    highest: float
 
 
 # --- quantiles -----------------------------------------------------------------------------------
@@ -76,17 +92,47 @@ def _sorted(scan: Scan, asked: Sequence[_Rank]) -> Orders:
         sql = f"""
             SELECT variant_name,
                 percentile_disc(%(fractions)s::float8[]) WITHIN GROUP (ORDER BY value)
-            FROM (SELECT variant_name, {values(scan, scan.metrics[place])[0]} AS value
-                FROM {scan.rows}
-                WHERE {scan.kept} AND variant_name = ANY(%(arms)s)) AS seen
-            WHERE value IS NOT NULL GROUP BY variant_name
+            FROM ({_values_of(scan, place)}) AS seen GROUP BY variant_name
         """  # noqa: S608 (expressions of ours)
         parameters = {"fractions": fractions, "arms": [rank.arm for rank in arms]}
-        told = dict(ask(sql, scan.parameters | parameters))
-        for i, rank in enumerate(arms):
-            low, value, high = told[rank.arm][3 * i : 3 * i + 3]
-            found[place, rank.arm] = OrderStatistics(rank.n, low, value, high)
+        answers = dict(ask(sql, scan.parameters | parameters))
+        start, orders = 0, []
+        for rank in arms:
+            end = start + len(rank.ranks)
+            orders.append((rank, rank.order(answers[rank.arm][start:end], 1)))
+            start = end
+        found |= _with_ties(scan, place, orders)
     return found
+
+
+def _values_of(scan: Scan, place: int) -> str:
+    """Return the SQL of the known values of a metric, by `variant_name`, of `arms`."""
+    return f"""
+        SELECT variant_name, value FROM (
+            SELECT variant_name, {values(scan, scan.metrics[place])[0]} AS value
+            FROM {scan.rows}
+            WHERE {scan.kept} AND variant_name = ANY(%(arms)s)
+        ) AS kept WHERE value IS NOT NULL
+    """  # noqa: S608 (expressions of ours)
+
+
+def _with_ties(scan: Scan, place: int, orders: Sequence[tuple[_Rank, OrderStatistics]]) -> Orders:
+    """Count the values that equal their arm's quantile."""
+    sql = f"""
+        SELECT variant_name, count(*) FROM ({_values_of(scan, place)}) AS seen
+        JOIN unnest(%(arms)s::text[], %(quantiles)s::float8[]) AS at(variant_name, quantile)
+            USING (variant_name)
+        WHERE value = quantile GROUP BY variant_name
+    """  # noqa: S608 (expressions of ours)
+    parameters = {
+        "arms": [rank.arm for rank, _ in orders],
+        "quantiles": [order.value for _, order in orders],
+    }
+    equal = dict(ask(sql, scan.parameters | parameters))
+    return {
+        (place, rank.arm): replace(order, equal=int(equal.get(rank.arm, 1)))
+        for rank, order in orders
+    }
 
 
 def _narrowed(scan: Scan, asked: Sequence[_Rank]) -> Orders:
@@ -98,21 +144,22 @@ def _narrowed(scan: Scan, asked: Sequence[_Rank]) -> Orders:
         value = values(scan, scan.metrics[place])[0]
         low, high = (_by_arm(f"{side}_{place}", parameters, place, bounds, i) for i, side in SIDES)
         keys.append(
-            f"({place}, CASE WHEN {value} < {low} THEN '-Infinity'::float8"
-            f" WHEN {value} <= {high} THEN {value} END)"
+            f"({place}, {value}, CASE WHEN {value} < {low} THEN '-Infinity'::float8"
+            f" WHEN {value} <= {high} THEN {value} WHEN {value} > {high} THEN 'Infinity' END)"
         )
+    # Of the values that are far away, the extreme ones are asked for as well.
     sql = f"""
-        SELECT variant_name, place, key, count(*)
+        SELECT variant_name, place, key, count(*), min(value), max(value)
         FROM {scan.rows}
-        CROSS JOIN LATERAL (VALUES {", ".join(keys)}) AS near(place, key)
+        CROSS JOIN LATERAL (VALUES {", ".join(keys)}) AS near(place, value, key)
         WHERE {scan.kept} AND key IS NOT NULL GROUP BY variant_name, place, key
     """  # noqa: S608 (expressions of ours)
-    near: dict[tuple[int, str], list[tuple[float, int]]] = {}
-    for arm, place, key, count in ask(sql, scan.parameters | parameters):
-        near.setdefault((place, arm), []).append((key, count))
+    near: dict[tuple[int, str], list[_Near]] = {}
+    for arm, place, *row in ask(sql, scan.parameters | parameters):
+        near.setdefault((place, arm), []).append(_Near(*row))
     found: Orders = {}
     for rank in asked:
-        order = _pick(rank, sorted(near.get((rank.place, rank.arm), [])))
+        order = _pick(rank, sorted(near.get((rank.place, rank.arm), []), key=lambda at: at.key))
         if order is not None:
             found[rank.place, rank.arm] = order
     return found
@@ -164,16 +211,23 @@ def _bounds(scan: Scan, asked: Sequence[_Rank]) -> dict[tuple[int, str], tuple[f
     return found
 
 
-def _pick(rank: _Rank, near: Sequence[tuple[float, int]]) -> OrderStatistics | None:
+def _pick(rank: _Rank, near: Sequence[_Near]) -> OrderStatistics | None:
     """Return the values at the ranks, or None when one lies below or above what was counted."""
-    if not near:
+    cumulated = list(accumulate(each.count for each in near))
+    if not near or cumulated[-1] != rank.n:
         return None
-    cumulated = list(accumulate(count for _, count in near))
-    below = cumulated[0] if near[0][0] == -math.inf else 0
-    if rank.ranks[0] <= below or rank.ranks[2] > cumulated[-1]:
-        return None
-    low, value, high = (near[bisect_left(cumulated, number)][0] for number in rank.ranks)
-    return OrderStatistics(rank.n, low, value, high)
+    picked = []
+    for number in rank.ranks:
+        each = near[bisect_left(cumulated, number)]
+        # Of values that are far away only the extreme one is known.
+        if number in (1, rank.n):
+            picked.append(each.lowest if number == 1 else each.highest)
+        elif math.isinf(each.key):
+            return None
+        else:
+            picked.append(each.key)
+    value = rank.order(picked, 1).value
+    return rank.order(picked, next(each.count for each in near if each.key == value))
 
 
 # --- charts --------------------------------------------------------------------------------------

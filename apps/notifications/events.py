@@ -23,6 +23,7 @@ EVENTS = {
     "rollout.held": "A rollout has been held for long",
     "leak.detected": "A version at 0 % got traffic",
     "split.diverged": "The observed split is not the configured one",
+    "ends.missing": "Requests were assigned whose end nobody counted, or ended twice",
     "experiment.started": "An experiment was started",
     "experiment.paused": "An experiment was paused: everybody gets stable",
     "experiment.resumed": "A paused experiment assigns units again",

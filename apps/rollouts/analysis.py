@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 from apps.rollouts import check_kinds as kinds
 from apps.rollouts.check_kinds import CheckDocument
-from apps.rollouts.checks import (
-    CheckSettings,
-    SplitInterval,
-    judge_error_rate,
-    judge_latency,
-    judge_sample_ratio,
-)
+from apps.rollouts.checks import CheckSettings, judge_error_rate, judge_latency
 from apps.rollouts.eprocess import BucketCounts
 from apps.rollouts.evidence import Interval, LatencyReference
-from apps.rollouts.objectives import (
-    Objective,
-    judge_error_objective,
-    judge_latency_objective,
-    judge_objectives,
-)
+from apps.rollouts.no_control import deciders_of, judge_without_control
+from apps.rollouts.objectives import Part, judge_error_objective, judge_latency_objective
 from apps.rollouts.observed import OBSERVED
 from apps.rollouts.percentiles import percentile_differences
 from apps.rollouts.plans import WHOLE_BP, PlanDocument
+from apps.rollouts.references import reference_to_json, tell_reference
+from apps.rollouts.sample_ratio import judge_step
 from apps.rollouts.thresholds import judge_error_threshold
 from apps.rollouts.verdicts import JSON, CheckResult, Verdict
 from contract.histogram import Counts, count_above, merge, total
@@ -100,17 +91,19 @@ def _demand_fresh(result: CheckResult, question: Question) -> CheckResult:
 def _error_rate(question: Question, _: CheckDocument) -> CheckResult:
     if question.has_control:
         return judge_error_rate(_error_buckets(question.intervals), question.settings)
-    control_n = sum(i.control.n for i in question.intervals)
-    control_errors = sum(i.control.errors for i in question.intervals)
-    usual = control_errors / control_n if control_n else 0.0
-    bound = usual + question.plan.margin_bp / WHOLE_BP
-    objective = Objective(
-        "error rate",
-        bound,
-        sum(i.canary.n for i in question.this_step),
-        sum(i.canary.errors for i in question.this_step),
+    return _without_control(question, kinds.ERROR_RATE)
+
+
+def _without_control(question: Question, check: str) -> CheckResult:
+    """At 100 % nobody is left on stable: what was usual before proves nothing about now."""
+    mine = question.this_step
+    step = question.plan.steps[question.step_index]
+    return judge_without_control(
+        check,
+        n=sum(i.canary.n for i in mine),
+        errors=sum(i.canary.errors for i in mine),
+        deciders=deciders_of(step, check),
     )
-    return _judge_absolute(kinds.ERROR_RATE, [objective], question.settings)
 
 
 def _error_buckets(intervals: Sequence[Interval]) -> list[BucketCounts]:
@@ -120,16 +113,17 @@ def _error_buckets(intervals: Sequence[Interval]) -> list[BucketCounts]:
 
 
 def _error_objective(question: Question, check: CheckDocument) -> CheckResult:
-    mine = question.this_step
     return judge_error_objective(
-        n=sum(i.canary.n for i in mine),
-        errors=sum(i.canary.errors for i in mine),
+        [Part(i.canary.n, i.canary.errors) for i in question.this_step],
         limit_bp=check.setting("limit_bp"),
         settings=question.settings,
+        steps=question.plan.steps_that_ask(check.label),
     )
 
 
 def _error_threshold(question: Question, check: CheckDocument) -> CheckResult:
+    if not question.has_control:
+        return _without_control(question, kinds.ERROR_THRESHOLD)
     return judge_error_threshold(
         _error_buckets(question.this_step),
         margin_bp=check.setting("margin_bp"),
@@ -139,10 +133,11 @@ def _error_threshold(question: Question, check: CheckDocument) -> CheckResult:
 
 def _latency_objective(question: Question, check: CheckDocument) -> CheckResult:
     return judge_latency_objective(
-        merge(i.canary.latency for i in question.this_step),
+        [i.canary.latency for i in question.this_step],
         quantile_permille=check.setting("quantile_permille"),
         limit_us=check.setting("limit_us"),
         settings=question.settings,
+        steps=question.plan.steps_that_ask(check.label),
     )
 
 
@@ -154,10 +149,17 @@ def _latency(question: Question, _: CheckDocument) -> CheckResult:
         merge(i.canary.latency for i in mine), merge(i.control.latency for i in mine)
     )
     shown: list[JSON] = [asdict(difference) for difference in differences]
-    return replace(found, evidence={**found.evidence, "percentiles": shown})
+    evidence: dict[str, JSON] = {**found.evidence, "percentiles": shown}
+    if question.reference is None or not question.has_control:
+        return replace(found, evidence=evidence)
+    evidence["reference"] = reference_to_json(question.reference)
+    basis = tell_reference(question.reference)
+    return replace(found, reason="; ".join(filter(None, (found.reason, basis))), evidence=evidence)
 
 
 def _judge_latency(question: Question) -> CheckResult:
+    if not question.has_control:
+        return _without_control(question, kinds.LATENCY)
     reference = question.reference
     if reference is None:
         return CheckResult(
@@ -169,42 +171,11 @@ def _judge_latency(question: Question) -> CheckResult:
         )
     # Only what came after the reference was frozen may be judged by it.
     judged = [i for i in question.intervals if i.started_at >= reference.frozen_at]
-    if question.has_control:
-        p95, p99 = (
-            [_exceedances(i, index) for i in judged] for index in (reference.p95, reference.p99)
-        )
-        p50 = None if reference.p50 is None else [_exceedances(i, reference.p50) for i in judged]
-        return judge_latency(p95, p99, question.settings, p50_buckets=p50)
-    mine = [i for i in judged if i.step_index == question.step_index]
-    settings = question.settings
-    objectives = [
-        _slower(mine, "slower than stable's p95", reference.p95, 500 + settings.p95_margin_bp),
-        _slower(mine, "than its p99", reference.p99, 100 + settings.p99_margin_bp),
-    ]
-    if reference.p50 is not None:
-        bound_bp = 5_000 + settings.p50_margin_bp
-        objectives.insert(0, _slower(mine, "slower than its p50", reference.p50, bound_bp))
-    return _judge_absolute(kinds.LATENCY, objectives, settings)
-
-
-def _slower(intervals: Sequence[Interval], label: str, index: int, bound_bp: float) -> Objective:
-    return Objective(
-        label,
-        bound_bp / WHOLE_BP,
-        sum(total(i.canary.latency) for i in intervals),
-        sum(count_above(i.canary.latency, index) for i in intervals),
+    p95, p99 = (
+        [_exceedances(i, index) for i in judged] for index in (reference.p95, reference.p99)
     )
-
-
-def _judge_absolute(
-    check: str, objectives: Sequence[Objective], settings: CheckSettings
-) -> CheckResult:
-    return judge_objectives(
-        check,
-        objectives,
-        log_needed=math.log(settings.guardrails / settings.alpha),
-        samples_min=settings.min_samples,
-    )
+    p50 = None if reference.p50 is None else [_exceedances(i, reference.p50) for i in judged]
+    return judge_latency(p95, p99, question.settings, p50_buckets=p50)
 
 
 def _exceedances(interval: Interval, index: int) -> BucketCounts:
@@ -215,31 +186,20 @@ def _exceedances(interval: Interval, index: int) -> BucketCounts:
 
 
 def _sample_ratio(question: Question, _: CheckDocument) -> CheckResult:
-    """Judge the interval of this step that saw the most units.
-
-    A unit counts once in an interval but again in the next one, so intervals are not independent
-    draws: few users who come back for an hour would look like an overwhelming sample. New records
-    are rare, so looking at each costs little of the error rate. What the split assigned is judged,
-    not what a version answered: of a warm cache's users fewer get as far as that.
-    """
-    step = question.step_index
-    weight_bp, baseline_bp = question.weight_bp, question.plan.baseline_of(step)
+    """Judge what the split assigned in this step, not what a version answered: of a warm cache's
+    users fewer get as far as that."""
+    plan, step = question.plan, question.step_index
+    weight_bp, baseline_bp = question.weight_bp, plan.baseline_of(step)
     if baseline_bp:
         # Only canary and the slice beside it are counted; both are as large.
         weight_bp = round(WHOLE_BP * weight_bp / (weight_bp + baseline_bp))
-    fullest = max(question.this_step, key=_assigned, default=None)
-    if fullest is None:
-        return judge_sample_ratio([])
-    canary_n, control_n = fullest.canary.assigned, fullest.control.assigned
-    return judge_sample_ratio([SplitInterval(canary_n, control_n, weight_bp)])
-
-
-def _assigned(interval: Interval) -> int:
-    return interval.canary.assigned + interval.control.assigned
+    split = sum(0 < each.weight_bp < WHOLE_BP for each in plan.steps)
+    return judge_step(question.intervals, step, weight_bp=weight_bp, steps=max(1, split))
 
 
 def _observed(question: Question, check: CheckDocument) -> CheckResult:
     seen = question.observations.get(check.label, {})
+    seen = {**seen, "steps": question.plan.steps_that_ask(check.label)}
     return OBSERVED[check.check](check, seen, question.settings)
 
 

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy.special import chdtrc
 
 from apps.rollouts import eprocess
-from apps.rollouts.check_kinds import ERROR_RATE, LATENCY, SAMPLE_RATIO
+from apps.rollouts.check_kinds import ERROR_RATE, LATENCY
 from apps.rollouts.eprocess import BucketCounts, Evidence
 from apps.rollouts.verdicts import JSON, CheckResult, Verdict
 
@@ -27,9 +26,6 @@ EvidenceMode = Literal["any_regression", "beyond_margin"]
 QUANTILES_PERMILLE = (500, 950, 990)
 QUANTILE_WEIGHTS = {500: 0.2, 950: 0.2, 990: 0.6}
 
-SAMPLE_RATIO_P_MAX = 0.001
-SAMPLE_RATIO_DEVIATION_MIN = 0.05
-SAMPLE_RATIO_EXPECTED_MIN = 5.0
 SHARE_WHOLE_BP = 10_000
 
 
@@ -81,15 +77,6 @@ class CheckSettings:
     @property
     def log_promote(self) -> float:
         return -math.log(self.alpha_promote)
-
-
-@dataclass(frozen=True)
-class SplitInterval:
-    """Exposures of both versions while the canary's configured weight was `canary_weight_bp`."""
-
-    canary_n: int
-    control_n: int
-    canary_weight_bp: int
 
 
 def judge_error_rate(buckets: Sequence[BucketCounts], settings: CheckSettings) -> CheckResult:
@@ -189,66 +176,6 @@ def _tell_latency(found: Mapping[int, Evidence], settings: CheckSettings) -> str
         for permille, of_one in found.items()
     ]
     return f"slower than stable's {'; '.join(parts)}; n={found[950].canary_n}"
-
-
-def judge_sample_ratio(intervals: Sequence[SplitInterval]) -> CheckResult:
-    """Did the canary get the share of traffic that was configured, as of each interval?
-
-    With configured shares w_k and N_k exposures z² = (Σ n1_k − Σ N_k·w_k)² / Σ N_k·w_k(1−w_k) is
-    chi-square with one degree of freedom. The check speaks up at p < 0.001 and a deviation of at
-    least 5 % of the smaller side; traffic on a version whose weight was 0 is a leak at once. Both
-    fail: something lost, doubled or misrouted units, and no comparison may be trusted.
-
-    The p-value is that of one look at independent draws: give it each unit once. A unit that comes
-    back in the next interval is no new draw, and pooling such intervals cries wolf.
-    """
-    seen = sum(i.canary_n + i.control_n for i in intervals)
-    if seen == 0:
-        return _no_data(SAMPLE_RATIO, 0, 0)
-    leaked = sum(i.canary_n for i in intervals if i.canary_weight_bp == 0)
-    leaked += sum(i.control_n for i in intervals if i.canary_weight_bp == SHARE_WHOLE_BP)
-    if leaked:
-        reason = f"{leaked} of {seen} exposures on a version whose weight was 0"
-        return CheckResult(SAMPLE_RATIO, Verdict.FAIL, reason, {"leaked": leaked, "n": seen})
-    split = [i for i in intervals if 0 < i.canary_weight_bp < SHARE_WHOLE_BP]
-    if not split:
-        return CheckResult(
-            SAMPLE_RATIO, Verdict.PASS, f"all {seen} exposures on the one version", {"n": seen}
-        )
-    return _judge_split(split)
-
-
-def _judge_split(split: Sequence[SplitInterval]) -> CheckResult:
-    canary = sum(i.canary_n for i in split)
-    total = sum(i.canary_n + i.control_n for i in split)
-    expected, variance = 0.0, 0.0
-    for i in split:
-        n, weight = i.canary_n + i.control_n, i.canary_weight_bp / SHARE_WHOLE_BP
-        expected += n * weight
-        variance += n * weight * (1.0 - weight)
-    smaller = min(expected, total - expected)
-    told = f"canary got {canary} of {total}, {expected:.0f} expected"
-    if smaller < SAMPLE_RATIO_EXPECTED_MIN:
-        record: dict[str, JSON] = {"observed": canary, "expected": expected, "n": total}
-        return CheckResult(
-            SAMPLE_RATIO, Verdict.INSUFFICIENT_SAMPLE, f"{told}: too few to tell", record
-        )
-    p_value = float(chdtrc(1, (canary - expected) ** 2 / variance))
-    deviation = (canary - expected) / smaller
-    off = p_value < SAMPLE_RATIO_P_MAX and abs(deviation) >= SAMPLE_RATIO_DEVIATION_MIN
-    record = {
-        "observed": canary,
-        "expected": expected,
-        "n": total,
-        "p_value": p_value,
-        "relative_deviation": deviation,
-    }
-    return CheckResult(
-        SAMPLE_RATIO,
-        Verdict.FAIL if off else Verdict.PASS,
-        f"{told} ({deviation:+.1%}, p={p_value:.2g})",
-        record,
-    )
 
 
 def _decide(found: Evidence, settings: CheckSettings) -> tuple[Verdict, str]:

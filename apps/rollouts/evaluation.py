@@ -12,24 +12,17 @@ from typing import Any
 
 from apps.rollouts.analysis import Observation, Question, answer
 from apps.rollouts.decisions import Answered, Decision, StepClock, StepFacts, decide_step
-from apps.rollouts.evidence import (
-    GRACE,
-    Interval,
-    LatencyReference,
-    closed_intervals,
-    find_reference,
-    is_fresh,
-    reference_requests,
-)
+from apps.rollouts.evidence import GRACE, Interval, closed_intervals
 from apps.rollouts.frozen import freeze, frozen_intervals
+from apps.rollouts.missing import missing_of
 from apps.rollouts.models import Evaluation, Rollout
 from apps.rollouts.observers import observe_database
 from apps.rollouts.plans import WHOLE_BP, PlanDocument, from_json
+from apps.rollouts.references import reference_from_json, reference_of, reference_to_json
+from apps.rollouts.sparse import is_fresh, pool_sparse
 from apps.rollouts.verdicts import CheckResult
 from contract.routing import BASELINE, STABLE
 
-# A pass needs data of this step that is no older than so many check intervals.
-FRESH_INTERVALS = 5
 # A rollout that has so many intervals is looked at half as often, and so on.
 INTERVALS_A_LOOK = 4_000
 
@@ -41,35 +34,39 @@ def evaluate(
 
     `asked` holds what services outside answered, by the check's label. The caller holds the row.
     """
-    question = _question(rollout, plan, asked, now)
+    question, frozen = _question(rollout, plan, asked, now)
     checks = plan.steps[rollout.step_index].questions
     answers = [
         Answered(check, result) for check, result in zip(checks, answer(question), strict=True)
     ]
-    facts = _facts(rollout, plan, question, now)
-    _log(rollout, question, answers, now)
+    facts = _facts(rollout, plan, question, answers, now)
+    _log(rollout, _inputs(question, frozen), answers, now)
     return decide_step(answers, facts), answers
 
 
 def _question(
     rollout: Rollout, plan: PlanDocument, asked: Mapping[str, Observation], now: datetime
-) -> Question:
+) -> tuple[Question, int]:
+    """Return what the checks are answered from, and how many intervals that is made from."""
     intervals = freeze(rollout, _closed(rollout, plan, now))
     step = plan.steps[rollout.step_index]
-    return Question(
+    reference, reference_requests = reference_of(rollout, plan, now)
+    question = Question(
         plan=plan,
         step_index=rollout.step_index,
-        intervals=intervals,
-        reference=_reference(rollout, plan, now),
-        reference_requests=reference_requests(rollout, now),
+        intervals=pool_sparse(intervals),
+        reference=reference,
+        reference_requests=reference_requests,
         is_fresh=is_fresh(
             intervals,
             rollout.step_index,
             needs_control=step.weight_bp < WHOLE_BP,
-            since=now - GRACE - FRESH_INTERVALS * _interval(rollout, plan),
+            interval_s=plan.interval_of(rollout.step_index),
+            now=now - GRACE,
         ),
         observations={**observe_database(rollout, step.questions, now), **asked},
     )
+    return question, len(intervals)
 
 
 def _closed(rollout: Rollout, plan: PlanDocument, now: datetime) -> list[Interval]:
@@ -95,19 +92,38 @@ def _interval(rollout: Rollout, plan: PlanDocument) -> timedelta:
     return timedelta(seconds=plan.interval_of(rollout.step_index))
 
 
-def _facts(rollout: Rollout, plan: PlanDocument, question: Question, now: datetime) -> StepFacts:
+def _facts(
+    rollout: Rollout,
+    plan: PlanDocument,
+    question: Question,
+    answers: list[Answered],
+    now: datetime,
+) -> StepFacts:
     step = plan.steps[rollout.step_index]
     is_shut = step.gate == "person" and rollout.approved_step != rollout.step_index
+    due_at, mine = rollout.step_due_at or now, question.this_step
+    requests = sum(interval.canary.requests for interval in mine)
+    began_at = due_at - plan.bake_of(rollout.step_index)
     return StepFacts(
-        clock=StepClock(rollout.step_due_at or now, rollout.step_limit_at or now),
+        clock=StepClock(
+            due_at, rollout.step_limit_at or now, began_at + timedelta(seconds=plan.wait_max_s)
+        ),
         now=now,
-        requests=sum(interval.canary.requests for interval in question.this_step),
+        requests=requests,
         requests_min=step.requests_min,
         gate=f"it waits for the approval of a person ({step.gate_role})" if is_shut else "",
+        missing=missing_of(
+            answers,
+            mine,
+            now=now,
+            samples_min=question.settings.min_samples,
+            requests=(requests, step.requests_min),
+        ),
     )
 
 
-def _log(rollout: Rollout, question: Question, answers: list[Answered], now: datetime) -> None:
+def _log(rollout: Rollout, inputs: dict[str, Any], answers: list[Answered], now: datetime) -> None:
+    observations = inputs.pop("observations")
     Evaluation.objects.bulk_create(
         Evaluation(
             rollout=rollout,
@@ -116,7 +132,7 @@ def _log(rollout: Rollout, question: Question, answers: list[Answered], now: dat
             verdict=each.result.verdict.value,
             reason=each.result.reason,
             evidence=each.result.evidence,
-            inputs=_inputs(question, each.check.label),
+            inputs={**inputs, "observation": dict(observations.get(each.check.label, {}))},
             rule=each.rule,
             at=now,
         )
@@ -124,13 +140,13 @@ def _log(rollout: Rollout, question: Question, answers: list[Answered], now: dat
     )
 
 
-def _inputs(question: Question, label: str) -> dict[str, Any]:
+def _inputs(question: Question, frozen: int) -> dict[str, Any]:
     return {
-        "intervals": len(question.intervals),
-        "reference": _reference_to_json(question.reference),
+        "intervals": frozen,
+        "reference": reference_to_json(question.reference),
         "reference_requests": question.reference_requests,
         "is_fresh": question.is_fresh,
-        "observation": dict(question.observations.get(label, {})),
+        "observations": question.observations,
     }
 
 
@@ -140,50 +156,10 @@ def repeat_answer(evaluation: Evaluation) -> CheckResult:
     question = Question(
         plan=from_json(rollout.plan_document),
         step_index=evaluation.step_index,
-        intervals=frozen_intervals(rollout, inputs["intervals"]),
-        reference=_reference_from_json(inputs["reference"]),
+        intervals=pool_sparse(frozen_intervals(rollout, inputs["intervals"])),
+        reference=reference_from_json(inputs["reference"]),
         reference_requests=inputs["reference_requests"],
         is_fresh=inputs["is_fresh"],
         observations={evaluation.check_name: inputs["observation"]},
     )
     return next(each for each in answer(question) if each.check == evaluation.check_name)
-
-
-def _reference(rollout: Rollout, plan: PlanDocument, now: datetime) -> LatencyReference | None:
-    """Return stable's frozen quantiles; freeze them at the first tick that has enough of them."""
-    if rollout.latency_reference:
-        return _reference_from_json(rollout.latency_reference)
-    found = find_reference(
-        rollout,
-        requests_min=plan.reference_requests_min,
-        slack_us=plan.latency_slack_us,
-        now=now,
-    )
-    if found is not None:
-        rollout.latency_reference = _reference_to_json(found)
-        rollout.save(update_fields=["latency_reference"])
-    return found
-
-
-def _reference_to_json(reference: LatencyReference | None) -> dict[str, Any]:
-    if reference is None:
-        return {}
-    return {
-        "p50": reference.p50,
-        "p95": reference.p95,
-        "p99": reference.p99,
-        "n": reference.n,
-        "frozen_at": reference.frozen_at.isoformat(),
-    }
-
-
-def _reference_from_json(stored: dict[str, Any]) -> LatencyReference | None:
-    if not stored:
-        return None
-    return LatencyReference(
-        p50=stored.get("p50"),
-        p95=stored["p95"],
-        p99=stored["p99"],
-        n=stored["n"],
-        frozen_at=datetime.fromisoformat(stored["frozen_at"]),
-    )

@@ -9,22 +9,18 @@ are never pooled over steps. Only closed ones are judged, and they are frozen wh
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from django.db import connection
-from django.db.models import QuerySet, Sum
 
-from apps.rollouts.models import Rollout, TelemetryRow
-from contract import histogram
+from apps.rollouts.models import Rollout
 from contract.histogram import Counts
 from contract.messages import ClusterCounts
-from contract.routing import BASELINE, CANARY, STABLE
+from contract.routing import CANARY, STABLE
 
 # How long after its end an interval may still get windows: their length, and the way here.
 GRACE = timedelta(seconds=3)
-REFERENCE_SPAN = timedelta(minutes=30)
 # Windows that come later than so long after their interval are shown and no longer judged.
 LOOK_BACK = timedelta(hours=1)
 
@@ -151,17 +147,6 @@ def _rows(sql: str, rollout: Rollout, control: str, until: datetime) -> list[tup
         return [(row[0], row[1], row[2], *map(int, row[3:])) for row in cursor.fetchall()]
 
 
-def is_fresh(
-    intervals: Sequence[Interval], step_index: int, *, needs_control: bool, since: datetime
-) -> bool:
-    """Say whether a step's interval since `since` saw the canary, and stable where it must."""
-    return any(
-        interval.canary.n > 0 and (interval.control.n > 0 or not needs_control)
-        for interval in intervals
-        if interval.step_index == step_index and interval.started_at >= since
-    )
-
-
 @dataclass(frozen=True)
 class LatencyReference:
     """Stable's usual latency, frozen before the data that is judged by it: histogram buckets.
@@ -175,43 +160,5 @@ class LatencyReference:
     n: int
     frozen_at: datetime
     p50: int | None = None
-
-
-def find_reference(
-    rollout: Rollout, *, requests_min: int, slack_us: int, now: datetime
-) -> LatencyReference | None:
-    """Return stable's quantiles from what it last answered, or None when that was too little."""
-    counts = _merged_latency(_stable_windows(rollout, now).values_list("latency", flat=True))
-    n = histogram.total(counts)
-    quantiles = [histogram.quantile_us(counts, q) for q in (0.5, 0.95, 0.99)]
-    p50, p95, p99 = (None if us is None else histogram.index_of(us + slack_us) for us in quantiles)
-    if n < requests_min or p95 is None or p99 is None:
-        return None
-    return LatencyReference(
-        p50=p50,
-        p95=p95,
-        p99=p99,
-        n=n,
-        frozen_at=now,
-    )
-
-
-def reference_requests(rollout: Rollout, now: datetime) -> int:
-    """Return how many of stable's answers a reference could be taken from now."""
-    total: int | None = _stable_windows(rollout, now).aggregate(total=Sum("requests"))["total"]
-    return total or 0
-
-
-def _stable_windows(rollout: Rollout, now: datetime) -> QuerySet[TelemetryRow]:
-    baseline = rollout.baseline
-    return TelemetryRow.objects.filter(
-        model_name=rollout.model.name,
-        version_number=str(baseline.number) if baseline else "",
-        variant__in=[STABLE, BASELINE],
-        ended_at__gt=now - REFERENCE_SPAN,
-    )
-
-
-def _merged_latency(rows: Iterable[dict[str, int]]) -> Counts:
-    """Merge histograms as JSON keeps them: with text for keys."""
-    return histogram.merge({int(index): count for index, count in row.items()} for row in rows)
+    # When the first of the answers was given; None where it was not kept.
+    since: datetime | None = None

@@ -42,6 +42,8 @@ class Plan(models.Model):
     interval_s = models.PositiveIntegerField(default=10)
     # A step that cannot be decided goes on for so many bake times, then pauses for a person.
     extend_max = models.PositiveIntegerField(default=3)
+    # A step that lacks data waits for it so long, if that is longer, then pauses for a person.
+    wait_max_s = models.PositiveIntegerField(default=604_800)
     margin_bp = models.PositiveIntegerField(default=100)
     alpha_ppm = models.PositiveIntegerField(default=10_000)
     reference_requests_min = models.PositiveIntegerField(default=5_000)
@@ -444,13 +446,15 @@ class ShadowRow(models.Model):
 
 
 class TrafficAlarm(models.Model):
-    """Traffic that an instance sent where the table that it serves from sends none, or too much."""
+    """What an instance did with traffic that its table does not say, or that nobody can see."""
 
     class Kind(models.TextChoices):
         # A version whose share is 0 got requests.
         LEAK = "leak"
         # A split has another effect than it says.
         DIVERGENCE = "divergence"
+        # Requests that were assigned have not ended, or more ended than were assigned.
+        ENDS = "ends"
 
     kind = models.CharField(max_length=20, choices=Kind.choices)
     instance = models.CharField(max_length=200)

@@ -1,9 +1,13 @@
 """Absolute bounds: beside the control, of a shadow's answers, or where nobody is left on stable.
 
-With k events of n, bound q and alternatives p_j > q, E = mean_j (p_j/q)^k·((1−p_j)/(1−q))^(n−k)
-is a test supermartingale while the rate is at most q (a likelihood ratio against a smaller rate
-than its denominator only shrinks; Wald 1945), hence P(sup E ≥ 1/α) ≤ α by Ville's inequality: it
-may be looked at always.
+With k events of n, bound q and alternatives p_j, E = mean_j (p_j/q)^k·((1−p_j)/(1−q))^(n−k) is a
+test supermartingale: with p_j > q while the rate is at most q, with p_j < q while it is at least q
+(a likelihood ratio against a rate on the other side of its denominator only shrinks; Wald 1945).
+Hence P(sup E ≥ 1/α) ≤ α by Ville's inequality, for failing and for passing alike: neither verdict
+rests on a point estimate, and both may be looked at always.
+
+Each step has evidence of its own, since a version that keeps a bound at 5 % of the traffic may
+break it at 50 %. So that all steps together spend the plan's α once, each has its share of it.
 """
 
 from __future__ import annotations
@@ -17,89 +21,144 @@ from apps.rollouts.checks import SHARE_WHOLE_BP, CheckSettings
 from apps.rollouts.verdicts import JSON, CheckResult, Verdict
 from contract import histogram
 
-MULTIPLES = (1.5, 2.0, 3.0, 6.0, 12.0)
+MULTIPLES_ABOVE = (1.5, 2.0, 3.0, 6.0, 12.0)
+MULTIPLES_BELOW = (0.1, 0.25, 0.5, 0.75)
 RATE_MAX = 0.99
 # Stands for an infinite e-value, which JSON cannot hold: e^700 is near the largest float.
 LOG_CERTAIN = 700.0
+# One interval may bring at most this part of the evidence against a version: a pod that restarts
+# loses every request of a second or two, and that alone is no proof.
+INTERVAL_SHARE_MAX = 0.5
+
+
+@dataclass(frozen=True)
+class Part:
+    """Exposures and events of one check interval."""
+
+    n: int
+    events: int
 
 
 @dataclass(frozen=True)
 class Objective:
-    """At most `bound` of the exposures may be events; `label` says of what."""
+    """At most `bound` of the exposures may be events; `label` says of what.
+
+    `parts` are the step's intervals. `clump` is how many exposures come together, such as the rows
+    of one request: they are one draw, so that the logarithm of the evidence is divided by it.
+    """
 
     label: str
     bound: float
-    n: int
-    events: int
+    parts: tuple[Part, ...]
+    clump: float = 1.0
+
+    @property
+    def n(self) -> int:
+        return sum(part.n for part in self.parts)
+
+    @property
+    def events(self) -> int:
+        return sum(part.events for part in self.parts)
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What proves: logarithms of the e-values needed to fail and to pass, and a least sample.
+
+    `log_part_max` bounds what one interval brings towards failing.
+    """
+
+    log_fail: float
+    log_pass: float
+    samples_min: int
+    log_part_max: float = math.inf
+
+    @classmethod
+    def of(cls, settings: CheckSettings, *, samples_min: int, steps: int) -> Proof:
+        """Each of the `steps` that ask has an equal share of the check's α."""
+        log_fail = settings.log_fail + math.log(max(1, steps))
+        return cls(log_fail, settings.log_promote, samples_min, log_fail * INTERVAL_SHARE_MAX)
 
 
 def judge_objectives(
     check: str,
     objectives: Sequence[Objective],
+    proof: Proof,
     *,
-    log_needed: float,
-    samples_min: int,
     basis: str = "no control at 100 %, absolute bounds",
 ) -> CheckResult:
-    """Judge absolute bounds together; the e-values are averaged, valid under any dependence.
+    """Judge absolute bounds together; `basis` says in the reason why the bounds are absolute ones.
 
-    `basis` says in the reason why the bounds are absolute ones.
+    Against them the e-values are averaged, valid under any dependence (Vovk and Wang 2021). For
+    them the smallest counts: each bound must be proven to be kept.
     """
     n = min((objective.n for objective in objectives), default=0)
-    told = f"{basis}: " + "; ".join(map(_tell, objectives))
-    record: dict[str, JSON] = {"log_e_needed": log_needed, "n": n, "absolute": True}
+    basis = f"{basis}: " + "; ".join(map(_describe, objectives))
     if n == 0:
-        return CheckResult(check, Verdict.NO_DATA, f"{told}: no exposures", {"n": 0})
-    log_e = _log_mean_exp([_log_evidence(objective) for objective in objectives])
-    evidence: dict[str, JSON] = {**record, "log_e_absolute": log_e}
-    if log_e >= log_needed:
-        return CheckResult(check, Verdict.FAIL, f"{told}: proven beyond", evidence)
-    if n < samples_min:
-        return CheckResult(check, Verdict.INSUFFICIENT_SAMPLE, f"{told}: too few", evidence)
-    if all(objective.events <= objective.bound * objective.n for objective in objectives):
-        return CheckResult(check, Verdict.PASS, f"{told}: within", evidence)
-    return CheckResult(check, Verdict.INCONCLUSIVE, f"{told}: beyond, but not proven", evidence)
+        return CheckResult(check, Verdict.NO_DATA, f"{basis}: no exposures", {"n": 0})
+    log_worse = _log_mean_exp([_log_beyond(each, proof.log_part_max) for each in objectives])
+    log_within = min(map(_log_within, objectives))
+    evidence: dict[str, JSON] = {
+        "log_e_needed": proof.log_fail,
+        "log_e_promote": proof.log_pass,
+        "n": n,
+        "absolute": True,
+        "log_e_absolute": log_worse,
+        "log_e_within": log_within,
+    }
+    is_beyond = any(each.events > each.bound * each.n for each in objectives)
+    if log_worse >= proof.log_fail and is_beyond:
+        verdict, why = Verdict.FAIL, f"proven beyond ({_odds(log_worse)})"
+    elif n < proof.samples_min:
+        verdict, why = Verdict.INSUFFICIENT_SAMPLE, f"{proof.samples_min} are needed"
+    elif log_within >= proof.log_pass and not is_beyond:
+        verdict, why = Verdict.PASS, f"proven within ({_odds(log_within)})"
+    elif is_beyond:
+        verdict = Verdict.INCONCLUSIVE
+        why = f"beyond, but not proven ({_odds(log_worse)} of {_odds(proof.log_fail)})"
+    else:
+        verdict = Verdict.INSUFFICIENT_SAMPLE
+        why = f"within so far, but not proven ({_odds(log_within)} of {_odds(proof.log_pass)})"
+    return CheckResult(check, verdict, f"{basis}: {why}", evidence)
 
 
 def judge_error_objective(
-    *, n: int, errors: int, limit_bp: int, settings: CheckSettings
+    parts: Sequence[Part], *, limit_bp: int, settings: CheckSettings, steps: int = 1
 ) -> CheckResult:
-    """At most `limit_bp` of 10,000 units may err, whatever stable does."""
-    objective = Objective("error rate", limit_bp / SHARE_WHOLE_BP, n, errors)
-    return judge_objectives(
-        ERROR_OBJECTIVE,
-        [objective],
-        log_needed=settings.log_fail,
-        samples_min=settings.min_samples,
-        basis="absolute bound",
-    )
+    """At most `limit_bp` of 10,000 units may err, whatever stable does.
+
+    `parts` are the step's intervals, `steps` how many of the plan's steps have this check.
+    """
+    objective = Objective("error rate", limit_bp / SHARE_WHOLE_BP, tuple(parts))
+    proof = Proof.of(settings, samples_min=settings.min_samples, steps=steps)
+    return judge_objectives(ERROR_OBJECTIVE, [objective], proof, basis="absolute bound")
 
 
 def judge_latency_objective(
-    counts: Mapping[int, int], *, quantile_permille: int, limit_us: int, settings: CheckSettings
+    intervals: Sequence[Mapping[int, int]],
+    *,
+    quantile_permille: int,
+    limit_us: int,
+    settings: CheckSettings,
+    steps: int = 1,
 ) -> CheckResult:
     """The quantile of the canary's latency must lie within `limit_us`: at most 1 − q may be slower.
 
-    `counts` is a histogram. It cannot split the bucket that holds the limit, so that up to 9 %
+    `intervals` are histograms. They cannot split the bucket that holds the limit, so that up to 9 %
     beyond it still counts as within: a canary at its limit is not condemned by rounding.
     """
     limit = f"{limit_us / 1000:g} ms"
-    objective = Objective(
-        f"slower than {limit}",
-        1.0 - quantile_permille / 1000,
-        histogram.total(counts),
-        histogram.count_above(counts, histogram.index_of(limit_us)),
-    )
-    found = judge_objectives(
+    index = histogram.index_of(limit_us)
+    parts = [Part(histogram.total(one), histogram.count_above(one, index)) for one in intervals]
+    result = judge_objectives(
         LATENCY_OBJECTIVE,
-        [objective],
-        log_needed=settings.log_fail,
-        samples_min=settings.min_samples,
+        [Objective(f"slower than {limit}", 1.0 - quantile_permille / 1000, tuple(parts))],
+        Proof.of(settings, samples_min=settings.min_samples, steps=steps),
         basis=f"p{quantile_permille / 10:g} within {limit}",
     )
-    quantile = histogram.quantile_us(counts, quantile_permille / 1000)
-    evidence = {**found.evidence, "quantile_us": quantile, "limit_us": limit_us}
-    return CheckResult(found.check, found.verdict, found.reason, evidence)
+    quantile = histogram.quantile_us(histogram.merge(intervals), quantile_permille / 1000)
+    evidence = {**result.evidence, "quantile_us": quantile, "limit_us": limit_us}
+    return CheckResult(result.check, result.verdict, result.reason, evidence)
 
 
 def judge_shadow_agreement(
@@ -112,10 +171,13 @@ def judge_shadow_agreement(
     agreement_min_bp: int,
     compared_min: int,
     settings: CheckSettings,
+    copies: int | None = None,
+    steps: int = 1,
 ) -> CheckResult:
     """Of the answers that a shadow gave or failed to give, enough must be like stable's.
 
-    `compared` answers had both sides. One may differ in its class (`flips`) and in its numbers
+    `compared` answers had both sides; they came in `copies` requests (default: one each), and those
+    of one request may all differ together. One may differ in its class (`flips`) and in its numbers
     (`beyond_tolerance`); both counts may hold the same answers, so that only the larger one is
     certain. An error of the shadow is a disagreement; a copy that was dropped is no data.
     Raises ValueError for more differing answers than compared ones.
@@ -123,16 +185,18 @@ def judge_shadow_agreement(
     differing = max(flips, beyond_tolerance)
     if differing > compared:
         raise ValueError(f"{differing} differing answers of {compared} compared ones")
-    bound = 1.0 - agreement_min_bp / SHARE_WHOLE_BP
-    found = judge_objectives(
-        SHADOW_AGREEMENT,
-        [Objective("answers unlike stable's", bound, compared + errors, differing + errors)],
-        log_needed=settings.log_fail,
-        samples_min=compared_min,
-        basis="copied requests",
+    objective = Objective(
+        "answers unlike stable's",
+        1.0 - agreement_min_bp / SHARE_WHOLE_BP,
+        (Part(compared + errors, differing + errors),),
+        clump=max(1.0, compared / copies) if copies else 1.0,
     )
+    needed = Proof.of(settings, samples_min=compared_min, steps=steps)
+    # A shadow's counts come for the whole step: no interval of it can be bounded.
+    proof = Proof(needed.log_fail, needed.log_pass, compared_min)
+    result = judge_objectives(SHADOW_AGREEMENT, [objective], proof, basis="copied requests")
     evidence: dict[str, JSON] = {
-        **found.evidence,
+        **result.evidence,
         "compared": compared,
         "flips": flips,
         "beyond_tolerance": beyond_tolerance,
@@ -140,29 +204,58 @@ def judge_shadow_agreement(
         "dropped": dropped,
     }
     unseen = f"; {dropped} copies dropped and not judged" if dropped else ""
-    return CheckResult(found.check, found.verdict, found.reason + unseen, evidence)
+    return CheckResult(result.check, result.verdict, result.reason + unseen, evidence)
 
 
-def _tell(objective: Objective) -> str:
+def _describe(objective: Objective) -> str:
     rate = objective.events / objective.n if objective.n else 0.0
     return f"{objective.label} {rate:.2%}, at most {objective.bound:.2%}, n={objective.n}"
 
 
-def _log_evidence(objective: Objective) -> float:
-    q, k, n = objective.bound, objective.events, objective.n
+def _log_beyond(objective: Objective, log_part_max: float) -> float:
+    """The evidence that the rate is above the bound; min(factor, e^c) keeps its mean at most 1."""
+    q = objective.bound
     if q >= RATE_MAX:
         # No alternative lies above such a bound, and one below it would accuse the healthy.
         return 0.0
     if q <= 0.0:
-        # One event refutes "never"; without any the best alternative is that very bound.
-        return LOG_CERTAIN if k else 0.0
-    logs = []
-    for multiple in MULTIPLES:
-        p = min(RATE_MAX, q * multiple)
-        logs.append(k * math.log(p / q) + (n - k) * (math.log1p(-p) - math.log1p(-q)))
-    return _log_mean_exp(logs)
+        # One event refutes "never".
+        return LOG_CERTAIN if objective.events else 0.0
+    return _log_mean_exp(
+        [
+            sum(
+                min(log_part_max, _log_factor(part, p, q) / objective.clump)
+                for part in objective.parts
+            )
+            for p in (min(RATE_MAX, q * multiple) for multiple in MULTIPLES_ABOVE)
+        ]
+    )
+
+
+def _log_within(objective: Objective) -> float:
+    """The evidence that the rate is below the bound; "never" cannot be proven."""
+    q = objective.bound
+    if q >= 1.0:
+        return LOG_CERTAIN
+    if q <= 0.0:
+        return 0.0
+    whole = Part(objective.n, objective.events)
+    return _log_mean_exp(
+        [_log_factor(whole, q * multiple, q) / objective.clump for multiple in MULTIPLES_BELOW]
+    )
+
+
+def _log_factor(part: Part, p: float, q: float) -> float:
+    quiet = part.n - part.events
+    return part.events * math.log(p / q) + quiet * (math.log1p(-p) - math.log1p(-q))
 
 
 def _log_mean_exp(logs: Sequence[float]) -> float:
     top = max(logs)
     return top + math.log(sum(math.exp(value - top) for value in logs) / len(logs))
+
+
+def _odds(log_e: float) -> str:
+    if log_e > math.log(1e4):
+        return f"10^{log_e / math.log(10):.0f}:1"
+    return f"{math.exp(log_e):.3g}:1"

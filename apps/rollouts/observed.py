@@ -43,10 +43,12 @@ def judge_agreement(check: CheckDocument, seen: Observed, settings: CheckSetting
     counts = {name: int(seen.get(name, 0)) for name in COUNTED}
     found = judge_shadow_agreement(
         compared=counts.pop("rows"),
+        copies=int(seen.get("compared", 0)),
         **counts,
         agreement_min_bp=int(check.setting("agreement_min_bp")),
         compared_min=int(check.setting("rows_min")),
         settings=settings,
+        steps=int(seen.get("steps", 1)),
     )
     return replace(found, check=check.label)
 

@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import msgspec
-from drf_spectacular.utils import extend_schema
+from drf_spectacular.utils import OpenApiParameter, extend_schema
 from rest_framework import status
+from rest_framework.decorators import action
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.viewsets import GenericViewSet, ViewSet
 
+from apps.lib.clock import database_now
 from apps.lib.errors import Invalid, NotFound
 from apps.models.access import actor_of, require_role
+from apps.models.api import find_model
 from apps.models.models import Role
+from apps.rollouts.estimates import UsualTraffic
 from apps.rollouts.models import Plan
+from apps.rollouts.plan_risks import risks_of_plan
 from apps.rollouts.plan_store import delete_plan, save_plan
 from apps.rollouts.plan_templates import TEMPLATES
-from apps.rollouts.plans import PlanDocument
-from apps.rollouts.serializers import PlanSerializer, plan_to_json, template_to_json
+from apps.rollouts.plans import PlanDocument, document_of
+from apps.rollouts.selectors.estimates import time_of, times_at_rates, times_of_model
+from apps.rollouts.serializers import (
+    PlanRisksSerializer,
+    PlanSerializer,
+    PlanTimeSerializer,
+    plan_to_json,
+    template_to_json,
+)
+
+RATE_MAX = 1e9
 
 
 def find_plan(name: str) -> Plan:
@@ -35,6 +50,16 @@ def read_document(asked: dict[str, Any]) -> PlanDocument:
         return msgspec.convert(asked, PlanDocument)
     except msgspec.ValidationError as error:
         raise Invalid(f"The plan cannot be read: {error}.") from error
+
+
+def _read_rate(text: str) -> float:
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = -1.0
+    if not 0.0 <= rate < RATE_MAX:
+        raise Invalid(f"per_second: {text!r} is no rate of requests.")
+    return rate
 
 
 class PlanViewSet(GenericViewSet[Plan]):
@@ -70,6 +95,39 @@ class PlanViewSet(GenericViewSet[Plan]):
         require_role(request.user, None, Role.ADMIN)
         delete_plan(plan=self.get_object(), actor=actor_of(request))
         return Response(status=status.HTTP_204_NO_CONTENT)
+
+    @extend_schema(responses=PlanRisksSerializer)
+    @action(detail=True)
+    def risks(self, request: Request, name: str) -> Response:
+        """How often the plan rolls a healthy version back, or lets one at its limit pass."""
+        risks = risks_of_plan(document_of(self.get_object()))
+        return Response(
+            {"false_rollback": risks.false_rollback, "checks": [asdict(c) for c in risks.checks]}
+        )
+
+    @extend_schema(
+        parameters=[
+            OpenApiParameter("model", str, description="At this model's traffic of late"),
+            OpenApiParameter("per_second", float, description="At this rate of requests instead"),
+        ],
+        responses=PlanTimeSerializer(many=True),
+    )
+    @action(detail=True)
+    def times(self, request: Request, name: str) -> Response:
+        """How long each step takes for a version that is as good as stable; nothing is started.
+
+        At the model's traffic of the last day and week, at one rate, or without either at usual
+        ones. A model without traffic has no times.
+        """
+        plan = document_of(self.get_object())
+        model, rate = (request.query_params.get(key, "") for key in ("model", "per_second"))
+        if rate:
+            times = [time_of(plan, UsualTraffic(_read_rate(rate)), f"{rate} a second")]
+        elif model:
+            times = times_of_model(plan, find_model(model), database_now())
+        else:
+            times = times_at_rates(plan)
+        return Response(PlanTimeSerializer(times, many=True).data)
 
     @staticmethod
     def _save(request: Request, plan: Plan | None) -> Plan:

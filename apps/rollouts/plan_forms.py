@@ -79,6 +79,15 @@ class PlanForm(forms.Form):
         help_text="A step that cannot be decided goes on for so many bake times, "
         "then waits for a person.",
     )
+    wait_max = forms.DecimalField(
+        label="Waits for data, h",
+        min_value=Decimal(0),
+        max_value=Decimal(365 * 24),
+        decimal_places=4,
+        initial=168,
+        help_text="A step that lacks data goes on for so long, if that is longer, "
+        "then waits for a person. Little traffic needs long.",
+    )
     margin = forms.DecimalField(
         label="Tolerated error rate above stable, %",
         min_value=Decimal("0.01"),
@@ -172,6 +181,7 @@ class PlanForm(forms.Form):
             time_scale_permille=int(data["time_scale"] * 1_000),
             interval_s=data["interval_s"],
             extend_max=data["extend_max"],
+            wait_max_s=round(data["wait_max"] * HOUR_S),
             margin_bp=int(data["margin"] * PERCENT_BP),
             alpha_ppm=int(data["alpha"] * 10_000),
             reference_requests_min=data["reference_requests_min"],
@@ -190,6 +200,7 @@ class PlanForm(forms.Form):
             "time_scale": _plain(plan.time_scale_permille, 1_000),
             "interval_s": plan.interval_s,
             "extend_max": plan.extend_max,
+            "wait_max": _plain(plan.wait_max_s, HOUR_S),
             "margin": _plain(plan.margin_bp, PERCENT_BP),
             "alpha": _plain(plan.alpha_ppm, 10_000),
             "reference_requests_min": plan.reference_requests_min,

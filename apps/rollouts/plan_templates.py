@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
-from apps.rollouts.check_kinds import DEFAULT_CHECKS, SHADOW_AGREEMENT, SMOKE
+from apps.rollouts.check_kinds import (
+    DEFAULT_CHECKS,
+    ERROR_RATE,
+    LATENCY,
+    SAMPLE_RATIO,
+    SHADOW_AGREEMENT,
+    SMOKE,
+    CheckDocument,
+)
 from apps.rollouts.plans import (
+    DEFAULT_BAKE_S,
+    DEFAULT_HOLDBACK_BP,
     DEFAULT_PLAN,
     DEFAULT_WEIGHTS_BP,
     MINUTE_S,
@@ -39,10 +50,28 @@ _COPY = StepDocument(weight_bp=0, shadow_bp=1_000, bake_s=30 * MINUTE_S, checks=
 _SHADOW = msgspec.structs.replace(_COPY, gate="person")
 _HALF = StepDocument(weight_bp=5_000, bake_s=30 * MINUTE_S, checks=DEFAULT_CHECKS, gate="person")
 
+_RECORDED = CheckDocument(check=LATENCY, mode="dry-run")
+_LITTLE = StepDocument(
+    weight_bp=5_000,
+    bake_s=24 * HOUR_S,
+    checks=(ERROR_RATE, _RECORDED, SAMPLE_RATIO),
+    gate="person",
+)
+# The bake after the last step is the one at 95 %: who is held back is compared with to the end.
+_HELD_BACK: dict[str, Any] = {
+    "holdback_bp": DEFAULT_HOLDBACK_BP,
+    "final_bake_s": DEFAULT_BAKE_S,
+}
+
 TEMPLATES = (
     PlanTemplate(
-        PlanDocument(name=DEFAULT_PLAN, steps=_steps(*DEFAULT_WEIGHTS_BP, bake_s=30 * MINUTE_S)),
-        "5 → 10 → 25 → 50 → 100 %, 30 minutes each",
+        PlanDocument(
+            name=DEFAULT_PLAN,
+            steps=_steps(*DEFAULT_WEIGHTS_BP, bake_s=DEFAULT_BAKE_S),
+            **_HELD_BACK,
+        ),
+        "5 → 10 → 25 → 50 → 95 %, 30 minutes each; the other 5 % are held back on the version "
+        "before until the end, so that there is always something to compare with",
     ),
     PlanTemplate(
         PlanDocument(
@@ -72,9 +101,22 @@ TEMPLATES = (
                 _COPY,
                 *_steps(500, 2_500, bake_s=30 * MINUTE_S),
                 _HALF,
-                *_steps(WHOLE_BP, bake_s=30 * MINUTE_S),
             ),
+            **_HELD_BACK,
         ),
-        "Compare copies, then 5 → 25 → 50 %, hold there until a person lets it go on to 100 %",
+        "Compare copies, then 5 → 25 → 50 %, hold there until a person lets it go on to 95 %, with "
+        "5 % held back on the version before",
+    ),
+    PlanTemplate(
+        PlanDocument(
+            name="little-traffic",
+            steps=(_LITTLE,),
+            margin_bp=500,
+            wait_max_s=30 * 24 * HOUR_S,
+            holdback_bp=DEFAULT_HOLDBACK_BP,
+            final_bake_s=24 * HOUR_S,
+        ),
+        "For a few requests an hour: 50 % until 5 points more errors are ruled out, up to 30 days; "
+        "latency is recorded only, and a person who has looked at it lets it go on to 95 %",
     ),
 )

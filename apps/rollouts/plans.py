@@ -27,8 +27,12 @@ MINUTE_S = 60
 WHOLE_BP = 10_000
 
 DEFAULT_PLAN = "canary"
-DEFAULT_WEIGHTS_BP = (500, 1_000, 2_500, 5_000, 10_000)
+# The bake after these steps gives the target all that is not held back.
+DEFAULT_WEIGHTS_BP = (500, 1_000, 2_500, 5_000)
 DEFAULT_BAKE_S = 30 * MINUTE_S
+DEFAULT_HOLDBACK_BP = 500
+# A step that lacks data waits for it this long: little traffic is no reason to stop.
+DEFAULT_WAIT_S = 7 * 24 * 3_600
 HOLDBACK_LEAST_BP, HOLDBACK_MOST_BP = 100, 500
 # So many check intervals at most in the bake time of a step: two hours of the default ones.
 INTERVALS_MAX = 720
@@ -64,6 +68,7 @@ class PlanDocument(msgspec.Struct, frozen=True, kw_only=True):
     time_scale_permille: int = 1_000
     interval_s: int = 10
     extend_max: int = 3
+    wait_max_s: int = DEFAULT_WAIT_S
     margin_bp: int = 100
     alpha_ppm: int = 10_000
     reference_requests_min: int = 5_000
@@ -85,6 +90,10 @@ class PlanDocument(msgspec.Struct, frozen=True, kw_only=True):
         """
         bake_s = self.bake_of(step_index).total_seconds()
         return max(self.interval_s, math.ceil(bake_s / INTERVALS_MAX))
+
+    def steps_that_ask(self, label: str) -> int:
+        """Return how many steps have the check of that label: those share its α."""
+        return sum(check.label == label for step in self.steps for check in step.questions)
 
     @property
     def guardrails(self) -> int:

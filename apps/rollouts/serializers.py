@@ -22,7 +22,9 @@ from apps.rollouts.models import (
     Rollout,
     RolloutEvent,
 )
+from apps.rollouts.no_control import notices_of
 from apps.rollouts.overrides import Override
+from apps.rollouts.plan_risks import Basis
 from apps.rollouts.plan_templates import PlanTemplate
 from apps.rollouts.plans import DEFAULT_BAKE_S, PlanDocument, document_of, to_json
 
@@ -86,6 +88,7 @@ class PlanSerializer(StrictSerializer):
     time_scale_permille = serializers.IntegerField(min_value=1, max_value=10_000, default=1_000)
     interval_s = serializers.IntegerField(min_value=1, max_value=3_600, default=10)
     extend_max = serializers.IntegerField(min_value=1, max_value=1_000, default=3)
+    wait_max_s = serializers.IntegerField(min_value=0, max_value=365 * DAY_S, default=7 * DAY_S)
     margin_bp = serializers.IntegerField(min_value=1, max_value=9_999, default=100)
     alpha_ppm = serializers.IntegerField(min_value=1, max_value=500_000, default=10_000)
     reference_requests_min = serializers.IntegerField(min_value=1, max_value=MOST, default=5_000)
@@ -98,6 +101,45 @@ class PlanSerializer(StrictSerializer):
     final_bake_s = serializers.IntegerField(min_value=0, max_value=30 * DAY_S, default=0)
     rollback_window_s = serializers.IntegerField(min_value=0, max_value=365 * DAY_S, default=DAY_S)
     steps: Any = serializers.ListSerializer(child=StepSerializer(), max_length=100)
+    # In sentences: which steps have nothing to compare with, and what that leads to.
+    notices = serializers.ListField(child=serializers.CharField(), read_only=True)
+
+
+class CheckRiskSerializer(serializers.Serializer[Any]):
+    """Fractions; null where nobody can know."""
+
+    name = serializers.CharField()
+    kind = serializers.CharField()
+    mode = serializers.ChoiceField(choices=list(get_args(Mode)))
+    basis = serializers.ChoiceField(choices=list(get_args(Basis)))
+    false_rollback = serializers.FloatField(allow_null=True)
+    false_pass = serializers.FloatField(allow_null=True)
+
+
+class PlanRisksSerializer(serializers.Serializer[Any]):
+    false_rollback = serializers.FloatField(allow_null=True)
+    checks = CheckRiskSerializer(many=True)
+
+
+class StepTimeSerializer(serializers.Serializer[Any]):
+    number = serializers.IntegerField()
+    weight_bp = serializers.IntegerField()
+    expected_s = serializers.FloatField(allow_null=True)
+    is_in_time = serializers.BooleanField()
+    told = serializers.CharField()
+
+
+class PlanTimeSerializer(serializers.Serializer[Any]):
+    """How long a plan takes at one rate of traffic, for a version that is as good as stable."""
+
+    period = serializers.CharField()
+    per_second = serializers.FloatField()
+    rate = serializers.CharField()
+    error_rate = serializers.FloatField()
+    expected_s = serializers.FloatField(allow_null=True)
+    can_decide = serializers.BooleanField()
+    told = serializers.CharField()
+    steps = StepTimeSerializer(many=True)
 
 
 class EventSerializer(serializers.ModelSerializer[RolloutEvent]):
@@ -275,7 +317,7 @@ def template_to_json(template: PlanTemplate) -> dict[str, Any]:
 
 
 def _ordered(document: PlanDocument, extra: dict[str, Any]) -> dict[str, Any]:
-    told = {**to_json(document), **extra}
+    told = {**to_json(document), **extra, "notices": notices_of(document)}
     for step in told["steps"]:
         step.pop("is_final_bake", None)
     return {str(name): told[str(name)] for name in PlanSerializer().fields}

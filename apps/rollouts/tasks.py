@@ -10,11 +10,11 @@ from apps.lib.clock import database_now
 from apps.rollouts.candidates import start_candidates
 from apps.rollouts.drift import publish_drift
 from apps.rollouts.models import IngestedBatch, PublishedTable, ShadowRow, TelemetryRow
+from apps.rollouts.references import KEEP_TELEMETRY
 from apps.rollouts.retirement import retire_versions
 from apps.rollouts.tick import tick_rollouts
-from apps.rollouts.watch import watch_traffic
+from apps.rollouts.watch import watch_ends, watch_traffic
 
-KEEP_TELEMETRY = timedelta(days=14)
 KEEP_BATCHES = timedelta(days=2)
 KEEP_TABLES = 1_000
 
@@ -29,6 +29,11 @@ def tick_task() -> None:
 @shared_task(name="rollouts.watch_traffic")
 def watch_traffic_task() -> None:
     watch_traffic(database_now())
+
+
+@shared_task(name="rollouts.watch_ends")
+def watch_ends_task() -> None:
+    watch_ends(database_now())
 
 
 @shared_task(name="rollouts.start_candidates")

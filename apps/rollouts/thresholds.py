@@ -79,35 +79,50 @@ def columns_of(counts: Counts) -> tuple[Array, Array, Array, Array]:
     return counts.canary_n, counts.canary_events, counts.control_n, counts.control_events
 
 
-@lru_cache(maxsize=64)
 def false_alarm_rate(
     steps_bp: tuple[int, ...] = TYPICAL_STEPS_BP,
     *,
     margin_bp: int = 100,
     error_rate: float = USUAL_ERROR_RATE,
     samples_min: int = SAMPLES_MIN,
+) -> float:
+    """The share of rollouts of a *healthy* canary that the rule would roll back, simulated."""
+    return rollback_rate(
+        steps_bp, margin_bp=margin_bp, error_rate=error_rate, samples_min=samples_min
+    )
+
+
+@lru_cache(maxsize=64)
+def rollback_rate(
+    steps_bp: tuple[int, ...],
+    *,
+    surplus: float = 0.0,
+    margin_bp: int = 100,
+    error_rate: float = USUAL_ERROR_RATE,
+    samples_min: int = SAMPLES_MIN,
     looks_per_step: int = LOOKS_PER_STEP,
     requests_per_look: int = REQUESTS_PER_LOOK,
 ) -> float:
-    """The share of rollouts of a *healthy* canary that the rule would roll back, simulated.
+    """The share of rollouts that the rule would roll back, simulated.
 
-    Both versions err at `error_rate`; the plan's steps have shares `steps_bp` and are looked at
-    each time `requests_per_look` more requests have come. Steps without a control are left out.
-    Seeded: the same plan is always told the same figure, which is exact to some 1.5 points.
+    Stable errs at `error_rate` and the canary at `surplus` more; the plan's steps have shares
+    `steps_bp` and are looked at each time `requests_per_look` more requests have come. Steps
+    without a control are left out. Seeded: the same plan always gets the same figure, which is
+    exact to some 1.5 points.
     """
     rng = np.random.default_rng(SEED)
-    fooled = np.zeros(RUNS, dtype=bool)
+    is_failed = np.zeros(RUNS, dtype=bool)
     for share_bp in steps_bp:
         if not 0 < share_bp < SHARE_WHOLE_BP:
             continue
         shape = (RUNS, looks_per_step)
         canary_n = rng.binomial(requests_per_look, share_bp / SHARE_WHOLE_BP, shape)
         control_n = requests_per_look - canary_n
-        canary_events = rng.binomial(canary_n, error_rate)
+        canary_events = rng.binomial(canary_n, min(1.0, error_rate + surplus))
         control_events = rng.binomial(control_n, error_rate)
         columns = (canary_n, canary_events, control_n, control_events)
         counts = Counts(*(column.astype(np.float64) for column in columns))
-        fooled |= beyond_threshold(
+        is_failed |= beyond_threshold(
             counts, margin=margin_bp / SHARE_WHOLE_BP, samples_min=samples_min
         ).any(axis=-1)
-    return float(fooled.mean())
+    return float(is_failed.mean())

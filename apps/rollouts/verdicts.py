@@ -26,3 +26,5 @@ class CheckResult:
     verdict: Verdict
     reason: str
     evidence: dict[str, JSON]
+    # False where no more data could ever decide it: then waiting is for nothing.
+    is_decidable: bool = True

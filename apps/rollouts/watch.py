@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -19,9 +19,10 @@ from apps.lib.actors import INTERLOCK
 from apps.models.audit import record_audit
 from apps.models.models import RegisteredModel
 from apps.notifications.outbox import enqueue
-from apps.rollouts.checks import SplitInterval, judge_sample_ratio
+from apps.rollouts.ends import find_differences
 from apps.rollouts.models import Rollout, ServingChange, TelemetryRow, TrafficAlarm
 from apps.rollouts.phases import move
+from apps.rollouts.sample_ratio import SplitInterval, judge_sample_ratio
 from apps.rollouts.states import Phase
 from contract.routing import EXPLICIT
 
@@ -68,12 +69,34 @@ def watch_traffic(now: datetime) -> list[TrafficAlarm]:
 
     A leak pauses the model's rollout: it may not get further before a person has looked.
     """
-    raised = []
-    for finding in _find(now):
-        alarm, is_new = _record(finding, now)
-        if is_new:
-            raised.append(alarm)
-    return raised
+    return _raise(_find(now), now)
+
+
+def watch_ends(now: datetime) -> list[TrafficAlarm]:
+    """Raise the alarms for requests whose end is missing or came twice; return the new ones.
+
+    They pause the model's rollout too: what a version did to those requests no check has seen.
+    """
+    findings = (
+        Finding(
+            TrafficAlarm.Kind.ENDS,
+            Seen(
+                each.instance,
+                each.model_name,
+                each.version_number,
+                each.generation,
+                requests=each.assigned,
+            ),
+            each.text,
+        )
+        for each in find_differences(now)
+    )
+    return _raise(findings, now)
+
+
+def _raise(findings: Iterable[Finding], now: datetime) -> list[TrafficAlarm]:
+    recorded = [_record(finding, now) for finding in findings]
+    return [alarm for alarm, is_new in recorded if is_new]
 
 
 def _find(now: datetime) -> Iterator[Finding]:
@@ -192,6 +215,7 @@ def _record(finding: Finding, now: datetime) -> tuple[TrafficAlarm, bool]:
 EVENTS = {
     TrafficAlarm.Kind.LEAK: "leak.detected",
     TrafficAlarm.Kind.DIVERGENCE: "split.diverged",
+    TrafficAlarm.Kind.ENDS: "ends.missing",
 }
 
 

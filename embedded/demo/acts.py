@@ -23,23 +23,34 @@ PLAN_BODY: dict[str, Any] = {
     "time_scale_permille": 3,
     "interval_s": 2,
     "extend_max": 20,
+    # Nobody watches for longer than that.
+    "wait_max_s": 0,
     "reference_requests_min": 2_000,
     # Two busy cores shared with everything else: jitter of this size means nothing here.
     "latency_slack_us": 8_000,
-    "steps": [{"weight_bp": bp} for bp in (500, 1_000, 2_500, 5_000, 10_000)],
+    "steps": [{"weight_bp": bp} for bp in (500, 1_000, 2_500, 5_000)],
+    "holdback_bp": 500,
+    "final_bake_s": 1_800,
 }
 # Load and try out at 0 %, reachable by its number, then switch at once; the old one stays warm.
 BLUE_GREEN = "demo-blue-green"
 BLUE_GREEN_BODY: dict[str, Any] = {
     **PLAN_BODY,
     "description": "Tried out at 0 %, then switched to at once",
+    "holdback_bp": 0,
+    "final_bake_s": 0,
     "steps": [
         {
             "weight_bp": 0,
             "bake_s": 600,
             "checks": [{"check": "smoke", "settings": {"requests_min": 20}}],
         },
-        {"weight_bp": 10_000, "bake_s": 1_800, "checks": ["error-rate"]},
+        # Nobody is left on stable to compare with, so that a fixed bound decides.
+        {
+            "weight_bp": 10_000,
+            "bake_s": 1_800,
+            "checks": [{"check": "error-objective", "settings": {"limit_bp": 500}}],
+        },
     ],
 }
 # What an earlier demo on the same state directory rolled back is tried again.

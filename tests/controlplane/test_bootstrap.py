@@ -11,6 +11,7 @@ from django.core.management import call_command
 
 from apps.models.models import ServingCluster
 from apps.rollouts.models import Plan, PublishedTable
+from apps.rollouts.plans import document_of
 
 pytestmark = pytest.mark.django_db
 
@@ -32,13 +33,8 @@ def test_a_new_installation_becomes_usable() -> None:
     told = bootstrap()
     assert "admin root made, cluster default made, plans canary, careful-canary" in told
     assert User.objects.get(username="root").check_password("a long password")
-    assert [step.weight_bp for step in Plan.objects.get(is_default=True).steps.all()] == [
-        500,
-        1_000,
-        2_500,
-        5_000,
-        10_000,
-    ]
+    steps = document_of(Plan.objects.get(is_default=True)).as_followed().steps
+    assert [step.weight_bp for step in steps] == [500, 1_000, 2_500, 5_000, 9_500]
     assert PublishedTable.objects.get().generation == 1
 
 

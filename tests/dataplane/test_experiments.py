@@ -1,17 +1,20 @@
 """Who takes part in an experiment, and what is told of them, from bytes in to messages out."""
 
+import asyncio
 import time
 
 import msgspec
 import pytest
 
 from contract.messages import SKETCH_K
-from contract.routing import ExperimentSplit
+from contract.routing import Batching, ExperimentSplit
 from dataplane.crowd import Crowd, Crowds
 from dataplane.router import Router
 from dataplane.telemetry import MEASURED_MAX, Telemetry
-from tests.dataplane.test_predict import BOOM, Plane, by_version
-from tests.dataplane.worlds import EXPERIMENT, model
+from dataplane.triton import Fault, TritonError
+from tests.dataplane.test_predict import BOOM, INFER, REFUSED, ROW, Plane, by_version
+from tests.dataplane.wire import Wire, request
+from tests.dataplane.worlds import EXPERIMENT, body, model
 
 
 def split(**changes) -> ExperimentSplit:
@@ -133,6 +136,38 @@ async def test_a_request_that_fell_back_is_an_error_of_its_variant():
         measured[each.variant] += each.errors
     assert measured["control"] == 0
     assert measured["treatment"] > 0
+
+
+async def test_a_unit_is_exposed_when_it_is_assigned_whatever_becomes_of_its_request():
+    plane = Plane(None, split=split(measured=True))
+    wire = Wire(answer=plane.application)
+    wire.feed(request(INFER, body(ROW), unit("u1")))
+    (exposure,) = await exposed(plane)
+    assert exposure.unit == "u1"
+    wire.connection.connection_lost(None)
+    assert await exposed(plane) == []
+    assert [(m.requests, m.errors) for m in plane.telemetry.drain_measured()] == [(1, 1)]
+
+
+@pytest.mark.parametrize("why", ["expired", "shed"])
+async def test_a_request_that_its_version_left_unanswered_is_an_error_of_its_variant(why):
+    one = split(measured=True, holdout_salt="h", holdout_bp=10_000)
+    plane = Plane(None, split=one, batching=Batching(max_queue_size=64 * (why == "expired")))
+    wire = Wire(answer=plane.application)
+    wire.feed(request(INFER, body(ROW), unit("u1", "x-interlock-timeout-ms: 300\r\n")))
+    if why == "expired":
+        await asyncio.sleep(0.01)
+        plane.triton.finish(0, TritonError(Fault.TIMEOUT, "no answer before the deadline"))
+    assert wire.statuses == [504 if why == "expired" else 503]
+    (measured,) = plane.telemetry.drain_measured()
+    assert (measured.requests, measured.errors, measured.latency_us) == (1, 1, 0)
+    assert len(await exposed(plane)) == 1
+
+
+async def test_a_request_that_no_version_accepts_is_nobodys_error():
+    plane = Plane(by_version(v1=REFUSED, v2=REFUSED), split=split(measured=True))
+    assert (await plane.ask(headers=unit("u1"))).status == 400
+    assert plane.telemetry.drain_measured() == []
 
 
 async def test_nothing_is_measured_where_nobody_asks():

@@ -17,8 +17,9 @@ from tritonclient.grpc.aio import InferenceServerClient
 from contract.routing import Cache as CacheSettings
 from contract.routing import RoutingTable, Tenant
 from dataplane.cache import Cache
+from dataplane.clusters import cluster_of
 from dataplane.config import Limits
-from dataplane.grpc_service import SERVICE, GrpcService
+from dataplane.grpc_service import SERVICE, GrpcCaller, GrpcService
 from dataplane.predict import Predictor
 from dataplane.serving import Serving
 from dataplane.telemetry import Telemetry
@@ -253,3 +254,46 @@ async def test_a_stop_lets_a_call_finish():
         world.triton.finish(0)
         assert (await asked)[0] == "OK"
         await stopping
+
+
+async def test_a_call_whose_deadline_passes_while_the_version_works_has_one_end():
+    async with a_world(None, split=canary(10_000)) as world:
+        code, _, _ = await call(world, timeout_s=0.1)
+        assert code == "DEADLINE_EXCEEDED"
+        await asyncio.sleep(0.05)
+        world.triton.finish(0, TritonError(Fault.TIMEOUT, "no answer before the deadline"))
+        (window,), _ = world.telemetry.drain(3)
+    assert window.assigned_requests == window.ends.total == window.unanswered == 1
+    assert window.ends.abandoned + window.ends.expired == 1
+
+
+async def test_calls_that_a_stop_cuts_have_their_end():
+    async with a_world(None, split=canary(10_000)) as world:
+        asking = asyncio.create_task(call(world))
+        await until(lambda: len(world.triton.calls) == 1)
+        await world.service.stop(0)
+        await asking
+        (window,), _ = world.telemetry.drain(3)
+    assert (window.assigned_requests, window.ends.abandoned) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("peer", "host"),
+    [
+        ("ipv4:10.0.0.1:5000", b"10.0.0.1"),
+        ("ipv6:%5B::1%5D:5000", b"::1"),
+        ("ipv6:[::1]:5000", b"::1"),
+        ("unix:", b""),
+        ("", b""),
+    ],
+)
+async def test_a_clients_cluster_is_that_of_its_address_as_over_http(peer, host):
+    answer = asyncio.get_running_loop().create_future()
+    assert GrpcCaller(answer, {}, peer).client_cluster == cluster_of(host)
+
+
+async def test_calls_without_a_unit_are_counted_by_their_address():
+    async with a_world(split=canary(10_000)) as world:
+        await call(world)
+        (window,), _ = world.telemetry.drain(3)
+    assert set(window.clusters) == {cluster_of(b"127.0.0.1")}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 
 import httpx
 import pytest
@@ -33,6 +34,10 @@ HEALTHY = (
 async def entries(valkey, name):
     async with redis.Redis.from_url(valkey.url) as client:
         return [decode_batch(fields[FIELD]) for _, fields in await client.xrange(name)]
+
+
+async def windows_of(valkey):
+    return [w for b in await entries(valkey, STREAM_TELEMETRY) for w in b.windows]
 
 
 async def test_it_serves_counts_exposes_and_reports(valkey, tmp_path):
@@ -127,6 +132,34 @@ async def test_a_stop_does_not_wait_for_ever(valkey, tmp_path):
         assert time.monotonic() - began < 3.5
         with pytest.raises(httpx.TransportError):
             await asked
+    # What it cut has its end in the last windows.
+    windows = await windows_of(valkey)
+    assert sum(w.assigned_requests for w in windows) == 1
+    assert sum(w.ends.abandoned for w in windows) == 1
+
+
+async def test_all_that_is_assigned_ends_once_whatever_clients_and_servers_do(valkey, tmp_path):
+    path = "/v2/models/sums/infer"
+    async with an_instance(valkey, tmp_path, timeout_ms=400) as (instance, client, _, upstream):
+        await applied(instance)
+
+        async def ask(n):
+            headers = {"x-unit-id": f"u{n % 7}"}
+            if n % 3 == 0:
+                headers["x-interlock-timeout-ms"] = "60"
+            with suppress(httpx.TransportError, httpx.TimeoutException):
+                timeout_s = 0.03 if n % 5 == 0 else 5
+                await client.post(path, content=body(ROW), headers=headers, timeout=timeout_s)
+
+        for act in ("answer", "hang", "close", b"HTTP/1.1 500 X\r\ncontent-length: 2\r\n\r\n{}"):
+            upstream.always = act
+            await asyncio.gather(*[ask(n) for n in range(30)])
+        await asyncio.sleep(0.5)
+    windows = await windows_of(valkey)
+    assert sum(w.assigned_requests for w in windows) == 120
+    assert sum(w.ends.total for w in windows) == 120
+    for name in ("answered", "failed", "expired", "abandoned"):
+        assert sum(getattr(w.ends, name) for w in windows) > 0, name
 
 
 async def test_a_hanging_loop_ages_readiness(valkey, tmp_path, monkeypatch):

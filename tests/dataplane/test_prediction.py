@@ -1,11 +1,16 @@
 """Who is blamed for a request that went wrong, and what its breaker hears of it."""
 
 import asyncio
+from hashlib import sha256
 
+import msgspec
 import pytest
 
-from contract.routing import Breaker
+from contract.bucketing import bucket
+from contract.messages import CLUSTERS
+from contract.routing import Batching, Breaker, Tenant
 from dataplane.breaker import State
+from dataplane.clusters import cluster_of
 from dataplane.triton import Fault, TritonError
 from tests.dataplane.test_predict import ALL, BOOM, INFER, REFUSED, ROW, Plane, by_version
 from tests.dataplane.wire import Wire, request
@@ -131,3 +136,129 @@ async def test_a_versions_latency_does_not_hold_the_time_of_who_failed_before():
     await asyncio.sleep(0.01)
     plane.triton.finish(1)
     assert runtime(plane, "1").stats.latency.sum < 0.1
+
+
+# --- how requests end for the version that they were assigned to ----------------------------------
+
+
+def ends_of(plane, variant):
+    """Return the ends that happened, by name, and the units without an answer."""
+    window = plane.windows()[variant]
+    counts = msgspec.to_builtins(window.ends)
+    assert window.assigned_requests == sum(counts.values())
+    return counts, window.unanswered
+
+
+@pytest.mark.parametrize(
+    ("canary", "stable", "end"),
+    [
+        (None, None, "answered"),
+        (BOOM, None, "fell_back"),
+        (BOOM, BOOM, "failed"),
+        (BOOM, REFUSED, "failed"),
+        (REFUSED, None, "fell_back"),
+        (REFUSED, REFUSED, "refused"),
+        (REFUSED, BOOM, "refused"),
+        (TritonError(Fault.DEAD, "gone"), None, "fell_back"),
+    ],
+)
+async def test_a_request_ends_by_what_its_version_did(canary, stable, end):
+    plane = Plane(by_version(v1=stable, v2=canary), split=ALL)
+    await plane.ask()
+    assert ends_of(plane, "canary") == ({end: 1}, end in ("failed", "fell_back"))
+
+
+async def test_requests_past_an_open_breaker_are_bypassed_and_unanswered():
+    plane = Plane(by_version(v2=BOOM), split=ALL)
+    for _ in range(5):
+        assert (await plane.ask()).status == 200
+    assert ends_of(plane, "canary") == ({"fell_back": 2, "bypassed": 3}, 5)
+
+
+async def test_a_version_that_is_shut_out_and_has_no_other_failed():
+    plane = Plane(by_version(v1=TritonError(Fault.DEAD, "gone")))
+    for _ in range(4):
+        await plane.ask()
+    assert ends_of(plane, "stable") == ({"failed": 4}, 4)
+
+
+async def test_a_shed_request_ends_as_shed_whoever_answers():
+    plane = Plane(split=ALL, batching=Batching(max_batch_size=4, max_queue_size=0))
+    assert (await plane.ask()).status == 503
+    assert ends_of(plane, "canary") == ({"shed": 1}, 1)
+    plane = Plane(split=ALL)
+    runtime(plane, "2").batcher._waiting_max = 0
+    assert (await plane.ask()).headers["x-interlock-fallback"] == "queue_full"
+    assert ends_of(plane, "canary") == ({"shed": 1}, 1)
+
+
+async def test_a_client_that_leaves_after_its_request_was_sent_abandoned_it():
+    plane = Plane(None, split=ALL)
+    (wire,) = await send(plane, "x-unit-id: a\r\n")
+    wire.connection.connection_lost(None)
+    assert ends_of(plane, "canary") == ({"abandoned": 1}, 1)
+    plane.triton.finish(0)
+    window = plane.windows()["canary"]
+    # The version did answer, which is news of its latency, but the request has its end.
+    assert (window.requests, window.ends.total, window.unanswered) == (1, 0, 0)
+
+
+async def test_an_explicit_version_counts_its_ends_and_no_clusters():
+    plane = Plane(by_version(v2=BOOM), split=ALL)
+    await plane.ask("/v2/models/sums/versions/2/infer", headers="x-unit-id: a\r\n")
+    window = plane.windows()["explicit"]
+    assert (window.ends.failed, window.unanswered, window.clusters) == (1, 1, {})
+
+
+async def test_a_request_that_no_version_is_decided_for_is_assigned_to_none():
+    plane = Plane(stable=None)
+    assert (await plane.ask()).status == 503
+    assert (await plane.ask("/v2/models/sums/versions/7/infer")).status == 404
+    assert plane.windows() == {}
+
+
+async def test_an_error_while_a_request_is_queued_is_its_end():
+    plane = Plane(split=ALL)
+    batcher = runtime(plane, "2").batcher
+    batcher._queue = None
+    answer = await plane.ask()
+    assert (answer.status, answer.headers["x-interlock-version"]) == (200, "1")
+    assert ends_of(plane, "canary") == ({"fell_back": 1}, 1)
+
+
+# --- who shares a cluster -------------------------------------------------------------------------
+
+
+async def cluster(plane, headers="", peer=("10.0.0.1", 5)):
+    wire = Wire(answer=plane.application)
+    wire.transport.peer = peer
+    wire.feed(request(INFER, body(ROW), headers))
+    await asyncio.sleep(0.01)
+    assert wire.statuses == [200]
+    (number,) = plane.windows()["canary"].clusters
+    return number
+
+
+async def test_a_units_cluster_is_that_of_its_bucket():
+    plane = Plane(split=ALL)
+    for unit in "abc":
+        found = await cluster(plane, f"x-unit-id: {unit}\r\n")
+        assert found == bucket("s", unit) % CLUSTERS
+
+
+async def test_requests_without_a_unit_share_the_cluster_of_their_address():
+    plane = Plane(split=ALL)
+    for address in ("10.0.0.1", "10.0.0.2", "::1"):
+        found = {await cluster(plane, peer=(address, port)) for port in (1, 2)}
+        assert found == {cluster_of(address.encode())}
+    assert await cluster(plane, peer=None) == cluster_of(b"")
+
+
+async def test_requests_without_a_unit_share_the_cluster_of_their_api_key():
+    plane = Plane()
+    tenants = {"shop": Tenant(keys=(sha256(b"k1").hexdigest(), sha256(b"k2").hexdigest()))}
+    applied = table(model(split=ALL), 2)
+    plane.serving.apply(msgspec.structs.replace(applied, tenants=tenants))
+    found = [await cluster(plane, f"x-api-key: {key}\r\n") for key in ("k1", "k2")]
+    assert found == [cluster_of(b"k1"), cluster_of(b"k2")]
+    assert await cluster(plane, "authorization: Bearer k2\r\n") == cluster_of(b"k2")

@@ -1,6 +1,7 @@
 import pytest
 
 from contract.histogram import total
+from dataplane import counter as unit_counter
 from dataplane import telemetry
 from dataplane.telemetry import Telemetry
 
@@ -119,7 +120,7 @@ def test_counters_of_old_generations_are_forgotten_in_time(gathered):
 
 
 def test_the_sets_of_units_are_bounded_and_the_rest_is_counted(gathered, monkeypatch):
-    monkeypatch.setattr(telemetry, "UNITS_MAX", 2)
+    monkeypatch.setattr(unit_counter, "UNITS_MAX", 2)
     counter = gathered.counter(KEY)
     for unit in "abcd":
         counter.failed(unit, fell_back=False)

@@ -21,6 +21,12 @@ class MockTransport:
         self.aborted = False
         self.ended = False
         self.reading = True
+        # The client's address.
+        self.peer: tuple[str, int] | None = ("127.0.0.1", 50_000)
+
+    def get_extra_info(self, name: str) -> tuple[str, int] | None:
+        assert name == "peername"
+        return self.peer
 
     def write(self, data: bytes) -> None:
         assert not self.closed, "nothing is written to a closed transport"

@@ -15,7 +15,7 @@ from apps.experiments.models import Experiment, ExposureRow, MeasuredUnit, Metri
 from apps.experiments.services import MetricChoice
 from apps.experiments.stats.comoments import Comoments
 from apps.experiments.stats.data import Stratum
-from apps.experiments.stats.quantiles import ranks_of
+from apps.experiments.stats.quantiles import order_statistics_of
 from apps.experiments.values import fold_all
 from tests.experiments.factories import NOW, expose, make_metric, make_running, observe
 
@@ -76,6 +76,8 @@ def agree(found: Gathered, expected: dict[str, Comoments], place: int = 0) -> No
         assert got.n == wanted.n
         assert got.means == pytest.approx(wanted.means, rel=1e-12)
         assert got.products == pytest.approx(wanted.products, rel=1e-6, abs=1e-6)
+        assert got.thirds == pytest.approx(wanted.thirds, rel=1e-6, abs=1e-6)
+        assert got.extremes == wanted.extremes
 
 
 RULES: dict[str, Callable[[list[float]], float]] = {
@@ -165,11 +167,7 @@ def test_a_quantile_has_its_order_statistics() -> None:
 
     values = ExposureRow.objects.filter(variant_name="weak", crossed_over=False)
     ordered = sorted(row.values[0] for row in values if row.values[0] is not None)
-    assert found.order is not None
-    assert found.order.n == len(ordered)
-    ranks = ranks_of(len(ordered), 0.75)
-    expected = [ordered[rank - 1] for rank in ranks]
-    assert [found.order.low, found.order.value, found.order.high] == expected
+    assert found.order == order_statistics_of(np.array(ordered), 0.75)
 
 
 def test_what_the_data_plane_measured_is_per_unit() -> None:

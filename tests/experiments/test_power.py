@@ -14,7 +14,7 @@ from xxhash import xxh3_64_intdigest
 from apps.experiments.crowds import merge, to_signed
 from apps.experiments.models import Experiment, UnitCount
 from apps.experiments.power import Asked, plan_size
-from apps.experiments.services import MetricChoice
+from apps.experiments.services import MetricChoice, VariantSpec
 from apps.lib.clock import database_now
 from apps.lib.errors import Invalid
 from apps.models.models import ModelRole, Role
@@ -191,3 +191,24 @@ def test_the_page_says_what_is_wrong_or_missing(anna: User, client: Client) -> N
     assert (empty.status_code, wrong.status_code) == (200, 400)
     assert "beyond 0 or 1" in wrong.content.decode()
     assert stale.status_code == 409
+
+
+def test_a_skewed_past_asks_for_more_units_where_weights_are_uneven() -> None:
+    shown = stored_result(metric(name="spend", kind="mean"))
+    for compared in shown["metrics"][0]["comparisons"]:
+        compared["skewness"] = 40.0
+    past = make_running(name="past", metric=make_metric("spend", "mean"))
+    Experiment.objects.filter(pk=past.pk).update(result=shown, refreshed_at=NOW, state="completed")
+    uneven = (VariantSpec("weak", 1, 9_500, is_control=True), VariantSpec("strong", 2, 500))
+    draft = make_draft(model=past.model, metric=past.metric, variants=uneven)
+    even = make_draft(name="even", model=past.model, metric=past.metric)
+    large = Asked(relative=1.0)
+
+    plan, other = plan_size(draft, large, NOW), plan_size(even, large, NOW)
+
+    # 40² · (0.95 − 0.05)²/(0.95 · 0.05)
+    assert sizes(plan)[0] == 27_285
+    assert "skewness 40): at these weights nothing is read before 27,285 units" in plan["note"]
+    assert plan["baseline"]["skewness"] == 40.0
+    assert other["note"] == ""
+    assert sizes(other)[0] < 27_285

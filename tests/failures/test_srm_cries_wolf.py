@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from apps.rollouts.checks import SplitInterval, judge_sample_ratio
+from apps.rollouts.sample_ratio import SplitInterval, judge_sample_ratio
 from apps.rollouts.verdicts import Verdict
 
 STEPS_BP = (500, 1_000, 2_500, 5_000)

@@ -75,6 +75,7 @@ def plan_form(plan: Plan, *weights: int) -> dict[str, Any]:
             "time_scale_permille",
             "interval_s",
             "extend_max",
+            "wait_max_s",
             "margin_bp",
             "alpha_ppm",
             "reference_requests_min",

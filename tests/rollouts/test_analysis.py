@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-import pytest
-
 from apps.rollouts.analysis import Question, answer
 from apps.rollouts.check_kinds import DEFAULT_CHECKS, ERROR_OBJECTIVE, CheckDocument
 from apps.rollouts.evidence import Arm, Interval, LatencyReference
@@ -89,22 +87,6 @@ def test_what_came_before_the_reference_is_not_judged_by_it() -> None:
 def test_a_share_that_is_not_the_configured_one_does_not_pass() -> None:
     result = ask(question(series(arm(300), arm(700))))["sample-ratio"]
     assert result.verdict is not Verdict.PASS
-
-
-@pytest.mark.parametrize(
-    ("errors", "slow", "expected"),
-    [
-        (0, 0, (Verdict.PASS, Verdict.PASS)),
-        (100, 0, (Verdict.FAIL, Verdict.PASS)),
-        (0, 500, (Verdict.PASS, Verdict.FAIL)),
-    ],
-)
-def test_at_the_whole_traffic_absolute_bounds_judge(
-    errors: int, slow: int, expected: tuple[Verdict, Verdict]
-) -> None:
-    whole = series(arm(1_000, errors=errors, slow=slow), Arm(), step=1)
-    results = ask(question([*HEALTHY, *whole], step=1))
-    assert (results["error-rate"].verdict, results["latency"].verdict) == expected
 
 
 def test_an_error_objective_is_a_bound_of_its_own_also_beside_a_control() -> None:

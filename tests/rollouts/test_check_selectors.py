@@ -29,6 +29,13 @@ MEANS = {"canary_mean": 0.5, "canary_n": 70, "control_mean": 0.6, "control_n": 8
             ("n=1,200", ""),
             ("fixed bound", "nobody is left on stable"),
         ),
+        (
+            "latency",
+            {},
+            {"absolute": True, "n": 1_200, "errors": 3, "deciders": []},
+            ("n=1,200", ""),
+            ("–", "nobody is left on stable"),
+        ),
         ("error-rate", {}, {"canary_n": 0, "control_n": 12}, ("n=0", ""), ("n=12", "")),
         (
             "latency",

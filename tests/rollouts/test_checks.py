@@ -11,12 +11,10 @@ import pytest
 from apps.rollouts.checks import (
     QUANTILE_WEIGHTS,
     CheckSettings,
-    SplitInterval,
     follow_latency,
     join_latency,
     judge_error_rate,
     judge_latency,
-    judge_sample_ratio,
 )
 from apps.rollouts.eprocess import BucketCounts, counts_of
 from apps.rollouts.verdicts import CheckResult, Verdict
@@ -200,29 +198,6 @@ def test_a_judgement_is_a_function_of_its_inputs_alone() -> None:
     rebuilt = [BucketCounts(*row) for row in stored]
 
     assert judge_error_rate(rebuilt, DEFAULT) == judge_error_rate(list(rebuilt), CheckSettings())
-
-
-@pytest.mark.parametrize(
-    ("given", "verdict"),
-    [
-        ([], Verdict.NO_DATA),
-        ([SplitInterval(0, 0, 500)], Verdict.NO_DATA),
-        ([SplitInterval(50, 950, 500)], Verdict.PASS),
-        ([SplitInterval(2, 30, 500)], Verdict.INSUFFICIENT_SAMPLE),
-        ([SplitInterval(1000, 9000, 500)], Verdict.FAIL),
-        ([SplitInterval(0, 5000, 500)], Verdict.FAIL),
-        ([SplitInterval(51_500, 950_000, 500)], Verdict.PASS),
-        ([SplitInterval(3, 5000, 0)], Verdict.FAIL),
-        ([SplitInterval(5000, 3, 10_000)], Verdict.FAIL),
-        ([SplitInterval(5000, 0, 10_000)], Verdict.PASS),
-        ([SplitInterval(50, 950, 500), SplitInterval(500, 500, 5000)], Verdict.PASS),
-    ],
-)
-def test_sample_ratios_get_their_verdicts(given: list[SplitInterval], verdict: Verdict) -> None:
-    result = judge_sample_ratio(given)
-
-    assert result.verdict is verdict
-    json.dumps(result.evidence, allow_nan=False)
 
 
 def test_evidence_is_json_without_nan() -> None:

@@ -101,3 +101,34 @@ def test_an_inconclusive_check_may_be_told_to_roll_back() -> None:
 def test_a_gate_holds_what_has_passed_and_never_what_fails() -> None:
     assert decide(OVER, "pass", gate="waits for anna").reason == "the checks pass; waits for anna"
     assert decide(OVER, "fail", gate="waits for anna").action is Action.ROLL_BACK
+
+
+WAITS = StepClock(NOW - 3 * MINUTE, NOW, NOW + timedelta(days=3))
+
+
+@pytest.mark.parametrize("verdict", ["no-data", "insufficient-sample"])
+def test_a_step_that_lacks_data_waits_for_it(verdict: str) -> None:
+    decision = decide(WAITS, "pass", verdict)
+    assert decision.action is Action.HOLD
+    assert decision.reason.startswith("extended, 3 days left")
+    assert decide(WAITS, "pass", requests=1, least=2).action is Action.HOLD
+
+
+@pytest.mark.parametrize("verdict", ["inconclusive", "provider-error"])
+def test_what_data_would_not_change_waits_no_longer(verdict: str) -> None:
+    assert decide(WAITS, verdict, "no-data").action is Action.PAUSE
+
+
+def test_a_hold_says_what_is_missing() -> None:
+    few = Answered(
+        CheckDocument(check=ERROR_RATE), CheckResult("", Verdict.INSUFFICIENT_SAMPLE, "few", {})
+    )
+    facts = StepFacts(DUE, NOW, 10, 0, missing={ERROR_RATE: "412 of 1,250"})
+    assert decide_step([few], facts).reason.endswith("insufficient-sample: few; 412 of 1,250")
+
+
+def test_what_no_data_can_decide_pauses_once_the_bake_is_over() -> None:
+    open_for_ever = CheckResult("", Verdict.INCONCLUSIVE, "no control", {}, is_decidable=False)
+    facts = StepFacts(DUE, NOW, 10, 0)
+    decision = decide_step([Answered(CheckDocument(check=ERROR_RATE), open_for_ever)], facts)
+    assert decision == Decision(Action.PAUSE, "error-rate: no control")

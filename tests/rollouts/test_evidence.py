@@ -7,11 +7,9 @@ from typing import Any
 
 import pytest
 
-from apps.lib.clock import database_now
-from apps.rollouts.evidence import Interval, closed_intervals, find_reference, is_fresh
+from apps.rollouts.evidence import Interval, closed_intervals
 from apps.rollouts.frozen import freeze, frozen_intervals
 from apps.rollouts.models import Rollout
-from contract.histogram import index_of
 from contract.messages import ClusterCounts
 from tests.rollouts.factories import make_baking, make_model, send
 
@@ -81,35 +79,3 @@ def test_a_late_instances_windows_stay_with_the_step_it_served(rollout: Rollout)
         window(rollout, "canary", generation=generation, units=1)
     found = [(interval.step_index, interval.canary.n) for interval in intervals(rollout)]
     assert found == [(0, 2), (1, 1)]
-
-
-def test_silence_of_either_version_is_not_fresh(rollout: Rollout) -> None:
-    window(rollout, "canary")
-    found, since = intervals(rollout), rollout.started_at - timedelta(minutes=1)
-    assert not is_fresh(found, 0, needs_control=True, since=since)
-    assert is_fresh(found, 0, needs_control=False, since=since)
-    assert not is_fresh(found, 1, needs_control=False, since=since)
-    assert not is_fresh(found, 0, needs_control=False, since=rollout.started_at)
-
-
-def test_stables_usual_latency_needs_enough_requests(rollout: Rollout) -> None:
-    now = database_now()
-    send("digits", 1, latency={"80": 94, "100": 6}, requests=100)
-    assert find_reference(rollout, requests_min=101, slack_us=0, now=now) is None
-    found = find_reference(rollout, requests_min=100, slack_us=0, now=now)
-    assert found is not None
-    assert (found.p95, found.p99, found.n, found.frozen_at) == (100, 100, 100, now)
-
-
-def test_the_slack_is_added_to_stables_quantiles(rollout: Rollout) -> None:
-    send("digits", 1, latency={"80": 100}, requests=100)
-    found = find_reference(rollout, requests_min=1, slack_us=1_000, now=database_now())
-    assert found is not None
-    assert found.p95 == index_of(2.0**10 + 1_000)
-
-
-def test_old_and_canary_latency_is_no_reference(rollout: Rollout) -> None:
-    now = database_now()
-    send("digits", 1, at=now - timedelta(hours=1))
-    send("digits", 2, variant="canary")
-    assert find_reference(rollout, requests_min=1, slack_us=0, now=now) is None

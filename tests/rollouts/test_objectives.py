@@ -11,6 +11,8 @@ import pytest
 from apps.rollouts.checks import CheckSettings
 from apps.rollouts.objectives import (
     Objective,
+    Part,
+    Proof,
     judge_error_objective,
     judge_latency_objective,
     judge_objectives,
@@ -22,9 +24,15 @@ from contract.histogram import index_of
 DEFAULT = CheckSettings()
 
 
+PROOF = Proof(log_fail=math.log(100), log_pass=math.log(10), samples_min=100)
+
+
+def of(label: str, bound: float, n: int, events: int) -> Objective:
+    return Objective(label, bound, (Part(n, events),))
+
+
 def judge(n: int, events: int, bound: float = 0.01) -> CheckResult:
-    objective = Objective("error rate", bound, n, events)
-    return judge_objectives("error-rate", [objective], log_needed=math.log(100), samples_min=100)
+    return judge_objectives("error-rate", [of("error rate", bound, n, events)], PROOF)
 
 
 @pytest.mark.parametrize(
@@ -32,7 +40,9 @@ def judge(n: int, events: int, bound: float = 0.01) -> CheckResult:
     [
         (0, 0, Verdict.NO_DATA),
         (50, 0, Verdict.INSUFFICIENT_SAMPLE),
-        (1_000, 5, Verdict.PASS),
+        (1_000, 0, Verdict.PASS),
+        (1_000, 9, Verdict.INSUFFICIENT_SAMPLE),
+        (10_000, 50, Verdict.PASS),
         (1_000, 12, Verdict.INCONCLUSIVE),
         (1_000, 100, Verdict.FAIL),
         (20, 20, Verdict.FAIL),
@@ -53,8 +63,8 @@ def test_a_bound_near_certainty_is_never_proven_broken(bound: float, events: int
 
 
 def test_one_bad_bound_among_good_ones_fails() -> None:
-    good, bad = Objective("p95", 0.075, 2_000, 10), Objective("p99", 0.02, 2_000, 400)
-    found = judge_objectives("latency", [good, bad], log_needed=math.log(200), samples_min=100)
+    good, bad = of("p95", 0.075, 2_000, 10), of("p99", 0.02, 2_000, 400)
+    found = judge_objectives("latency", [good, bad], PROOF)
     assert found.verdict is Verdict.FAIL
 
 
@@ -64,12 +74,15 @@ def test_one_bad_bound_among_good_ones_fails() -> None:
         (0, 0, Verdict.NO_DATA),
         (40, 0, Verdict.INSUFFICIENT_SAMPLE),
         (2_000, 20, Verdict.PASS),
+        (2_000, 38, Verdict.INSUFFICIENT_SAMPLE),
         (2_000, 50, Verdict.INCONCLUSIVE),
         (2_000, 100, Verdict.FAIL),
     ],
 )
 def test_an_error_objective_judges_the_canary_alone(n: int, errors: int, verdict: Verdict) -> None:
-    result = judge_error_objective(n=n, errors=errors, limit_bp=200, settings=DEFAULT)
+    # Over ten intervals: what one of them brings is bounded.
+    parts = [Part(n // 10, errors // 10 + (i < errors % 10)) for i in range(10)]
+    result = judge_error_objective(parts, limit_bp=200, settings=DEFAULT)
 
     assert (result.check, result.verdict) == ("error-objective", verdict)
 
@@ -78,10 +91,10 @@ def test_an_error_objective_judges_the_canary_alone(n: int, errors: int, verdict
     ("slow", "verdict"), [(0, Verdict.PASS), (60, Verdict.INCONCLUSIVE), (200, Verdict.FAIL)]
 )
 def test_a_latency_objective_bounds_a_quantile(slow: int, verdict: Verdict) -> None:
-    counts = {index_of(10_000): 1_000 - slow, index_of(80_000): slow}
+    counts = {index_of(10_000): 250 - slow // 4, index_of(80_000): slow // 4}
 
     result = judge_latency_objective(
-        counts, quantile_permille=950, limit_us=50_000, settings=DEFAULT
+        [counts] * 4, quantile_permille=950, limit_us=50_000, settings=DEFAULT
     )
 
     assert (result.check, result.verdict) == ("latency-objective", verdict)
@@ -92,8 +105,8 @@ def test_the_bucket_that_holds_the_limit_counts_as_within() -> None:
     counts = {index_of(50_000): 1_000}
     given = {"quantile_permille": 990, "limit_us": 50_000, "settings": DEFAULT}
 
-    assert judge_latency_objective(counts, **given).verdict is Verdict.PASS
-    assert judge_latency_objective({}, **given).verdict is Verdict.NO_DATA
+    assert judge_latency_objective([counts], **given).verdict is Verdict.PASS
+    assert judge_latency_objective([], **given).verdict is Verdict.NO_DATA
 
 
 def agreement(agreement_min_bp: int = 9_900, **counts: int) -> CheckResult:
@@ -112,7 +125,8 @@ def agreement(agreement_min_bp: int = 9_900, **counts: int) -> CheckResult:
         ({}, Verdict.NO_DATA),
         ({"dropped": 9_000}, Verdict.NO_DATA),
         ({"compared": 499}, Verdict.INSUFFICIENT_SAMPLE),
-        ({"compared": 1_000, "flips": 5, "beyond_tolerance": 8}, Verdict.PASS),
+        ({"compared": 1_000, "flips": 5, "beyond_tolerance": 8}, Verdict.INSUFFICIENT_SAMPLE),
+        ({"compared": 10_000, "flips": 50, "beyond_tolerance": 60}, Verdict.PASS),
         ({"compared": 1_000, "flips": 16}, Verdict.INCONCLUSIVE),
         ({"compared": 1_000, "beyond_tolerance": 60}, Verdict.FAIL),
         ({"compared": 0, "errors": 30}, Verdict.FAIL),
@@ -126,14 +140,18 @@ def test_shadows_get_their_verdicts(counts: dict[str, int], verdict: Verdict) ->
 
 
 def test_dropped_copies_change_no_verdict_and_are_told() -> None:
-    result = agreement(compared=1_000, flips=2, dropped=77)
+    result = agreement(compared=2_000, flips=2, dropped=77)
 
     assert result.verdict is Verdict.PASS
     assert "77 copies dropped and not judged" in result.reason
 
 
-@pytest.mark.parametrize(("flips", "verdict"), [(0, Verdict.PASS), (1, Verdict.FAIL)])
-def test_where_all_must_agree_one_difference_is_proof(flips: int, verdict: Verdict) -> None:
+@pytest.mark.parametrize(
+    ("flips", "verdict"), [(0, Verdict.INSUFFICIENT_SAMPLE), (1, Verdict.FAIL)]
+)
+def test_where_all_must_agree_one_difference_is_proof_and_none_is_not(
+    flips: int, verdict: Verdict
+) -> None:
     result = agreement(10_000, compared=1_000, flips=flips)
 
     assert result.verdict is verdict
@@ -145,13 +163,47 @@ def test_more_differences_than_answers_are_refused() -> None:
         agreement(compared=10, flips=11)
 
 
-def test_looking_at_a_bound_all_the_time_does_not_condemn_who_keeps_it() -> None:
+def ever(verdict: Verdict, rate: float, *, looks: int = 60) -> float:
+    """The share of runs in which a bound of 1 % ever gets the verdict, by one of many looks."""
     rng = np.random.default_rng(31)
-    events = np.cumsum(rng.binomial(50, 0.01, (200, 60)), axis=-1)
+    events = rng.binomial(50, rate, (200, looks))
+    runs = 0
+    for run in events:
+        parts = [Part(50, int(count)) for count in run]
+        looked = (Objective("error rate", 0.01, tuple(parts[: k + 1])) for k in range(looks))
+        runs += any(judge_objectives("x", [one], PROOF).verdict is verdict for one in looked)
+    return runs / len(events)
 
-    fails = [
-        any(judge(50 * (k + 1), int(n)).verdict is Verdict.FAIL for k, n in enumerate(run))
-        for run in events
-    ]
 
-    assert sum(fails) / len(fails) <= 0.02
+def test_looking_at_a_bound_all_the_time_does_not_condemn_who_keeps_it() -> None:
+    assert ever(Verdict.FAIL, 0.01) <= 0.02
+
+
+def test_who_just_breaks_the_bound_hardly_ever_passes_however_often_it_is_looked_at() -> None:
+    assert ever(Verdict.PASS, 0.011) <= 0.10
+
+
+def test_who_keeps_the_bound_well_passes() -> None:
+    assert ever(Verdict.PASS, 0.002) >= 0.95
+
+
+def test_one_interval_that_lost_everything_is_no_proof_and_three_are() -> None:
+    calm, lost = Part(50, 0), Part(50, 50)
+    for bad, is_proven in ((1, False), (3, True)):
+        objective = Objective("error rate", 0.01, (calm, *[lost] * bad))
+        proof = Proof.of(DEFAULT, samples_min=100, steps=1)
+        verdict = judge_objectives("error-objective", [objective], proof).verdict
+        assert (verdict is Verdict.FAIL) is is_proven
+
+
+def test_the_steps_that_ask_share_the_level() -> None:
+    one, five = (Proof.of(DEFAULT, samples_min=0, steps=steps).log_fail for steps in (1, 5))
+    assert five - one == pytest.approx(math.log(5))
+
+
+def test_rows_of_one_request_are_one_draw() -> None:
+    alone = agreement(compared=1_600, flips=40)
+    together = agreement(compared=1_600, flips=40, copies=50)
+
+    assert alone.verdict is Verdict.FAIL
+    assert together.verdict is Verdict.INCONCLUSIVE

@@ -26,6 +26,7 @@ SETTINGS = {
     "time_scale": "0.5",
     "interval_s": "10",
     "extend_max": "3",
+    "wait_max": "168",
     "margin": "1.5",
     "alpha": "0.1",
     "reference_requests_min": "5000",
@@ -144,6 +145,7 @@ RICH = PlanDocument(
     time_scale_permille=7,
     interval_s=3,
     extend_max=9,
+    wait_max_s=5_400,
     margin_bp=9_999,
     alpha_ppm=1,
     reference_requests_min=1,
@@ -293,25 +295,36 @@ def test_the_page_shows_checks_with_settings_gates_and_copies(boss: Client) -> N
     assert "a slice of stable as large as the canary" in text
 
 
-def test_a_threshold_is_told_with_its_false_alarms(boss: Client) -> None:
+def test_a_plan_shows_how_often_it_decides_wrongly(boss: Client) -> None:
     asked = CheckDocument(check="error-threshold", settings={"margin_bp": 50})
     steps = (StepDocument(weight_bp=500, checks=(asked,)), StepDocument(weight_bp=2_500))
     plan = save_plan(document=PlanDocument(name="rule", steps=steps), actor=ANNA)
     calm = make_plan("calm")
+    asks_outside = CheckDocument(
+        check="prometheus", settings={"query": "up", "at_least": 1}, name="up"
+    )
+    blind = save_plan(
+        document=PlanDocument(
+            name="blind", steps=(StepDocument(weight_bp=500, checks=(asks_outside,)),)
+        ),
+        actor=ANNA,
+    )
 
     warned = boss.get(f"/rollouts/plans/{plan.pk}/").content.decode()
     form = boss.get("/rollouts/plans/new/").content.decode()
 
-    assert re.search(r"would roll back about [1-9][\d.]* % of healthy versions", warned)
-    assert 'id="false-alarms"' not in boss.get(f"/rollouts/plans/{calm.pk}/").content.decode()
+    assert re.search(r"roll back at most <b>[1-9][\d.]* %</b> of healthy versions", warned)
+    assert "<b>1.00 %</b>" in boss.get(f"/rollouts/plans/{calm.pk}/").content.decode()
+    unknown = boss.get(f"/rollouts/plans/{blind.pk}/").content.decode()
+    assert "does not know the error rates of up" in unknown
     assert "In a usual plan it would roll back" in form
 
 
 def test_without_javascript_more_rows_are_shown_and_empty_ones_left_out(boss: Client) -> None:
     page = boss.get("/rollouts/plans/new/?rows=more").content.decode()
     sent = form_in(page, "form-TOTAL_FORMS") | {"name": "plain"}
-    assert sent["form-TOTAL_FORMS"] == ["10"]
+    assert sent["form-TOTAL_FORMS"] == ["9"]
 
     boss.post("/rollouts/plans/new/", sent)
 
-    assert Plan.objects.get().steps.count() == 5
+    assert Plan.objects.get().steps.count() == 4

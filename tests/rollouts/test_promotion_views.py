@@ -23,6 +23,7 @@ from tests.rollouts.factories import (
     make_signature,
     make_version,
     place,
+    send,
 )
 
 pytestmark = pytest.mark.django_db
@@ -164,3 +165,15 @@ def test_a_live_experiment_is_named_and_blocks_the_start(
 
     assert f"/experiments/{experiment.name}/" in text
     assert re.search(r'id="start" disabled', text)
+
+
+def test_it_tells_how_long_the_plan_takes_at_the_models_traffic(
+    operator: Client, model: RegisteredModel
+) -> None:
+    assert "no traffic in the last week" in text_of(operator)
+    for hours in (1, 20, 160):
+        send("digits", 1, at=database_now() - timedelta(hours=hours), requests=4, units=4)
+    text = text_of(operator)
+    assert "requests an hour with " in text
+    assert "too long: it would pause for a person in step" in text
+    assert "cannot decide, and once its bake time is over it pauses for a person" in text

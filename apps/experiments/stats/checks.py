@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 from apps.experiments.stats.data import ArmData, MetricSpec
+from apps.experiments.stats.quantiles import ranks_of
 
 # Beyond these a square or a ratio leaves the range of floats.
 MEAN_MAX = 1e150
@@ -14,7 +16,7 @@ M2_MAX = 1e300
 def why_invalid(spec: MetricSpec, arm: ArmData) -> str | None:
     """Return why these numbers cannot be true, or None."""
     if spec.kind == "quantile":
-        return _why_no_order(arm)
+        return _why_no_order(arm, spec.quantile or 0.5)
     seen = arm.comoments
     if seen.n < 0:
         return f"{seen.n} units"
@@ -38,12 +40,16 @@ def _why_no_rate(arm: ArmData) -> str | None:
     return None
 
 
-def _why_no_order(arm: ArmData) -> str | None:
+def _why_no_order(arm: ArmData, quantile: float) -> str | None:
     order = arm.order
     if order is None or order.n == 0:
         return None
-    if not all(map(math.isfinite, (order.low, order.value, order.high))):
+    if not all(map(math.isfinite, (order.value, *order.values))):
         return "the outcomes are not all finite numbers"
-    if not order.low <= order.value <= order.high:
+    if any(a > b for a, b in pairwise(order.values)):
         return "the order statistics are out of order"
+    if len(order.values) != len(ranks_of(order.n, quantile)):
+        return f"{len(order.values)} order statistics are not those of {order.n} units"
+    if order.value not in order.values or not 1 <= order.equal <= order.n:
+        return "the order statistics do not have the quantile"
     return None

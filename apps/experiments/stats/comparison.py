@@ -7,14 +7,17 @@ interval never contradicts its p-value, nor the relative interval the absolute o
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import betaln, ndtr, ndtri, stdtr, stdtrit
 
 from apps.experiments.stats.moments import Moments
+from apps.experiments.stats.rate_scores import RateRegion
+from apps.experiments.stats.tails import normal_score, reaches
 
 # Below this many events or non-events in an arm the normal approximation gives way to Fisher.
 SMALL_CELL = 10
@@ -40,12 +43,40 @@ class UpliftState(StrEnum):
     CONTROL_MEAN_ZERO = "control-mean-zero"
 
 
+class Region(Protocol):
+    """Which parameters of both arms fit the data, where the noise depends on the difference.
+
+    A normal interval has one standard error whatever difference is held against the data; a region
+    of critical value c has those differences whose own test does not exceed c.
+    """
+
+    @property
+    def score(self) -> float:
+        """The test of no difference, in standard errors, with the difference's sign."""
+
+    @property
+    def remark(self) -> str:
+        """What keeps the difference from being known better, or nothing."""
+
+    def limits(self, critical: float) -> tuple[float, float]:
+        """Return the least and the largest difference; infinite where there is no bound."""
+
+    def uplift_limits(self, critical: float) -> tuple[float, float] | None:
+        """Return the same relative to control, or None where control may be 0."""
+
+    def why_unbounded(self, critical: float) -> str:
+        """Say what an infinite end waits for."""
+
+
 @dataclass(frozen=True)
 class Difference:
     """Treatment minus control, in the metric's unit, with the variance of each arm's mean.
 
     `df` is None where the reference distribution is the normal one. `exact_p` is set where Fisher's
-    test decides. Where `state` is not OK, `reason` says why and the noise is 0.
+    test decides. Where `state` is not OK, `reason` says why and the noise is 0. With a `region`
+    tests and intervals are its own; the variances are then for display, 0 where none describes it.
+    `skewness` is that of the difference in standard errors, where the arms' values have the same
+    distribution.
     """
 
     state: State
@@ -57,6 +88,8 @@ class Difference:
     treatment_variance: float = 0.0
     df: float | None = None
     exact_p: float | None = None
+    region: Region | None = field(default=None, compare=False, kw_only=True)
+    skewness: float = 0.0
 
     @property
     def difference(self) -> float:
@@ -73,6 +106,24 @@ class Difference:
             return None
         uplift = self.difference / abs(self.control_mean)
         return uplift if math.isfinite(uplift) else None
+
+    @property
+    def score(self) -> float:
+        """The difference in standard errors, as a normal one would be as far out; see `tails`."""
+        if self.region is not None:
+            return self.region.score
+        return normal_score(self.difference / self.standard_error, self.skewness)
+
+    def bounds(self, critical: float) -> tuple[float, float]:
+        """The interval whose ends lie `critical` normal deviations from the difference.
+
+        It excludes 0 exactly when |score| exceeds `critical`.
+        """
+        if self.region is not None:
+            return self.region.limits(critical)
+        below, above = reaches(critical, self.skewness)
+        error = self.standard_error
+        return self.difference - above * error, self.difference + below * error
 
 
 @dataclass(frozen=True)
@@ -101,16 +152,14 @@ def compare_means(control: Moments, treatment: Moments) -> Difference:
 
     Fewer than two units in an arm, or two constant arms, give a named state instead of noise 0.
     """
-    means = {"control_mean": control.mean, "treatment_mean": treatment.mean}
+    means = control.mean, treatment.mean
     if min(control.n, treatment.n) < 2:
         reason = f"each arm needs at least 2 units ({control.n} and {treatment.n})"
-        return Difference(State.NOT_ENOUGH_DATA, reason, "welch-t", **means)
+        return Difference(State.NOT_ENOUGH_DATA, reason, "welch-t", *means)
     noise_a, noise_b = _variance_of_mean(control), _variance_of_mean(treatment)
     if noise_a + noise_b == 0.0:
-        return Difference(State.NO_VARIANCE, "the values of neither arm vary", "welch-t", **means)
-    return welch(
-        (control.mean, treatment.mean), (noise_a, noise_b), (control.n, treatment.n), "welch-t"
-    )
+        return Difference(State.NO_VARIANCE, "the values of neither arm vary", "welch-t", *means)
+    return welch(means, (noise_a, noise_b), (control.n, treatment.n), "welch-t")
 
 
 def welch(
@@ -129,7 +178,8 @@ def welch(
 def compare_rates(control_n: int, control_events: int, n: int, events: int) -> Difference:
     """Pooled two-proportion z (Fleiss 1981); Fisher's exact test decides where counts are small.
 
-    The pooled variance p(1−p) serves the interval too, so that it excludes 0 exactly when z does.
+    Intervals hold each difference, or ratio, against the data by its own score test, which for no
+    difference is the pooled z: so they exclude 0 exactly when z does (`rate_scores`).
     """
     if min(control_n, n) < 2:
         reason = f"each arm needs at least 2 units ({control_n} and {n})"
@@ -140,11 +190,11 @@ def compare_rates(control_n: int, control_events: int, n: int, events: int) -> D
             control_events / max(control_n, 1),
             events / max(n, 1),
         )
-    means = {"control_mean": control_events / control_n, "treatment_mean": events / n}
+    means = control_events / control_n, events / n
     total, total_events = control_n + n, control_events + events
     if total_events in (0, total):
         reason = "no unit has the event" if total_events == 0 else "every unit has the event"
-        return Difference(State.NO_VARIANCE, reason, "pooled-z", **means)
+        return Difference(State.NO_VARIANCE, reason, "pooled-z", *means)
     pooled = total_events / total * ((total - total_events) / total)
     smallest = min(control_events, control_n - control_events, events, n - events)
     support = min(control_n, n, total_events, total - total_events)
@@ -154,10 +204,11 @@ def compare_rates(control_n: int, control_events: int, n: int, events: int) -> D
         State.OK,
         "",
         "fisher-exact" if is_small else "pooled-z",
-        **means,
+        *means,
         control_variance=pooled / control_n,
         treatment_variance=pooled / n,
         exact_p=exact,
+        region=RateRegion(control_n, control_events, n, events),
     )
 
 
@@ -183,14 +234,14 @@ def read_fixed(found: Difference, alpha: float) -> Reading:
         p_value, critical = found.exact_p, -float(ndtri(alpha / 2.0))
         # Test-based limits (Miettinen 1976): the standard error that would give Fisher's p.
         needed = -float(ndtri(p_value / 2.0))
-        own = abs(found.difference) / found.standard_error
+        own = abs(found.score)
         if own > 0.0 and needed > 0.0:
             critical *= own / needed
     elif found.df is None:
-        p_value = 2.0 * float(ndtr(-abs(found.difference) / found.standard_error))
+        p_value = 2.0 * float(ndtr(-abs(found.score)))
         critical = -float(ndtri(alpha / 2.0))
     else:
-        p_value = 2.0 * float(stdtr(found.df, -abs(found.difference) / found.standard_error))
+        p_value = 2.0 * float(stdtr(found.df, -abs(found.score)))
         critical = -float(stdtrit(found.df, alpha / 2.0))
     return read_at(found, method=method, alpha=alpha, critical=critical, p_value=p_value)
 
@@ -198,18 +249,22 @@ def read_fixed(found: Difference, alpha: float) -> Reading:
 def read_at(
     found: Difference, *, method: str, alpha: float, critical: float, p_value: float
 ) -> Reading:
-    """The reading at a critical value in standard errors; `alpha` and `p_value` must fit it."""
-    half = critical * found.standard_error
+    """The reading at a critical value of the score; `alpha` and `p_value` must fit it."""
+    low, high = found.bounds(critical)
+    if found.region is not None and not (math.isfinite(low) and math.isfinite(high)):
+        why = found.region.why_unbounded(critical)
+        return Reading(method, State.NOT_ENOUGH_DATA, why, alpha)
     uplift_state, uplift_low, uplift_high = uplift_interval(found, critical)
+    is_significant = p_value < alpha
     return Reading(
         method=method,
         state=State.OK,
-        reason="",
+        reason=found.region.remark if found.region and not is_significant else "",
         alpha=alpha,
-        is_significant=p_value < alpha,
+        is_significant=is_significant,
         p_value=min(1.0, max(p_value, P_MIN)),
-        low=found.difference - half,
-        high=found.difference + half,
+        low=low,
+        high=high,
         uplift_state=uplift_state,
         uplift_low=uplift_low,
         uplift_high=uplift_high,
@@ -219,26 +274,41 @@ def read_at(
 def uplift_interval(
     found: Difference, critical: float
 ) -> tuple[UpliftState, float | None, float | None]:
-    """Fieller's interval (1954) of the ratio of means, minus 1, at critical value c:
+    """The interval of the ratio of means, minus 1, at critical value c: a region's own, or
+    Fieller's (1954):
 
     r = mB/mA, g = c²·vA/(nA·mA²), [r ± (c/|mA|)·sqrt((1−g)·vB/nB + r²·vA/nA)]/(1−g). For g ≥ 1 the
     control mean may be 0 and the interval is unbounded: not estimable. A negative control mean
-    turns the signs, so that the uplift always points where the difference does.
+    turns the signs, so that the uplift always points where the difference does. Where the
+    difference is skewed each bound has its own c, as the absolute interval's have.
     """
-    mean = found.control_mean
-    if mean == 0.0:
+    if found.control_mean == 0.0:
         return UpliftState.CONTROL_MEAN_ZERO, None, None
+    if found.region is not None:
+        limits = found.region.uplift_limits(critical)
+        if limits is None or not all(map(math.isfinite, limits)):
+            return UpliftState.NOT_ESTIMABLE, None, None
+        return UpliftState.OK, *limits
+    below, above = reaches(critical, found.skewness)
+    ends = _fieller(found, above), _fieller(found, below)
+    if ends[0] is None or ends[1] is None:
+        return UpliftState.NOT_ESTIMABLE, None, None
+    return UpliftState.OK, ends[0][0], ends[1][1]
+
+
+def _fieller(found: Difference, critical: float) -> tuple[float, float] | None:
+    mean = found.control_mean
     scale = critical / abs(mean)
     g = scale * scale * found.control_variance
     if not g < 1.0:
-        return UpliftState.NOT_ESTIMABLE, None, None
+        return None
     ratio = found.treatment_mean / mean
     inside = (1.0 - g) * found.treatment_variance + ratio * ratio * found.control_variance
     half = scale * math.sqrt(inside)
     low, high = (ratio - half) / (1.0 - g) - 1.0, (ratio + half) / (1.0 - g) - 1.0
     if not (math.isfinite(low) and math.isfinite(high)):
-        return UpliftState.NOT_ESTIMABLE, None, None
-    return UpliftState.OK, *((low, high) if mean > 0.0 else (-high, -low))
+        return None
+    return (low, high) if mean > 0.0 else (-high, -low)
 
 
 def _variance_of_mean(moments: Moments) -> float:

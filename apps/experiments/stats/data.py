@@ -31,7 +31,8 @@ class MetricSpec:
 
     `margin` is a guardrail's, in the metric's unit: how much worse is tolerable. `quantile` is in
     (0, 1). Each unit has the values y, of a ratio also its denominator, and with a covariate the
-    same of the time before its exposure: (y), (y, d), (y, x) or (y, d, xy, xd).
+    same of the time before its exposure: (y), (y, d), (y, x) or (y, d, xy, xd). `is_capped` says
+    that y counts as a cap at most.
     """
 
     name: str
@@ -42,6 +43,7 @@ class MetricSpec:
     quantile: float | None = None
     has_covariate: bool = False
     mann_whitney: bool = False
+    is_capped: bool = False
 
     @property
     def width(self) -> int:
@@ -51,12 +53,15 @@ class MetricSpec:
 
 @dataclass(frozen=True)
 class OrderStatistics:
-    """Of one arm's n values in ascending order: those at the ranks of `quantiles.ranks_of`."""
+    """Of one arm's n values in ascending order: those at the ranks of `quantiles.ranks_of`.
+
+    `value` is the sample quantile, and `equal` is how many of the n values are equal to it.
+    """
 
     n: int
-    low: float
+    values: tuple[float, ...]
     value: float
-    high: float
+    equal: int
 
 
 class Stratum(NamedTuple):

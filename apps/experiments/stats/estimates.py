@@ -7,7 +7,7 @@ control's own and control's plus the adjusted difference.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from apps.experiments.stats import strata
@@ -21,12 +21,18 @@ from apps.experiments.stats.comparison import (
     welch,
 )
 from apps.experiments.stats.data import ArmData, MetricData, MetricSpec, OrderStatistics
-from apps.experiments.stats.quantiles import silence_of_quantile, standard_error
+from apps.experiments.stats.quantiles import QuantileRegion, silence_of_quantile
 from apps.experiments.stats.rare_rates import Seen
 from apps.experiments.stats.sequential import few_events, silence
+from apps.experiments.stats.skewness import Spread, combined, read_or_not, spread_of
 
 # A denominator's mean must be so many standard errors from 0 for the delta method to hold.
 DENOMINATOR_Z_MIN = 5.0
+# What reasons call the arms where nothing else is known of them.
+NAMES = ("control", "treatment")
+
+# The weights of each arm's values in what is compared, control's first.
+Lines = Sequence[Sequence[float]]
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,7 @@ class Estimate:
     the difference's variance that the covariate took away, None without one. `n` are the units that
     were compared. `over` is of an estimate that several phases went into. `level_share` is the
     part of its level that a sequential reading may use, as earlier phases have used the rest.
+    `skewness` is that of the units' values as they are compared, None where it is not known.
     """
 
     found: Difference
@@ -43,22 +50,26 @@ class Estimate:
     variance_reduction: float | None = None
     over: strata.OverPhases | None = None
     level_share: float = 1.0
+    skewness: float | None = None
 
 
-def estimate(spec: MetricSpec, control: ArmData, treatment: ArmData) -> Estimate:
+def estimate(
+    spec: MetricSpec, control: ArmData, treatment: ArmData, names: tuple[str, str] = NAMES
+) -> Estimate:
     """Compare two arms by the method of the metric's kind, inside their strata.
 
     With strata of several phases no unit is compared with one of another phase: see `stats.strata`.
     With levels of one phase the estimate is post-stratified. Quantiles are those of the last phase.
+    Reasons call the arms by `names`.
     """
     if spec.kind == "quantile":
         made = _quantiles(spec, control.order, treatment.order)
         return replace(made, level_share=strata.level_share(control, treatment))
     if strata.are_phased(control, treatment):
-        return _over_phases(spec, control, treatment)
+        return _over_phases(spec, control, treatment, names)
     if control.strata and treatment.strata:
-        return _stratified(spec, _levels(control), _levels(treatment))
-    return compare(spec, control.comoments, treatment.comoments)
+        return _stratified(spec, _levels(control), _levels(treatment), names)
+    return compare(spec, control.comoments, treatment.comoments, names)
 
 
 def of_arms(metric: MetricData, control: str, treatment: str) -> Estimate:
@@ -69,7 +80,7 @@ def of_arms(metric: MetricData, control: str, treatment: str) -> Estimate:
         if (why := why_invalid(metric.spec, arm)) is not None:
             nothing = Difference(State.INVALID_DATA, f"{name}: {why}", "", 0.0, 0.0)
             return Estimate(nothing, 0, why)
-    return estimate(metric.spec, arms[0], arms[1])
+    return estimate(metric.spec, arms[0], arms[1], (control, treatment))
 
 
 def rare_events(
@@ -90,22 +101,48 @@ def rare_events(
     return a, b
 
 
-def compare(spec: MetricSpec, control: Comoments, treatment: Comoments) -> Estimate:
+def compare(
+    spec: MetricSpec, control: Comoments, treatment: Comoments, names: tuple[str, str] = NAMES
+) -> Estimate:
     """Compare units of two arms, or those of one level of a dimension."""
     n = control.n + treatment.n
     if spec.kind == "proportion" and not spec.has_covariate:
         events = _events(control), _events(treatment)
         found = compare_rates(control.n, events[0], treatment.n, events[1])
         return Estimate(found, n, silence(control.n, treatment.n, events))
+    method = _ratios if spec.kind == "ratio" else _means
+    found, reduction, lines = method(spec, control, treatment)
     silent = silence(control.n, treatment.n)
-    if spec.kind == "ratio":
-        found, reduction = _ratios(spec, control, treatment)
-    else:
-        found = compare_means(control.moments(), treatment.moments())
-        reduction = None
-        if spec.has_covariate and found.state is State.OK:
-            found, reduction = _adjusted(found, control, treatment)
-    return Estimate(found, n, silent, reduction)
+    if found.state is not State.OK:
+        return Estimate(found, n, silent, reduction)
+    arms = control, treatment
+    spread = spread_of(arms, lines, _common(spec, arms, lines))
+    found = read_or_not(found, spread, arms, names, is_capped=spec.is_capped)
+    skewness = None if spread.third is None else spread.skewness
+    return Estimate(found, n, silent, reduction, skewness=skewness)
+
+
+def _common(spec: MetricSpec, arms: Sequence[Comoments], lines: Lines) -> Sequence[float]:
+    """Return the line of all units: a small arm's own ratio is far off where it has few of them."""
+    if spec.kind != "ratio":
+        return lines[0]
+    whole = arms[0].merge(arms[1])
+    line = _line(whole, 0)
+    if len(lines[0]) == len(line):
+        return line
+    # A line with a covariate goes on with −θ times that of the time before.
+    theta = -lines[0][2] * arms[0].means[3]
+    then = _line(whole, 2)
+    return (*line, -theta * then[0], -theta * then[1])
+
+
+def _means(
+    spec: MetricSpec, control: Comoments, treatment: Comoments
+) -> tuple[Difference, float | None, Lines]:
+    found = compare_means(control.moments(), treatment.moments())
+    if not spec.has_covariate or found.state is not State.OK:
+        return found, None, [(1.0,)] * 2
+    return _adjusted(found, control, treatment)
 
 
 def value_of(spec: MetricSpec, arm: ArmData) -> float | None:
@@ -124,12 +161,9 @@ def _events(of: Comoments) -> int:
     return round(of.means[0] * of.n)
 
 
-def _linear_variance(of: Comoments, weights: tuple[float, ...]) -> float:
+def _linear_variance(of: Comoments, weights: Sequence[float]) -> float:
     """Variance of the mean of Σ wᵢ·valueᵢ."""
-    total = sum(
-        a * b * of.product(i, j) for i, a in enumerate(weights) for j, b in enumerate(weights)
-    )
-    return max(0.0, total) / (of.n - 1) / of.n
+    return of.linear_square(weights) / (of.n - 1) / of.n
 
 
 def _theta(control: Comoments, treatment: Comoments, y: tuple[float, ...]) -> float:
@@ -149,29 +183,34 @@ def _theta(control: Comoments, treatment: Comoments, y: tuple[float, ...]) -> fl
 
 def _adjusted(
     found: Difference, control: Comoments, treatment: Comoments
-) -> tuple[Difference, float]:
+) -> tuple[Difference, float, Lines]:
     """Take θ·(x̄_B − x̄_A) off the difference of means (Deng, Xu, Kohavi and Walker 2013)."""
     theta = _theta(control, treatment, (1.0,))
     shift = theta * (treatment.means[1] - control.means[1])
-    noise = [_linear_variance(arm, (1.0, -theta)) for arm in (control, treatment)]
-    return _shifted(found, shift, noise, (control.n, treatment.n), "cuped")
+    before, after = [(1.0,)] * 2, [(1.0, -theta)] * 2
+    return _shifted(found, shift, (control, treatment), before, after, "cuped")
 
 
 def _shifted(
-    found: Difference, shift: float, noise: list[float], n: tuple[int, int], how: str
-) -> tuple[Difference, float]:
+    found: Difference,
+    shift: float,
+    arms: tuple[Comoments, Comoments],
+    plain: Lines,
+    adjusted_by: Lines,
+    how: str,
+) -> tuple[Difference, float, Lines]:
     before = found.standard_error**2
+    noise = [_linear_variance(arm, line) for arm, line in zip(arms, adjusted_by, strict=True)]
     if sum(noise) <= 0.0 or before <= 0.0:
-        return found, 0.0
-    adjusted = welch(
-        (found.control_mean, found.treatment_mean - shift), (noise[0], noise[1]), n, how
-    )
-    return adjusted, 1.0 - sum(noise) / before
+        return found, 0.0, plain
+    means = found.control_mean, found.treatment_mean - shift
+    adjusted = welch(means, (noise[0], noise[1]), (arms[0].n, arms[1].n), how)
+    return adjusted, 1.0 - sum(noise) / before, adjusted_by
 
 
 def _ratios(
     spec: MetricSpec, control: Comoments, treatment: Comoments
-) -> tuple[Difference, float | None]:
+) -> tuple[Difference, float | None, Lines]:
     """The delta method: Var(R) = (vM/D² + vD·M²/D⁴ − 2·cov·M/D³)/n (Deng, Knoblich and Lu 2018).
 
     With a covariate the linearised values (y − R·d)/D of both periods take the place of y and x,
@@ -182,16 +221,17 @@ def _ratios(
     for arm in arms:
         if (why := _why_no_ratio(arm)) is not None:
             ratios = [a.means[0] / a.means[1] if a.means[1] else 0.0 for a in arms]
-            return Difference(State.NOT_ENOUGH_DATA, why, named, *ratios), None
+            return Difference(State.NOT_ENOUGH_DATA, why, named, *ratios), None, []
     ratios = [arm.means[0] / arm.means[1] for arm in arms]
     lines = [_line(arm, 0) for arm in arms]
     noise = [_linear_variance(arm, line) for arm, line in zip(arms, lines, strict=True)]
     if sum(noise) == 0.0:
-        return Difference(State.NO_VARIANCE, "the ratios of neither arm vary", named, *ratios), None
+        why = "the ratios of neither arm vary"
+        return Difference(State.NO_VARIANCE, why, named, *ratios), None, lines
     n = control.n, treatment.n
     found = welch((ratios[0], ratios[1]), (noise[0], noise[1]), n, named)
     if not spec.has_covariate or any(arm.means[3] <= 0.0 for arm in arms):
-        return found, (0.0 if spec.has_covariate else None)
+        return found, (0.0 if spec.has_covariate else None), lines
     return _adjusted_ratios(found, control, treatment, lines)
 
 
@@ -214,7 +254,7 @@ def _adjusted_ratios(
     control: Comoments,
     treatment: Comoments,
     lines: list[tuple[float, float]],
-) -> tuple[Difference, float]:
+) -> tuple[Difference, float, Lines]:
     arms = control, treatment
     before = [_line(arm, 2) for arm in arms]
     covariance = variance = 0.0
@@ -225,59 +265,79 @@ def _adjusted_ratios(
                 variance += then[i] * then[j] * arm.product(2 + i, 2 + j)
     theta = covariance / variance if variance > 0.0 else 0.0
     shift = theta * (treatment.means[2] / treatment.means[3] - control.means[2] / control.means[3])
-    noise = [
-        _linear_variance(arm, (*now, -theta * then[0], -theta * then[1]))
-        for arm, now, then in zip(arms, lines, before, strict=True)
+    adjusted_by = [
+        (*now, -theta * then[0], -theta * then[1]) for now, then in zip(lines, before, strict=True)
     ]
-    return _shifted(found, shift, noise, (control.n, treatment.n), "delta-cuped")
+    return _shifted(found, shift, arms, lines, adjusted_by, "delta-cuped")
 
 
 def _quantiles(
     spec: MetricSpec, control: OrderStatistics | None, treatment: OrderStatistics | None
 ) -> Estimate:
-    """The difference of quantiles with Woodruff's standard errors, read as normal."""
+    """The difference of quantiles, judged by the region of those that fit both arms' values."""
     n = control.n if control else 0, treatment.n if treatment else 0
     named = "order-statistics"
+    quantile = spec.quantile or 0.5
     if control is None or treatment is None or min(n) < 2:
         reason = f"each arm needs at least 2 units ({n[0]} and {n[1]})"
         known = [o.value if o and o.n else 0.0 for o in (control, treatment)]
         return Estimate(Difference(State.NOT_ENOUGH_DATA, reason, named, *known), sum(n), reason)
-    silent = silence(*n) or silence_of_quantile(min(n), spec.quantile or 0.5)
     values = control.value, treatment.value
-    noise = [standard_error(order) ** 2 for order in (control, treatment)]
-    if sum(noise) == 0.0:
-        reason = "the values around the quantile do not vary"
-        return Estimate(Difference(State.NO_VARIANCE, reason, named, *values), sum(n), silent)
-    found = Difference(State.OK, "", named, *values, noise[0], noise[1])
-    if silence_of_quantile(min(n), spec.quantile or 0.5) is not None:
-        reason = silence_of_quantile(min(n), spec.quantile or 0.5) or ""
-        found = Difference(State.NOT_ENOUGH_DATA, reason, named, *values)
+    too_few = silence_of_quantile(min(n), quantile)
+    silent = silence(*n) or too_few
+    if too_few is not None:
+        found = Difference(State.NOT_ENOUGH_DATA, too_few, named, *values)
+        return Estimate(found, sum(n), silent)
+    region = QuantileRegion(control, treatment, quantile)
+    found = Difference(State.OK, "", named, *values, *region.noise(), region=region)
     return Estimate(found, sum(n), silent)
 
 
-def _over_phases(spec: MetricSpec, control: ArmData, treatment: ArmData) -> Estimate:
+def _over_phases(
+    spec: MetricSpec, control: ArmData, treatment: ArmData, names: tuple[str, str]
+) -> Estimate:
     """Compare inside each phase; where only one can be compared, as if there were no other."""
     compared = strata.strata_of(control, treatment)
     if len(compared.phases) < 2:
-        return _of_one_phase(spec, control, treatment, compared)
+        return _of_one_phase(spec, control, treatment, compared, names)
     whole = compared.whole
-    plain = compare(spec, whole.control, whole.treatment)
-    silent, reduction = plain.silent, None
+    plain = compare(spec, whole.control, whole.treatment, names)
+    silent, reduction, skewness = plain.silent, None, None
     if spec.kind == "proportion" and not spec.has_covariate:
         rates = strata.Rates.of(compared.pairs)
         found = strata.compare_rates(rates)
         silent = silent or strata.too_few_events(rates)
     else:
         weights = strata.weights_of(compared.pairs)
-        found, reduction = strata.compare_means(spec, compared.pairs, weights)
+        found, reduction, spread = strata.compare_means(spec, compared.pairs, weights)
+        found, skewness = _read_skewed(spec, found, spread, whole, names)
     over = strata.OverPhases(
         len(compared.phases), compared.left_out, *strata.values_of(spec, compared.pairs)
     )
-    return Estimate(found, whole.n, silent, reduction, over)
+    return Estimate(found, whole.n, silent, reduction, over, skewness=skewness)
+
+
+def _read_skewed(
+    spec: MetricSpec,
+    found: Difference,
+    spread: Spread | None,
+    whole: strata.Pair,
+    names: tuple[str, str],
+) -> tuple[Difference, float | None]:
+    """Return the difference with its skewness, or the reason why it cannot be read; and theirs."""
+    if spread is None:
+        return found, None
+    arms = whole.control, whole.treatment
+    found = read_or_not(found, spread, arms, names, is_capped=spec.is_capped)
+    return found, None if spread.third is None else spread.skewness
 
 
 def _of_one_phase(
-    spec: MetricSpec, control: ArmData, treatment: ArmData, compared: strata.Strata
+    spec: MetricSpec,
+    control: ArmData,
+    treatment: ArmData,
+    compared: strata.Strata,
+    names: tuple[str, str],
 ) -> Estimate:
     """Compare the one phase in which both arms have units, by its levels; or else nothing."""
     if not compared.phases:
@@ -288,9 +348,9 @@ def _of_one_phase(
     (phase,) = compared.phases
     a, b = (strata.of_phase(arm, phase) for arm in (control, treatment))
     if len({*a.strata, *b.strata}) > 1:
-        made = _stratified(spec, _levels(a), _levels(b))
+        made = _stratified(spec, _levels(a), _levels(b), names)
     else:
-        made = compare(spec, a.comoments, b.comoments)
+        made = compare(spec, a.comoments, b.comoments, names)
     units = a.comoments.n + b.comoments.n
     left_out = control.comoments.n + treatment.comoments.n - units
     if not left_out:
@@ -320,7 +380,10 @@ def _rare_over_phases(
 
 
 def _stratified(
-    spec: MetricSpec, control: Mapping[str, Comoments], treatment: Mapping[str, Comoments]
+    spec: MetricSpec,
+    control: Mapping[str, Comoments],
+    treatment: Mapping[str, Comoments],
+    names: tuple[str, str] = NAMES,
 ) -> Estimate:
     """Post-stratification: Σ wₛ·dₛ with wₛ the level's share of all units (Miratrix et al. 2013).
 
@@ -343,24 +406,28 @@ def _stratified(
         whole = [rest[0], rest[1]] if not pairs else [Comoments.empty(width)] * 2
         for a, b in pairs:
             whole = [whole[0].merge(a), whole[1].merge(b)]
-        return compare(spec, whole[0], whole[1])
-    return _weighted(spec, pairs)
+        return compare(spec, whole[0], whole[1], names)
+    return _weighted(spec, pairs, names)
 
 
-def _weighted(spec: MetricSpec, pairs: list[tuple[Comoments, Comoments]]) -> Estimate:
+def _weighted(
+    spec: MetricSpec, pairs: list[tuple[Comoments, Comoments]], names: tuple[str, str]
+) -> Estimate:
     wholes = [pairs[0][0], pairs[0][1]]
     for a, b in pairs[1:]:
         wholes = [wholes[0].merge(a), wholes[1].merge(b)]
-    plain = compare(spec, wholes[0], wholes[1])
+    plain = compare(spec, wholes[0], wholes[1], names)
     if plain.found.state is not State.OK:
         return plain
     if spec.kind == "ratio":
         both = [strata.Pair(a, b) for a, b in pairs]
-        ratios, taken = strata.compare_means(spec, both, strata.shares_of(both))
-        return Estimate(ratios, plain.n, plain.silent, taken)
+        found, taken, spread = strata.compare_means(spec, both, strata.shares_of(both))
+        found, skewness = _read_skewed(spec, found, spread, strata.Pair(*wholes), names)
+        return Estimate(found, plain.n, plain.silent, taken, skewness=skewness)
     total = wholes[0].n + wholes[1].n
     difference, noise = 0.0, [0.0, 0.0]
     theta = _theta(wholes[0], wholes[1], (1.0,)) if spec.has_covariate else None
+    spreads = []
     for a, b in pairs:
         weight = (a.n + b.n) / total
         difference += weight * (b.means[0] - a.means[0])
@@ -371,11 +438,12 @@ def _weighted(spec: MetricSpec, pairs: list[tuple[Comoments, Comoments]]) -> Est
             whole + weight * weight * _linear_variance(arm, line)
             for whole, arm in zip(noise, (a, b), strict=True)
         ]
+        spreads.append((weight, spread_of((a, b), (line, line), line)))
     if sum(noise) <= 0.0:
         return plain
     mean = wholes[0].means[0]
     how = "post-stratified" if theta is None else "post-stratified-cuped"
     n = wholes[0].n, wholes[1].n
     found = welch((mean, mean + difference), (noise[0], noise[1]), n, how)
-    reduction = plain.variance_reduction
-    return Estimate(found, plain.n, plain.silent, reduction)
+    found = read_or_not(found, combined(spreads), wholes, names, is_capped=spec.is_capped)
+    return replace(plain, found=found)

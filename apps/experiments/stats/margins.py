@@ -1,11 +1,13 @@
 """Guardrails of an experiment: is an arm shown not to be worse than control by a margin?
 
-One-sided against the margin, which is in the metric's unit. No correction over guardrails: to ship,
-all of them must pass (an intersection-union test: Berger 1982).
+One-sided against the margin, which is in the metric's unit; a rate by its score test there, whose
+noise is that of an arm worse by the margin (Farrington and Manning 1990). No correction over
+guardrails: to ship, all of them must pass (an intersection-union test: Berger 1982).
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,6 +17,7 @@ from apps.experiments.stats.comparison import Difference, State
 from apps.experiments.stats.data import MetricSpec
 from apps.experiments.stats.estimates import Estimate
 from apps.experiments.stats.rare_rates import Seen, gain_bounds
+from apps.experiments.stats.rate_scores import RateRegion
 from apps.experiments.stats.sequential import boundary
 from apps.experiments.stats.strata import Rates, gain_bounds_of
 
@@ -64,18 +67,32 @@ def judge_margin(
     if rare:
         low, high = _exact(rare, alpha, spec.is_increase_better, is_final)
     else:
-        # A two-sided interval at 2α has α on each side.
-        level = min(0.999, 2.0 * alpha)
-        critical = _fixed(found, alpha) if is_final else boundary(made.n, level, planned_units)[0]
-        gain = found.difference if spec.is_increase_better else -found.difference
-        reach = critical * found.standard_error
-        low, high = gain - reach, gain + reach
+        low, high = _gain_limits(spec, made, alpha, planned_units, is_final=is_final)
+    bound = low if math.isfinite(low) else None
     if low > -margin:
-        return MarginVerdict("not-worse", low, margin, is_worse, "")
+        return MarginVerdict("not-worse", bound, margin, is_worse, "")
     if high < -margin:
-        return MarginVerdict("worse", low, margin, is_worse, "worse by more than the margin")
-    reason = "it is worse, by how much is not known well enough" if is_worse else "too few to tell"
-    return MarginVerdict("undecided", low, margin, is_worse, reason)
+        return MarginVerdict("worse", bound, margin, is_worse, "worse by more than the margin")
+    remark = found.region.remark if found.region else ""
+    reason = remark or "too few to tell"
+    if is_worse:
+        reason = "it is worse, by how much is not known well enough"
+    return MarginVerdict("undecided", bound, margin, is_worse, reason)
+
+
+def _gain_limits(
+    spec: MetricSpec, made: Estimate, alpha: float, planned_units: int, *, is_final: bool
+) -> tuple[float, float]:
+    """Bound how much better the arm is, from each side with an error of `alpha`."""
+    found = made.found
+    if not is_final:
+        # A two-sided interval at 2α has α on each side.
+        low, high = found.bounds(boundary(made.n, min(0.999, 2.0 * alpha), planned_units)[0])
+    elif isinstance(found.region, RateRegion):
+        low, high = found.region.one_sided_limits(_fixed(found, alpha))
+    else:
+        low, high = found.bounds(_fixed(found, alpha))
+    return (low, high) if spec.is_increase_better else (-high, -low)
 
 
 def _exact(

@@ -19,6 +19,7 @@ from scipy.special import ndtr, ndtri
 from scipy.stats import nct, t
 
 from apps.experiments.stats.sequential import boundary
+from apps.experiments.stats.skewness import SKEWNESS_MAX
 
 Floats = npt.NDArray[np.float64]
 
@@ -44,11 +45,12 @@ class Baseline:
     """What control is expected to show: a rate, or the mean and the spread of units' values.
 
     `sd` is None for a rate, whose spread follows from it. A ratio's is that of its linearised
-    values, √n times its standard error.
+    values, √n times its standard error. `skewness` is that of units' values, 0 where unknown.
     """
 
     mean: float
     sd: float | None = None
+    skewness: float = 0.0
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.mean):
@@ -150,6 +152,18 @@ def margin_units(baseline: Baseline, design: Design, margin: float) -> int | Non
     variance = baseline.variance_at(baseline.mean) * sum(1.0 / share for share in design.shares)
     units = math.ceil(reach**2 * variance / margin**2)
     return units if units <= UNITS_MAX else None
+
+
+def units_carried(baseline: Baseline, design: Design) -> int:
+    """Return with how many units the smaller arm carries the skewness, so that anything is read.
+
+    λ = skewness·|n₀ − n₁|/√(n₀·n₁·(n₀ + n₁)), as in `stats.skewness`; equal arms need none.
+    """
+    first, second = design.shares
+    if baseline.sd is None:
+        return 0
+    uneven = (baseline.skewness * (first - second) / SKEWNESS_MAX) ** 2
+    return math.ceil(min(UNITS_MAX, uneven / (first * second * (first + second))))
 
 
 # --- at the planned end --------------------------------------------------------------------------

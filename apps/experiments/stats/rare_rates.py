@@ -5,12 +5,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from scipy.optimize import brentq
-from scipy.special import betaincinv, betaln
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import betaincinv, betaln, expit
+
+Floats = NDArray[np.float64]
 
 # Jeffreys' prior: it bounds a rate without an event best among the usual ones.
 PRIOR = 0.5
 NEAR_NOUGHT = 1e-300
+# Each halves the span of log-odds, of about 700, in which a bound lies: until floats have no more.
+HALVINGS = 64
 
 
 @dataclass(frozen=True)
@@ -29,32 +34,44 @@ def gain_bounds(
     Each arm's rate is bounded with half of it. At the end by Clopper and Pearson (1934), before
     by a confidence sequence, which holds at every look.
     """
+    counts = (control.n, treatment.n), (control.events, treatment.events)
+    n, events = (np.array(each, dtype=np.float64) for each in counts)
+    low, high = difference_bounds(n, events, alpha=alpha, is_final=is_final)
+    bounds = float(low), float(high)
+    return bounds if is_increase_better else (-bounds[1], -bounds[0])
+
+
+def difference_bounds(
+    n: Floats, events: Floats, *, alpha: float, is_final: bool
+) -> tuple[Floats, Floats]:
+    """Bound treatment's rate less control's, as `gain_bounds` does.
+
+    The first axis of both has control and treatment; of the others each place is a comparison.
+    """
     bound = _clopper_pearson if is_final else _sequence
-    (low_a, high_a), (low_b, high_b) = (
-        (1.0 - bound(arm.n, arm.n - arm.events, alpha / 2.0), bound(arm.n, arm.events, alpha / 2.0))
-        for arm in (control, treatment)
-    )
-    low, high = low_b - high_a, high_b - low_a
-    return (low, high) if is_increase_better else (-high, -low)
+    high = bound(n, events, alpha / 2.0)
+    low = 1.0 - bound(n, n - events, alpha / 2.0)
+    return low[1] - high[0], high[1] - low[0]
 
 
-def _sequence(n: int, events: int, alpha: float) -> float:
+def _sequence(n: Floats, events: Floats, alpha: float) -> Floats:
     """Return the upper bound that is ever too low with a chance of `alpha` at most.
 
     Where p is the rate, B(events + ½, rest + ½)/B(½, ½) over p^events · (1 − p)^rest, with rest =
     n − events, is a martingale, and ever reaches 1/alpha with that chance at most (Robbins 1970;
     Ville 1939).
     """
-    if events >= n:
-        return 1.0
-    mixed = betaln(events + PRIOR, n - events + PRIOR) - betaln(PRIOR, PRIOR) + math.log(alpha)
+    rest = np.maximum(n - events, NEAR_NOUGHT)
+    mixed = betaln(events + PRIOR, rest + PRIOR) - betaln(PRIOR, PRIOR) + math.log(alpha)
+    # In log-odds: p = 1/(1 + e^−x), and (1 − p)^rest alone is small enough at −mixed/rest.
+    low, high = np.log(np.maximum(events, NEAR_NOUGHT) / rest), -mixed / rest
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2.0
+        excess = mixed + events * np.logaddexp(0.0, -middle) + rest * np.logaddexp(0.0, middle)
+        low, high = np.where(excess < 0.0, middle, low), np.where(excess < 0.0, high, middle)
+    return np.asarray(np.where(events >= n, 1.0, expit(high)))
 
-    def excess(p: float) -> float:
-        return float(mixed - events * math.log(p) - (n - events) * math.log1p(-p))
 
-    seen = max(events / n, NEAR_NOUGHT)
-    return float(brentq(excess, seen, 1.0 - 1e-16, xtol=1e-18)) if excess(seen) < 0.0 else seen
-
-
-def _clopper_pearson(n: int, events: int, alpha: float) -> float:
-    return 1.0 if events >= n else float(betaincinv(events + 1, n - events, 1.0 - alpha))
+def _clopper_pearson(n: Floats, events: Floats, alpha: float) -> Floats:
+    rest = np.maximum(n - events, 1.0)
+    return np.asarray(np.where(events >= n, 1.0, betaincinv(events + 1, rest, 1.0 - alpha)))

@@ -21,7 +21,7 @@ from apps.experiments.stats.estimates import Estimate
 from apps.experiments.stats.families import benjamini_hochberg, holm, holm_levels
 from apps.experiments.stats.margins import judge_margin
 from apps.experiments.stats.ranks import mann_whitney_p
-from apps.experiments.stats.report_sentences import metric_sentence, report_sentence
+from apps.experiments.stats.report_sentences import heavy_units, metric_sentence, report_sentence
 from apps.experiments.stats.sequential import read_sequential
 from apps.experiments.stats.shapes import Arm, Compared, Distribution, MetricReport, Report
 from apps.experiments.stats.srm import SampleRatio, check_phases
@@ -190,7 +190,7 @@ def _compared(plan: _Plan, pair: _Pair, control: str, running: Reading, fixed: R
         outcome=_outcome(spec, found.difference, decides),
         test=found.test,
         difference=found.difference if known else None,
-        standard_error=found.standard_error if found.state is State.OK else None,
+        standard_error=found.standard_error or None,
         uplift=found.uplift if known else None,
         uplift_state=decides.uplift_state,
         deciding="fixed-horizon" if plan.phase == "final" else "sequential",
@@ -203,6 +203,7 @@ def _compared(plan: _Plan, pair: _Pair, control: str, running: Reading, fixed: R
         **basis,
         control_value=both[0] if known else None,
         value=both[1] if known else None,
+        skewness=pair.made.skewness,
     )
 
 
@@ -288,6 +289,7 @@ def _metric_report(
         distribution=Distribution(
             metric.edges, {name: arm.counts for name, arm in metric.arms.items() if arm.counts}
         ),
+        notices=heavy_units(metric),
     )
     invalid = _invalid(metric)
     if invalid is not None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from apps.experiments.stats.comparison import P_MIN, State
+from apps.experiments.stats.data import MetricData
 from apps.experiments.stats.shapes import Arm, Compared, MetricReport, Report
+from apps.experiments.stats.skewness import heaviest_share
 from apps.experiments.stats.wording import Phase
 
 STOPPED = (State.SRM, State.UNEXPECTED_UNITS)
@@ -77,6 +79,7 @@ def _sentence(report: MetricReport, phase: Phase) -> str:
     numbers = _numbers(leading, arm, control, report.kind)
     if leading.outcome == "undecided":
         when = "at the planned size" if phase == "final" else "yet"
+        numbers = f"{leading.reason}; {numbers}" if leading.reason else numbers
         return f"No difference between {arm.name} and {control.name} is shown {when}: {numbers}."
     return f"{arm.name} is {leading.outcome} than {control.name}: {numbers}."
 
@@ -110,3 +113,21 @@ def _level(value: float | None, kind: str) -> str:
 
 def _change(value: float, kind: str) -> str:
     return f"{100.0 * value:+.3g}" if kind == "proportion" else f"{value:+.4g}"
+
+
+def heavy_units(metric: MetricData) -> tuple[str, ...]:
+    """Return a sentence for each arm of which one unit has most of the metric's sum."""
+    if metric.spec.kind not in ("mean", "ratio"):
+        return ()
+    shares = {name: heaviest_share(arm.comoments) for name, arm in metric.arms.items()}
+    advice = "" if metric.spec.is_capped else "; a cap would bound what one unit counts"
+    return tuple(
+        f"One unit has {_percent(share)} of {name}'s sum of {metric.spec.name}{advice}."
+        for name, share in shares.items()
+        if share is not None
+    )
+
+
+def _percent(share: float) -> str:
+    """Return a share in percent, 100 only where it is all."""
+    return "all" if share >= 1.0 else f"{min(99.9, 100.0 * share):.3g}%"

@@ -33,8 +33,20 @@ def few_events(control_n: int, n: int, events: tuple[int, int]) -> str | None:
         return f"at least {EVENTS_MIN} events and non-events are needed ({rarer} so far)"
     expected = smaller * (rarer / total)
     if expected < EXPECTED_MIN:
-        return f"the smaller arm expects only {expected:.1f} events, {EXPECTED_MIN:.0f} are needed"
+        missing = more_units(smaller * (EXPECTED_MIN / expected - 1.0))
+        kind = "events" if pooled == rarer else "non-events"
+        return (
+            f"the smaller arm expects only {expected:.1f} {kind}, {EXPECTED_MIN:.0f} are needed: "
+            f"{missing} in it"
+        )
     return None
+
+
+def more_units(missing: float) -> str:
+    """Return how many units are missing, with two digits, rounded up."""
+    step = 10 ** max(0, math.floor(math.log10(max(missing, 1.0))) - 1)
+    rounded = math.ceil(missing / step) * step
+    return f"about {rounded:,} more unit{'' if rounded == 1 else 's'}"
 
 
 def read_sequential(
@@ -51,13 +63,14 @@ def read_sequential(
     With n units in both arms, N* = planned/2, ρ² = (−2·ln α + ln(−2·ln α + 1))/N*, k = nρ² + 1 the
     half-width is se·√n·sqrt(2k/(n²ρ²)·ln(√k/α)). The p-value is the smallest α whose interval (at
     the same ρ) excludes 0: √k·exp(−z²·nρ²/(2k)). `tuned_alpha` is the α of ρ², `alpha` by default.
+    Of a skewed difference z is its score, the root of its tail's exponent: see `tails`.
     """
     if found.state is not State.OK:
         return Reading(METHOD, found.state, found.reason, alpha)
     if silent is not None:
         return Reading(METHOD, State.NOT_ENOUGH_DATA, silent, alpha)
     critical, growth, root = boundary(n, alpha, planned_units, tuned_alpha)
-    z = found.difference / found.standard_error
+    z = found.score
     log_p = math.log(root) - z * z * growth / 2.0
     p_value = math.exp(min(0.0, log_p))
     return read_at(found, method=METHOD, alpha=alpha, critical=critical, p_value=p_value)

@@ -37,7 +37,8 @@ class Compared:
     units were compared: `all` with each other, those of each of `phases` spans of weights among
     themselves, or those `present-phase` alone. `left_out` units belong to a phase in which an arm
     has too few. `control_value` and `value` are the metric of control and of the arm as they were
-    compared, over phases with the same weights in both.
+    compared, over phases with the same weights in both. `skewness` is that of the units' values as
+    they are compared.
     """
 
     arm: str
@@ -64,6 +65,7 @@ class Compared:
     left_out: int = 0
     control_value: float | None = None
     value: float | None = None
+    skewness: float | None = None
 
     @property
     def reading(self) -> Reading:
@@ -80,7 +82,10 @@ class Distribution:
 
 @dataclass(frozen=True)
 class MetricReport:
-    """What one metric says. `winner` is the better arm with the largest effect, or None."""
+    """What one metric says. `winner` is the better arm with the largest effect, or None.
+
+    `notices` are sentences on what the numbers lean on, such as one unit's value.
+    """
 
     name: str
     role: Role
@@ -95,6 +100,7 @@ class MetricReport:
     reason: str = ""
     verdict: str = ""
     winner: str | None = None
+    notices: tuple[str, ...] = ()
 
     @property
     def is_significant(self) -> bool:

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import chdtrc, gammaln
+from scipy.special import chdtrc
 
 from apps.experiments.stats.comparison import P_MIN, State
+from apps.lib.multinomial import log_bayes_factors
 
-CONCENTRATION = 10_000.0
 SEQUENTIAL_ALPHA = 0.01
 ONE_LOOK_P_MAX = 0.001
 EXPECTED_MIN = 5.0
@@ -122,13 +122,5 @@ def _chi_square(used: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]])
 
 
 def log_bayes_factor(counts: NDArray[np.float64], shares: NDArray[np.float64]) -> float:
-    """ln of the Dirichlet-multinomial marginal likelihood over the configured multinomial's.
-
-    Prior Dirichlet(k·shares) with k = 10,000 (Lindon and Malek 2020). It is a martingale under the
-    configured shares, so reaching 1/α at any time refutes them at level α.
-    """
-    prior = CONCENTRATION * shares
-    n = counts.sum()
-    marginal = gammaln(CONCENTRATION) - gammaln(CONCENTRATION + n)
-    marginal += (gammaln(prior + counts) - gammaln(prior)).sum()
-    return float(marginal - (counts * np.log(shares)).sum())
+    """The evidence against the shares of one phase: see `log_bayes_factors`."""
+    return float(log_bayes_factors(counts, shares))

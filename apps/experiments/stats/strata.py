@@ -31,7 +31,9 @@ from apps.experiments.stats.comparison import (
 )
 from apps.experiments.stats.data import ArmData, MetricSpec
 from apps.experiments.stats.rare_rates import Seen, gain_bounds
+from apps.experiments.stats.rate_scores import StratifiedRateRegion
 from apps.experiments.stats.sequential import EXPECTED_MIN
+from apps.experiments.stats.skewness import Spread, combined, spread_of
 
 Floats = NDArray[np.float64]
 
@@ -207,8 +209,10 @@ def weights_of(pairs: Sequence[Pair]) -> Floats:
 
 def compare_means(
     spec: MetricSpec, pairs: Sequence[Pair], weights: Floats
-) -> tuple[Difference, float | None]:
+) -> tuple[Difference, float | None, Spread | None]:
     """Return Σ wₛ·dₛ of means or ratios, and the share of the variance that a covariate took away.
+
+    The spread of what was compared comes last, None where nothing was.
 
     A ratio is that of the weighted means, with the same weights in both arms, by the delta method
     on the covariances inside the strata (the combined ratio estimator: Cochran 1977, section 6.11):
@@ -223,16 +227,18 @@ def compare_means(
     test = "stratified-delta" if is_ratio else "stratified-t"
     if is_ratio and (why := next(filter(None, map(_why_no_ratio, arms)), None)):
         values = [_ratio(arm, 0) for arm in arms]
-        return Difference(State.NOT_ENOUGH_DATA, why, test, *values), None
+        return Difference(State.NOT_ENOUGH_DATA, why, test, *values), None, None
     width = 2 if is_ratio else 1
     values = [_ratio(arm, 0) if is_ratio else float(arm.means[0]) for arm in arms]
     now = [_line(arm, 0, is_ratio) for arm in arms]
     lines = [np.append(line, np.zeros(len(arms[0].means) - width)) for line in now]
     plain = _difference(arms, lines, values, test)
+    common = _common(pairs, arms, is_ratio)
+    as_they_are = _spread(pairs, weights, lines, np.append(common, np.zeros(len(lines[0]) - width)))
     if not spec.has_covariate or plain.state is not State.OK:
-        return plain, None
+        return plain, None, as_they_are
     if is_ratio and min(arm.means[3] for arm in arms) <= 0.0:
-        return plain, 0.0
+        return plain, 0.0, as_they_are
     before = [_line(arm, width, is_ratio) for arm in arms]
     theta = _theta(arms, now, before)
     past = [_ratio(arm, 2) if is_ratio else float(arm.means[1]) for arm in arms]
@@ -240,8 +246,33 @@ def compare_means(
     values[1] -= theta * (past[1] - past[0])
     found = _difference(arms, lines, values, f"{test}-cuped")
     if found.state is not State.OK:
-        return plain, 0.0
-    return found, 1.0 - (found.standard_error / plain.standard_error) ** 2
+        return plain, 0.0, as_they_are
+    common = np.append(common, -theta * _common(pairs, arms, is_ratio, width))
+    reduction = 1.0 - (found.standard_error / plain.standard_error) ** 2
+    return found, reduction, _spread(pairs, weights, lines, common)
+
+
+def _spread(
+    pairs: Sequence[Pair], weights: Floats, lines: Sequence[Floats], common: Floats
+) -> Spread:
+    own = [tuple(map(float, line)) for line in lines]
+    shared = tuple(map(float, common))
+    return combined(
+        (float(weight), spread_of((pair.control, pair.treatment), own, shared))
+        for weight, pair in zip(weights, pairs, strict=True)
+    )
+
+
+def _common(
+    pairs: Sequence[Pair], arms: Sequence[Weighted], is_ratio: bool, first: int = 0
+) -> Floats:
+    """Return the line of all units: a small arm's own ratio is far off where it has few of them."""
+    if not is_ratio:
+        return np.ones(1)
+    n = [sum(pair.control.n for pair in pairs), sum(pair.treatment.n for pair in pairs)]
+    means = (n[0] * arms[0].means + n[1] * arms[1].means) / sum(n)
+    top, bottom = means[first], means[first + 1]
+    return np.array([1.0 / bottom, -top / bottom**2])
 
 
 def _difference(
@@ -341,25 +372,29 @@ def compare_rates(rates: Rates) -> Difference:
 
     With Cochran's weights wₛ·dₛ is events less those expected, and the test is that of Mantel and
     Haenszel (1959), with the variance n1·n0·p(1 − p)/(N − 1) of each stratum. Where an arm has
-    fewer than ten events or non-events in all, the exact conditional test decides.
+    fewer than ten events or non-events in all, the exact conditional test decides. Intervals, and so
+    margins, hold each difference against the data by its own score test (`rate_scores`).
     """
     weight = rates.control_n * rates.n / rates.total
     weights = weight / weight.sum()
     a, b = rates.control_events / rates.control_n, rates.events / rates.n
-    means = {"control_mean": float(weights @ a), "treatment_mean": float(weights @ b)}
+    means = float(weights @ a), float(weights @ b)
     pooled = rates.pooled
     spread = weights**2 * pooled * (1.0 - pooled) * rates.total / (rates.total - 1.0)
     noise = float((spread / rates.control_n).sum()), float((spread / rates.n).sum())
     if sum(noise) <= 0.0:
         reason = "in each phase every unit has the event, or none has"
-        return Difference(State.NO_VARIANCE, reason, "mantel-haenszel", **means)
+        return Difference(State.NO_VARIANCE, reason, "mantel-haenszel", *means)
     events, control_events = rates.events.sum(), rates.control_events.sum()
     others = rates.n.sum() - events, rates.control_n.sum() - control_events
     is_small = min(events, control_events, *others) < SMALL_CELL
     exact = exact_p(rates) if is_small else None
     test = "mantel-haenszel" if exact is None else "stratified-exact"
-    return Difference(State.OK, "", test, **means, control_variance=noise[0],
-                      treatment_variance=noise[1], exact_p=exact)  # fmt: skip
+    region = StratifiedRateRegion(
+        rates.control_n, rates.control_events, rates.n, rates.events, weights
+    )
+    return Difference(State.OK, "", test, *means, control_variance=noise[0],
+                      treatment_variance=noise[1], exact_p=exact, region=region)  # fmt: skip
 
 
 def expected_events(rates: Rates) -> float:

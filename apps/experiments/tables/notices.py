@@ -42,7 +42,16 @@ def notices(
     if awaits_final:
         text = "The final result is being made: these numbers may change once more, then never."
         found.append(Notice("busy", text))
-    return found + behind(result) + _left_out(quality)
+    return found + _of_metrics(result) + behind(result) + _left_out(quality)
+
+
+def _of_metrics(result: Mapping[str, Any]) -> list[Notice]:
+    """Return what metrics' numbers lean on. Results of before had none."""
+    return [
+        Notice("warn", text)
+        for metric in result.get("metrics") or ()
+        for text in metric.get("notices") or ()
+    ]
 
 
 def behind(result: Mapping[str, Any]) -> list[Notice]:

@@ -15,12 +15,15 @@ import ibis
 from apps.experiments.models import Metric
 from apps.experiments.moves import TENANT
 from apps.experiments.scan import Scan, before
-from apps.experiments.stats.comoments import Comoments
+from apps.experiments.stats.comoments import Comoments, Extremes, central_thirds, triples
 from apps.experiments.warehouse.units import Expr, as_number
 from apps.lib.errors import Unavailable
 
 NO_LEVEL = "(none)"
 GROUPS = ["variant", "phase", "level"]
+# Third powers of deviations at this scale stay within the range of floats: some engines refuse what
+# does not.
+SCALE = 1e-20
 # The columns of a unit's values of each metric, in the order of the scan.
 Names = list[list[str]]
 
@@ -137,7 +140,17 @@ def level_sums(seen: Expr, names: Names) -> Expr:
             asked |= {f"{name}_min": away[name].min(), f"{name}_max": away[name].max()}
             asked[f"{name}_off"] = off.sum()
             asked |= {f"{name}_{other}": (off * away[f"{other}_off"]).sum() for other in parts[i:]}
+        scaled = [away[f"{name}_off"] * SCALE for name in parts]
+        asked |= {
+            _third(parts[0], three): (scaled[three[0]] * scaled[three[1]] * scaled[three[2]]).sum()
+            for three in triples(len(parts))
+        }
+        asked[f"{parts[0]}_others"] = as_number(away[parts[0]] != 0.0).sum()
     return away.group_by(GROUPS).aggregate(**asked)
+
+
+def _third(first: str, places: tuple[int, int, int]) -> str:
+    return f"{first}_{''.join(map(str, places))}_third"
 
 
 def comoments(row: Mapping[str, Any], parts: Sequence[str]) -> Comoments:
@@ -154,7 +167,14 @@ def comoments(row: Mapping[str, Any], parts: Sequence[str]) -> Comoments:
             products.append(max(0.0, product) if other == name else product)
     ends = [(float(row[f"{name}_min"]), float(row[f"{name}_max"])) for name in parts]
     constants = [low if low == high else None for low, high in ends]
-    return Comoments(n, means, tuple(products)).with_constants(constants)
+    # About the first pass's means, the deviations have these.
+    about = [off[name] / n for name in parts]
+    sums = [
+        float(row[_third(parts[0], three)]) / SCALE / SCALE / SCALE for three in triples(len(parts))
+    ]
+    thirds = central_thirds(n, about, products, sums)
+    extremes = Extremes(int(row[f"{parts[0]}_others"]), *ends[0])
+    return Comoments(n, means, tuple(products), thirds, extremes).with_constants(constants)
 
 
 # --- spreads -------------------------------------------------------------------------------------
@@ -173,6 +193,18 @@ def at_ranks(seen: Expr, name: str, wanted: Mapping[str, Sequence[int]]) -> Expr
             )
         )
     )
+
+
+def equal_to(seen: Expr, name: str, quantiles: Mapping[str, float]) -> Expr:
+    """Ask how many of each arm's values are equal to its quantile: `variant`, `n`."""
+    same = ibis.or_(
+        *(
+            (seen.variant == arm) & (seen[name] == ibis.literal(value, "float64"))
+            for arm, value in quantiles.items()
+        )
+    )
+    equal = seen.filter(same)
+    return equal.group_by("variant").aggregate(n=equal.count())
 
 
 def binned(seen: Expr, name: str, edges: Sequence[float]) -> Expr:

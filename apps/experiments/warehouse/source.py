@@ -13,7 +13,7 @@ from apps.experiments.scan import Scan
 from apps.experiments.sources import LevelMoments, PhaseCount
 from apps.experiments.spreads import Counts, Edges, Moments, Orders, edges_of
 from apps.experiments.stats.data import OrderStatistics
-from apps.experiments.stats.quantiles import ranks_of
+from apps.experiments.stats.quantiles import ranks_of, value_rank
 from apps.experiments.warehouse import questions
 from apps.experiments.warehouse.datasets import check_columns, check_rows
 from apps.experiments.warehouse.units import Expr, Tables, units_of
@@ -87,11 +87,19 @@ class Warehouse:
             arms = {arm: each.n for arm, each in moments[place].items() if each.n and share}
             if not arms:
                 continue
+            first = names[place][0]
             wanted = {arm: ranks_of(n, share) for arm, n in arms.items()}
-            rows = _rows(questions.at_ranks(seen, names[place][0], wanted))
-            told = {(row["variant"], int(row["rank"])): float(row["value"]) for row in rows}
+            rows = _rows(questions.at_ranks(seen, first, wanted))
+            at = {(row["variant"], int(row["rank"])): float(row["value"]) for row in rows}
+            quantiles = {arm: at[arm, value_rank(n, share)] for arm, n in arms.items()}
+            equal = {
+                row["variant"]: int(row["n"])
+                for row in _rows(questions.equal_to(seen, first, quantiles))
+            }
             for arm, ranks in wanted.items():
-                found[place, arm] = OrderStatistics(arms[arm], *(told[arm, rank] for rank in ranks))
+                found[place, arm] = OrderStatistics(
+                    arms[arm], tuple(at[arm, rank] for rank in ranks), quantiles[arm], equal[arm]
+                )
         return found
 
     def distributions(self, scan: Scan, moments: Moments) -> tuple[Edges, Counts]:

@@ -106,7 +106,7 @@ TONES = {
     **dict.fromkeys(("ready", "succeeded", "pass", "completed", "live", "applied"), "good"),
     **dict.fromkeys(("active", "delivered"), "good"),
     **dict.fromkeys(("retrying", "inactive"), "warn"),
-    **dict.fromkeys(("gave_up", "leak", "divergence", "silent"), "bad"),
+    **dict.fromkeys(("gave_up", "leak", "divergence", "ends", "silent"), "bad"),
     "waiting": "busy",
     **dict.fromkeys(
         ("failed", "fail", "rolled_back", "rolling_back", "refused", "gone", "stale"), "bad"

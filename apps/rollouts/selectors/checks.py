@@ -120,7 +120,8 @@ def sides_of(check: CheckDocument | None, evidence: Evidence) -> Sides:
 
 def _rates(_: CheckDocument, evidence: Evidence) -> Sides:
     if evidence.get("absolute"):
-        return _count(evidence, "n"), Cell("fixed bound", "nobody is left on stable")
+        bound = NOTHING if "deciders" in evidence else "fixed bound"
+        return _count(evidence, "n"), Cell(bound, "nobody is left on stable")
     return _rate(evidence, "canary"), _rate(evidence, "control")
 
 
@@ -138,7 +139,8 @@ def _count(evidence: Evidence, name: str) -> Cell:
 
 def _latency(check: CheckDocument, evidence: Evidence) -> Sides:
     p95: Evidence = evidence.get("p95") or {}
-    seen, compared = _rates(check, {**p95, "absolute": evidence.get("absolute")})
+    basis = {name: evidence[name] for name in ("absolute", "deciders") if name in evidence}
+    seen, compared = _rates(check, {**p95, **basis})
     if p95.get("canary_rate") is not None:
         told = "of {:,} above stable's usual p95"
         return (

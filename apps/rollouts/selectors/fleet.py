@@ -9,6 +9,7 @@ from django.conf import settings
 
 from apps.rollouts.models import BreakerTripRecord, Instance, PublishedTable, TrafficAlarm
 from apps.rollouts.publication import PIN_ALL
+from contract.messages import STREAM_TELEMETRY
 
 # A silent instance is shown for so long, then forgotten by the pages.
 REMEMBERED = timedelta(hours=24)
@@ -72,6 +73,11 @@ class Fleet:
     @property
     def refused(self) -> list[Member]:
         return self._in("refused")
+
+    @property
+    def lossy(self) -> list[Member]:
+        """Return those that dropped telemetry, so that ends of requests may be missing."""
+        return [m for m in self.live if m.instance.dropped.get(STREAM_TELEMETRY, 0)]
 
     @property
     def silent(self) -> list[Member]:

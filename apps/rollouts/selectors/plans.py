@@ -1,15 +1,11 @@
-"""What pages tell of plans beside their rows: checks with their settings, and false alarms."""
+"""What pages show of plans beside their rows: checks with their settings."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from apps.rollouts.check_kinds import ERROR_THRESHOLD, KINDS, CheckDocument, Setting
-from apps.rollouts.plans import WHOLE_BP, PlanDocument
 from apps.rollouts.thresholds import false_alarm_rate
-
-# More looks than that change the figure little, and cost the page time.
-LOOKS_MAX = 120
 
 
 @dataclass(frozen=True)
@@ -43,36 +39,6 @@ def _setting(setting: Setting) -> str:
         return f"{setting.told} (must be set)"
     default = "" if setting.default is None else f" ({setting.default} unless set)"
     return f"{setting.told}{default}"
-
-
-def false_alarms_of(plan: PlanDocument) -> float | None:
-    """Return the share of healthy versions that the plan's threshold would roll back.
-
-    None when no step has one as a guardrail. Simulated at the usual error rate; of several
-    thresholds the strictest is told.
-    """
-    found = [
-        (step, check)
-        for step in plan.steps
-        for check in step.questions
-        if check.check == ERROR_THRESHOLD and check.effective_mode == "guardrail"
-    ]
-    shares = tuple(step.weight_bp for step, _ in found if 0 < step.weight_bp < WHOLE_BP)
-    if not shares:
-        return None
-    looks = max(
-        1,
-        *(
-            round(step.bake_s * plan.time_scale_permille / 1_000 / plan.interval_s)
-            for step, _ in found
-        ),
-    )
-    return false_alarm_rate(
-        shares,
-        margin_bp=min(int(check.setting("margin_bp")) for _, check in found),
-        samples_min=min(int(check.setting("samples_min")) for _, check in found),
-        looks_per_step=min(LOOKS_MAX, looks),
-    )
 
 
 @dataclass(frozen=True)

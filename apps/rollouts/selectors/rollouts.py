@@ -81,8 +81,11 @@ def steps_of(rollout: Rollout) -> list[StepView]:
 
 
 def steps_of_saved(plan: Plan) -> list[StepView]:
-    """Return the steps of a plan as it is saved. Expects `steps` to be prefetched."""
-    return steps_of_plan(document_of(plan))
+    """Return the steps that a rollout by the plan goes through: held back, with the final bake.
+
+    Expects `steps` to be prefetched.
+    """
+    return steps_of_plan(document_of(plan).as_followed())
 
 
 def clock_of(rollout: Rollout, now: datetime) -> Clock:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 from django.contrib import messages
 from django.http import HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
@@ -15,6 +16,7 @@ from apps.lib.pages import PageRequest, attempt, go_to, page
 from apps.models.access import actor_of, has_role, require_role
 from apps.models.models import Role
 from apps.rollouts.models import Plan
+from apps.rollouts.no_control import notices_of
 from apps.rollouts.plan_forms import (
     EVIDENCE_MODES,
     PlanForm,
@@ -22,10 +24,12 @@ from apps.rollouts.plan_forms import (
     StepFormSet,
     make_step_forms,
 )
+from apps.rollouts.plan_risks import risks_of_plan
 from apps.rollouts.plan_store import delete_plan, save_plan
 from apps.rollouts.plan_templates import TEMPLATES
-from apps.rollouts.plans import DEFAULT_WEIGHTS_BP, PlanDocument, StepDocument, document_of
-from apps.rollouts.selectors.plans import asked_view, false_alarms_of, kinds_of_checks
+from apps.rollouts.plans import PlanDocument, document_of
+from apps.rollouts.selectors.estimates import times_at_rates
+from apps.rollouts.selectors.plans import asked_view, kinds_of_checks
 from apps.rollouts.selectors.rollouts import steps_of_plan, steps_of_saved
 
 EMPTY_ROWS = 5
@@ -37,7 +41,7 @@ def plan_list(request: PageRequest) -> HttpResponse:
     plans = Plan.objects.prefetch_related("steps").order_by("-is_default", "name")
     context = {
         "plans": [(plan, steps_of_saved(plan)) for plan in plans],
-        "templates": [(each, steps_of_plan(each.document)) for each in TEMPLATES],
+        "templates": [(each, steps_of_plan(each.document.as_followed())) for each in TEMPLATES],
         "can_edit": has_role(request.user, None, Role.ADMIN),
     }
     return render(request, "rollouts/plan_list.html", context)
@@ -49,13 +53,15 @@ def plan(request: PageRequest, pk: int) -> HttpResponse:
     found = get_object_or_404(Plan.objects.prefetch_related("steps"), pk=pk)
     document = document_of(found)
     steps = steps_of_saved(found)
-    asked = [list(map(asked_view, step.questions)) for step in document.steps]
+    asked = [list(map(asked_view, step.questions)) for step in document.as_followed().steps]
     context = {
         "plan": found,
         "steps": steps,
         "rows": list(zip(steps, asked, strict=True)),
         "kinds": kinds_of_checks(),
-        "false_alarms": false_alarms_of(document),
+        "risks": risks_of_plan(document),
+        "notices": notices_of(document),
+        "times": times_at_rates(document),
         "alpha": found.alpha_ppm / 1_000_000,
         "shown": PlanForm.initial_of(document),
         "evidence_mode": dict(EVIDENCE_MODES)[found.evidence_mode],
@@ -78,8 +84,7 @@ def plan_new(request: PageRequest) -> HttpResponse:
         if found is None:
             raise NotFound(f"There is no template {template!r} of a plan.")
         return _edit(request, None, _unnamed(found.document, found.description))
-    steps = tuple(StepDocument(weight_bp=weight_bp) for weight_bp in DEFAULT_WEIGHTS_BP)
-    return _edit(request, None, Draft(PlanDocument(name="", steps=steps), {}))
+    return _edit(request, None, Draft(msgspec.structs.replace(TEMPLATES[0].document, name=""), {}))
 
 
 @dataclass(frozen=True)

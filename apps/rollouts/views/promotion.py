@@ -18,8 +18,11 @@ from apps.models.selectors import compare_versions, list_models, promotable_vers
 from apps.rollouts import services
 from apps.rollouts.forms import PromoteForm
 from apps.rollouts.models import Plan
+from apps.rollouts.no_control import notices_of
 from apps.rollouts.overrides import Override
+from apps.rollouts.plans import document_of
 from apps.rollouts.publication import pins_on, silent_instances
+from apps.rollouts.selectors.estimates import times_of_model
 from apps.rollouts.selectors.fleet import read_fleet
 from apps.rollouts.selectors.obstacles import obstacles_of
 from apps.rollouts.selectors.rollouts import rollouts_of, steps_of_saved
@@ -76,6 +79,7 @@ def _context(request: PageRequest, found: RegisteredModel) -> dict[str, Any]:
         "form": form,
         "plan": plan,
         "steps": steps_of_saved(plan) if plan else [],
+        **(_foreseen(found, plan, now) if plan and found.stable else {}),
         "overrides": wanted.getlist("override"),
         "live": rollouts_of(found).filter(model__live_split__isnull=False).first(),
         "experiment": experiment_of(found),
@@ -83,6 +87,14 @@ def _context(request: PageRequest, found: RegisteredModel) -> dict[str, Any]:
         "target": target,
         **(_about(found, target, now) if target else {}),
     }
+
+
+def _foreseen(found: RegisteredModel, plan: Plan, now: datetime) -> dict[str, Any]:
+    """What the plan says of itself at the model's traffic of late."""
+    document = document_of(plan)
+    times = times_of_model(document, found, now)
+    may_pause = not all(time.can_decide for time in times)
+    return {"times": times, "may_pause": may_pause, "notices": notices_of(document)}
 
 
 def _about(found: RegisteredModel, target: ModelVersion, now: datetime) -> dict[str, Any]:

@@ -77,7 +77,9 @@ def asked(theirs: Any, values: tuple[Any, Any], alternative: str, null: float) -
 
 def ours(values: tuple[Any, Any]) -> Estimate:
     spec = MetricSpec("m", "primary", "mean")
-    return compare(spec, *(Comoments.of(arm.reshape(-1, 1)) for arm in values))
+    arms = [Comoments.of(arm.reshape(-1, 1)) for arm in values]
+    # Theirs are told two moments.
+    return compare(spec, *(Comoments(arm.n, arm.means, arm.products) for arm in arms))
 
 
 def test_a_difference_is_the_same(theirs: Any, values: tuple[Any, Any]) -> None:

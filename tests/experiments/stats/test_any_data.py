@@ -18,11 +18,10 @@ from apps.experiments.stats.data import (
     MetricData,
     MetricKind,
     MetricSpec,
-    OrderStatistics,
     Phase,
     Stratum,
 )
-from apps.experiments.stats.quantiles import ranks_of
+from apps.experiments.stats.quantiles import order_statistics_of
 from apps.experiments.stats.report import make_report
 
 KINDS: tuple[MetricKind, ...] = ("proportion", "mean", "ratio", "quantile")
@@ -56,9 +55,7 @@ def arm(spec: MetricSpec, rng: np.random.Generator, n: int, shapes: list[str]) -
     labels, phases = rng.integers(0, len(LEVELS), n), rng.integers(0, rng.integers(1, 4), n)
     order = None
     if spec.kind == "quantile" and n:
-        ordered = np.sort(rows[:, 0])
-        low, value, high = (float(ordered[r - 1]) for r in ranks_of(n, spec.quantile or 0.5))
-        order = OrderStatistics(n, low, value, high)
+        order = order_statistics_of(np.sort(rows[:, 0]), spec.quantile or 0.5)
     counts = np.bincount(np.searchsorted(EDGES, rows[:, 0], side="right"), minlength=3).tolist()
     strata = {
         Stratum(int(phase), name): Comoments.of(rows[(labels == i) & (phases == phase)])

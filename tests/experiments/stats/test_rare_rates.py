@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from apps.experiments.stats.comoments import Comoments
@@ -19,8 +20,12 @@ from apps.experiments.stats.data import (
 )
 from apps.experiments.stats.estimates import of_arms, rare_events
 from apps.experiments.stats.margins import judge_margin
-from apps.experiments.stats.rare_rates import Seen, gain_bounds
+from apps.experiments.stats.rare_rates import Seen, difference_bounds, gain_bounds
+from apps.experiments.stats.rate_scores import RateRegion
 from apps.experiments.stats.report import MetricReport, make_report
+
+Floats = NDArray[np.float64]
+Counts = NDArray[np.int_]
 
 SPEC = MetricSpec("failed", "guardrail", "proportion", is_increase_better=False)
 ARMS = (ArmSpec("a", 5_000, is_control=True), ArmSpec("b", 5_000, is_control=False))
@@ -94,36 +99,54 @@ def test_the_bounds_at_the_end_are_those_of_scipy(events: tuple[int, int]) -> No
     assert better == pytest.approx((b.low - a.high, b.high - a.low), abs=1e-12)
 
 
+def grown(
+    rng: np.random.Generator, looks: Counts, rates: tuple[float, float], runs: int
+) -> tuple[Floats, Floats]:
+    """Return units and events by arm, run and look."""
+    steps = np.array(
+        [rng.binomial(np.diff(looks, prepend=0), p, (runs, len(looks))) for p in rates]
+    )
+    events = np.cumsum(steps, axis=2).astype(float)
+    return np.broadcast_to(looks.astype(float), events.shape), events
+
+
 def test_bounds_before_the_end_hold_at_every_look() -> None:
-    rng = np.random.default_rng(5)
     looks, runs, p = np.geomspace(10, 20_000, 60).astype(int), 600, (0.001, 0.003)
-    missed = 0
-    for _ in range(runs):
-        steps = [rng.binomial(np.diff(looks, prepend=0), rate) for rate in p]
-        counts = zip(looks, *(np.cumsum(row) for row in steps), strict=True)
-        bounds = [
-            gain_bounds(
-                Seen(int(n), int(a)), Seen(int(n), int(b)), alpha=0.05, is_increase_better=False,
-                is_final=False,
-            )
-            for n, a, b in counts
-        ]  # fmt: skip
-        missed += any(not low <= p[0] - p[1] <= high for low, high in bounds)
+    n, events = grown(np.random.default_rng(5), looks, p, runs)
+
+    low, high = difference_bounds(n, events, alpha=0.05, is_final=False)
+
+    missed = ((low > p[1] - p[0]) | (high < p[1] - p[0])).any(axis=1)
     # An error of 5 % on each side; half of each arm's bound is never needed for the other.
-    assert missed / runs <= 0.1
+    assert missed.mean() <= 0.1
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.0005])
 def test_an_arm_that_is_worse_by_the_margin_seldom_passes_at_sixty_looks(rate: float) -> None:
-    rng = np.random.default_rng(6)
     looks, runs, margin = np.geomspace(100, 20_000, 60).astype(int), 300, 0.002
-    passed = 0
-    for _ in range(runs):
-        steps = [rng.binomial(np.diff(looks, prepend=0), p) for p in (rate, rate + margin)]
-        counts = zip(looks, *(np.cumsum(row) for row in steps), strict=True)
-        passed += any(
-            read(Seen(int(n), int(a)), Seen(int(n), int(b)), margin) == "not-worse"
-            for n, a, b in counts
+    n, events = grown(np.random.default_rng(6), looks, (rate, rate + margin), runs)
+    # A look can pass by the bounds of rare events, or by a score beyond 1.6 at the very least.
+    rare = difference_bounds(n, events, alpha=0.05, is_final=False)[1] < margin
+    score = RateRegion(n[0], events[0], n[1], events[1]).score_of(margin) < -1.6
+    passed = sum(
+        any(
+            read(*(Seen(int(looks[look]), int(events[arm, run, look])) for arm in (0, 1)), margin)
+            == "not-worse"
+            for look in np.flatnonzero((rare | score)[run])
         )
+        for run in range(runs)
+    )
     # At most 5 %, of 300 runs: 26 are three standard deviations above.
     assert passed <= 26
+
+
+def test_bounds_of_many_comparisons_are_those_of_each() -> None:
+    n, events = np.array([[900.0, 40.0], [400.0, 40.0]]), np.array([[3.0, 40.0], [0.0, 7.0]])
+    for is_final in (False, True):
+        low, high = difference_bounds(n, events, alpha=0.05, is_final=is_final)
+        for i in (0, 1):
+            each = gain_bounds(
+                Seen(int(n[0, i]), int(events[0, i])), Seen(int(n[1, i]), int(events[1, i])),
+                alpha=0.05, is_increase_better=True, is_final=is_final,
+            )  # fmt: skip
+            assert each == (low[i], high[i])

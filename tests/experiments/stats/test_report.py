@@ -19,11 +19,10 @@ from apps.experiments.stats.data import (
     ExperimentData,
     MetricData,
     MetricSpec,
-    OrderStatistics,
     Phase,
     Stratum,
 )
-from apps.experiments.stats.quantiles import ranks_of
+from apps.experiments.stats.quantiles import order_statistics_of
 from apps.experiments.stats.report import Report, make_report
 
 RATE = MetricSpec("clicked", "primary", "proportion")
@@ -178,9 +177,7 @@ def test_a_quantile_is_judged_by_its_order_statistics() -> None:
     arms = {}
     for name, scale in (("a", 1.0), ("b", 1.3)):
         values = np.sort(rng.exponential(scale, 4_000))
-        low, middle, high = (float(values[rank - 1]) for rank in ranks_of(4_000, 0.9))
-        order = OrderStatistics(4_000, low, middle, high)
-        arms[name] = ArmData(Comoments(4_000, (0.0,), (0.0,)), order)
+        arms[name] = ArmData(Comoments(4_000, (0.0,), (0.0,)), order_statistics_of(values, 0.9))
     found = report(MetricData(spec, arms)).primary.comparisons[0]
 
     assert found.outcome == "better"

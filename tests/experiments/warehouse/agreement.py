@@ -9,7 +9,7 @@ from itertools import combinations_with_replacement
 import pytest
 
 from apps.experiments.gather import Gathered
-from apps.experiments.stats.comoments import Comoments
+from apps.experiments.stats.comoments import Comoments, triples
 from apps.experiments.warehouse.export import Exported
 from apps.experiments.warehouse.source import Warehouse, connect
 from tests.experiments.factories import NOW
@@ -40,6 +40,11 @@ def same(one: Comoments, other: Comoments) -> None:
         # three that is rounded twice.
         known = math.sqrt(one.n) * (abs(one.means[i]) * b + abs(one.means[j]) * a)
         assert abs(one.product(i, j) - other.product(i, j)) <= EPS * (16 * a * b + 8 * known)
+    assert one.extremes == other.extremes
+    for places, first, second in zip(triples(k), one.thirds, other.thirds, strict=True):
+        spread = math.prod(math.sqrt(one.product(x, x)) for x in places)
+        # Of a skewness, √n times this, so much does not matter.
+        assert abs(first - second) <= 1e-3 / max(one.n, 1) * spread
 
 
 def all_same(one: Gathered, other: Gathered) -> None:

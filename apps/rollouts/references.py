@@ -1,0 +1,157 @@
+"""Stable's usual latency: the bounds that a rollout's latency is counted against, frozen once.
+
+Canary and stable are compared with each other, at bounds that are fixed beforehand. Any such bound
+is valid; one taken from few answers only costs power. So a reference reaches back as far as it
+needs for the plan's number of answers, and takes fewer where the rest would be long in coming.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.db import connection
+
+from apps.rollouts.evidence import LatencyReference
+from apps.rollouts.models import Rollout
+from apps.rollouts.plans import PlanDocument
+from contract import histogram
+from contract.histogram import Counts
+from contract.routing import BASELINE, STABLE
+
+# Telemetry is kept for so long, so that no reference reaches further back.
+KEEP_TELEMETRY = timedelta(days=14)
+RECENT = timedelta(minutes=30)
+# The shortest of these that holds enough answers is taken: what is recent is most alike.
+REACHES = (
+    RECENT,
+    timedelta(hours=2),
+    timedelta(hours=8),
+    timedelta(days=1),
+    timedelta(days=3),
+    timedelta(days=7),
+    KEEP_TELEMETRY,
+)
+# Fewer say nothing of a p95.
+ANSWERS_FEWEST = 30
+
+
+@dataclass(frozen=True)
+class UsualLatency:
+    """A histogram of stable's answers and when the first of them was given; None without any."""
+
+    counts: Counts
+    since: datetime | None
+
+    @property
+    def n(self) -> int:
+        return histogram.total(self.counts)
+
+    def per_second(self, now: datetime) -> float:
+        """The rate of these answers, since the first of them."""
+        if self.since is None:
+            return 0.0
+        return self.n / max(1.0, (now - self.since).total_seconds())
+
+
+def usual_latency(model: str, version: str, *, now: datetime, reach: timedelta) -> UsualLatency:
+    """Return what `version` answered as stable within `reach`."""
+    with connection.cursor() as cursor:
+        cursor.execute(STABLE_LATENCY, [model, version, STABLE, BASELINE, now - reach])
+        rows = cursor.fetchall()
+    counts = {int(index): int(count) for index, count, _ in rows}
+    return UsualLatency(counts, min((since for *_, since in rows), default=None))
+
+
+STABLE_LATENCY = """
+    SELECT bucket.key::int, sum(bucket.value::int), min(started_at)
+    FROM rollouts_telemetryrow, jsonb_each_text(latency) AS bucket
+    WHERE model_name = %s AND version_number = %s AND variant IN (%s, %s) AND ended_at > %s
+    GROUP BY 1
+"""
+
+
+def reference_of(
+    rollout: Rollout, plan: PlanDocument, now: datetime
+) -> tuple[LatencyReference | None, int]:
+    """Return stable's frozen quantiles, and how many answers there are to take them from.
+
+    They are frozen, for the rest of the rollout, at the first tick that has enough answers.
+    """
+    if rollout.latency_reference:
+        reference = reference_from_json(rollout.latency_reference)
+        return reference, reference.n if reference else 0
+    usual, is_enough = _gather(rollout, plan.reference_requests_min, now)
+    reference = _freeze(usual, plan.latency_slack_us, now) if is_enough else None
+    if reference is not None:
+        rollout.latency_reference = reference_to_json(reference)
+        rollout.save(update_fields=["latency_reference"])
+    return reference, usual.n
+
+
+def _gather(rollout: Rollout, answers_min: int, now: datetime) -> tuple[UsualLatency, bool]:
+    """Return the most recent answers that are enough, else all, and whether they suffice."""
+    version = str(rollout.baseline.number) if rollout.baseline else ""
+    model = str(rollout.model.name)
+    usual = usual_latency(model, version, now=now, reach=RECENT)
+    missing, rate = answers_min - usual.n, usual.per_second(now)
+    if missing > 0 and missing <= rate * RECENT.total_seconds():
+        # The rest comes so soon that it is worth waiting for.
+        return usual, False
+    for reach in REACHES[1:]:
+        if usual.n >= answers_min:
+            break
+        usual = usual_latency(model, version, now=now, reach=reach)
+    return usual, usual.n >= min(answers_min, ANSWERS_FEWEST)
+
+
+def _freeze(usual: UsualLatency, slack_us: int, now: datetime) -> LatencyReference | None:
+    quantiles = [histogram.quantile_us(usual.counts, q) for q in (0.5, 0.95, 0.99)]
+    p50, p95, p99 = (None if us is None else histogram.index_of(us + slack_us) for us in quantiles)
+    if p95 is None or p99 is None:
+        return None
+    return LatencyReference(p95=p95, p99=p99, n=usual.n, frozen_at=now, p50=p50, since=usual.since)
+
+
+def tell_reference(reference: LatencyReference) -> str:
+    """Return in words what the bounds were taken from, empty where that was not kept."""
+    if reference.since is None:
+        return ""
+    return f"its usual latency from {reference.n:,} answers of {_reach(reference)} before"
+
+
+def _reach(reference: LatencyReference) -> str:
+    assert reference.since is not None
+    span = reference.frozen_at - reference.since
+    if span < timedelta(hours=2):
+        return f"{max(1, round(span.total_seconds() / 60))} min"
+    hours = round(span.total_seconds() / 3_600)
+    return f"{hours} h" if hours < 48 else f"{round(hours / 24)} days"
+
+
+def reference_to_json(reference: LatencyReference | None) -> dict[str, Any]:
+    if reference is None:
+        return {}
+    return {
+        "p50": reference.p50,
+        "p95": reference.p95,
+        "p99": reference.p99,
+        "n": reference.n,
+        "frozen_at": reference.frozen_at.isoformat(),
+        "since": reference.since.isoformat() if reference.since else None,
+    }
+
+
+def reference_from_json(stored: dict[str, Any]) -> LatencyReference | None:
+    if not stored:
+        return None
+    since = stored.get("since")
+    return LatencyReference(
+        p50=stored.get("p50"),
+        p95=stored["p95"],
+        p99=stored["p99"],
+        n=stored["n"],
+        frozen_at=datetime.fromisoformat(stored["frozen_at"]),
+        since=datetime.fromisoformat(since) if since else None,
+    )

@@ -1,0 +1,30 @@
+"""The lines of `server-timing` are those that floats would be written as."""
+
+import re
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dataplane.timing import cached_line, computed_line
+
+seconds = st.floats(0, 0.2) | st.floats(0, 1e4)
+
+
+def check(line, names, values):
+    assert line.startswith(b"server-timing: ")
+    assert line.endswith(b"\r\n")
+    stages = re.findall(rb"(\w+);dur=(\d+\.\d\d)[,\r]", line)
+    assert [name for name, _ in stages] == names
+    for (_, shown), value in zip(stages, values, strict=True):
+        assert abs(float(shown) - value * 1e3) <= 0.0051
+
+
+@given(st.lists(seconds, min_size=5, max_size=5))
+def test_a_computed_answer_has_five_stages(values):
+    line = computed_line(values[0], b"first", *values[1:])
+    check(line, [b"read", b"first", b"queue", b"infer", b"total"], values)
+
+
+@given(st.lists(seconds, min_size=3, max_size=3))
+def test_an_answer_from_the_cache_has_three(values):
+    check(cached_line(*values), [b"read", b"cache", b"total"], values)

@@ -1,0 +1,180 @@
+"""Score tests of rates and their intervals, against published examples and other libraries."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+from scipy.optimize import minimize_scalar
+from statsmodels.stats.contingency_tables import StratifiedTable
+from statsmodels.stats.proportion import confint_proportions_2indep
+
+from apps.experiments.stats.comparison import UpliftState, compare_rates, read_fixed
+from apps.experiments.stats.rate_scores import RateRegion, StratifiedRateRegion
+
+Z95 = 1.959963984540054
+
+
+def region(events: int, n: int, control_events: int, control_n: int) -> RateRegion:
+    return RateRegion(control_n, control_events, n, events)
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        # Newcombe (1998), Statistics in Medicine 17, table II, method 5 (Mee).
+        ((56, 70, 48, 80), (0.0533, 0.3377)),
+        ((9, 10, 3, 10), (0.1821, 0.8370)),
+        ((0, 20, 0, 10), (-0.2775, 0.1611)),
+    ],
+)
+def test_intervals_of_differences_are_the_published_ones(
+    counts: tuple[int, int, int, int], expected: tuple[float, float]
+) -> None:
+    assert region(*counts).limits(Z95) == pytest.approx(expected, abs=5e-5)
+
+
+def test_the_test_against_a_margin_is_the_published_one() -> None:
+    # 56 of 70 against 48 of 80 as in the reference output of cicalc (GSK): 1.348 at 0.1.
+    found = region(56, 70, 48, 80)
+
+    assert float(found.score_of(0.1)) == pytest.approx(1.348, abs=5e-4)
+    assert found.score == pytest.approx(2.650, abs=5e-4)
+
+
+@pytest.mark.parametrize("counts", [(56, 70, 48, 80), (7, 34, 1, 34), (500, 1_000, 9_000, 99_000)])
+def test_intervals_of_ratios_are_those_of_statsmodels(counts: tuple[int, int, int, int]) -> None:
+    expected = confint_proportions_2indep(
+        *counts, method="score", compare="ratio", correction=False
+    )
+
+    found = region(*counts).uplift_limits(Z95)
+
+    assert found is not None
+    assert np.array(found) + 1.0 == pytest.approx(np.array(expected), rel=1e-8)
+
+
+@given(
+    st.integers(2, 500), st.integers(2, 50_000), st.floats(0.0, 1.0), st.floats(0.0, 1.0),
+    st.floats(-0.98, 0.98),
+)  # fmt: skip
+def test_restricted_rates_are_the_likeliest(
+    n: int, control_n: int, share: float, control_share: float, delta: float
+) -> None:
+    found = region(round(n * share), n, round(control_n * control_share), control_n)
+
+    control, treatment = (float(rate) for rate in found.restricted(delta))
+
+    def loss(rate: float) -> float:
+        pairs = ((rate - delta, control_n, found.control_events), (rate, n, found.events))
+        return -sum(float(stats.binom.logpmf(k, m, min(1.0, max(0.0, p)))) for p, m, k in pairs)
+
+    low, high = max(0.0, delta), min(1.0, 1.0 + delta)
+    best = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-10})
+    assert treatment - control == pytest.approx(delta, abs=1e-12)
+    assert low <= treatment <= high
+    # A double root, as where no unit has the event, is known to half of the digits.
+    assert treatment == pytest.approx(best.x, abs=1e-7) or loss(treatment) <= best.fun + 1e-5
+
+
+@given(
+    st.integers(2, 400), st.integers(2, 40_000), st.floats(0.0, 1.0), st.floats(0.0, 1.0),
+    st.floats(0.5, 20.0),
+)  # fmt: skip
+def test_the_ends_of_an_interval_have_the_critical_score(
+    n: int, control_n: int, share: float, control_share: float, critical: float
+) -> None:
+    found = region(round(n * share), n, round(control_n * control_share), control_n)
+    if found.events + found.control_events in (0, n + control_n):
+        return
+
+    low, high = found.limits(critical)
+
+    assert -1.0 <= low <= found.rates[1] - found.rates[0] <= high <= 1.0
+    if low > -1.0:
+        assert float(found.score_of(low)) == pytest.approx(critical, rel=1e-4)
+    if high < 1.0:
+        assert float(found.score_of(high)) == pytest.approx(-critical, rel=1e-4)
+
+
+def test_the_ratio_of_a_rare_rate_has_bounds_where_fiellers_has_none() -> None:
+    reading = read_fixed(compare_rates(2_000, 4, 2_000, 40), 0.05)
+
+    assert reading.uplift_state is UpliftState.OK
+    assert reading.uplift_low is not None
+    assert 0.0 < reading.uplift_low < 9.0 < (reading.uplift_high or 0.0)
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.02])
+@pytest.mark.parametrize("share", [0.5, 0.05])
+def test_the_interval_covers_at_its_level_whatever_the_arms_sizes(
+    share: float, shift: float
+) -> None:
+    rng, runs, critical = np.random.default_rng(4), 4_000, 2.2414
+    n = round(20_000 * share)
+    events, control = rng.binomial(n, 0.1 + shift, runs), rng.binomial(20_000 - n, 0.1, runs)
+    scores = RateRegion(20_000 - n, control, n, events).score_of(shift)
+
+    assert (np.abs(scores) <= critical).mean() == pytest.approx(0.975, abs=0.007)
+
+
+def test_one_sided_limits_err_alike_on_both_sides_where_events_are_few() -> None:
+    rng, runs, n, control_n = np.random.default_rng(5), 1_000, 200, 19_800
+    events, control = rng.binomial(n, 0.03, runs), rng.binomial(control_n, 0.02, runs)
+    bounds = [
+        region(int(a), n, int(b), control_n).one_sided_limits(Z95)
+        for a, b in zip(events, control, strict=True)
+    ]
+    above = np.mean([low > 0.01 for low, _ in bounds])
+    below = np.mean([high < 0.01 for _, high in bounds])
+
+    # Four standard errors of 2.5 % are 2 %.
+    assert max(above, below) <= 0.025 + 0.020
+    assert np.mean(RateRegion(control_n, control, n, events).score_of(0.01) > Z95) > 0.03
+
+
+def strata(counts: list[tuple[int, int, int, int]]) -> StratifiedRateRegion:
+    """Return strata of (control units, control events, units, events)."""
+    columns = [np.array(each, dtype=float) for each in zip(*counts, strict=True)]
+    weight = columns[0] * columns[2] / (columns[0] + columns[2])
+    return StratifiedRateRegion(*columns, weight / weight.sum())
+
+
+def test_the_stratified_score_is_mantel_and_haenszels() -> None:
+    counts = [(9_000, 450, 1_000, 60), (5_000, 500, 5_000, 540)]
+    tables = [np.array([[b, n - b], [a, m - a]]) for m, a, n, b in counts]
+
+    found = strata(counts)
+
+    expected = StratifiedTable(tables).test_null_odds(correction=False).statistic
+    assert found.score == pytest.approx(math.sqrt(expected), rel=1e-9)
+    low, high = found.uplift_limits(found.score - 1e-6) or (0.0, 0.0)
+    assert 0.0 < low < found.difference / 0.075 < high
+
+
+def test_one_stratum_is_the_plain_interval_but_for_its_factor() -> None:
+    low, high = region(60, 1_000, 450, 9_000).limits(Z95)
+
+    found = strata([(9_000, 450, 1_000, 60)]).limits(Z95 * math.sqrt(9_999 / 10_000))
+
+    assert found == pytest.approx((low, high), rel=1e-6)
+
+
+@pytest.mark.parametrize("margin", [-0.02, 0.03])
+def test_a_stratified_margin_is_held_at_its_level(margin: float) -> None:
+    rng, runs = np.random.default_rng(6), 1_200
+    rates, sizes = ((0.05, 0.1), ((9_500, 500), (7_000, 3_000)))
+    beyond = [0, 0]
+    for _ in range(runs):
+        rows = [
+            (m, rng.binomial(m, p), n, rng.binomial(n, p + margin))
+            for p, (m, n) in zip(rates, sizes, strict=True)
+        ]
+        low, high = strata(rows).limits(Z95)
+        beyond = [beyond[0] + (low > margin), beyond[1] + (high < margin)]
+
+    assert max(beyond) / runs <= 0.025 + 0.018

@@ -1,0 +1,44 @@
+"""One unit sends a hundred outcomes of 1,000, nearly all of its arm's sum: that is told."""
+
+from __future__ import annotations
+
+import pytest
+
+from apps.experiments.models import Metric
+from apps.experiments.results import compute_result
+from apps.experiments.services import MetricChoice
+from apps.experiments.tables.notices import notices
+from apps.experiments.values import fold_all
+from cli.experiments import remarks
+from tests.experiments.factories import NOW, expose, make_running, observe
+
+pytestmark = pytest.mark.django_db
+
+TOLD = "One unit has 98.1% of strong's sum of revenue"
+
+
+@pytest.mark.parametrize(
+    ("cap", "told"),
+    [
+        (None, [f"{TOLD}; a cap would bound what one unit counts."]),
+        (1e6, [f"{TOLD}."]),
+        (50.0, []),
+    ],
+)
+def test_a_bot_is_told_on_the_page_and_by_the_cli(cap: float | None, told: list[str]) -> None:
+    metric = Metric.objects.create(name="revenue", kind="mean", per_unit="sum", cap=cap)
+    experiment = make_running(metrics=[MetricChoice(metric)])
+    for i in range(100):
+        expose(experiment, f"w{i}", "weak")
+        observe(metric, f"w{i}", 20.0)
+        expose(experiment, f"s{i}", "strong")
+        observe(metric, f"s{i}", 20.0)
+    for k in range(100):
+        observe(metric, "s0", 1_000.0, 2.0 + k / 1_000)
+    fold_all()
+
+    result = compute_result(experiment, NOW).result
+
+    assert result is not None
+    assert [n.text for n in notices(result) if "One unit" in n.text] == told
+    assert remarks(result) == told

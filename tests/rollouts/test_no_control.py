@@ -1,0 +1,109 @@
+"""A step without a control: nothing from the past fails it, and nothing passes it unseen."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from apps.rollouts.analysis import Question, answer
+from apps.rollouts.check_kinds import CheckDocument
+from apps.rollouts.decisions import Action, Answered, Decision, StepClock, StepFacts, decide_step
+from apps.rollouts.evidence import Arm, Interval, LatencyReference
+from apps.rollouts.no_control import notices_of
+from apps.rollouts.plan_templates import TEMPLATES
+from apps.rollouts.plans import PlanDocument, StepDocument
+from apps.rollouts.verdicts import CheckResult, Verdict
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+REFERENCE = LatencyReference(p50=80, p95=90, p99=100, n=5_000, frozen_at=START)
+BOUNDS: tuple[str | CheckDocument, ...] = (
+    CheckDocument(check="error-objective", settings={"limit_bp": 500}),
+    CheckDocument(check="latency-objective", settings={"limit_us": 20_000}),
+)
+COMPARED: tuple[str | CheckDocument, ...] = ("error-rate", "latency", "error-threshold")
+
+
+def plan(*checks: str | CheckDocument, **step: Any) -> PlanDocument:
+    last = StepDocument(weight_bp=10_000, checks=checks, **step)
+    return PlanDocument(name="p", steps=(StepDocument(weight_bp=500, checks=checks), last))
+
+
+def intervals(*, errors: int = 0, slow: int = 0, n: int = 1_000) -> list[Interval]:
+    """Return a healthy first step, and a last one with so many of `n` in each interval."""
+    healthy = Arm(50, 0, 50, {70: 50}, 50), Arm(950, 0, 950, {70: 950}, 950)
+    whole = Arm(n, errors, n, {70: n - slow, 120: slow}, n)
+    times = [START + timedelta(seconds=10 * i) for i in range(40)]
+    first = [Interval(0, at, *healthy) for at in times]
+    return [*first, *(Interval(1, at + timedelta(hours=1), whole) for at in times if n)]
+
+
+def ask(document: PlanDocument, **traffic: int) -> dict[str, CheckResult]:
+    asked = Question(document, 1, intervals(**traffic), REFERENCE, 5_000)
+    return {result.check: result for result in answer(asked)}
+
+
+def decide(document: PlanDocument, **traffic: int) -> Decision:
+    results = ask(document, **traffic)
+    answers = [Answered(c, results[c.label]) for c in document.steps[1].questions]
+    due = StepClock(START, START + timedelta(hours=1))
+    return decide_step(answers, StepFacts(due, START, requests=1, requests_min=0))
+
+
+@pytest.mark.parametrize("traffic", [{}, {"errors": 30}, {"errors": 900}, {"slow": 1_000}])
+def test_what_is_worse_than_in_the_morning_is_not_proven_bad(traffic: dict[str, int]) -> None:
+    results = ask(plan(*COMPARED), **traffic)
+    assert {result.verdict for result in results.values()} == {Verdict.INCONCLUSIVE}
+    assert "nobody is left on stable" in results["error-rate"].reason
+    assert "the step has no latency-objective: a person decides" in results["latency"].reason
+
+
+def test_nothing_that_can_decide_pauses_once_the_bake_is_over() -> None:
+    decision = decide(plan(*COMPARED, "sample-ratio"))
+    assert decision.action is Action.PAUSE
+    assert "a person decides" in decision.reason
+    assert "as the plan says" not in decision.reason
+
+
+def test_absolute_objectives_decide_in_place_of_a_comparison() -> None:
+    healthy = decide(plan(*COMPARED, *BOUNDS))
+    assert healthy.action is Action.ADVANCE
+    assert "left to error-objective" in healthy.reason
+    assert decide(plan(*COMPARED, *BOUNDS), errors=150).action is Action.ROLL_BACK
+    assert decide(plan(*COMPARED, *BOUNDS), slow=500).action is Action.ROLL_BACK
+
+
+def test_an_objective_that_is_only_recorded_decides_nothing() -> None:
+    recorded = CheckDocument(check="error-objective", mode="dry-run", settings={"limit_bp": 500})
+    assert decide(plan("error-rate", recorded)).action is Action.PAUSE
+
+
+def test_a_gate_leaves_it_to_its_person() -> None:
+    results = ask(plan("error-rate", gate="person", gate_role="admin"))
+    assert results["error-rate"].verdict is Verdict.PASS
+    assert "left to the person who opens the gate (admin)" in results["error-rate"].reason
+
+
+def test_silence_is_no_data_also_where_others_decide() -> None:
+    results = ask(plan("error-rate", *BOUNDS), n=0)
+    assert results["error-rate"].verdict is Verdict.NO_DATA
+
+
+def test_a_plan_says_what_its_steps_without_a_control_mean() -> None:
+    (notice,) = notices_of(plan("error-rate", "latency"))
+    assert notice.startswith("Step 2 gives the target all traffic")
+    assert "error-rate and latency cannot decide" in notice
+    assert "add error-objective and latency-objective" in notice
+    (left, undecided) = notices_of(plan("error-rate", BOUNDS[0], "latency"))
+    assert "error-rate is left to error-objective" in left
+    assert "latency cannot decide" in undecided
+    assert "passed at once" in notices_of(plan(bake_s=0))[0]
+
+
+def test_templates_that_compare_keep_a_control_to_the_end() -> None:
+    for template in TEMPLATES:
+        steps = template.document.as_followed().steps
+        compares = [s for s in steps if {"error-rate", "latency"} & {c.check for c in s.questions}]
+        assert all(step.weight_bp <= 9_900 for step in compares), template.document.name
+        assert not compares or steps[-1].is_final_bake
