@@ -43,7 +43,12 @@ def _show(options: argparse.Namespace, plans: list[dict[str, Any]]) -> int:
 
 
 def _shares(plan: dict[str, Any]) -> str:
-    return " → ".join(f"{step['weight_bp'] / 100:g}" for step in plan["steps"]) + " %"
+    """Return the shares as a rollout goes through them, held back and with the final bake."""
+    most = 10_000 - plan.get("holdback_bp", 0)
+    shares = [min(step["weight_bp"], most) for step in plan["steps"]]
+    if plan.get("final_bake_s"):
+        shares.append(most)
+    return " → ".join(f"{share / 100:g}" for share in shares) + " %"
 
 
 def show_plan(client: Client, options: argparse.Namespace) -> int:

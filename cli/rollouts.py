@@ -62,8 +62,7 @@ def promote(client: Client, options: argparse.Namespace) -> int:
 def _foresee(client: Client, options: argparse.Namespace) -> int:
     """Print how long the plan would take; exit 0, also where it could not decide."""
     plan = options.plan or next(p["name"] for p in client.pages("plans/") if p["is_default"])
-    path = f"plans/{segment(plan)}/times/?model={segment(options.model)}"
-    times = client.get(path)
+    times = client.get(f"plans/{segment(plan)}/times/", model=options.model)
     if options.json:
         return show_json(times)
     if not times:

@@ -96,12 +96,13 @@ class TelemetryWindow(msgspec.Struct, frozen=True, kw_only=True):
     became of them: the cache answers some, and less often for a version that is new, so that
     `units` says nothing of shares. `unanswered` are those among the assigned, each once in an
     interval, of whom the version left a request without its answer: it failed, was too late, had no
-    room or was not tried. `assigned_requests` are all requests that were sent here, and `ends` how
-    requests ended; one that is under way at a window's end is in the first only, and its end is in
-    a later window. `clusters` are counts by cluster, in splits only. `variant` is `stable`,
-    `canary` or `baseline`, a variant's name in an experiment, or `explicit` where the request named
-    its version and so bypassed the split. `split` is the id of the rollout or experiment, empty
-    without one.
+    room or was not tried. They are counted as requests end, which may be an interval later, so that
+    an interval can have more of them than assigned ones. `assigned_requests` are all requests that
+    were sent here, and `ends` how requests ended; one that is under way at a window's end is in the
+    first only, and its end is in a later window. `clusters` are counts by cluster, in splits only.
+    `variant` is `stable`, `canary` or `baseline`, a variant's name in an experiment, or `explicit`
+    where the request named its version and so bypassed the split. `split` is the id of the rollout
+    or experiment, empty without one.
     """
 
     model: str
@@ -158,7 +159,7 @@ class ShadowWindow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Exposure(msgspec.Struct, frozen=True, kw_only=True):
-    """The first time this instance saw `unit` meet `variant` of a split.
+    """The first time this instance assigned a request of `unit` to `variant` of a split.
 
     `experiment` is the split's id: an experiment's, or a rollout's whose split has `exposures`,
     where `variant` is `canary`, `stable` or `baseline`. A unit that meets two variants, since the
@@ -179,9 +180,10 @@ class Exposure(msgspec.Struct, frozen=True, kw_only=True):
 class UnitMeasurement(msgspec.Struct, frozen=True, kw_only=True):
     """What this instance measured of `unit` in an experiment whose split is `measured`.
 
-    Counts since the last report: `requests` that the variant got, of which `errors` failed
-    (answered by stable or not) and `cache_hits` were answered from the cache. `latency_us` is the
-    sum over the `requests - errors - cache_hits` that its version answered.
+    Counts since the last report: `requests` that the variant got, of which `errors` had no answer
+    of its version (answered by stable or not) and `cache_hits` were answered from the cache; those
+    that no version accepts are left out. `latency_us` is the sum over the
+    `requests - errors - cache_hits` that its version answered.
     """
 
     experiment: str

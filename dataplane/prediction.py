@@ -282,8 +282,9 @@ class Prediction:
         lane.runtime.stats.found(lane.cache_state)
         has_ended = self._assigned is None
         lane.counter.found(has_ended=has_ended)
-        if not has_ended:
+        if lane.decision.measured:
             self._ended(ends.CACHED)
+        self._assigned = None
         now = monotonic()
         arrived_at, read_at = self._arrived_at, self._read_at
         headers += cached_line(read_at - arrived_at, now - read_at, now - arrived_at)
@@ -398,8 +399,9 @@ class Prediction:
             latency_us = took_s * 1e6
             has_ended = self._assigned is None
             lane.counter.answered(self._unit, latency_us, self._cluster, has_ended=has_ended)
-            if not has_ended:
+            if lane.decision.measured:
                 self._ended(ends.ANSWERED, latency_us)
+            self._assigned = None
         elif first[2] == ends.REFUSED:
             self._blame(first[0], fell_back=True)
             self._end(ends.FELL_BACK)

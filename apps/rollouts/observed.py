@@ -28,7 +28,7 @@ def judge_smoke(check: CheckDocument, seen: Observed, _: CheckSettings) -> Check
         return _no_data(check, "requests by explicit version were not counted")
     requests, errors = int(seen["requests"]), int(seen["errors"])
     needed = int(check.setting("requests_min"))
-    told = f"{errors} of {requests} requests by explicit version failed"
+    told = f"{errors} of {requests} requests by explicit version had no answer"
     record: dict[str, JSON] = {"n": requests, "errors": errors, "requests_min": needed}
     if errors:
         return CheckResult(check.label, Verdict.FAIL, told, record)

@@ -16,7 +16,9 @@ from uuid import UUID, uuid5
 
 import msgspec
 from django.conf import settings
-from django.db.models import Sum
+from django.db.models import IntegerField, Q, Sum
+from django.db.models.fields.json import KT
+from django.db.models.functions import Cast, Coalesce
 
 from apps.rollouts import check_kinds as kinds
 from apps.rollouts.analysis import Observation
@@ -35,6 +37,9 @@ log = logging.getLogger(__name__)
 # All services together may hold up a tick for so long, whatever each of them does.
 ASKING_S = 4.0
 THREADS_MAX = 32
+
+# How a request may end that its version leaves without an answer; see the contract's Ends.
+WITHOUT_ANSWER = ("failed", "fell_back", "expired", "shed", "abandoned", "bypassed")
 
 Observe = Callable[[Rollout, CheckDocument, datetime], Observation]
 
@@ -206,7 +211,12 @@ def observe_database(
 
 
 def _smoke(rollout: Rollout, _: CheckDocument, now: datetime) -> Observation:
-    """Requests that named the target by its number, since the rollout's first table."""
+    """Requests that named the target by its number, since the rollout's first table.
+
+    One without an answer of the target is an error, also where its client's own time ran out; those
+    that no version accepts and those of the cache say nothing. Windows that tell no ends are of an
+    older data plane.
+    """
     rows = TelemetryRow.objects.filter(
         model_name=rollout.model.name,
         version_number=str(rollout.target.number),
@@ -214,8 +224,21 @@ def _smoke(rollout: Rollout, _: CheckDocument, now: datetime) -> Observation:
         ended_at__gte=rollout.started_at,
         ended_at__lte=now,
     )
-    sums = rows.aggregate(requests=Sum("requests"), errors=Sum("errors"))
-    return {"requests": sums["requests"] or 0, "errors": sums["errors"] or 0}
+    older = Q(ends={}, assigned_requests=0)
+    sums = rows.aggregate(
+        requests=Coalesce(Sum("requests", filter=older), 0),
+        errors=Coalesce(Sum("errors", filter=older), 0),
+        **{name: _ended(name) for name in ("answered", *WITHOUT_ANSWER)},
+    )
+    errors = sum(sums[name] for name in WITHOUT_ANSWER)
+    return {
+        "requests": sums["requests"] + sums["answered"] + errors,
+        "errors": sums["errors"] + errors,
+    }
+
+
+def _ended(name: str) -> Coalesce:
+    return Coalesce(Sum(Cast(KT(f"ends__{name}"), IntegerField())), 0)
 
 
 def _shadow(rollout: Rollout, _: CheckDocument, now: datetime) -> Observation:

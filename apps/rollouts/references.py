@@ -95,15 +95,20 @@ def _gather(rollout: Rollout, answers_min: int, now: datetime) -> tuple[UsualLat
     version = str(rollout.baseline.number) if rollout.baseline else ""
     model = str(rollout.model.name)
     usual = usual_latency(model, version, now=now, reach=RECENT)
-    missing, rate = answers_min - usual.n, usual.per_second(now)
-    if missing > 0 and missing <= rate * RECENT.total_seconds():
-        # The rest comes so soon that it is worth waiting for.
-        return usual, False
     for reach in REACHES[1:]:
         if usual.n >= answers_min:
             break
-        usual = usual_latency(model, version, now=now, reach=reach)
+        wider = usual_latency(model, version, now=now, reach=reach)
+        if reach == REACHES[1] and wider.n == usual.n and _is_soon(usual, answers_min, now):
+            return usual, False
+        usual = wider
     return usual, usual.n >= min(answers_min, ANSWERS_FEWEST)
+
+
+def _is_soon(usual: UsualLatency, answers_min: int, now: datetime) -> bool:
+    """Whether traffic began of late, and its first half hour will bring enough answers."""
+    left = RECENT - (now - usual.since) if usual.since else timedelta()
+    return usual.n + usual.per_second(now) * max(0.0, left.total_seconds()) >= answers_min
 
 
 def _freeze(usual: UsualLatency, slack_us: int, now: datetime) -> LatencyReference | None:

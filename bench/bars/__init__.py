@@ -18,13 +18,13 @@ Rng = np.random.Generator
 # rollouts or experiments of a case, which a module may scale where its runs are dear or cheap.
 SECTIONS: dict[str, str] = {
     "outcome": "bench.bars.outcome",
-    "quantiles": "bench.bars.quantiles",
-    "margins": "bench.bars.margins",
-    "passing": "bench.bars.passing",
-    "control": "bench.bars.control",
-    "sample_ratio": "bench.bars.sample_ratio",
     "weight-phases": "bench.bars.weight_phases",
+    "quantiles": "bench.bars.quantiles",
     "skew": "bench.bars.skew",
+    "margins": "bench.bars.margins",
+    "sample_ratio": "bench.bars.sample_ratio",
+    "control": "bench.bars.control",
+    "passing": "bench.bars.passing",
 }
 
 

@@ -77,3 +77,32 @@ def test_what_was_started_is_told(asked: Asked, capsys: pytest.CaptureFixture[st
         "rollout r1",
         "digits:2 pending at 0 %: because",
     ]
+
+
+TIME = {
+    "period": "the last day",
+    "rate": "3 requests an hour",
+    "told": "it would pause for a person in step 1",
+    "steps": [{"number": 1, "weight_bp": 500, "told": "about 280 days"}],
+}
+
+
+@pytest.mark.parametrize(
+    ("times", "told"),
+    [([TIME], "plan careful, 3 requests an hour (the last day): it would"), ([], "no traffic")],
+)
+def test_a_dry_run_starts_nothing_and_tells_how_long_it_takes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], times: Any, told: str
+) -> None:
+    monkeypatch.setenv("INTERLOCK_TOKEN", "t")
+    calls: list[str] = []
+
+    def respond(request: httpx.Request) -> httpx.Response:
+        calls.append(f"{request.method} {request.url.raw_path.decode()}")
+        return httpx.Response(200, json=times)
+
+    transport = httpx.MockTransport(respond)
+    monkeypatch.setattr(cli, "Client", lambda u, t: Client(u, t, transport=transport))
+    assert cli.main(["promote", "digits", "2", "--plan", "careful", "--dry-run"]) == 0
+    assert calls == ["GET /api/v1/plans/careful/times/?model=digits"]
+    assert told in capsys.readouterr().out

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -19,6 +18,7 @@ from apps.rollouts.references import reference_of
 from apps.rollouts.selectors.estimates import times_of_model
 from apps.rollouts.sparse import is_fresh, pool_sparse
 from contract.histogram import index_of
+from contract.messages import CLUSTERS, ClusterCounts
 from tests.rollouts.factories import make_baking, make_model, send
 
 START = datetime(2026, 1, 5, tzinfo=UTC)
@@ -28,7 +28,6 @@ MEDIAN_US, SIGMA = 20_000.0, 0.4
 REFERENCE = LatencyReference(
     p50=index_of(MEDIAN_US), p95=index_of(38_600), p99=index_of(50_700), n=500, frozen_at=START
 )
-Rates = Callable[[np.random.Generator], float]
 
 
 def arm(rng: np.random.Generator, expected: float) -> Arm:
@@ -36,10 +35,14 @@ def arm(rng: np.random.Generator, expected: float) -> Arm:
     latency: dict[int, int] = {}
     for us in MEDIAN_US * rng.lognormal(0.0, SIGMA, n):
         latency[index_of(us)] = latency.get(index_of(us), 0) + 1
-    return Arm(n, int(rng.binomial(n, 0.005)), n, latency, n)
+    clusters = np.bincount(rng.integers(0, CLUSTERS, n), minlength=CLUSTERS)
+    counts = {c: ClusterCounts(int(k), int(k)) for c, k in enumerate(clusters) if k}
+    return Arm(n, int(rng.binomial(n, 0.005)), n, latency, n, 0, counts)
 
 
-def first_decision(plan: PlanDocument, per_second: float, seed: int) -> tuple[Decision, float]:
+def first_decision(
+    plan: PlanDocument, per_second: float, seed: int, told_s: float
+) -> tuple[Decision, float]:
     """Follow the first step of a version as good as stable; return what ended it, and when."""
     rng, step = np.random.default_rng(seed), plan.steps[0]
     interval_s, share = plan.interval_of(0), step.weight_bp / 10_000
@@ -48,7 +51,8 @@ def first_decision(plan: PlanDocument, per_second: float, seed: int) -> tuple[De
         due, START + plan.extend_max * plan.bake_of(0), START + timedelta(seconds=plan.wait_max_s)
     )
     frozen: list[Interval] = []
-    looks = max(1, int(1_800 / interval_s))
+    # Each look goes over all intervals: a dozen of them until the time that was told.
+    looks = max(1, round(told_s / interval_s / 12))
     while True:
         at = START + timedelta(seconds=interval_s * len(frozen))
         sides = (
@@ -72,7 +76,7 @@ def test_a_slow_model_passes_in_about_the_time_that_the_plan_told(
 ) -> None:
     told_s = estimate_plan(plan, UsualTraffic(per_second, error_rate=0.005))[0].expected_s
     assert told_s is not None
-    ended = [first_decision(plan, per_second, seed) for seed in range(3)]
+    ended = [first_decision(plan, per_second, seed, told_s) for seed in range(3)]
     assert {decision.action for decision, _ in ended} == {Action.ADVANCE}
     assert 0.3 * told_s < np.median([took_s for _, took_s in ended]) < 2.0 * told_s
 

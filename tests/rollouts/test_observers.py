@@ -15,10 +15,10 @@ from apps.rollouts import observers
 from apps.rollouts.check_kinds import PROMETHEUS, WEBHOOK, CheckDocument
 from apps.rollouts.evaluation import repeat_answer
 from apps.rollouts.models import Evaluation, Rollout
-from apps.rollouts.observers import ask_services
+from apps.rollouts.observers import ask_services, observe_database
 from apps.rollouts.phases import move
 from apps.rollouts.states import Phase
-from tests.rollouts.factories import ANNA
+from tests.rollouts.factories import ANNA, send
 from tests.rollouts.outside import (
     IS_REAL,
     Told,
@@ -259,3 +259,16 @@ def test_a_check_that_cannot_be_asked_is_a_provider_error_and_silences_no_other(
     assert asked[rollout.pk].answers == {
         PROMETHEUS: {"problem": "the check could not be asked: RuntimeError"}
     }
+
+
+def test_a_smoke_request_without_an_answer_is_an_error_however_it_ended() -> None:
+    rollout = make_asking(CheckDocument(check="smoke"))
+    ends = {"answered": 5, "failed": 1, "expired": 2, "shed": 1, "abandoned": 1, "refused": 4}
+    number = rollout.target.number
+    at = database_now()
+    windows = {"variant": "explicit", "at": at}
+    send("digits", number, **windows, requests=6, errors=1, assigned_requests=14, ends=ends)
+    send("digits", number, **windows, requests=3, errors=1)
+    send("digits", number, at=at, requests=90, errors=9)
+    seen = observe_database(rollout, [CheckDocument(check="smoke")], at + timedelta(seconds=1))
+    assert seen == {"smoke": {"requests": 13, "errors": 6}}

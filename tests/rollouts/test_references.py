@@ -87,6 +87,14 @@ def test_what_comes_within_half_an_hour_is_waited_for(rollout: Rollout) -> None:
     assert look(rollout) == (None, 900)
 
 
+def test_half_an_hour_that_is_never_enough_is_not_waited_for(rollout: Rollout) -> None:
+    for minute in range(60):
+        answers(162, ago=timedelta(minutes=minute, seconds=1))
+    found, n = look(rollout)
+    assert found is not None
+    assert n == 60 * 162
+
+
 def test_what_is_not_stables_is_no_reference(rollout: Rollout) -> None:
     send("digits", 2, variant="canary", latency={"90": 6_000})
     send("digits", 1, variant="explicit", latency={"90": 6_000})

@@ -97,7 +97,7 @@ def _cell(
         if (why := why_invalid(spec, side)) is not None:
             nothing = Difference(State.INVALID_DATA, why, "", 0.0, 0.0)
             return _Cell(level, arm, a, b, Estimate(nothing, a.comoments.n + b.comoments.n, why))
-    return _Cell(level, arm, a, b, estimate(spec, a, b))
+    return _Cell(level, arm, a, b, estimate(spec, a, b, (control, arm)))
 
 
 def _rows(cells: Sequence[_Cell], alpha: float, planned_units: int) -> list[LevelComparison]:

@@ -180,6 +180,8 @@ def central_thirds(
     a skewness is below 0.1/√n.
     """
     known = Comoments(n, tuple(means), tuple(products))
+    # What was rounded off the sums is no skewness of values that do not vary.
+    fixed = [known.product(i, i) == 0.0 for i in range(len(means))]
     found = []
     for (i, j, k), total in zip(triples(len(means)), sums, strict=True):
         if 0.0 in (known.product(i, i), known.product(j, j), known.product(k, k)):
@@ -188,5 +190,6 @@ def central_thirds(
             continue
         a, b, c = means[i], means[j], means[k]
         crossed = a * known.product(j, k) + b * known.product(i, k) + c * known.product(i, j)
-        found.append(total - crossed - n * a * b * c)
+        is_fixed = fixed[i] or fixed[j] or fixed[k]
+        found.append(0.0 if is_fixed else total - crossed - n * a * b * c)
     return tuple(found)

@@ -73,10 +73,10 @@ class Difference:
     """Treatment minus control, in the metric's unit, with the variance of each arm's mean.
 
     `df` is None where the reference distribution is the normal one. `exact_p` is set where Fisher's
-    test decides. Where `state` is not OK, `reason` says why and the noise is 0. With a `region`
-    tests and intervals are its own; the variances are then for display, 0 where none describes it.
-    `skewness` is that of the difference in standard errors, where the arms' values have the same
-    distribution.
+    test decides. Where `state` is not OK, `reason` says why and the noise is 0. `skewness` is that
+    of the difference in standard errors, where the arms' values have the same distribution. With a
+    `region` tests and intervals are its own; the variances are then for display, 0 where none
+    describes it.
     """
 
     state: State
@@ -88,8 +88,8 @@ class Difference:
     treatment_variance: float = 0.0
     df: float | None = None
     exact_p: float | None = None
-    region: Region | None = field(default=None, compare=False, kw_only=True)
     skewness: float = 0.0
+    region: Region | None = field(default=None, compare=False, kw_only=True)
 
     @property
     def difference(self) -> float:
@@ -109,7 +109,9 @@ class Difference:
 
     @property
     def score(self) -> float:
-        """The difference in standard errors, as a normal one would be as far out; see `tails`."""
+        """The test of no difference: a region's own, or the difference in standard errors, as a
+        normal one would be as far out (see `tails`).
+        """
         if self.region is not None:
             return self.region.score
         return normal_score(self.difference / self.standard_error, self.skewness)
@@ -117,7 +119,7 @@ class Difference:
     def bounds(self, critical: float) -> tuple[float, float]:
         """The interval whose ends lie `critical` normal deviations from the difference.
 
-        It excludes 0 exactly when |score| exceeds `critical`.
+        It excludes 0 exactly when |score| exceeds `critical`. An end may be infinite in a region.
         """
         if self.region is not None:
             return self.region.limits(critical)

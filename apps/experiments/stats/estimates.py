@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from apps.experiments.stats import strata
+from apps.experiments.stats import strata, strata_rates
 from apps.experiments.stats.checks import why_invalid
 from apps.experiments.stats.comoments import Comoments
 from apps.experiments.stats.comparison import (
@@ -24,7 +24,7 @@ from apps.experiments.stats.data import ArmData, MetricData, MetricSpec, OrderSt
 from apps.experiments.stats.quantiles import QuantileRegion, silence_of_quantile
 from apps.experiments.stats.rare_rates import Seen
 from apps.experiments.stats.sequential import few_events, silence
-from apps.experiments.stats.skewness import Spread, combined, read_or_not, spread_of
+from apps.experiments.stats.skewness import combined, read_or_not, spread_of
 
 # A denominator's mean must be so many standard errors from 0 for the delta method to hold.
 DENOMINATOR_Z_MIN = 5.0
@@ -38,19 +38,19 @@ Lines = Sequence[Sequence[float]]
 @dataclass(frozen=True)
 class Estimate:
     """`silent` says why no sequential reading can be made yet; `variance_reduction` is the share of
-    the difference's variance that the covariate took away, None without one. `n` are the units that
-    were compared. `over` is of an estimate that several phases went into. `level_share` is the
-    part of its level that a sequential reading may use, as earlier phases have used the rest.
-    `skewness` is that of the units' values as they are compared, None where it is not known.
+    the difference's variance that the covariate took away, None without one; `skewness` that of the
+    units' values as they are compared, None where it is not known. `n` are the units that were
+    compared. `over` is of an estimate that several phases went into. `level_share` is the part of
+    its level that a sequential reading may use, as earlier phases have used the rest.
     """
 
     found: Difference
     n: int
     silent: str | None
     variance_reduction: float | None = None
+    skewness: float | None = None
     over: strata.OverPhases | None = None
     level_share: float = 1.0
-    skewness: float | None = None
 
 
 def estimate(
@@ -85,7 +85,7 @@ def of_arms(metric: MetricData, control: str, treatment: str) -> Estimate:
 
 def rare_events(
     metric: MetricData, control: str, treatment: str
-) -> tuple[Seen, Seen] | strata.Rates | None:
+) -> tuple[Seen, Seen] | strata_rates.Rates | None:
     """Return the counts of a rate with too few events for a normal approximation, else None.
 
     Over several phases they are those of each phase.
@@ -119,7 +119,7 @@ def compare(
     spread = spread_of(arms, lines, _common(spec, arms, lines))
     found = read_or_not(found, spread, arms, names, is_capped=spec.is_capped)
     skewness = None if spread.third is None else spread.skewness
-    return Estimate(found, n, silent, reduction, skewness=skewness)
+    return Estimate(found, n, silent, reduction, skewness)
 
 
 def _common(spec: MetricSpec, arms: Sequence[Comoments], lines: Lines) -> Sequence[float]:
@@ -300,36 +300,19 @@ def _over_phases(
     compared = strata.strata_of(control, treatment)
     if len(compared.phases) < 2:
         return _of_one_phase(spec, control, treatment, compared, names)
-    whole = compared.whole
-    plain = compare(spec, whole.control, whole.treatment, names)
-    silent, reduction, skewness = plain.silent, None, None
+    pairs, whole = compared.pairs, compared.whole
+    values = strata.values_of(spec, pairs)
+    over = strata.OverPhases(len(compared.phases), compared.left_out, *values)
+    units = whole.control.n, whole.treatment.n
     if spec.kind == "proportion" and not spec.has_covariate:
-        rates = strata.Rates.of(compared.pairs)
-        found = strata.compare_rates(rates)
-        silent = silent or strata.too_few_events(rates)
-    else:
-        weights = strata.weights_of(compared.pairs)
-        found, reduction, spread = strata.compare_means(spec, compared.pairs, weights)
-        found, skewness = _read_skewed(spec, found, spread, whole, names)
-    over = strata.OverPhases(
-        len(compared.phases), compared.left_out, *strata.values_of(spec, compared.pairs)
-    )
-    return Estimate(found, whole.n, silent, reduction, over, skewness=skewness)
-
-
-def _read_skewed(
-    spec: MetricSpec,
-    found: Difference,
-    spread: Spread | None,
-    whole: strata.Pair,
-    names: tuple[str, str],
-) -> tuple[Difference, float | None]:
-    """Return the difference with its skewness, or the reason why it cannot be read; and theirs."""
-    if spread is None:
-        return found, None
-    arms = whole.control, whole.treatment
-    found = read_or_not(found, spread, arms, names, is_capped=spec.is_capped)
-    return found, None if spread.third is None else spread.skewness
+        rates = strata_rates.Rates.of(pairs)
+        silent = silence(*units, (_events(whole.control), _events(whole.treatment)))
+        silent = silent or strata_rates.too_few_events(rates)
+        return Estimate(strata_rates.compare_rates(rates), whole.n, silent, over=over)
+    weights = strata.weights_of(pairs)
+    means = strata.compare_means(spec, pairs, weights)
+    found, skewness = strata.read_or_not(spec, means, pairs, weights, names)
+    return Estimate(found, whole.n, silence(*units), means.reduction, skewness, over)
 
 
 def _of_one_phase(
@@ -366,14 +349,14 @@ def _levels(arm: ArmData) -> dict[str, Comoments]:
 
 def _rare_over_phases(
     control: ArmData, treatment: ArmData
-) -> tuple[Seen, Seen] | strata.Rates | None:
+) -> tuple[Seen, Seen] | strata_rates.Rates | None:
     compared = strata.strata_of(control, treatment)
     if not compared.phases:
         return None
     whole = compared.whole
     a, b = (Seen(arm.n, _events(arm)) for arm in (whole.control, whole.treatment))
-    rates = strata.Rates.of(compared.by_phase)
-    is_rare = few_events(a.n, b.n, (a.events, b.events)) or strata.too_few_events(rates)
+    rates = strata_rates.Rates.of(compared.by_phase)
+    is_rare = few_events(a.n, b.n, (a.events, b.events)) or strata_rates.too_few_events(rates)
     if is_rare is None:
         return None
     return rates if len(compared.phases) > 1 else (a, b)
@@ -421,9 +404,10 @@ def _weighted(
         return plain
     if spec.kind == "ratio":
         both = [strata.Pair(a, b) for a, b in pairs]
-        found, taken, spread = strata.compare_means(spec, both, strata.shares_of(both))
-        found, skewness = _read_skewed(spec, found, spread, strata.Pair(*wholes), names)
-        return Estimate(found, plain.n, plain.silent, taken, skewness=skewness)
+        weights = strata.shares_of(both)
+        ratios = strata.compare_means(spec, both, weights)
+        made, skewness = strata.read_or_not(spec, ratios, both, weights, names)
+        return Estimate(made, plain.n, plain.silent, ratios.reduction, skewness)
     total = wholes[0].n + wholes[1].n
     difference, noise = 0.0, [0.0, 0.0]
     theta = _theta(wholes[0], wholes[1], (1.0,)) if spec.has_covariate else None

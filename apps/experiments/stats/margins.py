@@ -19,7 +19,7 @@ from apps.experiments.stats.estimates import Estimate
 from apps.experiments.stats.rare_rates import Seen, gain_bounds
 from apps.experiments.stats.rate_scores import RateRegion
 from apps.experiments.stats.sequential import boundary
-from apps.experiments.stats.strata import Rates, gain_bounds_of
+from apps.experiments.stats.strata_rates import Rates, gain_bounds_of
 
 
 @dataclass(frozen=True)

@@ -33,12 +33,12 @@ class Arm:
 class Compared:
     """One treatment against control by one metric.
 
-    `p_holm` and `q_bh` are adjusted over the family that the metric belongs to. `basis` says which
-    units were compared: `all` with each other, those of each of `phases` spans of weights among
-    themselves, or those `present-phase` alone. `left_out` units belong to a phase in which an arm
-    has too few. `control_value` and `value` are the metric of control and of the arm as they were
-    compared, over phases with the same weights in both. `skewness` is that of the units' values as
-    they are compared.
+    `p_holm` and `q_bh` are adjusted over the family that the metric belongs to. `skewness` is that
+    of the units' values as they are compared. `basis` says which units were compared: `all` with
+    each other, those of each of `phases` spans of weights among themselves, or those
+    `present-phase` alone. `left_out` units belong to a phase in which an arm has too few.
+    `control_value` and `value` are the metric of control and of the arm as they were compared, over
+    phases with the same weights in both.
     """
 
     arm: str

@@ -14,26 +14,23 @@ left out, and counted, until there are enough; they are never put to another pha
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betaln
 
 from apps.experiments.stats.comoments import Comoments
-from apps.experiments.stats.comparison import (
-    FISHER_SUPPORT_MAX,
-    P_MIN,
-    SMALL_CELL,
-    Difference,
-    State,
-)
+from apps.experiments.stats.comparison import Difference, State
 from apps.experiments.stats.data import ArmData, MetricSpec
-from apps.experiments.stats.rare_rates import Seen, gain_bounds
-from apps.experiments.stats.rate_scores import StratifiedRateRegion
 from apps.experiments.stats.sequential import EXPECTED_MIN
-from apps.experiments.stats.skewness import Spread, combined, spread_of
+from apps.experiments.stats.skewness import (
+    Spread,
+    combined,
+    spread_of,
+    why_unread,
+    with_skewness,
+)
 
 Floats = NDArray[np.float64]
 
@@ -207,12 +204,19 @@ def weights_of(pairs: Sequence[Pair]) -> Floats:
     return normed
 
 
-def compare_means(
-    spec: MetricSpec, pairs: Sequence[Pair], weights: Floats
-) -> tuple[Difference, float | None, Spread | None]:
-    """Return Σ wₛ·dₛ of means or ratios, and the share of the variance that a covariate took away.
+@dataclass(frozen=True)
+class Means:
+    """What comparing means or ratios gives; `reduction` is the share of the variance that a
+    covariate took away, and `lines` are what both arms' values were compared by, control's first.
+    """
 
-    The spread of what was compared comes last, None where nothing was.
+    found: Difference
+    reduction: float | None = None
+    lines: tuple[Floats, ...] = ()
+
+
+def compare_means(spec: MetricSpec, pairs: Sequence[Pair], weights: Floats) -> Means:
+    """Return Σ wₛ·dₛ of means or ratios.
 
     A ratio is that of the weighted means, with the same weights in both arms, by the delta method
     on the covariances inside the strata (the combined ratio estimator: Cochran 1977, section 6.11):
@@ -225,54 +229,106 @@ def compare_means(
     ]
     is_ratio = spec.kind == "ratio"
     test = "stratified-delta" if is_ratio else "stratified-t"
+    values = [_value(arm, 0, is_ratio) for arm in arms]
     if is_ratio and (why := next(filter(None, map(_why_no_ratio, arms)), None)):
-        values = [_ratio(arm, 0) for arm in arms]
-        return Difference(State.NOT_ENOUGH_DATA, why, test, *values), None, None
-    width = 2 if is_ratio else 1
-    values = [_ratio(arm, 0) if is_ratio else float(arm.means[0]) for arm in arms]
+        return Means(Difference(State.NOT_ENOUGH_DATA, why, test, *values))
     now = [_line(arm, 0, is_ratio) for arm in arms]
-    lines = [np.append(line, np.zeros(len(arms[0].means) - width)) for line in now]
-    plain = _difference(arms, lines, values, test)
-    common = _common(pairs, arms, is_ratio)
-    as_they_are = _spread(pairs, weights, lines, np.append(common, np.zeros(len(lines[0]) - width)))
-    if not spec.has_covariate or plain.state is not State.OK:
-        return plain, None, as_they_are
+    width = len(now[0])
+    lines = tuple(np.append(line, np.zeros(len(arms[0].means) - width)) for line in now)
+    plain = Means(_difference(arms, lines, values, test), None, lines)
+    if not spec.has_covariate or plain.found.state is not State.OK:
+        return plain
     if is_ratio and min(arm.means[3] for arm in arms) <= 0.0:
-        return plain, 0.0, as_they_are
+        return replace(plain, reduction=0.0)
     before = [_line(arm, width, is_ratio) for arm in arms]
     theta = _theta(arms, now, before)
-    past = [_ratio(arm, 2) if is_ratio else float(arm.means[1]) for arm in arms]
-    lines = [np.append(y, -theta * x) for y, x in zip(now, before, strict=True)]
+    past = [_value(arm, width, is_ratio) for arm in arms]
+    lines = tuple(np.append(y, -theta * x) for y, x in zip(now, before, strict=True))
     values[1] -= theta * (past[1] - past[0])
     found = _difference(arms, lines, values, f"{test}-cuped")
     if found.state is not State.OK:
-        return plain, 0.0, as_they_are
-    common = np.append(common, -theta * _common(pairs, arms, is_ratio, width))
-    reduction = 1.0 - (found.standard_error / plain.standard_error) ** 2
-    return found, reduction, _spread(pairs, weights, lines, common)
+        return replace(plain, reduction=0.0)
+    return Means(found, 1.0 - (found.standard_error / plain.found.standard_error) ** 2, lines)
+
+
+def read_or_not(
+    spec: MetricSpec,
+    means: Means,
+    pairs: Sequence[Pair],
+    weights: Floats,
+    names: tuple[str, str],
+) -> tuple[Difference, float | None]:
+    """Return the difference with its skewness, or why the values are too rare or skewed for it, and
+    the skewness of units' values, None where it is not known.
+
+    As of one stratum (`stats.skewness`), with what each stratum adds. Of an arm so many units count
+    as would know its weighted mean as well: 1/Σ wₛ²/nₛ.
+    """
+    found = means.found
+    if found.state is not State.OK:
+        return found, None
+    whole = reduce(Pair.merge, pairs)
+    arms = whole.control, whole.treatment
+    common = _common(spec, pairs, weights, means.lines[0])
+    spread = _spread(pairs, weights, means.lines, common)
+    why = why_unread(spread, arms, names, is_capped=spec.is_capped) or _why_rare(pairs, names)
+    skewness = None if spread.third is None else spread.skewness
+    if why is None:
+        return with_skewness(found, spread, _effective(pairs, weights)), skewness
+    shown = found.control_mean, found.treatment_mean
+    return Difference(State.NOT_ENOUGH_DATA, why, found.test, *shown), skewness
 
 
 def _spread(
     pairs: Sequence[Pair], weights: Floats, lines: Sequence[Floats], common: Floats
 ) -> Spread:
-    own = [tuple(map(float, line)) for line in lines]
-    shared = tuple(map(float, common))
+    of = [line.tolist() for line in lines]
     return combined(
-        (float(weight), spread_of((pair.control, pair.treatment), own, shared))
+        (float(weight), spread_of((pair.control, pair.treatment), of, common.tolist()))
         for weight, pair in zip(weights, pairs, strict=True)
     )
 
 
-def _common(
-    pairs: Sequence[Pair], arms: Sequence[Weighted], is_ratio: bool, first: int = 0
-) -> Floats:
-    """Return the line of all units: a small arm's own ratio is far off where it has few of them."""
-    if not is_ratio:
-        return np.ones(1)
-    n = [sum(pair.control.n for pair in pairs), sum(pair.treatment.n for pair in pairs)]
-    means = (n[0] * arms[0].means + n[1] * arms[1].means) / sum(n)
-    top, bottom = means[first], means[first + 1]
-    return np.array([1.0 / bottom, -top / bottom**2])
+def _effective(pairs: Sequence[Pair], weights: Floats) -> tuple[int, int]:
+    counts = np.array([(pair.control.n, pair.treatment.n) for pair in pairs], dtype=np.float64)
+    a, b = 1.0 / (weights**2 @ (1.0 / counts))
+    return int(a), int(b)
+
+
+def _common(spec: MetricSpec, pairs: Sequence[Pair], weights: Floats, line: Floats) -> Floats:
+    """Return the line of both arms together, by which their values may be put together."""
+    if spec.kind != "ratio":
+        return line
+    merged = [pair.control.merge(pair.treatment) for pair in pairs]
+    both = Weighted.of(merged, weights)
+    found = _line(both, 0, True)
+    if len(line) == len(found):
+        return found
+    # A line with a covariate goes on with −θ times that of the time before.
+    control = Weighted.of([pair.control for pair in pairs], weights)
+    theta = -line[2] * control.means[3]
+    return np.append(found, -theta * _line(both, 2, True))
+
+
+def _why_rare(pairs: Sequence[Pair], names: tuple[str, str]) -> str | None:
+    """Return why an arm expects too few values other than 0 by the strata that it is in, or None.
+
+    Where most values are others than 0 this says nothing.
+    """
+    ends = [(pair.control.extremes, pair.treatment.extremes) for pair in pairs]
+    others = [a.nonzero + b.nonzero for a, b in ends if a is not None and b is not None]
+    if len(others) < len(pairs) or 2 * sum(others) >= sum(pair.n for pair in pairs):
+        return None
+    rates = [count / pair.n for count, pair in zip(others, pairs, strict=True)]
+    for name, side in zip(names, ("control", "treatment"), strict=True):
+        units = [getattr(pair, side).n for pair in pairs]
+        expected = sum(n * rate for n, rate in zip(units, rates, strict=True))
+        if expected < EXPECTED_MIN:
+            return (
+                f"{name} expects only {expected:.1f} units with a value other than 0 by its "
+                f"phases, {EXPECTED_MIN:.0f} are needed"
+            )
+    return None
 
 
 def _difference(
@@ -308,7 +364,9 @@ def _theta(arms: Sequence[Weighted], now: Sequence[Floats], before: Sequence[Flo
     return covariance / variance if variance > 0.0 else 0.0
 
 
-def _ratio(arm: Weighted, first: int) -> float:
+def _value(arm: Weighted, first: int, is_ratio: bool) -> float:
+    if not is_ratio:
+        return float(arm.means[first])
     top, bottom = float(arm.means[first]), float(arm.means[first + 1])
     return top / bottom if bottom != 0.0 else 0.0
 
@@ -329,149 +387,3 @@ def values_of(spec: MetricSpec, pairs: Sequence[Pair]) -> tuple[float, float]:
         return float(means[0][0]), float(means[1][0])
     a, b = (float(top / bottom) if bottom else 0.0 for top, bottom, *_ in means)
     return a, b
-
-
-# --- rates ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Rates:
-    """Units and events of both arms by stratum, as floats of one length."""
-
-    control_n: Floats
-    control_events: Floats
-    n: Floats
-    events: Floats
-
-    @classmethod
-    def of(cls, pairs: Sequence[Pair]) -> Rates:
-        control, treatment = [p.control for p in pairs], [p.treatment for p in pairs]
-        parts = (_n(control), _events(control), _n(treatment), _events(treatment))
-        return cls(*(np.array(part, dtype=np.float64) for part in parts))
-
-    @property
-    def total(self) -> Floats:
-        return self.control_n + self.n
-
-    @property
-    def pooled(self) -> Floats:
-        """Return each stratum's rate in both arms together."""
-        return (self.control_events + self.events) / self.total
-
-
-def _n(arms: Sequence[Comoments]) -> list[int]:
-    return [arm.n for arm in arms]
-
-
-def _events(arms: Sequence[Comoments]) -> list[int]:
-    return [round(arm.means[0] * arm.n) for arm in arms]
-
-
-def compare_rates(rates: Rates) -> Difference:
-    """Return the stratified difference of rates with its variance where the arms are alike.
-
-    With Cochran's weights wₛ·dₛ is events less those expected, and the test is that of Mantel and
-    Haenszel (1959), with the variance n1·n0·p(1 − p)/(N − 1) of each stratum. Where an arm has
-    fewer than ten events or non-events in all, the exact conditional test decides. Intervals, and so
-    margins, hold each difference against the data by its own score test (`rate_scores`).
-    """
-    weight = rates.control_n * rates.n / rates.total
-    weights = weight / weight.sum()
-    a, b = rates.control_events / rates.control_n, rates.events / rates.n
-    means = float(weights @ a), float(weights @ b)
-    pooled = rates.pooled
-    spread = weights**2 * pooled * (1.0 - pooled) * rates.total / (rates.total - 1.0)
-    noise = float((spread / rates.control_n).sum()), float((spread / rates.n).sum())
-    if sum(noise) <= 0.0:
-        reason = "in each phase every unit has the event, or none has"
-        return Difference(State.NO_VARIANCE, reason, "mantel-haenszel", *means)
-    events, control_events = rates.events.sum(), rates.control_events.sum()
-    others = rates.n.sum() - events, rates.control_n.sum() - control_events
-    is_small = min(events, control_events, *others) < SMALL_CELL
-    exact = exact_p(rates) if is_small else None
-    test = "mantel-haenszel" if exact is None else "stratified-exact"
-    region = StratifiedRateRegion(
-        rates.control_n, rates.control_events, rates.n, rates.events, weights
-    )
-    return Difference(State.OK, "", test, *means, control_variance=noise[0],
-                      treatment_variance=noise[1], exact_p=exact, region=region)  # fmt: skip
-
-
-def expected_events(rates: Rates) -> float:
-    """Return how many events, or non-events if there are fewer, an arm expects at the least."""
-    pooled = rates.pooled
-    arms = (rates.control_n, rates.n)
-    return min(float((n * p).sum()) for n in arms for p in (pooled, 1.0 - pooled))
-
-
-def too_few_events(rates: Rates) -> str | None:
-    """Return why there are too few for the normal approximation where rates move, or None."""
-    expected = expected_events(rates)
-    if expected < EXPECTED_MIN:
-        return (
-            f"an arm expects only {expected:.1f} events or non-events by its phases, "
-            f"{EXPECTED_MIN:.0f} are needed"
-        )
-    return None
-
-
-def exact_p(rates: Rates) -> float | None:
-    """Return the two-sided p of the exact conditional test of no difference in any stratum.
-
-    Given each stratum's units and events, treatment's events are hypergeometric in each, and their
-    sum is distributed as the convolution (Cox 1958; Gart 1970). As in Fisher's test, the chance of
-    all sums that are no likelier than the one that was counted. None where there are too many.
-    """
-    chances, least, support = np.ones(1), 0, 0
-    for control_n, n, events in zip(
-        rates.control_n, rates.n, rates.control_events + rates.events, strict=True
-    ):
-        low, high = max(0.0, events - control_n), min(n, events)
-        support += int(high - low) + 1
-        if support > FISHER_SUPPORT_MAX:
-            return None
-        first, each = _hypergeometric(control_n, n, events, np.arange(low, high + 1.0))
-        chances, least = np.convolve(chances, each), least + first
-    place = round(float(rates.events.sum())) - least
-    counted = chances[place] if 0 <= place < len(chances) else 0.0
-    # The tolerance lets sums of equal chance count as equal in spite of rounding.
-    p_value = float(chances[chances <= counted * (1.0 + 1e-7)].sum())
-    return min(1.0, max(p_value, P_MIN))
-
-
-def _hypergeometric(control_n: float, n: float, events: float, table: Floats) -> tuple[int, Floats]:
-    """Return the chances of these numbers of treatment's events, and the first that has any."""
-    logs = _log_choose(n, table) + _log_choose(control_n, events - table)
-    logs -= _log_choose(control_n + n, np.array(events))
-    chances = np.exp(logs)
-    # What is below the range of floats would make the convolution long for nothing.
-    known = np.flatnonzero(chances)
-    first, last = int(known[0]), int(known[-1])
-    return int(table[first]), chances[first : last + 1]
-
-
-def _log_choose(n: float, k: Floats) -> Floats:
-    result: Floats = -np.log1p(n) - betaln(n - k + 1.0, k + 1.0)
-    return result
-
-
-def gain_bounds_of(
-    rates: Rates, *, alpha: float, is_increase_better: bool, is_final: bool
-) -> tuple[float, float]:
-    """Bound how much better treatment's rate is, averaged over the strata, where events are rare.
-
-    The exact bounds of each stratum at its part of `alpha` hold together (Bonferroni), and so does
-    their average: wide, but true however rates move.
-    """
-    weight = rates.control_n * rates.n / rates.total
-    weights = weight / weight.sum()
-    columns = np.column_stack([rates.control_n, rates.control_events, rates.n, rates.events])
-    bounds = [
-        gain_bounds(
-            Seen(control_n, control_events), Seen(n, events),
-            alpha=alpha / len(columns), is_increase_better=is_increase_better, is_final=is_final,
-        )
-        for control_n, control_events, n, events in columns.astype(int).tolist()
-    ]  # fmt: skip
-    low, high = weights @ np.array(bounds)
-    return float(low), float(high)

@@ -78,15 +78,19 @@ def times_of_model(plan: PlanDocument, model: RegisteredModel, now: datetime) ->
     A period without any traffic is left out; one that is longer than there was traffic begins with
     the first request.
     """
-    found = []
+    found: list[PlanTime] = []
+    last_span_s = 0.0
     for name, reach in PERIODS:
         traffic = traffic_of(model, now, reach)
-        if traffic is None:
+        # A week of which only the last day had traffic says nothing that the day does not.
+        if traffic is None or traffic.span_s < 1.1 * last_span_s:
             continue
+        last_span_s = traffic.span_s
         is_whole = traffic.span_s >= 0.9 * reach.total_seconds()
-        period = name if is_whole else f"the last {span(traffic.span_s)}"
-        found.append(time_of(plan, traffic, period))
-    return found if len({each.period for each in found}) == len(found) else found[:1]
+        found.append(
+            time_of(plan, traffic, name if is_whole else f"the last {span(traffic.span_s)}")
+        )
+    return found
 
 
 def times_at_rates(plan: PlanDocument) -> list[PlanTime]:

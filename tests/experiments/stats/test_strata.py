@@ -27,7 +27,7 @@ from apps.experiments.stats.data import (
 from apps.experiments.stats.estimates import compare, estimate
 from apps.experiments.stats.report import make_report
 from apps.experiments.stats.shapes import Report
-from apps.experiments.stats.strata import Rates, exact_p, gain_bounds_of
+from apps.experiments.stats.strata_rates import Rates, exact_p, gain_bounds_of
 
 RATE = MetricSpec("clicked", "primary", "proportion")
 MEAN = replace(RATE, kind="mean")
@@ -317,3 +317,33 @@ def test_a_guardrail_of_rare_events_needs_proof_in_each_phase(events: tuple[int,
     assert found.non_inferiority.state == "not-worse"
     assert found.non_inferiority.bound is not None
     assert found.non_inferiority.bound > -0.01
+
+
+def spend(n: int, buyers: int, seed: int) -> Comoments:
+    values = np.zeros(n)
+    values[:buyers] = np.random.default_rng(seed).lognormal(3.0, 1.0, buyers)
+    return of(values)
+
+
+def test_rare_values_over_phases_are_read_by_their_skewness_or_not_at_all() -> None:
+    few = [arm({0: spend(9_000, 90, 1), 1: spend(5_000, 25, 2)}),
+           arm({0: spend(100, 0, 3), 1: spend(150, 2, 4)})]  # fmt: skip
+    found = estimate(MEAN, *few, names=("old", "new")).found
+    assert found.state is State.NOT_ENOUGH_DATA
+    assert "new expects only" in found.reason
+
+    enough = [arm({0: spend(9_000, 900, 1), 1: spend(5_000, 250, 2)}),
+              arm({0: spend(1_000, 95, 3), 1: spend(1_500, 80, 4)})]  # fmt: skip
+    found = estimate(MEAN, *enough).found
+    assert found.state is State.OK
+    assert found.skewness < 0.0
+
+
+def test_values_that_an_arm_hardly_expects_in_its_phases_are_not_read() -> None:
+    """All phases together expect enough of them: nearly all came where treatment had no units."""
+    both = [arm({0: spend(9_000, 2_000, 1), 1: spend(9_000, 9, 2)}),
+            arm({0: spend(3, 1, 3), 1: spend(2_000, 2, 4)})]  # fmt: skip
+    found = estimate(MEAN, *both, names=("old", "new")).found
+
+    assert found.state is State.NOT_ENOUGH_DATA
+    assert "by its phases" in found.reason
