@@ -104,7 +104,7 @@ KINDS: dict[str, Kind] = {
 
 def bars(rng: Rng, runs: int) -> Iterator[Bar]:
     """Yield wrong verdicts by kind of value and share; then refunds, and what is shipped."""
-    few = max(BATCH, runs // 8)
+    few = max(BATCH, runs // 10)
     for name, kind in KINDS.items():
         for canary in SHARES:
             arms = f"{100 * (1 - canary):.0f}:{100 * canary:.0f}"
