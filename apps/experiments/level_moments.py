@@ -82,7 +82,7 @@ def _asked(
         WITH seen AS (
             SELECT variant_name, {scan.phase} AS phase, {level} AS level,
                 {", ".join(f"{v} AS {m}" for m, v in picked)}
-            FROM experiments_exposurerow WHERE {scan.kept}
+            FROM {scan.rows} WHERE {scan.kept}
         ), near AS (
             SELECT variant_name, phase, level, {", ".join([*every, *offs, *scaled])}
             FROM seen {about} OFFSET 0

@@ -212,6 +212,13 @@ KINDS: dict[str, CheckKind] = {
             "margin": Setting(
                 "margin in the metric's own unit", float, least=1e-12, is_required=True
             ),
+            "covariate_s": Setting(
+                "seconds before a unit's exposure whose outcomes adjust its own (CUPED)",
+                int,
+                0,
+                least=0,
+                most=90 * 86_400,
+            ),
         },
         problem=_no_metrics,
         spends_alpha=True,
