@@ -6,14 +6,17 @@ Every array has the shape (runs, looks). A rollout is looked at every 250 reques
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri, rel_entr
 
-from apps.rollouts import checks, eprocess
+from apps.rollouts import checks
+from apps.rollouts.checks import latency_measure
+from apps.rollouts.comparison import Comparison, Series
 from apps.rollouts.eprocess import Counts
+from apps.rollouts.judging import Levels, Measure, rule
 from apps.rollouts.thresholds import beyond_threshold, columns_of
 
 Array = NDArray[np.float64]
@@ -88,37 +91,52 @@ def incident(rng: Rng, runs: int) -> Counts:
     return draw(rng, runs=runs, shares=shares, control=rate, canary=rate)
 
 
-def _follow(counts: Counts) -> eprocess.Paths:
-    """The product's evidence; a few runs at a time, so that the arrays stay in the cache."""
-    runs = counts.canary_n.shape[0]
-    parts = [
-        eprocess.follow(
-            Counts(*(column[first : first + CACHED_RUNS] for column in columns_of(counts))),
-            margin=MARGIN,
-        )
-        for first in range(0, runs, CACHED_RUNS)
-    ]
-    names = ("margin", "zero", "mirror", "canary_rate", "control_rate")
-    return eprocess.Paths(*(np.concatenate([getattr(p, name) for p in parts]) for name in names))
+def _parts(counts: Counts) -> Iterator[tuple[slice, Counts]]:
+    """A few runs at a time, so that the arrays stay in the cache, each look an interval."""
+    for first in range(0, counts.canary_n.shape[0], CACHED_RUNS):
+        mine = slice(first, first + CACHED_RUNS)
+        yield mine, Counts(*(column[mine, :, None] for column in columns_of(counts)))
 
 
-def rolled_back(counts: Counts, alpha: float) -> Flags:
-    """After which looks the default rule has the evidence to roll back."""
-    paths = _follow(counts)
-    return _proven(paths, paths.exceeds(MARGIN), alpha)
+def steps_of(shares: Array) -> NDArray[np.int64]:
+    """The step of each look: the share changes with it."""
+    return np.cumsum(np.diff(shares, prepend=shares[0]) != 0.0)
 
 
-def _proven(paths: eprocess.Paths, beyond: Flags, alpha: float) -> Flags:
-    zero = np.maximum.accumulate(paths.zero, axis=-1)
-    needed = -math.log(alpha)
-    result: Flags = (paths.margin >= needed) | ((zero >= needed) & beyond)
-    return result
+def rolled_back(counts: Counts, alpha: float, steps: NDArray[np.int64] | None = None) -> Flags:
+    """At which look, if at any, the default rule rolls back: the first one alone is true."""
+    hit = np.zeros(counts.canary_n.shape, dtype=bool)
+    step = np.zeros(hit.shape[-1], dtype=np.int64) if steps is None else steps
+    levels = checks.CheckSettings(alpha=alpha).levels()
+    for mine, part in _parts(counts):
+        measure = Measure("errors", Comparison.of(Series(part, step), margin=MARGIN), MARGIN)
+        hit[mine] = first_rollbacks([measure], levels)
+    return hit
+
+
+def first_rollbacks(measures: Sequence[Measure], levels: Levels, every: int = 1) -> Flags:
+    """Ask the product for a ruling at each look, or each `every`-th; mark the first rollbacks."""
+    shape = measures[0].comparison.weights.shape
+    hit = np.zeros((*shape[:-1], shape[-1] - 1), dtype=bool)
+    for now in range(every, shape[-1], every):
+        ruling = rule(measures, now, levels)
+        fails = ruling.is_worse | ruling.is_regression_beyond
+        hit[..., now - 1] = fails & ~hit.any(axis=-1)
+        if hit.any(axis=-1).all():
+            break
+    return hit
 
 
 def promoted(counts: Counts, alpha: float = 0.1) -> Flags:
     """After which looks the canary is proven not worse by the margin."""
-    result: Flags = _follow(counts).mirror >= -math.log(alpha)
-    return result
+    safe = np.zeros(counts.canary_n.shape, dtype=bool)
+    step = np.zeros(safe.shape[-1], dtype=np.int64)
+    levels = checks.CheckSettings(alpha_promote=alpha, min_samples=0).levels()
+    for mine, part in _parts(counts):
+        measure = Measure("errors", Comparison.of(Series(part, step), margin=MARGIN), MARGIN)
+        for now in range(1, safe.shape[-1] + 1):
+            safe[mine, now - 1] = rule([measure], now, levels).is_safe
+    return safe
 
 
 def threshold_rule(counts: Counts, samples_min: int = 1) -> Flags:
@@ -196,15 +214,26 @@ def latency_rolled_back(
     latency = slower(rng, SIGMA * rng.standard_normal((runs, looks, int(canary_n.max()))))
     is_request = np.arange(latency.shape[-1]) < canary_n[..., None]
     control_n = PER_LOOK - canary_n
-    paths, control_over, last = {}, control_n, 1.0
+    series, control_over, last = {}, control_n, 1.0
     for permille, tail in TAILS.items():
         # Who is slower than p95 is among those slower than p50.
         control_over, last = rng.binomial(control_over, tail / last), tail
         over = ((latency > -SIGMA * ndtri(tail)) & is_request).sum(axis=-1)
-        counts = counted(canary_n, over, control_n, control_over)
-        paths[permille] = checks.follow_latency(counts, permille, settings)
-    joint, beyond = checks.join_latency(paths, settings)
-    return _proven(joint, beyond, settings.alpha), counts
+        series[permille] = counts = counted(canary_n, over, control_n, control_over)
+    step = np.zeros(looks, dtype=np.int64)
+    hit = np.zeros((runs, looks), dtype=bool)
+    for first in range(0, runs, CACHED_RUNS):
+        mine = slice(first, first + CACHED_RUNS)
+        measures = [
+            latency_measure(
+                permille,
+                Series(Counts(*(column[mine, :, None] for column in columns_of(each))), step),
+                settings,
+            )
+            for permille, each in series.items()
+        ]
+        hit[mine] = first_rollbacks(measures, settings.levels())
+    return hit, counts
 
 
 def latency_bound(rng: Rng, slower: Slower) -> float:

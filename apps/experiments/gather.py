@@ -74,8 +74,7 @@ def gather(experiment: Experiment, now: datetime, source: Source | None = None) 
     )
     scan = _with_missing(scan, source)
     counted = _count(source.phase_counts(scan))
-    levels = {name: _moments(scan, source, name) for name in experiment.dimensions}
-    cells = next(iter(levels.values())) if levels else _moments(scan, source)
+    cells, levels = _cells(scan, source)
     whole = _whole(cells)
     metrics = _metrics_data(scan, source, cells, levels)
     data = ExperimentData(
@@ -103,6 +102,12 @@ def gather(experiment: Experiment, now: datetime, source: Source | None = None) 
         counted.exposed.get(HOLDOUT, 0),
         held,
     )
+
+
+def metrics_of(scan: Scan, source: Source) -> tuple[MetricData, ...]:
+    """Return the statistics of the scan's metrics alone: all that a rollout's check needs."""
+    scan = _with_missing(scan, source)
+    return _metrics_data(scan, source, *_cells(scan, source))
 
 
 def _phases(experiment: Experiment, variants: Sequence[Variant]) -> list[WeightPhase]:
@@ -150,6 +155,12 @@ def _with_missing(scan: Scan, source: Source) -> Scan:
         if metric.metric.per_unit == Metric.PerUnit.SUM and metric.metric.kind == Metric.Kind.MEAN:
             missing |= dict.fromkeys(before(metric), 0.0)
     return replace(scan, missing=missing)
+
+
+def _cells(scan: Scan, source: Source) -> tuple[Cells, dict[str, Cells]]:
+    """Return the moments of all units, and those by dimension."""
+    levels = {name: _moments(scan, source, name) for name in scan.experiment.dimensions}
+    return next(iter(levels.values())) if levels else _moments(scan, source), levels
 
 
 def _moments(scan: Scan, source: Source, dimension: str = "") -> Cells:

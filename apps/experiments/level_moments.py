@@ -71,19 +71,24 @@ def _asked(
     level, parameter = _level(dimension) if dimension else ("''", "")
     centres = [[m for place in places for m in row.moments[place].means] for row in known]
     about, parameters = _about(every, known, centres) if known else ("", {})
-    sums = [
-        _sums([f"({name} - {name}_about)" if known else name for name in row], row[0])
-        for row in names
-    ]
+    offs = [f"{m} - {m}_about AS {m}_off" for m in every if known]
+    off = "_off" if known else ""
+    # Without the fence of OFFSET 0, PostgreSQL would work out a unit's values for each sum anew.
+    scaled = [f"({m}{' - ' + m + '_about' if known else ''} + {NUDGE!r}) * {SCALE!r} AS {m}_scaled"
+              for m in every]  # fmt: skip
+    sums = [_sums(row, off) for row in names]
     constants = [f"CASE WHEN min({m}) = max({m}) THEN min({m}) END" for m in every if known]
     sql = f"""
         WITH seen AS (
             SELECT variant_name, {scan.phase} AS phase, {level} AS level,
                 {", ".join(f"{v} AS {m}" for m, v in picked)}
-            FROM experiments_exposurerow WHERE {scan.kept}
+            FROM {scan.rows} WHERE {scan.kept}
+        ), near AS (
+            SELECT variant_name, phase, level, {", ".join([*every, *offs, *scaled])}
+            FROM seen {about} OFFSET 0
         )
         SELECT variant_name, phase, level, count(*), {", ".join([*sums, *constants])}
-        FROM seen {about}
+        FROM near
         GROUP BY variant_name, phase, level
         ORDER BY variant_name COLLATE "C", phase, level COLLATE "C"
     """  # noqa: S608 (expressions of ours)
@@ -128,14 +133,15 @@ def _level(dimension: str) -> tuple[str, str]:
     return "coalesce(attributes ->> %(dimension)s, '(none)')", dimension
 
 
-def _sums(row: Sequence[str], first: str) -> str:
+def _sums(names: Sequence[str], off: str) -> str:
     """Return the SQL of a metric's count, means and products of deviations, as in `Comoments`, the
-    sums of products of three, and the extremes of its `first` value.
+    sums of products of three, and the extremes of its first value. `off` ends deviations' names.
 
     Aggregates of the same arguments share one state in PostgreSQL, which is what a row costs: so
     each pair of values is summed once, and means and squares come out of the pairs.
     """
-    scaled = [f"(({value} + {NUDGE!r}) * {SCALE!r})" for value in row]
+    row, first = [f"{name}{off}" for name in names], names[0]
+    scaled = [f"{name}_scaled" for name in names]
     thirds = [f"sum({scaled[i]} * {scaled[j]} * {scaled[k]})" for i, j, k in triples(len(row))]
     more = [*thirds, f"count(nullif({first}, 0))", f"min({first})", f"max({first})"]
     if len(row) == 1:

@@ -25,7 +25,7 @@ class Postgres:
     def missing_means(self, scan: Scan, places: Sequence[int]) -> list[float | None]:
         sql = f"""
             SELECT {", ".join(f"avg(values[{place}])" for place in places)}
-            FROM experiments_exposurerow
+            FROM {scan.rows}
             WHERE experiment_id = %(experiment)s AND NOT crossed_over
         """  # noqa: S608 (numbers of ours)
         return list(ask(sql, scan.parameters)[0])
@@ -36,7 +36,7 @@ class Postgres:
                 count(*) FILTER (WHERE NOT crossed_over AND NOT {scan.moved}),
                 count(*) FILTER (WHERE crossed_over),
                 count(*) FILTER (WHERE NOT crossed_over AND {scan.moved})
-            FROM experiments_exposurerow WHERE experiment_id = %(experiment)s
+            FROM {scan.rows} WHERE experiment_id = %(experiment)s
             GROUP BY variant_name, phase
         """  # noqa: S608 (conditions of ours)
         return [PhaseCount(*row) for row in ask(sql, scan.parameters)]

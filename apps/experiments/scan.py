@@ -15,7 +15,11 @@ from apps.experiments.phases import WeightPhase
 
 @dataclass(frozen=True)
 class Scan:
-    """One experiment's question to its units. Its SQL is of rows of exposures."""
+    """One experiment's question to its units. Its SQL is of rows of exposures.
+
+    `rows` names them: a relation with the columns of `ExposureRow`, which a rollout makes of its
+    own exposures (`rollout_units`).
+    """
 
     experiment: Experiment
     names: tuple[str, ...]
@@ -26,6 +30,7 @@ class Scan:
     missing: dict[int, float] = field(default_factory=dict)
     # Only units that were exposed from this phase on, by its place.
     since: int = 0
+    rows: str = "experiments_exposurerow"
 
     @property
     def parameters(self) -> dict[str, Any]:

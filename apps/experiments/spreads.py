@@ -110,7 +110,7 @@ def _values_of(scan: Scan, place: int) -> str:
     return f"""
         SELECT variant_name, value FROM (
             SELECT variant_name, {values(scan, scan.metrics[place])[0]} AS value
-            FROM experiments_exposurerow
+            FROM {scan.rows}
             WHERE {scan.kept} AND variant_name = ANY(%(arms)s)
         ) AS kept WHERE value IS NOT NULL
     """  # noqa: S608 (expressions of ours)
@@ -150,7 +150,7 @@ def _narrowed(scan: Scan, asked: Sequence[_Rank]) -> Orders:
     # Of the values that are far away, the extreme ones are asked for as well.
     sql = f"""
         SELECT variant_name, place, key, count(*), min(value), max(value)
-        FROM experiments_exposurerow
+        FROM {scan.rows}
         CROSS JOIN LATERAL (VALUES {", ".join(keys)}) AS near(place, value, key)
         WHERE {scan.kept} AND key IS NOT NULL GROUP BY variant_name, place, key
     """  # noqa: S608 (expressions of ours)
@@ -197,7 +197,7 @@ def _bounds(scan: Scan, asked: Sequence[_Rank]) -> dict[tuple[int, str], tuple[f
         sql = f"""
             SELECT variant_name, percentile_disc(%(shares)s::float8[]) WITHIN GROUP (ORDER BY value)
             FROM (SELECT variant_name, {values(scan, scan.metrics[place])[0]} AS value
-                FROM experiments_exposurerow
+                FROM {scan.rows}
                 WHERE {scan.kept} AND bucket %% %(every)s = 0) AS seen
             WHERE value IS NOT NULL GROUP BY variant_name
         """  # noqa: S608 (expressions of ours)
@@ -268,7 +268,7 @@ def _counts(scan: Scan, edges: Edges, places: Sequence[int], every: int) -> Coun
     )
     sql = f"""
         SELECT variant_name, place, bin, count(*)
-        FROM experiments_exposurerow CROSS JOIN LATERAL (VALUES {bins}) AS binned(place, bin)
+        FROM {scan.rows} CROSS JOIN LATERAL (VALUES {bins}) AS binned(place, bin)
         WHERE {scan.kept} AND bucket %% %(every)s = 0 AND bin IS NOT NULL
         GROUP BY variant_name, place, bin
     """  # noqa: S608 (expressions of ours)

@@ -7,6 +7,8 @@ same value, so that a crash costs nothing but the work.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from django.conf import settings
@@ -41,10 +43,8 @@ FOLD = """
             WHERE one.experiment_id = exposed.experiment_id AND one.unit = exposed.unit OFFSET 0
         ) AS measured ON TRUE
         CROSS JOIN LATERAL (
-            SELECT ARRAY[{values}]::float8[] AS values FROM experiments_outcomerow AS outcome
-            WHERE outcome.unit = exposed.unit AND outcome.metric_id = ANY(%(metrics)s)
-                AND outcome.occurred_at >= exposed.at - %(reach_s)s * interval '1 second'
-            HAVING TRUE
+            SELECT {array} AS values FROM experiments_outcomerow AS outcome
+            WHERE {joins} HAVING TRUE
         ) AS summed
     )
     UPDATE experiments_exposurerow AS kept SET values = made.values
@@ -56,6 +56,9 @@ FOLD = """
 # One that did precede it by so little counts as well: of every arm alike, so that the difference
 # is diluted and never made.
 COUNTS_FROM = "exposed.at - %(skew_s)s * interval '1 second'"
+# Which outcomes may make the values of a unit of `exposed`.
+JOINS = """outcome.unit = exposed.unit AND outcome.metric_id = ANY(%(metrics)s)
+    AND outcome.occurred_at >= exposed.at - %(reach_s)s * interval '1 second'"""
 # Where statistics say that a table is empty, going through all of it for each unit looks as cheap
 # as a lookup. Without this join what was made is put to its rows by one hash; lookups stay.
 ALLOW_NESTED_LOOPS = "SELECT set_config('enable_nestloop', %s, true)"
@@ -105,21 +108,45 @@ def _unfrozen() -> Sequence[Experiment]:
 
 def fold(experiment: Experiment, units: Sequence[str]) -> None:
     """Make the values of those of `units` that met the experiment. In the caller's transaction."""
-    columns = columns_of(experiment, uses_of(experiment))
+    made = unit_values(columns_of(experiment, uses_of(experiment)), experiment.covariate_s)
+    parameters = made.parameters | {"experiment": experiment.pk, "units": list(units)}
+    with connection.cursor() as cursor:
+        cursor.execute(ALLOW_NESTED_LOOPS, ["off"])
+        cursor.execute(FOLD.format(array=made.array, joins=made.joins), parameters)
+        cursor.execute(ALLOW_NESTED_LOOPS, ["on"])
+
+
+@dataclass(frozen=True)
+class UnitValues:
+    """The SQL of units' values, in the order of columns, and its parameters.
+
+    `array` aggregates, per unit of `exposed` (which has `unit` and `at`), the rows of `outcome`
+    that `joins` picks for it. What data planes measured is read from `measured`.
+    """
+
+    array: str
+    joins: str
+    parameters: dict[str, Any]
+
+
+def unit_values(
+    columns: Sequence[Column], covariate_s: int, until: datetime | None = None
+) -> UnitValues:
+    """Return how the values of units are made, wherever their exposures are kept.
+
+    Outcomes from `until` on do not count; None: all do.
+    """
     parameters: dict[str, Any] = {
-        "experiment": experiment.pk,
-        "units": list(units),
-        "reach_s": experiment.covariate_s + settings.OUTCOME_CLOCK_SKEW_S,
+        "reach_s": covariate_s + settings.OUTCOME_CLOCK_SKEW_S,
         "skew_s": settings.OUTCOME_CLOCK_SKEW_S,
         "metrics": sorted({sent_as(column).pk for column in columns}),
     }
-    parts = []
-    for place, column in enumerate(columns):
-        parts.append(_expression(experiment, column, place, parameters))
-    with connection.cursor() as cursor:
-        cursor.execute(ALLOW_NESTED_LOOPS, ["off"])
-        cursor.execute(FOLD.format(values=", ".join(parts)), parameters)
-        cursor.execute(ALLOW_NESTED_LOOPS, ["on"])
+    parts = [_expression(column, place, parameters) for place, column in enumerate(columns)]
+    joins = JOINS
+    if until is not None:
+        parameters["until"] = until
+        joins += " AND outcome.occurred_at < %(until)s"
+    return UnitValues(f"ARRAY[{', '.join(parts)}]::float8[]", joins, parameters)
 
 
 def sent_as(column: Column) -> Metric:
@@ -130,9 +157,7 @@ def sent_as(column: Column) -> Metric:
     return metric.outcomes_of or metric
 
 
-def _expression(
-    experiment: Experiment, column: Column, place: int, parameters: dict[str, Any]
-) -> str:
+def _expression(column: Column, place: int, parameters: dict[str, Any]) -> str:
     metric = column.metric
     if metric.source != Metric.Source.OUTCOMES:
         return _measured(column)

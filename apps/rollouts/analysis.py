@@ -7,7 +7,14 @@ from dataclasses import asdict, dataclass, field, replace
 
 from apps.rollouts import check_kinds as kinds
 from apps.rollouts.check_kinds import CheckDocument
-from apps.rollouts.checks import CheckSettings, judge_error_rate, judge_latency
+from apps.rollouts.checks import (
+    CheckSettings,
+    Frame,
+    judge_error_rate,
+    judge_latency,
+    judge_unanswered,
+)
+from apps.rollouts.dispersion import History
 from apps.rollouts.eprocess import BucketCounts
 from apps.rollouts.evidence import Interval, LatencyReference
 from apps.rollouts.no_control import deciders_of, judge_without_control
@@ -17,9 +24,18 @@ from apps.rollouts.percentiles import percentile_differences
 from apps.rollouts.plans import WHOLE_BP, PlanDocument
 from apps.rollouts.references import reference_to_json, tell_reference
 from apps.rollouts.sample_ratio import judge_step
+from apps.rollouts.series import (
+    ERRORS,
+    UNANSWERED,
+    by_instance,
+    has_slices,
+    is_by_client,
+    series_of_latency,
+    series_of_rate,
+)
 from apps.rollouts.thresholds import judge_error_threshold
 from apps.rollouts.verdicts import JSON, CheckResult, Verdict
-from contract.histogram import Counts, count_above, merge, total
+from contract.histogram import merge
 
 # What an observer brought for a check; `problem` says in words why it brought nothing.
 Observation = Mapping[str, JSON]
@@ -38,6 +54,8 @@ class Question:
     is_fresh: bool = True
     # By the check's label: what is not in the intervals.
     observations: Mapping[str, Observation] = field(default_factory=dict)
+    # How stable's errors spread over time before the rollout, where that is known.
+    before: History | None = None
 
     @property
     def settings(self) -> CheckSettings:
@@ -89,20 +107,40 @@ def _demand_fresh(result: CheckResult, question: Question) -> CheckResult:
 
 
 def _error_rate(question: Question, _: CheckDocument) -> CheckResult:
-    if question.has_control:
-        return judge_error_rate(_error_buckets(question.intervals), question.settings)
-    return _without_control(question, kinds.ERROR_RATE)
+    if not question.has_control:
+        return _without_control(question, kinds.ERROR_RATE)
+    series = series_of_rate(question.intervals, ERRORS, question.before)
+    return judge_error_rate(series, question.settings, _frame(question.intervals, ERRORS))
+
+
+def _unanswered(question: Question, _: CheckDocument) -> CheckResult:
+    if not question.has_control:
+        return _without_control(question, kinds.UNANSWERED)
+    series = series_of_rate(question.intervals, UNANSWERED)
+    return judge_unanswered(series, question.settings, _frame(question.intervals, UNANSWERED))
 
 
 def _without_control(question: Question, check: str) -> CheckResult:
     """At 100 % nobody is left on stable: what was usual before proves nothing about now."""
-    mine = question.this_step
+    mine = [each.canary for each in question.this_step]
+    n, errors = UNANSWERED if check == kinds.UNANSWERED else ERRORS
     step = question.plan.steps[question.step_index]
     return judge_without_control(
         check,
-        n=sum(i.canary.n for i in mine),
-        errors=sum(i.canary.errors for i in mine),
+        n=sum(getattr(arm, n) for arm in mine),
+        errors=sum(getattr(arm, errors) for arm in mine),
         deciders=deciders_of(step, check),
+    )
+
+
+def _frame(intervals: Sequence[Interval], names: tuple[str, str] | None = None) -> Frame:
+    return Frame(
+        started_at=[each.started_at for each in intervals],
+        counted=" (counted by client)" if is_by_client(intervals) else "",
+        loud=has_slices(intervals),
+        instances=lambda start: [
+            by_instance(each, names) for each in intervals[start:] if names is not None
+        ],
     )
 
 
@@ -115,6 +153,7 @@ def _error_buckets(intervals: Sequence[Interval]) -> list[BucketCounts]:
 def _error_objective(question: Question, check: CheckDocument) -> CheckResult:
     return judge_error_objective(
         [Part(i.canary.n, i.canary.errors) for i in question.this_step],
+        [Part(i.canary.assigned, i.canary.unanswered) for i in question.this_step],
         limit_bp=check.setting("limit_bp"),
         settings=question.settings,
         steps=question.plan.steps_that_ask(check.label),
@@ -171,18 +210,19 @@ def _judge_latency(question: Question) -> CheckResult:
         )
     # Only what came after the reference was frozen may be judged by it.
     judged = [i for i in question.intervals if i.started_at >= reference.frozen_at]
-    p95, p99 = (
-        [_exceedances(i, index) for i in judged] for index in (reference.p95, reference.p99)
+    indexes = {500: reference.p50, 950: reference.p95, 990: reference.p99}
+    series = {
+        permille: series_of_latency(judged, index)
+        for permille, index in indexes.items()
+        if index is not None
+    }
+    return judge_latency(
+        series[950],
+        series[990],
+        question.settings,
+        p50=series.get(500),
+        frame=_frame(judged),
     )
-    p50 = None if reference.p50 is None else [_exceedances(i, reference.p50) for i in judged]
-    return judge_latency(p95, p99, question.settings, p50_buckets=p50)
-
-
-def _exceedances(interval: Interval, index: int) -> BucketCounts:
-    def side(latency: Counts) -> tuple[int, int]:
-        return total(latency), count_above(latency, index)
-
-    return BucketCounts(*side(interval.canary.latency), *side(interval.control.latency))
 
 
 def _sample_ratio(question: Question, _: CheckDocument) -> CheckResult:
@@ -207,6 +247,7 @@ Judge = Callable[[Question, CheckDocument], CheckResult]
 JUDGES: dict[str, Judge] = {
     kinds.ERROR_RATE: _error_rate,
     kinds.LATENCY: _latency,
+    kinds.UNANSWERED: _unanswered,
     kinds.SAMPLE_RATIO: _sample_ratio,
     kinds.ERROR_OBJECTIVE: _error_objective,
     kinds.ERROR_THRESHOLD: _error_threshold,

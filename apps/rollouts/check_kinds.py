@@ -19,6 +19,7 @@ from apps.rollouts.verdicts import JSON, Verdict
 
 ERROR_RATE = "error-rate"
 LATENCY = "latency"
+UNANSWERED = "unanswered"
 SAMPLE_RATIO = "sample-ratio"
 SMOKE = "smoke"
 ERROR_THRESHOLD = "error-threshold"
@@ -155,6 +156,11 @@ KINDS: dict[str, CheckKind] = {
         "Are more of the canary's answers slower than stable's usual p50, p95 and p99?",
         spends_alpha=True,
     ),
+    UNANSWERED: CheckKind(
+        "Do more of the canary's units stay without an answer than stable's, by more than the "
+        "margin?",
+        spends_alpha=True,
+    ),
     SAMPLE_RATIO: CheckKind(
         "Did the canary get the share of traffic that was configured?", mode="signal"
     ),
@@ -206,6 +212,13 @@ KINDS: dict[str, CheckKind] = {
             "margin": Setting(
                 "margin in the metric's own unit", float, least=1e-12, is_required=True
             ),
+            "covariate_s": Setting(
+                "seconds before a unit's exposure whose outcomes adjust its own (CUPED)",
+                int,
+                0,
+                least=0,
+                most=90 * 86_400,
+            ),
         },
         problem=_no_metrics,
         spends_alpha=True,
@@ -229,6 +242,7 @@ KINDS: dict[str, CheckKind] = {
 OF_TRAFFIC = {
     ERROR_RATE,
     LATENCY,
+    UNANSWERED,
     SAMPLE_RATIO,
     ERROR_THRESHOLD,
     ERROR_OBJECTIVE,
@@ -238,7 +252,7 @@ OF_TRAFFIC = {
 # Every kind with what it asks.
 QUESTIONS = {name: kind.asks for name, kind in KINDS.items()}
 # What a step asks unless told otherwise.
-DEFAULT_CHECKS = (ERROR_RATE, LATENCY, SAMPLE_RATIO)
+DEFAULT_CHECKS = (ERROR_RATE, LATENCY, UNANSWERED, SAMPLE_RATIO)
 
 
 def let_look(kind: str, problem: Callable[[Mapping[str, Any]], str]) -> None:

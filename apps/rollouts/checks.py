@@ -1,21 +1,26 @@
 """The checks that judge a canary against stable over the same seconds, as pure functions.
 
 Only `fail` may roll back and only `pass` may let a step pass. Missing data is never either of them.
-The e-process evidence in here may be looked at as often as the reconciler likes.
+The evidence in here may be looked at as often as the reconciler likes. Each sentence shows the
+numbers of the segment that its evidence comes from, so that no claim contradicts those beside it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Literal
 
 import numpy as np
 
 from apps.rollouts import eprocess
-from apps.rollouts.check_kinds import ERROR_RATE, LATENCY
-from apps.rollouts.eprocess import BucketCounts, Evidence
+from apps.rollouts.check_kinds import ERROR_RATE, LATENCY, UNANSWERED
+from apps.rollouts.comparison import Comparison, Series
+from apps.rollouts.eprocess import BucketCounts
+from apps.rollouts.instances import rests_on
+from apps.rollouts.judging import Levels, Measure, Proof, Ruling, rule
 from apps.rollouts.verdicts import JSON, CheckResult, Verdict
 
 EvidenceMode = Literal["any_regression", "beyond_margin"]
@@ -25,8 +30,17 @@ EvidenceMode = Literal["any_regression", "beyond_margin"]
 # at p50 so soon that a fifth is plenty.
 QUANTILES_PERMILLE = (500, 950, 990)
 QUANTILE_WEIGHTS = {500: 0.2, 950: 0.2, 990: 0.6}
+# From here on it is worth saying that the counts vary more than independent ones.
+DISPERSION_TOLD = 1.05
+# Rates are written with fewer digits of a per cent.
+DIGITS_MAX = 9
+# Below it a rate has two digits at least.
+RARE_RATE = 0.001
 
 SHARE_WHOLE_BP = 10_000
+# How many lost seconds a rollback must outlast: one at 20:1, two at 100:1 to 500:1.
+LOG_A_SECOND = 2.5
+SLICES_A_SECOND = 2
 
 
 @dataclass(frozen=True)
@@ -69,6 +83,22 @@ class CheckSettings:
         """ln(M/α): the evidence at which one of M guardrails rolls back."""
         return math.log(self.guardrails / self.alpha)
 
+    def levels(self, slices: int = 0) -> Levels:
+        """Return what a ruling needs of evidence that comes in `slices` of an interval.
+
+        It must outlast its best ones: neither one lost second nor, at 1/100 and less, two of them
+        may roll back. A second is in two slices at most, or in one interval that has but one. With
+        0 nobody knows how long what was counted lasted.
+        """
+        seconds = max(1, round(self.log_fail / LOG_A_SECOND))
+        return Levels(
+            fail=self.log_fail,
+            promote=self.log_promote,
+            strict=self.evidence_mode == "beyond_margin",
+            samples_min=self.min_samples,
+            loud=min(slices, SLICES_A_SECOND) * seconds,
+        )
+
     def quantile_margin(self, permille: int) -> float:
         """The tolerated surplus of requests slower than one of stable's quantiles, a fraction."""
         margins = {500: self.p50_margin_bp, 950: self.p95_margin_bp, 990: self.p99_margin_bp}
@@ -79,150 +109,239 @@ class CheckSettings:
         return -math.log(self.alpha_promote)
 
 
-def judge_error_rate(buckets: Sequence[BucketCounts], settings: CheckSettings) -> CheckResult:
-    """Error rate of canary against stable; `buckets` of the whole rollout, oldest first."""
-    found = eprocess.evidence(buckets, margin=settings.margin_bp / SHARE_WHOLE_BP)
-    if found.canary_rate is None or found.control_rate is None:
-        return _no_data(ERROR_RATE, found.canary_n, found.control_n)
-    told = (
-        f"error rate {_percent(found.canary_rate)} vs stable {_percent(found.control_rate)}, "
-        f"margin {_percent(settings.margin_bp / SHARE_WHOLE_BP)}, n={found.canary_n}"
-    )
-    record = _record(found, settings, margin_bp=settings.margin_bp)
-    verdict, why = _decide(found, settings)
-    return CheckResult(ERROR_RATE, verdict, f"{told}: {why}", record)
+@dataclass(frozen=True)
+class Frame:
+    """What surrounds the numbers: when each interval began, and what was counted.
+
+    `loud` says whether seconds can be told apart: then evidence must outlast its best ones.
+    """
+
+    started_at: Sequence[datetime] = ()
+    counted: str = ""
+    loud: bool = False
+    # What each instance of the data plane counted, in each interval from the one that is named.
+    instances: Callable[[int], Sequence[Mapping[str, BucketCounts]]] = lambda _: ()
+
+
+def series_of(buckets: Sequence[BucketCounts], steps: Sequence[int] = ()) -> Series:
+    """Return the series of whole intervals, all of one step unless `steps` says otherwise."""
+    step = np.asarray(steps or [0] * len(buckets), dtype=np.int64)
+    return Series(eprocess.counts_of(buckets), step)
+
+
+def _series(given: Series | Sequence[BucketCounts]) -> Series:
+    return given if isinstance(given, Series) else series_of(given)
+
+
+def judge_error_rate(
+    given: Series | Sequence[BucketCounts], settings: CheckSettings, frame: Frame | None = None
+) -> CheckResult:
+    """Error rate of canary against stable; intervals of the whole rollout, oldest first."""
+    return _judge_rate(ERROR_RATE, "error rate", given, settings, frame or Frame())
+
+
+def judge_unanswered(
+    given: Series | Sequence[BucketCounts], settings: CheckSettings, frame: Frame | None = None
+) -> CheckResult:
+    """The share of assigned units without an answer, canary against stable.
+
+    Clients that are as impatient with both versions are on both sides and prove nothing.
+    """
+    return _judge_rate(UNANSWERED, "unanswered", given, settings, frame or Frame())
+
+
+def _judge_rate(
+    check: str,
+    label: str,
+    given: Series | Sequence[BucketCounts],
+    settings: CheckSettings,
+    frame: Frame,
+) -> CheckResult:
+    series = _series(given)
+    margin = settings.margin_bp / SHARE_WHOLE_BP
+    measure = Measure(label, Comparison.of(series, margin=margin), margin)
+    return _judge(check, [measure], settings, frame)
 
 
 def judge_latency(
-    p95_buckets: Sequence[BucketCounts],
-    p99_buckets: Sequence[BucketCounts],
+    p95: Series | Sequence[BucketCounts],
+    p99: Series | Sequence[BucketCounts],
     settings: CheckSettings,
     *,
-    p50_buckets: Sequence[BucketCounts] | None = None,
+    p50: Series | Sequence[BucketCounts] | None = None,
+    frame: Frame | None = None,
 ) -> CheckResult:
     """Latency, as counts of requests slower than stable's quantiles, frozen before the rollout.
 
-    All sequences hold the same intervals in the same order; ValueError if their lengths differ.
-    `p50_buckets` is None for a rollout whose reference was frozen without a p50. The e-values of
-    each null are averaged with fixed weights, which is valid under any dependence between them
-    (Vovk and Wang 2021). Proof of safety needs every mirror process, hence the smallest one: an
-    average would let a safe p95 vouch for an unsafe p99.
+    All hold the same intervals in the same order; ValueError if their lengths differ. `p50` is None
+    for a rollout whose reference was frozen without one.
     """
-    given = dict(zip(QUANTILES_PERMILLE, (p50_buckets, p95_buckets, p99_buckets), strict=True))
-    buckets = {permille: rows for permille, rows in given.items() if rows is not None}
-    if len({len(rows) for rows in buckets.values()}) != 1:
+    given = dict(zip(QUANTILES_PERMILLE, (p50, p95, p99), strict=True))
+    series = {q: _series(each) for q, each in given.items() if each is not None}
+    if len({each.counts.canary_n.shape for each in series.values()}) != 1:
         raise ValueError("the quantiles' buckets must be of the same intervals")
-    counts = {permille: eprocess.counts_of(rows) for permille, rows in buckets.items()}
-    paths = {permille: follow_latency(counts[permille], permille, settings) for permille in counts}
-    found, record = {}, {}
-    for permille, path in paths.items():
-        margin = settings.quantile_margin(permille)
-        of_one = eprocess.summarise(buckets[permille], path, beyond=path.exceeds(margin))
-        found[permille] = of_one
-        record[f"p{permille // 10}"] = _record(
-            of_one, settings, margin_bp=round(margin * SHARE_WHOLE_BP)
-        )
-    if any(of_one.difference is None for of_one in found.values()):
-        return _no_data(LATENCY, found[950].canary_n, found[950].control_n)
-    joint, beyond = join_latency(paths, settings)
-    whole = eprocess.summarise(p95_buckets, joint, beyond=beyond)
-    verdict, why = _decide(whole, settings)
-    evidence: dict[str, JSON] = {
-        **record,
-        "log_e_margin": whole.log_margin,
-        "log_e_zero": whole.log_zero,
-        "log_e_zero_beyond": whole.log_zero_beyond,
-        "log_e_mirror": whole.log_mirror,
-    }
-    return CheckResult(LATENCY, verdict, f"{_tell_latency(found, settings)}: {why}", evidence)
+    measures = [latency_measure(permille, each, settings) for permille, each in series.items()]
+    return _judge(LATENCY, measures, settings, frame or Frame())
 
 
-def follow_latency(
-    counts: eprocess.Counts, permille: int, settings: CheckSettings
-) -> eprocess.Paths:
-    """The evidence of one quantile's exceedances."""
-    return eprocess.follow(
-        counts,
-        margin=settings.quantile_margin(permille),
-        expected_rate=1.0 - permille / 1000,
-        bets=eprocess.FREQUENT,
+def latency_measure(permille: int, series: Series, settings: CheckSettings) -> Measure:
+    """One quantile's exceedances."""
+    margin = settings.quantile_margin(permille)
+    compared = Comparison.of(
+        series, margin=margin, expected_rate=1.0 - permille / 1000, bets=eprocess.FREQUENT
     )
+    return Measure(f"p{permille // 10}", compared, margin, QUANTILE_WEIGHTS[permille])
 
 
-def join_latency(
-    paths: Mapping[int, eprocess.Paths], settings: CheckSettings
-) -> tuple[eprocess.Paths, eprocess.Flags]:
-    """Weighted mean e-values against "not slower", the smallest for "safe"; and where any estimate
-    is beyond its margin. The rates are those of p95."""
-    whole = sum(QUANTILE_WEIGHTS[permille] for permille in paths)
-    stakes = {permille: math.log(QUANTILE_WEIGHTS[permille] / whole) for permille in paths}
-    joint = eprocess.Paths(
-        margin=np.logaddexp.reduce([path.margin + stakes[q] for q, path in paths.items()]),
-        zero=np.logaddexp.reduce([path.zero + stakes[q] for q, path in paths.items()]),
-        mirror=np.minimum.reduce([path.mirror for path in paths.values()]),
-        canary_rate=paths[950].canary_rate,
-        control_rate=paths[950].control_rate,
+def _judge(
+    check: str, measures: Sequence[Measure], settings: CheckSettings, frame: Frame
+) -> CheckResult:
+    now = measures[0].comparison.weights.shape[-1] - 1
+    totals = _totals(measures[0].comparison.series)
+    if not all(each.comparison.weights[..., -1] > 0.0 for each in measures):
+        return _no_data(check, totals[0], totals[2])
+    slices = measures[0].comparison.series.counts.canary_n.shape[-1]
+    ruling = rule(measures, now, settings.levels(slices if frame.loud else 0))
+    verdict, proof, why = _decide(ruling, settings)
+    if verdict is Verdict.FAIL:
+        alone = rests_on(frame.instances(int(proof.start)), measures[0].margin)
+        if alone:
+            verdict, why = Verdict.INCONCLUSIVE, f"{why}, but by instance {alone} alone"
+    whole = (
+        replace(proof, start=np.zeros((), dtype=np.int64))
+        if verdict is Verdict.INSUFFICIENT_SAMPLE
+        else proof
     )
-    beyond: eprocess.Flags = np.logical_or.reduce(
-        [path.exceeds(settings.quantile_margin(q)) for q, path in paths.items()]
-    )
-    return joint, beyond
+    shown = _rates_of(measures, int(whole.start), now)
+    words = f"{_tell_rates(check, measures, shown)}{_since(whole, now, frame)}"
+    words = f"{words}, n={_canary_n(measures[0].comparison.series, int(whole.start))}"
+    varied = float(proof.dispersion)
+    if varied > DISPERSION_TOLD:
+        why += f"; counts vary {varied:.2g} times as much as independent ones{frame.counted}"
+    evidence = _record(ruling, settings, measures, shown, whole, now)
+    return CheckResult(check, verdict, f"{words}: {why}", evidence)
 
 
-def _tell_latency(found: Mapping[int, Evidence], settings: CheckSettings) -> str:
-    parts = [
-        f"p{permille // 10}: {_percent(of_one.canary_rate)} vs {_percent(of_one.control_rate)}, "
-        f"margin {_percent(settings.quantile_margin(permille))}"
-        for permille, of_one in found.items()
-    ]
-    return f"slower than stable's {'; '.join(parts)}; n={found[950].canary_n}"
-
-
-def _decide(found: Evidence, settings: CheckSettings) -> tuple[Verdict, str]:
-    """The four outcomes of STATISTICS in their order: roll back, promote, pause, hold."""
-    threshold = settings.log_fail
-    if found.log_margin >= threshold:
-        return Verdict.FAIL, f"proven worse by more than the margin ({_odds(found.log_margin)})"
-    if settings.evidence_mode == "any_regression" and found.log_zero_beyond >= threshold:
-        return Verdict.FAIL, (
-            f"proven worse ({_odds(found.log_zero_beyond)}) and the estimate exceeded the margin"
-        )
-    regression = found.log_zero >= threshold
-    if found.log_mirror >= settings.log_promote and found.canary_n >= settings.min_samples:
-        why = f"proven not worse by the margin ({_odds(found.log_mirror)})"
-        return Verdict.PASS, why + (", though a little worse" if regression else "")
+def _decide(ruling: Ruling, settings: CheckSettings) -> tuple[Verdict, Proof, str]:
+    """The four outcomes of STATISTICS in their order, and whose numbers carry the sentence."""
+    margin, zero, mirror = ruling.margin, ruling.zero, ruling.mirror
+    if ruling.is_worse:
+        why = f"proven worse by more than the margin ({_odds(margin)})"
+        return Verdict.FAIL, margin, why
+    if ruling.is_regression_beyond:
+        why = f"proven worse ({_odds(zero)}) and the estimate exceeds the margin"
+        return Verdict.FAIL, zero, why
+    needed = settings.log_fail
+    regression = bool((zero.log_e >= needed) & zero.is_lasting & (zero.difference > 0.0))
+    if ruling.is_safe:
+        why = f"proven not worse by the margin ({_odds(mirror)})"
+        little = regression and mirror.difference > 0.0
+        return Verdict.PASS, mirror, why + (", though a little worse" if little else "")
     if regression:
-        return Verdict.INCONCLUSIVE, (
-            f"proven worse ({_odds(found.log_zero)}) but not by more than the margin"
-        )
-    return Verdict.INSUFFICIENT_SAMPLE, (
-        f"evidence of harm {_odds(max(found.log_margin, found.log_zero))} of "
-        f"{_odds(threshold)} needed, of safety {_odds(found.log_mirror)} of "
-        f"{_odds(settings.log_promote)}"
+        why = f"proven worse ({_odds(zero)}), but not proven worse by more than the margin"
+        return Verdict.INCONCLUSIVE, zero, why
+    return Verdict.INSUFFICIENT_SAMPLE, zero, _undecided(ruling, settings)
+
+
+def _undecided(ruling: Ruling, settings: CheckSettings) -> str:
+    harm = ruling.margin if ruling.margin.log_e > ruling.zero.log_e else ruling.zero
+    if harm.log_e >= settings.log_fail and not harm.is_lasting:
+        return f"evidence of harm ({_odds(harm)}) comes from too few seconds to prove anything"
+    return (
+        f"evidence of harm {_odds(harm)} of {_ratio(settings.log_fail)} needed, "
+        f"of safety {_odds(ruling.mirror)} of {_ratio(settings.log_promote)}"
     )
 
 
-def _record(found: Evidence, settings: CheckSettings, *, margin_bp: int) -> dict[str, JSON]:
-    return {
-        "canary_n": found.canary_n,
-        "canary_events": found.canary_events,
-        "control_n": found.control_n,
-        "control_events": found.control_events,
-        "canary_rate": found.canary_rate,
-        "control_rate": found.control_rate,
-        "difference": found.difference,
-        "margin_bp": margin_bp,
-        "log_e_margin": found.log_margin,
-        "log_e_zero": found.log_zero,
-        "log_e_zero_beyond": found.log_zero_beyond,
-        "log_e_mirror": found.log_mirror,
+Rates = tuple[float, float]
+
+
+def _rates_of(measures: Sequence[Measure], start: int, now: int) -> list[Rates]:
+    both = [each.comparison.rates(np.array(start), now) for each in measures]
+    return [(float(canary), float(control)) for canary, control in both]
+
+
+def _tell_rates(check: str, measures: Sequence[Measure], shown: Sequence[Rates]) -> str:
+    if check == LATENCY:
+        told = [
+            (each.label, *_percents(*pair, each.margin))
+            for each, pair in zip(measures, shown, strict=True)
+        ]
+        parts = [
+            f"{label}: {canary} vs {control}, margin {margin}"
+            for label, canary, control, margin in told
+        ]
+        return f"slower than stable's {'; '.join(parts)}"
+    canary, control, margin = _percents(*shown[0], measures[0].margin)
+    return f"{measures[0].label} {canary} vs stable {control}, margin {margin}"
+
+
+def _since(proof: Proof, now: int, frame: Frame) -> str:
+    """Where the numbers begin, unless they are those of the whole rollout."""
+    start = int(proof.start)
+    if start == 0:
+        return ""
+    at = f" {frame.started_at[start]:%H:%M:%S}" if frame.started_at else ""
+    return f", since{at or f' interval {start + 1}'} ({now - start} intervals)"
+
+
+def _canary_n(series: Series, start: int) -> int:
+    return int(series.counts.canary_n[start:].sum())
+
+
+def _totals(series: Series) -> tuple[int, int, int, int]:
+    counts = series.counts
+    columns = (counts.canary_n, counts.canary_events, counts.control_n, counts.control_events)
+    canary_n, canary_events, control_n, control_events = (int(each.sum()) for each in columns)
+    return canary_n, canary_events, control_n, control_events
+
+
+def _record(
+    ruling: Ruling,
+    settings: CheckSettings,
+    measures: Sequence[Measure],
+    shown: Sequence[Rates],
+    whole: Proof,
+    now: int,
+) -> dict[str, JSON]:
+    """What stands behind the sentence; for latency each quantile has its numbers by its name."""
+    rows: list[dict[str, JSON]] = []
+    for each, (canary, control) in zip(measures, shown, strict=True):
+        canary_n, canary_events, control_n, control_events = _totals(each.comparison.series)
+        rows.append(
+            {
+                "canary_n": canary_n,
+                "canary_events": canary_events,
+                "control_n": control_n,
+                "control_events": control_events,
+                "canary_rate": canary,
+                "control_rate": control,
+                "difference": canary - control,
+                "margin_bp": round(each.margin * SHARE_WHOLE_BP),
+                "log_e_needed": settings.log_fail,
+            }
+        )
+    record: dict[str, JSON] = {
+        "log_e_margin": float(ruling.margin.log_e),
+        "log_e_zero": float(ruling.zero.log_e),
+        "log_e_zero_beyond": float(ruling.zero.log_e) if ruling.zero.is_beyond else 0.0,
+        "log_e_mirror": float(ruling.mirror.log_e),
         "log_e_needed": settings.log_fail,
         "log_e_promote": settings.log_promote,
         "evidence_mode": settings.evidence_mode,
+        "first_interval": int(whole.start),
+        "intervals": now - int(whole.start),
+        "speaks": measures[int(whole.which)].label,
+        "dispersion": float(whole.dispersion),
+        "is_lasting": bool(ruling.zero.is_lasting & ruling.margin.is_lasting),
     }
+    if len(rows) == 1:
+        return {**rows[0], **record}
+    return {**{each.label: row for each, row in zip(measures, rows, strict=True)}, **record}
 
 
 def _no_data(check: str, canary_n: int, control_n: int) -> CheckResult:
+    """Return what is said where canary and stable were not seen over the same seconds."""
     sides = [name for name, n in (("canary", canary_n), ("stable", control_n)) if n == 0]
     who = " and ".join(sides) or "canary and stable at the same time"
     return CheckResult(
@@ -233,11 +352,25 @@ def _no_data(check: str, canary_n: int, control_n: int) -> CheckResult:
     )
 
 
-def _percent(rate: float | None) -> str:
-    return "unknown" if rate is None else f"{rate:.2%}" if rate < 0.001 else f"{rate:.1%}"
+def _percents(canary: float, control: float, margin: float) -> tuple[str, str, str]:
+    """Write rates with as many digits as it takes to show on which side of the margin they lie."""
+    for digits in range(1, DIGITS_MAX):
+        shown = [round(100.0 * rate, digits) for rate in (canary, control, margin)]
+        difference = round(shown[0] - shown[1], digits)
+        is_alike = (difference > shown[2]) == (canary - control > margin)
+        if is_alike and (difference > 0.0) == (canary > control):
+            break
+    canary_told, control_told = (
+        f"{rate:.{max(digits, 2) if rate < RARE_RATE else digits}%}" for rate in (canary, control)
+    )
+    return canary_told, control_told, f"{margin:.{digits}%}"
 
 
-def _odds(log_e: float) -> str:
+def _odds(proof: Proof) -> str:
+    return _ratio(float(proof.log_e))
+
+
+def _ratio(log_e: float) -> str:
     """An e-value as people read odds: 12.3:1; huge ones by their power of ten."""
     if log_e > math.log(1e4):
         return f"10^{log_e / math.log(10):.0f}:1"

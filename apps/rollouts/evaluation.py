@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
+from apps.rollouts import spread
 from apps.rollouts.analysis import Observation, Question, answer
 from apps.rollouts.decisions import Answered, Decision, StepClock, StepFacts, decide_step
 from apps.rollouts.evidence import GRACE, Interval, closed_intervals
@@ -48,9 +49,12 @@ def _question(
     rollout: Rollout, plan: PlanDocument, asked: Mapping[str, Observation], now: datetime
 ) -> tuple[Question, int]:
     """Return what the checks are answered from, and how many intervals that is made from."""
-    intervals = freeze(rollout, _closed(rollout, plan, now))
-    step = plan.steps[rollout.step_index]
     reference, reference_requests = reference_of(rollout, plan, now)
+    edges = [] if reference is None else [reference.p50, reference.p95, reference.p99]
+    intervals = freeze(
+        rollout, _closed(rollout, plan, now), [each for each in edges if each is not None]
+    )
+    step = plan.steps[rollout.step_index]
     question = Question(
         plan=plan,
         step_index=rollout.step_index,
@@ -65,6 +69,7 @@ def _question(
             now=now - GRACE,
         ),
         observations={**observe_database(rollout, step.questions, now), **asked},
+        before=spread.spread_before(rollout, plan.interval_of(0)),
     )
     return question, len(intervals)
 
@@ -75,7 +80,8 @@ def _closed(rollout: Rollout, plan: PlanDocument, now: datetime) -> list[Interva
     open_s = max(
         map(plan.interval_of, range(max(0, rollout.step_index - 1), rollout.step_index + 1))
     )
-    return closed_intervals(rollout, open_s, now, control=control)
+    lengths = [plan.interval_of(index) for index in range(len(plan.steps))]
+    return closed_intervals(rollout, open_s, now, control=control, lengths_s=lengths)
 
 
 def next_look(rollout: Rollout, plan: PlanDocument, now: datetime) -> datetime:
@@ -147,6 +153,7 @@ def _inputs(question: Question, frozen: int) -> dict[str, Any]:
         "reference_requests": question.reference_requests,
         "is_fresh": question.is_fresh,
         "observations": question.observations,
+        "before": spread.to_json(question.before),
     }
 
 
@@ -161,5 +168,7 @@ def repeat_answer(evaluation: Evaluation) -> CheckResult:
         reference_requests=inputs["reference_requests"],
         is_fresh=inputs["is_fresh"],
         observations={evaluation.check_name: inputs["observation"]},
+        # Evaluations from before it was read have none.
+        before=spread.from_json(inputs.get("before", {})),
     )
     return next(each for each in answer(question) if each.check == evaluation.check_name)

@@ -9,14 +9,20 @@ are never pooled over steps. Only closed ones are judged, and they are frozen wh
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass, field
 from datetime import datetime, timedelta
+from functools import cached_property
+from typing import Any
 
+import numpy as np
 from django.db import connection
+from numpy.typing import NDArray
 
 from apps.rollouts.models import Rollout
+from apps.rollouts.segments import SLICE_S_MIN, SLICES
 from contract.histogram import Counts
-from contract.messages import ClusterCounts
+from contract.messages import CLUSTERS, ClusterCounts
 from contract.routing import CANARY, STABLE
 
 # How long after its end an interval may still get windows: their length, and the way here.
@@ -31,7 +37,8 @@ class Arm:
 
     `assigned` are those that the split sent there, whatever became of them: also who was answered
     from a cache. `unanswered` are those of them whom the version left a request without an answer.
-    `clusters` are the same counts by cluster of units.
+    `clusters` are the same counts by cluster of units, `slices` by time, SLICES of equal length:
+    empty where they were not kept; `instances` by the data plane's instance that counted them.
     """
 
     n: int = 0
@@ -41,6 +48,52 @@ class Arm:
     assigned: int = 0
     unanswered: int = 0
     clusters: dict[int, ClusterCounts] = field(default_factory=dict)
+    slices: list[SliceCounts] = field(default_factory=list)
+    instances: dict[str, SliceCounts] = field(default_factory=dict)
+
+    @cached_property
+    def grouped(self) -> Grouped:
+        """The clusters as arrays; ask for it once the counts are complete."""
+        return Grouped.of(self.clusters)
+
+    @cached_property
+    def histogram(self) -> NDArray[np.int64]:
+        """The latency's buckets and their counts, `(2, buckets)`; ask as for `grouped`."""
+        return np.array(list(self.latency.items()), dtype=np.int64).reshape(-1, 2).T
+
+
+@dataclass(frozen=True)
+class Grouped:
+    """Clusters as arrays: a row each of `counts`, n, errors, assigned, unanswered, units.
+
+    `cells` has a column for each bucket of each cluster's latency: the cluster, bucket, count.
+    """
+
+    counts: NDArray[np.float64]
+    cells: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, clusters: Mapping[int, ClusterCounts]) -> Grouped:
+        counts = np.zeros((CLUSTERS, 5))
+        for number, each in clusters.items():
+            row = (each.n, each.errors, each.assigned, each.unanswered, each.units)
+            counts[number % CLUSTERS] += row
+        cells = [
+            (number % CLUSTERS, bucket, count)
+            for number, each in clusters.items()
+            for bucket, count in each.latency.items()
+        ]
+        return cls(counts, np.array(cells, dtype=np.int64).reshape(-1, 3).T)
+
+
+@dataclass
+class SliceCounts:
+    """What one slice of an interval, or one instance in it, counted; see Arm."""
+
+    n: int = 0
+    errors: int = 0
+    assigned: int = 0
+    unanswered: int = 0
 
 
 @dataclass
@@ -52,16 +105,25 @@ class Interval:
 
 
 def closed_intervals(
-    rollout: Rollout, interval_s: int, now: datetime, *, control: str = STABLE
+    rollout: Rollout,
+    interval_s: int,
+    now: datetime,
+    *,
+    control: str = STABLE,
+    lengths_s: Sequence[int] = (),
 ) -> list[Interval]:
-    """Return the rollout's intervals of late that get no more windows, oldest first.
+    """Return the intervals of late that get no more windows and are not frozen, oldest first.
 
-    `control` is the variant that the canary is compared with.
+    `control` is the variant that the canary is compared with. Intervals last `interval_s` at most,
+    and `lengths_s` by step where these differ.
     """
     until = now - timedelta(seconds=interval_s) - GRACE
     found: dict[tuple[int, datetime], Interval] = {}
-    for generation, started_at, variant, n, errors, requests, assigned, unanswered in _rows(
-        COUNTS, rollout, control, until
+    steps = _steps(rollout)
+    lengths = (list(lengths_s) or [interval_s])[: len(steps)]
+    lengths += lengths[-1:] * (len(steps) - len(lengths))
+    for generation, started_at, variant, at, n, errors, requests, assigned, unanswered in _rows(
+        COUNTS, rollout, control, until, [lengths, steps]
     ):
         arm = _arm(found, rollout, generation, started_at, variant)
         arm.n += n
@@ -69,11 +131,55 @@ def closed_intervals(
         arm.requests += requests
         arm.assigned += assigned
         arm.unanswered += unanswered
+        arm.slices = arm.slices or [SliceCounts() for _ in range(SLICES)]
+        mine = arm.slices[at]
+        mine.n += n
+        mine.errors += errors
+        mine.assigned += assigned
+        mine.unanswered += unanswered
     for generation, started_at, variant, index, count in _rows(LATENCIES, rollout, control, until):
         arm = _arm(found, rollout, generation, started_at, variant)
         arm.latency[index] = arm.latency.get(index, 0) + count
+    for generation, started_at, variant, instance, *counts in _rows(
+        INSTANCES, rollout, control, until, keys=4
+    ):
+        arm = _arm(found, rollout, generation, started_at, variant)
+        arm.instances[instance] = _merged(arm.instances.get(instance), counts)
     _add_clusters(found, rollout, control, until)
+    for interval in found.values():
+        for arm in (interval.canary, interval.control):
+            _settle(arm.slices)
     return [found[key] for key in sorted(found)]
+
+
+def _merged(before: SliceCounts | None, counts: Sequence[int]) -> SliceCounts:
+    if before is None:
+        return SliceCounts(*counts)
+    return SliceCounts(*(a + b for a, b in zip(astuple(before), counts, strict=True)))
+
+
+def _settle(slices: list[SliceCounts]) -> None:
+    """Count each event in a slice that counted its unit.
+
+    A unit counts once in an interval and may fail in a later slice than the one in which it first
+    came: what a slice has too many of goes to where there is most room.
+    """
+    for events, exposures in (("errors", "n"), ("unanswered", "assigned")):
+        for each in slices:
+            surplus = getattr(each, events) - getattr(each, exposures)
+            if surplus > 0:
+                setattr(each, events, getattr(each, exposures))
+                _spread(slices, surplus, events, exposures)
+
+
+def _spread(slices: list[SliceCounts], surplus: int, events: str, exposures: str) -> None:
+    def room(each: SliceCounts) -> int:
+        return int(getattr(each, exposures) - getattr(each, events))
+
+    for each in sorted(slices, key=room, reverse=True):
+        taken = min(surplus, max(0, room(each)))
+        setattr(each, events, getattr(each, events) + taken)
+        surplus -= taken
 
 
 def _add_clusters(
@@ -83,7 +189,9 @@ def _add_clusters(
     latencies: dict[tuple[int, datetime, str, int], Counts] = {}
     for *key, index, count in _rows(CLUSTER_LATENCIES, rollout, control, until):
         latencies.setdefault(tuple(key), {})[index] = count
-    for *key, units, assigned, unanswered, n, errors in _rows(CLUSTERS, rollout, control, until):
+    for *key, units, assigned, unanswered, n, errors in _rows(
+        CLUSTER_COUNTS, rollout, control, until
+    ):
         generation, started_at, variant, cluster = key
         arm = _arm(found, rollout, generation, started_at, variant)
         latency = latencies.get((generation, started_at, variant, cluster), {})
@@ -109,14 +217,31 @@ WINDOWS = """
     FROM rollouts_telemetryrow
     WHERE split = %s AND generation >= %s AND variant IN ('canary', %s)
       AND interval_started_at > %s AND interval_started_at <= %s
+      AND NOT EXISTS (
+          SELECT FROM rollouts_observedinterval AS frozen
+          WHERE frozen.rollout_id = %s AND frozen.started_at = interval_started_at
+            AND frozen.step_index = width_bucket(generation, %s::bigint[]) - 1
+      )
 """
 COUNTS = f"""
-    SELECT generation, interval_started_at, variant, sum(units + anonymous),
-           sum(unit_errors + anonymous_errors), sum(requests),
+    SELECT generation, interval_started_at, variant,
+           least({SLICES - 1}, greatest(0, floor(
+               extract(epoch FROM started_at - interval_started_at) / greatest(
+                   {SLICE_S_MIN},
+                   (%s::float8[])[greatest(1, width_bucket(generation, %s::bigint[]))] / {SLICES}
+               )
+           )))::int,
+           sum(units + anonymous), sum(unit_errors + anonymous_errors), sum(requests),
            sum(greatest(assigned, units + anonymous)), sum(unanswered)
-    {WINDOWS} GROUP BY 1, 2, 3
+    {WINDOWS} GROUP BY 1, 2, 3, 4
+"""  # noqa: S608 (its numbers are ours)
+INSTANCES = f"""
+    SELECT generation, interval_started_at, variant, instance,
+           sum(units + anonymous), sum(unit_errors + anonymous_errors),
+           sum(greatest(assigned, units + anonymous)), sum(unanswered)
+    {WINDOWS} GROUP BY 1, 2, 3, 4
 """
-CLUSTERS = f"""
+CLUSTER_COUNTS = f"""
     SELECT generation, interval_started_at, variant, cluster.key::int,
            sum((cluster.value->>0)::int), sum((cluster.value->>1)::int),
            sum((cluster.value->>2)::int), sum((cluster.value->>3)::int),
@@ -140,11 +265,33 @@ LATENCIES = f"""
 """
 
 
-def _rows(sql: str, rollout: Rollout, control: str, until: datetime) -> list[tuple]:  # type: ignore[type-arg]
-    first = rollout.step_generations[0] if rollout.step_generations else 0
+def _rows(
+    sql: str,
+    rollout: Rollout,
+    control: str,
+    until: datetime,
+    more: Sequence[list[int]] = (),
+    *,
+    keys: int = 3,
+) -> list[tuple]:  # type: ignore[type-arg]
+    steps = _steps(rollout)
+    which: list[Any] = [
+        str(rollout.pk),
+        steps[0],
+        control,
+        until - LOOK_BACK,
+        until,
+        rollout.pk,
+        steps,
+    ]
     with connection.cursor() as cursor:
-        cursor.execute(sql, [str(rollout.pk), first, control, until - LOOK_BACK, until])
-        return [(row[0], row[1], row[2], *map(int, row[3:])) for row in cursor.fetchall()]
+        cursor.execute(sql, [*more, *which])
+        return [(*row[:keys], *map(int, row[keys:])) for row in cursor.fetchall()]
+
+
+def _steps(rollout: Rollout) -> list[int]:
+    """The generation that each step began with."""
+    return list(rollout.step_generations) or [0]
 
 
 @dataclass(frozen=True)

@@ -6,46 +6,67 @@ once. It also keeps a tick's work to what is new.
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import astuple
 from typing import Any
+from uuid import UUID
 
 import msgspec
 
-from apps.rollouts.evidence import Arm, Interval
+from apps.rollouts.evidence import Arm, Interval, SliceCounts
 from apps.rollouts.models import ObservedInterval, Rollout
 from contract.messages import ClusterCounts
 
+# Rollouts whose intervals stay parsed in a worker: some ten megabytes each at most.
+ROLLOUTS_KEPT_MAX = 16
+# What is frozen never changes, so that each look parses what is new and no more. Only rows that
+# were read are kept: those that a transaction wrote may yet be undone with it.
+_parsed: OrderedDict[UUID, list[Interval]] = OrderedDict()
 
-def freeze(rollout: Rollout, closed: Sequence[Interval]) -> list[Interval]:
+
+def freeze(
+    rollout: Rollout, closed: Sequence[Interval], edges: Sequence[int] = ()
+) -> list[Interval]:
     """Freeze those of `closed` that are new; return all frozen ones in the order of freezing.
 
-    The caller holds the rollout's row. What came too late for a frozen interval is left out.
+    The caller holds the rollout's row. What came too late for a frozen interval is left out. Of the
+    clusters' latency no more is kept than how many answers were slower than each of `edges`.
     """
-    rows = list(rollout.intervals.order_by("ordinal"))
-    known = {(row.step_index, row.started_at) for row in rows}
+    before = _read(rollout)
+    known = {(each.step_index, each.started_at) for each in before}
     fresh = [
         ObservedInterval(
             rollout=rollout,
-            ordinal=len(rows) + position,
+            ordinal=len(before) + position,
             step_index=interval.step_index,
             started_at=interval.started_at,
-            canary=_to_json(interval.canary),
-            control=_to_json(interval.control),
+            canary=_to_json(interval.canary, edges),
+            control=_to_json(interval.control, edges),
         )
         for position, interval in enumerate(
             each for each in closed if (each.step_index, each.started_at) not in known
         )
     ]
     ObservedInterval.objects.bulk_create(fresh)
-    return [_interval(row) for row in (*rows, *fresh)]
+    return [*before, *map(_interval, fresh)]
 
 
 def frozen_intervals(rollout: Rollout, count: int | None = None) -> list[Interval]:
     """Return the rollout's frozen intervals, the first `count` of them or all."""
-    rows = rollout.intervals.order_by("ordinal")
-    if count is not None:
-        rows = rows.filter(ordinal__lt=count)
-    return [_interval(row) for row in rows]
+    return _read(rollout)[:count]
+
+
+def _read(rollout: Rollout) -> list[Interval]:
+    """Return the frozen intervals, of which those that were read before are not parsed again."""
+    count = rollout.intervals.count()
+    parsed = _parsed.pop(rollout.pk, [])[:count]
+    rows = rollout.intervals.filter(ordinal__gte=len(parsed)).order_by("ordinal")
+    _parsed[rollout.pk] = parsed = [*parsed, *map(_interval, rows)]
+    while len(_parsed) > ROLLOUTS_KEPT_MAX:
+        _parsed.popitem(last=False)
+    return list(parsed)
 
 
 def _interval(row: ObservedInterval) -> Interval:
@@ -65,10 +86,12 @@ def _arm(document: dict[str, Any]) -> Arm:
         msgspec.convert(
             document.get("clusters", {}), dict[int, ClusterCounts], strict=False, str_keys=True
         ),
+        [SliceCounts(*each) for each in document.get("slices", ())],
+        {name: SliceCounts(*each) for name, each in document.get("instances", {}).items()},
     )
 
 
-def _to_json(arm: Arm) -> dict[str, Any]:
+def _to_json(arm: Arm, edges: Sequence[int] = ()) -> dict[str, Any]:
     latency = {str(index): count for index, count in arm.latency.items()}
     return {
         "n": arm.n,
@@ -77,5 +100,22 @@ def _to_json(arm: Arm) -> dict[str, Any]:
         "latency": latency,
         "assigned": arm.assigned,
         "unanswered": arm.unanswered,
-        "clusters": msgspec.to_builtins(arm.clusters, str_keys=True),
+        "clusters": msgspec.to_builtins(
+            {number: _coarse(each, sorted(edges)) for number, each in arm.clusters.items()},
+            str_keys=True,
+        ),
+        "slices": [astuple(each) for each in arm.slices],
+        "instances": {name: astuple(each) for name, each in arm.instances.items()},
     }
+
+
+def _coarse(counts: ClusterCounts, edges: Sequence[int]) -> ClusterCounts:
+    """Keep of a cluster's histogram how many lie up to each edge, and beyond the last."""
+    if not edges:
+        return counts
+    ends = [*edges, edges[-1] + 1]
+    latency: dict[int, int] = {}
+    for bucket, count in counts.latency.items():
+        end = ends[bisect_left(edges, bucket)]
+        latency[end] = latency.get(end, 0) + count
+    return msgspec.structs.replace(counts, latency=latency)

@@ -16,6 +16,7 @@ from apps.rollouts.check_kinds import (
     ERROR_THRESHOLD,
     LATENCY,
     LATENCY_OBJECTIVE,
+    UNANSWERED,
 )
 from apps.rollouts.plans import WHOLE_BP, PlanDocument, StepDocument
 from apps.rollouts.verdicts import JSON, CheckResult, Verdict
@@ -24,6 +25,7 @@ from apps.rollouts.verdicts import JSON, CheckResult, Verdict
 OBJECTIVE_OF = {
     ERROR_RATE: ERROR_OBJECTIVE,
     ERROR_THRESHOLD: ERROR_OBJECTIVE,
+    UNANSWERED: ERROR_OBJECTIVE,
     LATENCY: LATENCY_OBJECTIVE,
 }
 
@@ -54,7 +56,8 @@ def judge_without_control(
     evidence: dict[str, JSON] = {"n": n, "errors": errors, "absolute": True, "deciders": names}
     if n == 0:
         return CheckResult(check, Verdict.NO_DATA, f"{basis}; no exposures", evidence)
-    counts = f"{n} exposures" if check == LATENCY else f"{errors} of {n} exposures failed"
+    what = "were left without an answer" if check == UNANSWERED else "failed"
+    counts = f"{n} exposures" if check == LATENCY else f"{errors} of {n} exposures {what}"
     if deciders:
         reason = f"{basis} ({counts}): left to {' and '.join(deciders)}"
         return CheckResult(check, Verdict.PASS, reason, evidence)

@@ -123,15 +123,28 @@ def judge_objectives(
 
 
 def judge_error_objective(
-    parts: Sequence[Part], *, limit_bp: int, settings: CheckSettings, steps: int = 1
+    parts: Sequence[Part],
+    unanswered: Sequence[Part] = (),
+    *,
+    limit_bp: int,
+    settings: CheckSettings,
+    steps: int = 1,
 ) -> CheckResult:
-    """At most `limit_bp` of 10,000 units may err, whatever stable does.
+    """At most `limit_bp` of 10,000 units may err or stay without an answer, whatever stable does.
 
-    `parts` are the step's intervals, `steps` how many of the plan's steps have this check.
+    `parts` are the step's intervals: units and those with an error; `unanswered` the assigned units
+    and those without an answer, who are not among the former where their time ran out or there was
+    no room for them. `steps` is how many of the plan's steps have this check.
     """
-    objective = Objective("error rate", limit_bp / SHARE_WHOLE_BP, tuple(parts))
+    bound = limit_bp / SHARE_WHOLE_BP
+    objectives = [Objective("error rate", bound, tuple(parts))]
+    if any(part.events for part in unanswered):
+        objectives.append(Objective("unanswered", bound, tuple(unanswered)))
+    if objectives[0].n == 0 and len(objectives) > 1:
+        # Nobody was answered: what is left to judge is that.
+        objectives = objectives[1:]
     proof = Proof.of(settings, samples_min=settings.min_samples, steps=steps)
-    return judge_objectives(ERROR_OBJECTIVE, [objective], proof, basis="absolute bound")
+    return judge_objectives(ERROR_OBJECTIVE, objectives, proof, basis="absolute bound")
 
 
 def judge_latency_objective(

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import astuple
 from datetime import datetime, timedelta
 
-from apps.rollouts.evidence import Arm, Interval
+from apps.rollouts.evidence import Arm, Interval, SliceCounts
 from contract import histogram
 from contract.messages import ClusterCounts
 
@@ -69,6 +70,7 @@ def _pooled(parts: Sequence[Interval]) -> Interval:
 
 
 def _sum(arms: Sequence[Arm]) -> Arm:
+    """Add up; slices are not kept, as too few of them saw both arms, and the pool is one slice."""
     return Arm(
         n=sum(arm.n for arm in arms),
         errors=sum(arm.errors for arm in arms),
@@ -77,6 +79,7 @@ def _sum(arms: Sequence[Arm]) -> Arm:
         assigned=sum(arm.assigned for arm in arms),
         unanswered=sum(arm.unanswered for arm in arms),
         clusters=_sum_clusters([arm.clusters for arm in arms]),
+        instances=_sum_instances([arm.instances for arm in arms]),
     )
 
 
@@ -87,6 +90,17 @@ def _sum_clusters(parts: Sequence[dict[int, ClusterCounts]]) -> dict[int, Cluste
             before = found.get(number)
             found[number] = counts if before is None else before.merge(counts)
     return found
+
+
+def _sum_instances(parts: Sequence[dict[str, SliceCounts]]) -> dict[str, SliceCounts]:
+    pooled: dict[str, SliceCounts] = {}
+    for part in parts:
+        for name, counts in part.items():
+            before = pooled.get(name, SliceCounts())
+            pooled[name] = SliceCounts(
+                *(a + b for a, b in zip(astuple(before), astuple(counts), strict=True))
+            )
+    return pooled
 
 
 def is_fresh(

@@ -17,6 +17,7 @@ Rng = np.random.Generator
 # A section's module has `bars(rng, runs)`, which yields its bars; `runs` is the number of simulated
 # rollouts or experiments of a case, which a module may scale where its runs are dear or cheap.
 SECTIONS: dict[str, str] = {
+    "outcome": "bench.bars.outcome",
     "weight-phases": "bench.bars.weight_phases",
     "quantiles": "bench.bars.quantiles",
     "skew": "bench.bars.skew",
@@ -24,6 +25,10 @@ SECTIONS: dict[str, str] = {
     "sample_ratio": "bench.bars.sample_ratio",
     "control": "bench.bars.control",
     "passing": "bench.bars.passing",
+    "ends-judged": "bench.bars.ends_judged",
+    "late": "bench.bars.late",
+    "bursts": "bench.bars.bursts",
+    "users": "bench.bars.users",
     "paired": "bench.bars.paired",
 }
 

@@ -20,8 +20,9 @@ from scipy.special import ndtr, ndtri
 from apps.experiments.phases import WeightPhase, phases_of
 from apps.experiments.stats.comoments import Comoments
 from apps.experiments.stats.comparison import read_fixed
-from apps.experiments.stats.data import ArmData, MetricSpec, Stratum
-from apps.experiments.stats.estimates import Estimate, estimate
+from apps.experiments.stats.data import ArmData, MetricData, MetricSpec, Stratum
+from apps.experiments.stats.estimates import Estimate, estimate, of_arms, rare_events
+from apps.experiments.stats.margins import judge_margin
 from apps.experiments.stats.sequential import read_sequential
 from bench.bars import Bar, Rng, share
 
@@ -32,11 +33,14 @@ ALPHA = 0.025
 # What may be a win of treatment by mistake.
 FALSE_WINS_MAX = 0.025
 POWER_LOST_MAX = 0.02
+RUNS_FULL = 2_000
 UNITS = 10_000
 PLANNED = 2 * UNITS
 CONTROL_BP = (9_000, 5_000)
 MOVES = (0.05, 0.06, 0.075, 0.10)
 LEVELS = ("first", "second")
+MARGIN = 0.01
+BUYERS = (0.03, 0.06)
 # Looks in each phase.
 LOOKS = 25
 # Below this z no sequential reading at ALPHA is a win: looks of less need not be made.
@@ -131,12 +135,14 @@ def _arms(rng: Rng, case: Case) -> tuple[Strata, Strata]:
 
 def _estimate(spec: MetricSpec, arms: tuple[Strata, Strata], *, is_pooled: bool) -> Estimate:
     """Return the product's estimate, or with `is_pooled` that of before: phases together."""
-    wholes = (reduce(Comoments.merge, strata.values()) for strata in arms)
-    both = [
-        ArmData(whole, strata={} if is_pooled else strata)
-        for whole, strata in zip(wholes, arms, strict=True)
-    ]
-    return estimate(spec, *both)
+    control, treatment = (_arm(strata) for strata in arms)
+    if is_pooled:
+        control, treatment = replace(control, strata={}), replace(treatment, strata={})
+    return estimate(spec, control, treatment)
+
+
+def _arm(strata: Strata) -> ArmData:
+    return ArmData(reduce(Comoments.merge, strata.values()), strata=strata)
 
 
 def _wins(made: Estimate) -> bool:
@@ -152,23 +158,67 @@ def _wins_at_a_look(made: Estimate) -> bool:
 
 def bars(rng: Rng, runs: int) -> Iterator[Bar]:
     """Yield section B's bars: false wins by both readings, and power at constant rates."""
+    # In the quick form these, which are many, have half of the runs.
+    many = runs if runs >= RUNS_FULL else max(1, runs // 2)
     for kind in KINDS:
         for levels in (("",), LEVELS):
             for after in MOVES:
                 case = Case(kind, (MOVES[0], after), levels)
                 hits = sum(
                     _wins(_estimate(case.spec, _arms(rng, case), is_pooled=False))
-                    for _ in range(runs)
+                    for _ in range(many)
                 )
-                yield share(f"A/A won at the end: {case.name}", hits, runs, FALSE_WINS_MAX)
+                yield share(f"A/A won at the end: {case.name}", hits, many, FALSE_WINS_MAX)
     for kind in ("proportion", "mean"):
         for after in MOVES:
             case = Case(kind, (MOVES[0], after))
             hits = int(_ever_won(rng, case, 2 * runs).sum())
             name = f"A/A won at any of {2 * LOOKS} looks: {case.name}"
             yield share(name, hits, 2 * runs, FALSE_WINS_MAX)
+    yield from _margins(rng, many)
+    yield _spend(rng, many)
     for kind in ("proportion", "mean"):
-        yield _power_lost(rng, kind, 2 * runs)
+        yield _power_lost(rng, kind, 2 * many)
+
+
+# --- guardrails and rare values ------------------------------------------------------------------
+
+
+def _margins(rng: Rng, runs: int) -> Iterator[Bar]:
+    """Yield how often an arm that is worse by exactly its margin is judged, either way."""
+    spec = replace(RATE, role="guardrail", margin=MARGIN, is_increase_better=False)
+    for after in MOVES[1:]:
+        case = Case("proportion", (MOVES[0], after), lift=MARGIN)
+        states = []
+        for _ in range(runs):
+            arms = zip("ab", _arms(rng, case), strict=True)
+            metric = MetricData(spec, {name: _arm(strata) for name, strata in arms})
+            verdict = judge_margin(
+                spec, of_arms(metric, "a", "b"), rare_events(metric, "a", "b"),
+                alpha=ALPHA, planned_units=PLANNED, is_final=True, is_worse=False, stopped="",
+            )  # fmt: skip
+            states.append(verdict.state if verdict else "")
+        for state in ("not-worse", "worse"):
+            name = f"worse by exactly the margin is judged {state}: {case.name}"
+            yield share(name, states.count(state), runs, ALPHA)
+
+
+def _spend(rng: Rng, runs: int) -> Bar:
+    """Return how often lognormal spend of few buyers makes a winner of either arm."""
+    before, after = BUYERS
+    hits = 0
+    for _ in range(runs):
+        arms: tuple[Strata, Strata] = ({}, {})
+        for phase, share_of in enumerate(BUYERS):
+            units = _kept(rng, phase, UNITS, 1)
+            for arm, n in zip(arms, units, strict=True):
+                values = np.zeros((int(n[0]), 1))
+                buyers = int(rng.binomial(len(values), share_of))
+                values[:buyers, 0] = rng.lognormal(3.0, 1.0, buyers)
+                arm[Stratum(phase)] = Comoments.of(values)
+        hits += read_fixed(_estimate(MEAN, arms, is_pooled=False).found, ALPHA).is_significant
+    name = f"A/A won or lost at the end: spend, {before:.0%} → {after:.0%} buyers"
+    return share(name, hits, runs, ALPHA)
 
 
 # --- looks ---------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from datetime import timedelta
@@ -13,7 +14,7 @@ import pytest
 from apps.experiments.gather import Gathered, gather
 from apps.experiments.models import Experiment, ExposureRow, MeasuredUnit, Metric, WeightChange
 from apps.experiments.services import MetricChoice
-from apps.experiments.stats.comoments import Comoments
+from apps.experiments.stats.comoments import Comoments, Extremes
 from apps.experiments.stats.data import Stratum
 from apps.experiments.stats.quantiles import order_statistics_of
 from apps.experiments.values import fold_all
@@ -303,3 +304,19 @@ def test_units_are_counted_by_the_phase_in_which_they_were_exposed() -> None:
     assert quantile.order is not None
     assert (quantile.order.n, quantile.order.value) == (30, 24.0)
     assert [phase.weights_bp["weak"] for phase in found.phases] == [5_000, 4_999]
+
+
+def test_values_at_the_ends_of_floats_have_third_moments() -> None:
+    """PostgreSQL refuses a product that leaves the range of floats; a result must not fail."""
+    metric = metric_of(per_unit="sum")
+    experiment = running(metric)
+    for i, value in enumerate((1e100, -1e100, 1e-120, 0.0, 3.0)):
+        for k in range(3):
+            expose(experiment, f"u{i}-{k}", "weak")
+            observe(metric, f"u{i}-{k}", value)
+
+    found = seen(experiment).data.metrics[0].arms["weak"].comoments
+
+    assert found.n == 15
+    assert all(math.isfinite(third) for third in found.thirds)
+    assert found.extremes == Extremes(12, -1e100, 1e100)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 from django.db import connection
 
-from apps.experiments import guardrails
-from apps.experiments.guardrails import judge_outcome, observe_outcome
+from apps.experiments import guardrails, rollout_units
+from apps.experiments.guardrails import observe_outcome
 from apps.experiments.ingestion import apply_exposures
 from apps.experiments.meetings import KEEP_ENDED, forget_meetings
 from apps.experiments.models import Metric, OutcomeRow, RolloutExposure
+from apps.experiments.outcome_judge import judge_outcome
 from apps.lib.clock import database_now
 from apps.rollouts.check_kinds import OUTCOME, CheckDocument
 from apps.rollouts.checks import CheckSettings
@@ -80,6 +82,12 @@ def seen(rollout: Rollout) -> dict[str, Any]:
     return dict(observe_outcome(rollout, CHECK, later()))
 
 
+def units_by_step(found: dict[str, Any], side: str) -> dict[int, int]:
+    """Return how many units of a side have a value, by step."""
+    arm = found["data"]["arms"][side]
+    return {each["phase"]: each["units"]["n"] for each in arm["strata"]}
+
+
 def judged(rollout: Rollout) -> tuple[str, str]:
     result = judge_outcome(CHECK, seen(rollout), STRICT)
     return result.verdict.value, result.reason
@@ -142,7 +150,7 @@ def test_of_a_metric_that_should_fall_more_is_worse(rollout: Rollout) -> None:
         ((0, 0), (4_000, 400), "no-data"),
         ((50, 5), (4_000, 400), "insufficient-sample"),
         ((150, 15), (150, 15), "insufficient-sample"),
-        ((150, 0), (4_000, 0), "insufficient-sample"),
+        ((40, 0), (60, 0), "insufficient-sample"),
         ((200, 12), (4_000, 520), "inconclusive"),
     ],
 )
@@ -161,7 +169,7 @@ def test_units_that_met_both_sides_are_left_out_and_counted(rollout: Rollout) ->
     found = seen(rollout)
     assert found["met_both"] == 1
     assert found["exposed"] == {"canary": 5, "control": 4}
-    assert found["strata"][0]["control"]["n"] == 4
+    assert found["data"]["arms"]["control"]["whole"]["n"] == 4
 
 
 def test_stables_units_that_belong_to_the_canary_by_now_are_left_out(rollout: Rollout) -> None:
@@ -179,7 +187,7 @@ def test_units_are_compared_with_those_that_came_in_the_same_step(rollout: Rollo
     RolloutExposure.objects.update(canary_at=database_now() - timedelta(minutes=30))
     enter_step(rollout, 1, "on", ANNA, database_now())
     put(rollout, "canary", 2, 0, bucket=2)
-    assert [(s["step"], s["canary"]["n"]) for s in seen(rollout)["strata"]] == [(0, 3), (1, 2)]
+    assert units_by_step(seen(rollout), "canary") == {0: 3, 1: 2}
 
 
 def test_at_a_hundred_percent_what_was_seen_with_a_control_stands(rollout: Rollout) -> None:
@@ -199,7 +207,7 @@ def test_outcomes_from_before_the_meeting_do_not_count(rollout: Rollout) -> None
     RolloutExposure.objects.update(canary_at=later() - timedelta(seconds=0.9))
     OutcomeRow.objects.exclude(unit="canary-9000-0").update(occurred_at=later())
     found = dict(observe_outcome(rollout, CHECK, later() + timedelta(seconds=9)))
-    assert found["strata"][0]["canary"]["n"] == 4
+    assert found["data"]["arms"]["canary"]["whole"]["n"] == 4
 
 
 def test_a_failed_guardrail_rolls_back_and_its_answer_can_be_repeated(rollout: Rollout) -> None:
@@ -217,6 +225,47 @@ def test_a_failed_guardrail_rolls_back_and_its_answer_can_be_repeated(rollout: R
     assert (again.verdict, again.reason, again.evidence) == (row.verdict, row.reason, row.evidence)
 
 
+def test_what_an_earlier_release_observed_decides_nothing() -> None:
+    kept = {"metric": "bought", "kind": "proportion", "strata": [{"step": 0}]}
+    result = judge_outcome(CHECK, kept, STRICT)
+    assert (result.verdict, "earlier release" in result.reason) == ("no-data", True)
+
+
+def test_a_metric_that_data_planes_measure_is_refused_and_observed_by_nobody(
+    rollout: Rollout,
+) -> None:
+    Metric.objects.update(source=Metric.Source.ERRORS)
+    settings = {"metric": "bought", "margin": 0.05}
+    assert "measured by data planes (errors)" in guardrails.problem_of_metric(settings)
+    assert "measured by data planes (errors)" in seen(rollout)["problem"]
+
+
+def test_only_means_and_ratios_have_a_covariate(bought: Metric) -> None:
+    settings = {"metric": "bought", "margin": 0.05, "covariate_s": 60}
+    assert "only means and ratios are adjusted" in guardrails.problem_of_metric(settings)
+    Metric.objects.update(kind=Metric.Kind.MEAN)
+    assert not guardrails.problem_of_metric(settings)
+
+
+def test_a_reason_says_how_many_units_are_missing(rollout: Rollout) -> None:
+    put(rollout, "canary", 200, 56)
+    put(rollout, "control", 4_000, 1_200)
+    verdict, reason = judged(rollout)
+    assert verdict == "insufficient-sample"
+    assert re.search(r"if the difference stays, about 1,\d{3} units of the canary", reason)
+
+
+def test_a_step_without_a_counterpart_is_counted_and_compares_nothing(rollout: Rollout) -> None:
+    RolloutEvent.objects.update(at=database_now() - timedelta(hours=1))
+    put(rollout, "control", 700, 70)
+    RolloutExposure.objects.update(control_at=database_now() - timedelta(minutes=30))
+    enter_step(rollout, 1, "on", ANNA, database_now())
+    put(rollout, "canary", 400, 120, bucket=2)
+    put(rollout, "control", 400, 120, bucket=9_001)
+    assert "bought 0.3 vs stable 0.3, margin 0.05" in judged(rollout)[1]
+    assert "n=400 vs 1100, 700 of them without a counterpart" in judged(rollout)[1]
+
+
 def test_a_metric_that_vanished_is_told_and_moves_nothing(rollout: Rollout) -> None:
     tick_rollouts()
     Metric.objects.all().delete()
@@ -230,7 +279,7 @@ def test_counting_that_takes_too_long_is_told_and_undone(
     rollout: Rollout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(guardrails, "COUNTING_MS", 50)
-    monkeypatch.setattr(guardrails, "COUNT_UNITS", "SELECT pg_sleep(5)")
+    monkeypatch.setattr(rollout_units, "COUNT_UNITS", "SELECT pg_sleep(5)")
     assert seen(rollout)["problem"] == "outcomes of bought were not counted within 0.05 s"
     with connection.cursor() as cursor:
         cursor.execute("SELECT current_setting('statement_timeout')")

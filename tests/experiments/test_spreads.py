@@ -10,6 +10,7 @@ import pytest
 from apps.experiments import spreads
 from apps.experiments.gather import Gathered, gather
 from apps.experiments.models import Experiment, ExposureRow, Metric
+from apps.experiments.results import compute_result
 from apps.experiments.services import MetricChoice
 from apps.experiments.stats.quantiles import order_statistics_of
 from tests.experiments.factories import NOW, make_running
@@ -73,3 +74,18 @@ def test_charts_take_some_units_and_mann_whitney_all(monkeypatch: pytest.MonkeyP
 
     assert 0 < drawn < UNITS / 4
     assert whole == UNITS / 2
+
+
+def test_a_result_of_rounded_values_says_how_many_are_equal_to_the_quantile() -> None:
+    dice = random.Random(3)
+    values = [float(dice.choice([1, 2, 3, 4, 4, 5, 5])) for _ in range(UNITS)]
+
+    result = compute_result(filled(values), NOW).result
+
+    assert result is not None
+    compared = result["metrics"][0]["comparisons"][0]
+    share = sum(value == 5.0 for value in values) / UNITS
+    assert compared["reason"] == f"{share * 100:.2g} % of the values equal the quantile"
+    assert (compared["outcome"], compared["standard_error"]) == ("undecided", None)
+    assert (compared["sequential"]["low"], compared["sequential"]["high"]) == (0.0, 0.0)
+    assert compared["reason"] in result["verdict"]

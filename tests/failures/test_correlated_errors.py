@@ -14,7 +14,8 @@ def test_users_who_fail_five_times_do_not_condemn_a_healthy_canary() -> None:
     requests, units = rules.correlated_errors(np.random.default_rng(44), 500)
 
     assert rules.share_of_runs(rules.rolled_back(units, 0.05)) <= 0.035
-    assert rules.share_of_runs(rules.rolled_back(requests, 0.05)) > 0.25
+    # Stable's own spread over time shows some of the clumps, not all.
+    assert rules.share_of_runs(rules.rolled_back(requests, 0.05)) > 0.08
 
 
 def test_one_unit_that_fails_over_and_over_is_one_event() -> None:

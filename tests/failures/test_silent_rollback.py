@@ -23,9 +23,11 @@ def test_a_rollback_says_why_with_its_numbers() -> None:
     rollout = make_baking(make_model())
     tick_rollouts()
     at = rollout.started_at - timedelta(seconds=30)
-    of = {"split": str(rollout.pk), "generation": rollout.generation, "at": at}
-    send("digits", 2, variant="canary", units=60, unit_errors=20, interval_started_at=at, **of)
-    send("digits", 1, units=1_000, unit_errors=10, interval_started_at=at, **of)
+    of = {"split": str(rollout.pk), "generation": rollout.generation, "interval_started_at": at}
+    for seconds in range(1, 10, 2):
+        window = {"at": at + timedelta(seconds=seconds), **of}
+        send("digits", 2, variant="canary", units=12, unit_errors=4, **window)
+        send("digits", 1, units=200, unit_errors=2, **window)
     Rollout.objects.update(next_check_at=database_now())
     tick_rollouts()
     event = RolloutEvent.objects.latest("id")

@@ -167,7 +167,7 @@ def test_the_decision_log_can_be_repeated_by_anyone() -> None:
 
     log = carl.get(path).json()
 
-    assert log["count"] == len(log["results"]) == 3
+    assert log["count"] == len(log["results"]) == 4
     for row in log["results"]:
         assert row["rule"]
         assert row["inputs"]["intervals"] >= 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -217,3 +218,26 @@ def test_the_log_keeps_inputs_and_the_story_is_told_in_words(operator: Client) -
     assert "&quot;is_fresh&quot;: true" in text
     assert "pass: lets the step pass" in text
     assert "anna started it: Canary rollout of digits:2" in text
+
+
+@pytest.mark.parametrize(
+    ("ago_min", "wait_max_s", "told"),
+    [
+        (31, 0, "until the checks pass, for at most <b"),
+        (31, 86_400, "or while nothing but data is lacking for <b"),
+        (200, 86_400, "until the checks pass, as nothing but data is lacking for <b"),
+    ],
+)
+def test_a_step_that_is_extended_says_for_how_long(
+    operator: Client, ago_min: int, wait_max_s: int, told: str
+) -> None:
+    rollout = follow({"weight_bp": 500}, wait_max_s=wait_max_s)
+    began_at = database_now() - timedelta(minutes=ago_min)
+    Rollout.objects.update(
+        step_started_at=began_at,
+        step_due_at=began_at + timedelta(minutes=30),
+        step_limit_at=began_at + timedelta(minutes=90),
+    )
+    text = text_of(operator, rollout)
+    assert told in text
+    assert "then waits for a person." in text

@@ -7,9 +7,10 @@ from datetime import UTC, datetime, timedelta
 
 from apps.rollouts.analysis import Question, answer
 from apps.rollouts.check_kinds import DEFAULT_CHECKS, ERROR_OBJECTIVE, CheckDocument
-from apps.rollouts.evidence import Arm, Interval, LatencyReference
+from apps.rollouts.evidence import Arm, Interval, LatencyReference, SliceCounts
 from apps.rollouts.plans import PlanDocument, StepDocument
 from apps.rollouts.verdicts import CheckResult, Verdict
+from contract.messages import ClusterCounts
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 REFERENCE = LatencyReference(p95=90, p99=100, n=5_000, frozen_at=START)
@@ -98,3 +99,42 @@ def test_an_error_objective_is_a_bound_of_its_own_also_beside_a_control() -> Non
     assert result.verdict is Verdict.FAIL
     assert "no control" not in result.reason
     assert "error rate 20.00%, at most 1.00%" in result.reason
+
+
+def sliced(n: int, *, errors: int = 0, unanswered: int = 0) -> Arm:
+    """An arm whose counts are spread evenly over five slices."""
+    parts = [SliceCounts(n // 5, errors // 5, n // 5, unanswered // 5) for _ in range(5)]
+    one = arm(n, errors=errors)
+    return replace(one, unanswered=unanswered, slices=parts)
+
+
+def test_a_canary_that_leaves_requests_unanswered_fails_that_check_only() -> None:
+    results = ask(question(series(sliced(50, unanswered=15), sliced(950, unanswered=10))))
+    assert results["unanswered"].verdict is Verdict.FAIL
+    assert results["error-rate"].verdict is Verdict.PASS
+    assert "unanswered 30.0% vs stable 1.1%, margin 1.0%" in results["unanswered"].reason
+
+
+def test_at_the_whole_traffic_unanswered_requests_have_an_absolute_bound() -> None:
+    whole = series(sliced(1_000, unanswered=100), Arm(), step=1)
+    result = ask(question([*HEALTHY, *whole], step=1))["unanswered"]
+    assert result.verdict is Verdict.FAIL
+
+
+def test_the_reason_names_the_time_since_which_the_evidence_speaks() -> None:
+    bad = series(sliced(50, errors=5), sliced(950, errors=10), count=20)
+    later = [replace(each, started_at=each.started_at + timedelta(hours=1)) for each in bad]
+    good = series(sliced(50), sliced(950, errors=10), count=360)
+    result = ask(question([*good, *later]))["error-rate"]
+    assert result.verdict is Verdict.FAIL
+    assert "10.0% vs stable 1.1%, margin 1.0%, since 01:00:00 (20 intervals)" in result.reason
+
+
+def test_calls_without_a_unit_are_counted_by_client_and_the_reason_says_so() -> None:
+    control = sliced(960, errors=40)
+    control.clusters = {
+        number: ClusterCounts(0, 30, 0, 30, 20 if number < 2 else 0) for number in range(32)
+    }
+    result = ask(question(series(sliced(50), control)))["error-rate"]
+    assert "(counted by client)" in result.reason
+    assert result.evidence["dispersion"] > 5.0  # type: ignore[operator]

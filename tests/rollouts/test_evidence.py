@@ -26,8 +26,9 @@ def rollout() -> Rollout:
 def window(rollout: Rollout, variant: str, *, lag: timedelta = NOW_LAG, **fields: Any) -> None:
     at = rollout.started_at - lag
     defaults = {"split": str(rollout.pk), "generation": rollout.generation}
+    defaults["interval_started_at"] = at
     number = 2 if variant == "canary" else 1
-    send("digits", number, at=at, variant=variant, interval_started_at=at, **(defaults | fields))
+    send("digits", number, at=at, variant=variant, **(defaults | fields))
 
 
 def intervals(rollout: Rollout) -> list[Interval]:
@@ -79,3 +80,73 @@ def test_a_late_instances_windows_stay_with_the_step_it_served(rollout: Rollout)
         window(rollout, "canary", generation=generation, units=1)
     found = [(interval.step_index, interval.canary.n) for interval in intervals(rollout)]
     assert found == [(0, 2), (1, 1)]
+
+
+def test_an_interval_is_cut_into_slices_by_when_its_windows_began(rollout: Rollout) -> None:
+    start = rollout.started_at - NOW_LAG
+    for seconds, errors in ((1, 0), (4, 2), (10, 1)):
+        at = start + timedelta(seconds=seconds)
+        window(
+            rollout,
+            "canary",
+            interval_started_at=start,
+            started_at=at - timedelta(seconds=1),
+            units=5,
+            unit_errors=errors,
+            assigned=6,
+            unanswered=errors,
+        )
+    (found,) = intervals(rollout)
+    told = [(each.n, each.errors) for each in found.canary.slices]
+    assert told == [(5, 0), (5, 2), (0, 0), (0, 0), (5, 1)]
+    assert [each.assigned for each in found.canary.slices] == [6, 6, 0, 0, 6]
+    (frozen,) = freeze(rollout, [found])
+    assert frozen == found
+
+
+def test_slices_are_longer_where_a_steps_intervals_are(rollout: Rollout) -> None:
+    start = rollout.started_at - timedelta(minutes=5)
+    began = start + timedelta(seconds=50)
+    window(rollout, "canary", interval_started_at=start, started_at=began, units=5)
+    found = closed_intervals(rollout, 120, rollout.started_at, lengths_s=[120])
+    assert [each.n for each in found[0].canary.slices] == [0, 0, 5, 0, 0]
+
+
+def test_slices_are_never_shorter_than_a_second_can_be_told(rollout: Rollout) -> None:
+    start = rollout.started_at - timedelta(seconds=20)
+    for seconds in (0, 1, 2, 3):
+        began = start + timedelta(seconds=seconds)
+        window(rollout, "canary", interval_started_at=start, started_at=began, units=5)
+    found = closed_intervals(rollout, 4, rollout.started_at)
+    assert [each.n for each in found[0].canary.slices] == [10, 10, 0, 0, 0]
+
+
+def test_a_unit_that_fails_in_a_later_slice_counts_where_units_were_counted(
+    rollout: Rollout,
+) -> None:
+    start = rollout.started_at - NOW_LAG
+    for seconds, units, errors in ((1, 5, 0), (6, 0, 3)):
+        began = start + timedelta(seconds=seconds)
+        of = {"interval_started_at": start, "started_at": began}
+        window(rollout, "canary", units=units, unit_errors=errors, **of)
+    (found,) = intervals(rollout)
+    assert [(each.n, each.errors) for each in found.canary.slices][:3] == [(5, 3), (0, 0), (0, 0)]
+
+
+def test_of_clusters_latency_only_what_was_slower_is_kept(rollout: Rollout) -> None:
+    counts = {"3": [2, 3, 1, 3, 1, {"80": 2, "85": 1, "91": 4}]}
+    window(rollout, "stable", clusters=counts)
+    (interval,) = freeze(rollout, intervals(rollout), edges=[82, 90])
+    assert interval.control.clusters[3].latency == {82: 2, 90: 1, 91: 4}
+
+
+def test_what_is_frozen_is_parsed_once_and_grows(rollout: Rollout) -> None:
+    window(rollout, "canary")
+    freeze(rollout, intervals(rollout))
+    (first,) = frozen_intervals(rollout)
+    window(rollout, "canary", lag=NOW_LAG + timedelta(seconds=10))
+    freeze(rollout, intervals(rollout))
+    again, second = frozen_intervals(rollout)
+    assert again is first
+    assert second.started_at < first.started_at
+    assert frozen_intervals(rollout, 1) == [first]

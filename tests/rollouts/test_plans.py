@@ -68,7 +68,9 @@ def test_the_final_bake_compares_no_copies() -> None:
 
 
 def test_it_refuses_an_unknown_check_and_names_the_known() -> None:
-    with pytest.raises(Invalid, match=r"unknown check 'luck'.*error-rate, latency, sample-ratio"):
+    with pytest.raises(
+        Invalid, match=r"unknown check 'luck'.*error-rate, latency, unanswered, sample-ratio"
+    ):
         check_plan(plan(500, checks=("luck",)))
 
 

@@ -136,6 +136,7 @@ def test_checks_wait_for_their_interval() -> None:
     assert {row.check_name for row in Evaluation.objects.all()} == {
         "error-rate",
         "latency",
+        "unanswered",
         "sample-ratio",
     }
 
@@ -249,7 +250,10 @@ def test_a_pinned_rollout_keeps_its_guardrails(monkeypatch: pytest.MonkeyPatch) 
     make_instance()
     turn(rollout)
     found = CheckResult("error-rate", Verdict.FAIL, "9 % vs 1 %", {})
-    passed = [CheckResult(name, Verdict.PASS, "", {}) for name in ("latency", "sample-ratio")]
+    passed = [
+        CheckResult(name, Verdict.PASS, "", {})
+        for name in ("latency", "unanswered", "sample-ratio")
+    ]
     monkeypatch.setattr(evaluation, "answer", lambda question: [found, *passed])
     pin(rollout, "*")
     assert (rollout.phase, rollout.reason) == (Phase.ROLLING_BACK, "error-rate: 9 % vs 1 %")

@@ -184,12 +184,10 @@ def central_thirds(
     fixed = [known.product(i, i) == 0.0 for i in range(len(means))]
     found = []
     for (i, j, k), total in zip(triples(len(means)), sums, strict=True):
-        if 0.0 in (known.product(i, i), known.product(j, j), known.product(k, k)):
-            # What does not vary has no moments but for rounding.
+        if fixed[i] or fixed[j] or fixed[k]:
             found.append(0.0)
             continue
         a, b, c = means[i], means[j], means[k]
         crossed = a * known.product(j, k) + b * known.product(i, k) + c * known.product(i, j)
-        is_fixed = fixed[i] or fixed[j] or fixed[k]
-        found.append(0.0 if is_fixed else total - crossed - n * a * b * c)
+        found.append(total - crossed - n * a * b * c)
     return tuple(found)

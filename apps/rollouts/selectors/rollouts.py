@@ -42,13 +42,17 @@ class StepView:
 
 @dataclass(frozen=True)
 class Clock:
-    """Where the time of a live rollout goes. `waiting` names who has not applied its table."""
+    """Where the time of a live rollout goes. `waiting` names who has not applied its table.
+
+    `data_limit_at` is how long it goes on where nothing but data is lacking, if that is longer.
+    """
 
     started_at: datetime | None
     due_at: datetime | None
     limit_at: datetime | None
     is_extended: bool
     waiting: list[tuple[str, str]]
+    data_limit_at: datetime | None = None
 
 
 def steps_of_plan(plan: PlanDocument, at: int = -1, state: str = "now") -> list[StepView]:
@@ -98,7 +102,19 @@ def clock_of(rollout: Rollout, now: datetime) -> Clock:
         limit_at=rollout.step_limit_at,
         is_extended=due_at is not None and now >= due_at,
         waiting=unacked(rollout.generation, now) if holds and rollout.generation else [],
+        data_limit_at=_data_limit(rollout),
     )
+
+
+def _data_limit(rollout: Rollout) -> datetime | None:
+    """Return until when a step waits for data, None where that is no longer than its limit."""
+    due_at, limit_at = rollout.step_due_at, rollout.step_limit_at
+    if due_at is None or limit_at is None or not rollout.plan_document:
+        return None
+    plan = from_json(rollout.plan_document)
+    began_at = due_at - plan.bake_of(rollout.step_index)
+    data_limit_at = began_at + timedelta(seconds=plan.wait_max_s)
+    return data_limit_at if data_limit_at > limit_at else None
 
 
 def find_rollouts() -> QuerySet[Rollout]:

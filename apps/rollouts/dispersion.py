@@ -1,0 +1,183 @@
+"""How much more do counts vary than independent draws would? Stable is its own A/A.
+
+Two things make one request's fate tell of another's: they come from the same user or caller, and
+they come in the same bad minute. The first shows between clusters of units, the second between
+intervals. Both are measured on the control alone, so that no canary can excuse itself by being bad,
+and assume that the canary's users and minutes vary as the control's do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+# What 32 clusters of independent units show by chance is no overdispersion: so many standard
+# errors of it are taken off.
+CLUSTER_ALLOWANCE = 1.0
+# A spread over time counts from so many standard errors on.
+ALLOWANCE = 1.5
+# Over so many intervals covariances are averaged; bad times last so many; so many show whether any
+# does.
+LAGS = 3
+LASTING = 30
+LEARNING = 60
+INTERVALS_MIN = 3
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """Sums of the control's exposures and events by cluster, `(…, intervals + 1, clusters)`.
+
+    The k-th entry is of the first k intervals.
+    """
+
+    n: Array
+    events: Array
+
+
+def sums(values: Array, axis: int = -1) -> Array:
+    """Return the sums of the first 0, 1, 2, … entries along `axis`."""
+    shape = list(values.shape)
+    shape[axis] = 1
+    return np.concatenate([np.zeros(shape), np.cumsum(values, axis=axis)], axis=axis)
+
+
+def of_clusters(clusters: Clusters, starts: Integers, now: int) -> Array:
+    """The variance between clusters over the binomial one, from each start to now, at least 1.
+
+    Shape `(…, starts)`, the earliest start first. Pearson's statistic over its degrees of freedom,
+    each cluster weighted by its exposures (McCullagh and Nelder 1989, 4.5), less an allowance for
+    its own standard error, √((2 + 1/μ)/(G − 1)) at μ events in a cluster.
+    """
+    n = clusters.n[..., now, None, :] - clusters.n[..., starts, :]
+    events = clusters.events[..., now, None, :] - clusters.events[..., starts, :]
+    total, happened = n.sum(axis=-1), events.sum(axis=-1)
+    rate = happened / np.maximum(total, 1.0)
+    left = events - rate[..., None] * n
+    # Of a rate that was estimated from the same clusters, each takes n_g/N away.
+    share = n / np.maximum(total, 1.0)[..., None]
+    expected = rate * (1.0 - rate) * (n * (1.0 - share)).sum(axis=-1)
+    used = np.maximum((n > 0.0).sum(axis=-1), 2)
+    noise = np.sqrt((2.0 + used / np.maximum(happened, 1.0)) / (used - 1.0))
+    ratio = (left**2).sum(axis=-1) / np.where(expected > 0.0, expected, 1.0)
+    found = np.where(expected > 0.0, ratio - CLUSTER_ALLOWANCE * noise, 1.0)
+    shown = np.maximum(found, 1.0)
+    # Units that come again and again add to it in proportion to time: what the longest span shows
+    # is surer than what few of them show in a short one.
+    span = (now - starts) / max(1, now - int(starts[0]))
+    result: Array = np.maximum(shown, 1.0 + (shown[..., :1] - 1.0) * span)
+    return result
+
+
+@dataclass(frozen=True)
+class Pace:
+    """An arm's exposures and events by interval, `(…, intervals)`."""
+
+    n: Array
+    events: Array
+
+
+@dataclass(frozen=True)
+class History:
+    """How an arm's counts spread from interval to interval, as sums that can be added up.
+
+    `at_once` are squared residuals, `after` products of those up to LAGS intervals apart,
+    `binomial` what independent draws would show at once, `scale` squared expectations.
+    """
+
+    intervals: float
+    events: Array
+    at_once: Array
+    after: Array
+    binomial: Array
+    scale: Array
+
+    @classmethod
+    def of(cls, pace: Pace) -> History:
+        total = np.maximum(pace.n.sum(axis=-1), 1.0)
+        events = pace.events.sum(axis=-1)
+        rate = events / total
+        left = _residuals(pace)
+        at_once, after = _covariances(left, left)
+        scale = rate**2 * (pace.n**2).sum(axis=-1)
+        return cls(pace.n.shape[-1], events, at_once, after, rate * (1.0 - rate) * total, scale)
+
+    def merge(self, other: History) -> History:
+        """Return the sums of both."""
+        return History(
+            self.intervals + other.intervals,
+            self.events + other.events,
+            self.at_once + other.at_once,
+            self.after + other.after,
+            self.binomial + other.binomial,
+            self.scale + other.scale,
+        )
+
+
+def over_time(canary: Pace, control: Pace, before: History | None = None) -> Array:
+    """The control's spread over time that the canary does not share: shape `(…)`.
+
+    It is the long-run variance of the control's rate between intervals beyond the binomial one,
+    over the squared rate: relative, so that it may be carried over to another share of the traffic.
+    `before` is what the control did before the canary came. 0 while chance shows as much.
+
+    Of a bad time that lasts, variance comes back as covariance of intervals that follow each other.
+    γ0 + 2·γ1·D is the long-run variance if it decays by 1 − 1/D from each to the next, and D is a
+    prudent LASTING: how long bad times last takes days to learn. Few intervals do not even show
+    that they last, and then it is assumed as far as they differ at all.
+    What both arms do at the same time (a daily cycle, an incident of what is behind both) moves no
+    difference and is taken off.
+    """
+    own = History.of(control) if before is None else History.of(control).merge(before)
+    if own.intervals < INTERVALS_MIN:
+        return np.zeros(control.n.shape[:-1])
+    chance = own.binomial / np.sqrt(np.maximum(own.intervals - LAGS, 1))
+    at_once = own.at_once - own.binomial
+    few = np.sqrt(2.0 + own.intervals / np.maximum(own.events, 1.0))
+    sure = np.where(own.after > ALLOWANCE / np.sqrt(LAGS) * chance, own.after, 0.0)
+    unknown = max(0.0, 1.0 - own.intervals / LEARNING)
+    lasts = sure + unknown * np.maximum(at_once - sure, 0.0)
+    is_spread = at_once > ALLOWANCE * few * chance
+    lasting = min(own.intervals, LASTING)
+    scale = np.where(own.scale > 0.0, own.scale, 1.0)
+    spread = np.where(is_spread, at_once + 2.0 * lasting * lasts, 0.0) / scale
+    result: Array = np.maximum(spread - lasting * _shared(canary, control), 0.0)
+    return result
+
+
+def _shared(canary: Pace, control: Pace) -> Array:
+    """The relative covariance of both arms' rates over the same intervals, as far as it is sure."""
+    ours, theirs = _residuals(canary), _residuals(control)
+    both = _covariances(ours, theirs)
+    spread = (ours**2).sum(axis=-1) * (theirs**2).sum(axis=-1)
+    chance = np.sqrt(spread / max(control.n.shape[-1], 1))
+    sure = np.maximum(both[0] - 2.0 * chance, 0.0) + 2.0 * np.maximum(both[1] - 2.0 * chance, 0.0)
+    scale = (_rate(canary) * _rate(control)) * (canary.n * control.n).sum(axis=-1)
+    result: Array = sure / np.where(scale > 0.0, scale, 1.0)
+    return result
+
+
+def _rate(pace: Pace) -> Array:
+    rate: Array = pace.events.sum(axis=-1) / np.maximum(pace.n.sum(axis=-1), 1.0)
+    return rate
+
+
+def _residuals(pace: Pace) -> Array:
+    """Events less what the arm's mean rate expects."""
+    left: Array = pace.events - _rate(pace)[..., None] * pace.n
+    return left
+
+
+def _covariances(first: Array, second: Array) -> tuple[Array, Array]:
+    """Sums of residuals' products: at once, and of intervals up to LAGS apart, averaged."""
+    at_once: Array = (first * second).sum(axis=-1)
+    after = np.zeros_like(at_once)
+    for lag in range(1, min(LAGS, first.shape[-1] - 1) + 1):
+        pairs = first[..., lag:] * second[..., :-lag] + first[..., :-lag] * second[..., lag:]
+        after = after + pairs.sum(axis=-1) / (2.0 * LAGS)
+    return at_once, after

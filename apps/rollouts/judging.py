@@ -1,0 +1,166 @@
+"""The four outcomes in their order, for one check or for many simulated ones at once.
+
+A check compares one rate, or several that belong together (how many requests are slower than
+each of stable's quantiles). Their e-values against "not worse" are averaged with weights fixed
+beforehand, which is valid under any dependence between them (Vovk and Wang 2021). Proof of safety
+needs every mirror process, hence the smallest one: an average would let a safe p95 vouch for an
+unsafe p99.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from apps.rollouts.comparison import Comparison, Look
+from apps.rollouts.eprocess import Array, Flags
+from apps.rollouts.segments import Carried, Integers
+
+# What must be left of evidence without its best slices: this many e-folds.
+LOG_LASTING = 1.0
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One rate that a check compares. `margin` is the tolerated surplus, a fraction."""
+
+    label: str
+    comparison: Comparison
+    margin: float
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Levels:
+    """Logarithms of the e-values needed, and how much evidence must not rest on `loud` slices."""
+
+    fail: float
+    promote: float
+    strict: bool
+    samples_min: int
+    loud: int = 0
+
+
+@dataclass(frozen=True)
+class Proof:
+    """A process of all measures together; arrays of the runs' shape.
+
+    `which` is the measure that speaks: the one with most of the wealth, or the least safe one.
+    Rates are that measure's, in the segment from interval `start` to now.
+    """
+
+    log_e: Array
+    which: Integers
+    start: Integers
+    canary_rate: Array
+    control_rate: Array
+    dispersion: Array
+    is_lasting: Flags
+    is_beyond: Flags
+
+    @property
+    def difference(self) -> Array:
+        result: Array = self.canary_rate - self.control_rate
+        return result
+
+
+@dataclass(frozen=True)
+class Ruling:
+    """What the first `now` intervals say: at most one of the three flags rules, in this order."""
+
+    margin: Proof
+    zero: Proof
+    mirror: Proof
+    is_worse: Flags
+    is_regression_beyond: Flags
+    is_safe: Flags
+
+
+def rule(
+    measures: Sequence[Measure], now: int, levels: Levels, spreads: Sequence[Array] | None = None
+) -> Ruling:
+    """Rule on the first `now` intervals, of which there must be one at least."""
+    known: Sequence[Array | None] = spreads or [None] * len(measures)
+    looks = [
+        each.comparison.look(now, spread) for each, spread in zip(measures, known, strict=True)
+    ]
+    weights = np.log([each.weight for each in measures])
+    weights -= np.logaddexp.reduce(weights)
+    margin = _joint("margin", measures, looks, weights, levels)
+    zero = _joint("zero", measures, looks, weights, levels)
+    mirror = _least_safe(measures, looks)
+    is_worse = (margin.log_e >= levels.fail) & margin.is_beyond & margin.is_lasting
+    regression = (zero.log_e >= levels.fail) & zero.is_beyond & zero.is_lasting
+    canary_n = measures[0].comparison.paces[0].n[..., :now].sum(axis=-1)
+    is_safe = (
+        (mirror.log_e >= levels.promote)
+        & (canary_n >= levels.samples_min)
+        & _are_within(measures, mirror.start, now)
+        # Old proof is no pass for a step that looks bad.
+        & _are_within(measures, np.full(mirror.start.shape, _step_began(measures, now)), now)
+    )
+    return Ruling(margin, zero, mirror, is_worse, regression & (not levels.strict), is_safe)
+
+
+def _joint(
+    process: str,
+    measures: Sequence[Measure],
+    looks: Sequence[Look],
+    weights: Array,
+    levels: Levels,
+) -> Proof:
+    carried: list[Carried] = [getattr(look, process) for look in looks]
+    wealth = np.stack([each.log_e + weight for each, weight in zip(carried, weights, strict=True)])
+    log_e = np.logaddexp.reduce(wealth, axis=0)
+    parts = []
+    for look, each in zip(looks, carried, strict=True):
+        lasting = np.ones(log_e.shape, dtype=bool)
+        if levels.loud and np.any(log_e >= levels.fail):
+            kept = look.comparison.without_the_loudest(process, each, look.now, levels.loud)
+            lasting = kept > LOG_LASTING
+        parts.append((each, look, lasting))
+    return _of_which(log_e, wealth.argmax(axis=0), measures, parts)
+
+
+def _least_safe(measures: Sequence[Measure], looks: Sequence[Look]) -> Proof:
+    wealth = np.stack([look.mirror.log_e for look in looks])
+    lasting = np.ones(wealth.shape[1:], dtype=bool)
+    parts = [(look.mirror, look, lasting) for look in looks]
+    return _of_which(wealth.min(axis=0), wealth.argmin(axis=0), measures, parts)
+
+
+def _of_which(
+    log_e: Array,
+    which: Integers,
+    measures: Sequence[Measure],
+    parts: Sequence[tuple[Carried, Look, Flags]],
+) -> Proof:
+    rows = []
+    for measure, (carried, look, lasting) in zip(measures, parts, strict=True):
+        canary, control = look.rates(carried)
+        stake = np.searchsorted(look.stakes.starts, carried.start)
+        varied = np.take_along_axis(look.dispersion, stake[..., None], axis=-1)[..., 0]
+        beyond = canary - control > measure.margin
+        rows.append((carried.start, canary, control, varied, lasting, beyond))
+    start, canary, control, varied, lasting, beyond = (
+        np.take_along_axis(np.stack(column), which[None], axis=0)[0]
+        for column in zip(*rows, strict=True)
+    )
+    return Proof(log_e, which, start, canary, control, varied, lasting, beyond)
+
+
+def _step_began(measures: Sequence[Measure], now: int) -> int:
+    steps = measures[0].comparison.series.steps[:now]
+    return int(np.flatnonzero(np.diff(steps, prepend=steps[0] - 1))[-1])
+
+
+def _are_within(measures: Sequence[Measure], start: Integers, now: int) -> Flags:
+    """Where no estimate since `start` exceeds its margin."""
+    within = []
+    for each in measures:
+        canary, control = each.comparison.rates(start, now)
+        within.append(canary - control <= each.margin)
+    result: Flags = np.logical_and.reduce(within)
+    return result

@@ -1,0 +1,76 @@
+"""How much more counts vary than independent ones: between clusters, and between intervals."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from apps.rollouts.dispersion import Clusters, History, Pace, of_clusters, over_time, sums
+
+RNG_SEED = 31
+
+
+def clusters(clump: int, *, intervals: int = 60, runs: int = 40) -> Clusters:
+    rng = np.random.default_rng(RNG_SEED)
+    calls = np.full((runs, intervals, 32), 30)
+    failing = rng.binomial(calls, 0.02)
+    exposures = calls + (clump - 1) * failing
+    return Clusters(
+        sums(exposures.astype(float), axis=-2), sums((clump * failing).astype(float), axis=-2)
+    )
+
+
+def pace(rates: np.ndarray, n: float = 1_000.0) -> Pace:  # type: ignore[type-arg]
+    rng = np.random.default_rng(RNG_SEED)
+    return Pace(np.full(rates.shape, n), rng.binomial(int(n), rates).astype(float))
+
+
+def wander(rng: np.random.Generator, intervals: int) -> np.ndarray:  # type: ignore[type-arg]
+    state, path = rng.standard_normal(), []
+    for _ in range(intervals):
+        path.append(state)
+        state = 0.9 * state + np.sqrt(0.19) * rng.standard_normal()
+    return 0.01 * np.exp(0.7 * np.array(path) - 0.245)
+
+
+def test_independent_units_vary_as_independent_units() -> None:
+    found = of_clusters(clusters(1), np.array([0, 30]), 60)
+    assert (found >= 1.0).all()
+    assert found.mean() < 1.06
+
+
+def test_errors_in_clumps_of_five_vary_five_times_as_much() -> None:
+    found = of_clusters(clusters(5), np.array([0]), 60)
+    assert found.mean() == pytest.approx(4.8, abs=0.5)
+
+
+def test_clusters_without_an_event_show_nothing() -> None:
+    nothing = Clusters(np.full((11, 32), 5.0), np.zeros((11, 32)))
+    assert of_clusters(nothing, np.array([0, 6]), 10).tolist() == [1.0, 1.0]
+
+
+def test_a_steady_rate_has_no_spread_over_time() -> None:
+    canary, control = pace(np.full((50, 200), 0.01), 50.0), pace(np.full((50, 200), 0.01))
+    assert (over_time(canary, control) > 0.0).mean() < 0.1
+
+
+def test_a_wandering_control_has_a_spread_over_time() -> None:
+    rng = np.random.default_rng(RNG_SEED)
+    control = pace(np.stack([wander(rng, 300) for _ in range(20)]))
+    canary = pace(np.full((20, 300), 0.01), 50.0)
+    # var exp(0.7·z) = e^0.49 − 1 = 0.63 at once, and so many times that as bad times last.
+    assert np.median(over_time(canary, control)) > 5.0
+
+
+def test_what_both_do_at_the_same_time_is_no_spread() -> None:
+    shared = np.tile(np.where(np.arange(300) < 150, 0.01, 0.10), (20, 1))
+    alone = over_time(pace(np.full((20, 300), 0.01), 500.0), pace(shared, 500.0))
+    together = over_time(pace(shared, 500.0), pace(shared, 500.0))
+    assert np.median(together) < 0.05 * np.median(alone)
+
+
+def test_what_was_known_before_counts_from_the_first_look_on() -> None:
+    control = pace(np.full((1, 1), 0.01))
+    before = History.of(pace(wander(np.random.default_rng(3), 600)[None]))
+    assert over_time(control, control)[0] == 0.0
+    assert over_time(control, control, before)[0] > 5.0

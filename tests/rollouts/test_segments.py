@@ -1,0 +1,76 @@
+"""Stakes enter at times that were fixed beforehand; which of them carries, and from when."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from apps.rollouts.checks import CheckSettings, Frame, judge_error_rate
+from apps.rollouts.comparison import Series
+from apps.rollouts.eprocess import Counts
+from apps.rollouts.segments import SLICES, Stakes, carry, stakes_of
+from apps.rollouts.verdicts import Verdict
+
+
+def series(*parts: tuple[int, float, float], steps: list[int] | None = None) -> Series:
+    """Intervals of 50 canary and 950 stable units in five slices: (how many, errors, errors)."""
+    rows = [
+        [(10.0, canary / SLICES, 190.0, control / SLICES)] * SLICES
+        for count, canary, control in parts
+        for _ in range(count)
+    ]
+    table = np.array(rows).transpose(2, 0, 1)
+    return Series(Counts(*table), np.array(steps or [0] * len(rows)))
+
+
+def test_no_stakes_without_intervals() -> None:
+    assert stakes_of([]).starts.size == 0
+
+
+def test_each_step_has_a_stake_of_its_own_at_its_start() -> None:
+    stakes = stakes_of([0] * 20 + [1] * 20)
+    at = dict(zip(stakes.starts.tolist(), stakes.weights.tolist(), strict=True))
+    assert at[0] > 0.75
+    assert at[20] > 5 * at[26]
+
+
+def test_what_enters_does_not_depend_on_what_comes_later() -> None:
+    short, long = stakes_of([0] * 50), stakes_of([0] * 50 + [1] * 9)
+    np.testing.assert_array_equal(long.until(50).starts, short.starts)
+    np.testing.assert_allclose(long.until(50).weights, short.weights)
+
+
+def test_overdispersion_divides_each_bets_log_before_they_are_averaged() -> None:
+    stakes = Stakes(np.array([0]), np.array([1.0]))
+    gains = np.array([[2.0, -4.0]])
+    carried = carry(gains, stakes, np.array([2.0]))
+    assert carried.log_e == pytest.approx(math.log((math.exp(1.0) + math.exp(-2.0)) / 2))
+    assert carried.gain == pytest.approx(1.0)
+
+
+def test_a_late_break_is_told_with_the_numbers_since_it() -> None:
+    given = series((300, 0.5, 9.5), (15, 3.0, 9.5), steps=[0] * 300 + [1] * 15)
+    result = judge_error_rate(given, CheckSettings(), Frame(loud=True))
+    assert result.verdict is Verdict.FAIL
+    assert result.evidence["first_interval"] == 300
+    assert "6.0% vs stable 1.0%, margin 1.0%, since interval 301 (15 intervals), n=750" in (
+        result.reason
+    )
+
+
+def test_one_lost_second_is_no_proof_however_large() -> None:
+    given = series((30, 0.0, 1.0))
+    given.counts.canary_events[20, 2:4] = 10.0
+    result = judge_error_rate(given, CheckSettings(guardrails=3), Frame(loud=True))
+    assert result.verdict is Verdict.INSUFFICIENT_SAMPLE
+    assert "too few seconds" in result.reason
+
+
+def test_two_lost_seconds_are_no_proof_either_and_ten_are() -> None:
+    for slices, verdict in ((4, Verdict.INSUFFICIENT_SAMPLE), (SLICES, Verdict.FAIL)):
+        given = series((30, 0.0, 1.0))
+        given.counts.canary_events[29, :slices] = 10.0
+        result = judge_error_rate(given, CheckSettings(guardrails=3), Frame(loud=True))
+        assert result.verdict is verdict
