@@ -6,7 +6,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('rollouts', '0009_ends_and_clusters'),
+        ('rollouts', '0010_ends_alarm'),
     ]
 
     operations = [
