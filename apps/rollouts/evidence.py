@@ -148,6 +148,7 @@ def closed_intervals(
     _add_clusters(found, rollout, control, until)
     for interval in found.values():
         for arm in (interval.canary, interval.control):
+            _count_late_ends(arm)
             _settle(arm.slices)
     return [found[key] for key in sorted(found)]
 
@@ -156,6 +157,19 @@ def _merged(before: SliceCounts | None, counts: Sequence[int]) -> SliceCounts:
     if before is None:
         return SliceCounts(*counts)
     return SliceCounts(*(a + b for a, b in zip(astuple(before), counts, strict=True)))
+
+
+def _count_late_ends(arm: Arm) -> None:
+    """Count who was assigned in an interval before and left without an answer in this one.
+
+    Where requests are few, a version that hangs may end more units in an interval than it was
+    assigned: taking no more than these would lose just the evidence that it hangs.
+    """
+    late = arm.unanswered - arm.assigned
+    if late > 0:
+        arm.assigned += late
+        if arm.slices:
+            arm.slices[0].assigned += late
 
 
 def _settle(slices: list[SliceCounts]) -> None:

@@ -133,6 +133,16 @@ def test_a_unit_that_fails_in_a_later_slice_counts_where_units_were_counted(
     assert [(each.n, each.errors) for each in found.canary.slices][:3] == [(5, 3), (0, 0), (0, 0)]
 
 
+def test_a_unit_that_is_left_in_a_later_interval_than_it_came_counts_there(
+    rollout: Rollout,
+) -> None:
+    window(rollout, "canary", units=0, assigned=2, unanswered=5, requests=0, latency={})
+    (found,) = intervals(rollout)
+    assert (found.canary.assigned, found.canary.unanswered) == (5, 5)
+    assert sum(each.assigned for each in found.canary.slices) == 5
+    assert all(each.unanswered <= each.assigned for each in found.canary.slices)
+
+
 def test_of_clusters_latency_only_what_was_slower_is_kept(rollout: Rollout) -> None:
     counts = {"3": [2, 3, 1, 3, 1, {"80": 2, "85": 1, "91": 4}]}
     window(rollout, "stable", clusters=counts)
