@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import importlib
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import django
 import numpy as np
 
 Rng = np.random.Generator
@@ -64,6 +66,9 @@ def share(name: str, hits: int, runs: int, bound: float, *, is_most: bool = True
 
 def bars_of(section: str, rng: Rng, runs: int) -> Iterator[Bar]:
     """Simulate a section and return its bars."""
+    # Plans and what they decide on are beside their tables; no database is asked.
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
+    django.setup()
     found: Iterator[Bar] = importlib.import_module(SECTIONS[section]).bars(rng, runs)
     return found
 

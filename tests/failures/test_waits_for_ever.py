@@ -27,7 +27,7 @@ pytestmark = pytest.mark.django_db
 def waiting(monkeypatch: pytest.MonkeyPatch) -> Rollout:
     """Return a rollout whose step has passed and waits for a person."""
     step = StepDocument(weight_bp=500, bake_s=0, checks=("error-rate",), gate="person")
-    plan = PlanDocument(name="gated", steps=(step,))
+    plan = PlanDocument(name="gated", steps=(step,), wait_max_s=0)
     save_plan(document=plan, is_default=True, actor=ANNA)
     make_instance()
     rollout = make_baking(make_model())

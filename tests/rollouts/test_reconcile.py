@@ -125,7 +125,9 @@ def test_no_data_never_passes_a_step() -> None:
 def test_a_step_that_cannot_be_decided_pauses_for_a_person() -> None:
     rollout = baking()
     past = database_now() - timedelta(seconds=1)
-    Rollout.objects.filter(pk=rollout.pk).update(step_limit_at=past)
+    # It lacks data: that is waited for as long as the plan says.
+    document = {**rollout.plan_document, "wait_max_s": 0}
+    Rollout.objects.filter(pk=rollout.pk).update(step_limit_at=past, plan_document=document)
     tick_rollouts()
     rollout.refresh_from_db()
     assert rollout.phase == Phase.PAUSED
