@@ -203,7 +203,9 @@ def test_at_a_hundred_percent_what_was_seen_with_a_control_stands(rollout: Rollo
 
 def test_outcomes_from_before_the_meeting_do_not_count(rollout: Rollout) -> None:
     put(rollout, "canary", 5, 5)
-    OutcomeRow.objects.filter(unit="canary-9000-0").update(occurred_at=rollout.started_at)
+    # By more than the tolerated skew of clocks.
+    before = later() - timedelta(seconds=60)
+    OutcomeRow.objects.filter(unit="canary-9000-0").update(occurred_at=before)
     RolloutExposure.objects.update(canary_at=later() - timedelta(seconds=0.9))
     OutcomeRow.objects.exclude(unit="canary-9000-0").update(occurred_at=later())
     found = dict(observe_outcome(rollout, CHECK, later() + timedelta(seconds=9)))
