@@ -140,6 +140,7 @@ def _canary(step: StepDocument, check: CheckDocument, traffic: UsualTraffic) -> 
 # The checks whose time can be foreseen.
 ESTIMATED = {
     kinds.ERROR_RATE,
+    kinds.UNANSWERED,
     kinds.LATENCY,
     kinds.SAMPLE_RATIO,
     kinds.ERROR_THRESHOLD,
@@ -192,6 +193,7 @@ def _counts_needed(plan: PlanDocument, step: StepDocument, check: CheckDocument)
         return float(check.setting("samples_min"))
     if check.check in {
         kinds.ERROR_RATE,
+        kinds.UNANSWERED,
         kinds.LATENCY,
         kinds.ERROR_OBJECTIVE,
         kinds.LATENCY_OBJECTIVE,
@@ -210,7 +212,8 @@ def _growths(
     settings = _settings(plan)
     if check.check in OBJECTIVE_OF and not 0.0 < share < 1.0:
         return {}
-    if check.check == kinds.ERROR_RATE:
+    if check.check in {kinds.ERROR_RATE, kinds.UNANSWERED}:
+        # Whoever gets an error is left without an answer as well.
         rate = max(traffic.error_rate, ERROR_RATE_LEAST)
         return {check.label: compared * growth(share, rate, plan.margin_bp / WHOLE_BP)}
     if check.check == kinds.LATENCY:
