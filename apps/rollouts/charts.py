@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from apps.rollouts.check_kinds import ERROR_RATE, LATENCY
+from apps.rollouts.check_kinds import ERROR_RATE, LATENCY, UNANSWERED
 from apps.rollouts.models import Evaluation, RolloutEvent
 from apps.rollouts.selectors.telemetry import Point
 from contract.routing import BASELINE, CANARY, STABLE
@@ -85,7 +85,8 @@ def draw_share(points: Sequence[Point], events: Sequence[RolloutEvent], until: d
 def draw_evidence(evaluations: Sequence[Evaluation]) -> Figure:
     """log10 of the evidence of harm and of safety by check, with the thresholds that decide."""
     traces = []
-    for check, ink in ((ERROR_RATE, "--canary"), (LATENCY, "--series-3")):
+    inks = {ERROR_RATE: "--canary", LATENCY: "--series-3", UNANSWERED: "--series-4"}
+    for check, ink in inks.items():
         mine = [row for row in evaluations if row.check_name == check]
         harm = [(row.at, _decades(_harm(row.evidence))) for row in mine]
         safety = [(row.at, _decades(row.evidence.get("log_e_mirror"))) for row in mine]

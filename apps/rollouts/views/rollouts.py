@@ -17,12 +17,13 @@ from apps.lib.pages import PageRequest, page, render_live, stamp_of
 from apps.models.access import has_role
 from apps.models.models import LiveSplit, Role
 from apps.rollouts import charts
-from apps.rollouts.check_kinds import ERROR_RATE, LATENCY
+from apps.rollouts.check_kinds import ERROR_RATE, LATENCY, UNANSWERED
 from apps.rollouts.explain import tell_story
 from apps.rollouts.forms import RolloutFilterForm
 from apps.rollouts.models import Rollout
 from apps.rollouts.selectors import rollouts as selectors
 from apps.rollouts.selectors.checks import checks_of
+from apps.rollouts.selectors.ends import ends_of
 from apps.rollouts.selectors.obstacles import Obstacle, obstacles_of
 from apps.rollouts.selectors.telemetry import minute_stamp, series
 from apps.rollouts.states import Phase
@@ -62,6 +63,7 @@ def rollout(request: PageRequest, pk: UUID) -> HttpResponse:
     context = {
         **state_context(request, found),
         **_chart_context(found),
+        "ends": ends_of(found, database_now()),
         "stamp": stamp_of(*selectors.state_stamp(found, database_now())),
     }
     return render(request, "rollouts/rollout.html", context)
@@ -151,7 +153,7 @@ def _chart_context(found: Rollout) -> dict[str, Any]:
         variants=arms,
         split=str(found.pk),
     )
-    checks = (ERROR_RATE, LATENCY)
+    checks = (ERROR_RATE, LATENCY, UNANSWERED)
     answers = selectors.charted_evaluations(found, since, until, checks)
     events = [event for event in selectors.timeline(found) if event.at <= until]
     return {
