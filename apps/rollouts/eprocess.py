@@ -1,9 +1,9 @@
 """Is the canary worse than stable? An exact betting test that may be read at any time.
 
-Each bucket (one check interval inside one traffic step) multiplies a bettor's wealth by a factor
-whose expectation is at most 1 while the null hypothesis holds, whatever the base rate does between
-buckets and however the shares move. Wealth of 1/α therefore refutes the null at level α (Ville's
-inequality). Counts are never pooled over buckets: that is what Simpson's paradox lives on.
+Each slice of time (a part of a check interval inside one traffic step) multiplies a bettor's wealth
+by a factor whose expectation is at most 1 while the null hypothesis holds, whatever the base rate
+does between slices and however the shares move. Wealth of 1/α therefore refutes the null at level α
+(Ville's inequality). Counts are never pooled over slices: that is what Simpson's paradox lives on.
 """
 
 from __future__ import annotations
