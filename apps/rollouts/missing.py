@@ -69,7 +69,8 @@ def _missing(
 
 
 def _of_quantiles(evidence: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return [evidence[name] for name in ("p50", "p95", "p99") if name in evidence]
+    """Each quantile's counts with the proof of safety, which all of them share."""
+    return [{**evidence, **evidence[name]} for name in ("p50", "p95", "p99") if name in evidence]
 
 
 def _is_record(record: Mapping[str, Any]) -> bool:

@@ -207,3 +207,15 @@ def test_rows_of_one_request_are_one_draw() -> None:
 
     assert alone.verdict is Verdict.FAIL
     assert together.verdict is Verdict.INCONCLUSIVE
+
+
+def test_whoever_got_no_answer_counts_against_an_error_objective() -> None:
+    parts, hanging = [Part(100, 0)] * 10, [Part(130, 30)] * 10
+    answered = judge_error_objective(parts, [Part(130, 0)] * 10, limit_bp=200, settings=DEFAULT)
+    hung = judge_error_objective(parts, hanging, limit_bp=200, settings=DEFAULT)
+    nobody = judge_error_objective([], [Part(30, 30)] * 10, limit_bp=200, settings=DEFAULT)
+
+    assert answered.verdict is Verdict.PASS
+    assert hung.verdict is Verdict.FAIL
+    assert "unanswered 23.08%, at most 2.00%" in hung.reason
+    assert nobody.verdict is Verdict.FAIL
