@@ -28,7 +28,7 @@ PLAN_BODY: dict[str, Any] = {
     "wait_max_s": 0,
     "reference_requests_min": 2_000,
     # Two busy cores shared with everything else: jitter of this size means nothing here.
-    "latency_slack_us": 8_000,
+    "latency_slack_us": 20_000,
     "steps": [{"weight_bp": bp} for bp in (500, 1_000, 2_500, 5_000)],
     "holdback_bp": 500,
     "final_bake_s": 1_800,
@@ -183,7 +183,8 @@ def _follow(control: Control, rollout: dict[str, Any], say: Say) -> dict[str, An
 
 def _ship_by_cli(control: Control, name: str, say: Say) -> Row:
     """Turn the experiment's winner into a rollout as a pipeline would; the exit code tells."""
-    arguments = ["experiment", "ship", name, "--plan", PLAN, "--override", "quarantine", "--wait"]
+    arguments = ["experiment", "ship", name, "--plan", PLAN, "--override", "quarantine"]
+    arguments += ["--wait", "--timeout", f"{ROLLOUT_WITHIN_S:.0f}"]
     say(f"$ interlock {' '.join(arguments)}")
     started = time.monotonic()
     environment = {
