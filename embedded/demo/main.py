@@ -1,9 +1,9 @@
-"""The demo: real servers, real models, real traffic, and four stories told as they happen.
+"""The demo: real servers, real models, real traffic, and stories told as they happen.
 
 An A/B test finds that a strong classifier is more accurate than a weak one, while an A/A test
-beside it finds nothing; the winner is shipped, by canary; a broken and a slow one are rolled back
-by Interlock itself; one call goes back. Nothing is scripted but the requests to the API: every
-decision is the product's own.
+beside it finds nothing; the winner is shipped, by canary; a broken one, a slow one and one that
+hangs for impatient users are rolled back by Interlock itself; one call goes back. Nothing is
+scripted but the requests to the API: every decision is the product's own.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from embedded.state import ROOT
 
 RATE_PER_S = 400
 MLFLOW_WITHIN_S = 180.0
-KINDS = ("weak", "strong", "broken", "slow")
+KINDS = ("weak", "strong", "broken", "slow", "hanging")
 
 
 @dataclass
@@ -41,6 +41,15 @@ class Crowd:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             self.totals = json.loads(line)
+
+    def wait_at_most(self, patience_ms: int) -> None:
+        """Have users wait so long for each answer from now on; 0: as long as the model may take."""
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(f"{patience_ms}\n")
+            self.process.stdin.flush()
+        except OSError as error:
+            raise DemoFailed(f"the users' process has ended: {error}") from error
 
     def stop(self) -> None:
         assert self.process.stdin is not None
@@ -89,8 +98,8 @@ def run(stack: Stack, exit_when_done: bool) -> int:
 
 
 def _register(stack: Stack, control: Control) -> dict[str, int]:
-    """Train, log and register the four; return the version number of each kind."""
-    say("\n== Four classifiers of handwritten digits ==")
+    """Train, log and register the five; return the version number of each kind."""
+    say("\n== Five classifiers of handwritten digits ==")
     known = _registered(control)
     if known is None:
         say("training on scikit-learn's digits …")
@@ -105,7 +114,7 @@ def _register(stack: Stack, control: Control) -> dict[str, int]:
         control.wait_for("models/", lambda page: page["count"] > 1, within_s=60)
         known = _registered(control)
     if known is None:
-        raise DemoFailed("the four versions were not imported from MLflow")
+        raise DemoFailed("the five versions were not imported from MLflow")
     for kind, number in known.items():
         say(f"  {MODEL}:{number} is the {kind} one")
     return known
@@ -159,6 +168,7 @@ def _table(stack: Stack, told: acts.Told, totals: dict[str, Any], took_s: float)
         say(f"  {row.what:<34} {row.outcome:<12} {row.took_s:6.1f} s  {row.reason}")
     say(
         f"  requests {totals['requests']:,}, errors seen by clients {totals['errors']}, "
+        f"given up by impatient users {totals['given_up']:,}, "
         f"outcomes {totals['outcomes']:,}, p50 {totals['p50_ms']:.1f} ms, "
         f"p95 {totals['p95_ms']:.1f} ms, by version {totals['by_version']}"
     )

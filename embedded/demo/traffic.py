@@ -3,7 +3,8 @@
 `python -m embedded.demo.traffic URL RATE` sends RATE requests/s with `tritonclient`, each from a
 random user who always shows the same image, and posts whether the answer was right as the outcome
 `correct`. Some are users of the twin, who ask that model. It prints one JSON line of running totals
-each second and stops when its input closes, so that it never outlives the demo.
+each second. A line of input says for how many milliseconds users wait from now on, 0 for as long as
+the model may take. It stops when its input closes, so that it never outlives the demo.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ TWIN_EVERY = 4
 IN_FLIGHT_MAX = 64
 OUTCOMES_EVERY_S = 0.5
 LATENCIES_KEPT = 200_000
+# How a version says that it could not answer in time (503).
+OVERLOADED = "too much waiting to answer before the deadline"
 
 
 @dataclass
@@ -36,6 +39,10 @@ class Totals:
 
     requests: int = 0
     errors: int = 0
+    # Requests that were given up: not answered in the time that an impatient user gave.
+    given_up: int = 0
+    # How long users wait at present, in milliseconds; 0: as long as the model may take.
+    patience_ms: int = 0
     fallbacks: int = 0
     correct: int = 0
     skipped: int = 0
@@ -75,6 +82,12 @@ class Crowd:
                 task.cancel()
             await client.close()
 
+    async def obey(self, orders: asyncio.StreamReader, stop: asyncio.Event) -> None:
+        """Take each line as the users' patience in milliseconds; the end of input stops it all."""
+        async for line in orders:
+            self.totals.patience_ms = int(line)
+        stop.set()
+
     async def _send_all(self, client: Any, stop: asyncio.Event) -> None:
         due = time.perf_counter()
         while not stop.is_set():
@@ -101,13 +114,18 @@ class Crowd:
         image = InferInput("X", [1, PIXELS], "FP32")
         image.set_data_from_numpy(self.digits.held_x[row : row + 1], binary_data=False)
         label = InferRequestedOutput("label", binary_data=False)
+        headers = {"x-unit-id": user}
+        is_impatient = self.totals.patience_ms > 0
+        if is_impatient:
+            headers["x-interlock-timeout-ms"] = str(self.totals.patience_ms)
         started = time.perf_counter()
         self.totals.requests += 1
         try:
-            answer = await client.infer(
-                model, [image], outputs=[label], headers={"x-unit-id": user}
-            )
+            answer = await client.infer(model, [image], outputs=[label], headers=headers)
         except Exception as error:  # whatever a client may see of us is an error of ours
+            if is_impatient and _ran_out_of_time(error):
+                self.totals.given_up += 1
+                return
             self.totals.errors += 1
             self.totals.last_error = str(error)[:200]
             return
@@ -149,13 +167,26 @@ class Crowd:
             print(json.dumps(asdict(self.totals)), flush=True)
 
 
+def _ran_out_of_time(error: Exception) -> bool:
+    """Say whether the time that the user gave ran out, or is refused as too little at once."""
+    from tritonclient.utils import InferenceServerException
+
+    if not isinstance(error, InferenceServerException):
+        return False
+    return error.status() == "504" or OVERLOADED in str(error)
+
+
 async def main(url: str, rate: float) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    crowd = Crowd(url, rate, load_digits())
+    orders = asyncio.StreamReader()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(orders), sys.stdin)
     # End of input is the demo's end, also when it was killed.
-    loop.add_reader(sys.stdin, stop.set)
+    obeying = asyncio.create_task(crowd.obey(orders, stop))
     with contextlib.suppress(asyncio.CancelledError):
-        await Crowd(url, rate, load_digits()).run(stop)
+        await crowd.run(stop)
+    obeying.cancel()
 
 
 if __name__ == "__main__":
