@@ -13,9 +13,10 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from apps.rollouts.eprocess import Counts, follow
+from apps.rollouts.eprocess import Counts
 from apps.rollouts.paired import pair_evidence
 from bench.bars import Bar, Rng, share
+from bench.decisions_rules import rolled_back
 
 MARGIN = 0.01
 ALPHA = 0.025
@@ -78,9 +79,7 @@ def _unpaired(rng: Rng, runs: int) -> Floats:
     n = np.full((runs, looks), 2 * LOOK, np.float64)
     events = [rng.binomial(2 * LOOK, p, size=n.shape) for p in (WORSE_ERRORS, STABLE_ERRORS)]
     counts = Counts(n, events[0].astype(np.float64), n, events[1].astype(np.float64))
-    paths = follow(counts, margin=MARGIN, expected_rate=STABLE_ERRORS)
-    fails = (paths.margin >= NEEDED) | ((paths.zero >= NEEDED) & paths.exceeds(MARGIN))
-    return _first(fails, 4 * LOOK, UNITS_MAX)
+    return _first(rolled_back(counts, ALPHA), 4 * LOOK, UNITS_MAX)
 
 
 def _first(fails: NDArray[np.bool_], per_look: int, most: int) -> Floats:

@@ -156,8 +156,10 @@ async def test_all_that_is_assigned_ends_once_whatever_clients_and_servers_do(va
             await asyncio.gather(*[ask(n) for n in range(30)])
         await asyncio.sleep(0.5)
     windows = await windows_of(valkey)
-    assert sum(w.assigned_requests for w in windows) == 120
-    assert sum(w.ends.total for w in windows) == 120
+    assigned = sum(w.assigned_requests for w in windows)
+    # Of a busy machine's 24 clients that give up after 30 ms some never got as far as a version.
+    assert 96 <= assigned <= 120
+    assert sum(w.ends.total for w in windows) == assigned
     for name in ("answered", "failed", "expired", "abandoned"):
         assert sum(getattr(w.ends, name) for w in windows) > 0, name
 
