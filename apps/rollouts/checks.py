@@ -21,7 +21,7 @@ from apps.rollouts.comparison import Comparison, Series
 from apps.rollouts.eprocess import BucketCounts
 from apps.rollouts.instances import rests_on
 from apps.rollouts.judging import Levels, Measure, Proof, Ruling, rule
-from apps.rollouts.verdicts import JSON, CheckResult, Verdict
+from apps.rollouts.verdicts import JSON, CheckResult, Verdict, odds
 
 EvidenceMode = Literal["any_regression", "beyond_margin"]
 
@@ -226,19 +226,20 @@ def _decide(ruling: Ruling, settings: CheckSettings) -> tuple[Verdict, Proof, st
     """The four outcomes of STATISTICS in their order, and whose numbers carry the sentence."""
     margin, zero, mirror = ruling.margin, ruling.zero, ruling.mirror
     if ruling.is_worse:
-        why = f"proven worse by more than the margin ({_odds(margin)})"
+        why = f"proven worse by more than the margin ({odds(float(margin.log_e))})"
         return Verdict.FAIL, margin, why
     if ruling.is_regression_beyond:
-        why = f"proven worse ({_odds(zero)}) and the estimate exceeds the margin"
+        why = f"proven worse ({odds(float(zero.log_e))}) and the estimate exceeds the margin"
         return Verdict.FAIL, zero, why
     needed = settings.log_fail
     regression = bool((zero.log_e >= needed) & zero.is_lasting & (zero.difference > 0.0))
     if ruling.is_safe:
-        why = f"proven not worse by the margin ({_odds(mirror)})"
+        why = f"proven not worse by the margin ({odds(float(mirror.log_e))})"
         little = regression and mirror.difference > 0.0
         return Verdict.PASS, mirror, why + (", though a little worse" if little else "")
     if regression:
-        why = f"proven worse ({_odds(zero)}), but not proven worse by more than the margin"
+        strength = odds(float(zero.log_e))
+        why = f"proven worse ({strength}), but not proven worse by more than the margin"
         return Verdict.INCONCLUSIVE, zero, why
     return Verdict.INSUFFICIENT_SAMPLE, zero, _undecided(ruling, settings)
 
@@ -246,10 +247,11 @@ def _decide(ruling: Ruling, settings: CheckSettings) -> tuple[Verdict, Proof, st
 def _undecided(ruling: Ruling, settings: CheckSettings) -> str:
     harm = ruling.margin if ruling.margin.log_e > ruling.zero.log_e else ruling.zero
     if harm.log_e >= settings.log_fail and not harm.is_lasting:
-        return f"evidence of harm ({_odds(harm)}) comes from too few seconds to prove anything"
+        strength = odds(float(harm.log_e))
+        return f"evidence of harm ({strength}) comes from too few seconds to prove anything"
     return (
-        f"evidence of harm {_odds(harm)} of {_ratio(settings.log_fail)} needed, "
-        f"of safety {_odds(ruling.mirror)} of {_ratio(settings.log_promote)}"
+        f"evidence of harm {odds(float(harm.log_e))} of {odds(settings.log_fail)} needed, "
+        f"of safety {odds(float(ruling.mirror.log_e))} of {odds(settings.log_promote)}"
     )
 
 
@@ -364,14 +366,3 @@ def _percents(canary: float, control: float, margin: float) -> tuple[str, str, s
         f"{rate:.{max(digits, 2) if rate < RARE_RATE else digits}%}" for rate in (canary, control)
     )
     return canary_told, control_told, f"{margin:.{digits}%}"
-
-
-def _odds(proof: Proof) -> str:
-    return _ratio(float(proof.log_e))
-
-
-def _ratio(log_e: float) -> str:
-    """An e-value as people read odds: 12.3:1; huge ones by their power of ten."""
-    if log_e > math.log(1e4):
-        return f"10^{log_e / math.log(10):.0f}:1"
-    return f"{math.exp(log_e):.3g}:1"

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from apps.rollouts.check_kinds import ERROR_OBJECTIVE, LATENCY_OBJECTIVE, SHADOW_AGREEMENT
 from apps.rollouts.checks import SHARE_WHOLE_BP, CheckSettings
-from apps.rollouts.verdicts import JSON, CheckResult, Verdict
+from apps.rollouts.verdicts import JSON, CheckResult, Verdict, odds
 from contract import histogram
 
 MULTIPLES_ABOVE = (1.5, 2.0, 3.0, 6.0, 12.0)
@@ -108,17 +108,17 @@ def judge_objectives(
     }
     is_beyond = any(each.events > each.bound * each.n for each in objectives)
     if log_worse >= proof.log_fail and is_beyond:
-        verdict, why = Verdict.FAIL, f"proven beyond ({_odds(log_worse)})"
+        verdict, why = Verdict.FAIL, f"proven beyond ({odds(log_worse)})"
     elif n < proof.samples_min:
         verdict, why = Verdict.INSUFFICIENT_SAMPLE, f"{proof.samples_min} are needed"
     elif log_within >= proof.log_pass and not is_beyond:
-        verdict, why = Verdict.PASS, f"proven within ({_odds(log_within)})"
+        verdict, why = Verdict.PASS, f"proven within ({odds(log_within)})"
     elif is_beyond:
         verdict = Verdict.INCONCLUSIVE
-        why = f"beyond, but not proven ({_odds(log_worse)} of {_odds(proof.log_fail)})"
+        why = f"beyond, but not proven ({odds(log_worse)} of {odds(proof.log_fail)})"
     else:
         verdict = Verdict.INSUFFICIENT_SAMPLE
-        why = f"within so far, but not proven ({_odds(log_within)} of {_odds(proof.log_pass)})"
+        why = f"within so far, but not proven ({odds(log_within)} of {odds(proof.log_pass)})"
     return CheckResult(check, verdict, f"{basis}: {why}", evidence)
 
 
@@ -266,9 +266,3 @@ def _log_factor(part: Part, p: float, q: float) -> float:
 def _log_mean_exp(logs: Sequence[float]) -> float:
     top = max(logs)
     return top + math.log(sum(math.exp(value - top) for value in logs) / len(logs))
-
-
-def _odds(log_e: float) -> str:
-    if log_e > math.log(1e4):
-        return f"10^{log_e / math.log(10):.0f}:1"
-    return f"{math.exp(log_e):.3g}:1"

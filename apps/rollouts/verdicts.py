@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeAlias
@@ -28,3 +29,11 @@ class CheckResult:
     evidence: dict[str, JSON]
     # False where no more data could ever decide it: then waiting is for nothing.
     is_decidable: bool = True
+
+
+def odds(log_e: float) -> str:
+    """Return e^`log_e` as people read odds: 12.3:1, 1,910:1; huge ones by their power of ten."""
+    if log_e > math.log(1e4):
+        return f"10^{log_e / math.log(10):.0f}:1"
+    value = math.exp(log_e)
+    return f"{value:,.0f}:1" if value >= 100.0 else f"{value:.3g}:1"
