@@ -16,6 +16,7 @@ import random
 import sys
 import time
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx
@@ -127,7 +128,8 @@ class Crowd:
                 self.totals.given_up += 1
                 return
             self.totals.errors += 1
-            self.totals.last_error = str(error)[:200]
+            at, took_s = f"{datetime.now(UTC):%H:%M:%S}", time.perf_counter() - started
+            self.totals.last_error = f"{model} at {at} after {took_s:.1f} s: {error}"[:200]
             return
         self.latencies_ms.append((time.perf_counter() - started) * 1_000)
         self._note(answer, model, user, row)
