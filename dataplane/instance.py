@@ -123,6 +123,7 @@ class Instance:
             interval_s=config.telemetry_interval_s,
             generation=lambda: self.serving.generation,
             shadows=self.shadows.drain,
+            pairs=self.shadows.drain_pairs,
         )
 
     def _make_sync(self, config: Config) -> Sync:

@@ -23,6 +23,7 @@ from contract.messages import (
     STREAMS,
     Batch,
     Outcome,
+    ShadowPair,
     ShadowWindow,
     encode_batch,
 )
@@ -68,6 +69,7 @@ class Publisher:
         interval_s: float,
         generation: Callable[[], int],
         shadows: Callable[[], list[ShadowWindow]] = list,
+        pairs: Callable[[], list[ShadowPair]] = list,
     ) -> None:
         # What waits on disk.
         self._spool = spool
@@ -85,6 +87,8 @@ class Publisher:
         self._generation = generation
         # Takes the windows of shadows that gathered between two turns.
         self._shadows = shadows
+        # Takes the pairs of their answers.
+        self._pairs = pairs
         # The last sequence given out, by stream.
         self._sequences = dict.fromkeys(STREAMS, 0)
         # Messages given up since this boot, by stream.
@@ -159,6 +163,11 @@ class Publisher:
             )
             for i in range(0, len(measured), EXPOSURES_PER_BATCH)
         ]
+        pairs = self._pairs()
+        records += [
+            self._record(STREAM_EXPOSURES, pairs=tuple(pairs[i : i + EXPOSURES_PER_BATCH]))
+            for i in range(0, len(pairs), EXPOSURES_PER_BATCH)
+        ]
         sketches = self._telemetry.crowds.drain(is_last=is_last)
         records += [
             self._record(STREAM_EXPOSURES, sketches=tuple(sketches[i : i + SKETCHES_PER_BATCH]))
@@ -171,7 +180,7 @@ class Publisher:
         except (SpoolFull, OSError) as error:
             self._dropped[STREAM_TELEMETRY] += len(windows) + len(shadows)
             # A sketch that is lost is sent again with the next change.
-            self._dropped[STREAM_EXPOSURES] += len(exposures) + len(measured)
+            self._dropped[STREAM_EXPOSURES] += len(exposures) + len(measured) + len(pairs)
             log.warning("telemetry.dropped: %s", error)
         self._spooled.set()
 
