@@ -27,7 +27,7 @@ from contract.messages import ShadowPair
 
 UNIT_MAX = 200
 # More pairs than that tell nothing new, and each look reads them all.
-PAIRS_MAX = 100_000
+PAIRS_MAX = 50_000
 # The decision log keeps the counts; rows are needed only as long as a rollout lives.
 KEEP_ENDED = timedelta(days=7)
 EPOCH = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
