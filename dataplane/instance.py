@@ -124,6 +124,7 @@ class Instance:
             generation=lambda: self.serving.generation,
             shadows=self.shadows.drain,
             pairs=self.shadows.drain_pairs,
+            stream_bytes_max=config.stream_bytes_max,
         )
 
     def _make_sync(self, config: Config) -> Sync:
