@@ -51,6 +51,9 @@ class Transport:
     eject_gap_bp: int = 3_000
     eject_s: float = 5.0
     eject_max_s: float = 60.0
+    connection_idle_s: float = 60.0
+    connection_age_s: float = 300.0
+    resolve_s: float = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,6 +199,9 @@ def _transport(environ: Mapping[str, str]) -> Transport:
         eject_gap_bp=whole("INTERLOCK_EJECT_GAP_BP", default.eject_gap_bp),
         eject_s=seconds("INTERLOCK_EJECT_S", default.eject_s),
         eject_max_s=seconds("INTERLOCK_EJECT_MAX_S", default.eject_max_s),
+        connection_idle_s=seconds("INTERLOCK_CONNECTION_IDLE_S", default.connection_idle_s),
+        connection_age_s=seconds("INTERLOCK_CONNECTION_AGE_S", default.connection_age_s),
+        resolve_s=seconds("INTERLOCK_RESOLVE_S", default.resolve_s),
     )
 
 

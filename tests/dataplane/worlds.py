@@ -199,7 +199,11 @@ class Upstream:
         self._writers: list[asyncio.StreamWriter] = []
 
     async def __aenter__(self) -> Upstream:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        return await self.start()
+
+    async def start(self, host: str = "127.0.0.1", port: int = 0, **options: Any) -> Upstream:
+        """Listen; the options are those of a server of asyncio."""
+        self._server = await asyncio.start_server(self._serve, host, port, **options)
         self.address = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
         return self
 
