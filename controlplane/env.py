@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import base64
 import os
+import ssl
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from psycopg import Error as PsycopgError
+from psycopg.conninfo import conninfo_to_dict
+
+# Django's name of each part of a database URL that it has one for, and libpq's.
+DATABASE_PARTS = {
+    "NAME": "dbname", "USER": "user", "PASSWORD": "password", "HOST": "host", "PORT": "port",
+}  # fmt: skip
 MAIL_PORTS = {"smtp": 25, "smtp+starttls": 587, "smtps": 465}
 
 
@@ -122,15 +130,28 @@ def mail_server(name: str) -> dict[str, Any]:
 
 
 def database(name: str, default: str) -> dict[str, object]:
-    """Return Django's database settings from a `postgresql://` URL."""
-    url = urlsplit(text(name, default))
-    if url.scheme not in {"postgresql", "postgres"} or not url.path.strip("/"):
+    """Return Django's database settings from a URL as libpq reads it.
+
+    Several hosts, socket directories and every parameter of libpq are passed on: `sslmode`,
+    `sslrootcert`, `target_session_attrs`, `connect_timeout` and so on.
+    """
+    value = text(name, default)
+    try:
+        found = conninfo_to_dict(value)
+    except PsycopgError as error:
+        raise SettingError(f"{name}: {str(error).strip()}") from None
+    if urlsplit(value).scheme not in {"postgresql", "postgres"} or not found.get("dbname"):
         raise SettingError(f"{name} is not of the form postgresql://user:password@host:port/name")
-    return {
-        "ENGINE": "django.db.backends.postgresql",
-        "NAME": unquote(url.path.strip("/")),
-        "USER": unquote(url.username or ""),
-        "PASSWORD": unquote(url.password or ""),
-        "HOST": url.hostname or "",
-        "PORT": str(url.port or ""),
-    }
+    named = {name: str(found.pop(part, "")) for name, part in DATABASE_PARTS.items()}
+    return {"ENGINE": "django.db.backends.postgresql", **named, "OPTIONS": found}
+
+
+def broker_tls(url: str) -> dict[str, object] | None:
+    """Return how Celery verifies the server of a `rediss://` URL, which it would not by itself.
+
+    None without TLS, or where the URL says by `ssl_…` parameters how.
+    """
+    parts = urlsplit(url)
+    if parts.scheme != "rediss" or "ssl_" in parts.query:
+        return None
+    return {"ssl_cert_reqs": ssl.CERT_REQUIRED, "ssl_check_hostname": True}

@@ -18,14 +18,7 @@ from typing import Any
 
 import redis
 from django.conf import settings
-from django.db import (
-    DataError,
-    IntegrityError,
-    InterfaceError,
-    OperationalError,
-    connection,
-    transaction,
-)
+from django.db import DataError, Error, IntegrityError, connection, transaction
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -160,9 +153,10 @@ class Ingester:
         self._has_groups = False
         self._failures += 1
         delay_s = BACK_OFF_S[min(self._failures, len(BACK_OFF_S)) - 1]
-        known = isinstance(error, (redis.RedisError, OperationalError, InterfaceError))
+        known = isinstance(error, (redis.RedisError, Error))
         logger.warning("ingest.failed, again in %.1f s: %s", delay_s, error, exc_info=not known)
-        if isinstance(error, (OperationalError, InterfaceError)):
+        if isinstance(error, Error):
+            # Whatever it says: a session of a server that was demoted stays read-only for good.
             connection.close()
         return delay_s
 

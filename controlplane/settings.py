@@ -180,6 +180,7 @@ SPECTACULAR_SETTINGS = {
 
 # --- Celery: it only wakes; PostgreSQL rows are the truth ---------------------------------------
 CELERY_BROKER_URL = REDIS_URL
+CELERY_BROKER_USE_SSL = env.broker_tls(REDIS_URL)
 CELERY_TASK_IGNORE_RESULT = True
 CELERY_TASK_ACKS_LATE = True
 CELERY_TASK_REJECT_ON_WORKER_LOST = True
