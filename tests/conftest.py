@@ -48,6 +48,10 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     fast.refuse_servers(session.config)
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    return fast.is_left_out(collection_path, config) or None
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     fast.leave_out(config, items)
