@@ -27,11 +27,16 @@ LEFT_OUT = (
     "tests/embedded/test_up.py",
     "tests/embedded/test_valkey.py",
     "tests/experiments/stats/",
+    "tests/failures/test_correlated_errors.py",
+    "tests/failures/test_dead_but_ready.py",
+    "tests/failures/test_peeking_false_alarm.py",
+    "tests/failures/test_pooled_steps.py",
     "tests/faults/",
     "tests/field/",
     "tests/fuzz/",
     "tests/dataplane/test_against_triton.py",
     "tests/models/test_any_onnx.py",
+    "tests/rollouts/test_eprocess.py",
 )
 # Words in the command line of a server.
 SERVERS = ("embedded", "dataplane", "mlflow", "postgres", "valkey-server", "tritonserver")
