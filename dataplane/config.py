@@ -88,6 +88,7 @@ class Config:
     shadow_in_flight_max: int = 64
     shadow_bytes_max: int = 64 * 1024 * 1024
     spool_bytes_max: int = 64 * 1024 * 1024
+    stream_bytes_max: int = 256 * 1024 * 1024
     cache_entries_max: int = 50_000
     cache_bytes_max: int = 32 * 1024 * 1024
     cache_timeout_ms: int = 20
@@ -125,6 +126,7 @@ def load(environ: Mapping[str, str]) -> Config:
         shadow_in_flight_max=_positive(environ, "INTERLOCK_SHADOW_IN_FLIGHT_MAX", int, 64),
         shadow_bytes_max=_positive(environ, "INTERLOCK_SHADOW_BYTES_MAX", int, 64 * 1024 * 1024),
         spool_bytes_max=_positive(environ, "INTERLOCK_SPOOL_BYTES_MAX", int, 64 * 1024 * 1024),
+        stream_bytes_max=_positive(environ, "INTERLOCK_STREAM_BYTES_MAX", int, 256 * 1024 * 1024),
         cache_entries_max=_positive(environ, "INTERLOCK_CACHE_ENTRIES_MAX", int, 50_000),
         cache_bytes_max=_positive(environ, "INTERLOCK_CACHE_BYTES_MAX", int, 32 * 1024 * 1024),
         cache_timeout_ms=_positive(environ, "INTERLOCK_CACHE_TIMEOUT_MS", int, 20),

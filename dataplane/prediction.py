@@ -116,7 +116,7 @@ class Prediction:
         self.hurried = False
         # The lane that the request is in now.
         self._lane: Lane
-        # The instant in the id of its answer, nanoseconds since 1970, once its body names it.
+        # The instant in the id of its answer, nanoseconds since 1970, once it has one.
         self._answered_ns = 0
         # The lane that it was assigned to, until it is counted there how the request ended.
         self._assigned: Lane | None = None
@@ -180,7 +180,7 @@ class Prediction:
                 ticket.lane.model.keep(ticket, outputs, start)
         mirror = self._lane.mirror
         if mirror is not None and self._first is None:
-            mirror.offer(self.request, outputs, start, self._unit)
+            mirror.offer(self.request, outputs, start, self._unit, self._answered_ns)
 
     def failed(self, error: TritonError) -> None:
         """Go to stable where there is a way, or answer with the failure."""
@@ -467,8 +467,10 @@ class Prediction:
             now - dispatched_at,
             now - arrived_at,
         )
+        if not self._answered_ns:
+            self._answered_ns = time_ns()
         headers += lane.id_line % (
-            self._answered_ns or time_ns(),
+            self._answered_ns,
             self._id_unit() if first is not None or lane.decision.exposures else b"",
         )
         if first is not None:
