@@ -10,6 +10,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import psycopg
 import pytest
 from django.conf import settings
@@ -18,6 +19,10 @@ from django.db import connections
 from controlplane import env
 from embedded.stack import running
 from tests import fast, sharing
+
+# How long an example takes says nothing where two tests share a machine; the rest stays as it is.
+hypothesis.settings.register_profile("shared", hypothesis.settings.default, deadline=None)
+hypothesis.settings.load_profile("shared")
 
 # What makes PostgreSQL wait for the disk. These rows need not outlive the server; tests that kill
 # one start their own.
@@ -39,7 +44,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> sharing.Shar
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
+    sharing.yield_to_the_first()
     fast.refuse_servers(session.config)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    return fast.is_left_out(collection_path, config) or None
 
 
 @pytest.hookimpl(trylast=True)

@@ -27,11 +27,16 @@ LEFT_OUT = (
     "tests/embedded/test_up.py",
     "tests/embedded/test_valkey.py",
     "tests/experiments/stats/",
+    "tests/failures/test_correlated_errors.py",
+    "tests/failures/test_dead_but_ready.py",
+    "tests/failures/test_peeking_false_alarm.py",
+    "tests/failures/test_pooled_steps.py",
     "tests/faults/",
     "tests/field/",
     "tests/fuzz/",
     "tests/dataplane/test_against_triton.py",
     "tests/models/test_any_onnx.py",
+    "tests/rollouts/test_eprocess.py",
 )
 # Words in the command line of a server.
 SERVERS = ("embedded", "dataplane", "mlflow", "postgres", "valkey-server", "tritonserver")
@@ -43,14 +48,16 @@ def add_option(parser: pytest.Parser) -> None:
     )
 
 
+def is_left_out(path: Path, config: pytest.Config) -> bool:
+    """Whether a file or directory need not even be imported."""
+    relative = path.relative_to(config.rootpath).as_posix()
+    return config.getoption("--fast") and (relative + "/" * path.is_dir()).startswith(LEFT_OUT)
+
+
 def needs_more(item: pytest.Item) -> bool:
-    """Whether a test starts a server, or takes long for another reason."""
+    """Whether a test uses a server."""
     fixtures = set(getattr(item, "fixturenames", ()))
-    return (
-        item.nodeid.startswith(LEFT_OUT)
-        or item.get_closest_marker("django_db") is not None
-        or bool(fixtures & SERVER_FIXTURES)
-    )
+    return item.get_closest_marker("django_db") is not None or bool(fixtures & SERVER_FIXTURES)
 
 
 def leave_out(config: pytest.Config, items: list[pytest.Item]) -> None:

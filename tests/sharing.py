@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from xdist.scheduler import LoadScopeScheduling
+from xdist.workermanage import WorkerController
 
 WORKERS = 2
 # Directories of which each has one whole stack for all of its tests. They run one after the other:
@@ -18,8 +19,12 @@ WORKERS = 2
 WHOLE_STACKS = ("tests/e2e/", "tests/faults/")
 # Files of which each test is long and shares nothing with the next.
 SPLIT = ("tests/bench/test_bars.py",)
-# Where the minutes are. They start first, or one worker would be left alone with one at the end.
-LONG = (WHOLE_STACKS, *SPLIT, "tests/models/test_real_mlflow.py")
+# What starts first: the longest, or one worker would be left alone with it at the end.
+FIRST = (WHOLE_STACKS, SPLIT, ("tests/models/test_real_mlflow.py",))
+# What starts last, when no whole stack takes the other core: it watches the clock most.
+LAST = ("tests/dataplane/", "tests/embedded/", "tests/field/", "tests/notifications/")
+# The other workers yield to the one with the whole stacks, whose users wait for answers.
+NICENESS = 5
 # A dictionary keeps its order.
 FILES_RUN = pytest.StashKey[dict[str, None]]()
 
@@ -37,6 +42,11 @@ class Sharing(LoadScopeScheduling):
     def _split_scope(self, nodeid: str) -> str:
         return group_of(nodeid)
 
+    @property
+    def nodes(self) -> list[WorkerController]:
+        """The workers by name: the first one gets the first group, the whole stacks."""
+        return sorted(super().nodes, key=lambda node: str(node.gateway.id))
+
 
 def make_scheduler(config: pytest.Config, log: Any) -> Sharing:
     config.option.loadscopereorder = False
@@ -46,6 +56,12 @@ def make_scheduler(config: pytest.Config, log: Any) -> Sharing:
 def are_given() -> bool:
     """Whether a developer's own servers are used: there is one Redis, and no second worker."""
     return "DATABASE_URL" in os.environ and "REDIS_URL" in os.environ
+
+
+def yield_to_the_first() -> None:
+    """Let the first worker have a core where both want it."""
+    if os.environ.get("PYTEST_XDIST_WORKER", "gw0") != "gw0":
+        os.nice(NICENESS)
 
 
 def workers_for(config: pytest.Config) -> int:
@@ -73,7 +89,8 @@ def put_in_order(items: list[pytest.Item]) -> None:
 
 
 def rank_of(nodeid: str) -> int:
-    return next((i for i, start in enumerate(LONG) if nodeid.startswith(start)), len(LONG))
+    rank = next((i for i, starts in enumerate(FIRST) if nodeid.startswith(starts)), len(FIRST))
+    return rank + nodeid.startswith(LAST)
 
 
 def directory_of(nodeid: str) -> str:

@@ -7,7 +7,7 @@ import json
 import struct
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from time import monotonic
+from time import monotonic, time
 from typing import Any
 
 import orjson
@@ -264,11 +264,17 @@ class Upstream:
         return b"\r\n".join(lines) + b"\r\n\r\n" + reply.body
 
 
-async def until(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
+async def until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
     """Wait for something that another process or a real socket brings about."""
     async with asyncio.timeout(timeout_s):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
+
+
+def stopped_clock() -> Callable[[], float]:
+    """Return a clock that stands still, so that no window ends before a test asks for it."""
+    now = time()
+    return lambda: now
 
 
 @asynccontextmanager

@@ -35,7 +35,7 @@ def mlflow(tmp_path: Path, settings: Any, monkeypatch: pytest.MonkeyPatch) -> Ml
 
 
 def inspected_once(usual: bytes) -> Callable[[Path], dict[str, Any]]:
-    """Inspect the registry's usual file once a run: a process that loads ONNX Runtime takes 1.5 s."""
+    """Inspect the registry's usual file once: loading ONNX Runtime in a process takes 1.5 s."""
     inspect = artifacts._inspected
 
     def inspected(path: Path) -> dict[str, Any]:
