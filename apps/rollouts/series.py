@@ -13,14 +13,12 @@ import numpy as np
 from apps.rollouts.comparison import Series
 from apps.rollouts.dispersion import Array, Clusters, History, sums
 from apps.rollouts.eprocess import BucketCounts, Counts
-from apps.rollouts.evidence import Arm, Interval, SliceCounts
+from apps.rollouts.evidence import COLUMNS, Arm, Interval, SliceCounts
 from apps.rollouts.segments import SLICES
 from contract.messages import CLUSTERS
 
 ERRORS = ("n", "errors")
 UNANSWERED = ("assigned", "unanswered")
-# The columns of Grouped.counts.
-COLUMNS = ("n", "errors", "assigned", "unanswered", "units")
 
 
 def has_slices(intervals: Sequence[Interval]) -> bool:
@@ -33,13 +31,9 @@ def series_of_rate(
 ) -> Series:
     """Return the series of one rate; `names` are those of its exposures and events in an Arm."""
     width = SLICES if has_slices(intervals) else 1
-    columns = [
-        [_slices(arm(each), name, width) for each in intervals]
-        for arm in (_canary, _control)
-        for name in names
-    ]
-    shape = (len(intervals), width)
-    n1, a, n0, b = (np.array(column, dtype=np.float64).reshape(shape) for column in columns)
+    columns = [COLUMNS.index(name) for name in names]
+    n1, a = _tables([each.canary for each in intervals])[:, :width, columns].transpose(2, 0, 1)
+    n0, b = _tables([each.control for each in intervals])[:, :width, columns].transpose(2, 0, 1)
     # An end may come in the interval after the one that assigned its unit.
     counts = Counts(n1, np.minimum(a, n1), n0, np.minimum(b, n0))
     return Series(counts, _steps(intervals), _of_rate(intervals, names), before)
@@ -89,18 +83,11 @@ def _pair(counts: SliceCounts | None, names: tuple[str, str]) -> tuple[int, int]
     return n, min(n, events)
 
 
-def _canary(interval: Interval) -> Arm:
-    return interval.canary
-
-
-def _control(interval: Interval) -> Arm:
-    return interval.control
-
-
-def _slices(arm: Arm, name: str, width: int) -> list[int]:
-    if width > 1 and arm.slices:
-        return [getattr(each, name) for each in arm.slices]
-    return [getattr(arm, name)] + [0] * (width - 1)
+def _tables(arms: Sequence[Arm]) -> Array:
+    """All slices' counts, `(intervals, SLICES, columns)`."""
+    return (
+        np.stack([arm.table for arm in arms]) if arms else np.zeros((0, SLICES, len(COLUMNS) - 1))
+    )
 
 
 def _steps(intervals: Sequence[Interval]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

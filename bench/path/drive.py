@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from apps.lib.clock import database_now
 from apps.models.models import Deployment, ModelVersion, RegisteredModel, ServingCluster
 from apps.models.states import DeploymentState
 from apps.rollouts import frozen
+from apps.rollouts.models import Instance as StoredInstance
 from apps.rollouts.models import Rollout
 from apps.rollouts.plan_store import save_plan
 from apps.rollouts.plans import PlanDocument
@@ -23,6 +25,7 @@ from apps.rollouts.publication import latest_table, publish_table, record_report
 from apps.rollouts.services import start_rollout
 from apps.rollouts.states import LIVE_PHASES, Phase
 from apps.rollouts.tick import tick_one
+from apps.rollouts.watch import watch_ends, watch_traffic
 from bench.path.database import set_clock
 from bench.path.fleet import APPLIES_IN_S, Instance
 from bench.path.traffic import Rng, Traffic
@@ -34,8 +37,10 @@ from controlplane.ingest import Entry, apply_once, decode_entry
 BEGAN = datetime(2026, 1, 5, 6, tzinfo=UTC).timestamp()
 # From a window's end until its batch is in Redis and read.
 DELIVERED_IN_S = 0.5
-# Where no rollout has a check due, time passes in steps of this length.
-STEP_S = 1.0
+# Where no rollout is on its way time passes in steps of this length.
+IDLE_S = 10.0
+# How often traffic is held against the tables.
+WATCHED_EVERY_S = 30.0
 
 # When a batch that was sent at an instant is delivered; more than once where it is repeated.
 Delivery = Callable[[Rng, float, Batch], Sequence[float]]
@@ -65,17 +70,30 @@ class Path:
     sent: int = 0
     # (seconds, what) that is yet to be done to the fleet.
     plans: list[tuple[float, Callable[[Path], None]]] = field(default_factory=list)
+    watched_s: float = BEGAN
+    # How often the reconciler wakes.
+    wakes_s: float = 1.0
 
     @classmethod
-    def make(cls, rng: Rng, instances: int = 4, delivery: Delivery = in_order) -> Path:
-        """Return a fleet of so many instances that drain one after the other."""
+    def make(
+        cls,
+        rng: Rng,
+        instances: int = 4,
+        delivery: Delivery = in_order,
+        *,
+        wakes_s: float = 1.0,
+    ) -> Path:
+        """Return a fleet of so many instances that drain one after the other, and nothing else."""
         set_clock(BEGAN)
-        fleet = [Instance(k, phase_s=k / instances, now_s=BEGAN) for k in range(instances)]
+        # A fleet of before was at the same instants.
+        StoredInstance.objects.all().delete()
+        crew = f"{rng.integers(1 << 40):x}-"
+        fleet = [Instance(k, crew, phase_s=k / instances, now_s=BEGAN) for k in range(instances)]
         ServingCluster.objects.get_or_create(
             name="simulated",
             defaults={"endpoints": ["http://t:8000"], "repository_path": "/x", "is_default": True},
         )
-        return cls(rng, fleet, delivery)
+        return cls(rng, fleet, delivery, wakes_s=wakes_s)
 
     @property
     def elapsed_s(self) -> float:
@@ -135,10 +153,10 @@ class Path:
         rollouts = [self.rollouts[name] for name in going]
         due = [r.next_check_at.timestamp() for r in rollouts if r.next_check_at is not None]
         waits = any(r.next_check_at is None and r.is_live for r in rollouts)
-        soon = self.now_s + STEP_S
+        soon = self.now_s + self.wakes_s
         times = [*due, *([soon] if waits else []), *(at for at, _ in self.plans[:1])]
-        # The reconciler wakes once a second.
-        return max(soon, BEGAN + float(np.ceil(min(times, default=soon + 9.0) - BEGAN)))
+        first = min(times, default=self.now_s + IDLE_S) - BEGAN
+        return max(soon, BEGAN + math.ceil(first / self.wakes_s) * self.wakes_s)
 
     def _pass(self, until_s: float, going: Collection[str]) -> None:
         self._route()
@@ -159,9 +177,19 @@ class Path:
                 record_report(instance.report(), now=now)
         while self.plans and self.plans[0][0] <= until_s:
             self.plans.pop(0)[1](self)
+        self._watch(now)
         for name in going:
             if tick_one(self.rollouts[name].pk):
                 self.rollouts[name].refresh_from_db()
+
+    def _watch(self, now: datetime) -> None:
+        """Raise alarms, some of which pause a rollout."""
+        if self.now_s >= self.watched_s + WATCHED_EVERY_S:
+            self.watched_s = self.now_s
+            watch_traffic(now)
+            watch_ends(now)
+            for rollout in self.rollouts.values():
+                rollout.refresh_from_db()
 
     def _route(self) -> None:
         """Let instances have a new table soon after it was published."""
@@ -192,10 +220,10 @@ class Path:
             apply_once(STREAM_TELEMETRY, entries)
 
     @contextmanager
-    def fork(self, seed: int) -> Iterator[Path]:
+    def fork(self) -> Iterator[Path]:
         """What becomes of it from here on, with chance of its own; afterwards nothing of it was."""
         other = copy.deepcopy(self)
-        other.rng = np.random.default_rng(seed)
+        other.rng = np.random.default_rng(int(self.rng.integers(1 << 40)))
         parsed = copy.copy(frozen._parsed)
         with transaction.atomic():
             yield other
@@ -236,6 +264,8 @@ def has_gone_back(rollout: Rollout) -> bool:
 
 def is_over(rollout: Rollout) -> bool:
     """Whether it is decided: it went back, is promoted, or waits for a person."""
-    return rollout.phase == Phase.PAUSED or has_gone_back(rollout) or (
-        rollout.phase not in LIVE_PHASES or rollout.phase == Phase.PROMOTING
+    return (
+        rollout.phase == Phase.PAUSED
+        or has_gone_back(rollout)
+        or (rollout.phase not in LIVE_PHASES or rollout.phase == Phase.PROMOTING)
     )

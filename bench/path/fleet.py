@@ -45,6 +45,8 @@ class Instance:
     """
 
     number: int
+    # Of a boot's name: no two fleets have the same.
+    crew: str = ""
     skew_s: float = 0.0
     phase_s: float = 0.0
     boot: int = 0
@@ -68,6 +70,10 @@ class Instance:
     def name(self) -> str:
         return f"i-{self.number}"
 
+    @property
+    def boot_name(self) -> str:
+        return f"{self.crew}{self.boot}"
+
     def clock(self) -> float:
         """Unix seconds as this instance has them."""
         return self.now_s + self.skew_s
@@ -76,7 +82,7 @@ class Instance:
         """What it reports of itself."""
         return InstanceReport(
             instance=self.name,
-            boot=f"b{self.boot}",
+            boot=self.boot_name,
             at_ms=int(self.clock() * 1_000),
             applied_generation=self.generation,
         )
@@ -138,8 +144,12 @@ class Instance:
         requests = Requests(at - began_s, users, is_canary, self.number, route.step)
         fates = traffic.fate(rng, requests)
         interval_s = route.split.interval_s if route.split else DEFAULT_INTERVAL_S
-        rows = zip(at.tolist(), units, places, fates.end.tolist(), fates.took_s.tolist())
-        for at_s, unit, (decision, point), end, took_s in rows:
+        lost = traffic.lost(rng, requests) if traffic.lost else np.zeros(n, dtype=bool)
+        columns = (at, lost, fates.end, fates.took_s)
+        rows = zip(*(column.tolist() for column in columns), units, places, strict=True)
+        for at_s, is_lost, end, took_s, unit, (decision, point) in rows:
+            if is_lost:
+                continue
             self._expect(model, interval_s, at_s, unit, decision, point, end, took_s)
 
     def _expect(
@@ -199,7 +209,7 @@ class Instance:
             self.sequence += 1
             batch = Batch(
                 instance=self.name,
-                boot=f"b{self.boot}",
+                boot=self.boot_name,
                 sequence=self.sequence,
                 windows=tuple(windows),
             )

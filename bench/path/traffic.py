@@ -54,12 +54,14 @@ class Traffic:
     """What a model gets. Without `users` each request is of a unit of its own.
 
     With `users` each request is of one of so many, all alike. `instances` are those that get it.
+    What is `lost` is assigned and never counted.
     """
 
     rate: Rate
     fate: Fate
     users: int = 0
     instances: tuple[int, ...] = (0, 1, 2, 3)
+    lost: Callable[[Rng, Requests], Flags] | None = None
 
 
 def steady(per_second: float) -> Rate:

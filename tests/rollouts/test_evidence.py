@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from apps.rollouts.evidence import Interval, closed_intervals
+from apps.rollouts.evidence import LOOKS_A_WHOLE, Interval, closed_intervals
 from apps.rollouts.frozen import freeze, frozen_intervals
 from apps.rollouts.models import Rollout
 from contract.messages import ClusterCounts
@@ -160,3 +160,58 @@ def test_what_is_frozen_is_parsed_once_and_grows(rollout: Rollout) -> None:
     assert again is first
     assert second.started_at < first.started_at
     assert frozen_intervals(rollout, 1) == [first]
+
+
+def later(rollout: Rollout, seconds: float) -> list[tuple[int, int]]:
+    """Return canary and control of the intervals that are closed so long after the start."""
+    at = rollout.started_at + timedelta(seconds=seconds)
+    return [(each.canary.n, each.control.n) for each in closed_intervals(rollout, 10, at)]
+
+
+def hear(rollout: Rollout, instance: str, began_s: float, until_s: float) -> None:
+    """A window of each version, from `until_s` − 1 in the interval that began at `began_s`."""
+    for variant, n in (("canary", 5), ("stable", 95)):
+        window(
+            rollout,
+            variant,
+            lag=timedelta(seconds=-until_s),
+            started_at=rollout.started_at + timedelta(seconds=until_s - 1),
+            interval_started_at=rollout.started_at + timedelta(seconds=began_s),
+            instance=instance,
+            units=n,
+        )
+
+
+def test_an_instance_whose_windows_are_late_is_waited_for(rollout: Rollout) -> None:
+    hear(rollout, "i-1", 0, 10)
+    hear(rollout, "i-2", 0, 4)
+    assert later(rollout, 13) == []
+    hear(rollout, "i-2", 0, 10)
+    assert later(rollout, 24) == [(15, 285)]
+
+
+def test_an_instance_that_fell_silent_holds_up_nothing_for_long(rollout: Rollout) -> None:
+    for began_s in (0, 10, 20, 30, 40):
+        hear(rollout, "i-1", began_s, began_s + 10)
+    hear(rollout, "i-2", 0, 4)
+    assert later(rollout, 32) == []
+    assert later(rollout, 33) == [(10, 190)]
+    assert later(rollout, 43) == [(10, 190), *[(5, 95)] * 3]
+
+
+def test_an_instance_that_is_not_heard_of_any_more_holds_up_nothing(rollout: Rollout) -> None:
+    hear(rollout, "i-2", 0, 4)
+    hear(rollout, "i-1", 20, 30)
+    assert later(rollout, 33) == [(5, 95), (5, 95)]
+
+
+def test_windows_that_come_within_the_hour_are_judged_as_new_ones_are_read(
+    rollout: Rollout,
+) -> None:
+    for began_s in (600, 610):
+        hear(rollout, "i-1", began_s, began_s + 10)
+    freeze(rollout, closed_intervals(rollout, 10, rollout.started_at + timedelta(seconds=640)))
+    hear(rollout, "i-1", 0, 10)
+    found = [later(rollout, 650 + 10 * k) for k in range(LOOKS_A_WHOLE)]
+    assert found.count([(5, 95)]) == 1
+    assert found.count([]) == LOOKS_A_WHOLE - 1
