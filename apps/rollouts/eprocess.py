@@ -119,10 +119,14 @@ def factors(
     with the weights 1−w and w, for every 0 ≤ λ < 1/(1/w − δ).
     Raises ValueError unless margin and expected rate lie in (0, 1).
     """
-    if not 0.0 < margin < 1.0 or not 0.0 < expected_rate < 1.0:
-        raise ValueError("margin and expected rate must lie between 0 and 1")
+    _require_shares(margin, expected_rate)
     p0 = _past_control_rate(counts, expected_rate, bets.prior_units)
     return _factors_at(counts, p0, margin, bets)
+
+
+def _require_shares(margin: float, expected_rate: float) -> None:
+    if not 0.0 < margin < 1.0 or not 0.0 < expected_rate < 1.0:
+        raise ValueError("margin and expected rate must lie between 0 and 1")
 
 
 def _factors_at(counts: Counts, p0: Array, margin: float, bets: Bets) -> Factors:
@@ -153,8 +157,9 @@ def settled_factors(
     """Return the same as `factors` for one run, of which only what is new is worked out.
 
     A bet is settled once: an interval's factors depend on it and those before it alone. What an
-    earlier call began with the same intervals is taken from there.
+    earlier call began with the same intervals is taken from there. Raises ValueError as `factors`.
     """
+    _require_shares(margin, expected_rate)
     first = tuple(column[:1].tobytes() for column in columns_of(counts))
     key = (margin, expected_rate, bets, counts.canary_n.shape[-1], first)
     before = _kept.pop(key, None)

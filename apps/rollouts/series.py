@@ -99,8 +99,9 @@ class Histograms:
 
 def is_by_client(intervals: Sequence[Interval]) -> bool:
     """Say whether requests came without a unit, so that callers are what is alike."""
-    counts = _grouped(intervals)
-    return counts is not None and not counts[..., COLUMNS.index("units")].any()
+    counted = [each.control.grouped.counts for each in intervals if each.control.clusters]
+    units = COLUMNS.index("units")
+    return bool(counted) and not any(table[:, units].any() for table in counted)
 
 
 def by_instance(interval: Interval, names: tuple[str, str]) -> dict[str, BucketCounts]:

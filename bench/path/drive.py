@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+import msgspec
 import numpy as np
 from django.db import transaction
 
@@ -112,12 +113,16 @@ class Path:
         """Start the rollout of a model's version 2."""
         model = RegisteredModel.objects.get(name=name)
         now = database_now()
-        stored = save_plan(document=plan, is_default=False, actor=INTERLOCK)
+        # Each has a plan of its own, by the model's name.
+        document = msgspec.structs.replace(plan, name=name)
+        stored = save_plan(document=document, is_default=False, actor=INTERLOCK)
         target = model.versions.get(number=2)
-        self.rollouts[name] = start_rollout(
-            model=model, target=target, plan=stored, actor=INTERLOCK, now=now
-        )
-        return self.rollouts[name]
+        rollout = start_rollout(model=model, target=target, plan=stored, actor=INTERLOCK, now=now)
+        # The same units are in the canary in each simulation.
+        rollout.salt = name
+        rollout.save(update_fields=["salt"])
+        self.rollouts[name] = rollout
+        return rollout
 
     def publish(self) -> None:
         """Publish the table as it is now, as the reconciler of deployments does."""
