@@ -211,7 +211,6 @@ def _held_at(found: Found, reach: Reach, length: timedelta, now: datetime) -> da
     lately = TelemetryRow.objects.filter(
         model_name=reach.rollout.model.name,
         ended_at__gt=min(fresh) - length,
-        split=str(reach.rollout.pk),
         instance__in=live_instances(now).values("name"),
     )
     heard = lately.values("instance").annotate(last=Max("ended_at")).values_list("last", flat=True)

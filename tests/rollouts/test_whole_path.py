@@ -89,7 +89,7 @@ def decided(errors: float, delivery: Delivery = in_order) -> str:
 
 @pytest.mark.parametrize("errors", [0.01, 0.3])
 @settings(
-    max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(repeat=st.floats(0.0, 0.5), lag_s=st.floats(0.0, LATE_MOST_S), by_chance=st.floats(0.0, 1.0))
 def test_how_batches_come_changes_no_decision(
@@ -99,8 +99,7 @@ def test_how_batches_come_changes_no_decision(
     assert decided(errors, badly) == decided(errors)
 
 
-@pytest.mark.parametrize("only", ["", "i-1"])
-@pytest.mark.parametrize("lag_s", [4.0, 9.0, LATE_MOST_S])
+@pytest.mark.parametrize(("lag_s", "only"), [(9.0, ""), (LATE_MOST_S, ""), (LATE_MOST_S, "i-1")])
 def test_windows_that_come_late_are_judged_whole(lag_s: float, only: str) -> None:
     with fleet() as path:
         path.run(LATELY_S)
@@ -112,7 +111,7 @@ def test_windows_that_come_late_are_judged_whole(lag_s: float, only: str) -> Non
     assert found.items() <= in_time.items()
 
 
-@pytest.mark.parametrize("skew_s", [-15.0, -4.0, 4.0])
+@pytest.mark.parametrize("skew_s", [-15.0, 4.0])
 def test_an_instance_whose_clock_is_off_is_judged_whole(skew_s: float) -> None:
     with fleet(skew_s=skew_s) as path:
         path.run(LATELY_S)
