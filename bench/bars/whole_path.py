@@ -313,7 +313,7 @@ def _days(rng: Rng, size: Size) -> Iterator[Bar]:
             steady(PER_SECOND), failing(_cycle(day_s, phase, 0.001, 0.03))
         )
     path = _path(rng, cases, msgspec.structs.replace(size.plan, interval_s=60))
-    path.run(4.0 * 9_000.0 * size.scale_permille / 1_000, until=is_settled)
+    path.run(1.5 * 9_000.0 * size.scale_permille / 1_000, until=is_settled)
     back = sum(map(has_gone_back, path.rollouts.values()))
     name = "daily cycle of latency (± 50%) or errors (0.1 to 3%): rolled back"
     yield share(name, back, len(cases), 0.005)
@@ -337,11 +337,15 @@ def _little(rng: Rng, size: Size) -> Iterator[Bar]:
     path.run(DAY_S)
     for name in path.traffic:
         path.start(name, LITTLE)
-    for _ in range(45):
+    for _ in range(30):
         path.run(DAY_S, until=is_settled)
         for rollout in path.rollouts.values():
             if rollout.phase == Phase.BAKING and "the checks pass" in rollout.reason:
                 approve_step(rollout=rollout, actor=INTERLOCK, now=database_now())
+        if all(each.step_index == 1 or is_settled(each) for each in path.rollouts.values()):
+            break
+    # Of the 95 % step a few days.
+    path.run(size.few * DAY_S, until=is_settled)
     decided = sum(rollout.approved_step == 0 for rollout in path.rollouts.values())
     back = sum(map(has_gone_back, path.rollouts.values()))
     n = len(path.rollouts)
