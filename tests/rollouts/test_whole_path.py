@@ -6,6 +6,7 @@ often such rollouts are decided rightly.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -17,7 +18,11 @@ from django.db import transaction
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from apps.lib.actors import INTERLOCK
+from apps.lib.clock import database_now
 from apps.rollouts.plan_templates import TEMPLATES
+from apps.rollouts.services import pause_rollout, resume_rollout
+from apps.rollouts.states import Phase
 from bench.path.database import simulate_clock
 from bench.path.drive import DELIVERED_IN_S, Delivery, Path, has_gone_back, in_order
 from bench.path.traffic import Rng, Traffic, failing, steady
@@ -118,3 +123,27 @@ def test_an_instance_whose_clock_is_off_is_judged_whole(skew_s: float) -> None:
         inner = list(judged(path).values())[2:]
     # 3 of the canary and 57 of stable a second, over both instances.
     assert min(stable for _, _, stable, _ in inner) > 0.8 * 570
+
+
+def test_a_rollout_that_is_paused_and_resumed_is_judged_without_a_gap() -> None:
+    with fleet() as path:
+        rollout = path.rollouts["m"]
+        path.run(60.0)
+        pause_rollout(rollout=rollout, actor=INTERLOCK, now=database_now())
+        path.run(60.0)
+        assert rollout.phase == Phase.PAUSED
+        resume_rollout(rollout=rollout, actor=INTERLOCK, now=database_now())
+        path.run(60.0)
+        found = sorted(judged(path))
+    assert rollout.phase == Phase.BAKING
+    assert {(after - at).total_seconds() for at, after in itertools.pairwise(found)} == {10.0}
+    assert len(found) >= 16
+
+
+def test_an_instance_that_restarts_costs_the_seconds_that_it_was_away() -> None:
+    with fleet() as path:
+        path.at(130.0, lambda path: path.fleet[1].restart(3.0))
+        path.run(LATELY_S)
+        stable = [each[2] for each in judged(path).values()][2:]
+    assert not has_gone_back(path.rollouts["m"])
+    assert sum(n < 0.9 * np.median(stable) for n in stable) <= 2
