@@ -211,9 +211,11 @@ class Forks:
                         self._break(name, when, -(-self.size.many // len(names)))
 
     def _moments(self, rollout: Rollout) -> Iterator[str]:
-        if rollout.phase == Phase.BAKING and self.path.elapsed_s >= 2 * WARM_UP_S:
+        path, due_at = self.path, rollout.step_due_at
+        if rollout.phase == Phase.BAKING and path.elapsed_s >= 2 * WARM_UP_S:
             yield "60 s"
-            if rollout.step_index == HALF:
+            is_due = due_at is not None and due_at.timestamp() - path.now_s <= 2 * INTERVAL_S
+            if rollout.step_index == HALF - 1 and is_due:
                 yield "three steps"
 
     def _break(self, name: str, when: str, times: int) -> None:
@@ -264,23 +266,23 @@ def _dies(path: Path, name: str) -> bool:
 
 
 def _breaks(path: Path, name: str) -> float:
-    """Return the canary's requests from 1 → 3 % until it is taken back; infinite if never."""
+    """Return the canary's requests in a 50 % step of 3 % errors; infinite if it passes.
+
+    Counted are all until it is taken back, also those that no interval had when it was judged.
+    """
     rollout = path.rollouts[name]
-    before = _canary_requests(rollout)
 
     def chance(requests: Requests) -> Array:
-        return np.where(requests.is_canary, 0.03, 0.01)
+        return np.where(requests.is_canary & (requests.step == HALF), 0.03, 0.01)
 
     path.traffic[name] = replace(path.traffic[name], fate=failing(chance))
-    path.run(1_800.0, names=[name], until=lambda r: has_gone_back(r) or r.step_index > HALF)
+    path.run(3_600.0, names=[name], until=lambda r: has_gone_back(r) or r.step_index > HALF)
     if not has_gone_back(rollout):
         return float("inf")
-    return float(_canary_requests(rollout) - before)
-
-
-def _canary_requests(rollout: Rollout) -> int:
-    rows = TelemetryRow.objects.filter(split=str(rollout.pk), variant="canary")
-    return int(rows.aggregate(n=Sum("requests"))["n"] or 0)
+    rows = TelemetryRow.objects.filter(
+        split=str(rollout.pk), variant="canary", generation__gte=rollout.step_generations[HALF]
+    )
+    return float(rows.aggregate(n=Sum("requests"))["n"])
 
 
 def _lossy(rng: Rng, size: Size) -> Iterator[Bar]:
