@@ -23,6 +23,7 @@ from apps.rollouts.services import approve_step
 from apps.rollouts.states import Phase
 from bench.bars import Bar, share
 from bench.decisions_rules import Rng
+from bench.path.apart import measured_apart
 from bench.path.database import simulated_database
 from bench.path.drive import BEGAN, Path, has_gone_back, is_over
 from bench.path.traffic import (
@@ -72,6 +73,12 @@ FULL_RUNS = 1_000
 
 def bars(rng: Rng, runs: int) -> Iterator[Bar]:
     """What is rolled back and what must not be, as shipped, at 100/s and from 5 %."""
+    seed = int(rng.integers(1 << 40))
+    yield from measured_apart(f"{__name__}:bars_here", seed, runs)
+
+
+def bars_here(rng: Rng, runs: int) -> Iterator[Bar]:
+    """The same in this process, whose database is another one from then on."""
     size = FULL if runs >= FULL_RUNS else QUICK
     logging.getLogger("apps").setLevel(logging.WARNING)
     with simulated_database():
