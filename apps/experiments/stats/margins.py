@@ -17,7 +17,7 @@ from apps.experiments.stats.comparison import Difference, State
 from apps.experiments.stats.data import MetricSpec
 from apps.experiments.stats.estimates import Estimate
 from apps.experiments.stats.rare_rates import Seen, gain_bounds
-from apps.experiments.stats.rate_scores import RateRegion
+from apps.experiments.stats.rate_scores import RateRegion, StratifiedRateRegion
 from apps.experiments.stats.sequential import boundary
 from apps.experiments.stats.strata_rates import Rates, gain_bounds_of
 
@@ -88,7 +88,7 @@ def _gain_limits(
     if not is_final:
         # A two-sided interval at 2α has α on each side.
         low, high = found.bounds(boundary(made.n, min(0.999, 2.0 * alpha), planned_units)[0])
-    elif isinstance(found.region, RateRegion):
+    elif isinstance(found.region, RateRegion | StratifiedRateRegion):
         low, high = found.region.one_sided_limits(_fixed(found, alpha))
     else:
         low, high = found.bounds(_fixed(found, alpha))
