@@ -49,6 +49,7 @@ def judge_margin(
 ) -> MarginVerdict | None:
     """Return the verdict at one-sided `alpha`; None for a metric without a margin.
 
+    Before the end a reading that begins anew with each phase has the estimate's share of `alpha`.
     `rare` are control's and the arm's counts of a rate with too few events for `made` to be normal:
     exact bounds judge it then. `stopped` says why no verdict may be read; `is_worse` is what the
     test of a difference found.
@@ -67,7 +68,8 @@ def judge_margin(
     if rare:
         low, high = _exact(rare, alpha, spec.is_increase_better, is_final)
     else:
-        low, high = _gain_limits(spec, made, alpha, planned_units, is_final=is_final)
+        level = alpha if is_final else alpha * made.level_share
+        low, high = _gain_limits(spec, made, level, planned_units, is_final=is_final)
     bound = low if math.isfinite(low) else None
     if low > -margin:
         return MarginVerdict("not-worse", bound, margin, is_worse, "")

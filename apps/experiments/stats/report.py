@@ -373,7 +373,7 @@ def _guardrail(plan: _Plan, metric: MetricData, report: MetricReport) -> MetricR
                 metric.spec,
                 estimated[compared.arm],
                 estimates.rare_events(metric, control.name, compared.arm),
-                alpha=plan.alpha * (1.0 if is_final else estimated[compared.arm].level_share),
+                alpha=plan.alpha,
                 planned_units=plan.planned_units,
                 is_final=is_final,
                 is_worse=compared.outcome == "worse",
