@@ -186,7 +186,7 @@ def test_one_sided_limits_of_one_stratum_are_the_plain_ones_but_for_the_factor()
 
 
 def test_one_sided_limits_of_strata_err_alike_where_one_arm_has_few_events() -> None:
-    rng, runs, margin = np.random.default_rng(7), 1_500, 0.01
+    rng, runs, margin = np.random.default_rng(7), 600, 0.01
     rates, sizes = (0.02, 0.03), ((9_900, 100), (9_900, 100))
     above = plain = 0
     for _ in range(runs):
@@ -197,7 +197,8 @@ def test_one_sided_limits_of_strata_err_alike_where_one_arm_has_few_events() -> 
         above += strata(rows).one_sided_limits(Z95)[0] > margin
         plain += strata(rows).limits(Z95)[0] > margin
 
-    assert above / runs <= 0.025 + 2.0 * 0.004
+    # Two standard errors of 2.5 % are 1.3 %.
+    assert above / runs <= 0.025 + 0.013
     assert plain > above
 
 
