@@ -15,7 +15,7 @@ from apps.rollouts.dispersion import Array, Clusters, History, sums
 from apps.rollouts.eprocess import BucketCounts, Counts
 from apps.rollouts.evidence import Arm, Interval, SliceCounts
 from apps.rollouts.segments import SLICES
-from contract.messages import CLUSTERS
+from contract.messages import CLUSTERS, ClusterCounts
 
 ERRORS = ("n", "errors")
 UNANSWERED = ("assigned", "unanswered")
@@ -79,6 +79,21 @@ def by_instance(interval: Interval, names: tuple[str, str]) -> dict[str, BucketC
         name: BucketCounts(*_pair(ours, names), *_pair(theirs, names))
         for name, (ours, theirs) in both.items()
     }
+
+
+def by_cluster(interval: Interval, names: tuple[str, str]) -> dict[str, BucketCounts]:
+    """Return what was counted of each cluster of units in an interval."""
+    canary, control = interval.canary.clusters, interval.control.clusters
+    none = ClusterCounts()
+    found = {}
+    for number in canary.keys() | control.keys():
+        counts = []
+        for each in (canary.get(number, none), control.get(number, none)):
+            n, events = (getattr(each, name) for name in names)
+            # Whom an interval before assigned, this one may leave without an answer.
+            counts += [max(n, events), events]
+        found[str(number)] = BucketCounts(*counts)
+    return found
 
 
 def _pair(counts: SliceCounts | None, names: tuple[str, str]) -> tuple[int, int]:
