@@ -18,10 +18,11 @@ from dataplane.config import Limits
 from dataplane.grpc_service import GrpcService
 from dataplane.predict import Predictor
 from dataplane.triton import Fault, TritonError
+from tests.dataplane import test_grpc_service as over_grpc
 from tests.dataplane.test_ends import HEADERS, Script, check
 from tests.dataplane.test_predict import BOOM, INFER, REFUSED, ROW, Plane, by_version
 from tests.dataplane.wire import Wire, request
-from tests.dataplane.worlds import body, canary, model, sums_reply, table
+from tests.dataplane.worlds import body, canary, model, sums_reply, table, until
 
 KEY = "x-api-key: k\r\n"
 TENANTS = {
@@ -265,3 +266,29 @@ async def test_an_answer_with_nan_goes_to_stable_and_its_id_names_stable():
     plain = json.dumps({"model": "sums", "data": [ROW]}).encode()
     answer = await plane.ask("/predict", plain, "x-unit-id: u1\r\n")
     assert parse_request_id(answer.json["request_id"]).version == "1"
+
+
+@pytest.mark.parametrize("way", ["deadline", "cancel", "stop"])
+async def test_a_call_over_grpc_that_its_client_or_a_stop_ends_has_one_end(way):
+    async with over_grpc.a_world(None, split=canary(10_000)) as world:
+        given_s = 0.05 if way == "deadline" else 5.0
+        call = asyncio.ensure_future(over_grpc.call(world, timeout_s=given_s))
+        await until(lambda: world.triton.calls)
+        if way == "cancel":
+            call.cancel()
+        if way == "stop":
+            await world.service.stop(0.0)
+        await asyncio.gather(call, return_exceptions=True)
+        windows = []
+
+        def has_ended():
+            windows.extend(world.telemetry.drain(3)[0])
+            return sum(window.ends.total for window in windows) == 1
+
+        await until(has_ended, 1.0)
+        # However late the version answers then, nothing more is counted.
+        world.triton.finish(0)
+        assert has_ended()
+        assert sum(window.assigned_requests for window in windows) == 1
+        left = [window.ends for window in windows if window.ends.total]
+        assert left == [Ends(abandoned=1)] or (way == "deadline" and left == [Ends(expired=1)])
