@@ -87,7 +87,7 @@ def _versions(requests: Iterable[RequestId]) -> dict[tuple[str, str], int]:
     named = [(each.model, int(each.version)) for each in requests if _is_number(each.version)]
     if not named:
         return {}
-    models, numbers = map(set, zip(*named, strict=True))
+    models, numbers = {model for model, _ in named}, {number for _, number in named}
     # Each of these with each of those, which are few: anybody may name any number of pairs.
     versions = ModelVersion.objects.filter(model__name__in=models, number__in=numbers)
     rows = versions.values_list("model__name", "number", "pk")

@@ -84,16 +84,20 @@ def by_instance(interval: Interval, names: tuple[str, str]) -> dict[str, BucketC
 def by_cluster(interval: Interval, names: tuple[str, str]) -> dict[str, BucketCounts]:
     """Return what was counted of each cluster of units in an interval."""
     canary, control = interval.canary.clusters, interval.control.clusters
-    none = ClusterCounts()
-    found = {}
-    for number in canary.keys() | control.keys():
-        counts = []
-        for each in (canary.get(number, none), control.get(number, none)):
-            n, events = (getattr(each, name) for name in names)
-            # Whom an interval before assigned, this one may leave without an answer.
-            counts += [max(n, events), events]
-        found[str(number)] = BucketCounts(*counts)
-    return found
+    nothing = ClusterCounts()
+    return {
+        str(number): BucketCounts(
+            *_of_cluster(canary.get(number, nothing), names),
+            *_of_cluster(control.get(number, nothing), names),
+        )
+        for number in canary.keys() | control.keys()
+    }
+
+
+def _of_cluster(counts: ClusterCounts, names: tuple[str, str]) -> tuple[int, int]:
+    n, events = (getattr(counts, name) for name in names)
+    # Whom an interval before assigned, this one may leave without an answer.
+    return max(n, events), events
 
 
 def _pair(counts: SliceCounts | None, names: tuple[str, str]) -> tuple[int, int]:
