@@ -100,7 +100,7 @@ def test_each_instance_version_and_generation_is_compared_for_itself() -> None:
     for instance in ("i-1", "i-2"):
         batches(1, 2, instance=instance)
         window(1, 0, instance, answered=1)
-    window(200, 3, "i-1", answered=5)
+    window(620, 3, "i-1", answered=5)
     window(200, 5, "i-2", answered=1)
     assert [told.partition(" under")[0] for told in watch()] == [
         "5 requests were assigned to digits:2 on instance i-2"
