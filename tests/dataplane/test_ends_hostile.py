@@ -14,7 +14,6 @@ from tritonclient.grpc import service_pb2 as messages
 from contract.messages import Ends
 from contract.request_ids import parse_request_id
 from contract.routing import Tenant
-from dataplane import ends
 from dataplane.grpc_service import GrpcService
 from dataplane.predict import Predictor
 from dataplane.triton import Fault, TritonError
@@ -193,14 +192,6 @@ async def test_a_client_that_left_while_its_body_was_unpacked_asks_nobody():
         await asyncio.sleep(0.005)
     assert plane.triton.calls == []
     assert plane.windows() == {}
-
-
-def test_only_stable_says_that_a_refused_request_is_its_own_fault():
-    stables = {end: ends.end_without_answer(ends.REFUSED, end) for end in range(len(ends.ENDS))}
-    assert stables[ends.REFUSED] == ends.REFUSED
-    others = [stables[end] for end in (ends.FAILED, ends.SHED, ends.EXPIRED, ends.ABANDONED)]
-    assert others == [ends.FAILED, ends.FAILED, ends.EXPIRED, ends.ABANDONED]
-    assert all(ends.IS_UNANSWERED[end] for end in others)
 
 
 @pytest.mark.parametrize(
