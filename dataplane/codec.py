@@ -14,11 +14,11 @@ from typing import Any
 
 import orjson
 
+from contract.request_ids import UNIT_LENGTH_MAX
 from contract.routing import Signature, UnitKey
 from dataplane.errors import bad_request
 from dataplane.inputs import UNSUPPORTED, InputSpec, TensorReader, unsupported, wrong_parameters
 
-UNIT_LENGTH_MAX = 200
 _RESERVED = ("binary_data_output",)
 # Documents with NaN are read by a slower parser, and the event loop waits for it.
 _NAN_BYTES_MAX = 1024 * 1024

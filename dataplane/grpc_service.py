@@ -11,7 +11,6 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
-from urllib.parse import unquote
 
 import grpc  # type: ignore[import-untyped]
 import grpc.aio  # type: ignore[import-untyped]
@@ -21,7 +20,7 @@ from tritonclient.grpc import service_pb2 as messages
 from dataplane import metadata
 from dataplane.admission import TIMEOUT_HEADER, Tenancy
 from dataplane.caller import Abandonable
-from dataplane.clusters import cluster_of
+from dataplane.clusters import cluster_of_peer
 from dataplane.config import Limits
 from dataplane.errors import Refusal, bad_request
 from dataplane.grpc_codec import grpc_form, read_message
@@ -73,9 +72,7 @@ class GrpcCaller:
     @property
     def client_cluster(self) -> int:
         """The cluster of the client's address, the same as over HTTP."""
-        kind, _, address = unquote(self.peer).partition(":")
-        host = address.rpartition(":")[0].strip("[]") if kind in ("ipv4", "ipv6") else ""
-        return cluster_of(host.encode())
+        return cluster_of_peer(self.peer)
 
     def respond(self, status: int, body: bytes, headers: bytes = b"") -> None:
         """Answer with a serialised message."""

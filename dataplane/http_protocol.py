@@ -328,6 +328,8 @@ class HttpConnection(Protocol):
             done = pending.popleft()
             transport.write(answer)
             if not done.keep_alive:
+                # A stop closes before what was asked behind this: its client is told nothing.
+                self._abandon()
                 pending.clear()
                 self._held.clear()
                 self._finish(transport)
@@ -404,6 +406,8 @@ class HttpConnection(Protocol):
             return
 
         def unpacked(result: bytes | Refusal) -> None:
+            if exchange not in self._pending:
+                return  # Its client hung up meanwhile.
             if isinstance(result, Refusal):
                 exchange.refuse(result)
             else:

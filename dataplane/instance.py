@@ -7,6 +7,7 @@ import logging
 import secrets
 import socket
 import time
+from contextlib import suppress
 from email.utils import formatdate
 from typing import TYPE_CHECKING
 
@@ -43,6 +44,8 @@ REDIS_TIMEOUT_S = 5.0
 # close: a request that is on its way is not lost.
 SETTLE_S = 0.5
 ADOPT_INTERVAL_S = 10.0
+# Connections that are cut are gone in a few turns of the loop.
+CUT_TIMEOUT_S = 1.0
 
 
 class Instance:
@@ -234,8 +237,10 @@ class Instance:
         self.server.abort()
         if self._grpc is not None:
             await self._grpc.stop(0.0)
-        # The loop tells of a connection that is cut a turn later.
-        await asyncio.sleep(0)
+        # The loop tells of a connection that is cut some turns later.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CUT_TIMEOUT_S):
+                await self.server.emptied()
 
     async def _say_goodbye(self, *, stopping: bool) -> None:
         await self.publisher.store_outcomes()

@@ -18,7 +18,13 @@ from contract.messages import (
     OUTCOME_VALUE_MAX,
     Outcome,
 )
-from contract.request_ids import REQUEST_ID_LENGTH_MAX, with_unit
+from contract.request_ids import (
+    UNIT_LENGTH_MAX,
+    RequestId,
+    check_age,
+    parse_request_id,
+    unit_of,
+)
 from dataplane.errors import Refusal, bad_request
 
 OUTCOMES_MAX = 1_000
@@ -65,17 +71,26 @@ def _read(item: object, now_ms: int, new_id: Callable[[], str]) -> Outcome:
     if unknown:
         raise ValueError(f"unknown field {min(unknown)!r}")
     event_id = item.get("event_id")
-    has_request = item.get("request_id") is not None
-    has_unit = not has_request or item.get("unit_id") is not None
-    outcome = Outcome(
+    named = item.get("request_id")
+    request = _request(named, now_ms) if named not in (None, "") else None
+    has_unit = request is None or item.get("unit_id") not in (None, "")
+    unit = _text(item, "unit_id", UNIT_LENGTH_MAX) if has_unit else ""
+    return Outcome(
         event_id=new_id() if event_id is None else _text(item, "event_id", ID_LENGTH_MAX),
-        unit_id=_text(item, "unit_id", ID_LENGTH_MAX) if has_unit else "",
+        unit_id=unit if request is None else unit_of(unit, request),
         metric=_text(item, "metric", METRIC_LENGTH_MAX),
         value=_value(item.get("value")),
         occurred_at_ms=_instant(item.get("occurred_at"), now_ms),
-        request_id=_text(item, "request_id", REQUEST_ID_LENGTH_MAX) if has_request else "",
+        request_id=str(named) if request is not None else "",
     )
-    return with_unit(outcome)
+
+
+def _request(named: object, now_ms: int) -> RequestId:
+    if type(named) is not str:
+        raise ValueError("'request_id' must be a string")
+    request = parse_request_id(named)
+    check_age(request, now_ms)
+    return request
 
 
 def _text(item: dict[str, object], field: str, length_max: int) -> str:

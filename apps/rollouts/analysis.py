@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from datetime import timedelta
 
 from apps.rollouts import check_kinds as kinds
 from apps.rollouts.check_kinds import CheckDocument
@@ -16,7 +17,7 @@ from apps.rollouts.checks import (
 )
 from apps.rollouts.dispersion import History
 from apps.rollouts.eprocess import BucketCounts
-from apps.rollouts.evidence import Interval, LatencyReference
+from apps.rollouts.evidence import GRACE, Interval, LatencyReference
 from apps.rollouts.no_control import deciders_of, judge_without_control
 from apps.rollouts.objectives import Part, judge_error_objective, judge_latency_objective
 from apps.rollouts.observed import OBSERVED
@@ -28,6 +29,7 @@ from apps.rollouts.series import (
     ERRORS,
     UNANSWERED,
     Histograms,
+    by_cluster,
     by_instance,
     has_slices,
     is_by_client,
@@ -56,6 +58,16 @@ class Question:
     observations: Mapping[str, Observation] = field(default_factory=dict)
     # How stable's errors spread over time before the rollout, where that is known.
     before: History | None = None
+    # How long a request may take, seconds.
+    timeout_s: float = 0.0
+
+    @property
+    def settled(self) -> list[Interval]:
+        """The intervals all of whose requests have ended: younger ones may yet turn out worse."""
+        if not self.intervals:
+            return []
+        until = self.intervals[-1].started_at + GRACE - timedelta(seconds=self.timeout_s)
+        return [each for each in self.intervals if each.started_at <= until]
 
     @property
     def settings(self) -> CheckSettings:
@@ -116,8 +128,28 @@ def _error_rate(question: Question, _: CheckDocument) -> CheckResult:
 def _unanswered(question: Question, _: CheckDocument) -> CheckResult:
     if not question.has_control:
         return _without_control(question, kinds.UNANSWERED)
-    series = series_of_rate(question.intervals, UNANSWERED)
-    return judge_unanswered(series, question.settings, _frame(question.intervals, UNANSWERED))
+    result = _judge_unanswered(question, question.intervals)
+    settled = question.settled
+    if result.verdict is not Verdict.PASS or len(settled) == len(question.intervals):
+        return result
+    if not any(each.canary.assigned for each in settled if each.step_index == question.step_index):
+        reason = f"requests of this step may still be under way (so far: {result.reason})"
+        return CheckResult(result.check, Verdict.INSUFFICIENT_SAMPLE, reason, result.evidence)
+    # Who is still waiting has not been left without an answer yet: that is no proof of safety.
+    earlier = _judge_unanswered(question, settled)
+    return result if earlier.verdict is Verdict.PASS else earlier
+
+
+def _judge_unanswered(question: Question, intervals: Sequence[Interval]) -> CheckResult:
+    frame = _frame(intervals, UNANSWERED)
+    if not is_by_client(intervals):
+        # Who waits for an answer no longer than a moment, or never, chooses whether it comes. One
+        # whose unit is the canary's must not condemn it.
+        frame = replace(
+            frame,
+            clusters=lambda start: [by_cluster(each, UNANSWERED) for each in intervals[start:]],
+        )
+    return judge_unanswered(series_of_rate(intervals, UNANSWERED), question.settings, frame)
 
 
 def _without_control(question: Question, check: str) -> CheckResult:

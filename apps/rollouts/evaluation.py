@@ -71,6 +71,7 @@ def _question(
         ),
         observations={**observe_database(rollout, step.questions, now), **asked},
         before=spread.spread_before(rollout, plan.interval_of(0)),
+        timeout_s=rollout.model.timeout_ms / 1_000,
     )
     return question, len(intervals)
 
@@ -156,6 +157,7 @@ def _inputs(question: Question, frozen: int) -> dict[str, Any]:
         "is_fresh": question.is_fresh,
         "observations": question.observations,
         "before": spread.to_json(question.before),
+        "timeout_s": question.timeout_s,
     }
 
 
@@ -172,5 +174,6 @@ def repeat_answer(evaluation: Evaluation) -> CheckResult:
         observations={evaluation.check_name: inputs["observation"]},
         # Evaluations from before it was read have none.
         before=spread.from_json(inputs.get("before", {})),
+        timeout_s=inputs.get("timeout_s", 0.0),
     )
     return next(each for each in answer(question) if each.check == evaluation.check_name)

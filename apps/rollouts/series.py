@@ -17,7 +17,7 @@ from apps.rollouts.dispersion import Array, Clusters, History, Integers, sums
 from apps.rollouts.eprocess import BucketCounts, Counts
 from apps.rollouts.evidence import COLUMNS, Arm, Interval, SliceCounts
 from apps.rollouts.segments import SLICES
-from contract.messages import CLUSTERS
+from contract.messages import CLUSTERS, ClusterCounts
 
 ERRORS = ("n", "errors")
 UNANSWERED = ("assigned", "unanswered")
@@ -112,6 +112,25 @@ def by_instance(interval: Interval, names: tuple[str, str]) -> dict[str, BucketC
         name: BucketCounts(*_pair(ours, names), *_pair(theirs, names))
         for name, (ours, theirs) in both.items()
     }
+
+
+def by_cluster(interval: Interval, names: tuple[str, str]) -> dict[str, BucketCounts]:
+    """Return what was counted of each cluster of units in an interval."""
+    canary, control = interval.canary.clusters, interval.control.clusters
+    nothing = ClusterCounts()
+    return {
+        str(number): BucketCounts(
+            *_of_cluster(canary.get(number, nothing), names),
+            *_of_cluster(control.get(number, nothing), names),
+        )
+        for number in canary.keys() | control.keys()
+    }
+
+
+def _of_cluster(counts: ClusterCounts, names: tuple[str, str]) -> tuple[int, int]:
+    n, events = (getattr(counts, name) for name in names)
+    # Whom an interval before assigned, this one may leave without an answer.
+    return max(n, events), events
 
 
 def _pair(counts: SliceCounts | None, names: tuple[str, str]) -> tuple[int, int]:
