@@ -135,7 +135,7 @@ def _act(name: str) -> Command:
 def abort(client: Client, options: argparse.Namespace) -> int:
     """Abort first; ask a person at a terminal for the reason afterwards, whom none hurries then."""
     rollout = client.post(f"{_path(options)}abort/", {"reason": options.reason})
-    if rollout["lacks_reason"] and sys.stdin.isatty() and not options.json:
+    if rollout.get("lacks_reason") and sys.stdin.isatty() and not options.json:
         print("Aborted: all traffic goes back.")
         reason = input("Why was it aborted (empty: say it later)? ").strip()
         if reason:
@@ -162,6 +162,6 @@ def _tell(options: argparse.Namespace, rollout: dict[str, Any]) -> int:
         return show_json(rollout)
     print(f"rollout {rollout['id']}")
     say(rollout)
-    if rollout["lacks_reason"]:
+    if rollout.get("lacks_reason"):
         print(f"Say why it was aborted: interlock reason {rollout['id']} TEXT")
     return EXIT_OK

@@ -8,7 +8,6 @@ is nothing to collect before the start, and memory holds what pages use and noth
 from __future__ import annotations
 
 import gzip
-import os
 import re
 from collections.abc import Iterator
 from functools import lru_cache
@@ -33,7 +32,7 @@ HASHED = re.compile(r"\.[0-9a-f]{12}(?=\.[^./]+$)")
 def find(name: str) -> str | None:
     """Return the path of the static file `name`; None when there is none."""
     path = finders.find(name)
-    return path if isinstance(path, str) and os.path.isfile(path) else None
+    return path if isinstance(path, str) and Path(path).is_file() else None
 
 
 @lru_cache(maxsize=1_000)
@@ -46,8 +45,12 @@ def hashed(name: str) -> str:
     path = _path_of(name)
     if path is None:
         return name
-    stem, suffix = os.path.splitext(name)
-    return f"{stem}.{_digest(path, os.stat(path).st_mtime_ns)}{suffix}"
+    stem, dot, suffix = name.rpartition(".")
+    return f"{stem}.{_digest(path, _modified_ns(path))}.{suffix}" if dot else name
+
+
+def _modified_ns(path: str) -> int:
+    return Path(path).stat().st_mtime_ns
 
 
 @lru_cache(maxsize=1_000)
@@ -117,7 +120,7 @@ class StaticMiddleware(WhiteNoiseMiddleware):  # type: ignore[misc]
 
     def get_static_file(self, path: str, url: str, stat_cache: Any = None) -> StaticFile:
         plain = super().get_static_file(path, url, stat_cache)
-        if Path(path).suffix not in COMPRESSED or os.path.getsize(path) < COMPRESSED_BYTES_MIN:
+        if Path(path).suffix not in COMPRESSED or Path(path).stat().st_size < COMPRESSED_BYTES_MIN:
             return plain
         headers = [
             (name, value)
@@ -125,7 +128,7 @@ class StaticMiddleware(WhiteNoiseMiddleware):  # type: ignore[misc]
             if name.lower() not in {"content-length", "vary"}
         ]
         # The same bytes at each start, so that a cache between here and browsers keeps them.
-        return CompressedFile(path, headers, _packed(path, os.stat(path).st_mtime_ns))
+        return CompressedFile(path, headers, _packed(path, _modified_ns(path)))
 
 
 @lru_cache(maxsize=100)

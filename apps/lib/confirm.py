@@ -17,7 +17,7 @@ from django_htmx.http import reswap, retarget
 
 from apps.lib.pages import PageRequest, came_from
 
-TOKEN = "confirmed"
+FIELD = "confirmed"
 REASON_MAX = 1_000
 
 
@@ -50,9 +50,9 @@ class Question:
 def ask(request: PageRequest, question: Question) -> HttpResponse | None:
     """Return the answer that asks; None once its form came back with a yes."""
     token = _token(request, question)
-    if constant_time_compare(request.POST.get(TOKEN, ""), token):
+    if constant_time_compare(request.POST.get(FIELD, ""), token):
         return None
-    asked = {TOKEN, "csrfmiddlewaretoken"}
+    asked = {FIELD, "csrfmiddlewaretoken"}
     asked |= {"reason"} if question.reason else set()
     asked |= {"override"} if question.choices else set()
     context = {

@@ -16,7 +16,6 @@ from apps.rollouts.freezes import Freeze, open_freezes
 from apps.rollouts.models import Quarantine, Rollout
 from apps.rollouts.states import Phase
 
-
 # From these a rollout gets further, which a freeze does not let it.
 HELD_PHASES = {Phase.PENDING, Phase.PREPARING, Phase.BAKING, Phase.PAUSED}
 
@@ -74,9 +73,7 @@ def uncovered(freezes: Sequence[Freeze], reach: Role | str) -> list[Freeze]:
     """Return those that an override of that reach leaves; an empty one reaches all."""
     if not reach:
         return []
-    return [
-        each for each in freezes if RANK[role_to_freeze(each.window.model)] > RANK[Role(reach)]
-    ]
+    return [each for each in freezes if RANK[role_to_freeze(each.window.model)] > RANK[Role(reach)]]
 
 
 def require_start(

@@ -55,9 +55,7 @@ def move(
 def append_note(rollout: Rollout, note: str, reason: str, actor: Actor, now: datetime) -> None:
     """Append to the log what was done without a move; `note` says it in the past tense."""
     evidence = {"note": note}
-    append_event(
-        rollout, reason, actor, now, from_state=Phase(rollout.phase), evidence=evidence
-    )
+    append_event(rollout, reason, actor, now, from_state=Phase(rollout.phase), evidence=evidence)
 
 
 def append_event(

@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Any
 
 from django.db import IntegrityError, transaction
 
@@ -64,9 +65,13 @@ def start_rollout(
     require_start(model, asked, actor, now)
     require_not_quarantined(target, asked)
     needed = needed_overrides(asked, model, target)
-    draft = Draft(
-        model, target, actor, now, reason=reason, overrides=needed, retry_of=retry_of, release=release
-    )
+    more: dict[str, Any] = {
+        "reason": reason,
+        "overrides": needed,
+        "retry_of": retry_of,
+        "release": release,
+    }
+    draft = Draft(model, target, actor, now, **more)
     if model.stable is None:
         return _create(Rollout.Kind.FIRST, draft)
     if require_signature(model.stable, target, needed):

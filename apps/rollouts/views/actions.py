@@ -5,7 +5,7 @@ An abort needs none: it is right from every phase.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 from uuid import UUID
 
@@ -18,16 +18,20 @@ from apps.lib.clock import database_now
 from apps.lib.confirm import REASON_MAX, Question, ask
 from apps.lib.errors import Invalid
 from apps.lib.pages import PageRequest, attempt, go_back, go_to, page, stamp_of
-from apps.models.access import actor_of, require_role
+from apps.models.access import actor_of, has_role, require_role
 from apps.models.models import Role
 from apps.rollouts import services
 from apps.rollouts.forms import ActionForm
 from apps.rollouts.models import Rollout
+from apps.rollouts.overrides import HELD_PHASES
 from apps.rollouts.selectors import rollouts as selectors
+from apps.rollouts.states import Phase
 from apps.rollouts.views import questions
 from apps.rollouts.views.rollouts import load_rollout, state_context
 
 Action = Callable[..., Rollout]
+# In these a person skips a step, or promotes.
+ON_STEP = {Phase.BAKING, Phase.PAUSED}
 
 
 def _act(
@@ -36,6 +40,7 @@ def _act(
     action: Action,
     done: str,
     question: Callable[[], Question] | None = None,
+    phases: Collection[Phase] = ON_STEP,
 ) -> HttpResponse:
     """Do `action` with the revision that the person saw; then show how the rollout stands.
 
@@ -44,7 +49,8 @@ def _act(
     """
     form = ActionForm(request.POST)
     data = form.cleaned_data if form.is_valid() else {}
-    is_fresh = data.get("revision") == found.revision
+    # What the service refuses anyhow is not asked about.
+    is_fresh = data.get("revision") == found.revision and found.phase in phases
     if question is not None and is_fresh and (asked := ask(request, question())):
         return asked
 
@@ -110,10 +116,17 @@ def skip(request: PageRequest, pk: UUID) -> HttpResponse:
 def approve(request: PageRequest, pk: UUID) -> HttpResponse:
     """Who may is the service's to say: it depends on the step that it finds, and on who started."""
     found = load_rollout(pk)
+    if not has_role(request.user, found.model, Role.OPERATOR):
+        require_role(request.user, found.model, services.gate_role(found) or Role.OPERATOR)
     done = "Approved: the step passes as soon as its checks do."
     actor = actor_of(request)
     return _act(
-        request, found, services.approve_step, done, lambda: questions.of_approve(found, actor)
+        request,
+        found,
+        services.approve_step,
+        done,
+        lambda: questions.of_approve(found, actor),
+        {Phase.BAKING},
     )
 
 
@@ -142,6 +155,7 @@ def override_freeze(request: PageRequest, pk: UUID) -> HttpResponse:
         services.override_freeze,
         done,
         lambda: questions.of_freeze(found, database_now()),
+        HELD_PHASES,
     )
 
 
@@ -157,9 +171,7 @@ def abort(request: PageRequest, pk: UUID) -> HttpResponse:
     def act() -> str:
         reason = request.POST.get("reason", "").strip()[:REASON_MAX]
         actor, now = actor_of(request), database_now()
-        rows.append(
-            services.abort_rollout(rollout=found, actor=actor, now=now, reason=reason)
-        )
+        rows.append(services.abort_rollout(rollout=found, actor=actor, now=now, reason=reason))
         return f"Aborted: all traffic of {found.model.name} goes back to the version before."
 
     attempt(request, act)
@@ -173,8 +185,8 @@ def reason(request: PageRequest, pk: UUID) -> HttpResponse:
     found = _operated(request, pk)
 
     def act() -> str:
-        text = request.POST.get("reason", "")[:REASON_MAX]
-        services.give_reason(rollout=found, actor=actor_of(request), now=database_now(), reason=text)
+        text, actor = request.POST.get("reason", "")[:REASON_MAX], actor_of(request)
+        services.give_reason(rollout=found, actor=actor, now=database_now(), reason=text)
         return "The reason is kept."
 
     attempt(request, act)

@@ -50,14 +50,16 @@ def of_abort(rollout: Rollout) -> Question:
 
 def of_release_abort(release: Release, rollouts: list[Rollout]) -> Question:
     going = [each for each in rollouts if can_abort(each)]
-    back = [f"{each.model.name} to version {each.baseline.number}" for each in going if each.baseline]
+    pairs = [(each.model.name, each.baseline) for each in going]
+    back = [f"{name} to version {version.number}" for name, version in pairs if version]
     text = f"Abort release {release.name}? All traffic goes back at once: {', '.join(back)}."
     return Question(text, release_abort_label(going), stands=True)
 
 
 def release_abort_label(going: list[Rollout]) -> str:
     """Return what the red button of a release says of those that it takes back."""
-    is_over = bool(going) and all(each.phase in {Phase.PROMOTING, Phase.SUCCEEDED} for each in going)
+    promoted = {Phase.PROMOTING, Phase.SUCCEEDED}
+    is_over = bool(going) and all(each.phase in promoted for each in going)
     return f"{'Roll back' if is_over else 'Abort'} all {len(going)}"
 
 

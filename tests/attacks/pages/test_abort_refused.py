@@ -1,0 +1,175 @@
+"""A page that a step had left behind got 409 for its abort, and after a promotion nothing led back.
+
+The red button works from every state of the page and of the rollout.
+"""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from apps.lib.clock import database_now
+from apps.models.models import RegisteredModel
+from apps.rollouts.models import Quarantine, Rollout, RolloutEvent
+from apps.rollouts.phases import enter_step, move
+from apps.rollouts.services import abort_rollout, promote_now
+from apps.rollouts.states import Phase
+from apps.rollouts.tick import tick_rollouts
+from tests.attacks.pages.conftest import Visit
+from tests.rollouts.factories import ANNA, latest, make_baking, make_instance, make_model
+
+PHONE = {"width": 390, "height": 844}
+
+
+def open_rollout(page: Page, rollout: Rollout) -> None:
+    page.goto(f"/rollouts/{rollout.pk}/")
+    expect(page.locator("#live")).to_be_visible()
+
+
+def abort(page: Page) -> None:
+    page.locator("#abort").click()
+    page.locator("#confirm-yes").click()
+
+
+def promoted() -> Rollout:
+    """Return a rollout to version 2 that has succeeded."""
+    make_instance()
+    rollout = make_baking(make_model())
+    promote_now(rollout=rollout, actor=ANNA, now=database_now())
+    tick_rollouts()
+    rollout.refresh_from_db()
+    assert rollout.phase == Phase.SUCCEEDED
+    return rollout
+
+
+def test_a_page_that_a_step_has_left_behind_aborts(visit: Visit) -> None:
+    rollout, page = make_baking(make_model()), visit()
+    # The page is never told that it is stale.
+    page.route("**/live/**", lambda route: route.abort())
+    open_rollout(page, rollout)
+    enter_step(rollout, 1, "the step passed", ANNA, database_now())
+
+    abort(page)
+
+    expect(page.locator("h1 + .badge")).to_have_text(re.compile("rolling back"))
+    assert latest().models["digits"].split is None
+
+
+@pytest.mark.parametrize("phase", ["paused", "promoting"])
+def test_a_question_that_the_state_has_left_behind_is_still_answered(
+    visit: Visit, phase: str
+) -> None:
+    rollout, page = make_baking(make_model()), visit()
+    open_rollout(page, rollout)
+    page.locator("#abort").click()
+    expect(page.locator("#confirm-yes")).to_be_visible()
+    if phase == "paused":
+        move(rollout, Phase.PAUSED, "a check said so", ANNA, database_now())
+    else:
+        promote_now(rollout=rollout, actor=ANNA, now=database_now())
+
+    page.locator("#confirm-yes").click()
+
+    expect(page.locator("h1 + .badge")).to_have_text(re.compile("rolling back"))
+    route = latest().models["digits"]
+    assert (route.stable, route.split) == ("1", None)
+
+
+def test_after_a_promotion_the_same_button_leads_back(visit: Visit) -> None:
+    rollout, page = promoted(), visit()
+    open_rollout(page, rollout)
+    button = page.locator("#abort")
+    expect(button).to_have_text(re.compile("Roll back to 1"))
+
+    abort(page)
+
+    expect(page.locator("h1")).to_have_text(re.compile("2 → 1"))
+    assert latest().models["digits"].stable == "1"
+    assert Quarantine.objects.get().version.number == 2
+
+
+def test_a_page_from_before_the_promotion_leads_back_too(visit: Visit) -> None:
+    make_instance()
+    rollout, page = make_baking(make_model()), visit()
+    page.route("**/live/**", lambda route: route.abort())
+    open_rollout(page, rollout)
+    promote_now(rollout=rollout, actor=ANNA, now=database_now())
+    tick_rollouts()
+
+    abort(page)
+
+    expect(page.locator("h1")).to_have_text(re.compile("2 → 1"))
+    assert latest().models["digits"].stable == "1"
+
+
+def test_it_needs_no_script_and_asks_why_afterwards(visit: Visit) -> None:
+    rollout, page = make_baking(make_model()), visit(java_script_enabled=False)
+    open_rollout(page, rollout)
+
+    page.locator("#abort").click()
+    expect(page.locator("#confirm-text")).to_contain_text("goes back to version 1")
+    rollout.refresh_from_db()
+    assert rollout.phase == Phase.BAKING
+    page.locator("#confirm-yes").click()
+    page.locator("#why-reason").fill("wrong labels")
+    page.locator("#say-why").click()
+
+    expect(page.locator("#live")).to_contain_text("wrong labels")
+    rollout.refresh_from_db()
+    assert (rollout.lacks_reason, rollout.reason) == (False, "aborted by hand: wrong labels")
+    assert (
+        "wrong labels" in Quarantine.objects.get().reason if Quarantine.objects.exists() else True
+    )
+    assert RolloutEvent.objects.latest("id").reason == "wrong labels"
+
+
+def test_it_has_a_key_that_typing_does_not_press(visit: Visit) -> None:
+    rollout, page = make_baking(make_model()), visit()
+    open_rollout(page, rollout)
+    expect(page.locator("#abort kbd")).to_have_text("a")
+
+    page.keyboard.press("a")
+    expect(page.locator("#confirm-yes")).to_be_focused()
+    page.keyboard.press("Enter")
+
+    expect(page.locator("#why")).to_be_visible()
+    page.locator("#why-reason").press_sequentially("a bad batch")
+    expect(page.locator("#why-reason")).to_have_value("a bad batch")
+    rollout.refresh_from_db()
+    assert rollout.phase == Phase.ROLLING_BACK
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_on_a_phone_it_stays_in_sight_the_largest_and_the_first(visit: Visit, scheme: str) -> None:
+    rollout = make_baking(make_model())
+    move(rollout, Phase.PAUSED, "error-rate could not decide", ANNA, database_now())
+    page = visit(viewport=PHONE, has_touch=True, is_mobile=True, color_scheme=scheme)
+    open_rollout(page, rollout)
+    page.evaluate("window.scrollTo(0, document.body.scrollHeight)")
+
+    red = page.locator("#abort").bounding_box()
+    other = page.locator("#resume").bounding_box()
+
+    assert red is not None
+    assert other is not None
+    assert red["y"] > PHONE["height"] / 2
+    assert red["y"] + red["height"] <= PHONE["height"]
+    assert red["x"] < other["x"]
+    assert red["width"] * red["height"] > 1.3 * other["width"] * other["height"]
+    assert red["height"] >= 44
+
+
+def test_two_aborts_at_once_are_one(visit: Visit) -> None:
+    rollout, page = make_baking(make_model()), visit()
+    page.route("**/live/**", lambda route: route.abort())
+    open_rollout(page, rollout)
+    page.locator("#abort").click()
+    abort_rollout(rollout=rollout, actor=ANNA, now=database_now(), reason="too many errors")
+
+    page.locator("#confirm-yes").click()
+
+    expect(page.locator("[role=alert].bad")).to_have_count(0)
+    expect(page.locator("#live")).to_contain_text("Too many errors")
+    assert RegisteredModel.objects.get().stable.number == 1  # type: ignore[union-attr]
