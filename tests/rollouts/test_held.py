@@ -82,13 +82,8 @@ def test_who_overrode_the_freeze_goes_on() -> None:
     freeze()
     model = make_model()
     target, overrides = model.versions.get(number=2), [Override.FREEZE.value]
-    rollout = start_rollout(
-        model=model,
-        target=target,
-        actor=make_person("ada"),
-        now=database_now(),
-        overrides=overrides,
-    )
+    ada, now = make_person("ada"), database_now()
+    rollout = start_rollout(model=model, target=target, actor=ada, now=now, overrides=overrides)
     assert turn(turn(rollout)).phase == Phase.BAKING
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import cast
+from zoneinfo import available_timezones
 
 from django.contrib import messages
 from django.contrib.auth.models import User
@@ -52,6 +53,7 @@ def _render(
         "now": now,
         "freezes": read_freezes(user, now),
         "freeze_form": freeze,
+        "time_zones": sorted(available_timezones()),
         "can_freeze": is_admin or operates.models.exists(),
         "limit": present,
         "limit_form": limit or LimitForm(initial={"concurrent_max": present}),
