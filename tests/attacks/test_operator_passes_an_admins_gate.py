@@ -1,4 +1,4 @@
-"""`approve` was 403 for an operator at an admin's gate, and `finish` and `skip` went past it unheard.
+"""`approve` was 403 for an operator at an admin's gate; `finish` and `skip` went past it unheard.
 
 The property, over state × action × person × gate × override: nobody gets past a shut gate but who
 holds its role and did not start the rollout, or an operator whose override says why; and then the
