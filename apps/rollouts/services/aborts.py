@@ -116,7 +116,7 @@ def give_reason(*, rollout: Rollout, actor: Actor, now: datetime, reason: str) -
     row.reason = f"{row.reason}: {reason}"
     row.lacks_reason = False
     row.save(update_fields=["reason", "lacks_reason"])
-    Quarantine.objects.filter(rollout=row).update(reason=row.reason)
+    Quarantine.objects.filter(rollout=row).update(reason=f"{ABORTED}: {reason}")
     append_note(row, "said why", reason, actor, now)
     audit_rollout(row, "reason_given", actor, row.phase)
     return row
