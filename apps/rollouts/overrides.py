@@ -70,7 +70,11 @@ def freeze_reach(model: RegisteredModel, actor: Actor) -> Role:
 
 
 def uncovered(freezes: Sequence[Freeze], reach: Role | str) -> list[Freeze]:
-    """Return those that an override of that reach leaves; an empty one reaches all."""
+    """Return those that an override of that reach leaves.
+
+    An operator's reaches the freezes of the model, an admin's those of all models as well. An empty
+    one is of a start before this was kept, and reaches all.
+    """
     if not reach:
         return []
     return [each for each in freezes if RANK[role_to_freeze(each.window.model)] > RANK[Role(reach)]]

@@ -221,15 +221,9 @@ def test_models_that_cannot_move_in_steps_say_why_at_once(operator: Client) -> N
 
 
 def test_overrides_are_asked_for_once_and_then_hold_for_all(operator: Client) -> None:
-    now = database_now()
-    create_freeze(
-        model=None,
-        reason="the fair",
-        starts_at=now - timedelta(hours=1),
-        ends_at=now + timedelta(hours=1),
-        actor=ANNA,
-        now=now,
-    )
+    now, hour = database_now(), timedelta(hours=1)
+    times = {"starts_at": now - hour, "ends_at": now + hour}
+    create_freeze(model=None, reason="the fair", **times, actor=ANNA, now=now)
     held = RegisteredModel.objects.get(name="digits").versions.get(number=2)
     Quarantine.objects.create(version=held, reason="slow", at=now)
     asked = CHOSEN | {"name": "autumn"}
