@@ -160,6 +160,7 @@ class RolloutViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericVi
             actor=actor_of(request),
             now=database_now(),
             overrides=given.validated_data["overrides"],
+            reason=given.validated_data["reason"],
         )
         return Response(RolloutSerializer(row).data, status=status.HTTP_201_CREATED)
 

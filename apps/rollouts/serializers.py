@@ -248,7 +248,7 @@ class StartSerializer(OverridesSerializer):
 
 
 class RetrySerializer(OverridesSerializer):
-    pass
+    reason = serializers.CharField(required=False, default="", allow_blank=True, max_length=1_000)
 
 
 class AbortSerializer(StrictSerializer):

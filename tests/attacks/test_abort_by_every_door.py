@@ -7,7 +7,7 @@ import threading
 from typing import Any
 
 import pytest
-from django.db import connection
+from django.db import connection, transaction
 
 from apps.lib.clock import database_now
 from apps.lib.errors import Conflict
@@ -132,8 +132,9 @@ def test_a_promoted_release_goes_back_whole(
 def test_promote_and_abort_at_once_end_at_the_version_before() -> None:
     make_instance()
     for _ in range(5):
-        model = make_model(f"m{Rollout.objects.count()}")
-        rollout = make_baking(model)
+        with transaction.atomic():
+            model = make_model(f"m{Rollout.objects.count()}")
+            rollout = make_baking(model)
         both = threading.Barrier(2)
         _at_once(both, rollout)
         assert latest().models[str(model.name)].stable == "1"

@@ -104,7 +104,12 @@ def default_plan() -> Plan:
 
 @transaction.atomic
 def retry_rollout(
-    *, rollout: Rollout, actor: Actor, now: datetime, overrides: Collection[str] = ()
+    *,
+    rollout: Rollout,
+    actor: Actor,
+    now: datetime,
+    overrides: Collection[str] = (),
+    reason: str = "",
 ) -> Rollout:
     """Start what ended without success once more: the same target, by the plan as it is now.
 
@@ -120,6 +125,7 @@ def retry_rollout(
         actor=actor,
         now=now,
         overrides=overrides,
+        reason=reason,
         retry_of=rollout,
     )
 

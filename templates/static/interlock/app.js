@@ -62,6 +62,8 @@ document.addEventListener("visibilitychange", () => {
 document.addEventListener("htmx:beforeSwap", (event) => {
   const { xhr, target } = event.detail;
   if (xhr.responseURL.includes("/login/")) return window.location.reload();
+  // A pressed button keeps its place until it is answered: htmx gives no answer to one that is gone.
+  if (isPoll(event.detail) && target.querySelector(".htmx-request")) event.detail.shouldSwap = false;
   keepScroll(target);
 });
 

@@ -14,19 +14,17 @@ from playwright.sync_api import Page, expect
 from apps.lib.clock import database_now
 from apps.models.models import RegisteredModel
 from apps.rollouts.models import Quarantine, Rollout, RolloutEvent
-from apps.rollouts.phases import enter_step, move
 from apps.rollouts.services import abort_rollout, promote_now
 from apps.rollouts.states import Phase
 from apps.rollouts.tick import tick_rollouts
 from cli.main import main
 from controlplane.models import ApiToken
 from tests.attacks.pages.conftest import Visit
+from tests.attacks.pages.rows import baking, pass_step, pause, promoted
 from tests.rollouts.factories import (
     ANNA,
     latest,
-    make_baking,
     make_instance,
-    make_model,
     make_person,
 )
 
@@ -43,23 +41,12 @@ def abort(page: Page) -> None:
     page.locator("#confirm-yes").click()
 
 
-def promoted() -> Rollout:
-    """Return a rollout to version 2 that has succeeded."""
-    make_instance()
-    rollout = make_baking(make_model())
-    promote_now(rollout=rollout, actor=ANNA, now=database_now())
-    tick_rollouts()
-    rollout.refresh_from_db()
-    assert rollout.phase == Phase.SUCCEEDED
-    return rollout
-
-
 def test_a_page_that_a_step_has_left_behind_aborts(visit: Visit) -> None:
-    rollout, page = make_baking(make_model()), visit()
+    rollout, page = baking(), visit()
     # The page is never told that it is stale.
     page.route("**/live/**", lambda route: route.abort())
     open_rollout(page, rollout)
-    enter_step(rollout, 1, "the step passed", ANNA, database_now())
+    pass_step(rollout)
 
     abort(page)
 
@@ -71,12 +58,12 @@ def test_a_page_that_a_step_has_left_behind_aborts(visit: Visit) -> None:
 def test_a_question_that_the_state_has_left_behind_is_still_answered(
     visit: Visit, phase: str
 ) -> None:
-    rollout, page = make_baking(make_model()), visit()
+    rollout, page = baking(), visit()
     open_rollout(page, rollout)
     page.locator("#abort").click()
     expect(page.locator("#confirm-yes")).to_be_visible()
     if phase == "paused":
-        move(rollout, Phase.PAUSED, "a check said so", ANNA, database_now())
+        pause(rollout, "a check said so")
     else:
         promote_now(rollout=rollout, actor=ANNA, now=database_now())
 
@@ -102,7 +89,7 @@ def test_after_a_promotion_the_same_button_leads_back(visit: Visit) -> None:
 
 def test_a_page_from_before_the_promotion_leads_back_too(visit: Visit) -> None:
     make_instance()
-    rollout, page = make_baking(make_model()), visit()
+    rollout, page = baking(), visit()
     page.route("**/live/**", lambda route: route.abort())
     open_rollout(page, rollout)
     promote_now(rollout=rollout, actor=ANNA, now=database_now())
@@ -115,7 +102,7 @@ def test_a_page_from_before_the_promotion_leads_back_too(visit: Visit) -> None:
 
 
 def test_it_needs_no_script_and_asks_why_afterwards(visit: Visit) -> None:
-    rollout, page = make_baking(make_model()), visit(java_script_enabled=False)
+    rollout, page = baking(), visit(java_script_enabled=False)
     open_rollout(page, rollout)
 
     page.locator("#abort").click()
@@ -134,7 +121,7 @@ def test_it_needs_no_script_and_asks_why_afterwards(visit: Visit) -> None:
 
 
 def test_it_has_a_key_that_typing_does_not_press(visit: Visit) -> None:
-    rollout, page = make_baking(make_model()), visit()
+    rollout, page = baking(), visit()
     open_rollout(page, rollout)
     expect(page.locator("#abort kbd")).to_have_text("a")
 
@@ -151,8 +138,8 @@ def test_it_has_a_key_that_typing_does_not_press(visit: Visit) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_on_a_phone_it_stays_in_sight_the_largest_and_the_first(visit: Visit, scheme: str) -> None:
-    rollout = make_baking(make_model())
-    move(rollout, Phase.PAUSED, "error-rate could not decide", ANNA, database_now())
+    rollout = baking()
+    pause(rollout, "error-rate could not decide")
     page = visit(viewport=PHONE, has_touch=True, is_mobile=True, color_scheme=scheme)
     open_rollout(page, rollout)
     page.evaluate("window.scrollTo(0, document.body.scrollHeight)")
@@ -170,7 +157,7 @@ def test_on_a_phone_it_stays_in_sight_the_largest_and_the_first(visit: Visit, sc
 
 
 def test_two_aborts_at_once_are_one(visit: Visit) -> None:
-    rollout, page = make_baking(make_model()), visit()
+    rollout, page = baking(), visit()
     page.route("**/live/**", lambda route: route.abort())
     open_rollout(page, rollout)
     page.locator("#abort").click()

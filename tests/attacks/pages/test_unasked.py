@@ -12,12 +12,10 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, Route, expect
 
-from apps.lib.clock import database_now
 from apps.rollouts.models import PublishedTable, Rollout
-from apps.rollouts.phases import move
 from apps.rollouts.states import Phase
 from tests.attacks.pages.conftest import Visit
-from tests.rollouts.factories import ANNA, make_baking, make_model
+from tests.attacks.pages.rows import baking, pause
 
 BUTTONS = ["abort", "skip", "promote-now"]
 USABLE_WITHIN_S = 0.5
@@ -46,7 +44,7 @@ def press(page: Page, button: str) -> None:
 def test_no_button_acts_unasked_while_a_script_is_on_its_way(
     visit: Visit, button: str, held: str
 ) -> None:
-    rollout, page = make_baking(make_model()), visit()
+    rollout, page = baking(), visit()
     waiting: list[Route] = []
     page.route(held, waiting.append)
     page.goto(f"/rollouts/{rollout.pk}/", wait_until="commit")
@@ -77,7 +75,7 @@ button => new Promise((pressed) => {
 
 @pytest.mark.parametrize("button", BUTTONS)
 def test_no_button_acts_unasked_right_after_a_refresh(visit: Visit, button: str) -> None:
-    rollout, page = make_baking(make_model()), visit()
+    rollout, page = baking(), visit()
     page.goto(f"/rollouts/{rollout.pk}/")
     page.wait_for_load_state("networkidle")
     # Something changes, so the next look brings a new part.
@@ -91,7 +89,7 @@ def test_no_button_acts_unasked_right_after_a_refresh(visit: Visit, button: str)
 
 
 def test_presses_in_the_first_50_ms_after_each_refresh_are_all_asked(visit: Visit) -> None:
-    rollout, page = make_baking(make_model()), visit()
+    rollout, page = baking(), visit()
     page.goto(f"/rollouts/{rollout.pk}/")
     before = state_of(rollout)
     for delay_ms in (0, 5, 10, 20, 30, 40, 50):
@@ -105,7 +103,7 @@ def test_presses_in_the_first_50_ms_after_each_refresh_are_all_asked(visit: Visi
 
 
 def test_a_page_is_usable_soon_after_it_has_arrived(visit: Visit) -> None:
-    rollout, page = make_baking(make_model()), visit()
+    rollout, page = baking(), visit()
     # What the server makes once it makes now.
     page.goto(f"/rollouts/{rollout.pk}/")
     taken = [_usable_after(visit(), rollout) for _ in range(3)]
@@ -124,7 +122,7 @@ def _usable_after(page: Page, rollout: Rollout) -> float:
 
 
 def test_files_are_hashed_compressed_and_kept_for_ever(visit: Visit) -> None:
-    rollout, page = make_baking(make_model()), visit()
+    rollout, page = baking(), visit()
     with page.expect_response(re.compile("plotly")) as charts:
         page.goto(f"/rollouts/{rollout.pk}/")
 
@@ -138,10 +136,10 @@ def test_files_are_hashed_compressed_and_kept_for_ever(visit: Visit) -> None:
 
 
 def test_a_stale_promotion_is_refused_and_not_asked(visit: Visit) -> None:
-    rollout, page = make_baking(make_model()), visit()
+    rollout, page = baking(), visit()
     page.route("**/live/**", lambda route: route.abort())
     page.goto(f"/rollouts/{rollout.pk}/")
-    move(rollout, Phase.PAUSED, "a check said so", ANNA, database_now())
+    pause(rollout, "a check said so")
     before = state_of(rollout)
 
     press(page, "promote-now")
@@ -151,13 +149,13 @@ def test_a_stale_promotion_is_refused_and_not_asked(visit: Visit) -> None:
 
 
 def test_an_open_dialog_shows_that_the_state_has_changed(visit: Visit) -> None:
-    rollout, page = make_baking(make_model()), visit()
+    rollout, page = baking(), visit()
     page.goto(f"/rollouts/{rollout.pk}/")
     press(page, "promote-now")
     expect(page.locator("#confirm-yes")).to_be_visible()
     expect(page.locator("#confirm-changed")).to_be_hidden()
 
-    move(rollout, Phase.PAUSED, "error-rate could not decide", ANNA, database_now())
+    pause(rollout, "error-rate could not decide")
 
     expect(page.locator("#confirm-changed")).to_contain_text("could not decide")
     page.locator("#confirm-yes").click()
@@ -168,7 +166,7 @@ def test_an_open_dialog_shows_that_the_state_has_changed(visit: Visit) -> None:
 
 @pytest.mark.parametrize("viewer", ["rollout", "model"])
 def test_two_people_see_each_others_action_within_two_seconds(visit: Visit, viewer: str) -> None:
-    rollout = make_baking(make_model())
+    rollout = baking()
     olga, ada = visit("olga"), visit("ada")
     ada.goto(f"/rollouts/{rollout.pk}/" if viewer == "rollout" else "/models/digits/")
     olga.goto(f"/rollouts/{rollout.pk}/")
