@@ -46,7 +46,7 @@ def test_no_button_acts_unasked_while_a_script_is_on_its_way(
 ) -> None:
     rollout, page = baking(), visit()
     waiting: list[Route] = []
-    page.route(held, waiting.append)
+    page.route(held, lambda route: waiting.append(route))
     page.goto(f"/rollouts/{rollout.pk}/", wait_until="commit")
     expect(page.locator("#abort")).to_be_visible()
     before = state_of(rollout)
@@ -56,6 +56,8 @@ def test_no_button_acts_unasked_while_a_script_is_on_its_way(
     expect(page.locator("#confirm-yes")).to_be_visible()
     assert waiting
     assert unchanged(rollout, before)
+    for each in waiting:
+        each.abort()
 
 
 # Presses the button in the very task in which a refresh has put it into the page.
@@ -144,7 +146,7 @@ def test_a_stale_promotion_is_refused_and_not_asked(visit: Visit) -> None:
 
     press(page, "promote-now")
 
-    expect(page.locator("[role=alert].bad")).to_contain_text("moved on meanwhile")
+    expect(page.locator(".notice.bad", has_text="moved on meanwhile")).to_be_visible()
     assert unchanged(rollout, before)
 
 
@@ -159,7 +161,7 @@ def test_an_open_dialog_shows_that_the_state_has_changed(visit: Visit) -> None:
 
     expect(page.locator("#confirm-changed")).to_contain_text("could not decide")
     page.locator("#confirm-yes").click()
-    expect(page.locator("[role=alert].bad")).to_contain_text("moved on meanwhile")
+    expect(page.locator(".notice.bad", has_text="moved on meanwhile")).to_be_visible()
     rollout.refresh_from_db()
     assert rollout.phase == Phase.PAUSED
 
