@@ -132,8 +132,16 @@ ASKED: dict[str, tuple[Made, Callable[[Any], list[Any]], Callable[[Any], dict[st
     "key-revoke": (key, lambda k: [k.tenant.name, k.pk], lambda k: {}),
     "metric-delete": (make_metric, lambda m: [m.name], lambda m: {}),
     "model-rollback": (model_with_way_back, lambda m: [m.name], lambda m: {}),
-    "notification-deactivate": (make_target, lambda t: [t.name], lambda t: {}),
-    "notification-rotate": (make_target, lambda t: [t.name], lambda t: {}),
+    "notification-deactivate": (
+        lambda: make_target("https://hooks.example/x"),
+        lambda t: [t.name],
+        lambda t: {},
+    ),
+    "notification-rotate": (
+        lambda: make_target("https://hooks.example/x"),
+        lambda t: [t.name],
+        lambda t: {},
+    ),
     "plan-delete": (
         lambda: save_plan(
             document=PlanDocument(name="p", steps=(StepDocument(weight_bp=500),)),

@@ -5,7 +5,10 @@ The red button works from every state of the page and of the rollout.
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 from django.contrib.auth.models import User
@@ -17,7 +20,6 @@ from apps.rollouts.models import Quarantine, Rollout, RolloutEvent
 from apps.rollouts.services import abort_rollout, promote_now
 from apps.rollouts.states import Phase
 from apps.rollouts.tick import tick_rollouts
-from cli.main import main
 from controlplane.models import ApiToken
 from tests.attacks.pages.conftest import Visit
 from tests.attacks.pages.rows import baking, pass_step, pause, promoted
@@ -170,22 +172,25 @@ def test_two_aborts_at_once_are_one(visit: Visit) -> None:
     assert RegisteredModel.objects.get().stable.number == 1  # type: ignore[union-attr]
 
 
-def test_the_command_does_what_the_page_does(
-    web: str,
-    transactional_db: None,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def interlock(web: str, secret: str, *words: str) -> str:
+    """Run the command as a shell does; return what it prints."""
+    program = "import sys; from cli.main import main; sys.exit(main())"
+    command = [sys.executable, "-c", program, "--url", web, *words]
+    env = {**os.environ, "INTERLOCK_TOKEN": secret}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True, timeout=120)
+    return done.stdout
+
+
+def test_the_command_does_what_the_page_does(web: str, transactional_db: None) -> None:
     rollout = promoted()
     make_person("bob")
     _, secret = ApiToken.issue(user_id=User.objects.get(username="bob").pk, name="ci")
-    monkeypatch.setenv("INTERLOCK_TOKEN", secret)
 
-    assert main(["--url", web, "abort", str(rollout.pk)]) == 0
-    told = capsys.readouterr().out
+    told = interlock(web, secret, "abort", str(rollout.pk))
+
     assert "Say why it was aborted: interlock reason" in told
     assert latest().models["digits"].stable == "1"
     back = Rollout.objects.get(kind=Rollout.Kind.ROLLBACK)
-    assert main(["--url", web, "reason", str(back.pk), "wrong labels"]) == 0
+    interlock(web, secret, "reason", str(back.pk), "wrong labels")
     back.refresh_from_db()
     assert back.lacks_reason is False
