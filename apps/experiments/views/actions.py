@@ -13,7 +13,8 @@ from django.views.decorators.http import require_POST
 from apps.experiments import services
 from apps.experiments.models import Experiment
 from apps.experiments.selectors import experiments as selectors
-from apps.experiments.views.common import operated, seen_revision
+from apps.experiments.states import ExperimentState
+from apps.experiments.views.common import is_fresh, operated, seen_revision
 from apps.experiments.views.results import FRAGMENT, page_context
 from apps.lib.clock import database_now
 from apps.lib.confirm import Question, ask
@@ -36,10 +37,10 @@ def _act(
     With a `question` it is asked first, unless the page is stale: then the service refuses.
     """
     chosen = operated(request, name)
-    is_fresh = seen_revision(request) == chosen.revision
-    if question is not None and is_fresh and (asked := ask(request, question(chosen))):
-        return asked
     reason = read_reason(request)
+    may_ask = question is not None and is_fresh(request, chosen)
+    if question and may_ask and (asked := ask(request, question(chosen))):
+        return asked
 
     def act() -> str:
         service(
@@ -157,8 +158,9 @@ def refresh(request: PageRequest, name: str) -> HttpResponse:
 @require_POST
 def delete(request: PageRequest, name: str) -> HttpResponse:
     chosen = operated(request, name)
+    may_ask = is_fresh(request, chosen) and chosen.state == ExperimentState.DRAFT
     text = f"Delete the draft {name}? It cannot be brought back."
-    if asked := ask(request, Question(text, "Delete the draft")):
+    if may_ask and (asked := ask(request, Question(text, "Delete the draft"))):
         return asked
     try:
         services.delete_experiment(

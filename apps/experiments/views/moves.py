@@ -16,7 +16,7 @@ from apps.experiments.models import Experiment
 from apps.experiments.moves import variants_of
 from apps.experiments.ship import ship_experiment, why_not_ship
 from apps.experiments.states import ExperimentState
-from apps.experiments.views.common import operated, seen_revision
+from apps.experiments.views.common import is_fresh, operated, seen_revision
 from apps.experiments.weights import change_weights
 from apps.lib.clock import database_now
 from apps.lib.confirm import Question, ask
@@ -50,7 +50,8 @@ def ship(request: PageRequest, name: str) -> HttpResponse:
     )
     status = 200
     if request.method == "POST":
-        if form.is_valid() and (asked := ask(request, _of_ship(chosen, form))):
+        may_ask = form.is_valid() and is_fresh(request, chosen)
+        if may_ask and (asked := ask(request, _of_ship(chosen, form))):
             return asked
         rollout, refused = _ship(request, chosen, form) if form.is_valid() else (None, None)
         if rollout is not None:
