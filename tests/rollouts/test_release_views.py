@@ -21,7 +21,6 @@ from tests.rollouts.factories import (
     ANNA,
     make_baking,
     make_model,
-    make_person,
     make_plan,
     make_signature,
     make_version,
@@ -231,7 +230,7 @@ def test_overrides_are_asked_for_once_and_then_hold_for_all(operator: Client) ->
     refused = operator.post(NEW, asked)
     forbidden = operator.post(NEW, asked | {"override": ["quarantine", "freeze"]})
     assert forbidden.status_code == 403
-    make_person("olga", Role.ADMIN)
+    ModelRole.objects.update(role=Role.ADMIN)
     operator.post(NEW, asked | {"override": ["quarantine", "freeze"]})
 
     assert refused.status_code == 409

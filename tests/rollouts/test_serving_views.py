@@ -14,7 +14,7 @@ from apps.lib.clock import database_now
 from apps.models.models import ApiKey, ModelRole, RegisteredModel, Role, Tenant
 from apps.rollouts import tenants
 from contract.routing import Cache
-from tests.confirming import post_yes
+from tests.confirming import post_yes, question_of
 from tests.models.test_warmup import fitting
 from tests.rollouts.factories import (
     ANNA,
@@ -139,7 +139,8 @@ def test_requiring_a_key_asks_first_and_is_refused_without_one(admin: Client) ->
     refused = post_yes(admin, "/key-required/", {"required": "1"}, follow=True)
     assert "would refuse every request" in refused.content.decode()
     make_key(tenant)
-    assert "none of the 1 active key is refused" in text_of(admin, "/tenants/")
+    asked = question_of(admin, "/key-required/", {"required": "1"})
+    assert "none of the 1 active key is refused" in asked
     post_yes(admin, "/key-required/", {"required": "1"})
     assert latest().key_required is True
     post_yes(admin, "/key-required/", {"required": "0"})

@@ -100,16 +100,19 @@ def _render_tenant(
     return render(request, "tenants/tenant.html", context, status=status)
 
 
-REQUIRE = Question(
-    "Refuse requests that bring no API key? Whoever shows none of the active keys is refused with "
-    "401, at once.",
-    "Refuse them",
-)
 ANSWER = Question(
     "Answer requests that bring no API key? They are counted as nobody's, and no quota holds for "
     "them.",
     "Answer them",
 )
+
+
+def _of_requiring() -> Question:
+    active = ApiKey.objects.filter(revoked_at=None).count()
+    keys = f"{active} active key{'' if active == 1 else 's'}"
+    text = f"Refuse requests that bring no API key? Whoever shows none of the {keys} is refused "
+    text += "with 401, at once."
+    return Question(text, "Refuse them")
 
 
 def _of_revoking(key: ApiKey) -> Question:
@@ -168,7 +171,7 @@ def tenant_delete(request: PageRequest, name: str) -> HttpResponse:
 def key_required(request: PageRequest) -> HttpResponse:
     require_role(request.user, None, Role.ADMIN)
     required = request.POST.get("required") == "1"
-    if asked := ask(request, REQUIRE if required else ANSWER):
+    if asked := ask(request, _of_requiring() if required else ANSWER):
         return asked
 
     def change() -> str:
