@@ -57,7 +57,7 @@ def ask(request: PageRequest, question: Question) -> HttpResponse | None:
     asked |= {"override"} if question.choices else set()
     context = {
         "question": question,
-        "action": request.path,
+        "action": request.get_full_path(),
         "token": token,
         "fields": [
             (name, value)
