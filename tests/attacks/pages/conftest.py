@@ -33,6 +33,7 @@ FLAGS = [
     "--disable-dev-shm-usage",
 ]
 STARTED_WITHIN_S = 120.0
+IDLE_WITHIN_S = 30.0
 
 Visit = Callable[..., Page]
 
@@ -110,3 +111,20 @@ def visit(web: str, chromium: Browser, transactional_db: None) -> Iterator[Visit
     yield open_window
     for context in contexts:
         context.close()
+    _wait_until_idle()
+
+
+def _wait_until_idle() -> None:
+    """Wait for the last requests: they would be in the way of emptying the tables."""
+    others = (
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
+        "AND pid <> pg_backend_pid() AND state <> 'idle'"
+    )
+    until = time.monotonic() + IDLE_WITHIN_S
+    while time.monotonic() < until:
+        with connections["default"].cursor() as cursor:
+            cursor.execute(others)
+            if cursor.fetchone() == (0,):
+                return
+        time.sleep(0.05)
+    raise AssertionError(f"the server still works {IDLE_WITHIN_S:g} s after its windows closed")

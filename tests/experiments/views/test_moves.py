@@ -39,12 +39,9 @@ def test_without_a_winner_there_is_no_click_and_a_reason_is_needed(operator: Cli
     assert "Ship strong" not in text_of(operator, PAGE)
 
     refused = post_yes(operator, f"{PAGE}ship/", revision() | {"variant": "strong"})
-    unsaid = operator.post(f"{PAGE}ship/", revision() | {"variant": "strong", "force": "on"})
-    forced = post_yes(
-        operator,
-        f"{PAGE}ship/",
-        revision() | {"variant": "strong", "force": "on", "reason": "I know"},
-    )
+    by_force = revision() | {"variant": "strong", "force": "on"}
+    unsaid = post_yes(operator, f"{PAGE}ship/", by_force)
+    forced = post_yes(operator, f"{PAGE}ship/", by_force | {"reason": "I know"})
 
     assert (refused.status_code, unsaid.status_code, forced.status_code) == (409, 400, 302)
     assert "There is no winner yet; force it" in refused.content.decode()
