@@ -10,9 +10,3 @@ os.environ.setdefault("INTERLOCK_INSTANCE_TOKEN", "instance-token-of-the-tests")
 from controlplane.settings import *  # noqa: F403
 
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
-STORAGES = {
-    "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
-    "staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"},
-}
-# Static files need no directory in tests, and its absence would be a warning, hence an error.
-MIDDLEWARE = [name for name in MIDDLEWARE if "whitenoise" not in name]  # noqa: F405
