@@ -7,6 +7,8 @@ import os
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from apps.lib.egress import AllowList, OwnService
+
 MAIL_PORTS = {"smtp": 25, "smtp+starttls": 587, "smtps": 465}
 
 
@@ -73,6 +75,29 @@ def service_url(name: str) -> str:
         # Not shown: a password may stand in it.
         raise SettingError(f"{name} takes an http: or https: URL")
     return value
+
+
+def allow_list(name: str) -> AllowList:
+    """Return the networks, addresses and names of a comma-separated variable."""
+    try:
+        return AllowList.parse(items(name))
+    except ValueError as error:
+        raise SettingError(f"{name}: {error}") from error
+
+
+def own_services(name: str) -> list[OwnService]:
+    """Return the servers of a comma-separated variable, each `host:port`, or `host` for all."""
+    found = []
+    for item in items(name):
+        try:
+            url = urlsplit(f"//{item}")
+            host, port = url.hostname, url.port
+        except ValueError as error:
+            raise SettingError(f"{name}: {item!r} is not host:port: {error}") from error
+        if not host or url.netloc != item:
+            raise SettingError(f"{name}: {item!r} is not host:port")
+        found.append(OwnService(item, host, port))
+    return found
 
 
 def webhook_secret(name: str) -> str:

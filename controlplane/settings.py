@@ -141,8 +141,10 @@ INSTANCE_FORGOTTEN_S = env.integer("INTERLOCK_INSTANCE_FORGOTTEN_S", 900, at_lea
 # --- Notifications -------------------------------------------------------------------------------
 # Where people reach the web UI; without it messages carry no links.
 PUBLIC_URL = env.service_url("INTERLOCK_PUBLIC_URL").rstrip("/")
-# Loopback and private networks. Link-local and metadata addresses are refused all the same.
-WEBHOOK_PRIVATE_ALLOWED = env.flag("INTERLOCK_WEBHOOK_PRIVATE_ALLOWED", True)
+# Private networks, and names in them, that notifications and webhook checks may call.
+WEBHOOK_ALLOWED = env.allow_list("INTERLOCK_WEBHOOK_ALLOWED")
+# Servers of this installation beside those that other settings name: nothing calls them.
+OWN_SERVICES = env.own_services("INTERLOCK_OWN_SERVICES")
 # Empty: no e-mail is sent.
 EMAIL_SERVER = env.mail_server("INTERLOCK_EMAIL_URL")
 DEFAULT_FROM_EMAIL = env.text("INTERLOCK_EMAIL_FROM", "interlock@localhost")

@@ -6,6 +6,8 @@ import os
 
 os.environ.setdefault("INTERLOCK_SECRET_KEY", "only-for-tests")
 os.environ.setdefault("INTERLOCK_INSTANCE_TOKEN", "instance-token-of-the-tests")
+# Receivers of the tests listen on loopback.
+os.environ.setdefault("INTERLOCK_WEBHOOK_ALLOWED", "127.0.0.0/8,::1")
 
 from controlplane.settings import *  # noqa: F403
 

@@ -16,6 +16,7 @@ from time import monotonic
 from django.db import connection, connections
 
 from apps.lib.clock import database_now
+from apps.models.own_services import egress_policy
 from apps.notifications import outbox
 from apps.notifications.models import OutboxMessage
 from apps.notifications.senders import Outcome, send
@@ -78,7 +79,7 @@ def run_lane(target_id: int, until: float) -> int:
 def _attempt(message: OutboxMessage) -> bool:
     """Send and settle one message; say whether the lane may go on."""
     # The lease is committed and no transaction is open: an endpoint that hangs holds no lock.
-    outcome = send(message, database_now())
+    outcome = send(message, database_now(), egress_policy())
     now = database_now()
     if not outcome.error:
         outbox.settle_delivered(message, now)
