@@ -125,7 +125,7 @@ class ModelViewSet(
     def sync(self, request: Request) -> Response:
         """Import what MLflow has and we have not; beat does the same every few seconds."""
         require_role(request.user, None, Role.OPERATOR)
-        report = sync_registry()
+        report = sync_registry(is_asked=True)
         return Response(SyncReportSerializer(report).data)
 
     def find_version(self, number: str) -> ModelVersion:

@@ -37,6 +37,7 @@ LEASE = timedelta(seconds=300)
 PROBE_EVERY = timedelta(seconds=5)
 RETRY_AFTER = timedelta(seconds=2)
 WARMUP_REQUESTS = 3
+REASON_MAX = 1_000
 CANNOT_BE_PROBED = "cannot be probed"
 
 
@@ -72,8 +73,9 @@ def _guarded_step(deployment: Deployment) -> None:
     except Conflict:
         # Somebody changed it meanwhile; the next tick reads the new state.
         pause = timedelta(0)
-    except Exception:
+    except Exception as error:
         log.exception("deployment.step_failed %s", deployment)
+        _say(deployment, f"tried again soon: {type(error).__name__}: {error}"[:REASON_MAX])
         pause = RETRY_AFTER
     _look_again(deployment, pause)
 
@@ -124,6 +126,12 @@ def _on_each(deployment: Deployment, action: Callable[[Endpoint], None]) -> Roun
             done.away.append(error.message)
         except TritonRefused as error:
             done.refused.append((endpoint, error.message))
+        except Conflict:
+            raise
+        except Exception as error:
+            # Whatever one endpoint answers, or is written as, the others are asked.
+            log.exception("deployment.endpoint_failed %s %s", deployment, endpoint.url)
+            done.away.append(f"{endpoint.url}: {type(error).__name__}: {error}"[:REASON_MAX])
         else:
             done.answered.append(endpoint)
     return done

@@ -75,6 +75,8 @@ class RegisteredModel(models.Model):
     candidate_seen = models.ForeignKey(
         "ModelVersion", null=True, blank=True, on_delete=models.SET_NULL, related_name="+"
     )
+    # What of the registry could not be taken over for this model, and why; empty: nothing.
+    registry_problem = models.TextField(blank=True, default="", db_default="")
     timeout_ms = models.PositiveIntegerField(default=1_000, validators=between(1, 600_000))
     max_batch_size = models.PositiveIntegerField(default=32, validators=between(1, 4_096))
     max_queue_delay_us = models.PositiveIntegerField(
@@ -206,12 +208,15 @@ class Alias(models.Model):
 
 
 class RefusedImport(models.Model):
-    """A version that the registry has and we cannot serve, with the reason."""
+    """A version of the registry that cannot be served, or read yet, with the reason."""
 
     model_name = models.CharField(max_length=300)
     number = models.PositiveIntegerField()
     reason = models.TextField()
     at = models.DateTimeField(auto_now=True)
+    # Not read yet: how often that was tried, and when it is tried again. None: it is refused.
+    attempts = models.PositiveIntegerField(default=0, db_default=0)
+    retry_at = models.DateTimeField(null=True, blank=True)
 
     class Meta:
         ordering = ["model_name", "-number"]

@@ -213,7 +213,7 @@ class WarmupSerializer(serializers.Serializer[Any]):
 class RefusedImportSerializer(serializers.ModelSerializer[RefusedImport]):
     class Meta:
         model = RefusedImport
-        fields = ["model_name", "number", "reason", "at"]
+        fields = ["model_name", "number", "reason", "at", "attempts", "retry_at"]
 
 
 class SyncReportSerializer(serializers.Serializer[Any]):

@@ -5,18 +5,18 @@ last two are off until they are set.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from http.client import HTTPResponse
 from pathlib import Path
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from django.conf import settings
 
 from apps.lib.egress import AllowList, exchange
 from apps.lib.errors import Invalid, NotFound, TooLarge, Unavailable
 from apps.models.artifacts import MODEL_FILE, read_mlflow_model
+from apps.models.local_files import copy_files, local_path
 from apps.models.mlflow import ONNX_SUFFIX, MlflowClient, connect
 from apps.models.own_services import configured_policy
 
@@ -140,21 +140,13 @@ def _logged(client: MlflowClient, ids: tuple[str, ...], name: str) -> str:
 def _file(uri: str, parts: SplitResult, directory: Path) -> str:
     if not settings.REGISTER_DIR:
         raise Invalid("uri: file: URIs are off; INTERLOCK_REGISTER_DIR sets where they may point.")
-    root = Path(settings.REGISTER_DIR).resolve()
-    # Links are followed first: what counts is where the bytes are.
-    path = Path(unquote(parts.path)).resolve()
-    if parts.netloc not in {"", "localhost"} or not path.is_relative_to(root):
-        raise Invalid(f"uri: {uri!r} is not below INTERLOCK_REGISTER_DIR.")
-    if not path.exists():
-        raise NotFound(f"uri: there is no {parts.path}.")
-    found = sorted(path.iterdir()) if path.is_dir() else [path]
-    files = [item.resolve() for item in found if item.is_file()]
-    if not all(file.is_relative_to(root) for file in files):
-        raise Invalid(f"uri: {uri!r} has links out of INTERLOCK_REGISTER_DIR.")
-    if sum(file.stat().st_size for file in files) > settings.ARTIFACT_BYTES_MAX:
-        raise too_large()
-    for item, file in zip((item for item in found if item.is_file()), files, strict=True):
-        shutil.copyfile(file, directory / item.name)
+    root = Path(settings.REGISTER_DIR)
+    try:
+        copy_files(local_path(parts), root, directory, settings.ARTIFACT_BYTES_MAX)
+    except TooLarge:
+        raise too_large() from None
+    except (Invalid, NotFound) as error:
+        raise type(error)(f"uri: {error.message} (INTERLOCK_REGISTER_DIR).") from error
     return ""
 
 

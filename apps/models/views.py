@@ -68,7 +68,7 @@ def version(request: PageRequest, name: str, number: int) -> HttpResponse:
 @require_POST
 def registry_sync(request: PageRequest) -> HttpResponse:
     require_role(request.user, None, Role.OPERATOR)
-    attempt(request, lambda: _told(sync_registry()))
+    attempt(request, lambda: _told(sync_registry(is_asked=True)))
     return go_back(request, "model-list")
 
 
