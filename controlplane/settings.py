@@ -146,6 +146,10 @@ INSPECT_MEMORY_BYTES_MAX = env.integer(
     "INTERLOCK_INSPECT_MEMORY_BYTES_MAX", 8 * 1024**3, at_least=1024**3
 )
 INSPECT_TIMEOUT_S = env.integer("INTERLOCK_INSPECT_TIMEOUT_S", 180, at_least=10)
+# A model that does not answer one trial request within so long is refused.
+TRIAL_S = env.integer("INTERLOCK_TRIAL_S", 20, at_least=1)
+# A version that was never ready and is not within so long is given up.
+DEPLOY_WITHIN_S = env.integer("INTERLOCK_DEPLOY_WITHIN_S", 600, at_least=10)
 # How Triton serves: its ONNX Runtime backend where it has one (auto), and processes per version.
 TRITON_BACKEND = env.choice("INTERLOCK_TRITON_BACKEND", "auto", ("auto", "python", "onnxruntime"))
 TRITON_INSTANCES = env.integer("INTERLOCK_TRITON_INSTANCES", 1, at_least=1)
@@ -231,6 +235,7 @@ CELERY_BEAT_SCHEDULE: dict[str, dict[str, Any]] = {
     name: {"task": name, "schedule": period_s, "options": {"expires": max(2.0, period_s)}}
     for name, period_s in {
         "models.reconcile_deployments": 1.0,
+        "models.register": 1.0,
         "models.sync_registry": 10.0,
         "rollouts.tick": 1.0,
         "rollouts.watch_traffic": 5.0,

@@ -125,9 +125,10 @@ def inspect_onnx(path: Path) -> Artifact:
 
 def _inspected(path: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", "apps.models.inspection", str(path.resolve())]
+    limits = settings.INSPECT_MEMORY_BYTES_MAX, settings.INSPECT_TIMEOUT_S, settings.TRIAL_S
     try:
         done = subprocess.run(  # noqa: S603  Our own module; the file is data to it.
-            [*command, str(settings.INSPECT_MEMORY_BYTES_MAX)],
+            [*command, *map(str, limits)],
             cwd=ROOT,
             stdin=subprocess.DEVNULL,
             capture_output=True,

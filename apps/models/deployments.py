@@ -12,12 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
+from django.conf import settings
 from django.db.models import Q
 
 from apps.lib.actors import INTERLOCK
 from apps.lib.clock import database_now
 from apps.lib.errors import Conflict, Unavailable
-from apps.models.models import Deployment
+from apps.models.models import Deployment, DeploymentEvent
 from apps.models.repository import (
     PYTHON,
     falls_back_to_python,
@@ -147,6 +148,8 @@ def _extend_lease(deployment: Deployment) -> None:
 
 
 def _load(deployment: Deployment) -> timedelta:
+    if late := _is_late(deployment):
+        return late
     try:
         done = _load_everywhere(deployment)
     except Unavailable as error:
@@ -159,6 +162,25 @@ def _load(deployment: Deployment) -> timedelta:
         return RETRY_AFTER
     change_deployment(deployment, State.WARMING, "loaded", INTERLOCK, database_now())
     return _warm(deployment)
+
+
+def _is_late(deployment: Deployment) -> timedelta | None:
+    """Fail a version that was never ready and does not become so in time; None: it still may.
+
+    One that was ready once is waited for without an end: its servers are away, and come back.
+    """
+    events = DeploymentEvent.objects.filter(deployment=deployment)
+    placed = events.filter(to_state=State.LOADING).order_by("-id").values_list("at", flat=True)
+    began_at = placed.first() or deployment.changed_at
+    if database_now() - began_at < timedelta(seconds=settings.DEPLOY_WITHIN_S):
+        return None
+    if events.filter(to_state=State.READY).exists():
+        return None
+    for endpoint in endpoints_of(deployment.cluster):
+        _unload_quietly(deployment, endpoint)
+    waited = f" ({deployment.reason})" if deployment.reason else ""
+    limit = f"{settings.DEPLOY_WITHIN_S} s (INTERLOCK_DEPLOY_WITHIN_S)"
+    return _fail(deployment, f"it was not ready within {limit}{waited}")
 
 
 def _load_everywhere(deployment: Deployment) -> Round:
@@ -176,6 +198,8 @@ def _load_everywhere(deployment: Deployment) -> Round:
 
 def _warm(deployment: Deployment) -> timedelta:
     """Answer real requests on every endpoint before the first user's request gets there."""
+    if late := _is_late(deployment):
+        return late
     version = deployment.version
     requests = version.warmup or [None] * WARMUP_REQUESTS
 

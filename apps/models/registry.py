@@ -22,12 +22,15 @@ from apps.models.artifacts import inspect_onnx, read_mlflow_model
 from apps.models.mlflow import MlflowClient, RegistryModel, RegistryVersion, TrainingRun, connect
 from apps.models.models import CHAMPION as CHAMPION
 from apps.models.models import ModelVersion, RefusedImport
+from apps.models.turns import take_turn
 from apps.models.versions import NewVersion, add_version, check_name, scratch
 from apps.models.warmup import read_warmup
 
 log = logging.getLogger(__name__)
 
 SEMANTIC_TAG = "version"
+# Any constant: it names the lock that runs take turns on.
+SYNC_TURN = 0x1E710D
 # After so many versions that could not be read now, the rest waits for the next run.
 UNREADABLE_MAX = 3
 # … and each of them is tried again after so long, twice as long after each failure.
@@ -69,6 +72,19 @@ def sync_registry(*, is_asked: bool = False) -> SyncReport:
         moved = copy_aliases(models, listed_at)
         pushed = push_aliases(client, models)
     return SyncReport(tuple(imported), tuple(refused), moved, tuple(waiting), pushed)
+
+
+def sync_now() -> SyncReport:
+    """Sync for a person who waits: one at a time, so that files hold up one web thread at most.
+
+    Raises:
+        Conflict: a sync is running.
+        Unavailable: MLflow does not answer.
+    """
+    with take_turn(SYNC_TURN) as is_ours:
+        if not is_ours:
+            raise Conflict("A sync with MLflow is running: what it brings shows here soon.")
+        return sync_registry(is_asked=True)
 
 
 def _import_missing(

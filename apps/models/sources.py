@@ -25,6 +25,8 @@ HTTPS_TIMEOUT_S = 10.0
 HTTPS_WITHIN_S = 300.0
 CHUNK_BYTES = 1 << 20
 LOGGED_MODEL_PREFIX = "m-"
+FILES_ARE_OFF = "uri: file: URIs are off; INTERLOCK_REGISTER_DIR sets where they may point."
+Reader = Callable[[str, SplitResult, Path], str]
 
 
 @dataclass(frozen=True)
@@ -58,11 +60,32 @@ def fetch_model(uri: str, directory: Path) -> str:
         Unavailable: whoever has it does not answer.
     """
     parts = _split(uri)
+    return _reader(uri, parts)(uri, parts, directory)
+
+
+def check_uri(uri: str) -> None:
+    """Raise Invalid for a URI that no reader takes, as far as that is known without reading it."""
+    parts = _split(uri)
+    _reader(uri, parts)
+    if parts.scheme == "file" and not settings.REGISTER_DIR:
+        raise Invalid(FILES_ARE_OFF)
+    if parts.scheme == "https":
+        _check_host(parts)
+
+
+def _reader(uri: str, parts: SplitResult) -> Reader:
     reader = READERS.get(parts.scheme)
     if reader is None:
         known = ", ".join(f"{scheme}:" for scheme in READERS)
         raise Invalid(f"uri: {uri!r} cannot be read; it begins with one of {known}.")
-    return reader(uri, parts, directory)
+    return reader
+
+
+def _check_host(parts: SplitResult) -> None:
+    if not settings.REGISTER_HOSTS:
+        raise Invalid("uri: https: URIs are off; INTERLOCK_REGISTER_HOSTS lists the hosts.")
+    if parts.netloc.rpartition("@")[2].lower() not in settings.REGISTER_HOSTS:
+        raise Invalid(f"uri: {parts.hostname} is none of the hosts of INTERLOCK_REGISTER_HOSTS.")
 
 
 def _split(uri: str) -> SplitResult:
@@ -139,7 +162,7 @@ def _logged(client: MlflowClient, ids: tuple[str, ...], name: str) -> str:
 
 def _file(uri: str, parts: SplitResult, directory: Path) -> str:
     if not settings.REGISTER_DIR:
-        raise Invalid("uri: file: URIs are off; INTERLOCK_REGISTER_DIR sets where they may point.")
+        raise Invalid(FILES_ARE_OFF)
     root = Path(settings.REGISTER_DIR)
     try:
         copy_files(local_path(parts), root, directory, settings.ARTIFACT_BYTES_MAX)
@@ -151,10 +174,7 @@ def _file(uri: str, parts: SplitResult, directory: Path) -> str:
 
 
 def _https(uri: str, parts: SplitResult, directory: Path) -> str:
-    if not settings.REGISTER_HOSTS:
-        raise Invalid("uri: https: URIs are off; INTERLOCK_REGISTER_HOSTS lists the hosts.")
-    if parts.netloc.rpartition("@")[2].lower() not in settings.REGISTER_HOSTS:
-        raise Invalid(f"uri: {parts.hostname} is none of the hosts of INTERLOCK_REGISTER_HOSTS.")
+    _check_host(parts)
     host = parts.hostname or ""
     # The operator named the host, private or not; own services stay out of reach.
     policy = replace(configured_policy(), allowed=AllowList(names=frozenset({host})))
@@ -187,7 +207,7 @@ def too_large() -> TooLarge:
     )
 
 
-READERS: dict[str, Callable[[str, SplitResult, Path], str]] = {
+READERS: dict[str, Reader] = {
     "models": _models,
     "runs": _runs,
     "mlflow-artifacts": _artifacts,
