@@ -15,6 +15,7 @@ from typing import Any
 from django.conf import settings
 from django.contrib import messages
 from django.contrib.auth import views as auth
+from django.contrib.auth.decorators import login_not_required
 from django.contrib.auth.forms import PasswordResetForm
 from django.core.mail import EmailMessage
 from django.core.mail.backends.smtp import EmailBackend
@@ -22,6 +23,7 @@ from django.http import HttpRequest, HttpResponse
 from django.template import loader
 from django.urls import reverse_lazy
 from django.utils import timezone
+from django.utils.decorators import method_decorator
 
 from apps.lib.actors import Actor
 from apps.models.access import actor_of
@@ -89,6 +91,7 @@ def _send(mail: EmailMessage) -> None:
         log.exception("password.mail_failed")
 
 
+@method_decorator(login_not_required, name="dispatch")
 class ResetView(auth.PasswordResetView):
     template_name = "registration/reset.html"
     form_class = ResetForm

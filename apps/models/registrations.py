@@ -17,11 +17,9 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from celery import current_app
 from django.conf import settings
 from django.db import transaction
 from django.db.models import F
-from kombu.exceptions import OperationalError
 
 from apps.lib.actors import Actor
 from apps.lib.clock import database_now
@@ -35,7 +33,6 @@ from apps.models.versions import REGISTRATIONS, check_name
 
 log = logging.getLogger(__name__)
 
-TASK = "models.register"
 # So many wait; beyond it the answer is 503. Each may hold as many bytes as an artifact may have.
 WAITING_MAX = 20
 # A worker that dies of a file is not offered it for ever.
@@ -122,17 +119,9 @@ def _new(name: str, uri: str, metadata: Metadata, actor: Actor, now: datetime) -
 
 @transaction.atomic
 def _save(row: Registration) -> None:
+    # Beat has it done within a second: no request waits for the broker.
     row.save(force_insert=True)
     Registration.objects.filter(settled_at__lt=row.created_at - KEEP).delete()
-    transaction.on_commit(_nudge)
-
-
-def _nudge() -> None:
-    """Have it done now; beat does it soon where that is lost."""
-    try:
-        current_app.send_task(TASK, expires=60.0, retry=False)
-    except OperationalError as error:
-        log.info("registration.nudge_lost %s", error)
 
 
 # --- the worker's side ---------------------------------------------------------------------------

@@ -19,7 +19,8 @@ from tests.models.test_real_mlflow import tracking as tracking
 pytestmark = [pytest.mark.e2e, pytest.mark.django_db]
 
 API = "/api/2.0/mlflow"
-ROOTS = ("/proc/self?x=", "/proc/self", "file:///proc/self/environ#x", "file:///etc/../etc")
+# Those of our own list that MLflow itself lets pass.
+ROOTS = ("/proc/self?x=", "/proc/self", "file:///proc/self/task", "/etc")
 
 
 def ask(url: str, path: str, body: dict[str, Any]) -> dict[str, Any]:

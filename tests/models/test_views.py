@@ -149,7 +149,7 @@ def test_a_version_that_is_not_there_is_a_404_page(viewer: Client) -> None:
 
 def test_syncing_tells_what_came(operator: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     report = SyncReport(imported=("digits:1",), refused=("digits:2",))
-    monkeypatch.setattr(views, "sync_registry", lambda: report)
+    monkeypatch.setattr(views, "sync_now", lambda: report)
 
     response = operator.post("/models/sync/", follow=True)
 
@@ -164,7 +164,7 @@ def test_syncing_says_when_the_registry_is_away(
     def away() -> SyncReport:
         raise Unavailable("MLflow does not answer")
 
-    monkeypatch.setattr(views, "sync_registry", away)
+    monkeypatch.setattr(views, "sync_now", away)
 
     response = operator.post("/models/sync/", headers={"referer": "http://elsewhere/"})
 
