@@ -31,7 +31,7 @@ urlpatterns: list[URLPattern | URLResolver] = [
         name="password-reset-sent",
     ),
     path(
-        "password/reset/<uidb64>/<token>/",
+        "password/reset/<str:uidb64>/<str:token>/",
         passwords.ConfirmView.as_view(),
         name="password-reset-confirm",
     ),

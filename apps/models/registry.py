@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from celery.exceptions import SoftTimeLimitExceeded
 from django.conf import settings
 from django.utils import timezone
 
@@ -114,7 +115,7 @@ def _import_missing(
             # Neither must one that nobody foresaw: it is tried again, more and more seldom.
             _postpone(version, error)
             waiting.append(said)
-            if len(waiting) == UNREADABLE_MAX:
+            if len(waiting) == UNREADABLE_MAX or isinstance(error, SoftTimeLimitExceeded):
                 break
     return imported, refused, waiting
 

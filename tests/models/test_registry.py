@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+from celery.exceptions import SoftTimeLimitExceeded
 from django.db import connection
 
 from apps.lib.errors import Unavailable
@@ -265,3 +266,19 @@ def test_what_a_killed_process_left_goes_after_a_day(mlflow: Mlflow, settings: A
     assert not scratch.exists()
     assert not upload.exists()
     assert all(Path(row.artifact_path).exists() for row in ModelVersion.objects.all())
+
+
+def test_a_version_that_takes_all_of_the_task_s_time_waits_behind_the_others(
+    mlflow: Mlflow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = registry.inspect_onnx
+    limits = iter([SoftTimeLimitExceeded()])
+
+    def inspect(path: Any) -> Any:
+        for error in limits:
+            raise error
+        return read(path)
+
+    monkeypatch.setattr(registry, "inspect_onnx", inspect)
+    assert sync_registry().waiting == ("digits:1",)
+    assert sync_registry().imported == ("digits:2",)
