@@ -36,8 +36,10 @@ class ClientAddressMiddleware:
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase:
         if settings.PROXIES:
-            heard = request.META.get("HTTP_X_FORWARDED_FOR", "").split(",")
-            address = heard[-settings.PROXIES].strip() if len(heard) >= settings.PROXIES else ""
+            forwarded = request.META.get("HTTP_X_FORWARDED_FOR", "").split(",")
+            address = (
+                forwarded[-settings.PROXIES].strip() if len(forwarded) >= settings.PROXIES else ""
+            )
             if _is_address(address):
                 request.META["REMOTE_ADDR"] = address
         return self.get_response(request)

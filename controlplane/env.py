@@ -114,7 +114,7 @@ def allow_list(name: str) -> AllowList:
 
 def own_services(name: str) -> list[OwnService]:
     """Return the servers of a comma-separated variable, each `host:port`, or `host` for all."""
-    found = []
+    services = []
     for item in items(name):
         try:
             url = urlsplit(f"//{item}")
@@ -123,8 +123,8 @@ def own_services(name: str) -> list[OwnService]:
             raise SettingError(f"{name}: {item!r} is not host:port: {error}") from error
         if not host or url.netloc != item:
             raise SettingError(f"{name}: {item!r} is not host:port")
-        found.append(OwnService(item, host, port))
-    return found
+        services.append(OwnService(item, host, port))
+    return services
 
 
 def webhook_secret(name: str) -> str:

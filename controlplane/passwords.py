@@ -65,10 +65,10 @@ class ResetForm(PasswordResetForm):
     origin = ""
 
     def get_users(self, email: str) -> Any:
-        asked = AuditEntry.objects.filter(action=RESET_ASKED, at__gt=timezone.now() - MAIL_EVERY)
+        recent = AuditEntry.objects.filter(action=RESET_ASKED, at__gt=timezone.now() - MAIL_EVERY)
         for user in super().get_users(email):
             name = user.get_username()
-            if asked.filter(target=name).exists() or asked.count() >= MAILS_MAX:
+            if recent.filter(target=name).exists() or recent.count() >= MAILS_MAX:
                 continue
             record_audit(actor=Actor(name, self.origin), action=RESET_ASKED, target=name)
             yield user

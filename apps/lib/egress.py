@@ -192,8 +192,8 @@ def _resolved(host: str) -> frozenset[Machine]:
 
 
 def _look_up(host: str, port: int) -> list[Machine]:
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    texts = dict.fromkeys(str(address[0]).partition("%")[0] for *_, address in found)
+    answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    texts = dict.fromkeys(str(address[0]).partition("%")[0] for *_, address in answers)
     return [ip_address(text) for text in texts]
 
 

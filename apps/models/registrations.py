@@ -155,8 +155,12 @@ def _guarded(row: Registration) -> bool:
             raise Invalid(f"its inspection ended {ATTEMPTS_MAX} times without an answer")
         version = _register(row)
     except InterlockError as error:
-        told: dict[str, Any] = {"code": error.code, "reason": error.message, "detail": error.detail}
-        return _settle(row, State.REFUSED, **told)
+        refusal: dict[str, Any] = {
+            "code": error.code,
+            "reason": error.message,
+            "detail": error.detail,
+        }
+        return _settle(row, State.REFUSED, **refusal)
     except Exception as error:
         log.exception("registration.failed %s", row.pk)
         reason = f"It could not be registered: {type(error).__name__}: {error}"

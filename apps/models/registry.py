@@ -57,15 +57,15 @@ class SyncReport:
         return any((self.imported, self.refused, self.aliases, self.waiting, self.pushed))
 
 
-def sync_registry(*, is_asked: bool = False) -> SyncReport:
+def sync_registry(*, is_by_hand: bool = False) -> SyncReport:
     """Import what MLflow has and we have not. Raises Unavailable when MLflow does not answer.
 
-    `is_asked`: a person asked for it, so what waits for its next attempt is tried at once.
+    `is_by_hand`: a person waits for it, so what waits for its next attempt is tried at once.
     """
     with connect() as client:
         listed_at = timezone.now()
         models = {model.name: model for model in client.models()}
-        imported, refused, waiting = _import_missing(client, models, is_asked)
+        imported, refused, waiting = _import_missing(client, models, is_by_hand)
         if imported:
             # Large files take minutes; aliases that old would be compared with ours of now.
             listed_at = timezone.now()
@@ -85,17 +85,17 @@ def sync_now() -> SyncReport:
     with take_turn(SYNC_TURN) as is_ours:
         if not is_ours:
             raise Conflict("A sync with MLflow is running: what it brings shows here soon.")
-        return sync_registry(is_asked=True)
+        return sync_registry(is_by_hand=True)
 
 
 def _import_missing(
-    client: MlflowClient, models: dict[str, RegistryModel], is_asked: bool
+    client: MlflowClient, models: dict[str, RegistryModel], is_by_hand: bool
 ) -> tuple[list[str], list[str], list[str]]:
     """Return the imported, the refused, and what could not be read now."""
     imported: list[str] = []
     refused: list[str] = []
     waiting: list[str] = []
-    known = _settled_versions(is_asked)
+    known = _settled_versions(is_by_hand)
     # Oldest first, so that a model's history reads in order.
     for version in sorted(client.versions(), key=lambda item: (item.name, item.number)):
         if (version.name[:NAME_SHOWN], version.number) in known or not version.is_ready:
@@ -120,11 +120,11 @@ def _import_missing(
     return imported, refused, waiting
 
 
-def _settled_versions(is_asked: bool) -> set[tuple[str, int | None]]:
+def _settled_versions(is_by_hand: bool) -> set[tuple[str, int | None]]:
     """Return what is here, what was refused, and what waits for its next attempt."""
     served = ModelVersion.objects.exclude(registry_number=None)
     refused = RefusedImport.objects.filter(retry_at=None)
-    if not is_asked:
+    if not is_by_hand:
         refused |= RefusedImport.objects.filter(retry_at__gt=timezone.now())
     return {
         *served.values_list("model__name", "registry_number"),

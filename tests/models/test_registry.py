@@ -117,7 +117,7 @@ def test_a_version_that_cannot_be_read_now_keeps_no_other_one_out(mlflow: Mlflow
     mlflow.broken = set()
     # Not at once, so that the others get their turn, unless a person asks for it.
     assert sync_registry().imported == ()
-    assert sync_registry(is_asked=True).imported == ("digits:1",)
+    assert sync_registry(is_by_hand=True).imported == ("digits:1",)
     assert not RefusedImport.objects.exists()
 
 
