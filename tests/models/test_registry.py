@@ -12,11 +12,11 @@ import pytest
 from celery.exceptions import SoftTimeLimitExceeded
 from django.db import connection
 
-from apps.lib.errors import Unavailable
+from apps.lib.errors import Conflict, Unavailable
 from apps.models import mlflow as mlflow_client
 from apps.models import registry
 from apps.models.models import Alias, ModelVersion, RefusedImport, RegisteredModel
-from apps.models.registry import sync_registry
+from apps.models.registry import sync_now, sync_registry
 from apps.models.tasks import SYNC_TURN, sync_registry_task
 from apps.models.versions import sweep_scratch
 from tests.models.registries import Mlflow, client_of
@@ -248,6 +248,11 @@ def test_one_worker_at_a_time_looks_at_the_registry(mlflow: Mlflow) -> None:
             cursor.execute("SELECT pg_advisory_lock(%s)", [SYNC_TURN])
         sync_registry_task()
         assert not ModelVersion.objects.exists()
+        with pytest.raises(Conflict, match="is running"):
+            sync_now()
+        with other.cursor() as cursor:
+            # Before it closes: the server notices a closed session a little later.
+            cursor.execute("SELECT pg_advisory_unlock(%s)", [SYNC_TURN])
     finally:
         other.close()
     sync_registry_task()
