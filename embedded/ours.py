@@ -39,6 +39,8 @@ def environment(
         "INTERLOCK_PUBLIC_URL": base.get(
             "INTERLOCK_PUBLIC_URL", f"http://127.0.0.1:{ports['web']}"
         ),
+        # Nobody's webhook reaches a server of the stack, whatever the allow-list says.
+        "INTERLOCK_OWN_SERVICES": ",".join(f"127.0.0.1:{port}" for port in ports.values()),
         "INTERLOCK_INSTANCE_NAME": "local",
         "INTERLOCK_BIND": dataplane,
         "INTERLOCK_GRPC_BIND": f"127.0.0.1:{ports['dataplane_grpc']}",

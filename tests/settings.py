@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import secrets
 
-os.environ.setdefault("INTERLOCK_SECRET_KEY", "only-for-tests")
-os.environ.setdefault("INTERLOCK_INSTANCE_TOKEN", "instance-token-of-the-tests")
+os.environ.setdefault("INTERLOCK_SECRET_KEY", secrets.token_urlsafe(48))
+os.environ.setdefault("INTERLOCK_INSTANCE_TOKEN", secrets.token_urlsafe(48))
+# Receivers of the tests listen on loopback.
+os.environ.setdefault("INTERLOCK_WEBHOOK_ALLOWED", "127.0.0.0/8,::1")
 
 from controlplane.settings import *  # noqa: F403
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import msgspec
-from django.conf import settings
 
 from apps.lib.errors import Invalid
+from apps.models.own_services import configured_policy
 from apps.notifications.addresses import check_url
 from apps.rollouts.verdicts import JSON, Verdict
 
@@ -141,7 +141,7 @@ def _no_metrics(_: Mapping[str, Any]) -> str:
 
 def _webhook_address(given: Mapping[str, Any]) -> str:
     try:
-        check_url(str(given.get("url", "")), private_allowed=settings.WEBHOOK_PRIVATE_ALLOWED)
+        check_url(str(given.get("url", "")), policy=configured_policy())
     except Invalid as error:
         return error.message.replace("address: ", "url: ", 1).rstrip(".")
     return ""
