@@ -79,10 +79,11 @@ def parts(state: Path, ports: Mapping[str, int], env: Mapping[str, str]) -> list
             argv=(python, "-m", "dataplane"),
             env=env,
             needs=("redis", "triton"),
+            # It has nothing to serve before the first table, which bootstrap publishes.
+            ready_after=("bootstrap", "web"),
             reports_to=("web",),
             prepare=make_directories,
             ready=http_ok(ports["dataplane"], "/v2/health/ready"),
-            ready_within_s=120.0,
         ),
         Part(
             name="migrate",
@@ -90,7 +91,6 @@ def parts(state: Path, ports: Mapping[str, int], env: Mapping[str, str]) -> list
             env=env,
             needs=("postgres", "redis"),
             once=True,
-            ready_within_s=300.0,
             prepare=make_directories,
         ),
         Part(

@@ -1,0 +1,78 @@
+"""What a session of processes has used so far; each part of a stack leads a session of its own."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclass(frozen=True)
+class Usage:
+    """CPU in seconds, with that of children that have ended; memory in bytes.
+
+    `resident_bytes` counts a page that processes share once for each of them,
+    `proportional_bytes` once in all.
+    """
+
+    pid: int
+    command: str
+    cpu_s: float
+    resident_bytes: int
+    proportional_bytes: int
+
+
+def cpu_s_by_session() -> dict[int, float]:
+    """Return the seconds of CPU that the processes of each session have used."""
+    used: dict[int, float] = defaultdict(float)
+    for pid in _pids():
+        if (fields := _stat(pid)) is not None:
+            used[int(fields[3])] += _cpu_s(fields)
+    return used
+
+
+def usage_of_session(session: int) -> list[Usage]:
+    """Return what each living process of a session uses, its leader first."""
+    found = []
+    for pid in sorted(_pids()):
+        fields = _stat(pid)
+        if fields is not None and int(fields[3]) == session:
+            resident = int(fields[21]) * PAGE_BYTES
+            found.append(Usage(pid, _command(pid), _cpu_s(fields), resident, _proportional(pid)))
+    return found
+
+
+def _pids() -> list[int]:
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+
+
+def _stat(pid: int) -> list[str] | None:
+    """Return the fields of /proc/PID/stat from the state (the third) on; None: it has ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+
+
+def _cpu_s(fields: list[str]) -> float:
+    return sum(map(int, fields[11:15])) / TICKS_PER_S
+
+
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+    except OSError:
+        return ""
+
+
+def _proportional(pid: int) -> int:
+    try:
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    except OSError:
+        return 0
+    rows = (line.split() for line in text.splitlines() if line.startswith("Pss:"))
+    return sum(int(row[1]) * 1024 for row in rows)
