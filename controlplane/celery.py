@@ -1,4 +1,4 @@
-"""The Celery app. It only wakes: every task is a tick over rows, and none holds state."""
+"""The workers' Celery app; beat has one of its own (`beat`). It only wakes: every task is a tick over rows, and none holds state."""
 
 from __future__ import annotations
 

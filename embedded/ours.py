@@ -44,6 +44,8 @@ def environment(
         "INTERLOCK_GRPC_BIND": f"127.0.0.1:{ports['dataplane_grpc']}",
         "INTERLOCK_STATE_DIR": str(state / "dataplane"),
         "DJANGO_SETTINGS_MODULE": "controlplane.settings",
+        # The checks of Django load every page; `./run check` and the tests make them.
+        "CELERY_SKIP_CHECKS": "1",
         "PYTHONUNBUFFERED": "1",
     }
 
@@ -51,19 +53,22 @@ def environment(
 def parts(state: Path, ports: Mapping[str, int], env: Mapping[str, str]) -> list[Part]:
     """In order of start. The data plane needs no control plane, so it does not wait for one."""
     python = sys.executable
-    celery = (python, "-m", "celery", "-A", "controlplane")
+    celery = (python, "-m", "celery", "-A")
     web = (
         python, "-m", "granian", "--interface", "wsgi", "--host", "127.0.0.1",
         "--port", str(ports["web"]), "--workers", "1", "--blocking-threads", "4",
         "controlplane.wsgi:application",
     )  # fmt: skip
     worker = (
-        *celery, "worker", "--concurrency", "2", "--without-gossip", "--without-mingle",
+        *celery, "controlplane", "worker", "--concurrency", "2", "--without-gossip", "--without-mingle",
         "--loglevel", "INFO",
     )  # fmt: skip
     # Every schedule is an interval, so nothing is worth keeping in a file; below WARNING it
     # would tell of each tick.
-    beat = (*celery, "beat", "--scheduler", "celery.beat.Scheduler", "--loglevel", "WARNING")
+    beat = (
+        *celery, "controlplane.beat", "beat", "--scheduler", "celery.beat.Scheduler",
+        "--loglevel", "WARNING",
+    )  # fmt: skip
     # The one consumer here keeps its name, so that one started again goes on at once with what the
     # one before had read and not applied; another name would wait until that may be adopted.
     ingest = (python, "manage.py", "ingest", "--consumer", "local")
@@ -83,11 +88,12 @@ def parts(state: Path, ports: Mapping[str, int], env: Mapping[str, str]) -> list
             ready_after=("bootstrap", "web"),
             reports_to=("web",),
             prepare=make_directories,
+            outlived=True,
             ready=http_ok(ports["dataplane"], "/v2/health/ready"),
         ),
         Part(
             name="migrate",
-            argv=(python, "manage.py", "migrate", "--noinput"),
+            argv=(python, "manage.py", "migrate", "--noinput", "--skip-checks"),
             env=env,
             needs=("postgres", "redis"),
             once=True,
@@ -95,7 +101,7 @@ def parts(state: Path, ports: Mapping[str, int], env: Mapping[str, str]) -> list
         ),
         Part(
             name="bootstrap",
-            argv=(python, "manage.py", "bootstrap"),
+            argv=(python, "manage.py", "bootstrap", "--skip-checks"),
             env=env,
             needs=stored,
             once=True,

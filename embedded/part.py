@@ -53,6 +53,8 @@ class Part:
     # Whether the stop signal goes to the whole process group or only to its leader.
     stop_group: bool = False
     stop_within_s: float = 10.0
+    # What its leader leaves behind when it dies serves on, until the next one has taken over.
+    outlived: bool = False
     # What the kernel sends the process when the supervisor itself is killed.
     orphan_signal: signal.Signals = signal.SIGTERM
     niceness: int = 0

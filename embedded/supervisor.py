@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from embedded.leftovers import ProcessRecord
+from embedded.leftovers import ProcessRecord, living_of, now_ticks
 from embedded.logs import Console, PartLog
 from embedded.part import EX_TEMPFAIL, Part, StackError
 from embedded.state import ROOT
@@ -77,6 +77,8 @@ class Runner:
         self.process: asyncio.subprocess.Process | None = None
         self.restarts = 0
         self._failures = 0
+        # The sessions of earlier lives that may serve on, and when their leader was seen dead.
+        self._survivors: list[tuple[int, int]] = []
         # The parts that this one's readiness depends on beside its needs.
         self._ready_after: Sequence[Runner] = ()
 
@@ -107,11 +109,27 @@ class Runner:
             if not self.gone.is_set():
                 self.console.complain(f"{self.part.name} did not stop in time: killed")
                 self.kill()
+        await self._end_survivors()
+
+    async def _end_survivors(self) -> None:
+        """End what earlier lives of the part left to serve on."""
+        deadline = time.monotonic() + self.part.stop_within_s
+        number = self.part.stop_signal
+        while living := [pid for s, at in self._survivors for pid in living_of(s, at)]:
+            is_late = time.monotonic() > deadline
+            for pid in living:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL if is_late else number)
+            await asyncio.sleep(POLL_S)
 
     def kill(self) -> None:
         """End the part and all its children at once."""
         self.stopping.set()
         self._signal(signal.SIGKILL, group=True)
+        for session, at in self._survivors:
+            for pid in living_of(session, at):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
     async def _live(self) -> int:
         """One life of the process, from its start to its exit code."""
@@ -132,7 +150,10 @@ class Runner:
         finally:
             readiness.cancel()
             # What the leader left in its group has no parent to care for it.
-            self._signal(signal.SIGKILL, group=True)
+            if self.part.outlived and not self.stopping.is_set():
+                self._survivors.append((process.pid, now_ticks()))
+            else:
+                self._signal(signal.SIGKILL, group=True)
             self.process = None
             self.record.discard(process.pid)
             await asyncio.wait([reading], timeout=POLL_S)

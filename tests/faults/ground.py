@@ -45,7 +45,7 @@ MARKS = {
     "dataplane": "-m dataplane",
     "web": "-m granian",
     "worker": "controlplane worker",
-    "beat": "controlplane beat",
+    "beat": "controlplane.beat beat",
     "ingest": "manage.py ingest",
 }
 # What asking raises while somebody is away.
