@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import socket
 
-
 # Held for as long as the process lives; the kernel frees them with any death.
 _claims: list[socket.socket] = []
 

@@ -194,12 +194,15 @@ class Supervisor:
             child.silence.pass_time(elapsed_s)
             silent_s = child.silence.seconds
             if child.ready.is_set() and silent_s > group.worker_silent_s:
-                why = "gave no sign of life for %.1f s (INTERLOCK_WORKER_SILENT_S)"
+                why, setting = "gave no sign of life", "INTERLOCK_WORKER_SILENT_S"
             elif not child.ready.is_set() and silent_s > group.worker_start_s:
-                why = "was not ready after %.1f s (INTERLOCK_WORKER_START_S)"
+                why, setting = "was not ready", "INTERLOCK_WORKER_START_S"
             else:
                 continue
-            log.error(f"worker.silent: %d {why} and is killed", child.slot, silent_s)
+            log.error(
+                "worker.silent: %d %s for %.1f s (%s) and is killed",
+                child.slot, why, silent_s, setting,
+            )  # fmt: skip
             child.silence.beat()
             child.send(signal.SIGKILL)
         self._refuse_if_unserved(elapsed_s)

@@ -60,8 +60,8 @@ def parts(state: Path, ports: Mapping[str, int], env: Mapping[str, str]) -> list
         "controlplane.wsgi:application",
     )  # fmt: skip
     worker = (
-        *celery, "controlplane", "worker", "--concurrency", "2", "--without-gossip", "--without-mingle",
-        "--loglevel", "INFO",
+        *celery, "controlplane", "worker", "--concurrency", "2", "--without-gossip",
+        "--without-mingle", "--loglevel", "INFO",
     )  # fmt: skip
     # Every schedule is an interval, so nothing is worth keeping in a file; below WARNING it
     # would tell of each tick.

@@ -1,4 +1,4 @@
-"""Checks of a starting server. Each returns what is missing, nothing when it is ready; none raises."""
+"""Checks of a starting server. Each returns what is missing, and nothing once it is ready."""
 
 from __future__ import annotations
 

@@ -171,7 +171,8 @@ def running(
     """Run a stack (or the parts named in `only`) in a process of its own while the block runs.
 
     Ports are free ones, so that it disturbs nobody. Raises StackError with the last lines of its
-    output if it does not start: when a part cannot, or exceeds its time to start. `show_progress` lets it tell on the terminal how far it is.
+    output if it does not start: when a part cannot, or exceeds its time to start. `show_progress`
+    lets it tell on the terminal how far it is.
     """
     command = [sys.executable, "-m", "embedded", "up", "--quiet", "--state-dir", str(state_dir)]
     if only is not None:

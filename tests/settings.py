@@ -16,3 +16,5 @@ STORAGES = {
 }
 # Static files need no directory in tests, and its absence would be a warning, hence an error.
 MIDDLEWARE = [name for name in MIDDLEWARE if "whitenoise" not in name]  # noqa: F405
+# In tests no loop turns, and pages should look as they do when all do.
+LOOP_LATE_S = 1_000_000_000
