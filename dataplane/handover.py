@@ -97,9 +97,9 @@ def take_over_or_bind(config: Config) -> tuple[list[socket.socket], Heir | None]
     count = config.group.workers
     give_up_at = monotonic() + PORT_WAIT_S
     heir = None
-    claim(config.host, config.port)
     while True:
         try:
+            claim(config.host, config.port)
             return bind(config.host, config.port, count), None
         except OSError as error:
             if error.errno != errno.EADDRINUSE or monotonic() >= give_up_at:

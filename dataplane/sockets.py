@@ -9,19 +9,24 @@ from __future__ import annotations
 
 import socket
 
-# Held for as long as the process lives; the kernel frees them with any death.
-_claims: list[socket.socket] = []
+# By port, held for as long as the process lives; the kernel frees them with any death.
+_claims: dict[tuple[str, int], socket.socket] = {}
 
 
 def claim(host: str, port: int) -> None:
-    """Claim the port among instances that are starting. Raises OSError where another one has it.
+    """Claim the port for this process. Raises OSError where another instance has it.
 
     The kernel lets two bind a port, or share it, until one of them listens.
     """
-    if port:
-        item = socket.socket(socket.AF_UNIX)
-        _claims.append(item)
+    if port == 0 or (host, port) in _claims:
+        return
+    item = socket.socket(socket.AF_UNIX)
+    try:
         item.bind(f"\0interlock:{host}:{port}")
+    except OSError:
+        item.close()
+        raise
+    _claims[host, port] = item
 
 
 def bind(host: str, port: int, count: int) -> list[socket.socket]:

@@ -13,7 +13,7 @@ PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 @dataclass(frozen=True)
 class Usage:
-    """CPU in seconds, with that of children that have ended; memory in bytes.
+    """CPU in seconds, its own and that of its children that have ended; memory in bytes.
 
     `resident_bytes` counts a page that processes share once for each of them,
     `proportional_bytes` once in all.
@@ -22,6 +22,7 @@ class Usage:
     pid: int
     command: str
     cpu_s: float
+    children_cpu_s: float
     resident_bytes: int
     proportional_bytes: int
 
@@ -31,7 +32,7 @@ def cpu_s_by_session() -> dict[int, float]:
     used: dict[int, float] = defaultdict(float)
     for pid in _pids():
         if (fields := _stat(pid)) is not None:
-            used[int(fields[3])] += _cpu_s(fields)
+            used[int(fields[3])] += _cpu_s(fields[11:15])
     return used
 
 
@@ -41,8 +42,10 @@ def usage_of_session(session: int) -> list[Usage]:
     for pid in sorted(_pids()):
         fields = _stat(pid)
         if fields is not None and int(fields[3]) == session:
+            own_s, children_s = _cpu_s(fields[11:13]), _cpu_s(fields[13:15])
             resident = int(fields[21]) * PAGE_BYTES
-            found.append(Usage(pid, _command(pid), _cpu_s(fields), resident, _proportional(pid)))
+            command, shared = _command(pid), _proportional(pid)
+            found.append(Usage(pid, command, own_s, children_s, resident, shared))
     return found
 
 
@@ -58,8 +61,8 @@ def _stat(pid: int) -> list[str] | None:
         return None
 
 
-def _cpu_s(fields: list[str]) -> float:
-    return sum(map(int, fields[11:15])) / TICKS_PER_S
+def _cpu_s(ticks: list[str]) -> float:
+    return sum(map(int, ticks)) / TICKS_PER_S
 
 
 def _command(pid: int) -> str:
