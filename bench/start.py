@@ -29,7 +29,7 @@ MARKS = {
     "granian": "web",
     "manage.py ingest": "ingester",
     "controlplane.beat": "beat",
-    "controlplane worker": "worker",
+    "controlplane.worker": "worker",
     "triton_python_backend_stub": "triton, a model",
     "tritonserver": "triton",
     "valkey-server": "redis",

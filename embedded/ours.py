@@ -44,8 +44,6 @@ def environment(
         "INTERLOCK_GRPC_BIND": f"127.0.0.1:{ports['dataplane_grpc']}",
         "INTERLOCK_STATE_DIR": str(state / "dataplane"),
         "DJANGO_SETTINGS_MODULE": "controlplane.settings",
-        # The checks of Django load every page; `./run check` and the tests make them.
-        "CELERY_SKIP_CHECKS": "1",
         "PYTHONUNBUFFERED": "1",
     }
 
@@ -53,22 +51,13 @@ def environment(
 def parts(state: Path, ports: Mapping[str, int], env: Mapping[str, str]) -> list[Part]:
     """In order of start. The data plane needs no control plane, so it does not wait for one."""
     python = sys.executable
-    celery = (python, "-m", "celery", "-A")
     web = (
         python, "-m", "granian", "--interface", "wsgi", "--host", "127.0.0.1",
         "--port", str(ports["web"]), "--workers", "1", "--blocking-threads", "4",
         "controlplane.wsgi:application",
     )  # fmt: skip
-    worker = (
-        *celery, "controlplane", "worker", "--concurrency", "2", "--without-gossip",
-        "--without-mingle", "--loglevel", "INFO",
-    )  # fmt: skip
-    # Every schedule is an interval, so nothing is worth keeping in a file; below WARNING it
-    # would tell of each tick.
-    beat = (
-        *celery, "controlplane.beat", "beat", "--scheduler", "celery.beat.Scheduler",
-        "--loglevel", "WARNING",
-    )  # fmt: skip
+    worker = (python, "-m", "controlplane.worker")
+    beat = (python, "-m", "controlplane.beat")
     # The one consumer here keeps its name, so that one started again goes on at once with what the
     # one before had read and not applied; another name would wait until that may be adopted.
     ingest = (python, "manage.py", "ingest", "--consumer", "local")

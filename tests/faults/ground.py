@@ -45,8 +45,8 @@ MARKS = {
     "triton": "/tritonserver",
     "dataplane": "-m dataplane",
     "web": "-m granian",
-    "worker": "controlplane worker",
-    "beat": "controlplane.beat beat",
+    "worker": "controlplane.worker",
+    "beat": "controlplane.beat",
     "ingest": "manage.py ingest",
 }
 # What asking raises while somebody is away.
