@@ -11,7 +11,7 @@ from celery import Celery
 from celery.signals import task_success
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "controlplane.settings")
-# Django's checks load every page, which a worker never shows; `./run check` and the tests make them.
+# Django's checks load every page, and a worker shows none; the tests make them.
 os.environ.setdefault("CELERY_SKIP_CHECKS", "1")
 
 app = Celery("interlock")

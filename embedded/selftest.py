@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import httpx
 import numpy as np
 import numpy.typing as npt
 
-from embedded.part import EX_TEMPFAIL, Part
+from embedded.part import EX_TEMPFAIL
 
 Array = npt.NDArray[np.float32]
 
@@ -60,18 +59,6 @@ class TritonPythonModel:
 
 class SelfTestFailed(Exception):
     """Triton answers, but not what it should."""
-
-
-def part(repository: Path, triton_url: str, env: Mapping[str, str]) -> Part:
-    """The check as a part that runs beside the start-up, and ends the stack if it fails."""
-    return Part(
-        name="selftest",
-        argv=(sys.executable, "-m", "embedded.selftest", str(repository), triton_url),
-        env=env,
-        needs=("triton",),
-        once=True,
-        awaited=False,
-    )
 
 
 def make_onnx() -> bytes:

@@ -18,11 +18,11 @@ from pathlib import Path
 
 import msgspec
 
-from embedded import mlflow, ours, postgres, selftest, valkey
+from embedded import mlflow, ours, postgres, valkey
 from embedded.leftovers import read_process
 from embedded.part import MissingComponent, Part, StackError
 from embedded.state import ROOT, Secrets, StateDir
-from embedded.triton import Triton
+from embedded.triton import Triton, selftest_part
 
 PART_NAMES = (
     "postgres",
@@ -149,7 +149,7 @@ def declare_parts(
         "mlflow": lambda: mlflow.part(state / "mlflow-artifacts", ports["mlflow"], store, base),
         "redis": lambda: valkey.part(state / "redis", ports["redis"], base, environ),
         "triton": lambda: triton.part(base),
-        "selftest": lambda: selftest.part(triton.repository, stack.urls.triton, base),
+        "selftest": lambda: selftest_part(triton.repository, stack.urls.triton, base),
     }
     makers |= {p.name: lambda p=p: p for p in ours.parts(state, ports, stack.env)}  # type: ignore[misc]
     wanted, missing = [], []
