@@ -20,7 +20,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from apps.experiments.backlog import read_backlog
-from controlplane.pulse import Pulses, read_pulses
+from controlplane.pulse import Pulses, published_age_s, read_pulses
 
 
 class LoopSerializer(serializers.Serializer[Any]):
@@ -63,11 +63,11 @@ def ready(request: HttpRequest) -> JsonResponse:
 @login_not_required
 def loops(request: HttpRequest) -> JsonResponse:
     """Say how long ago each control loop turned; 503 where one has stopped."""
+    pulses = read_pulses()
     try:
-        pulses = read_pulses()
+        document = {"well": pulses.is_well, **loops_document(pulses)}
     except DatabaseError as error:
         return JsonResponse({"well": False, "trouble": f"database: {error}"}, status=503)
-    document = {"well": pulses.is_well, **loops_document(pulses)}
     return JsonResponse(document, status=200 if pulses.is_well else 503)
 
 
@@ -77,7 +77,7 @@ def loops_document(pulses: Pulses) -> dict[str, Any]:
         "loops": {pulse.loop.name: _rounded(pulse.age_s) for pulse in pulses.loops},
         "late": [pulse.loop.name for pulse in pulses.late],
         "trouble": pulses.trouble,
-        "published_age_s": _rounded(pulses.published_age_s),
+        "published_age_s": _rounded(published_age_s()),
     }
 
 
@@ -117,7 +117,7 @@ class StatusView(APIView):
         document = {
             "is_well": pulses.is_well,
             "trouble": pulses.trouble,
-            "published_age_s": _rounded(pulses.published_age_s),
+            "published_age_s": _rounded(published_age_s()),
             "loops": rows,
         }
         return Response(StatusSerializer(document).data)
@@ -164,7 +164,6 @@ def _loop_gauges(registry: CollectorRegistry) -> None:
             age.labels(pulse.loop.name).set(pulse.age_s)
         # Where nobody knows, an alert had better come.
         late.labels(pulse.loop.name).set(pulse.is_late or bool(pulses.trouble))
-    if pulses.published_age_s is not None:
+    if (since_s := published_age_s()) is not None:
         text = "Seconds since the newest routing table was published."
-        published = Gauge("interlock_published_age_seconds", text, registry=registry)
-        published.set(pulses.published_age_s)
+        Gauge("interlock_published_age_seconds", text, registry=registry).set(since_s)

@@ -15,6 +15,8 @@ from typing import Any
 
 import redis
 from django.conf import settings
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from apps.lib.clock import database_now
 from apps.rollouts.models import PublishedTable
@@ -69,8 +71,6 @@ class Pulses:
 
     loops: tuple[Pulse, ...]
     trouble: str = ""
-    # Seconds since the newest routing table was published; None before the first one.
-    published_age_s: float | None = None
 
     @property
     def late(self) -> tuple[Pulse, ...]:
@@ -99,9 +99,9 @@ def read_pulses() -> Pulses:
         now_ms, marks = _read_marks()
     except redis.RedisError as error:
         unknown = tuple(Pulse(loop, None, False) for loop in LOOPS)
-        return Pulses(unknown, f"Redis does not answer: {error}", _published_age_s())
+        return Pulses(unknown, f"Redis does not answer: {error}")
     pulses = (_pulse(loop, mark, now_ms) for loop, mark in zip(LOOPS, marks, strict=True))
-    return Pulses(tuple(pulses), published_age_s=_published_age_s())
+    return Pulses(tuple(pulses))
 
 
 def _pulse(loop: Loop, mark_ms: int | None, now_ms: int) -> Pulse:
@@ -122,7 +122,8 @@ def _read_marks() -> tuple[int, Iterable[int | None]]:
     return seconds * 1_000 + microseconds // 1_000, marks
 
 
-def _published_age_s() -> float | None:
+def published_age_s() -> float | None:
+    """Return the seconds since the newest routing table was published; None before the first."""
     table = PublishedTable.objects.order_by("-generation").only("published_at").first()
     return None if table is None else (database_now() - table.published_at).total_seconds()
 
@@ -134,6 +135,10 @@ def _client() -> redis.Redis[bytes]:
 @lru_cache(maxsize=1)
 def _client_of(url: str) -> redis.Redis[bytes]:
     client: redis.Redis[bytes] = redis.Redis.from_url(
-        url, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S
+        url,
+        socket_timeout=TIMEOUT_S,
+        socket_connect_timeout=TIMEOUT_S,
+        # A page waits for this: no second attempt.
+        retry=Retry(NoBackoff(), 0),
     )
     return client

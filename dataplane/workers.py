@@ -296,6 +296,8 @@ class Supervisor:
             await child.gone.wait()
 
     async def _stop_all(self) -> None:
+        if self._heir is not None:
+            self._heir.dismiss()
         children = list(self._children)
         for child in children:
             child.send(signal.SIGTERM)
