@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from embedded.usage import descendants
+
 TURN_S = 0.1
 LOWEST = 19
 LOOK_S = 0.3
@@ -77,19 +79,6 @@ class Yielding(threading.Thread):
     def stop(self) -> None:
         self._stop.set()
         self.join()
-
-
-def descendants(root: int) -> set[int]:
-    """Return the process and all that descend from it."""
-    parent_of: dict[int, int] = {}
-    for entry in Path("/proc").iterdir():
-        with suppress(OSError, ValueError):
-            fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            parent_of[int(entry.name)] = int(fields[1])
-    found = {root}
-    while more := {pid for pid, parent in parent_of.items() if parent in found} - found:
-        found |= more
-    return found
 
 
 def _cpu_s(pid: int) -> float:

@@ -7,15 +7,13 @@ each of them, proportional memory once in all.
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from embedded.stack import PART_NAMES, Stack, running
-from embedded.state import StateDir
-from embedded.usage import Usage, usage_of_session
+from embedded.stack import PART_NAMES, running
+from embedded.usage import Usage, descendants, usage_of
 
 PARTS = frozenset(PART_NAMES) - {"mlflow"}
 # Until what runs after the start has run: first ticks, first requests.
@@ -68,14 +66,13 @@ def measure(directory: Path) -> Start:
     began = time.monotonic()
     with running(directory, PARTS) as stack:
         took_s = time.monotonic() - began
-        sessions = _sessions(stack)
-        at_ready = [usage for session in sessions for usage in usage_of_session(session)]
-        commands_cpu_s = _cpu_of_ended_children(stack.pid)
+        at_ready = usage_of(descendants(stack.pid))
+        commands_cpu_s = sum(u.children_cpu_s for u in at_ready if u.pid == stack.pid)
         time.sleep(SETTLE_S)
-        before = _total(sessions)
+        before = _cpu_s(stack.pid)
         time.sleep(REST_S)
-        at_rest = [usage for session in sessions for usage in usage_of_session(session)]
-        print(f"at rest: {(_total(sessions) - before) / REST_S:.1%} of a core")
+        at_rest = usage_of(descendants(stack.pid))
+        print(f"at rest: {(_cpu_s(stack.pid) - before) / REST_S:.1%} of a core")
     return Start(took_s, at_ready, at_rest, commands_cpu_s)
 
 
@@ -98,18 +95,10 @@ def _row(name: str, count: int, cpu_s: float, rows: list[Usage]) -> None:
     print(f"{name:<22}{count:>6}{cpu_s:>16.2f}{resident:>13.0f}{proportional:>14.0f}")
 
 
-def _sessions(stack: Stack) -> list[int]:
-    recorded = json.loads(StateDir(Path(stack.state_dir)).process_file.read_text())["processes"]
-    return [stack.pid, *(pid for pid, _ in recorded)]
-
-
-def _total(sessions: list[int]) -> float:
-    return sum(usage.cpu_s for session in sessions for usage in usage_of_session(session))
+def _cpu_s(root: int) -> float:
+    """Return the CPU of all, and of their children that have ended."""
+    return sum(u.cpu_s + u.children_cpu_s for u in usage_of(descendants(root)))
 
 
 def _name(usage: Usage) -> str:
     return next((name for mark, name in MARKS.items() if mark in usage.command), usage.command[:20])
-
-
-def _cpu_of_ended_children(pid: int) -> float:
-    return sum(usage.children_cpu_s for usage in usage_of_session(pid) if usage.pid == pid)

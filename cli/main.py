@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--json", action="store_true", help="print the API's answer as JSON")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    add_command(commands, "status", status, "say whether the control plane's loops turn")
+    add_command(commands, "health", health, "say whether the control plane's loops turn")
     add_command(commands, "models", models, "list models and what serves each")
     add_command(commands, "versions", versions, "list a model's versions", "model")
     add_command(commands, "sync", sync, "import what the registry has and Interlock has not")
@@ -92,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def status(client: Client, options: argparse.Namespace) -> int:
+def health(client: Client, options: argparse.Namespace) -> int:
     """Exit code 1 where a loop has stopped: nothing would move that a pipeline waits for."""
     answer = client.get("status/")
     if options.json:

@@ -6,11 +6,22 @@ Started past Celery's command line, which imports an interactive shell.
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
+from typing import Any
+
+from celery.signals import worker_before_create_process
 
 from controlplane.celery import app
 
 CONCURRENCY = 2
+
+
+@worker_before_create_process.connect
+def share_memory(**_: Any) -> None:
+    """Leave what was imported alone from now on: a collection would copy it into each process."""
+    gc.collect()
+    gc.freeze()
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,9 +1,10 @@
-"""What a session of processes has used so far; each part of a stack leads a session of its own."""
+"""What processes have used so far; each part of a stack leads a session of its own."""
 
 from __future__ import annotations
 
 import os
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,16 +37,25 @@ def cpu_s_by_session() -> dict[int, float]:
     return used
 
 
-def usage_of_session(session: int) -> list[Usage]:
-    """Return what each living process of a session uses, its leader first."""
+def usage_of(pids: Iterable[int]) -> list[Usage]:
+    """Return what each of the processes uses that still lives."""
     found = []
-    for pid in sorted(_pids()):
-        fields = _stat(pid)
-        if fields is not None and int(fields[3]) == session:
+    for pid in sorted(pids):
+        if (fields := _stat(pid)) is not None:
             own_s, children_s = _cpu_s(fields[11:13]), _cpu_s(fields[13:15])
             resident = int(fields[21]) * PAGE_BYTES
             command, shared = _command(pid), _proportional(pid)
             found.append(Usage(pid, command, own_s, children_s, resident, shared))
+    return found
+
+
+def descendants(root: int) -> set[int]:
+    """Return the process and all that descend from it; some of them lead sessions of their own."""
+    stats = {pid: _stat(pid) for pid in _pids()}
+    parent_of = {pid: int(fields[1]) for pid, fields in stats.items() if fields is not None}
+    found = {root}
+    while more := {pid for pid, parent in parent_of.items() if parent in found} - found:
+        found |= more
     return found
 
 

@@ -22,7 +22,7 @@ def test_stopped_worker_and_beat_are_said_everywhere(ground: Ground) -> None:
         ready = httpx.get(f"{web}/healthz/ready")
         authorization = {"Authorization": f"Bearer {ground.control.token}"}
         metrics = httpx.get(f"{web}/metrics", headers=authorization).text
-        status = cli_status(ground)
+        status = cli_health(ground)
     wait_until(lambda: httpx.get(f"{web}/healthz/loops").status_code == 200, 60, "all turn again")
 
     assert "has stopped in part" in page
@@ -60,13 +60,13 @@ def log_in(ground: Ground) -> httpx.Client:
     return client
 
 
-def cli_status(ground: Ground) -> subprocess.CompletedProcess[str]:
+def cli_health(ground: Ground) -> subprocess.CompletedProcess[str]:
     environment = {
         **os.environ,
         "INTERLOCK_URL": ground.stack.urls.web,
         "INTERLOCK_TOKEN": ground.control.token,
     }
-    command = [sys.executable, "-m", "cli.main", "status"]
+    command = [sys.executable, "-m", "cli.main", "health"]
     return subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )

@@ -1,4 +1,4 @@
-"""`interlock status` and waits say which of the control plane's loops have stopped."""
+"""`interlock health` and waits say which of the control plane's loops have stopped."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ def serve(monkeypatch: pytest.MonkeyPatch, *, is_well: bool) -> None:
 
 
 @pytest.mark.parametrize(("is_well", "code", "word"), [(True, 0, "turns"), (False, 1, "STOPPED")])
-def test_the_exit_code_of_status_is_whether_all_loops_turn(
+def test_the_exit_code_of_health_is_whether_all_loops_turn(
     monkeypatch: pytest.MonkeyPatch, capsys: Any, is_well: bool, code: int, word: str
 ) -> None:
     serve(monkeypatch, is_well=is_well)
-    assert cli.main(["status"]) == code
+    assert cli.main(["health"]) == code
     assert word in capsys.readouterr().out
 
 
