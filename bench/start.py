@@ -22,6 +22,7 @@ REST_S = 20.0
 MB = 1_000_000
 # How the processes of a part are told from others, the most particular first.
 MARKS = {
+    "embedded up": "supervisor",
     "dataplane.worker": "data plane, worker",
     "-m dataplane": "data plane, parent",
     "granian": "web",
@@ -33,7 +34,6 @@ MARKS = {
     "valkey-server": "redis",
     "redis-server": "redis",
     "postgres": "postgres",
-    "embedded up": "supervisor",
 }
 
 
