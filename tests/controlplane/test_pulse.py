@@ -10,7 +10,10 @@ import redis
 from django.contrib.auth.models import User
 from django.test import Client
 
+from apps.lib.clock import database_now
+from apps.models.tasks import reconcile_deployments_task
 from apps.notifications.models import NotificationTarget, OutboxMessage
+from apps.rollouts.tasks import tick_task
 from controlplane import pulse
 from controlplane.celery import app
 from controlplane.health import loops_document
@@ -91,10 +94,11 @@ def test_the_loops_are_tasks_of_the_schedule_and_the_ingester() -> None:
 def test_a_task_that_ends_well_leaves_its_mark_and_one_that_fails_does_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    app.tasks["rollouts.tick"].apply()
+    app.set_current()
+    tick_task.apply()
     assert "tick" not in late()
     monkeypatch.setattr("apps.models.tasks.reconcile_deployments", lambda: 1 / 0)
-    app.tasks["models.reconcile_deployments"].apply()
+    reconcile_deployments_task.apply()
     assert "deployments" in late()
 
 
@@ -172,7 +176,9 @@ def test_without_redis_it_is_said_that_nobody_knows(
 
 
 def test_a_watchdog_tells_targets_of_all_models_once(marks: redis.Redis[bytes]) -> None:
-    NotificationTarget.objects.create(name="all", kind="webhook", address="http://127.0.0.1:1/")
+    NotificationTarget.objects.create(
+        name="all", kind="webhook", address="http://127.0.0.1:1/", created_at=database_now()
+    )
     all_turn()
     dog = Watchdog()
     assert dog.look() == []
