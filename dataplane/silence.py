@@ -11,6 +11,8 @@ from __future__ import annotations
 from pathlib import Path
 
 NS_PER_S = 1_000_000_000
+# So many times as long a silence is borne where the kernel does not count the waiting.
+BLIND_TIMES = 7
 
 
 class Silence:
@@ -19,7 +21,7 @@ class Silence:
     def __init__(self, pid: int) -> None:
         # Where the kernel counts for the thread that runs the event loop.
         self._path = Path(f"/proc/{pid}/schedstat")
-        # What it had waited for a core when last looked at.
+        # What it had waited for a core when last looked at; None where the kernel does not say.
         self._waited_s = self._read()
         # The silence so far.
         self.seconds = 0.0
@@ -31,11 +33,15 @@ class Silence:
     def pass_time(self, elapsed_s: float) -> None:
         """Count `elapsed_s` of silence, less what the process waited for a core in it."""
         before, self._waited_s = self._waited_s, self._read()
-        self.seconds += max(0.0, elapsed_s - max(0.0, self._waited_s - before))
+        if before is None or self._waited_s is None:
+            # It may be starving as well as hanging: be slower to judge.
+            self.seconds += elapsed_s / BLIND_TIMES
+        else:
+            self.seconds += max(0.0, elapsed_s - (self._waited_s - before))
 
-    def _read(self) -> float:
-        """Return the seconds of waiting for a core; 0 where the kernel does not count them."""
+    def _read(self) -> float | None:
+        """Return the seconds of waiting for a core so far."""
         try:
             return int(self._path.read_text().split()[1]) / NS_PER_S
         except (OSError, IndexError, ValueError):
-            return 0.0
+            return None
