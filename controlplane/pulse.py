@@ -98,8 +98,9 @@ def read_pulses() -> Pulses:
     try:
         now_ms, marks = _read_marks()
     except redis.RedisError as error:
-        unknown = tuple(Pulse(loop, None, False) for loop in LOOPS)
-        return Pulses(unknown, f"Redis does not answer: {error}")
+        # The address of Redis is none of a stranger's business: it goes into the log alone.
+        log.warning("pulse.unknown: %s", error)
+        return Pulses(tuple(Pulse(loop, None, False) for loop in LOOPS), "Redis does not answer")
     pulses = (_pulse(loop, mark, now_ms) for loop, mark in zip(LOOPS, marks, strict=True))
     return Pulses(tuple(pulses))
 
