@@ -42,8 +42,9 @@ def test_a_stopped_worker_is_killed_and_its_connections_come_back(ground: Ground
         wait_until(lambda: len(processes(parent)) == 2, 20, "two workers")
     report("One worker of two stopped", load, stopped_at)
 
-    # INTERLOCK_WORKER_SILENT_S is 1.5: so long clients of a worker that hangs may wait.
-    assert gone_after_s < 2
+    # INTERLOCK_WORKER_SILENT_S is 1.5: so long clients of a worker that hangs wait; the rest is for
+    # a machine on which its parent has to wait for a core.
+    assert gone_after_s < 4
     assert recovered_after_s(load.answers, gone_at) < 1
 
 
