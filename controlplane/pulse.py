@@ -106,11 +106,12 @@ def read_pulses() -> Pulses:
 
 
 def _pulse(loop: Loop, mark_ms: int | None, now_ms: int) -> Pulse:
+    # When all of it has just been started, a loop has the usual time for its first turn.
+    had_time = time.monotonic() - STARTED_AT > loop.late_after_s
     if mark_ms is None:
-        # A loop that starts with us has the time of a late one for its first turn.
-        return Pulse(loop, None, time.monotonic() - STARTED_AT > loop.late_after_s)
+        return Pulse(loop, None, had_time)
     age_s = max(0.0, (now_ms - mark_ms) / 1_000)
-    return Pulse(loop, age_s, age_s > loop.late_after_s)
+    return Pulse(loop, age_s, had_time and age_s > loop.late_after_s)
 
 
 def _read_marks() -> tuple[int, Iterable[int | None]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -82,7 +83,16 @@ def test_a_loop_that_never_turned_is_late_once_there_was_time_for_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert late() == [loop.name for loop in LOOPS]
-    monkeypatch.undo()
+    monkeypatch.setattr(pulse, "STARTED_AT", time.monotonic())
+    assert late() == []
+
+
+def test_a_control_plane_that_was_off_for_a_night_starts_without_an_alarm(
+    marks: redis.Redis[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for loop in LOOPS:
+        let_pass(marks, loop.name, 30_000)
+    monkeypatch.setattr(pulse, "STARTED_AT", time.monotonic())
     assert late() == []
 
 
