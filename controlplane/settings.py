@@ -95,6 +95,7 @@ TEMPLATES: list[dict[str, Any]] = [
                 "django.template.context_processors.request",
                 "django.contrib.auth.context_processors.auth",
                 "django.contrib.messages.context_processors.messages",
+                "controlplane.health.page_context",
             ],
         },
     },
@@ -175,6 +176,9 @@ FILE_UPLOAD_HANDLERS = ["apps.models.uploads.ArtifactUploadHandler"]
 INSTANCE_LIVE_S = env.integer("INTERLOCK_INSTANCE_LIVE_S", 10, at_least=3)
 # One that went silent without saying that it stops holds rollouts for so long.
 INSTANCE_FORGOTTEN_S = env.integer("INTERLOCK_INSTANCE_FORGOTTEN_S", 900, at_least=10)
+
+# A control loop that has not turned for so long is shown as stopped on every page.
+LOOP_LATE_S = env.integer("INTERLOCK_LOOP_LATE_S", 30, at_least=5)
 
 # --- Notifications -------------------------------------------------------------------------------
 # Where people reach the web UI; without it messages carry no links.

@@ -41,6 +41,7 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("api/v1/serving-policy/", ServingPolicyView.as_view()),
     path("api/v1/rollout-policy/", RolloutPolicyView.as_view()),
     path("api/v1/registry-webhooks/mlflow", MlflowWebhookView.as_view(), name="mlflow-webhook"),
+    path("api/v1/status/", health.StatusView.as_view(), name="status"),
     path("api/schema/", SpectacularAPIView.as_view(), name="schema"),
     path("api/docs/", SpectacularSwaggerView.as_view(url_name="schema"), name="api-docs"),
     path("api/dataplane/v1/routing-table", dataplane_api.routing_table, name="routing-table"),
@@ -48,4 +49,6 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("metrics", health.metrics, name="metrics"),
     path("healthz/live", health.live, name="live"),
     path("healthz/ready", health.ready, name="ready"),
+    path("healthz/loops", health.loops, name="loops"),
+    path("loops/", health.loops_banner, name="loops-banner"),
 ]

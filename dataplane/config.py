@@ -65,8 +65,13 @@ class Group:
     staleness: StalePolicy = "serve"
     stale_after_s: float = 60.0
     operator_token: str = ""
-    # A worker that shows no life for so long is killed and started again.
-    worker_silent_s: float = 10.0
+    # A worker that shows no life for so long, though it could, is killed and started again: until
+    # then its clients wait.
+    worker_silent_s: float = 1.5
+    # The same for one that starts. Time in which others kept it from the cores does not count.
+    worker_start_s: float = 120.0
+    # Workers whose parent was killed serve on for so long without another.
+    orphan_s: float = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +159,10 @@ def _group(environ: Mapping[str, str]) -> Group:
         worker_silent_s=_positive(
             environ, "INTERLOCK_WORKER_SILENT_S", float, default.worker_silent_s
         ),
+        worker_start_s=_positive(
+            environ, "INTERLOCK_WORKER_START_S", float, default.worker_start_s
+        ),
+        orphan_s=_positive(environ, "INTERLOCK_ORPHAN_S", float, default.orphan_s),
     )
 
 

@@ -13,3 +13,5 @@ os.environ.setdefault("INTERLOCK_WEBHOOK_ALLOWED", "127.0.0.0/8,::1")
 from controlplane.settings import *  # noqa: F403
 
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+# In tests no loop turns, and pages should look as they do when all do.
+LOOP_LATE_S = 1_000_000_000

@@ -14,7 +14,7 @@ from django.urls import URLPattern, URLResolver, get_resolver
 
 pytestmark = pytest.mark.django_db
 
-# Who signs in or has forgotten the password, whether the process lives, and what the admin's own
+# Who signs in or has forgotten the password, whether process and loops live, and what the admin's own
 # login page loads.
 OPEN = {
     "login/",
@@ -23,6 +23,7 @@ OPEN = {
     "password/reset/digits/digits/",
     "healthz/live",
     "healthz/ready",
+    "healthz/loops",
     "favicon.ico",
     "admin/login/",
     "admin/jsi18n/",
