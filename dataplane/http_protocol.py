@@ -16,8 +16,9 @@ from typing import cast
 import httptools
 
 from dataplane import compression
+from dataplane.bounds import SMALL_BYTES_MAX
 from dataplane.config import Limits
-from dataplane.errors import Refusal
+from dataplane.errors import Refusal, unavailable
 from dataplane.exchange import Exchange
 
 # Two of one of these would let two readers see two different requests.
@@ -26,6 +27,8 @@ _ONCE = frozenset(
      b"inference-header-content-length")
 )  # fmt: skip
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+# Pieces of a body that are kept as they came.
+_PIECES_MAX = 256
 # How long a connection that was refused may go on sending before it is cut, so that its client
 # gets to read the answer instead of a reset.
 _LINGER_S = 2
@@ -60,6 +63,10 @@ class Server:
         self.closing = False
         # Set when a connection is lost.
         self._lost = Event()
+        # Up to here a body's bytes are not counted in any budget.
+        self.small_bytes_max = min(limits.body_bytes_max, SMALL_BYTES_MAX)
+        # The bytes of all larger bodies that came and are not answered.
+        self.held_bytes = 0
 
     def abort(self) -> None:
         """Cut every connection."""
@@ -102,6 +109,7 @@ class HttpConnection(Protocol):
         "_deaf",
         "_head_bytes",
         "_held",
+        "_held_bytes",
         "_in_head",
         "_parser",
         "_pending",
@@ -133,9 +141,11 @@ class HttpConnection(Protocol):
         # The request that is being read.
         self._current: Exchange | None = None
         # The pieces of its body so far.
-        self._body: list[bytes] = []
+        self._body: list[bytes | bytearray] = []
         # The sum of their lengths.
         self._body_bytes = 0
+        # The bytes of larger bodies that came here and are not answered.
+        self._held_bytes = 0
         # The length of its head so far, as far as it is known.
         self._head_bytes = 0
         # True between the first byte of a request and the end of its head.
@@ -170,6 +180,8 @@ class HttpConnection(Protocol):
         self.server.lost(self)
         self.transport = None
         self._abandon()
+        self.server.held_bytes -= self._held_bytes
+        self._held_bytes = 0
         self._pending.clear()
         self._held.clear()
 
@@ -288,9 +300,9 @@ class HttpConnection(Protocol):
 
     def on_body(self, data: bytes) -> None:
         self._body_bytes += len(data)
-        if self._body_bytes > self.server.limits.body_bytes_max:
-            raise _body_too_large(self.server.limits)
         self._body.append(data)
+        if self._body_bytes > self.server.small_bytes_max:
+            self._hold()
 
     def on_message_complete(self) -> None:
         current = self._current
@@ -304,7 +316,7 @@ class HttpConnection(Protocol):
             self._deaf = True
         body = self._body
         if body:
-            current.body = body[0] if len(body) == 1 else b"".join(body)
+            current.body = bytes(body[0]) if len(body) == 1 else b"".join(body)
             self._body = []
             self._body_bytes = 0
         self._current = None
@@ -326,6 +338,8 @@ class HttpConnection(Protocol):
             return
         while pending and (answer := pending[0].answer) is not None:
             done = pending.popleft()
+            if done.held:
+                self._let_go(done)
             transport.write(answer)
             if not done.keep_alive:
                 pending.clear()
@@ -403,15 +417,40 @@ class HttpConnection(Protocol):
             self.server.application(exchange)
             return
 
-        def unpacked(result: bytes | Refusal) -> None:
-            if isinstance(result, Refusal):
-                exchange.refuse(result)
-            else:
-                exchange.body = result
-                self.server.application(exchange)
-
         bytes_max = self.server.limits.body_bytes_max
-        compression.unpack(exchange.body, encoding, bytes_max, unpacked)
+        try:
+            exchange.body, exchange.coding = compression.unpack(exchange.body, encoding, bytes_max)
+        except Refusal as refusal:
+            exchange.refuse(refusal)
+        else:
+            self.server.application(exchange)
+
+    def _hold(self) -> None:
+        """Count the body that is being read in the budgets. Raises Refusal beyond them."""
+        server, current = self.server, self._current
+        assert current is not None
+        limits = server.limits
+        if self._body_bytes > limits.body_bytes_max:
+            raise _body_too_large(limits)
+        more = self._body_bytes - current.held
+        if server.held_bytes + more > limits.bodies_bytes_max:
+            message = f"all large requests together may be {limits.bodies_bytes_max} bytes"
+            raise unavailable("too_many_bytes", message)
+        current.held += more
+        self._held_bytes += more
+        server.held_bytes += more
+        if len(self._body) > _PIECES_MAX:
+            # Each piece of a few bytes would take fifty.
+            whole = self._body[0]
+            if not isinstance(whole, bytearray):
+                whole = bytearray(whole)
+            whole += b"".join(self._body[1:])
+            self._body = [whole]
+
+    def _let_go(self, exchange: Exchange) -> None:
+        self._held_bytes -= exchange.held
+        self.server.held_bytes -= exchange.held
+        exchange.held = 0
 
     def _release(self) -> None:
         """Begin held requests, as many as may be under way."""
@@ -435,6 +474,8 @@ class HttpConnection(Protocol):
         """Answer the bytes that were just read with an error, after the answers still owed."""
         exchange = Exchange(self)
         exchange.keep_alive = False
+        if self._current is not None:
+            self._let_go(self._current)
         self._current = None
         self._body = []
         self._deaf = True
@@ -460,7 +501,12 @@ class HttpConnection(Protocol):
         transport = self.transport
         if transport is None:
             return
-        full = self._write_paused or len(self._pending) >= self.server.limits.pipeline_max
+        limits = self.server.limits
+        full = (
+            self._write_paused
+            or len(self._pending) >= limits.pipeline_max
+            or self._held_bytes - self._body_bytes > limits.connection_bytes_max
+        )
         if full and not self._read_paused:
             self._read_paused = True
             transport.pause_reading()

@@ -23,6 +23,7 @@ from dataplane.lodging import Lodging
 from dataplane.pin import Pins
 from dataplane.pinfile import PinFile
 from dataplane.predict import Predictor
+from dataplane.reading import Reading
 from dataplane.serving import Serving
 from dataplane.shadow.mirror import Shadows
 from dataplane.staleness import Staleness
@@ -90,7 +91,9 @@ class Instance:
         self.pins = Pins(PinFile(config.state_dir / "pins.json"), self.serving.pin)
         # Minds the age of the table.
         self._staleness = Staleness(self.sync, config.group.staleness, config.group.stale_after_s)
-        predictor = Predictor(self.serving, self.telemetry)
+        # Reads large requests.
+        self.reading = Reading(config.limits.body_bytes_max)
+        predictor = Predictor(self.serving, self.telemetry, self.reading)
         # Answers requests.
         self.application = Application(
             predictor,
@@ -211,6 +214,7 @@ class Instance:
             log.warning("stop: the last report or the last telemetry did not leave in time")
         self.triton.close()
         self.shadows.close()
+        await self.reading.close()
         await self.cache.close()
         await self._redis.aclose()  # type: ignore[attr-defined]
         await self._control.aclose()

@@ -19,11 +19,16 @@ from contract.messages import (
     Outcome,
 )
 from contract.request_ids import REQUEST_ID_LENGTH_MAX, with_unit
+from dataplane.bounds import EXTRA_VALUES_MAX, Bounds
 from dataplane.errors import Refusal, bad_request
 
 OUTCOMES_MAX = 1_000
 METRIC_LENGTH_MAX = 100
 ID_LENGTH_MAX = 200
+# What a request may hold: every field of the most outcomes, at its longest.
+OUTCOMES_BOUNDS = Bounds(
+    OUTCOMES_MAX * (REQUEST_ID_LENGTH_MAX + 2_048), OUTCOMES_MAX * 8 + EXTRA_VALUES_MAX
+)
 _FIELDS = {"unit_id", "metric", "value", "occurred_at", "event_id", "request_id"}
 
 
