@@ -109,7 +109,7 @@ class Application:
                 _check_method(exchange.method, method)
             handler(exchange)
         except Refusal as refusal:
-            exchange.refuse(refusal, b"x-interlock-generation: %d\r\n" % self._serving.generation)
+            exchange.refuse(refusal, self.predictor.generation_line())
         except Exception:
             log.exception("a request failed: %r %r", exchange.method, exchange.target[:200])
             exchange.refuse(Refusal(500, "internal_error", "the request could not be handled"))

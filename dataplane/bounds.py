@@ -135,5 +135,5 @@ def too_large(bytes_max: int) -> Refusal:
 def _too_many(what: str, most: int) -> Refusal:
     return bad_request(
         "too_many_elements",
-        f"the body: over {most} {what}, which is more than a request for this model can need",
+        f"the body holds over {most} {what}, which is more than its request can need",
     )

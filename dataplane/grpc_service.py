@@ -135,7 +135,7 @@ class GrpcService:
         try:
             self._predict(caller, data)
         except Refusal as refusal:
-            caller.refuse(refusal, b"x-interlock-generation: %d\r\n" % self._serving.generation)
+            caller.refuse(refusal, self._predictor.generation_line())
         except Exception:
             # Its tenant must get the place back.
             caller.refuse(_internal_error())

@@ -119,15 +119,16 @@ class Predictor:
             return
         document = load_object(body)
         model = large.model = self._named(document.get("model"))
+        version = document.get("version")
         try:
             if "data" not in document:
                 raise bad_request("malformed_request", "the request has no 'data'")
             request = model.codec.read_rows(document["data"])
         except Refusal:
-            self._count_invalid(model, None)
+            self._count_invalid(model, version if type(version) is str else None)
             raise
-        given = [document.get(name) for name in ("version", "user_id", "request_id")]
-        self._start_plain(large, request, *given)
+        user, request_id = document.get("user_id"), document.get("request_id")
+        self._start_plain(large, request, version, user, request_id)
 
     # --- large requests ------------------------------------------------------------------------
 

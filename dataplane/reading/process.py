@@ -10,6 +10,7 @@ import gc
 import logging
 import os
 import resource
+import signal
 import socket
 import sys
 from itertools import count
@@ -19,7 +20,7 @@ from typing import Any
 import msgspec
 
 from dataplane.bounds import Bounds, Tally
-from dataplane.codec import Codec, Spec, load_object, read_header_length
+from dataplane.codec import Codec, InferRequest, Spec, load_object, read_header_length
 from dataplane.compression import inflate
 from dataplane.errors import Refusal, bad_request
 from dataplane.outcomes import OUTCOMES_BOUNDS, read_outcomes
@@ -69,7 +70,8 @@ class Reader:
         assert job.spec is not None
         codec = self._codec(job.spec)
         if job.kind == "grpc":
-            return Done(length=len(job.body), tensors=Tensors.of(_read_message(codec, job.body)))
+            request = _read_message(codec, job.body)
+            return Done(length=len(job.body), tensors=_tensors(request, job))
         return _infer(codec, job)
 
     async def _plain(self, job: Job) -> Done:
@@ -83,7 +85,7 @@ class Reader:
             raise bad_request("malformed_request", "the request has no 'data'")
         return Done(
             length=len(text),
-            tensors=Tensors.of(codec.read_rows(document["data"])),
+            tensors=_tensors(codec.read_rows(document["data"]), job),
             version=_scalar(document.get("version")),
             user=_scalar(document.get("user_id")),
             request_id=_scalar(document.get("request_id")),
@@ -106,12 +108,20 @@ def _infer(codec: Codec, job: Job) -> Done:
     length = job.header_length
     if length is None:
         text = _text(job, bounds)
-        return Done(length=len(text), tensors=Tensors.of(codec.read_infer(text)))
+        return Done(length=len(text), tensors=_tensors(codec.read_infer(text), job))
     # What is binary holds any bytes: only the JSON before it is counted.
     body = inflate(job.body, job.coding, job.bytes_max) if job.coding else job.body
     json_length = read_header_length(length, body)
     _count(body[:json_length], bounds)
-    return Done(length=len(body), tensors=Tensors.of(codec.read_infer(body, json_length)))
+    return Done(length=len(body), tensors=_tensors(codec.read_infer(body, json_length), job))
+
+
+def _tensors(request: InferRequest, job: Job) -> Tensors:
+    """Return what goes back, which may be no longer than the same request in binary."""
+    if sum(map(len, request.tensors)) > job.bytes_max:
+        message = f"the tensors of the request take over {job.bytes_max} bytes"
+        raise Refusal(413, "body_too_large", message)
+    return Tensors.of(request)
 
 
 def _text(job: Job, bounds: Bounds) -> bytes:
@@ -163,6 +173,9 @@ def main() -> int:
     channel, memory_bytes = map(int, sys.argv[1:])
     logging.basicConfig(level=logging.INFO, format="%(levelname)s reading: %(message)s")
     os.nice(NICE)
+    # They are for the worker, with which this process ends.
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     gc.disable()
     gc.freeze()
     limit_memory(memory_bytes)

@@ -112,10 +112,14 @@ class Reading:
             self._turns = asyncio.get_running_loop().create_task(self._run())
 
     async def close(self) -> None:
-        """End the process, and whoever waits for it."""
+        """End the process, and refuse whoever waits for it."""
         self._closed = True
         if self._turns is not None:
             self._turns.cancel()
+        for item in (self._current, *self._waiting):
+            if item is not None:
+                item.end(unavailable("reading_busy", "the instance is stopping"))
+        self._waiting.clear()
         self._kill()
         if self._process is not None:
             await self._process.wait()
@@ -131,7 +135,12 @@ class Reading:
                 if monotonic() > item.until:
                     item.end(Refusal(504, "deadline_exceeded", "it waited too long to be read"))
                     continue
-                answer = await self._read(item)
+                try:
+                    answer = await self._read(item)
+                except Exception:
+                    # Whoever waits behind it must not wait for ever.
+                    log.exception("reading: a body could not be read")
+                    answer = Refusal(500, "internal_error", "the body could not be read")
                 if answer is not None:
                     item.end(answer)
         finally:
