@@ -18,7 +18,8 @@ from dataplane.app import Application
 from dataplane.cache import Cache, SharedCache, shared_client
 from dataplane.config import Config
 from dataplane.heartbeat import Heartbeat
-from dataplane.http_protocol import HttpConnection, Server
+from dataplane.http_protocol import HttpConnection
+from dataplane.http_server import Server
 from dataplane.lodging import Lodging
 from dataplane.pin import Pins
 from dataplane.pinfile import PinFile
