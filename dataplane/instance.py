@@ -93,7 +93,7 @@ class Instance:
         # Minds the age of the table.
         self._staleness = Staleness(self.sync, config.group.staleness, config.group.stale_after_s)
         # Reads large requests.
-        self.reading = Reading(config.limits.body_bytes_max)
+        self.reading = Reading(config.limits.body_bytes_max, config.limits.bodies_bytes_max)
         predictor = Predictor(self.serving, self.telemetry, self.reading)
         # Answers requests.
         self.application = Application(

@@ -13,7 +13,7 @@ from time import monotonic
 from typing import Any, TypeVar
 
 from dataplane.admission import REQUEST_BYTES, Tenancy, read_timeout_s
-from dataplane.bounds import CHEAP_BYTES_MAX, SMALL_BYTES_MAX, check_text, is_cheap
+from dataplane.bounds import CHEAP_BYTES_MAX, SMALL_BYTES_MAX, check_text, is_cheap, too_large
 from dataplane.caller import Caller
 from dataplane.codec import (
     Codec,
@@ -287,6 +287,9 @@ def _is_read_at_once(exchange: Exchange, codec: Codec) -> bool:
     body = exchange.body
     value = exchange.headers.get(b"inference-header-content-length")
     length = len(body) if value is None else read_header_length(value, body)
+    bytes_max = codec.bounds.bytes_max
+    if bytes_max is not None and length > bytes_max:
+        raise too_large(bytes_max)
     if length > CHEAP_BYTES_MAX or (codec.bounds.texts and len(body) > CHEAP_BYTES_MAX):
         return False
     text = body[:length]

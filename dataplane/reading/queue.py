@@ -21,7 +21,7 @@ from dataplane.reading.jobs import Done, Job, Refused, too_complex
 
 log = logging.getLogger("interlock.dataplane")
 
-# Bodies that may wait; their bytes are bounded where they are received.
+# Bodies that may wait.
 WAITING_MAX = 256
 # Whatever takes longer is given up, and the process with it.
 READ_TIMEOUT_S = 10.0
@@ -78,9 +78,15 @@ class Item:
 class Reading:
     """Reads bodies one at a time, as they came. Its process starts with the first."""
 
-    def __init__(self, bytes_max: int = 16 * 1024 * 1024) -> None:
+    def __init__(
+        self, bytes_max: int = 16 * 1024 * 1024, waiting_bytes_max: int = 64 * 1024 * 1024
+    ) -> None:
         # What a body may unpack to.
         self.bytes_max = bytes_max
+        # What all those that wait may be, as they were sent.
+        self._waiting_bytes_max = waiting_bytes_max
+        # What they are.
+        self._waiting_bytes = 0
         # Bodies that nobody has begun with.
         self._waiting: deque[Item] = deque()
         # The one that is being read.
@@ -103,11 +109,14 @@ class Reading:
         spec: Callable[[Any], Spec] | None = None,
     ) -> None:
         """Call `done` with what `job` holds, later. Raises Refusal where too many wait."""
-        if len(self._waiting) >= WAITING_MAX or self._closed:
+        waiting_bytes = self._waiting_bytes + len(job.body)
+        many = len(self._waiting) >= WAITING_MAX or waiting_bytes > self._waiting_bytes_max
+        if many or self._closed:
             raise unavailable("reading_busy", "too many large requests wait to be read")
         item = Item(job, until, spec, done)
         caller.job = item
         self._waiting.append(item)
+        self._waiting_bytes = waiting_bytes
         if self._turns is None:
             self._turns = asyncio.get_running_loop().create_task(self._run())
 
@@ -120,6 +129,7 @@ class Reading:
             if item is not None:
                 item.end(unavailable("reading_busy", "the instance is stopping"))
         self._waiting.clear()
+        self._waiting_bytes = 0
         self._kill()
         if self._process is not None:
             await self._process.wait()
@@ -130,6 +140,7 @@ class Reading:
         try:
             while self._waiting:
                 item = self._current = self._waiting.popleft()
+                self._waiting_bytes -= len(item.job.body)
                 if item.ended:
                     continue
                 if monotonic() > item.until:
@@ -158,6 +169,7 @@ class Reading:
         except (PeerGone, OSError):
             if item.tries < TRIES_MAX:
                 self._waiting.appendleft(item)
+                self._waiting_bytes += len(item.job.body)
                 return None
             log.warning("reading: the process ended over a body of %d bytes", len(item.job.body))
             return too_complex()
