@@ -80,13 +80,11 @@ async def test_what_cannot_be_unpacked_is_refused(body, encoding, status, code):
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
-@pytest.mark.parametrize("noise", [b"", b"damaged at its end"])
-def test_what_is_more_than_the_event_loop_unpacks_stays_packed(encoding, noise):
-    packed = PACKERS[encoding](BIG)[: -4 if noise else None] + noise
+def test_what_is_more_than_the_event_loop_unpacks_stays_packed(encoding):
+    packed = PACKERS[encoding](BIG)
     body, coding = unpack(packed, encoding.encode(), 10_000_000)
     assert (body, coding) == (packed, encoding.encode())
-    if not noise:
-        assert inflate(packed, coding, len(BIG)) == BIG
+    assert inflate(packed, coding, len(BIG)) == BIG
 
 
 def test_a_body_is_unpacked_piece_by_piece_up_to_its_bound():

@@ -36,8 +36,10 @@ async def a_plane(signature=None, **changes):
     if signature is not None:
         changes["signature"] = signature
     plane = Plane(timeout_ms=20_000, **changes)
-    yield plane
-    await plane.application.predictor.reading.close()
+    try:
+        yield plane
+    finally:
+        await plane.application.predictor.reading.close()
 
 
 async def ask(plane, target, payload, headers=""):

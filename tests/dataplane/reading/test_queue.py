@@ -45,8 +45,10 @@ class Caller:
 @asynccontextmanager
 async def a_reading(bytes_max=16 * MEGABYTE):
     reading = Reading(bytes_max)
-    yield reading
-    await reading.close()
+    try:
+        yield reading
+    finally:
+        await reading.close()
 
 
 def ask(reading, job, until=LATER, spec=None, caller=None):
