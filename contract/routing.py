@@ -14,7 +14,10 @@ import msgspec
 
 from contract import SCHEMA
 from contract.bucketing import BUCKETS, bucket
+from contract.names import model_name_fault
 
+# Of a name that is none, so much stands in the error.
+NAME_SHOWN_MAX = 120
 CHANNEL = "interlock:routing-table"
 
 Name = str
@@ -321,6 +324,9 @@ def check(table: RoutingTable) -> None:
 
 def check_model(name: Name, model: ModelRoute, clusters: dict[Name, Cluster]) -> None:
     """Raise TableError when `model` contradicts itself or is on a cluster that is not there."""
+    fault = model_name_fault(name)
+    if fault is not None:
+        raise TableError(f"{name[:NAME_SHOWN_MAX]!r}: {fault}")
     for number, version in model.versions.items():
         if version.cluster not in clusters:
             raise TableError(f"{name}:{number} is on unknown cluster {version.cluster!r}")

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 
+from django.core.exceptions import RequestDataTooBig
 from django.db import IntegrityError, transaction
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
 from django.utils import timezone
@@ -43,7 +44,10 @@ class IdempotencyMiddleware:
             return self.get_response(request)
         if len(key) > KEY_LENGTH_MAX:
             return _refuse(400, f"An Idempotency-Key has at most {KEY_LENGTH_MAX} characters.")
-        digest = _digest(request)
+        try:
+            digest = _digest(request)
+        except RequestDataTooBig:
+            return _refuse(413, "The body is too large for a request with an Idempotency-Key.")
         record, claimed = _claim(caller, key, digest, timezone.now())
         if not claimed:
             return _repeat(record, digest)

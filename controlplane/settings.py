@@ -114,6 +114,11 @@ AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.UserAttributeSimilarityValidator"},
 ]
 
+# A JSON body of the API, and a form without its files, in bytes.
+DATA_UPLOAD_MAX_MEMORY_SIZE = env.integer(
+    "INTERLOCK_API_BODY_BYTES_MAX", 2 * 1024**2, at_least=64 * 1024
+)
+
 # --- Data ----------------------------------------------------------------------------------------
 # The pool needs CONN_MAX_AGE = 0; its size covers the threads of one process.
 DATABASES: dict[str, dict[str, Any]] = {
@@ -203,7 +208,7 @@ REST_FRAMEWORK = {
     "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
     "EXCEPTION_HANDLER": "controlplane.errors.exception_handler",
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
-    "DEFAULT_PARSER_CLASSES": ["rest_framework.parsers.JSONParser"],
+    "DEFAULT_PARSER_CLASSES": ["apps.lib.parsing.BoundedJSONParser"],
     "TEST_REQUEST_DEFAULT_FORMAT": "json",
 }
 SPECTACULAR_SETTINGS = {

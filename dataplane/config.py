@@ -28,6 +28,9 @@ class Limits:
     head_bytes_max: int = 32 * 1024
     headers_max: int = 100
     body_bytes_max: int = 16 * 1024 * 1024
+    # What one connection may have unanswered before it is no longer read, and all of a process.
+    connection_bytes_max: int = 4 * 1024 * 1024
+    bodies_bytes_max: int = 64 * 1024 * 1024
     head_timeout_s: int = 10
     body_timeout_s: int = 30
     idle_timeout_s: int = 75
@@ -181,6 +184,8 @@ def _limits(environ: Mapping[str, str]) -> Limits:
         head_bytes_max=whole("INTERLOCK_HEAD_BYTES_MAX", default.head_bytes_max),
         headers_max=whole("INTERLOCK_HEADERS_MAX", default.headers_max),
         body_bytes_max=whole("INTERLOCK_BODY_BYTES_MAX", default.body_bytes_max),
+        connection_bytes_max=whole("INTERLOCK_CONNECTION_BYTES_MAX", default.connection_bytes_max),
+        bodies_bytes_max=whole("INTERLOCK_BODIES_BYTES_MAX", default.bodies_bytes_max),
         head_timeout_s=whole("INTERLOCK_HEAD_TIMEOUT_S", default.head_timeout_s),
         body_timeout_s=whole("INTERLOCK_BODY_TIMEOUT_S", default.body_timeout_s),
         idle_timeout_s=whole("INTERLOCK_IDLE_TIMEOUT_S", default.idle_timeout_s),

@@ -19,11 +19,13 @@ from dataplane.app import Application
 from dataplane.cache import Cache, SharedCache, shared_client
 from dataplane.config import Config
 from dataplane.heartbeat import Heartbeat
-from dataplane.http_protocol import HttpConnection, Server
+from dataplane.http_protocol import HttpConnection
+from dataplane.http_server import Server
 from dataplane.lodging import Lodging
 from dataplane.pin import Pins
 from dataplane.pinfile import PinFile
 from dataplane.predict import Predictor
+from dataplane.reading import Reading
 from dataplane.serving import Serving
 from dataplane.shadow.mirror import Shadows
 from dataplane.staleness import Staleness
@@ -93,7 +95,9 @@ class Instance:
         self.pins = Pins(PinFile(config.state_dir / "pins.json"), self.serving.pin)
         # Minds the age of the table.
         self._staleness = Staleness(self.sync, config.group.staleness, config.group.stale_after_s)
-        predictor = Predictor(self.serving, self.telemetry)
+        # Reads large requests.
+        self.reading = Reading(config.limits.body_bytes_max, config.limits.bodies_bytes_max)
+        predictor = Predictor(self.serving, self.telemetry, self.reading)
         # Answers requests.
         self.application = Application(
             predictor,
@@ -216,6 +220,7 @@ class Instance:
             log.warning("stop: the last report or the last telemetry did not leave in time")
         self.triton.close()
         self.shadows.close()
+        await self.reading.close()
         await self.cache.close()
         await self._redis.aclose()  # type: ignore[attr-defined]
         await self._control.aclose()

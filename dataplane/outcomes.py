@@ -8,7 +8,7 @@ correct: that outcome alone is refused, and the others are taken.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from math import isfinite
 
@@ -21,17 +21,23 @@ from contract.messages import (
     Outcome,
 )
 from contract.request_ids import (
+    REQUEST_ID_LENGTH_MAX,
     UNIT_LENGTH_MAX,
     RequestId,
     check_age,
     parse_request_id,
     unit_of,
 )
+from dataplane.bounds import EXTRA_VALUES_MAX, Bounds
 from dataplane.errors import Refusal, bad_request
 
 OUTCOMES_MAX = 1_000
 METRIC_LENGTH_MAX = 100
 ID_LENGTH_MAX = 200
+# What a request may hold: every field of the most outcomes, at its longest.
+OUTCOMES_BOUNDS = Bounds(
+    OUTCOMES_MAX * (REQUEST_ID_LENGTH_MAX + 2_048), OUTCOMES_MAX * 8 + EXTRA_VALUES_MAX
+)
 _FIELDS = {"unit_id", "metric", "value", "occurred_at", "event_id", "request_id"}
 
 
@@ -46,9 +52,11 @@ class LeapSecond(ValueError):
 class Outcomes(list[Outcome]):
     """The outcomes that are taken; `refused` has an entry for each that alone is not."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.refused: list[dict[str, object]] = []
+    def __init__(
+        self, taken: Iterable[Outcome] = (), refused: Iterable[dict[str, object]] = ()
+    ) -> None:
+        super().__init__(taken)
+        self.refused = list(refused)
 
 
 def read_outcomes(body: bytes, now_ms: int, new_id: Callable[[], str]) -> Outcomes:

@@ -10,7 +10,7 @@ from django.urls import reverse
 from drf_spectacular.utils import OpenApiParameter, extend_schema
 from rest_framework import mixins
 from rest_framework.decorators import action
-from rest_framework.parsers import JSONParser, MultiPartParser
+from rest_framework.parsers import MultiPartParser
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.routers import BaseRouter
@@ -18,6 +18,7 @@ from rest_framework.viewsets import GenericViewSet
 
 from apps.lib.clock import database_now
 from apps.lib.errors import Conflict, NotFound
+from apps.lib.parsing import BoundedJSONParser
 from apps.models.access import actor_of, require_role
 from apps.models.models import Deployment, ModelVersion, RefusedImport, RegisteredModel, Role
 from apps.models.registration_api import (
@@ -64,7 +65,7 @@ class ModelViewSet(
     lookup_value_regex = "[^/]+"
 
     @extend_schema(responses=VersionSerializer(many=True))
-    @action(detail=True, parser_classes=[JSONParser, MultiPartParser])
+    @action(detail=True, parser_classes=[BoundedJSONParser, MultiPartParser])
     def versions(self, request: Request, name: str) -> Response:
         """The model's versions, the newest first."""
         rows = _versions().filter(model=self.get_object())

@@ -7,6 +7,7 @@ experiment): its primary key is the rule, so no check in a view has to keep it.
 from __future__ import annotations
 
 import math
+import re
 import uuid
 from typing import Any
 
@@ -14,12 +15,12 @@ from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator, RegexValidator
 from django.db import models
+from django.utils.deconstruct import deconstructible
 
 from apps.lib.transitions import Transition
 from apps.models.states import DeploymentState
+from contract.names import NAME_PATTERN, NAME_RULE
 
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
-NAME_RULE = "at most 100 letters, digits, dots, dashes and underscores, a letter or digit first"
 # The columns of a model that say how its requests are served; all of them reach the routing table.
 SERVING_SETTINGS = (
     "timeout_ms",
@@ -34,8 +35,22 @@ SERVING_SETTINGS = (
     "unit_header",
     "unit_parameter",
 )
-valid_name = RegexValidator(NAME_PATTERN, f"A name has {NAME_RULE}.")
-valid_header = RegexValidator(
+
+
+@deconstructible(path="django.core.validators.RegexValidator")
+class WholeValidator(RegexValidator):
+    """Holds the whole text to a pattern, whose `$` lets a line feed at the end pass elsewhere.
+
+    In migrations it is what it extends: the rows are the same.
+    """
+
+    def __call__(self, value: Any) -> None:
+        if not re.fullmatch(self.regex, str(value)):
+            raise ValidationError(self.message, code=self.code, params={"value": value})
+
+
+valid_name = WholeValidator(NAME_PATTERN, f"A name has {NAME_RULE}.")
+valid_header = WholeValidator(
     r"^[A-Za-z0-9][A-Za-z0-9-]*$", "A header's name has letters, digits and dashes only."
 )
 

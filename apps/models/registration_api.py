@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from drf_spectacular.utils import OpenApiParameter, extend_schema
@@ -14,6 +13,7 @@ from rest_framework.viewsets import GenericViewSet
 
 from apps.lib.clock import database_now
 from apps.lib.errors import Invalid
+from apps.lib.parsing import load_json
 from apps.models.access import actor_of, require_role
 from apps.models.aliases import delete_alias, move_alias
 from apps.models.hints import ENTITIES, check_webhook, queue_sync
@@ -112,10 +112,7 @@ class MlflowWebhookView(APIView):
 
 
 def _entity(body: bytes) -> Any:
-    try:
-        event = json.loads(body)
-    except ValueError as error:
-        raise Invalid(f"The body is not JSON: {error}") from error
+    event = load_json(body.decode("utf-8", "replace"))
     if not isinstance(event, dict) or not isinstance(event.get("entity"), str):
         raise Invalid("The body is not an event of MLflow: it names no entity.")
     return event["entity"]

@@ -7,7 +7,6 @@ MLflow's version gets the next free one here, with its number there in `registry
 
 from __future__ import annotations
 
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -25,13 +24,8 @@ from apps.lib.actors import Actor
 from apps.lib.errors import Conflict, Invalid
 from apps.models.artifacts import DATA_FILE, MODEL_FILE, Artifact
 from apps.models.audit import record_audit
-from apps.models.models import (
-    NAME_PATTERN,
-    NAME_RULE,
-    ModelVersion,
-    RefusedImport,
-    RegisteredModel,
-)
+from apps.models.models import ModelVersion, RefusedImport, RegisteredModel
+from contract.names import model_name_fault
 
 # Where files are while they are looked at, in the directory of the artifacts.
 IMPORT_PREFIX = ".import-"
@@ -67,8 +61,9 @@ class NewVersion:
 
 def check_name(name: str) -> None:
     """Raise Invalid when a model cannot have that name."""
-    if not re.match(NAME_PATTERN, name):
-        raise Invalid(f"its model's name cannot stand in a URL; a name has {NAME_RULE}")
+    fault = model_name_fault(name)
+    if fault is not None:
+        raise Invalid(f"its model's name cannot stand in a URL: {fault}", field="model")
 
 
 @contextmanager
