@@ -14,7 +14,7 @@ from django.urls import URLPattern, URLResolver, get_resolver
 
 pytestmark = pytest.mark.django_db
 
-# Who signs in or has forgotten the password, whether process and loops live, and what the admin's own
+# Who signs in or forgot the password, whether process and loops live, and what the admin's own
 # login page loads.
 OPEN = {
     "login/",
