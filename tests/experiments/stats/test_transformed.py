@@ -250,23 +250,6 @@ def test_a_shift_of_all_values_changes_no_difference(name: str, shape: str, seed
     )
 
 
-@pytest.mark.parametrize("shares", [(0.5, 0.5), (0.9, 0.1), (0.98, 0.02)])
-@pytest.mark.parametrize("rare", [0.0005, 0.002, 0.01, 0.05])
-@pytest.mark.parametrize("at", [1.0, -3.0])
-def test_values_that_are_nearly_all_alike_are_as_rare_wherever_they_lie(
-    shares: tuple[float, float], rare: float, at: float
-) -> None:
-    """Sums that are 0 for most, and the same with what everybody has."""
-    rng = np.random.default_rng(round(1e4 * rare))
-    rows = [np.where(rng.random((round(8_000 * s), 1)) < rare, 20.0, 0.0) for s in shares]
-    arms = {Stratum(): rows[0]}, {Stratum(): rows[1]}
-
-    zero, shifted = told(MEAN, arms), told(MEAN, changed(arms, lambda y: y + at))
-
-    assert zero.states == shifted.states
-    assert zero.outcomes == shifted.outcomes
-
-
 @pytest.mark.parametrize("name", ["proportion", "mean", "mean with a covariate", "median"])
 @pytest.mark.parametrize("shape", ["one", "levels", "phases"])
 @seeds
