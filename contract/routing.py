@@ -14,7 +14,10 @@ import msgspec
 
 from contract import SCHEMA
 from contract.bucketing import BUCKETS, bucket
+from contract.names import model_name_fault
 
+# Of a name that is none, so much stands in the error.
+NAME_SHOWN_MAX = 120
 CHANNEL = "interlock:routing-table"
 
 Name = str
@@ -166,7 +169,8 @@ class Shadow(Document, frozen=True):
     """Copies of stable's requests go to `version`: those of units in buckets `[0, share_bp)`.
 
     Outputs agree when labels are equal and numbers differ by no more than
-    `absolute_tolerance + relative_tolerance × |stable's number|`.
+    `absolute_tolerance + relative_tolerance × |stable's number|`. With `pairs` some pairs of
+    answers are reported, for the truth to be held against both.
     """
 
     id: str
@@ -175,6 +179,7 @@ class Shadow(Document, frozen=True):
     share_bp: int
     absolute_tolerance: float = 1e-5
     relative_tolerance: float = 1e-3
+    pairs: bool = False
 
 
 class UnitKey(Document, frozen=True):
@@ -319,6 +324,9 @@ def check(table: RoutingTable) -> None:
 
 def check_model(name: Name, model: ModelRoute, clusters: dict[Name, Cluster]) -> None:
     """Raise TableError when `model` contradicts itself or is on a cluster that is not there."""
+    fault = model_name_fault(name)
+    if fault is not None:
+        raise TableError(f"{name[:NAME_SHOWN_MAX]!r}: {fault}")
     for number, version in model.versions.items():
         if version.cluster not in clusters:
             raise TableError(f"{name}:{number} is on unknown cluster {version.cluster!r}")

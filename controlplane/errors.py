@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from django.core.exceptions import RequestDataTooBig
 from rest_framework import exceptions
 from rest_framework.response import Response
 from rest_framework.views import exception_handler as drf_exception_handler
@@ -15,6 +16,10 @@ def exception_handler(error: Exception, context: dict[str, Any]) -> Response | N
     """Map our errors and the framework's to the one form; leave the unexpected to a 500."""
     if isinstance(error, InterlockError):
         return _answer(error.status, error.code, error.message, error.detail)
+    if isinstance(error, RequestDataTooBig):
+        return _answer(413, "too_large", f"The body is too large: {error}", {})
+    if isinstance(error, RecursionError):
+        return _answer(400, "invalid", "The request nests lists and objects too deeply.", {})
     response = drf_exception_handler(error, context)
     if response is None:
         return None

@@ -18,6 +18,8 @@ from dataplane.errors import Refusal
 from dataplane.fair_queue import NORMAL, PRIORITIES
 
 TIMEOUT_HEADER = b"x-interlock-timeout-ms"
+# A body counts in a quota as one request more for each of so many bytes.
+REQUEST_BYTES = 256 * 1024
 # Distinct headers of known keys that are remembered; keys come with the table, so they are few.
 _MEMO_MAX = 10_000
 _RETRY_AFTER_MAX_S = 3_600
@@ -76,35 +78,42 @@ class Tenancy:
         self._concurrency_max = None if concurrency_max is None else ceil(concurrency_max / share)
         self.limited = rate is not None or concurrency_max is not None
 
-    def enter(self, now: float) -> None:
+    def enter(self, now: float, cost: float = 1.0) -> None:
         """Count a request in. Raises Refusal (429), and then nothing is counted."""
         concurrency_max = self._concurrency_max
         if concurrency_max is not None and self.in_flight >= concurrency_max:
             message = f"the tenant has {self.in_flight} requests under way and may have no more"
             raise Refusal(429, "too_many_concurrent", message, retry_after_s=1)
         if self._rate is not None:
-            self._take(now, self._rate)
+            self._take(now, self._rate, cost)
         self.in_flight += 1
+
+    def charge(self, cost: float) -> None:
+        """Take what a request turned out to cost beyond what it came in with."""
+        if self._level is not None:
+            self._level -= cost
 
     def leave(self) -> None:
         """Count a request out."""
         self.in_flight -= 1
 
-    def _take(self, now: float, rate: float) -> None:
+    def _take(self, now: float, rate: float, cost: float) -> None:
+        # What costs more than a full bucket passes when it is full.
+        cost = min(cost, self._burst)
         level = self._burst
         if self._level is not None:
             level = min(level, self._level + max(0.0, now - self._at) * rate)
         self._at = now
         self._level = level
-        if level < 1.0:
-            wait_s = (1.0 - level) / rate if rate > 0 else _RETRY_AFTER_MAX_S
+        if level < cost:
+            wait_s = (cost - level) / rate if rate > 0 else _RETRY_AFTER_MAX_S
             raise Refusal(
                 429,
                 "quota_exceeded",
                 f"the tenant's quota of {rate:g} requests per second is used up",
                 retry_after_s=max(1, min(ceil(wait_s), _RETRY_AFTER_MAX_S)),
             )
-        self._level = level - 1.0
+        self._level = level - cost
 
 
 NOBODY = Tenancy("")
@@ -154,8 +163,8 @@ class Admission:
         self._key_required = table.key_required
         self._open = not table.tenants and not table.key_required
 
-    def admit(self, asker: Asker) -> Tenancy:
-        """Return who asks, and count the request in. Raises Refusal (401, 429)."""
+    def admit(self, asker: Asker, size: int = 0) -> Tenancy:
+        """Return who asks, and count the request of `size` bytes in. Raises Refusal (401, 429)."""
         if self._open:
             return NOBODY
         headers = asker.headers
@@ -167,7 +176,7 @@ class Admission:
             tenancy = self._by_authorization.get(authorization) or self._authorized(authorization)
         if tenancy.limited:
             try:
-                tenancy.enter(self._clock())
+                tenancy.enter(self._clock(), 1.0 + size // REQUEST_BYTES)
             except Refusal as refusal:
                 self.count_shed(refusal.code)
                 raise

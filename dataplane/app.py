@@ -7,22 +7,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import Callable
 from itertools import count
+from time import monotonic
 from urllib.parse import unquote
 
 import orjson
 
 from dataplane import metadata
+from dataplane.bounds import is_cheap
 from dataplane.errors import Refusal, bad_request, unavailable
 from dataplane.exchange import Exchange
 from dataplane.heartbeat import Heartbeat
 from dataplane.metrics import Page
-from dataplane.outcomes import read_outcomes
+from dataplane.outcomes import Outcomes, read_outcomes
 from dataplane.pages import collect
 from dataplane.pin import Operator, Pins
 from dataplane.predict import Predictor
+from dataplane.reading import Job
+from dataplane.reading.queue import Answer
 from dataplane.scrapes import Scrapes
 from dataplane.staleness import Staleness
 from dataplane.stream import Publisher
@@ -33,8 +38,13 @@ log = logging.getLogger("interlock.dataplane")
 ROUTES_MAX = 4_096
 # A background loop that has not turned for so long hangs, and the instance is not ready.
 LOOP_AGE_MAX_S = 60.0
+# Outcomes that are many wait no longer than this to be read.
+OUTCOMES_WAIT_S = 10.0
 # Instead of a method: the handler looks at it itself.
 ANY = b""
+
+# What ends the name of a host in a URL.
+_AUTHORITY_END = re.compile(rb"[/?]")
 
 Handler = Callable[[Exchange], None]
 Route = tuple[bytes, Handler]
@@ -98,7 +108,7 @@ class Application:
                 _check_method(exchange.method, method)
             handler(exchange)
         except Refusal as refusal:
-            exchange.refuse(refusal, b"x-interlock-generation: %d\r\n" % self._serving.generation)
+            exchange.refuse(refusal, self.predictor.generation_line())
         except Exception:
             log.exception("a request failed: %r %r", exchange.method, exchange.target[:200])
             exchange.refuse(Refusal(500, "internal_error", "the request could not be handled"))
@@ -117,7 +127,7 @@ class Application:
         return route
 
     def _resolve(self, target: bytes) -> Route:
-        path = target.partition(b"?")[0].decode("ascii", "replace")
+        path = _path(target).decode("ascii", "replace")
         if len(path) > 1:
             path = path.rstrip("/")
         fixed = self._fixed.get(path)
@@ -205,8 +215,34 @@ class Application:
     # --- outcomes ------------------------------------------------------------------------------
 
     def _outcomes(self, exchange: Exchange) -> None:
-        self._serving.admission.admit(exchange)
-        outcomes = read_outcomes(exchange.body, int(time.time() * 1000), self._new_id)
+        self._serving.admission.admit(exchange, len(exchange.body))
+        now_ms = int(time.time() * 1000)
+        if exchange.coding is None and is_cheap(exchange.body):
+            self._store(exchange, read_outcomes(exchange.body, now_ms, self._new_id))
+            return
+        reading = self.predictor.reading
+        job = Job(
+            kind="outcomes",
+            body=exchange.body,
+            coding=exchange.coding or b"",
+            bytes_max=reading.bytes_max,
+            now_ms=now_ms,
+            id_prefix=self._new_id(),
+        )
+        exchange.body = b""
+
+        def done(answer: Answer) -> None:
+            # Nobody above catches what happens here.
+            try:
+                if isinstance(answer, Refusal):
+                    raise answer
+                self._store(exchange, Outcomes(answer.outcomes or (), answer.refused or ()))
+            except Refusal as refusal:
+                exchange.refuse(refusal, self.predictor.generation_line())
+
+        reading.read(exchange, job, monotonic() + OUTCOMES_WAIT_S, done)
+
+    def _store(self, exchange: Exchange, outcomes: Outcomes) -> None:
         if not outcomes:
             raise bad_request("malformed_request", "the list of outcomes is empty")
 
@@ -224,6 +260,17 @@ class Application:
 
     def _new_id(self) -> str:
         return f"{self._boot}-{next(self._ids):x}"
+
+
+def _path(target: bytes) -> bytes:
+    """Return the path of a request target, which may be a whole URL (RFC 9112, 3.2.2)."""
+    scheme, separator, rest = target.partition(b"://")
+    if separator and scheme.lower() in (b"http", b"https"):
+        authority = _AUTHORITY_END.split(rest, maxsplit=1)[0]
+        target = rest[len(authority) :]
+        if not target.startswith(b"/"):
+            target = b"/" + target
+    return target.partition(b"?")[0]
 
 
 def _check_method(method: bytes, expected: bytes) -> None:

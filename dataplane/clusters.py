@@ -6,6 +6,9 @@ that decides about its version, so that it costs no second hash.
 
 from __future__ import annotations
 
+from functools import lru_cache
+from urllib.parse import unquote
+
 from xxhash import xxh3_64_intdigest
 
 from contract.messages import CLUSTERS
@@ -19,3 +22,14 @@ def cluster_of_bucket(bucket: int) -> int:
 def cluster_of(name: bytes) -> int:
     """Return the cluster of a client that sends no units: of its API key, or its address."""
     return xxh3_64_intdigest(name) % CLUSTERS
+
+
+@lru_cache(maxsize=4_096)
+def cluster_of_peer(peer: str) -> int:
+    """Return the cluster of an address as grpc writes it, such as `ipv4:127.0.0.1:50000`.
+
+    It is that of the same address over HTTP. A connection's calls all ask for the same.
+    """
+    kind, _, address = unquote(peer).partition(":")
+    host = address.rpartition(":")[0].strip("[]") if kind in ("ipv4", "ipv6") else ""
+    return cluster_of(host.encode())

@@ -10,18 +10,21 @@ from __future__ import annotations
 import json
 import struct
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
+from contract.request_ids import UNIT_LENGTH_MAX
 from contract.routing import Signature, UnitKey
+from dataplane.bounds import bounds_of
 from dataplane.errors import bad_request
 from dataplane.inputs import UNSUPPORTED, InputSpec, TensorReader, unsupported, wrong_parameters
 
-UNIT_LENGTH_MAX = 200
 _RESERVED = ("binary_data_output",)
 # Documents with NaN are read by a slower parser, and the event loop waits for it.
 _NAN_BYTES_MAX = 1024 * 1024
+# More digits would only cost time.
+_LENGTH_DIGITS_MAX = 12
 # What reading an unusual or faulty document as if it were the plainest can raise.
 _NOT_PLAIN = (KeyError, TypeError, ValueError, AttributeError, struct.error, OverflowError)
 
@@ -49,12 +52,30 @@ class InferRequest:
     origin: tuple[object, bytes, bytes | None] | None = None
 
 
+class Spec(NamedTuple):
+    """What a codec is made from."""
+
+    signature: Signature
+    unit_key: UnitKey
+    batched: bool
+    rows_max: int
+
+
 class Codec:
     """Reads the requests of one model."""
 
     def __init__(
-        self, signature: Signature, unit_key: UnitKey, *, batched: bool, rows_max: int
+        self,
+        signature: Signature,
+        unit_key: UnitKey,
+        *,
+        batched: bool,
+        rows_max: int,
     ) -> None:
+        # What a document may hold.
+        self.bounds = bounds_of(signature, batched=batched, rows_max=rows_max)
+        # What a codec in another process is made from.
+        self.spec = Spec(signature, unit_key, batched, rows_max)
         # The inputs in the order of the signature, which is the order of the tensors.
         self.inputs = [
             InputSpec(tensor, batched=batched, rows_max=rows_max) for tensor in signature.inputs
@@ -121,8 +142,10 @@ class Codec:
         items = document.get("inputs")
         if type(items) is not list:
             raise bad_request("malformed_request", "the request has no list 'inputs'")
-        tail = memoryview(body)[len(body) if header_length is None else header_length :]
-        booleans = b"true" in body or b"false" in body
+        json_length = len(body) if header_length is None else header_length
+        tail = memoryview(body)[json_length:]
+        text = body if header_length is None else body[:json_length]
+        booleans = b"true" in text or b"false" in text
         reader = TensorReader(self.inputs, self.index, tail, booleans=booleans)
         for item in items:
             reader.read(item)
@@ -155,9 +178,14 @@ class Codec:
         return InferRequest(
             rows=reader.rows,
             tensors=tensors,  # type: ignore[arg-type]
-            key=None if self._fixed is not None else inner,
+            key=self.key(inner, b""),
             inner=inner,
         )
+
+    def key(self, inner: tuple[tuple[int, ...], ...], parameters: bytes) -> object:
+        """Return what tells apart requests that must not share a batch."""
+        own = None if self._fixed is not None else inner
+        return (own, parameters) if parameters else own
 
     def _read_extras(self, document: dict[str, object], request: InferRequest) -> None:
         request_id = document.get("id")
@@ -232,6 +260,15 @@ def check_unit(unit: object) -> str | None:
             "wrong_unit", f"a unit must be a string of at most {UNIT_LENGTH_MAX} characters"
         )
     return unit or None
+
+
+def read_header_length(value: bytes, body: bytes) -> int:
+    """Return how much of `body` is JSON. Raises Refusal."""
+    if not value.isdigit() or len(value) > _LENGTH_DIGITS_MAX or int(value) > len(body):
+        raise bad_request(
+            "malformed_request", "Inference-Header-Content-Length is not a length within the body"
+        )
+    return int(value)
 
 
 def load_object(text: bytes) -> dict[str, object]:

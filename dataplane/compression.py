@@ -1,24 +1,33 @@
 """Compressed bodies of HTTP messages, in both directions: gzip and deflate.
 
-A request's body is bounded by what it unpacks to, whatever it was packed into. The event loop only
-waits for small bodies: larger ones are unpacked and packed by threads (zlib lets go of the
-interpreter meanwhile).
+A request's body is bounded by what it unpacks to, and that by a multiple of what was sent. The
+event loop only waits for small bodies: larger requests are unpacked where they are read
+(`dataplane.reading`), larger answers packed by threads (zlib lets go of the interpreter meanwhile).
 """
 
 from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
 from dataplane.errors import Refusal, bad_request
 
-# What the event loop packs or unpacks itself; about a millisecond.
-INLINE_BYTES_MAX = 128 * 1024
-# A gzip body may consist of several; each costs a copy of what is left.
+# What the event loop unpacks itself; below a tenth of a millisecond.
+INLINE_BYTES_MAX = 16 * 1024
+# What it packs itself; about a millisecond.
+PACKED_INLINE_BYTES_MAX = 128 * 1024
+# A body unpacks to at most so many times its bytes, or to so many bytes where that is more. Numbers
+# as text pack to a third, images of few colours to a fiftieth; zlib's most is a thousandth.
+RATIO_MAX = 64
+RATIO_FREE_BYTES = 1024 * 1024
+# A gzip body may consist of several.
 MEMBERS_MAX = 16
+# Read and unpacked in one go, so that a bound is met before memory is taken.
+_STEP_BYTES = 16 * 1024
+_PIECE_BYTES = 64 * 1024
 _GZIP_BITS = 31
 _ZLIB_BITS = 15
 _ACCEPTED_MAX = 256
@@ -26,29 +35,61 @@ _ACCEPTED_MAX = 256
 _threads = ThreadPoolExecutor(2, thread_name_prefix="compression")
 
 
-def inflate(data: bytes, coding: bytes, bytes_max: int) -> bytes:
-    """Return `data` unpacked. Raises Refusal: 413 beyond `bytes_max`, 400 where it is damaged."""
-    bits = _GZIP_BITS if coding == b"gzip" else _deflate_bits(data)
+def inflate(
+    data: bytes,
+    coding: bytes,
+    bytes_max: int,
+    check: Callable[[bytes], None] | None = None,
+) -> bytes:
+    """Return `data` unpacked; `check` gets each piece as it comes, and may refuse it.
+
+    Raises Refusal: 413 beyond `bytes_max`, 400 where it is damaged or unpacks to too much for its
+    length.
+    """
+    most = max(RATIO_FREE_BYTES, len(data) * RATIO_MAX)
+    length = 0
     pieces = []
-    left = bytes_max
-    for _ in range(MEMBERS_MAX):
-        member = zlib.decompressobj(bits)
-        try:
-            piece = member.decompress(data, left + 1)
-        except zlib.error as error:
-            raise bad_request("malformed_encoding", f"the body is damaged: {error}") from None
-        if len(piece) > left:
-            raise Refusal(413, "body_too_large", f"the body unpacks to over {bytes_max} bytes")
-        if not member.eof:
-            raise bad_request("malformed_encoding", "the compressed body ends before its end")
-        pieces.append(piece)
-        left -= len(piece)
-        data = member.unused_data
-        if not data:
-            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        if coding != b"gzip":
-            break
-    raise bad_request("malformed_encoding", "something stands behind the compressed body")
+    try:
+        for piece in _pieces(data, coding):
+            length += len(piece)
+            if length > bytes_max:
+                raise Refusal(413, "body_too_large", f"the body unpacks to over {bytes_max} bytes")
+            if length > most:
+                raise bad_request(
+                    "compression_ratio",
+                    f"the body of {len(data)} bytes unpacks to over {most}; at most {RATIO_MAX} "
+                    f"times its bytes are unpacked, or {RATIO_FREE_BYTES} bytes",
+                )
+            if check is not None:
+                check(piece)
+            pieces.append(piece)
+    except zlib.error as error:
+        raise bad_request("malformed_encoding", f"the body is damaged: {error}") from None
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def _pieces(data: bytes, coding: bytes) -> Iterator[bytes]:
+    bits = _GZIP_BITS if coding == b"gzip" else _deflate_bits(data)
+    member = zlib.decompressobj(bits)
+    members = 1
+    view = memoryview(data)
+    for start in range(0, len(data), _STEP_BYTES):
+        packed: bytes | memoryview = view[start : start + _STEP_BYTES]
+        while packed:
+            if member.eof:
+                if coding != b"gzip" or members == MEMBERS_MAX:
+                    raise bad_request(
+                        "malformed_encoding", "something stands behind the compressed body"
+                    )
+                members += 1
+                member = zlib.decompressobj(bits)
+            if piece := member.decompress(packed, _PIECE_BYTES):
+                yield piece
+            packed = member.unconsumed_tail or member.unused_data
+    while not member.eof and (piece := member.decompress(b"", _PIECE_BYTES)):
+        yield piece
+    if not member.eof:
+        raise bad_request("malformed_encoding", "the compressed body ends before its end")
 
 
 def deflate(body: bytes, coding: bytes) -> bytes:
@@ -57,39 +98,37 @@ def deflate(body: bytes, coding: bytes) -> bytes:
     return packer.compress(body) + packer.flush()
 
 
-def unpack(
-    body: bytes, encoding: bytes, bytes_max: int, done: Callable[[bytes | Refusal], None]
-) -> None:
-    """Call `done` with `body` unpacked, now or later, or with why it cannot be."""
+def unpack(body: bytes, encoding: bytes, bytes_max: int) -> tuple[bytes, bytes | None]:
+    """Return `body` unpacked and None; or, where that is too much for the event loop, the body as
+    it is and its coding. Raises Refusal.
+    """
     coding = _coding(encoding)
     if coding is None:
-        done(body)
-    elif coding == b"":
+        return body, None
+    if coding == b"":
         name = encoding.decode("ascii", "replace")[:40]
-        done(Refusal(415, "unsupported_encoding", f"{name!r} is neither gzip nor deflate"))
-    elif len(body) > INLINE_BYTES_MAX:
-        _in_thread(lambda: inflate(body, coding, bytes_max), done)
-    else:
-        try:
-            done(inflate(body, coding, min(bytes_max, INLINE_BYTES_MAX)))
-        except Refusal as refusal:
-            if refusal.status == 413 and bytes_max > INLINE_BYTES_MAX:
-                # Larger than it looked: begin again where it may take its time.
-                _in_thread(lambda: inflate(body, coding, bytes_max), done)
-            else:
-                done(refusal)
+        raise Refusal(415, "unsupported_encoding", f"{name!r} is neither gzip nor deflate")
+    if len(body) > INLINE_BYTES_MAX:
+        return body, coding
+    try:
+        return inflate(body, coding, min(bytes_max, INLINE_BYTES_MAX)), None
+    except Refusal as refusal:
+        if refusal.status != 413 or bytes_max <= INLINE_BYTES_MAX:
+            raise
+        return body, coding
 
 
 def pack(body: bytes, coding: bytes, done: Callable[[bytes], None]) -> None:
     """Call `done` with `body` packed, now or later; with `body` itself if that is no larger."""
-    if len(body) <= INLINE_BYTES_MAX:
+    if len(body) <= PACKED_INLINE_BYTES_MAX:
         done(min(deflate(body, coding), body, key=len))
         return
 
-    def packed(result: bytes | Refusal) -> None:
-        done(body if isinstance(result, Refusal) else min(result, body, key=len))
+    def packed(future: asyncio.Future[bytes]) -> None:
+        done(body if future.exception() else min(future.result(), body, key=len))
 
-    _in_thread(lambda: deflate(body, coding), packed)
+    loop = asyncio.get_running_loop()
+    loop.run_in_executor(_threads, deflate, body, coding).add_done_callback(packed)
 
 
 @lru_cache(maxsize=_ACCEPTED_MAX)
@@ -130,16 +169,3 @@ def _deflate_bits(data: bytes) -> int:
     """Tell zlib's format, which the name stands for, from the bare one that some clients send."""
     is_zlib = len(data) > 1 and data[0] & 0x0F == 8 and (data[0] << 8 | data[1]) % 31 == 0
     return _ZLIB_BITS if is_zlib else -_ZLIB_BITS
-
-
-def _in_thread(work: Callable[[], bytes], done: Callable[[bytes | Refusal], None]) -> None:
-    def ended(future: asyncio.Future[bytes]) -> None:
-        error = future.exception()
-        if error is None:
-            done(future.result())
-        elif isinstance(error, Refusal):
-            done(error)
-        else:
-            done(Refusal(500, "internal_error", "the body could not be handled"))
-
-    asyncio.get_running_loop().run_in_executor(_threads, work).add_done_callback(ended)

@@ -49,6 +49,8 @@ DATATYPES = {
 }
 _KINDS = {str: "a string", bool: "a boolean", list: "a list", dict: "an object", type(None): "null"}
 _LENGTH = struct.Struct("<I")
+# Arguments of one call; each of more would stand in memory a second time.
+_PACKED_AT_ONCE = 65_536
 _NO_NUMBERS = {"nan": b"NaN", "inf": b"Infinity", "-inf": b"-Infinity"}
 
 
@@ -81,12 +83,23 @@ def pack(name: str, datatype: Datatype, values: list[object], *, booleans: bool)
             raise _wrong_element(name, datatype, values)
         return bytes(values)  # type: ignore[arg-type]
     try:
-        packed = _packer(datatype.code, len(values)).pack(*values)
+        if len(values) <= _PACKED_AT_ONCE:
+            packed = _packer(datatype.code, len(values)).pack(*values)
+        else:
+            packed = _pack_in_parts(datatype, values)
     except (struct.error, OverflowError):
         raise _wrong_element(name, datatype, values) from None
     if booleans and bool in set(map(type, values)):
         raise _wrong_element(name, datatype, values)
     return packed if datatype.name != "BF16" else _to_bf16(packed)
+
+
+def _pack_in_parts(datatype: Datatype, values: list[object]) -> bytes:
+    parts = bytearray()
+    for at in range(0, len(values), _PACKED_AT_ONCE):
+        part = values[at : at + _PACKED_AT_ONCE]
+        parts += _packer(datatype.code, len(part)).pack(*part)
+    return bytes(parts)
 
 
 def _pack_strings(name: str, values: list[object]) -> bytes:

@@ -42,5 +42,7 @@ def end_without_answer(first: int, end: int) -> int:
             return SHED
         return ABANDONED if end == ABANDONED else FAILED
     if first == REFUSED:
-        return ABANDONED if end == ABANDONED else REFUSED
+        # Whether it is the request's own fault, stable alone could say. Where it did not, the same
+        # request would have stayed without an answer if stable had been asked first.
+        return end if end in (REFUSED, ABANDONED, EXPIRED) else FAILED
     return FAILED

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import orjson
 
+MESSAGE_LENGTH_MAX = 1_000
+
 
 class Refusal(Exception):
     """A request that gets an error for an answer.
@@ -27,8 +29,8 @@ class Refusal(Exception):
         self.status = status
         # The stable name of the fault.
         self.code = code
-        # What a person reads.
-        self.message = message
+        # What a person reads; what a client sent may stand in it, and be long.
+        self.message = message[:MESSAGE_LENGTH_MAX]
         # Seconds after which trying again may help.
         self.retry_after_s = retry_after_s
         # The method that a 405 names.

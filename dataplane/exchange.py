@@ -48,8 +48,10 @@ class Exchange:
         "_connection",
         "answer",
         "body",
+        "coding",
         "ended",
         "headers",
+        "held",
         "job",
         "keep_alive",
         "legacy",
@@ -73,6 +75,10 @@ class Exchange:
         self.headers: dict[bytes, bytes] = {}
         # Whole: an exchange is handed over when its body is complete.
         self.body = b""
+        # How the body is packed, where unpacking it is too much for the event loop.
+        self.coding: bytes | None = None
+        # Bytes of it that count in the budgets until the answer.
+        self.held = 0
         # False closes the connection after the answer.
         self.keep_alive = True
         # An HTTP/1.0 client, who must be told that the connection stays.

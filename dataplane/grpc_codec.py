@@ -6,17 +6,29 @@ They always leave as raw bytes. The messages are Triton's own, as its client car
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from tritonclient.grpc import service_pb2 as messages
 
+from dataplane.bounds import EXTRA_BYTES_MAX
 from dataplane.codec import Codec, InferRequest
 from dataplane.datatypes import check_strings, pack, pack_bytes
 from dataplane.errors import Refusal, bad_request
 from dataplane.inputs import Dims, InputSpec, TensorReader, wrong_parameters
 from dataplane.reply import Output
-from dataplane.serving import Lane, LiveModel
 
+if TYPE_CHECKING:
+    from dataplane.serving import Lane, LiveModel
+
+# Fields of one message that are looked over; a request has one for each input and output.
+FIELDS_MAX = 1_024
+# Numbers of the fields of a ModelInferRequest, and of an input's contents.
+_NAME, _VERSION, _INPUT, _RAW = 1, 2, 5, 7
+_CONTENTS_FIELD = 5
+# Bytes of the wire types that have no length.
+_FIXED_BYTES = {1: 8, 5: 4}
 _CONTENTS = {
     "BOOL": "bool_contents",
     "INT8": "int_contents",
@@ -31,6 +43,92 @@ _CONTENTS = {
     "FP64": "fp64_contents",
     "BYTES": "bytes_contents",
 }
+
+
+class Survey(NamedTuple):
+    """What a ModelInferRequest holds, as far as that is seen without parsing it.
+
+    `plain_bytes` are those besides raw contents, which cost no more than a copy.
+    """
+
+    name: str
+    version: str | None
+    plain_bytes: int
+
+
+def survey(data: bytes) -> Survey:
+    """Look over a serialised ModelInferRequest. Raises Refusal.
+
+    An entry of two bytes becomes an object of a hundred, so entries are counted before parsing, and
+    what is neither raw nor typed contents may not be long.
+    """
+    name = version = ""
+    raw_bytes = contents_bytes = 0
+    for number, start, end in _fields(data, 0, len(data)):
+        if number == _RAW:
+            raw_bytes += end - start
+        elif number == _INPUT:
+            for inner, inner_start, inner_end in _fields(data, start, end):
+                contents_bytes += inner_end - inner_start if inner == _CONTENTS_FIELD else 0
+        elif number == _NAME:
+            name = data[start:end].decode("utf-8", "replace")
+        elif number == _VERSION:
+            version = data[start:end].decode("utf-8", "replace")
+    others = len(data) - raw_bytes - contents_bytes
+    if others > EXTRA_BYTES_MAX:
+        raise bad_request(
+            "too_many_elements",
+            f"the message has {others} bytes besides its tensors; at most {EXTRA_BYTES_MAX}",
+        )
+    return Survey(name, version or None, len(data) - raw_bytes)
+
+
+def _fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Yield number, start and end of the length-delimited fields between `at` and `end`."""
+    for _ in range(FIELDS_MAX):
+        if at >= end:
+            return
+        tag, at = _varint(data, at, end)
+        kind = tag & 7
+        if kind == 2:
+            length, at = _varint(data, at, end)
+            if length > end - at:
+                break
+            yield tag >> 3, at, at + length
+            at += length
+        elif kind == 0:
+            _, at = _varint(data, at, end)
+        elif kind in _FIXED_BYTES:
+            at += _FIXED_BYTES[kind]
+        else:
+            break
+    else:
+        raise bad_request("too_many_elements", f"the message has over {FIELDS_MAX} fields")
+    raise _malformed()
+
+
+def _varint(data: bytes, at: int, end: int) -> tuple[int, int]:
+    value = shift = 0
+    while at < end and shift < 64:
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
+    raise _malformed()
+
+
+def parse_request(data: bytes) -> Any:
+    """Return the ModelInferRequest in `data`. Raises Refusal."""
+    try:
+        return messages.ModelInferRequest.FromString(data)
+    except DecodeError:
+        raise _malformed() from None
+
+
+def _malformed() -> Refusal:
+    return bad_request("malformed_request", "the message is no ModelInferRequest")
 
 
 def read_message(codec: Codec, message: Any) -> InferRequest:

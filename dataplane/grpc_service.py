@@ -11,7 +11,6 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
-from urllib.parse import unquote
 
 import grpc  # type: ignore[import-untyped]
 import grpc.aio  # type: ignore[import-untyped]
@@ -20,11 +19,12 @@ from tritonclient.grpc import service_pb2 as messages
 
 from dataplane import metadata
 from dataplane.admission import TIMEOUT_HEADER, Tenancy
+from dataplane.bounds import CHEAP_BYTES_MAX, SMALL_BYTES_MAX
 from dataplane.caller import Abandonable
-from dataplane.clusters import cluster_of
+from dataplane.clusters import cluster_of_peer
 from dataplane.config import Limits
 from dataplane.errors import Refusal, bad_request
-from dataplane.grpc_codec import grpc_form, read_message
+from dataplane.grpc_codec import grpc_form, parse_request, read_message, survey
 from dataplane.predict import Predictor
 
 log = logging.getLogger("interlock.dataplane")
@@ -73,9 +73,7 @@ class GrpcCaller:
     @property
     def client_cluster(self) -> int:
         """The cluster of the client's address, the same as over HTTP."""
-        kind, _, address = unquote(self.peer).partition(":")
-        host = address.rpartition(":")[0].strip("[]") if kind in ("ipv4", "ipv6") else ""
-        return cluster_of(host.encode())
+        return cluster_of_peer(self.peer)
 
     def respond(self, status: int, body: bytes, headers: bytes = b"") -> None:
         """Answer with a serialised message."""
@@ -129,15 +127,12 @@ class GrpcService:
     # --- the methods: a request's bytes in, the answer's out ------------------------------------
 
     async def infer(self, data: bytes, context: Any) -> bytes:
-        message = _parse(messages.ModelInferRequest, data)
-        headers = _headers(context)
         answer = asyncio.get_running_loop().create_future()
-        caller = GrpcCaller(answer, headers, context.peer())
-        name, version = message.model_name, message.model_version or None
+        caller = GrpcCaller(answer, _headers(context), context.peer())
         try:
-            self._predictor.predict(caller, message, name, version, read_message, grpc_form)
+            self._predict(caller, data)
         except Refusal as refusal:
-            caller.refuse(refusal, b"x-interlock-generation: %d\r\n" % self._serving.generation)
+            caller.refuse(refusal, self._predictor.generation_line())
         except Exception:
             # Its tenant must get the place back.
             caller.refuse(_internal_error())
@@ -153,6 +148,25 @@ class GrpcService:
             return b""
         context.set_trailing_metadata(_metadata(lines))
         return result
+
+    def _predict(self, caller: GrpcCaller, data: bytes) -> None:
+        size = len(data)
+        if size > SMALL_BYTES_MAX:
+            name, version, plain_bytes = survey(data)
+            if self._has_texts(name):
+                # Each element has its length before it, to be looked at one by one.
+                plain_bytes = size
+            if plain_bytes > CHEAP_BYTES_MAX:
+                self._predictor.message(caller, data, name, version, grpc_form)
+                return
+        message = parse_request(data)
+        name, version = message.model_name, message.model_version or None
+        self._predictor.predict(caller, message, name, version, read_message, grpc_form, size)
+
+    def _has_texts(self, name: str) -> bool:
+        table = self._serving.table
+        route = table.models.get(name) if table is not None else None
+        return route is not None and any(x.datatype == "BYTES" for x in route.signature.inputs)
 
     async def live(self, data: bytes, context: Any) -> bytes:
         return bytes(messages.ServerLiveResponse(live=True).SerializeToString())

@@ -8,17 +8,17 @@ nothing of what is being served: the application is a callable that takes an `Ex
 
 from __future__ import annotations
 
-from asyncio import Event, Protocol, Transport, get_running_loop
+from asyncio import Protocol, Transport, get_running_loop
 from collections import deque
-from collections.abc import Callable
 from typing import cast
 
 import httptools
 
 from dataplane import compression
 from dataplane.config import Limits
-from dataplane.errors import Refusal
+from dataplane.errors import Refusal, unavailable
 from dataplane.exchange import Exchange
+from dataplane.http_server import Server
 
 # Two of one of these would let two readers see two different requests.
 _ONCE = frozenset(
@@ -26,70 +26,14 @@ _ONCE = frozenset(
      b"inference-header-content-length")
 )  # fmt: skip
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+# Pieces of a body that are kept as they came.
+_PIECES_MAX = 256
 # How long a connection that was refused may go on sending before it is cut, so that its client
 # gets to read the answer instead of a reset.
 _LINGER_S = 2
 # A client that sends no more has either closed or half-closed: nobody can tell. What it asked for
 # and has not left the queue after this is taken for abandoned.
 _GRACE_S = 0.1
-
-
-class Server:
-    """What the connections of one listener share: the application, the limits and a coarse clock.
-
-    `tick` is called once a second and cuts the connections that are too slow, so that no request
-    pays for a timer of its own.
-    """
-
-    def __init__(self, application: Callable[[Exchange], None], limits: Limits) -> None:
-        # Called with each complete request; it answers now or later through `Exchange.respond`.
-        self.application = application
-        # The bounds that hold for each connection.
-        self.limits = limits
-        # Every open connection, for the sweep and for the stop.
-        self.connections: set[HttpConnection] = set()
-        # Whole seconds since the start: the clock of the time limits.
-        self.now_s = 0
-        # The `date` line, renewed with each tick.
-        self.date = b""
-        # Connections beyond this count are closed as they come.
-        self.connections_max = 4_096
-        # Set when the stop began: each connection closes after its last answer.
-        self.stopping = False
-        # Set when nobody should come any more: whoever does is turned away.
-        self.closing = False
-        # Set when a connection is lost.
-        self._lost = Event()
-
-    def abort(self) -> None:
-        """Cut every connection."""
-        for connection in list(self.connections):
-            if connection.transport is not None:
-                connection.transport.abort()
-
-    async def emptied(self) -> None:
-        """Wait until the last connection is gone."""
-        while self.connections:
-            self._lost.clear()
-            await self._lost.wait()
-
-    def lost(self, connection: HttpConnection) -> None:
-        """Forget a connection that is gone."""
-        self.connections.discard(connection)
-        self._lost.set()
-
-    def tick(self, date: bytes) -> None:
-        """Advance the clock by one second; `date` is an IMF-fixdate, or empty to send none."""
-        self.now_s += 1
-        self.date = b"date: %s\r\n" % date if date else b""
-        for connection in list(self.connections):
-            connection.check_time(self.now_s)
-
-    def stop(self) -> None:
-        """Close idle connections now and the others after the answers they wait for."""
-        self.stopping = self.closing = True
-        for connection in list(self.connections):
-            connection.close_when_idle()
 
 
 class HttpConnection(Protocol):
@@ -102,6 +46,7 @@ class HttpConnection(Protocol):
         "_deaf",
         "_head_bytes",
         "_held",
+        "_held_bytes",
         "_in_head",
         "_parser",
         "_pending",
@@ -133,9 +78,11 @@ class HttpConnection(Protocol):
         # The request that is being read.
         self._current: Exchange | None = None
         # The pieces of its body so far.
-        self._body: list[bytes] = []
+        self._body: list[bytes | bytearray] = []
         # The sum of their lengths.
         self._body_bytes = 0
+        # The bytes of larger bodies that came here and are not answered.
+        self._held_bytes = 0
         # The length of its head so far, as far as it is known.
         self._head_bytes = 0
         # True between the first byte of a request and the end of its head.
@@ -170,6 +117,8 @@ class HttpConnection(Protocol):
         self.server.lost(self)
         self.transport = None
         self._abandon()
+        self.server.held_bytes -= self._held_bytes
+        self._held_bytes = 0
         self._pending.clear()
         self._held.clear()
 
@@ -288,9 +237,9 @@ class HttpConnection(Protocol):
 
     def on_body(self, data: bytes) -> None:
         self._body_bytes += len(data)
-        if self._body_bytes > self.server.limits.body_bytes_max:
-            raise _body_too_large(self.server.limits)
         self._body.append(data)
+        if self._body_bytes > self.server.small_bytes_max:
+            self._hold()
 
     def on_message_complete(self) -> None:
         current = self._current
@@ -304,7 +253,7 @@ class HttpConnection(Protocol):
             self._deaf = True
         body = self._body
         if body:
-            current.body = body[0] if len(body) == 1 else b"".join(body)
+            current.body = bytes(body[0]) if len(body) == 1 else b"".join(body)
             self._body = []
             self._body_bytes = 0
         self._current = None
@@ -326,8 +275,12 @@ class HttpConnection(Protocol):
             return
         while pending and (answer := pending[0].answer) is not None:
             done = pending.popleft()
+            if done.held:
+                self._let_go(done)
             transport.write(answer)
             if not done.keep_alive:
+                # A stop closes before what was asked behind this: its client is told nothing.
+                self._abandon()
                 pending.clear()
                 self._held.clear()
                 self._finish(transport)
@@ -403,15 +356,40 @@ class HttpConnection(Protocol):
             self.server.application(exchange)
             return
 
-        def unpacked(result: bytes | Refusal) -> None:
-            if isinstance(result, Refusal):
-                exchange.refuse(result)
-            else:
-                exchange.body = result
-                self.server.application(exchange)
-
         bytes_max = self.server.limits.body_bytes_max
-        compression.unpack(exchange.body, encoding, bytes_max, unpacked)
+        try:
+            exchange.body, exchange.coding = compression.unpack(exchange.body, encoding, bytes_max)
+        except Refusal as refusal:
+            exchange.refuse(refusal)
+        else:
+            self.server.application(exchange)
+
+    def _hold(self) -> None:
+        """Count the body that is being read in the budgets. Raises Refusal beyond them."""
+        server, current = self.server, self._current
+        assert current is not None
+        limits = server.limits
+        if self._body_bytes > limits.body_bytes_max:
+            raise _body_too_large(limits)
+        more = self._body_bytes - current.held
+        if server.held_bytes + more > limits.bodies_bytes_max:
+            message = f"all large requests together may be {limits.bodies_bytes_max} bytes"
+            raise unavailable("too_many_bytes", message)
+        current.held += more
+        self._held_bytes += more
+        server.held_bytes += more
+        if len(self._body) > _PIECES_MAX:
+            # Each piece of a few bytes would take fifty.
+            whole = self._body[0]
+            if not isinstance(whole, bytearray):
+                whole = bytearray(whole)
+            whole += b"".join(self._body[1:])
+            self._body = [whole]
+
+    def _let_go(self, exchange: Exchange) -> None:
+        self._held_bytes -= exchange.held
+        self.server.held_bytes -= exchange.held
+        exchange.held = 0
 
     def _release(self) -> None:
         """Begin held requests, as many as may be under way."""
@@ -435,6 +413,8 @@ class HttpConnection(Protocol):
         """Answer the bytes that were just read with an error, after the answers still owed."""
         exchange = Exchange(self)
         exchange.keep_alive = False
+        if self._current is not None:
+            self._let_go(self._current)
         self._current = None
         self._body = []
         self._deaf = True
@@ -460,7 +440,12 @@ class HttpConnection(Protocol):
         transport = self.transport
         if transport is None:
             return
-        full = self._write_paused or len(self._pending) >= self.server.limits.pipeline_max
+        limits = self.server.limits
+        full = (
+            self._write_paused
+            or len(self._pending) >= limits.pipeline_max
+            or self._held_bytes - self._body_bytes > limits.connection_bytes_max
+        )
         if full and not self._read_paused:
             self._read_paused = True
             transport.pause_reading()

@@ -7,6 +7,7 @@ import logging
 import secrets
 import socket
 import time
+from contextlib import suppress
 from email.utils import formatdate
 from typing import TYPE_CHECKING
 
@@ -18,11 +19,13 @@ from dataplane.app import Application
 from dataplane.cache import Cache, SharedCache, shared_client
 from dataplane.config import Config
 from dataplane.heartbeat import Heartbeat
-from dataplane.http_protocol import HttpConnection, Server
+from dataplane.http_protocol import HttpConnection
+from dataplane.http_server import Server
 from dataplane.lodging import Lodging
 from dataplane.pin import Pins
 from dataplane.pinfile import PinFile
 from dataplane.predict import Predictor
+from dataplane.reading import Reading
 from dataplane.serving import Serving
 from dataplane.shadow.mirror import Shadows
 from dataplane.staleness import Staleness
@@ -43,6 +46,8 @@ REDIS_TIMEOUT_S = 5.0
 # close: a request that is on its way is not lost.
 SETTLE_S = 0.5
 ADOPT_INTERVAL_S = 10.0
+# Connections that are cut are gone in a few turns of the loop.
+CUT_TIMEOUT_S = 1.0
 
 
 class Instance:
@@ -90,7 +95,9 @@ class Instance:
         self.pins = Pins(PinFile(config.state_dir / "pins.json"), self.serving.pin)
         # Minds the age of the table.
         self._staleness = Staleness(self.sync, config.group.staleness, config.group.stale_after_s)
-        predictor = Predictor(self.serving, self.telemetry)
+        # Reads large requests.
+        self.reading = Reading(config.limits.body_bytes_max, config.limits.bodies_bytes_max)
+        predictor = Predictor(self.serving, self.telemetry, self.reading)
         # Answers requests.
         self.application = Application(
             predictor,
@@ -123,6 +130,8 @@ class Instance:
             interval_s=config.telemetry_interval_s,
             generation=lambda: self.serving.generation,
             shadows=self.shadows.drain,
+            pairs=self.shadows.drain_pairs,
+            stream_bytes_max=config.stream_bytes_max,
         )
 
     def _make_sync(self, config: Config) -> Sync:
@@ -211,6 +220,7 @@ class Instance:
             log.warning("stop: the last report or the last telemetry did not leave in time")
         self.triton.close()
         self.shadows.close()
+        await self.reading.close()
         await self.cache.close()
         await self._redis.aclose()  # type: ignore[attr-defined]
         await self._control.aclose()
@@ -232,8 +242,10 @@ class Instance:
         self.server.abort()
         if self._grpc is not None:
             await self._grpc.stop(0.0)
-        # The loop tells of a connection that is cut a turn later.
-        await asyncio.sleep(0)
+        # The loop tells of a connection that is cut some turns later.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CUT_TIMEOUT_S):
+                await self.server.emptied()
 
     async def _say_goodbye(self, *, stopping: bool) -> None:
         await self.publisher.store_outcomes()

@@ -8,7 +8,7 @@ correct: that outcome alone is refused, and the others are taken.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from math import isfinite
 
@@ -20,12 +20,24 @@ from contract.messages import (
     OUTCOME_VALUE_MAX,
     Outcome,
 )
-from contract.request_ids import REQUEST_ID_LENGTH_MAX, with_unit
+from contract.request_ids import (
+    REQUEST_ID_LENGTH_MAX,
+    UNIT_LENGTH_MAX,
+    RequestId,
+    check_age,
+    parse_request_id,
+    unit_of,
+)
+from dataplane.bounds import EXTRA_VALUES_MAX, Bounds
 from dataplane.errors import Refusal, bad_request
 
 OUTCOMES_MAX = 1_000
 METRIC_LENGTH_MAX = 100
 ID_LENGTH_MAX = 200
+# What a request may hold: every field of the most outcomes, at its longest.
+OUTCOMES_BOUNDS = Bounds(
+    OUTCOMES_MAX * (REQUEST_ID_LENGTH_MAX + 2_048), OUTCOMES_MAX * 8 + EXTRA_VALUES_MAX
+)
 _FIELDS = {"unit_id", "metric", "value", "occurred_at", "event_id", "request_id"}
 
 
@@ -40,9 +52,11 @@ class LeapSecond(ValueError):
 class Outcomes(list[Outcome]):
     """The outcomes that are taken; `refused` has an entry for each that alone is not."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.refused: list[dict[str, object]] = []
+    def __init__(
+        self, taken: Iterable[Outcome] = (), refused: Iterable[dict[str, object]] = ()
+    ) -> None:
+        super().__init__(taken)
+        self.refused = list(refused)
 
 
 def read_outcomes(body: bytes, now_ms: int, new_id: Callable[[], str]) -> Outcomes:
@@ -88,17 +102,26 @@ def _read(item: object, now_ms: int, new_id: Callable[[], str]) -> Outcome:
     if unknown:
         raise ValueError(f"unknown field {min(unknown)!r}")
     event_id = item.get("event_id")
-    has_request = item.get("request_id") is not None
-    has_unit = not has_request or item.get("unit_id") is not None
-    outcome = Outcome(
+    named = item.get("request_id")
+    request = _request(named, now_ms) if named not in (None, "") else None
+    has_unit = request is None or item.get("unit_id") not in (None, "")
+    unit = _text(item, "unit_id", UNIT_LENGTH_MAX) if has_unit else ""
+    return Outcome(
         event_id=new_id() if event_id is None else _text(item, "event_id", ID_LENGTH_MAX),
-        unit_id=_text(item, "unit_id", ID_LENGTH_MAX) if has_unit else "",
+        unit_id=unit if request is None else unit_of(unit, request),
         metric=_text(item, "metric", METRIC_LENGTH_MAX),
         value=_value(item.get("value")),
         occurred_at_ms=_instant(item.get("occurred_at"), now_ms),
-        request_id=_text(item, "request_id", REQUEST_ID_LENGTH_MAX) if has_request else "",
+        request_id=str(named) if request is not None else "",
     )
-    return with_unit(outcome)
+
+
+def _request(named: object, now_ms: int) -> RequestId:
+    if type(named) is not str:
+        raise ValueError("'request_id' must be a string")
+    request = parse_request_id(named)
+    check_age(request, now_ms)
+    return request
 
 
 def _text(item: dict[str, object], field: str, length_max: int) -> str:

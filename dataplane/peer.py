@@ -85,7 +85,9 @@ class Peer:
         if self._writer.is_closing():
             raise PeerGone
         frame = msgspec.msgpack.encode((number, name, body))
-        self._writer.write(_LENGTH.pack(len(frame)) + frame)
+        self._writer.write(_LENGTH.pack(len(frame)))
+        # Not in one piece with its length: it may be large.
+        self._writer.write(frame)
 
     def _take(self, number: int, name: str | None, body: Any) -> None:
         if name is None:

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 import orjson
 
+from dataplane.bounds import SMALL_BYTES_MAX, too_large
 from dataplane.codec import load_object
 from dataplane.errors import Refusal, bad_request
 from dataplane.exchange import Exchange
@@ -117,6 +118,8 @@ class Operator:
 
 
 def _model(exchange: Exchange) -> str:
+    if exchange.coding is not None or len(exchange.body) > SMALL_BYTES_MAX:
+        raise too_large(SMALL_BYTES_MAX)
     document: dict[str, Any] = load_object(exchange.body)
     model = document.get("model")
     if type(model) is not str or not model:

@@ -17,13 +17,13 @@ from dataplane.admission import Tenancy
 from dataplane.batching import QueueFull, Unsent
 from dataplane.cache import Entry, Ticket
 from dataplane.caller import Caller
-from dataplane.clusters import cluster_of, cluster_of_bucket
+from dataplane.clusters import cluster_of_bucket
 from dataplane.codec import InferRequest
+from dataplane.counted import Counted
 from dataplane.errors import Refusal, unavailable
 from dataplane.fair_queue import ABANDONED
 from dataplane.forms import Form, infer_form, plain_form
 from dataplane.reply import NotJson, Output, head_of
-from dataplane.router import Decision
 from dataplane.serving import FIRST_ATTEMPT, Lane, LiveModel, Serving
 from dataplane.telemetry import Telemetry
 from dataplane.timing import cached_line, computed_line
@@ -44,25 +44,18 @@ _REFUSALS: dict[Fault, tuple[int, str]] = {
 }
 
 
-class Prediction:
+class Prediction(Counted):
     """The job that a batcher sees, and what becomes of its request."""
 
     __slots__ = (
         "_answered_ns",
         "_arrived_at",
-        "_assigned",
-        "_caller",
-        "_cluster",
-        "_first",
         "_form",
         "_lane",
         "_model",
         "_read_at",
         "_serving",
-        "_telemetry",
-        "_tenancy",
         "_timeout_s",
-        "_unit",
         "deadline",
         "hurried",
         "priority",
@@ -86,24 +79,24 @@ class Prediction:
     ) -> None:
         # Makes the lanes.
         self._serving = serving
-        # Where exposures go.
+        # What is counted; see `Counted`.
         self._telemetry = telemetry
-        # Takes the answer.
         self._caller = caller
+        self._unit = unit
+        self._tenancy = tenancy
+        self._cluster = 0
+        self._assigned: Lane | None = None
+        self._first: tuple[Lane, TritonError, int] | None = None
         # Writes it.
         self._form = form
         # The model, under the generation that the request met.
         self._model = model
         # The tensors.
         self.request = request
-        # Who asks; None for a request without a unit.
-        self._unit = unit
         # Monotonic seconds; the loop's own clock is only exact to a millisecond.
         self._arrived_at = arrived_at
         # How long the client waits, at most as long as the model may take.
         self._timeout_s = timeout_s
-        # Whose request it is.
-        self._tenancy = tenancy
         # The tenant's class.
         self.priority = tenancy.priority
         # When it was read and routed.
@@ -116,14 +109,8 @@ class Prediction:
         self.hurried = False
         # The lane that the request is in now.
         self._lane: Lane
-        # The instant in the id of its answer, nanoseconds since 1970, once its body names it.
+        # The instant in the id of its answer, nanoseconds since 1970, once it has one.
         self._answered_ns = 0
-        # The lane that it was assigned to, until it is counted there how the request ended.
-        self._assigned: Lane | None = None
-        # Where counts by cluster have it; see `Counter`.
-        self._cluster = 0
-        # The lane that failed it before, how, and which end it is if stable answers.
-        self._first: tuple[Lane, TritonError, int] | None = None
         # What the cache knows of it, while its answer is to be kept or is waited for.
         self.ticket: Ticket | None = None
 
@@ -144,19 +131,19 @@ class Prediction:
         lane = model.lanes.get(decision) or self._serving.lane(model, decision)
         lane.counter.assign(unit, self._cluster)
         self._assigned = lane
-        if decision.exposures:
-            # Whatever becomes of the request: only so do variants that lose some compare.
-            self._expose(decision)
-        self._read_at = monotonic()
-        if lane.fallback is not None:
-            # What is left of the time is for the fallback.
-            first_s = FIRST_ATTEMPT * model.timeout_s
-            if first_s < self._timeout_s:
-                self.deadline = self._arrived_at + first_s
-        caller = self._caller
-        caller.job = self
-        cached = lane.cached
         try:
+            if decision.exposures:
+                # Whatever becomes of the request: only so do variants that lose some compare.
+                self._expose(decision)
+            self._read_at = monotonic()
+            if lane.fallback is not None:
+                # What is left of the time is for the fallback.
+                first_s = FIRST_ATTEMPT * model.timeout_s
+                if first_s < self._timeout_s:
+                    self.deadline = self._arrived_at + first_s
+            caller = self._caller
+            caller.job = self
+            cached = lane.cached
             if cached is None or not cached.model.takes(self, cached, self._tenancy.name, caller):
                 self._enter(lane, self._read_at)
         except BaseException:
@@ -180,7 +167,7 @@ class Prediction:
                 ticket.lane.model.keep(ticket, outputs, start)
         mirror = self._lane.mirror
         if mirror is not None and self._first is None:
-            mirror.offer(self.request, outputs, start, self._unit)
+            mirror.offer(self.request, outputs, start, self._unit, self._answered_ns)
 
     def failed(self, error: TritonError) -> None:
         """Go to stable where there is a way, or answer with the failure."""
@@ -399,54 +386,6 @@ class Prediction:
         else:
             self._end(first[2])
 
-    def _blame(self, lane: Lane, *, fell_back: bool, status: str | None = None) -> None:
-        """Count the request as one that the version of `lane` failed."""
-        lane.counter.failed(self._unit, self._cluster, fell_back=fell_back)
-        lane.runtime.stats.count(status or ("fallback" if fell_back else "error"))
-        if not fell_back:
-            self._end(ends.FAILED)
-
-    def _end_unanswered(self, end: int) -> None:
-        """Count the end of a request that nobody answers; `end` is of the lane it is in now."""
-        first = self._first
-        self._end(end if first is None else ends.end_without_answer(first[2], end))
-
-    def _end(self, end: int) -> None:
-        """Count how the request ended for the version that it was assigned to, once."""
-        lane = self._assigned
-        if lane is not None:
-            lane.counter.end(end, self._unit, self._cluster)
-            self._ended(end)
-
-    def _ended(self, end: int, latency_us: float = 0.0) -> None:
-        lane, self._assigned = self._assigned, None
-        unit = self._unit
-        if lane is None or not lane.decision.measured or unit is None or end == ends.REFUSED:
-            return
-        decision = lane.decision
-        key = decision.split, unit, decision.variant
-        self._telemetry.measure(key, ends.IS_UNANSWERED[end], end == ends.CACHED, int(latency_us))
-
-    def _client_cluster(self) -> int:
-        """Return the cluster of a request without a unit: of its API key, or the client's."""
-        if not self._tenancy.name:
-            return self._caller.client_cluster
-        headers = self._caller.headers
-        key = headers.get(b"x-api-key") or headers.get(b"authorization", b"")
-        return cluster_of(key.rpartition(b" ")[2])
-
-    def _expose(self, decision: Decision) -> None:
-        if self._unit is not None:
-            self._telemetry.expose(
-                decision.split,
-                self._unit,
-                decision.variant,
-                decision.version,
-                self._tenancy.name,
-                self._caller.headers,
-                decision.dimensions,
-            )
-
     def _id_unit(self) -> bytes:
         """Return the unit's part of the answer's id, where the request exposed a unit."""
         lane = self._lane if self._first is None else self._first[0]
@@ -467,8 +406,10 @@ class Prediction:
             now - dispatched_at,
             now - arrived_at,
         )
+        if not self._answered_ns:
+            self._answered_ns = time_ns()
         headers += lane.id_line % (
-            self._answered_ns or time_ns(),
+            self._answered_ns,
             self._id_unit() if first is not None or lane.decision.exposures else b"",
         )
         if first is not None:

@@ -11,28 +11,32 @@ from dataclasses import dataclass
 from datetime import datetime
 
 import msgspec
-from django.db.models import Q
 
+from apps.experiments.shadow_pairs import request_hash
 from apps.models.models import ModelVersion
-from contract.messages import OUTCOME_AHEAD_MAX_S, Outcome
+from contract.messages import Outcome
 from contract.request_ids import (
     RequestId,
     RequestIdError,
+    check_age,
     parse_request_id,
     unit_of,
     with_unit,
 )
 
 UNKNOWN_VERSION = "request_id is of a version that is not known here"
-FUTURE = "request_id is of a request more than an hour in the future"
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Which version answered the request of an outcome, and when, in Unix milliseconds."""
+    """Which version answered the request of an outcome, and when, in Unix milliseconds.
+
+    `request_hash` is what the tables know the request by.
+    """
 
     version_id: int
     at_ms: int
+    request_hash: int
 
 
 class Requests:
@@ -57,9 +61,8 @@ class Requests:
             return request
         if (request.model, request.version) not in self._versions:
             return UNKNOWN_VERSION
-        if request.at_ms > self._now_ms + OUTCOME_AHEAD_MAX_S * 1_000:
-            return FUTURE
         try:
+            check_age(request, self._now_ms)
             unit_of(outcome.unit_id, request)
         except RequestIdError as error:
             return str(error)
@@ -81,18 +84,19 @@ class Requests:
             return None
         version_id = self._versions[request.model, request.version]
         # As of an exposure: what a fast clock puts into the future is now.
-        return Answer(version_id, min(request.at_ms, self._now_ms))
+        at_ms = min(request.at_ms, self._now_ms)
+        return Answer(version_id, at_ms, request_hash(request.answer))
 
 
 def _versions(requests: Iterable[RequestId]) -> dict[tuple[str, str], int]:
     """Return the ids of those versions that there are, by model and number as requests have it."""
-    named = {(each.model, int(each.version)) for each in requests if _is_number(each.version)}
+    named = [(each.model, int(each.version)) for each in requests if _is_number(each.version)]
     if not named:
         return {}
-    wanted = Q()
-    for model, number in sorted(named):
-        wanted |= Q(model__name=model, number=number)
-    rows = ModelVersion.objects.filter(wanted).values_list("model__name", "number", "pk")
+    models, numbers = {model for model, _ in named}, {number for _, number in named}
+    # Each of these with each of those, which are few: anybody may name any number of pairs.
+    versions = ModelVersion.objects.filter(model__name__in=models, number__in=numbers)
+    rows = versions.values_list("model__name", "number", "pk")
     return {(model, str(number)): pk for model, number, pk in rows}
 
 

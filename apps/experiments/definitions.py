@@ -29,7 +29,7 @@ from apps.lib.transitions import compare_and_set
 from apps.models.audit import record_audit
 from apps.models.models import ModelVersion, RegisteredModel, Tenant
 
-RESERVED_EXPERIMENTS = {"new", "metrics", "snapshots", "import", "imports"}
+RESERVED_EXPERIMENTS = {"new", "metrics", "of-version", "snapshots", "import", "imports"}
 
 
 class Settings(TypedDict, total=False):

@@ -25,6 +25,8 @@ VALUE_MAX = 1e100
 PPM = 1_000_000
 # How a unit's outcomes make its value when nothing is said.
 DEFAULT_PER_UNIT = {KIND.PROPORTION: PER_UNIT.FIRST, KIND.RATIO: PER_UNIT.SUM}
+# Pages below `metrics/` that are no metric's.
+RESERVED_METRICS = {"new"}
 # Less of these is better, when nothing is said.
 COSTS = {SOURCE.LATENCY, SOURCE.ERRORS}
 
@@ -55,6 +57,8 @@ def create_metric(
         Invalid: a field is out of its range, or two of them contradict each other.
         Conflict: a metric of that name exists.
     """
+    if name in RESERVED_METRICS:
+        raise Invalid(f"name: {name} is the address of a page; choose another one")
     if kind not in KIND.values:
         raise Invalid(f"kind: {kind!r} is none of {', '.join(KIND.values)}")
     if source not in SOURCE.values:

@@ -34,9 +34,9 @@ class OutcomeRowInput(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     event_id: str
     metric: str
     value: float | bool
-    unit_id: str = ""
+    unit_id: str | None = ""
     occurred_at: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
-    request_id: str = ""
+    request_id: str | None = ""
 
 
 def parse_and_record(body: Any, now: datetime) -> OutcomeReport:
@@ -84,16 +84,16 @@ def _rows(body: Any) -> list[Any]:
 def _outcome(row: Any, now: datetime) -> Outcome:
     given = msgspec.convert(row, OutcomeRowInput)
     for name in ("event_id", "unit_id", "metric", "request_id"):
-        if _whole(text := getattr(given, name)) != text:
+        if _whole(text := getattr(given, name) or "") != text:
             raise msgspec.ValidationError(f"{name} holds half a character (a lone surrogate)")
     at = (given.occurred_at or now).astimezone(UTC)
     sent = Outcome(
         event_id=given.event_id,
-        unit_id=given.unit_id,
+        unit_id=given.unit_id or "",
         metric=given.metric,
         value=float(given.value),
         occurred_at_ms=round(at.timestamp() * 1_000),
-        request_id=given.request_id,
+        request_id=given.request_id or "",
     )
     return with_unit(sent)
 

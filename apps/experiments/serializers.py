@@ -356,7 +356,11 @@ class PowerSerializer(serializers.Serializer[Any]):
 class OutcomeSerializer(serializers.Serializer[Any]):
     event_id = serializers.CharField(max_length=200)
     unit_id = serializers.CharField(
-        max_length=200, required=False, help_text="May be left out where request_id is given."
+        max_length=200,
+        required=False,
+        allow_null=True,
+        allow_blank=True,
+        help_text="May be left out where request_id is given.",
     )
     metric = serializers.CharField(max_length=NAME_MAX)
     value = serializers.FloatField()
@@ -366,6 +370,8 @@ class OutcomeSerializer(serializers.Serializer[Any]):
     request_id = serializers.CharField(
         max_length=REQUEST_ID_LENGTH_MAX,
         required=False,
+        allow_null=True,
+        allow_blank=True,
         help_text="The x-interlock-request-id of the prediction that it is about.",
     )
 

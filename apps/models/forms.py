@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from django import forms
 from django.core.exceptions import ValidationError
 
+from apps.lib.errors import Invalid
+from apps.lib.parsing import load_json
 from apps.models.metadata import Metadata
-from apps.models.models import NAME_PATTERN, NAME_RULE
 from apps.models.warmup import WARMUP_BYTES_MAX
+from contract.names import NAME_PATTERN, NAME_RULE
 
 CHART_SPANS = {"15": "15 minutes", "60": "1 hour", "360": "6 hours"}
 
@@ -91,9 +92,9 @@ class RegisterForm(forms.Form):
     def clean_warmup(self) -> Any:
         text = self.cleaned_data["warmup"].strip()
         try:
-            return json.loads(text) if text else None
-        except (ValueError, RecursionError) as error:
-            raise ValidationError(f"This is not JSON: {error}") from error
+            return load_json(text, "This") if text else None
+        except Invalid as error:
+            raise ValidationError(error.message) from error
 
     def clean(self) -> dict[str, Any]:
         data = super().clean() or self.cleaned_data

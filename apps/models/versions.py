@@ -7,7 +7,6 @@ MLflow's version gets the next free one here, with its number there in `registry
 
 from __future__ import annotations
 
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -25,17 +24,13 @@ from apps.lib.actors import Actor
 from apps.lib.errors import Conflict, Invalid
 from apps.models.artifacts import DATA_FILE, MODEL_FILE, Artifact
 from apps.models.audit import record_audit
-from apps.models.models import (
-    NAME_PATTERN,
-    NAME_RULE,
-    ModelVersion,
-    RefusedImport,
-    RegisteredModel,
-)
+from apps.models.models import ModelVersion, RefusedImport, RegisteredModel
+from contract.names import model_name_fault
 
 # Where files are while they are looked at, in the directory of the artifacts.
 IMPORT_PREFIX = ".import-"
 UPLOADS = ".uploads"
+REGISTRATIONS = ".registrations"
 SCRATCH_KEPT_S = 86_400
 # What makes two versions of the same bytes the same version; warm-up may change later.
 IDENTITY = (
@@ -66,8 +61,9 @@ class NewVersion:
 
 def check_name(name: str) -> None:
     """Raise Invalid when a model cannot have that name."""
-    if not re.match(NAME_PATTERN, name):
-        raise Invalid(f"its model's name cannot stand in a URL; a name has {NAME_RULE}")
+    fault = model_name_fault(name)
+    if fault is not None:
+        raise Invalid(f"its model's name cannot stand in a URL: {fault}", field="model")
 
 
 @contextmanager
@@ -81,7 +77,11 @@ def scratch() -> Iterator[Path]:
 def sweep_scratch(now_s: float) -> int:
     """Delete what a killed process left half done a day ago; return how much that was."""
     root = Path(settings.ARTIFACT_DIR)
-    left = [*root.glob(f"{IMPORT_PREFIX}*"), *(root / UPLOADS).glob("*")]
+    left = [
+        *root.glob(f"{IMPORT_PREFIX}*"),
+        *(root / UPLOADS).glob("*"),
+        *(root / REGISTRATIONS).glob("*"),
+    ]
     old = [path for path in left if _age_s(path, now_s) > SCRATCH_KEPT_S]
     for path in old:
         if path.is_dir():

@@ -6,9 +6,10 @@ from typing import Any
 
 from django import forms
 
-from apps.models.models import NAME_RULE, RegisteredModel
+from apps.models.models import RegisteredModel
 from apps.notifications.events import EVENTS
 from apps.notifications.models import NotificationTarget
+from contract.names import NAME_RULE
 
 
 class ChangeForm(forms.Form):

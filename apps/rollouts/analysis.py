@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from datetime import timedelta
 
 from apps.rollouts import check_kinds as kinds
 from apps.rollouts.check_kinds import CheckDocument
@@ -16,7 +17,7 @@ from apps.rollouts.checks import (
 )
 from apps.rollouts.dispersion import History
 from apps.rollouts.eprocess import BucketCounts
-from apps.rollouts.evidence import Interval, LatencyReference
+from apps.rollouts.evidence import GRACE, Interval, LatencyReference
 from apps.rollouts.no_control import deciders_of, judge_without_control
 from apps.rollouts.objectives import Part, judge_error_objective, judge_latency_objective
 from apps.rollouts.observed import OBSERVED
@@ -27,15 +28,16 @@ from apps.rollouts.sample_ratio import judge_step
 from apps.rollouts.series import (
     ERRORS,
     UNANSWERED,
+    Histograms,
+    by_cluster,
     by_instance,
     has_slices,
     is_by_client,
-    series_of_latency,
+    series_of_latencies,
     series_of_rate,
 )
 from apps.rollouts.thresholds import judge_error_threshold
 from apps.rollouts.verdicts import JSON, CheckResult, Verdict
-from contract.histogram import merge
 
 # What an observer brought for a check; `problem` says in words why it brought nothing.
 Observation = Mapping[str, JSON]
@@ -56,6 +58,16 @@ class Question:
     observations: Mapping[str, Observation] = field(default_factory=dict)
     # How stable's errors spread over time before the rollout, where that is known.
     before: History | None = None
+    # How long a request may take, seconds.
+    timeout_s: float = 0.0
+
+    @property
+    def settled(self) -> list[Interval]:
+        """The intervals all of whose requests have ended: younger ones may yet turn out worse."""
+        if not self.intervals:
+            return []
+        until = self.intervals[-1].started_at + GRACE - timedelta(seconds=self.timeout_s)
+        return [each for each in self.intervals if each.started_at <= until]
 
     @property
     def settings(self) -> CheckSettings:
@@ -116,8 +128,28 @@ def _error_rate(question: Question, _: CheckDocument) -> CheckResult:
 def _unanswered(question: Question, _: CheckDocument) -> CheckResult:
     if not question.has_control:
         return _without_control(question, kinds.UNANSWERED)
-    series = series_of_rate(question.intervals, UNANSWERED)
-    return judge_unanswered(series, question.settings, _frame(question.intervals, UNANSWERED))
+    result = _judge_unanswered(question, question.intervals)
+    settled = question.settled
+    if result.verdict is not Verdict.PASS or len(settled) == len(question.intervals):
+        return result
+    if not any(each.canary.assigned for each in settled if each.step_index == question.step_index):
+        reason = f"requests of this step may still be under way (so far: {result.reason})"
+        return CheckResult(result.check, Verdict.INSUFFICIENT_SAMPLE, reason, result.evidence)
+    # Who is still waiting has not been left without an answer yet: that is no proof of safety.
+    earlier = _judge_unanswered(question, settled)
+    return result if earlier.verdict is Verdict.PASS else earlier
+
+
+def _judge_unanswered(question: Question, intervals: Sequence[Interval]) -> CheckResult:
+    frame = _frame(intervals, UNANSWERED)
+    if not is_by_client(intervals):
+        # Who waits for an answer no longer than a moment, or never, chooses whether it comes. One
+        # whose unit is the canary's must not condemn it.
+        frame = replace(
+            frame,
+            clusters=lambda start: [by_cluster(each, UNANSWERED) for each in intervals[start:]],
+        )
+    return judge_unanswered(series_of_rate(intervals, UNANSWERED), question.settings, frame)
 
 
 def _without_control(question: Question, check: str) -> CheckResult:
@@ -185,7 +217,8 @@ def _latency(question: Question, _: CheckDocument) -> CheckResult:
     found = _judge_latency(question)
     mine = question.this_step
     differences = percentile_differences(
-        merge(i.canary.latency for i in mine), merge(i.control.latency for i in mine)
+        Histograms.of_arms([each.canary for each in mine]).merged(),
+        Histograms.of_arms([each.control for each in mine]).merged(),
     )
     shown: list[JSON] = [asdict(difference) for difference in differences]
     evidence: dict[str, JSON] = {**found.evidence, "percentiles": shown}
@@ -211,11 +244,8 @@ def _judge_latency(question: Question) -> CheckResult:
     # Only what came after the reference was frozen may be judged by it.
     judged = [i for i in question.intervals if i.started_at >= reference.frozen_at]
     indexes = {500: reference.p50, 950: reference.p95, 990: reference.p99}
-    series = {
-        permille: series_of_latency(judged, index)
-        for permille, index in indexes.items()
-        if index is not None
-    }
+    known = {permille: index for permille, index in indexes.items() if index is not None}
+    series = dict(zip(known, series_of_latencies(judged, list(known.values())), strict=True))
     return judge_latency(
         series[950],
         series[990],

@@ -121,6 +121,8 @@ class Frame:
     loud: bool = False
     # What each instance of the data plane counted, in each interval from the one that is named.
     instances: Callable[[int], Sequence[Mapping[str, BucketCounts]]] = lambda _: ()
+    # The same by cluster of units, where what is counted is up to clients: how long they wait.
+    clusters: Callable[[int], Sequence[Mapping[str, BucketCounts]]] = lambda _: ()
 
 
 def series_of(buckets: Sequence[BucketCounts], steps: Sequence[int] = ()) -> Series:
@@ -204,9 +206,9 @@ def _judge(
     ruling = rule(measures, now, settings.levels(slices if frame.loud else 0))
     verdict, proof, why = _decide(ruling, settings)
     if verdict is Verdict.FAIL:
-        alone = rests_on(frame.instances(int(proof.start)), measures[0].margin)
+        alone = _alone(frame, int(proof.start), measures[0].margin)
         if alone:
-            verdict, why = Verdict.INCONCLUSIVE, f"{why}, but by instance {alone} alone"
+            verdict, why = Verdict.INCONCLUSIVE, f"{why}, but by {alone} alone"
     whole = (
         replace(proof, start=np.zeros((), dtype=np.int64))
         if verdict is Verdict.INSUFFICIENT_SAMPLE
@@ -220,6 +222,13 @@ def _judge(
         why += f"; counts vary {varied:.2g} times as much as independent ones{frame.counted}"
     evidence = _record(ruling, settings, measures, shown, whole, now)
     return CheckResult(check, verdict, f"{words}: {why}", evidence)
+
+
+def _alone(frame: Frame, start: int, margin: float) -> str:
+    """Return in words who brings all that is beyond the margin, if it is one of several."""
+    if instance := rests_on(frame.instances(start), margin):
+        return f"instance {instance}"
+    return "one user, or a few," if rests_on(frame.clusters(start), margin) else ""
 
 
 def _decide(ruling: Ruling, settings: CheckSettings) -> tuple[Verdict, Proof, str]:

@@ -156,6 +156,7 @@ def _shadow_of(rollout: Rollout, plan: PlanDocument, index: int) -> dict[str, An
             salt=f"{rollout.salt}-shadow",
             version=str(rollout.target.number),
             share_bp=share_bp,
+            pairs=plan.keeps_pairs,
         )
     )
     return shadow

@@ -8,11 +8,12 @@ from typing import Any
 from django import forms
 
 from apps.lib.errors import InterlockError
-from apps.models.models import NAME_RULE, RegisteredModel, valid_name
+from apps.models.models import RegisteredModel, valid_name
 from apps.rollouts.forms import LocalInstant
 from apps.rollouts.freezes import read_zone
 from apps.rollouts.models import Plan
 from apps.rollouts.selectors.rules import Allowed
+from contract.names import NAME_RULE
 
 LARGEST = 2_147_483_647
 

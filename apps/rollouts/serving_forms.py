@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Any
 from django import forms
 from django.core.exceptions import ValidationError
 
-from apps.models.models import NAME_RULE, ModelVersion, RegisteredModel, Tenant
+from apps.lib.errors import Invalid
+from apps.lib.parsing import load_json
+from apps.models.models import ModelVersion, RegisteredModel, Tenant
 from apps.models.warmup import WARMUP_BYTES_MAX
 from apps.rollouts.candidates import plan_names
 from apps.rollouts.serving import SETTINGS
 from apps.rollouts.tenants import QUOTA
+from contract.names import NAME_RULE
 
 if TYPE_CHECKING:
     ModelFormOfSettings = forms.ModelForm[RegisteredModel]
@@ -119,9 +122,9 @@ class WarmupForm(forms.Form):
     def clean_requests(self) -> Any:
         text = self.cleaned_data["requests"].strip()
         try:
-            return json.loads(text or "[]")
-        except (ValueError, RecursionError) as error:
-            raise ValidationError(f"This is not JSON: {error}") from error
+            return load_json(text or "[]", "This")
+        except Invalid as error:
+            raise ValidationError(error.message) from error
 
 
 class QuotaForm(ModelFormOfTenant):

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("interlock.dataplane")
 
+# Larger requests go by: the event loop waits for a digest, a millisecond for so many bytes.
+DIGEST_BYTES_MAX = 1024 * 1024
 # The memo may hold this part of the bytes that answers may.
 MEMO_PART = 2
 
@@ -157,6 +159,8 @@ class ModelCache:
         request = asker.request
         content = request.digest
         if content is None:
+            if sum(map(len, request.tensors)) > DIGEST_BYTES_MAX:
+                return False
             content = request.digest = self._digest(request)
         key = key_of(lane.scope.digest, content, tenant)
         control = caller.headers.get(b"cache-control")

@@ -1,0 +1,1 @@
+"""Each attack by name, against real servers; `./run attack` runs the long ones."""

@@ -1,10 +1,17 @@
 """Ids of predictions: what is put in comes out, and nothing else is taken for one."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from contract.messages import OUTCOME_AGE_MAX_S, OUTCOME_AHEAD_MAX_S
 from contract.request_ids import (
+    REQUEST_ID_LENGTH_MAX,
+    UNIT_LENGTH_MAX,
     RequestId,
     RequestIdError,
+    answer_key,
+    check_age,
     parse_request_id,
     request_id_head,
     request_id_unit,
@@ -19,9 +26,13 @@ def made(model="digits", version="4", unit=None):
     return b"%b%x%b" % (request_id_head(model, version, "7f3a9c01"), AT_NS, behind)
 
 
+def read(model, version, unit=""):
+    return RequestId(model, version, AT_NS // 1_000_000 + 1, unit, answer_key("7f3a9c01", AT_NS))
+
+
 def test_an_id_reads_as_what_it_says():
     assert made() == b"digits:4:7f3a9c01-18eb150b04698940"
-    assert parse_request_id(made().decode()) == RequestId("digits", "4", AT_NS // 1_000_000 + 1)
+    assert parse_request_id(made().decode()) == read("digits", "4")
 
 
 @pytest.mark.parametrize("unit", ["u", "u1", "a:b", "Zoë", "山田太郎", "🚂" * 200, "\x7f?>~"])
@@ -32,12 +43,69 @@ def test_any_name_and_unit_comes_back(model, unit):
     assert text.isascii()
     assert b"\r" not in text
     assert b" " not in text
-    assert parse_request_id(text.decode()) == RequestId(model, "v 1", AT_NS // 1_000_000 + 1, unit)
+    assert parse_request_id(text.decode()) == read(model, "v 1", unit)
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), min_size=1)
+
+
+@given(model=TEXT, version=TEXT, unit=TEXT)
+def test_whatever_text_it_is_made_of_comes_back_or_is_too_long(model, version, unit):
+    text = made(model, version, unit).decode()
+    assert text.isascii()
+    if len(text) <= REQUEST_ID_LENGTH_MAX and len(unit) <= UNIT_LENGTH_MAX:
+        found = parse_request_id(text)
+        assert (found.model, found.version, found.unit) == (model, version, unit)
+
+
+@given(st.text() | st.from_regex(r"\A[a-z%0-9A-F]*:[%0-9]*:[0-9a-f]*-[0-9a-f]*(:[A-Za-z_-]*)?\Z"))
+def test_any_other_text_is_an_id_or_refused_and_holds_nothing_that_cannot_be_stored(text):
+    try:
+        found = parse_request_id(text)
+    except RequestIdError:
+        return
+    assert "\x00" not in found.model + found.version + found.unit
+    (found.model + found.version + found.unit).encode()
+    assert len(found.unit) <= UNIT_LENGTH_MAX
+
+
+def test_the_longest_names_and_unit_there_may_be_make_an_id_that_is_taken_back():
+    model, unit = "m" * 100, "\U0001f682" * UNIT_LENGTH_MAX
+    assert parse_request_id(made(model, "9" * 20, unit).decode()).unit == unit
+
+
+def test_a_unit_that_is_longer_than_units_are_is_of_no_prediction():
+    with pytest.raises(RequestIdError, match="none that a prediction returned"):
+        parse_request_id(made(unit="u" * (UNIT_LENGTH_MAX + 1)).decode())
+
+
+def test_half_a_character_in_a_unit_makes_an_id_all_the_same():
+    assert parse_request_id(made(unit="u\ud800").decode()).unit == "u?"
+
+
+@pytest.mark.parametrize(
+    ("at_ms", "problem"),
+    [
+        (OUTCOME_AHEAD_MAX_S * 1_000, None),
+        (OUTCOME_AHEAD_MAX_S * 1_000 + 1, "more than an hour in the future"),
+        (-OUTCOME_AGE_MAX_S * 1_000, None),
+        (-OUTCOME_AGE_MAX_S * 1_000 - 1, "more than a year ago"),
+    ],
+)
+def test_a_request_is_of_the_time_that_outcomes_may_be_of(at_ms, problem):
+    now_ms = AT_NS // 1_000_000
+    request = RequestId("digits", "4", now_ms + at_ms)
+    if problem is None:
+        check_age(request, now_ms)
+    else:
+        with pytest.raises(RequestIdError, match=problem):
+            check_age(request, now_ms)
 
 
 @pytest.mark.parametrize(
     "text",
     [
+        "a%00:1:1-1", "a:%00:1-1", "a:b:1-1:AA",
         "", "abc", "a:b", "a:b:c", "a:b:c-", "::1-1", "a:b:1-1:", "a:b:1-1:!", "a:b:1-1:u:u",
         "a:b:1-1:_w", "%ff:b:1-1", "a:b:1-zz", "a:b:1-1:é", "a:b:1-1_0",
         "a:b:1-1\n", "a:b:1-0x1", "a:b:" + "1" * 2_000,

@@ -149,7 +149,10 @@ def test_the_ends_of_windows_add_up_in_the_totals(gathered):
         ("bypassed", "shed", "failed"),
         ("bypassed", "refused", "refused"),
         ("bypassed", "abandoned", "abandoned"),
-        ("refused", "failed", "refused"),
+        ("refused", "failed", "failed"),
+        ("refused", "shed", "failed"),
+        ("refused", "expired", "expired"),
+        ("refused", "refused", "refused"),
         ("refused", "abandoned", "abandoned"),
     ],
 )

@@ -84,6 +84,7 @@ def test_too_many_at_once_are_refused():
 
 
 ID = "digits:4:7f3a9c01-18eb150b04698940"
+AT_MS = 0x18EB150B04698940 // 1_000_000
 
 
 @pytest.mark.parametrize(
@@ -94,10 +95,13 @@ ID = "digits:4:7f3a9c01-18eb150b04698940"
         ({"request_id": f"{ID}:dTE"}, "u1"),
         ({"request_id": f"{ID}:dTE", "unit_id": "u1"}, "u1"),
         ({"request_id": None, "unit_id": "u1"}, "u1"),
+        ({"request_id": "", "unit_id": "u1"}, "u1"),
+        ({"request_id": f"{ID}:dTE", "unit_id": ""}, "u1"),
+        ({"request_id": ID, "unit_id": None}, ""),
     ],
 )
 def test_an_outcome_may_be_of_a_request(given, unit):
-    (outcome,) = read({"metric": "m", "value": 1, **given})
+    (outcome,) = read({"metric": "m", "value": 1, **given}, AT_MS)
     assert outcome.unit_id == unit
     assert outcome.request_id == (given["request_id"] or "")
 
@@ -106,13 +110,17 @@ def test_an_outcome_may_be_of_a_request(given, unit):
     ("given", "message"),
     [
         ({"request_id": "7"}, "request_id is none that a prediction returned"),
-        ({"request_id": ""}, "'request_id' must be a string of 1 to"),
+        ({"request_id": 7}, "'request_id' must be a string"),
+        ({"request_id": ["a"]}, "'request_id' must be a string"),
+        ({"request_id": "a:b:1-1"}, "request_id is of a request more than a year ago"),
+        ({"request_id": "%00:1:a1-1", "unit_id": "u"}, "request_id is none that a prediction"),
+        ({"request_id": f"{ID}:dQA"}, "request_id is none that a prediction"),
+        ({"request_id": ""}, "'unit_id' must be"),
         ({"request_id": f"{ID}:dTE", "unit_id": "u2"}, "request_id is of another unit"),
-        ({"request_id": ID, "unit_id": ""}, "'unit_id' must be"),
         ({}, "'unit_id' must be"),
     ],
 )
 def test_a_request_id_that_is_none_is_refused_by_name(given, message):
     with pytest.raises(Refusal, match=message) as refused:
-        read({"metric": "m", "value": 1, **given})
+        read({"metric": "m", "value": 1, **given}, AT_MS)
     assert refused.value.status == 400

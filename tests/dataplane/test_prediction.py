@@ -158,7 +158,7 @@ def ends_of(plane, variant):
         (BOOM, REFUSED, "failed"),
         (REFUSED, None, "fell_back"),
         (REFUSED, REFUSED, "refused"),
-        (REFUSED, BOOM, "refused"),
+        (REFUSED, BOOM, "failed"),
         (TritonError(Fault.DEAD, "gone"), None, "fell_back"),
     ],
 )

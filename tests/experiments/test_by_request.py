@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from datetime import timedelta
+from time import monotonic
 from typing import Any
 
 import pytest
 
-from apps.experiments.by_request import FUTURE, UNKNOWN_VERSION
+from apps.experiments.by_request import UNKNOWN_VERSION
+from apps.experiments.imports.rows import BadRow, outcome_of
 from apps.experiments.ingestion import record_outcomes
 from apps.experiments.models import OutcomeRow, TouchedUnit, VersionOutcomes
 from apps.experiments.outcomes import parse_and_record
 from contract.messages import Outcome
 from contract.request_ids import request_id_head, request_id_unit
+from dataplane.errors import Refusal as DataPlaneRefusal
+from dataplane.outcomes import read_outcomes
 from tests.experiments.factories import NOW, NOW_MS, make_metric, make_model, outcome
 
 pytestmark = pytest.mark.django_db
+FUTURE = "request_id is of a request more than an hour in the future"
 
 
 def request_id(at_ms: int = NOW_MS, unit: str = "", version: str = "2") -> str:
@@ -65,6 +71,9 @@ def test_a_request_from_a_fast_clock_is_of_now() -> None:
         ({"request_id": request_id(version="9")}, UNKNOWN_VERSION),
         ({"request_id": request_id(version="x")}, UNKNOWN_VERSION),
         ({"request_id": request_id(NOW_MS + 3_601_000)}, FUTURE),
+        ({"request_id": request_id(0)}, "request_id is of a request more than a year ago"),
+        ({"request_id": "%00:2:a1-1"}, "request_id is none that a prediction returned"),
+        ({"request_id": "digits:2:a1-1:AA"}, "request_id is none that a prediction returned"),
         ({"unit_id": ""}, "unit_id is empty"),
     ],
 )
@@ -73,6 +82,18 @@ def test_one_that_cannot_be_used_is_refused_and_costs_the_others_nothing(
 ) -> None:
     assert record(outcome("bad", **given), outcome("good")) == [reason]
     assert OutcomeRow.objects.get().event_id == "good"
+
+
+def test_any_number_of_versions_may_be_named_at_once(django_assert_max_num_queries: Any) -> None:
+    strange = [
+        outcome(f"e{n}", unit_id="", request_id=f"model-{n}:{n % 7}:a1-18eb150b04698940")
+        for n in range(3_000)
+    ]
+    began = monotonic()
+    with django_assert_max_num_queries(30):
+        assert set(record(*strange, outcome(request_id=request_id()))) == {UNKNOWN_VERSION}
+    assert monotonic() - began < 10.0
+    assert OutcomeRow.objects.count() == 1
 
 
 def test_labels_count_for_the_version_that_answered_by_the_hour_of_its_answer() -> None:
@@ -123,3 +144,61 @@ def test_rest_takes_them_and_names_what_is_wrong_by_its_position() -> None:
     ]
     # The first one is of no unit, so none that met nothing.
     assert report.strangers == (1,)
+
+
+REQUEST = request_id(NOW_MS - 1_000, "u7")
+NO_PREDICTION = "request_id is none that a prediction returned"
+
+
+@pytest.mark.parametrize(
+    ("given", "answer"),
+    [
+        ({"request_id": REQUEST}, "u7"),
+        ({"request_id": REQUEST, "unit_id": ""}, "u7"),
+        ({"request_id": REQUEST, "unit_id": None}, "u7"),
+        ({"request_id": REQUEST, "unit_id": "u7"}, "u7"),
+        ({"request_id": "", "unit_id": "u1"}, "u1"),
+        ({"request_id": None, "unit_id": "u1"}, "u1"),
+        ({"request_id": request_id(), "unit_id": "u1"}, "u1"),
+        ({"request_id": request_id()}, ""),
+        ({"request_id": REQUEST, "unit_id": "u1"}, "request_id is of another unit than unit_id"),
+        ({"request_id": "digits:2"}, NO_PREDICTION),
+        ({"request_id": "%00:2:a1-1"}, NO_PREDICTION),
+        ({"request_id": "x" * 2_001}, "request_id is longer than 2000 characters"),
+        ({"request_id": request_id(NOW_MS + 3_601_000)}, FUTURE),
+        ({"request_id": request_id(1)}, "request_id is of a request more than a year ago"),
+        ({"request_id": request_id(version="9")}, UNKNOWN_VERSION),
+    ],
+)
+def test_every_way_in_gives_the_same_answer(given: dict[str, Any], answer: str) -> None:
+    item = {"event_id": "e", "metric": "accuracy", "value": 1, **given}
+    answers = {}
+    for way in (by_rest, by_data_plane, by_file):
+        answers[way.__name__] = way(item)
+        OutcomeRow.objects.all().delete()
+    assert set(answers.values()) == {answer}, answers
+
+
+def by_rest(item: dict[str, Any]) -> str:
+    report = parse_and_record({"outcomes": [item]}, NOW)
+    return report.refused[0].reason if report.refused else OutcomeRow.objects.get().unit
+
+
+def by_data_plane(item: dict[str, Any]) -> str:
+    try:
+        outcomes = read_outcomes(json.dumps(item).encode(), NOW_MS, str)
+    except DataPlaneRefusal as refusal:
+        return str(refusal.details[0]["error"])
+    return recorded(outcomes[0])
+
+
+def by_file(item: dict[str, Any]) -> str:
+    try:
+        return recorded(outcome_of({**item, "occurred_at": NOW_MS}))
+    except BadRow as problem:
+        return str(problem)
+
+
+def recorded(sent: Outcome) -> str:
+    reasons = record(sent)
+    return reasons[0] if reasons else OutcomeRow.objects.get().unit

@@ -49,7 +49,7 @@ def test_guardrails_go_on_while_an_instance_is_waited_for() -> None:
     make_instance("up")
     make_instance("behind", applied_generation=0)
     assert "waiting for generation" in turn(rollout).reason
-    at = rollout.started_at - timedelta(seconds=30)
+    at = rollout.started_at - timedelta(seconds=40)
     seen = {"split": str(rollout.pk), "generation": rollout.generation, "interval_started_at": at}
     for seconds in range(1, 10, 2):
         window = {"at": at + timedelta(seconds=seconds), **seen}

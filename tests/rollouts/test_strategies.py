@@ -139,7 +139,7 @@ def test_a_rollback_puts_what_it_leaves_into_quarantine() -> None:
 def test_steps_of_the_same_share_share_no_evidence() -> None:
     rollout = follow({"weight_bp": 500}, {"weight_bp": 500})
     turn(rollout)
-    at = database_now() - timedelta(seconds=30)
+    at = database_now() - timedelta(seconds=40)
     seen = {"split": str(rollout.pk), "generation": rollout.generation, "at": at}
     send("digits", 2, variant="canary", interval_started_at=at, **seen)
     turn(rollout)

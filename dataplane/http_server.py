@@ -1,0 +1,76 @@
+"""What all HTTP connections of one listener share: see `dataplane.http_protocol`."""
+
+from __future__ import annotations
+
+from asyncio import Event
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from dataplane.bounds import SMALL_BYTES_MAX
+from dataplane.config import Limits
+from dataplane.exchange import Exchange
+
+if TYPE_CHECKING:
+    from dataplane.http_protocol import HttpConnection
+
+
+class Server:
+    """What the connections of one listener share: the application, the limits and a coarse clock.
+
+    `tick` is called once a second and cuts the connections that are too slow, so that no request
+    pays for a timer of its own.
+    """
+
+    def __init__(self, application: Callable[[Exchange], None], limits: Limits) -> None:
+        # Called with each complete request; it answers now or later through `Exchange.respond`.
+        self.application = application
+        # The bounds that hold for each connection.
+        self.limits = limits
+        # Every open connection, for the sweep and for the stop.
+        self.connections: set[HttpConnection] = set()
+        # Whole seconds since the start: the clock of the time limits.
+        self.now_s = 0
+        # The `date` line, renewed with each tick.
+        self.date = b""
+        # Connections beyond this count are closed as they come.
+        self.connections_max = 4_096
+        # Set when the stop began: each connection closes after its last answer.
+        self.stopping = False
+        # Set when nobody should come any more: whoever does is turned away.
+        self.closing = False
+        # Set when a connection is lost.
+        self._lost = Event()
+        # Up to here a body's bytes are not counted in any budget.
+        self.small_bytes_max = min(limits.body_bytes_max, SMALL_BYTES_MAX)
+        # The bytes of all larger bodies that came and are not answered.
+        self.held_bytes = 0
+
+    def abort(self) -> None:
+        """Cut every connection."""
+        for connection in list(self.connections):
+            if connection.transport is not None:
+                connection.transport.abort()
+
+    async def emptied(self) -> None:
+        """Wait until the last connection is gone."""
+        while self.connections:
+            self._lost.clear()
+            await self._lost.wait()
+
+    def lost(self, connection: HttpConnection) -> None:
+        """Forget a connection that is gone."""
+        self.connections.discard(connection)
+        self._lost.set()
+
+    def tick(self, date: bytes) -> None:
+        """Advance the clock by one second; `date` is an IMF-fixdate, or empty to send none."""
+        self.now_s += 1
+        self.date = b"date: %s\r\n" % date if date else b""
+        for connection in list(self.connections):
+            connection.check_time(self.now_s)
+
+    def stop(self) -> None:
+        """Close idle connections now and the others after the answers they wait for."""
+        self.stopping = self.closing = True
+        for connection in list(self.connections):
+            connection.close_when_idle()

@@ -1,0 +1,60 @@
+"""An attack for two seconds, and what another client meets meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from time import monotonic
+
+import orjson
+
+from bench.attackers import OVER_GRPC
+from bench.stand import family, resident_mb
+
+SENDERS = 16
+SECONDS = 2.0
+# Generous: the machine of a test is busy. `./run attack` holds 100 ms.
+SLOW_S = 0.5
+# What a worker may take beyond what it has at rest; see docs/dataplane.md.
+GROWTH_MB = 3 * 64 * 1024**2 / 1e6
+GRPC_GROWTH_MB = SENDERS * 16 * 1024**2 / 1e6
+
+
+class Ground:
+    """An instance with one worker."""
+
+    def __init__(self, group, grpc_port):
+        self.group = group
+        self.grpc_port = grpc_port
+
+    async def attack(self, name):
+        """Send `name` from many connections; return the answers by status.
+
+        Meanwhile another client gets right answers, none of them late; no worker dies, and none
+        takes more memory than is stated.
+        """
+        workers = self.group.workers()
+        rest_mb = resident_mb(workers[0])
+        port = self.grpc_port if name in OVER_GRPC else self.group.port
+        arguments = (name, str(port), "sums", str(SENDERS), str(SECONDS))
+        sender = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "bench.attackers", *arguments, stdout=asyncio.subprocess.PIPE
+        )
+        answering = asyncio.create_task(sender.communicate())
+        took_s = []
+        most_mb = rest_mb
+        while not answering.done():
+            began_at = monotonic()
+            answer = await self.group.predict()
+            took_s.append(monotonic() - began_at)
+            assert answer.status_code == 200, answer.text
+            most_mb = max(most_mb, *map(resident_mb, workers))
+        output, _ = await answering
+        took_s.sort()
+        assert took_s[int(len(took_s) * 0.95)] < SLOW_S, took_s
+        assert self.group.workers() == workers
+        assert most_mb - rest_mb < (GRPC_GROWTH_MB if name in OVER_GRPC else GROWTH_MB)
+        return orjson.loads(output)
+
+    def processes(self):
+        return family(self.group.process.pid)
