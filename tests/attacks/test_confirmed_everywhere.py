@@ -69,6 +69,9 @@ REVERSIBLE = {
     "version-warmup": "may be changed back",
     "login": "lets in",
     "logout": "lets out",
+    "password-change": "asks for the present one",
+    "password-reset": "sends a link",
+    "password-reset-confirm": "takes the link's token",
 }
 
 

@@ -60,6 +60,19 @@ async def test_it_serves_counts_exposes_and_reports(valkey, tmp_path):
     assert control.tokens == {"bearer t"}
 
 
+async def test_a_leap_second_is_refused_and_the_rest_of_its_batch_is_stored(valkey, tmp_path):
+    good = {"unit_id": "a", "metric": "m", "value": 1}
+    leap = {**good, "unit_id": "b", "occurred_at": "2016-12-31T23:59:60Z"}
+    async with an_instance(valkey, tmp_path) as (instance, client, _, _):
+        await applied(instance)
+        answer = await client.post("/outcomes", json=[good, leap])
+    told = answer.json()
+    assert (answer.status_code, told["accepted"]) == (202, 1)
+    assert [each["index"] for each in told["refused"]] == [1]
+    outcomes = [o for b in await entries(valkey, STREAM_OUTCOMES) for o in b.outcomes]
+    assert [o.unit_id for o in outcomes] == ["a"]
+
+
 async def test_health_metadata_and_metrics(valkey, tmp_path):
     async with an_instance(valkey, tmp_path) as (instance, client, _, _):
         await applied(instance)

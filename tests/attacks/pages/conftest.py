@@ -17,7 +17,7 @@ from django.conf import settings
 from django.contrib.auth.models import User
 from django.db import connections
 from django.test import Client
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from apps.models.models import ModelRole, Role
 
@@ -34,6 +34,8 @@ FLAGS = [
 ]
 STARTED_WITHIN_S = 120.0
 IDLE_WITHIN_S = 30.0
+# Where a page is waited for, on a machine that may have other things to do.
+SHOWN_WITHIN_MS = 30_000
 
 Visit = Callable[..., Page]
 
@@ -86,6 +88,7 @@ def chromium() -> Iterator[Browser]:
     with pytest.MonkeyPatch.context() as patch, sync_playwright() as playwright:
         # Playwright keeps a loop of its own running in this thread, which Django would refuse.
         patch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "1")
+        expect.set_options(timeout=SHOWN_WITHIN_MS)
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield browser
         browser.close()
@@ -102,7 +105,7 @@ def visit(web: str, chromium: Browser, transactional_db: None) -> Iterator[Visit
         client = Client()
         client.force_login(user)
         context = chromium.new_context(base_url=web, **options)  # type: ignore[arg-type]
-        context.set_default_timeout(15_000)
+        context.set_default_timeout(SHOWN_WITHIN_MS)
         session = client.cookies[settings.SESSION_COOKIE_NAME].value
         context.add_cookies([{"name": "sessionid", "value": session, "url": web}])
         contexts.append(context)
