@@ -9,7 +9,7 @@ from time import monotonic
 import httpx
 import orjson
 
-from bench.attackers import OVER_GRPC
+from bench.attackers import GRPC_BYTES, OVER_GRPC
 from bench.stand import resident_mb
 from tests.dataplane.groups import ROW
 from tests.dataplane.worlds import body
@@ -20,7 +20,8 @@ SECONDS = 2.0
 SLOW_S = 0.5
 # What a worker may take beyond what it has at rest; see docs/dataplane.md.
 GROWTH_MB = 3 * 64 * 1024**2 / 1e6
-GRPC_GROWTH_MB = SENDERS * 16 * 1024**2 / 1e6
+# gRPC has a message in memory, several times, before anybody sees it.
+GRPC_GROWTH_MB = SENDERS * 6 * GRPC_BYTES / 1e6
 
 
 class Ground:
