@@ -7,6 +7,7 @@ experiment): its primary key is the rule, so no check in a view has to keep it.
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 from django.conf import settings
@@ -43,7 +44,7 @@ class WholeValidator(RegexValidator):
     """
 
     def __call__(self, value: Any) -> None:
-        if not self.regex.fullmatch(str(value)):
+        if not re.fullmatch(self.regex, str(value)):
             raise ValidationError(self.message, code=self.code, params={"value": value})
 
 
