@@ -44,8 +44,8 @@ CONNECTIONS = 8
 # at rest, and for the process that reads large requests 32 times INTERLOCK_BODY_BYTES_MAX.
 WORKER_GROWTH_MB_MAX = 3 * 64 * 1024**2 / 1e6
 READING_MB_MAX = 32 * 16 * 1024**2 / 1e6 + 100
-# gRPC has a message in memory before anybody sees it.
-GRPC_GROWTH_MB_MAX = SENDERS * 16 * 1024**2 / 1e6
+# gRPC has a message in memory, several times, before anybody sees it.
+GRPC_GROWTH_MB_MAX = SENDERS * 6 * attackers.GRPC_BYTES / 1e6
 READING = b"dataplane.reading.process"
 
 

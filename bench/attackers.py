@@ -137,19 +137,22 @@ OVER_GRPC: dict[str, tuple[Callable[[str], bytes], grpc.Compression | None]] = {
     "grpc_empty_inputs_packed": (empty_inputs, grpc.Compression.Gzip),
     "grpc_typed_contents": (typed_contents, None),
 }
+# The longest of those messages.
+GRPC_BYTES = 8_000_000
 NAMES = (*OVER_HTTP, *OVER_GRPC)
 
 
 async def send(name: str, port: int, model: str, senders: int, seconds: float) -> Answers:
     """Send from `senders` connections for so long; return the answers by status."""
-    until = monotonic() + seconds
     answers: Answers = Counter()
     if name in OVER_HTTP:
         data = OVER_HTTP[name](model)
+        until = monotonic() + seconds
         work = [_send(port, data, until, answers) for _ in range(senders)]
     else:
         make, packing = OVER_GRPC[name]
         message = make(model)
+        until = monotonic() + seconds
         work = [_call(port, message, packing, until, answers) for _ in range(senders)]
     await asyncio.gather(*work)
     return answers

@@ -201,8 +201,8 @@ class Predictor:
                 large.caller.refuse(refusal, self.generation_line())
             except Exception:
                 log.exception("a large request failed")
-                fault = Refusal(500, "internal_error", "the request could not be handled")
-                large.caller.refuse(fault, b"")
+                failure = Refusal(500, "internal_error", "the request could not be handled")
+                large.caller.refuse(failure, b"")
 
         self.reading.read(large.caller, job, until, done, spec)
 

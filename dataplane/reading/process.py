@@ -32,6 +32,8 @@ log = logging.getLogger("interlock.dataplane")
 SPEC_TIMEOUT_S = 5.0
 CODECS_MAX = 64
 NICE = 5
+# What orjson says of JSON that it has no memory for.
+_NO_MEMORY = "Not enough memory"
 # Of a plain request, until it is known which model it is for.
 _ANY_MODEL = Bounds()
 
@@ -50,6 +52,8 @@ class Reader:
         try:
             return True, await self._read(msgspec.convert(body, Job))
         except Refusal as refusal:
+            if refusal.code == "malformed_json" and _NO_MEMORY in refusal.message:
+                refusal = too_complex()
             return False, Refused.of(refusal)
         except MemoryError:
             return False, Refused.of(too_complex())

@@ -25,6 +25,8 @@ log = logging.getLogger("interlock.dataplane")
 WAITING_MAX = 256
 # Whatever takes longer is given up, and the process with it.
 READ_TIMEOUT_S = 10.0
+# After its start it goes on for so long with those who waited for that.
+PATIENCE_S = 1.0
 # What the process may take, as a multiple of the largest body: values, lists and their tensors.
 MEMORY_MULTIPLE = 32
 MEMORY_BYTES_MIN = 256 * 1024 * 1024
@@ -97,8 +99,12 @@ class Reading:
         self._process: asyncio.subprocess.Process | None = None
         self._peer: Peer | None = None
         self._line: asyncio.Task[None] | None = None
+        # The line over which something was read already.
+        self._proven: Peer | None = None
         # Set by the stop: no process is started any more.
         self._closed = False
+        # Those who came while the process started are read all the same, until then.
+        self._patient_until = 0.0
 
     def read(
         self,
@@ -143,7 +149,7 @@ class Reading:
                 self._waiting_bytes -= len(item.job.body)
                 if item.ended:
                     continue
-                if monotonic() > item.until:
+                if monotonic() > max(item.until, self._patient_until):
                     item.end(Refusal(504, "deadline_exceeded", "it waited too long to be read"))
                     continue
                 try:
@@ -161,7 +167,11 @@ class Reading:
         item.tries += 1
         try:
             peer = await self._started()
+            is_new = peer is not self._proven
             is_read, body = await peer.call("read", item.job, READ_TIMEOUT_S)
+            if is_new:
+                self._proven = peer
+                self._patient_until = monotonic() + PATIENCE_S
         except TimeoutError:
             self._kill()
             log.warning("reading: a body of %d bytes took too long", len(item.job.body))
