@@ -1,4 +1,4 @@
 # For fingers that type make; everything is in ./run.
-.PHONY: help up demo test check bench fuzz soak status
-help up demo test check bench fuzz soak status:
+.PHONY: help up demo setup test check bench fuzz soak status
+help up demo setup test check bench fuzz soak status:
 	@./run $@

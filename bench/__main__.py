@@ -7,6 +7,8 @@ import sys
 
 BENCHMARKS = {
     "dataplane": "requests through the data plane against Triton's own HTTP endpoint",
+    "start": "CPU-seconds until ready, and memory at rest, of each process of ./run up",
+    "slow": "the demo while busy loops take nine tenths of each core (half an hour)",
     "against": "today's data plane against that of another commit: ./run bench against COMMIT",
     "cache": "answers from the cache against a bare protocol",
     "tables": "what a routing table of 10,000 models costs, and how soon a published one serves",

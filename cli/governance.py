@@ -9,7 +9,16 @@ from cli.client import EXIT_OK, Client
 from cli.parsing import add_command, add_group, segment
 from cli.show import show_json, show_rows
 
-FREEZE_COLUMNS = ["id", "model", "starts_at", "ends_at", "is_weekly", "open_until", "reason"]
+FREEZE_COLUMNS = [
+    "id",
+    "model",
+    "starts_at",
+    "ends_at",
+    "is_weekly",
+    "time_zone",
+    "open_until",
+    "reason",
+]
 QUARANTINE_COLUMNS = ["model", "version", "at", "rollout", "reason"]
 INSTANCE_COLUMNS = [
     "name",
@@ -53,6 +62,8 @@ def _add_freezes(commands: Any) -> None:
     add.add_argument("--from", dest="starts_at", metavar="T", help="(default: now)")
     add.add_argument("--until", dest="ends_at", metavar="T", required=True, help=until)
     add.add_argument("--weekly", action="store_true", help="again at the same time each week")
+    zone = "by whose clocks a weekly one comes again, such as Europe/Berlin (default: UTC)"
+    add.add_argument("--time-zone", metavar="NAME", help=zone)
     end = add_command(actions, "end", end_freeze, "end a freeze window now, or delete it")
     end.add_argument("id", type=int, help="its id, as `freeze list` tells it")
 
@@ -86,6 +97,8 @@ def add_freeze(client: Client, options: argparse.Namespace) -> int:
     }
     if options.starts_at:
         body["starts_at"] = options.starts_at
+    if options.time_zone:
+        body["time_zone"] = options.time_zone
     window = client.post("freezes/", body)
     return show_json(window) if options.json else show_rows(options, [window], FREEZE_COLUMNS)
 

@@ -1,9 +1,10 @@
 """`interlock`: what the web UI does, for CI and people. A verdict is an exit code.
 
-Exit codes: 0 it went as asked; 1 the rollout or release was rolled back or failed, or the
-experiment found nothing significant; 2 the request was refused; 3 the control plane could not be
-reached; 4 `--timeout` passed first; 5 the experiment found a variant or a guardrail worse; 6 no
-verdict of it is possible: shares that do not match, no data, abandoned.
+Exit codes: 0 it went as asked; 1 the rollout or release was rolled back or failed, the experiment
+found nothing significant, or a loop of the control plane has stopped; 2 the request was refused;
+3 the control plane could not be reached; 4 `--timeout` passed first; 5 the experiment found a
+variant or a guardrail worse; 6 no verdict of it is possible: shares that do not match, no data,
+abandoned.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Sequence
 from cli.client import (
     EXIT_BAD_REQUEST,
     EXIT_OK,
+    EXIT_REFUSED_BY_VERDICT,
     EXIT_TIMED_OUT,
     ApiError,
     Client,
@@ -72,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--json", action="store_true", help="print the API's answer as JSON")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    add_command(commands, "health", health, "say whether the control plane's loops turn")
     add_command(commands, "models", models, "list models and what serves each")
     add_command(commands, "versions", versions, "list a model's versions", "model")
     add_command(commands, "sync", sync, "import what the registry has and Interlock has not")
@@ -87,6 +90,22 @@ def _parser() -> argparse.ArgumentParser:
     add_keys(commands)
     add_notifications(commands)
     return parser
+
+
+def health(client: Client, options: argparse.Namespace) -> int:
+    """Exit code 1 where a loop has stopped: nothing would move that a pipeline waits for."""
+    answer = client.get("status/")
+    if options.json:
+        show_json(answer)
+    else:
+        columns = ["name", "turned_by", "age_s", "late_after_s", "state"]
+        for row in answer["loops"]:
+            row["state"] = f"STOPPED: {row['without_it']}" if row["is_late"] else "turns"
+        show_rows(options, answer["loops"], columns)
+        print(f"newest routing table: published {answer['published_age_s']} s ago")
+        if answer["trouble"]:
+            print(answer["trouble"])
+    return EXIT_OK if answer["is_well"] else EXIT_REFUSED_BY_VERDICT
 
 
 def models(client: Client, options: argparse.Namespace) -> int:

@@ -31,15 +31,12 @@ def add_group(commands: Any, name: str, told: str, listing: Command | None = Non
     return parser.add_subparsers(required=listing is None, metavar="ACTION")
 
 
-def add_overrides(parser: argparse.ArgumentParser) -> None:
+def add_overrides(
+    parser: argparse.ArgumentParser,
+    told: str = "start despite a quarantine, signature or freeze; repeatable",
+) -> None:
     """Add `--override`, repeatable; the server knows which there are."""
-    parser.add_argument(
-        "--override",
-        action="append",
-        default=[],
-        metavar="WHAT",
-        help="start despite a quarantine, signature or freeze; repeatable",
-    )
+    parser.add_argument("--override", action="append", default=[], metavar="WHAT", help=told)
 
 
 def segment(name: str) -> str:

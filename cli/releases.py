@@ -74,4 +74,6 @@ def _tell(options: argparse.Namespace, release: dict[str, Any]) -> int:
     print(f"release {release['id']} ({release['name']}): {release['state']}")
     for rollout in release["rollouts"]:
         say(rollout)
+        if rollout.get("lacks_reason"):
+            print(f"Say why it was aborted: interlock reason {rollout['id']} TEXT")
     return EXIT_OK

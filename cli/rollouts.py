@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import Any
 
 from cli.client import EXIT_OK, Client
@@ -15,9 +16,11 @@ ACTIONS = {
     "resume": "let a paused rollout go on",
     "skip": "go on to a rollout's next step without waiting for this one's checks",
     "approve": "open the gate of a rollout's present step",
-    "abort": "take all traffic off a rollout's target, now",
+    "abort": "take all traffic off a rollout's target, now; after a promotion, roll back",
     "finish": "make a rollout's target stable without waiting for the rest of the plan",
 }
+# What gates and freezes may be in the way of.
+FORCED = {"skip", "approve", "finish"}
 
 
 def add_rollouts(commands: Any) -> None:
@@ -27,6 +30,7 @@ def add_rollouts(commands: Any) -> None:
     start.add_argument("--plan", help="the plan to follow (default: the default plan)")
     told = "start nothing; tell how long each step would take at the model's traffic of late"
     start.add_argument("--dry-run", action="store_true", help=told)
+    start.add_argument("--reason", default="", help="why; kept in its log")
     add_overrides(start)
     add_waiting(start)
     told = "make the version before, or an earlier one, stable again, now"
@@ -39,8 +43,17 @@ def add_rollouts(commands: Any) -> None:
     told = "tell the whole story of a rollout, and what decided it"
     add_command(commands, "explain", explain, told, "rollout")
     for name, told in ACTIONS.items():
-        acting = add_command(commands, name, _act(name), told, "rollout")
+        command = abort if name == "abort" else _act(name)
+        acting = add_command(commands, name, command, told, "rollout")
         acting.add_argument("--reason", default="")
+        if name in FORCED:
+            past = "go past a gate that is not yours, or on in a freeze; needs --reason; repeatable"
+            add_overrides(acting, past)
+    told = "say afterwards why a rollout was aborted"
+    add_command(commands, "reason", give_reason, told, "rollout", "reason")
+    told = "let a rollout go on in the freezes that hold it now"
+    freeze = add_command(commands, "override-freeze", _act("override-freeze"), told, "rollout")
+    freeze.add_argument("--reason", required=True, help="kept in its log")
     told = "start a rollout that ended without success once more"
     again = add_command(commands, "retry", retry, told, "rollout")
     add_overrides(again)
@@ -56,6 +69,8 @@ def promote(client: Client, options: argparse.Namespace) -> int:
         "plan": options.plan,
         "overrides": options.override,
     }
+    if options.reason:
+        body["reason"] = options.reason
     return _started(client, client.post("rollouts/", body), options)
 
 
@@ -109,9 +124,27 @@ def _act(name: str) -> Command:
     verb = {"finish": "promote"}.get(name, name)
 
     def act(client: Client, options: argparse.Namespace) -> int:
-        return _tell(options, client.post(f"{_path(options)}{verb}/", {"reason": options.reason}))
+        body = {"reason": options.reason}
+        if getattr(options, "override", None):
+            body["overrides"] = options.override
+        return _tell(options, client.post(f"{_path(options)}{verb}/", body))
 
     return act
+
+
+def abort(client: Client, options: argparse.Namespace) -> int:
+    """Abort first; ask a person at a terminal for the reason afterwards, whom none hurries then."""
+    rollout = client.post(f"{_path(options)}abort/", {"reason": options.reason})
+    if rollout.get("lacks_reason") and sys.stdin.isatty() and not options.json:
+        print("Aborted: all traffic goes back.")
+        reason = input("Why was it aborted (empty: say it later)? ").strip()
+        if reason:
+            rollout = client.post(f"rollouts/{rollout['id']}/reason/", {"reason": reason})
+    return _tell(options, rollout)
+
+
+def give_reason(client: Client, options: argparse.Namespace) -> int:
+    return _tell(options, client.post(f"{_path(options)}reason/", {"reason": options.reason}))
 
 
 def _path(options: argparse.Namespace) -> str:
@@ -129,4 +162,6 @@ def _tell(options: argparse.Namespace, rollout: dict[str, Any]) -> int:
         return show_json(rollout)
     print(f"rollout {rollout['id']}")
     say(rollout)
+    if rollout.get("lacks_reason"):
+        print(f"Say why it was aborted: interlock reason {rollout['id']} TEXT")
     return EXIT_OK

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
-from cli.client import EXIT_BAD_REQUEST, EXIT_OK, ApiError, Client
+from cli.client import EXIT_BAD_REQUEST, EXIT_OK, EXIT_TIMED_OUT, ApiError, Client
 from cli.show import show_json
 
 # A large file takes its time, and so does its inspection.
 UPLOAD_TIMEOUT_S = 900.0
+POLL_S = 0.5
 
 
 def add_versions(commands: Any) -> None:
@@ -42,6 +45,13 @@ def add_versions(commands: Any) -> None:
     register.add_argument(
         "--warmup", type=Path, metavar="PATH", help="a JSON file of warm-up requests"
     )
+    register.add_argument(
+        "--timeout",
+        type=float,
+        default=UPLOAD_TIMEOUT_S,
+        metavar="S",
+        help="wait at most S seconds",
+    )
     register.set_defaults(command=register_version)
     _add_alias(commands)
 
@@ -61,17 +71,38 @@ def register_version(client: Client, options: argparse.Namespace) -> int:
     path = f"models/{options.model}/versions/"
     metadata = _metadata(options)
     if options.uri:
-        version = client.post(path, {"uri": options.uri, **metadata}, timeout_s=UPLOAD_TIMEOUT_S)
+        row = client.post(path, {"uri": options.uri, **metadata}, timeout_s=UPLOAD_TIMEOUT_S)
     else:
         # Objects and lists travel as JSON in a form.
         fields = {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
         said = {"file": options.file, "external_data": options.external_data}
         files = {name: _existing(path) for name, path in said.items() if path is not None}
-        version = client.upload(path, files, fields, timeout_s=UPLOAD_TIMEOUT_S)
+        row = client.upload(path, files, fields, timeout_s=UPLOAD_TIMEOUT_S)
+    row = _settled(client, row, options)
+    if row["error"]:
+        raise ApiError(row["error"]["message"], EXIT_BAD_REQUEST)
     if options.json:
-        return show_json(version)
-    print(version["number"])
+        return show_json(row)
+    print(row["version"])
     return EXIT_OK
+
+
+def _settled(client: Client, row: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """Ask for the registration until it is settled; say on standard error what is being done."""
+    ends_at = time.monotonic() + options.timeout
+    stage = ""
+    while not row["is_settled"]:
+        if row["stage"] != stage:
+            stage = row["stage"]
+            print(f"interlock: {stage}", file=sys.stderr)
+        if time.monotonic() > ends_at:
+            path = f"registrations/{row['id']}/"
+            raise ApiError(
+                f"Not settled after {options.timeout:g} s; it goes on, see {path}", EXIT_TIMED_OUT
+            )
+        time.sleep(POLL_S)
+        row = client.get(f"registrations/{row['id']}/")
+    return row
 
 
 def _metadata(options: argparse.Namespace) -> dict[str, Any]:

@@ -18,6 +18,8 @@ from cli.client import (
 from cli.show import show_json
 
 POLL_S = 1.0
+# How often a wait looks whether the control plane's loops still turn.
+STATUS_EVERY_S = 15.0
 
 
 def add_waiting(parser: argparse.ArgumentParser) -> None:
@@ -30,6 +32,7 @@ def wait(client: Client, path: str, answer: dict[str, Any], options: argparse.Na
     """Follow what `path` tells of until it ends; print each change; return the exit code."""
     started = time.monotonic()
     told: dict[str, Any] = {}
+    stopped, next_status = "", started + STATUS_EVERY_S
     while True:
         rollouts = rollouts_of(answer)
         for rollout in rollouts:
@@ -46,6 +49,9 @@ def wait(client: Client, path: str, answer: dict[str, Any], options: argparse.Na
                 file=sys.stderr,
             )
             return EXIT_TIMED_OUT
+        if time.monotonic() > next_status:
+            stopped = _say_stopped(client, stopped)
+            next_status = time.monotonic() + STATUS_EVERY_S
         time.sleep(POLL_S)
         answer = _patiently(client, path, answer)
 
@@ -61,6 +67,20 @@ def say(rollout: dict[str, Any]) -> None:
     share = rollout["weight_bp"] / 100
     name = f"{rollout['model']}:{rollout['target']}"
     print(f"{name} {rollout['phase']} at {share:g} %: {rollout['reason']}", flush=True)
+
+
+def _say_stopped(client: Client, last: str) -> str:
+    """Say on stderr which loops have stopped, unless that was `last` said; return what it was."""
+    try:
+        status = client.get("status/")
+    except ApiError:
+        # The answer that is waited for says it if nobody answers.
+        return last
+    late = [f"{row['turned_by']}: {row['without_it']}" for row in status["loops"] if row["is_late"]]
+    text = "; ".join(filter(None, [*late, status["trouble"]]))
+    if text and text != last:
+        print(f"interlock: the control plane has stopped in part: {text}", file=sys.stderr)
+    return text
 
 
 def _patiently(client: Client, path: str, last: dict[str, Any]) -> dict[str, Any]:

@@ -158,6 +158,26 @@ class ShadowWindow(msgspec.Struct, frozen=True, kw_only=True):
     latency: dict[int, int] = {}
 
 
+class ShadowPair(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What stable and a shadow answered to one request of one row.
+
+    `shadow` is the shadow's id, `request` that of stable's answer without model and version
+    (`contract.request_ids.answer_key`), `unit` empty for a request without one, `at_ms` when stable
+    answered. A class is the first label of the answer where it is a number, or else the place of
+    the largest score; a score is the one floating number of the answer, or the second of two. None
+    where the answer has none.
+    """
+
+    shadow: str
+    request: str
+    at_ms: int
+    unit: str = ""
+    stable_class: float | None = None
+    shadow_class: float | None = None
+    stable_score: float | None = None
+    shadow_score: float | None = None
+
+
 class Exposure(msgspec.Struct, frozen=True, kw_only=True):
     """The first time this instance assigned a request of `unit` to `variant` of a split.
 
@@ -233,7 +253,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 class Batch(msgspec.Struct, frozen=True, kw_only=True):
     """One stream entry; only lists of its stream are filled.
 
-    Telemetry has windows and shadows; exposures has exposures, measurements and sketches.
+    Telemetry has windows and shadows; exposures has exposures, measurements, sketches and pairs.
     """
 
     instance: str
@@ -244,6 +264,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     exposures: tuple[Exposure, ...] = ()
     measurements: tuple[UnitMeasurement, ...] = ()
     sketches: tuple[UnitSketch, ...] = ()
+    pairs: tuple[ShadowPair, ...] = ()
     outcomes: tuple[Outcome, ...] = ()
     schema: int = SCHEMA
 

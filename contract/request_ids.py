@@ -20,7 +20,7 @@ from contract.messages import OUTCOME_AGE_MAX_S, OUTCOME_AHEAD_MAX_S, Outcome
 REQUEST_ID_LENGTH_MAX = 2_000
 UNIT_LENGTH_MAX = 200
 _NAME = r"((?:[A-Za-z0-9_.~-]|%[0-9A-F]{2})+)"
-_FORM = re.compile(rf"{_NAME}:{_NAME}:[0-9a-f]+-([0-9a-f]{{1,16}})(?::([A-Za-z0-9_-]+))?")
+_FORM = re.compile(rf"{_NAME}:{_NAME}:([0-9a-f]+)-([0-9a-f]{{1,16}})(?::([A-Za-z0-9_-]+))?")
 _URL_SAFE = bytes.maketrans(b"+/", b"-_")
 _STANDARD = bytes.maketrans(b"-_", b"+/")
 
@@ -32,13 +32,15 @@ class RequestIdError(ValueError):
 class RequestId(msgspec.Struct, frozen=True):
     """What an id says. `unit` is empty where the request had none, or the model no split.
 
-    `at_ms` is rounded up, and so no earlier than the exposure of the same answer.
+    `at_ms` is rounded up, and so no earlier than the exposure of the same answer. `answer` is what
+    no other answer has: see `answer_key`.
     """
 
     model: str
     version: str
     at_ms: int
     unit: str = ""
+    answer: str = ""
 
 
 def request_id_head(model: str, version: str, process: str) -> bytes:
@@ -52,6 +54,11 @@ def request_id_unit(unit: str) -> bytes:
     return b":" + data.translate(_URL_SAFE, b"=")
 
 
+def answer_key(process: str, at_ns: int) -> str:
+    """Return the part of an id that is unique: which process answered, and when."""
+    return f"{process}-{at_ns:x}"
+
+
 def parse_request_id(text: str) -> RequestId:
     """Return what `text` says. Raises RequestIdError for anything but an id of a prediction."""
     if len(text) > REQUEST_ID_LENGTH_MAX:
@@ -60,12 +67,14 @@ def parse_request_id(text: str) -> RequestId:
     try:
         if found is None:
             raise ValueError(text)
-        model, version, at_ns, unit = found.groups()
+        model, version, process, at_hex, unit = found.groups()
+        at_ns = int(at_hex, 16)
         return RequestId(
             _name(model),
             _name(version),
-            -(-int(at_ns, 16) // 1_000_000),
+            -(-at_ns // 1_000_000),
             _unit(unit) if unit else "",
+            answer_key(process, at_ns),
         )
     except ValueError:
         raise RequestIdError("request_id is none that a prediction returned") from None

@@ -166,7 +166,8 @@ class Shadow(Document, frozen=True):
     """Copies of stable's requests go to `version`: those of units in buckets `[0, share_bp)`.
 
     Outputs agree when labels are equal and numbers differ by no more than
-    `absolute_tolerance + relative_tolerance × |stable's number|`.
+    `absolute_tolerance + relative_tolerance × |stable's number|`. With `pairs` some pairs of
+    answers are reported, for the truth to be held against both.
     """
 
     id: str
@@ -175,6 +176,7 @@ class Shadow(Document, frozen=True):
     share_bp: int
     absolute_tolerance: float = 1e-5
     relative_tolerance: float = 1e-3
+    pairs: bool = False
 
 
 class UnitKey(Document, frozen=True):

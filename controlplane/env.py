@@ -4,9 +4,25 @@ from __future__ import annotations
 
 import base64
 import os
+import ssl
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from psycopg import Error as PsycopgError
+from psycopg.conninfo import conninfo_to_dict
+
+from apps.lib.egress import AllowList, OwnService
+
+# Django's name of each part of a database URL that it has one for, and libpq's.
+DATABASE_PARTS = {
+    "NAME": "dbname", "USER": "user", "PASSWORD": "password", "HOST": "host", "PORT": "port",
+}  # fmt: skip
+SECRET_LENGTH_MIN = 32
+DIFFERENT_MIN = 10
+# As Standard Webhooks asks.
+WEBHOOK_KEY_BYTES_MIN = 24
+WELL_KNOWN = ("changeme", "change-me", "change_me", "insecure", "password", "example", "interlock")
+GENERATOR = "python3 -c 'import secrets; print(secrets.token_urlsafe(48))'"
 MAIL_PORTS = {"smtp": 25, "smtp+starttls": 587, "smtps": 465}
 
 
@@ -75,14 +91,63 @@ def service_url(name: str) -> str:
     return value
 
 
+def secret(name: str, default: str | None = None) -> str:
+    """Return a secret that nobody guesses. Raises SettingError for one that somebody could.
+
+    It has at least SECRET_LENGTH_MIN characters, DIFFERENT_MIN different ones of them, and is no
+    example out of a book. The value stays out of the message.
+    """
+    value = text(name, default)
+    if value == default and not value:
+        return value
+    problem = ""
+    if len(value) < SECRET_LENGTH_MIN:
+        problem = f"has {len(value)} characters; it takes at least {SECRET_LENGTH_MIN}"
+    elif len(set(value)) < DIFFERENT_MIN:
+        problem = f"has {len(set(value))} different characters; it takes at least {DIFFERENT_MIN}"
+    elif word := next((word for word in WELL_KNOWN if word in value.lower()), ""):
+        problem = f"contains {word!r}, as a default does"
+    if problem:
+        raise SettingError(f"{name} {problem}. Set it to what `{GENERATOR}` prints")
+    return value
+
+
+def allow_list(name: str) -> AllowList:
+    """Return the networks, addresses and names of a comma-separated variable."""
+    try:
+        return AllowList.parse(items(name))
+    except ValueError as error:
+        raise SettingError(f"{name}: {error}") from error
+
+
+def own_services(name: str) -> list[OwnService]:
+    """Return the servers of a comma-separated variable, each `host:port`, or `host` for all."""
+    services = []
+    for item in items(name):
+        try:
+            url = urlsplit(f"//{item}")
+            host, port = url.hostname, url.port
+        except ValueError as error:
+            raise SettingError(f"{name}: {item!r} is not host:port: {error}") from error
+        if not host or url.netloc != item:
+            raise SettingError(f"{name}: {item!r} is not host:port")
+        services.append(OwnService(item, host, port))
+    return services
+
+
 def webhook_secret(name: str) -> str:
     """Return what webhooks are signed with: `whsec_` and the key in base64; or nothing."""
     value = os.environ.get(name, "").strip()
     try:
-        base64.b64decode(value.removeprefix("whsec_"), validate=True)
+        key = base64.b64decode(value.removeprefix("whsec_"), validate=True)
     except ValueError:
         # The value is a secret, and stays out of the message.
         raise SettingError(f"{name} takes whsec_ and a key in base64") from None
+    if value and (len(key) < WEBHOOK_KEY_BYTES_MIN or len(set(key)) < DIFFERENT_MIN):
+        raise SettingError(
+            f"{name} has a key of {len(key)} bytes; it takes at least {WEBHOOK_KEY_BYTES_MIN} "
+            "random ones in base64"
+        )
     return value
 
 
@@ -122,15 +187,28 @@ def mail_server(name: str) -> dict[str, Any]:
 
 
 def database(name: str, default: str) -> dict[str, object]:
-    """Return Django's database settings from a `postgresql://` URL."""
-    url = urlsplit(text(name, default))
-    if url.scheme not in {"postgresql", "postgres"} or not url.path.strip("/"):
+    """Return Django's database settings from a URL as libpq reads it.
+
+    Several hosts, socket directories and every parameter of libpq are passed on: `sslmode`,
+    `sslrootcert`, `target_session_attrs`, `connect_timeout` and so on.
+    """
+    value = text(name, default)
+    try:
+        found = conninfo_to_dict(value)
+    except PsycopgError as error:
+        raise SettingError(f"{name}: {str(error).strip()}") from None
+    if urlsplit(value).scheme not in {"postgresql", "postgres"} or not found.get("dbname"):
         raise SettingError(f"{name} is not of the form postgresql://user:password@host:port/name")
-    return {
-        "ENGINE": "django.db.backends.postgresql",
-        "NAME": unquote(url.path.strip("/")),
-        "USER": unquote(url.username or ""),
-        "PASSWORD": unquote(url.password or ""),
-        "HOST": url.hostname or "",
-        "PORT": str(url.port or ""),
-    }
+    named = {name: str(found.pop(part, "")) for name, part in DATABASE_PARTS.items()}
+    return {"ENGINE": "django.db.backends.postgresql", **named, "OPTIONS": found}
+
+
+def broker_tls(url: str) -> dict[str, object] | None:
+    """Return how Celery verifies the server of a `rediss://` URL, which it would not by itself.
+
+    None without TLS, or where the URL says by `ssl_…` parameters how.
+    """
+    parts = urlsplit(url)
+    if parts.scheme != "rediss" or "ssl_" in parts.query:
+        return None
+    return {"ssl_cert_reqs": ssl.CERT_REQUIRED, "ssl_check_hostname": True}

@@ -1,17 +1,46 @@
-"""Liveness, readiness and metrics; they answer without MLflow, Redis and Triton too."""
+"""Liveness, readiness, loops and metrics; they answer without MLflow, Redis and Triton too."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import redis
 from django.contrib.auth.decorators import login_not_required
 from django.db import DatabaseError, connection
 from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.shortcuts import render
+from django.utils.functional import SimpleLazyObject
+from django.views.decorators.http import require_safe
 from drf_spectacular.utils import extend_schema
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
+from rest_framework import serializers
 from rest_framework.decorators import api_view
 from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
 
 from apps.experiments.backlog import read_backlog
+from controlplane.pulse import Pulses, published_age_s, read_pulses
+
+
+class LoopSerializer(serializers.Serializer[Any]):
+    name = serializers.CharField()
+    turned_by = serializers.CharField(help_text="The task, or the process, that turns it.")
+    age_s = serializers.FloatField(
+        allow_null=True, help_text="Seconds since a turn ended well; null: none has."
+    )
+    late_after_s = serializers.FloatField()
+    is_late = serializers.BooleanField()
+    without_it = serializers.CharField(help_text="What stands still while it does not turn.")
+
+
+class StatusSerializer(serializers.Serializer[Any]):
+    is_well = serializers.BooleanField()
+    trouble = serializers.CharField(help_text="Why nobody knows how the loops are, or nothing.")
+    published_age_s = serializers.FloatField(
+        allow_null=True, help_text="Seconds since the newest routing table was published."
+    )
+    loops = LoopSerializer(many=True)
 
 
 @login_not_required
@@ -27,7 +56,71 @@ def ready(request: HttpRequest) -> JsonResponse:
             cursor.execute("SELECT 1")
     except DatabaseError as error:
         return JsonResponse({"ready": False, "reason": f"database: {error}"}, status=503)
-    return JsonResponse({"ready": True})
+    # A stopped loop is said here and fails `loops`: people must get in to see it and to abort.
+    return JsonResponse({"ready": True, **loops_document(read_pulses())})
+
+
+@login_not_required
+def loops(request: HttpRequest) -> JsonResponse:
+    """Say how long ago each control loop turned; 503 where one has stopped."""
+    pulses = read_pulses()
+    try:
+        document = {"well": pulses.is_well, **loops_document(pulses)}
+    except DatabaseError as error:
+        return JsonResponse({"well": False, "trouble": f"database: {error}"}, status=503)
+    return JsonResponse(document, status=200 if pulses.is_well else 503)
+
+
+def loops_document(pulses: Pulses) -> dict[str, Any]:
+    """Return ages in seconds by loop, the late ones, and the age of the newest table."""
+    return {
+        "loops": {pulse.loop.name: _rounded(pulse.age_s) for pulse in pulses.loops},
+        "late": [pulse.loop.name for pulse in pulses.late],
+        "trouble": pulses.trouble,
+        "published_age_s": _rounded(published_age_s()),
+    }
+
+
+def _rounded(age_s: float | None) -> float | None:
+    return None if age_s is None else round(age_s, 1)
+
+
+@require_safe
+def loops_banner(request: HttpRequest) -> HttpResponse:
+    """What a page shows of the loops, asked for every few seconds."""
+    return render(request, "parts/loops.html", {"pulses": read_pulses()})
+
+
+def page_context(request: HttpRequest) -> dict[str, Any]:
+    """Let every page show the loops; read only where a template does."""
+    return {"pulses": SimpleLazyObject(read_pulses)}
+
+
+class StatusView(APIView):
+    """How the control plane's loops are."""
+
+    @extend_schema(responses=StatusSerializer)
+    def get(self, request: Request) -> Response:
+        """Say how long ago each control loop turned, and what stands still without it."""
+        pulses = read_pulses()
+        rows = [
+            {
+                "name": pulse.loop.name,
+                "turned_by": pulse.loop.turned_by,
+                "age_s": _rounded(pulse.age_s),
+                "late_after_s": pulse.loop.late_after_s,
+                "is_late": pulse.is_late,
+                "without_it": pulse.loop.without_it,
+            }
+            for pulse in pulses.loops
+        ]
+        document = {
+            "is_well": pulses.is_well,
+            "trouble": pulses.trouble,
+            "published_age_s": _rounded(published_age_s()),
+            "loops": rows,
+        }
+        return Response(StatusSerializer(document).data)
 
 
 @extend_schema(exclude=True)
@@ -35,6 +128,7 @@ def ready(request: HttpRequest) -> JsonResponse:
 def metrics(request: Request) -> HttpResponse:
     """Tell Prometheus what waits in the streams to be taken in; it brings an API token."""
     registry = CollectorRegistry()
+    _loop_gauges(registry)
     readable = Gauge(
         "interlock_streams_readable", "Whether Redis says what waits.", registry=registry
     )
@@ -57,3 +151,19 @@ def metrics(request: Request) -> HttpResponse:
     dead = "Entries that can never be applied, kept in interlock:dead."
     Gauge("interlock_dead_entries", dead, registry=registry).set(backlog.dead)
     return HttpResponse(generate_latest(registry), content_type=CONTENT_TYPE_LATEST)
+
+
+def _loop_gauges(registry: CollectorRegistry) -> None:
+    pulses = read_pulses()
+    text = "Seconds since a turn of a control loop ended well."
+    age = Gauge("interlock_control_loop_age_seconds", text, ["loop"], registry=registry)
+    text = "Whether a control loop has stopped: it has been silent for longer than it may be."
+    late = Gauge("interlock_control_loop_late", text, ["loop"], registry=registry)
+    for pulse in pulses.loops:
+        if pulse.age_s is not None:
+            age.labels(pulse.loop.name).set(pulse.age_s)
+        # Where nobody knows, an alert had better come.
+        late.labels(pulse.loop.name).set(pulse.is_late or bool(pulses.trouble))
+    if (since_s := published_age_s()) is not None:
+        text = "Seconds since the newest routing table was published."
+        Gauge("interlock_published_age_seconds", text, registry=registry).set(since_s)

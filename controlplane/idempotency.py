@@ -10,11 +10,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from typing import Any
 
 from django.db import IntegrityError, transaction
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
 from django.utils import timezone
+from rest_framework.exceptions import AuthenticationFailed
+from rest_framework.request import Request
 
+from controlplane.authentication import TokenAuthentication
 from controlplane.models import IdempotencyRecord
 
 PREFIX = "/api/v1/"
@@ -33,13 +37,14 @@ class IdempotencyMiddleware:
         key = request.headers.get("Idempotency-Key", "")
         if request.method != "POST" or not key or not request.path.startswith(PREFIX):
             return self.get_response(request)
-        if not _credentials(request):
-            # Of strangers nothing is kept.
+        caller = _caller(request)
+        if not caller:
+            # Of strangers nothing is kept, and to strangers nothing is told: the view refuses.
             return self.get_response(request)
         if len(key) > KEY_LENGTH_MAX:
             return _refuse(400, f"An Idempotency-Key has at most {KEY_LENGTH_MAX} characters.")
         digest = _digest(request)
-        record, claimed = _claim(request, key, digest, timezone.now())
+        record, claimed = _claim(caller, key, digest, timezone.now())
         if not claimed:
             return _repeat(record, digest)
         return _keep(record, self.get_response(request))
@@ -53,15 +58,25 @@ def _digest(request: HttpRequest) -> str:
     return hashlib.sha256(text + request.body).hexdigest()
 
 
-def _credentials(request: HttpRequest) -> str:
-    return request.headers.get("Authorization") or request.COOKIES.get("sessionid", "")
+def _caller(request: HttpRequest) -> str:
+    """Return who asks, once that is proven, as the API does it; empty for a stranger.
+
+    A stored answer belongs to a user. A token that was deleted or has expired proves nobody, so it
+    gets no answer that was kept for it.
+    """
+    if request.headers.get("Authorization"):
+        try:
+            proven = TokenAuthentication().authenticate(Request(request))
+        except AuthenticationFailed:
+            return ""
+        user: Any = proven[0] if proven else None
+    else:
+        user = request.user
+    return f"user:{user.pk}" if user is not None and user.is_active else ""
 
 
-def _claim(
-    request: HttpRequest, key: str, digest: str, now: datetime
-) -> tuple[IdempotencyRecord, bool]:
+def _claim(caller: str, key: str, digest: str, now: datetime) -> tuple[IdempotencyRecord, bool]:
     """Return the record of this caller's key, and whether this request is the first to use it."""
-    caller = hashlib.sha256(_credentials(request).encode()).hexdigest()
     IdempotencyRecord.objects.filter(at__lt=now - KEPT).delete()
     lapsed = IdempotencyRecord.objects.filter(
         caller=caller, key=key, status=None, at__lt=now - CLAIM_LAPSES

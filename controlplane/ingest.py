@@ -18,14 +18,7 @@ from typing import Any
 
 import redis
 from django.conf import settings
-from django.db import (
-    DataError,
-    IntegrityError,
-    InterfaceError,
-    OperationalError,
-    connection,
-    transaction,
-)
+from django.db import DataError, Error, IntegrityError, connection, transaction
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -43,6 +36,7 @@ from contract.messages import (
     MessageError,
     decode_batch,
 )
+from controlplane.pulse import record_pulse
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +53,7 @@ CLAIM_IDLE_MS = 30_000
 CLAIM_EVERY_S = 10.0
 # A consumer without entries that was silent for so long is forgotten by the group.
 FORGET_IDLE_MS = 3_600_000
+PULSE_EVERY_S = 1.0
 BACK_OFF_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 # What a batch itself causes, whenever it is tried: values that no column or date can hold.
 POISON = (DataError, IntegrityError, ValueError, ArithmeticError)
@@ -124,6 +119,7 @@ class Ingester:
         self._has_pending = True
         self._has_groups = False
         self._next_claim = 0.0
+        self._next_pulse = 0.0
         self._failures = 0
         self._read_count = READ_COUNT
 
@@ -132,6 +128,7 @@ class Ingester:
         while not stop.is_set():
             try:
                 self.turn()
+                self._show_life()
             except Exception as error:
                 # Whatever it was, the entries are still pending: nothing is lost by waiting.
                 stop.wait(self._back_off(error))
@@ -139,6 +136,11 @@ class Ingester:
                 if self._failures:
                     logger.info("ingest.resumed after %d failed turns", self._failures)
                 self._failures = 0
+
+    def _show_life(self) -> None:
+        if monotonic() >= self._next_pulse:
+            record_pulse("ingest")
+            self._next_pulse = monotonic() + PULSE_EVERY_S
 
     def turn(self) -> int:
         """Read once, apply and acknowledge; return how many entries left their streams.
@@ -160,9 +162,10 @@ class Ingester:
         self._has_groups = False
         self._failures += 1
         delay_s = BACK_OFF_S[min(self._failures, len(BACK_OFF_S)) - 1]
-        known = isinstance(error, (redis.RedisError, OperationalError, InterfaceError))
+        known = isinstance(error, (redis.RedisError, Error))
         logger.warning("ingest.failed, again in %.1f s: %s", delay_s, error, exc_info=not known)
-        if isinstance(error, (OperationalError, InterfaceError)):
+        if isinstance(error, Error):
+            # Whatever it says: a session of a server that was demoted stays read-only for good.
             connection.close()
         return delay_s
 

@@ -49,7 +49,7 @@ class ApiToken(models.Model):
 class IdempotencyRecord(models.Model):
     """The answer to a request that carried an Idempotency-Key, given again to a repetition."""
 
-    # SHA-256 of the credentials that came with the request.
+    # The user that the credentials of the request proved.
     caller = models.CharField(max_length=64)
     key = models.CharField(max_length=200)
     request_digest = models.CharField(max_length=64)

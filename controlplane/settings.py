@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ BASE_DIR = Path(__file__).resolve().parent.parent
 
 # --- Security ------------------------------------------------------------------------------------
 DEBUG = env.flag("INTERLOCK_DEBUG", False)
-SECRET_KEY = env.text("INTERLOCK_SECRET_KEY")
+SECRET_KEY = env.secret("INTERLOCK_SECRET_KEY")
 ALLOWED_HOSTS = env.items("INTERLOCK_ALLOWED_HOSTS", "127.0.0.1,localhost")
 CSRF_TRUSTED_ORIGINS = env.items("INTERLOCK_TRUSTED_ORIGINS")
 SECURE_COOKIES = env.flag("INTERLOCK_SECURE_COOKIES", False)
@@ -21,6 +22,29 @@ SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = SECURE_COOKIES
 SESSION_COOKIE_HTTPONLY = True
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if SECURE_COOKIES else None
 X_FRAME_OPTIONS = "DENY"
+
+# Proxies of ours in front of the web server, whose X-Forwarded-For says who the client is.
+PROXIES = env.integer("INTERLOCK_PROXIES", 0)
+# Failed logins of a name from an address until it is locked out; ten times as many of a name from
+# everywhere, or from an address for any name.
+AXES_FAILURE_LIMIT = env.integer("INTERLOCK_LOGIN_FAILURES_MAX", 5, at_least=1)
+LOGIN_FAILURES_WIDE_MAX = 10 * AXES_FAILURE_LIMIT
+AXES_COOLOFF_TIME = timedelta(minutes=env.integer("INTERLOCK_LOGIN_LOCKED_MIN", 15, at_least=1))
+AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]
+AXES_HANDLER = "controlplane.logins.Guard"
+AXES_LOCKOUT_CALLABLE = "controlplane.logins.locked_out"
+AXES_USERNAME_CALLABLE = "controlplane.logins.username_of"
+AXES_CLIENT_IP_CALLABLE = "controlplane.addresses.client_address"
+AXES_RESET_ON_SUCCESS = True
+AXES_RESET_COOL_OFF_ON_FAILURE_DURING_LOCKOUT = False
+# The audit log has them.
+AXES_DISABLE_ACCESS_LOG = True
+AXES_ENABLE_ADMIN = False
+AXES_VERBOSE = False
+AUTHENTICATION_BACKENDS = [
+    "axes.backends.AxesStandaloneBackend",
+    "django.contrib.auth.backends.ModelBackend",
+]
 
 # --- Applications --------------------------------------------------------------------------------
 INSTALLED_APPS = [
@@ -33,6 +57,7 @@ INSTALLED_APPS = [
     "django.contrib.staticfiles",
     "django.contrib.humanize",
     "django_htmx",
+    "axes",
     "rest_framework",
     "drf_spectacular",
     "drf_spectacular_sidecar",
@@ -44,8 +69,9 @@ INSTALLED_APPS = [
 ]
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
+    "controlplane.addresses.ClientAddressMiddleware",
     "controlplane.addresses.NullMiddleware",
-    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "controlplane.static.StaticMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
@@ -55,6 +81,7 @@ MIDDLEWARE = [
     "controlplane.idempotency.IdempotencyMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "django_htmx.middleware.HtmxMiddleware",
+    "axes.middleware.AxesMiddleware",
 ]
 ROOT_URLCONF = "controlplane.urls"
 WSGI_APPLICATION = "controlplane.wsgi.application"
@@ -68,6 +95,7 @@ TEMPLATES: list[dict[str, Any]] = [
                 "django.template.context_processors.request",
                 "django.contrib.auth.context_processors.auth",
                 "django.contrib.messages.context_processors.messages",
+                "controlplane.health.page_context",
             ],
         },
     },
@@ -77,8 +105,13 @@ LOGIN_REDIRECT_URL = "overview"
 LOGOUT_REDIRECT_URL = "login"
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 AUTH_PASSWORD_VALIDATORS = [
-    {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator"},
+    {
+        "NAME": "django.contrib.auth.password_validation.MinimumLengthValidator",
+        "OPTIONS": {"min_length": 12},
+    },
     {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
+    {"NAME": "django.contrib.auth.password_validation.NumericPasswordValidator"},
+    {"NAME": "django.contrib.auth.password_validation.UserAttributeSimilarityValidator"},
 ]
 
 # --- Data ----------------------------------------------------------------------------------------
@@ -96,7 +129,7 @@ MLFLOW_TOKEN = env.text("MLFLOW_TRACKING_TOKEN", "")
 # Where browsers reach MLflow; links to runs and versions lead there.
 MLFLOW_PUBLIC_URL = env.public_url("INTERLOCK_MLFLOW_PUBLIC_URL", MLFLOW_TRACKING_URI)
 # What MLflow signs its webhooks with; empty: there are none, and the registry is polled alone.
-MLFLOW_WEBHOOK_SECRET = env.text("INTERLOCK_MLFLOW_WEBHOOK_SECRET", "")
+MLFLOW_WEBHOOK_SECRET = env.secret("INTERLOCK_MLFLOW_WEBHOOK_SECRET", "")
 TRITON_URLS = env.items("INTERLOCK_TRITON_URLS")
 MODEL_REPOSITORY = Path(
     env.text("INTERLOCK_MODEL_REPOSITORY", str(BASE_DIR / ".state/triton/repository"))
@@ -107,18 +140,24 @@ DATAPLANE_URL = env.text("INTERLOCK_DATAPLANE_URL", "http://127.0.0.1:8080")
 PROMETHEUS_URL = env.service_url("INTERLOCK_PROMETHEUS_URL")
 # What questions of webhook checks are signed with (Standard Webhooks); empty: they are not signed.
 WEBHOOK_SECRET = env.webhook_secret("INTERLOCK_WEBHOOK_SECRET")
-INSTANCE_TOKEN = env.text("INTERLOCK_INSTANCE_TOKEN", "")
+INSTANCE_TOKEN = env.secret("INTERLOCK_INSTANCE_TOKEN", "")
 ARTIFACT_BYTES_MAX = env.integer("INTERLOCK_ARTIFACT_BYTES_MAX", 2 * 1024**3, at_least=1)
 # An artifact is inspected by a process that may take no more than this.
 INSPECT_MEMORY_BYTES_MAX = env.integer(
     "INTERLOCK_INSPECT_MEMORY_BYTES_MAX", 8 * 1024**3, at_least=1024**3
 )
 INSPECT_TIMEOUT_S = env.integer("INTERLOCK_INSPECT_TIMEOUT_S", 180, at_least=10)
+# A model that does not answer one trial request within so long is refused.
+TRIAL_S = env.integer("INTERLOCK_TRIAL_S", 20, at_least=1)
+# A version that was never ready and is not within so long is given up.
+DEPLOY_WITHIN_S = env.integer("INTERLOCK_DEPLOY_WITHIN_S", 600, at_least=10)
 # How Triton serves: its ONNX Runtime backend where it has one (auto), and processes per version.
 TRITON_BACKEND = env.choice("INTERLOCK_TRITON_BACKEND", "auto", ("auto", "python", "onnxruntime"))
 TRITON_INSTANCES = env.integer("INTERLOCK_TRITON_INSTANCES", 1, at_least=1)
 # A version may be registered from a file: URI below this directory; empty: from none.
 REGISTER_DIR = env.text("INTERLOCK_REGISTER_DIR", "")
+# Artifacts that MLflow says are in this machine's file system are read below this; empty: never.
+MLFLOW_ARTIFACT_DIR = env.text("INTERLOCK_MLFLOW_ARTIFACT_DIR", "")
 # … and from an https: URI at these hosts (host or host:port).
 REGISTER_HOSTS = [host.lower() for host in env.items("INTERLOCK_REGISTER_HOSTS")]
 # Where results come from instead of PostgreSQL: an Ibis URL, and three tables or globs of Parquet.
@@ -138,11 +177,16 @@ INSTANCE_LIVE_S = env.integer("INTERLOCK_INSTANCE_LIVE_S", 10, at_least=3)
 # One that went silent without saying that it stops holds rollouts for so long.
 INSTANCE_FORGOTTEN_S = env.integer("INTERLOCK_INSTANCE_FORGOTTEN_S", 900, at_least=10)
 
+# A control loop that has not turned for so long is shown as stopped on every page.
+LOOP_LATE_S = env.integer("INTERLOCK_LOOP_LATE_S", 30, at_least=5)
+
 # --- Notifications -------------------------------------------------------------------------------
 # Where people reach the web UI; without it messages carry no links.
 PUBLIC_URL = env.service_url("INTERLOCK_PUBLIC_URL").rstrip("/")
-# Loopback and private networks. Link-local and metadata addresses are refused all the same.
-WEBHOOK_PRIVATE_ALLOWED = env.flag("INTERLOCK_WEBHOOK_PRIVATE_ALLOWED", True)
+# Private networks, and names in them, that notifications and webhook checks may call.
+WEBHOOK_ALLOWED = env.allow_list("INTERLOCK_WEBHOOK_ALLOWED")
+# Servers of this installation beside those that other settings name: nothing calls them.
+OWN_SERVICES = env.own_services("INTERLOCK_OWN_SERVICES")
 # Empty: no e-mail is sent.
 EMAIL_SERVER = env.mail_server("INTERLOCK_EMAIL_URL")
 DEFAULT_FROM_EMAIL = env.text("INTERLOCK_EMAIL_FROM", "interlock@localhost")
@@ -180,6 +224,7 @@ SPECTACULAR_SETTINGS = {
 
 # --- Celery: it only wakes; PostgreSQL rows are the truth ---------------------------------------
 CELERY_BROKER_URL = REDIS_URL
+CELERY_BROKER_USE_SSL = env.broker_tls(REDIS_URL)
 CELERY_TASK_IGNORE_RESULT = True
 CELERY_TASK_ACKS_LATE = True
 CELERY_TASK_REJECT_ON_WORKER_LOST = True
@@ -195,6 +240,7 @@ CELERY_BEAT_SCHEDULE: dict[str, dict[str, Any]] = {
     name: {"task": name, "schedule": period_s, "options": {"expires": max(2.0, period_s)}}
     for name, period_s in {
         "models.reconcile_deployments": 1.0,
+        "models.register": 1.0,
         "models.sync_registry": 10.0,
         "rollouts.tick": 1.0,
         "rollouts.watch_traffic": 5.0,
@@ -227,16 +273,17 @@ LANGUAGE_CODE = "en-gb"
 TIME_ZONE = "UTC"
 USE_TZ = True
 STATIC_URL = "/static/"
-STATIC_ROOT = BASE_DIR / "staticfiles"
 STATICFILES_DIRS = [BASE_DIR / "templates" / "static"]
 STATICFILES_FINDERS = [
     "django.contrib.staticfiles.finders.FileSystemFinder",
     "django.contrib.staticfiles.finders.AppDirectoriesFinder",
     "apps.lib.pages.PlotlyFinder",
 ]
-# Served straight from the packages; an image build collects and compresses them.
-WHITENOISE_USE_FINDERS = True
-WHITENOISE_AUTOREFRESH = DEBUG
+# Served straight from the packages, hashed and compressed: there is nothing to collect.
+STORAGES = {
+    "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
+    "staticfiles": {"BACKEND": "controlplane.static.HashedStorage"},
+}
 
 # --- Logging -------------------------------------------------------------------------------------
 LOGGING: dict[str, Any] = {
@@ -254,6 +301,7 @@ LOGGING: dict[str, Any] = {
             "celery.app.trace",
             "celery.worker",
             "celery.beat",
+            "axes",
         )
     },
 }

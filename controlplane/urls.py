@@ -11,7 +11,7 @@ from apps.models.registration_api import MlflowWebhookView
 from apps.rollouts import dataplane_api
 from apps.rollouts.governance_api import RolloutPolicyView
 from apps.rollouts.serving_api import ServingPolicyView
-from controlplane import health
+from controlplane import health, passwords
 from controlplane.api import router
 
 urlpatterns: list[URLPattern | URLResolver] = [
@@ -23,12 +23,25 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("tokens/", include("controlplane.token_urls")),
     path("login/", auth.LoginView.as_view(redirect_authenticated_user=True), name="login"),
     path("logout/", auth.LogoutView.as_view(), name="logout"),
+    path("password/", passwords.ChangeView.as_view(), name="password-change"),
+    path("password/reset/", passwords.ResetView.as_view(), name="password-reset"),
+    path(
+        "password/reset/sent/",
+        auth.PasswordResetDoneView.as_view(template_name="registration/reset_sent.html"),
+        name="password-reset-sent",
+    ),
+    path(
+        "password/reset/<str:uidb64>/<str:token>/",
+        passwords.ConfirmView.as_view(),
+        name="password-reset-confirm",
+    ),
     path("admin/", admin.site.urls),
     # A namespace, or the API's names would hide the pages': both have a model-list.
     path("api/v1/", include((router.urls, "api"))),
     path("api/v1/serving-policy/", ServingPolicyView.as_view()),
     path("api/v1/rollout-policy/", RolloutPolicyView.as_view()),
     path("api/v1/registry-webhooks/mlflow", MlflowWebhookView.as_view(), name="mlflow-webhook"),
+    path("api/v1/status/", health.StatusView.as_view(), name="status"),
     path("api/schema/", SpectacularAPIView.as_view(), name="schema"),
     path("api/docs/", SpectacularSwaggerView.as_view(url_name="schema"), name="api-docs"),
     path("api/dataplane/v1/routing-table", dataplane_api.routing_table, name="routing-table"),
@@ -36,4 +49,6 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("metrics", health.metrics, name="metrics"),
     path("healthz/live", health.live, name="live"),
     path("healthz/ready", health.ready, name="ready"),
+    path("healthz/loops", health.loops, name="loops"),
+    path("loops/", health.loops_banner, name="loops-banner"),
 ]

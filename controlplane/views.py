@@ -12,6 +12,7 @@ from django.shortcuts import get_object_or_404, render
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_http_methods, require_POST
 
+from apps.lib.confirm import Question, ask
 from apps.lib.pages import PageRequest, go_to, page
 from apps.models.access import actor_of
 from apps.models.audit import record_audit
@@ -44,6 +45,9 @@ def token_list(request: PageRequest) -> HttpResponse:
 @require_POST
 def token_revoke(request: PageRequest, pk: int) -> HttpResponse:
     token = get_object_or_404(_own(request), pk=pk)
+    text = f"Revoke token {token.name}? What uses it is refused from now on."
+    if asked := ask(request, Question(text, "Revoke")):
+        return asked
     token.delete()
     _audit(request, "token.revoked", token)
     messages.success(request, f"Token {token.name} is revoked: it opens nothing any more.")

@@ -8,7 +8,8 @@ import os
 import sys
 
 from dataplane.config import ConfigError, load
-from dataplane.workers import Supervisor, listen_patiently
+from dataplane.handover import take_over_or_bind
+from dataplane.workers import Supervisor
 
 
 def main() -> int:
@@ -16,7 +17,8 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
     try:
         config = load(os.environ)
-        supervisor = Supervisor(config, listen_patiently(config))
+        config.state_dir.mkdir(parents=True, exist_ok=True)
+        supervisor = Supervisor(config, *take_over_or_bind(config))
     except (ConfigError, OSError) as error:
         sys.stderr.write(f"dataplane: {error}\n")
         return 2

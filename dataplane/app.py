@@ -213,7 +213,10 @@ class Application:
         def stored(done: asyncio.Future[None]) -> None:
             error = done.exception()
             if error is None:
-                exchange.respond(202, orjson.dumps({"accepted": len(outcomes)}))
+                answer: dict[str, object] = {"accepted": len(outcomes)}
+                if outcomes.refused:
+                    answer["refused"] = outcomes.refused
+                exchange.respond(202, orjson.dumps(answer))
             else:
                 exchange.refuse(unavailable("outcomes_not_stored", str(error), 5))
 

@@ -51,6 +51,9 @@ class Transport:
     eject_gap_bp: int = 3_000
     eject_s: float = 5.0
     eject_max_s: float = 60.0
+    connection_idle_s: float = 60.0
+    connection_age_s: float = 300.0
+    resolve_s: float = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +65,13 @@ class Group:
     staleness: StalePolicy = "serve"
     stale_after_s: float = 60.0
     operator_token: str = ""
-    # A worker that shows no life for so long is killed and started again.
-    worker_silent_s: float = 10.0
+    # A worker that shows no life for so long, though it could, is killed and started again: until
+    # then its clients wait.
+    worker_silent_s: float = 1.5
+    # The same for one that starts. Time in which others kept it from the cores does not count.
+    worker_start_s: float = 120.0
+    # Workers whose parent was killed serve on for so long without another.
+    orphan_s: float = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +96,7 @@ class Config:
     shadow_in_flight_max: int = 64
     shadow_bytes_max: int = 64 * 1024 * 1024
     spool_bytes_max: int = 64 * 1024 * 1024
+    stream_bytes_max: int = 256 * 1024 * 1024
     cache_entries_max: int = 50_000
     cache_bytes_max: int = 32 * 1024 * 1024
     cache_timeout_ms: int = 20
@@ -125,6 +134,7 @@ def load(environ: Mapping[str, str]) -> Config:
         shadow_in_flight_max=_positive(environ, "INTERLOCK_SHADOW_IN_FLIGHT_MAX", int, 64),
         shadow_bytes_max=_positive(environ, "INTERLOCK_SHADOW_BYTES_MAX", int, 64 * 1024 * 1024),
         spool_bytes_max=_positive(environ, "INTERLOCK_SPOOL_BYTES_MAX", int, 64 * 1024 * 1024),
+        stream_bytes_max=_positive(environ, "INTERLOCK_STREAM_BYTES_MAX", int, 256 * 1024 * 1024),
         cache_entries_max=_positive(environ, "INTERLOCK_CACHE_ENTRIES_MAX", int, 50_000),
         cache_bytes_max=_positive(environ, "INTERLOCK_CACHE_BYTES_MAX", int, 32 * 1024 * 1024),
         cache_timeout_ms=_positive(environ, "INTERLOCK_CACHE_TIMEOUT_MS", int, 20),
@@ -149,6 +159,10 @@ def _group(environ: Mapping[str, str]) -> Group:
         worker_silent_s=_positive(
             environ, "INTERLOCK_WORKER_SILENT_S", float, default.worker_silent_s
         ),
+        worker_start_s=_positive(
+            environ, "INTERLOCK_WORKER_START_S", float, default.worker_start_s
+        ),
+        orphan_s=_positive(environ, "INTERLOCK_ORPHAN_S", float, default.orphan_s),
     )
 
 
@@ -194,6 +208,9 @@ def _transport(environ: Mapping[str, str]) -> Transport:
         eject_gap_bp=whole("INTERLOCK_EJECT_GAP_BP", default.eject_gap_bp),
         eject_s=seconds("INTERLOCK_EJECT_S", default.eject_s),
         eject_max_s=seconds("INTERLOCK_EJECT_MAX_S", default.eject_max_s),
+        connection_idle_s=seconds("INTERLOCK_CONNECTION_IDLE_S", default.connection_idle_s),
+        connection_age_s=seconds("INTERLOCK_CONNECTION_AGE_S", default.connection_age_s),
+        resolve_s=seconds("INTERLOCK_RESOLVE_S", default.resolve_s),
     )
 
 

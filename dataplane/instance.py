@@ -126,6 +126,8 @@ class Instance:
             interval_s=config.telemetry_interval_s,
             generation=lambda: self.serving.generation,
             shadows=self.shadows.drain,
+            pairs=self.shadows.drain_pairs,
+            stream_bytes_max=config.stream_bytes_max,
         )
 
     def _make_sync(self, config: Config) -> Sync:

@@ -1,11 +1,13 @@
 """Reads `POST /outcomes`: one outcome or a list, each checked; one fault refuses the request whole.
 
 Refused whole, a client corrects it and sends it again without asking which part was taken; the
-`event_id` makes a repetition harmless.
+`event_id` makes a repetition harmless. A leap second is no fault of the client's that it could
+correct: that outcome alone is refused, and the others are taken.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from datetime import datetime
 from math import isfinite
@@ -33,10 +35,27 @@ ID_LENGTH_MAX = 200
 _FIELDS = {"unit_id", "metric", "value", "occurred_at", "event_id", "request_id"}
 
 
-def read_outcomes(body: bytes, now_ms: int, new_id: Callable[[], str]) -> list[Outcome]:
-    """Return the outcomes in `body`; `new_id` names those that bring no `event_id`.
+# 23:59:60 in UTC, also as another zone's clocks show it.
+_LEAP_SECOND = re.compile(r"([T ]\d\d:?\d\d:?)60(?!\d)")
 
-    Raises Refusal with one entry per faulty item.
+
+class LeapSecond(ValueError):
+    """The instant exists, and no clock that counts seconds since 1970 has a number for it."""
+
+
+class Outcomes(list[Outcome]):
+    """The outcomes that are taken; `refused` has an entry for each that alone is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.refused: list[dict[str, object]] = []
+
+
+def read_outcomes(body: bytes, now_ms: int, new_id: Callable[[], str]) -> Outcomes:
+    """Return the outcomes in `body`, without leap seconds, which are refused alone.
+
+    `new_id` names outcomes that bring no `event_id`. Raises Refusal with one entry per faulty item,
+    also when nothing is left to take.
     """
     try:
         document = orjson.loads(body)
@@ -47,13 +66,17 @@ def read_outcomes(body: bytes, now_ms: int, new_id: Callable[[], str]) -> list[O
         raise Refusal(
             413, "too_many_outcomes", f"{len(items)} outcomes; one request takes {OUTCOMES_MAX}"
         )
-    outcomes = []
+    outcomes = Outcomes()
     faults: list[dict[str, object]] = []
     for index, item in enumerate(items):
         try:
             outcomes.append(_read(item, now_ms, new_id))
+        except LeapSecond as error:
+            outcomes.refused.append({"index": index, "error": str(error)})
         except ValueError as error:
             faults.append({"index": index, "error": str(error)})
+    if not outcomes:
+        faults += outcomes.refused
     if faults:
         raise Refusal(
             400,
@@ -120,6 +143,11 @@ def _instant(value: object, now_ms: int) -> int:
     try:
         at = datetime.fromisoformat(value)
     except ValueError:
+        if _is_leap_second(value):
+            raise LeapSecond(
+                f"'occurred_at' is a leap second, which cannot be stored: {value[:40]!r}; send it "
+                "as the second before or after"
+            ) from None
         raise ValueError(f"'occurred_at' is no ISO 8601 instant: {value[:40]!r}") from None
     if at.tzinfo is None:
         raise ValueError("'occurred_at' needs a time zone, such as a final Z")
@@ -129,3 +157,12 @@ def _instant(value: object, now_ms: int) -> int:
     if now_ms - at_ms > OUTCOME_AGE_MAX_S * 1000:
         raise ValueError(f"'occurred_at' is more than a year ago: {value[:40]!r}")
     return at_ms
+
+
+def _is_leap_second(value: str) -> bool:
+    """Say whether only the second 60 keeps `value` from being an instant."""
+    before, count = _LEAP_SECOND.subn(r"\g<1>59", value[:60], count=1)
+    try:
+        return count == 1 and datetime.fromisoformat(before).tzinfo is not None
+    except ValueError:
+        return False

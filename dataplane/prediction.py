@@ -109,7 +109,7 @@ class Prediction(Counted):
         self.hurried = False
         # The lane that the request is in now.
         self._lane: Lane
-        # The instant in the id of its answer, nanoseconds since 1970, once its body names it.
+        # The instant in the id of its answer, nanoseconds since 1970, once it has one.
         self._answered_ns = 0
         # What the cache knows of it, while its answer is to be kept or is waited for.
         self.ticket: Ticket | None = None
@@ -167,7 +167,7 @@ class Prediction(Counted):
                 ticket.lane.model.keep(ticket, outputs, start)
         mirror = self._lane.mirror
         if mirror is not None and self._first is None:
-            mirror.offer(self.request, outputs, start, self._unit)
+            mirror.offer(self.request, outputs, start, self._unit, self._answered_ns)
 
     def failed(self, error: TritonError) -> None:
         """Go to stable where there is a way, or answer with the failure."""
@@ -406,8 +406,10 @@ class Prediction(Counted):
             now - dispatched_at,
             now - arrived_at,
         )
+        if not self._answered_ns:
+            self._answered_ns = time_ns()
         headers += lane.id_line % (
-            self._answered_ns or time_ns(),
+            self._answered_ns,
             self._id_unit() if first is not None or lane.decision.exposures else b"",
         )
         if first is not None:

@@ -289,7 +289,7 @@ class Serving:
         if decision.version != route.stable or decision.variant == EXPLICIT:
             return None
         live = self._version(model, decision.version).batcher
-        return self.shadows.mirror(model.name, route, self.table, live)
+        return self.shadows.mirror(model.name, route, self.table, live, self._process)
 
     def _version(self, model: LiveModel, version: str) -> VersionRuntime:
         assert self.table is not None

@@ -23,6 +23,7 @@ from contract.messages import (
     STREAMS,
     Batch,
     Outcome,
+    ShadowPair,
     ShadowWindow,
     encode_batch,
 )
@@ -37,9 +38,10 @@ EXPOSURES_PER_BATCH = 1_000
 SKETCHES_PER_BATCH = 50
 OUTCOMES_PER_BATCH = 1_000
 OUTCOMES_WAITING_MAX = 20_000
-# Entries that a stream may hold in Redis. Beyond it the oldest go, of outcomes none: those wait in
-# the spool, until it is full and they are refused. A consumer so far behind has been down for long.
-STREAM_ENTRIES_MAX = 1_000_000
+# What one stream may take of Redis' memory. Beyond it the oldest entries go, of outcomes none:
+# those wait in the spool, until it is full and they are refused. A consumer so far behind has been
+# down for long.
+STREAM_BYTES_MAX = 256 * 1024 * 1024
 # How long a loop may wait for work before it turns all the same, and so shows that it lives.
 IDLE_S = 5.0
 
@@ -68,6 +70,8 @@ class Publisher:
         interval_s: float,
         generation: Callable[[], int],
         shadows: Callable[[], list[ShadowWindow]] = list,
+        pairs: Callable[[], list[ShadowPair]] = list,
+        stream_bytes_max: int = STREAM_BYTES_MAX,
     ) -> None:
         # What waits on disk.
         self._spool = spool
@@ -85,6 +89,10 @@ class Publisher:
         self._generation = generation
         # Takes the windows of shadows that gathered between two turns.
         self._shadows = shadows
+        # Takes the pairs of their answers.
+        self._pairs = pairs
+        # What each stream may take of Redis' memory.
+        self._stream_bytes_max = stream_bytes_max
         # The last sequence given out, by stream.
         self._sequences = dict.fromkeys(STREAMS, 0)
         # Messages given up since this boot, by stream.
@@ -159,6 +167,11 @@ class Publisher:
             )
             for i in range(0, len(measured), EXPOSURES_PER_BATCH)
         ]
+        pairs = self._pairs()
+        records += [
+            self._record(STREAM_EXPOSURES, pairs=tuple(pairs[i : i + EXPOSURES_PER_BATCH]))
+            for i in range(0, len(pairs), EXPOSURES_PER_BATCH)
+        ]
         sketches = self._telemetry.crowds.drain(is_last=is_last)
         records += [
             self._record(STREAM_EXPOSURES, sketches=tuple(sketches[i : i + SKETCHES_PER_BATCH]))
@@ -171,7 +184,7 @@ class Publisher:
         except (SpoolFull, OSError) as error:
             self._dropped[STREAM_TELEMETRY] += len(windows) + len(shadows)
             # A sketch that is lost is sent again with the next change.
-            self._dropped[STREAM_EXPOSURES] += len(exposures) + len(measured)
+            self._dropped[STREAM_EXPOSURES] += len(exposures) + len(measured) + len(pairs)
             log.warning("telemetry.dropped: %s", error)
         self._spooled.set()
 
@@ -180,26 +193,44 @@ class Publisher:
         while (oldest := await asyncio.to_thread(self._spool.oldest)) is not None:
             path, records = oldest
             if records:
-                await self._check_room(records)
+                entries_max = await self._entries_max({record.stream for record in records})
                 async with self._redis.pipeline(transaction=False) as pipeline:
                     for record in records:
-                        is_kept = record.stream == STREAM_OUTCOMES
                         pipeline.xadd(
                             record.stream,
                             {FIELD: record.payload},
-                            maxlen=None if is_kept else STREAM_ENTRIES_MAX,
+                            maxlen=entries_max[record.stream],
                             approximate=True,
                         )
                     await pipeline.execute()
             await asyncio.to_thread(self._spool.remove, path)
 
-    async def _check_room(self, records: list[Record]) -> None:
-        """Raise redis.RedisError when the stream of outcomes is as long as it may be."""
-        if all(record.stream != STREAM_OUTCOMES for record in records):
-            return
-        length = await self._redis.xlen(STREAM_OUTCOMES)
-        if length >= STREAM_ENTRIES_MAX:
-            raise redis.RedisError(f"{length} batches of outcomes wait; is the ingester running?")
+    async def _entries_max(self, streams: set[str]) -> dict[str, int | None]:
+        """Return how many entries of their present size each stream may hold; None, any number.
+
+        Raises redis.RedisError when the stream of outcomes has no room: it is never cut.
+        """
+        names = sorted(streams)
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            for name in names:
+                pipeline.xlen(name)
+                # Redis looks at a few nodes of the stream, however long it is.
+                pipeline.memory_usage(name)
+            found = await pipeline.execute()
+        entries_max: dict[str, int | None] = {}
+        for name, length, used in zip(names, found[::2], found[1::2], strict=True):
+            if name == STREAM_OUTCOMES:
+                self._check_room(length, used or 0)
+            is_cut = name != STREAM_OUTCOMES and length and used
+            entries_max[name] = max(1, length * self._stream_bytes_max // used) if is_cut else None
+        return entries_max
+
+    def _check_room(self, length: int, used_bytes: int) -> None:
+        if used_bytes >= self._stream_bytes_max:
+            raise redis.RedisError(
+                f"{length} batches of outcomes wait in {used_bytes} bytes of Redis, of "
+                f"{self._stream_bytes_max} allowed; is the ingester running?"
+            )
 
     async def store_outcomes(self) -> None:
         """Write the waiting outcomes to disk, many at once, and tell those who wait."""

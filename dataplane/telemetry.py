@@ -64,7 +64,11 @@ class Telemetry:
         counter = self._counters.get(key)
         if counter is None:
             model, version, variant, _, split = key
-            units = self._units.setdefault((model, version, variant, split), Units(interval_s))
+            units = self._units.get((model, version, variant, split))
+            if units is None or units.interval_s != interval_s:
+                # A rollout's next step may have longer intervals.
+                self._overflow += units.overflow if units is not None else 0
+                units = self._units[model, version, variant, split] = Units(interval_s)
             counter = self._counters[key] = Counter(key, units, self._clock, self._close, totals)
         return counter
 

@@ -1,13 +1,12 @@
 """`python -m dataplane.worker`: one process that answers requests, started by `dataplane.workers`.
 
 It gets the instance's listening sockets and a line to its parent, accepts where the parent says,
-and goes when the parent says so or is gone.
+and goes when the parent says so. When the parent is gone it serves on until another takes over.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import gc
 import logging
 import os
@@ -23,9 +22,12 @@ import msgspec
 import uvloop
 
 from dataplane.config import Config, load_own
+from dataplane.handover import await_heir
 from dataplane.instance import Instance
 from dataplane.peer import Handler, Peer, PeerGone
 from dataplane.pinfile import Outcome
+
+log = logging.getLogger("interlock.dataplane")
 
 # A worker that has not tried to pull the table for so long takes requests all the same.
 FIRST_PULL_S = 5.0
@@ -33,7 +35,6 @@ SCRAPE_TIMEOUT_S = 5.0
 PIN_TIMEOUT_S = 3.0
 # Beyond its own bound a stop is cut by the kernel, even if the loop hangs.
 STOP_SLACK_S = 2
-PR_SET_PDEATHSIG = 1
 # Signs of life: so many in the time after which the parent gives a silent worker up, and one each
 # second at least.
 BEATS = 5
@@ -52,8 +53,12 @@ class Worker:
         self.leave = asyncio.Event()
         # Whether somebody has taken our place.
         self.replaced = False
+        # Set once it can take requests.
+        self.ready = asyncio.Event()
         # The line to the parent.
         self.peer: Peer
+        # Serves without a parent, referenced so that it is not collected.
+        self._orphaned: asyncio.Task[None]
         # Shows life, referenced so that it is not collected.
         self._beating: asyncio.Task[None]
 
@@ -68,14 +73,26 @@ class Worker:
         }
         self.peer = Peer(reader, writer, handlers)
         task = asyncio.get_running_loop().create_task(self.peer.run())
-        # Without a parent nobody supervises: the worker goes as well.
-        task.add_done_callback(lambda _: self.leave.set())
+        self._orphaned = asyncio.get_running_loop().create_task(self._outlive(task))
         self._beating = asyncio.get_running_loop().create_task(self._beat())
         instance = self._instance
         instance.application.scrapes.text = self._scrape
         instance.pins.change = self._change_pins
         instance.serving.on_gone = self._gone
         return task
+
+    async def _outlive(self, line: asyncio.Task[None]) -> None:
+        """Once the parent is gone, serve all sockets until another parent has workers, or leave."""
+        await asyncio.wait([line])
+        instance = self._instance
+        await self.ready.wait()
+        if not self.leave.is_set():
+            log.warning("parent.gone: serving on until another takes over")
+            # Siblings may be gone too, and nobody else would say who serves their sockets.
+            await instance.accept(dict(enumerate(self._sockets)))
+            instance.pins.change = instance.pins.change_alone
+            self.replaced = await await_heir(instance.config, self._sockets)
+        self.leave.set()
 
     async def page(self) -> bytes:
         """Return what this process has to show, for the parent."""
@@ -136,6 +153,7 @@ async def run(config: Config, channel: socket.socket, sockets: list[socket.socke
     instance.tick()
     await instance.listen_grpc()
     settle_memory()
+    worker.ready.set()
     with suppress(PeerGone):
         worker.peer.tell("ready")
     await worker.leave.wait()
@@ -155,13 +173,6 @@ def settle_memory() -> None:
     gc.set_threshold(700, 10, 1_000)
 
 
-def die_with(parent: int) -> None:
-    """Have the kernel stop us when the parent ends, however it ends."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:
-        sys.exit(1)
-
-
 def named(config: Config, slot: int) -> Config:
     """Return the settings of the worker `slot`: its name, and its share of what is shared."""
     workers = config.group.workers
@@ -177,7 +188,9 @@ def named(config: Config, slot: int) -> Config:
 def main() -> int:
     """Run one worker; its arguments are numbers, and come from `dataplane.workers`."""
     slot, parent, channel, *listeners = map(int, sys.argv[1:])
-    die_with(parent)
+    if os.getppid() != parent:
+        # It was killed before we were of any use to anybody.
+        return 1
     config = named(load_own(), slot)
     prefix = f"worker {slot}: " if config.group.workers > 1 else ""
     logging.basicConfig(

@@ -1,30 +1,33 @@
 """The parent of an instance: it starts the workers, and keeps what must outlive any of them.
 
 It answers no request. It holds the listening sockets, so that a connection which nobody has
-accepted yet survives a worker; has the socket of a worker that is down served by a sibling; hands
-over from an old worker to a new one on SIGHUP; kills a worker that hangs; adds up the workers'
-metrics, those of dead ones too; and passes on what the operator pins.
+accepted yet survives a worker; has the socket of a worker that is down served by a sibling, and
+refuses connections while nobody can serve them; hands over from an old worker to a new one on
+SIGHUP; kills a worker that hangs; adds up the workers' metrics, those of dead ones too; and passes
+on what the operator pins. Workers outlive it: see `handover`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import os
 import signal
 import socket
 import sys
 from contextlib import suppress
-from time import monotonic, sleep
+from time import monotonic
 from typing import Any
 
 import msgspec
 
 from dataplane.config import Config
+from dataplane.handover import Heir
 from dataplane.metrics import Page
 from dataplane.peer import Peer, PeerGone
 from dataplane.pinfile import Outcome, PinFile, changed
+from dataplane.silence import Silence
+from dataplane.sockets import refuse
 
 log = logging.getLogger("interlock.dataplane")
 
@@ -32,18 +35,15 @@ log = logging.getLogger("interlock.dataplane")
 GOOD_LIFE_S = 10.0
 BACK_OFF_S = 0.2
 BACK_OFF_MAX_S = 5.0
-# A new worker must be ready within this, or the old one goes on.
-READY_S = 30.0
 # What a stop may take beyond the workers' own bound.
 STOP_SLACK_S = 3.0
 SNAPSHOT_TIMEOUT_S = 2.0
 PIN_TIMEOUT_S = 1.0
-BACKLOG = 1_024
 # How often the parent looks for silent workers.
-LOOK_S = 0.5
-# How long a start waits for a port that is taken.
-PORT_WAIT_S = 5.0
-PORT_RETRY_S = 0.05
+LOOK_S = 0.2
+# A worker that died is started again in about this time, and what waits in its queue meanwhile is
+# answered; after it, clients are refused.
+UNSERVED_S = 2.0
 
 
 class Child:
@@ -64,15 +64,17 @@ class Child:
         self.started_at = monotonic()
         # The last page of metrics that it sent.
         self.page = b""
-        # Seconds without a sign of life, as far as the parent was awake to get one.
-        self.silent_s = 0.0
-        # Whether it ever gave one; until then it starts.
-        self.is_heard = False
+        # How long it has given no sign of life; until it is ready, how long it has been starting.
+        self.silence = Silence(process.pid)
 
     def beat(self) -> None:
-        """Take a sign of life."""
-        self.silent_s = 0.0
-        self.is_heard = True
+        """Take a sign of life. One that starts gives none that counts: it may be busy for long."""
+        if self.ready.is_set():
+            self.silence.beat()
+
+    def become_ready(self) -> None:
+        self.ready.set()
+        self.silence.beat()
 
     def send(self, number: int) -> None:
         """Send a signal, unless it is dead."""
@@ -83,9 +85,15 @@ class Child:
 class Supervisor:
     """Keeps the workers of one instance alive. Raises OSError where the state is not writable."""
 
-    def __init__(self, config: Config, sockets: list[socket.socket]) -> None:
+    def __init__(
+        self, config: Config, sockets: list[socket.socket], heir: Heir | None = None
+    ) -> None:
         # What the instance was told.
         self._config = config
+        # Sends away the workers of a parent before this one, if they have outlived it.
+        self._heir = heir
+        # Seconds for which no worker was ready, as far as the parent was awake.
+        self._unserved_s = 0.0
         # One listening socket for each worker, all on the same port.
         self._sockets = sockets
         # The worker in charge of each slot; None while it is down.
@@ -126,6 +134,8 @@ class Supervisor:
         for slot in range(len(self._sockets)):
             self._current[slot] = await self._start(slot)
         self._spawn_task(self._look())
+        if self._heir is not None:
+            self._spawn_task(self._heir.welcome())
         await self._stop.wait()
         await self._stop_all()
         return 0
@@ -151,7 +161,8 @@ class Supervisor:
 
     def _handlers(self, child: Child) -> dict[str, Any]:
         async def ready(_: None) -> None:
-            child.ready.set()
+            child.become_ready()
+            self._unserved_s = 0.0
             self._assign()
 
         async def last(page: bytes) -> None:
@@ -178,17 +189,36 @@ class Supervisor:
 
     def pass_time(self, elapsed_s: float) -> None:
         """Count `elapsed_s` of silence, and kill those who were silent for too long."""
-        limit_s = self._config.group.worker_silent_s
+        group = self._config.group
         for child in self._children:
-            child.silent_s += elapsed_s
-            if child.silent_s > (limit_s if child.is_heard else max(limit_s, READY_S)):
-                log.error(
-                    "worker.silent: %d gave no sign of life for %.1f s and is killed",
-                    child.slot,
-                    child.silent_s,
-                )
-                child.silent_s = 0.0
-                child.send(signal.SIGKILL)
+            child.silence.pass_time(elapsed_s)
+            silent_s = child.silence.seconds
+            if child.ready.is_set() and silent_s > group.worker_silent_s:
+                why, setting = "gave no sign of life", "INTERLOCK_WORKER_SILENT_S"
+            elif not child.ready.is_set() and silent_s > group.worker_start_s:
+                why, setting = "was not ready", "INTERLOCK_WORKER_START_S"
+            else:
+                continue
+            log.error(
+                "worker.silent: %d %s for %.1f s (%s) and is killed",
+                child.slot, why, silent_s, setting,
+            )  # fmt: skip
+            child.silence.beat()
+            child.send(signal.SIGKILL)
+        self._refuse_if_unserved(elapsed_s)
+
+    def _refuse_if_unserved(self, elapsed_s: float) -> None:
+        """Refuse connections once nobody has served for a while: they would wait for nothing."""
+        is_served = self._heir is not None and self._heir.has_orphans
+        if is_served or self._ready_workers():
+            self._unserved_s = 0.0
+            return
+        before, self._unserved_s = self._unserved_s, self._unserved_s + elapsed_s
+        if before < UNSERVED_S <= self._unserved_s:
+            refuse(self._sockets)
+
+    def _ready_workers(self) -> list[Child]:
+        return [c for c in self._current if c is not None and c.ready.is_set()]
 
     async def _watch(self, child: Child) -> None:
         await child.peer.run()
@@ -217,13 +247,15 @@ class Supervisor:
 
     def _assign(self) -> None:
         """Tell every worker which sockets to serve: its own, and the first those of dead ones."""
-        ready = [c for c in self._current if c is not None and c.ready.is_set()]
+        ready = self._ready_workers()
         served = {child.slot for child in ready}
         orphans = [slot for slot in range(len(self._sockets)) if slot not in served]
         for child in ready:
             slots = [child.slot, *orphans] if child is ready[0] else [child.slot]
             with suppress(PeerGone):
                 child.peer.tell("accept", slots)
+        if self._heir is not None and not orphans:
+            self._heir.dismiss()
 
     async def roll(self) -> None:
         """Replace the workers one by one; a new one that does not come up ends it."""
@@ -236,7 +268,8 @@ class Supervisor:
     async def _replace(self, slot: int) -> bool:
         new = await self._start(slot)
         waits = [asyncio.create_task(event.wait()) for event in (new.ready, new.gone, self._stop)]
-        await asyncio.wait(waits, timeout=READY_S, return_when=asyncio.FIRST_COMPLETED)
+        # One that takes too long is killed by whoever looks for the silent.
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:
             wait.cancel()
         if self._stop.is_set():
@@ -263,6 +296,8 @@ class Supervisor:
             await child.gone.wait()
 
     async def _stop_all(self) -> None:
+        if self._heir is not None:
+            self._heir.dismiss()
         children = list(self._children)
         for child in children:
             child.send(signal.SIGTERM)
@@ -320,38 +355,3 @@ class Supervisor:
         except (PeerGone, TimeoutError):
             return False
         return True
-
-
-def listen_patiently(config: Config) -> list[socket.socket]:
-    """Return the listening sockets of an instance. Raises OSError where the port stays taken.
-
-    Workers whose parent was killed hold the port until they have answered what they had accepted.
-    """
-    give_up_at = monotonic() + PORT_WAIT_S
-    while True:
-        try:
-            return listen(config.host, config.port, config.group.workers)
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE or monotonic() >= give_up_at:
-                raise
-        sleep(PORT_RETRY_S)
-
-
-def listen(host: str, port: int, count: int) -> list[socket.socket]:
-    """Return `count` listening sockets on one port. Raises OSError where the port is taken."""
-    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    if count > 1 and port:
-        # Sockets that share a port would share it with a stranger's, too, and silently.
-        with socket.socket(family) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    sockets: list[socket.socket] = []
-    for _ in range(count):
-        item = socket.socket(family)
-        sockets.append(item)
-        item.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if count > 1:
-            item.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        item.bind(sockets[0].getsockname() if len(sockets) > 1 else address)
-        item.listen(BACKLOG)
-    return sockets

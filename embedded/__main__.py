@@ -13,7 +13,7 @@ from embedded.part import StackError
 from embedded.ports import USUAL_PORTS
 from embedded.stack import PART_NAMES, load_stack, running
 from embedded.state import DEFAULT_STATE_DIR, StateDir
-from embedded.up import Options, run_stack
+from embedded.up import Options, read_start_limit, run_stack
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -38,6 +38,7 @@ def up(options: argparse.Namespace, console: Console) -> int:
             quiet=options.quiet,
             free_ports=options.free_ports,
             ports=asked,
+            start_limit_s=read_start_limit(os.environ),
             stop_with=options.stop_with,
         ),
         os.environ,

@@ -41,6 +41,20 @@ def read_process(pid: int) -> Process | None:
     return Process(pid=pid, session=int(fields[3]), started=int(fields[19]))
 
 
+def now_ticks() -> int:
+    """Return the present as /proc writes it: clock ticks since boot."""
+    return int(time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK"))
+
+
+def living_of(session: int, until_ticks: int) -> list[int]:
+    """Return the processes of a session that were started before an instant.
+
+    Later ones are of another session, which was given the number when the first one was gone.
+    """
+    living = filter(None, map(read_process, _all_pids()))
+    return [p.pid for p in living if p.session == session and p.started <= until_ticks]
+
+
 def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 

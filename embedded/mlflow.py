@@ -10,8 +10,6 @@ from pathlib import Path
 from embedded.part import MissingComponent, Part
 from embedded.probes import http_ok
 
-READY_WITHIN_S = 240.0
-
 
 def part(artifacts: Path, port: int, database_url: str, env: Mapping[str, str]) -> Part:
     """The server on PostgreSQL, handing artifacts out itself."""
@@ -36,7 +34,6 @@ def part(artifacts: Path, port: int, database_url: str, env: Mapping[str, str]) 
         awaited=False,
         prepare=lambda: artifacts.mkdir(mode=0o700, exist_ok=True),
         ready=http_ok(port, "/health"),
-        ready_within_s=READY_WITHIN_S,
         stop_group=True,
         # Its imports fill a core for half a minute; predictions and pages go first.
         niceness=5,

@@ -39,6 +39,8 @@ def environment(
         "INTERLOCK_PUBLIC_URL": base.get(
             "INTERLOCK_PUBLIC_URL", f"http://127.0.0.1:{ports['web']}"
         ),
+        # Nobody's webhook reaches a server of the stack, whatever the allow-list says.
+        "INTERLOCK_OWN_SERVICES": ",".join(f"127.0.0.1:{port}" for port in ports.values()),
         "INTERLOCK_INSTANCE_NAME": "local",
         "INTERLOCK_BIND": dataplane,
         "INTERLOCK_GRPC_BIND": f"127.0.0.1:{ports['dataplane_grpc']}",
@@ -51,19 +53,13 @@ def environment(
 def parts(state: Path, ports: Mapping[str, int], env: Mapping[str, str]) -> list[Part]:
     """In order of start. The data plane needs no control plane, so it does not wait for one."""
     python = sys.executable
-    celery = (python, "-m", "celery", "-A", "controlplane")
     web = (
         python, "-m", "granian", "--interface", "wsgi", "--host", "127.0.0.1",
         "--port", str(ports["web"]), "--workers", "1", "--blocking-threads", "4",
         "controlplane.wsgi:application",
     )  # fmt: skip
-    worker = (
-        *celery, "worker", "--concurrency", "2", "--without-gossip", "--without-mingle",
-        "--loglevel", "INFO",
-    )  # fmt: skip
-    # Every schedule is an interval, so nothing is worth keeping in a file; below WARNING it
-    # would tell of each tick.
-    beat = (*celery, "beat", "--scheduler", "celery.beat.Scheduler", "--loglevel", "WARNING")
+    worker = (python, "-m", "controlplane.worker")
+    beat = (python, "-m", "controlplane.beat")
     # The one consumer here keeps its name, so that one started again goes on at once with what the
     # one before had read and not applied; another name would wait until that may be adopted.
     ingest = (python, "manage.py", "ingest", "--consumer", "local")
@@ -79,23 +75,24 @@ def parts(state: Path, ports: Mapping[str, int], env: Mapping[str, str]) -> list
             argv=(python, "-m", "dataplane"),
             env=env,
             needs=("redis", "triton"),
+            # It has nothing to serve before the first table, which bootstrap publishes.
+            ready_after=("bootstrap", "web"),
             reports_to=("web",),
             prepare=make_directories,
+            outlived=True,
             ready=http_ok(ports["dataplane"], "/v2/health/ready"),
-            ready_within_s=120.0,
         ),
         Part(
             name="migrate",
-            argv=(python, "manage.py", "migrate", "--noinput"),
+            argv=(python, "manage.py", "migrate", "--noinput", "--skip-checks"),
             env=env,
             needs=("postgres", "redis"),
             once=True,
-            ready_within_s=300.0,
             prepare=make_directories,
         ),
         Part(
             name="bootstrap",
-            argv=(python, "manage.py", "bootstrap"),
+            argv=(python, "manage.py", "bootstrap", "--skip-checks"),
             env=env,
             needs=stored,
             once=True,

@@ -25,7 +25,8 @@ from embedded.part import MissingComponent, Part, StackError
 NOBODY = 65_534
 USER = "interlock"
 DATABASES = ("interlock", "mlflow")
-OLD_SERVER_STOP_S = 10.0
+OLD_SERVER_STOP_S = 60.0
+CONNECT_TIMEOUT_S = 10
 
 # Two ways for root, in order of preference. In a user namespace root appears as nobody and its
 # files stay root's. Where namespaces are refused (chroot, container) the process really becomes
@@ -115,8 +116,8 @@ def part(
             _initialise(bin_dir, directory, prefix, password)
         clear_stale_pid(directory)
 
-    async def ready() -> bool:
-        return await _databases_exist(database_url(port, password, "postgres"))
+    async def ready() -> str:
+        return await _missing_databases(database_url(port, password, "postgres"))
 
     return Part(
         name="postgres",
@@ -186,16 +187,18 @@ def clear_stale_pid(directory: Path) -> None:
         time.sleep(0.05)
 
 
-async def _databases_exist(url: str) -> bool:
-    """Make the databases that are missing; false while the server does not answer."""
+async def _missing_databases(url: str) -> str:
+    """Make the databases that are missing; return why that cannot be done yet, or nothing."""
     try:
-        connection = await psycopg.AsyncConnection.connect(url, connect_timeout=2, autocommit=True)
-    except psycopg.OperationalError:
-        return False
+        connection = await psycopg.AsyncConnection.connect(
+            url, connect_timeout=CONNECT_TIMEOUT_S, autocommit=True
+        )
+    except psycopg.OperationalError as error:
+        return f"a connection: {str(error).strip().splitlines()[-1]}"
     async with connection:
         rows = await connection.execute("SELECT datname FROM pg_database")
         existing = {name for (name,) in await rows.fetchall()}
         for name in DATABASES:
             if name not in existing:
                 await connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-    return True
+    return ""

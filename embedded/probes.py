@@ -1,45 +1,66 @@
-"""Questions asked of a starting server. Each answers false for "not yet" and never raises."""
+"""Checks of a starting server. Each returns what is missing, and nothing once it is ready."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
 
-PROBE_TIMEOUT_S = 2.0
+# On a busy machine a server's first answer may take seconds; none is waited for twice.
+PROBE_TIMEOUT_S = 10.0
+REASON_CHARACTERS_MAX = 100
 
-Probe = Callable[[], Awaitable[bool]]
+# Returns what the server still lacks; empty: it is ready.
+Probe = Callable[[], Awaitable[str]]
 
 
 async def _exchange(port: int, request: bytes) -> bytes:
-    """The first bytes of a loopback server's answer, or nothing."""
+    """The first bytes of a loopback server's answer. Raises OSError, TimeoutError."""
     writer = None
     try:
         async with asyncio.timeout(PROBE_TIMEOUT_S):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(request)
-            return await reader.read(512)
-    except (OSError, TimeoutError):
-        return b""
+            return await reader.read(1_024)
     finally:
         if writer is not None:
             writer.close()
 
 
+def _reason(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return f"no answer within {PROBE_TIMEOUT_S:g} s"
+    return "nobody listens yet" if isinstance(error, ConnectionRefusedError) else str(error)
+
+
 def http_ok(port: int, path: str) -> Probe:
-    """Whether `GET path` on the loopback port answers 200."""
+    """Wait until `GET path` on the loopback port answers 200."""
     request = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n".encode()
 
-    async def probe() -> bool:
-        status_line = (await _exchange(port, request)).partition(b"\r\n")[0]
-        return status_line.split(b" ")[1:2] == [b"200"]
+    async def probe() -> str:
+        try:
+            answer = await _exchange(port, request)
+        except (OSError, TimeoutError) as error:
+            return f"{path}: {_reason(error)}"
+        head, _, body = answer.partition(b"\r\n\r\n")
+        status = head.partition(b"\r\n")[0].partition(b" ")[2]
+        if status.startswith(b"200"):
+            return ""
+        text = (body or status).decode("utf-8", "replace").strip().replace("\n", " ")
+        return f"{path}: {text[:REASON_CHARACTERS_MAX] or 'no answer'}"
 
     return probe
 
 
 def redis_pong(port: int) -> Probe:
-    """Whether a Redis server answers PING (it answers -LOADING while it reads its file)."""
+    """Wait until a Redis server answers PING (it answers -LOADING while it reads its file)."""
 
-    async def probe() -> bool:
-        return (await _exchange(port, b"PING\r\n")).startswith(b"+PONG")
+    async def probe() -> str:
+        try:
+            answer = await _exchange(port, b"PING\r\n")
+        except (OSError, TimeoutError) as error:
+            return f"PING: {_reason(error)}"
+        if answer.startswith(b"+PONG"):
+            return ""
+        return f"PING: {answer.decode('utf-8', 'replace').strip() or 'no answer'}"
 
     return probe

@@ -123,6 +123,21 @@ class Triton:
             region.unlink(missing_ok=True)
 
 
+def selftest_part(repository: Path, triton_url: str, env: Mapping[str, str]) -> Part:
+    """The self-test as a part that runs beside the start, and ends the stack if it fails.
+
+    A process of its own, so that the supervisor need not import what it needs.
+    """
+    return Part(
+        name="selftest",
+        argv=(sys.executable, "-m", "embedded.selftest", str(repository), triton_url),
+        env=env,
+        needs=("triton",),
+        once=True,
+        awaited=False,
+    )
+
+
 def _copy_if_changed(source: Path, target: Path) -> None:
     if source.is_dir():
         return

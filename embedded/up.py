@@ -17,7 +17,7 @@ from embedded.part import StackError
 from embedded.ports import asked_ports, choose_ports
 from embedded.stack import Stack, declare_parts, describe
 from embedded.state import DEFAULT_STATE_DIR, StateDir
-from embedded.supervisor import Supervisor
+from embedded.supervisor import START_LIMIT, START_LIMIT_S, Supervisor
 
 PARENT_POLL_S = 1.0
 
@@ -31,8 +31,20 @@ class Options:
     quiet: bool = False
     free_ports: bool = False
     ports: Mapping[str, int | None] = field(default_factory=dict)
+    # Seconds that each part may take to be ready once what it needs is; 0: any time.
+    start_limit_s: float = START_LIMIT_S
     # Stop when the process of that number is no more: a test run's stack ends with it.
     stop_with: int | None = None
+
+
+def read_start_limit(environ: Mapping[str, str]) -> float:
+    """Return the time that a part may take to be ready, in seconds. Raises StackError."""
+    text = environ.get(START_LIMIT, "").strip()
+    if not text:
+        return START_LIMIT_S
+    if not text.replace(".", "", 1).isdecimal():
+        raise StackError(f"{START_LIMIT}={text!r} is not a number of seconds (0: no limit).")
+    return float(text)
 
 
 def run_stack(options: Options, environ: Mapping[str, str], console: Console) -> int:
@@ -59,7 +71,13 @@ def run_stack(options: Options, environ: Mapping[str, str], console: Console) ->
             if "bootstrap" in stack.parts:
                 state.remember_password_shown(kept)
 
-        supervisor = Supervisor(parts, logs=state.logs, console=console, record=record)
+        supervisor = Supervisor(
+            parts,
+            logs=state.logs,
+            console=console,
+            record=record,
+            start_limit_s=options.start_limit_s,
+        )
         try:
             return asyncio.run(_serve(supervisor, on_ready, options.stop_with))
         finally:

@@ -89,7 +89,7 @@ def test_nothing_is_left_unfinished_or_switched_off() -> None:
 @pytest.mark.parametrize("reader", ["controlplane", "dataplane"])
 def test_one_module_reads_the_environment(reader: str) -> None:
     allowed = {
-        "controlplane": {"env.py", "celery.py", "wsgi.py"},
+        "controlplane": {"env.py", "beat.py", "celery.py", "wsgi.py"},
         "dataplane": {"config.py", "__main__.py"},
     }
     found = [

@@ -12,6 +12,7 @@ from datetime import datetime
 
 import msgspec
 
+from apps.experiments.shadow_pairs import request_hash
 from apps.models.models import ModelVersion
 from contract.messages import Outcome
 from contract.request_ids import (
@@ -28,10 +29,14 @@ UNKNOWN_VERSION = "request_id is of a version that is not known here"
 
 @dataclass(frozen=True)
 class Answer:
-    """Which version answered the request of an outcome, and when, in Unix milliseconds."""
+    """Which version answered the request of an outcome, and when, in Unix milliseconds.
+
+    `request_hash` is what the tables know the request by.
+    """
 
     version_id: int
     at_ms: int
+    request_hash: int
 
 
 class Requests:
@@ -79,7 +84,8 @@ class Requests:
             return None
         version_id = self._versions[request.model, request.version]
         # As of an exposure: what a fast clock puts into the future is now.
-        return Answer(version_id, min(request.at_ms, self._now_ms))
+        at_ms = min(request.at_ms, self._now_ms)
+        return Answer(version_id, at_ms, request_hash(request.answer))
 
 
 def _versions(requests: Iterable[RequestId]) -> dict[tuple[str, str], int]:

@@ -1,4 +1,4 @@
-"""Outcome metrics as guardrails of rollouts: is the canary not worse than stable by a margin?
+"""Outcome metrics as guardrails of rollouts: is the canary, or the shadow, not worse than stable?
 
 Observes what the tables hold, as the sufficient statistics of an experiment's metric with a phase
 for each step (`rollout_units`); `outcome_judge` judges those alone, so that the decision log can
@@ -8,9 +8,9 @@ repeat the answer. `apps.rollouts` knows nothing of outcomes; `register` tells i
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from django.db import OperationalError, connection, transaction
 
@@ -18,6 +18,7 @@ from apps.experiments.columns import can_have_covariate
 from apps.experiments.models import Metric
 from apps.experiments.outcome_judge import judge_outcome, to_json
 from apps.experiments.rollout_units import RolloutUnits, read_units, span_of
+from apps.experiments.shadow_pairs import read_pairs, to_observation
 from apps.rollouts import check_kinds, observed, observers
 from apps.rollouts.check_kinds import CheckDocument
 from apps.rollouts.models import Rollout
@@ -25,6 +26,8 @@ from apps.rollouts.verdicts import JSON
 
 # The rollout's row is locked meanwhile, and an abort waits for it.
 COUNTING_MS = 3_000
+
+Read = TypeVar("Read")
 
 LIMIT_TIME = "SELECT set_config('statement_timeout', %s, true)"
 
@@ -34,6 +37,8 @@ def register() -> None:
     observers.DATABASE[check_kinds.OUTCOME] = observe_outcome
     observed.OBSERVED[check_kinds.OUTCOME] = judge_outcome
     check_kinds.let_look(check_kinds.OUTCOME, problem_of_metric)
+    observers.DATABASE[check_kinds.SHADOW_ACCURACY] = observe_accuracy
+    check_kinds.let_look(check_kinds.SHADOW_ACCURACY, problem_of_truth)
 
 
 def problem_of_metric(settings: Mapping[str, Any]) -> str:
@@ -53,6 +58,17 @@ def problem_of_metric(settings: Mapping[str, Any]) -> str:
     return ""
 
 
+def problem_of_truth(settings: Mapping[str, Any]) -> str:
+    """Return in words why this metric cannot tell which of two answers is right, or nothing."""
+    name = settings.get("metric")
+    if not isinstance(name, str):
+        return ""
+    metric = Metric.objects.filter(name=name).first()
+    if metric is None:
+        return f"there is no metric {name!r}. There are: {_known_metrics()}"
+    return "" if metric.source == Metric.Source.OUTCOMES else _measured(metric)
+
+
 def _measured(metric: Metric) -> str:
     return (
         f"{metric.name} is measured by data planes ({metric.source}), which they do in experiments "
@@ -67,37 +83,70 @@ def _known_metrics() -> str:
 
 def observe_outcome(rollout: Rollout, check: CheckDocument, now: datetime) -> dict[str, JSON]:
     """Return the metric's sufficient statistics per step and side, and who was left out."""
-    name = check.setting("metric")
-    rows = Metric.objects.select_related("outcomes_of", "divided_by")
-    metric = rows.filter(name=name).first()
-    if metric is None:
-        return {"problem": f"there is no metric {name!r} any more"}
-    if metric.source != Metric.Source.OUTCOMES:
-        return {"problem": _measured(metric)}
+    metric = _metric_of(check)
+    if isinstance(metric, str):
+        return {"problem": metric}
     span = span_of(rollout)
     if span is None:
-        return {"metric": name, "nothing": "no step so far had a control"}
-    try:
-        with transaction.atomic(), _Limit() as limit:
-            units = read_units(
-                rollout,
-                metric,
-                span,
-                now,
-                covariate_s=check.setting("covariate_s"),
-                before_each=limit.renew,
-            )
-    except OperationalError as error:
-        if not _is_canceled(error):
-            raise
-        return {"problem": f"outcomes of {name} were not counted within {COUNTING_MS / 1_000:g} s"}
+        return {"metric": metric.name, "nothing": "no step so far had a control"}
+    units = _within_limit(
+        lambda limit: read_units(
+            rollout,
+            metric,
+            span,
+            now,
+            covariate_s=check.setting("covariate_s"),
+            before_each=limit.renew,
+        )
+    )
+    if units is None:
+        return _not_counted(metric)
     return {
-        "metric": name,
+        "metric": metric.name,
         "window_s": metric.window_s,
         "until_step": span.steps[-1],
         "data": to_json(units.data),
         **_in_no_arm(units),
     }
+
+
+def observe_accuracy(rollout: Rollout, check: CheckDocument, now: datetime) -> dict[str, JSON]:
+    """Return how stable's and the shadow's answers compare with what is known of the truth."""
+    metric = _metric_of(check)
+    if isinstance(metric, str):
+        return {"problem": metric}
+    pairs = _within_limit(
+        lambda limit: read_pairs(
+            rollout, metric, scale=check.setting("scale"), before_each=limit.renew
+        )
+    )
+    return _not_counted(metric) if pairs is None else to_observation(metric, pairs)
+
+
+def _metric_of(check: CheckDocument) -> Metric | str:
+    """Return the metric that a check names, or why nobody can be judged by it."""
+    name = check.setting("metric")
+    rows = Metric.objects.select_related("outcomes_of", "divided_by")
+    metric = rows.filter(name=name).first()
+    if metric is None:
+        return f"there is no metric {name!r} any more"
+    return metric if metric.source == Metric.Source.OUTCOMES else _measured(metric)
+
+
+def _within_limit(read: Callable[[_Limit], Read]) -> Read | None:
+    """Return what is read, or None where it takes longer than an abort may wait."""
+    try:
+        with transaction.atomic(), _Limit() as limit:
+            return read(limit)
+    except OperationalError as error:
+        if not _is_canceled(error):
+            raise
+        return None
+
+
+def _not_counted(metric: Metric) -> dict[str, JSON]:
+    seconds = COUNTING_MS / 1_000
+    return {"problem": f"outcomes of {metric.name} were not counted within {seconds:g} s"}
 
 
 def _in_no_arm(units: RolloutUnits) -> dict[str, JSON]:

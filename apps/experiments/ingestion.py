@@ -28,6 +28,7 @@ from apps.experiments.meetings import SIDES, Meeting, known_salts, write_meeting
 from apps.experiments.metrics import why_not_an_outcome
 from apps.experiments.models import Metric, RefusedOutcomes
 from apps.experiments.moves import TENANT
+from apps.experiments.shadow_pairs import write_pairs
 from contract.bucketing import bucket
 from contract.messages import (
     OUTCOME_AGE_MAX_S,
@@ -79,12 +80,13 @@ UPSERT_EXPOSURES = """
 STAGED_OUTCOMES = {
     "event_id": "text", "unit": "text", "metric_id": "int8", "value": "float8",
     "occurred_at": "timestamptz", "version_id": "int8", "answered_at": "timestamptz",
+    "request_hash": "int8",
 }  # fmt: skip
 INSERT_OUTCOMES = """
     WITH written AS (
         INSERT INTO experiments_outcomerow
-            (event_id, unit, metric_id, value, occurred_at, received_at)
-        SELECT event_id, unit, metric_id, value, occurred_at, clock_timestamp()
+            (event_id, unit, metric_id, value, occurred_at, received_at, request_hash)
+        SELECT event_id, unit, metric_id, value, occurred_at, clock_timestamp(), request_hash
         FROM staged_outcomes
         ON CONFLICT (event_id) DO NOTHING
         RETURNING event_id, unit
@@ -189,6 +191,7 @@ def apply_exposures(batches: Sequence[Batch], now: datetime) -> Counter[str]:
     write_meetings(meetings, salts)
     measure([each for batch in batches for each in batch.measurements])
     count_units([sketch for batch in batches for sketch in batch.sketches])
+    write_pairs([pair for batch in batches for pair in batch.pairs], now)
     if skipped:
         logger.warning("exposures.skipped %s", dict(skipped))
     return skipped
@@ -356,12 +359,15 @@ def _write_outcomes(
         return int(cursor.fetchone()[0])
 
 
-def _answered(requests: Requests, outcome: Outcome) -> tuple[int | None, datetime | None]:
-    """Return which version answered the request of an outcome, and when."""
+def _answered(
+    requests: Requests, outcome: Outcome
+) -> tuple[int | None, datetime | None, int | None]:
+    """Return which version answered the request of an outcome, when, and the request's hash."""
     answer = requests.answer(outcome)
     if answer is None:
-        return None, None
-    return answer.version_id, EPOCH + timedelta(milliseconds=answer.at_ms)
+        return None, None, None
+    at = EPOCH + timedelta(milliseconds=answer.at_ms)
+    return answer.version_id, at, answer.request_hash
 
 
 def count_refusals(refused: Sequence[Refusal], *, known: set[str], now: datetime) -> None:

@@ -319,6 +319,38 @@ class RolloutExposure(models.Model):
         ]
 
 
+class ShadowPairRow(models.Model):
+    """What stable and a rollout's shadow answered to one request; see the contract's ShadowPair.
+
+    An answer without a class, or without a score, has None there.
+    """
+
+    rollout = models.ForeignKey(
+        Rollout, on_delete=models.CASCADE, related_name="shadow_pairs", db_index=False
+    )
+    # Empty for a request without one.
+    unit = models.CharField(max_length=200)
+    # As in an outcome.
+    request_hash = models.BigIntegerField()
+    at = models.DateTimeField()
+    stable_class = models.FloatField(null=True)
+    shadow_class = models.FloatField(null=True)
+    stable_score = models.FloatField(null=True)
+    shadow_score = models.FloatField(null=True)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                fields=["rollout", "unit"],
+                condition=~models.Q(unit=""),
+                name="shadow_pair_once_per_unit",
+            ),
+            models.UniqueConstraint(
+                fields=["rollout", "request_hash"], name="shadow_pair_once_per_request"
+            ),
+        ]
+
+
 class OutcomeRow(models.Model):
     """A measured result for a unit; `event_id` makes a repeated one count once.
 
@@ -338,6 +370,8 @@ class OutcomeRow(models.Model):
     value = models.FloatField()
     occurred_at = models.DateTimeField()
     received_at = models.DateTimeField(auto_now_add=True)
+    # Of the id of the request that it is about; None where it names none.
+    request_hash = models.BigIntegerField(null=True)
 
     class Meta:
         indexes = [
@@ -345,6 +379,12 @@ class OutcomeRow(models.Model):
             # looked into once.
             models.Index(fields=["unit", "metric", "occurred_at"], name="outcome_by_unit"),
             BrinIndex(fields=["received_at"], name="outcome_by_arrival", autosummarize=True),
+            # Of a request without a unit nothing else leads to its outcome.
+            models.Index(
+                fields=["request_hash"],
+                condition=models.Q(unit="", request_hash__isnull=False),
+                name="outcome_by_request",
+            ),
         ]
 
 

@@ -4,28 +4,37 @@ A unit keeps the variant that it met first. When weights change, some buckets be
 variant from then on: their units would meet it on return, so that only those who come seldom would
 stay in their first one. Such units are left out whether or not they came back, by their bucket,
 which says nothing about them.
+
+Data planes take a change in within seconds. Whoever is met meanwhile is left out as well, of all
+buckets: else a unit could be in an arm that has no weight any more, and shares would be of neither
+phase.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from contract.bucketing import BUCKETS
+
+# Five times as long as a data plane waits between two looks for a new table.
+SETTLING = timedelta(seconds=10)
 
 
 @dataclass(frozen=True)
 class WeightPhase:
     """From `at` on; `moved` are the half-open ranges of buckets that belong to another variant in
     any later phase, and `shares` each variant's share of the buckets that stayed. `weights_bp` are
-    the variants' weights, in basis points.
+    the variants' weights, in basis points. Units met before `settled_at` are in no arm; None: all
+    may be.
     """
 
     at: datetime
     moved: tuple[tuple[int, int], ...]
     shares: dict[str, float]
     weights_bp: dict[str, int] = field(default_factory=dict)
+    settled_at: datetime | None = None
 
 
 def phases_of(
@@ -49,7 +58,8 @@ def phases_of(
         total = sum(kept) or 1
         shares = {name: kept[i] / total for i, name in enumerate(variants)}
         named = {name: weights.get(name, 0) for name in variants}
-        found.append(WeightPhase(at, _ranges(stays), shares, named))
+        settled_at = at + SETTLING if place else None
+        found.append(WeightPhase(at, _ranges(stays), shares, named, settled_at))
     return found
 
 

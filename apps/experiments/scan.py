@@ -49,9 +49,16 @@ class Scan:
 
     @property
     def moved(self) -> str:
-        """The condition that a unit's bucket moved after it was met."""
+        """The condition that a unit's bucket moved after it was met, or that it was met while a
+        change of weights was being taken in.
+        """
         ends = [phase.at for phase in self.phases[1:]]
-        parts = []
+        parts = [
+            f"(at >= '{phase.at.isoformat()}'::timestamptz"
+            f" AND at < '{phase.settled_at.isoformat()}'::timestamptz)"
+            for phase in self.phases
+            if phase.settled_at is not None
+        ]
         for phase, end in zip(self.phases, ends, strict=False):
             if not phase.moved:
                 continue

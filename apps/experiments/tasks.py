@@ -5,6 +5,7 @@ from __future__ import annotations
 from celery import shared_task
 
 from apps.experiments.meetings import forget_meetings
+from apps.experiments.shadow_pairs import forget_pairs
 from apps.experiments.ticks import tick_experiments
 from apps.lib.clock import database_now
 
@@ -16,4 +17,6 @@ def refresh_results_task() -> None:
 
 @shared_task(name="experiments.prune")
 def prune_task() -> None:
-    forget_meetings(database_now())
+    now = database_now()
+    forget_meetings(now)
+    forget_pairs(now)

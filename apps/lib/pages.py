@@ -82,11 +82,16 @@ def go_to(request: PageRequest, name: str, *args: object, **kwargs: object) -> H
     return HttpResponseClientRedirect(url) if request.htmx else redirect(url)
 
 
-def go_back(request: PageRequest, fallback: str) -> HttpResponse:
-    """Redirect to the page of ours that the request came from, or to the one named `fallback`."""
+def came_from(request: PageRequest, fallback: str) -> str:
+    """Return the page of ours that the request came from, or the one named `fallback`."""
     referer = request.headers.get("referer", "")
     ours = url_has_allowed_host_and_scheme(referer, {request.get_host()}, request.is_secure())
-    return redirect(referer if ours else reverse(fallback))
+    return referer if ours else reverse(fallback)
+
+
+def go_back(request: PageRequest, fallback: str) -> HttpResponse:
+    """Redirect to the page of ours that the request came from, or to the one named `fallback`."""
+    return redirect(came_from(request, fallback))
 
 
 def attempt(request: PageRequest, action: Callable[[], str]) -> InterlockError | None:

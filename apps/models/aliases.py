@@ -20,10 +20,10 @@ from django.db.models import Q
 from django.utils import timezone
 
 from apps.lib.actors import INTERLOCK, Actor
-from apps.lib.errors import Invalid, NotFound
+from apps.lib.errors import InterlockError, Invalid, NotFound
 from apps.models.audit import record_audit
 from apps.models.hints import hint_sync
-from apps.models.mlflow import MlflowClient, RegistryModel, connect
+from apps.models.mlflow import MlflowClient, NotReached, RegistryModel, connect
 from apps.models.models import CHAMPION, Alias, ModelVersion, RegisteredModel
 
 log = logging.getLogger(__name__)
@@ -97,23 +97,37 @@ def delete_alias(*, model: RegisteredModel, name: str, actor: Actor) -> None:
         )
 
 
-@transaction.atomic
 def copy_aliases(models: Mapping[str, RegistryModel], listed_at: datetime) -> int:
     """Make our aliases those that MLflow had at `listed_at`; return how many moved or went.
 
     `champion`, what MLflow does not have yet, and what was set here since stay as they are. So does
-    an alias of a version that is not MLflow's, until somebody sets it there.
+    an alias of a version that is not MLflow's, until somebody sets it there. A model whose aliases
+    cannot be copied keeps its own, says why on its page, and holds up no other one.
     """
     moved = 0
-    for owner in RegisteredModel.objects.filter(name__in=models):
-        wanted = {k: v for k, v in models[owner.name].aliases.items() if k != CHAMPION}
-        versions = {v.registry_number: v for v in owner.versions.exclude(registry_number=None)}
-        ours = {a.name: a for a in owner.aliases.exclude(name=CHAMPION).select_related("version")}
-        for name in {*wanted, *ours}:
-            alias = ours.get(name)
-            if alias is not None and (alias.is_pending or alias.changed_at >= listed_at):
-                continue
-            moved += _copy(owner, name, alias, name in wanted, versions.get(wanted.get(name, -1)))
+    for owner in RegisteredModel.objects.filter(name__in=list(models)):
+        problem = ""
+        try:
+            with transaction.atomic():
+                moved += _copy_of_model(owner, models[owner.name].aliases, listed_at)
+        except Exception as error:
+            log.exception("registry.aliases_failed %s", owner.name)
+            problem = f"Its aliases in MLflow cannot be copied: {type(error).__name__}: {error}"
+        if problem != owner.registry_problem:
+            RegisteredModel.objects.filter(pk=owner.pk).update(registry_problem=problem)
+    return moved
+
+
+def _copy_of_model(owner: RegisteredModel, theirs: Mapping[str, int], listed_at: datetime) -> int:
+    wanted = {name: number for name, number in theirs.items() if name != CHAMPION}
+    versions = {v.registry_number: v for v in owner.versions.exclude(registry_number=None)}
+    ours = {a.name: a for a in owner.aliases.exclude(name=CHAMPION).select_related("version")}
+    moved = 0
+    for name in {*wanted, *ours}:
+        alias = ours.get(name)
+        if alias is not None and (alias.is_pending or alias.changed_at >= listed_at):
+            continue
+        moved += _copy(owner, name, alias, name in wanted, versions.get(wanted.get(name, -1)))
     return moved
 
 
@@ -146,7 +160,8 @@ def push_aliases(client: MlflowClient, models: Mapping[str, RegistryModel]) -> t
     """Write to MLflow what its aliases lack; return `model@alias` of those written.
 
     Only models that MLflow has are looked at, and `champion` only while it names a version that is
-    MLflow's. Raises Unavailable: the rest is written by the next run.
+    MLflow's. One that MLflow cannot take now is written by a later run. Raises NotReached: so is
+    the rest.
     """
     ours = Alias.objects.filter(Q(name=CHAMPION) | Q(is_pending=True), model__name__in=models)
     written = []
@@ -156,8 +171,12 @@ def push_aliases(client: MlflowClient, models: Mapping[str, RegistryModel]) -> t
         try:
             if push(client, alias, has):
                 written.append(f"{alias.model.name}@{alias.name}")
+        except NotReached:
+            raise
         except (Invalid, NotFound) as error:
             _give_up(alias, error.message)
+        except InterlockError as error:
+            log.warning("alias.not_written %s@%s: %s", alias.model.name, alias.name, error.message)
     return tuple(written)
 
 

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 from django.db.models import QuerySet
 from django.shortcuts import get_object_or_404
+from django.urls import reverse
 from drf_spectacular.utils import OpenApiParameter, extend_schema
 from rest_framework import mixins
 from rest_framework.decorators import action
@@ -19,13 +20,20 @@ from apps.lib.clock import database_now
 from apps.lib.errors import Conflict, NotFound
 from apps.models.access import actor_of, require_role
 from apps.models.models import Deployment, ModelVersion, RefusedImport, RegisteredModel, Role
-from apps.models.registration_api import ALIAS, drop_alias, register_version, set_alias
-from apps.models.registry import sync_registry
+from apps.models.registration_api import (
+    ALIAS,
+    RegistrationViewSet,
+    drop_alias,
+    register_version,
+    set_alias,
+)
+from apps.models.registry import sync_now
 from apps.models.serializers import (
     AliasSerializer,
     ModelSerializer,
     ReferenceSerializer,
     RefusedImportSerializer,
+    RegistrationSerializer,
     SyncReportSerializer,
     UploadSerializer,
     VersionSerializer,
@@ -38,6 +46,7 @@ NUMBER = OpenApiParameter("number", int, OpenApiParameter.PATH, description="Ver
 
 def register(router: BaseRouter) -> None:
     """Add this app's endpoints to the API's router; `apps.rollouts` adds those of models."""
+    router.register("registrations", RegistrationViewSet, basename="registration")
     router.register("refused-imports", RefusedImportViewSet, basename="refused-import")
 
 
@@ -64,18 +73,20 @@ class ModelViewSet(
 
     @extend_schema(
         request={"multipart/form-data": UploadSerializer, "application/json": ReferenceSerializer},
-        responses={201: VersionSerializer},
+        responses={202: RegistrationSerializer},
     )
     @versions.mapping.post
     def register_version(self, request: Request, name: str) -> Response:
         """Register a version: an ONNX file as multipart form, or JSON with the URI of one.
 
-        The model is made with its first version. Metrics, parameters and the like may come with it.
-        The same file with the same metadata is refused with 409 and the number that it has.
+        The answer is 202 with a registration: ask for it, at Location, until it is settled. The
+        model is made with its first version. Metrics, parameters and the like may come with it.
+        The same file with the same metadata is refused as a conflict, with the number that it has.
         """
-        version = register_version(request, name)
-        row = _versions().get(pk=version.pk)
-        return Response(VersionSerializer(row).data, status=201)
+        row = register_version(request, name)
+        location = reverse("api:registration-detail", args=[row.pk])
+        document = RegistrationSerializer(row).data
+        return Response(document, status=202, headers={"Location": location})
 
     @extend_schema(responses=AliasSerializer(many=True))
     @action(detail=True, pagination_class=None)
@@ -123,9 +134,12 @@ class ModelViewSet(
     @extend_schema(request=None, responses=SyncReportSerializer)
     @action(detail=False, methods=["post"])
     def sync(self, request: Request) -> Response:
-        """Import what MLflow has and we have not; beat does the same every few seconds."""
+        """Import what MLflow has and we have not; beat does the same every few seconds.
+
+        409 while a sync is running.
+        """
         require_role(request.user, None, Role.OPERATOR)
-        report = sync_registry()
+        report = sync_now()
         return Response(SyncReportSerializer(report).data)
 
     def find_version(self, number: str) -> ModelVersion:

@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).parents[2]
 MODEL_FILE = "model.onnx"
+DESCRIPTION_BYTES_MAX = 512 * 1024
 
 
 @dataclass(frozen=True)
@@ -57,29 +58,41 @@ def read_mlflow_model(directory: Path) -> Path:
     description = directory / "MLmodel"
     if not description.exists():
         raise Invalid("it is not an MLflow model: there is no MLmodel file")
-    try:
-        document = yaml.safe_load(description.read_text())
-    except yaml.YAMLError as error:
-        raise Invalid(f"its MLmodel file cannot be read: {error}") from error
-    if not isinstance(document, dict):
-        raise Invalid("its MLmodel file says nothing")
-    flavours = document.get("flavors") or {}
+    flavours, signature = _read_description(description)
     if "onnx" not in flavours:
-        has = ", ".join(sorted(flavours)) or "none"
+        has = ", ".join(sorted(map(str, flavours))) or "none"
         raise Invalid(f"it has no ONNX flavour (it has: {has}); log it with mlflow.onnx.log_model")
-    signature = document.get("signature") or {}
     if not _tensors(signature.get("inputs")):
         raise Invalid("it has no signature; log it with signature=infer_signature(inputs, outputs)")
-    path = directory / Path(str(flavours["onnx"].get("data", MODEL_FILE))).name
+    flavour = flavours["onnx"] if isinstance(flavours["onnx"], dict) else {}
+    path = directory / Path(str(flavour.get("data", MODEL_FILE))).name
     if not path.is_file():
         raise Invalid(f"its ONNX file {path.name} is missing")
     return path
 
 
+def _read_description(path: Path) -> tuple[dict[Any, Any], dict[Any, Any]]:
+    """Return the flavours and the signature of an MLmodel file, as far as it says them."""
+    if path.stat().st_size > DESCRIPTION_BYTES_MAX:
+        raise Invalid(f"its MLmodel file is larger than {DESCRIPTION_BYTES_MAX:,} bytes")
+    try:
+        document = yaml.safe_load(path.read_bytes())
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        text = str(error) or type(error).__name__
+        raise Invalid(f"its MLmodel file cannot be read: {text}") from error
+    if not isinstance(document, dict):
+        raise Invalid("its MLmodel file says nothing")
+    flavours, signature = document.get("flavors"), document.get("signature")
+    return (
+        flavours if isinstance(flavours, dict) else {},
+        signature if isinstance(signature, dict) else {},
+    )
+
+
 def _tensors(value: Any) -> list[Any]:
     try:
         found = json.loads(value) if isinstance(value, str) else value
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return []
     return found if isinstance(found, list) else []
 
@@ -112,9 +125,10 @@ def inspect_onnx(path: Path) -> Artifact:
 
 def _inspected(path: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", "apps.models.inspection", str(path.resolve())]
+    limits = settings.INSPECT_MEMORY_BYTES_MAX, settings.INSPECT_TIMEOUT_S, settings.TRIAL_S
     try:
         done = subprocess.run(  # noqa: S603  Our own module; the file is data to it.
-            [*command, str(settings.INSPECT_MEMORY_BYTES_MAX)],
+            [*command, *map(str, limits)],
             cwd=ROOT,
             stdin=subprocess.DEVNULL,
             capture_output=True,

@@ -12,12 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
+from django.conf import settings
 from django.db.models import Q
 
 from apps.lib.actors import INTERLOCK
 from apps.lib.clock import database_now
 from apps.lib.errors import Conflict, Unavailable
-from apps.models.models import Deployment
+from apps.models.models import Deployment, DeploymentEvent
 from apps.models.repository import (
     PYTHON,
     falls_back_to_python,
@@ -37,6 +38,7 @@ LEASE = timedelta(seconds=300)
 PROBE_EVERY = timedelta(seconds=5)
 RETRY_AFTER = timedelta(seconds=2)
 WARMUP_REQUESTS = 3
+REASON_MAX = 1_000
 CANNOT_BE_PROBED = "cannot be probed"
 
 
@@ -72,8 +74,9 @@ def _guarded_step(deployment: Deployment) -> None:
     except Conflict:
         # Somebody changed it meanwhile; the next tick reads the new state.
         pause = timedelta(0)
-    except Exception:
+    except Exception as error:
         log.exception("deployment.step_failed %s", deployment)
+        _say(deployment, f"tried again soon: {type(error).__name__}: {error}"[:REASON_MAX])
         pause = RETRY_AFTER
     _look_again(deployment, pause)
 
@@ -124,6 +127,12 @@ def _on_each(deployment: Deployment, action: Callable[[Endpoint], None]) -> Roun
             done.away.append(error.message)
         except TritonRefused as error:
             done.refused.append((endpoint, error.message))
+        except Conflict:
+            raise
+        except Exception as error:
+            # Whatever one endpoint answers, or is written as, the others are asked.
+            log.exception("deployment.endpoint_failed %s %s", deployment, endpoint.url)
+            done.away.append(f"{endpoint.url}: {type(error).__name__}: {error}"[:REASON_MAX])
         else:
             done.answered.append(endpoint)
     return done
@@ -139,6 +148,8 @@ def _extend_lease(deployment: Deployment) -> None:
 
 
 def _load(deployment: Deployment) -> timedelta:
+    if late := _is_late(deployment):
+        return late
     try:
         done = _load_everywhere(deployment)
     except Unavailable as error:
@@ -151,6 +162,25 @@ def _load(deployment: Deployment) -> timedelta:
         return RETRY_AFTER
     change_deployment(deployment, State.WARMING, "loaded", INTERLOCK, database_now())
     return _warm(deployment)
+
+
+def _is_late(deployment: Deployment) -> timedelta | None:
+    """Fail a version that was never ready and does not become so in time; None: it still may.
+
+    One that was ready once is waited for without an end: its servers are away, and come back.
+    """
+    events = DeploymentEvent.objects.filter(deployment=deployment)
+    placed = events.filter(to_state=State.LOADING).order_by("-id").values_list("at", flat=True)
+    began_at = placed.first() or deployment.changed_at
+    if database_now() - began_at < timedelta(seconds=settings.DEPLOY_WITHIN_S):
+        return None
+    if events.filter(to_state=State.READY).exists():
+        return None
+    for endpoint in endpoints_of(deployment.cluster):
+        _unload_quietly(deployment, endpoint)
+    waited = f" ({deployment.reason})" if deployment.reason else ""
+    limit = f"{settings.DEPLOY_WITHIN_S} s (INTERLOCK_DEPLOY_WITHIN_S)"
+    return _fail(deployment, f"it was not ready within {limit}{waited}")
 
 
 def _load_everywhere(deployment: Deployment) -> Round:
@@ -168,6 +198,8 @@ def _load_everywhere(deployment: Deployment) -> Round:
 
 def _warm(deployment: Deployment) -> timedelta:
     """Answer real requests on every endpoint before the first user's request gets there."""
+    if late := _is_late(deployment):
+        return late
     version = deployment.version
     requests = version.warmup or [None] * WARMUP_REQUESTS
 

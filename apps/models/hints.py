@@ -11,9 +11,7 @@ import logging
 import time
 
 import redis
-from celery import current_app
 from django.conf import settings
-from kombu.exceptions import OperationalError
 
 from apps.lib.errors import Forbidden, NotFound, Unavailable
 
@@ -62,6 +60,11 @@ def queue_sync() -> bool:
     Raises:
         Unavailable: Redis does not answer.
     """
+    # Imported here: web and ingester start without Celery, and most of them never need it.
+    from kombu.exceptions import OperationalError
+
+    from controlplane.celery import app
+
     try:
         client = redis.Redis.from_url(
             settings.REDIS_URL, socket_timeout=0.5, socket_connect_timeout=0.5
@@ -69,7 +72,7 @@ def queue_sync() -> bool:
         with client:
             if not client.set(DEBOUNCE_KEY, "1", nx=True, px=int(DELAY_S * 1_000)):
                 return False
-        current_app.send_task(SYNC_TASK, countdown=DELAY_S, expires=60.0, retry=False)
+        app.send_task(SYNC_TASK, countdown=DELAY_S, expires=60.0, retry=False)
     except (redis.RedisError, OperationalError) as error:
         raise Unavailable(f"The hint could not be queued: {error}") from error
     return True

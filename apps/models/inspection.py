@@ -1,23 +1,33 @@
 """Finds out what an ONNX file takes and gives, whether ONNX Runtime can serve it, and what to try.
 
-Runs as a process of its own, `python -m apps.models.inspection FILE MEMORY_BYTES`, that a hostile,
-broken or huge file may kill without taking a worker along. Prints one JSON document: `refused` with
-the reason, or what `apps.models.artifacts.Artifact` needs. Imports nothing of Django.
+Runs as a process of its own, `python -m apps.models.inspection FILE MEMORY_BYTES CPU_S TRIAL_S`,
+that a hostile, broken or huge file may kill without taking a worker along. Prints one JSON
+document: `refused` with the reason, or what `apps.models.artifacts.Artifact` needs. Imports nothing
+of Django.
 """
 
 from __future__ import annotations
 
 import ctypes
 import json
+import os
 import re
 import resource
 import signal
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from apps.models.trials import Session, Tensor, Trial, is_out_of_memory, try_out
+from apps.models.trials import (
+    TRIAL_S,
+    Session,
+    Tensor,
+    Trial,
+    Unfinished,
+    is_out_of_memory,
+    try_out,
+)
 
 ONNX_BYTES_MAX = 2 * 1024**3 - 1
 ALIGNMENT = 4096
@@ -48,7 +58,7 @@ class Refused(Exception):
     """The file cannot be served; the message follows on "it" or "its"."""
 
 
-def inspect(path: Path) -> dict[str, Any]:
+def inspect(path: Path, trial_s: float = TRIAL_S) -> dict[str, Any]:
     """Return what `path` takes and gives. Folds external data into it. Raises Refused."""
     proto = _read(path)
     data_file = _gather_external_data(proto, path)
@@ -68,7 +78,10 @@ def inspect(path: Path) -> dict[str, Any]:
     if any(tensor.dims is None for tensor in inputs):
         name = next(tensor.name for tensor in inputs if tensor.dims is None)
         raise Refused(f"its input {name!r} does not say how many dimensions it has")
-    trial = try_out(session, inputs, outputs)
+    try:
+        trial = try_out(session, inputs, outputs, trial_s)
+    except Unfinished as error:
+        raise Refused(str(error)) from error
     return {**_document(inputs, outputs, trial), "data_file": data_file}
 
 
@@ -260,21 +273,24 @@ def _told(error: Exception, path: Path) -> str:
 # --- the process ---------------------------------------------------------------------------------
 
 
-def main(argv: list[str]) -> int:
-    path, memory_bytes = Path(argv[1]), int(argv[2])
+def main(argv: list[str]) -> NoReturn:
+    path, memory_bytes, cpu_s = Path(argv[1]), int(argv[2]), int(argv[3])
     # A worker that is killed takes this process along.
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s))
     try:
-        document = inspect(path)
+        document = inspect(path, float(argv[4]))
     except Refused as refusal:
         document = {"refused": str(refusal)}
     except MemoryError:
         document = {"refused": f"it needs more than {memory_bytes:,} bytes of memory to load"}
     sys.stdout.write(json.dumps(document, allow_nan=False))
-    return 0
+    sys.stdout.flush()
+    # A trial that does not heed that it is to end still runs, and would outlive an orderly end.
+    os._exit(0)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    main(sys.argv)

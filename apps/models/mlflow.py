@@ -6,23 +6,34 @@ The client library is never imported: it costs seconds and hundreds of megabytes
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 import httpx
 from django.conf import settings
 
 from apps.lib.errors import InterlockError, Invalid, NotFound, Unavailable
+from apps.models.local_files import FILES_MAX, copy_files, local_path
 
 API = "/api/2.0/mlflow"
 ARTIFACTS = "/api/2.0/mlflow-artifacts/artifacts"
 PAGE = 200
+PAGES_MAX = 1_000
 ONNX_SUFFIX = ".onnx"
+NAME_BYTES_MAX = 255
+NUMBER_MAX = 2**31 - 1
+ANSWER_BYTES_MAX = 64 * 1024**2
+ERROR_BYTES_MAX = 16 * 1024
+# What an answer of another form than expected provokes.
+UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
+log = logging.getLogger(__name__)
 # What MLflow's answers mean; every other failure may pass.
 PROBLEMS: dict[int, type[InterlockError]] = {400: Invalid, 404: NotFound}
 
@@ -40,6 +51,8 @@ class RegistryVersion:
     tags: dict[str, str]
     is_ready: bool
     user: str = ""
+    # Why the rest of it could not be read.
+    problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -70,6 +83,10 @@ class TrainingRun:
     logged_model_ids: tuple[str, ...] = ()
 
 
+class NotReached(Unavailable):
+    """There was no answer at all, so that asking for something else would not help."""
+
+
 class MlflowClient:
     """A connection to one tracking server; use it as a context manager."""
 
@@ -86,16 +103,18 @@ class MlflowClient:
     def models(self) -> Iterator[RegistryModel]:
         """Yield every registered model."""
         for item in self._pages("/registered-models/search", "registered_models"):
-            yield RegistryModel(
-                name=item["name"],
-                description=item.get("description", ""),
-                aliases={a["alias"]: int(a["version"]) for a in item.get("aliases", [])},
-            )
+            try:
+                yield _model(item)
+            except UNREADABLE as error:
+                log.warning("registry.unreadable_model %s: %r", str(item)[:200], error)
 
     def versions(self) -> Iterator[RegistryVersion]:
         """Yield every version of every model."""
         for item in self._pages("/model-versions/search", "model_versions"):
-            yield _version(item)
+            try:
+                yield _version(item)
+            except UNREADABLE as error:
+                yield from _unreadable(item, error)
 
     def version(self, name: str, named: str) -> RegistryVersion:
         """Return a version by number or alias. Raises NotFound."""
@@ -103,7 +122,9 @@ class MlflowClient:
             path, asked = "/model-versions/get", {"name": name, "version": named}
         else:
             path, asked = "/registered-models/alias", {"name": name, "alias": named}
-        return _version(self._get(f"{API}{path}", asked)["model_version"])
+        answer = self._get(f"{API}{path}", asked)
+        with _reading("the version"):
+            return _version(answer["model_version"])
 
     def set_alias(self, name: str, alias: str, number: int) -> None:
         """Make `alias` name a version. Raises NotFound when the registry has no such version."""
@@ -117,65 +138,56 @@ class MlflowClient:
     def logged_model(self, model_id: str) -> LoggedModel:
         """Return a model that a run logged, by its id (`m-…`). Raises NotFound."""
         answer = self._get(f"{API}/logged-models/{quote(model_id, safe='')}", {})
-        info = answer["model"]["info"]
-        return LoggedModel(info["name"], info.get("source_run_id", ""), info["artifact_uri"])
+        with _reading("the model"):
+            info = answer["model"]["info"]
+            return LoggedModel(
+                str(info["name"]), str(info.get("source_run_id", "")), str(info["artifact_uri"])
+            )
 
     def run(self, run_id: str) -> TrainingRun:
         """Return what run `run_id` recorded; an empty run when it was deleted or is unknown."""
         try:
-            run = self._get(f"{API}/runs/get", {"run_id": run_id})["run"]
+            run = self._get(f"{API}/runs/get", {"run_id": run_id}).get("run")
         except NotFound:
             return TrainingRun()
-        data = run.get("data", {})
-        inputs = run.get("inputs", {}).get("dataset_inputs", [])
-        outputs = run.get("outputs", {}).get("model_outputs", [])
-        return TrainingRun(
-            user=run.get("info", {}).get("user_id", ""),
-            metrics=_finite({m["key"]: m["value"] for m in data.get("metrics", [])}),
-            parameters={p["key"]: p["value"] for p in data.get("params", [])},
-            dataset_digest=", ".join(
-                f"{item['dataset']['name']}:{item['dataset']['digest']}" for item in inputs
-            )[:200],
-            artifact_root=run.get("info", {}).get("artifact_uri", ""),
-            logged_model_ids=tuple(item["model_id"] for item in outputs),
-        )
+        with _reading("the run"):
+            return _run(run)
 
     def artifact_root(self, name: str, number: int) -> str:
         """Return where a version's files lie, e.g. `mlflow-artifacts:/1/models/m-…/artifacts`."""
         answer = self._get(
             f"{API}/model-versions/get-download-uri", {"name": name, "version": number}
         )
-        return str(answer["artifact_uri"])
+        with _reading("where the files are"):
+            return str(answer["artifact_uri"])
 
     def download(self, root: str, directory: Path, bytes_max: int) -> None:
         """Copy the files directly under `root`, or the one file that it names, into `directory`.
 
         Raises:
             NotFound: there is nothing.
-            Invalid: the artifact store cannot be read from here, or holds more than `bytes_max`.
+            Invalid: the root is not a plain path, its store cannot be read from here, or holds more
+                than `bytes_max`.
         """
-        parts = urlsplit(root)
+        parts = _split(root)
         if parts.scheme in {"", "file"}:
-            self._copy_local(Path(unquote(parts.path)), directory, bytes_max)
+            self._copy_local(parts, directory, bytes_max)
             return
         if parts.scheme != "mlflow-artifacts":
             raise Invalid(
                 f"its artifacts are at {parts.scheme}://, which only MLflow can read: start the "
                 "tracking server with --serve-artifacts"
             )
-        prefix = parts.path.strip("/")
+        prefix = _plain_path(parts)
         if prefix.endswith(ONNX_SUFFIX):
             name = PurePosixPath(prefix).name
             self._fetch(f"{ARTIFACTS}/{quote(prefix)}", directory / name, bytes_max)
             return
         left = bytes_max
-        files = self._get(ARTIFACTS, {"path": prefix}).get("files", [])
+        files = _names(self._get(ARTIFACTS, {"path": prefix}))
         if not files:
             raise NotFound(f"MLflow has no artifacts at {root}")
-        for item in files:
-            if item.get("is_dir"):
-                continue
-            name = PurePosixPath(item["path"]).name
+        for name in files:
             left -= self._fetch(f"{ARTIFACTS}/{quote(f'{prefix}/{name}')}", directory / name, left)
 
     def _fetch(self, url: str, path: Path, bytes_max: int) -> int:
@@ -193,68 +205,169 @@ class MlflowClient:
         return size
 
     @staticmethod
-    def _copy_local(source: Path, directory: Path, bytes_max: int) -> None:
-        if not source.is_dir():
-            raise Invalid(f"its artifacts are in {source}, which this machine does not have")
-        files = [path for path in source.iterdir() if path.is_file()]
-        if sum(path.stat().st_size for path in files) > bytes_max:
-            raise Invalid("its artifact is larger than the limit")
-        for path in files:
-            (directory / path.name).write_bytes(path.read_bytes())
+    def _copy_local(parts: SplitResult, directory: Path, bytes_max: int) -> None:
+        path = local_path(parts)
+        if not settings.MLFLOW_ARTIFACT_DIR:
+            raise Invalid(
+                f"its artifacts are in {path}, which is not read: start the tracking server with "
+                "--serve-artifacts, or name the directory with INTERLOCK_MLFLOW_ARTIFACT_DIR"
+            )
+        copy_files(path, Path(settings.MLFLOW_ARTIFACT_DIR), directory, bytes_max)
 
     def _pages(self, path: str, key: str) -> Iterator[dict[str, Any]]:
-        token = ""
+        token, pages = "", 0
         while True:
             extra: dict[str, Any] = {"page_token": token} if token else {}
             answer = self._get(f"{API}{path}", {"max_results": PAGE, **extra})
-            yield from answer.get(key, [])
-            token = answer.get("next_page_token", "")
+            for item in _list(answer.get(key)):
+                if isinstance(item, dict):
+                    yield item
+            token, pages = answer.get("next_page_token", ""), pages + 1
             if not token:
                 return
+            if pages == PAGES_MAX:
+                raise Unavailable(f"MLflow answers {path} with page after page")
 
     def _get(self, path: str, params: dict[str, Any]) -> dict[str, Any]:
         return self._send("GET", path, params=params)
 
     def _send(self, method: str, path: str, **options: Any) -> dict[str, Any]:
         try:
-            response = self._http.request(method, path, **options)
-            self._raise_for(response)
-            body: dict[str, Any] = response.json()
-        except httpx.HTTPError as error:
-            raise Unavailable(f"MLflow does not answer: {error}") from error
-        except json.JSONDecodeError as error:
+            with self._http.stream(method, path, **options) as response:
+                self._raise_for(response)
+                text = _bounded(response, ANSWER_BYTES_MAX)
+            body = json.loads(text)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise NotReached(f"MLflow does not answer: {error}") from error
+        except (ValueError, RecursionError) as error:
             raise Unavailable(f"MLflow answered {path} with something other than JSON") from error
+        if not isinstance(body, dict):
+            raise Unavailable(f"MLflow answered {path} with something other than an object")
         return body
 
     @staticmethod
     def _raise_for(response: httpx.Response) -> None:
         if response.is_success:
             return
-        response.read()
-        text = re.sub(r"\s+", " ", _message(response))[:300]
+        text = re.sub(r"\s+", " ", _message(_bounded(response, ERROR_BYTES_MAX)))[:300]
         problem = PROBLEMS.get(response.status_code, Unavailable)
         raise problem(f"MLflow answered {response.status_code}: {text}")
 
 
-def _message(response: httpx.Response) -> str:
+def _message(text: bytes) -> str:
     """Return MLflow's own words; of a proxy between, what it sent."""
     try:
-        return str(response.json()["message"])
-    except (ValueError, KeyError, TypeError):
-        return response.text
+        return str(json.loads(text)["message"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return text.decode("utf-8", "replace")
+
+
+def _bounded(response: httpx.Response, bytes_max: int) -> bytes:
+    """Return the body. Raises Unavailable when it is longer than that; an error's is cut off."""
+    body = bytearray()
+    for chunk in response.iter_bytes():
+        body += chunk
+        if len(body) > bytes_max:
+            if response.is_success:
+                raise Unavailable(f"MLflow answered more than {bytes_max:,} bytes")
+            break
+    return bytes(body[:bytes_max])
+
+
+def _split(root: str) -> SplitResult:
+    try:
+        if root.isprintable():
+            return urlsplit(root)
+    except ValueError:
+        pass
+    raise Invalid(f"its artifact root {root!r} is no URI")
+
+
+def _plain_path(parts: SplitResult) -> str:
+    """Return the path of an artifact root. Raises Invalid for one that leads elsewhere."""
+    path = unquote(parts.path)
+    if parts.query or parts.fragment or ".." in path.split("/") or not path.isprintable():
+        raise Invalid(f"its artifact root {parts.geturl()!r} is not a plain path")
+    return parts.path.strip("/")
+
+
+def _names(answer: dict[str, Any]) -> list[str]:
+    """Return the names of the files in a listing. Raises Invalid: one is no name of a file."""
+    items = [item for item in _list(answer.get("files")) if isinstance(item, dict)]
+    names = [PurePosixPath(str(i.get("path"))).name for i in items if not i.get("is_dir")]
+    for name in names:
+        if name in {"", ".", ".."} or not name.isprintable() or len(name.encode()) > NAME_BYTES_MAX:
+            raise Invalid(f"one of its artifacts is called {name[:100]!r}")
+    if len(names) > FILES_MAX:
+        raise Invalid(f"it has {len(names)} artifacts; at most {FILES_MAX}")
+    return names
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+@contextmanager
+def _reading(what: str) -> Iterator[None]:
+    try:
+        yield
+    except UNREADABLE as error:
+        raise Invalid(f"MLflow tells {what} in a form that cannot be read: {error!r}") from error
+
+
+def _model(item: dict[str, Any]) -> RegistryModel:
+    return RegistryModel(
+        name=str(item["name"]),
+        description=str(item.get("description") or ""),
+        aliases={str(a["alias"]): int(a["version"]) for a in _list(item.get("aliases"))},
+    )
 
 
 def _version(item: dict[str, Any]) -> RegistryVersion:
     return RegistryVersion(
-        name=item["name"],
-        number=int(item["version"]),
-        run_id=item.get("run_id", ""),
-        source=item.get("source", ""),
-        description=item.get("description", ""),
+        name=str(item["name"]),
+        number=_number(item),
+        run_id=str(item.get("run_id") or ""),
+        source=str(item.get("source") or ""),
+        description=str(item.get("description") or ""),
         created_at_ms=int(item["creation_timestamp"]),
-        tags={tag["key"]: tag["value"] for tag in item.get("tags", [])},
+        tags={str(tag["key"]): str(tag["value"]) for tag in _list(item.get("tags"))},
         is_ready=item.get("status", "READY") == "READY",
-        user=item.get("user_id", ""),
+        user=str(item.get("user_id") or ""),
+    )
+
+
+def _number(item: dict[str, Any]) -> int:
+    number = int(item["version"])
+    if not 0 < number <= NUMBER_MAX:
+        raise ValueError(f"{number} is no version's number")
+    return number
+
+
+def _unreadable(item: dict[str, Any], error: Exception) -> Iterator[RegistryVersion]:
+    """Yield what can be said of a version that cannot be read, unless not even its name can."""
+    try:
+        name, number = str(item["name"]), _number(item)
+    except UNREADABLE:
+        log.warning("registry.unreadable_version %s: %r", str(item)[:200], error)
+        return
+    problem = f"MLflow tells it in a form that cannot be read: {error!r}"
+    yield RegistryVersion(name, number, "", "", "", 0, {}, is_ready=True, problem=problem)
+
+
+def _run(run: Any) -> TrainingRun:
+    info, data = run.get("info") or {}, run.get("data") or {}
+    inputs = _list((run.get("inputs") or {}).get("dataset_inputs"))
+    outputs = _list((run.get("outputs") or {}).get("model_outputs"))
+    return TrainingRun(
+        user=str(info.get("user_id") or ""),
+        metrics=_finite({str(m["key"]): m["value"] for m in _list(data.get("metrics"))}),
+        parameters={str(p["key"]): str(p["value"]) for p in _list(data.get("params"))},
+        dataset_digest=", ".join(
+            f"{item['dataset']['name']}:{item['dataset']['digest']}" for item in inputs
+        )[:200],
+        artifact_root=str(info.get("artifact_uri") or ""),
+        logged_model_ids=tuple(str(item["model_id"]) for item in outputs),
     )
 
 

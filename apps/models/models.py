@@ -7,6 +7,7 @@ experiment): its primary key is the rule, so no check in a view has to keep it.
 from __future__ import annotations
 
 import math
+import uuid
 from typing import Any
 
 from django.conf import settings
@@ -75,6 +76,8 @@ class RegisteredModel(models.Model):
     candidate_seen = models.ForeignKey(
         "ModelVersion", null=True, blank=True, on_delete=models.SET_NULL, related_name="+"
     )
+    # What of the registry could not be taken over for this model, and why; empty: nothing.
+    registry_problem = models.TextField(blank=True, default="", db_default="")
     timeout_ms = models.PositiveIntegerField(default=1_000, validators=between(1, 600_000))
     max_batch_size = models.PositiveIntegerField(default=32, validators=between(1, 4_096))
     max_queue_delay_us = models.PositiveIntegerField(
@@ -206,18 +209,61 @@ class Alias(models.Model):
 
 
 class RefusedImport(models.Model):
-    """A version that the registry has and we cannot serve, with the reason."""
+    """A version of the registry that cannot be served, or read yet, with the reason."""
 
     model_name = models.CharField(max_length=300)
     number = models.PositiveIntegerField()
     reason = models.TextField()
     at = models.DateTimeField(auto_now=True)
+    # Not read yet: how often that was tried, and when it is tried again. None: it is refused.
+    attempts = models.PositiveIntegerField(default=0, db_default=0)
+    retry_at = models.DateTimeField(null=True, blank=True)
 
     class Meta:
         ordering = ["model_name", "-number"]
         constraints = [
             models.UniqueConstraint(fields=["model_name", "number"], name="refused_import_once")
         ]
+
+
+class Registration(models.Model):
+    """A file or URI that somebody asked to register, and what became of it; see `registrations`."""
+
+    class State(models.TextChoices):
+        WAITING = "waiting"
+        INSPECTING = "inspecting"
+        REGISTERED = "registered"
+        REFUSED = "refused"
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4)
+    model_name = models.CharField(max_length=100)
+    uri = models.CharField(max_length=1_000)
+    # Its files wait in a directory of its own.
+    is_upload = models.BooleanField(default=False)
+    # What came with it, as `metadata.Metadata` takes it.
+    metadata = models.JSONField(default=dict)
+    actor = models.CharField(max_length=150)
+    origin = models.CharField(max_length=100, blank=True)
+    state = models.CharField(max_length=20, choices=State.choices, default=State.WAITING)
+    # What is being done, and since when.
+    stage = models.CharField(max_length=200, blank=True)
+    stage_at = models.DateTimeField()
+    # Of a refusal: what the API would have answered.
+    code = models.CharField(max_length=50, blank=True)
+    reason = models.TextField(blank=True)
+    detail = models.JSONField(default=dict, blank=True)
+    version = models.ForeignKey(
+        ModelVersion, null=True, blank=True, on_delete=models.SET_NULL, related_name="registrations"
+    )
+    attempts = models.PositiveIntegerField(default=0)
+    created_at = models.DateTimeField(db_index=True)
+    settled_at = models.DateTimeField(null=True, blank=True, db_index=True)
+
+    class Meta:
+        ordering = ["-created_at"]
+
+    def __str__(self) -> str:
+        return f"{self.model_name} from {self.uri}"
 
 
 class ServingCluster(models.Model):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Sequence
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+from django.conf import settings
 
 from apps.lib.actors import Actor
 from apps.lib.errors import Invalid
@@ -21,39 +22,41 @@ from apps.models.warmup import WARMUP_FILE, check_warmup, read_warmup
 
 Source = ModelVersion.Source
 URI_LENGTH_MAX = 1_000
+Tell = Callable[[str], None]
 
 
-def register_file(
+def silent(stage: str) -> None:
+    """Tell nobody what is being done."""
+
+
+def register_directory(
     *,
     name: str,
-    files: Sequence[tuple[str, Path]],
+    uri: str,
+    directory: Path,
     metadata: Metadata,
     actor: Actor,
     now: datetime,
+    tell: Tell = silent,
 ) -> ModelVersion:
-    """Make an ONNX file a new version of the model `name`, which is made if there is none.
+    """Make the ONNX file of `directory` a new version of `name`, which is made if there is none.
 
-    `files` are the file's name and path, and those of external data that belongs beside it. They
-    are moved: a copy would take as long as the upload, and onnx refuses files with two names.
+    External data lies beside it. The files are moved: a copy would take as long as the upload, and
+    onnx refuses files with two names. `tell` hears what is being done.
 
     Raises:
         Invalid: the name, the metadata or a file cannot be used; nothing was recorded.
         Conflict: the same file with the same metadata is registered already.
     """
     check_name(name)
-    facts = metadata.facts()
-    (file_name, file), *beside = files
-    with scratch() as directory:
-        path = directory / MODEL_FILE
-        for data_name, data in beside:
-            shutil.move(data, directory / _plain(data_name))
-        shutil.move(file, path)
-        uri = f"upload:{Path(file_name).name}"[:URI_LENGTH_MAX]
-        return _record(name, Source.UPLOAD, uri, path, facts, metadata, actor, now)
+    path = directory / MODEL_FILE
+    if not path.is_file():
+        raise Invalid("its file is gone; send it again")
+    return _record(name, Source.UPLOAD, uri, path, metadata.facts(), metadata, actor, now, tell)
 
 
 def register_uri(
-    *, name: str, uri: str, metadata: Metadata, actor: Actor, now: datetime
+    *, name: str, uri: str, metadata: Metadata, actor: Actor, now: datetime, tell: Tell = silent
 ) -> ModelVersion:
     """Make what `uri` leads to a new version; a version of the same model in MLflow is imported.
 
@@ -70,13 +73,14 @@ def register_uri(
         raise Invalid(f"uri: at most {URI_LENGTH_MAX} characters.")
     facts = metadata.facts()
     reference = read_reference(uri)
+    tell("fetching the files")
     if reference is not None and reference.name == name:
         return _import(reference, facts, metadata, actor)
     with scratch() as directory:
         run_id = fetch_model(uri, directory)
         known = {**run_facts(_run(run_id)), "run_id": run_id} if run_id else {}
         path = find_onnx(directory)
-        return _record(name, Source.URI, uri, path, known | facts, metadata, actor, now)
+        return _record(name, Source.URI, uri, path, known | facts, metadata, actor, now, tell)
 
 
 def _import(
@@ -106,8 +110,11 @@ def _record(
     metadata: Metadata,
     actor: Actor,
     now: datetime,
+    tell: Tell,
 ) -> ModelVersion:
+    tell(f"inspecting the file, for at most {settings.INSPECT_TIMEOUT_S} s")
     artifact = inspect_onnx(path)
+    tell("recording the version")
     if metadata.warmup is not None:
         warmup = check_warmup(metadata.warmup, artifact.signature)
     else:
@@ -135,7 +142,7 @@ UNSAID: dict[str, Any] = {
 }
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
     """Return the name of an external data file. Raises Invalid for one with another meaning."""
     if name in {"", ".", "..", MODEL_FILE, WARMUP_FILE} or Path(name).name != name:
         raise Invalid(f"external_data: {name[:100]!r} cannot be the name of an external data file.")

@@ -6,10 +6,11 @@ import json
 from typing import Any
 
 from drf_spectacular.utils import OpenApiParameter, extend_schema
-from rest_framework import status
+from rest_framework import mixins, status
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
+from rest_framework.viewsets import GenericViewSet
 
 from apps.lib.clock import database_now
 from apps.lib.errors import Invalid
@@ -17,12 +18,13 @@ from apps.models.access import actor_of, require_role
 from apps.models.aliases import delete_alias, move_alias
 from apps.models.hints import ENTITIES, check_webhook, queue_sync
 from apps.models.metadata import Metadata
-from apps.models.models import ModelVersion, RegisteredModel, Role
-from apps.models.registration import register_file, register_uri
+from apps.models.models import RegisteredModel, Registration, Role
+from apps.models.registrations import submit_file, submit_uri
 from apps.models.serializers import (
     AliasSerializer,
     HintSerializer,
     ReferenceSerializer,
+    RegistrationSerializer,
     UploadSerializer,
 )
 from apps.models.uploads import check_upload, uploaded_files
@@ -35,8 +37,8 @@ def require_register(request: Request, name: str) -> None:
     require_role(request.user, RegisteredModel.objects.filter(name=name).first(), Role.OPERATOR)
 
 
-def register_version(request: Request, name: str) -> ModelVersion:
-    """Register what the request carries: a multipart form with a file, or JSON with a URI."""
+def register_version(request: Request, name: str) -> Registration:
+    """Take in what the request carries: a multipart form with a file, or JSON with a URI."""
     require_register(request, name)
     is_upload = request.content_type.startswith("multipart/")
     if is_upload and not request.headers.get("Content-Length"):
@@ -49,9 +51,9 @@ def register_version(request: Request, name: str) -> ModelVersion:
     actor, now = actor_of(request), database_now()
     if not is_upload:
         uri = given.validated_data["uri"]
-        return register_uri(name=name, uri=uri, metadata=metadata, actor=actor, now=now)
+        return submit_uri(name=name, uri=uri, metadata=metadata, actor=actor, now=now)
     files = uploaded_files(given.validated_data["file"], given.validated_data.get("external_data"))
-    return register_file(name=name, files=files, metadata=metadata, actor=actor, now=now)
+    return submit_file(name=name, files=files, metadata=metadata, actor=actor, now=now)
 
 
 def set_alias(request: Request, model: RegisteredModel, alias: str) -> Response:
@@ -70,6 +72,15 @@ def drop_alias(request: Request, model: RegisteredModel, alias: str) -> Response
     require_role(request.user, model, Role.OPERATOR)
     delete_alias(model=model, name=alias, actor=actor_of(request))
     return Response(status=status.HTTP_204_NO_CONTENT)
+
+
+class RegistrationViewSet(
+    mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericViewSet[Registration]
+):
+    """What was asked to be registered, and what became of it; the newest first, for 30 days."""
+
+    queryset = Registration.objects.select_related("version")
+    serializer_class = RegistrationSerializer
 
 
 class MlflowWebhookView(APIView):

@@ -9,27 +9,36 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from celery.exceptions import SoftTimeLimitExceeded
 from django.conf import settings
 from django.utils import timezone
 
 from apps.lib.actors import INTERLOCK, Actor
-from apps.lib.errors import Conflict, Invalid, NotFound, Unavailable
+from apps.lib.errors import Conflict, InterlockError, Invalid, NotFound, TooLarge
 from apps.models.aliases import copy_aliases, push_aliases
 from apps.models.artifacts import inspect_onnx, read_mlflow_model
 from apps.models.mlflow import MlflowClient, RegistryModel, RegistryVersion, TrainingRun, connect
 from apps.models.models import CHAMPION as CHAMPION
 from apps.models.models import ModelVersion, RefusedImport
+from apps.models.turns import take_turn
 from apps.models.versions import NewVersion, add_version, check_name, scratch
 from apps.models.warmup import read_warmup
 
 log = logging.getLogger(__name__)
 
 SEMANTIC_TAG = "version"
+# Any constant: it names the lock that runs take turns on.
+SYNC_TURN = 0x1E710D
 # After so many versions that could not be read now, the rest waits for the next run.
 UNREADABLE_MAX = 3
+# … and each of them is tried again after so long, twice as long after each failure.
+RETRY_S = 10
+RETRY_S_MAX = 3_600
+# So much of a foreign name is kept.
+NAME_SHOWN = 300
 
 
 @dataclass(frozen=True)
@@ -48,12 +57,15 @@ class SyncReport:
         return any((self.imported, self.refused, self.aliases, self.waiting, self.pushed))
 
 
-def sync_registry() -> SyncReport:
-    """Import what MLflow has and we have not. Raises Unavailable when MLflow does not answer."""
+def sync_registry(*, is_by_hand: bool = False) -> SyncReport:
+    """Import what MLflow has and we have not. Raises Unavailable when MLflow does not answer.
+
+    `is_by_hand`: a person waits for it, so what waits for its next attempt is tried at once.
+    """
     with connect() as client:
         listed_at = timezone.now()
         models = {model.name: model for model in client.models()}
-        imported, refused, waiting = _import_missing(client, models)
+        imported, refused, waiting = _import_missing(client, models, is_by_hand)
         if imported:
             # Large files take minutes; aliases that old would be compared with ours of now.
             listed_at = timezone.now()
@@ -63,17 +75,30 @@ def sync_registry() -> SyncReport:
     return SyncReport(tuple(imported), tuple(refused), moved, tuple(waiting), pushed)
 
 
+def sync_now() -> SyncReport:
+    """Sync for a person who waits: one at a time, so that files hold up one web thread at most.
+
+    Raises:
+        Conflict: a sync is running.
+        Unavailable: MLflow does not answer.
+    """
+    with take_turn(SYNC_TURN) as is_ours:
+        if not is_ours:
+            raise Conflict("A sync with MLflow is running: what it brings shows here soon.")
+        return sync_registry(is_by_hand=True)
+
+
 def _import_missing(
-    client: MlflowClient, models: dict[str, RegistryModel]
+    client: MlflowClient, models: dict[str, RegistryModel], is_by_hand: bool
 ) -> tuple[list[str], list[str], list[str]]:
     """Return the imported, the refused, and what could not be read now."""
     imported: list[str] = []
     refused: list[str] = []
     waiting: list[str] = []
-    known = _known_versions()
+    known = _settled_versions(is_by_hand)
     # Oldest first, so that a model's history reads in order.
     for version in sorted(client.versions(), key=lambda item: (item.name, item.number)):
-        if (version.name, version.number) in known or not version.is_ready:
+        if (version.name[:NAME_SHOWN], version.number) in known or not version.is_ready:
             continue
         said = f"{version.name}:{version.number}"
         try:
@@ -82,22 +107,29 @@ def _import_missing(
         except Conflict:
             # Another run brought it in meanwhile.
             continue
-        except (Invalid, NotFound) as error:
+        except (Invalid, NotFound, TooLarge) as error:
             # A version whose files are gone must not keep the others out.
             _refuse(version, error.message)
             refused.append(said)
-        except Unavailable as error:
-            log.warning("registry.unreadable %s: %s", said, error.message)
+        except Exception as error:
+            # Neither must one that nobody foresaw: it is tried again, more and more seldom.
+            _postpone(version, error)
             waiting.append(said)
-            if len(waiting) == UNREADABLE_MAX:
+            if len(waiting) == UNREADABLE_MAX or isinstance(error, SoftTimeLimitExceeded):
                 break
     return imported, refused, waiting
 
 
-def _known_versions() -> set[tuple[str, int | None]]:
+def _settled_versions(is_by_hand: bool) -> set[tuple[str, int | None]]:
+    """Return what is here, what was refused, and what waits for its next attempt."""
     served = ModelVersion.objects.exclude(registry_number=None)
-    refused = RefusedImport.objects.values_list("model_name", "number")
-    return {*served.values_list("model__name", "registry_number"), *refused}
+    refused = RefusedImport.objects.filter(retry_at=None)
+    if not is_by_hand:
+        refused |= RefusedImport.objects.filter(retry_at__gt=timezone.now())
+    return {
+        *served.values_list("model__name", "registry_number"),
+        *refused.values_list("model_name", "number"),
+    }
 
 
 def import_version(
@@ -115,6 +147,8 @@ def import_version(
         Conflict: it is here already.
         Unavailable: MLflow stopped answering; nothing was recorded.
     """
+    if version.problem:
+        raise Invalid(version.problem)
     check_name(version.name)
     root = client.artifact_root(version.name, version.number)
     with scratch() as directory:
@@ -125,14 +159,14 @@ def import_version(
         told = {**_facts(version, run), "warmup": warmup}
         new = NewVersion(
             model_name=version.name,
-            model_description=model.description if model else "",
+            model_description=without_null(model.description) if model else "",
             artifact=artifact,
             source=ModelVersion.Source.MLFLOW,
             registry_number=version.number,
             artifact_uri=root,
-            created_by=run.user or version.user,
+            created_by=without_null(run.user or version.user)[:150],
             created_at=datetime.fromtimestamp(version.created_at_ms / 1_000, UTC),
-            facts=told | facts,
+            facts=without_null(told) | facts,
         )
         return add_version(new, actor=actor)
 
@@ -156,7 +190,41 @@ def run_facts(run: TrainingRun) -> dict[str, Any]:
     }
 
 
+def without_null(value: Any) -> Any:
+    """Return text, also inside of lists and dictionaries, as PostgreSQL takes it: without NUL."""
+    match value:
+        case str():
+            return value.replace("\0", "")
+        case dict():
+            return {without_null(key): without_null(item) for key, item in value.items()}
+        case list():
+            return [without_null(item) for item in value]
+        case _:
+            return value
+
+
 def _refuse(version: RegistryVersion, reason: str) -> None:
+    _note(version, reason, attempts=0, retry_at=None)
+
+
+def _postpone(version: RegistryVersion, error: Exception) -> None:
+    """Show why it could not be read, and leave it alone for a while, so that others get a turn."""
+    if isinstance(error, InterlockError):
+        reason = error.message
+        log.warning("registry.unreadable %s:%d: %s", version.name, version.number, reason)
+    else:
+        reason = f"{type(error).__name__}: {error}"
+        log.error("registry.import_failed %s:%d", version.name, version.number, exc_info=error)
+    rows = RefusedImport.objects.filter(model_name=version.name[:NAME_SHOWN], number=version.number)
+    attempts = (rows.values_list("attempts", flat=True).first() or 0) + 1
+    pause_s = min(RETRY_S * 2 ** min(attempts - 1, 20), RETRY_S_MAX)
+    retry_at = timezone.now() + timedelta(seconds=pause_s)
+    _note(version, reason, attempts=attempts, retry_at=retry_at)
+
+
+def _note(version: RegistryVersion, reason: str, **facts: Any) -> None:
     RefusedImport.objects.update_or_create(
-        model_name=version.name[:300], number=version.number, defaults={"reason": reason}
+        model_name=version.name[:NAME_SHOWN],
+        number=version.number,
+        defaults={"reason": without_null(reason), **facts},
     )

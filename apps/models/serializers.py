@@ -17,6 +17,7 @@ from apps.models.models import (
     ModelVersion,
     RefusedImport,
     RegisteredModel,
+    Registration,
     Tenant,
     valid_name,
 )
@@ -210,10 +211,40 @@ class WarmupSerializer(serializers.Serializer[Any]):
     requests = serializers.JSONField()
 
 
+class RegistrationSerializer(serializers.ModelSerializer[Registration]):
+    """`state` is waiting, inspecting, registered or refused; a refusal has an error."""
+
+    version = serializers.IntegerField(
+        source="version.number", allow_null=True, default=None, read_only=True
+    )
+    is_settled = serializers.SerializerMethodField()
+    error = serializers.SerializerMethodField()
+
+    class Meta:
+        model = Registration
+        fields = [
+            "id", "model_name", "uri", "state", "is_settled", "stage", "stage_at", "version",
+            "error", "actor", "created_at", "settled_at",
+        ]  # fmt: skip
+
+    def get_is_settled(self, row: Registration) -> bool:
+        return row.settled_at is not None
+
+    @extend_schema_field(
+        {"type": "object", "nullable": True, "properties": {
+            "code": {"type": "string"}, "message": {"type": "string"}, "detail": {"type": "object"},
+        }}
+    )  # fmt: skip
+    def get_error(self, row: Registration) -> dict[str, Any] | None:
+        if row.state != Registration.State.REFUSED:
+            return None
+        return {"code": row.code, "message": row.reason, "detail": row.detail}
+
+
 class RefusedImportSerializer(serializers.ModelSerializer[RefusedImport]):
     class Meta:
         model = RefusedImport
-        fields = ["model_name", "number", "reason", "at"]
+        fields = ["model_name", "number", "reason", "at", "attempts", "retry_at"]
 
 
 class SyncReportSerializer(serializers.Serializer[Any]):

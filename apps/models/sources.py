@@ -5,24 +5,28 @@ last two are off until they are set.
 
 from __future__ import annotations
 
-import shutil
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from http.client import HTTPResponse
 from pathlib import Path
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import SplitResult, urlsplit
 
-import httpx
 from django.conf import settings
 
+from apps.lib.egress import AllowList, exchange
 from apps.lib.errors import Invalid, NotFound, TooLarge, Unavailable
 from apps.models.artifacts import MODEL_FILE, read_mlflow_model
+from apps.models.local_files import copy_files, local_path
 from apps.models.mlflow import ONNX_SUFFIX, MlflowClient, connect
+from apps.models.own_services import configured_policy
 
 HTTPS_TIMEOUT_S = 10.0
 # A whole download; a person or a CI job waits for it.
 HTTPS_WITHIN_S = 300.0
+CHUNK_BYTES = 1 << 20
 LOGGED_MODEL_PREFIX = "m-"
+FILES_ARE_OFF = "uri: file: URIs are off; INTERLOCK_REGISTER_DIR sets where they may point."
+Reader = Callable[[str, SplitResult, Path], str]
 
 
 @dataclass(frozen=True)
@@ -56,11 +60,32 @@ def fetch_model(uri: str, directory: Path) -> str:
         Unavailable: whoever has it does not answer.
     """
     parts = _split(uri)
+    return _reader(uri, parts)(uri, parts, directory)
+
+
+def check_uri(uri: str) -> None:
+    """Raise Invalid for a URI that no reader takes, as far as that is known without reading it."""
+    parts = _split(uri)
+    _reader(uri, parts)
+    if parts.scheme == "file" and not settings.REGISTER_DIR:
+        raise Invalid(FILES_ARE_OFF)
+    if parts.scheme == "https":
+        _check_host(parts)
+
+
+def _reader(uri: str, parts: SplitResult) -> Reader:
     reader = READERS.get(parts.scheme)
     if reader is None:
         known = ", ".join(f"{scheme}:" for scheme in READERS)
         raise Invalid(f"uri: {uri!r} cannot be read; it begins with one of {known}.")
-    return reader(uri, parts, directory)
+    return reader
+
+
+def _check_host(parts: SplitResult) -> None:
+    if not settings.REGISTER_HOSTS:
+        raise Invalid("uri: https: URIs are off; INTERLOCK_REGISTER_HOSTS lists the hosts.")
+    if parts.netloc.rpartition("@")[2].lower() not in settings.REGISTER_HOSTS:
+        raise Invalid(f"uri: {parts.hostname} is none of the hosts of INTERLOCK_REGISTER_HOSTS.")
 
 
 def _split(uri: str) -> SplitResult:
@@ -137,55 +162,41 @@ def _logged(client: MlflowClient, ids: tuple[str, ...], name: str) -> str:
 
 def _file(uri: str, parts: SplitResult, directory: Path) -> str:
     if not settings.REGISTER_DIR:
-        raise Invalid("uri: file: URIs are off; INTERLOCK_REGISTER_DIR sets where they may point.")
-    root = Path(settings.REGISTER_DIR).resolve()
-    # Links are followed first: what counts is where the bytes are.
-    path = Path(unquote(parts.path)).resolve()
-    if parts.netloc not in {"", "localhost"} or not path.is_relative_to(root):
-        raise Invalid(f"uri: {uri!r} is not below INTERLOCK_REGISTER_DIR.")
-    if not path.exists():
-        raise NotFound(f"uri: there is no {parts.path}.")
-    found = sorted(path.iterdir()) if path.is_dir() else [path]
-    files = [item.resolve() for item in found if item.is_file()]
-    if not all(file.is_relative_to(root) for file in files):
-        raise Invalid(f"uri: {uri!r} has links out of INTERLOCK_REGISTER_DIR.")
-    if sum(file.stat().st_size for file in files) > settings.ARTIFACT_BYTES_MAX:
-        raise too_large()
-    for item, file in zip((item for item in found if item.is_file()), files, strict=True):
-        shutil.copyfile(file, directory / item.name)
+        raise Invalid(FILES_ARE_OFF)
+    root = Path(settings.REGISTER_DIR)
+    try:
+        copy_files(local_path(parts), root, directory, settings.ARTIFACT_BYTES_MAX)
+    except TooLarge:
+        raise too_large() from None
+    except (Invalid, NotFound) as error:
+        raise type(error)(f"uri: {error.message} (INTERLOCK_REGISTER_DIR).") from error
     return ""
 
 
 def _https(uri: str, parts: SplitResult, directory: Path) -> str:
-    if not settings.REGISTER_HOSTS:
-        raise Invalid("uri: https: URIs are off; INTERLOCK_REGISTER_HOSTS lists the hosts.")
-    if parts.netloc.rpartition("@")[2].lower() not in settings.REGISTER_HOSTS:
-        raise Invalid(f"uri: {parts.hostname} is none of the hosts of INTERLOCK_REGISTER_HOSTS.")
-    try:
-        with httpx.stream("GET", uri, timeout=HTTPS_TIMEOUT_S) as response:
-            _save(response, directory / MODEL_FILE)
-    except httpx.InvalidURL as error:
-        raise Invalid(f"uri: {uri!r} is no URI: {error}.") from error
-    except httpx.HTTPError as error:
-        raise Unavailable(f"{parts.hostname} does not send it: {error}") from error
+    _check_host(parts)
+    host = parts.hostname or ""
+    # The operator named the host, private or not; own services stay out of reach.
+    policy = replace(configured_policy(), allowed=AllowList(names=frozenset({host})))
+    bounds = {"timeout_s": HTTPS_WITHIN_S, "idle_s": HTTPS_TIMEOUT_S}
+    with exchange("GET", uri, {}, None, policy=policy, **bounds) as response:
+        _save(response, host, directory / MODEL_FILE)
     return ""
 
 
-def _save(response: httpx.Response, path: Path) -> None:
-    if response.is_redirect:
+def _save(response: HTTPResponse, host: str, path: Path) -> None:
+    if 300 <= response.status < 400:
         # It could lead anywhere, so it is not followed.
-        raise Invalid(f"uri: it is elsewhere now: {response.headers.get('location', '')[:300]}")
-    if not response.is_success:
-        problem = Unavailable if response.status_code >= 500 else NotFound
-        raise problem(f"{response.url.host} answered {response.status_code}.")
-    ends_at, size = time.monotonic() + HTTPS_WITHIN_S, 0
+        raise Invalid(f"uri: it is elsewhere now: {(response.getheader('location') or '')[:300]}")
+    if not 200 <= response.status < 300:
+        problem = Unavailable if response.status >= 500 else NotFound
+        raise problem(f"{host} answered {response.status}.")
+    size = 0
     with path.open("wb") as file:
-        for chunk in response.iter_bytes():
+        while chunk := response.read(CHUNK_BYTES):
             size += len(chunk)
             if size > settings.ARTIFACT_BYTES_MAX:
                 raise too_large()
-            if time.monotonic() > ends_at:
-                raise Unavailable(f"{response.url.host} took more than {HTTPS_WITHIN_S:g} s.")
             file.write(chunk)
 
 
@@ -196,7 +207,7 @@ def too_large() -> TooLarge:
     )
 
 
-READERS: dict[str, Callable[[str, SplitResult, Path], str]] = {
+READERS: dict[str, Reader] = {
     "models": _models,
     "runs": _runs,
     "mlflow-artifacts": _artifacts,

@@ -9,14 +9,15 @@ from celery import shared_task
 
 from apps.lib.errors import InterlockError
 from apps.models.deployments import reconcile_deployments
-from apps.models.registry import sync_registry
+from apps.models.registrations import work_registrations
+from apps.models.registry import SYNC_TURN, sync_registry
 from apps.models.turns import take_turn
 from apps.models.versions import sweep_scratch
 
 log = logging.getLogger(__name__)
 
 # Any constant: it names the lock that runs take turns on.
-SYNC_TURN = 0x1E710D
+REGISTER_TURN = 0x1E710E
 
 
 @shared_task(name="models.reconcile_deployments")
@@ -31,6 +32,14 @@ def sync_registry_task() -> None:
         if is_ours:
             _sync_registry()
             sweep_scratch(time.time())
+
+
+@shared_task(name="models.register")
+def register_task() -> None:
+    # One at a time over all workers: hostile files hold up one worker slot, not the rollouts.
+    with take_turn(REGISTER_TURN) as is_ours:
+        if is_ours:
+            work_registrations()
 
 
 def _sync_registry() -> None:

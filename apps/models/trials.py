@@ -10,8 +10,11 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from math import prod
+from time import monotonic
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,8 +25,12 @@ from apps.models.warmup import WARMUP_BYTES_MAX
 Array = NDArray[Any]
 Arrays = dict[str, Array]
 
-# All trials together; what was not found out by then is taken as declared.
+# One trial: a model that does not answer it by then is refused (INTERLOCK_TRIAL_S).
+TRIAL_S = 20.0
+# All trials together; after it no other begins, and what was not found out is taken as declared.
 TRIALS_S = 60.0
+# A run that does not heed that it is to end is left behind, with its process, so long after.
+HEED_S = 3.0
 # What a free dimension may have to be: a kernel has to fit, or a patch, or the usual image.
 SIZES = (1, 2, 4, 8, 16, 32, 64, 224)
 ELEMENTS_MAX = 1 << 24
@@ -84,24 +91,27 @@ class Trial:
     warmup: list[list[dict[str, Any]]] = field(default_factory=list)
 
 
-def try_out(session: Session, inputs: list[Tensor], outputs: list[Tensor]) -> Trial:
+def try_out(
+    session: Session, inputs: list[Tensor], outputs: list[Tensor], trial_s: float = TRIAL_S
+) -> Trial:
     """Return what was found out; what was not is as declared.
 
-    Raises MemoryError when it has no room to answer the smallest request.
+    Raises MemoryError when it has no room to answer the smallest request, Unfinished when a request
+    is not answered in time.
     """
     may_batch = _may_batch(inputs)
-    with _Runs(session, [tensor.name for tensor in outputs]) as runs:
-        # Zeros are what a server is asked by default, and random numbers tell rows apart.
-        zeros, answer = _first_that_works(runs, _candidates(inputs, may_batch, random=False))
-        rows, varied = _first_that_works(runs, _candidates(inputs, may_batch, random=True))
-        answer = answer or varied
-        if answer is None and runs.out_of_memory:
-            raise MemoryError
-        if answer is None:
-            return Trial(may_batch and _may_batch([*inputs, *outputs]))
-        batched = may_batch and _rows_are_independent(runs, inputs, rows or zeros)
-        if batched is None:
-            batched = _may_batch([*inputs, *outputs])
+    runs = _Runs(session, [tensor.name for tensor in outputs], trial_s)
+    # Zeros are what a server is asked by default, and random numbers tell rows apart.
+    zeros, answer = _first_that_works(runs, _candidates(inputs, may_batch, random=False))
+    rows, varied = _first_that_works(runs, _candidates(inputs, may_batch, random=True))
+    answer = answer or varied
+    if answer is None and runs.out_of_memory:
+        raise MemoryError
+    if answer is None:
+        return Trial(may_batch and _may_batch([*inputs, *outputs]))
+    batched = may_batch and _rows_are_independent(runs, inputs, rows or zeros)
+    if batched is None:
+        batched = _may_batch([*inputs, *outputs])
     shapes = {t.name: _seen(t, array, batched) for t, array in zip(outputs, answer, strict=True)}
     smallest = zeros is not None and zeros.size == SIZES[0]
     known = zeros if zeros is not None else rows
@@ -188,41 +198,58 @@ def _request(arrays: Arrays, inputs: list[Tensor], batched: bool) -> list[list[d
 # --- runs ----------------------------------------------------------------------------------------
 
 
+class Unfinished(Exception):
+    """A trial did not end within its time."""
+
+
 class _Runs:
-    """Runs the model until the time for trials is over."""
+    """Runs the model until the time for trials is over. Raises Unfinished."""
 
-    def __init__(self, session: Session, outputs: list[str]) -> None:
-        import onnxruntime
-
+    def __init__(self, session: Session, outputs: list[str], trial_s: float) -> None:
         self._session = session
         self._outputs = outputs
-        self._options = onnxruntime.RunOptions()
-        self._timer = threading.Timer(TRIALS_S, self._end)
-        self.ended = False
+        self._trial_s = trial_s
+        self._ends_at = monotonic() + TRIALS_S
         self.out_of_memory = False
 
-    def __enter__(self) -> _Runs:
-        self._timer.daemon = True
-        self._timer.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._timer.cancel()
-
-    def _end(self) -> None:
-        self.ended = True
-        self._options.terminate = True
+    @property
+    def ended(self) -> bool:
+        return monotonic() > self._ends_at
 
     def __call__(self, arrays: Arrays) -> list[Array] | None:
         """Return the outputs; None where the model cannot answer."""
         if self.ended:
             return None
         try:
-            found = self._session.run(self._outputs, arrays, self._options)
+            found = self._run(arrays)
+        except Unfinished:
+            raise
         except Exception as error:  # Whatever onnxruntime raises: it is the answer to the trial.
             self.out_of_memory |= is_out_of_memory(error)
             return None
         return [np.asarray(array) for array in found]
+
+    def _run(self, arrays: Arrays) -> list[Any]:
+        """Run it in a thread of its own: a loop in the model does not heed `terminate` for long."""
+        import onnxruntime
+
+        options = onnxruntime.RunOptions()
+        result: Future[list[Any]] = Future()
+
+        def run() -> None:
+            try:
+                result.set_result(self._session.run(self._outputs, arrays, options))
+            except BaseException as error:
+                result.set_exception(error)
+
+        threading.Thread(target=run, daemon=True).start()
+        try:
+            return result.result(timeout=self._trial_s)
+        except TimeoutError:
+            options.terminate = True
+        with suppress(Exception):
+            result.result(timeout=HEED_S)
+        raise Unfinished(f"it did not answer a trial request within {self._trial_s:g} s")
 
 
 def is_out_of_memory(error: Exception) -> bool:

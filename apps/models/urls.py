@@ -16,6 +16,7 @@ urlpatterns = [
     ),
     # Not below models/, where it would be a model's name.
     path("register/", views.version_register, name="version-register"),
+    path("registrations/<uuid:pk>/", views.registration, name="registration"),
     path("deployments/<int:pk>/retry/", views.deployment_retry, name="deployment-retry"),
     path("", include("apps.rollouts.serving_urls")),
 ]

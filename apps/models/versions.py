@@ -36,6 +36,7 @@ from apps.models.models import (
 # Where files are while they are looked at, in the directory of the artifacts.
 IMPORT_PREFIX = ".import-"
 UPLOADS = ".uploads"
+REGISTRATIONS = ".registrations"
 SCRATCH_KEPT_S = 86_400
 # What makes two versions of the same bytes the same version; warm-up may change later.
 IDENTITY = (
@@ -81,7 +82,11 @@ def scratch() -> Iterator[Path]:
 def sweep_scratch(now_s: float) -> int:
     """Delete what a killed process left half done a day ago; return how much that was."""
     root = Path(settings.ARTIFACT_DIR)
-    left = [*root.glob(f"{IMPORT_PREFIX}*"), *(root / UPLOADS).glob("*")]
+    left = [
+        *root.glob(f"{IMPORT_PREFIX}*"),
+        *(root / UPLOADS).glob("*"),
+        *(root / REGISTRATIONS).glob("*"),
+    ]
     old = [path for path in left if _age_s(path, now_s) > SCRATCH_KEPT_S]
     for path in old:
         if path.is_dir():

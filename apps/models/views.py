@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from django.conf import settings
-from django.contrib import messages
 from django.db.models import Count
 from django.http import HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
@@ -13,14 +12,14 @@ from django.views.decorators.http import require_http_methods, require_POST, req
 
 from apps.lib.clock import database_now
 from apps.lib.errors import InterlockError, Invalid
-from apps.lib.pages import PageRequest, attempt, go_back, page
+from apps.lib.pages import PageRequest, attempt, go_back, page, render_live, stamp_of
 from apps.models.access import actor_of, has_role, require_role
 from apps.models.aliases import move_alias
 from apps.models.forms import AliasForm, RegisterForm
 from apps.models.links import registry_url, run_url
-from apps.models.models import Deployment, ModelVersion, RegisteredModel, Role
-from apps.models.registration import register_file, register_uri
-from apps.models.registry import SyncReport, sync_registry
+from apps.models.models import Deployment, ModelVersion, RegisteredModel, Registration, Role
+from apps.models.registrations import submit_file, submit_uri
+from apps.models.registry import SyncReport, sync_now
 from apps.models.selectors import (
     list_events,
     list_models,
@@ -68,7 +67,7 @@ def version(request: PageRequest, name: str, number: int) -> HttpResponse:
 @require_POST
 def registry_sync(request: PageRequest) -> HttpResponse:
     require_role(request.user, None, Role.OPERATOR)
-    attempt(request, lambda: _told(sync_registry()))
+    attempt(request, lambda: _told(sync_now()))
     return go_back(request, "model-list")
 
 
@@ -123,22 +122,35 @@ def version_register(request: PageRequest) -> HttpResponse:
         check_upload(request)
         if not form.is_valid():
             return render(request, "models/register.html", context, status=400)
-        version = _register(request, form)
+        row = _submit(request, form)
     except InterlockError as error:
         context["refusal"] = error.message
         return render(request, "models/register.html", context, status=error.status)
-    messages.success(request, f"{version} is registered.")
-    return redirect("version", name=version.model.name, number=version.number)
+    return redirect("registration", pk=row.pk)
 
 
-def _register(request: PageRequest, form: RegisterForm) -> ModelVersion:
+@page
+@require_safe
+def registration(request: PageRequest, pk: Any) -> HttpResponse:
+    """What becomes of a registration; live until it is settled."""
+    row = get_object_or_404(Registration.objects.select_related("version__model"), pk=pk)
+    return render_live(
+        request,
+        template="models/registration.html",
+        fragment="models/_registration.html",
+        stamp=stamp_of(row.state, row.stage, row.stage_at),
+        context=lambda: {"row": row, "now": database_now()},
+    )
+
+
+def _submit(request: PageRequest, form: RegisterForm) -> Registration:
     data, actor, now = form.cleaned_data, actor_of(request), database_now()
     if data["uri"]:
-        return register_uri(
+        return submit_uri(
             name=data["model"], uri=data["uri"], metadata=form.metadata(), actor=actor, now=now
         )
     files = uploaded_files(data["file"], data["external_data"])
-    return register_file(
+    return submit_file(
         name=data["model"], files=files, metadata=form.metadata(), actor=actor, now=now
     )
 

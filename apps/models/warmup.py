@@ -15,6 +15,8 @@ from typing import Any
 from apps.lib.errors import Invalid
 
 WARMUP_BYTES_MAX = 64 * 1024
+# The file may be written with more space, but it is read into memory whole.
+WARMUP_FILE_BYTES_MAX = 1024**2
 WARMUP_REQUESTS_MAX = 16
 
 # Beside the MLmodel file of a registered version.
@@ -37,6 +39,8 @@ def read_warmup(directory: Path, signature: Mapping[str, Any]) -> list[Request]:
     path = directory / WARMUP_FILE
     if not path.is_file():
         return []
+    if path.stat().st_size > WARMUP_FILE_BYTES_MAX:
+        raise Invalid(f"its {WARMUP_FILE} is larger than {WARMUP_FILE_BYTES_MAX:,} bytes")
     try:
         requests = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
@@ -82,7 +86,8 @@ def _check_request(what: str, request: Any, wanted: Mapping[str, Any]) -> None:
         if names.count(name) != 1:
             raise Invalid(f"{what} has input {name!r} {names.count(name)} times; once is needed.")
     for item in request:
-        if item.get("name") not in wanted:
+        # Of a list: a foreign name need not be one that can be hashed.
+        if item.get("name") not in list(wanted):
             raise Invalid(
                 f"{what} has input {item.get('name')!r}, which the version does not take."
             )

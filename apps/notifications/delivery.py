@@ -16,6 +16,7 @@ from time import monotonic
 from django.db import connection, connections
 
 from apps.lib.clock import database_now
+from apps.models.own_services import egress_policy
 from apps.notifications import outbox
 from apps.notifications.models import OutboxMessage
 from apps.notifications.senders import Outcome, send
@@ -24,6 +25,7 @@ from apps.notifications.services import deactivate_gone
 log = logging.getLogger(__name__)
 
 LANES_MAX = 8
+ERROR_MAX = 500
 # A lane claims nothing after so long, so that the next turn may look at the others.
 TURN_S = 5.0
 # Any number that no other advisory lock of ours has.
@@ -78,7 +80,7 @@ def run_lane(target_id: int, until: float) -> int:
 def _attempt(message: OutboxMessage) -> bool:
     """Send and settle one message; say whether the lane may go on."""
     # The lease is committed and no transaction is open: an endpoint that hangs holds no lock.
-    outcome = send(message, database_now())
+    outcome = _sent(message)
     now = database_now()
     if not outcome.error:
         outbox.settle_delivered(message, now)
@@ -86,6 +88,15 @@ def _attempt(message: OutboxMessage) -> bool:
     log.info("notification.failed %s attempt=%d: %s", message.pk, message.attempts, outcome.error)
     outbox.settle_failed(message, outcome.error, now, outcome.retry_after_s)
     return _goes_on(message, outcome)
+
+
+def _sent(message: OutboxMessage) -> Outcome:
+    try:
+        return send(message, database_now(), egress_policy())
+    except Exception as error:
+        # It fails alone, and its page says why: those behind it are sent.
+        log.exception("notification.not_sent %s", message.pk)
+        return Outcome(error=f"it cannot be sent: {type(error).__name__}: {error}"[:ERROR_MAX])
 
 
 def _goes_on(message: OutboxMessage, outcome: Outcome) -> bool:

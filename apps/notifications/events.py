@@ -24,6 +24,7 @@ EVENTS = {
     "leak.detected": "A version at 0 % got traffic",
     "split.diverged": "The observed split is not the configured one",
     "ends.missing": "Requests were assigned whose end nobody counted, or ended twice",
+    "loop.stopped": "A loop of the control plane has stopped (to targets of all models)",
     "experiment.started": "An experiment was started",
     "experiment.paused": "An experiment was paused: everybody gets stable",
     "experiment.resumed": "A paused experiment assigns units again",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from smtplib import SMTPException
@@ -13,6 +14,7 @@ from django.conf import settings
 from django.core.mail import EmailMessage
 from django.core.mail.backends.smtp import EmailBackend
 
+from apps.lib.egress import EgressPolicy
 from apps.lib.errors import Unavailable
 from apps.notifications import signing
 from apps.notifications.events import sentence
@@ -41,16 +43,19 @@ class Outcome:
     retry_after_s: int = 0
 
 
-def send(message: OutboxMessage, now: datetime) -> Outcome:
-    """Deliver `message` to its target, once. Anticipated failures come back as an outcome."""
+def send(message: OutboxMessage, now: datetime, policy: EgressPolicy) -> Outcome:
+    """Deliver `message` to its target, once, where `policy` lets it.
+
+    Anticipated failures come back as an outcome.
+    """
     try:
         match message.target.kind:
             case Kind.EMAIL:
                 return _send_email(message)
             case Kind.SLACK:
-                return _judge(post(message.target.address, JSON_HEADERS, slack_body(message)))
+                return _judge(_post(message, JSON_HEADERS, slack_body(message), policy))
             case _:
-                return _send_webhook(message, now)
+                return _send_webhook(message, now, policy)
     except Unavailable as error:
         return Outcome(error=error.message, is_away=True)
 
@@ -84,13 +89,19 @@ def slack_body(message: OutboxMessage) -> bytes:
     return json.dumps({"text": text}, ensure_ascii=False).encode()
 
 
-def _send_webhook(message: OutboxMessage, now: datetime) -> Outcome:
+def _send_webhook(message: OutboxMessage, now: datetime, policy: EgressPolicy) -> Outcome:
     target, body = message.target, webhook_body(message)
     secrets = [target.secret]
     if target.previous_secret_until is not None and target.previous_secret_until > now:
         secrets.append(target.previous_secret)
     signed = signing.headers(secrets, str(message.pk), int(now.timestamp()), body)
-    return _judge(post(target.address, {**JSON_HEADERS, **signed}, body))
+    return _judge(_post(message, {**JSON_HEADERS, **signed}, body, policy))
+
+
+def _post(
+    message: OutboxMessage, headers: Mapping[str, str], body: bytes, policy: EgressPolicy
+) -> Answer:
+    return post(message.target.address, headers, body, policy=policy)
 
 
 def _judge(answer: Answer) -> Outcome:

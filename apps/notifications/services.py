@@ -14,6 +14,7 @@ from apps.lib.errors import Conflict, Invalid
 from apps.lib.validation import check_row
 from apps.models.audit import record_audit
 from apps.models.models import RegisteredModel
+from apps.models.own_services import egress_policy
 from apps.notifications import addresses
 from apps.notifications.events import EVENTS, TEST
 from apps.notifications.models import NotificationTarget, OutboxMessage
@@ -191,8 +192,7 @@ def _check(target: NotificationTarget) -> None:
         told = f"there is no event {unknown[0]!r}" if unknown else "an event is named twice"
         raise Invalid(f"events: {told} (there are: {', '.join(EVENTS)}).")
     if target.kind != Kind.EMAIL:
-        allowed = settings.WEBHOOK_PRIVATE_ALLOWED
-        addresses.check_url(target.address, private_allowed=allowed)
+        addresses.check_url(target.address, policy=egress_policy())
         return
     addresses.check_email(target.address)
     if not settings.EMAIL_SERVER:

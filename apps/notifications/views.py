@@ -14,6 +14,7 @@ from django.views.decorators.http import require_http_methods, require_POST, req
 
 from apps.lib.actors import Actor
 from apps.lib.clock import database_now
+from apps.lib.confirm import Question, ask
 from apps.lib.errors import InterlockError
 from apps.lib.pages import PageRequest, attempt, go_to, page, render_live, stamp_of
 from apps.models.access import actor_of, has_role, require_role
@@ -117,6 +118,9 @@ def target_deliveries(request: PageRequest, name: str) -> HttpResponse:
 def target_rotate(request: PageRequest, name: str) -> HttpResponse:
     found = _find(name)
     require_role(request.user, found.model, Role.ADMIN)
+    text = f"Make a new secret of {name}? What checks signatures with the present one refuses them."
+    if asked := ask(request, Question(text, "Make a new secret")):
+        return asked
     row = services.rotate_secret(target=found, actor=actor_of(request), now=database_now())
     return _render_target(request, row, secret=row.secret, is_rotated=True)
 
@@ -137,6 +141,10 @@ def target_activate(request: PageRequest, name: str) -> HttpResponse:
 @page
 @require_POST
 def target_deactivate(request: PageRequest, name: str) -> HttpResponse:
+    text = f"Send nothing more to {name}? What is open for it is given up."
+    require_role(request.user, _find(name).model, Role.ADMIN)
+    if asked := ask(request, Question(text, f"Deactivate {name}")):
+        return asked
     told = "{name} is not active any more: nothing is sent to it."
     return _act(request, name, services.deactivate_target, told)
 

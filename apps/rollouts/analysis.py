@@ -28,16 +28,16 @@ from apps.rollouts.sample_ratio import judge_step
 from apps.rollouts.series import (
     ERRORS,
     UNANSWERED,
+    Histograms,
     by_cluster,
     by_instance,
     has_slices,
     is_by_client,
-    series_of_latency,
+    series_of_latencies,
     series_of_rate,
 )
 from apps.rollouts.thresholds import judge_error_threshold
 from apps.rollouts.verdicts import JSON, CheckResult, Verdict
-from contract.histogram import merge
 
 # What an observer brought for a check; `problem` says in words why it brought nothing.
 Observation = Mapping[str, JSON]
@@ -217,7 +217,8 @@ def _latency(question: Question, _: CheckDocument) -> CheckResult:
     found = _judge_latency(question)
     mine = question.this_step
     differences = percentile_differences(
-        merge(i.canary.latency for i in mine), merge(i.control.latency for i in mine)
+        Histograms.of_arms([each.canary for each in mine]).merged(),
+        Histograms.of_arms([each.control for each in mine]).merged(),
     )
     shown: list[JSON] = [asdict(difference) for difference in differences]
     evidence: dict[str, JSON] = {**found.evidence, "percentiles": shown}
@@ -243,11 +244,8 @@ def _judge_latency(question: Question) -> CheckResult:
     # Only what came after the reference was frozen may be judged by it.
     judged = [i for i in question.intervals if i.started_at >= reference.frozen_at]
     indexes = {500: reference.p50, 950: reference.p95, 990: reference.p99}
-    series = {
-        permille: series_of_latency(judged, index)
-        for permille, index in indexes.items()
-        if index is not None
-    }
+    known = {permille: index for permille, index in indexes.items() if index is not None}
+    series = dict(zip(known, series_of_latencies(judged, list(known.values())), strict=True))
     return judge_latency(
         series[950],
         series[990],

@@ -11,6 +11,7 @@ from rest_framework.decorators import action
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.routers import BaseRouter
+from rest_framework.serializers import Serializer
 from rest_framework.viewsets import GenericViewSet, ViewSet
 
 from apps.lib.clock import database_now
@@ -25,10 +26,13 @@ from apps.rollouts.models import Instance, Rollout
 from apps.rollouts.plan_api import PlanTemplateViewSet, PlanViewSet, find_plan
 from apps.rollouts.publication import live_instances, silent_instances
 from apps.rollouts.serializers import (
+    AbortSerializer,
     ActSerializer,
     EvaluationSerializer,
     ExplanationSerializer,
+    ForceSerializer,
     InstanceSerializer,
+    ReasonSerializer,
     RepeatSerializer,
     RetrySerializer,
     RollbackSerializer,
@@ -86,6 +90,7 @@ class RolloutViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericVi
             actor=actor_of(request),
             now=database_now(),
             overrides=asked["overrides"],
+            reason=asked["reason"],
         )
         return Response(RolloutSerializer(rollout).data, status=status.HTTP_201_CREATED)
 
@@ -101,32 +106,46 @@ class RolloutViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericVi
         """Bake the step anew."""
         return self._act(request, services.resume_rollout)
 
-    @extend_schema(request=ActSerializer, responses=RolloutSerializer)
+    @extend_schema(request=AbortSerializer, responses=RolloutSerializer)
     @action(detail=True, methods=["post"])
     def abort(self, request: Request, pk: str) -> Response:
-        """Take all traffic off the target, now, from every live phase."""
-        return self._act(request, services.abort_rollout)
+        """Take all traffic off the target, now; of what succeeded, roll the model back.
 
-    @extend_schema(request=ActSerializer, responses=RolloutSerializer)
+        It is right from every phase and at every revision. After a promotion the answer is the
+        rollout that goes back.
+        """
+        return self._act(request, services.abort_rollout, AbortSerializer)
+
+    @extend_schema(request=ReasonSerializer, responses=RolloutSerializer)
+    @action(detail=True, methods=["post"])
+    def reason(self, request: Request, pk: str) -> Response:
+        """Say afterwards why a rollout was aborted that was aborted without a reason."""
+        return self._act(request, services.give_reason, ReasonSerializer)
+
+    @extend_schema(request=ForceSerializer, responses=RolloutSerializer)
     @action(detail=True, methods=["post"])
     def promote(self, request: Request, pk: str) -> Response:
         """Make the target stable without waiting for the rest of the plan."""
-        return self._act(request, services.promote_now)
+        return self._act(request, services.promote_now, ForceSerializer)
 
-    @extend_schema(request=ActSerializer, responses=RolloutSerializer)
+    @extend_schema(request=ForceSerializer, responses=RolloutSerializer)
     @action(detail=True, methods=["post"])
     def skip(self, request: Request, pk: str) -> Response:
         """Go on to the next step without waiting for this one's checks."""
-        return self._act(request, services.skip_step)
+        return self._act(request, services.skip_step, ForceSerializer)
 
-    @extend_schema(request=ActSerializer, responses=RolloutSerializer)
+    @extend_schema(request=ForceSerializer, responses=RolloutSerializer)
     @action(detail=True, methods=["post"])
     def approve(self, request: Request, pk: str) -> Response:
-        """Open the gate of the present step; it needs the role that the gate names."""
-        rollout = self.get_object()
-        role = services.gate_role(rollout) or Role.OPERATOR
-        # The role is that of the step seen here: once the rollout moves on, the approval is stale.
-        return self._act(request, services.approve_step, role, newest=rollout.revision)
+        """Open the gate of the present step; it needs the gate's role, and who did not start it."""
+        # Which role that is, the service reads from the step of the row that it has locked.
+        return self._act(request, services.approve_step, ForceSerializer, Role.VIEWER)
+
+    @extend_schema(request=ActSerializer, responses=RolloutSerializer)
+    @action(detail=True, methods=["post"], url_path="override-freeze")
+    def override_freeze(self, request: Request, pk: str) -> Response:
+        """Let it go on in the freezes that hold it now; it needs the role to set them."""
+        return self._act(request, services.override_freeze)
 
     @extend_schema(request=RetrySerializer, responses={201: RolloutSerializer})
     @action(detail=True, methods=["post"])
@@ -141,6 +160,7 @@ class RolloutViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericVi
             actor=actor_of(request),
             now=database_now(),
             overrides=given.validated_data["overrides"],
+            reason=given.validated_data["reason"],
         )
         return Response(RolloutSerializer(row).data, status=status.HTTP_201_CREATED)
 
@@ -192,21 +212,17 @@ class RolloutViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericVi
         self,
         request: Request,
         service: Any,
+        serializer: type[Serializer[Any]] = ActSerializer,
         role: Role = Role.OPERATOR,
-        newest: int | None = None,
     ) -> Response:
         rollout = self.get_object()
         require_role(request.user, rollout.model, role)
-        given = ActSerializer(data=request.data)
+        given = serializer(data=request.data)
         given.is_valid(raise_exception=True)
-        seen = [given.validated_data["revision"], newest]
-        row = service(
-            rollout=rollout,
-            actor=actor_of(request),
-            now=database_now(),
-            reason=given.validated_data["reason"],
-            revision=min((each for each in seen if each is not None), default=None),
-        )
+        asked = dict(given.validated_data)
+        if serializer is AbortSerializer:
+            del asked["revision"]
+        row = service(rollout=rollout, actor=actor_of(request), now=database_now(), **asked)
         return Response(RolloutSerializer(row).data)
 
 

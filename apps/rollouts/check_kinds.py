@@ -11,9 +11,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import msgspec
-from django.conf import settings
 
 from apps.lib.errors import Invalid
+from apps.models.own_services import configured_policy
 from apps.notifications.addresses import check_url
 from apps.rollouts.verdicts import JSON, Verdict
 
@@ -26,6 +26,7 @@ ERROR_THRESHOLD = "error-threshold"
 ERROR_OBJECTIVE = "error-objective"
 LATENCY_OBJECTIVE = "latency-objective"
 SHADOW_AGREEMENT = "shadow-agreement"
+SHADOW_ACCURACY = "shadow-accuracy"
 OUTCOME = "outcome"
 PROMETHEUS = "prometheus"
 WEBHOOK = "webhook"
@@ -140,7 +141,7 @@ def _no_metrics(_: Mapping[str, Any]) -> str:
 
 def _webhook_address(given: Mapping[str, Any]) -> str:
     try:
-        check_url(str(given.get("url", "")), private_allowed=settings.WEBHOOK_PRIVATE_ALLOWED)
+        check_url(str(given.get("url", "")), policy=configured_policy())
     except Invalid as error:
         return error.message.replace("address: ", "url: ", 1).rstrip(".")
     return ""
@@ -203,6 +204,24 @@ KINDS: dict[str, CheckKind] = {
             ),
             "rows_min": Setting("compared rows at least", int, 500, least=1),
         },
+        spends_alpha=True,
+    ),
+    SHADOW_ACCURACY: CheckKind(
+        "Is the shadow not less accurate than stable on requests that both answered, by more than "
+        "the margin? The truth is a metric of outcomes, which may come late.",
+        settings={
+            "metric": Setting("the metric that tells the truth", str, is_required=True),
+            "margin_bp": Setting(
+                "accuracy that may be lost, in basis points", int, 100, least=1, most=9_999
+            ),
+            "scale": Setting(
+                "how far a score may be from the metric's value before it counts as entirely "
+                "wrong; without it the answer's class must equal the value",
+                float,
+                least=1e-12,
+            ),
+        },
+        problem=_no_metrics,
         spends_alpha=True,
     ),
     OUTCOME: CheckKind(

@@ -19,7 +19,10 @@ from apps.rollouts.eprocess import (
     Bets,
     Counts,
     Factors,
+    columns_of,
     factors,
+    processes_of,
+    settled_factors,
 )
 from apps.rollouts.segments import Carried, Integers, Stakes, carry, stakes_of
 
@@ -68,7 +71,9 @@ class Comparison:
     ) -> Comparison:
         """Settle all bets. Raises ValueError unless margin and expected rate lie in (0, 1)."""
         counts = series.counts
-        settled = factors(counts, margin=margin, expected_rate=expected_rate, bets=bets)
+        # Of one run the earlier looks have settled most.
+        settle = settled_factors if counts.canary_n.ndim == 2 else factors
+        settled = settle(counts, margin=margin, expected_rate=expected_rate, bets=bets)
         slices = counts.canary_n.shape[-1]
         n1, a, n0, b = (each.sum(axis=-1) for each in columns_of(counts))
         usable = (n1 > 0) & (n0 > 0)
@@ -174,14 +179,6 @@ class Look:
     def rates(self, carried: Carried) -> tuple[Array, Array]:
         """Both rates in the segment in which the process's evidence arose."""
         return self.comparison.rates(carried.start, self.now)
-
-
-def columns_of(counts: Counts) -> tuple[Array, Array, Array, Array]:
-    return counts.canary_n, counts.canary_events, counts.control_n, counts.control_events
-
-
-def processes_of(given: Factors) -> tuple[Array, Array, Array]:
-    return given.margin, given.zero, given.mirror
 
 
 def _made(logs: Array, slices: int) -> Array:

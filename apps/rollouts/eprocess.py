@@ -8,8 +8,10 @@ does between slices and however the shares move. Wealth of 1/α therefore refute
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -117,12 +119,21 @@ def factors(
     with the weights 1−w and w, for every 0 ≤ λ < 1/(1/w − δ).
     Raises ValueError unless margin and expected rate lie in (0, 1).
     """
+    _require_shares(margin, expected_rate)
+    p0 = _past_control_rate(counts, expected_rate, bets.prior_units)
+    return _factors_at(counts, p0, margin, bets)
+
+
+def _require_shares(margin: float, expected_rate: float) -> None:
     if not 0.0 < margin < 1.0 or not 0.0 < expected_rate < 1.0:
         raise ValueError("margin and expected rate must lie between 0 and 1")
+
+
+def _factors_at(counts: Counts, p0: Array, margin: float, bets: Bets) -> Factors:
+    """The factors of intervals before which the control's rate was taken to be `p0`."""
     usable = ((counts.canary_n > 0) & (counts.control_n > 0))[..., None]
     share = _share(counts.canary_n, counts.control_n)
     usual = _share(counts.canary_n.sum(axis=-1), counts.control_n.sum(axis=-1))
-    p0 = _past_control_rate(counts, expected_rate, bets.prior_units)
     swapped = Counts(counts.control_n, counts.control_events, counts.canary_n, counts.canary_events)
     worse = np.minimum(p0[..., None] + np.array(bets.zero) * margin, RATE_MAX)
     worse = np.maximum(worse, p0[..., None])
@@ -133,6 +144,57 @@ def factors(
         _mirror_logs(swapped, (1.0 - share, 1.0 - usual), p0, margin),
     )
     return Factors(*(_in_a_row(np.where(usable, each, 0.0)) for each in logs))
+
+
+# The processes of so many checks are kept: some hundred kilobytes each at most.
+KEPT_MAX = 80
+_kept: OrderedDict[tuple[Any, ...], tuple[Counts, Factors]] = OrderedDict()
+
+
+def settled_factors(
+    counts: Counts, *, margin: float, expected_rate: float = EXPECTED_RATE, bets: Bets = RARE
+) -> Factors:
+    """Return the same as `factors` for one run, of which only what is new is worked out.
+
+    A bet is settled once: an interval's factors depend on it and those before it alone. What an
+    earlier call began with the same intervals is taken from there. Raises ValueError as `factors`.
+    """
+    _require_shares(margin, expected_rate)
+    first = tuple(column[:1].tobytes() for column in columns_of(counts))
+    key = (margin, expected_rate, bets, counts.canary_n.shape[-1], first)
+    before = _kept.pop(key, None)
+    known = _alike(before[0], counts) if before else 0
+    if before is not None and known == len(counts.canary_n) == len(before[0].canary_n):
+        _kept[key] = before
+        return before[1]
+    p0 = _past_control_rate(counts, expected_rate, bets.prior_units)[known:]
+    fresh = _factors_at(Counts(*(each[known:] for each in columns_of(counts))), p0, margin, bets)
+    if before is not None:
+        slices = known * counts.canary_n.shape[-1]
+        pairs = zip(processes_of(before[1]), processes_of(fresh), strict=True)
+        fresh = Factors(*(np.concatenate([old[:slices], new]) for old, new in pairs))
+    _kept[key] = counts, fresh
+    while len(_kept) > KEPT_MAX:
+        _kept.popitem(last=False)
+    return fresh
+
+
+def columns_of(counts: Counts) -> tuple[Array, Array, Array, Array]:
+    return counts.canary_n, counts.canary_events, counts.control_n, counts.control_events
+
+
+def processes_of(given: Factors) -> tuple[Array, Array, Array]:
+    return given.margin, given.zero, given.mirror
+
+
+def _alike(before: Counts, now: Counts) -> int:
+    """How many intervals both begin with that are the same."""
+    known = min(len(before.canary_n), len(now.canary_n))
+    pairs = zip(columns_of(before), columns_of(now), strict=True)
+    differs = np.zeros(known, dtype=bool)
+    for old, new in pairs:
+        differs |= (old[:known] != new[:known]).any(axis=-1)
+    return int(differs.argmax()) if differs.any() else known
 
 
 def _share(canary_n: Array, control_n: Array) -> Array:

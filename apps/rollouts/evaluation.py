@@ -7,7 +7,7 @@ The decision log keeps all that an answer was made from, so that it can be made 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from apps.rollouts import spread
@@ -26,6 +26,7 @@ from contract.routing import BASELINE, STABLE
 
 # A rollout that has so many intervals is looked at half as often, and so on.
 INTERVALS_A_LOOK = 4_000
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def evaluate(
@@ -86,13 +87,14 @@ def _closed(rollout: Rollout, plan: PlanDocument, now: datetime) -> list[Interva
 
 
 def next_look(rollout: Rollout, plan: PlanDocument, now: datetime) -> datetime:
-    """Return when the step is to be evaluated next: after an interval, or more of them.
+    """Return when the step is to be evaluated next: as the next interval closes, or a later one.
 
-    A rollout that is paused for days goes on to gather intervals; its looks get rarer as each of
-    them has more to go over.
+    Intervals are aligned to the epoch, on all instances alike. A rollout that is paused for days
+    goes on to gather intervals; its looks get rarer as each of them has more to go over.
     """
-    spread = 1 + rollout.intervals.count() // INTERVALS_A_LOOK
-    return now + spread * _interval(rollout, plan)
+    interval = _interval(rollout, plan)
+    latest = now + (1 + rollout.intervals.count() // INTERVALS_A_LOOK) * interval
+    return latest - (latest - GRACE - EPOCH) % interval
 
 
 def _interval(rollout: Rollout, plan: PlanDocument) -> timedelta:

@@ -10,16 +10,18 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from django.db import connection
+from django.db.models import Max
 from numpy.typing import NDArray
 
-from apps.rollouts.models import Rollout
+from apps.rollouts.models import Rollout, TelemetryRow
+from apps.rollouts.publication import live_instances
 from apps.rollouts.segments import SLICE_S_MIN, SLICES
 from contract.histogram import Counts
 from contract.messages import CLUSTERS, ClusterCounts
@@ -27,8 +29,15 @@ from contract.routing import CANARY, STABLE
 
 # How long after its end an interval may still get windows: their length, and the way here.
 GRACE = timedelta(seconds=3)
+# The columns of an arm's tables.
+COLUMNS = ("n", "errors", "assigned", "unanswered", "units")
+# Windows of an instance that is heard of late are waited for, so long at most.
+LATE = timedelta(seconds=20)
 # Windows that come later than so long after their interval are shown and no longer judged.
 LOOK_BACK = timedelta(hours=1)
+# Most looks read what the last intervals before the newest frozen one brought, one in so many all.
+RECENT_INTERVALS = 6
+LOOKS_A_WHOLE = 30
 
 
 @dataclass
@@ -57,6 +66,19 @@ class Arm:
         return Grouped.of(self.clusters)
 
     @cached_property
+    def table(self) -> NDArray[np.float64]:
+        """The slices as rows of COLUMNS, without units; ask as for `grouped`.
+
+        Where they were not kept the first row has the whole interval.
+        """
+        rows = np.zeros((SLICES, len(COLUMNS) - 1))
+        if self.slices:
+            rows[:] = [(s.n, s.errors, s.assigned, s.unanswered) for s in self.slices]
+        else:
+            rows[0] = self.n, self.errors, self.assigned, self.unanswered
+        return rows
+
+    @cached_property
     def histogram(self) -> NDArray[np.int64]:
         """The latency's buckets and their counts, `(2, buckets)`; ask as for `grouped`."""
         return np.array(list(self.latency.items()), dtype=np.int64).reshape(-1, 2).T
@@ -64,7 +86,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Grouped:
-    """Clusters as arrays: a row each of `counts`, n, errors, assigned, unanswered, units.
+    """Clusters as arrays: a row of COLUMNS each of `counts`.
 
     `cells` has a column for each bucket of each cluster's latency: the cluster, bucket, count.
     """
@@ -74,7 +96,7 @@ class Grouped:
 
     @classmethod
     def of(cls, clusters: Mapping[int, ClusterCounts]) -> Grouped:
-        counts = np.zeros((CLUSTERS, 5))
+        counts = np.zeros((CLUSTERS, len(COLUMNS)))
         for number, each in clusters.items():
             row = (each.n, each.errors, each.assigned, each.unanswered, each.units)
             counts[number % CLUSTERS] += row
@@ -95,6 +117,14 @@ class SliceCounts:
     assigned: int = 0
     unanswered: int = 0
 
+    def add(self, counts: Sequence[int]) -> None:
+        """Add counts in the order of the fields."""
+        n, errors, assigned, unanswered = counts
+        self.n += n
+        self.errors += errors
+        self.assigned += assigned
+        self.unanswered += unanswered
+
 
 @dataclass
 class Interval:
@@ -102,6 +132,39 @@ class Interval:
     started_at: datetime
     canary: Arm = field(default_factory=Arm)
     control: Arm = field(default_factory=Arm)
+
+
+# By step and when they began.
+Found = dict[tuple[int, datetime], Interval]
+
+
+@dataclass(frozen=True)
+class Reach:
+    """Whose windows are read, and of which intervals: those that began after `since`, by `until`.
+
+    `steps` are the generations that the steps began with.
+    """
+
+    rollout: Rollout
+    control: str
+    since: datetime
+    until: datetime
+    steps: list[int]
+
+    @property
+    def window(self) -> list[Any]:
+        """What WINDOWS asks for, in its order."""
+        return [
+            self.rollout.model.name,
+            self.since,
+            str(self.rollout.pk),
+            self.steps[0],
+            self.control,
+            self.since,
+            self.until,
+            self.rollout.pk,
+            self.steps,
+        ]
 
 
 def closed_intervals(
@@ -115,48 +178,85 @@ def closed_intervals(
     """Return the intervals of late that get no more windows and are not frozen, oldest first.
 
     `control` is the variant that the canary is compared with. Intervals last `interval_s` at most,
-    and `lengths_s` by step where these differ.
+    and `lengths_s` by step where these differ. A live instance that was heard of in an interval or
+    the one before, and not since, is waited for a while: its windows are on their way.
     """
-    until = now - timedelta(seconds=interval_s) - GRACE
-    found: dict[tuple[int, datetime], Interval] = {}
-    steps = _steps(rollout)
-    lengths = (list(lengths_s) or [interval_s])[: len(steps)]
-    lengths += lengths[-1:] * (len(steps) - len(lengths))
-    for generation, started_at, variant, at, n, errors, requests, assigned, unanswered in _rows(
-        COUNTS, rollout, control, until, [lengths, steps]
+    length = timedelta(seconds=interval_s)
+    until = now - length - GRACE
+    steps = list(rollout.step_generations) or [0]
+    reach = Reach(rollout, control, _since(rollout, until, length), until, steps)
+    found = _read(reach, list(lengths_s) or [interval_s])
+    held_at = _held_at(found, reach, length, now)
+    return [found[key] for key in sorted(found) if held_at is None or key[1] < held_at]
+
+
+def _since(rollout: Rollout, until: datetime, length: timedelta) -> datetime:
+    """Return from where on windows are read: what most looks find new is of late.
+
+    Each look at the whole hour costs as much as all of its windows, so that those which come very
+    late are looked for once in LOOKS_A_WHOLE intervals.
+    """
+    whole = until - LOOK_BACK
+    newest = rollout.intervals.order_by("-ordinal").values_list("started_at", flat=True).first()
+    if newest is None or int(until.timestamp() / length.total_seconds()) % LOOKS_A_WHOLE == 0:
+        return whole
+    return max(whole, min(newest, until) - RECENT_INTERVALS * length)
+
+
+def _held_at(found: Found, reach: Reach, length: timedelta, now: datetime) -> datetime | None:
+    """Return where the first interval begins that an instance may still tell more of."""
+    fresh = [at for _, at in found if now < at + length + GRACE + LATE]
+    if not fresh:
+        return None
+    lately = TelemetryRow.objects.filter(
+        model_name=reach.rollout.model.name,
+        ended_at__gt=min(fresh) - length,
+        instance__in=live_instances(now).values("name"),
+    )
+    heard = lately.values("instance").annotate(last=Max("ended_at")).values_list("last", flat=True)
+    held = [at for at in fresh if any(at - length <= last < at + length for last in heard)]
+    return min(held, default=None)
+
+
+def _read(reach: Reach, lengths_s: Sequence[int]) -> Found:
+    """Add up the windows in reach of what is not frozen."""
+    found: Found = {}
+    lengths = list(lengths_s[: len(reach.steps)])
+    lengths += lengths[-1:] * (len(reach.steps) - len(lengths))
+    for generation, started_at, variant, instance, at, requests, *counts in _rows(
+        COUNTS, reach, [lengths, reach.steps], keys=4
     ):
-        arm = _arm(found, rollout, generation, started_at, variant)
+        arm = _arm(found, reach, generation, started_at, variant)
+        n, errors, assigned, unanswered = counts
         arm.n += n
         arm.errors += errors
         arm.requests += requests
         arm.assigned += assigned
         arm.unanswered += unanswered
         arm.slices = arm.slices or [SliceCounts() for _ in range(SLICES)]
-        mine = arm.slices[at]
-        mine.n += n
-        mine.errors += errors
-        mine.assigned += assigned
-        mine.unanswered += unanswered
-    for generation, started_at, variant, index, count in _rows(LATENCIES, rollout, control, until):
-        arm = _arm(found, rollout, generation, started_at, variant)
+        arm.slices[at].add(counts)
+        arm.instances.setdefault(instance, SliceCounts()).add(counts)
+    for generation, started_at, variant, index, count in _rows(LATENCIES, reach):
+        arm = _arm(found, reach, generation, started_at, variant)
         arm.latency[index] = arm.latency.get(index, 0) + count
-    for generation, started_at, variant, instance, *counts in _rows(
-        INSTANCES, rollout, control, until, keys=4
-    ):
-        arm = _arm(found, rollout, generation, started_at, variant)
-        arm.instances[instance] = _merged(arm.instances.get(instance), counts)
-    _add_clusters(found, rollout, control, until)
+    _add_clusters(found, reach)
     for interval in found.values():
         for arm in (interval.canary, interval.control):
+            _suppose_assigned(arm)
             _count_late_ends(arm)
             _settle(arm.slices)
-    return [found[key] for key in sorted(found)]
+    return found
 
 
-def _merged(before: SliceCounts | None, counts: Sequence[int]) -> SliceCounts:
-    if before is None:
-        return SliceCounts(*counts)
-    return SliceCounts(*(a + b for a, b in zip(astuple(before), counts, strict=True)))
+def _suppose_assigned(arm: Arm) -> None:
+    """Take who was answered for assigned where nobody counted that: data planes once did not.
+
+    Not by window: a request that is assigned in one and answered in the next is one request.
+    """
+    if not arm.assigned:
+        arm.assigned = arm.n
+        for each in (*arm.slices, *arm.instances.values()):
+            each.assigned = each.n
 
 
 def _count_late_ends(arm: Arm) -> None:
@@ -196,32 +296,22 @@ def _spread(slices: list[SliceCounts], surplus: int, events: str, exposures: str
         surplus -= taken
 
 
-def _add_clusters(
-    found: dict[tuple[int, datetime], Interval], rollout: Rollout, control: str, until: datetime
-) -> None:
+def _add_clusters(found: Found, reach: Reach) -> None:
     # Histograms come first: a struct that is complete is not changed again.
     latencies: dict[tuple[int, datetime, str, int], Counts] = {}
-    for *key, index, count in _rows(CLUSTER_LATENCIES, rollout, control, until):
+    for *key, index, count in _rows(CLUSTER_LATENCIES, reach):
         latencies.setdefault(tuple(key), {})[index] = count
-    for *key, units, assigned, unanswered, n, errors in _rows(
-        CLUSTER_COUNTS, rollout, control, until
-    ):
+    for *key, units, assigned, unanswered, n, errors in _rows(CLUSTER_COUNTS, reach):
         generation, started_at, variant, cluster = key
-        arm = _arm(found, rollout, generation, started_at, variant)
+        arm = _arm(found, reach, generation, started_at, variant)
         latency = latencies.get((generation, started_at, variant, cluster), {})
         more = ClusterCounts(units, assigned, unanswered, n, errors, latency)
         before = arm.clusters.get(cluster)
         arm.clusters[cluster] = more if before is None else before.merge(more)
 
 
-def _arm(
-    found: dict[tuple[int, datetime], Interval],
-    rollout: Rollout,
-    generation: int,
-    started_at: datetime,
-    variant: str,
-) -> Arm:
-    step_index = bisect_right(rollout.step_generations, generation) - 1
+def _arm(found: Found, reach: Reach, generation: int, started_at: datetime, variant: str) -> Arm:
+    step_index = bisect_right(reach.rollout.step_generations, generation) - 1
     key = (step_index, started_at)
     interval = found.setdefault(key, Interval(step_index, started_at))
     return interval.canary if variant == CANARY else interval.control
@@ -229,7 +319,8 @@ def _arm(
 
 WINDOWS = """
     FROM rollouts_telemetryrow
-    WHERE split = %s AND generation >= %s AND variant IN ('canary', %s)
+    WHERE model_name = %s AND ended_at > %s
+      AND split = %s AND generation >= %s AND variant IN ('canary', %s)
       AND interval_started_at > %s AND interval_started_at <= %s
       AND NOT EXISTS (
           SELECT FROM rollouts_observedinterval AS frozen
@@ -238,23 +329,17 @@ WINDOWS = """
       )
 """
 COUNTS = f"""
-    SELECT generation, interval_started_at, variant,
+    SELECT generation, interval_started_at, variant, instance,
            least({SLICES - 1}, greatest(0, floor(
                extract(epoch FROM started_at - interval_started_at) / greatest(
                    {SLICE_S_MIN},
                    (%s::float8[])[greatest(1, width_bucket(generation, %s::bigint[]))] / {SLICES}
                )
            )))::int,
-           sum(units + anonymous), sum(unit_errors + anonymous_errors), sum(requests),
-           sum(greatest(assigned, units + anonymous)), sum(unanswered)
-    {WINDOWS} GROUP BY 1, 2, 3, 4
+           sum(requests), sum(units + anonymous), sum(unit_errors + anonymous_errors),
+           sum(assigned), sum(unanswered)
+    {WINDOWS} GROUP BY 1, 2, 3, 4, 5
 """  # noqa: S608 (its numbers are ours)
-INSTANCES = f"""
-    SELECT generation, interval_started_at, variant, instance,
-           sum(units + anonymous), sum(unit_errors + anonymous_errors),
-           sum(greatest(assigned, units + anonymous)), sum(unanswered)
-    {WINDOWS} GROUP BY 1, 2, 3, 4
-"""
 CLUSTER_COUNTS = f"""
     SELECT generation, interval_started_at, variant, cluster.key::int,
            sum((cluster.value->>0)::int), sum((cluster.value->>1)::int),
@@ -279,33 +364,10 @@ LATENCIES = f"""
 """
 
 
-def _rows(
-    sql: str,
-    rollout: Rollout,
-    control: str,
-    until: datetime,
-    more: Sequence[list[int]] = (),
-    *,
-    keys: int = 3,
-) -> list[tuple]:  # type: ignore[type-arg]
-    steps = _steps(rollout)
-    which: list[Any] = [
-        str(rollout.pk),
-        steps[0],
-        control,
-        until - LOOK_BACK,
-        until,
-        rollout.pk,
-        steps,
-    ]
+def _rows(sql: str, reach: Reach, more: Sequence[list[int]] = (), *, keys: int = 3) -> list[tuple]:  # type: ignore[type-arg]
     with connection.cursor() as cursor:
-        cursor.execute(sql, [*more, *which])
+        cursor.execute(sql, [*more, *reach.window])
         return [(*row[:keys], *map(int, row[keys:])) for row in cursor.fetchall()]
-
-
-def _steps(rollout: Rollout) -> list[int]:
-    """The generation that each step began with."""
-    return list(rollout.step_generations) or [0]
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,8 @@ def _tell_event(
         Phase.ROLLED_BACK: "every instance serves without it",
         Phase.FAILED: f"{rollout.target} could not be prepared",
     }.get(Phase(event.to_state), f"{who} started it")
+    if note := event.evidence.get("note"):
+        done = f"{who} {note}"
     why = event.reason.rstrip(".")
     # How it started has been told without the reason.
     is_told = event.reason == before.reason and before.from_state

@@ -11,7 +11,7 @@ from apps.lib.errors import Conflict, Invalid
 from apps.lib.validation import check_row
 from apps.models.audit import record_audit
 from apps.models.models import RegisteredModel, Role
-from apps.rollouts.freezes import WEEK, open_until
+from apps.rollouts.freezes import WEEK, open_until, read_zone
 from apps.rollouts.models import FreezeWindow
 
 LONGEST = timedelta(days=365)
@@ -30,15 +30,19 @@ def create_freeze(
     starts_at: datetime,
     ends_at: datetime,
     is_weekly: bool = False,
+    time_zone: str = "UTC",
     actor: Actor,
     now: datetime,
 ) -> FreezeWindow:
     """Let nothing start or get further on `model` (None: on all models) in that time.
 
+    A weekly one comes again at the same time by the clocks of `time_zone`, an IANA name.
+
     Raises:
         Invalid: it ends before it starts or is over already, lasts longer than a year, comes again
-            before it has ended, or has no reason.
+            before it has ended, has no reason, or its time zone does not exist.
     """
+    read_zone(time_zone)
     reason = reason.strip()
     if not reason:
         raise Invalid("reason: say why; it is what people read whose rollout is held.")
@@ -56,6 +60,7 @@ def create_freeze(
         starts_at=starts_at,
         ends_at=ends_at,
         is_weekly=is_weekly,
+        time_zone=time_zone,
         created_by=actor.name,
         created_at=now,
     )
@@ -101,5 +106,6 @@ def _told(window: FreezeWindow) -> dict[str, object]:
         "starts_at": window.starts_at.isoformat(),
         "ends_at": window.ends_at.isoformat(),
         "is_weekly": window.is_weekly,
+        "time_zone": window.time_zone,
         "reason": window.reason,
     }

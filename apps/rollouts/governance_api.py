@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 from django.db.models import Q, QuerySet
@@ -20,9 +21,9 @@ from apps.models.api import find_model, find_version
 from apps.models.models import Role
 from apps.rollouts.freeze_store import create_freeze, end_freeze, role_to_freeze
 from apps.rollouts.freezes import open_until
-from apps.rollouts.instants import InstantField
+from apps.rollouts.instants import EXAMPLE, InstantField
 from apps.rollouts.models import FreezeWindow, Quarantine
-from apps.rollouts.serializers import StrictSerializer
+from apps.rollouts.serializers import ReasonSerializer, StrictSerializer
 from apps.rollouts.upkeep import concurrent_max, lift_quarantine, set_concurrent_max
 
 MODEL = OpenApiParameter("model", str, description="Only those that concern this model")
@@ -37,7 +38,8 @@ def register(router: BaseRouter) -> None:
 class FreezeSerializer(StrictSerializer):
     """`model` null: all models; without `starts_at` it starts now.
 
-    `open_until` is null while the window is not open.
+    `time_zone`, an IANA name, is by whose clocks a weekly window comes again. `open_until` is null
+    while the window is not open.
     """
 
     id = serializers.IntegerField(read_only=True)
@@ -46,9 +48,23 @@ class FreezeSerializer(StrictSerializer):
     starts_at = InstantField(required=False)
     ends_at = InstantField()
     is_weekly = serializers.BooleanField(default=False)
+    time_zone = serializers.CharField(max_length=64, default="UTC")
     open_until = serializers.SerializerMethodField()
     created_by = serializers.CharField(read_only=True)
     created_at = serializers.DateTimeField(read_only=True)
+
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        """Refuse a weekly window whose offset is not UTC and whose time zone is not named."""
+        if attrs["is_weekly"] and "time_zone" not in self.initial_data:
+            for name in ("starts_at", "ends_at"):
+                offset = datetime.fromisoformat(self.initial_data.get(name, EXAMPLE)).utcoffset()
+                if offset:
+                    told = (
+                        "A weekly window needs its time_zone, such as Europe/Berlin: an offset "
+                        "alone is an hour off in the other half of the year."
+                    )
+                    raise serializers.ValidationError({name: told})
+        return attrs
 
     def get_open_until(self, window: FreezeWindow) -> str | None:
         until = open_until(window, self.context["now"])
@@ -126,10 +142,6 @@ class QuarantineSerializer(serializers.ModelSerializer[Quarantine]):
         fields = ["model", "version", "reason", "rollout", "at"]
 
 
-class ReasonSerializer(serializers.Serializer[Any]):
-    reason = serializers.CharField(max_length=1_000)
-
-
 @extend_schema_view(list=extend_schema(parameters=[MODEL]))
 class QuarantineViewSet(mixins.ListModelMixin, GenericViewSet[Quarantine]):
     """Versions that were rolled back: to try one again needs an override, or this lifted."""
@@ -161,7 +173,7 @@ class QuarantineViewSet(mixins.ListModelMixin, GenericViewSet[Quarantine]):
         found = find_model(model)
         require_role(request.user, found, Role.OPERATOR)
         # Some proxies drop what a DELETE carries, so that the reason may stand in the address.
-        given = ReasonSerializer(data=request.data or request.query_params)
+        given = ReasonSerializer(data=request.data or request.query_params.dict())
         given.is_valid(raise_exception=True)
         lift_quarantine(
             version=find_version(found, number),

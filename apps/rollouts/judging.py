@@ -153,7 +153,8 @@ def _of_which(
 
 def _step_began(measures: Sequence[Measure], now: int) -> int:
     steps = measures[0].comparison.series.steps[:now]
-    return int(np.flatnonzero(np.diff(steps, prepend=steps[0] - 1))[-1])
+    # Later ones may be of an instance that still serves the step before.
+    return int((steps == steps.max()).argmax())
 
 
 def _are_within(measures: Sequence[Measure], start: Integers, now: int) -> Flags:

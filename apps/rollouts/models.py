@@ -162,6 +162,9 @@ class Rollout(models.Model):
     step_due_at = models.DateTimeField(null=True)
     step_limit_at = models.DateTimeField(null=True)
     next_check_at = models.DateTimeField(null=True)
+    # How far an override of freezes reaches: see apps.rollouts.overrides.uncovered.
+    freeze_override_role = models.CharField(max_length=20, blank=True, default="", db_default="")
+    lacks_reason = models.BooleanField(default=False, db_default=False)
     # The step whose gate a person opened, and who that was.
     approved_step = models.SmallIntegerField(null=True)
     approved_by = models.CharField(max_length=150, blank=True)
@@ -271,8 +274,9 @@ class FreezeWindow(models.Model):
     reason = models.CharField(max_length=500)
     starts_at = models.DateTimeField()
     ends_at = models.DateTimeField()
-    # Again at the same time each week.
+    # Again at the same time each week, by the clocks of the time zone, an IANA name.
     is_weekly = models.BooleanField(default=False)
+    time_zone = models.CharField(max_length=64, default="UTC", db_default="UTC")
     created_by = models.CharField(max_length=150)
     created_at = models.DateTimeField()
 

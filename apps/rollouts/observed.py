@@ -15,6 +15,7 @@ from apps.rollouts import check_kinds as kinds
 from apps.rollouts.check_kinds import CheckDocument
 from apps.rollouts.checks import CheckSettings
 from apps.rollouts.objectives import judge_shadow_agreement
+from apps.rollouts.paired import judge_pairs
 from apps.rollouts.verdicts import JSON, CheckResult, Verdict
 
 # What an observer brought; JSON, as the decision log keeps it.
@@ -115,6 +116,7 @@ def _no_data(check: CheckDocument, why: str) -> CheckResult:
 OBSERVED: dict[str, JudgeObserved] = {
     kinds.SMOKE: judge_smoke,
     kinds.SHADOW_AGREEMENT: judge_agreement,
+    kinds.SHADOW_ACCURACY: judge_pairs,
     kinds.PROMETHEUS: judge_prometheus,
     kinds.WEBHOOK: judge_webhook,
     kinds.OUTCOME: _judge_outcome,

@@ -20,6 +20,7 @@ from django.db.models import IntegerField, Q, Sum
 from django.db.models.fields.json import KT
 from django.db.models.functions import Cast, Coalesce
 
+from apps.models.own_services import egress_policy
 from apps.rollouts import check_kinds as kinds
 from apps.rollouts.analysis import Observation
 from apps.rollouts.check_kinds import CheckDocument
@@ -189,7 +190,7 @@ def _webhook(rollout: Rollout, check: CheckDocument, now: datetime) -> Ask:
     )
     message_id = f"check_{uuid5(rollout.pk, f'{check.label} {now.isoformat()}').hex}"
     headers = signed_headers(settings.WEBHOOK_SECRET, message_id, now, body)
-    return partial(ask_webhook, check.setting("url"), body, headers)
+    return partial(ask_webhook, check.setting("url"), body, headers, egress_policy())
 
 
 def has_answers(rollout: Rollout, asked: Asked | None) -> bool:

@@ -1,4 +1,4 @@
-"""What keeps a rollout from starting, and a person may override, saying so."""
+"""What keeps a rollout from starting or going on, and a person may override, saying so."""
 
 from __future__ import annotations
 
@@ -7,10 +7,17 @@ from datetime import datetime
 
 from django.db import models
 
-from apps.lib.errors import Conflict, Invalid
-from apps.models.models import ModelVersion, RegisteredModel
-from apps.rollouts.freezes import frozen_by
-from apps.rollouts.models import Quarantine
+from apps.lib.actors import Actor
+from apps.lib.errors import Conflict, Forbidden, Invalid
+from apps.models.access import RANK, actor_has_role
+from apps.models.models import ModelVersion, RegisteredModel, Role
+from apps.rollouts.freeze_store import role_to_freeze
+from apps.rollouts.freezes import Freeze, open_freezes
+from apps.rollouts.models import Quarantine, Rollout
+from apps.rollouts.states import Phase
+
+# From these a rollout gets further, which a freeze does not let it.
+HELD_PHASES = {Phase.PENDING, Phase.PREPARING, Phase.BAKING, Phase.PAUSED}
 
 
 class Override(models.TextChoices):
@@ -20,6 +27,8 @@ class Override(models.TextChoices):
     SIGNATURE = "signature"
     # A freeze window is open.
     FREEZE = "freeze"
+    # A step's gate waits for a person; said when acting, with a reason.
+    GATE = "gate"
 
 
 def read_overrides(names: Collection[str]) -> list[str]:
@@ -54,15 +63,60 @@ def require_not_quarantined(target: ModelVersion, overrides: Sequence[str]) -> N
         )
 
 
-def require_not_frozen(model: RegisteredModel, overrides: Sequence[str], now: datetime) -> None:
-    """Raise Conflict while a freeze window is open, unless that is overridden."""
-    window = frozen_by(model, now)
-    if window is not None and Override.FREEZE not in overrides:
-        raise Conflict(
-            f"{model.name} is frozen until {window.until:%Y-%m-%d %H:%M} UTC: {window.reason}. "
-            f"Override {Override.FREEZE.value!r} when starting, to go on nevertheless",
-            override=Override.FREEZE.value,
+def freeze_reach(model: RegisteredModel, actor: Actor) -> Role:
+    """Return how far an override of freezes by `actor` reaches: the role that it is worth."""
+    whole = actor_has_role(actor, None, role_to_freeze(None))
+    return role_to_freeze(None) if whole else role_to_freeze(model)
+
+
+def uncovered(freezes: Sequence[Freeze], reach: Role | str) -> list[Freeze]:
+    """Return those that an override of that reach leaves.
+
+    An operator's reaches the freezes of the model, an admin's those of all models as well. An empty
+    one is of a start before this was kept, and reaches all.
+    """
+    if not reach:
+        return []
+    return [each for each in freezes if RANK[role_to_freeze(each.window.model)] > RANK[Role(reach)]]
+
+
+def require_start(
+    model: RegisteredModel, overrides: Sequence[str], actor: Actor, now: datetime
+) -> None:
+    """Raise Conflict in a freeze that is not overridden, Forbidden where `actor` may not."""
+    freezes = open_freezes(model, now)
+    if freezes and Override.FREEZE not in overrides:
+        raise frozen(model, freezes[0])
+    require_reach(model, freezes, freeze_reach(model, actor))
+
+
+def require_reach(model: RegisteredModel, freezes: Sequence[Freeze], reach: Role) -> None:
+    """Raise Forbidden for a freeze that an override of that reach leaves."""
+    for freeze in uncovered(freezes, reach):
+        role = role_to_freeze(freeze.window.model).value
+        on = model.name if freeze.window.model else "all models"
+        raise Forbidden(
+            f"The freeze until {freeze.words} ({freeze.reason}) is overridden by who may set it: "
+            f"this needs the role {role} on {on}."
         )
+
+
+def frozen(model: RegisteredModel, freeze: Freeze) -> Conflict:
+    return Conflict(
+        f"{model.name} is frozen until {freeze.words}: {freeze.reason}. "
+        f"Override {Override.FREEZE.value!r} to go on nevertheless",
+        override=Override.FREEZE.value,
+    )
+
+
+def holding_freeze(rollout: Rollout, now: datetime) -> Freeze | None:
+    """Return the open freeze that keeps the rollout from going on; going back is never held."""
+    if rollout.kind == Rollout.Kind.ROLLBACK or rollout.phase not in HELD_PHASES:
+        return None
+    freezes = open_freezes(rollout.model, now)
+    if Override.FREEZE in rollout.overrides or rollout.freeze_override_role:
+        freezes = uncovered(freezes, rollout.freeze_override_role)
+    return next(iter(freezes), None)
 
 
 def require_signature(

@@ -26,27 +26,36 @@ Array = NDArray[np.float64]
 # pairs, large ones gross harm in few.
 STAKES = (0.02, 0.05, 0.1, 0.2, 0.35, 0.55, 0.8, 0.98)
 WHOLE_BP = 10_000
+# In how many steps from 0 to 1 losses are counted.
+GRID = 100
 
 
 @dataclass(frozen=True)
 class PairCounts:
     """Requests that both versions answered and whose truth is known; at most one of each unit.
 
-    Of `pairs` the shadow lost `lost` and won `won`. Raises ValueError unless 0 ≤ both ≤ pairs.
+    Of `pairs` the shadow lost `lost` and won `won`. `losses` are places of the grid and their
+    weights: how much more the shadow lost, in steps of 1/GRID, from −1 to 1 for a pair. Raises
+    ValueError unless 0 ≤ both ≤ pairs and the weights are those of the pairs.
     """
 
     pairs: int
     lost: int
     won: int
+    losses: tuple[tuple[int, float], ...]
 
     def __post_init__(self) -> None:
         if min(self.lost, self.won) < 0 or self.lost + self.won > self.pairs:
             raise ValueError(f"{self.lost} lost and {self.won} won of {self.pairs} pairs")
+        weight = sum(weight for _, weight in self.losses)
+        if abs(weight - self.pairs) > 1e-6 * max(1, self.pairs):
+            raise ValueError(f"losses of {weight:g} pairs, of {self.pairs}")
 
     @property
     def difference(self) -> float:
         """How much less accurate the shadow is, a fraction; 0 without pairs."""
-        return (self.lost - self.won) / self.pairs if self.pairs else 0.0
+        lost = sum(place * weight for place, weight in self.losses)
+        return lost / (GRID * self.pairs) if self.pairs else 0.0
 
 
 @dataclass(frozen=True)
@@ -67,32 +76,40 @@ def pair_evidence(
 ) -> PairEvidence:
     """Return the evidence of counts, arrays of one shape, which the results have as well.
 
-    With x = 1 for a lost pair, −1 for a won one, 0 for others, each pair multiplies the wealth of
-    the bet λ by 1 + λ(x − δ), whose expectation is at most 1 while E[x] ≤ δ; so the mean over fixed
-    bets is a test supermartingale, and P(sup E ≥ 1/α) ≤ α whenever one looks (Ville; Waudby-Smith
-    and Ramdas, Estimating means of bounded random variables by betting, 2024). At δ = 0 others
-    change nothing, and it is McNemar's test. The mirror bets on −x, with −δ. As bets are fixed,
-    counts are sufficient. Raises ValueError unless 0 < margin < 1.
+    Raises ValueError unless 0 < margin < 1.
+    """
+    up, down = np.asarray(lost, np.float64), np.asarray(won, np.float64)
+    rest = np.asarray(pairs, np.float64) - up - down
+    return loss_evidence((1.0, -1.0, 0.0), np.stack([up, down, rest], axis=-1), margin=margin)
+
+
+def loss_evidence(losses: ArrayLike, weights: ArrayLike, *, margin: float) -> PairEvidence:
+    """Return the evidence of how often each loss was met.
+
+    `losses` has shape (k,), each how much more the shadow lost in a pair, from −1 to 1; `weights`
+    has shape (..., k). Each pair with the loss x multiplies the wealth of the bet λ by
+    1 + λ(x − δ), whose expectation is at most 1 while E[x] ≤ δ; so the mean over fixed bets is a
+    test supermartingale, and P(sup E ≥ 1/α) ≤ α whenever one looks (Ville; Waudby-Smith and Ramdas,
+    Estimating means of bounded random variables by betting, 2024). With x in {−1, 0, 1} and δ = 0
+    pairs that both got alike change nothing, and it is McNemar's test. The mirror bets on −x, with
+    −δ. As bets are fixed, weights are sufficient; a pair may be shared between two losses whose
+    mean is its own, since the logarithm is concave: that only makes the evidence smaller. Raises
+    ValueError unless 0 < margin < 1.
     """
     if not 0.0 < margin < 1.0:
         raise ValueError("the margin must lie between 0 and 1")
-    up, down = np.asarray(lost, np.float64), np.asarray(won, np.float64)
-    rest = np.asarray(pairs, np.float64) - up - down
+    x, n = np.asarray(losses, np.float64), np.asarray(weights, np.float64)
     return PairEvidence(
-        margin=_log_wealth(up, down, rest, margin),
-        zero=_log_wealth(up, down, rest, 0.0),
-        mirror=_log_wealth(down, up, rest, -margin),
+        margin=_log_wealth(x, n, margin),
+        zero=_log_wealth(x, n, 0.0),
+        mirror=_log_wealth(-x, n, -margin),
     )
 
 
-def _log_wealth(up: Array, down: Array, rest: Array, delta: float) -> Array:
+def _log_wealth(losses: Array, weights: Array, delta: float) -> Array:
     # The worst pair, x = −1, must leave something: λ < 1/(1 + δ).
     bets = np.array(STAKES) / (1.0 + delta)
-    logs = (
-        up[..., None] * np.log1p(bets * (1.0 - delta))
-        + down[..., None] * np.log1p(-bets * (1.0 + delta))
-        + rest[..., None] * np.log1p(-bets * delta)
-    )
+    logs = weights @ np.log1p(np.outer(losses - delta, bets))
     mean: Array = np.logaddexp.reduce(logs, axis=-1) - math.log(len(STAKES))
     return mean
 
@@ -100,25 +117,45 @@ def _log_wealth(up: Array, down: Array, rest: Array, delta: float) -> Array:
 def judge_pairs(
     check: CheckDocument, seen: Mapping[str, Any], settings: CheckSettings
 ) -> CheckResult:
-    """Answer a check from `pairs`, `lost` and `won`, with the margin `margin_bp` of its settings.
+    """Answer a check from the pairs that an observer brought, with the margin of its settings.
 
     Fail: less accurate by more than the margin is proven, or, unless the evidence must be beyond
     the margin, less accurate is and the estimate is beyond it. Pass: less accurate by the margin is
     refuted. Else it is not decided.
     """
-    counts = PairCounts(*(int(seen.get(name, 0)) for name in ("pairs", "lost", "won")))
+    counts = PairCounts(
+        pairs=int(seen.get("pairs", 0)),
+        lost=int(seen.get("lost", 0)),
+        won=int(seen.get("won", 0)),
+        losses=tuple((int(place), float(weight)) for place, weight in seen.get("grid", ())),
+    )
     margin = int(check.setting("margin_bp")) / WHOLE_BP
     record: dict[str, JSON] = {
         "n": counts.pairs, "lost": counts.lost, "won": counts.won, "margin": margin,
+        "kept": int(seen.get("kept", 0)), "difference": counts.difference,
     }  # fmt: skip
     if not counts.pairs:
-        told = str(seen.get("nothing") or "no request that both answered has its truth yet")
-        return CheckResult(check.label, Verdict.NO_DATA, told, record)
-    found = pair_evidence(counts.pairs, counts.lost, counts.won, margin=margin)
-    log_margin, log_zero, log_mirror = map(float, (found.margin, found.zero, found.mirror))
-    record |= {"log_margin": log_margin, "log_zero": log_zero, "log_mirror": log_mirror}
-    verdict, why = _verdict(counts, margin, (log_margin, log_zero, log_mirror), settings)
-    return CheckResult(check.label, verdict, f"{_sentence(counts, margin)}: {why}", record)
+        return CheckResult(check.label, Verdict.NO_DATA, _nothing(seen), record)
+    places, weights = zip(*counts.losses, strict=True)
+    evidence = loss_evidence(np.array(places) / GRID, weights, margin=margin)
+    logs = float(evidence.margin), float(evidence.zero), float(evidence.mirror)
+    record |= dict(zip(("log_margin", "log_zero", "log_mirror"), logs, strict=True))
+    verdict, why = _verdict(counts, margin, logs, settings)
+    sentence = _sentence(check, counts, margin)
+    return CheckResult(check.label, verdict, f"{sentence}: {why}", record)
+
+
+def _nothing(seen: Mapping[str, Any]) -> str:
+    """Say why there is nothing to judge."""
+    metric, kept = seen.get("metric", "the metric"), int(seen.get("kept", 0))
+    if kept:
+        return f"no outcome of {metric} yet for any of the {kept:,} requests that both answered"
+    if seen.get("unreadable"):
+        return (
+            f"{int(seen['unreadable']):,} answers hold no number to compare with {metric}: a class "
+            "is a numeric label or the largest of several scores, a score one number or two"
+        )
+    return "no request of one row was answered by stable and the shadow yet"
 
 
 def _verdict(
@@ -137,10 +174,15 @@ def _verdict(
     return Verdict.INSUFFICIENT_SAMPLE, "too few pairs to tell"
 
 
-def _sentence(counts: PairCounts, margin: float) -> str:
+def _sentence(check: CheckDocument, counts: PairCounts, margin: float) -> str:
+    lost, won = counts.lost, counts.won
+    if check.setting("scale") is None:
+        compared = f"the shadow alone was wrong in {lost:,} and stable alone in {won:,}"
+    else:
+        rate = f", win rate {won / (lost + won):.1%}" if lost + won else ""
+        compared = f"the shadow was nearer in {won:,} and stable in {lost:,}{rate}"
     word = "less" if counts.difference >= 0 else "more"
     return (
-        f"of {counts.pairs:,} requests that both answered the shadow alone was wrong in "
-        f"{counts.lost:,} and stable alone in {counts.won:,}: {abs(counts.difference):.2%} {word} "
-        f"accurate, margin {margin:.2%}"
+        f"of {counts.pairs:,} requests that both answered {compared}: "
+        f"{abs(counts.difference):.2%} {word} accurate, margin {margin:.2%}"
     )

@@ -6,10 +6,9 @@ The bounds hold at one look. What decides is the e-process, which may be looked 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import numpy as np
 from scipy.special import bdtr
 
 from contract.histogram import BOUNDS_US, quantile_us, total, upper_bound_us
@@ -76,15 +75,23 @@ def quantile_bounds_us(
     n = total(counts)
     if n == 0:
         return None, None
-    # Nine standard deviations hold all ranks in question and spare a table of millions.
-    reach = 9.0 * math.sqrt(n * q * (1.0 - q)) + 9.0
-    ranks = np.arange(max(0, int(n * q - reach)), min(n, int(n * q + reach)) + 1)
-    at_most = bdtr(ranks.astype(np.float64), n, q)
-    low = int(ranks[np.searchsorted(at_most, miss / 2.0, side="right")])
-    high = int(ranks[np.searchsorted(at_most, 1.0 - miss / 2.0, side="left")]) + 1
+    low = _rank(n, q, lambda at_most: at_most <= miss / 2.0)
+    high = _rank(n, q, lambda at_most: at_most < 1.0 - miss / 2.0) + 1
     lower = _bucket_edge(counts, low, upper=False) if low >= 1 else None
     upper = _bucket_edge(counts, high, upper=True) if high <= n else None
     return lower, upper
+
+
+def _rank(n: int, q: float, is_below: Callable[[float], bool]) -> int:
+    """Return the smallest k of which P(B ≤ k) is not below; it rises with k, so it is bisected."""
+    low, high = 0, n
+    while low < high:
+        middle = (low + high) // 2
+        if is_below(bdtr(float(middle), n, q)):
+            low = middle + 1
+        else:
+            high = middle
+    return low
 
 
 def _bucket_edge(counts: Mapping[int, int], rank: int, *, upper: bool) -> float | None:

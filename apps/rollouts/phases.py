@@ -48,19 +48,38 @@ def move(
     # Whatever passed before a move has to pass anew after it.
     changes.setdefault("step_passed_at", None)
     compare_and_set(rollout, state_field="phase", phase=phase.value, reason=reason, **changes)
+    append_event(rollout, reason, actor, now, from_state=old, evidence=evidence or {})
+    tell(rollout, f"rollout.{phase}", actor, now)
+
+
+def append_note(rollout: Rollout, note: str, reason: str, actor: Actor, now: datetime) -> None:
+    """Append to the log what was done without a move; `note` says it in the past tense."""
+    evidence = {"note": note}
+    append_event(rollout, reason, actor, now, from_state=Phase(rollout.phase), evidence=evidence)
+
+
+def append_event(
+    rollout: Rollout,
+    reason: str,
+    actor: Actor,
+    now: datetime,
+    *,
+    from_state: str,
+    evidence: dict[str, Any],
+) -> None:
+    """Append a row to the log, at the phase, step and share that the rollout has now."""
     RolloutEvent.objects.create(
         rollout=rollout,
-        from_state=old,
-        to_state=phase,
+        from_state=from_state,
+        to_state=rollout.phase,
         reason=reason,
         actor=actor.name,
-        evidence=evidence or {},
+        evidence=evidence,
         at=now,
         step_index=rollout.step_index,
         weight_bp=rollout.weight_bp,
         generation=rollout.generation,
     )
-    tell(rollout, f"rollout.{phase}", actor, now)
 
 
 def tell(rollout: Rollout, event: str, actor: Actor, now: datetime) -> None:
@@ -137,6 +156,7 @@ def _shadow_of(rollout: Rollout, plan: PlanDocument, index: int) -> dict[str, An
             salt=f"{rollout.salt}-shadow",
             version=str(rollout.target.number),
             share_bp=share_bp,
+            pairs=plan.keeps_pairs,
         )
     )
     return shadow

@@ -14,6 +14,7 @@ from apps.rollouts.check_kinds import (
     SAMPLE_RATIO,
     SHADOW_AGREEMENT,
     SMOKE,
+    UNANSWERED,
     CheckDocument,
 )
 from apps.rollouts.plans import (
@@ -54,7 +55,7 @@ _RECORDED = CheckDocument(check=LATENCY, mode="dry-run")
 _LITTLE = StepDocument(
     weight_bp=5_000,
     bake_s=24 * HOUR_S,
-    checks=(ERROR_RATE, _RECORDED, SAMPLE_RATIO),
+    checks=(ERROR_RATE, UNANSWERED, _RECORDED, SAMPLE_RATIO),
     gate="person",
 )
 # The bake after the last step is the one at 95 %: who is held back is compared with to the end.

@@ -14,6 +14,7 @@ from apps.rollouts.check_kinds import (
     DEFAULT_CHECKS,
     OF_TRAFFIC,
     OUTCOME,
+    SHADOW_ACCURACY,
     SHADOW_AGREEMENT,
     SMOKE,
     CheckDocument,
@@ -111,6 +112,13 @@ class PlanDocument(msgspec.Struct, frozen=True, kw_only=True):
         """Whether a check needs to know which units met which version."""
         return any(check.check == OUTCOME for step in self.steps for check in step.questions)
 
+    @property
+    def keeps_pairs(self) -> bool:
+        """Whether a check needs what stable and the shadow answered to the same requests."""
+        return any(
+            check.check == SHADOW_ACCURACY for step in self.steps for check in step.questions
+        )
+
     def baseline_of(self, step_index: int) -> int:
         """Return the share of units on stable that the canary is compared with, 0 for all."""
         weight_bp = self.steps[step_index].weight_bp
@@ -146,6 +154,7 @@ def check_plan(plan: PlanDocument) -> None:
     for number, step in enumerate(plan.steps, 1):
         _check_step(f"Step {number}", step, last)
         last = step.weight_bp
+    _check_pairs(plan)
     if plan.holdback_bp and not HOLDBACK_LEAST_BP <= plan.holdback_bp <= HOLDBACK_MOST_BP:
         raise Invalid("holdback_bp: hold back 1 % to 5 % (100 to 500), or nothing (0).")
     if plan.holdback_bp and not plan.final_bake_s:
@@ -182,6 +191,19 @@ def _check_step(where: str, step: StepDocument, last_bp: int) -> None:
                 f"{where}: it gives the target no traffic, so {check.label} could never pass. "
                 f"Name other checks, such as {SMOKE} or {SHADOW_AGREEMENT}, or none."
             )
+
+
+def _check_pairs(plan: PlanDocument) -> None:
+    """The truth may come in a later step than the answers, but not in an earlier one."""
+    is_copied = False
+    for number, step in enumerate(plan.steps, 1):
+        is_copied = is_copied or bool(step.shadow_bp)
+        for check in step.questions:
+            if check.check == SHADOW_ACCURACY and not is_copied:
+                raise Invalid(
+                    f"Step {number}: {check.label} needs answers of a shadow; set shadow_bp in "
+                    "this step or in an earlier one."
+                )
 
 
 def document_of(plan: Plan) -> PlanDocument:

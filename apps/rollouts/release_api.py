@@ -22,6 +22,7 @@ from apps.rollouts.plan_api import find_plan
 from apps.rollouts.releases import abort_release, start_release
 from apps.rollouts.selectors.releases import find_releases, state_of
 from apps.rollouts.serializers import (
+    AbortSerializer,
     OverridesSerializer,
     RolloutSerializer,
 )
@@ -54,6 +55,7 @@ class StartReleaseSerializer(OverridesSerializer):
 
     name = serializers.CharField(max_length=100, validators=[valid_name])
     plan = serializers.CharField(required=False, allow_null=True, default=None)
+    reason = serializers.CharField(required=False, default="", allow_blank=True, max_length=1_000)
     versions = serializers.DictField(child=serializers.CharField(), allow_empty=False)
 
     def validate_versions(self, versions: dict[str, str]) -> dict[str, str]:
@@ -61,10 +63,6 @@ class StartReleaseSerializer(OverridesSerializer):
         for name in versions:
             valid_name(name)
         return versions
-
-
-class AbortReleaseSerializer(serializers.Serializer[Any]):
-    reason = serializers.CharField(required=False, default="", allow_blank=True, max_length=1_000)
 
 
 class ReleaseViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericViewSet[Release]):
@@ -94,17 +92,18 @@ class ReleaseViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericVi
             actor=actor_of(request),
             now=database_now(),
             overrides=asked["overrides"],
+            reason=asked["reason"],
         )
         return Response(self._shown(release), status=status.HTTP_201_CREATED)
 
-    @extend_schema(request=AbortReleaseSerializer, responses=ReleaseSerializer)
+    @extend_schema(request=AbortSerializer, responses=ReleaseSerializer)
     @action(detail=True, methods=["post"])
     def abort(self, request: Request, pk: str) -> Response:
-        """Take all traffic off the targets of all its models, now."""
+        """Take all traffic off the targets of all its models, now; roll back those promoted."""
         release = self.get_object()
         for rollout in release.rollouts.all():
             require_role(request.user, rollout.model, Role.OPERATOR)
-        given = AbortReleaseSerializer(data=request.data)
+        given = AbortSerializer(data=request.data)
         given.is_valid(raise_exception=True)
         abort_release(
             release=release,

@@ -17,8 +17,7 @@ from apps.lib.validation import check_row
 from apps.models.audit import record_audit
 from apps.models.models import ModelVersion, RegisteredModel
 from apps.rollouts.models import Plan, Release, Rollout
-from apps.rollouts.selectors.releases import state_of
-from apps.rollouts.services import abort_rollout, default_plan, start_rollout
+from apps.rollouts.services import abort_rollout, can_take_back, default_plan, start_rollout
 from apps.rollouts.states import LIVE_PHASES, Phase
 
 
@@ -31,6 +30,7 @@ def start_release(
     actor: Actor,
     now: datetime,
     overrides: Collection[str] = (),
+    reason: str = "",
 ) -> Release:
     """Begin to make each model's target stable, all by `plan` or the default one.
 
@@ -57,6 +57,7 @@ def start_release(
             actor=actor,
             now=now,
             overrides=overrides,
+            reason=reason,
             release=release,
         )
         if rollout.kind != Rollout.Kind.CANARY:
@@ -71,15 +72,14 @@ def start_release(
 
 @transaction.atomic
 def abort_release(*, release: Release, actor: Actor, now: datetime, reason: str = "") -> None:
-    """Take all traffic off the targets of all its models, now.
+    """Take all traffic off the targets of all its models, now; those that it has promoted go back.
 
     Raises:
-        Conflict: it has ended already.
+        Conflict: it succeeded, and none of its targets can be gone back from any more.
     """
-    live = [rollout for rollout in release.rollouts.all() if rollout.is_live]
-    if not live:
-        raise Conflict(f"The release has ended already: {state_of(release).value}")
+    rollouts = list(release.rollouts.select_related("model", "baseline", "target__model"))
     # One that goes back takes the others with it; one that does so already is left to it.
-    first = next((each for each in live if each.phase != Phase.ROLLING_BACK), live[0])
-    told = reason or "the release was aborted by hand"
-    abort_rollout(rollout=first, actor=actor, now=now, reason=told)
+    live = [each for each in rollouts if each.is_live and each.phase != Phase.ROLLING_BACK]
+    promoted = [each for each in rollouts if can_take_back(each)]
+    if first := next(iter([*live, *promoted, *rollouts]), None):
+        abort_rollout(rollout=first, actor=actor, now=now, reason=reason)

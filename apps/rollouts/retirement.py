@@ -4,6 +4,7 @@ instance ack, let it drain, unload. Nothing is unloaded that somebody may still 
 
 from __future__ import annotations
 
+import logging
 from datetime import datetime, timedelta
 
 from django.db import transaction
@@ -15,6 +16,8 @@ from apps.models.models import Deployment, LiveSplit, RegisteredModel
 from apps.models.services import change_deployment
 from apps.models.states import DeploymentState
 from apps.rollouts.publication import publish_table, unacked
+
+log = logging.getLogger(__name__)
 
 # A version that was just placed, or just left a split, may be wanted again at once.
 RETIRE_AFTER = timedelta(minutes=10)
@@ -44,8 +47,17 @@ def retire_versions() -> int:
     ).select_related("version__model", "cluster")
     for deployment in draining:
         if not unacked(deployment.retired_generation or 0, now):
-            moved += unload_deployment(deployment)
+            moved += _guarded_unload(deployment)
     return moved
+
+
+def _guarded_unload(deployment: Deployment) -> bool:
+    """Unload one; a fault of one, or of its server's, keeps no other one loaded."""
+    try:
+        return unload_deployment(deployment)
+    except Exception:
+        log.exception("deployment.unload_failed %s", deployment)
+        return False
 
 
 @transaction.atomic

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC
 from typing import Any
 
 from django import forms
@@ -9,6 +10,7 @@ from django import forms
 from apps.lib.errors import InterlockError
 from apps.models.models import NAME_RULE, RegisteredModel, valid_name
 from apps.rollouts.forms import LocalInstant
+from apps.rollouts.freezes import read_zone
 from apps.rollouts.models import Plan
 from apps.rollouts.selectors.rules import Allowed
 
@@ -25,13 +27,33 @@ class FreezeForm(forms.Form):
         empty_label="All models",
     )
     starts_at = forms.DateTimeField(
-        label="From, UTC", required=False, widget=LocalInstant(step=60), help_text="Empty: now."
+        label="From", required=False, widget=LocalInstant(step=60), help_text="Empty: now."
     )
-    ends_at = forms.DateTimeField(label="To, UTC", widget=LocalInstant(step=60))
+    ends_at = forms.DateTimeField(label="To", widget=LocalInstant(step=60))
+    time_zone = forms.CharField(
+        required=False,
+        max_length=64,
+        help_text="By whose clocks both are meant, and a weekly one comes again.",
+        widget=forms.TextInput({"placeholder": "UTC", "list": "time-zones"}),
+    )
     reason = forms.CharField(
         max_length=500, help_text="What people read whose rollout is held, such as: year's end."
     )
     is_weekly = forms.BooleanField(label="Again each week", required=False)
+
+    def clean(self) -> dict[str, Any]:
+        """Read both instants by the clocks of the chosen time zone."""
+        given = super().clean() or self.cleaned_data
+        given["time_zone"] = given.get("time_zone") or "UTC"
+        try:
+            zone = read_zone(given["time_zone"])
+        except InterlockError as error:
+            tell(self, error)
+            return given
+        for name in ("starts_at", "ends_at"):
+            if given.get(name) is not None:
+                given[name] = given[name].replace(tzinfo=zone).astimezone(UTC)
+        return given
 
     def offer(self, whole: bool, some: Allowed) -> None:
         """Let the person choose what they may freeze: all models if `whole`, and `some` models.

@@ -19,7 +19,7 @@ from scipy.special import chdtrc
 
 from apps.lib.multinomial import log_bayes_factors
 from apps.rollouts.check_kinds import SAMPLE_RATIO
-from apps.rollouts.evidence import Arm, Interval
+from apps.rollouts.evidence import COLUMNS, Arm, Interval
 from apps.rollouts.verdicts import JSON, CheckResult, Verdict
 from contract.messages import CLUSTERS
 
@@ -182,12 +182,13 @@ class _Counts:
 
 
 def _counts(arms: Iterable[Arm]) -> _Counts:
-    units, assigned = np.zeros(CLUSTERS), 0
+    """Of the arms that counted clusters."""
+    table = np.zeros((CLUSTERS, len(COLUMNS)))
     for arm in arms:
-        for number, cluster in arm.clusters.items():
-            units[number] += cluster.units
-            assigned += cluster.assigned
-    return _Counts(units, max(0.0, assigned - float(units.sum())))
+        if arm.clusters:
+            table += arm.grouped.counts
+    units, assigned = table[:, COLUMNS.index("units")], table[:, COLUMNS.index("assigned")]
+    return _Counts(units, max(0.0, float(assigned.sum() - units.sum())))
 
 
 def _judge_counts(

@@ -64,10 +64,11 @@ def stakes_of(steps: Sequence[int] | Integers) -> Stakes:
     """Return the stakes of intervals whose steps are `steps`, in the order of time.
 
     What enters is a function of how many steps and intervals there were, never of what they saw.
+    An instance that still serves the step before begins no new one.
     """
-    step = np.asarray(steps, dtype=np.int64)
-    if not step.size:
+    if not len(steps):
         return Stakes(np.zeros(0, dtype=np.int64), np.zeros(0))
+    step = np.maximum.accumulate(np.asarray(steps, dtype=np.int64))
     firsts = np.flatnonzero(np.diff(step, prepend=step[0] - 1))
     number = np.searchsorted(firsts, np.arange(step.size), side="right") - 1
     age = np.arange(step.size) - firsts[number]

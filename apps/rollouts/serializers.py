@@ -218,6 +218,7 @@ class RolloutSerializer(serializers.ModelSerializer[Rollout]):
             "release",
             "approved_step",
             "approved_by",
+            "lacks_reason",
             "started_by",
             "started_at",
             "ended_at",
@@ -243,10 +244,22 @@ class StartSerializer(OverridesSerializer):
     model = serializers.CharField()
     version = serializers.CharField()
     plan = serializers.CharField(required=False, allow_null=True)
+    reason = serializers.CharField(required=False, default="", allow_blank=True, max_length=1_000)
 
 
 class RetrySerializer(OverridesSerializer):
-    pass
+    reason = serializers.CharField(required=False, default="", allow_blank=True, max_length=1_000)
+
+
+class AbortSerializer(StrictSerializer):
+    """`revision` is what the caller saw, and may be stale: an abort is right from every phase."""
+
+    reason = serializers.CharField(required=False, default="", allow_blank=True, max_length=1_000)
+    revision = serializers.IntegerField(required=False, allow_null=True, default=None)
+
+
+class ReasonSerializer(StrictSerializer):
+    reason = serializers.CharField(max_length=1_000)
 
 
 class ActSerializer(StrictSerializer):
@@ -254,6 +267,10 @@ class ActSerializer(StrictSerializer):
 
     reason = serializers.CharField(required=False, default="", allow_blank=True, max_length=1_000)
     revision = serializers.IntegerField(required=False, allow_null=True, default=None)
+
+
+class ForceSerializer(ActSerializer, OverridesSerializer):
+    """`overrides`: `gate` for a gate that is not the caller's to open, `freeze`; with a reason."""
 
 
 class RollbackSerializer(OverridesSerializer):

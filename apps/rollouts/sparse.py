@@ -31,6 +31,8 @@ def pool_sparse(intervals: Sequence[Interval]) -> list[Interval]:
     complete yet is left as it is. An interval in which the share changed stands alone, since not
     all of it belongs to one step.
     """
+    if all(_completes(each, each) for each in intervals):
+        return list(intervals)
     found: dict[int, Interval] = {}
     open_pools: dict[int, list[int]] = {}
     steps_at = Counter(interval.started_at for interval in intervals)
@@ -44,7 +46,7 @@ def pool_sparse(intervals: Sequence[Interval]) -> list[Interval]:
         pool.append(place)
         if not _completes(first, interval):
             # All of an open pool saw one arm only, the same: the first of them says which.
-            if not (first.canary.n or first.control.n):
+            if not (_ended(first.canary) or _ended(first.control)):
                 pool[:] = [place]
             continue
         if len(pool) > 1:
@@ -56,8 +58,14 @@ def pool_sparse(intervals: Sequence[Interval]) -> list[Interval]:
 
 
 def _completes(first: Interval, last: Interval) -> bool:
-    canary_n, control_n = first.canary.n + last.canary.n, first.control.n + last.control.n
-    return canary_n > 0 and control_n > 0
+    canary = _ended(first.canary) + _ended(last.canary)
+    control = _ended(first.control) + _ended(last.control)
+    return canary > 0 and control > 0
+
+
+def _ended(arm: Arm) -> int:
+    """Who was answered or failed, or was left without an answer: of a version that hangs all."""
+    return arm.n + arm.unanswered
 
 
 def _pooled(parts: Sequence[Interval]) -> Interval:

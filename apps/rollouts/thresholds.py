@@ -13,7 +13,7 @@ import numpy as np
 
 from apps.rollouts.check_kinds import ERROR_THRESHOLD
 from apps.rollouts.checks import SHARE_WHOLE_BP
-from apps.rollouts.eprocess import Array, BucketCounts, Counts, Flags
+from apps.rollouts.eprocess import BucketCounts, Counts, Flags, columns_of
 from apps.rollouts.verdicts import JSON, CheckResult, Verdict
 
 SAMPLES_MIN = 250
@@ -73,10 +73,6 @@ def beyond_threshold(counts: Counts, *, margin: float, samples_min: int) -> Flag
     enough = np.minimum(canary_n, control_n) >= max(samples_min, 1)
     result: Flags = enough & (surplus > margin * canary_n * control_n)
     return result
-
-
-def columns_of(counts: Counts) -> tuple[Array, Array, Array, Array]:
-    return counts.canary_n, counts.canary_events, counts.control_n, counts.control_events
 
 
 def false_alarm_rate(

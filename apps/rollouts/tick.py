@@ -22,12 +22,11 @@ from apps.models.services import deploy_version, release_split
 from apps.models.states import DeploymentState
 from apps.rollouts.decisions import Action, Answered, Decision
 from apps.rollouts.evaluation import evaluate, next_look
-from apps.rollouts.freezes import frozen_by
 from apps.rollouts.holds import is_to_be_told
 from apps.rollouts.limits import waits_for_its_turn
 from apps.rollouts.models import Rollout
 from apps.rollouts.observers import Asked, ask_services, has_answers
-from apps.rollouts.overrides import Override
+from apps.rollouts.overrides import holding_freeze
 from apps.rollouts.phases import (
     CLOCK_STOPPED,
     companions,
@@ -226,12 +225,10 @@ def _let_pass(rollout: Rollout, reason: str, now: datetime, evidence: dict[str, 
 
 def _held_by_freeze(rollout: Rollout, now: datetime) -> bool:
     """Say so, and hold, while a freeze window is open that nobody overrode; going back may."""
-    if rollout.kind == Rollout.Kind.ROLLBACK or Override.FREEZE in rollout.overrides:
-        return False
-    freeze = frozen_by(rollout.model, now)
+    freeze = holding_freeze(rollout, now)
     if freeze is None:
         return False
-    say(rollout, f"held by a freeze until {freeze.until:%Y-%m-%d %H:%M} UTC: {freeze.reason}")
+    say(rollout, f"held by a freeze until {freeze.words}: {freeze.reason}")
     return True
 
 

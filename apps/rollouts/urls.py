@@ -34,6 +34,8 @@ urlpatterns = [
     path("<uuid:pk>/skip/", actions.skip, name="rollout-skip"),
     path("<uuid:pk>/approve/", actions.approve, name="rollout-approve"),
     path("<uuid:pk>/abort/", actions.abort, name="rollout-abort"),
+    path("<uuid:pk>/reason/", actions.reason, name="rollout-reason"),
+    path("<uuid:pk>/override-freeze/", actions.override_freeze, name="rollout-override-freeze"),
     path("<uuid:pk>/promote/", actions.promote, name="rollout-promote"),
     path("<uuid:pk>/retry/", actions.retry, name="rollout-retry"),
 ]

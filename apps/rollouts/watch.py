@@ -42,6 +42,8 @@ class Served:
     shares_bp: dict[str, int] = field(default_factory=dict)
     # The version of a canary, whose share can be held against what it got.
     canary: str = ""
+    # Since when.
+    since: datetime | None = None
 
 
 @dataclass
@@ -145,7 +147,8 @@ def served_under(model_name: str, generation: int) -> Served | None:
     if split.get("kind") == "canary":
         weight_bp = split["weight_bp"]
         shares = {split["version"]: weight_bp, change.stable: WHOLE_BP - weight_bp}
-        return Served({number: bp for number, bp in shares.items() if bp}, split["version"])
+        shares = {number: bp for number, bp in shares.items() if bp}
+        return Served(shares, split["version"], change.at)
     for variant in split.get("variants", ()):
         included_bp = split["coverage_bp"] * variant["weight_bp"] // WHOLE_BP
         shares[variant["version"]] = shares.get(variant["version"], 0) + included_bp
@@ -167,14 +170,17 @@ def _leaks(seen: list[Seen], served: Served) -> Iterator[Finding]:
 def _divergences(instance: str, seen: list[Seen], served: Served) -> Iterator[Finding]:
     """Hold a canary's share on one instance against its fullest interval.
 
-    A unit counts once in an interval and again in the next, so that intervals do not add up.
+    A unit counts once in an interval and again in the next, so that intervals do not add up. In the
+    one in which the share changed those who came before are not counted again, unless they moved.
     """
     if not served.canary:
         return
     canary_bp = served.shares_bp.get(served.canary, 0)
     totals: dict[datetime, list[int]] = defaultdict(lambda: [0, 0])
     for each in seen:
-        for started_at, exposed in each.exposures.items():
+        whole = (at for at in each.exposures if served.since is None or at >= served.since)
+        for started_at in whole:
+            exposed = each.exposures[started_at]
             totals[started_at][each.version_number != served.canary] += exposed
     if not totals or not 0 < canary_bp < WHOLE_BP:
         return

@@ -11,6 +11,7 @@ from typing import Literal
 
 import msgspec
 
+from apps.lib.egress import EgressPolicy
 from apps.lib.errors import Unavailable
 from apps.notifications.posting import Answer, post
 from apps.notifications.signing import headers
@@ -38,12 +39,14 @@ def signed_headers(secret: str, message_id: str, at: datetime, body: bytes) -> d
     return {name: value for name, value in signed.items() if value}
 
 
-def ask_webhook(url: str, body: bytes, signed: Mapping[str, str]) -> dict[str, JSON]:
+def ask_webhook(
+    url: str, body: bytes, signed: Mapping[str, str], policy: EgressPolicy
+) -> dict[str, JSON]:
     """Return the observation: `where`, `verdict` and `reason`. Raises ProviderError."""
     who = f"webhook at {shown_url(url)}"
     sent = {"content-type": "application/json", **signed}
     try:
-        answer = post(url, sent, body, timeout_s=CALL_S, bytes_max=ANSWER_BYTES_MAX)
+        answer = post(url, sent, body, policy=policy, timeout_s=CALL_S, bytes_max=ANSWER_BYTES_MAX)
     except Unavailable as error:
         raise ProviderError(f"{who}: {printable(error.message)}") from None
     return read_verdict(who, answer)

@@ -32,6 +32,7 @@ SECTIONS: dict[str, str] = {
     "bursts": "bench.bars.bursts",
     "users": "bench.bars.users",
     "paired": "bench.bars.paired",
+    "whole-path": "bench.bars.whole_path",
 }
 
 
@@ -66,7 +67,7 @@ def share(name: str, hits: int, runs: int, bound: float, *, is_most: bool = True
 
 def bars_of(section: str, rng: Rng, runs: int) -> Iterator[Bar]:
     """Simulate a section and return its bars."""
-    # Plans and what they decide on are beside their tables; no database is asked.
+    # Plans and what they decide on are beside their tables; one section asks a database of its own.
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
     django.setup()
     found: Iterator[Bar] = importlib.import_module(SECTIONS[section]).bars(rng, runs)

@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 from apps.rollouts.checks import CheckSettings
 from apps.rollouts.comparison import Comparison, Series
 from apps.rollouts.dispersion import Clusters, History, sums
-from apps.rollouts.eprocess import Counts
+from apps.rollouts.eprocess import Counts, columns_of
 from apps.rollouts.judging import Levels, Measure, rule
 from apps.rollouts.segments import SLICES
-from apps.rollouts.thresholds import columns_of
 from bench.bars import Bar
 from bench.decisions_rules import Array, Rng
 

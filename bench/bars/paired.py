@@ -2,7 +2,9 @@
 
 Stable is right in 96 %, the worse version in 94 %, and their errors are correlated (φ = 0.6), as
 those of two versions of one model are. The unpaired test is the rollout's own e-process on wrong
-labels at 50:50, with the same level and margin. One unit is one request.
+labels at 50:50, with the same level and margin. One unit is one request. By score both versions are
+off by what the request is hard, and each by noise of its own; the losses reach the test as the
+product keeps them, in steps of a hundredth.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apps.rollouts.eprocess import Counts
-from apps.rollouts.paired import pair_evidence
+from apps.rollouts.paired import GRID, loss_evidence, pair_evidence
 from bench.bars import Bar, Rng, share
 from bench.decisions_rules import rolled_back
 
@@ -25,6 +27,7 @@ STABLE_ERRORS, WORSE_ERRORS, PHI = 0.04, 0.06, 0.6
 LOOK, PAIRS_MAX, UNITS_MAX = 50, 8_000, 40_000
 RUNS_MAX = 1_000
 NEEDED = math.log(1.0 / ALPHA)
+PLACES = np.arange(-GRID, GRID + 1) / GRID
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -51,6 +54,44 @@ def bars(rng: Rng, runs: int) -> Iterator[Bar]:
     at_margin = _counts(rng, runs, STABLE_ERRORS + MARGIN)
     passed = pair_evidence(*at_margin, margin=MARGIN).mirror.max(axis=-1) >= NEEDED
     yield share("a point less accurate, passed at the level 2.5 %", int(passed.sum()), runs, ALPHA)
+    yield from _by_score(rng, few)
+
+
+def _by_score(rng: Rng, runs: int) -> Iterator[Bar]:
+    worse = _score_alarms(rng, runs, 2 * MARGIN)
+    name = "by score: 2 points further off, found within 8,000 pairs"
+    yield share(name, worse, runs, 0.95, is_most=False)
+    alike = _score_alarms(rng, runs, 0.0)
+    yield share("by score: as far off, an alarm within 8,000 pairs", alike, runs, ALPHA)
+
+
+def _score_alarms(rng: Rng, runs: int, surplus: float) -> int:
+    """Return in how many runs a version that is so much further off on average fails."""
+    looks = PAIRS_MAX // LOOK
+    alarms = 0
+    for _ in range(runs):
+        hard = rng.exponential(0.1, PAIRS_MAX)
+        stable, shadow = (
+            np.minimum(1.0, hard + rng.exponential(0.05 + extra, PAIRS_MAX))
+            for extra in (0.0, surplus)
+        )
+        weights = _on_grid(shadow - stable).reshape(looks, LOOK, -1).sum(axis=1).cumsum(axis=0)
+        evidence = loss_evidence(PLACES, weights, margin=MARGIN)
+        is_beyond = weights @ PLACES > MARGIN * weights.sum(axis=-1)
+        fails = (evidence.margin >= NEEDED) | ((evidence.zero >= NEEDED) & is_beyond)
+        alarms += bool(fails.any())
+    return alarms
+
+
+def _on_grid(losses: Floats) -> Floats:
+    """Return each loss as its weights on the places of the grid, shape `(losses, places)`."""
+    below = np.floor(losses * GRID).astype(np.int64)
+    above = losses * GRID - below
+    weights = np.zeros((len(losses), len(PLACES) + 1))
+    rows = np.arange(len(losses))
+    weights[rows, below + GRID] += 1.0 - above
+    weights[rows, below + GRID + 1] += above
+    return weights[:, :-1]
 
 
 def _counts(rng: Rng, runs: int, errors: float) -> tuple[Ints, Ints, Ints]:

@@ -1,4 +1,4 @@
-"""Weights that change while the base rate moves make no winner: section B of decisions.
+"""Weights that change while the base rate moves make no winner, nor do levels: section B.
 
 A/A, 10,000 units at 90:10, then 10,000 at 50:50, while control's rate, or the mean, moves from one
 phase to the next; units of buckets that move are left out, as in the product. What is drawn are
@@ -41,6 +41,8 @@ MOVES = (0.05, 0.06, 0.075, 0.10)
 LEVELS = ("first", "second")
 MARGIN = 0.01
 BUYERS = (0.03, 0.06)
+MANY_LEVELS = 50
+SMALL_SHARES = (0.05, 0.01)
 # Looks in each phase.
 LOOKS = 25
 # Below this z no sequential reading at ALPHA is a win: looks of less need not be made.
@@ -177,6 +179,7 @@ def bars(rng: Rng, runs: int) -> Iterator[Bar]:
             yield share(name, hits, 2 * runs, FALSE_WINS_MAX)
     yield from _margins(rng, many)
     yield _spend(rng, many)
+    yield from _small_levels(rng, max(1, many // 2))
     for kind in ("proportion", "mean"):
         yield _power_lost(rng, kind, 2 * many)
 
@@ -219,6 +222,37 @@ def _spend(rng: Rng, runs: int) -> Bar:
         hits += read_fixed(_estimate(MEAN, arms, is_pooled=False).found, ALPHA).is_significant
     name = f"A/A won or lost at the end: spend, {before:.0%} → {after:.0%} buyers"
     return share(name, hits, runs, ALPHA)
+
+
+def _small_levels(rng: Rng, runs: int) -> Iterator[Bar]:
+    """Yield how often an A/A of one phase has a verdict by many levels, the large ones with larger
+    values: the small arm has two units of some, and none of others.
+    """
+    sizes = 1.0 / np.arange(1, MANY_LEVELS + 1)
+    values = np.linspace(3.0, 0.3, MANY_LEVELS)
+    for small in SMALL_SHARES:
+        hits = {"mean": 0, "proportion": 0}
+        for _ in range(runs):
+            of = rng.choice(MANY_LEVELS, UNITS, p=sizes / sizes.sum())
+            treated = rng.random(UNITS) < small
+            rows = {
+                "mean": rng.normal(values[of], 1.0),
+                "proportion": (rng.random(UNITS) < MOVES[0] * values[of]).astype(float),
+            }
+            for kind, y in rows.items():
+                arms = _by_level(y, of, ~treated), _by_level(y, of, treated)
+                made = _estimate(KINDS[kind], arms, is_pooled=False)
+                hits[kind] += read_fixed(made.found, ALPHA).is_significant
+        for kind, found in hits.items():
+            name = f"A/A won or lost: {kind} by {MANY_LEVELS} levels, {small:.0%} treated"
+            yield share(name, found, runs, ALPHA)
+
+
+def _by_level(values: Floats, levels: NDArray[np.int64], is_arm: NDArray[np.bool_]) -> Strata:
+    return {
+        Stratum(0, str(level)): Comoments.of(values[is_arm & (levels == level)].reshape(-1, 1))
+        for level in np.unique(levels[is_arm])
+    }
 
 
 # --- looks ---------------------------------------------------------------------------------------

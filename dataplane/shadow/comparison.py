@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import prod, sqrt
+from math import isfinite, prod, sqrt
 from typing import Protocol
 
 import numpy as np
@@ -44,6 +44,8 @@ class Answer(Protocol):
 
 
 Pair = tuple[Answer, Answer]
+# What stable answered, and what the shadow did; None where it is no finite number.
+Both = tuple[float | None, float | None]
 
 
 @dataclass(slots=True)
@@ -105,6 +107,31 @@ class Comparison:
         for at in range(0, self._rows, step):
             yield self._compare(at, min(at + step, self._rows))
 
+    def classes(self) -> Both:
+        """Return the class of the first row: its first label, or the place of its largest score."""
+        labels = (pair for pair in self._pairs if is_label(pair[0].datatype))
+        label = next(labels, None)
+        if label is not None:
+            # Classes of text have no number that a metric could equal.
+            return self._first(label) if label[0].datatype.size else (None, None)
+        if self._scores is None:
+            return None, None
+        live, shadow = self._numbers(self._scores, 0, 1)
+        return float(live[0].argmax()), float(shadow[0].argmax())
+
+    def scores(self) -> Both:
+        """Return the one number of the first row, or the second of two: a class's probability."""
+        numbers = [pair for pair in self._pairs if not is_label(pair[0].datatype)]
+        single = next((pair for pair in numbers if prod(pair[0].inner) == 1), None)
+        pair = single or next((pair for pair in numbers if prod(pair[0].inner) == 2), None)
+        return self._first(pair, -1) if pair is not None else (None, None)
+
+    def _first(self, pair: Pair, place: int = 0) -> Both:
+        if pair[0].inner != pair[1].inner:
+            return None, None
+        live, shadow = (float(rows[0, place]) for rows in self._numbers(pair, 0, 1))
+        return _finite(live), _finite(shadow)
+
     def _compare(self, start: int, stop: int) -> Difference:
         rows = stop - start
         found = Difference(rows=rows)
@@ -154,6 +181,10 @@ class Comparison:
             _block(pair[0], self._live + start, rows).astype(np.float64),
             _block(pair[1], self._shadow + start, rows).astype(np.float64),
         )
+
+
+def _finite(number: float) -> float | None:
+    return number if isfinite(number) else None
 
 
 def is_label(datatype: Datatype) -> bool:

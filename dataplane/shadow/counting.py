@@ -1,14 +1,20 @@
-"""Adds up what copies came to, a window for each (model, shadow, generation) between two drains."""
+"""Adds up what copies came to, a window for each (model, shadow, generation) between two drains.
+
+Some pairs of answers are kept as well, for a truth that is known later. Which ones is said before
+they are compared: what a pair says must not decide whether it is kept.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from contract.histogram import index_of
-from contract.messages import ShadowWindow
+from contract.messages import ShadowPair, ShadowWindow
 from dataplane.shadow.comparison import Difference
 
 Clock = Callable[[], float]
+# Pairs that are kept in a window, which is about a second.
+PAIRS_MAX = 20
 # (model, shadow's version, stable version, generation, the shadow's id).
 Key = tuple[str, str, str, int, str]
 
@@ -18,6 +24,8 @@ class ShadowCounter:
 
     __slots__ = (
         "_clock",
+        "_pairs",
+        "_pairs_left",
         "_started_at",
         "compared",
         "difference",
@@ -28,16 +36,27 @@ class ShadowCounter:
         "outstanding",
     )
 
-    def __init__(self, key: Key, clock: Clock) -> None:
+    def __init__(self, key: Key, clock: Clock, pairs: list[ShadowPair]) -> None:
         # Whose copies these are.
         self.key = key
         # Unix seconds.
         self._clock = clock
+        # Where pairs are kept, those of all counters together.
+        self._pairs = pairs
         # Copies that are still under way and will be counted here.
         self.outstanding = 0
         # When the first copy of the open window was counted; None before it.
         self._started_at: float | None = None
         self._clear()
+
+    def takes_pair(self) -> bool:
+        """Give away a place for a pair in the open window; return False when there is none left."""
+        self._pairs_left -= 1
+        return self._pairs_left >= 0
+
+    def keep(self, pair: ShadowPair) -> None:
+        """Keep a pair that has its place."""
+        self._pairs.append(pair)
 
     def answered(self, latency_us: float) -> None:
         """Count the time that the shadow took for an answer."""
@@ -100,6 +119,7 @@ class ShadowCounter:
         self.dropped = 0
         self.difference = Difference()
         self.latency: dict[int, int] = {}
+        self._pairs_left = PAIRS_MAX
 
 
 class ShadowTelemetry:
@@ -110,13 +130,22 @@ class ShadowTelemetry:
         self._clock = clock
         # Open counters; there are no more than shadows asked for and copies under way.
         self._counters: dict[Key, ShadowCounter] = {}
+        # Pairs not yet handed over.
+        self._pairs: list[ShadowPair] = []
 
     def counter(self, key: Key) -> ShadowCounter:
         """Return the counter of `key`, making it when it is new."""
         counter = self._counters.get(key)
         if counter is None:
-            counter = self._counters[key] = ShadowCounter(key, self._clock)
+            counter = self._counters[key] = ShadowCounter(key, self._clock, self._pairs)
         return counter
+
+    def drain_pairs(self) -> list[ShadowPair]:
+        """Return the pairs that were kept since the last call."""
+        pairs = list(self._pairs)
+        # Counters go on with the same list.
+        self._pairs.clear()
+        return pairs
 
     def drain(self) -> list[ShadowWindow]:
         """Return what gathered since the last call."""

@@ -18,7 +18,8 @@ from random import randrange
 from time import monotonic
 
 from contract.bucketing import BUCKETS, bucket
-from contract.messages import ShadowWindow
+from contract.messages import ShadowPair, ShadowWindow
+from contract.request_ids import answer_key
 from contract.routing import ModelRoute, RoutingTable, Shadow
 from dataplane.batching import Batcher, QueueFull, Unsent
 from dataplane.breaker import Breaker
@@ -72,8 +73,10 @@ class Copy:
     """The job that the shadow's batcher sees, with the live answer to compare with."""
 
     __slots__ = (
+        "_answered_ns",
         "_live",
         "_start",
+        "_unit",
         "comparison",
         "counter",
         "deadline",
@@ -87,7 +90,13 @@ class Copy:
     )
 
     def __init__(
-        self, mirror: Mirror, request: InferRequest, outputs: list[Output], start: int
+        self,
+        mirror: Mirror,
+        request: InferRequest,
+        outputs: list[Output],
+        start: int,
+        unit: str | None,
+        answered_ns: int,
     ) -> None:
         # Whose copy it is.
         self.mirror = mirror
@@ -99,6 +108,9 @@ class Copy:
         self._live = outputs
         # Where the rows of the request begin in them.
         self._start = start
+        # Whose request it is, and the instant in the id of its answer.
+        self._unit = unit
+        self._answered_ns = answered_ns
         # What it keeps in memory, as far as the budget knows.
         self.held_bytes = 0
         # See `batching.Job`.
@@ -124,7 +136,29 @@ class Copy:
             (self._live, self._start), (outputs, start), self.request.rows, mirror.tolerance
         )
         self.comparison = comparison.slices()
+        # Chosen before it is compared: a pair must not be kept for what it says.
+        if mirror.pairs and self.request.rows == 1 and self.counter.takes_pair():
+            self._keep_pair(comparison)
         mirror.shadows.compare(self, sum(output.size_bytes for output in outputs))
+
+    def _keep_pair(self, comparison: Comparison) -> None:
+        try:
+            classes, scores = comparison.classes(), comparison.scores()
+        except Exception:
+            # What cannot be read fails the comparison as well, which counts and logs it.
+            return
+        self.counter.keep(
+            ShadowPair(
+                shadow=self.mirror.key[-1],
+                request=answer_key(self.mirror.process, self._answered_ns),
+                at_ms=self._answered_ns // 1_000_000,
+                unit=self._unit or "",
+                stable_class=classes[0],
+                shadow_class=classes[1],
+                stable_score=scores[0],
+                shadow_score=scores[1],
+            )
+        )
 
     def failed(self, error: TritonError) -> None:
         """Count that the shadow failed where stable did not."""
@@ -160,6 +194,8 @@ class Mirror:
         "_salt",
         "_share_bp",
         "key",
+        "pairs",
+        "process",
         "runtime",
         "shadows",
         "timeout_s",
@@ -174,6 +210,7 @@ class Mirror:
         route: ModelRoute,
         settings: Shadow,
         key: Key,
+        process: str,
     ) -> None:
         # Holds the budget.
         self.shadows = shadows
@@ -193,6 +230,10 @@ class Mirror:
         self.timeout_s = route.timeout_ms / 1000
         # Whose window it is.
         self.key = key
+        # Some pairs of answers are kept.
+        self.pairs = settings.pairs
+        # What the ids of this process's answers are told by.
+        self.process = process
 
     @property
     def live_is_busy(self) -> bool:
@@ -200,16 +241,22 @@ class Mirror:
         return self._live.waiting_rows > self._rows_max
 
     def offer(
-        self, request: InferRequest, outputs: list[Output], start: int, unit: str | None
+        self,
+        request: InferRequest,
+        outputs: list[Output],
+        start: int,
+        unit: str | None,
+        answered_ns: int,
     ) -> None:
         """Copy `request`, which stable answered with the rows from `start` on, if it is its turn.
 
-        Never raises: the caller has other people's answers to write.
+        `answered_ns` is the instant in the answer's id. Never raises: the caller has other people's
+        answers to write.
         """
         try:
             point = bucket(self._salt, unit) if unit is not None else randrange(BUCKETS)  # noqa: S311
             if point < self._share_bp:
-                self.shadows.take(self, request, outputs, start)
+                self.shadows.take(Copy(self, request, outputs, start, unit, answered_ns))
         except Exception:
             log.exception("a request could not be copied")
 
@@ -271,19 +318,26 @@ class Shadows:
         self._triton.keep_only(addresses)
 
     def mirror(
-        self, name: str, route: ModelRoute, table: RoutingTable, live: Batcher
+        self, name: str, route: ModelRoute, table: RoutingTable, live: Batcher, process: str
     ) -> Mirror | None:
-        """Return what copies the requests that `live` answers for stable, if any are to be."""
+        """Return what copies the requests that `live` answers for stable, if any are to be.
+
+        `process` stands in the ids of their answers.
+        """
         settings = route.shadow
         if settings is None or settings.share_bp == 0 or route.stable is None:
             return None
         key = (name, settings.version, route.stable, table.generation, settings.id)
         runtime = self._runtime(name, route, settings, table)
-        return Mirror(self, runtime, live, route, settings, key)
+        return Mirror(self, runtime, live, route, settings, key, process)
 
     def drain(self) -> list[ShadowWindow]:
         """Return the windows that gathered since the last call."""
         return self.telemetry.drain()
+
+    def drain_pairs(self) -> list[ShadowPair]:
+        """Return the pairs of answers that were kept since the last call."""
+        return self.telemetry.drain_pairs()
 
     def runtimes(self) -> Iterator[tuple[str, str, ShadowRuntime]]:
         """Yield model, version and state of each shadow that was met."""
@@ -296,14 +350,11 @@ class Shadows:
 
     # --- the way out ---------------------------------------------------------------------------
 
-    def take(
-        self, mirror: Mirror, request: InferRequest, outputs: list[Output], start: int
-    ) -> None:
+    def take(self, copy: Copy) -> None:
         """Keep a copy for the next turn of the loop: the live answers of this one go first."""
         if self.copies >= self._copies_max:
-            mirror.drop("budget")
+            copy.mirror.drop("budget")
             return
-        copy = Copy(mirror, request, outputs, start)
         self.copies += 1
         copy.counter.outstanding += 1
         if not self._taken:

@@ -87,6 +87,7 @@ class Call:
         connection = self.connection
         self.finish(TritonError(Fault.TIMEOUT, _EXPIRED))
         if connection is not None:
+            self.endpoint.silent(connection)
             # The answer may still come; it must not be taken for that of another call.
             connection.abort()
 

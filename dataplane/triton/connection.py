@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import TYPE_CHECKING, cast
 
 import httptools
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 REPLY_BYTES_MAX = 256 * 1024 * 1024
 # An upgrade that nobody asked for is as malformed as anything else.
+# A server that went away without a word is noticed after half a minute, also where nothing is sent.
+_KEEPALIVE = (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
 _MALFORMED = (httptools.HttpParserError, httptools.HttpParserUpgrade)
 
 
@@ -28,7 +31,11 @@ class Connection(asyncio.Protocol):
         "_header_length",
         "_parser",
         "call",
+        "idle_since",
+        "peer",
+        "retire_at",
         "transport",
+        "used_at",
     )
 
     def __init__(self, endpoint: Endpoint) -> None:
@@ -36,6 +43,11 @@ class Connection(asyncio.Protocol):
         self._endpoint = endpoint
         # None before it is made and after it is lost.
         self.transport: asyncio.Transport | None = None
+        # The address at the other end, and until when (monotonic) it is used.
+        self.peer = ""
+        self.retire_at = float("inf")
+        # When its last call was sent, and when its last answer came.
+        self.used_at = self.idle_since = float("-inf")
         # The call whose answer is due.
         self.call: Call | None = None
         # The incremental parser, which calls back into this object.
@@ -47,9 +59,10 @@ class Connection(asyncio.Protocol):
         # From the header of that name.
         self._header_length: int | None = None
 
-    def send(self, call: Call) -> None:
+    def send(self, call: Call, now: float) -> None:
         """Write the request of `call`; its answer ends it."""
         assert self.transport is not None
+        self.used_at = now
         self.call = call
         call.connection = self
         self.transport.write(call.request)
@@ -67,6 +80,9 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
+        self.peer = str(transport.get_extra_info("peername")[0])
+        self._endpoint.made(self)
+        _probe(transport.get_extra_info("socket"))
 
     def connection_lost(self, exc: Exception | None) -> None:
         # Also after a half-close: a server that will send nothing more answers no call.
@@ -110,3 +126,11 @@ class Connection(asyncio.Protocol):
             self._endpoint.release(self)
         if call is not None:
             call.answered(reply)
+
+
+def _probe(connected: socket.socket) -> None:
+    """Have the kernel find out whether the other end is still there."""
+    connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEPALIVE:
+        if hasattr(socket, name):
+            connected.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

@@ -132,6 +132,8 @@ class Triton:
             at_rest = at_rest and group.budget.at_rest
         for endpoint in self._endpoints.values():
             endpoint.health.decay()
+            endpoint.tick(now)
+            at_rest = at_rest and not endpoint.open
         self._ticker = None if at_rest else self._loop.call_later(TICK_S, self._tick)
 
 

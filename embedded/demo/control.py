@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import subprocess
 import sys
 import time
@@ -15,6 +16,10 @@ from embedded.state import ROOT
 
 POLL_S = 0.5
 PIXELS = 64
+# How long an answer may stay the same before nothing more is hoped for. Waits are for a condition,
+# and for progress towards it: on a slow machine everything takes longer, and goes on.
+STILL_S = 600.0
+TIMEOUT_S = 60.0
 
 
 class DemoFailed(Exception):
@@ -30,23 +35,31 @@ class Control:
         self._http = httpx.Client(
             base_url=f"{stack.urls.web}/api/v1/",
             headers={"Authorization": f"Bearer {self.token}"},
-            timeout=30,
+            timeout=TIMEOUT_S,
         )
 
     def close(self) -> None:
         self._http.close()
 
     def get(self, path: str) -> Any:
-        return self._read(self._http.get(path))
+        return self._read(_patiently(lambda: self._http.get(path)))
 
     def post(self, path: str, body: dict[str, Any] | None = None) -> Any:
-        return self._read(self._http.post(path, json=body or {}))
+        # Sent again when no answer comes in time; the key has it done once.
+        headers = {"Idempotency-Key": secrets.token_hex(16)}
+        return self._read(
+            _patiently(lambda: self._http.post(path, json=body or {}, headers=headers))
+        )
+
+    def patch(self, path: str, body: dict[str, Any]) -> Any:
+        return self._read(_patiently(lambda: self._http.patch(path, json=body)))
 
     def predict(self, model: str, number: int) -> Any:
         """Ask one version by its number, past any split, as a smoke test does."""
         url = f"{self.stack.urls.dataplane}/v2/models/{model}/versions/{number}/infer"
         image = {"name": "X", "datatype": "FP32", "shape": [1, PIXELS], "data": [0.0] * PIXELS}
-        return self._read(httpx.post(url, json={"inputs": [image]}, timeout=30))
+        asked = {"inputs": [image]}
+        return self._read(_patiently(lambda: httpx.post(url, json=asked, timeout=TIMEOUT_S)))
 
     def ensure(self, path: str, name: str, body: dict[str, Any]) -> None:
         """Create a named thing unless an earlier demo did."""
@@ -58,18 +71,23 @@ class Control:
         path: str,
         accept: Callable[[Any], bool],
         *,
-        within_s: float,
+        within_s: float = STILL_S,
         watch: Callable[[Any], None] = lambda _: None,
     ) -> Any:
-        """Poll until `accept` says yes. Raises DemoFailed with the last answer after `within_s`."""
-        deadline = time.monotonic() + within_s
+        """Poll until `accept` says yes.
+
+        Raises DemoFailed with the last answer when it stayed the same for `within_s`.
+        """
+        last, changed_at = None, time.monotonic()
         while True:
             answer = self.get(path)
             watch(answer)
             if accept(answer):
                 return answer
-            if time.monotonic() > deadline:
-                raise DemoFailed(f"{path} did not get there within {within_s:.0f} s: {answer}")
+            if answer != last:
+                last, changed_at = answer, time.monotonic()
+            if time.monotonic() > changed_at + within_s:
+                raise DemoFailed(f"{path} has not changed for {within_s:.0f} s: {answer}")
             time.sleep(POLL_S)
 
     @staticmethod
@@ -77,6 +95,18 @@ class Control:
         if not response.is_success:
             raise DemoFailed(f"{response.request.url} answered {response.text[:300]}")
         return response.json() if response.content else None
+
+
+def _patiently(ask: Callable[[], httpx.Response]) -> httpx.Response:
+    """Ask until an answer comes. Raises httpx.TransportError when none has for STILL_S."""
+    give_up_at = time.monotonic() + STILL_S
+    while True:
+        try:
+            return ask()
+        except httpx.TransportError:
+            if time.monotonic() > give_up_at:
+                raise
+            time.sleep(POLL_S)
 
 
 def _issue_token(stack: Stack) -> str:

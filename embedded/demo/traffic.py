@@ -1,10 +1,11 @@
 """Users of the demo: a process that replays held-out images through the data plane.
 
-`python -m embedded.demo.traffic URL RATE` sends RATE requests/s with `tritonclient`, each from a
-random user who always shows the same image, and posts whether the answer was right as the outcome
-`correct`. Some are users of the twin, who ask that model. It prints one JSON line of running totals
-each second. A line of input says for how many milliseconds users wait from now on, 0 for as long as
-the model may take. It stops when its input closes, so that it never outlives the demo.
+`python -m embedded.demo.traffic URL RATE` sends RATE requests/s with `tritonclient`, fewer where
+the machine cannot answer so many at ease, each from a random user who always shows the same image,
+and posts whether the answer was right as the outcome `correct`. Some are users of the twin, who ask
+that model. It prints one JSON line of running totals each second. A line of input says for how many
+milliseconds users wait from now on, 0 for as long as the model may take. It stops when its input
+closes, so that it never outlives the demo.
 """
 
 from __future__ import annotations
@@ -30,6 +31,12 @@ TWIN_EVERY = 4
 IN_FLIGHT_MAX = 64
 OUTCOMES_EVERY_S = 0.5
 LATENCIES_KEPT = 200_000
+# Users come faster and faster up to the rate, and fewer come while half of the answers take longer
+# than this: the demo shows how decisions are made, not what happens in an overload.
+EASE_MS = 500.0
+PACE_FIRST_PER_S = 40.0
+PACE_LEAST_PER_S = 20.0
+FASTER, SLOWER = 1.3, 0.7
 # How a version says that it could not answer in time (503).
 OVERLOADED = "too much waiting to answer before the deadline"
 
@@ -64,6 +71,9 @@ class Crowd:
         self.digits = digits
         self.totals = Totals()
         self.latencies_ms: list[float] = []
+        # Requests per second at present, and the latencies since it was last thought over.
+        self.pace = min(PACE_FIRST_PER_S, rate)
+        self.recent_ms: list[float] = []
         self.outcomes: list[dict[str, Any]] = []
         self.in_flight: set[asyncio.Task[None]] = set()
         self.random = random.Random(7)  # noqa: S311 (users, not secrets)
@@ -92,7 +102,8 @@ class Crowd:
     async def _send_all(self, client: Any, stop: asyncio.Event) -> None:
         due = time.perf_counter()
         while not stop.is_set():
-            due += self.random.expovariate(self.rate)
+            # Who could not come while the machine stood still does not come in a crowd afterwards.
+            due = max(due, time.perf_counter() - 1.0) + self.random.expovariate(self.pace)
             if (pause := due - time.perf_counter()) > 0:
                 await asyncio.sleep(pause)
             if len(self.in_flight) >= IN_FLIGHT_MAX:
@@ -131,7 +142,9 @@ class Crowd:
             at, took_s = f"{datetime.now(UTC):%H:%M:%S}", time.perf_counter() - started
             self.totals.last_error = f"{model} at {at} after {took_s:.1f} s: {error}"[:200]
             return
-        self.latencies_ms.append((time.perf_counter() - started) * 1_000)
+        took_ms = (time.perf_counter() - started) * 1_000
+        self.latencies_ms.append(took_ms)
+        self.recent_ms.append(took_ms)
         self._note(answer, model, user, row)
 
     def _note(self, answer: Any, model: str, user: str, row: int) -> None:
@@ -158,9 +171,18 @@ class Crowd:
                     self.totals.outcome_errors += len(batch)
                     self.totals.last_error = f"outcomes: {error}"[:200]
 
+    def _set_pace(self) -> None:
+        """Send more of the rate while answers come at ease, and less while they do not."""
+        recent, self.recent_ms = sorted(self.recent_ms), []
+        is_full = len(self.in_flight) >= IN_FLIGHT_MAX
+        is_at_ease = bool(recent) and recent[len(recent) // 2] < EASE_MS and not is_full
+        pace = self.pace * (FASTER if is_at_ease else SLOWER)
+        self.pace = min(self.rate, max(PACE_LEAST_PER_S, pace))
+
     async def _tell(self) -> None:
         while True:
             await asyncio.sleep(1)
+            self._set_pace()
             self.latencies_ms = self.latencies_ms[-LATENCIES_KEPT:]
             ordered = sorted(self.latencies_ms)
             if ordered:

@@ -2,37 +2,18 @@
 
 from __future__ import annotations
 
-import multiprocessing
-from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-
 import numpy as np
 import pytest
 
 from bench.bars import SECTIONS, Bar, bars_of, share
 from bench.decisions import QUICK_RUNS, SEED
 
-Measured = dict[str, Future[list[Bar]]]
-
-
-def measure(section: str) -> list[Bar]:
-    """Simulate a section, in a process of its own."""
-    return list(bars_of(section, np.random.default_rng(SEED), QUICK_RUNS))
-
-
-@pytest.fixture(scope="module")
-def measured() -> Iterator[Measured]:
-    """Simulate all sections, two at once: one after the other they take minutes."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max_workers=2, mp_context=context) as pool:
-        yield {section: pool.submit(measure, section) for section in SECTIONS}
-
 
 @pytest.mark.parametrize("section", sorted(SECTIONS))
-def test_no_bar_of_the_section_is_missed(section: str, measured: Measured) -> None:
+def test_no_bar_of_the_section_is_missed(section: str) -> None:
     missed = [
         f"{bar.name}: {bar.measured:.4g} ± {bar.error:.2g}, bound {bar.bound:g}"
-        for bar in measured[section].result()
+        for bar in bars_of(section, np.random.default_rng(SEED), QUICK_RUNS)
         if bar.is_missed
     ]
     assert not missed

@@ -12,7 +12,9 @@ import pytest
 from cli import main as cli
 from cli.client import Client
 
-VERSION = {"model": "digits", "number": 7, "source": "upload"}
+REGISTRATION = {
+    "id": "r", "is_settled": True, "state": "registered", "stage": "", "version": 7, "error": None,
+}  # fmt: skip
 ALIAS = {"name": "candidate", "version": 7, "is_pending": True}
 
 
@@ -21,7 +23,7 @@ class Server:
 
     def __init__(self) -> None:
         self.requests: list[httpx.Request] = []
-        self.answer: Any = VERSION
+        self.answer: Any = REGISTRATION
         self.fails = 0
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
@@ -107,6 +109,29 @@ def test_what_cannot_be_sent_exits_2(
     assert cli.main(["register", "digits", *words]) == 2
     assert said in capsys.readouterr().err
     assert not server.requests
+
+
+def test_it_waits_for_the_registration_and_says_what_is_done(
+    server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    waiting = {**REGISTRATION, "is_settled": False, "stage": "inspecting the file"}
+    answers = iter([waiting, waiting, REGISTRATION])
+    monkeypatch.setattr("cli.versions.POLL_S", 0)
+    monkeypatch.setattr(Server, "answer", property(lambda _: next(answers)), raising=False)
+    assert cli.main(["register", "digits", "--uri", "x:/y"]) == 0
+    assert [r.url.path for r in server.requests[1:]] == ["/api/v1/registrations/r/"] * 2
+    out = capsys.readouterr()
+    assert (out.out, out.err) == ("7\n", "interlock: inspecting the file\n")
+
+
+def test_a_refusal_exits_2_with_the_reason_and_patience_has_an_end(
+    server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.answer = {**REGISTRATION, "error": {"code": "invalid", "message": "it spins"}}
+    assert cli.main(["register", "digits", "--uri", "x:/y"]) == 2
+    assert "it spins" in capsys.readouterr().err
+    server.answer = {**REGISTRATION, "is_settled": False, "stage": "waiting"}
+    assert cli.main(["register", "digits", "--uri", "x:/y", "--timeout", "0"]) == 4
 
 
 def test_a_file_or_a_uri_is_needed(server: Server, file: str) -> None:

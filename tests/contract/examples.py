@@ -20,6 +20,7 @@ from contract.messages import (
     Exposure,
     InstanceReport,
     Outcome,
+    ShadowPair,
     ShadowWindow,
     TelemetryWindow,
 )
@@ -102,7 +103,7 @@ WORDS = ModelRoute(
     unit_key=UnitKey(header="x-customer", parameter="customer"),
     timeout_ms=250,
     cache=Cache(ttl_s=300, shared=True),
-    shadow=Shadow(id="shadow-1", salt="sh", version="4", share_bp=1_000),
+    shadow=Shadow(id="shadow-1", salt="sh", version="4", share_bp=1_000, pairs=True),
 )
 LETTERS = ModelRoute(
     signature=DIGITS.signature,
@@ -261,6 +262,23 @@ EXPOSURES = Batch(
             variant="baseline",
             version="1",
             at_ms=1_795_552_013_456,
+        ),
+    ),
+    pairs=(
+        ShadowPair(
+            shadow="shadow-1",
+            request="7f3a9c01-18eb150b04698940",
+            at_ms=1_795_552_013_500,
+            unit="u1",
+            stable_class=7.0,
+            shadow_class=1.0,
+        ),
+        ShadowPair(
+            shadow="shadow-1",
+            request="7f3a9c01-18eb150b04698941",
+            at_ms=1_795_552_013_501,
+            stable_score=0.25,
+            shadow_score=0.75,
         ),
     ),
 )

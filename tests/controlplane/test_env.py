@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import os
+import secrets
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 from controlplane import env
 from controlplane.env import SettingError
 
+WEBHOOK_KEY = "whsec_" + base64.b64encode(bytes(range(24))).decode()
 CHOICES = ("auto", "python")
 
 
@@ -40,8 +43,8 @@ def test_what_is_no_address_is_refused(value: str, monkeypatch: pytest.MonkeyPat
 def test_a_webhook_secret_is_base64_and_stays_out_of_the_message(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("X", "whsec_c2VjcmV0")
-    assert env.webhook_secret("X") == "whsec_c2VjcmV0"
+    monkeypatch.setenv("X", WEBHOOK_KEY)
+    assert env.webhook_secret("X") == WEBHOOK_KEY
     monkeypatch.setenv("X", "not base64!")
     with pytest.raises(SettingError, match=r"^X takes whsec_ and a key in base64$"):
         env.webhook_secret("X")
@@ -50,7 +53,7 @@ def test_a_webhook_secret_is_base64_and_stays_out_of_the_message(
 def test_who_is_asked_for_checks_comes_from_the_environment() -> None:
     given = {
         "INTERLOCK_PROMETHEUS_URL": "http://metrics:9090",
-        "INTERLOCK_WEBHOOK_SECRET": "whsec_c2VjcmV0",
+        "INTERLOCK_WEBHOOK_SECRET": WEBHOOK_KEY,
     }
     told = "from tests import settings as s; print(s.PROMETHEUS_URL, s.WEBHOOK_SECRET)"
     done = subprocess.run(
@@ -83,3 +86,39 @@ def test_what_triton_and_the_inspection_may_take_comes_from_the_environment() ->
         check=True,
     )
     assert done.stdout.split() == [b"python", b"4", b"2000000000", b"33"]
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        ("", "has 0 characters"),
+        ("short", "has 5 characters; it takes at least 32"),
+        ("x" * 64, "has 1 different characters"),
+        ("django-insecure-abcdefghijklmnopqrstuvwxyz0123", "'insecure'"),
+        ("please-Changeme-abcdefghijklmnopqrstuvwxyz", "'changeme'"),
+    ],
+)
+def test_a_weak_secret_is_refused_with_the_way_to_make_one(
+    monkeypatch: pytest.MonkeyPatch, value: str, why: str
+) -> None:
+    monkeypatch.setenv("X", value)
+    with pytest.raises(SettingError, match=why) as refused:
+        env.secret("X")
+    assert "secrets.token_urlsafe(48)" in str(refused.value)
+    assert len(value) < 6 or value not in str(refused.value)
+
+
+def test_a_good_secret_is_taken_and_one_may_be_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert env.secret("X", "") == ""
+    with pytest.raises(SettingError, match="X is not set"):
+        env.secret("X")
+    value = secrets.token_urlsafe(48)
+    monkeypatch.setenv("X", value)
+    assert env.secret("X") == value
+
+
+@pytest.mark.parametrize("key", [b"secret", bytes(32)])
+def test_a_weak_webhook_key_is_refused(monkeypatch: pytest.MonkeyPatch, key: bytes) -> None:
+    monkeypatch.setenv("X", "whsec_" + base64.b64encode(key).decode())
+    with pytest.raises(SettingError, match="it takes at least 24 random ones"):
+        env.webhook_secret("X")

@@ -12,11 +12,13 @@ import pytest
 from controlplane import env
 from controlplane.env import SettingError
 
+SHARED = "0123456789abcdefghijklmnopqrstuv"
+
 
 def test_the_registrys_settings_come_from_the_environment() -> None:
     variables = {
         "MLFLOW_TRACKING_URI": "http://ann:secret@mlflow:5000/",
-        "INTERLOCK_MLFLOW_WEBHOOK_SECRET": "shared",
+        "INTERLOCK_MLFLOW_WEBHOOK_SECRET": SHARED,
         "INTERLOCK_REGISTER_DIR": "/srv/models",
         "INTERLOCK_REGISTER_HOSTS": "Models.example, localhost:8443",
     }
@@ -33,7 +35,7 @@ def test_the_registrys_settings_come_from_the_environment() -> None:
         check=True,
     )
     # Links for people carry no password.
-    expected = ["http://mlflow:5000", "shared", "/srv/models", "models.example", "localhost:8443"]
+    expected = ["http://mlflow:5000", SHARED, "/srv/models", "models.example", "localhost:8443"]
     assert done.stdout.split() == expected
 
 

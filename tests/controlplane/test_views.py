@@ -10,6 +10,7 @@ from django.test import Client
 
 from apps.models.models import AuditEntry
 from controlplane.models import ApiToken, digest_token
+from tests.confirming import post_yes
 
 pytestmark = pytest.mark.django_db
 
@@ -39,7 +40,7 @@ def test_a_token_needs_a_name(anna: Client) -> None:
 def test_a_revoked_token_is_gone_and_audited(anna: Client) -> None:
     anna.post("/tokens/", {"name": "ci"})
 
-    anna.post(f"/tokens/{ApiToken.objects.get().pk}/revoke/")
+    post_yes(anna, f"/tokens/{ApiToken.objects.get().pk}/revoke/")
 
     assert not ApiToken.objects.exists()
     actions = AuditEntry.objects.order_by("id").values_list("action", flat=True)
@@ -56,5 +57,5 @@ def test_another_persons_token_is_neither_seen_nor_revoked(anna: Client) -> None
 
 def test_the_admin_brings_the_icon_and_asks_for_no_other(admin_client):
     page = admin_client.get("/admin/").content.decode()
-    assert "interlock/icon.svg" in page
+    assert re.search(r"interlock/icon\.[0-9a-f]{12}\.svg", page)
     assert "Refused outcomess" not in page

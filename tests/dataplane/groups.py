@@ -59,14 +59,14 @@ class Group:
         await self.ready()
 
     async def ready(self):
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             while (await self.get("/v2/health/ready")).status_code != 200:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
 
     async def stop(self):
         if self.process is not None and self.process.returncode is None:
             self.process.terminate()
-            assert await asyncio.wait_for(self.process.wait(), 10) == 0
+            assert await asyncio.wait_for(self.process.wait(), 60) == 0
 
     async def get(self, path):
         """Ask over a connection of its own, so that any worker may answer."""
@@ -81,11 +81,11 @@ class Group:
         return await self._request("POST", path, content=body(ROW), headers=headers)
 
     async def _request(self, method, path, **content):
-        # While a worker starts, its connections wait in the parent's socket.
+        # Until a worker is ready, connections are refused.
         async with httpx.AsyncClient(base_url=self.url, timeout=20) as client:
             try:
                 return await client.request(method, path, **content)
-            except (httpx.ConnectError, httpx.ReadError):
+            except httpx.TransportError:
                 return httpx.Response(599)
 
     def workers(self):
@@ -119,7 +119,7 @@ async def a_group(valkey, folder, workers=2, **settings):
         group.environment |= settings
         try:
             await group.start()
-            await until(lambda: len({r.instance for r in control.reports}) == workers, 20)
+            await until(lambda: len({r.instance for r in control.reports}) == workers, 120)
             yield group
         finally:
             await group.stop()

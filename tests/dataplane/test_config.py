@@ -88,6 +88,8 @@ def test_an_ipv6_address_may_be_bound():
         ("stale_after_s", "7", 7.0),
         ("operator_token", "secret", "secret"),
         ("worker_silent_s", "7", 7.0),
+        ("worker_start_s", "7", 7.0),
+        ("orphan_s", "7", 7.0),
     ],
 )
 def test_every_setting_of_the_group_takes_effect(name, value, expected):

@@ -1,7 +1,6 @@
 """Who takes part in an experiment, and what is told of them, from bytes in to messages out."""
 
 import asyncio
-import time
 
 import msgspec
 import pytest
@@ -14,7 +13,7 @@ from dataplane.telemetry import MEASURED_MAX, Telemetry
 from dataplane.triton import Fault, TritonError
 from tests.dataplane.test_predict import BOOM, INFER, REFUSED, ROW, Plane, by_version
 from tests.dataplane.wire import Wire, request
-from tests.dataplane.worlds import EXPERIMENT, body, model
+from tests.dataplane.worlds import EXPERIMENT, body, model, stopped_clock
 
 
 def split(**changes) -> ExperimentSplit:
@@ -179,7 +178,7 @@ async def test_nothing_is_measured_where_nobody_asks():
 
 
 def test_what_is_measured_is_bounded_and_what_is_dropped_is_counted():
-    telemetry = Telemetry(time.time)
+    telemetry = Telemetry(stopped_clock())
     for i in range(MEASURED_MAX + 2):
         telemetry.measure(("e", f"u{i}", "a"), 0, 0, 1)
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import hashlib
-import time
 from contextlib import asynccontextmanager
 
 import grpc
@@ -24,7 +23,15 @@ from dataplane.predict import Predictor
 from dataplane.serving import Serving
 from dataplane.telemetry import Telemetry
 from dataplane.triton import Fault, Reply, TritonError
-from tests.dataplane.worlds import HeldTriton, canary, model, sums_reply, table, until
+from tests.dataplane.worlds import (
+    HeldTriton,
+    canary,
+    model,
+    stopped_clock,
+    sums_reply,
+    table,
+    until,
+)
 
 ROW = np.array([[1, 2, 3, 4]], np.float32)
 
@@ -34,7 +41,7 @@ class World:
 
     def __init__(self, answer=sums_reply, limits=None, **changes):
         self.triton = HeldTriton(answer)
-        self.telemetry = Telemetry(time.time)
+        self.telemetry = Telemetry(stopped_clock())
         self.serving = Serving(self.triton, self.telemetry, asyncio.get_running_loop(), 4)
         self.serving.apply(table(model(**changes), 3))
         predictor = Predictor(self.serving, self.telemetry)

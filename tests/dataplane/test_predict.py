@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import time
 
 import msgspec
 import pytest
@@ -21,6 +20,7 @@ from tests.dataplane.worlds import (
     body,
     canary,
     model,
+    stopped_clock,
     sums_reply,
     table,
 )
@@ -35,7 +35,7 @@ class Plane:
 
     def __init__(self, answer=sums_reply, **changes):
         self.triton = HeldTriton(answer)
-        self.telemetry = Telemetry(time.time)
+        self.telemetry = Telemetry(stopped_clock())
         loop = asyncio.get_running_loop()
         self.serving = Serving(self.triton, self.telemetry, loop, 4)
         self.apply(1, **changes)

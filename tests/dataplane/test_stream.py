@@ -1,5 +1,5 @@
 import asyncio
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 import pytest
 import redis.asyncio as redis
@@ -26,12 +26,13 @@ def outcome(number):
 
 
 @asynccontextmanager
-async def publishing(valkey, folder, bytes_max=10_000):
+async def publishing(valkey, folder, bytes_max=10_000, stream_bytes_max=10_000_000):
     client = redis.Redis.from_url(valkey.url, socket_connect_timeout=1)
     telemetry = Telemetry(lambda: 1_000.0)
     publisher = Publisher(
         Spool(folder, bytes_max), client, telemetry,
         instance="dp", boot="b1", interval_s=0.02, generation=lambda: 1,
+        stream_bytes_max=stream_bytes_max,
     )  # fmt: skip
     publisher.telemetry = telemetry
     publisher.client = client
@@ -85,24 +86,50 @@ async def test_outcomes_of_many_requests_become_one_batch(valkey, tmp_path):
         assert batches[1].outcomes[-1] == outcome(1_499)
 
 
-async def test_outcomes_that_nobody_takes_in_are_held_and_never_trimmed(
-    valkey, tmp_path, monkeypatch
-):
-    monkeypatch.setattr("dataplane.stream.STREAM_ENTRIES_MAX", 2)
-    async with publishing(valkey, tmp_path / "spool") as publisher:
-        for number in range(3):
-            publisher.accept([outcome(number)])
-            await publisher.store_outcomes()
-            with suppress(redis.RedisError):
-                await publisher.send_spooled()
-        assert len(await entries(publisher, STREAM_OUTCOMES)) == 2
-        with pytest.raises(redis.RedisError, match="2 batches of outcomes wait"):
-            await publisher.send_spooled()
+async def send(publisher, number):
+    publisher.accept([outcome(number)] * 100)
+    await publisher.store_outcomes()
+    await publisher.send_spooled()
+
+
+async def used_bytes(publisher, name):
+    return await publisher.client.memory_usage(name) or 0
+
+
+async def test_outcomes_that_nobody_takes_in_are_held_and_never_trimmed(valkey, tmp_path):
+    allowed = 50_000
+    async with publishing(valkey, tmp_path / "spool", 1_000_000, allowed) as publisher:
+        sent = 0
+        while await used_bytes(publisher, STREAM_OUTCOMES) < allowed:
+            await send(publisher, sent)
+            sent += 1
+        with pytest.raises(redis.RedisError, match=f"{sent} batches of outcomes wait"):
+            await send(publisher, sent)
+        batches = await entries(publisher, STREAM_OUTCOMES)
+        assert [batch.outcomes[0].event_id for batch in batches] == [f"e{n}" for n in range(sent)]
+        # The batch that found room may go beyond by itself.
+        assert allowed <= await used_bytes(publisher, STREAM_OUTCOMES) < allowed + 20_000
 
         await publisher.client.delete(STREAM_OUTCOMES)
         await publisher.send_spooled()
         (batch,) = await entries(publisher, STREAM_OUTCOMES)
-        assert batch.outcomes == (outcome(2),)
+        assert batch.outcomes[0] == outcome(sent)
+
+
+@pytest.mark.parametrize(("size", "together"), [(10, 100), (1_000, 10)])
+async def test_telemetry_that_nobody_takes_in_gives_way_to_newer(valkey, tmp_path, size, together):
+    """However large its entries are: what is bounded is Redis' memory."""
+    allowed = 200_000
+    async with publishing(valkey, tmp_path / "spool", 1_000_000, allowed) as publisher:
+        for number in range(4 * allowed // (size + 60) // together * together):
+            publisher.telemetry.expose(f"{number:0{size}}", "u", "a", "1")
+            if number % together == together - 1:
+                await publisher.flush_telemetry()
+                await publisher.send_spooled()
+        kept = await entries(publisher, STREAM_EXPOSURES)
+        assert int(kept[-1].exposures[-1].experiment) == number
+        assert kept[0].sequence > 1
+        assert 0.5 * allowed < await used_bytes(publisher, STREAM_EXPOSURES) < 1.2 * allowed
 
 
 async def test_what_waited_while_redis_was_away_arrives_in_order(valkey, tmp_path):

@@ -66,6 +66,19 @@ def test_a_unit_counts_again_in_the_next_interval_which_is_aligned_to_the_epoch(
     assert (first.units, second.units) == (1, 1)
 
 
+def test_a_step_with_longer_intervals_counts_in_them(gathered, clock):
+    clock.now = 1_195.0
+    gathered.counter(KEY, 10).answered("a", 1.0)
+    later = gathered.counter(("m", "2", "canary", 4, "r1"), 120)
+    for _ in range(2):
+        later.answered("a", 1.0)
+    windows, _ = gathered.drain(4)
+    assert [(w.interval_started_at_ms, w.units) for w in windows] == [
+        (1_190_000, 1),
+        (1_080_000, 1),
+    ]
+
+
 def test_a_new_generation_counts_nobody_twice(gathered):
     gathered.counter(KEY).answered("a", 1.0)
     gathered.counter((*KEY[:3], 4, "r1")).answered("a", 1.0)

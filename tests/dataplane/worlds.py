@@ -7,7 +7,7 @@ import json
 import struct
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from time import monotonic
+from time import monotonic, time
 from typing import Any
 
 import orjson
@@ -199,7 +199,11 @@ class Upstream:
         self._writers: list[asyncio.StreamWriter] = []
 
     async def __aenter__(self) -> Upstream:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        return await self.start()
+
+    async def start(self, host: str = "127.0.0.1", port: int = 0, **options: Any) -> Upstream:
+        """Listen; the options are those of a server of asyncio."""
+        self._server = await asyncio.start_server(self._serve, host, port, **options)
         self.address = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
         return self
 
@@ -260,11 +264,17 @@ class Upstream:
         return b"\r\n".join(lines) + b"\r\n\r\n" + reply.body
 
 
-async def until(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
+async def until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
     """Wait for something that another process or a real socket brings about."""
     async with asyncio.timeout(timeout_s):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
+
+
+def stopped_clock() -> Callable[[], float]:
+    """Return a clock that stands still, so that no window ends before a test asks for it."""
+    now = time()
+    return lambda: now
 
 
 @asynccontextmanager

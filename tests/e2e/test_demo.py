@@ -31,14 +31,14 @@ sys.exit(run(load_stack(StateDir(Path(sys.argv[1]))), exit_when_done=True))
 """
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def story(stack: Stack) -> subprocess.CompletedProcess[str]:
     """Play the demo once, in a process of its own as `./run demo` does."""
     command = [sys.executable, "-c", PLAY, stack.state_dir]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def control(stack: Stack, story: object) -> Iterator[Control]:
     with closing(Control(stack)) as client:
         yield client

@@ -21,10 +21,10 @@ async def supervise(tmp_path: Path) -> AsyncIterator[Supervise]:
     """Makes a supervisor of the given parts; what it says is in `supervisor.console.stream`."""
     made: list[Supervisor] = []
 
-    def make(*parts: Part) -> Supervisor:
+    def make(*parts: Part, **settings: float) -> Supervisor:
         console = Console(stream=io.StringIO())
         record = ProcessRecord(tmp_path / "processes.json")
-        made.append(Supervisor(parts, logs=tmp_path, console=console, record=record))
+        made.append(Supervisor(parts, logs=tmp_path, console=console, record=record, **settings))
         return made[-1]
 
     yield make

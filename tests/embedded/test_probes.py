@@ -8,7 +8,7 @@ import pytest
 from embedded.probes import Probe, http_ok, redis_pong
 
 
-async def asked(probe_of_port: Callable[[int], Probe], answer: bytes) -> bool:
+async def asked(probe_of_port: Callable[[int], Probe], answer: bytes) -> str:
     """What a probe makes of a server that gives this answer."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -23,25 +23,26 @@ async def asked(probe_of_port: Callable[[int], Probe], answer: bytes) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("answer", "ready"),
+    ("answer", "missing"),
     [
-        (b"HTTP/1.1 200 OK\r\n\r\n", True),
-        (b"HTTP/1.1 503 Service Unavailable\r\n\r\n", False),
-        (b"HTTP/1.1 404 Not 200\r\n\r\n", False),
-        (b"", False),
+        (b"HTTP/1.1 200 OK\r\n\r\n", ""),
+        (b"HTTP/1.1 503 No\r\n\r\nno table has arrived", "/ready: no table has arrived"),
+        (b"HTTP/1.1 503 Service Unavailable\r\n\r\n", "/ready: 503 Service Unavailable"),
+        (b"HTTP/1.1 404 Not 200\r\n\r\n", "/ready: 404 Not 200"),
+        (b"", "/ready: no answer"),
     ],
 )
-async def test_an_http_server_is_ready_when_it_answers_200(answer: bytes, ready: bool) -> None:
-    assert await asked(lambda port: http_ok(port, "/ready"), answer) is ready
+async def test_an_http_server_is_ready_when_it_answers_200(answer: bytes, missing: str) -> None:
+    assert await asked(lambda port: http_ok(port, "/ready"), answer) == missing
 
 
 @pytest.mark.parametrize(
-    ("answer", "ready"),
-    [(b"+PONG\r\n", True), (b"-LOADING Redis is loading the dataset in memory\r\n", False)],
+    ("answer", "missing"),
+    [(b"+PONG\r\n", ""), (b"-LOADING the dataset\r\n", "PING: -LOADING the dataset")],
 )
-async def test_redis_is_ready_when_it_answers_ping(answer: bytes, ready: bool) -> None:
-    assert await asked(redis_pong, answer) is ready
+async def test_redis_is_ready_when_it_answers_ping(answer: bytes, missing: str) -> None:
+    assert await asked(redis_pong, answer) == missing
 
 
 async def test_a_server_that_is_not_there_is_not_ready() -> None:
-    assert await http_ok(1, "/")() is False
+    assert await http_ok(1, "/")() == "/: nobody listens yet"

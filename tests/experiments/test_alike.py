@@ -13,6 +13,7 @@ import pytest
 from apps.experiments.gather import gather
 from apps.experiments.models import Experiment, Metric, RolloutExposure, WeightChange
 from apps.experiments.outcome_judge import CANARY, CONTROL, from_json, judge_metric, to_json
+from apps.experiments.phases import SETTLING
 from apps.experiments.rollout_units import read_units, span_of
 from apps.experiments.services import MetricChoice
 from apps.experiments.stats import estimates
@@ -104,6 +105,9 @@ def fill(experiment: Experiment, rollout: Rollout, sent: list[Metric], seed: int
     dice = random.Random(seed)
     for i in range(160):
         at_s, unit = dice.uniform(0, 200), f"u{i}"
+        if at_s >= SECOND_STEP_S:
+            # An experiment leaves out whom it met while data planes took the change in.
+            at_s += SETTLING.total_seconds()
         is_canary = dice.random() < (0.2 if at_s < SECOND_STEP_S else 0.5)
         is_both = i % 23 == 0
         expose(experiment, unit, "strong" if is_canary else "weak", at_s, crossed_over=is_both)

@@ -15,9 +15,12 @@ from apps.experiments.gather import Gathered, gather
 from apps.experiments.models import Experiment, ExposureRow, MeasuredUnit, Metric, WeightChange
 from apps.experiments.services import MetricChoice
 from apps.experiments.stats.comoments import Comoments, Extremes
+from apps.experiments.stats.comparison import State
 from apps.experiments.stats.data import Stratum
 from apps.experiments.stats.quantiles import order_statistics_of
+from apps.experiments.stats.report import make_report
 from apps.experiments.values import fold_all
+from contract.bucketing import bucket
 from tests.experiments.factories import NOW, expose, make_metric, make_running, observe
 
 pytestmark = pytest.mark.django_db
@@ -214,6 +217,33 @@ def test_units_whose_bucket_moved_are_left_out_whether_or_not_they_came_back() -
     first, second = (phase.shares for phase in found.data.phases)
     assert first == pytest.approx({"weak": 2 / 7, "strong": 5 / 7})
     assert second == pytest.approx({"weak": 0.2, "strong": 0.8})
+
+
+def test_units_met_while_data_planes_take_a_change_in_are_in_no_arm() -> None:
+    """A data plane sends units to a variant for some seconds after its weight became 0."""
+    metric = make_metric()
+    experiment = running(metric)
+    change, buckets = 60, {}
+    for at_s in (1, change, change + 3, change + 9.9, change + 20):
+        for i in range(20):
+            unit = f"u{at_s}-{i}"
+            arm = "weak" if bucket(experiment.variant_salt, unit) < 5_000 else "strong"
+            is_settled = at_s >= change + 10
+            buckets[unit] = expose(experiment, unit, "weak" if is_settled else arm, at_s).bucket
+    WeightChange.objects.create(
+        experiment=experiment, at=NOW + timedelta(seconds=change), actor="anna",
+        weights_bp={"weak": 10_000, "strong": 0},
+    )  # fmt: skip
+
+    found = seen(experiment)
+    report = make_report(found.data, alpha=0.05, planned_units=1_000)
+
+    stayed = sum(place < 5_000 for unit, place in buckets.items() if unit.startswith("u1-"))
+    assert [phase.units for phase in found.data.phases] == [
+        {"weak": stayed, "strong": 0}, {"weak": 20, "strong": 0},
+    ]  # fmt: skip
+    assert found.moved == 80 - stayed
+    assert report.sample_ratio.state is not State.UNEXPECTED_UNITS
 
 
 def test_levels_of_a_dimension_divide_the_arms() -> None:

@@ -14,8 +14,20 @@ from django.urls import URLPattern, URLResolver, get_resolver
 
 pytestmark = pytest.mark.django_db
 
-# Who signs in, whether the process lives, and the icons of the admin's own pages.
-OPEN = {"login/", "healthz/live", "healthz/ready", "favicon.ico", "admin/login/", "admin/jsi18n/"}
+# Who signs in or has forgotten the password, whether process and loops live, and what the admin's own
+# login page loads.
+OPEN = {
+    "login/",
+    "password/reset/",
+    "password/reset/sent/",
+    "password/reset/digits/digits/",
+    "healthz/live",
+    "healthz/ready",
+    "healthz/loops",
+    "favicon.ico",
+    "admin/login/",
+    "admin/jsi18n/",
+}
 SAMPLES = {
     "int": "1",
     "uuid": "00000000-0000-4000-8000-000000000001",

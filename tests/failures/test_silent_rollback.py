@@ -22,7 +22,7 @@ def test_a_rollback_says_why_with_its_numbers() -> None:
     make_instance()
     rollout = make_baking(make_model())
     tick_rollouts()
-    at = rollout.started_at - timedelta(seconds=30)
+    at = rollout.started_at - timedelta(seconds=40)
     of = {"split": str(rollout.pk), "generation": rollout.generation, "interval_started_at": at}
     for seconds in range(1, 10, 2):
         window = {"at": at + timedelta(seconds=seconds), **of}

@@ -1,4 +1,4 @@
-"""One whole stack for all fault tests, calm at the start of each."""
+"""One whole stack for all fault tests, calm at the start of each; it stops when they have run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.e2e)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def shared() -> Iterator[Ground]:
     with (
         pytest.MonkeyPatch.context() as patch,

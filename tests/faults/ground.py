@@ -36,6 +36,7 @@ SETTINGS = {
     "INTERLOCK_TELEMETRY_INTERVAL_S": "0.3",
     "INTERLOCK_WORKERS": "2",
     "INTERLOCK_LAME_DUCK_S": "0.1",
+    "INTERLOCK_LOOP_LATE_S": "8",
 }
 # How each part's leading process is told from the others of the stack.
 MARKS = {
@@ -44,8 +45,8 @@ MARKS = {
     "triton": "/tritonserver",
     "dataplane": "-m dataplane",
     "web": "-m granian",
-    "worker": "controlplane worker",
-    "beat": "controlplane beat",
+    "worker": "controlplane.worker",
+    "beat": "controlplane.beat",
     "ingest": "manage.py ingest",
 }
 # What asking raises while somebody is away.
@@ -111,6 +112,14 @@ class Ground:
         pids = [self.pid(part) for part in parts]
         at = monotonic()
         for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        return at
+
+    def kill_with_children(self, part: str) -> float:
+        """SIGKILL to the part's leading process and its children; return the instant."""
+        leader = self.pid(part)
+        at = monotonic()
+        for pid in [leader, *processes(leader)]:
             os.kill(pid, signal.SIGKILL)
         return at
 

@@ -45,7 +45,7 @@ def test_a_killed_data_plane_comes_back_while_the_control_plane_hangs(ground: Gr
     with Load(ground.port, ground.question) as load, Outcomes(ground.port, "dk", METRIC) as sent:
         sleep(0.5)
         with ground.stopped("web"):
-            killed_at = ground.kill("dataplane")
+            killed_at = ground.kill_with_children("dataplane")
             wait_until(lambda: load.is_well(killed_at), 30, "predictions are answered again")
     report("Data plane killed, control plane stopped", load, killed_at)
 

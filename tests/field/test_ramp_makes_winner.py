@@ -61,7 +61,7 @@ def ramped() -> Experiment:
     bought, visits = (Metric.objects.get(name=name) for name in ("bought", "visits"))
     for i in range(2 * UNITS):
         phase, unit = i // UNITS, f"u{i}"
-        at = NOW + timedelta(seconds=1) + phase * (RAMP - NOW)
+        at = NOW + timedelta(seconds=20) + phase * (RAMP - NOW)
         place = bucket(experiment.variant_salt, unit)
         arm = "old" if place < (9_000, 5_000)[phase] else "new"
         met.append(ExposureRow(experiment=experiment, unit=unit, variant_name=arm, at=at,

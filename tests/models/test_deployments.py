@@ -14,7 +14,7 @@ from apps.models import deployments, services
 from apps.models.deployments import reconcile_deployments, unload_deployment
 from apps.models.models import Deployment, ModelVersion
 from apps.models.states import DeploymentState as State
-from apps.models.triton import TritonRefused
+from apps.models.triton import Endpoint, TritonRefused
 from tests.rollouts.factories import ANNA, make_model
 
 pytestmark = pytest.mark.django_db
@@ -171,3 +171,53 @@ def test_a_version_with_warm_up_requests_answers_those(tmp_path: Path, server: S
     reconcile_deployments()
     row.refresh_from_db()
     assert (row.state, server.asked) == (State.READY, [request])
+
+
+def place_again(row: Deployment, ago_s: float) -> None:
+    """Say that the deployment was placed so long ago, and let it be looked at."""
+    at = database_now() - timedelta(seconds=ago_s)
+    services._append_event(row, "", State.LOADING, "placed", ANNA, at)
+    Deployment.objects.update(leased_until=None)
+
+
+@pytest.mark.parametrize("state", [State.LOADING, State.WARMING])
+def test_a_version_that_is_never_ready_is_given_up(
+    tmp_path: Path, server: Server, settings: Any, state: State
+) -> None:
+    settings.DEPLOY_WITHIN_S = 60
+    server.load_error = server.answer_error = Unavailable("it answers nothing")
+    row = deployment(tmp_path, state)
+    row.events.all().delete()
+    place_again(row, 30)
+    assert reconcile(row).state == state
+    row.events.all().delete()
+    place_again(row, 61)
+    row = reconcile(row)
+    assert row.state == State.FAILED
+    assert "not ready within 60 s" in row.reason
+    assert "it answers nothing" in row.reason
+
+
+def test_one_that_was_ready_once_is_waited_for_without_an_end(
+    tmp_path: Path, server: Server, settings: Any
+) -> None:
+    settings.DEPLOY_WITHIN_S = 60
+    server.load_error = Unavailable("its server is away")
+    row = deployment(tmp_path)
+    place_again(row, 3_600)
+    services._append_event(row, State.WARMING, State.READY, "ready", ANNA, database_now())
+    assert reconcile(row).state == State.LOADING
+    server.load_error = None
+    Deployment.objects.update(leased_until=None)
+    assert reconcile(row).state == State.READY
+
+
+def test_a_fault_that_nobody_foresaw_is_shown_and_keeps_no_other_endpoint_out(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = Endpoint(url="http://[")
+    monkeypatch.setattr(deployments, "endpoints_of", lambda cluster: [broken, server])
+    row = reconcile(deployment(tmp_path))
+    assert server.loaded == {row.version_id}
+    assert row.state == State.LOADING
+    assert "http://[: " in row.reason

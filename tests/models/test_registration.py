@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from django.core.files.uploadedfile import SimpleUploadedFile
 from django.test import Client
 
 from apps.models.models import AuditEntry, ModelRole, ModelVersion, RefusedImport, RegisteredModel
+from apps.models.registrations import work_registrations
 from apps.models.registry import sync_registry
 from apps.models.uploads import FORM_BYTES_MAX
 from controlplane.models import ApiToken
@@ -49,12 +51,41 @@ def upload(client: Client, content: bytes, name: str = "digits", **said: Any) ->
     fields = {k: v if isinstance(v, str) else json.dumps(v) for k, v in said.items()}
     form = {**fields, "file": SimpleUploadedFile("net.onnx", content)}
     form |= {"external_data": SimpleUploadedFile(*data)} if data else {}
-    return client.post(f"/api/v1/models/{name}/versions/", form, headers=headers)
+    return settled(client, client.post(f"/api/v1/models/{name}/versions/", form, headers=headers))
 
 
 def register(client: Client, uri: str, name: str = "digits", **said: Any) -> Any:
     path = f"/api/v1/models/{name}/versions/"
-    return client.post(path, {"uri": uri, **said}, content_type="application/json")
+    return settled(client, client.post(path, {"uri": uri, **said}, content_type="application/json"))
+
+
+# What a refusal's code is among the statuses of HTTP.
+STATUSES = {"invalid": 400, "not_found": 404, "conflict": 409, "too_large": 413, "unavailable": 503}
+
+
+@dataclass
+class Result:
+    """What became of a registration, in the form of an answer."""
+
+    status_code: int
+    document: Any
+    headers: Any
+
+    def json(self) -> Any:
+        return self.document
+
+
+def settled(client: Client, answer: Any) -> Any:
+    """Let the worker do what was taken in, and return what came of it."""
+    if answer.status_code != 202:
+        return answer
+    work_registrations()
+    row = client.get(f"/api/v1/registrations/{answer.json()['id']}/").json()
+    assert row["is_settled"]
+    if row["error"]:
+        return Result(STATUSES[row["error"]["code"]], row, answer.headers)
+    version = client.get(f"/api/v1/models/{row['model_name']}/versions/{row['version']}/").json()
+    return Result(201, version, answer.headers)
 
 
 def told(answer: Any) -> str:

@@ -9,12 +9,14 @@ from typing import Any
 
 import httpx
 import pytest
+from celery.exceptions import SoftTimeLimitExceeded
 from django.db import connection
 
-from apps.lib.errors import Unavailable
+from apps.lib.errors import Conflict, Unavailable
+from apps.models import mlflow as mlflow_client
 from apps.models import registry
-from apps.models.models import Alias, ModelVersion, RefusedImport
-from apps.models.registry import sync_registry
+from apps.models.models import Alias, ModelVersion, RefusedImport, RegisteredModel
+from apps.models.registry import sync_now, sync_registry
 from apps.models.tasks import SYNC_TURN, sync_registry_task
 from apps.models.versions import sweep_scratch
 from tests.models.registries import Mlflow, client_of
@@ -109,9 +111,108 @@ def test_a_version_that_cannot_be_read_now_keeps_no_other_one_out(mlflow: Mlflow
     mlflow.broken = {"1"}
     report = sync_registry()
     assert (report.waiting, report.imported) == (("digits:1",), ("digits:2",))
-    assert not RefusedImport.objects.exists()
+    (row,) = RefusedImport.objects.all()
+    assert "the bucket is away" in row.reason
+    assert row.retry_at is not None
     mlflow.broken = set()
-    assert sync_registry().imported == ("digits:1",)
+    # Not at once, so that the others get their turn, unless a person asks for it.
+    assert sync_registry().imported == ()
+    assert sync_registry(is_by_hand=True).imported == ("digits:1",)
+    assert not RefusedImport.objects.exists()
+
+
+def test_versions_that_can_never_be_read_do_not_hold_up_those_behind_them(mlflow: Mlflow) -> None:
+    mlflow.numbers = list(range(1, 7))
+    mlflow.broken = {"1", "2", "3"}
+    assert sync_registry().imported == ()
+    assert sync_registry().imported == ("digits:4", "digits:5", "digits:6")
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"creation_timestamp": "yesterday"},
+        {"tags": [{"key": "k"}]},
+        {"name": None, "version": {}},
+        {"version": str(2**40)},
+        {"description": "a\0b"},
+        {"source": 7, "user_id": ["x"]},
+    ],
+)
+def test_a_version_that_is_told_in_another_form_fails_alone(
+    mlflow: Mlflow, monkeypatch: pytest.MonkeyPatch, bad: dict[str, Any]
+) -> None:
+    rows = [{**row, **(bad if row["version"] == "1" else {})} for row in mlflow.versions()]
+    monkeypatch.setattr(mlflow, "versions", lambda: [None, rows[0], "x", rows[1]])
+    sync_registry()
+    assert ModelVersion.objects.filter(number=2).exists()
+    assert [row.number for row in RefusedImport.objects.all()] in ([], [1])
+
+
+def test_a_fault_that_nobody_foresaw_is_shown_and_keeps_no_other_one_out(
+    mlflow: Mlflow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlflow.metrics = [{"key": "accuracy", "value": {"not": "a number"}}]
+    read = registry.inspect_onnx
+    broken = iter([OSError(28, "No space left on device")])
+
+    def inspect(path: Any) -> Any:
+        for error in broken:
+            raise error
+        return read(path)
+
+    monkeypatch.setattr(registry, "inspect_onnx", inspect)
+    sync_registry()
+    reasons = {row.number: row.reason for row in RefusedImport.objects.all()}
+    assert "No space left" in reasons[1]
+    assert "in a form that cannot be read" in reasons[2]
+
+
+def test_a_model_whose_aliases_cannot_be_copied_says_so_and_others_go_on(mlflow: Mlflow) -> None:
+    sync_registry()
+    mlflow.aliases = [{"alias": "x" * 150, "version": "1"}, {"alias": "next", "version": "1"}]
+    assert sync_registry().aliases == 0
+    assert "cannot be copied" in RegisteredModel.objects.get().registry_problem
+    mlflow.aliases = [{"alias": "next", "version": "1"}]
+    sync_registry()
+    assert RegisteredModel.objects.get().registry_problem == ""
+    assert Alias.objects.get().name == "next"
+
+
+def test_pages_without_an_end_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = {"registered_models": [], "next_page_token": "more"}
+    monkeypatch.setattr(mlflow_client, "PAGES_MAX", 5)
+    monkeypatch.setattr(
+        registry, "connect", lambda: client_of(lambda r: httpx.Response(200, json=answer))
+    )
+    with pytest.raises(Unavailable, match="page after page"):
+        sync_registry()
+
+
+@pytest.mark.parametrize(
+    ("root", "reason"),
+    [
+        ("/proc/self?x=", "more than the path"),
+        ("file:///proc/self#x", "more than the path"),
+        ("file://elsewhere/x", "more than the path"),
+        ("/proc/self", "which is not read"),
+        ("file:/a/../etc", "not a plain absolute path"),
+        ("/a/%2e%2e/etc", "not a plain absolute path"),
+        ("mlflow-artifacts:/1/../../x", "not a plain path"),
+        ("mlflow-artifacts:/1/%2e%2e/x", "not a plain path"),
+        ("mlflow-artifacts:/1/m?x=", "not a plain path"),
+        ("http://[::1/x", "is no URI"),
+        ("s3://bucket/x", "only MLflow can read"),
+    ],
+)
+def test_an_artifact_root_that_leads_elsewhere_is_refused_by_name(
+    mlflow: Mlflow, monkeypatch: pytest.MonkeyPatch, root: str, reason: str
+) -> None:
+    answers = mlflow.answers()
+    answers["/model-versions/get-download-uri"] = {"artifact_uri": root}
+    monkeypatch.setattr(mlflow, "answers", lambda: answers)
+    sync_registry()
+    assert reason in RefusedImport.objects.get(number=1).reason
 
 
 def test_a_sync_does_not_try_every_version_of_a_store_that_is_away(mlflow: Mlflow) -> None:
@@ -147,6 +248,11 @@ def test_one_worker_at_a_time_looks_at_the_registry(mlflow: Mlflow) -> None:
             cursor.execute("SELECT pg_advisory_lock(%s)", [SYNC_TURN])
         sync_registry_task()
         assert not ModelVersion.objects.exists()
+        with pytest.raises(Conflict, match="is running"):
+            sync_now()
+        with other.cursor() as cursor:
+            # Before it closes: the server notices a closed session a little later.
+            cursor.execute("SELECT pg_advisory_unlock(%s)", [SYNC_TURN])
     finally:
         other.close()
     sync_registry_task()
@@ -165,3 +271,19 @@ def test_what_a_killed_process_left_goes_after_a_day(mlflow: Mlflow, settings: A
     assert not scratch.exists()
     assert not upload.exists()
     assert all(Path(row.artifact_path).exists() for row in ModelVersion.objects.all())
+
+
+def test_a_version_that_takes_all_of_the_task_s_time_waits_behind_the_others(
+    mlflow: Mlflow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = registry.inspect_onnx
+    limits = iter([SoftTimeLimitExceeded()])
+
+    def inspect(path: Any) -> Any:
+        for error in limits:
+            raise error
+        return read(path)
+
+    monkeypatch.setattr(registry, "inspect_onnx", inspect)
+    assert sync_registry().waiting == ("digits:1",)
+    assert sync_registry().imported == ("digits:2",)

@@ -20,6 +20,7 @@ from apps.models.models import (
     RefusedImport,
     Role,
 )
+from apps.models.registrations import work_registrations
 from apps.models.registry import SyncReport
 from apps.models.states import DeploymentState
 from tests.models.test_artifacts import save
@@ -148,7 +149,7 @@ def test_a_version_that_is_not_there_is_a_404_page(viewer: Client) -> None:
 
 def test_syncing_tells_what_came(operator: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     report = SyncReport(imported=("digits:1",), refused=("digits:2",))
-    monkeypatch.setattr(views, "sync_registry", lambda: report)
+    monkeypatch.setattr(views, "sync_now", lambda: report)
 
     response = operator.post("/models/sync/", follow=True)
 
@@ -163,7 +164,7 @@ def test_syncing_says_when_the_registry_is_away(
     def away() -> SyncReport:
         raise Unavailable("MLflow does not answer")
 
-    monkeypatch.setattr(views, "sync_registry", away)
+    monkeypatch.setattr(views, "sync_now", away)
 
     response = operator.post("/models/sync/", headers={"referer": "http://elsewhere/"})
 
@@ -190,8 +191,10 @@ def test_a_file_is_registered_by_the_page(operator: Client, onnx: SimpleUploaded
 
     response = operator.post("/register/", {**form, "warmup": "", "file": onnx}, follow=True)
 
-    assert response.redirect_chain == [("/models/digits/versions/1/", 302)]
-    assert "digits:1 is registered." in response.content.decode()
+    ((page, _),) = response.redirect_chain
+    assert "Waiting for a worker" in response.content.decode()
+    work_registrations()
+    assert "/models/digits/versions/1/" in operator.get(page).content.decode()
     version = ModelVersion.objects.get()
     assert (version.metrics, version.parameters) == ({"accuracy": 0.97, "loss": 1}, {"C": "1.0"})
     assert (version.created_by, version.artifact_uri) == ("olga", "upload:net.onnx")
@@ -222,11 +225,11 @@ def test_a_form_that_says_too_little_or_nonsense_is_shown_again(
 def test_the_page_says_that_a_file_is_registered_already(
     operator: Client, onnx: SimpleUploadedFile
 ) -> None:
-    for status in (302, 409):
+    for _ in range(2):
         onnx.seek(0)
         response = operator.post("/register/", {"model": "digits", "file": onnx})
-        assert response.status_code == status
-    assert "it is digits:1" in response.content.decode()
+        work_registrations()
+    assert "it is digits:1" in operator.get(response.url).content.decode()
 
 
 def test_the_page_says_that_a_file_is_too_large_and_keeps_the_form(

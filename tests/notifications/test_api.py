@@ -10,6 +10,7 @@ from django.contrib.auth.models import User
 from django.test import Client
 
 from apps.lib.clock import database_now
+from apps.lib.egress import AllowList
 from apps.models.models import AuditEntry, ModelRole
 from apps.notifications.models import NotificationTarget, OutboxMessage
 from apps.notifications.outbox import settle_failed
@@ -111,12 +112,19 @@ def test_what_is_wrong_is_named_and_makes_nothing(
     assert message in told(answer)
 
 
-def test_private_addresses_can_be_refused_too(admin: Client, settings: Any) -> None:
-    settings.WEBHOOK_PRIVATE_ALLOWED = False
-    answer = send(admin, "notification-targets/", {**HOOK, "address": "http://10.0.0.7/"})
+@pytest.mark.parametrize("host", ["10.0.0.7", "0x0a000007", "[::ffff:10.0.0.7]", "100.64.0.1"])
+def test_private_addresses_are_refused_unless_they_are_listed(
+    admin: Client, settings: Any, host: str
+) -> None:
+    settings.WEBHOOK_ALLOWED = AllowList()
+    body = {**HOOK, "address": f"http://{host}/"}
+    answer = send(admin, "notification-targets/", body)
 
     assert answer.status_code == 400
-    assert "INTERLOCK_WEBHOOK_PRIVATE_ALLOWED" in told(answer)
+    assert "INTERLOCK_WEBHOOK_ALLOWED" in told(answer)
+
+    settings.WEBHOOK_ALLOWED = AllowList.parse(["10.0.0.0/24", "100.64.0.0/10"])
+    assert send(admin, "notification-targets/", body).status_code == 201
 
 
 def test_email_can_be_added_where_a_mail_server_is_configured(admin: Client, settings: Any) -> None:

@@ -12,10 +12,10 @@ from django.db import connections, transaction
 from apps.lib.clock import database_now
 from apps.notifications.delivery import deliver_due, run_lane
 from apps.notifications.models import NotificationTarget, OutboxMessage
-from apps.notifications.outbox import BACK_OFF_S
+from apps.notifications.outbox import BACK_OFF_S, enqueue
 from apps.notifications.services import change_target, rotate_secret
 from tests.notifications.receivers import Endpoint, listening, verified
-from tests.notifications.rows import ADA, make_target, pass_time, reread, tell
+from tests.notifications.rows import ADA, make_model, make_target, pass_time, reread, tell
 
 
 def a_turn() -> None:
@@ -197,3 +197,16 @@ def test_an_endpoint_that_hangs_holds_no_row_no_other_turn_and_no_other_target(
         release.set()
         turn.join()
     assert (reread(slow).state, reread(quick).state) == ("delivered", "delivered")
+
+
+def test_a_message_that_cannot_even_be_sent_fails_alone_and_says_why(endpoint: Endpoint) -> None:
+    broken, good = make_target(endpoint.url, name="broken"), make_target(endpoint.url, name="good")
+    NotificationTarget.objects.filter(pk=broken.pk).update(secret="whsec_a")
+    with transaction.atomic():
+        enqueue(event="rollout.baking", model=make_model(), payload={}, now=database_now())
+    deliver_due()
+
+    failed = OutboxMessage.objects.get(target=broken)
+    assert "it cannot be sent: Error: " in failed.last_error
+    assert failed.next_attempt_at > database_now()
+    assert OutboxMessage.objects.get(target=good).state == "delivered"

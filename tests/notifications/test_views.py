@@ -11,6 +11,7 @@ from django.test import Client
 from apps.lib.clock import database_now
 from apps.models.models import ModelRole, Role
 from apps.notifications.models import NotificationTarget, OutboxMessage
+from tests.confirming import post_yes
 from tests.notifications.rows import make_model, make_target, tell
 
 pytestmark = pytest.mark.django_db
@@ -52,7 +53,7 @@ def test_a_webhooks_secret_stands_on_the_page_that_made_it_and_on_no_other(admin
     assert (made.status_code, "no-store" in made.headers["Cache-Control"]) == (201, True)
     assert secret in made.content.decode()
     assert secret not in text_of(admin, OPS) + text_of(admin, LIST)
-    rotated = admin.post(OPS + "rotate/").content.decode()
+    rotated = post_yes(admin, OPS + "rotate/").content.decode()
     assert NotificationTarget.objects.get().secret in rotated
     assert secret not in rotated
 
@@ -73,7 +74,7 @@ def test_a_target_is_changed_tested_deactivated_and_activated(admin: Client) -> 
     assert (row.address, row.model and row.model.name) == ("https://b.example/", "digits")
     assert OutboxMessage.objects.get().event == "test"
 
-    admin.post(OPS + "deactivate/")
+    post_yes(admin, OPS + "deactivate/")
     assert "Nothing is sent: by ada." in text_of(admin, OPS)
     assert OutboxMessage.objects.get().state == "gave_up"
     admin.post(OPS + "activate/")

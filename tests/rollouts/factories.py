@@ -5,12 +5,16 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Any
 
+from django.contrib.auth.models import User
+
 from apps.lib.actors import Actor
 from apps.lib.clock import database_now
 from apps.models.models import (
     Deployment,
+    ModelRole,
     ModelVersion,
     RegisteredModel,
+    Role,
     ServingCluster,
 )
 from apps.models.states import DeploymentState
@@ -31,6 +35,13 @@ from apps.rollouts.states import Phase
 from contract.routing import RoutingTable, decode
 
 ANNA = Actor("anna", "127.0.0.1")
+
+
+def make_person(name: str, role: Role = Role.ADMIN, model: RegisteredModel | None = None) -> Actor:
+    """Return who acts as a user with that role on `model` (None: on all)."""
+    user, _ = User.objects.get_or_create(username=name)
+    ModelRole.objects.get_or_create(user=user, role=role, model=model)
+    return Actor(name, "127.0.0.1")
 
 
 def make_signature(width: int = 64) -> dict[str, Any]:

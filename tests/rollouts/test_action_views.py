@@ -19,6 +19,7 @@ from apps.rollouts.releases import start_release
 from apps.rollouts.services import abort_rollout, pause_rollout
 from apps.rollouts.states import Phase
 from apps.rollouts.tick import tick_rollouts
+from tests.confirming import post_yes
 from tests.rollouts.factories import (
     ANNA,
     judge,
@@ -71,6 +72,11 @@ def act(client: Client, rollout: Rollout, action: str, **more: Any) -> Any:
     return client.post(address(rollout, action), form, headers=HTMX)
 
 
+def act_asked(client: Client, rollout: Rollout, action: str, **more: Any) -> Any:
+    form = {"revision": rollout.revision, **more}
+    return post_yes(client, address(rollout, action), form, headers=HTMX)
+
+
 def ended(rollout: Rollout) -> Rollout:
     abort_rollout(rollout=rollout, actor=ANNA, now=database_now(), reason="too many errors")
     tick_rollouts()
@@ -83,14 +89,14 @@ def test_a_step_is_skipped_but_never_the_last_one(operator: Client) -> None:
     rollout = make_baking(make_model())
     assert 'id="skip"' in text_of(operator, rollout)
 
-    response = act(operator, rollout, "skip/")
+    response = act_asked(operator, rollout, "skip/")
     rollout.refresh_from_db()
     assert (response.status_code, rollout.step_index) == (200, 1)
 
-    act(operator, rollout, "skip/")
+    act_asked(operator, rollout, "skip/")
     rollout.refresh_from_db()
     assert 'id="skip"' not in text_of(operator, rollout)
-    refused = act(operator, rollout, "skip/")
+    refused = act_asked(operator, rollout, "skip/")
     assert refused.status_code == 409
     assert "is at its last step" in refused.content.decode()
 
@@ -102,10 +108,10 @@ def test_a_gate_names_who_may_open_it_and_lets_nobody_else(operator: Client) -> 
     assert "somebody with the role admin approves it" in text
     assert re.search(r"ada\s+may", text)
     assert 'id="approve"' not in text
-    assert act(operator, rollout, "approve/").status_code == 403
+    assert act_asked(operator, rollout, "approve/").status_code == 403
 
     assert 'id="approve"' in text_of(boss, rollout)
-    opened = act(boss, rollout, "approve/").content.decode()
+    opened = act_asked(boss, rollout, "approve/").content.decode()
     assert "ada approved it" in opened
     assert 'id="approve"' not in opened
 
@@ -133,7 +139,7 @@ def test_a_viewers_gate_is_open_to_every_user(client: Client) -> None:
     client.force_login(User.objects.create_user("vera"))
 
     assert 'id="approve"' in text_of(client, rollout)
-    assert act(client, rollout, "approve/").status_code == 200
+    assert act_asked(client, rollout, "approve/").status_code == 200
 
 
 def test_what_ended_without_success_is_tried_again_saying_what_is_overridden(

@@ -26,6 +26,8 @@ ROWS = [
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_every_example_of_the_page_may_be_in_a_plan(example: str) -> None:
     Metric.objects.create(name="accuracy", kind=Metric.Kind.PROPORTION)
+    for name in ("label", "delivered_minutes"):
+        Metric.objects.create(name=name, kind=Metric.Kind.MEAN)
     check = msgspec.json.decode(example, type=CheckDocument)
     assert problem_of_check(check) == ""
 

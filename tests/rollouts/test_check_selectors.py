@@ -89,6 +89,20 @@ MEANS = {"canary_mean": 0.5, "canary_n": 70, "control_mean": 0.6, "control_n": 8
             ("2.5", ""),
             ("3", "at most"),
         ),
+        (
+            "shadow-accuracy",
+            {"metric": "label"},
+            {"n": 400, "difference": 0.025, "margin": 0.01},
+            ("2.50 %", "less accurate, of 400 pairs"),
+            ("1.00 %", "less accurate at most"),
+        ),
+        (
+            "shadow-accuracy",
+            {"metric": "label"},
+            {"n": 0, "kept": 1_200},
+            ("1,200 pairs", "no truth yet"),
+            ("–", ""),
+        ),
         ("webhook", {"url": "https://x.example/"}, {"said": "fine"}, ("–", "“fine”"), ("–", "")),
     ],
 )

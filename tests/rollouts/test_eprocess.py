@@ -289,3 +289,19 @@ def test_the_stakes_are_one_at_most_however_long_the_steps(lengths: list[int]) -
 
     assert 0.75 < stakes.weights.sum() <= 1.0
     assert (stakes.weights > 0.0).all()
+
+
+@pytest.mark.parametrize("bets", [eprocess.RARE, eprocess.FREQUENT])
+def test_bets_that_an_earlier_look_settled_are_those_of_a_first_look(bets: eprocess.Bets) -> None:
+    rng = np.random.default_rng(5)
+    n1, n0 = rng.poisson(10, (40, 5)), rng.poisson(190, (40, 5))
+    table = [n1, rng.binomial(n1, 0.02), n0, rng.binomial(n0, 0.01)]
+    columns = [column.astype(float) for column in table]
+    asked = {"margin": MARGIN, "expected_rate": 0.02, "bets": bets}
+    for now in (1, 2, 7, 7, 30, 12, 40):
+        # The last intervals of a look may be pooled at the next one.
+        columns[1][max(0, now - 2), 0] += now == 30
+        counts = Counts(*(column[:now].copy() for column in columns))
+        kept, first = eprocess.settled_factors(counts, **asked), eprocess.factors(counts, **asked)
+        for name in ("margin", "zero", "mirror"):
+            np.testing.assert_array_equal(getattr(kept, name), getattr(first, name))

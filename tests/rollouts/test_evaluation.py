@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import timedelta
 from typing import Any
 
@@ -31,7 +32,7 @@ def rollout() -> Rollout:
     return rollout
 
 
-def window(rollout: Rollout, variant: str, *, ago_s: float = 30, **fields: Any) -> None:
+def window(rollout: Rollout, variant: str, *, ago_s: float = 40, **fields: Any) -> None:
     at = rollout.started_at - timedelta(seconds=ago_s)
     defaults = {
         "split": str(rollout.pk),
@@ -48,7 +49,7 @@ def look(rollout: Rollout) -> None:
 
 
 def test_every_answer_can_be_made_again_from_its_log(rollout: Rollout) -> None:
-    for ago_s in (60, 50, 40, 30):
+    for ago_s in (70, 60, 50, 40):
         window(rollout, "canary", ago_s=ago_s, unit_errors=1, latency={"100": 58, "130": 2})
         window(rollout, "stable", ago_s=ago_s, units=900, latency={"100": 890, "130": 10})
         look(rollout)
@@ -75,7 +76,7 @@ def test_what_comes_after_an_interval_was_judged_changes_no_evidence(rollout: Ro
 
 
 def test_new_intervals_are_frozen_after_the_old_ones(rollout: Rollout) -> None:
-    for ago_s in (40, 30):
+    for ago_s in (50, 40):
         window(rollout, "canary", ago_s=ago_s)
         look(rollout)
     assert list(rollout.intervals.values_list("ordinal", flat=True)) == [0, 1]
@@ -94,7 +95,10 @@ def test_a_long_bake_has_long_intervals(bake_s: int, interval_s: int) -> None:
     assert split.interval_s == interval_s
     tick_rollouts()
     rollout.refresh_from_db()
-    assert rollout.next_check_at - rollout.step_started_at == timedelta(seconds=interval_s)
+    wait_s = (rollout.next_check_at - rollout.step_started_at).total_seconds()
+    assert 0 < wait_s <= interval_s
+    # The look comes as an interval closes: they are aligned to the epoch.
+    assert (rollout.next_check_at - evaluation.GRACE).timestamp() % interval_s == 0
 
 
 def test_looks_get_rarer_the_more_intervals_there_are(
@@ -103,8 +107,8 @@ def test_looks_get_rarer_the_more_intervals_there_are(
     monkeypatch.setattr(evaluation, "INTERVALS_A_LOOK", 2)
     plan, now = from_json(rollout.plan_document), database_now()
     waits = []
-    for ago_s in (60, 50, 40, 30):
+    for ago_s in (70, 60, 50, 40):
         window(rollout, "canary", ago_s=ago_s)
         look(rollout)
         waits.append((evaluation.next_look(rollout, plan, now) - now).total_seconds())
-    assert waits == [10, 20, 20, 30]
+    assert [math.ceil(wait_s / 10) * 10 for wait_s in waits] == [10, 20, 20, 30]

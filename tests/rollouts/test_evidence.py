@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from apps.rollouts.evidence import Interval, closed_intervals
+from apps.rollouts.evidence import LOOKS_A_WHOLE, Interval, closed_intervals
 from apps.rollouts.frozen import freeze, frozen_intervals
-from apps.rollouts.models import Rollout
+from apps.rollouts.models import Instance, Rollout
 from contract.messages import ClusterCounts
-from tests.rollouts.factories import make_baking, make_model, send
+from tests.rollouts.factories import make_baking, make_instance, make_model, send
 
 pytestmark = pytest.mark.django_db
 
@@ -33,6 +33,26 @@ def window(rollout: Rollout, variant: str, *, lag: timedelta = NOW_LAG, **fields
 
 def intervals(rollout: Rollout) -> list[Interval]:
     return closed_intervals(rollout, 10, rollout.started_at)
+
+
+def test_who_is_assigned_in_one_window_and_answered_in_the_next_is_one(rollout: Rollout) -> None:
+    start = rollout.started_at - NOW_LAG
+    for seconds, assigned, units in ((1, 5, 0), (2, 3, 5), (3, 0, 3)):
+        began = start + timedelta(seconds=seconds)
+        of = {"interval_started_at": start, "started_at": began}
+        window(rollout, "canary", assigned=assigned, units=units, **of)
+    (found,) = intervals(rollout)
+    assert (found.canary.n, found.canary.assigned) == (8, 8)
+    assert sum(each.assigned for each in found.canary.slices) == 8
+
+
+def test_of_a_data_plane_that_did_not_count_it_who_is_answered_was_assigned(
+    rollout: Rollout,
+) -> None:
+    window(rollout, "canary", units=5, anonymous=2, assigned=0)
+    (found,) = intervals(rollout)
+    assert (found.canary.n, found.canary.assigned) == (7, 7)
+    assert found.canary.instances["i-1"].assigned == 7
 
 
 def test_windows_of_all_instances_add_up(rollout: Rollout) -> None:
@@ -160,3 +180,76 @@ def test_what_is_frozen_is_parsed_once_and_grows(rollout: Rollout) -> None:
     assert again is first
     assert second.started_at < first.started_at
     assert frozen_intervals(rollout, 1) == [first]
+
+
+@pytest.fixture
+def live(rollout: Rollout) -> None:
+    """Two instances report, now and in the minute that the tests look at."""
+    for name in ("i-1", "i-2"):
+        make_instance(name, reported_at=rollout.started_at + timedelta(minutes=1))
+
+
+def later(rollout: Rollout, seconds: float) -> list[tuple[int, int]]:
+    """Return canary and control of the intervals that are closed so long after the start."""
+    at = rollout.started_at + timedelta(seconds=seconds)
+    return [(each.canary.n, each.control.n) for each in closed_intervals(rollout, 10, at)]
+
+
+def hear(rollout: Rollout, instance: str, began_s: float, until_s: float) -> None:
+    """A window of each version, from `until_s` − 1 in the interval that began at `began_s`."""
+    for variant, n in (("canary", 5), ("stable", 95)):
+        window(
+            rollout,
+            variant,
+            lag=timedelta(seconds=-until_s),
+            started_at=rollout.started_at + timedelta(seconds=until_s - 1),
+            interval_started_at=rollout.started_at + timedelta(seconds=began_s),
+            instance=instance,
+            units=n,
+        )
+
+
+def test_an_instance_whose_windows_are_late_is_waited_for(rollout: Rollout, live: None) -> None:
+    hear(rollout, "i-1", 0, 10)
+    hear(rollout, "i-2", 0, 4)
+    assert later(rollout, 13) == []
+    hear(rollout, "i-2", 0, 10)
+    assert later(rollout, 24) == [(15, 285)]
+
+
+def test_an_instance_that_fell_silent_holds_up_nothing_for_long(
+    rollout: Rollout, live: None
+) -> None:
+    for began_s in (0, 10, 20, 30, 40):
+        hear(rollout, "i-1", began_s, began_s + 10)
+    hear(rollout, "i-2", 0, 4)
+    assert later(rollout, 32) == []
+    assert later(rollout, 33) == [(10, 190)]
+    assert later(rollout, 43) == [(10, 190), *[(5, 95)] * 3]
+
+
+def test_an_instance_that_reports_no_more_holds_up_nothing(rollout: Rollout, live: None) -> None:
+    Instance.objects.filter(name="i-2").update(reported_at=rollout.started_at)
+    hear(rollout, "i-1", 0, 10)
+    hear(rollout, "i-2", 0, 4)
+    assert later(rollout, 13) == [(10, 190)]
+
+
+def test_an_instance_that_is_not_heard_of_any_more_holds_up_nothing(
+    rollout: Rollout, live: None
+) -> None:
+    hear(rollout, "i-2", 0, 4)
+    hear(rollout, "i-1", 20, 30)
+    assert later(rollout, 33) == [(5, 95), (5, 95)]
+
+
+def test_windows_that_come_within_the_hour_are_judged_as_new_ones_are_read(
+    rollout: Rollout,
+) -> None:
+    for began_s in (600, 610):
+        hear(rollout, "i-1", began_s, began_s + 10)
+    freeze(rollout, closed_intervals(rollout, 10, rollout.started_at + timedelta(seconds=640)))
+    hear(rollout, "i-1", 0, 10)
+    found = [later(rollout, 650 + 10 * k) for k in range(LOOKS_A_WHOLE)]
+    assert found.count([(5, 95)]) == 1
+    assert found.count([]) == LOOKS_A_WHOLE - 1

@@ -11,6 +11,7 @@ from django.test import Client
 from apps.lib.clock import database_now
 from apps.models.models import AuditEntry, ModelRole, Role
 from apps.rollouts.models import Instance, TrafficAlarm
+from tests.confirming import post_yes
 from tests.rollouts.factories import make_instance
 
 pytestmark = pytest.mark.django_db
@@ -38,7 +39,7 @@ def test_a_silent_instance_is_told_of_until_it_is_forgotten(operator: Client) ->
     assert "<b>i-9</b> is silent for" in text
     assert '<span class="badge bad">silent</span>' in text
 
-    response = operator.post("/fleet/forget/", {"name": "i-9"}, follow=True)
+    response = post_yes(operator, "/fleet/forget/", {"name": "i-9"}, follow=True)
 
     assert "Instance i-9 is forgotten" in response.content.decode()
     assert not Instance.objects.exists()
@@ -51,16 +52,16 @@ def test_one_that_is_silent_for_long_is_waited_for_by_nobody(operator: Client) -
     text = text_of(operator)
 
     assert "is silent for" not in text
-    assert "Forget instance i-9?" in text
+    assert 'Forget<span class="visually-hidden"> i-9' in text
 
 
 def test_a_live_instance_is_not_forgotten(operator: Client) -> None:
     make_instance("i-1")
 
     text = text_of(operator)
-    refused = operator.post("/fleet/forget/", {"name": "i-1"}, follow=True)
+    refused = post_yes(operator, "/fleet/forget/", {"name": "i-1"}, follow=True)
 
-    assert "Forget instance i-1?" not in text
+    assert 'Forget<span class="visually-hidden"> i-1' not in text
     assert "is live: it reported" in refused.content.decode()
     assert Instance.objects.exists()
 

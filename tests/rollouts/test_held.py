@@ -16,7 +16,7 @@ from apps.rollouts.plans import PlanDocument, StepDocument
 from apps.rollouts.services import promote_now, rollback_model, skip_step, start_rollout
 from apps.rollouts.states import Phase
 from apps.rollouts.tick import tick_rollouts
-from tests.rollouts.factories import ANNA, make_baking, make_instance, make_model, send
+from tests.rollouts.factories import ANNA, make_baking, make_instance, make_model, make_person, send
 
 pytestmark = pytest.mark.django_db
 
@@ -49,7 +49,7 @@ def test_guardrails_go_on_while_an_instance_is_waited_for() -> None:
     make_instance("up")
     make_instance("behind", applied_generation=0)
     assert "waiting for generation" in turn(rollout).reason
-    at = rollout.started_at - timedelta(seconds=30)
+    at = rollout.started_at - timedelta(seconds=40)
     seen = {"split": str(rollout.pk), "generation": rollout.generation, "interval_started_at": at}
     for seconds in range(1, 10, 2):
         window = {"at": at + timedelta(seconds=seconds), **seen}
@@ -82,9 +82,8 @@ def test_who_overrode_the_freeze_goes_on() -> None:
     freeze()
     model = make_model()
     target, overrides = model.versions.get(number=2), [Override.FREEZE.value]
-    rollout = start_rollout(
-        model=model, target=target, actor=ANNA, now=database_now(), overrides=overrides
-    )
+    ada, now = make_person("ada"), database_now()
+    rollout = start_rollout(model=model, target=target, actor=ada, now=now, overrides=overrides)
     assert turn(turn(rollout)).phase == Phase.BAKING
 
 

@@ -12,6 +12,7 @@ from apps.lib.clock import database_now
 from apps.models.models import ModelRole, RegisteredModel, Role
 from apps.models.states import DeploymentState
 from apps.rollouts.models import Quarantine, Rollout, ServingChange
+from tests.confirming import post_yes
 from tests.rollouts.factories import make_baking, make_model, make_version, place
 
 pytestmark = pytest.mark.django_db
@@ -157,7 +158,7 @@ def test_every_earlier_version_is_a_way_back_with_what_it_takes(operator: Client
 def test_the_chosen_version_is_gone_back_to_with_the_reason(operator: Client) -> None:
     model = make_third_stable()
 
-    operator.post("/models/digits/rollback/", {"version": "2", "reason": "calmer"})
+    post_yes(operator, "/models/digits/rollback/", {"version": "2", "reason": "calmer"})
 
     rollout = Rollout.objects.get(kind=Rollout.Kind.ROLLBACK)
     model.refresh_from_db()
@@ -172,9 +173,9 @@ def test_a_version_in_quarantine_is_gone_back_to_only_on_purpose(operator: Clien
     Quarantine.objects.create(version=two, reason="slow", at=database_now())
     address, asked = "/models/digits/rollback/", {"version": "2"}
 
-    refused = operator.post(address, asked, follow=True).content.decode()
+    refused = post_yes(operator, address, asked, follow=True).content.decode()
     assert "is in quarantine" in refused
-    operator.post(address, asked | {"override": "quarantine"})
+    post_yes(operator, address, asked | {"override": "quarantine"})
 
     assert Rollout.objects.get(kind=Rollout.Kind.ROLLBACK).overrides == ["quarantine"]
 

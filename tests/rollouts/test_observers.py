@@ -86,7 +86,8 @@ def test_a_failed_guardrail_rolls_back_a_signal_pauses_a_dry_run_records(
 ) -> None:
     bad = {PROMETHEUS: vector("0.75"), WEBHOOK: says(verdict="fail", reason="sales fell")}[kind]
     with service(lambda _: bad) as outside:
-        settings.PROMETHEUS_URL = outside.url
+        # The same address may not be asked as a webhook while it is our Prometheus.
+        settings.PROMETHEUS_URL = outside.url if kind == PROMETHEUS else ""
         checks = {PROMETHEUS: query_check(mode=mode), WEBHOOK: hook(outside.url, mode=mode)}
         rollout = make_asking(checks[kind])
         assert only(look(rollout)).verdict == "fail"

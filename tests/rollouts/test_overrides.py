@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from apps.lib.clock import database_now
-from apps.lib.errors import Conflict, Invalid
-from apps.models.models import ModelVersion
+from apps.lib.errors import Conflict, Forbidden, Invalid
+from apps.models.models import ModelVersion, Role
 from apps.rollouts.models import FreezeWindow, Quarantine, Rollout
 from apps.rollouts.services import abort_rollout, promote_now, start_rollout
 from apps.rollouts.states import Phase
@@ -20,6 +20,7 @@ from tests.rollouts.factories import (
     make_baking,
     make_instance,
     make_model,
+    make_person,
     make_plan,
     make_signature,
 )
@@ -76,7 +77,15 @@ def test_nothing_starts_in_a_freeze_unless_a_person_insists(
     freeze(model=None if is_global else target.model)
     with pytest.raises(Conflict, match=r"digits is frozen until .*: year's end"):
         start(target)
+    make_person("anna", Role.ADMIN if is_global else Role.OPERATOR)
     assert start(target, "freeze").overrides == ["freeze"]
+
+
+def test_a_freeze_of_all_models_is_overridden_by_who_may_set_it(target: ModelVersion) -> None:
+    make_person("anna", Role.OPERATOR)
+    freeze()
+    with pytest.raises(Forbidden, match="this needs the role admin on all models"):
+        start(target, "freeze")
 
 
 def test_a_freeze_of_another_model_and_one_that_is_over_hold_nothing(target: ModelVersion) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from apps.rollouts.checks import CheckSettings
-from apps.rollouts.paired import PairCounts, judge_pairs, pair_evidence
+from apps.rollouts.paired import GRID, PairCounts, judge_pairs, loss_evidence, pair_evidence
 from apps.rollouts.verdicts import CheckResult, Verdict
 
 SETTINGS = CheckSettings(alpha=0.05, alpha_promote=0.1, guardrails=2)
@@ -24,11 +24,19 @@ class Check:
     settings: dict[str, Any] = field(default_factory=lambda: {"margin_bp": 100})
 
     def setting(self, name: str) -> Any:
-        return self.settings[name]
+        return self.settings.get(name)
+
+
+def brought(**seen: Any) -> dict[str, Any]:
+    """Return what an observer brings of such counts."""
+    if "pairs" in seen:
+        rest = seen["pairs"] - seen["lost"] - seen["won"]
+        seen["grid"] = [[-GRID, seen["won"]], [0, rest], [GRID, seen["lost"]]]
+    return seen
 
 
 def judged(**seen: Any) -> CheckResult:
-    return judge_pairs(Check(), seen, SETTINGS)  # type: ignore[arg-type]
+    return judge_pairs(Check(), brought(**seen), SETTINGS)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("margin", [0.005, 0.01, 0.2])
@@ -56,7 +64,12 @@ def test_pairs_that_both_got_alike_change_nothing_about_whether_there_is_a_diffe
 @pytest.mark.parametrize(
     ("seen", "verdict", "words"),
     [
-        ({}, Verdict.NO_DATA, "no request that both answered"),
+        ({}, Verdict.NO_DATA, "no request of one row was answered"),
+        (
+            {"kept": 7, "metric": "label"},
+            Verdict.NO_DATA,
+            "no outcome of label yet for any of the 7",
+        ),
         ({"pairs": 50, "lost": 1, "won": 1}, Verdict.INSUFFICIENT_SAMPLE, "too few pairs"),
         ({"pairs": 1_000, "lost": 60, "won": 5}, Verdict.FAIL, "by more than the margin"),
         ({"pairs": 900, "lost": 27, "won": 8}, Verdict.FAIL, "as estimated"),
@@ -76,15 +89,41 @@ def test_a_verdict_comes_with_its_numbers(seen: Any, verdict: Verdict, words: st
 def test_nonsense_is_refused() -> None:
     for counts in ((1, 1, 1), (1, -1, 0), (1, 0, 2)):
         with pytest.raises(ValueError, match="pairs"):
-            PairCounts(*counts)
+            PairCounts(*counts, losses=((0, float(counts[0])),))
+    with pytest.raises(ValueError, match="losses of 2 pairs, of 1"):
+        PairCounts(1, 0, 0, losses=((0, 2.0),))
     with pytest.raises(ValueError, match="margin"):
         pair_evidence(1, 0, 0, margin=0.0)
 
 
 def test_a_rollout_may_ask_for_proof_beyond_the_margin() -> None:
     strict = CheckSettings(alpha=0.05, guardrails=2, evidence_mode="beyond_margin")
-    seen = {"pairs": 900, "lost": 27, "won": 8}
+    seen = brought(pairs=900, lost=27, won=8)
 
     result = judge_pairs(Check(), seen, strict)  # type: ignore[arg-type]
 
     assert result.verdict is Verdict.INCONCLUSIVE
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_loss_between_two_places_counts_no_more_than_it_should(seed: int) -> None:
+    """Shared between its neighbours a loss keeps its mean, and proves a little less, never more."""
+    losses = np.random.default_rng(seed).uniform(-1.0, 1.0, 500)
+    exact = loss_evidence(losses, np.ones(500), margin=0.02)
+    places = np.floor(losses * GRID)
+    above = losses * GRID - places
+    grid = np.concatenate([places, places + 1]) / GRID
+    shared = loss_evidence(grid, np.concatenate([1 - above, above]), margin=0.02)
+
+    for name in ("margin", "zero", "mirror"):
+        given, kept = float(getattr(exact, name)), float(getattr(shared, name))
+        assert given - 0.05 < kept <= given + 1e-9
+
+
+def test_scores_say_the_win_rate() -> None:
+    check = Check(settings={"margin_bp": 100, "scale": 2.0})
+    seen = {"pairs": 10, "lost": 2, "won": 6, "grid": [[-5, 10.0]]}
+
+    result = judge_pairs(check, seen, SETTINGS)  # type: ignore[arg-type]
+
+    assert "nearer in 6 and stable in 2, win rate 75.0%: 5.00% more accurate" in result.reason

@@ -15,6 +15,7 @@ from apps.rollouts.models import Plan
 from apps.rollouts.plan_store import save_plan
 from apps.rollouts.plan_templates import TEMPLATES
 from apps.rollouts.plans import PlanDocument, StepDocument, document_of, to_json
+from tests.confirming import post_yes
 from tests.rollouts.browser import form_in
 from tests.rollouts.factories import ANNA, make_plan
 
@@ -275,8 +276,8 @@ def test_a_plan_is_deleted_but_not_the_default_one(boss: Client) -> None:
     default, other = make_plan("canary"), make_plan("other")
     assert 'id="delete-plan"' not in boss.get(f"/rollouts/plans/{default.pk}/").content.decode()
 
-    refused = boss.post(f"/rollouts/plans/{default.pk}/delete/", follow=True)
-    deleted = boss.post(f"/rollouts/plans/{other.pk}/delete/", follow=True)
+    refused = post_yes(boss, f"/rollouts/plans/{default.pk}/delete/", follow=True)
+    deleted = post_yes(boss, f"/rollouts/plans/{other.pk}/delete/", follow=True)
 
     assert "is the default plan" in refused.content.decode()
     assert "Plan other is deleted" in deleted.content.decode()

@@ -84,7 +84,7 @@ def test_a_version_in_quarantine_says_since_when_and_why_and_is_tried_again_only
 def test_a_freeze_says_its_end_and_may_be_overridden(
     operator: Client, model: RegisteredModel
 ) -> None:
-    window = freeze(None)
+    window = freeze(model)
 
     text = text_of(operator)
     operator.post(PROMOTE, CHOICE | {"override": "freeze"})

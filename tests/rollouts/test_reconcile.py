@@ -59,7 +59,7 @@ def observe(rollout: Rollout, intervals: int, **canary: int) -> None:
     """Send closed intervals of both versions: 50 canary and 950 stable units each."""
     rollout.refresh_from_db()
     for back in range(intervals):
-        at = database_now() - timedelta(seconds=15 + 10 * back)
+        at = database_now() - timedelta(seconds=35 + 10 * back)
         for variant, version in BOTH:
             n = 50 if variant == "canary" else 950
             extra = canary if variant == "canary" else {}

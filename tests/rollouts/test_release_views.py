@@ -15,6 +15,7 @@ from apps.rollouts.freeze_store import create_freeze
 from apps.rollouts.models import Quarantine, Release, Rollout
 from apps.rollouts.releases import start_release
 from apps.rollouts.states import Phase
+from tests.confirming import post_yes, question_of
 from tests.rollouts.browser import form_in
 from tests.rollouts.factories import (
     ANNA,
@@ -110,8 +111,8 @@ def test_an_abort_names_all_models_and_takes_them_back(operator: Client) -> None
     release = start()
     path = f"{RELEASES}{release.pk}/"
 
-    asked = text_of(operator, path).split("hx-confirm=")[1].split(">")[0]
-    operator.post(f"{path}abort/")
+    asked = question_of(operator, f"{path}abort/")
+    post_yes(operator, f"{path}abort/")
 
     assert "digits to version 1, shapes to version 1" in asked
     assert {each.phase for each in Rollout.objects.all()} == {Phase.ROLLING_BACK}
@@ -124,10 +125,10 @@ def test_what_has_ended_is_not_aborted_nor_polled(operator: Client) -> None:
     path = f"{RELEASES}{release.pk}/"
 
     text = text_of(operator, path)
-    refused = operator.post(f"{path}abort/", follow=True)
+    refused = post_yes(operator, f"{path}abort/", follow=True)
 
     assert 'id="abort"' not in text
-    assert "every 2s" not in text
+    assert "hx-get" not in text
     assert "has ended already: succeeded" in refused.content.decode()
 
 
@@ -219,20 +220,17 @@ def test_models_that_cannot_move_in_steps_say_why_at_once(operator: Client) -> N
 
 
 def test_overrides_are_asked_for_once_and_then_hold_for_all(operator: Client) -> None:
-    now = database_now()
-    create_freeze(
-        model=None,
-        reason="the fair",
-        starts_at=now - timedelta(hours=1),
-        ends_at=now + timedelta(hours=1),
-        actor=ANNA,
-        now=now,
-    )
+    now, hour = database_now(), timedelta(hours=1)
+    times = {"starts_at": now - hour, "ends_at": now + hour}
+    create_freeze(model=None, reason="the fair", **times, actor=ANNA, now=now)
     held = RegisteredModel.objects.get(name="digits").versions.get(number=2)
     Quarantine.objects.create(version=held, reason="slow", at=now)
     asked = CHOSEN | {"name": "autumn"}
 
     refused = operator.post(NEW, asked)
+    forbidden = operator.post(NEW, asked | {"override": ["quarantine", "freeze"]})
+    assert forbidden.status_code == 403
+    ModelRole.objects.update(role=Role.ADMIN)
     operator.post(NEW, asked | {"override": ["quarantine", "freeze"]})
 
     assert refused.status_code == 409

@@ -93,3 +93,23 @@ def test_a_version_that_was_just_placed_is_left_alone(unloaded: list[int]) -> No
     assert retire_versions() == 0
     assert RegisteredModel.objects.exists()
     assert states() == {1: "ready", 2: "ready"}
+
+
+def test_one_that_cannot_be_unloaded_keeps_no_other_one_loaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    make_model(versions=3)
+    Deployment.objects.filter(version__number__gt=1).update(
+        state=DeploymentState.DRAINING, changed_at=database_now() - timedelta(hours=1)
+    )
+    unloaded: list[int] = []
+
+    def unload(row: Deployment) -> bool:
+        if row.version.number == 2:
+            raise OSError("the repository is read-only")
+        unloaded.append(row.version.number)
+        return True
+
+    monkeypatch.setattr(retirement, "unload_deployment", unload)
+    assert retire_versions() == 1
+    assert unloaded == [3]

@@ -29,7 +29,8 @@ def defaults(document: type[msgspec.Struct]) -> dict[str, Any]:
 
 
 def test_each_setting_stands_there_with_its_default() -> None:
-    told = {name: row for row in ROWS for name in re.findall(r"`(\w+)`", row[0])}
+    rows = [row for row in ROWS if len(row) > 2]
+    told = {name: row for row in rows for name in re.findall(r"`(\w+)`", row[0])}
     known = {**defaults(PlanDocument), **defaults(StepDocument)}
     for name in (*plan_settings(), *step_settings()):
         assert name in told

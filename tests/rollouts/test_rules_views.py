@@ -16,6 +16,7 @@ from apps.rollouts.models import FreezeWindow, Quarantine
 from apps.rollouts.selectors.rules import next_start
 from apps.rollouts.services import abort_rollout
 from apps.rollouts.upkeep import concurrent_max, set_concurrent_max
+from tests.confirming import post_yes
 from tests.rollouts.factories import ANNA, make_baking, make_model
 
 pytestmark = pytest.mark.django_db
@@ -154,7 +155,7 @@ def test_an_open_window_ends_now_and_one_to_come_is_deleted(boss: Client) -> Non
     to_come = make_freeze(starts_at=now + HOUR, ends_at=now + 2 * HOUR)
 
     for window in (held, to_come):
-        boss.post(f"{RULES}freezes/{window.pk}/end/")
+        post_yes(boss, f"{RULES}freezes/{window.pk}/end/")
 
     assert FreezeWindow.objects.get().ends_at <= database_now()
     assert AuditEntry.objects.filter(action__in=["freeze.ended", "freeze.deleted"]).count() == 2
@@ -163,7 +164,7 @@ def test_an_open_window_ends_now_and_one_to_come_is_deleted(boss: Client) -> Non
 def test_a_window_that_is_over_is_not_ended_again(boss: Client) -> None:
     window = make_past()
 
-    response = boss.post(f"{RULES}freezes/{window.pk}/end/", follow=True)
+    response = post_yes(boss, f"{RULES}freezes/{window.pk}/end/", follow=True)
 
     assert "The freeze window is over since" in response.content.decode()
     assert boss.post(f"{RULES}freezes/999/end/").status_code == 404

@@ -36,6 +36,22 @@ def test_each_step_has_a_stake_of_its_own_at_its_start() -> None:
     assert at[20] > 5 * at[26]
 
 
+def test_an_instance_that_still_serves_the_step_before_begins_no_step() -> None:
+    behind = [0] * 20 + [1, 0, 1, 0, 0, 1, 1, 0]
+    stakes, usual = stakes_of(behind), stakes_of([0] * 20 + [1] * 8)
+    np.testing.assert_array_equal(stakes.starts, usual.starts)
+    np.testing.assert_array_equal(stakes.weights, usual.weights)
+
+
+def test_old_proof_is_no_pass_for_a_bad_step_though_the_last_interval_is_of_the_one_before() -> (
+    None
+):
+    """A straggler's interval must not stand for the whole step."""
+    bad = series((180, 0.5, 9.5), (6, 1.5, 9.5), (1, 0.0, 9.5), steps=[0] * 180 + [1] * 6 + [0])
+    result = judge_error_rate(bad, CheckSettings(), Frame(loud=True))
+    assert result.verdict is not Verdict.PASS
+
+
 def test_what_enters_does_not_depend_on_what_comes_later() -> None:
     short, long = stakes_of([0] * 50), stakes_of([0] * 50 + [1] * 9)
     np.testing.assert_array_equal(long.until(50).starts, short.starts)

@@ -103,12 +103,19 @@ def test_a_rollout_that_only_prepares_cannot_be_promoted_by_hand() -> None:
         services.promote_now(rollout=rollout, actor=ANNA, now=database_now())
 
 
-@pytest.mark.parametrize("phase", [Phase.SUCCEEDED, Phase.ROLLED_BACK, Phase.FAILED])
-def test_an_ended_rollout_cannot_be_aborted(phase: Phase) -> None:
+def test_a_success_that_serves_no_more_cannot_be_aborted() -> None:
+    rollout = make_baking(make_model())
+    Rollout.objects.update(phase=Phase.SUCCEEDED)
+    with pytest.raises(Conflict, match=r"ended already.* is stable no more"):
+        services.abort_rollout(rollout=rollout, actor=ANNA, now=database_now())
+
+
+@pytest.mark.parametrize("phase", [Phase.ROLLED_BACK, Phase.FAILED])
+def test_what_was_taken_back_already_stays_so(phase: Phase) -> None:
     rollout = make_baking(make_model())
     Rollout.objects.update(phase=phase)
-    with pytest.raises(Conflict, match="ended already"):
-        services.abort_rollout(rollout=rollout, actor=ANNA, now=database_now())
+    row = services.abort_rollout(rollout=rollout, actor=ANNA, now=database_now())
+    assert (row.phase, row.revision) == (phase, rollout.revision)
 
 
 def test_aborting_twice_is_harmless() -> None:

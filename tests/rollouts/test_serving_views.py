@@ -14,6 +14,7 @@ from apps.lib.clock import database_now
 from apps.models.models import ApiKey, ModelRole, RegisteredModel, Role, Tenant
 from apps.rollouts import tenants
 from contract.routing import Cache
+from tests.confirming import post_yes, question_of
 from tests.models.test_warmup import fitting
 from tests.rollouts.factories import (
     ANNA,
@@ -122,7 +123,7 @@ def test_a_key_is_shown_once_and_revoked(admin: Client) -> None:
     page = text_of(admin, "/tenants/shop/")
     assert found[0] not in page
     assert f"…{found[0][-4:]}" in page
-    admin.post(f"/tenants/shop/keys/{ApiKey.objects.get().pk}/revoke/")
+    post_yes(admin, f"/tenants/shop/keys/{ApiKey.objects.get().pk}/revoke/")
     assert "Revoked (1)" in text_of(admin, "/tenants/shop/")
     assert latest().tenants["shop"].keys == ()
 
@@ -135,21 +136,22 @@ def test_a_key_needs_a_name(admin: Client) -> None:
 
 def test_requiring_a_key_asks_first_and_is_refused_without_one(admin: Client) -> None:
     tenant = make_tenant()
-    refused = admin.post("/key-required/", {"required": "1"}, follow=True)
+    refused = post_yes(admin, "/key-required/", {"required": "1"}, follow=True)
     assert "would refuse every request" in refused.content.decode()
     make_key(tenant)
-    assert "none of the 1 active key is refused" in text_of(admin, "/tenants/")
-    admin.post("/key-required/", {"required": "1"})
+    asked = question_of(admin, "/key-required/", {"required": "1"})
+    assert "none of the 1 active key is refused" in asked
+    post_yes(admin, "/key-required/", {"required": "1"})
     assert latest().key_required is True
-    admin.post("/key-required/", {"required": "0"})
+    post_yes(admin, "/key-required/", {"required": "0"})
     assert latest().key_required is False
 
 
 def test_a_required_key_that_nobody_has_is_warned_of(admin: Client) -> None:
     tenant = make_tenant()
     make_key(tenant)
-    admin.post("/key-required/", {"required": "1"})
-    admin.post("/tenants/shop/delete/")
+    post_yes(admin, "/key-required/", {"required": "1"})
+    post_yes(admin, "/tenants/shop/delete/")
 
     assert "every request is refused" in text_of(admin, "/tenants/")
 

@@ -41,6 +41,15 @@ def test_neighbours_are_pooled_until_both_arms_were_seen() -> None:
     assert pooled.control.clusters == {3: ClusterCounts(6, 6, 0, 6, 0, {80: 6})}
 
 
+def test_a_canary_that_leaves_everybody_without_an_answer_is_compared_too() -> None:
+    rows = [interval(0, 0, 3), interval(1, 0, 0), interval(2, 0, 0)]
+    for each in rows[1:]:
+        each.canary = Arm(assigned=1, unanswered=1)
+    pooled, rest = pool_sparse(rows)
+    assert (pooled.canary.unanswered, pooled.control.assigned) == (1, 3)
+    assert rest == rows[2]
+
+
 def test_steps_are_never_pooled_nor_is_the_interval_in_which_the_share_changed() -> None:
     rows = [
         interval(0, 0, 3),

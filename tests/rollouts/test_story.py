@@ -17,7 +17,7 @@ from apps.rollouts.services import (
     skip_step,
     start_rollout,
 )
-from tests.rollouts.factories import ANNA, make_baking, make_model, send
+from tests.rollouts.factories import ANNA, make_baking, make_model, make_person, send
 from tests.rollouts.test_strategies import follow, turn
 
 pytestmark = pytest.mark.django_db
@@ -72,7 +72,7 @@ def test_gates_pauses_and_skips_tell_who_did_them() -> None:
         {"weight_bp": 10_000, "bake_s": 600},
     )
     turn(turn(rollout))
-    approve_step(rollout=rollout, actor=ANNA, now=database_now(), reason="looks good")
+    approve_step(rollout=rollout, actor=make_person("bea"), now=database_now(), reason="looks good")
     turn(rollout)
     for act in (pause_rollout, resume_rollout, skip_step):
         act(rollout=rollout, actor=ANNA, now=database_now())
@@ -80,7 +80,7 @@ def test_gates_pauses_and_skips_tell_who_did_them() -> None:
 
     told = without_times(rollout)
 
-    assert "anna opened the gate of step 1: looks good." in told
+    assert "bea opened the gate of step 1: looks good." in told
     assert "Interlock began step 2 of 3 at 25 % and copies of 10 %: no checks." in told
     assert "anna paused it at 25 %: paused by hand." in told
     assert "anna let it go on: resumed by hand." in told

@@ -15,7 +15,15 @@ from apps.rollouts.services import approve_step, promote_now, rollback_model, sk
 from apps.rollouts.states import Phase
 from apps.rollouts.tick import tick_rollouts
 from contract.routing import CanarySplit
-from tests.rollouts.factories import ANNA, latest, make_baking, make_instance, make_model, send
+from tests.rollouts.factories import (
+    ANNA,
+    latest,
+    make_baking,
+    make_instance,
+    make_model,
+    make_person,
+    send,
+)
 
 pytestmark = pytest.mark.django_db
 
@@ -106,7 +114,7 @@ def test_a_gate_waits_for_its_person_and_then_passes() -> None:
     pass_step(rollout)
     assert (rollout.weight_bp, rollout.phase) == (500, Phase.BAKING)
     assert "waits for the approval of a person (operator)" in rollout.reason
-    approve_step(rollout=rollout, actor=ANNA, now=database_now())
+    approve_step(rollout=rollout, actor=make_person("bea"), now=database_now())
     assert turn(rollout).weight_bp == 10_000
 
 
@@ -131,7 +139,7 @@ def test_a_rollback_puts_what_it_leaves_into_quarantine() -> None:
 def test_steps_of_the_same_share_share_no_evidence() -> None:
     rollout = follow({"weight_bp": 500}, {"weight_bp": 500})
     turn(rollout)
-    at = database_now() - timedelta(seconds=30)
+    at = database_now() - timedelta(seconds=40)
     seen = {"split": str(rollout.pk), "generation": rollout.generation, "at": at}
     send("digits", 2, variant="canary", interval_started_at=at, **seen)
     turn(rollout)

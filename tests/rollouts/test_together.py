@@ -9,7 +9,7 @@ import pytest
 
 from apps.lib.clock import database_now
 from apps.lib.errors import Conflict
-from apps.models.models import RegisteredModel
+from apps.models.models import RegisteredModel, Role
 from apps.models.services import change_deployment
 from apps.models.states import DeploymentState
 from apps.rollouts.models import PublishedTable, Quarantine, Release, Rollout, RolloutPolicy
@@ -26,7 +26,7 @@ from apps.rollouts.services import (
 )
 from apps.rollouts.states import Phase
 from apps.rollouts.tick import tick_rollouts
-from tests.rollouts.factories import ANNA, latest, make_instance, make_model
+from tests.rollouts.factories import ANNA, latest, make_instance, make_model, make_person
 
 pytestmark = pytest.mark.django_db
 
@@ -39,6 +39,7 @@ def pair() -> tuple[Rollout, Rollout]:
     steps = tuple(StepDocument(weight_bp=w, bake_s=0, checks=()) for w in (500, 10_000))
     save_plan(document=PlanDocument(name="bare", steps=steps), is_default=True, actor=ANNA)
     make_instance()
+    make_person("anna", Role.OPERATOR)
     models = [make_model("a"), make_model("b")]
     start(*models)
     tick_rollouts()

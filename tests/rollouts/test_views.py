@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from apps.models.states import DeploymentState
 from apps.rollouts.models import Rollout
 from apps.rollouts.services import pause_rollout
 from apps.rollouts.states import Phase
+from tests.confirming import post_yes, question_of
 from tests.rollouts.factories import (
     ANNA,
     judge,
@@ -112,7 +114,7 @@ def test_the_overviews_queries_do_not_grow_with_models(
         make_baking(make_model(f"model-{number}"))
         send(f"model-{number}", 1)
 
-    with django_assert_max_num_queries(26):
+    with django_assert_max_num_queries(28):
         viewer.get("/")
 
 
@@ -158,8 +160,10 @@ def test_rolling_back_names_its_target_and_does_it(operator: Client) -> None:
     model.previous_stable = model.versions.get(number=1)
     model.save()
 
-    assert "from version 2 to version 1" in text_of(operator, "/models/digits/")
-    response = operator.post("/models/digits/rollback/", headers=HTMX)
+    assert "Roll back to 1" in text_of(operator, "/models/digits/")
+    asked = question_of(operator, "/models/digits/rollback/")
+    assert "from version 2 to version 1" in asked
+    response = post_yes(operator, "/models/digits/rollback/", headers=HTMX)
 
     model.refresh_from_db()
     assert response.headers["hx-redirect"] == "/models/digits/"
@@ -347,7 +351,7 @@ def test_a_rollouts_queries_do_not_grow_with_its_history(
     for _ in range(10):
         judge(rollout, "latency", "pass", "fine")
 
-    with django_assert_max_num_queries(26):
+    with django_assert_max_num_queries(28):
         viewer.get(address(rollout))
 
 
@@ -355,7 +359,6 @@ def test_a_rollouts_queries_do_not_grow_with_its_history(
     ("action", "phase"),
     [
         ("pause/", Phase.PAUSED),
-        ("abort/", Phase.ROLLING_BACK),
         ("promote/", Phase.PROMOTING),
     ],
 )
@@ -364,7 +367,8 @@ def test_an_operator_acts_on_the_state_that_was_seen(
 ) -> None:
     rollout = make_baking(make_model())
 
-    response = operator.post(address(rollout, action), {"revision": rollout.revision}, headers=HTMX)
+    act = operator.post if phase == Phase.PAUSED else partial(post_yes, operator)
+    response = act(address(rollout, action), {"revision": rollout.revision}, headers=HTMX)
 
     rollout.refresh_from_db()
     assert (response.status_code, rollout.phase) == (200, phase)
@@ -400,10 +404,23 @@ def test_a_stale_revision_changes_nothing_and_shows_the_state(operator: Client) 
 def test_an_action_without_a_revision_is_refused(operator: Client) -> None:
     rollout = make_baking(make_model())
 
-    response = operator.post(address(rollout, "abort/"), headers=HTMX)
+    response = operator.post(address(rollout, "promote/"), headers=HTMX)
 
     rollout.refresh_from_db()
     assert (response.status_code, rollout.phase) == (400, Phase.BAKING)
+
+
+def test_an_abort_needs_no_revision_and_asks_why_afterwards(operator: Client) -> None:
+    rollout = make_baking(make_model())
+
+    shown = post_yes(operator, address(rollout, "abort/"), {"revision": 0}, follow=True)
+
+    rollout.refresh_from_db()
+    assert rollout.phase == Phase.ROLLING_BACK
+    assert 'id="why"' in shown.content.decode()
+    answer = operator.post(address(rollout, "reason/"), {"reason": "odd labels"}, follow=True)
+    assert "odd labels" in text_of(operator, address(rollout))
+    assert answer.status_code == 200
 
 
 @pytest.mark.parametrize("action", ["pause/", "resume/", "abort/", "promote/"])

@@ -24,10 +24,12 @@ EXPERIMENT = {
 }
 
 
-def serve(generation: int, split: dict[str, Any] | None, stable: str = "1") -> None:
+def serve(
+    generation: int, split: dict[str, Any] | None, stable: str = "1", age_s: float = 60.0
+) -> None:
     ServingChange.objects.create(
         model_name="digits",
-        at=database_now(),
+        at=database_now() - timedelta(seconds=age_s),
         generation=generation,
         stable=stable,
         split=split,
@@ -130,3 +132,12 @@ def test_old_traffic_is_not_looked_at_again() -> None:
     long_ago: datetime = database_now() - timedelta(minutes=10)
     interval(5, 0, at=long_ago)
     assert watch() == []
+
+
+def test_units_that_stay_are_not_counted_again_as_the_share_changes() -> None:
+    """They were counted under the table before: in that interval only who moved is new."""
+    serve(1, CANARY, age_s=5.0)
+    interval(60, 10, at=database_now() - timedelta(seconds=8))
+    assert watch() == []
+    interval(600, 100)
+    assert watch() == [("divergence", "2")]

@@ -6,12 +6,13 @@ import csv
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
-
-import duckdb
+from typing import TYPE_CHECKING, Any, TextIO
 
 from apps.experiments.imports.rows import COLUMNS, OPTIONAL
 from apps.lib.errors import Invalid
+
+if TYPE_CHECKING:
+    import duckdb
 
 CSV, PARQUET = "csv", "parquet"
 FORMATS = (CSV, PARQUET)
@@ -100,6 +101,9 @@ def _check_columns(found: Sequence[str]) -> None:
 
 
 def _parquet(path: Path, start: int, size: int) -> Iterator[list[Row]]:
+    # Imported here: it takes a second, and few who start ever read such a file.
+    import duckdb
+
     number = start
     with duckdb.connect(config={"threads": 1}) as engine:
         try:

@@ -7,7 +7,7 @@ control's own and control's plus the adjusted difference.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from apps.experiments.stats import strata, strata_rates
@@ -24,7 +24,7 @@ from apps.experiments.stats.data import ArmData, MetricData, MetricSpec, OrderSt
 from apps.experiments.stats.quantiles import QuantileRegion, silence_of_quantile
 from apps.experiments.stats.rare_rates import Seen
 from apps.experiments.stats.sequential import few_events, silence
-from apps.experiments.stats.skewness import combined, read_or_not, spread_of
+from apps.experiments.stats.skewness import read_or_not, spread_of
 
 # A denominator's mean must be so many standard errors from 0 for the delta method to hold.
 DENOMINATOR_Z_MIN = 5.0
@@ -58,17 +58,14 @@ def estimate(
 ) -> Estimate:
     """Compare two arms by the method of the metric's kind, inside their strata.
 
-    With strata of several phases no unit is compared with one of another phase: see `stats.strata`.
-    With levels of one phase the estimate is post-stratified. Quantiles are those of the last phase.
-    Reasons call the arms by `names`.
+    Units are compared with those of their own phase and level: see `stats.strata`. Quantiles are
+    those of the last phase. Reasons call the arms by `names`.
     """
     if spec.kind == "quantile":
         made = _quantiles(spec, control.order, treatment.order)
         return replace(made, level_share=strata.level_share(control, treatment))
-    if strata.are_phased(control, treatment):
-        return _over_phases(spec, control, treatment, names)
-    if control.strata and treatment.strata:
-        return _stratified(spec, _levels(control), _levels(treatment), names)
+    if strata.are_phased(control, treatment) or (control.strata and treatment.strata):
+        return _inside_strata(spec, control, treatment, names)
     return compare(spec, control.comoments, treatment.comoments, names)
 
 
@@ -293,58 +290,49 @@ def _quantiles(
     return Estimate(found, sum(n), silent)
 
 
-def _over_phases(
+def _inside_strata(
     spec: MetricSpec, control: ArmData, treatment: ArmData, names: tuple[str, str]
 ) -> Estimate:
-    """Compare inside each phase; where only one can be compared, as if there were no other."""
+    """Compare inside each stratum; where only one can be compared, as if there were no other."""
     compared = strata.strata_of(control, treatment)
-    if len(compared.phases) < 2:
-        return _of_one_phase(spec, control, treatment, compared, names)
-    pairs, whole = compared.pairs, compared.whole
+    is_phased = strata.are_phased(control, treatment)
+    pairs = compared.pairs
+    if len(pairs) > 1:
+        made = _of_pairs(spec, compared, names)
+    elif not is_phased:
+        return compare(spec, control.comoments, treatment.comoments, names)
+    elif pairs:
+        made = compare(spec, pairs[0].control, pairs[0].treatment, names)
+    else:
+        return _of_no_phase(spec, control, treatment, compared)
+    if len(compared.phases) < 2 and not compared.left_out:
+        return made
     values = strata.values_of(spec, pairs)
     over = strata.OverPhases(len(compared.phases), compared.left_out, *values)
+    return replace(made, over=over)
+
+
+def _of_pairs(spec: MetricSpec, compared: strata.Strata, names: tuple[str, str]) -> Estimate:
+    pairs, whole = compared.pairs, compared.whole
     units = whole.control.n, whole.treatment.n
     if spec.kind == "proportion" and not spec.has_covariate:
         rates = strata_rates.Rates.of(pairs)
         silent = silence(*units, (_events(whole.control), _events(whole.treatment)))
         silent = silent or strata_rates.too_few_events(rates)
-        return Estimate(strata_rates.compare_rates(rates), whole.n, silent, over=over)
+        return Estimate(strata_rates.compare_rates(rates), whole.n, silent)
     weights = strata.weights_of(pairs)
     means = strata.compare_means(spec, pairs, weights)
     found, skewness = strata.read_or_not(spec, means, pairs, weights, names)
-    return Estimate(found, whole.n, silence(*units), means.reduction, skewness, over)
+    return Estimate(found, whole.n, silence(*units), means.reduction, skewness)
 
 
-def _of_one_phase(
-    spec: MetricSpec,
-    control: ArmData,
-    treatment: ArmData,
-    compared: strata.Strata,
-    names: tuple[str, str],
+def _of_no_phase(
+    spec: MetricSpec, control: ArmData, treatment: ArmData, compared: strata.Strata
 ) -> Estimate:
-    """Compare the one phase in which both arms have units, by its levels; or else nothing."""
-    if not compared.phases:
-        reason = f"each arm needs at least {strata.UNITS_MIN} units of the same phase"
-        values = [value_of(spec, arm) or 0.0 for arm in (control, treatment)]
-        nothing = Difference(State.NOT_ENOUGH_DATA, reason, "", *values)
-        return Estimate(nothing, 0, reason, over=strata.OverPhases(0, compared.left_out, *values))
-    (phase,) = compared.phases
-    a, b = (strata.of_phase(arm, phase) for arm in (control, treatment))
-    if len({*a.strata, *b.strata}) > 1:
-        made = _stratified(spec, _levels(a), _levels(b), names)
-    else:
-        made = compare(spec, a.comoments, b.comoments, names)
-    units = a.comoments.n + b.comoments.n
-    left_out = control.comoments.n + treatment.comoments.n - units
-    if not left_out:
-        return made
-    values = [value_of(spec, part) or 0.0 for part in (a, b)]
-    return replace(made, over=strata.OverPhases(1, left_out, *values))
-
-
-def _levels(arm: ArmData) -> dict[str, Comoments]:
-    """Return the units of an arm of one phase by level."""
-    return {stratum.level: units for stratum, units in arm.strata.items()}
+    reason = f"each arm needs at least {strata.UNITS_MIN} units of the same phase"
+    values = [value_of(spec, arm) or 0.0 for arm in (control, treatment)]
+    nothing = Difference(State.NOT_ENOUGH_DATA, reason, "", *values)
+    return Estimate(nothing, 0, reason, over=strata.OverPhases(0, compared.left_out, *values))
 
 
 def _rare_over_phases(
@@ -360,74 +348,3 @@ def _rare_over_phases(
     if is_rare is None:
         return None
     return rates if len(compared.phases) > 1 else (a, b)
-
-
-def _stratified(
-    spec: MetricSpec,
-    control: Mapping[str, Comoments],
-    treatment: Mapping[str, Comoments],
-    names: tuple[str, str] = NAMES,
-) -> Estimate:
-    """Post-stratification: Σ wₛ·dₛ with wₛ the level's share of all units (Miratrix et al. 2013).
-
-    Levels with fewer than two units in an arm are put together, so that nobody is left out.
-    """
-    width = spec.width
-    rest = [Comoments.empty(width), Comoments.empty(width)]
-    pairs: list[tuple[Comoments, Comoments]] = []
-    for level in sorted({*control, *treatment}):
-        a = control.get(level, Comoments.empty(width))
-        b = treatment.get(level, Comoments.empty(width))
-        if min(a.n, b.n) < 2:
-            rest = [rest[0].merge(a), rest[1].merge(b)]
-        else:
-            pairs.append((a, b))
-    if rest[0].n + rest[1].n and pairs:
-        last = pairs.pop()
-        pairs.append((last[0].merge(rest[0]), last[1].merge(rest[1])))
-    if len(pairs) < 2:
-        whole = [rest[0], rest[1]] if not pairs else [Comoments.empty(width)] * 2
-        for a, b in pairs:
-            whole = [whole[0].merge(a), whole[1].merge(b)]
-        return compare(spec, whole[0], whole[1], names)
-    return _weighted(spec, pairs, names)
-
-
-def _weighted(
-    spec: MetricSpec, pairs: list[tuple[Comoments, Comoments]], names: tuple[str, str]
-) -> Estimate:
-    wholes = [pairs[0][0], pairs[0][1]]
-    for a, b in pairs[1:]:
-        wholes = [wholes[0].merge(a), wholes[1].merge(b)]
-    plain = compare(spec, wholes[0], wholes[1], names)
-    if plain.found.state is not State.OK:
-        return plain
-    if spec.kind == "ratio":
-        both = [strata.Pair(a, b) for a, b in pairs]
-        weights = strata.shares_of(both)
-        ratios = strata.compare_means(spec, both, weights)
-        made, skewness = strata.read_or_not(spec, ratios, both, weights, names)
-        return Estimate(made, plain.n, plain.silent, ratios.reduction, skewness)
-    total = wholes[0].n + wholes[1].n
-    difference, noise = 0.0, [0.0, 0.0]
-    theta = _theta(wholes[0], wholes[1], (1.0,)) if spec.has_covariate else None
-    spreads = []
-    for a, b in pairs:
-        weight = (a.n + b.n) / total
-        difference += weight * (b.means[0] - a.means[0])
-        if theta is not None:
-            difference -= weight * theta * (b.means[1] - a.means[1])
-        line = (1.0,) if theta is None else (1.0, -theta)
-        noise = [
-            whole + weight * weight * _linear_variance(arm, line)
-            for whole, arm in zip(noise, (a, b), strict=True)
-        ]
-        spreads.append((weight, spread_of((a, b), (line, line), line)))
-    if sum(noise) <= 0.0:
-        return plain
-    mean = wholes[0].means[0]
-    how = "post-stratified" if theta is None else "post-stratified-cuped"
-    n = wholes[0].n, wholes[1].n
-    found = welch((mean, mean + difference), (noise[0], noise[1]), n, how)
-    found = read_or_not(found, combined(spreads), wholes, names, is_capped=spec.is_capped)
-    return replace(plain, found=found)

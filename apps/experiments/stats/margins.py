@@ -17,7 +17,7 @@ from apps.experiments.stats.comparison import Difference, State
 from apps.experiments.stats.data import MetricSpec
 from apps.experiments.stats.estimates import Estimate
 from apps.experiments.stats.rare_rates import Seen, gain_bounds
-from apps.experiments.stats.rate_scores import RateRegion
+from apps.experiments.stats.rate_scores import RateRegion, StratifiedRateRegion
 from apps.experiments.stats.sequential import boundary
 from apps.experiments.stats.strata_rates import Rates, gain_bounds_of
 
@@ -49,6 +49,7 @@ def judge_margin(
 ) -> MarginVerdict | None:
     """Return the verdict at one-sided `alpha`; None for a metric without a margin.
 
+    Before the end a reading that begins anew with each phase has the estimate's share of `alpha`.
     `rare` are control's and the arm's counts of a rate with too few events for `made` to be normal:
     exact bounds judge it then. `stopped` says why no verdict may be read; `is_worse` is what the
     test of a difference found.
@@ -67,7 +68,8 @@ def judge_margin(
     if rare:
         low, high = _exact(rare, alpha, spec.is_increase_better, is_final)
     else:
-        low, high = _gain_limits(spec, made, alpha, planned_units, is_final=is_final)
+        level = alpha if is_final else alpha * made.level_share
+        low, high = _gain_limits(spec, made, level, planned_units, is_final=is_final)
     bound = low if math.isfinite(low) else None
     if low > -margin:
         return MarginVerdict("not-worse", bound, margin, is_worse, "")
@@ -88,7 +90,7 @@ def _gain_limits(
     if not is_final:
         # A two-sided interval at 2α has α on each side.
         low, high = found.bounds(boundary(made.n, min(0.999, 2.0 * alpha), planned_units)[0])
-    elif isinstance(found.region, RateRegion):
+    elif isinstance(found.region, RateRegion | StratifiedRateRegion):
         low, high = found.region.one_sided_limits(_fixed(found, alpha))
     else:
         low, high = found.bounds(_fixed(found, alpha))

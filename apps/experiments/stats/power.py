@@ -16,7 +16,6 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 from scipy.special import ndtr, ndtri
-from scipy.stats import nct, t
 
 from apps.experiments.stats.sequential import boundary
 from apps.experiments.stats.skewness import SKEWNESS_MAX
@@ -180,6 +179,9 @@ def _fixed_power(baseline: Baseline, design: Design, effect: float, units: int) 
     if freedom > NORMAL_FROM:
         critical = float(ndtri(1.0 - design.level / 2.0))
         return float(ndtr(shift - critical) + ndtr(-shift - critical))
+    # It takes seconds to import, which no process should pay at its start.
+    from scipy.stats import nct, t
+
     critical = float(t.isf(design.level / 2.0, freedom))
     # On the wrong side, where nct's own lower tail loses its digits far out.
     below = float(nct.sf(critical, freedom, -shift))

@@ -76,16 +76,8 @@ class RateRegion:
         γ its skewness at the difference in question (Gart and Nam 1990; Laud 2017). Pooled z, which
         tests for no difference, goes without, so that this is for margins.
         """
-        middle = self.rates[1] - self.rates[0]
-        signs = np.array([1.0, -1.0])
-
-        def excess(difference: Floats) -> Floats:
-            variance, third = self.variance_at(difference), self._third_moment_at(difference)
-            skewed = np.divide(third, variance, out=np.zeros_like(variance), where=variance > 0.0)
-            reach = critical * np.sqrt(variance) + signs * skewed * (critical**2 - 1.0) / 6.0
-            return np.asarray(np.abs(middle - difference) - reach)
-
-        return _ends(excess, float(middle), (-1.0, 1.0))
+        middle = float(self.rates[1] - self.rates[0])
+        return _one_sided(middle, critical, self.variance_at, self.third_moment_at)
 
     def uplift_limits(self, critical: float) -> tuple[float, float] | None:
         """Return the ratios of rates, minus 1, whose score is ±critical (Koopman 1984).
@@ -115,7 +107,8 @@ class RateRegion:
             control * (1.0 - control) / self.control_n + treatment * (1.0 - treatment) / self.n
         )
 
-    def _third_moment_at(self, difference: Any) -> Floats:
+    def third_moment_at(self, difference: Any) -> Floats:
+        """Return the third cumulant of the observed difference at the true `difference`."""
         control, treatment = self.restricted(difference)
         thirds = [p * (1.0 - p) * (1.0 - 2.0 * p) for p in (control, treatment)]
         return np.asarray(thirds[1] / self.n**2 - thirds[0] / self.control_n**2)
@@ -202,6 +195,10 @@ class StratifiedRateRegion:
 
         return _ends(excess, middle, (-1.0, 1.0))
 
+    def one_sided_limits(self, critical: float) -> tuple[float, float]:
+        """Return limits whose two errors are alike, as those of one stratum are."""
+        return _one_sided(self.difference, critical, self._variance_at, self._third_moment_at)
+
     def uplift_limits(self, critical: float) -> tuple[float, float] | None:
         """Return Fieller's limits (1954) of the ratio of the weighted rates, minus 1.
 
@@ -226,6 +223,26 @@ class StratifiedRateRegion:
         total = self.control_n + self.n
         each = self._strata.variance_at(difference) * (total / (total - 1.0))[:, None]
         return np.asarray(self.weights**2 @ each)
+
+    def _third_moment_at(self, difference: Floats) -> Floats:
+        return np.asarray(self.weights**3 @ self._strata.third_moment_at(difference))
+
+
+def _one_sided(
+    middle: float,
+    critical: float,
+    variance_at: Callable[[Floats], Floats],
+    third_at: Callable[[Floats], Floats],
+) -> tuple[float, float]:
+    signs = np.array([1.0, -1.0])
+
+    def excess(difference: Floats) -> Floats:
+        variance, third = variance_at(difference), third_at(difference)
+        skewed = np.divide(third, variance, out=np.zeros_like(variance), where=variance > 0.0)
+        reach = critical * np.sqrt(variance) + signs * skewed * (critical**2 - 1.0) / 6.0
+        return np.asarray(np.abs(middle - difference) - reach)
+
+    return _ends(excess, middle, (-1.0, 1.0))
 
 
 def _ratio(share: float) -> float:

@@ -133,8 +133,10 @@ def _family(plan: _Plan, metrics: Sequence[MetricData], ratio: SampleRatio) -> l
     ]
     read = _readings(plan, pairs)
     rows: dict[str, list[Compared]] = {metric.spec.name: [] for metric in metrics}
-    deciding = [fixed if plan.phase == "final" else running for running, fixed in read]
-    p_values = [reading.p_value for reading in deciding]
+    p_values = [
+        fixed.p_value if plan.phase == "final" else _family_p(pair, running)
+        for pair, (running, fixed) in zip(pairs, read, strict=True)
+    ]
     adjusted = zip(holm(p_values), benjamini_hochberg(p_values), strict=True)
     for pair, (running, fixed), (p_holm, q_bh) in zip(pairs, read, adjusted, strict=True):
         compared = _compared(plan, pair, control.name, running, fixed)
@@ -148,7 +150,7 @@ def _readings(plan: _Plan, pairs: Sequence[_Pair]) -> list[tuple[Reading, Readin
 
     def running(pair: _Pair, level: float) -> Reading:
         share = pair.made.level_share
-        reading = read_sequential(
+        return read_sequential(
             pair.made.found,
             n=pair.made.n,
             alpha=level * share,
@@ -156,18 +158,22 @@ def _readings(plan: _Plan, pairs: Sequence[_Pair]) -> list[tuple[Reading, Readin
             silent=pair.made.silent,
             tuned_alpha=base * share,
         )
-        if reading.p_value is None or share == 1.0:
-            return reading
-        # What is held against the family's levels, as if all of the level had been left.
-        return replace(reading, p_value=min(1.0, reading.p_value / share))
 
     first = [(running(pair, base), read_fixed(pair.made.found, base)) for pair in pairs]
-    levels = holm_levels([r.p_value for r, _ in first], plan.alpha)
+    running_p = [_family_p(pair, reading) for pair, (reading, _) in zip(pairs, first, strict=True)]
+    levels = holm_levels(running_p, plan.alpha)
     fixed_levels = holm_levels([f.p_value for _, f in first], plan.alpha)
     return [
         (running(pair, level), read_fixed(pair.made.found, fixed_level))
         for pair, level, fixed_level in zip(pairs, levels, fixed_levels, strict=True)
     ]
+
+
+def _family_p(pair: _Pair, reading: Reading) -> float | None:
+    """Return a sequential p-value as if all of its level had been left: see `level_share`."""
+    if reading.p_value is None:
+        return None
+    return min(1.0, reading.p_value / pair.made.level_share)
 
 
 def _compared(plan: _Plan, pair: _Pair, control: str, running: Reading, fixed: Reading) -> Compared:
@@ -367,7 +373,7 @@ def _guardrail(plan: _Plan, metric: MetricData, report: MetricReport) -> MetricR
                 metric.spec,
                 estimated[compared.arm],
                 estimates.rare_events(metric, control.name, compared.arm),
-                alpha=plan.alpha * (1.0 if is_final else estimated[compared.arm].level_share),
+                alpha=plan.alpha,
                 planned_units=plan.planned_units,
                 is_final=is_final,
                 is_worse=compared.outcome == "worse",

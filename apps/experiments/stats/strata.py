@@ -1,11 +1,11 @@
-"""Two arms compared inside strata, over phases in which their shares of the units differ.
+"""Two arms compared inside strata: phases in which their shares of the units differ, and levels.
 
 Counted together, units of several phases make a difference of whatever moved meanwhile: the arm
 whose share grew has more of the later units (Simpson's paradox). So units are compared with those
 of their own phase, and what each stratum says is averaged with weights of the numbers of units
 alone, wₛ = n1·n0/(n1 + n0) (Cochran 1954): no other weights that are blind to the outcomes give an
 average that varies less where units vary alike, and a phase with hardly a unit in an arm weighs
-hardly anything. With one phase nothing here is needed: see `estimates.estimate`.
+hardly anything. Levels of one phase are averaged in the same way (post-stratification).
 
 A stratum in which an arm has fewer than two units compares nothing and has no spread. Its units are
 left out, and counted, until there are enough; they are never put to another phase's.
@@ -102,13 +102,6 @@ class OverPhases:
     treatment: float
 
 
-def of_phase(arm: ArmData, phase: int) -> ArmData:
-    """Return an arm's units of one phase, divided by level."""
-    levels = {stratum: units for stratum, units in arm.strata.items() if stratum.phase == phase}
-    empty = Comoments.empty(len(arm.comoments.means))
-    return ArmData(reduce(Comoments.merge, levels.values(), empty), strata=levels)
-
-
 def phases_of(control: ArmData, treatment: ArmData) -> set[int]:
     """Return the phases in which either arm has units, by their number; none without strata."""
     return {at.phase for arm in (control, treatment) for at in arm.strata}
@@ -188,13 +181,6 @@ class Weighted:
 def _matrix(arm: Comoments) -> list[list[float]]:
     k = len(arm.means)
     return [[arm.product(i, j) for j in range(k)] for i in range(k)]
-
-
-def shares_of(pairs: Sequence[Pair]) -> Floats:
-    """Return each stratum's share of all units: post-stratification's weights."""
-    n = np.array([pair.n for pair in pairs], dtype=np.float64)
-    shares: Floats = n / n.sum()
-    return shares
 
 
 def weights_of(pairs: Sequence[Pair]) -> Floats:

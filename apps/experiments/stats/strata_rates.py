@@ -76,7 +76,7 @@ def compare_rates(rates: Rates) -> Difference:
     spread = weights**2 * pooled * (1.0 - pooled) * rates.total / (rates.total - 1.0)
     noise = float((spread / rates.control_n).sum()), float((spread / rates.n).sum())
     if sum(noise) <= 0.0:
-        reason = "in each phase every unit has the event, or none has"
+        reason = "in each phase and level every unit has the event, or none has"
         return Difference(State.NO_VARIANCE, reason, "mantel-haenszel", *means)
     events, control_events = rates.events.sum(), rates.control_events.sum()
     others = rates.n.sum() - events, rates.control_n.sum() - control_events

@@ -118,7 +118,8 @@ def _left_out(quality: Mapping[str, Any]) -> list[Notice]:
         found.append(Notice(tone, text))
     if moved:
         text = f"{moved:,} units are left out because a change of weights gave them to another "
-        found.append(Notice("busy", f"{text}variant, whether they came back or not."))
+        text += "variant, whether they came back or not, or was being taken in when they came."
+        found.append(Notice("busy", text))
     if waiting:
         text = f"{waiting:,} of {exposed:,} units have no outcome of the primary metric yet, or "
         found.append(Notice("busy", f"{text}their window is still open; they are in no mean."))

@@ -13,9 +13,11 @@ from django.views.decorators.http import require_POST
 from apps.experiments import services
 from apps.experiments.models import Experiment
 from apps.experiments.selectors import experiments as selectors
-from apps.experiments.views.common import operated, seen_revision
+from apps.experiments.states import ExperimentState
+from apps.experiments.views.common import is_fresh, operated, seen_revision
 from apps.experiments.views.results import FRAGMENT, page_context
 from apps.lib.clock import database_now
+from apps.lib.confirm import Question, ask
 from apps.lib.errors import InterlockError, Invalid
 from apps.lib.pages import PageRequest, attempt, go_to, page
 from apps.models.access import actor_of
@@ -23,10 +25,22 @@ from apps.models.access import actor_of
 REASON_MAX = 1_000
 
 
-def _act(request: PageRequest, name: str, service: Callable[..., Any], done: str) -> HttpResponse:
-    """Do it and show the page anew; a refusal shows the present state and the reason."""
+def _act(
+    request: PageRequest,
+    name: str,
+    service: Callable[..., Any],
+    done: str,
+    question: Callable[[Experiment], Question] | None = None,
+) -> HttpResponse:
+    """Do it and show the page anew; a refusal shows the present state and the reason.
+
+    With a `question` it is asked first, unless the page is stale: then the service refuses.
+    """
     chosen = operated(request, name)
     reason = read_reason(request)
+    may_ask = question is not None and is_fresh(request, chosen)
+    if question and may_ask and (asked := ask(request, question(chosen))):
+        return asked
 
     def act() -> str:
         service(
@@ -61,18 +75,55 @@ def refused(request: PageRequest, chosen: Experiment, error: InterlockError) -> 
     return render(request, FRAGMENT, context, status=error.status)
 
 
+REASON = "Reason, kept in its history"
+
+
+def _of_start(experiment: Experiment) -> Question:
+    meant = " that are meant" if experiment.tenants or experiment.headers else ""
+    text = (
+        f"Start {experiment.name}? {experiment.coverage_bp / 100:g} % of {experiment.model.name}'s "
+        f"units{meant} are split over {experiment.variants.count()} variants as soon as their "
+        "versions are ready. Only weights can be changed from then on."
+    )
+    return Question(text, "Start", is_danger=False)
+
+
+def _of_pause(experiment: Experiment) -> Question:
+    text = (
+        f"Pause {experiment.name}? Everybody gets {experiment.model.name}'s stable version until "
+        "it is resumed; then every unit gets the variant that it had."
+    )
+    return Question(text, "Pause", REASON)
+
+
+def _of_stop(experiment: Experiment) -> Question:
+    text = (
+        f"Stop {experiment.name}? No further unit is assigned, all get {experiment.model.name}'s "
+        "stable version, and the final result is made and frozen."
+    )
+    return Question(text, "Stop and freeze the result", REASON)
+
+
+def _of_abandon(experiment: Experiment) -> Question:
+    text = (
+        f"Abandon {experiment.name}? It ends, all get {experiment.model.name}'s stable version, "
+        "and no verdict is claimed, whatever its numbers say."
+    )
+    return Question(text, "Abandon", REASON)
+
+
 @page
 @require_POST
 def start(request: PageRequest, name: str) -> HttpResponse:
     done = f"{name} is being prepared: it runs as soon as its versions are ready."
-    return _act(request, name, services.start_experiment, done)
+    return _act(request, name, services.start_experiment, done, _of_start)
 
 
 @page
 @require_POST
 def pause(request: PageRequest, name: str) -> HttpResponse:
     done = f"{name} is paused: everybody gets stable, and every unit keeps its variant."
-    return _act(request, name, services.pause_experiment, done)
+    return _act(request, name, services.pause_experiment, done, _of_pause)
 
 
 @page
@@ -86,14 +137,14 @@ def resume(request: PageRequest, name: str) -> HttpResponse:
 @require_POST
 def stop(request: PageRequest, name: str) -> HttpResponse:
     done = f"{name} is stopped; its final result is made within seconds and frozen."
-    return _act(request, name, services.stop_experiment, done)
+    return _act(request, name, services.stop_experiment, done, _of_stop)
 
 
 @page
 @require_POST
 def abandon(request: PageRequest, name: str) -> HttpResponse:
     done = f"{name} is abandoned: its numbers are frozen, and none of them is claimed."
-    return _act(request, name, services.abandon_experiment, done)
+    return _act(request, name, services.abandon_experiment, done, _of_abandon)
 
 
 @page
@@ -107,6 +158,10 @@ def refresh(request: PageRequest, name: str) -> HttpResponse:
 @require_POST
 def delete(request: PageRequest, name: str) -> HttpResponse:
     chosen = operated(request, name)
+    may_ask = is_fresh(request, chosen) and chosen.state == ExperimentState.DRAFT
+    text = f"Delete the draft {name}? It cannot be brought back."
+    if may_ask and (asked := ask(request, Question(text, "Delete the draft"))):
+        return asked
     try:
         services.delete_experiment(
             experiment=chosen,

@@ -17,6 +17,11 @@ def operated(request: PageRequest, name: str) -> Experiment:
     return found
 
 
+def is_fresh(request: PageRequest, chosen: Experiment) -> bool:
+    """Say whether the page showed the experiment as it is; what is stale is refused unasked."""
+    return request.POST.get("revision") == str(chosen.revision)
+
+
 def seen_revision(request: PageRequest) -> int:
     """Return the revision that the page showed. Raises Invalid when it does not say."""
     given = request.POST.get("revision", "")

@@ -14,6 +14,7 @@ from apps.experiments.forms.metrics import MetricForm
 from apps.experiments.models import Metric
 from apps.experiments.selectors import metrics as selectors
 from apps.lib.clock import database_now
+from apps.lib.confirm import Question, ask
 from apps.lib.errors import Forbidden, InterlockError
 from apps.lib.pages import PageRequest, attempt, go_to, page
 from apps.models.access import actor_of, has_role
@@ -88,6 +89,10 @@ def metric_edit(request: PageRequest, name: str) -> HttpResponse:
 def metric_delete(request: PageRequest, name: str) -> HttpResponse:
     _require_maker(request)
     found = selectors.find_metric(name)
+
+    text = f"Delete the metric {name}? It cannot be brought back. One that something uses is kept."
+    if asked := ask(request, Question(text, "Delete the metric")):
+        return asked
 
     def delete() -> str:
         services.delete_metric(metric=found, actor=actor_of(request))

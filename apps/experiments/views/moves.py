@@ -16,9 +16,10 @@ from apps.experiments.models import Experiment
 from apps.experiments.moves import variants_of
 from apps.experiments.ship import ship_experiment, why_not_ship
 from apps.experiments.states import ExperimentState
-from apps.experiments.views.common import operated, seen_revision
+from apps.experiments.views.common import is_fresh, operated, seen_revision
 from apps.experiments.weights import change_weights
 from apps.lib.clock import database_now
+from apps.lib.confirm import Question, ask
 from apps.lib.errors import InterlockError
 from apps.lib.pages import PageRequest, go_to, page
 from apps.models.access import actor_of
@@ -49,7 +50,10 @@ def ship(request: PageRequest, name: str) -> HttpResponse:
     )
     status = 200
     if request.method == "POST":
-        rollout, refused = _ship(request, chosen, form)
+        may_ask = form.is_valid() and is_fresh(request, chosen)
+        if may_ask and (asked := ask(request, _of_ship(chosen, form))):
+            return asked
+        rollout, refused = _ship(request, chosen, form) if form.is_valid() else (None, None)
         if rollout is not None:
             messages.success(request, f"{name} has ended; its rollout has begun.")
             return go_to(request, "rollout", pk=rollout.pk)
@@ -64,12 +68,20 @@ def ship(request: PageRequest, name: str) -> HttpResponse:
     return render(request, "experiments/ship.html", context, status=status)
 
 
+def _of_ship(chosen: Experiment, form: ShipForm) -> Question:
+    variant, plan = form.cleaned_data["variant"], form.cleaned_data.get("plan")
+    by = f"the plan {plan.name}" if plan else "the default plan"
+    text = (
+        f"Ship {variant} of {chosen.name}? The experiment ends, its result is frozen, and a "
+        f"rollout begins that makes the version of {variant} stable by {by}."
+    )
+    return Question(text, f"Ship {variant}", is_danger=False)
+
+
 def _ship(
     request: PageRequest, chosen: Experiment, form: ShipForm
 ) -> tuple[Rollout | None, InterlockError | None]:
     """Ship, or leave on the form what was refused."""
-    if not form.is_valid():
-        return None, None
     try:
         rollout = ship_experiment(
             experiment=chosen,

@@ -97,8 +97,14 @@ def _phase(units: Expr, scan: Scan) -> Expr:
 
 
 def _moved(units: Expr, scan: Scan) -> Expr:
-    """Return whether a unit's bucket moved after it was met; see `Scan.moved`."""
+    """Return whether a unit's bucket moved after it was met, or weights just then; see
+    `Scan.moved`.
+    """
     found: Expr = ibis.literal(False)
+    for phase in scan.phases:
+        if phase.settled_at is not None:
+            settled_at = ibis.literal(phase.settled_at)
+            found |= (units.at >= ibis.literal(phase.at)) & (units.at < settled_at)
     for i, (phase, later) in enumerate(zip(scan.phases, scan.phases[1:], strict=False)):
         met = units.at < ibis.literal(later.at)
         if i:

@@ -196,6 +196,17 @@ def _shadow_agreement(check: CheckDocument, evidence: Evidence) -> Sides:
     return Cell(rate(agreeing), f"agree, of {compared + errors:,} rows"), bound
 
 
+def _shadow_accuracy(_: CheckDocument, evidence: Evidence) -> Sides:
+    if not evidence.get("n"):
+        return Cell(f"{evidence.get('kept', 0):,} pairs", "no truth yet"), Cell()
+    difference = evidence["difference"]
+    word = "less" if difference >= 0 else "more"
+    return (
+        Cell(rate(abs(difference)), f"{word} accurate, of {evidence['n']:,} pairs"),
+        Cell(rate(evidence["margin"]), "less accurate at most"),
+    )
+
+
 def _outcome(_: CheckDocument, evidence: Evidence) -> Sides:
     if "canary_mean" not in evidence:
         return Cell(), Cell()
@@ -231,6 +242,7 @@ SIDES: dict[str, Callable[[CheckDocument, Evidence], Sides]] = {
     kinds.ERROR_OBJECTIVE: _error_objective,
     kinds.LATENCY_OBJECTIVE: _latency_objective,
     kinds.SHADOW_AGREEMENT: _shadow_agreement,
+    kinds.SHADOW_ACCURACY: _shadow_accuracy,
     kinds.OUTCOME: _outcome,
     kinds.PROMETHEUS: _prometheus,
     kinds.WEBHOOK: _webhook,

@@ -10,11 +10,12 @@ from django.core.paginator import Page, Paginator
 from django.db.models import Case, Max, Q, QuerySet, When
 
 from apps.models.access import RANK, has_role
-from apps.models.models import RegisteredModel, Role
+from apps.models.models import LiveSplit, RegisteredModel, Role
+from apps.rollouts.gates import gate_role
 from apps.rollouts.models import Evaluation, Plan, Rollout, RolloutEvent
+from apps.rollouts.overrides import holding_freeze
 from apps.rollouts.plans import PlanDocument, document_of, from_json
 from apps.rollouts.publication import unacked
-from apps.rollouts.services import gate_role
 from apps.rollouts.states import LIVE_PHASES, Phase
 
 LOG_PAGE = 15
@@ -136,7 +137,11 @@ class GateView:
     role: Role
     approved_by: str
     may_open: bool
-    # Some of those who have the role.
+    # Who started it does not open it, whatever role that is.
+    is_starter: bool
+    # Or goes past it, saying why.
+    may_override: bool
+    # Some of those who have the role and did not start it.
     holders: list[str]
 
 
@@ -146,20 +151,24 @@ def gate_of(rollout: Rollout, user: User) -> GateView | None:
     if role is None:
         return None
     is_open = rollout.approved_step == rollout.step_index
+    is_starter = user.get_username() == rollout.started_by
     return GateView(
         role=role,
         approved_by=rollout.approved_by if is_open else "",
-        may_open=has_role(user, rollout.model, role),
-        holders=[] if is_open else holders_of(role, rollout.model),
+        may_open=not is_starter and has_role(user, rollout.model, role),
+        is_starter=is_starter,
+        may_override=has_role(user, rollout.model, Role.OPERATOR),
+        holders=[] if is_open else holders_of(role, rollout.model, rollout.started_by),
     )
 
 
-def holders_of(role: Role, model: RegisteredModel) -> list[str]:
+def holders_of(role: Role, model: RegisteredModel, but_not: str = "") -> list[str]:
     """Return the names of some people with `role` or a higher one on `model`."""
     enough = [each for each in Role if RANK[each] >= RANK[role]]
     scope = Q(model_roles__model=None) | Q(model_roles__model=model)
     held = Q(model_roles__role__in=enough) & scope
     people = User.objects.filter(Q(is_superuser=True) | held, is_active=True)
+    people = people.exclude(username=but_not)
     names = people.order_by("username").values_list("username", flat=True).distinct()
     return list(names[:NAMED_MAX])
 
@@ -201,7 +210,13 @@ def charted_evaluations(
 def state_stamp(rollout: Rollout, now: datetime) -> tuple[object, ...]:
     """Return what changes whenever the state of `rollout` does, except for the passing of time."""
     clock = clock_of(rollout, now)
+    freeze = holding_freeze(rollout, now)
     return (
+        # After it has ended: whether the red button still leads back.
+        rollout.model.stable_id,
+        rollout.is_live or LiveSplit.objects.filter(model=rollout.model_id).exists(),
+        rollout.lacks_reason,
+        (freeze.window.pk, freeze.until) if freeze else None,
         *((member.phase, member.revision) for member in members_of(rollout)),
         rollout.revision,
         rollout.phase,

@@ -13,7 +13,7 @@ from django.db.models.functions import Coalesce
 from apps.models.access import RANK
 from apps.models.models import ModelRole, RegisteredModel, Role
 from apps.rollouts.freeze_store import role_to_freeze
-from apps.rollouts.freezes import WEEK, open_until
+from apps.rollouts.freezes import next_start, open_until
 from apps.rollouts.models import FreezeWindow, Quarantine, Rollout
 from apps.rollouts.states import LIVE_PHASES, Phase
 
@@ -82,14 +82,6 @@ def _view(window: FreezeWindow, may: dict[Role, Allowed], now: datetime) -> Free
     until = open_until(window, now)
     may_end = may[role_to_freeze(window.model)].on(window.model_id)
     return FreezeView(window, until, None if until else next_start(window, now), may_end)
-
-
-def next_start(window: FreezeWindow, now: datetime) -> datetime:
-    """Return when a window that is not open opens next, or when it did for the only time."""
-    starts_at = window.starts_at
-    if window.is_weekly and starts_at < now:
-        starts_at += -((starts_at - now) // WEEK) * WEEK
-    return starts_at
 
 
 def quarantined() -> QuerySet[Quarantine]:

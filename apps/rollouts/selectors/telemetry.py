@@ -170,7 +170,9 @@ def series(
 SERIES_COUNTS = """
     SELECT date_bin(%(width)s, ended_at, 'epoch'::timestamptz) AS at,
            CASE %(by)s WHEN 'variant' THEN variant ELSE version_number END AS arm,
-           sum(requests), sum(errors), sum(cache_hits), sum(greatest(assigned, units + anonymous))
+           sum(requests), sum(errors), sum(cache_hits),
+           -- Data planes once did not count who was assigned; not by window, as answers come later.
+           coalesce(nullif(sum(assigned), 0), sum(units + anonymous))
     FROM rollouts_telemetryrow
     WHERE model_name = %(model)s AND ended_at > %(since)s AND ended_at <= %(until)s
       AND (cardinality(%(variants)s::text[]) = 0 OR variant = ANY(%(variants)s))

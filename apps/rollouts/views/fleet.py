@@ -9,6 +9,7 @@ from django.shortcuts import get_object_or_404
 from django.views.decorators.http import require_POST, require_safe
 
 from apps.lib.clock import database_now
+from apps.lib.confirm import Question, ask
 from apps.lib.pages import PageRequest, attempt, go_to, page, render_live, stamp_of
 from apps.models.access import actor_of, has_role, require_role
 from apps.models.models import Role
@@ -53,6 +54,14 @@ def forget(request: PageRequest) -> HttpResponse:
     """Stop waiting for an instance that went silent."""
     require_role(request.user, None, Role.OPERATOR)
     found = get_object_or_404(Instance, name=request.POST.get("name", ""))
+
+    text = (
+        f"Forget instance {found.name}? Rollouts no longer wait for it. Forget only what you know "
+        "to be gone: if it still serves, nobody sees from which table. If it reports again, it is "
+        "known again."
+    )
+    if asked := ask(request, Question(text, f"Forget {found.name}")):
+        return asked
 
     def forget_it() -> str:
         forget_instance(instance=found, actor=actor_of(request), now=database_now())

@@ -11,6 +11,7 @@ from django.http import HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
+from apps.lib.confirm import Question, ask
 from apps.lib.errors import InterlockError, NotFound
 from apps.lib.pages import PageRequest, attempt, go_to, page
 from apps.models.access import actor_of, has_role, require_role
@@ -117,6 +118,11 @@ def plan_edit(request: PageRequest, pk: int) -> HttpResponse:
 def plan_delete(request: PageRequest, pk: int) -> HttpResponse:
     require_role(request.user, None, Role.ADMIN)
     found = get_object_or_404(Plan, pk=pk)
+
+    text = f"Delete the plan {found.name}? Rollouts that follow it go on with the plan that they "
+    text += "started with."
+    if asked := ask(request, Question(text, f"Delete {found.name}")):
+        return asked
 
     def delete() -> str:
         delete_plan(plan=found, actor=actor_of(request))

@@ -13,11 +13,14 @@ from django.shortcuts import get_object_or_404, redirect, render
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
 from apps.lib.clock import database_now
+from apps.lib.confirm import REASON_MAX, ask
 from apps.lib.errors import InterlockError
 from apps.lib.pages import PageRequest, attempt, go_to, page, render_live, stamp_of
 from apps.models.access import actor_of, require_role
 from apps.models.models import Role
+from apps.rollouts.freezes import Freeze
 from apps.rollouts.models import Release, Rollout
+from apps.rollouts.overrides import holding_freeze
 from apps.rollouts.publication import silent_instances
 from apps.rollouts.release_rows import ROWS_MIN, Row, joint_obstacles, read_rows, with_empty
 from apps.rollouts.releases import abort_release, start_release
@@ -26,7 +29,7 @@ from apps.rollouts.selectors.fleet import read_fleet
 from apps.rollouts.selectors.releases import find_releases, state_of
 from apps.rollouts.selectors.rollouts import steps_of, steps_of_saved
 from apps.rollouts.selectors.rules import allowed
-from apps.rollouts.states import Phase
+from apps.rollouts.views.questions import can_abort, of_release_abort, release_abort_label
 
 LIST_PAGE = 25
 
@@ -52,14 +55,26 @@ def _rollouts(found: Release) -> list[Rollout]:
 def release(request: PageRequest, pk: UUID) -> HttpResponse:
     found = get_object_or_404(find_releases(), pk=pk)
     rollouts = _rollouts(found)
-    seen = [(each.pk, each.revision, each.weight_bp, each.reason) for each in rollouts]
+    freezes = _freezes(rollouts)
+    seen: list[tuple[object, ...]] = [
+        (each.pk, each.revision, each.weight_bp, each.reason, each.lacks_reason, can_abort(each))
+        for each in rollouts
+    ]
+    seen += [(rollout.pk, freeze.window.pk, freeze.until) for rollout, freeze in freezes]
     return render_live(
         request,
         template="rollouts/release.html",
         fragment="rollouts/_release.html",
         stamp=stamp_of(*seen),
-        context=lambda: _release_context(request, found, rollouts),
+        context=lambda: {**_release_context(request, found, rollouts), "freezes": freezes},
     )
+
+
+def _freezes(rollouts: list[Rollout]) -> list[tuple[Rollout, Freeze]]:
+    """Return the live rollouts that a freeze holds, each with the one that lasts longest."""
+    now = database_now()
+    held = [(each, holding_freeze(each, now)) for each in rollouts]
+    return [(rollout, freeze) for rollout, freeze in held if freeze is not None]
 
 
 def _release_context(
@@ -67,6 +82,7 @@ def _release_context(
 ) -> dict[str, Any]:
     live = [each for each in rollouts if each.is_live]
     operates = allowed(cast(User, request.user), Role.OPERATOR)
+    going = [each for each in rollouts if can_abort(each)]
     may_abort = all(operates.on(each.model_id) for each in rollouts)
     return {
         "now": database_now(),
@@ -78,7 +94,11 @@ def _release_context(
         "steps": steps_of(min(rollouts, key=lambda each: each.step_index)) if rollouts else [],
         "passed": [each for each in live if each.step_passed_at],
         "awaited": [each for each in live if not each.step_passed_at],
-        "can_abort": may_abort and any(each.phase != Phase.ROLLING_BACK for each in live),
+        "going": going,
+        "abort_label": release_abort_label(going),
+        "can_abort": may_abort and bool(going),
+        "can_operate": may_abort,
+        "unexplained": [each for each in rollouts if each.lacks_reason] if may_abort else [],
     }
 
 
@@ -86,11 +106,15 @@ def _release_context(
 @require_POST
 def abort(request: PageRequest, pk: UUID) -> HttpResponse:
     found = get_object_or_404(find_releases(), pk=pk)
-    for each in _rollouts(found):
+    rollouts = _rollouts(found)
+    for each in rollouts:
         require_role(request.user, each.model, Role.OPERATOR)
+    if asked := ask(request, of_release_abort(found, rollouts)):
+        return asked
 
     def act() -> str:
-        abort_release(release=found, actor=actor_of(request), now=database_now())
+        reason = request.POST.get("reason", "").strip()[:REASON_MAX]
+        abort_release(release=found, actor=actor_of(request), now=database_now(), reason=reason)
         return "Aborted: all traffic of all its models goes back to stable."
 
     attempt(request, act)

@@ -21,12 +21,14 @@ from apps.rollouts.check_kinds import ERROR_RATE, LATENCY, UNANSWERED
 from apps.rollouts.explain import tell_story
 from apps.rollouts.forms import RolloutFilterForm
 from apps.rollouts.models import Rollout
+from apps.rollouts.overrides import holding_freeze
 from apps.rollouts.selectors import rollouts as selectors
 from apps.rollouts.selectors.checks import checks_of
 from apps.rollouts.selectors.ends import ends_of
 from apps.rollouts.selectors.obstacles import Obstacle, obstacles_of
 from apps.rollouts.selectors.telemetry import minute_stamp, series
 from apps.rollouts.states import Phase
+from apps.rollouts.views.questions import abort_label, can_abort
 
 LIST_PAGE = 25
 
@@ -100,12 +102,13 @@ def state_context(request: PageRequest, found: Rollout) -> dict[str, Any]:
         "story": tell_story(found),
         "log": selectors.decision_log(found, request.GET.get("page")),
         "can_operate": can_operate,
+        "freeze": holding_freeze(found, now),
         **_allowed(found, len(steps)),
         **(_retry_context(found, now) if can_operate else {}),
     }
 
 
-def _allowed(found: Rollout, steps: int) -> dict[str, bool]:
+def _allowed(found: Rollout, steps: int) -> dict[str, Any]:
     """Say what may be done to it in its phase, whoever looks at it."""
     phase = Phase(found.phase)
     goes_on = phase in {Phase.BAKING, Phase.PAUSED}
@@ -114,7 +117,8 @@ def _allowed(found: Rollout, steps: int) -> dict[str, bool]:
         "can_resume": phase is Phase.PAUSED,
         "can_skip": goes_on and found.step_index + 1 < steps,
         "can_promote": goes_on,
-        "can_abort": found.is_live and phase is not Phase.ROLLING_BACK,
+        "can_abort": can_abort(found),
+        "abort_label": abort_label(found),
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import cast
+from zoneinfo import available_timezones
 
 from django.contrib import messages
 from django.contrib.auth.models import User
@@ -12,11 +13,13 @@ from django.shortcuts import get_object_or_404, redirect, render
 from django.views.decorators.http import require_POST, require_safe
 
 from apps.lib.clock import database_now
+from apps.lib.confirm import Question, ask
 from apps.lib.errors import InterlockError, Invalid
 from apps.lib.pages import PageRequest, attempt, go_to, page
 from apps.models.access import actor_of, has_role, require_role
 from apps.models.models import ModelVersion, Role
 from apps.rollouts.freeze_store import create_freeze, end_freeze, role_to_freeze
+from apps.rollouts.freezes import open_until
 from apps.rollouts.models import FreezeWindow
 from apps.rollouts.rule_forms import FreezeForm, LimitForm, tell
 from apps.rollouts.selectors.rules import allowed, count_places, quarantined, read_freezes
@@ -50,6 +53,7 @@ def _render(
         "now": now,
         "freezes": read_freezes(user, now),
         "freeze_form": freeze,
+        "time_zones": sorted(available_timezones()),
         "can_freeze": is_admin or operates.models.exists(),
         "limit": present,
         "limit_form": limit or LimitForm(initial={"concurrent_max": present}),
@@ -90,12 +94,28 @@ def _named(window: FreezeWindow) -> str:
     return window.model.name if window.model else "All models"
 
 
+def _of_ending(window: FreezeWindow) -> Question:
+    is_open = open_until(window, database_now()) is not None
+    models = window.model.name if window.model else "all models"
+    if not is_open:
+        text = f"Delete the freeze window of {models} ({window.reason})? It will not open any more."
+    elif window.is_weekly:
+        text = f"Delete this weekly freeze window ({window.reason})? It ends now and does not come "
+        text += f"again. Rollouts of {models} go on at once."
+    else:
+        text = f"End this freeze window ({window.reason}) now? Rollouts of {models} go on at once."
+    return Question(text, "End now" if is_open and not window.is_weekly else "Delete")
+
+
 @page
 @require_POST
 def freeze_end(request: PageRequest, pk: int) -> HttpResponse:
     """End an open window now; delete one that is not open, or that comes again."""
     window = get_object_or_404(FreezeWindow.objects.select_related("model"), pk=pk)
     require_role(request.user, window.model, role_to_freeze(window.model))
+
+    if asked := ask(request, _of_ending(window)):
+        return asked
 
     def end() -> str:
         end_freeze(window=window, actor=actor_of(request), now=database_now())

@@ -11,6 +11,7 @@ from django.shortcuts import get_object_or_404
 from django.views.decorators.http import require_POST, require_safe
 
 from apps.lib.clock import database_now
+from apps.lib.confirm import Question, ask
 from apps.lib.errors import NotFound
 from apps.lib.pages import PageRequest, attempt, go_to, page, render_live, stamp_of
 from apps.models.access import actor_of, has_role, require_role
@@ -153,8 +154,20 @@ def _chart_context(request: PageRequest, found: RegisteredModel, now: datetime) 
 @require_POST
 def rollback(request: PageRequest, name: str) -> HttpResponse:
     """Go back to the version before at once, or to the earlier one that is named."""
-    found = get_object_or_404(RegisteredModel.objects.select_related("stable"), name=name)
+    models = RegisteredModel.objects.select_related("stable", "previous_stable")
+    found = get_object_or_404(models, name=name)
     require_role(request.user, found, Role.OPERATOR)
+
+    named = _named_version(found, request.POST.get("version", ""))
+    target = named or found.previous_stable
+    if found.stable and target:
+        text = (
+            f"Roll back {name} from version {found.stable.number} to version {target.number}? All "
+            f"traffic moves at once, without steps and checks, and version {found.stable.number} "
+            "goes into quarantine."
+        )
+        if asked := ask(request, Question(text, f"Roll back to {target.number}")):
+            return asked
 
     def go() -> str:
         rollout = services.rollback_model(
@@ -162,7 +175,7 @@ def rollback(request: PageRequest, name: str) -> HttpResponse:
             actor=actor_of(request),
             now=database_now(),
             reason=request.POST.get("reason", "")[:500],
-            to=_named_version(found, request.POST.get("version", "")),
+            to=named,
             overrides=request.POST.getlist("override"),
         )
         return f"{found.name} goes back to version {rollout.target.number}."

@@ -15,6 +15,7 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_http_methods, require_POST
 
 from apps.lib.clock import database_now
+from apps.lib.confirm import Question, ask
 from apps.lib.errors import InterlockError
 from apps.lib.pages import PageRequest, attempt, go_to, page
 from apps.models.access import actor_of, has_role, require_role
@@ -99,6 +100,30 @@ def _render_tenant(
     return render(request, "tenants/tenant.html", context, status=status)
 
 
+ANSWER = Question(
+    "Answer requests that bring no API key? They are counted as nobody's, and no quota holds for "
+    "them.",
+    "Answer them",
+)
+
+
+def _of_requiring() -> Question:
+    active = ApiKey.objects.filter(revoked_at=None).count()
+    keys = f"{active} active key{'' if active == 1 else 's'}"
+    text = f"Refuse requests that bring no API key? Whoever shows none of the {keys} is refused "
+    text += "with 401, at once."
+    return Question(text, "Refuse them")
+
+
+def _of_revoking(key: ApiKey) -> Question:
+    is_last = key.tenant.keys.filter(revoked_at=None).exclude(pk=key.pk).count() == 0
+    text = f"Revoke API key {key.name} (…{key.hint})? Applications that use it are refused within "
+    text += "seconds, and it cannot be given back."
+    if is_last and tenants.is_key_required():
+        text += " It is the tenant's last one."
+    return Question(text, f"Revoke {key.name}")
+
+
 @page
 @never_cache
 @require_POST
@@ -120,6 +145,8 @@ def key_create(request: PageRequest, name: str) -> HttpResponse:
 def key_revoke(request: PageRequest, name: str, pk: int) -> HttpResponse:
     require_role(request.user, None, Role.ADMIN)
     key = get_object_or_404(ApiKey, pk=pk, tenant__name=name)
+    if asked := ask(request, _of_revoking(key)):
+        return asked
     tenants.revoke_key(key=key, actor=actor_of(request), now=database_now())
     messages.success(request, f"API key {key.name} is revoked: it opens nothing any more.")
     return go_to(request, "tenant", name)
@@ -130,6 +157,10 @@ def key_revoke(request: PageRequest, name: str, pk: int) -> HttpResponse:
 def tenant_delete(request: PageRequest, name: str) -> HttpResponse:
     require_role(request.user, None, Role.ADMIN)
     found = get_object_or_404(Tenant, name=name)
+    active = found.keys.filter(revoked_at=None).count()
+    text = f"Delete tenant {name}? API keys of it that will be refused at once: {active}."
+    if asked := ask(request, Question(text, f"Delete {name}")):
+        return asked
     tenants.delete_tenant(tenant=found, actor=actor_of(request), now=database_now())
     messages.success(request, f"Tenant {name} is deleted, with its API keys.")
     return go_to(request, "tenant-list")
@@ -140,6 +171,8 @@ def tenant_delete(request: PageRequest, name: str) -> HttpResponse:
 def key_required(request: PageRequest) -> HttpResponse:
     require_role(request.user, None, Role.ADMIN)
     required = request.POST.get("required") == "1"
+    if asked := ask(request, _of_requiring() if required else ANSWER):
+        return asked
 
     def change() -> str:
         tenants.require_keys(required=required, actor=actor_of(request), now=database_now())

@@ -9,7 +9,9 @@ from typing import Any
 
 from django.conf import settings
 from django.contrib.auth.models import User
-from django.core.management.base import BaseCommand
+from django.contrib.auth.password_validation import validate_password
+from django.core.exceptions import ValidationError
+from django.core.management.base import BaseCommand, CommandError
 from django.db import transaction
 
 from apps.lib.actors import Actor
@@ -44,6 +46,10 @@ class Command(BaseCommand):
             return ""
         if not password:
             return "no admin yet: set INTERLOCK_ADMIN_PASSWORD"
+        try:
+            validate_password(password, User(username=name))
+        except ValidationError as error:
+            raise CommandError(f"INTERLOCK_ADMIN_PASSWORD: {' '.join(error.messages)}") from error
         User.objects.create_superuser(name, password=password)
         return f"admin {name} made"
 

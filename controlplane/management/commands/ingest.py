@@ -11,6 +11,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandParser
 
 from controlplane.ingest import Ingester, connect
+from controlplane.watchdog import start_watchdog
 
 
 class Command(BaseCommand):
@@ -30,5 +31,6 @@ class Command(BaseCommand):
         stop = Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stop.set())
+        start_watchdog(stop)
         with connect() as client:
             Ingester(client, options["consumer"]).run(stop)

@@ -1,54 +1,69 @@
-// What the pages need beyond HTMX: a confirmation dialog, clocks, charts, and honesty when the
-// server is away. Loaded once with `defer`; no inline script anywhere, so that a strict CSP holds.
+// What the pages need beyond HTMX: the dialog of questions, keys, clocks, charts, and honesty when
+// the server is away. Loaded once with `defer`; no inline script anywhere, so that a strict CSP
+// holds. Every button works without it.
 "use strict";
 
 const styles = getComputedStyle(document.documentElement);
 const colour = (name) => styles.getPropertyValue(name).trim();
 const each = (selector, act) => document.querySelectorAll(selector).forEach(act);
+const byId = (id) => document.getElementById(id);
 
-// --- Confirmation: `hx-confirm` asks in our dialog, which names the consequence. ----------------
-document.addEventListener("htmx:confirm", (event) => {
-  if (!event.detail.question) return;
-  event.preventDefault();
-  const dialog = document.getElementById("confirm");
-  const yes = document.getElementById("confirm-yes");
-  document.getElementById("confirm-text").textContent = event.detail.question;
-  yes.textContent = event.target.dataset.yes || "Yes";
-  const answer = askReason(dialog, event.target);
-  dialog.returnValue = "no";
-  dialog.addEventListener("close", () => {
-    if (answer) answer.closest("label").remove();
-    if (dialog.returnValue !== "yes") return;
-    if (answer) event.target.querySelector("[name=reason]").value = answer.value;
-    event.detail.issueRequest(true);
-  }, { once: true });
-  dialog.showModal();
+// --- Questions: the server asks before what cannot be undone; its answer goes into the dialog. ----
+let askedState = "";
+const presentState = () => (byId("live") ? byId("live").dataset.state || "" : "");
+
+function openQuestion() {
+  askedState = presentState();
+  byId("confirm-changed").hidden = true;
+  if (!byId("confirm").open) byId("confirm").showModal();
+  (document.querySelector("#confirm [autofocus]") || byId("confirm-yes")).focus();
+}
+
+// What is asked about may change while somebody reads: then the dialog says how it stands now.
+function tellChange() {
+  if (!byId("confirm").open || presentState() === askedState) return;
+  const box = byId("confirm-changed");
+  box.textContent = `This changed while you were reading. Now: ${byId("live").dataset.say || ""}`;
+  box.hidden = false;
+}
+
+document.addEventListener("htmx:afterSwap", (event) => {
+  if (event.detail.target.id === "confirm-body") openQuestion();
+});
+// A yes is sent: its answer shows on the page, or asks once more.
+document.addEventListener("htmx:beforeRequest", (event) => {
+  if (event.detail.elt.closest("#confirm")) byId("confirm").close();
+});
+document.addEventListener("click", (event) => {
+  if (event.target.closest("[data-close]")) byId("confirm").close();
 });
 
-// A form with `data-ask` is asked for its reason in the same dialog.
-function askReason(dialog, form) {
-  if (!form.dataset.ask) return null;
-  const label = document.createElement("label");
-  const answer = document.createElement("input");
-  answer.maxLength = 1000;
-  label.append(form.dataset.ask, answer);
-  document.getElementById("confirm-text").after(label);
-  return answer;
-}
+// --- Keys: `data-key` presses its button, unless somebody types or is being asked. ---------------
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
+  if (event.target.closest("input, select, textarea, [contenteditable]")) return;
+  const button = document.querySelector(`[data-key="${CSS.escape(event.key)}"]`);
+  if (!button || byId("confirm").open) return;
+  event.preventDefault();
+  button.click();
+});
 
 // --- Polling --------------------------------------------------------------------------------
 const isPoll = (detail) => detail.requestConfig.verb === "get";
 
 document.addEventListener("htmx:beforeRequest", (event) => {
-  // A hidden page asks for nothing; it asks again within seconds of being looked at.
+  // A hidden page asks for nothing; it asks again at once when it is looked at.
   if (document.hidden && isPoll(event.detail)) event.preventDefault();
+});
+document.addEventListener("visibilitychange", () => {
+  if (!document.hidden && byId("live")) htmx.trigger("#live", "look");
 });
 
 document.addEventListener("htmx:beforeSwap", (event) => {
   const { xhr, target } = event.detail;
   if (xhr.responseURL.includes("/login/")) return window.location.reload();
-  // Swapping under an open question would take the asked button away.
-  if (document.querySelector("dialog[open]")) event.detail.shouldSwap = false;
+  // A pressed button keeps its place until it is answered: htmx gives no answer to one that is gone.
+  if (isPoll(event.detail) && target.querySelector(".htmx-request")) event.detail.shouldSwap = false;
   keepScroll(target);
 });
 
@@ -72,6 +87,7 @@ document.addEventListener("htmx:afterSettle", () => {
     if (box) box.open = isOpen;
   }
   refresh();
+  tellChange();
 });
 
 let answeredAt = new Date();
@@ -162,6 +178,17 @@ function draw(source, again) {
   box.replaceChildren(...(box.classList.contains("js-plotly-plot") ? box.childNodes : []));
   Plotly.react(box, data, layout, { responsive: true, displayModeBar: false });
 }
+
+// The code that draws is some megabytes: it is fetched once the page can be used without it.
+function fetchCharts() {
+  const source = document.querySelector("meta[name=charts]").content;
+  if (!source) return;
+  const script = document.createElement("script");
+  script.src = source;
+  script.addEventListener("load", () => drawAll(false));
+  document.head.append(script);
+}
+window.addEventListener("load", () => setTimeout(fetchCharts, 0));
 
 function drawAll(again) {
   if (typeof Plotly === "undefined") return;

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 
 from contract.routing import Cache as Settings
 from dataplane.cache import Cache
@@ -12,7 +11,7 @@ from dataplane.predict import Predictor
 from dataplane.serving import Serving
 from dataplane.telemetry import Telemetry
 from tests.dataplane.wire import Answer, Wire, request
-from tests.dataplane.worlds import HeldTriton, body, model, sums_reply, table
+from tests.dataplane.worlds import HeldTriton, body, model, stopped_clock, sums_reply, table
 
 ROW = [1.0, 2.0, 3.0, 4.0]
 INFER = "/v2/models/sums/infer"
@@ -25,7 +24,7 @@ class Plane:
     def __init__(self, answer=sums_reply, shared=None, **changes):
         loop = asyncio.get_running_loop()
         self.triton = HeldTriton(answer)
-        self.telemetry = Telemetry(time.time)
+        self.telemetry = Telemetry(stopped_clock())
         self.serving = Serving(self.triton, self.telemetry, loop, 4)
         self.cache = self.serving.cache = Cache(loop, shared, 1_000, 10_000_000)
         self.apply(1, **changes)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 from functools import reduce
 from typing import Any
 
@@ -11,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from apps.experiments.stats.comoments import Comoments
+from apps.experiments.stats.comparison import Reading, State, UpliftState
 from apps.experiments.stats.data import (
     ArmData,
     ArmSpec,
@@ -23,6 +26,7 @@ from apps.experiments.stats.data import (
 )
 from apps.experiments.stats.quantiles import order_statistics_of
 from apps.experiments.stats.report import make_report
+from apps.experiments.stats.shapes import Compared, MetricReport
 
 KINDS: tuple[MetricKind, ...] = ("proportion", "mean", "ratio", "quantile")
 LEVELS = ("x", "y", "z")
@@ -116,3 +120,62 @@ def test_a_report_is_numbers_or_a_state(
                 assert read.high is not None
                 assert read.low > 0.0 or read.high < 0.0
                 assert min(a.comoments.n for a in seen.arms.values() if a.comoments.n) > 0
+
+
+def as_planned(data: ExperimentData) -> ExperimentData:
+    """Return the same with the shares of units that were planned: nothing stops a verdict."""
+    whole = sum(data.exposed.values()) or 1
+    shares = {name: n / whole for name, n in data.exposed.items()}
+    return replace(data, phases=(Phase(data.exposed, shares),))
+
+
+def agree(reading: Reading, difference: float | None) -> None:
+    """Assert that a reading's verdict, interval and p-value say the same."""
+    if reading.state is not State.OK:
+        assert not reading.is_significant
+        return
+    assert None not in (reading.low, reading.high, reading.p_value, difference)
+    assert reading.low <= difference <= reading.high
+    assert 0.0 < reading.p_value <= 1.0
+    # At the level itself rounding decides.
+    if math.isclose(reading.p_value, reading.alpha, rel_tol=1e-6):
+        return
+    excludes = reading.low > 0.0 or reading.high < 0.0
+    assert excludes == (reading.p_value < reading.alpha) == reading.is_significant
+    if reading.uplift_state is UpliftState.OK:
+        assert excludes == (reading.uplift_low > 0.0 or reading.uplift_high < 0.0)
+
+
+def margin_agrees(metric: MetricReport, compared: Compared) -> None:
+    judged = compared.non_inferiority
+    if judged is None:
+        assert metric.margin is None
+        return
+    above = judged.bound is not None and judged.bound > -judged.margin
+    assert above == (judged.state == "not-worse")
+    if judged.state == "worse" and compared.difference is not None:
+        gain = compared.difference * (1.0 if metric.direction == "increase" else -1.0)
+        assert gain < -judged.margin
+
+
+@settings(max_examples=80, deadline=None)
+@given(experiments(), st.booleans(), st.sampled_from([1, 10_000]))
+def test_verdict_interval_and_p_value_never_contradict_each_other(
+    data: ExperimentData, is_final: bool, planned_units: int
+) -> None:
+    found = make_report(
+        as_planned(data), alpha=0.05, planned_units=planned_units, is_final=is_final
+    )
+    for metric in found.metrics:
+        if metric.state is State.INVALID_DATA:
+            continue
+        for compared in metric.comparisons:
+            agree(compared.sequential, compared.difference)
+            agree(compared.fixed, compared.difference)
+            margin_agrees(metric, compared)
+            grows = compared.difference is not None and compared.difference > 0.0
+            better = grows == (metric.direction == "increase")
+            assert compared.is_significant == compared.reading.is_significant
+            assert compared.outcome == (
+                ("better" if better else "worse") if compared.is_significant else "undecided"
+            )

@@ -23,19 +23,34 @@ def region(events: int, n: int, control_events: int, control_n: int) -> RateRegi
     return RateRegion(control_n, control_events, n, events)
 
 
-@pytest.mark.parametrize(
-    ("counts", "expected"),
-    [
-        # Newcombe (1998), Statistics in Medicine 17, table II, method 5 (Mee).
-        ((56, 70, 48, 80), (0.0533, 0.3377)),
-        ((9, 10, 3, 10), (0.1821, 0.8370)),
-        ((0, 20, 0, 10), (-0.2775, 0.1611)),
-    ],
-)
+# Newcombe (1998), Statistics in Medicine 17, table II: the intervals of methods 5 (Mee) and 6
+# (Miettinen and Nurminen), which differ by the factor N/(N − 1) of the variance.
+PUBLISHED = [
+    ((56, 70, 48, 80), (0.0533, 0.3377), (0.0528, 0.3382)),
+    ((9, 10, 3, 10), (0.1821, 0.8370), (0.1700, 0.8406)),
+    ((10, 10, 0, 20), (0.7225, 1.0000), (0.7156, 1.0000)),
+    ((0, 10, 0, 20), (-0.1611, 0.2775), (-0.1658, 0.2844)),
+]
+
+
+@pytest.mark.parametrize(("counts", "mee", "miettinen"), PUBLISHED)
 def test_intervals_of_differences_are_the_published_ones(
-    counts: tuple[int, int, int, int], expected: tuple[float, float]
+    counts: tuple[int, int, int, int], mee: tuple[float, float], miettinen: tuple[float, float]
 ) -> None:
-    assert region(*counts).limits(Z95) == pytest.approx(expected, abs=5e-5)
+    total = counts[1] + counts[3]
+    wider = Z95 * math.sqrt(total / (total - 1))
+
+    assert region(*counts).limits(Z95) == pytest.approx(mee, abs=5e-5)
+    assert region(*counts).limits(wider) == pytest.approx(miettinen, abs=5e-5)
+
+
+def test_a_rate_of_no_event_beside_another_is_bounded_by_wilsons_interval() -> None:
+    """With no event in either arm the likeliest rates at δ are δ and 0: Wilson's bound (1927)."""
+    for n, control_n in ((10, 20), (37, 5), (200, 4_000)):
+        low, high = region(0, n, 0, control_n).limits(Z95)
+
+        assert high == pytest.approx(Z95**2 / (n + Z95**2), rel=1e-8)
+        assert low == pytest.approx(-(Z95**2) / (control_n + Z95**2), rel=1e-8)
 
 
 def test_the_test_against_a_margin_is_the_published_one() -> None:
@@ -162,6 +177,29 @@ def test_one_stratum_is_the_plain_interval_but_for_its_factor() -> None:
     found = strata([(9_000, 450, 1_000, 60)]).limits(Z95 * math.sqrt(9_999 / 10_000))
 
     assert found == pytest.approx((low, high), rel=1e-6)
+
+
+def test_one_sided_limits_of_one_stratum_are_the_plain_ones_but_for_the_factor() -> None:
+    plain = region(9, 200, 380, 19_800).one_sided_limits(Z95)
+
+    assert strata([(19_800, 380, 200, 9)]).one_sided_limits(Z95) == pytest.approx(plain, rel=1e-3)
+
+
+def test_one_sided_limits_of_strata_err_alike_where_one_arm_has_few_events() -> None:
+    rng, runs, margin = np.random.default_rng(7), 600, 0.01
+    rates, sizes = (0.02, 0.03), ((9_900, 100), (9_900, 100))
+    above = plain = 0
+    for _ in range(runs):
+        rows = [
+            (m, rng.binomial(m, p), n, rng.binomial(n, p + margin))
+            for p, (m, n) in zip(rates, sizes, strict=True)
+        ]
+        above += strata(rows).one_sided_limits(Z95)[0] > margin
+        plain += strata(rows).limits(Z95)[0] > margin
+
+    # Two standard errors of 2.5 % are 1.3 %.
+    assert above / runs <= 0.025 + 0.013
+    assert plain > above
 
 
 @pytest.mark.parametrize("margin", [-0.02, 0.03])

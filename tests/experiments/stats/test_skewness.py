@@ -164,7 +164,7 @@ def test_strata_are_hardened_as_whole_arms_are() -> None:
         replace(a, strata={k: replace(v, thirds=()) for k, v in a.strata.items()}) for a in arms
     ]
 
-    assert found.test == "post-stratified"
+    assert found.test == "stratified-t"
     assert found.standard_error > estimate(MEAN, *plain).found.standard_error
     assert found.skewness < 0.0
 

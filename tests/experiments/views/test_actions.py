@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 from django.test import Client
 
 from apps.experiments.models import Experiment
 from apps.experiments.services import pause_experiment
+from tests.confirming import post_yes
 from tests.experiments.factories import ANNA, NOW, make_draft, make_running
 from tests.experiments.views.pages import HTMX, PAGE, text_of
 
@@ -20,8 +23,8 @@ def revision() -> dict[str, int]:
 def test_an_operator_starts_and_stops_it(operator: Client) -> None:
     experiment = make_draft()
 
-    started = operator.post(f"{PAGE}start/", {"revision": 0}, headers=HTMX)
-    stopped = operator.post(f"{PAGE}stop/", {"revision": 1, "reason": "seen enough"})
+    started = post_yes(operator, f"{PAGE}start/", {"revision": 0}, headers=HTMX)
+    stopped = post_yes(operator, f"{PAGE}stop/", {"revision": 1, "reason": "seen enough"})
 
     experiment.refresh_from_db()
     assert started.headers["HX-Redirect"] == stopped.headers["Location"] == PAGE
@@ -34,7 +37,8 @@ def test_an_operator_pauses_resumes_and_abandons_it(operator: Client) -> None:
     states = []
 
     for move in ("pause", "resume", "abandon"):
-        operator.post(f"{PAGE}{move}/", revision())
+        act = operator.post if move == "resume" else partial(post_yes, operator)
+        act(f"{PAGE}{move}/", revision())
         experiment.refresh_from_db()
         states.append(experiment.state)
 
@@ -54,7 +58,7 @@ def test_a_refresh_is_due_at_once(operator: Client) -> None:
 def test_a_draft_is_deleted(operator: Client) -> None:
     make_draft()
 
-    answer = operator.post(f"{PAGE}delete/", revision())
+    answer = post_yes(operator, f"{PAGE}delete/", revision())
 
     assert answer.headers["Location"] == "/experiments/"
     assert not Experiment.objects.exists()

@@ -7,6 +7,7 @@ from django.test import Client
 
 from apps.experiments.models import Experiment
 from apps.rollouts.models import Rollout
+from tests.confirming import post_yes
 from tests.experiments.factories import make_draft, make_running
 from tests.experiments.stored import metric, stored_result
 from tests.experiments.test_ship import make_plan
@@ -24,7 +25,7 @@ def test_the_winner_is_shipped_by_one_click(operator: Client) -> None:
     make_analysed(stored_result())
     assert "Ship strong" in text_of(operator, PAGE)
 
-    answer = operator.post(f"{PAGE}ship/", revision() | {"variant": "strong"}, headers=HTMX)
+    answer = post_yes(operator, f"{PAGE}ship/", revision() | {"variant": "strong"}, headers=HTMX)
 
     rollout = Rollout.objects.get()
     assert answer.headers["HX-Redirect"] == f"/rollouts/{rollout.pk}/"
@@ -37,11 +38,10 @@ def test_without_a_winner_there_is_no_click_and_a_reason_is_needed(operator: Cli
     make_analysed(stored_result(metric(winner=None)))
     assert "Ship strong" not in text_of(operator, PAGE)
 
-    refused = operator.post(f"{PAGE}ship/", revision() | {"variant": "strong"})
-    unsaid = operator.post(f"{PAGE}ship/", revision() | {"variant": "strong", "force": "on"})
-    forced = operator.post(
-        f"{PAGE}ship/", revision() | {"variant": "strong", "force": "on", "reason": "I know"}
-    )
+    refused = post_yes(operator, f"{PAGE}ship/", revision() | {"variant": "strong"})
+    by_force = revision() | {"variant": "strong", "force": "on"}
+    unsaid = post_yes(operator, f"{PAGE}ship/", by_force)
+    forced = post_yes(operator, f"{PAGE}ship/", by_force | {"reason": "I know"})
 
     assert (refused.status_code, unsaid.status_code, forced.status_code) == (409, 400, 302)
     assert "There is no winner yet; force it" in refused.content.decode()

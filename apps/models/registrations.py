@@ -1,0 +1,210 @@
+"""Registrations: what somebody asked to register, and what becomes of it.
+
+A request only takes the files in. A worker inspects them, one registration at a time over all
+workers, in a process with bounds, so that a hostile file costs no web thread and at most one worker
+slot for a bounded time. The row is the truth: a worker that is killed leaves one that the next turn
+does again.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime, timedelta
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from django.conf import settings
+from django.db import transaction
+from django.db.models import F
+
+from apps.lib.actors import Actor
+from apps.lib.clock import database_now
+from apps.lib.errors import InterlockError, Invalid, Unavailable
+from apps.models.artifacts import MODEL_FILE
+from apps.models.metadata import Metadata
+from apps.models.models import ModelVersion, Registration
+from apps.models.registration import URI_LENGTH_MAX, plain_name, register_directory, register_uri
+from apps.models.sources import check_uri
+from apps.models.versions import REGISTRATIONS, check_name
+
+log = logging.getLogger(__name__)
+
+# So many wait; beyond it the answer is 503. Each may hold as many bytes as an artifact may have.
+WAITING_MAX = 20
+# A worker that dies of a file is not offered it for ever.
+ATTEMPTS_MAX = 3
+# A turn begins nothing after so long, so that other tasks get the worker.
+TURN_S = 5.0
+KEEP = timedelta(days=30)
+State = Registration.State
+
+
+def submit_file(
+    *,
+    name: str,
+    files: Sequence[tuple[str, Path]],
+    metadata: Metadata,
+    actor: Actor,
+    now: datetime,
+) -> Registration:
+    """Take an uploaded ONNX file, and those of external data beside it, to be registered soon.
+
+    `files` are name and path of each, the ONNX file first. They are moved.
+
+    Raises:
+        Invalid: the name, the metadata or a file's name cannot be used; nothing was taken.
+        Unavailable: as many wait as may.
+    """
+    (file_name, file), *beside = files
+    names = [plain_name(data_name) for data_name, _ in beside]
+    uri = f"upload:{Path(file_name).name}"[:URI_LENGTH_MAX].replace("\0", "")
+    row = _new(name, uri, metadata, actor, now)
+    row.is_upload = True
+    directory = directory_of(row)
+    directory.mkdir(parents=True)
+    try:
+        for data_name, (_, data) in zip(names, beside, strict=True):
+            shutil.move(data, directory / data_name)
+        shutil.move(file, directory / MODEL_FILE)
+        _save(row)
+    except BaseException:
+        shutil.rmtree(directory, ignore_errors=True)
+        raise
+    return row
+
+
+def submit_uri(
+    *, name: str, uri: str, metadata: Metadata, actor: Actor, now: datetime
+) -> Registration:
+    """Take a URI, to be fetched and registered soon.
+
+    Raises:
+        Invalid: the name, the URI or the metadata cannot be used; nothing was taken.
+        Unavailable: as many wait as may.
+    """
+    if len(uri) > URI_LENGTH_MAX:
+        raise Invalid(f"uri: at most {URI_LENGTH_MAX} characters.")
+    check_uri(uri)
+    row = _new(name, uri, metadata, actor, now)
+    _save(row)
+    return row
+
+
+def directory_of(row: Registration) -> Path:
+    return Path(settings.ARTIFACT_DIR) / REGISTRATIONS / str(row.pk)
+
+
+def _new(name: str, uri: str, metadata: Metadata, actor: Actor, now: datetime) -> Registration:
+    check_name(name)
+    # What is wrong with it is told at once, not by the worker.
+    metadata.facts()
+    waiting = Registration.objects.filter(settled_at=None).count()
+    if waiting >= WAITING_MAX:
+        raise Unavailable(f"{waiting} registrations wait already, the most there may be.")
+    return Registration(
+        model_name=name,
+        uri=uri,
+        metadata=asdict(metadata),
+        actor=actor.name,
+        origin=actor.origin,
+        stage="waiting for a worker",
+        created_at=now,
+        stage_at=now,
+    )
+
+
+@transaction.atomic
+def _save(row: Registration) -> None:
+    # Beat has it done within a second: no request waits for the broker.
+    row.save(force_insert=True)
+    Registration.objects.filter(settled_at__lt=row.created_at - KEEP).delete()
+
+
+# --- the worker's side ---------------------------------------------------------------------------
+
+
+def work_registrations() -> int:
+    """Do what waits, the oldest first; return how many were settled. One caller at a time."""
+    until, settled = monotonic() + TURN_S, 0
+    while monotonic() < until and (row := _claim()) is not None:
+        settled += _guarded(row)
+    return settled
+
+
+def _claim() -> Registration | None:
+    """Return the oldest that is not settled. One that was begun was left by a worker that died."""
+    row = Registration.objects.filter(settled_at=None).order_by("created_at", "pk").first()
+    if row is None:
+        return None
+    mine = Registration.objects.filter(pk=row.pk, settled_at=None, attempts=row.attempts)
+    values = {"state": State.INSPECTING, "stage": "begun", "stage_at": database_now()}
+    if mine.update(attempts=F("attempts") + 1, **values) == 0:
+        return None
+    row.attempts += 1
+    return row
+
+
+def _guarded(row: Registration) -> bool:
+    """Do one; whatever happens, it is settled and the next one gets its turn."""
+    try:
+        if row.attempts > ATTEMPTS_MAX:
+            raise Invalid(f"its inspection ended {ATTEMPTS_MAX} times without an answer")
+        version = _register(row)
+    except InterlockError as error:
+        refusal: dict[str, Any] = {
+            "code": error.code,
+            "reason": error.message,
+            "detail": error.detail,
+        }
+        return _settle(row, State.REFUSED, **refusal)
+    except Exception as error:
+        log.exception("registration.failed %s", row.pk)
+        reason = f"It could not be registered: {type(error).__name__}: {error}"
+        return _settle(row, State.REFUSED, code="error", reason=reason)
+    return _settle(row, State.REGISTERED, version=version)
+
+
+def _register(row: Registration) -> ModelVersion:
+    metadata, actor = Metadata(**row.metadata), Actor(row.actor, row.origin)
+
+    def tell(stage: str) -> None:
+        Registration.objects.filter(pk=row.pk).update(stage=stage, stage_at=database_now())
+
+    given: dict[str, Any] = {
+        "name": row.model_name, "uri": row.uri, "metadata": metadata, "actor": actor,
+        "now": row.created_at, "tell": tell,
+    }  # fmt: skip
+    if row.is_upload:
+        return register_directory(directory=directory_of(row), **given)
+    return register_uri(**given)
+
+
+def _settle(
+    row: Registration,
+    state: Registration.State,
+    *,
+    version: ModelVersion | None = None,
+    code: str = "",
+    reason: str = "",
+    detail: dict[str, Any] | None = None,
+) -> bool:
+    now = database_now()
+    # By the attempt: a worker that was thought dead does not write over another one's result.
+    mine = Registration.objects.filter(pk=row.pk, settled_at=None, attempts=row.attempts)
+    settled = mine.update(
+        state=state,
+        version=version,
+        code=code,
+        reason=reason.replace("\0", ""),
+        detail=detail or {},
+        stage="",
+        stage_at=now,
+        settled_at=now,
+    )
+    shutil.rmtree(directory_of(row), ignore_errors=True)
+    log.info("registration.%s %s %s %s", state, row.pk, version or row.model_name, reason)
+    return bool(settled)

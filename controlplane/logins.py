@@ -1,0 +1,107 @@
+"""Logins of people: throttled, locked out after failures, and in the audit log.
+
+django-axes counts failures and locks a name out from an address. `Guard` adds two wider limits, for
+guesses at one name from many addresses and at many names from one.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from axes.handlers.database import AxesDatabaseHandler
+from axes.models import AccessAttempt
+from axes.signals import user_locked_out
+from django.conf import settings
+from django.contrib.auth.signals import user_logged_in, user_logged_out, user_login_failed
+from django.db.models import Q, Sum
+from django.dispatch import receiver
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import render
+from django.utils import timezone
+
+from apps.lib.actors import Actor
+from apps.models.audit import record_audit
+from apps.models.models import AuditEntry
+from controlplane.addresses import client_address
+
+NAME_MAX = 150
+LOCKED = "login.locked"
+
+
+class Guard(AxesDatabaseHandler):  # type: ignore[misc]
+    """axes' handler, which also locks one name everywhere, and one address for every name."""
+
+    def is_locked(self, request: HttpRequest, credentials: dict[str, Any] | None = None) -> bool:
+        if super().is_locked(request, credentials):
+            return True
+        since = timezone.now() - settings.AXES_COOLOFF_TIME
+        recent = AccessAttempt.objects.filter(attempt_time__gt=since)
+        wide = [Q(ip_address=client_address(request))]
+        if name := (credentials or {}).get("username"):
+            wide.append(Q(username=name))
+        return any(_failures(recent.filter(of)) >= settings.LOGIN_FAILURES_WIDE_MAX for of in wide)
+
+
+def _failures(attempts: Any) -> int:
+    return attempts.aggregate(sum=Sum("failures_since_start"))["sum"] or 0
+
+
+def locked_out(
+    request: HttpRequest, response: HttpResponse | None = None, credentials: Any = None
+) -> HttpResponse:
+    """Answer a login that is not looked at: 429 with when it is again."""
+    minutes = int(settings.AXES_COOLOFF_TIME / timedelta(minutes=1))
+    answer = render(request, "registration/locked.html", {"minutes": minutes}, status=429)
+    answer["Retry-After"] = str(minutes * 60)
+    return answer
+
+
+def username_of(request: HttpRequest | None, credentials: dict[str, Any] | None) -> str | None:
+    """Return the name that a login is counted under, in a form that a row can hold."""
+    given = credentials or (request.POST if request else {})
+    name = given.get("username")
+    return clean_name(name) if isinstance(name, str) else None
+
+
+def clean_name(name: str) -> str:
+    return name.replace("\0", "")[:NAME_MAX]
+
+
+# The framework tells of logins by signals alone, and the admin has a login of its own.
+@receiver(user_logged_in)
+def _logged_in(sender: Any, request: HttpRequest | None, user: Any, **_: Any) -> None:
+    _record("login.succeeded", user.get_username(), request)
+
+
+@receiver(user_logged_out)
+def _logged_out(sender: Any, request: HttpRequest | None, user: Any, **_: Any) -> None:
+    if user is not None:
+        _record("logout", user.get_username(), request)
+
+
+@receiver(user_login_failed)
+def _failed(
+    sender: Any, credentials: dict[str, Any], request: HttpRequest | None = None, **_: Any
+) -> None:
+    # While a name is locked nothing is looked at, and a stranger fills no log.
+    if getattr(request, "axes_locked_out", False):
+        return
+    _record("login.failed", clean_name(str(credentials.get("username", ""))), request)
+
+
+@receiver(user_locked_out)
+def _locked(sender: Any, request: HttpRequest, username: str = "", **_: Any) -> None:
+    name = clean_name(str(username or ""))
+    since = timezone.now() - settings.AXES_COOLOFF_TIME
+    # Once for each lock: whoever goes on trying fills no log.
+    if not AuditEntry.objects.filter(action=LOCKED, target=name, at__gt=since).exists():
+        _record(LOCKED, name, request)
+
+
+def _record(action: str, name: str, request: HttpRequest | None) -> None:
+    if request is None or "REMOTE_ADDR" not in request.META:
+        # A session that a program made: nobody came over the network.
+        return
+    origin = client_address(request)
+    record_audit(actor=Actor(name or "anonymous", origin), action=action, target=name)

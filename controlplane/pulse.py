@@ -1,0 +1,146 @@
+"""Which of the control plane's loops still turn: each leaves a mark when a turn of it ends well.
+
+The marks are in Redis, dated by its clock, so that whoever asks needs none of the loops: pages,
+health, metrics and API read them in the web process. Without Redis no loop turns at all.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import redis
+from django.conf import settings
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from apps.lib.clock import database_now
+from apps.rollouts.models import PublishedTable
+
+log = logging.getLogger(__name__)
+
+KEY = "interlock:pulse:"
+TIMEOUT_S = 0.5
+STARTED_AT = time.monotonic()
+# A loop is late after so many of its periods, or after the setting if that is more.
+PERIODS_MAX = 6
+
+
+@dataclass(frozen=True)
+class Loop:
+    """One loop: its name, the task or process that turns it, and what stands still without it."""
+
+    name: str
+    turned_by: str
+    period_s: float
+    without_it: str
+
+    @property
+    def late_after_s(self) -> float:
+        return max(settings.LOOP_LATE_S, PERIODS_MAX * self.period_s)
+
+
+LOOPS = (
+    Loop("tick", "rollouts.tick", 1.0, "no rollout moves, and no check is judged"),
+    Loop("deployments", "models.reconcile_deployments", 1.0, "no version is loaded or unloaded"),
+    Loop("results", "experiments.refresh_results", 5.0, "results of experiments stand still"),
+    Loop("sync", "models.sync_registry", 10.0, "new versions are not imported from MLflow"),
+    Loop("delivery", "notifications.deliver", 1.0, "notifications are not sent"),
+    Loop("ingest", "ingest", 1.0, "telemetry and outcomes wait in Redis and are not counted"),
+)
+BY_TURNER = {loop.turned_by: loop for loop in LOOPS}
+
+
+@dataclass(frozen=True)
+class Pulse:
+    """A loop and the seconds since a turn of it ended well; None: none has since Redis has data."""
+
+    loop: Loop
+    age_s: float | None
+    # Whether it has been silent for longer than a healthy loop ever is.
+    is_late: bool
+
+
+@dataclass(frozen=True)
+class Pulses:
+    """All loops; `trouble` says why nobody knows how they are, or nothing."""
+
+    loops: tuple[Pulse, ...]
+    trouble: str = ""
+
+    @property
+    def late(self) -> tuple[Pulse, ...]:
+        return tuple(pulse for pulse in self.loops if pulse.is_late)
+
+    @property
+    def is_well(self) -> bool:
+        return not self.trouble and not self.late
+
+
+def record_pulse(turned_by: str) -> None:
+    """Note that a turn ended well, if it is one of a loop. Never raises: it is only a mark."""
+    loop = BY_TURNER.get(turned_by)
+    if loop is None:
+        return
+    try:
+        # A stream's entry bears the time of Redis itself, which is the same for all who look.
+        _client().xadd(KEY + loop.name, {"v": b""}, maxlen=1, approximate=False)
+    except redis.RedisError as error:
+        log.info("pulse.lost %s: %s", loop.name, error)
+
+
+def read_pulses() -> Pulses:
+    """Return how the loops are. Never raises: where Redis does not answer it says so."""
+    try:
+        now_ms, marks = _read_marks()
+    except redis.RedisError as error:
+        # The address of Redis is none of a stranger's business: it goes into the log alone.
+        log.warning("pulse.unknown: %s", error)
+        return Pulses(tuple(Pulse(loop, None, False) for loop in LOOPS), "Redis does not answer")
+    pulses = (_pulse(loop, mark, now_ms) for loop, mark in zip(LOOPS, marks, strict=True))
+    return Pulses(tuple(pulses))
+
+
+def _pulse(loop: Loop, mark_ms: int | None, now_ms: int) -> Pulse:
+    # When all of it has just been started, a loop has the usual time for its first turn.
+    had_time = time.monotonic() - STARTED_AT > loop.late_after_s
+    if mark_ms is None:
+        return Pulse(loop, None, had_time)
+    age_s = max(0.0, (now_ms - mark_ms) / 1_000)
+    return Pulse(loop, age_s, had_time and age_s > loop.late_after_s)
+
+
+def _read_marks() -> tuple[int, Iterable[int | None]]:
+    pipe = _client().pipeline(transaction=False)
+    for loop in LOOPS:
+        pipe.xrevrange(KEY + loop.name, count=1)
+    pipe.time()
+    *entries, (seconds, microseconds) = pipe.execute()
+    marks = [int(found[0][0].partition(b"-")[0]) if found else None for found in entries]
+    return seconds * 1_000 + microseconds // 1_000, marks
+
+
+def published_age_s() -> float | None:
+    """Return the seconds since the newest routing table was published; None before the first."""
+    table = PublishedTable.objects.order_by("-generation").only("published_at").first()
+    return None if table is None else (database_now() - table.published_at).total_seconds()
+
+
+def _client() -> Any:
+    return _client_of(settings.REDIS_URL)
+
+
+@lru_cache(maxsize=1)
+def _client_of(url: str) -> redis.Redis[bytes]:
+    client: redis.Redis[bytes] = redis.Redis.from_url(
+        url,
+        socket_timeout=TIMEOUT_S,
+        socket_connect_timeout=TIMEOUT_S,
+        # A page waits for this: no second attempt.
+        retry=Retry(NoBackoff(), 0),
+    )
+    return client

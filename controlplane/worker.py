@@ -1,0 +1,45 @@
+"""`python -m controlplane.worker`: processes that do the ticks which beat wakes.
+
+Started past Celery's command line, which imports an interactive shell.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import sys
+from typing import Any
+
+from celery.signals import worker_before_create_process
+
+from controlplane.celery import app
+
+CONCURRENCY = 2
+
+
+@worker_before_create_process.connect
+def share_memory(**_: Any) -> None:
+    """Leave what was imported alone from now on: a collection would copy it into each process."""
+    gc.collect()
+    gc.freeze()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run until a signal; return Celery's exit code."""
+    parser = argparse.ArgumentParser(prog="controlplane.worker", description=__doc__)
+    parser.add_argument("--concurrency", type=int, default=CONCURRENCY, help="processes")
+    options = parser.parse_args(arguments)
+    # Workers need nothing of each other: no gossip, and nothing to mingle for.
+    worker = app.Worker(
+        concurrency=options.concurrency,
+        pool_cls="prefork",
+        loglevel="INFO",
+        without_gossip=True,
+        without_mingle=True,
+    )
+    worker.start()
+    return int(worker.exitcode or 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

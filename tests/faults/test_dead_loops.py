@@ -1,0 +1,72 @@
+"""Worker and beat are gone: pages, health, metrics and the CLI say so, without asking them."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+
+import httpx
+
+from embedded.state import ROOT
+from tests.faults.ground import Ground, wait_until
+
+
+def test_stopped_worker_and_beat_are_said_everywhere(ground: Ground) -> None:
+    web = ground.stack.urls.web
+    wait_until(lambda: httpx.get(f"{web}/healthz/loops").status_code == 200, 60, "all loops turn")
+    with ground.stopped("worker"), ground.stopped("beat"):
+        wait_until(lambda: "tick" in late(web), 60, "the tick is late")
+        page = log_in(ground).get("/").text
+        ready = httpx.get(f"{web}/healthz/ready")
+        authorization = {"Authorization": f"Bearer {ground.control.token}"}
+        metrics = httpx.get(f"{web}/metrics", headers=authorization).text
+        status = cli_health(ground)
+    wait_until(lambda: httpx.get(f"{web}/healthz/loops").status_code == 200, 60, "all turn again")
+
+    assert "has stopped in part" in page
+    assert "no rollout moves" in page
+    # People must get in, to see it and to abort.
+    assert (ready.status_code, "tick" in ready.json()["late"]) == (200, True)
+    assert 'interlock_control_loop_late{loop="tick"} 1.0' in metrics
+    assert status.returncode == 1
+    assert "STOPPED: no rollout moves" in status.stdout
+
+
+def test_a_stopped_ingester_is_said(ground: Ground) -> None:
+    web = ground.stack.urls.web
+    with ground.stopped("ingest"):
+        wait_until(lambda: late(web) == ["ingest"], 60, "the ingester is late, and nobody else")
+    wait_until(lambda: late(web) == [], 60, "it goes on")
+
+
+def late(web: str) -> list[str]:
+    names: list[str] = httpx.get(f"{web}/healthz/loops").json()["late"]
+    return names
+
+
+def log_in(ground: Ground) -> httpx.Client:
+    client = httpx.Client(base_url=ground.stack.urls.web, follow_redirects=True)
+    form = client.get("/login/").text
+    found = re.search(r'name="csrfmiddlewaretoken" value="([^"]+)"', form)
+    assert found
+    answers = {
+        "username": ground.stack.admin_username,
+        "password": ground.stack.admin_password,
+        "csrfmiddlewaretoken": found[1],
+    }
+    client.post("/login/", data=answers).raise_for_status()
+    return client
+
+
+def cli_health(ground: Ground) -> subprocess.CompletedProcess[str]:
+    environment = {
+        **os.environ,
+        "INTERLOCK_URL": ground.stack.urls.web,
+        "INTERLOCK_TOKEN": ground.control.token,
+    }
+    command = [sys.executable, "-m", "cli.main", "health"]
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
