@@ -137,7 +137,7 @@ class ModelViewSet(
     def sync(self, request: Request) -> Response:
         """Import what MLflow has and we have not; beat does the same every few seconds.
 
-        409 while a sync is running.
+        409 while a sync is running that does not end within ten seconds.
         """
         require_role(request.user, None, Role.OPERATOR)
         report = sync_now()

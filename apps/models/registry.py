@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from time import monotonic, sleep
 from typing import Any
 
 from celery.exceptions import SoftTimeLimitExceeded
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 SEMANTIC_TAG = "version"
 # Any constant: it names the lock that runs take turns on.
 SYNC_TURN = 0x1E710D
+SYNC_WAIT_S = 10.0
 # After so many versions that could not be read now, the rest waits for the next run.
 UNREADABLE_MAX = 3
 # … and each of them is tried again after so long, twice as long after each failure.
@@ -79,13 +81,18 @@ def sync_now() -> SyncReport:
     """Sync for a person who waits: one at a time, so that files hold up one web thread at most.
 
     Raises:
-        Conflict: a sync is running.
+        Conflict: a sync is running and does not end soon.
         Unavailable: MLflow does not answer.
     """
-    with take_turn(SYNC_TURN) as is_ours:
-        if not is_ours:
+    until = monotonic() + SYNC_WAIT_S
+    while True:
+        # One that looks and finds nothing new takes a moment; one that reads files takes minutes.
+        with take_turn(SYNC_TURN) as is_ours:
+            if is_ours:
+                return sync_registry(is_by_hand=True)
+        if monotonic() > until:
             raise Conflict("A sync with MLflow is running: what it brings shows here soon.")
-        return sync_registry(is_by_hand=True)
+        sleep(0.1)
 
 
 def _import_missing(

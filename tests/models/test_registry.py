@@ -241,7 +241,10 @@ def test_the_task_says_nothing_while_the_registry_is_away(mlflow: Mlflow) -> Non
     assert ModelVersion.objects.count() == 2
 
 
-def test_one_worker_at_a_time_looks_at_the_registry(mlflow: Mlflow) -> None:
+def test_one_worker_at_a_time_looks_at_the_registry(
+    mlflow: Mlflow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "SYNC_WAIT_S", 0.2)
     other = connection.copy()
     try:
         with other.cursor() as cursor:
