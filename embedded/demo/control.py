@@ -20,6 +20,8 @@ PIXELS = 64
 # and for progress towards it: on a slow machine everything takes longer, and goes on.
 STILL_S = 600.0
 TIMEOUT_S = 60.0
+# What is answered to a request that was sent again while the first one is at work.
+UNDER_WAY = "with this Idempotency-Key is still being answered"
 
 
 class DemoFailed(Exception):
@@ -102,11 +104,14 @@ def _patiently(ask: Callable[[], httpx.Response]) -> httpx.Response:
     give_up_at = time.monotonic() + STILL_S
     while True:
         try:
-            return ask()
+            answer = ask()
         except httpx.TransportError:
             if time.monotonic() > give_up_at:
                 raise
-            time.sleep(POLL_S)
+        else:
+            if UNDER_WAY not in answer.text or time.monotonic() > give_up_at:
+                return answer
+        time.sleep(POLL_S)
 
 
 def _issue_token(stack: Stack) -> str:
