@@ -46,8 +46,9 @@ async def state(client, first=1.0):
 async def test_two_instances_share_answers_and_do_without_redis(valkey, tmp_path):
     async with (
         Upstream() as upstream,
-        an_instance(valkey, tmp_path / "a", upstream) as (one, first),
-        an_instance(valkey, tmp_path / "b", upstream) as (_, second),
+        # A busy machine may take longer than a look-up usually may.
+        an_instance(valkey, tmp_path / "a", upstream, TIMEOUT_MS="2000") as (one, first),
+        an_instance(valkey, tmp_path / "b", upstream, TIMEOUT_MS="2000") as (_, second),
     ):
         assert await state(first) == "miss"
         await until(lambda: not one.cache.shared._writes and not one.cache.shared._calls)
