@@ -91,7 +91,7 @@ def _wandering(rng: Rng, runs: int, lasting: float) -> Bar:
     control = 0.01 * _wander(rng, runs, BEFORE + shares.size, lasting)
     n = rng.poisson(100 * INTERVAL_S, (runs, BEFORE))
     errors = rng.binomial(n, np.minimum(control[:, :BEFORE], 1.0))
-    before = History.usual(Pace(n.astype(np.float64), errors.astype(np.float64)))
+    before = History.of(Pace(n.astype(np.float64), errors.astype(np.float64)))
     rates = [np.minimum(each, 1.0)[..., None] for each in (canary, control[:, BEFORE:])]
     counts = draw(rng, runs, shares, 100, (rates[0], rates[1]))
     make = errors_of(counts, steps_of(shares), before=before)

@@ -15,7 +15,10 @@ from bench.bars import Bar
 
 
 def measured_apart(function: str, seed: int, runs: int) -> Iterator[Bar]:
-    """Yield the bars of `function` ("module:name") as they come. Raises RuntimeError if it fails."""
+    """Yield the bars of `function` ("module:name") as they come. Raises RuntimeError if it fails.
+
+    `function` takes a generator of random numbers and how many runs are asked for.
+    """
     context = get_context("spawn")
     here, there = context.Pipe(duplex=False)
     process = context.Process(target=_send, args=(there, function, seed, runs))
