@@ -21,7 +21,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_play
 
 from apps.models.models import ModelRole, Role
 
-CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -83,8 +83,21 @@ def _wait_for(url: str, server: subprocess.Popen[bytes]) -> None:
     raise AssertionError(f"{url} does not answer within {STARTED_WITHIN_S:g} s")
 
 
-@pytest.fixture(scope="session")
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if CHROMIUM is None:
+        terminalreporter.section("not shown on this machine")
+        terminalreporter.line(
+            "Chromium is not here: pages were not pressed in a browser. "
+            "`apt-get install --no-install-recommends chromium` brings it."
+        )
+
+
+# Its loop runs in the thread of the tests: not beyond the tests of a file, or those of others that
+# have loops of their own could not start them.
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("Chromium is not here")
     with pytest.MonkeyPatch.context() as patch, sync_playwright() as playwright:
         # Playwright keeps a loop of its own running in this thread, which Django would refuse.
         patch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "1")
