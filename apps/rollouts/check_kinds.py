@@ -13,8 +13,6 @@ from typing import Any, Literal
 import msgspec
 
 from apps.lib.errors import Invalid
-from apps.models.own_services import configured_policy
-from apps.notifications.addresses import check_url
 from apps.rollouts.verdicts import JSON, Verdict
 
 ERROR_RATE = "error-rate"
@@ -139,14 +137,6 @@ def _no_metrics(_: Mapping[str, Any]) -> str:
     return "no app keeps metrics here"
 
 
-def _webhook_address(given: Mapping[str, Any]) -> str:
-    try:
-        check_url(str(given.get("url", "")), policy=configured_policy())
-    except Invalid as error:
-        return error.message.replace("address: ", "url: ", 1).rstrip(".")
-    return ""
-
-
 SHARE = {"least": 0, "most": 10_000}
 KINDS: dict[str, CheckKind] = {
     ERROR_RATE: CheckKind(
@@ -254,7 +244,6 @@ KINDS: dict[str, CheckKind] = {
     WEBHOOK: CheckKind(
         "What does a service of yours say of it?",
         settings={"url": Setting("where it is asked by POST", str, is_required=True)},
-        problem=_webhook_address,
     ),
 }
 # What is answered from the traffic that the step sends to the target.

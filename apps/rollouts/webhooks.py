@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
 from apps.lib.egress import EgressPolicy
-from apps.lib.errors import Unavailable
+from apps.lib.errors import Invalid, Unavailable
+from apps.models.own_services import configured_policy
+from apps.notifications.addresses import check_url
 from apps.notifications.posting import Answer, post
 from apps.notifications.signing import headers
 from apps.rollouts.providers import CALL_S, ProviderError, printable, shown_url
@@ -30,6 +32,15 @@ class Verdicted(msgspec.Struct):
 
 
 _decoder = msgspec.json.Decoder(Verdicted)
+
+
+def problem_of_address(settings: Mapping[str, Any]) -> str:
+    """Return in words why no check may call the address of these settings, or nothing."""
+    try:
+        check_url(str(settings.get("url", "")), policy=configured_policy())
+    except Invalid as error:
+        return error.message.replace("address: ", "url: ", 1).rstrip(".")
+    return ""
 
 
 def signed_headers(secret: str, message_id: str, at: datetime, body: bytes) -> dict[str, str]:
