@@ -69,6 +69,7 @@ class Size:
 QUICK = Size(many=3, few=1, scale_permille=60, fleets=(2, 4))
 FULL = Size(many=24, few=3, scale_permille=1_000, fleets=(2, 3, 4))
 FULL_RUNS = 1_000
+WHOLE_LENGTH = 1_000
 
 
 def bars(rng: Rng, runs: int) -> Iterator[Bar]:
@@ -241,6 +242,10 @@ class Forks:
         caught = np.isfinite(taken)
         name = "1% → 3% in the 50% step"
         yield share(f"{name}: within the step", int(caught.sum()), taken.size, 0.98, is_most=False)
+        if self.size.scale_permille < WHOLE_LENGTH:
+            # After steps of two minutes there is too little before the break to compare with the
+            # bar, which is of steps of half an hour.
+            return
         seen = taken[caught]
         error = float(seen.std() / np.sqrt(max(1, seen.size)))
         mean = float(seen.mean()) if seen.size else float("nan")
