@@ -6,8 +6,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from django.templatetags.static import static
-
 from controlplane import env
 
 BASE_DIR = Path(__file__).resolve().parent.parent
@@ -259,7 +257,15 @@ CELERY_BEAT_SCHEDULE: dict[str, dict[str, Any]] = {
     }.items()
 }
 
+
 # --- Admin ---------------------------------------------------------------------------------------
+def _icon_url(_: object) -> str:
+    # Imported here: beat reads the settings, and needs neither templates nor a database.
+    from django.templatetags.static import static
+
+    return static("interlock/icon.svg")
+
+
 UNFOLD = {
     "SITE_TITLE": "Interlock admin",
     "SITE_HEADER": "Interlock",
@@ -268,7 +274,7 @@ UNFOLD = {
         {
             "rel": "icon",
             "type": "image/svg+xml",
-            "href": lambda request: static("interlock/icon.svg"),
+            "href": _icon_url,
         }
     ],
 }

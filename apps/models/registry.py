@@ -13,7 +13,6 @@ from datetime import UTC, datetime, timedelta
 from time import monotonic, sleep
 from typing import Any
 
-from celery.exceptions import SoftTimeLimitExceeded
 from django.conf import settings
 from django.utils import timezone
 
@@ -122,9 +121,16 @@ def _import_missing(
             # Neither must one that nobody foresaw: it is tried again, more and more seldom.
             _postpone(version, error)
             waiting.append(said)
-            if len(waiting) == UNREADABLE_MAX or isinstance(error, SoftTimeLimitExceeded):
+            if len(waiting) == UNREADABLE_MAX or _is_out_of_time(error):
                 break
     return imported, refused, waiting
+
+
+def _is_out_of_time(error: Exception) -> bool:
+    # Imported here: the web starts without Celery.
+    from celery.exceptions import SoftTimeLimitExceeded
+
+    return isinstance(error, SoftTimeLimitExceeded)
 
 
 def _settled_versions(is_by_hand: bool) -> set[tuple[str, int | None]]:

@@ -66,8 +66,8 @@ class Hostile(Script):
         self.grpc = SimpleNamespace(_predictor=predictor, _serving=serving)
         admit = serving.admission.admit
 
-        def counted(caller):
-            tenancy = admit(caller)
+        def counted(caller, size=0):
+            tenancy = admit(caller, size)
             self.admitted += 1
             return tenancy
 

@@ -128,7 +128,7 @@ def test_what_has_ended_is_not_aborted_nor_polled(operator: Client) -> None:
     refused = post_yes(operator, f"{path}abort/", follow=True)
 
     assert 'id="abort"' not in text
-    assert "hx-get" not in text
+    assert f'hx-get="{path}' not in text
     assert "has ended already: succeeded" in refused.content.decode()
 
 

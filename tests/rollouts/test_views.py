@@ -330,7 +330,7 @@ def test_a_rollout_that_ended_is_not_polled(viewer: Client) -> None:
     rollout = make_baking(make_model())
     Rollout.objects.update(phase=Phase.ROLLED_BACK, ended_at=database_now())
 
-    assert "hx-get" not in text_of(viewer, address(rollout))
+    assert f'hx-get="{address(rollout)}' not in text_of(viewer, address(rollout))
 
 
 def test_the_decision_log_is_paged(viewer: Client) -> None:
