@@ -12,10 +12,12 @@ from dataclasses import dataclass, replace
 
 import msgspec
 import numpy as np
+from django.contrib.auth.models import User
 from django.db.models import Sum
 
 from apps.lib.actors import Actor
 from apps.lib.clock import database_now
+from apps.models.models import ModelRole, Role
 from apps.rollouts.models import Rollout, TelemetryRow
 from apps.rollouts.plan_templates import TEMPLATES
 from apps.rollouts.plans import PlanDocument
@@ -353,6 +355,8 @@ def _little(rng: Rng, size: Size) -> Iterator[Bar]:
     path.run(DAY_S)
     for name in path.traffic:
         path.start(name, LITTLE)
+    approver = User.objects.create(username=APPROVER.name)
+    ModelRole.objects.create(user=approver, role=Role.OPERATOR, model=None)
     for _ in range(30):
         path.run(DAY_S, until=is_settled)
         for rollout in path.rollouts.values():
