@@ -30,8 +30,24 @@ class ControlSocket:
         self.reports = []
         self.tokens = set()
         self.url = ""
+        self._server = None
+        self._writers = set()
+
+    async def __aenter__(self):
+        self._server = await asyncio.start_server(self.serve, "127.0.0.1", 0)
+        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        return self
+
+    async def __aexit__(self, *_):
+        """Close every connection: a socket that is left open fails some later test."""
+        self._server.close()
+        writers = list(self._writers)
+        for writer in writers:
+            writer.close()
+        await asyncio.gather(*(each.wait_closed() for each in writers), return_exceptions=True)
 
     async def serve(self, reader, writer):
+        self._writers.add(writer)
         try:
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
@@ -44,7 +60,10 @@ class ControlSocket:
                 else:
                     writer.write(HEAD % (200, len(self.data)) + self.data)
         except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
             writer.close()
+            self._writers.discard(writer)
 
 
 @asynccontextmanager
@@ -52,21 +71,19 @@ async def an_instance(valkey, folder, data=None, **changes):
     """Run a whole instance against a control plane, a Redis and an upstream."""
     async with Upstream() as upstream:
         route = model(split=EXPERIMENT, **changes)
-        control = ControlSocket(data or encode(table(route, 7, (upstream.address,))))
-        server = await asyncio.start_server(control.serve, "127.0.0.1", 0)
-        control.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        config = Config(
-            host="127.0.0.1", port=0, control_url=control.url, instance_token="t",
-            instance_name="dp", state_dir=folder / "state", redis_url=valkey.url,
-            poll_interval_s=0.05, report_interval_s=0.05, telemetry_interval_s=0.05,
-            stop_timeout_s=3.0,
-        )  # fmt: skip
-        instance = Instance(config, asyncio.get_running_loop())
-        port = await instance.start()
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
-            yield instance, client, control, upstream
-        await instance.stop()
-        server.close()
+        data = data or encode(table(route, 7, (upstream.address,)))
+        async with ControlSocket(data) as control:
+            config = Config(
+                host="127.0.0.1", port=0, control_url=control.url, instance_token="t",
+                instance_name="dp", state_dir=folder / "state", redis_url=valkey.url,
+                poll_interval_s=0.05, report_interval_s=0.05, telemetry_interval_s=0.05,
+                stop_timeout_s=3.0,
+            )  # fmt: skip
+            instance = Instance(config, asyncio.get_running_loop())
+            port = await instance.start()
+            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+                yield instance, client, control, upstream
+            await instance.stop()
 
 
 async def applied(instance):

@@ -112,18 +112,16 @@ def kill(pid):
 @asynccontextmanager
 async def a_group(valkey, folder, workers=2, **settings):
     async with Upstream() as upstream:
-        control = ControlSocket(encode(table(model(split=canary(10_000)), 7, (upstream.address,))))
-        server = await asyncio.start_server(control.serve, "127.0.0.1", 0)
-        control.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        group = Group(valkey, folder, control, upstream, workers)
-        group.environment |= settings
-        try:
-            await group.start()
-            await until(lambda: len({r.instance for r in control.reports}) == workers, 120)
-            yield group
-        finally:
-            await group.stop()
-            server.close()
+        data = encode(table(model(split=canary(10_000)), 7, (upstream.address,)))
+        async with ControlSocket(data) as control:
+            group = Group(valkey, folder, control, upstream, workers)
+            group.environment |= settings
+            try:
+                await group.start()
+                await until(lambda: len({r.instance for r in control.reports}) == workers, 120)
+                yield group
+            finally:
+                await group.stop()
 
 
 class Load:

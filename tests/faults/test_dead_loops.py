@@ -18,7 +18,8 @@ def test_stopped_worker_and_beat_are_said_everywhere(ground: Ground) -> None:
     wait_until(lambda: httpx.get(f"{web}/healthz/loops").status_code == 200, 60, "all loops turn")
     with ground.stopped("worker"), ground.stopped("beat"):
         wait_until(lambda: "tick" in late(web), 60, "the tick is late")
-        page = log_in(ground).get("/").text
+        with log_in(ground) as client:
+            page = client.get("/").text
         ready = httpx.get(f"{web}/healthz/ready")
         authorization = {"Authorization": f"Bearer {ground.control.token}"}
         metrics = httpx.get(f"{web}/metrics", headers=authorization).text
