@@ -44,6 +44,11 @@ def test_a_stopped_process_is_silent():
         assert silence_of(pid) == pytest.approx(ELAPSED_S, rel=0.1)
 
 
+def test_a_process_that_computes_is_given_longer():
+    with processes(SPIN) as (pid,):
+        assert silence_of(pid) < 0.6 * ELAPSED_S
+
+
 def test_a_process_that_others_keep_from_the_core_is_silent_for_its_share_only():
     with processes(SPIN, SPIN, SPIN, SPIN) as (pid, *_):
         assert silence_of(pid) < 0.6 * ELAPSED_S

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import closing
 
 import httpx
 
@@ -18,7 +19,7 @@ def test_stopped_worker_and_beat_are_said_everywhere(ground: Ground) -> None:
     wait_until(lambda: httpx.get(f"{web}/healthz/loops").status_code == 200, 60, "all loops turn")
     with ground.stopped("worker"), ground.stopped("beat"):
         wait_until(lambda: "tick" in late(web), 60, "the tick is late")
-        with log_in(ground) as client:
+        with closing(log_in(ground)) as client:
             page = client.get("/").text
         ready = httpx.get(f"{web}/healthz/ready")
         authorization = {"Authorization": f"Bearer {ground.control.token}"}
