@@ -15,7 +15,6 @@ from tests.dataplane.worlds import body
 
 SENDERS = 16
 SECONDS = 2.0
-# Generous: the machine of a test is busy. `./run attack` holds 100 ms.
 # What a worker may take beyond what it has at rest; see docs/dataplane.md.
 GROWTH_MB = 3 * 64 * 1024**2 / 1e6
 # gRPC has a message in memory, several times, before anybody sees it.
