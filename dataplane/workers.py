@@ -319,6 +319,8 @@ class Supervisor:
         pages = [Page.decode(child.page) for child in self._children if child.page]
         page = Page.merged([*pages, self._carried])
         page.family("interlock_workers", "gauge", "Workers alive.", [((), len(self._children))])
+        ready = [((), len(self._ready_workers()))]
+        page.family("interlock_ready_workers", "gauge", "Workers that answer.", ready)
         page.family(
             "interlock_worker_restarts_total",
             "counter",

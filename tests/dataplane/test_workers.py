@@ -293,6 +293,9 @@ async def sum_by_grpc(port, options=()):
 async def test_a_worker_that_hangs_is_killed_and_started_again(valkey, tmp_path):
     async with a_group(valkey, tmp_path) as group:
         victim, sibling = group.workers()
+        # One that has reported may still be starting, and has longer.
+        while await group.metric("interlock_ready_workers") < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
         os.kill(victim, signal.SIGSTOP)
         # 1.5 s, but for the time in which its parent itself had no core.
         await until(lambda: is_gone(victim), 60)
