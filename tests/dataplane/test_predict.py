@@ -19,6 +19,7 @@ from tests.dataplane.worlds import (
     HeldTriton,
     body,
     canary,
+    knowing,
     model,
     stopped_clock,
     sums_reply,
@@ -37,7 +38,7 @@ class Plane:
         self.triton = HeldTriton(answer)
         self.telemetry = Telemetry(stopped_clock())
         loop = asyncio.get_running_loop()
-        self.serving = Serving(self.triton, self.telemetry, loop, 4)
+        self.serving = knowing(Serving(self.triton, self.telemetry, loop, 4))
         self.apply(1, **changes)
         predictor = Predictor(self.serving, self.telemetry)
         self.application = Application(predictor, None, None, "boot", None, "", None)
