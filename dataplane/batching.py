@@ -290,7 +290,7 @@ class Batcher:
         if left and batch.latest - min(left) > _CLOSE_S:
             batch.timer = self._loop.call_later(min(left) - now, self._expire, batch)
         error = TritonError(Fault.TIMEOUT, "no answer before the deadline")
-        error.is_ours = not self._pace.is_silent(batch.sent_at, now)
+        error.is_ours = not self._pace.is_silent(batch.rows, batch.sent_at, now)
         self._fail_all(late, error)
 
     def _done(self, batch: Batch, result: Reply | TritonError, dispatched_at: float) -> None:

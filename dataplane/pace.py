@@ -50,9 +50,8 @@ _TRIED_WEIGHT_MIN = 3.0
 # For so long the size of the largest batch is remembered.
 _SIZE_KEPT_S = 60.0
 # Silence is the version's fault beyond the first part of the timeout and so many times what it was
-# thought to take (rows differ tenfold), but beyond the second part in any case. Where it is unknown
-# what a row takes, several rows may take so many times longer.
-_PATIENCE, _PATIENCE_MAX, _PATIENCE_COSTS, _PATIENCE_ROWS_MAX = 0.5, 4.0, 12.0, 8
+# thought to take (rows differ tenfold), but beyond the second part in any case.
+_PATIENCE, _PATIENCE_MAX, _PATIENCE_COSTS = 0.5, 4.0, 12.0
 
 
 class Pace:
@@ -64,6 +63,7 @@ class Pace:
         "_fixed_s",
         "_lanes",
         "_leaps",
+        "_lost_at",
         "_margin_s",
         "_patience_s",
         "_row_s",
@@ -117,6 +117,8 @@ class Pace:
         self._tries_every = 1
         # When the version last answered anything, and when a batch last left.
         self._ended_at = float("-inf")
+        # When a batch was last lost.
+        self._lost_at = float("-inf")
         self._sent_at = float("-inf")
         # Rows under way, known only while batches are no trifle.
         self._under_way_rows = 0
@@ -177,10 +179,11 @@ class Pace:
 
     def lost(self, rows: int, cost_s: float, sent_at: float, now: float) -> bool:
         """Learn from a batch that missed its deadline; return whether it is the version's fault."""
-        is_fault = self.is_silent(sent_at, now)
+        is_fault = self.is_silent(rows, sent_at, now)
         began_at = max(sent_at, self._ended_at)
         self._forget(rows, cost_s)
         self.is_trifling = False
+        self._lost_at = now
         self._size(rows, now)
         waited_s = now - began_at
         expected_s = self.cost_s(rows)
@@ -191,14 +194,18 @@ class Pace:
         self._plan()
         return is_fault
 
-    def is_silent(self, sent_at: float, now: float) -> bool:
-        """Return whether the version has answered nothing for longer than it may."""
+    def is_silent(self, rows: int, sent_at: float, now: float) -> bool:
+        """Return whether it is the version's fault that so many rows have no answer yet.
+
+        It has answered nothing for longer than it may; where it never did, one row says so.
+        """
         since = max(sent_at, self._ended_at)
         if self._silent_since is None:
-            self._owe(1, since)
+            self._owe(rows, since)
         elif since < self._silent_since:
             self._silent_since = since
-        return now - self._silent_since >= self._patience_s
+        is_news = rows > 1 and self._ended_at < 0
+        return not is_news and now - self._silent_since >= self._patience_s
 
     def ended(self, rows: int, cost_s: float, now: float) -> None:
         """Take note of a sign of life: the batch was answered, be it with an error."""
@@ -220,7 +227,7 @@ class Pace:
 
     def is_known(self, now: float) -> bool:
         """Return whether the version's time was seen of late."""
-        return self._row_s > 0 and now - self._ended_at < STALE_S
+        return self._row_s > 0 and now - max(self._ended_at, self._lost_at) < STALE_S
 
     def cost_s(self, rows: int) -> float:
         """Return how long a batch of so many rows takes on average, nought while unknown."""
@@ -310,9 +317,8 @@ class Pace:
         patience_s = _PATIENCE * self._timeout_s
         if self._row_s:
             thought_s = min(_PATIENCE_COSTS * self.cost_s(rows), _PATIENCE_MAX * self._timeout_s)
-            self._patience_s = max(patience_s, thought_s)
-        else:
-            self._patience_s = patience_s * min(rows, _PATIENCE_ROWS_MAX)
+            patience_s = max(patience_s, thought_s)
+        self._patience_s = patience_s
 
     # --- what is learnt ------------------------------------------------------------------------
 

@@ -185,8 +185,12 @@ class World:
         return self.serving.lane(live, live.router.explicit(version)).runtime
 
     async def stop(self) -> None:
+        """Let nobody ask again, and wait until all have their answers."""
         self.done = True
-        await asyncio.sleep(0.01)
+        self.triton.hangs = False
+        async with asyncio.timeout(20):
+            while any(client.pending for client in self.clients):
+                await asyncio.sleep(0.01)
 
 
 def _plain(*_: object) -> tuple[bytes, bytes]:

@@ -16,8 +16,8 @@ from tests.dataplane.test_predict import ALL, BOOM, INFER, REFUSED, ROW, Plane, 
 from tests.dataplane.wire import Wire, request
 from tests.dataplane.worlds import body, model, table
 
-# Of a timeout of 100 ms: a version that is silent for so long hangs.
-HANGS_S = 0.06
+# A version that is silent for so long, of a timeout of 100 ms, hangs.
+HANGS_S = 0.11
 HURRIED = "x-interlock-timeout-ms: 30\r\n"
 
 
