@@ -76,6 +76,7 @@ class Batcher:
         loop: asyncio.AbstractEventLoop,
         on_batch: Callable[[int], None],
         in_flight_max: int = 4,
+        instances: int = 1,
     ) -> None:
         # Knows what the answers must hold.
         self._reader = ReplyReader(model.signature, batched=model.batched)
@@ -110,8 +111,9 @@ class Batcher:
         # Fires when the oldest request of a batch that fills has waited long enough.
         self._timer: asyncio.TimerHandle | None = None
         # How fast the version answers.
-        lanes = len(addresses.addresses if isinstance(addresses, Copies) else addresses)
-        self._pace = Pace(batch_max, self._timeout_s, min(lanes, in_flight_max))
+        endpoints = len(addresses.addresses if isinstance(addresses, Copies) else addresses)
+        lanes = min(endpoints * instances, in_flight_max)
+        self._pace = Pace(batch_max, self._timeout_s, lanes)
         # When a request was last refused because there is too much to do; monotonic.
         self._refused_at = float("-inf")
         # Writes the calls.
@@ -305,13 +307,10 @@ class Batcher:
                 raise result
             outputs = self._reader.read(result, batch.rows)
         except TritonError as error:
-            self._learn_failure(batch, error)
             self._batch_failed(batch, error)
         except Exception:
             log.exception("a reply could not be read")
-            error = TritonError(Fault.FAILED, "the reply could not be read")
-            self._learn_failure(batch, error)
-            self._batch_failed(batch, error)
+            self._batch_failed(batch, TritonError(Fault.FAILED, "the reply could not be read"))
         else:
             self._pace.answered(batch.rows, batch.cost_s, dispatched_at, monotonic())
             self._queue.rows_max = self._pace.batch_rows
@@ -341,6 +340,7 @@ class Batcher:
 
     def _batch_failed(self, batch: Batch, error: TritonError) -> None:
         error.counted = False
+        self._learn_failure(batch, error)
         jobs = batch.jobs
         if batch.expired:
             jobs = [job for job in jobs if job not in batch.expired]

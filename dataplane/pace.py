@@ -94,7 +94,7 @@ class Pace:
         self._timeout_s = timeout_s
         # What is left for the way back to the client.
         self._margin_s = min(_MARGIN * timeout_s, _MARGIN_MAX_S)
-        # Batches that are computed at the same time for certain: one on each endpoint.
+        # Batches that are computed at the same time: one on each instance of each endpoint.
         self._lanes = lanes
         # Weight, rows, time, rows², rows × time: decaying sums over batches.
         self._sums = (0.0, 0.0, 0.0, 0.0, 0.0)
@@ -202,10 +202,10 @@ class Pace:
         since = max(sent_at, self._ended_at)
         if self._silent_since is None:
             self._owe(rows, since)
-        elif since < self._silent_since:
-            self._silent_since = since
+        else:
+            since = self._silent_since = min(since, self._silent_since)
         is_news = rows > 1 and self._ended_at < 0
-        return not is_news and now - self._silent_since >= self._patience_s
+        return not is_news and now - since >= self._patience_s
 
     def ended(self, rows: int, cost_s: float, now: float) -> None:
         """Take note of a sign of life: the batch was answered, be it with an error."""
@@ -385,7 +385,8 @@ class Pace:
         long_s = max(LONG * self._timeout_s - self._fixed_s, self._fixed_s)
         cheap = min(cheap, int(long_s / self._row_s))
         self.batch_rows = max(1, min(most, max(short, cheap)))
-        full_s = self.cost_s(self._rows_limit) + PRUDENCE * sqrt(self._variance() * self._rows_limit)
+        full_s = self.cost_s(self._rows_limit)
+        full_s += PRUDENCE * sqrt(self._variance() * self._rows_limit)
         was_trifling = self.is_trifling
         self.is_trifling = full_s < TRIFLE * self._timeout_s and not self._leaps
         if self.is_trifling:

@@ -14,7 +14,7 @@ from dataplane.predict import Predictor
 from dataplane.serving import Serving
 from dataplane.telemetry import Telemetry
 from dataplane.triton import Fault, Reply, TritonError
-from tests.dataplane.worlds import model, rows_of, stopped_clock, sums_reply, table
+from tests.dataplane.worlds import model, rows_of, stopped_clock, sums_reply, table, until
 
 
 @dataclass(eq=False)
@@ -188,9 +188,7 @@ class World:
         """Let nobody ask again, and wait until all have their answers."""
         self.done = True
         self.triton.hangs = False
-        async with asyncio.timeout(20):
-            while any(client.pending for client in self.clients):
-                await asyncio.sleep(0.01)
+        await until(lambda: not any(client.pending for client in self.clients))
 
 
 def _plain(*_: object) -> tuple[bytes, bytes]:
