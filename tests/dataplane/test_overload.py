@@ -12,12 +12,14 @@ from tests.dataplane.worlds import canary
 
 # A tenth of the product's, so that a second shows what ten would.
 TIMEOUT_MS = 200
+# After a refusal: clients and model share the loop.
+PAUSE_S = 0.02
 
 
 async def overloaded(triton, clients, numbers=lambda: 1.0, rows=1, seconds=1.5, **changes):
     """Return the world of a version that so many clients ask for so long without a pause."""
     world = World(triton, numbers, **{"timeout_ms": TIMEOUT_MS} | changes)
-    asking = asyncio.create_task(world.run(clients, 0.5 + seconds, rows=rows))
+    asking = asyncio.create_task(world.run(clients, 0.5 + seconds, rows=rows, pause_s=PAUSE_S))
     # The time in which it learns is no part of what is measured.
     await asyncio.sleep(0.5)
     world.tally = Tally()
