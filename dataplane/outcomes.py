@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from datetime import datetime
 from math import isfinite
 
+import msgspec
 import orjson
 
 from contract.messages import (
@@ -24,10 +25,12 @@ from contract.request_ids import (
     REQUEST_ID_LENGTH_MAX,
     UNIT_LENGTH_MAX,
     RequestId,
+    RequestIdError,
     check_age,
     parse_request_id,
     unit_of,
 )
+from dataplane.admission import Tenancy
 from dataplane.bounds import EXTRA_VALUES_MAX, Bounds
 from dataplane.errors import Refusal, bad_request
 
@@ -93,6 +96,35 @@ def read_outcomes(body: bytes, now_ms: int, new_id: Callable[[], str]) -> Outcom
             details=faults,
         )
     return outcomes
+
+
+def check_sender(outcomes: Outcomes, sender: Tenancy) -> None:
+    """Raise Refusal (403) when outcomes name requests that `sender` did not send, or may not."""
+    faults: list[dict[str, object]] = []
+    for index, outcome in enumerate(outcomes):
+        if not outcome.request_id:
+            continue
+        try:
+            if sender.models is not None:
+                sender.check_model(parse_request_id(outcome.request_id).model)
+            if sender.seal is not None:
+                sender.seal.check(outcome.request_id)
+        except (Refusal, RequestIdError) as error:
+            entry = {"index": index, "event_id": outcome.event_id, "error": str(error)}
+            faults.append(entry)
+    if faults:
+        raise Refusal(
+            403,
+            "foreign_outcome",
+            f"{len(faults)} outcomes are of requests of others: {faults[0]['error']}",
+            details=faults,
+        )
+
+
+def sent_by(outcomes: Outcomes, sender: Tenancy) -> list[Outcome]:
+    """Return the outcomes with who sent them."""
+    models = tuple(sorted(sender.models)) if sender.models is not None else ()
+    return [msgspec.structs.replace(each, tenant=sender.name, models=models) for each in outcomes]
 
 
 def _read(item: object, now_ms: int, new_id: Callable[[], str]) -> Outcome:

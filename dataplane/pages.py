@@ -40,6 +40,12 @@ async def collect(
     add_circuits(page, [(labels, runtime.copies) for labels, _, runtime in rows if runtime])
     _add_ages(page, serving)
     _add_sheds(page, serving.admission.sheds)
+    page.family(
+        "interlock_foreign_outcomes_total",
+        "counter",
+        "Outcomes refused since their sender did not send the requests that they are about.",
+        [((), serving.admission.foreign_outcomes)],
+    )
     if serving.cache is not None:
         add_cache(page, serving.cache, [(labels, stats) for labels, stats, _ in rows])
     if serving.shadows is not None:

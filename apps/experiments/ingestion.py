@@ -28,6 +28,7 @@ from apps.experiments.meetings import SIDES, Meeting, known_salts, write_meeting
 from apps.experiments.metrics import why_not_an_outcome
 from apps.experiments.models import Metric, RefusedOutcomes
 from apps.experiments.moves import TENANT
+from apps.experiments.senders import IS_NEW, MERGED, OTHERS_UNIT, event_key, others_units
 from apps.experiments.shadow_pairs import write_pairs
 from contract.bucketing import bucket
 from contract.messages import (
@@ -56,37 +57,40 @@ UNKNOWN_METRIC = "unknown metric"
 STAGED_EXPOSURES = {
     "experiment_id": "uuid", "unit": "text", "variant_name": "text", "version_number": "text",
     "at": "timestamptz", "crossed_over": "bool", "bucket": "int8", "tenant": "text",
-    "attributes": "text",
+    "also_tenants": "text[]", "attributes": "text",
 }  # fmt: skip
 # Units are touched where something changed; a repetition costs no fold.
-UPSERT_EXPOSURES = """
+UPSERT_EXPOSURES = f"""
     WITH written AS (
         INSERT INTO experiments_exposurerow AS kept
             (experiment_id, unit, variant_name, version_number, at, crossed_over, bucket, tenant,
-             attributes)
+             also_tenants, attributes)
         SELECT experiment_id, unit, variant_name, version_number, at, crossed_over, bucket, tenant,
-            attributes::jsonb
+            also_tenants, attributes::jsonb
         FROM staged_exposures
         ON CONFLICT (experiment_id, unit) DO UPDATE SET
             at = least(kept.at, excluded.at),
             crossed_over = kept.crossed_over OR excluded.crossed_over
-                OR kept.variant_name <> excluded.variant_name
+                OR kept.variant_name <> excluded.variant_name,
+            also_tenants = {MERGED}
         WHERE excluded.at < kept.at OR excluded.crossed_over
-            OR kept.variant_name <> excluded.variant_name
+            OR kept.variant_name <> excluded.variant_name OR {IS_NEW}
         RETURNING unit
     )
     INSERT INTO experiments_touchedunit (unit) SELECT DISTINCT unit FROM written
-"""
+"""  # noqa: S608 (conditions of ours)
 STAGED_OUTCOMES = {
     "event_id": "text", "unit": "text", "metric_id": "int8", "value": "float8",
     "occurred_at": "timestamptz", "version_id": "int8", "answered_at": "timestamptz",
-    "request_hash": "int8",
+    "request_hash": "int8", "tenant": "text", "models_opened": "text[]",
 }  # fmt: skip
 INSERT_OUTCOMES = """
     WITH written AS (
         INSERT INTO experiments_outcomerow
-            (event_id, unit, metric_id, value, occurred_at, received_at, request_hash)
-        SELECT event_id, unit, metric_id, value, occurred_at, clock_timestamp(), request_hash
+            (event_id, unit, metric_id, value, occurred_at, received_at, request_hash, tenant,
+             models_opened)
+        SELECT event_id, unit, metric_id, value, occurred_at, clock_timestamp(), request_hash,
+            tenant, models_opened
         FROM staged_outcomes
         ON CONFLICT (event_id) DO NOTHING
         RETURNING event_id, unit
@@ -136,6 +140,8 @@ class Met:
     crossed_over: bool = False
     tenant: str = ""
     attributes: str | None = None
+    # Who else asked about the unit.
+    others: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -183,8 +189,8 @@ def apply_exposures(batches: Sequence[Batch], now: datetime) -> Counter[str]:
             seen = _met(exposure, now, experiments[pk].headers)
             met[pk, exposure.unit] = _fold(met.get((pk, exposure.unit)), seen)
         elif pk in salts:
-            at = _met_at(exposure, now)
-            meetings.append(Meeting(pk, exposure.unit, exposure.variant == CANARY, at))
+            at, tenant = _met_at(exposure, now), _clean(exposure.tenant)
+            meetings.append(Meeting(pk, exposure.unit, exposure.variant == CANARY, at, tenant))
         else:
             skipped["unknown experiment"] += 1
     _write_exposures(met, experiments)
@@ -251,7 +257,8 @@ def _fold(first: Met | None, other: Met) -> Met:
     if other.at < first.at:
         first, other = other, first
     crossed = first.crossed_over or other.crossed_over or first.variant != other.variant
-    return replace(first, crossed_over=crossed)
+    others = (first.others | other.others | {other.tenant}) - {first.tenant}
+    return replace(first, crossed_over=crossed, others=others)
 
 
 def _write_exposures(met: dict[tuple[UUID, str], Met], experiments: dict[UUID, Known]) -> None:
@@ -260,7 +267,8 @@ def _write_exposures(met: dict[tuple[UUID, str], Met], experiments: dict[UUID, K
     rows = (
         (
             key[0], key[1], row.variant, row.version, row.at, row.crossed_over,
-            bucket(experiments[key[0]].salt, key[1]), row.tenant, row.attributes,
+            bucket(experiments[key[0]].salt, key[1]), row.tenant, sorted(row.others) or None,
+            row.attributes,
         )
         for key, row in sorted(met.items(), key=itemgetter(0))
     )  # fmt: skip
@@ -288,13 +296,24 @@ def record_outcomes(outcomes: Sequence[Outcome], now: datetime) -> OutcomeReport
         reason = requests.refusal_reason(outcome) or judge.refusal_reason(outcome)
         if reason is not None:
             refused.append(Refusal(index, outcome.event_id, outcome.metric, reason))
-        elif outcome.event_id in taken:
+        elif (key := event_key(outcome)) in taken:
             duplicates += 1
         else:
-            taken[outcome.event_id] = requests.placed(outcome)
+            taken[key] = requests.placed(outcome)
     recorded = _write_outcomes(taken, judge.metrics, requests)
-    count_refusals(refused, known=set(judge.metrics), now=now)
+    count_refusals([*refused, *_of_others(taken.values())], known=set(judge.metrics), now=now)
     return OutcomeReport(recorded, duplicates + len(taken) - recorded, tuple(refused))
+
+
+def _of_others(taken: Iterable[Outcome]) -> list[Refusal]:
+    """Return what is to be counted as refused, though it is kept: outcomes of others' units."""
+    outcomes = list(taken)
+    foreign = others_units(outcomes)
+    return [
+        Refusal(index, outcome.event_id, outcome.metric, OTHERS_UNIT)
+        for index, outcome in enumerate(outcomes)
+        if (outcome.unit_id, outcome.tenant) in foreign
+    ]
 
 
 def _lock_metrics(names: Iterable[str]) -> dict[str, Metric]:
@@ -351,6 +370,7 @@ def _write_outcomes(
         (
             event_id, each.unit_id, ids[each.metric], float(each.value),
             EPOCH + timedelta(milliseconds=each.occurred_at_ms), *_answered(requests, each),
+            each.tenant, list(each.models) or None,
         )
         for event_id, each in sorted(taken.items(), key=itemgetter(0))
     )  # fmt: skip

@@ -250,6 +250,8 @@ class ExposureRow(models.Model):
     # Where the unit stands under the experiment's variant salt.
     bucket = models.PositiveSmallIntegerField(default=0, db_default=0)
     tenant = models.CharField(max_length=100, default="", db_default="")
+    # Who else asked about the unit, the empty one for nobody; None while nobody did.
+    also_tenants = ArrayField(models.CharField(max_length=100), null=True)
     # {header: value} of the experiment's dimensions.
     attributes = models.JSONField(null=True)
     # One for each of `apps.experiments.columns`; None where there is none yet.
@@ -310,6 +312,10 @@ class RolloutExposure(models.Model):
     bucket = models.PositiveSmallIntegerField()
     canary_at = models.DateTimeField(null=True)
     control_at = models.DateTimeField(null=True)
+    # As of an experiment's exposure; None where it was not recorded, and then anybody's outcomes
+    # count.
+    tenant = models.CharField(max_length=100, null=True)  # noqa: DJ001 (see above)
+    also_tenants = ArrayField(models.CharField(max_length=100), null=True)
 
     class Meta:
         constraints = [
@@ -330,6 +336,8 @@ class ShadowPairRow(models.Model):
     )
     # Empty for a request without one.
     unit = models.CharField(max_length=200)
+    # Whose request it was; None where it was not recorded, and then anybody's outcomes count.
+    tenant = models.CharField(max_length=100, null=True)  # noqa: DJ001 (see above)
     # As in an outcome.
     request_hash = models.BigIntegerField()
     at = models.DateTimeField()
@@ -354,6 +362,8 @@ class ShadowPairRow(models.Model):
 class OutcomeRow(models.Model):
     """A measured result for a unit; `event_id` makes a repeated one count once.
 
+    A tenant's event ids are its own: they begin with its name (`senders.event_key`).
+
     Partitioned by `event_id`: a unique key of a partitioned table must hold what it is divided by.
     """
 
@@ -372,6 +382,11 @@ class OutcomeRow(models.Model):
     received_at = models.DateTimeField(auto_now_add=True)
     # Of the id of the request that it is about; None where it names none.
     request_hash = models.BigIntegerField(null=True)
+    # Who sent it: it counts for units that this tenant asked about, nobody being the empty one.
+    # None where the control plane took it from one of its users: it counts for all.
+    tenant = models.CharField(max_length=100, null=True)  # noqa: DJ001 (see above)
+    # Names of the models that the sender's key opens; None for all.
+    models_opened = ArrayField(models.CharField(max_length=100), null=True)
 
     class Meta:
         indexes = [

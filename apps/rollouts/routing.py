@@ -67,6 +67,7 @@ class Snapshot:
     clusters: Mapping[str, Cluster]
     tenants: Mapping[str, Tenant] = field(default_factory=dict)
     key_required: bool = False
+    id_secret: str = ""
 
 
 def compile_table(generation: int, snapshot: Snapshot) -> RoutingTable:
@@ -83,6 +84,7 @@ def compile_table(generation: int, snapshot: Snapshot) -> RoutingTable:
         clusters={name: found for name, found in snapshot.clusters.items() if found.endpoints},
         tenants=dict(snapshot.tenants),
         key_required=snapshot.key_required,
+        id_secret=snapshot.id_secret,
     )
 
 

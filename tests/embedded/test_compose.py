@@ -21,6 +21,7 @@ DATAPLANE_ONLY = {
     "INTERLOCK_BIND",
     "INTERLOCK_GRPC_BIND",
     "INTERLOCK_STATE_DIR",
+    "INTERLOCK_OPERATOR_TOKEN",
 }
 
 
@@ -46,7 +47,7 @@ def test_the_control_plane_gets_what_the_embedded_one_gets(service: str) -> None
 def test_the_data_plane_gets_what_it_needs_and_no_database() -> None:
     environment = SERVICES["dataplane"]["environment"].keys()
 
-    own = {"REDIS_URL", "INTERLOCK_INSTANCE_TOKEN", "INTERLOCK_OPERATOR_TOKEN"}
+    own = {"REDIS_URL", "INTERLOCK_INSTANCE_TOKEN"}
     assert environment == DATAPLANE_ONLY | own
 
 
