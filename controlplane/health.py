@@ -12,7 +12,13 @@ from django.shortcuts import render
 from django.utils.functional import SimpleLazyObject
 from django.views.decorators.http import require_safe
 from drf_spectacular.utils import extend_schema
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    generate_latest,
+)
 from rest_framework import serializers
 from rest_framework.decorators import api_view
 from rest_framework.request import Request
@@ -20,6 +26,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from apps.experiments.backlog import read_backlog
+from apps.experiments.selectors.refusals import refusals_by_reason
 from apps.identity.service_checks import open_services, recent_checks
 from apps.lib.clock import database_now
 from controlplane.pulse import Pulses, published_age_s, read_pulses
@@ -143,6 +150,7 @@ def metrics(request: Request) -> HttpResponse:
     registry = CollectorRegistry()
     _loop_gauges(registry)
     _service_gauges(registry)
+    _refusal_counters(registry)
     readable = Gauge(
         "interlock_streams_readable", "Whether Redis says what waits.", registry=registry
     )
@@ -165,6 +173,14 @@ def metrics(request: Request) -> HttpResponse:
     dead = "Entries that can never be applied, kept in interlock:dead."
     Gauge("interlock_dead_entries", dead, registry=registry).set(backlog.dead)
     return HttpResponse(generate_latest(registry), content_type=CONTENT_TYPE_LATEST)
+
+
+def _refusal_counters(registry: CollectorRegistry) -> None:
+    text = "Outcomes that were refused, by the metric's name as it was sent, and reason."
+    labels = ["metric", "reason"]
+    counter = Counter("interlock_outcomes_refused", text, labels, registry=registry)
+    for metric, reason, count in refusals_by_reason():
+        counter.labels(metric, reason).inc(count)
 
 
 def _loop_gauges(registry: CollectorRegistry) -> None:
