@@ -174,8 +174,6 @@ class Admission:
         self._key_required = False
         # Requests refused for want of room, by reason: quotas here, queues in the prediction.
         self.sheds: dict[str, int] = {}
-        # Outcomes refused since they are of requests of others.
-        self.foreign_outcomes = 0
         # Who brings no key, where there are tenants or secrets.
         self._nobody = NOBODY
         # By name; kept over tables.

@@ -23,12 +23,13 @@ from dataplane.errors import Refusal, bad_request, unavailable
 from dataplane.exchange import Exchange
 from dataplane.heartbeat import Heartbeat
 from dataplane.metrics import Page
-from dataplane.outcomes import Outcomes, check_sender, read_outcomes, sent_by
+from dataplane.outcomes import Outcomes, check_sender, invalid, read_outcomes, sent_by
 from dataplane.pages import collect
 from dataplane.pin import Operator, Pins
 from dataplane.predict import Predictor
 from dataplane.reading import Job
 from dataplane.reading.queue import Answer
+from dataplane.refusals import TRUSTED_S, without_refused
 from dataplane.scrapes import Scrapes
 from dataplane.staleness import Staleness
 from dataplane.stream import Publisher
@@ -224,7 +225,8 @@ class Application:
         sender = self._serving.admission.admit(exchange, len(exchange.body))
         now_ms = int(time.time() * 1000)
         if exchange.coding is None and is_cheap(exchange.body):
-            self._store(exchange, read_outcomes(exchange.body, now_ms, self._new_id), sender)
+            body = exchange.body
+            self._take(exchange, sender, lambda: read_outcomes(body, now_ms, self._new_id))
             return
         reading = self.predictor.reading
         job = Job(
@@ -240,23 +242,33 @@ class Application:
         def done(answer: Answer) -> None:
             # Nobody above catches what happens here.
             try:
-                if isinstance(answer, Refusal):
-                    raise answer
-                outcomes = Outcomes(answer.outcomes or (), answer.refused or ())
-                self._store(exchange, outcomes, sender)
+                self._take(exchange, sender, lambda: _outcomes_of(answer))
             except Refusal as refusal:
                 exchange.refuse(refusal, self.predictor.generation_line())
 
         reading.read(exchange, job, monotonic() + OUTCOMES_WAIT_S, done)
 
+    def _take(self, exchange: Exchange, sender: Tenancy, read: Callable[[], Outcomes]) -> None:
+        """Store what `read` brings, and count what is refused of it. Raises Refusal."""
+        table = self._serving.table
+        rules = table.metrics if table is not None else None
+        refusals, tenant = self._publisher.refusals, sender.name
+        try:
+            outcomes = read()
+            check_sender(outcomes, sender)
+            if rules is not None and self._sync.is_confirmed(TRUSTED_S):
+                outcomes = without_refused(outcomes, rules)
+            if outcomes.refused and not outcomes:
+                raise invalid(outcomes.refused, len(outcomes.refused))
+        except Refusal as refusal:
+            refusals.count(refusal.details or (), tenant, rules or ())
+            raise
+        refusals.count(outcomes.refused, tenant, rules or ())
+        self._store(exchange, outcomes, sender)
+
     def _store(self, exchange: Exchange, outcomes: Outcomes, sender: Tenancy) -> None:
         if not outcomes:
             raise bad_request("malformed_request", "the list of outcomes is empty")
-        try:
-            check_sender(outcomes, sender)
-        except Refusal as refusal:
-            self._serving.admission.foreign_outcomes += len(refusal.details or ())
-            raise
 
         def stored(done: asyncio.Future[None]) -> None:
             error = done.exception()
@@ -272,6 +284,12 @@ class Application:
 
     def _new_id(self) -> str:
         return f"{self._boot}-{next(self._ids):x}"
+
+
+def _outcomes_of(answer: Answer) -> Outcomes:
+    if isinstance(answer, Refusal):
+        raise answer
+    return Outcomes(answer.outcomes or (), answer.refused or ())
 
 
 def _path(target: bytes) -> bytes:

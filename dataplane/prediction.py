@@ -26,7 +26,7 @@ from dataplane.forms import Form, infer_form, plain_form
 from dataplane.reply import NotJson, Output, head_of
 from dataplane.serving import FIRST_ATTEMPT, Lane, LiveModel, Serving
 from dataplane.telemetry import Telemetry
-from dataplane.timing import cached_line, computed_line
+from dataplane.timing import cached_stages, computed_stages
 from dataplane.triton import Fault, TritonError
 
 log = logging.getLogger("interlock.dataplane")
@@ -144,8 +144,11 @@ class Prediction(Counted):
             caller = self._caller
             caller.job = self
             cached = lane.cached
-            if cached is None or not cached.model.takes(self, cached, self._tenancy.name, caller):
-                self._enter(lane, self._read_at)
+            now = self._read_at
+            if cached is None or not cached.model.takes(
+                self, cached, self._tenancy.name, caller, now
+            ):
+                self._enter(lane, now)
         except BaseException:
             # Whoever called answers with an error.
             self._end(ends.FAILED)
@@ -257,10 +260,13 @@ class Prediction(Counted):
         self._assigned = None
         now = monotonic()
         arrived_at, read_at = self._arrived_at, self._read_at
-        headers += cached_line(read_at - arrived_at, now - read_at, now - arrived_at)
         if not self._answered_ns:
             self._answered_ns = time_ns()
-        headers += self._id_line()
+        headers += lane.cached_lines % (
+            *cached_stages(read_at - arrived_at, now - read_at, now - arrived_at),
+            self._answered_ns,
+            self._id_tail(),
+        )
         self._caller.respond(200, body, headers)
 
     def go_on(self, lane: Lane) -> None:
@@ -386,20 +392,14 @@ class Prediction(Counted):
         else:
             self._end(first[2])
 
-    def _id_line(self) -> bytes:
-        """Return the header with the answer's id."""
-        lane, at_ns = self._lane, self._answered_ns
-        if self._first is None and not lane.decision.exposures and self._tenancy.seal is None:
-            return lane.id_line % (at_ns, b"")
-        return lane.id_line % (at_ns, self._id_tail())
-
     def _id_tail(self) -> bytes:
         """Return what of the answer's id stands behind its time: the unit that was exposed, and
         the seal of whose request it was.
         """
         lane = self._lane if self._first is None else self._first[0]
-        is_exposed = self._unit is not None and lane.decision.exposures
-        unit = request_id_unit(self._unit) if is_exposed else b""  # type: ignore[arg-type]
+        unit = b""
+        if lane.decision.exposures and self._unit is not None:
+            unit = request_id_unit(self._unit)
         seal = self._tenancy.seal
         if seal is None:
             return unit
@@ -409,17 +409,20 @@ class Prediction(Counted):
         # Between reading and queueing lies the look-up in the cache, or the version that failed it.
         first = self._first
         arrived_at, read_at, submitted_at = self._arrived_at, self._read_at, self.submitted_at
-        headers += computed_line(
-            read_at - arrived_at,
-            b"cache" if first is None else b"first",
-            submitted_at - read_at,
-            dispatched_at - submitted_at,
-            now - dispatched_at,
-            now - arrived_at,
-        )
         if not self._answered_ns:
             self._answered_ns = time_ns()
-        headers += self._id_line()
+        headers += self._lane.computed_lines % (
+            *computed_stages(
+                read_at - arrived_at,
+                b"cache" if first is None else b"first",
+                submitted_at - read_at,
+                dispatched_at - submitted_at,
+                now - dispatched_at,
+                now - arrived_at,
+            ),
+            self._answered_ns,
+            self._id_tail(),
+        )
         if first is not None:
             headers += self._fallback_header()
         self._caller.respond(200, body, headers)

@@ -19,7 +19,6 @@ from contract.messages import Outcome
 
 # As long as the column is.
 KEY_LENGTH_MAX = 200
-OTHERS_UNIT = "unit_id is of requests of others: it counts once this sender asks about it"
 
 # The condition that an outcome counts for a unit of `exposed`, in an experiment or a rollout of
 # the model `%(model)s`.

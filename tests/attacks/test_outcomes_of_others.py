@@ -28,7 +28,7 @@ async def test_a_rivals_request_cannot_be_told_of(door):
         refused = await door.post("/outcomes", [outcome(ours), outcome(forged)], "shop")
         assert (refused.status_code, refused.json()["code"]) == (403, "foreign_outcome"), forged
         assert [error["index"] for error in refused.json()["errors"]] == [1]
-    assert await door.group.metric("interlock_foreign_outcomes_total") == 5
+    assert await door.group.metric("interlock_outcomes_refused_total") == 5
     assert (await door.post("/outcomes", outcome(ours), "shop")).status_code == 202
 
 

@@ -24,6 +24,7 @@ from contract.messages import (
     ShadowWindow,
     TelemetryWindow,
 )
+from contract.refusals import NO_PROPORTION, UNKNOWN_METRIC, MetricRule, OutcomeRefusals
 from contract.routing import (
     Batching,
     Breaker,
@@ -169,6 +170,11 @@ TABLE = RoutingTable(
     },
     key_required=True,
     id_secret="of-the-golden-table",
+    metrics={
+        "correct": MetricRule(is_binary=True),
+        "latency": MetricRule(refusal="the data plane measures latency itself"),
+        "umsatz_zürich": MetricRule(),
+    },
 )
 _SENDER = {"instance": "dp-1", "boot": "6b05f2edff6d9106"}
 WINDOWS = Batch(
@@ -314,6 +320,10 @@ OUTCOMES = Batch(
             tenant="shop",
             models=("digits",),
         ),
+    ),
+    refusals=(
+        OutcomeRefusals(metric="corect", reason=UNKNOWN_METRIC, count=3, tenant="shop"),
+        OutcomeRefusals(metric="correct", reason=NO_PROPORTION, count=1),
     ),
 )
 REPORT = InstanceReport(

@@ -7,7 +7,7 @@ def _names():
 
 
 class Migration(migrations.Migration):
-    dependencies = [("experiments", "0010_shadow_pairs")]
+    dependencies = [("experiments", "0011_refusals_by_sender")]
 
     operations = [
         migrations.AddField("exposurerow", "also_tenants", _names()),
