@@ -15,7 +15,7 @@ from uuid import UUID
 
 from django.db import connection
 
-from apps.experiments.models import RolloutExposure
+from apps.experiments.rollout_models import RolloutExposure
 from apps.experiments.senders import IS_NEW, MERGED
 from apps.rollouts.models import Rollout
 from contract.bucketing import bucket

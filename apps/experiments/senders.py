@@ -21,10 +21,11 @@ from contract.messages import Outcome
 KEY_LENGTH_MAX = 200
 
 # The condition that an outcome counts for a unit of `exposed`, in an experiment or a rollout of
-# the model `%(model)s`.
-COUNTS_FOR = """(outcome.tenant IS NULL OR exposed.tenant IS NULL
-        OR outcome.tenant = exposed.tenant OR outcome.tenant = ANY(exposed.also_tenants))
-    AND (outcome.models_opened IS NULL OR %(model)s = ANY(outcome.models_opened))"""
+# the model `%(model)s`. Not by IS NULL, which the planner takes for rare where it knows nothing: it
+# would look for each unit's outcomes one by one.
+COUNTS_FOR = """coalesce(outcome.tenant = exposed.tenant
+        OR outcome.tenant = ANY(coalesce(exposed.also_tenants, ARRAY[]::varchar[])), TRUE)
+    AND coalesce(%(model)s = ANY(outcome.models_opened), TRUE)"""
 # What a later exposure adds to whom is known to have asked about a unit: SQL of `kept`, the row
 # that there is, and `excluded`.
 MERGED = """(

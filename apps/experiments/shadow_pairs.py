@@ -19,7 +19,8 @@ from django.db import connection
 from xxhash import xxh3_64_intdigest
 
 from apps.experiments.crowds import to_signed
-from apps.experiments.models import Metric, ShadowPairRow
+from apps.experiments.models import Metric
+from apps.experiments.rollout_models import ShadowPairRow
 from apps.rollouts.models import Rollout
 from apps.rollouts.paired import GRID
 from apps.rollouts.verdicts import JSON
@@ -56,8 +57,8 @@ LABELLED = """
             ON outcome.unit = pair.unit AND outcome.metric_id = %(metric)s
         WHERE pair.unit <> '' AND (outcome.request_hash = pair.request_hash OR (
             outcome.request_hash IS NULL
-            AND (outcome.tenant IS NULL OR pair.tenant IS NULL OR outcome.tenant = pair.tenant)
-            AND (outcome.models_opened IS NULL OR %(model)s = ANY(outcome.models_opened))
+            AND coalesce(outcome.tenant = pair.tenant, TRUE)
+            AND coalesce(%(model)s = ANY(outcome.models_opened), TRUE)
             AND outcome.occurred_at >= pair.at - %(skew_s)s * interval '1 second'
             AND (%(window_s)s::int IS NULL
                 OR outcome.occurred_at < pair.at + %(window_s)s::int * interval '1 second')))

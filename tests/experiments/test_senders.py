@@ -9,10 +9,11 @@ import pytest
 
 from apps.experiments.ingestion import apply_exposures, apply_outcomes
 from apps.experiments.models import ExposureRow, OutcomeRow, RefusedOutcomes
-from apps.experiments.senders import OTHERS_UNIT, event_key
+from apps.experiments.senders import event_key
 from apps.experiments.values import fold_all
 from apps.models.models import Tenant
 from contract.messages import Outcome
+from contract.refusals import OTHERS_UNIT
 from tests.experiments.factories import (
     NOW,
     batch,
