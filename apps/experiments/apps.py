@@ -7,6 +7,7 @@ class ExperimentsConfig(AppConfig):
     name = "apps.experiments"
 
     def ready(self) -> None:
-        from apps.experiments.guardrails import register
+        from apps.experiments import guardrails, needs
 
-        register()
+        guardrails.register()
+        needs.register()
