@@ -2,7 +2,7 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-    dependencies = [("registry", "0007_registrations")]
+    dependencies = [("registry", "0010_retirement")]
 
     operations = [
         migrations.AddField(
