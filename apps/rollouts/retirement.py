@@ -15,7 +15,8 @@ from apps.models.deployments import unload_deployment
 from apps.models.models import Deployment, LiveSplit, RegisteredModel
 from apps.models.services import change_deployment
 from apps.models.states import DeploymentState
-from apps.rollouts.publication import publish_table, unacked
+from apps.rollouts.publication import publish_table
+from apps.rollouts.roster import unacked
 
 log = logging.getLogger(__name__)
 
