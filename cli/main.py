@@ -93,7 +93,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def health(client: Client, options: argparse.Namespace) -> int:
-    """Exit code 1 where a loop has stopped: nothing would move that a pipeline waits for."""
+    """Exit code 1 where a loop has stopped: nothing would move that a pipeline waits for.
+
+    A server that takes commands from strangers is printed, and changes no exit code.
+    """
     answer = client.get("status/")
     if options.json:
         show_json(answer)
@@ -105,6 +108,8 @@ def health(client: Client, options: argparse.Namespace) -> int:
         print(f"newest routing table: published {answer['published_age_s']} s ago")
         if answer["trouble"]:
             print(answer["trouble"])
+        for row in answer.get("open_services", []):
+            print(f"OPEN: {row['kind']} at {row['address']}: {row['danger']}")
     return EXIT_OK if answer["is_well"] else EXIT_REFUSED_BY_VERDICT
 
 
