@@ -1,7 +1,4 @@
-"""The faults of the drill: how each begins and ends, and how one sees that its part is back.
-
-A fault that a restored database, or another server, joins with is one more line of `all_faults`.
-"""
+"""The faults of the drill: how each begins and ends, and how one sees that its part is back."""
 
 from __future__ import annotations
 
@@ -17,6 +14,7 @@ import httpx
 import psycopg
 import redis
 
+from tests.faults.backup import dump, replaced_outcomes, restore, start_epoch
 from tests.faults.ground import Ground, processes, wait_until
 
 # What a stack has of its own: the data plane's processes come beside these.
@@ -49,10 +47,12 @@ class Fault:
     is_back: IsBack
     # The directory whose disk is filled; such a fault needs a file system of its own for it.
     disk: str = ""
+    # Returns the outcomes of a prefix that went with what was replaced: they were stored once.
+    gone: Callable[[Ground, str], set[str]] = lambda ground, prefix: set()
 
 
 def all_faults() -> list[Fault]:
-    """Return the faults in their order: processes killed, processes stopped, disks full."""
+    """Return the faults in their order: killed, stopped, disks full, and last a restore."""
     return [
         Fault("data-plane parent killed", kill_leader("dataplane"), serves),
         *[Fault(f"data-plane worker {n + 1} killed", kill_worker(n), serves) for n in (0, 1)],
@@ -63,6 +63,7 @@ def all_faults() -> list[Fault]:
         Fault("disk full: redis", fill_redis, back_of("redis"), disk="redis"),
         Fault("disk full: postgres", fill_postgres, back_of("postgres"), disk="postgres"),
         Fault("disk full: spool, redis stopped", fill_spool, serves, disk="dataplane"),
+        Fault("postgres restored", restore_postgres, serves_newest, gone=replaced_outcomes),
     ]
 
 
@@ -200,6 +201,32 @@ def fill_spool(ground: Ground, for_s: float) -> Iterator[Held]:
     with full(ground.state / "dataplane"), ground.frozen(redis):
         sleep(for_s)
     yield Held(monotonic())
+
+
+# --- restored ------------------------------------------------------------------------------------
+
+
+@contextmanager
+def restore_postgres(ground: Ground, for_s: float) -> Iterator[Held]:
+    """Put a dump from before some tables in the database's place, and begin an epoch."""
+    path = ground.state / "drill.dump"
+    dump(ground, path)
+    for rollout in ground.control.get("rollouts/")["results"]:
+        if rollout["is_live"]:
+            ground.control.post(f"rollouts/{rollout['id']}/abort/", {"reason": "drill"})
+    wait_until(lambda: serves_newest(ground), FELT_WITHIN_S, "tables that the dump has not")
+    sleep(for_s)
+    at = monotonic()
+    restore(ground, path)
+    start_epoch(ground)
+    yield Held(at)
+
+
+def serves_newest(ground: Ground) -> bool:
+    """Say whether the data plane serves from the newest table that the database has."""
+    ready = httpx.get(f"{ground.stack.urls.dataplane}/v2/health/ready", timeout=2).json()
+    newest = ground.rows("SELECT max(generation) FROM rollouts_publishedtable")[0][0]
+    return bool(ready["generation"] == newest)
 
 
 # --- back ----------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import http.client
 import json
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -102,6 +102,8 @@ class Row:
     back_s: float | None
     # Outcomes that were answered otherwise than with 202, or not at all: their senders know.
     unacknowledged: int = 0
+    # Stored once, in a database that a backup took the place of.
+    gone: int = 0
 
     @property
     def is_bad(self) -> bool:
@@ -109,7 +111,9 @@ class Row:
 
     def __str__(self) -> str:
         back = f"{self.back_s:.1f} s" if self.back_s is not None else "**not back**"
-        beside = f" ({self.unacknowledged} refused)" if self.unacknowledged else ""
+        counts = {"refused": self.unacknowledged, "newer than the backup": self.gone}
+        told = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+        beside = f" ({told})" if told else ""
         cells = [
             self.fault, f"{self.checked:,}", str(self.wrong), self.refused,
             f"{self.acknowledged}, {self.lost}, {self.doubled}{beside}", back,
@@ -128,6 +132,7 @@ def judge(
     sent: Outcomes,
     stored: Sequence[str],
     back_s: float | None,
+    gone: Collection[str] = (),
 ) -> Row:
     """Hold what was asked and acknowledged against what came back and is stored."""
     acknowledged = sent.accepted
@@ -138,10 +143,11 @@ def judge(
         wrong=sum(answer.status == WRONG for answer in answers),
         refused=_refused(answers),
         acknowledged=len(acknowledged),
-        lost=len(acknowledged - set(stored)),
+        lost=len(acknowledged - set(stored) - set(gone)),
         doubled=len(doubled),
         back_s=back_s,
         unacknowledged=len(sent.sent) - len(acknowledged),
+        gone=len(acknowledged & set(gone)),
     )
 
 
