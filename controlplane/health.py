@@ -27,6 +27,8 @@ from rest_framework.views import APIView
 
 from apps.experiments.backlog import read_backlog
 from apps.experiments.selectors.refusals import refusals_by_reason
+from apps.identity.service_checks import open_services, recent_checks
+from apps.lib.clock import database_now
 from controlplane.models import RetentionRun
 from controlplane.pulse import Pulses, published_age_s, read_pulses
 from controlplane.retention.selectors import summary
@@ -43,6 +45,13 @@ class LoopSerializer(serializers.Serializer[Any]):
     without_it = serializers.CharField(help_text="What stands still while it does not turn.")
 
 
+class OpenServiceSerializer(serializers.Serializer[Any]):
+    kind = serializers.CharField()
+    address = serializers.CharField()
+    cluster = serializers.CharField(help_text="Of a Triton, or nothing.")
+    danger = serializers.CharField(help_text="What a stranger who reaches it can do.")
+
+
 class StatusSerializer(serializers.Serializer[Any]):
     is_well = serializers.BooleanField()
     trouble = serializers.CharField(help_text="Why nobody knows how the loops are, or nothing.")
@@ -50,6 +59,9 @@ class StatusSerializer(serializers.Serializer[Any]):
         allow_null=True, help_text="Seconds since the newest routing table was published."
     )
     loops = LoopSerializer(many=True)
+    open_services = OpenServiceSerializer(
+        many=True, help_text="Servers that take commands without a secret."
+    )
 
 
 @login_not_required
@@ -129,6 +141,7 @@ class StatusView(APIView):
             "trouble": pulses.trouble,
             "published_age_s": _rounded(published_age_s()),
             "loops": rows,
+            "open_services": open_services(database_now()),
         }
         return Response(StatusSerializer(document).data)
 
@@ -139,6 +152,7 @@ def metrics(request: Request) -> HttpResponse:
     """Tell Prometheus what waits in the streams to be taken in; it brings an API token."""
     registry = CollectorRegistry()
     _loop_gauges(registry)
+    _service_gauges(registry)
     _refusal_counters(registry)
     _retention_gauges(registry)
     readable = Gauge(
@@ -199,3 +213,12 @@ def _loop_gauges(registry: CollectorRegistry) -> None:
     if (since_s := published_age_s()) is not None:
         text = "Seconds since the newest routing table was published."
         Gauge("interlock_published_age_seconds", text, registry=registry).set(since_s)
+
+
+def _service_gauges(registry: CollectorRegistry) -> None:
+    text = "Whether a server takes commands without a secret."
+    labels = ["kind", "address"]
+    gauge = Gauge("interlock_service_open", text, labels, registry=registry)
+    for row in recent_checks(database_now()):
+        if not row.trouble:
+            gauge.labels(row.kind, row.address).set(row.is_open)

@@ -7,7 +7,8 @@ class ExperimentsConfig(AppConfig):
     name = "apps.experiments"
 
     def ready(self) -> None:
-        from apps.experiments import guardrails, metrics
+        from apps.experiments import guardrails, metrics, needs
 
         guardrails.register()
         metrics.register()
+        needs.register()

@@ -40,6 +40,7 @@ def start_candidates_task() -> None:
 @shared_task(name="rollouts.prune")
 def prune_task() -> None:
     """Delete old tables; what goes by its age is dropped by `controlplane.retention`."""
-    last = PublishedTable.objects.order_by("-generation").first()
-    if last is not None:
-        PublishedTable.objects.filter(generation__lt=last.generation - KEEP_TABLES).delete()
+    # By their number and not by their generation, which leaps where an epoch begins.
+    kept = PublishedTable.objects.order_by("-generation").values_list("generation", flat=True)
+    for oldest in kept[KEEP_TABLES - 1 : KEEP_TABLES]:
+        PublishedTable.objects.filter(generation__lt=oldest).delete()

@@ -128,7 +128,7 @@ def test_of_a_rollout_long_ended_the_last_answers_stay_with_their_evidence() -> 
             evaluate(rollout, long_ago, intervals=n)
         evaluate(rollout, long_ago, "latency", intervals=6)
     for _ in range(2):
-        run_retention(database_now() + 40 * DAY)
+        run_retention(database_now() + 130 * DAY)
     assert [each.inputs["intervals"] for each in old.evaluations.order_by("id")] == [7, 6]
     assert old.intervals.count() == 7
     assert (live.evaluations.count(), live.intervals.count()) == (4, 9)

@@ -113,6 +113,6 @@ def unite_all(apps, schema_editor):
 
 
 class Migration(migrations.Migration):
-    dependencies = [("rollouts", "0013_reasons_and_time_zones")]
+    dependencies = [("rollouts", "0014_epochs")]
 
     operations = [migrations.RunPython(divide_all, unite_all)]
