@@ -12,7 +12,13 @@ from django.shortcuts import render
 from django.utils.functional import SimpleLazyObject
 from django.views.decorators.http import require_safe
 from drf_spectacular.utils import extend_schema
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    generate_latest,
+)
 from rest_framework import serializers
 from rest_framework.decorators import api_view
 from rest_framework.request import Request
@@ -20,6 +26,9 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from apps.experiments.backlog import read_backlog
+from apps.experiments.selectors.refusals import refusals_by_reason
+from apps.identity.service_checks import open_services, recent_checks
+from apps.lib.clock import database_now
 from controlplane.pulse import Pulses, published_age_s, read_pulses
 
 
@@ -34,6 +43,13 @@ class LoopSerializer(serializers.Serializer[Any]):
     without_it = serializers.CharField(help_text="What stands still while it does not turn.")
 
 
+class OpenServiceSerializer(serializers.Serializer[Any]):
+    kind = serializers.CharField()
+    address = serializers.CharField()
+    cluster = serializers.CharField(help_text="Of a Triton, or nothing.")
+    danger = serializers.CharField(help_text="What a stranger who reaches it can do.")
+
+
 class StatusSerializer(serializers.Serializer[Any]):
     is_well = serializers.BooleanField()
     trouble = serializers.CharField(help_text="Why nobody knows how the loops are, or nothing.")
@@ -41,6 +57,9 @@ class StatusSerializer(serializers.Serializer[Any]):
         allow_null=True, help_text="Seconds since the newest routing table was published."
     )
     loops = LoopSerializer(many=True)
+    open_services = OpenServiceSerializer(
+        many=True, help_text="Servers that take commands without a secret."
+    )
 
 
 @login_not_required
@@ -119,6 +138,7 @@ class StatusView(APIView):
             "trouble": pulses.trouble,
             "published_age_s": _rounded(published_age_s()),
             "loops": rows,
+            "open_services": open_services(database_now()),
         }
         return Response(StatusSerializer(document).data)
 
@@ -129,6 +149,8 @@ def metrics(request: Request) -> HttpResponse:
     """Tell Prometheus what waits in the streams to be taken in; it brings an API token."""
     registry = CollectorRegistry()
     _loop_gauges(registry)
+    _service_gauges(registry)
+    _refusal_counters(registry)
     readable = Gauge(
         "interlock_streams_readable", "Whether Redis says what waits.", registry=registry
     )
@@ -153,6 +175,14 @@ def metrics(request: Request) -> HttpResponse:
     return HttpResponse(generate_latest(registry), content_type=CONTENT_TYPE_LATEST)
 
 
+def _refusal_counters(registry: CollectorRegistry) -> None:
+    text = "Outcomes that were refused, by the metric's name as it was sent, and reason."
+    labels = ["metric", "reason"]
+    counter = Counter("interlock_outcomes_refused", text, labels, registry=registry)
+    for metric, reason, count in refusals_by_reason():
+        counter.labels(metric, reason).inc(count)
+
+
 def _loop_gauges(registry: CollectorRegistry) -> None:
     pulses = read_pulses()
     text = "Seconds since a turn of a control loop ended well."
@@ -167,3 +197,12 @@ def _loop_gauges(registry: CollectorRegistry) -> None:
     if (since_s := published_age_s()) is not None:
         text = "Seconds since the newest routing table was published."
         Gauge("interlock_published_age_seconds", text, registry=registry).set(since_s)
+
+
+def _service_gauges(registry: CollectorRegistry) -> None:
+    text = "Whether a server takes commands without a secret."
+    labels = ["kind", "address"]
+    gauge = Gauge("interlock_service_open", text, labels, registry=registry)
+    for row in recent_checks(database_now()):
+        if not row.trouble:
+            gauge.labels(row.kind, row.address).set(row.is_open)

@@ -69,7 +69,7 @@ APPLY: dict[str, Apply] = {
 LISTS = {
     STREAM_TELEMETRY: ("windows", "shadows"),
     STREAM_EXPOSURES: ("exposures", "measurements", "sketches"),
-    STREAM_OUTCOMES: ("outcomes",),
+    STREAM_OUTCOMES: ("outcomes", "refusals"),
 }
 
 INSERT_KEYS = """

@@ -114,6 +114,10 @@ class Sync:
         since = self.confirmed_at if self.confirmed_at is not None else self._started_at
         return self._clock() - since
 
+    def is_confirmed(self, within_s: float) -> bool:
+        """Say whether the control plane confirmed our table so lately."""
+        return self.confirmed_at is not None and self.table_age_s <= within_s
+
     def loops(self) -> list[Coroutine[None, None, None]]:
         """Return what must run for the life of the process."""
         poll, listen, report = self.heartbeats

@@ -14,6 +14,7 @@ from bench import flowers
 from bench.stand import data_plane
 from contract.routing import Cluster, ModelRoute, RoutingTable, VersionRoute, encode
 from embedded.stack import Stack, running
+from embedded.triton import CONTROL_HEADER
 from tests.faults.ground import processes, wait_until
 
 MODEL = "flowers"
@@ -35,6 +36,7 @@ class Server:
     def __init__(self, stack: Stack) -> None:
         self.address = f"127.0.0.1:{stack.ports['triton_http']}"
         self._supervisor = stack.pid
+        self._token = {CONTROL_HEADER: stack.triton_token}
 
     def pid(self) -> int:
         """Return the server's own pid."""
@@ -61,7 +63,7 @@ class Server:
         """Unload the version and load it again, as the control plane heals it."""
         for verb in ("unload", "load"):
             url = f"http://{self.address}/v2/repository/models/{TRITON_MODEL}/{verb}"
-            httpx.post(url, timeout=30).raise_for_status()
+            httpx.post(url, headers=self._token, timeout=30).raise_for_status()
 
     def wait_for_traffic(self, within_s: float) -> None:
         """Return when the version is asked here, once it can be."""

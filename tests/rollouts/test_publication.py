@@ -121,5 +121,5 @@ def test_the_queries_of_a_publication_do_not_grow_with_models_and_tenants(
         make_model(f"m{number}")
         tenant = Tenant.objects.create(name=f"t{number}")
         ApiKey.objects.create(tenant=tenant, digest=f"d{number}", created_at=database_now())
-    with django_assert_max_num_queries(12):
+    with django_assert_max_num_queries(13):
         publish()
