@@ -31,7 +31,7 @@ WAITING_MAX = 500
 LOOK_S, SAY_S = 1.0, 60.0
 
 
-class BoundedScheduler(Scheduler):  # type: ignore[misc]
+class BoundedScheduler(Scheduler):
     """Sends no tick while WAITING_MAX wait for a worker."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -72,7 +72,7 @@ class BoundedScheduler(Scheduler):  # type: ignore[misc]
 def main() -> None:
     """Run until a signal. Every schedule is an interval: nothing is worth keeping in a file."""
     # Below WARNING it would tell of each tick.
-    app.Beat(scheduler_cls=BoundedScheduler, loglevel="WARNING").run()
+    app.Beat(scheduler_cls="controlplane.beat:BoundedScheduler", loglevel="WARNING").run()
 
 
 if __name__ == "__main__":

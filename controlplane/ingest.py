@@ -290,7 +290,7 @@ class Ingester:
         length, used = pipe.execute()
         if not length or not used:
             return DEAD_ENTRIES_MAX
-        return max(1, min(DEAD_ENTRIES_MAX, length * DEAD_BYTES_MAX // used))
+        return max(1, min(DEAD_ENTRIES_MAX, int(length) * DEAD_BYTES_MAX // int(used)))
 
 
 def size_of(raw: Sequence[RawEntry]) -> int:

@@ -9,21 +9,18 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from django.db import connection
 
-from apps.experiments.rollout_models import RolloutExposure
 from apps.experiments.senders import IS_NEW, MERGED
 from apps.rollouts.models import Rollout
 from contract.bucketing import bucket
 from contract.routing import BASELINE, CANARY, STABLE
 
 SIDES = {CANARY, STABLE, BASELINE}
-# The decision log keeps the numbers; rows are needed only as long as a rollout lives.
-KEEP_ENDED = timedelta(days=7)
 
 # A nested array would be taken apart as a whole: the others of a unit come as one JSON list.
 UPSERT_MEETINGS = f"""
@@ -88,8 +85,3 @@ def write_meetings(meetings: Sequence[Meeting], salts: dict[UUID, str]) -> None:
 
 def _others(tenants: list[str]) -> str | None:
     return json.dumps(tenants[1:]) if len(tenants) > 1 else None
-
-
-def forget_meetings(now: datetime) -> None:
-    """Delete the rows of rollouts that ended long ago."""
-    RolloutExposure.objects.filter(rollout__ended_at__lt=now - KEEP_ENDED).delete()

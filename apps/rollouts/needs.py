@@ -14,7 +14,7 @@ from django.db.models import Q, Sum
 from apps.models.models import Deployment, LiveSplit, ModelVersion, RegisteredModel, Registration
 from apps.models.states import DeploymentState
 from apps.rollouts.models import TelemetryRow
-from apps.rollouts.publication import pins_on, silent_instances
+from apps.rollouts.roster import pins_on, silent_instances
 from apps.rollouts.states import LIVE_PHASES
 
 # Who asked for a version so lately may do so again.

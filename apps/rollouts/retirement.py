@@ -16,7 +16,8 @@ from apps.models.models import Deployment, LiveSplit, RegisteredModel
 from apps.models.services import change_deployment
 from apps.models.states import DeploymentState
 from apps.rollouts.needs import versions_asked_for
-from apps.rollouts.publication import publish_table, unacked
+from apps.rollouts.publication import publish_table
+from apps.rollouts.roster import unacked
 
 log = logging.getLogger(__name__)
 

@@ -6,6 +6,7 @@ import asyncio
 from contextlib import asynccontextmanager
 
 import httpx
+import msgspec
 import redis.asyncio as redis
 from msgspec.structs import replace
 
@@ -120,6 +121,16 @@ class Control:
 
     def publish(self, generation, *endpoints, **changes):
         self.data = encode(table(model(**changes), generation, endpoints))
+
+    def publish_created(self, generation, *endpoints, created_at_ms):
+        """Publish versions that were registered at this instant."""
+        route = model()
+        versions = {
+            number: msgspec.structs.replace(version, created_at_ms=created_at_ms)
+            for number, version in route.versions.items()
+        }
+        route = msgspec.structs.replace(route, versions=versions)
+        self.data = encode(table(route, generation, endpoints))
 
 
 @asynccontextmanager

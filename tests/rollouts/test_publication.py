@@ -12,7 +12,8 @@ import redis
 from apps.lib.clock import database_now
 from apps.models.models import ApiKey, RegisteredModel, Tenant
 from apps.rollouts.models import BreakerTripRecord, Instance, PublishedTable
-from apps.rollouts.publication import pins_on, publish_table, record_report, unacked
+from apps.rollouts.publication import publish_table, record_report
+from apps.rollouts.roster import pins_on, unacked
 from contract.messages import BreakerTrip, InstanceReport
 from contract.routing import CHANNEL, decode
 from tests.rollouts.factories import ANNA, make_instance, make_model

@@ -28,7 +28,7 @@ from apps.rollouts.overrides import (
 )
 from apps.rollouts.phases import append_event, move, tell
 from apps.rollouts.plans import PlanDocument, check_plan, document_of, to_json
-from apps.rollouts.publication import unacked
+from apps.rollouts.roster import unacked
 from apps.rollouts.services.rows import audit_rollout
 from apps.rollouts.states import LIVE_PHASES, Phase
 from apps.rollouts.tick import tick_one
