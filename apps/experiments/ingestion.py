@@ -18,6 +18,7 @@ from operator import itemgetter
 from uuid import UUID
 
 import msgspec
+from django.conf import settings
 from django.db import connection, transaction
 
 from apps.experiments.by_request import Requests
@@ -58,6 +59,7 @@ logger = logging.getLogger(__name__)
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 TEXT_MAX = 200
 NAME_MAX = 100
+NOT_KEPT = "occurred_at is older than outcomes are kept"
 FUTURE_MAX = timedelta(seconds=OUTCOME_AHEAD_MAX_S)
 AGE_MAX = timedelta(seconds=OUTCOME_AGE_MAX_S)
 
@@ -314,7 +316,9 @@ class Judge:
         self._why_none = {name: why_not_an_outcome(each) for name, each in metrics.items()}
         self._proportions = {n for n, m in metrics.items() if m.kind == Metric.Kind.PROPORTION}
         self._newest_ms = _milliseconds(now + FUTURE_MAX)
-        self._oldest_ms = _milliseconds(now - AGE_MAX)
+        # One that is not kept any more could come again, and count twice.
+        self._kept = timedelta(days=settings.RETENTION_DAYS["outcomes"]) or AGE_MAX
+        self._oldest_ms = _milliseconds(now - min(AGE_MAX, self._kept))
 
     def refusal_reason(self, outcome: Outcome) -> str | None:
         """Return why `outcome` cannot be used, or None."""
@@ -336,7 +340,7 @@ class Judge:
         if outcome.occurred_at_ms > self._newest_ms:
             return IN_THE_FUTURE
         if outcome.occurred_at_ms < self._oldest_ms:
-            return TOO_OLD
+            return TOO_OLD if self._kept >= AGE_MAX else NOT_KEPT
         return None
 
 

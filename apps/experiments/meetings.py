@@ -8,20 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from django.db import connection
 
-from apps.experiments.models import RolloutExposure
 from apps.rollouts.models import Rollout
 from contract.bucketing import bucket
 from contract.routing import BASELINE, CANARY, STABLE
 
 SIDES = {CANARY, STABLE, BASELINE}
-# The decision log keeps the numbers; rows are needed only as long as a rollout lives.
-KEEP_ENDED = timedelta(days=7)
 
 UPSERT_MEETINGS = """
     INSERT INTO experiments_rolloutexposure AS kept
@@ -69,8 +66,3 @@ def write_meetings(meetings: Sequence[Meeting], salts: dict[UUID, str]) -> None:
     ]
     with connection.cursor() as cursor:
         cursor.execute(UPSERT_MEETINGS, columns)
-
-
-def forget_meetings(now: datetime) -> None:
-    """Delete the rows of rollouts that ended long ago."""
-    RolloutExposure.objects.filter(rollout__ended_at__lt=now - KEEP_ENDED).delete()

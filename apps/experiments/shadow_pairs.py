@@ -28,8 +28,6 @@ from contract.messages import ShadowPair
 UNIT_MAX = 200
 # More pairs than that tell nothing new, and each look reads them all.
 PAIRS_MAX = 50_000
-# The decision log keeps the counts; rows are needed only as long as a rollout lives.
-KEEP_ENDED = timedelta(days=7)
 EPOCH = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
 
 INSERT = """
@@ -211,8 +209,3 @@ def to_observation(metric: Metric, found: LabelledPairs) -> dict[str, JSON]:
         "won": found.won,
         "grid": [[place, weight] for place, weight in found.grid],
     }
-
-
-def forget_pairs(now: datetime) -> None:
-    """Delete the rows of rollouts that ended long ago."""
-    ShadowPairRow.objects.filter(rollout__ended_at__lt=now - KEEP_ENDED).delete()

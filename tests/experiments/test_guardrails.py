@@ -7,12 +7,12 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
+from django.conf import settings
 from django.db import connection
 
 from apps.experiments import guardrails, rollout_units
 from apps.experiments.guardrails import observe_outcome
 from apps.experiments.ingestion import apply_exposures
-from apps.experiments.meetings import KEEP_ENDED, forget_meetings
 from apps.experiments.models import Metric, OutcomeRow, RolloutExposure
 from apps.experiments.outcome_judge import judge_outcome
 from apps.lib.clock import database_now
@@ -26,6 +26,7 @@ from apps.rollouts.plans import PlanDocument, StepDocument
 from apps.rollouts.tick import tick_rollouts
 from contract.messages import Batch, Exposure
 from contract.routing import CanarySplit
+from controlplane.retention.run import run_retention
 from tests.rollouts.factories import ANNA, latest, make_baking, make_instance, make_model, send
 
 pytestmark = pytest.mark.django_db
@@ -290,10 +291,11 @@ def test_counting_that_takes_too_long_is_told_and_undone(
 
 def test_meetings_are_forgotten_when_their_rollout_ended_long_ago(rollout: Rollout) -> None:
     meet(rollout, "u", "canary")
-    forget_meetings(database_now())
+    run_retention(database_now())
     assert RolloutExposure.objects.count() == 1
-    Rollout.objects.update(ended_at=database_now() - KEEP_ENDED - timedelta(minutes=1))
-    forget_meetings(database_now())
+    kept = timedelta(days=settings.RETENTION_DAYS["shadow_pairs"])
+    Rollout.objects.update(ended_at=database_now() - kept - timedelta(minutes=1))
+    run_retention(database_now())
     assert not RolloutExposure.objects.exists()
 
 
