@@ -28,6 +28,7 @@ from cli.notifications import add_notifications
 from cli.outcomes import add_outcomes
 from cli.parsing import add_command
 from cli.plans import add_plans
+from cli.registry import add_registry
 from cli.releases import add_releases
 from cli.rollouts import add_rollouts
 from cli.serving import add_serving
@@ -75,8 +76,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="print the API's answer as JSON")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_command(commands, "health", health, "say whether the control plane's loops turn")
-    add_command(commands, "models", models, "list models and what serves each")
-    add_command(commands, "versions", versions, "list a model's versions", "model")
+    add_command(commands, "retention", retention, "how long what grows is kept, what was dropped")
+    add_registry(commands)
     add_command(commands, "sync", sync, "import what the registry has and Interlock has not")
     add_rollouts(commands)
     add_releases(commands)
@@ -92,8 +93,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def retention(client: Client, options: argparse.Namespace) -> int:
+    columns = ["name", "days", "rows", "bytes", "freed_at", "rows_freed_total", "held", "error"]
+    return show_rows(options, client.get("retention/"), columns)
+
+
 def health(client: Client, options: argparse.Namespace) -> int:
-    """Exit code 1 where a loop has stopped: nothing would move that a pipeline waits for."""
+    """Exit code 1 where a loop has stopped: nothing would move that a pipeline waits for.
+
+    A server that takes commands from strangers is printed, and changes no exit code.
+    """
     answer = client.get("status/")
     if options.json:
         show_json(answer)
@@ -105,20 +114,9 @@ def health(client: Client, options: argparse.Namespace) -> int:
         print(f"newest routing table: published {answer['published_age_s']} s ago")
         if answer["trouble"]:
             print(answer["trouble"])
+        for row in answer.get("open_services", []):
+            print(f"OPEN: {row['kind']} at {row['address']}: {row['danger']}")
     return EXIT_OK if answer["is_well"] else EXIT_REFUSED_BY_VERDICT
-
-
-def models(client: Client, options: argparse.Namespace) -> int:
-    rows = client.pages("models/")
-    return show_rows(options, rows, ["name", "stable", "previous_stable", "description"])
-
-
-def versions(client: Client, options: argparse.Namespace) -> int:
-    rows = client.pages(f"models/{options.model}/versions/")
-    for row in rows:
-        row["state"] = ", ".join(d["state"] for d in row["deployments"]) or "not placed"
-        row["named"] = ", ".join(row["aliases"])
-    return show_rows(options, rows, ["number", "semantic_tag", "named", "state", "created_at"])
 
 
 def sync(client: Client, options: argparse.Namespace) -> int:

@@ -12,7 +12,13 @@ from django.shortcuts import render
 from django.utils.functional import SimpleLazyObject
 from django.views.decorators.http import require_safe
 from drf_spectacular.utils import extend_schema
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    generate_latest,
+)
 from rest_framework import serializers
 from rest_framework.decorators import api_view
 from rest_framework.request import Request
@@ -20,7 +26,12 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from apps.experiments.backlog import read_backlog
+from apps.experiments.selectors.refusals import refusals_by_reason
+from apps.identity.service_checks import open_services, recent_checks
+from apps.lib.clock import database_now
+from controlplane.models import RetentionRun
 from controlplane.pulse import Pulses, published_age_s, read_pulses
+from controlplane.retention.selectors import summary
 
 
 class LoopSerializer(serializers.Serializer[Any]):
@@ -34,6 +45,13 @@ class LoopSerializer(serializers.Serializer[Any]):
     without_it = serializers.CharField(help_text="What stands still while it does not turn.")
 
 
+class OpenServiceSerializer(serializers.Serializer[Any]):
+    kind = serializers.CharField()
+    address = serializers.CharField()
+    cluster = serializers.CharField(help_text="Of a Triton, or nothing.")
+    danger = serializers.CharField(help_text="What a stranger who reaches it can do.")
+
+
 class StatusSerializer(serializers.Serializer[Any]):
     is_well = serializers.BooleanField()
     trouble = serializers.CharField(help_text="Why nobody knows how the loops are, or nothing.")
@@ -41,6 +59,9 @@ class StatusSerializer(serializers.Serializer[Any]):
         allow_null=True, help_text="Seconds since the newest routing table was published."
     )
     loops = LoopSerializer(many=True)
+    open_services = OpenServiceSerializer(
+        many=True, help_text="Servers that take commands without a secret."
+    )
 
 
 @login_not_required
@@ -78,6 +99,7 @@ def loops_document(pulses: Pulses) -> dict[str, Any]:
         "late": [pulse.loop.name for pulse in pulses.late],
         "trouble": pulses.trouble,
         "published_age_s": _rounded(published_age_s()),
+        "retention": summary(),
     }
 
 
@@ -119,6 +141,7 @@ class StatusView(APIView):
             "trouble": pulses.trouble,
             "published_age_s": _rounded(published_age_s()),
             "loops": rows,
+            "open_services": open_services(database_now()),
         }
         return Response(StatusSerializer(document).data)
 
@@ -129,6 +152,9 @@ def metrics(request: Request) -> HttpResponse:
     """Tell Prometheus what waits in the streams to be taken in; it brings an API token."""
     registry = CollectorRegistry()
     _loop_gauges(registry)
+    _service_gauges(registry)
+    _refusal_counters(registry)
+    _retention_gauges(registry)
     readable = Gauge(
         "interlock_streams_readable", "Whether Redis says what waits.", registry=registry
     )
@@ -153,6 +179,26 @@ def metrics(request: Request) -> HttpResponse:
     return HttpResponse(generate_latest(registry), content_type=CONTENT_TYPE_LATEST)
 
 
+def _refusal_counters(registry: CollectorRegistry) -> None:
+    text = "Outcomes that were refused, by the metric's name as it was sent, and reason."
+    labels = ["metric", "reason"]
+    counter = Counter("interlock_outcomes_refused", text, labels, registry=registry)
+    for metric, reason, count in refusals_by_reason():
+        counter.labels(metric, reason).inc(count)
+
+
+def _retention_gauges(registry: CollectorRegistry) -> None:
+    labels = ["kind"]
+    rows = Counter("interlock_retention_rows", "Old rows dropped.", labels, registry=registry)
+    size = Counter("interlock_retention_bytes", "Bytes that they took.", labels, registry=registry)
+    text = "Whether rows that are due were not dropped: it failed, or there was no time."
+    behind = Gauge("interlock_retention_behind", text, labels, registry=registry)
+    for run in RetentionRun.objects.all():
+        rows.labels(run.name).inc(run.rows_total)
+        size.labels(run.name).inc(run.bytes_total)
+        behind.labels(run.name).set(run.is_behind or bool(run.error))
+
+
 def _loop_gauges(registry: CollectorRegistry) -> None:
     pulses = read_pulses()
     text = "Seconds since a turn of a control loop ended well."
@@ -167,3 +213,12 @@ def _loop_gauges(registry: CollectorRegistry) -> None:
     if (since_s := published_age_s()) is not None:
         text = "Seconds since the newest routing table was published."
         Gauge("interlock_published_age_seconds", text, registry=registry).set(since_s)
+
+
+def _service_gauges(registry: CollectorRegistry) -> None:
+    text = "Whether a server takes commands without a secret."
+    labels = ["kind", "address"]
+    gauge = Gauge("interlock_service_open", text, labels, registry=registry)
+    for row in recent_checks(database_now()):
+        if not row.trouble:
+            gauge.labels(row.kind, row.address).set(row.is_open)

@@ -41,6 +41,8 @@ from controlplane.pulse import record_pulse
 logger = logging.getLogger(__name__)
 
 DEAD_ENTRIES_MAX = 10_000
+# And no more than so many bytes of them: a batch may be a megabyte.
+DEAD_BYTES_MAX = 64 * 1024 * 1024
 # Entries that a turn reads of each stream. Behind a backlog of small ones more are read, since a
 # transaction costs the same for one as for many.
 READ_COUNT = 100
@@ -69,7 +71,7 @@ APPLY: dict[str, Apply] = {
 LISTS = {
     STREAM_TELEMETRY: ("windows", "shadows"),
     STREAM_EXPOSURES: ("exposures", "measurements", "sketches"),
-    STREAM_OUTCOMES: ("outcomes",),
+    STREAM_OUTCOMES: ("outcomes", "refusals"),
 }
 
 INSERT_KEYS = """
@@ -275,10 +277,20 @@ class Ingester:
             FIELD: data,
         }
         pipe = self.client.pipeline(transaction=True)
-        pipe.xadd(DEAD, fields, maxlen=DEAD_ENTRIES_MAX, approximate=True)
+        pipe.xadd(DEAD, fields, maxlen=self._dead_max(), approximate=True)
         pipe.xack(stream, GROUP, entry_id)
         pipe.xdel(stream, entry_id)
         pipe.execute()
+
+    def _dead_max(self) -> int:
+        """Return how many dead entries of their present size may be kept; the oldest goes first."""
+        pipe = self.client.pipeline(transaction=False)
+        pipe.xlen(DEAD)
+        pipe.memory_usage(DEAD)
+        length, used = pipe.execute()
+        if not length or not used:
+            return DEAD_ENTRIES_MAX
+        return max(1, min(DEAD_ENTRIES_MAX, int(length) * DEAD_BYTES_MAX // int(used)))
 
 
 def size_of(raw: Sequence[RawEntry]) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from controlplane import env
+from controlplane.retention.declared import KINDS
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 
@@ -62,6 +63,7 @@ INSTALLED_APPS = [
     "controlplane",
     "apps.models",
     "apps.notifications",
+    "apps.identity",
     "apps.rollouts",
     "apps.experiments",
 ]
@@ -129,11 +131,16 @@ DATABASES: dict[str, dict[str, Any]] = {
 REDIS_URL = env.text("REDIS_URL", "redis://127.0.0.1:6380/0")
 MLFLOW_TRACKING_URI = env.text("MLFLOW_TRACKING_URI", "")
 MLFLOW_TOKEN = env.text("MLFLOW_TRACKING_TOKEN", "")
+MLFLOW_LOGIN = (env.text("MLFLOW_TRACKING_USERNAME", ""), env.text("MLFLOW_TRACKING_PASSWORD", ""))
+# Whether `candidate` starts rollouts only where MLflow asks whoever sets it for a login.
+MLFLOW_LOGIN_REQUIRED = env.flag("INTERLOCK_MLFLOW_LOGIN_REQUIRED", False)
 # Where browsers reach MLflow; links to runs and versions lead there.
 MLFLOW_PUBLIC_URL = env.public_url("INTERLOCK_MLFLOW_PUBLIC_URL", MLFLOW_TRACKING_URI)
 # What MLflow signs its webhooks with; empty: there are none, and the registry is polled alone.
 MLFLOW_WEBHOOK_SECRET = env.secret("INTERLOCK_MLFLOW_WEBHOOK_SECRET", "")
 TRITON_URLS = env.items("INTERLOCK_TRITON_URLS")
+# What Triton's control APIs ask for; empty: they are open, and the fleet page says so.
+TRITON_TOKEN = env.secret("INTERLOCK_TRITON_TOKEN", "")
 MODEL_REPOSITORY = Path(
     env.text("INTERLOCK_MODEL_REPOSITORY", str(BASE_DIR / ".state/triton/repository"))
 )
@@ -183,6 +190,11 @@ INSTANCE_FORGOTTEN_S = env.integer("INTERLOCK_INSTANCE_FORGOTTEN_S", 900, at_lea
 # A control loop that has not turned for so long is shown as stopped on every page.
 LOOP_LATE_S = env.integer("INTERLOCK_LOOP_LATE_S", 30, at_least=5)
 
+# How long what grows is kept, by kind; 0: for ever.
+RETENTION_DAYS = {
+    kind.name: env.days(kind.variable, kind.days, at_least=kind.least_days) for kind in KINDS
+}
+
 # --- Notifications -------------------------------------------------------------------------------
 # Where people reach the web UI; without it messages carry no links.
 PUBLIC_URL = env.service_url("INTERLOCK_PUBLIC_URL").rstrip("/")
@@ -219,6 +231,7 @@ SPECTACULAR_SETTINGS = {
     # Two fields called kind, and a release's state is a phase: names that say so.
     "ENUM_NAME_OVERRIDES": {
         "PhaseEnum": "apps.rollouts.states.Phase",
+        "RegistryStateEnum": "apps.models.states.RegistryState",
         "TargetKindEnum": "apps.notifications.models.NotificationTarget.Kind",
     },
     "SWAGGER_UI_DIST": "SIDECAR",
@@ -249,11 +262,12 @@ CELERY_BEAT_SCHEDULE: dict[str, dict[str, Any]] = {
         "rollouts.watch_traffic": 5.0,
         "rollouts.watch_ends": 30.0,
         "rollouts.start_candidates": 5.0,
+        "identity.check_services": 60.0,
         "experiments.refresh_results": 5.0,
         "rollouts.prune": 3600.0,
         "notifications.deliver": 1.0,
         "notifications.prune": 3600.0,
-        "experiments.prune": 3600.0,
+        "retention.run": 60.0,
     }.items()
 }
 

@@ -28,6 +28,7 @@ from contract.messages import (
     encode_batch,
 )
 from dataplane.heartbeat import Heartbeat
+from dataplane.refusals import Refusals
 from dataplane.spool import Record, Spool, SpoolFull
 from dataplane.telemetry import Telemetry
 
@@ -93,6 +94,8 @@ class Publisher:
         self._pairs = pairs
         # What each stream may take of Redis' memory.
         self._stream_bytes_max = stream_bytes_max
+        # Outcomes that were refused, until the operator is told of them.
+        self.refusals = Refusals()
         # The last sequence given out, by stream.
         self._sequences = dict.fromkeys(STREAMS, 0)
         # Messages given up since this boot, by stream.
@@ -177,6 +180,9 @@ class Publisher:
             self._record(STREAM_EXPOSURES, sketches=tuple(sketches[i : i + SKETCHES_PER_BATCH]))
             for i in range(0, len(sketches), SKETCHES_PER_BATCH)
         ]
+        refusals = self.refusals.drain()
+        if refusals:
+            records.append(self._record(STREAM_OUTCOMES, refusals=refusals))
         if not records:
             return
         try:

@@ -6,11 +6,21 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from embedded import mlflow
 from embedded.part import Part
 from embedded.probes import http_ok
 from embedded.state import Secrets
 
 ADMIN_USERNAME = "admin"
+# What the data plane must not have: it answers strangers.
+CONTROL_ONLY = (
+    "DATABASE_URL",
+    "MLFLOW_TRACKING_USERNAME",
+    "MLFLOW_TRACKING_PASSWORD",
+    "INTERLOCK_ADMIN_PASSWORD",
+    "INTERLOCK_SECRET_KEY",
+    "INTERLOCK_TRITON_TOKEN",
+)
 
 
 def environment(
@@ -24,11 +34,15 @@ def environment(
         "DATABASE_URL": database_url,
         "REDIS_URL": f"redis://127.0.0.1:{ports['redis']}/0",
         "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{ports['mlflow']}",
+        "MLFLOW_TRACKING_USERNAME": mlflow.USERNAME,
+        "MLFLOW_TRACKING_PASSWORD": kept.mlflow_password,
+        "INTERLOCK_MLFLOW_LOGIN_REQUIRED": "1",
         "INTERLOCK_SECRET_KEY": kept.secret_key,
         "INTERLOCK_INSTANCE_TOKEN": kept.instance_token,
         "INTERLOCK_DEBUG": "0",
         "INTERLOCK_ALLOWED_HOSTS": "127.0.0.1,localhost",
         "INTERLOCK_TRITON_URLS": triton,
+        "INTERLOCK_TRITON_TOKEN": kept.triton_token,
         "INTERLOCK_MODEL_REPOSITORY": str(state / "triton" / "repository"),
         "INTERLOCK_ARTIFACT_DIR": str(state / "artifacts"),
         "INTERLOCK_DATAPLANE_URL": f"http://{dataplane}",
@@ -41,6 +55,7 @@ def environment(
         ),
         # Nobody's webhook reaches a server of the stack, whatever the allow-list says.
         "INTERLOCK_OWN_SERVICES": ",".join(f"127.0.0.1:{port}" for port in ports.values()),
+        "INTERLOCK_OPERATOR_TOKEN": base.get("INTERLOCK_OPERATOR_TOKEN") or kept.operator_token,
         "INTERLOCK_INSTANCE_NAME": "local",
         "INTERLOCK_BIND": dataplane,
         "INTERLOCK_GRPC_BIND": f"127.0.0.1:{ports['dataplane_grpc']}",
@@ -73,7 +88,7 @@ def parts(state: Path, ports: Mapping[str, int], env: Mapping[str, str]) -> list
         Part(
             name="dataplane",
             argv=(python, "-m", "dataplane"),
-            env=env,
+            env={name: value for name, value in env.items() if name not in CONTROL_ONLY},
             needs=("redis", "triton"),
             # It has nothing to serve before the first table, which bootstrap publishes.
             ready_after=("bootstrap", "web"),

@@ -7,6 +7,7 @@ check is green and every prediction false. So the answer is compared with ONNX R
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from embedded.part import EX_TEMPFAIL
+from embedded.triton import CONTROL_HEADER
 
 Array = npt.NDArray[np.float32]
 
@@ -95,8 +97,11 @@ def write_model(repository: Path, onnx_bytes: bytes) -> Path:
     return target
 
 
-def check(repository: Path, triton_url: str) -> None:
-    """Load, ask, compare, unload. Raises SelfTestFailed or httpx.HTTPError."""
+def check(repository: Path, triton_url: str, token: str = "") -> None:
+    """Load, ask, compare, unload. Raises SelfTestFailed or httpx.HTTPError.
+
+    `token` is what Triton asks for before it loads.
+    """
     import onnxruntime
 
     onnx_bytes = make_onnx()
@@ -104,7 +109,10 @@ def check(repository: Path, triton_url: str) -> None:
     x = np.random.default_rng(1).normal(size=(ROWS, COLUMNS)).astype(np.float32)
     (expected,) = session.run(["y"], {"x": x})
     directory = write_model(repository, onnx_bytes)
-    with httpx.Client(base_url=triton_url, timeout=TIMEOUT_S, trust_env=False) as client:
+    headers = {CONTROL_HEADER: token}
+    with httpx.Client(
+        base_url=triton_url, headers=headers, timeout=TIMEOUT_S, trust_env=False
+    ) as client:
         try:
             _post(client, f"/v2/repository/models/{MODEL}/load", {})
             answer = _infer(client, x)
@@ -143,7 +151,8 @@ def main() -> int:
     parser.add_argument("triton_url")
     options = parser.parse_args()
     try:
-        check(options.repository, options.triton_url)
+        token = os.environ.get("INTERLOCK_TRITON_TOKEN", "")
+        check(options.repository, options.triton_url, token)
     except SelfTestFailed as error:
         print(f"Self-test of Triton failed: {error}")
         return 1

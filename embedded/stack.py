@@ -69,6 +69,7 @@ class Stack:
     ports: dict[str, int]
     urls: Urls
     instance_token: str
+    triton_token: str
     admin_username: str
     admin_password: str
     env: dict[str, str]
@@ -129,6 +130,7 @@ def describe(
             redis_url=env["REDIS_URL"],
         ),
         instance_token=kept.instance_token,
+        triton_token=kept.triton_token,
         admin_username=ours.ADMIN_USERNAME,
         admin_password=kept.admin_password,
         env=env,
@@ -140,16 +142,20 @@ def declare_parts(
 ) -> list[Part]:
     """The parts in order of start. Raises MissingComponent that names everything missing."""
     state, ports, base = Path(stack.state_dir), stack.ports, base_environment(environ)
-    triton = Triton(state / "triton", ports)
+    triton = Triton(state / "triton", ports, kept.triton_token)
     store = postgres.database_url(ports["postgres"], kept.postgres_password, "mlflow")
     makers = {
         "postgres": lambda: postgres.part(
             state / "postgres", ports["postgres"], kept.postgres_password, base, environ
         ),
-        "mlflow": lambda: mlflow.part(state / "mlflow-artifacts", ports["mlflow"], store, base),
+        "mlflow": lambda: mlflow.part(
+            state / "mlflow-artifacts", ports["mlflow"], store, kept.mlflow_password, base
+        ),
         "redis": lambda: valkey.part(state / "redis", ports["redis"], base, environ),
         "triton": lambda: triton.part(base),
-        "selftest": lambda: selftest_part(triton.repository, stack.urls.triton, base),
+        "selftest": lambda: selftest_part(
+            triton.repository, stack.urls.triton, kept.triton_token, base
+        ),
     }
     makers |= {p.name: lambda p=p: p for p in ours.parts(state, ports, stack.env)}  # type: ignore[misc]
     wanted, missing = [], []

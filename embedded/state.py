@@ -21,6 +21,8 @@ from embedded.part import StackError
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_STATE_DIR = ROOT / ".state"
+# Those that no directory was ever without.
+FIRST_SECRETS = {"postgres_password", "secret_key", "instance_token", "admin_password"}
 
 
 @dataclass(frozen=True)
@@ -28,10 +30,29 @@ class Secrets:
     """What is generated at the first start and kept."""
 
     postgres_password: str
+    redis_password: str
+    mlflow_password: str
     secret_key: str
+    # What the control plane shows to Triton; nobody else has it.
+    triton_token: str
+    # What the data plane shows to the control plane, and signs with.
     instance_token: str
     admin_password: str
     admin_password_shown: bool = False
+    # Empty in what an earlier release kept.
+    operator_token: str = ""
+
+
+def generate_secrets() -> Secrets:
+    return Secrets(
+        postgres_password=secrets.token_urlsafe(24),
+        redis_password=secrets.token_urlsafe(24),
+        mlflow_password=secrets.token_urlsafe(24),
+        secret_key=secrets.token_urlsafe(48),
+        triton_token=secrets.token_urlsafe(32),
+        instance_token=secrets.token_urlsafe(32),
+        admin_password=secrets.token_urlsafe(12),
+    )
 
 
 class StateDir:
@@ -81,20 +102,25 @@ class StateDir:
             return None
 
     def secrets(self, environ: Mapping[str, str]) -> Secrets:
-        """The kept secrets, generated at first use; the environment may set the password."""
+        """The kept secrets, generated at first use; the environment may set some of them.
+
+        A directory of an earlier release lacks some, which are added.
+        """
         try:
-            kept = Secrets(**json.loads(self.secrets_file.read_text()))
+            document = json.loads(self.secrets_file.read_text())
+            if missing := FIRST_SECRETS - document.keys():
+                raise ValueError(f"{', '.join(sorted(missing))} is not there")
+            kept = replace(generate_secrets(), **document)
         except FileNotFoundError:
-            kept = Secrets(
-                postgres_password=secrets.token_urlsafe(24),
-                secret_key=secrets.token_urlsafe(48),
-                instance_token=secrets.token_urlsafe(32),
-                admin_password=secrets.token_urlsafe(12),
-            )
-        except (ValueError, TypeError) as error:
+            kept = generate_secrets()
+        except (ValueError, TypeError, AttributeError) as error:
             raise StackError(f"{self.secrets_file} cannot be read: {error}.") from error
+        if not kept.operator_token:
+            kept = replace(kept, operator_token=secrets.token_urlsafe(32))
         if password := environ.get("INTERLOCK_ADMIN_PASSWORD"):
             kept = replace(kept, admin_password=password, admin_password_shown=True)
+        if token := environ.get("INTERLOCK_TRITON_TOKEN"):
+            kept = replace(kept, triton_token=token)
         self.write_private(self.secrets_file, asdict(kept))
         return kept
 

@@ -20,6 +20,10 @@ from embedded.part import MissingComponent, Part
 from embedded.probes import http_ok
 
 LIBPYTHON = f"libpython{sys.version_info.major}.{sys.version_info.minor}.so.1.0"
+# Triton's APIs that change what is served, reach into memory or write files, and the header that
+# whoever calls them brings: HTTP takes its name as it is, gRPC behind `triton-grpc-protocol-`.
+RESTRICTED_APIS = "model-repository,shared-memory,trace,logging"
+CONTROL_HEADER = "interlock-control"
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  Where Linux keeps it; nothing of ours is made there.
 
 
@@ -54,13 +58,14 @@ def find_libpython() -> str | None:
 
 
 class Triton:
-    """Where one server's files and ports are."""
+    """Where one server's files and ports are, and the token that its control APIs ask for."""
 
-    def __init__(self, directory: Path, ports: Mapping[str, int]) -> None:
+    def __init__(self, directory: Path, ports: Mapping[str, int], token: str) -> None:
         self.directory = directory
         self.repository = directory / "repository"
         self.backends = directory / "backends"
         self.ports = ports
+        self.token = token
         # A prefix of our own tells our shared memory from that of other servers on the machine.
         digest = hashlib.sha256(str(directory).encode()).hexdigest()[:8]
         self.shared_memory_prefix = f"interlock_{digest}_"
@@ -84,7 +89,11 @@ class Triton:
         )
 
     def options(self) -> tuple[str, ...]:
+        # Triton takes it as an option alone: other users of this machine can read it there.
+        restricted = f"{RESTRICTED_APIS}:{CONTROL_HEADER}={self.token}"
         return (
+            f"--http-restricted-api={restricted}",
+            f"--grpc-restricted-protocol={restricted}",
             f"--model-repository={self.repository}",
             f"--backend-directory={self.backends}",
             f"--backend-config=python,shm-region-prefix-name={self.shared_memory_prefix}",
@@ -123,7 +132,7 @@ class Triton:
             region.unlink(missing_ok=True)
 
 
-def selftest_part(repository: Path, triton_url: str, env: Mapping[str, str]) -> Part:
+def selftest_part(repository: Path, triton_url: str, token: str, env: Mapping[str, str]) -> Part:
     """The self-test as a part that runs beside the start, and ends the stack if it fails.
 
     A process of its own, so that the supervisor need not import what it needs.
@@ -131,7 +140,7 @@ def selftest_part(repository: Path, triton_url: str, env: Mapping[str, str]) -> 
     return Part(
         name="selftest",
         argv=(sys.executable, "-m", "embedded.selftest", str(repository), triton_url),
-        env=env,
+        env={**env, "INTERLOCK_TRITON_TOKEN": token},
         needs=("triton",),
         once=True,
         awaited=False,

@@ -150,7 +150,12 @@ def summary(stack: Stack, password: str | None, took_s: float) -> str:
         ("web", "Web UI", stack.urls.web),
         ("dataplane", "Predict", f"{stack.urls.dataplane}/v2/models/<model>/infer"),
         ("dataplane", "gRPC", stack.urls.dataplane_grpc),
-        ("mlflow", "MLflow", f"{stack.urls.mlflow}  (takes half a minute to start)"),
+        (
+            "mlflow",
+            "MLflow",
+            f"{stack.urls.mlflow}  (takes half a minute to start; user "
+            f"{stack.env['MLFLOW_TRACKING_USERNAME']}, password in secrets.json)",
+        ),
         ("triton", "Triton", stack.urls.triton),
         ("postgres", "PostgreSQL", f"127.0.0.1:{stack.ports['postgres']}"),
         ("redis", "Redis", stack.urls.redis_url),

@@ -7,6 +7,8 @@ import secrets
 
 os.environ.setdefault("INTERLOCK_SECRET_KEY", secrets.token_urlsafe(48))
 os.environ.setdefault("INTERLOCK_INSTANCE_TOKEN", secrets.token_urlsafe(48))
+# Tritons that tests start take it from here, as the tests' control plane does.
+os.environ.setdefault("INTERLOCK_TRITON_TOKEN", secrets.token_urlsafe(48))
 # Receivers of the tests listen on loopback.
 os.environ.setdefault("INTERLOCK_WEBHOOK_ALLOWED", "127.0.0.0/8,::1")
 

@@ -24,6 +24,7 @@ from apps.models.local_files import FILES_MAX, copy_files, local_path
 
 API = "/api/2.0/mlflow"
 ARTIFACTS = "/api/2.0/mlflow-artifacts/artifacts"
+PROBE_TIMEOUT_S = 5.0
 PAGE = 200
 PAGES_MAX = 1_000
 ONNX_SUFFIX = ".onnx"
@@ -90,9 +91,17 @@ class NotReached(Unavailable):
 class MlflowClient:
     """A connection to one tracking server; use it as a context manager."""
 
-    def __init__(self, base_url: str, token: str = "", timeout_s: float = 10.0) -> None:
+    def __init__(
+        self,
+        base_url: str,
+        token: str = "",
+        login: tuple[str, str] = ("", ""),
+        timeout_s: float = 10.0,
+    ) -> None:
+        """A token goes before a user and password, and those before what stands in the URL."""
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self._http = httpx.Client(base_url=base_url, headers=headers, timeout=timeout_s)
+        auth = login if login[0] and not token else None
+        self._http = httpx.Client(base_url=base_url, headers=headers, auth=auth, timeout=timeout_s)
 
     def __enter__(self) -> MlflowClient:
         return self
@@ -381,4 +390,24 @@ def connect() -> MlflowClient:
     """Return a client for the configured server. Raises Unavailable when none is configured."""
     if not settings.MLFLOW_TRACKING_URI:
         raise Unavailable("No MLflow server is configured (MLFLOW_TRACKING_URI).")
-    return MlflowClient(settings.MLFLOW_TRACKING_URI, settings.MLFLOW_TOKEN)
+    return MlflowClient(settings.MLFLOW_TRACKING_URI, settings.MLFLOW_TOKEN, settings.MLFLOW_LOGIN)
+
+
+def is_open() -> bool:
+    """Say whether a stranger who reaches MLflow may change it. Raises Unavailable."""
+    if not settings.MLFLOW_TRACKING_URI:
+        return False
+    url = urlsplit(settings.MLFLOW_TRACKING_URI)
+    # Without the name and password that may stand in the address.
+    plain = url._replace(netloc=url.netloc.rpartition("@")[2]).geturl().rstrip("/")
+    try:
+        answer = httpx.get(
+            f"{plain}{API}/registered-models/search",
+            params={"max_results": 1},
+            timeout=PROBE_TIMEOUT_S,
+        )
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+        raise NotReached(f"MLflow does not answer: {error}") from error
+    if answer.is_server_error:
+        raise Unavailable(f"MLflow answered {answer.status_code}")
+    return answer.is_success

@@ -1,7 +1,8 @@
 """Triton's control side: load, unload, probe. `tritonclient`'s errors cross here, come out ours.
 
 A server that cannot be reached is `Unavailable`; a refusal is `TritonRefused` in Triton's words.
-Predictions never come through here.
+Predictions never come through here. Whoever may load can run code in the server, so that it should
+ask for a token, which only the control plane has; all of it is asked over HTTP.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 from urllib.parse import urlsplit
+
+import httpx
+from django.conf import settings
 
 from apps.lib.errors import InterlockError, Unavailable
 from apps.models.models import ModelVersion, ServingCluster
@@ -26,6 +30,9 @@ PROBE_TIMEOUT_S = 10.0
 NOT_REACHED = {None, "", "502", "503", "504"}
 # A version that was unloaded gets a 503 as well, from a server that is there.
 NOT_LOADED = "Request for unknown model"
+# The header that Triton's restricted APIs ask for.
+CONTROL_HEADER = "interlock-control"
+RESTRICTED = "This API is restricted"
 
 
 class TritonRefused(InterlockError):
@@ -44,17 +51,17 @@ class Endpoint:
     def load(self, version: ModelVersion) -> None:
         """Load `version`, or load it anew. Raises Unavailable, TritonRefused."""
         with self._client(LOAD_TIMEOUT_S) as client:
-            client.load_model(triton_name(version))
+            client.load_model(triton_name(version), headers=_token())
 
     def unload(self, version: ModelVersion) -> None:
         """Unload `version`; requests that it is answering are finished."""
         with self._client(LOAD_TIMEOUT_S) as client:
-            client.unload_model(triton_name(version))
+            client.unload_model(triton_name(version), headers=_token())
 
     def is_unloaded(self, version: ModelVersion) -> bool:
         """Say whether nothing of `version` is left: also not what is still being unloaded."""
         with self._client(PROBE_TIMEOUT_S) as client:
-            index = client.get_model_repository_index()
+            index = client.get_model_repository_index(headers=_token())
         states = {row["name"]: row.get("state", "") for row in index}
         return states.get(triton_name(version), "") in {"", "UNAVAILABLE"}
 
@@ -83,6 +90,20 @@ class Endpoint:
         if missing:
             raise TritonRefused(f"the answer lacks the outputs {', '.join(missing)}")
 
+    def is_open(self) -> bool:
+        """Say whether a stranger who reaches the server may command it. Raises Unavailable."""
+        try:
+            answer = httpx.post(
+                f"{self.url.rstrip('/')}/v2/repository/index",
+                timeout=CONNECT_TIMEOUT_S,
+                trust_env=False,
+            )
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+            raise Unavailable(f"{self.url} does not answer: {error}") from error
+        if answer.is_server_error:
+            raise Unavailable(f"{self.url} answered {answer.status_code}")
+        return answer.is_success
+
     @contextmanager
     def _client(self, timeout_s: float) -> Iterator[Any]:
         from tritonclient.http import InferenceServerClient
@@ -101,11 +122,19 @@ class Endpoint:
             message = str(error.message())
             if error.status() in NOT_REACHED and NOT_LOADED not in message:
                 raise Unavailable(f"{self.url} does not answer: {message}") from error
+            if RESTRICTED in message:
+                message = (
+                    f"{message.strip()}: set INTERLOCK_TRITON_TOKEN to what it was started with"
+                )
             raise TritonRefused(message.strip()) from error
         except (OSError, ValueError) as error:
             raise Unavailable(f"{self.url} does not answer: {error}") from error
         finally:
             client.close()
+
+
+def _token() -> dict[str, str]:
+    return {CONTROL_HEADER: settings.TRITON_TOKEN} if settings.TRITON_TOKEN else {}
 
 
 def endpoints_of(cluster: ServingCluster) -> list[Endpoint]:

@@ -4,18 +4,21 @@ Level-triggered: what the alias names is compared with what it named when it was
 that each move is acted on once, whoever made it and wherever. A move while there is no policy is
 seen as well: a policy set later does not act on it. A refusal is told in the audit log and not
 tried again; naming another version, or the same one after the alias was away, is a new move.
+Where INTERLOCK_MLFLOW_LOGIN_REQUIRED holds, moves wait while MLflow takes them from anybody.
 """
 
 from __future__ import annotations
 
 import logging
 
+from django.conf import settings
 from django.db import transaction
 from django.db.models import F, Q
 
 from apps.lib.actors import Actor
 from apps.lib.clock import database_now
 from apps.lib.errors import InterlockError, Invalid, Unavailable
+from apps.models import mlflow
 from apps.models.audit import record_audit
 from apps.models.models import CANDIDATE, Alias, ModelVersion, RegisteredModel
 from apps.rollouts.models import Plan, Rollout
@@ -48,7 +51,24 @@ def start_candidates() -> int:
     models = RegisteredModel.objects.filter(
         Q(pk__in=moved.values("model")) | Q(pk__in=gone.values("pk"))
     )
-    return sum(_guarded(pk) for pk in models.values_list("pk", flat=True))
+    found = list(models.values_list("pk", flat=True))
+    if found and not _may_start():
+        return 0
+    return sum(_guarded(pk) for pk in found)
+
+
+def _may_start() -> bool:
+    """Say whether those who may set an alias in MLflow are known, where that is demanded."""
+    if not settings.MLFLOW_LOGIN_REQUIRED:
+        return True
+    try:
+        is_well = not mlflow.is_open()
+        reason = "MLflow asks nobody for a login (INTERLOCK_MLFLOW_LOGIN_REQUIRED)"
+    except Unavailable as error:
+        is_well, reason = False, error.message
+    if not is_well:
+        log.warning("candidate.waiting %s", reason)
+    return is_well
 
 
 def _guarded(pk: int) -> bool:

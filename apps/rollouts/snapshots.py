@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from django.db.models import Prefetch, TextField
 from django.db.models.functions import Cast
+from django.utils.crypto import salted_hmac
 
 from apps.models import models as registry
 from apps.models.models import (
@@ -22,6 +23,7 @@ from apps.models.repository import name_in_triton
 from apps.models.states import DeploymentState
 from apps.models.warmup import encode_warmup
 from apps.rollouts.routing import ModelSnapshot, Snapshot, VersionSnapshot
+from contract.refusals import MetricRule
 from contract.routing import Batching, Breaker, Cache, Cluster, Tenant, UnitKey
 
 # Columns instead of rows of several tables: with thousands of models that is most of the time.
@@ -46,18 +48,30 @@ VERSION_COLUMNS = (
     "state",
 )
 
+# Returns what outcomes may say of each metric; the app that has metrics puts it here.
+METRICS: list[Callable[[], dict[str, MetricRule]]] = []
+
 
 def read_snapshot() -> Snapshot:
     """Return what the current transaction sees of all models, clusters, tenants and keys."""
     placed = _placed_versions()
     models = RegisteredModel.objects.order_by("name").values(*MODEL_COLUMNS)
     policy = ServingPolicy.objects.first()
+    tenants = _tenants()
+    key_required = policy is not None and policy.key_required
     return Snapshot(
         models=[_model(model, placed.get(model["pk"], [])) for model in models],
         clusters={row.name: _cluster(row) for row in ServingCluster.objects.order_by("name")},
-        tenants=_tenants(),
-        key_required=policy is not None and policy.key_required,
+        tenants=tenants,
+        key_required=key_required,
+        id_secret=_id_secret() if tenants or key_required else "",
+        metrics=METRICS[0]() if METRICS else None,
     )
+
+
+def _id_secret() -> str:
+    """Return what seals the ids of answers: the same for all data planes, as long as the key is."""
+    return salted_hmac("interlock.request-ids", "", algorithm="sha256").hexdigest()
 
 
 def _placed_versions() -> dict[int, list[VersionSnapshot]]:
@@ -117,7 +131,8 @@ def _tenants() -> dict[str, Tenant]:
     rows = registry.Tenant.objects.prefetch_related(Prefetch("keys", active))
     return {
         row.name: Tenant(
-            keys=tuple(key.digest for key in row.keys.all()),
+            keys=tuple(key.digest for key in row.keys.all() if not key.opens),
+            limited_keys={key.digest: tuple(key.opens) for key in row.keys.all() if key.opens},
             requests_per_s=row.requests_per_s,
             burst=row.burst,
             concurrency_max=row.concurrency_max,

@@ -109,7 +109,7 @@ def _register(stack: Stack, control: Control) -> dict[str, int]:
             say(f"  {classifier.kind:<7} accuracy {classifier.accuracy:.1%} on held-out images")
         say("waiting for MLflow, then logging runs and registering versions …")
         _wait_for_mlflow(stack)
-        register_all(classifiers, digits, stack.urls.mlflow)
+        register_all(classifiers, digits, stack.env)
         control.post("models/sync/")
         control.wait_for("models/", lambda _: _registered(control) is not None)
         known = _registered(control)

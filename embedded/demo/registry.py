@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 from embedded.demo.classifiers import Classifier, Digits
@@ -13,9 +14,15 @@ MODEL = "digits"
 TWIN = "digits-twin"
 
 
-def register_all(classifiers: list[Classifier], digits: Digits, tracking_uri: str) -> None:
+# Where MLflow is, and who logs there, as its client reads it from the environment.
+TRACKING = ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+
+
+def register_all(
+    classifiers: list[Classifier], digits: Digits, environment: Mapping[str, str]
+) -> None:
     """Log and register each classifier as a version of `digits`, the first one as its twin too."""
-    os.environ["MLFLOW_TRACKING_URI"] = tracking_uri
+    os.environ.update({name: environment[name] for name in TRACKING})
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     warnings.filterwarnings("ignore", module=r"mlflow|google|pydantic")
     import logging
@@ -25,7 +32,7 @@ def register_all(classifiers: list[Classifier], digits: Digits, tracking_uri: st
     # Its warnings are about pip environments, which nobody restores here.
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
-    mlflow.set_tracking_uri(tracking_uri)
+    mlflow.set_tracking_uri(environment["MLFLOW_TRACKING_URI"])
     mlflow.set_experiment(MODEL)
     for classifier in classifiers:
         _register(mlflow, MODEL, classifier, digits)

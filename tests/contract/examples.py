@@ -24,6 +24,7 @@ from contract.messages import (
     ShadowWindow,
     TelemetryWindow,
 )
+from contract.refusals import NO_PROPORTION, UNKNOWN_METRIC, MetricRule, OutcomeRefusals
 from contract.routing import (
     Batching,
     Breaker,
@@ -162,9 +163,18 @@ TABLE = RoutingTable(
             burst=1_000,
             concurrency_max=64,
             priority="high",
+            limited_keys={
+                "fcde2b2edba56bf408601fb721fe9b5c338d10ee429ea04fae5511b68fbf8fb9": ("digits",)
+            },
         )
     },
     key_required=True,
+    id_secret="of-the-golden-table",
+    metrics={
+        "correct": MetricRule(is_binary=True),
+        "latency": MetricRule(refusal="the data plane measures latency itself"),
+        "umsatz_zürich": MetricRule(),
+    },
 )
 _SENDER = {"instance": "dp-1", "boot": "6b05f2edff6d9106"}
 WINDOWS = Batch(
@@ -301,6 +311,19 @@ OUTCOMES = Batch(
             occurred_at_ms=1_795_552_013_600,
             request_id="digits:2:1f0c2a9b-18eb150b0a5d8800",
         ),
+        Outcome(
+            event_id="e-3",
+            unit_id="u1",
+            metric="correct",
+            value=1.0,
+            occurred_at_ms=1_795_552_013_700,
+            tenant="shop",
+            models=("digits",),
+        ),
+    ),
+    refusals=(
+        OutcomeRefusals(metric="corect", reason=UNKNOWN_METRIC, count=3, tenant="shop"),
+        OutcomeRefusals(metric="correct", reason=NO_PROPORTION, count=1),
     ),
 )
 REPORT = InstanceReport(

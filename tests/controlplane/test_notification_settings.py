@@ -8,7 +8,7 @@ from controlplane import env
 from controlplane.env import SettingError
 from embedded import ours
 from embedded.ports import USUAL_PORTS
-from embedded.state import ROOT, Secrets
+from embedded.state import ROOT, generate_secrets
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_what_names_no_mail_server_is_refused(monkeypatch: pytest.MonkeyPatch, u
 
 
 def test_the_embedded_stack_links_to_itself_unless_told_otherwise() -> None:
-    kept = Secrets(postgres_password="", secret_key="", instance_token="", admin_password="")
+    kept = generate_secrets()
     given = {"INTERLOCK_PUBLIC_URL": "https://interlock.example"}
     own, told = (ours.environment(base, ROOT, USUAL_PORTS, kept, "") for base in ({}, given))
 

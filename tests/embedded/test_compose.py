@@ -10,7 +10,8 @@ import yaml
 
 from embedded import ours
 from embedded.ports import USUAL_PORTS
-from embedded.state import ROOT, Secrets
+from embedded.state import ROOT, generate_secrets
+from embedded.triton import CONTROL_HEADER, RESTRICTED_APIS
 
 TEXT = (ROOT / "docker-compose.yml").read_text()
 SERVICES: dict[str, Any] = yaml.safe_load(TEXT)["services"]
@@ -21,12 +22,12 @@ DATAPLANE_ONLY = {
     "INTERLOCK_BIND",
     "INTERLOCK_GRPC_BIND",
     "INTERLOCK_STATE_DIR",
+    "INTERLOCK_OPERATOR_TOKEN",
 }
 
 
 def embedded_environment() -> dict[str, str]:
-    kept = Secrets(postgres_password="", secret_key="", instance_token="", admin_password="")
-    return ours.environment({}, ROOT / ".state", USUAL_PORTS, kept, "postgresql://")
+    return ours.environment({}, ROOT / ".state", USUAL_PORTS, generate_secrets(), "postgresql://")
 
 
 def test_every_part_of_ours_has_a_service() -> None:
@@ -46,7 +47,7 @@ def test_the_control_plane_gets_what_the_embedded_one_gets(service: str) -> None
 def test_the_data_plane_gets_what_it_needs_and_no_database() -> None:
     environment = SERVICES["dataplane"]["environment"].keys()
 
-    own = {"REDIS_URL", "INTERLOCK_INSTANCE_TOKEN", "INTERLOCK_OPERATOR_TOKEN"}
+    own = {"REDIS_URL", "INTERLOCK_INSTANCE_TOKEN"}
     assert environment == DATAPLANE_ONLY | own
 
 
@@ -56,6 +57,34 @@ def test_no_secret_has_a_default() -> None:
 
         assert uses
         assert all(rest.startswith(":?") for _, rest in uses)
+
+
+def test_triton_is_unprivileged_asks_for_the_token_and_meets_those_who_need_it() -> None:
+    triton = SERVICES["triton"]
+    on_its_network = {name for name, s in SERVICES.items() if "models" in s.get("networks", [])}
+
+    assert triton["networks"] == ["models"]
+    assert yaml.safe_load(TEXT)["networks"]["models"]["internal"]
+    assert on_its_network == {"triton", "dataplane", "web", "worker"}
+    assert triton["read_only"]
+    assert triton["cap_drop"] == ["ALL"]
+    assert triton["volumes"] == ["repository:/data/repository"]
+    recipe = (ROOT / "deploy/docker/triton.Dockerfile").read_text()
+    start = (ROOT / "deploy/docker/start-triton.sh").read_text()
+    assert re.search(r"^USER 10001$", recipe, re.MULTILINE)
+    assert f"{RESTRICTED_APIS}:{CONTROL_HEADER}=" in start
+
+
+def test_the_data_plane_has_no_token_of_triton_and_no_login_of_mlflow() -> None:
+    env = embedded_environment()
+    (embedded,) = (p for p in ours.parts(ROOT, USUAL_PORTS, env) if p.name == "dataplane")
+
+    for environment in (embedded.env, SERVICES["dataplane"]["environment"]):
+        assert not {"INTERLOCK_TRITON_TOKEN", "MLFLOW_TRACKING_PASSWORD"} & environment.keys()
+        assert not {"DATABASE_URL", "INTERLOCK_SECRET_KEY"} & environment.keys()
+    # A secret that somebody adds goes to nobody by itself.
+    secret = {n for n in embedded.env if re.search("PASSWORD|SECRET|TOKEN", n)}
+    assert secret == {"INTERLOCK_INSTANCE_TOKEN", "INTERLOCK_OPERATOR_TOKEN"}
 
 
 def test_every_variable_is_explained_in_the_example() -> None:

@@ -47,7 +47,7 @@ def test_the_real_triton_answers_as_onnx_runtime_does(tmp_path: Path) -> None:
     with running(tmp_path, only={"triton"}) as stack:
         repository = tmp_path / "triton" / "repository"
 
-        selftest.check(repository, stack.urls.triton)
+        selftest.check(repository, stack.urls.triton, stack.triton_token)
 
     assert list(repository.iterdir()) == []
 

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from embedded.part import StackError
-from embedded.state import StateDir
+from embedded.state import FIRST_SECRETS, StateDir
 
 
 @pytest.fixture
@@ -69,6 +71,18 @@ def test_the_generated_password_is_shown_once(state: StateDir) -> None:
     state.remember_password_shown(state.secrets({}))
 
     assert state.secrets({}).admin_password_shown
+
+
+def test_a_directory_of_an_earlier_release_gets_the_secrets_that_it_lacks(state: StateDir) -> None:
+    kept = asdict(state.secrets({}))
+    older = {name: kept[name] for name in FIRST_SECRETS}
+    state.secrets_file.write_text(json.dumps(older))
+
+    first, second = state.secrets({}), state.secrets({})
+
+    assert first == second
+    assert first.secret_key == kept["secret_key"]
+    assert first.triton_token not in {"", kept["triton_token"]}
 
 
 def test_it_does_not_go_on_with_damaged_secrets(state: StateDir) -> None:

@@ -34,7 +34,7 @@ def test_a_missing_libpython_is_named_with_its_remedy(monkeypatch: pytest.Monkey
 def test_the_stub_finds_this_python_first(tmp_path: Path) -> None:
     ports = {"triton_http": 1, "triton_grpc": 2, "triton_metrics": 3}
 
-    part = triton.Triton(tmp_path, ports).part({"PATH": "/usr/bin"})
+    part = triton.Triton(tmp_path, ports, "t").part({"PATH": "/usr/bin"})
 
     assert part.env["PATH"] == f"{Path(sys.executable).parent}:/usr/bin"
     assert "nvidia_pytriton.libs" in part.env["LD_LIBRARY_PATH"]
@@ -44,7 +44,7 @@ def test_the_shared_memory_of_a_killed_server_is_cleared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(triton, "SHARED_MEMORY", tmp_path)
-    server = triton.Triton(tmp_path / "triton", {})
+    server = triton.Triton(tmp_path / "triton", {}, "t")
     left, foreign = tmp_path / f"{server.shared_memory_prefix}1", tmp_path / "interlock_else_1"
     left.touch()
     foreign.touch()
@@ -67,7 +67,8 @@ def test_a_started_server_serves_its_repository_and_keeps_out_what_is_broken(
     (broken / "config.pbtxt").write_text((model / "config.pbtxt").read_text())
 
     with running(tmp_path, only={"triton"}) as stack:
-        answer = httpx.post(f"{stack.urls.triton}/v2/repository/index").json()
+        token = {triton.CONTROL_HEADER: stack.triton_token}
+        answer = httpx.post(f"{stack.urls.triton}/v2/repository/index", headers=token).json()
 
     states = {entry["name"]: entry.get("state") for entry in answer}
     assert states[selftest.MODEL] == "READY"

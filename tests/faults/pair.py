@@ -14,12 +14,14 @@ from bench import flowers
 from bench.stand import data_plane
 from contract.routing import Cluster, ModelRoute, RoutingTable, VersionRoute, encode
 from embedded.stack import Stack, running
+from embedded.triton import CONTROL_HEADER
 from tests.faults.ground import processes, wait_until
 
 MODEL = "flowers"
 TRITON_MODEL = "flowers.1"
 # Short times, so that no test need wait for their end.
 SETTINGS = {
+    "INTERLOCK_OPERATOR_TOKEN": "pager",
     "INTERLOCK_EJECT_S": "1",
     "INTERLOCK_EJECT_MAX_S": "2",
     "INTERLOCK_STOP_TIMEOUT_S": "1",
@@ -35,6 +37,7 @@ class Server:
     def __init__(self, stack: Stack) -> None:
         self.address = f"127.0.0.1:{stack.ports['triton_http']}"
         self._supervisor = stack.pid
+        self._token = {CONTROL_HEADER: stack.triton_token}
 
     def pid(self) -> int:
         """Return the server's own pid."""
@@ -61,7 +64,7 @@ class Server:
         """Unload the version and load it again, as the control plane heals it."""
         for verb in ("unload", "load"):
             url = f"http://{self.address}/v2/repository/models/{TRITON_MODEL}/{verb}"
-            httpx.post(url, timeout=30).raise_for_status()
+            httpx.post(url, headers=self._token, timeout=30).raise_for_status()
 
     def wait_for_traffic(self, within_s: float) -> None:
         """Return when the version is asked here, once it can be."""
@@ -80,7 +83,10 @@ class Pair:
 
     def open_circuits(self) -> list[str]:
         """Return the lines of `/metrics` about circuits that are not closed."""
-        lines = httpx.get(f"http://127.0.0.1:{self.port}/metrics").text.splitlines()
+        headers = {"authorization": "Bearer pager"}
+        lines = httpx.get(
+            f"http://127.0.0.1:{self.port}/metrics", headers=headers
+        ).text.splitlines()
         return [line for line in lines if line.startswith("interlock_circuit_state{")]
 
 

@@ -8,6 +8,7 @@ from django.http import HttpResponse
 from django.shortcuts import get_object_or_404
 from django.views.decorators.http import require_POST, require_safe
 
+from apps.identity.service_checks import recent_checks
 from apps.lib.clock import database_now
 from apps.lib.confirm import Question, ask
 from apps.lib.pages import PageRequest, attempt, go_to, page, render_live, stamp_of
@@ -23,7 +24,7 @@ from apps.rollouts.upkeep import forget_instance
 def fleet(request: PageRequest) -> HttpResponse:
     now = database_now()
     found = read_fleet(now)
-    trips, alarms = recent_trips(), recent_alarms()
+    trips, alarms, services = recent_trips(), recent_alarms(), recent_checks(now)
 
     def context() -> dict[str, Any]:
         return {
@@ -32,18 +33,20 @@ def fleet(request: PageRequest) -> HttpResponse:
             "tables": recent_tables(),
             "trips": trips,
             "alarms": alarms,
+            "services": services,
             "can_forget": has_role(request.user, None, Role.OPERATOR),
         }
 
     counts = [(trip.pk, trip.count) for trip in trips]
     seen = [(alarm.pk, alarm.last_at) for alarm in alarms]
+    checks = [(row.pk, row.is_open, row.trouble) for row in services]
     # Instances report every second or two: their ages are counted by the browser in between.
     reports = [member.instance.reported_at for member in found.members]
     return render_live(
         request,
         template="rollouts/fleet.html",
         fragment="rollouts/_fleet.html",
-        stamp=stamp_of(*found.stamp, *counts, *seen, *reports),
+        stamp=stamp_of(*found.stamp, *counts, *seen, *reports, *checks),
         context=context,
     )
 
