@@ -12,7 +12,13 @@ from django.shortcuts import render
 from django.utils.functional import SimpleLazyObject
 from django.views.decorators.http import require_safe
 from drf_spectacular.utils import extend_schema
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    generate_latest,
+)
 from rest_framework import serializers
 from rest_framework.decorators import api_view
 from rest_framework.request import Request
@@ -20,6 +26,8 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from apps.experiments.backlog import read_backlog
+from apps.identity.models import Refusal
+from apps.identity.refusals import recent_refusals
 from apps.identity.service_checks import open_services, recent_checks
 from apps.lib.clock import database_now
 from controlplane.pulse import Pulses, published_age_s, read_pulses
@@ -43,6 +51,15 @@ class OpenServiceSerializer(serializers.Serializer[Any]):
     danger = serializers.CharField(help_text="What a stranger who reaches it can do.")
 
 
+class RefusalSerializer(serializers.ModelSerializer[Refusal]):
+    why = serializers.CharField(source="get_reason_display", read_only=True)
+
+    class Meta:
+        model = Refusal
+        fields = ["instance", "channel", "reason", "why", "count", "first_at", "last_at"]
+        read_only_fields = fields
+
+
 class StatusSerializer(serializers.Serializer[Any]):
     is_well = serializers.BooleanField()
     trouble = serializers.CharField(help_text="Why nobody knows how the loops are, or nothing.")
@@ -52,6 +69,9 @@ class StatusSerializer(serializers.Serializer[Any]):
     loops = LoopSerializer(many=True)
     open_services = OpenServiceSerializer(
         many=True, help_text="Servers that take commands without a secret."
+    )
+    refusals = RefusalSerializer(
+        many=True, help_text="What was refused in an instance's name within a day."
     )
 
 
@@ -132,6 +152,7 @@ class StatusView(APIView):
             "published_age_s": _rounded(published_age_s()),
             "loops": rows,
             "open_services": open_services(database_now()),
+            "refusals": recent_refusals(database_now()),
         }
         return Response(StatusSerializer(document).data)
 
@@ -143,6 +164,7 @@ def metrics(request: Request) -> HttpResponse:
     registry = CollectorRegistry()
     _loop_gauges(registry)
     _service_gauges(registry)
+    _refusal_counters(registry)
     readable = Gauge(
         "interlock_streams_readable", "Whether Redis says what waits.", registry=registry
     )
@@ -190,3 +212,11 @@ def _service_gauges(registry: CollectorRegistry) -> None:
     for row in recent_checks(database_now()):
         if not row.trouble:
             gauge.labels(row.kind, row.address).set(row.is_open)
+
+
+def _refusal_counters(registry: CollectorRegistry) -> None:
+    text = "What was refused in an instance's name; no instance: nobody's that we know."
+    labels = ["instance", "channel", "reason"]
+    counter = Counter("interlock_refused_messages", text, labels, registry=registry)
+    for row in Refusal.objects.all():
+        counter.labels(row.instance, row.channel, row.reason).inc(row.count)

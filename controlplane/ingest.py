@@ -3,12 +3,14 @@
 Delivery is at least once. The rows of a batch and its key in `IngestedBatch` are written in one
 transaction, and an entry leaves its stream only after that transaction committed: a crash at any
 instant repeats a delivery, and the key turns the repetition into nothing. An entry that can never
-be applied goes to `DEAD` with the reason, so that it stops nobody.
+be applied goes to `DEAD` with the reason, so that it stops nobody; one whose sender is not believed
+goes to `REFUSED`, and is counted (`seal_checks`).
 """
 
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,6 +26,7 @@ from redis.retry import Retry
 
 from apps.experiments.backlog import DEAD, GROUP
 from apps.experiments.ingestion import apply_exposures, apply_outcomes
+from apps.identity.refusals import Counts, count_refusals
 from apps.lib.clock import database_now
 from apps.rollouts.ingestion import apply_windows
 from contract.messages import (
@@ -36,11 +39,16 @@ from contract.messages import (
     MessageError,
     decode_batch,
 )
+from contract.seals import SEAL_FIELD
 from controlplane.pulse import record_pulse
+from controlplane.seal_checks import Refused, SealChecks
 
 logger = logging.getLogger(__name__)
 
 DEAD_ENTRIES_MAX = 10_000
+# Where the last entries are that were refused, so that somebody can look at them.
+REFUSED = "interlock:refused"
+REFUSED_ENTRIES_MAX = 1_000
 # Entries that a turn reads of each stream. Behind a backlog of small ones more are read, since a
 # transaction costs the same for one as for many.
 READ_COUNT = 100
@@ -68,7 +76,7 @@ APPLY: dict[str, Apply] = {
 }
 LISTS = {
     STREAM_TELEMETRY: ("windows", "shadows"),
-    STREAM_EXPOSURES: ("exposures", "measurements", "sketches"),
+    STREAM_EXPOSURES: ("exposures", "measurements", "sketches", "pairs"),
     STREAM_OUTCOMES: ("outcomes",),
 }
 
@@ -122,6 +130,7 @@ class Ingester:
         self._next_pulse = 0.0
         self._failures = 0
         self._read_count = READ_COUNT
+        self._seals = SealChecks()
 
     def run(self, stop: Event) -> None:
         """Take turns until `stop` is set; a failed turn loses nothing and is tried again later."""
@@ -232,6 +241,7 @@ class Ingester:
     def _handle(self, stream: str, raw: Sequence[RawEntry]) -> None:
         entries: list[Entry] = []
         gone: list[bytes] = []
+        refused: list[tuple[bytes, bytes, Refused]] = []
         for entry_id, fields in raw:
             if fields is None:
                 # It was deleted from the stream while it was pending.
@@ -239,9 +249,15 @@ class Ingester:
                 continue
             data = fields.get(FIELD, b"")
             try:
-                entries.append(Entry(entry_id, data, decode_entry(stream, data)))
+                seal = self._seals.check(stream, data, fields.get(SEAL_FIELD))
+                batch = decode_entry(stream, data)
+                self._seals.check_batch(seal, batch)
+                entries.append(Entry(entry_id, data, batch))
+            except Refused as refusal:
+                refused.append((entry_id, data, refusal))
             except MessageError as error:
                 self._bury(stream, entry_id, data, str(error))
+        self._refuse(stream, refused)
         self._apply(stream, entries)
         self._settle(stream, [*gone, *(entry.id for entry in entries)])
 
@@ -262,6 +278,24 @@ class Ingester:
         if not ids:
             return
         pipe = self.client.pipeline(transaction=True)
+        pipe.xack(stream, GROUP, *ids)
+        pipe.xdel(stream, *ids)
+        pipe.execute()
+
+    def _refuse(self, stream: str, refused: Sequence[tuple[bytes, bytes, Refused]]) -> None:
+        """Count what is not believed, keep the last of it aside, and take it off its stream."""
+        if not refused:
+            return
+        counts: Counts = Counter(
+            (each.instance, stream, str(each.reason)) for _, _, each in refused
+        )
+        logger.warning("ingest.refused %s", dict(counts))
+        count_refusals(counts)
+        pipe = self.client.pipeline(transaction=True)
+        for _, data, refusal in refused[-REFUSED_ENTRIES_MAX:]:
+            fields: dict[Any, Any] = {"stream": stream, "reason": str(refusal.reason), FIELD: data}
+            pipe.xadd(REFUSED, fields, maxlen=REFUSED_ENTRIES_MAX, approximate=True)
+        ids = [entry_id for entry_id, _, _ in refused]
         pipe.xack(stream, GROUP, *ids)
         pipe.xdel(stream, *ids)
         pipe.execute()
