@@ -28,6 +28,7 @@ from cli.notifications import add_notifications
 from cli.outcomes import add_outcomes
 from cli.parsing import add_command
 from cli.plans import add_plans
+from cli.registry import add_registry
 from cli.releases import add_releases
 from cli.rollouts import add_rollouts
 from cli.serving import add_serving
@@ -75,8 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="print the API's answer as JSON")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_command(commands, "health", health, "say whether the control plane's loops turn")
-    add_command(commands, "models", models, "list models and what serves each")
-    add_command(commands, "versions", versions, "list a model's versions", "model")
+    add_registry(commands)
     add_command(commands, "sync", sync, "import what the registry has and Interlock has not")
     add_rollouts(commands)
     add_releases(commands)
@@ -114,19 +114,6 @@ def health(client: Client, options: argparse.Namespace) -> int:
             whose = row["instance"] or "no instance we know"
             print(f"REFUSED: {row['count']} of {whose} on {row['channel']}: {row['why']}")
     return EXIT_OK if answer["is_well"] else EXIT_REFUSED_BY_VERDICT
-
-
-def models(client: Client, options: argparse.Namespace) -> int:
-    rows = client.pages("models/")
-    return show_rows(options, rows, ["name", "stable", "previous_stable", "description"])
-
-
-def versions(client: Client, options: argparse.Namespace) -> int:
-    rows = client.pages(f"models/{options.model}/versions/")
-    for row in rows:
-        row["state"] = ", ".join(d["state"] for d in row["deployments"]) or "not placed"
-        row["named"] = ", ".join(row["aliases"])
-    return show_rows(options, rows, ["number", "semantic_tag", "named", "state", "created_at"])
 
 
 def sync(client: Client, options: argparse.Namespace) -> int:

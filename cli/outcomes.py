@@ -23,6 +23,7 @@ from cli.waiting import POLL_S, add_waiting
 
 COLUMNS = ["id", "filename", "state", "rows", "recorded", "duplicates", "strangers"]
 REFUSED = ["row", "event_id", "metric", "reason"]
+COUNTS = ["metric_name", "reason", "sender", "via", "count", "last_at"]
 UPLOAD_WITHIN_S = 600.0
 SHOWN_MAX = 20
 
@@ -34,8 +35,10 @@ def add_outcomes(commands: Any) -> None:
     sending = add_command(actions, "import", import_file, "send a CSV or Parquet file")
     sending.add_argument("file", type=Path)
     add_waiting(sending)
-    told = "print the rows of an import that were refused"
-    add_command(actions, "refused", show_refused, told, "import_id")
+    told = "how many outcomes were refused, by metric, reason and sender; of an import its rows"
+    refusing = add_command(actions, "refused", show_refused, told)
+    refusing.add_argument("import_id", nargs="?", help="an import: print its refused rows")
+    refusing.add_argument("--metric", help="only outcomes that named this metric")
 
 
 def list_imports(client: Client, options: argparse.Namespace) -> int:
@@ -69,6 +72,9 @@ def import_file(client: Client, options: argparse.Namespace) -> int:
 
 
 def show_refused(client: Client, options: argparse.Namespace) -> int:
+    if options.import_id is None:
+        only = {"metric": options.metric} if options.metric else {}
+        return show_rows(options, client.pages("outcomes/refused/", **only), COUNTS)
     path = f"outcome-imports/{quote(options.import_id, safe='')}/refused/"
     return show_rows(options, client.pages(path), REFUSED)
 

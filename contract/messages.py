@@ -11,6 +11,7 @@ import msgspec
 
 from contract import SCHEMA
 from contract.histogram import merge
+from contract.refusals import OutcomeRefusals
 
 STREAM_TELEMETRY = "interlock:telemetry"
 STREAM_EXPOSURES = "interlock:exposures"
@@ -253,7 +254,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 class Batch(msgspec.Struct, frozen=True, kw_only=True):
     """One stream entry; only lists of its stream are filled.
 
-    Telemetry has windows and shadows; exposures has exposures, measurements, sketches and pairs.
+    Telemetry has windows and shadows; exposures has exposures, measurements, sketches and pairs;
+    outcomes has outcomes and refusals.
     """
 
     instance: str
@@ -266,6 +268,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     sketches: tuple[UnitSketch, ...] = ()
     pairs: tuple[ShadowPair, ...] = ()
     outcomes: tuple[Outcome, ...] = ()
+    refusals: tuple[OutcomeRefusals, ...] = ()
     schema: int = SCHEMA
 
 

@@ -15,6 +15,7 @@ import msgspec
 from contract import SCHEMA
 from contract.bucketing import BUCKETS, bucket
 from contract.names import model_name_fault
+from contract.refusals import MetricRule
 
 # Of a name that is none, so much stands in the error.
 NAME_SHOWN_MAX = 120
@@ -231,12 +232,18 @@ class Tenant(Document, frozen=True):
 
 
 class RoutingTable(Document, frozen=True):
+    """All that data planes serve from.
+
+    `metrics` are those that there are, and only their outcomes are taken; None: nobody says.
+    """
+
     generation: int
     models: dict[Name, ModelRoute]
     clusters: dict[Name, Cluster]
     tenants: dict[Name, Tenant] = {}
     # Without it a request that brings no key is answered too, as nobody's.
     key_required: bool = False
+    metrics: dict[Name, MetricRule] | None = None
     schema: Literal[1] = SCHEMA  # type: ignore[assignment]
 
 

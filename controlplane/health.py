@@ -26,6 +26,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from apps.experiments.backlog import read_backlog
+from apps.experiments.selectors.refusals import refusals_by_reason
 from apps.identity.models import Refusal
 from apps.identity.refusals import recent_refusals
 from apps.identity.service_checks import open_services, recent_checks
@@ -187,6 +188,14 @@ def metrics(request: Request) -> HttpResponse:
     dead = "Entries that can never be applied, kept in interlock:dead."
     Gauge("interlock_dead_entries", dead, registry=registry).set(backlog.dead)
     return HttpResponse(generate_latest(registry), content_type=CONTENT_TYPE_LATEST)
+
+
+def _refusal_counters(registry: CollectorRegistry) -> None:
+    text = "Outcomes that were refused, by the metric's name as it was sent, and reason."
+    labels = ["metric", "reason"]
+    counter = Counter("interlock_outcomes_refused", text, labels, registry=registry)
+    for metric, reason, count in refusals_by_reason():
+        counter.labels(metric, reason).inc(count)
 
 
 def _loop_gauges(registry: CollectorRegistry) -> None:

@@ -46,6 +46,8 @@ from controlplane.seal_checks import Refused, SealChecks
 logger = logging.getLogger(__name__)
 
 DEAD_ENTRIES_MAX = 10_000
+# And no more than so many bytes of either: a batch may be a megabyte.
+DEAD_BYTES_MAX = 64 * 1024 * 1024
 # Where the last entries are that were refused, so that somebody can look at them.
 REFUSED = "interlock:refused"
 REFUSED_ENTRIES_MAX = 1_000
@@ -77,7 +79,7 @@ APPLY: dict[str, Apply] = {
 LISTS = {
     STREAM_TELEMETRY: ("windows", "shadows"),
     STREAM_EXPOSURES: ("exposures", "measurements", "sketches", "pairs"),
-    STREAM_OUTCOMES: ("outcomes",),
+    STREAM_OUTCOMES: ("outcomes", "refusals"),
 }
 
 INSERT_KEYS = """
@@ -291,10 +293,11 @@ class Ingester:
         )
         logger.warning("ingest.refused %s", dict(counts))
         count_refusals(counts)
+        entries_max = self._kept_max(REFUSED, REFUSED_ENTRIES_MAX)
         pipe = self.client.pipeline(transaction=True)
-        for _, data, refusal in refused[-REFUSED_ENTRIES_MAX:]:
+        for _, data, refusal in refused[-entries_max:]:
             fields: dict[Any, Any] = {"stream": stream, "reason": str(refusal.reason), FIELD: data}
-            pipe.xadd(REFUSED, fields, maxlen=REFUSED_ENTRIES_MAX, approximate=True)
+            pipe.xadd(REFUSED, fields, maxlen=entries_max, approximate=True)
         ids = [entry_id for entry_id, _, _ in refused]
         pipe.xack(stream, GROUP, *ids)
         pipe.xdel(stream, *ids)
@@ -308,11 +311,22 @@ class Ingester:
             "reason": reason[:1_000],
             FIELD: data,
         }
+        entries_max = self._kept_max(DEAD, DEAD_ENTRIES_MAX)
         pipe = self.client.pipeline(transaction=True)
-        pipe.xadd(DEAD, fields, maxlen=DEAD_ENTRIES_MAX, approximate=True)
+        pipe.xadd(DEAD, fields, maxlen=entries_max, approximate=True)
         pipe.xack(stream, GROUP, entry_id)
         pipe.xdel(stream, entry_id)
         pipe.execute()
+
+    def _kept_max(self, stream: str, entries_max: int) -> int:
+        """Return how many entries of their present size are kept aside; the oldest goes first."""
+        pipe = self.client.pipeline(transaction=False)
+        pipe.xlen(stream)
+        pipe.memory_usage(stream)
+        length, used = pipe.execute()
+        if not length or not used:
+            return entries_max
+        return max(1, min(entries_max, int(length) * DEAD_BYTES_MAX // int(used)))
 
 
 def size_of(raw: Sequence[RawEntry]) -> int:

@@ -87,7 +87,7 @@ class SealChecks:
         instance = group_of(seal.instance)
         if group_of(batch.instance) != instance:
             raise Refused(Reason.FOREIGN, instance)
-        adds_up = batch.windows or batch.shadows or batch.measurements
+        adds_up = batch.windows or batch.shadows or batch.measurements or batch.refusals
         if adds_up and self._age_s(seal) > SEALED_WITHIN.total_seconds():
             raise Refused(Reason.OLD, instance)
 

@@ -228,6 +228,7 @@ SPECTACULAR_SETTINGS = {
     # Two fields called kind, and a release's state is a phase: names that say so.
     "ENUM_NAME_OVERRIDES": {
         "PhaseEnum": "apps.rollouts.states.Phase",
+        "RegistryStateEnum": "apps.models.states.RegistryState",
         "TargetKindEnum": "apps.notifications.models.NotificationTarget.Kind",
     },
     "SWAGGER_UI_DIST": "SIDECAR",

@@ -22,12 +22,13 @@ from dataplane.errors import Refusal, bad_request, unavailable
 from dataplane.exchange import Exchange
 from dataplane.heartbeat import Heartbeat
 from dataplane.metrics import Page
-from dataplane.outcomes import Outcomes, read_outcomes
+from dataplane.outcomes import Outcomes, invalid, read_outcomes
 from dataplane.pages import collect
 from dataplane.pin import Operator, Pins
 from dataplane.predict import Predictor
 from dataplane.reading import Job
 from dataplane.reading.queue import Answer
+from dataplane.refusals import TRUSTED_S, without_refused
 from dataplane.scrapes import Scrapes
 from dataplane.staleness import Staleness
 from dataplane.stream import Publisher
@@ -215,10 +216,11 @@ class Application:
     # --- outcomes ------------------------------------------------------------------------------
 
     def _outcomes(self, exchange: Exchange) -> None:
-        self._serving.admission.admit(exchange, len(exchange.body))
+        tenant = self._serving.admission.admit(exchange, len(exchange.body)).name
         now_ms = int(time.time() * 1000)
         if exchange.coding is None and is_cheap(exchange.body):
-            self._store(exchange, read_outcomes(exchange.body, now_ms, self._new_id))
+            body = exchange.body
+            self._take(exchange, tenant, lambda: read_outcomes(body, now_ms, self._new_id))
             return
         reading = self.predictor.reading
         job = Job(
@@ -234,13 +236,28 @@ class Application:
         def done(answer: Answer) -> None:
             # Nobody above catches what happens here.
             try:
-                if isinstance(answer, Refusal):
-                    raise answer
-                self._store(exchange, Outcomes(answer.outcomes or (), answer.refused or ()))
+                self._take(exchange, tenant, lambda: _outcomes_of(answer))
             except Refusal as refusal:
                 exchange.refuse(refusal, self.predictor.generation_line())
 
         reading.read(exchange, job, monotonic() + OUTCOMES_WAIT_S, done)
+
+    def _take(self, exchange: Exchange, tenant: str, read: Callable[[], Outcomes]) -> None:
+        """Store what `read` brings, and count what is refused of it. Raises Refusal."""
+        table = self._serving.table
+        rules = table.metrics if table is not None else None
+        refusals = self._publisher.refusals
+        try:
+            outcomes = read()
+            if rules is not None and self._sync.is_confirmed(TRUSTED_S):
+                outcomes = without_refused(outcomes, rules)
+            if outcomes.refused and not outcomes:
+                raise invalid(outcomes.refused, len(outcomes.refused))
+        except Refusal as refusal:
+            refusals.count(refusal.details or (), tenant, rules or ())
+            raise
+        refusals.count(outcomes.refused, tenant, rules or ())
+        self._store(exchange, outcomes)
 
     def _store(self, exchange: Exchange, outcomes: Outcomes) -> None:
         if not outcomes:
@@ -260,6 +277,12 @@ class Application:
 
     def _new_id(self) -> str:
         return f"{self._boot}-{next(self._ids):x}"
+
+
+def _outcomes_of(answer: Answer) -> Outcomes:
+    if isinstance(answer, Refusal):
+        raise answer
+    return Outcomes(answer.outcomes or (), answer.refused or ())
 
 
 def _path(target: bytes) -> bytes:

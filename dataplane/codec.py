@@ -35,8 +35,9 @@ class InferRequest:
 
     `key` tells apart what must not share a batch: inner shapes and parameters. `outputs` are the
     requested ones as (index in the signature, as binary data), None for all. `parameters` is the
-    JSON of those that go on to the model, empty without any. `digest` and `origin` are the cache's,
-    which may hand the same request out again: nobody changes anything else of one that was read.
+    JSON of those that go on to the model, empty without any. `digest`, `origin` and `known_key`
+    (of a scope and a tenant) are the cache's, which may hand the same request out again: nobody
+    changes anything else of one that was read.
     """
 
     rows: int
@@ -50,6 +51,7 @@ class InferRequest:
     parameters: bytes = b""
     digest: bytes | None = None
     origin: tuple[object, bytes, bytes | None] | None = None
+    known_key: tuple[object, str, bytes] | None = None
 
 
 class Spec(NamedTuple):

@@ -37,6 +37,10 @@ JSON = b"content-type: application/json\r\n"
 _STATUS_LINES = {
     status: b"HTTP/1.1 %d %s\r\n" % (status, reason) for status, reason in REASONS.items()
 }
+_LENGTH = b"content-length: %d\r\n\r\n"
+# Made beforehand for answers of usual lengths: numbers are slow to write.
+_LENGTHS_MAX = 4_096
+_LENGTHS = tuple(_LENGTH % length for length in range(_LENGTHS_MAX))
 _CLOSE = b"connection: close\r\n"
 _KEEP_ALIVE = b"connection: keep-alive\r\n"
 
@@ -107,7 +111,7 @@ class Exchange:
         self.job = None
         if self.tenancy is not None:
             self.tenancy.leave()
-        if len(body) >= self._connection.server.limits.compress_bytes_min:
+        if len(body) >= self._connection.server.compress_bytes_min:
             coding = compression.accepted(self.headers.get(b"accept-encoding", b""))
             if coding is not None and self.method != b"HEAD":
                 self._respond_packed(status, body, headers, coding)
@@ -130,12 +134,13 @@ class Exchange:
             headers += _CLOSE
         elif self.legacy:
             headers += _KEEP_ALIVE
-        self.answer = b"%b%b%bcontent-length: %d\r\n\r\n%b" % (
-            _STATUS_LINES[status],
-            connection.server.date,
-            headers,
-            len(body),
-            b"" if self.method == b"HEAD" else body,
+        length = len(body)
+        self.answer = (
+            _STATUS_LINES[status]
+            + connection.server.date
+            + headers
+            + (_LENGTHS[length] if length < _LENGTHS_MAX else _LENGTH % length)
+            + (b"" if self.method == b"HEAD" else body)
         )
         connection.answered(self)
 

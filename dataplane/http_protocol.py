@@ -147,7 +147,8 @@ class HttpConnection(Protocol):
                 self._head_bytes += len(data)
             if self._head_bytes > self.server.limits.head_bytes_max:
                 self._refuse(_head_too_large())
-        self._balance()
+        if self._pending or self._held or self._read_paused or self._write_paused:
+            self._balance()
 
     def eof_received(self) -> bool:
         """Return True (stay open for writing) while answers are owed to a half-closed client."""
@@ -253,7 +254,8 @@ class HttpConnection(Protocol):
             self._deaf = True
         body = self._body
         if body:
-            current.body = bytes(body[0]) if len(body) == 1 else b"".join(body)
+            whole = body[0] if len(body) == 1 else b"".join(body)
+            current.body = whole if type(whole) is bytes else bytes(whole)
             self._body = []
             self._body_bytes = 0
         self._current = None

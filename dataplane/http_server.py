@@ -26,6 +26,8 @@ class Server:
         self.application = application
         # The bounds that hold for each connection.
         self.limits = limits
+        # Shorter answers are never packed.
+        self.compress_bytes_min = limits.compress_bytes_min
         # Every open connection, for the sweep and for the stop.
         self.connections: set[HttpConnection] = set()
         # Whole seconds since the start: the clock of the time limits.

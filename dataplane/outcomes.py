@@ -2,7 +2,8 @@
 
 Refused whole, a client corrects it and sends it again without asking which part was taken; the
 `event_id` makes a repetition harmless. A leap second is no fault of the client's that it could
-correct: that outcome alone is refused, and the others are taken.
+correct: that outcome alone is refused, and the others are taken. So is one whose metric the table
+does not know (`refusals`): the client's names are right or wrong whatever their values are.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from contract.messages import (
     OUTCOME_VALUE_MAX,
     Outcome,
 )
+from contract.refusals import IN_THE_FUTURE, LEAP_SECOND, MALFORMED, TOO_OLD
 from contract.request_ids import (
     REQUEST_ID_LENGTH_MAX,
     UNIT_LENGTH_MAX,
@@ -45,8 +47,24 @@ _FIELDS = {"unit_id", "metric", "value", "occurred_at", "event_id", "request_id"
 _LEAP_SECOND = re.compile(r"([T ]\d\d:?\d\d:?)60(?!\d)")
 
 
-class LeapSecond(ValueError):
+class WrongInstant(ValueError):
+    """An instant that no outcome can have; `reason` is how it is counted."""
+
+    reason = MALFORMED
+
+
+class LeapSecond(WrongInstant):
     """The instant exists, and no clock that counts seconds since 1970 has a number for it."""
+
+    reason = LEAP_SECOND
+
+
+class InTheFuture(WrongInstant):
+    reason = IN_THE_FUTURE
+
+
+class TooOld(WrongInstant):
+    reason = TOO_OLD
 
 
 class Outcomes(list[Outcome]):
@@ -80,19 +98,31 @@ def read_outcomes(body: bytes, now_ms: int, new_id: Callable[[], str]) -> Outcom
         try:
             outcomes.append(_read(item, now_ms, new_id))
         except LeapSecond as error:
-            outcomes.refused.append({"index": index, "error": str(error)})
+            outcomes.refused.append(_entry(index, item, error))
         except ValueError as error:
-            faults.append({"index": index, "error": str(error)})
+            faults.append(_entry(index, item, error))
     if not outcomes:
         faults += outcomes.refused
     if faults:
-        raise Refusal(
-            400,
-            "invalid_outcome",
-            f"{len(faults)} of {len(items)} outcomes are invalid: {faults[0]['error']}",
-            details=faults,
-        )
+        raise invalid(faults, len(items))
     return outcomes
+
+
+def invalid(faults: list[dict[str, object]], count: int) -> Refusal:
+    """Return the refusal of a request of `count` outcomes for its `faults`."""
+    message = f"{len(faults)} of {count} outcomes are invalid: {faults[0]['error']}"
+    return Refusal(400, "invalid_outcome", message, details=faults)
+
+
+def _entry(index: int, item: object, error: ValueError) -> dict[str, object]:
+    """Return what a client reads of a faulty item, and an operator counts: metric and reason."""
+    metric = item.get("metric") if type(item) is dict else None
+    return {
+        "index": index,
+        "metric": metric[:METRIC_LENGTH_MAX] if type(metric) is str else "",
+        "reason": getattr(error, "reason", MALFORMED),
+        "error": str(error),
+    }
 
 
 def _read(item: object, now_ms: int, new_id: Callable[[], str]) -> Outcome:
@@ -161,9 +191,9 @@ def _instant(value: object, now_ms: int) -> int:
         raise ValueError("'occurred_at' needs a time zone, such as a final Z")
     at_ms = int(at.timestamp() * 1000)
     if at_ms - now_ms > OUTCOME_AHEAD_MAX_S * 1000:
-        raise ValueError(f"'occurred_at' is more than an hour in the future: {value[:40]!r}")
+        raise InTheFuture(f"'occurred_at' is more than an hour in the future: {value[:40]!r}")
     if now_ms - at_ms > OUTCOME_AGE_MAX_S * 1000:
-        raise ValueError(f"'occurred_at' is more than a year ago: {value[:40]!r}")
+        raise TooOld(f"'occurred_at' is more than a year ago: {value[:40]!r}")
     return at_ms
 
 

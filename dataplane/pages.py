@@ -40,6 +40,7 @@ async def collect(
     add_circuits(page, [(labels, runtime.copies) for labels, _, runtime in rows if runtime])
     _add_ages(page, serving)
     _add_sheds(page, serving.admission.sheds)
+    _add_refusals(page, publisher)
     if serving.cache is not None:
         add_cache(page, serving.cache, [(labels, stats) for labels, stats, _ in rows])
     if serving.shadows is not None:
@@ -98,6 +99,18 @@ def _add_sheds(page: Page, sheds: dict[str, int]) -> None:
         "counter",
         "Requests refused for want of room: a quota, a full queue, a deadline in danger.",
         [((("reason", reason),), value) for reason, value in sorted(sheds.items())],
+    )
+
+
+def _add_refusals(page: Page, publisher: Publisher) -> None:
+    page.family(
+        "interlock_outcomes_refused_total",
+        "counter",
+        "Outcomes that were refused, by metric (none for an unknown name), reason and tenant.",
+        [
+            ((("metric", metric), ("reason", reason), ("tenant", tenant)), value)
+            for (metric, reason, tenant), value in sorted(publisher.refusals.totals.items())
+        ],
     )
 
 

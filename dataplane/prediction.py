@@ -26,7 +26,7 @@ from dataplane.forms import Form, infer_form, plain_form
 from dataplane.reply import NotJson, Output, head_of
 from dataplane.serving import FIRST_ATTEMPT, Lane, LiveModel, Serving
 from dataplane.telemetry import Telemetry
-from dataplane.timing import cached_line, computed_line
+from dataplane.timing import cached_stages, computed_stages
 from dataplane.triton import Fault, TritonError
 
 log = logging.getLogger("interlock.dataplane")
@@ -144,8 +144,11 @@ class Prediction(Counted):
             caller = self._caller
             caller.job = self
             cached = lane.cached
-            if cached is None or not cached.model.takes(self, cached, self._tenancy.name, caller):
-                self._enter(lane, self._read_at)
+            now = self._read_at
+            if cached is None or not cached.model.takes(
+                self, cached, self._tenancy.name, caller, now
+            ):
+                self._enter(lane, now)
         except BaseException:
             # Whoever called answers with an error.
             self._end(ends.FAILED)
@@ -256,8 +259,8 @@ class Prediction(Counted):
         self._assigned = None
         now = monotonic()
         arrived_at, read_at = self._arrived_at, self._read_at
-        headers += cached_line(read_at - arrived_at, now - read_at, now - arrived_at)
-        headers += lane.id_line % (
+        headers += lane.cached_lines % (
+            *cached_stages(read_at - arrived_at, now - read_at, now - arrived_at),
             self._answered_ns or time_ns(),
             self._id_unit() if lane.decision.exposures else b"",
         )
@@ -398,17 +401,17 @@ class Prediction(Counted):
         first = self._first
         lane = self._lane
         arrived_at, read_at, submitted_at = self._arrived_at, self._read_at, self.submitted_at
-        headers += computed_line(
-            read_at - arrived_at,
-            b"cache" if first is None else b"first",
-            submitted_at - read_at,
-            dispatched_at - submitted_at,
-            now - dispatched_at,
-            now - arrived_at,
-        )
         if not self._answered_ns:
             self._answered_ns = time_ns()
-        headers += lane.id_line % (
+        headers += lane.computed_lines % (
+            *computed_stages(
+                read_at - arrived_at,
+                b"cache" if first is None else b"first",
+                submitted_at - read_at,
+                dispatched_at - submitted_at,
+                now - dispatched_at,
+                now - arrived_at,
+            ),
             self._answered_ns,
             self._id_unit() if first is not None or lane.decision.exposures else b"",
         )

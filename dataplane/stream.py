@@ -31,6 +31,7 @@ from contract.messages import (
 )
 from contract.seals import SEAL_FIELD, Sealer
 from dataplane.heartbeat import Heartbeat
+from dataplane.refusals import Refusals
 from dataplane.spool import Record, Spool, SpoolFull
 from dataplane.telemetry import Telemetry
 
@@ -102,6 +103,8 @@ class Publisher:
         self._sealer = sealer
         # Raises while nothing is to leave.
         self._check = check
+        # Outcomes that were refused, until the operator is told of them.
+        self.refusals = Refusals()
         # The last sequence given out, by stream.
         self._sequences = dict.fromkeys(STREAMS, 0)
         # Messages given up since this boot, by stream.
@@ -186,6 +189,9 @@ class Publisher:
             self._record(STREAM_EXPOSURES, sketches=tuple(sketches[i : i + SKETCHES_PER_BATCH]))
             for i in range(0, len(sketches), SKETCHES_PER_BATCH)
         ]
+        refusals = self.refusals.drain()
+        if refusals:
+            records.append(self._record(STREAM_OUTCOMES, refusals=refusals))
         if not records:
             return
         try:

@@ -19,6 +19,7 @@ import msgspec
 import redis.asyncio as redis
 import xxhash
 
+from contract.generations import epoch_of, in_words
 from contract.messages import InstanceReport, encode_report
 from contract.routing import CHANNEL, Name, RoutingTable, TableError
 from dataplane.heartbeat import Heartbeat
@@ -113,6 +114,10 @@ class Sync:
         since = self.confirmed_at if self.confirmed_at is not None else self._started_at
         return self._clock() - since
 
+    def is_confirmed(self, within_s: float) -> bool:
+        """Say whether the control plane confirmed our table so lately."""
+        return self.confirmed_at is not None and self.table_age_s <= within_s
+
     def loops(self) -> list[Coroutine[None, None, None]]:
         """Return what must run for the life of the process."""
         poll, listen, report = self.heartbeats
@@ -127,7 +132,7 @@ class Sync:
         reading = await self._file.load(self._reader)
         if reading is not None:
             await self._apply(reading)
-            log.info("table.restored: generation %d", reading.table.generation)
+            log.info("table.restored: generation %s", in_words(reading.table.generation))
 
     async def _poll(self) -> None:
         try:
@@ -140,6 +145,8 @@ class Sync:
         headers = {"if-none-match": self._etag} if self._etag is not None else {}
         response = await self._control.get(TABLE_PATH, headers=headers)
         if response.status_code == 304:
+            # What was refused meanwhile was of another control plane, or is no longer published.
+            self._refusal = None
             self._confirmed()
             return
         response.raise_for_status()
@@ -192,7 +199,7 @@ class Sync:
         await self._apply(reading)
         self._refusal = None
         self._report_due.set()
-        log.info("table.applied: generation %d", table.generation)
+        log.info("table.applied: generation %s", in_words(table.generation))
         try:
             await asyncio.to_thread(self._file.store, data)
         except OSError as error:
@@ -225,15 +232,11 @@ class Sync:
         """Accept the applied table again; refuse an older one and a different one of its number."""
         table = reading.table
         if table.generation < applied.generation:
-            raise Refused(
-                table.generation,
-                f"generation {table.generation} is older than {applied.generation}, "
-                "which is applied",
-            )
+            raise Refused(table.generation, _why_older(table.generation, applied.generation))
         if reading.changed or reading.removed or _frame(table) != _frame(applied):
             raise Refused(
                 table.generation,
-                f"generation {table.generation} is applied already, with other content",
+                f"generation {in_words(table.generation)} is applied already, with other content",
             )
         self._refusal = None
 
@@ -266,6 +269,14 @@ class Sync:
                 if message is not None:
                     self._wake.set()
                 listen.beat()
+
+
+def _why_older(generation: int, applied: int) -> str:
+    """Say why a table is refused that is older than the applied one, and what to do about it."""
+    older = f"generation {in_words(generation)} is older than {in_words(applied)}, which is applied"
+    if epoch_of(generation) < epoch_of(applied):
+        return f"{older}: its control plane was replaced when epoch {epoch_of(applied)} began"
+    return older
 
 
 def _frame(table: RoutingTable) -> RoutingTable:

@@ -10,41 +10,42 @@ _SHOWN = tuple(b"%d.%02d" % divmod(n, 100) for n in range(10_000))
 _PER_S = 100_000
 
 
-def computed_line(
+# The line of an answer that a version computed, with places for what `computed_stages` returns.
+COMPUTED_LINE = b"server-timing: read;dur=%b,%b;dur=%b,queue;dur=%b,infer;dur=%b,total;dur=%b\r\n"
+Computed = tuple[bytes, bytes, bytes, bytes, bytes, bytes]
+
+
+def computed_stages(
     read_s: float, before: bytes, before_s: float, queue_s: float, infer_s: float, total_s: float
-) -> bytes:
-    """Return the line of an answer that a version computed; `before` names its second stage."""
+) -> Computed:
+    """Return the milliseconds of COMPUTED_LINE; `before` names the second stage."""
     try:
         return (
-            b"server-timing: read;dur=%b,%b;dur=%b,queue;dur=%b,infer;dur=%b,total;dur=%b\r\n"
-            % (
-                _SHOWN[int(read_s * _PER_S + 0.5)],
-                before,
-                _SHOWN[int(before_s * _PER_S + 0.5)],
-                _SHOWN[int(queue_s * _PER_S + 0.5)],
-                _SHOWN[int(infer_s * _PER_S + 0.5)],
-                _SHOWN[int(total_s * _PER_S + 0.5)],
-            )
+            _SHOWN[int(read_s * _PER_S + 0.5)],
+            before,
+            _SHOWN[int(before_s * _PER_S + 0.5)],
+            _SHOWN[int(queue_s * _PER_S + 0.5)],
+            _SHOWN[int(infer_s * _PER_S + 0.5)],
+            _SHOWN[int(total_s * _PER_S + 0.5)],
         )
     except IndexError:
-        return (
-            b"server-timing: read;dur=%.2f,%b;dur=%.2f,queue;dur=%.2f,infer;dur=%.2f,"
-            b"total;dur=%.2f\r\n"
-            % (read_s * 1e3, before, before_s * 1e3, queue_s * 1e3, infer_s * 1e3, total_s * 1e3)
+        read, second, queue, infer, total = (
+            b"%.2f" % (stage_s * 1e3) for stage_s in (read_s, before_s, queue_s, infer_s, total_s)
         )
+        return read, before, second, queue, infer, total
 
 
-def cached_line(read_s: float, cache_s: float, total_s: float) -> bytes:
-    """Return the line of an answer from the cache."""
+# The line of an answer from the cache, with places for what `cached_stages` returns.
+CACHED_LINE = b"server-timing: read;dur=%b,cache;dur=%b,total;dur=%b\r\n"
+
+
+def cached_stages(read_s: float, cache_s: float, total_s: float) -> tuple[bytes, bytes, bytes]:
+    """Return the milliseconds of CACHED_LINE."""
     try:
-        return b"server-timing: read;dur=%b,cache;dur=%b,total;dur=%b\r\n" % (
+        return (
             _SHOWN[int(read_s * _PER_S + 0.5)],
             _SHOWN[int(cache_s * _PER_S + 0.5)],
             _SHOWN[int(total_s * _PER_S + 0.5)],
         )
     except IndexError:
-        return b"server-timing: read;dur=%.2f,cache;dur=%.2f,total;dur=%.2f\r\n" % (
-            read_s * 1e3,
-            cache_s * 1e3,
-            total_s * 1e3,
-        )
+        return b"%.2f" % (read_s * 1e3), b"%.2f" % (cache_s * 1e3), b"%.2f" % (total_s * 1e3)

@@ -147,24 +147,27 @@ def _newcomers(
     for count, name in enumerate(changed, start=1):
         if count % _SLICE == 0:
             yield None
-        known = _pairs(applied, name) if applied is not None else frozenset()
+        known = _pairs(applied, name) if applied is not None else {}
         model = table.models.get(name)
         for number, version in model.versions.items() if model is not None else ():
             assert model is not None
             for address in table.clusters[version.cluster].endpoints:
-                if (address, version.triton_model, version.triton_version) not in known:
+                pair = (address, version.triton_model, version.triton_version)
+                # A number that a restored registry gave again names another version.
+                if known.get(pair, -1) not in (version.created_at_ms, 0):
                     yield Newcomer(name, number, model, version, address)
 
 
-def _pairs(table: RoutingTable, name: Name) -> frozenset[Pair]:
+def _pairs(table: RoutingTable, name: Name) -> dict[Pair, int]:
+    """Return what is served, and when it was registered; 0 where that is not known."""
     model = table.models.get(name)
     if model is None:
-        return frozenset()
-    return frozenset(
-        (address, version.triton_model, version.triton_version)
+        return {}
+    return {
+        (address, version.triton_model, version.triton_version): version.created_at_ms
         for version in model.versions.values()
         for address in table.clusters[version.cluster].endpoints
-    )
+    }
 
 
 def _addresses(table: RoutingTable | None) -> set[str]:

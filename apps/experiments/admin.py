@@ -111,5 +111,5 @@ class OutcomeAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
 
 @admin.register(RefusedOutcomes)
 class RefusedOutcomesAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
-    list_display = ["metric_name", "reason", "count", "last_at"]
-    search_fields = ["metric_name", "reason"]
+    list_display = ["metric_name", "reason", "sender", "via", "count", "last_at"]
+    search_fields = ["metric_name", "reason", "sender", "via"]

@@ -14,15 +14,16 @@ from rest_framework.renderers import BaseRenderer, JSONRenderer
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.routers import BaseRouter
-from rest_framework.viewsets import GenericViewSet, ViewSet
+from rest_framework.viewsets import GenericViewSet
 
 from apps.experiments import services
 from apps.experiments.exports import to_csv
 from apps.experiments.imports.api import ImportViewSet
 from apps.experiments.metric_api import NAME_IN_PATH, MetricViewSet, find_metric
-from apps.experiments.models import Experiment, ResultSnapshot
+from apps.experiments.models import Experiment, RefusedOutcomes, ResultSnapshot
 from apps.experiments.outcomes import check_length, parse_and_record
 from apps.experiments.power import Asked, plan_size
+from apps.experiments.selectors.refusals import refusal_rows
 from apps.experiments.serializers import (
     ExperimentEditSerializer,
     ExperimentEventSerializer,
@@ -35,6 +36,7 @@ from apps.experiments.serializers import (
     PowerInputSerializer,
     PowerSerializer,
     RefreshSerializer,
+    RefusalCountSerializer,
     ResultSerializer,
     ShipSerializer,
     SnapshotInputSerializer,
@@ -374,8 +376,11 @@ class SnapshotViewSet(mixins.RetrieveModelMixin, GenericViewSet[ResultSnapshot])
     renderer_classes = [JSONRenderer, CsvRenderer]
 
 
-class OutcomeViewSet(ViewSet):
+class OutcomeViewSet(GenericViewSet[RefusedOutcomes]):
     """Measured results for units, in batches."""
+
+    queryset = RefusedOutcomes.objects.none()
+    serializer_class = RefusalCountSerializer
 
     @extend_schema(
         summary="Record outcomes; each is judged for itself",
@@ -390,5 +395,16 @@ class OutcomeViewSet(ViewSet):
     def create(self, request: Request) -> Response:
         require_role(request.user, None, Role.OPERATOR)
         check_length(request.META.get("CONTENT_LENGTH"))
-        report = parse_and_record(request.data, database_now())
+        report = parse_and_record(request.data, database_now(), actor_of(request).name)
         return Response(OutcomeReportSerializer(report).data)
+
+    @extend_schema(
+        summary="How many outcomes were refused, by metric, reason and sender; the last first",
+        parameters=[OpenApiParameter("metric", str, description="Only of this metric name")],
+        responses=RefusalCountSerializer(many=True),
+    )
+    @action(detail=False, methods=["get"], filter_backends=[])
+    def refused(self, request: Request) -> Response:
+        rows: Any = refusal_rows(request.query_params.get("metric"))
+        page: Any = self.paginate_queryset(rows)
+        return self.get_paginated_response(RefusalCountSerializer(page, many=True).data)

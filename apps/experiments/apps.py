@@ -7,6 +7,8 @@ class ExperimentsConfig(AppConfig):
     name = "apps.experiments"
 
     def ready(self) -> None:
-        from apps.experiments.guardrails import register
+        from apps.experiments import guardrails, metrics, needs
 
-        register()
+        guardrails.register()
+        metrics.register()
+        needs.register()

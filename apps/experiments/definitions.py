@@ -28,6 +28,7 @@ from apps.lib.errors import Conflict, Invalid
 from apps.lib.transitions import compare_and_set
 from apps.models.audit import record_audit
 from apps.models.models import ModelVersion, RegisteredModel, Tenant
+from apps.models.retirable import require_active
 
 RESERVED_EXPERIMENTS = {"new", "metrics", "of-version", "snapshots", "import", "imports"}
 
@@ -215,6 +216,7 @@ def _write_variants(experiment: Experiment, specs: Sequence[VariantSpec]) -> Non
 def _versions(model: RegisteredModel, specs: Sequence[VariantSpec]) -> dict[int, ModelVersion]:
     numbers = {spec.version_number for spec in specs if spec.version_number is not None}
     versions = {v.number: v for v in model.versions.filter(number__in=numbers)}
+    require_active(versions.values())
     for spec in specs:
         if spec.version_number not in versions:
             raise Invalid(f"variant {spec.name}: {model.name} has no version {spec.version_number}")

@@ -15,7 +15,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from operator import itemgetter
-from typing import Any
 from uuid import UUID
 
 import msgspec
@@ -26,8 +25,16 @@ from apps.experiments.copying import staged
 from apps.experiments.measurements import count_units, measure
 from apps.experiments.meetings import SIDES, Meeting, known_salts, write_meetings
 from apps.experiments.metrics import why_not_an_outcome
-from apps.experiments.models import Metric, RefusedOutcomes
+from apps.experiments.models import Metric
 from apps.experiments.moves import TENANT
+from apps.experiments.refusals import (
+    NOWHERE,
+    Origin,
+    Refusal,
+    clean,
+    count_of_instances,
+    count_refusals,
+)
 from apps.experiments.shadow_pairs import write_pairs
 from contract.bucketing import bucket
 from contract.messages import (
@@ -38,6 +45,12 @@ from contract.messages import (
     Exposure,
     Outcome,
 )
+from contract.refusals import (
+    IN_THE_FUTURE,
+    NO_PROPORTION,
+    TOO_OLD,
+    UNKNOWN_METRIC,
+)
 from contract.routing import CANARY
 
 logger = logging.getLogger(__name__)
@@ -47,11 +60,6 @@ TEXT_MAX = 200
 NAME_MAX = 100
 FUTURE_MAX = timedelta(seconds=OUTCOME_AHEAD_MAX_S)
 AGE_MAX = timedelta(seconds=OUTCOME_AGE_MAX_S)
-# Refusals of so many unknown metrics are told apart; names come from outside and have no end.
-UNKNOWN_METRICS_MAX = 100
-OTHER_METRICS = "(other)"
-
-UNKNOWN_METRIC = "unknown metric"
 
 STAGED_EXPOSURES = {
     "experiment_id": "uuid", "unit": "text", "variant_name": "text", "version_number": "text",
@@ -109,13 +117,6 @@ LOCK_EXPERIMENTS = """
     ORDER BY id FOR KEY SHARE
 """
 LOCK_METRICS = "SELECT id FROM experiments_metric WHERE name = ANY(%s) ORDER BY id FOR KEY SHARE"
-COUNT_REFUSALS = """
-    INSERT INTO experiments_refusedoutcomes AS kept (metric_name, reason, count, last_at)
-    SELECT name, reason, n, %s FROM unnest(%s::text[], %s::text[], %s::bigint[])
-        AS refused(name, reason, n)
-    ON CONFLICT (metric_name, reason) DO UPDATE SET
-        count = kept.count + excluded.count, last_at = greatest(kept.last_at, excluded.last_at)
-"""
 
 
 @dataclass(frozen=True)
@@ -136,16 +137,6 @@ class Met:
     crossed_over: bool = False
     tenant: str = ""
     attributes: str | None = None
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """Why the outcome at `index` of a request was not taken."""
-
-    index: int
-    event_id: str
-    metric: str
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -236,7 +227,7 @@ def _met(exposure: Exposure, now: datetime, headers: frozenset[str]) -> Met:
         exposure.variant,
         exposure.version[:20],
         _met_at(exposure, now),
-        tenant=_clean(exposure.tenant),
+        tenant=clean(exposure.tenant),
         attributes=msgspec.json.encode(given).decode() if given else None,
     )
 
@@ -269,15 +260,22 @@ def _write_exposures(met: dict[tuple[UUID, str], Met], experiments: dict[UUID, K
 
 
 def apply_outcomes(batches: Sequence[Batch], now: datetime) -> OutcomeReport:
-    """Record the outcomes of `batches`; see `record_outcomes`."""
-    return record_outcomes([outcome for batch in batches for outcome in batch.outcomes], now)
+    """Record the outcomes of `batches` (see `record_outcomes`), and what instances refused."""
+    origins = [Origin(via=batch.instance) for batch in batches for _ in batch.outcomes]
+    outcomes = [outcome for batch in batches for outcome in batch.outcomes]
+    report = record_outcomes(outcomes, now, origins)
+    count_of_instances(batches, now)
+    return report
 
 
 @transaction.atomic
-def record_outcomes(outcomes: Sequence[Outcome], now: datetime) -> OutcomeReport:
-    """Record each outcome that can be used, count the others by metric and reason.
+def record_outcomes(
+    outcomes: Sequence[Outcome], now: datetime, origins: Origin | Sequence[Origin] = NOWHERE
+) -> OutcomeReport:
+    """Record each outcome that can be used, count the others by metric, reason and origin.
 
-    The same `event_id` twice, in one call or in two, counts once: the first one stands.
+    `origins` is one for all, or one for each outcome. The same `event_id` twice, in one call or in
+    two, counts once: the first one stands.
     """
     requests = Requests(outcomes, now)
     judge = Judge(_lock_metrics({outcome.metric for outcome in outcomes}), now)
@@ -287,7 +285,8 @@ def record_outcomes(outcomes: Sequence[Outcome], now: datetime) -> OutcomeReport
     for index, outcome in enumerate(outcomes):
         reason = requests.refusal_reason(outcome) or judge.refusal_reason(outcome)
         if reason is not None:
-            refused.append(Refusal(index, outcome.event_id, outcome.metric, reason))
+            origin = origins if isinstance(origins, Origin) else origins[index]
+            refused.append(Refusal(index, outcome.event_id, outcome.metric, reason, origin))
         elif outcome.event_id in taken:
             duplicates += 1
         else:
@@ -299,7 +298,7 @@ def record_outcomes(outcomes: Sequence[Outcome], now: datetime) -> OutcomeReport
 
 def _lock_metrics(names: Iterable[str]) -> dict[str, Metric]:
     """Return those of the metrics that there are, by name; they stay until we commit."""
-    wanted = sorted({_clean(name) for name in names})
+    wanted = sorted({clean(name) for name in names})
     with connection.cursor() as cursor:
         cursor.execute(LOCK_METRICS, [wanted])
     rows = Metric.objects.select_related("outcomes_of").filter(name__in=wanted)
@@ -333,11 +332,11 @@ class Judge:
         if abs(outcome.value) > OUTCOME_VALUE_MAX:
             return f"value is beyond {OUTCOME_VALUE_MAX:g}"
         if outcome.metric in self._proportions and outcome.value not in (0.0, 1.0):
-            return "value of a proportion is neither 0 nor 1"
+            return NO_PROPORTION
         if outcome.occurred_at_ms > self._newest_ms:
-            return "occurred_at is more than an hour in the future"
+            return IN_THE_FUTURE
         if outcome.occurred_at_ms < self._oldest_ms:
-            return "occurred_at is more than a year ago"
+            return TOO_OLD
         return None
 
 
@@ -370,48 +369,12 @@ def _answered(
     return answer.version_id, at, answer.request_hash
 
 
-def count_refusals(refused: Sequence[Refusal], *, known: set[str], now: datetime) -> None:
-    """Add refusals to the counts by metric and reason; past a bound, unknown names share one."""
-    if not refused:
-        return
-    strange = {_clean(refusal.metric) for refusal in refused} - known
-    told_apart = _told_apart(strange) | known
-    counts: Counter[tuple[str, str]] = Counter()
-    for refusal in refused:
-        name = _clean(refusal.metric)
-        counts[name if name in told_apart else OTHER_METRICS, refusal.reason] += 1
-    keys = sorted(counts)
-    columns: list[list[Any]] = [
-        [name for name, _ in keys],
-        [why for _, why in keys],
-        [counts[key] for key in keys],
-    ]
-    with connection.cursor() as cursor:
-        cursor.execute(COUNT_REFUSALS, [now, *columns])
-
-
-def _told_apart(names: set[str]) -> set[str]:
-    """Return those of the unknown metric `names` that are, or may yet be, counted by name."""
-    if not names:
-        return set()
-    stored = set(
-        RefusedOutcomes.objects.filter(reason=UNKNOWN_METRIC).values_list("metric_name", flat=True)
-    )
-    room = max(0, UNKNOWN_METRICS_MAX - len(stored))
-    return (names & stored) | set(sorted(names - stored)[:room])
-
-
 def _text_problem(name: str, text: str, length_max: int) -> str | None:
     if not text:
         return f"{name} is empty"
     if len(text) > length_max:
         return f"{name} is longer than {length_max} characters"
     return f"{name} holds a NUL character" if "\x00" in text else None
-
-
-def _clean(name: str) -> str:
-    """Return what of an outsider's metric name can stand in a column."""
-    return name.replace("\x00", "")[:NAME_MAX]
 
 
 def _milliseconds(at: datetime) -> int:

@@ -12,11 +12,15 @@ from django.db.models.deletion import ProtectedError
 from apps.experiments.models import Metric, MetricUse, OutcomeRow
 from apps.experiments.naming import insert_named
 from apps.lib.actors import Actor
+from apps.lib.clock import database_now
 from apps.lib.errors import Conflict, Invalid
 from apps.models.audit import record_audit
+from apps.rollouts import snapshots
 from apps.rollouts.models import Plan, Rollout
 from apps.rollouts.plans import PlanDocument, document_of, from_json
+from apps.rollouts.publication import publish_table
 from apps.rollouts.states import LIVE_PHASES
+from contract.refusals import MetricRule
 
 KIND, SOURCE, PER_UNIT = Metric.Kind, Metric.Source, Metric.PerUnit
 # No outcome may be older than that when it comes in.
@@ -82,7 +86,23 @@ def create_metric(
     )
     insert_named(metric, f"A metric named {name} exists already.")
     record_audit(actor=actor, action="metric.created", target=name, after=_told(metric))
+    publish_table(reason=f"metric {name} defined", actor=actor, now=database_now())
     return metric
+
+
+def register() -> None:
+    """Let routing tables say what metrics there are."""
+    snapshots.METRICS[:] = [metric_rules]
+
+
+def metric_rules() -> dict[str, MetricRule]:
+    """Return what outcomes may say of each metric, by its name."""
+    return {
+        metric.name: MetricRule(
+            is_binary=metric.kind == KIND.PROPORTION, refusal=why_not_an_outcome(metric) or ""
+        )
+        for metric in Metric.objects.select_related("outcomes_of").order_by("name")
+    }
 
 
 def _default_direction(source: str) -> str:
@@ -223,6 +243,7 @@ def delete_metric(*, metric: Metric, actor: Actor) -> None:
     except ProtectedError:
         raise Conflict(f"metric {row.name} cannot be deleted: it is used") from None
     record_audit(actor=actor, action="metric.deleted", target=row.name, before=told)
+    publish_table(reason=f"metric {row.name} deleted", actor=actor, now=database_now())
 
 
 def _user_of(metric: Metric) -> str:

@@ -322,15 +322,13 @@ class RolloutExposure(models.Model):
 class ShadowPairRow(models.Model):
     """What stable and a rollout's shadow answered to one request; see the contract's ShadowPair.
 
-    An answer without a class, or without a score, has None there.
+    An answer without a class or score has None there, a request without a unit an empty one.
     """
 
     rollout = models.ForeignKey(
         Rollout, on_delete=models.CASCADE, related_name="shadow_pairs", db_index=False
     )
-    # Empty for a request without one.
     unit = models.CharField(max_length=200)
-    # As in an outcome.
     request_hash = models.BigIntegerField()
     at = models.DateTimeField()
     stable_class = models.FloatField(null=True)
@@ -411,17 +409,21 @@ class VersionOutcomes(models.Model):
 
 
 class RefusedOutcomes(models.Model):
-    """How many outcomes were refused at ingestion, by metric name and reason."""
+    """How many outcomes were refused. `sender` and `via` are empty where nobody knows them."""
 
     metric_name = models.CharField(max_length=100)
     reason = models.CharField(max_length=200)
+    sender = models.CharField(max_length=150, default="", db_default="")
+    via = models.CharField(max_length=200, default="", db_default="")
     count = models.PositiveBigIntegerField(default=0)
     last_at = models.DateTimeField()
 
     class Meta:
         verbose_name_plural = "refused outcomes"
         constraints = [
-            models.UniqueConstraint(fields=["metric_name", "reason"], name="refused_outcomes_once")
+            models.UniqueConstraint(
+                fields=["metric_name", "reason", "sender", "via"], name="refused_outcomes_once"
+            )
         ]
 
 

@@ -8,13 +8,18 @@ from typing import Annotated, Any
 
 import msgspec
 
-from apps.experiments.ingestion import OutcomeReport, Refusal, record_outcomes
+from apps.experiments.ingestion import OutcomeReport, record_outcomes
+from apps.experiments.models import Metric
+from apps.experiments.refusals import Origin, Refusal, count_refusals
 from apps.experiments.strangers import strangers_among
 from apps.lib.errors import Invalid
 from contract.messages import Outcome
+from contract.refusals import MALFORMED
 from contract.request_ids import RequestIdError, with_unit
 
 OUTCOMES_MAX = 10_000
+# How refusals say that outcomes came by this API.
+VIA = "REST API"
 BODY_BYTES_MAX = 16 * 1024**2
 
 
@@ -39,13 +44,14 @@ class OutcomeRowInput(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     request_id: str | None = ""
 
 
-def parse_and_record(body: Any, now: datetime) -> OutcomeReport:
+def parse_and_record(body: Any, now: datetime, sender: str = "") -> OutcomeReport:
     """Record what of `{"outcomes": [...]}` can be used; the report names the rest by position, and
-    those of units that met no experiment.
+    those of units that met no experiment. Refusals are counted as `sender`'s.
 
     Raises Invalid when the body as a whole is of another form, or too long; nothing was recorded.
     """
     rows = _rows(body)
+    origin = Origin(sender, VIA)
     outcomes: list[Outcome] = []
     positions: list[int] = []
     refused: list[Refusal] = []
@@ -54,10 +60,10 @@ def parse_and_record(body: Any, now: datetime) -> OutcomeReport:
             outcomes.append(_outcome(row, now))
             positions.append(index)
         except (msgspec.ValidationError, UnicodeError, RequestIdError) as error:
-            event_id = row.get("event_id") if isinstance(row, dict) else ""
-            shown = event_id if isinstance(event_id, str) else ""
-            refused.append(Refusal(index, _whole(shown), "", _whole(str(error))))
-    report = record_outcomes(outcomes, now)
+            event_id, metric = _text_of(row, "event_id"), _text_of(row, "metric")
+            refused.append(Refusal(index, event_id, metric, _whole(str(error)), origin))
+    _count_malformed(refused, now)
+    report = record_outcomes(outcomes, now, origin)
     refused += [replace(refusal, index=positions[refusal.index]) for refusal in report.refused]
     bad = {refusal.index for refusal in refused}
     unmet = strangers_among([outcome.unit_id for outcome in outcomes])
@@ -70,6 +76,19 @@ def parse_and_record(body: Any, now: datetime) -> OutcomeReport:
             if index not in bad and outcome.unit_id and outcome.unit_id in unmet
         ),
     )
+
+
+def _text_of(row: Any, name: str) -> str:
+    text = row.get(name) if isinstance(row, dict) else ""
+    return _whole(text) if isinstance(text, str) else ""
+
+
+def _count_malformed(refused: list[Refusal], now: datetime) -> None:
+    """Count them for one reason: what each says of itself has no end."""
+    named = {each.metric.replace("\x00", "") for each in refused}
+    known = set(Metric.objects.filter(name__in=named).values_list("name", flat=True))
+    alike = [replace(each, reason=MALFORMED) for each in refused]
+    count_refusals(alike, known=known, now=now)
 
 
 def _rows(body: Any) -> list[Any]:

@@ -10,6 +10,7 @@ from apps.experiments.models import (
     Experiment,
     ExperimentEvent,
     Metric,
+    RefusedOutcomes,
     ResultPoint,
     ResultSnapshot,
 )
@@ -384,6 +385,17 @@ class RefusedOutcomeSerializer(serializers.Serializer[Any]):
     index = serializers.IntegerField(help_text="Position in the batch, from 0.")
     event_id = serializers.CharField(allow_blank=True)
     reason = serializers.CharField()
+
+
+class RefusalCountSerializer(serializers.ModelSerializer[RefusedOutcomes]):
+    class Meta:
+        model = RefusedOutcomes
+        fields = ["metric_name", "reason", "sender", "via", "count", "last_at"]
+        read_only_fields = fields
+        extra_kwargs = {
+            "sender": {"help_text": "A tenant or a user; empty where nobody knows."},
+            "via": {"help_text": "The data-plane instance, `REST API` or `file`."},
+        }
 
 
 class OutcomeReportSerializer(serializers.Serializer[Any]):

@@ -25,6 +25,7 @@ from apps.models.audit import record_audit
 from apps.models.hints import hint_sync
 from apps.models.mlflow import MlflowClient, NotReached, RegistryModel, connect
 from apps.models.models import CHAMPION, Alias, ModelVersion, RegisteredModel
+from apps.models.retirable import require_active
 
 log = logging.getLogger(__name__)
 
@@ -53,9 +54,11 @@ def move_alias(*, name: str, version: ModelVersion, actor: Actor) -> Alias:
 
     Raises:
         Invalid: there cannot be such an alias, or it is `champion`.
+        Conflict: the version is archived or deleted.
     """
     check_alias(name)
     model = RegisteredModel.objects.select_for_update(of=("self",)).get(pk=version.model_id)
+    require_active([version])
     found = model.aliases.select_related("version").filter(name=name).first()
     if found is not None and found.version_id == version.pk:
         return found
@@ -120,7 +123,9 @@ def copy_aliases(models: Mapping[str, RegistryModel], listed_at: datetime) -> in
 
 def _copy_of_model(owner: RegisteredModel, theirs: Mapping[str, int], listed_at: datetime) -> int:
     wanted = {name: number for name, number in theirs.items() if name != CHAMPION}
-    versions = {v.registry_number: v for v in owner.versions.exclude(registry_number=None)}
+    # MLflow may go on having what was deleted here, and aliases of it.
+    known = owner.versions.kept().exclude(registry_number=None)
+    versions = {v.registry_number: v for v in known}
     ours = {a.name: a for a in owner.aliases.exclude(name=CHAMPION).select_related("version")}
     moved = 0
     for name in {*wanted, *ours}:

@@ -40,9 +40,15 @@ from apps.models.serializers import (
     VersionSerializer,
 )
 from apps.models.services import deploy_version, retry_deployment
-from apps.models.states import DeploymentState
+from apps.models.states import DeploymentState, RegistryState
 
 NUMBER = OpenApiParameter("number", int, OpenApiParameter.PATH, description="Version number")
+
+ARCHIVED = OpenApiParameter("archived", bool, description="With those that are archived.")
+
+
+def _archived(request: Request) -> bool:
+    return request.query_params.get("archived", "").lower() in {"1", "true", "yes"}
 
 
 def register(router: BaseRouter) -> None:
@@ -64,11 +70,28 @@ class ModelViewSet(
     lookup_field = "name"
     lookup_value_regex = "[^/]+"
 
-    @extend_schema(responses=VersionSerializer(many=True))
+    def get_queryset(self) -> QuerySet[RegisteredModel]:
+        """Return all of them for one by its name; lists leave out what is archived or deleted."""
+        rows = super().get_queryset()
+        if self.action != "list":
+            return rows
+        kept = {RegistryState.ACTIVE} | (
+            {RegistryState.ARCHIVED} if _archived(self.request) else set()
+        )
+        return rows.filter(state__in=kept)
+
+    @extend_schema(parameters=[ARCHIVED])
+    def list(self, request: Request, *args: Any, **kwargs: Any) -> Response:
+        """All models, in the order of names, without those that are archived."""
+        return super().list(request, *args, **kwargs)
+
+    @extend_schema(parameters=[ARCHIVED], responses=VersionSerializer(many=True))
     @action(detail=True, parser_classes=[BoundedJSONParser, MultiPartParser])
     def versions(self, request: Request, name: str) -> Response:
-        """The model's versions, the newest first."""
-        rows = _versions().filter(model=self.get_object())
+        """The model's versions, the newest first, without those that are archived or deleted."""
+        rows = _versions().filter(model=self.get_object()).exclude(state=RegistryState.DELETED)
+        if not _archived(request):
+            rows = rows.exclude(state=RegistryState.ARCHIVED)
         page = cast(list[ModelVersion], self.paginate_queryset(cast(Any, rows)))
         return self.get_paginated_response(VersionSerializer(page, many=True).data)
 

@@ -18,6 +18,7 @@ from django.db import models
 from django.utils.deconstruct import deconstructible
 
 from apps.lib.transitions import Transition
+from apps.models.retirable import Retirable, RetirableQuerySet
 from apps.models.states import DeploymentState
 from contract.names import NAME_PATTERN, NAME_RULE
 
@@ -72,7 +73,7 @@ CHAMPION = "champion"
 CANDIDATE = "candidate"
 
 
-class RegisteredModel(models.Model):
+class RegisteredModel(Retirable):
     """A named thing to predict with, and how its requests are served."""
 
     name = models.CharField(max_length=100, unique=True, validators=[valid_name])
@@ -122,6 +123,8 @@ class RegisteredModel(models.Model):
     unit_parameter = models.CharField(max_length=100, default="unit_id")
     created_at = models.DateTimeField(auto_now_add=True)
 
+    objects = RetirableQuerySet["RegisteredModel"].as_manager()
+
     class Meta:
         verbose_name = "model"
         ordering = ["name"]
@@ -148,7 +151,7 @@ class RegisteredModel(models.Model):
         return self.name
 
 
-class ModelVersion(models.Model):
+class ModelVersion(Retirable):
     """One immutable trained artifact of a model."""
 
     class Source(models.TextChoices):
@@ -185,6 +188,8 @@ class ModelVersion(models.Model):
     created_by = models.CharField(max_length=150, blank=True)
     created_at = models.DateTimeField()
     imported_at = models.DateTimeField(auto_now_add=True)
+
+    objects = RetirableQuerySet["ModelVersion"].as_manager()
 
     class Meta:
         verbose_name = "version"

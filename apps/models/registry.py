@@ -22,7 +22,8 @@ from apps.models.aliases import copy_aliases, push_aliases
 from apps.models.artifacts import inspect_onnx, read_mlflow_model
 from apps.models.mlflow import MlflowClient, RegistryModel, RegistryVersion, TrainingRun, connect
 from apps.models.models import CHAMPION as CHAMPION
-from apps.models.models import ModelVersion, RefusedImport
+from apps.models.models import ModelVersion, RefusedImport, RegisteredModel
+from apps.models.states import RegistryState
 from apps.models.turns import take_turn
 from apps.models.versions import NewVersion, add_version, check_name, scratch
 from apps.models.warmup import read_warmup
@@ -102,8 +103,11 @@ def _import_missing(
     refused: list[str] = []
     waiting: list[str] = []
     known = _settled_versions(is_by_hand)
+    retired = _retired_models()
     # Oldest first, so that a model's history reads in order.
     for version in sorted(client.versions(), key=lambda item: (item.name, item.number)):
+        if version.name in retired:
+            continue
         if (version.name[:NAME_SHOWN], version.number) in known or not version.is_ready:
             continue
         said = f"{version.name}:{version.number}"
@@ -143,6 +147,12 @@ def _settled_versions(is_by_hand: bool) -> set[tuple[str, int | None]]:
         *served.values_list("model__name", "registry_number"),
         *refused.values_list("model_name", "number"),
     }
+
+
+def _retired_models() -> set[str]:
+    """Return what somebody archived or deleted here, though MLflow goes on having it."""
+    retired = RegisteredModel.objects.exclude(state=RegistryState.ACTIVE)
+    return set(retired.values_list("name", flat=True))
 
 
 def import_version(

@@ -17,6 +17,7 @@ from apps.models.models import (
     RefusedImport,
     RegisteredModel,
 )
+from apps.models.states import RegistryState
 from contract.bucketing import BUCKETS
 from contract.routing import STABLE
 
@@ -68,15 +69,26 @@ def list_models() -> QuerySet[RegisteredModel]:
     ).prefetch_related(Prefetch("aliases", Alias.objects.select_related("version")))
 
 
-def list_versions(model: RegisteredModel) -> QuerySet[ModelVersion]:
-    """Versions of `model`, newest first, with aliases and deployments."""
+def list_versions(model: RegisteredModel, *, archived: bool = True) -> QuerySet[ModelVersion]:
+    """Versions of `model`, newest first, with aliases and deployments; deleted ones are left out.
+
+    `archived`: with those that are archived.
+    """
+    versions = model.versions.exclude(state=RegistryState.DELETED)
+    if not archived:
+        versions = versions.exclude(state=RegistryState.ARCHIVED)
+    return with_deployments(versions)
+
+
+def with_deployments(versions: QuerySet[ModelVersion]) -> QuerySet[ModelVersion]:
+    """Read aliases and deployments along with `versions`."""
     deployments = Deployment.objects.select_related("cluster", "version__model").order_by("id")
-    return model.versions.prefetch_related("aliases", Prefetch("deployments", deployments))
+    return versions.prefetch_related("aliases", Prefetch("deployments", deployments))
 
 
 def promotable_versions(model: RegisteredModel) -> QuerySet[ModelVersion]:
-    """Versions that are not stable, newest first."""
-    versions = model.versions.prefetch_related("aliases")
+    """Active versions that are not stable, newest first."""
+    versions = model.versions.active().prefetch_related("aliases")
     return versions if model.stable is None else versions.exclude(pk=model.stable.pk)
 
 

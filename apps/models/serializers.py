@@ -22,6 +22,9 @@ from apps.models.models import (
     valid_name,
 )
 
+# Of what can be archived and deleted: active, archived, deleting or deleted, since when, by whom.
+STATE = ("state", "state_at", "state_by", "state_reason", "state_problem")
+
 
 class DeploymentSerializer(serializers.ModelSerializer[Deployment]):
     cluster = serializers.CharField(source="cluster.name")
@@ -65,6 +68,7 @@ class VersionSerializer(serializers.ModelSerializer[ModelVersion]):
             "created_at",
             "imported_at",
             "deployments",
+            *STATE,
         ]
 
     def get_run_url(self, version: ModelVersion) -> str:
@@ -157,8 +161,15 @@ class ModelSerializer(serializers.ModelSerializer[RegisteredModel]):
             "candidate_plan",
             *SERVING_SETTINGS,
             "created_at",
+            *STATE,
         ]
-        read_only_fields = ["name", "rollback_until", "created_at"]
+        read_only_fields = ["name", "rollback_until", "created_at", *STATE]
+
+
+class RetirementSerializer(serializers.Serializer[Any]):
+    reason = serializers.CharField(
+        required=False, allow_blank=True, default="", max_length=1_000, help_text="Kept in the log."
+    )
 
 
 class QuotaSerializer(serializers.ModelSerializer[Tenant]):

@@ -20,6 +20,7 @@ from apps.models.models import (
     RegisteredModel,
     ServingCluster,
 )
+from apps.models.retirable import hold_active
 from apps.models.states import DEPLOYMENT_TRANSITIONS, DeploymentState
 
 # From these a deployment has to be loaded again before it can serve.
@@ -45,8 +46,12 @@ def deploy_version(
     """Place `version` on `cluster`, or load it again where it had gone. Repeating it is harmless.
 
     The reconciler takes the deployment from `loading` to `ready` or `failed`.
+
+    Raises:
+        Conflict: it, or its model, is archived or deleted.
     """
     cluster = cluster or default_cluster()
+    hold_active([version])
     deployment, created = Deployment.objects.select_for_update().get_or_create(
         version=version, cluster=cluster, defaults={"changed_at": now}
     )
@@ -118,8 +123,10 @@ def acquire_split(
     """Take the one split of `model` for a rollout or an experiment; keep `versions` loaded.
 
     Raises:
-        Conflict: another one holds it; the message names it.
+        Conflict: another one holds it, and the message names it; or a version is archived or
+            deleted.
     """
+    hold_active(versions)
     try:
         with transaction.atomic():
             return LiveSplit.objects.create(

@@ -8,6 +8,7 @@ import time
 from celery import shared_task
 
 from apps.lib.errors import InterlockError
+from apps.models.deletion import finish_deletions
 from apps.models.deployments import reconcile_deployments
 from apps.models.registrations import work_registrations
 from apps.models.registry import SYNC_TURN, sync_registry
@@ -23,6 +24,7 @@ REGISTER_TURN = 0x1E710E
 @shared_task(name="models.reconcile_deployments")
 def reconcile_deployments_task() -> None:
     reconcile_deployments()
+    finish_deletions()
 
 
 @shared_task(name="models.sync_registry")

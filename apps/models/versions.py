@@ -2,7 +2,8 @@
 
 An upload takes the next number that nobody has: no version here, none of MLflow's, and none that
 was refused. Should MLflow reach that number later, both stay: the upload keeps its number, and
-MLflow's version gets the next free one here, with its number there in `registry_number`.
+MLflow's version gets the next free one here, with its number there in `registry_number`. A deleted
+version keeps its row, and with it its number.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from typing import Any
 from django.conf import settings
 from django.db import transaction
 from django.db.models import Max
+from django.utils import timezone
 
 from apps.lib.actors import Actor
 from apps.lib.errors import Conflict, Invalid
 from apps.models.artifacts import DATA_FILE, MODEL_FILE, Artifact
 from apps.models.audit import record_audit
 from apps.models.models import ModelVersion, RefusedImport, RegisteredModel
+from apps.models.states import MODEL_TRANSITIONS, RegistryState
 from contract.names import model_name_fault
 
 # Where files are while they are looked at, in the directory of the artifacts.
@@ -105,12 +108,13 @@ def add_version(new: NewVersion, *, actor: Actor) -> ModelVersion:
 
     Raises:
         Conflict: it is here already: MLflow's of that number, or the same bytes with the same
-            metadata. `number` of the error's detail is that version's.
+            metadata. `number` of the error's detail is that version's. Or the model is archived.
     """
     defaults = {"description": new.model_description}
     made, _ = RegisteredModel.objects.get_or_create(name=new.model_name, defaults=defaults)
     # Whoever adds a version to a model takes turns here, so that a number is given once.
     model = RegisteredModel.objects.select_for_update(of=("self",)).get(pk=made.pk)
+    _require_open(model, new, actor)
     _refuse_repetition(model, new)
     number = _number(model, new.registry_number)
     version = ModelVersion.objects.create(
@@ -135,6 +139,23 @@ def add_version(new: NewVersion, *, actor: Actor) -> ModelVersion:
     return version
 
 
+def _require_open(model: RegisteredModel, new: NewVersion, actor: Actor) -> None:
+    """Refuse a version of an archived model; make one that was deleted anew."""
+    if model.is_active:
+        return
+    if model.state != RegistryState.DELETED:
+        then = ": restore it first" if model.is_archived else ": try again when that has ended"
+        raise Conflict(f"{model.name} is {model.state}{then}.", state=model.state)
+    model.save_state(
+        MODEL_TRANSITIONS,
+        RegistryState.ACTIVE,
+        actor=actor,
+        now=timezone.now(),
+        description=new.model_description,
+    )
+    record_audit(actor=actor, action="model.made_anew", target=model.name)
+
+
 def _refuse_repetition(model: RegisteredModel, new: NewVersion) -> None:
     versions = model.versions.order_by("number")
     if new.registry_number is not None:
@@ -142,8 +163,11 @@ def _refuse_repetition(model: RegisteredModel, new: NewVersion) -> None:
         told = f"Version {new.registry_number} of {model.name} in MLflow is here already"
     else:
         same = {name: new.facts[name] for name in IDENTITY if name in new.facts}
-        found = versions.filter(artifact_sha256=new.artifact.sha256, **same).first()
+        kept = versions.kept()
+        found = kept.filter(artifact_sha256=new.artifact.sha256, **same).first()
         told = "The same file with the same metadata is registered already"
+    if found is not None and not found.is_active:
+        told += f" and {found.state}"
     if found is not None:
         raise Conflict(f"{told}: it is {found}.", model=model.name, number=found.number)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from django.conf import settings
-from django.db.models import Count
+from django.db.models import Count, Q
 from django.http import HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
@@ -24,18 +24,24 @@ from apps.models.selectors import (
     list_events,
     list_models,
     list_refused,
-    list_versions,
     shares_of,
+    with_deployments,
 )
 from apps.models.services import retry_deployment
+from apps.models.states import RegistryState
 from apps.models.uploads import check_upload, uploaded_files
 
 
 @page
 @require_safe
 def model_list(request: PageRequest) -> HttpResponse:
-    models = list(list_models().annotate(version_count=Count("versions")))
+    shows_archived = request.GET.get("archived") == "1"
+    states = [RegistryState.ACTIVE, *([RegistryState.ARCHIVED] if shows_archived else [])]
+    kept = Count("versions", filter=~Q(versions__state=RegistryState.DELETED))
+    models = list(list_models().filter(state__in=states).annotate(version_count=kept))
     context = {
+        "shows_archived": shows_archived,
+        "archived_count": RegisteredModel.objects.filter(state=RegistryState.ARCHIVED).count(),
         "rows": [(model, shares_of(model)) for model in models],
         "refused": list_refused(),
         "can_sync": has_role(request.user, None, Role.OPERATOR),
@@ -49,7 +55,7 @@ def version(request: PageRequest, name: str, number: int) -> HttpResponse:
     found = get_object_or_404(
         ModelVersion.objects.select_related("model__stable"), model__name=name, number=number
     )
-    row = list_versions(found.model).get(pk=found.pk)
+    row = with_deployments(found.model.versions.filter(pk=found.pk)).get()
     context = {
         "model": found.model,
         "version": row,

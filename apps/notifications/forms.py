@@ -20,7 +20,7 @@ class ChangeForm(forms.Form):
         help_text="A URL for a webhook or Slack (its incoming webhook), or an e-mail address.",
     )
     model = forms.ModelChoiceField(
-        RegisteredModel.objects.order_by("name"),
+        RegisteredModel.objects.active().order_by("name"),
         required=False,
         empty_label="all models",
         help_text="Told only of what happens to it.",

@@ -24,7 +24,7 @@ from apps.rollouts.evaluation import repeat_answer
 from apps.rollouts.explain import latest_checks, summarise, tell_story
 from apps.rollouts.models import Instance, Rollout
 from apps.rollouts.plan_api import PlanTemplateViewSet, PlanViewSet, find_plan
-from apps.rollouts.publication import live_instances, silent_instances
+from apps.rollouts.roster import live_instances, silent_instances
 from apps.rollouts.serializers import (
     AbortSerializer,
     ActSerializer,

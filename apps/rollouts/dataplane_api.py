@@ -58,7 +58,7 @@ def routing_table(request: HttpRequest) -> HttpResponse:
     table = latest_table()
     if table is None:
         return _refuse(404, "No routing table has been published yet.")
-    etag = f'"{table.generation}"'
+    etag = f'"{table.tag}"'
     if request.headers.get("If-None-Match") == etag:
         return HttpResponse(status=304, headers={"ETag": etag})
     return HttpResponse(

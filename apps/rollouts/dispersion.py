@@ -29,6 +29,13 @@ LEARNING = 60
 INTERVALS_MIN = 3
 
 
+# What was before is looked at in so many parts, of which the wildest and the steadiest are left
+# out, unless they have fewer intervals than this.
+BLOCKS, BLOCKS_CUT = 6, 2
+BLOCK_LEAST = 10
+FIELDS = ("events", "at_once", "after", "binomial", "scale")
+
+
 @dataclass(frozen=True)
 class Clusters:
     """Sums of the control's exposures and events by cluster, `(…, intervals + 1, clusters)`.
@@ -106,6 +113,34 @@ class History:
         at_once, after = _covariances(left, left)
         scale = rate**2 * (pace.n**2).sum(axis=-1)
         return cls(pace.n.shape[-1], events, at_once, after, rate * (1.0 - rate) * total, scale)
+
+    @classmethod
+    def usual(cls, pace: Pace) -> History:
+        """The history of the usual times in `pace`: BLOCKS parts less those that differ most.
+
+        An incident that came once in hours is no way in which a version wanders: taken in, it would
+        divide all evidence by hundreds. Parts are told apart by their spread, and as many of the
+        steadiest are left out as of the wildest (a trimmed mean), so that rates which always wander
+        keep theirs.
+        """
+        length = pace.n.shape[-1] // BLOCKS
+        if length < BLOCK_LEAST:
+            return cls.of(pace)
+        shape = (*pace.n.shape[:-1], BLOCKS, length)
+        n, events = (each[..., : BLOCKS * length].reshape(shape) for each in (pace.n, pace.events))
+        parts = cls.of(Pace(n, events))
+        scale = np.where(parts.scale > 0.0, parts.scale, 1.0)
+        order = np.argsort((parts.at_once - parts.binomial) / scale, axis=-1, kind="stable")
+        kept = order[..., BLOCKS_CUT:-BLOCKS_CUT]
+
+        def total(values: Array) -> Array:
+            result: Array = np.take_along_axis(values, kept, axis=-1).sum(axis=-1)
+            return result
+
+        return cls(
+            length * kept.shape[-1],
+            *(total(getattr(parts, name)) for name in FIELDS),
+        )
 
     def merge(self, other: History) -> History:
         """Return the sums of both."""

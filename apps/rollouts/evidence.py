@@ -21,7 +21,7 @@ from django.db.models import Max
 from numpy.typing import NDArray
 
 from apps.rollouts.models import Rollout, TelemetryRow
-from apps.rollouts.publication import live_instances
+from apps.rollouts.roster import live_instances
 from apps.rollouts.segments import SLICE_S_MIN, SLICES
 from contract.histogram import Counts
 from contract.messages import CLUSTERS, ClusterCounts

@@ -18,7 +18,7 @@ from rest_framework.viewsets import GenericViewSet
 from apps.lib.clock import database_now
 from apps.models.access import actor_of, require_role
 from apps.models.api import find_model, find_version
-from apps.models.models import Role
+from apps.models.models import ModelVersion, Role
 from apps.rollouts.freeze_store import create_freeze, end_freeze, role_to_freeze
 from apps.rollouts.freezes import open_until
 from apps.rollouts.instants import EXAMPLE, InstantField
@@ -150,6 +150,7 @@ class QuarantineViewSet(mixins.ListModelMixin, GenericViewSet[Quarantine]):
 
     def get_queryset(self) -> QuerySet[Quarantine]:
         rows = Quarantine.objects.select_related("version__model").order_by("-at", "version")
+        rows = rows.filter(version__in=ModelVersion.objects.kept())
         request = getattr(self, "request", None)
         name = request.query_params.get("model") if request else None
         return rows.filter(version__model__name=name) if name else rows

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 
 import msgspec
 
+from apps.rollouts.epochs import hold_epoch, lost_generations
 from apps.rollouts.models import ShadowRow, TelemetryRow
 from contract.histogram import Counts
 from contract.messages import Batch, ShadowWindow, TelemetryWindow
@@ -18,9 +19,24 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def apply_windows(batches: Sequence[Batch], now: datetime) -> int:
-    """Insert the windows of `batches`; return how many. Runs in the caller's transaction."""
-    rows = [_row(batch.instance, window) for batch in batches for window in batch.windows]
-    shadows = [_shadow_row(batch.instance, each) for batch in batches for each in batch.shadows]
+    """Insert the windows of `batches`; return how many. Runs in the caller's transaction.
+
+    Left out are those of generations that were lost with a database: they tell of other tables.
+    """
+    hold_epoch()
+    lost = lost_generations()
+    rows = [
+        _row(batch.instance, window)
+        for batch in batches
+        for window in batch.windows
+        if window.generation not in lost
+    ]
+    shadows = [
+        _shadow_row(batch.instance, window)
+        for batch in batches
+        for window in batch.shadows
+        if window.generation not in lost
+    ]
     TelemetryRow.objects.bulk_create(rows, batch_size=1_000)
     ShadowRow.objects.bulk_create(shadows, batch_size=1_000)
     return len(rows) + len(shadows)

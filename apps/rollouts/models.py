@@ -1,4 +1,4 @@
-"""Plans, rollouts and what decided them; the published routing tables and who applied them."""
+"""Plans, rollouts and what decided them; who applied which routing table, and what they did."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ from django.db import models
 from apps.lib.transitions import Transition
 from apps.models.models import ModelVersion, RegisteredModel, Role, valid_name
 from apps.rollouts.states import LIVE_PHASES, Phase
+from apps.rollouts.table_models import ClusterOrigin as ClusterOrigin
+from apps.rollouts.table_models import Epoch as Epoch
+from apps.rollouts.table_models import PublishedTable as PublishedTable
+from apps.rollouts.table_models import ServingChange as ServingChange
 from apps.rollouts.verdicts import Verdict
 
 share_bp = [MinValueValidator(0), MaxValueValidator(10_000)]
@@ -307,45 +311,14 @@ class RolloutPolicy(models.Model):
         return "rollout policy"
 
 
-class ServingChange(models.Model):
-    """From when on a model was served how, and who decided it. Appended, never changed."""
-
-    model_name = models.CharField(max_length=100)
-    at = models.DateTimeField()
-    generation = models.BigIntegerField()
-    # Empty when the model has no stable version.
-    stable = models.CharField(max_length=20, blank=True)
-    # The contract's split and shadow, or null.
-    split = models.JSONField(null=True)
-    shadow = models.JSONField(null=True)
-    reason = models.TextField()
-    actor = models.CharField(max_length=150)
-
-    class Meta:
-        ordering = ["id"]
-        indexes = [models.Index(fields=["model_name", "-id"])]
-
-
-class PublishedTable(models.Model):
-    """A routing table as it was published; `generation` only grows."""
-
-    generation = models.BigIntegerField(primary_key=True)
-    digest = models.CharField(max_length=64)
-    document = models.BinaryField()
-    reason = models.TextField()
-    actor = models.CharField(max_length=150)
-    published_at = models.DateTimeField()
-
-    class Meta:
-        ordering = ["-generation"]
-
-
 class Instance(models.Model):
     """A data-plane instance and what it last reported. Live is a question of `reported_at`."""
 
     name = models.CharField(max_length=200, primary_key=True)
     boot = models.CharField(max_length=64)
     applied_generation = models.BigIntegerField(default=0)
+    # It serves a table that this database never published: see apps.rollouts.epochs.
+    serves_unknown = models.BooleanField(default=False, db_default=False)
     refused_generation = models.BigIntegerField(null=True)
     refusal = models.TextField(blank=True)
     dropped = models.JSONField(default=dict)

@@ -15,7 +15,9 @@ from apps.models.deployments import unload_deployment
 from apps.models.models import Deployment, LiveSplit, RegisteredModel
 from apps.models.services import change_deployment
 from apps.models.states import DeploymentState
-from apps.rollouts.publication import publish_table, unacked
+from apps.rollouts.needs import versions_asked_for
+from apps.rollouts.publication import publish_table
+from apps.rollouts.roster import unacked
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +25,7 @@ log = logging.getLogger(__name__)
 RETIRE_AFTER = timedelta(minutes=10)
 # Longer than any request may take, so that what was in flight at the ack has ended.
 DRAIN = timedelta(seconds=30)
+REASON_MAX = 1_000
 
 
 def wanted_versions(now: datetime) -> set[int]:
@@ -46,9 +49,21 @@ def retire_versions() -> int:
         state=DeploymentState.DRAINING, changed_at__lt=now - DRAIN
     ).select_related("version__model", "cluster")
     for deployment in draining:
-        if not unacked(deployment.retired_generation or 0, now):
+        behind = unacked(deployment.retired_generation or 0, now)
+        if behind:
+            _tell(
+                deployment,
+                "waits for " + "; ".join(f"instance {name}, which {why}" for name, why in behind),
+            )
+        else:
             moved += _guarded_unload(deployment)
     return moved
+
+
+def _tell(deployment: Deployment, reason: str) -> None:
+    """Say on the page why it is still loaded, without a transition."""
+    rows = Deployment.objects.filter(pk=deployment.pk, revision=deployment.revision)
+    rows.exclude(reason=reason).update(reason=reason[:REASON_MAX])
 
 
 def _guarded_unload(deployment: Deployment) -> bool:
@@ -73,6 +88,8 @@ def _drain_unwanted() -> int:
         .exclude(version__in=wanted_versions(now))
         .select_related("version__model", "cluster")
     )
+    asked_for = versions_asked_for(now) if unwanted else set()
+    unwanted = [d for d in unwanted if (d.version.model.name, d.version.number) not in asked_for]
     for deployment in unwanted:
         change_deployment(deployment, DeploymentState.DRAINING, "no longer needed", INTERLOCK, now)
     if unwanted:

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from contract.refusals import MetricRule
 from contract.routing import (
     Batching,
     Breaker,
@@ -67,6 +68,7 @@ class Snapshot:
     clusters: Mapping[str, Cluster]
     tenants: Mapping[str, Tenant] = field(default_factory=dict)
     key_required: bool = False
+    metrics: Mapping[str, MetricRule] | None = None
 
 
 def compile_table(generation: int, snapshot: Snapshot) -> RoutingTable:
@@ -83,6 +85,7 @@ def compile_table(generation: int, snapshot: Snapshot) -> RoutingTable:
         clusters={name: found for name, found in snapshot.clusters.items() if found.endpoints},
         tenants=dict(snapshot.tenants),
         key_required=snapshot.key_required,
+        metrics=None if snapshot.metrics is None else dict(snapshot.metrics),
     )
 
 

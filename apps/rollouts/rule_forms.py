@@ -22,7 +22,7 @@ class FreezeForm(forms.Form):
     """A time in which nothing starts and nothing gets further."""
 
     model = forms.ModelChoiceField(
-        queryset=RegisteredModel.objects.order_by("name"),
+        queryset=RegisteredModel.objects.active().order_by("name"),
         to_field_name="name",
         required=False,
         empty_label="All models",

@@ -310,6 +310,7 @@ class InstanceSerializer(serializers.ModelSerializer[Instance]):
             "name",
             "boot",
             "applied_generation",
+            "serves_unknown",
             "refused_generation",
             "refusal",
             "dropped",

@@ -17,7 +17,7 @@ from rest_framework.viewsets import GenericViewSet
 from apps.lib.clock import database_now
 from apps.lib.errors import NotFound
 from apps.models.access import actor_of, require_role
-from apps.models.api import NUMBER, ModelViewSet
+from apps.models.api import NUMBER
 from apps.models.models import ApiKey, Role, Tenant
 from apps.models.serializers import (
     ApiKeySerializer,
@@ -31,6 +31,7 @@ from apps.models.serializers import (
 )
 from apps.rollouts import tenants
 from apps.rollouts.history_api import ServingHistoryMixin
+from apps.rollouts.retirement_api import RetirementViewSet
 from apps.rollouts.serving import change_settings, change_warmup
 
 KEY_ID = OpenApiParameter("key_id", int, OpenApiParameter.PATH, description="The API key's id")
@@ -42,7 +43,7 @@ def register(router: BaseRouter) -> None:
     router.register("tenants", TenantViewSet, basename="tenant")
 
 
-class ServedModelViewSet(ServingHistoryMixin, ModelViewSet):
+class ServedModelViewSet(ServingHistoryMixin, RetirementViewSet):
     """Models: what each serves with and served with before, versions, and serving settings."""
 
     @extend_schema(request=ModelSerializer(partial=True), responses=ModelSerializer)

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from django.urls import path
 
-from apps.rollouts.views import fleet, history, promotion, serving, settings, tenants
+from apps.rollouts.views import (
+    fleet,
+    history,
+    promotion,
+    retirement,
+    serving,
+    settings,
+    tenants,
+)
 
 urlpatterns = [
     path("", serving.overview, name="overview"),
@@ -17,6 +25,36 @@ urlpatterns = [
         "models/<str:name>/versions/<int:number>/warmup/",
         settings.version_warmup,
         name="version-warmup",
+    ),
+    path("models/<str:name>/retirement/", retirement.model_retirement, name="model-retirement"),
+    *[
+        path(
+            f"models/<str:name>/{action}/",
+            retirement.model_retire,
+            {"action": action},
+            name=f"model-{action}",
+        )
+        for action in retirement.ON_MODEL
+    ],
+    path("models/<str:name>/restore/", retirement.model_restore, name="model-restore"),
+    path(
+        "models/<str:name>/versions/<int:number>/retirement/",
+        retirement.version_retirement,
+        name="version-retirement",
+    ),
+    *[
+        path(
+            f"models/<str:name>/versions/<int:number>/{action}/",
+            retirement.version_retire,
+            {"action": action},
+            name=f"version-{action}",
+        )
+        for action in retirement.ON_VERSION
+    ],
+    path(
+        "models/<str:name>/versions/<int:number>/restore/",
+        retirement.version_restore,
+        name="version-restore",
     ),
     path("models/<str:name>/history/", history.serving_history, name="serving-history"),
     path("fleet/", fleet.fleet, name="fleet"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from django.db.models import Prefetch, TextField
@@ -22,6 +22,7 @@ from apps.models.repository import name_in_triton
 from apps.models.states import DeploymentState
 from apps.models.warmup import encode_warmup
 from apps.rollouts.routing import ModelSnapshot, Snapshot, VersionSnapshot
+from contract.refusals import MetricRule
 from contract.routing import Batching, Breaker, Cache, Cluster, Tenant, UnitKey
 
 # Columns instead of rows of several tables: with thousands of models that is most of the time.
@@ -46,6 +47,9 @@ VERSION_COLUMNS = (
     "state",
 )
 
+# Returns what outcomes may say of each metric; the app that has metrics puts it here.
+METRICS: list[Callable[[], dict[str, MetricRule]]] = []
+
 
 def read_snapshot() -> Snapshot:
     """Return what the current transaction sees of all models, clusters, tenants and keys."""
@@ -57,6 +61,7 @@ def read_snapshot() -> Snapshot:
         clusters={row.name: _cluster(row) for row in ServingCluster.objects.order_by("name")},
         tenants=_tenants(),
         key_required=policy is not None and policy.key_required,
+        metrics=METRICS[0]() if METRICS else None,
     )
 
 

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from django.db import connection
 
-from apps.rollouts.dispersion import History, Pace
+from apps.rollouts.dispersion import FIELDS, History, Pace
 from apps.rollouts.models import Rollout
 from contract.routing import BASELINE, STABLE
 
 SPAN = timedelta(hours=2)
-FIELDS = ("intervals", "events", "at_once", "after", "binomial", "scale")
+STORED = ("intervals", *FIELDS)
 
 PACE = """
     SELECT sum(units + anonymous), sum(unit_errors + anonymous_errors)
@@ -56,19 +56,19 @@ def _read(rollout: Rollout, interval_s: int) -> History | None:
         rows = np.array(cursor.fetchall(), dtype=np.float64).reshape(-1, 2)
     if not len(rows):
         return None
-    return History.of(Pace(rows[:, 0], rows[:, 1]))
+    return History.usual(Pace(rows[:, 0], rows[:, 1]))
 
 
 def to_json(history: History | None) -> dict[str, Any]:
     """Return the form that rollouts and evaluations store."""
     if history is None:
         return {"intervals": 0}
-    return {name: float(getattr(history, name)) for name in FIELDS}
+    return {name: float(getattr(history, name)) for name in STORED}
 
 
 def from_json(stored: dict[str, Any]) -> History | None:
     """Return what `to_json` stored; None where nothing was known."""
     if not stored or not stored["intervals"]:
         return None
-    arrays = [np.array(stored[name], dtype=np.float64) for name in FIELDS[1:]]
+    arrays = [np.array(stored[name], dtype=np.float64) for name in FIELDS]
     return History(stored["intervals"], *arrays)

@@ -48,6 +48,7 @@ def prune_task() -> None:
     TelemetryRow.objects.filter(ended_at__lt=now - KEEP_TELEMETRY).delete()
     ShadowRow.objects.filter(ended_at__lt=now - KEEP_TELEMETRY).delete()
     IngestedBatch.objects.filter(at__lt=now - KEEP_BATCHES).delete()
-    last = PublishedTable.objects.order_by("-generation").first()
-    if last is not None:
-        PublishedTable.objects.filter(generation__lt=last.generation - KEEP_TABLES).delete()
+    # By their number and not by their generation, which leaps where an epoch begins.
+    kept = PublishedTable.objects.order_by("-generation").values_list("generation", flat=True)
+    for oldest in kept[KEEP_TABLES - 1 : KEEP_TABLES]:
+        PublishedTable.objects.filter(generation__lt=oldest).delete()

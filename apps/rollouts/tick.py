@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -37,14 +38,28 @@ from apps.rollouts.phases import (
     tell,
 )
 from apps.rollouts.plans import PlanDocument, from_json
-from apps.rollouts.publication import live_instances, pins_on, unacked
+from apps.rollouts.roster import Roster, read_roster, why_ahead
 from apps.rollouts.states import LIVE_PHASES, Phase
 from apps.rollouts.trips import trip_of_target
+from contract.generations import in_words
 
 log = logging.getLogger(__name__)
 
-# What a rollout does in a phase; `asked` is what services outside answered for it, if they were.
-Step = Callable[[Rollout, datetime, Asked | None], None]
+
+@dataclass(frozen=True)
+class Look:
+    """What one look at a rollout goes by, besides its row.
+
+    `asked` is what services outside answered for it, if they were asked.
+    """
+
+    now: datetime
+    roster: Roster
+    asked: Asked | None = None
+
+
+# What a rollout does in a phase.
+Step = Callable[[Rollout, Look], None]
 
 
 def tick_rollouts() -> int:
@@ -52,9 +67,10 @@ def tick_rollouts() -> int:
     looked_at = 0
     live = list(Rollout.objects.filter(phase__in=LIVE_PHASES).order_by("started_at"))
     asked = ask_services(live, database_now())
+    roster = read_roster(database_now())
     for pk in [rollout.pk for rollout in live]:
         try:
-            looked_at += tick_one(pk, asked.get(pk))
+            looked_at += tick_one(pk, asked.get(pk), roster)
         except Conflict as error:
             log.info("rollout.raced %s: %s", pk, error.message)
         except Exception:
@@ -64,15 +80,29 @@ def tick_rollouts() -> int:
 
 
 @transaction.atomic
-def tick_one(pk: UUID, asked: Asked | None = None) -> bool:
+def tick_one(pk: UUID, asked: Asked | None = None, roster: Roster | None = None) -> bool:
     """Do one step on one rollout; False when it has ended or somebody else holds it."""
     rollout = _hold(pk)
     if rollout is None:
         return False
     now = database_now()
-    STEPS[Phase(rollout.phase)](rollout, now, asked)
+    look = Look(now, roster or read_roster(now), asked)
+    if look.roster.ahead and rollout.phase not in LEAVING:
+        _hold_for_epoch(rollout, look.roster)
+    else:
+        STEPS[Phase(rollout.phase)](rollout, look)
     _tell_if_held(rollout, now)
     return True
+
+
+# What goes on only when every instance serves the table anyway; its reason stays.
+LEAVING = frozenset({Phase.PROMOTING, Phase.ROLLING_BACK})
+
+
+def _hold_for_epoch(rollout: Rollout, roster: Roster) -> None:
+    """Judge nothing by what was measured under tables that this database knows nothing of."""
+    first = roster.ahead[0]
+    say(rollout, f"held: instance {first.name} {why_ahead(first, roster.epoch)}")
 
 
 def _tell_if_held(rollout: Rollout, now: datetime) -> None:
@@ -103,15 +133,16 @@ def say(rollout: Rollout, reason: str) -> None:
         Rollout.objects.filter(pk=rollout.pk, revision=rollout.revision).update(reason=reason)
 
 
-def _start(rollout: Rollout, now: datetime, _: Asked | None) -> None:
+def _start(rollout: Rollout, look: Look) -> None:
     if told := waits_for_its_turn(rollout):
         say(rollout, told)
         return
-    deploy_version(version=rollout.target, actor=INTERLOCK, now=now)
-    move(rollout, Phase.PREPARING, "loading and warming the target", INTERLOCK, now)
+    deploy_version(version=rollout.target, actor=INTERLOCK, now=look.now)
+    move(rollout, Phase.PREPARING, "loading and warming the target", INTERLOCK, look.now)
 
 
-def _prepare(rollout: Rollout, now: datetime, _: Asked | None) -> None:
+def _prepare(rollout: Rollout, look: Look) -> None:
+    now = look.now
     deployments = list(Deployment.objects.filter(version=rollout.target))
     failed = [d for d in deployments if d.state == DeploymentState.FAILED]
     if failed:
@@ -145,20 +176,21 @@ def _fail(rollout: Rollout, reason: str, now: datetime) -> None:
             roll_back(other, f"with {rollout.target} of the same release: {reason}", INTERLOCK, now)
 
 
-def _bake(rollout: Rollout, now: datetime, asked: Asked | None) -> None:
+def _bake(rollout: Rollout, look: Look) -> None:
     """The rules in their order: trips, pins, acks, clock, checks, decision."""
+    now = look.now
     if _rolled_back_by_trip(rollout, now):
         return
     plan = from_json(rollout.plan_document)
-    if pins := pins_on(rollout.model.name, now):
-        _hold_pinned(rollout, plan, pins, now, asked)
+    if pins := look.roster.pins_on(rollout.model.name):
+        _hold_pinned(rollout, plan, pins, look)
         return
-    if rollout.step_due_at is None and not _start_clock(rollout, plan, now):
-        _guard_while_held(rollout, plan, now, asked)
+    if rollout.step_due_at is None and not _start_clock(rollout, plan, look):
+        _guard_while_held(rollout, plan, look)
         return
-    if not _checks_due(rollout, plan, now, asked):
+    if not _checks_due(rollout, plan, look):
         return
-    decision, answers = _evaluate(rollout, plan, now, asked)
+    decision, answers = _evaluate(rollout, plan, look)
     evidence = _evidence_of(answers)
     if decision.action is not Action.ADVANCE:
         _withdraw(rollout)
@@ -167,42 +199,36 @@ def _bake(rollout: Rollout, now: datetime, asked: Asked | None) -> None:
     elif decision.action is Action.PAUSE:
         move(rollout, Phase.PAUSED, decision.reason, INTERLOCK, now, evidence=evidence)
     elif decision.action is Action.ADVANCE:
-        _let_pass(rollout, decision.reason, now, evidence)
+        _let_pass(rollout, decision.reason, look, evidence)
     else:
         say(rollout, decision.reason)
 
 
-def _evaluate(
-    rollout: Rollout, plan: PlanDocument, now: datetime, asked: Asked | None
-) -> tuple[Decision, list[Answered]]:
-    return evaluate(rollout, plan, asked.answers if asked else {}, now)
+def _evaluate(rollout: Rollout, plan: PlanDocument, look: Look) -> tuple[Decision, list[Answered]]:
+    return evaluate(rollout, plan, look.asked.answers if look.asked else {}, look.now)
 
 
 def _evidence_of(answers: list[Answered]) -> dict[str, Any]:
     return {"checks": {each.check.label: each.result.evidence for each in answers}}
 
 
-def _hold_pinned(
-    rollout: Rollout, plan: PlanDocument, pins: list[str], now: datetime, asked: Asked | None
-) -> None:
+def _hold_pinned(rollout: Rollout, plan: PlanDocument, pins: list[str], look: Look) -> None:
     """Hold while an instance sends the canary nothing; the step bakes anew once it does again."""
     _withdraw(rollout)
     if rollout.step_due_at is not None:
         rollout.step_due_at = rollout.step_limit_at = None
         rollout.save(update_fields=["step_due_at", "step_limit_at"])
-    if not _guard_while_held(rollout, plan, now, asked):
+    if not _guard_while_held(rollout, plan, look):
         say(rollout, f"held, as the split has no effect everywhere: {'; '.join(pins)}")
 
 
-def _guard_while_held(
-    rollout: Rollout, plan: PlanDocument, now: datetime, asked: Asked | None
-) -> bool:
+def _guard_while_held(rollout: Rollout, plan: PlanDocument, look: Look) -> bool:
     """Ask the guardrails while a clock stands: instances that are not behind serve the canary."""
     if rollout.next_check_at is None:
-        rollout.next_check_at = next_look(rollout, plan, now)
+        rollout.next_check_at = next_look(rollout, plan, look.now)
         rollout.save(update_fields=["next_check_at"])
         return False
-    return _rolled_back_by_checks(rollout, plan, now, asked)
+    return _rolled_back_by_checks(rollout, plan, look)
 
 
 def _withdraw(rollout: Rollout) -> None:
@@ -212,15 +238,15 @@ def _withdraw(rollout: Rollout) -> None:
         rollout.save(update_fields=["step_passed_at"])
 
 
-def _let_pass(rollout: Rollout, reason: str, now: datetime, evidence: dict[str, Any]) -> None:
+def _let_pass(rollout: Rollout, reason: str, look: Look, evidence: dict[str, Any]) -> None:
     """The checks and the gate let the step pass; see that nothing else holds it."""
-    if behind := unacked(rollout.generation or 0, now):
+    if behind := look.roster.unacked(rollout.generation or 0):
         say(rollout, f"the step may pass, but is held: {_tell_behind(behind)}")
         _withdraw(rollout)
-    elif _held_by_freeze(rollout, now):
+    elif _held_by_freeze(rollout, look.now):
         _withdraw(rollout)
     else:
-        _advance(rollout, reason, now, evidence)
+        _advance(rollout, reason, look.now, evidence)
 
 
 def _held_by_freeze(rollout: Rollout, now: datetime) -> bool:
@@ -266,14 +292,16 @@ def _take_next_step(
         switch_stable(rollout, reason, INTERLOCK, now, evidence)
 
 
-def _start_clock(rollout: Rollout, plan: PlanDocument, now: datetime) -> bool:
+def _start_clock(rollout: Rollout, plan: PlanDocument, look: Look) -> bool:
     """Start the bake when every live instance acked; say who has not, and hold, otherwise."""
-    if not live_instances(now).exists():
+    if not look.roster.live:
         say(rollout, "no data-plane instance is live: nothing can be observed")
         return False
-    if behind := unacked(rollout.generation or 0, now):
-        say(rollout, f"waiting for generation {rollout.generation}: {_tell_behind(behind)}")
+    if behind := look.roster.unacked(rollout.generation or 0):
+        generation = in_words(rollout.generation or 0)
+        say(rollout, f"waiting for generation {generation}: {_tell_behind(behind)}")
         return False
+    now = look.now
     bake = plan.bake_of(rollout.step_index)
     rollout.step_started_at = rollout.step_started_at or now
     rollout.step_due_at, rollout.step_limit_at = now + bake, now + bake * plan.extend_max
@@ -286,13 +314,13 @@ def _tell_behind(behind: list[tuple[str, str]]) -> str:
     return "; ".join(f"instance {name} {why}" for name, why in behind)
 
 
-def _checks_due(rollout: Rollout, plan: PlanDocument, now: datetime, asked: Asked | None) -> bool:
+def _checks_due(rollout: Rollout, plan: PlanDocument, look: Look) -> bool:
     """Say whether a check interval has passed, and set when the next one will have."""
-    if rollout.next_check_at is not None and now < rollout.next_check_at:
+    if rollout.next_check_at is not None and look.now < rollout.next_check_at:
         return False
-    if not has_answers(rollout, asked):
+    if not has_answers(rollout, look.asked):
         return False
-    rollout.next_check_at = next_look(rollout, plan, now)
+    rollout.next_check_at = next_look(rollout, plan, look.now)
     rollout.save(update_fields=["next_check_at"])
     return True
 
@@ -307,40 +335,38 @@ def _rolled_back_by_trip(rollout: Rollout, now: datetime) -> bool:
     return True
 
 
-def _guard(rollout: Rollout, now: datetime, asked: Asked | None) -> None:
+def _guard(rollout: Rollout, look: Look) -> None:
     """A paused rollout keeps its weight, and so its guardrails: only rolling back is left to do."""
-    if _rolled_back_by_trip(rollout, now):
+    if _rolled_back_by_trip(rollout, look.now):
         return
     if rollout.step_index >= 0:
-        _rolled_back_by_checks(rollout, from_json(rollout.plan_document), now, asked)
+        _rolled_back_by_checks(rollout, from_json(rollout.plan_document), look)
 
 
-def _rolled_back_by_checks(
-    rollout: Rollout, plan: PlanDocument, now: datetime, asked: Asked | None
-) -> bool:
+def _rolled_back_by_checks(rollout: Rollout, plan: PlanDocument, look: Look) -> bool:
     """Roll back when a check fails, at the end of each interval; nothing else can come of it."""
-    if not _checks_due(rollout, plan, now, asked):
+    if not _checks_due(rollout, plan, look):
         return False
-    decision, answers = _evaluate(rollout, plan, now, asked)
+    decision, answers = _evaluate(rollout, plan, look)
     if decision.action is not Action.ROLL_BACK:
         return False
-    roll_back(rollout, decision.reason, INTERLOCK, now, _evidence_of(answers))
+    roll_back(rollout, decision.reason, INTERLOCK, look.now, _evidence_of(answers))
     return True
 
 
-def _finish_promoting(rollout: Rollout, now: datetime, _: Asked | None) -> None:
-    _finish(rollout, Phase.SUCCEEDED, f"{rollout.target} is stable", now)
+def _finish_promoting(rollout: Rollout, look: Look) -> None:
+    _finish(rollout, Phase.SUCCEEDED, f"{rollout.target} is stable", look)
 
 
-def _finish_rolling_back(rollout: Rollout, now: datetime, _: Asked | None) -> None:
+def _finish_rolling_back(rollout: Rollout, look: Look) -> None:
     # The reason of the rollback stays: it is what people look for.
-    _finish(rollout, Phase.ROLLED_BACK, rollout.reason, now)
+    _finish(rollout, Phase.ROLLED_BACK, rollout.reason, look)
 
 
-def _finish(rollout: Rollout, phase: Phase, reason: str, now: datetime) -> None:
+def _finish(rollout: Rollout, phase: Phase, reason: str, look: Look) -> None:
     """End when every live instance serves the table; until then each tick looks again."""
-    if not unacked(rollout.generation or 0, now):
-        move(rollout, phase, reason, INTERLOCK, now)
+    if not look.roster.unacked(rollout.generation or 0):
+        move(rollout, phase, reason, INTERLOCK, look.now)
 
 
 STEPS: dict[Phase, Step] = {

@@ -1,4 +1,5 @@
-"""What a person sets right around rollouts: how many at once, a quarantine, a dead instance."""
+"""What a person sets right around rollouts: how many at once, a quarantine, a dead instance, and a
+database that was restored."""
 
 from __future__ import annotations
 
@@ -11,8 +12,20 @@ from apps.lib.errors import Conflict, Invalid
 from apps.lib.validation import check_row
 from apps.models.audit import record_audit
 from apps.models.models import ModelVersion
-from apps.rollouts.models import Instance, Quarantine, RolloutPolicy
-from apps.rollouts.publication import live_instances
+from apps.rollouts.epochs import highest_epoch_known, latest_generation, lock_epoch, remember_epoch
+from apps.rollouts.models import (
+    BreakerTripRecord,
+    Epoch,
+    Instance,
+    Quarantine,
+    RolloutPolicy,
+    ShadowRow,
+    TelemetryRow,
+    TrafficAlarm,
+)
+from apps.rollouts.publication import lock_publication, publish_table
+from apps.rollouts.roster import live_instances
+from contract.generations import EPOCH_MAX
 
 
 def concurrent_max() -> int | None:
@@ -97,3 +110,59 @@ def forget_instance(*, instance: Instance, actor: Actor, now: datetime) -> None:
         },
     )
     row.delete()
+
+
+@transaction.atomic
+def start_epoch(*, reason: str, actor: Actor, now: datetime, number: int | None = None) -> Epoch:
+    """Have data planes take the tables of this database, which was restored, from now on.
+
+    What they serve from then, they follow it to, whatever its generation. All that was measured
+    under generations that this database has forgotten is deleted: they were other tables. Nobody
+    waits for instances that were last heard of before. `number` is the epoch's, by default the one
+    after the highest that anybody knows of.
+
+    Raises:
+        Invalid: no reason is given, or the number is not above every epoch known of.
+    """
+    reason = reason.strip()
+    if not reason:
+        raise Invalid("reason: say what was restored, and to when.")
+    lock_epoch()
+    lock_publication()
+    known = highest_epoch_known()
+    number = known + 1 if number is None else number
+    if not known < number <= EPOCH_MAX:
+        raise Invalid(
+            f"epoch: {number} is not from {known + 1} to {EPOCH_MAX}; data planes know {known}."
+        )
+    restored = latest_generation()
+    epoch = Epoch.objects.create(
+        number=number,
+        restored_generation=restored,
+        began_at=now,
+        reason=reason,
+        actor=actor.name,
+    )
+    deleted = _delete_measured_above(restored)
+    generation = publish_table(
+        reason=f"epoch {number}: {reason}", actor=actor, now=now, is_forced=True
+    )
+    record_audit(
+        actor=actor,
+        action="epoch.started",
+        target=f"epoch {number}",
+        before={"generation": restored, "deleted": deleted},
+        after={"generation": generation, "reason": reason},
+    )
+    transaction.on_commit(lambda: remember_epoch(number))
+    return epoch
+
+
+def _delete_measured_above(generation: int) -> dict[str, int]:
+    """Delete what was measured under tables that this database never published; return how much."""
+    tables = (TelemetryRow, ShadowRow, BreakerTripRecord, TrafficAlarm)
+    counts = {
+        table._meta.model_name or "": table.objects.filter(generation__gt=generation).delete()[0]
+        for table in tables
+    }
+    return {name: count for name, count in counts.items() if count}

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from math import inf
 
 from django.db import transaction
 from django.db.models import Sum
@@ -20,6 +21,7 @@ from apps.models.audit import record_audit
 from apps.models.models import RegisteredModel
 from apps.notifications.outbox import enqueue
 from apps.rollouts.ends import find_differences
+from apps.rollouts.epochs import latest_generation, lost_generations
 from apps.rollouts.models import Rollout, ServingChange, TelemetryRow, TrafficAlarm
 from apps.rollouts.phases import move
 from apps.rollouts.sample_ratio import SplitInterval, judge_sample_ratio
@@ -97,7 +99,14 @@ def watch_ends(now: datetime) -> list[TrafficAlarm]:
 
 
 def _raise(findings: Iterable[Finding], now: datetime) -> list[TrafficAlarm]:
-    recorded = [_record(finding, now) for finding in findings]
+    # What a database that was restored has forgotten, nobody can hold against what was seen.
+    latest, lost = latest_generation() or inf, lost_generations()
+    known = (
+        finding
+        for finding in findings
+        if finding.seen.generation <= latest and finding.seen.generation not in lost
+    )
+    recorded = [_record(finding, now) for finding in known]
     return [alarm for alarm, is_new in recorded if is_new]
 
 

@@ -41,6 +41,8 @@ SPREAD = 0.7
 # How much of a bad interval is left in the next one: bad times last a minute and a half or so.
 LASTING = 0.9
 BEFORE = 720
+# A minute.
+INCIDENT = 6
 ROLLED_BACK_MOST = 0.02
 
 
@@ -54,6 +56,10 @@ def bars(rng: Rng, runs: int) -> Iterator[Bar]:
     bound = LONGER_MOST * REQUESTS_AT_D20BCCF
     yield _persistent(rng, runs // 2, AS_SHIPPED, "as shipped", bound)
     yield _persistent(rng, runs // 2, ONE_OF_TWENTY, "α = 0.05", REQUESTS_AT_ONE_OF_TWENTY)
+    yield _persistent(
+        rng, runs // 4, AS_SHIPPED, "after an incident of stable's, as shipped", bound,
+        before=_incident(rng, runs // 4),
+    )  # fmt: skip
     for age_s in (60, 7_000):
         yield _dead(rng, max(40, runs // 4), age_s)
 
@@ -91,7 +97,7 @@ def _wandering(rng: Rng, runs: int, lasting: float) -> Bar:
     control = 0.01 * _wander(rng, runs, BEFORE + shares.size, lasting)
     n = rng.poisson(100 * INTERVAL_S, (runs, BEFORE))
     errors = rng.binomial(n, np.minimum(control[:, :BEFORE], 1.0))
-    before = History.of(Pace(n.astype(np.float64), errors.astype(np.float64)))
+    before = History.usual(Pace(n.astype(np.float64), errors.astype(np.float64)))
     rates = [np.minimum(each, 1.0)[..., None] for each in (canary, control[:, BEFORE:])]
     counts = draw(rng, runs, shares, 100, (rates[0], rates[1]))
     make = errors_of(counts, steps_of(shares), before=before)
@@ -111,10 +117,27 @@ def _wander(rng: Rng, runs: int, intervals: int, lasting: float) -> Array:
     return result
 
 
-def _persistent(rng: Rng, runs: int, settings: CheckSettings, name: str, bound: float) -> Bar:
+def _incident(rng: Rng, runs: int) -> History:
+    """Two hours of stable at 1 %, with a minute of 50 % anywhere among them."""
+    rate = np.full((runs, BEFORE), 0.01)
+    first = rng.integers(0, BEFORE - INCIDENT, runs)
+    rate[np.arange(runs)[:, None], first[:, None] + np.arange(INCIDENT)] = 0.5
+    n = rng.poisson(PER_SECOND * INTERVAL_S, rate.shape)
+    errors = rng.binomial(n, rate)
+    return History.usual(Pace(n.astype(np.float64), errors.astype(np.float64)))
+
+
+def _persistent(
+    rng: Rng,
+    runs: int,
+    settings: CheckSettings,
+    name: str,
+    bound: float,
+    before: History | None = None,
+) -> Bar:
     shares = shares_of((0.05,), 240)
     counts = draw(rng, runs, shares, PER_SECOND, (0.03, 0.01))
-    make = errors_of(counts, steps_of(shares))
+    make = errors_of(counts, steps_of(shares), before=before)
     found = rollbacks(make, runs, range(1, shares.size + 1), settings)
     return mean_of(
         f"1% → 3% at 5% and {PER_SECOND}/s, {name}: canary requests",

@@ -154,7 +154,9 @@ class ModelCache:
 
     # --- the way in ----------------------------------------------------------------------------
 
-    def takes(self, asker: Asker, lane: CachedLane, tenant: str, caller: Caller) -> bool:
+    def takes(
+        self, asker: Asker, lane: CachedLane, tenant: str, caller: Caller, now: float
+    ) -> bool:
         """Take `asker` over; False when it must go on by itself."""
         request = asker.request
         content = request.digest
@@ -162,7 +164,13 @@ class ModelCache:
             if sum(map(len, request.tensors)) > DIGEST_BYTES_MAX:
                 return False
             content = request.digest = self._digest(request)
-        key = key_of(lane.scope.digest, content, tenant)
+        scope = lane.scope
+        known = request.known_key
+        if known is not None and known[0] is scope and known[1] == tenant:
+            key = known[2]
+        else:
+            key = key_of(scope.digest, content, tenant)
+            request.known_key = (scope, tenant, key)
         control = caller.headers.get(b"cache-control")
         if control is not None:
             directives = control.lower()
@@ -171,7 +179,6 @@ class ModelCache:
             if b"no-cache" in directives:
                 asker.ticket = Ticket(asker, lane, key)
                 return False
-        now = monotonic()
         entry = self._cache.local.get(key, now - self._ttl_s)
         if entry is not None:
             self._remember(request)

@@ -43,6 +43,7 @@ REVERSIBLE = {
     "key-create": "may be revoked",
     "metric-edit": "may be edited back",
     "metric-new": "may be deleted",
+    "model-restore": "may be archived again",
     "model-settings": "may be changed back",
     "notification-activate": "may be deactivated",
     "notification-new": "may be deactivated",
@@ -66,6 +67,7 @@ REVERSIBLE = {
     "token-list": "may be revoked",
     "version-alias": "may be moved back",
     "version-register": "a page of its own",
+    "version-restore": "may be archived again",
     "version-warmup": "may be changed back",
     "login": "lets in",
     "logout": "lets out",
@@ -135,6 +137,18 @@ ASKED: dict[str, tuple[Made, Callable[[Any], list[Any]], Callable[[Any], dict[st
     "key-revoke": (key, lambda k: [k.tenant.name, k.pk], lambda k: {}),
     "metric-delete": (make_metric, lambda m: [m.name], lambda m: {}),
     "model-rollback": (model_with_way_back, lambda m: [m.name], lambda m: {}),
+    **{
+        f"version-{action}": (make_model, lambda m: [m.name, 3], lambda m: {})
+        for action in ("undeploy", "archive", "delete")
+    },
+    **{
+        f"model-{action}": (
+            lambda: make_model(stable=None),
+            lambda m: [m.name],
+            lambda m: {},
+        )
+        for action in ("undeploy", "archive", "delete")
+    },
     "notification-deactivate": (
         lambda: make_target("https://hooks.example/x"),
         lambda t: [t.name],

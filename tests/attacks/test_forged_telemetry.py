@@ -21,6 +21,7 @@ from apps.rollouts.models import Rollout, TelemetryRow
 from apps.rollouts.plan_store import save_plan
 from apps.rollouts.plans import PlanDocument, StepDocument
 from apps.rollouts.states import Phase
+from apps.rollouts.tasks import KEEP_BATCHES
 from apps.rollouts.tick import tick_rollouts
 from contract.messages import (
     STREAM_EXPOSURES,
@@ -200,6 +201,10 @@ def test_a_seal_does_not_hold_for_other_bytes_or_another_stream(
         ("edge", STREAM_TELEMETRY, "forged"): 1,
         ("edge", STREAM_EXPOSURES, "forged"): 1,
     }
+
+
+def test_what_adds_up_is_too_old_before_its_key_is_gone() -> None:
+    assert SEALED_WITHIN < KEEP_BATCHES
 
 
 def test_a_repetition_counts_once_and_later_not_at_all(

@@ -91,3 +91,17 @@ def test_imports_and_refused_rows_are_listed(
     assert cli.main(["outcomes"]) == 0
     assert cli.main(["outcomes", "refused", "i1"]) == 0
     assert "value is no number" in capsys.readouterr().out
+
+
+def test_refused_outcomes_are_listed_by_metric_reason_and_sender(
+    serve: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {
+        "metric_name": "acuracy", "reason": "unknown metric", "sender": "shop", "via": "dp-1",
+        "count": 3, "last_at": "2026-03-01T12:00:00Z",
+    }  # fmt: skip
+    asked = serve({"results": [row], "next": None}, {"results": [row], "next": None})
+    assert cli.main(["outcomes", "refused"]) == 0
+    assert cli.main(["outcomes", "refused", "--metric", "acuracy"]) == 0
+    assert asked == ["GET outcomes/refused/"] * 2
+    assert "unknown metric" in capsys.readouterr().out

@@ -24,6 +24,7 @@ from contract.messages import (
     ShadowWindow,
     TelemetryWindow,
 )
+from contract.refusals import NO_PROPORTION, UNKNOWN_METRIC, MetricRule, OutcomeRefusals
 from contract.routing import (
     Batching,
     Breaker,
@@ -165,6 +166,11 @@ TABLE = RoutingTable(
         )
     },
     key_required=True,
+    metrics={
+        "correct": MetricRule(is_binary=True),
+        "latency": MetricRule(refusal="the data plane measures latency itself"),
+        "umsatz_zürich": MetricRule(),
+    },
 )
 _SENDER = {"instance": "dp-1", "boot": "6b05f2edff6d9106"}
 WINDOWS = Batch(
@@ -301,6 +307,10 @@ OUTCOMES = Batch(
             occurred_at_ms=1_795_552_013_600,
             request_id="digits:2:1f0c2a9b-18eb150b0a5d8800",
         ),
+    ),
+    refusals=(
+        OutcomeRefusals(metric="corect", reason=UNKNOWN_METRIC, count=3, tenant="shop"),
+        OutcomeRefusals(metric="correct", reason=NO_PROPORTION, count=1),
     ),
 )
 REPORT = InstanceReport(

@@ -6,11 +6,12 @@ from io import StringIO
 from typing import Any
 
 import pytest
+from django.contrib.admin.models import CHANGE, LogEntry
 from django.contrib.auth.models import User
 from django.core.management import call_command
 
 from apps.models.models import ServingCluster
-from apps.rollouts.models import Plan, PublishedTable
+from apps.rollouts.models import ClusterOrigin, Plan, PublishedTable
 from apps.rollouts.plans import document_of
 
 pytestmark = pytest.mark.django_db
@@ -51,6 +52,41 @@ def test_the_default_cluster_follows_the_environment(settings: Any) -> None:
     settings.TRITON_URLS = ["http://triton:9000"]
     assert "cluster default moved; routing table generation 2" in bootstrap()
     assert ServingCluster.objects.get().endpoints == ["http://triton:9000"]
+
+
+def test_what_people_changed_of_the_cluster_stays(settings: Any) -> None:
+    bootstrap()
+    ServingCluster.objects.update(endpoints=["http://triton:8000", "http://second:8000"])
+    for _ in range(2):
+        settings.TRITON_URLS = ["http://triton:9000"]
+        assert "cluster default left at http://triton:8000, http://second:8000" in bootstrap()
+    assert ServingCluster.objects.get().endpoints == ["http://triton:8000", "http://second:8000"]
+
+
+def test_a_cluster_that_people_set_to_what_the_environment_says_follows_it_again(
+    settings: Any,
+) -> None:
+    bootstrap()
+    settings.TRITON_URLS = ["http://triton:9000"]
+    ServingCluster.objects.update(endpoints=["http://triton:9000"])
+    assert "nothing to do" in bootstrap()
+    settings.TRITON_URLS = ["http://triton:9001"]
+    assert "cluster default moved" in bootstrap()
+
+
+@pytest.mark.parametrize("changed", [True, False])
+def test_before_bootstrap_remembered_the_admins_log_says_who_changed_a_cluster(
+    settings: Any, changed: bool
+) -> None:
+    bootstrap()
+    ClusterOrigin.objects.all().delete()
+    cluster, person = ServingCluster.objects.get(), User.objects.get()
+    if changed:
+        LogEntry.objects.log_actions(person.pk, [cluster], CHANGE, change_message="endpoints")
+    settings.TRITON_URLS = ["http://triton:9000"]
+    bootstrap()
+    moved = ServingCluster.objects.get().endpoints == ["http://triton:9000"]
+    assert moved is not changed
 
 
 def test_without_a_password_no_admin_is_made(monkeypatch: pytest.MonkeyPatch) -> None:

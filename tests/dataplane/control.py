@@ -6,7 +6,9 @@ import asyncio
 from contextlib import asynccontextmanager
 
 import httpx
+import msgspec
 import redis.asyncio as redis
+from msgspec.structs import replace
 
 from contract.messages import decode_report
 from contract.routing import encode
@@ -67,12 +69,12 @@ class ControlSocket:
 
 
 @asynccontextmanager
-async def an_instance(valkey, folder, data=None, **changes):
+async def an_instance(valkey, folder, data=None, metrics=None, **changes):
     """Run a whole instance against a control plane, a Redis and an upstream."""
     async with Upstream() as upstream:
         route = model(split=EXPERIMENT, **changes)
-        data = data or encode(table(route, 7, (upstream.address,)))
-        async with ControlSocket(data) as control:
+        ours = replace(table(route, 7, (upstream.address,)), metrics=metrics)
+        async with ControlSocket(data or encode(ours)) as control:
             config = Config(
                 host="127.0.0.1", port=0, control_url=control.url, instance_token="t",
                 instance_name="dp", state_dir=folder / "state", redis_url=valkey.url,
@@ -115,6 +117,16 @@ class Control:
 
     def publish(self, generation, *endpoints, **changes):
         self.data = encode(table(model(**changes), generation, endpoints))
+
+    def publish_created(self, generation, *endpoints, created_at_ms):
+        """Publish versions that were registered at this instant."""
+        route = model()
+        versions = {
+            number: msgspec.structs.replace(version, created_at_ms=created_at_ms)
+            for number, version in route.versions.items()
+        }
+        route = msgspec.structs.replace(route, versions=versions)
+        self.data = encode(table(route, generation, endpoints))
 
 
 @asynccontextmanager

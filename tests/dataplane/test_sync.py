@@ -4,6 +4,7 @@ import httpx
 import pytest
 import redis.asyncio as redis
 
+from contract.generations import first_of
 from contract.routing import CHANNEL
 from tests.dataplane.control import refusal, syncing
 from tests.dataplane.worlds import running, until
@@ -59,6 +60,49 @@ async def test_it_asks_only_for_versions_that_are_new(tmp_path):
         control.publish(6, upstream.address, timeout_ms=77)
         await sync.pull()
         assert serving.generation == 6
+
+
+async def test_it_follows_a_new_epoch_and_refuses_the_one_before(tmp_path):
+    async with syncing(tmp_path) as (sync, control, serving, upstream):
+        control.publish(500, upstream.address)
+        await sync.pull()
+        control.publish(first_of(1), upstream.address)
+        await sync.pull()
+        assert serving.generation == first_of(1)
+        control.publish(501, upstream.address, timeout_ms=77)
+        await sync.pull()
+        generation, reason = await refusal(sync, control)
+        assert (serving.generation, generation) == (first_of(1), 501)
+        assert reason == (
+            "generation 501 is older than 1 of epoch 1, which is applied: its control plane was "
+            "replaced when epoch 1 began"
+        )
+
+
+async def test_what_was_refused_is_forgotten_when_the_own_table_is_confirmed(tmp_path):
+    async with syncing(tmp_path) as (sync, control, _, upstream):
+        control.publish(first_of(1), upstream.address)
+        await sync.pull()
+        good = control.data
+        control.publish(500, upstream.address)
+        await sync.pull()
+        assert (await refusal(sync, control))[0] == 500
+        control.data = good
+        await sync.pull()
+        assert await refusal(sync, control) == (None, None)
+
+
+async def test_a_number_that_was_given_again_is_a_version_that_has_to_answer(tmp_path):
+    async with syncing(tmp_path) as (sync, control, serving, upstream):
+        control.publish_created(5, upstream.address, created_at_ms=1)
+        await sync.pull()
+        upstream.ready = False
+        control.publish_created(6, upstream.address, created_at_ms=2)
+        await sync.pull()
+        assert serving.generation == 5
+        control.publish_created(7, upstream.address, created_at_ms=1)
+        await sync.pull()
+        assert serving.generation == 7
 
 
 async def test_it_refuses_an_older_table_and_goes_on_with_its_own(tmp_path):

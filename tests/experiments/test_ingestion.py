@@ -6,8 +6,6 @@ import pytest
 from msgspec.structs import replace
 
 from apps.experiments.ingestion import (
-    OTHER_METRICS,
-    UNKNOWN_METRICS_MAX,
     apply_exposures,
     apply_outcomes,
     record_outcomes,
@@ -19,6 +17,8 @@ from apps.experiments.models import (
     RefusedOutcomes,
     TouchedUnit,
 )
+from apps.experiments.refusals import UNKNOWN_METRICS_MAX
+from contract.refusals import OTHER_METRICS
 from tests.experiments.factories import (
     NOW,
     NOW_MS,

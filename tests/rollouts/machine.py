@@ -24,7 +24,8 @@ from apps.rollouts.models import BreakerTripRecord, Instance, PublishedTable, Ro
 from apps.rollouts.overrides import Override
 from apps.rollouts.plan_store import save_plan
 from apps.rollouts.plans import PlanDocument, StepDocument
-from apps.rollouts.publication import latest_table, unacked
+from apps.rollouts.publication import latest_table
+from apps.rollouts.roster import unacked
 from apps.rollouts.states import LIVE_PHASES, Phase
 from apps.rollouts.tick import tick_one
 from contract.routing import CanarySplit, ModelRoute, check, decode

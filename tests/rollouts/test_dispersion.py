@@ -74,3 +74,27 @@ def test_what_was_known_before_counts_from_the_first_look_on() -> None:
     before = History.of(pace(wander(np.random.default_rng(3), 600)[None]))
     assert over_time(control, control)[0] == 0.0
     assert over_time(control, control, before)[0] > 5.0
+
+
+@pytest.mark.parametrize("long", [6, 60, 150])
+def test_an_incident_that_came_once_is_no_way_in_which_a_version_wanders(long: int) -> None:
+    rates = np.full((1, 720), 0.01)
+    rates[:, 400 : 400 + long] = 0.5
+    control = pace(np.full((1, 1), 0.01))
+    assert over_time(control, control, History.of(pace(rates)))[0] > 50.0
+    assert over_time(control, control, History.usual(pace(rates)))[0] < 1.0
+
+
+def test_rates_that_always_wander_keep_their_spread() -> None:
+    rng = np.random.default_rng(RNG_SEED)
+    rates = pace(np.stack([wander(rng, 720) for _ in range(20)]))
+    control = pace(np.full((20, 1), 0.01))
+    whole, usual = (
+        over_time(control, control, each(rates)) for each in (History.of, History.usual)
+    )
+    assert np.median(usual) > 0.4 * np.median(whole)
+
+
+def test_a_short_history_is_taken_whole() -> None:
+    few = pace(np.full((1, 59), 0.01))
+    assert History.usual(few).intervals == 59

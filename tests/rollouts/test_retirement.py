@@ -14,7 +14,7 @@ from apps.rollouts import retirement
 from apps.rollouts.publication import latest_table
 from apps.rollouts.retirement import retire_versions, wanted_versions
 from contract.routing import decode
-from tests.rollouts.factories import ANNA, make_baking, make_instance, make_model
+from tests.rollouts.factories import ANNA, make_baking, make_instance, make_model, send
 
 pytestmark = pytest.mark.django_db
 
@@ -86,6 +86,25 @@ def test_what_all_have_left_is_unloaded_after_it_drained(unloaded: list[int]) ->
     retire_versions()
     assert unloaded == [2]
     assert states() == {1: "ready", 2: "absent"}
+
+
+def test_a_version_that_is_asked_for_by_its_own_path_stays(unloaded: list[int]) -> None:
+    make_model(versions=3)
+    send("digits", 3)
+    age()
+    retire_versions()
+    assert states() == {1: "ready", 2: "draining", 3: "ready"}
+
+
+def test_what_keeps_a_version_loaded_is_told_on_its_page() -> None:
+    make_model(versions=2)
+    make_instance("late", applied_generation=0)
+    age()
+    retire_versions()
+    age()
+    retire_versions()
+    reason = Deployment.objects.get(version__number=2).reason
+    assert reason == "waits for instance late, which still serves generation 0"
 
 
 def test_a_version_that_was_just_placed_is_left_alone(unloaded: list[int]) -> None:

@@ -8,10 +8,16 @@ import pytest
 
 from apps.experiments.states import EXPERIMENT_TRANSITIONS
 from apps.lib.transitions import IllegalTransition, Transitions
-from apps.models.states import DEPLOYMENT_TRANSITIONS
+from apps.models.states import DEPLOYMENT_TRANSITIONS, MODEL_TRANSITIONS, VERSION_TRANSITIONS
 from apps.rollouts.states import LIVE_PHASES, PHASE_TRANSITIONS, Phase
 
-TABLES = (PHASE_TRANSITIONS, DEPLOYMENT_TRANSITIONS, EXPERIMENT_TRANSITIONS)
+TABLES = (
+    PHASE_TRANSITIONS,
+    DEPLOYMENT_TRANSITIONS,
+    EXPERIMENT_TRANSITIONS,
+    MODEL_TRANSITIONS,
+    VERSION_TRANSITIONS,
+)
 LEGAL_PHASES = {
     ("pending", "preparing"),
     ("pending", "rolling_back"),

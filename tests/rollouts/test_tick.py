@@ -12,7 +12,6 @@ from apps.models.services import change_deployment
 from apps.models.states import DeploymentState
 from apps.rollouts import evaluation, services, tick
 from apps.rollouts.models import BreakerTripRecord, Evaluation, Instance, Rollout
-from apps.rollouts.observers import Asked
 from apps.rollouts.plan_store import save_plan
 from apps.rollouts.plans import PlanDocument, StepDocument
 from apps.rollouts.publication import latest_table
@@ -180,10 +179,10 @@ def test_one_rollouts_fault_does_not_keep_the_others_from_their_guardrails(
     broken, sound = make_baking(make_model("a")), make_baking(make_model("b"))
     trip(sound, 2, database_now())
 
-    def bake(rollout: Rollout, now: datetime, asked: Asked | None) -> None:
+    def bake(rollout: Rollout, look: tick.Look) -> None:
         if rollout.pk == broken.pk:
             raise RuntimeError("a fault")
-        tick._bake(rollout, now, asked)
+        tick._bake(rollout, look)
 
     monkeypatch.setitem(tick.STEPS, Phase.BAKING, bake)
     turn(sound)

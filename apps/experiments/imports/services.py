@@ -18,8 +18,9 @@ from django.db import transaction
 
 from apps.experiments.imports.files import CHUNK, BadFile, Row, check_file, format_of, read_chunks
 from apps.experiments.imports.rows import BadRow, outcome_of
-from apps.experiments.ingestion import Refusal, count_refusals, record_outcomes
+from apps.experiments.ingestion import record_outcomes
 from apps.experiments.models import Metric, OutcomeImport, RefusedRow
+from apps.experiments.refusals import NOWHERE, Origin, Refusal, count_refusals
 from apps.experiments.strangers import strangers_among
 from apps.lib.actors import Actor
 from apps.lib.clock import database_now
@@ -28,6 +29,8 @@ from apps.models.audit import record_audit
 from contract.messages import Outcome
 
 DIRECTORY = "imports"
+# How refusals say that outcomes came from a file.
+VIA = "file"
 # So many refused rows are kept, of one file; beyond them they are counted only.
 REFUSED_KEPT_MAX = 100_000
 SHOWN_MAX = 200
@@ -104,8 +107,9 @@ def _record(imported: OutcomeImport, chunk: list[Row]) -> None:
         imported.rows = locked.rows
         return
     now = database_now()
-    outcomes, numbers, refused = _read(chunk)
-    report = record_outcomes(outcomes, now)
+    origin = Origin(locked.actor, VIA)
+    outcomes, numbers, refused = _read(chunk, origin)
+    report = record_outcomes(outcomes, now, origin)
     count_refusals(refused, known=_known({each.metric for each in refused}), now=now)
     refused += [replace(each, index=numbers[each.index]) for each in report.refused]
     _keep(locked, refused)
@@ -125,7 +129,9 @@ def _known(names: set[str]) -> set[str]:
     return set(Metric.objects.filter(name__in=wanted).values_list("name", flat=True))
 
 
-def _read(chunk: list[Row]) -> tuple[list[Outcome], list[int], list[Refusal]]:
+def _read(
+    chunk: list[Row], origin: Origin = NOWHERE
+) -> tuple[list[Outcome], list[int], list[Refusal]]:
     """Return the outcomes with their rows' numbers, and the rows that are none."""
     outcomes: list[Outcome] = []
     numbers: list[int] = []
@@ -140,7 +146,7 @@ def _read(chunk: list[Row]) -> tuple[list[Outcome], list[int], list[Refusal]]:
             event_id, metric = "", ""
             if isinstance(fields, dict):
                 event_id, metric = str(fields["event_id"] or ""), str(fields["metric"] or "")
-            refused.append(Refusal(number, event_id, metric, str(error)))
+            refused.append(Refusal(number, event_id, metric, str(error), origin))
     return outcomes, numbers, refused
 
 

@@ -98,7 +98,7 @@ def placements(experiment: Experiment) -> list[Deployment]:
 
 def models_to_compare() -> QuerySet[RegisteredModel]:
     """Return the models that an experiment can be made on: those with a stable version."""
-    return RegisteredModel.objects.select_related("stable").exclude(stable=None)
+    return RegisteredModel.objects.active().select_related("stable").exclude(stable=None)
 
 
 def versions_to_compare(model: RegisteredModel) -> list[ModelVersion]:
@@ -106,5 +106,5 @@ def versions_to_compare(model: RegisteredModel) -> list[ModelVersion]:
     stable = model.stable
     if stable is None:
         return []
-    versions = model.versions.select_related("model").order_by("-number")
+    versions = model.versions.active().select_related("model").order_by("-number")
     return [v for v in versions if v.signature == stable.signature and v.batched == stable.batched]

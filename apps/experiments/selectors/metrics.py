@@ -7,7 +7,8 @@ from typing import Any
 
 from django.db.models import Count, Q, QuerySet
 
-from apps.experiments.models import Metric, MetricUse, OutcomeRow, RefusedOutcomes
+from apps.experiments.models import Metric, MetricUse, OutcomeRow
+from apps.experiments.selectors.refusals import REFUSALS_SHOWN_MAX, refusal_rows
 from apps.lib.errors import NotFound
 
 LATELY = timedelta(hours=24)
@@ -44,9 +45,7 @@ def metric_context(metric: Metric, now: datetime) -> dict[str, Any]:
         "takes_outcomes": takes_outcomes,
         "received": received_since(named, now - LATELY) if takes_outcomes else None,
         "counted_max": COUNTED_MAX,
-        "refused": list(
-            RefusedOutcomes.objects.filter(metric_name=named.name).order_by("-count", "reason")
-        ),
+        "refused": list(refusal_rows(named.name)[:REFUSALS_SHOWN_MAX]),
     }
 
 

@@ -13,6 +13,7 @@ from apps.experiments.forms.fields import tell
 from apps.experiments.forms.metrics import MetricForm
 from apps.experiments.models import Metric
 from apps.experiments.selectors import metrics as selectors
+from apps.experiments.selectors.refusals import REFUSALS_SHOWN_MAX, refusal_rows
 from apps.lib.clock import database_now
 from apps.lib.confirm import Question, ask
 from apps.lib.errors import Forbidden, InterlockError
@@ -28,7 +29,11 @@ DESCRIPTION_MAX = 10_000
 @require_safe
 def metric_list(request: PageRequest) -> HttpResponse:
     rows = Paginator(selectors.metric_rows(), PAGE_SIZE).get_page(request.GET.get("page"))
-    context = {"rows": rows, "may_make": has_role(request.user, None, Role.OPERATOR)}
+    context = {
+        "rows": rows,
+        "refused": list(refusal_rows()[:REFUSALS_SHOWN_MAX]),
+        "may_make": has_role(request.user, None, Role.OPERATOR),
+    }
     return render(request, "experiments/metric_list.html", context)
 
 

@@ -109,7 +109,8 @@ TONES = {
     **dict.fromkeys(("gave_up", "leak", "divergence", "ends", "silent"), "bad"),
     "waiting": "busy",
     **dict.fromkeys(
-        ("failed", "fail", "rolled_back", "rolling_back", "refused", "gone", "stale"), "bad"
+        ("failed", "fail", "rolled_back", "rolling_back", "refused", "gone", "stale", "ahead"),
+        "bad",
     ),
     **dict.fromkeys(("paused", "inconclusive", "draining", "stopping", "behind"), "warn"),
     **dict.fromkeys(("provider-error", "insufficient-sample", "no-data"), "warn"),

@@ -7,8 +7,10 @@ from datetime import datetime, timedelta
 
 from django.conf import settings
 
-from apps.rollouts.models import BreakerTripRecord, Instance, PublishedTable, TrafficAlarm
-from apps.rollouts.publication import PIN_ALL
+from apps.rollouts.epochs import current_epoch
+from apps.rollouts.models import BreakerTripRecord, Epoch, Instance, PublishedTable, TrafficAlarm
+from apps.rollouts.roster import PIN_ALL, why_ahead
+from contract.generations import epoch_of
 from contract.messages import STREAM_TELEMETRY
 
 # A silent instance is shown for so long, then forgotten by the pages.
@@ -24,6 +26,7 @@ STALE_AFTER = timedelta(seconds=30)
 class Member:
     """An instance and its state: live, behind, stale (behind for long), refused, stopping, gone.
 
+    Or ahead: it serves from a table that is newer than those of this database.
     `behind_since` is when the first table was published that it has not applied.
     """
 
@@ -50,21 +53,27 @@ class Fleet:
 
     latest: PublishedTable | None
     members: list[Member]
+    epoch: Epoch | None = None
 
     def _in(self, *states: str) -> list[Member]:
         return [member for member in self.members if member.state in states]
 
     @property
     def live(self) -> list[Member]:
-        return self._in("live", "behind", "stale", "refused")
+        return self._in("live", "behind", "stale", "refused", "ahead")
 
     @property
     def behind(self) -> list[Member]:
-        return self._in("behind", "stale", "refused")
+        return self._in("behind", "stale", "refused", "ahead")
 
     @property
     def stale(self) -> list[Member]:
         return self._in("stale")
+
+    @property
+    def ahead(self) -> list[tuple[Member, str]]:
+        """Return those that serve from tables that this database never published, with why."""
+        return [(each, why_ahead(each.instance, self.epoch)) for each in self._in("ahead")]
 
     @property
     def pinned(self) -> list[Member]:
@@ -118,11 +127,15 @@ def read_fleet(now: datetime) -> Fleet:
     latest = PublishedTable.objects.defer("document").order_by("-generation").first()
     generation = latest.generation if latest else 0
     known = list(Instance.objects.filter(reported_at__gt=now - REMEMBERED))
+    epoch = current_epoch()
     since = _behind_since(known, generation)
-    return Fleet(
-        latest,
-        [_member(each, generation, since.get(each.applied_generation), now) for each in known],
-    )
+    if epoch is not None:
+        before = (each.applied_generation for each in known)
+        since |= {each: epoch.began_at for each in before if epoch_of(each) < epoch.number}
+    members = [
+        _member(each, generation, since.get(each.applied_generation), epoch, now) for each in known
+    ]
+    return Fleet(latest, members, epoch)
 
 
 def _behind_since(instances: list[Instance], generation: int) -> dict[int, datetime]:
@@ -135,16 +148,24 @@ def _behind_since(instances: list[Instance], generation: int) -> dict[int, datet
 
 
 def _member(
-    instance: Instance, generation: int, behind_since: datetime | None, now: datetime
+    instance: Instance,
+    generation: int,
+    behind_since: datetime | None,
+    epoch: Epoch | None,
+    now: datetime,
 ) -> Member:
     state = _state(instance, generation, now)
     if state == "behind" and (behind_since is None or behind_since < now - STALE_AFTER):
         # A table that is no longer kept was published long ago.
         state = "stale"
-    return Member(instance, state, behind_since, _waited_until(instance, state, now))
+    return Member(instance, state, behind_since, _waited_until(instance, state, epoch, now))
 
 
-def _waited_until(instance: Instance, state: str, now: datetime) -> datetime | None:
+def _waited_until(
+    instance: Instance, state: str, epoch: Epoch | None, now: datetime
+) -> datetime | None:
+    if epoch is not None and instance.reported_at < epoch.began_at:
+        return None
     until = instance.reported_at + timedelta(seconds=settings.INSTANCE_FORGOTTEN_S)
     return until if state == "gone" and not instance.is_stopping and until >= now else None
 
@@ -155,7 +176,7 @@ def _state(instance: Instance, generation: int, now: datetime) -> str:
     if instance.is_stopping:
         return "stopping"
     if instance.applied_generation >= generation:
-        return "live"
+        return "ahead" if instance.serves_unknown else "live"
     refused = instance.refused_generation
     return "refused" if refused is not None and refused >= generation else "behind"
 

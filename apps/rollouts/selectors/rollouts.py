@@ -15,7 +15,7 @@ from apps.rollouts.gates import gate_role
 from apps.rollouts.models import Evaluation, Plan, Rollout, RolloutEvent
 from apps.rollouts.overrides import holding_freeze
 from apps.rollouts.plans import PlanDocument, document_of, from_json
-from apps.rollouts.publication import unacked
+from apps.rollouts.roster import unacked
 from apps.rollouts.states import LIVE_PHASES, Phase
 
 LOG_PAGE = 15

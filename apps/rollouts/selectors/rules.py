@@ -11,7 +11,7 @@ from django.db.models import QuerySet
 from django.db.models.functions import Coalesce
 
 from apps.models.access import RANK
-from apps.models.models import ModelRole, RegisteredModel, Role
+from apps.models.models import ModelRole, ModelVersion, RegisteredModel, Role
 from apps.rollouts.freeze_store import role_to_freeze
 from apps.rollouts.freezes import next_start, open_until
 from apps.rollouts.models import FreezeWindow, Quarantine, Rollout
@@ -38,7 +38,7 @@ def allowed(user: User, role: Role) -> Allowed:
     held = set(
         ModelRole.objects.filter(user=user, role__in=enough).values_list("model_id", flat=True)
     )
-    models = RegisteredModel.objects.order_by("name")
+    models = RegisteredModel.objects.active().order_by("name")
     everywhere = user.is_active and (user.is_superuser or None in held)
     if not everywhere:
         models = models.filter(pk__in=held - {None}) if user.is_active else models.none()
@@ -86,6 +86,7 @@ def _view(window: FreezeWindow, may: dict[Role, Allowed], now: datetime) -> Free
 
 def quarantined() -> QuerySet[Quarantine]:
     rows = Quarantine.objects.select_related("version__model", "rollout")
+    rows = rows.filter(version__in=ModelVersion.objects.kept())
     return rows.order_by("-at", "version")
 
 

@@ -10,7 +10,7 @@ from django.db.models import Max, Q, prefetch_related_objects
 
 from apps.models.models import Deployment, LiveSplit, ModelVersion, RefusedImport, RegisteredModel
 from apps.models.selectors import Share, list_models, shares_of
-from apps.models.states import DeploymentState
+from apps.models.states import DeploymentState, RegistryState
 from apps.rollouts.models import Rollout, RolloutEvent
 from apps.rollouts.selectors.fleet import Fleet
 from apps.rollouts.selectors.rollouts import StepView, steps_of
@@ -37,8 +37,8 @@ class Served:
 
 
 def read_serving(now: datetime) -> list[Served]:
-    """Return every model, in the order of names."""
-    models = list(list_models())
+    """Return every model that is not archived or deleted, in the order of names."""
+    models = list(list_models().filter(state=RegistryState.ACTIVE))
     traffic = last_minute(now)
     live = Rollout.objects.filter(phase__in=LIVE_PHASES).select_related("target", "baseline")
     rollouts = {rollout.model_id: rollout for rollout in live}
@@ -134,7 +134,9 @@ def overview_stamp(now: datetime, fleet: Fleet) -> tuple[object, ...]:
         .values_list("pk", "revision", "reason"),
         *Deployment.objects.aggregate(Max("changed_at")).values(),
         *ModelVersion.objects.aggregate(Max("id")).values(),
-        *RegisteredModel.objects.order_by("pk").values_list("stable", "live_split__owner_id"),
+        *RegisteredModel.objects.order_by("pk").values_list(
+            "stable", "live_split__owner_id", "state"
+        ),
     )
 
 
@@ -144,6 +146,8 @@ def model_stamp(model: RegisteredModel) -> tuple[object, ...]:
     return (
         model.stable_id,
         model.previous_stable_id,
+        model.state,
+        *model.versions.order_by("pk").values_list("state", "state_problem"),
         *deployments.order_by("pk").values_list("state", "revision", "reason"),
         *model.versions.aggregate(Max("id")).values(),
         *model.aliases.order_by("pk").values_list("name", "version"),

@@ -13,6 +13,7 @@ from django.db import IntegrityError, transaction
 from apps.lib.actors import Actor
 from apps.lib.errors import Conflict, Invalid
 from apps.models.models import LiveSplit, ModelVersion, RegisteredModel
+from apps.models.retirable import require_active
 from apps.models.services import acquire_split, deploy_version
 from apps.rollouts.gates import gates_of_plan, pass_gates
 from apps.rollouts.models import Plan, Release, Rollout
@@ -27,7 +28,7 @@ from apps.rollouts.overrides import (
 )
 from apps.rollouts.phases import append_event, move, tell
 from apps.rollouts.plans import PlanDocument, check_plan, document_of, to_json
-from apps.rollouts.publication import unacked
+from apps.rollouts.roster import unacked
 from apps.rollouts.services.rows import audit_rollout
 from apps.rollouts.states import LIVE_PHASES, Phase
 from apps.rollouts.tick import tick_one
@@ -176,7 +177,7 @@ def earlier_versions(model: RegisteredModel) -> list[ModelVersion]:
     known = {*succeeded.values_list("target_id", flat=True)}
     known.update(started_from.values_list("baseline_id", flat=True))
     known.discard(model.stable_id)
-    return list(ModelVersion.objects.filter(pk__in=known).select_related("model"))
+    return list(ModelVersion.objects.active().filter(pk__in=known).select_related("model"))
 
 
 def _check_earlier(model: RegisteredModel, target: ModelVersion) -> None:
@@ -184,6 +185,7 @@ def _check_earlier(model: RegisteredModel, target: ModelVersion) -> None:
         raise Invalid(f"{target} is not a version of {model.name}")
     if target.pk == model.stable_id:
         raise Invalid(f"{target} is the stable version already")
+    require_active([target])
     earlier = earlier_versions(model)
     if target not in earlier:
         known = ", ".join(str(version.number) for version in earlier) or "none"
@@ -198,6 +200,7 @@ def _check_target(model: RegisteredModel, target: ModelVersion) -> None:
         raise Invalid(f"{target} is not a version of {model.name}")
     if target.pk == model.stable_id:
         raise Invalid(f"{target} is the stable version already")
+    require_active([target])
 
 
 @dataclass(frozen=True)

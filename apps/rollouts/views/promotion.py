@@ -21,7 +21,7 @@ from apps.rollouts.models import Plan
 from apps.rollouts.no_control import notices_of
 from apps.rollouts.overrides import Override
 from apps.rollouts.plans import document_of
-from apps.rollouts.publication import pins_on, silent_instances
+from apps.rollouts.roster import pins_on, silent_instances
 from apps.rollouts.selectors.estimates import times_of_model
 from apps.rollouts.selectors.fleet import read_fleet
 from apps.rollouts.selectors.obstacles import obstacles_of

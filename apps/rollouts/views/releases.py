@@ -21,9 +21,9 @@ from apps.models.models import Role
 from apps.rollouts.freezes import Freeze
 from apps.rollouts.models import Release, Rollout
 from apps.rollouts.overrides import holding_freeze
-from apps.rollouts.publication import silent_instances
 from apps.rollouts.release_rows import ROWS_MIN, Row, joint_obstacles, read_rows, with_empty
 from apps.rollouts.releases import abort_release, start_release
+from apps.rollouts.roster import silent_instances
 from apps.rollouts.rule_forms import ReleaseForm
 from apps.rollouts.selectors.fleet import read_fleet
 from apps.rollouts.selectors.releases import find_releases, state_of

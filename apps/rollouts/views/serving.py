@@ -18,6 +18,7 @@ from apps.models.access import actor_of, has_role, require_role
 from apps.models.forms import CHART_SPANS, ChartSpanForm
 from apps.models.models import ModelVersion, RegisteredModel, Role
 from apps.models.selectors import list_models, list_refused, list_versions, shares_of
+from apps.models.states import RegistryState
 from apps.rollouts import charts, services
 from apps.rollouts.selectors import serving
 from apps.rollouts.selectors.fleet import read_fleet
@@ -85,12 +86,15 @@ def _model_context(request: PageRequest, found: RegisteredModel, now: datetime) 
     history = list(rollouts_of(found)[:HISTORY_MAX])
     traffic = last_minute(now, found.name).get(found.name, {})
     shares = shares_of(found)
+    shows_archived = request.GET.get("archived") == "1"
     return {
+        "shows_archived": shows_archived,
+        "archived_count": found.versions.filter(state=RegistryState.ARCHIVED).count(),
         "model": found,
         "shares": shares,
         "versions": [
             (version, traffic.get(str(version.number)), _share_of(shares, version.number))
-            for version in list_versions(found)
+            for version in list_versions(found, archived=shows_archived)
         ],
         "rollout": next((rollout for rollout in history if rollout.is_live), None),
         "history": history,

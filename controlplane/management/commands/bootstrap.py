@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from django.conf import settings
+from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import User
 from django.contrib.auth.password_validation import validate_password
 from django.core.exceptions import ValidationError
@@ -20,7 +21,7 @@ from apps.lib.actors import Actor
 from apps.lib.clock import database_now
 from apps.lib.errors import Invalid
 from apps.models.models import ServingCluster
-from apps.rollouts.models import Plan
+from apps.rollouts.models import ClusterOrigin, Plan
 from apps.rollouts.plan_store import save_plan
 from apps.rollouts.plan_templates import TEMPLATES
 from apps.rollouts.plans import DEFAULT_PLAN
@@ -58,7 +59,10 @@ class Command(BaseCommand):
 
     @staticmethod
     def _cluster() -> str:
-        """Make the default cluster; its endpoints follow the environment, as ports may change."""
+        """Make the default cluster; it follows the environment, as ports may change.
+
+        That ends where a person changes it: what bootstrap gave it last is remembered beside it.
+        """
         if not settings.TRITON_URLS:
             return "no serving cluster: set INTERLOCK_TRITON_URLS"
         wanted = {
@@ -68,12 +72,18 @@ class Command(BaseCommand):
         cluster, made = ServingCluster.objects.get_or_create(
             name=DEFAULT_CLUSTER, defaults={**wanted, "is_default": True}
         )
+        present = {name: getattr(cluster, name) for name in wanted}
+        if not made and present != wanted:
+            if _was_changed_by_people(cluster, present):
+                return (
+                    f"cluster {cluster.name} left at {', '.join(cluster.endpoints)}, as people set "
+                    f"it, though INTERLOCK_TRITON_URLS is {', '.join(settings.TRITON_URLS)}"
+                )
+            ServingCluster.objects.filter(pk=cluster.pk).update(**wanted)
+        ClusterOrigin.objects.update_or_create(cluster=cluster, defaults=wanted)
         if made:
             return f"cluster {cluster.name} made"
-        if any(getattr(cluster, name) != value for name, value in wanted.items()):
-            ServingCluster.objects.filter(pk=cluster.pk).update(**wanted)
-            return f"cluster {cluster.name} moved"
-        return ""
+        return "" if present == wanted else f"cluster {cluster.name} moved"
 
     @staticmethod
     def _instance() -> str:
@@ -102,3 +112,13 @@ class Command(BaseCommand):
                 actor=BOOTSTRAP,
             )
         return f"plans {', '.join(template.document.name for template in TEMPLATES)} made"
+
+
+def _was_changed_by_people(cluster: ServingCluster, present: dict[str, Any]) -> bool:
+    """Say whether the cluster is not as bootstrap left it."""
+    origin = ClusterOrigin.objects.filter(cluster=cluster).values(*present).first()
+    if origin is None:
+        # Bootstrap did not always remember. The admin pages log who changes a cluster there.
+        entries = LogEntry.objects.filter(content_type__model="servingcluster")
+        return entries.filter(object_id=str(cluster.pk)).exists()
+    return bool(origin != present)

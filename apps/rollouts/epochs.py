@@ -1,0 +1,106 @@
+"""Which generations this database published, and which were published from one that was lost.
+
+A restored database has forgotten generations that data planes serve from. Until an epoch is begun
+(`apps.rollouts.upkeep.start_epoch`), they are ahead of it, refuse its tables, and rollouts hold. In
+the new epoch those generations are lost: nothing that was measured under them counts.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import redis
+from django.conf import settings
+from django.db import connection
+from django.db.models import Max
+
+from apps.rollouts.models import Epoch, Instance, PublishedTable
+from contract.generations import epoch_of, first_of
+
+log = logging.getLogger(__name__)
+
+# The highest epoch that was begun: Redis is not restored with the database.
+EPOCH_KEY = "interlock:epoch"
+# Any constant but those of other locks.
+EPOCH_LOCK = 0x1E710D
+
+
+@dataclass(frozen=True)
+class LostGenerations:
+    """The generations between the bounds of each pair, both left out."""
+
+    bounds: tuple[tuple[int, int], ...] = ()
+
+    def __contains__(self, generation: int) -> bool:
+        return any(after < generation < before for after, before in self.bounds)
+
+
+def current_epoch() -> Epoch | None:
+    """Return the epoch of the tables that are published now; None for epoch 0."""
+    return Epoch.objects.first()
+
+
+def hold_epoch() -> None:
+    """Let no epoch begin until the current transaction ends; who stores what was measured does so.
+
+    Else what is forgotten could be stored by a transaction that began before the epoch, after the
+    epoch has deleted it.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_xact_lock_shared(%s)", [EPOCH_LOCK])
+
+
+def lock_epoch() -> None:
+    """Wait for those who hold the epoch, and let nobody else hold it meanwhile."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_xact_lock(%s)", [EPOCH_LOCK])
+
+
+def lost_generations() -> LostGenerations:
+    """Return the generations that a database published which was replaced by this one."""
+    rows = Epoch.objects.values_list("number", "restored_generation")
+    return LostGenerations(tuple((restored, first_of(number)) for number, restored in rows))
+
+
+def latest_generation() -> int:
+    """Return the generation of the newest table of this database, 0 before the first."""
+    newest = PublishedTable.objects.aggregate(newest=Max("generation"))["newest"]
+    return int(newest or 0)
+
+
+def was_published(generation: int) -> bool:
+    """Say whether a table of `generation` can have come from this database."""
+    return generation <= latest_generation() and generation not in lost_generations()
+
+
+def highest_epoch_known() -> int:
+    """Return the highest epoch that the database, any instance or Redis knows of."""
+    applied = Instance.objects.aggregate(newest=Max("applied_generation"))["newest"]
+    epoch = current_epoch()
+    return max(epoch.number if epoch else 0, epoch_of(applied or 0), _epoch_in_redis())
+
+
+def _epoch_in_redis() -> int:
+    try:
+        with _client() as client:
+            return int(client.get(EPOCH_KEY) or 0)
+    except (redis.RedisError, ValueError) as error:
+        log.warning("epoch.unknown_to_redis: %s", error)
+        return 0
+
+
+def remember_epoch(number: int) -> None:
+    """Leave the number where a database that is restored later finds it. Raises nothing."""
+    try:
+        with _client() as client:
+            client.set(EPOCH_KEY, number)
+    except redis.RedisError as error:
+        log.warning("epoch.not_remembered %d: %s", number, error)
+
+
+def _client() -> redis.Redis[bytes]:
+    client: redis.Redis[bytes] = redis.Redis.from_url(
+        settings.REDIS_URL, socket_timeout=0.5, socket_connect_timeout=0.5
+    )
+    return client

@@ -1,0 +1,64 @@
+"""A dump of the stack's real PostgreSQL, and its restoration while everything runs."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import psycopg
+from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
+
+from embedded.postgres import find_bin
+from tests.faults.ground import Ground
+
+REPLACED = "replaced"
+RESTORED = "restored"
+
+
+def dump(ground: Ground, path: Path) -> None:
+    """Write what the database holds now."""
+    _run(ground, "pg_dump", "--format=custom", f"--file={path}", ground.stack.database_url)
+
+
+def restore(ground: Ground, path: Path) -> None:
+    """Put the database of the dump in the place of the present one, which is kept beside it.
+
+    The control plane runs meanwhile, and finds its connections closed.
+    """
+    name = str(conninfo_to_dict(ground.stack.database_url)["dbname"])
+    _execute(ground, sql.SQL("CREATE DATABASE {}").format(sql.Identifier(RESTORED)))
+    _run(ground, "pg_restore", "--exit-on-error", f"--dbname={_url(ground, RESTORED)}", str(path))
+    # Nobody may come in between: a name can only change while nobody is connected.
+    for each in (name, RESTORED):
+        _allow(ground, each, allowed=False)
+    _rename(ground, name, REPLACED)
+    _rename(ground, RESTORED, name)
+    _allow(ground, name, allowed=True)
+
+
+def _allow(ground: Ground, name: str, *, allowed: bool) -> None:
+    statement = sql.SQL("ALTER DATABASE {} WITH ALLOW_CONNECTIONS {}")
+    _execute(ground, statement.format(sql.Identifier(name), sql.Literal(allowed)))
+    if not allowed:
+        end = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = {}"
+        _execute(ground, sql.SQL(end).format(sql.Literal(name)))
+
+
+def _rename(ground: Ground, name: str, to: str) -> None:
+    statement = sql.SQL("ALTER DATABASE {} RENAME TO {}")
+    _execute(ground, statement.format(sql.Identifier(name), sql.Identifier(to)))
+
+
+def _execute(ground: Ground, statement: sql.Composed) -> None:
+    with psycopg.connect(_url(ground, "postgres"), autocommit=True) as connection:
+        connection.execute(statement)
+
+
+def _url(ground: Ground, name: str) -> str:
+    return ground.stack.database_url.rpartition("/")[0] + f"/{name}"
+
+
+def _run(ground: Ground, command: str, *arguments: str) -> None:
+    program = find_bin(ground.stack.env) / command
+    subprocess.run([program, *arguments], check=True, capture_output=True)

@@ -1,0 +1,95 @@
+"""PostgreSQL is restored from a dump that is some generations old, under load.
+
+No prediction fails, rollouts hold until somebody begins an epoch, and then go on, without waiting
+for the instances that left between the dump and the restore.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+from time import monotonic
+
+from contract.generations import epoch_of
+from embedded.state import ROOT
+from tests.faults.backup import dump, restore
+from tests.faults.ground import Ground, wait_until
+from tests.faults.load import Load, failures, report
+from tests.faults.planes import Plane
+
+
+def test_a_restored_database_fails_no_prediction_and_rollouts_go_on(
+    ground: Ground, tmp_path: Path
+) -> None:
+    path = tmp_path / "interlock.dump"
+    with Load(ground.port, ground.question) as load:
+        rollout = dump_in_mid_rollout(ground, tmp_path, path)
+        wait_until(lambda: ground.passed(rollout), 60, "the rollout passes")
+        make_generations(ground)
+        forgotten = min(applied(ground).values())
+        restored_at = monotonic()
+        restore(ground, path)
+        assert newest(ground) < forgotten
+        wait_until(lambda: "never published" in reason(ground, rollout), 60, "it holds, with why")
+
+        start_epoch(ground)
+        wait_until(lambda: ground.passed(rollout), 60, "the rollout of the dump passes")
+        following = ground.start_rollout()
+        wait_until(lambda: ground.passed(following), 60, "another rollout passes")
+        took_s = monotonic() - restored_at
+    report(f"PostgreSQL restored (two rollouts passed {took_s:.1f} s later)", load, restored_at)
+
+    assert failures(load.answers) == {}
+    assert {epoch_of(each) for each in applied(ground).values()} == {1}
+    expect_audited(ground)
+
+
+def dump_in_mid_rollout(ground: Ground, directory: Path, path: Path) -> str:
+    """Dump while a rollout bakes and an instance lives that stops right after."""
+    with closing(Plane(ground, directory, ground.stack.urls.web, "doomed")) as doomed:
+        doomed.start()
+        wait_until(lambda: "doomed" in applied(ground), 20, "it reports")
+        rollout = ground.start_rollout()
+        wait_until(lambda: ground.phase(rollout) == "baking", 30, "the canary gets traffic")
+        dump(ground, path)
+    return rollout
+
+
+def make_generations(ground: Ground) -> None:
+    """Have data planes serve from tables that the dump knows nothing of."""
+    before = newest(ground)
+    passed = ground.start_rollout()
+    wait_until(lambda: ground.passed(passed), 60, "one more rollout passes")
+    wait_until(lambda: min(applied(ground).values()) > before, 20, "its tables are applied")
+
+
+def applied(ground: Ground) -> dict[str, int]:
+    """Return what the live instances say that they serve from."""
+    query = (
+        "SELECT name, applied_generation FROM rollouts_instance WHERE NOT is_stopping "
+        "AND reported_at > clock_timestamp() - interval '3 seconds'"
+    )
+    return dict(ground.rows(query))
+
+
+def newest(ground: Ground) -> int:
+    return int(ground.rows("SELECT max(generation) FROM rollouts_publishedtable")[0][0])
+
+
+def reason(ground: Ground, path: str) -> str:
+    query = "SELECT reason FROM rollouts_rollout WHERE id = %s"
+    return str(ground.rows(query, path.split("/")[1])[0][0])
+
+
+def start_epoch(ground: Ground) -> None:
+    """Do what docs/operations.md says."""
+    command = [sys.executable, "manage.py", "start_epoch", "--yes", "--reason", "drill"]
+    subprocess.run(command, cwd=ROOT, env=ground.stack.env, check=True)
+
+
+def expect_audited(ground: Ground) -> None:
+    """Fail unless the log says who began the epoch."""
+    query = "SELECT target, actor <> '' FROM registry_auditentry WHERE action = 'epoch.started'"
+    assert ground.rows(query) == [("epoch 1", True)]
