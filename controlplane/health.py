@@ -71,7 +71,7 @@ class StatusSerializer(serializers.Serializer[Any]):
     open_services = OpenServiceSerializer(
         many=True, help_text="Servers that take commands without a secret."
     )
-    refusals = RefusalSerializer(
+    refused_messages = RefusalSerializer(
         many=True, help_text="What was refused in an instance's name within a day."
     )
 
@@ -153,7 +153,7 @@ class StatusView(APIView):
             "published_age_s": _rounded(published_age_s()),
             "loops": rows,
             "open_services": open_services(database_now()),
-            "refusals": recent_refusals(database_now()),
+            "refused_messages": recent_refusals(database_now()),
         }
         return Response(StatusSerializer(document).data)
 
@@ -165,6 +165,7 @@ def metrics(request: Request) -> HttpResponse:
     registry = CollectorRegistry()
     _loop_gauges(registry)
     _service_gauges(registry)
+    _message_counters(registry)
     _refusal_counters(registry)
     readable = Gauge(
         "interlock_streams_readable", "Whether Redis says what waits.", registry=registry
@@ -223,7 +224,7 @@ def _service_gauges(registry: CollectorRegistry) -> None:
             gauge.labels(row.kind, row.address).set(row.is_open)
 
 
-def _refusal_counters(registry: CollectorRegistry) -> None:
+def _message_counters(registry: CollectorRegistry) -> None:
     text = "What was refused in an instance's name; no instance: nobody's that we know."
     labels = ["instance", "channel", "reason"]
     counter = Counter("interlock_refused_messages", text, labels, registry=registry)

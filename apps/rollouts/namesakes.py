@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from apps.identity.models import InstanceHome
-from apps.rollouts.publication import live_instances
+from apps.rollouts.roster import live_instances
 
 
 def live_homes(now: datetime, names: list[str] | None = None) -> dict[str, str]:

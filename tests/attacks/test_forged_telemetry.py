@@ -140,7 +140,7 @@ def test_thirty_windows_of_nobody_promote_nothing(
     metrics = admin_client.get("/metrics").content.decode()
     labels = f'channel="{STREAM_TELEMETRY}",instance="",reason="unsealed"'
     assert f"interlock_refused_messages_total{{{labels}}} 30.0" in metrics
-    assert admin_client.get("/api/v1/status/").json()["refusals"][0]["count"] == XADDS
+    assert admin_client.get("/api/v1/status/").json()["refused_messages"][0]["count"] == XADDS
 
 
 def test_the_attack_is_real_where_seals_are_not_demanded(
