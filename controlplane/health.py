@@ -31,7 +31,9 @@ from apps.identity.models import Refusal
 from apps.identity.refusals import recent_refusals
 from apps.identity.service_checks import open_services, recent_checks
 from apps.lib.clock import database_now
+from controlplane.models import RetentionRun
 from controlplane.pulse import Pulses, published_age_s, read_pulses
+from controlplane.retention.selectors import summary
 
 
 class LoopSerializer(serializers.Serializer[Any]):
@@ -111,6 +113,7 @@ def loops_document(pulses: Pulses) -> dict[str, Any]:
         "late": [pulse.loop.name for pulse in pulses.late],
         "trouble": pulses.trouble,
         "published_age_s": _rounded(published_age_s()),
+        "retention": summary(),
     }
 
 
@@ -167,6 +170,7 @@ def metrics(request: Request) -> HttpResponse:
     _service_gauges(registry)
     _message_counters(registry)
     _refusal_counters(registry)
+    _retention_gauges(registry)
     readable = Gauge(
         "interlock_streams_readable", "Whether Redis says what waits.", registry=registry
     )
@@ -197,6 +201,18 @@ def _refusal_counters(registry: CollectorRegistry) -> None:
     counter = Counter("interlock_outcomes_refused", text, labels, registry=registry)
     for metric, reason, count in refusals_by_reason():
         counter.labels(metric, reason).inc(count)
+
+
+def _retention_gauges(registry: CollectorRegistry) -> None:
+    labels = ["kind"]
+    rows = Counter("interlock_retention_rows", "Old rows dropped.", labels, registry=registry)
+    size = Counter("interlock_retention_bytes", "Bytes that they took.", labels, registry=registry)
+    text = "Whether rows that are due were not dropped: it failed, or there was no time."
+    behind = Gauge("interlock_retention_behind", text, labels, registry=registry)
+    for run in RetentionRun.objects.all():
+        rows.labels(run.name).inc(run.rows_total)
+        size.labels(run.name).inc(run.bytes_total)
+        behind.labels(run.name).set(run.is_behind or bool(run.error))
 
 
 def _loop_gauges(registry: CollectorRegistry) -> None:

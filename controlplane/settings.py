@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from controlplane import env
+from controlplane.retention.declared import KINDS
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 
@@ -192,6 +193,11 @@ INSTANCE_FORGOTTEN_S = env.integer("INTERLOCK_INSTANCE_FORGOTTEN_S", 900, at_lea
 # A control loop that has not turned for so long is shown as stopped on every page.
 LOOP_LATE_S = env.integer("INTERLOCK_LOOP_LATE_S", 30, at_least=5)
 
+# How long what grows is kept, by kind; 0: for ever.
+RETENTION_DAYS = {
+    kind.name: env.days(kind.variable, kind.days, at_least=kind.least_days) for kind in KINDS
+}
+
 # --- Notifications -------------------------------------------------------------------------------
 # Where people reach the web UI; without it messages carry no links.
 PUBLIC_URL = env.service_url("INTERLOCK_PUBLIC_URL").rstrip("/")
@@ -264,7 +270,7 @@ CELERY_BEAT_SCHEDULE: dict[str, dict[str, Any]] = {
         "rollouts.prune": 3600.0,
         "notifications.deliver": 1.0,
         "notifications.prune": 3600.0,
-        "experiments.prune": 3600.0,
+        "retention.run": 60.0,
     }.items()
 }
 
