@@ -208,6 +208,7 @@ def table(triton_port: int, others: int = 0, generation: int = 1) -> bytes:
             clusters={"main": Cluster(endpoints=(f"127.0.0.1:{triton_port}",))},
             tenants={"bench": Tenant(keys=(digest,), requests_per_s=1e9)},
             key_required=True,
+            id_secret="bench",
         )
     )
 
