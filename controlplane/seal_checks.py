@@ -24,7 +24,8 @@ from contract.seals import Seal, boot_key, group_of, is_genuine, read_seal, seal
 
 READ_EVERY_S = 2.0
 KEYS_MAX = 10_000
-# What adds up may be repeated for as long as its key is kept (`apps.rollouts.tasks.KEEP_BATCHES`).
+# What adds up cannot be repeated while its key is kept, which is for two days at least
+# (`retention.declared`).
 # Outcomes and exposures count once however old they are.
 SEALED_WITHIN = timedelta(hours=36)
 

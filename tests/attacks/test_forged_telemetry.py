@@ -21,7 +21,6 @@ from apps.rollouts.models import Rollout, TelemetryRow
 from apps.rollouts.plan_store import save_plan
 from apps.rollouts.plans import PlanDocument, StepDocument
 from apps.rollouts.states import Phase
-from apps.rollouts.tasks import KEEP_BATCHES
 from apps.rollouts.tick import tick_rollouts
 from contract.messages import (
     STREAM_EXPOSURES,
@@ -35,6 +34,7 @@ from contract.messages import (
 )
 from contract.seals import SEAL_FIELD
 from controlplane.ingest import REFUSED, Ingester, connect
+from controlplane.retention.declared import BY_NAME
 from controlplane.seal_checks import SEALED_WITHIN
 from tests.identity.senders import Sender, issue, now_ms
 from tests.rollouts.factories import ANNA, make_baking, make_instance, make_model
@@ -204,7 +204,7 @@ def test_a_seal_does_not_hold_for_other_bytes_or_another_stream(
 
 
 def test_what_adds_up_is_too_old_before_its_key_is_gone() -> None:
-    assert SEALED_WITHIN < KEEP_BATCHES
+    assert timedelta(days=BY_NAME["batches"].least_days) > SEALED_WITHIN
 
 
 def test_a_repetition_counts_once_and_later_not_at_all(
