@@ -191,7 +191,11 @@ class Instance:
 
         config, application = self.config, self.application
         self._grpc = GrpcService(
-            application.predictor, application.not_ready, config.limits, config.connections_max
+            application.predictor,
+            application.not_ready,
+            application.operator,
+            config.limits,
+            config.connections_max,
         )
         self.grpc_port = await self._grpc.start(host, port)
         log.info("listening: %s:%d for gRPC", host, self.grpc_port)

@@ -170,7 +170,8 @@ class Prediction(Counted):
                 ticket.lane.model.keep(ticket, outputs, start)
         mirror = self._lane.mirror
         if mirror is not None and self._first is None:
-            mirror.offer(self.request, outputs, start, self._unit, self._answered_ns)
+            tenant = self._tenancy.name
+            mirror.offer(self.request, outputs, start, self._unit, self._answered_ns, tenant)
 
     def failed(self, error: TritonError) -> None:
         """Go to stable where there is a way, or answer with the failure."""
@@ -259,10 +260,12 @@ class Prediction(Counted):
         self._assigned = None
         now = monotonic()
         arrived_at, read_at = self._arrived_at, self._read_at
+        if not self._answered_ns:
+            self._answered_ns = time_ns()
         headers += lane.cached_lines % (
             *cached_stages(read_at - arrived_at, now - read_at, now - arrived_at),
-            self._answered_ns or time_ns(),
-            self._id_unit() if lane.decision.exposures else b"",
+            self._answered_ns,
+            self._id_tail(),
         )
         self._caller.respond(200, body, headers)
 
@@ -355,7 +358,7 @@ class Prediction(Counted):
         if self._form is plain_form and (self._answered_ns or self.request.id is None):
             # The client brought no id of its own.
             self._answered_ns = time_ns()
-            made = b"%b%x%b" % (self._lane.id_head, self._answered_ns, self._id_unit())
+            made = b"%b%x%b" % (self._lane.id_head, self._answered_ns, self._id_tail())
             self.request.id = made.decode()
         try:
             return self._form(self._model, self._lane, self.request, outputs, start)
@@ -389,21 +392,26 @@ class Prediction(Counted):
         else:
             self._end(first[2])
 
-    def _id_unit(self) -> bytes:
-        """Return the unit's part of the answer's id, where the request exposed a unit."""
+    def _id_tail(self) -> bytes:
+        """Return what of the answer's id stands behind its time: the unit that was exposed, and
+        the seal of whose request it was.
+        """
         lane = self._lane if self._first is None else self._first[0]
-        if self._unit is None or not lane.decision.exposures:
-            return b""
-        return request_id_unit(self._unit)
+        unit = b""
+        if lane.decision.exposures and self._unit is not None:
+            unit = request_id_unit(self._unit)
+        seal = self._tenancy.seal
+        if seal is None:
+            return unit
+        return unit + seal.of(b"%b%x%b" % (self._lane.id_head, self._answered_ns, unit))
 
     def _respond(self, headers: bytes, body: bytes, dispatched_at: float, now: float) -> None:
         # Between reading and queueing lies the look-up in the cache, or the version that failed it.
         first = self._first
-        lane = self._lane
         arrived_at, read_at, submitted_at = self._arrived_at, self._read_at, self.submitted_at
         if not self._answered_ns:
             self._answered_ns = time_ns()
-        headers += lane.computed_lines % (
+        headers += self._lane.computed_lines % (
             *computed_stages(
                 read_at - arrived_at,
                 b"cache" if first is None else b"first",
@@ -413,7 +421,7 @@ class Prediction(Counted):
                 now - arrived_at,
             ),
             self._answered_ns,
-            self._id_unit() if first is not None or lane.decision.exposures else b"",
+            self._id_tail(),
         )
         if first is not None:
             headers += self._fallback_header()

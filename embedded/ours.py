@@ -55,6 +55,7 @@ def environment(
         ),
         # Nobody's webhook reaches a server of the stack, whatever the allow-list says.
         "INTERLOCK_OWN_SERVICES": ",".join(f"127.0.0.1:{port}" for port in ports.values()),
+        "INTERLOCK_OPERATOR_TOKEN": base.get("INTERLOCK_OPERATOR_TOKEN") or kept.operator_token,
         "INTERLOCK_INSTANCE_NAME": "local",
         "INTERLOCK_BIND": dataplane,
         "INTERLOCK_GRPC_BIND": f"127.0.0.1:{ports['dataplane_grpc']}",

@@ -76,6 +76,7 @@ class Copy:
         "_answered_ns",
         "_live",
         "_start",
+        "_tenant",
         "_unit",
         "comparison",
         "counter",
@@ -97,6 +98,7 @@ class Copy:
         start: int,
         unit: str | None,
         answered_ns: int,
+        tenant: str,
     ) -> None:
         # Whose copy it is.
         self.mirror = mirror
@@ -108,7 +110,8 @@ class Copy:
         self._live = outputs
         # Where the rows of the request begin in them.
         self._start = start
-        # Whose request it is, and the instant in the id of its answer.
+        # Which tenant asked about which unit, and the instant in the id of the answer.
+        self._tenant = tenant
         self._unit = unit
         self._answered_ns = answered_ns
         # What it keeps in memory, as far as the budget knows.
@@ -153,6 +156,7 @@ class Copy:
                 request=answer_key(self.mirror.process, self._answered_ns),
                 at_ms=self._answered_ns // 1_000_000,
                 unit=self._unit or "",
+                tenant=self._tenant,
                 stable_class=classes[0],
                 shadow_class=classes[1],
                 stable_score=scores[0],
@@ -247,6 +251,7 @@ class Mirror:
         start: int,
         unit: str | None,
         answered_ns: int,
+        tenant: str = "",
     ) -> None:
         """Copy `request`, which stable answered with the rows from `start` on, if it is its turn.
 
@@ -256,7 +261,7 @@ class Mirror:
         try:
             point = bucket(self._salt, unit) if unit is not None else randrange(BUCKETS)  # noqa: S311
             if point < self._share_bp:
-                self.shadows.take(Copy(self, request, outputs, start, unit, answered_ns))
+                self.shadows.take(Copy(self, request, outputs, start, unit, answered_ns, tenant))
         except Exception:
             log.exception("a request could not be copied")
 
