@@ -208,7 +208,17 @@ def database(name: str, default: str) -> dict[str, object]:
     if urlsplit(value).scheme not in {"postgresql", "postgres"} or not found.get("dbname"):
         raise SettingError(f"{name} is not of the form postgresql://user:password@host:port/name")
     named = {name: str(found.pop(part, "")) for name, part in DATABASE_PARTS.items()}
-    return {"ENGINE": "django.db.backends.postgresql", **named, "OPTIONS": found}
+    return {"ENGINE": "controlplane.postgresql", **named, "OPTIONS": found}
+
+
+def database_pool(name: str) -> dict[str, object]:
+    """Return the options of a pool of at most so many connections; 0: there is none."""
+    size = integer(name, 0)
+    if not size:
+        return {}
+    # One that nobody uses for a minute is closed, and each after ten: so that a load balancer's
+    # servers, and the names of several hosts, are looked at again.
+    return {"pool": {"min_size": 1, "max_size": size, "max_idle": 60, "max_lifetime": 600}}
 
 
 def broker_tls(url: str) -> dict[str, object] | None:

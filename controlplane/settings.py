@@ -120,14 +120,17 @@ DATA_UPLOAD_MAX_MEMORY_SIZE = env.integer(
 )
 
 # --- Data ----------------------------------------------------------------------------------------
-# The pool needs CONN_MAX_AGE = 0; its size covers the threads of one process.
+# A pool needs CONN_MAX_AGE = 0. Web processes have one; others keep a session as long as they work.
 DATABASES: dict[str, dict[str, Any]] = {
     "default": {
         **env.database("DATABASE_URL", "postgresql://interlock@127.0.0.1:5433/interlock"),
         "CONN_MAX_AGE": 0,
         "CONN_HEALTH_CHECKS": True,
+        # Behind a pooler in transaction mode a cursor of the server ends with its transaction.
+        "DISABLE_SERVER_SIDE_CURSORS": env.flag("INTERLOCK_DATABASE_TRANSACTION_POOLING", False),
     }
 }
+DATABASES["default"]["OPTIONS"] |= env.database_pool("INTERLOCK_DATABASE_POOL")
 REDIS_URL = env.text("REDIS_URL", "redis://127.0.0.1:6380/0")
 MLFLOW_TRACKING_URI = env.text("MLFLOW_TRACKING_URI", "")
 MLFLOW_TOKEN = env.text("MLFLOW_TRACKING_TOKEN", "")

@@ -5,4 +5,6 @@ import os
 from django.core.wsgi import get_wsgi_application
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "controlplane.settings")
+# Twice the threads that the server is started with: a request may take a second session.
+os.environ.setdefault("INTERLOCK_DATABASE_POOL", "8")
 application = get_wsgi_application()
