@@ -6,12 +6,13 @@ import base64
 import os
 import ssl
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from psycopg import Error as PsycopgError
 from psycopg.conninfo import conninfo_to_dict
 
 from apps.lib.egress import AllowList, OwnService
+from contract.redis_url import RedisUrlError, parse_redis_url
 
 # Django's name of each part of a database URL that it has one for, and libpq's.
 DATABASE_PARTS = {
@@ -221,12 +222,46 @@ def database_pool(name: str) -> dict[str, object]:
     return {"pool": {"min_size": 1, "max_size": size, "max_idle": 60, "max_lifetime": 600}}
 
 
-def broker_tls(url: str) -> dict[str, object] | None:
-    """Return how Celery verifies the server of a `rediss://` URL, which it would not by itself.
+def redis_url(name: str, default: str) -> str:
+    """Return the URL of Redis, or of its Sentinel, as `contract.redis_url` reads it."""
+    value = text(name, default)
+    try:
+        parse_redis_url(value)
+    except RedisUrlError as error:
+        raise SettingError(f"{name} {error}") from None
+    return value
 
-    None without TLS, or where the URL says by `ssl_…` parameters how.
-    """
-    parts = urlsplit(url)
-    if parts.scheme != "rediss" or "ssl_" in parts.query:
+
+def broker_url(url: str) -> str:
+    """Return the URL of Redis as Celery reads it: without parameters, and with all sentinels."""
+    address = parse_redis_url(url)
+    if not address.service:
+        return url.partition("?")[0]
+    login = ""
+    if address.credentials:
+        user, password = (
+            quote(address.credentials.get(each, ""), safe="") for each in ("username", "password")
+        )
+        login = f"{user}:{password}@"
+    return ";".join(
+        f"sentinel://{login}{host}:{port}/{address.db}" for host, port in address.sentinels
+    )
+
+
+def broker_options(url: str) -> dict[str, object]:
+    """Return what Celery must know of Sentinel beside the URL."""
+    address = parse_redis_url(url)
+    if not address.service:
+        return {}
+    tls: dict[str, object] = {"ssl": True, **address.tls_files} if address.is_tls else {}
+    asking = {**tls, **address.sentinel_credentials, "socket_timeout": 2.0}
+    return {"master_name": address.service, "sentinel_kwargs": asking}
+
+
+def broker_tls(url: str) -> dict[str, object] | None:
+    """Return how Celery verifies a server with TLS, which it would not by itself; None without."""
+    address = parse_redis_url(url)
+    if not address.is_tls:
         return None
-    return {"ssl_cert_reqs": ssl.CERT_REQUIRED, "ssl_check_hostname": True}
+    verified = {"ssl_cert_reqs": ssl.CERT_REQUIRED, "ssl_check_hostname": True}
+    return {**verified, **address.tls_files}

@@ -131,7 +131,7 @@ DATABASES: dict[str, dict[str, Any]] = {
     }
 }
 DATABASES["default"]["OPTIONS"] |= env.database_pool("INTERLOCK_DATABASE_POOL")
-REDIS_URL = env.text("REDIS_URL", "redis://127.0.0.1:6380/0")
+REDIS_URL = env.redis_url("REDIS_URL", "redis://127.0.0.1:6380/0")
 MLFLOW_TRACKING_URI = env.text("MLFLOW_TRACKING_URI", "")
 MLFLOW_TOKEN = env.text("MLFLOW_TRACKING_TOKEN", "")
 MLFLOW_LOGIN = (env.text("MLFLOW_TRACKING_USERNAME", ""), env.text("MLFLOW_TRACKING_PASSWORD", ""))
@@ -242,14 +242,16 @@ SPECTACULAR_SETTINGS = {
 }
 
 # --- Celery: it only wakes; PostgreSQL rows are the truth ---------------------------------------
-CELERY_BROKER_URL = REDIS_URL
+CELERY_BROKER_URL = env.broker_url(REDIS_URL)
 CELERY_BROKER_USE_SSL = env.broker_tls(REDIS_URL)
 CELERY_TASK_IGNORE_RESULT = True
 CELERY_TASK_ACKS_LATE = True
 CELERY_TASK_REJECT_ON_WORKER_LOST = True
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
-CELERY_BROKER_TRANSPORT_OPTIONS = {"visibility_timeout": 600}
+CELERY_BROKER_TRANSPORT_OPTIONS = {"visibility_timeout": 600, **env.broker_options(REDIS_URL)}
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
+# For ever: a Redis that is away for a night must not end the workers.
+CELERY_BROKER_CONNECTION_MAX_RETRIES = None
 CELERY_TASK_TIME_LIMIT = 540
 CELERY_TASK_SOFT_TIME_LIMIT = 500
 CELERY_WORKER_HIJACK_ROOT_LOGGER = False

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import httpx
 import redis.asyncio as redis
 
+from dataplane import redis_client
 from dataplane.admission import Admission
 from dataplane.app import Application
 from dataplane.cache import Cache, SharedCache, shared_client
@@ -288,11 +289,7 @@ def _cache(config: Config, loop: asyncio.AbstractEventLoop) -> Cache:
 
 
 def _redis_client(config: Config) -> redis.Redis[bytes]:
-    return redis.Redis.from_url(
-        config.redis_url,
-        socket_connect_timeout=REDIS_TIMEOUT_S,
-        socket_timeout=REDIS_TIMEOUT_S,
-    )
+    return redis_client.connect(config.redis_url, timeout_s=REDIS_TIMEOUT_S)
 
 
 def _control_client(config: Config) -> httpx.AsyncClient:
