@@ -11,7 +11,8 @@ from django.conf import settings
 from apps.experiments import shadow_pairs
 from apps.experiments.guardrails import observe_accuracy
 from apps.experiments.ingestion import apply_exposures, record_outcomes
-from apps.experiments.models import Metric, ShadowPairRow
+from apps.experiments.models import Metric
+from apps.experiments.rollout_models import ShadowPairRow
 from apps.lib.clock import database_now
 from apps.rollouts.check_kinds import SHADOW_ACCURACY, CheckDocument
 from apps.rollouts.checks import CheckSettings
