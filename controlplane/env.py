@@ -20,6 +20,8 @@ DATABASE_PARTS = {
 }  # fmt: skip
 SECRET_LENGTH_MIN = 32
 DIFFERENT_MIN = 10
+# A URL of Redis with it says itself whether the server is verified.
+SAYS_HOW = "ssl_cert_reqs="
 # As Standard Webhooks asks.
 WEBHOOK_KEY_BYTES_MIN = 24
 WELL_KNOWN = ("changeme", "change-me", "change_me", "insecure", "password", "example", "interlock")
@@ -236,7 +238,7 @@ def broker_url(url: str) -> str:
     """Return the URL of Redis as Celery reads it: without parameters, and with all sentinels."""
     address = parse_redis_url(url)
     if not address.service:
-        return url.partition("?")[0]
+        return url if SAYS_HOW in url else url.partition("?")[0]
     login = ""
     if address.credentials:
         user, password = (
@@ -259,9 +261,12 @@ def broker_options(url: str) -> dict[str, object]:
 
 
 def broker_tls(url: str) -> dict[str, object] | None:
-    """Return how Celery verifies a server with TLS, which it would not by itself; None without."""
+    """Return how Celery verifies a server with TLS, which it would not by itself.
+
+    None without TLS, or where the URL says how as Celery reads it.
+    """
     address = parse_redis_url(url)
-    if not address.is_tls:
+    if not address.is_tls or SAYS_HOW in url:
         return None
     verified = {"ssl_cert_reqs": ssl.CERT_REQUIRED, "ssl_check_hostname": True}
     return {**verified, **address.tls_files}
