@@ -15,6 +15,7 @@ import httpx
 import redis.asyncio as redis
 
 from contract.seals import HOME_HEADER, INSTANCE_HEADER, Sealer
+from dataplane import redis_client
 from dataplane.admission import Admission
 from dataplane.app import Application
 from dataplane.cache import Cache, SharedCache, shared_client
@@ -314,8 +315,4 @@ def _cache(config: Config, loop: asyncio.AbstractEventLoop) -> Cache:
 
 
 def _redis_client(config: Config) -> redis.Redis[bytes]:
-    return redis.Redis.from_url(
-        config.redis_url,
-        socket_connect_timeout=REDIS_TIMEOUT_S,
-        socket_timeout=REDIS_TIMEOUT_S,
-    )
+    return redis_client.connect(config.redis_url, timeout_s=REDIS_TIMEOUT_S)
