@@ -76,6 +76,7 @@ class Instance:
             loop,
             config.batches_in_flight_max,
             shadows=self.shadows,
+            instances=config.triton_instances,
         )
         # Each worker enforces its share of a tenant's limits.
         self.serving.admission = Admission(config.group.workers)

@@ -14,7 +14,7 @@ from time import monotonic, time_ns
 from contract.request_ids import request_id_unit
 from dataplane import ends
 from dataplane.admission import Tenancy
-from dataplane.batching import QueueFull, Unsent
+from dataplane.batching import QueueFull, Shed, Unsent
 from dataplane.cache import Entry, Ticket
 from dataplane.caller import Caller
 from dataplane.clusters import cluster_of_bucket
@@ -178,9 +178,14 @@ class Prediction(Counted):
         runtime = self._lane.runtime
         now = monotonic()
         fault = error.fault
-        if fault is Fault.REFUSED or isinstance(error, Unsent) or self._nobody_waits(error):
-            # What the version never saw, for want of room, says nothing of its health.
+        is_unseen = isinstance(error, Unsent)
+        if fault is Fault.REFUSED or is_unseen or error.is_ours or self._nobody_waits(error):
+            # What the version never saw, for want of room, says nothing of its health, and neither
+            # does what it got too much of.
             runtime.breaker.released()
+            if isinstance(error, Shed) and self.deadline != ABANDONED:
+                self._shed(self._lane, error.overloaded)
+                return
         elif not error.counted:
             error.counted = True
             # Of several endpoints the one that hangs is for the circuits to find.

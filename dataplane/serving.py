@@ -108,6 +108,7 @@ class Serving:
         in_flight_max: int,
         wall_clock: Callable[[], float] = time.time,
         shadows: Shadows | None = None,
+        instances: int = 1,
     ) -> None:
         # Sends the batches.
         self.triton = triton
@@ -119,6 +120,8 @@ class Serving:
         self._process = token_hex(4)
         # Batches that may be under way for one version.
         self._in_flight_max = in_flight_max
+        # Batches of one version that an endpoint computes at once.
+        self._instances = instances
         # Unix seconds, for the reports of trips.
         self._wall_clock = wall_clock
         # Copies requests to shadows; without it no table's shadow gets any.
@@ -336,6 +339,7 @@ class Serving:
             self._loop,
             stats.batch_size.observe,
             self._in_flight_max,
+            self._instances,
         )
 
     def _on_trip(self, name: str, version: str, stats: VersionStats) -> Callable[[str], None]:
