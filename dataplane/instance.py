@@ -85,9 +85,8 @@ class Instance:
         self.cache = self.serving.cache = _cache(config, loop)
         # One client for streams and wake-ups; it reconnects by itself.
         self._redis = _redis_client(config)
-        # What tells our state directory from that of another instance of the same name.
+        # What tells us from another instance of our name, and whether we are taken for who we are.
         self._home, is_new = read_home(config.state_dir)
-        # Whether the control plane takes us for who we say we are.
         self.standing = Standing(REPORT_PATH, is_new=is_new)
         # The client of the control plane.
         self._control = self._control_client()
