@@ -71,14 +71,7 @@ class Instance:
         # Copies of requests; their connections are their own, so that no live request waits.
         self.shadows = _shadows(config, loop)
         # The applied table at run time.
-        self.serving = Serving(
-            self.triton,
-            self.telemetry,
-            loop,
-            config.batches_in_flight_max,
-            shadows=self.shadows,
-            instances=config.triton_instances,
-        )
+        self.serving = self._make_serving(config)
         # Each worker enforces its share of a tenant's limits.
         self.serving.admission = Admission(config.group.workers)
         # Answers that may be given again.
@@ -126,6 +119,16 @@ class Instance:
         self.grpc_port: int | None = None
         # Background loops, referenced so that they are not collected.
         self._tasks: list[asyncio.Task[None]] = []
+
+    def _make_serving(self, config: Config) -> Serving:
+        return Serving(
+            self.triton,
+            self.telemetry,
+            self._loop,
+            config.batches_in_flight_max,
+            shadows=self.shadows,
+            instances=config.triton_instances,
+        )
 
     def _make_publisher(self, config: Config) -> Publisher:
         return Publisher(

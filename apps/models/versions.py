@@ -128,6 +128,7 @@ def add_version(new: NewVersion, *, actor: Actor) -> ModelVersion:
         artifact_path=str(_keep(new.artifact, model.name, number)),
         artifact_sha256=new.artifact.sha256,
         artifact_bytes=new.artifact.size_bytes,
+        trial_ms=new.artifact.trial_ms or None,
         created_by=new.created_by,
         created_at=new.created_at,
         **new.facts,
