@@ -15,6 +15,7 @@ import httpx
 import redis.asyncio as redis
 
 from contract.seals import HOME_HEADER, INSTANCE_HEADER, Sealer
+from dataplane import redis_client
 from dataplane.admission import Admission
 from dataplane.app import Application
 from dataplane.cache import Cache, SharedCache, shared_client
@@ -77,9 +78,8 @@ class Instance:
         self.cache = self.serving.cache = _cache(config, loop)
         # One client for streams and wake-ups; it reconnects by itself.
         self._redis = _redis_client(config)
-        # What tells our state directory from that of another instance of the same name.
+        # What tells us from another instance of our name, and whether we are taken for who we are.
         self._home, is_new = read_home(config.state_dir)
-        # Whether the control plane takes us for who we say we are.
         self.standing = Standing(REPORT_PATH, is_new=is_new)
         # The client of the control plane.
         self._control = self._control_client()
@@ -317,8 +317,4 @@ def _cache(config: Config, loop: asyncio.AbstractEventLoop) -> Cache:
 
 
 def _redis_client(config: Config) -> redis.Redis[bytes]:
-    return redis.Redis.from_url(
-        config.redis_url,
-        socket_connect_timeout=REDIS_TIMEOUT_S,
-        socket_timeout=REDIS_TIMEOUT_S,
-    )
+    return redis_client.connect(config.redis_url, timeout_s=REDIS_TIMEOUT_S)
