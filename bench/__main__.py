@@ -11,6 +11,7 @@ BENCHMARKS = {
     "slow": "the demo while busy loops take nine tenths of each core (half an hour)",
     "against": "today's data plane against that of another commit: ./run bench against COMMIT",
     "cache": "answers from the cache against a bare protocol",
+    "publication": "what ticks, publications and polls cost at 1,000 models, against bars",
     "tables": "what a routing table of 10,000 models costs, and how soon a published one serves",
     "soak": "memory and answers of one data plane over an hour (./run soak)",
     "attack": "what others feel while strangers send hostile requests (./run attack)",

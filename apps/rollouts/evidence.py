@@ -117,6 +117,11 @@ class SliceCounts:
     assigned: int = 0
     unanswered: int = 0
 
+    @property
+    def values(self) -> tuple[int, int, int, int]:
+        """The counts in the order of the fields."""
+        return self.n, self.errors, self.assigned, self.unanswered
+
     def add(self, counts: Sequence[int]) -> None:
         """Add counts in the order of the fields."""
         n, errors, assigned, unanswered = counts
