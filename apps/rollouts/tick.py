@@ -36,8 +36,8 @@ from apps.rollouts.steps import Look, Move, say, take_step
 log = logging.getLogger(__name__)
 
 # A tick begins no look after so much CPU: who waited longest for a look comes first in the next.
-LOOKS_CPU_S = 0.6
-TOGETHER_S = 0.5
+LOOKS_CPU_S = 0.5
+TOGETHER_S = 1.0
 
 
 def tick_rollouts() -> int:

@@ -11,7 +11,7 @@ import multiprocessing
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -37,6 +37,8 @@ class Tally:
     delta_bytes: int = 0
     whole_bytes: int = 0
     failed: int = 0
+    # From the message that woke a poller until the control plane has its ack of the new table.
+    acked_s: list[float] = field(default_factory=list)
 
 
 class Poller:
@@ -52,28 +54,34 @@ class Poller:
         self._table: RoutingTable | None = None
         self._etag = ""
         self.wake = asyncio.Event()
+        # When the message came, until what it told of is acked.
+        self.woken_at: float | None = None
 
     async def run(self, phase_s: float) -> None:
         await asyncio.sleep(phase_s)
         while True:
             try:
-                await self._pull()
+                is_new = await self._pull()
                 if self._reports.is_set():
                     await self._report()
+                if is_new and self.woken_at is not None:
+                    self._tally.acked_s.append(time.monotonic() - self.woken_at)
+                    self.woken_at = None
             except httpx.HTTPError:
                 self._tally.failed += 1
             with suppress(TimeoutError):
                 await asyncio.wait_for(self.wake.wait(), INTERVAL_S)
             self.wake.clear()
 
-    async def _pull(self) -> None:
+    async def _pull(self) -> bool:
+        """Bring the newest table; False where there is no newer one."""
         headers = {"if-none-match": self._etag} if self._etag else {}
         response = await self._client.get(
             TABLE_PATH, headers={**headers, "accept": f"{MEDIA_TYPE}, application/json"}
         )
         if response.status_code == 304:
             self._tally.unchanged += 1
-            return
+            return False
         response.raise_for_status()
         data = response.content
         if response.headers["content-type"] == MEDIA_TYPE:
@@ -86,6 +94,7 @@ class Poller:
         reading = await self._reader.read(data, self._table)
         self._reader.keep(reading)
         self._table, self._etag = reading.table, response.headers["etag"]
+        return True
 
     async def _report(self) -> None:
         generation = self._table.generation if self._table is not None else 0
@@ -157,6 +166,7 @@ async def _listen(redis_url: str, pollers: list[Poller]) -> None:
         while True:
             if await pubsub.get_message(timeout=5.0) is not None:
                 for poller in pollers:
+                    poller.woken_at = poller.woken_at or time.monotonic()
                     poller.wake.set()
 
 
