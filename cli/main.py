@@ -76,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="print the API's answer as JSON")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_command(commands, "health", health, "say whether the control plane's loops turn")
+    add_command(commands, "retention", retention, "how long what grows is kept, what was dropped")
     add_registry(commands)
     add_command(commands, "sync", sync, "import what the registry has and Interlock has not")
     add_rollouts(commands)
@@ -90,6 +91,11 @@ def _parser() -> argparse.ArgumentParser:
     add_keys(commands)
     add_notifications(commands)
     return parser
+
+
+def retention(client: Client, options: argparse.Namespace) -> int:
+    columns = ["name", "days", "rows", "bytes", "freed_at", "rows_freed_total", "held", "error"]
+    return show_rows(options, client.get("retention/"), columns)
 
 
 def health(client: Client, options: argparse.Namespace) -> int:
@@ -110,6 +116,9 @@ def health(client: Client, options: argparse.Namespace) -> int:
             print(answer["trouble"])
         for row in answer.get("open_services", []):
             print(f"OPEN: {row['kind']} at {row['address']}: {row['danger']}")
+        for row in answer.get("refused_messages", []):
+            whose = row["instance"] or "no instance we know"
+            print(f"REFUSED: {row['count']} of {whose} on {row['channel']}: {row['why']}")
     return EXIT_OK if answer["is_well"] else EXIT_REFUSED_BY_VERDICT
 
 

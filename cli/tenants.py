@@ -18,7 +18,7 @@ TENANT_COLUMNS = [
     "priority",
     "active_keys",
 ]
-KEY_COLUMNS = ["id", "tenant", "name", "hint", "created_at", "created_by", "revoked_at"]
+KEY_COLUMNS = ["id", "tenant", "name", "opens", "hint", "created_at", "created_by", "revoked_at"]
 NO_LIMIT = "none"
 
 
@@ -47,6 +47,12 @@ def add_keys(commands: Any) -> None:
         actions, "create", create_key, "make an API key and print it, once", "tenant"
     )
     create.add_argument("--name", default="cli", help="what it is for (default: %(default)s)")
+    create.add_argument(
+        "--model",
+        action="append",
+        default=[],
+        help="a model that it opens, as often as needed (default: all of them)",
+    )
     told = "make an API key open nothing any more"
     revoke = add_command(actions, "revoke", revoke_key, told, "tenant")
     revoke.add_argument("id", type=int, help="the key's id, as `keys list` tells it")
@@ -100,12 +106,21 @@ def delete_tenant(client: Client, options: argparse.Namespace) -> int:
 
 
 def list_keys(client: Client, options: argparse.Namespace) -> int:
-    return show_rows(options, client.pages(f"tenants/{options.tenant}/keys/"), KEY_COLUMNS)
+    return _show_keys(options, client.pages(f"tenants/{options.tenant}/keys/"))
+
+
+def _show_keys(options: argparse.Namespace, keys: list[Any]) -> int:
+    if options.json:
+        return show_json(keys)
+    for key in keys:
+        key["opens"] = ", ".join(key["models"]) or "all models"
+    return show_rows(options, keys, KEY_COLUMNS)
 
 
 def create_key(client: Client, options: argparse.Namespace) -> int:
     """Print the key alone on standard output, so that a script can keep it."""
-    key = client.post(f"tenants/{options.tenant}/keys/", {"name": options.name})
+    body = {"name": options.name, **({"models": options.model} if options.model else {})}
+    key = client.post(f"tenants/{options.tenant}/keys/", body)
     if options.json:
         return show_json(key)
     told = f"API key {key['id']} of {key['tenant']}; it is not shown again:"
@@ -116,7 +131,7 @@ def create_key(client: Client, options: argparse.Namespace) -> int:
 
 def revoke_key(client: Client, options: argparse.Namespace) -> int:
     key = client.post(f"tenants/{options.tenant}/keys/{options.id}/revoke/")
-    return show_rows(options, [key], KEY_COLUMNS)
+    return _show_keys(options, [key])
 
 
 def require_keys(client: Client, options: argparse.Namespace) -> int:

@@ -166,13 +166,14 @@ class ShadowPair(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     (`contract.request_ids.answer_key`), `unit` empty for a request without one, `at_ms` when stable
     answered. A class is the first label of the answer where it is a number, or else the place of
     the largest score; a score is the one floating number of the answer, or the second of two. None
-    where the answer has none.
+    where the answer has none. `tenant` asked, the empty one is nobody; None where it is not told.
     """
 
     shadow: str
     request: str
     at_ms: int
     unit: str = ""
+    tenant: str | None = None
     stable_class: float | None = None
     shadow_class: float | None = None
     stable_score: float | None = None
@@ -180,7 +181,7 @@ class ShadowPair(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Exposure(msgspec.Struct, frozen=True, kw_only=True):
-    """The first time this instance assigned a request of `unit` to `variant` of a split.
+    """The first time this instance assigned a request of `unit`, by `tenant`, to `variant`.
 
     `experiment` is the split's id: an experiment's, or a rollout's whose split has `exposures`,
     where `variant` is `canary`, `stable` or `baseline`. A unit that meets two variants, since the
@@ -236,11 +237,15 @@ OUTCOME_AGE_MAX_S = 365 * 86_400
 OUTCOME_VALUE_MAX = 1e100
 
 
-class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+class Outcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A measured result for a unit; the same `event_id` twice counts once.
 
     `request_id` is that of the prediction that it is about (`contract.request_ids`), or empty. With
     it `unit_id` may be empty, of a request without a unit: the outcome then tells of its version.
+
+    `tenant` sent it, empty for nobody: it counts for units that this tenant asked about. None where
+    the control plane itself took it, or a data plane that does not tell. `models` are those that
+    the sender's key opens, empty for all: it counts for them alone.
     """
 
     event_id: str
@@ -249,6 +254,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     value: float
     occurred_at_ms: int
     request_id: str = ""
+    tenant: str | None = None
+    models: tuple[str, ...] = ()
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True):

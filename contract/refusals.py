@@ -14,6 +14,10 @@ NO_PROPORTION = "value of a proportion is neither 0 nor 1"
 IN_THE_FUTURE = "occurred_at is more than an hour in the future"
 TOO_OLD = "occurred_at is more than a year ago"
 LEAP_SECOND = "occurred_at is a leap second"
+OTHERS_REQUEST = "request_id is none that a request of this sender returned"
+OTHER_MODEL = "request_id is of a model that the sender's key does not open"
+# Of these the control plane keeps the outcome: exposures may come later than outcomes.
+OTHERS_UNIT = "unit_id is of requests of others; it counts once this sender asks about it"
 MALFORMED = "not an outcome: a field is missing, unknown or of another type"
 # What names from outside are counted under once too many differ.
 OTHER_METRICS = "(other)"

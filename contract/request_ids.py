@@ -3,14 +3,19 @@
 `MODEL:VERSION:PROCESS-TIME` and, where the request had a unit in a split, `:UNIT` behind it.
 VERSION is the one that answered, PROCESS is random for each life of a process and TIME when it
 answered, in hexadecimal nanoseconds since 1970; UNIT is base64url without padding, the others are
-percent-encoded where they hold more than letters, digits and `_.-~`. To clients it is opaque. It
+percent-encoded where they hold more than letters, digits and `_.-~`. To clients it is opaque.
+
+Where there are tenants, `~SEAL` stands behind it: a keyed hash of the id and of the tenant whose
+request it was, which only those can make who know the routing table's secret. Without a seal an id
 is a claim, not a proof: who takes one from outside holds it against what it knows.
 """
 
 from __future__ import annotations
 
+import hmac
 import re
 from binascii import a2b_base64, b2a_base64
+from hashlib import blake2b
 from urllib.parse import quote, unquote
 
 import msgspec
@@ -20,7 +25,11 @@ from contract.messages import OUTCOME_AGE_MAX_S, OUTCOME_AHEAD_MAX_S, Outcome
 REQUEST_ID_LENGTH_MAX = 2_000
 UNIT_LENGTH_MAX = 200
 _NAME = r"((?:[A-Za-z0-9_.~-]|%[0-9A-F]{2})+)"
-_FORM = re.compile(rf"{_NAME}:{_NAME}:([0-9a-f]+)-([0-9a-f]{{1,16}})(?::([A-Za-z0-9_-]+))?")
+_FORM = re.compile(
+    rf"{_NAME}:{_NAME}:([0-9a-f]+)-([0-9a-f]{{1,16}})(?::([A-Za-z0-9_-]+))?(?:~[0-9a-f]{{16}})?"
+)
+# Bytes of the hash; in the id they are hexadecimal.
+_SEAL_SIZE = 8
 _URL_SAFE = bytes.maketrans(b"+/", b"-_")
 _STANDARD = bytes.maketrans(b"-_", b"+/")
 
@@ -52,6 +61,28 @@ def request_id_unit(unit: str) -> bytes:
     """Return what stands behind the time for `unit`."""
     data = b2a_base64(unit.encode("utf-8", "replace"), newline=False)
     return b":" + data.translate(_URL_SAFE, b"=")
+
+
+class Seal:
+    """Seals the ids of one tenant's answers; `tenant` is empty for nobody."""
+
+    __slots__ = ("_begun",)
+
+    def __init__(self, secret: str, tenant: str) -> None:
+        # The hash of what all ids of the tenant have in common. Long secrets are hashed first.
+        key = blake2b(secret.encode(), digest_size=32).digest()
+        self._begun = blake2b(tenant.encode() + b"\0", digest_size=_SEAL_SIZE, key=key)
+
+    def on(self, text: bytes) -> bytes:
+        """Return the id `text` with the seal behind it."""
+        made = self._begun.copy()
+        made.update(text)
+        return b"%b~%b" % (text, made.hexdigest().encode())
+
+    def is_on(self, text: str) -> bool:
+        """Say whether the id `text` ends in this seal."""
+        unsealed, _, _ = text.rpartition("~")
+        return hmac.compare_digest(self.on(unsealed.encode()), text.encode())
 
 
 def answer_key(process: str, at_ns: int) -> str:

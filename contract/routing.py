@@ -221,7 +221,8 @@ class Tenant(Document, frozen=True):
     """Who may ask, and how much: `keys` are SHA-256 digests of API keys, in lower-case hex.
 
     None of a limit is no limit. `burst` is how many requests may come at once when the quota was
-    not used; by default as many as a second brings.
+    not used; by default as many as a second brings. `limited_keys` open some models only, and are
+    not among `keys`: a reader that knows nothing of limits refuses them.
     """
 
     keys: tuple[str, ...]
@@ -229,6 +230,7 @@ class Tenant(Document, frozen=True):
     burst: int | None = None
     concurrency_max: int | None = None
     priority: Priority = "normal"
+    limited_keys: dict[str, tuple[Name, ...]] = {}
 
 
 class RoutingTable(Document, frozen=True):
@@ -243,6 +245,8 @@ class RoutingTable(Document, frozen=True):
     tenants: dict[Name, Tenant] = {}
     # Without it a request that brings no key is answered too, as nobody's.
     key_required: bool = False
+    # What seals the ids of answers (`contract.request_ids`); empty: they have no seal.
+    id_secret: str = ""
     metrics: dict[Name, MetricRule] | None = None
     schema: Literal[1] = SCHEMA  # type: ignore[assignment]
 
@@ -389,7 +393,7 @@ def _check_shadow(name: str, model: ModelRoute, shadow: Shadow) -> None:
 def _check_keys(tenants: dict[Name, Tenant]) -> None:
     owners: dict[str, Name] = {}
     for name, tenant in tenants.items():
-        for key in tenant.keys:
+        for key in (*tenant.keys, *tenant.limited_keys):
             owner = owners.setdefault(key, name)
             if owner != name:
                 raise TableError(f"tenants {owner!r} and {name!r} share a key")

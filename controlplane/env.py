@@ -64,6 +64,14 @@ def integer(name: str, default: int, *, at_least: int = 0) -> int:
     return number
 
 
+def days(name: str, default: int, *, at_least: int) -> int:
+    """Return a number of days; 0 stands for ever, anything else is at least `at_least`."""
+    number = integer(name, default)
+    if 0 < number < at_least:
+        raise SettingError(f"{name} is {number}; it takes 0 (for ever) or at least {at_least}")
+    return number
+
+
 def choice(name: str, default: str, choices: tuple[str, ...]) -> str:
     """Return one of `choices`."""
     value = os.environ.get(name) or default

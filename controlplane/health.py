@@ -27,9 +27,13 @@ from rest_framework.views import APIView
 
 from apps.experiments.backlog import read_backlog
 from apps.experiments.selectors.refusals import refusals_by_reason
+from apps.identity.models import Refusal
+from apps.identity.refusals import recent_refusals
 from apps.identity.service_checks import open_services, recent_checks
 from apps.lib.clock import database_now
+from controlplane.models import RetentionRun
 from controlplane.pulse import Pulses, published_age_s, read_pulses
+from controlplane.retention.selectors import summary
 
 
 class LoopSerializer(serializers.Serializer[Any]):
@@ -50,6 +54,15 @@ class OpenServiceSerializer(serializers.Serializer[Any]):
     danger = serializers.CharField(help_text="What a stranger who reaches it can do.")
 
 
+class RefusalSerializer(serializers.ModelSerializer[Refusal]):
+    why = serializers.CharField(source="get_reason_display", read_only=True)
+
+    class Meta:
+        model = Refusal
+        fields = ["instance", "channel", "reason", "why", "count", "first_at", "last_at"]
+        read_only_fields = fields
+
+
 class StatusSerializer(serializers.Serializer[Any]):
     is_well = serializers.BooleanField()
     trouble = serializers.CharField(help_text="Why nobody knows how the loops are, or nothing.")
@@ -59,6 +72,9 @@ class StatusSerializer(serializers.Serializer[Any]):
     loops = LoopSerializer(many=True)
     open_services = OpenServiceSerializer(
         many=True, help_text="Servers that take commands without a secret."
+    )
+    refused_messages = RefusalSerializer(
+        many=True, help_text="What was refused in an instance's name within a day."
     )
 
 
@@ -97,6 +113,7 @@ def loops_document(pulses: Pulses) -> dict[str, Any]:
         "late": [pulse.loop.name for pulse in pulses.late],
         "trouble": pulses.trouble,
         "published_age_s": _rounded(published_age_s()),
+        "retention": summary(),
     }
 
 
@@ -139,6 +156,7 @@ class StatusView(APIView):
             "published_age_s": _rounded(published_age_s()),
             "loops": rows,
             "open_services": open_services(database_now()),
+            "refused_messages": recent_refusals(database_now()),
         }
         return Response(StatusSerializer(document).data)
 
@@ -150,7 +168,9 @@ def metrics(request: Request) -> HttpResponse:
     registry = CollectorRegistry()
     _loop_gauges(registry)
     _service_gauges(registry)
+    _message_counters(registry)
     _refusal_counters(registry)
+    _retention_gauges(registry)
     readable = Gauge(
         "interlock_streams_readable", "Whether Redis says what waits.", registry=registry
     )
@@ -183,6 +203,18 @@ def _refusal_counters(registry: CollectorRegistry) -> None:
         counter.labels(metric, reason).inc(count)
 
 
+def _retention_gauges(registry: CollectorRegistry) -> None:
+    labels = ["kind"]
+    rows = Counter("interlock_retention_rows", "Old rows dropped.", labels, registry=registry)
+    size = Counter("interlock_retention_bytes", "Bytes that they took.", labels, registry=registry)
+    text = "Whether rows that are due were not dropped: it failed, or there was no time."
+    behind = Gauge("interlock_retention_behind", text, labels, registry=registry)
+    for run in RetentionRun.objects.all():
+        rows.labels(run.name).inc(run.rows_total)
+        size.labels(run.name).inc(run.bytes_total)
+        behind.labels(run.name).set(run.is_behind or bool(run.error))
+
+
 def _loop_gauges(registry: CollectorRegistry) -> None:
     pulses = read_pulses()
     text = "Seconds since a turn of a control loop ended well."
@@ -206,3 +238,11 @@ def _service_gauges(registry: CollectorRegistry) -> None:
     for row in recent_checks(database_now()):
         if not row.trouble:
             gauge.labels(row.kind, row.address).set(row.is_open)
+
+
+def _message_counters(registry: CollectorRegistry) -> None:
+    text = "What was refused in an instance's name; no instance: nobody's that we know."
+    labels = ["instance", "channel", "reason"]
+    counter = Counter("interlock_refused_messages", text, labels, registry=registry)
+    for row in Refusal.objects.all():
+        counter.labels(row.instance, row.channel, row.reason).inc(row.count)

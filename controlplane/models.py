@@ -64,3 +64,30 @@ class IdempotencyRecord(models.Model):
                 fields=["caller", "key"], name="idempotency_key_once_per_caller"
             )
         ]
+
+
+class RetentionRun(models.Model):
+    """What was dropped of a kind of rows (see `controlplane.retention`), and how far that came."""
+
+    name = models.CharField(max_length=50, primary_key=True)
+    ran_at = models.DateTimeField()
+    # Of the last run that freed anything.
+    freed_at = models.DateTimeField(null=True)
+    rows = models.BigIntegerField(default=0)
+    bytes = models.BigIntegerField(default=0)
+    # Ever.
+    rows_total = models.BigIntegerField(default=0)
+    bytes_total = models.BigIntegerField(default=0)
+    # More was due than the last run had time for.
+    is_behind = models.BooleanField(default=False)
+    # Why less was dropped than the setting says, or nothing.
+    held = models.CharField(max_length=500, blank=True)
+    error = models.TextField(blank=True)
+    # Up to where it is done, for kinds that go in the order of time.
+    mark = models.DateTimeField(null=True)
+
+    class Meta:
+        ordering = ["name"]
+
+    def __str__(self) -> str:
+        return self.name

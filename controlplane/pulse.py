@@ -50,6 +50,7 @@ LOOPS = (
     Loop("results", "experiments.refresh_results", 5.0, "results of experiments stand still"),
     Loop("sync", "models.sync_registry", 10.0, "new versions are not imported from MLflow"),
     Loop("delivery", "notifications.deliver", 1.0, "notifications are not sent"),
+    Loop("retention", "retention.run", 60.0, "old rows are not dropped, and the database grows"),
     Loop("ingest", "ingest", 1.0, "telemetry and outcomes wait in Redis and are not counted"),
 )
 BY_TURNER = {loop.turned_by: loop for loop in LOOPS}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from controlplane import env
+from controlplane.retention.declared import KINDS
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 
@@ -150,6 +151,9 @@ PROMETHEUS_URL = env.service_url("INTERLOCK_PROMETHEUS_URL")
 # What questions of webhook checks are signed with (Standard Webhooks); empty: they are not signed.
 WEBHOOK_SECRET = env.webhook_secret("INTERLOCK_WEBHOOK_SECRET")
 INSTANCE_TOKEN = env.secret("INTERLOCK_INSTANCE_TOKEN", "")
+# Whether each data-plane instance needs a token of its own, and what it sends the seal of it. The
+# one above is then no longer everybody's.
+OWN_TOKENS_REQUIRED = env.flag("INTERLOCK_OWN_TOKENS_REQUIRED", False)
 ARTIFACT_BYTES_MAX = env.integer("INTERLOCK_ARTIFACT_BYTES_MAX", 2 * 1024**3, at_least=1)
 # An artifact is inspected by a process that may take no more than this.
 INSPECT_MEMORY_BYTES_MAX = env.integer(
@@ -188,6 +192,11 @@ INSTANCE_FORGOTTEN_S = env.integer("INTERLOCK_INSTANCE_FORGOTTEN_S", 900, at_lea
 
 # A control loop that has not turned for so long is shown as stopped on every page.
 LOOP_LATE_S = env.integer("INTERLOCK_LOOP_LATE_S", 30, at_least=5)
+
+# How long what grows is kept, by kind; 0: for ever.
+RETENTION_DAYS = {
+    kind.name: env.days(kind.variable, kind.days, at_least=kind.least_days) for kind in KINDS
+}
 
 # --- Notifications -------------------------------------------------------------------------------
 # Where people reach the web UI; without it messages carry no links.
@@ -261,7 +270,7 @@ CELERY_BEAT_SCHEDULE: dict[str, dict[str, Any]] = {
         "rollouts.prune": 3600.0,
         "notifications.deliver": 1.0,
         "notifications.prune": 3600.0,
-        "experiments.prune": 3600.0,
+        "retention.run": 60.0,
     }.items()
 }
 

@@ -11,7 +11,7 @@ from apps.models.registration_api import MlflowWebhookView
 from apps.rollouts import dataplane_api
 from apps.rollouts.governance_api import RolloutPolicyView
 from apps.rollouts.serving_api import ServingPolicyView
-from controlplane import health, passwords
+from controlplane import health, passwords, storage
 from controlplane.api import router
 
 urlpatterns: list[URLPattern | URLResolver] = [
@@ -42,6 +42,8 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("api/v1/rollout-policy/", RolloutPolicyView.as_view()),
     path("api/v1/registry-webhooks/mlflow", MlflowWebhookView.as_view(), name="mlflow-webhook"),
     path("api/v1/status/", health.StatusView.as_view(), name="status"),
+    path("api/v1/retention/", storage.RetentionView.as_view(), name="retention"),
+    path("storage/", storage.storage, name="storage"),
     path("api/schema/", SpectacularAPIView.as_view(), name="schema"),
     path("api/docs/", SpectacularSwaggerView.as_view(url_name="schema"), name="api-docs"),
     path("api/dataplane/v1/routing-table", dataplane_api.routing_table, name="routing-table"),

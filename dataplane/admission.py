@@ -1,4 +1,4 @@
-"""Who asks, and whether they may ask now: API key to tenant, quota and concurrency.
+"""Who asks, and whether they may ask now: API key to tenant, models, quota and concurrency.
 
 A key is only ever compared by its SHA-256; neither keys nor digests are logged. What a tenant has
 used outlives the table: a new one changes limits in place. Where the table knows no tenants and
@@ -13,7 +13,8 @@ from math import ceil
 from time import monotonic
 from typing import Protocol
 
-from contract.routing import RoutingTable, Tenant
+from contract.request_ids import Seal
+from contract.routing import Name, RoutingTable, Tenant
 from dataplane.errors import Refusal
 from dataplane.fair_queue import NORMAL, PRIORITIES
 
@@ -38,8 +39,10 @@ class Tenancy:
         "_rate",
         "in_flight",
         "limited",
+        "models",
         "name",
         "priority",
+        "seal",
     )
 
     def __init__(self, name: str) -> None:
@@ -47,6 +50,10 @@ class Tenancy:
         self.name = name
         # The class in the fair queue.
         self.priority = NORMAL
+        # The models that the key opens; None for all of them.
+        self.models: frozenset[Name] | None = None
+        # Seals the ids of its answers; None where ids need no seal.
+        self.seal: Seal | None = None
         # True when there is any limit to check.
         self.limited = False
         # Requests that came in and were not answered yet, counted while limited.
@@ -77,6 +84,11 @@ class Tenancy:
                 self._level = min(self._level, self._burst)
         self._concurrency_max = None if concurrency_max is None else ceil(concurrency_max / share)
         self.limited = rate is not None or concurrency_max is not None
+
+    def check_model(self, name: Name) -> None:
+        """Raise Refusal (403) for a model that the key does not open."""
+        if self.models is not None and name not in self.models:
+            raise Refusal(403, "model_not_allowed", f"the API key does not open model {name!r}")
 
     def enter(self, now: float, cost: float = 1.0) -> None:
         """Count a request in. Raises Refusal (429), and then nothing is counted."""
@@ -116,6 +128,28 @@ class Tenancy:
         self._level = level - cost
 
 
+class KeyOfSome(Tenancy):
+    """A tenant that shows a key for some models; what it uses, the tenant uses."""
+
+    __slots__ = ("_whole",)
+
+    def __init__(self, whole: Tenancy, models: frozenset[Name]) -> None:
+        super().__init__(whole.name)
+        # The tenant itself.
+        self._whole = whole
+        self.models = models
+        self.priority, self.limited, self.seal = whole.priority, whole.limited, whole.seal
+
+    def enter(self, now: float, cost: float = 1.0) -> None:
+        self._whole.enter(now, cost)
+
+    def charge(self, cost: float) -> None:
+        self._whole.charge(cost)
+
+    def leave(self) -> None:
+        self._whole.leave()
+
+
 NOBODY = Tenancy("")
 
 
@@ -140,6 +174,8 @@ class Admission:
         self._key_required = False
         # Requests refused for want of room, by reason: quotas here, queues in the prediction.
         self.sheds: dict[str, int] = {}
+        # Who brings no key, where there are tenants or secrets.
+        self._nobody = NOBODY
         # By name; kept over tables.
         self._tenancies: dict[str, Tenancy] = {}
         # By SHA-256 of the key, in hex.
@@ -155,11 +191,19 @@ class Admission:
         self._digests = {}
         self._by_key = {}
         self._by_authorization = {}
+        secret = table.id_secret
+        self._nobody = NOBODY
+        if secret:
+            self._nobody = Tenancy("")
+            self._nobody.seal = Seal(secret, "")
         for name, tenant in table.tenants.items():
             tenancy = self._tenancies[name] = before.get(name) or Tenancy(name)
             tenancy.limit(tenant, self._share)
+            tenancy.seal = Seal(secret, name) if secret else None
             for digest in tenant.keys:
                 self._digests[digest] = tenancy
+            for digest, models in tenant.limited_keys.items():
+                self._digests[digest] = KeyOfSome(tenancy, frozenset(models))
         self._key_required = table.key_required
         self._open = not table.tenants and not table.key_required
 
@@ -193,7 +237,7 @@ class Admission:
             return self._recognise(value, key.strip(), self._by_authorization)
         if self._key_required:
             raise _unauthenticated("an API key is required: 'authorization: Bearer KEY'")
-        return NOBODY
+        return self._nobody
 
     def _recognise(
         self, value: bytes | None, key: bytes, memo: dict[bytes | None, Tenancy]

@@ -17,12 +17,13 @@ from urllib.parse import unquote
 import orjson
 
 from dataplane import metadata
+from dataplane.admission import Tenancy
 from dataplane.bounds import is_cheap
 from dataplane.errors import Refusal, bad_request, unavailable
 from dataplane.exchange import Exchange
 from dataplane.heartbeat import Heartbeat
 from dataplane.metrics import Page
-from dataplane.outcomes import Outcomes, invalid, read_outcomes
+from dataplane.outcomes import Outcomes, check_sender, invalid, read_outcomes, sent_by
 from dataplane.pages import collect
 from dataplane.pin import Operator, Pins
 from dataplane.predict import Predictor
@@ -86,15 +87,19 @@ class Application:
         self.scrapes = Scrapes(self._page)
         # Pins models to stable for the operator.
         self.operator = Operator(self._serving, pins, operator_token)
+        only = self.operator.only
         # Paths that name no model.
         self._fixed: dict[str, Route] = {
             "/v2": (b"GET", self._server_metadata),
-            "/v2/models/stats": (b"GET", lambda exchange: self._statistics(exchange, None, None)),
+            "/v2/models/stats": (
+                b"GET",
+                only(lambda exchange: self._statistics(exchange, None, None)),
+            ),
             "/v2/health/live": (b"GET", self._live),
             "/v2/health/ready": (b"GET", self._ready),
             "/predict": (b"POST", predictor.plain),
             "/outcomes": (b"POST", self._outcomes),
-            "/metrics": (b"GET", self.scrapes.answer),
+            "/metrics": (b"GET", only(self.scrapes.answer)),
             "/operator/pin": (ANY, self.operator.pin),
             "/operator/unpin": (b"POST", self.operator.unpin),
         }
@@ -148,6 +153,7 @@ class Application:
         raise Refusal(404, "path_not_found", f"nothing is at {path[:200]!r}")
 
     def _model_route(self, name: str, version: str | None, rest: list[str]) -> Route | None:
+        only = self.operator.only
         if rest == ["infer"]:
             infer = self.predictor.infer
             return b"POST", lambda exchange: infer(exchange, name, version)
@@ -156,9 +162,9 @@ class Application:
         if rest == []:
             return b"GET", lambda exchange: self._model_metadata(exchange, name, version)
         if rest == ["config"]:
-            return b"GET", lambda exchange: self._model_config(exchange, name, version)
+            return b"GET", only(lambda exchange: self._model_config(exchange, name, version))
         if rest == ["stats"]:
-            return b"GET", lambda exchange: self._statistics(exchange, name, version)
+            return b"GET", only(lambda exchange: self._statistics(exchange, name, version))
         return None
 
     # --- health and metadata -------------------------------------------------------------------
@@ -216,11 +222,11 @@ class Application:
     # --- outcomes ------------------------------------------------------------------------------
 
     def _outcomes(self, exchange: Exchange) -> None:
-        tenant = self._serving.admission.admit(exchange, len(exchange.body)).name
+        sender = self._serving.admission.admit(exchange, len(exchange.body))
         now_ms = int(time.time() * 1000)
         if exchange.coding is None and is_cheap(exchange.body):
             body = exchange.body
-            self._take(exchange, tenant, lambda: read_outcomes(body, now_ms, self._new_id))
+            self._take(exchange, sender, lambda: read_outcomes(body, now_ms, self._new_id))
             return
         reading = self.predictor.reading
         job = Job(
@@ -236,19 +242,20 @@ class Application:
         def done(answer: Answer) -> None:
             # Nobody above catches what happens here.
             try:
-                self._take(exchange, tenant, lambda: _outcomes_of(answer))
+                self._take(exchange, sender, lambda: _outcomes_of(answer))
             except Refusal as refusal:
                 exchange.refuse(refusal, self.predictor.generation_line())
 
         reading.read(exchange, job, monotonic() + OUTCOMES_WAIT_S, done)
 
-    def _take(self, exchange: Exchange, tenant: str, read: Callable[[], Outcomes]) -> None:
+    def _take(self, exchange: Exchange, sender: Tenancy, read: Callable[[], Outcomes]) -> None:
         """Store what `read` brings, and count what is refused of it. Raises Refusal."""
         table = self._serving.table
         rules = table.metrics if table is not None else None
-        refusals = self._publisher.refusals
+        refusals, tenant = self._publisher.refusals, sender.name
         try:
             outcomes = read()
+            check_sender(outcomes, sender)
             if rules is not None and self._sync.is_confirmed(TRUSTED_S):
                 outcomes = without_refused(outcomes, rules)
             if outcomes.refused and not outcomes:
@@ -257,9 +264,9 @@ class Application:
             refusals.count(refusal.details or (), tenant, rules or ())
             raise
         refusals.count(outcomes.refused, tenant, rules or ())
-        self._store(exchange, outcomes)
+        self._store(exchange, outcomes, sender)
 
-    def _store(self, exchange: Exchange, outcomes: Outcomes) -> None:
+    def _store(self, exchange: Exchange, outcomes: Outcomes, sender: Tenancy) -> None:
         if not outcomes:
             raise bad_request("malformed_request", "the list of outcomes is empty")
 
@@ -273,7 +280,7 @@ class Application:
             else:
                 exchange.refuse(unavailable("outcomes_not_stored", str(error), 5))
 
-        self._publisher.accept(outcomes).add_done_callback(stored)
+        self._publisher.accept(sent_by(outcomes, sender)).add_done_callback(stored)
 
     def _new_id(self) -> str:
         return f"{self._boot}-{next(self._ids):x}"

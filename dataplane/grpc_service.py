@@ -25,6 +25,7 @@ from dataplane.clusters import cluster_of_peer
 from dataplane.config import Limits
 from dataplane.errors import Refusal, bad_request
 from dataplane.grpc_codec import grpc_form, parse_request, read_message, survey
+from dataplane.pin import Operator
 from dataplane.predict import Predictor
 
 log = logging.getLogger("interlock.dataplane")
@@ -99,6 +100,7 @@ class GrpcService:
         self,
         predictor: Predictor,
         not_ready: Callable[[], str | None],
+        operator: Operator,
         limits: Limits,
         calls_max: int,
     ) -> None:
@@ -108,6 +110,8 @@ class GrpcService:
         self._serving = predictor.serving
         # Says why no traffic should come, or None.
         self._not_ready = not_ready
+        # Says who may see configurations and statistics.
+        self._operator = operator
         # Calls beyond `calls_max` are refused by grpc itself, and so are messages over the bound.
         self._server = grpc.aio.server(
             options=_options(limits), maximum_concurrent_rpcs=calls_max, handlers=[_Handlers(self)]
@@ -195,12 +199,14 @@ class GrpcService:
         return bytes(messages.ModelMetadataResponse(**document).SerializeToString())
 
     async def model_config(self, data: bytes, context: Any) -> bytes:
+        self._operator.check(_headers(context))
         message = _parse(messages.ModelConfigRequest, data)
         model = self._serving.model(message.name)
         document = metadata.model_config(model, message.version or None)
         return bytes(messages.ModelConfigResponse(config=document).SerializeToString())
 
     async def model_statistics(self, data: bytes, context: Any) -> bytes:
+        self._operator.check(_headers(context))
         message = _parse(messages.ModelStatisticsRequest, data)
         name, version = message.name or None, message.version or None
         document = metadata.model_statistics(self._serving, name, version)

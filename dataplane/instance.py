@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import httpx
 import redis.asyncio as redis
 
+from contract.seals import HOME_HEADER, INSTANCE_HEADER, Sealer
 from dataplane.admission import Admission
 from dataplane.app import Application
 from dataplane.cache import Cache, SharedCache, shared_client
@@ -29,8 +30,9 @@ from dataplane.reading import Reading
 from dataplane.serving import Serving
 from dataplane.shadow.mirror import Shadows
 from dataplane.staleness import Staleness
+from dataplane.standing import Standing, read_home
 from dataplane.stream import Publisher
-from dataplane.sync import Sync
+from dataplane.sync import REPORT_PATH, Sync
 from dataplane.tables import TableFile
 from dataplane.telemetry import Telemetry
 from dataplane.triton import Triton
@@ -74,6 +76,7 @@ class Instance:
             loop,
             config.batches_in_flight_max,
             shadows=self.shadows,
+            instances=config.triton_instances,
         )
         # Each worker enforces its share of a tenant's limits.
         self.serving.admission = Admission(config.group.workers)
@@ -81,8 +84,12 @@ class Instance:
         self.cache = self.serving.cache = _cache(config, loop)
         # One client for streams and wake-ups; it reconnects by itself.
         self._redis = _redis_client(config)
+        # What tells our state directory from that of another instance of the same name.
+        self._home, is_new = read_home(config.state_dir)
+        # Whether the control plane takes us for who we say we are.
+        self.standing = Standing(REPORT_PATH, is_new=is_new)
         # The client of the control plane.
-        self._control = _control_client(config)
+        self._control = self._control_client()
         # What waits on disk, in a folder of its own, and what others left behind.
         self._lodging = Lodging(config.state_dir / "spool", self.boot, config.spool_bytes_max)
         # Takes over what others left behind.
@@ -132,6 +139,21 @@ class Instance:
             shadows=self.shadows.drain,
             pairs=self.shadows.drain_pairs,
             stream_bytes_max=config.stream_bytes_max,
+            sealer=Sealer(config.instance_token, config.instance_name, self.boot, self._home),
+            check=self.standing.check,
+        )
+
+    def _control_client(self) -> httpx.AsyncClient:
+        return httpx.AsyncClient(
+            base_url=self.config.control_url,
+            headers={
+                "authorization": f"Bearer {self.config.instance_token}",
+                INSTANCE_HEADER: self.config.instance_name,
+                HOME_HEADER: self._home,
+            },
+            event_hooks={"response": [self.standing.note]},
+            timeout=CONTROL_TIMEOUT_S,
+            trust_env=False,
         )
 
     def _make_sync(self, config: Config) -> Sync:
@@ -191,7 +213,11 @@ class Instance:
 
         config, application = self.config, self.application
         self._grpc = GrpcService(
-            application.predictor, application.not_ready, config.limits, config.connections_max
+            application.predictor,
+            application.not_ready,
+            application.operator,
+            config.limits,
+            config.connections_max,
         )
         self.grpc_port = await self._grpc.start(host, port)
         log.info("listening: %s:%d for gRPC", host, self.grpc_port)
@@ -292,13 +318,4 @@ def _redis_client(config: Config) -> redis.Redis[bytes]:
         config.redis_url,
         socket_connect_timeout=REDIS_TIMEOUT_S,
         socket_timeout=REDIS_TIMEOUT_S,
-    )
-
-
-def _control_client(config: Config) -> httpx.AsyncClient:
-    return httpx.AsyncClient(
-        base_url=config.control_url,
-        headers={"authorization": f"Bearer {config.instance_token}"},
-        timeout=CONTROL_TIMEOUT_S,
-        trust_env=False,
     )

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from datetime import datetime
 from math import isfinite
 
+import msgspec
 import orjson
 
 from contract.messages import (
@@ -21,7 +22,14 @@ from contract.messages import (
     OUTCOME_VALUE_MAX,
     Outcome,
 )
-from contract.refusals import IN_THE_FUTURE, LEAP_SECOND, MALFORMED, TOO_OLD
+from contract.refusals import (
+    IN_THE_FUTURE,
+    LEAP_SECOND,
+    MALFORMED,
+    OTHER_MODEL,
+    OTHERS_REQUEST,
+    TOO_OLD,
+)
 from contract.request_ids import (
     REQUEST_ID_LENGTH_MAX,
     UNIT_LENGTH_MAX,
@@ -30,6 +38,7 @@ from contract.request_ids import (
     parse_request_id,
     unit_of,
 )
+from dataplane.admission import Tenancy
 from dataplane.bounds import EXTRA_VALUES_MAX, Bounds
 from dataplane.errors import Refusal, bad_request
 
@@ -106,6 +115,44 @@ def read_outcomes(body: bytes, now_ms: int, new_id: Callable[[], str]) -> Outcom
     if faults:
         raise invalid(faults, len(items))
     return outcomes
+
+
+def check_sender(outcomes: Outcomes, sender: Tenancy) -> None:
+    """Raise Refusal (403) when outcomes name requests that `sender` did not send, or may not."""
+    faults: list[dict[str, object]] = []
+    gone = {entry["index"] for entry in outcomes.refused}
+    places = (place for place in range(len(outcomes) + len(gone)) if place not in gone)
+    for index, outcome in zip(places, outcomes, strict=True):
+        reason = _why_foreign(outcome, sender) if outcome.request_id else ""
+        if reason:
+            faults.append(
+                {
+                    "index": index,
+                    "event_id": outcome.event_id,
+                    "metric": outcome.metric,
+                    "reason": reason,
+                    "error": reason,
+                }
+            )
+    if faults:
+        message = f"{len(faults)} outcomes are of others: {faults[0]['error']}"
+        raise Refusal(403, "foreign_outcome", message, details=faults)
+
+
+def _why_foreign(outcome: Outcome, sender: Tenancy) -> str:
+    """Return why the request of an outcome is none of the sender's, or nothing."""
+    models = sender.models
+    if models is not None and parse_request_id(outcome.request_id).model not in models:
+        return OTHER_MODEL
+    if sender.seal is not None and not sender.seal.is_on(outcome.request_id):
+        return OTHERS_REQUEST
+    return ""
+
+
+def sent_by(outcomes: Outcomes, sender: Tenancy) -> list[Outcome]:
+    """Return the outcomes with who sent them."""
+    models = tuple(sorted(sender.models)) if sender.models is not None else ()
+    return [msgspec.structs.replace(each, tenant=sender.name, models=models) for each in outcomes]
 
 
 def invalid(faults: list[dict[str, object]], count: int) -> Refusal:

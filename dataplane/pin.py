@@ -1,4 +1,5 @@
-"""The emergency pin: an operator takes models back to stable on one instance, by hand.
+"""What needs the operator's token, and the emergency pin: an operator takes models back to stable
+on one instance, by hand.
 
 It needs nothing but the instance itself: no control plane, no Redis, no database. While a model is
 pinned its split has no effect, and every request that names no version goes to stable. The pins
@@ -11,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -57,7 +58,7 @@ class Pins:
 
 
 class Operator:
-    """What the operator's token may do at `/operator/…`."""
+    """What the operator's token opens: the numbers of the instance, and `/operator/…`."""
 
     def __init__(self, serving: Serving, pins: Pins, token: str) -> None:
         # Knows the models.
@@ -69,9 +70,18 @@ class Operator:
         # Changes under way, referenced so that they are not collected.
         self._tasks: set[asyncio.Task[None]] = set()
 
+    def only(self, handler: Callable[[Exchange], None]) -> Callable[[Exchange], None]:
+        """Return a handler that answers who brings the operator's token, and refuses others."""
+
+        def checked(exchange: Exchange) -> None:
+            self.check(exchange.headers)
+            handler(exchange)
+
+        return checked
+
     def pin(self, exchange: Exchange) -> None:
         """Answer `POST /operator/pin`, and `GET` with what is pinned. Raises Refusal."""
-        self._check(exchange)
+        self.check(exchange.headers)
         if exchange.method == b"GET":
             exchange.respond(200, orjson.dumps({"pinned": sorted(self._pins.names)}))
             return
@@ -87,18 +97,19 @@ class Operator:
 
     def unpin(self, exchange: Exchange) -> None:
         """Answer `POST /operator/unpin`. Raises Refusal."""
-        self._check(exchange)
+        self.check(exchange.headers)
         model = _model(exchange)
         if model != PIN_ALL and PIN_ALL in self._pins.names:
             raise bad_request("pinned_as_all", "all models are pinned at once: unpin '*'")
         self._start(exchange, model, pin=False)
 
-    def _check(self, exchange: Exchange) -> None:
+    def check(self, headers: Mapping[bytes, bytes]) -> None:
+        """Raise Refusal (401, or 403 where there is no token) unless they carry the token."""
         if not self._token:
             raise Refusal(
                 403, "operator_disabled", "INTERLOCK_OPERATOR_TOKEN is not set on this instance"
             )
-        given = exchange.headers.get(b"authorization", b"")
+        given = headers.get(b"authorization", b"")
         if not hmac.compare_digest(given, b"Bearer " + self._token):
             raise Refusal(401, "operator_token_wrong", "this needs the operator's token")
 

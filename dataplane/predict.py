@@ -90,7 +90,7 @@ class Predictor:
         """Answer `caller`, whose request `asked` is understood by `read`. Raises Refusal."""
         arrived_at = monotonic()
         tenancy = self.serving.admission.admit(caller, size)
-        model = self.serving.model(name)
+        model = self._opened(name, tenancy)
         cache = model.cache
         try:
             if cache is not None and isinstance(asked, Exchange):
@@ -118,7 +118,7 @@ class Predictor:
             self._plain_large(large, exchange)
             return
         document = load_object(body)
-        model = large.model = self._named(document.get("model"))
+        model = large.model = self._named(document.get("model"), tenancy)
         version = document.get("version")
         try:
             if "data" not in document:
@@ -136,7 +136,7 @@ class Predictor:
         arrived_at = monotonic()
         size = len(exchange.body)
         tenancy = self.serving.admission.admit(exchange, size)
-        model = self.serving.model(name)
+        model = self._opened(name, tenancy)
         large = _Large(exchange, infer_form, arrived_at, tenancy, size, version, model)
         try:
             at_once = _is_read_at_once(exchange, model.codec)
@@ -170,7 +170,7 @@ class Predictor:
         """Answer a call over gRPC whose message is too large to be read here. Raises Refusal."""
         arrived_at = monotonic()
         tenancy = self.serving.admission.admit(caller, len(data))
-        model = self.serving.model(name)
+        model = self._opened(name, tenancy)
         large = _Large(caller, form, arrived_at, tenancy, len(data), version, model)
         bytes_max = self.reading.bytes_max
         job = Job(kind="grpc", body=data, bytes_max=bytes_max, spec=model.codec.spec)
@@ -178,7 +178,7 @@ class Predictor:
 
     def _plain_large(self, large: _Large, exchange: Exchange) -> None:
         def spec(name: Any) -> Spec:
-            large.model = self._named(name)
+            large.model = self._named(name, large.tenancy)
             return large.model.codec.spec
 
         job = Job(
@@ -253,9 +253,14 @@ class Predictor:
         """Return the header that a request gets which was refused before a version was decided."""
         return b"x-interlock-generation: %d\r\n" % self.serving.generation
 
-    def _named(self, name: Any) -> LiveModel:
+    def _named(self, name: Any, tenancy: Tenancy) -> LiveModel:
         if type(name) is not str:
             raise bad_request("malformed_request", "'model' must be the name of a model")
+        return self._opened(name, tenancy)
+
+    def _opened(self, name: str, tenancy: Tenancy) -> LiveModel:
+        if tenancy.models is not None:
+            tenancy.check_model(name)
         return self.serving.model(name)
 
     def _unit(self, headers: dict[bytes, bytes], model: LiveModel) -> str | None:

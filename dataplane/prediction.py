@@ -14,7 +14,7 @@ from time import monotonic, time_ns
 from contract.request_ids import request_id_unit
 from dataplane import ends
 from dataplane.admission import Tenancy
-from dataplane.batching import QueueFull, Unsent
+from dataplane.batching import QueueFull, Shed, Unsent
 from dataplane.cache import Entry, Ticket
 from dataplane.caller import Caller
 from dataplane.clusters import cluster_of_bucket
@@ -26,7 +26,7 @@ from dataplane.forms import Form, infer_form, plain_form
 from dataplane.reply import NotJson, Output, head_of
 from dataplane.serving import FIRST_ATTEMPT, Lane, LiveModel, Serving
 from dataplane.telemetry import Telemetry
-from dataplane.timing import cached_stages, computed_stages
+from dataplane.timing import CACHED_LINES, COMPUTED_LINES, cached_stages, computed_stages
 from dataplane.triton import Fault, TritonError
 
 log = logging.getLogger("interlock.dataplane")
@@ -170,16 +170,22 @@ class Prediction(Counted):
                 ticket.lane.model.keep(ticket, outputs, start)
         mirror = self._lane.mirror
         if mirror is not None and self._first is None:
-            mirror.offer(self.request, outputs, start, self._unit, self._answered_ns)
+            tenant = self._tenancy.name
+            mirror.offer(self.request, outputs, start, self._unit, self._answered_ns, tenant)
 
     def failed(self, error: TritonError) -> None:
         """Go to stable where there is a way, or answer with the failure."""
         runtime = self._lane.runtime
         now = monotonic()
         fault = error.fault
-        if fault is Fault.REFUSED or isinstance(error, Unsent) or self._nobody_waits(error):
-            # What the version never saw, for want of room, says nothing of its health.
+        is_unseen = isinstance(error, Unsent)
+        if fault is Fault.REFUSED or is_unseen or error.is_ours or self._nobody_waits(error):
+            # What the version never saw, for want of room, says nothing of its health, and neither
+            # does what it got too much of.
             runtime.breaker.released()
+            if isinstance(error, Shed) and self.deadline != ABANDONED:
+                self._shed(self._lane, error.overloaded)
+                return
         elif not error.counted:
             error.counted = True
             # Of several endpoints the one that hangs is for the circuits to find.
@@ -259,10 +265,11 @@ class Prediction(Counted):
         self._assigned = None
         now = monotonic()
         arrived_at, read_at = self._arrived_at, self._read_at
-        headers += lane.cached_lines % (
+        if not self._answered_ns:
+            self._answered_ns = time_ns()
+        headers += CACHED_LINES % (
             *cached_stages(read_at - arrived_at, now - read_at, now - arrived_at),
-            self._answered_ns or time_ns(),
-            self._id_unit() if lane.decision.exposures else b"",
+            self._id(),
         )
         self._caller.respond(200, body, headers)
 
@@ -355,8 +362,7 @@ class Prediction(Counted):
         if self._form is plain_form and (self._answered_ns or self.request.id is None):
             # The client brought no id of its own.
             self._answered_ns = time_ns()
-            made = b"%b%x%b" % (self._lane.id_head, self._answered_ns, self._id_unit())
-            self.request.id = made.decode()
+            self.request.id = self._id().decode()
         try:
             return self._form(self._model, self._lane, self.request, outputs, start)
         except NotJson as error:
@@ -389,21 +395,23 @@ class Prediction(Counted):
         else:
             self._end(first[2])
 
-    def _id_unit(self) -> bytes:
-        """Return the unit's part of the answer's id, where the request exposed a unit."""
-        lane = self._lane if self._first is None else self._first[0]
-        if self._unit is None or not lane.decision.exposures:
-            return b""
-        return request_id_unit(self._unit)
+    def _id(self) -> bytes:
+        """Return the answer's id: with the unit that was exposed, and the seal of who asked."""
+        lane = self._lane
+        text = b"%b%x" % (lane.id_head, self._answered_ns)
+        exposed = lane if self._first is None else self._first[0]
+        if exposed.decision.exposures and self._unit is not None:
+            text += request_id_unit(self._unit)
+        seal = self._tenancy.seal
+        return text if seal is None else seal.on(text)
 
     def _respond(self, headers: bytes, body: bytes, dispatched_at: float, now: float) -> None:
         # Between reading and queueing lies the look-up in the cache, or the version that failed it.
         first = self._first
-        lane = self._lane
         arrived_at, read_at, submitted_at = self._arrived_at, self._read_at, self.submitted_at
         if not self._answered_ns:
             self._answered_ns = time_ns()
-        headers += lane.computed_lines % (
+        headers += COMPUTED_LINES % (
             *computed_stages(
                 read_at - arrived_at,
                 b"cache" if first is None else b"first",
@@ -412,8 +420,7 @@ class Prediction(Counted):
                 now - dispatched_at,
                 now - arrived_at,
             ),
-            self._answered_ns,
-            self._id_unit() if first is not None or lane.decision.exposures else b"",
+            self._id(),
         )
         if first is not None:
             headers += self._fallback_header()

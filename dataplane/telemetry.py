@@ -38,7 +38,7 @@ class Telemetry:
         self._units: dict[tuple[str, str, str, str], Units] = {}
         # Windows that an interval closed before the next drain.
         self._closed: list[TelemetryWindow] = []
-        # (split, variant, hash of unit) already reported, oldest first. What the bound
+        # (split, variant, hash of unit and tenant) already reported, oldest first. What the bound
         # evicts is reported again, and the consumer keeps the earliest.
         self._exposed: dict[tuple[str, str, int], None] = {}
         # Exposures not yet handed over.
@@ -82,11 +82,11 @@ class Telemetry:
         headers: Mapping[bytes, bytes] = NO_HEADERS,
         dimensions: tuple[str, ...] = (),
     ) -> None:
-        """Report that `unit` met `variant`, unless that was reported already.
+        """Report that `unit` of `tenant` met `variant`, unless that was reported already.
 
         The report carries those `dimensions` that are among the request's headers.
         """
-        key = (split, variant, hash(unit))
+        key = (split, variant, hash(unit) ^ hash(tenant))
         if key in self._exposed:
             return
         if len(self._exposures) >= PENDING_EXPOSURES_MAX:

@@ -39,6 +39,8 @@ class Secrets:
     instance_token: str
     admin_password: str
     admin_password_shown: bool = False
+    # Empty in what an earlier release kept.
+    operator_token: str = ""
 
 
 def generate_secrets() -> Secrets:
@@ -113,6 +115,8 @@ class StateDir:
             kept = generate_secrets()
         except (ValueError, TypeError, AttributeError) as error:
             raise StackError(f"{self.secrets_file} cannot be read: {error}.") from error
+        if not kept.operator_token:
+            kept = replace(kept, operator_token=secrets.token_urlsafe(32))
         if password := environ.get("INTERLOCK_ADMIN_PASSWORD"):
             kept = replace(kept, admin_password=password, admin_password_shown=True)
         if token := environ.get("INTERLOCK_TRITON_TOKEN"):

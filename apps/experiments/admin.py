@@ -15,10 +15,10 @@ from apps.experiments.models import (
     OutcomeRow,
     RefusedOutcomes,
     ResultSnapshot,
-    RolloutExposure,
     Variant,
     WeightChange,
 )
+from apps.experiments.rollout_models import RolloutExposure
 from apps.lib.admin import ReadOnly
 
 

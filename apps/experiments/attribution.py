@@ -18,6 +18,7 @@ from django.conf import settings
 from apps.experiments.columns import columns_of, uses_of
 from apps.experiments.models import Experiment, Metric
 from apps.experiments.scan import ask
+from apps.experiments.senders import COUNTS_FOR
 from apps.experiments.values import sent_as
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class Attribution:
 
     `before` are dated before their unit's exposure by more than the tolerated skew, by
     `before_mean_s` seconds on average; `after_window` after the metric's window; `unknown_units`
-    are of units that the experiment has not exposed.
+    are of units that the experiment has not exposed, or to requests of others.
     """
 
     in_time: int
@@ -110,6 +111,7 @@ def count_in_postgres(experiment: Experiment, sent: Sequence[SentMetric]) -> lis
         "experiment": experiment.pk,
         "since": counted_since(experiment),
         "skew_s": settings.OUTCOME_CLOCK_SKEW_S,
+        "model": experiment.model.name,
         "metrics": sorted({pk for metric in sent for pk in metric.ids}),
     }
     columns: list[str] = []
@@ -118,8 +120,9 @@ def count_in_postgres(experiment: Experiment, sent: Sequence[SentMetric]) -> lis
         columns += _columns(place, metric)
     sql = f"""
         SELECT {", ".join(columns)}
-        FROM experiments_outcomerow AS outcome LEFT JOIN experiments_exposurerow AS kept
-            ON kept.experiment_id = %(experiment)s AND kept.unit = outcome.unit
+        FROM experiments_outcomerow AS outcome LEFT JOIN experiments_exposurerow AS exposed
+            ON exposed.experiment_id = %(experiment)s AND exposed.unit = outcome.unit
+            AND {COUNTS_FOR}
         WHERE outcome.metric_id = ANY(%(metrics)s) AND outcome.occurred_at >= %(since)s
     """  # noqa: S608 (conditions of ours)
     (row,) = ask(sql, parameters)
@@ -127,20 +130,20 @@ def count_in_postgres(experiment: Experiment, sent: Sequence[SentMetric]) -> lis
 
 
 def _columns(place: int, metric: SentMetric) -> list[str]:
-    before = "outcome.occurred_at < kept.at - %(skew_s)s * interval '1 second'"
-    lead = "extract(epoch FROM kept.at - outcome.occurred_at)"
+    before = "outcome.occurred_at < exposed.at - %(skew_s)s * interval '1 second'"
+    lead = "extract(epoch FROM exposed.at - outcome.occurred_at)"
     after = "FALSE"
     if metric.window_s is not None:
-        after = f"outcome.occurred_at >= kept.at + %(window_{place})s * interval '1 second'"
+        after = f"outcome.occurred_at >= exposed.at + %(window_{place})s * interval '1 second'"
     own = f"outcome.metric_id = ANY(%(ids_{place})s)"
-    known = f"{own} AND kept.unit IS NOT NULL"
+    known = f"{own} AND exposed.unit IS NOT NULL"
     return [
         f"count(*) FILTER (WHERE {known} AND NOT {before} AND NOT {after})",
         f"count(*) FILTER (WHERE {known} AND {before})",
         f"avg({lead}) FILTER (WHERE {known} AND {before})",
         f"count(*) FILTER (WHERE {known} AND {after})",
         # Those of no unit tell of a version, whose request they name.
-        f"count(*) FILTER (WHERE {own} AND kept.unit IS NULL AND outcome.unit <> '')",
+        f"count(*) FILTER (WHERE {own} AND exposed.unit IS NULL AND outcome.unit <> '')",
     ]
 
 

@@ -18,6 +18,7 @@ from operator import itemgetter
 from uuid import UUID
 
 import msgspec
+from django.conf import settings
 from django.db import connection, transaction
 
 from apps.experiments.by_request import Requests
@@ -35,6 +36,7 @@ from apps.experiments.refusals import (
     count_of_instances,
     count_refusals,
 )
+from apps.experiments.senders import IS_NEW, MERGED, event_key, others_units
 from apps.experiments.shadow_pairs import write_pairs
 from contract.bucketing import bucket
 from contract.messages import (
@@ -48,6 +50,7 @@ from contract.messages import (
 from contract.refusals import (
     IN_THE_FUTURE,
     NO_PROPORTION,
+    OTHERS_UNIT,
     TOO_OLD,
     UNKNOWN_METRIC,
 )
@@ -58,43 +61,47 @@ logger = logging.getLogger(__name__)
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 TEXT_MAX = 200
 NAME_MAX = 100
+NOT_KEPT = "occurred_at is older than outcomes are kept"
 FUTURE_MAX = timedelta(seconds=OUTCOME_AHEAD_MAX_S)
 AGE_MAX = timedelta(seconds=OUTCOME_AGE_MAX_S)
 
 STAGED_EXPOSURES = {
     "experiment_id": "uuid", "unit": "text", "variant_name": "text", "version_number": "text",
     "at": "timestamptz", "crossed_over": "bool", "bucket": "int8", "tenant": "text",
-    "attributes": "text",
+    "also_tenants": "text[]", "attributes": "text",
 }  # fmt: skip
 # Units are touched where something changed; a repetition costs no fold.
-UPSERT_EXPOSURES = """
+UPSERT_EXPOSURES = f"""
     WITH written AS (
         INSERT INTO experiments_exposurerow AS kept
             (experiment_id, unit, variant_name, version_number, at, crossed_over, bucket, tenant,
-             attributes)
+             also_tenants, attributes)
         SELECT experiment_id, unit, variant_name, version_number, at, crossed_over, bucket, tenant,
-            attributes::jsonb
+            also_tenants, attributes::jsonb
         FROM staged_exposures
         ON CONFLICT (experiment_id, unit) DO UPDATE SET
             at = least(kept.at, excluded.at),
             crossed_over = kept.crossed_over OR excluded.crossed_over
-                OR kept.variant_name <> excluded.variant_name
+                OR kept.variant_name <> excluded.variant_name,
+            also_tenants = {MERGED}
         WHERE excluded.at < kept.at OR excluded.crossed_over
-            OR kept.variant_name <> excluded.variant_name
+            OR kept.variant_name <> excluded.variant_name OR {IS_NEW}
         RETURNING unit
     )
     INSERT INTO experiments_touchedunit (unit) SELECT DISTINCT unit FROM written
-"""
+"""  # noqa: S608 (conditions of ours)
 STAGED_OUTCOMES = {
     "event_id": "text", "unit": "text", "metric_id": "int8", "value": "float8",
     "occurred_at": "timestamptz", "version_id": "int8", "answered_at": "timestamptz",
-    "request_hash": "int8",
+    "request_hash": "int8", "tenant": "text", "models_opened": "text[]",
 }  # fmt: skip
 INSERT_OUTCOMES = """
     WITH written AS (
         INSERT INTO experiments_outcomerow
-            (event_id, unit, metric_id, value, occurred_at, received_at, request_hash)
-        SELECT event_id, unit, metric_id, value, occurred_at, clock_timestamp(), request_hash
+            (event_id, unit, metric_id, value, occurred_at, received_at, request_hash, tenant,
+             models_opened)
+        SELECT event_id, unit, metric_id, value, occurred_at, clock_timestamp(), request_hash,
+            tenant, models_opened
         FROM staged_outcomes
         ON CONFLICT (event_id) DO NOTHING
         RETURNING event_id, unit
@@ -137,6 +144,8 @@ class Met:
     crossed_over: bool = False
     tenant: str = ""
     attributes: str | None = None
+    # Who else asked about the unit.
+    others: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -174,8 +183,8 @@ def apply_exposures(batches: Sequence[Batch], now: datetime) -> Counter[str]:
             seen = _met(exposure, now, experiments[pk].headers)
             met[pk, exposure.unit] = _fold(met.get((pk, exposure.unit)), seen)
         elif pk in salts:
-            at = _met_at(exposure, now)
-            meetings.append(Meeting(pk, exposure.unit, exposure.variant == CANARY, at))
+            at, tenant = _met_at(exposure, now), clean(exposure.tenant)
+            meetings.append(Meeting(pk, exposure.unit, exposure.variant == CANARY, at, tenant))
         else:
             skipped["unknown experiment"] += 1
     _write_exposures(met, experiments)
@@ -242,7 +251,8 @@ def _fold(first: Met | None, other: Met) -> Met:
     if other.at < first.at:
         first, other = other, first
     crossed = first.crossed_over or other.crossed_over or first.variant != other.variant
-    return replace(first, crossed_over=crossed)
+    others = (first.others | other.others | {other.tenant}) - {first.tenant}
+    return replace(first, crossed_over=crossed, others=others)
 
 
 def _write_exposures(met: dict[tuple[UUID, str], Met], experiments: dict[UUID, Known]) -> None:
@@ -251,7 +261,8 @@ def _write_exposures(met: dict[tuple[UUID, str], Met], experiments: dict[UUID, K
     rows = (
         (
             key[0], key[1], row.variant, row.version, row.at, row.crossed_over,
-            bucket(experiments[key[0]].salt, key[1]), row.tenant, row.attributes,
+            bucket(experiments[key[0]].salt, key[1]), row.tenant, sorted(row.others) or None,
+            row.attributes,
         )
         for key, row in sorted(met.items(), key=itemgetter(0))
     )  # fmt: skip
@@ -261,7 +272,11 @@ def _write_exposures(met: dict[tuple[UUID, str], Met], experiments: dict[UUID, K
 
 def apply_outcomes(batches: Sequence[Batch], now: datetime) -> OutcomeReport:
     """Record the outcomes of `batches` (see `record_outcomes`), and what instances refused."""
-    origins = [Origin(via=batch.instance) for batch in batches for _ in batch.outcomes]
+    origins = [
+        Origin(outcome.tenant or "", batch.instance)
+        for batch in batches
+        for outcome in batch.outcomes
+    ]
     outcomes = [outcome for batch in batches for outcome in batch.outcomes]
     report = record_outcomes(outcomes, now, origins)
     count_of_instances(batches, now)
@@ -280,20 +295,36 @@ def record_outcomes(
     requests = Requests(outcomes, now)
     judge = Judge(_lock_metrics({outcome.metric for outcome in outcomes}), now)
     taken: dict[str, Outcome] = {}
+    places: dict[str, int] = {}
     refused: list[Refusal] = []
     duplicates = 0
     for index, outcome in enumerate(outcomes):
         reason = requests.refusal_reason(outcome) or judge.refusal_reason(outcome)
         if reason is not None:
-            origin = origins if isinstance(origins, Origin) else origins[index]
+            origin = _origin(origins, index)
             refused.append(Refusal(index, outcome.event_id, outcome.metric, reason, origin))
-        elif outcome.event_id in taken:
+        elif (key := event_key(outcome)) in taken:
             duplicates += 1
         else:
-            taken[outcome.event_id] = requests.placed(outcome)
+            taken[key] = requests.placed(outcome)
+            places[key] = index
     recorded = _write_outcomes(taken, judge.metrics, requests)
-    count_refusals(refused, known=set(judge.metrics), now=now)
+    foreign = [
+        Refusal(places[key], each.event_id, each.metric, OTHERS_UNIT, _origin(origins, places[key]))
+        for key, each in _of_others(taken).items()
+    ]
+    count_refusals([*refused, *foreign], known=set(judge.metrics), now=now)
     return OutcomeReport(recorded, duplicates + len(taken) - recorded, tuple(refused))
+
+
+def _origin(origins: Origin | Sequence[Origin], index: int) -> Origin:
+    return origins if isinstance(origins, Origin) else origins[index]
+
+
+def _of_others(taken: dict[str, Outcome]) -> dict[str, Outcome]:
+    """Return what is to be counted as refused, though it is kept: outcomes of others' units."""
+    foreign = others_units(taken.values())
+    return {key: each for key, each in taken.items() if (each.unit_id, each.tenant) in foreign}
 
 
 def _lock_metrics(names: Iterable[str]) -> dict[str, Metric]:
@@ -314,7 +345,9 @@ class Judge:
         self._why_none = {name: why_not_an_outcome(each) for name, each in metrics.items()}
         self._proportions = {n for n, m in metrics.items() if m.kind == Metric.Kind.PROPORTION}
         self._newest_ms = _milliseconds(now + FUTURE_MAX)
-        self._oldest_ms = _milliseconds(now - AGE_MAX)
+        # One that is not kept any more could come again, and count twice.
+        self._kept = timedelta(days=settings.RETENTION_DAYS["outcomes"]) or AGE_MAX
+        self._oldest_ms = _milliseconds(now - min(AGE_MAX, self._kept))
 
     def refusal_reason(self, outcome: Outcome) -> str | None:
         """Return why `outcome` cannot be used, or None."""
@@ -336,7 +369,7 @@ class Judge:
         if outcome.occurred_at_ms > self._newest_ms:
             return IN_THE_FUTURE
         if outcome.occurred_at_ms < self._oldest_ms:
-            return TOO_OLD
+            return TOO_OLD if self._kept >= AGE_MAX else NOT_KEPT
         return None
 
 
@@ -350,6 +383,7 @@ def _write_outcomes(
         (
             event_id, each.unit_id, ids[each.metric], float(each.value),
             EPOCH + timedelta(milliseconds=each.occurred_at_ms), *_answered(requests, each),
+            each.tenant, list(each.models) or None,
         )
         for event_id, each in sorted(taken.items(), key=itemgetter(0))
     )  # fmt: skip

@@ -6,44 +6,51 @@ repeated delivery, changes nothing.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from django.db import connection
 
-from apps.experiments.models import RolloutExposure
+from apps.experiments.senders import IS_NEW, MERGED
 from apps.rollouts.models import Rollout
 from contract.bucketing import bucket
 from contract.routing import BASELINE, CANARY, STABLE
 
 SIDES = {CANARY, STABLE, BASELINE}
-# The decision log keeps the numbers; rows are needed only as long as a rollout lives.
-KEEP_ENDED = timedelta(days=7)
 
-UPSERT_MEETINGS = """
+# A nested array would be taken apart as a whole: the others of a unit come as one JSON list.
+UPSERT_MEETINGS = f"""
     INSERT INTO experiments_rolloutexposure AS kept
-        (rollout_id, unit, bucket, canary_at, control_at)
-    SELECT * FROM unnest(
-        %s::uuid[], %s::text[], %s::int[], %s::timestamptz[], %s::timestamptz[])
+        (rollout_id, unit, bucket, canary_at, control_at, tenant, also_tenants)
+    SELECT rollout_id, unit, bucket, canary_at, control_at, tenant,
+        CASE WHEN others IS NOT NULL THEN ARRAY(SELECT jsonb_array_elements_text(others::jsonb)) END
+    FROM unnest(
+        %s::uuid[], %s::text[], %s::int[], %s::timestamptz[], %s::timestamptz[], %s::text[],
+        %s::text[]
+    ) AS met(rollout_id, unit, bucket, canary_at, control_at, tenant, others)
     ON CONFLICT (rollout_id, unit) DO UPDATE SET
         canary_at = least(kept.canary_at, excluded.canary_at),
-        control_at = least(kept.control_at, excluded.control_at)
+        control_at = least(kept.control_at, excluded.control_at),
+        also_tenants = {MERGED}
     WHERE least(kept.canary_at, excluded.canary_at) IS DISTINCT FROM kept.canary_at
         OR least(kept.control_at, excluded.control_at) IS DISTINCT FROM kept.control_at
-"""
+        OR {IS_NEW}
+"""  # noqa: S608 (conditions of ours)
 
 
 @dataclass(frozen=True)
 class Meeting:
-    """A unit met a side of the rollout's split."""
+    """A unit met a side of the rollout's split, by a request of `tenant`."""
 
     rollout_id: UUID
     unit: str
     is_canary: bool
     at: datetime
+    tenant: str = ""
 
 
 def known_salts(ids: Iterable[UUID]) -> dict[UUID, str]:
@@ -54,9 +61,12 @@ def known_salts(ids: Iterable[UUID]) -> dict[UUID, str]:
 def write_meetings(meetings: Sequence[Meeting], salts: dict[UUID, str]) -> None:
     """Keep the first meeting of each unit with each side. Runs in the caller's transaction."""
     first: dict[tuple[UUID, str], dict[bool, datetime]] = {}
+    # As an ordered set: which of them is the first does not matter.
+    tenants: dict[tuple[UUID, str], dict[str, None]] = {}
     for meeting in meetings:
         sides = first.setdefault((meeting.rollout_id, meeting.unit), {})
         sides[meeting.is_canary] = min(sides.get(meeting.is_canary, meeting.at), meeting.at)
+        tenants.setdefault((meeting.rollout_id, meeting.unit), {})[meeting.tenant] = None
     if not first:
         return
     keys = sorted(first)
@@ -66,11 +76,12 @@ def write_meetings(meetings: Sequence[Meeting], salts: dict[UUID, str]) -> None:
         [bucket(salts[pk], unit) for pk, unit in keys],
         [first[key].get(True) for key in keys],
         [first[key].get(False) for key in keys],
+        [next(iter(tenants[key])) for key in keys],
+        [_others(list(tenants[key])) for key in keys],
     ]
     with connection.cursor() as cursor:
         cursor.execute(UPSERT_MEETINGS, columns)
 
 
-def forget_meetings(now: datetime) -> None:
-    """Delete the rows of rollouts that ended long ago."""
-    RolloutExposure.objects.filter(rollout__ended_at__lt=now - KEEP_ENDED).delete()
+def _others(tenants: list[str]) -> str | None:
+    return json.dumps(tenants[1:]) if len(tenants) > 1 else None

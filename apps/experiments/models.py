@@ -8,6 +8,9 @@ from django.contrib.postgres.fields import ArrayField
 from django.contrib.postgres.indexes import BrinIndex
 from django.db import models
 
+# Django looks for models here.
+from apps.experiments.rollout_models import RolloutExposure as RolloutExposure
+from apps.experiments.rollout_models import ShadowPairRow as ShadowPairRow
 from apps.experiments.states import ExperimentState
 from apps.lib.transitions import Transition
 from apps.models.models import ModelVersion, RegisteredModel, valid_name
@@ -250,6 +253,8 @@ class ExposureRow(models.Model):
     # Where the unit stands under the experiment's variant salt.
     bucket = models.PositiveSmallIntegerField(default=0, db_default=0)
     tenant = models.CharField(max_length=100, default="", db_default="")
+    # Who else asked about the unit, the empty one for nobody; None while nobody did.
+    also_tenants = ArrayField(models.CharField(max_length=100), null=True)
     # {header: value} of the experiment's dimensions.
     attributes = models.JSONField(null=True)
     # One for each of `apps.experiments.columns`; None where there is none yet.
@@ -299,58 +304,10 @@ class UnitCount(models.Model):
         ]
 
 
-class RolloutExposure(models.Model):
-    """When a unit first met each side of a rollout's split; kept where a plan asks for outcomes."""
-
-    rollout = models.ForeignKey(
-        Rollout, on_delete=models.CASCADE, related_name="exposures", db_index=False
-    )
-    unit = models.CharField(max_length=200)
-    # Where the unit stands under the rollout's salt: the canary's are those below its weight.
-    bucket = models.PositiveSmallIntegerField()
-    canary_at = models.DateTimeField(null=True)
-    control_at = models.DateTimeField(null=True)
-
-    class Meta:
-        constraints = [
-            models.UniqueConstraint(
-                fields=["rollout", "unit"], name="rollout_exposure_once_per_unit"
-            )
-        ]
-
-
-class ShadowPairRow(models.Model):
-    """What stable and a rollout's shadow answered to one request; see the contract's ShadowPair.
-
-    An answer without a class or score has None there, a request without a unit an empty one.
-    """
-
-    rollout = models.ForeignKey(
-        Rollout, on_delete=models.CASCADE, related_name="shadow_pairs", db_index=False
-    )
-    unit = models.CharField(max_length=200)
-    request_hash = models.BigIntegerField()
-    at = models.DateTimeField()
-    stable_class = models.FloatField(null=True)
-    shadow_class = models.FloatField(null=True)
-    stable_score = models.FloatField(null=True)
-    shadow_score = models.FloatField(null=True)
-
-    class Meta:
-        constraints = [
-            models.UniqueConstraint(
-                fields=["rollout", "unit"],
-                condition=~models.Q(unit=""),
-                name="shadow_pair_once_per_unit",
-            ),
-            models.UniqueConstraint(
-                fields=["rollout", "request_hash"], name="shadow_pair_once_per_request"
-            ),
-        ]
-
-
 class OutcomeRow(models.Model):
     """A measured result for a unit; `event_id` makes a repeated one count once.
+
+    A tenant's event ids are its own: they begin with its name (`senders.event_key`).
 
     Partitioned by `event_id`: a unique key of a partitioned table must hold what it is divided by.
     """
@@ -370,6 +327,11 @@ class OutcomeRow(models.Model):
     received_at = models.DateTimeField(auto_now_add=True)
     # Of the id of the request that it is about; None where it names none.
     request_hash = models.BigIntegerField(null=True)
+    # Who sent it: it counts for units that this tenant asked about, nobody being the empty one.
+    # None where the control plane took it from one of its users: it counts for all.
+    tenant = models.CharField(max_length=100, null=True)  # noqa: DJ001 (see above)
+    # Names of the models that the sender's key opens; None for all.
+    models_opened = ArrayField(models.CharField(max_length=100), null=True)
 
     class Meta:
         indexes = [

@@ -38,7 +38,8 @@ MET, ROWS = "rollout_met", "rollout_units"
 # What is read more than once is made once. Both live as long as the caller's savepoint at most.
 CREATE_ROWS = f"""
     CREATE TEMPORARY TABLE {MET} (
-        unit text, bucket integer, variant_name text, at timestamptz
+        unit text, bucket integer, variant_name text, at timestamptz, tenant text,
+        also_tenants text[]
     ) ON COMMIT DROP;
     CREATE TEMPORARY TABLE {ROWS} (
         experiment_id uuid, unit text, variant_name text, at timestamptz, crossed_over boolean,
@@ -48,12 +49,12 @@ CREATE_ROWS = f"""
 DROP_ROWS = f"DROP TABLE {MET}, {ROWS}"
 EXPOSED = """
     WITH bounded AS (
-        SELECT unit, bucket,
+        SELECT unit, bucket, tenant, also_tenants,
             CASE WHEN canary_at < %(end)s THEN canary_at END AS canary_at,
             CASE WHEN control_at < %(end)s THEN control_at END AS control_at
         FROM experiments_rolloutexposure WHERE rollout_id = %(rollout)s
     ), met AS (
-        SELECT unit, bucket, canary_at IS NOT NULL AS is_canary,
+        SELECT unit, bucket, tenant, also_tenants, canary_at IS NOT NULL AS is_canary,
             coalesce(canary_at, control_at) AS at,
             canary_at IS NOT NULL AND control_at IS NOT NULL AS is_both,
             canary_at IS NULL AND bucket < %(weight_bp)s AS is_leaving
@@ -68,7 +69,8 @@ COUNT_UNITS = f"""{EXPOSED}
 """  # noqa: S608 (constants of ours)
 FILL_MET = f"""
     INSERT INTO {MET} {EXPOSED}
-    SELECT unit, bucket, CASE WHEN is_canary THEN '{CANARY}' ELSE '{CONTROL}' END, at
+    SELECT unit, bucket, CASE WHEN is_canary THEN '{CANARY}' ELSE '{CONTROL}' END, at,
+        tenant, also_tenants
     FROM met WHERE NOT is_both AND NOT is_leaving
 """  # noqa: S608 (constants of ours)
 # The planner must know how many units there are: for a hundred thousand, a lookup for each takes
@@ -148,7 +150,8 @@ def read_units(
     # Never saved: it only says what its units are asked.
     asked = Experiment(pk=rollout.pk, covariate_s=covariate_s)
     uses = [MetricUse(metric=metric, role=MetricUse.GUARDRAIL, position=0)]
-    made = unit_values(columns_of(asked, uses), covariate_s, span.until)
+    columns = columns_of(asked, uses)
+    made = unit_values(columns, rollout.model.name, covariate_s, span.until)
     parameters = made.parameters | {
         "rollout": rollout.pk,
         "end": span.until or "infinity",

@@ -19,30 +19,32 @@ from django.db import connection
 from xxhash import xxh3_64_intdigest
 
 from apps.experiments.crowds import to_signed
-from apps.experiments.models import Metric, ShadowPairRow
+from apps.experiments.models import Metric
+from apps.experiments.rollout_models import ShadowPairRow
 from apps.rollouts.models import Rollout
 from apps.rollouts.paired import GRID
 from apps.rollouts.verdicts import JSON
 from contract.messages import ShadowPair
 
 UNIT_MAX = 200
+TENANT_MAX = 100
 # More pairs than that tell nothing new, and each look reads them all.
 PAIRS_MAX = 50_000
-# The decision log keeps the counts; rows are needed only as long as a rollout lives.
-KEEP_ENDED = timedelta(days=7)
 EPOCH = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
 
 INSERT = """
     INSERT INTO experiments_shadowpairrow
-        (rollout_id, unit, request_hash, at, stable_class, shadow_class, stable_score, shadow_score)
-    SELECT * FROM unnest(%s::uuid[], %s::text[], %s::bigint[], %s::timestamptz[],
+        (rollout_id, unit, request_hash, at, tenant, stable_class, shadow_class, stable_score,
+         shadow_score)
+    SELECT * FROM unnest(%s::uuid[], %s::text[], %s::bigint[], %s::timestamptz[], %s::text[],
         %s::float8[], %s::float8[], %s::float8[], %s::float8[])
     ON CONFLICT DO NOTHING
 """
-# Two joins, since neither index serves both; an outcome that names the request goes first.
+# Two joins, since neither index serves both; an outcome that names the request goes first. The data
+# plane took it from nobody but who had sent that request.
 LABELLED = """
     WITH pair AS (
-        SELECT id, unit, request_hash, at, {answer_of_stable} AS stable,
+        SELECT id, unit, request_hash, at, tenant, {answer_of_stable} AS stable,
             {answer_of_shadow} AS shadow
         FROM experiments_shadowpairrow WHERE rollout_id = %(rollout)s
             AND {answer_of_stable} IS NOT NULL AND {answer_of_shadow} IS NOT NULL
@@ -53,6 +55,8 @@ LABELLED = """
             ON outcome.unit = pair.unit AND outcome.metric_id = %(metric)s
         WHERE pair.unit <> '' AND (outcome.request_hash = pair.request_hash OR (
             outcome.request_hash IS NULL
+            AND coalesce(outcome.tenant = pair.tenant, TRUE)
+            AND coalesce(%(model)s = ANY(outcome.models_opened), TRUE)
             AND outcome.occurred_at >= pair.at - %(skew_s)s * interval '1 second'
             AND (%(window_s)s::int IS NULL
                 OR outcome.occurred_at < pair.at + %(window_s)s::int * interval '1 second')))
@@ -125,12 +129,16 @@ def write_pairs(pairs: Sequence[ShadowPair], now: datetime) -> None:
         key = wanted[pair.shadow], pair.unit, request_hash(pair.request)
         at = min(EPOCH + timedelta(milliseconds=pair.at_ms), now)
         answers = (pair.stable_class, pair.shadow_class, pair.stable_score, pair.shadow_score)
-        rows.setdefault(key, (*key, at, *answers))
+        rows.setdefault(key, (*key, at, _tenant(pair), *answers))
     if not rows:
         return
     columns = [list(column) for column in zip(*(rows[key] for key in sorted(rows)), strict=True)]
     with connection.cursor() as cursor:
         cursor.execute(INSERT, columns)
+
+
+def _tenant(pair: ShadowPair) -> str | None:
+    return None if pair.tenant is None else pair.tenant.replace("\x00", "")[:TENANT_MAX]
 
 
 def _wanted(ids: set[str]) -> dict[str, UUID]:
@@ -173,6 +181,7 @@ def read_pairs(
     count = (COUNT_CLASSES if scale is None else COUNT_SCORES).format(grid=GRID)
     parameters: Mapping[str, Any] = {
         "rollout": rollout.pk,
+        "model": rollout.model.name,
         "metric": (metric.outcomes_of or metric).pk,
         "skew_s": settings.OUTCOME_CLOCK_SKEW_S,
         "window_s": metric.window_s,
@@ -211,8 +220,3 @@ def to_observation(metric: Metric, found: LabelledPairs) -> dict[str, JSON]:
         "won": found.won,
         "grid": [[place, weight] for place, weight in found.grid],
     }
-
-
-def forget_pairs(now: datetime) -> None:
-    """Delete the rows of rollouts that ended long ago."""
-    ShadowPairRow.objects.filter(rollout__ended_at__lt=now - KEEP_ENDED).delete()

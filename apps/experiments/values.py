@@ -17,6 +17,7 @@ from django.db.models import Q
 
 from apps.experiments.columns import Column, columns_of, uses_of
 from apps.experiments.models import Experiment, Metric
+from apps.experiments.senders import COUNTS_FOR
 from apps.experiments.states import ExperimentState
 
 CHUNK = 20_000
@@ -32,7 +33,8 @@ TAKE = """
 # experiment that has just begun, and would join thousands of rows with thousands one by one.
 FOLD = """
     WITH exposed AS MATERIALIZED (
-        SELECT kept.experiment_id, kept.unit, kept.at FROM experiments_exposurerow AS kept
+        SELECT kept.experiment_id, kept.unit, kept.at, kept.tenant, kept.also_tenants
+        FROM experiments_exposurerow AS kept
         WHERE kept.experiment_id = %(experiment)s AND kept.unit = ANY(%(units)s)
         ORDER BY kept.unit FOR UPDATE
     ), made AS MATERIALIZED (
@@ -57,8 +59,9 @@ FOLD = """
 # is diluted and never made.
 COUNTS_FROM = "exposed.at - %(skew_s)s * interval '1 second'"
 # Which outcomes may make the values of a unit of `exposed`.
-JOINS = """outcome.unit = exposed.unit AND outcome.metric_id = ANY(%(metrics)s)
-    AND outcome.occurred_at >= exposed.at - %(reach_s)s * interval '1 second'"""
+JOINS = f"""outcome.unit = exposed.unit AND outcome.metric_id = ANY(%(metrics)s)
+    AND outcome.occurred_at >= exposed.at - %(reach_s)s * interval '1 second'
+    AND {COUNTS_FOR}"""
 # Where statistics say that a table is empty, going through all of it for each unit looks as cheap
 # as a lookup. Without this join what was made is put to its rows by one hash; lookups stay.
 ALLOW_NESTED_LOOPS = "SELECT set_config('enable_nestloop', %s, true)"
@@ -103,12 +106,13 @@ def _unfrozen() -> Sequence[Experiment]:
     """Return the experiments whose result may still change."""
     live = Q(state__in=[ExperimentState.RUNNING, ExperimentState.PAUSED])
     ending = Q(state=ExperimentState.COMPLETED, refresh_due_at__isnull=False)
-    return list(Experiment.objects.filter(live | ending).order_by("pk"))
+    return list(Experiment.objects.filter(live | ending).select_related("model").order_by("pk"))
 
 
 def fold(experiment: Experiment, units: Sequence[str]) -> None:
     """Make the values of those of `units` that met the experiment. In the caller's transaction."""
-    made = unit_values(columns_of(experiment, uses_of(experiment)), experiment.covariate_s)
+    columns = columns_of(experiment, uses_of(experiment))
+    made = unit_values(columns, experiment.model.name, experiment.covariate_s)
     parameters = made.parameters | {"experiment": experiment.pk, "units": list(units)}
     with connection.cursor() as cursor:
         cursor.execute(ALLOW_NESTED_LOOPS, ["off"])
@@ -120,8 +124,8 @@ def fold(experiment: Experiment, units: Sequence[str]) -> None:
 class UnitValues:
     """The SQL of units' values, in the order of columns, and its parameters.
 
-    `array` aggregates, per unit of `exposed` (which has `unit` and `at`), the rows of `outcome`
-    that `joins` picks for it. What data planes measured is read from `measured`.
+    `array` aggregates, per unit of `exposed` (which has `unit`, `at` and its tenants), the rows of
+    `outcome` that `joins` picks for it. What data planes measured is read from `measured`.
     """
 
     array: str
@@ -130,13 +134,14 @@ class UnitValues:
 
 
 def unit_values(
-    columns: Sequence[Column], covariate_s: int, until: datetime | None = None
+    columns: Sequence[Column], model: str, covariate_s: int, until: datetime | None = None
 ) -> UnitValues:
-    """Return how the values of units are made, wherever their exposures are kept.
+    """Return how the values of units that met a split of `model` are made, wherever they are kept.
 
     Outcomes from `until` on do not count; None: all do.
     """
     parameters: dict[str, Any] = {
+        "model": model,
         "reach_s": covariate_s + settings.OUTCOME_CLOCK_SKEW_S,
         "skew_s": settings.OUTCOME_CLOCK_SKEW_S,
         "metrics": sorted({sent_as(column).pk for column in columns}),

@@ -414,6 +414,9 @@ class ApiKey(models.Model):
     digest = models.CharField(max_length=64, unique=True, editable=False)
     # The key's last characters, to tell keys apart.
     hint = models.CharField(max_length=4)
+    # Names of the models that it opens; empty for all. Names, since a list of rows would be empty
+    # once its models are deleted, and open all the others.
+    opens = models.JSONField(default=list, blank=True)
     created_at = models.DateTimeField()
     created_by = models.CharField(max_length=150)
     revoked_at = models.DateTimeField(null=True, blank=True)

@@ -194,10 +194,26 @@ class ApiKeySerializer(serializers.ModelSerializer[ApiKey]):
     """An API key without the key: `hint` has its last characters."""
 
     tenant = serializers.CharField(source="tenant.name", read_only=True)
+    models = serializers.ListField(
+        source="opens",
+        child=serializers.CharField(max_length=100),
+        max_length=1_000,
+        required=False,
+        help_text="The models that the key opens; none given: all of them.",
+    )
 
     class Meta:
         model = ApiKey
-        fields = ["id", "tenant", "name", "hint", "created_at", "created_by", "revoked_at"]
+        fields = [
+            "id",
+            "tenant",
+            "name",
+            "models",
+            "hint",
+            "created_at",
+            "created_by",
+            "revoked_at",
+        ]
         read_only_fields = ["hint", "created_at", "created_by", "revoked_at"]
 
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
-from functools import cached_property
+from datetime import UTC, datetime, timedelta
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -322,6 +322,7 @@ def _arm(found: Found, reach: Reach, generation: int, started_at: datetime, vari
     return interval.canary if variant == CANARY else interval.control
 
 
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # As a number: a timestamp of each of thousands of rows takes longer to read than all else of it.
 STARTED_US = "(extract(epoch FROM interval_started_at) * 1000000)::bigint"
 WINDOWS = """

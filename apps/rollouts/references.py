@@ -20,7 +20,7 @@ from contract import histogram
 from contract.histogram import Counts
 from contract.routing import BASELINE, STABLE
 
-# Telemetry is kept for so long, so that no reference reaches further back.
+# For so long telemetry is kept if nothing else is set; no reference reaches further back.
 KEEP_TELEMETRY = timedelta(days=14)
 RECENT = timedelta(minutes=30)
 # The shortest of these that holds enough answers is taken: what is recent is most alike.

@@ -68,6 +68,7 @@ class Snapshot:
     clusters: Mapping[str, Cluster]
     tenants: Mapping[str, Tenant] = field(default_factory=dict)
     key_required: bool = False
+    id_secret: str = ""
     metrics: Mapping[str, MetricRule] | None = None
 
 
@@ -85,6 +86,7 @@ def compile_table(generation: int, snapshot: Snapshot) -> RoutingTable:
         clusters={name: found for name, found in snapshot.clusters.items() if found.endpoints},
         tenants=dict(snapshot.tenants),
         key_required=snapshot.key_required,
+        id_secret=snapshot.id_secret,
         metrics=None if snapshot.metrics is None else dict(snapshot.metrics),
     )
 

@@ -139,6 +139,7 @@ class TenantViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericVie
         key, secret = tenants.create_key(
             tenant=tenant,
             name=given.validated_data["name"],
+            models=given.validated_data.get("opens", ()),
             actor=actor_of(request),
             now=database_now(),
         )

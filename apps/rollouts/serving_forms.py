@@ -154,3 +154,13 @@ class TenantForm(QuotaForm):
 
 class KeyForm(forms.Form):
     name = forms.CharField(max_length=100, help_text="Which application will use it, and where.")
+    models = forms.MultipleChoiceField(
+        required=False, help_text="The models that it opens. None chosen: all of them."
+    )
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        names = RegisteredModel.objects.order_by("name").values_list("name", flat=True)
+        choice = self.fields["models"]
+        assert isinstance(choice, forms.MultipleChoiceField)
+        choice.choices = [(name, name) for name in names]

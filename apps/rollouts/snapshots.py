@@ -8,6 +8,7 @@ from typing import Any
 
 from django.db.models import Prefetch, TextField
 from django.db.models.functions import Cast
+from django.utils.crypto import salted_hmac
 
 from apps.models import models as registry
 from apps.models.models import (
@@ -56,13 +57,21 @@ def read_snapshot() -> Snapshot:
     placed = _placed_versions()
     models = RegisteredModel.objects.order_by("name").values(*MODEL_COLUMNS)
     policy = ServingPolicy.objects.first()
+    tenants = _tenants()
+    key_required = policy is not None and policy.key_required
     return Snapshot(
         models=[_model(model, placed.get(model["pk"], [])) for model in models],
         clusters={row.name: _cluster(row) for row in ServingCluster.objects.order_by("name")},
-        tenants=_tenants(),
-        key_required=policy is not None and policy.key_required,
+        tenants=tenants,
+        key_required=key_required,
+        id_secret=_id_secret() if tenants or key_required else "",
         metrics=METRICS[0]() if METRICS else None,
     )
+
+
+def _id_secret() -> str:
+    """Return what seals the ids of answers: the same for all data planes, as long as the key is."""
+    return salted_hmac("interlock.request-ids", "", algorithm="sha256").hexdigest()
 
 
 def _placed_versions() -> dict[int, list[VersionSnapshot]]:
@@ -122,7 +131,8 @@ def _tenants() -> dict[str, Tenant]:
     rows = registry.Tenant.objects.prefetch_related(Prefetch("keys", active))
     return {
         row.name: Tenant(
-            keys=tuple(key.digest for key in row.keys.all()),
+            keys=tuple(key.digest for key in row.keys.all() if not key.opens),
+            limited_keys={key.digest: tuple(key.opens) for key in row.keys.all() if key.opens},
             requests_per_s=row.requests_per_s,
             burst=row.burst,
             concurrency_max=row.concurrency_max,

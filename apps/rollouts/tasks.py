@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
-
 from celery import shared_task
 
 from apps.lib.clock import database_now
 from apps.rollouts.candidates import start_candidates
 from apps.rollouts.drift import publish_drift
-from apps.rollouts.models import IngestedBatch, PublishedTable, ShadowRow, TelemetryRow
-from apps.rollouts.references import KEEP_TELEMETRY
+from apps.rollouts.models import PublishedTable
 from apps.rollouts.retirement import retire_versions
 from apps.rollouts.tick import tick_rollouts
 from apps.rollouts.watch import watch_ends, watch_traffic
 
-KEEP_BATCHES = timedelta(days=2)
 KEEP_TABLES = 1_000
 
 
@@ -43,11 +39,7 @@ def start_candidates_task() -> None:
 
 @shared_task(name="rollouts.prune")
 def prune_task() -> None:
-    """Delete what no page, check or redelivery can need any more."""
-    now = database_now()
-    TelemetryRow.objects.filter(ended_at__lt=now - KEEP_TELEMETRY).delete()
-    ShadowRow.objects.filter(ended_at__lt=now - KEEP_TELEMETRY).delete()
-    IngestedBatch.objects.filter(at__lt=now - KEEP_BATCHES).delete()
+    """Delete old tables; what goes by its age is dropped by `controlplane.retention`."""
     # By their number and not by their generation, which leaps where an epoch begins.
     kept = PublishedTable.objects.order_by("-generation").values_list("generation", flat=True)
     for oldest in kept[KEEP_TABLES - 1 : KEEP_TABLES]:

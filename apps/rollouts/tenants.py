@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
 from django.db import transaction
 
 from apps.lib.actors import Actor
-from apps.lib.errors import Conflict
+from apps.lib.errors import Conflict, Invalid
 from apps.lib.validation import check_row
 from apps.models.audit import record_audit
-from apps.models.models import ApiKey, ServingPolicy, Tenant
+from apps.models.models import ApiKey, RegisteredModel, ServingPolicy, Tenant
 from apps.rollouts.publication import publish_table
 
 QUOTA = ("requests_per_s", "burst", "concurrency_max", "priority")
@@ -89,11 +90,15 @@ def active_keys(tenant: Tenant) -> list[ApiKey]:
 
 
 @transaction.atomic
-def create_key(*, tenant: Tenant, name: str, actor: Actor, now: datetime) -> tuple[ApiKey, str]:
+def create_key(
+    *, tenant: Tenant, name: str, actor: Actor, now: datetime, models: Sequence[str] = ()
+) -> tuple[ApiKey, str]:
     """Make an API key; return it and the key itself, which nobody can read again.
 
+    It opens `models` alone, and all of them where none is named. What a key opens never changes.
+
     Raises:
-        Invalid: the name is empty or too long.
+        Invalid: the name is empty or too long, or there is no such model.
         Conflict: the tenant has as many active keys as it may have.
     """
     # The lock makes the count hold.
@@ -104,6 +109,7 @@ def create_key(*, tenant: Tenant, name: str, actor: Actor, now: datetime) -> tup
     key = ApiKey(
         tenant=tenant,
         name=name,
+        opens=_existing(models),
         digest=hashlib.sha256(secret.encode()).hexdigest(),
         hint=secret[-HINT_LENGTH:],
         created_at=now,
@@ -111,9 +117,19 @@ def create_key(*, tenant: Tenant, name: str, actor: Actor, now: datetime) -> tup
     )
     check_row(key, ("name",))
     key.save()
-    record_audit(actor=actor, action="api_key.created", target=str(key))
+    after = {"models": key.opens or "all"}
+    record_audit(actor=actor, action="api_key.created", target=str(key), after=after)
     publish_table(reason=f"API key for tenant {tenant.name}", actor=actor, now=now)
     return key, secret
+
+
+def _existing(names: Sequence[str]) -> list[str]:
+    """Return the names in order, each once. Raises Invalid for one of no model."""
+    asked = set(names)
+    known = set(RegisteredModel.objects.filter(name__in=asked).values_list("name", flat=True))
+    if unknown := sorted(asked - known):
+        raise Invalid(f"models: there is no model {unknown[0][:100]!r}.")
+    return sorted(asked)
 
 
 @transaction.atomic

@@ -179,7 +179,7 @@ def bars(rng: Rng, runs: int) -> Iterator[Bar]:
             yield share(name, hits, 2 * runs, FALSE_WINS_MAX)
     yield from _margins(rng, many)
     yield _spend(rng, many)
-    yield from _small_levels(rng, max(1, many // 2))
+    yield from _small_levels(rng, many)
     for kind in ("proportion", "mean"):
         yield _power_lost(rng, kind, 2 * many)
 

@@ -76,6 +76,7 @@ class Copy:
         "_answered_ns",
         "_live",
         "_start",
+        "_tenant",
         "_unit",
         "comparison",
         "counter",
@@ -97,6 +98,7 @@ class Copy:
         start: int,
         unit: str | None,
         answered_ns: int,
+        tenant: str,
     ) -> None:
         # Whose copy it is.
         self.mirror = mirror
@@ -108,7 +110,8 @@ class Copy:
         self._live = outputs
         # Where the rows of the request begin in them.
         self._start = start
-        # Whose request it is, and the instant in the id of its answer.
+        # Which tenant asked about which unit, and the instant in the id of the answer.
+        self._tenant = tenant
         self._unit = unit
         self._answered_ns = answered_ns
         # What it keeps in memory, as far as the budget knows.
@@ -153,6 +156,7 @@ class Copy:
                 request=answer_key(self.mirror.process, self._answered_ns),
                 at_ms=self._answered_ns // 1_000_000,
                 unit=self._unit or "",
+                tenant=self._tenant,
                 stable_class=classes[0],
                 shadow_class=classes[1],
                 stable_score=scores[0],
@@ -167,7 +171,7 @@ class Copy:
             breaker.released()
             self.mirror.shadows.end(self, "budget")
             return
-        if error.fault is Fault.REFUSED:
+        if error.fault is Fault.REFUSED or error.is_ours:
             breaker.released()
         elif not error.counted:
             error.counted = True
@@ -190,7 +194,6 @@ class Mirror:
 
     __slots__ = (
         "_live",
-        "_rows_max",
         "_salt",
         "_share_bp",
         "key",
@@ -218,8 +221,6 @@ class Mirror:
         self.runtime = runtime
         # The queue of stable, which goes first.
         self._live = live
-        # Rows that the next batch of that queue takes.
-        self._rows_max = route.batching.max_batch_size if route.batched else 1
         # The shadow's own, so that its units are none of the split's.
         self._salt = settings.salt
         # Units in buckets below this are copied.
@@ -237,8 +238,8 @@ class Mirror:
 
     @property
     def live_is_busy(self) -> bool:
-        """True while stable has more rows waiting than its next batch takes."""
-        return self._live.waiting_rows > self._rows_max
+        """True while stable has more to do than its next batch, or had to refuse somebody."""
+        return self._live.is_strained(monotonic())
 
     def offer(
         self,
@@ -247,6 +248,7 @@ class Mirror:
         start: int,
         unit: str | None,
         answered_ns: int,
+        tenant: str = "",
     ) -> None:
         """Copy `request`, which stable answered with the rows from `start` on, if it is its turn.
 
@@ -256,7 +258,7 @@ class Mirror:
         try:
             point = bucket(self._salt, unit) if unit is not None else randrange(BUCKETS)  # noqa: S311
             if point < self._share_bp:
-                self.shadows.take(Copy(self, request, outputs, start, unit, answered_ns))
+                self.shadows.take(Copy(self, request, outputs, start, unit, answered_ns, tenant))
         except Exception:
             log.exception("a request could not be copied")
 

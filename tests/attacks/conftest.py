@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.attacks.ground import Ground
+from tests.attacks.tenancy import Door, a_door
 from tests.dataplane.conftest import Valkey, valkey
 from tests.dataplane.groups import a_group, free_port
 
@@ -20,3 +21,9 @@ async def ground(valkey: Valkey, tmp_path: Path) -> AsyncIterator[Ground]:
     settings = {"INTERLOCK_GRPC_BIND": f"127.0.0.1:{grpc_port}"}
     async with a_group(valkey, tmp_path, workers=1, **settings) as group:
         yield Ground(group, grpc_port)
+
+
+@pytest.fixture
+async def door(valkey: Valkey, tmp_path: Path) -> AsyncIterator[Door]:
+    async with a_door(valkey, tmp_path) as found:
+        yield found

@@ -24,6 +24,7 @@ KEY = {
     "id": 7,
     "tenant": "shop",
     "name": "web",
+    "models": [],
     "hint": "wxyz",
     "created_at": "2026-11-24T10:00:00Z",
     "created_by": "anna",
@@ -103,6 +104,17 @@ def test_a_new_key_stands_alone_on_standard_output(
     printed = capsys.readouterr()
     assert printed.out == "ilapp_secret\n"
     assert "not shown again" in printed.err
+
+
+def test_a_key_may_open_some_models(server: Server, said: Callable[[], str]) -> None:
+    server.answer = {**KEY, "models": ["digits", "words"]}
+    words = ["keys", "create", "shop", "--model", "digits", "--model", "words"]
+    server.answer["key"] = "ilapp_x"
+    assert cli.main(words) == 0
+    assert server.sent[0][2]["models"] == ["digits", "words"]
+    said()
+    assert cli.main(["keys", "list", "shop"]) == 0
+    assert "digits, words" in said()
 
 
 def test_keys_are_listed_and_revoked(server: Server, said: Callable[[], str]) -> None:

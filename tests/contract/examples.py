@@ -163,9 +163,13 @@ TABLE = RoutingTable(
             burst=1_000,
             concurrency_max=64,
             priority="high",
+            limited_keys={
+                "fcde2b2edba56bf408601fb721fe9b5c338d10ee429ea04fae5511b68fbf8fb9": ("digits",)
+            },
         )
     },
     key_required=True,
+    id_secret="of-the-golden-table",
     metrics={
         "correct": MetricRule(is_binary=True),
         "latency": MetricRule(refusal="the data plane measures latency itself"),
@@ -306,6 +310,15 @@ OUTCOMES = Batch(
             value=0.0,
             occurred_at_ms=1_795_552_013_600,
             request_id="digits:2:1f0c2a9b-18eb150b0a5d8800",
+        ),
+        Outcome(
+            event_id="e-3",
+            unit_id="u1",
+            metric="correct",
+            value=1.0,
+            occurred_at_ms=1_795_552_013_700,
+            tenant="shop",
+            models=("digits",),
         ),
     ),
     refusals=(

@@ -316,3 +316,15 @@ def running() -> Iterator[None]:
         stop.set()
         thread.join(10)
     assert not thread.is_alive()
+
+
+def test_dead_entries_are_bounded_in_bytes(
+    ingester: Ingester, client: redis.Redis[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ingest, "DEAD_BYTES_MAX", 1_000_000)
+    for number in range(60):
+        send(client, b"%d" % number + b"x" * 50_000)
+        ingester.turn()
+    assert client.memory_usage(DEAD) < 1_500_000
+    ((_, newest),) = client.xrevrange(DEAD, count=1)
+    assert newest[FIELD].startswith(b"59")

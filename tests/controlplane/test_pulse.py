@@ -20,7 +20,7 @@ from controlplane.celery import app
 from controlplane.health import loops_document
 from controlplane.ingest import Ingester
 from controlplane.models import ApiToken
-from controlplane.pulse import KEY, LOOPS, read_pulses, record_pulse
+from controlplane.pulse import KEY, LOOPS, Loop, read_pulses, record_pulse
 from controlplane.settings import CELERY_BEAT_SCHEDULE
 from controlplane.watchdog import Watchdog
 
@@ -66,11 +66,11 @@ def test_a_loop_that_turned_is_not_late() -> None:
     assert all(found.age_s is not None and found.age_s < 5 for found in read_pulses().loops)
 
 
-@pytest.mark.parametrize("name", [loop.name for loop in LOOPS])
-def test_each_loop_is_late_on_its_own(marks: redis.Redis[bytes], name: str) -> None:
+@pytest.mark.parametrize("loop", LOOPS, ids=[loop.name for loop in LOOPS])
+def test_each_loop_is_late_on_its_own(marks: redis.Redis[bytes], loop: Loop) -> None:
     all_turn()
-    let_pass(marks, name, 61)
-    assert late() == [name]
+    let_pass(marks, loop.name, round(loop.late_after_s) + 1)
+    assert late() == [loop.name]
 
 
 def test_a_slow_loop_has_the_time_of_its_period(marks: redis.Redis[bytes]) -> None:

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from contract.deltas import MEDIA_TYPE, make_delta
 from contract.messages import decode_report
 from contract.routing import encode
-from dataplane.config import Config
+from dataplane.config import Config, Group
 from dataplane.instance import Instance
 from dataplane.serving import Serving
 from dataplane.sync import REPORT_PATH, TABLE_PATH, Sync
@@ -69,6 +69,10 @@ class ControlSocket:
             self._writers.discard(writer)
 
 
+# What opens an instance's numbers.
+TOKEN = {"authorization": "Bearer pager"}
+
+
 @asynccontextmanager
 async def an_instance(valkey, folder, data=None, metrics=None, **changes):
     """Run a whole instance against a control plane, a Redis and an upstream."""
@@ -80,7 +84,7 @@ async def an_instance(valkey, folder, data=None, metrics=None, **changes):
                 host="127.0.0.1", port=0, control_url=control.url, instance_token="t",
                 instance_name="dp", state_dir=folder / "state", redis_url=valkey.url,
                 poll_interval_s=0.05, report_interval_s=0.05, telemetry_interval_s=0.05,
-                stop_timeout_s=3.0,
+                stop_timeout_s=3.0, group=Group(operator_token="pager"),
             )  # fmt: skip
             instance = Instance(config, asyncio.get_running_loop())
             port = await instance.start()

@@ -11,13 +11,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
+import msgspec
 
 from contract.routing import encode
-from tests.dataplane.control import ControlSocket
+from tests.dataplane.control import TOKEN, ControlSocket
 from tests.dataplane.worlds import Upstream, body, canary, model, table, until
 
 ROOT = Path(__file__).parents[2]
-TOKEN = {"authorization": "Bearer pager"}
 ROW = [1.0, 2.0, 3.0, 4.0]
 
 
@@ -70,7 +70,7 @@ class Group:
 
     async def get(self, path):
         """Ask over a connection of its own, so that any worker may answer."""
-        return await self._request("GET", path)
+        return await self._request("GET", path, headers=TOKEN)
 
     async def post(self, path, document):
         return await self._request("POST", path, json=document, headers=TOKEN)
@@ -110,9 +110,11 @@ def kill(pid):
 
 
 @asynccontextmanager
-async def a_group(valkey, folder, workers=2, **settings):
+async def a_group(valkey, folder, workers=2, tenancy=None, **settings):
+    """Run an instance; `tenancy` are fields of its table: tenants and what belongs to them."""
     async with Upstream() as upstream:
-        data = encode(table(model(split=canary(10_000)), 7, (upstream.address,)))
+        made = table(model(split=canary(10_000)), 7, (upstream.address,))
+        data = encode(msgspec.structs.replace(made, **tenancy or {}))
         async with ControlSocket(data) as control:
             group = Group(valkey, folder, control, upstream, workers)
             group.environment |= settings

@@ -117,6 +117,7 @@ def data_plane(
         "INTERLOCK_INSTANCE_TOKEN": "none",
         "INTERLOCK_INSTANCE_NAME": "differential",
         "INTERLOCK_STATE_DIR": str(folder),
+        "INTERLOCK_OPERATOR_TOKEN": "pager",
         "INTERLOCK_STOP_TIMEOUT_S": "2",
         "INTERLOCK_WORKERS": "1",
         "REDIS_URL": "redis://127.0.0.1:9",

@@ -29,6 +29,9 @@ NO_JSON = ("FP16", "BF16")
 INEXACT = (*NO_JSON, "FP64")
 
 
+OPERATOR = {"authorization": "Bearer pager"}
+
+
 @pytest.fixture(scope="module")
 def addresses(tmp_path_factory):
     state = tmp_path_factory.mktemp("identities")
@@ -151,7 +154,7 @@ def test_cached_answers_have_the_bits_of_tritons(addresses):
                 by, client = ((by_http, http), (by_grpc, grpc))[(i + turn) % 2]
                 got = client.infer(CACHED + model, **request(by, arrays, form))
                 assert bits_of(got, arrays) == bits_of(expected, arrays), model
-    metrics = httpx.get(f"http://{addresses.ours_http}/metrics").text
+    metrics = httpx.get(f"http://{addresses.ours_http}/metrics", headers=OPERATOR).text
     hits = re.findall(r"^interlock_cache_hits_total\{.*\} (\d+)$", metrics, re.MULTILINE)
     assert sum(map(int, hits)) >= 2 * len(asked)
 
@@ -179,8 +182,8 @@ def test_everything_else_that_a_client_asks_for(addresses, kind):
         assert not client.is_model_ready("nothing")
         assert client.get_server_metadata()
         assert client.get_model_metadata("text", "7")
-        assert client.get_model_config("text")
-        assert client.get_inference_statistics("text")
+        assert client.get_model_config("text", headers=OPERATOR)
+        assert client.get_inference_statistics("text", headers=OPERATOR)
         with pytest.raises(InferenceServerException, match="control plane"):
             client.get_model_repository_index()
 

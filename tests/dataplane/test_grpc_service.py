@@ -19,6 +19,7 @@ from dataplane.cache import Cache
 from dataplane.clusters import cluster_of
 from dataplane.config import Limits
 from dataplane.grpc_service import SERVICE, GrpcCaller, GrpcService
+from dataplane.pin import Operator
 from dataplane.predict import Predictor
 from dataplane.serving import Serving
 from dataplane.telemetry import Telemetry
@@ -26,6 +27,7 @@ from dataplane.triton import Fault, Reply, TritonError
 from tests.dataplane.worlds import (
     HeldTriton,
     canary,
+    knowing,
     model,
     stopped_clock,
     sums_reply,
@@ -34,6 +36,7 @@ from tests.dataplane.worlds import (
 )
 
 ROW = np.array([[1, 2, 3, 4]], np.float32)
+OPERATOR = {"authorization": "Bearer pager"}
 
 
 class World:
@@ -42,11 +45,13 @@ class World:
     def __init__(self, answer=sums_reply, limits=None, **changes):
         self.triton = HeldTriton(answer)
         self.telemetry = Telemetry(stopped_clock())
-        self.serving = Serving(self.triton, self.telemetry, asyncio.get_running_loop(), 4)
+        self.serving = knowing(Serving(self.triton, self.telemetry, asyncio.get_running_loop(), 4))
         self.serving.apply(table(model(**changes), 3))
         predictor = Predictor(self.serving, self.telemetry)
         self.not_ready = None
-        self.service = GrpcService(predictor, lambda: self.not_ready, limits or Limits(), 100)
+        operator = Operator(self.serving, None, "pager")
+        limits = limits or Limits()
+        self.service = GrpcService(predictor, lambda: self.not_ready, operator, limits, 100)
         self.address = ""
 
 
@@ -247,8 +252,9 @@ async def test_health_metadata_and_what_is_not_here():
         world.not_ready = "stopping"
         assert not await client.is_server_ready()
         assert (await client.get_model_metadata("sums")).inputs[0].name == "x"
-        assert (await client.get_model_config("sums")).config.max_batch_size == 4
-        assert await client.get_inference_statistics("sums")
+        config = await client.get_model_config("sums", headers=OPERATOR)
+        assert config.config.max_batch_size == 4
+        assert await client.get_inference_statistics("sums", headers=OPERATOR)
         code, details, _ = await call(world, b"", method="RepositoryIndex")
     assert (code, "control plane" in details) == ("UNIMPLEMENTED", True)
 

@@ -17,7 +17,7 @@ from contract.messages import (
     STREAM_TELEMETRY,
     decode_batch,
 )
-from tests.dataplane.control import an_instance, applied
+from tests.dataplane.control import TOKEN, an_instance, applied
 from tests.dataplane.worlds import body, until
 
 ROW = [1.0, 2.0, 3.0, 4.0]
@@ -83,7 +83,7 @@ async def test_health_metadata_and_metrics(valkey, tmp_path):
         metadata = (await client.get("/v2/models/sums")).json()
         assert metadata["versions"] == ["1", "2"]
         assert metadata["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [-1, 4]}]
-        page = (await client.get("/metrics")).text
+        page = (await client.get("/metrics", headers=TOKEN)).text
         assert 'model_predictions_total{model_name="sums"' in page
         assert "interlock_table_generation 7" in page
         assert "invented" not in page

@@ -9,6 +9,7 @@ import pytest
 from contract.routing import Batching, CanarySplit
 from dataplane.app import Application
 from dataplane.predict import Predictor
+from dataplane.refusals import Refusals
 from dataplane.serving import Serving
 from dataplane.telemetry import Telemetry
 from dataplane.triton import Fault, Reply, TritonError
@@ -19,6 +20,7 @@ from tests.dataplane.worlds import (
     HeldTriton,
     body,
     canary,
+    knowing,
     model,
     stopped_clock,
     sums_reply,
@@ -30,6 +32,13 @@ INFER = "/v2/models/sums/infer"
 ALL = canary(10_000)
 
 
+class Taking:
+    """Takes no outcomes, and counts those that are refused."""
+
+    def __init__(self):
+        self.refusals = Refusals()
+
+
 class Plane:
     """A data plane on a fake Triton; `ask` is one request, `answers` all of them."""
 
@@ -37,10 +46,10 @@ class Plane:
         self.triton = HeldTriton(answer)
         self.telemetry = Telemetry(stopped_clock())
         loop = asyncio.get_running_loop()
-        self.serving = Serving(self.triton, self.telemetry, loop, 4)
+        self.serving = knowing(Serving(self.triton, self.telemetry, loop, 4))
         self.apply(1, **changes)
         predictor = Predictor(self.serving, self.telemetry)
-        self.application = Application(predictor, None, None, "boot", None, "", None)
+        self.application = Application(predictor, Taking(), None, "boot", None, "", None)
 
     def apply(self, generation, **changes):
         self.serving.apply(table(model(**changes), generation))

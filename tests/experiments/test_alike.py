@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from apps.experiments.gather import gather
-from apps.experiments.models import Experiment, Metric, RolloutExposure, WeightChange
+from apps.experiments.models import Experiment, Metric, WeightChange
 from apps.experiments.outcome_judge import CANARY, CONTROL, from_json, judge_metric, to_json
 from apps.experiments.phases import SETTLING
+from apps.experiments.rollout_models import RolloutExposure
 from apps.experiments.rollout_units import read_units, span_of
 from apps.experiments.services import MetricChoice
 from apps.experiments.stats import estimates

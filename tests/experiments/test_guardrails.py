@@ -7,14 +7,15 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
+from django.conf import settings
 from django.db import connection
 
 from apps.experiments import guardrails, rollout_units
 from apps.experiments.guardrails import observe_outcome
-from apps.experiments.ingestion import apply_exposures
-from apps.experiments.meetings import KEEP_ENDED, forget_meetings
-from apps.experiments.models import Metric, OutcomeRow, RolloutExposure
+from apps.experiments.ingestion import apply_exposures, apply_outcomes
+from apps.experiments.models import Metric, OutcomeRow
 from apps.experiments.outcome_judge import judge_outcome
+from apps.experiments.rollout_models import RolloutExposure
 from apps.lib.clock import database_now
 from apps.rollouts.check_kinds import OUTCOME, CheckDocument
 from apps.rollouts.checks import CheckSettings
@@ -24,8 +25,9 @@ from apps.rollouts.phases import enter_step
 from apps.rollouts.plan_store import save_plan
 from apps.rollouts.plans import PlanDocument, StepDocument
 from apps.rollouts.tick import tick_rollouts
-from contract.messages import Batch, Exposure
+from contract.messages import Batch, Exposure, Outcome
 from contract.routing import CanarySplit
+from controlplane.retention.run import run_retention
 from tests.rollouts.factories import ANNA, latest, make_baking, make_instance, make_model, send
 
 pytestmark = pytest.mark.django_db
@@ -51,11 +53,14 @@ def rollout(bought: Metric) -> Rollout:
     return make_baking(make_model())
 
 
-def meet(rollout: Rollout, unit: str, variant: str, *, at: datetime | None = None) -> None:
+def meet(
+    rollout: Rollout, unit: str, variant: str, *, at: datetime | None = None, tenant: str = ""
+) -> None:
     at_ms = round((at or database_now()).timestamp() * 1_000)
     seen = Exposure(
-        experiment=str(rollout.pk), unit=unit, variant=variant, version="2", at_ms=at_ms
-    )
+        experiment=str(rollout.pk), unit=unit, variant=variant, version="2", at_ms=at_ms,
+        tenant=tenant,
+    )  # fmt: skip
     batch = Batch(instance="i-1", boot="b", sequence=1, exposures=(seen,))
     assert not apply_exposures([batch], database_now())
 
@@ -290,10 +295,11 @@ def test_counting_that_takes_too_long_is_told_and_undone(
 
 def test_meetings_are_forgotten_when_their_rollout_ended_long_ago(rollout: Rollout) -> None:
     meet(rollout, "u", "canary")
-    forget_meetings(database_now())
+    run_retention(database_now())
     assert RolloutExposure.objects.count() == 1
-    Rollout.objects.update(ended_at=database_now() - KEEP_ENDED - timedelta(minutes=1))
-    forget_meetings(database_now())
+    kept = timedelta(days=settings.RETENTION_DAYS["shadow_pairs"])
+    Rollout.objects.update(ended_at=database_now() - kept - timedelta(minutes=1))
+    run_retention(database_now())
     assert not RolloutExposure.objects.exists()
 
 
@@ -314,3 +320,21 @@ def test_a_pass_needs_traffic_of_late(rollout: Rollout) -> None:
     Rollout.objects.update(next_check_at=database_now())
     tick_rollouts()
     assert Evaluation.objects.filter(check_name=OUTCOME).latest("id").verdict == "pass"
+
+
+def test_only_outcomes_of_who_asked_about_a_unit_judge_a_rollout(rollout: Rollout) -> None:
+    at_ms = round(database_now().timestamp() * 1_000)
+    for unit in ("u1", "u2"):
+        meet(rollout, unit, "canary", tenant="shop")
+    meet(rollout, "u2", "canary", tenant="rival")
+    told = [("shop", "u1", 1.0), ("rival", "u1", 0.0), ("rival", "u2", 0.0), ("", "u2", 1.0)]
+    outcomes = tuple(
+        Outcome(
+            event_id=unit, unit_id=unit, metric="bought", value=value, occurred_at_ms=at_ms,
+            tenant=tenant, models=("digits",),
+        )
+        for tenant, unit, value in told
+    )  # fmt: skip
+    apply_outcomes([Batch(instance="i", boot="b", sequence=2, outcomes=outcomes)], database_now())
+    whole = seen(rollout)["data"]["arms"]["canary"]["whole"]
+    assert (whole["n"], whole["means"]) == (2, (0.5,))

@@ -11,8 +11,8 @@ from django.conf import settings
 from apps.experiments import shadow_pairs
 from apps.experiments.guardrails import observe_accuracy
 from apps.experiments.ingestion import apply_exposures, record_outcomes
-from apps.experiments.models import Metric, ShadowPairRow
-from apps.experiments.shadow_pairs import KEEP_ENDED, forget_pairs
+from apps.experiments.models import Metric
+from apps.experiments.rollout_models import ShadowPairRow
 from apps.lib.clock import database_now
 from apps.rollouts.check_kinds import SHADOW_ACCURACY, CheckDocument
 from apps.rollouts.checks import CheckSettings
@@ -26,6 +26,7 @@ from apps.rollouts.tick import tick_rollouts
 from apps.rollouts.verdicts import Verdict
 from contract.messages import Batch, Outcome, ShadowPair
 from contract.request_ids import answer_key, request_id_head, request_id_unit
+from controlplane.retention.run import run_retention
 from tests.rollouts.factories import ANNA, latest, make_baking, make_instance, make_model
 
 pytestmark = pytest.mark.django_db
@@ -219,9 +220,10 @@ def test_there_is_a_bound(rollout: Rollout, monkeypatch: pytest.MonkeyPatch) -> 
 def test_rows_leave_a_while_after_their_rollout_ended(rollout: Rollout) -> None:
     arrive(pair(rollout, 1, 1, 2))
     Rollout.objects.update(ended_at=database_now())
-    forget_pairs(database_now() + KEEP_ENDED - timedelta(minutes=1))
+    kept = timedelta(days=settings.RETENTION_DAYS["shadow_pairs"])
+    run_retention(database_now() + kept - timedelta(minutes=1))
     assert ShadowPairRow.objects.exists()
-    forget_pairs(database_now() + KEEP_ENDED + timedelta(minutes=1))
+    run_retention(database_now() + kept + timedelta(minutes=1))
     assert not ShadowPairRow.objects.exists()
 
 

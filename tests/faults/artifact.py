@@ -18,11 +18,11 @@ SIGNATURE = Signature(
 )
 
 
-def write_artifact(path: Path) -> Path:
-    """Write softmax(x · W) and its argmax, with weights from a fixed seed; return the path."""
+def write_artifact(path: Path, seed: int = 0) -> Path:
+    """Write softmax(x · W) and its argmax, with the weights of the seed; return the path."""
     from onnx import TensorProto, helper, numpy_helper
 
-    weights = np.random.default_rng(0).normal(size=(FEATURES, CLASSES)).astype(np.float32)
+    weights = np.random.default_rng(seed).normal(size=(FEATURES, CLASSES)).astype(np.float32)
     graph = helper.make_graph(
         [
             helper.make_node("MatMul", ["features", "w"], ["z"]),

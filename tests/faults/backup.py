@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 
 import psycopg
@@ -10,6 +11,7 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
 from embedded.postgres import find_bin
+from embedded.state import ROOT
 from tests.faults.ground import Ground
 
 REPLACED = "replaced"
@@ -34,7 +36,24 @@ def restore(ground: Ground, path: Path) -> None:
         _allow(ground, each, allowed=False)
     _rename(ground, name, REPLACED)
     _rename(ground, RESTORED, name)
-    _allow(ground, name, allowed=True)
+    for each in (name, REPLACED):
+        _allow(ground, each, allowed=True)
+
+
+def start_epoch(ground: Ground) -> None:
+    """Have data planes accept the restored database's tables, as docs/operations.md says."""
+    command = [sys.executable, "manage.py", "start_epoch", "--yes", "--reason", "drill"]
+    subprocess.run(command, cwd=ROOT, env=ground.stack.env, check=True, capture_output=True)
+
+
+def replaced_outcomes(ground: Ground, prefix: str) -> set[str]:
+    """Return the units of a test's outcomes that the database before the restore had stored.
+
+    What was stored after the dump is not in the restored one, and is sent by nobody again.
+    """
+    with psycopg.connect(_url(ground, REPLACED)) as connection:
+        query = "SELECT unit FROM experiments_outcomerow WHERE unit LIKE %s"
+        return {unit for (unit,) in connection.execute(query, [f"{prefix}-%"]).fetchall()}
 
 
 def _allow(ground: Ground, name: str, *, allowed: bool) -> None:

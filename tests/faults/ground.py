@@ -7,8 +7,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -49,6 +49,8 @@ MARKS = {
     "beat": "controlplane.beat",
     "ingest": "manage.py ingest",
 }
+# A stack may have it as well; no test waits for it.
+MLFLOW = {"mlflow": "-m mlflow server"}
 # What asking raises while somebody is away.
 UNANSWERED = (httpx.HTTPError, psycopg.Error, redis.RedisError)
 BODY = b'{"inputs":[{"name":"features","datatype":"FP32","shape":[1,4],"data":[1,2,3,4]}]}'
@@ -87,14 +89,16 @@ def processes(parent: int | None = None) -> dict[int, str]:
 class Ground:
     """What the tests know of the stack and do to it."""
 
-    def __init__(self, stack: Stack) -> None:
+    def __init__(self, stack: Stack, artifacts: Sequence[Path] = ()) -> None:
+        """Register a model whose versions have `artifacts`, one each; without, one for all."""
         self.stack = stack
         self.state = Path(stack.state_dir)
         self.port = stack.ports["dataplane"]
         self.triton = f"127.0.0.1:{stack.ports['triton_http']}"
-        self.artifact = write_artifact(self.state / "flowers.onnx")
+        artifacts = artifacts or [write_artifact(self.state / "flowers.onnx")]
+        self.artifact = artifacts[0]
         self.question = Question(self.artifact)
-        command = [sys.executable, "-m", "tests.faults.seed", str(self.artifact)]
+        command = [sys.executable, "-m", "tests.faults.seed", *map(str, artifacts)]
         subprocess.run(command, cwd=ROOT, env=stack.env, check=True)
         self.control = Control(stack)
 
@@ -103,7 +107,7 @@ class Ground:
     def pid(self, part: str) -> int:
         """Return the pid of the part's leading process. Raises LookupError while there is none."""
         for pid, command in processes(self.stack.pid).items():
-            if MARKS[part] in command:
+            if (MARKS | MLFLOW)[part] in command:
                 return pid
         raise LookupError(part)
 
@@ -151,6 +155,22 @@ class Ground:
                 os.kill(pid, signal.SIGKILL)
                 return monotonic()
         raise LookupError(triton_model)
+
+    def tree(self, pid: int) -> list[int]:
+        """Return the process and all below it, parents first."""
+        return [pid, *(each for child in processes(pid) for each in self.tree(child))]
+
+    @contextmanager
+    def frozen(self, pids: Sequence[int]) -> Iterator[float]:
+        """Stop the processes (SIGSTOP) while the block runs; who is killed meanwhile stays dead."""
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield monotonic()
+        finally:
+            for pid in reversed(pids):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
 
     def tick(self, for_s: float) -> None:
         """Do what the workers' ticks do, in a process that needs no broker."""
@@ -206,6 +226,14 @@ class Ground:
         )
         return {name for (name,) in self.rows(query, path.split("/")[1])}
 
+    def token_of(self, instance: str) -> str:
+        """Return a new token of an instance that the tests add to the fleet."""
+        known = self.control.get("instance-tokens/?page_size=200")["results"]
+        for row in known:
+            if row["instance"] == instance and row["state"] == "active":
+                self.control.post(f"instance-tokens/{row['id']}/revoke/")
+        return str(self.control.post("instance-tokens/", {"instance": instance})["token"])
+
     def copy_repository(self, triton: Path) -> None:
         """Give another Triton the versions that ours holds."""
         shutil.copytree(self.state / "triton" / "repository", triton / "repository")
@@ -215,13 +243,13 @@ class Ground:
 
     # --- rollouts ------------------------------------------------------------------------------
 
-    def start_rollout(self, target: int | None = None) -> str:
-        """Start to make another version stable by the quick plan; return the rollout's path."""
+    def start_rollout(self, target: int | None = None, plan: str = PLAN) -> str:
+        """Start to make another version stable, by the quick plan; return the rollout's path."""
         stable = self.control.get(f"models/{MODEL}/")["stable"]
         target = target or next(number for number in VERSIONS if number != stable)
         # An earlier test may have rolled the version back.
         again = {"overrides": ["quarantine"]}
-        body = {"model": MODEL, "version": str(target), "plan": PLAN, **again}
+        body = {"model": MODEL, "version": str(target), "plan": plan, **again}
         return f"rollouts/{self.control.post('rollouts/', body)['id']}/"
 
     def verdicts(self, path: str) -> set[str]:

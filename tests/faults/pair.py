@@ -21,6 +21,7 @@ MODEL = "flowers"
 TRITON_MODEL = "flowers.1"
 # Short times, so that no test need wait for their end.
 SETTINGS = {
+    "INTERLOCK_OPERATOR_TOKEN": "pager",
     "INTERLOCK_EJECT_S": "1",
     "INTERLOCK_EJECT_MAX_S": "2",
     "INTERLOCK_STOP_TIMEOUT_S": "1",
@@ -82,7 +83,10 @@ class Pair:
 
     def open_circuits(self) -> list[str]:
         """Return the lines of `/metrics` about circuits that are not closed."""
-        lines = httpx.get(f"http://127.0.0.1:{self.port}/metrics").text.splitlines()
+        headers = {"authorization": "Bearer pager"}
+        lines = httpx.get(
+            f"http://127.0.0.1:{self.port}/metrics", headers=headers
+        ).text.splitlines()
         return [line for line in lines if line.startswith("interlock_circuit_state{")]
 
 

@@ -40,7 +40,9 @@ def half_close_after(ground: Ground, data: bytes) -> bytes:
 
 def metric(ground: Ground, name: str) -> float:
     """Return the sum of a gauge over its labels."""
-    page = httpx.get(f"{ground.stack.urls.dataplane}/metrics").text
+    token = ground.stack.env["INTERLOCK_OPERATOR_TOKEN"]
+    headers = {"authorization": f"Bearer {token}"}
+    page = httpx.get(f"{ground.stack.urls.dataplane}/metrics", headers=headers).text
     return sum(float(line.split()[-1]) for line in page.splitlines() if line.startswith(name))
 
 

@@ -6,15 +6,12 @@ for the instances that left between the dump and the restore.
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from contextlib import closing
 from pathlib import Path
 from time import monotonic
 
 from contract.generations import epoch_of
-from embedded.state import ROOT
-from tests.faults.backup import dump, restore
+from tests.faults.backup import dump, restore, start_epoch
 from tests.faults.ground import Ground, wait_until
 from tests.faults.load import Load, failures, report
 from tests.faults.planes import Plane
@@ -81,12 +78,6 @@ def newest(ground: Ground) -> int:
 def reason(ground: Ground, path: str) -> str:
     query = "SELECT reason FROM rollouts_rollout WHERE id = %s"
     return str(ground.rows(query, path.split("/")[1])[0][0])
-
-
-def start_epoch(ground: Ground) -> None:
-    """Do what docs/operations.md says."""
-    command = [sys.executable, "manage.py", "start_epoch", "--yes", "--reason", "drill"]
-    subprocess.run(command, cwd=ROOT, env=ground.stack.env, check=True)
 
 
 def expect_audited(ground: Ground) -> None:

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from apps.experiments.guardrails import observe_outcome
-from apps.experiments.models import Metric, OutcomeRow, RolloutExposure
+from apps.experiments.models import Metric, OutcomeRow
 from apps.experiments.outcome_judge import judge_outcome
+from apps.experiments.rollout_models import RolloutExposure
 from apps.lib.clock import database_now
 from apps.rollouts.check_kinds import OUTCOME, CheckDocument
 from apps.rollouts.checks import CheckSettings

@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 
 from apps.lib.clock import database_now
-from apps.rollouts.models import PublishedTable, ShadowRow
+from apps.rollouts.models import PublishedTable
 from apps.rollouts.selectors import rollouts, serving
 from apps.rollouts.selectors.fleet import STALE_AFTER, read_fleet
 from apps.rollouts.selectors.shadows import recent_shadows, shadow_agreement, shadows_stamp
@@ -21,7 +21,6 @@ from apps.rollouts.selectors.telemetry import (
     width_of,
 )
 from apps.rollouts.states import Phase
-from apps.rollouts.tasks import KEEP_TELEMETRY, prune_task
 from tests.rollouts.factories import make_baking, make_instance, make_model, send, send_shadow
 
 db = pytest.mark.django_db
@@ -266,14 +265,3 @@ def test_a_models_recent_shadows_are_listed_and_stamped() -> None:
     assert (found.shadow, found.version, found.stable) == ("s1", "2", "1")
     assert found.agreement.rows == 10
     assert shadows_stamp("digits", now) != empty
-
-
-@db
-def test_old_shadow_windows_are_pruned_with_the_others() -> None:
-    now = database_now()
-    kept = send_shadow(at=now)
-    send_shadow(at=now - KEEP_TELEMETRY - timedelta(hours=1))
-
-    prune_task()
-
-    assert list(ShadowRow.objects.all()) == [kept]

@@ -95,6 +95,19 @@ def test_a_key_is_in_the_answer_that_made_it_and_in_no_other(admin: Client) -> N
     assert (row["hint"], row["created_by"]) == (secret[-4:], "user-admin")
 
 
+def test_a_key_may_open_some_models_only(admin: Client) -> None:
+    make(admin)
+    make_model()
+    body = {"name": "web", "models": ["digits"]}
+    made = send(admin, "post", "tenants/shop/keys/", body)
+    assert (made.status_code, made.json()["models"]) == (201, ["digits"])
+    (row,) = admin.get(f"{API}/tenants/shop/keys/").json()["results"]
+    assert row["models"] == ["digits"]
+    assert list(latest().tenants["shop"].limited_keys.values()) == [("digits",)]
+    refused = send(admin, "post", "tenants/shop/keys/", {"name": "web", "models": ["words"]})
+    assert (refused.status_code, "no model 'words'" in told(refused)) == (400, True)
+
+
 def test_a_repeated_request_makes_one_key_and_keeps_no_secret(admin: Client) -> None:
     make(admin)
     first, again = (make_key(admin, **{"Idempotency-Key": "k1"}) for _ in range(2))

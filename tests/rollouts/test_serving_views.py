@@ -128,6 +128,16 @@ def test_a_key_is_shown_once_and_revoked(admin: Client) -> None:
     assert latest().tenants["shop"].keys == ()
 
 
+def test_a_key_of_some_models_says_which(admin: Client) -> None:
+    make_tenant()
+    make_model()
+    made = admin.post("/tenants/shop/keys/", {"name": "web", "models": ["digits"]})
+    assert made.status_code == 201
+    assert list(latest().tenants["shop"].limited_keys.values()) == [("digits",)]
+    assert 'data-label="Opens">digits<' in made.content.decode()
+    assert admin.post("/tenants/shop/keys/", {"name": "w", "models": ["x"]}).status_code == 400
+
+
 def test_a_key_needs_a_name(admin: Client) -> None:
     make_tenant()
     assert admin.post("/tenants/shop/keys/", {"name": " "}).status_code == 400

@@ -9,10 +9,10 @@ import pytest
 
 from apps.lib.clock import database_now
 from apps.lib.errors import Conflict, Invalid
-from apps.models.models import ApiKey, AuditEntry, ServingPolicy, Tenant
+from apps.models.models import ApiKey, AuditEntry, RegisteredModel, ServingPolicy, Tenant
 from apps.rollouts import tenants
 from contract import routing
-from tests.rollouts.factories import ANNA, latest
+from tests.rollouts.factories import ANNA, latest, make_model
 
 pytestmark = pytest.mark.django_db
 
@@ -148,3 +148,36 @@ def test_a_key_cannot_be_required_while_there_is_none() -> None:
     with pytest.raises(Conflict, match="refuse every request"):
         require(True)
     assert not tenants.is_key_required()
+
+
+def test_a_key_of_some_models_is_apart_from_those_of_all() -> None:
+    shop = make()
+    make_model()
+    _, whole = make_key(shop)
+    now = database_now()
+    limited, secret = tenants.create_key(
+        tenant=shop, name="web", models=["digits", "digits"], actor=ANNA, now=now
+    )
+    entry = latest().tenants["shop"]
+    assert entry.keys == (digest(whole),)
+    assert entry.limited_keys == {digest(secret): ("digits",)}
+    assert AuditEntry.objects.filter(after={"models": ["digits"]}).exists()
+    with pytest.raises(Invalid, match="no model 'words'"):
+        tenants.create_key(tenant=shop, name="w", models=["words"], actor=ANNA, now=now)
+    # Without its model it opens nothing, and not everything.
+    RegisteredModel.objects.update(name="renamed")
+    make_key(shop)
+    assert latest().tenants["shop"].limited_keys == {digest(secret): ("digits",)}
+    revoke(limited)
+    assert latest().tenants["shop"].limited_keys == {}
+
+
+def test_ids_are_sealed_while_there_are_tenants_and_always_alike() -> None:
+    make()
+    secret = latest().id_secret
+    assert len(secret) == 64
+    make(name="other")
+    assert latest().id_secret == secret
+    for each in Tenant.objects.all():
+        tenants.delete_tenant(tenant=each, actor=ANNA, now=database_now())
+    assert latest().id_secret == ""

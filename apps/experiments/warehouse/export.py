@@ -18,6 +18,7 @@ from psycopg import sql
 from apps.experiments.columns import columns_of, uses_of
 from apps.experiments.models import Experiment
 from apps.experiments.moves import TENANT
+from apps.experiments.senders import COUNTS_FOR
 from apps.experiments.values import sent_as
 
 EXPOSURES = """
@@ -30,8 +31,8 @@ OUTCOMES = """
     FROM experiments_outcomerow AS outcome JOIN experiments_metric AS metric
         ON metric.id = outcome.metric_id
     WHERE metric_id = ANY({metrics}) AND EXISTS (
-        SELECT 1 FROM experiments_exposurerow AS kept
-        WHERE kept.experiment_id = {pk} AND kept.unit = outcome.unit
+        SELECT 1 FROM experiments_exposurerow AS exposed
+        WHERE exposed.experiment_id = {pk} AND exposed.unit = outcome.unit AND {counts_for}
     )
 """
 MEASURED = """
@@ -82,7 +83,10 @@ def export_parquet(experiment: Experiment, directory: Path) -> Exported:
     asked = sql.SQL(EXPOSURES).format(name=name, pk=pk, dimensions=dimensions)
     _write(asked, types, files.exposures)
     metrics = sql.Literal(sorted(sent))
-    _write(sql.SQL(OUTCOMES).format(metrics=metrics, pk=pk), OUTCOME_TYPES, files.outcomes)
+    model = sql.Literal(experiment.model.name)
+    counts_for = sql.SQL(COUNTS_FOR.replace("%(model)s", "{model}")).format(model=model)
+    outcomes = sql.SQL(OUTCOMES).format(metrics=metrics, pk=pk, counts_for=counts_for)
+    _write(outcomes, OUTCOME_TYPES, files.outcomes)
     _write(sql.SQL(MEASURED).format(name=name, pk=pk), MEASURED_TYPES, files.measured)
     return files
 

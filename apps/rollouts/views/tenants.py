@@ -134,9 +134,8 @@ def key_create(request: PageRequest, name: str) -> HttpResponse:
     form = KeyForm(request.POST)
     if not form.is_valid():
         return _render_tenant(request, found, key_form=form, status=400)
-    made, secret = tenants.create_key(
-        tenant=found, name=form.cleaned_data["name"], actor=actor_of(request), now=database_now()
-    )
+    actor, now = actor_of(request), database_now()
+    made, secret = tenants.create_key(tenant=found, actor=actor, now=now, **form.cleaned_data)
     return _render_tenant(request, found, made=made, secret=secret, status=201)
 
 

@@ -11,6 +11,7 @@ import pytest
 from contract.routing import Cache as Settings
 from dataplane.config import load
 from dataplane.instance import Instance
+from tests.dataplane.control import TOKEN
 from tests.dataplane.worlds import Upstream, body, model, table, until
 
 INFER = "/v2/models/sums/infer"
@@ -25,6 +26,7 @@ async def an_instance(valkey, folder, upstream, cache=SHARED, **settings):
         "INTERLOCK_INSTANCE_TOKEN": "t",
         "INTERLOCK_INSTANCE_NAME": "dp",
         "INTERLOCK_STATE_DIR": str(folder),
+        "INTERLOCK_OPERATOR_TOKEN": "pager",
         "INTERLOCK_STOP_TIMEOUT_S": "3",
         "REDIS_URL": valkey.url,
     }
@@ -56,7 +58,7 @@ async def test_two_instances_share_answers_and_do_without_redis(valkey, tmp_path
         valkey.stop()
         assert await state(second) == "l1"
         assert [await state(second, 7.0) for _ in range(2)] == ["miss", "l1"]
-        page = (await second.get("/metrics")).text
+        page = (await second.get("/metrics", headers=TOKEN)).text
         assert 'interlock_cache_hits_total{model_name="sums",model_version="1",tier="l2"} 1' in page
 
 

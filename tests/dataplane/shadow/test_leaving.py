@@ -17,7 +17,7 @@ from dataplane.pages import _add_shadows
 from dataplane.spool import Spool
 from dataplane.stream import Publisher
 from dataplane.telemetry import Telemetry
-from tests.dataplane.control import an_instance, applied
+from tests.dataplane.control import TOKEN, an_instance, applied
 from tests.dataplane.shadow.shades import ROW, Negating, shades
 from tests.dataplane.worlds import body, until
 
@@ -77,7 +77,8 @@ async def test_a_whole_instance_copies_within_its_settings(valkey, tmp_path):
             answer = await client.post("/v2/models/sums/infer", content=body(ROW), headers=headers)
             assert answer.status_code == 200
         await until(lambda: instance.shadows.copies == 0)
-        assert "interlock_shadow_copies_total" in (await client.get("/metrics")).text
+        page = (await client.get("/metrics", headers=TOKEN)).text
+        assert "interlock_shadow_copies_total" in page
     async with redis.Redis.from_url(valkey.url) as client:
         entries = await client.xrange(STREAM_TELEMETRY)
     batches = [decode_batch(fields[FIELD]) for _, fields in entries]

@@ -1,0 +1,275 @@
+"""How each kind is dropped: by partition where a table is divided by time, else in batches.
+
+A drop does one bounded step, a transaction or two, and says what it freed; nothing freed: it is
+done for now. It may be killed at any instant, and be done by two at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from django.db import connection, transaction
+
+from apps.lib.partitions import (
+    Divided,
+    Freed,
+    bytes_a_row,
+    delete_batch,
+    drop_partition,
+    leaves,
+    make_ahead,
+    partitions,
+)
+from controlplane.retention.holds import Hold, live_rollouts, who_counts_outcomes
+
+NOTHING = Freed()
+BATCH_ROWS = 10_000
+# Outcomes are in the order of their arrival: a transaction takes those of so long.
+SPAN_LEAST = timedelta(minutes=5)
+SPAN_MOST = timedelta(minutes=30)
+FEW_ROWS = 1_000
+EMPTY_SPAN = timedelta(days=1)
+OUTCOMES = "experiments_outcomerow"
+
+WINDOWS = (
+    Divided("rollouts_telemetryrow", "ended_at", "day"),
+    Divided("rollouts_shadowrow", "ended_at", "day"),
+)
+EVALUATIONS = Divided("rollouts_evaluation", "at", "month")
+DIVIDED = (*WINDOWS, EVALUATIONS)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What a step goes by. `mark` is how far steps of before came, for kinds that keep one."""
+
+    cutoff: datetime
+    mark: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step freed, and how far it came; `is_last`: nothing more is due."""
+
+    freed: Freed = NOTHING
+    mark: datetime | None = None
+    is_last: bool = True
+
+
+Drop = Callable[[Pass], Step]
+
+
+def make_partitions(now: datetime) -> int:
+    """Make the partitions that will be needed soon; return how many."""
+    return sum(make_ahead(divided, now) for divided in DIVIDED)
+
+
+def _step(freed: Freed) -> Step:
+    return Step(freed, is_last=freed.rows == 0 and freed.bytes == 0)
+
+
+# --- by partition --------------------------------------------------------------------------------
+
+
+def drop_windows(due: Pass) -> Step:
+    for divided in WINDOWS:
+        for partition in partitions(divided):
+            if partition.until <= due.cutoff:
+                return _step(drop_partition(divided, partition))
+        freed = delete_batch(divided.rest, f"old.{divided.column} < %s", [due.cutoff], BATCH_ROWS)
+        if freed.rows:
+            return _step(freed)
+    return Step()
+
+
+# The last answer of each check of each step is what a decision was made from, and so is every
+# evaluation of a rollout that is live or ended of late.
+NEEDED = """(
+    EXISTS (
+        SELECT FROM rollouts_rollout AS its
+        WHERE its.id = old.rollout_id AND (its.ended_at IS NULL OR its.ended_at >= '{cutoff}')
+    ) OR NOT EXISTS (
+        SELECT FROM rollouts_evaluation AS later
+        WHERE later.rollout_id = old.rollout_id AND later.step_index = old.step_index
+          AND later.check_name = old.check_name AND later.id > old.id
+    )
+)"""
+
+
+def drop_evaluations(due: Pass) -> Step:
+    needed = NEEDED.format(cutoff=due.cutoff.isoformat())
+    for partition in partitions(EVALUATIONS):
+        if partition.until <= due.cutoff:
+            return _step(drop_partition(EVALUATIONS, partition, needed))
+    condition = f"old.at < %s AND NOT {needed}"
+    return _step(delete_batch(EVALUATIONS.rest, condition, [due.cutoff], BATCH_ROWS))
+
+
+# --- by rollout ----------------------------------------------------------------------------------
+
+ENDED = """
+    SELECT id, ended_at FROM rollouts_rollout WHERE ended_at = (
+        SELECT min(ended_at) FROM rollouts_rollout
+        WHERE ended_at < %s AND (%s::timestamptz IS NULL OR ended_at > %s)
+    )
+"""
+UNNEEDED_INTERVALS = """
+    DELETE FROM rollouts_observedinterval AS old WHERE rollout_id = ANY(%s) AND ordinal >= (
+        SELECT coalesce(max((inputs->>'intervals')::int), 0) FROM rollouts_evaluation AS its
+        WHERE its.rollout_id = old.rollout_id
+    )
+"""
+DECIDED = "DELETE FROM rollouts_evaluation WHERE rollout_id = ANY(%s)"
+EVIDENCE = "DELETE FROM rollouts_observedinterval WHERE rollout_id = ANY(%s)"
+
+
+def drop_intervals(due: Pass) -> Step:
+    return _of_next_rollouts(due, (("rollouts_observedinterval", UNNEEDED_INTERVALS),))
+
+
+def drop_decisions(due: Pass) -> Step:
+    return _of_next_rollouts(
+        due, (("rollouts_evaluation", DECIDED), ("rollouts_observedinterval", EVIDENCE))
+    )
+
+
+@transaction.atomic
+def _of_next_rollouts(due: Pass, statements: Sequence[tuple[str, str]]) -> Step:
+    """Delete of the rollouts that ended next after the mark: those of a release end together."""
+    freed = Freed()
+    with connection.cursor() as cursor:
+        cursor.execute(ENDED, [due.cutoff, due.mark, due.mark])
+        found = cursor.fetchall()
+        if not found:
+            return Step(mark=due.mark)
+        for table, statement in statements:
+            cursor.execute(statement, [[pk for pk, _ in found]])
+            freed += Freed(cursor.rowcount, cursor.rowcount * bytes_a_row(table))
+    return Step(freed, found[0][1], is_last=False)
+
+
+# --- in batches ----------------------------------------------------------------------------------
+
+
+def drop_outcomes(due: Pass) -> Step:
+    """Delete some, in the order of arrival: those of so many minutes, more where few came."""
+    mark = due.mark or _first_arrival()
+    if mark is None or mark >= due.cutoff:
+        return Step(mark=mark)
+    rows, span = 0, SPAN_LEAST
+    while rows < BATCH_ROWS and mark < due.cutoff:
+        until = min(mark + span, due.cutoff)
+        deleted = _delete_outcomes(mark, until, due.cutoff)
+        if not deleted and not _any_arrived(until, until + EMPTY_SPAN):
+            until = min(until + EMPTY_SPAN, due.cutoff)
+        if deleted < FEW_ROWS:
+            span = min(2 * span, SPAN_MOST)
+        rows += deleted
+        mark = until
+    return Step(Freed(rows, rows * bytes_a_row(OUTCOMES)), mark, is_last=False)
+
+
+@transaction.atomic
+def _delete_outcomes(since: datetime, until: datetime, cutoff: datetime) -> int:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "DELETE FROM experiments_outcomerow "
+            "WHERE received_at >= %s AND received_at < %s AND occurred_at < %s",
+            [since, until, cutoff],
+        )
+        return int(cursor.rowcount)
+
+
+def _any_arrived(since: datetime, until: datetime) -> bool:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT EXISTS (SELECT FROM experiments_outcomerow "
+            "WHERE received_at >= %s AND received_at < %s)",
+            [since, until],
+        )
+        return bool(cursor.fetchone()[0])
+
+
+def _first_arrival() -> datetime | None:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT min(received_at) FROM experiments_outcomerow")
+        found: datetime | None = cursor.fetchone()[0]
+    return found
+
+
+ENDED_EXPERIMENTS = """
+    old.experiment_id IN (
+        SELECT id FROM experiments_experiment
+        WHERE state = 'completed' AND refresh_due_at IS NULL AND ended_at < %s
+    )"""
+ENDED_ROLLOUTS = "old.rollout_id IN (SELECT id FROM rollouts_rollout WHERE ended_at < %s)"
+ENDED_IMPORTS = "old.imported_id IN (SELECT id FROM experiments_outcomeimport WHERE ended_at < %s)"
+
+
+def in_batches(*conditions: tuple[str, str]) -> Drop:
+    """Return the drop of rows of several tables, each with its condition on the cutoff."""
+
+    def drop(due: Pass) -> Step:
+        for table, condition in conditions:
+            for leaf in leaves(table):
+                freed = delete_batch(leaf, condition, [due.cutoff], BATCH_ROWS)
+                if freed.rows:
+                    return _step(freed)
+        return Step()
+
+    return drop
+
+
+def _no_hold() -> Hold:
+    return Hold()
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a kind is dropped, and what it is held by."""
+
+    drop: Drop
+    tables: tuple[str, ...]
+    hold: Callable[[], Hold] = _no_hold
+
+
+def _simple(*conditions: tuple[str, str]) -> Way:
+    return Way(in_batches(*conditions), tuple(table for table, _ in conditions))
+
+
+HOMES_OF_NOBODY = """
+    old.since < %s
+    AND NOT EXISTS (SELECT FROM rollouts_instance AS known WHERE known.name = old.name)
+"""
+
+WAYS: dict[str, Way] = {
+    "windows": Way(drop_windows, tuple(each.table for each in WINDOWS), live_rollouts),
+    "evaluations": Way(drop_evaluations, (EVALUATIONS.table,)),
+    "intervals": Way(drop_intervals, ("rollouts_observedinterval",)),
+    "decisions": Way(drop_decisions, ()),
+    "exposures": _simple(
+        ("experiments_exposurerow", ENDED_EXPERIMENTS),
+        ("experiments_measuredunit", ENDED_EXPERIMENTS),
+    ),
+    "outcomes": Way(drop_outcomes, (OUTCOMES,), who_counts_outcomes),
+    "shadow_pairs": _simple(
+        ("experiments_shadowpairrow", ENDED_ROLLOUTS),
+        ("experiments_rolloutexposure", ENDED_ROLLOUTS),
+    ),
+    "refusals": _simple(
+        ("experiments_refusedoutcomes", "old.last_at < %s"),
+        ("experiments_refusedrow", ENDED_IMPORTS),
+    ),
+    "sketches": _simple(("experiments_unitcount", "old.hour < %s")),
+    "instances": _simple(
+        ("rollouts_instance", "old.reported_at < %s"),
+        ("rollouts_breakertriprecord", "old.last_at < %s"),
+        ("rollouts_trafficalarm", "old.last_at < %s"),
+        ("identity_instancehome", HOMES_OF_NOBODY),
+    ),
+    "sessions": _simple(("django_session", "old.expire_date < %s")),
+    "audit": _simple(("registry_auditentry", "old.at < %s")),
+    "batches": _simple(("rollouts_ingestedbatch", "old.at < %s")),
+}

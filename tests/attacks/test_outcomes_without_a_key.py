@@ -1,0 +1,12 @@
+"""Where a key is required, outcomes need one too: a stranger's labels would decide rollouts."""
+
+OUTCOME = {"unit_id": "u1", "metric": "accuracy", "value": 0}
+
+
+async def test_a_stranger_sends_no_outcomes(door):
+    # Small ones are read at once, large ones elsewhere.
+    for document in (OUTCOME, [OUTCOME] * 1_000):
+        for key in (None, "", "guessed"):
+            refused = await door.post("/outcomes", document, key)
+            assert (refused.status_code, refused.json()["code"]) == (401, "unauthenticated")
+        assert (await door.post("/outcomes", document, "shop")).status_code == 202
