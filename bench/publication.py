@@ -91,15 +91,14 @@ class Bench:
 
     def run(self) -> None:
         from apps.lib.clock import database_now
-        from bench.publishing.world import interval_before, make_world
+        from bench.publishing.world import interval_before, issue_secret, make_world
 
         now = interval_before(database_now())
         # Whatever closes while the ticks are measured has been measured by then.
         make_world(self.size, now - timedelta(seconds=60), now + timedelta(seconds=150))
         stack = self.stack
-        with polling(
-            self.size.instances, stack.urls.web, stack.instance_token, stack.redis_url
-        ) as fleet:
+        secret = issue_secret()
+        with polling(self.size.instances, stack.urls.web, secret, stack.redis_url) as fleet:
             self._wait_for_acks(self._newest())
             self.steady_ticks()
             for steps in STEPS:
@@ -126,8 +125,9 @@ class Bench:
         baking = Rollout.objects.filter(phase="baking", step_due_at__isnull=False)
         chosen = list(baking.order_by("step_index", "pk")[:steps])
         let_pass(chosen)
-        left = baking.filter(pk__in=[rollout.pk for rollout in chosen])
         before = self._newest()
+        keys = [rollout.pk for rollout in chosen]
+        left = Rollout.objects.filter(pk__in=keys, generation__lte=before)
         fleet.tally()
         costs = []
         while left.exists() and len(costs) < TICKS:

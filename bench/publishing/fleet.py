@@ -152,7 +152,7 @@ async def _poll(
         timeout=10,
         limits=httpx.Limits(max_connections=count),
     ) as client:
-        pollers = [Poller(f"edge-{k + 1}", client, tally, reports) for k in range(count)]
+        pollers = [Poller(f"edge/{k + 1}", client, tally, reports) for k in range(count)]
         async with asyncio.TaskGroup() as tasks:
             for k, poller in enumerate(pollers):
                 tasks.create_task(poller.run(INTERVAL_S * k / count))

@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 
 from django.db import connection, transaction
 
+from apps.identity.tokens import issue_token
 from apps.lib.actors import INTERLOCK
 from apps.lib.clock import database_now
 from apps.models.models import Deployment, ModelVersion, RegisteredModel, ServingCluster
@@ -25,6 +26,7 @@ SIGNATURE = {
     "outputs": [{"name": "label", "datatype": "INT64", "shape": [-1]}],
 }
 INTERVAL_S = 10
+INSTANCE = "edge"
 # Of a canary at 5 %, in how many windows an instance measured each side in an interval.
 WINDOWS_AN_INTERVAL = 2
 MEASURE = """
@@ -34,7 +36,7 @@ MEASURE = """
         anonymous_errors, cache_hits, assigned, unanswered, assigned_requests, ends, clusters,
         latency
     )
-    SELECT 'edge-' || instance, model.name,
+    SELECT 'edge/' || instance, model.name,
            CASE side WHEN 'canary' THEN '2' ELSE '1' END, side, rollout.id::text,
            rollout.generation, begun + part * interval '4 seconds',
            begun + part * interval '4 seconds' + interval '1 second', begun,
@@ -68,6 +70,11 @@ def make_world(size: Size, since: datetime, until: datetime) -> None:
     measure(size, since, until)
     with connection.cursor() as cursor:
         cursor.execute("ANALYZE")
+
+
+def issue_secret() -> str:
+    """Return a new token for the instance whose workers poll."""
+    return issue_token(instance=INSTANCE, actor=INTERLOCK, now=database_now())[1]
 
 
 def _make_models(count: int) -> None:
