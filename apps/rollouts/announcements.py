@@ -15,9 +15,8 @@ from typing import Any
 
 import redis
 from django.conf import settings
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
+from apps.lib import redis_client
 from apps.rollouts.models import PublishedTable
 from contract.routing import CHANNEL
 
@@ -73,11 +72,5 @@ def _tag_in_redis() -> str | None:
 
 @lru_cache(maxsize=1)
 def _client_of(url: str) -> Any:
-    client: redis.Redis[bytes] = redis.Redis.from_url(
-        url,
-        socket_timeout=TIMEOUT_S,
-        socket_connect_timeout=TIMEOUT_S,
-        # A poll waits for this: no second attempt.
-        retry=Retry(NoBackoff(), 0),
-    )
-    return client
+    # A poll waits for this.
+    return redis_client.connect(timeout_s=TIMEOUT_S)
