@@ -31,6 +31,8 @@ log = logging.getLogger("interlock.dataplane")
 
 # For so long after a refusal a version is taken to have more to do than it can.
 _STRAINED_S = 1.0
+# As a part of the timeout: how often it is looked at who waits in vain for a place.
+_WATCH = 0.05
 # Deadlines so close together share the first of them; beyond it each job's own is watched, so
 # that one impatient client takes no time from its neighbours.
 _CLOSE_S = 0.02
@@ -110,6 +112,8 @@ class Batcher:
         self._starting = False
         # Fires when the oldest request of a batch that fills has waited long enough.
         self._timer: asyncio.TimerHandle | None = None
+        # Fires while requests wait for a place, to shed those that wait in vain.
+        self._watch: asyncio.TimerHandle | None = None
         # How fast the version answers.
         endpoints = len(addresses.addresses if isinstance(addresses, Copies) else addresses)
         lanes = min(endpoints * instances, in_flight_max)
@@ -210,6 +214,8 @@ class Batcher:
             now = monotonic()
             if not pace.is_trifling:
                 if self.in_flight >= pace.places(self._in_flight_max):
+                    self._shed_hopeless(now)
+                    self._look_again_soon()
                     return
                 if not self._alone:
                     self._shed_hopeless(now)
@@ -235,17 +241,31 @@ class Batcher:
     def _shed_hopeless(self, now: float) -> None:
         """Shed the requests that would go next and could not be answered in time."""
         queue = self._queue
-        hopeless = []
+        late, hopeless = [], []
         while queue.due_lines:
             job = queue.head()
-            if job.deadline <= now or self._is_possible(job, now):
+            if job.deadline <= now:
+                late.append(queue.drop(now))
+            elif self._is_possible(job, now):
                 break
-            hopeless.append(queue.drop(now))
+            else:
+                hopeless.append(queue.drop(now))
+        # Not at once: who hears of it may send the next request.
+        if late:
+            self._loop.call_soon(self._fail_all, late, Unsent())
         if hopeless:
             self._refused_at = now
             error = Shed(Overloaded(self._pace.drained_in_s(self.waiting_rows)))
-            # Not at once: who hears of it may send the next request.
             self._loop.call_soon(self._fail_all, hopeless, error)
+
+    def _look_again_soon(self) -> None:
+        """Shed in time who waits behind a version that does not answer."""
+        if self._watch is None and self._queue.due_lines:
+            self._watch = self._loop.call_later(_WATCH * self._timeout_s, self._look_again)
+
+    def _look_again(self) -> None:
+        self._watch = None
+        self._send_ready()
 
     def _is_possible(self, job: Job, now: float) -> bool:
         rows, left_s = job.request.rows, job.deadline - now

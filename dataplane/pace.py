@@ -302,13 +302,13 @@ class Pace:
         return most if is_trifle else min(most, self._lanes + 1)
 
     def _backlog_s(self, now: float) -> float:
-        """Return how long what is under way takes still; what is overdue takes as long again.
+        """Return how long what is under way takes still; what is overdue takes a little longer.
 
-        Beyond the patience that is left to the breaker.
+        How much longer nobody knows: it may be a pause, and silence is the breaker's business.
         """
         backlog_s = self.free_at - now
         if self._under_way_rows and backlog_s < 0:
-            backlog_s = min(-backlog_s, _PATIENCE * self._timeout_s)
+            backlog_s = min(-backlog_s, RESERVE * self._timeout_s)
         if self._lanes > 1:
             # It is spread, and one endpoint is free before all are.
             others_s = (self._lanes - 1) * self.cost_s(self.batch_rows)

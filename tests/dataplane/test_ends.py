@@ -20,7 +20,7 @@ STEPS = 300
 SETTINGS = {
     "timeout_ms": 60,
     "batching": Batching(max_batch_size=3, max_queue_delay_us=1_000, max_queue_size=5),
-    "breaker": Breaker(window=8, failures=4, open_ms=10),
+    "breaker": Breaker(window=8, failures=3, open_ms=20),
 }
 SPLITS = [None, canary(5_000), canary(4_000, baseline_bp=4_000, exposures=True), EXPERIMENT]
 HEADERS = [

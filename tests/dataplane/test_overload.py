@@ -7,6 +7,7 @@ import pytest
 
 from contract.routing import Batching
 from dataplane.breaker import State
+from dataplane.triton import Fault, TritonError
 from tests.dataplane.slow import Client, SlowTriton, Tally, World
 from tests.dataplane.worlds import canary
 
@@ -121,6 +122,27 @@ async def test_a_version_that_hangs_trips_its_breaker_whatever_its_load():
         assert world.runtime().stats.trips == 1, (clients, row_s)
         asking.cancel()
         await world.stop()
+
+
+async def test_who_waits_behind_a_canary_that_hangs_is_answered_by_stable_in_time():
+    triton = SlowTriton(lambda _: 0.001)
+    stable, canary_calls = triton.post, []
+
+    def post(addresses, request, timeout_s, on_done):
+        if b"/versions/2/" not in request:
+            stable(addresses, request, timeout_s, on_done)
+            return
+        canary_calls.append(request)
+        late = TritonError(Fault.TIMEOUT, "no answer before the deadline")
+        asyncio.get_running_loop().call_later(timeout_s, on_done, late)
+
+    triton.post = post
+    world = World(triton, timeout_ms=TIMEOUT_MS, split=canary(5_000))
+    tally = await world.run(32, 1.5)
+    await world.stop()
+    assert canary_calls
+    assert world.runtime("2").stats.trips >= 1
+    assert tally.in_time >= 0.98 * sum(tally.codes.values())
 
 
 async def test_a_version_that_hangs_from_the_start_trips_its_breaker():
