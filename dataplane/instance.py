@@ -25,6 +25,8 @@ from dataplane.lodging import Lodging
 from dataplane.pin import Pins
 from dataplane.pinfile import PinFile
 from dataplane.predict import Predictor
+from dataplane.quotas.leases import Leases
+from dataplane.quotas.ledger import Ledger
 from dataplane.reading import Reading
 from dataplane.serving import Serving
 from dataplane.shadow.mirror import Shadows
@@ -75,12 +77,16 @@ class Instance:
             config.batches_in_flight_max,
             shadows=self.shadows,
         )
-        # Each worker enforces its share of a tenant's limits.
-        self.serving.admission = Admission(config.group.workers)
+        # What the workers share of tenants' quotas; None where the disk does not take it.
+        self._ledger = _ledger(config)
+        # Who may ask, and how much.
+        self.serving.admission = Admission(config.group.workers, ledger=self._ledger)
         # Answers that may be given again.
         self.cache = self.serving.cache = _cache(config, loop)
         # One client for streams and wake-ups; it reconnects by itself.
         self._redis = _redis_client(config)
+        # Leases the instance's part of the quotas.
+        self._leases = self._make_leases(config)
         # The client of the control plane.
         self._control = _control_client(config)
         # What waits on disk, in a folder of its own, and what others left behind.
@@ -134,6 +140,13 @@ class Instance:
             stream_bytes_max=config.stream_bytes_max,
         )
 
+    def _make_leases(self, config: Config) -> Leases | None:
+        if self._ledger is None:
+            return None
+        tenants = self.serving.admission.limited_lines
+        lock = config.state_dir / "quotas.lock"
+        return Leases(self._ledger, self._redis, _name_and_slot(config)[0], tenants, lock)
+
     def _make_sync(self, config: Config) -> Sync:
         return Sync(
             self.serving,
@@ -166,6 +179,8 @@ class Instance:
         await self.sync.start_from_disk()
         adopt = self._adopt.run(self._lodging.adopt, ADOPT_INTERVAL_S)
         loops = [*self.sync.loops(), *self.publisher.loops(), adopt, self._tick()]
+        if self._leases is not None:
+            loops.append(self._leases.run())
         self._tasks = [self._loop.create_task(loop) for loop in loops]
 
     async def listen_grpc(self) -> None:
@@ -229,6 +244,8 @@ class Instance:
         await self._redis.aclose()  # type: ignore[attr-defined]
         await self._control.aclose()
         self._lodging.close()
+        if self._leases is not None:
+            self._leases.close()
         log.info("stopped: after %.1f s", self._loop.time() - started_at)
 
     async def _drain(self, lame_duck_s: float) -> None:
@@ -289,6 +306,22 @@ def _shadows(config: Config, loop: asyncio.AbstractEventLoop) -> Shadows:
 def _cache(config: Config, loop: asyncio.AbstractEventLoop) -> Cache:
     shared = SharedCache(shared_client(config.redis_url), loop, config.cache_timeout_ms / 1000)
     return Cache(loop, shared, config.cache_entries_max, config.cache_bytes_max)
+
+
+def _name_and_slot(config: Config) -> tuple[str, int]:
+    """Return the name of the instance, without its worker's, and which worker this is."""
+    if config.group.workers == 1:
+        return config.instance_name, 0
+    name, _, slot = config.instance_name.rpartition("/")
+    return (name, int(slot)) if name and slot.isdecimal() else (config.instance_name, 0)
+
+
+def _ledger(config: Config) -> Ledger | None:
+    try:
+        return Ledger(config.state_dir / "quotas", _name_and_slot(config)[1])
+    except OSError as error:
+        log.warning("quotas.alone: each worker enforces a share of its own: %s", error)
+        return None
 
 
 def _redis_client(config: Config) -> redis.Redis[bytes]:
