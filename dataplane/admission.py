@@ -37,7 +37,17 @@ _TIMEOUT_DIGITS_MAX = 9
 class Tenancy:
     """What one tenant may do in this process. `limited` spares the others the check."""
 
-    __slots__ = ("in_flight", "limited", "models", "name", "priority", "quota", "rate", "seal")
+    __slots__ = (
+        "has_places",
+        "in_flight",
+        "limited",
+        "models",
+        "name",
+        "priority",
+        "quota",
+        "rate",
+        "seal",
+    )
 
     def __init__(self, name: str, quota: Quota | None = None) -> None:
         # Empty for nobody.
@@ -54,6 +64,8 @@ class Tenancy:
         self.in_flight = 0
         # Counts what it uses.
         self.quota: Quota = quota if quota is not None else Bucket()
+        # Whether requests under way are limited.
+        self.has_places = False
         # Tokens per second, for the message.
         self.rate = 0.0
 
@@ -64,6 +76,7 @@ class Tenancy:
         self.quota.limit(limits)
         self.rate = limits.rate or 0.0
         self.limited = limits.are_any
+        self.has_places = limits.places is not None
 
     def check_model(self, name: Name) -> None:
         """Raise Refusal (403) for a model that the key does not open."""
@@ -73,12 +86,13 @@ class Tenancy:
     def enter(self, now: float, cost: float = 1.0) -> None:
         """Count a request in. Raises Refusal (429), and then nothing is counted."""
         quota = self.quota
-        if not quota.has_place(now, self.in_flight):
+        if self.has_places and not quota.has_place(now, self.in_flight):
             message = "the tenant has as many requests under way as it may have"
             raise Refusal(429, "too_many_concurrent", message, retry_after_s=1)
         wait_s = quota.take(now, cost)
         if wait_s > 0:
-            quota.note(self.in_flight)
+            if self.has_places:
+                quota.note(self.in_flight)
             raise Refusal(
                 429,
                 "quota_exceeded",
@@ -94,7 +108,8 @@ class Tenancy:
     def leave(self) -> None:
         """Count a request out."""
         self.in_flight -= 1
-        self.quota.note(self.in_flight)
+        if self.has_places:
+            self.quota.note(self.in_flight)
 
 
 class KeyOfSome(Tenancy):

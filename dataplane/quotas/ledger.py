@@ -30,6 +30,10 @@ LINES = 4_096
 COLUMNS = 64
 # Without a renewal for so long an instance goes on alone, with its share of the rate.
 STALE_S = 1.5
+# For so long a worker takes tokens ahead.
+SLICE_S = 0.05
+# For so long a worker that found nothing does not look again: a flood of refusals costs little.
+DRY_S = 0.005
 # How often the lock is tried for before it is done without: some 100 microseconds.
 LOCK_TRIES = 200
 
@@ -218,9 +222,17 @@ def _numbers_at(number: int) -> int:
 
 
 class Entry:
-    """One tenant's quota, as a worker takes from it."""
+    """One tenant's quota, as a worker takes from it.
 
-    __slots__ = ("_burst", "_ledger", "_places", "_rate", "number")
+    A busy worker takes a slice at a time, of some milliseconds, so that most requests meet neither
+    the file nor its lock. What it did not use of a slice goes back with the next one; a worker that
+    is killed loses it.
+    """
+
+    __slots__ = (
+        "_asked", "_burst", "_dry_until", "_ledger", "_places", "_rate", "_slice", "_taken_at",
+        "_unmet", "_until", "_wait_s", "number",
+    )  # fmt: skip
 
     def __init__(self, ledger: Ledger, number: int) -> None:
         # Where the line is.
@@ -232,17 +244,41 @@ class Entry:
         self._burst = 1.0
         # Of the whole fleet: requests that may be under way.
         self._places: int | None = None
+        # Tokens that are this worker's own, and until when.
+        self._slice = 0.0
+        self._until = 0.0
+        # When the slice was taken, and what it was then.
+        self._taken_at = 0.0
+        self._asked = 0.0
+        # Until when nothing is there, and what was asked for in vain since the file was told.
+        self._dry_until = 0.0
+        self._unmet = 0.0
+        # How long whoever is refused until then is told to wait.
+        self._wait_s = 0.0
 
     def limit(self, limits: Limits) -> None:
         self._rate, self._burst, self._places = limits.rate, limits.burst, limits.places
+        # The next request looks into the file.
+        self._until = self._dry_until = 0.0
 
     def take(self, now: float, cost: float) -> float:
-        rate = self._rate
-        if rate is None:
+        if cost <= self._slice and now < self._until:
+            self._slice -= cost
             return 0.0
+        if now < self._dry_until:
+            self._unmet += cost
+            return self._wait_s
+        return self._take(now, cost) if self._rate is not None else 0.0
+
+    def _take(self, now: float, cost: float) -> float:
+        rate = self._rate
+        assert rate is not None
         ledger, number = self._ledger, self.number
         with ledger.locked():
             line = ledger.read(number)
+            self._give_back(line)
+            line.unmet += self._unmet
+            self._unmet = 0.0
             instances = ledger.instances
             # What an instance may use at once by itself.
             first = max(1.0, self._burst / instances)
@@ -257,8 +293,7 @@ class Entry:
             needed = min(cost, first)
             passes = line.credit >= needed
             if passes:
-                line.credit -= cost
-                line.used += cost
+                self._use(line, cost, now)
             else:
                 line.unmet += cost
             if is_leased and line.credit < first / 2:
@@ -267,7 +302,25 @@ class Entry:
         if passes:
             return 0.0
         share = line.share if is_leased and line.share > 0 else rate / instances
-        return (needed - line.credit) / share if share > 0 else inf
+        self._wait_s = (needed - line.credit) / share if share > 0 else inf
+        self._dry_until = now + min(self._wait_s, DRY_S)
+        return self._wait_s
+
+    def _give_back(self, line: Line) -> None:
+        """Give back what is left of the slice."""
+        self._asked -= self._slice
+        line.credit += self._slice
+        line.used -= self._slice
+        self._slice = 0.0
+
+    def _use(self, line: Line, cost: float, now: float) -> None:
+        """Take `cost`, and a slice of what this worker used of late."""
+        elapsed_s = max(1e-4, now - self._taken_at)
+        own = min((self._asked + cost) / elapsed_s * SLICE_S, (line.credit - cost) / 4)
+        self._slice = max(0.0, float(int(own)))
+        self._asked, self._taken_at, self._until = cost + self._slice, now, now + SLICE_S
+        line.credit -= cost + self._slice
+        line.used += cost + self._slice
 
     def charge(self, cost: float) -> None:
         if self._rate is None:

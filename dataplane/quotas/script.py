@@ -18,8 +18,10 @@ LEASE_S = 2.0
 LIVE_S = 5.0
 PAY_S = 8.0
 SLOW_RATE = 10.0
-# The part of a second's tokens that a bucket may have above its floor while all are wanted.
+# Tokens come in steps of some tenths of a second: what those may hold that is no burst.
 SLACK_S = 0.25
+# The part of its rate below which a tenant rests.
+RESTS = 0.9
 KEEP_MS = 60_000
 
 # KEYS: the instances, then one for each tenant. ARGV: who calls, and the packed calls, each
@@ -59,20 +61,16 @@ end
 local function fill(bucket, rate, burst, held, demand)
     local elapsed = math.max(0, now - bucket.at)
     bucket.at = now
-    local highest = math.max(0, burst - held)
-    local slack = 0
-    if demand > rate then
-        -- All is wanted: what waits for its next taker is not lost.
-        slack = rate * {SLACK_S}
-    end
-    bucket.level = math.min(bucket.level + rate * elapsed, math.max(bucket.level, highest + slack))
+    -- What waits above the floor for its next taker is not lost.
+    local highest = math.max(burst - held, bucket.floor + 2 * rate * {SLACK_S})
+    bucket.level = math.min(bucket.level + rate * elapsed, math.max(bucket.level, highest))
     if rate < {SLOW_RATE} then
         return
     end
     local deepest = math.max(0, burst - rate * {SLACK_S})
-    if bucket.level >= highest and demand <= rate then
+    if bucket.level >= burst - held and demand <= {RESTS} * rate then
         bucket.floor, bucket.pay = 0, 0
-    elseif bucket.pay == 0 and highest - bucket.level > rate * {SLACK_S} then
+    elseif bucket.pay == 0 and burst - held - bucket.level > rate * {SLACK_S} then
         bucket.pay = deepest / {PAY_S}
     end
     bucket.floor = math.min(deepest, bucket.floor + bucket.pay * elapsed)
