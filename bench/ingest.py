@@ -155,7 +155,7 @@ class Bench:
     def send(self, entries: list[tuple[str, bytes]]) -> None:
         from bench.ingest_load import send
 
-        send(self.client, entries)
+        send(self.client, entries, self.ground.sealer)
 
     def waiting(self) -> int:
         return sum(self.client.xlen(stream) for stream in STREAMS)

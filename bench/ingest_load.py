@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import secrets
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,6 +14,8 @@ import redis
 from django.db import connection
 
 from apps.experiments.models import Experiment, Metric, MetricUse, Variant
+from apps.identity.tokens import adopt_token
+from apps.lib.actors import Actor
 from apps.models.models import ModelVersion, RegisteredModel
 from contract.messages import (
     FIELD,
@@ -23,12 +26,14 @@ from contract.messages import (
     Outcome,
     encode_batch,
 )
+from contract.seals import SEAL_FIELD, Sealer
 
 OUTCOMES, EXPOSURES, MIXED, SINGLE = "outcomes", "exposures", "both", "outcomes, one an entry"
 KINDS = (OUTCOMES, EXPOSURES, MIXED, SINGLE)
 METRICS = ("bought", "amount", "minutes")
 VARIANTS = ("weak", "strong")
 PER_ENTRY = 100
+INSTANCE = "proxy"
 TENANTS = tuple(f"tenant-{i}" for i in range(20))
 COUNTRIES = ("de", "fr", "pl", "us", "br", "jp")
 
@@ -54,6 +59,8 @@ class Ground:
 
     experiment: str
     metrics: tuple[Metric, ...]
+    # What the instance seals with that sends them.
+    sealer: Sealer
 
 
 def make_ground() -> Ground:
@@ -81,7 +88,9 @@ def make_ground() -> Ground:
     for place, metric in enumerate(metrics):
         role = MetricUse.SECONDARY if place else MetricUse.PRIMARY
         MetricUse.objects.create(experiment=experiment, metric=metric, role=role, position=place)
-    return Ground(str(experiment.pk), metrics)
+    token = secrets.token_urlsafe(32)
+    adopt_token(instance=INSTANCE, secret=token, actor=Actor("bench", "bench"), now=now)
+    return Ground(str(experiment.pk), metrics, Sealer(token, f"{INSTANCE}/0", "bench", "bench"))
 
 
 def grow(ground: Ground, before: int, rows: int) -> None:
@@ -123,7 +132,7 @@ class Events:
         is_exposures = kind == EXPOSURES
         stream = STREAM_EXPOSURES if is_exposures else STREAM_OUTCOMES
         sequence = next(self._sequence)
-        common = {"instance": f"proxy-{sequence % 4}", "boot": "bench", "sequence": sequence}
+        common = {"instance": f"{INSTANCE}/{sequence % 4}", "boot": "bench", "sequence": sequence}
         if is_exposures:
             exposures = tuple(self._exposure() for _ in range(size))
             return stream, encode_batch(Batch(**common, exposures=exposures))  # type: ignore[arg-type]
@@ -158,12 +167,12 @@ def _now_ms() -> int:
     return round(datetime.now(UTC).timestamp() * 1_000)
 
 
-def send(client: redis.Redis[bytes], entries: Iterable[tuple[str, bytes]]) -> None:
-    """Put the entries into their streams."""
+def send(client: redis.Redis[bytes], entries: Iterable[tuple[str, bytes]], sealer: Sealer) -> None:
+    """Put the entries into their streams, sealed."""
     for part in _parts(list(entries), 1_000):
         pipe = client.pipeline(transaction=False)
         for stream, data in part:
-            pipe.xadd(stream, {FIELD: data})
+            pipe.xadd(stream, {FIELD: data, SEAL_FIELD: sealer.seal(stream, data, _now_ms())})
         pipe.execute()
 
 

@@ -144,9 +144,9 @@ class Fleet:
         tenants = {entries[0].number: ("tenant", self.limits)}
         self.ledgers += ledgers
         self.entries.append(entries)
-        for ledger in ledgers:
-            lock = folder / "quotas.lock"
-            self.leases.append(Leases(ledger, self._client, name, lambda: tenants, lock))
+        # The other workers only look whether this one has ended.
+        lock = folder / "quotas.lock"
+        self.leases.append(Leases(ledgers[0], self._client, name, lambda: tenants, lock))
 
     def start(self) -> None:
         self._tasks = [asyncio.create_task(lease.run()) for lease in self.leases]
@@ -213,38 +213,29 @@ async def a_fleet(url: str, case: Case) -> AsyncIterator[Fleet]:
 async def _fleets(url: str, windows: int, together: int) -> int:
     gate = asyncio.Semaphore(together)
     # Each fleet has a database of its own.
-    cases = [*OVER, *UNDER]
-    counts = await asyncio.gather(
+    missed = await asyncio.gather(
         *(
             _measure(gate, f"{url.rpartition('/')[0]}/{number}", case, windows)
-            for number, case in enumerate(cases)
+            for number, case in enumerate([*OVER, *UNDER])
         )
     )
-    missed = 0
-    for case, (start, count) in zip(cases, counts, strict=True):
-        quota = case.rate * WINDOW_S
-        if case.load > 1:
-            parts = [count.within(start + i * WINDOW_S) / quota for i in range(windows)]
-            missed += report(str(case), "1 ± 0.05 of the quota", parts, is_within)
-        else:
-            asked = len(count.passed) + count.refused
-            refused = [count.refused / max(1, asked)]
-            missed += report(
-                f"{case}: refused", f"≤ {REFUSED_MAX:g}", refused, lambda x: x <= REFUSED_MAX
-            )
-    return missed
+    return sum(missed)
+
+
+async def _measure(gate: asyncio.Semaphore, url: str, case: Case, windows: int) -> int:
+    async with gate, a_fleet(url, case) as fleet:
+        start = monotonic()
+        count = await fleet.ask(windows * WINDOW_S)
+    quota = case.rate * WINDOW_S
+    if case.load > 1:
+        parts = [count.within(start + i * WINDOW_S) / quota for i in range(windows)]
+        return report(str(case), "1 ± 0.05 of the quota", parts, is_within)
+    refused = [count.refused / max(1, len(count.passed) + count.refused)]
+    return report(f"{case}: refused", f"≤ {REFUSED_MAX:g}", refused, lambda x: x <= REFUSED_MAX)
 
 
 def is_within(part: float) -> bool:
     return abs(part - 1) <= BAR
-
-
-async def _measure(
-    gate: asyncio.Semaphore, url: str, case: Case, windows: int
-) -> tuple[float, Count]:
-    async with gate, a_fleet(url, case) as fleet:
-        start = monotonic()
-        return start, await fleet.ask(windows * WINDOW_S)
 
 
 async def _without_redis() -> int:

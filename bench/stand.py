@@ -208,6 +208,7 @@ def table(triton_port: int, others: int = 0, generation: int = 1) -> bytes:
             clusters={"main": Cluster(endpoints=(f"127.0.0.1:{triton_port}",))},
             tenants={"bench": Tenant(keys=(digest,), requests_per_s=1e9)},
             key_required=True,
+            id_secret="bench",
         )
     )
 
@@ -282,6 +283,8 @@ def data_plane(
     """
     folder.mkdir(parents=True)
     (folder / "routing-table.json").write_bytes(stored_table)
+    # A new home sends nothing before a report of it was taken, and nobody takes any here.
+    (folder / "home").write_text("bench")
     port = free_port()
     environ = {
         "INTERLOCK_BIND": f"127.0.0.1:{port}",

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from cli.client import EXIT_OK, Client
+from cli.instances import add_tokens
 from cli.parsing import add_command, add_group, segment
 from cli.show import show_json, show_rows
 
@@ -44,11 +45,12 @@ def add_governance(commands: Any) -> None:
     told = f"tell or set how many rollouts may be under way at once ({ANY_NUMBER}: any number)"
     limit = add_command(commands, "limit", set_limit, told)
     limit.add_argument("most", nargs="?", type=_read_limit, metavar=f"N|{ANY_NUMBER}")
-    told = "list the data plane's instances, or forget one that is gone"
+    told = "list the data plane's instances, forget one that is gone, and their tokens"
     actions = add_group(commands, "instances", told, list_instances)
     add_command(actions, "list", list_instances, "list the instances and what each serves")
     told = "stop waiting for an instance that went silent, since it is known to be gone"
     add_command(actions, "forget", forget_instance, told, "name")
+    add_tokens(actions)
 
 
 def _add_freezes(commands: Any) -> None:

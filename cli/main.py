@@ -116,6 +116,9 @@ def health(client: Client, options: argparse.Namespace) -> int:
             print(answer["trouble"])
         for row in answer.get("open_services", []):
             print(f"OPEN: {row['kind']} at {row['address']}: {row['danger']}")
+        for row in answer.get("refused_messages", []):
+            whose = row["instance"] or "no instance we know"
+            print(f"REFUSED: {row['count']} of {whose} on {row['channel']}: {row['why']}")
     return EXIT_OK if answer["is_well"] else EXIT_REFUSED_BY_VERDICT
 
 

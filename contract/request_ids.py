@@ -73,17 +73,16 @@ class Seal:
         key = blake2b(secret.encode(), digest_size=32).digest()
         self._begun = blake2b(tenant.encode() + b"\0", digest_size=_SEAL_SIZE, key=key)
 
-    def of(self, text: bytes) -> bytes:
-        """Return what stands behind the id `text`, to show whose it is."""
+    def on(self, text: bytes) -> bytes:
+        """Return the id `text` with the seal behind it."""
         made = self._begun.copy()
         made.update(text)
-        return b"~" + made.hexdigest().encode()
+        return b"%b~%b" % (text, made.hexdigest().encode())
 
     def is_on(self, text: str) -> bool:
         """Say whether the id `text` ends in this seal."""
         unsealed, _, _ = text.rpartition("~")
-        made = unsealed.encode() + self.of(unsealed.encode())
-        return hmac.compare_digest(made, text.encode())
+        return hmac.compare_digest(self.on(unsealed.encode()), text.encode())
 
 
 def answer_key(process: str, at_ns: int) -> str:

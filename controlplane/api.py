@@ -5,6 +5,7 @@ from __future__ import annotations
 from rest_framework.routers import SimpleRouter
 
 from apps.experiments.api import register as register_experiments
+from apps.identity.api import register as register_identity
 from apps.models.api import register as register_models
 from apps.notifications.api import register as register_notifications
 from apps.rollouts.api import register as register_rollouts
@@ -20,3 +21,4 @@ register_releases(router)
 register_governance(router)
 register_experiments(router)
 register_notifications(router)
+register_identity(router)

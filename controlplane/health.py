@@ -27,6 +27,8 @@ from rest_framework.views import APIView
 
 from apps.experiments.backlog import read_backlog
 from apps.experiments.selectors.refusals import refusals_by_reason
+from apps.identity.models import Refusal
+from apps.identity.refusals import recent_refusals
 from apps.identity.service_checks import open_services, recent_checks
 from apps.lib.clock import database_now
 from controlplane.models import RetentionRun
@@ -52,6 +54,15 @@ class OpenServiceSerializer(serializers.Serializer[Any]):
     danger = serializers.CharField(help_text="What a stranger who reaches it can do.")
 
 
+class RefusalSerializer(serializers.ModelSerializer[Refusal]):
+    why = serializers.CharField(source="get_reason_display", read_only=True)
+
+    class Meta:
+        model = Refusal
+        fields = ["instance", "channel", "reason", "why", "count", "first_at", "last_at"]
+        read_only_fields = fields
+
+
 class StatusSerializer(serializers.Serializer[Any]):
     is_well = serializers.BooleanField()
     trouble = serializers.CharField(help_text="Why nobody knows how the loops are, or nothing.")
@@ -61,6 +72,9 @@ class StatusSerializer(serializers.Serializer[Any]):
     loops = LoopSerializer(many=True)
     open_services = OpenServiceSerializer(
         many=True, help_text="Servers that take commands without a secret."
+    )
+    refused_messages = RefusalSerializer(
+        many=True, help_text="What was refused in an instance's name within a day."
     )
 
 
@@ -142,6 +156,7 @@ class StatusView(APIView):
             "published_age_s": _rounded(published_age_s()),
             "loops": rows,
             "open_services": open_services(database_now()),
+            "refused_messages": recent_refusals(database_now()),
         }
         return Response(StatusSerializer(document).data)
 
@@ -153,6 +168,7 @@ def metrics(request: Request) -> HttpResponse:
     registry = CollectorRegistry()
     _loop_gauges(registry)
     _service_gauges(registry)
+    _message_counters(registry)
     _refusal_counters(registry)
     _retention_gauges(registry)
     readable = Gauge(
@@ -222,3 +238,11 @@ def _service_gauges(registry: CollectorRegistry) -> None:
     for row in recent_checks(database_now()):
         if not row.trouble:
             gauge.labels(row.kind, row.address).set(row.is_open)
+
+
+def _message_counters(registry: CollectorRegistry) -> None:
+    text = "What was refused in an instance's name; no instance: nobody's that we know."
+    labels = ["instance", "channel", "reason"]
+    counter = Counter("interlock_refused_messages", text, labels, registry=registry)
+    for row in Refusal.objects.all():
+        counter.labels(row.instance, row.channel, row.reason).inc(row.count)

@@ -3,12 +3,14 @@
 Delivery is at least once. The rows of a batch and its key in `IngestedBatch` are written in one
 transaction, and an entry leaves its stream only after that transaction committed: a crash at any
 instant repeats a delivery, and the key turns the repetition into nothing. An entry that can never
-be applied goes to `DEAD` with the reason, so that it stops nobody.
+be applied goes to `DEAD` with the reason, so that it stops nobody; one whose sender is not believed
+goes to `REFUSED`, and is counted (`seal_checks`).
 """
 
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,6 +26,7 @@ from redis.retry import Retry
 
 from apps.experiments.backlog import DEAD, GROUP
 from apps.experiments.ingestion import apply_exposures, apply_outcomes
+from apps.identity.refusals import Counts, count_refusals
 from apps.lib.clock import database_now
 from apps.rollouts.ingestion import apply_windows
 from contract.messages import (
@@ -36,13 +39,18 @@ from contract.messages import (
     MessageError,
     decode_batch,
 )
+from contract.seals import SEAL_FIELD
 from controlplane.pulse import record_pulse
+from controlplane.seal_checks import Refused, SealChecks
 
 logger = logging.getLogger(__name__)
 
 DEAD_ENTRIES_MAX = 10_000
-# And no more than so many bytes of them: a batch may be a megabyte.
+# And no more than so many bytes of either: a batch may be a megabyte.
 DEAD_BYTES_MAX = 64 * 1024 * 1024
+# Where the last entries are that were refused, so that somebody can look at them.
+REFUSED = "interlock:refused"
+REFUSED_ENTRIES_MAX = 1_000
 # Entries that a turn reads of each stream. Behind a backlog of small ones more are read, since a
 # transaction costs the same for one as for many.
 READ_COUNT = 100
@@ -70,7 +78,7 @@ APPLY: dict[str, Apply] = {
 }
 LISTS = {
     STREAM_TELEMETRY: ("windows", "shadows"),
-    STREAM_EXPOSURES: ("exposures", "measurements", "sketches"),
+    STREAM_EXPOSURES: ("exposures", "measurements", "sketches", "pairs"),
     STREAM_OUTCOMES: ("outcomes", "refusals"),
 }
 
@@ -124,6 +132,7 @@ class Ingester:
         self._next_pulse = 0.0
         self._failures = 0
         self._read_count = READ_COUNT
+        self._seals = SealChecks()
 
     def run(self, stop: Event) -> None:
         """Take turns until `stop` is set; a failed turn loses nothing and is tried again later."""
@@ -234,6 +243,7 @@ class Ingester:
     def _handle(self, stream: str, raw: Sequence[RawEntry]) -> None:
         entries: list[Entry] = []
         gone: list[bytes] = []
+        refused: list[tuple[bytes, bytes, Refused]] = []
         for entry_id, fields in raw:
             if fields is None:
                 # It was deleted from the stream while it was pending.
@@ -241,9 +251,15 @@ class Ingester:
                 continue
             data = fields.get(FIELD, b"")
             try:
-                entries.append(Entry(entry_id, data, decode_entry(stream, data)))
+                seal = self._seals.check(stream, data, fields.get(SEAL_FIELD))
+                batch = decode_entry(stream, data)
+                self._seals.check_batch(seal, batch)
+                entries.append(Entry(entry_id, data, batch))
+            except Refused as refusal:
+                refused.append((entry_id, data, refusal))
             except MessageError as error:
                 self._bury(stream, entry_id, data, str(error))
+        self._refuse(stream, refused)
         self._apply(stream, entries)
         self._settle(stream, [*gone, *(entry.id for entry in entries)])
 
@@ -268,6 +284,25 @@ class Ingester:
         pipe.xdel(stream, *ids)
         pipe.execute()
 
+    def _refuse(self, stream: str, refused: Sequence[tuple[bytes, bytes, Refused]]) -> None:
+        """Count what is not believed, keep the last of it aside, and take it off its stream."""
+        if not refused:
+            return
+        counts: Counts = Counter(
+            (each.instance, stream, str(each.reason)) for _, _, each in refused
+        )
+        logger.warning("ingest.refused %s", dict(counts))
+        count_refusals(counts)
+        entries_max = self._kept_max(REFUSED, REFUSED_ENTRIES_MAX)
+        pipe = self.client.pipeline(transaction=True)
+        for _, data, refusal in refused[-entries_max:]:
+            fields: dict[Any, Any] = {"stream": stream, "reason": str(refusal.reason), FIELD: data}
+            pipe.xadd(REFUSED, fields, maxlen=entries_max, approximate=True)
+        ids = [entry_id for entry_id, _, _ in refused]
+        pipe.xack(stream, GROUP, *ids)
+        pipe.xdel(stream, *ids)
+        pipe.execute()
+
     def _bury(self, stream: str, entry_id: bytes, data: bytes, reason: str) -> None:
         logger.error("ingest.dead_letter %s %s: %s", stream, entry_id.decode(), reason)
         fields: dict[Any, Any] = {
@@ -276,21 +311,22 @@ class Ingester:
             "reason": reason[:1_000],
             FIELD: data,
         }
+        entries_max = self._kept_max(DEAD, DEAD_ENTRIES_MAX)
         pipe = self.client.pipeline(transaction=True)
-        pipe.xadd(DEAD, fields, maxlen=self._dead_max(), approximate=True)
+        pipe.xadd(DEAD, fields, maxlen=entries_max, approximate=True)
         pipe.xack(stream, GROUP, entry_id)
         pipe.xdel(stream, entry_id)
         pipe.execute()
 
-    def _dead_max(self) -> int:
-        """Return how many dead entries of their present size may be kept; the oldest goes first."""
+    def _kept_max(self, stream: str, entries_max: int) -> int:
+        """Return how many entries of their present size are kept aside; the oldest goes first."""
         pipe = self.client.pipeline(transaction=False)
-        pipe.xlen(DEAD)
-        pipe.memory_usage(DEAD)
+        pipe.xlen(stream)
+        pipe.memory_usage(stream)
         length, used = pipe.execute()
         if not length or not used:
-            return DEAD_ENTRIES_MAX
-        return max(1, min(DEAD_ENTRIES_MAX, int(length) * DEAD_BYTES_MAX // int(used)))
+            return entries_max
+        return max(1, min(entries_max, int(length) * DEAD_BYTES_MAX // int(used)))
 
 
 def size_of(raw: Sequence[RawEntry]) -> int:

@@ -151,6 +151,9 @@ PROMETHEUS_URL = env.service_url("INTERLOCK_PROMETHEUS_URL")
 # What questions of webhook checks are signed with (Standard Webhooks); empty: they are not signed.
 WEBHOOK_SECRET = env.webhook_secret("INTERLOCK_WEBHOOK_SECRET")
 INSTANCE_TOKEN = env.secret("INTERLOCK_INSTANCE_TOKEN", "")
+# Whether each data-plane instance needs a token of its own, and what it sends the seal of it. The
+# one above is then no longer everybody's.
+OWN_TOKENS_REQUIRED = env.flag("INTERLOCK_OWN_TOKENS_REQUIRED", False)
 ARTIFACT_BYTES_MAX = env.integer("INTERLOCK_ARTIFACT_BYTES_MAX", 2 * 1024**3, at_least=1)
 # An artifact is inspected by a process that may take no more than this.
 INSPECT_MEMORY_BYTES_MAX = env.integer(

@@ -2,9 +2,11 @@
 
 An idle version gets what is there at once; a busy one gets a batch when it is full or when its
 oldest request has waited for the model's delay. Several batches may be in flight. Who waits where
-and who goes next is the fair queue's. A request that cannot be answered in time is refused before
-it joins. A batch that the version answers with an error is sent again request by request, so that
-a poison row fails alone. Every job ends exactly once, whatever a job, Triton or a reply does.
+and who goes next is the fair queue's; how large a batch may be, and what can be answered in time,
+the pace's. A request that cannot be answered in time is refused before it joins, or before it
+leaves if that shows later. A batch that the version answers with an error is sent again request by
+request, so that a poison row fails alone. Every job ends exactly once, whatever a job, Triton or a
+reply does.
 """
 
 from __future__ import annotations
@@ -19,14 +21,16 @@ from time import monotonic
 from contract.routing import ModelRoute, VersionRoute
 from dataplane.batch_encoding import Encoder
 from dataplane.fair_queue import ABANDONED, CLASSES, WEIGHTS, Batch, FairQueue, Job
-from dataplane.pace import Pace
+from dataplane.pace import RESERVE, Pace
 from dataplane.reply import ReplyReader
 from dataplane.triton import Copies, Fault, Reply, Triton, TritonError, Unsent
 
-__all__ = ["Batcher", "Job", "Overloaded", "QueueFull", "Unsent"]
+__all__ = ["Batcher", "Job", "Overloaded", "QueueFull", "Shed", "Unsent"]
 
 log = logging.getLogger("interlock.dataplane")
 
+# For so long after a refusal a version is taken to have more to do than it can.
+_STRAINED_S = 1.0
 # Deadlines so close together share the first of them; beyond it each job's own is watched, so
 # that one impatient client takes no time from its neighbours.
 _CLOSE_S = 0.02
@@ -51,6 +55,15 @@ class Overloaded(QueueFull):
     message = "the version has too much waiting to answer before the deadline"
 
 
+class Shed(Unsent):
+    """A job that was queued and could not be answered in time any more; it was not sent."""
+
+    def __init__(self, overloaded: Overloaded) -> None:
+        super().__init__(overloaded.message)
+        # What it would have met if it had come now.
+        self.overloaded = overloaded
+
+
 class Batcher:
     """The queue of one version."""
 
@@ -63,6 +76,7 @@ class Batcher:
         loop: asyncio.AbstractEventLoop,
         on_batch: Callable[[int], None],
         in_flight_max: int = 4,
+        instances: int = 1,
     ) -> None:
         # Knows what the answers must hold.
         self._reader = ReplyReader(model.signature, batched=model.batched)
@@ -78,12 +92,14 @@ class Batcher:
         self._on_batch = on_batch
         # Batches that may be under way at once.
         self._in_flight_max = in_flight_max
+        # The time that requests have.
+        self._timeout_s = model.timeout_ms / 1000
         # Rows of a full batch; 1 keeps requests apart where there is no batch dimension.
         batch_max = model.batching.max_batch_size if model.batched else 1
         # How long a batch that is not full may wait for more.
         self._delay_s = model.batching.max_queue_delay_us / 1e6
         # Whoever waits for a batch to fill.
-        self._queue = FairQueue(batch_max, self._delay_s)
+        self._queue = FairQueue(1, self._delay_s)
         # Second attempts: batches of one that go ahead of the queue.
         self._alone: deque[Job] = deque()
         # The rows of those.
@@ -95,7 +111,11 @@ class Batcher:
         # Fires when the oldest request of a batch that fills has waited long enough.
         self._timer: asyncio.TimerHandle | None = None
         # How fast the version answers.
-        self._pace = Pace(batch_max, in_flight_max)
+        endpoints = len(addresses.addresses if isinstance(addresses, Copies) else addresses)
+        lanes = min(endpoints * instances, in_flight_max)
+        self._pace = Pace(batch_max, self._timeout_s, lanes)
+        # When a request was last refused because there is too much to do; monotonic.
+        self._refused_at = float("-inf")
         # Writes the calls.
         self._encode = Encoder(model, version).encode
 
@@ -112,11 +132,13 @@ class Batcher:
         rows = queue.rows + self._alone_rows + own
         pace = self._pace
         if rows > self._waiting_max:
+            self._refused_at = job.submitted_at
             raise QueueFull(pace.drained_in_s(rows))
         if (
-            job.deadline < job.submitted_at + pace.batch_s + rows * pace.row_s
+            job.deadline < job.submitted_at + pace.quick_s + rows * pace.row_bound_s
             and 0 < self._done_in_s(job) > job.deadline - job.submitted_at
         ):
+            self._refused_at = job.submitted_at
             raise Overloaded(pace.drained_in_s(rows))
         if queue.put(job, request.key, own):
             self._send_ready()
@@ -126,26 +148,36 @@ class Batcher:
             self._timer = self._loop.call_later(self._delay_s, self._overdue)
 
     def has_room(self, rows: int) -> bool:
-        """Return whether requests of other versions may come here: half the queue is free."""
-        return 2 * (self.waiting_rows + rows) <= self._waiting_max
+        """Return whether requests of other versions may come here.
+
+        Half the queue is free, and what waits leaves within half of the time that requests have.
+        """
+        rows += self.waiting_rows
+        return (
+            2 * rows <= self._waiting_max and 2 * self._pace.drained_in_s(rows) <= self._timeout_s
+        )
+
+    def is_strained(self, now: float) -> bool:
+        """Return whether more waits than the next batch takes, or somebody was refused of late."""
+        waits = self.waiting_rows > self._pace.batch_rows
+        return waits or now - self._refused_at < _STRAINED_S
 
     def _done_in_s(self, job: Job) -> float:
-        """Return in how many seconds `job` would be answered if it joined now, 0 if unknown.
-
-        An idle version is always tried, or its pace would never be seen to get better.
-        """
-        if self.in_flight == 0:
-            return 0.0
+        """Return in how many seconds `job` would be answered if it joined now, 0 if unknown."""
         priority = job.priority
         waiting = self._queue.waiting
-        own = waiting[priority] + job.request.rows
+        rows = job.request.rows
+        own = waiting[priority] + rows
         ahead: float = self._alone_rows + waiting[priority]
         for other in CLASSES:
             if other != priority:
                 # While its own class sends so much, another gets no more than its share.
                 ahead += min(waiting[other], own * WEIGHTS[other] / WEIGHTS[priority])
-        places_free = self._in_flight_max - self.in_flight
-        return self._pace.done_in_s(ahead, places_free, job.submitted_at)
+        if self.in_flight == 0 and not ahead:
+            # Whether it may be tried is decided when it would leave.
+            return 0.0
+        reserve_s = RESERVE * self._timeout_s
+        return self._pace.done_in_s(int(ahead), rows, job.submitted_at, reserve_s)
 
     # --- when a batch leaves -------------------------------------------------------------------
 
@@ -173,15 +205,26 @@ class Batcher:
 
     def _send_ready(self) -> None:
         queue = self._queue
+        pace = self._pace
         while self.in_flight < self._in_flight_max and (self._alone or queue.due_lines):
             now = monotonic()
+            if not pace.is_trifling:
+                if self.in_flight >= pace.places(self._in_flight_max):
+                    return
+                if not self._alone:
+                    self._shed_hopeless(now)
+                    if not queue.due_lines:
+                        return
             if self._alone:
                 job = self._alone.popleft()
                 rows = job.request.rows
                 self._alone_rows -= rows
                 batch = Batch([job], rows, now)
-            else:
+            elif pace.is_trifling:
                 batch = queue.take(now)
+            else:
+                left_s = queue.head().deadline - now
+                batch = queue.take(now, pace.rows_in(left_s, now))
             if batch.jobs:
                 self._send(batch, now)
             if batch.late:
@@ -189,10 +232,34 @@ class Batcher:
                 for job in batch.late:
                     self._fail(job, error)
 
+    def _shed_hopeless(self, now: float) -> None:
+        """Shed the requests that would go next and could not be answered in time."""
+        queue = self._queue
+        hopeless = []
+        while queue.due_lines:
+            job = queue.head()
+            if job.deadline <= now or self._is_possible(job, now):
+                break
+            hopeless.append(queue.drop(now))
+        if hopeless:
+            self._refused_at = now
+            error = Shed(Overloaded(self._pace.drained_in_s(self.waiting_rows)))
+            # Not at once: who hears of it may send the next request.
+            self._loop.call_soon(self._fail_all, hopeless, error)
+
+    def _is_possible(self, job: Job, now: float) -> bool:
+        rows, left_s = job.request.rows, job.deadline - now
+        if self.in_flight == 0:
+            return self._pace.may_try(rows, left_s, now)
+        return self._pace.done_in_s(0, rows, now) <= left_s
+
     # --- one batch -----------------------------------------------------------------------------
 
     def _send(self, batch: Batch, now: float) -> None:
         self.in_flight += 1
+        if not self._pace.is_trifling:
+            batch.cost_s = self._pace.sent(batch.rows, now)
+        batch.sent_at = now
         until = batch.soonest
         if batch.latest - until > _CLOSE_S:
             batch.timer = self._loop.call_later(until - now, self._expire, batch)
@@ -225,8 +292,8 @@ class Batcher:
         if left and batch.latest - min(left) > _CLOSE_S:
             batch.timer = self._loop.call_later(min(left) - now, self._expire, batch)
         error = TritonError(Fault.TIMEOUT, "no answer before the deadline")
-        for job in late:
-            self._fail(job, error)
+        error.is_ours = not self._pace.is_silent(batch.rows, batch.sent_at, now)
+        self._fail_all(late, error)
 
     def _done(self, batch: Batch, result: Reply | TritonError, dispatched_at: float) -> None:
         if batch.ended:
@@ -245,8 +312,8 @@ class Batcher:
             log.exception("a reply could not be read")
             self._batch_failed(batch, TritonError(Fault.FAILED, "the reply could not be read"))
         else:
-            now = monotonic()
-            self._pace.answered(batch.rows, now - dispatched_at, now, pressed=batch.pressed)
+            self._pace.answered(batch.rows, batch.cost_s, dispatched_at, monotonic())
+            self._queue.rows_max = self._pace.batch_rows
             expired = batch.expired
             start = 0
             for job in batch.jobs:
@@ -261,8 +328,19 @@ class Batcher:
         if self.in_flight == 0 and self._queue.rows:
             self._start_soon()
 
+    def _learn_failure(self, batch: Batch, error: TritonError) -> None:
+        pace, rows, cost_s = self._pace, batch.rows, batch.cost_s
+        if error.fault in (Fault.FAILED, Fault.REFUSED):
+            pace.ended(rows, cost_s, monotonic())
+        elif error.fault is Fault.TIMEOUT and not isinstance(error, Unsent):
+            error.is_ours = not pace.lost(rows, cost_s, batch.sent_at, monotonic())
+            self._queue.rows_max = pace.batch_rows
+        else:
+            pace.vanished(rows, cost_s)
+
     def _batch_failed(self, batch: Batch, error: TritonError) -> None:
         error.counted = False
+        self._learn_failure(batch, error)
         jobs = batch.jobs
         if batch.expired:
             jobs = [job for job in jobs if job not in batch.expired]
@@ -273,6 +351,10 @@ class Batcher:
         # Somebody's row may be at fault: each goes again by itself, ahead of what waits.
         self._alone_rows += sum(job.request.rows for job in jobs)
         self._alone.extendleft(reversed(jobs))
+
+    def _fail_all(self, jobs: list[Job], error: TritonError) -> None:
+        for job in jobs:
+            self._fail(job, error)
 
     def _fail(self, job: Job, error: TritonError) -> None:
         try:

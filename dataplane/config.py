@@ -95,6 +95,7 @@ class Config:
     connections_max: int = 4_096
     endpoint_connections_max: int = 64
     batches_in_flight_max: int = 4
+    triton_instances: int = 1
     shadow_connections_max: int = 2
     shadow_in_flight_max: int = 64
     shadow_bytes_max: int = 64 * 1024 * 1024
@@ -133,6 +134,7 @@ def load(environ: Mapping[str, str]) -> Config:
         connections_max=_positive(environ, "INTERLOCK_CONNECTIONS_MAX", int, 4_096),
         endpoint_connections_max=_positive(environ, "INTERLOCK_ENDPOINT_CONNECTIONS_MAX", int, 64),
         batches_in_flight_max=_positive(environ, "INTERLOCK_BATCHES_IN_FLIGHT_MAX", int, 4),
+        triton_instances=_positive(environ, "INTERLOCK_TRITON_INSTANCES", int, 1),
         shadow_connections_max=_positive(environ, "INTERLOCK_SHADOW_CONNECTIONS_MAX", int, 2),
         shadow_in_flight_max=_positive(environ, "INTERLOCK_SHADOW_IN_FLIGHT_MAX", int, 64),
         shadow_bytes_max=_positive(environ, "INTERLOCK_SHADOW_BYTES_MAX", int, 64 * 1024 * 1024),

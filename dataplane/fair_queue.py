@@ -57,8 +57,9 @@ class Batch:
 
     # Jobs whose deadline passed before they could leave; they are not in the batch.
     late: Sequence[Job] = ()
-    # Others stayed behind, so that the batch is as large as it could be.
-    pressed = False
+    # When it left, monotonic, and how long it was thought to take; nought for a trifle.
+    sent_at = 0.0
+    cost_s = 0.0
     # Jobs whose own deadline passed while the batch was under way; their rows stay in it.
     expired: Sequence[Job] = ()
     # Fires at the first deadline, where deadlines lie far apart.
@@ -114,18 +115,18 @@ class FairQueue:
         "_delay_s",
         "_due",
         "_lines",
-        "_rows_max",
         "_spare",
         "_tags",
         "_virtual",
         "due_lines",
         "rows",
+        "rows_max",
         "waiting",
     )
 
     def __init__(self, rows_max: int, delay_s: float) -> None:
-        # Rows of a full batch.
-        self._rows_max = rows_max
+        # Rows of a full batch; set from outside.
+        self.rows_max = rows_max
         # How long a line that is not full may wait for more.
         self._delay_s = delay_s
         # Lines with waiting requests by key, the one that began to wait first in front.
@@ -162,7 +163,7 @@ class FairQueue:
         if line.due:
             self._due[priority][line] = None
             return True
-        if in_line >= self._rows_max or job.hurried:
+        if in_line >= self.rows_max or job.hurried:
             self._make_due(line)
             return True
         return False
@@ -185,36 +186,63 @@ class FairQueue:
                 next_at = due_at
         return None if next_at is None else next_at - now
 
-    def take(self, now: float) -> Batch:
-        """Return the next batch of the lines that are due; there must be one."""
+    def take(self, now: float, rows_max: int | None = None) -> Batch:
+        """Return the next batch of the lines that are due; there must be one.
+
+        It has at most `rows_max` rows, by default those of a full batch, or one job of more.
+        """
+        if rows_max is None:
+            rows_max = self.rows_max
+        lead = self._lead()
+        if self._tags[lead] > self._virtual:
+            self._virtual = self._tags[lead]
+        line = next(iter(self._due[lead]))
+        before = line.rows
+        if self.waiting[lead] == self.rows:
+            jobs = self._take_class(line, lead, rows_max)
+        else:
+            jobs = self._take_mixed(line, lead, now, rows_max)
+        batch = Batch(jobs, before - line.rows, now)
+        self._settle(line, now)
+        return batch
+
+    def head(self) -> Job:
+        """Return the first job of the next batch; there must be one."""
+        lead = self._lead()
+        return next(iter(self._due[lead])).jobs[lead][0]
+
+    def drop(self, now: float) -> Job:
+        """Take out the first job of the next batch, for nothing: it will not be sent."""
+        lead = self._lead()
+        line = next(iter(self._due[lead]))
+        queue = line.jobs[lead]
+        job = queue.popleft()
+        self._charge(line, lead, job.request.rows)
+        if not line.rows:
+            self._settle(line, now)
+        elif not queue:
+            del self._due[lead][line]
+        return job
+
+    def _lead(self) -> int:
+        """Return the class that goes next; one of them must have a line that is due."""
         tags = self._tags
         lead = -1
         for priority in CLASSES:
             if self._due[priority] and (lead < 0 or tags[priority] < tags[lead]):
                 lead = priority
-        if tags[lead] > self._virtual:
-            self._virtual = tags[lead]
-        line = next(iter(self._due[lead]))
-        before = line.rows
-        if self.waiting[lead] == self.rows:
-            jobs = self._take_class(line, lead)
-        else:
-            jobs = self._take_mixed(line, lead, now)
-        batch = Batch(jobs, before - line.rows, now)
-        self._settle(line, now)
-        batch.pressed = self.rows > 0
-        return batch
+        return lead
 
-    def _take_class(self, line: Line, priority: int) -> list[Job]:
+    def _take_class(self, line: Line, priority: int, rows_max: int) -> list[Job]:
         """Take what is next where no other class waits for anything."""
         queue = line.jobs[priority]
         rows = line.rows
-        if rows <= self._rows_max:
+        if rows <= rows_max:
             jobs = list(queue)
             queue.clear()
         else:
             jobs, rows = [], 0
-            while queue and (not jobs or rows + queue[0].request.rows <= self._rows_max):
+            while queue and (not jobs or rows + queue[0].request.rows <= rows_max):
                 job = queue.popleft()
                 jobs.append(job)
                 rows += job.request.rows
@@ -222,7 +250,7 @@ class FairQueue:
         self._tags[priority] += rows / WEIGHTS[priority]
         return jobs
 
-    def _take_mixed(self, line: Line, lead: int, now: float) -> list[Job]:
+    def _take_mixed(self, line: Line, lead: int, now: float, rows_max: int) -> list[Job]:
         jobs: list[Job] = []
         rows = 0
         tags = self._tags
@@ -231,7 +259,7 @@ class FairQueue:
             priority = min(classes, key=tags.__getitem__)
             queue = line.jobs[priority]
             more = queue[0].request.rows
-            if rows and rows + more > self._rows_max:
+            if rows and rows + more > rows_max:
                 classes.remove(priority)
                 continue
             job = queue.popleft()
@@ -262,7 +290,7 @@ class FairQueue:
             del self._lines[line.key]
             if len(self._spare) < _SPARE_MAX:
                 self._spare.append(line)
-        elif line.rows >= self._rows_max or line.oldest() + self._delay_s <= now:
+        elif line.rows >= self.rows_max or line.oldest() + self._delay_s <= now:
             self._make_due(line)
 
     def _begin(self, key: object) -> Line:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import httpx
 import redis.asyncio as redis
 
+from contract.seals import HOME_HEADER, INSTANCE_HEADER, Sealer
 from dataplane.admission import Admission
 from dataplane.app import Application
 from dataplane.cache import Cache, SharedCache, shared_client
@@ -31,8 +32,9 @@ from dataplane.reading import Reading
 from dataplane.serving import Serving
 from dataplane.shadow.mirror import Shadows
 from dataplane.staleness import Staleness
+from dataplane.standing import Standing, read_home
 from dataplane.stream import Publisher
-from dataplane.sync import Sync
+from dataplane.sync import REPORT_PATH, Sync
 from dataplane.tables import TableFile
 from dataplane.telemetry import Telemetry
 from dataplane.triton import Triton
@@ -76,6 +78,7 @@ class Instance:
             loop,
             config.batches_in_flight_max,
             shadows=self.shadows,
+            instances=config.triton_instances,
         )
         # What the workers share of tenants' quotas; None where the disk does not take it.
         self._ledger = _ledger(config)
@@ -85,10 +88,14 @@ class Instance:
         self.cache = self.serving.cache = _cache(config, loop)
         # One client for streams and wake-ups; it reconnects by itself.
         self._redis = _redis_client(config)
+        # What tells our state directory from that of another instance of the same name.
+        self._home, is_new = read_home(config.state_dir)
+        # Whether the control plane takes us for who we say we are.
+        self.standing = Standing(REPORT_PATH, is_new=is_new)
         # Leases the instance's part of the quotas.
         self._leases = self._make_leases(config)
         # The client of the control plane.
-        self._control = _control_client(config)
+        self._control = self._control_client()
         # What waits on disk, in a folder of its own, and what others left behind.
         self._lodging = Lodging(config.state_dir / "spool", self.boot, config.spool_bytes_max)
         # Takes over what others left behind.
@@ -138,6 +145,21 @@ class Instance:
             shadows=self.shadows.drain,
             pairs=self.shadows.drain_pairs,
             stream_bytes_max=config.stream_bytes_max,
+            sealer=Sealer(config.instance_token, config.instance_name, self.boot, self._home),
+            check=self.standing.check,
+        )
+
+    def _control_client(self) -> httpx.AsyncClient:
+        return httpx.AsyncClient(
+            base_url=self.config.control_url,
+            headers={
+                "authorization": f"Bearer {self.config.instance_token}",
+                INSTANCE_HEADER: self.config.instance_name,
+                HOME_HEADER: self._home,
+            },
+            event_hooks={"response": [self.standing.note]},
+            timeout=CONTROL_TIMEOUT_S,
+            trust_env=False,
         )
 
     def _make_leases(self, config: Config) -> Leases | None:
@@ -145,7 +167,9 @@ class Instance:
             return None
         tenants = self.serving.admission.limited_lines
         lock = config.state_dir / "quotas.lock"
-        return Leases(self._ledger, self._redis, _name_and_slot(config)[0], tenants, lock)
+        # Another instance may have the same name by mistake; it counts all the same.
+        name = f"{_name_and_slot(config)[0]}:{self._home}"
+        return Leases(self._ledger, self._redis, name, tenants, lock)
 
     def _make_sync(self, config: Config) -> Sync:
         return Sync(
@@ -329,13 +353,4 @@ def _redis_client(config: Config) -> redis.Redis[bytes]:
         config.redis_url,
         socket_connect_timeout=REDIS_TIMEOUT_S,
         socket_timeout=REDIS_TIMEOUT_S,
-    )
-
-
-def _control_client(config: Config) -> httpx.AsyncClient:
-    return httpx.AsyncClient(
-        base_url=config.control_url,
-        headers={"authorization": f"Bearer {config.instance_token}"},
-        timeout=CONTROL_TIMEOUT_S,
-        trust_env=False,
     )

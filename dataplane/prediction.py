@@ -14,7 +14,7 @@ from time import monotonic, time_ns
 from contract.request_ids import request_id_unit
 from dataplane import ends
 from dataplane.admission import Tenancy
-from dataplane.batching import QueueFull, Unsent
+from dataplane.batching import QueueFull, Shed, Unsent
 from dataplane.cache import Entry, Ticket
 from dataplane.caller import Caller
 from dataplane.clusters import cluster_of_bucket
@@ -26,7 +26,7 @@ from dataplane.forms import Form, infer_form, plain_form
 from dataplane.reply import NotJson, Output, head_of
 from dataplane.serving import FIRST_ATTEMPT, Lane, LiveModel, Serving
 from dataplane.telemetry import Telemetry
-from dataplane.timing import cached_stages, computed_stages
+from dataplane.timing import CACHED_LINES, COMPUTED_LINES, cached_stages, computed_stages
 from dataplane.triton import Fault, TritonError
 
 log = logging.getLogger("interlock.dataplane")
@@ -178,9 +178,14 @@ class Prediction(Counted):
         runtime = self._lane.runtime
         now = monotonic()
         fault = error.fault
-        if fault is Fault.REFUSED or isinstance(error, Unsent) or self._nobody_waits(error):
-            # What the version never saw, for want of room, says nothing of its health.
+        is_unseen = isinstance(error, Unsent)
+        if fault is Fault.REFUSED or is_unseen or error.is_ours or self._nobody_waits(error):
+            # What the version never saw, for want of room, says nothing of its health, and neither
+            # does what it got too much of.
             runtime.breaker.released()
+            if isinstance(error, Shed) and self.deadline != ABANDONED:
+                self._shed(self._lane, error.overloaded)
+                return
         elif not error.counted:
             error.counted = True
             # Of several endpoints the one that hangs is for the circuits to find.
@@ -262,10 +267,9 @@ class Prediction(Counted):
         arrived_at, read_at = self._arrived_at, self._read_at
         if not self._answered_ns:
             self._answered_ns = time_ns()
-        headers += lane.cached_lines % (
+        headers += CACHED_LINES % (
             *cached_stages(read_at - arrived_at, now - read_at, now - arrived_at),
-            self._answered_ns,
-            self._id_tail(),
+            self._id(),
         )
         self._caller.respond(200, body, headers)
 
@@ -358,8 +362,7 @@ class Prediction(Counted):
         if self._form is plain_form and (self._answered_ns or self.request.id is None):
             # The client brought no id of its own.
             self._answered_ns = time_ns()
-            made = b"%b%x%b" % (self._lane.id_head, self._answered_ns, self._id_tail())
-            self.request.id = made.decode()
+            self.request.id = self._id().decode()
         try:
             return self._form(self._model, self._lane, self.request, outputs, start)
         except NotJson as error:
@@ -392,18 +395,15 @@ class Prediction(Counted):
         else:
             self._end(first[2])
 
-    def _id_tail(self) -> bytes:
-        """Return what of the answer's id stands behind its time: the unit that was exposed, and
-        the seal of whose request it was.
-        """
-        lane = self._lane if self._first is None else self._first[0]
-        unit = b""
-        if lane.decision.exposures and self._unit is not None:
-            unit = request_id_unit(self._unit)
+    def _id(self) -> bytes:
+        """Return the answer's id: with the unit that was exposed, and the seal of who asked."""
+        lane = self._lane
+        text = b"%b%x" % (lane.id_head, self._answered_ns)
+        exposed = lane if self._first is None else self._first[0]
+        if exposed.decision.exposures and self._unit is not None:
+            text += request_id_unit(self._unit)
         seal = self._tenancy.seal
-        if seal is None:
-            return unit
-        return unit + seal.of(b"%b%x%b" % (self._lane.id_head, self._answered_ns, unit))
+        return text if seal is None else seal.on(text)
 
     def _respond(self, headers: bytes, body: bytes, dispatched_at: float, now: float) -> None:
         # Between reading and queueing lies the look-up in the cache, or the version that failed it.
@@ -411,7 +411,7 @@ class Prediction(Counted):
         arrived_at, read_at, submitted_at = self._arrived_at, self._read_at, self.submitted_at
         if not self._answered_ns:
             self._answered_ns = time_ns()
-        headers += self._lane.computed_lines % (
+        headers += COMPUTED_LINES % (
             *computed_stages(
                 read_at - arrived_at,
                 b"cache" if first is None else b"first",
@@ -420,8 +420,7 @@ class Prediction(Counted):
                 now - dispatched_at,
                 now - arrived_at,
             ),
-            self._answered_ns,
-            self._id_tail(),
+            self._id(),
         )
         if first is not None:
             headers += self._fallback_header()

@@ -33,7 +33,6 @@ from dataplane.router import Decision, Router
 from dataplane.shadow.mirror import Mirror, Shadows
 from dataplane.tables import gone_versions
 from dataplane.telemetry import DEFAULT_INTERVAL_S, Telemetry
-from dataplane.timing import CACHED_LINE, COMPUTED_LINE
 from dataplane.triton import Copies, Triton
 
 TRIPS_MAX = 200
@@ -66,9 +65,7 @@ class Lane:
     `fallback` is where it goes when this version fails it, None where there is nowhere to go.
     `mirror` copies it to a shadow after the answer, None where there is no shadow. `cached` is the
     way through the cache, None where that is off; `cache_state` is what the headers say of it.
-    `id_head` is what the ids of its answers begin with (`contract.request_ids`). `computed_lines`
-    and `cached_lines` are the formats of what ends the headers of an answer that the version or the
-    cache gave: the stages' times, and the two fields of the rest of the id.
+    `id_head` is what the ids of its answers begin with (`contract.request_ids`).
     """
 
     decision: Decision
@@ -83,8 +80,6 @@ class Lane:
     cached: CachedLane | None = None
     cache_state: str = "bypass"
     id_head: bytes = b""
-    computed_lines: bytes = b""
-    cached_lines: bytes = b""
 
 
 @dataclass(slots=True, eq=False)
@@ -113,6 +108,7 @@ class Serving:
         in_flight_max: int,
         wall_clock: Callable[[], float] = time.time,
         shadows: Shadows | None = None,
+        instances: int = 1,
     ) -> None:
         # Sends the batches.
         self.triton = triton
@@ -124,6 +120,8 @@ class Serving:
         self._process = token_hex(4)
         # Batches that may be under way for one version.
         self._in_flight_max = in_flight_max
+        # Batches of one version that an endpoint computes at once.
+        self._instances = instances
         # Unix seconds, for the reports of trips.
         self._wall_clock = wall_clock
         # Copies requests to shadows; without it no table's shadow gets any.
@@ -262,7 +260,6 @@ class Serving:
         is_baseline = isinstance(split, CanarySplit) and decision.variant == BASELINE
         runtime = (self._baseline if is_baseline else self._version)(model, decision.version)
         id_head = request_id_head(model.name, decision.version, self._process)
-        id_line = b"x-interlock-request-id: %b%%x%%b\r\n" % id_head.replace(b"%", b"%%")
         lane = Lane(
             decision=decision,
             runtime=runtime,
@@ -275,8 +272,6 @@ class Serving:
             fallback=fallback,
             mirror=self._mirror(model, decision),
             id_head=id_head,
-            computed_lines=COMPUTED_LINE + id_line,
-            cached_lines=CACHED_LINE + id_line,
         )
         if model.cache is not None:
             scope = model.cache.scope(decision.version, decision.split if is_baseline else "")
@@ -344,6 +339,7 @@ class Serving:
             self._loop,
             stats.batch_size.observe,
             self._in_flight_max,
+            self._instances,
         )
 
     def _on_trip(self, name: str, version: str, stats: VersionStats) -> Callable[[str], None]:

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from typing import Any
 
 import redis.asyncio as redis
 
@@ -27,6 +29,7 @@ from contract.messages import (
     ShadowWindow,
     encode_batch,
 )
+from contract.seals import SEAL_FIELD, Sealer
 from dataplane.heartbeat import Heartbeat
 from dataplane.refusals import Refusals
 from dataplane.spool import Record, Spool, SpoolFull
@@ -73,6 +76,8 @@ class Publisher:
         shadows: Callable[[], list[ShadowWindow]] = list,
         pairs: Callable[[], list[ShadowPair]] = list,
         stream_bytes_max: int = STREAM_BYTES_MAX,
+        sealer: Sealer | None = None,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         # What waits on disk.
         self._spool = spool
@@ -94,6 +99,10 @@ class Publisher:
         self._pairs = pairs
         # What each stream may take of Redis' memory.
         self._stream_bytes_max = stream_bytes_max
+        # Seals what leaves; without it the control plane may refuse what is sent.
+        self._sealer = sealer
+        # Raises while nothing is to leave.
+        self._check = check
         # Outcomes that were refused, until the operator is told of them.
         self.refusals = Refusals()
         # The last sequence given out, by stream.
@@ -197,19 +206,35 @@ class Publisher:
     async def send_spooled(self) -> None:
         """Send all that is spooled now. Raises redis.RedisError while Redis cannot take it."""
         while (oldest := await asyncio.to_thread(self._spool.oldest)) is not None:
+            self._check()
             path, records = oldest
             if records:
                 entries_max = await self._entries_max({record.stream for record in records})
+                entries = await asyncio.to_thread(self._entries, records)
                 async with self._redis.pipeline(transaction=False) as pipeline:
-                    for record in records:
-                        pipeline.xadd(
-                            record.stream,
-                            {FIELD: record.payload},
-                            maxlen=entries_max[record.stream],
-                            approximate=True,
-                        )
+                    for stream, fields in entries:
+                        pipeline.xadd(stream, fields, maxlen=entries_max[stream], approximate=True)
                     await pipeline.execute()
             await asyncio.to_thread(self._spool.remove, path)
+
+    def _entries(self, records: list[Record]) -> list[tuple[str, dict[Any, Any]]]:
+        """Return what stands in the streams. It is sealed as it leaves, with the token of now.
+
+        A batch that another process left on disk is sealed by this one: it vouches for it.
+        """
+        if self._sealer is None:
+            return [(record.stream, {FIELD: record.payload}) for record in records]
+        at_ms = int(time.time() * 1_000)
+        return [
+            (
+                each.stream,
+                {
+                    FIELD: each.payload,
+                    SEAL_FIELD: self._sealer.seal(each.stream, each.payload, at_ms),
+                },
+            )
+            for each in records
+        ]
 
     async def _entries_max(self, streams: set[str]) -> dict[str, int | None]:
         """Return how many entries of their present size each stream may hold; None, any number.

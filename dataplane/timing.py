@@ -1,4 +1,4 @@
-"""The `server-timing` lines of answers, made from a table: floats are slow to write.
+"""The lines of answers that differ from one to the next, timing from a table: floats are slow.
 
 Milliseconds with two digits behind the point; every answer has three to five of them.
 """
@@ -10,15 +10,21 @@ _SHOWN = tuple(b"%d.%02d" % divmod(n, 100) for n in range(10_000))
 _PER_S = 100_000
 
 
-# The line of an answer that a version computed, with places for what `computed_stages` returns.
-COMPUTED_LINE = b"server-timing: read;dur=%b,%b;dur=%b,queue;dur=%b,infer;dur=%b,total;dur=%b\r\n"
+# What ends the headers of each answer: places for its stages and its id.
+_ID = b"\r\nx-interlock-request-id: %b\r\n"
+# Where a version computed it, with what `computed_stages` returns.
+COMPUTED_LINES = (
+    b"server-timing: read;dur=%b,%b;dur=%b,queue;dur=%b,infer;dur=%b,total;dur=%b" + _ID
+)
+# Where the cache had it, with what `cached_stages` returns.
+CACHED_LINES = b"server-timing: read;dur=%b,cache;dur=%b,total;dur=%b" + _ID
 Computed = tuple[bytes, bytes, bytes, bytes, bytes, bytes]
 
 
 def computed_stages(
     read_s: float, before: bytes, before_s: float, queue_s: float, infer_s: float, total_s: float
 ) -> Computed:
-    """Return the milliseconds of COMPUTED_LINE; `before` names the second stage."""
+    """Return the milliseconds of COMPUTED_LINES; `before` names the second stage."""
     try:
         return (
             _SHOWN[int(read_s * _PER_S + 0.5)],
@@ -35,12 +41,8 @@ def computed_stages(
         return read, before, second, queue, infer, total
 
 
-# The line of an answer from the cache, with places for what `cached_stages` returns.
-CACHED_LINE = b"server-timing: read;dur=%b,cache;dur=%b,total;dur=%b\r\n"
-
-
 def cached_stages(read_s: float, cache_s: float, total_s: float) -> tuple[bytes, bytes, bytes]:
-    """Return the milliseconds of CACHED_LINE."""
+    """Return the milliseconds of CACHED_LINES."""
     try:
         return (
             _SHOWN[int(read_s * _PER_S + 0.5)],

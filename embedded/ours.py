@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from embedded import mlflow
+from embedded import mlflow, valkey
 from embedded.part import Part
 from embedded.probes import http_ok
 from embedded.state import Secrets
@@ -32,13 +32,14 @@ def environment(
     return {
         **base,
         "DATABASE_URL": database_url,
-        "REDIS_URL": f"redis://127.0.0.1:{ports['redis']}/0",
+        "REDIS_URL": valkey.url(ports["redis"], kept.redis_password),
         "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{ports['mlflow']}",
         "MLFLOW_TRACKING_USERNAME": mlflow.USERNAME,
         "MLFLOW_TRACKING_PASSWORD": kept.mlflow_password,
         "INTERLOCK_MLFLOW_LOGIN_REQUIRED": "1",
         "INTERLOCK_SECRET_KEY": kept.secret_key,
         "INTERLOCK_INSTANCE_TOKEN": kept.instance_token,
+        "INTERLOCK_OWN_TOKENS_REQUIRED": base.get("INTERLOCK_OWN_TOKENS_REQUIRED", "1"),
         "INTERLOCK_DEBUG": "0",
         "INTERLOCK_ALLOWED_HOSTS": "127.0.0.1,localhost",
         "INTERLOCK_TRITON_URLS": triton,

@@ -13,14 +13,17 @@ REASON_CHARACTERS_MAX = 100
 Probe = Callable[[], Awaitable[str]]
 
 
-async def _exchange(port: int, request: bytes) -> bytes:
-    """The first bytes of a loopback server's answer. Raises OSError, TimeoutError."""
+async def _exchange(port: int, request: bytes, lines: int = 1) -> bytes:
+    """The first lines of a loopback server's answer. Raises OSError, TimeoutError."""
+    answer = b""
     writer = None
     try:
         async with asyncio.timeout(PROBE_TIMEOUT_S):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(request)
-            return await reader.read(1_024)
+            while answer.count(b"\r\n") < lines and (piece := await reader.read(1_024)):
+                answer += piece
+            return answer
     finally:
         if writer is not None:
             writer.close()
@@ -51,16 +54,18 @@ def http_ok(port: int, path: str) -> Probe:
     return probe
 
 
-def redis_pong(port: int) -> Probe:
+def redis_pong(port: int, password: str) -> Probe:
     """Wait until a Redis server answers PING (it answers -LOADING while it reads its file)."""
 
     async def probe() -> str:
         try:
-            answer = await _exchange(port, b"PING\r\n")
+            answer = await _exchange(port, f"AUTH {password}\r\nPING\r\n".encode(), lines=2)
         except (OSError, TimeoutError) as error:
             return f"PING: {_reason(error)}"
-        if answer.startswith(b"+PONG"):
+        lines = answer.decode("utf-8", "replace").split("\r\n")
+        if "+PONG" in lines:
             return ""
-        return f"PING: {answer.decode('utf-8', 'replace').strip() or 'no answer'}"
+        refusal = next((line for line in lines if line.startswith("-")), "")
+        return f"PING: {refusal or 'no answer'}"
 
     return probe

@@ -151,7 +151,9 @@ def declare_parts(
         "mlflow": lambda: mlflow.part(
             state / "mlflow-artifacts", ports["mlflow"], store, kept.mlflow_password, base
         ),
-        "redis": lambda: valkey.part(state / "redis", ports["redis"], base, environ),
+        "redis": lambda: valkey.part(
+            state / "redis", ports["redis"], kept.redis_password, base, environ
+        ),
         "triton": lambda: triton.part(base),
         "selftest": lambda: selftest_part(
             triton.repository, stack.urls.triton, kept.triton_token, base

@@ -158,7 +158,7 @@ def summary(stack: Stack, password: str | None, took_s: float) -> str:
         ),
         ("triton", "Triton", stack.urls.triton),
         ("postgres", "PostgreSQL", f"127.0.0.1:{stack.ports['postgres']}"),
-        ("redis", "Redis", stack.urls.redis_url),
+        ("redis", "Redis", f"127.0.0.1:{stack.ports['redis']}"),
     ]
     lines = ["", f"Ready in {took_s:.1f} s. State and logs: {stack.state_dir}"]
     lines += [f"  {label:<11} {url}" for part, label, url in places if part in stack.parts]

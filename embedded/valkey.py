@@ -1,4 +1,7 @@
-"""Redis, as its open-source continuation Valkey; Debian's Redis serves as well."""
+"""Redis, as its open-source continuation Valkey; Debian's Redis serves as well.
+
+It asks for a password: whoever may write there can forge tasks and telemetry.
+"""
 
 from __future__ import annotations
 
@@ -34,17 +37,32 @@ def find_server(environ: Mapping[str, str]) -> Path:
     )
 
 
-def part(directory: Path, port: int, env: Mapping[str, str], environ: Mapping[str, str]) -> Part:
+def url(port: int, password: str) -> str:
+    return f"redis://:{password}@127.0.0.1:{port}/0"
+
+
+def part(
+    directory: Path, port: int, password: str, env: Mapping[str, str], environ: Mapping[str, str]
+) -> Part:
     """The server, keeping its append-only file in `directory`."""
     server = find_server(environ)
+    # By a file: an argument would show the password to every user of the machine.
+    config = directory / "valkey.conf"
     argv = (
-        str(server), "--bind", "127.0.0.1", "--port", str(port), "--dir", str(directory),
-        "--appendonly", "yes", "--save", "", "--maxmemory-policy", "noeviction",
+        str(server), str(config), "--bind", "127.0.0.1", "--port", str(port),
+        "--dir", str(directory), "--appendonly", "yes", "--save", "",
+        "--maxmemory-policy", "noeviction",
     )  # fmt: skip
+
+    def prepare() -> None:
+        directory.mkdir(mode=0o700, exist_ok=True)
+        config.touch(mode=0o600)
+        config.write_text(f"requirepass {password}\n")
+
     return Part(
         name="redis",
         argv=argv,
         env=env,
-        prepare=lambda: directory.mkdir(mode=0o700, exist_ok=True),
-        ready=redis_pong(port),
+        prepare=prepare,
+        ready=redis_pong(port, password),
     )

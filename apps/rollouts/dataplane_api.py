@@ -1,40 +1,52 @@
 """What data-plane instances call: pull the routing table, report what they serve from.
 
-Plain Django views on bytes: the table is stored as it is sent, so a pull costs one row.
+Plain Django views on bytes: the table is stored as it is sent, so a pull costs one row. Each
+instance shows its own token and speaks for itself; a second one of a name is refused.
 """
 
 from __future__ import annotations
 
-import hmac
+from collections import Counter
 from collections.abc import Callable
 from functools import wraps
 
-from django.conf import settings
 from django.contrib.auth.decorators import login_not_required
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_GET, require_POST
 
+from apps.identity import callers
+from apps.identity.refusals import Reason, count_refusals
 from apps.lib.clock import database_now
+from apps.rollouts.namesakes import is_second, keep_home
 from apps.rollouts.publication import latest_table, record_report
 from contract.messages import MessageError, decode_report
+from contract.seals import HOME_HEADER, INSTANCE_HEADER, group_of
 
 View = Callable[[HttpRequest], HttpResponse]
 REPORT_BYTES_MAX = 256 * 1024
 
 
 def instance_token_required(view: View) -> View:
-    """Let only callers through that carry the instances' token."""
+    """Let only instances through, each under its own name.
+
+    A second one of a name gets no table that it does not have already: it serves nothing then.
+    """
 
     @csrf_exempt
     @login_not_required
     @wraps(view)
     def guarded(request: HttpRequest) -> HttpResponse:
-        sent = request.headers.get("Authorization", "").removeprefix("Bearer ").encode()
-        expected = settings.INSTANCE_TOKEN.encode()
-        if not expected or not hmac.compare_digest(sent, expected):
-            return _refuse(401, "This needs the data-plane instances' token.")
-        return view(request)
+        caller = callers.identify(_secret(request))
+        if caller is None:
+            return _refuse_stranger(request)
+        name = request.headers.get(INSTANCE_HEADER, "")
+        if name and not caller.may_speak_for(name):
+            return _refuse_foreign(request, caller, name)
+        answer = view(request)
+        if request.method == "GET" and answer.status_code == 200 and _is_second(request, name):
+            return _refuse_second(request, name)
+        return answer
 
     return guarded
 
@@ -64,8 +76,54 @@ def report(request: HttpRequest) -> HttpResponse:
         message = decode_report(request.body)
     except MessageError as error:
         return _refuse(400, str(error))
-    record_report(message, now=database_now())
+    caller = callers.identify(_secret(request))
+    if caller is None:
+        return _refuse_stranger(request)
+    if not caller.may_speak_for(message.instance):
+        return _refuse_foreign(request, caller, message.instance)
+    if _is_second(request, message.instance):
+        return _refuse_second(request, message.instance)
+    now = database_now()
+    record_report(message, now=now)
+    home, has_own = request.headers.get(HOME_HEADER, "")[:64], bool(caller.instance)
+    keep_home(message.instance, home, has_own_token=has_own, now=now)
     return HttpResponse(status=204)
+
+
+def _secret(request: HttpRequest) -> str:
+    return request.headers.get("Authorization", "").removeprefix("Bearer ")
+
+
+def _is_second(request: HttpRequest, name: str) -> bool:
+    return bool(name) and is_second(name, request.headers.get(HOME_HEADER, ""), database_now())
+
+
+def _refuse_stranger(request: HttpRequest) -> JsonResponse:
+    if instance := callers.revoked_instance(_secret(request)):
+        _count(request, instance, Reason.REVOKED)
+        return _refuse(401, f"This token of {instance} was revoked, or has expired.")
+    return _refuse(
+        401, "This needs an instance's own token: `interlock instances issue NAME` makes one."
+    )
+
+
+def _refuse_foreign(request: HttpRequest, caller: callers.Caller, name: str) -> JsonResponse:
+    _count(request, caller.instance, Reason.FOREIGN)
+    return _refuse(403, f"This token is of instance {caller.instance}, not of {name!r}.")
+
+
+def _refuse_second(request: HttpRequest, name: str) -> JsonResponse:
+    _count(request, group_of(name), Reason.SECOND)
+    return _refuse(
+        409,
+        f"Another instance called {name} is live. Give each a name and a token of its own; one "
+        "that lost its state directory is taken once the old one has been silent for a while.",
+    )
+
+
+def _count(request: HttpRequest, instance: str, reason: str) -> None:
+    channel = request.path.rstrip("/").rpartition("/")[2]
+    count_refusals(Counter({(instance[:100], channel[:50], reason): 1}))
 
 
 def _refuse(status: int, message: str) -> JsonResponse:

@@ -239,6 +239,11 @@ def _simple(*conditions: tuple[str, str]) -> Way:
     return Way(in_batches(*conditions), tuple(table for table, _ in conditions))
 
 
+HOMES_OF_NOBODY = """
+    old.since < %s
+    AND NOT EXISTS (SELECT FROM rollouts_instance AS known WHERE known.name = old.name)
+"""
+
 WAYS: dict[str, Way] = {
     "windows": Way(drop_windows, tuple(each.table for each in WINDOWS), live_rollouts),
     "evaluations": Way(drop_evaluations, (EVALUATIONS.table,)),
@@ -262,6 +267,7 @@ WAYS: dict[str, Way] = {
         ("rollouts_instance", "old.reported_at < %s"),
         ("rollouts_breakertriprecord", "old.last_at < %s"),
         ("rollouts_trafficalarm", "old.last_at < %s"),
+        ("identity_instancehome", HOMES_OF_NOBODY),
     ),
     "sessions": _simple(("django_session", "old.expire_date < %s")),
     "audit": _simple(("registry_auditentry", "old.at < %s")),

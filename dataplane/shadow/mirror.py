@@ -171,7 +171,7 @@ class Copy:
             breaker.released()
             self.mirror.shadows.end(self, "budget")
             return
-        if error.fault is Fault.REFUSED:
+        if error.fault is Fault.REFUSED or error.is_ours:
             breaker.released()
         elif not error.counted:
             error.counted = True
@@ -194,7 +194,6 @@ class Mirror:
 
     __slots__ = (
         "_live",
-        "_rows_max",
         "_salt",
         "_share_bp",
         "key",
@@ -222,8 +221,6 @@ class Mirror:
         self.runtime = runtime
         # The queue of stable, which goes first.
         self._live = live
-        # Rows that the next batch of that queue takes.
-        self._rows_max = route.batching.max_batch_size if route.batched else 1
         # The shadow's own, so that its units are none of the split's.
         self._salt = settings.salt
         # Units in buckets below this are copied.
@@ -241,8 +238,8 @@ class Mirror:
 
     @property
     def live_is_busy(self) -> bool:
-        """True while stable has more rows waiting than its next batch takes."""
-        return self._live.waiting_rows > self._rows_max
+        """True while stable has more to do than its next batch, or had to refuse somebody."""
+        return self._live.is_strained(monotonic())
 
     def offer(
         self,

@@ -34,6 +34,8 @@ class TritonError(Exception):
         self.message = message
         # The version's breaker knows of it: all requests of a call fail by the same error.
         self.counted = False
+        # The deadline passed, and the version is not to blame: it had too much to do.
+        self.is_ours = False
 
 
 class Unsent(TritonError):

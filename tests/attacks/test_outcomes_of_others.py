@@ -22,7 +22,7 @@ async def test_a_rivals_request_cannot_be_told_of(door):
         unsealed,
         # An answer that never was, with the seal of one that was.
         f"{head}-{int(at, 16) + 1:x}~{seal}",
-        unsealed + Seal("a guess", "shop").of(unsealed.encode()).decode(),
+        Seal("a guess", "shop").on(unsealed.encode()).decode(),
         unsealed.replace(":1:", ":2:").replace(":2:", ":1:", 1) + "~" + "0" * 16,
     ):
         refused = await door.post("/outcomes", [outcome(ours), outcome(forged)], "shop")

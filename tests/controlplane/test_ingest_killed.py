@@ -103,7 +103,8 @@ def ingester(stack: Stack, client: redis.Redis[bytes]) -> Iterator[subprocess.Po
     address = client.connection_pool.connection_kwargs
     env = os.environ | {
         "DATABASE_URL": stack.database_url,
-        "REDIS_URL": f"redis://{address['host']}:{address['port']}/{address['db']}",
+        "REDIS_URL": f"redis://:{address['password'] or ''}@{address['host']}:{address['port']}/"
+        f"{address['db']}",
     }
     command = [sys.executable, "manage.py", "ingest", "--consumer", "one"]
     process = subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL)

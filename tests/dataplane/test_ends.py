@@ -70,7 +70,8 @@ class Script:
     def finish(self):
         if self.finished < len(self.plane.triton.calls):
             random = self.random
-            bad = (BOOM, REFUSED, TritonError(Fault.TIMEOUT, "late"), TritonError(Fault.DEAD, "x"))
+            dead = TritonError(Fault.DEAD, "x")
+            bad = (BOOM, REFUSED, TritonError(Fault.TIMEOUT, "late"), dead, dead)
             call, _ = self.plane.triton.calls[self.finished]
             result = sums_reply(call) if random.random() < 0.6 else random.choice(bad)
             self.plane.triton.finish(self.finished, result)

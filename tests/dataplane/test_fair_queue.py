@@ -39,7 +39,7 @@ def test_a_batch_takes_what_fits_of_one_line_in_order():
     jobs = [put(queue, rows=rows, at=1.0) for rows in (2, 1, 2, 1)]
     put(queue, key="other", at=1.0)
     first = queue.take(1.001)
-    assert (first.jobs, first.rows, first.pressed) == (jobs[:2], 3, True)
+    assert (first.jobs, first.rows) == (jobs[:2], 3)
     queue.ripen(2.0)
     assert queue.take(2.0).jobs == jobs[2:]
 
@@ -129,3 +129,23 @@ def test_nothing_is_left_of_keys_that_are_done_with():
         queue.take(0.0)
     assert len(queue._lines) == 0
     assert len(queue._spare) <= 4
+
+
+def test_what_is_dropped_is_charged_to_nobody_and_leaves_nothing_behind():
+    queue = FairQueue(4, DELAY_S)
+    first, other = put(queue, HIGH), put(queue, LOW)
+    queue.hasten()
+    assert queue.head() is first
+    assert queue.drop(0.0) is first
+    assert (queue.head(), queue.rows, queue.due_lines) == (other, 1, 1)
+    assert queue.drop(0.0) is other
+    assert (queue.rows, queue.waiting, queue.due_lines) == (0, [0, 0, 0], 0)
+    assert queue._tags == [0.0, 0.0, 0.0]
+
+
+def test_a_batch_may_be_smaller_than_a_full_one():
+    queue = FairQueue(4, DELAY_S)
+    jobs = [put(queue) for _ in range(3)]
+    queue.hasten()
+    assert queue.take(0.0, 2).jobs == jobs[:2]
+    assert queue.rows == 1

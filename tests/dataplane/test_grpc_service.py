@@ -27,6 +27,7 @@ from dataplane.triton import Fault, Reply, TritonError
 from tests.dataplane.worlds import (
     HeldTriton,
     canary,
+    knowing,
     model,
     stopped_clock,
     sums_reply,
@@ -44,7 +45,7 @@ class World:
     def __init__(self, answer=sums_reply, limits=None, **changes):
         self.triton = HeldTriton(answer)
         self.telemetry = Telemetry(stopped_clock())
-        self.serving = Serving(self.triton, self.telemetry, asyncio.get_running_loop(), 4)
+        self.serving = knowing(Serving(self.triton, self.telemetry, asyncio.get_running_loop(), 4))
         self.serving.apply(table(model(**changes), 3))
         predictor = Predictor(self.serving, self.telemetry)
         self.not_ready = None

@@ -20,6 +20,7 @@ from tests.dataplane.worlds import (
     HeldTriton,
     body,
     canary,
+    knowing,
     model,
     stopped_clock,
     sums_reply,
@@ -45,7 +46,7 @@ class Plane:
         self.triton = HeldTriton(answer)
         self.telemetry = Telemetry(stopped_clock())
         loop = asyncio.get_running_loop()
-        self.serving = Serving(self.triton, self.telemetry, loop, 4)
+        self.serving = knowing(Serving(self.triton, self.telemetry, loop, 4))
         self.apply(1, **changes)
         predictor = Predictor(self.serving, self.telemetry)
         self.application = Application(predictor, Taking(), None, "boot", None, "", None)

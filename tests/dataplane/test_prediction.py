@@ -16,6 +16,8 @@ from tests.dataplane.test_predict import ALL, BOOM, INFER, REFUSED, ROW, Plane, 
 from tests.dataplane.wire import Wire, request
 from tests.dataplane.worlds import body, model, table
 
+# A version that is silent for so long, of a timeout of 100 ms, hangs.
+HANGS_S = 0.11
 HURRIED = "x-interlock-timeout-ms: 30\r\n"
 
 
@@ -52,18 +54,20 @@ async def test_stable_is_not_blamed_for_the_time_that_the_canary_used_up():
 
 
 async def test_the_requests_of_one_call_are_one_failure_to_the_breaker_and_each_counted():
-    plane = Plane(None)
-    for calls, state in ((1, State.CLOSED), (2, State.OPEN)):
-        wires = await send(plane, "", "", "", "")
+    plane = Plane(None, timeout_ms=100)
+    for calls, size, state in ((1, 4, State.CLOSED), (2, 1, State.OPEN)):
+        wires = await send(plane, *[""] * size)
+        await asyncio.sleep(HANGS_S)
         plane.triton.finish(calls - 1, late())
-        assert [wire.statuses for wire in wires] == [[504]] * 4
+        assert [wire.statuses for wire in wires] == [[504]] * size
         assert runtime(plane, "1").breaker.state is state
-    assert plane.windows()["stable"].errors == 8
+    assert plane.windows()["stable"].errors == 5
 
 
 async def test_the_requests_of_one_call_are_one_answer_to_the_breaker():
-    plane = Plane(None)
+    plane = Plane(None, timeout_ms=100)
     await send(plane, "")
+    await asyncio.sleep(HANGS_S)
     plane.triton.finish(0, late())
     await send(plane, "", "", "", "")
     plane.triton.finish(1)
@@ -76,10 +80,11 @@ async def test_three_calls_in_a_row_without_an_answer_are_enough_of_the_only_end
 ):
     plane = Plane(None)
     addresses = tuple(f"127.0.0.1:{port}" for port in range(1, endpoints + 1))
-    route = model(breaker=Breaker(window=20, failures=10))
+    route = model(breaker=Breaker(window=20, failures=10), timeout_ms=100)
     plane.serving.apply(table(route, 2, addresses))
     for call in range(3):
         await send(plane, "")
+        await asyncio.sleep(HANGS_S)
         plane.triton.finish(call, late())
     # Of several the circuits see to the one that hangs; the others may be well.
     assert runtime(plane, "1").breaker.state is state

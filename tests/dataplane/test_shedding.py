@@ -3,7 +3,6 @@
 import asyncio
 import socket
 import struct
-from time import monotonic
 
 import pytest
 import uvloop
@@ -14,18 +13,17 @@ from dataplane.http_protocol import HttpConnection
 from dataplane.http_server import Server
 from tests.dataplane.test_predict import ALL, BOOM, INFER, ROW, Plane
 from tests.dataplane.wire import Wire, request
-from tests.dataplane.worlds import body, sums_reply
+from tests.dataplane.worlds import body, known, sums_reply
 
 SLOW_S = 1.0
 
 
 def slow(plane, version):
-    """Let `version` look as if its batches took a second, and be busy."""
+    """Let `version` look as if its rows took a second, and be busy."""
     live = plane.serving.model("sums")
     lane = plane.serving.lane(live, live.router.explicit(version))
     batcher = lane.runtime.batcher
-    for _ in range(8):
-        batcher._pace.answered(4, SLOW_S, monotonic(), pressed=True)
+    known(batcher, row_s=SLOW_S, rows=1)
     batcher.in_flight = 4
     return lane.runtime
 

@@ -5,7 +5,7 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataplane.timing import CACHED_LINE, COMPUTED_LINE, cached_stages, computed_stages
+from dataplane.timing import CACHED_LINES, COMPUTED_LINES, cached_stages, computed_stages
 
 seconds = st.floats(0, 0.2) | st.floats(0, 1e4)
 
@@ -21,10 +21,10 @@ def check(line, names, values):
 
 @given(st.lists(seconds, min_size=5, max_size=5))
 def test_a_computed_answer_has_five_stages(values):
-    line = COMPUTED_LINE % computed_stages(values[0], b"first", *values[1:])
+    line = COMPUTED_LINES % (*computed_stages(values[0], b"first", *values[1:]), b"id")
     check(line, [b"read", b"first", b"queue", b"infer", b"total"], values)
 
 
 @given(st.lists(seconds, min_size=3, max_size=3))
 def test_an_answer_from_the_cache_has_three(values):
-    check(CACHED_LINE % cached_stages(*values), [b"read", b"cache", b"total"], values)
+    check(CACHED_LINES % (*cached_stages(*values), b"id"), [b"read", b"cache", b"total"], values)

@@ -53,7 +53,7 @@ def test_the_data_plane_gets_what_it_needs_and_no_database() -> None:
 
 def test_no_secret_has_a_default() -> None:
     for variable in ("PASSWORD", "SECRET_KEY", "TOKEN"):
-        uses = re.findall(rf"\$\{{([A-Z_]*{variable})(.*?)\}}", TEXT)
+        uses = re.findall(rf"\$\{{([A-Z_]*{variable})(?![A-Z_])(.*?)\}}", TEXT)
 
         assert uses
         assert all(rest.startswith(":?") for _, rest in uses)
@@ -83,7 +83,7 @@ def test_the_data_plane_has_no_token_of_triton_and_no_login_of_mlflow() -> None:
         assert not {"INTERLOCK_TRITON_TOKEN", "MLFLOW_TRACKING_PASSWORD"} & environment.keys()
         assert not {"DATABASE_URL", "INTERLOCK_SECRET_KEY"} & environment.keys()
     # A secret that somebody adds goes to nobody by itself.
-    secret = {n for n in embedded.env if re.search("PASSWORD|SECRET|TOKEN", n)}
+    secret = {n for n in embedded.env if re.search("PASSWORD$|SECRET|TOKEN$", n)}
     assert secret == {"INTERLOCK_INSTANCE_TOKEN", "INTERLOCK_OPERATOR_TOKEN"}
 
 

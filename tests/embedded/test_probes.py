@@ -38,10 +38,15 @@ async def test_an_http_server_is_ready_when_it_answers_200(answer: bytes, missin
 
 @pytest.mark.parametrize(
     ("answer", "missing"),
-    [(b"+PONG\r\n", ""), (b"-LOADING the dataset\r\n", "PING: -LOADING the dataset")],
+    [
+        (b"+OK\r\n+PONG\r\n", ""),
+        (b"+OK\r\n-LOADING the dataset\r\n", "PING: -LOADING the dataset"),
+        (b"-WRONGPASS invalid\r\n-NOAUTH\r\n", "PING: -WRONGPASS invalid"),
+        (b"", "PING: no answer"),
+    ],
 )
 async def test_redis_is_ready_when_it_answers_ping(answer: bytes, missing: str) -> None:
-    assert await asked(redis_pong, answer) == missing
+    assert await asked(lambda port: redis_pong(port, "pw"), answer) == missing
 
 
 async def test_a_server_that_is_not_there_is_not_ready() -> None:

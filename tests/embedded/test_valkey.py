@@ -26,8 +26,20 @@ def test_a_missing_server_is_named_with_its_remedy() -> None:
 
 
 def test_it_listens_on_loopback_and_forgets_nothing(tmp_path: Path) -> None:
-    arguments = " ".join(valkey.part(tmp_path, 6379, {}, {}).argv)
+    arguments = " ".join(valkey.part(tmp_path, 6379, "pw", {}, {}).argv)
 
     assert "--bind 127.0.0.1 --port 6379" in arguments
     assert "--appendonly yes" in arguments
     assert "--maxmemory-policy noeviction" in arguments
+
+
+def test_the_password_is_in_a_file_of_its_owner_and_no_argument(tmp_path: Path) -> None:
+    part = valkey.part(tmp_path / "redis", 6379, "hidden", {}, {})
+    assert part.prepare is not None
+    part.prepare()
+
+    config = tmp_path / "redis" / "valkey.conf"
+    assert str(config) in part.argv
+    assert "hidden" not in " ".join(part.argv)
+    assert config.read_text() == "requirepass hidden\n"
+    assert config.stat().st_mode & 0o777 == 0o600

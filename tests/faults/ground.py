@@ -226,6 +226,14 @@ class Ground:
         )
         return {name for (name,) in self.rows(query, path.split("/")[1])}
 
+    def token_of(self, instance: str) -> str:
+        """Return a new token of an instance that the tests add to the fleet."""
+        known = self.control.get("instance-tokens/?page_size=200")["results"]
+        for row in known:
+            if row["instance"] == instance and row["state"] == "active":
+                self.control.post(f"instance-tokens/{row['id']}/revoke/")
+        return str(self.control.post("instance-tokens/", {"instance": instance})["token"])
+
     def copy_repository(self, triton: Path) -> None:
         """Give another Triton the versions that ours holds."""
         shutil.copytree(self.state / "triton" / "repository", triton / "repository")

@@ -138,6 +138,7 @@ class Plane:
         self.port = free_port()
         self.process: subprocess.Popen[bytes] | None = None
         self._command = [sys.executable, "-m", "dataplane"]
+        token = ground.token_of(name) if control_url == ground.stack.urls.web else "none"
         clock = directory / f"{name}-clock"
         clock.mkdir()
         (clock / "sitecustomize.py").write_text(WRONG_CLOCK.format(shift_s=clock_shift_s))
@@ -149,6 +150,7 @@ class Plane:
             "INTERLOCK_BIND": f"127.0.0.1:{self.port}",
             "INTERLOCK_CONTROL_URL": control_url,
             "INTERLOCK_INSTANCE_NAME": name,
+            "INTERLOCK_INSTANCE_TOKEN": token,
             "INTERLOCK_STATE_DIR": str(directory / name),
             "INTERLOCK_WORKERS": "1",
             "PYTHONPATH": str(clock),

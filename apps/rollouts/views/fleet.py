@@ -8,6 +8,7 @@ from django.http import HttpResponse
 from django.shortcuts import get_object_or_404
 from django.views.decorators.http import require_POST, require_safe
 
+from apps.identity.selectors import read_identities
 from apps.identity.service_checks import recent_checks
 from apps.lib.clock import database_now
 from apps.lib.confirm import Question, ask
@@ -34,11 +35,13 @@ def fleet(request: PageRequest) -> HttpResponse:
             "trips": trips,
             "alarms": alarms,
             "services": services,
+            "identities": identities,
             "can_forget": has_role(request.user, None, Role.OPERATOR),
         }
 
     counts = [(trip.pk, trip.count) for trip in trips]
     seen = [(alarm.pk, alarm.last_at) for alarm in alarms]
+    identities = read_identities(now)
     checks = [(row.pk, row.is_open, row.trouble) for row in services]
     # Instances report every second or two: their ages are counted by the browser in between.
     reports = [member.instance.reported_at for member in found.members]
@@ -46,7 +49,7 @@ def fleet(request: PageRequest) -> HttpResponse:
         request,
         template="rollouts/fleet.html",
         fragment="rollouts/_fleet.html",
-        stamp=stamp_of(*found.stamp, *counts, *seen, *reports, *checks),
+        stamp=stamp_of(*found.stamp, *counts, *seen, *reports, *checks, *identities.stamp),
         context=context,
     )
 

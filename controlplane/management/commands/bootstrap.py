@@ -1,4 +1,5 @@
-"""Makes a new installation usable: first admin, default cluster, ready plans, first table.
+"""Makes a new installation usable: first admin, default cluster, ready plans, the data plane's
+token, first table.
 
 It may run at every start: what is there is left as people made it.
 """
@@ -15,8 +16,10 @@ from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandError
 from django.db import transaction
 
+from apps.identity.tokens import adopt_token
 from apps.lib.actors import Actor
 from apps.lib.clock import database_now
+from apps.lib.errors import Invalid
 from apps.models.models import ServingCluster
 from apps.rollouts.models import ClusterOrigin, Plan
 from apps.rollouts.plan_store import save_plan
@@ -34,7 +37,7 @@ class Command(BaseCommand):
 
     @transaction.atomic
     def handle(self, *args: Any, **options: Any) -> None:
-        done = [self._admin(), self._cluster(), self._plan()]
+        done = [self._admin(), self._cluster(), self._plan(), self._instance()]
         generation = publish_table(reason="start", actor=BOOTSTRAP, now=database_now())
         told = ", ".join(part for part in done if part) or "nothing to do"
         self.stdout.write(f"bootstrap: {told}; routing table generation {generation}")
@@ -81,6 +84,20 @@ class Command(BaseCommand):
         if made:
             return f"cluster {cluster.name} made"
         return "" if present == wanted else f"cluster {cluster.name} moved"
+
+    @staticmethod
+    def _instance() -> str:
+        """Issue the token that the environment gives to its data plane, once."""
+        name = env.text("INTERLOCK_INSTANCE_NAME", "")
+        if not (settings.OWN_TOKENS_REQUIRED and settings.INSTANCE_TOKEN and name):
+            return ""
+        try:
+            issued = adopt_token(
+                instance=name, secret=settings.INSTANCE_TOKEN, actor=BOOTSTRAP, now=database_now()
+            )
+        except Invalid as error:
+            raise CommandError(f"INTERLOCK_INSTANCE_NAME: {error.message}") from error
+        return f"token of instance {name} issued" if issued else ""
 
     @staticmethod
     def _plan() -> str:

@@ -11,7 +11,15 @@ from dataplane.predict import Predictor
 from dataplane.serving import Serving
 from dataplane.telemetry import Telemetry
 from tests.dataplane.wire import Answer, Wire, request
-from tests.dataplane.worlds import HeldTriton, body, model, stopped_clock, sums_reply, table
+from tests.dataplane.worlds import (
+    HeldTriton,
+    body,
+    knowing,
+    model,
+    stopped_clock,
+    sums_reply,
+    table,
+)
 
 ROW = [1.0, 2.0, 3.0, 4.0]
 INFER = "/v2/models/sums/infer"
@@ -25,7 +33,7 @@ class Plane:
         loop = asyncio.get_running_loop()
         self.triton = HeldTriton(answer)
         self.telemetry = Telemetry(stopped_clock())
-        self.serving = Serving(self.triton, self.telemetry, loop, 4)
+        self.serving = knowing(Serving(self.triton, self.telemetry, loop, 4))
         self.cache = self.serving.cache = Cache(loop, shared, 1_000, 10_000_000)
         self.apply(1, **changes)
         self.predictor = Predictor(self.serving, self.telemetry)

@@ -19,7 +19,7 @@ from dataplane.shadow.mirror import Shadows
 from dataplane.telemetry import Telemetry
 from dataplane.triton import Triton
 from tests.dataplane.wire import Answer, Wire, request
-from tests.dataplane.worlds import Upstream, body, model, stopped_clock, until
+from tests.dataplane.worlds import Upstream, body, knowing, model, stopped_clock, until
 
 ROW = [1.0, 2.0, 3.0, 4.0]
 SHADOW = Shadow(id="sh1", salt="sh", version="3", share_bp=10_000)
@@ -49,7 +49,7 @@ class Shades:
         self.triton = Triton(loop)
         self.shadows = Shadows(Triton(loop, 2), loop, time.time, **settings)
         self.telemetry = Telemetry(stopped_clock())
-        self.serving = Serving(self.triton, self.telemetry, loop, 4, shadows=self.shadows)
+        self.serving = knowing(Serving(self.triton, self.telemetry, loop, 4, shadows=self.shadows))
         self.predictor = Predictor(self.serving, self.telemetry)
 
     def apply(self, generation: int = 1, **changes: Any) -> None:
