@@ -168,14 +168,15 @@ class Leases:
             for number in dict.fromkeys(ledger.woken()):
                 line = ledger.read(number)
                 found = tenants.get(number)
-                if now - line.touched_at > IDLE_S or found is None:
+                if now - line.touched_at > IDLE_S:
                     self._accounts.pop(number, None)
                     if found is not None:
                         calls.append(self._farewell(number, *found, line))
                     ledger.write(number, Line(used=line.used, unmet=line.unmet))
                     continue
                 kept.append(number)
-                if len(calls) < CALLS_MAX:
+                # Another worker may have a newer table, with a tenant that this one does not know.
+                if found is not None and len(calls) < CALLS_MAX:
                     calls.append(self._call(number, *found, line, instances, now))
                     ledger.write(number, line)
             ledger.keep_woken(kept)

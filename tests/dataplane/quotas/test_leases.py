@@ -227,3 +227,23 @@ async def test_a_call_that_fails_forgets_no_debt(fleet, valkey):
     valkey.stop()
     await part.renew()
     assert part.line.owed == 50.0
+
+
+async def test_a_worker_with_an_older_table_leaves_a_new_tenant_alone(fleet):
+    (part,) = fleet(1)
+    await heard([part])
+    part.use(3)
+    part.leases[0]._tenants = lambda: {1_000_000: ("other", Limits(1.0, 1.0, None))}
+    before = part.line
+    await part.renew()
+    assert (part.line.woken, part.line.credit, part.line.owed) == (1.0, before.credit, before.owed)
+
+
+async def test_two_workers_of_an_instance_never_both_renew(fleet):
+    (part,) = fleet(1)
+    part.use(3)
+    assert [lease._leads() for lease in part.leases] == [True, False]
+    part.leases[0].close()
+    leader = part.leases.pop(0)
+    assert leader is not part.leases[0]
+    assert part.leases[0]._leads()
