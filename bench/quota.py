@@ -152,6 +152,8 @@ class Fleet:
         self._tasks = [asyncio.create_task(lease.run()) for lease in self.leases]
 
     async def close(self) -> None:
+        for lease in self.leases:
+            lease.stop()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

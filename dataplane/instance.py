@@ -253,6 +253,8 @@ class Instance:
         except TimeoutError:
             log.warning("stop: %d connections are cut", len(self.server.connections))
             await self._cut()
+        if self._leases is not None:
+            self._leases.stop()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

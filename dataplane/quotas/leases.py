@@ -109,13 +109,19 @@ class Leases:
         self._was_enough = True
         # Whether Redis was away at the last renewal; None before the first.
         self._was_away: bool | None = None
+        # Set when it is time to end.
+        self._is_stopping = False
+
+    def stop(self) -> None:
+        """Have `run` end with its turn: a call to Redis was seen to swallow a cancellation."""
+        self._is_stopping = True
 
     def close(self) -> None:
         os.close(self._lock)
 
     async def run(self) -> None:
-        """Renew for ever, as long as this worker is the one."""
-        while True:
+        """Renew until it is stopped, as long as this worker is the one."""
+        while not self._is_stopping:
             try:
                 await self.turn()
             except Exception:
