@@ -5,16 +5,17 @@ VERSION is the one that answered, PROCESS is random for each life of a process a
 answered, in hexadecimal nanoseconds since 1970; UNIT is base64url without padding, the others are
 percent-encoded where they hold more than letters, digits and `_.-~`. To clients it is opaque.
 
-Where there are tenants, `~SEAL` stands behind it: a keyed hash of the id and of the tenant whose
-request it was, which only those can make who know the routing table's secret. Without a seal an id
-is a claim, not a proof: who takes one from outside holds it against what it knows.
+Where there are tenants, `~SEAL` stands behind it: a keyed hash of the tenant whose request it was,
+and of all that stands before TIME, which only those can make who know the routing table's secret.
+For the rest an id is a claim, not a proof: who takes one from outside holds it against what it
+knows.
 """
 
 from __future__ import annotations
 
 import hmac
 import re
-from binascii import a2b_base64, b2a_base64
+from binascii import a2b_base64, b2a_base64, b2a_hex
 from hashlib import blake2b
 from urllib.parse import quote, unquote
 
@@ -26,10 +27,11 @@ REQUEST_ID_LENGTH_MAX = 2_000
 UNIT_LENGTH_MAX = 200
 _NAME = r"((?:[A-Za-z0-9_.~-]|%[0-9A-F]{2})+)"
 _FORM = re.compile(
-    rf"{_NAME}:{_NAME}:([0-9a-f]+)-([0-9a-f]{{1,16}})(?::([A-Za-z0-9_-]+))?(?:~[0-9a-f]{{16}})?"
+    rf"{_NAME}:{_NAME}:([0-9a-f]+)-([0-9a-f]{{1,16}})(?::([A-Za-z0-9_-]+))?(~[0-9a-f]{{16}})?"
 )
 # Bytes of the hash; in the id they are hexadecimal.
 _SEAL_SIZE = 8
+_SEALS_MAX = 1_000
 _URL_SAFE = bytes.maketrans(b"+/", b"-_")
 _STANDARD = bytes.maketrans(b"-_", b"+/")
 
@@ -64,25 +66,41 @@ def request_id_unit(unit: str) -> bytes:
 
 
 class Seal:
-    """Seals the ids of one tenant's answers; `tenant` is empty for nobody."""
+    """Seals the ids of one tenant's answers; `tenant` is empty for nobody.
 
-    __slots__ = ("_begun",)
+    It says that this process answered the tenant with this version, and not when or about whom:
+    one hash serves many ids, where one for each would cost as much as all else about them.
+    """
+
+    __slots__ = ("_begun", "_made")
 
     def __init__(self, secret: str, tenant: str) -> None:
         # The hash of what all ids of the tenant have in common. Long secrets are hashed first.
         key = blake2b(secret.encode(), digest_size=32).digest()
         self._begun = blake2b(tenant.encode() + b"\0", digest_size=_SEAL_SIZE, key=key)
+        # The seals by what ids begin with; bounded, since versions come and go.
+        self._made: dict[bytes, bytes] = {}
 
-    def on(self, text: bytes) -> bytes:
-        """Return the id `text` with the seal behind it."""
-        made = self._begun.copy()
-        made.update(text)
-        return b"%b~%b" % (text, made.hexdigest().encode())
+    def of(self, head: bytes) -> bytes:
+        """Return what stands behind ids that begin with `head`: see `request_id_head`."""
+        made = self._made.get(head)
+        return made if made is not None else self._make(head)
 
     def is_on(self, text: str) -> bool:
         """Say whether the id `text` ends in this seal."""
-        unsealed, _, _ = text.rpartition("~")
-        return hmac.compare_digest(self.on(unsealed.encode()), text.encode())
+        found = _FORM.fullmatch(text)
+        if found is None:
+            return False
+        made = self.of(text[: found.start(4)].encode())
+        return hmac.compare_digest(made, (found[6] or "").encode())
+
+    def _make(self, head: bytes) -> bytes:
+        if len(self._made) >= _SEALS_MAX:
+            self._made.clear()
+        hashed = self._begun.copy()
+        hashed.update(head)
+        made = self._made[head] = b"~" + b2a_hex(hashed.digest())
+        return made
 
 
 def answer_key(process: str, at_ns: int) -> str:
@@ -98,7 +116,7 @@ def parse_request_id(text: str) -> RequestId:
     try:
         if found is None:
             raise ValueError(text)
-        model, version, process, at_hex, unit = found.groups()
+        model, version, process, at_hex, unit, _ = found.groups()
         at_ns = int(at_hex, 16)
         return RequestId(
             _name(model),

@@ -16,8 +16,11 @@ from celery import Celery
 from celery.beat import ScheduleEntry, Scheduler
 from kombu.exceptions import ChannelError
 
+from controlplane import broker
+
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "controlplane.settings")
 
+broker.use()
 # Without fixups Celery does not set Django up.
 app = Celery("interlock", fixups=[])
 app.config_from_object("django.conf:settings", namespace="CELERY")
@@ -71,6 +74,7 @@ class BoundedScheduler(Scheduler):
 
 def main() -> None:
     """Run until a signal. Every schedule is an interval: nothing is worth keeping in a file."""
+    broker.refuse_cluster_or_exit()
     # Below WARNING it would tell of each tick.
     app.Beat(scheduler_cls="controlplane.beat:BoundedScheduler", loglevel="WARNING").run()
 

@@ -6,12 +6,13 @@ import base64
 import os
 import ssl
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from psycopg import Error as PsycopgError
 from psycopg.conninfo import conninfo_to_dict
 
 from apps.lib.egress import AllowList, OwnService
+from contract.redis_url import RedisUrlError, parse_redis_url
 
 # Django's name of each part of a database URL that it has one for, and libpq's.
 DATABASE_PARTS = {
@@ -19,6 +20,8 @@ DATABASE_PARTS = {
 }  # fmt: skip
 SECRET_LENGTH_MIN = 32
 DIFFERENT_MIN = 10
+# A URL of Redis with it says itself whether the server is verified.
+SAYS_HOW = "ssl_cert_reqs="
 # As Standard Webhooks asks.
 WEBHOOK_KEY_BYTES_MIN = 24
 WELL_KNOWN = ("changeme", "change-me", "change_me", "insecure", "password", "example", "interlock")
@@ -208,15 +211,62 @@ def database(name: str, default: str) -> dict[str, object]:
     if urlsplit(value).scheme not in {"postgresql", "postgres"} or not found.get("dbname"):
         raise SettingError(f"{name} is not of the form postgresql://user:password@host:port/name")
     named = {name: str(found.pop(part, "")) for name, part in DATABASE_PARTS.items()}
-    return {"ENGINE": "django.db.backends.postgresql", **named, "OPTIONS": found}
+    return {"ENGINE": "controlplane.postgresql", **named, "OPTIONS": found}
+
+
+def database_pool(name: str) -> dict[str, object]:
+    """Return the options of a pool of at most so many connections; 0: there is none."""
+    size = integer(name, 0)
+    if not size:
+        return {}
+    # One that nobody uses for a minute is closed, and each after ten: so that a load balancer's
+    # servers, and the names of several hosts, are looked at again.
+    return {"pool": {"min_size": 1, "max_size": size, "max_idle": 60, "max_lifetime": 600}}
+
+
+def redis_url(name: str, default: str) -> str:
+    """Return the URL of Redis, or of its Sentinel, as `contract.redis_url` reads it."""
+    value = text(name, default)
+    try:
+        parse_redis_url(value)
+    except RedisUrlError as error:
+        raise SettingError(f"{name} {error}") from None
+    return value
+
+
+def broker_url(url: str) -> str:
+    """Return the URL of Redis as Celery reads it: without parameters, and with all sentinels."""
+    address = parse_redis_url(url)
+    if not address.service:
+        return url if SAYS_HOW in url else url.partition("?")[0]
+    login = ""
+    if address.credentials:
+        user, password = (
+            quote(address.credentials.get(each, ""), safe="") for each in ("username", "password")
+        )
+        login = f"{user}:{password}@"
+    return ";".join(
+        f"sentinel://{login}{host}:{port}/{address.db}" for host, port in address.sentinels
+    )
+
+
+def broker_options(url: str) -> dict[str, object]:
+    """Return what Celery must know of Sentinel beside the URL."""
+    address = parse_redis_url(url)
+    if not address.service:
+        return {}
+    tls: dict[str, object] = {"ssl": True, **address.tls_files} if address.is_tls else {}
+    asking = {**tls, **address.sentinel_credentials, "socket_timeout": 2.0}
+    return {"master_name": address.service, "sentinel_kwargs": asking}
 
 
 def broker_tls(url: str) -> dict[str, object] | None:
-    """Return how Celery verifies the server of a `rediss://` URL, which it would not by itself.
+    """Return how Celery verifies a server with TLS, which it would not by itself.
 
-    None without TLS, or where the URL says by `ssl_…` parameters how.
+    None without TLS, or where the URL says how as Celery reads it.
     """
-    parts = urlsplit(url)
-    if parts.scheme != "rediss" or "ssl_" in parts.query:
+    address = parse_redis_url(url)
+    if not address.is_tls or SAYS_HOW in url:
         return None
-    return {"ssl_cert_reqs": ssl.CERT_REQUIRED, "ssl_check_hostname": True}
+    verified = {"ssl_cert_reqs": ssl.CERT_REQUIRED, "ssl_check_hostname": True}
+    return {**verified, **address.tls_files}

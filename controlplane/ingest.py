@@ -19,14 +19,12 @@ from time import monotonic
 from typing import Any
 
 import redis
-from django.conf import settings
 from django.db import DataError, Error, IntegrityError, connection, transaction
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from apps.experiments.backlog import DEAD, GROUP
 from apps.experiments.ingestion import apply_exposures, apply_outcomes
 from apps.identity.refusals import Counts, count_refusals
+from apps.lib import redis_client
 from apps.lib.clock import database_now
 from apps.rollouts.ingestion import apply_windows
 from contract.messages import (
@@ -106,14 +104,7 @@ class Entry:
 
 def connect() -> redis.Redis[bytes]:
     """Return a client whose reads outlast a blocking read, and end when Redis hangs."""
-    client: redis.Redis[bytes] = redis.Redis.from_url(
-        settings.REDIS_URL,
-        socket_timeout=BLOCK_MS / 1_000 + 4,
-        socket_connect_timeout=2,
-        # Whoever uses the client has a loop of its own that tries again, and says so.
-        retry=Retry(NoBackoff(), 0),
-    )
-    return client
+    return redis_client.connect(timeout_s=BLOCK_MS / 1_000 + 4, connect_timeout_s=2)
 
 
 class Ingester:

@@ -16,9 +16,8 @@ from typing import Any
 import redis
 from django.apps import apps
 from django.conf import settings
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
+from apps.lib import redis_client
 from apps.lib.clock import database_now
 
 log = logging.getLogger(__name__)
@@ -139,11 +138,5 @@ def _client() -> Any:
 
 @lru_cache(maxsize=1)
 def _client_of(url: str) -> redis.Redis[bytes]:
-    client: redis.Redis[bytes] = redis.Redis.from_url(
-        url,
-        socket_timeout=TIMEOUT_S,
-        socket_connect_timeout=TIMEOUT_S,
-        # A page waits for this: no second attempt.
-        retry=Retry(NoBackoff(), 0),
-    )
-    return client
+    # A page waits for this.
+    return redis_client.connect(timeout_s=TIMEOUT_S)

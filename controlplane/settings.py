@@ -120,15 +120,18 @@ DATA_UPLOAD_MAX_MEMORY_SIZE = env.integer(
 )
 
 # --- Data ----------------------------------------------------------------------------------------
-# The pool needs CONN_MAX_AGE = 0; its size covers the threads of one process.
+# A pool needs CONN_MAX_AGE = 0. Web processes have one; others keep a session as long as they work.
 DATABASES: dict[str, dict[str, Any]] = {
     "default": {
         **env.database("DATABASE_URL", "postgresql://interlock@127.0.0.1:5433/interlock"),
         "CONN_MAX_AGE": 0,
         "CONN_HEALTH_CHECKS": True,
+        # Behind a pooler in transaction mode a cursor of the server ends with its transaction.
+        "DISABLE_SERVER_SIDE_CURSORS": env.flag("INTERLOCK_DATABASE_TRANSACTION_POOLING", False),
     }
 }
-REDIS_URL = env.text("REDIS_URL", "redis://127.0.0.1:6380/0")
+DATABASES["default"]["OPTIONS"] |= env.database_pool("INTERLOCK_DATABASE_POOL")
+REDIS_URL = env.redis_url("REDIS_URL", "redis://127.0.0.1:6380/0")
 MLFLOW_TRACKING_URI = env.text("MLFLOW_TRACKING_URI", "")
 MLFLOW_TOKEN = env.text("MLFLOW_TRACKING_TOKEN", "")
 MLFLOW_LOGIN = (env.text("MLFLOW_TRACKING_USERNAME", ""), env.text("MLFLOW_TRACKING_PASSWORD", ""))
@@ -242,14 +245,16 @@ SPECTACULAR_SETTINGS = {
 }
 
 # --- Celery: it only wakes; PostgreSQL rows are the truth ---------------------------------------
-CELERY_BROKER_URL = REDIS_URL
+CELERY_BROKER_URL = env.broker_url(REDIS_URL)
 CELERY_BROKER_USE_SSL = env.broker_tls(REDIS_URL)
 CELERY_TASK_IGNORE_RESULT = True
 CELERY_TASK_ACKS_LATE = True
 CELERY_TASK_REJECT_ON_WORKER_LOST = True
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
-CELERY_BROKER_TRANSPORT_OPTIONS = {"visibility_timeout": 600}
+CELERY_BROKER_TRANSPORT_OPTIONS = {"visibility_timeout": 600, **env.broker_options(REDIS_URL)}
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
+# For ever: a Redis that is away for a night must not end the workers.
+CELERY_BROKER_CONNECTION_MAX_RETRIES = None
 CELERY_TASK_TIME_LIMIT = 540
 CELERY_TASK_SOFT_TIME_LIMIT = 500
 CELERY_WORKER_HIJACK_ROOT_LOGGER = False

@@ -12,6 +12,7 @@ from typing import Any
 
 from celery.signals import worker_before_create_process
 
+from controlplane.broker import refuse_cluster_or_exit
 from controlplane.celery import app
 
 CONCURRENCY = 2
@@ -29,6 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="controlplane.worker", description=__doc__)
     parser.add_argument("--concurrency", type=int, default=CONCURRENCY, help="processes")
     options = parser.parse_args(arguments)
+    refuse_cluster_or_exit()
     # Workers need nothing of each other: no gossip, and nothing to mingle for.
     worker = app.Worker(
         concurrency=options.concurrency,

@@ -13,6 +13,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, TypeVar, cast, get_args
 
+from contract.redis_url import RedisUrlError, parse_redis_url
+
 T = TypeVar("T")
 StalePolicy = Literal["serve", "warn", "fail"]
 
@@ -126,7 +128,7 @@ def load(environ: Mapping[str, str]) -> Config:
         instance_token=_required(environ, "INTERLOCK_INSTANCE_TOKEN"),
         instance_name=_required(environ, "INTERLOCK_INSTANCE_NAME"),
         state_dir=Path(_required(environ, "INTERLOCK_STATE_DIR")),
-        redis_url=_url(environ, "REDIS_URL", ("redis://", "rediss://", "unix://")),
+        redis_url=_redis_url(environ, "REDIS_URL"),
         poll_interval_s=_positive(environ, "INTERLOCK_POLL_INTERVAL_S", float, 2.0),
         report_interval_s=_positive(environ, "INTERLOCK_REPORT_INTERVAL_S", float, 2.0),
         telemetry_interval_s=_positive(environ, "INTERLOCK_TELEMETRY_INTERVAL_S", float, 1.0),
@@ -232,6 +234,16 @@ def _url(environ: Mapping[str, str], name: str, schemes: tuple[str, ...]) -> str
     value = _required(environ, name)
     if not value.startswith(schemes):
         raise ConfigError(f"{name} must begin with one of {', '.join(schemes)}: {value!r}")
+    return value.rstrip("/")
+
+
+def _redis_url(environ: Mapping[str, str], name: str) -> str:
+    value = _required(environ, name)
+    try:
+        parse_redis_url(value)
+    except RedisUrlError as error:
+        # Not shown: a password may stand in it.
+        raise ConfigError(f"{name} {error}") from None
     return value.rstrip("/")
 
 

@@ -45,6 +45,8 @@ class HttpConnection(Protocol):
         "_current",
         "_deaf",
         "_head_bytes",
+        "_head_bytes_max",
+        "_headers_max",
         "_held",
         "_held_bytes",
         "_in_head",
@@ -85,6 +87,9 @@ class HttpConnection(Protocol):
         self._held_bytes = 0
         # The length of its head so far, as far as it is known.
         self._head_bytes = 0
+        # What it may be, and how many headers it may have; at hand, since each header asks.
+        self._head_bytes_max = server.limits.head_bytes_max
+        self._headers_max = server.limits.headers_max
         # True between the first byte of a request and the end of its head.
         self._in_head = False
         # The client waits for leave to send the body.
@@ -196,10 +201,9 @@ class HttpConnection(Protocol):
         current = self._current
         assert current is not None
         headers = current.headers
-        self._head_bytes += len(name) + len(value) + 4
-        limits = self.server.limits
+        size = self._head_bytes = self._head_bytes + len(name) + len(value) + 4
         count = len(headers)
-        if self._head_bytes > limits.head_bytes_max or count >= limits.headers_max:
+        if size > self._head_bytes_max or count >= self._headers_max:
             raise _head_too_large()
         if not self._in_head:
             return  # A trailer of a chunked body: nothing of ours is ever in one.

@@ -15,6 +15,7 @@ import httpx
 import redis.asyncio as redis
 
 from contract.seals import HOME_HEADER, INSTANCE_HEADER, Sealer
+from dataplane import redis_client
 from dataplane.admission import Admission
 from dataplane.app import Application
 from dataplane.cache import Cache, SharedCache, shared_client
@@ -72,14 +73,7 @@ class Instance:
         # Copies of requests; their connections are their own, so that no live request waits.
         self.shadows = _shadows(config, loop)
         # The applied table at run time.
-        self.serving = Serving(
-            self.triton,
-            self.telemetry,
-            loop,
-            config.batches_in_flight_max,
-            shadows=self.shadows,
-            instances=config.triton_instances,
-        )
+        self.serving = self._make_serving(config)
         # What the workers share of tenants' quotas; None where the disk does not take it.
         self._ledger = _ledger(config)
         # Who may ask, and how much.
@@ -88,9 +82,8 @@ class Instance:
         self.cache = self.serving.cache = _cache(config, loop)
         # One client for streams and wake-ups; it reconnects by itself.
         self._redis = _redis_client(config)
-        # What tells our state directory from that of another instance of the same name.
+        # What tells us from another instance of our name, and whether we are taken for who we are.
         self._home, is_new = read_home(config.state_dir)
-        # Whether the control plane takes us for who we say we are.
         self.standing = Standing(REPORT_PATH, is_new=is_new)
         # Leases the instance's part of the quotas.
         self._leases = self._make_leases(config)
@@ -132,6 +125,16 @@ class Instance:
         self.grpc_port: int | None = None
         # Background loops, referenced so that they are not collected.
         self._tasks: list[asyncio.Task[None]] = []
+
+    def _make_serving(self, config: Config) -> Serving:
+        return Serving(
+            self.triton,
+            self.telemetry,
+            self._loop,
+            config.batches_in_flight_max,
+            shadows=self.shadows,
+            instances=config.triton_instances,
+        )
 
     def _make_publisher(self, config: Config) -> Publisher:
         return Publisher(
@@ -351,8 +354,4 @@ def _ledger(config: Config) -> Ledger | None:
 
 
 def _redis_client(config: Config) -> redis.Redis[bytes]:
-    return redis.Redis.from_url(
-        config.redis_url,
-        socket_connect_timeout=REDIS_TIMEOUT_S,
-        socket_timeout=REDIS_TIMEOUT_S,
-    )
+    return redis_client.connect(config.redis_url, timeout_s=REDIS_TIMEOUT_S)

@@ -188,7 +188,11 @@ class Pace:
         waited_s = now - began_at
         expected_s = self.cost_s(rows)
         if waited_s > expected_s:
-            self._learn(rows, _LOST * waited_s, expected_s)
+            took_s = _LOST * waited_s
+            if waited_s < _PATIENCE * self._timeout_s and expected_s:
+                # So little time may end in an accident, and is no news of another regime.
+                took_s = min(took_s, _LEAP * expected_s)
+            self._learn(rows, took_s, expected_s)
             # It is computed still, as far as anybody knows.
             self.free_at = max(self.free_at, began_at + self.cost_s(rows))
         self._plan()

@@ -398,12 +398,13 @@ class Prediction(Counted):
     def _id(self) -> bytes:
         """Return the answer's id: with the unit that was exposed, and the seal of who asked."""
         lane = self._lane
-        text = b"%b%x" % (lane.id_head, self._answered_ns)
         exposed = lane if self._first is None else self._first[0]
+        unit = b""
         if exposed.decision.exposures and self._unit is not None:
-            text += request_id_unit(self._unit)
+            unit = request_id_unit(self._unit)
         seal = self._tenancy.seal
-        return text if seal is None else seal.on(text)
+        sealed = seal.of(lane.id_head) if seal is not None else b""
+        return b"%b%x%b%b" % (lane.id_head, self._answered_ns, unit, sealed)
 
     def _respond(self, headers: bytes, body: bytes, dispatched_at: float, now: float) -> None:
         # Between reading and queueing lies the look-up in the cache, or the version that failed it.

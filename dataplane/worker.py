@@ -26,11 +26,14 @@ from dataplane.handover import await_heir
 from dataplane.instance import Instance
 from dataplane.peer import Handler, Peer, PeerGone
 from dataplane.pinfile import Outcome
+from dataplane.redis_client import cluster_fault
 
 log = logging.getLogger("interlock.dataplane")
 
 # A worker that has not tried to pull the table for so long takes requests all the same.
 FIRST_PULL_S = 5.0
+# How long the first word of Redis is waited for.
+REDIS_TOLD_S = 0.5
 SCRAPE_TIMEOUT_S = 5.0
 PIN_TIMEOUT_S = 3.0
 # Beyond its own bound a stop is cut by the kernel, even if the loop hangs.
@@ -145,10 +148,16 @@ async def run(config: Config, channel: socket.socket, sockets: list[socket.socke
     # The parent handles it; the terminal or a process group may send it to all of us.
     loop.add_signal_handler(signal.SIGHUP, lambda: None)
     line = await worker.connect(channel)
+    asked = loop.create_task(cluster_fault(config.redis_url))
     await instance.prepare()
     with suppress(TimeoutError):
         async with asyncio.timeout(FIRST_PULL_S):
             await instance.sync.tried.wait()
+    # A Redis that does not answer holds nobody up.
+    await asyncio.wait([asked], timeout=REDIS_TOLD_S)
+    if asked.done() and (fault := asked.result()):
+        log.critical("redis.refused: %s", fault)
+        return 2
     # The first answers should know that the table was confirmed.
     instance.tick()
     await instance.listen_grpc()

@@ -8,8 +8,8 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import redis
-from django.conf import settings
 
+from apps.lib import redis_client
 from contract.messages import STREAM_EXPOSURES, STREAM_OUTCOMES, STREAMS
 
 logger = logging.getLogger(__name__)
@@ -55,9 +55,7 @@ def read_backlog(client: redis.Redis[bytes] | None = None) -> Backlog:
     the clock that dated the entries: Redis's own.
     """
     if client is None:
-        with redis.Redis.from_url(
-            settings.REDIS_URL, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S
-        ) as own:
+        with redis_client.connect(timeout_s=TIMEOUT_S) as own:
             return read_backlog(own)
     pipe: Any = client.pipeline(transaction=False)
     for stream in STREAMS:

@@ -37,7 +37,8 @@ class Artifact:
     """One servable ONNX file: where it is, its digest, and what it takes and gives.
 
     `data_path` is a file of weights that belongs beside one that would be too large with them.
-    `warmup` is a request that the model answers, when it does not answer zeros.
+    `warmup` is a request that the model answers, when it does not answer zeros. `trial_ms` is what
+    its trial took, in milliseconds by the number of rows.
     """
 
     path: Path
@@ -47,6 +48,7 @@ class Artifact:
     batched: bool
     warmup: list[Request] = field(default_factory=list)
     data_path: Path | None = None
+    trial_ms: dict[str, float] = field(default_factory=dict)
 
 
 def read_mlflow_model(directory: Path) -> Path:
@@ -120,6 +122,7 @@ def inspect_onnx(path: Path) -> Artifact:
         batched=document["batched"],
         warmup=document["warmup"],
         data_path=data_path,
+        trial_ms=document["trial_ms"],
     )
 
 

@@ -13,6 +13,7 @@ import time
 import redis
 from django.conf import settings
 
+from apps.lib import redis_client
 from apps.lib.errors import Forbidden, NotFound, Unavailable
 
 log = logging.getLogger(__name__)
@@ -66,10 +67,7 @@ def queue_sync() -> bool:
     from controlplane.celery import app
 
     try:
-        client = redis.Redis.from_url(
-            settings.REDIS_URL, socket_timeout=0.5, socket_connect_timeout=0.5
-        )
-        with client:
+        with redis_client.connect(timeout_s=0.5) as client:
             if not client.set(DEBOUNCE_KEY, "1", nx=True, px=int(DELAY_S * 1_000)):
                 return False
         app.send_task(SYNC_TASK, countdown=DELAY_S, expires=60.0, retry=False)

@@ -99,6 +99,7 @@ def _document(inputs: list[Tensor], outputs: list[Tensor], trial: Trial) -> dict
             "outputs": [_served(t, shapes[t.name], trial.batched) for t in outputs],
         },
         "warmup": trial.warmup,
+        "trial_ms": trial.took_ms,
     }
 
 

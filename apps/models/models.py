@@ -18,6 +18,7 @@ from django.db import models
 from django.utils.deconstruct import deconstructible
 
 from apps.lib.transitions import Transition
+from apps.models.proposals import Proposal, propose
 from apps.models.retirable import Retirable, RetirableQuerySet
 from apps.models.states import DeploymentState
 from contract.names import NAME_PATTERN, NAME_RULE
@@ -178,6 +179,8 @@ class ModelVersion(Retirable):
     artifact_path = models.CharField(max_length=1_000)
     artifact_sha256 = models.CharField(max_length=64)
     artifact_bytes = models.PositiveBigIntegerField()
+    # Milliseconds that its trial took, by the number of rows; None where there was none.
+    trial_ms = models.JSONField(null=True, blank=True)
     metrics = models.JSONField(default=dict, blank=True)
     parameters = models.JSONField(default=dict, blank=True)
     tags = models.JSONField(default=dict, blank=True)
@@ -203,6 +206,11 @@ class ModelVersion(Retirable):
 
     def __str__(self) -> str:
         return f"{self.model.name}:{self.number}"
+
+    @property
+    def proposal(self) -> Proposal | None:
+        """What its trial says about the model's settings."""
+        return propose(self.trial_ms)
 
 
 class Alias(models.Model):

@@ -11,6 +11,7 @@ from django.conf import settings
 
 from apps.lib.egress import EgressPolicy, OwnService
 from apps.models.models import ServingCluster
+from contract.redis_url import RedisAddress, parse_redis_url
 
 SCHEME_PORTS = {
     "http": 80, "https": 443, "redis": 6379, "rediss": 6379, "postgresql": 5432, "postgres": 5432,
@@ -33,7 +34,7 @@ def configured_policy() -> EgressPolicy:
 
 def _configured_services() -> Iterator[OwnService]:
     yield from settings.OWN_SERVICES
-    yield from _of_urls("Redis", [settings.REDIS_URL])
+    yield from _of_redis(parse_redis_url(settings.REDIS_URL))
     yield from _of_urls("MLflow", [settings.MLFLOW_TRACKING_URI])
     yield from _of_urls("data plane", [settings.DATAPLANE_URL])
     yield from _of_urls("Prometheus", [settings.PROMETHEUS_URL])
@@ -51,6 +52,14 @@ def _tritons(urls: Iterable[str]) -> Iterator[OwnService]:
     for own in _of_urls("Triton", urls):
         # gRPC and metrics have ports of their own.
         yield replace(own, has_more_ports=True)
+
+
+def _of_redis(address: RedisAddress) -> Iterator[OwnService]:
+    if not address.service:
+        yield from _of_urls("Redis", [address.url])
+    # The servers that Sentinel names are beside it: other settings may name them.
+    for host, port in address.sentinels:
+        yield OwnService("Redis Sentinel", host, port)
 
 
 def _of_urls(name: str, urls: Iterable[str]) -> Iterator[OwnService]:

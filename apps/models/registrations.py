@@ -26,10 +26,10 @@ from apps.lib.clock import database_now
 from apps.lib.errors import InterlockError, Invalid, Unavailable
 from apps.models.artifacts import MODEL_FILE
 from apps.models.metadata import Metadata
-from apps.models.models import ModelVersion, Registration
+from apps.models.models import ModelVersion, RegisteredModel, Registration
 from apps.models.registration import URI_LENGTH_MAX, plain_name, register_directory, register_uri
 from apps.models.sources import check_uri
-from apps.models.versions import REGISTRATIONS, check_name
+from apps.models.versions import REGISTRATIONS, check_name, require_open
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +57,7 @@ def submit_file(
 
     Raises:
         Invalid: the name, the metadata or a file's name cannot be used; nothing was taken.
+        Conflict: the model is archived, or is being deleted.
         Unavailable: as many wait as may.
     """
     (file_name, file), *beside = files
@@ -84,6 +85,7 @@ def submit_uri(
 
     Raises:
         Invalid: the name, the URI or the metadata cannot be used; nothing was taken.
+        Conflict: the model is archived, or is being deleted.
         Unavailable: as many wait as may.
     """
     if len(uri) > URI_LENGTH_MAX:
@@ -102,6 +104,7 @@ def _new(name: str, uri: str, metadata: Metadata, actor: Actor, now: datetime) -
     check_name(name)
     # What is wrong with it is told at once, not by the worker.
     metadata.facts()
+    require_open(RegisteredModel.objects.filter(name=name).first())
     waiting = Registration.objects.filter(settled_at=None).count()
     if waiting >= WAITING_MAX:
         raise Unavailable(f"{waiting} registrations wait already, the most there may be.")

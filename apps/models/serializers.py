@@ -21,6 +21,7 @@ from apps.models.models import (
     Tenant,
     valid_name,
 )
+from apps.models.proposals import Proposal
 
 # Of what can be archived and deleted: active, archived, deleting or deleted, since when, by whom.
 STATE = ("state", "state_at", "state_by", "state_reason", "state_problem")
@@ -34,12 +35,25 @@ class DeploymentSerializer(serializers.ModelSerializer[Deployment]):
         fields = ["cluster", "state", "reason", "changed_at"]
 
 
+class ProposalSerializer(serializers.Serializer[Proposal]):
+    """Settings that would suit the model, by what rows took in the version's trial."""
+
+    timeout_ms = serializers.IntegerField()
+    max_batch_size = serializers.IntegerField(
+        allow_null=True, help_text="None for a model without a batch dimension."
+    )
+    row_ms = serializers.FloatField(help_text="What one row took.")
+    rows = serializers.IntegerField(allow_null=True)
+    rows_ms = serializers.FloatField(allow_null=True, help_text="What so many rows at once took.")
+
+
 class VersionSerializer(serializers.ModelSerializer[ModelVersion]):
     model = serializers.CharField(source="model.name")
     aliases = serializers.SlugRelatedField[Any](slug_field="name", many=True, read_only=True)
     deployments = DeploymentSerializer(many=True, read_only=True)
     run_url = serializers.SerializerMethodField(help_text="The page of the run that made it.")
     registry_url = serializers.SerializerMethodField(help_text="Its page in MLflow's registry.")
+    proposal = ProposalSerializer(allow_null=True, read_only=True)
 
     class Meta:
         model = ModelVersion
@@ -64,6 +78,7 @@ class VersionSerializer(serializers.ModelSerializer[ModelVersion]):
             "artifact_uri",
             "artifact_sha256",
             "artifact_bytes",
+            "proposal",
             "created_by",
             "created_at",
             "imported_at",
@@ -244,6 +259,9 @@ class RegistrationSerializer(serializers.ModelSerializer[Registration]):
     version = serializers.IntegerField(
         source="version.number", allow_null=True, default=None, read_only=True
     )
+    proposal = ProposalSerializer(
+        source="version.proposal", allow_null=True, default=None, read_only=True
+    )
     is_settled = serializers.SerializerMethodField()
     error = serializers.SerializerMethodField()
 
@@ -251,7 +269,7 @@ class RegistrationSerializer(serializers.ModelSerializer[Registration]):
         model = Registration
         fields = [
             "id", "model_name", "uri", "state", "is_settled", "stage", "stage_at", "version",
-            "error", "actor", "created_at", "settled_at",
+            "proposal", "error", "actor", "created_at", "settled_at",
         ]  # fmt: skip
 
     def get_is_settled(self, row: Registration) -> bool:

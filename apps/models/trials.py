@@ -1,4 +1,4 @@
-"""Tries a model out: what input it takes, what shapes it gives, whether its rows are independent.
+"""Tries a model out: its input, the shapes it gives, its cost, whether its rows are independent.
 
 Requests of several users may share a batch only if each row gets what it would get alone. The
 shapes in a file do not tell: a sequence, or a normalisation over all rows, looks like a batch. So
@@ -35,6 +35,9 @@ HEED_S = 3.0
 SIZES = (1, 2, 4, 8, 16, 32, 64, 224)
 ELEMENTS_MAX = 1 << 24
 ROWS = 3
+# What one row takes is timed, and so many at once where that should take no longer than this. Of
+# several runs the quickest counts: what else the machine does only adds to it.
+TIMED_ROWS, TIMED_RUNS, TIMED_S = 32, 3, 5.0
 # Of the largest number: rows that are quantised together differ by less than rows that depend on
 # each other.
 TOLERANCE = 0.02
@@ -84,11 +87,12 @@ class Tensor:
 @dataclass(frozen=True)
 class Trial:
     """`output_shapes` are those that were seen; `warmup` is a request that works where zeros of the
-    smallest shape do not."""
+    smallest shape do not; `took_ms` is what requests took, by the number of rows."""
 
     batched: bool
     output_shapes: dict[str, list[int]] = field(default_factory=dict)
     warmup: list[list[dict[str, Any]]] = field(default_factory=list)
+    took_ms: dict[str, float] = field(default_factory=dict)
 
 
 def try_out(
@@ -116,7 +120,8 @@ def try_out(
     smallest = zeros is not None and zeros.size == SIZES[0]
     known = zeros if zeros is not None else rows
     warmup = [] if smallest or known is None else _request(known.arrays, inputs, batched)
-    return Trial(batched, shapes, warmup)
+    took_ms = {} if known is None else _timed(runs, inputs, known, batched)
+    return Trial(batched, shapes, warmup, took_ms)
 
 
 def _may_batch(tensors: list[Tensor]) -> bool:
@@ -211,6 +216,8 @@ class _Runs:
         self._trial_s = trial_s
         self._ends_at = monotonic() + TRIALS_S
         self.out_of_memory = False
+        # How long the last run took.
+        self.took_s = 0.0
 
     @property
     def ended(self) -> bool:
@@ -220,8 +227,10 @@ class _Runs:
         """Return the outputs; None where the model cannot answer."""
         if self.ended:
             return None
+        began_at = monotonic()
         try:
             found = self._run(arrays)
+            self.took_s = monotonic() - began_at
         except Unfinished:
             raise
         except Exception as error:  # Whatever onnxruntime raises: it is the answer to the trial.
@@ -292,6 +301,38 @@ def _rows_are_independent(
         if len(whole) != ROWS or (certain and not _agree(whole, np.concatenate(parts))):
             return False
     return True
+
+
+def _timed(runs: _Runs, inputs: list[Tensor], known: _Candidate, batched: bool) -> dict[str, float]:
+    """Return what one row takes, and many at once, in milliseconds by the number of rows."""
+    took_ms: dict[str, float] = {}
+    for rows in (1, TIMED_ROWS) if batched else (1,):
+        arrays = known.arrays
+        if batched:
+            if rows * _elements(inputs, known.size) > ELEMENTS_MAX:
+                break
+            arrays = _arrays(inputs, rows, known.size, random=known.random)
+        if took_ms and took_ms["1"] * rows > TIMED_S * 1000:
+            break
+        took_s = _quickest(runs, arrays)
+        if took_s is None:
+            break
+        took_ms[str(rows)] = round(took_s * 1000, 3)
+    return took_ms
+
+
+def _quickest(runs: _Runs, arrays: Arrays) -> float | None:
+    """Return how long the quickest of some runs took; None where one has no answer."""
+    took_s: list[float] = []
+    while len(took_s) < TIMED_RUNS and sum(took_s) < TIMED_S:
+        try:
+            if runs(arrays) is None:
+                return None
+        except Unfinished:
+            # It answered before, so that it can be served.
+            return None
+        took_s.append(runs.took_s)
+    return min(took_s)
 
 
 def _agree(one: Array, other: Array) -> bool:

@@ -114,7 +114,7 @@ def add_version(new: NewVersion, *, actor: Actor) -> ModelVersion:
     made, _ = RegisteredModel.objects.get_or_create(name=new.model_name, defaults=defaults)
     # Whoever adds a version to a model takes turns here, so that a number is given once.
     model = RegisteredModel.objects.select_for_update(of=("self",)).get(pk=made.pk)
-    _require_open(model, new, actor)
+    _open(model, new, actor)
     _refuse_repetition(model, new)
     number = _number(model, new.registry_number)
     version = ModelVersion.objects.create(
@@ -128,6 +128,7 @@ def add_version(new: NewVersion, *, actor: Actor) -> ModelVersion:
         artifact_path=str(_keep(new.artifact, model.name, number)),
         artifact_sha256=new.artifact.sha256,
         artifact_bytes=new.artifact.size_bytes,
+        trial_ms=new.artifact.trial_ms or None,
         created_by=new.created_by,
         created_at=new.created_at,
         **new.facts,
@@ -139,13 +140,19 @@ def add_version(new: NewVersion, *, actor: Actor) -> ModelVersion:
     return version
 
 
-def _require_open(model: RegisteredModel, new: NewVersion, actor: Actor) -> None:
+def require_open(model: RegisteredModel | None) -> None:
+    """Raise Conflict when the model takes no version: it is archived, or is being deleted."""
+    if model is None or model.state in {RegistryState.ACTIVE, RegistryState.DELETED}:
+        return
+    then = ": restore it first" if model.is_archived else ": try again when that has ended"
+    raise Conflict(f"{model.name} is {model.state}{then}.", state=model.state)
+
+
+def _open(model: RegisteredModel, new: NewVersion, actor: Actor) -> None:
     """Refuse a version of an archived model; make one that was deleted anew."""
+    require_open(model)
     if model.is_active:
         return
-    if model.state != RegistryState.DELETED:
-        then = ": restore it first" if model.is_archived else ": try again when that has ended"
-        raise Conflict(f"{model.name} is {model.state}{then}.", state=model.state)
     model.save_state(
         MODEL_TRANSITIONS,
         RegistryState.ACTIVE,

@@ -8,15 +8,14 @@ one worker slot and never those in which rollouts tick.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from time import monotonic
 
-from django.db import connection, connections
+from django.db import connections
 
 from apps.lib.clock import database_now
 from apps.models.own_services import egress_policy
+from apps.models.turns import take_turn
 from apps.notifications import outbox
 from apps.notifications.models import OutboxMessage
 from apps.notifications.senders import Outcome, send
@@ -34,28 +33,13 @@ LOCK = 7_206_518
 
 def deliver_due() -> int:
     """Send what is due, and return how many messages were tried. Nought while another turn runs."""
-    with _alone() as alone:
+    with take_turn(LOCK) as alone:
         targets = outbox.due_targets(database_now()) if alone else []
         if not targets:
             return 0
         until = monotonic() + TURN_S
         with ThreadPoolExecutor(LANES_MAX, thread_name_prefix="notify") as lanes:
             return sum(lanes.map(lambda target: run_lane(target, until), targets))
-
-
-@contextmanager
-def _alone() -> Iterator[bool]:
-    """Hold the lock of a turn. It is the session's, so that a killed worker's goes with it."""
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_try_advisory_lock(%s)", [LOCK])
-        row = cursor.fetchone()
-    got = bool(row and row[0])
-    try:
-        yield got
-    finally:
-        if got:
-            with connection.cursor() as cursor:
-                cursor.execute("SELECT pg_advisory_unlock(%s)", [LOCK])
 
 
 def run_lane(target_id: int, until: float) -> int:

@@ -11,10 +11,10 @@ import logging
 from dataclasses import dataclass
 
 import redis
-from django.conf import settings
 from django.db import connection
 from django.db.models import Max
 
+from apps.lib import redis_client
 from apps.rollouts.models import Epoch, Instance, PublishedTable
 from contract.generations import epoch_of, first_of
 
@@ -100,7 +100,4 @@ def remember_epoch(number: int) -> None:
 
 
 def _client() -> redis.Redis[bytes]:
-    client: redis.Redis[bytes] = redis.Redis.from_url(
-        settings.REDIS_URL, socket_timeout=0.5, socket_connect_timeout=0.5
-    )
-    return client
+    return redis_client.connect(timeout_s=0.5)

@@ -12,9 +12,9 @@ from datetime import datetime, timedelta
 
 import msgspec
 import redis
-from django.conf import settings
 from django.db import connection, transaction
 
+from apps.lib import redis_client
 from apps.lib.actors import Actor
 from apps.rollouts.epochs import hold_epoch, lost_generations, was_published
 from apps.rollouts.models import BreakerTripRecord, Instance, PublishedTable
@@ -88,10 +88,7 @@ def _newest() -> tuple[int, int, str]:
 
 def _wake(generation: int) -> None:
     try:
-        client = redis.Redis.from_url(
-            settings.REDIS_URL, socket_timeout=0.5, socket_connect_timeout=0.5
-        )
-        with client:
+        with redis_client.connect(timeout_s=0.5) as client:
             client.publish(CHANNEL, str(generation))
     except redis.RedisError as error:
         # A lost nudge costs one poll interval.

@@ -16,9 +16,8 @@ from time import monotonic
 from typing import Protocol
 
 import redis.asyncio as redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 
+from dataplane import redis_client
 from dataplane.cache.digest import SCHEMA
 
 log = logging.getLogger("interlock.dataplane")
@@ -245,12 +244,8 @@ class SharedCache:
 
 def shared_client(url: str) -> redis.Redis[bytes]:
     """Return a client that tries once and never waits for long."""
-    return redis.Redis.from_url(
-        url,
-        socket_connect_timeout=CALL_TIMEOUT_S,
-        socket_timeout=CALL_TIMEOUT_S,
-        retry=Retry(NoBackoff(), 0),
-        max_connections=CALLS_MAX + 1,
+    return redis_client.connect(
+        url, timeout_s=CALL_TIMEOUT_S, connections_max=CALLS_MAX + 1, tries_again=False
     )
 
 

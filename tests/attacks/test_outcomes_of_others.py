@@ -17,18 +17,23 @@ async def test_a_rivals_request_cannot_be_told_of(door):
     theirs, ours = await door.request_id("rival"), await door.request_id("shop")
     unsealed, _, seal = ours.rpartition("~")
     head, _, at = unsealed.rpartition("-")
+    model, version, process = head.split(":")
+    guess = Seal("a guess", "shop").of(f"{head}-".encode()).decode()
     for forged in (
         theirs,
         unsealed,
-        # An answer that never was, with the seal of one that was.
-        f"{head}-{int(at, 16) + 1:x}~{seal}",
-        Seal("a guess", "shop").on(unsealed.encode()).decode(),
-        unsealed.replace(":1:", ":2:").replace(":2:", ":1:", 1) + "~" + "0" * 16,
+        unsealed + guess,
+        # Another version, process and model with the seal of ours.
+        f"{model}:{'1' if version == '2' else '2'}:{process}-{at}~{seal}",
+        f"{head}0-{at}~{seal}",
+        f"x{unsealed}~{seal}",
+        unsealed + "~" + "0" * 16,
     ):
         refused = await door.post("/outcomes", [outcome(ours), outcome(forged)], "shop")
-        assert (refused.status_code, refused.json()["code"]) == (403, "foreign_outcome"), forged
+        assert refused.status_code == 403, (forged, ours, refused.text)
+        assert refused.json()["code"] == "foreign_outcome"
         assert [error["index"] for error in refused.json()["errors"]] == [1]
-    assert await door.group.metric("interlock_outcomes_refused_total") == 5
+    assert await door.group.metric("interlock_outcomes_refused_total") == 7
     assert (await door.post("/outcomes", outcome(ours), "shop")).status_code == 202
 
 

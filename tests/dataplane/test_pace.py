@@ -133,6 +133,14 @@ def test_a_batch_that_was_lost_takes_at_least_its_time_and_the_next_is_smaller()
     assert pace.done_in_s(0, 12, version.now) > 0.9
 
 
+def test_batches_that_had_little_time_do_not_make_a_quick_version_look_slow():
+    version = Version(row_s=0.001)
+    pace = version.grow()
+    for _ in range(4):
+        version.lose(1, after_s=0.25)
+    assert pace.done_in_s(10, 1, version.now) < 0.5
+
+
 def test_a_version_with_nothing_to_do_is_tried_unless_it_is_known_to_be_in_vain():
     version = Version(row_s=0.4)
     pace = version.grow()

@@ -47,7 +47,7 @@ def test_the_control_plane_gets_what_the_embedded_one_gets(service: str) -> None
 def test_the_data_plane_gets_what_it_needs_and_no_database() -> None:
     environment = SERVICES["dataplane"]["environment"].keys()
 
-    own = {"REDIS_URL", "INTERLOCK_INSTANCE_TOKEN"}
+    own = {"REDIS_URL", "INTERLOCK_INSTANCE_TOKEN", "INTERLOCK_TRITON_INSTANCES"}
     assert environment == DATAPLANE_ONLY | own
 
 

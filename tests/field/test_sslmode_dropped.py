@@ -36,7 +36,7 @@ def test_each_part_of_a_url_is_read_as_libpq_reads_it(monkeypatch: pytest.Monkey
         "postgresql://u%40x:p%2Fw@db:5432/na%20me?sslmode=verify-full&sslrootcert=/ca.pem",
     )
     assert found == {
-        "ENGINE": "django.db.backends.postgresql",
+        "ENGINE": "controlplane.postgresql",
         "NAME": "na me", "USER": "u@x", "PASSWORD": "p/w", "HOST": "db", "PORT": "5432",
         "OPTIONS": {"sslmode": "verify-full", "sslrootcert": "/ca.pem"},
     }  # fmt: skip

@@ -13,7 +13,9 @@ from apps.lib.actors import Actor
 from apps.lib.errors import Conflict
 from apps.models.aliases import move_alias
 from apps.models.artifacts import Artifact
-from apps.models.models import Alias, ModelVersion, RegisteredModel
+from apps.models.metadata import Metadata
+from apps.models.models import Alias, ModelVersion, RegisteredModel, Registration
+from apps.models.registrations import submit_uri
 from apps.models.registry import sync_registry
 from apps.models.states import RegistryState
 from apps.models.versions import NewVersion, add_version
@@ -78,6 +80,14 @@ def test_an_archived_model_takes_no_version_and_a_deleted_one_is_made_anew(
     assert (version.number, version.model.state, version.model.description) == (
         2, "active", "as new",
     )  # fmt: skip
+
+
+def test_it_is_told_at_once_that_an_archived_model_takes_no_version(settings: Any) -> None:
+    RegisteredModel.objects.create(name="digits", state=RegistryState.ARCHIVED)
+    given = {"uri": "models:/digits/3", "metadata": Metadata(), "actor": ANNA}
+    with pytest.raises(Conflict, match="digits is archived: restore it first"):
+        submit_uri(name="digits", now=timezone.now(), **given)
+    assert not Registration.objects.exists()
 
 
 @pytest.mark.parametrize("state", [RegistryState.ARCHIVED, RegistryState.DELETED])

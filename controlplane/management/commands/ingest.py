@@ -10,6 +10,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandParser
 
+from apps.lib.redis_client import refuse_cluster
 from controlplane.ingest import Ingester, connect
 from controlplane.watchdog import start_watchdog
 
@@ -31,6 +32,7 @@ class Command(BaseCommand):
         stop = Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stop.set())
+        refuse_cluster()
         start_watchdog(stop)
         with connect() as client:
             Ingester(client, options["consumer"]).run(stop)
