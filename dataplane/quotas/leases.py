@@ -97,8 +97,8 @@ class Leases:
         self._instance = instance
         # Which tenant with limits has which line.
         self._tenants = tenants
-        # Held by the worker that renews.
-        self._lock = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        # Held by the worker that renews; None once it is closed.
+        self._lock: int | None = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         # Monotonic seconds.
         self._clock = clock
         # By line, for those that are woken.
@@ -117,7 +117,10 @@ class Leases:
         self._is_stopping = True
 
     def close(self) -> None:
-        os.close(self._lock)
+        """Let another worker renew. May be called again."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     async def run(self) -> None:
         """Renew until it is stopped, as long as this worker is the one."""
@@ -141,6 +144,8 @@ class Leases:
             await self.renew()
 
     def _leads(self) -> bool:
+        if self._lock is None:
+            return False
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
