@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import socket
 import ssl
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
@@ -197,6 +198,28 @@ def mail_server(name: str) -> dict[str, Any]:
     }
 
 
+# Sessions that a firewall or a load balancer forgot end after so many seconds, and not after the
+# quarter of an hour that the system waits: by probes while idle, by a limit for bytes on the way.
+PROBE_S, PROBES_MAX, FORGOTTEN_S = 5, 3, 15
+PROBED: dict[str, object] = {
+    "keepalives_idle": FORGOTTEN_S,
+    "keepalives_interval": PROBE_S,
+    "keepalives_count": PROBES_MAX,
+    "tcp_user_timeout": FORGOTTEN_S * 1_000,
+}
+
+# The same of Celery's connections to Redis; the others have deadlines of their own.
+KEEPALIVE: dict[int, int] = {
+    getattr(socket, option): value
+    for option, value in {
+        "TCP_KEEPIDLE": FORGOTTEN_S,
+        "TCP_KEEPINTVL": PROBE_S,
+        "TCP_KEEPCNT": PROBES_MAX,
+    }.items()
+    if hasattr(socket, option)
+}
+
+
 def database(name: str, default: str) -> dict[str, object]:
     """Return Django's database settings from a URL as libpq reads it.
 
@@ -211,7 +234,7 @@ def database(name: str, default: str) -> dict[str, object]:
     if urlsplit(value).scheme not in {"postgresql", "postgres"} or not found.get("dbname"):
         raise SettingError(f"{name} is not of the form postgresql://user:password@host:port/name")
     named = {name: str(found.pop(part, "")) for name, part in DATABASE_PARTS.items()}
-    return {"ENGINE": "controlplane.postgresql", **named, "OPTIONS": found}
+    return {"ENGINE": "controlplane.postgresql", **named, "OPTIONS": {**PROBED, **found}}
 
 
 def database_pool(name: str) -> dict[str, object]:
@@ -251,13 +274,14 @@ def broker_url(url: str) -> str:
 
 
 def broker_options(url: str) -> dict[str, object]:
-    """Return what Celery must know of Sentinel beside the URL."""
+    """Return what Celery must know beside the URL: how connections are probed, and Sentinel."""
     address = parse_redis_url(url)
+    probed: dict[str, object] = {"socket_keepalive": True, "socket_keepalive_options": KEEPALIVE}
     if not address.service:
-        return {}
+        return probed
     tls: dict[str, object] = {"ssl": True, **address.tls_files} if address.is_tls else {}
     asking = {**tls, **address.sentinel_credentials, "socket_timeout": 2.0}
-    return {"master_name": address.service, "sentinel_kwargs": asking}
+    return {**probed, "master_name": address.service, "sentinel_kwargs": asking}
 
 
 def broker_tls(url: str) -> dict[str, object] | None:

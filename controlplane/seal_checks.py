@@ -48,8 +48,8 @@ class Known:
     # Roots of good tokens by instance, and of those that are good no more.
     good: dict[str, list[bytes]] = field(default_factory=lambda: defaultdict(list))
     gone: dict[str, list[bytes]] = field(default_factory=lambda: defaultdict(list))
-    # Homes of live processes by name.
-    homes: dict[str, str] = field(default_factory=dict)
+    # Homes of live processes by instance.
+    homes: dict[str, set[str]] = field(default_factory=dict)
 
 
 class SealChecks:
@@ -76,8 +76,8 @@ class SealChecks:
         known, instance = self._read(), group_of(seal.instance)
         if not self._is_genuine(known.good[instance] + self._shared(), seal, stream, data):
             raise self._why(known, instance, seal, stream, data)
-        home = known.homes.get(seal.instance, "")
-        if home and home != seal.home:
+        homes = known.homes.get(instance)
+        if homes and seal.home not in homes:
             raise Refused(Reason.SECOND, instance)
         return seal
 

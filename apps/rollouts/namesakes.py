@@ -6,25 +6,36 @@ not the last one's takes the name over when the last one has gone silent or said
 
 from __future__ import annotations
 
+from collections import defaultdict
 from datetime import datetime
+
+from django.db.models import Q
 
 from apps.identity.models import InstanceHome
 from apps.rollouts.roster import live_instances
+from contract.seals import group_of
 
 
-def live_homes(now: datetime, names: list[str] | None = None) -> dict[str, str]:
-    """Return the homes of the live instances, or of those `names` that are live."""
+def live_homes(now: datetime, instance: str = "") -> dict[str, set[str]]:
+    """Return the homes from which instances' live processes report, by instance (of one alone).
+
+    An instance with one worker has a process of its own name, one with several `edge/0` and so on.
+    """
     live = live_instances(now)
-    if names is not None:
-        live = live.filter(name__in=names)
-    homes = InstanceHome.objects.filter(name__in=live.values("name"))
-    return dict(homes.values_list("name", "home"))
+    if instance:
+        live = live.filter(Q(name=instance) | Q(name__startswith=f"{instance}/"))
+    homes: dict[str, set[str]] = defaultdict(set)
+    rows = InstanceHome.objects.filter(name__in=live.values("name")).exclude(home="")
+    for name, home in rows.values_list("name", "home"):
+        homes[group_of(name)].add(home)
+    return homes
 
 
 def is_second(name: str, home: str, now: datetime) -> bool:
     """Say whether another instance of that name is live; without a home nobody can tell."""
-    known = live_homes(now, [name]).get(name, "")
-    return bool(home and known) and home != known
+    instance = group_of(name)
+    homes = live_homes(now, instance).get(instance, set())
+    return bool(home and homes) and home not in homes
 
 
 def keep_home(name: str, home: str, *, has_own_token: bool, now: datetime) -> None:

@@ -126,6 +126,16 @@ def test_workers_of_one_instance_are_none_of_each_other(table: None) -> None:
 
 
 @pytest.mark.django_db
+def test_another_number_of_workers_hides_no_second_one(table: None) -> None:
+    token = issue("edge")
+    assert report(caller(token)).status_code == 204
+    second = caller(token, "edge/0", home="two")
+    assert (report(second, "edge/0").status_code, second.get(PULL).status_code) == (409, 409)
+    # On the same state directory it is a restart with more of them.
+    assert report(caller(token, "edge/0"), "edge/0").status_code == 204
+
+
+@pytest.mark.django_db
 @pytest.mark.parametrize(
     ("shown", "named"), [("edge", "other"), ("edge", "edge/x"), ("edge", "ed")]
 )

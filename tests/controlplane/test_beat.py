@@ -18,7 +18,7 @@ QUEUE = "test-beat"
 
 
 @pytest.fixture
-def client() -> Iterator[redis.Redis[bytes]]:
+def client(servers: None) -> Iterator[redis.Redis[bytes]]:
     with connect() as client:
         client.delete(QUEUE)
         yield client
@@ -26,7 +26,7 @@ def client() -> Iterator[redis.Redis[bytes]]:
 
 
 @pytest.fixture
-def scheduler(monkeypatch: pytest.MonkeyPatch) -> Iterator[BoundedScheduler]:
+def scheduler(servers: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[BoundedScheduler]:
     monkeypatch.setattr(beat, "LOOK_S", 0.0)
     app = Celery("beat", fixups=[], broker=settings.REDIS_URL, set_as_current=False)
     app.conf.update(task_default_queue=QUEUE, task_ignore_result=True)

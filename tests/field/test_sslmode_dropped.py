@@ -38,7 +38,7 @@ def test_each_part_of_a_url_is_read_as_libpq_reads_it(monkeypatch: pytest.Monkey
     assert found == {
         "ENGINE": "controlplane.postgresql",
         "NAME": "na me", "USER": "u@x", "PASSWORD": "p/w", "HOST": "db", "PORT": "5432",
-        "OPTIONS": {"sslmode": "verify-full", "sslrootcert": "/ca.pem"},
+        "OPTIONS": {**env.PROBED, "sslmode": "verify-full", "sslrootcert": "/ca.pem"},
     }  # fmt: skip
     socket = database(monkeypatch, "postgresql:///interlock?host=/run/postgresql")
     assert (socket["HOST"], socket["PORT"]) == ("/run/postgresql", "")
