@@ -15,6 +15,7 @@ BENCHMARKS = {
     "tables": "what a routing table of 10,000 models costs, and how soon a published one serves",
     "soak": "memory and answers of one data plane over an hour (./run soak)",
     "attack": "what others feel while strangers send hostile requests (./run attack)",
+    "quota": "what a fleet lets pass of a quota in ten seconds, whatever asks where",
     "overload": "what is answered in time when more is asked than a model can do",
     "ingest": "how many outcomes and exposures a second reach PostgreSQL",
     "growth": "bytes a row of every table that grows, and a year's size at 1,000/s and 10,000/s",
