@@ -7,6 +7,7 @@ asks for no key, whatever credentials a request brings are not ours, and everybo
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from hashlib import sha256
 from math import ceil
@@ -17,6 +18,11 @@ from contract.request_ids import Seal
 from contract.routing import Name, RoutingTable, Tenant
 from dataplane.errors import Refusal
 from dataplane.fair_queue import NORMAL, PRIORITIES
+from dataplane.quotas.bucket import Bucket
+from dataplane.quotas.ledger import Entry, Ledger, LedgerFull
+from dataplane.quotas.limits import Limits, Quota
+
+log = logging.getLogger("interlock.dataplane")
 
 TIMEOUT_HEADER = b"x-interlock-timeout-ms"
 # A body counts in a quota as one request more for each of so many bytes.
@@ -29,23 +35,21 @@ _TIMEOUT_DIGITS_MAX = 9
 
 
 class Tenancy:
-    """What one tenant has used in this process. `limited` spares the others the check."""
+    """What one tenant may do in this process. `limited` spares the others the check."""
 
     __slots__ = (
-        "_at",
-        "_burst",
-        "_concurrency_max",
-        "_level",
-        "_rate",
+        "has_places",
         "in_flight",
         "limited",
         "models",
         "name",
         "priority",
+        "quota",
+        "rate",
         "seal",
     )
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, quota: Quota | None = None) -> None:
         # Empty for nobody.
         self.name = name
         # The class in the fair queue.
@@ -58,32 +62,21 @@ class Tenancy:
         self.limited = False
         # Requests that came in and were not answered yet, counted while limited.
         self.in_flight = 0
-        # How many of them there may be.
-        self._concurrency_max: int | None = None
-        # Tokens that a second brings; None for no quota.
-        self._rate: float | None = None
-        # Tokens that the bucket holds at most.
-        self._burst = 0.0
-        # Tokens in it at the time below; None before the first quota, and stands for full.
-        self._level: float | None = None
-        # When the level was taken, on the clock of the admission.
-        self._at = 0.0
+        # Counts what it uses.
+        self.quota: Quota = quota if quota is not None else Bucket()
+        # Whether requests under way are limited.
+        self.has_places = False
+        # Tokens per second, for the message.
+        self.rate = 0.0
 
-    def limit(self, tenant: Tenant, share: int) -> None:
-        """Take the limits of `tenant`, divided among `share` processes; keep what was used."""
+    def limit(self, tenant: Tenant) -> None:
+        """Take the limits of `tenant`; keep what was used."""
         self.priority = PRIORITIES[tenant.priority]
-        rate, concurrency_max = tenant.requests_per_s, tenant.concurrency_max
-        if rate is None:
-            self._rate = self._level = None
-        else:
-            burst = tenant.burst if tenant.burst is not None else rate
-            self._rate = rate / share
-            # Below one token no request would ever pass.
-            self._burst = max(1.0, burst / share)
-            if self._level is not None:
-                self._level = min(self._level, self._burst)
-        self._concurrency_max = None if concurrency_max is None else ceil(concurrency_max / share)
-        self.limited = rate is not None or concurrency_max is not None
+        limits = Limits.of(tenant)
+        self.quota.limit(limits)
+        self.rate = limits.rate or 0.0
+        self.limited = limits.are_any
+        self.has_places = limits.places is not None
 
     def check_model(self, name: Name) -> None:
         """Raise Refusal (403) for a model that the key does not open."""
@@ -92,40 +85,31 @@ class Tenancy:
 
     def enter(self, now: float, cost: float = 1.0) -> None:
         """Count a request in. Raises Refusal (429), and then nothing is counted."""
-        concurrency_max = self._concurrency_max
-        if concurrency_max is not None and self.in_flight >= concurrency_max:
-            message = f"the tenant has {self.in_flight} requests under way and may have no more"
+        quota = self.quota
+        if self.has_places and not quota.has_place(now, self.in_flight):
+            message = "the tenant has as many requests under way as it may have"
             raise Refusal(429, "too_many_concurrent", message, retry_after_s=1)
-        if self._rate is not None:
-            self._take(now, self._rate, cost)
+        wait_s = quota.take(now, cost)
+        if wait_s > 0:
+            if self.has_places:
+                quota.note(self.in_flight)
+            raise Refusal(
+                429,
+                "quota_exceeded",
+                f"the tenant's quota of {self.rate:g} requests per second is used up",
+                retry_after_s=max(1, ceil(min(wait_s, _RETRY_AFTER_MAX_S))),
+            )
         self.in_flight += 1
 
     def charge(self, cost: float) -> None:
         """Take what a request turned out to cost beyond what it came in with."""
-        if self._level is not None:
-            self._level -= cost
+        self.quota.charge(cost)
 
     def leave(self) -> None:
         """Count a request out."""
         self.in_flight -= 1
-
-    def _take(self, now: float, rate: float, cost: float) -> None:
-        # What costs more than a full bucket passes when it is full.
-        cost = min(cost, self._burst)
-        level = self._burst
-        if self._level is not None:
-            level = min(level, self._level + max(0.0, now - self._at) * rate)
-        self._at = now
-        self._level = level
-        if level < cost:
-            wait_s = (cost - level) / rate if rate > 0 else _RETRY_AFTER_MAX_S
-            raise Refusal(
-                429,
-                "quota_exceeded",
-                f"the tenant's quota of {rate:g} requests per second is used up",
-                retry_after_s=max(1, min(ceil(wait_s), _RETRY_AFTER_MAX_S)),
-            )
-        self._level = level - cost
+        if self.has_places:
+            self.quota.note(self.in_flight)
 
 
 class KeyOfSome(Tenancy):
@@ -163,9 +147,16 @@ class Asker(Protocol):
 class Admission:
     """Knows the tenants of the applied table."""
 
-    def __init__(self, share: int = 1, clock: Callable[[], float] = monotonic) -> None:
-        # How many processes share each tenant's limits.
+    def __init__(
+        self,
+        share: int = 1,
+        clock: Callable[[], float] = monotonic,
+        ledger: Ledger | None = None,
+    ) -> None:
+        # How many processes share each tenant's limits where there is no ledger.
         self._share = share
+        # What the workers of the instance share of them.
+        self.ledger = ledger
         # Seconds, for the buckets.
         self._clock = clock
         # Nobody needs a key and nobody can have one: nothing is looked at.
@@ -174,6 +165,10 @@ class Admission:
         self._key_required = False
         # Requests refused for want of room, by reason: quotas here, queues in the prediction.
         self.sheds: dict[str, int] = {}
+        # Whether any tenant has a limit.
+        self._has_limits = False
+        # Those with limits, by their line in the ledger.
+        self._lines: dict[int, tuple[Name, Limits]] = {}
         # Who brings no key, where there are tenants or secrets.
         self._nobody = NOBODY
         # By name; kept over tables.
@@ -197,15 +192,44 @@ class Admission:
             self._nobody = Tenancy("")
             self._nobody.seal = Seal(secret, "")
         for name, tenant in table.tenants.items():
-            tenancy = self._tenancies[name] = before.get(name) or Tenancy(name)
-            tenancy.limit(tenant, self._share)
+            tenancy = before.get(name) or Tenancy(name, self._quota(name))
+            self._tenancies[name] = tenancy
+            tenancy.limit(tenant)
             tenancy.seal = Seal(secret, name) if secret else None
             for digest in tenant.keys:
                 self._digests[digest] = tenancy
             for digest, models in tenant.limited_keys.items():
                 self._digests[digest] = KeyOfSome(tenancy, frozenset(models))
+        self._lines = {
+            tenancy.quota.number: (name, Limits.of(table.tenants[name]))
+            for name, tenancy in self._tenancies.items()
+            if tenancy.limited and isinstance(tenancy.quota, Entry)
+        }
+        self._has_limits = any(tenancy.limited for tenancy in self._tenancies.values())
         self._key_required = table.key_required
         self._open = not table.tenants and not table.key_required
+
+    def _quota(self, name: Name) -> Quota:
+        if self.ledger is not None:
+            try:
+                return Entry(self.ledger, self.ledger.find(name))
+            except LedgerFull:
+                log.warning("quotas.ledger_full: %s has a share in each worker", name)
+        return Bucket(self._share)
+
+    def limited_lines(self) -> dict[int, tuple[Name, Limits]]:
+        """Return the tenants with limits by their line in the ledger."""
+        return self._lines
+
+    @property
+    def quotas(self) -> str:
+        """How quotas are kept now: `leased` for the fleet, `shared` by this instance alone, or
+        `none`.
+        """
+        if not self._has_limits:
+            return "none"
+        ledger = self.ledger
+        return "leased" if ledger is not None and ledger.is_leased(self._clock()) else "shared"
 
     def admit(self, asker: Asker, size: int = 0) -> Tenancy:
         """Return who asks, and count the request of `size` bytes in. Raises Refusal (401, 429)."""

@@ -186,6 +186,7 @@ class Application:
                 "generation": self._serving.generation,
                 "table_age_s": round(self._sync.table_age_s, 3),
                 "pinned": sorted(self._serving.pinned),
+                "quotas": self._serving.admission.quotas,
             },
         )
 

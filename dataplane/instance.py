@@ -27,6 +27,8 @@ from dataplane.lodging import Lodging
 from dataplane.pin import Pins
 from dataplane.pinfile import PinFile
 from dataplane.predict import Predictor
+from dataplane.quotas.leases import Leases
+from dataplane.quotas.ledger import Ledger
 from dataplane.reading import Reading
 from dataplane.serving import Serving
 from dataplane.shadow.mirror import Shadows
@@ -72,8 +74,10 @@ class Instance:
         self.shadows = _shadows(config, loop)
         # The applied table at run time.
         self.serving = self._make_serving(config)
-        # Each worker enforces its share of a tenant's limits.
-        self.serving.admission = Admission(config.group.workers)
+        # What the workers share of tenants' quotas; None where the disk does not take it.
+        self._ledger = _ledger(config)
+        # Who may ask, and how much.
+        self.serving.admission = Admission(config.group.workers, ledger=self._ledger)
         # Answers that may be given again.
         self.cache = self.serving.cache = _cache(config, loop)
         # One client for streams and wake-ups; it reconnects by itself.
@@ -81,6 +85,8 @@ class Instance:
         # What tells us from another instance of our name, and whether we are taken for who we are.
         self._home, is_new = read_home(config.state_dir)
         self.standing = Standing(REPORT_PATH, is_new=is_new)
+        # Leases the instance's part of the quotas.
+        self._leases = self._make_leases(config)
         # The client of the control plane.
         self._control = self._control_client()
         # What waits on disk, in a folder of its own, and what others left behind.
@@ -159,6 +165,15 @@ class Instance:
             trust_env=False,
         )
 
+    def _make_leases(self, config: Config) -> Leases | None:
+        if self._ledger is None:
+            return None
+        tenants = self.serving.admission.limited_lines
+        lock = config.state_dir / "quotas.lock"
+        # Another instance may have the same name by mistake; it counts all the same.
+        name = f"{_name_and_slot(config)[0]}:{self._home}"
+        return Leases(self._ledger, self._redis, name, tenants, lock)
+
     def _make_sync(self, config: Config) -> Sync:
         return Sync(
             self.serving,
@@ -191,6 +206,8 @@ class Instance:
         await self.sync.start_from_disk()
         adopt = self._adopt.run(self._lodging.adopt, ADOPT_INTERVAL_S)
         loops = [*self.sync.loops(), *self.publisher.loops(), adopt, self._tick()]
+        if self._leases is not None:
+            loops.append(self._leases.run())
         self._tasks = [self._loop.create_task(loop) for loop in loops]
 
     async def listen_grpc(self) -> None:
@@ -239,6 +256,8 @@ class Instance:
         except TimeoutError:
             log.warning("stop: %d connections are cut", len(self.server.connections))
             await self._cut()
+        if self._leases is not None:
+            self._leases.stop()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -254,6 +273,8 @@ class Instance:
         await self._redis.aclose()  # type: ignore[attr-defined]
         await self._control.aclose()
         self._lodging.close()
+        if self._leases is not None:
+            self._leases.close()
         log.info("stopped: after %.1f s", self._loop.time() - started_at)
 
     async def _drain(self, lame_duck_s: float) -> None:
@@ -314,6 +335,22 @@ def _shadows(config: Config, loop: asyncio.AbstractEventLoop) -> Shadows:
 def _cache(config: Config, loop: asyncio.AbstractEventLoop) -> Cache:
     shared = SharedCache(shared_client(config.redis_url), loop, config.cache_timeout_ms / 1000)
     return Cache(loop, shared, config.cache_entries_max, config.cache_bytes_max)
+
+
+def _name_and_slot(config: Config) -> tuple[str, int]:
+    """Return the name of the instance, without its worker's, and which worker this is."""
+    if config.group.workers == 1:
+        return config.instance_name, 0
+    name, _, slot = config.instance_name.rpartition("/")
+    return (name, int(slot)) if name and slot.isdecimal() else (config.instance_name, 0)
+
+
+def _ledger(config: Config) -> Ledger | None:
+    try:
+        return Ledger(config.state_dir / "quotas", _name_and_slot(config)[1])
+    except OSError as error:
+        log.warning("quotas.alone: each worker enforces a share of its own: %s", error)
+        return None
 
 
 def _redis_client(config: Config) -> redis.Redis[bytes]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from time import monotonic
 
+from dataplane.admission import Admission
 from dataplane.cache.page import add_cache
 from dataplane.ends import ENDS
 from dataplane.heartbeat import Heartbeat
@@ -41,6 +43,7 @@ async def collect(
     _add_ages(page, serving)
     _add_sheds(page, serving.admission.sheds)
     _add_refusals(page, publisher)
+    _add_quotas(page, serving.admission)
     if serving.cache is not None:
         add_cache(page, serving.cache, [(labels, stats) for labels, stats, _ in rows])
     if serving.shadows is not None:
@@ -111,6 +114,25 @@ def _add_refusals(page: Page, publisher: Publisher) -> None:
             ((("metric", metric), ("reason", reason), ("tenant", tenant)), value)
             for (metric, reason, tenant), value in sorted(publisher.refusals.totals.items())
         ],
+    )
+
+
+def _add_quotas(page: Page, admission: Admission) -> None:
+    ledger = admission.ledger
+    is_leased = ledger is not None and ledger.is_leased(monotonic())
+    page.family(
+        "interlock_quotas_leased",
+        "gauge",
+        "1 while quotas hold for the fleet, 0 while this instance takes its share by itself.",
+        [((), int(is_leased))] if admission.limited_lines() else [],
+        merge="min",
+    )
+    page.family(
+        "interlock_quota_instances",
+        "gauge",
+        "Instances that share the quotas, as Redis last counted them.",
+        [((), ledger.instances)] if ledger is not None and admission.limited_lines() else [],
+        merge="max",
     )
 
 

@@ -19,6 +19,7 @@ import msgspec
 import redis.asyncio as redis
 import xxhash
 
+from contract.deltas import MEDIA_TYPE
 from contract.generations import epoch_of, in_words
 from contract.messages import InstanceReport, encode_report
 from contract.routing import CHANNEL, Name, RoutingTable, TableError
@@ -142,8 +143,7 @@ class Sync:
 
     async def pull(self) -> None:
         """Fetch the table and apply or refuse it. Raises httpx.HTTPError, TableError."""
-        headers = {"if-none-match": self._etag} if self._etag is not None else {}
-        response = await self._control.get(TABLE_PATH, headers=headers)
+        response = await self._control.get(TABLE_PATH, headers=self._conditions())
         if response.status_code == 304:
             # What was refused meanwhile was of another control plane, or is no longer published.
             self._refusal = None
@@ -151,12 +151,29 @@ class Sync:
             return
         response.raise_for_status()
         try:
-            await self._consider(response.content)
+            await self._consider(await self._table_in(response))
         except Refused as refused:
             self._refuse(refused)
             return
         self._etag = response.headers.get("etag")
         self._confirmed()
+
+    def _conditions(self) -> dict[str, str]:
+        """Return the headers that say what we have; from it on a delta does."""
+        if self._etag is None:
+            return {}
+        return {"if-none-match": self._etag, "accept": f"{MEDIA_TYPE}, application/json"}
+
+    async def _table_in(self, response: httpx.Response) -> bytes:
+        """Return the whole table of an answer that holds it, or what changed. Raises Refused."""
+        if response.headers.get("content-type") != MEDIA_TYPE:
+            return response.content
+        try:
+            return await self._reader.put_together(response.content)
+        except TableError as error:
+            # The next poll gets the whole one.
+            self._etag = None
+            raise Refused(None, str(error)) from None
 
     async def report(self, *, stopping: bool = False) -> None:
         """Tell the control plane what is served. Raises httpx.HTTPError."""

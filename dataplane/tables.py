@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from contract.deltas import decode_delta, lines_of, put_together
 from contract.routing import (
     Cluster,
     ModelRoute,
@@ -108,6 +109,19 @@ class TableReader:
                 await pace.rest()
         check_frame(table)
         return Reading(table, changed, removed, gone, lines)
+
+    async def put_together(self, data: bytes) -> bytes:
+        """Return the table that an encoded delta makes of the applied one. Raises TableError."""
+        delta = decode_delta(data)
+        pace = Pace()
+        lines = lines_of(delta)
+        left_out = {*lines, *delta.removed}
+        for line, (name, _) in self._known.items():
+            if name not in left_out:
+                lines[name] = line
+            if pace.is_due():
+                await pace.rest()
+        return put_together(delta, (lines[name] for name in sorted(lines)))
 
     def keep(self, reading: Reading) -> Lines:
         """Remember the lines of a table that was applied; return what was remembered before."""

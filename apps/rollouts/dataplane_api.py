@@ -1,6 +1,6 @@
 """What data-plane instances call: pull the routing table, report what they serve from.
 
-Plain Django views on bytes: the table is stored as it is sent, so a pull costs one row. Each
+Plain Django views on bytes: the table is stored as it is sent, and kept by those who send it. Each
 instance shows its own token and speaks for itself; a second one of a name is refused.
 """
 
@@ -18,8 +18,12 @@ from django.views.decorators.http import require_GET, require_POST
 from apps.identity import callers
 from apps.identity.refusals import Reason, count_refusals
 from apps.lib.clock import database_now
+from apps.rollouts.announcements import newest_tag
+from apps.rollouts.documents import delta_to, document_of
+from apps.rollouts.models import PublishedTable
 from apps.rollouts.namesakes import is_second, keep_home
-from apps.rollouts.publication import latest_table, record_report
+from apps.rollouts.publication import record_report
+from contract import deltas
 from contract.messages import MessageError, decode_report
 from contract.seals import HOME_HEADER, INSTANCE_HEADER, group_of
 
@@ -54,16 +58,29 @@ def instance_token_required(view: View) -> View:
 @instance_token_required
 @require_GET
 def routing_table(request: HttpRequest) -> HttpResponse:
-    """Answer with the latest table; 304 when the caller has it; 404 before the first one."""
-    table = latest_table()
-    if table is None:
+    """Answer with the latest table; 304 when the caller has it; 404 before the first one.
+
+    A caller that accepts deltas and has a table that is still known gets what has changed since. A
+    304 reads nothing but Redis: see `apps.rollouts.announcements` for how old that may be.
+    """
+    theirs = request.headers.get("If-None-Match", "").strip('"')
+    if theirs and theirs == newest_tag():
+        return HttpResponse(status=304, headers=_table_headers(theirs))
+    newest = PublishedTable.objects.order_by("-generation").only("generation", "digest").first()
+    if newest is None:
         return _refuse(404, "No routing table has been published yet.")
-    etag = f'"{table.tag}"'
-    if request.headers.get("If-None-Match") == etag:
-        return HttpResponse(status=304, headers={"ETag": etag})
-    return HttpResponse(
-        bytes(table.document), content_type="application/json", headers={"ETag": etag}
-    )
+    headers = _table_headers(newest.tag)
+    if theirs == newest.tag:
+        return HttpResponse(status=304, headers=headers)
+    takes_delta = theirs and deltas.MEDIA_TYPE in request.headers.get("Accept", "")
+    if takes_delta and (delta := delta_to(newest.tag, theirs)) is not None:
+        return HttpResponse(delta, content_type=deltas.MEDIA_TYPE, headers=headers)
+    document = document_of(newest.tag) or b""
+    return HttpResponse(document, content_type="application/json", headers=headers)
+
+
+def _table_headers(tag: str) -> dict[str, str]:
+    return {"ETag": f'"{tag}"', "Vary": "Accept"}
 
 
 @instance_token_required

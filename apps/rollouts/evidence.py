@@ -11,8 +11,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
-from functools import cached_property
+from datetime import UTC, datetime, timedelta
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -116,6 +116,11 @@ class SliceCounts:
     errors: int = 0
     assigned: int = 0
     unanswered: int = 0
+
+    @property
+    def values(self) -> tuple[int, int, int, int]:
+        """The counts in the order of the fields."""
+        return self.n, self.errors, self.assigned, self.unanswered
 
     def add(self, counts: Sequence[int]) -> None:
         """Add counts in the order of the fields."""
@@ -317,6 +322,9 @@ def _arm(found: Found, reach: Reach, generation: int, started_at: datetime, vari
     return interval.canary if variant == CANARY else interval.control
 
 
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+# As a number: a timestamp of each of thousands of rows takes longer to read than all else of it.
+STARTED_US = "(extract(epoch FROM interval_started_at) * 1000000)::bigint"
 WINDOWS = """
     FROM rollouts_telemetryrow
     WHERE model_name = %s AND ended_at > %s
@@ -329,7 +337,7 @@ WINDOWS = """
       )
 """
 COUNTS = f"""
-    SELECT generation, interval_started_at, variant, instance,
+    SELECT generation, {STARTED_US}, variant, instance,
            least({SLICES - 1}, greatest(0, floor(
                extract(epoch FROM started_at - interval_started_at) / greatest(
                    {SLICE_S_MIN},
@@ -341,14 +349,14 @@ COUNTS = f"""
     {WINDOWS} GROUP BY 1, 2, 3, 4, 5
 """  # noqa: S608 (its numbers are ours)
 CLUSTER_COUNTS = f"""
-    SELECT generation, interval_started_at, variant, cluster.key::int,
+    SELECT generation, {STARTED_US}, variant, cluster.key::int,
            sum((cluster.value->>0)::int), sum((cluster.value->>1)::int),
            sum((cluster.value->>2)::int), sum((cluster.value->>3)::int),
            sum((cluster.value->>4)::int)
     {WINDOWS.replace("WHERE", ", jsonb_each(clusters) AS cluster WHERE", 1)} GROUP BY 1, 2, 3, 4
 """
 CLUSTER_LATENCIES = f"""
-    SELECT generation, interval_started_at, variant, cluster.key::int, bucket.key::int,
+    SELECT generation, {STARTED_US}, variant, cluster.key::int, bucket.key::int,
            sum(bucket.value::int)
     {
     WINDOWS.replace(
@@ -359,7 +367,7 @@ CLUSTER_LATENCIES = f"""
 } GROUP BY 1, 2, 3, 4, 5
 """
 LATENCIES = f"""
-    SELECT generation, interval_started_at, variant, bucket.key::int, sum(bucket.value::int)
+    SELECT generation, {STARTED_US}, variant, bucket.key::int, sum(bucket.value::int)
     {WINDOWS.replace("WHERE", ", jsonb_each_text(latency) AS bucket WHERE", 1)} GROUP BY 1, 2, 3, 4
 """
 
@@ -367,7 +375,15 @@ LATENCIES = f"""
 def _rows(sql: str, reach: Reach, more: Sequence[list[int]] = (), *, keys: int = 3) -> list[tuple]:  # type: ignore[type-arg]
     with connection.cursor() as cursor:
         cursor.execute(sql, [*more, *reach.window])
-        return [(*row[:keys], *map(int, row[keys:])) for row in cursor.fetchall()]
+        return [
+            (row[0], _instant(row[1]), *row[2:keys], *map(int, row[keys:]))
+            for row in cursor.fetchall()
+        ]
+
+
+@lru_cache(maxsize=4_096)
+def _instant(since_1970_us: int) -> datetime:
+    return EPOCH + timedelta(microseconds=since_1970_us)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import astuple
 from typing import Any
 from uuid import UUID
 
@@ -19,8 +18,8 @@ from apps.rollouts.evidence import Arm, Interval, SliceCounts
 from apps.rollouts.models import ObservedInterval, Rollout
 from contract.messages import ClusterCounts
 
-# Rollouts whose intervals stay parsed in a worker: some ten megabytes each at most.
-ROLLOUTS_KEPT_MAX = 16
+# Intervals that stay parsed in a worker, of all rollouts: a few kilobytes each.
+INTERVALS_KEPT_MAX = 50_000
 # What is frozen never changes, so that each look parses what is new and no more. Only rows that
 # were read are kept: those that a transaction wrote may yet be undone with it.
 _parsed: OrderedDict[UUID, list[Interval]] = OrderedDict()
@@ -64,8 +63,9 @@ def _read(rollout: Rollout) -> list[Interval]:
     parsed = _parsed.pop(rollout.pk, [])[:count]
     rows = rollout.intervals.filter(ordinal__gte=len(parsed)).order_by("ordinal")
     _parsed[rollout.pk] = parsed = [*parsed, *map(_interval, rows)]
-    while len(_parsed) > ROLLOUTS_KEPT_MAX:
-        _parsed.popitem(last=False)
+    kept = sum(map(len, _parsed.values()))
+    while kept > INTERVALS_KEPT_MAX and len(_parsed) > 1:
+        kept -= len(_parsed.popitem(last=False)[1])
     return list(parsed)
 
 
@@ -104,8 +104,8 @@ def _to_json(arm: Arm, edges: Sequence[int] = ()) -> dict[str, Any]:
             {number: _coarse(each, sorted(edges)) for number, each in arm.clusters.items()},
             str_keys=True,
         ),
-        "slices": [astuple(each) for each in arm.slices],
-        "instances": {name: astuple(each) for name, each in arm.instances.items()},
+        "slices": [each.values for each in arm.slices],
+        "instances": {name: each.values for name, each in arm.instances.items()},
     }
 
 

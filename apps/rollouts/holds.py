@@ -16,10 +16,17 @@ def held_since(rollout: Rollout, now: datetime) -> datetime | None:
 
     A step that bakes is not held; one whose clock does not start, or whose time is over, is.
     """
-    moved = rollout.events.order_by("-id").values_list("at", flat=True).first()
-    since = moved or rollout.started_at
+    if rollout.phase == Phase.BAKING and rollout.step_due_at is not None:
+        # Nobody need know when it moved.
+        return held_since_move(rollout, now, None)
+    moved_at = rollout.events.order_by("-id").values_list("at", flat=True).first()
+    return held_since_move(rollout, now, moved_at)
+
+
+def held_since_move(rollout: Rollout, now: datetime, moved_at: datetime | None) -> datetime | None:
+    """Return what `held_since` does of a rollout whose last move was at `moved_at`."""
     if rollout.phase != Phase.BAKING or rollout.step_due_at is None:
-        return since
+        return moved_at or rollout.started_at
     return rollout.step_due_at if now > rollout.step_due_at else None
 
 
@@ -27,5 +34,9 @@ def is_to_be_told(rollout: Rollout, now: datetime) -> bool:
     """Say whether people should be told now that this rollout is held, and have not been."""
     if rollout.held_told_revision == rollout.revision:
         return False
-    since = held_since(rollout, now)
+    return is_long_enough(held_since(rollout, now), now)
+
+
+def is_long_enough(since: datetime | None, now: datetime) -> bool:
+    """Say whether what is held since then is held for so long that people are told."""
     return since is not None and now - since >= TELL_AFTER

@@ -83,7 +83,7 @@ def ask_services(rollouts: Sequence[Rollout], now: datetime) -> dict[UUID, Asked
 
 
 def _due_enquiries(rollouts: Sequence[Rollout], now: datetime) -> list[Enquiry]:
-    due = [rollout.pk for rollout in rollouts if _is_due(rollout, now)]
+    due = [rollout.pk for rollout in rollouts if _is_due(rollout, now) and _may_ask(rollout)]
     if not due:
         return []
     found: list[Enquiry] = []
@@ -101,6 +101,14 @@ def _is_due(rollout: Rollout, now: datetime) -> bool:
         # A step whose clock stands is not evaluated; nobody need be asked about it every second.
         return rollout.phase == Phase.PAUSED
     return rollout.phase in {Phase.BAKING, Phase.PAUSED} and rollout.next_check_at <= now
+
+
+def _may_ask(rollout: Rollout) -> bool:
+    """Say whether the step names a service; most do not, and their plans need not be parsed."""
+    steps = rollout.plan_document.get("steps", ()) if rollout.plan_document else ()
+    checks = steps[rollout.step_index]["checks"] if 0 <= rollout.step_index < len(steps) else ()
+    names = (each if isinstance(each, str) else each.get("check") for each in checks)
+    return any(name in SERVICES for name in names)
 
 
 def _enquiries_of(rollout: Rollout, now: datetime) -> list[Enquiry]:

@@ -111,7 +111,11 @@ def enter_step(rollout: Rollout, index: int, reason: str, actor: Actor, now: dat
     )
     # Windows belong to a step by their generation, also where two steps send the same traffic.
     generation = publish_table(
-        reason=f"{rollout.target} at {weight_bp / 100:g} %", actor=actor, now=now, is_forced=True
+        reason=f"{rollout.target} at {weight_bp / 100:g} %",
+        actor=actor,
+        now=now,
+        is_forced=True,
+        model=str(rollout.model.name),
     )
     move(
         rollout,
@@ -171,7 +175,9 @@ def switch_stable(
         quarantine(rollout.baseline, rollout, reason, now)
     Quarantine.objects.filter(version=rollout.target).delete()
     release_split(owner_id=rollout.pk)
-    generation = publish_table(reason=f"{rollout.target} is stable", actor=actor, now=now)
+    generation = publish_table(
+        reason=f"{rollout.target} is stable", actor=actor, now=now, model=str(rollout.model.name)
+    )
     move(
         rollout,
         Phase.PROMOTING,
@@ -229,7 +235,9 @@ def _take_back(
         # A rollback that is taken back itself condemns nothing.
         Quarantine.objects.filter(version=rollout.baseline, rollout=rollout).delete()
     release_split(owner_id=rollout.pk)
-    generation = publish_table(reason=f"{rollout.target} rolled back", actor=actor, now=now)
+    generation = publish_table(
+        reason=f"{rollout.target} rolled back", actor=actor, now=now, model=str(rollout.model.name)
+    )
     move(
         rollout,
         Phase.ROLLING_BACK,

@@ -8,27 +8,32 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
-import msgspec
-import redis
 from django.db import connection, transaction
 
-from apps.lib import redis_client
 from apps.lib.actors import Actor
+from apps.rollouts.announcements import announce
 from apps.rollouts.epochs import hold_epoch, lost_generations, was_published
 from apps.rollouts.models import BreakerTripRecord, Instance, PublishedTable
 from apps.rollouts.routing import compile_table
 from apps.rollouts.serving_history import record_changes
 from apps.rollouts.snapshots import read_snapshot
-from contract.generations import first_of
+from contract.generations import first_of, in_words
 from contract.messages import BreakerTrip, InstanceReport
-from contract.routing import CHANNEL, check, encode
+from contract.routing import check, encode, renumbered
 
 log = logging.getLogger(__name__)
 
 # Any constant: it names the lock that publications take turns on.
 PUBLICATION_LOCK = 0x1E710C
+# So many are named where one table has many reasons.
+REASONS_MAX = 20
 # One round trip: this runs under the lock.
 NEWEST = """
     SELECT coalesce((SELECT max(number) FROM rollouts_epoch), 0), newest.generation, newest.digest
@@ -38,38 +43,129 @@ NEWEST = """
 """
 
 
-def publish_table(*, reason: str, actor: Actor, now: datetime, is_forced: bool = False) -> int:
+@dataclass(frozen=True)
+class Cause:
+    """Why a table is published, and by whom; `model` is the one whose serving it changes."""
+
+    reason: str
+    actor: str
+    model: str = ""
+
+
+@dataclass(frozen=True)
+class Newest:
+    """The newest table, 0 and empty before the first one, and the present epoch."""
+
+    epoch: int
+    generation: int
+    digest: str
+
+    @property
+    def following(self) -> int:
+        """The generation after it, which is the first one of an epoch just begun."""
+        return max(self.generation + 1, first_of(self.epoch))
+
+
+def publish_table(
+    *, reason: str, actor: Actor, now: datetime, is_forced: bool = False, model: str = ""
+) -> int:
     """Compile and store the table of what the current transaction sees; return its generation.
 
     Nothing new is stored when the table would say the same as the last one, unless that is forced:
-    what is told apart by its generation needs one of its own.
+    what is told apart by its generation needs one of its own. `model` is the one whose serving
+    changes for that reason, where it is a single one.
 
     Raises:
         contract.routing.TableError: the state contradicts itself; the caller's change is undone.
     """
     if not connection.in_atomic_block:
         raise RuntimeError("publish_table belongs inside the transaction that changed what serves")
-    lock_publication()
-    epoch, current, digest_before = _newest()
-    # The digest is of the content: the generation is not part of what a table says.
+    cause = Cause(reason, actor.name, model)
+    if (together := _together.get()) is not None:
+        return together.take_part(cause, now)
+    return _publish(_lock_newest(), [cause], now, is_forced=is_forced)
+
+
+class Together:
+    """Publications of one transaction that become one, when all of its parts are done."""
+
+    def __init__(self) -> None:
+        self._newest: Newest | None = None
+        self._causes: list[Cause] = []
+        self._now: datetime | None = None
+
+    def take_part(self, cause: Cause, now: datetime) -> int:
+        """Return the generation of the table that all parts will be in."""
+        # Nobody else publishes from here on, so that the number is known before the table is.
+        self._newest = self._newest or _lock_newest()
+        self._causes.append(cause)
+        self._now = now
+        return self._newest.following
+
+    @contextmanager
+    def part(self) -> Iterator[None]:
+        """Forget what asked to be published in the block if the block raises."""
+        count = len(self._causes)
+        try:
+            yield
+        except BaseException:
+            del self._causes[count:]
+            raise
+
+    def publish(self) -> None:
+        """Publish the table if any part asked for it."""
+        if self._newest is not None and self._now is not None and self._causes:
+            _publish(self._newest, self._causes, self._now, is_forced=True)
+
+
+# What the current transaction publishes together, if it does.
+_together: ContextVar[Together | None] = ContextVar("together", default=None)
+
+
+@contextmanager
+def one_publication() -> Iterator[Together]:
+    """Let all that the block publishes be one table, stored as the block ends without an error.
+
+    Locks that others take before they publish must not be waited for in the block.
+    """
+    together = Together()
+    token = _together.set(together)
+    try:
+        yield together
+    finally:
+        _together.reset(token)
+    together.publish()
+
+
+def _publish(newest: Newest, causes: list[Cause], now: datetime, *, is_forced: bool) -> int:
     table = compile_table(0, read_snapshot())
-    digest = hashlib.sha256(encode(table)).hexdigest()
-    if digest == digest_before and not is_forced:
-        return current
-    table = msgspec.structs.replace(table, generation=max(current + 1, first_of(epoch)))
+    content = encode(table)
+    # The digest is of the content: the generation is not part of what a table says.
+    digest = hashlib.sha256(content).hexdigest()
+    if digest == newest.digest and not is_forced:
+        return newest.generation
     check(table)
-    PublishedTable.objects.create(
-        generation=table.generation,
+    generation = newest.following
+    stored = PublishedTable.objects.create(
+        generation=generation,
         digest=digest,
-        document=encode(table),
-        reason=reason,
-        actor=actor.name,
+        document=renumbered(content, generation),
+        reason=_words(causes),
+        actor=causes[0].actor,
         published_at=now,
     )
-    record_changes(table, reason=reason, actor=actor.name, now=now)
-    log.info("table.published generation=%d reason=%s", table.generation, reason)
-    transaction.on_commit(lambda: _wake(table.generation))
-    return table.generation
+    record_changes(table, stored, {each.model: (each.reason, each.actor) for each in causes})
+    log.info("table.published generation=%s reason=%s", in_words(generation), stored.reason)
+    transaction.on_commit(lambda: announce(stored.generation, stored.tag))
+    return generation
+
+
+def _words(causes: list[Cause]) -> str:
+    reasons = list(dict.fromkeys(each.reason for each in causes))
+    if len(reasons) == 1:
+        return reasons[0]
+    more = f"; and {len(reasons) - REASONS_MAX} more" if len(reasons) > REASONS_MAX else ""
+    return f"{len(reasons)} changes: {'; '.join(reasons[:REASONS_MAX])}{more}"
 
 
 def lock_publication() -> None:
@@ -78,21 +174,12 @@ def lock_publication() -> None:
         cursor.execute("SELECT pg_advisory_xact_lock(%s)", [PUBLICATION_LOCK])
 
 
-def _newest() -> tuple[int, int, str]:
-    """Return the present epoch, and the newest table's generation and digest."""
+def _lock_newest() -> Newest:
+    lock_publication()
     with connection.cursor() as cursor:
         cursor.execute(NEWEST)
         epoch, generation, digest = cursor.fetchone()
-    return epoch, generation or 0, digest or ""
-
-
-def _wake(generation: int) -> None:
-    try:
-        with redis_client.connect(timeout_s=0.5) as client:
-            client.publish(CHANNEL, str(generation))
-    except redis.RedisError as error:
-        # A lost nudge costs one poll interval.
-        log.warning("table.nudge_failed generation=%d %s", generation, error)
+    return Newest(epoch, generation or 0, digest or "")
 
 
 def latest_table() -> PublishedTable | None:
@@ -100,13 +187,37 @@ def latest_table() -> PublishedTable | None:
     return PublishedTable.objects.order_by("-generation").first()
 
 
-@transaction.atomic
 def record_report(report: InstanceReport, *, now: datetime) -> Instance:
     """Store what an instance reported: its ack or nack, what it dropped, and that it lives.
 
     The instants are ours, not the reporter's: its clock may be wrong, so that of a trip it is only
     believed how long before the report it was.
     """
+    if report.trips:
+        _record_trips(report, now)
+    fields: dict[str, Any] = {
+        "boot": report.boot,
+        "applied_generation": report.applied_generation,
+        "serves_unknown": not was_published(report.applied_generation),
+        "refused_generation": report.refused_generation,
+        "refusal": report.refusal or "",
+        "dropped": report.dropped,
+        "is_stopping": report.stopping,
+        "pinned": list(report.pinned),
+        "reported_at": now,
+    }
+    # One statement: a fleet reports every second or two.
+    (instance,) = Instance.objects.bulk_create(
+        [Instance(name=report.instance, **fields)],
+        update_conflicts=True,
+        unique_fields=["name"],
+        update_fields=[*fields],
+    )
+    return instance
+
+
+@transaction.atomic
+def _record_trips(report: InstanceReport, now: datetime) -> None:
     for trip in _known_trips(report):
         told = {"count": trip.count, "reason": trip.reason, "last_at": _instant(report, trip, now)}
         BreakerTripRecord.objects.update_or_create(
@@ -118,27 +229,10 @@ def record_report(report: InstanceReport, *, now: datetime) -> Instance:
             defaults=told,
             create_defaults={**told, "first_at": now},
         )
-    instance, _ = Instance.objects.update_or_create(
-        name=report.instance,
-        defaults={
-            "boot": report.boot,
-            "applied_generation": report.applied_generation,
-            "serves_unknown": not was_published(report.applied_generation),
-            "refused_generation": report.refused_generation,
-            "refusal": report.refusal or "",
-            "dropped": report.dropped,
-            "is_stopping": report.stopping,
-            "pinned": list(report.pinned),
-            "reported_at": now,
-        },
-    )
-    return instance
 
 
 def _known_trips(report: InstanceReport) -> list[BreakerTrip]:
     """Return the trips under tables that this database has not forgotten."""
-    if not report.trips:
-        return []
     hold_epoch()
     lost = lost_generations()
     return [trip for trip in report.trips if trip.generation not in lost]

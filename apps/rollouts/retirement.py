@@ -31,11 +31,12 @@ REASON_MAX = 1_000
 def wanted_versions(now: datetime) -> set[int]:
     """Return the primary keys of the versions that must stay loaded."""
     wanted: set[int] = set()
-    for model in RegisteredModel.objects.only("stable", "previous_stable", "rollback_until"):
-        if model.stable_id is not None:
-            wanted.add(model.stable_id)
-        if model.previous_stable_id and model.rollback_until and model.rollback_until > now:
-            wanted.add(model.previous_stable_id)
+    rows = RegisteredModel.objects.values_list("stable", "previous_stable", "rollback_until")
+    for stable, previous, rollback_until in rows:
+        if stable is not None:
+            wanted.add(stable)
+        if previous is not None and rollback_until is not None and rollback_until > now:
+            wanted.add(previous)
     for held in LiveSplit.objects.values_list("version_ids", flat=True):
         wanted.update(held)
     return wanted

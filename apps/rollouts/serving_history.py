@@ -6,7 +6,7 @@ changes, in the same transaction. Rows are never changed or pruned.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -14,7 +14,7 @@ import msgspec
 from django.db import connection
 from django.db.models import QuerySet
 
-from apps.rollouts.models import ServingChange
+from apps.rollouts.models import PublishedTable, ServingChange
 from contract.routing import ModelRoute, RoutingTable
 
 # A look into the index for each model, however long their histories are.
@@ -30,22 +30,26 @@ Served = tuple[str, Any, Any]
 NOTHING: Served = ("", None, None)
 
 
-def record_changes(table: RoutingTable, *, reason: str, actor: str, now: datetime) -> int:
+def record_changes(
+    table: RoutingTable, stored: PublishedTable, causes: Mapping[str, tuple[str, str]]
+) -> int:
     """Write a row for each model that `table` serves in another way; return how many.
 
-    Runs in the transaction, and under the lock, that publishes the table.
+    `causes` are the reasons and actors by model; models without one have those of the `stored`
+    table. Runs in the transaction, and under the lock, that publishes the table.
     """
     before = _latest()
+    whole = (stored.reason, stored.actor)
     rows = [
         ServingChange(
             model_name=name,
-            at=now,
-            generation=table.generation,
+            at=stored.published_at,
+            generation=stored.generation,
             stable=stable,
             split=split,
             shadow=shadow,
-            reason=reason,
-            actor=actor,
+            reason=causes.get(name, whole)[0],
+            actor=causes.get(name, whole)[1],
         )
         for name, (stable, split, shadow) in _changed(before, table)
     ]

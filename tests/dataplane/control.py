@@ -10,6 +10,7 @@ import msgspec
 import redis.asyncio as redis
 from msgspec.structs import replace
 
+from contract.deltas import MEDIA_TYPE, make_delta
 from contract.messages import decode_report
 from contract.routing import encode
 from dataplane.config import Config, Group
@@ -104,6 +105,9 @@ class Control:
         self.data = b""
         self.status = 200
         self.pulls = []
+        self.sends_deltas = False
+        self.previous = b""
+        self.deltas = 0
         self.reports = []
 
     def __call__(self, request):
@@ -117,10 +121,23 @@ class Control:
             return httpx.Response(self.status)
         if self.pulls[-1] == etag:
             return httpx.Response(304)
+        if self.sends_deltas and self.pulls[-1] and MEDIA_TYPE in request.headers["accept"]:
+            self.deltas += 1
+            delta = make_delta("base", self.previous, self.data)
+            return httpx.Response(
+                200, content=delta, headers={"etag": etag, "content-type": MEDIA_TYPE}
+            )
         return httpx.Response(200, content=self.data, headers={"etag": etag})
 
     def publish(self, generation, *endpoints, **changes):
         self.data = encode(table(model(**changes), generation, endpoints))
+
+    def publish_many(self, generation, address, *names, **changes):
+        """Publish several models; the table before is what deltas are made from."""
+        self.previous = self.data
+        one = table(model(**changes), generation, (address,))
+        (route,) = one.models.values()
+        self.data = encode(msgspec.structs.replace(one, models=dict.fromkeys(names, route)))
 
     def publish_created(self, generation, *endpoints, created_at_ms):
         """Publish versions that were registered at this instant."""

@@ -183,3 +183,32 @@ async def test_the_poll_finds_what_no_message_told(tmp_path):
             await until(lambda: serving.generation == 1)
             control.publish(5, upstream.address)
             await until(lambda: serving.generation == 5)
+
+
+async def test_it_asks_for_what_changed_and_puts_the_table_together(tmp_path):
+    async with syncing(tmp_path) as (sync, control, serving, upstream):
+        control.sends_deltas = True
+        control.publish_many(5, upstream.address, "a", "b", "c")
+        await sync.pull()
+        assert control.deltas == 0
+        control.publish_many(6, upstream.address, "a", "c", "d", timeout_ms=77)
+        await sync.pull()
+        assert (control.deltas, serving.generation) == (1, 6)
+        assert sorted(serving.table.models) == ["a", "c", "d"]
+        stored = (tmp_path / "table.json").read_bytes()
+        assert stored == control.data
+
+
+async def test_a_delta_that_does_not_fit_is_refused_and_the_whole_table_pulled(tmp_path):
+    async with syncing(tmp_path) as (sync, control, serving, upstream):
+        control.sends_deltas = True
+        control.publish_many(5, upstream.address, "a", "b")
+        await sync.pull()
+        # The control plane takes the table that it has for another one.
+        control.publish_many(5, upstream.address, "a", "b", timeout_ms=77)
+        control.publish_many(6, upstream.address, "a", "c", timeout_ms=77)
+        await sync.pull()
+        assert serving.generation == 5
+        assert "does not make the table" in (await refusal(sync, control))[1]
+        await sync.pull()
+        assert serving.generation == 6

@@ -103,7 +103,7 @@ def killed_at(patched: str) -> Callable[[], None]:
 
     def do() -> None:
         if patched == "before":
-            publication._wake = die  # type: ignore[assignment]
+            publication.announce = die  # type: ignore[assignment]
         else:
             tell = redis.Redis.publish
             redis.Redis.publish = lambda *told: (tell(*told), die())  # type: ignore[method-assign]

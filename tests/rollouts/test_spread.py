@@ -32,8 +32,8 @@ def test_bad_minutes_before_a_rollout_are_known_in_it() -> None:
     past(rollout)
     found = spread_before(rollout, 10)
     assert found is not None
-    assert found.intervals in (60, 61)
-    assert float(found.events) == 200.0
+    # Of ten minutes the middle third: the wildest and the steadiest are left out.
+    assert found.intervals == 20
     assert float(found.at_once) > 10 * float(found.binomial)
 
 
@@ -53,4 +53,4 @@ def test_an_evaluation_keeps_what_was_known_before() -> None:
     row = Evaluation.objects.filter(rollout=rollout, check_name="error-rate").get()
     kept = from_json(row.inputs["before"])
     assert kept is not None
-    assert float(kept.events) == 200.0
+    assert to_json(kept) == to_json(spread_before(Rollout.objects.get(pk=rollout.pk), 10))

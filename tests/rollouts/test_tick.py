@@ -10,7 +10,7 @@ import pytest
 from apps.lib.clock import database_now
 from apps.models.services import change_deployment
 from apps.models.states import DeploymentState
-from apps.rollouts import evaluation, services, tick
+from apps.rollouts import evaluation, services, steps
 from apps.rollouts.models import BreakerTripRecord, Evaluation, Instance, Rollout
 from apps.rollouts.plan_store import save_plan
 from apps.rollouts.plans import PlanDocument, StepDocument
@@ -179,12 +179,12 @@ def test_one_rollouts_fault_does_not_keep_the_others_from_their_guardrails(
     broken, sound = make_baking(make_model("a")), make_baking(make_model("b"))
     trip(sound, 2, database_now())
 
-    def bake(rollout: Rollout, look: tick.Look) -> None:
+    def bake(rollout: Rollout, look: steps.Look) -> None:
         if rollout.pk == broken.pk:
             raise RuntimeError("a fault")
-        tick._bake(rollout, look)
+        steps._bake(rollout, look)
 
-    monkeypatch.setitem(tick.STEPS, Phase.BAKING, bake)
+    monkeypatch.setitem(steps.STEPS, Phase.BAKING, bake)
     turn(sound)
     assert sound.phase == Phase.ROLLING_BACK
 
