@@ -13,9 +13,11 @@ import asyncio
 import hashlib
 import os
 import random
+import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -354,6 +356,13 @@ class Server:
             "--save", "", "--appendonly", "no",
         ]  # fmt: skip
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        # Until it listens, its port looks free to whoever asks for one.
+        for _ in range(500):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", self._port)) == 0:
+                    return
+            time.sleep(0.02)
+        raise SystemExit("Redis did not start")
 
     def stop(self) -> None:
         if self._process is not None:
