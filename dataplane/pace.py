@@ -22,10 +22,10 @@ PRUDENCE = 2.0
 RESERVE = 0.05
 # Between the version's answer and the client's, as a part of the timeout and at most so long.
 _MARGIN, _MARGIN_MAX_S = 0.02, 0.004
-# Parts of the timeout: with batches that take less than the first there is nothing to plan; beyond
-# the second a batch grows only where that makes its rows cheaper, beyond the third only while its
-# fixed part is the larger one.
-TRIFLE, SHORT, LONG = 1 / 64, 1 / 16, 1 / 4
+# Parts of the timeout. With full batches that take less than the first there is nothing to plan:
+# several of them are done in time. Beyond the second a batch grows only where that makes its rows
+# cheaper, beyond the third only while its fixed part is the larger one.
+TRIFLE, SHORT, LONG = 1 / 16, 1 / 16, 1 / 4
 # A batch grows until its fixed part is at most so much of it.
 _FIXED_SHARE_MAX = 0.1
 # What is left of the weight of earlier batches with each new one.
@@ -180,6 +180,10 @@ class Pace:
     def lost(self, rows: int, cost_s: float, sent_at: float, now: float) -> bool:
         """Learn from a batch that missed its deadline; return whether it is the version's fault."""
         is_fault = self.is_silent(rows, sent_at, now)
+        if self._lanes > 1 and self._ended_at > sent_at:
+            # What left later was answered: this endpoint hangs, which is for its circuit to find.
+            self.vanished(rows, cost_s)
+            return is_fault
         began_at = max(sent_at, self._ended_at)
         self._forget(rows, cost_s)
         self.is_trifling = False

@@ -23,6 +23,7 @@ from embedded.stack import running
 
 # Of what the model can do; what else runs on the machine takes its part (`./run bench overload`).
 SHARE_MIN = 0.6
+OPERATOR = "an-operators-token-for-this-test-alone"
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def slow(tmp_path_factory):
     sleeper.write(folder / "state" / "triton" / "repository", SERVED)
     with running(folder / "state", {"redis", "triton"}) as stack:
         stored = table(stack.ports["triton_http"])
-        settings = {"INTERLOCK_WORKERS": "1"}
+        settings = {"INTERLOCK_WORKERS": "1", "INTERLOCK_OPERATOR_TOKEN": OPERATOR}
         with data_plane(folder / "plane", stored, stack.redis_url, **settings) as plane:
             yield plane.port
 
@@ -53,7 +54,8 @@ async def crowd(port, clients, cost_ms, seconds):
                 answer = await client.post("/predict", json=plain)
                 others.append((answer.status_code, answer.headers, monotonic() - began_at))
                 await asyncio.sleep(0.1)
-            metrics = (await client.get("/metrics")).text
+            page = await client.get("/metrics", headers={"authorization": f"Bearer {OPERATOR}"})
+            metrics = page.text
     finally:
         output, _ = await answering
     return orjson.loads(output), others, metrics

@@ -1,5 +1,6 @@
 """The emergency pin: on one process, over all workers, and over a restart."""
 
+import httpx
 import pytest
 
 from dataplane.pinfile import PinFile, changed
@@ -39,7 +40,8 @@ async def test_a_star_pins_every_model(valkey, tmp_path):
 
 async def test_only_the_operator_may_pin(valkey, tmp_path):
     async with a_group(valkey, tmp_path, workers=1) as group:
-        refused = await group.get("/operator/pin")
+        async with httpx.AsyncClient(base_url=group.url) as stranger:
+            refused = await stranger.get("/operator/pin")
         assert (refused.status_code, refused.json()["code"]) == (401, "operator_token_wrong")
         unknown = await group.post("/operator/pin", {"model": "invented"})
         assert (unknown.status_code, unknown.json()["code"]) == (404, "model_not_found")

@@ -18,6 +18,7 @@ from contract.refusals import (
 from dataplane.outcomes import read_outcomes
 from dataplane.refusals import KEYS_MAX, NAMED_MAX, Refusals, without_refused
 from tests.dataplane.control import an_instance, applied
+from tests.dataplane.groups import TOKEN
 from tests.dataplane.test_instance import entries
 from tests.dataplane.worlds import until
 
@@ -94,7 +95,7 @@ async def send(valkey, folder, *bodies, metrics=RULES):
         await applied(instance)
         await until(lambda: instance.sync.is_confirmed(5.0))
         answers = [await client.post("/outcomes", json=each) for each in bodies]
-        page = (await client.get("/metrics")).text
+        page = (await client.get("/metrics", headers=TOKEN)).text
     sent = [each for b in await entries(valkey, STREAM_OUTCOMES) for each in b.refusals]
     counts = Counter()
     for each in sent:

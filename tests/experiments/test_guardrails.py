@@ -311,7 +311,7 @@ def test_a_pass_needs_traffic_of_late(rollout: Rollout) -> None:
     tick_rollouts()
     assert Evaluation.objects.get(check_name=OUTCOME).verdict == "no-data"
     # Whoever might tell more of an interval is waited for.
-    at = rollout.started_at - timedelta(seconds=40)
+    at = database_now() - timedelta(seconds=40)
     for number, variant in ((2, "canary"), (1, "stable")):
         send(
             "digits", number, at=at, variant=variant, split=str(rollout.pk),

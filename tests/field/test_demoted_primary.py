@@ -70,4 +70,4 @@ def test_a_new_session_may_be_asked_of_the_primary_alone(
     monkeypatch.setenv("DATABASE_URL", url)
     found = env.database("DATABASE_URL", "")
     assert (found["HOST"], found["PORT"]) == ("one,two", "5432,5433")
-    assert found["OPTIONS"] == {"target_session_attrs": "read-write"}
+    assert found["OPTIONS"] == {**env.PROBED, "target_session_attrs": "read-write"}

@@ -137,9 +137,10 @@ async def test_copies_beyond_the_budget_are_dropped_and_counted():
             assert plane.shadows.copies <= 4
         assert plane.results() == {"budget": 6}
         await plane.settled()
-        assert plane.results() == {"budget": 6, "failed": 4}
+        # Of a version that was never seen one is tried; the others gave up waiting for it.
+        assert plane.results() == {"budget": 9, "failed": 1}
         (window,) = plane.shadows.drain()
-        assert (window.compared, window.errors, window.dropped) == (0, 4, 6)
+        assert (window.compared, window.errors, window.dropped) == (0, 1, 9)
 
 
 async def test_copies_that_keep_too_many_bytes_are_dropped():
