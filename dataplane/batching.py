@@ -213,7 +213,7 @@ class Batcher:
         while self.in_flight < self._in_flight_max and (self._alone or queue.due_lines):
             now = monotonic()
             if not pace.is_trifling:
-                if self.in_flight >= pace.places(self._in_flight_max):
+                if self.in_flight >= pace.places(self._in_flight_max, now):
                     self._shed_hopeless(now)
                     self._look_again_soon()
                     return

@@ -294,7 +294,7 @@ class Pace:
         self._tries_every = min(2 * self._tries_every, _TRIED)
         return min(2 * rows, 2 * self._seen_rows, self._rows_limit)
 
-    def places(self, most: int) -> int:
+    def places(self, most: int, now: float) -> int:
         """Return how many batches may be under way, up to `most`.
 
         One is tried first. Of those that are no trifle one waits at the version, to keep it busy:
@@ -302,6 +302,9 @@ class Pace:
         """
         if not self._row_s:
             return self._lanes
+        if self._lanes > 1 and self.free_at < now:
+            # An endpoint is overdue, and another one may be free.
+            return most
         is_trifle = self.cost_s(self.batch_rows) < TRIFLE * self._timeout_s
         return most if is_trifle else min(most, self._lanes + 1)
 

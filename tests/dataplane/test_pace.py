@@ -39,7 +39,7 @@ class Version:
 
 def test_a_version_that_never_answered_gets_one_row_and_nothing_is_known():
     pace = Pace(32, 1.0)
-    assert (pace.batch_rows, pace.places(4), pace.is_trifling) == (1, 1, False)
+    assert (pace.batch_rows, pace.places(4, 100.0), pace.is_trifling) == (1, 1, False)
     assert pace.done_in_s(10_000, 1, 100.0) == 0
     assert pace.drained_in_s(1_000) == 0
     assert pace.may_try(32, 0.001, 100.0)
@@ -162,14 +162,16 @@ def test_a_version_whose_rows_take_too_long_is_tried_as_often_as_it_could_answer
 
 
 def test_slow_batches_are_kept_here_but_for_one():
-    assert Version(row_s=0.1).grow().places(4) == 2
-    assert Version(row_s=0.0001).grow().places(4) == 4
+    assert Version(row_s=0.1).grow().places(4, 0.0) == 2
+    assert Version(row_s=0.0001).grow().places(4, 0.0) == 4
 
 
 def test_each_endpoint_counts_as_one_more_that_computes():
     version = Version(row_s=0.1, lanes=3)
     pace = version.grow()
-    assert pace.places(8) == 4
+    assert pace.places(8, 0.0) == 4
+    # What is under way is overdue: an endpoint hangs, and others may be free.
+    assert pace.places(8, 1e6) == 8
     for _ in range(2):
         pace.sent(1, version.now)
     assert pace.done_in_s(0, 1, version.now) == pytest.approx(0.1, abs=0.07)
