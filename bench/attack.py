@@ -45,7 +45,7 @@ CONNECTIONS = 8
 WORKER_GROWTH_MB_MAX = 3 * 64 * 1024**2 / 1e6
 READING_MB_MAX = 32 * 16 * 1024**2 / 1e6 + 100
 # gRPC has a message in memory, several times, before anybody sees it.
-GRPC_GROWTH_MB_MAX = SENDERS * 6 * attackers.GRPC_BYTES / 1e6
+GRPC_GROWTH_MB_MAX = SENDERS * 8 * attackers.GRPC_BYTES / 1e6
 READING = b"dataplane.reading.process"
 
 

@@ -180,8 +180,8 @@ class Pace:
     def lost(self, rows: int, cost_s: float, sent_at: float, now: float) -> bool:
         """Learn from a batch that missed its deadline; return whether it is the version's fault."""
         is_fault = self.is_silent(rows, sent_at, now)
-        if self._lanes > 1 and self._ended_at > sent_at:
-            # What left later was answered: this endpoint hangs, which is for its circuit to find.
+        if self._lanes > 1 and (is_fault or self._ended_at > sent_at):
+            # One endpoint hangs, which is for its circuit to find, and says nothing of the others.
             self.vanished(rows, cost_s)
             return is_fault
         began_at = max(sent_at, self._ended_at)

@@ -89,8 +89,10 @@ class Endpoint:
     def start(self, call: Call) -> None:
         """Send `call` on a free connection, on a new one, or when one becomes free."""
         call.endpoint = self
-        self.in_flight += 1
         now = monotonic()
+        if not self.in_flight:
+            self.health.owes(now)
+        self.in_flight += 1
         connection = self._idle.take(now)
         if connection is not None:
             connection.send(call, now)

@@ -34,6 +34,7 @@ class Health:
         "_answers",
         "_failures",
         "_observed_at",
+        "_owing_since",
         "_restored_at",
         "_row",
         "_settings",
@@ -56,6 +57,8 @@ class Health:
         self._usual_s = 0.0
         # When that was last taken or halved.
         self._observed_at = 0.0
+        # Since when it has answered nothing, if it owes an answer.
+        self._owing_since = 0.0
         # Failures without an answer in between.
         self._row = 0
         # Calls that ended, and those that failed, of the last seconds; they decay.
@@ -76,10 +79,17 @@ class Health:
 
     def cost(self, in_flight: int, now: float) -> float:
         """Return what one more call would wait here, for comparison with a sibling."""
-        if in_flight == 0 and now - self._observed_at > _FORGET_S:
+        if in_flight:
+            # What it owes takes at least as long as it has been silent.
+            return (in_flight + 1) * max(self.latency_s, now - self._owing_since)
+        if now - self._observed_at > _FORGET_S:
             self.latency_s *= 0.5
             self._observed_at = now
-        return (in_flight + 1) * self.latency_s
+        return self.latency_s
+
+    def owes(self, now: float) -> None:
+        """Take note that an idle endpoint got a call."""
+        self._owing_since = now
 
     def answered(self, latency_s: float, now: float) -> None:
         """Count an answer."""
@@ -90,7 +100,7 @@ class Health:
             self._usual_s += (latency_s - self._usual_s) * _ALPHA
         else:
             self.latency_s = self._usual_s = latency_s
-        self._observed_at = now
+        self._observed_at = self._owing_since = now
 
     def failed(self, now: float, took_s: float | None) -> bool:
         """Count a failure; return whether there were too many without an answer in a row.

@@ -18,7 +18,7 @@ SECONDS = 2.0
 # What a worker may take beyond what it has at rest; see docs/dataplane.md.
 GROWTH_MB = 3 * 64 * 1024**2 / 1e6
 # gRPC has a message in memory, several times, before anybody sees it.
-GRPC_GROWTH_MB = SENDERS * 6 * GRPC_BYTES / 1e6
+GRPC_GROWTH_MB = SENDERS * 8 * GRPC_BYTES / 1e6
 
 
 class Ground:

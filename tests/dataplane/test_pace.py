@@ -177,6 +177,16 @@ def test_each_endpoint_counts_as_one_more_that_computes():
     assert pace.done_in_s(0, 1, version.now) == pytest.approx(0.1, abs=0.07)
 
 
+def test_an_endpoint_that_hangs_does_not_make_the_others_look_slow():
+    version = Version(row_s=0.0001, lanes=2)
+    pace = version.grow(60)
+    for _ in range(8):
+        # All clients wait for it, so that the other endpoint answers nothing meanwhile.
+        assert pace.lost(1, 0.0, version.now, version.now + 1.0)
+    assert pace.is_trifling
+    assert pace.done_in_s(0, 32, version.now + 1.0) < 0.1
+
+
 def test_trifles_are_not_planned_for_and_the_quick_bound_is_never_below_the_answer():
     version = Version(row_s=0.0001)
     pace = version.grow(60)

@@ -4,7 +4,7 @@ import asyncio
 
 from contract.routing import Breaker
 from dataplane.config import Transport as Settings
-from dataplane.triton import Copies
+from dataplane.triton import Copies, TritonError
 from dataplane.triton.health import Health
 from tests.dataplane.transports import (
     answered,
@@ -65,10 +65,27 @@ def test_one_slow_answer_costs_an_endpoint_its_share_for_less_than_a_second():
     assert not health.was_patient(0.3)
 
 
-def test_an_endpoint_that_does_not_answer_what_it_has_never_gets_cheaper():
+def test_an_endpoint_that_owes_an_answer_is_as_slow_as_it_has_been_silent():
     health = Health(Settings())
     health.answered(0.1, 100.0)
+    health.owes(160.0)
     assert health.cost(1, 160.0) == 0.2
+    assert health.cost(1, 160.5) == 1.0
+
+
+async def test_an_endpoint_that_hangs_gets_few_calls_until_they_fail():
+    async with upstreams(2) as servers, transport() as triton:
+        copies = copies_on(servers)
+        await ask_often(triton, copies, 20)
+        servers[0].script = ["hang"] * 100
+        before = len(servers[0].requests)
+        while len(servers[0].requests) == before:
+            hanging = asyncio.create_task(ask(triton, copies))
+            await asyncio.sleep(0.05)
+        for _ in range(20):
+            assert answered(await ask_at_once(triton, copies, 2)) == 2
+        assert len(servers[0].requests) == before + 1
+        assert isinstance(await hanging, TritonError)
 
 
 async def test_calls_in_flight_make_an_endpoint_dearer():
