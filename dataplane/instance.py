@@ -229,8 +229,8 @@ class Instance:
         return HttpConnection(self.server)
 
     async def _start_grpc(self, host: str, port: int) -> None:
-        # gRPC would otherwise shut its connections down when this process forks, as it does to start
-        # the one that reads large bodies.
+        # gRPC would otherwise shut its connections down when this process forks, as it does to
+        # start the one that reads large bodies.
         os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
         # Imported here, since it takes time and memory that those without gRPC need not pay.
         from dataplane.grpc_service import GrpcService
