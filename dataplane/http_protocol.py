@@ -46,7 +46,7 @@ class HttpConnection(Protocol):
         "_deaf",
         "_head_bytes",
         "_head_bytes_max",
-        "_headers_max",
+        "_headers",
         "_held",
         "_held_bytes",
         "_in_head",
@@ -87,9 +87,10 @@ class HttpConnection(Protocol):
         self._held_bytes = 0
         # The length of its head so far, as far as it is known.
         self._head_bytes = 0
-        # What it may be, and how many headers it may have; at hand, since each header asks.
+        # What it may be; at hand, since each header asks.
         self._head_bytes_max = server.limits.head_bytes_max
-        self._headers_max = server.limits.headers_max
+        # Where headers go.
+        self._headers: dict[bytes, bytes] = {}
         # True between the first byte of a request and the end of its head.
         self._in_head = False
         # The client waits for leave to send the body.
@@ -186,7 +187,8 @@ class HttpConnection(Protocol):
     # --- httptools calls these -----------------------------------------------------------------
 
     def on_message_begin(self) -> None:
-        self._current = Exchange(self)
+        current = self._current = Exchange(self)
+        self._headers = current.headers
         self._head_bytes = 0
         self._in_head = True
         self._since_s = self.server.now_s
@@ -198,25 +200,22 @@ class HttpConnection(Protocol):
             raise _head_too_large()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        current = self._current
-        assert current is not None
-        headers = current.headers
+        headers = self._headers
         size = self._head_bytes = self._head_bytes + len(name) + len(value) + 4
-        count = len(headers)
-        if size > self._head_bytes_max or count >= self._headers_max:
+        if size > self._head_bytes_max:
             raise _head_too_large()
-        if not self._in_head:
-            return  # A trailer of a chunked body: nothing of ours is ever in one.
         name = name.lower()
-        headers[name] = value
-        if len(headers) == count:
+        if name in headers:
             self._repeated(name)
+        headers[name] = value
 
     def on_headers_complete(self) -> None:
         self._in_head = False
         current = self._current
         assert current is not None
         headers = current.headers
+        if len(headers) > self.server.limits.headers_max:
+            raise _head_too_large()
         version = self._parser.get_http_version()
         if version == "1.0":
             current.legacy = True
@@ -234,6 +233,9 @@ class HttpConnection(Protocol):
             raise Refusal(400, "malformed_http", "an HTTP/1.0 request has no transfer coding")
         if coding is not None and coding.lower() != b"chunked":
             raise Refusal(501, "unknown_coding", "the only transfer coding known is chunked")
+        if coding is not None:
+            # Trailers may follow: nothing of ours is ever in one.
+            self._headers = {}
         if b"expect" in headers and not current.legacy:
             self._expect(headers[b"expect"])
         if b"upgrade" in headers and self._parser.should_upgrade():
