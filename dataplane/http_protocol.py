@@ -216,13 +216,10 @@ class HttpConnection(Protocol):
         headers = current.headers
         if len(headers) > self.server.limits.headers_max:
             raise _head_too_large()
-        version = self._parser.get_http_version()
-        if version == "1.0":
-            current.legacy = True
-        elif version != "1.1":
-            # A request line without a version counts as 0.9 for the parser: it is malformed.
-            raise Refusal(400, "malformed_http", f"HTTP/{version} is not spoken here")
-        elif b"host" not in headers:
+        if b"connection" in headers or not self._parser.should_keep_alive():
+            # Any other one is of HTTP/1.1, and the parser is slow to say so.
+            current.legacy = self._is_legacy()
+        if b"host" not in headers and not current.legacy:
             raise Refusal(400, "malformed_http", "an HTTP/1.1 request needs a Host header")
         length = headers.get(b"content-length")
         if length is not None and int(length) > self.server.limits.body_bytes_max:
@@ -241,6 +238,13 @@ class HttpConnection(Protocol):
         if b"upgrade" in headers and self._parser.should_upgrade():
             has_body = coding is not None or (length is not None and int(length) > 0)
             self._unread = has_body and self._parser.get_method() != b"CONNECT"
+
+    def _is_legacy(self) -> bool:
+        version = self._parser.get_http_version()
+        if version not in ("1.0", "1.1"):
+            # A request line without a version counts as 0.9 for the parser: it is malformed.
+            raise Refusal(400, "malformed_http", f"HTTP/{version} is not spoken here")
+        return bool(version == "1.0")
 
     def on_body(self, data: bytes) -> None:
         self._body_bytes += len(data)
