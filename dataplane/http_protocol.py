@@ -50,6 +50,7 @@ class HttpConnection(Protocol):
         "_held",
         "_held_bytes",
         "_in_head",
+        "_in_line",
         "_parser",
         "_pending",
         "_read_paused",
@@ -105,6 +106,8 @@ class HttpConnection(Protocol):
         self._since_s = 0
         # The client does not read its answers, so we do not read its requests.
         self._write_paused = False
+        # It sends many bytes, and waits until others were read.
+        self._in_line = False
         # The transport is not reading at present.
         self._read_paused = False
         # The cluster of the client's address, once a request without a unit needs it.
@@ -130,6 +133,7 @@ class HttpConnection(Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._deaf:
+            self._take_turns()
             return
         before, head_bytes, body_bytes = self._current, self._head_bytes, self._body_bytes
         try:
@@ -304,6 +308,11 @@ class HttpConnection(Protocol):
         if self._read_paused or self._held:
             self._balance()
 
+    def read_on(self) -> None:
+        """Read again: its turn has come."""
+        self._in_line = False
+        self._balance()
+
     def close_when_idle(self) -> None:
         """Close at once unless an answer is owed or a request is half read."""
         busy = self._pending or self._held or self._current is not None
@@ -387,6 +396,7 @@ class HttpConnection(Protocol):
         if server.held_bytes + more > limits.bodies_bytes_max:
             message = f"all large requests together may be {limits.bodies_bytes_max} bytes"
             raise unavailable("too_many_bytes", message)
+        self._take_turns()
         current.held += more
         self._held_bytes += more
         server.held_bytes += more
@@ -397,6 +407,17 @@ class HttpConnection(Protocol):
                 whole = bytearray(whole)
             whole += b"".join(self._body[1:])
             self._body = [whole]
+
+    def _take_turns(self) -> None:
+        """Read on when others were read: uvloop reads megabytes at once from one who sends them."""
+        transport = self.transport
+        if self._in_line or transport is None:
+            return
+        self._in_line = True
+        self.server.read_in_turn(self)
+        if not self._read_paused:
+            self._read_paused = True
+            transport.pause_reading()
 
     def _let_go(self, exchange: Exchange) -> None:
         self._held_bytes -= exchange.held
@@ -455,6 +476,7 @@ class HttpConnection(Protocol):
         limits = self.server.limits
         full = (
             self._write_paused
+            or self._in_line
             or len(self._pending) >= limits.pipeline_max
             or self._held_bytes - self._body_bytes > limits.connection_bytes_max
         )

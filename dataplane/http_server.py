@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from asyncio import Event
+from asyncio import Event, get_running_loop
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,9 @@ from dataplane.exchange import Exchange
 if TYPE_CHECKING:
     from dataplane.http_protocol import HttpConnection
 
+# So many connections that send many bytes are read in one turn of the event loop.
+_READ_PER_TURN = 4
+
 
 class Server:
     """What the connections of one listener share: the application, the limits and a coarse clock.
@@ -21,7 +25,12 @@ class Server:
     pays for a timer of its own.
     """
 
-    def __init__(self, application: Callable[[Exchange], None], limits: Limits) -> None:
+    def __init__(
+        self,
+        application: Callable[[Exchange], None],
+        limits: Limits,
+        call_soon: Callable[[Callable[[], None]], object] | None = None,
+    ) -> None:
         # Called with each complete request; it answers now or later through `Exchange.respond`.
         self.application = application
         # The bounds that hold for each connection.
@@ -46,6 +55,10 @@ class Server:
         self.small_bytes_max = min(limits.body_bytes_max, SMALL_BYTES_MAX)
         # The bytes of all larger bodies that came and are not answered.
         self.held_bytes = 0
+        # Calls a function in the next turn of the event loop.
+        self._call_soon = call_soon or _call_soon
+        # Connections that send many bytes, by whose turn it is to be read.
+        self._in_line: deque[HttpConnection] = deque()
 
     def abort(self) -> None:
         """Cut every connection."""
@@ -64,6 +77,18 @@ class Server:
         self.connections.discard(connection)
         self._lost.set()
 
+    def read_in_turn(self, connection: HttpConnection) -> None:
+        """Call the connection's `read_on` when others that send many bytes were read as well."""
+        if not self._in_line:
+            self._call_soon(self._read_next)
+        self._in_line.append(connection)
+
+    def _read_next(self) -> None:
+        for _ in range(min(_READ_PER_TURN, len(self._in_line))):
+            self._in_line.popleft().read_on()
+        if self._in_line:
+            self._call_soon(self._read_next)
+
     def tick(self, date: bytes) -> None:
         """Advance the clock by one second; `date` is an IMF-fixdate, or empty to send none."""
         self.now_s += 1
@@ -76,3 +101,7 @@ class Server:
         self.stopping = self.closing = True
         for connection in list(self.connections):
             connection.close_when_idle()
+
+
+def _call_soon(function: Callable[[], None]) -> None:
+    get_running_loop().call_soon(function)

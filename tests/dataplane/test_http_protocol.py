@@ -341,3 +341,33 @@ def test_a_trailer_or_a_chunk_head_that_never_ends_is_refused(part):
     wire.feed(b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n" + part)
     wire.feed(b"y" * 2_000, piece=100)
     assert wire.statuses == [431]
+
+
+def test_connections_that_send_many_bytes_are_read_a_few_in_each_turn():
+    wire = Wire(Limits(bodies_bytes_max=100_000_000))
+    others = [HttpConnection(wire.server) for _ in range(5)]
+    transports = [MockTransport() for _ in others]
+    for connection, transport in zip(others, transports, strict=True):
+        connection.connection_made(transport)
+        connection.data_received(request(body=bytes(1_000_000))[:200_000])
+    assert [transport.reading for transport in transports] == [False] * 5
+    wire.feed(request())
+    assert len(wire.exchanges) == 1
+    assert [transport.reading for transport in transports] == [True] * 4 + [False]
+    wire.turn()
+    assert [transport.reading for transport in transports] == [True] * 5
+
+
+def test_a_small_body_is_read_at_once():
+    wire = Wire()
+    wire.connection.data_received(request(body=bytes(2_000)))
+    assert wire.transport.reading
+
+
+def test_what_comes_behind_a_refusal_is_read_in_turn():
+    wire = Wire()
+    wire.feed(b"nonsense\r\n\r\n")
+    wire.connection.data_received(bytes(200_000))
+    assert not wire.transport.reading
+    wire.turn()
+    assert wire.transport.reading

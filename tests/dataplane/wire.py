@@ -61,8 +61,10 @@ class Wire:
         answer: Callable[[Exchange], None] | None = None,
     ) -> None:
         self.exchanges: list[Exchange] = []
+        # What the event loop would call in its next turn.
+        self.soon: list[Callable[[], None]] = []
         self.answer = answer
-        self.server = Server(self._take, limits or Limits())
+        self.server = Server(self._take, limits or Limits(), self.soon.append)
         self.connection = HttpConnection(self.server)
         self.transport = MockTransport()
         self.connection.connection_made(self.transport)
@@ -73,11 +75,18 @@ class Wire:
             self.answer(exchange)
 
     def feed(self, data: bytes, piece: int | None = None) -> None:
-        """Deliver `data`, in pieces of `piece` bytes if given."""
+        """Deliver `data`, in pieces of `piece` bytes if given, each in a turn of the loop."""
         size = piece or len(data) or 1
         for at in range(0, len(data), size):
             if not self.transport.closed:
                 self.connection.data_received(data[at : at + size])
+                self.turn()
+
+    def turn(self) -> None:
+        """Call what the event loop would call next."""
+        soon, self.soon[:] = self.soon.copy(), []
+        for function in soon:
+            function()
 
     @property
     def statuses(self) -> list[int]:
