@@ -94,7 +94,7 @@ def _check_dimensions(dimensions: Sequence[str], stratify_by: str) -> None:
             _check_header("dimensions", name)
     if stratify_by and stratify_by not in dimensions:
         known = ", ".join(dimensions) or "none"
-        raise Invalid(f"stratify_by: {stratify_by!r} is none of the dimensions ({known})")
+        raise Invalid(f"stratify_by: unknown dimension {stratify_by!r}; expected one of {known}")
 
 
 def read_headers(headers: Any) -> dict[str, list[str]]:
@@ -185,7 +185,10 @@ def check_choices(choices: Sequence[MetricChoice]) -> None:
     primaries = sum(choice.role == MetricUse.PRIMARY for choice in choices)
     for choice in choices:
         if choice.role not in ROLES:
-            raise Invalid(f"metric {choice.metric}: role {choice.role!r} is none of {ROLES}")
+            known = ", ".join(ROLES)
+            raise Invalid(
+                f"metric {choice.metric}: unknown role {choice.role!r}; expected one of {known}"
+            )
     if primaries != 1:
         raise Invalid(f"exactly one metric is primary, not {primaries}")
     twice = _twice([choice.metric.name for choice in choices])

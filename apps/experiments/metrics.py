@@ -64,9 +64,10 @@ def create_metric(
     if name in RESERVED_METRICS:
         raise Invalid(f"name: {name} is the address of a page; choose another one")
     if kind not in KIND.values:
-        raise Invalid(f"kind: {kind!r} is none of {', '.join(KIND.values)}")
+        raise Invalid(f"kind: unknown kind {kind!r}; expected one of {', '.join(KIND.values)}")
     if source not in SOURCE.values:
-        raise Invalid(f"source: {source!r} is none of {', '.join(SOURCE.values)}")
+        known = ", ".join(SOURCE.values)
+        raise Invalid(f"source: unknown source {source!r}; expected one of {known}")
     _check_outcomes(kind, source, outcomes_of, divided_by, per_unit)
     _check_source(kind, source, missing_is_zero, window_s)
     _check_numbers(kind, quantile_ppm, cap, window_s)
@@ -156,7 +157,9 @@ def _check_per_unit(kind: str, per_unit: str | None) -> None:
     if per_unit is None:
         return
     if per_unit not in PER_UNIT.values:
-        raise Invalid(f"per_unit: {per_unit!r} is none of {', '.join(PER_UNIT.values)}")
+        raise Invalid(
+            f"per_unit: unknown value {per_unit!r}; expected one of {', '.join(PER_UNIT.values)}"
+        )
     if kind == KIND.RATIO and per_unit != PER_UNIT.SUM:
         raise Invalid("per_unit: a ratio always sums a unit's outcomes; leave it out")
     if kind == KIND.PROPORTION and per_unit not in {PER_UNIT.FIRST, PER_UNIT.MAX}:

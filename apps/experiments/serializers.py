@@ -63,7 +63,7 @@ class MetricSerializer(StrictSerializer):
         default=False, help_text="Whether a unit without an outcome counts as 0, or waits."
     )
     quantile_ppm = serializers.IntegerField(
-        allow_null=True, default=None, help_text="Of a quantile: which, in millionths."
+        allow_null=True, default=None, help_text="Which quantile, in millionths: 950000 is p95."
     )
     cap = serializers.FloatField(
         allow_null=True, default=None, help_text="A unit's value counts as this at most."

@@ -85,7 +85,7 @@ def _check_host(parts: SplitResult) -> None:
     if not settings.REGISTER_HOSTS:
         raise Invalid("uri: https: URIs are off; INTERLOCK_REGISTER_HOSTS lists the hosts.")
     if parts.netloc.rpartition("@")[2].lower() not in settings.REGISTER_HOSTS:
-        raise Invalid(f"uri: {parts.hostname} is none of the hosts of INTERLOCK_REGISTER_HOSTS.")
+        raise Invalid(f"uri: {parts.hostname} is not a host that INTERLOCK_REGISTER_HOSTS allows.")
 
 
 def _split(uri: str) -> SplitResult:
@@ -128,7 +128,8 @@ def _models(uri: str, parts: SplitResult, directory: Path) -> str:
     reference = read_reference(uri)
     if reference is None and not path.startswith(LOGGED_MODEL_PREFIX):
         raise Invalid(
-            f"uri: {uri!r} is none of models:/NAME/NUMBER, models:/NAME@ALIAS, models:/ID."
+            f"uri: unknown form {uri!r}; expected models:/NAME/NUMBER, models:/NAME@ALIAS "
+            "or models:/ID."
         )
     with connect() as client:
         if reference is None:

@@ -18,7 +18,7 @@ def read_instant(text: str, name: str) -> datetime:
         at = datetime.fromisoformat(text.strip())
     except ValueError:
         raise Invalid(
-            f"{name}: {text!r} is no instant in ISO 8601, such as {EXAMPLE} "
+            f"{name}: {text!r} is not a valid ISO 8601 timestamp, such as {EXAMPLE} "
             "(in a URL a + is written %2B)."
         ) from None
     if at.tzinfo is None:

@@ -51,7 +51,7 @@ class Plan(models.Model):
     margin_bp = models.PositiveIntegerField(default=100)
     alpha_ppm = models.PositiveIntegerField(default=10_000)
     reference_requests_min = models.PositiveIntegerField(default=5_000)
-    # Slower by less than this is nobody's concern: it is added to stable's quantiles.
+    # Slower by less than this counts as equal: it is added to stable's quantiles.
     latency_slack_us = models.PositiveIntegerField(default=1_000)
     # `any_regression` or `beyond_margin`: see apps.rollouts.checks.CheckSettings.
     evidence_mode = models.CharField(max_length=20, default="any_regression")

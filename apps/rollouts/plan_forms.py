@@ -112,7 +112,7 @@ class PlanForm(forms.Form):
         help_text="Stable's usual p50, p95 and p99 are frozen from at least so many answers.",
     )
     latency_slack = forms.DecimalField(
-        label="Slower by this is nobody's concern, ms",
+        label="Latency tolerance, ms",
         min_value=Decimal(0),
         max_value=Decimal(60_000),
         decimal_places=3,

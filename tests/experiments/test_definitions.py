@@ -96,7 +96,7 @@ def test_it_refuses_variants_that_make_no_experiment(
         ({"headers": {"Authorization": ["x"]}}, "the values of authorization are secrets"),
         ({"dimensions": list("abcdef")}, "at most 5"),
         ({"dimensions": ["tenant", "tenant"]}, "tenant is named twice"),
-        ({"dimensions": ["tenant"], "stratify_by": "x"}, "'x' is none of the dimensions"),
+        ({"dimensions": ["tenant"], "stratify_by": "x"}, "unknown dimension 'x'"),
         ({"name": ""}, "name: "),
     ],
 )
@@ -134,7 +134,7 @@ def test_it_refuses_a_name_that_is_taken() -> None:
     [
         ([], "1 to 20 metrics, not 0"),
         ([{"role": "secondary"}], "exactly one metric is primary, not 0"),
-        ([{"role": "best"}], "role 'best' is none of"),
+        ([{"role": "best"}], "unknown role 'best'"),
         ([{}, {"role": "secondary"}], "metric accuracy is named twice"),
         ([{"margin": 0.1}], "only a guardrail has a margin"),
         ([{"mann_whitney": True}], "this is a proportion"),

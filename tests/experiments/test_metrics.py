@@ -30,14 +30,14 @@ def create(kind: str = "mean", name: str = "made", **fields: Any) -> Metric:
 @pytest.mark.parametrize(
     ("kind", "fields", "message"),
     [
-        ("median", {}, "kind: 'median' is none of"),
-        ("mean", {"source": "clicks"}, "source: 'clicks' is none of"),
+        ("median", {}, "kind: unknown kind 'median'"),
+        ("mean", {"source": "clicks"}, "source: unknown source 'clicks'"),
         ("mean", {"direction": "up"}, "direction"),
         ("ratio", {}, "divided_by: a ratio of outcomes names"),
         ("mean", {"divided_by": "visits"}, "only a ratio is divided"),
         ("ratio", {"divided_by": "visits", "per_unit": "max"}, "a ratio always sums"),
         ("proportion", {"per_unit": "sum"}, "a proportion takes first or max"),
-        ("mean", {"per_unit": "last"}, "'last' is none of"),
+        ("mean", {"per_unit": "last"}, "unknown value 'last'"),
         ("proportion", {"outcomes_of": "visits"}, "are amounts"),
         ("mean", {"outcomes_of": "borrowed"}, "takes the outcomes of visits"),
         ("ratio", {"divided_by": "borrowed"}, "takes the outcomes of visits"),

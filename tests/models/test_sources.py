@@ -76,7 +76,7 @@ def test_one_onnx_file_of_mlflow_is_fetched_alone(mlflow: Mlflow, place: Path) -
         ("model.onnx", "begins with one of"),
         ("https://[::1/m.onnx", "is no URI"),
         ("file:/a\nb", "is no URI"),
-        ("models:/digits", "none of models:/NAME/NUMBER"),
+        ("models:/digits", "expected models:/NAME/NUMBER"),
         ("runs:/r", "not of the form runs:/RUN_ID/PATH"),
         ("runs:/r/a/../../b", "not of the form runs:/RUN_ID/PATH"),
         ("mlflow-artifacts://elsewhere/1/m", "names a server"),

@@ -116,7 +116,7 @@ class DraftForm(forms.Form):
         dimensions, stratum = given.get("dimensions"), given.get("stratify_by", "").strip().lower()
         if stratum and dimensions is not None and stratum not in dimensions:
             known = ", ".join(dimensions) or "none"
-            self.add_error("stratify_by", f"{stratum} is none of the dimensions ({known}).")
+            self.add_error("stratify_by", f"unknown dimension {stratum}; expected one of {known}.")
         given["stratify_by"] = stratum
         return given
 

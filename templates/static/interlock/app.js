@@ -95,7 +95,7 @@ function sayAway(event) {
   const box = document.getElementById("offline");
   const status = event.detail.xhr && event.detail.xhr.status;
   const why = status ? `the server answered ${status}` : "the server does not answer";
-  box.textContent = `Not updated since ${answeredAt.toLocaleTimeString()}: ${why}. Trying on.`;
+  box.textContent = `Not updated since ${answeredAt.toLocaleTimeString()}: ${why}. Retrying.`;
   box.hidden = false;
 }
 document.addEventListener("htmx:sendError", sayAway);
