@@ -274,3 +274,12 @@ def _positive(environ: Mapping[str, str], name: str, kind: Callable[[str], T], d
     if not 0 < value < float("inf"):  # type: ignore[operator]
         raise ConfigError(f"{name} must be greater than nought, not {text!r}")
     return value
+
+
+def keep_grpc_over_forks() -> None:
+    """Set what gRPC reads when it is imported.
+
+    Otherwise it shuts its connections down when this process forks, as it does to start the one
+    that reads large bodies.
+    """
+    os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"

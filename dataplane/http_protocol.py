@@ -15,9 +15,9 @@ from typing import cast
 import httptools
 
 from dataplane import compression
-from dataplane.config import Limits
 from dataplane.errors import Refusal, unavailable
 from dataplane.exchange import Exchange
+from dataplane.http_refusals import body_too_large, head_too_large, refusal_of
 from dataplane.http_server import Server
 
 # Two of one of these would let two readers see two different requests.
@@ -147,7 +147,7 @@ class HttpConnection(Protocol):
             # The request itself was delivered, and the connection closes after its answer.
         except httptools.HttpParserError as error:
             if not self._deaf:
-                self._refuse(_refusal_of(error))
+                self._refuse(refusal_of(error))
             return
         current = self._current
         if current is not None and current is before and self._body_bytes == body_bytes:
@@ -156,7 +156,7 @@ class HttpConnection(Protocol):
             if self._head_bytes == head_bytes:
                 self._head_bytes += len(data)
             if self._head_bytes > self.server.limits.head_bytes_max:
-                self._refuse(_head_too_large())
+                self._refuse(head_too_large())
         if self._pending or self._held or self._read_paused or self._write_paused:
             self._balance()
 
@@ -201,13 +201,13 @@ class HttpConnection(Protocol):
         assert self._current is not None
         self._current.target += url
         if len(self._current.target) > self.server.limits.head_bytes_max:
-            raise _head_too_large()
+            raise head_too_large()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         headers = self._headers
         size = self._head_bytes = self._head_bytes + len(name) + len(value) + 4
         if size > self._head_bytes_max:
-            raise _head_too_large()
+            raise head_too_large()
         name = name.lower()
         if name in headers:
             self._repeated(name)
@@ -219,7 +219,7 @@ class HttpConnection(Protocol):
         assert current is not None
         headers = current.headers
         if len(headers) > self.server.limits.headers_max:
-            raise _head_too_large()
+            raise head_too_large()
         if b"connection" in headers or not self._parser.should_keep_alive():
             # Any other one is of HTTP/1.1, and the parser is slow to say so.
             current.legacy = self._is_legacy()
@@ -227,7 +227,7 @@ class HttpConnection(Protocol):
             raise Refusal(400, "malformed_http", "an HTTP/1.1 request needs a Host header")
         length = headers.get(b"content-length")
         if length is not None and int(length) > self.server.limits.body_bytes_max:
-            raise _body_too_large(self.server.limits)
+            raise body_too_large(self.server.limits)
         coding = headers.get(b"transfer-encoding")
         if coding is not None and current.legacy:
             # Whoever passed it on may not have known what it means.
@@ -391,7 +391,7 @@ class HttpConnection(Protocol):
         assert current is not None
         limits = server.limits
         if self._body_bytes > limits.body_bytes_max:
-            raise _body_too_large(limits)
+            raise body_too_large(limits)
         more = self._body_bytes - current.held
         if server.held_bytes + more > limits.bodies_bytes_max:
             message = f"all large requests together may be {limits.bodies_bytes_max} bytes"
@@ -494,21 +494,3 @@ class _BodyOf:
     def __init__(self, connection: HttpConnection) -> None:
         self.on_body = connection.on_body
         self.on_message_complete = connection.on_message_complete
-
-
-def _head_too_large() -> Refusal:
-    return Refusal(431, "head_too_large", "the request line and headers are too large")
-
-
-def _body_too_large(limits: Limits) -> Refusal:
-    return Refusal(413, "body_too_large", f"the body is over {limits.body_bytes_max} bytes")
-
-
-def _refusal_of(error: Exception) -> Refusal:
-    """Return the refusal that a callback raised, or the one for malformed bytes."""
-    cause = error.__context__
-    if isinstance(cause, Refusal):
-        return cause
-    if isinstance(error, httptools.HttpParserCallbackError) and cause is not None:
-        raise error
-    return Refusal(400, "malformed_http", f"not an HTTP/1.1 request: {error}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import secrets
 import socket
 import time
@@ -20,7 +19,7 @@ from dataplane import redis_client
 from dataplane.admission import Admission
 from dataplane.app import Application
 from dataplane.cache import Cache, SharedCache, shared_client
-from dataplane.config import Config
+from dataplane.config import Config, keep_grpc_over_forks
 from dataplane.heartbeat import Heartbeat
 from dataplane.http_protocol import HttpConnection
 from dataplane.http_server import Server
@@ -229,9 +228,7 @@ class Instance:
         return HttpConnection(self.server)
 
     async def _start_grpc(self, host: str, port: int) -> None:
-        # gRPC would otherwise shut its connections down when this process forks, as it does to
-        # start the one that reads large bodies.
-        os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
+        keep_grpc_over_forks()
         # Imported here, since it takes time and memory that those without gRPC need not pay.
         from dataplane.grpc_service import GrpcService
 
