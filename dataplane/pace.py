@@ -26,8 +26,6 @@ _MARGIN, _MARGIN_MAX_S = 0.02, 0.004
 # several of them are done in time. Beyond the second a batch grows only where that makes its rows
 # cheaper, beyond the third only while its fixed part is the larger one.
 TRIFLE, SHORT, LONG = 1 / 16, 1 / 16, 1 / 4
-# Of batches that take less than this part several may wait at the version.
-_BRIEF = 1 / 64
 # A batch grows until its fixed part is at most so much of it.
 _FIXED_SHARE_MAX = 0.1
 # What is left of the weight of earlier batches with each new one.
@@ -299,16 +297,17 @@ class Pace:
     def places(self, most: int, now: float) -> int:
         """Return how many batches may be under way, up to `most`.
 
-        One is tried first. Of those that are not brief one waits at the version, to keep it busy:
-        more would be computed together and be late together.
+        One is tried first. Of those that are no trifle, or may be none where rows differ, one waits
+        at the version, to keep it busy: more would be computed together and be late together.
         """
         if not self._row_s:
             return self._lanes
         if self._lanes > 1 and self.free_at < now:
             # An endpoint is overdue, and another one may be free.
             return most
-        is_brief = self.cost_s(self.batch_rows) < _BRIEF * self._timeout_s
-        return most if is_brief else min(most, self._lanes + 1)
+        rows = self.batch_rows
+        batch_s = self.cost_s(rows) + PRUDENCE * sqrt(self._variance() * rows)
+        return most if batch_s < TRIFLE * self._timeout_s else min(most, self._lanes + 1)
 
     def _backlog_s(self, now: float) -> float:
         """Return how long what is under way takes still; what is overdue takes a little longer.

@@ -164,8 +164,14 @@ def test_a_version_whose_rows_take_too_long_is_tried_as_often_as_it_could_answer
 def test_slow_batches_are_kept_here_but_for_one():
     assert Version(row_s=0.1).grow().places(4, 0.0) == 2
     assert Version(row_s=0.0001).grow().places(4, 0.0) == 4
-    # Its batches are as large as they may be, and take less than a sixteenth of the timeout.
-    assert Version(row_s=0.02).grow().places(4, 0.0) == 2
+
+
+def test_one_batch_waits_at_a_version_whose_rows_differ():
+    version = Version(row_s=0.01)
+    pace = version.grow(40)
+    for number in range(40):
+        version.compute(3, took_s=0.03 * (2 / 11 if number % 2 else 20 / 11))
+    assert pace.places(4, version.now) == 2
 
 
 def test_each_endpoint_counts_as_one_more_that_computes():
