@@ -130,6 +130,9 @@ class RateRegion:
         )
         low, high = np.maximum(0.0, delta), np.minimum(1.0, 1.0 + delta)
         treatment = _polished(cubic, np.clip(_cubic_root(*cubic), low, high), low, high)
+        # Without a difference it is the pooled rate, which rounding may miss where that is 0 or 1.
+        pooled = (after + ratio * before) / (1.0 + ratio)
+        treatment = np.where(delta == 0.0, pooled, treatment)
         return treatment - delta, treatment
 
     def _ratio_variance_at(self, share: Floats) -> Floats:

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import stats
 from scipy.optimize import minimize_scalar
@@ -77,6 +77,8 @@ def test_intervals_of_ratios_are_those_of_statsmodels(counts: tuple[int, int, in
     st.integers(2, 500), st.integers(2, 50_000), st.floats(0.0, 1.0), st.floats(0.0, 1.0),
     st.floats(-0.98, 0.98),
 )  # fmt: skip
+@example(243, 30_797, 1.0, 1.0, 0.0)
+@example(243, 30_797, 0.0, 0.0, 0.0)
 def test_restricted_rates_are_the_likeliest(
     n: int, control_n: int, share: float, control_share: float, delta: float
 ) -> None:
