@@ -25,6 +25,8 @@ _ONCE = frozenset(
     (b"host", b"content-length", b"transfer-encoding", b"content-encoding",
      b"inference-header-content-length")
 )  # fmt: skip
+# By either of these an older request can ask for the connection to be kept.
+_SAY_KEEP_ALIVE = frozenset((b"connection", b"proxy-connection"))
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 # Pieces of a body that are kept as they came.
 _PIECES_MAX = 256
@@ -220,7 +222,7 @@ class HttpConnection(Protocol):
         headers = current.headers
         if len(headers) > self.server.limits.headers_max:
             raise head_too_large()
-        if b"connection" in headers or not self._parser.should_keep_alive():
+        if not self._parser.should_keep_alive() or not _SAY_KEEP_ALIVE.isdisjoint(headers):
             # Any other one is of HTTP/1.1, and the parser is slow to say so.
             current.legacy = self._is_legacy()
         if b"host" not in headers and not current.legacy:

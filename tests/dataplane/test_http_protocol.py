@@ -371,3 +371,23 @@ def test_what_comes_behind_a_refusal_is_read_in_turn():
     assert not wire.transport.reading
     wire.turn()
     assert wire.transport.reading
+
+
+@pytest.mark.parametrize("name", ["connection", "proxy-connection"])
+@pytest.mark.parametrize(
+    ("version", "headers", "status"),
+    [
+        ("2.0", "host: x\r\n", 400),
+        ("0.9", "host: x\r\n", 400),
+        ("1.0", "host: x\r\ntransfer-encoding: chunked\r\n", 400),
+        ("1.0", "", 200),
+        ("1.1", "", 400),
+    ],
+)
+def test_an_old_request_that_keeps_its_connection_is_not_taken_for_a_new_one(
+    name, version, headers, status
+):
+    wire = Wire(answer=echo)
+    head = f"POST / HTTP/{version}\r\n{headers}{name}: keep-alive\r\n\r\n"
+    wire.feed(head.encode())
+    assert wire.statuses == [status]
