@@ -14,22 +14,20 @@ from typing import cast
 
 import httptools
 
-from dataplane import compression
+from dataplane import compression, http_refusals
 from dataplane.errors import Refusal, unavailable
 from dataplane.exchange import Exchange
-from dataplane.http_refusals import body_too_large, head_too_large, refusal_of
 from dataplane.http_server import Server
+from dataplane.http_upgrades import body_parser
 
-# Two of one of these would let two readers see two different requests.
-_ONCE = frozenset(
-    (b"host", b"content-length", b"transfer-encoding", b"content-encoding",
-     b"inference-header-content-length")
-)  # fmt: skip
 # By either of these an older request can ask for the connection to be kept.
 _SAY_KEEP_ALIVE = frozenset((b"connection", b"proxy-connection"))
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 # Pieces of a body that are kept as they came.
 _PIECES_MAX = 256
+# How much of a read is parsed before others have their turn: it may hold a piece in every five
+# bytes, and a request in every fifty.
+_SLICE_BYTES = 16 * 1024
 # How long a connection that was refused may go on sending before it is cut, so that its client
 # gets to read the answer instead of a reset.
 _LINGER_S = 2
@@ -58,6 +56,7 @@ class HttpConnection(Protocol):
         "_read_paused",
         "_refused",
         "_releasing",
+        "_rest",
         "_since_s",
         "_unread",
         "_wants_continue",
@@ -92,6 +91,8 @@ class HttpConnection(Protocol):
         self._head_bytes = 0
         # What it may be; at hand, since each header asks.
         self._head_bytes_max = server.limits.head_bytes_max
+        # What was read and waits for the connection's turn to be parsed.
+        self._rest = b""
         # Where headers go.
         self._headers: dict[bytes, bytes] = {}
         # True between the first byte of a request and the end of its head.
@@ -132,24 +133,30 @@ class HttpConnection(Protocol):
         self._held_bytes = 0
         self._pending.clear()
         self._held.clear()
+        self._rest = b""
 
     def data_received(self, data: bytes) -> None:
         if self._deaf:
+            self._rest = b""
             self._take_turns()
+            return
+        if len(data) > _SLICE_BYTES and len(data) > self._missing_bytes():
+            self._receive_slices(data)
             return
         before, head_bytes, body_bytes = self._current, self._head_bytes, self._body_bytes
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            if self._unread:
+            if self._unread and self._current is not None:
                 self._unread = False
-                self._parser = self._body_parser()
+                method = self._parser.get_method()
+                self._parser = body_parser(self, self._current.headers, method)
                 self.data_received(data[upgrade.args[0] :])
                 return
             # The request itself was delivered, and the connection closes after its answer.
         except httptools.HttpParserError as error:
             if not self._deaf:
-                self._refuse(refusal_of(error))
+                self._refuse(http_refusals.refusal_of(error))
             return
         current = self._current
         if current is not None and current is before and self._body_bytes == body_bytes:
@@ -158,7 +165,7 @@ class HttpConnection(Protocol):
             if self._head_bytes == head_bytes:
                 self._head_bytes += len(data)
             if self._head_bytes > self.server.limits.head_bytes_max:
-                self._refuse(head_too_large())
+                self._refuse(http_refusals.head_too_large())
         if self._pending or self._held or self._read_paused or self._write_paused:
             self._balance()
 
@@ -203,16 +210,16 @@ class HttpConnection(Protocol):
         assert self._current is not None
         self._current.target += url
         if len(self._current.target) > self.server.limits.head_bytes_max:
-            raise head_too_large()
+            raise http_refusals.head_too_large()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         headers = self._headers
         size = self._head_bytes = self._head_bytes + len(name) + len(value) + 4
         if size > self._head_bytes_max:
-            raise head_too_large()
+            raise http_refusals.head_too_large()
         name = name.lower()
         if name in headers:
-            self._repeated(name)
+            http_refusals.refuse_repeated(name)
         headers[name] = value
 
     def on_headers_complete(self) -> None:
@@ -221,15 +228,15 @@ class HttpConnection(Protocol):
         assert current is not None
         headers = current.headers
         if len(headers) > self.server.limits.headers_max:
-            raise head_too_large()
+            raise http_refusals.head_too_large()
         if not self._parser.should_keep_alive() or not _SAY_KEEP_ALIVE.isdisjoint(headers):
             # Any other one is of HTTP/1.1, and the parser is slow to say so.
-            current.legacy = self._is_legacy()
+            current.legacy = http_refusals.is_legacy(self._parser.get_http_version())
         if b"host" not in headers and not current.legacy:
             raise Refusal(400, "malformed_http", "an HTTP/1.1 request needs a Host header")
         length = headers.get(b"content-length")
         if length is not None and int(length) > self.server.limits.body_bytes_max:
-            raise body_too_large(self.server.limits)
+            raise http_refusals.body_too_large(self.server.limits)
         coding = headers.get(b"transfer-encoding")
         if coding is not None and current.legacy:
             # Whoever passed it on may not have known what it means.
@@ -245,18 +252,13 @@ class HttpConnection(Protocol):
             has_body = coding is not None or (length is not None and int(length) > 0)
             self._unread = has_body and self._parser.get_method() != b"CONNECT"
 
-    def _is_legacy(self) -> bool:
-        version = self._parser.get_http_version()
-        if version not in ("1.0", "1.1"):
-            # A request line without a version counts as 0.9 for the parser: it is malformed.
-            raise Refusal(400, "malformed_http", f"HTTP/{version} is not spoken here")
-        return bool(version == "1.0")
-
     def on_body(self, data: bytes) -> None:
         self._body_bytes += len(data)
         self._body.append(data)
         if self._body_bytes > self.server.small_bytes_max:
             self._hold()
+        if len(self._body) > _PIECES_MAX:
+            self._join()
 
     def on_message_complete(self) -> None:
         current = self._current
@@ -341,20 +343,26 @@ class HttpConnection(Protocol):
         elif waited_s > (limits.head_timeout_s if self._in_head else limits.body_timeout_s):
             self._refuse(Refusal(408, "request_timeout", "the request took too long to arrive"))
 
-    def _body_parser(self) -> httptools.HttpRequestParser:
-        """Return a parser that stands before the body of the current request.
+    def _receive_slices(self, data: bytes) -> None:
+        """Parse the beginning of a long read now, and the rest in turn.
 
-        Some clients ask for HTTP/2 with their first request, whatever it is; who does not speak it
-        answers as if they had not asked.
+        What belongs to a body of known length is a single piece and parsed now.
         """
-        assert self._current is not None
-        headers = self._current.headers
-        length = headers.get(b"content-length")
-        framing = b"transfer-encoding: chunked" if length is None else b"content-length: " + length
-        parser = httptools.HttpRequestParser(_BodyOf(self))
-        method = self._parser.get_method()
-        parser.feed_data(method + b" / HTTP/1.1\r\nconnection: close\r\n" + framing + b"\r\n\r\n")
-        return parser
+        end = max(_SLICE_BYTES, self._missing_bytes())
+        self.data_received(data[:end])
+        missing_bytes = self._missing_bytes()
+        if missing_bytes:
+            self.data_received(data[end : end + missing_bytes])
+        self._rest = data[end + missing_bytes :]
+        if self._rest:
+            self._take_turns()
+
+    def _missing_bytes(self) -> int:
+        """Return what is missing of the body that is being read, or 0 where nobody knows."""
+        if self._current is None or self._in_head:
+            return 0
+        length = self._current.headers.get(b"content-length")
+        return 0 if length is None else int(length) - self._body_bytes
 
     def _expect(self, value: bytes) -> None:
         if value.lower() != b"100-continue":
@@ -363,11 +371,6 @@ class HttpConnection(Protocol):
             self._wants_continue = True
         else:
             self._allow_body()
-
-    def _repeated(self, name: bytes) -> None:
-        """Refuse a second header of a name whose first one already decided something."""
-        if name in _ONCE:
-            raise Refusal(400, "malformed_http", f"a request has one {name.decode()} header")
 
     def _begin(self, exchange: Exchange) -> None:
         self._pending.append(exchange)
@@ -393,7 +396,7 @@ class HttpConnection(Protocol):
         assert current is not None
         limits = server.limits
         if self._body_bytes > limits.body_bytes_max:
-            raise body_too_large(limits)
+            raise http_refusals.body_too_large(limits)
         more = self._body_bytes - current.held
         if server.held_bytes + more > limits.bodies_bytes_max:
             message = f"all large requests together may be {limits.bodies_bytes_max} bytes"
@@ -402,13 +405,14 @@ class HttpConnection(Protocol):
         current.held += more
         self._held_bytes += more
         server.held_bytes += more
-        if len(self._body) > _PIECES_MAX:
-            # Each piece of a few bytes would take fifty.
-            whole = self._body[0]
-            if not isinstance(whole, bytearray):
-                whole = bytearray(whole)
-            whole += b"".join(self._body[1:])
-            self._body = [whole]
+
+    def _join(self) -> None:
+        """Put the pieces together: each one of a few bytes takes fifty."""
+        whole = self._body[0]
+        if not isinstance(whole, bytearray):
+            whole = bytearray(whole)
+        whole += b"".join(self._body[1:])
+        self._body = [whole]
 
     def _take_turns(self) -> None:
         """Read on when others were read: uvloop reads megabytes at once from one who sends them."""
@@ -486,13 +490,9 @@ class HttpConnection(Protocol):
             self._read_paused = True
             transport.pause_reading()
         elif not full and self._read_paused:
-            self._read_paused = False
-            transport.resume_reading()
-
-
-class _BodyOf:
-    """What a parser calls that reads no more than the body of a request."""
-
-    def __init__(self, connection: HttpConnection) -> None:
-        self.on_body = connection.on_body
-        self.on_message_complete = connection.on_message_complete
+            if self._rest:
+                rest, self._rest = self._rest, b""
+                self.data_received(rest)
+            else:
+                self._read_paused = False
+                transport.resume_reading()

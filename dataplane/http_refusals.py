@@ -7,6 +7,12 @@ import httptools
 from dataplane.config import Limits
 from dataplane.errors import Refusal
 
+# Two of one of these would let two readers see two different requests.
+_ONCE = frozenset(
+    (b"host", b"content-length", b"transfer-encoding", b"content-encoding",
+     b"inference-header-content-length")
+)  # fmt: skip
+
 
 def head_too_large() -> Refusal:
     return Refusal(431, "head_too_large", "the request line and headers are too large")
@@ -24,3 +30,19 @@ def refusal_of(error: Exception) -> Refusal:
     if isinstance(error, httptools.HttpParserCallbackError) and cause is not None:
         raise error
     return Refusal(400, "malformed_http", f"not an HTTP/1.1 request: {error}")
+
+
+def is_legacy(version: str) -> bool:
+    """Return whether a request is of HTTP/1.0. Raises Refusal for a version other than 1.0 and 1.1.
+
+    A request line without a version counts as 0.9 for the parser: it is malformed.
+    """
+    if version not in ("1.0", "1.1"):
+        raise Refusal(400, "malformed_http", f"HTTP/{version} is not spoken here")
+    return version == "1.0"
+
+
+def refuse_repeated(name: bytes) -> None:
+    """Raise Refusal for a second header of a name whose first one already decided something."""
+    if name in _ONCE:
+        raise Refusal(400, "malformed_http", f"a request has one {name.decode()} header")

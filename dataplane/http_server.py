@@ -59,6 +59,8 @@ class Server:
         self._call_soon = call_soon or _call_soon
         # Connections that send many bytes, by whose turn it is to be read.
         self._in_line: deque[HttpConnection] = deque()
+        # The next turn will read some of them.
+        self._reading = False
 
     def abort(self) -> None:
         """Cut every connection."""
@@ -79,14 +81,16 @@ class Server:
 
     def read_in_turn(self, connection: HttpConnection) -> None:
         """Call the connection's `read_on` when others that send many bytes were read as well."""
-        if not self._in_line:
-            self._call_soon(self._read_next)
         self._in_line.append(connection)
+        if not self._reading:
+            self._reading = True
+            self._call_soon(self._read_next)
 
     def _read_next(self) -> None:
         for _ in range(min(_READ_PER_TURN, len(self._in_line))):
             self._in_line.popleft().read_on()
-        if self._in_line:
+        self._reading = bool(self._in_line)
+        if self._reading:
             self._call_soon(self._read_next)
 
     def tick(self, date: bytes) -> None:

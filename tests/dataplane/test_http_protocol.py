@@ -358,6 +358,70 @@ def test_connections_that_send_many_bytes_are_read_a_few_in_each_turn():
     assert [transport.reading for transport in transports] == [True] * 5
 
 
+CHUNKED = b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+DENSE = {
+    "chunks": CHUNKED + b"2\r\nab\r\n" * 20_000 + b"0\r\n\r\n",
+    "requests": request() * 2_000,
+    "trailers": CHUNKED + b"2\r\nab\r\n0\r\n" + b"a: b\r\n" * 2_000 + b"\r\n" + request() * 100,
+    "upgrade": CHUNKED[:-2] + b"connection: upgrade\r\nupgrade: h2c\r\n\r\n"
+    + b"2\r\nab\r\n" * 9_000 + b"0\r\n\r\n",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_a_long_read_is_parsed_a_slice_in_each_turn(name):
+    whole, bytewise = Wire(answer=echo), Wire(answer=echo)
+    bytewise.feed(DENSE[name], piece=997)
+    whole.connection.data_received(DENSE[name])
+    turns = 0
+    while whole.soon:
+        whole.turn()
+        turns += 1
+    assert turns >= len(DENSE[name]) // 16_384
+    assert whole.transport.written == bytewise.transport.written
+    assert [exchange.body for exchange in whole.exchanges] == [
+        exchange.body for exchange in bytewise.exchanges
+    ]
+    assert whole.transport.reading or whole.ended
+
+
+def test_others_are_answered_while_a_long_read_is_parsed():
+    wire = Wire()
+    other = HttpConnection(wire.server)
+    other.connection_made(MockTransport())
+    other.data_received(DENSE["chunks"])
+    assert wire.server.held_bytes < 16_384
+    wire.feed(request())
+    assert [exchange.body for exchange in wire.exchanges] == [b""]
+
+
+def test_a_long_read_waits_while_too_many_requests_are_unanswered():
+    wire = Wire(Limits(pipeline_max=2))
+    wire.feed(request() * 2_000)
+    assert len(wire.exchanges) == 2
+    assert not wire.soon
+    for exchange in wire.exchanges:
+        exchange.respond(200, b"")
+        while wire.soon:
+            wire.turn()
+    assert len(wire.exchanges) == 2_000
+    assert wire.transport.reading
+
+
+def test_nothing_is_parsed_behind_a_refusal():
+    wire = Wire()
+    wire.feed(b"nonsense\r\n\r\n" + request() * 2_000)
+    assert (wire.statuses, wire.exchanges) == ([400], [])
+    assert wire.transport.reading
+
+
+def test_a_body_of_known_length_is_read_at_once():
+    wire = Wire()
+    wire.connection.data_received(request(body=bytes(200_000)))
+    (exchange,) = wire.exchanges
+    assert len(exchange.body) == 200_000
+
+
 def test_a_small_body_is_read_at_once():
     wire = Wire()
     wire.connection.data_received(request(body=bytes(2_000)))

@@ -75,12 +75,14 @@ class Wire:
             self.answer(exchange)
 
     def feed(self, data: bytes, piece: int | None = None) -> None:
-        """Deliver `data`, in pieces of `piece` bytes if given, each in a turn of the loop."""
+        """Deliver `data`, in pieces of `piece` bytes if given, each when the last was parsed."""
         size = piece or len(data) or 1
         for at in range(0, len(data), size):
             if not self.transport.closed:
                 self.connection.data_received(data[at : at + size])
                 self.turn()
+                while self.soon and not self.transport.reading:
+                    self.turn()
 
     def turn(self) -> None:
         """Call what the event loop would call next."""
