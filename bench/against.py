@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.stand import (
+from bench.testbed import (
     Process,
     Sample,
     Target,

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench import attackers
-from bench.stand import (
+from bench.testbed import (
     Process,
     Target,
     data_plane,

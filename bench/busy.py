@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from embedded.usage import descendants
+from embedded.resource_usage import descendants
 
 TURN_S = 0.1
 LOWEST = 19

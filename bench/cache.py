@@ -19,7 +19,7 @@ import httpx
 
 from bench import flowers
 from bench.dataplane import Samples, measure, ratio
-from bench.stand import (
+from bench.testbed import (
     KEY,
     Target,
     check,

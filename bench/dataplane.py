@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
 
-from bench.stand import (
+from bench.testbed import (
     Sample,
     Target,
     check,

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from scipy.special import ndtri, rel_entr
 
 from apps.rollouts import checks
+from apps.rollouts.check_outcomes import Levels, Measure, rule
 from apps.rollouts.checks import latency_measure
 from apps.rollouts.comparison import Comparison, Series
 from apps.rollouts.eprocess import Counts, columns_of
-from apps.rollouts.judging import Levels, Measure, rule
 from apps.rollouts.thresholds import beyond_threshold
 
 Array = NDArray[np.float64]

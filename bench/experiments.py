@@ -19,7 +19,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from bench.stand import machine
+from bench.testbed import machine
 from embedded.stack import Stack, running
 
 if TYPE_CHECKING:

@@ -10,11 +10,11 @@ from typing import Any
 from django.db import connection, transaction
 
 from apps.experiments.columns import metric_columns, uses_of
-from apps.experiments.gather import gather
 from apps.experiments.models import Experiment, Metric, MetricUse, OutcomeRow, TouchedUnit, Variant
 from apps.experiments.results import refresh_result
 from apps.experiments.stats.report import make_report
-from apps.experiments.values import fold_all
+from apps.experiments.sufficient_statistics import gather
+from apps.experiments.unit_values import fold_all
 from apps.lib.clock import database_now
 from apps.models.models import ModelVersion, RegisteredModel
 

@@ -18,7 +18,7 @@ from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.stand import machine
+from bench.testbed import machine
 from embedded.stack import running
 
 if TYPE_CHECKING:

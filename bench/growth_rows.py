@@ -18,8 +18,8 @@ from apps.experiments.models import Experiment, Metric
 from apps.lib.partitions import leaves
 from apps.models.models import AuditEntry, ModelVersion, RegisteredModel
 from apps.rollouts.evidence import Arm
-from apps.rollouts.frozen import _to_json
 from apps.rollouts.ingestion import apply_windows
+from apps.rollouts.interval_store import _to_json
 from apps.rollouts.models import Evaluation, IngestedBatch, ObservedInterval, Rollout
 from contract.messages import (
     SKETCH_K,

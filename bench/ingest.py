@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import redis
 
-from bench.stand import machine
+from bench.testbed import machine
 from contract.messages import FIELD, STREAM_EXPOSURES, STREAMS, Batch, decode_batch
 from embedded.stack import Stack, running
 
@@ -38,7 +38,7 @@ NAIVE_SHARE = 5
 FOLD = """
 import time, django
 django.setup()
-from apps.experiments.values import fold_touched
+from apps.experiments.unit_values import fold_touched
 while True:
     fold_touched() or time.sleep(0.2)
 """

@@ -17,6 +17,7 @@ from apps.experiments.models import Experiment, Metric, MetricUse, Variant
 from apps.identity.tokens import adopt_token
 from apps.lib.actors import Actor
 from apps.models.models import ModelVersion, RegisteredModel
+from contract.message_signatures import SEAL_FIELD, Sealer
 from contract.messages import (
     FIELD,
     STREAM_EXPOSURES,
@@ -26,7 +27,6 @@ from contract.messages import (
     Outcome,
     encode_batch,
 )
-from contract.seals import SEAL_FIELD, Sealer
 
 OUTCOMES, EXPOSURES, MIXED, SINGLE = "outcomes", "exposures", "both", "outcomes, one an entry"
 KINDS = (OUTCOMES, EXPOSURES, MIXED, SINGLE)

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from bench import sleeper
 from bench.overload_load import Job
-from bench.stand import data_plane, machine
+from bench.testbed import data_plane, machine
 from contract.routing import Cluster, ModelRoute, RoutingTable, VersionRoute, encode
 from embedded.stack import running
 

@@ -22,9 +22,9 @@ import httpx
 
 from bench.ingest import prepare
 from bench.publishing.fleet import Fleet, polling
-from bench.stand import machine
+from bench.testbed import machine
+from embedded.resource_usage import descendants, usage_of
 from embedded.stack import Stack, running
-from embedded.usage import descendants, usage_of
 
 if TYPE_CHECKING:
     from bench.publishing.world import Size

@@ -28,7 +28,7 @@ from time import monotonic
 import httpx
 import redis.asyncio as redis
 
-from bench.stand import data_plane, free_port, machine
+from bench.testbed import data_plane, free_port, machine
 from contract.routing import RoutingTable, Tenant, encode
 from dataplane.quotas.leases import Leases
 from dataplane.quotas.ledger import Entry, Ledger

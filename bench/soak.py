@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from bench.stand import Target, data_plane, machine, resident_mb, sample, table, write_models
+from bench.testbed import Target, data_plane, machine, resident_mb, sample, table, write_models
 from embedded.stack import running
 
 TURN_S = 20.0

@@ -12,8 +12,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from embedded.resource_usage import Usage, descendants, usage_of
 from embedded.stack import PART_NAMES, running
-from embedded.usage import Usage, descendants, usage_of
 
 PARTS = frozenset(PART_NAMES) - {"mlflow"}
 # Until what runs after the start has run: first ticks, first requests.

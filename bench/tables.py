@@ -22,7 +22,7 @@ import httpx
 import redis
 
 from bench.dataplane import measure, ratio
-from bench.stand import (
+from bench.testbed import (
     KEY,
     Process,
     Target,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import duckdb
 
 from bench.experiments import prepare
-from bench.stand import machine
+from bench.testbed import machine
 from embedded.stack import running
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def _row(world: World, units: int, directory: Path, url: str) -> str:
-    from apps.experiments.gather import gather
+    from apps.experiments.sufficient_statistics import gather
     from apps.experiments.warehouse.source import connect
     from apps.lib.clock import database_now
 

@@ -28,6 +28,6 @@ app.autodiscover_tasks()
 def note_turn(sender: Any, **_: Any) -> None:
     """Show that a loop turned: the task's name says which."""
     # Django is set up by the time a task runs, and not before.
-    from controlplane.pulse import record_pulse
+    from controlplane.loop_health import record_pulse
 
     record_pulse(sender.name)

@@ -31,8 +31,8 @@ from apps.identity.models import Refusal
 from apps.identity.refusals import recent_refusals
 from apps.identity.service_checks import open_services, recent_checks
 from apps.lib.clock import database_now
+from controlplane.loop_health import Pulses, published_age_s, read_pulses
 from controlplane.models import RetentionRun
-from controlplane.pulse import Pulses, published_age_s, read_pulses
 from controlplane.retention.selectors import summary
 
 

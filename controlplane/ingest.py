@@ -27,6 +27,7 @@ from apps.identity.refusals import Counts, count_refusals
 from apps.lib import redis_client
 from apps.lib.clock import database_now
 from apps.rollouts.ingestion import apply_windows
+from contract.message_signatures import SEAL_FIELD
 from contract.messages import (
     FIELD,
     STREAM_EXPOSURES,
@@ -37,9 +38,8 @@ from contract.messages import (
     MessageError,
     decode_batch,
 )
-from contract.seals import SEAL_FIELD
-from controlplane.pulse import record_pulse
-from controlplane.seal_checks import Refused, SealChecks
+from controlplane.loop_health import record_pulse
+from controlplane.signature_checks import Refused, SealChecks
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from django.utils import timezone
 from apps.lib.actors import Actor
 from apps.models.audit import record_audit
 from apps.models.models import AuditEntry
-from controlplane.addresses import client_address
+from controlplane.client_address import client_address
 
 NAME_MAX = 150
 LOCKED = "login.locked"

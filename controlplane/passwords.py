@@ -29,7 +29,7 @@ from apps.lib.actors import Actor
 from apps.models.access import actor_of
 from apps.models.audit import record_audit
 from apps.models.models import AuditEntry
-from controlplane.addresses import client_address
+from controlplane.client_address import client_address
 
 log = logging.getLogger(__name__)
 

@@ -33,7 +33,7 @@ AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]
 AXES_HANDLER = "controlplane.logins.Guard"
 AXES_LOCKOUT_CALLABLE = "controlplane.logins.locked_out"
 AXES_USERNAME_CALLABLE = "controlplane.logins.username_of"
-AXES_CLIENT_IP_CALLABLE = "controlplane.addresses.client_address"
+AXES_CLIENT_IP_CALLABLE = "controlplane.client_address.client_address"
 AXES_RESET_ON_SUCCESS = True
 AXES_RESET_COOL_OFF_ON_FAILURE_DURING_LOCKOUT = False
 # The audit log has them.
@@ -69,8 +69,8 @@ INSTALLED_APPS = [
 ]
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
-    "controlplane.addresses.ClientAddressMiddleware",
-    "controlplane.addresses.NullMiddleware",
+    "controlplane.client_address.ClientAddressMiddleware",
+    "controlplane.client_address.NullMiddleware",
     "controlplane.static.StaticMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",

@@ -16,7 +16,7 @@ from apps.notifications.delivery import deliver_due
 from apps.notifications.events import is_wanted
 from apps.notifications.models import NotificationTarget, OutboxMessage
 from apps.notifications.outbox import message_for
-from controlplane.pulse import Pulse, read_pulses
+from controlplane.loop_health import Pulse, read_pulses
 
 log = logging.getLogger(__name__)
 

@@ -18,18 +18,18 @@ import orjson
 
 from dataplane import metadata
 from dataplane.admission import Tenancy
-from dataplane.bounds import is_cheap
+from dataplane.emergency_pin import Operator, Pins
 from dataplane.errors import Refusal, bad_request, unavailable
 from dataplane.exchange import Exchange
 from dataplane.heartbeat import Heartbeat
 from dataplane.metrics import Page
+from dataplane.metrics_page import collect
+from dataplane.outcome_refusals import TRUSTED_S, without_refused
 from dataplane.outcomes import Outcomes, check_sender, invalid, read_outcomes, sent_by
-from dataplane.pages import collect
-from dataplane.pin import Operator, Pins
 from dataplane.predict import Predictor
 from dataplane.reading import Job
 from dataplane.reading.queue import Answer
-from dataplane.refusals import TRUSTED_S, without_refused
+from dataplane.request_bounds import is_cheap
 from dataplane.scrapes import Scrapes
 from dataplane.staleness import Staleness
 from dataplane.stream import Publisher

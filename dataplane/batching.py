@@ -20,9 +20,9 @@ from time import monotonic
 
 from contract.routing import ModelRoute, VersionRoute
 from dataplane.batch_encoding import Encoder
+from dataplane.batch_latency import RESERVE, Pace
+from dataplane.batch_reply import ReplyReader
 from dataplane.fair_queue import ABANDONED, CLASSES, WEIGHTS, Batch, FairQueue, Job
-from dataplane.pace import RESERVE, Pace
-from dataplane.reply import ReplyReader
 from dataplane.triton import Copies, Fault, Reply, Triton, TritonError, Unsent
 
 __all__ = ["Batcher", "Job", "Overloaded", "QueueFull", "Shed", "Unsent"]

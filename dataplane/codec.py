@@ -16,9 +16,9 @@ import orjson
 
 from contract.request_ids import UNIT_LENGTH_MAX
 from contract.routing import Signature, UnitKey
-from dataplane.bounds import bounds_of
 from dataplane.errors import bad_request
 from dataplane.inputs import UNSUPPORTED, InputSpec, TensorReader, unsupported, wrong_parameters
+from dataplane.request_bounds import bounds_of
 
 _RESERVED = ("binary_data_output",)
 # Documents with NaN are read by a slower parser, and the event loop waits for it.

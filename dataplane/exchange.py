@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dataplane import compression
-from dataplane.clusters import cluster_of
 from dataplane.errors import Refusal
+from dataplane.unit_clusters import cluster_of
 
 if TYPE_CHECKING:
     from dataplane.admission import Tenancy

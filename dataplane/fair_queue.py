@@ -18,8 +18,8 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Protocol
 
+from dataplane.batch_reply import Output
 from dataplane.codec import InferRequest
-from dataplane.reply import Output
 from dataplane.triton import TritonError
 
 HIGH, NORMAL, LOW = 0, 1, 2

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from tritonclient.grpc import service_pb2 as messages
 
-from dataplane.bounds import EXTRA_BYTES_MAX
+from dataplane.batch_reply import Output
 from dataplane.codec import Codec, InferRequest
 from dataplane.datatypes import check_strings, pack, pack_bytes
 from dataplane.errors import Refusal, bad_request
 from dataplane.inputs import Dims, InputSpec, TensorReader, wrong_parameters
-from dataplane.reply import Output
+from dataplane.request_bounds import EXTRA_BYTES_MAX
 
 if TYPE_CHECKING:
     from dataplane.serving import Lane, LiveModel

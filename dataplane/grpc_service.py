@@ -19,14 +19,14 @@ from tritonclient.grpc import service_pb2 as messages
 
 from dataplane import metadata
 from dataplane.admission import TIMEOUT_HEADER, Tenancy
-from dataplane.bounds import CHEAP_BYTES_MAX, SMALL_BYTES_MAX
 from dataplane.caller import Abandonable
-from dataplane.clusters import cluster_of_peer
 from dataplane.config import Limits
+from dataplane.emergency_pin import Operator
 from dataplane.errors import Refusal, bad_request
 from dataplane.grpc_codec import grpc_form, parse_request, read_message, survey
-from dataplane.pin import Operator
 from dataplane.predict import Predictor
+from dataplane.request_bounds import CHEAP_BYTES_MAX, SMALL_BYTES_MAX
+from dataplane.unit_clusters import cluster_of_peer
 
 log = logging.getLogger("interlock.dataplane")
 

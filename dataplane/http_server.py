@@ -7,9 +7,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from dataplane.bounds import SMALL_BYTES_MAX
 from dataplane.config import Limits
 from dataplane.exchange import Exchange
+from dataplane.request_bounds import SMALL_BYTES_MAX
 
 if TYPE_CHECKING:
     from dataplane.http_protocol import HttpConnection

@@ -14,29 +14,29 @@ from typing import TYPE_CHECKING
 import httpx
 import redis.asyncio as redis
 
-from contract.seals import HOME_HEADER, INSTANCE_HEADER, Sealer
+from contract.message_signatures import HOME_HEADER, INSTANCE_HEADER, Sealer
 from dataplane import redis_client
 from dataplane.admission import Admission
 from dataplane.app import Application
 from dataplane.cache import Cache, SharedCache, shared_client
 from dataplane.config import Config, keep_grpc_over_forks
+from dataplane.emergency_pin import Pins
 from dataplane.heartbeat import Heartbeat
 from dataplane.http_protocol import HttpConnection
 from dataplane.http_server import Server
-from dataplane.lodging import Lodging
-from dataplane.pin import Pins
-from dataplane.pinfile import PinFile
+from dataplane.instance_identity import Standing, read_home
+from dataplane.pin_file import PinFile
 from dataplane.predict import Predictor
 from dataplane.quotas.leases import Leases
 from dataplane.quotas.ledger import Ledger
 from dataplane.reading import Reading
 from dataplane.serving import Serving
 from dataplane.shadow.mirror import Shadows
+from dataplane.spool_dir import Lodging
 from dataplane.staleness import Staleness
-from dataplane.standing import Standing, read_home
 from dataplane.stream import Publisher
 from dataplane.sync import REPORT_PATH, Sync
-from dataplane.tables import TableFile
+from dataplane.table_reader import TableFile
 from dataplane.telemetry import Telemetry
 from dataplane.triton import Triton
 

@@ -39,8 +39,8 @@ from contract.request_ids import (
     unit_of,
 )
 from dataplane.admission import Tenancy
-from dataplane.bounds import EXTRA_VALUES_MAX, Bounds
 from dataplane.errors import Refusal, bad_request
+from dataplane.request_bounds import EXTRA_VALUES_MAX, Bounds
 
 OUTCOMES_MAX = 1_000
 METRIC_LENGTH_MAX = 100

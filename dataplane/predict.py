@@ -13,7 +13,6 @@ from time import monotonic
 from typing import Any, TypeVar
 
 from dataplane.admission import REQUEST_BYTES, Tenancy, read_timeout_s
-from dataplane.bounds import CHEAP_BYTES_MAX, SMALL_BYTES_MAX, check_text, is_cheap, too_large
 from dataplane.caller import Caller
 from dataplane.codec import (
     Codec,
@@ -25,10 +24,17 @@ from dataplane.codec import (
 )
 from dataplane.errors import Refusal, bad_request
 from dataplane.exchange import Exchange
-from dataplane.forms import Form, infer_form, plain_form
 from dataplane.prediction import Prediction
 from dataplane.reading import Job, Reading
 from dataplane.reading.queue import Answer
+from dataplane.request_bounds import (
+    CHEAP_BYTES_MAX,
+    SMALL_BYTES_MAX,
+    check_text,
+    is_cheap,
+    too_large,
+)
+from dataplane.responses import Form, infer_form, plain_form
 from dataplane.serving import LiveModel, Serving
 from dataplane.telemetry import Telemetry
 

@@ -14,20 +14,20 @@ from time import monotonic, time_ns
 from contract.request_ids import request_id_unit
 from dataplane import ends
 from dataplane.admission import Tenancy
+from dataplane.batch_reply import NotJson, Output, head_of
 from dataplane.batching import QueueFull, Shed, Unsent
 from dataplane.cache import Entry, Ticket
 from dataplane.caller import Caller
-from dataplane.clusters import cluster_of_bucket
 from dataplane.codec import InferRequest
-from dataplane.counted import Counted
 from dataplane.errors import Refusal, unavailable
 from dataplane.fair_queue import ABANDONED
-from dataplane.forms import Form, infer_form, plain_form
-from dataplane.reply import NotJson, Output, head_of
+from dataplane.request_labels import Counted
+from dataplane.responses import Form, infer_form, plain_form
 from dataplane.serving import FIRST_ATTEMPT, Lane, LiveModel, Serving
 from dataplane.telemetry import Telemetry
 from dataplane.timing import CACHED_LINES, COMPUTED_LINES, cached_stages, computed_stages
 from dataplane.triton import Fault, TritonError
+from dataplane.unit_clusters import cluster_of_bucket
 
 log = logging.getLogger("interlock.dataplane")
 
@@ -244,7 +244,7 @@ class Prediction(Counted):
         granted_s = self._arrived_at + self._timeout_s - self.submitted_at
         return granted_s < IMPATIENT * self._model.timeout_s
 
-    # --- what the cache calls (see `dataplane.cache.flights.Asker`) ----------------------------
+    # --- what the cache calls (see `dataplane.cache.in_flight.Asker`) ----------------------------
 
     def found(self, lane: Lane, entry: Entry) -> None:
         self._lane = lane

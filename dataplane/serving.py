@@ -23,17 +23,17 @@ from dataplane.batching import Batcher
 from dataplane.breaker import Breaker
 from dataplane.cache import Cache, CachedLane, ModelCache
 from dataplane.codec import Codec
-from dataplane.counter import Counter
-from dataplane.crowd import Crowd
 from dataplane.errors import Refusal, unavailable
 from dataplane.exchange import JSON
 from dataplane.metrics import VersionStats
-from dataplane.pinfile import PIN_ALL
+from dataplane.pin_file import PIN_ALL
 from dataplane.router import Decision, Router
 from dataplane.shadow.mirror import Mirror, Shadows
-from dataplane.tables import gone_versions
+from dataplane.table_reader import gone_versions
 from dataplane.telemetry import DEFAULT_INTERVAL_S, Telemetry
 from dataplane.triton import Copies, Triton
+from dataplane.unit_sketch import Crowd
+from dataplane.window_counter import Counter
 
 TRIPS_MAX = 200
 # A report carries all trips, so that none of them may be long.

@@ -17,6 +17,7 @@ from typing import Any
 
 import redis.asyncio as redis
 
+from contract.message_signatures import SEAL_FIELD, Sealer
 from contract.messages import (
     FIELD,
     STREAM_EXPOSURES,
@@ -29,9 +30,8 @@ from contract.messages import (
     ShadowWindow,
     encode_batch,
 )
-from contract.seals import SEAL_FIELD, Sealer
 from dataplane.heartbeat import Heartbeat
-from dataplane.refusals import Refusals
+from dataplane.outcome_refusals import Refusals
 from dataplane.spool import Record, Spool, SpoolFull
 from dataplane.telemetry import Telemetry
 

@@ -25,7 +25,7 @@ from contract.messages import InstanceReport, encode_report
 from contract.routing import CHANNEL, Name, RoutingTable, TableError
 from dataplane.heartbeat import Heartbeat
 from dataplane.serving import Serving
-from dataplane.tables import Reading, TableFile, TableReader, let_go
+from dataplane.table_reader import Reading, TableFile, TableReader, let_go
 from dataplane.triton import Triton
 from dataplane.warmup import Warmup
 

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from contract.messages import Exposure, TelemetryWindow, UnitMeasurement
-from dataplane.counter import Clock, Counter, Key, Units
-from dataplane.crowd import Crowds
+from dataplane.unit_sketch import Crowds
+from dataplane.window_counter import Clock, Counter, Key, Units
 
 EXPOSURES_MAX = 200_000
 WINDOWS_MAX = 10_000

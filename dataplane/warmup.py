@@ -16,10 +16,10 @@ from time import monotonic
 import orjson
 
 from contract.routing import ModelRoute, Name, RoutingTable, Tensor, VersionRoute
+from dataplane.batch_reply import ReplyReader
 from dataplane.codec import Codec, InferRequest
 from dataplane.datatypes import DATATYPES
 from dataplane.errors import Refusal
-from dataplane.reply import ReplyReader
 from dataplane.triton import Fault, Reply, Triton, TritonError
 
 AT_ONCE = 16

@@ -24,9 +24,9 @@ import uvloop
 from dataplane.config import Config, load_own
 from dataplane.handover import await_heir
 from dataplane.instance import Instance
-from dataplane.peer import Handler, Peer, PeerGone
-from dataplane.pinfile import Outcome
+from dataplane.pin_file import Outcome
 from dataplane.redis_client import cluster_fault
+from dataplane.worker_rpc import Handler, Peer, PeerGone
 
 log = logging.getLogger("interlock.dataplane")
 

@@ -23,11 +23,11 @@ import msgspec
 
 from dataplane.config import Config
 from dataplane.handover import Heir
+from dataplane.hang_detector import Silence
 from dataplane.metrics import Page
-from dataplane.peer import Peer, PeerGone
-from dataplane.pinfile import Outcome, PinFile, changed
-from dataplane.silence import Silence
+from dataplane.pin_file import Outcome, PinFile, changed
 from dataplane.sockets import refuse
+from dataplane.worker_rpc import Peer, PeerGone
 
 log = logging.getLogger("interlock.dataplane")
 

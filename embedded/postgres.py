@@ -19,8 +19,8 @@ from pathlib import Path
 import psycopg
 from psycopg import sql
 
-from embedded.leftovers import read_process
 from embedded.part import MissingComponent, Part, StackError
+from embedded.stale_processes import read_process
 
 NOBODY = 65_534
 USER = "interlock"

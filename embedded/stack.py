@@ -18,9 +18,9 @@ from pathlib import Path
 
 import msgspec
 
-from embedded import mlflow, ours, postgres, valkey
-from embedded.leftovers import read_process
+from embedded import interlock_parts, mlflow, postgres, valkey
 from embedded.part import MissingComponent, Part, StackError
+from embedded.stale_processes import read_process
 from embedded.state import ROOT, Secrets, StateDir
 from embedded.triton import Triton, selftest_part
 
@@ -113,7 +113,7 @@ def describe(
     # The settings of our own processes that the stack does not set itself stay the user's.
     base |= {name: value for name, value in environ.items() if name.startswith("INTERLOCK_")}
     database_url = postgres.database_url(ports["postgres"], kept.postgres_password)
-    env = ours.environment(base, state.path, ports, kept, database_url)
+    env = interlock_parts.environment(base, state.path, ports, kept, database_url)
     return Stack(
         pid=os.getpid(),
         state_dir=str(state.path),
@@ -131,7 +131,7 @@ def describe(
         ),
         instance_token=kept.instance_token,
         triton_token=kept.triton_token,
-        admin_username=ours.ADMIN_USERNAME,
+        admin_username=interlock_parts.ADMIN_USERNAME,
         admin_password=kept.admin_password,
         env=env,
     )
@@ -159,7 +159,7 @@ def declare_parts(
             triton.repository, stack.urls.triton, kept.triton_token, base
         ),
     }
-    makers |= {p.name: lambda p=p: p for p in ours.parts(state, ports, stack.env)}  # type: ignore[misc]
+    makers |= {p.name: lambda p=p: p for p in interlock_parts.parts(state, ports, stack.env)}  # type: ignore[misc]
     wanted, missing = [], []
     for name in PART_NAMES:
         if only is None or name in only:

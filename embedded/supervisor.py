@@ -16,11 +16,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from embedded.leftovers import ProcessRecord, living_of, now_ticks
 from embedded.logs import Console, PartLog
 from embedded.part import EX_TEMPFAIL, Part, StackError
+from embedded.resource_usage import cpu_s_by_session
+from embedded.stale_processes import ProcessRecord, living_of, now_ticks
 from embedded.state import ROOT
-from embedded.usage import cpu_s_by_session
 
 PR_SET_PDEATHSIG = 1
 READ_BYTES = 65_536

@@ -11,11 +11,11 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from embedded.leftovers import ProcessRecord, end_leftovers
 from embedded.logs import Console
 from embedded.part import StackError
 from embedded.ports import asked_ports, choose_ports
 from embedded.stack import Stack, declare_parts, describe
+from embedded.stale_processes import ProcessRecord, end_leftovers
 from embedded.state import DEFAULT_STATE_DIR, StateDir
 from embedded.supervisor import START_LIMIT, START_LIMIT_S, Supervisor
 

@@ -7,8 +7,8 @@ class ExperimentsConfig(AppConfig):
     name = "apps.experiments"
 
     def ready(self) -> None:
-        from apps.experiments import guardrails, metrics, needs
+        from apps.experiments import guardrails, metrics, version_usage
 
         guardrails.register()
         metrics.register()
-        needs.register()
+        version_usage.register()

@@ -17,9 +17,9 @@ from django.conf import settings
 
 from apps.experiments.columns import columns_of, uses_of
 from apps.experiments.models import Experiment, Metric
-from apps.experiments.scan import ask
-from apps.experiments.senders import COUNTS_FOR
-from apps.experiments.values import sent_as
+from apps.experiments.tenant_scope import COUNTS_FOR
+from apps.experiments.unit_query import ask
+from apps.experiments.unit_values import sent_as
 
 if TYPE_CHECKING:
     from apps.experiments.sources import Source

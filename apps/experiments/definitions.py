@@ -19,16 +19,16 @@ from apps.experiments.draft_checks import (
     margin_of,
     read_headers,
 )
+from apps.experiments.lifecycle import append_event, check_revision, check_signatures
 from apps.experiments.models import Experiment, Metric, MetricUse, Variant
-from apps.experiments.moves import append_event, check_revision, check_signatures
-from apps.experiments.naming import insert_named
 from apps.experiments.states import ExperimentState
+from apps.experiments.unique_names import insert_named
 from apps.lib.actors import Actor
 from apps.lib.errors import Conflict, Invalid
 from apps.lib.transitions import compare_and_set
+from apps.models.archivable import require_active
 from apps.models.audit import record_audit
 from apps.models.models import ModelVersion, RegisteredModel, Tenant
-from apps.models.retirable import require_active
 
 RESERVED_EXPERIMENTS = {"new", "metrics", "of-version", "snapshots", "import", "imports"}
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from django.core.exceptions import ValidationError
 
+from apps.experiments.lifecycle import TENANT
 from apps.experiments.models import Experiment, Metric, MetricUse
-from apps.experiments.moves import TENANT
 from apps.lib.errors import Invalid
 from apps.models.models import valid_name
 from contract.bucketing import BUCKETS

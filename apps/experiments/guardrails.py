@@ -19,7 +19,7 @@ from apps.experiments.models import Metric
 from apps.experiments.outcome_judge import judge_outcome, to_json
 from apps.experiments.rollout_units import RolloutUnits, read_units, span_of
 from apps.experiments.shadow_pairs import read_pairs, to_observation
-from apps.rollouts import check_kinds, observed, observers
+from apps.rollouts import check_kinds, external_checks, metric_providers
 from apps.rollouts.check_kinds import CheckDocument
 from apps.rollouts.models import Rollout
 from apps.rollouts.verdicts import JSON
@@ -34,10 +34,10 @@ LIMIT_TIME = "SELECT set_config('statement_timeout', %s, true)"
 
 def register() -> None:
     """Let rollouts ask for outcomes, and plans for metrics."""
-    observers.DATABASE[check_kinds.OUTCOME] = observe_outcome
-    observed.OBSERVED[check_kinds.OUTCOME] = judge_outcome
+    metric_providers.DATABASE[check_kinds.OUTCOME] = observe_outcome
+    external_checks.OBSERVED[check_kinds.OUTCOME] = judge_outcome
     check_kinds.let_look(check_kinds.OUTCOME, problem_of_metric)
-    observers.DATABASE[check_kinds.SHADOW_ACCURACY] = observe_accuracy
+    metric_providers.DATABASE[check_kinds.SHADOW_ACCURACY] = observe_accuracy
     check_kinds.let_look(check_kinds.SHADOW_ACCURACY, problem_of_truth)
 
 

@@ -21,13 +21,11 @@ import msgspec
 from django.conf import settings
 from django.db import connection, transaction
 
-from apps.experiments.by_request import Requests
-from apps.experiments.copying import staged
+from apps.experiments.bulk_copy import staged
+from apps.experiments.lifecycle import TENANT
 from apps.experiments.measurements import count_units, measure
-from apps.experiments.meetings import SIDES, Meeting, known_salts, write_meetings
 from apps.experiments.metrics import why_not_an_outcome
 from apps.experiments.models import Metric
-from apps.experiments.moves import TENANT
 from apps.experiments.refusals import (
     NOWHERE,
     Origin,
@@ -36,8 +34,10 @@ from apps.experiments.refusals import (
     count_of_instances,
     count_refusals,
 )
-from apps.experiments.senders import IS_NEW, MERGED, event_key, others_units
+from apps.experiments.request_outcomes import Requests
+from apps.experiments.rollout_exposures import SIDES, Meeting, known_salts, write_meetings
 from apps.experiments.shadow_pairs import write_pairs
+from apps.experiments.tenant_scope import IS_NEW, MERGED, event_key, others_units
 from contract.bucketing import bucket
 from contract.messages import (
     OUTCOME_AGE_MAX_S,

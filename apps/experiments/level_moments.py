@@ -14,10 +14,10 @@ from dataclasses import replace
 from itertools import islice, pairwise
 from typing import Any
 
-from apps.experiments.moves import TENANT
-from apps.experiments.scan import Scan, ask, values
+from apps.experiments.lifecycle import TENANT
 from apps.experiments.sources import LevelMoments
 from apps.experiments.stats.comoments import Comoments, Extremes, central_thirds, triples
+from apps.experiments.unit_query import Scan, ask, values
 
 # A mean is off by up to n·2⁻⁵³ of itself, and known to √(variance/n): from mean²/variance · n of
 # this on, the former may be 10⁻⁵ of the latter at a million units, and grows as n does.

@@ -12,8 +12,8 @@ from uuid import UUID
 
 from django.db import connection
 
-from apps.experiments.crowds import from_signed, merge, to_signed
 from apps.experiments.models import Experiment, UnitCount
+from apps.experiments.unit_sketches import from_signed, merge, to_signed
 from apps.models.models import RegisteredModel
 from contract.messages import UnitMeasurement, UnitSketch
 

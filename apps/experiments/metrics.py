@@ -10,7 +10,7 @@ from django.db.models import Q
 from django.db.models.deletion import ProtectedError
 
 from apps.experiments.models import Metric, MetricUse, OutcomeRow
-from apps.experiments.naming import insert_named
+from apps.experiments.unique_names import insert_named
 from apps.lib.actors import Actor
 from apps.lib.clock import database_now
 from apps.lib.errors import Conflict, Invalid

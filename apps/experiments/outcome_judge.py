@@ -22,7 +22,7 @@ from apps.experiments.stats.margins import MarginVerdict, judge_margin
 from apps.experiments.stats.sequential import PLANNED_UNITS_DEFAULT
 from apps.rollouts.check_kinds import CheckDocument
 from apps.rollouts.checks import CheckSettings
-from apps.rollouts.observed import Observed
+from apps.rollouts.external_checks import Observed
 from apps.rollouts.verdicts import JSON, CheckResult, Verdict
 
 CANARY, CONTROL = "canary", "control"

@@ -11,7 +11,7 @@ import msgspec
 from apps.experiments.ingestion import OutcomeReport, record_outcomes
 from apps.experiments.models import Metric
 from apps.experiments.refusals import Origin, Refusal, count_refusals
-from apps.experiments.strangers import strangers_among
+from apps.experiments.unexposed import strangers_among
 from apps.lib.errors import Invalid
 from contract.messages import Outcome
 from contract.refusals import MALFORMED

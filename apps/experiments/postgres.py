@@ -5,11 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from apps.experiments.attribution import Attribution, SentMetric, count_in_postgres
-from apps.experiments.level_moments import level_moments
-from apps.experiments.models import Experiment
-from apps.experiments.scan import Scan, ask
-from apps.experiments.sources import LevelMoments, PhaseCount
-from apps.experiments.spreads import (
+from apps.experiments.distributions import (
     Counts,
     Edges,
     Moments,
@@ -17,6 +13,10 @@ from apps.experiments.spreads import (
     distributions,
     order_statistics,
 )
+from apps.experiments.level_moments import level_moments
+from apps.experiments.models import Experiment
+from apps.experiments.sources import LevelMoments, PhaseCount
+from apps.experiments.unit_query import Scan, ask
 
 
 class Postgres:

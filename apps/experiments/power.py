@@ -14,9 +14,8 @@ from typing import Any
 from django.db import OperationalError, connection, transaction
 
 from apps.experiments.columns import uses_of
-from apps.experiments.crowds import estimate, from_signed, merge
+from apps.experiments.lifecycle import variants_of
 from apps.experiments.models import Experiment, Metric, MetricUse, UnitCount
-from apps.experiments.moves import variants_of
 from apps.experiments.stats.power import (
     Baseline,
     Design,
@@ -27,6 +26,7 @@ from apps.experiments.stats.power import (
     units_needed,
 )
 from apps.experiments.stats.sequential import UNITS_MIN
+from apps.experiments.unit_sketches import estimate, from_signed, merge
 from apps.lib.errors import Invalid
 from contract.bucketing import BUCKETS
 

@@ -19,14 +19,14 @@ from django.db import DataError, connection, transaction
 from apps.experiments.attribution import attribution
 from apps.experiments.backlog import backlog_of_results, is_taken_in
 from apps.experiments.columns import uses_of
-from apps.experiments.gather import Gathered, gather
 from apps.experiments.models import Experiment, RefusedOutcomes, ResultPoint
 from apps.experiments.services import tell_result
 from apps.experiments.sources import Source
 from apps.experiments.states import ExperimentState
 from apps.experiments.stats.data import ExperimentData
 from apps.experiments.stats.report import make_report
-from apps.experiments.values import fold_all
+from apps.experiments.sufficient_statistics import Gathered, gather
+from apps.experiments.unit_values import fold_all
 from apps.experiments.warehouse import the_source
 from apps.lib.errors import Unavailable
 

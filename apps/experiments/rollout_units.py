@@ -20,15 +20,15 @@ from django.db import connection
 from django.db.models import Min
 
 from apps.experiments.columns import columns_of, metric_columns
-from apps.experiments.gather import metrics_of
+from apps.experiments.distributions import Counts, Edges, Moments
 from apps.experiments.models import Experiment, Metric, MetricUse
 from apps.experiments.outcome_judge import CANARY, CONTROL
 from apps.experiments.phases import WeightPhase
 from apps.experiments.postgres import Postgres
-from apps.experiments.scan import Scan
-from apps.experiments.spreads import Counts, Edges, Moments
 from apps.experiments.stats.data import MetricData
-from apps.experiments.values import unit_values
+from apps.experiments.sufficient_statistics import metrics_of
+from apps.experiments.unit_query import Scan
+from apps.experiments.unit_values import unit_values
 from apps.rollouts.models import Rollout
 from apps.rollouts.plans import WHOLE_BP, from_json
 from apps.rollouts.states import Phase

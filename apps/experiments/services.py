@@ -21,9 +21,7 @@ from apps.experiments.draft_checks import (
     MetricChoice,
     VariantSpec,
 )
-from apps.experiments.metrics import create_metric, delete_metric, edit_metric
-from apps.experiments.models import Experiment, Variant, WeightChange
-from apps.experiments.moves import (
+from apps.experiments.lifecycle import (
     check_move,
     check_revision,
     check_signatures,
@@ -34,6 +32,8 @@ from apps.experiments.moves import (
     tell,
     variants_of,
 )
+from apps.experiments.metrics import create_metric, delete_metric, edit_metric
+from apps.experiments.models import Experiment, Variant, WeightChange
 from apps.experiments.snapshots import keep_result
 from apps.experiments.states import ExperimentState
 from apps.lib.actors import INTERLOCK, Actor

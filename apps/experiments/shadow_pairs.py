@@ -18,9 +18,9 @@ from django.conf import settings
 from django.db import connection
 from xxhash import xxh3_64_intdigest
 
-from apps.experiments.crowds import to_signed
 from apps.experiments.models import Metric
 from apps.experiments.rollout_models import ShadowPairRow
+from apps.experiments.unit_sketches import to_signed
 from apps.rollouts.models import Rollout
 from apps.rollouts.paired import GRID
 from apps.rollouts.verdicts import JSON

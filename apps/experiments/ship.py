@@ -8,8 +8,8 @@ from typing import Any
 
 from django.db import transaction
 
+from apps.experiments.lifecycle import check_move, variants_of
 from apps.experiments.models import Experiment, Variant
-from apps.experiments.moves import check_move, variants_of
 from apps.experiments.services import end_experiment
 from apps.experiments.states import ExperimentState
 from apps.lib.actors import Actor

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from apps.experiments.attribution import Attribution, SentMetric
+from apps.experiments.distributions import Counts, Edges, Moments, Orders
 from apps.experiments.models import Experiment
-from apps.experiments.scan import Scan
-from apps.experiments.spreads import Counts, Edges, Moments, Orders
 from apps.experiments.stats.comoments import Comoments
+from apps.experiments.unit_query import Scan
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,9 @@ from apps.experiments.models import Experiment
 from apps.experiments.results import finalise_result, refresh_result
 from apps.experiments.services import advance_experiment
 from apps.experiments.states import ExperimentState
-from apps.experiments.values import fold_all
+from apps.experiments.unit_values import fold_all
 from apps.lib.clock import database_now
-from apps.models.turns import take_turn
+from apps.models.locks import take_turn
 
 log = logging.getLogger(__name__)
 

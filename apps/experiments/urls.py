@@ -2,7 +2,16 @@ from __future__ import annotations
 
 from django.urls import path
 
-from apps.experiments.views import actions, drafts, lists, metrics, moves, power, results, snapshots
+from apps.experiments.views import (
+    action_forms,
+    actions,
+    drafts,
+    lists,
+    metrics,
+    power,
+    results,
+    snapshots,
+)
 from apps.experiments.views.versions import version_outcomes
 
 urlpatterns = [
@@ -27,8 +36,8 @@ urlpatterns = [
     path("<str:name>/abandon/", actions.abandon, name="experiment-abandon"),
     path("<str:name>/refresh/", actions.refresh, name="experiment-refresh"),
     path("<str:name>/power/", power.power, name="experiment-power"),
-    path("<str:name>/ship/", moves.ship, name="experiment-ship"),
-    path("<str:name>/weights/", moves.weights, name="experiment-weights"),
+    path("<str:name>/ship/", action_forms.ship, name="experiment-ship"),
+    path("<str:name>/weights/", action_forms.weights, name="experiment-weights"),
     path("<str:name>/snapshots/", snapshots.snapshot_new, name="experiment-snapshots"),
     path("<str:name>/snapshots/<uuid:pk>/", snapshots.snapshot, name="experiment-snapshot"),
     path(

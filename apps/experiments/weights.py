@@ -11,8 +11,14 @@ from datetime import datetime
 from django.db import transaction
 
 from apps.experiments.draft_checks import check_weights
+from apps.experiments.lifecycle import (
+    append_event,
+    check_revision,
+    split_document,
+    tell,
+    variants_of,
+)
 from apps.experiments.models import Experiment, WeightChange
-from apps.experiments.moves import append_event, check_revision, split_document, tell, variants_of
 from apps.experiments.snapshots import keep_result
 from apps.experiments.states import ExperimentState
 from apps.lib.actors import Actor

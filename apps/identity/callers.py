@@ -16,7 +16,7 @@ from django.db.models import Q
 
 from apps.identity.models import InstanceToken
 from apps.lib.clock import database_now
-from contract.seals import group_of
+from contract.message_signatures import group_of
 
 # For so long a token that was revoked elsewhere may still open something.
 REMEMBERED_S = 5.0

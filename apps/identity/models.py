@@ -12,7 +12,8 @@ class InstanceToken(models.Model):
     """What a data-plane instance shows to the control plane, and seals its messages with.
 
     The token itself is kept nowhere: `digest` is its SHA-256, by which it is found, and `seal_root`
-    what its seals are checked with (`contract.seals`). It holds for the instance and its workers.
+    what its seals are checked with (`contract.message_signatures`). It holds for the instance and
+    its workers.
     """
 
     instance = models.CharField(max_length=100)

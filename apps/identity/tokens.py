@@ -17,8 +17,8 @@ from apps.identity.models import InstanceToken
 from apps.lib.actors import Actor
 from apps.lib.errors import Conflict, Invalid
 from apps.models.audit import record_audit
+from contract.message_signatures import seal_root
 from contract.names import NAME_RULE, is_name
-from contract.seals import seal_root
 
 PREFIX = "ilinst_"
 HINT_LENGTH = 4

@@ -21,11 +21,11 @@ from django.utils import timezone
 
 from apps.lib.actors import INTERLOCK, Actor
 from apps.lib.errors import InterlockError, Invalid, NotFound
+from apps.models.archivable import require_active
 from apps.models.audit import record_audit
-from apps.models.hints import hint_sync
 from apps.models.mlflow import MlflowClient, NotReached, RegistryModel, connect
 from apps.models.models import CHAMPION, Alias, ModelVersion, RegisteredModel
-from apps.models.retirable import require_active
+from apps.models.registry_events import hint_sync
 
 log = logging.getLogger(__name__)
 

@@ -2,8 +2,8 @@
 
 The served signature comes from the ONNX file, not from what was declared beside it. A model is
 batched when the first dimension of every input and output is free and its rows are independent (see
-`apps.models.trials`); a tensor that has no other dimension is then served with shape [−1, 1], as
-Triton needs it. A scalar is served with shape [1].
+`apps.models.batchability`); a tensor that has no other dimension is then served with shape [−1, 1],
+as Triton needs it. A scalar is served with shape [1].
 """
 
 from __future__ import annotations

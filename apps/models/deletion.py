@@ -15,10 +15,10 @@ from django.db import transaction
 
 from apps.lib.actors import INTERLOCK
 from apps.lib.clock import database_now
+from apps.models.archivable import Retirable
 from apps.models.audit import record_audit
 from apps.models.models import SERVING_SETTINGS, ModelVersion, RegisteredModel, ServingCluster
 from apps.models.repository import triton_name
-from apps.models.retirable import Retirable
 from apps.models.states import (
     MODEL_TRANSITIONS,
     VERSION_TRANSITIONS,

@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from apps.models.trials import (
+from apps.models.batchability import (
     TRIAL_S,
     Session,
     Tensor,

@@ -18,9 +18,9 @@ from django.db import models
 from django.utils.deconstruct import deconstructible
 
 from apps.lib.transitions import Transition
-from apps.models.proposals import Proposal, propose
-from apps.models.retirable import Retirable, RetirableQuerySet
+from apps.models.archivable import Retirable, RetirableQuerySet
 from apps.models.states import DeploymentState
+from apps.models.suggested_settings import Proposal, propose
 from contract.names import NAME_PATTERN, NAME_RULE
 
 # The columns of a model that say how its requests are served; all of them reach the routing table.

@@ -16,10 +16,10 @@ from apps.lib.errors import Invalid
 from apps.lib.parsing import load_json
 from apps.models.access import actor_of, require_role
 from apps.models.aliases import delete_alias, move_alias
-from apps.models.hints import ENTITIES, check_webhook, queue_sync
 from apps.models.metadata import Metadata
 from apps.models.models import RegisteredModel, Registration, Role
-from apps.models.registrations import submit_file, submit_uri
+from apps.models.registration_jobs import submit_file, submit_uri
+from apps.models.registry_events import ENTITIES, check_webhook, queue_sync
 from apps.models.serializers import (
     AliasSerializer,
     HintSerializer,

@@ -20,11 +20,11 @@ from apps.lib.actors import INTERLOCK, Actor
 from apps.lib.errors import Conflict, InterlockError, Invalid, NotFound, TooLarge
 from apps.models.aliases import copy_aliases, push_aliases
 from apps.models.artifacts import inspect_onnx, read_mlflow_model
+from apps.models.locks import take_turn
 from apps.models.mlflow import MlflowClient, RegistryModel, RegistryVersion, TrainingRun, connect
 from apps.models.models import CHAMPION as CHAMPION
 from apps.models.models import ModelVersion, RefusedImport, RegisteredModel
 from apps.models.states import RegistryState
-from apps.models.turns import take_turn
 from apps.models.versions import NewVersion, add_version, check_name, scratch
 from apps.models.warmup import read_warmup
 

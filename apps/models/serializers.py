@@ -7,8 +7,8 @@ from typing import Any
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
-from apps.models.links import registry_url, run_url
 from apps.models.metadata import Metadata
+from apps.models.mlflow_links import registry_url, run_url
 from apps.models.models import (
     SERVING_SETTINGS,
     Alias,
@@ -21,7 +21,7 @@ from apps.models.models import (
     Tenant,
     valid_name,
 )
-from apps.models.proposals import Proposal
+from apps.models.suggested_settings import Proposal
 
 # Of what can be archived and deleted: active, archived, deleting or deleted, since when, by whom.
 STATE = ("state", "state_at", "state_by", "state_reason", "state_problem")

@@ -11,6 +11,7 @@ from django.db import IntegrityError, transaction
 from apps.lib.actors import Actor
 from apps.lib.errors import Conflict, Unavailable
 from apps.lib.transitions import compare_and_set
+from apps.models.archivable import hold_active
 from apps.models.audit import record_audit
 from apps.models.models import (
     Deployment,
@@ -20,7 +21,6 @@ from apps.models.models import (
     RegisteredModel,
     ServingCluster,
 )
-from apps.models.retirable import hold_active
 from apps.models.states import DEPLOYMENT_TRANSITIONS, DeploymentState
 
 # From these a deployment has to be loaded again before it can serve.

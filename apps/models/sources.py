@@ -16,9 +16,9 @@ from django.conf import settings
 from apps.lib.egress import AllowList, exchange
 from apps.lib.errors import Invalid, NotFound, TooLarge, Unavailable
 from apps.models.artifacts import MODEL_FILE, read_mlflow_model
+from apps.models.internal_hosts import configured_policy
 from apps.models.local_files import copy_files, local_path
 from apps.models.mlflow import ONNX_SUFFIX, MlflowClient, connect
-from apps.models.own_services import configured_policy
 
 HTTPS_TIMEOUT_S = 10.0
 # A whole download; a person or a CI job waits for it.

@@ -10,9 +10,9 @@ from celery import shared_task
 from apps.lib.errors import InterlockError
 from apps.models.deletion import finish_deletions
 from apps.models.deployments import reconcile_deployments
-from apps.models.registrations import work_registrations
+from apps.models.locks import take_turn
+from apps.models.registration_jobs import work_registrations
 from apps.models.registry import SYNC_TURN, sync_registry
-from apps.models.turns import take_turn
 from apps.models.versions import sweep_scratch
 
 log = logging.getLogger(__name__)

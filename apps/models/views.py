@@ -16,9 +16,9 @@ from apps.lib.pages import PageRequest, attempt, go_back, page, render_live, sta
 from apps.models.access import actor_of, has_role, require_role
 from apps.models.aliases import move_alias
 from apps.models.forms import AliasForm, RegisterForm
-from apps.models.links import registry_url, run_url
+from apps.models.mlflow_links import registry_url, run_url
 from apps.models.models import Deployment, ModelVersion, RegisteredModel, Registration, Role
-from apps.models.registrations import submit_file, submit_uri
+from apps.models.registration_jobs import submit_file, submit_uri
 from apps.models.registry import SyncReport, sync_now
 from apps.models.selectors import (
     list_events,

@@ -14,8 +14,8 @@ from time import monotonic
 from django.db import connections
 
 from apps.lib.clock import database_now
-from apps.models.own_services import egress_policy
-from apps.models.turns import take_turn
+from apps.models.internal_hosts import egress_policy
+from apps.models.locks import take_turn
 from apps.notifications import outbox
 from apps.notifications.models import OutboxMessage
 from apps.notifications.senders import Outcome, send

@@ -18,8 +18,8 @@ from apps.lib.egress import EgressPolicy
 from apps.lib.errors import Unavailable
 from apps.notifications import signing
 from apps.notifications.events import sentence
+from apps.notifications.http_post import TIMEOUT_S, Answer, post
 from apps.notifications.models import NotificationTarget, OutboxMessage
-from apps.notifications.posting import TIMEOUT_S, Answer, post
 
 Kind = NotificationTarget.Kind
 GONE = 410

@@ -13,8 +13,8 @@ from apps.lib.actors import INTERLOCK, Actor
 from apps.lib.errors import Conflict, Invalid
 from apps.lib.validation import check_row
 from apps.models.audit import record_audit
+from apps.models.internal_hosts import egress_policy
 from apps.models.models import RegisteredModel
-from apps.models.own_services import egress_policy
 from apps.notifications import addresses
 from apps.notifications.events import EVENTS, TEST
 from apps.notifications.models import NotificationTarget, OutboxMessage

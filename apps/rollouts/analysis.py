@@ -18,14 +18,8 @@ from apps.rollouts.checks import (
 from apps.rollouts.dispersion import History
 from apps.rollouts.eprocess import BucketCounts
 from apps.rollouts.evidence import GRACE, Interval, LatencyReference
-from apps.rollouts.no_control import deciders_of, judge_without_control
-from apps.rollouts.objectives import Part, judge_error_objective, judge_latency_objective
-from apps.rollouts.observed import OBSERVED
-from apps.rollouts.percentiles import percentile_differences
-from apps.rollouts.plans import WHOLE_BP, PlanDocument
-from apps.rollouts.references import reference_to_json, tell_reference
-from apps.rollouts.sample_ratio import judge_step
-from apps.rollouts.series import (
+from apps.rollouts.external_checks import OBSERVED
+from apps.rollouts.interval_series import (
     ERRORS,
     UNANSWERED,
     Histograms,
@@ -36,6 +30,12 @@ from apps.rollouts.series import (
     series_of_latencies,
     series_of_rate,
 )
+from apps.rollouts.latency_baseline import reference_to_json, tell_reference
+from apps.rollouts.no_control import deciders_of, judge_without_control
+from apps.rollouts.objectives import Part, judge_error_objective, judge_latency_objective
+from apps.rollouts.percentiles import percentile_differences
+from apps.rollouts.plans import WHOLE_BP, PlanDocument
+from apps.rollouts.sample_ratio import judge_step
 from apps.rollouts.thresholds import judge_error_threshold
 from apps.rollouts.verdicts import JSON, CheckResult, Verdict
 

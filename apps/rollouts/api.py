@@ -21,10 +21,11 @@ from apps.models.api import find_model, find_version
 from apps.models.models import Role
 from apps.rollouts import services
 from apps.rollouts.evaluation import repeat_answer
-from apps.rollouts.explain import latest_checks, summarise, tell_story
+from apps.rollouts.fleet_status import live_instances, silent_instances
+from apps.rollouts.maintenance import forget_instance
 from apps.rollouts.models import Instance, Rollout
+from apps.rollouts.narrative import latest_checks, summarise, tell_story
 from apps.rollouts.plan_api import PlanTemplateViewSet, PlanViewSet, find_plan
-from apps.rollouts.roster import live_instances, silent_instances
 from apps.rollouts.serializers import (
     AbortSerializer,
     ActSerializer,
@@ -39,7 +40,6 @@ from apps.rollouts.serializers import (
     RolloutSerializer,
     StartSerializer,
 )
-from apps.rollouts.upkeep import forget_instance
 
 EVALUATION = OpenApiParameter("evaluation", int, OpenApiParameter.PATH, description="Its id")
 UUID_PATTERN = "[0-9a-fA-F-]{36}"

@@ -17,10 +17,10 @@ import numpy as np
 
 from apps.rollouts import eprocess
 from apps.rollouts.check_kinds import ERROR_RATE, LATENCY, UNANSWERED
+from apps.rollouts.check_outcomes import Levels, Measure, Proof, Ruling, rule
 from apps.rollouts.comparison import Comparison, Series
 from apps.rollouts.eprocess import BucketCounts
-from apps.rollouts.instances import rests_on
-from apps.rollouts.judging import Levels, Measure, Proof, Ruling, rule
+from apps.rollouts.instance_concentration import rests_on
 from apps.rollouts.verdicts import JSON, CheckResult, Verdict, odds
 
 EvidenceMode = Literal["any_regression", "beyond_margin"]

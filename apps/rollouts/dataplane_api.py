@@ -18,14 +18,14 @@ from django.views.decorators.http import require_GET, require_POST
 from apps.identity import callers
 from apps.identity.refusals import Reason, count_refusals
 from apps.lib.clock import database_now
-from apps.rollouts.announcements import newest_tag
-from apps.rollouts.documents import delta_to, document_of
+from apps.rollouts.duplicate_instances import is_second, keep_home
 from apps.rollouts.models import PublishedTable
-from apps.rollouts.namesakes import is_second, keep_home
 from apps.rollouts.publication import record_report
+from apps.rollouts.table_announcements import newest_tag
+from apps.rollouts.table_documents import delta_to, document_of
 from contract import deltas
+from contract.message_signatures import HOME_HEADER, INSTANCE_HEADER, group_of
 from contract.messages import MessageError, decode_report
-from contract.seals import HOME_HEADER, INSTANCE_HEADER, group_of
 
 View = Callable[[HttpRequest], HttpResponse]
 REPORT_BYTES_MAX = 256 * 1024
@@ -61,7 +61,7 @@ def routing_table(request: HttpRequest) -> HttpResponse:
     """Answer with the latest table; 304 when the caller has it; 404 before the first one.
 
     A caller that accepts deltas and has a table that is still known gets what has changed since. A
-    304 reads nothing but Redis: see `apps.rollouts.announcements` for how old that may be.
+    304 reads nothing but Redis: see `apps.rollouts.table_announcements` for how old that may be.
     """
     theirs = request.headers.get("If-None-Match", "").strip('"')
     if theirs and theirs == newest_tag():

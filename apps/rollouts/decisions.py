@@ -13,7 +13,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from apps.rollouts.check_kinds import CheckDocument
-from apps.rollouts.spans import span
+from apps.rollouts.durations import span
 from apps.rollouts.verdicts import CheckResult, Verdict
 
 

@@ -1,8 +1,8 @@
 """Which generations this database published, and which were published from one that was lost.
 
 A restored database has forgotten generations that data planes serve from. Until an epoch is begun
-(`apps.rollouts.upkeep.start_epoch`), they are ahead of it, refuse its tables, and rollouts hold. In
-the new epoch those generations are lost: nothing that was measured under them counts.
+(`apps.rollouts.maintenance.start_epoch`), they are ahead of it, refuse its tables, and rollouts
+hold. In the new epoch those generations are lost: nothing that was measured under them counts.
 """
 
 from __future__ import annotations

@@ -10,17 +10,17 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from apps.rollouts import spread
+from apps.rollouts import baseline_dispersion
 from apps.rollouts.analysis import Observation, Question, answer
 from apps.rollouts.decisions import Answered, Decision, StepClock, StepFacts, decide_step
 from apps.rollouts.evidence import GRACE, Interval, closed_intervals
-from apps.rollouts.frozen import freeze, frozen_intervals
-from apps.rollouts.missing import missing_of
+from apps.rollouts.interval_store import freeze, frozen_intervals
+from apps.rollouts.latency_baseline import reference_from_json, reference_of, reference_to_json
+from apps.rollouts.metric_providers import observe_database
 from apps.rollouts.models import Evaluation, Rollout
-from apps.rollouts.observers import observe_database
 from apps.rollouts.plans import WHOLE_BP, PlanDocument, from_json
-from apps.rollouts.references import reference_from_json, reference_of, reference_to_json
-from apps.rollouts.sparse import is_fresh, pool_sparse
+from apps.rollouts.remaining_evidence import missing_of
+from apps.rollouts.sparse_traffic import is_fresh, pool_sparse
 from apps.rollouts.verdicts import CheckResult
 from contract.routing import BASELINE, STABLE
 
@@ -70,7 +70,7 @@ def _question(
             now=now - GRACE,
         ),
         observations={**observe_database(rollout, step.questions, now), **asked},
-        before=spread.spread_before(rollout, plan.interval_of(0)),
+        before=baseline_dispersion.spread_before(rollout, plan.interval_of(0)),
         timeout_s=rollout.model.timeout_ms / 1_000,
     )
     return question, len(intervals)
@@ -156,7 +156,7 @@ def _inputs(question: Question, frozen: int) -> dict[str, Any]:
         "reference_requests": question.reference_requests,
         "is_fresh": question.is_fresh,
         "observations": question.observations,
-        "before": spread.to_json(question.before),
+        "before": baseline_dispersion.to_json(question.before),
         "timeout_s": question.timeout_s,
     }
 
@@ -173,7 +173,7 @@ def repeat_answer(evaluation: Evaluation) -> CheckResult:
         is_fresh=inputs["is_fresh"],
         observations={evaluation.check_name: inputs["observation"]},
         # Evaluations from before it was read have none.
-        before=spread.from_json(inputs.get("before", {})),
+        before=baseline_dispersion.from_json(inputs.get("before", {})),
         timeout_s=inputs.get("timeout_s", 0.0),
     )
     return next(each for each in answer(question) if each.check == evaluation.check_name)

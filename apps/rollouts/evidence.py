@@ -3,7 +3,7 @@
 An interval is one check interval inside one step. A window belongs to a step by its generation, so
 that traffic of an instance that was late with a table is not counted for the next step. Intervals
 are never pooled over steps. Only closed ones are judged, and they are frozen when first seen closed
-(`apps.rollouts.frozen`): evidence that was looked at never changes.
+(`apps.rollouts.interval_store`): evidence that was looked at never changes.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from django.db import connection
 from django.db.models import Max
 from numpy.typing import NDArray
 
+from apps.rollouts.fleet_status import live_instances
 from apps.rollouts.models import Rollout, TelemetryRow
-from apps.rollouts.roster import live_instances
 from apps.rollouts.segments import SLICE_S_MIN, SLICES
 from contract.histogram import Counts
 from contract.messages import CLUSTERS, ClusterCounts

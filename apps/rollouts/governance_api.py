@@ -21,10 +21,10 @@ from apps.models.api import find_model, find_version
 from apps.models.models import ModelVersion, Role
 from apps.rollouts.freeze_store import create_freeze, end_freeze, role_to_freeze
 from apps.rollouts.freezes import open_until
-from apps.rollouts.instants import EXAMPLE, InstantField
+from apps.rollouts.maintenance import concurrent_max, lift_quarantine, set_concurrent_max
 from apps.rollouts.models import FreezeWindow, Quarantine
 from apps.rollouts.serializers import ReasonSerializer, StrictSerializer
-from apps.rollouts.upkeep import concurrent_max, lift_quarantine, set_concurrent_max
+from apps.rollouts.timestamps import EXAMPLE, InstantField
 
 MODEL = OpenApiParameter("model", str, description="Only those that concern this model")
 

@@ -12,10 +12,10 @@ from rest_framework.response import Response
 
 from apps.lib.clock import database_now
 from apps.lib.errors import NotFound
-from apps.rollouts.instants import EXAMPLE, read_instant
 from apps.rollouts.models import ServingChange
-from apps.rollouts.selectors.deciders import decider_of
+from apps.rollouts.selectors.provenance import decider_of
 from apps.rollouts.serving_history import history_of, serving_at
+from apps.rollouts.timestamps import EXAMPLE, read_instant
 
 AT = OpenApiParameter("at", str, description=f"An instant, such as {EXAMPLE}; without it: now")
 

@@ -176,7 +176,8 @@ class Rollout(models.Model):
     step_passed_at = models.DateTimeField(null=True)
     # Frozen quantiles of stable's latency: {"p50": index, "p95": …, "p99": …, "n", "frozen_at_ms"}.
     latency_reference = models.JSONField(default=dict)
-    # How stable's errors spread over time before it: see apps.rollouts.spread. Empty until read.
+    # How stable's errors vary over time before it: see apps.rollouts.baseline_dispersion. Empty
+    # until read.
     stable_spread = models.JSONField(default=dict, db_default={})
     # The revision at which people were last told that it is held up.
     held_told_revision = models.PositiveIntegerField(null=True)

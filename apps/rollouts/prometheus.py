@@ -15,7 +15,7 @@ from urllib.parse import urlencode
 
 import msgspec
 
-from apps.rollouts.providers import Answer, Call, ProviderError, printable, send, shown_url
+from apps.rollouts.provider_client import Answer, Call, ProviderError, printable, send, shown_url
 from apps.rollouts.verdicts import JSON
 
 # An answer that is older is a cache's, or of a server whose clock is wrong.

@@ -18,12 +18,12 @@ from typing import Any
 from django.db import connection, transaction
 
 from apps.lib.actors import Actor
-from apps.rollouts.announcements import announce
 from apps.rollouts.epochs import hold_epoch, lost_generations, was_published
 from apps.rollouts.models import BreakerTripRecord, Instance, PublishedTable
 from apps.rollouts.routing import compile_table
 from apps.rollouts.serving_history import record_changes
 from apps.rollouts.snapshots import read_snapshot
+from apps.rollouts.table_announcements import announce
 from contract.generations import first_of, in_words
 from contract.messages import BreakerTrip, InstanceReport
 from contract.routing import check, encode, renumbered

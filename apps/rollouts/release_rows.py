@@ -9,7 +9,7 @@ from datetime import datetime
 from apps.models.models import ModelVersion, RegisteredModel
 from apps.models.selectors import promotable_versions
 from apps.rollouts.overrides import Override, signature_difference
-from apps.rollouts.selectors.obstacles import Obstacle, obstacles_of
+from apps.rollouts.selectors.blockers import Obstacle, obstacles_of
 
 ROWS_MIN = 2
 ROWS_MAX = 50

@@ -15,9 +15,9 @@ from apps.models.deployments import unload_deployment
 from apps.models.models import Deployment, LiveSplit, RegisteredModel
 from apps.models.services import change_deployment
 from apps.models.states import DeploymentState
-from apps.rollouts.needs import versions_asked_for
+from apps.rollouts.fleet_status import unacked
 from apps.rollouts.publication import publish_table
-from apps.rollouts.roster import unacked
+from apps.rollouts.version_usage import versions_asked_for
 
 log = logging.getLogger(__name__)
 

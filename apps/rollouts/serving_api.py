@@ -32,7 +32,7 @@ from apps.models.serializers import (
 from apps.rollouts import tenants
 from apps.rollouts.history_api import ServingHistoryMixin
 from apps.rollouts.retirement_api import RetirementViewSet
-from apps.rollouts.serving import change_settings, change_warmup
+from apps.rollouts.serving_policies import change_settings, change_warmup
 
 KEY_ID = OpenApiParameter("key_id", int, OpenApiParameter.PATH, description="The API key's id")
 

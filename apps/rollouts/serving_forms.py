@@ -16,7 +16,7 @@ from apps.lib.parsing import load_json
 from apps.models.models import ModelVersion, RegisteredModel, Tenant
 from apps.models.warmup import WARMUP_BYTES_MAX
 from apps.rollouts.candidates import plan_names
-from apps.rollouts.serving import SETTINGS
+from apps.rollouts.serving_policies import SETTINGS
 from apps.rollouts.tenants import QUOTA
 from contract.names import NAME_RULE
 

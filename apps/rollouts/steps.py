@@ -17,11 +17,13 @@ from apps.lib.actors import INTERLOCK
 from apps.models.models import Deployment
 from apps.models.services import deploy_version, release_split
 from apps.models.states import DeploymentState
+from apps.rollouts.breaker_trips import trip_of_target
 from apps.rollouts.decisions import Action, Answered, Decision
 from apps.rollouts.evaluation import evaluate, next_look
+from apps.rollouts.fleet_status import Roster, why_ahead
 from apps.rollouts.limits import waits_for_its_turn
+from apps.rollouts.metric_providers import Asked, has_answers
 from apps.rollouts.models import Rollout
-from apps.rollouts.observers import Asked, has_answers
 from apps.rollouts.overrides import holding_freeze
 from apps.rollouts.phases import (
     CLOCK_STOPPED,
@@ -32,9 +34,7 @@ from apps.rollouts.phases import (
     switch_stable,
 )
 from apps.rollouts.plans import PlanDocument, from_json
-from apps.rollouts.roster import Roster, why_ahead
 from apps.rollouts.states import Phase
-from apps.rollouts.trips import trip_of_target
 from contract.generations import in_words
 
 # What changes what serves: of a rollout whose row is held, at an instant.

@@ -6,11 +6,11 @@ from celery import shared_task
 
 from apps.lib.clock import database_now
 from apps.rollouts.candidates import start_candidates
-from apps.rollouts.drift import publish_drift
+from apps.rollouts.divergence import watch_ends, watch_traffic
 from apps.rollouts.models import PublishedTable
 from apps.rollouts.retirement import retire_versions
+from apps.rollouts.table_sync import publish_drift
 from apps.rollouts.tick import tick_rollouts
-from apps.rollouts.watch import watch_ends, watch_traffic
 
 KEEP_TABLES = 1_000
 

@@ -23,13 +23,13 @@ from apps.lib.actors import INTERLOCK
 from apps.lib.clock import database_now
 from apps.lib.errors import Conflict
 from apps.models.models import ModelVersion, RegisteredModel
-from apps.rollouts.due import Due, find_due
-from apps.rollouts.holds import is_to_be_told
+from apps.rollouts.due_rollouts import Due, find_due
+from apps.rollouts.fleet_status import Roster, read_roster
+from apps.rollouts.metric_providers import Asked, ask_services
 from apps.rollouts.models import Rollout
-from apps.rollouts.observers import Asked, ask_services
 from apps.rollouts.phases import tell
 from apps.rollouts.publication import one_publication
-from apps.rollouts.roster import Roster, read_roster
+from apps.rollouts.stalls import is_to_be_told
 from apps.rollouts.states import LIVE_PHASES
 from apps.rollouts.steps import Look, Move, say, take_step
 

@@ -1,8 +1,8 @@
 """Takes versions and models that nothing needs out of the way: undeploy, archive, restore, delete.
 
 Each locks its model's row for the length of a transaction, and asks then what needs it
-(`apps.rollouts.needs`): whoever starts a rollout or an experiment at the same moment either comes
-first and is told here, or comes second and is told there. What is loaded leaves in the usual order
+(`apps.rollouts.version_usage`): whoever starts a rollout or an experiment at the same moment either
+comes first and is refused here, or comes second and is refused there. What is loaded leaves in the usual order
 (`apps.rollouts.retirement`); files of what is deleted go after that (`apps.models.deletion`).
 """
 
@@ -30,8 +30,8 @@ from apps.models.states import (
     DeploymentState,
     RegistryState,
 )
-from apps.rollouts.needs import needs_of_model, needs_of_service, needs_of_version
 from apps.rollouts.publication import publish_table
+from apps.rollouts.version_usage import needs_of_model, needs_of_service, needs_of_version
 
 LOADED = (DeploymentState.READY, DeploymentState.FAILED)
 REASON_MAX = 1_000

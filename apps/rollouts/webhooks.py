@@ -13,11 +13,11 @@ import msgspec
 
 from apps.lib.egress import EgressPolicy
 from apps.lib.errors import Invalid, Unavailable
-from apps.models.own_services import configured_policy
+from apps.models.internal_hosts import configured_policy
 from apps.notifications.addresses import check_url
-from apps.notifications.posting import Answer, post
+from apps.notifications.http_post import Answer, post
 from apps.notifications.signing import headers
-from apps.rollouts.providers import CALL_S, ProviderError, printable, shown_url
+from apps.rollouts.provider_client import CALL_S, ProviderError, printable, shown_url
 from apps.rollouts.verdicts import JSON
 
 ANSWER_BYTES_MAX = 16_384

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 from scipy.special import ndtr, ndtri
 
+from apps.rollouts.check_outcomes import Measure
 from apps.rollouts.checks import CheckSettings, latency_measure
 from apps.rollouts.comparison import Series
 from apps.rollouts.eprocess import Counts
-from apps.rollouts.judging import Measure
 from bench.bars import Bar, share
 from bench.bars.looking import (
     AS_SHIPPED,

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from apps.rollouts.check_outcomes import Levels, Measure, rule
 from apps.rollouts.checks import CheckSettings
 from apps.rollouts.comparison import Comparison, Series
 from apps.rollouts.dispersion import Clusters, History, sums
 from apps.rollouts.eprocess import Counts, columns_of
-from apps.rollouts.judging import Levels, Measure, rule
 from apps.rollouts.segments import SLICES
 from bench.bars import Bar
 from bench.decisions_rules import Array, Rng

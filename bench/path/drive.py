@@ -17,7 +17,8 @@ from apps.lib.actors import INTERLOCK
 from apps.lib.clock import database_now
 from apps.models.models import Deployment, ModelVersion, RegisteredModel, ServingCluster
 from apps.models.states import DeploymentState
-from apps.rollouts import frozen
+from apps.rollouts import interval_store
+from apps.rollouts.divergence import watch_ends, watch_traffic
 from apps.rollouts.models import Instance as StoredInstance
 from apps.rollouts.models import Rollout
 from apps.rollouts.plan_store import save_plan
@@ -26,7 +27,6 @@ from apps.rollouts.publication import latest_table, publish_table, record_report
 from apps.rollouts.services import start_rollout
 from apps.rollouts.states import LIVE_PHASES, Phase
 from apps.rollouts.tick import tick_one
-from apps.rollouts.watch import watch_ends, watch_traffic
 from bench.path.database import set_clock
 from bench.path.fleet import APPLIES_IN_S, Instance
 from bench.path.traffic import Rng, Traffic
@@ -229,13 +229,13 @@ class Path:
         """What becomes of it from here on, with chance of its own; afterwards nothing of it was."""
         other = copy.deepcopy(self)
         other.rng = np.random.default_rng(int(self.rng.integers(1 << 40)))
-        parsed = copy.copy(frozen._parsed)
+        parsed = copy.copy(interval_store._parsed)
         with transaction.atomic():
             yield other
             transaction.set_rollback(True)
         # What a worker keeps of intervals that it read was never so.
-        frozen._parsed.clear()
-        frozen._parsed.update(parsed)
+        interval_store._parsed.clear()
+        interval_store._parsed.update(parsed)
 
 
 def _version(model: RegisteredModel, number: int, now: datetime) -> ModelVersion:

@@ -12,11 +12,11 @@ import numpy as np
 from bench.path.traffic import Requests, Rng, Traffic
 from contract.messages import Batch, InstanceReport
 from contract.routing import CanarySplit, RoutingTable
-from dataplane.clusters import cluster_of_bucket
-from dataplane.counter import Counter
 from dataplane.ends import ANSWERED, FAILED, FELL_BACK
 from dataplane.router import Decision, Router
 from dataplane.telemetry import DEFAULT_INTERVAL_S, Telemetry
+from dataplane.unit_clusters import cluster_of_bucket
+from dataplane.window_counter import Counter
 
 # From a table's publication until an instance serves by it.
 APPLIES_IN_S = 0.4

@@ -22,7 +22,7 @@ from contract.deltas import MEDIA_TYPE
 from contract.messages import InstanceReport, encode_report
 from contract.routing import CHANNEL, RoutingTable
 from dataplane.sync import REPORT_PATH, TABLE_PATH
-from dataplane.tables import TableReader
+from dataplane.table_reader import TableReader
 
 INTERVAL_S = 2.0
 

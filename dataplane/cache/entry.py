@@ -8,10 +8,10 @@ import msgspec
 from xxhash import xxh3_64_digest
 
 from contract.routing import Signature
+from dataplane.batch_reply import Layout, Output
 from dataplane.cache.digest import SCHEMA
 from dataplane.datatypes import check_strings
 from dataplane.errors import Refusal
-from dataplane.reply import Layout, Output
 
 # What an entry costs beyond its bytes; measured and a fifth more.
 OVERHEAD_BYTES = 500

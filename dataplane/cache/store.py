@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING
 
 from contract.routing import Cache as Settings
 from contract.routing import ModelRoute, VersionRoute
+from dataplane.batch_reply import Output
 from dataplane.cache.digest import ContentDigest, key_of, scope_digest
 from dataplane.cache.entry import Corrupt, Entry, Scope, decode_value, encode_value, entry_of
-from dataplane.cache.flights import Asker, CachedLane, Flights, Ticket
+from dataplane.cache.in_flight import Asker, CachedLane, Flights, Ticket
 from dataplane.cache.local import LocalCache
 from dataplane.cache.memo import Memo
 from dataplane.cache.shared import SharedCache
 from dataplane.datatypes import NotJson
-from dataplane.reply import Output
 
 if TYPE_CHECKING:
     from dataplane.caller import Caller

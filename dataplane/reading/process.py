@@ -19,13 +19,13 @@ from typing import Any
 
 import msgspec
 
-from dataplane.bounds import Bounds, Tally
 from dataplane.codec import Codec, InferRequest, Spec, load_object, read_header_length
 from dataplane.compression import inflate
 from dataplane.errors import Refusal, bad_request
 from dataplane.outcomes import OUTCOMES_BOUNDS, read_outcomes
-from dataplane.peer import Peer
 from dataplane.reading.jobs import Done, Job, Refused, Tensors, too_complex
+from dataplane.request_bounds import Bounds, Tally
+from dataplane.worker_rpc import Peer
 
 log = logging.getLogger("interlock.dataplane")
 

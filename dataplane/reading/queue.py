@@ -16,8 +16,8 @@ import msgspec
 
 from dataplane.codec import Spec
 from dataplane.errors import Refusal, unavailable
-from dataplane.peer import Peer, PeerGone
 from dataplane.reading.jobs import Done, Job, Refused, too_complex
+from dataplane.worker_rpc import Peer, PeerGone
 
 log = logging.getLogger("interlock.dataplane")
 

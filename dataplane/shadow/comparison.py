@@ -30,7 +30,7 @@ Floats = NDArray[np.float64]
 
 
 class Answer(Protocol):
-    """One output of a reply; `dataplane.reply.Output` is one."""
+    """One output of a reply; `dataplane.batch_reply.Output` is one."""
 
     datatype: Datatype
     inner: tuple[int, ...]

@@ -21,10 +21,10 @@ from contract.bucketing import BUCKETS, bucket
 from contract.messages import ShadowPair, ShadowWindow
 from contract.request_ids import answer_key
 from contract.routing import ModelRoute, RoutingTable, Shadow
+from dataplane.batch_reply import Output
 from dataplane.batching import Batcher, QueueFull, Unsent
 from dataplane.breaker import Breaker
 from dataplane.codec import InferRequest
-from dataplane.reply import Output
 from dataplane.shadow.comparison import Comparison, Difference, Tolerance
 from dataplane.shadow.counting import Clock, Key, ShadowCounter, ShadowTelemetry
 from dataplane.triton import Copies, Fault, Triton, TritonError

@@ -5,8 +5,8 @@ called back. Every call ends once, with a reply or a `TritonError`, within its d
 the network or Triton can do wrong becomes a `TritonError` here and nowhere else.
 """
 
-from dataplane.triton.answers import Fault, OnDone, Reply, TritonError, Unsent
-from dataplane.triton.copies import Copies
+from dataplane.triton.call_results import Fault, OnDone, Reply, TritonError, Unsent
 from dataplane.triton.transport import Triton
+from dataplane.triton.version_endpoints import Copies
 
 __all__ = ["Copies", "Fault", "OnDone", "Reply", "Triton", "TritonError", "Unsent"]

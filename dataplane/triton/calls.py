@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from dataplane.triton.answers import Fault, OnDone, Reply, TritonError
+from dataplane.triton.call_results import Fault, OnDone, Reply, TritonError
 
 if TYPE_CHECKING:
     from dataplane.triton.connection import Connection
-    from dataplane.triton.copies import Copies
     from dataplane.triton.endpoint import Endpoint
     from dataplane.triton.group import Group
+    from dataplane.triton.version_endpoints import Copies
 
 _EXPIRED = "no answer before the deadline"
 

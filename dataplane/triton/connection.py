@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 import httptools
 
-from dataplane.triton.answers import Reply
+from dataplane.triton.call_results import Reply
 
 if TYPE_CHECKING:
     from dataplane.triton.calls import Call

@@ -14,12 +14,12 @@ from random import random
 from time import monotonic
 
 from dataplane.config import Transport as Settings
-from dataplane.triton.answers import Fault, OnDone, Reply, TritonError
-from dataplane.triton.budget import Budget
+from dataplane.triton.call_results import Fault, OnDone, Reply, TritonError
 from dataplane.triton.calls import BalancedCall, Call
-from dataplane.triton.copies import Copies
 from dataplane.triton.endpoint import Endpoint
 from dataplane.triton.health import outliers
+from dataplane.triton.retry_budget import Budget
+from dataplane.triton.version_endpoints import Copies
 
 log = logging.getLogger("interlock.dataplane")
 

@@ -8,10 +8,10 @@ from time import monotonic
 from weakref import WeakValueDictionary
 
 from dataplane.config import Transport as Settings
-from dataplane.triton.answers import OnDone, Reply, TritonError
-from dataplane.triton.copies import Copies
+from dataplane.triton.call_results import OnDone, Reply, TritonError
 from dataplane.triton.endpoint import Endpoint
 from dataplane.triton.group import Group
+from dataplane.triton.version_endpoints import Copies
 
 TICK_S = 1.0
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import httpx
 
-from embedded.demo import acts
+from embedded.demo import scenario
 from embedded.demo.classifiers import load_digits, train_all
 from embedded.demo.control import Control, DemoFailed
 from embedded.demo.registry import MODEL, TWIN, register_all
@@ -74,7 +74,7 @@ def run(stack: Stack, exit_when_done: bool) -> int:
         control = Control(stack)
         numbers = _register(stack, control)
         crowd = _send_users(stack, control, numbers["weak"])
-        told = acts.play(control, crowd, numbers, say)
+        told = scenario.play(control, crowd, numbers, say)
         failures = told.failures(crowd.totals)
         _table(stack, told, crowd.totals, time.monotonic() - started)
     except (DemoFailed, httpx.HTTPError) as error:
@@ -144,9 +144,9 @@ def _wait_for_mlflow(stack: Stack) -> None:
 def _send_users(stack: Stack, control: Control, weak: int) -> Crowd:
     """Make the weak one stable, then let the users in."""
     say("\n== The first version ==")
-    acts.prepare(control)
-    acts.make_stable(control, MODEL, weak, say)
-    acts.make_stable(control, TWIN, 1, say)
+    scenario.prepare(control)
+    scenario.make_stable(control, MODEL, weak, say)
+    scenario.make_stable(control, TWIN, 1, say)
     command = [sys.executable, "-m", "embedded.demo.traffic", stack.urls.dataplane]
     process = subprocess.Popen(
         [*command, str(RATE_PER_S)],
@@ -165,7 +165,7 @@ def _send_users(stack: Stack, control: Control, weak: int) -> Crowd:
     return crowd
 
 
-def _table(stack: Stack, told: acts.Told, totals: dict[str, Any], took_s: float) -> None:
+def _table(stack: Stack, told: scenario.Told, totals: dict[str, Any], took_s: float) -> None:
     say("\n== What happened ==")
     for row in told.rows:
         say(f"  {row.what:<34} {row.outcome:<12} {row.took_s:6.1f} s  {row.reason}")

@@ -9,7 +9,7 @@ import httpx
 import orjson
 
 from bench.attackers import GRPC_BYTES, OVER_GRPC
-from bench.stand import resident_mb
+from bench.testbed import resident_mb
 from tests.dataplane.groups import ROW
 from tests.dataplane.worlds import body
 

@@ -22,6 +22,7 @@ from apps.rollouts.plan_store import save_plan
 from apps.rollouts.plans import PlanDocument, StepDocument
 from apps.rollouts.states import Phase
 from apps.rollouts.tick import tick_rollouts
+from contract.message_signatures import SEAL_FIELD
 from contract.messages import (
     STREAM_EXPOSURES,
     STREAM_OUTCOMES,
@@ -32,10 +33,9 @@ from contract.messages import (
     UnitMeasurement,
     encode_batch,
 )
-from contract.seals import SEAL_FIELD
 from controlplane.ingest import REFUSED, Ingester, connect
 from controlplane.retention.declared import BY_NAME
-from controlplane.seal_checks import SEALED_WITHIN
+from controlplane.signature_checks import SEALED_WITHIN
 from tests.identity.senders import Sender, issue, now_ms
 from tests.rollouts.factories import ANNA, make_baking, make_instance, make_model
 
@@ -238,7 +238,7 @@ def test_all_that_comes_through_redis_needs_a_seal(client: redis.Redis[bytes], s
 def test_a_revoked_token_is_of_no_use_within_seconds(
     client: redis.Redis[bytes], rollout: Rollout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("controlplane.seal_checks.READ_EVERY_S", 0.0)
+    monkeypatch.setattr("controlplane.signature_checks.READ_EVERY_S", 0.0)
     sender = Sender(client, issue("edge"))
     sender.send(sender.batch(windows=(window(rollout, "canary", now_ms()),)))
     ingester = take_in(client)

@@ -23,7 +23,7 @@ from onnx import TensorProto, helper
 
 from apps.models.inspection import inspect
 from apps.models.models import ModelRole, ModelVersion, Registration
-from apps.models.registrations import work_registrations
+from apps.models.registration_jobs import work_registrations
 from controlplane.models import ApiToken
 from tests.models.onnx_zoo import KINDS, save
 from tests.notifications.test_kill import database_url

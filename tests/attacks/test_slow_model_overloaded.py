@@ -18,7 +18,7 @@ import pytest
 from bench import sleeper
 from bench.overload import SERVED, table
 from bench.overload_load import Job
-from bench.stand import data_plane
+from bench.testbed import data_plane
 from embedded.stack import running
 
 # Of what the model can do; what else runs on the machine takes its part (`./run bench overload`).

@@ -24,8 +24,8 @@ from apps.identity.tokens import revoke_token, rotate_token
 from apps.lib.clock import database_now
 from apps.rollouts.models import Instance
 from apps.rollouts.publication import publish_table
+from contract.message_signatures import HOME_HEADER, INSTANCE_HEADER, SEAL_FIELD
 from contract.messages import STREAM_OUTCOMES, STREAMS, InstanceReport, encode_report
-from contract.seals import HOME_HEADER, INSTANCE_HEADER, SEAL_FIELD
 from controlplane.ingest import Ingester, connect
 from dataplane.config import Config
 from dataplane.instance import Instance as DataPlane

@@ -21,8 +21,8 @@ from apps.lib.errors import Invalid, Unavailable
 from apps.models.models import Deployment, ModelRole, RegisteredModel, ServingCluster
 from apps.models.triton import endpoints_of
 from apps.notifications.delivery import deliver_due
+from apps.notifications.http_post import post
 from apps.notifications.models import NotificationTarget
-from apps.notifications.posting import post
 from apps.rollouts.check_kinds import WEBHOOK, CheckDocument, require_check
 from embedded.stack import running
 from tests.models.onnx_zoo import KINDS, save

@@ -12,7 +12,7 @@ def main() -> None:
     """Do what waits for as many seconds as the argument says."""
     django.setup()
 
-    from apps.models.registrations import work_registrations
+    from apps.models.registration_jobs import work_registrations
 
     until = monotonic() + float(sys.argv[1])
     sys.stdout.write("ready\n")

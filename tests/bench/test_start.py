@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bench.start import Start, _name, _used_s
-from embedded.usage import Usage
+from embedded.resource_usage import Usage
 
 
 def usage(command: str, cpu_s: float, children_cpu_s: float) -> Usage:

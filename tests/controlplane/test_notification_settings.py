@@ -6,7 +6,7 @@ import pytest
 
 from controlplane import env
 from controlplane.env import SettingError
-from embedded import ours
+from embedded import interlock_parts
 from embedded.ports import USUAL_PORTS
 from embedded.state import ROOT, generate_secrets
 
@@ -50,7 +50,9 @@ def test_what_names_no_mail_server_is_refused(monkeypatch: pytest.MonkeyPatch, u
 def test_the_embedded_stack_links_to_itself_unless_told_otherwise() -> None:
     kept = generate_secrets()
     given = {"INTERLOCK_PUBLIC_URL": "https://interlock.example"}
-    own, told = (ours.environment(base, ROOT, USUAL_PORTS, kept, "") for base in ({}, given))
+    own, told = (
+        interlock_parts.environment(base, ROOT, USUAL_PORTS, kept, "") for base in ({}, given)
+    )
 
     assert own["INTERLOCK_PUBLIC_URL"] == own["INTERLOCK_CONTROL_URL"]
     assert told["INTERLOCK_PUBLIC_URL"] == "https://interlock.example"

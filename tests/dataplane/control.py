@@ -17,7 +17,7 @@ from dataplane.config import Config, Group
 from dataplane.instance import Instance
 from dataplane.serving import Serving
 from dataplane.sync import REPORT_PATH, TABLE_PATH, Sync
-from dataplane.tables import TableFile
+from dataplane.table_reader import TableFile
 from dataplane.telemetry import Telemetry
 from dataplane.triton import Triton
 from tests.dataplane.worlds import EXPERIMENT, Upstream, model, table, until

@@ -13,7 +13,7 @@ from dataplane.cache import Cache
 from dataplane.errors import Refusal
 from dataplane.fair_queue import HIGH, NORMAL
 from dataplane.metrics import Page
-from dataplane.pages import _add_sheds
+from dataplane.metrics_page import _add_sheds
 from tests.dataplane.test_predict import ALL, BOOM, INFER, ROW, Plane
 from tests.dataplane.wire import Wire, request
 from tests.dataplane.worlds import body, model, sums_reply, table

@@ -6,7 +6,7 @@ import pytest
 
 from contract.routing import Batching
 from dataplane.metrics import Page
-from dataplane.pages import _add_queues
+from dataplane.metrics_page import _add_queues
 from tests.dataplane.cache.worlds import ON, Plane
 from tests.dataplane.worlds import body, canary, until
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from dataplane.bounds import SMALL_BYTES_MAX
 from dataplane.config import Limits
 from dataplane.http_protocol import HttpConnection
+from dataplane.request_bounds import SMALL_BYTES_MAX
 from tests.dataplane.wire import MockTransport, Wire, request
 
 LIMITS = Limits(connection_bytes_max=20_000, bodies_bytes_max=50_000)

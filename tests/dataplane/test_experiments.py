@@ -7,10 +7,10 @@ import pytest
 
 from contract.messages import SKETCH_K
 from contract.routing import Batching, ExperimentSplit
-from dataplane.crowd import Crowd, Crowds
 from dataplane.router import Router
 from dataplane.telemetry import MEASURED_MAX, Telemetry
 from dataplane.triton import Fault, TritonError
+from dataplane.unit_sketch import Crowd, Crowds
 from tests.dataplane.test_predict import BOOM, INFER, REFUSED, ROW, Plane, by_version
 from tests.dataplane.wire import Wire, request
 from tests.dataplane.worlds import EXPERIMENT, body, model, stopped_clock

@@ -16,14 +16,14 @@ from tritonclient.grpc.aio import InferenceServerClient
 from contract.routing import Cache as CacheSettings
 from contract.routing import RoutingTable, Tenant
 from dataplane.cache import Cache
-from dataplane.clusters import cluster_of
 from dataplane.config import Limits
+from dataplane.emergency_pin import Operator
 from dataplane.grpc_service import SERVICE, GrpcCaller, GrpcService
-from dataplane.pin import Operator
 from dataplane.predict import Predictor
 from dataplane.serving import Serving
 from dataplane.telemetry import Telemetry
 from dataplane.triton import Fault, Reply, TritonError
+from dataplane.unit_clusters import cluster_of
 from tests.dataplane.worlds import (
     HeldTriton,
     canary,

@@ -8,8 +8,8 @@ import pytest
 
 from contract.routing import Batching, CanarySplit
 from dataplane.app import Application
+from dataplane.outcome_refusals import Refusals
 from dataplane.predict import Predictor
-from dataplane.refusals import Refusals
 from dataplane.serving import Serving
 from dataplane.telemetry import Telemetry
 from dataplane.triton import Fault, Reply, TritonError

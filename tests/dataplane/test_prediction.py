@@ -10,8 +10,8 @@ from contract.bucketing import bucket
 from contract.messages import CLUSTERS
 from contract.routing import Batching, Breaker, Tenant
 from dataplane.breaker import State
-from dataplane.clusters import cluster_of
 from dataplane.triton import Fault, TritonError
+from dataplane.unit_clusters import cluster_of
 from tests.dataplane.test_predict import ALL, BOOM, INFER, REFUSED, ROW, Plane, by_version
 from tests.dataplane.wire import Wire, request
 from tests.dataplane.worlds import body, model, table

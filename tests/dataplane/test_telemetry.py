@@ -1,8 +1,8 @@
 import pytest
 
 from contract.histogram import total
-from dataplane import counter as unit_counter
 from dataplane import telemetry
+from dataplane import window_counter as unit_counter
 from dataplane.telemetry import Telemetry
 
 KEY = ("m", "2", "canary", 3, "r1")

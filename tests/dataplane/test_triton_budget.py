@@ -2,7 +2,7 @@
 
 import pytest
 
-from dataplane.triton.budget import WINDOW_S, Budget
+from dataplane.triton.retry_budget import WINDOW_S, Budget
 from tests.dataplane.transports import (
     STUB_DEAD,
     ask_at_once,

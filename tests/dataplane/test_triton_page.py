@@ -8,7 +8,7 @@ from contract.routing import Cluster, RoutingTable
 from dataplane.metrics import Page
 from dataplane.serving import Serving
 from dataplane.telemetry import Telemetry
-from dataplane.triton.page import add_circuits, add_endpoints
+from dataplane.triton.metrics import add_circuits, add_endpoints
 from tests.dataplane.transports import STUB_DEAD, ask_often, copies_on, transport, upstreams
 from tests.dataplane.worlds import model
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from embedded.leftovers import ProcessRecord
 from embedded.logs import Console
 from embedded.part import Part
+from embedded.stale_processes import ProcessRecord
 from embedded.supervisor import Supervisor
 
 Supervise = Callable[..., Supervisor]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from embedded import ours
+from embedded import interlock_parts
 from embedded.ports import USUAL_PORTS
 from embedded.state import ROOT, generate_secrets
 from embedded.triton import CONTROL_HEADER, RESTRICTED_APIS
@@ -27,11 +27,13 @@ DATAPLANE_ONLY = {
 
 
 def embedded_environment() -> dict[str, str]:
-    return ours.environment({}, ROOT / ".state", USUAL_PORTS, generate_secrets(), "postgresql://")
+    return interlock_parts.environment(
+        {}, ROOT / ".state", USUAL_PORTS, generate_secrets(), "postgresql://"
+    )
 
 
 def test_every_part_of_ours_has_a_service() -> None:
-    parts = {part.name for part in ours.parts(ROOT, USUAL_PORTS, {})}
+    parts = {part.name for part in interlock_parts.parts(ROOT, USUAL_PORTS, {})}
 
     assert parts - {"bootstrap"} <= SERVICES.keys()
 
@@ -77,7 +79,9 @@ def test_triton_is_unprivileged_asks_for_the_token_and_meets_those_who_need_it()
 
 def test_the_data_plane_has_no_token_of_triton_and_no_login_of_mlflow() -> None:
     env = embedded_environment()
-    (embedded,) = (p for p in ours.parts(ROOT, USUAL_PORTS, env) if p.name == "dataplane")
+    (embedded,) = (
+        p for p in interlock_parts.parts(ROOT, USUAL_PORTS, env) if p.name == "dataplane"
+    )
 
     for environment in (embedded.env, SERVICES["dataplane"]["environment"]):
         assert not {"INTERLOCK_TRITON_TOKEN", "MLFLOW_TRACKING_PASSWORD"} & environment.keys()

@@ -14,9 +14,9 @@ import psycopg
 import pytest
 import redis
 
-from embedded.leftovers import ProcessRecord, read_process
 from embedded.part import StackError
 from embedded.stack import base_environment, load_stack, running
+from embedded.stale_processes import ProcessRecord, read_process
 from embedded.state import ROOT, StateDir
 
 SERVERS = {"postgres", "redis"}

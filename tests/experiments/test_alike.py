@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from apps.experiments.gather import gather
 from apps.experiments.models import Experiment, Metric, WeightChange
 from apps.experiments.outcome_judge import CANARY, CONTROL, from_json, judge_metric, to_json
 from apps.experiments.phases import SETTLING
@@ -21,7 +20,8 @@ from apps.experiments.stats import estimates
 from apps.experiments.stats.data import MetricData
 from apps.experiments.stats.margins import judge_margin
 from apps.experiments.stats.sequential import PLANNED_UNITS_DEFAULT
-from apps.experiments.values import fold_all
+from apps.experiments.sufficient_statistics import gather
+from apps.experiments.unit_values import fold_all
 from apps.lib.clock import database_now
 from apps.rollouts.models import Rollout, RolloutEvent
 from apps.rollouts.phases import enter_step

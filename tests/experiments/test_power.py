@@ -11,10 +11,10 @@ from django.test import Client
 from rest_framework.test import APIClient
 from xxhash import xxh3_64_intdigest
 
-from apps.experiments.crowds import merge, to_signed
 from apps.experiments.models import Experiment, UnitCount
 from apps.experiments.power import Asked, plan_size
 from apps.experiments.services import MetricChoice, VariantSpec
+from apps.experiments.unit_sketches import merge, to_signed
 from apps.lib.clock import database_now
 from apps.lib.errors import Invalid
 from apps.models.models import ModelRole, Role

@@ -11,8 +11,8 @@ from apps.experiments.metrics import create_metric, delete_metric
 from apps.experiments.models import Metric, RefusedOutcomes
 from apps.experiments.refusals import Origin
 from apps.models.models import Role
-from apps.rollouts.drift import publish_drift
 from apps.rollouts.publication import latest_table
+from apps.rollouts.table_sync import publish_drift
 from contract.refusals import MALFORMED, NO_PROPORTION, UNKNOWN_METRIC, MetricRule, OutcomeRefusals
 from contract.routing import RoutingTable, decode
 from tests.experiments.factories import ANNA, NOW, batch, make_metric, outcome

@@ -23,7 +23,7 @@ from apps.experiments.results import (
     refresh_result,
 )
 from apps.experiments.services import stop_experiment
-from apps.experiments.values import fold_all
+from apps.experiments.unit_values import fold_all
 from tests.experiments.factories import (
     ANNA,
     NOW,

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from apps.experiments.tables.breakdowns import breakdowns, guardrail_tone, held_out
+from apps.experiments.tables.legacy_results import as_present
 from apps.experiments.tables.notices import notices
-from apps.experiments.tables.older import as_present
 from apps.experiments.tables.results import chosen, grouped, metric_rows
 from apps.experiments.tables.wording import NOTHING, Scale, chance, p_value, scale_of
 from tests.experiments import stored

@@ -8,8 +8,8 @@ from __future__ import annotations
 import pytest
 
 from apps.lib.clock import database_now
+from apps.rollouts.divergence import watch_traffic
 from apps.rollouts.models import TrafficAlarm
-from apps.rollouts.watch import watch_traffic
 from tests.rollouts.factories import make_baking, make_model, send
 
 pytestmark = pytest.mark.django_db

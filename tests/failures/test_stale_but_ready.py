@@ -10,8 +10,8 @@ from datetime import timedelta
 import pytest
 
 from apps.lib.clock import database_now
+from apps.rollouts.fleet_status import unacked
 from apps.rollouts.publication import latest_table
-from apps.rollouts.roster import unacked
 from apps.rollouts.selectors.fleet import STALE_AFTER, read_fleet
 from apps.rollouts.tick import tick_rollouts
 from tests.rollouts.factories import make_baking, make_instance, make_model

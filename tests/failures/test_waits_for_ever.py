@@ -10,11 +10,11 @@ import pytest
 
 from apps.lib.clock import database_now
 from apps.rollouts import evaluation
-from apps.rollouts.holds import TELL_AFTER, is_to_be_told
 from apps.rollouts.models import Rollout
 from apps.rollouts.plan_store import save_plan
 from apps.rollouts.plans import PlanDocument, StepDocument
 from apps.rollouts.services import pause_rollout
+from apps.rollouts.stalls import TELL_AFTER, is_to_be_told
 from apps.rollouts.states import Phase
 from apps.rollouts.tick import tick_rollouts
 from apps.rollouts.verdicts import CheckResult, Verdict

@@ -8,7 +8,7 @@ import pytest
 
 from apps.lib.clock import database_now
 from apps.rollouts.publication import publish_table
-from apps.rollouts.selectors.deciders import decider_of
+from apps.rollouts.selectors.provenance import decider_of
 from apps.rollouts.services import abort_rollout
 from apps.rollouts.serving_history import serving_at
 from tests.rollouts.factories import ANNA, make_baking, make_model

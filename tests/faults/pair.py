@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 
 from bench import flowers
-from bench.stand import data_plane
+from bench.testbed import data_plane
 from contract.routing import Cluster, ModelRoute, RoutingTable, VersionRoute, encode
 from embedded.stack import Stack, running
 from embedded.triton import CONTROL_HEADER

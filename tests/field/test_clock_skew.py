@@ -11,7 +11,7 @@ from apps.experiments.ingestion import apply_exposures, record_outcomes
 from apps.experiments.models import Experiment
 from apps.experiments.results import compute_result
 from apps.experiments.tables.notices import notices
-from apps.experiments.values import fold_all
+from apps.experiments.unit_values import fold_all
 from contract.request_ids import request_id_unit
 from tests.experiments.factories import NOW, NOW_MS, batch, exposure, make_running, outcome
 

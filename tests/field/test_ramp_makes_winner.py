@@ -18,7 +18,7 @@ from apps.experiments.models import (
 )
 from apps.experiments.results import compute_result
 from apps.experiments.services import MetricChoice, VariantSpec
-from apps.experiments.values import fold_all
+from apps.experiments.unit_values import fold_all
 from apps.experiments.warehouse.export import export_parquet
 from contract.bucketing import bucket
 from tests.experiments.factories import NOW, make_metric, make_running

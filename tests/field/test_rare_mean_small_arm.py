@@ -8,7 +8,7 @@ from apps.experiments.models import Experiment, Metric
 from apps.experiments.results import compute_result
 from apps.experiments.services import MetricChoice, VariantSpec
 from apps.experiments.ship import ship_experiment
-from apps.experiments.values import fold_all
+from apps.experiments.unit_values import fold_all
 from apps.lib.errors import Conflict
 from cli.experiments import exit_code
 from tests.experiments.factories import ANNA, NOW, expose, make_running, observe

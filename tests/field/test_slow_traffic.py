@@ -12,11 +12,11 @@ from apps.rollouts.analysis import Question, answer
 from apps.rollouts.decisions import Action, Answered, Decision, StepClock, StepFacts, decide_step
 from apps.rollouts.estimates import UsualTraffic, estimate_plan
 from apps.rollouts.evidence import Arm, Interval, LatencyReference
+from apps.rollouts.latency_baseline import reference_of
 from apps.rollouts.plan_templates import TEMPLATES
 from apps.rollouts.plans import PlanDocument, from_json
-from apps.rollouts.references import reference_of
 from apps.rollouts.selectors.estimates import times_of_model
-from apps.rollouts.sparse import is_fresh, pool_sparse
+from apps.rollouts.sparse_traffic import is_fresh, pool_sparse
 from contract.histogram import index_of
 from contract.messages import CLUSTERS, ClusterCounts
 from tests.rollouts.factories import make_baking, make_model, send

@@ -9,8 +9,8 @@ import redis
 
 from apps.identity.tokens import issue_token
 from apps.lib.clock import database_now
+from contract.message_signatures import SEAL_FIELD, Sealer
 from contract.messages import FIELD, STREAM_TELEMETRY, Batch, encode_batch
-from contract.seals import SEAL_FIELD, Sealer
 from tests.rollouts.factories import ANNA
 
 

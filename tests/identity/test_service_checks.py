@@ -15,7 +15,7 @@ from apps.identity.service_checks import check_services, open_services
 from apps.lib.clock import database_now
 from apps.models.models import Alias, RegisteredModel, ServingCluster
 from apps.rollouts.candidates import start_candidates
-from apps.rollouts.serving import change_settings
+from apps.rollouts.serving_policies import change_settings
 from tests.rollouts.factories import ANNA, make_model, make_plan
 
 pytestmark = pytest.mark.django_db

@@ -18,7 +18,7 @@ from apps.identity.tokens import OVERLAP_MAX, adopt_token, issue_token, revoke_t
 from apps.lib.clock import database_now
 from apps.lib.errors import Conflict, Invalid
 from apps.models.models import AuditEntry, ModelRole
-from contract.seals import seal_root
+from contract.message_signatures import seal_root
 from controlplane.models import ApiToken
 from tests.rollouts.factories import ANNA
 

@@ -13,7 +13,7 @@ from django.conf import settings as configured
 from kombu import pools
 
 from apps.models import aliases, artifacts, registration, registry, sources
-from apps.models.hints import DEBOUNCE_KEY
+from apps.models.registry_events import DEBOUNCE_KEY
 from controlplane.celery import app
 from tests.models.registries import WEBHOOK_SECRET, Mlflow, client_of
 from tests.models.test_artifacts import save

@@ -15,7 +15,7 @@ from onnx import TensorProto as T
 from onnx import helper
 
 from apps.lib.errors import Invalid
-from apps.models import artifacts, inspection, trials
+from apps.models import artifacts, batchability, inspection
 from apps.models.artifacts import inspect_onnx
 from apps.models.inspection import Refused, inspect
 from tests.models.onnx_zoo import KINDS, Kind, build, identity, large, node, numbers, save
@@ -169,7 +169,7 @@ def test_too_large_for_one_file_says_what_to_do(
 def test_what_the_trials_had_no_time_for_is_as_declared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trials._Runs, "__call__", lambda *_: None)
+    monkeypatch.setattr(batchability._Runs, "__call__", lambda *_: None)
     assert inspect(save(KINDS["vector"], tmp_path))["batched"]
     assert not inspect(save(KINDS["scalar-output"], tmp_path))["batched"]
 

@@ -14,7 +14,7 @@ from django.core.files.uploadedfile import SimpleUploadedFile
 from django.test import Client
 
 from apps.models.models import AuditEntry, ModelRole, ModelVersion, RefusedImport, RegisteredModel
-from apps.models.registrations import work_registrations
+from apps.models.registration_jobs import work_registrations
 from apps.models.registry import sync_registry
 from apps.models.uploads import FORM_BYTES_MAX
 from controlplane.models import ApiToken

@@ -15,7 +15,7 @@ from apps.models.aliases import move_alias
 from apps.models.artifacts import Artifact
 from apps.models.metadata import Metadata
 from apps.models.models import Alias, ModelVersion, RegisteredModel, Registration
-from apps.models.registrations import submit_uri
+from apps.models.registration_jobs import submit_uri
 from apps.models.registry import sync_registry
 from apps.models.states import RegistryState
 from apps.models.versions import NewVersion, add_version

@@ -20,7 +20,7 @@ from apps.models.models import (
     RefusedImport,
     Role,
 )
-from apps.models.registrations import work_registrations
+from apps.models.registration_jobs import work_registrations
 from apps.models.registry import SyncReport
 from apps.models.states import DeploymentState
 from tests.models.test_artifacts import save

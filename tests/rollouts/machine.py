@@ -20,12 +20,12 @@ from apps.lib.errors import InterlockError
 from apps.models.models import Deployment, LiveSplit
 from apps.models.states import DeploymentState
 from apps.rollouts import services
+from apps.rollouts.fleet_status import unacked
 from apps.rollouts.models import BreakerTripRecord, Instance, PublishedTable, Rollout
 from apps.rollouts.overrides import Override
 from apps.rollouts.plan_store import save_plan
 from apps.rollouts.plans import PlanDocument, StepDocument
 from apps.rollouts.publication import latest_table
-from apps.rollouts.roster import unacked
 from apps.rollouts.states import LIVE_PHASES, Phase
 from apps.rollouts.tick import tick_one
 from contract.routing import CanarySplit, ModelRoute, check, decode

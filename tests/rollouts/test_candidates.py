@@ -11,7 +11,7 @@ from apps.lib.errors import Invalid
 from apps.models.models import Alias, AuditEntry, RegisteredModel
 from apps.rollouts.candidates import start_candidates
 from apps.rollouts.models import Plan, Rollout
-from apps.rollouts.serving import change_settings
+from apps.rollouts.serving_policies import change_settings
 from apps.rollouts.tasks import start_candidates_task
 from controlplane.settings import CELERY_BEAT_SCHEDULE
 from tests.rollouts.factories import ANNA, database_now, make_model, make_plan

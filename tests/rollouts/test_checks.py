@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 
+from apps.rollouts.check_outcomes import rule
 from apps.rollouts.checks import (
     QUANTILE_WEIGHTS,
     CheckSettings,
@@ -17,7 +18,6 @@ from apps.rollouts.checks import (
     series_of,
 )
 from apps.rollouts.eprocess import BucketCounts
-from apps.rollouts.judging import rule
 from apps.rollouts.verdicts import CheckResult, Verdict
 from bench import decisions_rules as decisions
 

@@ -9,9 +9,9 @@ import pytest
 
 from apps.lib.clock import database_now
 from apps.models.models import RegisteredModel
+from apps.rollouts.divergence import watch_ends
 from apps.rollouts.models import IngestedBatch, Instance, Rollout, TrafficAlarm
 from apps.rollouts.states import Phase
-from apps.rollouts.watch import watch_ends
 from contract.messages import STREAM_TELEMETRY
 from tests.rollouts.factories import make_baking, make_model, send
 

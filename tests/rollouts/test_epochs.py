@@ -13,8 +13,11 @@ from django.db import connection, transaction
 from apps.lib.clock import database_now
 from apps.lib.errors import Invalid
 from apps.models.models import AuditEntry, RegisteredModel
+from apps.rollouts.divergence import watch_traffic
 from apps.rollouts.epochs import was_published
+from apps.rollouts.fleet_status import silent_instances, unacked
 from apps.rollouts.ingestion import apply_windows
+from apps.rollouts.maintenance import start_epoch
 from apps.rollouts.models import (
     BreakerTripRecord,
     Epoch,
@@ -25,12 +28,9 @@ from apps.rollouts.models import (
     TelemetryRow,
 )
 from apps.rollouts.publication import publish_table, record_report
-from apps.rollouts.roster import silent_instances, unacked
 from apps.rollouts.states import Phase
 from apps.rollouts.tasks import prune_task
 from apps.rollouts.tick import tick_rollouts
-from apps.rollouts.upkeep import start_epoch
-from apps.rollouts.watch import watch_traffic
 from contract.generations import first_of
 from contract.messages import Batch, BreakerTrip, InstanceReport, TelemetryWindow
 from contract.routing import decode
@@ -221,7 +221,7 @@ def test_an_epoch_waits_for_what_is_being_stored_and_deletes_it(
     with transaction.atomic():
         make_baking(make_model())
     stored, begun = Event(), Event()
-    monkeypatch.setattr("apps.rollouts.upkeep.remember_epoch", lambda _: None)
+    monkeypatch.setattr("apps.rollouts.maintenance.remember_epoch", lambda _: None)
 
     def store() -> None:
         with closing(connection), transaction.atomic():

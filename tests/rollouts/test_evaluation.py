@@ -11,7 +11,7 @@ import pytest
 from apps.lib.clock import database_now
 from apps.rollouts import evaluation
 from apps.rollouts.evaluation import repeat_answer
-from apps.rollouts.frozen import frozen_intervals
+from apps.rollouts.interval_store import frozen_intervals
 from apps.rollouts.models import Evaluation, Rollout
 from apps.rollouts.plan_store import save_plan
 from apps.rollouts.plans import PlanDocument, StepDocument, from_json

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from apps.rollouts.evidence import LOOKS_A_WHOLE, Interval, closed_intervals
-from apps.rollouts.frozen import freeze, frozen_intervals
+from apps.rollouts.interval_store import freeze, frozen_intervals
 from apps.rollouts.models import Instance, Rollout
 from contract.messages import ClusterCounts
 from tests.rollouts.factories import make_baking, make_instance, make_model, send

@@ -12,13 +12,13 @@ from apps.lib.errors import Conflict, Invalid
 from apps.models.models import AuditEntry
 from apps.rollouts.freeze_store import create_freeze, end_freeze
 from apps.rollouts.freezes import frozen_by
-from apps.rollouts.models import FreezeWindow, Instance, Quarantine
-from apps.rollouts.upkeep import (
+from apps.rollouts.maintenance import (
     concurrent_max,
     forget_instance,
     lift_quarantine,
     set_concurrent_max,
 )
+from apps.rollouts.models import FreezeWindow, Instance, Quarantine
 from tests.rollouts.factories import ANNA, make_instance, make_model
 
 pytestmark = pytest.mark.django_db

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from apps.rollouts.prometheus import AGE_MAX_S, fill_query, query_call, read_answer
-from apps.rollouts.providers import Answer, ProviderError
+from apps.rollouts.provider_client import Answer, ProviderError
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 AT = NOW.timestamp()

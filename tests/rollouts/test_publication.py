@@ -11,9 +11,9 @@ import redis
 
 from apps.lib.clock import database_now
 from apps.models.models import ApiKey, RegisteredModel, Tenant
+from apps.rollouts.fleet_status import pins_on, unacked
 from apps.rollouts.models import BreakerTripRecord, Instance, PublishedTable
 from apps.rollouts.publication import publish_table, record_report
-from apps.rollouts.roster import pins_on, unacked
 from contract.messages import BreakerTrip, InstanceReport
 from contract.routing import CHANNEL, decode
 from tests.rollouts.factories import ANNA, make_instance, make_model

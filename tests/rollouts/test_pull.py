@@ -12,10 +12,10 @@ from django.test import Client
 
 from apps.lib.clock import database_now
 from apps.models.models import RegisteredModel
-from apps.rollouts import announcements, documents
-from apps.rollouts.announcements import KEPT_MS, KEY, announce, newest_tag
+from apps.rollouts import table_announcements, table_documents
 from apps.rollouts.models import PublishedTable
 from apps.rollouts.publication import publish_table
+from apps.rollouts.table_announcements import KEPT_MS, KEY, announce, newest_tag
 from contract.deltas import MEDIA_TYPE, decode_delta
 from tests.rollouts.factories import ANNA, make_model
 
@@ -31,8 +31,8 @@ def nothing_known() -> Iterator[None]:
 
     def forget() -> None:
         client.delete(KEY)
-        documents._documents.clear()
-        documents._deltas.clear()
+        table_documents._documents.clear()
+        table_documents._deltas.clear()
 
     forget()
     yield
@@ -109,15 +109,15 @@ def test_what_a_reader_brings_late_stands_over_no_newer_one(
 ) -> None:
     before = publish()
     redis.Redis.from_url(settings.REDIS_URL).delete(KEY)
-    read = announcements._tag_in_redis
+    read = table_announcements._tag_in_redis
 
     def read_and_be_overtaken() -> str | None:
         # Between its look into Redis and into PostgreSQL, and what it writes, a table comes.
-        monkeypatch.setattr(announcements, "_tag_in_redis", read)
+        monkeypatch.setattr(table_announcements, "_tag_in_redis", read)
         announce(before.generation + 1, f"{before.generation + 1}-new")
         return None
 
-    monkeypatch.setattr(announcements, "_tag_in_redis", read_and_be_overtaken)
+    monkeypatch.setattr(table_announcements, "_tag_in_redis", read_and_be_overtaken)
     newest_tag()
     assert newest_tag() == f"{before.generation + 1}-new"
 

@@ -12,11 +12,11 @@ from apps.lib.errors import Conflict, Invalid
 from apps.models.models import Deployment, LiveSplit
 from apps.models.states import DeploymentState
 from apps.rollouts import services
+from apps.rollouts.breaker_trips import TRIP_SETTLES_IN
 from apps.rollouts.models import BreakerTripRecord, PublishedTable, Rollout
 from apps.rollouts.publication import record_report
 from apps.rollouts.states import LIVE_PHASES, Phase
 from apps.rollouts.tick import tick_rollouts
-from apps.rollouts.trips import TRIP_SETTLES_IN
 from contract.messages import BreakerTrip, InstanceReport
 from contract.routing import RoutingTable, decode
 from tests.rollouts.factories import ANNA, make_baking, make_model, make_plan, send

@@ -12,10 +12,10 @@ from django.test import Client
 from apps.lib.clock import database_now
 from apps.models.models import AuditEntry, ModelRole, RegisteredModel, Role
 from apps.rollouts.freeze_store import create_freeze
+from apps.rollouts.maintenance import concurrent_max, set_concurrent_max
 from apps.rollouts.models import FreezeWindow, Quarantine
 from apps.rollouts.selectors.rules import next_start
 from apps.rollouts.services import abort_rollout
-from apps.rollouts.upkeep import concurrent_max, set_concurrent_max
 from tests.confirming import post_yes
 from tests.rollouts.factories import ANNA, make_baking, make_model
 

@@ -7,8 +7,8 @@ from datetime import timedelta
 import pytest
 
 from apps.lib.clock import database_now
-from apps.rollouts.explain import tell_story
 from apps.rollouts.models import Rollout
+from apps.rollouts.narrative import tell_story
 from apps.rollouts.services import (
     approve_step,
     pause_rollout,

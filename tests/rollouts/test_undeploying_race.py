@@ -86,9 +86,9 @@ def test_a_first_placing_and_a_deletion_take_turns() -> None:
 def test_an_experiment_that_starts_and_an_archiving_take_turns() -> None:
     draft = make_draft()
     # Only a draft that was begun before this was a rule can be in this place.
-    from apps.rollouts import needs
+    from apps.rollouts import version_usage
 
-    finders, needs._finders[:] = list(needs._finders), []
+    finders, version_usage._finders[:] = list(version_usage._finders), []
     try:
         with transaction.atomic():
             archive_version(version=version(2), actor=ANNA, now=database_now())
@@ -97,7 +97,7 @@ def test_an_experiment_that_starts_and_an_archiving_take_turns() -> None:
             )
         thread.join()
     finally:
-        needs._finders[:] = finders
+        version_usage._finders[:] = finders
     assert "digits:2 is archived" in str(raised[0])
     assert not LiveSplit.objects.exists()
 

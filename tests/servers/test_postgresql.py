@@ -12,8 +12,8 @@ import pytest
 from django.db import DatabaseError, OperationalError
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from apps.models import turns
-from apps.models.turns import take_turn
+from apps.models import locks
+from apps.models.locks import take_turn
 from embedded.stack import Stack, running
 from tests.servers.certificates import make_files
 from tests.servers.postgresql import PGBOUNCER, alter, ask, django_session, pgbouncer
@@ -182,7 +182,7 @@ def test_behind_pgbouncer_too_one_at_a_time_has_the_turn(
         pgbouncer(stack, tmp_path_factory.mktemp("bouncer")) as url,
         django_session(url) as session,
     ):
-        monkeypatch.setattr(turns, "connection", session)
+        monkeypatch.setattr(locks, "connection", session)
         for _ in range(3):
             with take_turn(77) as mine:
                 assert mine

@@ -21,7 +21,7 @@ from kombu.exceptions import OperationalError
 from apps.lib import redis_client
 from contract.redis_url import NO_CLUSTER
 from controlplane import broker, env
-from controlplane.pulse import KEY
+from controlplane.loop_health import KEY
 from dataplane import redis_client as dataplane_client
 from tests.servers.certificates import make_files
 from tests.servers.redis import client, free_port, sentinel, server, tls_front, wait_until

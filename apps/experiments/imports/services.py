@@ -21,7 +21,7 @@ from apps.experiments.imports.rows import BadRow, outcome_of
 from apps.experiments.ingestion import record_outcomes
 from apps.experiments.models import Metric, OutcomeImport, RefusedRow
 from apps.experiments.refusals import NOWHERE, Origin, Refusal, count_refusals
-from apps.experiments.strangers import strangers_among
+from apps.experiments.unexposed import strangers_among
 from apps.lib.actors import Actor
 from apps.lib.clock import database_now
 from apps.lib.errors import TooLarge

@@ -11,7 +11,7 @@ from django.db.models import F, Func, JSONField, Value, Window
 from django.db.models.functions import RowNumber
 
 from apps.experiments import charts
-from apps.experiments.charts.course import Point
+from apps.experiments.charts.trend import Point
 from apps.experiments.models import Experiment, ResultSnapshot
 from apps.experiments.selectors.experiments import awaits_final, is_over, placements
 from apps.experiments.ship import why_not_ship
@@ -19,8 +19,8 @@ from apps.experiments.snapshots import snapshots_of
 from apps.experiments.states import ExperimentState
 from apps.experiments.tables.attribution import attribution_table
 from apps.experiments.tables.breakdowns import breakdowns, held_out
+from apps.experiments.tables.legacy_results import as_present
 from apps.experiments.tables.notices import notices
-from apps.experiments.tables.older import as_present
 from apps.experiments.tables.phases import phase_rows
 from apps.experiments.tables.results import MetricRow, chosen, grouped, metric_rows
 from apps.experiments.tables.wording import Scale, scale_of

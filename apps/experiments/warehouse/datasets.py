@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from apps.experiments.scan import Scan
-from apps.experiments.values import sent_as
+from apps.experiments.unit_query import Scan
+from apps.experiments.unit_values import sent_as
 from apps.experiments.warehouse.units import Expr, Tables, as_number, scanned
 from apps.lib.errors import Unavailable
 from contract.messages import OUTCOME_VALUE_MAX as VALUE_MAX

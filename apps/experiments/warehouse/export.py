@@ -16,10 +16,10 @@ from django.db import connection
 from psycopg import sql
 
 from apps.experiments.columns import columns_of, uses_of
+from apps.experiments.lifecycle import TENANT
 from apps.experiments.models import Experiment
-from apps.experiments.moves import TENANT
-from apps.experiments.senders import COUNTS_FOR
-from apps.experiments.values import sent_as
+from apps.experiments.tenant_scope import COUNTS_FOR
+from apps.experiments.unit_values import sent_as
 
 EXPOSURES = """
     SELECT {name} AS experiment, unit, variant_name AS variant, at, crossed_over, bucket, tenant

@@ -10,13 +10,13 @@ from uuid import uuid4
 import ibis
 
 from apps.experiments.attribution import Attribution, SentMetric
+from apps.experiments.distributions import Counts, Edges, Moments, Orders, edges_of
 from apps.experiments.models import Experiment
-from apps.experiments.scan import Scan
 from apps.experiments.sources import LevelMoments, PhaseCount
-from apps.experiments.spreads import Counts, Edges, Moments, Orders, edges_of
 from apps.experiments.stats.data import OrderStatistics
 from apps.experiments.stats.quantiles import ranks_of, value_rank
-from apps.experiments.warehouse import questions
+from apps.experiments.unit_query import Scan
+from apps.experiments.warehouse import queries
 from apps.experiments.warehouse.attribution import attributions
 from apps.experiments.warehouse.datasets import check_columns, check_rows
 from apps.experiments.warehouse.units import Expr, Tables, units_of
@@ -64,26 +64,26 @@ class Warehouse:
         self._made: tuple[tuple[Any, ...], Expr] | None = None
 
     def missing_means(self, scan: Scan, places: Sequence[int]) -> list[float | None]:
-        (row,) = _rows(questions.missing_means(self._units(scan), places))
+        (row,) = _rows(queries.missing_means(self._units(scan), places))
         return [row[f"v{place}"] for place in places]
 
     def phase_counts(self, scan: Scan) -> list[PhaseCount]:
-        rows = _rows(questions.phase_counts(self._units(scan), scan))
+        rows = _rows(queries.phase_counts(self._units(scan), scan))
         counts = ("phase", "kept", "crossed_over", "moved")
         return [PhaseCount(row["variant"], *(int(row[name]) for name in counts)) for row in rows]
 
     def level_moments(self, scan: Scan, dimension: str) -> list[LevelMoments]:
-        seen, names = questions.valued(self._units(scan), scan, dimension)
+        seen, names = queries.valued(self._units(scan), scan, dimension)
         return [
             LevelMoments(
                 row["variant"], int(row["phase"]), row["level"], int(row["units"]),
-                [questions.comoments(row, parts) for parts in names],
+                [queries.comoments(row, parts) for parts in names],
             )
-            for row in _rows(questions.level_sums(seen, names))
+            for row in _rows(queries.level_sums(seen, names))
         ]  # fmt: skip
 
     def order_statistics(self, scan: Scan, moments: Moments) -> Orders:
-        seen, names = questions.valued(self._units(scan), scan)
+        seen, names = queries.valued(self._units(scan), scan)
         found: Orders = {}
         for place, columns in enumerate(scan.metrics):
             share = (columns.metric.quantile_ppm or 0) / 1_000_000
@@ -92,12 +92,12 @@ class Warehouse:
                 continue
             first = names[place][0]
             wanted = {arm: ranks_of(n, share) for arm, n in arms.items()}
-            rows = _rows(questions.at_ranks(seen, first, wanted))
+            rows = _rows(queries.at_ranks(seen, first, wanted))
             at = {(row["variant"], int(row["rank"])): float(row["value"]) for row in rows}
             quantiles = {arm: at[arm, value_rank(n, share)] for arm, n in arms.items()}
             equal = {
                 row["variant"]: int(row["n"])
-                for row in _rows(questions.equal_to(seen, first, quantiles))
+                for row in _rows(queries.equal_to(seen, first, quantiles))
             }
             for arm, ranks in wanted.items():
                 found[place, arm] = OrderStatistics(
@@ -106,11 +106,11 @@ class Warehouse:
         return found
 
     def distributions(self, scan: Scan, moments: Moments) -> tuple[Edges, Counts]:
-        seen, names = questions.valued(self._units(scan), scan)
+        seen, names = queries.valued(self._units(scan), scan)
         edges = edges_of(scan, moments)
         found: dict[tuple[int, str], list[int]] = {}
         for place, ends in edges.items():
-            for row in _rows(questions.binned(seen, names[place][0], ends)):
+            for row in _rows(queries.binned(seen, names[place][0], ends)):
                 if row["variant"] in scan.names:
                     counts = found.setdefault((place, row["variant"]), [0] * (len(ends) + 1))
                     counts[int(row["place"])] += int(row["n"])

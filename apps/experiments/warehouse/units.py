@@ -1,4 +1,4 @@
-"""Units' values as an Ibis expression: what `apps.experiments.values` folds, in one query.
+"""Units' values as an Ibis expression: what `apps.experiments.unit_values` folds, in one query.
 
 Nothing here is of one engine: Ibis writes it for DuckDB, ClickHouse, Spark, Trino or BigQuery.
 """
@@ -14,8 +14,8 @@ from django.conf import settings
 
 from apps.experiments.columns import Column, columns_of
 from apps.experiments.models import Metric, MetricUse
-from apps.experiments.scan import Scan
-from apps.experiments.values import rule_of, sent_as
+from apps.experiments.unit_query import Scan
+from apps.experiments.unit_values import rule_of, sent_as
 
 # Ibis's expressions have no types that mypy could hold on to.
 Expr = Any

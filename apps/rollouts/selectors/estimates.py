@@ -9,11 +9,11 @@ from datetime import datetime, timedelta
 from django.db import connection
 
 from apps.models.models import RegisteredModel
+from apps.rollouts.durations import span
 from apps.rollouts.estimates import StepEstimate, UsualTraffic, estimate_plan
+from apps.rollouts.latency_baseline import usual_latency
 from apps.rollouts.models import TelemetryRow
 from apps.rollouts.plans import PlanDocument
-from apps.rollouts.references import usual_latency
-from apps.rollouts.spans import span
 
 HOUR = timedelta(hours=1)
 PERIODS = (("the last day", timedelta(days=1)), ("the last week", timedelta(days=7)))

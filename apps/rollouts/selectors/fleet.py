@@ -8,8 +8,8 @@ from datetime import datetime, timedelta
 from django.conf import settings
 
 from apps.rollouts.epochs import current_epoch
+from apps.rollouts.fleet_status import PIN_ALL, why_ahead
 from apps.rollouts.models import BreakerTripRecord, Epoch, Instance, PublishedTable, TrafficAlarm
-from apps.rollouts.roster import PIN_ALL, why_ahead
 from contract.generations import epoch_of
 from contract.messages import STREAM_TELEMETRY
 

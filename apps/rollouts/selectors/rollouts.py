@@ -11,11 +11,11 @@ from django.db.models import Case, Max, Q, QuerySet, When
 
 from apps.models.access import RANK, has_role
 from apps.models.models import LiveSplit, RegisteredModel, Role
+from apps.rollouts.fleet_status import unacked
 from apps.rollouts.gates import gate_role
 from apps.rollouts.models import Evaluation, Plan, Rollout, RolloutEvent
 from apps.rollouts.overrides import holding_freeze
 from apps.rollouts.plans import PlanDocument, document_of, from_json
-from apps.rollouts.roster import unacked
 from apps.rollouts.states import LIVE_PHASES, Phase
 
 LOG_PAGE = 15

@@ -6,7 +6,7 @@ that has moved on. `None` acts on whatever is there. An abort takes none: it is 
 
 from apps.rollouts.gates import gate_role
 from apps.rollouts.services.aborts import abort_rollout, can_take_back, give_reason
-from apps.rollouts.services.moves import (
+from apps.rollouts.services.actions import (
     approve_step,
     override_freeze,
     pause_rollout,

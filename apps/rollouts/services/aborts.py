@@ -11,7 +11,7 @@ from apps.lib.errors import Conflict, Invalid
 from apps.models.models import LiveSplit
 from apps.rollouts.models import Quarantine, Rollout
 from apps.rollouts.phases import append_note, roll_back
-from apps.rollouts.services.rows import audit_rollout, lock_rollout
+from apps.rollouts.services.locked_rows import audit_rollout, lock_rollout
 from apps.rollouts.services.starts import rollback_model
 from apps.rollouts.states import Phase
 

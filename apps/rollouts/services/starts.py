@@ -12,9 +12,10 @@ from django.db import IntegrityError, transaction
 
 from apps.lib.actors import Actor
 from apps.lib.errors import Conflict, Invalid
+from apps.models.archivable import require_active
 from apps.models.models import LiveSplit, ModelVersion, RegisteredModel
-from apps.models.retirable import require_active
 from apps.models.services import acquire_split, deploy_version
+from apps.rollouts.fleet_status import unacked
 from apps.rollouts.gates import gates_of_plan, pass_gates
 from apps.rollouts.models import Plan, Release, Rollout
 from apps.rollouts.overrides import (
@@ -28,8 +29,7 @@ from apps.rollouts.overrides import (
 )
 from apps.rollouts.phases import append_event, move, tell
 from apps.rollouts.plans import PlanDocument, check_plan, document_of, to_json
-from apps.rollouts.roster import unacked
-from apps.rollouts.services.rows import audit_rollout
+from apps.rollouts.services.locked_rows import audit_rollout
 from apps.rollouts.states import LIVE_PHASES, Phase
 from apps.rollouts.tick import tick_one
 

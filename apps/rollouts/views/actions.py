@@ -26,7 +26,7 @@ from apps.rollouts.models import Rollout
 from apps.rollouts.overrides import HELD_PHASES
 from apps.rollouts.selectors import rollouts as selectors
 from apps.rollouts.states import Phase
-from apps.rollouts.views import questions
+from apps.rollouts.views import confirmations
 from apps.rollouts.views.rollouts import load_rollout, state_context
 
 Action = Callable[..., Rollout]
@@ -107,7 +107,7 @@ def skip(request: PageRequest, pk: UUID) -> HttpResponse:
         found,
         services.skip_step,
         done,
-        lambda: questions.of_skip(found, actor, database_now()),
+        lambda: confirmations.of_skip(found, actor, database_now()),
     )
 
 
@@ -125,7 +125,7 @@ def approve(request: PageRequest, pk: UUID) -> HttpResponse:
         found,
         services.approve_step,
         done,
-        lambda: questions.of_approve(found, actor),
+        lambda: confirmations.of_approve(found, actor),
         {Phase.BAKING},
     )
 
@@ -140,7 +140,7 @@ def promote(request: PageRequest, pk: UUID) -> HttpResponse:
         found,
         services.promote_now,
         "Promoted: the target is stable now.",
-        lambda: questions.of_promote(found, actor, database_now()),
+        lambda: confirmations.of_promote(found, actor, database_now()),
     )
 
 
@@ -154,7 +154,7 @@ def override_freeze(request: PageRequest, pk: UUID) -> HttpResponse:
         found,
         services.override_freeze,
         done,
-        lambda: questions.of_freeze(found, database_now()),
+        lambda: confirmations.of_freeze(found, database_now()),
         HELD_PHASES,
     )
 
@@ -164,7 +164,7 @@ def override_freeze(request: PageRequest, pk: UUID) -> HttpResponse:
 def abort(request: PageRequest, pk: UUID) -> HttpResponse:
     """The red button: abort, or roll back what was promoted; whatever the page showed."""
     found = _operated(request, pk)
-    if asked := ask(request, questions.of_abort(found)):
+    if asked := ask(request, confirmations.of_abort(found)):
         return asked
     rows = [found]
 

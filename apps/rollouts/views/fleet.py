@@ -15,9 +15,9 @@ from apps.lib.confirm import Question, ask
 from apps.lib.pages import PageRequest, attempt, go_to, page, render_live, stamp_of
 from apps.models.access import actor_of, has_role, require_role
 from apps.models.models import Role
+from apps.rollouts.maintenance import forget_instance
 from apps.rollouts.models import Instance
 from apps.rollouts.selectors.fleet import read_fleet, recent_alarms, recent_tables, recent_trips
-from apps.rollouts.upkeep import forget_instance
 
 
 @page

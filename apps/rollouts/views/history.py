@@ -13,8 +13,8 @@ from django.views.decorators.http import require_safe
 from apps.lib.pages import PageRequest, page
 from apps.models.models import RegisteredModel
 from apps.rollouts.forms import InstantForm
-from apps.rollouts.selectors.deciders import decider_of
 from apps.rollouts.selectors.history import view_of, views_of
+from apps.rollouts.selectors.provenance import decider_of
 from apps.rollouts.serving_history import history_of, serving_at
 
 HISTORY_PAGE = 25

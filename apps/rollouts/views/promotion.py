@@ -16,15 +16,15 @@ from apps.models.access import actor_of, has_role, require_role
 from apps.models.models import ModelVersion, RegisteredModel, Role
 from apps.models.selectors import compare_versions, list_models, promotable_versions
 from apps.rollouts import services
+from apps.rollouts.fleet_status import pins_on, silent_instances
 from apps.rollouts.forms import PromoteForm
 from apps.rollouts.models import Plan
 from apps.rollouts.no_control import notices_of
 from apps.rollouts.overrides import Override
 from apps.rollouts.plans import document_of
-from apps.rollouts.roster import pins_on, silent_instances
+from apps.rollouts.selectors.blockers import obstacles_of
 from apps.rollouts.selectors.estimates import times_of_model
 from apps.rollouts.selectors.fleet import read_fleet
-from apps.rollouts.selectors.obstacles import obstacles_of
 from apps.rollouts.selectors.rollouts import rollouts_of, steps_of_saved
 from apps.rollouts.selectors.serving import experiment_of
 

@@ -18,18 +18,18 @@ from apps.lib.errors import InterlockError
 from apps.lib.pages import PageRequest, attempt, go_to, page, render_live, stamp_of
 from apps.models.access import actor_of, require_role
 from apps.models.models import Role
+from apps.rollouts.fleet_status import silent_instances
 from apps.rollouts.freezes import Freeze
 from apps.rollouts.models import Release, Rollout
 from apps.rollouts.overrides import holding_freeze
 from apps.rollouts.release_rows import ROWS_MIN, Row, joint_obstacles, read_rows, with_empty
 from apps.rollouts.releases import abort_release, start_release
-from apps.rollouts.roster import silent_instances
 from apps.rollouts.rule_forms import ReleaseForm
 from apps.rollouts.selectors.fleet import read_fleet
 from apps.rollouts.selectors.releases import find_releases, state_of
 from apps.rollouts.selectors.rollouts import steps_of, steps_of_saved
 from apps.rollouts.selectors.rules import allowed
-from apps.rollouts.views.questions import can_abort, of_release_abort, release_abort_label
+from apps.rollouts.views.confirmations import can_abort, of_release_abort, release_abort_label
 
 LIST_PAGE = 25
 

@@ -18,7 +18,7 @@ from apps.lib.pages import PageRequest, attempt, go_to, page
 from apps.models.access import actor_of, has_role, require_role
 from apps.models.models import ModelVersion, RegisteredModel, Role
 from apps.rollouts import undeploying
-from apps.rollouts.needs import needs_of_model, needs_of_service, needs_of_version
+from apps.rollouts.version_usage import needs_of_model, needs_of_service, needs_of_version
 
 WHY = "Reason, kept in the log"
 

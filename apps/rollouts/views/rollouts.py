@@ -18,17 +18,17 @@ from apps.models.access import has_role
 from apps.models.models import LiveSplit, Role
 from apps.rollouts import charts
 from apps.rollouts.check_kinds import ERROR_RATE, LATENCY, UNANSWERED
-from apps.rollouts.explain import tell_story
 from apps.rollouts.forms import RolloutFilterForm
 from apps.rollouts.models import Rollout
+from apps.rollouts.narrative import tell_story
 from apps.rollouts.overrides import holding_freeze
 from apps.rollouts.selectors import rollouts as selectors
+from apps.rollouts.selectors.blockers import Obstacle, obstacles_of
 from apps.rollouts.selectors.checks import checks_of
 from apps.rollouts.selectors.ends import ends_of
-from apps.rollouts.selectors.obstacles import Obstacle, obstacles_of
 from apps.rollouts.selectors.telemetry import minute_stamp, series
 from apps.rollouts.states import Phase
-from apps.rollouts.views.questions import abort_label, can_abort
+from apps.rollouts.views.confirmations import abort_label, can_abort
 
 LIST_PAGE = 25
 

@@ -20,10 +20,10 @@ from apps.models.access import actor_of, has_role, require_role
 from apps.models.models import ModelVersion, Role
 from apps.rollouts.freeze_store import create_freeze, end_freeze, role_to_freeze
 from apps.rollouts.freezes import open_until
+from apps.rollouts.maintenance import concurrent_max, lift_quarantine, set_concurrent_max
 from apps.rollouts.models import FreezeWindow
 from apps.rollouts.rule_forms import FreezeForm, LimitForm, tell
 from apps.rollouts.selectors.rules import allowed, count_places, quarantined, read_freezes
-from apps.rollouts.upkeep import concurrent_max, lift_quarantine, set_concurrent_max
 
 QUARANTINE_PAGE = 25
 REASON_MAX = 1_000

@@ -14,8 +14,8 @@ from apps.lib.errors import InterlockError
 from apps.lib.pages import PageRequest, page
 from apps.models.access import actor_of, require_role
 from apps.models.models import ModelVersion, RegisteredModel, Role
-from apps.rollouts.serving import change_settings, change_warmup
 from apps.rollouts.serving_forms import SettingsForm, WarmupForm
+from apps.rollouts.serving_policies import change_settings, change_warmup
 
 
 @page

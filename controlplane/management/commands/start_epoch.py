@@ -20,9 +20,9 @@ from apps.lib.actors import Actor
 from apps.lib.clock import database_now
 from apps.lib.errors import InterlockError
 from apps.rollouts.epochs import highest_epoch_known, latest_generation
+from apps.rollouts.fleet_status import live_instances
+from apps.rollouts.maintenance import start_epoch
 from apps.rollouts.models import Epoch
-from apps.rollouts.roster import live_instances
-from apps.rollouts.upkeep import start_epoch
 from contract.generations import in_words
 
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from xxhash import xxh3_64_digest
 
 from contract.routing import Signature, Tensor
+from dataplane.batch_reply import Layout, Output
 from dataplane.cache.entry import Corrupt, Scope, decode_value, encode_value, entry_of
 from dataplane.datatypes import DATATYPES, NotJson
-from dataplane.reply import Layout, Output
 
 SCOPE = Scope(b"", None)
 

@@ -12,7 +12,7 @@ import pytest
 
 from contract.routing import Cache as Settings
 from contract.routing import Tenant, VersionRoute
-from dataplane.cache.page import add_cache
+from dataplane.cache.metrics import add_cache
 from dataplane.metrics import Page
 from dataplane.triton import Reply
 from tests.dataplane.cache.worlds import INFER, ON, ROW, Plane

@@ -9,8 +9,8 @@ from hypothesis.extra import numpy as arrays
 from scipy.stats import spearmanr
 
 from contract.routing import Tensor
+from dataplane.batch_reply import Layout, Output
 from dataplane.datatypes import DATATYPES
-from dataplane.reply import Layout, Output
 from dataplane.shadow import comparison
 from dataplane.shadow.comparison import (
     ELEMENTS_MAX,

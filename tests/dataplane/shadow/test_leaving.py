@@ -13,7 +13,7 @@ from contract.routing import Shadow
 from dataplane.config import Config
 from dataplane.instance import _shadows
 from dataplane.metrics import Page
-from dataplane.pages import _add_shadows
+from dataplane.metrics_page import _add_shadows
 from dataplane.spool import Spool
 from dataplane.stream import Publisher
 from dataplane.telemetry import Telemetry

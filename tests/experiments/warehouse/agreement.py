@@ -8,8 +8,8 @@ from itertools import combinations_with_replacement
 
 import pytest
 
-from apps.experiments.gather import Gathered
 from apps.experiments.stats.comoments import Comoments, triples
+from apps.experiments.sufficient_statistics import Gathered
 from apps.experiments.warehouse.export import Exported
 from apps.experiments.warehouse.source import Warehouse, connect
 from tests.experiments.factories import NOW

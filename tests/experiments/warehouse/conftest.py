@@ -10,7 +10,7 @@ import pytest
 
 from apps.experiments.models import Experiment, MeasuredUnit, Metric, WeightChange
 from apps.experiments.services import MetricChoice
-from apps.experiments.values import fold_all
+from apps.experiments.unit_values import fold_all
 from apps.experiments.warehouse.export import Exported, export_parquet
 from tests.experiments.factories import NOW, expose, make_running, observe
 from tests.experiments.warehouse.agreement import SEEDS

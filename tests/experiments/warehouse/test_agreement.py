@@ -12,12 +12,12 @@ import pytest
 from django.core.management import CommandError, call_command
 
 from apps.experiments.attribution import sent_metrics
-from apps.experiments.gather import gather
 from apps.experiments.models import Experiment, OutcomeRow
 from apps.experiments.postgres import Postgres
 from apps.experiments.results import compute_result
 from apps.experiments.stats.report import make_report
-from apps.experiments.values import fold
+from apps.experiments.sufficient_statistics import gather
+from apps.experiments.unit_values import fold
 from apps.experiments.warehouse.export import Exported, export_parquet
 from apps.lib.clock import database_now
 from tests.experiments.warehouse.agreement import LATER, ONE_SEED, all_same, warehouse

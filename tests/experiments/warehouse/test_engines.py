@@ -6,12 +6,12 @@ import ibis
 import pytest
 
 from apps.experiments.columns import metric_columns, uses_of
-from apps.experiments.gather import gather
 from apps.experiments.models import Experiment
 from apps.experiments.phases import phases_of
 from apps.experiments.postgres import Postgres
-from apps.experiments.scan import Scan
-from apps.experiments.warehouse import questions
+from apps.experiments.sufficient_statistics import gather
+from apps.experiments.unit_query import Scan
+from apps.experiments.warehouse import queries
 from apps.experiments.warehouse.export import Exported
 from apps.experiments.warehouse.units import Tables, units_of
 from tests.experiments.factories import NOW
@@ -50,13 +50,13 @@ def test_every_question_is_written_for_each_engine(bare: Experiment, engine: str
     phases = tuple(phases_of(["weak", "strong"], changes))
     scan = Scan(bare, ("weak", "strong"), columns, phases, LATER, {2: 0.5})
     units = units_of(scan, tables)
-    seen, names = questions.valued(units, scan, "x-country")
+    seen, names = queries.valued(units, scan, "x-country")
     asked = [
-        questions.missing_means(units, [2]),
-        questions.phase_counts(units, scan),
-        questions.level_sums(seen, names),
-        questions.at_ranks(seen, names[3][0], {"weak": [3, 9], "strong": [5]}),
-        questions.binned(seen, names[1][0], [1e6, 2e6]),
+        queries.missing_means(units, [2]),
+        queries.phase_counts(units, scan),
+        queries.level_sums(seen, names),
+        queries.at_ranks(seen, names[3][0], {"weak": [3, 9], "strong": [5]}),
+        queries.binned(seen, names[1][0], [1e6, 2e6]),
     ]
 
     for question in asked:

@@ -1,0 +1,87 @@
+"""Which units met which side of a rollout's split, for guardrails on outcomes.
+
+A row keeps the first meeting with each side, so that the order in which meetings arrive, or a
+repeated delivery, changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from django.db import connection
+
+from apps.experiments.tenant_scope import IS_NEW, MERGED
+from apps.rollouts.models import Rollout
+from contract.bucketing import bucket
+from contract.routing import BASELINE, CANARY, STABLE
+
+SIDES = {CANARY, STABLE, BASELINE}
+
+# A nested array would be taken apart as a whole: the others of a unit come as one JSON list.
+UPSERT_MEETINGS = f"""
+    INSERT INTO experiments_rolloutexposure AS kept
+        (rollout_id, unit, bucket, canary_at, control_at, tenant, also_tenants)
+    SELECT rollout_id, unit, bucket, canary_at, control_at, tenant,
+        CASE WHEN others IS NOT NULL THEN ARRAY(SELECT jsonb_array_elements_text(others::jsonb)) END
+    FROM unnest(
+        %s::uuid[], %s::text[], %s::int[], %s::timestamptz[], %s::timestamptz[], %s::text[],
+        %s::text[]
+    ) AS met(rollout_id, unit, bucket, canary_at, control_at, tenant, others)
+    ON CONFLICT (rollout_id, unit) DO UPDATE SET
+        canary_at = least(kept.canary_at, excluded.canary_at),
+        control_at = least(kept.control_at, excluded.control_at),
+        also_tenants = {MERGED}
+    WHERE least(kept.canary_at, excluded.canary_at) IS DISTINCT FROM kept.canary_at
+        OR least(kept.control_at, excluded.control_at) IS DISTINCT FROM kept.control_at
+        OR {IS_NEW}
+"""  # noqa: S608 (conditions of ours)
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """A unit met a side of the rollout's split, by a request of `tenant`."""
+
+    rollout_id: UUID
+    unit: str
+    is_canary: bool
+    at: datetime
+    tenant: str = ""
+
+
+def known_salts(ids: Iterable[UUID]) -> dict[UUID, str]:
+    """Return the salts of those ids that are rollouts."""
+    return dict(Rollout.objects.filter(pk__in=list(ids)).values_list("pk", "salt"))
+
+
+def write_meetings(meetings: Sequence[Meeting], salts: dict[UUID, str]) -> None:
+    """Keep the first meeting of each unit with each side. Runs in the caller's transaction."""
+    first: dict[tuple[UUID, str], dict[bool, datetime]] = {}
+    # As an ordered set: which of them is the first does not matter.
+    tenants: dict[tuple[UUID, str], dict[str, None]] = {}
+    for meeting in meetings:
+        sides = first.setdefault((meeting.rollout_id, meeting.unit), {})
+        sides[meeting.is_canary] = min(sides.get(meeting.is_canary, meeting.at), meeting.at)
+        tenants.setdefault((meeting.rollout_id, meeting.unit), {})[meeting.tenant] = None
+    if not first:
+        return
+    keys = sorted(first)
+    columns: list[list[Any]] = [
+        [pk for pk, _ in keys],
+        [unit for _, unit in keys],
+        [bucket(salts[pk], unit) for pk, unit in keys],
+        [first[key].get(True) for key in keys],
+        [first[key].get(False) for key in keys],
+        [next(iter(tenants[key])) for key in keys],
+        [_others(list(tenants[key])) for key in keys],
+    ]
+    with connection.cursor() as cursor:
+        cursor.execute(UPSERT_MEETINGS, columns)
+
+
+def _others(tenants: list[str]) -> str | None:
+    return json.dumps(tenants[1:]) if len(tenants) > 1 else None

@@ -1,0 +1,56 @@
+"""Stable's own spread over time before a rollout: read once, kept, and told to the judge."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from apps.rollouts.baseline_dispersion import from_json, spread_before, to_json
+from apps.rollouts.models import Evaluation, Rollout
+from apps.rollouts.tick import tick_rollouts
+from tests.rollouts.factories import make_baking, make_model, send
+from tests.rollouts.test_reconcile import baking
+
+pytestmark = pytest.mark.django_db
+
+
+def past(rollout: Rollout, minutes: int = 10, **fields: int) -> None:
+    for number in range(6 * minutes):
+        at = rollout.started_at - timedelta(seconds=10 * (number + 1))
+        n, errors = 100, 40 if number % 12 == 0 else 0
+        counts = {"units": n, "unit_errors": errors} | fields
+        send("digits", 1, at=at, interval_started_at=at, **counts)
+
+
+def test_nothing_is_known_of_a_stable_that_answered_nothing() -> None:
+    assert spread_before(make_baking(make_model()), 10) is None
+
+
+def test_bad_minutes_before_a_rollout_are_known_in_it() -> None:
+    rollout = make_baking(make_model())
+    past(rollout)
+    found = spread_before(rollout, 10)
+    assert found is not None
+    # Of ten minutes the middle third: the wildest and the steadiest are left out.
+    assert found.intervals == 20
+    assert float(found.at_once) > 10 * float(found.binomial)
+
+
+def test_what_was_read_is_kept_as_it_was() -> None:
+    rollout = make_baking(make_model())
+    past(rollout)
+    first = spread_before(rollout, 10)
+    past(rollout, unit_errors=100)
+    rollout.refresh_from_db()
+    assert to_json(spread_before(rollout, 10)) == to_json(first)
+
+
+def test_an_evaluation_keeps_what_was_known_before() -> None:
+    rollout = baking()
+    past(rollout)
+    tick_rollouts()
+    row = Evaluation.objects.filter(rollout=rollout, check_name="error-rate").get()
+    kept = from_json(row.inputs["before"])
+    assert kept is not None
+    assert to_json(kept) == to_json(spread_before(Rollout.objects.get(pk=rollout.pk), 10))
