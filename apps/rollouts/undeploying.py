@@ -2,8 +2,9 @@
 
 Each locks its model's row for the length of a transaction, and asks then what needs it
 (`apps.rollouts.version_usage`): whoever starts a rollout or an experiment at the same moment either
-comes first and is refused here, or comes second and is refused there. What is loaded leaves in the usual order
-(`apps.rollouts.retirement`); files of what is deleted go after that (`apps.models.deletion`).
+comes first and is refused here, or comes second and is refused there. What is loaded leaves in the
+usual order (`apps.rollouts.retirement`); files of what is deleted go after that
+(`apps.models.deletion`).
 """
 
 from __future__ import annotations
