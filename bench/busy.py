@@ -66,18 +66,18 @@ class Yielding(threading.Thread):
     def __init__(self, root: int) -> None:
         super().__init__(daemon=True)
         self._root = root
-        self._stop = threading.Event()
+        self._end = threading.Event()
 
     def run(self) -> None:
         done: set[int] = set()
-        while not self._stop.wait(LOOK_S):
+        while not self._end.wait(LOOK_S):
             for pid in descendants(self._root) - done:
                 with suppress(OSError):
                     Path(f"/proc/{pid}/autogroup").write_text(str(LOWEST))
                     done.add(pid)
 
     def stop(self) -> None:
-        self._stop.set()
+        self._end.set()
         self.join()
 
 

@@ -53,6 +53,12 @@ class Control:
             _patiently(lambda: self._http.post(path, json=body or {}, headers=headers))
         )
 
+    def sync(self) -> None:
+        """Have MLflow's versions imported, unless another sync is at it: the next one follows."""
+        response = _patiently(lambda: self._http.post("models/sync/"))
+        if response.status_code != httpx.codes.CONFLICT:
+            self._read(response)
+
     def patch(self, path: str, body: dict[str, Any]) -> Any:
         return self._read(_patiently(lambda: self._http.patch(path, json=body)))
 

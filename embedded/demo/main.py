@@ -110,7 +110,7 @@ def _register(stack: Stack, control: Control) -> dict[str, int]:
         say("waiting for MLflow, then logging runs and registering versions …")
         _wait_for_mlflow(stack)
         register_all(classifiers, digits, stack.env)
-        control.post("models/sync/")
+        control.sync()
         control.wait_for("models/", lambda _: _registered(control) is not None)
         known = _registered(control)
     if known is None:

@@ -1,0 +1,14 @@
+"""The harness of a busy machine: it must end with what it slows down."""
+
+import subprocess
+
+from bench.busy import Yielding
+
+
+def test_yielding_ends_when_it_is_stopped():
+    with subprocess.Popen(["sleep", "30"], start_new_session=True) as process:
+        yielding = Yielding(process.pid)
+        yielding.start()
+        yielding.stop()
+        assert not yielding.is_alive()
+        process.kill()
