@@ -1,4 +1,8 @@
-"""The only reader of the control plane's environment; a bad value is named, not guessed."""
+"""The only reader of the control plane's environment; a bad value is named, not guessed.
+
+A reader that gets `help` declares the variable: documents, `.env.example` and docker-compose.yml
+are made from what is declared (`embedded.settings_pages`).
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from apps.lib.egress import AllowList, OwnService
 from contract.redis_url import RedisUrlError, parse_redis_url
+from contract.variables import Variable
 
 # Django's name of each part of a database URL that it has one for, and libpq's.
 DATABASE_PARTS = {
@@ -30,20 +35,48 @@ GENERATOR = "python3 -c 'import secrets; print(secrets.token_urlsafe(48))'"
 MAIL_PORTS = {"smtp": 25, "smtp+starttls": 587, "smtps": 465}
 
 
+# Every variable that the settings declare, by its name, in their order.
+DECLARED: dict[str, Variable] = {}
+
+
 class SettingError(RuntimeError):
     """An environment variable is missing or cannot be understood."""
 
 
-def text(name: str, default: str | None = None) -> str:
-    """Return the variable, or `default`. Raises SettingError when it is unset without one."""
-    value = os.environ.get(name, default)
+def declare(
+    name: str, default: object, help: str, unit: str = "", *, is_secret: bool = False
+) -> None:
+    """Note what a variable is. `default` None: the process does not start without it."""
+    is_required = default is None
+    DECLARED[name] = Variable(
+        name, "" if is_required else str(default), help, unit, is_required, is_secret
+    )
+
+
+def text(
+    name: str,
+    default: str | None = None,
+    help: str = "",
+    unit: str = "",
+    *,
+    is_secret: bool = False,
+) -> str:
+    """Return the variable, or `default` where it is unset or empty.
+
+    Raises SettingError where there is no default either.
+    """
+    if help:
+        declare(name, default, help, unit, is_secret=is_secret)
+    value = os.environ.get(name) or default
     if value is None:
         raise SettingError(f"{name} is not set")
     return value
 
 
-def flag(name: str, default: bool) -> bool:
+def flag(name: str, default: bool, help: str = "") -> bool:
     """Return a yes/no variable."""
+    if help:
+        declare(name, int(default), help)
     value = os.environ.get(name)
     if value is None or value == "":
         return default
@@ -54,8 +87,10 @@ def flag(name: str, default: bool) -> bool:
     raise SettingError(f"{name} is {value!r}; it takes 1 or 0")
 
 
-def integer(name: str, default: int, *, at_least: int = 0) -> int:
+def integer(name: str, default: int, help: str = "", unit: str = "", *, at_least: int = 0) -> int:
     """Return a whole number that is at least `at_least`."""
+    if help:
+        declare(name, default, help, unit)
     value = os.environ.get(name)
     if value is None or value == "":
         return default
@@ -68,29 +103,34 @@ def integer(name: str, default: int, *, at_least: int = 0) -> int:
     return number
 
 
-def days(name: str, default: int, *, at_least: int) -> int:
+def days(name: str, default: int, help: str = "", *, at_least: int) -> int:
     """Return a number of days; 0 stands for ever, anything else is at least `at_least`."""
-    number = integer(name, default)
+    number = integer(name, default, help, "days")
     if 0 < number < at_least:
         raise SettingError(f"{name} is {number}; it takes 0 (for ever) or at least {at_least}")
     return number
 
 
-def choice(name: str, default: str, choices: tuple[str, ...]) -> str:
+def choice(name: str, default: str, choices: tuple[str, ...], help: str = "") -> str:
     """Return one of `choices`."""
+    if help:
+        declare(name, default, f"{help}: {', '.join(choices)}")
     value = os.environ.get(name) or default
     if value not in choices:
         raise SettingError(f"{name} is {value!r}; it takes {', '.join(choices)}")
     return value
 
 
-def items(name: str, default: str = "") -> list[str]:
+def items(name: str, default: str = "", help: str = "") -> list[str]:
     """Return a comma-separated variable as a list without empty items."""
-    return [item.strip() for item in os.environ.get(name, default).split(",") if item.strip()]
+    value = text(name, default, help, "comma-separated")
+    return [item.strip() for item in value.split(",") if item.strip()]
 
 
-def service_url(name: str) -> str:
+def service_url(name: str, help: str = "") -> str:
     """Return the address of a service that is asked over HTTP, or nothing when it is not set."""
+    if help:
+        declare(name, "", help, "URL")
     value = os.environ.get(name, "").strip()
     try:
         url = urlsplit(value)
@@ -103,39 +143,43 @@ def service_url(name: str) -> str:
     return value
 
 
-def secret(name: str, default: str | None = None) -> str:
+def secret(name: str, default: str | None = None, help: str = "") -> str:
     """Return a secret that nobody guesses. Raises SettingError for one that somebody could.
 
     It has at least SECRET_LENGTH_MIN characters, DIFFERENT_MIN different ones of them, and is no
     example out of a book. The value stays out of the message.
     """
-    value = text(name, default)
-    if value == default and not value:
+    if help:
+        declare(name, default, help, is_secret=True)
+    value = os.environ.get(name) or default
+    if value == "":
         return value
     problem = ""
-    if len(value) < SECRET_LENGTH_MIN:
+    if value is None:
+        problem = "is not set"
+    elif len(value) < SECRET_LENGTH_MIN:
         problem = f"has {len(value)} characters; it takes at least {SECRET_LENGTH_MIN}"
     elif len(set(value)) < DIFFERENT_MIN:
         problem = f"has {len(set(value))} different characters; it takes at least {DIFFERENT_MIN}"
     elif word := next((word for word in WELL_KNOWN if word in value.lower()), ""):
         problem = f"contains {word!r}, as a default does"
-    if problem:
+    if problem or value is None:
         raise SettingError(f"{name} {problem}. Set it to what `{GENERATOR}` prints")
     return value
 
 
-def allow_list(name: str) -> AllowList:
+def allow_list(name: str, help: str = "") -> AllowList:
     """Return the networks, addresses and names of a comma-separated variable."""
     try:
-        return AllowList.parse(items(name))
+        return AllowList.parse(items(name, "", help))
     except ValueError as error:
         raise SettingError(f"{name}: {error}") from error
 
 
-def own_services(name: str) -> list[OwnService]:
+def own_services(name: str, help: str = "") -> list[OwnService]:
     """Return the servers of a comma-separated variable, each `host:port`, or `host` for all."""
     services = []
-    for item in items(name):
+    for item in items(name, "", help):
         try:
             url = urlsplit(f"//{item}")
             host, port = url.hostname, url.port
@@ -147,8 +191,10 @@ def own_services(name: str) -> list[OwnService]:
     return services
 
 
-def webhook_secret(name: str) -> str:
+def webhook_secret(name: str, help: str = "") -> str:
     """Return what webhooks are signed with: `whsec_` and the key in base64; or nothing."""
+    if help:
+        declare(name, "", help, is_secret=True)
     value = os.environ.get(name, "").strip()
     try:
         key = base64.b64decode(value.removeprefix("whsec_"), validate=True)
@@ -163,8 +209,10 @@ def webhook_secret(name: str) -> str:
     return value
 
 
-def public_url(name: str, default: str) -> str:
+def public_url(name: str, default: str, help: str = "") -> str:
     """Return a URL to show to people, without a slash at its end or a password in it."""
+    if help:
+        declare(name, "", help, "URL")
     url = urlsplit((os.environ.get(name) or default).rstrip("/"))
     if url.scheme not in {"http", "https"}:
         if not os.environ.get(name):
@@ -173,8 +221,10 @@ def public_url(name: str, default: str) -> str:
     return url._replace(netloc=url.netloc.rpartition("@")[2]).geturl()
 
 
-def mail_server(name: str) -> dict[str, Any]:
+def mail_server(name: str, help: str = "") -> dict[str, Any]:
     """Return how to reach the mail server that an smtp:, smtps: or smtp+starttls: URL names."""
+    if help:
+        declare(name, "", help, "URL", is_secret=True)
     value = os.environ.get(name, "")
     if not value:
         return {}
@@ -220,13 +270,13 @@ KEEPALIVE: dict[int, int] = {
 }
 
 
-def database(name: str, default: str) -> dict[str, object]:
+def database(name: str, default: str, help: str = "") -> dict[str, object]:
     """Return Django's database settings from a URL as libpq reads it.
 
     Several hosts, socket directories and every parameter of libpq are passed on: `sslmode`,
     `sslrootcert`, `target_session_attrs`, `connect_timeout` and so on.
     """
-    value = text(name, default)
+    value = text(name, default, help, "URL", is_secret=True)
     try:
         found = conninfo_to_dict(value)
     except PsycopgError as error:
@@ -237,9 +287,9 @@ def database(name: str, default: str) -> dict[str, object]:
     return {"ENGINE": "controlplane.postgresql", **named, "OPTIONS": {**PROBED, **found}}
 
 
-def database_pool(name: str) -> dict[str, object]:
+def database_pool(name: str, help: str = "") -> dict[str, object]:
     """Return the options of a pool of at most so many connections; 0: there is none."""
-    size = integer(name, 0)
+    size = integer(name, 0, help, "connections")
     if not size:
         return {}
     # One that nobody uses for a minute is closed, and each after ten: so that a load balancer's
@@ -247,9 +297,9 @@ def database_pool(name: str) -> dict[str, object]:
     return {"pool": {"min_size": 1, "max_size": size, "max_idle": 60, "max_lifetime": 600}}
 
 
-def redis_url(name: str, default: str) -> str:
+def redis_url(name: str, default: str, help: str = "") -> str:
     """Return the URL of Redis, or of its Sentinel, as `contract.redis_url` reads it."""
-    value = text(name, default)
+    value = text(name, default, help, "URL", is_secret=True)
     try:
         parse_redis_url(value)
     except RedisUrlError as error:

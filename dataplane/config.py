@@ -1,116 +1,233 @@
-"""Every setting of the data plane, read once from the environment.
+"""Every setting of the data plane, declared here and read once from the environment.
 
-This is the only module here that reads `os.environ`. A value that cannot be used stops the start
-with an error that names the variable.
+This is the only module here that reads `os.environ`. Documents and docker-compose.yml get the
+settings from these declarations (`embedded.settings_pages`).
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, TypeVar, cast, get_args
+from typing import Literal, get_args
 
-from contract.redis_url import RedisUrlError, parse_redis_url
+from contract.variables import Variable
+from dataplane import environment
+from dataplane.environment import ConfigError, required, setting
 
-T = TypeVar("T")
+__all__ = ["Config", "ConfigError", "Group", "Limits", "StalePolicy", "Transport", "load"]
+
+MIB = 1024 * 1024
 StalePolicy = Literal["serve", "warn", "fail"]
 
 
-class ConfigError(ValueError):
-    """A setting that is missing or cannot be used; the message names the variable."""
+def default_workers() -> int:
+    """Return half of the cores: a model server on the same machine needs the other half."""
+    return max(1, len(os.sched_getaffinity(0)) // 2)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Bounds on one HTTP connection; sizes in bytes, times in whole seconds."""
+    """Bounds on one HTTP connection."""
 
-    head_bytes_max: int = 32 * 1024
-    headers_max: int = 100
-    body_bytes_max: int = 16 * 1024 * 1024
-    # What one connection may have unanswered before it is no longer read, and all of a process.
-    connection_bytes_max: int = 4 * 1024 * 1024
-    bodies_bytes_max: int = 64 * 1024 * 1024
-    head_timeout_s: int = 10
-    body_timeout_s: int = 30
-    idle_timeout_s: int = 75
-    write_timeout_s: int = 30
-    pipeline_max: int = 32
-    compress_bytes_min: int = 4_096
+    head_bytes_max: int = setting(
+        32 * 1024, "bytes", "largest request line and headers; beyond it 431"
+    )
+    headers_max: int = setting(100, "headers", "most headers of a request; beyond it 431")
+    body_bytes_max: int = setting(
+        16 * MIB, "bytes", "largest body, as sent and unpacked; beyond it 413"
+    )
+    connection_bytes_max: int = setting(
+        4 * MIB, "bytes",
+        "unanswered large bodies of one connection; beyond it the connection is not read",
+    )  # fmt: skip
+    bodies_bytes_max: int = setting(
+        64 * MIB, "bytes", "the same of all connections of one process; beyond it 503"
+    )
+    head_timeout_s: int = setting(10, "s", "a request head must be complete within it; else 408")
+    body_timeout_s: int = setting(30, "s", "a request must be complete within it; else 408")
+    idle_timeout_s: int = setting(75, "s", "an idle connection is closed after it")
+    write_timeout_s: int = setting(
+        30, "s", "a client that does not read its answers for so long is cut off"
+    )
+    pipeline_max: int = setting(
+        32,
+        "requests",
+        "unanswered of one connection; beyond it the connection is not read",
+    )
+    compress_bytes_min: int = setting(
+        4_096, "bytes", "answers from this size on are compressed for clients that accept it"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Transport:
-    """How calls to Triton are spread over endpoints, repeated, and kept away from bad ones.
+    """How calls to Triton are spread over endpoints, repeated, and kept away from bad ones."""
 
-    Shares are in basis points of 10,000. `retry_floor` is for ten seconds; see `triton.budget`.
-    """
-
-    warm_connections: int = 2
-    warmup_timeout_s: float = 5.0
-    retry_budget_bp: int = 1_000
-    retry_floor: int = 10
-    eject_failures: int = 5
-    eject_gap_bp: int = 3_000
-    eject_s: float = 5.0
-    eject_max_s: float = 60.0
-    connection_idle_s: float = 60.0
-    connection_age_s: float = 300.0
-    resolve_s: float = 5.0
+    warm_connections: int = setting(
+        2, "connections", "opened to an endpoint before a table that newly names it is applied"
+    )
+    warmup_timeout_s: float = setting(5.0, "s", "each warm-up request must be answered within it")
+    retry_budget_bp: int = setting(
+        1_000, "1/10,000",
+        "share of a cluster's calls of the last 10 s that may be sent a second time (retries and "
+        "hedges)",
+    )  # fmt: skip
+    retry_floor: int = setting(
+        10,
+        "calls",
+        "that may be sent a second time in 10 s beyond that share",
+    )
+    eject_failures: int = setting(
+        5, "calls", "without an answer, one after the other, eject an endpoint"
+    )
+    eject_gap_bp: int = setting(
+        3_000, "1/10,000",
+        "an endpoint is ejected when its share of failures exceeds that of its siblings by this",
+    )  # fmt: skip
+    eject_s: float = setting(
+        5.0, "s", "length of the first ejection; each further one is twice as long, ± 20 %"
+    )
+    eject_max_s: float = setting(60.0, "s", "longest ejection, ± 20 %")
+    connection_idle_s: float = setting(
+        60.0, "s", "a connection to Triton that was idle for longer is closed"
+    )
+    connection_age_s: float = setting(
+        300.0, "s",
+        "a connection to Triton is used no longer, −20 % at random; its call ends first",
+    )  # fmt: skip
+    resolve_s: float = setting(
+        5.0, "s",
+        "how often the name of an endpoint in use is resolved; connections to addresses that it no "
+        "longer has are retired",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
     """How the processes of an instance run, and what its operator may do."""
 
-    workers: int = 1
-    lame_duck_s: float = 0.5
-    staleness: StalePolicy = "serve"
-    stale_after_s: float = 60.0
-    operator_token: str = ""
-    # A worker that shows no life for so long, though it could, is killed and started again: until
-    # then its clients wait.
-    worker_silent_s: float = 1.5
-    # The same for one that starts. Time in which others kept it from the cores does not count.
-    worker_start_s: float = 120.0
-    # Workers whose parent was killed serve on for so long without another.
-    orphan_s: float = 60.0
+    workers: int = setting(
+        default_workers, "processes",
+        "that answer requests; a model server on the machine keeps the other cores",
+        parse=environment.positive(int), shown="half of the cores, at least 1",
+    )  # fmt: skip
+    lame_duck_s: float = setting(
+        0.5, "s",
+        "a stopping instance accepts requests for this long while its readiness fails; longer than "
+        "a load balancer takes to notice",
+    )  # fmt: skip
+    staleness: StalePolicy = setting(
+        "serve", "",
+        "what happens when the control plane has not confirmed the table for "
+        "INTERLOCK_STALE_AFTER_S: serve it, warn as well, or fail readiness (serve, warn, fail)",
+        parse=environment.one_of(*get_args(StalePolicy)),
+    )  # fmt: skip
+    stale_after_s: float = setting(60.0, "s", "a table that was not confirmed for longer is stale")
+    operator_token: str = setting(
+        "", "",
+        "lets its bearer read metrics, statistics and configurations, and pin models to stable; "
+        "without it these are closed",
+        parse=str, shown="none", is_secret=True,
+    )  # fmt: skip
+    # Its clients wait meanwhile.
+    worker_silent_s: float = setting(
+        1.5, "s",
+        "a worker that shows no sign of life for longer, though it had a core, is killed and "
+        "started again",
+    )  # fmt: skip
+    # Time in which others kept it from the cores does not count.
+    worker_start_s: float = setting(
+        120.0,
+        "s",
+        "the same for a worker that is not ready; waiting for a core does not count",
+    )
+    orphan_s: float = setting(
+        60.0, "s", "workers whose parent was killed serve for this long without another parent"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What one instance is told at its start."""
+    """The settings of one instance."""
 
-    host: str
-    port: int
-    control_url: str
-    instance_token: str
-    instance_name: str
-    state_dir: Path
-    redis_url: str
-    poll_interval_s: float = 2.0
-    report_interval_s: float = 2.0
-    telemetry_interval_s: float = 1.0
-    stop_timeout_s: float = 10.0
-    connections_max: int = 4_096
-    endpoint_connections_max: int = 64
-    batches_in_flight_max: int = 4
-    triton_instances: int = 1
-    shadow_connections_max: int = 2
-    shadow_in_flight_max: int = 64
-    shadow_bytes_max: int = 64 * 1024 * 1024
-    spool_bytes_max: int = 64 * 1024 * 1024
-    stream_bytes_max: int = 256 * 1024 * 1024
-    cache_entries_max: int = 50_000
-    cache_bytes_max: int = 32 * 1024 * 1024
-    cache_timeout_ms: int = 20
+    bind: tuple[str, int] = required(
+        "the address that it listens on", environment.bind, unit="host:port"
+    )
+    control_url: str = required("the control plane", environment.web_url, unit="URL")
+    instance_token: str = required(
+        "identifies the instance to the control plane and signs its messages",
+        str, is_secret=True,
+    )  # fmt: skip
+    instance_name: str = required("its name on the fleet page and in its messages", str)
+    state_dir: Path = required(
+        "the last good table and the spool; one directory for each instance",
+        environment.path, unit="path",
+    )  # fmt: skip
+    redis_url: str = required(
+        "Redis: wake-ups, telemetry, exposures, outcomes and the shared cache",
+        environment.redis_url, unit="URL", name="REDIS_URL", is_secret=True,
+    )  # fmt: skip
+    poll_interval_s: float = setting(2.0, "s", "longest time between two pulls of the table")
+    report_interval_s: float = setting(
+        2.0,
+        "s",
+        "longest time between two reports; a change is reported at once",
+    )
+    telemetry_interval_s: float = setting(1.0, "s", "length of a telemetry window")
+    stop_timeout_s: float = setting(10.0, "s", "longest graceful stop")
+    connections_max: int = setting(
+        4_096, "connections", "from clients; further ones are closed as they come"
+    )
+    endpoint_connections_max: int = setting(64, "connections", "to one Triton endpoint")
+    batches_in_flight_max: int = setting(4, "batches", "of one version under way at once")
+    triton_instances: int = setting(
+        1, "instances",
+        "batches of one version that an endpoint computes at once; the same as the control plane's",
+    )  # fmt: skip
+    shadow_connections_max: int = setting(
+        2, "connections",
+        "to one Triton endpoint for shadow requests, and batches of one shadow under way at once",
+    )  # fmt: skip
+    shadow_in_flight_max: int = setting(
+        64, "requests",
+        "to shadows that may wait, be under way or be compared; further ones are dropped",
+    )  # fmt: skip
+    shadow_bytes_max: int = setting(64 * MIB, "bytes", "memory that those shadow requests may take")
+    spool_bytes_max: int = setting(64 * MIB, "bytes", "that may wait on disk while Redis is away")
+    stream_bytes_max: int = setting(
+        256 * MIB, "bytes",
+        "of Redis' memory for each stream; beyond it the oldest telemetry and exposures are lost, "
+        "and outcomes wait in the spool",
+    )  # fmt: skip
+    cache_entries_max: int = setting(
+        50_000,
+        "answers",
+        "that one process caches, of all models; the least recently used leaves first",
+    )
+    cache_bytes_max: int = setting(
+        32 * MIB, "bytes",
+        "that those answers may take; half as much again holds requests that were parsed before",
+    )  # fmt: skip
+    cache_timeout_ms: int = setting(
+        20, "ms", "a look-up in Redis that takes longer is a cache miss"
+    )
+    grpc_bind: tuple[str, int] | None = setting(
+        None, "host:port", "the address that it serves gRPC on; needs the package grpcio",
+        parse=environment.grpc_bind, shown="none: off",
+    )  # fmt: skip
     limits: Limits = Limits()
     transport: Transport = Transport()
     group: Group = Group()
-    # None where gRPC is not served.
-    grpc_bind: tuple[str, int] | None = None
+
+    @property
+    def host(self) -> str:
+        return self.bind[0]
+
+    @property
+    def port(self) -> int:
+        return self.bind[1]
 
 
 def load_own() -> Config:
@@ -120,160 +237,19 @@ def load_own() -> Config:
 
 def load(environ: Mapping[str, str]) -> Config:
     """Return the settings in `environ`. Raises ConfigError."""
-    host, port = _bind("INTERLOCK_BIND", _required(environ, "INTERLOCK_BIND"))
-    return Config(
-        host=host,
-        port=port,
-        control_url=_url(environ, "INTERLOCK_CONTROL_URL", ("http://", "https://")),
-        instance_token=_required(environ, "INTERLOCK_INSTANCE_TOKEN"),
-        instance_name=_required(environ, "INTERLOCK_INSTANCE_NAME"),
-        state_dir=Path(_required(environ, "INTERLOCK_STATE_DIR")),
-        redis_url=_redis_url(environ, "REDIS_URL"),
-        poll_interval_s=_positive(environ, "INTERLOCK_POLL_INTERVAL_S", float, 2.0),
-        report_interval_s=_positive(environ, "INTERLOCK_REPORT_INTERVAL_S", float, 2.0),
-        telemetry_interval_s=_positive(environ, "INTERLOCK_TELEMETRY_INTERVAL_S", float, 1.0),
-        stop_timeout_s=_positive(environ, "INTERLOCK_STOP_TIMEOUT_S", float, 10.0),
-        connections_max=_positive(environ, "INTERLOCK_CONNECTIONS_MAX", int, 4_096),
-        endpoint_connections_max=_positive(environ, "INTERLOCK_ENDPOINT_CONNECTIONS_MAX", int, 64),
-        batches_in_flight_max=_positive(environ, "INTERLOCK_BATCHES_IN_FLIGHT_MAX", int, 4),
-        triton_instances=_positive(environ, "INTERLOCK_TRITON_INSTANCES", int, 1),
-        shadow_connections_max=_positive(environ, "INTERLOCK_SHADOW_CONNECTIONS_MAX", int, 2),
-        shadow_in_flight_max=_positive(environ, "INTERLOCK_SHADOW_IN_FLIGHT_MAX", int, 64),
-        shadow_bytes_max=_positive(environ, "INTERLOCK_SHADOW_BYTES_MAX", int, 64 * 1024 * 1024),
-        spool_bytes_max=_positive(environ, "INTERLOCK_SPOOL_BYTES_MAX", int, 64 * 1024 * 1024),
-        stream_bytes_max=_positive(environ, "INTERLOCK_STREAM_BYTES_MAX", int, 256 * 1024 * 1024),
-        cache_entries_max=_positive(environ, "INTERLOCK_CACHE_ENTRIES_MAX", int, 50_000),
-        cache_bytes_max=_positive(environ, "INTERLOCK_CACHE_BYTES_MAX", int, 32 * 1024 * 1024),
-        cache_timeout_ms=_positive(environ, "INTERLOCK_CACHE_TIMEOUT_MS", int, 20),
-        limits=_limits(environ),
-        group=_group(environ),
-        grpc_bind=_grpc_bind(environ),
-        transport=_transport(environ),
+    return environment.read(
+        Config,
+        environ,
+        limits=environment.read(Limits, environ),
+        group=environment.read(Group, environ),
+        transport=environment.read(Transport, environ),
     )
 
 
-def _group(environ: Mapping[str, str]) -> Group:
-    default = Group()
-    staleness = environ.get("INTERLOCK_STALENESS", "").strip() or default.staleness
-    if staleness not in get_args(StalePolicy):
-        raise ConfigError(f"INTERLOCK_STALENESS must be serve, warn or fail, not {staleness!r}")
-    return Group(
-        workers=_positive(environ, "INTERLOCK_WORKERS", int, default_workers()),
-        lame_duck_s=_positive(environ, "INTERLOCK_LAME_DUCK_S", float, default.lame_duck_s),
-        staleness=cast(StalePolicy, staleness),
-        stale_after_s=_positive(environ, "INTERLOCK_STALE_AFTER_S", float, default.stale_after_s),
-        operator_token=environ.get("INTERLOCK_OPERATOR_TOKEN", "").strip(),
-        worker_silent_s=_positive(
-            environ, "INTERLOCK_WORKER_SILENT_S", float, default.worker_silent_s
-        ),
-        worker_start_s=_positive(
-            environ, "INTERLOCK_WORKER_START_S", float, default.worker_start_s
-        ),
-        orphan_s=_positive(environ, "INTERLOCK_ORPHAN_S", float, default.orphan_s),
-    )
-
-
-def default_workers() -> int:
-    """Return half of the cores: a model server on the same machine needs the other half."""
-    return max(1, len(os.sched_getaffinity(0)) // 2)
-
-
-def _limits(environ: Mapping[str, str]) -> Limits:
-    default = Limits()
-
-    def whole(name: str, value: int) -> int:
-        return _positive(environ, name, int, value)
-
-    return Limits(
-        head_bytes_max=whole("INTERLOCK_HEAD_BYTES_MAX", default.head_bytes_max),
-        headers_max=whole("INTERLOCK_HEADERS_MAX", default.headers_max),
-        body_bytes_max=whole("INTERLOCK_BODY_BYTES_MAX", default.body_bytes_max),
-        connection_bytes_max=whole("INTERLOCK_CONNECTION_BYTES_MAX", default.connection_bytes_max),
-        bodies_bytes_max=whole("INTERLOCK_BODIES_BYTES_MAX", default.bodies_bytes_max),
-        head_timeout_s=whole("INTERLOCK_HEAD_TIMEOUT_S", default.head_timeout_s),
-        body_timeout_s=whole("INTERLOCK_BODY_TIMEOUT_S", default.body_timeout_s),
-        idle_timeout_s=whole("INTERLOCK_IDLE_TIMEOUT_S", default.idle_timeout_s),
-        write_timeout_s=whole("INTERLOCK_WRITE_TIMEOUT_S", default.write_timeout_s),
-        pipeline_max=whole("INTERLOCK_PIPELINE_MAX", default.pipeline_max),
-        compress_bytes_min=whole("INTERLOCK_COMPRESS_BYTES_MIN", default.compress_bytes_min),
-    )
-
-
-def _transport(environ: Mapping[str, str]) -> Transport:
-    default = Transport()
-
-    def whole(name: str, value: int) -> int:
-        return _positive(environ, name, int, value)
-
-    def seconds(name: str, value: float) -> float:
-        return _positive(environ, name, float, value)
-
-    return Transport(
-        warm_connections=whole("INTERLOCK_WARM_CONNECTIONS", default.warm_connections),
-        warmup_timeout_s=seconds("INTERLOCK_WARMUP_TIMEOUT_S", default.warmup_timeout_s),
-        retry_budget_bp=whole("INTERLOCK_RETRY_BUDGET_BP", default.retry_budget_bp),
-        retry_floor=whole("INTERLOCK_RETRY_FLOOR", default.retry_floor),
-        eject_failures=whole("INTERLOCK_EJECT_FAILURES", default.eject_failures),
-        eject_gap_bp=whole("INTERLOCK_EJECT_GAP_BP", default.eject_gap_bp),
-        eject_s=seconds("INTERLOCK_EJECT_S", default.eject_s),
-        eject_max_s=seconds("INTERLOCK_EJECT_MAX_S", default.eject_max_s),
-        connection_idle_s=seconds("INTERLOCK_CONNECTION_IDLE_S", default.connection_idle_s),
-        connection_age_s=seconds("INTERLOCK_CONNECTION_AGE_S", default.connection_age_s),
-        resolve_s=seconds("INTERLOCK_RESOLVE_S", default.resolve_s),
-    )
-
-
-def _required(environ: Mapping[str, str], name: str) -> str:
-    value = environ.get(name, "").strip()
-    if not value:
-        raise ConfigError(f"{name} is not set")
-    return value
-
-
-def _url(environ: Mapping[str, str], name: str, schemes: tuple[str, ...]) -> str:
-    value = _required(environ, name)
-    if not value.startswith(schemes):
-        raise ConfigError(f"{name} must begin with one of {', '.join(schemes)}: {value!r}")
-    return value.rstrip("/")
-
-
-def _redis_url(environ: Mapping[str, str], name: str) -> str:
-    value = _required(environ, name)
-    try:
-        parse_redis_url(value)
-    except RedisUrlError as error:
-        # Not shown: a password may stand in it.
-        raise ConfigError(f"{name} {error}") from None
-    return value.rstrip("/")
-
-
-def _grpc_bind(environ: Mapping[str, str]) -> tuple[str, int] | None:
-    value = environ.get("INTERLOCK_GRPC_BIND", "").strip()
-    if not value:
-        return None
-    if find_spec("grpc") is None:
-        raise ConfigError("INTERLOCK_GRPC_BIND needs the package grpcio, which is not installed")
-    return _bind("INTERLOCK_GRPC_BIND", value)
-
-
-def _bind(name: str, value: str) -> tuple[str, int]:
-    host, separator, port = value.rpartition(":")
-    if not separator or not host or not port.isdecimal() or int(port) > 65_535:
-        raise ConfigError(f"{name} must be host:port, not {value!r}")
-    return host.strip("[]"), int(port)
-
-
-def _positive(environ: Mapping[str, str], name: str, kind: Callable[[str], T], default: T) -> T:
-    text = environ.get(name, "").strip()
-    if not text:
-        return default
-    try:
-        value = kind(text)
-    except ValueError:
-        raise ConfigError(f"{name} must be a number, not {text!r}") from None
-    if not 0 < value < float("inf"):  # type: ignore[operator]
-        raise ConfigError(f"{name} must be greater than nought, not {text!r}")
-    return value
+def variables() -> list[Variable]:
+    """Return the declarations of all settings, for documents."""
+    kinds = (Config, Group, Limits, Transport)
+    return [variable for kind in kinds for variable in environment.variables(kind)]
 
 
 def keep_grpc_over_forks() -> None:

@@ -75,4 +75,4 @@ def test_no_word_of_the_dialect_is_left() -> None:
 
 
 if __name__ == "__main__":
-    print("\n".join(faults(*sys.argv[1:])))
+    sys.stdout.writelines(f"{fault}\n" for fault in faults(*sys.argv[1:]))

@@ -91,7 +91,7 @@ def test_what_triton_and_the_inspection_may_take_comes_from_the_environment() ->
 @pytest.mark.parametrize(
     ("value", "why"),
     [
-        ("", "has 0 characters"),
+        ("", "is not set"),
         ("short", "has 5 characters; it takes at least 32"),
         ("x" * 64, "has 1 different characters"),
         ("django-insecure-abcdefghijklmnopqrstuvwxyz0123", "'insecure'"),

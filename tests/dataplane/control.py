@@ -81,7 +81,7 @@ async def an_instance(valkey, folder, data=None, metrics=None, **changes):
         ours = replace(table(route, 7, (upstream.address,)), metrics=metrics)
         async with ControlSocket(data or encode(ours)) as control:
             config = Config(
-                host="127.0.0.1", port=0, control_url=control.url, instance_token="t",
+                bind=("127.0.0.1", 0), control_url=control.url, instance_token="t",
                 instance_name="dp", state_dir=folder / "state", redis_url=valkey.url,
                 poll_interval_s=0.05, report_interval_s=0.05, telemetry_interval_s=0.05,
                 stop_timeout_s=3.0, group=Group(operator_token="pager"),

@@ -16,7 +16,7 @@ BASE = {
 OPTIONAL = [
     f.name
     for f in (*fields(Config), *fields(Limits))
-    if f.name not in ("limits", "transport", "group", "host", "port", "grpc_bind", "redis_url")
+    if f.name not in ("limits", "transport", "group", "grpc_bind", "redis_url")
     and f"INTERLOCK_{f.name.upper()}" not in BASE
 ]
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from dataplane import config
 from embedded import interlock_parts
 from embedded.ports import USUAL_PORTS
 from embedded.state import ROOT, generate_secrets
@@ -49,8 +50,7 @@ def test_the_control_plane_gets_what_the_embedded_one_gets(service: str) -> None
 def test_the_data_plane_gets_what_it_needs_and_no_database() -> None:
     environment = SERVICES["dataplane"]["environment"].keys()
 
-    own = {"REDIS_URL", "INTERLOCK_INSTANCE_TOKEN", "INTERLOCK_TRITON_INSTANCES"}
-    assert environment == DATAPLANE_ONLY | own
+    assert environment == {variable.name for variable in config.variables()}
 
 
 def test_no_secret_has_a_default() -> None:

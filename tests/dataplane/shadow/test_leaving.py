@@ -88,9 +88,9 @@ async def test_a_whole_instance_copies_within_its_settings(valkey, tmp_path):
 
 
 async def test_the_settings_of_shadows_take_effect():
-    names = ("host", "control_url", "instance_token", "instance_name", "redis_url")
+    names = ("control_url", "instance_token", "instance_name", "redis_url")
     config = Config(
-        **dict.fromkeys(names, "x"), port=0, state_dir=Path("x"),
+        **dict.fromkeys(names, "x"), bind=("x", 0), state_dir=Path("x"),
         shadow_connections_max=1, shadow_in_flight_max=3, shadow_bytes_max=10_000,
     )  # fmt: skip
     async with shades() as plane:
