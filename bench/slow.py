@@ -23,13 +23,14 @@ TAKEN_MIN = 0.85
 def main() -> int:
     parser = argparse.ArgumentParser(prog="./run bench slow", description=__doc__)
     parser.add_argument("--share", type=float, default=SHARE, help="of each core (default: 0.9)")
+    parser.add_argument("--state-dir", help="where the stack's state and logs stay afterwards")
     options = parser.parse_args(sys.argv[2:])
     began = time.monotonic()
     with (
-        tempfile.TemporaryDirectory(prefix="interlock-slow-") as state,
+        tempfile.TemporaryDirectory(prefix="interlock-slow-") as scratch,
         busy(options.share) as loops,
     ):
-        code = _play(state)
+        code = _play(options.state_dir or scratch)
         taken = loops.taken()
     shares = ", ".join(f"{share:.0%}" for share in taken)
     print(f"demo: exit code {code} after {time.monotonic() - began:.0f} s; loops took {shares}")

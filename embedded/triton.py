@@ -97,6 +97,8 @@ class Triton:
             f"--model-repository={self.repository}",
             f"--backend-directory={self.backends}",
             f"--backend-config=python,shm-region-prefix-name={self.shared_memory_prefix}",
+            # A stub imports ONNX Runtime first: seconds of CPU, on a busy machine minutes.
+            "--backend-config=python,stub-timeout-seconds=600",
             "--model-control-mode=explicit",
             "--load-model=*",
             # A model that does not load must not keep the others from being served.

@@ -33,7 +33,7 @@ OUTCOMES_EVERY_S = 0.5
 LATENCIES_KEPT = 200_000
 # Users come faster and faster up to the rate, and fewer come while half of the answers take longer
 # than this: the demo shows how decisions are made, not what happens in an overload.
-EASE_MS = 500.0
+EASE_MS = 150.0
 PACE_FIRST_PER_S = 40.0
 PACE_LEAST_PER_S = 20.0
 FASTER, SLOWER = 1.3, 0.7
