@@ -11,7 +11,7 @@ from django.conf import settings
 from django.contrib.auth.models import User
 from django.test import Client
 
-from apps.experiments.backlog import DEAD, GROUP, backlog_of_results, is_taken_in, read_backlog
+from apps.experiments.backlog import DEAD, GROUP, read_result_backlog, is_ingested, read_backlog
 from apps.experiments.models import Experiment
 from apps.experiments.results import compute_result, finalise_result
 from apps.experiments.services import stop_experiment
@@ -81,7 +81,7 @@ def test_prometheus_is_told_when_it_brings_a_token(
 @pytest.mark.usefixtures("away")
 def test_without_redis_the_metrics_say_so_and_results_call_it_unknown(client: Client) -> None:
     assert "interlock_streams_readable 0.0" in scraped(client)
-    assert backlog_of_results() is None
+    assert read_result_backlog() is None
 
 
 def test_a_result_says_what_waits_beside_it(streams: redis.Redis[bytes], client: Client) -> None:
@@ -122,8 +122,8 @@ def test_what_was_sent_later_is_not_waited_for(streams: redis.Redis[bytes]) -> N
     now = datetime.now(UTC)
     put(streams, STREAM_OUTCOMES, age_s=20)
 
-    assert is_taken_in(now - timedelta(seconds=40), now)
-    assert not is_taken_in(now - timedelta(seconds=5), now)
+    assert is_ingested(now - timedelta(seconds=40), now)
+    assert not is_ingested(now - timedelta(seconds=5), now)
 
 
 @pytest.mark.parametrize(

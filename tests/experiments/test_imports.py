@@ -20,7 +20,7 @@ from rest_framework.test import APIClient
 from apps.experiments import ingestion
 from apps.experiments.imports import services
 from apps.experiments.imports.files import BadFile, check_file, format_of, read_chunks
-from apps.experiments.imports.services import import_some, path_of, start_import
+from apps.experiments.imports.services import continue_import, path_of, start_import
 from apps.experiments.models import OutcomeImport, OutcomeRow, RefusedOutcomes, RefusedRow
 from apps.experiments.tasks import refresh_results_task
 from apps.models.models import ModelRole, Role
@@ -58,7 +58,7 @@ def sent(tmp: Path, content: str | bytes, name: str = "outcomes.csv") -> Outcome
 
 def imported(tmp: Path, content: str | bytes) -> OutcomeImport:
     made = sent(tmp, content)
-    while import_some():
+    while continue_import():
         pass
     made.refresh_from_db()
     return made
@@ -236,9 +236,9 @@ def test_who_goes_on_after_a_crash_records_each_row_once(
 
     monkeypatch.setattr(services, "record_outcomes", crash)
     with pytest.raises(RuntimeError), transaction.atomic():
-        import_some()
+        continue_import()
     OutcomeImport.objects.filter(pk=made.pk).update(state="running")
-    while import_some():
+    while continue_import():
         pass
 
     made.refresh_from_db()

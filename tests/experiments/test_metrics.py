@@ -10,7 +10,7 @@ from apps.experiments.metrics import (
     create_metric,
     delete_metric,
     edit_metric,
-    why_not_an_outcome,
+    outcome_refusal_reason,
 )
 from apps.experiments.models import Metric
 from apps.lib.errors import Conflict, Invalid
@@ -118,9 +118,9 @@ def test_everything_that_is_said_is_kept() -> None:
 def test_outcomes_are_taken_under_the_name_that_they_belong_to() -> None:
     visits = make_metric("visits", "mean")
 
-    assert why_not_an_outcome(visits) is None
-    assert "outcomes of visits" in str(why_not_an_outcome(create(name="b", outcomes_of=visits)))
-    assert "measures latency" in str(why_not_an_outcome(create(name="c", source="latency")))
+    assert outcome_refusal_reason(visits) is None
+    assert "outcomes of visits" in str(outcome_refusal_reason(create(name="b", outcomes_of=visits)))
+    assert "measures latency" in str(outcome_refusal_reason(create(name="c", source="latency")))
 
 
 def test_only_its_description_changes() -> None:

@@ -143,7 +143,7 @@ def test_rest_takes_them_and_names_what_is_wrong_by_its_position() -> None:
         (3, "unit_id is empty"),
     ]
     # The first one is of no unit, so none that met nothing.
-    assert report.strangers == (1,)
+    assert report.unexposed == (1,)
 
 
 REQUEST = request_id(NOW_MS - 1_000, "u7")

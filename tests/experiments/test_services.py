@@ -18,7 +18,7 @@ from apps.experiments.services import (
     resume_experiment,
     start_experiment,
     stop_experiment,
-    tell_result,
+    enqueue_result_events,
 )
 from apps.experiments.states import ExperimentState
 from apps.lib.errors import Conflict, Invalid
@@ -320,8 +320,8 @@ def test_significance_and_a_mismatch_are_told_once() -> None:
     }
 
     for _ in range(3):
-        experiment.result = tell_result(experiment=experiment, result=found, now=NOW)
-    tell_result(experiment=experiment, result={"is_significant": False}, now=NOW)
+        experiment.result = enqueue_result_events(experiment=experiment, result=found, now=NOW)
+    enqueue_result_events(experiment=experiment, result={"is_significant": False}, now=NOW)
 
     told = OutboxMessage.objects.filter(event__in=["experiment.significant", "experiment.mismatch"])
     assert sorted(message.payload["reason"] for message in told) == [

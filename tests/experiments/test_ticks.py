@@ -87,7 +87,7 @@ def test_a_file_that_cannot_be_read_costs_results_nothing(monkeypatch: pytest.Mo
     def fail() -> bool:
         raise RuntimeError("bug")
 
-    monkeypatch.setattr(ticks, "import_some", fail)
+    monkeypatch.setattr(ticks, "continue_import", fail)
     ticks.tick_experiments()
 
     experiment.refresh_from_db()
