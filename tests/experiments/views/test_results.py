@@ -1,4 +1,4 @@
-"""The page of an experiment: with nothing, with a result, with ten variants by twenty metrics."""
+"""The page of an experiment: without data, with a result, with 10 variants and 20 metrics."""
 
 from __future__ import annotations
 
@@ -115,9 +115,9 @@ def test_a_variant_that_is_missing_from_the_result_is_shown_without_numbers(
 def test_guardrail_breakdowns_and_hold_out_have_their_tables(viewer: Client) -> None:
     compared = {"arm": "strong", "n": 5, "control_n": 6, "difference": 0.1, "is_significant": True}
     level = {"level": "shop", "comparisons": [compared]}
-    found = [{"metric": "errors", "dimension": "tenant", "levels": [level]}]
+    tables = [{"metric": "errors", "dimension": "tenant", "levels": [level]}]
     held = {"units": 60, "means": {"accuracy": 0.5}}
-    make_analysed(stored_result(metric(), guardrail("errors"), breakdowns=found, holdout=held))
+    make_analysed(stored_result(metric(), guardrail("errors"), breakdowns=tables, holdout=held))
 
     page = text_of(viewer, f"{PAGE}?metric=errors")
 
@@ -134,7 +134,7 @@ def test_which_outcomes_count_has_its_table_and_a_notice(viewer: Client) -> None
 
     page = text_of(viewer, PAGE)
 
-    assert "Which outcomes count" in page
+    assert "Attribution of outcomes" in page
     assert "by 57 s on average" in page
     assert "600 of 603 outcomes of exposed units are dated before" in page
 
@@ -187,10 +187,10 @@ def test_a_poll_that_changes_nothing_reads_no_result(
     make_analysed(many(), model=make_model(versions=2))
     shown = stamp(text_of(viewer, PAGE))
 
-    with django_assert_max_num_queries(8) as seen:  # type: ignore[operator]
+    with django_assert_max_num_queries(8) as queries:  # type: ignore[operator]
         viewer.get(f"{PAGE}live/?stamp={shown}", headers=HTMX)
 
-    assert not any('"result"' in query["sql"] for query in seen.captured_queries)
+    assert not any('"result"' in query["sql"] for query in queries.captured_queries)
 
 
 def test_a_stopped_one_says_that_its_final_result_is_awaited(viewer: Client) -> None:
@@ -201,7 +201,7 @@ def test_a_stopped_one_says_that_its_final_result_is_awaited(viewer: Client) -> 
     store(experiment, stored_result(phase="final"))
     final = text_of(viewer, PAGE)
 
-    assert "The final result is being made" in awaited
+    assert "The final result is being computed" in awaited
     assert "live/?" in awaited
     assert "Final verdict" in final
     assert "Frozen" in final
@@ -213,7 +213,7 @@ def test_one_that_was_abandoned_before_it_had_numbers_claims_nothing(viewer: Cli
 
     page = text_of(viewer, PAGE)
 
-    assert "no verdict is claimed" in page
+    assert "there is no verdict" in page
     assert "abandoned" in page
 
 
@@ -294,8 +294,8 @@ def test_the_setup_tells_who_takes_part_and_how_it_is_judged(viewer: Client) -> 
 
     page = text_of(viewer, PAGE)
 
-    for told in ("de or at", "post-stratified by x-country", "1 d before", "1.5 % of units"):
-        assert told in page
+    for text in ("de or at", "post-stratified by x-country", "1 d before", "1.5 % of units"):
+        assert text in page
     assert "margin 0.01" in page
     assert Experiment.objects.get().state == "draft"
 
