@@ -29,7 +29,7 @@ HEADER_VALUES_MAX = 100
 TENANTS_MAX = 1_000
 TEXT_MAX = 200
 COVARIATE_MAX_S = 90 * 86_400
-# At least half of the units take part.
+# At most half of the units may be held out.
 HOLDOUT_MAX_BP = 5_000
 # Names that telemetry uses for traffic outside experiments.
 RESERVED_NAMES = {STABLE, CANARY, BASELINE, EXPLICIT, HOLDOUT}

@@ -32,7 +32,7 @@ from contract.bucketing import BUCKETS
 
 RELATIVE = 0.05
 POWER = 0.8
-# A past experiment's arm with fewer units is no baseline.
+# An arm of a past experiment with fewer units is not used as a baseline.
 BASELINE_UNITS_MIN = 100
 RECENT = timedelta(days=7)
 RECENT_ROWS_MAX = 200_000

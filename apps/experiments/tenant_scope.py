@@ -38,7 +38,7 @@ IS_NEW = """(
     OR NOT coalesce(excluded.also_tenants, '{}')
         <@ (coalesce(kept.also_tenants, '{}') || kept.tenant)
 )"""
-# Units without a known tenant are skipped: `is_own` is NULL.
+# Units without an exposure are skipped: their `is_own` is NULL.
 FOREIGN = """
     SELECT pair.unit, pair.tenant FROM unnest(%s::text[], %s::text[]) AS pair(unit, tenant)
     CROSS JOIN LATERAL (
