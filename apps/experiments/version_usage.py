@@ -23,4 +23,4 @@ def needs_of(model: RegisteredModel, version: ModelVersion | None) -> list[str]:
     rows = variants.order_by("experiment__name").values_list(
         "experiment__name", "experiment__state"
     )
-    return [f"experiment {name} uses it ({state})" for name, state in rows.distinct()]
+    return [f"experiment {name} compares it ({state})" for name, state in rows.distinct()]
