@@ -79,7 +79,7 @@ def counted_since(experiment: Experiment) -> datetime:
     return (experiment.started_at or experiment.created_at) - REACH
 
 
-def attribution(
+def compute_attribution(
     experiment: Experiment, now: datetime, source: Source, *, is_final: bool
 ) -> dict[str, Any]:
     """Return the counts by metric as plain JSON, with the time of the count and the tolerated skew.

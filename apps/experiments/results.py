@@ -16,7 +16,7 @@ from typing import Any
 
 from django.db import DataError, connection, transaction
 
-from apps.experiments.attribution import attribution
+from apps.experiments.attribution import compute_attribution
 from apps.experiments.backlog import is_ingested, read_result_backlog
 from apps.experiments.columns import uses_of
 from apps.experiments.models import Experiment, RefusedOutcomes, ResultPoint
@@ -91,7 +91,7 @@ def compute_result(
             result = report.to_json()
             result["quality"] = _quality(experiment, statistics)
             result["phases"] = _phases(statistics.data)
-            result["attribution"] = attribution(experiment, now, source, is_final=is_final)
+            result["attribution"] = compute_attribution(experiment, now, source, is_final=is_final)
             result["exposures"] = exposure_series(experiment, now)
             result["holdout"] = _holdout(statistics)
             result["backlog"] = read_result_backlog()
