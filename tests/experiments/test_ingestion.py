@@ -48,7 +48,7 @@ def test_the_first_exposure_of_a_unit_is_kept() -> None:
 
 
 @pytest.mark.parametrize("together", [True, False])
-def test_a_unit_that_met_two_variants_has_crossed_over(together: bool) -> None:
+def test_a_unit_exposed_to_two_variants_has_crossed_over(together: bool) -> None:
     experiment = make_draft()
     met = [exposure(experiment, "u", "weak"), exposure(experiment, "u", "strong")]
 
