@@ -122,7 +122,7 @@ def test_it_refuses_a_version_of_another_signature() -> None:
     model = make_model(versions=1)
     make_version(model, 2, signature=OTHER_SIGNATURE)
 
-    with pytest.raises(Invalid, match="digits:2 has a different signature"):
+    with pytest.raises(Invalid, match="the signature of digits:2 differs"):
         make_draft(model=model)
 
 

@@ -306,7 +306,7 @@ def test_rest_imports_a_file_and_lists_refused_rows(api: APIClient) -> None:
     assert api.get(one).json()["recorded"] == 2
     assert api.get(f"{one}refused/").json()["results"][0]["row"] == 3
     lines = api.get(f"{one}refused/csv/").content.decode().splitlines()
-    assert lines[1].startswith("3,'=1,accuracy,\"occurred_at is not a valid ISO")
+    assert lines[1].startswith("3,'=1,accuracy,occurred_at is not a valid ISO")
     assert api.get(API).json()["count"] == 1
 
 

@@ -120,7 +120,7 @@ def test_it_does_not_start_when_stable_has_changed_its_signature_meanwhile() -> 
     model.stable = make_version(model, 3, signature=OTHER_SIGNATURE)
     model.save()
 
-    with pytest.raises(Invalid, match="different signature"):
+    with pytest.raises(Invalid, match="the signature of digits:1 differs"):
         start_experiment(experiment=experiment, actor=ANNA, now=NOW)
 
     assert not LiveSplit.objects.exists()
