@@ -1,4 +1,4 @@
-"""Read-mostly admin: states change through the services only, so that each leaves its event."""
+"""Admin pages, mostly read-only: only services change states, so that each change has its event."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ class MetricAdmin(ModelAdmin):  # type: ignore[misc]
     search_fields = ["name"]
 
     def has_add_permission(self, request: HttpRequest) -> bool:
-        # A metric's fields must fit together; the service, which pages and REST ask, sees to it.
+        # A metric's fields must fit together; only the service behind pages and REST checks that.
         return False
 
     def has_delete_permission(self, request: HttpRequest, obj: Metric | None = None) -> bool:
         return False
 
     def get_readonly_fields(self, request: HttpRequest, obj: Metric | None = None) -> list[str]:
-        # Outcomes were judged by its kind, and clients name it: only its text may change.
+        # Outcomes were checked against its kind, and clients use its name.
         return [field.name for field in Metric._meta.fields if field.name != "description"]
 
 
@@ -85,7 +85,7 @@ class ExposureAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
     list_display = ["experiment", "unit", "variant_name", "version_number", "at", "crossed_over"]
     list_filter = ["experiment", "crossed_over"]
     search_fields = ["unit__exact"]
-    # The one key of the table; no row is found by Django's own.
+    # The table's only key; `id` has no index.
     ordering = ["experiment_id", "unit"]
     list_display_links = None
     list_select_related = ["experiment"]

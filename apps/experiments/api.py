@@ -1,4 +1,4 @@
-"""REST API of experiments, their moves and results, snapshots, and outcomes by batch."""
+"""REST API of experiments, their actions and results, snapshots, and batches of outcomes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from apps.experiments.imports.api import ImportViewSet
 from apps.experiments.metric_api import NAME_IN_PATH, MetricViewSet, find_metric
 from apps.experiments.models import Experiment, RefusedOutcomes, ResultSnapshot
 from apps.experiments.outcomes import check_length, parse_and_record
-from apps.experiments.power import Asked, plan_size
+from apps.experiments.power import PowerRequest, plan_size
 from apps.experiments.selectors.refusals import refusal_rows
 from apps.experiments.serializers import (
     ExperimentEditSerializer,
@@ -55,7 +55,12 @@ from apps.models.api import find_model
 from apps.models.models import Role
 from apps.rollouts.plan_api import find_plan
 
-FORMAT = OpenApiParameter("format", str, enum=["json", "csv"], description="`csv`: a table")
+FORMAT = OpenApiParameter(
+    "format",
+    str,
+    enum=["json", "csv"],
+    description="`csv`: a table with one row per metric and variant",
+)
 
 
 def register(router: BaseRouter) -> None:
@@ -69,7 +74,7 @@ def register(router: BaseRouter) -> None:
 
 
 class CsvRenderer(BaseRenderer):
-    """A result as a table; an error as its one line."""
+    """Renders a result as CSV, an error as one line of text."""
 
     media_type = "text/csv"
     format = "csv"
@@ -83,13 +88,13 @@ class CsvRenderer(BaseRenderer):
 
 @extend_schema_view(
     list=extend_schema(
-        summary="Experiments, the newest first",
+        summary="List experiments, newest first",
         parameters=[
-            OpenApiParameter("model", str, description="Only experiments on this model"),
+            OpenApiParameter("model", str, description="Only experiments of this model"),
             OpenApiParameter("state", str, description="Only experiments in this state"),
         ],
     ),
-    retrieve=extend_schema(summary="One experiment with its variants and metrics"),
+    retrieve=extend_schema(summary="Get an experiment with its variants and metrics"),
 )
 class ExperimentViewSet(
     mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericViewSet[Experiment]
@@ -103,22 +108,22 @@ class ExperimentViewSet(
     def get_queryset(self) -> QuerySet[Experiment]:
         rows = Experiment.objects.select_related("model__stable")
         filters = {"model": "model__name", "state": "state"}
-        asked = self.request.query_params if getattr(self, "request", None) else {}
+        query = self.request.query_params if getattr(self, "request", None) else {}
         return (
-            rows.filter(**{filters[key]: asked[key] for key in filters if key in asked})
+            rows.filter(**{filters[key]: query[key] for key in filters if key in query})
             .prefetch_related("variants__version", "metric_uses__metric")
             .order_by("-created_at", "name")
         )
 
     @extend_schema(
-        summary="Make a draft",
+        summary="Create a draft",
         request=ExperimentInputSerializer,
         responses={201: ExperimentSerializer},
     )
     def create(self, request: Request) -> Response:
-        given = ExperimentInputSerializer(data=request.data)
-        given.is_valid(raise_exception=True)
-        fields: dict[str, Any] = dict(given.validated_data)
+        serializer = ExperimentInputSerializer(data=request.data)
+        serializer.is_valid(raise_exception=True)
+        fields: dict[str, Any] = dict(serializer.validated_data)
         model = find_model(fields.pop("model"))
         require_role(request.user, model, Role.OPERATOR)
         experiment = services.create_experiment(
@@ -127,11 +132,11 @@ class ExperimentViewSet(
             now=database_now(),
             **read_draft(fields),
         )
-        return Response(self._shown(experiment.name), status=status.HTTP_201_CREATED)
+        return Response(self._serialize(experiment.name), status=status.HTTP_201_CREATED)
 
     @extend_schema(
         summary="Change a draft",
-        description="What is left out stays; `metrics` and `variants` are replaced whole.",
+        description="Omitted fields stay. `metrics` and `variants` are replaced as a whole.",
         request=ExperimentEditSerializer,
         responses={200: ExperimentSerializer},
     )
@@ -142,14 +147,14 @@ class ExperimentViewSet(
 
     @extend_schema(summary="Delete a draft", responses={204: None})
     def destroy(self, request: Request, name: str) -> Response:
-        experiment = self._operated(request, name)
+        experiment = self._find_for_operator(request, name)
         services.delete_experiment(
             experiment=experiment, actor=actor_of(request), now=database_now()
         )
         return Response(status=status.HTTP_204_NO_CONTENT)
 
     @extend_schema(
-        summary="Load the variants' versions, then assign units",
+        summary="Start: load the variants' versions, then assign units",
         request=MoveSerializer,
         responses={200: ExperimentSerializer},
     )
@@ -158,7 +163,7 @@ class ExperimentViewSet(
         return self._act(request, name, services.start_experiment)
 
     @extend_schema(
-        summary="Give everybody stable for a while; units keep their variants",
+        summary="Pause: all requests get stable; units keep their variants",
         request=MoveSerializer,
         responses={200: ExperimentSerializer},
     )
@@ -167,7 +172,7 @@ class ExperimentViewSet(
         return self._act(request, name, services.pause_experiment)
 
     @extend_schema(
-        summary="Assign units again, each to the variant it had",
+        summary="Resume: assign units again, each to its previous variant",
         request=MoveSerializer,
         responses={200: ExperimentSerializer},
     )
@@ -176,7 +181,7 @@ class ExperimentViewSet(
         return self._act(request, name, services.resume_experiment)
 
     @extend_schema(
-        summary="Stop assigning units; the final result follows soon and is frozen",
+        summary="Stop: end the experiment; the final result follows within seconds and is frozen",
         request=MoveSerializer,
         responses={200: ExperimentSerializer},
     )
@@ -185,7 +190,7 @@ class ExperimentViewSet(
         return self._act(request, name, services.stop_experiment)
 
     @extend_schema(
-        summary="End it and claim no verdict",
+        summary="Abandon: end the experiment without a verdict",
         request=MoveSerializer,
         responses={200: ExperimentSerializer},
     )
@@ -194,8 +199,8 @@ class ExperimentViewSet(
         return self._act(request, name, services.abandon_experiment)
 
     @extend_schema(
-        summary="End it and start a rollout of the winner's version",
-        description="Both happen, or neither: what the rollout refuses leaves the experiment on.",
+        summary="Ship: end the experiment and start a rollout of the winner's version",
+        description="Both happen, or neither. If the rollout is refused, the experiment continues.",
         request=ShipSerializer,
         responses={200: ExperimentSerializer},
     )
@@ -204,7 +209,7 @@ class ExperimentViewSet(
         return self._act(request, name, ship_experiment, ShipSerializer, _read_plan)
 
     @extend_schema(
-        summary="Change the variants' weights while it runs or is paused",
+        summary="Change the weights of a running or paused experiment",
         request=WeightsSerializer,
         responses={200: ExperimentSerializer},
     )
@@ -213,18 +218,18 @@ class ExperimentViewSet(
         return self._act(request, name, change_weights, WeightsSerializer)
 
     @extend_schema(
-        summary="Ask for an analysis now; the next tick makes it",
+        summary="Request an analysis at the next tick",
         request=RefreshSerializer,
         responses={202: ExperimentSerializer},
     )
     @action(detail=True, methods=["post"])
     def refresh(self, request: Request, name: str) -> Response:
-        answer = self._act(request, name, services.request_refresh, RefreshSerializer)
-        answer.status_code = status.HTTP_202_ACCEPTED
-        return answer
+        response = self._act(request, name, services.request_refresh, RefreshSerializer)
+        response.status_code = status.HTTP_202_ACCEPTED
+        return response
 
     @extend_schema(
-        summary="The last analysis; frozen once it is completed",
+        summary="Get the last result; frozen once the experiment is completed",
         parameters=[FORMAT],
         responses={
             (200, "application/json"): ResultSerializer,
@@ -238,22 +243,24 @@ class ExperimentViewSet(
         renderer_classes=[JSONRenderer, CsvRenderer],
     )
     def results(self, request: Request, name: str) -> Response:
-        return _downloadable(request, ResultSerializer(self.get_object()).data, name)
+        return _set_filename(request, ResultSerializer(self.get_object()).data, name)
 
     @extend_schema(
-        summary="How many units it needs, in how many days, and what it detects",
+        summary="Plan the size: units, days and detectable effects",
         parameters=[PowerInputSerializer],
         responses={200: PowerSerializer},
     )
     @action(detail=True, methods=["get"], serializer_class=PowerSerializer)
     def power(self, request: Request, name: str) -> Response:
-        given = PowerInputSerializer(data=request.query_params.dict())
-        given.is_valid(raise_exception=True)
-        plan = plan_size(self.get_object(), Asked(**given.validated_data), database_now())
+        serializer = PowerInputSerializer(data=request.query_params.dict())
+        serializer.is_valid(raise_exception=True)
+        plan = plan_size(
+            self.get_object(), PowerRequest(**serializer.validated_data), database_now()
+        )
         return Response(PowerSerializer(plan).data)
 
     @extend_schema(
-        summary="The course of the result over time, the oldest first",
+        summary="List the points of the result over time, oldest first",
         responses=PointSerializer(many=True),
     )
     @action(detail=True, methods=["get"], serializer_class=PointSerializer)
@@ -263,7 +270,7 @@ class ExperimentViewSet(
         return self.get_paginated_response(PointSerializer(page, many=True).data)
 
     @extend_schema(
-        summary="What became of it, when, by whom and why; the oldest first",
+        summary="List the events of an experiment, oldest first",
         responses=ExperimentEventSerializer(many=True),
     )
     @action(detail=True, methods=["get"], serializer_class=ExperimentEventSerializer)
@@ -273,7 +280,7 @@ class ExperimentViewSet(
         return self.get_paginated_response(ExperimentEventSerializer(page, many=True).data)
 
     @extend_schema(
-        summary="Results that were kept, the newest first",
+        summary="List the snapshots of an experiment, newest first",
         responses=SnapshotRowSerializer(many=True),
     )
     @action(detail=True, methods=["get"], serializer_class=SnapshotRowSerializer)
@@ -283,24 +290,24 @@ class ExperimentViewSet(
         return self.get_paginated_response(SnapshotRowSerializer(page, many=True).data)
 
     @extend_schema(
-        summary="Keep the present result under an address of its own",
+        summary="Create a snapshot of the current result",
         request=SnapshotInputSerializer,
         responses={201: SnapshotSerializer},
     )
     @snapshots.mapping.post
     def snapshot(self, request: Request, name: str) -> Response:
-        experiment = self._operated(request, name)
-        given = SnapshotInputSerializer(data=request.data)
-        given.is_valid(raise_exception=True)
-        kept = make_snapshot(
+        experiment = self._find_for_operator(request, name)
+        serializer = SnapshotInputSerializer(data=request.data)
+        serializer.is_valid(raise_exception=True)
+        new = make_snapshot(
             experiment=experiment,
-            note=given.validated_data.get("note", ""),
+            note=serializer.validated_data.get("note", ""),
             actor=actor_of(request),
             now=database_now(),
         )
-        return Response(SnapshotSerializer(kept).data, status=status.HTTP_201_CREATED)
+        return Response(SnapshotSerializer(new).data, status=status.HTTP_201_CREATED)
 
-    def _operated(self, request: Request, name: str) -> Experiment:
+    def _find_for_operator(self, request: Request, name: str) -> Experiment:
         experiment = self.get_queryset().filter(name=name).first()
         if experiment is None:
             raise NotFound(f"There is no experiment named {name}.")
@@ -312,28 +319,28 @@ class ExperimentViewSet(
         request: Request,
         name: str,
         service: Callable[..., object],
-        serializer: Any = MoveSerializer,
+        serializer_class: Any = MoveSerializer,
         read: Callable[[Mapping[str, Any]], dict[str, Any]] = dict,
     ) -> Response:
-        """Call `service` with what `serializer` and `read` make of the request."""
-        experiment = self._operated(request, name)
-        given = serializer(data=request.data)
-        given.is_valid(raise_exception=True)
+        """Call `service` with the fields that `serializer_class` and `read` return."""
+        experiment = self._find_for_operator(request, name)
+        serializer = serializer_class(data=request.data)
+        serializer.is_valid(raise_exception=True)
         service(
             experiment=experiment,
             actor=actor_of(request),
             now=database_now(),
-            **read(given.validated_data),
+            **read(serializer.validated_data),
         )
-        return Response(self._shown(name))
+        return Response(self._serialize(name))
 
-    def _shown(self, name: str) -> Any:
+    def _serialize(self, name: str) -> Any:
         return ExperimentSerializer(self.get_queryset().get(name=name)).data
 
 
-def read_draft(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a draft's fields in the form of the services. Raises NotFound for a metric."""
-    fields = dict(given)
+def read_draft(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a draft's fields as arguments of the services. Raises NotFound for a metric."""
+    fields = dict(data)
     if "metric" in fields:
         fields["metrics"] = [services.MetricChoice(find_metric(fields.pop("metric")))]
     elif "metrics" in fields:
@@ -354,21 +361,21 @@ def read_draft(given: Mapping[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def _read_plan(given: Mapping[str, Any]) -> dict[str, Any]:
-    plan = given.get("plan")
-    return {**given, "plan": find_plan(plan) if plan else None}
+def _read_plan(data: Mapping[str, Any]) -> dict[str, Any]:
+    plan = data.get("plan")
+    return {**data, "plan": find_plan(plan) if plan else None}
 
 
-def _downloadable(request: Request, data: Any, name: str) -> Response:
+def _set_filename(request: Request, data: Any, name: str) -> Response:
     response = Response(data)
     if request.accepted_renderer.format == CsvRenderer.format:
         response["Content-Disposition"] = f'attachment; filename="{name}.csv"'
     return response
 
 
-@extend_schema_view(retrieve=extend_schema(summary="A result that was kept", parameters=[FORMAT]))
+@extend_schema_view(retrieve=extend_schema(summary="Get a snapshot", parameters=[FORMAT]))
 class SnapshotViewSet(mixins.RetrieveModelMixin, GenericViewSet[ResultSnapshot]):
-    """Results as they were, each under an address that never shows anything else."""
+    """Snapshots of results; their content never changes."""
 
     queryset = ResultSnapshot.objects.select_related("experiment")
     serializer_class = SnapshotSerializer
@@ -383,11 +390,11 @@ class OutcomeViewSet(GenericViewSet[RefusedOutcomes]):
     serializer_class = RefusalCountSerializer
 
     @extend_schema(
-        summary="Record outcomes; each is judged for itself",
+        summary="Record outcomes; each is checked independently",
         description=(
-            "At most 10,000 in a call. An outcome is recorded, a duplicate of an `event_id` that "
-            "is known, or refused with the reason; a refused one costs the others nothing. "
-            "Sending a batch again is harmless."
+            "At most 10,000 per call. Each outcome is recorded, a duplicate of a recorded "
+            "`event_id`, or refused with a reason; refusals do not affect the others. Sending a "
+            "batch again is harmless."
         ),
         request=OutcomeBatchSerializer,
         responses={200: OutcomeReportSerializer},
@@ -399,8 +406,8 @@ class OutcomeViewSet(GenericViewSet[RefusedOutcomes]):
         return Response(OutcomeReportSerializer(report).data)
 
     @extend_schema(
-        summary="How many outcomes were refused, by metric, reason and sender; the last first",
-        parameters=[OpenApiParameter("metric", str, description="Only of this metric name")],
+        summary="List counts of refused outcomes by metric, reason and sender, last updated first",
+        parameters=[OpenApiParameter("metric", str, description="Only this metric name")],
         responses=RefusalCountSerializer(many=True),
     )
     @action(detail=False, methods=["get"], filter_backends=[])

@@ -1,8 +1,8 @@
-"""Which outcomes an experiment attributes to an exposure, and which not: beside every result.
+"""Count the outcomes that an experiment attributes to an exposure, and those that it does not.
 
-An outcome counts from its unit's exposure on, less the stated skew of clocks, and within the
-metric's window. A sender's clock that is further behind makes all its outcomes seem to come before
-the exposures that caused them: nothing counts, and only these counts show why.
+An outcome counts from its unit's exposure on, less the tolerated clock skew, and within the
+metric's window. If a sender's clock is further behind, all its outcomes seem to precede the
+exposures that caused them: none counts, and only these counts show why. Every result holds them.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from apps.experiments.unit_values import sent_as
 if TYPE_CHECKING:
     from apps.experiments.sources import Source
 
-# Outcomes are counted from so long before the start: a clock that is off by hours shows.
+# Outcomes are counted from this long before the start, so that a clock off by hours is visible.
 REACH = timedelta(days=1)
-# A recount costs at most this share of a worker's time; the counts of before stand meanwhile.
+# A recount takes at most this share of a worker's time; until then the previous counts stay.
 RECOUNT_SHARE = 0.05
 
 
 @dataclass(frozen=True)
 class SentMetric:
-    """A metric of an experiment, the metrics under whose names its outcomes are sent."""
+    """A metric of an experiment, with the metrics under whose names its outcomes are sent."""
 
     name: str
     ids: tuple[int, ...]
@@ -42,11 +42,11 @@ class SentMetric:
 
 @dataclass(frozen=True)
 class Attribution:
-    """What became of one metric's outcomes: `in_time` count, the others do not.
+    """Counts of one metric's outcomes: those `in_time` count, the others do not.
 
-    `before` are dated before their unit's exposure by more than the tolerated skew, by
-    `before_mean_s` seconds on average; `after_window` after the metric's window; `unknown_units`
-    are of units that the experiment has not exposed, or to requests of others.
+    `before`: dated before their unit's exposure by more than the tolerated skew, by `before_mean_s`
+    seconds on average. `after_window`: dated after the metric's window. `unknown_units`: their unit
+    has no exposure to the experiment, or only by requests of other tenants.
     """
 
     in_time: int
@@ -57,13 +57,13 @@ class Attribution:
 
 
 def sent_metrics(experiment: Experiment) -> list[SentMetric]:
-    """Return the experiment's metrics that are made of outcomes, the primary one first."""
+    """Return the experiment's metrics that are computed from outcomes, the primary one first."""
     uses = [u for u in uses_of(experiment) if u.metric.source == Metric.Source.OUTCOMES]
-    found = []
+    metrics = []
     for use in uses:
         sent = {sent_as(column) for column in columns_of(experiment, [use])}
         ordered = sorted(sent, key=lambda metric: metric.name)
-        found.append(
+        metrics.append(
             SentMetric(
                 use.metric.name,
                 tuple(metric.pk for metric in ordered),
@@ -71,27 +71,27 @@ def sent_metrics(experiment: Experiment) -> list[SentMetric]:
                 use.metric.window_s,
             )
         )
-    return found
+    return metrics
 
 
 def counted_since(experiment: Experiment) -> datetime:
-    """Return from when on outcomes are counted."""
+    """Return the time from which outcomes are counted."""
     return (experiment.started_at or experiment.created_at) - REACH
 
 
-def attribution(
+def compute_attribution(
     experiment: Experiment, now: datetime, source: Source, *, is_final: bool
 ) -> dict[str, Any]:
-    """Return the counts by metric as plain JSON, with when they were made and by which tolerance.
+    """Return the counts by metric as plain JSON, with the time of the count and the tolerated skew.
 
-    Those of the result before are kept while a recount would take too much of a worker's time; the
+    The previous result's counts stay while a recount would take too much of a worker's time. The
     final result always has its own.
     """
-    known: dict[str, Any] = experiment.result.get("attribution") or {}
-    if known and not is_final:
-        age_s = (now - datetime.fromisoformat(known["counted_at"])).total_seconds()
-        if 0 <= age_s < known["took_s"] / RECOUNT_SHARE:
-            return known
+    previous: dict[str, Any] = experiment.result.get("attribution") or {}
+    if previous and not is_final:
+        age_s = (now - datetime.fromisoformat(previous["counted_at"])).total_seconds()
+        if 0 <= age_s < previous["took_s"] / RECOUNT_SHARE:
+            return previous
     started = monotonic()
     sent = sent_metrics(experiment)
     counts = source.attributions(experiment, sent) if sent else []
@@ -106,7 +106,7 @@ def attribution(
 
 
 def count_in_postgres(experiment: Experiment, sent: Sequence[SentMetric]) -> list[Attribution]:
-    """Count the outcomes of these metrics in one scan of them."""
+    """Return the counts of each metric; one scan reads the outcomes of all."""
     parameters: dict[str, Any] = {
         "experiment": experiment.pk,
         "since": counted_since(experiment),
@@ -124,7 +124,7 @@ def count_in_postgres(experiment: Experiment, sent: Sequence[SentMetric]) -> lis
             ON exposed.experiment_id = %(experiment)s AND exposed.unit = outcome.unit
             AND {COUNTS_FOR}
         WHERE outcome.metric_id = ANY(%(metrics)s) AND outcome.occurred_at >= %(since)s
-    """  # noqa: S608 (conditions of ours)
+    """  # noqa: S608 (constant conditions)
     (row,) = ask(sql, parameters)
     return [_read(row[place * 5 : place * 5 + 5]) for place in range(len(sent))]
 
@@ -142,7 +142,7 @@ def _columns(place: int, metric: SentMetric) -> list[str]:
         f"count(*) FILTER (WHERE {known} AND {before})",
         f"avg({lead}) FILTER (WHERE {known} AND {before})",
         f"count(*) FILTER (WHERE {known} AND {after})",
-        # Those of no unit tell of a version, whose request they name.
+        # An outcome without a unit belongs to a version: it names a request.
         f"count(*) FILTER (WHERE {own} AND exposed.unit IS NULL AND outcome.unit <> '')",
     ]
 

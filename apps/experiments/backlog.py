@@ -1,4 +1,4 @@
-"""What data planes sent and nobody has taken in yet: how many batches wait, and since when."""
+"""Read the ingestion backlog: how many batches wait in Redis streams, and the oldest one's age."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from contract.messages import STREAM_EXPOSURES, STREAM_OUTCOMES, STREAMS
 
 logger = logging.getLogger(__name__)
 
-# The consumers, and where they put what can never be applied.
+# The consumer group, and the stream of entries that can never be applied.
 GROUP = "ingest"
 DEAD = "interlock:dead"
 TIMEOUT_S = 0.5
-# What results are made of.
-OF_RESULTS = (STREAM_EXPOSURES, STREAM_OUTCOMES)
+# Streams that results depend on.
+RESULT_STREAMS = (STREAM_EXPOSURES, STREAM_OUTCOMES)
 
 
 @dataclass(frozen=True)
-class Waiting:
-    """Of one stream: its entries, how many of them a consumer has read, the oldest one's age."""
+class StreamBacklog:
+    """One stream's entries, those that a consumer has read, and the oldest one's age in seconds."""
 
     entries: int
     pending: int
@@ -33,26 +33,26 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Backlog:
-    """By stream what waits; `dead` are the entries that had to be given up."""
+    """The backlog of each stream; `dead` counts the entries that were given up."""
 
-    streams: dict[str, Waiting]
+    streams: dict[str, StreamBacklog]
     dead: int
 
-    def of_results(self) -> dict[str, Any]:
-        """Return what waits for results, all of it together, as it stands in one."""
-        found = [self.streams[stream] for stream in OF_RESULTS]
+    def to_result_json(self) -> dict[str, Any]:
+        """Return the sum over the streams that results depend on, as stored in a result."""
+        streams = [self.streams[stream] for stream in RESULT_STREAMS]
         return {
-            "entries": sum(each.entries for each in found),
-            "oldest_s": round(max(each.oldest_s for each in found), 1),
+            "entries": sum(each.entries for each in streams),
+            "oldest_s": round(max(each.oldest_s for each in streams), 1),
             "dead": self.dead,
         }
 
 
 def read_backlog(client: redis.Redis[bytes] | None = None) -> Backlog:
-    """Return what waits now. Raises redis.RedisError.
+    """Return the current backlog. Raises redis.RedisError.
 
-    An applied entry is deleted from its stream, so that all of a stream waits. Ages are taken by
-    the clock that dated the entries: Redis's own.
+    An applied entry is deleted from its stream, so every entry of a stream waits. Ages use the
+    clock that dated the entries: Redis's own.
     """
     if client is None:
         with redis_client.connect(timeout_s=TIMEOUT_S) as own:
@@ -69,25 +69,25 @@ def read_backlog(client: redis.Redis[bytes] | None = None) -> Backlog:
     streams = {}
     for place, stream in enumerate(STREAMS):
         entries, pending, first = answers[3 * place : 3 * place + 3]
-        # Before the first consumer came there is no group to ask.
+        # The group does not exist before the first consumer starts.
         read = pending["pending"] if isinstance(pending, dict) else 0
         oldest_ms = int(first[0][0].partition(b"-")[0]) if first else now_ms
-        streams[stream] = Waiting(entries, read, max(0.0, now_ms - oldest_ms) / 1_000)
+        streams[stream] = StreamBacklog(entries, read, max(0.0, now_ms - oldest_ms) / 1_000)
     return Backlog(streams, dead)
 
 
-def backlog_of_results() -> dict[str, Any] | None:
-    """Return what waits for results, or None when Redis does not say."""
+def read_result_backlog() -> dict[str, Any] | None:
+    """Return the backlog that results wait for, or None when Redis does not answer."""
     try:
-        return read_backlog().of_results()
+        return read_backlog().to_result_json()
     except redis.RedisError as error:
         logger.warning("backlog.unknown: %s", error)
         return None
 
 
-def is_taken_in(until: datetime, now: datetime) -> bool:
-    """Say whether all that was sent before `until` has been taken in; not when nobody knows."""
-    found = backlog_of_results()
-    if found is None:
+def is_ingested(until: datetime, now: datetime) -> bool:
+    """Return whether all batches sent before `until` are ingested; False when Redis is away."""
+    backlog = read_result_backlog()
+    if backlog is None:
         return False
-    return not found["entries"] or now - timedelta(seconds=found["oldest_s"]) >= until
+    return not backlog["entries"] or now - timedelta(seconds=backlog["oldest_s"]) >= until

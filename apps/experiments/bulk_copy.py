@@ -1,7 +1,7 @@
-"""Many rows into a table at once: COPY into a table of this session, then one statement from there.
+"""Insert many rows at once: COPY into a temporary table, then one statement that reads it.
 
-COPY knows no conflicts, so rows are staged first. The staging table is the session's own, never
-written to the log, and emptied by the end of each transaction.
+COPY has no ON CONFLICT, so rows are staged first. The temporary table belongs to the session, is
+not written to the WAL, and is emptied at the end of each transaction.
 """
 
 from __future__ import annotations
@@ -18,16 +18,15 @@ if TYPE_CHECKING:
 
 @contextmanager
 def staged(name: str, types: Mapping[str, str], rows: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
-    """Yield a cursor that finds `rows`, in their order, in the table `name`.
+    """Yield a cursor while `rows` are in the temporary table `name`, in their order.
 
-    `types` are the columns with their types; whole numbers take int8, since a smaller type cuts off
-    what it cannot hold without a word. Runs in the caller's transaction. Raises
-    django.db.DataError for a value that the type cannot hold.
+    `types` maps columns to types. Use int8 for integers: a smaller type truncates silently. Runs in
+    the caller's transaction. Raises django.db.DataError for a value out of its type's range.
     """
     columns = ", ".join(f"{column} {kind}" for column, kind in types.items())
     with connection.cursor() as cursor:
         cursor.execute(f"CREATE TEMP TABLE IF NOT EXISTS {name} ({columns}) ON COMMIT DELETE ROWS")
-        # Another call in this transaction left its rows. Deleted ones would still be gone through.
+        # Rows of an earlier call in this transaction; TRUNCATE, as deleted rows would be scanned.
         cursor.execute(f"SELECT EXISTS (SELECT FROM {name})")  # noqa: S608 (a constant of ours)
         if cursor.fetchone()[0]:
             cursor.execute(f"TRUNCATE {name}")

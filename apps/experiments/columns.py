@@ -1,7 +1,7 @@
-"""Which value of a unit stands where: the columns of `ExposureRow.values`.
+"""Define the columns of `ExposureRow.values`.
 
-For each metric of the experiment, in order: its value y, of a ratio also the denominator d, and
-with a covariate the same of the time before the exposure.
+For each metric of the experiment, in order: its value y, for a ratio also the denominator d, and
+with a covariate the same values from the time before the exposure.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from apps.experiments.models import Experiment, Metric, MetricUse
 
 @dataclass(frozen=True)
 class Column:
-    """One value per unit. `is_before` is the covariate's, `is_denominator` a ratio's d."""
+    """One value per unit. `is_before` marks a covariate, `is_denominator` a ratio's d."""
 
     metric: Metric
     is_denominator: bool = False
@@ -25,7 +25,7 @@ class Column:
 class MetricColumns:
     """A metric with the places of its values, in the order of `stats.data.MetricSpec`.
 
-    Places count from 1, as PostgreSQL's arrays do.
+    Places count from 1, as in PostgreSQL arrays.
     """
 
     use: MetricUse
@@ -41,7 +41,7 @@ class MetricColumns:
 
 
 def uses_of(experiment: Experiment) -> list[MetricUse]:
-    """Return its metrics, the primary one first."""
+    """Return the experiment's metrics, the primary one first."""
     rows = experiment.metric_uses.select_related("metric__outcomes_of", "metric__divided_by")
     return list(rows.order_by("position"))
 
@@ -52,17 +52,17 @@ def columns_of(experiment: Experiment, uses: Sequence[MetricUse]) -> list[Column
 
 
 def metric_columns(experiment: Experiment, uses: Sequence[MetricUse]) -> list[MetricColumns]:
-    """Return where the values of each metric stand."""
-    found, place = [], 1
+    """Return the places of each metric's values."""
+    result, place = [], 1
     for use in uses:
         width = len(_columns(experiment, use.metric))
-        found.append(MetricColumns(use, tuple(range(place, place + width))))
+        result.append(MetricColumns(use, tuple(range(place, place + width))))
         place += width
-    return found
+    return result
 
 
 def can_have_covariate(metric: Metric) -> bool:
-    """Say whether the time before an exposure is known: data planes measure only from then on."""
+    """Return whether values before an exposure exist: data planes measure only after it."""
     is_sent = metric.source == Metric.Source.OUTCOMES
     return is_sent and metric.kind in {Metric.Kind.MEAN, Metric.Kind.RATIO}
 

@@ -1,4 +1,4 @@
-"""Drafts of experiments: made, edited and deleted. Once started, only weights change."""
+"""Create, edit and delete drafts of experiments. After the start only weights change."""
 
 from __future__ import annotations
 
@@ -34,13 +34,14 @@ RESERVED_EXPERIMENTS = {"new", "metrics", "of-version", "snapshots", "import", "
 
 
 class Settings(TypedDict, total=False):
-    """What a draft may say besides its metrics and variants.
+    """Settings of a draft besides its metrics and variants.
 
-    `coverage_bp`: share of units included, in basis points; `planned_units`: how many are planned
-    over all variants; `alpha_ppm`: the false-positive rate in millionths; `tenants`, `headers`
-    ({name: [values]}): who is meant; `holdout_bp`: share of units that get stable in every
+    `coverage_bp`: share of units included, in basis points; `planned_units`: planned number of
+    units, all variants together; `alpha_ppm`: the false-positive rate in millionths; `tenants`,
+    `headers` ({name: [values]}): targeting; `holdout_bp`: share of units that get stable in every
     experiment of the model; `dimensions`: `tenant` or headers to break results down by;
-    `stratify_by`: one of them; `covariate_s`: seconds before the exposure whose values CUPED takes.
+    `stratify_by`: one of the dimensions; `covariate_s`: seconds before the exposure whose values
+    are CUPED's covariate.
     """
 
     hypothesis: str
@@ -69,14 +70,14 @@ def create_experiment(
     now: datetime,
     **settings: Unpack[Settings],
 ) -> Experiment:
-    """Make a draft; see `Settings` for what else it may say.
+    """Create a draft; see `Settings` for its settings.
 
     Raises:
-        Invalid: a setting is out of range, or metrics or variants do not make an experiment.
-        Conflict: an experiment of that name exists.
+        Invalid: a setting is out of range, or the metrics or variants are not valid.
+        Conflict: the name is taken.
     """
     if name in RESERVED_EXPERIMENTS:
-        raise Invalid(f"name: {name} is the address of a page; choose another one")
+        raise Invalid(f"name: {name} is reserved for a page; choose another name")
     experiment = Experiment(
         name=name,
         model=model,
@@ -88,11 +89,13 @@ def create_experiment(
     _apply(experiment, settings)
     check_specs(variants)
     check_choices(metrics)
-    insert_named(experiment, f"An experiment named {name} exists already.")
+    insert_named(experiment, f"An experiment named {name} already exists.")
     _write_variants(experiment, variants)
     _write_metrics(experiment, metrics)
     append_event(experiment, "", "created", actor, now)
-    record_audit(actor=actor, action="experiment.created", target=name, after=told(experiment))
+    record_audit(
+        actor=actor, action="experiment.created", target=name, after=describe_draft(experiment)
+    )
     return experiment
 
 
@@ -107,19 +110,21 @@ def edit_experiment(
     variants: Sequence[VariantSpec] | None = None,
     **settings: Unpack[Settings],
 ) -> Experiment:
-    """Change what is named of a draft. Its name and its model stay; metrics are replaced whole.
+    """Change the supplied fields of a draft; metrics and variants are replaced as a whole.
+
+    Name and model cannot change.
 
     Raises:
-        Conflict: it is no draft any more, or was changed meanwhile.
+        Conflict: it is not a draft, or `revision` is outdated.
         Invalid: as `create_experiment`; nothing was changed.
     """
     _require_draft(experiment, "edited", revision)
     row = Experiment.objects.select_related("model__stable").get(pk=experiment.pk)
     check_revision(row, revision)
-    before = told(row)
+    before = describe_draft(row)
     _apply(row, settings)
     changes = {name: getattr(row, name) for name in settings}
-    # The row is ours from here on: who started or edited it meanwhile makes this a Conflict.
+    # This locks the row; a concurrent start or edit makes it a Conflict.
     compare_and_set(row, state_field="state", **changes)
     if variants is not None:
         check_specs(variants)
@@ -130,7 +135,7 @@ def edit_experiment(
         row.metric_uses.all().delete()
         _write_metrics(row, metrics)
     append_event(row, row.state, "edited", actor, now)
-    after = told(row)
+    after = describe_draft(row)
     changed = [name for name in after if after[name] != before[name]]
     record_audit(
         actor=actor,
@@ -146,27 +151,27 @@ def edit_experiment(
 def delete_experiment(
     *, experiment: Experiment, actor: Actor, now: datetime, revision: int | None = None
 ) -> None:
-    """Delete a draft. Raises Conflict when it was started, or changed meanwhile."""
+    """Delete a draft. Raises Conflict when it is not a draft, or `revision` is outdated."""
     row = Experiment.objects.select_for_update(of=("self",)).filter(pk=experiment.pk).first()
     if row is None:
         return
     _require_draft(row, "deleted", revision)
-    before = told(row)
+    before = describe_draft(row)
     row.delete()
     record_audit(actor=actor, action="experiment.deleted", target=row.name, before=before)
 
 
-def _require_draft(experiment: Experiment, what: str, revision: int | None) -> None:
+def _require_draft(experiment: Experiment, action: str, revision: int | None) -> None:
     if experiment.state != ExperimentState.DRAFT:
         raise Conflict(
-            f"experiment {experiment.name} is {experiment.state}; only a draft can be {what}",
+            f"experiment {experiment.name} is {experiment.state}; only a draft can be {action}",
             state=experiment.state,
         )
     check_revision(experiment, revision)
 
 
-def told(experiment: Experiment) -> dict[str, Any]:
-    """Return what a draft says, for the audit log."""
+def describe_draft(experiment: Experiment) -> dict[str, Any]:
+    """Return a draft's fields for the audit log."""
     uses = experiment.metric_uses.select_related("metric").order_by("position")
     variants = experiment.variants.select_related("version").order_by("position")
     return {
@@ -181,10 +186,10 @@ def told(experiment: Experiment) -> dict[str, Any]:
 
 
 def _apply(experiment: Experiment, settings: Settings) -> None:
-    """Set what is given, and check the settings as they are then. Raises Invalid."""
+    """Apply the supplied settings, then check all settings. Raises Invalid."""
     unknown = sorted(set(settings) - set(SETTINGS))
     if unknown:
-        raise Invalid(f"{unknown[0]}: an experiment has no such setting")
+        raise Invalid(f"{unknown[0]}: unknown setting")
     for name, value in settings.items():
         setattr(experiment, name, value)
     experiment.tenants = list(dict.fromkeys(experiment.tenants))
@@ -195,7 +200,7 @@ def _apply(experiment: Experiment, settings: Settings) -> None:
     known = set(Tenant.objects.filter(name__in=experiment.tenants).values_list("name", flat=True))
     for tenant in experiment.tenants:
         if tenant not in known:
-            raise Invalid(f"tenants: there is no tenant {tenant!r}; make it first, or leave it out")
+            raise Invalid(f"tenants: there is no tenant {tenant!r}; create it first, or omit it")
 
 
 def _write_variants(experiment: Experiment, specs: Sequence[VariantSpec]) -> None:
@@ -225,15 +230,15 @@ def _versions(model: RegisteredModel, specs: Sequence[VariantSpec]) -> dict[int,
 
 
 def _write_metrics(experiment: Experiment, choices: Sequence[MetricChoice]) -> None:
-    # The primary comes first; the others stay in the order in which they were named.
+    # The primary metric comes first; the others keep their order.
     ordered = sorted(choices, key=lambda choice: choice.role != MetricUse.PRIMARY)
-    # Whoever deletes a metric locks it as well, and looks for its uses then.
-    names = [choice.metric.pk for choice in ordered]
-    held = Metric.objects.select_for_update(of=("self",), no_key=True).filter(pk__in=names)
-    kept = {metric.pk for metric in held.order_by("pk")}
+    # Deleting a metric locks its row too, before it checks the uses.
+    keys = [choice.metric.pk for choice in ordered]
+    locked = Metric.objects.select_for_update(of=("self",), no_key=True).filter(pk__in=keys)
+    existing = {metric.pk for metric in locked.order_by("pk")}
     for choice in ordered:
-        if choice.metric.pk not in kept:
-            raise Conflict(f"metric {choice.metric.name} was deleted meanwhile")
+        if choice.metric.pk not in existing:
+            raise Conflict(f"metric {choice.metric.name} has been deleted")
     MetricUse.objects.bulk_create(
         MetricUse(
             experiment=experiment,

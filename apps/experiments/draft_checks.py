@@ -1,4 +1,4 @@
-"""What a draft may say: the checks that need no database. Each refusal says what and where."""
+"""Check drafts without the database. Each error names the field and the problem."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ HEADER_VALUES_MAX = 100
 TENANTS_MAX = 1_000
 TEXT_MAX = 200
 COVARIATE_MAX_S = 90 * 86_400
-# Somebody has to take part.
+# At most half of the units may be held out.
 HOLDOUT_MAX_BP = 5_000
-# Names that telemetry uses for traffic that belongs to no experiment.
+# Names that telemetry uses for traffic outside experiments.
 RESERVED_NAMES = {STABLE, CANARY, BASELINE, EXPLICIT, HOLDOUT}
 HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]{1,100}")
-# Their values are secrets: no routing table and no exposure may carry them.
+# Their values are secrets: they must not appear in routing tables or exposures.
 SECRET_HEADERS = {"authorization", "proxy-authorization", "cookie", "set-cookie", "x-api-key"}
 ROLES = [role for role, _ in MetricUse.ROLES]
 
 
 @dataclass(frozen=True)
 class VariantSpec:
-    """A variant as it is asked for: `weight_bp` is its share of the included units."""
+    """A requested variant; `weight_bp` is its share of the included units."""
 
     name: str
     version_number: int | None
@@ -51,10 +51,10 @@ class VariantSpec:
 
 @dataclass(frozen=True)
 class MetricChoice:
-    """A metric as it is asked for: exactly one is primary, a guardrail has a margin.
+    """A requested metric: exactly one is primary, a guardrail has a margin.
 
     The margin is `margin`, in the metric's unit, or `margin_relative` (0.02: 2 %) of `baseline`,
-    what the metric is today; it is stored as the former.
+    the metric's current value. It is stored in the metric's unit.
     """
 
     metric: Metric
@@ -66,7 +66,7 @@ class MetricChoice:
 
 
 def check_settings(experiment: Experiment) -> None:
-    """Raise Invalid unless every setting is in its range and fits the others."""
+    """Raise Invalid unless every setting is in range and fits the others."""
     bounds = {
         "coverage_bp": (1, BUCKETS, "basis points"),
         "planned_units": (1, PLANNED_UNITS_MAX, "units"),
@@ -77,18 +77,18 @@ def check_settings(experiment: Experiment) -> None:
     for name, (least, most, unit) in bounds.items():
         value = getattr(experiment, name)
         if not least <= value <= most:
-            raise Invalid(f"{name} is {value}; it takes {least} to {most} {unit}")
+            raise Invalid(f"{name} is {value}; it must be {least} to {most} {unit}")
     if len(experiment.tenants) > TENANTS_MAX:
-        raise Invalid(f"tenants: {len(experiment.tenants)} are named; at most {TENANTS_MAX} can be")
+        raise Invalid(f"tenants: {len(experiment.tenants)} names; the limit is {TENANTS_MAX}")
     _check_dimensions(experiment.dimensions, experiment.stratify_by)
 
 
 def _check_dimensions(dimensions: Sequence[str], stratify_by: str) -> None:
     if len(dimensions) > DIMENSIONS_MAX:
-        raise Invalid(f"dimensions: {len(dimensions)} are named; at most {DIMENSIONS_MAX} can be")
-    twice = _twice(dimensions)
-    if twice:
-        raise Invalid(f"dimensions: {twice} is named twice")
+        raise Invalid(f"dimensions: {len(dimensions)} names; the limit is {DIMENSIONS_MAX}")
+    duplicate = _find_duplicate(dimensions)
+    if duplicate:
+        raise Invalid(f"dimensions: {duplicate} appears twice")
     for name in dimensions:
         if name != TENANT:
             _check_header("dimensions", name)
@@ -98,70 +98,70 @@ def _check_dimensions(dimensions: Sequence[str], stratify_by: str) -> None:
 
 
 def read_headers(headers: Any) -> dict[str, list[str]]:
-    """Return {lower-case header: its values}. Raises Invalid for what no request can carry."""
+    """Return {lower-case header: its values}. Raises Invalid for an impossible name or value."""
     if not isinstance(headers, Mapping):
-        raise Invalid("headers: it takes an object: the values that each header may have")
+        raise Invalid("headers: expected an object of {header: [values]}")
     if len(headers) > HEADERS_MAX:
-        raise Invalid(f"headers: {len(headers)} are named; at most {HEADERS_MAX} can be")
-    found: dict[str, list[str]] = {}
-    for given, values in headers.items():
-        name = str(given).lower()
+        raise Invalid(f"headers: {len(headers)} names; the limit is {HEADERS_MAX}")
+    result: dict[str, list[str]] = {}
+    for header, values in headers.items():
+        name = str(header).lower()
         _check_header("headers", name)
-        if name in found:
-            raise Invalid(f"headers: {name} is named twice")
-        found[name] = _values(name, values)
-    return found
+        if name in result:
+            raise Invalid(f"headers: {name} appears twice")
+        result[name] = _values(name, values)
+    return result
 
 
 def _values(name: str, values: Any) -> list[str]:
     if isinstance(values, str) or not isinstance(values, Sequence) or not values:
-        raise Invalid(f"headers: {name} takes a list of at least one value")
+        raise Invalid(f"headers: {name} needs a list of at least one value")
     if len(values) > HEADER_VALUES_MAX:
-        raise Invalid(f"headers: {name} has {len(values)} values, at most {HEADER_VALUES_MAX} work")
+        raise Invalid(f"headers: {name} has {len(values)} values; the limit is {HEADER_VALUES_MAX}")
     for value in values:
-        fits = isinstance(value, str) and 0 < len(value) <= TEXT_MAX and value.isprintable()
-        if not fits or value != value.strip():
+        is_valid = isinstance(value, str) and 0 < len(value) <= TEXT_MAX and value.isprintable()
+        if not is_valid or value != value.strip():
             raise Invalid(
-                f"headers: {value!r} of {name} is no value of a header: 1 to {TEXT_MAX} printable "
-                "characters without spaces around them"
+                f"headers: {value!r} is not a valid value of {name}: expected 1 to {TEXT_MAX} "
+                "printable characters without spaces around them"
             )
     return list(dict.fromkeys(values))
 
 
 def _check_header(field: str, name: str) -> None:
     if HEADER_NAME.fullmatch(name) is None:
-        raise Invalid(f"{field}: {name!r} is no name of a header")
+        raise Invalid(f"{field}: {name!r} is not a valid header name")
     if name in SECRET_HEADERS:
-        raise Invalid(f"{field}: the values of {name} are secrets; name another header")
+        raise Invalid(f"{field}: the values of {name} are secrets; use another header")
 
 
 def check_specs(specs: Sequence[VariantSpec]) -> None:
-    """Raise Invalid unless the variants make an experiment."""
+    """Raise Invalid unless the variants are a valid set."""
     if not VARIANTS_MIN <= len(specs) <= VARIANTS_MAX:
         raise Invalid(
-            f"an experiment has {VARIANTS_MIN} to {VARIANTS_MAX} variants, not {len(specs)}"
+            f"an experiment needs {VARIANTS_MIN} to {VARIANTS_MAX} variants, not {len(specs)}"
         )
     for spec in specs:
         _check_variant_name(spec.name)
         if spec.version_number is None:
-            raise Invalid(f"variant {spec.name}: it has no version; name one of the model's")
-    twice = _twice([spec.name for spec in specs])
-    if twice:
-        raise Invalid(f"two variants are named {twice}")
+            raise Invalid(f"variant {spec.name}: version is missing")
+    duplicate = _find_duplicate([spec.name for spec in specs])
+    if duplicate:
+        raise Invalid(f"two variants are named {duplicate}")
     controls = [spec for spec in specs if spec.is_control]
     if len(controls) != 1:
-        raise Invalid(f"exactly one variant is the control, not {len(controls)}")
+        raise Invalid(f"exactly one variant must be the control, not {len(controls)}")
     check_weights({spec.name: spec.weight_bp for spec in specs}, controls[0].name)
 
 
 def check_weights(weights_bp: Mapping[str, int], control: str) -> None:
-    """Raise Invalid unless each weight is a share, control's is one of some, and they sum to all.
+    """Raise Invalid unless weights are 0 to 10,000, control's is above 0, and they sum to 10,000.
 
-    A treatment may have 0: it gets no units, and is compared with those that it has.
+    A treatment may have 0: it gets no new units and is compared with the units that it has.
     """
     for name, weight_bp in weights_bp.items():
         if not 0 <= weight_bp <= BUCKETS:
-            raise Invalid(f"variant {name}: weight_bp is {weight_bp}, not 0 to {BUCKETS}")
+            raise Invalid(f"variant {name}: weight_bp is {weight_bp}; it must be 0 to {BUCKETS}")
     if weights_bp[control] == 0:
         raise Invalid(f"control variant {control} needs a weight above 0")
     total_bp = sum(weights_bp.values())
@@ -179,9 +179,9 @@ def _check_variant_name(name: str) -> None:
 
 
 def check_choices(choices: Sequence[MetricChoice]) -> None:
-    """Raise Invalid unless the metrics make an experiment."""
+    """Raise Invalid unless the metrics are a valid set."""
     if not 1 <= len(choices) <= METRICS_MAX:
-        raise Invalid(f"an experiment has 1 to {METRICS_MAX} metrics, not {len(choices)}")
+        raise Invalid(f"an experiment needs 1 to {METRICS_MAX} metrics, not {len(choices)}")
     primaries = sum(choice.role == MetricUse.PRIMARY for choice in choices)
     for choice in choices:
         if choice.role not in ROLES:
@@ -190,41 +190,43 @@ def check_choices(choices: Sequence[MetricChoice]) -> None:
                 f"metric {choice.metric}: unknown role {choice.role!r}; expected one of {known}"
             )
     if primaries != 1:
-        raise Invalid(f"exactly one metric is primary, not {primaries}")
-    twice = _twice([choice.metric.name for choice in choices])
-    if twice:
-        raise Invalid(f"metric {twice} is named twice")
+        raise Invalid(f"exactly one metric must be primary, not {primaries}")
+    duplicate = _find_duplicate([choice.metric.name for choice in choices])
+    if duplicate:
+        raise Invalid(f"metric {duplicate} appears twice")
     for choice in choices:
         margin_of(choice)
         if choice.mann_whitney and choice.metric.kind != Metric.Kind.MEAN:
             raise Invalid(
-                f"metric {choice.metric}: Mann-Whitney ranks the units' values of a mean; "
+                f"metric {choice.metric}: the Mann-Whitney test needs a mean; "
                 f"this is a {choice.metric.kind}"
             )
 
 
 def margin_of(choice: MetricChoice) -> float | None:
-    """Return the margin in the metric's unit. Raises Invalid where there must be none, or one."""
+    """Return the margin in the metric's unit. Raises Invalid if it is missing or not allowed."""
     where = f"metric {choice.metric}"
-    given = [choice.margin, choice.margin_relative, choice.baseline]
+    margins = [choice.margin, choice.margin_relative, choice.baseline]
     if choice.role != MetricUse.GUARDRAIL:
-        if any(value is not None for value in given):
+        if any(value is not None for value in margins):
             raise Invalid(f"{where}: only a guardrail has a margin; this is a {choice.role} metric")
         return None
     if (choice.margin is None) == (choice.margin_relative is None):
-        raise Invalid(f"{where}: a guardrail has margin, or margin_relative with baseline")
+        raise Invalid(f"{where}: a guardrail needs margin, or margin_relative with baseline")
     margin = choice.margin
     if choice.margin_relative is not None:
         if choice.baseline is None:
-            raise Invalid(f"{where}: margin_relative needs baseline, what the metric is today")
+            raise Invalid(f"{where}: margin_relative needs baseline, the metric's current value")
         margin = choice.margin_relative * abs(choice.baseline)
     if margin is None or not math.isfinite(margin) or margin <= 0:
-        raise Invalid(f"{where}: margin is {margin}; it takes a number above 0")
+        raise Invalid(f"{where}: margin is {margin}; it must be a number above 0")
     if choice.metric.kind == Metric.Kind.PROPORTION and margin >= 1:
-        raise Invalid(f"{where}: margin is {margin:g}; of a proportion it is below 1 (0.01: 1 %)")
+        raise Invalid(
+            f"{where}: margin is {margin:g}; for a proportion it must be below 1 (0.01: 1 %)"
+        )
     return margin
 
 
-def _twice(names: Sequence[str]) -> str:
-    """Return a name that stands there twice, or nothing."""
+def _find_duplicate(names: Sequence[str]) -> str:
+    """Return a name that appears more than once, or an empty string."""
     return next((name for name, count in Counter(names).items() if count > 1), "")

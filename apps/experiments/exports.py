@@ -1,6 +1,6 @@
-"""A result as a table for spreadsheets: one row for each metric and arm. Pure.
+"""Render a result as a table for spreadsheets, with one row per metric and arm. Pure.
 
-What does not exist is an empty cell, never a 0.
+A missing value is an empty cell, never a 0.
 """
 
 from __future__ import annotations
@@ -47,23 +47,23 @@ COLUMNS = [
 
 
 def result_rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return a row for each metric and arm, in the result's order; none before the first result."""
+    """Return one row per metric and arm, in the result's order; [] before the first result."""
     return [
         _row(metric, arm, _comparison(metric, arm["name"]))
-        | {"units_by_phase": _by_phase(result, arm["name"])}
+        | {"units_by_phase": _format_phases(result, arm["name"])}
         for metric in result.get("metrics", ())
         for arm in metric.get("arms", ())
     ]
 
 
 def _comparison(metric: Mapping[str, Any], arm: str) -> Mapping[str, Any]:
-    """Return what an arm's comparison with control says; nothing of control itself."""
-    found = (each for each in metric.get("comparisons", ()) if each["arm"] == arm)
-    return next(found, {})
+    """Return the arm's comparison with control; {} for control itself."""
+    matches = (each for each in metric.get("comparisons", ()) if each["arm"] == arm)
+    return next(matches, {})
 
 
-def _by_phase(result: Mapping[str, Any], arm: str) -> str | None:
-    """Return an arm's units in each weight phase, as "instant weight bp units; …", if several."""
+def _format_phases(result: Mapping[str, Any], arm: str) -> str | None:
+    """Return the arm's units per weight phase as "TIME WEIGHT bp N units; …", or None."""
     phases = result.get("phases") or ()
     if len(phases) < 2:
         return None
@@ -74,26 +74,26 @@ def _by_phase(result: Mapping[str, Any], arm: str) -> str | None:
 
 
 def _row(
-    metric: Mapping[str, Any], arm: Mapping[str, Any], compared: Mapping[str, Any]
+    metric: Mapping[str, Any], arm: Mapping[str, Any], comparison: Mapping[str, Any]
 ) -> dict[str, Any]:
     row: dict[str, Any] = dict.fromkeys(COLUMNS)
     row.update({name: metric.get(name) for name in METRIC_COLUMNS})
     row.update({name: arm.get(name) for name in ARM_COLUMNS})
-    row.update({name: compared.get(name) for name in COMPARISON_COLUMNS})
+    row.update({name: comparison.get(name) for name in COMPARISON_COLUMNS})
     row.update(metric=metric.get("name"), arm=arm["name"])
     for reading in READINGS:
-        numbers = compared.get(reading) or {}
+        numbers = comparison.get(reading) or {}
         row.update({f"{reading}_{name}": numbers.get(name) for name in READING_COLUMNS})
-    bayes = compared.get("bayes") or {}
+    bayes = comparison.get("bayes") or {}
     row.update(chance_to_beat=bayes.get("chance_to_beat"), expected_loss=bayes.get("expected_loss"))
-    row["non_inferiority"] = (compared.get("non_inferiority") or {}).get("state")
+    row["non_inferiority"] = (comparison.get("non_inferiority") or {}).get("state")
     return row
 
 
 def to_csv(result: Mapping[str, Any]) -> str:
-    """Return the rows as CSV with a header; floats in the shortest form that reads back equal."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, COLUMNS)
+    """Return the rows as CSV with a header; floats have the shortest form that round-trips."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, COLUMNS)
     writer.writeheader()
     writer.writerows(result_rows(result))
-    return out.getvalue()
+    return buffer.getvalue()

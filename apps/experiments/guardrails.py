@@ -1,8 +1,8 @@
-"""Outcome metrics as guardrails of rollouts: is the canary, or the shadow, not worse than stable?
+"""Observe outcome metrics as guardrails of rollouts: is canary or shadow not worse than stable?
 
-Observes what the tables hold, as the sufficient statistics of an experiment's metric with a phase
-for each step (`rollout_units`); `outcome_judge` judges those alone, so that the decision log can
-repeat the answer. `apps.rollouts` knows nothing of outcomes; `register` tells it.
+An observation holds the sufficient statistics of a metric with one phase per step
+(`rollout_units`). `outcome_judge` judges only that, so the decision log can reproduce the verdict.
+`apps.rollouts` does not know outcomes; `register` connects the two.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from apps.rollouts.check_kinds import CheckDocument
 from apps.rollouts.models import Rollout
 from apps.rollouts.verdicts import JSON
 
-# The rollout's row is locked meanwhile, and an abort waits for it.
+# The rollout's row is locked for this time, and an abort waits for it.
 COUNTING_MS = 3_000
 
 Read = TypeVar("Read")
@@ -33,7 +33,7 @@ LIMIT_TIME = "SELECT set_config('statement_timeout', %s, true)"
 
 
 def register() -> None:
-    """Let rollouts ask for outcomes, and plans for metrics."""
+    """Register the checks on outcomes, and the validation of their metrics."""
     metric_providers.DATABASE[check_kinds.OUTCOME] = observe_outcome
     external_checks.OBSERVED[check_kinds.OUTCOME] = judge_outcome
     check_kinds.let_look(check_kinds.OUTCOME, problem_of_metric)
@@ -42,37 +42,37 @@ def register() -> None:
 
 
 def problem_of_metric(settings: Mapping[str, Any]) -> str:
-    """Return in words why no rollout can be judged by this metric and margin, or nothing."""
+    """Return why a rollout cannot be judged by this metric and margin, or an empty string."""
     name, margin = settings.get("metric"), settings.get("margin")
     if not isinstance(name, str) or isinstance(margin, bool) or not isinstance(margin, int | float):
         return ""
     metric = Metric.objects.filter(name=name).first()
     if metric is None:
-        return f"there is no metric {name!r}. There are: {_known_metrics()}"
+        return f"unknown metric {name!r}; expected one of {_known_metrics()}"
     if metric.source != Metric.Source.OUTCOMES:
         return _measured(metric)
     if metric.kind == Metric.Kind.PROPORTION and margin >= 1:
-        return f"margin must be below 1, as {name} is a proportion: 0.01 is one percentage point"
+        return f"margin must be below 1 for the proportion {name}; 0.01 is one percentage point"
     if settings.get("covariate_s") and not can_have_covariate(metric):
-        return f"covariate_s: {name} is a {metric.kind}; only means and ratios are adjusted"
+        return f"covariate_s: only means and ratios are adjusted; {name} is a {metric.kind}"
     return ""
 
 
 def problem_of_truth(settings: Mapping[str, Any]) -> str:
-    """Return in words why this metric cannot tell which of two answers is right, or nothing."""
+    """Return why this metric cannot serve as ground truth of answers, or an empty string."""
     name = settings.get("metric")
     if not isinstance(name, str):
         return ""
     metric = Metric.objects.filter(name=name).first()
     if metric is None:
-        return f"there is no metric {name!r}. There are: {_known_metrics()}"
+        return f"unknown metric {name!r}; expected one of {_known_metrics()}"
     return "" if metric.source == Metric.Source.OUTCOMES else _measured(metric)
 
 
 def _measured(metric: Metric) -> str:
     return (
-        f"{metric.name} is measured by data planes ({metric.source}), which they do in experiments "
-        "alone; the checks error-rate and latency judge a rollout by what they count"
+        f"data planes measure {metric.name} ({metric.source}) only in experiments; use the checks "
+        "error-rate and latency for a rollout"
     )
 
 
@@ -82,7 +82,7 @@ def _known_metrics() -> str:
 
 
 def observe_outcome(rollout: Rollout, check: CheckDocument, now: datetime) -> dict[str, JSON]:
-    """Return the metric's sufficient statistics per step and side, and who was left out."""
+    """Return the metric's sufficient statistics per step and side, and counts of excluded units."""
     metric = _metric_of(check)
     if isinstance(metric, str):
         return {"problem": metric}
@@ -106,12 +106,12 @@ def observe_outcome(rollout: Rollout, check: CheckDocument, now: datetime) -> di
         "window_s": metric.window_s,
         "until_step": span.steps[-1],
         "data": to_json(units.data),
-        **_in_no_arm(units),
+        **_unit_counts(units),
     }
 
 
 def observe_accuracy(rollout: Rollout, check: CheckDocument, now: datetime) -> dict[str, JSON]:
-    """Return how stable's and the shadow's answers compare with what is known of the truth."""
+    """Return the agreement of stable's and the shadow's answers with the known outcomes."""
     metric = _metric_of(check)
     if isinstance(metric, str):
         return {"problem": metric}
@@ -124,17 +124,17 @@ def observe_accuracy(rollout: Rollout, check: CheckDocument, now: datetime) -> d
 
 
 def _metric_of(check: CheckDocument) -> Metric | str:
-    """Return the metric that a check names, or why nobody can be judged by it."""
+    """Return the metric that a check names, or why it cannot be used."""
     name = check.setting("metric")
     rows = Metric.objects.select_related("outcomes_of", "divided_by")
     metric = rows.filter(name=name).first()
     if metric is None:
-        return f"there is no metric {name!r} any more"
+        return f"the metric {name!r} no longer exists"
     return metric if metric.source == Metric.Source.OUTCOMES else _measured(metric)
 
 
 def _within_limit(read: Callable[[_Limit], Read]) -> Read | None:
-    """Return what is read, or None where it takes longer than an abort may wait."""
+    """Return the result of `read`, or None if it takes longer than an abort may wait."""
     try:
         with transaction.atomic(), _Limit() as limit:
             return read(limit)
@@ -146,10 +146,10 @@ def _within_limit(read: Callable[[_Limit], Read]) -> Read | None:
 
 def _not_counted(metric: Metric) -> dict[str, JSON]:
     seconds = COUNTING_MS / 1_000
-    return {"problem": f"outcomes of {metric.name} were not counted within {seconds:g} s"}
+    return {"problem": f"counting outcomes of {metric.name} took longer than {seconds:g} s"}
 
 
-def _in_no_arm(units: RolloutUnits) -> dict[str, JSON]:
+def _unit_counts(units: RolloutUnits) -> dict[str, JSON]:
     return {
         "exposed": {"canary": units.canary, "control": units.control},
         "met_both": units.met_both,
@@ -158,22 +158,22 @@ def _in_no_arm(units: RolloutUnits) -> dict[str, JSON]:
 
 
 class _Limit:
-    """Bounds what all statements together may take, and puts the session's own limit back."""
+    """Bounds the total time of all statements, and restores the session's own limit."""
 
     def __enter__(self) -> _Limit:
         self.ends_at = time.monotonic() + COUNTING_MS / 1_000
         with connection.cursor() as cursor:
             cursor.execute("SELECT current_setting('statement_timeout')")
-            self.usual = cursor.fetchone()[0]
+            self.previous = cursor.fetchone()[0]
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        # After an error the savepoint puts it back.
+        # After an error the savepoint restores it.
         if kind is None:
-            self._set(self.usual)
+            self._set(self.previous)
 
     def renew(self) -> None:
-        """Leave the next statement what is left of the time."""
+        """Limit the next statement to the remaining time."""
         self._set(str(max(1, round(1_000 * (self.ends_at - time.monotonic())))))
 
     def _set(self, limit: str) -> None:

@@ -1,8 +1,7 @@
-"""Exposures and outcomes into rows. Every row is judged for itself: a bad one is refused and
-counted with its reason, and never costs the others.
+"""Store exposures and outcomes. Each row is checked independently: a bad one is refused and counted
+by reason, and does not affect the others.
 
-Runs in the caller's transaction. Rows are written in the order of their keys, so that two writers
-never wait for each other crosswise.
+Runs in the caller's transaction. Rows are written in key order, so two writers cannot deadlock.
 """
 
 from __future__ import annotations
@@ -24,20 +23,25 @@ from django.db import connection, transaction
 from apps.experiments.bulk_copy import staged
 from apps.experiments.lifecycle import TENANT
 from apps.experiments.measurements import count_units, measure
-from apps.experiments.metrics import why_not_an_outcome
+from apps.experiments.metrics import outcome_refusal_reason
 from apps.experiments.models import Metric
 from apps.experiments.refusals import (
     NOWHERE,
     Origin,
     Refusal,
     clean,
-    count_of_instances,
+    count_instance_refusals,
     count_refusals,
 )
 from apps.experiments.request_outcomes import Requests
-from apps.experiments.rollout_exposures import SIDES, Meeting, known_salts, write_meetings
+from apps.experiments.rollout_exposures import (
+    SIDES,
+    SideExposure,
+    known_salts,
+    write_side_exposures,
+)
 from apps.experiments.shadow_pairs import write_pairs
-from apps.experiments.tenant_scope import IS_NEW, MERGED, event_key, others_units
+from apps.experiments.tenant_scope import IS_NEW, MERGED, event_key, find_foreign_units
 from contract.bucketing import bucket
 from contract.messages import (
     OUTCOME_AGE_MAX_S,
@@ -61,7 +65,7 @@ logger = logging.getLogger(__name__)
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 TEXT_MAX = 200
 NAME_MAX = 100
-NOT_KEPT = "occurred_at is older than outcomes are kept"
+NOT_KEPT = "occurred_at is older than the retention of outcomes"
 FUTURE_MAX = timedelta(seconds=OUTCOME_AHEAD_MAX_S)
 AGE_MAX = timedelta(seconds=OUTCOME_AGE_MAX_S)
 
@@ -70,7 +74,7 @@ STAGED_EXPOSURES = {
     "at": "timestamptz", "crossed_over": "bool", "bucket": "int8", "tenant": "text",
     "also_tenants": "text[]", "attributes": "text",
 }  # fmt: skip
-# Units are touched where something changed; a repetition costs no fold.
+# Only units that changed are marked as touched; a repeated exposure costs no fold.
 UPSERT_EXPOSURES = f"""
     WITH written AS (
         INSERT INTO experiments_exposurerow AS kept
@@ -89,7 +93,7 @@ UPSERT_EXPOSURES = f"""
         RETURNING unit
     )
     INSERT INTO experiments_touchedunit (unit) SELECT DISTINCT unit FROM written
-"""  # noqa: S608 (conditions of ours)
+"""  # noqa: S608 (constant conditions)
 STAGED_OUTCOMES = {
     "event_id": "text", "unit": "text", "metric_id": "int8", "value": "float8",
     "occurred_at": "timestamptz", "version_id": "int8", "answered_at": "timestamptz",
@@ -108,7 +112,7 @@ INSERT_OUTCOMES = """
     ), touched AS (
         INSERT INTO experiments_touchedunit (unit)
         SELECT DISTINCT unit FROM written WHERE unit <> ''
-    ), told AS (
+    ), counted AS (
         INSERT INTO experiments_versionoutcomes AS kept (version_id, metric_id, hour, n, total)
         SELECT version_id, metric_id, date_trunc('hour', answered_at, 'UTC'), count(*), sum(value)
         FROM staged_outcomes JOIN written USING (event_id) WHERE version_id IS NOT NULL
@@ -118,7 +122,7 @@ INSERT_OUTCOMES = """
     )
     SELECT count(*) FROM written
 """
-# As a foreign key would: nobody deletes the row that ours are about before they are committed.
+# As a foreign key would: the referenced rows cannot be deleted before our rows are committed.
 LOCK_EXPERIMENTS = """
     SELECT id, variant_salt, dimensions FROM experiments_experiment WHERE id = ANY(%s)
     ORDER BY id FOR KEY SHARE
@@ -127,16 +131,16 @@ LOCK_METRICS = "SELECT id FROM experiments_metric WHERE name = ANY(%s) ORDER BY 
 
 
 @dataclass(frozen=True)
-class Known:
-    """Of an experiment: its variant salt, and the headers among its dimensions."""
+class ExperimentKeys:
+    """An experiment's variant salt, and the headers among its dimensions."""
 
     salt: str
     headers: frozenset[str]
 
 
 @dataclass(frozen=True)
-class Met:
-    """The first meeting of a unit with an experiment, folded over what arrived."""
+class FirstExposure:
+    """The first exposure of a unit to an experiment, folded over the exposures that arrived."""
 
     variant: str
     version: str
@@ -144,51 +148,51 @@ class Met:
     crossed_over: bool = False
     tenant: str = ""
     attributes: str | None = None
-    # Who else asked about the unit.
+    # Other tenants that sent requests for the unit.
     others: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
 class OutcomeReport:
-    """What became of a request's outcomes: each is recorded, a duplicate, or refused.
+    """Counts of a request's outcomes: each is recorded, a duplicate, or refused.
 
-    `strangers` are the positions of those that were not refused and whose unit met no experiment
-    that goes on.
+    `unexposed` are the positions of accepted outcomes whose unit has no exposure to an experiment
+    that is still analysed.
     """
 
     recorded: int = 0
     duplicates: int = 0
     refused: tuple[Refusal, ...] = field(default=())
-    strangers: tuple[int, ...] = field(default=())
+    unexposed: tuple[int, ...] = field(default=())
 
 
 def apply_exposures(batches: Sequence[Batch], now: datetime) -> Counter[str]:
-    """Record the first exposure per unit; return how many were skipped, by reason.
+    """Record the first exposure per unit; return the number of skipped exposures by reason.
 
-    A unit that met another variant before or after is marked as crossed over. An instant in the
-    future is taken as `now`, or no outcome of that unit would ever count. Those to the sides of a
-    rollout's split are kept apart (`meetings`).
+    A unit with exposures to several variants is marked as crossed over. A timestamp in the future
+    is replaced by `now`, or no outcome of that unit would ever count. Exposures to the sides of a
+    rollout's split are stored separately (`rollout_exposures`).
     """
     exposures = [exposure for batch in batches for exposure in batch.exposures]
     ids = _ids(exposures)
     experiments, salts = _lock_experiments(ids.values()), known_salts(ids.values())
     skipped: Counter[str] = Counter()
-    met: dict[tuple[UUID, str], Met] = {}
-    meetings: list[Meeting] = []
+    first: dict[tuple[UUID, str], FirstExposure] = {}
+    sides: list[SideExposure] = []
     for exposure in exposures:
         pk = ids.get(exposure.experiment)
         if problem := _exposure_problem(exposure, is_rollout=pk in salts):
             skipped[problem] += 1
         elif pk in experiments:
-            seen = _met(exposure, now, experiments[pk].headers)
-            met[pk, exposure.unit] = _fold(met.get((pk, exposure.unit)), seen)
+            new = _first_exposure(exposure, now, experiments[pk].headers)
+            first[pk, exposure.unit] = _fold(first.get((pk, exposure.unit)), new)
         elif pk in salts:
-            at, tenant = _met_at(exposure, now), clean(exposure.tenant)
-            meetings.append(Meeting(pk, exposure.unit, exposure.variant == CANARY, at, tenant))
+            at, tenant = _exposed_at(exposure, now), clean(exposure.tenant)
+            sides.append(SideExposure(pk, exposure.unit, exposure.variant == CANARY, at, tenant))
         else:
             skipped["unknown experiment"] += 1
-    _write_exposures(met, experiments)
-    write_meetings(meetings, salts)
+    _write_exposures(first, experiments)
+    write_side_exposures(sides, salts)
     measure([each for batch in batches for each in batch.measurements])
     count_units([sketch for batch in batches for sketch in batch.sketches])
     write_pairs([pair for batch in batches for pair in batch.pairs], now)
@@ -198,54 +202,54 @@ def apply_exposures(batches: Sequence[Batch], now: datetime) -> Counter[str]:
 
 
 def _ids(exposures: Iterable[Exposure]) -> dict[str, UUID]:
-    """Return what of the splits' ids can be an id."""
-    found: dict[str, UUID] = {}
+    """Return the splits' ids that are valid UUIDs, by their text."""
+    ids: dict[str, UUID] = {}
     for text in {exposure.experiment for exposure in exposures}:
         try:
-            found[text] = UUID(text)
+            ids[text] = UUID(text)
         except ValueError:
             continue
-    return found
+    return ids
 
 
-def _lock_experiments(ids: Iterable[UUID]) -> dict[UUID, Known]:
-    """Return what is known of those ids that are experiments, which stay until we commit."""
+def _lock_experiments(ids: Iterable[UUID]) -> dict[UUID, ExperimentKeys]:
+    """Return the keys of those ids that are experiments; locks their rows until the commit."""
     with connection.cursor() as cursor:
         cursor.execute(LOCK_EXPERIMENTS, [list(ids)])
         return {
-            pk: Known(salt, frozenset(json.loads(dimensions)) - {TENANT})
+            pk: ExperimentKeys(salt, frozenset(json.loads(dimensions)) - {TENANT})
             for pk, salt, dimensions in cursor.fetchall()
         }
 
 
 def _exposure_problem(exposure: Exposure, *, is_rollout: bool) -> str | None:
     if is_rollout and exposure.variant not in SIDES:
-        return "variant is no side of a rollout"
+        return "variant is not a side of a rollout"
     return _text_problem("unit", exposure.unit, TEXT_MAX) or _text_problem(
         "variant", exposure.variant, NAME_MAX
     )
 
 
-def _met(exposure: Exposure, now: datetime, headers: frozenset[str]) -> Met:
-    given = {
+def _first_exposure(exposure: Exposure, now: datetime, headers: frozenset[str]) -> FirstExposure:
+    attributes = {
         name: value.replace("\x00", "")[:NAME_MAX]
         for name, value in exposure.attributes.items()
         if name in headers
     }
-    return Met(
+    return FirstExposure(
         exposure.variant,
         exposure.version[:20],
-        _met_at(exposure, now),
+        _exposed_at(exposure, now),
         tenant=clean(exposure.tenant),
-        attributes=msgspec.json.encode(given).decode() if given else None,
+        attributes=msgspec.json.encode(attributes).decode() if attributes else None,
     )
 
 
-def _met_at(exposure: Exposure, now: datetime) -> datetime:
-    return min(max(_instant(exposure.at_ms) or now, now - AGE_MAX), now)
+def _exposed_at(exposure: Exposure, now: datetime) -> datetime:
+    return min(max(_timestamp(exposure.at_ms) or now, now - AGE_MAX), now)
 
 
-def _fold(first: Met | None, other: Met) -> Met:
+def _fold(first: FirstExposure | None, other: FirstExposure) -> FirstExposure:
     if first is None:
         return other
     if other.at < first.at:
@@ -255,8 +259,10 @@ def _fold(first: Met | None, other: Met) -> Met:
     return replace(first, crossed_over=crossed, others=others)
 
 
-def _write_exposures(met: dict[tuple[UUID, str], Met], experiments: dict[UUID, Known]) -> None:
-    if not met:
+def _write_exposures(
+    first: dict[tuple[UUID, str], FirstExposure], experiments: dict[UUID, ExperimentKeys]
+) -> None:
+    if not first:
         return
     rows = (
         (
@@ -264,14 +270,14 @@ def _write_exposures(met: dict[tuple[UUID, str], Met], experiments: dict[UUID, K
             bucket(experiments[key[0]].salt, key[1]), row.tenant, sorted(row.others) or None,
             row.attributes,
         )
-        for key, row in sorted(met.items(), key=itemgetter(0))
+        for key, row in sorted(first.items(), key=itemgetter(0))
     )  # fmt: skip
     with staged("staged_exposures", STAGED_EXPOSURES, rows) as cursor:
         cursor.execute(UPSERT_EXPOSURES)
 
 
 def apply_outcomes(batches: Sequence[Batch], now: datetime) -> OutcomeReport:
-    """Record the outcomes of `batches` (see `record_outcomes`), and what instances refused."""
+    """Record the outcomes of `batches` (see `record_outcomes`); count the instances' refusals."""
     origins = [
         Origin(outcome.tenant or "", batch.instance)
         for batch in batches
@@ -279,7 +285,7 @@ def apply_outcomes(batches: Sequence[Batch], now: datetime) -> OutcomeReport:
     ]
     outcomes = [outcome for batch in batches for outcome in batch.outcomes]
     report = record_outcomes(outcomes, now, origins)
-    count_of_instances(batches, now)
+    count_instance_refusals(batches, now)
     return report
 
 
@@ -287,14 +293,14 @@ def apply_outcomes(batches: Sequence[Batch], now: datetime) -> OutcomeReport:
 def record_outcomes(
     outcomes: Sequence[Outcome], now: datetime, origins: Origin | Sequence[Origin] = NOWHERE
 ) -> OutcomeReport:
-    """Record each outcome that can be used, count the others by metric, reason and origin.
+    """Record each valid outcome; count the refused ones by metric, reason and origin.
 
-    `origins` is one for all, or one for each outcome. The same `event_id` twice, in one call or in
-    two, counts once: the first one stands.
+    `origins` is one for all outcomes, or one per outcome. A repeated `event_id`, in one call or in
+    two, counts once: the first outcome is kept.
     """
     requests = Requests(outcomes, now)
     judge = Judge(_lock_metrics({outcome.metric for outcome in outcomes}), now)
-    taken: dict[str, Outcome] = {}
+    accepted: dict[str, Outcome] = {}
     places: dict[str, int] = {}
     refused: list[Refusal] = []
     duplicates = 0
@@ -303,63 +309,65 @@ def record_outcomes(
         if reason is not None:
             origin = _origin(origins, index)
             refused.append(Refusal(index, outcome.event_id, outcome.metric, reason, origin))
-        elif (key := event_key(outcome)) in taken:
+        elif (key := event_key(outcome)) in accepted:
             duplicates += 1
         else:
-            taken[key] = requests.placed(outcome)
+            accepted[key] = requests.resolve(outcome)
             places[key] = index
-    recorded = _write_outcomes(taken, judge.metrics, requests)
+    recorded = _write_outcomes(accepted, judge.metrics, requests)
     foreign = [
         Refusal(places[key], each.event_id, each.metric, OTHERS_UNIT, _origin(origins, places[key]))
-        for key, each in _of_others(taken).items()
+        for key, each in _foreign_outcomes(accepted).items()
     ]
     count_refusals([*refused, *foreign], known=set(judge.metrics), now=now)
-    return OutcomeReport(recorded, duplicates + len(taken) - recorded, tuple(refused))
+    return OutcomeReport(recorded, duplicates + len(accepted) - recorded, tuple(refused))
 
 
 def _origin(origins: Origin | Sequence[Origin], index: int) -> Origin:
     return origins if isinstance(origins, Origin) else origins[index]
 
 
-def _of_others(taken: dict[str, Outcome]) -> dict[str, Outcome]:
-    """Return what is to be counted as refused, though it is kept: outcomes of others' units."""
-    foreign = others_units(taken.values())
-    return {key: each for key, each in taken.items() if (each.unit_id, each.tenant) in foreign}
+def _foreign_outcomes(accepted: dict[str, Outcome]) -> dict[str, Outcome]:
+    """Return the outcomes of other tenants' units: they are stored, and counted as refused."""
+    foreign = find_foreign_units(accepted.values())
+    return {key: each for key, each in accepted.items() if (each.unit_id, each.tenant) in foreign}
 
 
 def _lock_metrics(names: Iterable[str]) -> dict[str, Metric]:
-    """Return those of the metrics that there are, by name; they stay until we commit."""
-    wanted = sorted({clean(name) for name in names})
+    """Return the metrics that exist, by name; locks their rows until the commit."""
+    cleaned = sorted({clean(name) for name in names})
     with connection.cursor() as cursor:
-        cursor.execute(LOCK_METRICS, [wanted])
-    rows = Metric.objects.select_related("outcomes_of").filter(name__in=wanted)
+        cursor.execute(LOCK_METRICS, [cleaned])
+    rows = Metric.objects.select_related("outcomes_of").filter(name__in=cleaned)
     return {metric.name: metric for metric in rows}
 
 
 class Judge:
-    """Says of one outcome after the other why it cannot be used; reasons are few: they count."""
+    """Checks outcomes one by one. Reasons are few, because refusals are counted by reason."""
 
     def __init__(self, metrics: dict[str, Metric], now: datetime) -> None:
         self.metrics = metrics
-        # What each metric says of all its outcomes is asked once.
-        self._why_none = {name: why_not_an_outcome(each) for name, each in metrics.items()}
+        # Reasons that hold for all outcomes of a metric are computed once.
+        self._metric_reasons = {
+            name: outcome_refusal_reason(each) for name, each in metrics.items()
+        }
         self._proportions = {n for n, m in metrics.items() if m.kind == Metric.Kind.PROPORTION}
         self._newest_ms = _milliseconds(now + FUTURE_MAX)
-        # One that is not kept any more could come again, and count twice.
-        self._kept = timedelta(days=settings.RETENTION_DAYS["outcomes"]) or AGE_MAX
-        self._oldest_ms = _milliseconds(now - min(AGE_MAX, self._kept))
+        # An outcome past its retention could come again and count twice.
+        self._retention = timedelta(days=settings.RETENTION_DAYS["outcomes"]) or AGE_MAX
+        self._oldest_ms = _milliseconds(now - min(AGE_MAX, self._retention))
 
     def refusal_reason(self, outcome: Outcome) -> str | None:
-        """Return why `outcome` cannot be used, or None."""
+        """Return why `outcome` is refused, or None."""
         problem = _text_problem("event_id", outcome.event_id, TEXT_MAX)
-        # An outcome of a request may be of no unit: it tells of the version.
+        # An outcome of a request needs no unit: it counts for the version.
         if problem is None and (outcome.unit_id or not outcome.request_id):
             problem = _text_problem("unit_id", outcome.unit_id, TEXT_MAX)
         if problem:
             return problem
-        why_none = self._why_none.get(outcome.metric, UNKNOWN_METRIC)
-        if why_none is not None:
-            return why_none
+        metric_reason = self._metric_reasons.get(outcome.metric, UNKNOWN_METRIC)
+        if metric_reason is not None:
+            return metric_reason
         if not math.isfinite(outcome.value):
             return "value is not a finite number"
         if abs(outcome.value) > OUTCOME_VALUE_MAX:
@@ -369,33 +377,33 @@ class Judge:
         if outcome.occurred_at_ms > self._newest_ms:
             return IN_THE_FUTURE
         if outcome.occurred_at_ms < self._oldest_ms:
-            return TOO_OLD if self._kept >= AGE_MAX else NOT_KEPT
+            return TOO_OLD if self._retention >= AGE_MAX else NOT_KEPT
         return None
 
 
 def _write_outcomes(
-    taken: dict[str, Outcome], metrics: dict[str, Metric], requests: Requests
+    accepted: dict[str, Outcome], metrics: dict[str, Metric], requests: Requests
 ) -> int:
-    if not taken:
+    if not accepted:
         return 0
     ids = {name: metric.pk for name, metric in metrics.items()}
     rows = (
         (
             event_id, each.unit_id, ids[each.metric], float(each.value),
-            EPOCH + timedelta(milliseconds=each.occurred_at_ms), *_answered(requests, each),
+            EPOCH + timedelta(milliseconds=each.occurred_at_ms), *_answer_columns(requests, each),
             each.tenant, list(each.models) or None,
         )
-        for event_id, each in sorted(taken.items(), key=itemgetter(0))
+        for event_id, each in sorted(accepted.items(), key=itemgetter(0))
     )  # fmt: skip
     with staged("staged_outcomes", STAGED_OUTCOMES, rows) as cursor:
         cursor.execute(INSERT_OUTCOMES)
         return int(cursor.fetchone()[0])
 
 
-def _answered(
+def _answer_columns(
     requests: Requests, outcome: Outcome
 ) -> tuple[int | None, datetime | None, int | None]:
-    """Return which version answered the request of an outcome, when, and the request's hash."""
+    """Return version id, time of the answer and request hash of an outcome's request."""
     answer = requests.answer(outcome)
     if answer is None:
         return None, None, None
@@ -415,8 +423,8 @@ def _milliseconds(at: datetime) -> int:
     return round(at.timestamp() * 1_000)
 
 
-def _instant(at_ms: int) -> datetime | None:
-    """Return the instant, or None when no calendar reaches it."""
+def _timestamp(at_ms: int) -> datetime | None:
+    """Return the timestamp, or None outside the range of datetime."""
     try:
         return EPOCH + timedelta(milliseconds=at_ms)
     except OverflowError:

@@ -1,4 +1,4 @@
-"""What every move of an experiment does: one legal transition, its row, audit entry and message.
+"""Apply state transitions of experiments: each writes its row, event, audit entry and notification.
 
 Every function here runs inside the caller's transaction.
 """
@@ -23,21 +23,21 @@ from apps.notifications.outbox import enqueue
 from apps.rollouts.publication import publish_table
 from contract.routing import ExperimentSplit, VariantRoute
 
-# A dimension that is no header.
+# The dimension that is not a header.
 TENANT = "tenant"
 
 
 def check_revision(experiment: Experiment, revision: int | None) -> None:
-    """Raise Conflict when `revision`, what the caller last saw, is not what is there."""
+    """Raise Conflict when `revision`, the one that the caller last read, is outdated."""
     if revision is not None and revision != experiment.revision:
         raise Conflict(
-            f"experiment {experiment.name} was changed meanwhile; look again",
+            f"experiment {experiment.name} has changed; reload it and try again",
             revision=experiment.revision,
         )
 
 
 def check_move(experiment: Experiment, new: ExperimentState, revision: int | None) -> None:
-    """Raise Conflict unless `new` may follow and nobody was faster."""
+    """Raise Conflict unless the transition is allowed and `revision` is current."""
     old = ExperimentState(experiment.state)
     EXPERIMENT_TRANSITIONS.check(f"experiment {experiment.name}", old, new)
     check_revision(experiment, revision)
@@ -50,10 +50,10 @@ def move(
     actor: Actor,
     now: datetime,
     *,
-    told: str = "",
+    event: str = "",
     **changes: Any,
 ) -> None:
-    """Make one transition with its row, its audit entry and, as `told`, its message."""
+    """Make one transition with its row, its audit entry and, if named, a notification `event`."""
     old = ExperimentState(experiment.state)
     EXPERIMENT_TRANSITIONS.check(f"experiment {experiment.name}", old, new)
     compare_and_set(experiment, state_field="state", state=new.value, reason=reason, **changes)
@@ -65,8 +65,8 @@ def move(
         before={"state": old.value},
         after={"state": new.value, "reason": reason},
     )
-    if told:
-        tell(experiment, told, actor, now)
+    if event:
+        enqueue_event(experiment, event, actor, now)
 
 
 def append_event(
@@ -88,10 +88,10 @@ def append_event(
     )
 
 
-def tell(
+def enqueue_event(
     experiment: Experiment, event: str, actor: Actor, now: datetime, reason: str | None = None
 ) -> None:
-    """Let who asked for it hear of `event`; it is told only if this transaction commits."""
+    """Notify the subscribers of `event`; it is sent only if this transaction commits."""
     enqueue(
         event=event,
         model=experiment.model,
@@ -106,10 +106,10 @@ def tell(
     )
 
 
-def leave_table(experiment: Experiment, how: str, actor: Actor, now: datetime) -> None:
-    """Give the model's split back and publish a table without it."""
+def end_routing(experiment: Experiment, event: str, actor: Actor, now: datetime) -> None:
+    """Release the model's split and publish a routing table without it."""
     release_split(owner_id=experiment.pk)
-    publish_table(reason=f"experiment {experiment.name} {how}", actor=actor, now=now)
+    publish_table(reason=f"experiment {experiment.name} {event}", actor=actor, now=now)
 
 
 def variants_of(experiment: Experiment) -> list[Variant]:
@@ -117,7 +117,7 @@ def variants_of(experiment: Experiment) -> list[Variant]:
 
 
 def deployments_of(variants: Sequence[Variant]) -> dict[int, Deployment]:
-    """Return where the variants' versions are placed, by the version's primary key."""
+    """Return the deployments of the variants' versions, by the version's primary key."""
     rows = Deployment.objects.filter(
         version__in=[variant.version_id for variant in variants], cluster__is_default=True
     )
@@ -125,15 +125,15 @@ def deployments_of(variants: Sequence[Variant]) -> dict[int, Deployment]:
 
 
 def check_signatures(model: RegisteredModel, versions: Sequence[ModelVersion]) -> None:
-    """Raise Invalid unless all `versions` can answer the requests that stable gets."""
+    """Raise Invalid unless all `versions` have the stable version's signature."""
     stable = model.stable
     if stable is None:
-        raise Invalid(
-            f"{model.name} has no stable version; promote one before you compare versions"
-        )
+        raise Invalid(f"{model.name} has no stable version; promote a version first")
     for version in versions:
         if version.signature != stable.signature or version.batched != stable.batched:
-            raise Invalid(f"{version} has another signature than the stable version {stable}")
+            raise Invalid(
+                f"the signature of {version} differs from that of the stable version {stable}"
+            )
 
 
 def split_document(experiment: Experiment, variants: Sequence[Variant]) -> dict[str, Any]:
@@ -164,5 +164,5 @@ def split_document(experiment: Experiment, variants: Sequence[Variant]) -> dict[
 
 
 def holdout_salt(model: RegisteredModel) -> str:
-    """Return the salt that all experiments of a model share: who is held out of one is of all."""
+    """Return the hold-out salt. A model's experiments share it, so they hold out the same units."""
     return f"holdout:{model.name}"

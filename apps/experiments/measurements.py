@@ -1,6 +1,6 @@
-"""What data planes measured of units, and which units asked a model, into rows.
+"""Store the data planes' measurements and sketches of units.
 
-Runs in the caller's transaction, which applies each batch once: counts may simply be added.
+Runs in the caller's transaction, which applies each batch once, so counts are simply added.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ TOUCH = "INSERT INTO experiments_touchedunit (unit) SELECT * FROM unnest(%s::tex
 
 
 def measure(measurements: Sequence[UnitMeasurement]) -> None:
-    """Add what was measured; what belongs to no experiment or cannot be is left out."""
+    """Add measurements; those of unknown experiments or with invalid values are skipped."""
     if not measurements:
         return
     known = {str(pk) for pk in Experiment.objects.values_list("pk", flat=True)}
     added: dict[tuple[str, str], list[int]] = {}
     for each in measurements:
         counts = [each.requests, each.errors, each.cache_hits, each.latency_us]
-        if each.experiment not in known or not _can_be(each.unit, counts):
+        if each.experiment not in known or not _is_valid(each.unit, counts):
             continue
         total = added.setdefault((each.experiment, each.unit), [0, 0, 0, 0])
         for place, count in enumerate(counts):
@@ -60,12 +60,12 @@ def measure(measurements: Sequence[UnitMeasurement]) -> None:
         cursor.execute(TOUCH, [sorted({unit for _, unit in keys})])
 
 
-def _can_be(unit: str, counts: Sequence[int]) -> bool:
+def _is_valid(unit: str, counts: Sequence[int]) -> bool:
     return 0 < len(unit) <= UNIT_MAX and "\x00" not in unit and all(0 <= n < 2**40 for n in counts)
 
 
 def count_units(sketches: Sequence[UnitSketch]) -> None:
-    """Merge sketches into those of their model and hour; unknown models are left out."""
+    """Merge sketches into the stored ones of their model and hour; unknown models are skipped."""
     if not sketches:
         return
     names = {sketch.model for sketch in sketches}

@@ -1,4 +1,4 @@
-"""REST API of metrics: define, describe, delete."""
+"""REST API of metrics: create, describe, delete."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ NAME_IN_PATH = "[^/]+"
 
 
 @extend_schema_view(
-    list=extend_schema(summary="Metrics, by name"), retrieve=extend_schema(summary="One metric")
+    list=extend_schema(summary="List metrics by name"),
+    retrieve=extend_schema(summary="Get a metric"),
 )
 class MetricViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericViewSet[Metric]):
-    """What is measured for a unit; defined once, used by many experiments."""
+    """Quantities measured per unit, used by experiments."""
 
     queryset = Metric.objects.select_related("outcomes_of", "divided_by").order_by("name")
     serializer_class = MetricSerializer
@@ -32,16 +33,16 @@ class MetricViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericVie
     lookup_value_regex = NAME_IN_PATH
 
     @extend_schema(
-        summary="Define a metric",
-        description="Nothing but its description can be changed later: results rest on the rest.",
+        summary="Create a metric",
+        description="Only the description can change later: results depend on the definition.",
         request=MetricSerializer,
         responses={201: MetricSerializer},
     )
     def create(self, request: Request) -> Response:
         require_role(request.user, None, Role.OPERATOR)
-        given = MetricSerializer(data=request.data)
-        given.is_valid(raise_exception=True)
-        fields: dict[str, Any] = dict(given.validated_data)
+        serializer = MetricSerializer(data=request.data)
+        serializer.is_valid(raise_exception=True)
+        fields: dict[str, Any] = dict(serializer.validated_data)
         for field in ("outcomes_of", "divided_by"):
             name = fields.pop(field, None)
             fields[field] = find_metric(name) if name else None
@@ -49,23 +50,23 @@ class MetricViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericVie
         return Response(MetricSerializer(metric).data, status=status.HTTP_201_CREATED)
 
     @extend_schema(
-        summary="Change its description",
+        summary="Change the description of a metric",
         request=MetricEditSerializer,
         responses={200: MetricSerializer},
     )
     def partial_update(self, request: Request, name: str) -> Response:
         require_role(request.user, None, Role.OPERATOR)
-        given = MetricEditSerializer(data=request.data)
-        given.is_valid(raise_exception=True)
+        serializer = MetricEditSerializer(data=request.data)
+        serializer.is_valid(raise_exception=True)
         metric = find_metric(name)
         edit_metric(
             metric=metric,
-            description=given.validated_data["description"],
+            description=serializer.validated_data["description"],
             actor=actor_of(request),
         )
         return Response(MetricSerializer(find_metric(name)).data)
 
-    @extend_schema(summary="Delete a metric that nothing uses", responses={204: None})
+    @extend_schema(summary="Delete an unused metric", responses={204: None})
     def destroy(self, request: Request, name: str) -> Response:
         require_role(request.user, None, Role.OPERATOR)
         delete_metric(metric=find_metric(name), actor=actor_of(request))

@@ -1,4 +1,4 @@
-"""Making, describing and deleting metrics. A metric is never changed but for its description."""
+"""Create, describe and delete metrics. Only the description of a metric ever changes."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from apps.rollouts.states import LIVE_PHASES
 from contract.refusals import MetricRule
 
 KIND, SOURCE, PER_UNIT = Metric.Kind, Metric.Source, Metric.PerUnit
-# No outcome may be older than that when it comes in.
+# Older outcomes are refused on arrival.
 WINDOW_MAX_S = 365 * 86_400
 VALUE_MAX = 1e100
 PPM = 1_000_000
-# How a unit's outcomes make its value when nothing is said.
+# How a unit's outcomes are combined by default.
 DEFAULT_PER_UNIT = {KIND.PROPORTION: PER_UNIT.FIRST, KIND.RATIO: PER_UNIT.SUM}
-# Pages below `metrics/` that are no metric's.
+# Pages below `metrics/` that are not a metric's page.
 RESERVED_METRICS = {"new"}
-# Less of these is better, when nothing is said.
+# Lower is better for these by default.
 COSTS = {SOURCE.LATENCY, SOURCE.ERRORS}
 
 
@@ -54,15 +54,15 @@ def create_metric(
 ) -> Metric:
     """Define a metric.
 
-    `direction` None: less is better of latency and errors, more of all else. `per_unit` None:
-    the first outcome of a proportion, the sum of a ratio, the mean of all else.
+    `direction` None: lower is better for latency and errors, higher for all others. `per_unit`
+    None: the first outcome for a proportion, the sum for a ratio, the mean for all others.
 
     Raises:
-        Invalid: a field is out of its range, or two of them contradict each other.
-        Conflict: a metric of that name exists.
+        Invalid: a field is out of range, or two fields contradict each other.
+        Conflict: the name is taken.
     """
     if name in RESERVED_METRICS:
-        raise Invalid(f"name: {name} is the address of a page; choose another one")
+        raise Invalid(f"name: {name} is reserved for a page; choose another name")
     if kind not in KIND.values:
         raise Invalid(f"kind: unknown kind {kind!r}; expected one of {', '.join(KIND.values)}")
     if source not in SOURCE.values:
@@ -85,22 +85,22 @@ def create_metric(
         cap=cap,
         window_s=window_s,
     )
-    insert_named(metric, f"A metric named {name} exists already.")
-    record_audit(actor=actor, action="metric.created", target=name, after=_told(metric))
+    insert_named(metric, f"A metric named {name} already exists.")
+    record_audit(actor=actor, action="metric.created", target=name, after=_describe(metric))
     publish_table(reason=f"metric {name} defined", actor=actor, now=database_now())
     return metric
 
 
 def register() -> None:
-    """Let routing tables say what metrics there are."""
+    """Add the metrics to routing tables."""
     snapshots.METRICS[:] = [metric_rules]
 
 
 def metric_rules() -> dict[str, MetricRule]:
-    """Return what outcomes may say of each metric, by its name."""
+    """Return the rule for outcomes of each metric, by metric name."""
     return {
         metric.name: MetricRule(
-            is_binary=metric.kind == KIND.PROPORTION, refusal=why_not_an_outcome(metric) or ""
+            is_binary=metric.kind == KIND.PROPORTION, refusal=outcome_refusal_reason(metric) or ""
         )
         for metric in Metric.objects.select_related("outcomes_of").order_by("name")
     }
@@ -110,16 +110,16 @@ def _default_direction(source: str) -> str:
     return Metric.Direction.DECREASE if source in COSTS else Metric.Direction.INCREASE
 
 
-def _told(metric: Metric) -> dict[str, Any]:
-    """Return the metric for the audit log: what it says that is not empty."""
-    told = {
+def _describe(metric: Metric) -> dict[str, Any]:
+    """Return the metric's non-empty fields for the audit log."""
+    fields = {
         field.name: getattr(metric, field.attname)
         for field in Metric._meta.fields
         if field.name not in {"id", "name", "outcomes_of", "divided_by"}
     }
-    told["outcomes_of"] = metric.outcomes_of and metric.outcomes_of.name
-    told["divided_by"] = metric.divided_by and metric.divided_by.name
-    return {name: value for name, value in told.items() if value not in (None, "", False)}
+    fields["outcomes_of"] = metric.outcomes_of and metric.outcomes_of.name
+    fields["divided_by"] = metric.divided_by and metric.divided_by.name
+    return {name: value for name, value in fields.items() if value not in (None, "", False)}
 
 
 def _check_outcomes(
@@ -129,27 +129,27 @@ def _check_outcomes(
     divided_by: Metric | None,
     per_unit: str | None,
 ) -> None:
-    """Raise Invalid for what is said of outcomes and cannot be."""
+    """Raise Invalid for fields about outcomes that do not fit kind and source."""
     if source != SOURCE.OUTCOMES:
-        for field, given in [
+        for field, value in [
             ("outcomes_of", outcomes_of),
             ("divided_by", divided_by),
             ("per_unit", per_unit),
         ]:
-            if given is not None:
-                raise Invalid(f"{field}: {source} is measured by the data plane; leave it out")
+            if value is not None:
+                raise Invalid(f"{field}: the data plane measures {source}; omit {field}")
         return
     _check_per_unit(kind, per_unit)
     if kind == KIND.RATIO and divided_by is None:
-        raise Invalid("divided_by: a ratio of outcomes names the metric that it is divided by")
+        raise Invalid("divided_by: a ratio of outcomes needs the metric to divide by")
     if kind != KIND.RATIO and divided_by is not None:
-        raise Invalid(f"divided_by: only a ratio is divided; this is a {kind}")
+        raise Invalid(f"divided_by: only a ratio has a denominator; this is a {kind}")
     for field, other in [("outcomes_of", outcomes_of), ("divided_by", divided_by)]:
         if other is not None:
             _check_other(field, other)
     if kind == KIND.PROPORTION and outcomes_of is not None and outcomes_of.kind != KIND.PROPORTION:
         raise Invalid(
-            f"outcomes_of: those of {outcomes_of.name} are amounts, of a proportion they are 0 or 1"
+            f"outcomes_of: outcomes of {outcomes_of.name} are amounts; a proportion needs 0 or 1"
         )
 
 
@@ -161,7 +161,7 @@ def _check_per_unit(kind: str, per_unit: str | None) -> None:
             f"per_unit: unknown value {per_unit!r}; expected one of {', '.join(PER_UNIT.values)}"
         )
     if kind == KIND.RATIO and per_unit != PER_UNIT.SUM:
-        raise Invalid("per_unit: a ratio always sums a unit's outcomes; leave it out")
+        raise Invalid("per_unit: a ratio always sums a unit's outcomes; omit per_unit")
     if kind == KIND.PROPORTION and per_unit not in {PER_UNIT.FIRST, PER_UNIT.MAX}:
         raise Invalid(f"per_unit: a proportion takes first or max, not {per_unit}")
 
@@ -169,57 +169,57 @@ def _check_per_unit(kind: str, per_unit: str | None) -> None:
 def _check_other(field: str, other: Metric) -> None:
     """Raise Invalid when `other` has no outcomes of its own."""
     if other.source != SOURCE.OUTCOMES:
-        raise Invalid(f"{field}: {other.name} has no outcomes, the data plane measures it")
+        raise Invalid(f"{field}: {other.name} has no outcomes; the data plane measures it")
     if other.outcomes_of_id is not None:
         raise Invalid(
-            f"{field}: {other.name} takes the outcomes of {other.outcomes_of}; "
-            "name that one instead"
+            f"{field}: {other.name} uses the outcomes of {other.outcomes_of}; "
+            f"name {other.outcomes_of} instead"
         )
 
 
 def _check_source(kind: str, source: str, missing_is_zero: bool, window_s: int | None) -> None:
-    """Raise Invalid for what cannot be asked of the data plane's own counts."""
+    """Raise Invalid for fields that do not fit a metric measured by the data plane."""
     if source == SOURCE.OUTCOMES:
         return
     if source == SOURCE.LATENCY and kind == KIND.PROPORTION:
-        raise Invalid("kind: latency is no proportion; take mean, ratio or quantile")
+        raise Invalid("kind: latency is not a proportion; use mean, ratio or quantile")
     if missing_is_zero:
         raise Invalid(
-            f"missing_is_zero: a unit without {source} has not been measured yet; leave it out"
+            f"missing_is_zero: a unit without {source} is not measured yet; omit missing_is_zero"
         )
     if window_s is not None:
-        raise Invalid(f"window_s: {source} is counted as long as the experiment runs; leave it out")
+        raise Invalid(f"window_s: {source} counts while the experiment runs; omit window_s")
 
 
 def _check_numbers(
     kind: str, quantile_ppm: int | None, cap: float | None, window_s: int | None
 ) -> None:
     if kind == KIND.QUANTILE and quantile_ppm is None:
-        raise Invalid("quantile_ppm: a quantile says which one; 950000 is the 95 % quantile")
+        raise Invalid("quantile_ppm: required for a quantile; 950000 is the 95 % quantile")
     if kind != KIND.QUANTILE and quantile_ppm is not None:
-        raise Invalid(f"quantile_ppm: this is a {kind}; only a quantile has one")
+        raise Invalid(f"quantile_ppm: only a quantile has it; this is a {kind}")
     if quantile_ppm is not None and not 1 <= quantile_ppm < PPM:
-        raise Invalid(f"quantile_ppm is {quantile_ppm}; it takes 1 to {PPM - 1} (millionths)")
+        raise Invalid(f"quantile_ppm is {quantile_ppm}; it must be 1 to {PPM - 1} (millionths)")
     if cap is not None and kind in {KIND.PROPORTION, KIND.QUANTILE}:
-        raise Invalid(f"cap: large values do not move a {kind}; leave it out")
+        raise Invalid(f"cap: large values do not affect a {kind}; omit cap")
     if cap is not None and not (math.isfinite(cap) and abs(cap) <= VALUE_MAX):
-        raise Invalid(f"cap is {cap}; it takes a number up to {VALUE_MAX:g}")
+        raise Invalid(f"cap is {cap}; it must be a number up to {VALUE_MAX:g}")
     if window_s is not None and not 1 <= window_s <= WINDOW_MAX_S:
-        raise Invalid(f"window_s is {window_s}; it takes 1 to {WINDOW_MAX_S} seconds (a year)")
+        raise Invalid(f"window_s is {window_s}; it must be 1 to {WINDOW_MAX_S} seconds (a year)")
 
 
-def why_not_an_outcome(metric: Metric) -> str | None:
-    """Return why no outcome can be sent for `metric`, or None. Select `outcomes_of` with it."""
+def outcome_refusal_reason(metric: Metric) -> str | None:
+    """Return why outcomes of `metric` are refused, or None. Select `outcomes_of` with it."""
     if metric.source != SOURCE.OUTCOMES:
-        return f"the data plane measures {metric.source} itself; no outcome is taken"
+        return f"the data plane measures {metric.source} itself; outcomes are not accepted"
     if metric.outcomes_of_id is not None:
-        return f"the metric takes the outcomes of {metric.outcomes_of}; send them under that name"
+        return f"the metric uses the outcomes of {metric.outcomes_of}; send them under that name"
     return None
 
 
 @transaction.atomic
 def edit_metric(*, metric: Metric, description: str, actor: Actor) -> Metric:
-    """Change a metric's description; nothing else of it ever changes."""
+    """Change a metric's description, its only field that can change."""
     row = Metric.objects.select_for_update(of=("self",)).get(pk=metric.pk)
     before, row.description = row.description, description
     row.save(update_fields=["description"])
@@ -235,22 +235,22 @@ def edit_metric(*, metric: Metric, description: str, actor: Actor) -> Metric:
 
 @transaction.atomic
 def delete_metric(*, metric: Metric, actor: Actor) -> None:
-    """Delete a metric that nothing uses. Raises Conflict, naming what does."""
-    # Whoever makes an experiment locks its metrics as well, so that none loses one meanwhile.
+    """Delete an unused metric. Raises Conflict that names its user."""
+    # Creating an experiment locks its metrics too, so it cannot lose one in between.
     row = Metric.objects.select_for_update(of=("self",)).get(pk=metric.pk)
     if user := _user_of(row):
         raise Conflict(f"metric {row.name} cannot be deleted: {user}")
-    told = _told(row)
+    before = _describe(row)
     try:
         row.delete()
     except ProtectedError:
-        raise Conflict(f"metric {row.name} cannot be deleted: it is used") from None
-    record_audit(actor=actor, action="metric.deleted", target=row.name, before=told)
+        raise Conflict(f"metric {row.name} cannot be deleted: it is in use") from None
+    record_audit(actor=actor, action="metric.deleted", target=row.name, before=before)
     publish_table(reason=f"metric {row.name} deleted", actor=actor, now=database_now())
 
 
 def _user_of(metric: Metric) -> str:
-    """Return in words what uses the metric, or nothing."""
+    """Return a description of one user of the metric, or an empty string."""
     use = MetricUse.objects.filter(metric=metric).select_related("experiment").first()
     if use is not None:
         return f"experiment {use.experiment.name} uses it"
@@ -258,16 +258,16 @@ def _user_of(metric: Metric) -> str:
     if other is not None:
         return f"metric {other.name} is computed from it"
     if OutcomeRow.objects.filter(metric=metric).exists():
-        return "outcomes were recorded for it"
+        return "it has recorded outcomes"
     for plan in Plan.objects.prefetch_related("steps"):
-        if _asks_for(document_of(plan), metric.name):
+        if _checks_metric(document_of(plan), metric.name):
             return f"plan {plan.name} checks it"
     for rollout in Rollout.objects.filter(phase__in=LIVE_PHASES).exclude(plan_document={}):
-        if _asks_for(from_json(rollout.plan_document), metric.name):
+        if _checks_metric(from_json(rollout.plan_document), metric.name):
             return f"the rollout of {rollout.target} checks it"
     return ""
 
 
-def _asks_for(plan: PlanDocument, name: str) -> bool:
+def _checks_metric(plan: PlanDocument, name: str) -> bool:
     checks = (check for step in plan.steps for check in step.questions)
     return any(check.settings.get("metric") == name for check in checks)

@@ -1,4 +1,4 @@
-"""Experiments, their variants and metrics, and what was seen: exposures and outcomes."""
+"""Tables of experiments, their variants and metrics, exposures, outcomes and results."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from django.contrib.postgres.fields import ArrayField
 from django.contrib.postgres.indexes import BrinIndex
 from django.db import models
 
-# Django looks for models here.
+# Django discovers models in this module.
 from apps.experiments.rollout_models import RolloutExposure as RolloutExposure
 from apps.experiments.rollout_models import ShadowPairRow as ShadowPairRow
 from apps.experiments.states import ExperimentState
@@ -18,9 +18,10 @@ from apps.rollouts.models import Rollout
 
 
 class Metric(models.Model):
-    """What is measured for a unit; defined once, used by many experiments, never changed.
+    """A quantity measured per unit; defined once, used by many experiments, never changed.
 
-    A unit's value is made of its outcomes since its exposure, or of what the data plane measured.
+    A unit's value is computed from its outcomes since its exposure, or from the data plane's
+    measurements.
     """
 
     class Kind(models.TextChoices):
@@ -34,7 +35,7 @@ class Metric(models.Model):
         DECREASE = "decrease"
 
     class Source(models.TextChoices):
-        """Where values come from: outcomes that clients send, or the data plane's own counts."""
+        """Origin of values: outcomes that clients send, or the data plane's measurements."""
 
         OUTCOMES = "outcomes"
         LATENCY = "latency", "latency (ms)"
@@ -42,7 +43,7 @@ class Metric(models.Model):
         CACHE = "cache", "cache hits"
 
     class PerUnit(models.TextChoices):
-        """How a unit's outcomes make its one value."""
+        """How a unit's outcomes are combined into its value."""
 
         FIRST = "first"
         MEAN = "mean"
@@ -60,18 +61,18 @@ class Metric(models.Model):
     outcomes_of = models.ForeignKey(
         "self", null=True, blank=True, on_delete=models.PROTECT, related_name="+"
     )
-    # Of a ratio of outcomes: whose sum per unit is divided by.
+    # For a ratio of outcomes: the metric whose sum per unit is the denominator.
     divided_by = models.ForeignKey(
         "self", null=True, blank=True, on_delete=models.PROTECT, related_name="+"
     )
     per_unit = models.CharField(max_length=10, choices=PerUnit.choices, default=PerUnit.MEAN)
-    # Whether a unit without an outcome counts as 0; otherwise it waits, and is in no mean.
+    # Whether a unit without an outcome counts as 0; otherwise it is excluded until it has one.
     missing_is_zero = models.BooleanField(default=False)
-    # Of a quantile: which one, in millionths.
+    # For a quantile: its level in millionths.
     quantile_ppm = models.PositiveIntegerField(null=True, blank=True)
-    # A unit's value counts as this at most (winsorisation).
+    # Upper limit of a unit's value (winsorisation).
     cap = models.FloatField(null=True, blank=True)
-    # Outcomes count so long after the exposure; a unit counts once it is over. None: for ever.
+    # Outcomes count for this long after the exposure; the unit counts after it. None: no limit.
     window_s = models.PositiveIntegerField(null=True, blank=True)
 
     class Meta:
@@ -96,9 +97,9 @@ class Experiment(models.Model):
     state = models.CharField(
         max_length=20, choices=ExperimentState.choices, default=ExperimentState.DRAFT
     )
-    # How a completed one ended.
+    # How a completed experiment ended.
     conclusion = models.CharField(max_length=20, choices=Conclusion.choices, blank=True)
-    # The rollout that a shipped one became.
+    # The rollout that a shipped experiment started.
     rollout = models.ForeignKey(
         Rollout, null=True, blank=True, on_delete=models.SET_NULL, related_name="+"
     )
@@ -106,28 +107,28 @@ class Experiment(models.Model):
     coverage_bp = models.PositiveIntegerField(default=10_000)
     inclusion_salt = models.CharField(max_length=64)
     variant_salt = models.CharField(max_length=64)
-    # Who is meant: names of tenants (none: all), and {header: [values]}.
+    # Targeting: names of tenants (empty: all), and {header: [values]}.
     tenants = models.JSONField(default=list, blank=True)
     headers = models.JSONField(default=dict, blank=True)
     # Share of units that get stable in every experiment of the model.
     holdout_bp = models.PositiveIntegerField(default=0)
-    # What results are broken down by: `tenant`, or names of headers.
+    # Dimensions of breakdowns: `tenant`, or names of headers.
     dimensions = models.JSONField(default=list, blank=True)
-    # The one of them that estimates are post-stratified by.
+    # The dimension that estimates are post-stratified by.
     stratify_by = models.CharField(max_length=100, blank=True)
-    # CUPED's covariate is the unit's value in so many seconds before its exposure; 0: none.
+    # CUPED's covariate is the unit's value in this many seconds before its exposure; 0: none.
     covariate_s = models.PositiveIntegerField(default=0)
     alpha_ppm = models.PositiveIntegerField(default=50_000)
-    # Units per experiment, all variants together, that were planned for; tunes the interval.
+    # Planned number of units, all variants together; tunes the interval.
     planned_units = models.PositiveIntegerField(default=10_000)
     generation = models.BigIntegerField(null=True)
     reason = models.TextField(blank=True)
     # The last analysis (results); frozen when the experiment is completed.
     result = models.JSONField(default=dict)
     refreshed_at = models.DateTimeField(null=True)
-    # Large ones are analysed less often, so that analysis never takes a worker for itself.
+    # Time of the next analysis. Large experiments wait longer, to leave the worker time for others.
     refresh_due_at = models.DateTimeField(null=True)
-    # Why the last analysis gave no result; the one before it stands meanwhile.
+    # Error of the last analysis; `result` stays the last good one.
     refresh_error = models.TextField(blank=True)
     created_by = models.CharField(max_length=150)
     created_at = models.DateTimeField()
@@ -153,7 +154,7 @@ class Experiment(models.Model):
 
 
 class MetricUse(models.Model):
-    """A metric in an experiment, and what it is there for."""
+    """A metric in an experiment, with its role."""
 
     PRIMARY, SECONDARY, GUARDRAIL = "primary", "secondary", "guardrail"
     ROLES = [(PRIMARY, "primary"), (SECONDARY, "secondary"), (GUARDRAIL, "guardrail")]
@@ -161,11 +162,11 @@ class MetricUse(models.Model):
     experiment = models.ForeignKey(Experiment, on_delete=models.CASCADE, related_name="metric_uses")
     metric = models.ForeignKey(Metric, on_delete=models.PROTECT, related_name="uses")
     role = models.CharField(max_length=20, choices=ROLES)
-    # Of a guardrail: how much worse is tolerable, in the metric's unit.
+    # For a guardrail: the tolerated loss, in the metric's unit.
     margin = models.FloatField(null=True, blank=True)
-    # Whether Mann-Whitney's test is shown as well.
+    # Whether the Mann-Whitney test is shown too.
     mann_whitney = models.BooleanField(default=False)
-    # The primary is 0.
+    # The primary metric has 0.
     position = models.PositiveSmallIntegerField()
 
     class Meta:
@@ -207,10 +208,10 @@ class Variant(models.Model):
 
 
 class WeightChange(models.Model):
-    """The variants' weights from an instant on; the first is made when the experiment runs.
+    """The variants' weights from `at` on; the first row is written when the experiment runs.
 
-    Units first met in one phase whose bucket belongs to another variant in a later one moved; they
-    are left out, whether or not they came back.
+    A unit whose bucket belongs to another variant in a later phase has moved; it is excluded from
+    the analysis, whether or not it came back.
     """
 
     experiment = models.ForeignKey(Experiment, on_delete=models.CASCADE, related_name="weights")
@@ -229,14 +230,14 @@ class ExperimentEvent(Transition):
 
 
 class ExposureRow(models.Model):
-    """The first time a unit met a variant of an experiment, and its values by now.
+    """First exposure of a unit to an experiment, and the unit's current values.
 
-    Partitioned by `experiment`, so that the database knows a row by (experiment, unit) alone; `id`
-    is Django's, and no index finds it.
+    Partitioned by `experiment`; the key is (experiment, unit). `id` exists only for Django and has
+    no index.
     """
 
-    # The key below begins with it; an index of its own would only mislead the planner. Ingestion
-    # locks the experiment, once for many rows, where a constraint would look it up for each.
+    # The key below begins with it; a separate index would only mislead the planner. Ingestion locks
+    # the experiment once for many rows, where a constraint would look it up for each.
     experiment = models.ForeignKey(
         Experiment,
         on_delete=models.CASCADE,
@@ -248,16 +249,17 @@ class ExposureRow(models.Model):
     variant_name = models.CharField(max_length=100)
     version_number = models.CharField(max_length=20)
     at = models.DateTimeField()
-    # Met another variant later (a weight was changed): left out of the analysis, and counted.
+    # The unit met another variant later (weights changed): excluded from the analysis, counted.
     crossed_over = models.BooleanField(default=False)
-    # Where the unit stands under the experiment's variant salt.
+    # The unit's bucket under the experiment's variant salt.
     bucket = models.PositiveSmallIntegerField(default=0, db_default=0)
     tenant = models.CharField(max_length=100, default="", db_default="")
-    # Who else asked about the unit, the empty one for nobody; None while nobody did.
+    # Other tenants that sent requests for the unit, empty text for requests without one; None: no
+    # others.
     also_tenants = ArrayField(models.CharField(max_length=100), null=True)
     # {header: value} of the experiment's dimensions.
     attributes = models.JSONField(null=True)
-    # One for each of `apps.experiments.columns`; None where there is none yet.
+    # One value per column of `apps.experiments.columns`; None where there is none yet.
     values = ArrayField(models.FloatField(null=True), null=True)
 
     class Meta:
@@ -267,13 +269,13 @@ class ExposureRow(models.Model):
 
 
 class TouchedUnit(models.Model):
-    """A unit whose values must be made anew: something about it came in since."""
+    """A unit whose values must be computed again, because new data of it arrived."""
 
     unit = models.CharField(max_length=200)
 
 
 class MeasuredUnit(models.Model):
-    """What the data planes measured of a unit in an experiment; see `UnitMeasurement`."""
+    """Measurements of a unit in an experiment by the data planes; see `UnitMeasurement`."""
 
     experiment = models.ForeignKey(
         Experiment, on_delete=models.CASCADE, related_name="+", db_index=False
@@ -291,7 +293,7 @@ class MeasuredUnit(models.Model):
 
 
 class UnitCount(models.Model):
-    """Which units asked a model in an hour, as a sketch; see `UnitSketch`."""
+    """The units that sent requests to a model in an hour, as a sketch; see `UnitSketch`."""
 
     model = models.ForeignKey(RegisteredModel, on_delete=models.CASCADE, related_name="+")
     hour = models.DateTimeField()
@@ -305,16 +307,16 @@ class UnitCount(models.Model):
 
 
 class OutcomeRow(models.Model):
-    """A measured result for a unit; `event_id` makes a repeated one count once.
+    """A measured result for a unit; a repeated `event_id` counts once.
 
-    A tenant's event ids are its own: they begin with its name (`senders.event_key`).
+    Event ids are unique per tenant: they begin with its name (`tenant_scope.event_key`).
 
-    Partitioned by `event_id`: a unique key of a partitioned table must hold what it is divided by.
+    Partitioned by `event_id`: a unique key of a partitioned table must contain the partition key.
     """
 
     event_id = models.CharField(max_length=200, primary_key=True)
     unit = models.CharField(max_length=200)
-    # Locked by ingestion, as an exposure's experiment is.
+    # Ingestion locks it, as an exposure's experiment.
     metric = models.ForeignKey(
         Metric,
         on_delete=models.PROTECT,
@@ -325,21 +327,21 @@ class OutcomeRow(models.Model):
     value = models.FloatField()
     occurred_at = models.DateTimeField()
     received_at = models.DateTimeField(auto_now_add=True)
-    # Of the id of the request that it is about; None where it names none.
+    # Hash of the id of its request; None without one.
     request_hash = models.BigIntegerField(null=True)
-    # Who sent it: it counts for units that this tenant asked about, nobody being the empty one.
-    # None where the control plane took it from one of its users: it counts for all.
+    # The sender: it counts for units that this tenant sent requests for; empty without a tenant.
+    # None where a user of the control plane sent it: it counts for all units.
     tenant = models.CharField(max_length=100, null=True)  # noqa: DJ001 (see above)
-    # Names of the models that the sender's key opens; None for all.
+    # Names of the models that the sender's key gives access to; None: all.
     models_opened = ArrayField(models.CharField(max_length=100), null=True)
 
     class Meta:
         indexes = [
-            # Of one unit the outcomes of all metrics stand together, so that each partition is
-            # looked into once.
+            # The outcomes of all metrics of a unit are adjacent, so each partition is searched
+            # once.
             models.Index(fields=["unit", "metric", "occurred_at"], name="outcome_by_unit"),
             BrinIndex(fields=["received_at"], name="outcome_by_arrival", autosummarize=True),
-            # Of a request without a unit nothing else leads to its outcome.
+            # The only index for outcomes of requests without a unit.
             models.Index(
                 fields=["request_hash"],
                 condition=models.Q(unit="", request_hash__isnull=False),
@@ -349,9 +351,9 @@ class OutcomeRow(models.Model):
 
 
 class VersionOutcomes(models.Model):
-    """What outcomes said of the answers of a version in an hour: of those that name their request.
+    """Outcomes of a version's answers in an hour, from outcomes that name their request.
 
-    `n` outcomes of the metric, with the sum `total`; the hour is that of the answers.
+    `n` outcomes of the metric with the sum `total`; `hour` is the hour of the answers.
     """
 
     version = models.ForeignKey(
@@ -371,7 +373,7 @@ class VersionOutcomes(models.Model):
 
 
 class RefusedOutcomes(models.Model):
-    """How many outcomes were refused. `sender` and `via` are empty where nobody knows them."""
+    """Number of refused outcomes. `sender` and `via` are empty if unknown."""
 
     metric_name = models.CharField(max_length=100)
     reason = models.CharField(max_length=200)
@@ -390,7 +392,7 @@ class RefusedOutcomes(models.Model):
 
 
 class ResultPoint(models.Model):
-    """What an analysis said, short, for the course of the result over time."""
+    """Summary of an analysis, for the chart of the result over time."""
 
     experiment = models.ForeignKey(Experiment, on_delete=models.CASCADE, related_name="points")
     at = models.DateTimeField()
@@ -402,7 +404,7 @@ class ResultPoint(models.Model):
 
 
 class ResultSnapshot(models.Model):
-    """A result kept as it was, under an address of its own."""
+    """A stored result that never changes, with a URL of its own."""
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     experiment = models.ForeignKey(Experiment, on_delete=models.CASCADE, related_name="snapshots")
@@ -416,7 +418,7 @@ class ResultSnapshot(models.Model):
 
 
 class OutcomeImport(models.Model):
-    """A file of outcomes that is read by a worker, how far it came, and what became of its rows."""
+    """A file of outcomes that a worker reads, with its progress and the counts of its rows."""
 
     class State(models.TextChoices):
         WAITING = "waiting"
@@ -429,13 +431,13 @@ class OutcomeImport(models.Model):
     bytes = models.PositiveBigIntegerField()
     format = models.CharField(max_length=10, default="csv")
     state = models.CharField(max_length=10, choices=State.choices, default=State.WAITING)
-    # Why it could not be read to its end.
+    # Why reading the file failed.
     error = models.TextField(default="", blank=True)
-    # The rows that were read; of these:
+    # Rows read so far; of these:
     rows = models.PositiveBigIntegerField(default=0)
     recorded = models.PositiveBigIntegerField(default=0)
     duplicates = models.PositiveBigIntegerField(default=0)
-    # Of units that had met no experiment that goes on when they came.
+    # Outcomes of units without an exposure to an experiment still analysed at the time.
     strangers = models.PositiveBigIntegerField(default=0)
     # {reason: count}; the rows themselves are `RefusedRow`s.
     refused = models.JSONField(default=dict)
@@ -448,7 +450,7 @@ class OutcomeImport(models.Model):
 
 
 class RefusedRow(models.Model):
-    """A row of an import that was not taken, and why; the first row after the header is 1."""
+    """A refused row of an import with the reason; the first row after the header is 1."""
 
     imported = models.ForeignKey(
         OutcomeImport, on_delete=models.CASCADE, related_name="refused_rows", db_index=False

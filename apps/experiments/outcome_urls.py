@@ -1,4 +1,4 @@
-"""Pages of outcomes that come from files."""
+"""URLs of imports of outcomes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Outcomes that came by REST: each row is read for itself, so that the report can name it."""
+"""Record outcomes sent by REST. Each row is parsed separately, so that the report can name it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import msgspec
 from apps.experiments.ingestion import OutcomeReport, record_outcomes
 from apps.experiments.models import Metric
 from apps.experiments.refusals import Origin, Refusal, count_refusals
-from apps.experiments.unexposed import strangers_among
+from apps.experiments.unexposed import find_unexposed
 from apps.lib.errors import Invalid
 from contract.messages import Outcome
 from contract.refusals import MALFORMED
 from contract.request_ids import RequestIdError, with_unit
 
 OUTCOMES_MAX = 10_000
-# How refusals say that outcomes came by this API.
+# `Origin.via` of outcomes from this API.
 VIA = "REST API"
 BODY_BYTES_MAX = 16 * 1024**2
 
@@ -29,10 +29,10 @@ class TooLarge(Invalid):
 
 
 def check_length(header: str | None) -> None:
-    """Raise TooLarge when the Content-Length says more than is read."""
+    """Raise TooLarge when Content-Length exceeds the limit."""
     length = int(header) if header and header.isdecimal() else 0
     if length > BODY_BYTES_MAX:
-        raise TooLarge(f"The body has {length} bytes; it may have {BODY_BYTES_MAX}.")
+        raise TooLarge(f"The body has {length} bytes; the limit is {BODY_BYTES_MAX} bytes.")
 
 
 class OutcomeRowInput(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -45,10 +45,11 @@ class OutcomeRowInput(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
 
 def parse_and_record(body: Any, now: datetime, sender: str = "") -> OutcomeReport:
-    """Record what of `{"outcomes": [...]}` can be used; the report names the rest by position, and
-    those of units that met no experiment. Refusals are counted as `sender`'s.
+    """Record the valid outcomes of `{"outcomes": [...]}`; refusals are counted for `sender`.
 
-    Raises Invalid when the body as a whole is of another form, or too long; nothing was recorded.
+    The report holds the positions of refused outcomes and of those of unexposed units.
+
+    Raises Invalid when the body as a whole is malformed or too long; then nothing is recorded.
     """
     rows = _rows(body)
     origin = Origin(sender, VIA)
@@ -61,34 +62,36 @@ def parse_and_record(body: Any, now: datetime, sender: str = "") -> OutcomeRepor
             positions.append(index)
         except (msgspec.ValidationError, UnicodeError, RequestIdError) as error:
             event_id, metric = _text_of(row, "event_id"), _text_of(row, "metric")
-            refused.append(Refusal(index, event_id, metric, _whole(str(error)), origin))
+            refused.append(
+                Refusal(index, event_id, metric, _replace_surrogates(str(error)), origin)
+            )
     _count_malformed(refused, now)
     report = record_outcomes(outcomes, now, origin)
     refused += [replace(refusal, index=positions[refusal.index]) for refusal in report.refused]
-    bad = {refusal.index for refusal in refused}
-    unmet = strangers_among([outcome.unit_id for outcome in outcomes])
+    refused_positions = {refusal.index for refusal in refused}
+    unexposed = find_unexposed([outcome.unit_id for outcome in outcomes])
     return replace(
         report,
         refused=tuple(sorted(refused, key=lambda refusal: refusal.index)),
-        strangers=tuple(
+        unexposed=tuple(
             index
             for index, outcome in zip(positions, outcomes, strict=True)
-            if index not in bad and outcome.unit_id and outcome.unit_id in unmet
+            if index not in refused_positions and outcome.unit_id and outcome.unit_id in unexposed
         ),
     )
 
 
 def _text_of(row: Any, name: str) -> str:
     text = row.get(name) if isinstance(row, dict) else ""
-    return _whole(text) if isinstance(text, str) else ""
+    return _replace_surrogates(text) if isinstance(text, str) else ""
 
 
 def _count_malformed(refused: list[Refusal], now: datetime) -> None:
-    """Count them for one reason: what each says of itself has no end."""
-    named = {each.metric.replace("\x00", "") for each in refused}
-    known = set(Metric.objects.filter(name__in=named).values_list("name", flat=True))
-    alike = [replace(each, reason=MALFORMED) for each in refused]
-    count_refusals(alike, known=known, now=now)
+    """Count them under one reason: the parser's messages are unbounded."""
+    names = {each.metric.replace("\x00", "") for each in refused}
+    known = set(Metric.objects.filter(name__in=names).values_list("name", flat=True))
+    malformed = [replace(each, reason=MALFORMED) for each in refused]
+    count_refusals(malformed, known=known, now=now)
 
 
 def _rows(body: Any) -> list[Any]:
@@ -96,27 +99,27 @@ def _rows(body: Any) -> list[Any]:
     if not isinstance(rows, list):
         raise Invalid('The body must be {"outcomes": [...]}.')
     if len(rows) > OUTCOMES_MAX:
-        raise Invalid(f"A batch may have {OUTCOMES_MAX} outcomes, not {len(rows)}.")
+        raise Invalid(f"The batch has {len(rows)} outcomes; the limit is {OUTCOMES_MAX}.")
     return rows
 
 
 def _outcome(row: Any, now: datetime) -> Outcome:
-    given = msgspec.convert(row, OutcomeRowInput)
+    fields = msgspec.convert(row, OutcomeRowInput)
     for name in ("event_id", "unit_id", "metric", "request_id"):
-        if _whole(text := getattr(given, name) or "") != text:
-            raise msgspec.ValidationError(f"{name} holds half a character (a lone surrogate)")
-    at = (given.occurred_at or now).astimezone(UTC)
-    sent = Outcome(
-        event_id=given.event_id,
-        unit_id=given.unit_id or "",
-        metric=given.metric,
-        value=float(given.value),
+        if _replace_surrogates(text := getattr(fields, name) or "") != text:
+            raise msgspec.ValidationError(f"{name} contains a lone surrogate")
+    at = (fields.occurred_at or now).astimezone(UTC)
+    outcome = Outcome(
+        event_id=fields.event_id,
+        unit_id=fields.unit_id or "",
+        metric=fields.metric,
+        value=float(fields.value),
         occurred_at_ms=round(at.timestamp() * 1_000),
-        request_id=given.request_id or "",
+        request_id=fields.request_id or "",
     )
-    return with_unit(sent)
+    return with_unit(outcome)
 
 
-def _whole(text: str) -> str:
-    """Return `text` without halves of characters, which JSON can name and nobody can store."""
+def _replace_surrogates(text: str) -> str:
+    """Return `text` with lone surrogates, which PostgreSQL cannot store, replaced by "?"."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode()

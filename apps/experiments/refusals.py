@@ -1,5 +1,7 @@
-"""Counts of refused outcomes: by metric, reason, and where they came from. Names come from outside
-and have no end, so that only so many unknown ones are told apart.
+"""Count refused outcomes by metric, reason and origin.
+
+Clients choose metric names freely, so at most `UNKNOWN_METRICS_MAX` unknown names are counted
+separately.
 """
 
 from __future__ import annotations
@@ -18,9 +20,9 @@ from contract.refusals import OTHER_METRICS, UNKNOWN_METRIC
 
 TEXT_MAX = 200
 NAME_MAX = 100
-# Refusals of so many unknown metrics are told apart.
+# Maximum number of unknown metric names that are counted separately.
 UNKNOWN_METRICS_MAX = 100
-# What an instance may say that it refused since its last message.
+# Maximum count of refusals in one message of an instance.
 COUNT_MAX = 1_000_000_000
 COUNT_REFUSALS = """
     INSERT INTO experiments_refusedoutcomes AS kept
@@ -35,8 +37,9 @@ COUNT_REFUSALS = """
 
 @dataclass(frozen=True)
 class Origin:
-    """Who sent outcomes: a tenant or a user, or nobody known; and through which instance, or
-    otherwise.
+    """Sender of outcomes (a tenant, a user, or empty if unknown) and their way in.
+
+    `via` is an instance, `REST API` or `file`.
     """
 
     sender: str = ""
@@ -48,7 +51,7 @@ NOWHERE = Origin()
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why the outcome at `index` of a request was not taken."""
+    """Why the outcome at `index` of a request was refused."""
 
     index: int
     event_id: str
@@ -57,8 +60,8 @@ class Refusal:
     origin: Origin = NOWHERE
 
 
-def count_of_instances(batches: Sequence[Batch], now: datetime) -> None:
-    """Add what data planes refused, and told their clients."""
+def count_instance_refusals(batches: Sequence[Batch], now: datetime) -> None:
+    """Add the refusals that data planes counted; their clients have been notified."""
     counts: Counter[tuple[str, str, Origin]] = Counter()
     for batch in batches:
         for each in batch.refusals:
@@ -71,7 +74,7 @@ def count_of_instances(batches: Sequence[Batch], now: datetime) -> None:
 
 
 def count_refusals(refused: Sequence[Refusal], *, known: set[str], now: datetime) -> None:
-    """Add refusals to the counts; past a bound, unknown names share one."""
+    """Add refusals to the counts; unknown names beyond the limit share one count."""
     counts = Counter((clean(each.metric), each.reason, each.origin) for each in refused)
     _add_refusals(counts, known=known, now=now)
 
@@ -81,10 +84,10 @@ def _add_refusals(
 ) -> None:
     if not counts:
         return
-    told_apart = _told_apart({name for name, _, _ in counts} - known) | known
+    separate = _separate_names({name for name, _, _ in counts} - known) | known
     rows: Counter[tuple[str, str, str, str]] = Counter()
     for (name, reason, origin), count in counts.items():
-        shown = name if name in told_apart else OTHER_METRICS
+        shown = name if name in separate else OTHER_METRICS
         rows[shown, reason, origin.sender, origin.via] += count
     keys = sorted(rows)
     columns: list[list[Any]] = [[key[i] for key in keys] for i in range(4)]
@@ -92,8 +95,8 @@ def _add_refusals(
         cursor.execute(COUNT_REFUSALS, [now, *columns, [rows[key] for key in keys]])
 
 
-def _told_apart(names: set[str]) -> set[str]:
-    """Return those of the unknown metric `names` that are, or may yet be, counted by name."""
+def _separate_names(names: set[str]) -> set[str]:
+    """Return the unknown metric `names` that have, or can still get, a count of their own."""
     if not names:
         return set()
     rows = RefusedOutcomes.objects.filter(reason=UNKNOWN_METRIC)
@@ -103,5 +106,5 @@ def _told_apart(names: set[str]) -> set[str]:
 
 
 def clean(name: str, length_max: int = NAME_MAX) -> str:
-    """Return what of an outsider's name can stand in a column."""
+    """Return an external name without NUL characters, cut to the column's length."""
     return name.replace("\x00", "")[:length_max]

@@ -1,7 +1,7 @@
-"""Outcomes that carry the id of their request: of which unit and version they are, and from when.
+"""Resolve request ids of outcomes to unit, version and time.
 
-The id is dated by the data plane's clock, as exposures are. An outcome cannot precede the answer
-that it is about, so one whose own clock says that it did is dated by its request.
+A request id is dated by the data plane's clock, as exposures are. An outcome cannot precede the
+answer that it is about; one that is dated earlier gets the time of its request.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from contract.request_ids import (
     with_unit,
 )
 
-UNKNOWN_VERSION = "request_id is of a version that is not known here"
+UNKNOWN_VERSION = "request_id names an unknown version"
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Which version answered the request of an outcome, and when, in Unix milliseconds.
+    """Version that answered an outcome's request, and the time in Unix milliseconds.
 
-    `request_hash` is what the tables know the request by.
+    `request_hash` is the key of the request in the tables.
     """
 
     version_id: int
@@ -40,7 +40,7 @@ class Answer:
 
 
 class Requests:
-    """The requests of some outcomes, held against the versions that there are."""
+    """The parsed requests of a list of outcomes, with their registered versions."""
 
     def __init__(self, outcomes: Sequence[Outcome], now: datetime) -> None:
         self._now_ms = round(now.timestamp() * 1_000)
@@ -53,7 +53,7 @@ class Requests:
         self._versions = _versions(each for each in self._read.values() if type(each) is RequestId)
 
     def refusal_reason(self, outcome: Outcome) -> str | None:
-        """Return why the outcome's request cannot be used, or None; most outcomes have none."""
+        """Return why the outcome's request id is refused, or None; None without a request id."""
         if not outcome.request_id:
             return None
         request = self._read[outcome.request_id]
@@ -68,8 +68,8 @@ class Requests:
             return str(error)
         return None
 
-    def placed(self, outcome: Outcome) -> Outcome:
-        """Return an outcome that was not refused: with its unit, and no earlier than its answer."""
+    def resolve(self, outcome: Outcome) -> Outcome:
+        """Return an accepted outcome with its unit, dated no earlier than its answer."""
         answer = self.answer(outcome)
         if answer is None:
             return outcome
@@ -78,23 +78,23 @@ class Requests:
         )
 
     def answer(self, outcome: Outcome) -> Answer | None:
-        """Return what answered the request of an outcome that was not refused, if it has one."""
+        """Return the answer to an accepted outcome's request; None without a request id."""
         request = self._read.get(outcome.request_id)
         if not isinstance(request, RequestId):
             return None
         version_id = self._versions[request.model, request.version]
-        # As of an exposure: what a fast clock puts into the future is now.
+        # As for exposures: a timestamp in the future is replaced by now.
         at_ms = min(request.at_ms, self._now_ms)
         return Answer(version_id, at_ms, request_hash(request.answer))
 
 
 def _versions(requests: Iterable[RequestId]) -> dict[tuple[str, str], int]:
-    """Return the ids of those versions that there are, by model and number as requests have it."""
-    named = [(each.model, int(each.version)) for each in requests if _is_number(each.version)]
-    if not named:
+    """Return the ids of the registered versions, by model and number as in request ids."""
+    pairs = [(each.model, int(each.version)) for each in requests if _is_number(each.version)]
+    if not pairs:
         return {}
-    models, numbers = {model for model, _ in named}, {number for _, number in named}
-    # Each of these with each of those, which are few: anybody may name any number of pairs.
+    models, numbers = {model for model, _ in pairs}, {number for _, number in pairs}
+    # Query the product of models and numbers: a client may send any number of pairs.
     versions = ModelVersion.objects.filter(model__name__in=models, number__in=numbers)
     rows = versions.values_list("model__name", "number", "pk")
     return {(model, str(number)): pk for model, number, pk in rows}

@@ -1,7 +1,7 @@
-"""From what was seen to a result: gather, judge, store; the last one is frozen.
+"""Compute and store results of experiments; the final one is frozen.
 
-While an experiment is live its result is made again on schedule, large ones less often. Once it has
-ended, the final result is made when what was under way has had time to arrive.
+A live experiment is analysed on a schedule, a large one less often. After its end the final result
+is computed once the exposures and outcomes in flight have had time to arrive.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Any
 
 from django.db import DataError, connection, transaction
 
-from apps.experiments.attribution import attribution
-from apps.experiments.backlog import backlog_of_results, is_taken_in
+from apps.experiments.attribution import compute_attribution
+from apps.experiments.backlog import is_ingested, read_result_backlog
 from apps.experiments.columns import uses_of
 from apps.experiments.models import Experiment, RefusedOutcomes, ResultPoint
-from apps.experiments.services import tell_result
+from apps.experiments.services import enqueue_result_events
 from apps.experiments.sources import Source
 from apps.experiments.states import ExperimentState
 from apps.experiments.stats.data import ExperimentData
@@ -33,12 +33,12 @@ from apps.lib.errors import Unavailable
 logger = logging.getLogger(__name__)
 
 SERIES_POINTS = 60
-# The course of a result over time keeps at most so many points.
+# Maximum number of stored points of a result over time.
 POINTS_MAX = 300
 REFRESH_EVERY = timedelta(seconds=5)
 # A refresh takes at most this share of a worker's time.
 REFRESH_SHARE = 0.1
-# Data planes send what they saw within a second or two, and the ingester takes it in as fast.
+# Data planes send within 1 to 2 seconds, and the ingester is as fast.
 LATE_ARRIVALS = timedelta(seconds=5)
 
 SERIES = """
@@ -53,8 +53,8 @@ SERIES = """
 
 
 @dataclass(frozen=True)
-class Computed:
-    """A result, or why there is none now; then the last good one stays."""
+class Computation:
+    """A result, or the error of the analysis; then the last good result stays."""
 
     result: dict[str, Any] | None
     error: str = ""
@@ -72,120 +72,122 @@ def compute_result(
     *,
     is_final: bool = False,
     source: Source | None = None,
-) -> Computed:
-    """Analyse what was seen until now. Errors of the data or of the statistics are in the answer.
+) -> Computation:
+    """Analyse the data up to now. Errors of data or statistics are part of the return value.
 
-    The installation's own source is asked unless another is given. Raises
-    django.db.OperationalError when the database goes away.
+    `source` None: the installation's own source. Raises django.db.OperationalError when the
+    database goes away.
     """
     try:
-        with _one_instant():
+        with _consistent_reads():
             source = source or the_source()
-            found = gather(experiment, now, source)
+            statistics = gather(experiment, now, source)
             report = make_report(
-                found.data,
+                statistics.data,
                 alpha=experiment.alpha_ppm / 1_000_000,
                 planned_units=experiment.planned_units,
                 is_final=is_final,
             )
             result = report.to_json()
-            result["quality"] = _quality(experiment, found)
-            result["phases"] = _phases(found.data)
-            result["attribution"] = attribution(experiment, now, source, is_final=is_final)
+            result["quality"] = _quality(experiment, statistics)
+            result["phases"] = _phases(statistics.data)
+            result["attribution"] = compute_attribution(experiment, now, source, is_final=is_final)
             result["exposures"] = exposure_series(experiment, now)
-            result["holdout"] = _holdout(found)
-            result["backlog"] = backlog_of_results()
+            result["holdout"] = _holdout(statistics)
+            result["backlog"] = read_result_backlog()
     except (DataError, ValueError, ArithmeticError, Unavailable) as error:
         logger.exception("experiment.analysis_failed %s", experiment.name)
-        return Computed(None, f"{type(error).__name__}: {error}")
-    return Computed(result)
+        return Computation(None, f"{type(error).__name__}: {error}")
+    return Computation(result)
 
 
 @contextmanager
-def _one_instant() -> Iterator[None]:
-    """Let all scans see the rows of the same instant, or counts and means would not agree.
+def _consistent_reads() -> Iterator[None]:
+    """Let all scans read the same snapshot of the database, so that counts and means agree.
 
-    Within somebody's transaction, as in tests, its isolation stays as it is.
+    Inside an outer transaction, as in tests, the isolation level stays as it is.
     """
-    is_ours = not connection.in_atomic_block
+    is_outermost = not connection.in_atomic_block
     with transaction.atomic():
-        if is_ours:
+        if is_outermost:
             with connection.cursor() as cursor:
                 cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
         yield
 
 
 def refresh_result(experiment: Experiment, now: datetime) -> None:
-    """Store a new result of a live experiment; one that ended meanwhile keeps its own."""
+    """Store a new result of a live experiment; one that has ended keeps its result."""
     started = monotonic()
     fold_all()
-    computed = compute_result(experiment, now)
+    computation = compute_result(experiment, now)
     pause = max(REFRESH_EVERY, timedelta(seconds=(monotonic() - started) / REFRESH_SHARE))
     live = [ExperimentState.RUNNING, ExperimentState.PAUSED]
-    _store(experiment, computed, now, live, due=now + pause)
+    _store(experiment, computation, now, live, due=now + pause)
 
 
 def finalise_result(experiment: Experiment, now: datetime) -> bool:
-    """Make and freeze the final result of an experiment that ended; return whether it was time."""
+    """Compute and freeze the final result of an ended experiment; return whether it was stored."""
     if experiment.ended_at is None or now < (until := experiment.ended_at + LATE_ARRIVALS):
         return False
-    if not is_taken_in(until, now):
+    if not is_ingested(until, now):
         return False
     fold_all()
-    computed = compute_result(experiment, now, is_final=True)
-    return _store(experiment, computed, now, [ExperimentState.COMPLETED], due=None)
+    computation = compute_result(experiment, now, is_final=True)
+    return _store(experiment, computation, now, [ExperimentState.COMPLETED], due=None)
 
 
 @transaction.atomic
 def _store(
     experiment: Experiment,
-    computed: Computed,
+    computation: Computation,
     now: datetime,
     states: list[ExperimentState],
     due: datetime | None,
 ) -> bool:
-    """Write the result unless the experiment has left `states` or is frozen; tell what is news."""
+    """Store the result and its new events unless the experiment left `states` or is frozen."""
     locked = Experiment.objects.select_for_update().filter(pk=experiment.pk, state__in=states)
     if due is None:
         locked = locked.filter(refresh_due_at__isnull=False)
     row = locked.first()
     if row is None:
         return False
-    changes = computed.changes(now) | {"refresh_due_at": due}
-    if computed.result is not None:
-        changes["result"] = tell_result(experiment=row, result=computed.result, now=now)
+    changes = computation.changes(now) | {"refresh_due_at": due}
+    if computation.result is not None:
+        changes["result"] = enqueue_result_events(
+            experiment=row, result=computation.result, now=now
+        )
         if due is None:
             changes["result"]["is_frozen"] = True
-        _add_point(row, computed.result, now)
+        _add_point(row, computation.result, now)
     Experiment.objects.filter(pk=row.pk).update(**changes)
     return True
 
 
 def _add_point(experiment: Experiment, result: dict[str, Any], now: datetime) -> None:
-    """Keep what this result says, short; every other of too many older points is dropped."""
+    """Store a summary of the result; beyond `POINTS_MAX`, delete every other older point."""
     numbers = {
         metric["name"]: {
-            compared["arm"]: _point_of(metric, compared) for compared in metric["comparisons"]
+            comparison["arm"]: _point_of(metric, comparison) for comparison in metric["comparisons"]
         }
         for metric in result["metrics"]
     }
     ResultPoint.objects.create(experiment=experiment, at=now, numbers=numbers)
     ids = list(experiment.points.order_by("at", "id").values_list("pk", flat=True))
     if len(ids) > POINTS_MAX:
-        # The first and the last stay.
+        # The first and the last point stay.
         ResultPoint.objects.filter(pk__in=ids[1:-1:2]).delete()
 
 
-def _point_of(metric: dict[str, Any], compared: dict[str, Any]) -> list[Any]:
-    n = next(arm["n"] for arm in metric["arms"] if arm["name"] == compared["arm"])
-    reading = compared["sequential"]
-    return [compared["difference"], reading["low"], reading["high"], n]
+def _point_of(metric: dict[str, Any], comparison: dict[str, Any]) -> list[Any]:
+    n = next(arm["n"] for arm in metric["arms"] if arm["name"] == comparison["arm"])
+    reading = comparison["sequential"]
+    return [comparison["difference"], reading["low"], reading["high"], n]
 
 
 def exposure_series(experiment: Experiment, now: datetime) -> dict[str, Any]:
-    """Return new units per variant in at most 60 equal spans from the start until now.
+    """Return new units per variant in at most 60 equal time spans from the start until now.
 
-    `at_ms` are the ends of the spans, `units` is {variant: counts}, one per span.
+    `at_ms` are the ends of the spans in Unix milliseconds, `units` is {variant: count per span}.
     """
     start = experiment.started_at
     if start is None or now <= start:
@@ -201,16 +203,17 @@ def exposure_series(experiment: Experiment, now: datetime) -> dict[str, Any]:
     with connection.cursor() as cursor:
         cursor.execute(SERIES, parameters)
         for name, point, count in cursor:
-            # Point 0 holds what an instance with a slow clock dated before the start.
+            # Point 0 holds exposures that an instance with a slow clock dated before the start.
             units.setdefault(name, [0] * SERIES_POINTS)[max(point, 1) - 1] += count
     step = (high - low) / SERIES_POINTS
     ends = [round((low + step * (i + 1)) * 1_000) for i in range(SERIES_POINTS)]
     return {"at_ms": ends, "units": units}
 
 
-def _quality(experiment: Experiment, found: Gathered) -> dict[str, Any]:
-    """Return what a reader must know before believing the numbers, as plain counts."""
-    exposed = sum(found.data.exposed.values())
+def _quality(experiment: Experiment, statistics: Gathered) -> dict[str, Any]:
+    """Return counts that describe the quality of the data."""
+    exposed = sum(statistics.data.exposed.values())
+    counted = sum(arm.comoments.n for arm in statistics.data.metrics[0].arms.values())
     names = {use.metric.name for use in uses_of(experiment)}
     refused = RefusedOutcomes.objects.filter(metric_name__in=names)
     counts: dict[str, int] = {}
@@ -218,17 +221,17 @@ def _quality(experiment: Experiment, found: Gathered) -> dict[str, Any]:
         counts[row.reason] = counts.get(row.reason, 0) + row.count
     return {
         "exposed": exposed,
-        "crossed_over": found.crossed_over,
-        "moved": found.moved,
-        "waiting": exposed - sum(arm.comoments.n for arm in found.data.metrics[0].arms.values()),
-        "unknown_variants": dict(sorted(found.strangers.items())),
+        "crossed_over": statistics.crossed_over,
+        "moved": statistics.moved,
+        "waiting": exposed - counted,
+        "unknown_variants": dict(sorted(statistics.strangers.items())),
         "refused_outcomes": counts,
-        "holdout": found.holdout_units,
+        "holdout": statistics.holdout_units,
     }
 
 
 def _phases(data: ExperimentData) -> list[dict[str, Any]]:
-    """Return the spans with the same weights, in order: when, which, and each arm's units."""
+    """Return the weight phases in order: start, weights, and each arm's units."""
     return [
         {
             "at": phase.at.isoformat() if phase.at else None,
@@ -239,15 +242,17 @@ def _phases(data: ExperimentData) -> list[dict[str, Any]]:
     ]
 
 
-def _holdout(found: Gathered) -> dict[str, Any]:
-    """Return what the units that are held out have, beside the arms and in no comparison."""
+def _holdout(statistics: Gathered) -> dict[str, Any]:
+    """Return number and means of held-out units; they are in no arm and no comparison."""
     means: dict[str, float | None] = {}
-    for metric in found.data.metrics:
-        seen = found.holdout.get(metric.spec.name)
-        if seen is None or seen.n == 0 or metric.spec.kind == "quantile":
+    for metric in statistics.data.metrics:
+        moments = statistics.holdout.get(metric.spec.name)
+        if moments is None or moments.n == 0 or metric.spec.kind == "quantile":
             means[metric.spec.name] = None
         elif metric.spec.kind == "ratio":
-            means[metric.spec.name] = seen.means[0] / seen.means[1] if seen.means[1] else None
+            means[metric.spec.name] = (
+                moments.means[0] / moments.means[1] if moments.means[1] else None
+            )
         else:
-            means[metric.spec.name] = seen.means[0]
-    return {"units": found.holdout_units, "means": means}
+            means[metric.spec.name] = moments.means[0]
+    return {"units": statistics.holdout_units, "means": means}

@@ -1,7 +1,7 @@
-"""Which units met which side of a rollout's split, for guardrails on outcomes.
+"""Store the units exposed to each side of a rollout's split, for guardrails on outcomes.
 
-A row keeps the first meeting with each side, so that the order in which meetings arrive, or a
-repeated delivery, changes nothing.
+A row holds the first exposure to each side, so the order of arrival and repeated deliveries do not
+matter.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from contract.routing import BASELINE, CANARY, STABLE
 
 SIDES = {CANARY, STABLE, BASELINE}
 
-# A nested array would be taken apart as a whole: the others of a unit come as one JSON list.
-UPSERT_MEETINGS = f"""
+# `unnest` would flatten a nested array: the other tenants of a unit are passed as one JSON list.
+UPSERT_SIDES = f"""
     INSERT INTO experiments_rolloutexposure AS kept
         (rollout_id, unit, bucket, canary_at, control_at, tenant, also_tenants)
     SELECT rollout_id, unit, bucket, canary_at, control_at, tenant,
@@ -31,7 +31,7 @@ UPSERT_MEETINGS = f"""
     FROM unnest(
         %s::uuid[], %s::text[], %s::int[], %s::timestamptz[], %s::timestamptz[], %s::text[],
         %s::text[]
-    ) AS met(rollout_id, unit, bucket, canary_at, control_at, tenant, others)
+    ) AS new(rollout_id, unit, bucket, canary_at, control_at, tenant, others)
     ON CONFLICT (rollout_id, unit) DO UPDATE SET
         canary_at = least(kept.canary_at, excluded.canary_at),
         control_at = least(kept.control_at, excluded.control_at),
@@ -39,12 +39,12 @@ UPSERT_MEETINGS = f"""
     WHERE least(kept.canary_at, excluded.canary_at) IS DISTINCT FROM kept.canary_at
         OR least(kept.control_at, excluded.control_at) IS DISTINCT FROM kept.control_at
         OR {IS_NEW}
-"""  # noqa: S608 (conditions of ours)
+"""  # noqa: S608 (constant conditions)
 
 
 @dataclass(frozen=True)
-class Meeting:
-    """A unit met a side of the rollout's split, by a request of `tenant`."""
+class SideExposure:
+    """An exposure of a unit to a side of a rollout's split, by a request of `tenant`."""
 
     rollout_id: UUID
     unit: str
@@ -54,19 +54,19 @@ class Meeting:
 
 
 def known_salts(ids: Iterable[UUID]) -> dict[UUID, str]:
-    """Return the salts of those ids that are rollouts."""
+    """Return the salts of the rollouts among `ids`, by id."""
     return dict(Rollout.objects.filter(pk__in=list(ids)).values_list("pk", "salt"))
 
 
-def write_meetings(meetings: Sequence[Meeting], salts: dict[UUID, str]) -> None:
-    """Keep the first meeting of each unit with each side. Runs in the caller's transaction."""
+def write_side_exposures(exposures: Sequence[SideExposure], salts: dict[UUID, str]) -> None:
+    """Store the first exposure of each unit to each side. Runs in the caller's transaction."""
     first: dict[tuple[UUID, str], dict[bool, datetime]] = {}
-    # As an ordered set: which of them is the first does not matter.
+    # An ordered set; any tenant may be the first.
     tenants: dict[tuple[UUID, str], dict[str, None]] = {}
-    for meeting in meetings:
-        sides = first.setdefault((meeting.rollout_id, meeting.unit), {})
-        sides[meeting.is_canary] = min(sides.get(meeting.is_canary, meeting.at), meeting.at)
-        tenants.setdefault((meeting.rollout_id, meeting.unit), {})[meeting.tenant] = None
+    for exposure in exposures:
+        sides = first.setdefault((exposure.rollout_id, exposure.unit), {})
+        sides[exposure.is_canary] = min(sides.get(exposure.is_canary, exposure.at), exposure.at)
+        tenants.setdefault((exposure.rollout_id, exposure.unit), {})[exposure.tenant] = None
     if not first:
         return
     keys = sorted(first)
@@ -80,7 +80,7 @@ def write_meetings(meetings: Sequence[Meeting], salts: dict[UUID, str]) -> None:
         [_others(list(tenants[key])) for key in keys],
     ]
     with connection.cursor() as cursor:
-        cursor.execute(UPSERT_MEETINGS, columns)
+        cursor.execute(UPSERT_SIDES, columns)
 
 
 def _others(tenants: list[str]) -> str | None:

@@ -1,4 +1,4 @@
-"""What is kept of a rollout's units and requests, for its checks on outcomes and shadows."""
+"""Tables of a rollout's units and requests, for its checks on outcomes and shadows."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ from apps.rollouts.models import Rollout
 
 
 class RolloutExposure(models.Model):
-    """When a unit first met each side of a rollout's split; kept where a plan asks for outcomes."""
+    """First exposure of a unit to each side of a rollout's split, if its plan checks outcomes."""
 
     rollout = models.ForeignKey(
         Rollout, on_delete=models.CASCADE, related_name="exposures", db_index=False
     )
     unit = models.CharField(max_length=200)
-    # Where the unit stands under the rollout's salt: the canary's are those below its weight.
+    # The unit's bucket under the rollout's salt: buckets below the weight belong to the canary.
     bucket = models.PositiveSmallIntegerField()
     canary_at = models.DateTimeField(null=True)
     control_at = models.DateTimeField(null=True)
-    # As of an experiment's exposure; None where it was not recorded, and then anybody's outcomes
-    # count.
+    # As in `ExposureRow`; None where it was not recorded: then outcomes of all tenants count.
     tenant = models.CharField(max_length=100, null=True)  # noqa: DJ001 (see above)
     also_tenants = ArrayField(models.CharField(max_length=100), null=True)
 
@@ -33,16 +32,16 @@ class RolloutExposure(models.Model):
 
 
 class ShadowPairRow(models.Model):
-    """What stable and a rollout's shadow answered to one request; see the contract's ShadowPair.
+    """Answers of stable and a rollout's shadow to one request; see the contract's ShadowPair.
 
-    An answer without a class or score has None there, a request without a unit an empty one.
+    Class and score are None where an answer has none; `unit` is empty where a request has none.
     """
 
     rollout = models.ForeignKey(
         Rollout, on_delete=models.CASCADE, related_name="shadow_pairs", db_index=False
     )
     unit = models.CharField(max_length=200)
-    # Whose request it was; None where it was not recorded, and then anybody's outcomes count.
+    # The request's tenant; None where it was not recorded: then outcomes of all tenants count.
     tenant = models.CharField(max_length=100, null=True)  # noqa: DJ001 (see above)
     request_hash = models.BigIntegerField()
     at = models.DateTimeField()

@@ -1,4 +1,4 @@
-"""What the REST API of experiments takes and gives."""
+"""Serializers of the REST API of experiments."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from apps.rollouts.serializers import StrictSerializer
 from contract.request_ids import REQUEST_ID_LENGTH_MAX
 
 NAME_MAX = 100
-# What a column of the database holds.
+# Maximum of an integer column.
 INTEGER_MAX = 2**31 - 1
 
 
@@ -27,51 +27,54 @@ class MetricSerializer(StrictSerializer):
     name = serializers.CharField(max_length=NAME_MAX)
     kind = serializers.ChoiceField(
         choices=Metric.Kind.choices,
-        help_text="`proportion`: a unit's outcomes are 0 or 1. `mean`: of the units' values. "
-        "`ratio`: of two sums over the units. `quantile`: of the units' values.",
+        help_text="`proportion`: outcomes are 0 or 1. `mean`: mean of the units' values. `ratio`: "
+        "ratio of two sums over the units. `quantile`: quantile of the units' values.",
     )
     direction = serializers.ChoiceField(
         choices=Metric.Direction.choices,
         required=False,
-        help_text="Which way is better; by default more, but of latency and errors less.",
+        help_text="Better direction. Default: `decrease` for latency and errors, else `increase`.",
     )
     description = serializers.CharField(allow_blank=True, default="")
     source = serializers.ChoiceField(  # type: ignore[assignment]
         choices=Metric.Source.choices,
         default=Metric.Source.OUTCOMES.value,
-        help_text="`outcomes` that clients send, or what the data plane measures itself: "
-        "`latency` in ms, `errors`, `cache` hits.",
+        help_text="`outcomes` that clients send, or a measurement of the data plane: `latency` in "
+        "ms, `errors`, `cache` hits.",
     )
     outcomes_of = serializers.CharField(
         max_length=NAME_MAX,
         allow_null=True,
         default=None,
-        help_text="The metric whose outcomes it is computed from; null: those under its own name.",
+        help_text="Metric whose outcomes are used; null: outcomes under its own name.",
     )
     divided_by = serializers.CharField(
         max_length=NAME_MAX,
         allow_null=True,
         default=None,
-        help_text="Of a ratio of outcomes: the metric whose outcomes' sum it is divided by.",
+        help_text="Denominator of a ratio of outcomes: the metric whose outcomes are summed.",
     )
     per_unit = serializers.ChoiceField(
         choices=Metric.PerUnit.choices,
         required=False,
-        help_text="How a unit's outcomes make its one value; a ratio always sums them.",
+        help_text="How a unit's outcomes are combined into its value; a ratio always sums.",
     )
     missing_is_zero = serializers.BooleanField(
-        default=False, help_text="Whether a unit without an outcome counts as 0, or waits."
+        default=False,
+        help_text="Count a unit without an outcome as 0. Default: exclude it until it has one.",
     )
     quantile_ppm = serializers.IntegerField(
-        allow_null=True, default=None, help_text="Which quantile, in millionths: 950000 is p95."
+        allow_null=True,
+        default=None,
+        help_text="Level of the quantile in millionths: 950000 is p95.",
     )
     cap = serializers.FloatField(
-        allow_null=True, default=None, help_text="A unit's value counts as this at most."
+        allow_null=True, default=None, help_text="Upper limit of a unit's value (winsorisation)."
     )
     window_s = serializers.IntegerField(
         allow_null=True,
         default=None,
-        help_text="Outcomes count so many seconds after the exposure; null: for ever.",
+        help_text="Seconds after the exposure in which outcomes count; null: no limit.",
     )
 
 
@@ -86,12 +89,14 @@ class VariantInputSerializer(StrictSerializer):
         max_value=INTEGER_MAX,
         allow_null=True,
         default=None,
-        help_text="Number of the model's version.",
+        help_text="Version number of the model.",
     )
     weight_bp = serializers.IntegerField(
-        help_text="Share of the included units in basis points; all sum to 10,000."
+        help_text="Share of the included units in basis points; all weights sum to 10,000."
     )
-    is_control = serializers.BooleanField(default=False, help_text="Exactly one is the control.")
+    is_control = serializers.BooleanField(
+        default=False, help_text="Exactly one variant is the control."
+    )
 
 
 class MetricChoiceSerializer(StrictSerializer):
@@ -102,66 +107,73 @@ class MetricChoiceSerializer(StrictSerializer):
     margin = serializers.FloatField(
         allow_null=True,
         default=None,
-        help_text="Of a guardrail: how much worse is tolerable, in the metric's unit.",
+        help_text="Margin of a guardrail: the tolerated loss, in the metric's unit.",
     )
     margin_relative = serializers.FloatField(
-        allow_null=True, default=None, help_text="Instead: as a share of `baseline`; 0.02 is 2 %."
+        allow_null=True,
+        default=None,
+        help_text="Alternative: margin as a share of `baseline`; 0.02 is 2 %.",
     )
     baseline = serializers.FloatField(
-        allow_null=True, default=None, help_text="What the metric is today."
+        allow_null=True, default=None, help_text="Current value of the metric."
     )
     mann_whitney = serializers.BooleanField(
-        default=False, help_text="Show Mann-Whitney's test of a mean as well."
+        default=False, help_text="Show the Mann-Whitney test of a mean too."
     )
 
 
 class DraftSerializer(StrictSerializer):
-    """What of a draft may be changed; what is left out stays, or has its default."""
+    """Fields of a draft that can change. An omitted field keeps its value or has its default."""
 
     metric = serializers.CharField(
-        max_length=NAME_MAX, required=False, help_text="Short for one primary metric in `metrics`."
+        max_length=NAME_MAX,
+        required=False,
+        help_text="Shorthand for `metrics` with one primary metric.",
     )
     metrics = MetricChoiceSerializer(many=True, required=False)
     variants = VariantInputSerializer(many=True, required=False)
     hypothesis = serializers.CharField(allow_blank=True, required=False, max_length=10_000)
     coverage_bp = serializers.IntegerField(
-        required=False, help_text="Share of units that take part, in basis points (10,000)."
+        required=False,
+        help_text="Share of targeted units that are included, in basis points. Default: 10,000.",
     )
     planned_units = serializers.IntegerField(
-        required=False, help_text="Planned number of units, all variants together (10,000)."
+        required=False, help_text="Planned number of units, all variants together. Default: 10,000."
     )
     alpha_ppm = serializers.IntegerField(
-        required=False, help_text="Chance of a false verdict in millionths: 50,000 is 5 %."
+        required=False, help_text="False-positive rate in millionths: 50,000 is 5 %."
     )
     tenants = serializers.ListField(
-        child=serializers.CharField(), required=False, help_text="Who is meant; none named: all."
+        child=serializers.CharField(),
+        required=False,
+        help_text="Tenants whose units are included; empty: all.",
     )
     headers = serializers.DictField(
         child=serializers.ListField(child=serializers.CharField(trim_whitespace=False)),
         required=False,
-        help_text="Values that a request carries in each of these headers to take part.",
+        help_text="{header: values}. A request is included if each header has one of its values.",
     )
     holdout_bp = serializers.IntegerField(
         required=False,
-        help_text="Share of units that get stable in every experiment of the model.",
+        help_text="Units, in basis points, that get stable in every experiment of the model.",
     )
     dimensions = serializers.ListField(
         child=serializers.CharField(),
         required=False,
-        help_text="`tenant` or headers that results are broken down by; at most 5.",
+        help_text="Dimensions of breakdowns: `tenant` or headers; at most 5.",
     )
     stratify_by = serializers.CharField(
-        required=False, allow_blank=True, help_text="The dimension to post-stratify by."
+        required=False, allow_blank=True, help_text="Dimension to post-stratify by."
     )
     covariate_s = serializers.IntegerField(
         required=False,
-        help_text="CUPED's covariate is a unit's value in so many seconds before; 0: none.",
+        help_text="Seconds before the exposure whose values are CUPED's covariate; 0: none.",
     )
 
-    def validate(self, given: dict[str, Any]) -> dict[str, Any]:
-        if "metric" in given and "metrics" in given:
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        if "metric" in attrs and "metrics" in attrs:
             raise serializers.ValidationError({"metric": "Give metric or metrics, not both."})
-        return given
+        return attrs
 
 
 class ExperimentInputSerializer(DraftSerializer):
@@ -169,15 +181,16 @@ class ExperimentInputSerializer(DraftSerializer):
     model = serializers.CharField(max_length=NAME_MAX)
     variants = VariantInputSerializer(many=True)
 
-    def validate(self, given: dict[str, Any]) -> dict[str, Any]:
-        if "metric" not in given and "metrics" not in given:
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        if "metric" not in attrs and "metrics" not in attrs:
             raise serializers.ValidationError({"metrics": "This field is required."})
-        return super().validate(given)
+        return super().validate(attrs)
 
 
 class ExperimentEditSerializer(DraftSerializer):
     revision = serializers.IntegerField(
-        required=False, help_text="What you saw; refused when it changed meanwhile."
+        required=False,
+        help_text="Revision that you last read; 409 if the experiment has changed since.",
     )
 
 
@@ -199,19 +212,19 @@ class ExperimentSerializer(serializers.Serializer[Experiment]):
     id = serializers.UUIDField()
     name = serializers.CharField()
     model = serializers.CharField(source="model.name")
-    metric = serializers.CharField(source="metric.name", help_text="The primary one.")
+    metric = serializers.CharField(source="metric.name", help_text="Primary metric.")
     metrics = MetricUseSerializer(source="metric_uses", many=True)
     hypothesis = serializers.CharField()
     state = serializers.CharField(
         help_text="`draft`, `preparing`, `running`, `paused`, `completed` or `failed`."
     )
     conclusion = serializers.CharField(
-        help_text="How a completed one ended: `stopped`, `shipped` or `abandoned`."
+        help_text="How a completed experiment ended: `stopped`, `shipped` or `abandoned`."
     )
     rollout = serializers.UUIDField(
-        source="rollout_id", allow_null=True, help_text="What a shipped one became."
+        source="rollout_id", allow_null=True, help_text="Rollout of a shipped experiment."
     )
-    reason = serializers.CharField(help_text="Why it stands where it stands.")
+    reason = serializers.CharField(help_text="Reason of the current state.")
     revision = serializers.IntegerField()
     coverage_bp = serializers.IntegerField()
     planned_units = serializers.IntegerField()
@@ -233,34 +246,35 @@ class ExperimentSerializer(serializers.Serializer[Experiment]):
 
 class MoveSerializer(StrictSerializer):
     revision = serializers.IntegerField(
-        required=False, help_text="What you saw; refused when it changed meanwhile."
+        required=False,
+        help_text="Revision that you last read; 409 if the experiment has changed since.",
     )
     reason = serializers.CharField(required=False, allow_blank=True, max_length=1_000)
 
 
 class RefreshSerializer(StrictSerializer):
-    """It takes nothing."""
+    """A request without fields."""
 
 
 class WeightsSerializer(MoveSerializer):
     weights_bp = serializers.DictField(
         child=serializers.IntegerField(),
-        help_text="{variant: basis points}; each variant has one, and they sum to 10,000.",
+        help_text="{variant: basis points}, for every variant; the sum is 10,000.",
     )
 
 
 class ShipSerializer(MoveSerializer):
     variant = serializers.CharField(
-        required=False, allow_null=True, help_text="What to ship; by default the winner."
+        required=False, allow_null=True, help_text="Variant to ship. Default: the winner."
     )
     plan = serializers.CharField(
-        required=False, allow_null=True, help_text="What the rollout follows; the default plan."
+        required=False, allow_null=True, help_text="Plan of the rollout. Default: the default plan."
     )
     force = serializers.BooleanField(
-        default=False, help_text="Ship what the result does not speak for; needs a reason."
+        default=False, help_text="Ship despite doubts about the result; needs a reason."
     )
     overrides = serializers.ListField(
-        child=serializers.CharField(), default=list, help_text="The rollout's overrides."
+        child=serializers.CharField(), default=list, help_text="Overrides of the rollout."
     )
 
 
@@ -286,7 +300,7 @@ class SnapshotRowSerializer(serializers.Serializer[ResultSnapshot]):
 
 
 class SnapshotSerializer(SnapshotRowSerializer):
-    result = serializers.JSONField(help_text="The result as it was then; it never changes.")
+    result = serializers.JSONField(help_text="The result at that time; it never changes.")
 
 
 class PointSerializer(serializers.Serializer[ResultPoint]):
@@ -301,56 +315,61 @@ class ResultSerializer(serializers.Serializer[Experiment]):
     state = serializers.CharField()
     conclusion = serializers.CharField()
     refreshed_at = serializers.DateTimeField(
-        allow_null=True, help_text="When the result was made; null before the first one."
+        allow_null=True, help_text="Time of the analysis; null before the first one."
     )
     refresh_error = serializers.CharField(
-        help_text="Why the analysis after that gave none; the result is the last good one."
+        help_text="Error of the last analysis; `result` is the last good one."
     )
     result = serializers.JSONField(
         help_text="Verdict, sample ratio, arms, comparisons, weight phases, data quality; empty "
-        "before the first."
+        "before the first analysis."
     )
 
 
 class PowerInputSerializer(StrictSerializer):
-    """What is asked of a plan; a baseline is looked up where it is left out."""
+    """Parameters of a plan. An omitted baseline is looked up."""
 
     effect = serializers.FloatField(
-        required=False, help_text="The difference to find, in the metric's own unit."
+        required=False, help_text="Effect to detect, in the metric's unit."
     )
     relative = serializers.FloatField(
-        required=False, help_text="The same relative to the baseline; 0.05 unless told."
+        required=False, help_text="Effect to detect, relative to the baseline. Default: 0.05."
     )
-    power = serializers.FloatField(default=POWER, help_text="The chance to find it.")
-    mean = serializers.FloatField(required=False, help_text="The baseline's mean or rate.")
-    sd = serializers.FloatField(required=False, help_text="The spread of units' values.")
+    power = serializers.FloatField(default=POWER, help_text="Probability to detect the effect.")
+    mean = serializers.FloatField(required=False, help_text="Mean or rate of the baseline.")
+    sd = serializers.FloatField(
+        required=False, help_text="Standard deviation of the units' values."
+    )
 
 
 class PowerSerializer(serializers.Serializer[Any]):
-    """A plan: units, days and detectable effects; null where nothing can be said."""
+    """A plan: units, days and detectable effects; null where unknown."""
 
     metric = serializers.CharField()
     alpha = serializers.FloatField()
-    level = serializers.FloatField(help_text="What one reading of one treatment is read at.")
+    level = serializers.FloatField(help_text="Significance level of one reading of one treatment.")
     power = serializers.FloatField()
     planned_units = serializers.IntegerField()
     traffic = serializers.JSONField(help_text="units_a_day, growth, hours, told")
     baseline = serializers.JSONField(help_text="mean, sd, skewness, source; null if unknown")
-    reason = serializers.CharField(help_text="Why there are no sizes.")
+    reason = serializers.CharField(help_text="Why sizes are missing.")
     note = serializers.CharField(
-        required=False, help_text="What skewed values ask for, where they ask for much."
+        required=False, help_text="Note on skewed values, if they need more units."
     )
-    guardrails = serializers.JSONField(help_text="metric, margin, units, days, reason of each")
+    guardrails = serializers.JSONField(
+        help_text="For each guardrail: metric, margin, units, days, reason"
+    )
     effect = serializers.FloatField(required=False)
     effect_relative = serializers.FloatField(required=False, allow_null=True)
     sizes = serializers.JSONField(
         required=False, help_text="reading, units, control_units, days: fixed-horizon, sequential"
     )
     planned = serializers.JSONField(
-        required=False, help_text="What the planned units detect: units, fixed, sequential, days"
+        required=False,
+        help_text="Effects that the planned units detect: units, fixed, sequential, days",
     )
     curve = serializers.JSONField(
-        required=False, help_text="days, units, fixed, sequential: what is detectable by then"
+        required=False, help_text="Detectable effects over time: days, units, fixed, sequential"
     )
 
 
@@ -361,19 +380,19 @@ class OutcomeSerializer(serializers.Serializer[Any]):
         required=False,
         allow_null=True,
         allow_blank=True,
-        help_text="May be left out where request_id is given.",
+        help_text="Optional with request_id.",
     )
     metric = serializers.CharField(max_length=NAME_MAX)
     value = serializers.FloatField()
     occurred_at = serializers.DateTimeField(
-        required=False, help_text="With a time zone; now, when it is left out."
+        required=False, help_text="ISO 8601 with a time zone. Default: now."
     )
     request_id = serializers.CharField(
         max_length=REQUEST_ID_LENGTH_MAX,
         required=False,
         allow_null=True,
         allow_blank=True,
-        help_text="The x-interlock-request-id of the prediction that it is about.",
+        help_text="x-interlock-request-id of the prediction.",
     )
 
 
@@ -393,17 +412,20 @@ class RefusalCountSerializer(serializers.ModelSerializer[RefusedOutcomes]):
         fields = ["metric_name", "reason", "sender", "via", "count", "last_at"]
         read_only_fields = fields
         extra_kwargs = {
-            "sender": {"help_text": "A tenant or a user; empty where nobody knows."},
+            "sender": {"help_text": "A tenant or a user; empty if unknown."},
             "via": {"help_text": "The data-plane instance, `REST API` or `file`."},
         }
 
 
 class OutcomeReportSerializer(serializers.Serializer[Any]):
     recorded = serializers.IntegerField()
-    duplicates = serializers.IntegerField(help_text="Their `event_id` was known already.")
+    duplicates = serializers.IntegerField(
+        help_text="Outcomes whose `event_id` is already recorded."
+    )
     refused = RefusedOutcomeSerializer(many=True)
     strangers = serializers.ListField(
+        source="unexposed",
         child=serializers.IntegerField(),
-        help_text="Positions of those whose unit met no experiment that goes on. They are kept, "
-        "and count once it meets one.",
+        help_text="Positions of outcomes whose unit has no exposure to an experiment still "
+        "analysed. They are stored, and count once the unit has one.",
     )

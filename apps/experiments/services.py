@@ -1,8 +1,8 @@
-"""Public moves of an experiment: start, advance, pause, resume, stop, abandon, refresh on demand.
+"""Start, advance, pause, resume, stop, abandon and refresh experiments.
 
-Each is one transaction. While an experiment is live it holds the model's one split; a unit is
-routed only while it runs. `revision` is what the caller last saw: a stale one is a Conflict.
-Drafts are made in `definitions`, weights are changed in `weights`, winners shipped in `ship`.
+Each action is one transaction. A live experiment holds the model's only split; units are routed
+only while it runs. `revision` is the one that the caller last read: an outdated one is a Conflict.
+`definitions` creates drafts, `weights` changes weights, `ship` ships winners.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from apps.experiments.lifecycle import (
     check_revision,
     check_signatures,
     deployments_of,
-    leave_table,
+    end_routing,
+    enqueue_event,
     move,
     split_document,
-    tell,
     variants_of,
 )
 from apps.experiments.metrics import create_metric, delete_metric, edit_metric
@@ -59,7 +59,7 @@ __all__ = [
 ]
 
 E = ExperimentState
-ABANDONED = "The experiment was abandoned; no verdict is claimed."
+ABANDONED = "The experiment was abandoned; there is no verdict."
 
 
 @transaction.atomic
@@ -71,10 +71,10 @@ def start_experiment(
     reason: str = "",
     revision: int | None = None,
 ) -> None:
-    """Take the model's split and load the variants' versions; routing waits for `advance`.
+    """Take the model's split and load the variants' versions; `advance_experiment` routes later.
 
     Raises:
-        Conflict: not a draft, changed meanwhile, or the model has a live rollout or experiment.
+        Conflict: not a draft, outdated revision, or the model has a live rollout or experiment.
         Invalid: the variants no longer fit the model's stable version.
     """
     check_move(experiment, E.PREPARING, revision)
@@ -90,33 +90,40 @@ def start_experiment(
     )
     for version in versions:
         deploy_version(version=version, actor=actor, now=now)
-    told = reason or "started: its versions are being loaded"
-    move(experiment, E.PREPARING, told, actor, now, told="experiment.started", started_at=now)
+    move(
+        experiment,
+        E.PREPARING,
+        reason or "started: its versions are being loaded",
+        actor,
+        now,
+        event="experiment.started",
+        started_at=now,
+    )
 
 
 def _require_free(experiment: Experiment) -> None:
-    """Raise Conflict, naming it, when another experiment holds the split; a rollout names itself.
+    """Raise Conflict, with the holder's name, when the model's split is taken.
 
-    This only words the refusal: two who start at once are told apart by the split's constraint.
+    This only gives a better message: of two concurrent starts, the split's constraint refuses one.
     """
-    held = LiveSplit.objects.filter(model=experiment.model).first()
-    if held is None:
+    holder = LiveSplit.objects.filter(model=experiment.model).first()
+    if holder is None:
         return
-    other = Experiment.objects.filter(pk=held.owner_id).first()
-    what = f"experiment {other.name}" if other else f"rollout {held.owner_id}"
+    other = Experiment.objects.filter(pk=holder.owner_id).first()
+    name = f"experiment {other.name}" if other else f"rollout {holder.owner_id}"
     raise Conflict(
-        f"{experiment.model.name} already has a live {what}; end it before you start another",
-        holder=str(held.owner_id),
+        f"{experiment.model.name} already has a live {name}; end it before you start another",
+        holder=str(holder.owner_id),
         kind="experiment" if other else "rollout",
     )
 
 
 @transaction.atomic
 def advance_experiment(*, experiment: Experiment, now: datetime) -> bool:
-    """Take a preparing experiment one step on; return whether it changed state.
+    """Advance a preparing experiment by one step; return whether its state changed.
 
     It fails with the reason when one of its versions cannot be loaded, and runs when all are ready.
-    A version that is no longer placed is placed again. Anybody may call it at any time.
+    A version without a deployment is deployed again. The call is idempotent.
     """
     if experiment.state != E.PREPARING:
         return False
@@ -132,21 +139,21 @@ def advance_experiment(*, experiment: Experiment, now: datetime) -> bool:
             DeploymentState.DRAINING,
         }:
             deploy_version(version=version, actor=INTERLOCK, now=now)
-    if _unready(variants):
+    if _unready_versions(variants):
         return False
     _run(experiment, variants, now)
     return True
 
 
-def _unready(variants: Sequence[Variant]) -> list[str]:
-    """Return the versions that cannot serve now."""
+def _unready_versions(variants: Sequence[Variant]) -> list[str]:
+    """Return the names of the versions that are not ready to serve."""
     deployments = deployments_of(variants)
     return sorted(
         {
             str(variant.version)
             for variant in variants
-            if (found := deployments.get(variant.version_id)) is None
-            or found.state != DeploymentState.READY
+            if (deployment := deployments.get(variant.version_id)) is None
+            or deployment.state != DeploymentState.READY
         }
     )
 
@@ -160,15 +167,22 @@ def pause_experiment(
     reason: str = "",
     revision: int | None = None,
 ) -> None:
-    """Route nobody: everybody gets stable. The split is kept, and so are the versions loaded.
+    """Stop assigning units: all requests get stable. The split and the loaded versions stay.
 
-    Raises Conflict when it is not running, or was changed meanwhile.
+    Raises Conflict when the experiment is not running, or `revision` is outdated.
     """
     check_move(experiment, E.PAUSED, revision)
     route_split(owner_id=experiment.pk, document={})
     generation = publish_table(reason=f"experiment {experiment.name} paused", actor=actor, now=now)
-    told = reason or "paused by hand"
-    move(experiment, E.PAUSED, told, actor, now, told="experiment.paused", generation=generation)
+    move(
+        experiment,
+        E.PAUSED,
+        reason or "paused by hand",
+        actor,
+        now,
+        event="experiment.paused",
+        generation=generation,
+    )
 
 
 @transaction.atomic
@@ -180,23 +194,30 @@ def resume_experiment(
     reason: str = "",
     revision: int | None = None,
 ) -> None:
-    """Route units again: each gets the variant that it had, as salts and weights are the same.
+    """Assign units again, each to its previous variant: salts and weights are unchanged.
 
-    Raises Conflict when it is not paused, was changed meanwhile, or a version is not ready.
+    Raises Conflict when it is not paused, `revision` is outdated, or a version is not ready.
     """
     if experiment.state != E.PAUSED:
         raise Conflict(
-            f"experiment {experiment.name} is {experiment.state}; only a paused one is resumed",
+            f"experiment {experiment.name} is {experiment.state}; only a paused one can be resumed",
             state=experiment.state,
         )
     check_move(experiment, E.RUNNING, revision)
     variants = variants_of(experiment)
-    if unready := _unready(variants):
-        raise Conflict(f"{', '.join(unready)} cannot serve now; load it again, then resume")
+    if unready := _unready_versions(variants):
+        raise Conflict(f"{', '.join(unready)} is not ready; load it again, then resume")
     route_split(owner_id=experiment.pk, document=split_document(experiment, variants))
     generation = publish_table(reason=f"experiment {experiment.name} resumed", actor=actor, now=now)
-    told = reason or "resumed by hand"
-    move(experiment, E.RUNNING, told, actor, now, told="experiment.resumed", generation=generation)
+    move(
+        experiment,
+        E.RUNNING,
+        reason or "resumed by hand",
+        actor,
+        now,
+        event="experiment.resumed",
+        generation=generation,
+    )
 
 
 @transaction.atomic
@@ -208,9 +229,9 @@ def stop_experiment(
     reason: str = "",
     revision: int | None = None,
 ) -> None:
-    """End it: nobody is assigned from now on. The final result is made soon after, by the tick.
+    """End the experiment: no unit is assigned any more. The next ticks compute the final result.
 
-    Raises Conflict when it is neither preparing, running nor paused, or was changed meanwhile.
+    Raises Conflict when it is not preparing, running or paused, or `revision` is outdated.
     """
     end_experiment(
         experiment=experiment,
@@ -231,12 +252,12 @@ def abandon_experiment(
     reason: str = "",
     revision: int | None = None,
 ) -> None:
-    """End it without a verdict: the numbers are frozen as they are, and none of them is claimed.
+    """End the experiment without a verdict: its numbers are frozen as they are.
 
-    Raises Conflict when it is neither preparing, running nor paused, or was changed meanwhile.
+    Raises Conflict when it is not preparing, running or paused, or `revision` is outdated.
     """
     result = dict(experiment.result)
-    claims_nothing = {"phase": "final", "verdict": ABANDONED, "winner": None}
+    no_verdict = {"phase": "final", "verdict": ABANDONED, "winner": None}
     end_experiment(
         experiment=experiment,
         conclusion=Experiment.Conclusion.ABANDONED,
@@ -244,7 +265,7 @@ def abandon_experiment(
         now=now,
         reason=reason,
         revision=revision,
-        result={**result, **claims_nothing, "is_significant": False},
+        result={**result, **no_verdict, "is_significant": False},
         refresh_due_at=None,
     )
 
@@ -259,35 +280,34 @@ def end_experiment(
     revision: int | None,
     **changes: Any,
 ) -> None:
-    """Complete it in the caller's transaction: keep the result as it is, free the model's split."""
+    """Complete it in the caller's transaction: snapshot the result, release the model's split."""
     check_move(experiment, E.COMPLETED, revision)
-    told = reason or conclusion.label.lower()
-    keep_result(experiment, f"as it stood when it was {conclusion.label.lower()}", actor, now)
+    keep_result(experiment, f"when the experiment was {conclusion.label.lower()}", actor, now)
     move(
         experiment,
         E.COMPLETED,
-        told,
+        reason or conclusion.label.lower(),
         actor,
         now,
-        told="experiment.completed",
+        event="experiment.completed",
         **{"conclusion": conclusion.value, "ended_at": now, "refresh_due_at": now, **changes},
     )
-    leave_table(experiment, conclusion.label.lower(), actor, now)
+    end_routing(experiment, conclusion.label.lower(), actor, now)
 
 
 @transaction.atomic
 def request_refresh(
     *, experiment: Experiment, actor: Actor, now: datetime, revision: int | None = None
 ) -> None:
-    """Let the next tick analyse it, however large it is. Raises Conflict for one that is not live.
+    """Make the next tick analyse it, whatever its size. Raises Conflict unless running or paused.
 
-    `actor` is taken as everywhere; an analysis changes nothing that serves and is not audited.
+    `actor` is unused: an analysis does not affect serving and is not audited.
     """
     check_revision(experiment, revision)
     if experiment.state not in {E.RUNNING, E.PAUSED}:
         raise Conflict(
             f"experiment {experiment.name} is {experiment.state}; only a running or paused one "
-            "is analysed again"
+            "can be analysed again"
         )
     Experiment.objects.filter(pk=experiment.pk).update(refresh_due_at=now)
 
@@ -301,33 +321,35 @@ def _run(experiment: Experiment, variants: Sequence[Variant], now: datetime) -> 
         experiment=experiment,
         at=now,
         weights_bp={variant.name: variant.weight_bp for variant in variants},
-        reason="it runs",
+        reason="the experiment runs",
         actor=INTERLOCK.name,
     )
-    reason = f"all its versions are ready; it is routed from generation {generation} on"
+    reason = f"all its versions are ready; routed since generation {generation}"
     move(experiment, E.RUNNING, reason, INTERLOCK, now, generation=generation)
 
 
 def _fail(experiment: Experiment, reason: str, now: datetime) -> None:
-    move(experiment, E.FAILED, reason, INTERLOCK, now, told="experiment.failed", ended_at=now)
-    leave_table(experiment, "failed", INTERLOCK, now)
+    move(experiment, E.FAILED, reason, INTERLOCK, now, event="experiment.failed", ended_at=now)
+    end_routing(experiment, "failed", INTERLOCK, now)
 
 
 @transaction.atomic
-def tell_result(*, experiment: Experiment, result: dict[str, Any], now: datetime) -> dict[str, Any]:
-    """Return `result` with what was told of it so far, and tell what is told once and is new.
+def enqueue_result_events(
+    *, experiment: Experiment, result: dict[str, Any], now: datetime
+) -> dict[str, Any]:
+    """Enqueue the events of `result` that were not sent before; return it with all sent events.
 
-    To be called in the transaction that stores what this returns, with the experiment's row locked.
+    Call it in the transaction that stores the return value, with the experiment's row locked.
     """
-    told = list(experiment.result.get("told", ()))
+    sent = list(experiment.result.get("told", ()))
     ratio = result.get("sample_ratio") or {}
-    news = {
+    occurrences = {
         "experiment.significant": bool(result.get("is_significant")),
         "experiment.mismatch": ratio.get("state") in {"srm", "unexpected-units"},
     }
-    for event, is_so in news.items():
-        if is_so and event not in told:
-            told.append(event)
-            why = str(ratio.get("reason") if event.endswith("mismatch") else result.get("verdict"))
-            tell(experiment, event, INTERLOCK, now, why)
-    return {**result, "told": told}
+    for event, has_occurred in occurrences.items():
+        if has_occurred and event not in sent:
+            sent.append(event)
+            reason = ratio.get("reason") if event.endswith("mismatch") else result.get("verdict")
+            enqueue_event(experiment, event, INTERLOCK, now, str(reason))
+    return {**result, "told": sent}

@@ -1,4 +1,4 @@
-"""Shipping: an experiment ends, and a rollout of the winner's version begins, or neither does."""
+"""Ship an experiment: end it and start a rollout of the winner's version, or do neither."""
 
 from __future__ import annotations
 
@@ -33,34 +33,33 @@ def ship_experiment(
     overrides: Collection[str] = (),
     revision: int | None = None,
 ) -> Rollout:
-    """End the experiment and start to make the winner's version stable, or `variant`'s.
+    """End the experiment and start a rollout of the winner's version, or of `variant`'s.
 
-    `force` ships what the result does not speak for, and needs a `reason`. `overrides` are the
-    rollout's. Whatever the rollout refuses undoes the whole.
+    `force` ships despite doubts about the result, and needs a `reason`. `overrides` are those of
+    the rollout. If the rollout is refused, the experiment continues.
 
     Raises:
-        Conflict: no winner, mismatched shares, a guardrail that is worse, not under way, changed
-            meanwhile, or what `start_rollout` refuses.
-        Invalid: no such variant, nothing to ship, or `force` without a reason.
+        Conflict: no winner, sample ratio mismatch, a guardrail that is worse, not running or
+            paused, outdated revision, or a refusal of `start_rollout`.
+        Invalid: unknown variant, nothing to ship, or `force` without a reason.
     """
-    # Rollouts lock their model before they publish; so does this, that no two wait crosswise.
+    # Rollouts lock their model before they publish. The same order here prevents deadlocks.
     model = RegisteredModel.objects.select_for_update(of=("self",)).get(pk=experiment.model_id)
-    _require_under_way(experiment, revision)
-    doubts = why_not_ship(experiment.result, variant)
+    _require_live(experiment, revision)
+    doubts = shipping_doubts(experiment.result, variant)
     if force and not reason.strip():
-        raise Invalid("reason: shipping by force needs one; it is kept with the experiment")
+        raise Invalid("reason: required with force; it is stored with the experiment")
     if doubts and not force:
-        raise Conflict(f"{doubts[0]}; force it with a reason, to ship nevertheless", doubts=doubts)
-    chosen = _chosen(experiment, variant)
+        raise Conflict(f"{doubts[0]}; to ship anyway, use force with a reason", doubts=doubts)
+    chosen = _find_variant(experiment, variant)
     if chosen.version_id == model.stable_id:
-        raise Invalid(f"{chosen.name} is {chosen.version}, which is stable: nothing to ship")
-    told = _said(chosen, reason, doubts)
+        raise Invalid(f"{chosen.name} is {chosen.version}, which is stable already")
     end_experiment(
         experiment=experiment,
         conclusion=Experiment.Conclusion.SHIPPED,
         actor=actor,
         now=now,
-        reason=told,
+        reason=_format_reason(chosen, reason, doubts),
         revision=revision,
     )
     rollout = start_rollout(
@@ -82,29 +81,29 @@ def ship_experiment(
     return rollout
 
 
-def _require_under_way(experiment: Experiment, revision: int | None) -> None:
+def _require_live(experiment: Experiment, revision: int | None) -> None:
     if experiment.state not in {ExperimentState.RUNNING, ExperimentState.PAUSED}:
         raise Conflict(
-            f"experiment {experiment.name} is {experiment.state}; only a running or paused one is "
-            "shipped. Promote the version instead",
+            f"experiment {experiment.name} is {experiment.state}; only a running or paused one can "
+            "be shipped. Promote the version instead",
             state=experiment.state,
         )
     check_move(experiment, ExperimentState.COMPLETED, revision)
 
 
-def why_not_ship(result: dict[str, Any], variant: str | None = None) -> list[str]:
-    """Return what in a result speaks against shipping its winner, or `variant`. Pure."""
+def shipping_doubts(result: dict[str, Any], variant: str | None = None) -> list[str]:
+    """Return the reasons in a result against shipping its winner, or `variant`. Pure."""
     doubts = []
     ratio = result.get("sample_ratio") or {}
     if ratio.get("state") in {"srm", "unexpected-units"}:
-        doubts.append(f"the shares of units do not match: {ratio.get('reason')}")
+        doubts.append(f"sample ratio mismatch: {ratio.get('reason')}")
     winner = result.get("winner")
     if winner is None:
         doubts.append("there is no winner yet")
     elif variant is not None and variant != winner:
         doubts.append(f"the winner is {winner}, not {variant}")
     doubts += [
-        f"guardrail {metric['name']} is worse with {comparison['arm']}"
+        f"guardrail {metric['name']} is worse in {comparison['arm']}"
         for metric in result.get("metrics", ())
         for comparison in metric.get("comparisons", ())
         if metric.get("role") == "guardrail"
@@ -115,23 +114,25 @@ def why_not_ship(result: dict[str, Any], variant: str | None = None) -> list[str
 
 
 def is_worse(comparison: dict[str, Any]) -> bool:
-    """Say whether a guardrail's comparison says that the arm is worse than is tolerable."""
-    judged = comparison.get("non_inferiority") or {}
-    return judged.get("state") == "worse"
+    """Return whether the arm of a guardrail's comparison is worse than the margin allows."""
+    non_inferiority = comparison.get("non_inferiority") or {}
+    return non_inferiority.get("state") == "worse"
 
 
-def _chosen(experiment: Experiment, name: str | None) -> Variant:
+def _find_variant(experiment: Experiment, name: str | None) -> Variant:
+    """Return the variant of that name, or the winner. Raises Invalid."""
     variants = {variant.name: variant for variant in variants_of(experiment)}
-    wanted = name or experiment.result.get("winner")
-    if wanted is None:
-        raise Invalid("variant: there is no winner to ship; name the variant that is meant")
-    if wanted not in variants:
-        raise Invalid(f"variant: there is no {wanted}; there are: {', '.join(variants)}")
-    return variants[wanted]
+    name = name or experiment.result.get("winner")
+    if name is None:
+        raise Invalid("variant: there is no winner; name the variant to ship")
+    if name not in variants:
+        known = ", ".join(variants)
+        raise Invalid(f"variant: unknown variant {name!r}; expected one of {known}")
+    return variants[name]
 
 
-def _said(chosen: Variant, reason: str, doubts: list[str]) -> str:
-    told = f"{chosen.name} ({chosen.version}) is shipped"
+def _format_reason(chosen: Variant, reason: str, doubts: list[str]) -> str:
+    message = f"{chosen.name} ({chosen.version}) is shipped"
     if reason.strip():
-        told += f": {reason.strip()}"
-    return f"{told} (forced, although {'; '.join(doubts)})" if doubts else told
+        message += f": {reason.strip()}"
+    return f"{message} (forced, although {'; '.join(doubts)})" if doubts else message

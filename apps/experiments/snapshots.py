@@ -1,4 +1,4 @@
-"""Results kept as they were, each under an address of its own that never shows anything else."""
+"""Store and find result snapshots; each has a URL whose content never changes."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ NOTE_LENGTH_MAX = 500
 def make_snapshot(
     *, experiment: Experiment, note: str = "", actor: Actor, now: datetime
 ) -> ResultSnapshot:
-    """Keep the present result. Raises Conflict before the first one, Invalid for a long note."""
+    """Store the current result. Raises Conflict without a result, Invalid for a long note."""
     if len(note) > NOTE_LENGTH_MAX:
-        raise Invalid(f"note has {len(note)} characters; it takes {NOTE_LENGTH_MAX}")
-    # What is kept is what is stored now, not what the caller read a while ago.
+        raise Invalid(f"note has {len(note)} characters; the limit is {NOTE_LENGTH_MAX}")
+    # Snapshot the stored result, not the one that the caller read earlier.
     experiment.refresh_from_db(fields=["result"])
-    kept = keep_result(experiment, note, actor, now)
-    if kept is None:
-        raise Conflict(f"experiment {experiment.name} has no result yet; there is nothing to keep")
+    snapshot = keep_result(experiment, note, actor, now)
+    if snapshot is None:
+        raise Conflict(f"experiment {experiment.name} has no result yet")
     record_audit(
         actor=actor,
         action="experiment.snapshot",
         target=experiment.name,
-        after={"snapshot": str(kept.pk), "note": note},
+        after={"snapshot": str(snapshot.pk), "note": note},
     )
-    return kept
+    return snapshot
 
 
 def keep_result(
     experiment: Experiment, note: str, actor: Actor, now: datetime
 ) -> ResultSnapshot | None:
-    """Keep the present result in the caller's transaction; None when there is none yet."""
+    """Store the current result in the caller's transaction; None if there is no result yet."""
     if not experiment.result:
         return None
     return ResultSnapshot.objects.create(
@@ -49,7 +49,7 @@ def keep_result(
 
 
 def snapshots_of(experiment: Experiment) -> QuerySet[ResultSnapshot]:
-    """Return an experiment's snapshots, the newest first."""
+    """Return an experiment's snapshots, newest first."""
     return experiment.snapshots.select_related("experiment").order_by("-at", "-id")
 
 
@@ -58,7 +58,7 @@ def find_snapshot(pk: str | uuid.UUID) -> ResultSnapshot:
     try:
         key = uuid.UUID(str(pk))
     except ValueError:
-        raise NotFound(f"{pk} is no snapshot's id.") from None
+        raise NotFound(f"{pk!r} is not a valid snapshot id.") from None
     rows = ResultSnapshot.objects.select_related("experiment__model")
     snapshot = rows.filter(pk=key).first()
     if snapshot is None:

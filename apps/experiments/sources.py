@@ -1,4 +1,4 @@
-"""Where an experiment's statistics come from: what every source answers, and which one is asked."""
+"""Define the interface of the sources that supply an experiment's statistics."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from apps.experiments.unit_query import Scan
 
 @dataclass(frozen=True)
 class PhaseCount:
-    """Units of a variant first met in a phase (by its place): those that count, and the others."""
+    """Units first exposed to a variant in a phase (by its place): counted and excluded ones."""
 
     variant: str
     phase: int
@@ -26,8 +26,8 @@ class PhaseCount:
 
 @dataclass(frozen=True)
 class LevelMoments:
-    """Units of a variant that met it in a phase, at a level, and the co-moments of each metric of
-    the scan, in order.
+    """Units exposed to a variant in a phase, at a level, with the co-moments of each metric of the
+    scan, in order.
     """
 
     variant: str
@@ -38,13 +38,13 @@ class LevelMoments:
 
 
 class Source(Protocol):
-    """Answers in sufficient statistics. All answers are of the units that `scan` means."""
+    """Returns sufficient statistics of the units that `scan` selects."""
 
     def missing_means(self, scan: Scan, places: Sequence[int]) -> list[float | None]:
         """Return the mean of each of those values over the units that have one."""
 
     def phase_counts(self, scan: Scan) -> list[PhaseCount]:
-        """Return how many units met each variant in each phase."""
+        """Return the number of units exposed to each variant in each phase."""
 
     def level_moments(self, scan: Scan, dimension: str) -> list[LevelMoments]:
         """Return moments by variant, phase and level; without a dimension the level is empty."""
@@ -56,4 +56,4 @@ class Source(Protocol):
         """Return each metric's edges, and its arms' units per bin."""
 
     def attributions(self, experiment: Experiment, sent: Sequence[SentMetric]) -> list[Attribution]:
-        """Return, for each of these metrics, which of its outcomes belong to an exposure."""
+        """Return the attribution of each metric's outcomes to exposures, in the order of `sent`."""

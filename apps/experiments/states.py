@@ -1,8 +1,8 @@
-"""The life of an experiment.
+"""States of an experiment and the transitions between them.
 
-Rules: only a draft may be edited; `preparing` loads the variants' versions and routes nothing yet;
-only `running` assigns units; `paused` keeps the split and assigns nobody; `completed` is final and
-its result is frozen.
+Only a draft can be edited. `preparing` loads the variants' versions and routes nothing yet. Only
+`running` assigns units. `paused` keeps the split and assigns no unit. `completed` is final, and its
+result is frozen.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Celery's ticks over experiments; beat calls again."""
+"""Celery task that runs the ticks of experiments; beat schedules it."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""What is due for experiments: values are folded, prepared ones start to run, live ones get a new
-result, ended ones their final one.
+"""Run the due work of experiments: fold values, start prepared ones, refresh live results, finalise
+ended ones, continue imports.
 
-One bounded step for each; one that fails is logged and tried again at the next tick, and costs the
-others nothing. Results of many units take seconds, files longer: one worker is at them at a time,
-so that the ticks of rollouts never wait for it.
+Each experiment gets one bounded step. A failed step is logged, retried at the next tick, and does
+not affect the others. Results of many units take seconds and files longer, so only one worker at a
+time computes them: ticks of rollouts never wait for it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from uuid import UUID
 from django.db import OperationalError, transaction
 from django.db.models import Q, QuerySet
 
-from apps.experiments.imports.services import import_some
+from apps.experiments.imports.services import continue_import
 from apps.experiments.models import Experiment
 from apps.experiments.results import finalise_result, refresh_result
 from apps.experiments.services import advance_experiment
@@ -27,18 +27,18 @@ from apps.models.locks import take_turn
 
 log = logging.getLogger(__name__)
 
-# Any number that no other advisory lock of ours has.
+# Key of the advisory lock; no other lock of this installation uses it.
 RESULTS_TURN = 0x1E5_017
 LIVE = [ExperimentState.RUNNING, ExperimentState.PAUSED]
 
 
 def tick_experiments() -> None:
-    """Take every experiment one step on. Raises OperationalError without a database."""
+    """Advance every experiment by one step. Raises OperationalError without a database."""
     now = database_now()
     experiments = Experiment.objects.order_by("pk")
     _for_each(experiments.filter(state=ExperimentState.PREPARING), _advance)
-    with take_turn(RESULTS_TURN) as is_ours:
-        if not is_ours:
+    with take_turn(RESULTS_TURN) as is_locked:
+        if not is_locked:
             return
         fold_all()
         due = Q(refresh_due_at__isnull=True) | Q(refresh_due_at__lte=now)
@@ -59,9 +59,9 @@ def _for_each(experiments: QuerySet[Experiment], step: Callable[[UUID, datetime]
 
 
 def _import() -> None:
-    """Read on in a file of outcomes; in turn with results, neither keeps the other waiting."""
+    """Continue an import. It alternates with results, so neither blocks the other."""
     try:
-        import_some()
+        continue_import()
     except OperationalError:
         raise
     except Exception:
@@ -70,7 +70,7 @@ def _import() -> None:
 
 @transaction.atomic
 def _advance(pk: UUID, now: datetime) -> None:
-    # Whoever holds the row is doing this very step.
+    # The holder of the row lock runs this very step.
     due = Experiment.objects.select_for_update(skip_locked=True)
     experiment = due.filter(pk=pk, state=ExperimentState.PREPARING).first()
     if experiment is not None:

@@ -1,5 +1,6 @@
-"""Units that met no experiment whose result is still made: their outcomes are kept, and count once
-they meet one.
+"""Find units without an exposure to an experiment that is still analysed.
+
+Their outcomes are stored, and count once the unit has an exposure.
 """
 
 from __future__ import annotations
@@ -8,20 +9,20 @@ from collections.abc import Collection
 
 from django.db import connection
 
-ASKED = """
-    SELECT unit FROM unnest(%s::text[]) AS asked(unit) WHERE NOT EXISTS (
+UNEXPOSED = """
+    SELECT unit FROM unnest(%s::text[]) AS sent(unit) WHERE NOT EXISTS (
         SELECT 1 FROM experiments_experiment AS one JOIN experiments_exposurerow AS kept
-            ON kept.experiment_id = one.id AND kept.unit = asked.unit
+            ON kept.experiment_id = one.id AND kept.unit = sent.unit
         WHERE one.state IN ('running', 'paused') OR one.refresh_due_at IS NOT NULL
     )
 """
 
 
-def strangers_among(units: Collection[str]) -> set[str]:
-    """Return those of `units` that met no such experiment yet."""
-    asked = {unit for unit in units if "\x00" not in unit}
-    if not asked:
+def find_unexposed(units: Collection[str]) -> set[str]:
+    """Return those of `units` without such an exposure."""
+    candidates = {unit for unit in units if "\x00" not in unit}
+    if not candidates:
         return set()
     with connection.cursor() as cursor:
-        cursor.execute(ASKED, [sorted(asked)])
+        cursor.execute(UNEXPOSED, [sorted(candidates)])
         return {unit for (unit,) in cursor}

@@ -1,4 +1,4 @@
-"""Inserting rows whose names are unique: a bad field and a taken name are told apart."""
+"""Insert rows with unique names; distinguish an invalid field from a taken name."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ UNSET_AT_FIRST = {
 
 
 def insert_named(row: Metric | Experiment, taken: str) -> None:
-    """Insert a named row. Raises Invalid for a bad field, Conflict when the name is taken."""
+    """Insert `row`. Raises Invalid for a bad field, Conflict(`taken`) when the name is taken."""
     try:
         row.clean_fields(exclude=UNSET_AT_FIRST)
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""How many different units there are, from k-minimum-values sketches. Pure."""
+"""Estimate the number of different units from k-minimum-values sketches. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def merge(*sketches: Iterable[int]) -> list[int]:
 
 
 def estimate(smallest: Sequence[int]) -> float:
-    """Return about how many units a sketch saw, off by 1/√(k − 2): 4.4 % (Bar-Yossef et al. 2002).
+    """Estimate the units in a sketch; relative error 1/√(k − 2): 4.4 % (Bar-Yossef et al. 2002).
 
     With fewer than `SKETCH_K` values the count is exact. Otherwise (k − 1)·2⁶⁴ / the largest.
     """
@@ -25,7 +25,7 @@ def estimate(smallest: Sequence[int]) -> float:
 
 
 def to_signed(values: Iterable[int]) -> list[int]:
-    """Return unsigned 64-bit numbers as PostgreSQL's bigint holds them."""
+    """Convert unsigned 64-bit numbers to PostgreSQL's signed bigint."""
     return [value - HASHES if value >= HASHES // 2 else value for value in values]
 
 

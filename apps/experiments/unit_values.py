@@ -1,7 +1,7 @@
-"""Makes units' values from what was received: a touched unit's are made anew, whole.
+"""Compute unit values from stored exposures, outcomes and measurements.
 
-Whatever comes in leaves a `TouchedUnit` in its own transaction. To make a value twice gives the
-same value, so that a crash costs nothing but the work.
+Ingestion inserts a `TouchedUnit` in its own transaction; all values of a touched unit are computed
+again. Computing is idempotent, so a crash costs only the work.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from apps.experiments.tenant_scope import COUNTS_FOR
 
 CHUNK = 20_000
 
-# Rows that another fold holds are its own; what it does not finish comes again.
+# Rows locked by another fold are skipped; if it fails, they are taken later.
 TAKE = """
     DELETE FROM experiments_touchedunit WHERE id IN (
         SELECT id FROM experiments_touchedunit ORDER BY id LIMIT %s FOR UPDATE SKIP LOCKED
     ) RETURNING unit
 """
-# Rows are locked in the order of units, so that two folds never wait for each other crosswise.
-# Every join is a lookup by a whole key for each exposed unit: the planner knows nothing yet of an
-# experiment that has just begun, and would join thousands of rows with thousands one by one.
+# Rows are locked in unit order, so that two folds cannot deadlock. Every join is a lookup by a
+# whole key for each exposed unit: without statistics of a new experiment the planner would choose a
+# nested loop over thousands of rows.
 FOLD = """
     WITH exposed AS MATERIALIZED (
         SELECT kept.experiment_id, kept.unit, kept.at, kept.tenant, kept.also_tenants
         FROM experiments_exposurerow AS kept
         WHERE kept.experiment_id = %(experiment)s AND kept.unit = ANY(%(units)s)
         ORDER BY kept.unit FOR UPDATE
-    ), made AS MATERIALIZED (
+    ), computed AS MATERIALIZED (
         SELECT exposed.experiment_id, exposed.unit, summed.values
         FROM exposed
         LEFT JOIN LATERAL (
@@ -49,23 +49,23 @@ FOLD = """
             WHERE {joins} HAVING TRUE
         ) AS summed
     )
-    UPDATE experiments_exposurerow AS kept SET values = made.values
-    FROM made
+    UPDATE experiments_exposurerow AS kept SET values = computed.values
+    FROM computed
     WHERE kept.experiment_id = %(experiment)s AND kept.unit = ANY(%(units)s)
-        AND kept.unit = made.unit AND kept.values IS DISTINCT FROM made.values
+        AND kept.unit = computed.unit AND kept.values IS DISTINCT FROM computed.values
 """
-# An outcome may seem to precede its exposure by the stated skew of clocks and counts all the same.
-# One that did precede it by so little counts as well: of every arm alike, so that the difference
-# is diluted and never made.
+# An outcome that seems to precede its exposure by up to the tolerated clock skew counts. So does
+# one that really precedes it by that little: it does so in every arm alike, which dilutes a
+# difference and cannot create one.
 COUNTS_FROM = "exposed.at - %(skew_s)s * interval '1 second'"
-# Which outcomes may make the values of a unit of `exposed`.
+# The outcomes that can contribute to values of a unit of `exposed`.
 JOINS = f"""outcome.unit = exposed.unit AND outcome.metric_id = ANY(%(metrics)s)
     AND outcome.occurred_at >= exposed.at - %(reach_s)s * interval '1 second'
     AND {COUNTS_FOR}"""
-# Where statistics say that a table is empty, going through all of it for each unit looks as cheap
-# as a lookup. Without this join what was made is put to its rows by one hash; lookups stay.
+# Where statistics say that a table is empty, a scan per unit looks as cheap as a lookup. Without
+# nested loops, values are joined to their rows by one hash join; lookups stay.
 ALLOW_NESTED_LOOPS = "SELECT set_config('enable_nestloop', %s, true)"
-# Of the data plane's own counts: what is summed, and over how many requests.
+# For the data plane's own measurements: numerator, and number of requests.
 MEASURED = {
     Metric.Source.LATENCY: (
         "(measured.latency_us / 1000.0)",
@@ -84,7 +84,7 @@ AGGREGATES = {
 
 
 def fold_touched(limit: int = CHUNK) -> int:
-    """Make the values of up to `limit` touched units anew; return how many were taken."""
+    """Compute the values of up to `limit` touched units; return how many were taken."""
     with transaction.atomic():
         with connection.cursor() as cursor:
             cursor.execute(TAKE, [limit])
@@ -97,35 +97,35 @@ def fold_touched(limit: int = CHUNK) -> int:
 
 
 def fold_all() -> None:
-    """Fold until nothing is left that was touched before."""
+    """Fold until no unit is left that was touched before the call."""
     while fold_touched() == CHUNK:
         pass
 
 
 def _unfrozen() -> Sequence[Experiment]:
-    """Return the experiments whose result may still change."""
+    """Return the experiments whose result can still change."""
     live = Q(state__in=[ExperimentState.RUNNING, ExperimentState.PAUSED])
     ending = Q(state=ExperimentState.COMPLETED, refresh_due_at__isnull=False)
     return list(Experiment.objects.filter(live | ending).select_related("model").order_by("pk"))
 
 
 def fold(experiment: Experiment, units: Sequence[str]) -> None:
-    """Make the values of those of `units` that met the experiment. In the caller's transaction."""
+    """Compute the values of exposed `units`. Runs in the caller's transaction."""
     columns = columns_of(experiment, uses_of(experiment))
-    made = unit_values(columns, experiment.model.name, experiment.covariate_s)
-    parameters = made.parameters | {"experiment": experiment.pk, "units": list(units)}
+    query = unit_values(columns, experiment.model.name, experiment.covariate_s)
+    parameters = query.parameters | {"experiment": experiment.pk, "units": list(units)}
     with connection.cursor() as cursor:
         cursor.execute(ALLOW_NESTED_LOOPS, ["off"])
-        cursor.execute(FOLD.format(array=made.array, joins=made.joins), parameters)
+        cursor.execute(FOLD.format(array=query.array, joins=query.joins), parameters)
         cursor.execute(ALLOW_NESTED_LOOPS, ["on"])
 
 
 @dataclass(frozen=True)
 class UnitValues:
-    """The SQL of units' values, in the order of columns, and its parameters.
+    """The SQL of unit values, in column order, with its parameters.
 
-    `array` aggregates, per unit of `exposed` (which has `unit`, `at` and its tenants), the rows of
-    `outcome` that `joins` picks for it. What data planes measured is read from `measured`.
+    `array` aggregates, per unit of `exposed` (columns `unit`, `at` and tenants), the rows of
+    `outcome` that `joins` selects. Measurements of data planes are read from `measured`.
     """
 
     array: str
@@ -136,9 +136,9 @@ class UnitValues:
 def unit_values(
     columns: Sequence[Column], model: str, covariate_s: int, until: datetime | None = None
 ) -> UnitValues:
-    """Return how the values of units that met a split of `model` are made, wherever they are kept.
+    """Return the SQL of the values of units exposed to a split of `model`, for any exposure table.
 
-    Outcomes from `until` on do not count; None: all do.
+    Outcomes from `until` on do not count; None: all count.
     """
     parameters: dict[str, Any] = {
         "model": model,
@@ -180,7 +180,7 @@ def _expression(column: Column, place: int, parameters: dict[str, Any]) -> str:
 
 
 def rule_of(metric: Metric) -> Metric.PerUnit:
-    """Return how a unit's outcomes make its one value."""
+    """Return how a unit's outcomes are combined into its value."""
     if metric.kind == Metric.Kind.RATIO:
         return Metric.PerUnit.SUM
     if metric.kind == Metric.Kind.PROPORTION and metric.per_unit != Metric.PerUnit.MAX:

@@ -1,4 +1,4 @@
-"""REST API of what outcomes said of a version's answers."""
+"""REST API of outcomes that name a version's requests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from apps.models.models import ModelVersion
 
 
 class CountSerializer(serializers.Serializer[Any]):
-    """So many outcomes, their mean, and of a proportion its standard error."""
+    """Number of outcomes, their mean, and the standard error of a proportion."""
 
     n = serializers.IntegerField()
     mean = serializers.FloatField(allow_null=True)
@@ -25,25 +25,25 @@ class CountSerializer(serializers.Serializer[Any]):
 
 
 class HourSerializer(CountSerializer):
-    hour = serializers.DateTimeField(help_text="The hour in which the version answered.")
+    hour = serializers.DateTimeField(help_text="Hour of the version's answers, UTC.")
 
 
 class VersionOutcomesSerializer(serializers.Serializer[Any]):
-    """Outcomes of one metric that carry the request_id of an answer of the version."""
+    """Outcomes of one metric whose request_id names an answer of the version."""
 
     metric = serializers.CharField()
     kind = serializers.CharField()
     direction = serializers.CharField()
     ever = CountSerializer()
     last_day = CountSerializer()
-    hours = HourSerializer(many=True, help_text="Of the last 14 days, the oldest first.")
+    hours = HourSerializer(many=True, help_text="Hours of the last 14 days, oldest first.")
 
 
 class VersionOutcomesViewSet(ViewSet):
     """A version's measured quality over time."""
 
     @extend_schema(
-        summary="What outcomes said of a version's answers, by metric and hour",
+        summary="Get the outcomes of a version's answers, by metric and hour",
         parameters=[
             OpenApiParameter("model", str, required=True, description="Model name"),
             OpenApiParameter("version", int, required=True, description="Version number"),
@@ -53,9 +53,9 @@ class VersionOutcomesViewSet(ViewSet):
     def list(self, request: Request) -> Response:
         name, number = (request.query_params.get(key, "") for key in ("model", "version"))
         if not name or not (number.isascii() and number.isdecimal() and len(number) < 10):
-            raise Invalid("model and version are needed: ?model=digits&version=4")
+            raise Invalid("model and version are required: ?model=digits&version=4")
         version = ModelVersion.objects.filter(model__name=name, number=int(number)).first()
         if version is None:
             raise NotFound(f"{name} has no version {number}")
-        found = outcomes_of(version, database_now())
-        return Response(VersionOutcomesSerializer(found, many=True).data)
+        metrics = outcomes_of(version, database_now())
+        return Response(VersionOutcomesSerializer(metrics, many=True).data)

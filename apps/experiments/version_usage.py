@@ -1,4 +1,4 @@
-"""Which experiments need a version: those under way, and drafts that compare it."""
+"""Find the experiments that use a version: live ones, and drafts."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from apps.rollouts import version_usage
 
 
 def register() -> None:
-    """Have rollouts ask us before a version is taken away."""
+    """Register the finder that is queried before a version is removed."""
     version_usage.add_finder(needs_of)
 
 
 def needs_of(model: RegisteredModel, version: ModelVersion | None) -> list[str]:
-    """Return the experiments that compare the version, or any version of the model (None)."""
+    """Describe the experiments that use the version, or any version of the model (None)."""
     variants = Variant.objects.filter(
         experiment__model=model, experiment__state__in=EXPERIMENT_TRANSITIONS.live
     )
     if version is not None:
         variants = variants.filter(version=version)
-    found = variants.order_by("experiment__name").values_list(
+    rows = variants.order_by("experiment__name").values_list(
         "experiment__name", "experiment__state"
     )
-    return [f"experiment {name} compares it ({state})" for name, state in found.distinct()]
+    return [f"experiment {name} compares it ({state})" for name, state in rows.distinct()]

@@ -14,8 +14,8 @@ from apps.experiments.draft_checks import check_weights
 from apps.experiments.lifecycle import (
     append_event,
     check_revision,
+    enqueue_event,
     split_document,
-    tell,
     variants_of,
 )
 from apps.experiments.models import Experiment, WeightChange
@@ -85,7 +85,7 @@ def change_weights(
         before={"weights_bp": before},
         after={"weights_bp": weights, "reason": told},
     )
-    tell(experiment, "experiment.weights", actor, now)
+    enqueue_event(experiment, "experiment.weights", actor, now)
 
 
 def _read(weights_bp: Mapping[str, int], known: Mapping[str, int]) -> dict[str, int]:

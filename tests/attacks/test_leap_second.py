@@ -51,5 +51,5 @@ def test_beside_a_fault_the_request_is_refused_whole() -> None:
 
 
 def test_in_a_file_it_is_the_row_that_is_refused() -> None:
-    with pytest.raises(BadRow, match="occurred_at is no ISO 8601 instant"):
+    with pytest.raises(BadRow, match="occurred_at is not a valid ISO 8601 timestamp"):
         outcome_of({**GOOD, "event_id": "e", "occurred_at": "2016-12-31T23:59:60Z"})

@@ -1,4 +1,4 @@
-"""Rows for tests of experiments: a model with a stable version, and experiments on it."""
+"""Factories of rows for tests of experiments: a model with a stable version, and experiments."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def make_version(model: RegisteredModel, number: int, **fields: Any) -> ModelVer
 
 
 def make_model(name: str = "digits", versions: int = 2) -> RegisteredModel:
-    """Return a model with so many versions, the first of which is stable."""
+    """Return a model with `versions` versions, the first of which is stable."""
     ServingCluster.objects.get_or_create(
         name="local",
         defaults={
@@ -55,8 +55,8 @@ def make_model(name: str = "digits", versions: int = 2) -> RegisteredModel:
         },
     )
     model = RegisteredModel.objects.create(name=name)
-    made = [make_version(model, number) for number in range(1, versions + 1)]
-    model.stable = made[0]
+    rows = [make_version(model, number) for number in range(1, versions + 1)]
+    model.stable = rows[0]
     model.save()
     return model
 
@@ -67,14 +67,14 @@ def make_metric(name: str = "accuracy", kind: str = Metric.Kind.PROPORTION) -> M
 
 def make_draft(**fields: Any) -> Experiment:
     defaults: dict[str, Any] = {"name": "weak-or-strong", "variants": HALVES}
-    given = defaults | fields
+    values = defaults | fields
     return create_experiment(
-        model=given.pop("model", None) or make_model(),
-        metrics=given.pop("metrics", None)
-        or [MetricChoice(given.pop("metric", None) or make_metric())],
+        model=values.pop("model", None) or make_model(),
+        metrics=values.pop("metrics", None)
+        or [MetricChoice(values.pop("metric", None) or make_metric())],
         actor=ANNA,
         now=NOW,
-        **given,
+        **values,
     )
 
 
@@ -118,8 +118,8 @@ def observe(metric: Metric, unit: str, value: float, after_s: float = 1.0) -> Ou
 
 
 def exposure(experiment: Experiment, unit: str, variant: str, **fields: Any) -> Exposure:
-    given = {"experiment": str(experiment.pk), "version": "1", "at_ms": NOW_MS} | fields
-    return Exposure(unit=unit, variant=variant, **given)
+    values = {"experiment": str(experiment.pk), "version": "1", "at_ms": NOW_MS} | fields
+    return Exposure(unit=unit, variant=variant, **values)
 
 
 def outcome(event_id: str = "e1", **fields: Any) -> Outcome:

@@ -1,4 +1,4 @@
-"""Stored results of the second schema, of any number of arms and metrics, for tests of pages."""
+"""Stored results (schema 2) with any number of arms and metrics, for tests of pages."""
 
 from __future__ import annotations
 
@@ -87,8 +87,8 @@ def metric(
 
 def guardrail(name: str, names: tuple[str, ...] = ("weak", "strong"), **changes: Any) -> Any:
     compared = [comparison(t, outcome="undecided", non_inferiority=GUARDED) for t in names[1:]]
-    given = {"role": "guardrail", "margin": 0.01, "comparisons": compared} | changes
-    return metric(name, names, **given)
+    fields = {"role": "guardrail", "margin": 0.01, "comparisons": compared} | changes
+    return metric(name, names, **fields)
 
 
 def stored_result(*metrics: dict[str, Any], **changes: Any) -> dict[str, Any]:
@@ -157,7 +157,7 @@ NOTHING_SEEN = stored_result(
 
 
 def many(arms: int = 10, metrics: int = 20) -> dict[str, Any]:
-    """Return a result of so many arms and metrics, the last five of them guardrails."""
+    """Return a result with `arms` arms and `metrics` metrics; the last five are guardrails."""
     names = tuple(f"v{i}" for i in range(arms))
     first = metric("m0", names)
     middle = [metric(f"m{i}", names, role="secondary") for i in range(1, max(1, metrics - 5))]

@@ -1,4 +1,4 @@
-"""On the same rows a rollout and an experiment make the same values and the same comparison."""
+"""On the same rows a rollout and an experiment compute the same values and comparisons."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def make_metric(fields: dict[str, Any]) -> tuple[Metric, list[Metric]]:
 
 
 def make_both(metric: Metric, covariate_s: int, steps: int) -> tuple[Experiment, Rollout]:
-    """Return a running experiment and a rollout, of so many steps or phases, without units."""
+    """Return a running experiment and a rollout, with `steps` steps or phases, without units."""
     experiment = make_running(metrics=[MetricChoice(metric)], covariate_s=covariate_s)
     plan = PlanDocument(
         name="canary", steps=tuple(StepDocument(weight_bp=bp) for bp in (500, 5_000, 10_000))
@@ -157,13 +157,13 @@ def near(one: Any, other: Any) -> bool:
 
 
 def check(fields: dict[str, Any], steps: int) -> None:
-    """Let both read the same rows, and assert that they say the same."""
-    given = dict(fields)
-    covariate_s = given.pop("covariate_s", 0)
-    made, sent = make_metric(given)
-    experiment, rollout = make_both(made, covariate_s, steps)
+    """Assert that both compute the same statistics from the same rows."""
+    settings = dict(fields)
+    covariate_s = settings.pop("covariate_s", 0)
+    created, sent = make_metric(settings)
+    experiment, rollout = make_both(created, covariate_s, steps)
     fill(experiment, rollout, sent, seed=steps)
-    metric = Metric.objects.select_related("outcomes_of", "divided_by").get(pk=made.pk)
+    metric = Metric.objects.select_related("outcomes_of", "divided_by").get(pk=created.pk)
 
     one, other = of_rollout(rollout, metric, covariate_s), of_experiment(experiment)
 
@@ -187,17 +187,17 @@ def test_they_judge_alike_before_shares_change(case: str) -> None:
 def judged_alike(one: MetricData, other: MetricData) -> None:
     """Assert that both make the same estimate, and a guardrail of a margin the same verdict."""
     spec = replace(other.spec, margin=0.5)
-    made = estimates.of_arms(other, CONTROL, CANARY)
+    estimate = estimates.of_arms(other, CONTROL, CANARY)
     rare = estimates.rare_events(other, CONTROL, CANARY)
-    wanted = judge_margin(
-        spec, made, rare, alpha=0.1, planned_units=PLANNED_UNITS_DEFAULT, is_final=False,
+    expected = judge_margin(
+        spec, estimate, rare, alpha=0.1, planned_units=PLANNED_UNITS_DEFAULT, is_final=False,
         is_worse=False, stopped="",
     )  # fmt: skip
     judged = judge_metric(
         replace(one, spec=replace(one.spec, margin=0.5)), alpha_pass=0.1, alpha_fail=0.01
     )
-    assert wanted
-    assert judged.to_pass.state == wanted.state
-    assert judged.to_pass.bound == pytest.approx(wanted.bound)
+    assert expected
+    assert judged.to_pass.state == expected.state
+    assert judged.to_pass.bound == pytest.approx(expected.bound)
     for field in ("state", "test", "difference", "standard_error"):
-        assert getattr(judged.made.found, field) == pytest.approx(getattr(made.found, field))
+        assert getattr(judged.made.found, field) == pytest.approx(getattr(estimate.found, field))

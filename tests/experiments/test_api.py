@@ -1,4 +1,4 @@
-"""The REST API of metrics, experiments, results and outcomes, as a client with a token sees it."""
+"""The REST API of metrics, experiments, results and outcomes."""
 
 from __future__ import annotations
 
@@ -62,11 +62,11 @@ def row(event_id: str = "e1", **fields: Any) -> dict[str, Any]:
     return {"event_id": event_id, "unit_id": "u1", "metric": "accuracy", "value": 1} | fields
 
 
-def test_a_metric_is_made_and_listed(operator: APIClient) -> None:
-    made = operator.post(f"{ROOT}/metrics/", {"name": "accuracy", "kind": "proportion"})
+def test_a_metric_is_created_and_listed(operator: APIClient) -> None:
+    created = operator.post(f"{ROOT}/metrics/", {"name": "accuracy", "kind": "proportion"})
     listed = operator.get(f"{ROOT}/metrics/").json()
 
-    assert made.status_code == 201
+    assert created.status_code == 201
     assert len(listed["results"]) == 1
     assert listed["results"][0] == {
         "name": "accuracy",
@@ -91,7 +91,7 @@ def test_a_metric_is_made_and_listed(operator: APIClient) -> None:
         ({"name": "accuracy", "kind": "median"}, 400, "kind:"),
         ({"kind": "mean"}, 400, "name: This field is required."),
         ({"name": "a b", "kind": "mean"}, 400, "name: A name has"),
-        ({"name": "taken", "kind": "mean"}, 409, "exists already"),
+        ({"name": "taken", "kind": "mean"}, 409, "already exists"),
     ],
 )
 def test_a_bad_metric_is_refused(
@@ -99,21 +99,21 @@ def test_a_bad_metric_is_refused(
 ) -> None:
     make_metric("taken")
 
-    answer = operator.post(f"{ROOT}/metrics/", body)
+    response = operator.post(f"{ROOT}/metrics/", body)
 
-    assert answer.status_code == status
-    assert message in answer.json()["error"]["message"]
+    assert response.status_code == status
+    assert message in response.json()["error"]["message"]
 
 
-def test_an_experiment_is_made_listed_and_shown(operator: APIClient) -> None:
+def test_an_experiment_is_created_listed_and_shown(operator: APIClient) -> None:
     make_model()
     make_metric()
 
-    made = operator.post(f"{ROOT}/experiments/", draft_body(coverage_bp=5_000))
+    created = operator.post(f"{ROOT}/experiments/", draft_body(coverage_bp=5_000))
 
-    assert made.status_code == 201
+    assert created.status_code == 201
     shown = operator.get(f"{ROOT}/experiments/first/").json()
-    assert made.json() == shown
+    assert created.json() == shown
     assert (shown["state"], shown["model"], shown["coverage_bp"]) == ("draft", "digits", 5_000)
     assert shown["variants"] == [VARIANTS[0], VARIANTS[1] | {"is_control": False}]
     assert operator.get(f"{ROOT}/experiments/").json()["results"] == [shown]
@@ -137,7 +137,7 @@ def test_the_list_is_filtered_by_model_and_state(operator: APIClient) -> None:
         (
             {"variants": [VARIANTS[0], {"name": "b", "weight_bp": 5_000}]},
             400,
-            "b: it has no version",
+            "b: version is missing",
         ),
         ({"colour": "red"}, 400, "colour: There is no such field"),
         ({"metrics": [{"metric": "accuracy"}]}, 400, "metrics, not both"),
@@ -145,19 +145,19 @@ def test_the_list_is_filtered_by_model_and_state(operator: APIClient) -> None:
         ({"headers": {"cookie": ["a"]}}, 400, "the values of cookie are secrets"),
         ({"coverage_bp": 0}, 400, "coverage_bp is 0"),
         ({"planned_units": "many"}, 400, "planned_units: A valid integer is required."),
-        ({"name": "new"}, 400, "choose another one"),
+        ({"name": "new"}, 400, "choose another name"),
     ],
 )
-def test_a_bad_experiment_is_refused_and_nothing_is_made(
+def test_an_invalid_experiment_is_refused_and_not_created(
     operator: APIClient, fields: dict[str, Any], status: int, message: str
 ) -> None:
     make_model()
     make_metric()
 
-    answer = operator.post(f"{ROOT}/experiments/", draft_body(**fields))
+    response = operator.post(f"{ROOT}/experiments/", draft_body(**fields))
 
-    assert answer.status_code == status
-    assert message in answer.json()["error"]["message"]
+    assert response.status_code == status
+    assert message in response.json()["error"]["message"]
     assert not Experiment.objects.exists()
 
 
@@ -172,7 +172,7 @@ def test_starting_and_stopping_answer_with_the_new_state(operator: APIClient) ->
     assert stopped.json()["reason"] == "enough"
 
 
-def test_its_events_say_what_became_of_it_and_who_said_so(operator: APIClient) -> None:
+def test_events_hold_transition_reason_and_actor(operator: APIClient) -> None:
     make_draft()
     operator.post(f"{ROOT}/experiments/weak-or-strong/start/", {"reason": "at last"})
     operator.post(f"{ROOT}/experiments/weak-or-strong/stop/", {"reason": "enough"})
@@ -191,7 +191,7 @@ def test_it_is_paused_reweighted_resumed_and_abandoned(operator: APIClient) -> N
     at = f"{ROOT}/experiments/weak-or-strong"
     weights = {"weights_bp": {"weak": 9_000, "strong": 1_000}, "reason": "careful"}
 
-    answers = [
+    responses = [
         operator.post(f"{at}/pause/", {"reason": "an incident"}),
         operator.post(f"{at}/weights/", weights),
         operator.post(f"{at}/resume/"),
@@ -199,14 +199,14 @@ def test_it_is_paused_reweighted_resumed_and_abandoned(operator: APIClient) -> N
         operator.post(f"{at}/abandon/", {"reason": "wrong metric"}),
     ]
 
-    assert [answer.status_code for answer in answers] == [200, 200, 200, 202, 200]
-    states = [answer.json()["state"] for answer in answers]
+    assert [response.status_code for response in responses] == [200, 200, 200, 202, 200]
+    states = [response.json()["state"] for response in responses]
     assert states == ["paused", "paused", "running", "running", "completed"]
-    assert answers[-1].json()["conclusion"] == "abandoned"
-    assert [v["weight_bp"] for v in answers[-1].json()["variants"]] == [9_000, 1_000]
+    assert responses[-1].json()["conclusion"] == "abandoned"
+    assert [v["weight_bp"] for v in responses[-1].json()["variants"]] == [9_000, 1_000]
 
 
-def test_shipping_without_a_winner_is_a_conflict_and_by_force_a_rollout(
+def test_shipping_without_a_winner_is_a_conflict_unless_forced(
     operator: APIClient,
 ) -> None:
     make_running()
@@ -235,31 +235,33 @@ def test_a_draft_is_changed_and_deleted(operator: APIClient) -> None:
     assert not Experiment.objects.exists()
 
 
-def test_snapshots_are_made_listed_and_found_by_their_id(operator: APIClient) -> None:
+def test_snapshots_are_created_listed_and_found_by_id(operator: APIClient) -> None:
     experiment = make_running()
     at = f"{ROOT}/experiments/weak-or-strong/snapshots/"
     too_early = operator.post(at, {})
     Experiment.objects.filter(pk=experiment.pk).update(result={"verdict": "so far", "metrics": []})
 
-    made = operator.post(at, {"note": "for the meeting"})
+    created = operator.post(at, {"note": "for the meeting"})
 
     listed = operator.get(at).json()["results"]
-    assert (too_early.status_code, made.status_code) == (409, 201)
-    assert [(row["id"], row["note"]) for row in listed] == [(made.json()["id"], "for the meeting")]
-    found = operator.get(f"{ROOT}/snapshots/{made.json()['id']}/").json()
-    assert found["result"]["verdict"] == "so far"
+    assert (too_early.status_code, created.status_code) == (409, 201)
+    assert [(row["id"], row["note"]) for row in listed] == [
+        (created.json()["id"], "for the meeting")
+    ]
+    snapshot = operator.get(f"{ROOT}/snapshots/{created.json()['id']}/").json()
+    assert snapshot["result"]["verdict"] == "so far"
 
 
-def test_results_are_given_as_a_table(viewer: APIClient) -> None:
+def test_results_are_available_as_csv(viewer: APIClient) -> None:
     experiment = make_running()
     arm = {"name": "weak", "is_control": True, "n": 3, "mean": 0.5}
     result = {"metrics": [{"name": "accuracy", "role": "primary", "arms": [arm]}]}
     Experiment.objects.filter(pk=experiment.pk).update(result=result)
 
-    answer = viewer.get(f"{ROOT}/experiments/weak-or-strong/results/?format=csv")
+    response = viewer.get(f"{ROOT}/experiments/weak-or-strong/results/?format=csv")
 
-    assert answer["content-type"].startswith("text/csv")
-    header, row = answer.content.decode().splitlines()
+    assert response["content-type"].startswith("text/csv")
+    header, row = response.content.decode().splitlines()
     assert header.startswith("metric,role,kind")
     assert row.startswith("accuracy,primary")
     missing = viewer.get(f"{ROOT}/experiments/nope/results/?format=csv")
@@ -276,38 +278,38 @@ def test_a_metric_is_described_and_deleted(operator: APIClient) -> None:
     assert operator.get(at).status_code == 404
 
 
-@pytest.mark.parametrize(("act", "made"), [("start", make_running), ("stop", make_draft)])
-def test_what_its_state_does_not_allow_is_a_conflict(
-    operator: APIClient, act: str, made: Callable[[], Experiment]
+@pytest.mark.parametrize(("act", "make"), [("start", make_running), ("stop", make_draft)])
+def test_a_transition_that_the_state_forbids_is_a_conflict(
+    operator: APIClient, act: str, make: Callable[[], Experiment]
 ) -> None:
-    made()
+    make()
 
-    answer = operator.post(f"{ROOT}/experiments/weak-or-strong/{act}/")
+    response = operator.post(f"{ROOT}/experiments/weak-or-strong/{act}/")
 
-    assert answer.status_code == 409
-    assert answer.json()["error"]["code"] == "illegal_transition"
+    assert response.status_code == 409
+    assert response.json()["error"]["code"] == "illegal_transition"
 
 
 def test_a_stale_revision_is_a_conflict(operator: APIClient) -> None:
     make_draft()
 
-    answer = operator.post(f"{ROOT}/experiments/weak-or-strong/start/", {"revision": 4})
+    response = operator.post(f"{ROOT}/experiments/weak-or-strong/start/", {"revision": 4})
 
-    assert answer.status_code == 409
+    assert response.status_code == 409
 
 
-def test_results_are_given_with_when_they_were_made(viewer: APIClient) -> None:
+def test_results_hold_the_time_of_the_analysis(viewer: APIClient) -> None:
     experiment = make_running()
     expose(experiment, "u", "weak")
     empty = viewer.get(f"{ROOT}/experiments/weak-or-strong/results/").json()
     refresh_result(experiment, NOW)
 
-    answer = viewer.get(f"{ROOT}/experiments/weak-or-strong/results/").json()
+    response = viewer.get(f"{ROOT}/experiments/weak-or-strong/results/").json()
 
     assert (empty["result"], empty["refreshed_at"]) == ({}, None)
-    assert answer["refreshed_at"] == "2026-03-01T12:00:00Z"
-    assert answer["result"]["verdict"].startswith("Not enough data")
-    assert answer["result"]["metrics"][0]["arms"][0]["exposed"] == 1
+    assert response["refreshed_at"] == "2026-03-01T12:00:00Z"
+    assert response["result"]["verdict"].startswith("Not enough data")
+    assert response["result"]["metrics"][0]["arms"][0]["exposed"] == 1
 
 
 @pytest.mark.parametrize("path", ["", "/results"])
@@ -315,7 +317,7 @@ def test_an_unknown_experiment_is_not_found(viewer: APIClient, path: str) -> Non
     assert viewer.get(f"{ROOT}/experiments/nope{path}/").status_code == 404
 
 
-def test_outcomes_are_recorded_and_a_repetition_is_harmless(operator: APIClient) -> None:
+def test_outcomes_are_recorded_and_a_repeated_batch_is_harmless(operator: APIClient) -> None:
     make_metric()
     body = {"outcomes": [row("a"), row("b", value=True), row("c", value=0.5)]}
 
@@ -328,7 +330,7 @@ def test_outcomes_are_recorded_and_a_repetition_is_harmless(operator: APIClient)
     assert OutcomeRow.objects.count() == 2
 
 
-def test_outcomes_of_units_that_met_no_experiment_are_kept_and_named(operator: APIClient) -> None:
+def test_outcomes_of_unexposed_units_are_stored_and_reported(operator: APIClient) -> None:
     experiment = make_running()
     expose(experiment, "known", "weak")
     rows = [row("a", unit_id="known"), row("b", unit_id="new"), row("c", unit_id="new", value=7)]
@@ -358,7 +360,7 @@ def test_outcomes_of_units_that_met_no_experiment_are_kept_and_named(operator: A
         ("x", "Expected `object`"),
     ],
 )
-def test_a_refused_outcome_is_named_by_its_position(
+def test_a_refused_outcome_is_reported_by_its_position(
     operator: APIClient, bad: Any, reason: str
 ) -> None:
     make_metric()
@@ -373,13 +375,13 @@ def test_a_refused_outcome_is_named_by_its_position(
 @pytest.mark.parametrize(
     ("bad", "reason"),
     [
-        (row("x\ud800"), "event_id holds half a character"),
-        (row("x", unit_id="\ud800"), "unit_id holds half a character"),
-        (row("x", metric="\ud800"), "metric holds half a character"),
+        (row("x\ud800"), "event_id contains a lone surrogate"),
+        (row("x", unit_id="\ud800"), "unit_id contains a lone surrogate"),
+        (row("x", metric="\ud800"), "metric contains a lone surrogate"),
         (row("x", **{"\ud800": 1}), "surrogates not allowed"),
     ],
 )
-def test_half_a_character_refuses_its_own_row(operator: APIClient, bad: Any, reason: str) -> None:
+def test_a_lone_surrogate_refuses_only_its_row(operator: APIClient, bad: Any, reason: str) -> None:
     make_metric()
     body = json.dumps({"outcomes": [bad, row("b")]})
 
@@ -390,21 +392,21 @@ def test_half_a_character_refuses_its_own_row(operator: APIClient, bad: Any, rea
 
 
 @pytest.mark.parametrize("body", [[], {"outcomes": {}}, {}, {"outcomes": [row()] * 10_001}])
-def test_a_body_of_another_form_is_refused_whole(operator: APIClient, body: Any) -> None:
+def test_a_malformed_body_is_refused_as_a_whole(operator: APIClient, body: Any) -> None:
     make_metric()
 
-    answer = operator.post(f"{ROOT}/outcomes/", body)
+    response = operator.post(f"{ROOT}/outcomes/", body)
 
-    assert answer.status_code == 400
+    assert response.status_code == 400
     assert not OutcomeRow.objects.exists()
 
 
-def test_a_body_beyond_the_bound_is_not_read(operator: APIClient) -> None:
+def test_a_body_above_the_limit_is_not_read(operator: APIClient) -> None:
     body = b'{"outcomes": [' + b" " * (16 * 1024**2) + b"]}"
 
-    answer = operator.post(f"{ROOT}/outcomes/", body, content_type="application/json")
+    response = operator.post(f"{ROOT}/outcomes/", body, content_type="application/json")
 
-    assert answer.status_code == 413
+    assert response.status_code == 413
 
 
 def test_a_viewer_reads_and_changes_nothing(viewer: APIClient) -> None:
@@ -421,7 +423,7 @@ def test_a_viewer_reads_and_changes_nothing(viewer: APIClient) -> None:
         viewer.post(f"{ROOT}/outcomes/", {"outcomes": []}),
     ]
 
-    assert {answer.status_code for answer in refused} == {403}
+    assert {response.status_code for response in refused} == {403}
     assert viewer.get(f"{ROOT}/experiments/weak-or-strong/").status_code == 200
 
 
@@ -435,5 +437,5 @@ def test_an_operator_of_another_model_may_not_start_it() -> None:
     assert client.post(f"{ROOT}/experiments/weak-or-strong/start/").status_code == 403
 
 
-def test_nobody_gets_in_without_a_token() -> None:
+def test_the_api_needs_a_token() -> None:
     assert APIClient().get(f"{ROOT}/experiments/").status_code in {401, 403}

@@ -1,4 +1,4 @@
-"""Which outcomes count, beside each result; and what is said where a noticeable share does not."""
+"""Attribution of outcomes in results, and notices if many outcomes do not count."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from apps.experiments import attribution as module
-from apps.experiments.attribution import attribution
+from apps.experiments.attribution import compute_attribution
 from apps.experiments.models import Experiment, Metric
 from apps.experiments.postgres import Postgres
 from apps.experiments.services import MetricChoice
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.django_db
 
 
 def counts(experiment: Experiment, now: Any = NOW, *, is_final: bool = False) -> dict[str, Any]:
-    return attribution(experiment, now, Postgres(), is_final=is_final)
+    return compute_attribution(experiment, now, Postgres(), is_final=is_final)
 
 
 def noticed(**fields: int | None) -> list[tuple[str, str]]:
@@ -37,10 +37,10 @@ def test_each_outcome_is_in_one_count() -> None:
         observe(metric, "u", 1.0, after_s)
     observe(metric, "nobody", 1.0, 100)
 
-    found = counts(experiment)["metrics"]["m"]
+    metric_counts = counts(experiment)["metrics"]["m"]
 
-    # One is older than a day before the start, and is in none.
-    assert found == {
+    # The outcome from more than a day before the start is not counted.
+    assert metric_counts == {
         "in_time": 3, "before": 2, "before_mean_s": 13, "after_window": 2, "unknown_units": 1,
     }  # fmt: skip
 
@@ -56,7 +56,7 @@ def test_a_ratio_counts_the_outcomes_of_both_of_its_metrics() -> None:
     assert counts(experiment)["metrics"]["r"]["in_time"] == 2
 
 
-def test_a_costly_count_is_kept_for_a_while_and_made_anew_at_the_end(
+def test_a_costly_count_is_reused_and_repeated_at_the_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     experiment = make_running()
@@ -82,14 +82,14 @@ def test_a_costly_count_is_kept_for_a_while_and_made_anew_at_the_end(
         ({"unknown_units": 50}, "warn", "none of its 50 outcomes"),
     ],
 )
-def test_a_noticeable_share_is_said(fields: dict[str, int], tone: str, words: str) -> None:
-    ((found, text),) = noticed(**fields)
+def test_a_large_share_has_a_notice(fields: dict[str, int], tone: str, words: str) -> None:
+    ((actual_tone, text),) = noticed(**fields)
 
-    assert found == tone
+    assert actual_tone == tone
     assert words in text
 
 
-def test_few_are_in_the_table_and_no_notice() -> None:
+def test_a_small_share_has_no_notice() -> None:
     assert noticed(in_time=99, before=1, before_mean_s=60, unknown_units=1) == []
     assert noticed() == []
     assert attribution_table({"metrics": []}) is None

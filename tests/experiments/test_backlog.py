@@ -1,4 +1,4 @@
-"""What waits to be taken in is counted, dated, shown, and waited for before a result is frozen."""
+"""The ingestion backlog is counted, dated and shown; a final result waits for it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from django.conf import settings
 from django.contrib.auth.models import User
 from django.test import Client
 
-from apps.experiments.backlog import DEAD, GROUP, backlog_of_results, is_taken_in, read_backlog
+from apps.experiments.backlog import DEAD, GROUP, is_ingested, read_backlog, read_result_backlog
 from apps.experiments.models import Experiment
 from apps.experiments.results import compute_result, finalise_result
 from apps.experiments.services import stop_experiment
@@ -33,7 +33,7 @@ def streams() -> Iterator[redis.Redis[bytes]]:
 
 @pytest.fixture
 def away(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let nobody listen where Redis should be."""
+    """Point Redis at a closed port."""
     monkeypatch.setattr(settings, "REDIS_URL", "redis://127.0.0.1:1/0")
 
 
@@ -42,20 +42,20 @@ def put(client: redis.Redis[bytes], stream: str, age_s: float) -> None:
     client.xadd(stream, {FIELD: b""}, id=f"{round((seconds - age_s) * 1_000)}-0")
 
 
-def test_of_each_stream_length_pending_and_age_are_told(streams: redis.Redis[bytes]) -> None:
+def test_each_stream_has_length_pending_entries_and_age(streams: redis.Redis[bytes]) -> None:
     put(streams, STREAM_OUTCOMES, age_s=90)
     put(streams, STREAM_OUTCOMES, age_s=10)
     streams.xgroup_create(STREAM_OUTCOMES, GROUP, id="0")
     streams.xreadgroup(GROUP, "reader", {STREAM_OUTCOMES: ">"}, count=1)
     put(streams, DEAD, age_s=1_000)
 
-    found = read_backlog()
+    backlog = read_backlog()
 
-    waiting = found.streams[STREAM_OUTCOMES]
-    assert (waiting.entries, waiting.pending, found.dead) == (2, 1, 1)
+    waiting = backlog.streams[STREAM_OUTCOMES]
+    assert (waiting.entries, waiting.pending, backlog.dead) == (2, 1, 1)
     assert 89 < waiting.oldest_s < 95
-    nothing = found.streams[STREAM_EXPOSURES]
-    assert (nothing.entries, nothing.pending, nothing.oldest_s) == (0, 0, 0.0)
+    empty = backlog.streams[STREAM_EXPOSURES]
+    assert (empty.entries, empty.pending, empty.oldest_s) == (0, 0, 0.0)
 
 
 def scraped(client: Client) -> str:
@@ -65,7 +65,7 @@ def scraped(client: Client) -> str:
     return client.get("/metrics", headers={"Authorization": f"Bearer {secret}"}).content.decode()
 
 
-def test_prometheus_is_told_when_it_brings_a_token(
+def test_prometheus_reads_the_backlog_with_a_token(
     streams: redis.Redis[bytes], client: Client
 ) -> None:
     put(streams, STREAM_EXPOSURES, age_s=30)
@@ -79,12 +79,12 @@ def test_prometheus_is_told_when_it_brings_a_token(
 
 
 @pytest.mark.usefixtures("away")
-def test_without_redis_the_metrics_say_so_and_results_call_it_unknown(client: Client) -> None:
+def test_without_redis_metrics_say_so_and_results_have_no_backlog(client: Client) -> None:
     assert "interlock_streams_readable 0.0" in scraped(client)
-    assert backlog_of_results() is None
+    assert read_result_backlog() is None
 
 
-def test_a_result_says_what_waits_beside_it(streams: redis.Redis[bytes], client: Client) -> None:
+def test_a_result_holds_the_backlog(streams: redis.Redis[bytes], client: Client) -> None:
     experiment = make_running()
     put(streams, STREAM_OUTCOMES, age_s=90)
     result = compute_result(experiment, NOW).result
@@ -99,7 +99,7 @@ def test_a_result_says_what_waits_beside_it(streams: redis.Redis[bytes], client:
     assert answer["result"]["backlog"]["entries"] == 1
 
 
-def test_the_final_result_waits_for_what_was_sent_before_the_end(
+def test_the_final_result_waits_for_batches_sent_before_the_end(
     streams: redis.Redis[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     experiment = make_running()
@@ -118,12 +118,12 @@ def test_the_final_result_waits_for_what_was_sent_before_the_end(
     assert finalise_result(experiment, now)
 
 
-def test_what_was_sent_later_is_not_waited_for(streams: redis.Redis[bytes]) -> None:
+def test_the_final_result_does_not_wait_for_later_batches(streams: redis.Redis[bytes]) -> None:
     now = datetime.now(UTC)
     put(streams, STREAM_OUTCOMES, age_s=20)
 
-    assert is_taken_in(now - timedelta(seconds=40), now)
-    assert not is_taken_in(now - timedelta(seconds=5), now)
+    assert is_ingested(now - timedelta(seconds=40), now)
+    assert not is_ingested(now - timedelta(seconds=5), now)
 
 
 @pytest.mark.parametrize(
@@ -136,6 +136,6 @@ def test_what_was_sent_later_is_not_waited_for(streams: redis.Redis[bytes]) -> N
         (None, ["warn"]),
     ],
 )
-def test_a_reader_is_told_by_how_far_results_are_behind(waits: object, tones: list[str]) -> None:
+def test_a_notice_shows_how_far_results_are_behind(waits: object, tones: list[str]) -> None:
     assert [notice.tone for notice in behind({"backlog": waits})] == tones
     assert behind({}) == []

@@ -1,4 +1,4 @@
-"""Rows are staged for one statement at a time, and what a type cannot hold is an error of data."""
+"""Rows are staged for one statement at a time; a value out of range is a DataError."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ def numbers(*rows: tuple[Any, ...]) -> list[int]:
 
 
 @pytest.mark.django_db
-def test_a_second_call_in_one_transaction_finds_its_own_rows_only() -> None:
+def test_a_second_call_in_one_transaction_reads_only_its_own_rows() -> None:
     assert numbers(("a", 3), ("b", 1)) == [3, 1]
     assert numbers(("c", 2)) == [2]
     assert numbers() == []
 
 
 @pytest.mark.django_db(transaction=True)
-def test_transactions_find_their_own_rows_only() -> None:
+def test_transactions_read_only_their_own_rows() -> None:
     assert [numbers(("a", 3)), numbers(("b", 1))] == [[3], [1]]
 
 
 @pytest.mark.django_db
-def test_what_cannot_be_held_is_an_error_of_data() -> None:
+def test_an_invalid_value_is_a_data_error() -> None:
     with pytest.raises(DataError):
         numbers(("a\x00", 1))
     assert numbers(("b", 1)) == [1]

@@ -1,4 +1,4 @@
-"""Drafts of experiments: what makes one, what is refused, and when one may be changed."""
+"""Drafts of experiments: creating, refusals, editing and deleting."""
 
 from __future__ import annotations
 
@@ -56,9 +56,15 @@ def test_a_draft_has_its_variants_an_event_and_an_audit_entry() -> None:
         ([WEAK], "2 to 20 variants, not 1"),
         ([WEAK, replace(STRONG, weight_bp=4_999)], "weights sum to 9999 basis points"),
         ([WEAK, replace(STRONG, weight_bp=-1)], "weight_bp is -1"),
-        ([WEAK, replace(STRONG, is_control=True)], "exactly one variant is the control, not 2"),
-        ([replace(WEAK, is_control=False), STRONG], "exactly one variant is the control, not 0"),
-        ([WEAK, replace(STRONG, version_number=None)], "variant strong: it has no version"),
+        (
+            [WEAK, replace(STRONG, is_control=True)],
+            "exactly one variant must be the control, not 2",
+        ),
+        (
+            [replace(WEAK, is_control=False), STRONG],
+            "exactly one variant must be the control, not 0",
+        ),
+        ([WEAK, replace(STRONG, version_number=None)], "variant strong: version is missing"),
         ([WEAK, replace(STRONG, name="holdout")], "reserved"),
         ([WEAK, replace(STRONG, name="weak")], "two variants are named weak"),
         ([WEAK, replace(STRONG, name="stable")], "reserved"),
@@ -70,9 +76,7 @@ def test_a_draft_has_its_variants_an_event_and_an_audit_entry() -> None:
         ),
     ],
 )
-def test_it_refuses_variants_that_make_no_experiment(
-    variants: list[VariantSpec], message: str
-) -> None:
+def test_it_refuses_invalid_variants(variants: list[VariantSpec], message: str) -> None:
     with pytest.raises(Invalid, match=message):
         make_draft(variants=variants)
 
@@ -90,12 +94,12 @@ def test_it_refuses_variants_that_make_no_experiment(
         ({"holdout_bp": 5_001}, "holdout_bp is 5001"),
         ({"covariate_s": 90 * 86_400 + 1}, "covariate_s is 7776001"),
         ({"tenants": ["nobody"]}, "there is no tenant 'nobody'"),
-        ({"headers": {"x beta": ["on"]}}, "'x beta' is no name of a header"),
-        ({"headers": {"x-beta": []}}, "x-beta takes a list of at least one value"),
-        ({"headers": {"x-beta": [" on"]}}, "is no value of a header"),
+        ({"headers": {"x beta": ["on"]}}, "'x beta' is not a valid header name"),
+        ({"headers": {"x-beta": []}}, "x-beta needs a list of at least one value"),
+        ({"headers": {"x-beta": [" on"]}}, "is not a valid value of x-beta"),
         ({"headers": {"Authorization": ["x"]}}, "the values of authorization are secrets"),
-        ({"dimensions": list("abcdef")}, "at most 5"),
-        ({"dimensions": ["tenant", "tenant"]}, "tenant is named twice"),
+        ({"dimensions": list("abcdef")}, "the limit is 5"),
+        ({"dimensions": ["tenant", "tenant"]}, "tenant appears twice"),
         ({"dimensions": ["tenant"], "stratify_by": "x"}, "unknown dimension 'x'"),
         ({"name": ""}, "name: "),
     ],
@@ -118,14 +122,14 @@ def test_it_refuses_a_version_of_another_signature() -> None:
     model = make_model(versions=1)
     make_version(model, 2, signature=OTHER_SIGNATURE)
 
-    with pytest.raises(Invalid, match="digits:2 has another signature"):
+    with pytest.raises(Invalid, match="the signature of digits:2 differs"):
         make_draft(model=model)
 
 
 def test_it_refuses_a_name_that_is_taken() -> None:
     first = make_draft()
 
-    with pytest.raises(Conflict, match="exists already"):
+    with pytest.raises(Conflict, match="already exists"):
         make_draft(model=first.model, metric=first.metric)
 
 
@@ -133,23 +137,21 @@ def test_it_refuses_a_name_that_is_taken() -> None:
     ("choices", "message"),
     [
         ([], "1 to 20 metrics, not 0"),
-        ([{"role": "secondary"}], "exactly one metric is primary, not 0"),
+        ([{"role": "secondary"}], "exactly one metric must be primary, not 0"),
         ([{"role": "best"}], "unknown role 'best'"),
-        ([{}, {"role": "secondary"}], "metric accuracy is named twice"),
+        ([{}, {"role": "secondary"}], "metric accuracy appears twice"),
         ([{"margin": 0.1}], "only a guardrail has a margin"),
         ([{"mann_whitney": True}], "this is a proportion"),
-        ([{"role": "guardrail"}], "has margin, or margin_relative with baseline"),
+        ([{"role": "guardrail"}], "needs margin, or margin_relative with baseline"),
         ([{"role": "guardrail", "margin_relative": 0.1}], "margin_relative needs baseline"),
-        ([{"role": "guardrail", "margin": 0.0}], "takes a number above 0"),
-        ([{"role": "guardrail", "margin": float("nan")}], "takes a number above 0"),
+        ([{"role": "guardrail", "margin": 0.0}], "must be a number above 0"),
+        ([{"role": "guardrail", "margin": float("nan")}], "must be a number above 0"),
         ([{"role": "guardrail", "margin": 1.0}], "below 1"),
     ],
 )
-def test_it_refuses_metrics_that_make_no_experiment(
-    choices: list[dict[str, Any]], message: str
-) -> None:
+def test_it_refuses_invalid_metrics(choices: list[dict[str, Any]], message: str) -> None:
     metric = make_metric()
-    # A guardrail alone is refused for want of a primary one, so that one stands beside it.
+    # A guardrail alone is refused because a primary metric is missing, so add one.
     primary = [MetricChoice(make_metric("other"))] if "guardrail" in str(choices) else []
 
     with pytest.raises(Invalid, match=message):
@@ -175,7 +177,7 @@ def test_a_relative_margin_is_stored_in_the_metrics_unit_and_the_primary_comes_f
     assert experiment.metric.name == "accuracy"
 
 
-def test_a_draft_is_edited_whole_or_not_at_all() -> None:
+def test_an_edit_applies_as_a_whole_or_not_at_all() -> None:
     experiment = make_draft()
 
     with pytest.raises(Invalid, match="weights sum"):
@@ -191,7 +193,7 @@ def test_a_draft_is_edited_whole_or_not_at_all() -> None:
     assert AuditEntry.objects.get(action="experiment.edited").before["coverage_bp"] == 10_000
 
 
-def test_what_was_started_is_neither_edited_nor_deleted() -> None:
+def test_a_started_experiment_is_neither_edited_nor_deleted() -> None:
     experiment = make_draft()
     stale = Experiment.objects.get(pk=experiment.pk)
     start_experiment(experiment=experiment, actor=ANNA, now=NOW)

@@ -1,4 +1,4 @@
-"""A result as a table: a row for each metric and arm, empty where there is nothing."""
+"""A result as a table: one row per metric and arm; missing values are empty."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_each_metric_and_arm_has_a_row() -> None:
     assert (treatment["sequential_low"], treatment["fixed_low"]) == (0.05, None)
 
 
-def test_a_table_reads_back_and_empty_cells_are_no_zeros() -> None:
+def test_a_table_reads_back_and_empty_cells_are_not_zeros() -> None:
     rows = list(csv.DictReader(io.StringIO(to_csv(RESULT))))
 
     assert list(rows[0]) == COLUMNS
@@ -43,7 +43,7 @@ def test_before_the_first_result_there_is_only_the_header() -> None:
     assert to_csv({}).splitlines() == [",".join(COLUMNS)]
 
 
-def test_an_arms_units_are_told_by_phase_where_there_are_several() -> None:
+def test_units_by_phase_are_exported_if_there_are_several_phases() -> None:
     phases = [
         {"at": "2026-03-01T12:00:00+00:00", "weights_bp": {"weak": 9_000}, "units": {"weak": 10}},
         {"at": "2026-03-02T12:00:00+00:00", "weights_bp": {"weak": 5_000}, "units": {"weak": 3}},

@@ -1,4 +1,4 @@
-"""Outcomes as guardrails: who is counted, what is judged, and that the log can repeat it."""
+"""Outcomes as guardrails: counted units, verdicts, and that the log can reproduce them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def bought() -> Metric:
 
 @pytest.fixture
 def rollout(bought: Metric) -> Rollout:
-    """Return one at 5 %, of a plan that goes on to 50 and 100 %."""
+    """Return a rollout at 5 %, with a plan that continues to 50 and 100 %."""
     steps = tuple(
         StepDocument(weight_bp=weight, checks=("error-rate", CHECK))
         for weight in (500, 5_000, 10_000)
@@ -57,16 +57,16 @@ def meet(
     rollout: Rollout, unit: str, variant: str, *, at: datetime | None = None, tenant: str = ""
 ) -> None:
     at_ms = round((at or database_now()).timestamp() * 1_000)
-    seen = Exposure(
+    exposure = Exposure(
         experiment=str(rollout.pk), unit=unit, variant=variant, version="2", at_ms=at_ms,
         tenant=tenant,
     )  # fmt: skip
-    batch = Batch(instance="i-1", boot="b", sequence=1, exposures=(seen,))
+    batch = Batch(instance="i-1", boot="b", sequence=1, exposures=(exposure,))
     assert not apply_exposures([batch], database_now())
 
 
 def put(rollout: Rollout, side: str, units: int, events: int, *, bucket: int = 9_000) -> None:
-    """Record so many units of a side, of which the first `events` have the event."""
+    """Record `units` units of a side, of which the first `events` have the event."""
     at, metric = database_now(), Metric.objects.get()
     names = [f"{side}-{bucket}-{number}" for number in range(units)]
     column = "canary_at" if side == "canary" else "control_at"
@@ -83,35 +83,35 @@ def later() -> datetime:
     return database_now() + timedelta(seconds=1)
 
 
-def seen(rollout: Rollout) -> dict[str, Any]:
+def observation(rollout: Rollout) -> dict[str, Any]:
     return dict(observe_outcome(rollout, CHECK, later()))
 
 
-def units_by_step(found: dict[str, Any], side: str) -> dict[int, int]:
-    """Return how many units of a side have a value, by step."""
-    arm = found["data"]["arms"][side]
+def units_by_step(observed: dict[str, Any], side: str) -> dict[int, int]:
+    """Return the number of a side's units with a value, by step."""
+    arm = observed["data"]["arms"][side]
     return {each["phase"]: each["units"]["n"] for each in arm["strata"]}
 
 
 def judged(rollout: Rollout) -> tuple[str, str]:
-    result = judge_outcome(CHECK, seen(rollout), STRICT)
+    result = judge_outcome(CHECK, observation(rollout), STRICT)
     return result.verdict.value, result.reason
 
 
-def test_data_planes_report_meetings_only_for_plans_that_ask_for_outcomes(rollout: Rollout) -> None:
+def test_data_planes_report_exposures_if_the_plan_checks_outcomes(rollout: Rollout) -> None:
     split = latest().models["digits"].split
     assert isinstance(split, CanarySplit)
     assert split.exposures
 
 
-def test_without_such_a_check_nobody_is_reported() -> None:
+def test_without_such_a_check_no_exposures_are_reported() -> None:
     make_baking(make_model())
     split = latest().models["digits"].split
     assert isinstance(split, CanarySplit)
     assert not split.exposures
 
 
-def test_the_first_meeting_with_each_side_is_kept_whatever_comes_twice(rollout: Rollout) -> None:
+def test_the_first_exposure_to_each_side_is_kept(rollout: Rollout) -> None:
     first, second = (database_now() - timedelta(seconds=s) for s in (20, 10))
     for variant, at in (("stable", second), ("canary", second), ("stable", first)) * 2:
         meet(rollout, "u", variant, at=at)
@@ -122,10 +122,10 @@ def test_the_first_meeting_with_each_side_is_kept_whatever_comes_twice(rollout: 
     assert abs(row.canary_at - second) < timedelta(seconds=0.1)
 
 
-def test_a_side_that_no_rollout_has_is_skipped_and_counted(rollout: Rollout) -> None:
+def test_an_unknown_side_is_skipped_and_counted(rollout: Rollout) -> None:
     odd = Exposure(experiment=str(rollout.pk), unit="u", variant="explicit", version="2", at_ms=1)
     batch = Batch(instance="i-1", boot="b", sequence=1, exposures=(odd,))
-    assert apply_exposures([batch], database_now()) == {"variant is no side of a rollout": 1}
+    assert apply_exposures([batch], database_now()) == {"variant is not a side of a rollout": 1}
 
 
 def test_a_canary_that_sells_much_less_fails(rollout: Rollout) -> None:
@@ -159,7 +159,7 @@ def test_of_a_metric_that_should_fall_more_is_worse(rollout: Rollout) -> None:
         ((200, 12), (4_000, 520), "inconclusive"),
     ],
 )
-def test_what_cannot_be_decided_yet_is_neither_pass_nor_fail(
+def test_undecided_data_are_neither_pass_nor_fail(
     rollout: Rollout, canary: tuple[int, int], control: tuple[int, int], verdict: str
 ) -> None:
     put(rollout, "canary", *canary)
@@ -167,57 +167,57 @@ def test_what_cannot_be_decided_yet_is_neither_pass_nor_fail(
     assert judged(rollout)[0] == verdict
 
 
-def test_units_that_met_both_sides_are_left_out_and_counted(rollout: Rollout) -> None:
+def test_units_exposed_to_both_sides_are_excluded_and_counted(rollout: Rollout) -> None:
     put(rollout, "canary", 5, 5)
     put(rollout, "control", 5, 5)
     RolloutExposure.objects.filter(unit="control-9000-0").update(canary_at=database_now())
-    found = seen(rollout)
-    assert found["met_both"] == 1
-    assert found["exposed"] == {"canary": 5, "control": 4}
-    assert found["data"]["arms"]["control"]["whole"]["n"] == 4
+    observed = observation(rollout)
+    assert observed["met_both"] == 1
+    assert observed["exposed"] == {"canary": 5, "control": 4}
+    assert observed["data"]["arms"]["control"]["whole"]["n"] == 4
 
 
-def test_stables_units_that_belong_to_the_canary_by_now_are_left_out(rollout: Rollout) -> None:
+def test_stable_units_that_now_belong_to_the_canary_are_excluded(rollout: Rollout) -> None:
     put(rollout, "control", 7, 7, bucket=3_000)
     put(rollout, "control", 5, 5, bucket=9_000)
-    assert seen(rollout)["exposed"]["control"] == 12
+    assert observation(rollout)["exposed"]["control"] == 12
     enter_step(rollout, 1, "on", ANNA, database_now())
-    found = seen(rollout)
-    assert (found["exposed"]["control"], found["leaving"]) == (5, 7)
+    observed = observation(rollout)
+    assert (observed["exposed"]["control"], observed["leaving"]) == (5, 7)
 
 
-def test_units_are_compared_with_those_that_came_in_the_same_step(rollout: Rollout) -> None:
+def test_units_are_compared_with_units_of_the_same_step(rollout: Rollout) -> None:
     RolloutEvent.objects.update(at=database_now() - timedelta(hours=1))
     put(rollout, "canary", 3, 3, bucket=1)
     RolloutExposure.objects.update(canary_at=database_now() - timedelta(minutes=30))
     enter_step(rollout, 1, "on", ANNA, database_now())
     put(rollout, "canary", 2, 0, bucket=2)
-    assert units_by_step(seen(rollout), "canary") == {0: 3, 1: 2}
+    assert units_by_step(observation(rollout), "canary") == {0: 3, 1: 2}
 
 
-def test_at_a_hundred_percent_what_was_seen_with_a_control_stands(rollout: Rollout) -> None:
+def test_at_100_percent_the_data_with_a_control_are_used(rollout: Rollout) -> None:
     put(rollout, "canary", 5, 5)
     put(rollout, "control", 5, 5)
     for index in (1, 2):
         enter_step(rollout, index, "on", ANNA, later())
     RolloutExposure.objects.filter(canary_at=None).update(canary_at=later() + timedelta(seconds=9))
-    found = dict(observe_outcome(rollout, CHECK, later() + timedelta(hours=1)))
-    assert (found["until_step"], found["met_both"]) == (1, 0)
-    assert found["exposed"] == {"canary": 5, "control": 5}
+    observed = dict(observe_outcome(rollout, CHECK, later() + timedelta(hours=1)))
+    assert (observed["until_step"], observed["met_both"]) == (1, 0)
+    assert observed["exposed"] == {"canary": 5, "control": 5}
 
 
-def test_outcomes_from_before_the_meeting_do_not_count(rollout: Rollout) -> None:
+def test_outcomes_before_the_exposure_do_not_count(rollout: Rollout) -> None:
     put(rollout, "canary", 5, 5)
     # By more than the tolerated skew of clocks.
     before = later() - timedelta(seconds=60)
     OutcomeRow.objects.filter(unit="canary-9000-0").update(occurred_at=before)
     RolloutExposure.objects.update(canary_at=later() - timedelta(seconds=0.9))
     OutcomeRow.objects.exclude(unit="canary-9000-0").update(occurred_at=later())
-    found = dict(observe_outcome(rollout, CHECK, later() + timedelta(seconds=9)))
-    assert found["data"]["arms"]["canary"]["whole"]["n"] == 4
+    observed = dict(observe_outcome(rollout, CHECK, later() + timedelta(seconds=9)))
+    assert observed["data"]["arms"]["canary"]["whole"]["n"] == 4
 
 
-def test_a_failed_guardrail_rolls_back_and_its_answer_can_be_repeated(rollout: Rollout) -> None:
+def test_a_failed_guardrail_rolls_back_and_its_verdict_can_be_reproduced(rollout: Rollout) -> None:
     tick_rollouts()
     put(rollout, "canary", 600, 60)
     put(rollout, "control", 4_000, 1_200)
@@ -232,19 +232,19 @@ def test_a_failed_guardrail_rolls_back_and_its_answer_can_be_repeated(rollout: R
     assert (again.verdict, again.reason, again.evidence) == (row.verdict, row.reason, row.evidence)
 
 
-def test_what_an_earlier_release_observed_decides_nothing() -> None:
+def test_an_observation_of_an_earlier_release_decides_nothing() -> None:
     kept = {"metric": "bought", "kind": "proportion", "strata": [{"step": 0}]}
     result = judge_outcome(CHECK, kept, STRICT)
     assert (result.verdict, "earlier release" in result.reason) == ("no-data", True)
 
 
-def test_a_metric_that_data_planes_measure_is_refused_and_observed_by_nobody(
+def test_a_metric_measured_by_data_planes_is_refused_and_not_observed(
     rollout: Rollout,
 ) -> None:
     Metric.objects.update(source=Metric.Source.ERRORS)
     settings = {"metric": "bought", "margin": 0.05}
-    assert "measured by data planes (errors)" in guardrails.problem_of_metric(settings)
-    assert "measured by data planes (errors)" in seen(rollout)["problem"]
+    assert "data planes measure bought (errors)" in guardrails.problem_of_metric(settings)
+    assert "data planes measure bought (errors)" in observation(rollout)["problem"]
 
 
 def test_only_means_and_ratios_have_a_covariate(bought: Metric) -> None:
@@ -254,7 +254,7 @@ def test_only_means_and_ratios_have_a_covariate(bought: Metric) -> None:
     assert not guardrails.problem_of_metric(settings)
 
 
-def test_a_reason_says_how_many_units_are_missing(rollout: Rollout) -> None:
+def test_a_reason_holds_the_number_of_missing_units(rollout: Rollout) -> None:
     put(rollout, "canary", 200, 56)
     put(rollout, "control", 4_000, 1_200)
     verdict, reason = judged(rollout)
@@ -273,27 +273,27 @@ def test_a_step_without_a_counterpart_is_counted_and_compares_nothing(rollout: R
     assert "n=400 vs 1100, 700 of them without a counterpart" in judged(rollout)[1]
 
 
-def test_a_metric_that_vanished_is_told_and_moves_nothing(rollout: Rollout) -> None:
+def test_a_deleted_metric_is_an_error_and_moves_nothing(rollout: Rollout) -> None:
     tick_rollouts()
     Metric.objects.all().delete()
     Rollout.objects.update(next_check_at=database_now())
     tick_rollouts()
     row = Evaluation.objects.get(check_name=OUTCOME)
-    assert (row.verdict, row.reason) == ("provider-error", "there is no metric 'bought' any more")
+    assert (row.verdict, row.reason) == ("provider-error", "the metric 'bought' no longer exists")
 
 
-def test_counting_that_takes_too_long_is_told_and_undone(
+def test_counting_that_takes_too_long_is_a_problem_and_is_undone(
     rollout: Rollout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(guardrails, "COUNTING_MS", 50)
     monkeypatch.setattr(rollout_units, "COUNT_UNITS", "SELECT pg_sleep(5)")
-    assert seen(rollout)["problem"] == "outcomes of bought were not counted within 0.05 s"
+    assert observation(rollout)["problem"] == "counting outcomes of bought took longer than 0.05 s"
     with connection.cursor() as cursor:
         cursor.execute("SELECT current_setting('statement_timeout')")
         assert cursor.fetchone() == ("0",)
 
 
-def test_meetings_are_forgotten_when_their_rollout_ended_long_ago(rollout: Rollout) -> None:
+def test_exposures_are_deleted_long_after_the_end_of_their_rollout(rollout: Rollout) -> None:
     meet(rollout, "u", "canary")
     run_retention(database_now())
     assert RolloutExposure.objects.count() == 1
@@ -303,14 +303,14 @@ def test_meetings_are_forgotten_when_their_rollout_ended_long_ago(rollout: Rollo
     assert not RolloutExposure.objects.exists()
 
 
-def test_a_pass_needs_traffic_of_late(rollout: Rollout) -> None:
+def test_a_pass_needs_recent_traffic(rollout: Rollout) -> None:
     tick_rollouts()
     put(rollout, "canary", 3_000, 900)
     put(rollout, "control", 30_000, 9_000)
     Rollout.objects.update(next_check_at=database_now())
     tick_rollouts()
     assert Evaluation.objects.get(check_name=OUTCOME).verdict == "no-data"
-    # Whoever might tell more of an interval is waited for.
+    # The evaluation waits for instances that may still report the interval.
     at = database_now() - timedelta(seconds=40)
     for number, variant in ((2, "canary"), (1, "stable")):
         send(
@@ -322,19 +322,19 @@ def test_a_pass_needs_traffic_of_late(rollout: Rollout) -> None:
     assert Evaluation.objects.filter(check_name=OUTCOME).latest("id").verdict == "pass"
 
 
-def test_only_outcomes_of_who_asked_about_a_unit_judge_a_rollout(rollout: Rollout) -> None:
+def test_only_outcomes_of_tenants_that_requested_the_unit_count(rollout: Rollout) -> None:
     at_ms = round(database_now().timestamp() * 1_000)
     for unit in ("u1", "u2"):
         meet(rollout, unit, "canary", tenant="shop")
     meet(rollout, "u2", "canary", tenant="rival")
-    told = [("shop", "u1", 1.0), ("rival", "u1", 0.0), ("rival", "u2", 0.0), ("", "u2", 1.0)]
+    sent = [("shop", "u1", 1.0), ("rival", "u1", 0.0), ("rival", "u2", 0.0), ("", "u2", 1.0)]
     outcomes = tuple(
         Outcome(
             event_id=unit, unit_id=unit, metric="bought", value=value, occurred_at_ms=at_ms,
             tenant=tenant, models=("digits",),
         )
-        for tenant, unit, value in told
+        for tenant, unit, value in sent
     )  # fmt: skip
     apply_outcomes([Batch(instance="i", boot="b", sequence=2, outcomes=outcomes)], database_now())
-    whole = seen(rollout)["data"]["arms"]["canary"]["whole"]
+    whole = observation(rollout)["data"]["arms"]["canary"]["whole"]
     assert (whole["n"], whole["means"]) == (2, (0.5,))

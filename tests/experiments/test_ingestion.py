@@ -1,4 +1,4 @@
-"""Exposures and outcomes become rows once, and a bad one costs the others nothing."""
+"""Exposures and outcomes are stored once; a bad one does not affect the others."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_the_first_exposure_of_a_unit_is_kept() -> None:
 
 
 @pytest.mark.parametrize("together", [True, False])
-def test_a_unit_that_met_two_variants_has_crossed_over(together: bool) -> None:
+def test_a_unit_exposed_to_two_variants_has_crossed_over(together: bool) -> None:
     experiment = make_draft()
     met = [exposure(experiment, "u", "weak"), exposure(experiment, "u", "strong")]
 
@@ -61,7 +61,7 @@ def test_a_unit_that_met_two_variants_has_crossed_over(together: bool) -> None:
     assert ExposureRow.objects.get().crossed_over
 
 
-def test_a_crossover_is_not_forgotten_when_the_first_variant_comes_again() -> None:
+def test_a_crossover_stays_when_the_first_variant_comes_again() -> None:
     experiment = make_draft()
     for variant in ("weak", "strong", "weak"):
         apply_exposures([batch(exposures=(exposure(experiment, "u", variant),))], NOW)
@@ -69,7 +69,7 @@ def test_a_crossover_is_not_forgotten_when_the_first_variant_comes_again() -> No
     assert ExposureRow.objects.get().crossed_over
 
 
-def test_exposures_that_belong_nowhere_are_skipped_and_counted() -> None:
+def test_exposures_of_unknown_experiments_are_skipped_and_counted() -> None:
     experiment = make_draft()
     good = exposure(experiment, "u", "weak")
     strange = replace(good, experiment="0b5e7f6e-0000-4000-8000-000000000000")
@@ -83,7 +83,7 @@ def test_exposures_that_belong_nowhere_are_skipped_and_counted() -> None:
 
 
 @pytest.mark.parametrize("at_ms", [NOW_MS + DAY_MS, 2**62, -(2**62)])
-def test_an_exposure_out_of_time_is_brought_back_into_it(at_ms: int) -> None:
+def test_an_exposure_with_an_impossible_time_is_clamped(at_ms: int) -> None:
     experiment = make_draft()
 
     apply_exposures([batch(exposures=(exposure(experiment, "u", "weak", at_ms=at_ms),))], NOW)
@@ -145,7 +145,7 @@ def test_refusals_add_up() -> None:
     assert RefusedOutcomes.objects.get(metric_name="x").count == 4
 
 
-def test_names_of_unknown_metrics_do_not_grow_without_end() -> None:
+def test_counts_of_unknown_metrics_are_bounded() -> None:
     strange = [outcome(str(i), metric=f"m{i}") for i in range(UNKNOWN_METRICS_MAX + 50)]
 
     record_outcomes(strange, NOW)
@@ -155,7 +155,7 @@ def test_names_of_unknown_metrics_do_not_grow_without_end() -> None:
     assert RefusedOutcomes.objects.get(metric_name=OTHER_METRICS).count == 100
 
 
-def test_of_the_headers_only_the_dimensions_of_the_experiment_are_kept() -> None:
+def test_only_headers_among_the_dimensions_are_stored() -> None:
     experiment = make_draft(dimensions=["tenant", "country"])
     sent = {"country": "de\x00", "cookie": "secret", "tenant": "by-header"}
 
@@ -166,7 +166,7 @@ def test_of_the_headers_only_the_dimensions_of_the_experiment_are_kept() -> None
     assert (row.tenant, row.attributes) == ("acme", {"country": "de"})
 
 
-def test_what_changes_nothing_touches_no_unit() -> None:
+def test_repeated_data_touch_no_unit() -> None:
     met = batch(exposures=(exposure(make_draft(), "met", "weak"),))
     sent = batch(outcomes=(outcome("a", unit_id="a"), outcome("b", unit_id="b")))
     apply_exposures([met], NOW)

@@ -1,4 +1,4 @@
-"""Metrics: what each kind takes, which combinations are none, and when one may be deleted."""
+"""Metrics: fields of each kind, invalid combinations, and deletion."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from apps.experiments.metrics import (
     create_metric,
     delete_metric,
     edit_metric,
-    why_not_an_outcome,
+    outcome_refusal_reason,
 )
 from apps.experiments.models import Metric
 from apps.lib.errors import Conflict, Invalid
@@ -33,50 +33,58 @@ def create(kind: str = "mean", name: str = "made", **fields: Any) -> Metric:
         ("median", {}, "kind: unknown kind 'median'"),
         ("mean", {"source": "clicks"}, "source: unknown source 'clicks'"),
         ("mean", {"direction": "up"}, "direction"),
-        ("ratio", {}, "divided_by: a ratio of outcomes names"),
-        ("mean", {"divided_by": "visits"}, "only a ratio is divided"),
+        ("ratio", {}, "divided_by: a ratio of outcomes needs"),
+        ("mean", {"divided_by": "visits"}, "only a ratio has a denominator"),
         ("ratio", {"divided_by": "visits", "per_unit": "max"}, "a ratio always sums"),
         ("proportion", {"per_unit": "sum"}, "a proportion takes first or max"),
         ("mean", {"per_unit": "last"}, "unknown value 'last'"),
         ("proportion", {"outcomes_of": "visits"}, "are amounts"),
-        ("mean", {"outcomes_of": "borrowed"}, "takes the outcomes of visits"),
-        ("ratio", {"divided_by": "borrowed"}, "takes the outcomes of visits"),
+        ("mean", {"outcomes_of": "borrowed"}, "uses the outcomes of visits"),
+        ("ratio", {"divided_by": "borrowed"}, "uses the outcomes of visits"),
         ("mean", {"outcomes_of": "measured"}, "the data plane measures it"),
         (
             "mean",
             {"source": "latency", "outcomes_of": "visits"},
-            "outcomes_of: latency is measured",
+            "outcomes_of: the data plane measures latency",
         ),
-        ("ratio", {"source": "cache", "divided_by": "visits"}, "divided_by: cache is measured"),
-        ("mean", {"source": "errors", "per_unit": "sum"}, "per_unit: errors is measured"),
-        ("proportion", {"source": "latency"}, "latency is no proportion"),
-        ("mean", {"source": "latency", "window_s": 60}, "window_s: latency is counted"),
-        ("mean", {"source": "latency", "missing_is_zero": True}, "has not been measured yet"),
-        ("quantile", {}, "a quantile says which one"),
-        ("mean", {"quantile_ppm": 500_000}, "only a quantile has one"),
+        (
+            "ratio",
+            {"source": "cache", "divided_by": "visits"},
+            "divided_by: the data plane measures cache",
+        ),
+        (
+            "mean",
+            {"source": "errors", "per_unit": "sum"},
+            "per_unit: the data plane measures errors",
+        ),
+        ("proportion", {"source": "latency"}, "latency is not a proportion"),
+        ("mean", {"source": "latency", "window_s": 60}, "window_s: latency counts"),
+        ("mean", {"source": "latency", "missing_is_zero": True}, "is not measured yet"),
+        ("quantile", {}, "quantile_ppm: required for a quantile"),
+        ("mean", {"quantile_ppm": 500_000}, "only a quantile has it"),
         ("quantile", {"quantile_ppm": 0}, "quantile_ppm is 0"),
         ("quantile", {"quantile_ppm": 1_000_000}, "quantile_ppm is 1000000"),
-        ("proportion", {"cap": 1.0}, "cap: large values do not move a proportion"),
+        ("proportion", {"cap": 1.0}, "cap: large values do not affect a proportion"),
         ("mean", {"cap": float("inf")}, "cap is inf"),
         ("mean", {"window_s": -1}, "window_s is -1"),
         ("mean", {"window_s": 0}, "window_s is 0"),
         ("mean", {"window_s": 365 * 86_400 + 1}, "window_s is 31536001"),
     ],
 )
-def test_it_refuses_what_cannot_be(kind: str, fields: dict[str, Any], message: str) -> None:
+def test_it_refuses_invalid_fields(kind: str, fields: dict[str, Any], message: str) -> None:
     visits = make_metric("visits", "mean")
     known = {
         "visits": visits,
         "borrowed": create(name="borrowed", outcomes_of=visits),
         "measured": create(name="measured", source="latency"),
     }
-    given = {
+    arguments = {
         name: known[value] if name in {"outcomes_of", "divided_by"} else value
         for name, value in fields.items()
     }
 
     with pytest.raises(Invalid, match=message):
-        create(kind, **given)
+        create(kind, **arguments)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +97,7 @@ def test_it_refuses_what_cannot_be(kind: str, fields: dict[str, Any], message: s
         ("proportion", "cache", "first", "increase"),
     ],
 )
-def test_what_is_not_said_is_what_is_meant(
+def test_omitted_fields_have_defaults(
     kind: str, source: str, per_unit: str, direction: str
 ) -> None:
     metric = create(kind, source=source)
@@ -97,7 +105,7 @@ def test_what_is_not_said_is_what_is_meant(
     assert (metric.per_unit, metric.direction) == (per_unit, direction)
 
 
-def test_everything_that_is_said_is_kept() -> None:
+def test_all_fields_are_stored() -> None:
     visits, revenue = make_metric("visits", "mean"), make_metric("revenue", "mean")
 
     create(
@@ -115,12 +123,12 @@ def test_everything_that_is_said_is_kept() -> None:
     assert AuditEntry.objects.get(target="made").after["divided_by"] == "visits"
 
 
-def test_outcomes_are_taken_under_the_name_that_they_belong_to() -> None:
+def test_outcomes_are_accepted_only_under_their_own_metric() -> None:
     visits = make_metric("visits", "mean")
 
-    assert why_not_an_outcome(visits) is None
-    assert "outcomes of visits" in str(why_not_an_outcome(create(name="b", outcomes_of=visits)))
-    assert "measures latency" in str(why_not_an_outcome(create(name="c", source="latency")))
+    assert outcome_refusal_reason(visits) is None
+    assert "outcomes of visits" in str(outcome_refusal_reason(create(name="b", outcomes_of=visits)))
+    assert "measures latency" in str(outcome_refusal_reason(create(name="c", source="latency")))
 
 
 def test_only_its_description_changes() -> None:
@@ -133,18 +141,20 @@ def test_only_its_description_changes() -> None:
     assert AuditEntry.objects.get(action="metric.described").before == {"description": ""}
 
 
-def test_one_that_nothing_uses_is_deleted() -> None:
+def test_an_unused_metric_is_deleted() -> None:
     delete_metric(metric=make_metric(), actor=ANNA)
 
     assert not Metric.objects.exists()
     assert AuditEntry.objects.get(action="metric.deleted").target == "accuracy"
 
 
-def test_one_that_is_used_is_not_and_the_user_is_named() -> None:
+def test_a_metric_in_use_is_not_deleted_and_its_user_is_named() -> None:
     metric = make_metric()
     make_draft(metric=metric)
-    seen, source, checked = (make_metric(name, "mean") for name in ("seen", "source", "checked"))
-    observe(seen, "u", 1.0)
+    observed, source, checked = (
+        make_metric(name, "mean") for name in ("observed", "source", "checked")
+    )
+    observe(observed, "u", 1.0)
     create(outcomes_of=source)
     check = CheckDocument(check="outcome", settings={"metric": "checked", "margin": 1.0})
     steps = (StepDocument(weight_bp=500, checks=(check,)), StepDocument(weight_bp=10_000))
@@ -152,7 +162,7 @@ def test_one_that_is_used_is_not_and_the_user_is_named() -> None:
 
     for used, user in [
         (metric, "experiment weak-or-strong uses it"),
-        (seen, "outcomes were recorded"),
+        (observed, "it has recorded outcomes"),
         (source, "metric made is computed from it"),
         (checked, "plan guarded checks it"),
     ]:

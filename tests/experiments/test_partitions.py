@@ -1,4 +1,4 @@
-"""Exposures and outcomes lie in partitions, the rows of before among them, and pages find them."""
+"""Exposures and outcomes are partitioned, also rows from before, and pages find them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def migrate_to(*targets: tuple[str, str]) -> None:
 
 
 def exposures() -> list[dict[str, object]]:
-    """Return the rows without Django's own key, which moving makes anew."""
+    """Return the rows without Django's own key, which changes when rows move."""
     return [row | {"id": 0} for row in ExposureRow.objects.order_by("unit").values()]
 
 

@@ -1,4 +1,4 @@
-"""Plans of drafts: what the past and the traffic say, and every question that makes no sense."""
+"""Sample sizes of drafts: baselines, traffic, and invalid requests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rest_framework.test import APIClient
 from xxhash import xxh3_64_intdigest
 
 from apps.experiments.models import Experiment, UnitCount
-from apps.experiments.power import Asked, plan_size
+from apps.experiments.power import PowerRequest, plan_size
 from apps.experiments.services import MetricChoice, VariantSpec
 from apps.experiments.unit_sketches import merge, to_signed
 from apps.lib.clock import database_now
@@ -24,25 +24,25 @@ from tests.experiments.stored import metric, stored_result
 pytestmark = pytest.mark.django_db
 PATH = "/api/v1/experiments/weak-or-strong/power/"
 PAGE = "/experiments/weak-or-strong/power/"
-GIVEN = Asked(mean=0.1, relative=0.2)
+REQUEST = PowerRequest(mean=0.1, relative=0.2)
 
 
 def sizes(plan: dict[str, Any]) -> list[int]:
     return [size["units"] for size in plan["sizes"]]
 
 
-def count_units(experiment: Experiment, hours: int, units: int, *, anew: bool) -> None:
-    """Let so many units ask in each hour: others each time, or the same."""
+def count_units(experiment: Experiment, hours: int, units: int, *, are_new: bool) -> None:
+    """Count `units` units in each hour: new ones each time, or the same."""
     this_hour = NOW.replace(minute=0, second=0, microsecond=0)
     for back in range(1, hours + 1):
-        first = back * units if anew else 0
+        first = back * units if are_new else 0
         hashes = merge([xxh3_64_intdigest(b"%d" % i) for i in range(first, first + units)])
         hour = this_hour - timedelta(hours=back)
         UnitCount.objects.create(model=experiment.model, hour=hour, smallest=to_signed(hashes))
 
 
-def test_a_given_rate_is_planned_at_half_the_error_for_each_reading() -> None:
-    plan = plan_size(make_draft(), GIVEN, NOW)
+def test_each_reading_gets_half_of_alpha() -> None:
+    plan = plan_size(make_draft(), REQUEST, NOW)
 
     fixed, sequential = sizes(plan)
     assert plan["effect"] == pytest.approx(0.02)
@@ -53,13 +53,13 @@ def test_a_given_rate_is_planned_at_half_the_error_for_each_reading() -> None:
     assert "no data plane" in plan["traffic"]["told"]
 
 
-def test_the_baseline_is_what_control_showed_last() -> None:
+def test_the_baseline_is_control_of_the_last_experiment() -> None:
     shown = stored_result(metric(name="accuracy"))
     past = make_running(name="past")
     Experiment.objects.filter(pk=past.pk).update(result=shown, refreshed_at=NOW, state="completed")
     draft = make_draft(model=past.model, metric=past.metric)
 
-    plan = plan_size(draft, Asked(), NOW)
+    plan = plan_size(draft, PowerRequest(), NOW)
 
     control = next(arm for arm in shown["metrics"][0]["arms"] if arm["is_control"])
     assert plan["baseline"]["mean"] == control["mean"]
@@ -67,43 +67,43 @@ def test_the_baseline_is_what_control_showed_last() -> None:
     assert plan["effect_relative"] == pytest.approx(0.05)
 
 
-def test_without_an_experiment_late_outcomes_say_it() -> None:
+def test_without_an_experiment_the_baseline_is_from_recent_outcomes() -> None:
     draft = make_draft(metric=make_metric("spend", "mean"))
     for i in range(120):
         observe(draft.metric, f"u{i}", float(i % 2))
 
-    plan = plan_size(draft, Asked(), database_now())
+    plan = plan_size(draft, PowerRequest(), database_now())
 
     assert plan["baseline"]["mean"] == pytest.approx(0.5)
     assert plan["baseline"]["sd"] == pytest.approx(0.502, abs=1e-3)
     assert "120 units" in plan["baseline"]["source"]
 
 
-def test_without_a_past_it_says_what_to_give() -> None:
-    plan = plan_size(make_draft(metric=make_metric("spend", "mean")), Asked(), NOW)
+def test_without_data_the_reason_names_the_missing_values() -> None:
+    plan = plan_size(make_draft(metric=make_metric("spend", "mean")), PowerRequest(), NOW)
     assert "sizes" not in plan
-    assert "give its mean and the spread" in plan["reason"]
+    assert "give its mean and the sd" in plan["reason"]
 
 
-def test_days_follow_from_units_that_did_not_come_before() -> None:
+def test_days_follow_from_new_units() -> None:
     draft = make_draft(coverage_bp=5_000, holdout_bp=1_000)
-    count_units(draft, 72, 100, anew=True)
+    count_units(draft, 72, 100, are_new=True)
 
-    plan = plan_size(draft, GIVEN, NOW)
+    plan = plan_size(draft, REQUEST, NOW)
 
     a_day = plan["traffic"]["units_a_day"]
     assert a_day == pytest.approx(24 * 100 * 0.5 * 0.9, rel=0.2)
     assert plan["traffic"]["growth"] == pytest.approx(1.0, abs=0.1)
     assert plan["sizes"][0]["days"] == pytest.approx(sizes(plan)[0] / a_day, rel=0.2)
-    found = [point["fixed"] for point in plan["curve"]]
-    assert found == sorted(found, reverse=True)
+    effects = [point["fixed"] for point in plan["curve"]]
+    assert effects == sorted(effects, reverse=True)
 
 
-def test_the_same_people_every_day_never_make_a_larger_experiment() -> None:
+def test_the_same_units_every_day_do_not_enlarge_the_experiment() -> None:
     draft = make_draft()
-    count_units(draft, 72, 100, anew=False)
+    count_units(draft, 72, 100, are_new=False)
 
-    plan = plan_size(draft, GIVEN, NOW)
+    plan = plan_size(draft, REQUEST, NOW)
 
     assert plan["traffic"]["growth"] == 0.0
     assert plan["sizes"][0]["days"] is None
@@ -117,7 +117,7 @@ def test_a_guardrail_has_a_size_of_its_own() -> None:
     uses = [MetricChoice(latency), MetricChoice(past.metric, "guardrail", margin=0.01)]
     draft = make_draft(model=past.model, metrics=uses)
 
-    plan = plan_size(draft, Asked(mean=20.0, sd=5.0), NOW)
+    plan = plan_size(draft, PowerRequest(mean=20.0, sd=5.0), NOW)
 
     (row,) = plan["guardrails"]
     assert row["metric"] == "accuracy"
@@ -125,26 +125,26 @@ def test_a_guardrail_has_a_size_of_its_own() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "told"),
+    ("power_request", "message"),
     [
-        (Asked(mean=0.1, effect=0.0), "other than 0"),
-        (Asked(mean=0.1, effect=0.95), "beyond 0 or 1"),
-        (Asked(mean=0.1, effect=0.01, relative=0.1), "absolute or relative"),
-        (Asked(mean=0.0, relative=0.1), "between 0 and 1"),
-        (Asked(mean=0.1, power=1.0), "power"),
-        (Asked(mean=0.1, power=0.001), "power"),
+        (PowerRequest(mean=0.1, effect=0.0), "other than 0"),
+        (PowerRequest(mean=0.1, effect=0.95), "beyond 0 or 1"),
+        (PowerRequest(mean=0.1, effect=0.01, relative=0.1), "absolute or a relative"),
+        (PowerRequest(mean=0.0, relative=0.1), "between 0 and 1"),
+        (PowerRequest(mean=0.1, power=1.0), "power"),
+        (PowerRequest(mean=0.1, power=0.001), "power"),
     ],
 )
-def test_a_question_without_sense_is_refused(asked: Asked, told: str) -> None:
-    with pytest.raises(Invalid, match=told):
-        plan_size(make_draft(), asked, NOW)
+def test_an_invalid_request_is_refused(power_request: PowerRequest, message: str) -> None:
+    with pytest.raises(Invalid, match=message):
+        plan_size(make_draft(), power_request, NOW)
 
 
 def test_a_spread_without_a_mean_is_refused() -> None:
     draft = make_draft(metric=make_metric("spend", "mean"))
-    for asked in (Asked(mean=3.0), Asked(sd=3.0), Asked(mean=3.0, sd=-1.0)):
+    for request in (PowerRequest(mean=3.0), PowerRequest(sd=3.0), PowerRequest(mean=3.0, sd=-1.0)):
         with pytest.raises(Invalid, match=r"sd|spread"):
-            plan_size(draft, asked, NOW)
+            plan_size(draft, request, NOW)
 
 
 @pytest.fixture
@@ -155,45 +155,45 @@ def anna(client: Client) -> User:
     return user
 
 
-def test_rest_tells_the_plan_and_what_is_wrong_with_a_question(anna: User) -> None:
+def test_rest_returns_the_plan_or_the_error(anna: User) -> None:
     make_draft()
     api = APIClient()
     api.force_authenticate(anna)
 
     plan = api.get(PATH, {"mean": "0.1", "relative": "0.2"})
-    bad = [api.get(PATH, asked) for asked in ({"power": "2"}, {"mean": "x"}, {"efect": "1"})]
+    bad = [api.get(PATH, query) for query in ({"power": "2"}, {"mean": "x"}, {"efect": "1"})]
 
     assert sizes(plan.json())[0] > 9_000
-    assert [answer.status_code for answer in bad] == [400] * 3
+    assert [response.status_code for response in bad] == [400] * 3
     assert "efect" in bad[2].json()["error"]["message"]
     assert api.get(PATH.replace("weak", "no")).status_code == 404
 
 
-def test_the_page_shows_the_plan_and_takes_a_size(anna: User, client: Client) -> None:
+def test_the_page_shows_the_plan_and_sets_planned_units(anna: User, client: Client) -> None:
     draft = make_draft()
     shown = client.get(PAGE, {"mean": "0.1", "relative": "20", "power": "80"})
-    units = sizes(plan_size(draft, GIVEN, NOW))[0]
+    units = sizes(plan_size(draft, REQUEST, NOW))[0]
     assert f"{units:,}" in shown.content.decode()
 
     taken = client.post(PAGE, {"units": units, "revision": draft.revision}, follow=True)
 
     draft.refresh_from_db()
     assert draft.planned_units == units
-    assert f"planned with {units:,} units" in taken.content.decode()
+    assert f"now plans {units:,} units" in taken.content.decode()
 
 
-def test_the_page_says_what_is_wrong_or_missing(anna: User, client: Client) -> None:
+def test_the_page_shows_errors_and_missing_values(anna: User, client: Client) -> None:
     make_draft()
     empty, wrong = client.get(PAGE), client.get(PAGE, {"mean": "0.1", "relative": "2000"})
     stale = client.post(PAGE, {"units": "9", "revision": 77})
 
-    assert "has no past on" in empty.content.decode()
+    assert "has no data on" in empty.content.decode()
     assert (empty.status_code, wrong.status_code) == (200, 400)
     assert "beyond 0 or 1" in wrong.content.decode()
     assert stale.status_code == 409
 
 
-def test_a_skewed_past_asks_for_more_units_where_weights_are_uneven() -> None:
+def test_skewed_values_need_more_units_with_uneven_weights() -> None:
     shown = stored_result(metric(name="spend", kind="mean"))
     for compared in shown["metrics"][0]["comparisons"]:
         compared["skewness"] = 40.0
@@ -202,13 +202,13 @@ def test_a_skewed_past_asks_for_more_units_where_weights_are_uneven() -> None:
     uneven = (VariantSpec("weak", 1, 9_500, is_control=True), VariantSpec("strong", 2, 500))
     draft = make_draft(model=past.model, metric=past.metric, variants=uneven)
     even = make_draft(name="even", model=past.model, metric=past.metric)
-    large = Asked(relative=1.0)
+    large = PowerRequest(relative=1.0)
 
     plan, other = plan_size(draft, large, NOW), plan_size(even, large, NOW)
 
     # 40² · (0.95 − 0.05)²/(0.95 · 0.05)
     assert sizes(plan)[0] == 27_285
-    assert "skewness 40): at these weights nothing is read before 27,285 units" in plan["note"]
+    assert "skewness 40): with these weights there is no verdict below 27,285 units" in plan["note"]
     assert plan["baseline"]["skewness"] == 40.0
     assert other["note"] == ""
     assert sizes(other)[0] < 27_285

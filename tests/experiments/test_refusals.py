@@ -1,4 +1,4 @@
-"""Refused outcomes are shown by metric, reason and sender; tables say which metrics there are."""
+"""Refused outcomes are shown by metric, reason and sender; routing tables hold the metrics."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def published() -> RoutingTable:
     return decode(bytes(table.document))
 
 
-def test_tables_tell_data_planes_the_metrics() -> None:
+def test_routing_tables_hold_the_metrics() -> None:
     paid = create_metric(name="paid", kind="proportion", actor=ANNA)
     create_metric(name="paid-once", kind="proportion", outcomes_of=paid, actor=ANNA)
     create_metric(name="slow", kind="mean", source="latency", actor=ANNA)
@@ -51,20 +51,20 @@ def test_tables_tell_data_planes_the_metrics() -> None:
     assert "amount" not in (published().metrics or {})
 
 
-def test_a_metric_that_was_made_past_the_service_is_published_as_well() -> None:
+def test_a_metric_created_without_the_service_is_published_too() -> None:
     publish_drift()
     make_metric("accuracy")
     assert publish_drift()
     assert published().metrics == {"accuracy": MetricRule(is_binary=True)}
 
 
-def test_both_planes_say_the_same_of_an_outcome() -> None:
+def test_both_planes_give_the_same_reason() -> None:
     make_metric("accuracy")
     report = record_outcomes([outcome("a", value=0.5)], NOW)
     assert report.refused[0].reason == MetricRule(is_binary=True).why_not(0.5) == NO_PROPORTION
 
 
-def test_what_data_planes_refused_is_counted_by_tenant_and_instance() -> None:
+def test_refusals_of_data_planes_are_counted_by_tenant_and_instance() -> None:
     make_metric("accuracy")
     refusals = (
         OutcomeRefusals(metric="acuracy", reason=UNKNOWN_METRIC, count=3, tenant="shop"),
@@ -82,7 +82,7 @@ def test_what_data_planes_refused_is_counted_by_tenant_and_instance() -> None:
     ]
 
 
-def test_the_api_counts_its_own_and_shows_all() -> None:
+def test_the_api_counts_its_refusals_and_lists_all() -> None:
     make_metric("accuracy")
     operator = client_of(Role.OPERATOR)
     good = {"event_id": "a", "unit_id": "u", "metric": "accuracy", "value": 1}
@@ -116,7 +116,7 @@ def test_pages_show_them_by_name_reason_and_sender(admin_client: Client) -> None
     assert "dp-7" not in page
 
 
-def test_prometheus_is_told() -> None:
+def test_prometheus_reads_the_counts() -> None:
     record_outcomes([outcome("a", metric="acuracy")], NOW, Origin("shop", "dp-7"))
     record_outcomes([outcome("b", metric="acuracy")], NOW, Origin("", "dp-8"))
     client: APIClient = client_of(Role.VIEWER)

@@ -1,4 +1,4 @@
-"""Outcomes that name their request: whose they are, when they happened, and which version's."""
+"""Outcomes with a request id: their unit, time and version."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def request_id(at_ms: int = NOW_MS, unit: str = "", version: str = "2") -> str:
 
 
 def record(*outcomes: Outcome) -> list[str]:
-    """Record them; return the reasons of those that were refused."""
+    """Record the outcomes; return the reasons of refusals."""
     return [each.reason for each in record_outcomes(outcomes, NOW).refused]
 
 
@@ -41,13 +41,13 @@ def digits() -> None:
     make_metric("stars", "mean")
 
 
-def test_an_outcome_takes_the_unit_of_its_request_and_is_never_before_it() -> None:
-    given = {"unit_id": "", "request_id": request_id(NOW_MS - 1_000, "u7")}
+def test_an_outcome_gets_the_unit_of_its_request_and_is_not_before_it() -> None:
+    fields = {"unit_id": "", "request_id": request_id(NOW_MS - 1_000, "u7")}
 
     assert (
         record(
-            outcome("behind", occurred_at_ms=NOW_MS - 61_000, **given),
-            outcome("right", occurred_at_ms=NOW_MS - 500, **given),
+            outcome("behind", occurred_at_ms=NOW_MS - 61_000, **fields),
+            outcome("right", occurred_at_ms=NOW_MS - 500, **fields),
         )
         == []
     )
@@ -58,13 +58,13 @@ def test_an_outcome_takes_the_unit_of_its_request_and_is_never_before_it() -> No
     assert rows["right"].occurred_at == NOW - timedelta(seconds=0.5)
 
 
-def test_a_request_from_a_fast_clock_is_of_now() -> None:
+def test_a_request_in_the_future_is_dated_now() -> None:
     record(outcome(request_id=request_id(NOW_MS + 2_000)))
     assert OutcomeRow.objects.get().occurred_at == NOW
 
 
 @pytest.mark.parametrize(
-    ("given", "reason"),
+    ("fields", "reason"),
     [
         ({"request_id": "7"}, "request_id is none that a prediction returned"),
         ({"request_id": request_id(unit="u2")}, "request_id is of another unit than unit_id"),
@@ -77,10 +77,10 @@ def test_a_request_from_a_fast_clock_is_of_now() -> None:
         ({"unit_id": ""}, "unit_id is empty"),
     ],
 )
-def test_one_that_cannot_be_used_is_refused_and_costs_the_others_nothing(
-    given: dict[str, str], reason: str
+def test_an_invalid_outcome_is_refused_and_does_not_affect_the_others(
+    fields: dict[str, str], reason: str
 ) -> None:
-    assert record(outcome("bad", **given), outcome("good")) == [reason]
+    assert record(outcome("bad", **fields), outcome("good")) == [reason]
     assert OutcomeRow.objects.get().event_id == "good"
 
 
@@ -107,12 +107,12 @@ def test_labels_count_for_the_version_that_answered_by_the_hour_of_its_answer() 
     record(*labels, outcome("unit only"), outcome("s", metric="stars", value=4.0,
                                                   request_id=request_id()))  # fmt: skip
 
-    found = VersionOutcomes.objects.order_by("metric__name", "hour")
-    assert [(row.version.number, row.hour, row.n, row.total) for row in found] == [
+    rows = VersionOutcomes.objects.order_by("metric__name", "hour")
+    assert [(row.version.number, row.hour, row.n, row.total) for row in rows] == [
         (2, NOW - timedelta(hours=1), 3, 2.0),
         (2, NOW, 1, 4.0),
     ]
-    # Whoever asked without a unit has no values to make.
+    # Requests without a unit touch no unit.
     assert set(TouchedUnit.objects.values_list("unit", flat=True)) == {"u1"}
 
 
@@ -126,7 +126,7 @@ def test_a_label_that_comes_again_counts_once() -> None:
     assert (row.n, row.total) == (2, 1.0)
 
 
-def test_rest_takes_them_and_names_what_is_wrong_by_its_position() -> None:
+def test_rest_records_them_and_reports_refusals_by_position() -> None:
     common = {"metric": "accuracy", "value": 1}
     rows: list[dict[str, Any]] = [
         common | {"event_id": "a", "request_id": request_id()},
@@ -142,8 +142,8 @@ def test_rest_takes_them_and_names_what_is_wrong_by_its_position() -> None:
         (2, "request_id is none that a prediction returned"),
         (3, "unit_id is empty"),
     ]
-    # The first one is of no unit, so none that met nothing.
-    assert report.strangers == (1,)
+    # The first one has no unit, so it is not reported as unexposed.
+    assert report.unexposed == (1,)
 
 
 REQUEST = request_id(NOW_MS - 1_000, "u7")
@@ -151,7 +151,7 @@ NO_PREDICTION = "request_id is none that a prediction returned"
 
 
 @pytest.mark.parametrize(
-    ("given", "answer"),
+    ("fields", "expected"),
     [
         ({"request_id": REQUEST}, "u7"),
         ({"request_id": REQUEST, "unit_id": ""}, "u7"),
@@ -170,13 +170,13 @@ NO_PREDICTION = "request_id is none that a prediction returned"
         ({"request_id": request_id(version="9")}, UNKNOWN_VERSION),
     ],
 )
-def test_every_way_in_gives_the_same_answer(given: dict[str, Any], answer: str) -> None:
-    item = {"event_id": "e", "metric": "accuracy", "value": 1, **given}
+def test_every_way_in_gives_the_same_unit_or_reason(fields: dict[str, Any], expected: str) -> None:
+    item = {"event_id": "e", "metric": "accuracy", "value": 1, **fields}
     answers = {}
     for way in (by_rest, by_data_plane, by_file):
         answers[way.__name__] = way(item)
         OutcomeRow.objects.all().delete()
-    assert set(answers.values()) == {answer}, answers
+    assert set(answers.values()) == {expected}, answers
 
 
 def by_rest(item: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Results: what they tell, that a good one stays, and when the last one is made and frozen."""
+"""Results: their contents, that a good one stays, and when the final one is frozen."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_clear_difference_is_found_and_the_winner_named() -> None:
     assert result["metrics"][0]["comparisons"][0]["p_holm"] < 0.001
 
 
-def test_without_data_it_says_so_in_plain_json() -> None:
+def test_a_result_without_data_is_valid_json() -> None:
     result = compute_result(make_running(), NOW).result
 
     assert result is not None
@@ -60,7 +60,7 @@ def test_without_data_it_says_so_in_plain_json() -> None:
     assert "NaN" not in json.dumps(result)
 
 
-def test_quality_tells_what_was_left_out() -> None:
+def test_quality_holds_counts_of_excluded_data() -> None:
     experiment = make_running()
     expose(experiment, "waiting", "weak")
     expose(experiment, "strange", "gone")
@@ -68,10 +68,10 @@ def test_quality_tells_what_was_left_out() -> None:
     ExposureRow.objects.filter(pk=crossed.pk).update(crossed_over=True)
     RefusedOutcomes.objects.create(metric_name="accuracy", reason="why", count=3, last_at=NOW)
 
-    computed = compute_result(experiment, NOW)
+    computation = compute_result(experiment, NOW)
 
-    assert computed.result is not None
-    assert computed.result["quality"] == {
+    assert computation.result is not None
+    assert computation.result["quality"] == {
         "exposed": 1,
         "crossed_over": 1,
         "moved": 0,
@@ -114,7 +114,7 @@ def test_the_last_good_result_stays_when_the_analysis_fails(
     assert experiment.refresh_error == "ValueError: cannot be"
 
 
-def test_the_final_result_waits_for_what_is_under_way_and_is_frozen_then() -> None:
+def test_the_final_result_waits_for_data_in_flight_and_is_frozen() -> None:
     experiment = make_running()
     expose(experiment, "early", "weak")
     stop_experiment(experiment=experiment, actor=ANNA, now=NOW)
@@ -154,7 +154,7 @@ def test_a_slow_refresh_is_due_again_later(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.django_db(transaction=True)
-def test_all_scans_of_a_result_see_the_rows_of_one_instant(
+def test_all_scans_of_a_result_read_one_snapshot(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     experiment = make_running()
@@ -164,13 +164,13 @@ def test_all_scans_of_a_result_see_the_rows_of_one_instant(
     fold_all()
     real = Postgres.phase_counts
 
-    def meanwhile(*given: Any) -> Any:
-        found = real(*given)
+    def meanwhile(*arguments: Any) -> Any:
+        counts = real(*arguments)
         another = connections.create_connection("default")
         with another.cursor() as cursor:
             cursor.execute("UPDATE experiments_exposurerow SET crossed_over = TRUE")
         another.close()
-        return found
+        return counts
 
     monkeypatch.setattr(Postgres, "phase_counts", meanwhile)
     result = compute_result(experiment, NOW).result

@@ -1,4 +1,4 @@
-"""Making, starting, advancing and stopping experiments: what is refused, and what it leaves."""
+"""Starting, advancing, pausing and ending experiments: effects and refusals."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from apps.experiments.services import (
     abandon_experiment,
     advance_experiment,
     create_metric,
+    enqueue_result_events,
     pause_experiment,
     request_refresh,
     resume_experiment,
     start_experiment,
     stop_experiment,
-    tell_result,
 )
 from apps.experiments.states import ExperimentState
 from apps.lib.errors import Conflict, Invalid
@@ -49,8 +49,8 @@ THIRDS += [replace(STRONG, name="again", weight_bp=3_333)]
 OTHER_SIGNATURE: dict[str, Any] = {"inputs": [], "outputs": []}
 
 
-def want_all() -> None:
-    """Let a target ask for every event."""
+def subscribe_all() -> None:
+    """Subscribe a target to every event."""
     NotificationTarget.objects.create(
         name="team", kind="webhook", address="https://a.example/", created_by="anna", created_at=NOW
     )
@@ -99,11 +99,11 @@ def test_it_does_not_start_beside_another_live_split() -> None:
 def test_it_refuses_a_stale_revision() -> None:
     experiment = make_draft()
 
-    with pytest.raises(Conflict, match="changed meanwhile"):
+    with pytest.raises(Conflict, match="has changed"):
         start_experiment(experiment=experiment, actor=ANNA, now=NOW, revision=7)
 
 
-def test_of_two_who_start_at_once_one_is_told_so() -> None:
+def test_of_two_concurrent_starts_one_is_a_conflict() -> None:
     experiment = make_draft()
     same = Experiment.objects.get(pk=experiment.pk)
     start_experiment(experiment=experiment, actor=ANNA, now=NOW)
@@ -120,7 +120,7 @@ def test_it_does_not_start_when_stable_has_changed_its_signature_meanwhile() -> 
     model.stable = make_version(model, 3, signature=OTHER_SIGNATURE)
     model.save()
 
-    with pytest.raises(Invalid, match="another signature"):
+    with pytest.raises(Invalid, match="the signature of digits:1 differs"):
         start_experiment(experiment=experiment, actor=ANNA, now=NOW)
 
     assert not LiveSplit.objects.exists()
@@ -136,7 +136,7 @@ def test_it_waits_until_all_versions_are_ready() -> None:
     assert experiment.state == ExperimentState.PREPARING
 
 
-def test_it_runs_when_all_are_ready_and_is_in_the_table() -> None:
+def test_it_runs_when_all_versions_are_ready_and_is_in_the_routing_table() -> None:
     experiment = make_running(coverage_bp=2_500)
 
     split = latest_split()
@@ -151,7 +151,7 @@ def test_it_runs_when_all_are_ready_and_is_in_the_table() -> None:
     assert experiment.generation == PublishedTable.objects.order_by("-generation")[0].generation
 
 
-def test_a_version_that_cannot_be_loaded_fails_it_with_the_servers_message() -> None:
+def test_a_version_that_cannot_be_loaded_fails_it_with_the_server_message() -> None:
     experiment = make_draft()
     start_experiment(experiment=experiment, actor=ANNA, now=NOW)
     Deployment.objects.filter(version__number=2).update(
@@ -165,7 +165,7 @@ def test_a_version_that_cannot_be_loaded_fails_it_with_the_servers_message() -> 
     assert not LiveSplit.objects.exists()
 
 
-def test_a_version_that_was_unloaded_meanwhile_is_placed_again() -> None:
+def test_an_unloaded_version_is_deployed_again() -> None:
     experiment = make_draft()
     start_experiment(experiment=experiment, actor=ANNA, now=NOW)
     set_deployments(experiment, DeploymentState.ABSENT)
@@ -175,7 +175,7 @@ def test_a_version_that_was_unloaded_meanwhile_is_placed_again() -> None:
     assert set(Deployment.objects.values_list("state", flat=True)) == {"loading"}
 
 
-def test_stopping_assigns_nobody_from_now_on_and_gives_the_split_back() -> None:
+def test_stopping_ends_assignment_and_releases_the_split() -> None:
     experiment = make_running()
     later = NOW + timedelta(hours=1)
 
@@ -184,13 +184,13 @@ def test_stopping_assigns_nobody_from_now_on_and_gives_the_split_back() -> None:
     experiment.refresh_from_db()
     assert (experiment.state, experiment.reason) == ("completed", "seen enough")
     assert experiment.conclusion == Experiment.Conclusion.STOPPED
-    # The tick makes the final result.
+    # The tick computes the final result.
     assert experiment.ended_at == experiment.refresh_due_at == later
     assert latest_split() is None
     assert not LiveSplit.objects.exists()
 
 
-def test_one_that_prepares_can_be_stopped_and_leaves_no_split() -> None:
+def test_a_preparing_experiment_can_be_stopped_and_leaves_no_split() -> None:
     experiment = make_draft()
     start_experiment(experiment=experiment, actor=ANNA, now=NOW)
 
@@ -210,7 +210,7 @@ def test_a_draft_and_a_completed_one_cannot_be_stopped(stopped_before: bool) -> 
         stop_experiment(experiment=experiment, actor=ANNA, now=NOW)
 
 
-def test_a_model_is_free_for_the_next_one_afterwards() -> None:
+def test_a_model_is_free_after_the_end() -> None:
     experiment = make_running()
     stop_experiment(experiment=experiment, actor=ANNA, now=NOW)
     following = make_draft(name="next", model=experiment.model, metric=make_metric("speed"))
@@ -220,7 +220,7 @@ def test_a_model_is_free_for_the_next_one_afterwards() -> None:
     assert LiveSplit.objects.get().owner_id == following.pk
 
 
-def test_everything_that_a_draft_says_is_in_the_table_once_it_runs() -> None:
+def test_a_running_experiment_is_in_the_routing_table_with_all_settings() -> None:
     create_tenant(name="acme", actor=ANNA, now=NOW)
     experiment = make_running(
         metric=create_metric(name="speed", kind="mean", source="latency", actor=ANNA),
@@ -239,7 +239,7 @@ def test_everything_that_a_draft_says_is_in_the_table_once_it_runs() -> None:
     assert experiment.dimensions == ["tenant", "x-country"]
 
 
-def test_pausing_gives_everybody_stable_and_resuming_each_unit_its_variant() -> None:
+def test_pausing_routes_to_stable_and_resuming_restores_the_split() -> None:
     experiment = make_running()
     before = latest_split()
 
@@ -254,16 +254,16 @@ def test_pausing_gives_everybody_stable_and_resuming_each_unit_its_variant() -> 
     assert LiveSplit.objects.get().owner_id == experiment.pk
 
 
-def test_it_is_not_resumed_while_a_version_cannot_serve() -> None:
+def test_it_is_not_resumed_while_a_version_is_not_ready() -> None:
     experiment = make_running()
     pause_experiment(experiment=experiment, actor=ANNA, now=NOW)
     Deployment.objects.filter(version__number=2).update(state=DeploymentState.FAILED)
 
-    with pytest.raises(Conflict, match="digits:2 cannot serve now"):
+    with pytest.raises(Conflict, match="digits:2 is not ready"):
         resume_experiment(experiment=experiment, actor=ANNA, now=NOW)
 
 
-def test_of_two_who_move_it_at_once_the_second_is_told_so() -> None:
+def test_of_two_concurrent_actions_the_second_is_a_conflict() -> None:
     experiment = make_running()
     same = Experiment.objects.get(pk=experiment.pk)
     pause_experiment(experiment=experiment, actor=ANNA, now=NOW)
@@ -275,7 +275,7 @@ def test_of_two_who_move_it_at_once_the_second_is_told_so() -> None:
     assert LiveSplit.objects.get().owner_id == experiment.pk
 
 
-def test_an_abandoned_one_claims_nothing_and_needs_no_final_result() -> None:
+def test_an_abandoned_experiment_has_no_verdict_and_no_final_result() -> None:
     experiment = make_running()
     Experiment.objects.filter(pk=experiment.pk).update(
         result={"is_significant": True, "winner": "strong", "verdict": "strong is better"}
@@ -291,46 +291,46 @@ def test_an_abandoned_one_claims_nothing_and_needs_no_final_result() -> None:
     assert experiment.snapshots.get().result["winner"] == "strong"
 
 
-def test_who_asked_for_it_is_told_of_each_move() -> None:
-    want_all()
+def test_subscribers_are_notified_of_each_transition() -> None:
+    subscribe_all()
     experiment = make_running()
     pause_experiment(experiment=experiment, actor=ANNA, now=NOW, reason="an incident")
     resume_experiment(experiment=experiment, actor=ANNA, now=NOW)
     stop_experiment(experiment=experiment, actor=ANNA, now=NOW)
 
-    told = OutboxMessage.objects.filter(event__startswith="experiment.").order_by("created_at")
+    sent = OutboxMessage.objects.filter(event__startswith="experiment.").order_by("created_at")
 
-    assert {message.event for message in told} == {
+    assert {message.event for message in sent} == {
         f"experiment.{what}" for what in ("started", "paused", "resumed", "completed")
     }
-    paused = told.get(event="experiment.paused")
+    paused = sent.get(event="experiment.paused")
     assert paused.event in EVENTS
     assert sentence(paused.event, paused.payload) == (
         "weak-or-strong: experiment paused (an incident)"
     )
 
 
-def test_significance_and_a_mismatch_are_told_once() -> None:
-    want_all()
+def test_significance_and_mismatch_are_notified_once() -> None:
+    subscribe_all()
     experiment = make_running()
-    found = {
+    result = {
         "is_significant": True,
         "verdict": "strong is better",
         "sample_ratio": {"state": "srm", "reason": "60 % of the units"},
     }
 
     for _ in range(3):
-        experiment.result = tell_result(experiment=experiment, result=found, now=NOW)
-    tell_result(experiment=experiment, result={"is_significant": False}, now=NOW)
+        experiment.result = enqueue_result_events(experiment=experiment, result=result, now=NOW)
+    enqueue_result_events(experiment=experiment, result={"is_significant": False}, now=NOW)
 
-    told = OutboxMessage.objects.filter(event__in=["experiment.significant", "experiment.mismatch"])
-    assert sorted(message.payload["reason"] for message in told) == [
+    sent = OutboxMessage.objects.filter(event__in=["experiment.significant", "experiment.mismatch"])
+    assert sorted(message.payload["reason"] for message in sent) == [
         "60 % of the units",
         "strong is better",
     ]
 
 
-def test_an_analysis_is_asked_for_only_while_it_is_live() -> None:
+def test_a_refresh_needs_a_live_experiment() -> None:
     experiment = make_running()
 
     request_refresh(experiment=experiment, actor=ANNA, now=NOW)

@@ -1,4 +1,4 @@
-"""Shipping: an experiment ends and its winner is rolled out, or neither happens."""
+"""Shipping: an experiment ends and a rollout of its winner starts, or neither happens."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Result = dict[str, Any]
 
 @pytest.fixture
 def running() -> Callable[[Result], Experiment]:
-    """Return what makes a running experiment with a result, and a default plan."""
+    """Return a factory of a running experiment with a result, and of a default plan."""
 
     def make(result: Result) -> Experiment:
         make_plan()
@@ -45,7 +45,7 @@ def ship(experiment: Experiment, **fields: Any) -> Rollout:
     return ship_experiment(experiment=experiment, actor=ANNA, now=NOW, **fields)
 
 
-def test_the_winner_becomes_a_rollout_in_one_move(running: Callable[[Result], Experiment]) -> None:
+def test_the_winner_becomes_a_rollout(running: Callable[[Result], Experiment]) -> None:
     experiment = running(WON)
 
     rollout = ship(experiment, reason="it won")
@@ -65,11 +65,15 @@ def test_the_winner_becomes_a_rollout_in_one_move(running: Callable[[Result], Ex
         ({}, {}, "there is no winner yet"),
         (WON | {"winner": None}, {"variant": "strong"}, "there is no winner yet"),
         (WON, {"variant": "weak"}, "the winner is strong, not weak"),
-        (WON | {"metrics": [GUARDRAIL]}, {}, "guardrail latency is worse with strong"),
-        (WON | {"sample_ratio": {"state": "srm", "reason": "60 %"}}, {}, "do not match: 60 %"),
+        (WON | {"metrics": [GUARDRAIL]}, {}, "guardrail latency is worse in strong"),
+        (
+            WON | {"sample_ratio": {"state": "srm", "reason": "60 %"}},
+            {},
+            "sample ratio mismatch: 60 %",
+        ),
     ],
 )
-def test_it_refuses_what_the_result_does_not_speak_for(
+def test_it_refuses_a_variant_with_doubts(
     running: Callable[[Result], Experiment], result: Result, fields: dict[str, Any], message: str
 ) -> None:
     experiment = running(result)
@@ -82,12 +86,12 @@ def test_it_refuses_what_the_result_does_not_speak_for(
     assert not Rollout.objects.exists()
 
 
-def test_by_force_it_is_shipped_with_the_reason_and_the_doubts_on_record(
+def test_a_forced_shipment_records_reason_and_doubts(
     running: Callable[[Result], Experiment],
 ) -> None:
     experiment = running({})
 
-    with pytest.raises(Invalid, match="needs one"):
+    with pytest.raises(Invalid, match="required with force"):
         ship(experiment, variant="strong", force=True)
     ship(experiment, variant="strong", force=True, reason="the old one is a risk")
 
@@ -98,9 +102,9 @@ def test_by_force_it_is_shipped_with_the_reason_and_the_doubts_on_record(
 
 @pytest.mark.parametrize(
     ("variant", "message"),
-    [("weak", "nothing to ship"), ("other", "there is no other"), (None, "no winner to ship")],
+    [("weak", "stable already"), ("other", "unknown variant 'other'"), (None, "no winner")],
 )
-def test_force_ships_only_what_can_be_shipped(
+def test_force_does_not_ship_an_invalid_variant(
     running: Callable[[Result], Experiment], variant: str | None, message: str
 ) -> None:
     experiment = running({})
@@ -109,7 +113,7 @@ def test_force_ships_only_what_can_be_shipped(
         ship(experiment, variant=variant, force=True, reason="because")
 
 
-def test_what_the_rollout_refuses_leaves_the_experiment_running(
+def test_a_refused_rollout_leaves_the_experiment_running(
     running: Callable[[Result], Experiment],
 ) -> None:
     experiment = running(WON)
@@ -126,7 +130,7 @@ def test_what_the_rollout_refuses_leaves_the_experiment_running(
     assert ship(stored, overrides=["quarantine"]).is_live
 
 
-def test_one_that_ended_or_changed_meanwhile_is_not_shipped(
+def test_an_ended_or_changed_experiment_is_not_shipped(
     running: Callable[[Result], Experiment],
 ) -> None:
     experiment = running(WON)

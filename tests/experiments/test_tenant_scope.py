@@ -1,4 +1,4 @@
-"""A tenant's outcomes count for the units that it asked about, in whatever order things arrive."""
+"""A tenant's outcomes count for the units of its requests, in any order of arrival."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def refusals() -> dict[str, int]:
 @pytest.mark.parametrize(
     ("sender", "value"), [("shop", 1.0), (None, 1.0), ("rival", None), ("", None)]
 )
-def test_only_who_asked_about_a_unit_can_tell_of_it(sender: str | None, value: Any) -> None:
+def test_only_outcomes_of_the_units_tenants_count(sender: str | None, value: Any) -> None:
     experiment = make_running()
     apply_exposures([batch(exposures=(exposure(experiment, "u1", "weak", tenant="shop"),))], NOW)
     apply_outcomes([batch(outcomes=(sent(sender),))], NOW)
@@ -75,16 +75,18 @@ def test_the_order_of_arrival_changes_nothing() -> None:
         OutcomeRow.objects.all().delete()
 
 
-def test_units_of_a_batch_know_all_that_asked_about_them() -> None:
+def test_an_exposure_holds_all_tenants_of_a_batch() -> None:
     experiment = make_running()
-    asked = [exposure(experiment, "u1", "weak", tenant=name) for name in ("", "shop", "", "rival")]
+    exposures = [
+        exposure(experiment, "u1", "weak", tenant=name) for name in ("", "shop", "", "rival")
+    ]
     for _ in range(2):
-        apply_exposures([batch(exposures=tuple(asked))], NOW)
+        apply_exposures([batch(exposures=tuple(exposures))], NOW)
     row = ExposureRow.objects.get()
     assert (row.tenant, row.also_tenants, row.crossed_over) == ("", ["rival", "shop"], False)
 
 
-def test_no_sender_takes_the_event_of_another() -> None:
+def test_a_sender_cannot_take_the_event_id_of_another() -> None:
     experiment = make_running()
     apply_exposures([batch(exposures=(exposure(experiment, "u1", "weak", tenant="shop"),))], NOW)
     forged = ("order-7", "@shop:order-7", "@:order-7")
@@ -95,7 +97,7 @@ def test_no_sender_takes_the_event_of_another() -> None:
     assert OutcomeRow.objects.count() == len(thefts) + 1
 
 
-def test_keys_of_events_fit_their_column_and_differ() -> None:
+def test_event_keys_fit_their_column_and_differ() -> None:
     long = ["x" * 199 + end for end in "ab"]
     tenants = ["", "a", "a" * 100, None]
     ids = ["e", "@a:e", "@:e", *long]
@@ -106,14 +108,14 @@ def test_keys_of_events_fit_their_column_and_differ() -> None:
 
 
 @pytest.mark.parametrize(("models", "value"), [((), 1.0), (("flowers",), 1.0), (("x",), None)])
-def test_a_key_of_some_models_tells_of_experiments_on_those_alone(models: Any, value: Any) -> None:
+def test_outcomes_count_only_for_models_of_the_senders_key(models: Any, value: Any) -> None:
     experiment = make_running(model=make_model("flowers"))
     apply_exposures([batch(exposures=(exposure(experiment, "u1", "weak", tenant="shop"),))], NOW)
     apply_outcomes([batch(outcomes=(sent("shop", models=models),))], NOW)
     assert value_of() == value
 
 
-def test_without_tenants_nothing_is_asked() -> None:
+def test_without_tenants_all_outcomes_count() -> None:
     Tenant.objects.all().delete()
     experiment = make_running()
     apply_exposures([batch(exposures=(exposure(experiment, "u1", "weak"),))], NOW)

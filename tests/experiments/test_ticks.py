@@ -1,4 +1,4 @@
-"""One tick takes every live experiment one step on, and one that fails costs the others nothing."""
+"""One tick advances every experiment by one step; a failed step does not affect the others."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_prepared_experiment_runs_and_has_a_result_after_one_tick() -> None:
     assert experiment.refreshed_at is not None
 
 
-def test_one_worker_makes_results_at_a_time_and_prepared_ones_start_nevertheless() -> None:
+def test_one_worker_at_a_time_computes_results_and_prepared_experiments_start() -> None:
     experiment = make_draft()
     start_experiment(experiment=experiment, actor=ANNA, now=NOW)
     set_deployments(experiment, DeploymentState.READY)
@@ -65,7 +65,7 @@ def test_drafts_are_left_alone() -> None:
     assert (experiment.state, experiment.result) == ("draft", {})
 
 
-def test_one_that_fails_costs_the_others_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_experiment_does_not_affect_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     broken = make_running()
     make_running(name="other", model=make_model("letters"), metric=broken.metric)
     refresh = ticks._refresh
@@ -81,13 +81,13 @@ def test_one_that_fails_costs_the_others_nothing(monkeypatch: pytest.MonkeyPatch
     assert Experiment.objects.filter(refreshed_at=None).get() == broken
 
 
-def test_a_file_that_cannot_be_read_costs_results_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_import_does_not_affect_results(monkeypatch: pytest.MonkeyPatch) -> None:
     experiment = make_running()
 
     def fail() -> bool:
         raise RuntimeError("bug")
 
-    monkeypatch.setattr(ticks, "import_some", fail)
+    monkeypatch.setattr(ticks, "continue_import", fail)
     ticks.tick_experiments()
 
     experiment.refresh_from_db()

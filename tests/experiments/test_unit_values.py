@@ -1,4 +1,4 @@
-"""Folding units' values: as good with a planner that knows nothing as with one that does."""
+"""Folding unit values costs the same with and without statistics of the planner."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _explained(work: Callable[[], None]) -> dict[str, Any]:
-    """Return PostgreSQL's account of the one fold that `work` executes."""
+    """Return PostgreSQL's plan of the fold that `work` executes."""
     plans: list[dict[str, Any]] = []
 
     def explain(execute: Any, sql: str, parameters: Any, many: bool, context: Any) -> Any:
@@ -43,7 +43,7 @@ def _explained(work: Callable[[], None]) -> dict[str, Any]:
 
 
 def _leave_empty_pages(experiment: Experiment) -> None:
-    """Let the table have pages without a row, as others' tests do, or a deleted experiment."""
+    """Leave pages without rows in the table, as a deleted experiment does."""
     with transaction.atomic():
         for i in range(UNITS):
             expose(experiment, f"gone{i}", "weak")

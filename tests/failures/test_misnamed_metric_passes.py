@@ -30,7 +30,7 @@ def save(kind: str, **given: Any) -> Plan:
     ("kind", "given", "told"),
     [
         ("eror-rate", {}, "Step 1: unknown check 'eror-rate'. Known are: error-rate, latency"),
-        ("outcome", {"metric": "boguht", "margin": 0.1}, "there is no metric 'boguht'"),
+        ("outcome", {"metric": "boguht", "margin": 0.1}, "unknown metric 'boguht'"),
         ("outcome", {"metric": "bought"}, "needs margin"),
         ("outcome", {"metric": "bought", "margin": 1}, "margin must be below 1"),
         ("outcome", {"metrik": "bought", "margin": 0.1}, "has no setting 'metrik'"),
@@ -59,7 +59,7 @@ def test_a_metric_that_was_deleted_since_refuses_the_start() -> None:
     metric.delete()
     model = make_model()
     target = model.versions.get(number=2)
-    with pytest.raises(Invalid, match="there is no metric 'bought'"):
+    with pytest.raises(Invalid, match="unknown metric 'bought'"):
         start_rollout(model=model, target=target, plan=plan, actor=ANNA, now=database_now())
     assert not Rollout.objects.exists()
 

@@ -1,1 +1,1 @@
-"""Forms of experiments. They read what was typed; the services decide whether it can be."""
+"""Forms of experiments. Forms parse input; services decide whether it is allowed."""

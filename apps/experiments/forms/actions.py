@@ -1,4 +1,4 @@
-"""Forms of what is done to an experiment under way."""
+"""Forms of actions on a running or paused experiment."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ REASON_MAX = 1_000
 
 
 class WeightsForm(forms.Form):
-    """A field for each variant, by its place, and why."""
+    """A weight field per variant, named by its place, and a reason."""
 
     reason = forms.CharField(
-        max_length=REASON_MAX, required=False, help_text="Kept with the experiment's history."
+        max_length=REASON_MAX, required=False, help_text="Stored in the experiment's history."
     )
 
     def __init__(self, data: Any, *, variants: Sequence[Variant]) -> None:
@@ -36,24 +36,24 @@ class WeightsForm(forms.Form):
         return [(v, self[f"weight-{place}"]) for place, v in enumerate(self.variants)]
 
     def weights_bp(self) -> dict[str, int]:
-        given = self.cleaned_data
+        data = self.cleaned_data
         return {
-            v.name: basis_points(given[f"weight-{place}"]) for place, v in enumerate(self.variants)
+            v.name: basis_points(data[f"weight-{place}"]) for place, v in enumerate(self.variants)
         }
 
     def clean(self) -> dict[str, Any]:
-        given = super().clean() or self.cleaned_data
+        data = super().clean() or self.cleaned_data
         if not self.errors:
             control = next(v.name for v in self.variants if v.is_control)
             try:
                 check_weights(self.weights_bp(), control)
             except Invalid as error:
                 self.add_error(None, error.message[0].upper() + error.message[1:])
-        return given
+        return data
 
 
 class ShipForm(forms.Form):
-    """What becomes stable, and how carefully."""
+    """The variant to ship, and the plan of its rollout."""
 
     variant = forms.ChoiceField()
     plan = forms.ModelChoiceField(
@@ -65,18 +65,16 @@ class ShipForm(forms.Form):
     reason = forms.CharField(
         max_length=REASON_MAX, required=False, widget=forms.Textarea(attrs={"rows": 2})
     )
-    force = forms.BooleanField(
-        label="Ship it although the result does not speak for it", required=False
-    )
+    force = forms.BooleanField(label="Ship despite the doubts about the result", required=False)
 
     def __init__(
         self, data: Any, *, variants: Sequence[Variant], stable_id: int | None, initial: Any
     ) -> None:
         super().__init__(data, initial=initial)
-        # What is stable already cannot be shipped; it is not offered.
-        offered = [v for v in variants if v.version_id != stable_id]
+        # A variant with the stable version cannot be shipped.
+        shippable = [v for v in variants if v.version_id != stable_id]
         field: Any = self.fields["variant"]
-        field.choices = [(v.name, f"{v.name} ({v.version})") for v in offered]
+        field.choices = [(v.name, f"{v.name} ({v.version})") for v in shippable]
         plan: Any = self.fields["plan"]
         plan.label_from_instance = _name_plan
 

@@ -1,4 +1,4 @@
-"""The form of a draft but for its tables of variants and metrics."""
+"""Form of a draft, without its tables of variants and metrics."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ TEXT = {"rows": 2}
 
 
 class DraftForm(forms.Form):
-    """Everything that a draft says once; what was typed is kept whatever is wrong with it."""
+    """Settings of a draft. Input is shown again with all its errors."""
 
     name = forms.CharField(max_length=100, validators=[valid_name])
     hypothesis = forms.CharField(
         required=False, max_length=10_000, widget=forms.Textarea(attrs=TEXT)
     )
     coverage = percent_field(
-        "Coverage (%)", initial=100, help_text="Share of the units meant that take part."
+        "Coverage (%)", initial=100, help_text="Share of the targeted units that are included."
     )
     holdout = percent_field(
         "Hold-out (%)",
@@ -44,47 +44,47 @@ class DraftForm(forms.Form):
     tenants = forms.CharField(
         required=False,
         widget=forms.Textarea(attrs=TEXT),
-        help_text="Names, separated by commas or lines. Empty: the requests of all tenants.",
+        help_text="Names, separated by commas or line breaks. Empty: all tenants.",
     )
     headers = forms.CharField(
         required=False,
         widget=forms.Textarea(attrs=TEXT),
-        help_text="One a line, with the values that a request may carry: x-country: de, at.",
+        help_text="One header per line with its allowed values, e.g. x-country: de, at.",
     )
     planned_units = forms.IntegerField(
         min_value=1,
         max_value=PLANNED_UNITS_MAX,
         initial=10_000,
-        help_text="All variants together. Tunes the intervals; it stops nothing.",
+        help_text="All variants together. Tunes the intervals; the experiment does not stop there.",
     )
     alpha = forms.DecimalField(
-        label="Chance of a false verdict (%)",
+        label="False-positive rate (%)",
         initial=5,
         min_value=0.0001,
         max_value=ALPHA_PPM_MAX // PERCENT_PPM,
         decimal_places=4,
     )
     covariate_days = forms.DecimalField(
-        label="Days before, for CUPED",
+        label="CUPED covariate (days)",
         initial=0,
         min_value=0,
         max_value=COVARIATE_MAX_S // DAY_S,
         decimal_places=3,
-        help_text="Each unit's own values in so many days before its exposure make the same "
-        "difference known more exactly. 0: none.",
+        help_text="Days before the exposure whose values reduce the variance of the difference. "
+        "0: no covariate.",
     )
     dimensions = forms.CharField(
         required=False,
-        help_text="tenant, or headers, separated by commas: results are broken down by them.",
+        help_text="tenant or headers, separated by commas. Results are broken down by them.",
     )
     stratify_by = forms.CharField(
-        required=False, help_text="The one of them to post-stratify estimates by, if any."
+        required=False, help_text="Dimension to post-stratify estimates by. Empty: none."
     )
 
     def clean_name(self) -> str:
         name: str = self.cleaned_data["name"]
         if Experiment.objects.filter(name=name).exists():
-            raise ValidationError(f"An experiment named {name} exists already.")
+            raise ValidationError(f"An experiment named {name} already exists.")
         return name
 
     def clean_tenants(self) -> list[str]:
@@ -92,53 +92,55 @@ class DraftForm(forms.Form):
         known = set(Tenant.objects.filter(name__in=names).values_list("name", flat=True))
         unknown = [name for name in names if name not in known]
         if unknown:
-            raise ValidationError(f"There is no tenant {', '.join(unknown)}.")
+            raise ValidationError(f"Unknown tenants: {', '.join(unknown)}.")
         return names
 
     def clean_headers(self) -> dict[str, list[str]]:
-        found: dict[str, list[str]] = {}
+        headers: dict[str, list[str]] = {}
         for line in filter(None, map(str.strip, self.cleaned_data["headers"].splitlines())):
             name, _, values = line.partition(":")
-            if name.strip().lower() in found:
-                raise ValidationError(f"{name.strip()} is named twice.")
+            if name.strip().lower() in headers:
+                raise ValidationError(f"{name.strip()} appears twice.")
             split = [value.strip() for value in values.split(",") if value.strip()]
-            found[name.strip().lower()] = split
-        checked: dict[str, list[str]] = _checked(lambda: read_headers(found))
+            headers[name.strip().lower()] = split
+        checked: dict[str, list[str]] = _as_field_error(lambda: read_headers(headers))
         return checked
 
     def clean_dimensions(self) -> list[str]:
         names = [name.lower() for name in split_names(self.cleaned_data["dimensions"])]
-        _checked(lambda: check_settings(Experiment(dimensions=names)))
+        _as_field_error(lambda: check_settings(Experiment(dimensions=names)))
         return names
 
     def clean(self) -> dict[str, Any]:
-        given = super().clean() or self.cleaned_data
-        dimensions, stratum = given.get("dimensions"), given.get("stratify_by", "").strip().lower()
+        data = super().clean() or self.cleaned_data
+        dimensions, stratum = data.get("dimensions"), data.get("stratify_by", "").strip().lower()
         if stratum and dimensions is not None and stratum not in dimensions:
             known = ", ".join(dimensions) or "none"
-            self.add_error("stratify_by", f"unknown dimension {stratum}; expected one of {known}.")
-        given["stratify_by"] = stratum
-        return given
+            self.add_error(
+                "stratify_by", f"Unknown dimension {stratum!r}; expected one of {known}."
+            )
+        data["stratify_by"] = stratum
+        return data
 
     def settings(self) -> dict[str, Any]:
-        """Return what was typed in the units of the services."""
-        given = self.cleaned_data
+        """Return the input in the units of the services."""
+        data = self.cleaned_data
         return {
-            "hypothesis": given["hypothesis"],
-            "coverage_bp": basis_points(given["coverage"]),
-            "holdout_bp": basis_points(given["holdout"]),
-            "tenants": given["tenants"],
-            "headers": given["headers"],
-            "planned_units": given["planned_units"],
-            "alpha_ppm": round(given["alpha"] * PERCENT_PPM),
-            "covariate_s": round(given["covariate_days"] * DAY_S),
-            "dimensions": given["dimensions"],
-            "stratify_by": given["stratify_by"],
+            "hypothesis": data["hypothesis"],
+            "coverage_bp": basis_points(data["coverage"]),
+            "holdout_bp": basis_points(data["holdout"]),
+            "tenants": data["tenants"],
+            "headers": data["headers"],
+            "planned_units": data["planned_units"],
+            "alpha_ppm": round(data["alpha"] * PERCENT_PPM),
+            "covariate_s": round(data["covariate_days"] * DAY_S),
+            "dimensions": data["dimensions"],
+            "stratify_by": data["stratify_by"],
         }
 
 
 class EditForm(DraftForm):
-    """The same for a draft that is there; its name stays."""
+    """Form of an existing draft; its name cannot change."""
 
     name = None  # type: ignore[assignment]
     revision = forms.IntegerField(min_value=0, widget=forms.HiddenInput)
@@ -162,10 +164,10 @@ class EditForm(DraftForm):
         return cls(data, initial=initial)
 
 
-def _checked(check: Any) -> Any:
-    """Return what `check` returns; what it refuses is a mistake of this field."""
+def _as_field_error(check: Any) -> Any:
+    """Return the result of `check`; convert Invalid into a ValidationError of the field."""
     try:
         return check()
     except Invalid as error:
-        told = error.message.partition(": ")[2] or error.message
-        raise ValidationError(told[0].upper() + told[1:] + ".") from None
+        message = error.message.partition(": ")[2] or error.message
+        raise ValidationError(message[0].upper() + message[1:] + ".") from None

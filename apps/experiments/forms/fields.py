@@ -1,4 +1,4 @@
-"""What the forms share: shares in per cent, names in a row, refusals beside their fields."""
+"""Helpers of the forms: percentages, lists of names, errors of services at their fields."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def basis_points(percent: Decimal) -> int:
 
 
 def split_names(text: str) -> list[str]:
-    """Return the names in `text`: separated by commas, spaces or lines; each once."""
+    """Return the unique names in `text`, separated by commas, spaces or line breaks."""
     return list(dict.fromkeys(name for name in re.split(r"[\s,]+", text) if name))
 
 
-def tell(form: forms.Form, error: InterlockError) -> None:
-    """Say a refusal beside the field that it begins with, or else above all fields."""
-    name, _, told = error.message.partition(": ")
-    if name in form.fields and told:
-        form.add_error(name, told[0].upper() + told[1:])
+def add_service_error(form: forms.Form, error: InterlockError) -> None:
+    """Add the error to the field that its message begins with, or else to the form."""
+    name, _, message = error.message.partition(": ")
+    if name in form.fields and message:
+        form.add_error(name, message[0].upper() + message[1:])
     else:
         form.add_error(None, error.message[0].upper() + error.message[1:])

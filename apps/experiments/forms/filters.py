@@ -1,4 +1,4 @@
-"""What the list of experiments can be narrowed to."""
+"""Filter form of the list of experiments."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The form of a metric. What does not matter for the chosen kind is hidden by the page's script.
+"""Form of a metric. The page's script hides fields that do not apply to the chosen kind.
 
-`data-when` on a field says when it matters, such as `kind:mean,ratio source:outcomes`: each word
-names a choice of the form and the values of it that are meant.
+`data-when` on a field is the condition to show it, such as `kind:mean,ratio source:outcomes`: each
+word names a choice field and its accepted values.
 """
 
 from __future__ import annotations
@@ -31,38 +31,38 @@ class MetricForm(forms.Form):
     name = forms.CharField(max_length=100, validators=[valid_name])
     kind = forms.ChoiceField(
         choices=Metric.Kind.choices,
-        help_text="Proportion: outcomes are 0 or 1. Mean: of the units' values. Ratio: of two sums "
-        "over the units. Quantile: of the units' values.",
+        help_text="Proportion: outcomes are 0 or 1. Mean: mean of the units' values. Ratio: ratio "
+        "of two sums over the units. Quantile: quantile of the units' values.",
     )
     source = forms.ChoiceField(
         choices=Metric.Source.choices,
         initial=Metric.Source.OUTCOMES,
-        help_text="Outcomes that applications send, or what the data plane measures itself.",
+        help_text="Outcomes that applications send, or a measurement of the data plane.",
     )
     direction = forms.ChoiceField(
-        label="Better is",
+        label="Better direction",
         choices=[
-            ("", "as usual: more; of latency and errors less"),
-            (Metric.Direction.INCREASE.value, "more"),
-            (Metric.Direction.DECREASE.value, "less"),
+            ("", "default: lower for latency and errors, else higher"),
+            (Metric.Direction.INCREASE.value, "higher"),
+            (Metric.Direction.DECREASE.value, "lower"),
         ],
         required=False,
     )
     quantile = forms.DecimalField(
-        label="Which quantile (%)",
+        label="Quantile (%)",
         required=False,
         min_value=0.0001,
         max_value=99.9999,
         decimal_places=4,
-        help_text="95: the value that 95 % of the units stay below.",
+        help_text="95: the value that 95 % of the units are below.",
     )
     outcomes_of = forms.ModelChoiceField(
         Metric.objects.filter(source=Metric.Source.OUTCOMES, outcomes_of=None).order_by("name"),
         to_field_name="name",
         required=False,
-        empty_label="its own, sent under its name",
+        empty_label="its own",
         label="Outcomes of",
-        help_text="Compute it from the outcomes that another metric has already.",
+        help_text="Compute the metric from the outcomes of another metric.",
     )
     divided_by = forms.ModelChoiceField(
         Metric.objects.filter(source=Metric.Source.OUTCOMES, outcomes_of=None).order_by("name"),
@@ -70,26 +70,26 @@ class MetricForm(forms.Form):
         required=False,
         empty_label="choose",
         label="Divided by",
-        help_text="The sum of this metric's outcomes is the denominator.",
+        help_text="The denominator is the sum of this metric's outcomes.",
     )
     per_unit = forms.ChoiceField(
-        label="A unit's value is",
+        label="Unit value",
         choices=[
-            ("", "as usual: of a proportion the first outcome, else the mean"),
+            ("", "default: first outcome for a proportion, else the mean"),
             *Metric.PerUnit.choices,
         ],
         required=False,
-        help_text="Of all its outcomes after its exposure. A proportion takes first or max.",
+        help_text="How a unit's outcomes are combined. A proportion takes first or max.",
     )
     missing_is_zero = forms.BooleanField(
-        label="A unit without an outcome counts as 0; otherwise it waits and is in no mean",
+        label="Count a unit without an outcome as 0; otherwise exclude it until it has one",
         required=False,
     )
     cap = forms.FloatField(
         required=False,
         min_value=-VALUE_MAX,
         max_value=VALUE_MAX,
-        help_text="A unit's value counts as this at most, so that few huge ones do not decide.",
+        help_text="Upper limit of a unit's value, so that a few extreme values do not decide.",
         widget=forms.NumberInput(attrs={"step": "any"}),
     )
     window_hours = forms.DecimalField(
@@ -98,8 +98,8 @@ class MetricForm(forms.Form):
         min_value=0.0003,
         max_value=WINDOW_MAX_S // HOUR_S,
         decimal_places=4,
-        help_text="Outcomes count so long after the exposure, and a unit counts once that is over. "
-        "Empty: for ever.",
+        help_text="Outcomes count for this time after the exposure; the unit counts after it. "
+        "Empty: no limit.",
     )
     description = forms.CharField(
         required=False, max_length=10_000, widget=forms.Textarea(attrs={"rows": 2})
@@ -113,26 +113,26 @@ class MetricForm(forms.Form):
             self.fields[name].widget.attrs["data-when"] = when
 
     def clean(self) -> dict[str, Any]:
-        given = super().clean() or self.cleaned_data
-        kind, source = given.get("kind"), given.get("source")
+        data = super().clean() or self.cleaned_data
+        kind, source = data.get("kind"), data.get("source")
         needed = {"quantile": kind == Metric.Kind.QUANTILE}
         needed["divided_by"] = kind == Metric.Kind.RATIO and source == Metric.Source.OUTCOMES
         for field, is_needed in needed.items():
-            if is_needed and given.get(field) is None and field not in self.errors:
-                self.add_error(field, f"A {kind} needs this.")
-        return given
+            if is_needed and data.get(field) is None and field not in self.errors:
+                self.add_error(field, f"Required for a {kind}.")
+        return data
 
     def service_arguments(self) -> dict[str, Any]:
-        """Return what was typed in the units of `create_metric`."""
-        given = dict(self.cleaned_data)
-        quantile, hours = given.pop("quantile"), given.pop("window_hours")
+        """Return the input as arguments of `create_metric`."""
+        data = dict(self.cleaned_data)
+        quantile, hours = data.pop("quantile"), data.pop("window_hours")
         return {
-            **given,
-            "direction": given["direction"] or None,
-            "per_unit": given["per_unit"] or None,
+            **data,
+            "direction": data["direction"] or None,
+            "per_unit": data["per_unit"] or None,
             "quantile_ppm": None if quantile is None else round(quantile * PERCENT_PPM),
             "window_s": None if hours is None else max(1, round(hours * HOUR_S)),
         }
 
-    # Services name their own fields; these are the form's for the same.
-    SAID_AS = {"quantile_ppm": "quantile", "window_s": "window_hours"}
+    # The form's name of a service's field, for errors.
+    FORM_FIELDS = {"quantile_ppm": "quantile", "window_s": "window_hours"}

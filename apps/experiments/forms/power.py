@@ -1,4 +1,4 @@
-"""What may be asked of a plan: shares in per cent, the baseline in the metric's own unit."""
+"""Form of a plan: effect and power in per cent, the baseline in the metric's unit."""
 
 from __future__ import annotations
 
@@ -6,35 +6,37 @@ from typing import Any
 
 from django import forms
 
-from apps.experiments.power import POWER, RELATIVE, Asked
+from apps.experiments.power import POWER, RELATIVE, PowerRequest
 
 
 class PowerForm(forms.Form):
     relative = forms.FloatField(
-        label="Effect to find (%)",
+        label="Effect to detect (%)",
         required=False,
-        help_text="Relative to the baseline. Negative for a metric that is to fall.",
+        help_text="Relative to the baseline. Negative for a metric that should decrease.",
         initial=RELATIVE * 100,
     )
     power = forms.FloatField(
-        label="Chance to find it (%)", required=False, min_value=1, max_value=99.9, initial=80
+        label="Power (%)", required=False, min_value=1, max_value=99.9, initial=80
     )
     mean = forms.FloatField(
         label="Baseline",
         required=False,
-        help_text="Mean, or a rate between 0 and 1. Empty: what the past shows.",
+        help_text="Mean, or a rate between 0 and 1. Empty: from past data.",
     )
     sd = forms.FloatField(
-        label="Spread (sd)", required=False, help_text="Of units' values; a rate has none."
+        label="Standard deviation",
+        required=False,
+        help_text="Of the units' values; a rate needs none.",
     )
 
-    def asked(self) -> Asked:
-        """Return what is asked; of a form that is not valid, what is asked without it."""
-        given: dict[str, Any] = self.cleaned_data if self.is_valid() else {}
-        relative, power = given.get("relative"), given.get("power")
-        return Asked(
+    def power_request(self) -> PowerRequest:
+        """Return the request; an invalid form gives the default request."""
+        data: dict[str, Any] = self.cleaned_data if self.is_valid() else {}
+        relative, power = data.get("relative"), data.get("power")
+        return PowerRequest(
             relative=None if relative is None else relative / 100,
             power=POWER if power is None else power / 100,
-            mean=given.get("mean"),
-            sd=given.get("sd"),
+            mean=data.get("mean"),
+            sd=data.get("sd"),
         )

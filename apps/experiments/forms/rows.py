@@ -1,6 +1,6 @@
-"""Rows of a draft's two tables: its variants, and its metrics with what they are there for.
+"""Formsets of a draft's two tables: its variants, and its metrics with their roles.
 
-A row that names nothing is left out. All mistakes of all rows show at once, each at its field.
+Blank rows are ignored. All errors of all rows show at once, each at its field.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from apps.experiments.models import Experiment, Metric, MetricUse
 from apps.lib.errors import Invalid
 from apps.models.models import ModelVersion, valid_name
 
-# Rows that people without scripts get when they ask for more.
+# Extra rows for browsers without scripts.
 MORE_ROWS = 4
 
 
 def _label_in_table(form: forms.Form) -> None:
-    """The table's header labels the column for those who see it; this for those who do not."""
+    """Label each field for screen readers; the table's header labels the column visually."""
     for field in form.fields.values():
         field.widget.attrs["aria-label"] = str(field.label or "")
 
 
 class VariantForm(forms.Form):
-    """A row of the table of variants; a row without name and weight is no variant."""
+    """A row of the table of variants; a row without name and weight is blank."""
 
     name = forms.CharField(label="Name", max_length=100, required=False, validators=[valid_name])
     version = forms.TypedChoiceField(label="Version", coerce=int, required=False, empty_value=None)
-    weight = percent_field("Weight in per cent", required=False)
+    weight = percent_field("Weight (%)", required=False)
 
     def __init__(self, *args: Any, versions: Sequence[ModelVersion], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -64,12 +64,12 @@ class VariantForm(forms.Form):
         return name
 
     def clean(self) -> dict[str, Any]:
-        given = super().clean() or self.cleaned_data
+        data = super().clean() or self.cleaned_data
         if not self.is_blank:
             for field in ("name", "version", "weight"):
-                if given.get(field) in (None, "") and field not in self.errors:
-                    self.add_error(field, "Fill this in, or empty the row.")
-        return given
+                if data.get(field) in (None, "") and field not in self.errors:
+                    self.add_error(field, "Fill in this field, or clear the row.")
+        return data
 
 
 def _label(version: ModelVersion) -> str:
@@ -79,27 +79,27 @@ def _label(version: ModelVersion) -> str:
 
 
 class Rows(forms.BaseFormSet):  # type: ignore[type-arg]
-    """Rows of which blank ones are left out."""
+    """A formset that ignores blank rows."""
 
     def filled(self) -> list[Any]:
         return [form for form in self.forms if not form.is_blank]
 
-    def refuse_twice(self, field: str, what: str) -> None:
-        """Say at a row that another one before it names the same."""
-        seen = set()
+    def check_unique(self, field: str, plural: str) -> None:
+        """Add an error to each row that repeats the name of an earlier row."""
+        names = set()
         for form in self.filled():
             name = form.cleaned_data.get(field)
-            if name and name in seen:
-                form.add_error(field, f"Two {what} are named {name}.")
-            seen.add(name)
+            if name and name in names:
+                form.add_error(field, f"Two {plural} are named {name}.")
+            names.add(name)
 
 
 class VariantRows(Rows):
     def clean(self) -> None:
-        self.refuse_twice("name", "variants")
+        self.check_unique("name", "variants")
         filled = self.filled()
         if len(filled) < VARIANTS_MIN:
-            raise ValidationError(f"An experiment has at least {VARIANTS_MIN} variants.")
+            raise ValidationError(f"An experiment needs at least {VARIANTS_MIN} variants.")
         if any(form.errors for form in filled):
             return
         specs = self.specs()
@@ -109,7 +109,7 @@ class VariantRows(Rows):
             raise ValidationError(error.message[0].upper() + error.message[1:]) from None
 
     def specs(self) -> list[VariantSpec]:
-        """Return the variants in their order; the first one is the control."""
+        """Return the variants in order; the first one is the control."""
         return [
             VariantSpec(
                 name=form.cleaned_data["name"],
@@ -122,22 +122,22 @@ class VariantRows(Rows):
 
 
 class MetricUseForm(forms.Form):
-    """A row of the table of metrics; a row that names no metric is none."""
+    """A row of the table of metrics; a row without a metric is blank."""
 
     metric = forms.ChoiceField(label="Metric", required=False)
     role = forms.ChoiceField(label="Role", choices=MetricUse.ROLES, required=False)
     margin = forms.FloatField(label="Margin in the metric's unit", required=False)
-    margin_percent = forms.FloatField(label="Margin in per cent of today", required=False)
-    baseline = forms.FloatField(label="What the metric is today", required=False)
-    mann_whitney = forms.BooleanField(label="Mann-Whitney's test too", required=False)
+    margin_percent = forms.FloatField(label="Margin (% of the current value)", required=False)
+    baseline = forms.FloatField(label="Current value of the metric", required=False)
+    mann_whitney = forms.BooleanField(label="Show the Mann-Whitney test", required=False)
 
     def __init__(self, *args: Any, metrics: Mapping[str, Metric], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.metrics = metrics
         _label_in_table(self)
-        # What matters for a guardrail only is hidden elsewhere, by the page's script.
+        # The page's script hides fields that apply only to guardrails.
         self.fields["role"].widget.attrs["data-choice"] = "role"
-        # A removed row is left out because this is emptied.
+        # Removing a row empties this field, which makes the row blank.
         self.fields["metric"].widget.attrs["data-empties"] = ""
         for name in ("margin", "margin_percent", "baseline"):
             self.fields[name].widget.attrs |= {"step": "any", "data-when": "role:guardrail"}
@@ -152,48 +152,48 @@ class MetricUseForm(forms.Form):
         return not str(self.data.get(self.add_prefix("metric"), "")).strip()
 
     def clean(self) -> dict[str, Any]:
-        given = super().clean() or self.cleaned_data
+        data = super().clean() or self.cleaned_data
         if self.is_blank or self.errors:
-            return given
-        if not given["role"]:
-            self.add_error("role", "Choose what the metric is there for.")
-            return given
+            return data
+        if not data["role"]:
+            self.add_error("role", "Choose a role.")
+            return data
         choice = self.choice()
         self._try("margin", lambda: margin_of(choice))
-        alone = MetricChoice(choice.metric, mann_whitney=choice.mann_whitney)
-        self._try("mann_whitney", lambda: check_choices([alone]))
-        return given
+        primary = MetricChoice(choice.metric, mann_whitney=choice.mann_whitney)
+        self._try("mann_whitney", lambda: check_choices([primary]))
+        return data
 
     def _try(self, field: str, check: Any) -> None:
         try:
             check()
         except Invalid as error:
-            told = error.message.partition(": ")[2] or error.message
-            self.add_error(field, told[0].upper() + told[1:])
+            message = error.message.partition(": ")[2] or error.message
+            self.add_error(field, message[0].upper() + message[1:])
 
     def choice(self) -> MetricChoice:
-        given = self.cleaned_data
-        percent = given.get("margin_percent")
+        data = self.cleaned_data
+        percent = data.get("margin_percent")
         return MetricChoice(
-            metric=self.metrics[given["metric"]],
-            role=given["role"],
-            margin=given.get("margin"),
-            mann_whitney=given["mann_whitney"],
+            metric=self.metrics[data["metric"]],
+            role=data["role"],
+            margin=data.get("margin"),
+            mann_whitney=data["mann_whitney"],
             margin_relative=None if percent is None else percent / 100.0,
-            baseline=given.get("baseline"),
+            baseline=data.get("baseline"),
         )
 
 
 class MetricUseRows(Rows):
     def clean(self) -> None:
-        self.refuse_twice("metric", "rows")
+        self.check_unique("metric", "rows")
         filled = self.filled()
         roles = [form.cleaned_data.get("role") for form in filled]
         if not filled:
-            raise ValidationError("An experiment has at least one metric, the primary one.")
+            raise ValidationError("An experiment needs at least one metric, the primary one.")
         if roles.count(MetricUse.PRIMARY) != 1:
-            told = f"Exactly one metric is primary, not {roles.count(MetricUse.PRIMARY)}."
-            raise ValidationError(told)
+            count = roles.count(MetricUse.PRIMARY)
+            raise ValidationError(f"Exactly one metric must be primary, not {count}.")
 
     def choices(self) -> list[MetricChoice]:
         return [form.choice() for form in self.filled()]
@@ -222,7 +222,7 @@ MetricUseFormSet = forms.formset_factory(
 def variant_rows(
     data: Any, versions: Sequence[ModelVersion], draft: Experiment | None, *, more: bool = False
 ) -> VariantRows:
-    """Return the rows as typed, those of a draft, or a half each for stable and the newest."""
+    """Return the posted rows, those of a draft, or 50 % each for stable and the newest version."""
     formset = VariantFormSet(
         data,
         prefix="variants",
@@ -253,7 +253,7 @@ def _halves(versions: Sequence[ModelVersion]) -> list[dict[str, Any]]:
 def metric_use_rows(
     data: Any, metrics: Mapping[str, Metric], draft: Experiment | None, *, more: bool = False
 ) -> MetricUseRows:
-    """Return the rows as typed, those of a draft, or one for the primary metric."""
+    """Return the posted rows, those of a draft, or one row for the primary metric."""
     uses = draft.metric_uses.select_related("metric").order_by("position") if draft else ()
     initial: list[dict[str, Any]] = [
         {

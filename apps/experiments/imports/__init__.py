@@ -1,1 +1,1 @@
-"""Outcomes from files: read row by row, judged each for itself, recorded in bounded steps."""
+"""Import outcomes from files: rows are checked one by one and recorded in bounded steps."""

@@ -1,4 +1,4 @@
-"""REST API of imports: send a file, follow it, read what was refused."""
+"""REST API of imports: upload a file, follow its progress, read the refused rows."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ class RefusedRowSerializer(serializers.ModelSerializer[RefusedRow]):
 
 
 @extend_schema_view(
-    list=extend_schema(summary="Files of outcomes, the newest first"),
-    retrieve=extend_schema(summary="How far one is, and what became of its rows"),
+    list=extend_schema(summary="List imports of outcomes, newest first"),
+    retrieve=extend_schema(summary="Get the progress of an import and the counts of its rows"),
 )
 class ImportViewSet(
     mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericViewSet[OutcomeImport]
@@ -65,25 +65,27 @@ class ImportViewSet(
         return [MultiPartParser()] if self.request and self.request.method == "POST" else []
 
     @extend_schema(
-        summary="Send a file; a worker reads it",
-        description="The answer tells its id; follow it until `state` is `done` or `failed`.",
+        summary="Upload a file; a worker reads it",
+        description="The response holds the id. Poll until `state` is `done` or `failed`.",
         request={"multipart/form-data": ImportInputSerializer},
         responses={202: ImportSerializer},
     )
     def create(self, request: Request) -> Response:
         require_role(request.user, None, Role.OPERATOR)
         if not request.headers.get("Content-Length"):
-            raise Invalid("Send the form with a Content-Length: one sent in chunks is not read.")
+            raise Invalid("Content-Length is required; chunked uploads are not supported.")
         data = request.data
         check_upload(request._request)
-        given = ImportInputSerializer(data=data)
-        given.is_valid(raise_exception=True)
-        ((name, path),) = uploaded_files(given.validated_data["file"])
-        made = start_import(filename=name, path=path, actor=actor_of(request), now=database_now())
-        return Response(ImportSerializer(made).data, status=status.HTTP_202_ACCEPTED)
+        form = ImportInputSerializer(data=data)
+        form.is_valid(raise_exception=True)
+        ((name, path),) = uploaded_files(form.validated_data["file"])
+        imported = start_import(
+            filename=name, path=path, actor=actor_of(request), now=database_now()
+        )
+        return Response(ImportSerializer(imported).data, status=status.HTTP_202_ACCEPTED)
 
     @extend_schema(
-        summary="The rows that were refused, in order",
+        summary="List the refused rows, in order",
         responses=RefusedRowSerializer(many=True),
     )
     @action(detail=True, methods=["get"], serializer_class=RefusedRowSerializer)
@@ -93,7 +95,7 @@ class ImportViewSet(
         return self.get_paginated_response(RefusedRowSerializer(page, many=True).data)
 
     @extend_schema(
-        summary="The rows that were refused, as CSV",
+        summary="Get the refused rows as CSV",
         responses={(200, "text/csv"): OpenApiTypes.STR},
     )
     @action(detail=True, methods=["get"], url_path="refused/csv")

@@ -1,4 +1,4 @@
-"""CSV and Parquet files into rows, a bounded number at a time, from any row on."""
+"""Read rows of CSV and Parquet files in chunks, from any row on."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ FORMATS = (CSV, PARQUET)
 DELIMITERS = ",;\t"
 MAGIC = b"PAR1"
 CHUNK = 5_000
-# A field beyond it is none of ours; a file of one endless line is not read whole.
+# Longer fields are refused, so that a file of one endless line is not read whole.
 FIELD_MAX = 100_000
 
-# A row's number, counted from 1 without the header, and its fields by name, or why it has none.
+# A row's number, counted from 1 without the header, with its fields by name or why it is malformed.
 Row = tuple[int, dict[str, Any] | str]
 
 
 class BadFile(Invalid):
-    """The file as a whole, or from some row on, cannot be read."""
+    """The file cannot be read, from the start or from some row on."""
 
 
 def format_of(path: Path) -> str:
-    """Return the format by what the file holds. Raises BadFile for an empty one."""
+    """Return the format by the file's first bytes. Raises BadFile for an empty file."""
     with path.open("rb") as file:
         start = file.read(4)
     if not start:
-        raise BadFile("file: it is empty")
+        raise BadFile("file: the file is empty")
     return PARQUET if start == MAGIC else CSV
 
 
@@ -56,7 +56,7 @@ def read_chunks(path: Path, kind: str, start: int, size: int = CHUNK) -> Iterato
 def _csv(path: Path, start: int, size: int) -> Iterator[list[Row]]:
     csv.field_size_limit(FIELD_MAX)
     number = start
-    # A byte-order mark, as spreadsheets write it, is no part of the first name.
+    # Spreadsheets write a byte-order mark; it is not part of the first name.
     with path.open(encoding="utf-8-sig", newline="") as file:
         try:
             reader = csv.reader(file, delimiter=_delimiter(file), strict=True)
@@ -67,13 +67,13 @@ def _csv(path: Path, start: int, size: int) -> Iterator[list[Row]]:
                 yield list(enumerate(chunk, number + 1))
                 number += len(chunk)
         except UnicodeDecodeError as error:
-            raise BadFile(f"file: it is not UTF-8 after row {number:,} ({error.reason})") from None
+            raise BadFile(f"file: not valid UTF-8 after row {number:,} ({error.reason})") from None
         except csv.Error as error:
-            raise BadFile(f"file: no CSV after row {number:,}: {error}") from None
+            raise BadFile(f"file: not valid CSV after row {number:,}: {error}") from None
 
 
 def _delimiter(file: TextIO) -> str:
-    """Return what divides the header's names: the one of commas, semicolons, tabs that is there."""
+    """Return the delimiter of the header: the most frequent of comma, semicolon and tab."""
     header = file.readline(FIELD_MAX)
     file.seek(0)
     return max(DELIMITERS, key=header.count)
@@ -81,60 +81,60 @@ def _delimiter(file: TextIO) -> str:
 
 def _fields(header: Sequence[str], row: list[str]) -> dict[str, Any] | str:
     if len(row) != len(header):
-        return f"it does not have the header's {len(header)} fields"
+        return f"the row does not have the header's {len(header)} fields"
     return dict(zip(header, row, strict=True))
 
 
-def _check_columns(found: Sequence[str]) -> None:
-    missing = [name for name in COLUMNS if name not in found]
+def _check_columns(header: Sequence[str]) -> None:
+    missing = [name for name in COLUMNS if name not in header]
     if missing:
         raise BadFile(
-            f"file: columns are missing: {', '.join(missing)} "
-            f"(found: {', '.join(found)[:300] or 'none'})"
+            f"file: missing columns: {', '.join(missing)} "
+            f"(the file has: {', '.join(header)[:300] or 'none'})"
         )
-    twice = sorted({name for name in (*COLUMNS, *OPTIONAL) if list(found).count(name) > 1})
-    if twice:
-        raise BadFile(f"file: columns are there twice: {', '.join(twice)}")
+    repeated = sorted({name for name in (*COLUMNS, *OPTIONAL) if list(header).count(name) > 1})
+    if repeated:
+        raise BadFile(f"file: duplicate columns: {', '.join(repeated)}")
 
 
 # --- Parquet -------------------------------------------------------------------------------------
 
 
 def _parquet(path: Path, start: int, size: int) -> Iterator[list[Row]]:
-    # Imported here: it takes a second, and few who start ever read such a file.
+    # Imported here: it takes a second, and few processes ever read Parquet.
     import duckdb
 
     number = start
     with duckdb.connect(config={"threads": 1}) as engine:
         try:
             columns = _columns_of(engine, path)
-            asked, names = ", ".join(columns.values()), list(columns)
+            selection, names = ", ".join(columns.values()), list(columns)
             while True:
                 engine.execute(
-                    f"SELECT {asked} FROM read_parquet(?) LIMIT {size} OFFSET {number}",  # noqa: S608
+                    f"SELECT {selection} FROM read_parquet(?) LIMIT {size} OFFSET {number}",  # noqa: S608
                     [str(path)],
                 )
-                found = [dict(zip(names, row, strict=True)) for row in engine.fetchall()]
-                if not found:
+                rows = [dict(zip(names, row, strict=True)) for row in engine.fetchall()]
+                if not rows:
                     return
-                yield list(enumerate(found, number + 1))
-                number += len(found)
+                yield list(enumerate(rows, number + 1))
+                number += len(rows)
         except duckdb.Error as error:
-            told = str(error).splitlines()[0][:300].replace(str(path), "it")
-            raise BadFile(f"file: no Parquet after row {number:,}: {told}") from None
+            message = str(error).splitlines()[0][:300].replace(str(path), "the file")
+            raise BadFile(f"file: not valid Parquet after row {number:,}: {message}") from None
 
 
 def _columns_of(engine: duckdb.DuckDBPyConnection, path: Path) -> dict[str, str]:
-    """Return what to select by name, so that instants come as milliseconds. Raises BadFile."""
+    """Return SQL expressions by column; timestamps become milliseconds. Raises BadFile."""
     engine.execute("DESCRIBE SELECT * FROM read_parquet(?)", [str(path)])
     types = {str(row[0]).lower(): str(row[1]) for row in engine.fetchall()}
     _check_columns(list(types))
     at = types["occurred_at"]
     if at.startswith("TIMESTAMP") and at != "TIMESTAMP WITH TIME ZONE":
-        raise BadFile("file: occurred_at has no time zone; write it as instants in UTC")
-    told = {name: f'"{name}"' for name in (*COLUMNS, *OPTIONAL) if name in types}
+        raise BadFile("file: occurred_at has no time zone; store it as UTC timestamps")
+    expressions = {name: f'"{name}"' for name in (*COLUMNS, *OPTIONAL) if name in types}
     if at == "TIMESTAMP WITH TIME ZONE":
-        told["occurred_at"] = "epoch_ms(occurred_at)"
+        expressions["occurred_at"] = "epoch_ms(occurred_at)"
     if types["value"].startswith("DECIMAL"):
-        told["value"] = "value::DOUBLE"
-    return told
+        expressions["value"] = "value::DOUBLE"
+    return expressions

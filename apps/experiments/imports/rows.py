@@ -1,4 +1,4 @@
-"""A row of a file into an outcome: what stands in its fields, or why that is none. Pure."""
+"""Parse a row of a file into an outcome, or give the reason why it is malformed. Pure."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from contract.messages import Outcome
 from contract.request_ids import RequestIdError, with_unit
 
 COLUMNS = ("event_id", "unit_id", "metric", "value", "occurred_at")
-# What a file may have besides; others are left alone.
+# Optional columns; all others are ignored.
 OPTIONAL = ("request_id",)
 WORDS = {"true": 1.0, "false": 0.0}
 
 
 class BadRow(Exception):
-    """One row cannot be an outcome; its text is the reason, which is counted, so of few kinds."""
+    """A malformed row. Its message is a reason that is counted, so there are only few messages."""
 
 
 def outcome_of(row: Mapping[str, Any]) -> Outcome:
-    """Return the outcome in `row`, whose fields are text, numbers, instants or None.
+    """Return the outcome in `row`, whose fields are text, numbers, timestamps or None.
 
-    Raises BadRow for what is missing or of another type.
+    Raises BadRow for a missing field or a wrong type.
     """
-    read = Outcome(
+    outcome = Outcome(
         event_id=_text(row, "event_id"),
         unit_id=_text(row, "unit_id"),
         metric=_text(row, "metric"),
@@ -34,14 +34,14 @@ def outcome_of(row: Mapping[str, Any]) -> Outcome:
         request_id=_text(row, "request_id"),
     )
     try:
-        return with_unit(read)
+        return with_unit(outcome)
     except RequestIdError as error:
         raise BadRow(str(error)) from None
 
 
 def _text(row: Mapping[str, Any], name: str) -> str:
     value = row.get(name)
-    # The rest of what a text may not be is judged with all outcomes.
+    # `ingestion.Judge` checks texts further, for all outcomes.
     return "" if value is None else str(value).strip()
 
 
@@ -57,33 +57,33 @@ def _value(value: Any) -> float:
         return float(text)
     except ValueError:
         if "," in text:
-            raise BadRow("value has a comma: decimals take a point, thousands nothing") from None
-        raise BadRow("value is no number") from None
+            raise BadRow("value contains a comma: use a decimal point and no separators") from None
+        raise BadRow("value is not a number") from None
 
 
 def _milliseconds(value: Any) -> int:
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return _whole(value)
+        return _finite_int(value)
     if isinstance(value, datetime):
-        return _of_instant(value)
+        return _to_milliseconds(value)
     text = "" if value is None else str(value).strip()
     if not text:
         raise BadRow("occurred_at is empty")
     if text.lstrip("-").isdecimal():
-        return _whole(int(text[:20]))
+        return _finite_int(int(text[:20]))
     try:
-        return _of_instant(datetime.fromisoformat(text))
+        return _to_milliseconds(datetime.fromisoformat(text))
     except ValueError:
-        raise BadRow("occurred_at is no ISO 8601 instant, and no milliseconds since 1970") from None
+        raise BadRow("occurred_at is not a valid ISO 8601 timestamp or Unix time in ms") from None
 
 
-def _whole(value: float) -> int:
+def _finite_int(value: float) -> int:
     if not math.isfinite(value):
-        raise BadRow("occurred_at is no finite number of milliseconds")
+        raise BadRow("occurred_at is not a finite number of milliseconds")
     return int(value)
 
 
-def _of_instant(at: datetime) -> int:
+def _to_milliseconds(at: datetime) -> int:
     if at.tzinfo is None:
         raise BadRow("occurred_at has no time zone")
     return round(at.timestamp() * 1_000)

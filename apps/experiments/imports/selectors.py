@@ -1,4 +1,4 @@
-"""What pages and the API read of imports."""
+"""Query imports for pages and the API."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from apps.experiments.models import OutcomeImport, RefusedRow
 from apps.lib.errors import NotFound
 
 COLUMNS = ["row", "event_id", "metric", "reason"]
-# A cell that begins so is a formula to a spreadsheet.
+# Spreadsheets evaluate a cell that begins with one of these.
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -22,11 +22,11 @@ def imports() -> QuerySet[OutcomeImport]:
 
 
 def find_import(pk: UUID) -> OutcomeImport:
-    """Return it. Raises NotFound."""
-    found = OutcomeImport.objects.filter(pk=pk).first()
-    if found is None:
+    """Return the import. Raises NotFound."""
+    imported = OutcomeImport.objects.filter(pk=pk).first()
+    if imported is None:
         raise NotFound(f"There is no import {pk}.")
-    return found
+    return imported
 
 
 def refused_rows(imported: OutcomeImport) -> QuerySet[RefusedRow]:
@@ -34,13 +34,13 @@ def refused_rows(imported: OutcomeImport) -> QuerySet[RefusedRow]:
 
 
 def refused_csv(imported: OutcomeImport) -> Iterator[str]:
-    """Yield the refused rows that were kept, as lines of CSV."""
+    """Yield the stored refused rows as lines of CSV."""
     yield _line(COLUMNS)
     for row in refused_rows(imported).values_list(*COLUMNS).iterator():
-        yield _line([row[0], *(_plain(text) for text in row[1:])])
+        yield _line([row[0], *(_escape_formula(text) for text in row[1:])])
 
 
-def _plain(text: str) -> str:
+def _escape_formula(text: str) -> str:
     return f"'{text}" if text.startswith(FORMULA_STARTS) else text
 
 

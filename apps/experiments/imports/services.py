@@ -1,6 +1,7 @@
-"""An import from its file to its last row. Each step is one transaction: the rows' outcomes, those
-that were refused, and how far it came stand or fall together, so that whoever goes on after a crash
-goes on behind the last row that was recorded.
+"""Start and continue imports of outcome files.
+
+Each step is one transaction that holds the rows' outcomes, the refused rows and the position in the
+file, so that a worker continues after a crash with the row after the last recorded one.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from apps.experiments.imports.rows import BadRow, outcome_of
 from apps.experiments.ingestion import record_outcomes
 from apps.experiments.models import Metric, OutcomeImport, RefusedRow
 from apps.experiments.refusals import NOWHERE, Origin, Refusal, count_refusals
-from apps.experiments.unexposed import strangers_among
+from apps.experiments.unexposed import find_unexposed
 from apps.lib.actors import Actor
 from apps.lib.clock import database_now
 from apps.lib.errors import TooLarge
@@ -29,9 +30,9 @@ from apps.models.audit import record_audit
 from contract.messages import Outcome
 
 DIRECTORY = "imports"
-# How refusals say that outcomes came from a file.
+# `Origin.via` of outcomes from files.
 VIA = "file"
-# So many refused rows are kept, of one file; beyond them they are counted only.
+# Maximum number of refused rows stored per file; further ones are only counted.
 REFUSED_KEPT_MAX = 100_000
 SHOWN_MAX = 200
 STEP_S = 3.0
@@ -41,60 +42,59 @@ State = OutcomeImport.State
 
 
 def start_import(*, filename: str, path: Path, actor: Actor, now: datetime) -> OutcomeImport:
-    """Keep the file at `path`, which may be moved, and make its import; a worker reads it.
+    """Copy the file at `path` and create its import; a worker reads it.
 
     Raises:
-        TooLarge: it has more bytes than an import may have.
-        BadFile: it is empty, has no header, or lacks a column. Nothing is kept.
+        TooLarge: the file exceeds the limit.
+        BadFile: it is empty, has no header, or lacks a column. Nothing is stored.
     """
     size = path.stat().st_size
     if size > settings.IMPORT_BYTES_MAX:
         raise TooLarge(
-            f"The file has {size:,} bytes; an import may have {settings.IMPORT_BYTES_MAX:,} "
-            "(INTERLOCK_IMPORT_BYTES_MAX). Divide it."
+            f"The file has {size:,} bytes; the limit is {settings.IMPORT_BYTES_MAX:,} bytes "
+            "(INTERLOCK_IMPORT_BYTES_MAX). Split the file."
         )
     kind = format_of(path)
     check_file(path, kind)
-    made = OutcomeImport(
+    new = OutcomeImport(
         filename=filename.replace("\x00", "")[-300:], bytes=size, format=kind, actor=actor.name,
         at=now,
     )  # fmt: skip
-    kept = path_of(made.pk)
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(path, kept)
+    copy = path_of(new.pk)
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(path, copy)
     with transaction.atomic():
-        made.save()
-        told = {"filename": made.filename, "bytes": size}
-        record_audit(actor=actor, action="outcomes.import", target=f"import {made.pk}", after=told)
-    return made
+        new.save()
+        after = {"filename": new.filename, "bytes": size}
+        record_audit(actor=actor, action="outcomes.import", target=f"import {new.pk}", after=after)
+    return new
 
 
 def path_of(pk: UUID) -> Path:
-    """Return where an import's file lies, for web and workers alike."""
+    """Return the path of an import's file, which web and workers share."""
     return Path(settings.ARTIFACT_DIR) / DIRECTORY / str(pk)
 
 
-def import_some(within_s: float = STEP_S) -> bool:
-    """Go on with the oldest import that is not done, for about so long; False without one."""
+def continue_import(within_s: float = STEP_S) -> bool:
+    """Continue the oldest unfinished import for about `within_s` seconds; False without one."""
     waiting = OutcomeImport.objects.filter(state__in=[State.WAITING, State.RUNNING])
-    found = waiting.order_by("at").first()
-    if found is None:
+    imported = waiting.order_by("at").first()
+    if imported is None:
         return False
     ends_at = monotonic() + within_s
-    path = path_of(found.pk)
+    path = path_of(imported.pk)
     try:
         if not path.exists():
             raise BadFile(
-                "file: this worker does not find it: web and workers must share "
-                "INTERLOCK_ARTIFACT_DIR"
+                "file: not found by this worker; web and workers must share INTERLOCK_ARTIFACT_DIR"
             )
-        for chunk in read_chunks(path, found.format, found.rows, STEP_ROWS):
-            _record(found, chunk)
+        for chunk in read_chunks(path, imported.format, imported.rows, STEP_ROWS):
+            _record(imported, chunk)
             if monotonic() > ends_at:
                 return True
-        _end(found, State.DONE, "")
+        _end(imported, State.DONE, "")
     except BadFile as error:
-        _end(found, State.FAILED, error.message.removeprefix("file: "))
+        _end(imported, State.FAILED, error.message.removeprefix("file: "))
     path.unlink(missing_ok=True)
     return True
 
@@ -103,36 +103,36 @@ def import_some(within_s: float = STEP_S) -> bool:
 def _record(imported: OutcomeImport, chunk: list[Row]) -> None:
     locked = OutcomeImport.objects.select_for_update().get(pk=imported.pk)
     if locked.rows != chunk[0][0] - 1:
-        # Another worker was quicker; what is read next begins where it stands now.
+        # Another worker was faster; continue at its position.
         imported.rows = locked.rows
         return
     now = database_now()
     origin = Origin(locked.actor, VIA)
-    outcomes, numbers, refused = _read(chunk, origin)
+    outcomes, numbers, refused = _parse(chunk, origin)
     report = record_outcomes(outcomes, now, origin)
-    count_refusals(refused, known=_known({each.metric for each in refused}), now=now)
+    count_refusals(refused, known=_existing_metrics({each.metric for each in refused}), now=now)
     refused += [replace(each, index=numbers[each.index]) for each in report.refused]
-    _keep(locked, refused)
+    _store_refused(locked, refused)
     locked.state = State.RUNNING
     locked.rows += len(chunk)
     locked.recorded += report.recorded
     locked.duplicates += report.duplicates
-    strangers = strangers_among([each.unit_id for each in outcomes if each.unit_id])
-    locked.strangers += sum(each.unit_id in strangers for each in outcomes)
+    unexposed = find_unexposed([each.unit_id for each in outcomes if each.unit_id])
+    locked.strangers += sum(each.unit_id in unexposed for each in outcomes)
     locked.refused = dict(Counter(locked.refused) + Counter(each.reason for each in refused))
     locked.save()
     imported.rows = locked.rows
 
 
-def _known(names: set[str]) -> set[str]:
-    wanted = [name for name in names if "\x00" not in name]
-    return set(Metric.objects.filter(name__in=wanted).values_list("name", flat=True))
+def _existing_metrics(names: set[str]) -> set[str]:
+    valid = [name for name in names if "\x00" not in name]
+    return set(Metric.objects.filter(name__in=valid).values_list("name", flat=True))
 
 
-def _read(
+def _parse(
     chunk: list[Row], origin: Origin = NOWHERE
 ) -> tuple[list[Outcome], list[int], list[Refusal]]:
-    """Return the outcomes with their rows' numbers, and the rows that are none."""
+    """Return the outcomes, their row numbers, and the refusals of malformed rows."""
     outcomes: list[Outcome] = []
     numbers: list[int] = []
     refused: list[Refusal] = []
@@ -150,19 +150,19 @@ def _read(
     return outcomes, numbers, refused
 
 
-def _keep(imported: OutcomeImport, refused: list[Refusal]) -> None:
+def _store_refused(imported: OutcomeImport, refused: list[Refusal]) -> None:
     room = max(0, REFUSED_KEPT_MAX - sum(imported.refused.values()))
     rows = sorted(refused, key=lambda each: each.index)[:room]
     RefusedRow.objects.bulk_create(
         RefusedRow(
-            imported=imported, row=each.index, event_id=_shown(each.event_id),
-            metric=_shown(each.metric), reason=each.reason,
+            imported=imported, row=each.index, event_id=_clean(each.event_id),
+            metric=_clean(each.metric), reason=each.reason,
         )
         for each in rows
     )  # fmt: skip
 
 
-def _shown(text: str) -> str:
+def _clean(text: str) -> str:
     return text.replace("\x00", "")[:SHOWN_MAX]
 
 

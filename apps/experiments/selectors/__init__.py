@@ -1,1 +1,1 @@
-"""Reads for the pages of experiments."""
+"""Queries for the pages of experiments."""

@@ -1,4 +1,4 @@
-"""Experiments for the list page, and what an experiment's page is made from."""
+"""Query experiments for the list page and for an experiment's page."""
 
 from __future__ import annotations
 
@@ -20,12 +20,14 @@ GUARDRAIL_STATES = '$.metrics[*] ? (@.role == "guardrail").comparisons[*].non_in
 
 
 def experiment_rows(**filters: str) -> QuerySet[Experiment]:
-    """Return the experiments of the list page, the newest first, without their whole results.
+    """Return the experiments of the list page, newest first, without their whole results.
 
-    `filters` are of `model__name` and `state`; empty ones are ignored.
+    `filters` may hold `model__name` and `state`; empty ones are ignored.
     """
-    wanted = {key: value for key, value in filters.items() if value}
-    rows = Experiment.objects.filter(**wanted).defer("result").select_related("model", "rollout")
+    conditions = {key: value for key, value in filters.items() if value}
+    rows = (
+        Experiment.objects.filter(**conditions).defer("result").select_related("model", "rollout")
+    )
     rows = rows.prefetch_related("metric_uses__metric").annotate(
         verdict=KeyTextTransform("verdict", "result"),
         is_significant=KeyTransform("is_significant", "result"),
@@ -42,13 +44,13 @@ def experiment_rows(**filters: str) -> QuerySet[Experiment]:
 
 
 def add_guardrails(rows: Any) -> None:
-    """Give each row of the list the tone and the words for its guardrails."""
+    """Set tone and text of the guardrails on each row of the list."""
     for row in rows:
         row.guardrail_tone, row.guardrail_words = guardrail_tone(row.guardrails or [])
 
 
 def find_experiment(name: str) -> Experiment:
-    """Return the experiment with its model and metrics; its result is read when it is asked for.
+    """Return the experiment with its model and metrics; `result` is deferred.
 
     Raises NotFound.
     """
@@ -61,33 +63,33 @@ def find_experiment(name: str) -> Experiment:
 
 
 def is_over(experiment: Experiment) -> bool:
-    """Say whether its state will not change any more."""
+    """Return whether its state is final."""
     return E(experiment.state) in EXPERIMENT_TRANSITIONS.final
 
 
 def awaits_final(experiment: Experiment, result: dict[str, Any]) -> bool:
-    """Say whether it has ended and its final result is still to be made."""
-    is_made = result.get("phase") == "final" or experiment.refresh_due_at is None
-    return experiment.state == E.COMPLETED and not is_made
+    """Return whether it has ended and its final result is not computed yet."""
+    is_computed = result.get("phase") == "final" or experiment.refresh_due_at is None
+    return experiment.state == E.COMPLETED and not is_computed
 
 
-def experiment_stamp(experiment: Experiment, *seen_by: object) -> str:
-    """Return a digest of all that the experiment's page shows."""
-    placed = [(d.pk, d.state) for d in placements(experiment)]
-    kept: datetime | None = experiment.snapshots.aggregate(newest=Max("at"))["newest"]
+def experiment_stamp(experiment: Experiment, *viewer: object) -> str:
+    """Return a digest of everything that the experiment's page shows."""
+    deployments = [(d.pk, d.state) for d in placements(experiment)]
+    newest: datetime | None = experiment.snapshots.aggregate(newest=Max("at"))["newest"]
     return stamp_of(
         experiment.revision,
         experiment.refreshed_at,
         experiment.refresh_due_at,
         experiment.refresh_error,
-        placed,
-        kept,
-        *seen_by,
+        deployments,
+        newest,
+        *viewer,
     )
 
 
 def placements(experiment: Experiment) -> list[Deployment]:
-    """Return the deployments that a preparing experiment waits for; later nobody asks."""
+    """Return the deployments that a preparing experiment waits for; [] in other states."""
     if experiment.state != E.PREPARING:
         return []
     rows = Deployment.objects.select_related("version__model", "cluster").filter(
@@ -97,12 +99,12 @@ def placements(experiment: Experiment) -> list[Deployment]:
 
 
 def models_to_compare() -> QuerySet[RegisteredModel]:
-    """Return the models that an experiment can be made on: those with a stable version."""
+    """Return the models that can have an experiment: those with a stable version."""
     return RegisteredModel.objects.active().select_related("stable").exclude(stable=None)
 
 
 def versions_to_compare(model: RegisteredModel) -> list[ModelVersion]:
-    """Return the versions with stable's signature, the newest first."""
+    """Return the versions with stable's signature, newest first."""
     stable = model.stable
     if stable is None:
         return []

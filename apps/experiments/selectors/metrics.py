@@ -1,4 +1,4 @@
-"""Metrics for their pages: what they are, who uses them, and what comes in for them."""
+"""Query metrics for their pages: definitions, uses, incoming and refused outcomes."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from apps.experiments.models import Metric, MetricUse, OutcomeRow
 from apps.experiments.selectors.refusals import REFUSALS_SHOWN_MAX, refusal_rows
 from apps.lib.errors import NotFound
 
-LATELY = timedelta(hours=24)
-# Counting stops here: a page must not take long because much came in.
+RECENT = timedelta(hours=24)
+# Counting stops here, so that the page stays fast.
 COUNTED_MAX = 1_000_000
 
 
 def metric_rows() -> QuerySet[Metric]:
-    """Return all metrics by name, each with how many experiments use it."""
+    """Return all metrics by name, each with the number of experiments that use it."""
     rows = Metric.objects.select_related("outcomes_of", "divided_by")
     return rows.annotate(used=Count("uses")).order_by("name")
 
@@ -31,25 +31,25 @@ def find_metric(name: str) -> Metric:
 
 
 def metric_context(metric: Metric, now: datetime) -> dict[str, Any]:
-    """Return what the page of a metric renders."""
+    """Return the template context of a metric's page."""
     uses = MetricUse.objects.filter(metric=metric).select_related("experiment__model")
     derived = Metric.objects.filter(Q(outcomes_of=metric) | Q(divided_by=metric))
-    named = metric.outcomes_of or metric
+    sent_metric = metric.outcomes_of or metric
     takes_outcomes = metric.source == Metric.Source.OUTCOMES
     return {
         "metric": metric,
         "quantile_percent": f"{(metric.quantile_ppm or 0) / 10_000:g}",
-        "named": named,
+        "sent_metric": sent_metric,
         "uses": list(uses.defer("experiment__result").order_by("-experiment__created_at")),
         "derived": list(derived.order_by("name")),
         "takes_outcomes": takes_outcomes,
-        "received": received_since(named, now - LATELY) if takes_outcomes else None,
+        "received": received_since(sent_metric, now - RECENT) if takes_outcomes else None,
         "counted_max": COUNTED_MAX,
-        "refused": list(refusal_rows(named.name)[:REFUSALS_SHOWN_MAX]),
+        "refused": list(refusal_rows(sent_metric.name)[:REFUSALS_SHOWN_MAX]),
     }
 
 
 def received_since(metric: Metric, since: datetime) -> int:
-    """Return how many outcomes came in for the metric since then; at most `COUNTED_MAX`."""
+    """Return the number of outcomes received for the metric since then; at most `COUNTED_MAX`."""
     rows = OutcomeRow.objects.filter(metric=metric, received_at__gte=since)
     return rows.values("pk")[:COUNTED_MAX].count()

@@ -1,4 +1,4 @@
-"""What the page of a result renders: the present one of an experiment, or one that was kept."""
+"""Build the template context of a result: an experiment's current one, or a snapshot."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from apps.experiments import charts
 from apps.experiments.charts.trend import Point
 from apps.experiments.models import Experiment, ResultSnapshot
 from apps.experiments.selectors.experiments import awaits_final, is_over, placements
-from apps.experiments.ship import why_not_ship
+from apps.experiments.ship import shipping_doubts
 from apps.experiments.snapshots import snapshots_of
 from apps.experiments.states import ExperimentState
 from apps.experiments.tables.attribution import attribution_table
@@ -26,13 +26,13 @@ from apps.experiments.tables.results import MetricRow, chosen, grouped, metric_r
 from apps.experiments.tables.wording import Scale, scale_of
 
 E = ExperimentState
-# More points than this no chart of this width can show.
+# A chart of this width cannot show more points.
 COURSE_MAX = 300
 SNAPSHOTS_SHOWN = 50
 
 
 def experiment_context(experiment: Experiment, metric: str | None) -> dict[str, Any]:
-    """Return what the page and its live fragment render; `metric` is the one shown in full."""
+    """Return the context of the page and its live fragment; `metric` is the one shown in full."""
     result = experiment.result
     state = E(experiment.state)
     waits = awaits_final(experiment, result)
@@ -54,12 +54,12 @@ def experiment_context(experiment: Experiment, metric: str | None) -> dict[str, 
         "can_resume": state is E.PAUSED,
         "can_stop": state in {E.PREPARING, E.RUNNING, E.PAUSED},
         "is_under_way": state in {E.RUNNING, E.PAUSED},
-        "ships": winner if winner and not why_not_ship(result, winner) else None,
+        "ships": winner if winner and not shipping_doubts(result, winner) else None,
     }
 
 
 def snapshot_context(snapshot: ResultSnapshot, metric: str | None) -> dict[str, Any]:
-    """Return what the page of a kept result renders: the same as of a present one, frozen."""
+    """Return the context of a snapshot's page."""
     experiment = snapshot.experiment
     result = snapshot.result
     return {
@@ -91,14 +91,14 @@ def result_context(
         "is_final": result.get("phase") == "final",
         "groups": grouped(rows),
         "metric_names": [row.name for row in rows],
-        # Kept by every request of the page that shows another metric than the first.
+        # Every request of the page sends it, to keep the chosen metric.
         "metric_query": f"?{urlencode({'metric': shown.name})}" if shown else "",
         "shown": shown,
         "variants": [(variant, cells.get(variant.name)) for variant in variants],
         "quality": quality,
         "phases": phase_rows(result, [variant.name for variant in variants]),
         "alpha_percent": f"{experiment.alpha_ppm / 10_000:g}",
-        # What a p is held against: the sequential reading and the fixed one have half of it each.
+        # The level of one p: the sequential and the fixed reading have half of alpha each.
         "reading_percent": f"{experiment.alpha_ppm / 20_000:g}",
         "attribution": attribution_table(result),
         "held_out": held_out(result, scales),
@@ -113,10 +113,10 @@ def _shown_context(
     scales: Mapping[str, Scale],
     until: datetime | None,
 ) -> dict[str, Any]:
-    """Return breakdowns and figures of the one metric that is shown in full."""
+    """Return breakdowns and figures of the metric that is shown in full."""
     name = shown.name if shown else experiment.metric.name
-    found = [entry for entry in result.get("metrics", ()) if entry["name"] == name]
-    entry: dict[str, Any] = found[0] if found else {}
+    matches = [entry for entry in result.get("metrics", ()) if entry["name"] == name]
+    entry: dict[str, Any] = matches[0] if matches else {}
     scale = scales.get(name) or scale_of(entry.get("kind", ""))
     arms = [arm["name"] for arm in entry.get("arms", ())]
     return {
@@ -132,15 +132,15 @@ def _shown_context(
 
 
 def course(experiment: Experiment, metric: str, until: datetime | None = None) -> list[Point]:
-    """Return at most `COURSE_MAX` points of a metric's result over time, evenly, the last one too.
+    """Return up to `COURSE_MAX` evenly spaced points of a metric's result, including the last.
 
-    Only this metric's numbers are read: a point holds those of all.
+    Only this metric's numbers are read, although a point holds those of all metrics.
     """
     points = experiment.points.filter(**({"at__lte": until} if until else {}))
     step = max(1, -(-points.count() // COURSE_MAX))
     rows = points.annotate(
         place=Window(RowNumber(), order_by=[F("at").desc(), F("id").desc()]),
-        # No key transform: it takes a name of digits for a place in a list.
+        # Not a key transform: it takes a name of digits for a list index.
         own=Func(
             F("numbers"),
             Value(metric),
@@ -150,5 +150,5 @@ def course(experiment: Experiment, metric: str, until: datetime | None = None) -
     )
     if step > 1:
         rows = rows.annotate(rest=(F("place") - 1) % step).filter(rest=0)
-    found = rows.order_by("at", "id").values_list("at", "own")
-    return [(round(at.timestamp() * 1_000), own) for at, own in found if own]
+    numbers = rows.order_by("at", "id").values_list("at", "own")
+    return [(round(at.timestamp() * 1_000), own) for at, own in numbers if own]

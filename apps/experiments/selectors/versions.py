@@ -1,4 +1,4 @@
-"""What outcomes that name their request said of a version's answers, over time."""
+"""Query outcomes of a version's answers over time, from outcomes that name their request."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 from apps.experiments.models import Metric, VersionOutcomes
 from apps.models.models import ModelVersion
 
-# Labels may come late: so far back an hour is shown by itself.
+# Hours shown separately; labels may arrive late.
 HOURS_SHOWN = 14 * 24
 DAY = timedelta(days=1)
 
 
 def outcomes_of(version: ModelVersion, now: datetime) -> list[dict[str, Any]]:
-    """Return for each metric its outcomes ever, those of the last 24 hours and those by the hour.
+    """Return for each metric the counts of all outcomes, of the last 24 hours and by hour.
 
     `n` outcomes have the mean `mean`, whose `error` is the standard error of a proportion; None
-    where there is none. Hours are those in which the version answered, the oldest first.
+    for other kinds. Hours are those of the version's answers, oldest first.
     """
     rows = VersionOutcomes.objects.filter(version=version).select_related("metric")
     by_metric: dict[Metric, list[VersionOutcomes]] = {}

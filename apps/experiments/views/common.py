@@ -1,4 +1,4 @@
-"""What the views of experiments share: who may act, and what a person saw."""
+"""Helpers of the views of experiments: permission checks and revisions."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from apps.models.access import require_role
 from apps.models.models import Role
 
 
-def operated(request: PageRequest, name: str) -> Experiment:
-    """Return the experiment that the request's sender may move. Raises NotFound, Forbidden."""
-    found = selectors.find_experiment(name)
-    require_role(request.user, found.model, Role.OPERATOR)
-    return found
+def find_for_operator(request: PageRequest, name: str) -> Experiment:
+    """Return the experiment if the user is an operator of it. Raises NotFound, Forbidden."""
+    experiment = selectors.find_experiment(name)
+    require_role(request.user, experiment.model, Role.OPERATOR)
+    return experiment
 
 
 def is_fresh(request: PageRequest, chosen: Experiment) -> bool:
-    """Say whether the page showed the experiment as it is; what is stale is refused unasked."""
+    """Return whether the posted revision is current; a stale action gets no question."""
     return request.POST.get("revision") == str(chosen.revision)
 
 
-def seen_revision(request: PageRequest) -> int:
-    """Return the revision that the page showed. Raises Invalid when it does not say."""
-    given = request.POST.get("revision", "")
-    if not given.isdecimal() or len(given) > 9:
-        raise Invalid("The page did not say which state of the experiment it showed; reload it.")
-    return int(given)
+def posted_revision(request: PageRequest) -> int:
+    """Return the revision that the page showed. Raises Invalid if it is missing."""
+    revision = request.POST.get("revision", "")
+    if not revision.isdecimal() or len(revision) > 9:
+        raise Invalid("The form has no valid revision of the experiment; reload the page.")
+    return int(revision)

@@ -1,4 +1,4 @@
-"""Making a draft and changing it. What was typed is shown again with all its mistakes at once."""
+"""Views to create and edit drafts. Invalid input is shown again with all errors at once."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from django.views.decorators.http import require_http_methods
 
 from apps.experiments import services
 from apps.experiments.forms.drafts import DraftForm, EditForm
-from apps.experiments.forms.fields import tell
+from apps.experiments.forms.fields import add_service_error
 from apps.experiments.forms.rows import MetricUseRows, VariantRows, metric_use_rows, variant_rows
 from apps.experiments.models import Experiment, Metric
 from apps.experiments.selectors import experiments as selectors
 from apps.experiments.selectors.metrics import metric_rows
 from apps.experiments.states import ExperimentState
-from apps.experiments.views.common import operated
+from apps.experiments.views.common import find_for_operator
 from apps.lib.clock import database_now
 from apps.lib.errors import InterlockError
 from apps.lib.pages import PageRequest, page
@@ -28,10 +28,10 @@ from apps.models.models import RegisteredModel, Role
 @page
 @require_http_methods(["GET", "POST"])
 def experiment_new(request: PageRequest) -> HttpResponse:
-    """Make a draft on the model that `?model=` names, or on the first one there is."""
+    """Create a draft on the model that `?model=` names, or on the first model."""
     models = list(selectors.models_to_compare())
-    wanted = request.POST.get("model") or request.GET.get("model")
-    model = next((m for m in models if m.name == wanted), models[0] if models else None)
+    requested = request.POST.get("model") or request.GET.get("model")
+    model = next((m for m in models if m.name == requested), models[0] if models else None)
     if model is None:
         return render(request, "experiments/new.html", {"models": models})
     data = request.POST if request.method == "POST" else None
@@ -47,21 +47,21 @@ def experiment_new(request: PageRequest) -> HttpResponse:
     if data is None:
         return render(request, "experiments/new.html", context)
     require_role(request.user, model, Role.OPERATOR)
-    made = None
+    draft = None
     if _all_valid(form, tables):
-        made = _make(request, model, form, tables)
-    if made is None:
+        draft = _create(request, model, form, tables)
+    if draft is None:
         return render(request, "experiments/new.html", context, status=400)
-    messages.success(request, f"The draft {made.name} is made; nothing is routed yet.")
-    return redirect("experiment", made.name)
+    messages.success(request, f"Draft {draft.name} created; nothing is routed yet.")
+    return redirect("experiment", draft.name)
 
 
 @page
 @require_http_methods(["GET", "POST"])
 def experiment_edit(request: PageRequest, name: str) -> HttpResponse:
-    draft = operated(request, name)
+    draft = find_for_operator(request, name)
     if draft.state != ExperimentState.DRAFT:
-        messages.error(request, f"{name} is {draft.state}; only a draft can be changed.")
+        messages.error(request, f"{name} is {draft.state}; only a draft can be edited.")
         return redirect("experiment", name)
     data = request.POST if request.method == "POST" else None
     form = EditForm.of(draft, data)
@@ -74,7 +74,7 @@ def experiment_edit(request: PageRequest, name: str) -> HttpResponse:
         status = _edit(request, draft, form, tables)
     if status != 200:
         return render(request, "experiments/edit.html", context, status=status)
-    messages.success(request, f"The draft {name} is changed.")
+    messages.success(request, f"Draft {name} saved.")
     return redirect("experiment", name)
 
 
@@ -93,7 +93,7 @@ def _tables(
 
 
 def _all_valid(form: DraftForm, tables: dict[str, Any]) -> bool:
-    # All are asked, so that all mistakes show at once.
+    # Validate all, so that all errors show at once.
     return all([form.is_valid(), tables["metrics"].is_valid(), tables["variants"].is_valid()])
 
 
@@ -107,10 +107,10 @@ def _arguments(form: DraftForm, tables: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _make(
+def _create(
     request: PageRequest, model: RegisteredModel, form: DraftForm, tables: dict[str, Any]
 ) -> Experiment | None:
-    """Make the draft, or leave on the form what is wrong and return None."""
+    """Create the draft; on an error, add it to the form and return None."""
     try:
         return services.create_experiment(
             name=form.cleaned_data["name"],
@@ -120,12 +120,12 @@ def _make(
             **_arguments(form, tables),
         )
     except InterlockError as error:
-        tell(form, error)
+        add_service_error(form, error)
         return None
 
 
 def _edit(request: PageRequest, draft: Experiment, form: DraftForm, tables: dict[str, Any]) -> int:
-    """Change the draft and return 200, or leave on the form what is wrong and return its status."""
+    """Change the draft and return 200, or add the error to the form and return its status."""
     try:
         services.edit_experiment(
             experiment=draft,
@@ -135,6 +135,6 @@ def _edit(request: PageRequest, draft: Experiment, form: DraftForm, tables: dict
             **_arguments(form, tables),
         )
     except InterlockError as error:
-        tell(form, error)
+        add_service_error(form, error)
         return error.status
     return 200

@@ -1,4 +1,4 @@
-"""Outcomes from files: sending one, how far each is, and what was refused and why."""
+"""Views of imports: upload a file, show progress and refused rows."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ ENDED = {OutcomeImport.State.DONE, OutcomeImport.State.FAILED}
 @page
 @require_http_methods(["GET", "HEAD", "POST"])
 def import_list(request: PageRequest) -> HttpResponse:
-    """List imports, the newest first; a POST sends a file."""
-    is_sent = request.method == "POST"
-    if is_sent:
+    """List imports, newest first; a POST uploads a file."""
+    is_post = request.method == "POST"
+    if is_post:
         require_role(request.user, None, Role.OPERATOR)
-    form = ImportForm(request.POST, request.FILES) if is_sent else ImportForm()
+    form = ImportForm(request.POST, request.FILES) if is_post else ImportForm()
     status = 200
-    if is_sent:
+    if is_post:
         try:
             check_upload(request)
             status = 400
             if form.is_valid():
-                made = _start(request, form)
-                messages.success(request, f"{made.filename} is here and being read.")
-                return redirect("outcome-import-page", made.pk)
+                imported = _start(request, form)
+                messages.success(request, f"{imported.filename} is uploaded; a worker reads it.")
+                return redirect("outcome-import-page", imported.pk)
         except InterlockError as error:
             form.add_error(None, error.message.removeprefix("file: "))
             status = error.status
@@ -65,7 +65,7 @@ def _start(request: PageRequest, form: ImportForm) -> OutcomeImport:
 @page
 @require_safe
 def import_page(request: PageRequest, pk: UUID) -> HttpResponse:
-    """Answer the page of one import, or its live fragment."""
+    """Show the page of one import, or its live fragment."""
     shown = selectors.find_import(pk)
     return render_live(
         request,
@@ -93,6 +93,6 @@ def _context(request: PageRequest, shown: OutcomeImport) -> dict[str, Any]:
 @require_safe
 def refused_csv(request: PageRequest, pk: UUID) -> HttpResponse:
     lines = "".join(selectors.refused_csv(selectors.find_import(pk)))
-    answer = HttpResponse(lines, content_type="text/csv; charset=utf-8")
-    answer["Content-Disposition"] = f'attachment; filename="refused-{pk}.csv"'
-    return answer
+    response = HttpResponse(lines, content_type="text/csv; charset=utf-8")
+    response["Content-Disposition"] = f'attachment; filename="refused-{pk}.csv"'
+    return response

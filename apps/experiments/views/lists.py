@@ -1,4 +1,4 @@
-"""The list of experiments."""
+"""View of the list of experiments."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from django.http import HttpResponse
 from django.shortcuts import render
 from django.views.decorators.http import require_safe
 
-from apps.experiments.backlog import backlog_of_results
+from apps.experiments.backlog import read_result_backlog
 from apps.experiments.forms.filters import ExperimentFilterForm
 from apps.experiments.selectors import experiments as selectors
 from apps.experiments.tables.notices import behind
@@ -20,21 +20,21 @@ PAGE_SIZE = 50
 @require_safe
 def experiment_list(request: PageRequest) -> HttpResponse:
     form = ExperimentFilterForm(request.GET)
-    asked = form.cleaned_data if form.is_valid() else {}
-    found = selectors.experiment_rows(
-        model__name=asked.get("model") or "", state=asked.get("state") or ""
+    filters = form.cleaned_data if form.is_valid() else {}
+    experiments = selectors.experiment_rows(
+        model__name=filters.get("model") or "", state=filters.get("state") or ""
     )
-    rows = Paginator(found, PAGE_SIZE).get_page(request.GET.get("page"))
+    rows = Paginator(experiments, PAGE_SIZE).get_page(request.GET.get("page"))
     shown = list(rows.object_list)
     selectors.add_guardrails(shown)
-    filters = request.GET.copy()
-    filters.pop("page", None)
+    query = request.GET.copy()
+    query.pop("page", None)
     context = {
         "form": form,
         "rows": rows,
         "shown": shown,
-        "notices": behind({"backlog": backlog_of_results()}),
-        "is_filtered": any(filters.values()),
-        "filter_query": f"{filters.urlencode()}&" if filters else "",
+        "notices": behind({"backlog": read_result_backlog()}),
+        "is_filtered": any(query.values()),
+        "filter_query": f"{query.urlencode()}&" if query else "",
     }
     return render(request, "experiments/list.html", context)

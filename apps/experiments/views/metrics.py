@@ -1,4 +1,4 @@
-"""Pages of metrics: all of them, one with who uses it and what comes in, making one."""
+"""Views of metrics: list, details, create, describe, delete."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from django.shortcuts import redirect, render
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
 from apps.experiments import services
-from apps.experiments.forms.fields import tell
+from apps.experiments.forms.fields import add_service_error
 from apps.experiments.forms.metrics import MetricForm
 from apps.experiments.models import Metric
 from apps.experiments.selectors import metrics as selectors
@@ -32,7 +32,7 @@ def metric_list(request: PageRequest) -> HttpResponse:
     context = {
         "rows": rows,
         "refused": list(refusal_rows()[:REFUSALS_SHOWN_MAX]),
-        "may_make": has_role(request.user, None, Role.OPERATOR),
+        "may_create": has_role(request.user, None, Role.OPERATOR),
     }
     return render(request, "experiments/metric_list.html", context)
 
@@ -40,10 +40,9 @@ def metric_list(request: PageRequest) -> HttpResponse:
 @page
 @require_safe
 def metric(request: PageRequest, name: str) -> HttpResponse:
-    found = selectors.find_metric(name)
     context = {
-        **selectors.metric_context(found, database_now()),
-        "may_make": has_role(request.user, None, Role.OPERATOR),
+        **selectors.metric_context(selectors.find_metric(name), database_now()),
+        "may_create": has_role(request.user, None, Role.OPERATOR),
     }
     return render(request, "experiments/metric.html", context)
 
@@ -51,39 +50,39 @@ def metric(request: PageRequest, name: str) -> HttpResponse:
 @page
 @require_http_methods(["GET", "POST"])
 def metric_new(request: PageRequest) -> HttpResponse:
-    _require_maker(request)
+    _require_operator(request)
     if request.method == "GET":
         return render(request, "experiments/metric_new.html", {"form": MetricForm()})
     form = MetricForm(request.POST)
-    made = _make(request, form) if form.is_valid() else None
-    if made is None:
+    new = _create(request, form) if form.is_valid() else None
+    if new is None:
         return render(request, "experiments/metric_new.html", {"form": form}, status=400)
-    messages.success(request, f"The metric {made.name} is made.")
-    return redirect("metric", made.name)
+    messages.success(request, f"Metric {new.name} created.")
+    return redirect("metric", new.name)
 
 
-def _make(request: PageRequest, form: MetricForm) -> Metric | None:
-    """Make the metric, or leave on the form what is wrong and return None."""
+def _create(request: PageRequest, form: MetricForm) -> Metric | None:
+    """Create the metric; on an error, add it to the form and return None."""
     try:
         return services.create_metric(**form.service_arguments(), actor=actor_of(request))
     except InterlockError as error:
-        field, _, told = error.message.partition(": ")
-        if field in form.SAID_AS:
-            error = type(error)(f"{form.SAID_AS[field]}: {told}")
-        tell(form, error)
+        field, _, message = error.message.partition(": ")
+        if field in form.FORM_FIELDS:
+            error = type(error)(f"{form.FORM_FIELDS[field]}: {message}")
+        add_service_error(form, error)
         return None
 
 
 @page
 @require_POST
 def metric_edit(request: PageRequest, name: str) -> HttpResponse:
-    _require_maker(request)
-    found = selectors.find_metric(name)
+    _require_operator(request)
+    chosen = selectors.find_metric(name)
     description = request.POST.get("description", "").strip()[:DESCRIPTION_MAX]
 
     def edit() -> str:
-        services.edit_metric(metric=found, description=description, actor=actor_of(request))
-        return f"The description of {name} is changed."
+        services.edit_metric(metric=chosen, description=description, actor=actor_of(request))
+        return f"Description of {name} saved."
 
     attempt(request, edit)
     return redirect("metric", name)
@@ -92,21 +91,21 @@ def metric_edit(request: PageRequest, name: str) -> HttpResponse:
 @page
 @require_POST
 def metric_delete(request: PageRequest, name: str) -> HttpResponse:
-    _require_maker(request)
-    found = selectors.find_metric(name)
+    _require_operator(request)
+    chosen = selectors.find_metric(name)
 
-    text = f"Delete the metric {name}? It cannot be brought back. One that something uses is kept."
-    if asked := ask(request, Question(text, "Delete the metric")):
-        return asked
+    text = f"Delete the metric {name}? This cannot be undone. A metric in use is not deleted."
+    if confirmation := ask(request, Question(text, "Delete the metric")):
+        return confirmation
 
     def delete() -> str:
-        services.delete_metric(metric=found, actor=actor_of(request))
-        return f"The metric {name} is deleted."
+        services.delete_metric(metric=chosen, actor=actor_of(request))
+        return f"Metric {name} deleted."
 
     failed = attempt(request, delete)
     return go_to(request, "metric", name) if failed else go_to(request, "metric-list")
 
 
-def _require_maker(request: PageRequest) -> None:
+def _require_operator(request: PageRequest) -> None:
     if not has_role(request.user, None, Role.OPERATOR):
-        raise Forbidden("Metrics are made and changed by operators of all models.")
+        raise Forbidden("Creating and changing metrics needs the role operator on all models.")

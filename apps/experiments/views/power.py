@@ -1,4 +1,4 @@
-"""How many units a draft needs: numbers and a curve, and taking a size for the plan."""
+"""View of the sample size of a draft: numbers and a curve; a POST sets the planned units."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from apps.experiments.power import DAY_S, plan_size
 from apps.experiments.selectors import experiments as selectors
 from apps.experiments.states import ExperimentState
 from apps.experiments.tables.wording import scale_of
-from apps.experiments.views.common import operated, seen_revision
+from apps.experiments.views.common import find_for_operator, posted_revision
 from apps.lib.clock import database_now
 from apps.lib.errors import Invalid
 from apps.lib.pages import PageRequest, page
@@ -28,20 +28,20 @@ from apps.models.models import Role
 @page
 @require_http_methods(["GET", "POST"])
 def power(request: PageRequest, name: str) -> HttpResponse:
-    """Show what the query asks for; a POST takes its `units` for the draft's plan."""
+    """Show the plan for the query's parameters; a POST sets the draft's planned units."""
     if request.method == "POST":
-        return _take(request, name)
+        return _set_planned_units(request, name)
     shown = selectors.find_experiment(name)
     form = PowerForm(request.GET or None)
     status = 200 if not request.GET or form.is_valid() else 400
     plan: dict[str, Any] = {}
     try:
-        plan = plan_size(shown, form.asked(), database_now())
+        plan = plan_size(shown, form.power_request(), database_now())
     except Invalid as error:
-        told = error.message.removeprefix("effect: ")
+        message = error.message.removeprefix("effect: ")
         if form.is_bound:
-            form.add_error(None, told[0].upper() + told[1:])
-        status, plan = 400, {"reason": told}
+            form.add_error(None, message[0].upper() + message[1:])
+        status, plan = 400, {"reason": message}
     return render(
         request, "experiments/power.html", _context(request, shown, form, plan), None, status
     )
@@ -58,13 +58,13 @@ def _context(
         "experiment": shown,
         "form": form if form.is_bound else PowerForm(initial=_initial(form)),
         "plan": plan,
-        "sizes": [_timed(size) for size in plan.get("sizes", [])],
-        "guardrails": [_timed(row) for row in plan.get("guardrails", [])],
+        "sizes": [_with_duration(size) for size in plan.get("sizes", [])],
+        "guardrails": [_with_duration(row) for row in plan.get("guardrails", [])],
         "scale": scale,
         "effect": scale.change(plan.get("effect")),
         "baseline": scale.level((plan.get("baseline") or {}).get("mean")),
         "points": [_row(point, scale) for point in curve],
-        "planned": _timed(_row(plan["planned"], scale)) if "planned" in plan else None,
+        "planned": _with_duration(_row(plan["planned"], scale)) if "planned" in plan else None,
         "figure": detectable_figure(curve, plan.get("effect"), scale),
         "may_plan": may_plan and shown.state == ExperimentState.DRAFT,
     }
@@ -75,25 +75,25 @@ def _initial(form: PowerForm) -> dict[str, Any]:
 
 
 def _row(point: dict[str, Any], scale: Any) -> dict[str, Any]:
-    told = {key: scale.amount(point[key]) for key in ("fixed", "sequential")}
-    return {"days": point["days"], "units": point["units"], **told}
+    effects = {key: scale.amount(point[key]) for key in ("fixed", "sequential")}
+    return {"days": point["days"], "units": point["units"], **effects}
 
 
-def _timed(row: dict[str, Any]) -> dict[str, Any]:
+def _with_duration(row: dict[str, Any]) -> dict[str, Any]:
     return row | {"duration_s": None if row["days"] is None else row["days"] * DAY_S}
 
 
-def _take(request: PageRequest, name: str) -> HttpResponse:
-    draft = operated(request, name)
+def _set_planned_units(request: PageRequest, name: str) -> HttpResponse:
+    draft = find_for_operator(request, name)
     units = request.POST.get("units", "")
     if not units.isdecimal() or len(units) > 12:
-        raise Invalid("The page did not say how many units to plan with; reload it.")
+        raise Invalid("The form has no valid number of planned units; reload the page.")
     services.edit_experiment(
         experiment=draft,
         actor=actor_of(request),
         now=database_now(),
-        revision=seen_revision(request),
+        revision=posted_revision(request),
         planned_units=int(units),
     )
-    messages.success(request, f"{name} is planned with {int(units):,} units.")
+    messages.success(request, f"{name} now plans {int(units):,} units.")
     return redirect("experiment", name)

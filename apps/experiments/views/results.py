@@ -1,4 +1,4 @@
-"""The page of an experiment, live, and its result as a file."""
+"""Views of an experiment's page, its live fragment, and its result as a file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FRAGMENT = "experiments/parts/live.html"
 @page
 @require_safe
 def experiment(request: PageRequest, name: str) -> HttpResponse:
-    """Answer the page, or its live fragment; 204 when the browser shows it as it is."""
+    """Show the page, or its live fragment; 204 when nothing changed."""
     shown = selectors.find_experiment(name)
     may_operate = has_role(request.user, shown.model, Role.OPERATOR)
     metric = request.GET.get("metric")
@@ -37,8 +37,8 @@ def experiment(request: PageRequest, name: str) -> HttpResponse:
 
 
 def page_context(shown: Experiment, metric: str | None, may_operate: bool) -> dict[str, Any]:
-    found = experiment_context(shown, metric)
-    return {**found, "may_operate": may_operate, "now": database_now()}
+    context = experiment_context(shown, metric)
+    return {**context, "may_operate": may_operate, "now": database_now()}
 
 
 @page
@@ -54,12 +54,12 @@ def results_json(request: PageRequest, name: str) -> HttpResponse:
 
 
 def csv_of(result: dict[str, Any], name: str) -> HttpResponse:
-    answer = HttpResponse(to_csv(result), content_type="text/csv; charset=utf-8")
-    answer["Content-Disposition"] = f'attachment; filename="{name}.csv"'
-    return answer
+    response = HttpResponse(to_csv(result), content_type="text/csv; charset=utf-8")
+    response["Content-Disposition"] = f'attachment; filename="{name}.csv"'
+    return response
 
 
 def json_of(result: dict[str, Any], name: str) -> HttpResponse:
-    answer = JsonResponse(result, json_dumps_params={"indent": 2, "ensure_ascii": False})
-    answer["Content-Disposition"] = f'attachment; filename="{name}.json"'
-    return answer
+    response = JsonResponse(result, json_dumps_params={"indent": 2, "ensure_ascii": False})
+    response["Content-Disposition"] = f'attachment; filename="{name}.json"'
+    return response

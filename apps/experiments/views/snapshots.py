@@ -1,4 +1,4 @@
-"""Results that were kept: an address each, which never shows anything else."""
+"""Views of snapshots; the content of a snapshot's URL never changes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from django.views.decorators.http import require_POST, require_safe
 from apps.experiments.models import ResultSnapshot
 from apps.experiments.selectors.results import snapshot_context
 from apps.experiments.snapshots import find_snapshot, make_snapshot
-from apps.experiments.views.common import operated
+from apps.experiments.views.common import find_for_operator
 from apps.experiments.views.results import csv_of, json_of
 from apps.lib.clock import database_now
 from apps.lib.errors import InterlockError, NotFound
@@ -25,9 +25,9 @@ from apps.models.access import actor_of
 @page
 @require_POST
 def snapshot_new(request: PageRequest, name: str) -> HttpResponse:
-    chosen = operated(request, name)
+    chosen = find_for_operator(request, name)
     try:
-        kept = make_snapshot(
+        new = make_snapshot(
             experiment=chosen,
             note=request.POST.get("note", "").strip(),
             actor=actor_of(request),
@@ -36,32 +36,32 @@ def snapshot_new(request: PageRequest, name: str) -> HttpResponse:
     except InterlockError as error:
         messages.error(request, error.message)
     else:
-        address = reverse("experiment-snapshot", args=[name, kept.pk])
-        messages.success(request, format_html('Kept as <a href="{}">a snapshot</a>.', address))
+        address = reverse("experiment-snapshot", args=[name, new.pk])
+        messages.success(request, format_html('<a href="{}">Snapshot</a> created.', address))
     return redirect("experiment", name)
 
 
 @page
 @require_safe
 def snapshot(request: PageRequest, name: str, pk: UUID) -> HttpResponse:
-    context = snapshot_context(_found(name, pk), request.GET.get("metric"))
+    context = snapshot_context(_find(name, pk), request.GET.get("metric"))
     return render(request, "experiments/snapshot.html", context)
 
 
 @page
 @require_safe
 def snapshot_csv(request: PageRequest, name: str, pk: UUID) -> HttpResponse:
-    return csv_of(_found(name, pk).result, f"{name}-{pk}")
+    return csv_of(_find(name, pk).result, f"{name}-{pk}")
 
 
 @page
 @require_safe
 def snapshot_json(request: PageRequest, name: str, pk: UUID) -> HttpResponse:
-    return json_of(_found(name, pk).result, f"{name}-{pk}")
+    return json_of(_find(name, pk).result, f"{name}-{pk}")
 
 
-def _found(name: str, pk: UUID) -> ResultSnapshot:
-    kept = find_snapshot(pk)
-    if kept.experiment.name != name:
+def _find(name: str, pk: UUID) -> ResultSnapshot:
+    match = find_snapshot(pk)
+    if match.experiment.name != name:
         raise NotFound(f"Experiment {name} has no snapshot {pk}.")
-    return kept
+    return match

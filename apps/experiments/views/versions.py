@@ -1,4 +1,4 @@
-"""The part of a version's page that outcomes of its requests make."""
+"""View of the outcomes on a version's page."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ FRAGMENT = "experiments/parts/version_outcomes.html"
 @page
 @require_safe
 def version_outcomes(request: PageRequest, name: str, number: int) -> HttpResponse:
-    """Answer the fragment; it is empty for a version without such outcomes."""
+    """Render the fragment; it is empty for a version without outcomes."""
     version = get_object_or_404(ModelVersion, model__name=name, number=number)
-    found = [_shown(each) for each in outcomes_of(version, database_now())]
-    return render(request, FRAGMENT, {"metrics": found})
+    metrics = [_parse_hours(each) for each in outcomes_of(version, database_now())]
+    return render(request, FRAGMENT, {"metrics": metrics})
 
 
-def _shown(found: dict[str, Any]) -> dict[str, Any]:
-    hours = [{**hour, "hour": datetime.fromisoformat(hour["hour"])} for hour in found["hours"]]
-    return {**found, "hours": hours[::-1]}
+def _parse_hours(metric: dict[str, Any]) -> dict[str, Any]:
+    hours = [{**hour, "hour": datetime.fromisoformat(hour["hour"])} for hour in metric["hours"]]
+    return {**metric, "hours": hours[::-1]}

@@ -1,4 +1,4 @@
-"""Who looks at the pages: a viewer, and an operator of all models."""
+"""Logged-in clients: a viewer, and an operator of all models."""
 
 from __future__ import annotations
 

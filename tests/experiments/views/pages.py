@@ -1,4 +1,4 @@
-"""What the tests of pages share: reading a page, and an experiment with a stored result."""
+"""Helpers of the page tests: read a page, create an experiment with a stored result."""
 
 from __future__ import annotations
 
@@ -16,25 +16,27 @@ HTMX = {"HX-Request": "true"}
 
 
 def text_of(client: Client, path: str, **options: Any) -> str:
-    answer = client.get(path, **options)
-    assert answer.status_code == 200
-    return str(answer.content.decode())
+    """Return the page's HTML, without insignificant whitespace at tags."""
+    response = client.get(path, **options)
+    assert response.status_code == 200
+    html = re.sub(r"\s+", " ", response.content.decode())
+    return html.replace("> ", ">").replace(" <", "<")
 
 
 def figure(page: str, name: str) -> Any:
-    found = re.search(rf'<script id="{name}-data" type="application/json">(.*?)</script>', page)
-    assert found is not None
-    return json.loads(found[1])
+    match = re.search(rf'<script id="{name}-data" type="application/json">(.*?)</script>', page)
+    assert match is not None
+    return json.loads(match[1])
 
 
 def stamp(page: str) -> str:
-    found = re.search(r"live/\?\S*?stamp=(\w+)", page)
-    assert found is not None
-    return found[1]
+    match = re.search(r"live/\?\S*?stamp=(\w+)", page)
+    assert match is not None
+    return match[1]
 
 
 def store(experiment: Experiment, result: dict[str, Any], **changes: Any) -> Experiment:
-    """Give the experiment a result as if an analysis had made it."""
+    """Store a result as an analysis would."""
     Experiment.objects.filter(pk=experiment.pk).update(
         result=result, **({"refreshed_at": NOW} | changes)
     )

@@ -1,4 +1,4 @@
-"""Shipping a variant, changing weights: forms name what is wrong and keep what was typed."""
+"""Forms to ship a variant and to change weights: they show errors and keep the input."""
 
 from __future__ import annotations
 
@@ -20,51 +20,51 @@ def revision() -> dict[str, int]:
     return {"revision": Experiment.objects.get().revision}
 
 
-def test_the_winner_is_shipped_by_one_click(operator: Client) -> None:
+def test_one_click_ships_the_winner(operator: Client) -> None:
     make_plan()
     make_analysed(stored_result())
     assert "Ship strong" in text_of(operator, PAGE)
 
-    answer = post_yes(operator, f"{PAGE}ship/", revision() | {"variant": "strong"}, headers=HTMX)
+    response = post_yes(operator, f"{PAGE}ship/", revision() | {"variant": "strong"}, headers=HTMX)
 
     rollout = Rollout.objects.get()
-    assert answer.headers["HX-Redirect"] == f"/rollouts/{rollout.pk}/"
+    assert response.headers["HX-Redirect"] == f"/rollouts/{rollout.pk}/"
     assert Experiment.objects.get().conclusion == "shipped"
     assert f"/rollouts/{rollout.pk}/" in text_of(operator, PAGE)
 
 
-def test_without_a_winner_there_is_no_click_and_a_reason_is_needed(operator: Client) -> None:
+def test_without_a_winner_shipping_needs_force_and_a_reason(operator: Client) -> None:
     make_plan()
     make_analysed(stored_result(metric(winner=None)))
     assert "Ship strong" not in text_of(operator, PAGE)
 
     refused = post_yes(operator, f"{PAGE}ship/", revision() | {"variant": "strong"})
     by_force = revision() | {"variant": "strong", "force": "on"}
-    unsaid = post_yes(operator, f"{PAGE}ship/", by_force)
+    without_reason = post_yes(operator, f"{PAGE}ship/", by_force)
     forced = post_yes(operator, f"{PAGE}ship/", by_force | {"reason": "I know"})
 
-    assert (refused.status_code, unsaid.status_code, forced.status_code) == (409, 400, 302)
-    assert "There is no winner yet; force it" in refused.content.decode()
-    assert "Shipping by force needs one" in unsaid.content.decode()
+    assert (refused.status_code, without_reason.status_code, forced.status_code) == (409, 400, 302)
+    assert "There is no winner yet; to ship anyway" in refused.content.decode()
+    assert "Required with force" in without_reason.content.decode()
 
 
-def test_one_click_that_is_refused_leads_to_what_it_takes(operator: Client) -> None:
+def test_a_refused_click_redirects_to_the_form(operator: Client) -> None:
     make_plan()
     make_analysed(stored_result())
 
-    answer = operator.post(f"{PAGE}ship/", {"revision": 0, "variant": "strong"}, headers=HTMX)
+    response = operator.post(f"{PAGE}ship/", {"revision": 0, "variant": "strong"}, headers=HTMX)
 
-    assert answer.headers["HX-Redirect"] == f"{PAGE}ship/"
-    assert "was changed meanwhile" in text_of(operator, f"{PAGE}ship/")
+    assert response.headers["HX-Redirect"] == f"{PAGE}ship/"
+    assert "has changed" in text_of(operator, f"{PAGE}ship/")
     assert not Rollout.objects.exists()
 
 
-def test_the_ship_page_says_what_speaks_against_each(operator: Client) -> None:
+def test_the_ship_page_lists_the_doubts_about_each_variant(operator: Client) -> None:
     make_analysed(stored_result(metric(winner=None)))
 
     page = text_of(operator, f"{PAGE}ship/")
 
-    assert "What speaks against strong" in page
+    assert "Doubts about strong" in page
     assert "strong (digits:2)" in page
     assert "weak (digits:1)" not in page
 
@@ -72,30 +72,30 @@ def test_the_ship_page_says_what_speaks_against_each(operator: Client) -> None:
 def test_a_variant_that_is_not_offered_is_refused(operator: Client) -> None:
     make_analysed(stored_result())
 
-    answer = operator.post(f"{PAGE}ship/", revision() | {"variant": "weak"})
+    response = operator.post(f"{PAGE}ship/", revision() | {"variant": "weak"})
 
-    assert answer.status_code == 400
-    assert "Select a valid choice" in answer.content.decode()
+    assert response.status_code == 400
+    assert "Select a valid choice" in response.content.decode()
 
 
 @pytest.mark.parametrize("move", ["ship", "weights"])
-def test_what_is_not_under_way_is_sent_back(operator: Client, move: str) -> None:
+def test_a_draft_redirects_to_its_page(operator: Client, move: str) -> None:
     make_draft()
 
-    answer = operator.get(f"{PAGE}{move}/", follow=True)
+    response = operator.get(f"{PAGE}{move}/", follow=True)
 
-    assert answer.redirect_chain[-1][0] == PAGE
-    assert "weak-or-strong is draft" in answer.content.decode()
+    assert response.redirect_chain[-1][0] == PAGE
+    assert "weak-or-strong is draft" in response.content.decode()
 
 
 def test_weights_are_changed_with_a_reason(operator: Client) -> None:
     make_running()
     sent = {"weight-0": "90", "weight-1": "10", "reason": "carefully"}
 
-    answer = operator.post(f"{PAGE}weights/", revision() | sent)
+    response = operator.post(f"{PAGE}weights/", revision() | sent)
 
     experiment = Experiment.objects.get()
-    assert answer.headers["Location"] == PAGE
+    assert response.headers["Location"] == PAGE
     assert list(experiment.variants.values_list("weight_bp", flat=True)) == [9_000, 1_000]
     assert "weak 90 %, strong 10 %" in text_of(operator, PAGE)
 
@@ -107,18 +107,18 @@ def test_weights_are_changed_with_a_reason(operator: Client) -> None:
         ({"weight-0": "", "weight-1": "100"}, 400, "This field is required"),
         ({"weight-0": "50", "weight-1": "50"}, 400, "nothing would change"),
         ({"weight-0": "0", "weight-1": "100"}, 400, "needs a weight above 0"),
-        ({"weight-0": "90", "weight-1": "10", "revision": "0"}, 409, "was changed meanwhile"),
+        ({"weight-0": "90", "weight-1": "10", "revision": "0"}, 409, "has changed"),
     ],
 )
-def test_wrong_weights_are_named_and_change_nothing(
+def test_invalid_weights_show_an_error_and_change_nothing(
     operator: Client, sent: dict[str, str], status: int, message: str
 ) -> None:
     make_running()
 
-    answer = operator.post(f"{PAGE}weights/", {**revision(), "reason": "why", **sent})
+    response = operator.post(f"{PAGE}weights/", {**revision(), "reason": "why", **sent})
 
-    assert answer.status_code == status
-    assert message in answer.content.decode()
-    assert 'value="why"' in answer.content.decode()
+    assert response.status_code == status
+    assert message in response.content.decode()
+    assert 'value="why"' in response.content.decode()
     weights = Experiment.objects.get().variants.values_list("weight_bp", flat=True)
     assert list(weights) == [5_000, 5_000]

@@ -1,4 +1,4 @@
-"""Buttons: each moves by the revision that was seen, or says why not and changes nothing."""
+"""Action buttons: each acts on the shown revision, or shows the reason and changes nothing."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_an_operator_pauses_resumes_and_abandons_it(operator: Client) -> None:
     assert experiment.conclusion == "abandoned"
 
 
-def test_a_refresh_is_due_at_once(operator: Client) -> None:
+def test_a_requested_refresh_is_due_at_once(operator: Client) -> None:
     experiment = make_running()
 
     operator.post(f"{PAGE}refresh/", revision())
@@ -58,23 +58,23 @@ def test_a_refresh_is_due_at_once(operator: Client) -> None:
 def test_a_draft_is_deleted(operator: Client) -> None:
     make_draft()
 
-    answer = post_yes(operator, f"{PAGE}delete/", revision())
+    response = post_yes(operator, f"{PAGE}delete/", revision())
 
-    assert answer.headers["Location"] == "/experiments/"
+    assert response.headers["Location"] == "/experiments/"
     assert not Experiment.objects.exists()
 
 
-def test_what_runs_is_not_deleted(operator: Client) -> None:
+def test_a_running_experiment_is_not_deleted(operator: Client) -> None:
     make_running()
 
-    answer = operator.post(f"{PAGE}delete/", revision(), headers=HTMX)
+    response = operator.post(f"{PAGE}delete/", revision(), headers=HTMX)
 
-    assert answer.status_code == 409
-    assert "only a draft can be deleted" in answer.content.decode()
+    assert response.status_code == 409
+    assert "only a draft can be deleted" in response.content.decode()
 
 
 @pytest.mark.parametrize("sent", [{"revision": 3}, {}, {"revision": "x"}])
-def test_a_stale_page_changes_nothing_and_says_why(operator: Client, sent: dict[str, str]) -> None:
+def test_a_stale_page_changes_nothing_and_says_so(operator: Client, sent: dict[str, str]) -> None:
     experiment = make_draft()
 
     plain = operator.post(f"{PAGE}start/", sent, follow=True)
@@ -83,29 +83,29 @@ def test_a_stale_page_changes_nothing_and_says_why(operator: Client, sent: dict[
     experiment.refresh_from_db()
     assert experiment.state == "draft"
     assert fragment.status_code in {400, 409}
-    for answer in (plain, fragment):
-        told = answer.content.decode()
-        assert "was changed meanwhile" in told or "did not say which state" in told
+    for response in (plain, fragment):
+        page = response.content.decode()
+        assert "has changed" in page or "no valid revision" in page
     assert fragment.content.decode().startswith('<div id="live"')
 
 
-def test_two_who_pause_at_once_are_told_apart(operator: Client) -> None:
+def test_of_two_concurrent_pauses_the_second_is_a_conflict(operator: Client) -> None:
     experiment = make_running()
-    seen = revision()
+    shown = revision()
     pause_experiment(experiment=experiment, actor=ANNA, now=NOW)
 
-    answer = operator.post(f"{PAGE}pause/", seen, headers=HTMX)
+    response = operator.post(f"{PAGE}pause/", shown, headers=HTMX)
 
-    assert answer.status_code == 409
-    assert 'id="resume"' in answer.content.decode()
+    assert response.status_code == 409
+    assert 'id="resume"' in response.content.decode()
 
 
 def test_a_reason_that_is_too_long_is_refused(operator: Client) -> None:
     make_running()
 
-    answer = operator.post(f"{PAGE}pause/", revision() | {"reason": "x" * 1_001})
+    response = operator.post(f"{PAGE}pause/", revision() | {"reason": "x" * 1_001})
 
-    assert answer.status_code == 400
+    assert response.status_code == 400
     assert Experiment.objects.get().state == "running"
 
 
@@ -130,9 +130,7 @@ def test_a_viewer_sees_no_button_and_may_not_act(viewer: Client, move: str) -> N
         ("completed", set()),
     ],
 )
-def test_only_what_can_be_done_now_is_offered(
-    operator: Client, state: str, offered: set[str]
-) -> None:
+def test_only_allowed_actions_are_offered(operator: Client, state: str, offered: set[str]) -> None:
     make_draft()
     Experiment.objects.update(state=state)
 

@@ -1,4 +1,4 @@
-"""The list: its empty state, states and verdicts, and what it is narrowed to."""
+"""The list of experiments: its empty state, states, verdicts and filters."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from tests.experiments.views.pages import make_analysed, text_of
 pytestmark = pytest.mark.django_db
 
 
-def test_an_empty_list_says_what_an_experiment_is(viewer: Client) -> None:
+def test_an_empty_list_explains_experiments(viewer: Client) -> None:
     page = text_of(viewer, "/experiments/")
 
-    assert "No experiment yet" in page
+    assert "No experiments yet" in page
     assert "/experiments/metrics/" in page
 
 
@@ -32,7 +32,7 @@ def test_the_list_shows_state_verdict_units_and_guardrails(viewer: Client) -> No
     assert '<span class="good-text">all hold</span>' in page
 
 
-def test_what_has_no_result_has_dashes(viewer: Client) -> None:
+def test_a_row_without_a_result_has_dashes(viewer: Client) -> None:
     make_draft()
 
     page = text_of(viewer, "/experiments/")
@@ -41,15 +41,15 @@ def test_what_has_no_result_has_dashes(viewer: Client) -> None:
     assert 'class="quiet-text">–' in page
 
 
-def test_the_list_is_narrowed_by_model_and_state(viewer: Client) -> None:
+def test_the_list_is_filtered_by_model_and_state(viewer: Client) -> None:
     make_analysed(stored_result())
     accuracy = [MetricChoice(Metric.objects.get())]
     make_draft(name="other", model=make_model("letters"), metrics=accuracy)
 
     assert "/experiments/other/" not in text_of(viewer, "/experiments/?model=digits")
     assert "weak-or-strong" not in text_of(viewer, "/experiments/?state=draft")
-    assert "No experiment like that" in text_of(viewer, "/experiments/?state=failed")
-    assert "This filter matches nothing that exists" in text_of(viewer, "/experiments/?model=x")
+    assert "No experiments match the filter" in text_of(viewer, "/experiments/?state=failed")
+    assert "Unknown model or state" in text_of(viewer, "/experiments/?model=x")
 
 
 def test_pages_keep_the_filter(viewer: Client, monkeypatch: pytest.MonkeyPatch) -> None:

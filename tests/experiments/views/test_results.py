@@ -1,4 +1,4 @@
-"""The page of an experiment: with nothing, with a result, with ten variants by twenty metrics."""
+"""The page of an experiment: without data, with a result, with 10 variants and 20 metrics."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_page_before_the_first_result_has_its_variants(viewer: Client) -> None
     assert page.count('data-label="Variant"') == 2
 
 
-def test_a_page_tells_the_verdict_and_both_readings(viewer: Client) -> None:
+def test_a_page_shows_the_verdict_and_both_readings(viewer: Client) -> None:
     make_analysed(stored_result())
 
     page = text_of(viewer, PAGE)
@@ -81,7 +81,7 @@ def test_a_page_tells_the_verdict_and_both_readings(viewer: Client) -> None:
     assert "Metrics by variant" not in page
 
 
-def test_several_metrics_stand_by_role_and_one_is_shown_in_full(viewer: Client) -> None:
+def test_metrics_are_grouped_by_role_and_one_is_shown_in_full(viewer: Client) -> None:
     result = stored_result(metric(), metric("revenue", role="secondary", kind="mean"))
     make_analysed(result)
 
@@ -115,9 +115,9 @@ def test_a_variant_that_is_missing_from_the_result_is_shown_without_numbers(
 def test_guardrail_breakdowns_and_hold_out_have_their_tables(viewer: Client) -> None:
     compared = {"arm": "strong", "n": 5, "control_n": 6, "difference": 0.1, "is_significant": True}
     level = {"level": "shop", "comparisons": [compared]}
-    found = [{"metric": "errors", "dimension": "tenant", "levels": [level]}]
+    tables = [{"metric": "errors", "dimension": "tenant", "levels": [level]}]
     held = {"units": 60, "means": {"accuracy": 0.5}}
-    make_analysed(stored_result(metric(), guardrail("errors"), breakdowns=found, holdout=held))
+    make_analysed(stored_result(metric(), guardrail("errors"), breakdowns=tables, holdout=held))
 
     page = text_of(viewer, f"{PAGE}?metric=errors")
 
@@ -127,19 +127,19 @@ def test_guardrail_breakdowns_and_hold_out_have_their_tables(viewer: Client) -> 
     assert "60 units get stable in every experiment" in page
 
 
-def test_which_outcomes_count_has_its_table_and_a_notice(viewer: Client) -> None:
+def test_attribution_has_a_table_and_a_notice(viewer: Client) -> None:
     counts = {"in_time": 3, "before": 600, "before_mean_s": 57, "after_window": 0}
     counted = {"since": "", "skew_s": 5, "metrics": {"accuracy": counts | {"unknown_units": 4}}}
     make_analysed(stored_result(metric(), attribution=counted))
 
     page = text_of(viewer, PAGE)
 
-    assert "Which outcomes count" in page
+    assert "Attribution of outcomes" in page
     assert "by 57 s on average" in page
     assert "600 of 603 outcomes of exposed units are dated before" in page
 
 
-def test_covariates_and_ranks_are_shown_where_there_are_any(viewer: Client) -> None:
+def test_covariates_and_ranks_are_shown_if_present(viewer: Client) -> None:
     compared = comparison("strong", variance_reduction=0.31, mann_whitney_p=0.034)
     make_analysed(stored_result(metric(comparisons=[compared])))
 
@@ -156,7 +156,7 @@ def test_values_of_a_latency_are_in_milliseconds(viewer: Client) -> None:
     assert "<b>0.8 ms</b>" in text_of(viewer, PAGE)
 
 
-def test_mismatched_shares_and_a_failed_analysis_are_said_first(viewer: Client) -> None:
+def test_a_failed_analysis_and_a_mismatch_are_shown_first(viewer: Client) -> None:
     ratio = {"state": "srm", "reason": "units 9 : 1"}
     experiment = make_analysed(stored_result(sample_ratio=ratio))
     store(experiment, experiment.result, refresh_error="DataError: x")
@@ -166,7 +166,7 @@ def test_mismatched_shares_and_a_failed_analysis_are_said_first(viewer: Client) 
     assert page.index("DataError: x") < page.index("Sample-ratio mismatch") < page.index("Verdict")
 
 
-def test_a_poll_of_what_is_shown_already_answers_204(viewer: Client) -> None:
+def test_a_poll_without_changes_returns_204(viewer: Client) -> None:
     experiment = make_running()
     shown = stamp(text_of(viewer, PAGE))
 
@@ -181,19 +181,19 @@ def test_a_poll_of_what_is_shown_already_answers_204(viewer: Client) -> None:
     assert fragment.count('hx-swap-oob="true"') == 2
 
 
-def test_a_poll_that_changes_nothing_reads_no_result(
+def test_a_poll_without_changes_reads_no_result(
     viewer: Client, django_assert_max_num_queries: object
 ) -> None:
     make_analysed(many(), model=make_model(versions=2))
     shown = stamp(text_of(viewer, PAGE))
 
-    with django_assert_max_num_queries(8) as seen:  # type: ignore[operator]
+    with django_assert_max_num_queries(8) as queries:  # type: ignore[operator]
         viewer.get(f"{PAGE}live/?stamp={shown}", headers=HTMX)
 
-    assert not any('"result"' in query["sql"] for query in seen.captured_queries)
+    assert not any('"result"' in query["sql"] for query in queries.captured_queries)
 
 
-def test_a_stopped_one_says_that_its_final_result_is_awaited(viewer: Client) -> None:
+def test_a_stopped_experiment_shows_that_its_final_result_is_pending(viewer: Client) -> None:
     experiment = make_analysed(stored_result())
     stop_experiment(experiment=experiment, actor=ANNA, now=NOW)
 
@@ -208,16 +208,16 @@ def test_a_stopped_one_says_that_its_final_result_is_awaited(viewer: Client) -> 
     assert "live/?" not in final
 
 
-def test_one_that_was_abandoned_before_it_had_numbers_claims_nothing(viewer: Client) -> None:
+def test_an_experiment_abandoned_without_data_has_no_verdict(viewer: Client) -> None:
     abandon_experiment(experiment=make_running(), actor=ANNA, now=NOW)
 
     page = text_of(viewer, PAGE)
 
-    assert "no verdict is claimed" in page
+    assert "there is no verdict" in page
     assert "abandoned" in page
 
 
-def test_a_preparing_one_names_what_it_waits_for(viewer: Client) -> None:
+def test_a_preparing_experiment_lists_its_deployments(viewer: Client) -> None:
     start_experiment(experiment=make_draft(), actor=ANNA, now=NOW)
 
     page = text_of(viewer, PAGE)
@@ -238,7 +238,7 @@ def test_a_hostile_name_is_shown_as_text(viewer: Client) -> None:
     assert "<script>alert" not in text_of(viewer, f"{PAGE}?metric=<script>alert(1)</script>")
 
 
-def test_the_result_is_had_as_csv_and_json(viewer: Client) -> None:
+def test_the_result_is_available_as_csv_and_json(viewer: Client) -> None:
     experiment = make_analysed(stored_result())
 
     table = viewer.get(f"{PAGE}results.csv")
@@ -281,7 +281,7 @@ def test_the_names_of_pages_do_not_lead_to_the_api(name: str) -> None:
     assert reverse(name, args=["x"]).startswith("/experiments/x/")
 
 
-def test_the_setup_tells_who_takes_part_and_how_it_is_judged(viewer: Client) -> None:
+def test_the_setup_shows_targeting_and_analysis(viewer: Client) -> None:
     uses = [MetricChoice(make_metric()), MetricChoice(make_metric("errors"), "guardrail", 0.01)]
     make_draft(
         metrics=uses,
@@ -294,13 +294,13 @@ def test_the_setup_tells_who_takes_part_and_how_it_is_judged(viewer: Client) -> 
 
     page = text_of(viewer, PAGE)
 
-    for told in ("de or at", "post-stratified by x-country", "1 d before", "1.5 % of units"):
-        assert told in page
+    for text in ("de or at", "post-stratified by x-country", "1 d before", "1.5 % of units"):
+        assert text in page
     assert "margin 0.01" in page
     assert Experiment.objects.get().state == "draft"
 
 
-def test_the_page_shows_the_phases_of_weights_and_what_was_compared(viewer: Client) -> None:
+def test_the_page_shows_weight_phases_and_the_basis_of_comparisons(viewer: Client) -> None:
     phases = [
         {"at": "2026-03-01T12:00:00+00:00", "weights_bp": {"weak": 9_000, "strong": 1_000},
          "units": {"weak": 4_321, "strong": 321}},

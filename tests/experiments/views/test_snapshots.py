@@ -1,4 +1,4 @@
-"""Kept results: an address each, that shows what was kept whatever comes after."""
+"""Snapshots: each has a URL whose content never changes."""
 
 from __future__ import annotations
 
@@ -15,54 +15,54 @@ from tests.experiments.views.pages import PAGE, make_analysed, store, text_of
 pytestmark = pytest.mark.django_db
 
 
-def test_a_snapshot_shows_what_was_kept_whatever_comes_after(operator: Client) -> None:
+def test_a_snapshot_does_not_change_with_later_results(operator: Client) -> None:
     experiment = make_analysed(stored_result())
 
     operator.post(f"{PAGE}snapshots/", {"note": "before the weekend"})
     store(experiment, stored_result(metric(verdict="Something else.")))
 
-    kept = ResultSnapshot.objects.get()
-    page = text_of(operator, f"{PAGE}snapshots/{kept.pk}/")
+    snapshot = ResultSnapshot.objects.get()
+    page = text_of(operator, f"{PAGE}snapshots/{snapshot.pk}/")
     assert "strong is better than weak" in page
     assert "Something else." not in page
     assert "before the weekend" in page
-    assert f"snapshots/{kept.pk}/" in text_of(operator, PAGE)
+    assert f"snapshots/{snapshot.pk}/" in text_of(operator, PAGE)
 
 
-def test_a_snapshot_is_had_as_csv_and_json(operator: Client) -> None:
+def test_a_snapshot_is_available_as_csv_and_json(operator: Client) -> None:
     make_analysed(stored_result())
     operator.post(f"{PAGE}snapshots/")
-    kept = ResultSnapshot.objects.get()
+    snapshot = ResultSnapshot.objects.get()
 
-    table = operator.get(f"{PAGE}snapshots/{kept.pk}/results.csv")
-    document = operator.get(f"{PAGE}snapshots/{kept.pk}/results.json")
+    table = operator.get(f"{PAGE}snapshots/{snapshot.pk}/results.csv")
+    document = operator.get(f"{PAGE}snapshots/{snapshot.pk}/results.json")
 
     assert table.content.decode().count("\n") == 3
-    assert document.json() == kept.result
+    assert document.json() == snapshot.result
 
 
-def test_there_is_nothing_to_keep_before_the_first_result(operator: Client) -> None:
+def test_there_is_no_snapshot_before_the_first_result(operator: Client) -> None:
     make_draft()
 
-    answer = operator.post(f"{PAGE}snapshots/", follow=True)
+    response = operator.post(f"{PAGE}snapshots/", follow=True)
 
-    assert "there is nothing to keep" in answer.content.decode()
+    assert "has no result yet" in response.content.decode()
     assert not ResultSnapshot.objects.exists()
 
 
 def test_a_snapshot_belongs_to_its_experiment(operator: Client) -> None:
     experiment = make_analysed(stored_result())
     operator.post(f"{PAGE}snapshots/")
-    kept = ResultSnapshot.objects.get()
+    snapshot = ResultSnapshot.objects.get()
     make_draft(name="other", model=make_model("letters"), metric=experiment.metric)
 
-    assert operator.get(f"/experiments/other/snapshots/{kept.pk}/").status_code == 404
+    assert operator.get(f"/experiments/other/snapshots/{snapshot.pk}/").status_code == 404
     assert operator.get(f"{PAGE}snapshots/{uuid.uuid4()}/").status_code == 404
     assert operator.get(f"{PAGE}snapshots/x/").status_code == 404
 
 
-def test_a_viewer_may_look_and_not_keep(viewer: Client) -> None:
+def test_a_viewer_can_read_and_not_create_snapshots(viewer: Client) -> None:
     make_analysed(stored_result())
 
     assert viewer.post(f"{PAGE}snapshots/").status_code == 403
-    assert "Keep a snapshot" not in text_of(viewer, PAGE)
+    assert "Create snapshot" not in text_of(viewer, PAGE)

@@ -1,4 +1,4 @@
-"""A version's page and the API say what outcomes of its requests said, over time."""
+"""Outcomes of a version's requests over time, on its page and in the API."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ API = "/api/v1/version-outcomes/"
 
 
 def label(hours_ago: float, right: list[float], metric: str = "accuracy") -> None:
-    """Record one label for each of `right`, of answers of version 2 that long ago."""
+    """Record one label per value of `right`, for answers of version 2 `hours_ago`."""
     now = database_now()
     at_ns = round((now - timedelta(hours=hours_ago)).timestamp()) * 10**9
     sent = [
@@ -44,11 +44,11 @@ def version() -> ModelVersion:
 
 
 def test_accuracy_is_of_the_hour_of_the_answers(version: ModelVersion) -> None:
-    (found,) = outcomes_of(version, database_now())
+    (metric,) = outcomes_of(version, database_now())
 
-    assert found["last_day"] == {"n": 4, "mean": 0.75, "error": pytest.approx(0.2165, abs=1e-4)}
-    assert (found["ever"]["n"], found["ever"]["mean"]) == (10, 0.3)
-    assert [(hour["n"], hour["mean"]) for hour in found["hours"]] == [(4, 0.0), (4, 0.75)]
+    assert metric["last_day"] == {"n": 4, "mean": 0.75, "error": pytest.approx(0.2165, abs=1e-4)}
+    assert (metric["ever"]["n"], metric["ever"]["mean"]) == (10, 0.3)
+    assert [(hour["n"], hour["mean"]) for hour in metric["hours"]] == [(4, 0.0), (4, 0.75)]
 
 
 def test_the_page_of_the_version_shows_it_with_n(version: ModelVersion, viewer: Client) -> None:
@@ -57,7 +57,7 @@ def test_the_page_of_the_version_shows_it_with_n(version: ModelVersion, viewer: 
 
     part = viewer.get(PAGE).content.decode()
 
-    assert "What outcomes say of its answers" in part
+    assert "Outcomes of its answers" in part
     assert "<b>0.75</b>" in part
     assert viewer.get(PAGE.replace("/2/", "/1/")).content.decode().strip() == ""
     assert viewer.get(PAGE.replace("/2/", "/9/")).status_code == 404
@@ -66,9 +66,9 @@ def test_the_page_of_the_version_shows_it_with_n(version: ModelVersion, viewer: 
 def test_the_api_says_the_same(version: ModelVersion) -> None:
     api = APIClient()
     api.force_authenticate(User.objects.create_user("reader"))
-    (found,) = api.get(API, {"model": "digits", "version": 2}).json()
+    (metric,) = api.get(API, {"model": "digits", "version": 2}).json()
 
-    assert (found["metric"], found["last_day"]["mean"], len(found["hours"])) == (
+    assert (metric["metric"], metric["last_day"]["mean"], len(metric["hours"])) == (
         "accuracy",
         0.75,
         2,

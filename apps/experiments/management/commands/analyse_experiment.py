@@ -1,7 +1,7 @@
-"""`manage.py analyse_experiment NAME`: its result from a warehouse or from Parquet files.
+"""`manage.py analyse_experiment NAME`: print a result from a warehouse or from Parquet files.
 
-The definition is the one in PostgreSQL; exposures and outcomes come from where is said. Nothing is
-stored.
+The experiment's definition is read from PostgreSQL, exposures and outcomes from the arguments.
+Nothing is stored.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("name")
-        parser.add_argument("--url", default="duckdb://", help="what Ibis connects to")
-        parser.add_argument("--exposures", required=True, help="a table, or a glob of Parquet")
-        parser.add_argument("--outcomes", required=True, help="a table, or a glob of Parquet")
-        parser.add_argument("--measured", default="", help="a table, or a glob of Parquet")
-        parser.add_argument("--json", action="store_true", help="the whole result, as by REST")
+        parser.add_argument("--url", default="duckdb://", help="URL that Ibis connects to")
+        parser.add_argument("--exposures", required=True, help="a table or a Parquet glob")
+        parser.add_argument("--outcomes", required=True, help="a table or a Parquet glob")
+        parser.add_argument("--measured", default="", help="a table or a Parquet glob")
+        parser.add_argument("--json", action="store_true", help="print the result as in REST")
 
     def handle(self, *args: Any, **options: Any) -> None:
         experiment = Experiment.objects.filter(name=options["name"]).first()
@@ -39,12 +39,12 @@ class Command(BaseCommand):
         except Unavailable as error:
             raise CommandError(str(error)) from None
         is_final = experiment.ended_at is not None
-        found = compute_result(experiment, database_now(), is_final=is_final, source=source)
-        if found.result is None:
-            raise CommandError(found.error)
+        computation = compute_result(experiment, database_now(), is_final=is_final, source=source)
+        if computation.result is None:
+            raise CommandError(computation.error)
         if options["json"]:
-            self.stdout.write(json.dumps(found.result, indent=2))
+            self.stdout.write(json.dumps(computation.result, indent=2))
             return
-        self.stdout.write(found.result["verdict"])
-        for metric in found.result["metrics"]:
+        self.stdout.write(computation.result["verdict"])
+        for metric in computation.result["metrics"]:
             self.stdout.write(f"  {metric['name']}: {metric['verdict']}")

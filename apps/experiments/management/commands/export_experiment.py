@@ -1,4 +1,4 @@
-"""`manage.py export_experiment NAME DIRECTORY`: an experiment's rows as Parquet files."""
+"""`manage.py export_experiment NAME DIRECTORY`: write an experiment's rows to Parquet files."""
 
 from __future__ import annotations
 
