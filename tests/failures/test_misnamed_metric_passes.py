@@ -15,7 +15,7 @@ from apps.rollouts.plan_store import save_plan
 from apps.rollouts.plans import PlanDocument, StepDocument
 from apps.rollouts.services import start_rollout
 from tests.rollouts.factories import ANNA, make_model
-from tests.rollouts.outside import look, make_asking, service, vector
+from tests.rollouts.outside import look, make_checked_rollout, service, vector
 
 pytestmark = pytest.mark.django_db
 
@@ -29,11 +29,11 @@ def save(kind: str, **given: Any) -> Plan:
 @pytest.mark.parametrize(
     ("kind", "given", "told"),
     [
-        ("eror-rate", {}, "Step 1: unknown check 'eror-rate'. Known are: error-rate, latency"),
+        ("eror-rate", {}, "Step 1: unknown kind 'eror-rate'; expected one of error-rate, latency"),
         ("outcome", {"metric": "boguht", "margin": 0.1}, "there is no metric 'boguht'"),
         ("outcome", {"metric": "bought"}, "needs margin"),
         ("outcome", {"metric": "bought", "margin": 1}, "margin must be below 1"),
-        ("outcome", {"metrik": "bought", "margin": 0.1}, "has no setting 'metrik'"),
+        ("outcome", {"metrik": "bought", "margin": 0.1}, "unknown setting 'metrik'"),
         ("prometheus", {"query": "up"}, "name one bound: at_most or at_least"),
         ("prometheus", {"query": "up", "at_most": 1, "at_least": 0}, "name one bound"),
         ("prometheus", {"query": " ", "at_most": 1}, "query must not be empty"),
@@ -68,5 +68,5 @@ def test_a_metric_that_prometheus_does_not_know_never_passes(settings: Any) -> N
     query = CheckDocument(check="prometheus", settings={"query": "erors_total", "at_most": 1})
     with service(lambda _: vector()) as outside:
         settings.PROMETHEUS_URL = outside.url
-        look(make_asking(query))
+        look(make_checked_rollout(query))
     assert Evaluation.objects.get().verdict == "no-data"

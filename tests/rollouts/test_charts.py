@@ -109,9 +109,9 @@ def test_no_rows_make_an_empty_figure_that_is_valid_json(drawer: Any) -> None:
 
 
 def test_versions_keep_their_colours() -> None:
-    found = charts.colours_of(["1", "2", "3", "4"], stable="2", canary="4")
+    colours = charts.colours_of(["1", "2", "3", "4"], stable="2", canary="4")
 
-    assert found == {"1": "--series-3", "3": "--series-4", "2": "--stable", "4": "--canary"}
+    assert colours == {"1": "--series-3", "3": "--series-4", "2": "--stable", "4": "--canary"}
 
 
 def test_a_version_that_is_both_at_once_is_stable() -> None:
@@ -120,7 +120,7 @@ def test_a_version_that_is_both_at_once_is_stable() -> None:
 
 def test_a_chart_of_nothing_says_so() -> None:
     nothing = charts.draw_error_rate([], charts.ARM_COLOURS)["layout"]
-    assert nothing["annotations"][0]["text"] == "Nothing seen yet"
+    assert nothing["annotations"][0]["text"] == "No data yet"
     assert nothing["xaxis"]["visible"] is False
     some = charts.draw_error_rate([point(0, "canary", requests=1)], charts.ARM_COLOURS)["layout"]
     assert "annotations" not in some

@@ -10,8 +10,8 @@ import pytest
 from apps.rollouts.check_kinds import ERROR_RATE, CheckDocument
 from apps.rollouts.decisions import (
     Action,
-    Answered,
     Decision,
+    JudgedCheck,
     StepClock,
     StepFacts,
     decide_step,
@@ -35,7 +35,7 @@ def decide(
     **check: Any,
 ) -> Decision:
     answers = [
-        Answered(
+        JudgedCheck(
             CheckDocument(check=ERROR_RATE, name=f"check-{v}", **check),
             CheckResult(f"check-{v}", Verdict(v), f"it is {v}", {}),
         )
@@ -120,7 +120,7 @@ def test_what_data_would_not_change_waits_no_longer(verdict: str) -> None:
 
 
 def test_a_hold_says_what_is_missing() -> None:
-    few = Answered(
+    few = JudgedCheck(
         CheckDocument(check=ERROR_RATE), CheckResult("", Verdict.INSUFFICIENT_SAMPLE, "few", {})
     )
     facts = StepFacts(DUE, NOW, 10, 0, missing={ERROR_RATE: "412 of 1,250"})
@@ -130,5 +130,5 @@ def test_a_hold_says_what_is_missing() -> None:
 def test_what_no_data_can_decide_pauses_once_the_bake_is_over() -> None:
     open_for_ever = CheckResult("", Verdict.INCONCLUSIVE, "no control", {}, is_decidable=False)
     facts = StepFacts(DUE, NOW, 10, 0)
-    decision = decide_step([Answered(CheckDocument(check=ERROR_RATE), open_for_ever)], facts)
+    decision = decide_step([JudgedCheck(CheckDocument(check=ERROR_RATE), open_for_ever)], facts)
     assert decision == Decision(Action.PAUSE, "error-rate: no control")

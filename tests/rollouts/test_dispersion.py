@@ -34,14 +34,14 @@ def wander(rng: np.random.Generator, intervals: int) -> np.ndarray:  # type: ign
 
 
 def test_independent_units_vary_as_independent_units() -> None:
-    found = of_clusters(clusters(1), np.array([0, 30]), 60)
-    assert (found >= 1.0).all()
-    assert found.mean() < 1.06
+    dispersion = of_clusters(clusters(1), np.array([0, 30]), 60)
+    assert (dispersion >= 1.0).all()
+    assert dispersion.mean() < 1.06
 
 
 def test_errors_in_clumps_of_five_vary_five_times_as_much() -> None:
-    found = of_clusters(clusters(5), np.array([0]), 60)
-    assert found.mean() == pytest.approx(4.8, abs=0.5)
+    dispersion = of_clusters(clusters(5), np.array([0]), 60)
+    assert dispersion.mean() == pytest.approx(4.8, abs=0.5)
 
 
 def test_clusters_without_an_event_show_nothing() -> None:
@@ -58,7 +58,7 @@ def test_a_wandering_control_has_a_spread_over_time() -> None:
     rng = np.random.default_rng(RNG_SEED)
     control = pace(np.stack([wander(rng, 300) for _ in range(20)]))
     canary = pace(np.full((20, 300), 0.01), 50.0)
-    # var exp(0.7·z) = e^0.49 − 1 = 0.63 at once, and so many times that as bad times last.
+    # var exp(0.7·z) = e^0.49 − 1 = 0.63 at once, multiplied by the duration of bad times.
     assert np.median(over_time(canary, control)) > 5.0
 
 

@@ -61,10 +61,10 @@ def test_a_version_at_0_that_is_asked_is_a_leak(split: dict[str, Any] | None) ->
     serve(1, split)
     interval(1, 950)
     assert watch() == [("leak", "2")]
-    assert "digits:2 got 1 requests on instance i-1 under generation 1" in _told()
+    assert "digits:2 got 1 requests on instance i-1 under generation 1" in _reason()
 
 
-def _told() -> str:
+def _reason() -> str:
     return TrafficAlarm.objects.get().told
 
 
@@ -74,7 +74,7 @@ def test_an_alarm_is_raised_once_and_stays_up_to_date() -> None:
     assert len(watch()) == 1
     interval(3, 0)
     assert watch() == []
-    assert "got 4 requests" in _told()
+    assert "got 4 requests" in _reason()
     assert AuditEntry.objects.filter(action="traffic.leak").count() == 1
 
 
@@ -106,7 +106,7 @@ def test_an_instance_on_which_a_split_has_no_effect_is_named() -> None:
     interval(490, 510, instance="sound")
     interval(0, 1_000, instance="deaf")
     assert watch() == [("divergence", "1")]
-    assert "another effect on instance deaf" in _told()
+    assert "traffic on instance deaf does not match the split" in _reason()
 
 
 def test_chance_is_no_divergence() -> None:

@@ -56,8 +56,8 @@ def test_requests_that_never_end_raise_an_alarm() -> None:
     batches(1, 2)
     window(200, 7, answered=4)
     window(1, 3, answered=2)
-    (told,) = watch()
-    assert told == (
+    (reason,) = watch()
+    assert reason == (
         "7 requests were assigned to digits:2 on instance i-1 under generation 1 more than "
         "61 s ago, and 6 have ended since"
     )
@@ -67,9 +67,9 @@ def test_requests_that_end_twice_raise_an_alarm() -> None:
     batches(1, 2)
     window(240, 5)
     window(30, 0, answered=6)
-    (told,) = watch()
-    assert told.startswith("6 requests of digits:2 on instance i-1 ended under generation 1")
-    assert "and 5 were assigned" in told
+    (reason,) = watch()
+    assert reason.startswith("6 requests of digits:2 on instance i-1 ended under generation 1")
+    assert "and 5 were assigned" in reason
 
 
 def test_what_may_still_be_under_way_or_began_before_the_span_is_no_alarm() -> None:
@@ -102,7 +102,7 @@ def test_each_instance_version_and_generation_is_compared_for_itself() -> None:
         window(1, 0, instance, answered=1)
     window(620, 3, "i-1", answered=5)
     window(200, 5, "i-2", answered=1)
-    assert [told.partition(" under")[0] for told in watch()] == [
+    assert [reasons.partition(" under")[0] for reasons in watch()] == [
         "5 requests were assigned to digits:2 on instance i-2"
     ]
 
@@ -171,8 +171,8 @@ def test_a_loss_is_seen_whatever_the_clock_says(off_s: int) -> None:
         batch_at(ago_s, sequence)
     window(200 - off_s, 7, answered=4)
     window(1 - off_s, 3, answered=2)
-    (told,) = watch()
-    assert told.startswith("7 requests were assigned to digits:2 on instance i-1")
+    (reason,) = watch()
+    assert reason.startswith("7 requests were assigned to digits:2 on instance i-1")
 
 
 def test_an_instance_that_nobody_asks_any_more_is_held_to_its_last_words() -> None:
@@ -212,8 +212,8 @@ def test_two_workers_are_two_instances() -> None:
         batches(1, 2, instance=instance)
         window(200, 7, instance, answered=7 if instance == "i-1/0" else 5)
         window(1, 1, instance, answered=1)
-    (told,) = watch()
-    assert "on instance i-1/1" in told
+    (reason,) = watch()
+    assert "on instance i-1/1" in reason
 
 
 def test_a_worker_that_is_killed_again_and_again_hides_only_its_own_losses() -> None:
@@ -223,8 +223,8 @@ def test_a_worker_that_is_killed_again_and_again_hides_only_its_own_losses() -> 
     batches(1, 2)
     window(200, 7, answered=5)
     window(1, 1)
-    (told,) = watch()
-    assert "on instance i-1" in told
+    (reason,) = watch()
+    assert "on instance i-1" in reason
 
 
 @pytest.mark.parametrize(("lost", "alarms"), [(0, 0), (15, 1), (-15, 1)])
@@ -242,5 +242,5 @@ def test_of_a_generation_that_is_over_one_lost_request_is_seen() -> None:
     for ago_s in range(101, 700, 10):
         window(ago_s, 100, answered=100 - (ago_s == 301))
     send("digits", 2, generation=2, assigned_requests=5, ends={"answered": 5})
-    (told,) = watch()
-    assert "under generation 1" in told
+    (reason,) = watch()
+    assert "under generation 1" in reason

@@ -274,10 +274,10 @@ def test_the_evidence_is_that_of_stakes_which_enter_one_after_the_other() -> Non
     compared = Comparison.of(series, margin=MARGIN)
     stakes, logs = stakes_of(series.steps), compared.factors.zero
     wealth, waiting = np.zeros(logs.shape[-1]), 1.0
-    for k, made in enumerate(logs):
+    for k, log in enumerate(logs):
         entering = stakes.weights[stakes.starts == k].sum()
         waiting -= entering
-        wealth = (wealth + entering) * np.exp(made)
+        wealth = (wealth + entering) * np.exp(log)
 
     expected = math.log(wealth.mean() + waiting)
     assert compared.look(40, np.zeros(())).zero.log_e == pytest.approx(expected)
@@ -297,11 +297,12 @@ def test_bets_that_an_earlier_look_settled_are_those_of_a_first_look(bets: eproc
     n1, n0 = rng.poisson(10, (40, 5)), rng.poisson(190, (40, 5))
     table = [n1, rng.binomial(n1, 0.02), n0, rng.binomial(n0, 0.01)]
     columns = [column.astype(float) for column in table]
-    asked = {"margin": MARGIN, "expected_rate": 0.02, "bets": bets}
+    arguments = {"margin": MARGIN, "expected_rate": 0.02, "bets": bets}
     for now in (1, 2, 7, 7, 30, 12, 40):
         # The last intervals of a look may be pooled at the next one.
         columns[1][max(0, now - 2), 0] += now == 30
         counts = Counts(*(column[:now].copy() for column in columns))
-        kept, first = eprocess.settled_factors(counts, **asked), eprocess.factors(counts, **asked)
+        kept = eprocess.settled_factors(counts, **arguments)
+        first = eprocess.factors(counts, **arguments)
         for name in ("margin", "zero", "mirror"):
             np.testing.assert_array_equal(getattr(kept, name), getattr(first, name))

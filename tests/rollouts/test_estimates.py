@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from apps.rollouts.analysis import Question, answer
+from apps.rollouts.analysis import StepInputs, judge_checks
 from apps.rollouts.check_kinds import CheckDocument
 from apps.rollouts.estimates import UsualTraffic, estimate_plan
 from apps.rollouts.evidence import Arm, Interval
@@ -24,8 +24,8 @@ HOUR_S, DAY_S = 3_600.0, 86_400.0
 
 
 def one_step(*checks: str | CheckDocument, weight_bp: int = 500, **step: int) -> PlanDocument:
-    made = StepDocument(weight_bp=weight_bp, bake_s=60, checks=checks, **step)
-    return PlanDocument(name="one", steps=(made,))
+    document = StepDocument(weight_bp=weight_bp, bake_s=60, checks=checks, **step)
+    return PlanDocument(name="one", steps=(document,))
 
 
 def expected_s(plan: PlanDocument, per_second: float, error_rate: float = 0.01) -> float | None:
@@ -41,7 +41,7 @@ def answers_until_pass(plan: PlanDocument, rate: float, seed: int) -> float:
         arms = [Arm(n, int(rng.binomial(n, rate)), n) for n in (canary, control)]
         intervals.append(Interval(0, START + timedelta(seconds=i), *arms))
         if i % 5 == 0:
-            (result,) = answer(Question(plan, 0, intervals, None, 0))
+            (result,) = judge_checks(StepInputs(plan, 0, intervals, None, 0))
             if result.verdict is Verdict.PASS:
                 return sum(each.canary.n for each in intervals)
     return math.inf
@@ -73,9 +73,9 @@ def test_proof_is_kept_from_step_to_step() -> None:
 def test_a_step_says_what_it_waits_for_and_what_happens_then() -> None:
     first = estimate_plan(DEFAULT.as_followed(), UsualTraffic(3 / 3_600))[0]
     assert not first.is_in_time
-    told = tell_step(first)
-    assert "days: latency needs about" in told
-    assert "it waits 7 days, then pauses for a person" in told
+    description = tell_step(first)
+    assert "days: latency needs about" in description
+    assert "it waits 7 days, then pauses for a person" in description
     assert not time_of(DEFAULT, UsualTraffic(3 / 3_600), "now").can_decide
 
 
@@ -88,7 +88,7 @@ def test_three_requests_an_hour_are_enough_for_the_plan_made_for_them() -> None:
     assert "the approval of a person not counted" in time.told
 
 
-def test_no_traffic_and_no_control_are_told_apart() -> None:
+def test_no_traffic_and_no_control_are_distinguished() -> None:
     (none,) = estimate_plan(one_step("error-rate"), UsualTraffic(0.0))
     assert "never pass at this traffic" in tell_step(none)
     (alone,) = estimate_plan(one_step("latency", weight_bp=10_000), UsualTraffic(100.0))

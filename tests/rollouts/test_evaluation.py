@@ -10,7 +10,7 @@ import pytest
 
 from apps.lib.clock import database_now
 from apps.rollouts import evaluation
-from apps.rollouts.evaluation import repeat_answer
+from apps.rollouts.evaluation import repeat_check
 from apps.rollouts.interval_store import frozen_intervals
 from apps.rollouts.models import Evaluation, Rollout
 from apps.rollouts.plan_store import save_plan
@@ -56,7 +56,7 @@ def test_every_answer_can_be_made_again_from_its_log(rollout: Rollout) -> None:
     rows = list(Evaluation.objects.select_related("rollout"))
     assert len(rows) >= 9
     for row in rows:
-        again = repeat_answer(row)
+        again = repeat_check(row)
         assert (again.verdict, again.reason) == (row.verdict, row.reason)
         assert again.evidence == row.evidence
         assert row.rule
@@ -104,11 +104,11 @@ def test_a_long_bake_has_long_intervals(bake_s: int, interval_s: int) -> None:
 def test_looks_get_rarer_the_more_intervals_there_are(
     rollout: Rollout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluation, "INTERVALS_A_LOOK", 2)
+    monkeypatch.setattr(evaluation, "INTERVALS_PER_EVALUATION", 2)
     plan, now = from_json(rollout.plan_document), database_now()
     waits = []
     for ago_s in (70, 60, 50, 40):
         window(rollout, "canary", ago_s=ago_s)
         look(rollout)
-        waits.append((evaluation.next_look(rollout, plan, now) - now).total_seconds())
+        waits.append((evaluation.next_evaluation_at(rollout, plan, now) - now).total_seconds())
     assert [math.ceil(wait_s / 10) * 10 for wait_s in waits] == [10, 20, 20, 30]

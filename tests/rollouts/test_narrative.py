@@ -37,5 +37,5 @@ def test_only_the_last_answer_of_each_check_is_told() -> None:
     judge(rollout, "latency", "no-data", "first")
     judge(rollout, "error-rate", "pass", "only")
     judge(rollout, "latency", "pass", "second")
-    told = [(row.check_name, row.reason) for row in latest_checks(rollout)]
-    assert told == [("error-rate", "only"), ("latency", "second")]
+    reasons = [(row.check_name, row.reason) for row in latest_checks(rollout)]
+    assert reasons == [("error-rate", "only"), ("latency", "second")]

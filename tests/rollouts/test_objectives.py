@@ -53,7 +53,7 @@ def test_counts_are_judged_against_the_bound(n: int, events: int, verdict: Verdi
 
 
 def test_the_reason_has_the_numbers() -> None:
-    assert "error rate 10.00%, at most 1.00%, n=1000" in judge(1_000, 100).reason
+    assert "error rate 10.00 %, limit 1.00 %, after 1,000 exposures" in judge(1_000, 100).reason
 
 
 @pytest.mark.parametrize("bound", [0.995, 1.0, 1.01])
@@ -64,8 +64,8 @@ def test_a_bound_near_certainty_is_never_proven_broken(bound: float, events: int
 
 def test_one_bad_bound_among_good_ones_fails() -> None:
     good, bad = of("p95", 0.075, 2_000, 10), of("p99", 0.02, 2_000, 400)
-    found = judge_objectives("latency", [good, bad], PROOF)
-    assert found.verdict is Verdict.FAIL
+    result = judge_objectives("latency", [good, bad], PROOF)
+    assert result.verdict is Verdict.FAIL
 
 
 @pytest.mark.parametrize(
@@ -103,10 +103,10 @@ def test_a_latency_objective_bounds_a_quantile(slow: int, verdict: Verdict) -> N
 
 def test_the_bucket_that_holds_the_limit_counts_as_within() -> None:
     counts = {index_of(50_000): 1_000}
-    given = {"quantile_permille": 990, "limit_us": 50_000, "settings": DEFAULT}
+    arguments = {"quantile_permille": 990, "limit_us": 50_000, "settings": DEFAULT}
 
-    assert judge_latency_objective([counts], **given).verdict is Verdict.PASS
-    assert judge_latency_objective([], **given).verdict is Verdict.NO_DATA
+    assert judge_latency_objective([counts], **arguments).verdict is Verdict.PASS
+    assert judge_latency_objective([], **arguments).verdict is Verdict.NO_DATA
 
 
 def agreement(agreement_min_bp: int = 9_900, **counts: int) -> CheckResult:
@@ -143,7 +143,7 @@ def test_dropped_copies_change_no_verdict_and_are_told() -> None:
     result = agreement(compared=2_000, flips=2, dropped=77)
 
     assert result.verdict is Verdict.PASS
-    assert "77 copies dropped and not judged" in result.reason
+    assert "77 copies were dropped and not compared" in result.reason
 
 
 @pytest.mark.parametrize(
@@ -217,5 +217,5 @@ def test_whoever_got_no_answer_counts_against_an_error_objective() -> None:
 
     assert answered.verdict is Verdict.PASS
     assert hung.verdict is Verdict.FAIL
-    assert "unanswered 23.08%, at most 2.00%" in hung.reason
+    assert "unanswered 23.08 %, limit 2.00 %" in hung.reason
     assert nobody.verdict is Verdict.FAIL

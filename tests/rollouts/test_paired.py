@@ -27,16 +27,16 @@ class Check:
         return self.settings.get(name)
 
 
-def brought(**seen: Any) -> dict[str, Any]:
+def observe(**observation: Any) -> dict[str, Any]:
     """Return what an observer brings of such counts."""
-    if "pairs" in seen:
-        rest = seen["pairs"] - seen["lost"] - seen["won"]
-        seen["grid"] = [[-GRID, seen["won"]], [0, rest], [GRID, seen["lost"]]]
-    return seen
+    if "pairs" in observation:
+        rest = observation["pairs"] - observation["lost"] - observation["won"]
+        observation["grid"] = [[-GRID, observation["won"]], [0, rest], [GRID, observation["lost"]]]
+    return observation
 
 
-def judged(**seen: Any) -> CheckResult:
-    return judge_pairs(Check(), brought(**seen), SETTINGS)  # type: ignore[arg-type]
+def judged(**observation: Any) -> CheckResult:
+    return judge_pairs(Check(), observe(**observation), SETTINGS)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("margin", [0.005, 0.01, 0.2])
@@ -62,7 +62,7 @@ def test_pairs_that_both_got_alike_change_nothing_about_whether_there_is_a_diffe
 
 
 @pytest.mark.parametrize(
-    ("seen", "verdict", "words"),
+    ("observation", "verdict", "words"),
     [
         ({}, Verdict.NO_DATA, "no request of one row was answered"),
         (
@@ -74,12 +74,12 @@ def test_pairs_that_both_got_alike_change_nothing_about_whether_there_is_a_diffe
         ({"pairs": 1_000, "lost": 60, "won": 5}, Verdict.FAIL, "by more than the margin"),
         ({"pairs": 900, "lost": 27, "won": 8}, Verdict.FAIL, "as estimated"),
         ({"pairs": 9_000, "lost": 60, "won": 20}, Verdict.INCONCLUSIVE, "but not by more"),
-        ({"pairs": 2_000, "lost": 9, "won": 10}, Verdict.PASS, "0.05% more accurate"),
-        ({"pairs": 400, "lost": 0, "won": 0}, Verdict.PASS, "0.00% less accurate"),
+        ({"pairs": 2_000, "lost": 9, "won": 10}, Verdict.PASS, "0.05 % more accurate"),
+        ({"pairs": 400, "lost": 0, "won": 0}, Verdict.PASS, "0.00 % less accurate"),
     ],
 )
-def test_a_verdict_comes_with_its_numbers(seen: Any, verdict: Verdict, words: str) -> None:
-    result = judged(**seen)
+def test_a_verdict_comes_with_its_numbers(observation: Any, verdict: Verdict, words: str) -> None:
+    result = judged(**observation)
 
     assert (result.verdict, result.check) == (verdict, "shadow-accuracy")
     assert words in result.reason
@@ -98,9 +98,9 @@ def test_nonsense_is_refused() -> None:
 
 def test_a_rollout_may_ask_for_proof_beyond_the_margin() -> None:
     strict = CheckSettings(alpha=0.05, guardrails=2, evidence_mode="beyond_margin")
-    seen = brought(pairs=900, lost=27, won=8)
+    observation = observe(pairs=900, lost=27, won=8)
 
-    result = judge_pairs(Check(), seen, strict)  # type: ignore[arg-type]
+    result = judge_pairs(Check(), observation, strict)  # type: ignore[arg-type]
 
     assert result.verdict is Verdict.INCONCLUSIVE
 
@@ -116,14 +116,15 @@ def test_a_loss_between_two_places_counts_no_more_than_it_should(seed: int) -> N
     shared = loss_evidence(grid, np.concatenate([1 - above, above]), margin=0.02)
 
     for name in ("margin", "zero", "mirror"):
-        given, kept = float(getattr(exact, name)), float(getattr(shared, name))
-        assert given - 0.05 < kept <= given + 1e-9
+        exact_value, kept = float(getattr(exact, name)), float(getattr(shared, name))
+        assert exact_value - 0.05 < kept <= exact_value + 1e-9
 
 
 def test_scores_say_the_win_rate() -> None:
     check = Check(settings={"margin_bp": 100, "scale": 2.0})
-    seen = {"pairs": 10, "lost": 2, "won": 6, "grid": [[-5, 10.0]]}
+    observation = {"pairs": 10, "lost": 2, "won": 6, "grid": [[-5, 10.0]]}
 
-    result = judge_pairs(check, seen, SETTINGS)  # type: ignore[arg-type]
+    result = judge_pairs(check, observation, SETTINGS)  # type: ignore[arg-type]
 
-    assert "nearer in 6 and stable in 2, win rate 75.0%: 5.00% more accurate" in result.reason
+    assert "the shadow is 5.00 % more accurate than stable" in result.reason
+    assert "the shadow nearer in 6, stable in 2, win rate 75.0 %" in result.reason

@@ -33,8 +33,8 @@ def test_a_slower_canary_is_told_in_microseconds() -> None:
 
 @pytest.mark.parametrize(("canary", "control"), [({}, {}), ({}, {90: 500}), ({90: 500}, {})])
 def test_an_empty_side_has_no_difference(canary: Counts, control: Counts) -> None:
-    for found in percentile_differences(canary, control):
-        assert (found.difference_us, found.low_us, found.high_us) == (None, None, None)
+    for each in percentile_differences(canary, control):
+        assert (each.difference_us, each.low_us, each.high_us) == (None, None, None)
 
 
 def test_few_requests_have_no_upper_bound_of_a_high_percentile() -> None:

@@ -13,7 +13,7 @@ from apps.rollouts.sample_ratio import (
     SplitInterval,
     judge_sample_ratio,
     judge_step,
-    spread_of,
+    overdispersion_of,
 )
 from apps.rollouts.verdicts import CheckResult, Verdict
 from contract.messages import CLUSTERS, ClusterCounts
@@ -22,7 +22,7 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 @pytest.mark.parametrize(
-    ("given", "verdict"),
+    ("intervals", "verdict"),
     [
         ([], Verdict.NO_DATA),
         ([SplitInterval(0, 0, 500)], Verdict.NO_DATA),
@@ -37,8 +37,8 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
         ([SplitInterval(50, 950, 500), SplitInterval(500, 500, 5000)], Verdict.PASS),
     ],
 )
-def test_sample_ratios_get_their_verdicts(given: list[SplitInterval], verdict: Verdict) -> None:
-    result = judge_sample_ratio(given)
+def test_sample_ratios_get_their_verdicts(intervals: list[SplitInterval], verdict: Verdict) -> None:
+    result = judge_sample_ratio(intervals)
 
     assert result.verdict is verdict
     json.dumps(result.evidence, allow_nan=False)
@@ -52,18 +52,18 @@ def arm(units: np.ndarray, *, anonymous: int = 0) -> Arm:  # type: ignore[type-a
     return Arm(assigned=len(units) + anonymous, clusters=clusters)
 
 
-def strangers(*, lost: float = 0.0, anonymous: float = 0.0, step: int = 0) -> list[Interval]:
+def distinct_units(*, lost: float = 0.0, anonymous: float = 0.0, step: int = 0) -> list[Interval]:
     """Return half an hour at 100/s and 5 % in which nobody comes back."""
     rng = np.random.default_rng(11)
-    found = []
+    intervals = []
     for i in range(180):
         canary, control = rng.poisson(50 * (1 - lost)), rng.poisson(950)
         sides = [
             arm(rng.integers(0, CLUSTERS, int(n * (1 - anonymous))), anonymous=int(n * anonymous))
             for n in (canary, control)
         ]
-        found.append(Interval(step, START + timedelta(seconds=10 * i), *sides))
-    return found
+        intervals.append(Interval(step, START + timedelta(seconds=10 * i), *sides))
+    return intervals
 
 
 def few_users(count: int = 300, weight: float = 0.05) -> list[Interval]:
@@ -84,19 +84,19 @@ def judge(intervals: list[Interval], *, weight_bp: int = 500, step: int = 0) -> 
 
 @pytest.mark.parametrize("anonymous", [0.0, 0.5, 1.0])
 def test_a_fifth_of_the_units_lost_is_found_though_no_interval_shows_it(anonymous: float) -> None:
-    intervals = strangers(lost=0.2, anonymous=anonymous)
+    intervals = distinct_units(lost=0.2, anonymous=anonymous)
     result = judge(intervals)
     assert result.verdict is Verdict.FAIL
     assert result.evidence["relative_deviation"] == pytest.approx(-0.2, abs=0.03)
     assert judge(intervals[:1]).verdict is not Verdict.FAIL
-    assert judge(strangers(anonymous=anonymous)).verdict is Verdict.PASS
+    assert judge(distinct_units(anonymous=anonymous)).verdict is Verdict.PASS
 
 
 def test_users_who_come_back_are_no_new_draws() -> None:
     result = judge(few_users())
     assert result.evidence["relative_deviation"] == pytest.approx(0.4)
     assert result.verdict is Verdict.PASS
-    assert "units were counted again and again" in result.reason
+    assert "units count repeatedly, equivalent to" in result.reason
     few = judge(few_users(20))
     assert few.verdict is Verdict.INSUFFICIENT_SAMPLE
     assert "too few different units" in few.reason
@@ -105,7 +105,7 @@ def test_users_who_come_back_are_no_new_draws() -> None:
 def test_a_steps_first_interval_which_the_step_before_shares_is_left_out() -> None:
     # An instance has counted most of stable's units in this interval already.
     skewed = arm(np.arange(400) % CLUSTERS), arm(np.arange(100) % CLUSTERS)
-    before = strangers(step=0)
+    before = distinct_units(step=0)
     shared = Interval(1, before[-1].started_at, *skewed)
     assert judge([*before, shared], step=1).verdict is Verdict.NO_DATA
     alone = Interval(1, before[-1].started_at + timedelta(seconds=10), *skewed)
@@ -135,7 +135,7 @@ def test_the_spread_is_that_of_how_often_units_are_counted() -> None:
         np.bincount(rng.integers(0, CLUSTERS, visits.size), weights=visits, minlength=CLUSTERS)
         for _ in range(200)
     ]
-    found = spread_of(np.array(runs), np.zeros(200))
-    assert found.mean() == pytest.approx((visits**2).sum() / visits.sum(), rel=0.05)
-    mixed = spread_of(np.array(runs), np.full(200, float(visits.sum())))
-    assert mixed.mean() == pytest.approx((found.mean() + 1.0) / 2.0, rel=0.05)
+    dispersion = overdispersion_of(np.array(runs), np.zeros(200))
+    assert dispersion.mean() == pytest.approx((visits**2).sum() / visits.sum(), rel=0.05)
+    mixed = overdispersion_of(np.array(runs), np.full(200, float(visits.sum())))
+    assert mixed.mean() == pytest.approx((dispersion.mean() + 1.0) / 2.0, rel=0.05)

@@ -11,7 +11,7 @@ from apps.rollouts.verdicts import Verdict
 
 
 @pytest.mark.parametrize(
-    ("given", "verdict"),
+    ("counts", "verdict"),
     [
         ([], Verdict.NO_DATA),
         ([BucketCounts(900, 9, 0, 0)], Verdict.NO_DATA),
@@ -23,16 +23,16 @@ from apps.rollouts.verdicts import Verdict
         ([BucketCounts(200, 4, 1_800, 18), BucketCounts(200, 5, 1_800, 18)], Verdict.FAIL),
     ],
 )
-def test_observed_rates_are_compared(given: list[BucketCounts], verdict: Verdict) -> None:
-    assert judge_error_threshold(given, margin_bp=100).verdict is verdict
+def test_observed_rates_are_compared(counts: list[BucketCounts], verdict: Verdict) -> None:
+    assert judge_error_threshold(counts, margin_bp=100).verdict is verdict
 
 
-def test_it_says_that_it_is_no_test() -> None:
+def test_the_reason_states_that_it_is_not_a_test() -> None:
     result = judge_error_threshold([BucketCounts(1_000, 30, 1_000, 10)], margin_bp=100)
 
     assert result.reason == (
-        "observed error rate 3.00% vs stable 1.00%, at most 1 points more, n=1000 "
-        "(a comparison, not a test)"
+        "error rate 3.00 % on the canary, 1.00 % on stable, margin 1 %, "
+        "after 1,000 exposures of the canary (a comparison, not a test)"
     )
 
 

@@ -43,7 +43,7 @@ def test_one_impatient_user_who_is_the_canarys_is_for_a_person(each: int) -> Non
     bot = series(arm({7: 1}, each), arm({}, 19 * each), count=60)
     result = unanswered(bot)
     assert result.verdict is Verdict.INCONCLUSIVE
-    assert "but by one user, or a few, alone" in result.reason
+    assert "but only among one user or a few" in result.reason
 
 
 def test_a_canary_that_leaves_units_of_several_clusters_is_rolled_back() -> None:
@@ -93,9 +93,9 @@ PATIENT_S = 300.0
 )
 def test_who_still_waits_is_no_proof_that_answers_come(count: int, verdict: Verdict) -> None:
     """A model that may take five minutes: nothing has ended before that, well or badly."""
-    asked = question(series(arm({}, 2), arm({}, 38), count=count))
-    assert ask(asked)["unanswered"].verdict is Verdict.PASS
-    result = ask(replace(asked, timeout_s=PATIENT_S))["unanswered"]
+    inputs = question(series(arm({}, 2), arm({}, 38), count=count))
+    assert ask(inputs)["unanswered"].verdict is Verdict.PASS
+    result = ask(replace(inputs, timeout_s=PATIENT_S))["unanswered"]
     assert result.verdict is verdict, result.reason
 
 
@@ -106,14 +106,14 @@ def test_a_step_whose_requests_are_all_under_way_does_not_pass_by_the_step_befor
         for n, each in enumerate(before[:20])
     ]
     steps = (StepDocument(weight_bp=500), StepDocument(weight_bp=2_500))
-    asked = replace(question([*before, *now], step=1), plan=PlanDocument(name="p", steps=steps))
-    assert ask(asked)["unanswered"].verdict is Verdict.PASS
-    result = ask(replace(asked, timeout_s=PATIENT_S))["unanswered"]
+    inputs = replace(question([*before, *now], step=1), plan=PlanDocument(name="p", steps=steps))
+    assert ask(inputs)["unanswered"].verdict is Verdict.PASS
+    result = ask(replace(inputs, timeout_s=PATIENT_S))["unanswered"]
     assert result.verdict is Verdict.INSUFFICIENT_SAMPLE
-    assert "may still be under way" in result.reason
+    assert "may still be in progress" in result.reason
 
 
 def test_a_version_that_fails_is_rolled_back_while_others_still_wait() -> None:
     left = dict.fromkeys(range(32), 1)
-    asked = question(series(arm(left, 2), arm({}, 38), count=20))
-    assert ask(replace(asked, timeout_s=PATIENT_S))["unanswered"].verdict is Verdict.FAIL
+    inputs = question(series(arm(left, 2), arm({}, 38), count=20))
+    assert ask(replace(inputs, timeout_s=PATIENT_S))["unanswered"].verdict is Verdict.FAIL
