@@ -72,7 +72,7 @@ def draw_share(points: Sequence[Point], events: Sequence[RolloutEvent], until: d
         now = {point.arm: point.units for point in points if point.at == at}
         total = sum(now.get(arm, 0) for arm in (STABLE, BASELINE, CANARY))
         observed.append((at, 100 * now.get(CANARY, 0) / total if total else None))
-    configured = [(event.at, event.weight_bp / 100) for event in sorted(events, key=_instant)]
+    configured = [(event.at, event.weight_bp / 100) for event in sorted(events, key=_timestamp)]
     if configured:
         configured.append((until, configured[-1][1]))
     traces = [
@@ -150,7 +150,7 @@ def _filled(points: Sequence[Point]) -> list[Point]:
         for arm in arms
         if (at, arm) not in known
     ]
-    return sorted([*points, *missing], key=_instant)
+    return sorted([*points, *missing], key=_timestamp)
 
 
 def _line(
@@ -211,7 +211,7 @@ def _emptiness(traces: Sequence[Trace]) -> dict[str, Any]:
     return {"annotations": [{"text": "No data yet", **place}]}
 
 
-def _instant(row: Any) -> datetime:
+def _timestamp(row: Any) -> datetime:
     at: datetime = row.at
     return at
 

@@ -301,9 +301,9 @@ def problem_of_check(check: CheckDocument) -> str:
 
 def _problems_of_settings(kind: CheckKind, settings: Mapping[str, Any]) -> list[str]:
     known = ", ".join(kind.settings)
-    hint = f"expected one of {known}" if known else "this kind has no settings"
+    expected = f"expected one of {known}" if known else "this kind has no settings"
     unknown = [name for name in settings if name not in kind.settings]
-    problems = [f"unknown setting {name!r}; {hint}" for name in unknown]
+    problems = [f"unknown setting {name!r}; {expected}" for name in unknown]
     for name, setting in kind.settings.items():
         if name in settings:
             problem = setting.problem_of(settings[name])

@@ -82,12 +82,16 @@ class Ruling:
 
 
 def rule(
-    measures: Sequence[Measure], now: int, levels: Levels, spreads: Sequence[Array] | None = None
+    measures: Sequence[Measure],
+    now: int,
+    levels: Levels,
+    time_variances: Sequence[Array] | None = None,
 ) -> Ruling:
     """Apply the rules to the first `now` intervals; at least one is required."""
-    known: Sequence[Array | None] = spreads or [None] * len(measures)
+    variances: Sequence[Array | None] = time_variances or [None] * len(measures)
     looks = [
-        each.comparison.look(now, spread) for each, spread in zip(measures, known, strict=True)
+        each.comparison.look(now, time_variance)
+        for each, time_variance in zip(measures, variances, strict=True)
     ]
     weights = np.log([each.weight for each in measures])
     weights -= np.logaddexp.reduce(weights)

@@ -91,27 +91,27 @@ class Comparison:
             (Pace(n1, a), Pace(n0, b)),
         )
 
-    def look(self, now: int, spread: Array | None = None) -> Look:
+    def look(self, now: int, time_variance: Array | None = None) -> Look:
         """Return the evidence of the first `now` intervals.
 
-        `spread` is the control's dispersion over time, if it is known already.
+        `time_variance` is the control's dispersion over time, if it is known already.
         """
         stakes = self.stakes.until(now)
-        if spread is None:
-            spread = self.spread(now)
-        varied = self._dispersion(stakes.starts, now, spread)
+        if time_variance is None:
+            time_variance = self.time_variance(now)
+        varied = self._dispersion(stakes.starts, now, time_variance)
         processes = [
             carry(each[..., now, None, :] - each[..., stakes.starts, :], stakes, varied)
             for each in processes_of(self.totals)
         ]
         return Look(self, now, varied, stakes, *processes)
 
-    def spread(self, now: int) -> Array:
+    def time_variance(self, now: int) -> Array:
         """Return the control's relative variance over time in the first `now` intervals."""
         canary, control = (Pace(each.n[..., :now], each.events[..., :now]) for each in self.paces)
         return dispersion.over_time(canary, control, self.series.before)
 
-    def _dispersion(self, starts: Integers, now: int, spread: Array) -> Array:
+    def _dispersion(self, starts: Integers, now: int, time_variance: Array) -> Array:
         """Return the dispersion φ of the counts from each start to now, shape `(…, starts)`."""
         clusters = self.series.clusters
         shape = (*self.weights.shape[:-1], len(starts))
@@ -123,7 +123,7 @@ class Comparison:
         rate = self.control[..., now] / np.maximum(self.weights[..., now], 1e-12)
         # A relative variance s over time is s·r² in either arm: 2·s·r²·Σm² beside the
         # binomial r(1 − r)·Σm of the weighted difference.
-        odds = (2.0 * spread * rate / np.maximum(1.0 - rate, 1e-3))[..., None]
+        odds = (2.0 * time_variance * rate / np.maximum(1.0 - rate, 1e-3))[..., None]
         result: Array = of_units + odds * squares / np.where(weight > 0.0, weight, 1.0)
         return result
 

@@ -176,11 +176,11 @@ def over_time(canary: Pace, control: Pace, before: History | None = None) -> Arr
     sure = np.where(own.after > ALLOWANCE / np.sqrt(LAGS) * chance, own.after, 0.0)
     unknown = max(0.0, 1.0 - own.intervals / LEARNING)
     lasts = sure + unknown * np.maximum(at_once - sure, 0.0)
-    is_spread = at_once > ALLOWANCE * few * chance
+    is_significant = at_once > ALLOWANCE * few * chance
     lasting = min(own.intervals, LASTING)
     scale = np.where(own.scale > 0.0, own.scale, 1.0)
-    spread = np.where(is_spread, at_once + 2.0 * lasting * lasts, 0.0) / scale
-    result: Array = np.maximum(spread - lasting * _shared(canary, control), 0.0)
+    variance = np.where(is_significant, at_once + 2.0 * lasting * lasts, 0.0) / scale
+    result: Array = np.maximum(variance - lasting * _shared(canary, control), 0.0)
     return result
 
 
@@ -188,8 +188,8 @@ def _shared(canary: Pace, control: Pace) -> Array:
     """Return the significant relative covariance of both arms' rates over the same intervals."""
     ours, theirs = _residuals(canary), _residuals(control)
     both = _covariances(ours, theirs)
-    spread = (ours**2).sum(axis=-1) * (theirs**2).sum(axis=-1)
-    chance = np.sqrt(spread / max(control.n.shape[-1], 1))
+    variance = (ours**2).sum(axis=-1) * (theirs**2).sum(axis=-1)
+    chance = np.sqrt(variance / max(control.n.shape[-1], 1))
     sure = np.maximum(both[0] - 2.0 * chance, 0.0) + 2.0 * np.maximum(both[1] - 2.0 * chance, 0.0)
     scale = (_rate(canary) * _rate(control)) * (canary.n * control.n).sum(axis=-1)
     result: Array = sure / np.where(scale > 0.0, scale, 1.0)

@@ -294,10 +294,10 @@ def _settle(slices: list[SliceCounts]) -> None:
             surplus = getattr(each, events) - getattr(each, exposures)
             if surplus > 0:
                 setattr(each, events, getattr(each, exposures))
-                _spread(slices, surplus, events, exposures)
+                _distribute(slices, surplus, events, exposures)
 
 
-def _spread(slices: list[SliceCounts], surplus: int, events: str, exposures: str) -> None:
+def _distribute(slices: list[SliceCounts], surplus: int, events: str, exposures: str) -> None:
     def room(each: SliceCounts) -> int:
         return int(getattr(each, exposures) - getattr(each, events))
 
@@ -390,13 +390,13 @@ def _rows(
     with connection.cursor() as cursor:
         cursor.execute(sql, [*more, *window_range.parameters])
         return [
-            (row[0], _instant(row[1]), *row[2:keys], *map(int, row[keys:]))
+            (row[0], _timestamp(row[1]), *row[2:keys], *map(int, row[keys:]))
             for row in cursor.fetchall()
         ]
 
 
 @lru_cache(maxsize=4_096)
-def _instant(since_1970_us: int) -> datetime:
+def _timestamp(since_1970_us: int) -> datetime:
     return EPOCH + timedelta(microseconds=since_1970_us)
 
 

@@ -118,13 +118,13 @@ def overdispersion_of(units: Array, anonymous: Array) -> Array:
     return result
 
 
-def log_evidence(canary: Array, control: Array, weight: float, spread: Array) -> Array:
+def log_evidence(canary: Array, control: Array, weight: float, dispersion: Array) -> Array:
     """Return ln of the evidence against the canary's share `weight`, valid at every look.
 
-    It is the sequential test on the counts divided by their dispersion `spread`, their equivalent
-    number of independent draws.
+    It is the sequential test on the counts divided by `dispersion`, the equivalent number of
+    independent draws.
     """
-    counts = np.stack([canary, control], axis=-1) / spread[..., None]
+    counts = np.stack([canary, control], axis=-1) / dispersion[..., None]
     return log_bayes_factors(counts, np.array([weight, 1.0 - weight]))
 
 
@@ -197,28 +197,28 @@ def _judge_counts(
     if n == 0:
         return _no_data()
     anonymous = canary.anonymous + control.anonymous
-    spread = float(overdispersion_of(canary.units + control.units, np.array(anonymous)))
+    dispersion = float(overdispersion_of(canary.units + control.units, np.array(anonymous)))
     expected = n * weight
     smaller = min(expected, n - expected)
     deviation = (canary.total - expected) / smaller
     log_e = float(
-        log_evidence(np.array(canary.total), np.array(control.total), weight, np.array(spread))
+        log_evidence(np.array(canary.total), np.array(control.total), weight, np.array(dispersion))
     )
     reason = (
         f"the canary got {canary.total:,.0f} of {n:,.0f} units, {expected:,.0f} expected "
         f"({_signed(deviation)}, p={math.exp(-max(0.0, min(700.0, log_e))):.2g} at any look"
-        f"{_describe_spread(spread, n)})"
+        f"{_describe_dispersion(dispersion, n)})"
     )
     record: dict[str, JSON] = {
         "observed": round(canary.total),
         "expected": expected,
         "n": round(n),
         "relative_deviation": deviation,
-        "spread": spread,
+        "spread": dispersion,
         "log_e": log_e,
         "log_e_needed": log_needed,
     }
-    if smaller / spread < EXPECTED_MIN:
+    if smaller / dispersion < EXPECTED_MIN:
         reason = f"{reason}: too few different units for a decision"
         return CheckResult(SAMPLE_RATIO, Verdict.INSUFFICIENT_SAMPLE, reason, record)
     is_off = log_e >= log_needed and abs(deviation) >= DEVIATION_MIN
@@ -229,10 +229,10 @@ def _signed(fraction: float) -> str:
     return f"{100.0 * fraction:+.1f} %"
 
 
-def _describe_spread(spread: float, n: float) -> str:
-    if spread < 1.5:
+def _describe_dispersion(dispersion: float, n: float) -> str:
+    if dispersion < 1.5:
         return ""
-    return f"; units count repeatedly, equivalent to {n / spread:,.0f} independent draws"
+    return f"; units count repeatedly, equivalent to {n / dispersion:,.0f} independent draws"
 
 
 def _no_data() -> CheckResult:

@@ -1,4 +1,4 @@
-"""A step's checks answered from intervals: each from the data that it may be judged by."""
+"""Checks of a step judged from intervals: each only from the data that applies to it."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_no_intervals_are_no_data_for_every_check() -> None:
     assert set(verdicts(step_inputs([]))) == {Verdict.NO_DATA}
 
 
-def test_old_proof_is_no_pass_for_new_silence() -> None:
+def test_old_proof_does_not_pass_without_new_data() -> None:
     results = judge_checks(replace(step_inputs(HEALTHY), is_fresh=False))
     assert {result.verdict for result in results} == {Verdict.NO_DATA}
     assert "no recent data in this step" in results[0].reason
@@ -73,24 +73,24 @@ def test_a_slow_canary_fails_latency_only() -> None:
     assert results["error-rate"].verdict is Verdict.PASS
 
 
-def test_without_stables_usual_latency_nothing_is_said_of_the_canarys() -> None:
+def test_without_stables_usual_latency_the_sample_is_insufficient() -> None:
     result = ask(step_inputs(HEALTHY, reference=None))["latency"]
     assert result.verdict is Verdict.INSUFFICIENT_SAMPLE
     assert "5000 of 5000" in result.reason
 
 
-def test_what_came_before_the_reference_is_not_judged_by_it() -> None:
+def test_data_before_the_reference_is_not_judged() -> None:
     late = replace(REFERENCE, frozen_at=START + timedelta(hours=1))
     slow = series(arm(50, slow=50), arm(950))
     assert ask(step_inputs(slow, reference=late))["latency"].verdict is Verdict.NO_DATA
 
 
-def test_a_share_that_is_not_the_configured_one_does_not_pass() -> None:
+def test_a_share_other_than_the_configured_one_does_not_pass() -> None:
     result = ask(step_inputs(series(arm(300), arm(700))))["sample-ratio"]
     assert result.verdict is not Verdict.PASS
 
 
-def test_an_error_objective_is_a_bound_of_its_own_also_beside_a_control() -> None:
+def test_an_error_objective_applies_beside_a_control() -> None:
     check = CheckDocument(check=ERROR_OBJECTIVE, settings={"limit_bp": 100})
     steps = (StepDocument(weight_bp=500, checks=(check,)),)
     bad = series(arm(50, errors=10), arm(950, errors=190))
@@ -118,7 +118,7 @@ def test_a_canary_that_leaves_requests_unanswered_fails_that_check_only() -> Non
     )
 
 
-def test_at_the_whole_traffic_unanswered_requests_are_left_to_a_person() -> None:
+def test_at_full_traffic_a_person_decides_on_unanswered_requests() -> None:
     whole = series(sliced(1_000, unanswered=100), Arm(), step=1)
     result = ask(step_inputs([*HEALTHY, *whole], step=1))["unanswered"]
     assert result.verdict is Verdict.INCONCLUSIVE
@@ -126,7 +126,7 @@ def test_at_the_whole_traffic_unanswered_requests_are_left_to_a_person() -> None
     assert "4,000 of 40,000 exposures were left without an answer" in result.reason
 
 
-def test_the_reason_names_the_time_since_which_the_evidence_speaks() -> None:
+def test_the_reason_names_the_start_of_the_evidence() -> None:
     bad = series(sliced(50, errors=5), sliced(950, errors=10), count=20)
     later = [replace(each, started_at=each.started_at + timedelta(hours=1)) for each in bad]
     good = series(sliced(50), sliced(950, errors=10), count=360)
@@ -136,7 +136,7 @@ def test_the_reason_names_the_time_since_which_the_evidence_speaks() -> None:
     assert "since 01:00:00 (20 intervals)" in result.reason
 
 
-def test_calls_without_a_unit_are_counted_by_client_and_the_reason_says_so() -> None:
+def test_requests_without_a_unit_are_counted_by_client() -> None:
     control = sliced(960, errors=40)
     control.clusters = {
         number: ClusterCounts(0, 30, 0, 30, 20 if number < 2 else 0) for number in range(32)

@@ -23,11 +23,11 @@ def past(rollout: Rollout, minutes: int = 10, **fields: int) -> None:
         send("digits", 1, at=at, interval_started_at=at, **counts)
 
 
-def test_nothing_is_known_of_a_stable_that_answered_nothing() -> None:
+def test_a_stable_without_answers_has_no_history() -> None:
     assert error_dispersion_before(make_baking(make_model()), 10) is None
 
 
-def test_bad_minutes_before_a_rollout_are_known_in_it() -> None:
+def test_bad_minutes_before_a_rollout_show_in_its_history() -> None:
     rollout = make_baking(make_model())
     past(rollout)
     history = error_dispersion_before(rollout, 10)
@@ -37,7 +37,7 @@ def test_bad_minutes_before_a_rollout_are_known_in_it() -> None:
     assert float(history.at_once) > 10 * float(history.binomial)
 
 
-def test_what_was_read_is_kept_as_it_was() -> None:
+def test_a_history_never_changes_once_read() -> None:
     rollout = make_baking(make_model())
     past(rollout)
     first = error_dispersion_before(rollout, 10)
@@ -46,7 +46,7 @@ def test_what_was_read_is_kept_as_it_was() -> None:
     assert to_json(error_dispersion_before(rollout, 10)) == to_json(first)
 
 
-def test_an_evaluation_keeps_what_was_known_before() -> None:
+def test_an_evaluation_stores_the_history() -> None:
     rollout = baking()
     past(rollout)
     tick_rollouts()

@@ -44,7 +44,7 @@ def test_error_rates_get_their_verdicts(counts: list[BucketCounts], verdict: Ver
     assert judge_error_rate(counts, DEFAULT).verdict is verdict
 
 
-def test_the_reason_carries_the_numbers() -> None:
+def test_the_reason_has_the_numbers() -> None:
     result = judge_error_rate(buckets(3, 5, 9), DEFAULT)
 
     assert result.reason.startswith(
@@ -65,7 +65,7 @@ def test_a_proven_regression_within_the_margin_is_for_a_person() -> None:
     assert "proven worse" in result.reason
 
 
-def test_a_regression_proven_to_be_within_the_margin_passes_and_is_told() -> None:
+def test_a_regression_proven_within_the_margin_passes_with_a_note() -> None:
     counts = [BucketCounts(10_000, 150, 190_000, 1_900)] * 40
 
     result = judge_error_rate(counts, DEFAULT)
@@ -109,7 +109,7 @@ def test_too_few_samples_never_pass_but_may_fail() -> None:
         {"evidence_mode": "sometimes"},
     ],
 )
-def test_it_refuses_settings_that_make_no_sense(wrong: dict[str, object]) -> None:
+def test_invalid_settings_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError):
         CheckSettings(**wrong)  # type: ignore[arg-type]
 
@@ -157,7 +157,7 @@ def test_latencies_get_their_verdicts(
     assert latency(p95, p99, count).verdict is verdict
 
 
-def test_a_safe_p95_does_not_vouch_for_p99() -> None:
+def test_a_safe_p95_does_not_pass_an_unsafe_p99() -> None:
     result = judge(buckets(300, 1, 47), buckets(300, 1, 9))
 
     assert result.verdict is not Verdict.PASS
@@ -177,7 +177,7 @@ def test_a_slower_median_alone_fails() -> None:
     assert judge(*tails).verdict is not Verdict.FAIL
 
 
-def test_neither_tail_vouches_for_the_median() -> None:
+def test_safe_tails_do_not_pass_an_unsafe_median() -> None:
     tails = (buckets(300, 1, 47), buckets(300, 0, 9))
 
     assert judge(*tails).verdict is Verdict.PASS
@@ -185,7 +185,7 @@ def test_neither_tail_vouches_for_the_median() -> None:
     assert with_median.verdict is not Verdict.PASS
 
 
-def test_a_rollout_frozen_without_a_median_is_told_without_one() -> None:
+def test_a_reference_without_a_median_is_judged_without_one() -> None:
     counts = (buckets(3, 5, 47), buckets(3, 1, 9))
 
     assert "p50" not in judge(*counts).evidence
@@ -207,7 +207,7 @@ def test_the_simulated_latency_rule_is_the_products_rule() -> None:
     assert evidence["log_e_zero"] == pytest.approx(float(simulated.zero.log_e))
 
 
-def test_a_judgement_is_a_function_of_its_inputs_alone() -> None:
+def test_a_result_depends_on_its_inputs_alone() -> None:
     stored = json.loads(json.dumps([[50, 3, 950, 9], [40, 0, 960, 12]] * 20))
     rebuilt = [BucketCounts(*row) for row in stored]
 

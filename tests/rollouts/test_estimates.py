@@ -56,21 +56,21 @@ def test_the_expected_answers_are_those_that_the_check_needs(weight_bp: int, rat
     assert 0.5 * needed < seconds * weight_bp / 10_000 < 3.0 * needed
 
 
-def test_time_is_the_bake_where_traffic_is_much_and_falls_with_traffic_where_it_is_not() -> None:
+def test_time_is_the_bake_at_high_traffic_and_depends_on_low_traffic() -> None:
     plan = one_step("error-rate", "latency", "sample-ratio")
     much, some, little = (expected_s(plan, rate) or 0.0 for rate in (1e4, 1.0, 0.1))
     assert much == 60
     assert little == pytest.approx(10 * some)
 
 
-def test_proof_is_kept_from_step_to_step() -> None:
+def test_proof_carries_over_to_later_steps() -> None:
     first, *rest = estimate_plan(DEFAULT.as_followed(), UsualTraffic(2.8))
     assert first.expected_s is not None
     assert 1.5 * HOUR_S < first.expected_s < 3 * HOUR_S
     assert {each.expected_s for each in rest} == {1_800.0}
 
 
-def test_a_step_says_what_it_waits_for_and_what_happens_then() -> None:
+def test_a_step_names_its_slowest_check_and_the_pause() -> None:
     first = estimate_plan(DEFAULT.as_followed(), UsualTraffic(3 / 3_600))[0]
     assert not first.is_in_time
     description = tell_step(first)
@@ -104,7 +104,7 @@ def test_requests_objectives_and_an_equal_slice_are_counted() -> None:
     assert (expected_s(slice_, 1.0) or 0) > (expected_s(one_step("error-rate"), 1.0) or 0)
 
 
-def test_checks_that_nobody_can_foresee_are_named() -> None:
+def test_checks_without_an_estimate_are_named() -> None:
     query = CheckDocument(check="prometheus", settings={"query": "up", "at_most": 1})
     time = time_of(one_step("error-rate", query), UsualTraffic(100.0), "now")
     assert "(prometheus not counted)" in time.told

@@ -1,4 +1,4 @@
-"""An evaluation: what it freezes, what it logs, and that it can be made again from its log."""
+"""An evaluation: frozen intervals, log entries, and repeated results."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def look(rollout: Rollout) -> None:
     tick_rollouts()
 
 
-def test_every_answer_can_be_made_again_from_its_log(rollout: Rollout) -> None:
+def test_every_result_can_be_repeated_from_its_log(rollout: Rollout) -> None:
     for ago_s in (70, 60, 50, 40):
         window(rollout, "canary", ago_s=ago_s, unit_errors=1, latency={"100": 58, "130": 2})
         window(rollout, "stable", ago_s=ago_s, units=900, latency={"100": 890, "130": 10})
@@ -62,7 +62,7 @@ def test_every_answer_can_be_made_again_from_its_log(rollout: Rollout) -> None:
         assert row.rule
 
 
-def test_what_comes_after_an_interval_was_judged_changes_no_evidence(rollout: Rollout) -> None:
+def test_late_data_of_a_judged_interval_changes_no_evidence(rollout: Rollout) -> None:
     window(rollout, "canary")
     window(rollout, "stable")
     look(rollout)
@@ -101,7 +101,7 @@ def test_a_long_bake_has_long_intervals(bake_s: int, interval_s: int) -> None:
     assert (rollout.next_check_at - evaluation.GRACE).timestamp() % interval_s == 0
 
 
-def test_looks_get_rarer_the_more_intervals_there_are(
+def test_evaluations_get_rarer_with_more_intervals(
     rollout: Rollout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(evaluation, "INTERVALS_PER_EVALUATION", 2)

@@ -1,4 +1,4 @@
-"""Telemetry windows become intervals of the step they belong to; only closed ones count."""
+"""Telemetry windows become intervals of their step; only closed ones count."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ def intervals(rollout: Rollout) -> list[Interval]:
     return closed_intervals(rollout, 10, rollout.started_at)
 
 
-def test_who_is_assigned_in_one_window_and_answered_in_the_next_is_one(rollout: Rollout) -> None:
+def test_a_unit_assigned_in_one_window_and_answered_in_the_next_counts_once(
+    rollout: Rollout,
+) -> None:
     start = rollout.started_at - NOW_LAG
     for seconds, assigned, units in ((1, 5, 0), (2, 3, 5), (3, 0, 3)):
         began = start + timedelta(seconds=seconds)
@@ -46,7 +48,7 @@ def test_who_is_assigned_in_one_window_and_answered_in_the_next_is_one(rollout: 
     assert sum(each.assigned for each in interval.canary.slices) == 8
 
 
-def test_of_a_data_plane_that_did_not_count_it_who_is_answered_was_assigned(
+def test_answered_units_of_an_older_data_plane_count_as_assigned(
     rollout: Rollout,
 ) -> None:
     window(rollout, "canary", units=5, anonymous=2, assigned=0)
@@ -86,9 +88,7 @@ def test_an_interval_that_may_still_get_windows_is_not_judged(rollout: Rollout) 
 @pytest.mark.parametrize(
     "fields", [{"split": "another"}, {"generation": 0}, {"variant": "explicit"}]
 )
-def test_what_is_not_of_this_rollout_is_not_counted(
-    rollout: Rollout, fields: dict[str, Any]
-) -> None:
+def test_traffic_of_other_rollouts_is_not_counted(rollout: Rollout, fields: dict[str, Any]) -> None:
     window(rollout, fields.pop("variant", "canary"), **fields)
     assert intervals(rollout) == []
 
@@ -102,7 +102,7 @@ def test_a_late_instances_windows_stay_with_the_step_it_served(rollout: Rollout)
     assert counts == [(0, 2), (1, 1)]
 
 
-def test_an_interval_is_cut_into_slices_by_when_its_windows_began(rollout: Rollout) -> None:
+def test_slices_are_by_the_start_of_windows(rollout: Rollout) -> None:
     start = rollout.started_at - NOW_LAG
     for seconds, errors in ((1, 0), (4, 2), (10, 1)):
         at = start + timedelta(seconds=seconds)
@@ -132,7 +132,7 @@ def test_slices_are_longer_where_a_steps_intervals_are(rollout: Rollout) -> None
     assert [each.n for each in closed[0].canary.slices] == [0, 0, 5, 0, 0]
 
 
-def test_slices_are_never_shorter_than_a_second_can_be_told(rollout: Rollout) -> None:
+def test_slices_are_never_shorter_than_two_seconds(rollout: Rollout) -> None:
     start = rollout.started_at - timedelta(seconds=20)
     for seconds in (0, 1, 2, 3):
         began = start + timedelta(seconds=seconds)
@@ -141,7 +141,7 @@ def test_slices_are_never_shorter_than_a_second_can_be_told(rollout: Rollout) ->
     assert [each.n for each in closed[0].canary.slices] == [10, 10, 0, 0, 0]
 
 
-def test_a_unit_that_fails_in_a_later_slice_counts_where_units_were_counted(
+def test_an_error_in_a_later_slice_moves_to_a_slice_with_units(
     rollout: Rollout,
 ) -> None:
     start = rollout.started_at - NOW_LAG
@@ -157,7 +157,7 @@ def test_a_unit_that_fails_in_a_later_slice_counts_where_units_were_counted(
     ]
 
 
-def test_a_unit_that_is_left_in_a_later_interval_than_it_came_counts_there(
+def test_a_unit_left_without_an_answer_in_a_later_interval_counts_there(
     rollout: Rollout,
 ) -> None:
     window(rollout, "canary", units=0, assigned=2, unanswered=5, requests=0, latency={})
@@ -167,14 +167,14 @@ def test_a_unit_that_is_left_in_a_later_interval_than_it_came_counts_there(
     assert all(each.unanswered <= each.assigned for each in interval.canary.slices)
 
 
-def test_of_clusters_latency_only_what_was_slower_is_kept(rollout: Rollout) -> None:
+def test_only_slower_counts_of_clusters_latency_are_stored(rollout: Rollout) -> None:
     counts = {"3": [2, 3, 1, 3, 1, {"80": 2, "85": 1, "91": 4}]}
     window(rollout, "stable", clusters=counts)
     (interval,) = freeze(rollout, intervals(rollout), edges=[82, 90])
     assert interval.control.clusters[3].latency == {82: 2, 90: 1, 91: 4}
 
 
-def test_what_is_frozen_is_parsed_once_and_grows(rollout: Rollout) -> None:
+def test_frozen_intervals_are_parsed_once(rollout: Rollout) -> None:
     window(rollout, "canary")
     freeze(rollout, intervals(rollout))
     (first,) = frozen_intervals(rollout)
@@ -221,9 +221,7 @@ def test_an_instance_whose_windows_are_late_is_waited_for(rollout: Rollout, live
     assert later(rollout, 24) == [(15, 285)]
 
 
-def test_an_instance_that_fell_silent_holds_up_nothing_for_long(
-    rollout: Rollout, live: None
-) -> None:
+def test_a_silent_instance_delays_an_interval_only_briefly(rollout: Rollout, live: None) -> None:
     for began_s in (0, 10, 20, 30, 40):
         hear(rollout, "i-1", began_s, began_s + 10)
     hear(rollout, "i-2", 0, 4)
@@ -232,22 +230,20 @@ def test_an_instance_that_fell_silent_holds_up_nothing_for_long(
     assert later(rollout, 43) == [(10, 190), *[(5, 95)] * 3]
 
 
-def test_an_instance_that_reports_no_more_holds_up_nothing(rollout: Rollout, live: None) -> None:
+def test_an_instance_without_reports_delays_nothing(rollout: Rollout, live: None) -> None:
     Instance.objects.filter(name="i-2").update(counts_at=rollout.started_at)
     hear(rollout, "i-1", 0, 10)
     hear(rollout, "i-2", 0, 4)
     assert later(rollout, 13) == [(10, 190)]
 
 
-def test_an_instance_that_is_not_heard_of_any_more_holds_up_nothing(
-    rollout: Rollout, live: None
-) -> None:
+def test_an_instance_without_recent_telemetry_delays_nothing(rollout: Rollout, live: None) -> None:
     hear(rollout, "i-2", 0, 4)
     hear(rollout, "i-1", 20, 30)
     assert later(rollout, 33) == [(5, 95), (5, 95)]
 
 
-def test_windows_that_come_within_the_hour_are_judged_as_new_ones_are_read(
+def test_windows_within_the_hour_are_read_once_in_a_while(
     rollout: Rollout,
 ) -> None:
     for began_s in (600, 610):

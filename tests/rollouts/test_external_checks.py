@@ -1,4 +1,4 @@
-"""Judges of observations, as tables: what was brought, and which of the six verdicts it gets."""
+"""Judges of observations, as tables: observations in, one of the six verdicts out."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_smoke(observation: dict[str, int], verdict: str) -> None:
     assert judge(kinds.SMOKE, {"requests_min": 10}, observation).verdict == verdict
 
 
-def test_smoke_without_requests_asks_only_that_the_target_is_ready() -> None:
+def test_smoke_without_requests_passes_with_a_ready_target() -> None:
     result = judge(kinds.SMOKE, {}, {"requests": 0, "errors": 0})
     assert (result.verdict, result.check) == ("pass", "mine")
 
@@ -85,7 +85,7 @@ def test_prometheus(settings: dict[str, Any], value: float | None, verdict: str)
     assert result.evidence["query"] == "up"
 
 
-def test_prometheus_tells_the_number_and_the_bound() -> None:
+def test_the_reason_of_prometheus_has_the_number_and_the_bound() -> None:
     result = judge(kinds.PROMETHEUS, AT_MOST, {"query": "up{}", "value": 3.5})
     assert result.reason == "3.5 measured, at most 2 allowed: up{}"
     assert result.evidence == {"query": "up{}", "bound": 2.0, "value": 3.5}
@@ -100,6 +100,6 @@ def test_webhook(verdict: str) -> None:
 
 
 @pytest.mark.parametrize("kind", [kinds.PROMETHEUS, kinds.WEBHOOK, kinds.OUTCOME])
-def test_what_was_not_brought_is_no_data(kind: str) -> None:
+def test_a_missing_observation_is_no_data(kind: str) -> None:
     settings = {**AT_MOST, "url": "http://x", "metric": "bought", "margin": 0.1}
     assert judge(kind, settings, {}).verdict == "no-data"

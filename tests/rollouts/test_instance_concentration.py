@@ -1,4 +1,4 @@
-"""What one instance of several reports alone is no proof against a version."""
+"""Errors on one instance of several are no proof against a version."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ def test_one_of_three_that_fails_alone_is_named() -> None:
     assert dominant_source([{"a": GOOD, "b": BAD, "c": GOOD}] * 5, 0.01) == "b"
 
 
-def test_what_two_of_three_report_rests_on_none() -> None:
+def test_two_of_three_are_no_single_source() -> None:
     assert dominant_source([{"a": GOOD, "b": BAD, "c": BAD}] * 5, 0.01) == ""
 
 
-def test_of_one_or_two_nobody_can_say() -> None:
+def test_one_or_two_instances_are_too_few() -> None:
     assert dominant_source([{"a": GOOD, "b": BAD}] * 5, 0.01) == ""
     assert dominant_source([], 0.01) == ""
 
@@ -28,7 +28,7 @@ def test_instances_without_canary_traffic_do_not_count() -> None:
     assert dominant_source([{"a": idle, "b": BAD, "c": idle}] * 5, 0.01) == ""
 
 
-def test_a_check_that_rests_on_one_instance_is_for_a_person() -> None:
+def test_a_failure_on_one_instance_is_for_a_person() -> None:
     series = series_of([BucketCounts(150, 25, 2_850, 27)] * 5)
     three = {"a": GOOD, "b": BAD, "c": GOOD}
     single, every = (

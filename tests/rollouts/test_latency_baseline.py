@@ -1,4 +1,4 @@
-"""Stable's usual latency: from what is recent where that suffices, from all there is otherwise."""
+"""Stable's usual latency: from recent answers if they are enough, else from all."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_the_slack_is_added_to_stables_quantiles(rollout: Rollout) -> None:
     assert reference.p95 == index_of(2.0**10 + 1_000)
 
 
-def test_it_reaches_back_no_further_than_it_needs_to(rollout: Rollout) -> None:
+def test_a_reference_goes_back_only_as_far_as_needed(rollout: Rollout) -> None:
     for hours in (1, 5, 20, 300):
         answers(3_000, ago=timedelta(hours=hours), latency={str(80 + hours): 3_000})
     reference, n = look(rollout)
@@ -69,7 +69,7 @@ def test_it_reaches_back_no_further_than_it_needs_to(rollout: Rollout) -> None:
     )
 
 
-def test_few_answers_are_enough_where_they_come_slowly(rollout: Rollout) -> None:
+def test_few_answers_are_enough_at_low_traffic(rollout: Rollout) -> None:
     for day in range(13):
         answers(3, ago=timedelta(days=day, minutes=50))
     reference, n = look(rollout)
@@ -84,13 +84,13 @@ def test_fewer_than_thirty_are_not(rollout: Rollout) -> None:
     assert look(rollout) == (None, 29)
 
 
-def test_what_comes_within_half_an_hour_is_waited_for(rollout: Rollout) -> None:
+def test_enough_answers_within_half_an_hour_are_waited_for(rollout: Rollout) -> None:
     answers(900, ago=timedelta(minutes=5))
     answers(4_000, ago=timedelta(days=2))
     assert look(rollout) == (None, 900)
 
 
-def test_half_an_hour_that_is_never_enough_is_not_waited_for(rollout: Rollout) -> None:
+def test_too_few_answers_within_half_an_hour_are_not_waited_for(rollout: Rollout) -> None:
     for minute in range(60):
         answers(162, ago=timedelta(minutes=minute, seconds=1))
     reference, n = look(rollout)
@@ -98,13 +98,13 @@ def test_half_an_hour_that_is_never_enough_is_not_waited_for(rollout: Rollout) -
     assert n == 60 * 162
 
 
-def test_what_is_not_stables_is_no_reference(rollout: Rollout) -> None:
+def test_only_stables_answers_are_a_reference(rollout: Rollout) -> None:
     send("digits", 2, variant="canary", latency={"90": 6_000})
     send("digits", 1, variant="explicit", latency={"90": 6_000})
     assert look(rollout) == (None, 0)
 
 
-def test_a_reference_survives_being_stored_also_one_that_is_old(rollout: Rollout) -> None:
+def test_new_and_old_references_are_stored_and_read(rollout: Rollout) -> None:
     answers(100)
     reference, _ = look(rollout, reference_requests_min=1)
     stored = reference_to_json(reference)

@@ -1,4 +1,4 @@
-"""A step without a control: nothing from the past fails it, and nothing passes it unseen."""
+"""A step without a control: the past never fails it, and missing data never passes it."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ def decide(document: PlanDocument, **traffic: int) -> Decision:
 
 
 @pytest.mark.parametrize("traffic", [{}, {"errors": 30}, {"errors": 900}, {"slow": 1_000}])
-def test_what_is_worse_than_in_the_morning_is_not_proven_bad(traffic: dict[str, int]) -> None:
+def test_worse_than_in_the_morning_is_no_proof(traffic: dict[str, int]) -> None:
     results = ask(plan(*COMPARED), **traffic)
     assert {result.verdict for result in results.values()} == {Verdict.INCONCLUSIVE}
     assert "stable gets no traffic to compare with" in results["error-rate"].reason
     assert "the step has no latency-objective: a person decides" in results["latency"].reason
 
 
-def test_nothing_that_can_decide_pauses_once_the_bake_is_over() -> None:
+def test_a_step_without_deciders_pauses_once_the_bake_is_over() -> None:
     decision = decide(plan(*COMPARED, "sample-ratio"))
     assert decision.action is Action.PAUSE
     assert "a person decides" in decision.reason
@@ -74,23 +74,23 @@ def test_absolute_objectives_decide_in_place_of_a_comparison() -> None:
     assert decide(plan(*COMPARED, *BOUNDS), slow=500).action is Action.ROLL_BACK
 
 
-def test_an_objective_that_is_only_recorded_decides_nothing() -> None:
+def test_a_dry_run_objective_decides_nothing() -> None:
     recorded = CheckDocument(check="error-objective", mode="dry-run", settings={"limit_bp": 500})
     assert decide(plan("error-rate", recorded)).action is Action.PAUSE
 
 
-def test_a_gate_leaves_it_to_its_person() -> None:
+def test_a_gates_person_decides() -> None:
     results = ask(plan("error-rate", gate="person", gate_role="admin"))
     assert results["error-rate"].verdict is Verdict.PASS
     assert "decided by the person who opens the gate (admin)" in results["error-rate"].reason
 
 
-def test_silence_is_no_data_also_where_others_decide() -> None:
+def test_no_traffic_is_no_data_also_with_deciders() -> None:
     results = ask(plan("error-rate", *BOUNDS), n=0)
     assert results["error-rate"].verdict is Verdict.NO_DATA
 
 
-def test_a_plan_says_what_its_steps_without_a_control_mean() -> None:
+def test_a_plan_has_notices_for_steps_without_a_control() -> None:
     (notice,) = notices_of(plan("error-rate", "latency"))
     assert notice.startswith("Step 2 gives the target all traffic")
     assert "error-rate and latency cannot decide" in notice

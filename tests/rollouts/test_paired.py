@@ -1,4 +1,4 @@
-"""Pairs: what both versions answered and whose truth is known decides who is more accurate."""
+"""Paired answers with known true values decide which version is more accurate."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_no_bet_gains_on_average_while_its_hypothesis_holds(margin: float, won: 
     assert at_margin @ np.exp(one_of_each.mirror) == pytest.approx(1.0, abs=1e-12)
 
 
-def test_pairs_that_both_got_alike_change_nothing_about_whether_there_is_a_difference() -> None:
+def test_equal_pairs_do_not_change_the_test_of_a_difference() -> None:
     few = pair_evidence(100, 30, 10, margin=0.01)
     many = pair_evidence(10_000, 30, 10, margin=0.01)
 
@@ -86,7 +86,7 @@ def test_a_verdict_comes_with_its_numbers(observation: Any, verdict: Verdict, wo
     assert all(not isinstance(v, float) or math.isfinite(v) for v in result.evidence.values())
 
 
-def test_nonsense_is_refused() -> None:
+def test_impossible_counts_are_refused() -> None:
     for counts in ((1, 1, 1), (1, -1, 0), (1, 0, 2)):
         with pytest.raises(ValueError, match="pairs"):
             PairCounts(*counts, losses=((0, float(counts[0])),))
@@ -96,7 +96,7 @@ def test_nonsense_is_refused() -> None:
         pair_evidence(1, 0, 0, margin=0.0)
 
 
-def test_a_rollout_may_ask_for_proof_beyond_the_margin() -> None:
+def test_a_rollout_may_require_proof_beyond_the_margin() -> None:
     strict = CheckSettings(alpha=0.05, guardrails=2, evidence_mode="beyond_margin")
     observation = observe(pairs=900, lost=27, won=8)
 
@@ -120,7 +120,7 @@ def test_a_loss_between_two_places_counts_no_more_than_it_should(seed: int) -> N
         assert exact_value - 0.05 < kept <= exact_value + 1e-9
 
 
-def test_scores_say_the_win_rate() -> None:
+def test_scores_have_a_win_rate() -> None:
     check = Check(settings={"margin_bp": 100, "scale": 2.0})
     observation = {"pairs": 10, "lost": 2, "won": 6, "grid": [[-5, 10.0]]}
 

@@ -1,4 +1,4 @@
-"""What a plan may say, and that it survives being stored."""
+"""Valid plans, and their JSON."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def plan(*weights: int, checks: tuple[str, ...] = ("error-rate",), **fields: int
         ((2_500, 500), "Step 2: the share of 5 % is below the 25 % of the previous step"),
     ],
 )
-def test_it_refuses_steps_that_fall_or_lead_nowhere(weights: tuple[int, ...], message: str) -> None:
+def test_decreasing_or_empty_steps_are_refused(weights: tuple[int, ...], message: str) -> None:
     with pytest.raises(Invalid, match=message):
         check_plan(plan(*weights))
 
@@ -55,13 +55,13 @@ def test_it_refuses_steps_that_fall_or_lead_nowhere(weights: tuple[int, ...], me
         ),
     ],
 )
-def test_a_step_without_traffic_waits_for_none(step: dict[str, Any], message: str) -> None:
+def test_a_step_without_traffic_requires_none(step: dict[str, Any], message: str) -> None:
     steps = (StepDocument(weight_bp=0, **step), StepDocument(weight_bp=500))
     with pytest.raises(Invalid, match=message):
         check_plan(PlanDocument(name="never", steps=steps))
 
 
-def test_a_step_without_traffic_may_record_and_ask_others() -> None:
+def test_a_step_without_traffic_may_have_dry_runs_and_other_checks() -> None:
     checks = ("smoke", CheckDocument(check="error-rate", mode="dry-run"))
     steps = (StepDocument(weight_bp=0, checks=checks), StepDocument(weight_bp=500))
     check_plan(PlanDocument(name="blue-green", steps=steps))
@@ -73,7 +73,7 @@ def test_the_final_bake_compares_no_copies() -> None:
     assert [check.check for check in followed.steps[-1].check_documents] == ["latency"]
 
 
-def test_it_refuses_an_unknown_check_and_names_the_known() -> None:
+def test_an_unknown_check_is_refused_with_the_known_kinds() -> None:
     with pytest.raises(
         Invalid, match=r"unknown kind 'luck'.*error-rate, latency, unanswered, sample-ratio"
     ):

@@ -1,4 +1,4 @@
-"""What a hold says is missing: counts and times that follow from the evidence it shows."""
+"""The missing data of a hold: counts and times that follow from its evidence."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_proof_is_described_as_answers_and_time() -> None:
     assert descriptions["error-rate"].endswith("at the rate of this step so far")
 
 
-def test_nothing_is_missing_of_what_is_proven() -> None:
+def test_a_proven_check_lacks_nothing() -> None:
     assert "error-rate" in missing(intervals(20))
     assert "error-rate" not in missing(intervals(200))
 

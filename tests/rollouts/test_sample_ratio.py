@@ -1,4 +1,4 @@
-"""The canary's share: losses are found in all intervals together, units that come back are not."""
+"""The canary's share: losses show in all intervals together, returning units do not."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def judge(intervals: list[Interval], *, weight_bp: int = 500, step: int = 0) -> 
 
 
 @pytest.mark.parametrize("anonymous", [0.0, 0.5, 1.0])
-def test_a_fifth_of_the_units_lost_is_found_though_no_interval_shows_it(anonymous: float) -> None:
+def test_the_loss_of_a_fifth_of_the_units_shows_in_all_intervals_together(anonymous: float) -> None:
     intervals = distinct_units(lost=0.2, anonymous=anonymous)
     result = judge(intervals)
     assert result.verdict is Verdict.FAIL
@@ -92,7 +92,7 @@ def test_a_fifth_of_the_units_lost_is_found_though_no_interval_shows_it(anonymou
     assert judge(distinct_units(anonymous=anonymous)).verdict is Verdict.PASS
 
 
-def test_users_who_come_back_are_no_new_draws() -> None:
+def test_returning_users_are_no_new_draws() -> None:
     result = judge(few_users())
     assert result.evidence["relative_deviation"] == pytest.approx(0.4)
     assert result.verdict is Verdict.PASS
@@ -102,7 +102,7 @@ def test_users_who_come_back_are_no_new_draws() -> None:
     assert "too few different units" in few.reason
 
 
-def test_a_steps_first_interval_which_the_step_before_shares_is_left_out() -> None:
+def test_an_interval_shared_with_the_previous_step_is_left_out() -> None:
     # An instance has counted most of stable's units in this interval already.
     skewed = arm(np.arange(400) % CLUSTERS), arm(np.arange(100) % CLUSTERS)
     before = distinct_units(step=0)
@@ -112,7 +112,7 @@ def test_a_steps_first_interval_which_the_step_before_shares_is_left_out() -> No
     assert judge([*before, alone], step=1).verdict is Verdict.FAIL
 
 
-def test_a_version_of_weight_0_that_gets_a_unit_is_a_leak_at_once() -> None:
+def test_any_unit_on_a_version_of_weight_0_is_a_leak() -> None:
     leak = Interval(0, START, arm(np.arange(1)), arm(np.arange(30)))
     assert judge([leak], weight_bp=0).verdict is Verdict.FAIL
 
@@ -128,7 +128,7 @@ def test_intervals_without_clusters_are_judged_by_the_fullest_one() -> None:
     assert judge([]).verdict is Verdict.NO_DATA
 
 
-def test_the_spread_is_that_of_how_often_units_are_counted() -> None:
+def test_the_dispersion_follows_from_repeated_units() -> None:
     rng = np.random.default_rng(3)
     visits = rng.integers(1, 40, 20_000)
     runs = [

@@ -1,4 +1,4 @@
-"""Stakes enter at times that were fixed beforehand; which of them carries, and from when."""
+"""Stakes enter at fixed times; the evidence has its stake and its start."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_no_stakes_without_intervals() -> None:
     assert stakes_of([]).starts.size == 0
 
 
-def test_each_step_has_a_stake_of_its_own_at_its_start() -> None:
+def test_each_step_has_its_own_stake_at_its_start() -> None:
     stakes = stakes_of([0] * 20 + [1] * 20)
     at = dict(zip(stakes.starts.tolist(), stakes.weights.tolist(), strict=True))
     assert at[0] > 0.75
@@ -52,7 +52,7 @@ def test_old_proof_is_no_pass_for_a_bad_step_though_the_last_interval_is_of_the_
     assert result.verdict is not Verdict.PASS
 
 
-def test_what_enters_does_not_depend_on_what_comes_later() -> None:
+def test_stakes_do_not_depend_on_later_intervals() -> None:
     short, long = stakes_of([0] * 50), stakes_of([0] * 50 + [1] * 9)
     np.testing.assert_array_equal(long.until(50).starts, short.starts)
     np.testing.assert_allclose(long.until(50).weights, short.weights)

@@ -1,4 +1,4 @@
-"""The plain threshold: what it compares, and that it says how often it is wrong."""
+"""The plain threshold: its comparison and its false alarms."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ def test_the_simulated_rule_is_the_products_rule() -> None:
         assert fails == beyond_threshold(counts_of([bucket]), margin=0.01, samples_min=250)[0]
 
 
-def test_most_healthy_canaries_are_rolled_back_by_it() -> None:
+def test_the_threshold_rolls_back_most_healthy_canaries() -> None:
     assert false_alarm_rate(samples_min=1) > 0.85
     assert 0.2 < false_alarm_rate() < 0.6
 
 
-def test_its_false_alarms_are_those_of_the_plan() -> None:
+def test_the_false_alarms_depend_on_the_plan() -> None:
     usual = false_alarm_rate()
 
     assert false_alarm_rate(margin_bp=1_000) < usual < false_alarm_rate(error_rate=0.05)

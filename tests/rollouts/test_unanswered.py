@@ -1,4 +1,4 @@
-"""What clients choose condemns no version, and what a version withholds does, at any rate."""
+"""Client timeouts fail no version, and a version without answers fails at any rate."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def unanswered(intervals: list[Interval]) -> CheckResult:
 
 
 @pytest.mark.parametrize("each", [1, 2])
-def test_one_impatient_user_who_is_the_canarys_is_for_a_person(each: int) -> None:
+def test_one_impatient_user_on_the_canary_is_for_a_person(each: int) -> None:
     bot = series(arm({7: 1}, each), arm({}, 19 * each), count=60)
     result = unanswered(bot)
     assert result.verdict is Verdict.INCONCLUSIVE
@@ -72,14 +72,14 @@ def test_one_request_a_second_is_enough_also_where_ends_come_an_interval_late() 
     assert unanswered(intervals).verdict is Verdict.FAIL
 
 
-def test_who_asks_without_a_unit_cannot_choose_a_version_and_counts_alone() -> None:
+def test_a_client_without_a_unit_cannot_choose_a_version() -> None:
     """All behind one address of several: the canary hangs for just that client."""
     hangs = arm({3: 2}, 2, 4, has_units=False)
     control = arm({}, 38, 4, has_units=False)
     assert unanswered(series(hangs, control, count=60)).verdict is Verdict.FAIL
 
 
-def test_clients_that_are_as_impatient_with_both_prove_nothing() -> None:
+def test_clients_impatient_with_both_versions_prove_nothing() -> None:
     both = series(arm({7: 1, 9: 1}, 2), arm({7: 19, 9: 19}, 38), count=60)
     assert unanswered(both).verdict is not Verdict.FAIL
 
@@ -91,7 +91,7 @@ PATIENT_S = 300.0
     ("count", "verdict"),
     [(20, Verdict.INSUFFICIENT_SAMPLE), (32, Verdict.INSUFFICIENT_SAMPLE), (90, Verdict.PASS)],
 )
-def test_who_still_waits_is_no_proof_that_answers_come(count: int, verdict: Verdict) -> None:
+def test_requests_in_progress_are_no_proof_of_answers(count: int, verdict: Verdict) -> None:
     """A model that may take five minutes: nothing has ended before that, well or badly."""
     inputs = question(series(arm({}, 2), arm({}, 38), count=count))
     assert ask(inputs)["unanswered"].verdict is Verdict.PASS
@@ -99,7 +99,7 @@ def test_who_still_waits_is_no_proof_that_answers_come(count: int, verdict: Verd
     assert result.verdict is verdict, result.reason
 
 
-def test_a_step_whose_requests_are_all_under_way_does_not_pass_by_the_step_before() -> None:
+def test_a_step_with_only_requests_in_progress_does_not_pass() -> None:
     before = series(arm({}, 2), arm({}, 38), count=90)
     now = [
         replace(each, step_index=1, started_at=before[-1].started_at + 10 * (n + 1) * SECOND)
@@ -113,7 +113,7 @@ def test_a_step_whose_requests_are_all_under_way_does_not_pass_by_the_step_befor
     assert "may still be in progress" in result.reason
 
 
-def test_a_version_that_fails_is_rolled_back_while_others_still_wait() -> None:
+def test_a_failing_version_is_rolled_back_with_requests_in_progress() -> None:
     left = dict.fromkeys(range(32), 1)
     inputs = question(series(arm(left, 2), arm({}, 38), count=20))
     assert ask(replace(inputs, timeout_s=PATIENT_S))["unanswered"].verdict is Verdict.FAIL
