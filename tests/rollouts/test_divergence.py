@@ -135,7 +135,7 @@ def test_old_traffic_is_not_read_again() -> None:
 
 
 def test_units_that_stay_are_not_counted_again_as_the_share_changes() -> None:
-    """They were counted under the table before: in that interval only who moved is new."""
+    """Units of the interval count under the old table: only moved units count again."""
     serve(1, CANARY, age_s=5.0)
     interval(60, 10, at=database_now() - timedelta(seconds=8))
     assert watch() == []

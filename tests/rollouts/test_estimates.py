@@ -33,7 +33,7 @@ def expected_s(plan: PlanDocument, per_second: float, error_rate: float = 0.01) 
 
 
 def answers_until_pass(plan: PlanDocument, rate: float, seed: int) -> float:
-    """Return after how many of the canary's exposures the error rate passes, simulated."""
+    """Return the simulated number of the canary's exposures until the error rate passes."""
     rng, share = np.random.default_rng(seed), plan.steps[0].weight_bp / 10_000
     intervals: list[Interval] = []
     for i in range(400):

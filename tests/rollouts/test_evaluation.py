@@ -24,7 +24,7 @@ pytestmark = pytest.mark.django_db
 
 @pytest.fixture
 def rollout() -> Rollout:
-    """Return one whose clock runs."""
+    """Return a rollout whose bake has started."""
     make_instance()
     send("digits", 1, requests=6_000, latency={"100": 5_900, "120": 100})
     rollout = make_baking(make_model())

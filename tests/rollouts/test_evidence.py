@@ -188,13 +188,13 @@ def test_frozen_intervals_are_parsed_once(rollout: Rollout) -> None:
 
 @pytest.fixture
 def live(rollout: Rollout) -> None:
-    """Two instances report, now and in the minute that the tests look at."""
+    """Two instances report, now and in the minute of the tests."""
     for name in ("i-1", "i-2"):
         make_instance(name, counts_at=rollout.started_at + timedelta(minutes=1))
 
 
 def later(rollout: Rollout, seconds: float) -> list[tuple[int, int]]:
-    """Return canary and control of the intervals that are closed so long after the start."""
+    """Return canary and control of the intervals that are closed this long after the start."""
     at = rollout.started_at + timedelta(seconds=seconds)
     return [(each.canary.n, each.control.n) for each in closed_intervals(rollout, 10, at)]
 

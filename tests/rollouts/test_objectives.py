@@ -164,7 +164,7 @@ def test_more_differences_than_answers_are_refused() -> None:
 
 
 def ever(verdict: Verdict, rate: float, *, looks: int = 60) -> float:
-    """The share of runs in which a bound of 1 % ever gets the verdict, by one of many looks."""
+    """Return the share of runs in which a bound of 1 % ever gets the verdict at many looks."""
     rng = np.random.default_rng(31)
     events = rng.binomial(50, rate, (200, looks))
     runs = 0

@@ -18,7 +18,7 @@ SETTINGS = CheckSettings(alpha=0.05, alpha_promote=0.1, guardrails=2)
 
 @dataclass(frozen=True)
 class Check:
-    """A check as a plan names it."""
+    """A check of a plan."""
 
     label: str = "shadow-accuracy"
     settings: dict[str, Any] = field(default_factory=lambda: {"margin_bp": 100})
@@ -28,7 +28,7 @@ class Check:
 
 
 def observe(**observation: Any) -> dict[str, Any]:
-    """Return what an observer brings of such counts."""
+    """Return the observation of these counts."""
     if "pairs" in observation:
         rest = observation["pairs"] - observation["lost"] - observation["won"]
         observation["grid"] = [[-GRID, observation["won"]], [0, rest], [GRID, observation["lost"]]]
@@ -107,7 +107,7 @@ def test_a_rollout_may_require_proof_beyond_the_margin() -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_loss_between_two_places_counts_no_more_than_it_should(seed: int) -> None:
-    """Shared between its neighbours a loss keeps its mean, and proves a little less, never more."""
+    """A loss shared between neighbours keeps its mean, and proves slightly less, never more."""
     losses = np.random.default_rng(seed).uniform(-1.0, 1.0, 500)
     exact = loss_evidence(losses, np.ones(500), margin=0.02)
     places = np.floor(losses * GRID)

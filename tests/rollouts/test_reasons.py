@@ -26,7 +26,7 @@ RATES = (0.0, 0.001, 0.01, 0.011, 0.02, 0.03, 0.1, 0.5, 1.0)
 
 @st.composite
 def evidence(draw: st.DrawFn, slices: int = SLICES) -> Series:
-    """Some stretches of some intervals, each with its own share, traffic and rates, and bursts."""
+    """Return periods of intervals, each with its own share, traffic, rates and bursts."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     parts, steps = [], []
     for step in range(draw(st.integers(1, 3))):

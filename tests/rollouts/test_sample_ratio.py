@@ -53,7 +53,7 @@ def arm(units: np.ndarray, *, anonymous: int = 0) -> Arm:  # type: ignore[type-a
 
 
 def distinct_units(*, lost: float = 0.0, anonymous: float = 0.0, step: int = 0) -> list[Interval]:
-    """Return half an hour at 100/s and 5 % in which nobody comes back."""
+    """Return half an hour at 100/s and 5 % in which no unit returns."""
     rng = np.random.default_rng(11)
     intervals = []
     for i in range(180):
@@ -67,7 +67,7 @@ def distinct_units(*, lost: float = 0.0, anonymous: float = 0.0, step: int = 0) 
 
 
 def few_users(count: int = 300, weight: float = 0.05) -> list[Interval]:
-    """Return intervals of a few users whose canary is by chance too large, and who come back."""
+    """Return intervals of a few returning users, by chance with too many on the canary."""
     cluster = np.random.default_rng(5).integers(0, CLUSTERS, count)
     canary, control = cluster[: int(count * weight * 1.4)], cluster[int(count * weight * 1.4) :]
     return [

@@ -46,7 +46,7 @@ def test_an_instance_that_still_serves_the_step_before_begins_no_step() -> None:
 def test_old_proof_is_no_pass_for_a_bad_step_though_the_last_interval_is_of_the_one_before() -> (
     None
 ):
-    """A straggler's interval must not stand for the whole step."""
+    """An interval of a late instance must not represent the whole step."""
     bad = series((180, 0.5, 9.5), (6, 1.5, 9.5), (1, 0.0, 9.5), steps=[0] * 180 + [1] * 6 + [0])
     result = judge_error_rate(bad, CheckSettings(), Frame(has_slices=True))
     assert result.verdict is not Verdict.PASS

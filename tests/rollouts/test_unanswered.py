@@ -73,7 +73,7 @@ def test_one_request_a_second_is_enough_also_where_ends_come_an_interval_late() 
 
 
 def test_a_client_without_a_unit_cannot_choose_a_version() -> None:
-    """All behind one address of several: the canary hangs for just that client."""
+    """The canary hangs only for one client address of several."""
     hangs = arm({3: 2}, 2, 4, has_units=False)
     control = arm({}, 38, 4, has_units=False)
     assert unanswered(series(hangs, control, count=60)).verdict is Verdict.FAIL
@@ -92,7 +92,7 @@ PATIENT_S = 300.0
     [(20, Verdict.INSUFFICIENT_SAMPLE), (32, Verdict.INSUFFICIENT_SAMPLE), (90, Verdict.PASS)],
 )
 def test_requests_in_progress_are_no_proof_of_answers(count: int, verdict: Verdict) -> None:
-    """A model that may take five minutes: nothing has ended before that, well or badly."""
+    """A model with a timeout of five minutes: no request has ended before that."""
     inputs = question(series(arm({}, 2), arm({}, 38), count=count))
     assert ask(inputs)["unanswered"].verdict is Verdict.PASS
     result = ask(replace(inputs, timeout_s=PATIENT_S))["unanswered"]
