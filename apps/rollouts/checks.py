@@ -254,7 +254,9 @@ def _decide(ruling: Ruling, settings: CheckSettings) -> tuple[Verdict, Proof, st
         is_worse = regression and mirror.difference > 0.0
         return Verdict.PASS, mirror, conclusion + (", though a little worse" if is_worse else "")
     if regression:
-        conclusion = f"proven worse (odds {_odds(zero)}), but not by more than the margin"
+        conclusion = (
+            f"proven worse (odds {_odds(zero)}), but not proven worse by more than the margin"
+        )
         return Verdict.INCONCLUSIVE, zero, conclusion
     return Verdict.INSUFFICIENT_SAMPLE, zero, _undecided(ruling, settings)
 

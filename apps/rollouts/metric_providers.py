@@ -98,7 +98,7 @@ def _due_queries(rollouts: Sequence[Rollout], now: datetime) -> list[ServiceQuer
 
 def _is_due(rollout: Rollout, now: datetime) -> bool:
     if rollout.next_check_at is None:
-        # A step that is not evaluated needs no queries every second.
+        # A baking step without a due time is not evaluated, and needs no queries every second.
         return rollout.phase == Phase.PAUSED
     return rollout.phase in {Phase.BAKING, Phase.PAUSED} and rollout.next_check_at <= now
 
@@ -124,7 +124,7 @@ def _fetch_of(rollout: Rollout, check: CheckDocument, now: datetime) -> Fetch:
         return SERVICES[check.check](rollout, check, now)
     except Exception as error:
         log.exception("rollout.check_failed %s %s", rollout.pk, check.label)
-        problem = f"the check failed with {type(error).__name__}"
+        problem = f"internal error in the check: {type(error).__name__}"
         return partial(dict, problem=problem)
 
 
@@ -154,7 +154,7 @@ def _run(query: ServiceQuery) -> Observation:
         return {"problem": str(error)}
     except Exception as error:
         log.exception("rollout.check_failed %s %s", query.rollout_id, query.label)
-        return {"problem": f"the check failed with {type(error).__name__}"}
+        return {"problem": f"internal error in the check: {type(error).__name__}"}
 
 
 def _observation_of(future: Future[Observation]) -> Observation:

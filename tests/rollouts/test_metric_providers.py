@@ -268,7 +268,7 @@ def test_an_error_in_a_check_is_a_provider_error_of_that_check(
     rollout.refresh_from_db()
     observations = query_services([rollout], database_now())
     assert observations[rollout.pk].observations == {
-        PROMETHEUS: {"problem": "the check failed with RuntimeError"}
+        PROMETHEUS: {"problem": "internal error in the check: RuntimeError"}
     }
 
 
