@@ -192,7 +192,7 @@ def test_scores_are_compared_by_how_far_off_they_are(rollout: Rollout) -> None:
     assert read(rollout)["unreadable"] == 4
     judged = judge_pairs(CHECK, read(rollout), CheckSettings())
     assert judged.verdict is Verdict.NO_DATA
-    assert "4 answers hold no number" in judged.reason
+    assert "4 answers have no number" in judged.reason
 
 
 def test_what_belongs_to_no_rollout_or_cannot_be_is_left_out(rollout: Rollout) -> None:

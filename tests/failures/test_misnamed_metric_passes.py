@@ -27,29 +27,29 @@ def save(kind: str, **given: Any) -> Plan:
 
 
 @pytest.mark.parametrize(
-    ("kind", "given", "told"),
+    ("kind", "settings", "message"),
     [
         ("eror-rate", {}, "Step 1: unknown kind 'eror-rate'; expected one of error-rate, latency"),
         ("outcome", {"metric": "boguht", "margin": 0.1}, "there is no metric 'boguht'"),
-        ("outcome", {"metric": "bought"}, "needs margin"),
+        ("outcome", {"metric": "bought"}, "margin is required"),
         ("outcome", {"metric": "bought", "margin": 1}, "margin must be below 1"),
         ("outcome", {"metrik": "bought", "margin": 0.1}, "unknown setting 'metrik'"),
-        ("prometheus", {"query": "up"}, "name one bound: at_most or at_least"),
-        ("prometheus", {"query": "up", "at_most": 1, "at_least": 0}, "name one bound"),
+        ("prometheus", {"query": "up"}, "exactly one of at_most and at_least is required"),
+        ("prometheus", {"query": "up", "at_most": 1, "at_least": 0}, "exactly one of at_most"),
         ("prometheus", {"query": " ", "at_most": 1}, "query must not be empty"),
         ("prometheus", {"query": "up", "at_most": "1"}, "at_most must be a number"),
         ("webhook", {"url": "localhost/judge"}, "url: a URL starts with https:// or http://"),
         ("webhook", {"url": "http://["}, "url: 'http://\\[' is not a URL"),
         ("webhook", {"url": "http://169.254.169.254/x"}, "nothing is sent to 169.254.169.254"),
-        ("webhook", {}, "needs url"),
+        ("webhook", {}, "url is required"),
     ],
 )  # fmt: skip
-def test_a_check_that_nobody_could_answer_is_refused_and_nothing_is_saved(
-    kind: str, given: dict[str, Any], told: str
+def test_an_invalid_check_is_refused_and_nothing_is_saved(
+    kind: str, settings: dict[str, Any], message: str
 ) -> None:
     Metric.objects.create(name="bought", kind=Metric.Kind.PROPORTION)
-    with pytest.raises(Invalid, match=told):
-        save(kind, **given)
+    with pytest.raises(Invalid, match=message):
+        save(kind, **settings)
     assert not Plan.objects.exists()
 
 

@@ -98,7 +98,7 @@ def test_a_plan_has_notices_for_steps_without_a_control() -> None:
     (left, undecided) = notices_of(plan("error-rate", BOUNDS[0], "latency"))
     assert "error-objective decides in place of error-rate" in left
     assert "latency cannot decide" in undecided
-    assert "passed at once" in notices_of(plan(bake_s=0))[0]
+    assert "passes immediately" in notices_of(plan(bake_s=0))[0]
 
 
 def test_templates_that_compare_keep_a_control_to_the_end() -> None:

@@ -64,7 +64,7 @@ def test_equal_pairs_do_not_change_the_test_of_a_difference() -> None:
 @pytest.mark.parametrize(
     ("observation", "verdict", "words"),
     [
-        ({}, Verdict.NO_DATA, "no request of one row was answered"),
+        ({}, Verdict.NO_DATA, "no single-row request was answered"),
         (
             {"kept": 7, "metric": "label"},
             Verdict.NO_DATA,
@@ -72,7 +72,7 @@ def test_equal_pairs_do_not_change_the_test_of_a_difference() -> None:
         ),
         ({"pairs": 50, "lost": 1, "won": 1}, Verdict.INSUFFICIENT_SAMPLE, "too few pairs"),
         ({"pairs": 1_000, "lost": 60, "won": 5}, Verdict.FAIL, "by more than the margin"),
-        ({"pairs": 900, "lost": 27, "won": 8}, Verdict.FAIL, "as estimated"),
+        ({"pairs": 900, "lost": 27, "won": 8}, Verdict.FAIL, "the estimate exceeds the margin"),
         ({"pairs": 9_000, "lost": 60, "won": 20}, Verdict.INCONCLUSIVE, "but not by more"),
         ({"pairs": 2_000, "lost": 9, "won": 10}, Verdict.PASS, "0.05 % more accurate"),
         ({"pairs": 400, "lost": 0, "won": 0}, Verdict.PASS, "0.00 % less accurate"),

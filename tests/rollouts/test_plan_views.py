@@ -73,7 +73,7 @@ def test_a_plan_is_made_as_it_was_asked_for(boss: Client) -> None:
         ([], "has no steps"),
         ([("25", "1"), ("10", "1")], "share of 10 % is below the 25 % of the previous step"),
         ([("50", "1"), ("101", "1")], "must be between 0 and 100 %"),
-        ([("0", "1")], "gives the target no traffic"),
+        ([("0", "1")], "needs a share above 0 %"),
         ([("", "5")], "Say which share this step gets"),
         ([("50", "")], "Say how long this step bakes"),
         ([("many", "1")], "Enter a number"),
@@ -211,7 +211,7 @@ def test_only_an_admin_edits_plans(client: Client) -> None:
 @pytest.mark.parametrize(
     ("lines", "told"),
     [
-        ('{"check": "latency-objective"}', "Line 1: check latency-objective: needs limit_us"),
+        ('{"check": "latency-objective"}', "Line 1: check latency-objective: limit_us is required"),
         ('\n{"check": "horoscope"}', "Line 2: unknown kind &#x27;horoscope&#x27;"),
         ('{"check": "latency", "colour": 1}', "Line 1: Object contains unknown field `colour`"),
         ('{"check": "latency", "name": 3}', "Line 1: name: Expected `str`, got `int`"),
