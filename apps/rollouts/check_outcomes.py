@@ -3,8 +3,8 @@
 A check compares one rate, or several that belong together (how many requests are slower than
 each of stable's quantiles). Their e-values against "not worse" are averaged with weights fixed
 beforehand, which is valid under any dependence between them (Vovk and Wang 2021). Proof of safety
-needs every mirror process, hence the smallest one: an average would let a safe p95 vouch for an
-unsafe p99.
+needs every mirror process, hence the smallest one: an average would let a safe p95 pass an unsafe
+p99.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def _of_which(
 
 def _step_began(measures: Sequence[Measure], now: int) -> int:
     steps = measures[0].comparison.series.steps[:now]
-    # A later interval may come from an instance that still serves the step before.
+    # A later interval may come from an instance that still serves the previous step.
     return int((steps == steps.max()).argmax())
 
 

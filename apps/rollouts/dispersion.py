@@ -162,8 +162,8 @@ def over_time(canary: Pace, control: Pace, before: History | None = None) -> Arr
 
     A bad time that lasts shows as covariance of consecutive intervals. γ0 + 2·γ1·D is the long-run
     variance if covariance decays by 1 − 1/D per interval; D is LASTING, a cautious value, since
-    measuring how long bad times last takes days. Too few intervals to show whether bad times last:
-    then they are assumed to, as far as the intervals differ at all.
+    measuring how long bad times last takes days. Where too few intervals show whether bad times
+    last, they are assumed to, as far as the intervals differ at all.
     Changes of both arms at the same time (a daily cycle, an incident of a shared backend) do not
     affect the difference and are subtracted.
     """

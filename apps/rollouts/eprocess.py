@@ -55,7 +55,7 @@ class Bets:
 
     `zero` and `margin` are the m of the alternatives p1 = p0 + m·δ: small ones find slight
     regressions, large ones find gross ones within tens of requests. p0 is estimated from the past
-    and `prior_units` imagined units at the expected rate. `on_quiet` also bets on units without an
+    and `prior_units` pseudo-units at the expected rate. `on_quiet` also bets on units without an
     event against δ = 0 (see `_exact_zero_logs`), which pays where events are frequent.
     """
 
@@ -209,7 +209,7 @@ def _in_a_row(logs: Array) -> Array:
 
 
 def _past_control_rate(counts: Counts, expected_rate: float, prior_units: float) -> Array:
-    """(B + u·r)/(N0 + u), u imagined units, from the intervals strictly before each one."""
+    """(B + u·r)/(N0 + u), u pseudo-units, from the intervals strictly before each one."""
     events_of, n_of = counts.control_events.sum(axis=-1), counts.control_n.sum(axis=-1)
     events, n = np.cumsum(events_of, axis=-1) - events_of, np.cumsum(n_of, axis=-1) - n_of
     rate: Array = (events + prior_units * expected_rate) / (n + prior_units)

@@ -80,7 +80,7 @@ def _gather_inputs(
 
 def _closed(rollout: Rollout, plan: PlanDocument, now: datetime) -> list[Interval]:
     control = BASELINE if plan.control == "equal" else STABLE
-    # The last intervals of the step before may still be open.
+    # The last intervals of the previous step may still be open.
     open_s = max(
         map(plan.interval_of, range(max(0, rollout.step_index - 1), rollout.step_index + 1))
     )

@@ -92,7 +92,7 @@ class Histograms:
         return counts.astype(np.float64)
 
     def merged(self) -> dict[int, int]:
-        """The sum of all."""
+        """Return the sum of all histograms."""
         counts = np.bincount(self.bucket, self.count) if self.bucket.size else np.zeros(0)
         return {int(index): int(counts[index]) for index in np.flatnonzero(counts)}
 
