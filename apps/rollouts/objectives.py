@@ -178,7 +178,7 @@ def judge_latency_objective(
         LATENCY_OBJECTIVE,
         [
             Objective(
-                f"share slower than {limit}",
+                f"answers slower than {limit}:",
                 1.0 - quantile_permille / 1000,
                 tuple(parts),
                 counted="requests",
