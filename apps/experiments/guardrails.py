@@ -35,10 +35,10 @@ LIMIT_TIME = "SELECT set_config('statement_timeout', %s, true)"
 def register() -> None:
     """Register the checks on outcomes, and the validation of their metrics."""
     metric_providers.DATABASE[check_kinds.OUTCOME] = observe_outcome
-    external_checks.OBSERVED[check_kinds.OUTCOME] = judge_outcome
-    check_kinds.let_look(check_kinds.OUTCOME, problem_of_metric)
+    external_checks.OBSERVATION_JUDGES[check_kinds.OUTCOME] = judge_outcome
+    check_kinds.register_settings_check(check_kinds.OUTCOME, problem_of_metric)
     metric_providers.DATABASE[check_kinds.SHADOW_ACCURACY] = observe_accuracy
-    check_kinds.let_look(check_kinds.SHADOW_ACCURACY, problem_of_truth)
+    check_kinds.register_settings_check(check_kinds.SHADOW_ACCURACY, problem_of_truth)
 
 
 def problem_of_metric(settings: Mapping[str, Any]) -> str:

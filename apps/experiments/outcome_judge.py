@@ -22,7 +22,7 @@ from apps.experiments.stats.margins import MarginVerdict, judge_margin
 from apps.experiments.stats.sequential import PLANNED_UNITS_DEFAULT
 from apps.rollouts.check_kinds import CheckDocument
 from apps.rollouts.checks import CheckSettings
-from apps.rollouts.external_checks import Observed
+from apps.rollouts.external_checks import Observation
 from apps.rollouts.verdicts import JSON, CheckResult, Verdict
 
 CANARY, CONTROL = "canary", "control"
@@ -85,7 +85,7 @@ class Judged:
     gain: float | None
 
 
-def judge_outcome(check: CheckDocument, seen: Observed, settings: CheckSettings) -> CheckResult:
+def judge_outcome(check: CheckDocument, seen: Observation, settings: CheckSettings) -> CheckResult:
     """Pass above −margin, fail below it, by bounds that hold at every look; else not decided.
 
     A pass is read at one-sided `alpha_promote`, a failure at `alpha` over the guardrails.
@@ -175,7 +175,7 @@ def _missing(n: int, *, reach: float, distance: float) -> str:
 # --- in words -------------------------------------------------------------------------------------
 
 
-def _nothing_in(seen: Observed) -> str:
+def _nothing_in(seen: Observation) -> str:
     """Return in words why there is nothing to judge, or nothing."""
     if "strata" in seen:
         return "an earlier release kept these statistics, and they are no longer read"
@@ -194,7 +194,7 @@ def _nothing_in(seen: Observed) -> str:
     return f"none of the canary's {units} units has an outcome yet"
 
 
-def _summary(metric: MetricData, judged: Judged, seen: Observed) -> str:
+def _summary(metric: MetricData, judged: Judged, seen: Observation) -> str:
     canary, control = (
         "–" if value is None else f"{value:.4g}"
         for value in (_value(metric, judged, side) for side in (CANARY, CONTROL))
@@ -246,5 +246,5 @@ def _record(metric: MetricData, judged: Judged) -> dict[str, JSON]:
     }
 
 
-def _left_out(seen: Observed) -> dict[str, JSON]:
+def _left_out(seen: Observation) -> dict[str, JSON]:
     return {name: seen.get(name) for name in ("exposed", "met_both", "leaving", "until_step")}

@@ -1,4 +1,4 @@
-"""Answers a step's checks from what was seen. Pure: intervals and observations in, results out."""
+"""Judges the checks of a step. Pure: intervals and observations in, results out."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from apps.rollouts.checks import (
 from apps.rollouts.dispersion import History
 from apps.rollouts.eprocess import BucketCounts
 from apps.rollouts.evidence import GRACE, Interval, LatencyReference
-from apps.rollouts.external_checks import OBSERVED
+from apps.rollouts.external_checks import OBSERVATION_JUDGES
 from apps.rollouts.interval_series import (
     ERRORS,
     UNANSWERED,
@@ -30,7 +30,7 @@ from apps.rollouts.interval_series import (
     series_of_latencies,
     series_of_rate,
 )
-from apps.rollouts.latency_baseline import reference_to_json, tell_reference
+from apps.rollouts.latency_baseline import describe_reference, reference_to_json
 from apps.rollouts.no_control import deciders_of, judge_without_control
 from apps.rollouts.objectives import Part, judge_error_objective, judge_latency_objective
 from apps.rollouts.percentiles import percentile_differences
@@ -39,31 +39,31 @@ from apps.rollouts.sample_ratio import judge_step
 from apps.rollouts.thresholds import judge_error_threshold
 from apps.rollouts.verdicts import JSON, CheckResult, Verdict
 
-# What an observer brought for a check; `problem` says in words why it brought nothing.
+# The data of a check that is not in the intervals; `problem` describes why there is none.
 Observation = Mapping[str, JSON]
 
 
 @dataclass(frozen=True)
-class Question:
-    """All that the checks of one step are answered from."""
+class StepInputs:
+    """The data that the checks of one step are judged from."""
 
     plan: PlanDocument
     step_index: int
     intervals: Sequence[Interval]
     reference: LatencyReference | None
     reference_requests: int
-    # Whether both versions were seen lately in this step: old proof is no pass for new silence.
+    # Whether this step has recent data of both versions; without them no check may pass.
     is_fresh: bool = True
-    # By the check's label: what is not in the intervals.
+    # By check label: data that is not in the intervals.
     observations: Mapping[str, Observation] = field(default_factory=dict)
-    # How stable's errors spread over time before the rollout, where that is known.
+    # How stable's errors varied over time before the rollout, where that is known.
     before: History | None = None
-    # How long a request may take, seconds.
+    # The longest duration of a request, in seconds.
     timeout_s: float = 0.0
 
     @property
     def settled(self) -> list[Interval]:
-        """The intervals all of whose requests have ended: younger ones may yet turn out worse."""
+        """The intervals all of whose requests have ended; later ones may still get worse."""
         if not self.intervals:
             return []
         until = self.intervals[-1].started_at + GRACE - timedelta(seconds=self.timeout_s)
@@ -91,76 +91,76 @@ class Question:
         return self.weight_bp < WHOLE_BP
 
 
-def answer(question: Question) -> list[CheckResult]:
+def judge_checks(inputs: StepInputs) -> list[CheckResult]:
     """Return the result of each check of the step, in the plan's order."""
-    checks = question.plan.steps[question.step_index].questions
-    return [_answer_one(question, check) for check in checks]
+    checks = inputs.plan.steps[inputs.step_index].check_documents
+    return [_judge_check(inputs, check) for check in checks]
 
 
-def _answer_one(question: Question, check: CheckDocument) -> CheckResult:
-    observation = question.observations.get(check.label, {})
+def _judge_check(inputs: StepInputs, check: CheckDocument) -> CheckResult:
+    observation = inputs.observations.get(check.label, {})
     if problem := observation.get("problem"):
         result = CheckResult(check.label, Verdict.PROVIDER_ERROR, str(problem), {})
     else:
-        result = replace(JUDGES[check.check](question, check), check=check.label)
-    return _demand_fresh(result, question) if check.check in kinds.OF_TRAFFIC else result
+        result = replace(JUDGES[check.check](inputs, check), check=check.label)
+    return _require_fresh(result, inputs) if check.check in kinds.OF_TRAFFIC else result
 
 
-def _demand_fresh(result: CheckResult, question: Question) -> CheckResult:
-    """Take back a pass that rests on what was seen before this step, or before data dried up."""
-    if result.verdict is not Verdict.PASS or question.is_fresh:
+def _require_fresh(result: CheckResult, inputs: StepInputs) -> CheckResult:
+    """Replace a pass that rests on data from before this step, or on old data, by no data."""
+    if result.verdict is not Verdict.PASS or inputs.is_fresh:
         return result
     return CheckResult(
         result.check,
         Verdict.NO_DATA,
-        f"nothing was seen lately in this step (before that: {result.reason})",
+        f"no recent data in this step (last result: {result.reason})",
         result.evidence,
     )
 
 
-def _error_rate(question: Question, _: CheckDocument) -> CheckResult:
-    if not question.has_control:
-        return _without_control(question, kinds.ERROR_RATE)
-    series = series_of_rate(question.intervals, ERRORS, question.before)
-    return judge_error_rate(series, question.settings, _frame(question.intervals, ERRORS))
+def _error_rate(inputs: StepInputs, _: CheckDocument) -> CheckResult:
+    if not inputs.has_control:
+        return _without_control(inputs, kinds.ERROR_RATE)
+    series = series_of_rate(inputs.intervals, ERRORS, inputs.before)
+    return judge_error_rate(series, inputs.settings, _frame(inputs.intervals, ERRORS))
 
 
-def _unanswered(question: Question, _: CheckDocument) -> CheckResult:
-    if not question.has_control:
-        return _without_control(question, kinds.UNANSWERED)
-    result = _judge_unanswered(question, question.intervals)
-    settled = question.settled
-    if result.verdict is not Verdict.PASS or len(settled) == len(question.intervals):
+def _unanswered(inputs: StepInputs, _: CheckDocument) -> CheckResult:
+    if not inputs.has_control:
+        return _without_control(inputs, kinds.UNANSWERED)
+    result = _judge_unanswered(inputs, inputs.intervals)
+    settled = inputs.settled
+    if result.verdict is not Verdict.PASS or len(settled) == len(inputs.intervals):
         return result
-    if not any(each.canary.assigned for each in settled if each.step_index == question.step_index):
-        reason = f"requests of this step may still be under way (so far: {result.reason})"
+    if not any(each.canary.assigned for each in settled if each.step_index == inputs.step_index):
+        reason = f"requests of this step may still be in progress (so far: {result.reason})"
         return CheckResult(result.check, Verdict.INSUFFICIENT_SAMPLE, reason, result.evidence)
-    # Who is still waiting has not been left without an answer yet: that is no proof of safety.
-    earlier = _judge_unanswered(question, settled)
+    # A request in progress does not count as unanswered yet, which proves no safety.
+    earlier = _judge_unanswered(inputs, settled)
     return result if earlier.verdict is Verdict.PASS else earlier
 
 
-def _judge_unanswered(question: Question, intervals: Sequence[Interval]) -> CheckResult:
+def _judge_unanswered(inputs: StepInputs, intervals: Sequence[Interval]) -> CheckResult:
     frame = _frame(intervals, UNANSWERED)
     if not is_by_client(intervals):
-        # Who waits for an answer no longer than a moment, or never, chooses whether it comes. One
-        # whose unit is the canary's must not condemn it.
+        # A client decides how long it waits, and so whether it gets an answer. A single client
+        # whose unit is on the canary must not fail it.
         frame = replace(
             frame,
             clusters=lambda start: [by_cluster(each, UNANSWERED) for each in intervals[start:]],
         )
-    return judge_unanswered(series_of_rate(intervals, UNANSWERED), question.settings, frame)
+    return judge_unanswered(series_of_rate(intervals, UNANSWERED), inputs.settings, frame)
 
 
-def _without_control(question: Question, check: str) -> CheckResult:
-    """At 100 % nobody is left on stable: what was usual before proves nothing about now."""
-    mine = [each.canary for each in question.this_step]
+def _without_control(inputs: StepInputs, check: str) -> CheckResult:
+    """Judge a step at 100 %: stable gets no traffic, and its past proves nothing about now."""
+    arms = [each.canary for each in inputs.this_step]
     n, errors = UNANSWERED if check == kinds.UNANSWERED else ERRORS
-    step = question.plan.steps[question.step_index]
+    step = inputs.plan.steps[inputs.step_index]
     return judge_without_control(
         check,
-        n=sum(getattr(arm, n) for arm in mine),
-        errors=sum(getattr(arm, errors) for arm in mine),
+        n=sum(getattr(arm, n) for arm in arms),
+        errors=sum(getattr(arm, errors) for arm in arms),
         deciders=deciders_of(step, check),
     )
 
@@ -169,7 +169,7 @@ def _frame(intervals: Sequence[Interval], names: tuple[str, str] | None = None) 
     return Frame(
         started_at=[each.started_at for each in intervals],
         counted=" (counted by client)" if is_by_client(intervals) else "",
-        loud=has_slices(intervals),
+        has_slices=has_slices(intervals),
         instances=lambda start: [
             by_instance(each, names) for each in intervals[start:] if names is not None
         ],
@@ -182,98 +182,101 @@ def _error_buckets(intervals: Sequence[Interval]) -> list[BucketCounts]:
     ]
 
 
-def _error_objective(question: Question, check: CheckDocument) -> CheckResult:
+def _error_objective(inputs: StepInputs, check: CheckDocument) -> CheckResult:
     return judge_error_objective(
-        [Part(i.canary.n, i.canary.errors) for i in question.this_step],
-        [Part(i.canary.assigned, i.canary.unanswered) for i in question.this_step],
+        [Part(i.canary.n, i.canary.errors) for i in inputs.this_step],
+        [Part(i.canary.assigned, i.canary.unanswered) for i in inputs.this_step],
         limit_bp=check.setting("limit_bp"),
-        settings=question.settings,
-        steps=question.plan.steps_that_ask(check.label),
+        settings=inputs.settings,
+        steps=inputs.plan.steps_with_check(check.label),
     )
 
 
-def _error_threshold(question: Question, check: CheckDocument) -> CheckResult:
-    if not question.has_control:
-        return _without_control(question, kinds.ERROR_THRESHOLD)
+def _error_threshold(inputs: StepInputs, check: CheckDocument) -> CheckResult:
+    if not inputs.has_control:
+        return _without_control(inputs, kinds.ERROR_THRESHOLD)
     return judge_error_threshold(
-        _error_buckets(question.this_step),
+        _error_buckets(inputs.this_step),
         margin_bp=check.setting("margin_bp"),
         samples_min=check.setting("samples_min"),
     )
 
 
-def _latency_objective(question: Question, check: CheckDocument) -> CheckResult:
+def _latency_objective(inputs: StepInputs, check: CheckDocument) -> CheckResult:
     return judge_latency_objective(
-        [i.canary.latency for i in question.this_step],
+        [i.canary.latency for i in inputs.this_step],
         quantile_permille=check.setting("quantile_permille"),
         limit_us=check.setting("limit_us"),
-        settings=question.settings,
-        steps=question.plan.steps_that_ask(check.label),
+        settings=inputs.settings,
+        steps=inputs.plan.steps_with_check(check.label),
     )
 
 
-def _latency(question: Question, _: CheckDocument) -> CheckResult:
-    """The e-process decides; people are shown this step's percentiles beside it."""
-    found = _judge_latency(question)
-    mine = question.this_step
+def _latency(inputs: StepInputs, _: CheckDocument) -> CheckResult:
+    """Judge latency by the e-process, and add this step's percentiles for display."""
+    result = _judge_latency(inputs)
+    intervals = inputs.this_step
     differences = percentile_differences(
-        Histograms.of_arms([each.canary for each in mine]).merged(),
-        Histograms.of_arms([each.control for each in mine]).merged(),
+        Histograms.of_arms([each.canary for each in intervals]).merged(),
+        Histograms.of_arms([each.control for each in intervals]).merged(),
     )
     shown: list[JSON] = [asdict(difference) for difference in differences]
-    evidence: dict[str, JSON] = {**found.evidence, "percentiles": shown}
-    if question.reference is None or not question.has_control:
-        return replace(found, evidence=evidence)
-    evidence["reference"] = reference_to_json(question.reference)
-    basis = tell_reference(question.reference)
-    return replace(found, reason="; ".join(filter(None, (found.reason, basis))), evidence=evidence)
+    evidence: dict[str, JSON] = {**result.evidence, "percentiles": shown}
+    if inputs.reference is None or not inputs.has_control:
+        return replace(result, evidence=evidence)
+    evidence["reference"] = reference_to_json(inputs.reference)
+    basis = describe_reference(inputs.reference)
+    reason = "; ".join(filter(None, (result.reason, basis)))
+    return replace(result, reason=reason, evidence=evidence)
 
 
-def _judge_latency(question: Question) -> CheckResult:
-    if not question.has_control:
-        return _without_control(question, kinds.LATENCY)
-    reference = question.reference
+def _judge_latency(inputs: StepInputs) -> CheckResult:
+    if not inputs.has_control:
+        return _without_control(inputs, kinds.LATENCY)
+    reference = inputs.reference
     if reference is None:
         return CheckResult(
             kinds.LATENCY,
             Verdict.INSUFFICIENT_SAMPLE,
-            f"stable's usual latency is not known yet: {question.reference_requests} of "
-            f"{question.plan.reference_requests_min} requests",
-            {"reference_requests": question.reference_requests},
+            f"{inputs.reference_requests} of {inputs.plan.reference_requests_min} requests "
+            "recorded to measure stable's usual latency",
+            {"reference_requests": inputs.reference_requests},
         )
-    # Only what came after the reference was frozen may be judged by it.
-    judged = [i for i in question.intervals if i.started_at >= reference.frozen_at]
+    # The reference applies only to data from after it was frozen.
+    judged = [i for i in inputs.intervals if i.started_at >= reference.frozen_at]
     indexes = {500: reference.p50, 950: reference.p95, 990: reference.p99}
     known = {permille: index for permille, index in indexes.items() if index is not None}
     series = dict(zip(known, series_of_latencies(judged, list(known.values())), strict=True))
     return judge_latency(
         series[950],
         series[990],
-        question.settings,
+        inputs.settings,
         p50=series.get(500),
         frame=_frame(judged),
     )
 
 
-def _sample_ratio(question: Question, _: CheckDocument) -> CheckResult:
-    """Judge what the split assigned in this step, not what a version answered: of a warm cache's
-    users fewer get as far as that."""
-    plan, step = question.plan, question.step_index
-    weight_bp, baseline_bp = question.weight_bp, plan.baseline_of(step)
+def _sample_ratio(inputs: StepInputs, _: CheckDocument) -> CheckResult:
+    """Judge the units that the split assigned in this step, whether or not a version answered them:
+    a warm cache answers some itself."""
+    plan, step = inputs.plan, inputs.step_index
+    weight_bp, baseline_bp = inputs.weight_bp, plan.baseline_of(step)
     if baseline_bp:
-        # Only canary and the slice beside it are counted; both are as large.
+        # Only the canary and the equally large baseline slice are counted.
         weight_bp = round(WHOLE_BP * weight_bp / (weight_bp + baseline_bp))
     split = sum(0 < each.weight_bp < WHOLE_BP for each in plan.steps)
-    return judge_step(question.intervals, step, weight_bp=weight_bp, steps=max(1, split))
+    return judge_step(inputs.intervals, step, weight_bp=weight_bp, steps=max(1, split))
 
 
-def _observed(question: Question, check: CheckDocument) -> CheckResult:
-    seen = question.observations.get(check.label, {})
-    seen = {**seen, "steps": question.plan.steps_that_ask(check.label)}
-    return OBSERVED[check.check](check, seen, question.settings)
+def _judge_observation(inputs: StepInputs, check: CheckDocument) -> CheckResult:
+    observation = {
+        **inputs.observations.get(check.label, {}),
+        "steps": inputs.plan.steps_with_check(check.label),
+    }
+    return OBSERVATION_JUDGES[check.check](check, observation, inputs.settings)
 
 
-Judge = Callable[[Question, CheckDocument], CheckResult]
+Judge = Callable[[StepInputs, CheckDocument], CheckResult]
 JUDGES: dict[str, Judge] = {
     kinds.ERROR_RATE: _error_rate,
     kinds.LATENCY: _latency,
@@ -282,5 +285,5 @@ JUDGES: dict[str, Judge] = {
     kinds.ERROR_OBJECTIVE: _error_objective,
     kinds.ERROR_THRESHOLD: _error_threshold,
     kinds.LATENCY_OBJECTIVE: _latency_objective,
-    **dict.fromkeys(OBSERVED, _observed),
+    **dict.fromkeys(OBSERVATION_JUDGES, _judge_observation),
 }

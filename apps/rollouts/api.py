@@ -20,11 +20,11 @@ from apps.models.access import actor_of, require_role
 from apps.models.api import find_model, find_version
 from apps.models.models import Role
 from apps.rollouts import services
-from apps.rollouts.evaluation import repeat_answer
+from apps.rollouts.evaluation import repeat_check
 from apps.rollouts.fleet_status import live_instances, silent_instances
 from apps.rollouts.maintenance import forget_instance
 from apps.rollouts.models import Instance, Rollout
-from apps.rollouts.narrative import latest_checks, summarise, tell_story
+from apps.rollouts.narrative import describe_history, latest_checks, summarise
 from apps.rollouts.plan_api import PlanTemplateViewSet, PlanViewSet, find_plan
 from apps.rollouts.serializers import (
     AbortSerializer,
@@ -185,7 +185,7 @@ class RolloutViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericVi
             raise NotFound(f"The rollout has no evaluation {evaluation}.")
         if not stored.inputs:
             raise Conflict(f"Evaluation {evaluation} is older than the log of inputs.")
-        again = repeat_answer(stored)
+        again = repeat_check(stored)
         told = {
             "is_same": again.verdict.value == stored.verdict,
             "verdict": again.verdict.value,
@@ -202,7 +202,7 @@ class RolloutViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericVi
         told = {
             "rollout": rollout,
             "summary": summarise(rollout),
-            "story": tell_story(rollout),
+            "story": describe_history(rollout),
             "events": rollout.events.all(),
             "checks": latest_checks(rollout),
         }

@@ -1,7 +1,7 @@
-"""How stable's errors spread over time before a rollout: its own A/A, read once and then kept.
+"""Measures how stable's errors varied over time before a rollout, once, and keeps the result.
 
-A version whose errors come in bad minutes makes a canary look bad that comes in one of them. The
-rollout itself shows that late; what stable did in the hours before shows it from the first look on.
+If stable's errors come in bursts, a canary that starts in one looks bad. The rollout's own data
+shows that late; stable's previous hours (an A/A test) show it from the first evaluation on.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ PACE = """
 """
 
 
-def spread_before(rollout: Rollout, interval_s: int) -> History | None:
-    """Return how stable's errors spread over time before the rollout; None without enough of them.
+def error_dispersion_before(rollout: Rollout, interval_s: int) -> History | None:
+    """Return how stable's errors varied over time before the rollout; None without enough data.
 
-    It is read when first asked for and kept in the rollout's row: evidence once seen never changes.
+    The first call reads it and stores it in the rollout's row, so that later evaluations see the
+    same.
     """
     if not rollout.stable_spread:
         rollout.stable_spread = to_json(_read(rollout, interval_s))
@@ -60,14 +61,14 @@ def _read(rollout: Rollout, interval_s: int) -> History | None:
 
 
 def to_json(history: History | None) -> dict[str, Any]:
-    """Return the form that rollouts and evaluations store."""
+    """Return the JSON that rollouts and evaluations store."""
     if history is None:
         return {"intervals": 0}
     return {name: float(getattr(history, name)) for name in STORED}
 
 
 def from_json(stored: dict[str, Any]) -> History | None:
-    """Return what `to_json` stored; None where nothing was known."""
+    """Return what `to_json` stored; None where there was not enough data."""
     if not stored or not stored["intervals"]:
         return None
     arrays = [np.array(stored[name], dtype=np.float64) for name in FIELDS]

@@ -1,4 +1,4 @@
-"""Which trip of a data plane's circuit breaker fails a rollout, and which is the servers' fault."""
+"""Decides which circuit breaker trips fail a rollout, and which are the servers' fault."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from apps.rollouts.models import BreakerTripRecord, Rollout
 
 # Both versions tripping this close together is an incident of the servers, not of the canary.
 SAME_INCIDENT = timedelta(seconds=30)
-# A canary has less time for an answer than stable, so it trips first when the servers hang; by then
-# stable's trip is known too. Meanwhile the breaker keeps all requests away from the canary.
+# A canary has less time for an answer than stable, so that it trips first when the servers hang;
+# after this delay stable's trip is known too. Until then the breaker blocks the canary's requests.
 TRIP_SETTLES_IN = timedelta(seconds=5)
 
 
 def trip_of_target(rollout: Rollout, now: datetime) -> BreakerTripRecord | None:
-    """Return a trip of the target, and only of the target, that has settled; None without one."""
+    """Return the latest settled trip of the target without one of stable at the same time."""
     first = rollout.step_generations[0] if rollout.step_generations else 0
     trips = BreakerTripRecord.objects.filter(
         model_name=rollout.model.name, generation__gte=first, last_at__gte=rollout.started_at

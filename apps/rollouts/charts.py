@@ -1,6 +1,6 @@
-"""Rows in, Plotly figures out, as plain data that the page draws. No queries, no colours.
+"""Builds Plotly figures as plain data from rows. It must not query, nor contain colours.
 
-A trace's `meta` names a colour variable of the style sheet, so that light and dark both fit.
+A trace's `meta` names a colour variable of the style sheet, for the light and the dark theme.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ Value = Callable[[Point], float | None]
 
 SERIES = ("--series-3", "--series-4", "--series-5", "--series-6")
 ARM_COLOURS = {STABLE: "--stable", BASELINE: "--series-4", CANARY: "--canary"}
-# Beyond this many decades either way evidence is overwhelming, and a chart would only show that.
+# The chart is clipped at this many decades: beyond it evidence is overwhelming either way.
 DECADES_MAX = 12.0
 
 
 def colours_of(arms: Iterable[str], stable: str | None, canary: str | None) -> dict[str, str]:
-    """Return a colour for each version: stable's, the canary's, and the others' in turn."""
+    """Return a colour for each version: fixed for stable and canary, by position for the others."""
     fixed = {canary: "--canary", stable: "--stable"}
     others = sorted(set(arms) - set(fixed))
     return {
@@ -38,8 +38,8 @@ def colours_of(arms: Iterable[str], stable: str | None, canary: str | None) -> d
 def draw_requests(points: Sequence[Point], colours: Mapping[str, str], prefix: str = "") -> Figure:
     """Requests per second, stacked by arm."""
     traces = [
-        _line(f"{prefix}{arm}", mine, lambda p: p.per_second, colours[arm], stackgroup="all")
-        for arm, mine in _by_arm(_filled(points))
+        _line(f"{prefix}{arm}", arm_points, lambda p: p.per_second, colours[arm], stackgroup="all")
+        for arm, arm_points in _by_arm(_filled(points))
     ]
     return _figure(traces, "requests/s", hoverformat=",.1f")
 
@@ -47,10 +47,10 @@ def draw_requests(points: Sequence[Point], colours: Mapping[str, str], prefix: s
 def draw_latency(points: Sequence[Point], colours: Mapping[str, str], prefix: str = "") -> Figure:
     """p95 of each arm as a line and p50 as a dotted one, in milliseconds."""
     traces = []
-    for arm, mine in _by_arm(points):
+    for arm, arm_points in _by_arm(points):
         name, ink = f"{prefix}{arm}", colours[arm]
-        traces.append(_line(f"{name} p95", mine, lambda p: _ms(p.p95_us), ink))
-        traces.append(_line(f"{name} p50", mine, lambda p: _ms(p.p50_us), ink, dash="dot"))
+        traces.append(_line(f"{name} p95", arm_points, lambda p: _ms(p.p95_us), ink))
+        traces.append(_line(f"{name} p50", arm_points, lambda p: _ms(p.p50_us), ink, dash="dot"))
     return _figure(traces, "latency, ms", hoverformat=",.2f")
 
 
@@ -59,8 +59,8 @@ def draw_error_rate(
 ) -> Figure:
     """Errors per request of each arm, in per cent."""
     traces = [
-        _line(f"{prefix}{arm}", mine, lambda p: _percent(p.error_rate), colours[arm])
-        for arm, mine in _by_arm(points)
+        _line(f"{prefix}{arm}", arm_points, lambda p: _percent(p.error_rate), colours[arm])
+        for arm, arm_points in _by_arm(points)
     ]
     return _figure(traces, "errors, %", hoverformat=".2f")
 
@@ -72,14 +72,14 @@ def draw_share(points: Sequence[Point], events: Sequence[RolloutEvent], until: d
         now = {point.arm: point.units for point in points if point.at == at}
         total = sum(now.get(arm, 0) for arm in (STABLE, BASELINE, CANARY))
         observed.append((at, 100 * now.get(CANARY, 0) / total if total else None))
-    configured = [(event.at, event.weight_bp / 100) for event in sorted(events, key=_instant)]
+    configured = [(event.at, event.weight_bp / 100) for event in sorted(events, key=_timestamp)]
     if configured:
         configured.append((until, configured[-1][1]))
     traces = [
         _trace("observed", observed, "--canary"),
         _trace("configured", configured, "--muted", line={"shape": "hv", "dash": "dash"}),
     ]
-    return _figure(traces, "canary's units, %", hoverformat=".1f")
+    return _figure(traces, "canary share of units, %", hoverformat=".1f")
 
 
 def draw_evidence(evaluations: Sequence[Evaluation]) -> Figure:
@@ -87,9 +87,9 @@ def draw_evidence(evaluations: Sequence[Evaluation]) -> Figure:
     traces = []
     inks = {ERROR_RATE: "--canary", LATENCY: "--series-3", UNANSWERED: "--series-4"}
     for check, ink in inks.items():
-        mine = [row for row in evaluations if row.check_name == check]
-        harm = [(row.at, _decades(_harm(row.evidence))) for row in mine]
-        safety = [(row.at, _decades(row.evidence.get("log_e_mirror"))) for row in mine]
+        rows = [row for row in evaluations if row.check_name == check]
+        harm = [(row.at, _decades(_harm(row.evidence))) for row in rows]
+        safety = [(row.at, _decades(row.evidence.get("log_e_mirror"))) for row in rows]
         if any(value is not None for _, value in harm):
             traces.append(_trace(f"{check}: harm", harm, ink))
         if any(value is not None for _, value in safety):
@@ -99,10 +99,10 @@ def draw_evidence(evaluations: Sequence[Evaluation]) -> Figure:
 
 
 def _harm(evidence: Mapping[str, Any]) -> float | None:
-    """Return the largest of the logarithms of which one at its threshold rolls back."""
+    """Return the largest log e-value that can roll back; None without one."""
     names = ("log_e_margin", "log_e_zero_beyond", "log_e_absolute")
-    found = [evidence[name] for name in names if evidence.get(name) is not None]
-    return max(found) if found else None
+    values = [evidence[name] for name in names if evidence.get(name) is not None]
+    return max(values) if values else None
 
 
 def _thresholds(evaluations: Sequence[Evaluation]) -> list[Trace]:
@@ -121,14 +121,14 @@ def _thresholds(evaluations: Sequence[Evaluation]) -> list[Trace]:
 
 
 def _threshold(evidence: Mapping[str, Any], key: str) -> float | None:
-    """Return a threshold; latency keeps it with each of its percentiles."""
+    """Return a threshold; latency stores it with each of its percentiles."""
     inner = evidence.get("p95")
-    found = evidence.get(key, inner.get(key) if isinstance(inner, dict) else None)
-    return float(found) if found is not None else None
+    value = evidence.get(key, inner.get(key) if isinstance(inner, dict) else None)
+    return float(value) if value is not None else None
 
 
 def _decades(log_e: float | None) -> float | None:
-    """Natural to decimal logarithm, held to what a chart can show."""
+    """Convert a natural to a decimal logarithm, clipped to DECADES_MAX."""
     if log_e is None or math.isnan(log_e):
         return None
     return max(-DECADES_MAX, min(DECADES_MAX, log_e / math.log(10)))
@@ -140,7 +140,7 @@ def _by_arm(points: Sequence[Point]) -> list[tuple[str, list[Point]]]:
 
 
 def _filled(points: Sequence[Point]) -> list[Point]:
-    """Add the noughts that a stacked chart needs where an arm had no window."""
+    """Add the zeros that a stacked chart needs where an arm had no window."""
     known = {(point.at, point.arm) for point in points}
     spans = {point.at: point.span_s for point in points}
     arms = {point.arm for point in points}
@@ -150,7 +150,7 @@ def _filled(points: Sequence[Point]) -> list[Point]:
         for arm in arms
         if (at, arm) not in known
     ]
-    return sorted([*points, *missing], key=_instant)
+    return sorted([*points, *missing], key=_timestamp)
 
 
 def _line(
@@ -193,7 +193,7 @@ def _figure(
             "hovermode": "x unified",
             "xaxis": {"type": "date", "visible": _has_values(traces)},
             "yaxis": axis,
-            # What a person zoomed to or switched off stays so when new data comes.
+            # Zoom and hidden traces stay when new data arrives.
             "uirevision": "kept",
         },
     }
@@ -204,14 +204,14 @@ def _has_values(traces: Sequence[Trace]) -> bool:
 
 
 def _emptiness(traces: Sequence[Trace]) -> dict[str, Any]:
-    """Say in the middle that there is nothing, instead of axes around nothing."""
+    """Return a text for the middle of the chart in place of empty axes."""
     if _has_values(traces):
         return {}
     place = {"xref": "paper", "yref": "paper", "x": 0.5, "y": 0.5, "showarrow": False}
-    return {"annotations": [{"text": "Nothing seen yet", **place}]}
+    return {"annotations": [{"text": "No data yet", **place}]}
 
 
-def _instant(row: Any) -> datetime:
+def _timestamp(row: Any) -> datetime:
     at: datetime = row.at
     return at
 

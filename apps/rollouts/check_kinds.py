@@ -1,7 +1,7 @@
-"""What a check may be: its question, what its failure does, its settings with their bounds.
+"""The kinds of checks: the question of each, the effect of its failure, its settings and bounds.
 
-A plan names a check by its kind alone, or as a document with settings. Both are refused when the
-plan is saved if they say something that no check would heed: a typo must not pass for a check.
+A plan names a check by its kind alone, or as a document with settings. A plan with an unknown kind,
+setting or value is refused when it is saved, so that a typo never disables a check.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ WEBHOOK = "webhook"
 
 # A failed guardrail rolls back, a failed signal pauses, a failed dry run is only recorded.
 Mode = Literal["guardrail", "signal", "dry-run"]
-# What a verdict that is neither pass nor fail leads to once the bake time is over.
+# The action for a verdict that is neither pass nor fail, once the bake time is over.
 OnVerdict = Literal["hold", "pause", "roll back"]
 UNDECIDED = (
     Verdict.INCONCLUSIVE,
@@ -39,15 +39,15 @@ UNDECIDED = (
     Verdict.NO_DATA,
     Verdict.PROVIDER_ERROR,
 )
-# Nothing but data may roll back: what was not seen, or not enough of it, never does.
+# Only a verdict that rests on enough data may roll back.
 MAY_ROLL_BACK = {Verdict.INCONCLUSIVE}
 
 
 class CheckDocument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One check of a step.
 
-    `mode` is the kind's own unless given. `on` says what becomes of a verdict that is neither pass
-    nor fail; by default the step holds. `name` tells two checks of one kind apart.
+    `mode` defaults to the mode of the kind. `on` maps a verdict that is neither pass nor fail to an
+    action; by default the step holds. `name` distinguishes two checks of one kind.
     """
 
     check: str
@@ -69,15 +69,14 @@ class CheckDocument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         return self.mode or self.kind.mode
 
     def setting(self, name: str) -> Any:
-        """Return a setting's value, or its default."""
         return self.settings.get(name, self.kind.settings[name].default)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting of a kind of check: what it means, and what it may be."""
+    """One setting of a kind of check: its help text, type and bounds."""
 
-    told: str
+    help: str
     type: type[int] | type[float] | type[str]
     default: JSON = None
     least: float | None = None
@@ -85,7 +84,7 @@ class Setting:
     is_required: bool = False
 
     def problem_of(self, value: object) -> str:
-        """Return in words what is wrong with `value`, or nothing."""
+        """Describe what is wrong with `value`; empty if it is valid."""
         types = (int, float) if self.type is float else (self.type,)
         if isinstance(value, bool) or not isinstance(value, types):
             return f"must be {KIND_OF_VALUE[self.type]}"
@@ -103,38 +102,38 @@ class Setting:
         return ""
 
 
-# PostgreSQL keeps no such text, and JSON no such numbers.
+# PostgreSQL cannot store such text, nor JSON such numbers.
 NUL = "\0"
 MOST_OF_ALL = 1e300
-# As the decision log keeps it.
+# The length of the decision log's column.
 LABEL_LENGTH_MAX = 100
 KIND_OF_VALUE: dict[type, str] = {int: "a whole number", float: "a number", str: "text"}
 
 
-def _anything(_: Mapping[str, Any]) -> str:
+def _accept_all(_: Mapping[str, Any]) -> str:
     return ""
 
 
 @dataclass(frozen=True)
 class CheckKind:
-    """`problem` looks at all settings together and returns in words what is wrong, or nothing."""
+    """`problem` checks all settings together and describes what is wrong; empty if valid."""
 
-    asks: str
+    question: str
     mode: Mode = "guardrail"
     settings: Mapping[str, Setting] = field(default_factory=dict)
-    problem: Callable[[Mapping[str, Any]], str] = _anything
-    # It is decided by the e-process, and so takes a share of the rollout's α.
+    problem: Callable[[Mapping[str, Any]], str] = _accept_all
+    # The e-process decides it, so that it takes a share of the rollout's α.
     spends_alpha: bool = False
 
 
 def _one_bound(settings: Mapping[str, Any]) -> str:
     if ("at_most" in settings) == ("at_least" in settings):
-        return "name one bound: at_most or at_least"
+        return "exactly one of at_most and at_least is required"
     return ""
 
 
 def _no_metrics(_: Mapping[str, Any]) -> str:
-    return "no app keeps metrics here"
+    return "no installed app provides metrics"
 
 
 SHARE = {"least": 0, "most": 10_000}
@@ -156,24 +155,30 @@ KINDS: dict[str, CheckKind] = {
         "Did the canary get the share of traffic that was configured?", mode="signal"
     ),
     SMOKE: CheckKind(
-        "Does the target answer, and did no request that named it by its number fail?",
+        "Does the target answer, and did every request that named its number succeed?",
         settings={
-            "requests_min": Setting("requests by explicit version at least", int, 0, least=0)
+            "requests_min": Setting(
+                "minimum number of requests that name the version", int, 0, least=0
+            )
         },
     ),
     ERROR_THRESHOLD: CheckKind(
         "Is the canary's observed error rate at most stable's plus a margin? A plain comparison, "
-        "not a test: looked at often it rolls back many healthy versions.",
+        "not a test: evaluated often, it rolls back many healthy versions.",
         settings={
             "margin_bp": Setting("margin in basis points", int, 100, least=1, most=9_999),
-            "samples_min": Setting("canary exposures at least", int, 250, least=1),
+            "samples_min": Setting("minimum exposures of each version", int, 250, least=1),
         },
     ),
     ERROR_OBJECTIVE: CheckKind(
         "Is the canary's error rate within a fixed bound, whatever stable's is?",
         settings={
             "limit_bp": Setting(
-                "most errors, in basis points", int, least=1, most=9_999, is_required=True
+                "highest allowed error rate, in basis points",
+                int,
+                least=1,
+                most=9_999,
+                is_required=True,
             )
         },
         spends_alpha=True,
@@ -181,8 +186,10 @@ KINDS: dict[str, CheckKind] = {
     LATENCY_OBJECTIVE: CheckKind(
         "Is a quantile of the canary's latency within a fixed bound, whatever stable's is?",
         settings={
-            "quantile_permille": Setting("quantile in thousandths", int, 950, least=1, most=999),
-            "limit_us": Setting("bound in microseconds", int, least=1, is_required=True),
+            "quantile_permille": Setting(
+                "quantile in thousandths (950 is p95)", int, 950, least=1, most=999
+            ),
+            "limit_us": Setting("latency limit in microseconds", int, least=1, is_required=True),
         },
         spends_alpha=True,
     ),
@@ -190,23 +197,23 @@ KINDS: dict[str, CheckKind] = {
         "Do the answers to copied requests agree with stable's?",
         settings={
             "agreement_min_bp": Setting(
-                "rows that agree at least", int, 9_900, least=1, most=9_999
+                "minimum share of agreeing rows, in basis points", int, 9_900, least=1, most=9_999
             ),
-            "rows_min": Setting("compared rows at least", int, 500, least=1),
+            "rows_min": Setting("minimum number of compared rows", int, 500, least=1),
         },
         spends_alpha=True,
     ),
     SHADOW_ACCURACY: CheckKind(
         "Is the shadow not less accurate than stable on requests that both answered, by more than "
-        "the margin? The truth is a metric of outcomes, which may come late.",
+        "the margin? The true values are outcomes of a metric, which may arrive late.",
         settings={
-            "metric": Setting("the metric that tells the truth", str, is_required=True),
+            "metric": Setting("name of the metric with the true values", str, is_required=True),
             "margin_bp": Setting(
-                "accuracy that may be lost, in basis points", int, 100, least=1, most=9_999
+                "allowed loss of accuracy, in basis points", int, 100, least=1, most=9_999
             ),
             "scale": Setting(
-                "how far a score may be from the metric's value before it counts as entirely "
-                "wrong; without it the answer's class must equal the value",
+                "distance between score and true value that counts as entirely wrong; without "
+                "it, the predicted class must equal the value",
                 float,
                 least=1e-12,
             ),
@@ -217,12 +224,12 @@ KINDS: dict[str, CheckKind] = {
     OUTCOME: CheckKind(
         "Is a metric of outcomes not worse than stable's by more than the margin?",
         settings={
-            "metric": Setting("the metric's name", str, is_required=True),
+            "metric": Setting("name of the metric", str, is_required=True),
             "margin": Setting(
-                "margin in the metric's own unit", float, least=1e-12, is_required=True
+                "margin in the unit of the metric", float, least=1e-12, is_required=True
             ),
             "covariate_s": Setting(
-                "seconds before a unit's exposure whose outcomes adjust its own (CUPED)",
+                "seconds before a unit's exposure in which its outcomes are the covariate (CUPED)",
                 int,
                 0,
                 least=0,
@@ -233,20 +240,20 @@ KINDS: dict[str, CheckKind] = {
         spends_alpha=True,
     ),
     PROMETHEUS: CheckKind(
-        "Is the answer to a Prometheus query within a bound?",
+        "Is the result of a Prometheus query within a bound?",
         settings={
-            "query": Setting("PromQL with one number as its answer", str, is_required=True),
-            "at_most": Setting("bound from above", float),
-            "at_least": Setting("bound from below", float),
+            "query": Setting("PromQL query that returns one number", str, is_required=True),
+            "at_most": Setting("upper bound", float),
+            "at_least": Setting("lower bound", float),
         },
         problem=_one_bound,
     ),
     WEBHOOK: CheckKind(
-        "What does a service of yours say of it?",
-        settings={"url": Setting("where it is asked by POST", str, is_required=True)},
+        "Does a service of yours approve the step?",
+        settings={"url": Setting("address that receives the POST request", str, is_required=True)},
     ),
 }
-# What is answered from the traffic that the step sends to the target.
+# The kinds that are judged from the traffic that the step sends to the target.
 OF_TRAFFIC = {
     ERROR_RATE,
     LATENCY,
@@ -257,48 +264,52 @@ OF_TRAFFIC = {
     LATENCY_OBJECTIVE,
     OUTCOME,
 }
-# Every kind with what it asks.
-QUESTIONS = {name: kind.asks for name, kind in KINDS.items()}
-# What a step asks unless told otherwise.
+# The question of every kind.
+QUESTIONS = {name: kind.question for name, kind in KINDS.items()}
+# The checks of a step that names none.
 DEFAULT_CHECKS = (ERROR_RATE, LATENCY, UNANSWERED, SAMPLE_RATIO)
 
 
-def let_look(kind: str, problem: Callable[[Mapping[str, Any]], str]) -> None:
-    """Let the app that answers a kind of check say which settings it could never answer."""
+def register_settings_check(kind: str, problem: Callable[[Mapping[str, Any]], str]) -> None:
+    """Add a check of settings to a kind, by the app that judges the kind."""
     KINDS[kind] = replace(KINDS[kind], problem=problem)
 
 
 def read_check(check: str | CheckDocument) -> CheckDocument:
-    """Return the document that a kind alone stands for."""
+    """Return the check as a document, with default settings for a kind alone."""
     return CheckDocument(check=check) if isinstance(check, str) else check
 
 
 def problem_of_check(check: CheckDocument) -> str:
-    """Return in words why no plan may have this check, or nothing."""
+    """Describe why no plan may contain this check; empty if it is valid."""
     kind = KINDS.get(check.check)
     if kind is None:
-        return f"unknown check {check.check!r}. Known are: {', '.join(KINDS)}"
+        return f"unknown kind {check.check!r}; expected one of {', '.join(KINDS)}"
     if len(check.name) > LABEL_LENGTH_MAX or NUL in check.name:
-        return f"check {check.check}: its name has at most {LABEL_LENGTH_MAX} characters, none null"
+        return (
+            f"check {check.check}: name must have at most {LABEL_LENGTH_MAX} characters and no "
+            "null character"
+        )
     problems = [
         *_problems_of_settings(kind, check.settings),
         *_problems_of_verdicts(check.on),
         kind.problem(check.settings),
     ]
-    found = next(filter(None, problems), "")
-    return f"check {check.label}: {found}" if found else ""
+    first = next(filter(None, problems), "")
+    return f"check {check.label}: {first}" if first else ""
 
 
-def _problems_of_settings(kind: CheckKind, given: Mapping[str, Any]) -> list[str]:
-    unknown = [name for name in given if name not in kind.settings]
-    known = ", ".join(kind.settings) or "none"
-    problems = [f"has no setting {name!r}. It has: {known}" for name in unknown]
+def _problems_of_settings(kind: CheckKind, settings: Mapping[str, Any]) -> list[str]:
+    known = ", ".join(kind.settings)
+    expected = f"expected one of {known}" if known else "this kind has no settings"
+    unknown = [name for name in settings if name not in kind.settings]
+    problems = [f"unknown setting {name!r}; {expected}" for name in unknown]
     for name, setting in kind.settings.items():
-        if name in given:
-            problem = setting.problem_of(given[name])
+        if name in settings:
+            problem = setting.problem_of(settings[name])
             problems.append(f"{name} {problem}" if problem else "")
         elif setting.is_required:
-            problems.append(f"needs {name}: {setting.told}")
+            problems.append(f"{name} is required: {setting.help}")
     return problems
 
 
@@ -306,14 +317,16 @@ def _problems_of_verdicts(on: Mapping[str, str]) -> list[str]:
     problems = []
     for verdict, action in on.items():
         if verdict not in UNDECIDED:
-            problems.append(f"{verdict!r} cannot be set. Can be: {', '.join(UNDECIDED)}")
+            problems.append(
+                f"on: {verdict!r} cannot be set; expected one of {', '.join(UNDECIDED)}"
+            )
         elif action == "roll back" and verdict not in MAY_ROLL_BACK:
-            problems.append(f"{verdict} can never roll back: only data can")
+            problems.append(f"on: {verdict} cannot roll back; only inconclusive can")
     return problems
 
 
 def require_check(check: CheckDocument, where: str) -> None:
-    """Raise Invalid, naming `where`, unless a plan may have this check."""
+    """Raise Invalid, whose message starts with `where`, unless the check is valid."""
     problem = problem_of_check(check)
     if problem:
         raise Invalid(f"{where}: {problem}.")

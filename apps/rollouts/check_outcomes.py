@@ -1,10 +1,10 @@
-"""The four outcomes in their order, for one check or for many simulated ones at once.
+"""The rules that turn evidence into a verdict, for one check or for many simulated ones at once.
 
 A check compares one rate, or several that belong together (how many requests are slower than
 each of stable's quantiles). Their e-values against "not worse" are averaged with weights fixed
 beforehand, which is valid under any dependence between them (Vovk and Wang 2021). Proof of safety
-needs every mirror process, hence the smallest one: an average would let a safe p95 vouch for an
-unsafe p99.
+needs every mirror process, hence the smallest one: an average would let a safe p95 pass an unsafe
+p99.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from apps.rollouts.comparison import Comparison, Look
 from apps.rollouts.eprocess import Array, Flags
 from apps.rollouts.segments import Carried, Integers
 
-# What must be left of evidence without its best slices: this many e-folds.
+# The evidence that must be left without its best slices, as a natural logarithm.
 LOG_LASTING = 1.0
 
 
 @dataclass(frozen=True)
 class Measure:
-    """One rate that a check compares. `margin` is the tolerated surplus, a fraction."""
+    """One rate that a check compares. `margin` is the tolerated surplus, as a fraction."""
 
     label: str
     comparison: Comparison
@@ -34,20 +34,23 @@ class Measure:
 
 @dataclass(frozen=True)
 class Levels:
-    """Logarithms of the e-values needed, and how much evidence must not rest on `loud` slices."""
+    """Logarithms of the e-values needed to fail and to promote.
+
+    Evidence of harm must hold without its best `excluded_slices`.
+    """
 
     fail: float
     promote: float
     strict: bool
     samples_min: int
-    loud: int = 0
+    excluded_slices: int = 0
 
 
 @dataclass(frozen=True)
 class Proof:
     """A process of all measures together; arrays of the runs' shape.
 
-    `which` is the measure that speaks: the one with most of the wealth, or the least safe one.
+    `which` is the decisive measure: the one with most of the wealth, or the least safe one.
     Rates are that measure's, in the segment from interval `start` to now.
     """
 
@@ -68,7 +71,7 @@ class Proof:
 
 @dataclass(frozen=True)
 class Ruling:
-    """What the first `now` intervals say: at most one of the three flags rules, in this order."""
+    """The evidence of the first `now` intervals. Of the three flags, the first one set decides."""
 
     margin: Proof
     zero: Proof
@@ -79,12 +82,16 @@ class Ruling:
 
 
 def rule(
-    measures: Sequence[Measure], now: int, levels: Levels, spreads: Sequence[Array] | None = None
+    measures: Sequence[Measure],
+    now: int,
+    levels: Levels,
+    time_variances: Sequence[Array] | None = None,
 ) -> Ruling:
-    """Rule on the first `now` intervals, of which there must be one at least."""
-    known: Sequence[Array | None] = spreads or [None] * len(measures)
+    """Apply the rules to the first `now` intervals; at least one is required."""
+    variances: Sequence[Array | None] = time_variances or [None] * len(measures)
     looks = [
-        each.comparison.look(now, spread) for each, spread in zip(measures, known, strict=True)
+        each.comparison.look(now, time_variance)
+        for each, time_variance in zip(measures, variances, strict=True)
     ]
     weights = np.log([each.weight for each in measures])
     weights -= np.logaddexp.reduce(weights)
@@ -98,7 +105,7 @@ def rule(
         (mirror.log_e >= levels.promote)
         & (canary_n >= levels.samples_min)
         & _are_within(measures, mirror.start, now)
-        # Old proof is no pass for a step that looks bad.
+        # Proof from earlier steps does not pass a step whose own estimate exceeds the margin.
         & _are_within(measures, np.full(mirror.start.shape, _step_began(measures, now)), now)
     )
     return Ruling(margin, zero, mirror, is_worse, regression & (not levels.strict), is_safe)
@@ -117,8 +124,10 @@ def _joint(
     parts = []
     for look, each in zip(looks, carried, strict=True):
         lasting = np.ones(log_e.shape, dtype=bool)
-        if levels.loud and np.any(log_e >= levels.fail):
-            kept = look.comparison.without_the_loudest(process, each, look.now, levels.loud)
+        if levels.excluded_slices and np.any(log_e >= levels.fail):
+            kept = look.comparison.without_best_slices(
+                process, each, look.now, levels.excluded_slices
+            )
             lasting = kept > LOG_LASTING
         parts.append((each, look, lasting))
     return _of_which(log_e, wealth.argmax(axis=0), measures, parts)
@@ -141,24 +150,24 @@ def _of_which(
     for measure, (carried, look, lasting) in zip(measures, parts, strict=True):
         canary, control = look.rates(carried)
         stake = np.searchsorted(look.stakes.starts, carried.start)
-        varied = np.take_along_axis(look.dispersion, stake[..., None], axis=-1)[..., 0]
+        dispersion = np.take_along_axis(look.dispersion, stake[..., None], axis=-1)[..., 0]
         beyond = canary - control > measure.margin
-        rows.append((carried.start, canary, control, varied, lasting, beyond))
-    start, canary, control, varied, lasting, beyond = (
+        rows.append((carried.start, canary, control, dispersion, lasting, beyond))
+    start, canary, control, dispersion, lasting, beyond = (
         np.take_along_axis(np.stack(column), which[None], axis=0)[0]
         for column in zip(*rows, strict=True)
     )
-    return Proof(log_e, which, start, canary, control, varied, lasting, beyond)
+    return Proof(log_e, which, start, canary, control, dispersion, lasting, beyond)
 
 
 def _step_began(measures: Sequence[Measure], now: int) -> int:
     steps = measures[0].comparison.series.steps[:now]
-    # Later ones may be of an instance that still serves the step before.
+    # A later interval may come from an instance that still serves the previous step.
     return int((steps == steps.max()).argmax())
 
 
 def _are_within(measures: Sequence[Measure], start: Integers, now: int) -> Flags:
-    """Where no estimate since `start` exceeds its margin."""
+    """Flag the runs in which no estimate since `start` exceeds its margin."""
     within = []
     for each in measures:
         canary, control = each.comparison.rates(start, now)

@@ -1,8 +1,8 @@
-"""The checks that judge a canary against stable over the same seconds, as pure functions.
+"""The checks that compare a canary with stable over the same seconds, as pure functions.
 
-Only `fail` may roll back and only `pass` may let a step pass. Missing data is never either of them.
-The evidence in here may be looked at as often as the reconciler likes. Each sentence shows the
-numbers of the segment that its evidence comes from, so that no claim contradicts those beside it.
+Only `fail` may roll back and only `pass` may let a step pass. Missing data leads to neither.
+The evidence stays valid however often the reconciler looks at it. Each reason shows the numbers of
+the segment that its evidence comes from, so that claim and numbers never contradict each other.
 """
 
 from __future__ import annotations
@@ -20,38 +20,38 @@ from apps.rollouts.check_kinds import ERROR_RATE, LATENCY, UNANSWERED
 from apps.rollouts.check_outcomes import Levels, Measure, Proof, Ruling, rule
 from apps.rollouts.comparison import Comparison, Series
 from apps.rollouts.eprocess import BucketCounts
-from apps.rollouts.instance_concentration import rests_on
-from apps.rollouts.verdicts import JSON, CheckResult, Verdict, odds
+from apps.rollouts.instance_concentration import dominant_source
+from apps.rollouts.verdicts import JSON, CheckResult, Verdict, format_odds, format_percent
 
 EvidenceMode = Literal["any_regression", "beyond_margin"]
 
-# Latency's e-values are averaged with these weights, fixed beforehand. A slow tail shows at p99
-# alone and there in few requests, so that p99 has most of the stake; what slows all requests shows
-# at p50 so soon that a fifth is plenty.
+# Weights of the average of the latency e-values, fixed beforehand. A slow tail shows at p99 alone
+# and in few requests, so that p99 has most of the stake; a delay of all requests shows at p50 so
+# soon that a fifth suffices.
 QUANTILES_PERMILLE = (500, 950, 990)
 QUANTILE_WEIGHTS = {500: 0.2, 950: 0.2, 990: 0.6}
-# From here on it is worth saying that the counts vary more than independent ones.
-DISPERSION_TOLD = 1.05
-# Rates are written with fewer digits of a per cent.
+# From this dispersion on, a reason mentions that counts vary more than independent ones.
+DISPERSION_SHOWN_MIN = 1.05
+# Percentages are written with fewer decimal places than this.
 DIGITS_MAX = 9
-# Below it a rate has two digits at least.
+# A rate below this has at least two decimal places in per cent.
 RARE_RATE = 0.001
 
 SHARE_WHOLE_BP = 10_000
-# How many lost seconds a rollback must outlast: one at 20:1, two at 100:1 to 500:1.
+# Evidence must still hold without its worst seconds: one at 20:1, two at 100:1 to 500:1.
 LOG_A_SECOND = 2.5
 SLICES_A_SECOND = 2
 
 
 @dataclass(frozen=True)
 class CheckSettings:
-    """How strict the checks of a rollout are. Raises ValueError for values that make no sense.
+    """How strict the checks of a rollout are. Raises ValueError for values out of range.
 
     `alpha` bounds the chance of rolling back a healthy canary over the whole rollout; it is split
     evenly over `guardrails` checks. `alpha_promote` bounds the chance of passing a canary that is
     worse by the margin. Margins are in basis points (100 is one percentage point): `margin_bp` of
-    the error rate, the others of the requests slower than stable's frozen p50, p95 and p99, each
-    of which some 10 % more latency exceeds. `any_regression` rolls back on proof of any regression
+    the error rate, the others of the requests slower than stable's frozen p50, p95 and p99; about
+    10 % more latency exceeds each of them. `any_regression` rolls back on proof of any regression
     whose estimate exceeds the margin, `beyond_margin` only on proof that the margin itself is
     exceeded. `min_samples` canary exposures are needed to pass, none to fail.
     """
@@ -69,14 +69,17 @@ class CheckSettings:
     def __post_init__(self) -> None:
         for name in ("margin_bp", "p50_margin_bp", "p95_margin_bp", "p99_margin_bp"):
             if not 0 < getattr(self, name) < SHARE_WHOLE_BP:
-                raise ValueError(f"{name} must lie between 1 and 9999")
+                raise ValueError(f"{name} must be between 1 and 9999")
         for name in ("alpha", "alpha_promote"):
             if not 0.0 < getattr(self, name) < 1.0:
-                raise ValueError(f"{name} must lie between 0 and 1")
+                raise ValueError(f"{name} must be between 0 and 1")
         if self.guardrails < 1 or self.min_samples < 0:
             raise ValueError("guardrails must be at least 1 and min_samples at least 0")
         if self.evidence_mode not in ("any_regression", "beyond_margin"):
-            raise ValueError(f"unknown evidence mode {self.evidence_mode!r}")
+            raise ValueError(
+                f"unknown evidence mode {self.evidence_mode!r}; "
+                "expected one of any_regression, beyond_margin"
+            )
 
     @property
     def log_fail(self) -> float:
@@ -84,11 +87,11 @@ class CheckSettings:
         return math.log(self.guardrails / self.alpha)
 
     def levels(self, slices: int = 0) -> Levels:
-        """Return what a ruling needs of evidence that comes in `slices` of an interval.
+        """Return the levels for evidence that comes in `slices` per interval.
 
-        It must outlast its best ones: neither one lost second nor, at 1/100 and less, two of them
-        may roll back. A second is in two slices at most, or in one interval that has but one. With
-        0 nobody knows how long what was counted lasted.
+        Evidence must hold without its best slices: neither one lost second nor, at α = 1/100 and
+        less, two of them may roll back. A second spans at most two slices, or the one slice of its
+        interval. 0 slices: the duration of the counts is unknown, and no slice is excluded.
         """
         seconds = max(1, round(self.log_fail / LOG_A_SECOND))
         return Levels(
@@ -96,11 +99,11 @@ class CheckSettings:
             promote=self.log_promote,
             strict=self.evidence_mode == "beyond_margin",
             samples_min=self.min_samples,
-            loud=min(slices, SLICES_A_SECOND) * seconds,
+            excluded_slices=min(slices, SLICES_A_SECOND) * seconds,
         )
 
     def quantile_margin(self, permille: int) -> float:
-        """The tolerated surplus of requests slower than one of stable's quantiles, a fraction."""
+        """The tolerated surplus of requests slower than this stable quantile, as a fraction."""
         margins = {500: self.p50_margin_bp, 950: self.p95_margin_bp, 990: self.p99_margin_bp}
         return margins[permille] / SHARE_WHOLE_BP
 
@@ -111,17 +114,17 @@ class CheckSettings:
 
 @dataclass(frozen=True)
 class Frame:
-    """What surrounds the numbers: when each interval began, and what was counted.
+    """The context of the counts: when each interval began, and how they were counted.
 
-    `loud` says whether seconds can be told apart: then evidence must outlast its best ones.
+    `has_slices`: intervals are divided into slices, so that evidence must hold without its best.
     """
 
     started_at: Sequence[datetime] = ()
     counted: str = ""
-    loud: bool = False
-    # What each instance of the data plane counted, in each interval from the one that is named.
+    has_slices: bool = False
+    # Counts by data plane instance, for each interval from the given one on.
     instances: Callable[[int], Sequence[Mapping[str, BucketCounts]]] = lambda _: ()
-    # The same by cluster of units, where what is counted is up to clients: how long they wait.
+    # The same by cluster of units, where clients decide the event: how long they wait.
     clusters: Callable[[int], Sequence[Mapping[str, BucketCounts]]] = lambda _: ()
 
 
@@ -131,35 +134,35 @@ def series_of(buckets: Sequence[BucketCounts], steps: Sequence[int] = ()) -> Ser
     return Series(eprocess.counts_of(buckets), step)
 
 
-def _series(given: Series | Sequence[BucketCounts]) -> Series:
-    return given if isinstance(given, Series) else series_of(given)
+def _series(counts: Series | Sequence[BucketCounts]) -> Series:
+    return counts if isinstance(counts, Series) else series_of(counts)
 
 
 def judge_error_rate(
-    given: Series | Sequence[BucketCounts], settings: CheckSettings, frame: Frame | None = None
+    counts: Series | Sequence[BucketCounts], settings: CheckSettings, frame: Frame | None = None
 ) -> CheckResult:
-    """Error rate of canary against stable; intervals of the whole rollout, oldest first."""
-    return _judge_rate(ERROR_RATE, "error rate", given, settings, frame or Frame())
+    """Compare error rates; `counts` are intervals of the whole rollout, oldest first."""
+    return _judge_rate(ERROR_RATE, "error rate", counts, settings, frame or Frame())
 
 
 def judge_unanswered(
-    given: Series | Sequence[BucketCounts], settings: CheckSettings, frame: Frame | None = None
+    counts: Series | Sequence[BucketCounts], settings: CheckSettings, frame: Frame | None = None
 ) -> CheckResult:
-    """The share of assigned units without an answer, canary against stable.
+    """Compare the shares of assigned units without an answer.
 
-    Clients that are as impatient with both versions are on both sides and prove nothing.
+    Clients that are impatient with both versions count on both sides and prove nothing.
     """
-    return _judge_rate(UNANSWERED, "unanswered", given, settings, frame or Frame())
+    return _judge_rate(UNANSWERED, "unanswered", counts, settings, frame or Frame())
 
 
 def _judge_rate(
     check: str,
     label: str,
-    given: Series | Sequence[BucketCounts],
+    counts: Series | Sequence[BucketCounts],
     settings: CheckSettings,
     frame: Frame,
 ) -> CheckResult:
-    series = _series(given)
+    series = _series(counts)
     margin = settings.margin_bp / SHARE_WHOLE_BP
     measure = Measure(label, Comparison.of(series, margin=margin), margin)
     return _judge(check, [measure], settings, frame)
@@ -173,21 +176,21 @@ def judge_latency(
     p50: Series | Sequence[BucketCounts] | None = None,
     frame: Frame | None = None,
 ) -> CheckResult:
-    """Latency, as counts of requests slower than stable's quantiles, frozen before the rollout.
+    """Compare latency: counts of requests slower than stable's quantiles, frozen beforehand.
 
-    All hold the same intervals in the same order; ValueError if their lengths differ. `p50` is None
+    All have the same intervals in the same order; ValueError if their lengths differ. `p50` is None
     for a rollout whose reference was frozen without one.
     """
-    given = dict(zip(QUANTILES_PERMILLE, (p50, p95, p99), strict=True))
-    series = {q: _series(each) for q, each in given.items() if each is not None}
+    quantiles = dict(zip(QUANTILES_PERMILLE, (p50, p95, p99), strict=True))
+    series = {q: _series(each) for q, each in quantiles.items() if each is not None}
     if len({each.counts.canary_n.shape for each in series.values()}) != 1:
-        raise ValueError("the quantiles' buckets must be of the same intervals")
+        raise ValueError("the quantiles must have the same number of intervals")
     measures = [latency_measure(permille, each, settings) for permille, each in series.items()]
     return _judge(LATENCY, measures, settings, frame or Frame())
 
 
 def latency_measure(permille: int, series: Series, settings: CheckSettings) -> Measure:
-    """One quantile's exceedances."""
+    """Return the comparison of the requests slower than one quantile."""
     margin = settings.quantile_margin(permille)
     compared = Comparison.of(
         series, margin=margin, expected_rate=1.0 - permille / 1000, bets=eprocess.FREQUENT
@@ -203,65 +206,73 @@ def _judge(
     if not all(each.comparison.weights[..., -1] > 0.0 for each in measures):
         return _no_data(check, totals[0], totals[2])
     slices = measures[0].comparison.series.counts.canary_n.shape[-1]
-    ruling = rule(measures, now, settings.levels(slices if frame.loud else 0))
-    verdict, proof, why = _decide(ruling, settings)
+    ruling = rule(measures, now, settings.levels(slices if frame.has_slices else 0))
+    verdict, proof, conclusion = _decide(ruling, settings)
     if verdict is Verdict.FAIL:
-        alone = _alone(frame, int(proof.start), measures[0].margin)
-        if alone:
-            verdict, why = Verdict.INCONCLUSIVE, f"{why}, but by {alone} alone"
+        origin = _single_origin(frame, int(proof.start), measures[0].margin)
+        if origin:
+            verdict, conclusion = Verdict.INCONCLUSIVE, f"{conclusion}, but only {origin}"
     whole = (
         replace(proof, start=np.zeros((), dtype=np.int64))
         if verdict is Verdict.INSUFFICIENT_SAMPLE
         else proof
     )
     shown = _rates_of(measures, int(whole.start), now)
-    words = f"{_tell_rates(check, measures, shown)}{_since(whole, now, frame)}"
-    words = f"{words}, n={_canary_n(measures[0].comparison.series, int(whole.start))}"
-    varied = float(proof.dispersion)
-    if varied > DISPERSION_TOLD:
-        why += f"; counts vary {varied:.2g} times as much as independent ones{frame.counted}"
+    n = _canary_n(measures[0].comparison.series, int(whole.start))
+    counted = "requests" if check == LATENCY else "exposures"
+    figures = f"{_describe_rates(check, measures, shown)}, after {n:,} {counted} of the canary"
+    figures += _describe_start(whole, now, frame)
+    dispersion = float(proof.dispersion)
+    if dispersion > DISPERSION_SHOWN_MIN:
+        conclusion += (
+            f"; counts vary {dispersion:.2g} times as much as independent ones{frame.counted}"
+        )
     evidence = _record(ruling, settings, measures, shown, whole, now)
-    return CheckResult(check, verdict, f"{words}: {why}", evidence)
+    return CheckResult(check, verdict, f"{figures}: {conclusion}", evidence)
 
 
-def _alone(frame: Frame, start: int, margin: float) -> str:
-    """Return in words who brings all that is beyond the margin, if it is one of several."""
-    if instance := rests_on(frame.instances(start), margin):
-        return f"instance {instance}"
-    return "one user, or a few," if rests_on(frame.clusters(start), margin) else ""
+def _single_origin(frame: Frame, start: int, margin: float) -> str:
+    """Describe the one instance or cluster that causes all of the excess, or return nothing."""
+    if instance := dominant_source(frame.instances(start), margin):
+        return f"on instance {instance}"
+    return "among one user or a few" if dominant_source(frame.clusters(start), margin) else ""
 
 
 def _decide(ruling: Ruling, settings: CheckSettings) -> tuple[Verdict, Proof, str]:
-    """The four outcomes of STATISTICS in their order, and whose numbers carry the sentence."""
+    """Apply the rules of docs/statistics.md in order; return verdict, proof and conclusion."""
     margin, zero, mirror = ruling.margin, ruling.zero, ruling.mirror
     if ruling.is_worse:
-        why = f"proven worse by more than the margin ({odds(float(margin.log_e))})"
-        return Verdict.FAIL, margin, why
+        conclusion = f"proven worse by more than the margin (odds {_odds(margin)})"
+        return Verdict.FAIL, margin, conclusion
     if ruling.is_regression_beyond:
-        why = f"proven worse ({odds(float(zero.log_e))}) and the estimate exceeds the margin"
-        return Verdict.FAIL, zero, why
+        conclusion = f"proven worse (odds {_odds(zero)}) and the estimate exceeds the margin"
+        return Verdict.FAIL, zero, conclusion
     needed = settings.log_fail
     regression = bool((zero.log_e >= needed) & zero.is_lasting & (zero.difference > 0.0))
     if ruling.is_safe:
-        why = f"proven not worse by the margin ({odds(float(mirror.log_e))})"
-        little = regression and mirror.difference > 0.0
-        return Verdict.PASS, mirror, why + (", though a little worse" if little else "")
+        conclusion = f"proven not worse by the margin (odds {_odds(mirror)})"
+        is_worse = regression and mirror.difference > 0.0
+        return Verdict.PASS, mirror, conclusion + (", though a little worse" if is_worse else "")
     if regression:
-        strength = odds(float(zero.log_e))
-        why = f"proven worse ({strength}), but not proven worse by more than the margin"
-        return Verdict.INCONCLUSIVE, zero, why
+        conclusion = (
+            f"proven worse (odds {_odds(zero)}), but not proven worse by more than the margin"
+        )
+        return Verdict.INCONCLUSIVE, zero, conclusion
     return Verdict.INSUFFICIENT_SAMPLE, zero, _undecided(ruling, settings)
 
 
 def _undecided(ruling: Ruling, settings: CheckSettings) -> str:
     harm = ruling.margin if ruling.margin.log_e > ruling.zero.log_e else ruling.zero
     if harm.log_e >= settings.log_fail and not harm.is_lasting:
-        strength = odds(float(harm.log_e))
-        return f"evidence of harm ({strength}) comes from too few seconds to prove anything"
+        return f"evidence of harm (odds {_odds(harm)}) comes from too few seconds to prove anything"
     return (
-        f"evidence of harm {odds(float(harm.log_e))} of {odds(settings.log_fail)} needed, "
-        f"of safety {odds(float(ruling.mirror.log_e))} of {odds(settings.log_promote)}"
+        f"evidence of harm {_odds(harm)} ({format_odds(settings.log_fail)} needed), "
+        f"of safety {_odds(ruling.mirror)} ({format_odds(settings.log_promote)} needed)"
     )
+
+
+def _odds(proof: Proof) -> str:
+    return format_odds(float(proof.log_e))
 
 
 Rates = tuple[float, float]
@@ -272,28 +283,28 @@ def _rates_of(measures: Sequence[Measure], start: int, now: int) -> list[Rates]:
     return [(float(canary), float(control)) for canary, control in both]
 
 
-def _tell_rates(check: str, measures: Sequence[Measure], shown: Sequence[Rates]) -> str:
+def _describe_rates(check: str, measures: Sequence[Measure], shown: Sequence[Rates]) -> str:
     if check == LATENCY:
-        told = [
-            (each.label, *_percents(*pair, each.margin))
+        parts = [
+            f"{each.label}: {_describe_pair(*pair, each.margin)}"
             for each, pair in zip(measures, shown, strict=True)
         ]
-        parts = [
-            f"{label}: {canary} vs {control}, margin {margin}"
-            for label, canary, control, margin in told
-        ]
-        return f"slower than stable's {'; '.join(parts)}"
-    canary, control, margin = _percents(*shown[0], measures[0].margin)
-    return f"{measures[0].label} {canary} vs stable {control}, margin {margin}"
+        return f"answers slower than stable's {'; '.join(parts)}"
+    return f"{measures[0].label} {_describe_pair(*shown[0], measures[0].margin)}"
 
 
-def _since(proof: Proof, now: int, frame: Frame) -> str:
-    """Where the numbers begin, unless they are those of the whole rollout."""
+def _describe_pair(canary: float, control: float, margin: float) -> str:
+    ours, theirs, allowed = _percents(canary, control, margin)
+    return f"{ours} on the canary, {theirs} on stable, margin {allowed}"
+
+
+def _describe_start(proof: Proof, now: int, frame: Frame) -> str:
+    """Describe from when the numbers count, unless they cover the whole rollout."""
     start = int(proof.start)
     if start == 0:
         return ""
     at = f" {frame.started_at[start]:%H:%M:%S}" if frame.started_at else ""
-    return f", since{at or f' interval {start + 1}'} ({now - start} intervals)"
+    return f" since{at or f' interval {start + 1}'} ({now - start} intervals)"
 
 
 def _canary_n(series: Series, start: int) -> int:
@@ -315,7 +326,7 @@ def _record(
     whole: Proof,
     now: int,
 ) -> dict[str, JSON]:
-    """What stands behind the sentence; for latency each quantile has its numbers by its name."""
+    """Return the stored evidence; for latency each quantile has its numbers under its label."""
     rows: list[dict[str, JSON]] = []
     for each, (canary, control) in zip(measures, shown, strict=True):
         canary_n, canary_events, control_n, control_events = _totals(each.comparison.series)
@@ -352,26 +363,26 @@ def _record(
 
 
 def _no_data(check: str, canary_n: int, control_n: int) -> CheckResult:
-    """Return what is said where canary and stable were not seen over the same seconds."""
     sides = [name for name, n in (("canary", canary_n), ("stable", control_n)) if n == 0]
-    who = " and ".join(sides) or "canary and stable at the same time"
+    missing = " and ".join(sides) or "canary and stable at the same time"
     return CheckResult(
         check,
         Verdict.NO_DATA,
-        f"no exposures of {who} (canary n={canary_n}, stable n={control_n})",
+        f"no exposures of {missing} ({canary_n:,} on the canary, {control_n:,} on stable)",
         {"canary_n": canary_n, "control_n": control_n},
     )
 
 
 def _percents(canary: float, control: float, margin: float) -> tuple[str, str, str]:
-    """Write rates with as many digits as it takes to show on which side of the margin they lie."""
+    """Format rates with enough digits to show on which side of the margin they lie."""
     for digits in range(1, DIGITS_MAX):
         shown = [round(100.0 * rate, digits) for rate in (canary, control, margin)]
         difference = round(shown[0] - shown[1], digits)
         is_alike = (difference > shown[2]) == (canary - control > margin)
         if is_alike and (difference > 0.0) == (canary > control):
             break
-    canary_told, control_told = (
-        f"{rate:.{max(digits, 2) if rate < RARE_RATE else digits}%}" for rate in (canary, control)
+    ours, theirs = (
+        format_percent(rate, max(digits, 2) if rate < RARE_RATE else digits)
+        for rate in (canary, control)
     )
-    return canary_told, control_told, f"{margin:.{digits}%}"
+    return ours, theirs, format_percent(margin, digits)

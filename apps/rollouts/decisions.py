@@ -1,8 +1,8 @@
 """Turns a step's check results into one decision. The order of the rules is the specification.
 
-Only `fail` rolls back and only `pass` passes; no data is neither. A guardrail that fails rolls
-back, a signal that fails pauses, a dry run decides nothing. What cannot be decided extends the bake
-up to the step's limit and then waits for a person, unless the check says otherwise.
+Only `fail` rolls back and only `pass` passes; no data does neither. A guardrail that fails rolls
+back, a signal that fails pauses, a dry run decides nothing. An undecided check extends the bake up
+to the step's limit and then pauses the rollout for a person, unless the check says otherwise.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from apps.rollouts.check_kinds import CheckDocument
-from apps.rollouts.durations import span
+from apps.rollouts.durations import format_duration
 from apps.rollouts.verdicts import CheckResult, Verdict
 
 
@@ -32,9 +32,9 @@ class Decision:
 
 @dataclass(frozen=True)
 class StepClock:
-    """When the step may pass, and until when it may be extended; instants of the database.
+    """When the step may pass, and until when it may be extended, in database time.
 
-    Where data are lacking and nothing else, it is extended up to `data_limit_at` if that is later.
+    If it lacks nothing but data, it is extended up to `data_limit_at` where that is later.
     """
 
     due_at: datetime
@@ -43,17 +43,17 @@ class StepClock:
 
 
 @dataclass(frozen=True)
-class Answered:
-    """A check of the step and what it answered."""
+class JudgedCheck:
+    """A check of the step and its result."""
 
     check: CheckDocument
     result: CheckResult
 
     @property
     def action(self) -> Action | None:
-        """What the verdict leads to; None where the check has no say, or has passed.
+        """The action of the verdict; None for a dry run or a pass.
 
-        A verdict that is neither pass nor fail leads there only once the bake time is over.
+        A verdict that is neither pass nor fail takes effect once the bake time is over.
         """
         if self.check.effective_mode == "dry-run" or self.result.verdict is Verdict.PASS:
             return None
@@ -65,7 +65,7 @@ class Answered:
 
     @property
     def rule(self) -> str:
-        """The rule in words, as the decision log keeps it."""
+        """The rule as the decision log stores it."""
         mode, verdict = self.check.effective_mode, self.result.verdict
         if mode == "dry-run":
             return "dry run: recorded only"
@@ -78,10 +78,10 @@ class Answered:
 
 @dataclass(frozen=True)
 class StepFacts:
-    """What else decides a step. `requests` are the canary's in this step.
+    """The facts besides the checks that decide a step; `requests` are the canary's in this step.
 
-    `gate` says in words who still has to let it pass; empty when nobody has. `missing` says what
-    data a check still needs, by the check's label, and "requests" what the step does.
+    `gate` describes the approval that is still needed, empty if none is. `missing` describes the
+    data that each check still needs, by label, and under "requests" what the step needs.
     """
 
     clock: StepClock
@@ -92,70 +92,64 @@ class StepFacts:
     missing: Mapping[str, str] = field(default_factory=dict)
 
 
-# What more data may change.
+# The verdicts that more data may change.
 LACKING = {Verdict.INSUFFICIENT_SAMPLE, Verdict.NO_DATA}
 
 
-def decide_step(answers: Sequence[Answered], facts: StepFacts) -> Decision:
-    """Decide what becomes of a step."""
-    failed = [a for a in answers if a.result.verdict is Verdict.FAIL]
+def decide_step(judged: Sequence[JudgedCheck], facts: StepFacts) -> Decision:
+    failed = [each for each in judged if each.result.verdict is Verdict.FAIL]
     for action in (Action.ROLL_BACK, Action.PAUSE):
-        for answered in failed:
-            if answered.action is action:
-                return Decision(action, _tell(answered))
+        for each in failed:
+            if each.action is action:
+                return Decision(action, _reason_of(each))
     if facts.now < facts.clock.due_at:
         left_s = (facts.clock.due_at - facts.now).total_seconds()
-        return Decision(Action.HOLD, f"baking, {span(left_s)} left")
-    return _decide_due(answers, facts)
+        return Decision(Action.HOLD, f"baking, {format_duration(left_s)} left")
+    return _decide_due(judged, facts)
 
 
-def _decide_due(answers: Sequence[Answered], facts: StepFacts) -> Decision:
-    """The bake time is over: pass, do what an undecided check asks for, or go on for a while."""
-    undecided = [a for a in answers if a.action is not None]
+def _decide_due(judged: Sequence[JudgedCheck], facts: StepFacts) -> Decision:
+    """Decide after the bake time: pass, take an undecided check's action, or extend the bake."""
+    undecided = [each for each in judged if each.action is not None]
     for action in (Action.ROLL_BACK, Action.PAUSE):
-        for answered in undecided:
-            if answered.action is action:
-                is_set = answered.result.verdict in answered.check.on
-                why = " (as the plan says of this verdict)" if is_set else ""
-                return Decision(action, f"{_tell(answered)}{why}")
+        for each in undecided:
+            if each.action is action:
+                is_set = each.result.verdict in each.check.on
+                source = " (the plan's action for this verdict)" if is_set else ""
+                return Decision(action, f"{_reason_of(each)}{source}")
     reason = _undecided(undecided, facts)
     if reason is None:
         if facts.gate:
             return Decision(Action.HOLD, f"the checks pass; {facts.gate}")
-        told = "; ".join(f"{a.check.label}: {a.result.reason}" for a in answers) or "no checks"
-        return Decision(Action.ADVANCE, told)
+        return Decision(Action.ADVANCE, "; ".join(map(_reason_of, judged)) or "no checks")
     limit_at = _limit(undecided, facts.clock)
     if facts.now < limit_at:
         left_s = (limit_at - facts.now).total_seconds()
-        return Decision(Action.HOLD, f"extended, {span(left_s)} left: {reason}")
-    return Decision(Action.PAUSE, f"could not be decided in time: {reason}")
+        return Decision(Action.HOLD, f"extended, {format_duration(left_s)} left: {reason}")
+    return Decision(Action.PAUSE, f"no decision within the time limit: {reason}")
 
 
-def _limit(undecided: Sequence[Answered], clock: StepClock) -> datetime:
-    lacks_data_only = all(answered.result.verdict in LACKING for answered in undecided)
+def _limit(undecided: Sequence[JudgedCheck], clock: StepClock) -> datetime:
+    lacks_data_only = all(each.result.verdict in LACKING for each in undecided)
     if clock.data_limit_at is None or not lacks_data_only:
         return clock.limit_at
     return max(clock.limit_at, clock.data_limit_at)
 
 
-def _undecided(undecided: Sequence[Answered], facts: StepFacts) -> str | None:
+def _undecided(undecided: Sequence[JudgedCheck], facts: StepFacts) -> str | None:
     if facts.requests < facts.requests_min:
-        told = (
-            f"the canary answered {facts.requests} of the {facts.requests_min} requests that "
-            "are needed"
-        )
-        return _with_missing(told, "requests", facts)
-    for answered in undecided:
-        result = answered.result
-        told = f"{answered.check.label} is {result.verdict}: {result.reason}"
-        return _with_missing(told, answered.check.label, facts)
+        reason = f"the canary answered {facts.requests} of {facts.requests_min} required requests"
+        return _with_missing(reason, "requests", facts)
+    for each in undecided:
+        reason = f"{each.check.label} is {each.result.verdict}: {each.result.reason}"
+        return _with_missing(reason, each.check.label, facts)
     return None
 
 
-def _with_missing(told: str, name: str, facts: StepFacts) -> str:
+def _with_missing(reason: str, name: str, facts: StepFacts) -> str:
     missing = facts.missing.get(name)
-    return f"{told}; {missing}" if missing else told
+    return f"{reason}; {missing}" if missing else reason
 
 
-def _tell(answered: Answered) -> str:
-    return f"{answered.check.label}: {answered.result.reason}"
+def _reason_of(judged: JudgedCheck) -> str:
+    return f"{judged.check.label}: {judged.result.reason}"

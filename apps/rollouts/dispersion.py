@@ -1,8 +1,8 @@
-"""How much more do counts vary than independent draws would? Stable is its own A/A.
+"""Estimates how much more counts vary than independent draws, with stable as an A/A test.
 
-Two things make one request's fate tell of another's: they come from the same user or caller, and
-they come in the same bad minute. The first shows between clusters of units, the second between
-intervals. Both are measured on the control alone, so that no canary can excuse itself by being bad,
+Requests are correlated for two reasons: they come from the same user or caller, and they come in
+the same bad minute. The first shows between clusters of units, the second between intervals. Both
+are measured on the control alone, so that a bad canary cannot weaken the evidence against itself,
 and assume that the canary's users and minutes vary as the control's do.
 """
 
@@ -16,21 +16,21 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
-# What 32 clusters of independent units show by chance is no overdispersion: so many standard
-# errors of it are taken off.
+# The number of standard errors subtracted from the cluster estimate: 32 clusters of independent
+# units show that much by chance.
 CLUSTER_ALLOWANCE = 1.0
-# A spread over time counts from so many standard errors on.
+# The number of standard errors from which a dispersion over time counts.
 ALLOWANCE = 1.5
-# Over so many intervals covariances are averaged; bad times last so many; so many show whether any
-# does.
+# Numbers of intervals: covariances are averaged over LAGS, bad times are assumed to last LASTING,
+# and LEARNING show whether any lasts.
 LAGS = 3
 LASTING = 30
 LEARNING = 60
 INTERVALS_MIN = 3
 
 
-# What was before is looked at in so many parts, of which the wildest and the steadiest are left
-# out, unless they have fewer intervals than this.
+# The history is divided into BLOCKS parts, and the BLOCKS_CUT most and least variable ones are left
+# out, unless a part has fewer than BLOCK_LEAST intervals.
 BLOCKS, BLOCKS_CUT = 6, 2
 BLOCK_LEAST = 10
 FIELDS = ("events", "at_once", "after", "binomial", "scale")
@@ -55,7 +55,7 @@ def sums(values: Array, axis: int = -1) -> Array:
 
 
 def of_clusters(clusters: Clusters, starts: Integers, now: int) -> Array:
-    """The variance between clusters over the binomial one, from each start to now, at least 1.
+    """Return the variance between clusters over the binomial one, from each start to now, ≥ 1.
 
     Shape `(…, starts)`, the earliest start first. Pearson's statistic over its degrees of freedom,
     each cluster weighted by its exposures (McCullagh and Nelder 1989, 4.5), less an allowance for
@@ -66,16 +66,16 @@ def of_clusters(clusters: Clusters, starts: Integers, now: int) -> Array:
     total, happened = n.sum(axis=-1), events.sum(axis=-1)
     rate = happened / np.maximum(total, 1.0)
     left = events - rate[..., None] * n
-    # Of a rate that was estimated from the same clusters, each takes n_g/N away.
+    # The rate is estimated from the same clusters: each reduces the variance by n_g/N.
     share = n / np.maximum(total, 1.0)[..., None]
     expected = rate * (1.0 - rate) * (n * (1.0 - share)).sum(axis=-1)
     used = np.maximum((n > 0.0).sum(axis=-1), 2)
     noise = np.sqrt((2.0 + used / np.maximum(happened, 1.0)) / (used - 1.0))
     ratio = (left**2).sum(axis=-1) / np.where(expected > 0.0, expected, 1.0)
-    found = np.where(expected > 0.0, ratio - CLUSTER_ALLOWANCE * noise, 1.0)
-    shown = np.maximum(found, 1.0)
-    # Units that come again and again add to it in proportion to time: what the longest span shows
-    # is surer than what few of them show in a short one.
+    adjusted = np.where(expected > 0.0, ratio - CLUSTER_ALLOWANCE * noise, 1.0)
+    shown = np.maximum(adjusted, 1.0)
+    # Returning units add dispersion in proportion to time: the longest span gives a more reliable
+    # estimate than a short one with few of them.
     span = (now - starts) / max(1, now - int(starts[0]))
     result: Array = np.maximum(shown, 1.0 + (shown[..., :1] - 1.0) * span)
     return result
@@ -91,10 +91,10 @@ class Pace:
 
 @dataclass(frozen=True)
 class History:
-    """How an arm's counts spread from interval to interval, as sums that can be added up.
+    """The variation of an arm's counts between intervals, as sums that can be added up.
 
     `at_once` are squared residuals, `after` products of those up to LAGS intervals apart,
-    `binomial` what independent draws would show at once, `scale` squared expectations.
+    `binomial` the squared residuals expected of independent draws, `scale` squared expectations.
     """
 
     intervals: float
@@ -116,12 +116,12 @@ class History:
 
     @classmethod
     def usual(cls, pace: Pace) -> History:
-        """The history of the usual times in `pace`: BLOCKS parts less those that differ most.
+        """Return the history of typical times in `pace`: BLOCKS parts without the extreme ones.
 
-        An incident that came once in hours is no way in which a version wanders: taken in, it would
-        divide all evidence by hundreds. Parts are told apart by their spread, and as many of the
-        steadiest are left out as of the wildest (a trimmed mean), so that rates which always wander
-        keep theirs.
+        A single incident in hours is not the usual variation of a version: if it counted, it would
+        divide all evidence by hundreds. Parts are ordered by their dispersion, and the same number
+        of the least and the most variable ones is left out (a trimmed mean), so that rates which
+        always vary keep their dispersion.
         """
         length = pace.n.shape[-1] // BLOCKS
         if length < BLOCK_LEAST:
@@ -143,7 +143,6 @@ class History:
         )
 
     def merge(self, other: History) -> History:
-        """Return the sums of both."""
         return History(
             self.intervals + other.intervals,
             self.events + other.events,
@@ -155,18 +154,18 @@ class History:
 
 
 def over_time(canary: Pace, control: Pace, before: History | None = None) -> Array:
-    """The control's spread over time that the canary does not share: shape `(…)`.
+    """Return the control's dispersion over time that the canary does not share: shape `(…)`.
 
     It is the long-run variance of the control's rate between intervals beyond the binomial one,
-    over the squared rate: relative, so that it may be carried over to another share of the traffic.
-    `before` is what the control did before the canary came. 0 while chance shows as much.
+    over the squared rate: relative, so that it applies to another share of the traffic as well.
+    `before` is the control's history before the rollout. 0 while chance explains the variation.
 
-    Of a bad time that lasts, variance comes back as covariance of intervals that follow each other.
-    γ0 + 2·γ1·D is the long-run variance if it decays by 1 − 1/D from each to the next, and D is a
-    prudent LASTING: how long bad times last takes days to learn. Few intervals do not even show
-    that they last, and then it is assumed as far as they differ at all.
-    What both arms do at the same time (a daily cycle, an incident of what is behind both) moves no
-    difference and is taken off.
+    A bad time that lasts shows as covariance of consecutive intervals. γ0 + 2·γ1·D is the long-run
+    variance if covariance decays by 1 − 1/D per interval; D is LASTING, a cautious value, since
+    measuring how long bad times last takes days. Where too few intervals show whether bad times
+    last, they are assumed to, as far as the intervals differ at all.
+    Changes of both arms at the same time (a daily cycle, an incident of a shared backend) do not
+    affect the difference and are subtracted.
     """
     own = History.of(control) if before is None else History.of(control).merge(before)
     if own.intervals < INTERVALS_MIN:
@@ -177,20 +176,20 @@ def over_time(canary: Pace, control: Pace, before: History | None = None) -> Arr
     sure = np.where(own.after > ALLOWANCE / np.sqrt(LAGS) * chance, own.after, 0.0)
     unknown = max(0.0, 1.0 - own.intervals / LEARNING)
     lasts = sure + unknown * np.maximum(at_once - sure, 0.0)
-    is_spread = at_once > ALLOWANCE * few * chance
+    is_significant = at_once > ALLOWANCE * few * chance
     lasting = min(own.intervals, LASTING)
     scale = np.where(own.scale > 0.0, own.scale, 1.0)
-    spread = np.where(is_spread, at_once + 2.0 * lasting * lasts, 0.0) / scale
-    result: Array = np.maximum(spread - lasting * _shared(canary, control), 0.0)
+    variance = np.where(is_significant, at_once + 2.0 * lasting * lasts, 0.0) / scale
+    result: Array = np.maximum(variance - lasting * _shared(canary, control), 0.0)
     return result
 
 
 def _shared(canary: Pace, control: Pace) -> Array:
-    """The relative covariance of both arms' rates over the same intervals, as far as it is sure."""
+    """Return the significant relative covariance of both arms' rates over the same intervals."""
     ours, theirs = _residuals(canary), _residuals(control)
     both = _covariances(ours, theirs)
-    spread = (ours**2).sum(axis=-1) * (theirs**2).sum(axis=-1)
-    chance = np.sqrt(spread / max(control.n.shape[-1], 1))
+    variance = (ours**2).sum(axis=-1) * (theirs**2).sum(axis=-1)
+    chance = np.sqrt(variance / max(control.n.shape[-1], 1))
     sure = np.maximum(both[0] - 2.0 * chance, 0.0) + 2.0 * np.maximum(both[1] - 2.0 * chance, 0.0)
     scale = (_rate(canary) * _rate(control)) * (canary.n * control.n).sum(axis=-1)
     result: Array = sure / np.where(scale > 0.0, scale, 1.0)
@@ -203,13 +202,13 @@ def _rate(pace: Pace) -> Array:
 
 
 def _residuals(pace: Pace) -> Array:
-    """Events less what the arm's mean rate expects."""
+    """Return the events less those expected at the arm's mean rate."""
     left: Array = pace.events - _rate(pace)[..., None] * pace.n
     return left
 
 
 def _covariances(first: Array, second: Array) -> tuple[Array, Array]:
-    """Sums of residuals' products: at once, and of intervals up to LAGS apart, averaged."""
+    """Return sums of residuals' products: in one interval, and averaged over LAGS intervals."""
     at_once: Array = (first * second).sum(axis=-1)
     after = np.zeros_like(at_once)
     for lag in range(1, min(LAGS, first.shape[-1] - 1) + 1):

@@ -1,7 +1,7 @@
-"""Watches that traffic goes where the tables send it: what was desired against what was seen.
+"""Compares the traffic of each version with its share in the routing table, and raises alarms.
 
-A setting that is accepted and has no effect, or a version at 0 that is asked all the same, must not
-stay unseen. Each instance is held to the table that it says it served from.
+It detects settings that are accepted without effect, and versions at 0 % that get requests. Each
+instance is compared with the table that it reports it served from.
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ from contract.routing import EXPLICIT
 
 log = logging.getLogger(__name__)
 
-# How far back each look goes; it overlaps the one before, and an alarm is raised once.
+# The period that each run covers; runs overlap, and an alarm is raised once.
 LOOK_BACK = timedelta(seconds=60)
-# Asked of many instances, every few seconds: so only what chance does not bring.
+# Tested for many instances every few seconds, so that chance must almost never reach it.
 DIVERGENCE_P_MAX = 1e-6
 WHOLE_BP = 10_000
 
 
 @dataclass(frozen=True)
 class Served:
-    """Shares of a model's versions under one table, in basis points; what is not here has none."""
+    """Shares of a model's versions under one table, in basis points; absent versions have none."""
 
     shares_bp: dict[str, int] = field(default_factory=dict)
-    # The version of a canary, whose share can be held against what it got.
+    # The canary's version, whose share can be tested.
     canary: str = ""
-    # Since when.
+    # When these shares came into force.
     since: datetime | None = None
 
 
 @dataclass
-class Seen:
-    """What one instance did with one version of a model under one table."""
+class VersionTraffic:
+    """The traffic of one version of a model on one instance under one table."""
 
     instance: str
     model_name: str
@@ -64,27 +64,27 @@ class Seen:
 @dataclass(frozen=True)
 class Finding:
     kind: TrafficAlarm.Kind
-    seen: Seen
-    told: str
+    traffic: VersionTraffic
+    reason: str
 
 
 def watch_traffic(now: datetime) -> list[TrafficAlarm]:
-    """Raise the alarms that the last minute gives cause for; return the new ones.
+    """Raise alarms for the traffic of the last minute; return the new ones.
 
-    A leak pauses the model's rollout: it may not get further before a person has looked.
+    An alarm pauses the model's rollout until a person resumes it.
     """
     return _raise(_find(now), now)
 
 
 def watch_ends(now: datetime) -> list[TrafficAlarm]:
-    """Raise the alarms for requests whose end is missing or came twice; return the new ones.
+    """Raise alarms for requests whose end is missing or was counted twice; return the new ones.
 
-    They pause the model's rollout too: what a version did to those requests no check has seen.
+    They pause the model's rollout too: checks have no data of those requests.
     """
     findings = (
         Finding(
             TrafficAlarm.Kind.ENDS,
-            Seen(
+            VersionTraffic(
                 each.instance,
                 each.model_name,
                 each.version_number,
@@ -99,51 +99,51 @@ def watch_ends(now: datetime) -> list[TrafficAlarm]:
 
 
 def _raise(findings: Iterable[Finding], now: datetime) -> list[TrafficAlarm]:
-    # What a database that was restored has forgotten, nobody can hold against what was seen.
+    # A restored database has lost the tables of some generations: their traffic is not compared.
     latest, lost = latest_generation() or inf, lost_generations()
     known = (
         finding
         for finding in findings
-        if finding.seen.generation <= latest and finding.seen.generation not in lost
+        if finding.traffic.generation <= latest and finding.traffic.generation not in lost
     )
     recorded = [_record(finding, now) for finding in known]
     return [alarm for alarm, is_new in recorded if is_new]
 
 
 def _find(now: datetime) -> Iterator[Finding]:
-    by_place = _seen_lately(now)
+    by_place = _recent_traffic(now)
     served: dict[tuple[str, int], Served | None] = {}
-    for (instance, model_name, generation), seen in by_place.items():
+    for (instance, model_name, generation), traffic in by_place.items():
         key = (model_name, generation)
         if key not in served:
             served[key] = served_under(model_name, generation)
         shares = served[key]
         if shares is not None:
-            yield from _leaks(seen, shares)
-            yield from _divergences(instance, seen, shares)
+            yield from _leaks(traffic, shares)
+            yield from _divergences(instance, traffic, shares)
 
 
-def _seen_lately(now: datetime) -> dict[tuple[str, str, int], list[Seen]]:
+def _recent_traffic(now: datetime) -> dict[tuple[str, str, int], list[VersionTraffic]]:
     rows = (
         TelemetryRow.objects.filter(ended_at__gt=now - LOOK_BACK)
         .exclude(variant=EXPLICIT)
         .values("instance", "model_name", "version_number", "generation", "interval_started_at")
         .annotate(all=Sum("requests"), exposed=Sum("assigned"))
     )
-    found: dict[tuple[str, str, str, int], Seen] = {}
+    by_key: dict[tuple[str, str, str, int], VersionTraffic] = {}
     for row in rows:
         key = (row["instance"], row["model_name"], row["version_number"], row["generation"])
-        seen = found.setdefault(key, Seen(*key, requests=0))
-        seen.requests += row["all"]
-        seen.exposures[row["interval_started_at"]] = row["exposed"]
+        traffic = by_key.setdefault(key, VersionTraffic(*key, requests=0))
+        traffic.requests += row["all"]
+        traffic.exposures[row["interval_started_at"]] = row["exposed"]
     by_place = defaultdict(list)
-    for seen in found.values():
-        by_place[seen.instance, seen.model_name, seen.generation].append(seen)
+    for traffic in by_key.values():
+        by_place[traffic.instance, traffic.model_name, traffic.generation].append(traffic)
     return by_place
 
 
 def served_under(model_name: str, generation: int) -> Served | None:
-    """Return the shares of a model's versions under a table; None when that is not known."""
+    """Return the shares of a model's versions under a table; None if they are unknown."""
     change = (
         ServingChange.objects.filter(model_name=model_name, generation__lte=generation)
         .order_by("-id")
@@ -161,32 +161,33 @@ def served_under(model_name: str, generation: int) -> Served | None:
     for variant in split.get("variants", ()):
         included_bp = split["coverage_bp"] * variant["weight_bp"] // WHOLE_BP
         shares[variant["version"]] = shares.get(variant["version"], 0) + included_bp
-    # Whom an experiment leaves out, stable answers, as it does whatever cannot be answered there.
+    # Stable answers the units outside an experiment, and requests that its variants cannot answer.
     shares[change.stable] = max(1, shares.get(change.stable, 0))
     return Served({number: bp for number, bp in shares.items() if bp})
 
 
-def _leaks(seen: list[Seen], served: Served) -> Iterator[Finding]:
-    for each in seen:
+def _leaks(traffic: list[VersionTraffic], served: Served) -> Iterator[Finding]:
+    for each in traffic:
         if each.requests and each.version_number not in served.shares_bp:
-            told = (
+            reason = (
                 f"{each.model_name}:{each.version_number} got {each.requests} requests on instance "
-                f"{each.instance} under generation {each.generation}, where its share is 0"
+                f"{each.instance} under generation {each.generation}, where its share is 0 %"
             )
-            yield Finding(TrafficAlarm.Kind.LEAK, each, told)
+            yield Finding(TrafficAlarm.Kind.LEAK, each, reason)
 
 
-def _divergences(instance: str, seen: list[Seen], served: Served) -> Iterator[Finding]:
-    """Hold a canary's share on one instance against its fullest interval.
+def _divergences(instance: str, traffic: list[VersionTraffic], served: Served) -> Iterator[Finding]:
+    """Test a canary's share on one instance in the interval with the most exposures.
 
-    A unit counts once in an interval and again in the next, so that intervals do not add up. In the
-    one in which the share changed those who came before are not counted again, unless they moved.
+    A unit counts once in an interval and again in the next, so that intervals do not add up. The
+    interval in which the share changed is left out: its earlier units count again only if the
+    change moved them.
     """
     if not served.canary:
         return
     canary_bp = served.shares_bp.get(served.canary, 0)
     totals: dict[datetime, list[int]] = defaultdict(lambda: [0, 0])
-    for each in seen:
+    for each in traffic:
         whole = (at for at in each.exposures if served.since is None or at >= served.since)
         for started_at in whole:
             exposed = each.exposures[started_at]
@@ -197,32 +198,32 @@ def _divergences(instance: str, seen: list[Seen], served: Served) -> Iterator[Fi
     result = judge_sample_ratio([SplitInterval(canary_n, control_n, canary_bp)])
     p_value = result.evidence.get("p_value")
     if isinstance(p_value, float) and p_value < DIVERGENCE_P_MAX and result.verdict != "pass":
-        told = f"the split has another effect on instance {instance}: {result.reason}"
-        mine = [each for each in seen if each.version_number == served.canary]
-        yield Finding(TrafficAlarm.Kind.DIVERGENCE, (mine or seen)[0], told)
+        reason = f"traffic on instance {instance} does not match the split: {result.reason}"
+        canary = [each for each in traffic if each.version_number == served.canary]
+        yield Finding(TrafficAlarm.Kind.DIVERGENCE, (canary or traffic)[0], reason)
 
 
 @transaction.atomic
 def _record(finding: Finding, now: datetime) -> tuple[TrafficAlarm, bool]:
-    seen = finding.seen
+    traffic = finding.traffic
     alarm, is_new = TrafficAlarm.objects.update_or_create(
         kind=finding.kind,
-        instance=seen.instance,
-        model_name=seen.model_name,
-        version_number=seen.version_number,
-        generation=seen.generation,
-        defaults={"told": finding.told, "last_at": now},
-        create_defaults={"told": finding.told, "last_at": now, "first_at": now},
+        instance=traffic.instance,
+        model_name=traffic.model_name,
+        version_number=traffic.version_number,
+        generation=traffic.generation,
+        defaults={"told": finding.reason, "last_at": now},
+        create_defaults={"told": finding.reason, "last_at": now, "first_at": now},
     )
     if is_new:
-        log.error("traffic.%s %s", finding.kind, finding.told)
+        log.error("traffic.%s %s", finding.kind, finding.reason)
         record_audit(
             actor=INTERLOCK,
             action=f"traffic.{finding.kind}",
-            target=f"{seen.model_name}:{seen.version_number}",
-            after={"told": finding.told},
+            target=f"{traffic.model_name}:{traffic.version_number}",
+            after={"told": finding.reason},
         )
-        _tell(finding, now)
+        _notify(finding, now)
         _pause(finding, now)
     return alarm, is_new
 
@@ -234,18 +235,18 @@ EVENTS = {
 }
 
 
-def _tell(finding: Finding, now: datetime) -> None:
-    seen = finding.seen
-    model = RegisteredModel.objects.filter(name=seen.model_name).first()
+def _notify(finding: Finding, now: datetime) -> None:
+    traffic = finding.traffic
+    model = RegisteredModel.objects.filter(name=traffic.model_name).first()
     if model is not None:
-        target = f"{seen.model_name}:{seen.version_number}"
-        payload = {"target": target, "instance": seen.instance, "reason": finding.told}
+        target = f"{traffic.model_name}:{traffic.version_number}"
+        payload = {"target": target, "instance": traffic.instance, "reason": finding.reason}
         enqueue(event=EVENTS[finding.kind], model=model, payload=payload, now=now)
 
 
 def _pause(finding: Finding, now: datetime) -> None:
-    """Pause the model's rollout; one that does not bake has no step to keep it from."""
+    """Pause the model's baking rollout; in any other phase there is no step to stop."""
     rows = Rollout.objects.select_for_update(of=("self",)).select_related("target__model")
-    baking = rows.filter(model__name=finding.seen.model_name, phase=Phase.BAKING)
+    baking = rows.filter(model__name=finding.traffic.model_name, phase=Phase.BAKING)
     for rollout in baking:
-        move(rollout, Phase.PAUSED, f"alarm: {finding.told}", INTERLOCK, now)
+        move(rollout, Phase.PAUSED, f"alarm: {finding.reason}", INTERLOCK, now)

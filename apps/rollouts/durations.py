@@ -1,10 +1,10 @@
-"""A time as people say it."""
+"""Formats durations for people."""
 
 from __future__ import annotations
 
 DAY_S = 86_400.0
 YEAR_S = 365 * DAY_S
-# A unit, its length in seconds, and from where on the next one is used.
+# A unit, its length in seconds, and the duration from which the next unit is used.
 UNITS = (
     ("s", 1.0, 120.0),
     ("min", 60.0, 7_200.0),
@@ -13,8 +13,8 @@ UNITS = (
 )
 
 
-def span(seconds: float) -> str:
-    """Return `seconds` in the unit in which one thinks of it: 50 s, 12 min, 3 h, 9 days."""
+def format_duration(seconds: float) -> str:
+    """Format `seconds` in a suitable unit: 50 s, 12 min, 3 h, 9 days."""
     for unit, length_s, end_s in UNITS:
         if seconds < end_s:
             return f"{_digits(seconds / length_s)} {unit}"

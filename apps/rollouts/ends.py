@@ -1,9 +1,9 @@
-"""Whether all requests that instances assigned have ended: what is missing is invisible to checks.
+"""Compares assigned with ended requests of each instance: checks cannot see missing requests.
 
-Over a span of telemetry two things hold for each instance and version: what was assigned longer
-before its end than any request may take has ended in it, and what ended longer after its beginning
-was assigned in it. Each instance's span ends with what it said last, by its own clock. It is
-compared only over spans of which all its batches are here.
+Over a span of telemetry two things hold for each instance and version: requests assigned longer
+before its end than any request may take have ended in it, and requests that ended longer after its
+beginning were assigned in it. An instance's span ends with its latest telemetry, by its own clock.
+Only spans with all of the instance's batches are compared.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from apps.models.models import RegisteredModel
 from apps.rollouts.models import IngestedBatch, Instance
 from contract.messages import STREAM_TELEMETRY
 
-# Longer than a request takes, beside its model's timeout: windows, and a machine that was held up.
+# Added to the model's timeout: telemetry windows, and a machine that stalls.
 SETTLED_MIN = timedelta(seconds=60)
-# How much of the span is neither too new nor too old to be compared. What ended late is counted
-# as well, so that in steady traffic no loss below SETTLED_MIN / COMPARED, 10 %, can be told; of a
-# generation that is over nearly every request can.
+# The part of the span that is compared, neither too new nor too old. Late ends count as well, so
+# that in steady traffic a loss below SETTLED_MIN / COMPARED, 10 %, cannot be detected; in a
+# generation that is over, nearly every lost request can.
 COMPARED = timedelta(minutes=10)
-# What an instance said last may be so old, or its clock so far behind; beyond it nothing is
-# compared. No boot or gap may lie within it either: a fast clock dates what came before it later.
+# The maximum age of an instance's latest telemetry, or lag of its clock; beyond it nothing is
+# compared. Neither a boot nor a gap may lie within it: a fast clock dates earlier telemetry later.
 LAG_MAX = timedelta(minutes=5)
 
 
 @dataclass(frozen=True)
 class Difference:
-    """What an instance counted of a version, where what it assigned and what ended disagree."""
+    """An instance's counts of a version, where assigned and ended requests disagree."""
 
     instance: str
     model_name: str
@@ -41,11 +41,11 @@ class Difference:
     generation: int
     assigned: int
     ended: int
-    # Sent longer before the end of the span than any request may take.
+    # Assigned longer before the end of the span than any request may take.
     assigned_early: int
     # Ended longer after its beginning.
     ended_late: int
-    # How long a request may take.
+    # The longest duration of a request.
     settled: timedelta
 
     @property
@@ -85,7 +85,7 @@ SUMS = """
 
 
 def find_differences(now: datetime) -> Iterator[Difference]:
-    """Yield where requests are missing, or ended that nobody assigned."""
+    """Yield the instances and versions with missing requests, or with ends of unassigned ones."""
     longest_ms = RegisteredModel.objects.aggregate(longest=Max("timeout_ms"))["longest"] or 0
     settled = SETTLED_MIN + timedelta(milliseconds=longest_ms)
     span = settled + COMPARED
@@ -103,9 +103,9 @@ def find_differences(now: datetime) -> Iterator[Difference]:
 
 
 def comparable_instances(since: datetime) -> list[str]:
-    """Return the instances whose telemetry since then is whole.
+    """Return the instances whose telemetry since then is complete.
 
-    Not those that restarted, of which a batch is missing, or that report that they dropped some.
+    Instances that restarted, lack a batch, or report dropped batches are left out.
     """
     dropped = {
         instance.name

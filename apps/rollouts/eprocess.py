@@ -1,9 +1,9 @@
-"""Is the canary worse than stable? An exact betting test that may be read at any time.
+"""Tests whether the canary is worse than stable, by exact betting that is valid at any time.
 
 Each slice of time (a part of a check interval inside one traffic step) multiplies a bettor's wealth
 by a factor whose expectation is at most 1 while the null hypothesis holds, whatever the base rate
-does between slices and however the shares move. Wealth of 1/α therefore refutes the null at level α
-(Ville's inequality). Counts are never pooled over slices: that is what Simpson's paradox lives on.
+does between slices and however the shares change. Wealth of 1/α therefore refutes the null at level
+α (Ville's inequality). Counts must not be pooled over slices, which would cause Simpson's paradox.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ class BucketCounts:
 
 @dataclass(frozen=True)
 class Bets:
-    """What is bet on, fixed before any data: it decides how soon harm shows, never whether α holds.
+    """The bets, fixed before any data. They decide how soon harm shows, never whether α holds.
 
     `zero` and `margin` are the m of the alternatives p1 = p0 + m·δ: small ones find slight
     regressions, large ones find gross ones within tens of requests. p0 is estimated from the past
-    and `prior_units` imagined units at the expected rate. `on_quiet` also bets on units without an
+    and `prior_units` pseudo-units at the expected rate. `on_quiet` also bets on units without an
     event against δ = 0 (see `_exact_zero_logs`), which pays where events are frequent.
     """
 
@@ -84,7 +84,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class Factors:
-    """What each bet multiplies its wealth by, natural logarithms of shape `(…, slices, bets)`.
+    """The factors of each bet's wealth, as natural logarithms of shape `(…, slices, bets)`.
 
     `margin` tests "at most δ worse", `zero` "not worse", `mirror` "at least δ worse". They are 0
     where a side is empty.
@@ -105,7 +105,7 @@ def counts_of(buckets: Sequence[BucketCounts]) -> Counts:
 def factors(
     counts: Counts, *, margin: float, expected_rate: float = EXPECTED_RATE, bets: Bets = RARE
 ) -> Factors:
-    """All three processes' factors; `counts` have the shape `(…, intervals, slices)`.
+    """Return the factors of all three processes; `counts` have the shape `(…, intervals, slices)`.
 
     Bets are chosen for each interval, from the past and the interval's exposures, and settled in
     each of its slices by that slice's own shares. `margin` is the tolerated difference of rates, a
@@ -130,7 +130,7 @@ def _require_shares(margin: float, expected_rate: float) -> None:
 
 
 def _factors_at(counts: Counts, p0: Array, margin: float, bets: Bets) -> Factors:
-    """The factors of intervals before which the control's rate was taken to be `p0`."""
+    """Return the factors of intervals, given the earlier control rate `p0` of each."""
     usable = ((counts.canary_n > 0) & (counts.control_n > 0))[..., None]
     share = _share(counts.canary_n, counts.control_n)
     usual = _share(counts.canary_n.sum(axis=-1), counts.control_n.sum(axis=-1))
@@ -146,7 +146,7 @@ def _factors_at(counts: Counts, p0: Array, margin: float, bets: Bets) -> Factors
     return Factors(*(_in_a_row(np.where(usable, each, 0.0)) for each in logs))
 
 
-# The processes of so many checks are kept: some hundred kilobytes each at most.
+# The number of cached processes; each takes some hundred kilobytes at most.
 KEPT_MAX = 80
 _kept: OrderedDict[tuple[Any, ...], tuple[Counts, Factors]] = OrderedDict()
 
@@ -154,16 +154,16 @@ _kept: OrderedDict[tuple[Any, ...], tuple[Counts, Factors]] = OrderedDict()
 def settled_factors(
     counts: Counts, *, margin: float, expected_rate: float = EXPECTED_RATE, bets: Bets = RARE
 ) -> Factors:
-    """Return the same as `factors` for one run, of which only what is new is worked out.
+    """Return the same as `factors` for one run, but compute only the new intervals.
 
-    A bet is settled once: an interval's factors depend on it and those before it alone. What an
-    earlier call began with the same intervals is taken from there. Raises ValueError as `factors`.
+    A bet is settled once: an interval's factors depend only on it and earlier ones. Factors of the
+    intervals that an earlier call had are taken from the cache. Raises ValueError like `factors`.
     """
     _require_shares(margin, expected_rate)
     first = tuple(column[:1].tobytes() for column in columns_of(counts))
     key = (margin, expected_rate, bets, counts.canary_n.shape[-1], first)
     before = _kept.pop(key, None)
-    known = _alike(before[0], counts) if before else 0
+    known = _common_intervals(before[0], counts) if before else 0
     if before is not None and known == len(counts.canary_n) == len(before[0].canary_n):
         _kept[key] = before
         return before[1]
@@ -183,12 +183,12 @@ def columns_of(counts: Counts) -> tuple[Array, Array, Array, Array]:
     return counts.canary_n, counts.canary_events, counts.control_n, counts.control_events
 
 
-def processes_of(given: Factors) -> tuple[Array, Array, Array]:
-    return given.margin, given.zero, given.mirror
+def processes_of(processes: Factors) -> tuple[Array, Array, Array]:
+    return processes.margin, processes.zero, processes.mirror
 
 
-def _alike(before: Counts, now: Counts) -> int:
-    """How many intervals both begin with that are the same."""
+def _common_intervals(before: Counts, now: Counts) -> int:
+    """Return the number of leading intervals that are the same in both."""
     known = min(len(before.canary_n), len(now.canary_n))
     pairs = zip(columns_of(before), columns_of(now), strict=True)
     differs = np.zeros(known, dtype=bool)
@@ -198,7 +198,7 @@ def _alike(before: Counts, now: Counts) -> int:
 
 
 def _share(canary_n: Array, control_n: Array) -> Array:
-    """The canary's share of the exposures, one half where a side is empty."""
+    """Return the canary's share of the exposures, one half where a side is empty."""
     usable = (canary_n > 0) & (control_n > 0)
     return np.where(usable, canary_n / np.maximum(canary_n + control_n, 1.0), 0.5)
 
@@ -209,7 +209,7 @@ def _in_a_row(logs: Array) -> Array:
 
 
 def _past_control_rate(counts: Counts, expected_rate: float, prior_units: float) -> Array:
-    """(B + u·r)/(N0 + u), u imagined units, from the intervals strictly before each one."""
+    """(B + u·r)/(N0 + u), u pseudo-units, from the intervals strictly before each one."""
     events_of, n_of = counts.control_events.sum(axis=-1), counts.control_n.sum(axis=-1)
     events, n = np.cumsum(events_of, axis=-1) - events_of, np.cumsum(n_of, axis=-1) - n_of
     rate: Array = (events + prior_units * expected_rate) / (n + prior_units)
@@ -234,7 +234,7 @@ def _mirror_logs(swapped: Counts, shares: Shares, p0: Array, margin: float) -> A
 
 
 def _settle(counts: Counts, shares: Shares, p1: Array, p0: Array, margin: float) -> Array:
-    """The factors of an interval's best bets in its slices, none of which risks everything."""
+    """Return the factors of an interval's best bets in its slices; no bet risks everything."""
     w = shares[0][..., None]
     best = _best_bet(shares[1][..., None], p1, p0, margin)[..., None, :]
     most = RISK_MAX / np.maximum(1.0 / (1.0 - w) + margin, margin)
@@ -256,8 +256,8 @@ def _exact_zero_logs(counts: Counts, share: Array, control_rate: Array, p1: Arra
     equal rates p a canary unit multiplies by f1 and a control unit by f0 on average, where
     w·f1 + (1−w)·f0 = 1, hence E = f1^n1 · f0^n0 ≤ 1 by the weighted AM–GM inequality. As p1 ≥ p0,
     f1 rises with the canary's rate and f0 falls with control's: a better canary only lowers E.
-    On events it is the factor of `_zero_logs`; where these are half of all units, the quiet ones
-    hold half of what there is to learn.
+    On events it is the factor of `_zero_logs`; where events are half of all units, the units
+    without one hold half of the information.
     """
     w, p0 = share[..., None], control_rate[..., None, None]
     both = w * p1 + (1.0 - w) * p0
@@ -288,7 +288,7 @@ def _log_factor(counts: Counts, w: Array, bet: Array, margin: float) -> Array:
 
 
 def _best_bet(w: Array, p1: Array, p0: Array, margin: float) -> Array:
-    """The λ with the largest expected log growth (Kelly) if the rates are p1 and p0; else 0.
+    """Return the λ with the largest expected log growth (Kelly) at the rates p1 and p0; else 0.
 
     The growth per unit, w·p1·ln(1 + λu) + (1−w)·p0·ln(1 − λv) + q·ln(1 − λδ), is concave in λ, so
     its slope is bisected.

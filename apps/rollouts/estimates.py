@@ -1,9 +1,9 @@
-"""How long a plan takes at a model's traffic, and whether it can decide at all: before it starts.
+"""Estimates how long a plan takes at a model's traffic, and whether it can decide at all.
 
 A step passes when each of its checks has proof that the version is not worse by the margin. For a
-version that is as good as stable, that proof grows by a rate that is known beforehand: the expected
-logarithm of the betting factor at the best bet (Kelly). Everything here is an expectation; chance
-makes single rollouts shorter or longer. Pure: a plan and a rate of traffic in, times out.
+version that is as good as stable, the growth rate of that proof is known beforehand: the expected
+logarithm of the betting factor at the best bet (Kelly). All results are expectations; chance makes
+single rollouts shorter or longer. Pure: a plan and a rate of traffic in, times out.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from apps.rollouts.sample_ratio import EXPECTED_MIN
 from contract import histogram
 from contract.histogram import Counts
 
-# What bets that turn out wrong cost on the way: three are made, a fifth of the stake enters late,
-# and the least of the processes is what counts.
+# The expected cost of suboptimal bets: there are three, a fifth of the stake enters late, and the
+# smallest of the processes counts.
 LOG_COST = 1.0
-# No version is taken to be free of errors.
+# The assumed minimum: no version is free of errors.
 ERROR_RATE_LEAST = 0.0005
 BISECTIONS = 40
 # Longer than any plan waits.
@@ -33,10 +33,10 @@ FOR_EVER_S = 1e12
 
 @dataclass(frozen=True)
 class UsualTraffic:
-    """What a model gets: requests a second, and stable's errors and latency.
+    """A model's traffic: requests per second, and stable's errors and latency.
 
-    `exposures_per_second` are units, each once in a check interval, and requests without one; None
-    where it is not known, and then each request counts. `span_s` is what it was measured over.
+    `exposures_per_second` counts units, each once in a check interval, and requests without a unit;
+    None if unknown, then each request counts. `span_s` is the measured period in seconds.
     """
 
     per_second: float
@@ -46,7 +46,7 @@ class UsualTraffic:
     span_s: float = 86_400.0
 
     def rate_of(self, check: str) -> float:
-        """What `check` counts a second: latency is that of requests, all else that of units."""
+        """Return the counts of `check` per second: requests for latency, exposures for all else."""
         if check in {kinds.LATENCY, kinds.LATENCY_OBJECTIVE} or self.exposures_per_second is None:
             return self.per_second
         return self.exposures_per_second
@@ -54,9 +54,9 @@ class UsualTraffic:
 
 @dataclass(frozen=True)
 class Need:
-    """What a check still needs of the canary in a step: so many answers, which take so long.
+    """The answers of the canary that a check still needs in a step, and the seconds they take.
 
-    Infinite where the check can never pass at this traffic.
+    Both are infinite where the check can never pass at this traffic.
     """
 
     check: str
@@ -68,8 +68,8 @@ class Need:
 class StepEstimate:
     """One step's expected time, None where it can never pass by itself.
 
-    `limit_s` is how long it waits for data before it pauses for a person; `needs` are its checks
-    with the slowest first; `unknown` are checks whose time nobody knows beforehand.
+    `limit_s` is how long it waits for data before it pauses for a person; `needs` has the slowest
+    check first; `unknown` has the checks whose time cannot be estimated.
     """
 
     number: int
@@ -88,8 +88,8 @@ class StepEstimate:
 def estimate_plan(plan: PlanDocument, traffic: UsualTraffic) -> list[StepEstimate]:
     """Return the steps' expected times for a version that is as good as stable.
 
-    `plan` is as it is followed. Proof is kept from step to step, so that the first ones take most
-    of the time; a step that would pause is taken to be resumed by a person.
+    `plan` is the plan as followed. Proof carries over to later steps, so that the first steps take
+    most of the time; a step that would pause is assumed to be resumed by a person.
     """
     proof: dict[str, float] = {}
     return [_estimate(plan, index, traffic, proof) for index in range(len(plan.steps))]
@@ -100,17 +100,17 @@ def _estimate(
 ) -> StepEstimate:
     step = plan.steps[index]
     bake_s = plan.bake_of(index).total_seconds()
-    asked = [check for check in step.questions if check.effective_mode != "dry-run"]
+    checks = [check for check in step.check_documents if check.effective_mode != "dry-run"]
     needs = [*_needs_of_requests(step, traffic)]
-    for check in asked:
+    for check in checks:
         needs += _needs_of(plan, step, check, traffic, proof)
     slowest = max((need.seconds for need in needs), default=0.0)
     expected_s = max(bake_s, slowest)
-    for check in asked:
+    for check in checks:
         _keep(proof, _growths(plan, step, check, traffic), expected_s)
         if check.check in OBJECTIVE_OF:
-            _keep(proof, {_seen(check): _canary(step, check, traffic)}, expected_s)
-    unknown = [check.label for check in asked if check.check not in ESTIMATED]
+            _keep(proof, {_exposures_key(check): _canary(step, check, traffic)}, expected_s)
+    unknown = [check.label for check in checks if check.check not in ESTIMATED]
     return StepEstimate(
         number=index + 1,
         weight_bp=step.weight_bp,
@@ -127,17 +127,17 @@ def _keep(proof: dict[str, float], growths: Mapping[str, float], seconds: float)
         proof[name] = proof.get(name, 0.0) + growth * min(seconds, FOR_EVER_S)
 
 
-def _seen(check: CheckDocument) -> str:
-    """Under which name the exposures of the rollout so far are kept."""
+def _exposures_key(check: CheckDocument) -> str:
+    """Return the key of the rollout's exposures so far."""
     return f"{check.label} exposures"
 
 
 def _canary(step: StepDocument, check: CheckDocument, traffic: UsualTraffic) -> float:
-    """How much of what `check` counts the canary gets a second."""
+    """Return the canary's counts of `check` per second."""
     return traffic.rate_of(check.check) * step.weight_bp / WHOLE_BP
 
 
-# The checks whose time can be foreseen.
+# The checks whose time can be estimated.
 ESTIMATED = {
     kinds.ERROR_RATE,
     kinds.UNANSWERED,
@@ -162,7 +162,7 @@ def _needs_of(
     traffic: UsualTraffic,
     proof: Mapping[str, float],
 ) -> Iterator[Need]:
-    """What one check of the step needs beyond the proof so far."""
+    """Yield the needs of one check of the step beyond the proof so far."""
     canary = _canary(step, check, traffic)
     if step.weight_bp == WHOLE_BP and check.check in OBJECTIVE_OF:
         if not deciders_of(step, check.check):
@@ -171,7 +171,7 @@ def _needs_of(
     counts = _counts_needed(plan, step, check)
     if check.check in OBJECTIVE_OF:
         # These count the whole rollout, the others the step.
-        counts -= proof.get(_seen(check), 0.0)
+        counts -= proof.get(_exposures_key(check), 0.0)
     if counts > 0.0:
         yield Need(check.label, counts, _divide(counts, canary))
     needed = -math.log(_settings(plan).alpha_promote) + LOG_COST
@@ -185,7 +185,7 @@ def _needs_of(
 
 
 def _counts_needed(plan: PlanDocument, step: StepDocument, check: CheckDocument) -> float:
-    """How many exposures of the canary the check asks for, whatever they were."""
+    """Return the minimum number of the canary's exposures, whatever their results."""
     if check.check == kinds.SAMPLE_RATIO:
         share = _share(plan, step)
         return EXPECTED_MIN * share / min(share, 1.0 - share) if 0.0 < share < 1.0 else 0.0
@@ -205,7 +205,7 @@ def _counts_needed(plan: PlanDocument, step: StepDocument, check: CheckDocument)
 def _growths(
     plan: PlanDocument, step: StepDocument, check: CheckDocument, traffic: UsualTraffic
 ) -> dict[str, float]:
-    """How fast each process's proof of safety grows in the step, in nats a second."""
+    """Return the growth of each process's proof of safety in the step, in nats per second."""
     canary = _canary(step, check, traffic)
     share = _share(plan, step)
     compared = _divide(canary, share) if share else 0.0
@@ -213,7 +213,7 @@ def _growths(
     if check.check in OBJECTIVE_OF and not 0.0 < share < 1.0:
         return {}
     if check.check in {kinds.ERROR_RATE, kinds.UNANSWERED}:
-        # Whoever gets an error is left without an answer as well.
+        # The error rate stands for unanswered units too: a unit with an error has no answer.
         rate = max(traffic.error_rate, ERROR_RATE_LEAST)
         return {check.label: compared * growth(share, rate, plan.margin_bp / WHOLE_BP)}
     if check.check == kinds.LATENCY:
@@ -235,7 +235,7 @@ def _growths(
 
 
 def _share(plan: PlanDocument, step: StepDocument) -> float:
-    """The canary's share of what is compared: of an equal slice, half."""
+    """Return the canary's share of the compared traffic: one half with an equal slice."""
     if plan.control == "equal" and 0 < step.weight_bp < WHOLE_BP:
         return step.weight_bp / (step.weight_bp + min(step.weight_bp, WHOLE_BP - step.weight_bp))
     return step.weight_bp / WHOLE_BP
@@ -246,20 +246,24 @@ def _settings(plan: PlanDocument) -> CheckSettings:
 
 
 def growth(share: float, rate: float, margin: float) -> float:
-    """Nats that proof of "not worse by `margin`" gains from one request of either arm, at best.
+    """Return the most nats that proof of "not worse by `margin`" gains per request of either arm.
 
-    Both arms have events at `rate`; the canary gets `share`. With v = 1/(1−w) + δ won on a
-    control's event, u = 1/w − δ lost on a canary's and δ won on none, it is the maximum over λ of
-    (1−w)·p·ln(1 + λv) + w·p·ln(1 − λu) + (1−p)·ln(1 + λδ), which is concave in λ (Kelly 1956; the
-    factor is that of the mirror process in `apps.rollouts.eprocess`).
+    Both arms have events at `rate`; the canary gets `share`. With v = 1/(1−w) + δ gained per
+    control event, u = 1/w − δ lost per canary event and δ gained without one, it is the maximum of
+    (1−w)·p·ln(1 + λv) + w·p·ln(1 − λu) + (1−p)·ln(1 + λδ) over λ, which is concave (Kelly 1956;
+    the factor is that of the mirror process in `apps.rollouts.eprocess`).
     """
-    won, lost = 1.0 / (1.0 - share) + margin, 1.0 / share - margin
-    parts = (((1.0 - share) * rate, won), (share * rate, -lost), (1.0 - rate, margin))
+    gain_control, loss_canary = 1.0 / (1.0 - share) + margin, 1.0 / share - margin
+    parts = (
+        ((1.0 - share) * rate, gain_control),
+        (share * rate, -loss_canary),
+        (1.0 - rate, margin),
+    )
 
     def slope(bet: float) -> float:
         return sum(chance * gain / (1.0 + bet * gain) for chance, gain in parts)
 
-    bet = _root(slope, (1.0 - 1e-9) / lost)
+    bet = _root(slope, (1.0 - 1e-9) / loss_canary)
     return sum(chance * math.log1p(bet * gain) for chance, gain in parts)
 
 
@@ -272,7 +276,7 @@ def _root(falling: Callable[[float], float], high: float) -> float:
 
 
 def _divergence(rate: float, bound: float) -> float:
-    """Nats by which one exposure at `rate` speaks for a rate below `bound`; 0 where it is not."""
+    """Return the nats per exposure at `rate` for a rate below `bound`; 0 if `rate` is not below."""
     if rate >= bound:
         return 0.0
     return rate * math.log(rate / bound) + (1.0 - rate) * math.log((1.0 - rate) / (1.0 - bound))

@@ -1,9 +1,9 @@
-"""What was seen of canary and stable over the same seconds: telemetry windows become intervals.
+"""Adds up telemetry windows of canary and stable to intervals over the same seconds.
 
 An interval is one check interval inside one step. A window belongs to a step by its generation, so
 that traffic of an instance that was late with a table is not counted for the next step. Intervals
-are never pooled over steps. Only closed ones are judged, and they are frozen when first seen closed
-(`apps.rollouts.interval_store`): evidence that was looked at never changes.
+are never pooled over steps. Only closed ones are judged, and they are frozen when first read
+(`apps.rollouts.interval_store`): evidence never changes once it was used.
 """
 
 from __future__ import annotations
@@ -27,27 +27,28 @@ from contract.histogram import Counts
 from contract.messages import CLUSTERS, ClusterCounts
 from contract.routing import CANARY, STABLE
 
-# How long after its end an interval may still get windows: their length, and the way here.
+# How long after its end an interval may still get windows: the length of one plus its delivery.
 GRACE = timedelta(seconds=3)
 # The columns of an arm's tables.
 COLUMNS = ("n", "errors", "assigned", "unanswered", "units")
-# Windows of an instance that is heard of late are waited for, so long at most.
+# The longest wait for windows of an instance that reported recently.
 LATE = timedelta(seconds=20)
-# Windows that come later than so long after their interval are shown and no longer judged.
+# Windows that arrive later than this after their interval are shown but not judged.
 LOOK_BACK = timedelta(hours=1)
-# Most looks read what the last intervals before the newest frozen one brought, one in so many all.
+# Most evaluations read only the last RECENT_INTERVALS before the newest frozen one; one in
+# EVALUATIONS_PER_FULL_READ reads all intervals of LOOK_BACK.
 RECENT_INTERVALS = 6
-LOOKS_A_WHOLE = 30
+EVALUATIONS_PER_FULL_READ = 30
 
 
 @dataclass
 class Arm:
     """One side of an interval. `n` counts units (and requests without one), `errors` of those.
 
-    `assigned` are those that the split sent there, whatever became of them: also who was answered
-    from a cache. `unanswered` are those of them whom the version left a request without an answer.
-    `clusters` are the same counts by cluster of units, `slices` by time, SLICES of equal length:
-    empty where they were not kept; `instances` by the data plane's instance that counted them.
+    `assigned` are those that the split sent there, including those answered from a cache.
+    `unanswered` are the assigned ones with a request that the version left without an answer.
+    `clusters` are the same counts by cluster of units, `slices` by time, SLICES of equal length,
+    and `instances` by data plane instance. They are empty where they were not kept.
     """
 
     n: int = 0
@@ -62,14 +63,14 @@ class Arm:
 
     @cached_property
     def grouped(self) -> Grouped:
-        """The clusters as arrays; ask for it once the counts are complete."""
+        """The clusters as arrays; cached, so read it only once the counts are complete."""
         return Grouped.of(self.clusters)
 
     @cached_property
     def table(self) -> NDArray[np.float64]:
-        """The slices as rows of COLUMNS, without units; ask as for `grouped`.
+        """The slices as rows of COLUMNS, without units; cached like `grouped`.
 
-        Where they were not kept the first row has the whole interval.
+        Where slices were not kept, the first row has the whole interval.
         """
         rows = np.zeros((SLICES, len(COLUMNS) - 1))
         if self.slices:
@@ -80,7 +81,7 @@ class Arm:
 
     @cached_property
     def histogram(self) -> NDArray[np.int64]:
-        """The latency's buckets and their counts, `(2, buckets)`; ask as for `grouped`."""
+        """The latency's buckets and their counts, `(2, buckets)`; cached like `grouped`."""
         return np.array(list(self.latency.items()), dtype=np.int64).reshape(-1, 2).T
 
 
@@ -110,7 +111,7 @@ class Grouped:
 
 @dataclass
 class SliceCounts:
-    """What one slice of an interval, or one instance in it, counted; see Arm."""
+    """The counts of one slice of an interval, or of one instance in it; see Arm."""
 
     n: int = 0
     errors: int = 0
@@ -139,15 +140,15 @@ class Interval:
     control: Arm = field(default_factory=Arm)
 
 
-# By step and when they began.
-Found = dict[tuple[int, datetime], Interval]
+# By step and start.
+IntervalsByKey = dict[tuple[int, datetime], Interval]
 
 
 @dataclass(frozen=True)
-class Reach:
-    """Whose windows are read, and of which intervals: those that began after `since`, by `until`.
+class WindowRange:
+    """The windows to read: those of intervals that began after `since` and until `until`.
 
-    `steps` are the generations that the steps began with.
+    `steps` are the first generations of the steps.
     """
 
     rollout: Rollout
@@ -157,8 +158,8 @@ class Reach:
     steps: list[int]
 
     @property
-    def window(self) -> list[Any]:
-        """What WINDOWS asks for, in its order."""
+    def parameters(self) -> list[Any]:
+        """The parameters of WINDOWS, in order."""
         return [
             self.rollout.model.name,
             self.since,
@@ -180,58 +181,63 @@ def closed_intervals(
     control: str = STABLE,
     lengths_s: Sequence[int] = (),
 ) -> list[Interval]:
-    """Return the intervals of late that get no more windows and are not frozen, oldest first.
+    """Return the recent intervals that get no more windows and are not frozen, oldest first.
 
     `control` is the variant that the canary is compared with. Intervals last `interval_s` at most,
-    and `lengths_s` by step where these differ. A live instance that was heard of in an interval or
-    the one before, and not since, is waited for a while: its windows are on their way.
+    and `lengths_s` by step where these differ. An interval waits up to LATE for a live instance
+    that reported in it or in the one before, and not since: its windows are still on the way.
     """
     length = timedelta(seconds=interval_s)
     until = now - length - GRACE
     steps = list(rollout.step_generations) or [0]
-    reach = Reach(rollout, control, _since(rollout, until, length), until, steps)
-    found = _read(reach, list(lengths_s) or [interval_s])
-    held_at = _held_at(found, reach, length, now)
-    return [found[key] for key in sorted(found) if held_at is None or key[1] < held_at]
+    window_range = WindowRange(rollout, control, _since(rollout, until, length), until, steps)
+    intervals = _read(window_range, list(lengths_s) or [interval_s])
+    open_at = _open_since(intervals, window_range, length, now)
+    return [intervals[key] for key in sorted(intervals) if open_at is None or key[1] < open_at]
 
 
 def _since(rollout: Rollout, until: datetime, length: timedelta) -> datetime:
-    """Return from where on windows are read: what most looks find new is of late.
+    """Return the time from which windows are read; most new windows are recent.
 
-    Each look at the whole hour costs as much as all of its windows, so that those which come very
-    late are looked for once in LOOKS_A_WHOLE intervals.
+    Reading the whole hour costs as much as all of its windows, so that very late ones are read
+    once in EVALUATIONS_PER_FULL_READ intervals.
     """
     whole = until - LOOK_BACK
     newest = rollout.intervals.order_by("-ordinal").values_list("started_at", flat=True).first()
-    if newest is None or int(until.timestamp() / length.total_seconds()) % LOOKS_A_WHOLE == 0:
+    if (
+        newest is None
+        or int(until.timestamp() / length.total_seconds()) % EVALUATIONS_PER_FULL_READ == 0
+    ):
         return whole
     return max(whole, min(newest, until) - RECENT_INTERVALS * length)
 
 
-def _held_at(found: Found, reach: Reach, length: timedelta, now: datetime) -> datetime | None:
-    """Return where the first interval begins that an instance may still tell more of."""
-    fresh = [at for _, at in found if now < at + length + GRACE + LATE]
+def _open_since(
+    intervals: IntervalsByKey, window_range: WindowRange, length: timedelta, now: datetime
+) -> datetime | None:
+    """Return the start of the first interval that an instance may still send windows for."""
+    fresh = [at for _, at in intervals if now < at + length + GRACE + LATE]
     if not fresh:
         return None
-    lately = TelemetryRow.objects.filter(
-        model_name=reach.rollout.model.name,
+    recent = TelemetryRow.objects.filter(
+        model_name=window_range.rollout.model.name,
         ended_at__gt=min(fresh) - length,
         instance__in=live_instances(now).values("name"),
     )
-    heard = lately.values("instance").annotate(last=Max("ended_at")).values_list("last", flat=True)
-    held = [at for at in fresh if any(at - length <= last < at + length for last in heard)]
-    return min(held, default=None)
+    ends = recent.values("instance").annotate(last=Max("ended_at")).values_list("last", flat=True)
+    still_open = [at for at in fresh if any(at - length <= last < at + length for last in ends)]
+    return min(still_open, default=None)
 
 
-def _read(reach: Reach, lengths_s: Sequence[int]) -> Found:
-    """Add up the windows in reach of what is not frozen."""
-    found: Found = {}
-    lengths = list(lengths_s[: len(reach.steps)])
-    lengths += lengths[-1:] * (len(reach.steps) - len(lengths))
+def _read(window_range: WindowRange, lengths_s: Sequence[int]) -> IntervalsByKey:
+    """Add up the windows in range of the intervals that are not frozen."""
+    intervals: IntervalsByKey = {}
+    lengths = list(lengths_s[: len(window_range.steps)])
+    lengths += lengths[-1:] * (len(window_range.steps) - len(lengths))
     for generation, started_at, variant, instance, at, requests, *counts in _rows(
-        COUNTS, reach, [lengths, reach.steps], keys=4
+        COUNTS, window_range, [lengths, window_range.steps], keys=4
     ):
-        arm = _arm(found, reach, generation, started_at, variant)
+        arm = _arm(intervals, window_range, generation, started_at, variant)
         n, errors, assigned, unanswered = counts
         arm.n += n
         arm.errors += errors
@@ -241,20 +247,20 @@ def _read(reach: Reach, lengths_s: Sequence[int]) -> Found:
         arm.slices = arm.slices or [SliceCounts() for _ in range(SLICES)]
         arm.slices[at].add(counts)
         arm.instances.setdefault(instance, SliceCounts()).add(counts)
-    for generation, started_at, variant, index, count in _rows(LATENCIES, reach):
-        arm = _arm(found, reach, generation, started_at, variant)
+    for generation, started_at, variant, index, count in _rows(LATENCIES, window_range):
+        arm = _arm(intervals, window_range, generation, started_at, variant)
         arm.latency[index] = arm.latency.get(index, 0) + count
-    _add_clusters(found, reach)
-    for interval in found.values():
+    _add_clusters(intervals, window_range)
+    for interval in intervals.values():
         for arm in (interval.canary, interval.control):
-            _suppose_assigned(arm)
+            _assume_assigned(arm)
             _count_late_ends(arm)
             _settle(arm.slices)
-    return found
+    return intervals
 
 
-def _suppose_assigned(arm: Arm) -> None:
-    """Take who was answered for assigned where nobody counted that: data planes once did not.
+def _assume_assigned(arm: Arm) -> None:
+    """Take answered units as assigned where these were not counted, as by older data planes.
 
     Not by window: a request that is assigned in one and answered in the next is one request.
     """
@@ -265,10 +271,10 @@ def _suppose_assigned(arm: Arm) -> None:
 
 
 def _count_late_ends(arm: Arm) -> None:
-    """Count who was assigned in an interval before and left without an answer in this one.
+    """Count units assigned in an earlier interval and left without an answer in this one.
 
-    Where requests are few, a version that hangs may end more units in an interval than it was
-    assigned: taking no more than these would lose just the evidence that it hangs.
+    With few requests, a version that hangs may leave more units unanswered in an interval than it
+    was assigned in it: limiting them to the assigned ones would lose the evidence that it hangs.
     """
     late = arm.unanswered - arm.assigned
     if late > 0:
@@ -278,20 +284,20 @@ def _count_late_ends(arm: Arm) -> None:
 
 
 def _settle(slices: list[SliceCounts]) -> None:
-    """Count each event in a slice that counted its unit.
+    """Move events so that no slice has more of them than exposures.
 
-    A unit counts once in an interval and may fail in a later slice than the one in which it first
-    came: what a slice has too many of goes to where there is most room.
+    A unit counts once in an interval, in the slice of its first request, and may fail in a later
+    slice: surplus events go to the slices with the most exposures left.
     """
     for events, exposures in (("errors", "n"), ("unanswered", "assigned")):
         for each in slices:
             surplus = getattr(each, events) - getattr(each, exposures)
             if surplus > 0:
                 setattr(each, events, getattr(each, exposures))
-                _spread(slices, surplus, events, exposures)
+                _distribute(slices, surplus, events, exposures)
 
 
-def _spread(slices: list[SliceCounts], surplus: int, events: str, exposures: str) -> None:
+def _distribute(slices: list[SliceCounts], surplus: int, events: str, exposures: str) -> None:
     def room(each: SliceCounts) -> int:
         return int(getattr(each, exposures) - getattr(each, events))
 
@@ -301,29 +307,35 @@ def _spread(slices: list[SliceCounts], surplus: int, events: str, exposures: str
         surplus -= taken
 
 
-def _add_clusters(found: Found, reach: Reach) -> None:
-    # Histograms come first: a struct that is complete is not changed again.
+def _add_clusters(intervals: IntervalsByKey, window_range: WindowRange) -> None:
+    # Histograms come first: a struct must be complete when it is created.
     latencies: dict[tuple[int, datetime, str, int], Counts] = {}
-    for *key, index, count in _rows(CLUSTER_LATENCIES, reach):
+    for *key, index, count in _rows(CLUSTER_LATENCIES, window_range):
         latencies.setdefault(tuple(key), {})[index] = count
-    for *key, units, assigned, unanswered, n, errors in _rows(CLUSTER_COUNTS, reach):
+    for *key, units, assigned, unanswered, n, errors in _rows(CLUSTER_COUNTS, window_range):
         generation, started_at, variant, cluster = key
-        arm = _arm(found, reach, generation, started_at, variant)
+        arm = _arm(intervals, window_range, generation, started_at, variant)
         latency = latencies.get((generation, started_at, variant, cluster), {})
         more = ClusterCounts(units, assigned, unanswered, n, errors, latency)
         before = arm.clusters.get(cluster)
         arm.clusters[cluster] = more if before is None else before.merge(more)
 
 
-def _arm(found: Found, reach: Reach, generation: int, started_at: datetime, variant: str) -> Arm:
-    step_index = bisect_right(reach.rollout.step_generations, generation) - 1
+def _arm(
+    intervals: IntervalsByKey,
+    window_range: WindowRange,
+    generation: int,
+    started_at: datetime,
+    variant: str,
+) -> Arm:
+    step_index = bisect_right(window_range.rollout.step_generations, generation) - 1
     key = (step_index, started_at)
-    interval = found.setdefault(key, Interval(step_index, started_at))
+    interval = intervals.setdefault(key, Interval(step_index, started_at))
     return interval.canary if variant == CANARY else interval.control
 
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-# As a number: a timestamp of each of thousands of rows takes longer to read than all else of it.
+# As a number: a timestamp takes longer to read than the rest of the row, for thousands of rows.
 STARTED_US = "(extract(epoch FROM interval_started_at) * 1000000)::bigint"
 WINDOWS = """
     FROM rollouts_telemetryrow
@@ -372,26 +384,28 @@ LATENCIES = f"""
 """
 
 
-def _rows(sql: str, reach: Reach, more: Sequence[list[int]] = (), *, keys: int = 3) -> list[tuple]:  # type: ignore[type-arg]
+def _rows(
+    sql: str, window_range: WindowRange, more: Sequence[list[int]] = (), *, keys: int = 3
+) -> list[tuple]:  # type: ignore[type-arg]
     with connection.cursor() as cursor:
-        cursor.execute(sql, [*more, *reach.window])
+        cursor.execute(sql, [*more, *window_range.parameters])
         return [
-            (row[0], _instant(row[1]), *row[2:keys], *map(int, row[keys:]))
+            (row[0], _timestamp(row[1]), *row[2:keys], *map(int, row[keys:]))
             for row in cursor.fetchall()
         ]
 
 
 @lru_cache(maxsize=4_096)
-def _instant(since_1970_us: int) -> datetime:
+def _timestamp(since_1970_us: int) -> datetime:
     return EPOCH + timedelta(microseconds=since_1970_us)
 
 
 @dataclass(frozen=True)
 class LatencyReference:
-    """Stable's usual latency, frozen before the data that is judged by it: histogram buckets.
+    """Stable's usual latency as histogram buckets, frozen before the data that it applies to.
 
     `p50`, `p95` and `p99` are the buckets of those quantiles with the plan's slack added. `p50` is
-    None in rollouts that froze theirs before it was kept.
+    None in older rollouts.
     """
 
     p95: int
@@ -399,5 +413,5 @@ class LatencyReference:
     n: int
     frozen_at: datetime
     p50: int | None = None
-    # When the first of the answers was given; None where it was not kept.
+    # The time of the first answer; None in older rollouts.
     since: datetime | None = None

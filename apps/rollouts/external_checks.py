@@ -1,7 +1,7 @@
-"""Judges what observers brought. Pure: an observation in, a result out, the same whenever repeated.
+"""Judges observations that do not come from traffic. Pure: the same input gives the same result.
 
-No data is an answer of its own, never a pass and never a failure. Outcomes are judged by the app
-that keeps them, which registers its judge here when it is ready.
+Missing data leads to its own verdict, never to a pass or a failure. The app that keeps outcomes
+registers its judge here in `ready`.
 """
 
 from __future__ import annotations
@@ -18,64 +18,69 @@ from apps.rollouts.objectives import judge_shadow_agreement
 from apps.rollouts.paired import judge_pairs
 from apps.rollouts.verdicts import JSON, CheckResult, Verdict
 
-# What an observer brought; JSON, as the decision log keeps it.
-Observed = Mapping[str, Any]
-JudgeObserved = Callable[[CheckDocument, Observed, CheckSettings], CheckResult]
+# An observation as JSON, as the decision log keeps it.
+Observation = Mapping[str, Any]
+JudgeObservation = Callable[[CheckDocument, Observation, CheckSettings], CheckResult]
 
 
-def judge_smoke(check: CheckDocument, seen: Observed, _: CheckSettings) -> CheckResult:
-    """The target is ready, or its step would not have begun; what named it must not have failed."""
-    if "requests" not in seen:
-        return _no_data(check, "requests by explicit version were not counted")
-    requests, errors = int(seen["requests"]), int(seen["errors"])
+def judge_smoke(check: CheckDocument, observation: Observation, _: CheckSettings) -> CheckResult:
+    """Fail if a request that named the version failed. A step begins only with a ready target."""
+    if "requests" not in observation:
+        return _no_data(check, "requests that name the version were not counted")
+    requests, errors = int(observation["requests"]), int(observation["errors"])
     needed = int(check.setting("requests_min"))
-    told = f"{errors} of {requests} requests by explicit version had no answer"
+    counts = f"{errors} of {requests} requests that named the version got no answer"
     record: dict[str, JSON] = {"n": requests, "errors": errors, "requests_min": needed}
     if errors:
-        return CheckResult(check.label, Verdict.FAIL, told, record)
+        return CheckResult(check.label, Verdict.FAIL, counts, record)
     if requests < needed:
-        told = f"{told}; {needed} are needed"
-        return CheckResult(check.label, Verdict.INSUFFICIENT_SAMPLE, told, record)
-    return CheckResult(check.label, Verdict.PASS, f"the target is ready; {told}", record)
+        reason = f"{counts}; at least {needed} requests are needed"
+        return CheckResult(check.label, Verdict.INSUFFICIENT_SAMPLE, reason, record)
+    return CheckResult(check.label, Verdict.PASS, f"the target is ready; {counts}", record)
 
 
-def judge_agreement(check: CheckDocument, seen: Observed, settings: CheckSettings) -> CheckResult:
-    """Rows are the answers that agree or differ: a copy may hold many of them."""
-    counts = {name: int(seen.get(name, 0)) for name in COUNTED}
-    found = judge_shadow_agreement(
+def judge_agreement(
+    check: CheckDocument, observation: Observation, settings: CheckSettings
+) -> CheckResult:
+    """Judge rows of answers, which agree or differ; a copied request may have many."""
+    counts = {name: int(observation.get(name, 0)) for name in COUNTED}
+    result = judge_shadow_agreement(
         compared=counts.pop("rows"),
-        copies=int(seen.get("compared", 0)),
+        copies=int(observation.get("compared", 0)),
         **counts,
         agreement_min_bp=int(check.setting("agreement_min_bp")),
         compared_min=int(check.setting("rows_min")),
         settings=settings,
-        steps=int(seen.get("steps", 1)),
+        steps=int(observation.get("steps", 1)),
     )
-    return replace(found, check=check.label)
+    return replace(result, check=check.label)
 
 
-# What a shadow's windows count, of all that is brought.
+# The counts of a shadow's windows within an observation.
 COUNTED = ("rows", "flips", "beyond_tolerance", "errors", "dropped")
 
 
-def judge_prometheus(check: CheckDocument, seen: Observed, _: CheckSettings) -> CheckResult:
-    """The one number of the query's answer against the bound."""
-    if "query" not in seen:
-        return _no_data(check, "Prometheus was not asked")
-    bound, is_within, words = _bound_of(check)
-    record: dict[str, JSON] = {"query": str(seen["query"]), "bound": bound}
-    value = _number(seen.get("value"))
+def judge_prometheus(
+    check: CheckDocument, observation: Observation, _: CheckSettings
+) -> CheckResult:
+    """Compare the one number that the query returned with the bound."""
+    if "query" not in observation:
+        return _no_data(check, "Prometheus was not queried")
+    bound, is_within, direction = _bound_of(check)
+    record: dict[str, JSON] = {"query": str(observation["query"]), "bound": bound}
+    value = _number(observation.get("value"))
     if value is None:
-        told = f"Prometheus has no number for {seen['query']}: {seen.get('nothing', 'no answer')}"
-        return CheckResult(check.label, Verdict.NO_DATA, told, record)
+        problem = observation.get("nothing", "no answer")
+        reason = f"Prometheus returned no number for {observation['query']}: {problem}"
+        return CheckResult(check.label, Verdict.NO_DATA, reason, record)
     record["value"] = value
     verdict = Verdict.PASS if is_within(value) else Verdict.FAIL
-    told = f"{seen['query']} is {value:g}, {words} {bound:g}"
-    return CheckResult(check.label, verdict, told, record)
+    reason = f"{value:g} measured, {direction} {bound:g} allowed: {observation['query']}"
+    return CheckResult(check.label, verdict, reason, record)
 
 
 def _bound_of(check: CheckDocument) -> tuple[float, Callable[[float], bool], str]:
-    """Return the bound, what is within it, and how it is told."""
+    """Return the bound, a test for values within it, and its name."""
     if "at_most" in check.settings:
         most = float(check.settings["at_most"])
         return most, lambda value: value <= most, "at most"
@@ -87,33 +92,35 @@ def _number(value: object) -> float | None:
     return value if isinstance(value, int | float) and math.isfinite(value) else None
 
 
-# What a service of the user's may answer; that it failed itself is not for it to say.
+# The verdicts that a webhook may return; provider-error is not among them.
 ANSWERS = {
     str(verdict): verdict
     for verdict in (Verdict.PASS, Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.NO_DATA)
 }
 
 
-def judge_webhook(check: CheckDocument, seen: Observed, _: CheckSettings) -> CheckResult:
-    """The service's own verdict, in its own words."""
-    verdict = ANSWERS.get(str(seen.get("verdict")))
+def judge_webhook(check: CheckDocument, observation: Observation, _: CheckSettings) -> CheckResult:
+    """Take over the verdict and the reason of the service."""
+    verdict = ANSWERS.get(str(observation.get("verdict")))
     if verdict is None:
-        return _no_data(check, "the webhook was not asked")
-    where = str(seen.get("where", "the webhook"))
-    said = str(seen.get("reason") or "no reason given")
-    told = f"{where} says {verdict}: {said}"
-    return CheckResult(check.label, verdict, told, {"where": where, "said": said})
+        return _no_data(check, "the webhook was not called")
+    where = str(observation.get("where", "the webhook"))
+    explanation = str(observation.get("reason") or "no reason given")
+    reason = f"{where} returned {verdict}: {explanation}"
+    return CheckResult(check.label, verdict, reason, {"where": where, "said": explanation})
 
 
-def _judge_outcome(check: CheckDocument, _: Observed, __: CheckSettings) -> CheckResult:
-    return CheckResult(check.label, Verdict.PROVIDER_ERROR, "no app keeps outcomes here", {})
+def _judge_outcome(check: CheckDocument, _: Observation, __: CheckSettings) -> CheckResult:
+    return CheckResult(
+        check.label, Verdict.PROVIDER_ERROR, "no installed app provides outcomes", {}
+    )
 
 
-def _no_data(check: CheckDocument, why: str) -> CheckResult:
-    return CheckResult(check.label, Verdict.NO_DATA, why, {})
+def _no_data(check: CheckDocument, reason: str) -> CheckResult:
+    return CheckResult(check.label, Verdict.NO_DATA, reason, {})
 
 
-OBSERVED: dict[str, JudgeObserved] = {
+OBSERVATION_JUDGES: dict[str, JudgeObservation] = {
     kinds.SMOKE: judge_smoke,
     kinds.SHADOW_AGREEMENT: judge_agreement,
     kinds.SHADOW_ACCURACY: judge_pairs,

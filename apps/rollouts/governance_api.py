@@ -24,7 +24,7 @@ from apps.rollouts.freezes import open_until
 from apps.rollouts.maintenance import concurrent_max, lift_quarantine, set_concurrent_max
 from apps.rollouts.models import FreezeWindow, Quarantine
 from apps.rollouts.serializers import ReasonSerializer, StrictSerializer
-from apps.rollouts.timestamps import EXAMPLE, InstantField
+from apps.rollouts.timestamps import EXAMPLE, TimestampField
 
 MODEL = OpenApiParameter("model", str, description="Only those that concern this model")
 
@@ -45,8 +45,8 @@ class FreezeSerializer(StrictSerializer):
     id = serializers.IntegerField(read_only=True)
     model = serializers.CharField(source="model.name", allow_null=True, default=None)
     reason = serializers.CharField(max_length=500)
-    starts_at = InstantField(required=False)
-    ends_at = InstantField()
+    starts_at = TimestampField(required=False)
+    ends_at = TimestampField()
     is_weekly = serializers.BooleanField(default=False)
     time_zone = serializers.CharField(max_length=64, default="UTC")
     open_until = serializers.SerializerMethodField()

@@ -15,7 +15,7 @@ from apps.lib.errors import NotFound
 from apps.rollouts.models import ServingChange
 from apps.rollouts.selectors.provenance import decider_of
 from apps.rollouts.serving_history import history_of, serving_at
-from apps.rollouts.timestamps import EXAMPLE, read_instant
+from apps.rollouts.timestamps import EXAMPLE, parse_timestamp
 
 AT = OpenApiParameter("at", str, description=f"An instant, such as {EXAMPLE}; without it: now")
 
@@ -59,7 +59,7 @@ class ServingHistoryMixin:
     def serving(self, request: Request, name: str) -> Response:
         """What served the model at an instant, since when, and who decided it."""
         text = request.query_params.get("at")
-        at = database_now() if text is None else read_instant(text, "at")
+        at = database_now() if text is None else parse_timestamp(text, "at")
         model_name = self.get_object().name  # type: ignore[attr-defined]
         change = serving_at(model_name, at)
         if change is None:

@@ -1,4 +1,4 @@
-"""Does evidence rest on one instance of the data plane? Its network is no version's fault."""
+"""Detects evidence that comes from a single data plane instance, such as a network fault there."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from collections.abc import Mapping, Sequence
 
 from apps.rollouts.eprocess import BucketCounts
 
-# With fewer nobody can say whether it is the instance or the version.
+# With fewer instances, an instance's fault cannot be distinguished from the version's.
 INSTANCES_MIN = 3
 
 
-def rests_on(intervals: Sequence[Mapping[str, BucketCounts]], margin: float) -> str:
-    """Return the instance without which the others' estimate is within the margin, or nothing.
+def dominant_source(intervals: Sequence[Mapping[str, BucketCounts]], margin: float) -> str:
+    """Return the source (an instance or a cluster of units) that alone exceeds the margin.
 
-    It is the one with most events of the canary beyond what control's rate expects. The others are
-    compared interval by interval (Mantel and Haenszel 1959).
+    It is the source with the largest surplus of canary events over the control's rate; empty unless
+    the estimate of all others is within the margin. They are compared interval by interval (Mantel
+    and Haenszel 1959).
     """
     canary: Counter[str] = Counter()
     events: Counter[str] = Counter()
@@ -26,12 +27,12 @@ def rests_on(intervals: Sequence[Mapping[str, BucketCounts]], margin: float) -> 
             events[name] += counts.canary_events
             control_n += counts.control_n
             control_events += counts.control_events
-    seen = [name for name, n in canary.items() if n]
-    if len(seen) < INSTANCES_MIN:
+    exposed = [name for name, n in canary.items() if n]
+    if len(exposed) < INSTANCES_MIN:
         return ""
     usual = control_events / max(1, control_n)
-    loudest = max(seen, key=lambda name: events[name] - usual * canary[name])
-    return "" if _difference(intervals, loudest) > margin else loudest
+    candidate = max(exposed, key=lambda name: events[name] - usual * canary[name])
+    return "" if _difference(intervals, candidate) > margin else candidate
 
 
 def _difference(intervals: Sequence[Mapping[str, BucketCounts]], without: str) -> float:

@@ -1,4 +1,4 @@
-"""Intervals as arrays: what the judges compare, in the order of time.
+"""Converts intervals to arrays for the checks, in the order of time.
 
 A rate's exposures and events are counted by slice where an interval kept them, else the whole
 interval is one slice; latency is counted by interval. Clusters are the control's.
@@ -24,19 +24,19 @@ UNANSWERED = ("assigned", "unanswered")
 
 
 def has_slices(intervals: Sequence[Interval]) -> bool:
-    """Say whether seconds can be told apart."""
+    """Return whether intervals are divided into slices."""
     return any(each.canary.slices for each in intervals)
 
 
 def series_of_rate(
     intervals: Sequence[Interval], names: tuple[str, str], before: History | None = None
 ) -> Series:
-    """Return the series of one rate; `names` are those of its exposures and events in an Arm."""
+    """Return the series of one rate; `names` are the Arm fields of its exposures and events."""
     width = SLICES if has_slices(intervals) else 1
     columns = [COLUMNS.index(name) for name in names]
     n1, a = _tables([each.canary for each in intervals])[:, :width, columns].transpose(2, 0, 1)
     n0, b = _tables([each.control for each in intervals])[:, :width, columns].transpose(2, 0, 1)
-    # An end may come in the interval after the one that assigned its unit.
+    # A request may end in a later interval than the one that counted its unit.
     counts = Counts(n1, np.minimum(a, n1), n0, np.minimum(b, n0))
     return Series(counts, _steps(intervals), _of_rate(intervals, names), before)
 
@@ -82,30 +82,30 @@ class Histograms:
 
     @cached_property
     def answers(self) -> Array:
-        """How many there are in each place."""
+        """The number of answers in each place."""
         return np.bincount(self.place, self.count, self.size).astype(np.float64)
 
     def slower(self, index: int) -> Array:
-        """How many there are beyond a bucket in each place."""
+        """Return the number of answers beyond a bucket in each place."""
         beyond = self.bucket > index
         counts = np.bincount(self.place[beyond], self.count[beyond], self.size)
         return counts.astype(np.float64)
 
     def merged(self) -> dict[int, int]:
-        """The sum of all."""
+        """Return the sum of all histograms."""
         counts = np.bincount(self.bucket, self.count) if self.bucket.size else np.zeros(0)
         return {int(index): int(counts[index]) for index in np.flatnonzero(counts)}
 
 
 def is_by_client(intervals: Sequence[Interval]) -> bool:
-    """Say whether requests came without a unit, so that callers are what is alike."""
+    """Return whether requests came without a unit, so that clusters are those of clients."""
     counted = [each.control.grouped.counts for each in intervals if each.control.clusters]
     units = COLUMNS.index("units")
     return bool(counted) and not any(table[:, units].any() for table in counted)
 
 
 def by_instance(interval: Interval, names: tuple[str, str]) -> dict[str, BucketCounts]:
-    """Return what each instance counted in an interval."""
+    """Return the counts of an interval by instance."""
     canary, control = interval.canary.instances, interval.control.instances
     both = {name: (canary.get(name), control.get(name)) for name in canary.keys() | control.keys()}
     return {
@@ -115,7 +115,7 @@ def by_instance(interval: Interval, names: tuple[str, str]) -> dict[str, BucketC
 
 
 def by_cluster(interval: Interval, names: tuple[str, str]) -> dict[str, BucketCounts]:
-    """Return what was counted of each cluster of units in an interval."""
+    """Return the counts of an interval by cluster of units."""
     canary, control = interval.canary.clusters, interval.control.clusters
     nothing = ClusterCounts()
     return {
@@ -129,7 +129,7 @@ def by_cluster(interval: Interval, names: tuple[str, str]) -> dict[str, BucketCo
 
 def _of_cluster(counts: ClusterCounts, names: tuple[str, str]) -> tuple[int, int]:
     n, events = (getattr(counts, name) for name in names)
-    # Whom an interval before assigned, this one may leave without an answer.
+    # A unit of an earlier interval may be left without an answer in this one.
     return max(n, events), events
 
 
@@ -137,7 +137,7 @@ def _pair(counts: SliceCounts | None, names: tuple[str, str]) -> tuple[int, int]
     if counts is None:
         return 0, 0
     n, events = (getattr(counts, name) for name in names)
-    # A unit that came by one instance may fail by another.
+    # A unit that one instance counted may fail on another.
     return n, min(n, events)
 
 
@@ -147,7 +147,7 @@ def _tables(arms: Sequence[Arm]) -> Array:
 
 
 def _rows(parts: Sequence[Array], shape: tuple[int, int]) -> Array:
-    """Arrays of one shape as one, in some tenths of the time that `stack` takes."""
+    """Stack arrays of one shape, several times faster than `np.stack`."""
     result: Array = np.concatenate([np.zeros((0, shape[1])), *parts]).reshape(-1, *shape)
     return result
 
@@ -167,7 +167,7 @@ def _of_rate(intervals: Sequence[Interval], names: tuple[str, str]) -> Clusters 
 def _of_latencies(
     intervals: Sequence[Interval], indexes: Sequence[int]
 ) -> Sequence[Clusters | None]:
-    """Answers, and those slower than each of `indexes`, of each cluster; all histograms at once."""
+    """Count all answers and those slower than each of `indexes` by cluster, in one pass."""
     if not any(each.control.clusters for each in intervals):
         return [None] * len(indexes)
     cells = [each.control.grouped.cells for each in intervals]
@@ -183,7 +183,7 @@ def _of_latencies(
 
 
 def _grouped(intervals: Sequence[Interval]) -> Array | None:
-    """The control's counts by interval and cluster; None where no cluster was counted."""
+    """Return the control's counts by interval and cluster; None if no cluster was counted."""
     if not any(each.control.clusters for each in intervals):
         return None
     return _rows([each.control.grouped.counts for each in intervals], (CLUSTERS, len(COLUMNS)))

@@ -1,7 +1,7 @@
-"""Keeps each closed interval as it was first judged, so that evidence once seen never changes.
+"""Stores each closed interval as it was first judged, so that used evidence never changes.
 
-That is what makes an evaluation repeatable, and it is what the e-process needs: a bet is settled
-once. It also keeps a tick's work to what is new.
+This makes an evaluation repeatable, and the e-process requires it: a bet is settled once. It also
+limits a tick's work to new intervals.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from apps.rollouts.evidence import Arm, Interval, SliceCounts
 from apps.rollouts.models import ObservedInterval, Rollout
 from contract.messages import ClusterCounts
 
-# Intervals that stay parsed in a worker, of all rollouts: a few kilobytes each.
+# The number of parsed intervals that a worker caches for all rollouts; a few kilobytes each.
 INTERVALS_KEPT_MAX = 50_000
-# What is frozen never changes, so that each look parses what is new and no more. Only rows that
-# were read are kept: those that a transaction wrote may yet be undone with it.
+# Frozen rows never change, so that each evaluation parses only new ones. Only rows that were read
+# are cached: rows that a transaction wrote may still be rolled back.
 _parsed: OrderedDict[UUID, list[Interval]] = OrderedDict()
 
 
@@ -30,8 +30,8 @@ def freeze(
 ) -> list[Interval]:
     """Freeze those of `closed` that are new; return all frozen ones in the order of freezing.
 
-    The caller holds the rollout's row. What came too late for a frozen interval is left out. Of the
-    clusters' latency no more is kept than how many answers were slower than each of `edges`.
+    The caller has locked the rollout's row. Data that is too late for a frozen interval is left
+    out. Of the clusters' latency only the counts of answers slower than each of `edges` are kept.
     """
     before = _read(rollout)
     known = {(each.step_index, each.started_at) for each in before}
@@ -58,7 +58,7 @@ def frozen_intervals(rollout: Rollout, count: int | None = None) -> list[Interva
 
 
 def _read(rollout: Rollout) -> list[Interval]:
-    """Return the frozen intervals, of which those that were read before are not parsed again."""
+    """Return the frozen intervals; those in the cache are not parsed again."""
     count = rollout.intervals.count()
     parsed = _parsed.pop(rollout.pk, [])[:count]
     rows = rollout.intervals.filter(ordinal__gte=len(parsed)).order_by("ordinal")
@@ -81,7 +81,7 @@ def _arm(document: dict[str, Any]) -> Arm:
         document["requests"],
         latency,
         document["assigned"],
-        # Intervals that were frozen before these were counted have none.
+        # Older intervals have none of the following.
         document.get("unanswered", 0),
         msgspec.convert(
             document.get("clusters", {}), dict[int, ClusterCounts], strict=False, str_keys=True
@@ -110,7 +110,7 @@ def _to_json(arm: Arm, edges: Sequence[int] = ()) -> dict[str, Any]:
 
 
 def _coarse(counts: ClusterCounts, edges: Sequence[int]) -> ClusterCounts:
-    """Keep of a cluster's histogram how many lie up to each edge, and beyond the last."""
+    """Reduce a cluster's histogram to the counts up to each edge, and beyond the last."""
     if not edges:
         return counts
     ends = [*edges, edges[-1] + 1]

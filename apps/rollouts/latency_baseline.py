@@ -1,8 +1,8 @@
-"""Stable's usual latency: the bounds that a rollout's latency is counted against, frozen once.
+"""Measures stable's usual latency and freezes it as the bounds of a rollout's latency check.
 
 Canary and stable are compared with each other, at bounds that are fixed beforehand. Any such bound
-is valid; one taken from few answers only costs power. So a reference reaches back as far as it
-needs for the plan's number of answers, and takes fewer where the rest would be long in coming.
+is valid; one from few answers only costs power. So a reference goes back as far as it needs for the
+plan's number of answers, and uses fewer where the missing ones would take long to arrive.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from contract import histogram
 from contract.histogram import Counts
 from contract.routing import BASELINE, STABLE
 
-# For so long telemetry is kept if nothing else is set; no reference reaches further back.
+# The default retention of telemetry; no reference goes further back.
 KEEP_TELEMETRY = timedelta(days=14)
 RECENT = timedelta(minutes=30)
-# The shortest of these that holds enough answers is taken: what is recent is most alike.
+# The shortest of these periods with enough answers is used: recent answers are most similar.
 REACHES = (
     RECENT,
     timedelta(hours=2),
@@ -33,13 +33,13 @@ REACHES = (
     timedelta(days=7),
     KEEP_TELEMETRY,
 )
-# Fewer say nothing of a p95.
+# The fewest answers that a p95 can be taken from.
 ANSWERS_FEWEST = 30
 
 
 @dataclass(frozen=True)
 class UsualLatency:
-    """A histogram of stable's answers and when the first of them was given; None without any."""
+    """A histogram of stable's answers, and the time of the first one; None without answers."""
 
     counts: Counts
     since: datetime | None
@@ -49,14 +49,14 @@ class UsualLatency:
         return histogram.total(self.counts)
 
     def per_second(self, now: datetime) -> float:
-        """The rate of these answers, since the first of them."""
+        """Return the rate of these answers since the first one."""
         if self.since is None:
             return 0.0
         return self.n / max(1.0, (now - self.since).total_seconds())
 
 
 def usual_latency(model: str, version: str, *, now: datetime, reach: timedelta) -> UsualLatency:
-    """Return what `version` answered as stable within `reach`."""
+    """Return the latency of the answers of `version` as stable within `reach`."""
     with connection.cursor() as cursor:
         cursor.execute(STABLE_LATENCY, [model, version, STABLE, BASELINE, now - reach])
         rows = cursor.fetchall()
@@ -75,9 +75,9 @@ STABLE_LATENCY = """
 def reference_of(
     rollout: Rollout, plan: PlanDocument, now: datetime
 ) -> tuple[LatencyReference | None, int]:
-    """Return stable's frozen quantiles, and how many answers there are to take them from.
+    """Return stable's frozen quantiles, and the number of answers available for them.
 
-    They are frozen, for the rest of the rollout, at the first tick that has enough answers.
+    The first tick with enough answers freezes them for the rest of the rollout.
     """
     if rollout.latency_reference:
         reference = reference_from_json(rollout.latency_reference)
@@ -91,7 +91,7 @@ def reference_of(
 
 
 def _gather(rollout: Rollout, answers_min: int, now: datetime) -> tuple[UsualLatency, bool]:
-    """Return the most recent answers that are enough, else all, and whether they suffice."""
+    """Return the most recent answers that are enough, else all, and whether they are enough."""
     version = str(rollout.baseline.number) if rollout.baseline else ""
     model = str(rollout.model.name)
     usual = usual_latency(model, version, now=now, reach=RECENT)
@@ -106,7 +106,7 @@ def _gather(rollout: Rollout, answers_min: int, now: datetime) -> tuple[UsualLat
 
 
 def _is_soon(usual: UsualLatency, answers_min: int, now: datetime) -> bool:
-    """Whether traffic began of late, and its first half hour will bring enough answers."""
+    """Return whether traffic began recently, and its first half hour will bring enough answers."""
     left = RECENT - (now - usual.since) if usual.since else timedelta()
     return usual.n + usual.per_second(now) * max(0.0, left.total_seconds()) >= answers_min
 
@@ -119,11 +119,11 @@ def _freeze(usual: UsualLatency, slack_us: int, now: datetime) -> LatencyReferen
     return LatencyReference(p95=p95, p99=p99, n=usual.n, frozen_at=now, p50=p50, since=usual.since)
 
 
-def tell_reference(reference: LatencyReference) -> str:
-    """Return in words what the bounds were taken from, empty where that was not kept."""
+def describe_reference(reference: LatencyReference) -> str:
+    """Describe the answers behind the bounds; empty in rollouts that did not store it."""
     if reference.since is None:
         return ""
-    return f"its usual latency from {reference.n:,} answers of {_reach(reference)} before"
+    return f"usual latency from {reference.n:,} answers of stable in the {_reach(reference)} before"
 
 
 def _reach(reference: LatencyReference) -> str:

@@ -1,4 +1,4 @@
-"""Tells a rollout in words, from its own rows: how it started, what was found, what came of it."""
+"""Describes a rollout in sentences from its rows: its start, its checks and its end."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ ON_STEP = {Phase.BAKING, Phase.PAUSED}
 
 
 def latest_checks(rollout: Rollout) -> list[Evaluation]:
-    """Return the last answer of each check, by name."""
+    """Return the latest result of each check, by name."""
     rows = rollout.evaluations.order_by("check_name", "-id").distinct("check_name")
     return list(rows)
 
 
 def summarise(rollout: Rollout) -> str:
-    """Return one sentence: what, from where, to where, and why it stands where it stands."""
+    """Summarise the rollout in one line: versions, phase, share and reason."""
     share = f" at {rollout.weight_bp / 100:g} %" if rollout.is_live else ""
-    return f"{_what(rollout)}: {rollout.phase.replace('_', ' ')}{share}. {rollout.reason}."
+    phase = rollout.phase.replace("_", " ")
+    return f"{_describe_versions(rollout)}: {phase}{share}. {rollout.reason}."
 
 
-def _what(rollout: Rollout) -> str:
+def _describe_versions(rollout: Rollout) -> str:
     source = f" from {rollout.baseline}" if rollout.baseline else ""
     return {
         Rollout.Kind.CANARY: f"Canary rollout of {rollout.target}{source}",
@@ -37,79 +38,81 @@ def _what(rollout: Rollout) -> str:
     }[Rollout.Kind(rollout.kind)]
 
 
-def tell_story(rollout: Rollout) -> list[str]:
-    """Return the whole story as sentences, in the order in which it happened."""
+def describe_history(rollout: Rollout) -> list[str]:
+    """Return the rollout's history as sentences, in chronological order."""
     plan = from_json(rollout.plan_document) if rollout.plan_document else None
     events = list(rollout.events.order_by("id"))
-    answers = _answers_by_step(rollout)
-    told = _beginning(rollout, plan)
+    results = _results_by_step(rollout)
+    sentences = _describe_start(rollout, plan)
     entered = rollout.started_at
     for before, event, following in zip([None, *events], events, [*events[1:], None], strict=False):
         if before is not None:
-            told.append(f"{_at(event.at)}: {_tell_event(rollout, plan, before, event)}.")
+            description = _describe_event(rollout, plan, before, event)
+            sentences.append(f"{_at(event.at)}: {description}.")
             entered = event.at if event.step_index != before.step_index else entered
         if plan and _leaves_step(event, following):
-            told.append(_tell_bake(rollout, plan, event, entered, following))
-            told += [_tell_answer(answer) for answer in answers.get(event.step_index, [])]
-    return [*told, _end(rollout)]
+            sentences.append(_describe_bake(rollout, plan, event, entered, following))
+            sentences += map(_describe_result, results.get(event.step_index, []))
+    return [*sentences, _describe_end(rollout)]
 
 
-def _beginning(rollout: Rollout, plan: PlanDocument | None) -> list[str]:
-    what = _what(rollout)
+def _describe_start(rollout: Rollout, plan: PlanDocument | None) -> list[str]:
+    versions = _describe_versions(rollout)
     by = ""
     if plan is not None:
         shares = " → ".join(f"{step.weight_bp / 100:g}" for step in plan.steps)
         by = f", by plan {plan.name} in {_count(len(plan.steps), 'step')} ({shares} %)"
-    told = [f"{_at(rollout.started_at)}: {rollout.started_by} started it: {what}{by}."]
+    sentences = [f"{_at(rollout.started_at)}: {rollout.started_by} started it: {versions}{by}."]
     if rollout.overrides:
-        told.append(f"{rollout.started_by} overrode: {', '.join(rollout.overrides)}.")
+        sentences.append(f"{rollout.started_by} overrode: {', '.join(rollout.overrides)}.")
     if rollout.retry_of_id:
-        told.append(f"It tries rollout {rollout.retry_of_id} again.")
+        sentences.append(f"It retries rollout {rollout.retry_of_id}.")
     if rollout.release:
-        told.append(f"It moves together with the others of release {rollout.release.name}.")
-    return told
+        name = rollout.release.name
+        sentences.append(f"It moves together with the other rollouts of release {name}.")
+    return sentences
 
 
-def _tell_event(
+def _describe_event(
     rollout: Rollout, plan: PlanDocument | None, before: RolloutEvent, event: RolloutEvent
 ) -> str:
-    """Tell what came about, by whom, and why, unless the sentence before has said why."""
-    who = "Interlock" if event.actor == INTERLOCK.name else event.actor
+    """Describe an event with its actor, and its reason unless the start has already given it."""
+    actor = "Interlock" if event.actor == INTERLOCK.name else event.actor
     done = {
-        Phase.PREPARING: f"{who} began to prepare {rollout.target}",
-        Phase.BAKING: _tell_step(who, plan, before, event),
-        Phase.PAUSED: f"{who} paused it at {event.weight_bp / 100:g} %",
-        Phase.PROMOTING: f"{who} made {rollout.target} stable",
-        Phase.SUCCEEDED: "every instance serves from that table",
-        Phase.ROLLING_BACK: f"{who} took all traffic off {rollout.target}",
+        Phase.PREPARING: f"{actor} began to prepare {rollout.target}",
+        Phase.BAKING: _describe_step(actor, plan, before, event),
+        Phase.PAUSED: f"{actor} paused it at {event.weight_bp / 100:g} %",
+        Phase.PROMOTING: f"{actor} made {rollout.target} stable",
+        Phase.SUCCEEDED: "every instance serves the new table",
+        Phase.ROLLING_BACK: f"{actor} took all traffic off {rollout.target}",
         Phase.ROLLED_BACK: "every instance serves without it",
         Phase.FAILED: f"{rollout.target} could not be prepared",
-    }.get(Phase(event.to_state), f"{who} started it")
+    }.get(Phase(event.to_state), f"{actor} started it")
     if note := event.evidence.get("note"):
-        done = f"{who} {note}"
-    why = event.reason.rstrip(".")
-    # How it started has been told without the reason.
-    is_told = event.reason == before.reason and before.from_state
-    return done if is_told else f"{done}: {why}"
+        done = f"{actor} {note}"
+    reason = event.reason.rstrip(".")
+    # The sentence of the first event has no reason.
+    is_repeated = event.reason == before.reason and before.from_state
+    return done if is_repeated else f"{done}: {reason}"
 
 
-def _tell_step(
-    who: str, plan: PlanDocument | None, before: RolloutEvent, event: RolloutEvent
+def _describe_step(
+    actor: str, plan: PlanDocument | None, before: RolloutEvent, event: RolloutEvent
 ) -> str:
     number = event.step_index + 1
     if event.step_index == before.step_index:
-        went_on = before.to_state == Phase.PAUSED
-        return f"{who} let it go on" if went_on else f"{who} opened the gate of step {number}"
+        is_resumed = before.to_state == Phase.PAUSED
+        return f"{actor} resumed it" if is_resumed else f"{actor} opened the gate of step {number}"
     count, copies = "", ""
     if plan is not None:
         step = plan.steps[event.step_index]
         count = f" of {len(plan.steps)}" + (", the final bake," if step.is_final_bake else "")
         copies = f" and copies of {step.shadow_bp / 100:g} %" if step.shadow_bp else ""
-    return f"{who} began step {number}{count} at {event.weight_bp / 100:g} %{copies}"
+    return f"{actor} began step {number}{count} at {event.weight_bp / 100:g} %{copies}"
 
 
 def _leaves_step(event: RolloutEvent, following: RolloutEvent | None) -> bool:
-    """Say whether the step ends with this event, or has come no further than it."""
+    """Return whether this is the last event of its step so far."""
     if event.step_index < 0 or event.to_state not in ON_STEP:
         return False
     if following is None:
@@ -117,7 +120,7 @@ def _leaves_step(event: RolloutEvent, following: RolloutEvent | None) -> bool:
     return following.step_index != event.step_index or following.to_state not in ON_STEP
 
 
-def _tell_bake(
+def _describe_bake(
     rollout: Rollout,
     plan: PlanDocument,
     event: RolloutEvent,
@@ -125,28 +128,29 @@ def _tell_bake(
     following: RolloutEvent | None,
 ) -> str:
     step = f"Step {event.step_index + 1}"
-    asked = f"the plan asks for {_duration(plan.bake_of(event.step_index))} from when all serve it"
+    bake = _duration(plan.bake_of(event.step_index))
+    planned = f"its bake time is {bake}, from when all instances serve it"
     if following is not None:
-        return f"{step} lasted {_duration(following.at - entered)}; {asked}."
+        return f"{step} lasted {_duration(following.at - entered)}; {planned}."
     if rollout.step_due_at is None:
-        return f"{step} has not begun to bake; {asked}."
-    return f"{step} bakes and may pass from {_at(rollout.step_due_at)}; {asked}."
+        return f"{step} has not started to bake; {planned}."
+    return f"{step} bakes and may pass from {_at(rollout.step_due_at)}; {planned}."
 
 
-def _answers_by_step(rollout: Rollout) -> dict[int, list[Evaluation]]:
-    """Return the last answer of each check at each step."""
+def _results_by_step(rollout: Rollout) -> dict[int, list[Evaluation]]:
+    """Return the last result of each check by step."""
     last = rollout.evaluations.order_by("step_index", "check_name", "-id")
     rows = last.distinct("step_index", "check_name")
-    return {step: list(answers) for step, answers in groupby(rows, lambda row: row.step_index)}
+    return {step: list(results) for step, results in groupby(rows, lambda row: row.step_index)}
 
 
-def _tell_answer(answer: Evaluation) -> str:
-    verb = VERBS.get(answer.verdict, f"was {answer.verdict}")
-    rule = f" [{answer.rule}]" if answer.rule and answer.verdict != Verdict.PASS else ""
-    return f"There {answer.check_name} {verb}: {answer.reason.rstrip('.')}{rule}."
+def _describe_result(result: Evaluation) -> str:
+    verb = VERBS.get(result.verdict, f"was {result.verdict}")
+    rule = f" [{result.rule}]" if result.rule and result.verdict != Verdict.PASS else ""
+    return f"Check {result.check_name} {verb}: {result.reason.rstrip('.')}{rule}."
 
 
-def _end(rollout: Rollout) -> str:
+def _describe_end(rollout: Rollout) -> str:
     phase = rollout.phase.replace("_", " ")
     if rollout.ended_at is None:
         return f"Now it is {phase}: {rollout.reason.rstrip('.')}."
@@ -164,5 +168,5 @@ def _duration(span: timedelta) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7_200 else f"{seconds / 3_600:.1f} h"
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

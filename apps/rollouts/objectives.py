@@ -1,13 +1,13 @@
-"""Absolute bounds: beside the control, of a shadow's answers, or where nobody is left on stable.
+"""Judges rates against absolute bounds: of the canary, or of a shadow's answers.
 
 With k events of n, bound q and alternatives p_j, E = mean_j (p_j/q)^k·((1−p_j)/(1−q))^(n−k) is a
 test supermartingale: with p_j > q while the rate is at most q, with p_j < q while it is at least q
 (a likelihood ratio against a rate on the other side of its denominator only shrinks; Wald 1945).
 Hence P(sup E ≥ 1/α) ≤ α by Ville's inequality, for failing and for passing alike: neither verdict
-rests on a point estimate, and both may be looked at always.
+rests on a point estimate, and both are valid at every look.
 
-Each step has evidence of its own, since a version that keeps a bound at 5 % of the traffic may
-break it at 50 %. So that all steps together spend the plan's α once, each has its share of it.
+Each step has its own evidence, since a version that keeps a bound at 5 % of the traffic may exceed
+it at 50 %. All steps together spend the plan's α once: each has an equal share of it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from apps.rollouts.check_kinds import ERROR_OBJECTIVE, LATENCY_OBJECTIVE, SHADOW_AGREEMENT
 from apps.rollouts.checks import SHARE_WHOLE_BP, CheckSettings
-from apps.rollouts.verdicts import JSON, CheckResult, Verdict, odds
+from apps.rollouts.verdicts import JSON, CheckResult, Verdict, format_odds, format_percent
 from contract import histogram
 
 MULTIPLES_ABOVE = (1.5, 2.0, 3.0, 6.0, 12.0)
@@ -26,8 +26,8 @@ MULTIPLES_BELOW = (0.1, 0.25, 0.5, 0.75)
 RATE_MAX = 0.99
 # Stands for an infinite e-value, which JSON cannot hold: e^700 is near the largest float.
 LOG_CERTAIN = 700.0
-# One interval may bring at most this part of the evidence against a version: a pod that restarts
-# loses every request of a second or two, and that alone is no proof.
+# The largest part of the evidence against a version that one interval may contribute: a pod that
+# restarts loses every request of a second or two, and that alone must not prove anything.
 INTERVAL_SHARE_MAX = 0.5
 
 
@@ -41,16 +41,18 @@ class Part:
 
 @dataclass(frozen=True)
 class Objective:
-    """At most `bound` of the exposures may be events; `label` says of what.
+    """At most the fraction `bound` of the exposures may be events.
 
-    `parts` are the step's intervals. `clump` is how many exposures come together, such as the rows
-    of one request: they are one draw, so that the logarithm of the evidence is divided by it.
+    `label` names the rate, `counted` the exposures. `parts` are the step's intervals. `clump` is
+    the number of exposures that come together, such as the rows of one request: they are one draw,
+    so that the logarithm of the evidence is divided by it.
     """
 
     label: str
     bound: float
     parts: tuple[Part, ...]
     clump: float = 1.0
+    counted: str = "exposures"
 
     @property
     def n(self) -> int:
@@ -63,9 +65,9 @@ class Objective:
 
 @dataclass(frozen=True)
 class Proof:
-    """What proves: logarithms of the e-values needed to fail and to pass, and a least sample.
+    """The required proof: logarithms of the e-values to fail and to pass, and a minimum sample.
 
-    `log_part_max` bounds what one interval brings towards failing.
+    `log_part_max` limits what one interval contributes towards failing.
     """
 
     log_fail: float
@@ -75,7 +77,7 @@ class Proof:
 
     @classmethod
     def of(cls, settings: CheckSettings, *, samples_min: int, steps: int) -> Proof:
-        """Each of the `steps` that ask has an equal share of the check's α."""
+        """Return the proof with an equal share of the check's α for each of its `steps`."""
         log_fail = settings.log_fail + math.log(max(1, steps))
         return cls(log_fail, settings.log_promote, samples_min, log_fail * INTERVAL_SHARE_MAX)
 
@@ -85,17 +87,17 @@ def judge_objectives(
     objectives: Sequence[Objective],
     proof: Proof,
     *,
-    basis: str = "no control at 100 %, absolute bounds",
+    basis: str = "absolute bounds",
 ) -> CheckResult:
-    """Judge absolute bounds together; `basis` says in the reason why the bounds are absolute ones.
+    """Judge absolute bounds together; the reason names their `basis`.
 
-    Against them the e-values are averaged, valid under any dependence (Vovk and Wang 2021). For
-    them the smallest counts: each bound must be proven to be kept.
+    To fail, the e-values are averaged, valid under any dependence (Vovk and Wang 2021). To pass,
+    the smallest e-value counts: each bound must be proven.
     """
     n = min((objective.n for objective in objectives), default=0)
-    basis = f"{basis}: " + "; ".join(map(_describe, objectives))
     if n == 0:
-        return CheckResult(check, Verdict.NO_DATA, f"{basis}: no exposures", {"n": 0})
+        return CheckResult(check, Verdict.NO_DATA, f"no exposures ({basis})", {"n": 0})
+    figures = f"{'; '.join(map(_describe, objectives))} ({basis})"
     log_worse = _log_mean_exp([_log_beyond(each, proof.log_part_max) for each in objectives])
     log_within = min(map(_log_within, objectives))
     evidence: dict[str, JSON] = {
@@ -108,18 +110,27 @@ def judge_objectives(
     }
     is_beyond = any(each.events > each.bound * each.n for each in objectives)
     if log_worse >= proof.log_fail and is_beyond:
-        verdict, why = Verdict.FAIL, f"proven beyond ({odds(log_worse)})"
+        verdict = Verdict.FAIL
+        conclusion = f"proven above the limit (odds {format_odds(log_worse)})"
     elif n < proof.samples_min:
-        verdict, why = Verdict.INSUFFICIENT_SAMPLE, f"{proof.samples_min} are needed"
+        verdict = Verdict.INSUFFICIENT_SAMPLE
+        conclusion = f"at least {proof.samples_min:,} {objectives[0].counted} are needed"
     elif log_within >= proof.log_pass and not is_beyond:
-        verdict, why = Verdict.PASS, f"proven within ({odds(log_within)})"
+        verdict = Verdict.PASS
+        conclusion = f"proven within the limit (odds {format_odds(log_within)})"
     elif is_beyond:
         verdict = Verdict.INCONCLUSIVE
-        why = f"beyond, but not proven ({odds(log_worse)} of {odds(proof.log_fail)})"
+        conclusion = (
+            "above the limit, but not proven "
+            f"(odds {format_odds(log_worse)}, {format_odds(proof.log_fail)} needed)"
+        )
     else:
         verdict = Verdict.INSUFFICIENT_SAMPLE
-        why = f"within so far, but not proven ({odds(log_within)} of {odds(proof.log_pass)})"
-    return CheckResult(check, verdict, f"{basis}: {why}", evidence)
+        conclusion = (
+            "within the limit so far, but not proven "
+            f"(odds {format_odds(log_within)}, {format_odds(proof.log_pass)} needed)"
+        )
+    return CheckResult(check, verdict, f"{figures}: {conclusion}", evidence)
 
 
 def judge_error_objective(
@@ -130,18 +141,18 @@ def judge_error_objective(
     settings: CheckSettings,
     steps: int = 1,
 ) -> CheckResult:
-    """At most `limit_bp` of 10,000 units may err or stay without an answer, whatever stable does.
+    """Judge whether at most `limit_bp` of 10,000 units have an error or no answer.
 
-    `parts` are the step's intervals: units and those with an error; `unanswered` the assigned units
-    and those without an answer, who are not among the former where their time ran out or there was
-    no room for them. `steps` is how many of the plan's steps have this check.
+    `parts` are the step's intervals: units, and those with an error. `unanswered` are the assigned
+    units, and those without an answer; units that timed out or were shed are only among these.
+    `steps` is the number of the plan's steps with this check.
     """
     bound = limit_bp / SHARE_WHOLE_BP
     objectives = [Objective("error rate", bound, tuple(parts))]
     if any(part.events for part in unanswered):
         objectives.append(Objective("unanswered", bound, tuple(unanswered)))
     if objectives[0].n == 0 and len(objectives) > 1:
-        # Nobody was answered: what is left to judge is that.
+        # No unit was answered: only the unanswered ones can be judged.
         objectives = objectives[1:]
     proof = Proof.of(settings, samples_min=settings.min_samples, steps=steps)
     return judge_objectives(ERROR_OBJECTIVE, objectives, proof, basis="absolute bound")
@@ -155,17 +166,24 @@ def judge_latency_objective(
     settings: CheckSettings,
     steps: int = 1,
 ) -> CheckResult:
-    """The quantile of the canary's latency must lie within `limit_us`: at most 1 − q may be slower.
+    """Judge whether a latency quantile is within `limit_us`: at most 1 − q may be slower.
 
     `intervals` are histograms. They cannot split the bucket that holds the limit, so that up to 9 %
-    beyond it still counts as within: a canary at its limit is not condemned by rounding.
+    above it still counts as within: rounding never fails a canary at its limit.
     """
     limit = f"{limit_us / 1000:g} ms"
     index = histogram.index_of(limit_us)
     parts = [Part(histogram.total(one), histogram.count_above(one, index)) for one in intervals]
     result = judge_objectives(
         LATENCY_OBJECTIVE,
-        [Objective(f"slower than {limit}", 1.0 - quantile_permille / 1000, tuple(parts))],
+        [
+            Objective(
+                f"answers slower than {limit}:",
+                1.0 - quantile_permille / 1000,
+                tuple(parts),
+                counted="requests",
+            )
+        ],
         Proof.of(settings, samples_min=settings.min_samples, steps=steps),
         basis=f"p{quantile_permille / 10:g} within {limit}",
     )
@@ -187,25 +205,26 @@ def judge_shadow_agreement(
     copies: int | None = None,
     steps: int = 1,
 ) -> CheckResult:
-    """Of the answers that a shadow gave or failed to give, enough must be like stable's.
+    """Judge whether enough of a shadow's answers agree with stable's.
 
-    `compared` answers had both sides; they came in `copies` requests (default: one each), and those
-    of one request may all differ together. One may differ in its class (`flips`) and in its numbers
-    (`beyond_tolerance`); both counts may hold the same answers, so that only the larger one is
-    certain. An error of the shadow is a disagreement; a copy that was dropped is no data.
-    Raises ValueError for more differing answers than compared ones.
+    `compared` answers (rows) came from both; they belong to `copies` requests (default: one each),
+    and those of one request may all differ together. An answer may differ in its class (`flips`)
+    and in its numbers (`beyond_tolerance`); both counts may include the same answers, so that only
+    the larger one is certain. An error of the shadow is a disagreement; a dropped copy is no data.
+    Raises ValueError if more answers differ than were compared.
     """
     differing = max(flips, beyond_tolerance)
     if differing > compared:
         raise ValueError(f"{differing} differing answers of {compared} compared ones")
     objective = Objective(
-        "answers unlike stable's",
+        "disagreement with stable",
         1.0 - agreement_min_bp / SHARE_WHOLE_BP,
         (Part(compared + errors, differing + errors),),
         clump=max(1.0, compared / copies) if copies else 1.0,
+        counted="rows",
     )
     needed = Proof.of(settings, samples_min=compared_min, steps=steps)
-    # A shadow's counts come for the whole step: no interval of it can be bounded.
+    # A shadow's counts are for the whole step, so that no limit per interval applies.
     proof = Proof(needed.log_fail, needed.log_pass, compared_min)
     result = judge_objectives(SHADOW_AGREEMENT, [objective], proof, basis="copied requests")
     evidence: dict[str, JSON] = {
@@ -216,20 +235,23 @@ def judge_shadow_agreement(
         "errors": errors,
         "dropped": dropped,
     }
-    unseen = f"; {dropped} copies dropped and not judged" if dropped else ""
-    return CheckResult(result.check, result.verdict, result.reason + unseen, evidence)
+    suffix = f"; {dropped} copies were dropped and not compared" if dropped else ""
+    return CheckResult(result.check, result.verdict, result.reason + suffix, evidence)
 
 
 def _describe(objective: Objective) -> str:
     rate = objective.events / objective.n if objective.n else 0.0
-    return f"{objective.label} {rate:.2%}, at most {objective.bound:.2%}, n={objective.n}"
+    return (
+        f"{objective.label} {format_percent(rate)}, limit {format_percent(objective.bound)}, "
+        f"after {objective.n:,} {objective.counted}"
+    )
 
 
 def _log_beyond(objective: Objective, log_part_max: float) -> float:
-    """The evidence that the rate is above the bound; min(factor, e^c) keeps its mean at most 1."""
+    """Return the evidence of a rate above the bound; min(factor, e^c) keeps its mean at most 1."""
     q = objective.bound
     if q >= RATE_MAX:
-        # No alternative lies above such a bound, and one below it would accuse the healthy.
+        # No alternative lies above such a bound, and one below it would fail healthy versions.
         return 0.0
     if q <= 0.0:
         # One event refutes "never".
@@ -246,7 +268,7 @@ def _log_beyond(objective: Objective, log_part_max: float) -> float:
 
 
 def _log_within(objective: Objective) -> float:
-    """The evidence that the rate is below the bound; "never" cannot be proven."""
+    """Return the evidence of a rate below the bound; "never" cannot be proven."""
     q = objective.bound
     if q >= 1.0:
         return LOG_CERTAIN

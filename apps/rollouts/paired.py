@@ -1,9 +1,9 @@
-"""Is a shadow less accurate than stable? A betting test on requests that both of them answered.
+"""Tests whether a shadow is less accurate than stable, by bets on requests that both answered.
 
-Once the truth of a request is known, the shadow lost it (stable was right, the shadow wrong), won
-it, or both were right or wrong alike. Only lost and won ones tell the versions apart (McNemar
-1947): what is hard for both cancels, which is why pairs need so few units. Pure: plain counts in,
-evidence out; the order in which truths arrive changes nothing.
+Once the true value of a request is known, the shadow lost it (stable was right, the shadow wrong),
+won it, or both were right or wrong alike. Only lost and won requests distinguish the versions
+(McNemar 1947): difficulty for both cancels, so that pairs need few units. Pure: plain counts in,
+evidence out, independent of the order in which true values arrive.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from numpy.typing import ArrayLike, NDArray
 
 from apps.rollouts.check_kinds import CheckDocument
 from apps.rollouts.checks import CheckSettings
-from apps.rollouts.verdicts import JSON, CheckResult, Verdict
+from apps.rollouts.verdicts import JSON, CheckResult, Verdict, format_percent
 
 Array = NDArray[np.float64]
 
-# The bets, as shares of what may be staked at most: small ones find slight harm in many discordant
-# pairs, large ones gross harm in few.
+# The bets, as shares of the largest stake: small ones detect slight harm in many discordant pairs,
+# large ones gross harm in few.
 STAKES = (0.02, 0.05, 0.1, 0.2, 0.35, 0.55, 0.8, 0.98)
 WHOLE_BP = 10_000
-# In how many steps from 0 to 1 losses are counted.
+# The number of steps from 0 to 1 in which losses are counted.
 GRID = 100
 
 
 @dataclass(frozen=True)
 class PairCounts:
-    """Requests that both versions answered and whose truth is known; at most one of each unit.
+    """Requests that both versions answered and whose true value is known; at most one per unit.
 
     Of `pairs` the shadow lost `lost` and won `won`. `losses` are places of the grid and their
     weights: how much more the shadow lost, in steps of 1/GRID, from −1 to 1 for a pair. Raises
@@ -53,7 +53,7 @@ class PairCounts:
 
     @property
     def difference(self) -> float:
-        """How much less accurate the shadow is, a fraction; 0 without pairs."""
+        """The shadow's loss of accuracy, as a fraction; 0 without pairs."""
         lost = sum(place * weight for place, weight in self.losses)
         return lost / (GRID * self.pairs) if self.pairs else 0.0
 
@@ -63,7 +63,7 @@ class PairEvidence:
     """Natural logarithms of the evidence against three hypotheses about the shadow.
 
     `margin`: it is at most the margin less accurate. `zero`: it is not less accurate. `mirror`: it
-    is at least the margin less accurate; to refute that proves that it is good enough.
+    is at least the margin less accurate; refuting it proves that the shadow is accurate enough.
     """
 
     margin: Array
@@ -74,7 +74,7 @@ class PairEvidence:
 def pair_evidence(
     pairs: ArrayLike, lost: ArrayLike, won: ArrayLike, *, margin: float
 ) -> PairEvidence:
-    """Return the evidence of counts, arrays of one shape, which the results have as well.
+    """Return the evidence of counts; arrays of one shape, as are the results.
 
     Raises ValueError unless 0 < margin < 1.
     """
@@ -84,20 +84,20 @@ def pair_evidence(
 
 
 def loss_evidence(losses: ArrayLike, weights: ArrayLike, *, margin: float) -> PairEvidence:
-    """Return the evidence of how often each loss was met.
+    """Return the evidence of the frequencies of losses.
 
     `losses` has shape (k,), each how much more the shadow lost in a pair, from −1 to 1; `weights`
     has shape (..., k). Each pair with the loss x multiplies the wealth of the bet λ by
     1 + λ(x − δ), whose expectation is at most 1 while E[x] ≤ δ; so the mean over fixed bets is a
-    test supermartingale, and P(sup E ≥ 1/α) ≤ α whenever one looks (Ville; Waudby-Smith and Ramdas,
+    test supermartingale, and P(sup E ≥ 1/α) ≤ α at any look (Ville; Waudby-Smith and Ramdas,
     Estimating means of bounded random variables by betting, 2024). With x in {−1, 0, 1} and δ = 0
-    pairs that both got alike change nothing, and it is McNemar's test. The mirror bets on −x, with
+    pairs with equal results change nothing, and it is McNemar's test. The mirror bets on −x, with
     −δ. As bets are fixed, weights are sufficient; a pair may be shared between two losses whose
     mean is its own, since the logarithm is concave: that only makes the evidence smaller. Raises
     ValueError unless 0 < margin < 1.
     """
     if not 0.0 < margin < 1.0:
-        raise ValueError("the margin must lie between 0 and 1")
+        raise ValueError("the margin must be between 0 and 1")
     x, n = np.asarray(losses, np.float64), np.asarray(weights, np.float64)
     return PairEvidence(
         margin=_log_wealth(x, n, margin),
@@ -107,7 +107,7 @@ def loss_evidence(losses: ArrayLike, weights: ArrayLike, *, margin: float) -> Pa
 
 
 def _log_wealth(losses: Array, weights: Array, delta: float) -> Array:
-    # The worst pair, x = −1, must leave something: λ < 1/(1 + δ).
+    # Wealth must stay positive at the worst pair, x = −1: λ < 1/(1 + δ).
     bets = np.array(STAKES) / (1.0 + delta)
     logs = weights @ np.log1p(np.outer(losses - delta, bets))
     mean: Array = np.logaddexp.reduce(logs, axis=-1) - math.log(len(STAKES))
@@ -115,47 +115,47 @@ def _log_wealth(losses: Array, weights: Array, delta: float) -> Array:
 
 
 def judge_pairs(
-    check: CheckDocument, seen: Mapping[str, Any], settings: CheckSettings
+    check: CheckDocument, observation: Mapping[str, Any], settings: CheckSettings
 ) -> CheckResult:
-    """Answer a check from the pairs that an observer brought, with the margin of its settings.
+    """Judge a check from observed pairs, with the margin of its settings.
 
-    Fail: less accurate by more than the margin is proven, or, unless the evidence must be beyond
-    the margin, less accurate is and the estimate is beyond it. Pass: less accurate by the margin is
-    refuted. Else it is not decided.
+    Fail: "less accurate by more than the margin" is proven, or, in the mode any_regression, "less
+    accurate" is proven and the estimate exceeds the margin. Pass: "less accurate by the margin" is
+    refuted. Otherwise it is undecided.
     """
     counts = PairCounts(
-        pairs=int(seen.get("pairs", 0)),
-        lost=int(seen.get("lost", 0)),
-        won=int(seen.get("won", 0)),
-        losses=tuple((int(place), float(weight)) for place, weight in seen.get("grid", ())),
+        pairs=int(observation.get("pairs", 0)),
+        lost=int(observation.get("lost", 0)),
+        won=int(observation.get("won", 0)),
+        losses=tuple((int(place), float(weight)) for place, weight in observation.get("grid", ())),
     )
     margin = int(check.setting("margin_bp")) / WHOLE_BP
     record: dict[str, JSON] = {
         "n": counts.pairs, "lost": counts.lost, "won": counts.won, "margin": margin,
-        "kept": int(seen.get("kept", 0)), "difference": counts.difference,
+        "kept": int(observation.get("kept", 0)), "difference": counts.difference,
     }  # fmt: skip
     if not counts.pairs:
-        return CheckResult(check.label, Verdict.NO_DATA, _nothing(seen), record)
+        return CheckResult(check.label, Verdict.NO_DATA, _no_data_reason(observation), record)
     places, weights = zip(*counts.losses, strict=True)
     evidence = loss_evidence(np.array(places) / GRID, weights, margin=margin)
     logs = float(evidence.margin), float(evidence.zero), float(evidence.mirror)
     record |= dict(zip(("log_margin", "log_zero", "log_mirror"), logs, strict=True))
-    verdict, why = _verdict(counts, margin, logs, settings)
-    sentence = _sentence(check, counts, margin)
-    return CheckResult(check.label, verdict, f"{sentence}: {why}", record)
+    verdict, conclusion = _verdict(counts, margin, logs, settings)
+    figures = _describe(check, counts, margin)
+    return CheckResult(check.label, verdict, f"{figures}: {conclusion}", record)
 
 
-def _nothing(seen: Mapping[str, Any]) -> str:
-    """Say why there is nothing to judge."""
-    metric, kept = seen.get("metric", "the metric"), int(seen.get("kept", 0))
+def _no_data_reason(observation: Mapping[str, Any]) -> str:
+    metric, kept = observation.get("metric", "the metric"), int(observation.get("kept", 0))
     if kept:
         return f"no outcome of {metric} yet for any of the {kept:,} requests that both answered"
-    if seen.get("unreadable"):
+    if observation.get("unreadable"):
         return (
-            f"{int(seen['unreadable']):,} answers hold no number to compare with {metric}: a class "
-            "is a numeric label or the largest of several scores, a score one number or two"
+            f"{int(observation['unreadable']):,} answers have no number to compare with {metric}: "
+            "a class must be a numeric label or the largest of several scores, a score one or two "
+            "numbers"
         )
-    return "no request of one row was answered by stable and the shadow yet"
+    return "no single-row request was answered by both stable and the shadow yet"
 
 
 def _verdict(
@@ -167,22 +167,23 @@ def _verdict(
         return Verdict.FAIL, "proven less accurate by more than the margin"
     if log_zero >= needed:
         if counts.difference > margin and settings.evidence_mode == "any_regression":
-            return Verdict.FAIL, "proven less accurate, and by more than the margin as estimated"
+            return Verdict.FAIL, "proven less accurate, and the estimate exceeds the margin"
         return Verdict.INCONCLUSIVE, "proven less accurate, but not by more than the margin"
     if log_mirror >= -math.log(settings.alpha_promote):
         return Verdict.PASS, "proven not less accurate by the margin"
-    return Verdict.INSUFFICIENT_SAMPLE, "too few pairs to tell"
+    return Verdict.INSUFFICIENT_SAMPLE, "too few pairs for a decision"
 
 
-def _sentence(check: CheckDocument, counts: PairCounts, margin: float) -> str:
+def _describe(check: CheckDocument, counts: PairCounts, margin: float) -> str:
     lost, won = counts.lost, counts.won
     if check.setting("scale") is None:
-        compared = f"the shadow alone was wrong in {lost:,} and stable alone in {won:,}"
+        compared = f"the shadow alone wrong in {lost:,}, stable alone in {won:,}"
     else:
-        rate = f", win rate {won / (lost + won):.1%}" if lost + won else ""
-        compared = f"the shadow was nearer in {won:,} and stable in {lost:,}{rate}"
+        rate = f", win rate {format_percent(won / (lost + won), 1)}" if lost + won else ""
+        compared = f"the shadow nearer in {won:,}, stable in {lost:,}{rate}"
     word = "less" if counts.difference >= 0 else "more"
     return (
-        f"of {counts.pairs:,} requests that both answered {compared}: "
-        f"{abs(counts.difference):.2%} {word} accurate, margin {margin:.2%}"
+        f"the shadow is {format_percent(abs(counts.difference))} {word} accurate than stable, "
+        f"margin {format_percent(margin)}, after {counts.pairs:,} requests that both answered "
+        f"({compared})"
     )

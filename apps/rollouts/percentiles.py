@@ -1,6 +1,6 @@
-"""How the percentiles of two latency histograms differ, with bounds: for people, not for verdicts.
+"""Compares the percentiles of two latency histograms, with bounds, for display only.
 
-The bounds hold at one look. What decides is the e-process, which may be looked at always.
+The bounds are valid at one look. The e-process, which is valid at every look, decides.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class PercentileDifference:
 def percentile_differences(
     canary: Mapping[int, int], control: Mapping[int, int]
 ) -> tuple[PercentileDifference, ...]:
-    """p50, p95 and p99 of two histograms and the bounds of their differences.
+    """Return p50, p95 and p99 of two histograms and the bounds of their differences.
 
     Each percentile has the distribution-free interval of its order statistics (David and Nagaraja,
     Order Statistics, 2003, section 7.1), widened to the edges of its buckets. The two, each at
@@ -66,7 +66,7 @@ def _difference(
 def quantile_bounds_us(
     counts: Mapping[int, int], q: float, *, miss: float
 ) -> tuple[float | None, float | None]:
-    """Bounds that hold the true `q`-quantile except with a chance of `miss`; None is no bound.
+    """Return bounds that miss the true `q`-quantile with probability `miss`; None is no bound.
 
     B of n durations lie at or below the quantile, B binomial (n, q). The l-th smallest lies above
     it with the chance P(B < l), the u-th smallest below it with P(B ≥ u): l is the largest and u
@@ -83,7 +83,7 @@ def quantile_bounds_us(
 
 
 def _rank(n: int, q: float, is_below: Callable[[float], bool]) -> int:
-    """Return the smallest k of which P(B ≤ k) is not below; it rises with k, so it is bisected."""
+    """Return the smallest k whose P(B ≤ k) is not below, by bisection; P rises with k."""
     low, high = 0, n
     while low < high:
         middle = (low + high) // 2
@@ -95,11 +95,11 @@ def _rank(n: int, q: float, is_below: Callable[[float], bool]) -> int:
 
 
 def _bucket_edge(counts: Mapping[int, int], rank: int, *, upper: bool) -> float | None:
-    """An edge of the bucket that holds the duration of that rank; the last one has no upper."""
-    seen, index = 0, 0
+    """Return an edge of the bucket that holds the duration of that rank; the last has no upper."""
+    cumulative, index = 0, 0
     for index in sorted(counts):
-        seen += counts[index]
-        if seen >= rank:
+        cumulative += counts[index]
+        if cumulative >= rank:
             break
     if not upper:
         return BOUNDS_US[index - 1] if index > 0 else 0.0

@@ -145,7 +145,7 @@ def _split_of(rollout: Rollout, plan: PlanDocument, index: int) -> CanarySplit:
         weight_bp=plan.steps[index].weight_bp,
         baseline_bp=plan.baseline_of(index),
         interval_s=plan.interval_of(index),
-        exposures=plan.asks_outcomes,
+        exposures=plan.needs_outcomes,
     )
 
 

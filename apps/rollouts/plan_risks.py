@@ -1,7 +1,7 @@
-"""How often a whole plan decides wrongly: rolls a healthy version back, or lets a worse one pass.
+"""Estimates the error rates of a plan: false rollbacks, and passes of worse versions.
 
-Checks that test have bounds that hold however often they are read. A threshold has none: its
-figures are simulated for the plan at hand. Of Prometheus and webhooks nothing can be known.
+Statistical checks have bounds that hold at every look. A threshold has none: its rates are
+simulated for the plan. The error rates of Prometheus and webhook checks are unknown.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from apps.rollouts.checks import CheckSettings
 from apps.rollouts.plans import WHOLE_BP, PlanDocument, StepDocument
 from apps.rollouts.thresholds import rollback_rate
 
-# Where a figure comes from: a theorem bounds it, the plan was simulated, or nobody knows it.
+# The source of a figure: a theorem bounds it, the plan was simulated, or it is unknown.
 Basis = Literal["bounded", "simulated", "unknown"]
 
-# More looks than that change the figures little, and cost the page time.
+# More looks change the figures little, and slow the page down.
 LOOKS_MAX = 120
 
 
 @dataclass(frozen=True)
 class CheckRisk:
-    """The risks of one check over all steps that ask it; fractions, None where nobody knows.
+    """The risks of one check over all of its steps, as fractions; None where unknown.
 
     `false_rollback` is of a version that is as good as stable, or within an absolute bound;
     `false_pass` of one that is worse by exactly the margin, or exactly at the bound; the sample
-    ratio has none. A check whose failure only pauses or is only recorded rolls nothing back.
+    ratio has none. A check that only pauses or records has no false rollbacks.
     """
 
     name: str
@@ -46,25 +46,25 @@ class PlanRisks:
 
     @property
     def false_rollback(self) -> float | None:
-        """At most so many healthy versions are rolled back: the sum over the checks, by Boole.
+        """The largest share of healthy versions rolled back: the sum over the checks (Boole).
 
-        None where a check that may roll back has no known risk.
+        None if a check that may roll back has an unknown risk.
         """
         known = [check.false_rollback for check in self.checks]
         return None if None in known else min(1.0, sum(one for one in known if one is not None))
 
     @property
     def unknown(self) -> tuple[str, ...]:
-        """The checks of which no error rate can be known."""
+        """The checks whose error rates are unknown."""
         return tuple(check.name for check in self.checks if check.basis == "unknown")
 
 
 def risks_of_plan(plan: PlanDocument) -> PlanRisks:
     """Return the risks of `plan`, thresholds included.
 
-    Thresholds are simulated with both versions erring at 1 % and 250 requests between looks.
+    Thresholds are simulated with error rates of 1 % and 250 requests between looks.
     """
-    checks = {check.label: check for step in plan.steps for check in step.questions}
+    checks = {check.label: check for step in plan.steps for check in step.check_documents}
     return PlanRisks(tuple(_risk(plan, check) for check in checks.values()))
 
 
@@ -78,10 +78,10 @@ def _risk(plan: PlanDocument, check: CheckDocument) -> CheckRisk:
         basis, false_pass = "bounded", settings.alpha_promote
         false_rollback = settings.alpha / max(1, plan.guardrails)
     elif check.check == SAMPLE_RATIO:
-        # Whatever it misses makes no version look better: other checks judge those.
+        # An undetected mismatch passes no worse version: other checks judge that.
         basis, false_rollback, false_pass = "bounded", 0.0, None
     elif check.check == ERROR_THRESHOLD:
-        steps = [step for step in plan.steps if check in step.questions]
+        steps = [step for step in plan.steps if check in step.check_documents]
         basis = "simulated"
         false_rollback = _threshold(plan, check, steps, surplus=0.0)
         margin = int(check.setting("margin_bp")) / WHOLE_BP

@@ -1,7 +1,7 @@
-"""Asks a service outside that the operator set up, over HTTP, within bounds of time and size.
+"""Calls an external service that the operator configured, over HTTP, with limits of time and size.
 
-Whatever goes wrong comes out of here as ProviderError, with words for people: what, where and why.
-No redirect is followed, and no answer is read beyond its bound.
+Every failure is raised as ProviderError, whose message names the service and the cause. Redirects
+must not be followed, and no response is read beyond its size limit.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ REASON_MAX = 500
 
 
 class ProviderError(Exception):
-    """A service gave no usable answer; the text says which, and why."""
+    """A service gave no usable answer; the message names the service and the cause."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """One POST to a service; `who` names it to people."""
+    """One POST to a service, named `service` in messages."""
 
-    who: str
+    service: str
     url: str
     body: bytes
     headers: dict[str, str] = field(default_factory=dict)
@@ -38,8 +38,8 @@ class Answer:
 
 
 def send(call: Call) -> Answer:
-    """Return the service's answer, of whatever status. Raises ProviderError."""
-    # A timeout is for each read: one that answers byte by byte needs a bound for all of them.
+    """Return the service's answer, whatever its status. Raises ProviderError."""
+    # The HTTP timeout is per read: an answer sent byte by byte needs a limit for all reads.
     until = monotonic() + CALL_S
     headers = {"accept-encoding": "identity", **call.headers}
     try:
@@ -50,28 +50,30 @@ def send(call: Call) -> Answer:
             for chunk in response.iter_raw():
                 body += chunk
                 if len(body) > BODY_BYTES_MAX:
-                    raise ProviderError(f"{call.who} answers more than {BODY_BYTES_MAX} bytes")
+                    raise ProviderError(f"{call.service} sent more than {BODY_BYTES_MAX} bytes")
                 if monotonic() > until:
-                    raise ProviderError(f"{call.who} did not answer within {CALL_S:g} s")
+                    raise ProviderError(f"{call.service} did not answer within {CALL_S:g} s")
     except httpx.TimeoutException:
-        raise ProviderError(f"{call.who} did not answer within {CALL_S:g} s") from None
+        raise ProviderError(f"{call.service} did not answer within {CALL_S:g} s") from None
     except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
-        raise ProviderError(f"{call.who} cannot be asked: {printable(str(error))}") from None
+        raise ProviderError(f"{call.service} cannot be reached: {printable(str(error))}") from None
     if response.is_redirect:
-        raise ProviderError(f"{call.who} answers {response.status_code}: no redirect is followed")
+        raise ProviderError(
+            f"{call.service} returned {response.status_code}: redirects are not followed"
+        )
     return Answer(response.status_code, bytes(body))
 
 
-def shown_url(url: str) -> str:
-    """Return the server's address without what may be secret: password, path and query."""
+def redact_url(url: str) -> str:
+    """Return the server's address without parts that may be secret: password, path and query."""
     try:
         parts = urlsplit(url)
         port = f":{parts.port}" if parts.port else ""
     except ValueError:
-        return "a bad address"
+        return "an invalid address"
     return f"{parts.scheme}://{parts.hostname}{port}"
 
 
 def printable(text: str) -> str:
-    """Return an outsider's words in one line of bounded length."""
+    """Return text from outside as one printable line of at most REASON_MAX characters."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:REASON_MAX]

@@ -1,8 +1,8 @@
-"""From when does the evidence speak? Stakes that enter one after the other, and their segments.
+"""Divides the stake of a test over entry times, and finds the segment that its evidence is from.
 
 A stake that enters at an interval is a bet with λ = 0 before it, hence any mixture of stakes whose
-weights are fixed beforehand and sum to 1 is a test supermartingale as well. A version that was
-healthy for long and then breaks is caught by a stake that entered near the break; the segment from
+weights are fixed beforehand and sum to 1 is a test supermartingale as well. If a version was
+healthy for long and then breaks, a stake that entered near the break detects it; the segment from
 that entry to now is the one whose estimate and numbers count.
 """
 
@@ -17,16 +17,15 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
-# An interval is cut into so many slices, of 2 s each by default and never shorter: windows last
-# about a second, so that what happened in one second is in two of them at most.
+# The number of slices of an interval, of 2 s each by default and never shorter: windows last about
+# a second, so that the events of one second are in two slices at most.
 SLICES = 5
 SLICE_S_MIN = 2.0
 
-# Three quarters of the stake are there from the start. The rest is for the steps in turn,
-# 1/((j+1)(j+2)) of it for the j-th: half of that enters with the step, the other half every
-# ENTRY_EVERY intervals after it, the i-th time with a weight of 1/(i + ENTRY_SPREAD)². So about
-# half of it is spread evenly over the half an hour that a step usually lasts, and no step is so
-# long that nothing is left.
+# Three quarters of the stake enter at the start. The rest is divided over the steps, 1/((j+1)(j+2))
+# of it for the j-th: half of that enters with the step, the other half every ENTRY_EVERY intervals
+# after it, the i-th time with a weight of 1/(i + ENTRY_SPREAD)². So about half of it is divided
+# evenly over the half an hour that a step usually lasts, and some is left in a step of any length.
 FIRST_STAKE = 0.75
 STEP_STAKE = 0.5
 ENTRY_EVERY = 6
@@ -50,8 +49,8 @@ class Stakes:
 class Carried:
     """A process at one look, arrays of the shape `(…)` of the runs.
 
-    `log_e` is ln of the whole wealth; the stake that holds most of it entered at interval `start`,
-    in bet `bet`, and `gain` is what it has won since then, divided by its overdispersion.
+    `log_e` is ln of the whole wealth; the stake with most of it entered at interval `start`, in bet
+    `bet`, and `gain` is its log gain since then, divided by its overdispersion.
     """
 
     log_e: Array
@@ -63,8 +62,8 @@ class Carried:
 def stakes_of(steps: Sequence[int] | Integers) -> Stakes:
     """Return the stakes of intervals whose steps are `steps`, in the order of time.
 
-    What enters is a function of how many steps and intervals there were, never of what they saw.
-    An instance that still serves the step before begins no new one.
+    The entries are a function of the numbers of steps and intervals, never of their data. An
+    instance that still serves the previous step starts no new one.
     """
     if not len(steps):
         return Stakes(np.zeros(0, dtype=np.int64), np.zeros(0))
@@ -85,10 +84,10 @@ def carry(gains: Array, stakes: Stakes, dispersion: Array) -> Carried:
     """Return the wealth of the mixture over stakes and bets.
 
     `gains` of shape `(…, stakes, bets)` is each bet's log wealth since its stake entered, and
-    `dispersion` of shape `(…, stakes)` how much more the counts since then vary than independent
-    ones. A count whose variance is φ times the binomial one has log wealth λS − φλ²v/2 at the bet
-    λ/φ, which is the independent one's at λ divided by φ; for errors in clumps of φ each that is
-    exact as well.
+    `dispersion` of shape `(…, stakes)` the variance of the counts since then over that of
+    independent ones. A count whose variance is φ times the binomial one has log wealth
+    λS − φλ²v/2 at the bet λ/φ, which is the independent one's at λ divided by φ; that is also exact
+    for errors in clumps of φ each.
     """
     since = gains / dispersion[..., None]
     weighted = since + (np.log(stakes.weights) - np.log(gains.shape[-1]))[:, None]

@@ -1,9 +1,9 @@
-"""Little traffic: intervals in which one version answered nobody, and how old data may be.
+"""Handles low traffic: pools intervals without data of one version, and limits the age of data.
 
-The e-process compares canary and stable within an interval and skips one that saw only one of them:
-at three requests an hour that would be every interval. So neighbours are pooled until both were
-seen. Which are pooled depends on exposures alone, never on errors, and a pool that is complete is
-not changed again: each bet is still fixed before its interval and settled once.
+The e-process compares canary and stable within an interval and skips intervals with data of only
+one: at three requests per hour that would be every interval. So neighbours are pooled until both
+versions have data. Pooling depends on exposures alone, never on errors, and a complete pool stays
+unchanged: each bet is still fixed before its interval and settled once.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from apps.rollouts.evidence import Arm, Interval, SliceCounts
 from contract import histogram
 from contract.messages import ClusterCounts
 
-# A pass needs data of this step that is no older than so many check intervals, or where these are
-# short for the traffic, than the time in which so many exposures of either version are due: all of
-# them stay away by chance once in a thousand times (e^-7).
+# A pass needs data of this step no older than FRESH_INTERVALS check intervals, or at low traffic no
+# older than the time in which FRESH_EXPOSURES of either version are expected: the probability that
+# none of them arrives by chance is one in a thousand (e^-7).
 FRESH_INTERVALS = 5
 FRESH_EXPOSURES = 7
 
 
 def pool_sparse(intervals: Sequence[Interval]) -> list[Interval]:
-    """Return the intervals in their order, neighbours of one step pooled until both arms were seen.
+    """Return the intervals in order, with neighbours of one step pooled until both arms have data.
 
-    A pool begins when its first interval began and stands where its last one stood; what is not
-    complete yet is left as it is. An interval in which the share changed stands alone, since not
-    all of it belongs to one step.
+    A pool has the start of its first interval and the position of its last one; incomplete pools
+    stay separate intervals. An interval in which the share changed is not pooled, since only a part
+    of it belongs to each step.
     """
     if all(_completes(each, each) for each in intervals):
         return list(intervals)
-    found: dict[int, Interval] = {}
+    by_place: dict[int, Interval] = {}
     open_pools: dict[int, list[int]] = {}
     steps_at = Counter(interval.started_at for interval in intervals)
     for place, interval in enumerate(intervals):
-        found[place] = interval
+        by_place[place] = interval
         pool = open_pools.setdefault(interval.step_index, [])
         if steps_at[interval.started_at] > 1:
             pool.clear()
@@ -45,16 +45,16 @@ def pool_sparse(intervals: Sequence[Interval]) -> list[Interval]:
         first = intervals[pool[0]] if pool else interval
         pool.append(place)
         if not _completes(first, interval):
-            # All of an open pool saw one arm only, the same: the first of them says which.
+            # All intervals of an open pool have data of the same arm: the first one shows which.
             if not (_ended(first.canary) or _ended(first.control)):
                 pool[:] = [place]
             continue
         if len(pool) > 1:
             for each in pool:
-                del found[each]
-            found[place] = _pooled([intervals[each] for each in pool])
+                del by_place[each]
+            by_place[place] = _pooled([intervals[each] for each in pool])
         pool.clear()
-    return list(found.values())
+    return list(by_place.values())
 
 
 def _completes(first: Interval, last: Interval) -> bool:
@@ -64,7 +64,7 @@ def _completes(first: Interval, last: Interval) -> bool:
 
 
 def _ended(arm: Arm) -> int:
-    """Who was answered or failed, or was left without an answer: of a version that hangs all."""
+    """Count units with an answer, an error or none; of a version that hangs, all have none."""
     return arm.n + arm.unanswered
 
 
@@ -78,7 +78,7 @@ def _pooled(parts: Sequence[Interval]) -> Interval:
 
 
 def _sum(arms: Sequence[Arm]) -> Arm:
-    """Add up; slices are not kept, as too few of them saw both arms, and the pool is one slice."""
+    """Add up arms without slices, too few of which have both arms: the pool is one slice."""
     return Arm(
         n=sum(arm.n for arm in arms),
         errors=sum(arm.errors for arm in arms),
@@ -92,12 +92,12 @@ def _sum(arms: Sequence[Arm]) -> Arm:
 
 
 def _sum_clusters(parts: Sequence[dict[int, ClusterCounts]]) -> dict[int, ClusterCounts]:
-    found: dict[int, ClusterCounts] = {}
+    pooled: dict[int, ClusterCounts] = {}
     for part in parts:
         for number, counts in part.items():
-            before = found.get(number)
-            found[number] = counts if before is None else before.merge(counts)
-    return found
+            before = pooled.get(number)
+            pooled[number] = counts if before is None else before.merge(counts)
+    return pooled
 
 
 def _sum_instances(parts: Sequence[dict[str, SliceCounts]]) -> dict[str, SliceCounts]:
@@ -119,20 +119,20 @@ def is_fresh(
     interval_s: int,
     now: datetime,
 ) -> bool:
-    """Say whether the step saw the canary, and stable where it must, as lately as is usual.
+    """Return whether the step has recent data of the canary, and of stable if it needs a control.
 
-    `intervals` are those that were frozen, not pooled.
+    `intervals` are the frozen ones, not pooled.
     """
-    mine = [i for i in intervals if i.step_index == step_index]
+    own = [i for i in intervals if i.step_index == step_index]
     least = timedelta(seconds=FRESH_INTERVALS * interval_s)
-    canary = [(i.started_at, i.canary.n) for i in mine]
-    control = [(i.started_at, i.control.n) for i in mine]
+    canary = [(i.started_at, i.canary.n) for i in own]
+    control = [(i.started_at, i.control.n) for i in own]
     return _is_recent(canary, least, now) and (not needs_control or _is_recent(control, least, now))
 
 
 def _is_recent(counts: Sequence[tuple[datetime, int]], least: timedelta, now: datetime) -> bool:
-    seen = [at for at, n in counts if n]
-    if not seen:
+    times = [at for at, n in counts if n]
+    if not times:
         return False
     due = (now - counts[0][0]) * FRESH_EXPOSURES / sum(n for _, n in counts)
-    return seen[-1] >= now - max(least, due)
+    return times[-1] >= now - max(least, due)

@@ -18,11 +18,11 @@ from apps.models.models import Deployment
 from apps.models.services import deploy_version, release_split
 from apps.models.states import DeploymentState
 from apps.rollouts.breaker_trips import trip_of_target
-from apps.rollouts.decisions import Action, Answered, Decision
-from apps.rollouts.evaluation import evaluate, next_look
+from apps.rollouts.decisions import Action, Decision, JudgedCheck
+from apps.rollouts.evaluation import evaluate, next_evaluation_at
 from apps.rollouts.fleet_status import Roster, why_ahead
 from apps.rollouts.limits import waits_for_its_turn
-from apps.rollouts.metric_providers import Asked, has_answers
+from apps.rollouts.metric_providers import ServiceObservations, has_observations
 from apps.rollouts.models import Rollout
 from apps.rollouts.overrides import holding_freeze
 from apps.rollouts.phases import (
@@ -61,7 +61,7 @@ class Look:
 
     now: datetime
     roster: Roster
-    asked: Asked | None = None
+    asked: ServiceObservations | None = None
     moves: list[Move] | None = None
 
     def make(self, rollout: Rollout, make: Make, *, is_urgent: bool = False) -> None:
@@ -169,11 +169,13 @@ def _bake(rollout: Rollout, look: Look) -> None:
         say(rollout, decision.reason)
 
 
-def _evaluate(rollout: Rollout, plan: PlanDocument, look: Look) -> tuple[Decision, list[Answered]]:
-    return evaluate(rollout, plan, look.asked.answers if look.asked else {}, look.now)
+def _evaluate(
+    rollout: Rollout, plan: PlanDocument, look: Look
+) -> tuple[Decision, list[JudgedCheck]]:
+    return evaluate(rollout, plan, look.asked.observations if look.asked else {}, look.now)
 
 
-def _evidence_of(answers: list[Answered]) -> dict[str, Any]:
+def _evidence_of(answers: list[JudgedCheck]) -> dict[str, Any]:
     return {"checks": {each.check.label: each.result.evidence for each in answers}}
 
 
@@ -190,7 +192,7 @@ def _hold_pinned(rollout: Rollout, plan: PlanDocument, pins: list[str], look: Lo
 def _guard_while_held(rollout: Rollout, plan: PlanDocument, look: Look) -> bool:
     """Ask the guardrails while a clock stands: instances that are not behind serve the canary."""
     if rollout.next_check_at is None:
-        rollout.next_check_at = next_look(rollout, plan, look.now)
+        rollout.next_check_at = next_evaluation_at(rollout, plan, look.now)
         rollout.save(update_fields=["next_check_at"])
         return False
     return _rolled_back_by_checks(rollout, plan, look)
@@ -280,7 +282,7 @@ def _start_clock(rollout: Rollout, plan: PlanDocument, look: Look) -> bool:
     bake = plan.bake_of(rollout.step_index)
     rollout.step_started_at = rollout.step_started_at or now
     rollout.step_due_at, rollout.step_limit_at = now + bake, now + bake * plan.extend_max
-    rollout.next_check_at = next_look(rollout, plan, now)
+    rollout.next_check_at = next_evaluation_at(rollout, plan, now)
     rollout.save(update_fields=list(CLOCK_STOPPED))
     return True
 
@@ -303,9 +305,9 @@ def _checks_due(rollout: Rollout, plan: PlanDocument, look: Look) -> bool:
     """Say whether a check interval has passed, and set when the next one will have."""
     if rollout.next_check_at is not None and look.now < rollout.next_check_at:
         return False
-    if not has_answers(rollout, look.asked):
+    if not has_observations(rollout, look.asked):
         return False
-    rollout.next_check_at = next_look(rollout, plan, look.now)
+    rollout.next_check_at = next_evaluation_at(rollout, plan, look.now)
     rollout.save(update_fields=["next_check_at"])
     return True
 

@@ -25,7 +25,7 @@ from apps.lib.errors import Conflict
 from apps.models.models import ModelVersion, RegisteredModel
 from apps.rollouts.due_rollouts import Due, find_due
 from apps.rollouts.fleet_status import Roster, read_roster
-from apps.rollouts.metric_providers import Asked, ask_services
+from apps.rollouts.metric_providers import ServiceObservations, query_services
 from apps.rollouts.models import Rollout
 from apps.rollouts.phases import tell
 from apps.rollouts.publication import one_publication
@@ -45,7 +45,7 @@ def tick_rollouts() -> int:
     now = database_now()
     roster = read_roster(now)
     due = find_due(roster)
-    tick = Tick(roster, ask_services(due.judged, now), [])
+    tick = Tick(roster, query_services(due.judged, now), [])
     looked_at = tick.look_at_all(due)
     for rollout, words in due.waiting:
         say(rollout, words)
@@ -58,7 +58,7 @@ class Tick:
     """The looks of one tick, and the moves that they put off."""
 
     roster: Roster
-    asked: dict[UUID, Asked]
+    asked: dict[UUID, ServiceObservations]
     moves: list[Move]
 
     def look_at_all(self, due: Due) -> int:
@@ -95,7 +95,7 @@ class Tick:
 @transaction.atomic
 def tick_one(
     pk: UUID,
-    asked: Asked | None = None,
+    asked: ServiceObservations | None = None,
     roster: Roster | None = None,
     moves: list[Move] | None = None,
 ) -> bool:

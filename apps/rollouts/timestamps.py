@@ -1,4 +1,4 @@
-"""Instants as people send them: with a time zone, since 14:05 alone is another time elsewhere."""
+"""Parses timestamps from clients. They must have a time zone: 14:05 alone is ambiguous."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from apps.lib.errors import Invalid
 EXAMPLE = "2026-11-25T14:05:00Z"
 
 
-def read_instant(text: str, name: str) -> datetime:
-    """Return the instant that `text` says in ISO 8601. Raises Invalid, which names the field."""
+def parse_timestamp(text: str, name: str) -> datetime:
+    """Parse an ISO 8601 timestamp. Raises Invalid, which names the field."""
     try:
         at = datetime.fromisoformat(text.strip())
     except ValueError:
@@ -22,20 +22,22 @@ def read_instant(text: str, name: str) -> datetime:
             "(in a URL a + is written %2B)."
         ) from None
     if at.tzinfo is None:
-        raise Invalid(f"{name}: {text!r} names no time zone; end it with Z for UTC, or +02:00.")
+        raise Invalid(
+            f"{name}: {text!r} has no time zone; append Z for UTC, or an offset such as +02:00."
+        )
     try:
         return at.astimezone(UTC)
     except OverflowError:
-        raise Invalid(f"{name}: {text!r} lies outside of the calendar.") from None
+        raise Invalid(f"{name}: {text!r} is out of range.") from None
 
 
-class InstantField(serializers.DateTimeField):
-    """Takes instants with a time zone only, where the framework's field assumes one."""
+class TimestampField(serializers.DateTimeField):
+    """Accepts only timestamps with a time zone; the framework's field would assume one."""
 
     def to_internal_value(self, value: Any) -> datetime:
         if not isinstance(value, str):
-            raise serializers.ValidationError(f"Give text in ISO 8601, such as {EXAMPLE}.")
+            raise serializers.ValidationError(f"Expected an ISO 8601 timestamp, such as {EXAMPLE}.")
         try:
-            return read_instant(value, "")
+            return parse_timestamp(value, "")
         except Invalid as error:
             raise serializers.ValidationError(error.message.removeprefix(": ")) from None

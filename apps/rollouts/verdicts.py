@@ -1,4 +1,4 @@
-"""What a check answers. Only `pass` lets a step pass, only `fail` rolls back; the others hold."""
+"""The result of a check. Only `pass` lets a step pass, only `fail` rolls back; the others hold."""
 
 from __future__ import annotations
 
@@ -21,18 +21,23 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class CheckResult:
-    """One check's answer: `reason` is a sentence with its numbers, `evidence` is stored as JSON."""
+    """`reason` is a sentence that starts with its figures, `evidence` is stored as JSON."""
 
     check: str
     verdict: Verdict
     reason: str
     evidence: dict[str, JSON]
-    # False where no more data could ever decide it: then waiting is for nothing.
+    # False where no further data can change the verdict, so that waiting is pointless.
     is_decidable: bool = True
 
 
-def odds(log_e: float) -> str:
-    """Return e^`log_e` as people read odds: 12.3:1, 1,910:1; huge ones by their power of ten."""
+def format_percent(rate: float, digits: int = 2) -> str:
+    """Format a fraction in per cent: 0.227 becomes 22.70 %."""
+    return f"{100.0 * rate:.{digits}f} %"
+
+
+def format_odds(log_e: float) -> str:
+    """Format e^`log_e` as odds: 12.3:1, 1,910:1; above 10,000 as a power of ten."""
     if log_e > math.log(1e4):
         return f"10^{log_e / math.log(10):.0f}:1"
     value = math.exp(log_e)

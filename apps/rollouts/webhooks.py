@@ -1,6 +1,6 @@
-"""Webhook checks: what a service of the user's is asked, and how its answer is read.
+"""Calls the webhook of a check, and reads the verdict that it returns.
 
-They go only where notifications may go, by the same code: the address is one that a person typed.
+It must call only addresses that notifications may use, by the same code: a user enters the address.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from apps.models.internal_hosts import configured_policy
 from apps.notifications.addresses import check_url
 from apps.notifications.http_post import Answer, post
 from apps.notifications.signing import headers
-from apps.rollouts.provider_client import CALL_S, ProviderError, printable, shown_url
+from apps.rollouts.provider_client import CALL_S, ProviderError, printable, redact_url
 from apps.rollouts.verdicts import JSON
 
 ANSWER_BYTES_MAX = 16_384
 FORM = '{"verdict": "pass|fail|inconclusive|no-data", "reason": "…"}'
 
 
-class Verdicted(msgspec.Struct):
-    """What the service answers; more fields are its own affair."""
+class VerdictResponse(msgspec.Struct):
+    """The answer of the service; additional fields are ignored."""
 
     verdict: Literal["pass", "fail", "inconclusive", "no-data"]
     reason: str = ""
 
 
-_decoder = msgspec.json.Decoder(Verdicted)
+_decoder = msgspec.json.Decoder(VerdictResponse)
 
 
 def problem_of_address(settings: Mapping[str, Any]) -> str:
-    """Return in words why no check may call the address of these settings, or nothing."""
+    """Describe why no check may call the address in the settings; empty if it is allowed."""
     try:
         check_url(str(settings.get("url", "")), policy=configured_policy())
     except Invalid as error:
@@ -44,31 +44,31 @@ def problem_of_address(settings: Mapping[str, Any]) -> str:
 
 
 def signed_headers(secret: str, message_id: str, at: datetime, body: bytes) -> dict[str, str]:
-    """Return Standard Webhooks' headers; without a secret there is no signature among them."""
+    """Return the headers of Standard Webhooks, without a signature if there is no secret."""
     secrets = [secret] if secret else []
     signed = headers(secrets, message_id, int(at.timestamp()), body)
     return {name: value for name, value in signed.items() if value}
 
 
-def ask_webhook(
+def call_webhook(
     url: str, body: bytes, signed: Mapping[str, str], policy: EgressPolicy
 ) -> dict[str, JSON]:
     """Return the observation: `where`, `verdict` and `reason`. Raises ProviderError."""
-    who = f"webhook at {shown_url(url)}"
+    service = f"webhook at {redact_url(url)}"
     sent = {"content-type": "application/json", **signed}
     try:
         answer = post(url, sent, body, policy=policy, timeout_s=CALL_S, bytes_max=ANSWER_BYTES_MAX)
     except Unavailable as error:
-        raise ProviderError(f"{who}: {printable(error.message)}") from None
-    return read_verdict(who, answer)
+        raise ProviderError(f"{service}: {printable(error.message)}") from None
+    return read_verdict(service, answer)
 
 
-def read_verdict(who: str, answer: Answer) -> dict[str, JSON]:
-    """Return what `answer` says. Raises ProviderError for any but the agreed form."""
+def read_verdict(service: str, answer: Answer) -> dict[str, JSON]:
+    """Return the observation. Raises ProviderError unless the answer has the form FORM."""
     if not 200 <= answer.status < 300:
-        raise ProviderError(f"{who} answers {answer.status}")
+        raise ProviderError(f"{service} returned {answer.status}")
     try:
-        given = _decoder.decode(answer.text)
+        response = _decoder.decode(answer.text)
     except msgspec.DecodeError as error:
-        raise ProviderError(f"{who} does not answer {FORM}: {printable(str(error))}") from None
-    return {"where": who, "verdict": given.verdict, "reason": printable(given.reason)}
+        raise ProviderError(f"{service} did not return {FORM}: {printable(str(error))}") from None
+    return {"where": service, "verdict": response.verdict, "reason": printable(response.reason)}

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from apps.rollouts.plan_templates import TEMPLATES
 from apps.rollouts.plans import WHOLE_BP
-from apps.rollouts.sample_ratio import ALPHA, DEVIATION_MIN, log_evidence, spread_of
+from apps.rollouts.sample_ratio import ALPHA, DEVIATION_MIN, log_evidence, overdispersion_of
 from bench.bars import Bar, Rng, share
 from contract.messages import CLUSTERS
 
@@ -67,7 +67,7 @@ def strangers(rng: Rng, runs: int, per_second: float, shares: list[float], lost:
 
 def failed(canary: Array, control: Array, weight: float, units: Array) -> Flags:
     """In which runs (the first axis) the check failed at some look (the second one)."""
-    spread = spread_of(units, np.zeros(canary.shape))
+    spread = overdispersion_of(units, np.zeros(canary.shape))
     log_e = log_evidence(canary, control, weight, spread)
     total = canary + control
     off = abs(canary - total * weight) >= DEVIATION_MIN * total * min(weight, 1.0 - weight)

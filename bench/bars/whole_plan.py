@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
-from apps.rollouts.analysis import Question, answer
-from apps.rollouts.decisions import Action, Answered, Decision, StepClock, StepFacts, decide_step
+from apps.rollouts.analysis import StepInputs, judge_checks
+from apps.rollouts.decisions import Action, Decision, JudgedCheck, StepClock, StepFacts, decide_step
 from apps.rollouts.evidence import Arm, Interval, LatencyReference
 from apps.rollouts.plans import WHOLE_BP, PlanDocument
 from bench.bars import Rng
@@ -90,9 +90,11 @@ def _arms(
 def _decide(
     plan: PlanDocument, index: int, intervals: list[Interval], reference: LatencyReference
 ) -> Decision:
-    question = Question(plan, index, intervals, reference, reference.n)
-    checks = plan.steps[index].questions
-    answers = [Answered(c, found) for c, found in zip(checks, answer(question), strict=True)]
+    question = StepInputs(plan, index, intervals, reference, reference.n)
+    checks = plan.steps[index].check_documents
+    answers = [
+        JudgedCheck(c, found) for c, found in zip(checks, judge_checks(question), strict=True)
+    ]
     now = START + timedelta(days=1)
     requests = sum(i.canary.requests for i in question.this_step)
     clock = StepClock(due_at=now, limit_at=now + timedelta(hours=1))

@@ -19,7 +19,7 @@ from apps.experiments.rollout_models import RolloutExposure
 from apps.lib.clock import database_now
 from apps.rollouts.check_kinds import OUTCOME, CheckDocument
 from apps.rollouts.checks import CheckSettings
-from apps.rollouts.evaluation import repeat_answer
+from apps.rollouts.evaluation import repeat_check
 from apps.rollouts.models import Evaluation, Rollout, RolloutEvent
 from apps.rollouts.phases import enter_step
 from apps.rollouts.plan_store import save_plan
@@ -228,7 +228,7 @@ def test_a_failed_guardrail_rolls_back_and_its_verdict_can_be_reproduced(rollout
     assert rollout.reason.startswith("outcome: bought 0.1 vs stable 0.3")
     row = Evaluation.objects.get(check_name=OUTCOME)
     OutcomeRow.objects.all().delete()
-    again = repeat_answer(row)
+    again = repeat_check(row)
     assert (again.verdict, again.reason, again.evidence) == (row.verdict, row.reason, row.evidence)
 
 

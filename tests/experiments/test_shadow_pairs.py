@@ -16,7 +16,7 @@ from apps.experiments.rollout_models import ShadowPairRow
 from apps.lib.clock import database_now
 from apps.rollouts.check_kinds import SHADOW_ACCURACY, CheckDocument
 from apps.rollouts.checks import CheckSettings
-from apps.rollouts.evaluation import repeat_answer
+from apps.rollouts.evaluation import repeat_check
 from apps.rollouts.models import Evaluation, Rollout
 from apps.rollouts.paired import judge_pairs
 from apps.rollouts.plan_store import save_plan
@@ -192,7 +192,7 @@ def test_scores_are_compared_by_how_far_off_they_are(rollout: Rollout) -> None:
     assert read(rollout)["unreadable"] == 4
     judged = judge_pairs(CHECK, read(rollout), CheckSettings())
     assert judged.verdict is Verdict.NO_DATA
-    assert "4 answers hold no number" in judged.reason
+    assert "4 answers have no number" in judged.reason
 
 
 def test_what_belongs_to_no_rollout_or_cannot_be_is_left_out(rollout: Rollout) -> None:
@@ -251,6 +251,6 @@ def test_a_shadow_that_is_less_accurate_never_gets_traffic(
     assert rollout.phase == phase, rollout.reason
     assert rollout.step_index == (0 if phase == Phase.ROLLING_BACK else 1)
     kept = Evaluation.objects.get(check_name=SHADOW_ACCURACY)
-    again = repeat_answer(kept)
+    again = repeat_check(kept)
     assert (again.verdict, again.reason) == (kept.verdict, kept.reason)
     assert "of 400 requests that both answered" in kept.reason

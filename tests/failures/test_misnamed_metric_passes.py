@@ -15,7 +15,7 @@ from apps.rollouts.plan_store import save_plan
 from apps.rollouts.plans import PlanDocument, StepDocument
 from apps.rollouts.services import start_rollout
 from tests.rollouts.factories import ANNA, make_model
-from tests.rollouts.outside import look, make_asking, service, vector
+from tests.rollouts.outside import look, make_checked_rollout, service, vector
 
 pytestmark = pytest.mark.django_db
 
@@ -27,29 +27,29 @@ def save(kind: str, **given: Any) -> Plan:
 
 
 @pytest.mark.parametrize(
-    ("kind", "given", "told"),
+    ("kind", "settings", "message"),
     [
-        ("eror-rate", {}, "Step 1: unknown check 'eror-rate'. Known are: error-rate, latency"),
+        ("eror-rate", {}, "Step 1: unknown kind 'eror-rate'; expected one of error-rate, latency"),
         ("outcome", {"metric": "boguht", "margin": 0.1}, "unknown metric 'boguht'"),
-        ("outcome", {"metric": "bought"}, "needs margin"),
+        ("outcome", {"metric": "bought"}, "margin is required"),
         ("outcome", {"metric": "bought", "margin": 1}, "margin must be below 1"),
-        ("outcome", {"metrik": "bought", "margin": 0.1}, "has no setting 'metrik'"),
-        ("prometheus", {"query": "up"}, "name one bound: at_most or at_least"),
-        ("prometheus", {"query": "up", "at_most": 1, "at_least": 0}, "name one bound"),
+        ("outcome", {"metrik": "bought", "margin": 0.1}, "unknown setting 'metrik'"),
+        ("prometheus", {"query": "up"}, "exactly one of at_most and at_least is required"),
+        ("prometheus", {"query": "up", "at_most": 1, "at_least": 0}, "exactly one of at_most"),
         ("prometheus", {"query": " ", "at_most": 1}, "query must not be empty"),
         ("prometheus", {"query": "up", "at_most": "1"}, "at_most must be a number"),
         ("webhook", {"url": "localhost/judge"}, "url: a URL starts with https:// or http://"),
         ("webhook", {"url": "http://["}, "url: 'http://\\[' is not a URL"),
         ("webhook", {"url": "http://169.254.169.254/x"}, "nothing is sent to 169.254.169.254"),
-        ("webhook", {}, "needs url"),
+        ("webhook", {}, "url is required"),
     ],
 )  # fmt: skip
-def test_a_check_that_nobody_could_answer_is_refused_and_nothing_is_saved(
-    kind: str, given: dict[str, Any], told: str
+def test_an_invalid_check_is_refused_and_nothing_is_saved(
+    kind: str, settings: dict[str, Any], message: str
 ) -> None:
     Metric.objects.create(name="bought", kind=Metric.Kind.PROPORTION)
-    with pytest.raises(Invalid, match=told):
-        save(kind, **given)
+    with pytest.raises(Invalid, match=message):
+        save(kind, **settings)
     assert not Plan.objects.exists()
 
 
@@ -68,5 +68,5 @@ def test_a_metric_that_prometheus_does_not_know_never_passes(settings: Any) -> N
     query = CheckDocument(check="prometheus", settings={"query": "erors_total", "at_most": 1})
     with service(lambda _: vector()) as outside:
         settings.PROMETHEUS_URL = outside.url
-        look(make_asking(query))
+        look(make_checked_rollout(query))
     assert Evaluation.objects.get().verdict == "no-data"

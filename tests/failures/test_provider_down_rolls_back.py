@@ -15,7 +15,14 @@ from apps.notifications.models import NotificationTarget, OutboxMessage
 from apps.rollouts.check_kinds import PROMETHEUS, WEBHOOK, CheckDocument
 from apps.rollouts.models import PublishedTable, Rollout
 from apps.rollouts.states import Phase
-from tests.rollouts.outside import Told, free_port, look, make_asking, prometheus, service
+from tests.rollouts.outside import (
+    CannedAnswer,
+    free_port,
+    look,
+    make_checked_rollout,
+    prometheus,
+    service,
+)
 
 pytestmark = pytest.mark.django_db
 
@@ -42,7 +49,7 @@ def test_killing_the_provider_in_the_middle_holds_tells_people_and_moves_nothing
     let_people_be_told()
     with prometheus(tmp_path) as provider:
         settings.PROMETHEUS_URL = provider.url
-        rollout = make_asking(failed_at_most(0.5))
+        rollout = make_checked_rollout(failed_at_most(0.5))
         assert look(rollout)[0].verdict == "pass"
         provider.kill()
         before = (rollout.phase, rollout.weight_bp, PublishedTable.objects.count())
@@ -55,26 +62,26 @@ def test_killing_the_provider_in_the_middle_holds_tells_people_and_moves_nothing
     look(rollout)
     assert (rollout.phase, rollout.weight_bp, PublishedTable.objects.count()) == before
     held = OutboxMessage.objects.get(event="rollout.held").payload["reason"]
-    assert f"prometheus is provider-error: Prometheus at {provider.url} cannot be asked" in held
+    assert f"prometheus is provider-error: Prometheus at {provider.url} cannot be reached" in held
 
 
 def test_at_the_end_of_its_time_the_step_waits_for_a_person(settings: Any) -> None:
     settings.PROMETHEUS_URL = f"http://127.0.0.1:{free_port()}"
-    rollout = make_asking(failed_at_most(0.5))
+    rollout = make_checked_rollout(failed_at_most(0.5))
     past = database_now() - timedelta(seconds=1)
     Rollout.objects.update(step_due_at=past, step_limit_at=past)
     look(rollout)
     assert (rollout.phase, rollout.weight_bp) == (Phase.PAUSED, 500)
-    assert "could not be decided in time: prometheus is provider-error" in rollout.reason
+    assert "no decision within the time limit: prometheus is provider-error" in rollout.reason
 
 
 def test_a_bad_canary_is_still_rolled_back_by_the_others_while_one_provider_is_down(
     settings: Any,
 ) -> None:
     settings.PROMETHEUS_URL = f"http://127.0.0.1:{free_port()}"
-    with service(lambda _: Told(body=b'{"verdict": "fail", "reason": "fraud"}')) as outside:
+    with service(lambda _: CannedAnswer(body=b'{"verdict": "fail", "reason": "fraud"}')) as outside:
         hook = CheckDocument(check=WEBHOOK, settings={"url": outside.url})
-        rollout = make_asking(failed_at_most(0.5), hook)
+        rollout = make_checked_rollout(failed_at_most(0.5), hook)
         look(rollout)
     assert rollout.phase == Phase.ROLLING_BACK
-    assert rollout.reason.endswith("says fail: fraud")
+    assert rollout.reason.endswith("returned fail: fraud")

@@ -32,7 +32,7 @@ def test_a_rollback_says_why_with_its_numbers() -> None:
     tick_rollouts()
     event = RolloutEvent.objects.latest("id")
     assert event.to_state == Phase.ROLLING_BACK
-    assert "error-rate: error rate 33.3% vs stable 1.0%" in event.reason
+    assert "error-rate: error rate 33.3 % on the canary, 1.0 % on stable" in event.reason
     assert event.evidence["checks"]["error-rate"]["canary_events"] == 20
     tick_rollouts()
     rollout.refresh_from_db()

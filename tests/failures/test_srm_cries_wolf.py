@@ -41,4 +41,4 @@ def test_a_split_that_is_really_off_fails_with_its_numbers() -> None:
     result = judge_sample_ratio([SplitInterval(350, 9_650, 500)])
 
     assert result.verdict is Verdict.FAIL
-    assert "350 of 10000, 500 expected (-30.0%, p=" in result.reason
+    assert "350 of 10,000 exposures, 500 expected (-30.0 %, p=" in result.reason

@@ -51,7 +51,7 @@ def turn(rollout: Rollout) -> Rollout:
 def test_a_failed_check_rolls_back_while_a_person_is_waited_for(
     waiting: Rollout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert "waits for the approval of a person" in waiting.reason
+    assert "waiting for approval by a person" in waiting.reason
     answer(monkeypatch, Verdict.FAIL)
     assert turn(waiting).phase == Phase.ROLLING_BACK
 
@@ -72,7 +72,8 @@ def test_what_cannot_be_decided_ends_with_a_person_and_a_reason(
     answer(monkeypatch, verdict)
     assert turn(waiting).phase == Phase.PAUSED
     assert (
-        waiting.reason == f"could not be decided in time: error-rate is {verdict}: it is {verdict}"
+        waiting.reason
+        == f"no decision within the time limit: error-rate is {verdict}: it is {verdict}"
     )
 
 

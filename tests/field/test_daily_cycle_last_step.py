@@ -8,8 +8,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from apps.rollouts.analysis import Question, answer
-from apps.rollouts.decisions import Action, Answered, StepClock, StepFacts, decide_step
+from apps.rollouts.analysis import StepInputs, judge_checks
+from apps.rollouts.decisions import Action, JudgedCheck, StepClock, StepFacts, decide_step
 from apps.rollouts.evidence import Arm, Interval, LatencyReference
 from apps.rollouts.plan_templates import TEMPLATES
 from apps.rollouts.plans import PlanDocument, StepDocument
@@ -55,9 +55,9 @@ def last_step(plan: PlanDocument, seed: int) -> list[Interval]:
 def test_a_slower_day_rolls_nobody_back(plan: PlanDocument, actions: set[str]) -> None:
     found = set()
     for seed in range(5):
-        asked = Question(plan, len(plan.steps) - 1, last_step(plan, seed), REFERENCE, 5_000)
-        checks = plan.steps[-1].questions
-        answers = [Answered(c, r) for c, r in zip(checks, answer(asked), strict=True)]
+        asked = StepInputs(plan, len(plan.steps) - 1, last_step(plan, seed), REFERENCE, 5_000)
+        checks = plan.steps[-1].check_documents
+        answers = [JudgedCheck(c, r) for c, r in zip(checks, judge_checks(asked), strict=True)]
         clock = StepClock(START, START + timedelta(days=1))
         found.add(decide_step(answers, StepFacts(clock, START, 1_000, 0)).action.value)
     assert Action.ROLL_BACK.value not in found

@@ -50,7 +50,7 @@ def test_a_canary_that_never_answers_impatient_clients_is_rolled_back() -> None:
     tick_rollouts()
     rollout.refresh_from_db()
     assert rollout.phase == Phase.ROLLING_BACK
-    assert "unanswered 100.0% vs stable 0.00%" in rollout.reason
+    assert "unanswered 100.0 % on the canary, 0.00 % on stable" in rollout.reason
 
 
 def test_clients_that_are_as_impatient_with_both_prove_nothing() -> None:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from apps.lib.clock import database_now
-from apps.rollouts.analysis import Question, answer
-from apps.rollouts.decisions import Action, Answered, Decision, StepClock, StepFacts, decide_step
+from apps.rollouts.analysis import StepInputs, judge_checks
+from apps.rollouts.decisions import Action, Decision, JudgedCheck, StepClock, StepFacts, decide_step
 from apps.rollouts.estimates import UsualTraffic, estimate_plan
 from apps.rollouts.evidence import Arm, Interval, LatencyReference
 from apps.rollouts.latency_baseline import reference_of
@@ -63,8 +63,11 @@ def first_decision(
         if at < due or len(frozen) % looks:
             continue
         fresh = is_fresh(frozen, 0, needs_control=True, interval_s=interval_s, now=at)
-        asked = Question(plan, 0, pool_sparse(frozen), REFERENCE, 500, is_fresh=fresh)
-        answers = [Answered(c, r) for c, r in zip(step.questions, answer(asked), strict=True)]
+        asked = StepInputs(plan, 0, pool_sparse(frozen), REFERENCE, 500, is_fresh=fresh)
+        answers = [
+            JudgedCheck(c, r)
+            for c, r in zip(step.check_documents, judge_checks(asked), strict=True)
+        ]
         decision = decide_step(answers, StepFacts(clock, at, 10_000, 0))
         if decision.action is not Action.HOLD or "the checks pass" in decision.reason:
             return decision, (at - START).total_seconds()

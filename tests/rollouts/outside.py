@@ -1,7 +1,7 @@
-"""Services outside for tests of checks: an HTTP server that answers as told, and Prometheus.
+"""External services for tests of checks: an HTTP server with canned answers, and Prometheus.
 
-The real one is used where the machine has it (on PATH, or in .tools/debs by `./run debs`); the
-summary of a test run says so when it was not there.
+The real Prometheus is used if it is installed (on PATH, or in .tools/debs by `./run debs`); the
+summary of a test run reports if it was missing.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ DEBS = Path(__file__).parents[2] / ".tools" / "debs" / "usr" / "bin" / "promethe
 
 
 @dataclass
-class Told:
-    """What a service answers, and after how long."""
+class CannedAnswer:
+    """The answer of a service, and its delay."""
 
     status: int = 200
     body: bytes = b""
@@ -44,34 +44,34 @@ class Told:
 
 @dataclass
 class Service:
-    """`asked` are the requests it got: path, headers, body."""
+    """`requests` are the received ones: path, headers, body."""
 
     url: str
-    asked: list[tuple[str, dict[str, str], bytes]]
+    requests: list[tuple[str, dict[str, str], bytes]]
     stop: Callable[[], None]
 
 
 @contextmanager
-def service(answer: Callable[[bytes], Told]) -> Iterator[Service]:
-    """Serve what `answer` makes of each body, GET or POST."""
-    asked: list[tuple[str, dict[str, str], bytes]] = []
+def service(answer: Callable[[bytes], CannedAnswer]) -> Iterator[Service]:
+    """Serve `answer(body)` to each GET and POST."""
+    requests: list[tuple[str, dict[str, str], bytes]] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers.get("content-length", 0)))
-            asked.append((self.path, {k.lower(): v for k, v in self.headers.items()}, body))
-            told = answer(body)
-            time.sleep(told.wait_s)
-            self.send_response(told.status)
-            for name, value in {"content-length": str(len(told.body)), **told.headers}.items():
+            requests.append((self.path, {k.lower(): v for k, v in self.headers.items()}, body))
+            canned = answer(body)
+            time.sleep(canned.wait_s)
+            self.send_response(canned.status)
+            for name, value in {"content-length": str(len(canned.body)), **canned.headers}.items():
                 self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(told.body)
+            self.wfile.write(canned.body)
 
         do_GET = do_POST  # noqa: N815 (the server's name)
 
         def log_message(self, *_: Any) -> None:
-            """Nothing: the tests look at `asked`."""
+            """Do nothing: the tests read `requests`."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
@@ -81,20 +81,20 @@ def service(answer: Callable[[bytes], Told]) -> Iterator[Service]:
         server.server_close()
 
     try:
-        yield Service(f"http://127.0.0.1:{server.server_port}", asked, stop)
+        yield Service(f"http://127.0.0.1:{server.server_port}", requests, stop)
     finally:
         stop()
 
 
-def says(**fields: Any) -> Told:
-    return Told(body=json.dumps(fields).encode())
+def json_answer(**fields: Any) -> CannedAnswer:
+    return CannedAnswer(body=json.dumps(fields).encode())
 
 
-def vector(*values: str, at: float | None = None) -> Told:
-    """Return Prometheus' answer of so many series, or of none."""
+def vector(*values: str, at: float | None = None) -> CannedAnswer:
+    """Return Prometheus' answer with one series per value."""
     stamp = time.time() if at is None else at
     result = [{"metric": {"n": str(n)}, "value": [stamp, v]} for n, v in enumerate(values)]
-    return says(status="success", data={"resultType": "vector", "result": result})
+    return json_answer(status="success", data={"resultType": "vector", "result": result})
 
 
 def query_of(body: bytes) -> str:
@@ -123,12 +123,14 @@ class Prometheus:
 
 @contextmanager
 def prometheus(directory: Path) -> Iterator[Prometheus]:
-    """Start a Prometheus that knows METRICS; without the real one, what gave its answers before."""
+    """Start a Prometheus with METRICS, or a server with recorded answers if it is not installed."""
     if BINARY is None:
         with service(_as_prometheus) as stand_in:
             yield Prometheus(stand_in.url, stand_in.stop)
         return
-    with service(lambda _: Told(body=METRICS, headers={"content-type": "text/plain"})) as scraped:
+    with service(
+        lambda _: CannedAnswer(body=METRICS, headers={"content-type": "text/plain"})
+    ) as scraped:
         process, url = _start(BINARY, scraped.url.removeprefix("http://"), directory)
         try:
             wait_for(lambda: b'"value"' in _read(f"{url}/api/v1/query?query=requests_failed"))
@@ -150,18 +152,18 @@ def _start(binary: str, target: str, directory: Path) -> tuple[subprocess.Popen[
     return subprocess.Popen(command), f"http://{address}"
 
 
-def _as_prometheus(body: bytes) -> Told:
+def _as_prometheus(body: bytes) -> CannedAnswer:
     """Answer as Prometheus 2.42 did."""
     query = query_of(body)
     if query == "scalar(vector(0.75))":
         scalar = {"resultType": "scalar", "result": [time.time(), "0.75"]}
-        return says(status="success", data=scalar)
+        return json_answer(status="success", data=scalar)
     if query.endswith("]"):
-        return says(status="success", data={"resultType": "matrix", "result": []})
+        return json_answer(status="success", data={"resultType": "matrix", "result": []})
     if query.endswith("{modle}"):
         error = 'invalid parameter "query": 1:17: parse error: unexpected "}"'
-        told = {"status": "error", "errorType": "bad_data", "error": error}
-        return Told(400, json.dumps(told).encode())
+        document = {"status": "error", "errorType": "bad_data", "error": error}
+        return CannedAnswer(400, json.dumps(document).encode())
     answers = {
         "vector(0.25)": ["0.25"],
         "vector(0)/vector(0)": ["NaN"],
@@ -183,12 +185,12 @@ def _read(url: str) -> bytes:
 def wait_for(is_so: Callable[[], bool], seconds: float = 20.0) -> None:
     until = time.monotonic() + seconds
     while not is_so():
-        assert time.monotonic() < until, "it did not come about in time"
+        assert time.monotonic() < until, "the condition was not met in time"
         time.sleep(0.05)
 
 
-def make_asking(*checks: CheckDocument) -> Rollout:
-    """Return a rollout whose clock runs at 5 %, with these checks alone, and asked at each look."""
+def make_checked_rollout(*checks: CheckDocument) -> Rollout:
+    """Return a baking rollout at 5 % with only these checks, due at each look."""
     steps = tuple(StepDocument(weight_bp=weight, checks=checks) for weight in (500, 10_000))
     save_plan(document=PlanDocument(name="asking", steps=steps), is_default=True, actor=ANNA)
     make_instance()
@@ -198,7 +200,7 @@ def make_asking(*checks: CheckDocument) -> Rollout:
 
 
 def look(rollout: Rollout) -> list[Evaluation]:
-    """Let the next check be due, tick, and return its new answers in the plan's order."""
+    """Make the next evaluation due, tick, and return its new results in the plan's order."""
     before = set(Evaluation.objects.values_list("pk", flat=True))
     Rollout.objects.filter(pk=rollout.pk).update(next_check_at=database_now())
     tick_rollouts()

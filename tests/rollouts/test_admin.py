@@ -136,5 +136,5 @@ def test_steps_that_fall_are_refused(root: Client) -> None:
         reverse("admin:rollouts_plan_change", args=[plan.pk]), plan_form(plan, 700, 600)
     )
 
-    assert "falls below" in response.content.decode()
+    assert "is below the" in response.content.decode()
     assert [step.weight_bp for step in plan.steps.all()] == [500, 10_000]

@@ -1,4 +1,4 @@
-"""Stable's own spread over time before a rollout: read once, kept, and told to the judge."""
+"""Stable's dispersion over time before a rollout: read once, stored, and passed to the checks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 
-from apps.rollouts.baseline_dispersion import from_json, spread_before, to_json
+from apps.rollouts.baseline_dispersion import error_dispersion_before, from_json, to_json
 from apps.rollouts.models import Evaluation, Rollout
 from apps.rollouts.tick import tick_rollouts
 from tests.rollouts.factories import make_baking, make_model, send
@@ -23,34 +23,34 @@ def past(rollout: Rollout, minutes: int = 10, **fields: int) -> None:
         send("digits", 1, at=at, interval_started_at=at, **counts)
 
 
-def test_nothing_is_known_of_a_stable_that_answered_nothing() -> None:
-    assert spread_before(make_baking(make_model()), 10) is None
+def test_a_stable_without_answers_has_no_history() -> None:
+    assert error_dispersion_before(make_baking(make_model()), 10) is None
 
 
-def test_bad_minutes_before_a_rollout_are_known_in_it() -> None:
+def test_bad_minutes_before_a_rollout_show_in_its_history() -> None:
     rollout = make_baking(make_model())
     past(rollout)
-    found = spread_before(rollout, 10)
-    assert found is not None
+    history = error_dispersion_before(rollout, 10)
+    assert history is not None
     # Of ten minutes the middle third: the wildest and the steadiest are left out.
-    assert found.intervals == 20
-    assert float(found.at_once) > 10 * float(found.binomial)
+    assert history.intervals == 20
+    assert float(history.at_once) > 10 * float(history.binomial)
 
 
-def test_what_was_read_is_kept_as_it_was() -> None:
+def test_a_history_never_changes_once_read() -> None:
     rollout = make_baking(make_model())
     past(rollout)
-    first = spread_before(rollout, 10)
+    first = error_dispersion_before(rollout, 10)
     past(rollout, unit_errors=100)
     rollout.refresh_from_db()
-    assert to_json(spread_before(rollout, 10)) == to_json(first)
+    assert to_json(error_dispersion_before(rollout, 10)) == to_json(first)
 
 
-def test_an_evaluation_keeps_what_was_known_before() -> None:
+def test_an_evaluation_stores_the_history() -> None:
     rollout = baking()
     past(rollout)
     tick_rollouts()
     row = Evaluation.objects.filter(rollout=rollout, check_name="error-rate").get()
     kept = from_json(row.inputs["before"])
     assert kept is not None
-    assert to_json(kept) == to_json(spread_before(Rollout.objects.get(pk=rollout.pk), 10))
+    assert to_json(kept) == to_json(error_dispersion_before(Rollout.objects.get(pk=rollout.pk), 10))

@@ -1,4 +1,4 @@
-"""Figures from rows: what is drawn, in which unit, and that nothing is invented."""
+"""Figures from rows: their values, units and empty forms."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def answer(second: int, check: str, **evidence: Any) -> Evaluation:
     return Evaluation(at=at, check_name=check, evidence=evidence)
 
 
-def test_requests_are_per_second_and_stacked_with_noughts_for_gaps() -> None:
+def test_requests_are_per_second_and_stacked_with_zeros_for_gaps() -> None:
     points = [point(0, "1", requests=50), point(10, "1", requests=60), point(10, "2", requests=5)]
 
     drawn = named(charts.draw_requests(points, {"1": "--stable", "2": "--canary"}, "version "))
@@ -57,7 +57,7 @@ def test_latency_is_in_milliseconds() -> None:
     assert drawn["stable p50"]["line"] == {"dash": "dot"}
 
 
-def test_the_observed_share_stands_beside_the_configured_one() -> None:
+def test_the_observed_and_the_configured_share_are_drawn() -> None:
     points = [point(0, "stable", units=75), point(0, "canary", units=25), point(10, "stable")]
     events = [RolloutEvent(at=START, weight_bp=2_500)]
 
@@ -91,13 +91,13 @@ def test_latency_keeps_its_thresholds_with_its_percentiles() -> None:
 
 
 @pytest.mark.parametrize("log_e", [1e6, -1e6])
-def test_overwhelming_evidence_is_held_to_the_chart(log_e: float) -> None:
+def test_overwhelming_evidence_is_clipped(log_e: float) -> None:
     drawn = named(charts.draw_evidence([answer(0, "error-rate", log_e_margin=log_e)]))
 
     assert abs(drawn["error-rate: harm"]["y"][0]) == charts.DECADES_MAX
 
 
-def test_answers_without_evidence_draw_nothing() -> None:
+def test_results_without_evidence_draw_nothing() -> None:
     figure = charts.draw_evidence([answer(0, "error-rate", canary_n=0)])
 
     assert figure["data"] == []
@@ -109,24 +109,24 @@ def test_no_rows_make_an_empty_figure_that_is_valid_json(drawer: Any) -> None:
 
 
 def test_versions_keep_their_colours() -> None:
-    found = charts.colours_of(["1", "2", "3", "4"], stable="2", canary="4")
+    colours = charts.colours_of(["1", "2", "3", "4"], stable="2", canary="4")
 
-    assert found == {"1": "--series-3", "3": "--series-4", "2": "--stable", "4": "--canary"}
+    assert colours == {"1": "--series-3", "3": "--series-4", "2": "--stable", "4": "--canary"}
 
 
-def test_a_version_that_is_both_at_once_is_stable() -> None:
+def test_a_version_that_is_stable_and_canary_has_stables_colour() -> None:
     assert charts.colours_of(["1"], stable="1", canary="1") == {"1": "--stable"}
 
 
-def test_a_chart_of_nothing_says_so() -> None:
+def test_an_empty_chart_has_a_text() -> None:
     nothing = charts.draw_error_rate([], charts.ARM_COLOURS)["layout"]
-    assert nothing["annotations"][0]["text"] == "Nothing seen yet"
+    assert nothing["annotations"][0]["text"] == "No data yet"
     assert nothing["xaxis"]["visible"] is False
     some = charts.draw_error_rate([point(0, "canary", requests=1)], charts.ARM_COLOURS)["layout"]
     assert "annotations" not in some
 
 
-def test_a_baseline_is_a_part_of_the_whole_that_the_canary_has_a_share_of() -> None:
+def test_the_canarys_share_includes_the_baseline() -> None:
     arms = {"canary": 5, "baseline": 5, "stable": 90}
     points = [point(0, arm, units=units) for arm, units in arms.items()]
     assert named(charts.draw_share(points, [], START))["observed"]["y"] == [5]

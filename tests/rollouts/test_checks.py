@@ -29,7 +29,7 @@ def buckets(count: int, canary_events: int, control_events: int) -> list[BucketC
 
 
 @pytest.mark.parametrize(
-    ("given", "verdict"),
+    ("counts", "verdict"),
     [
         (buckets(3, 5, 9), Verdict.FAIL),
         (buckets(100, 0, 9), Verdict.PASS),
@@ -40,14 +40,17 @@ def buckets(count: int, canary_events: int, control_events: int) -> list[BucketC
         ([BucketCounts(90, 9, 0, 0), BucketCounts(0, 0, 90, 0)], Verdict.NO_DATA),
     ],
 )
-def test_error_rates_get_their_verdicts(given: list[BucketCounts], verdict: Verdict) -> None:
-    assert judge_error_rate(given, DEFAULT).verdict is verdict
+def test_error_rates_get_their_verdicts(counts: list[BucketCounts], verdict: Verdict) -> None:
+    assert judge_error_rate(counts, DEFAULT).verdict is verdict
 
 
-def test_the_reason_carries_the_numbers() -> None:
+def test_the_reason_has_the_numbers() -> None:
     result = judge_error_rate(buckets(3, 5, 9), DEFAULT)
 
-    assert result.reason.startswith("error rate 10.0% vs stable 0.9%, margin 1.0%, n=150: proven")
+    assert result.reason.startswith(
+        "error rate 10.0 % on the canary, 0.9 % on stable, margin 1.0 %, "
+        "after 150 exposures of the canary: proven"
+    )
 
 
 def small_but_real() -> list[BucketCounts]:
@@ -62,21 +65,21 @@ def test_a_proven_regression_within_the_margin_is_for_a_person() -> None:
     assert "proven worse" in result.reason
 
 
-def test_a_regression_proven_to_be_within_the_margin_passes_and_is_told() -> None:
-    given = [BucketCounts(10_000, 150, 190_000, 1_900)] * 40
+def test_a_regression_proven_within_the_margin_passes_with_a_note() -> None:
+    counts = [BucketCounts(10_000, 150, 190_000, 1_900)] * 40
 
-    result = judge_error_rate(given, DEFAULT)
+    result = judge_error_rate(counts, DEFAULT)
 
     assert result.verdict is Verdict.PASS
     assert "a little worse" in result.reason
 
 
 def test_the_strict_mode_fails_only_beyond_the_margin() -> None:
-    given = buckets(6, 2, 9)
+    counts = buckets(6, 2, 9)
 
-    assert judge_error_rate(given, CheckSettings(alpha=0.05)).verdict is Verdict.FAIL
+    assert judge_error_rate(counts, CheckSettings(alpha=0.05)).verdict is Verdict.FAIL
     strict = CheckSettings(alpha=0.05, evidence_mode="beyond_margin")
-    assert judge_error_rate(given, strict).verdict is not Verdict.FAIL
+    assert judge_error_rate(counts, strict).verdict is not Verdict.FAIL
 
 
 def test_alpha_is_shared_by_the_guardrails() -> None:
@@ -106,7 +109,7 @@ def test_too_few_samples_never_pass_but_may_fail() -> None:
         {"evidence_mode": "sometimes"},
     ],
 )
-def test_it_refuses_settings_that_make_no_sense(wrong: dict[str, object]) -> None:
+def test_invalid_settings_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError):
         CheckSettings(**wrong)  # type: ignore[arg-type]
 
@@ -154,7 +157,7 @@ def test_latencies_get_their_verdicts(
     assert latency(p95, p99, count).verdict is verdict
 
 
-def test_a_safe_p95_does_not_vouch_for_p99() -> None:
+def test_a_safe_p95_does_not_pass_an_unsafe_p99() -> None:
     result = judge(buckets(300, 1, 47), buckets(300, 1, 9))
 
     assert result.verdict is not Verdict.PASS
@@ -174,7 +177,7 @@ def test_a_slower_median_alone_fails() -> None:
     assert judge(*tails).verdict is not Verdict.FAIL
 
 
-def test_neither_tail_vouches_for_the_median() -> None:
+def test_safe_tails_do_not_pass_an_unsafe_median() -> None:
     tails = (buckets(300, 1, 47), buckets(300, 0, 9))
 
     assert judge(*tails).verdict is Verdict.PASS
@@ -182,11 +185,11 @@ def test_neither_tail_vouches_for_the_median() -> None:
     assert with_median.verdict is not Verdict.PASS
 
 
-def test_a_rollout_frozen_without_a_median_is_told_without_one() -> None:
-    given = (buckets(3, 5, 47), buckets(3, 1, 9))
+def test_a_reference_without_a_median_is_judged_without_one() -> None:
+    counts = (buckets(3, 5, 47), buckets(3, 1, 9))
 
-    assert "p50" not in judge(*given).evidence
-    assert judge(*given, buckets(3, 25, 475)).evidence["p50"]
+    assert "p50" not in judge(*counts).evidence
+    assert judge(*counts, buckets(3, 25, 475)).evidence["p50"]
 
 
 def test_the_weights_of_the_quantiles_are_one_stake() -> None:
@@ -196,15 +199,15 @@ def test_the_weights_of_the_quantiles_are_one_stake() -> None:
 def test_the_simulated_latency_rule_is_the_products_rule() -> None:
     settings = CheckSettings(alpha=0.05)
     rows = {500: buckets(4, 36, 475), 950: buckets(4, 6, 47), 990: buckets(4, 3, 9)}
-    measures = [latency_measure(q, series_of(given), settings) for q, given in rows.items()]
+    measures = [latency_measure(q, series_of(counts), settings) for q, counts in rows.items()]
 
     simulated = rule(measures, 4, settings.levels())
 
-    told = judge_latency(rows[950], rows[990], settings, p50=rows[500]).evidence
-    assert told["log_e_zero"] == pytest.approx(float(simulated.zero.log_e))
+    evidence = judge_latency(rows[950], rows[990], settings, p50=rows[500]).evidence
+    assert evidence["log_e_zero"] == pytest.approx(float(simulated.zero.log_e))
 
 
-def test_a_judgement_is_a_function_of_its_inputs_alone() -> None:
+def test_a_result_depends_on_its_inputs_alone() -> None:
     stored = json.loads(json.dumps([[50, 3, 950, 9], [40, 0, 960, 12]] * 20))
     rebuilt = [BucketCounts(*row) for row in stored]
 

@@ -10,8 +10,8 @@ import pytest
 from apps.rollouts.check_kinds import ERROR_RATE, CheckDocument
 from apps.rollouts.decisions import (
     Action,
-    Answered,
     Decision,
+    JudgedCheck,
     StepClock,
     StepFacts,
     decide_step,
@@ -35,7 +35,7 @@ def decide(
     **check: Any,
 ) -> Decision:
     answers = [
-        Answered(
+        JudgedCheck(
             CheckDocument(check=ERROR_RATE, name=f"check-{v}", **check),
             CheckResult(f"check-{v}", Verdict(v), f"it is {v}", {}),
         )
@@ -59,12 +59,12 @@ def test_only_passes_at_the_due_time_advance() -> None:
 
 
 @pytest.mark.parametrize("verdict", HELD)
-def test_what_is_no_pass_extends_and_then_waits_for_a_person(verdict: str) -> None:
+def test_other_verdicts_extend_and_then_wait_for_a_person(verdict: str) -> None:
     assert decide(DUE, "pass", verdict).action is Action.HOLD
     assert decide(OVER, "pass", verdict).action is Action.PAUSE
 
 
-def test_too_few_requests_hold_a_step_and_are_told() -> None:
+def test_too_few_requests_hold_a_step_with_their_numbers() -> None:
     decision = decide(DUE, "pass", requests=9, least=10)
     assert decision.action is Action.HOLD
     assert "9 of the 10 requests" in decision.reason
@@ -87,18 +87,18 @@ def test_a_dry_run_decides_nothing(verdict: str) -> None:
 
 @pytest.mark.parametrize("verdict", HELD)
 @pytest.mark.parametrize("action", ["hold", "pause"])
-def test_an_undecided_verdict_leads_where_the_check_says_when_due(
+def test_an_undecided_verdict_has_the_action_of_the_check_when_due(
     verdict: str, action: str
 ) -> None:
     assert decide(BAKING, verdict, on={verdict: action}).action is Action.HOLD
     assert decide(DUE, verdict, on={verdict: action}).action is Action(action)
 
 
-def test_an_inconclusive_check_may_be_told_to_roll_back() -> None:
+def test_an_inconclusive_check_may_roll_back_if_configured() -> None:
     assert decide(DUE, "inconclusive", on={"inconclusive": "roll back"}).action is Action.ROLL_BACK
 
 
-def test_a_gate_holds_what_has_passed_and_never_what_fails() -> None:
+def test_a_gate_holds_a_passing_step_but_not_a_failing_one() -> None:
     assert decide(OVER, "pass", gate="waits for anna").reason == "the checks pass; waits for anna"
     assert decide(OVER, "fail", gate="waits for anna").action is Action.ROLL_BACK
 
@@ -115,20 +115,20 @@ def test_a_step_that_lacks_data_waits_for_it(verdict: str) -> None:
 
 
 @pytest.mark.parametrize("verdict", ["inconclusive", "provider-error"])
-def test_what_data_would_not_change_waits_no_longer(verdict: str) -> None:
+def test_a_verdict_that_data_cannot_change_does_not_wait(verdict: str) -> None:
     assert decide(WAITS, verdict, "no-data").action is Action.PAUSE
 
 
-def test_a_hold_says_what_is_missing() -> None:
-    few = Answered(
+def test_a_hold_names_the_missing_data() -> None:
+    few = JudgedCheck(
         CheckDocument(check=ERROR_RATE), CheckResult("", Verdict.INSUFFICIENT_SAMPLE, "few", {})
     )
     facts = StepFacts(DUE, NOW, 10, 0, missing={ERROR_RATE: "412 of 1,250"})
     assert decide_step([few], facts).reason.endswith("insufficient-sample: few; 412 of 1,250")
 
 
-def test_what_no_data_can_decide_pauses_once_the_bake_is_over() -> None:
+def test_an_undecidable_check_pauses_once_the_bake_is_over() -> None:
     open_for_ever = CheckResult("", Verdict.INCONCLUSIVE, "no control", {}, is_decidable=False)
     facts = StepFacts(DUE, NOW, 10, 0)
-    decision = decide_step([Answered(CheckDocument(check=ERROR_RATE), open_for_ever)], facts)
+    decision = decide_step([JudgedCheck(CheckDocument(check=ERROR_RATE), open_for_ever)], facts)
     assert decision == Decision(Action.PAUSE, "error-rate: no control")

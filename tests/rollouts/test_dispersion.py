@@ -34,14 +34,14 @@ def wander(rng: np.random.Generator, intervals: int) -> np.ndarray:  # type: ign
 
 
 def test_independent_units_vary_as_independent_units() -> None:
-    found = of_clusters(clusters(1), np.array([0, 30]), 60)
-    assert (found >= 1.0).all()
-    assert found.mean() < 1.06
+    dispersion = of_clusters(clusters(1), np.array([0, 30]), 60)
+    assert (dispersion >= 1.0).all()
+    assert dispersion.mean() < 1.06
 
 
 def test_errors_in_clumps_of_five_vary_five_times_as_much() -> None:
-    found = of_clusters(clusters(5), np.array([0]), 60)
-    assert found.mean() == pytest.approx(4.8, abs=0.5)
+    dispersion = of_clusters(clusters(5), np.array([0]), 60)
+    assert dispersion.mean() == pytest.approx(4.8, abs=0.5)
 
 
 def test_clusters_without_an_event_show_nothing() -> None:
@@ -49,27 +49,27 @@ def test_clusters_without_an_event_show_nothing() -> None:
     assert of_clusters(nothing, np.array([0, 6]), 10).tolist() == [1.0, 1.0]
 
 
-def test_a_steady_rate_has_no_spread_over_time() -> None:
+def test_a_steady_rate_has_no_dispersion_over_time() -> None:
     canary, control = pace(np.full((50, 200), 0.01), 50.0), pace(np.full((50, 200), 0.01))
     assert (over_time(canary, control) > 0.0).mean() < 0.1
 
 
-def test_a_wandering_control_has_a_spread_over_time() -> None:
+def test_a_varying_control_has_a_dispersion_over_time() -> None:
     rng = np.random.default_rng(RNG_SEED)
     control = pace(np.stack([wander(rng, 300) for _ in range(20)]))
     canary = pace(np.full((20, 300), 0.01), 50.0)
-    # var exp(0.7·z) = e^0.49 − 1 = 0.63 at once, and so many times that as bad times last.
+    # var exp(0.7·z) = e^0.49 − 1 = 0.63 at once, multiplied by the duration of bad times.
     assert np.median(over_time(canary, control)) > 5.0
 
 
-def test_what_both_do_at_the_same_time_is_no_spread() -> None:
+def test_shared_changes_are_no_dispersion() -> None:
     shared = np.tile(np.where(np.arange(300) < 150, 0.01, 0.10), (20, 1))
     alone = over_time(pace(np.full((20, 300), 0.01), 500.0), pace(shared, 500.0))
     together = over_time(pace(shared, 500.0), pace(shared, 500.0))
     assert np.median(together) < 0.05 * np.median(alone)
 
 
-def test_what_was_known_before_counts_from_the_first_look_on() -> None:
+def test_history_counts_from_the_first_look_on() -> None:
     control = pace(np.full((1, 1), 0.01))
     before = History.of(pace(wander(np.random.default_rng(3), 600)[None]))
     assert over_time(control, control)[0] == 0.0
@@ -77,7 +77,7 @@ def test_what_was_known_before_counts_from_the_first_look_on() -> None:
 
 
 @pytest.mark.parametrize("long", [6, 60, 150])
-def test_an_incident_that_came_once_is_no_way_in_which_a_version_wanders(long: int) -> None:
+def test_a_single_incident_does_not_count_as_dispersion(long: int) -> None:
     rates = np.full((1, 720), 0.01)
     rates[:, 400 : 400 + long] = 0.5
     control = pace(np.full((1, 1), 0.01))
@@ -85,7 +85,7 @@ def test_an_incident_that_came_once_is_no_way_in_which_a_version_wanders(long: i
     assert over_time(control, control, History.usual(pace(rates)))[0] < 1.0
 
 
-def test_rates_that_always_wander_keep_their_spread() -> None:
+def test_rates_that_always_vary_keep_their_dispersion() -> None:
     rng = np.random.default_rng(RNG_SEED)
     rates = pace(np.stack([wander(rng, 720) for _ in range(20)]))
     control = pace(np.full((20, 1), 0.01))
@@ -95,6 +95,6 @@ def test_rates_that_always_wander_keep_their_spread() -> None:
     assert np.median(usual) > 0.4 * np.median(whole)
 
 
-def test_a_short_history_is_taken_whole() -> None:
+def test_a_short_history_is_used_as_a_whole() -> None:
     few = pace(np.full((1, 59), 0.01))
     assert History.usual(few).intervals == 59

@@ -1,4 +1,4 @@
-"""What instances did is held against what their tables say; alarms are raised once."""
+"""Traffic of instances is compared with their tables; alarms are raised once."""
 
 from __future__ import annotations
 
@@ -50,21 +50,21 @@ def watch() -> list[tuple[str, str]]:
     return [(alarm.kind, alarm.version_number) for alarm in watch_traffic(database_now())]
 
 
-def test_what_the_table_says_is_no_alarm() -> None:
+def test_traffic_as_configured_is_no_alarm() -> None:
     serve(1, CANARY)
     interval(50, 950)
     assert watch() == []
 
 
 @pytest.mark.parametrize("split", [None, {**CANARY, "weight_bp": 0}])
-def test_a_version_at_0_that_is_asked_is_a_leak(split: dict[str, Any] | None) -> None:
+def test_requests_to_a_version_at_0_are_a_leak(split: dict[str, Any] | None) -> None:
     serve(1, split)
     interval(1, 950)
     assert watch() == [("leak", "2")]
-    assert "digits:2 got 1 requests on instance i-1 under generation 1" in _told()
+    assert "digits:2 got 1 requests on instance i-1 under generation 1" in _reason()
 
 
-def _told() -> str:
+def _reason() -> str:
     return TrafficAlarm.objects.get().told
 
 
@@ -74,11 +74,11 @@ def test_an_alarm_is_raised_once_and_stays_up_to_date() -> None:
     assert len(watch()) == 1
     interval(3, 0)
     assert watch() == []
-    assert "got 4 requests" in _told()
+    assert "got 4 requests" in _reason()
     assert AuditEntry.objects.filter(action="traffic.leak").count() == 1
 
 
-def test_each_table_is_held_to_its_own_shares() -> None:
+def test_traffic_is_compared_with_the_shares_of_its_table() -> None:
     serve(1, CANARY)
     serve(5, None)
     interval(50, 950, generation=4)
@@ -101,12 +101,12 @@ def test_versions_of_an_experiment_are_no_leak_and_others_are() -> None:
     assert watch() == [("leak", "3")]
 
 
-def test_an_instance_on_which_a_split_has_no_effect_is_named() -> None:
+def test_an_instance_that_ignores_a_split_is_named() -> None:
     serve(1, {**CANARY, "weight_bp": 5_000})
     interval(490, 510, instance="sound")
     interval(0, 1_000, instance="deaf")
     assert watch() == [("divergence", "1")]
-    assert "another effect on instance deaf" in _told()
+    assert "traffic on instance deaf does not match the split" in _reason()
 
 
 def test_chance_is_no_divergence() -> None:
@@ -127,7 +127,7 @@ def test_a_leak_pauses_the_models_rollout() -> None:
     assert not Rollout.objects.filter(phase=Phase.BAKING).exists()
 
 
-def test_old_traffic_is_not_looked_at_again() -> None:
+def test_old_traffic_is_not_read_again() -> None:
     serve(1, None)
     long_ago: datetime = database_now() - timedelta(minutes=10)
     interval(5, 0, at=long_ago)
@@ -135,7 +135,7 @@ def test_old_traffic_is_not_looked_at_again() -> None:
 
 
 def test_units_that_stay_are_not_counted_again_as_the_share_changes() -> None:
-    """They were counted under the table before: in that interval only who moved is new."""
+    """Units of the interval count under the old table: only moved units count again."""
     serve(1, CANARY, age_s=5.0)
     interval(60, 10, at=database_now() - timedelta(seconds=8))
     assert watch() == []

@@ -1,4 +1,4 @@
-"""What an instance assigned is held against how its requests ended."""
+"""Assigned and ended requests of an instance are compared."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def watch() -> list[str]:
     return [alarm.told for alarm in TrafficAlarm.objects.filter(kind="ends")]
 
 
-def test_what_ended_in_any_way_is_no_alarm() -> None:
+def test_requests_that_ended_in_any_way_are_no_alarm() -> None:
     batches(1, 2, 3)
     window(200, 5, answered=2)
     window(150, 0, expired=1, shed=1)
@@ -56,8 +56,8 @@ def test_requests_that_never_end_raise_an_alarm() -> None:
     batches(1, 2)
     window(200, 7, answered=4)
     window(1, 3, answered=2)
-    (told,) = watch()
-    assert told == (
+    (reason,) = watch()
+    assert reason == (
         "7 requests were assigned to digits:2 on instance i-1 under generation 1 more than "
         "61 s ago, and 6 have ended since"
     )
@@ -67,12 +67,12 @@ def test_requests_that_end_twice_raise_an_alarm() -> None:
     batches(1, 2)
     window(240, 5)
     window(30, 0, answered=6)
-    (told,) = watch()
-    assert told.startswith("6 requests of digits:2 on instance i-1 ended under generation 1")
-    assert "and 5 were assigned" in told
+    (reason,) = watch()
+    assert reason.startswith("6 requests of digits:2 on instance i-1 ended under generation 1")
+    assert "and 5 were assigned" in reason
 
 
-def test_what_may_still_be_under_way_or_began_before_the_span_is_no_alarm() -> None:
+def test_requests_in_progress_or_from_before_the_span_are_no_alarm() -> None:
     batches(1, 2, 3)
     # The last that could have begun before what is looked at, and the first that could still last.
     window(605, 0, answered=9)
@@ -81,7 +81,7 @@ def test_what_may_still_be_under_way_or_began_before_the_span_is_no_alarm() -> N
     assert watch() == []
 
 
-def test_a_model_that_may_take_long_is_waited_for(model: RegisteredModel) -> None:
+def test_a_long_timeout_extends_the_span(model: RegisteredModel) -> None:
     batches(1, 2)
     window(200, 7)
     window(1, 1)
@@ -89,26 +89,26 @@ def test_a_model_that_may_take_long_is_waited_for(model: RegisteredModel) -> Non
     assert watch() == []
 
 
-def test_an_instance_is_held_to_what_it_last_said() -> None:
+def test_an_instances_span_ends_with_its_last_telemetry() -> None:
     batches(1)
     # Nothing of it has come for longer: its windows wait in its spool, or nobody asks.
     window(200, 7)
     assert watch() == []
 
 
-def test_each_instance_version_and_generation_is_compared_for_itself() -> None:
+def test_instances_versions_and_generations_are_compared_separately() -> None:
     for instance in ("i-1", "i-2"):
         batches(1, 2, instance=instance)
         window(1, 0, instance, answered=1)
     window(620, 3, "i-1", answered=5)
     window(200, 5, "i-2", answered=1)
-    assert [told.partition(" under")[0] for told in watch()] == [
+    assert [reasons.partition(" under")[0] for reasons in watch()] == [
         "5 requests were assigned to digits:2 on instance i-2"
     ]
 
 
 @pytest.mark.parametrize(("sequences", "dropped"), [((1, 3), {}), ((1, 2), {STREAM_TELEMETRY: 1})])
-def test_an_instance_whose_telemetry_is_not_whole_is_not_compared(
+def test_an_instance_with_incomplete_telemetry_is_not_compared(
     sequences: tuple[int, ...], dropped: dict[str, int], client: Any, admin_user: Any
 ) -> None:
     batches(*sequences)
@@ -129,7 +129,7 @@ def test_an_instance_that_restarted_is_not_compared() -> None:
     assert watch() == []
 
 
-def test_exposures_that_were_dropped_are_no_reason_not_to_compare() -> None:
+def test_dropped_exposures_do_not_prevent_the_comparison() -> None:
     batches(1, 2)
     report({"interlock:exposures": 3})
     window(200, 7)
@@ -166,16 +166,16 @@ def test_a_killed_process_is_no_alarm_whatever_its_clock_says(ahead_s: int) -> N
 
 
 @pytest.mark.parametrize("off_s", [-280, -60, 0, 60, 3_600])
-def test_a_loss_is_seen_whatever_the_clock_says(off_s: int) -> None:
+def test_a_loss_is_detected_whatever_the_clock(off_s: int) -> None:
     for sequence, ago_s in enumerate((200, 100, 1), 1):
         batch_at(ago_s, sequence)
     window(200 - off_s, 7, answered=4)
     window(1 - off_s, 3, answered=2)
-    (told,) = watch()
-    assert told.startswith("7 requests were assigned to digits:2 on instance i-1")
+    (reason,) = watch()
+    assert reason.startswith("7 requests were assigned to digits:2 on instance i-1")
 
 
-def test_an_instance_that_nobody_asks_any_more_is_held_to_its_last_words() -> None:
+def test_an_instance_without_traffic_is_compared_until_its_last_telemetry() -> None:
     batch_at(400, 1)
     batch_at(200, 2)
     window(400, 7, answered=4)
@@ -183,14 +183,14 @@ def test_an_instance_that_nobody_asks_any_more_is_held_to_its_last_words() -> No
     assert len(watch()) == 1
 
 
-def test_a_batch_that_is_missing_before_the_span_is_one_that_a_fast_clock_may_need() -> None:
+def test_a_batch_missing_before_the_span_matters_to_a_fast_clock() -> None:
     for sequence, ago_s, ended in ((1, 670, 0), (3, 120, 40), (4, 1, 40)):
         batch_at(ago_s, sequence)
         window(ago_s - 20, 100 - ended, answered=ended)
     assert watch() == []
 
 
-def test_batches_that_came_twice_or_in_another_order_are_no_alarm() -> None:
+def test_repeated_or_reordered_batches_are_no_alarm() -> None:
     for sequence, ago_s in ((2, 200), (1, 199), (4, 60), (3, 59), (5, 1)):
         batch_at(ago_s, sequence)
     window(200, 4)
@@ -200,7 +200,7 @@ def test_batches_that_came_twice_or_in_another_order_are_no_alarm() -> None:
     assert watch() == []
 
 
-def test_a_data_plane_from_before_ends_were_counted_is_no_alarm() -> None:
+def test_a_data_plane_without_ends_is_no_alarm() -> None:
     batches(1, 2)
     for ago_s in (200, 1):
         send("digits", 2, at=database_now() - timedelta(seconds=ago_s), requests=60)
@@ -212,35 +212,33 @@ def test_two_workers_are_two_instances() -> None:
         batches(1, 2, instance=instance)
         window(200, 7, instance, answered=7 if instance == "i-1/0" else 5)
         window(1, 1, instance, answered=1)
-    (told,) = watch()
-    assert "on instance i-1/1" in told
+    (reason,) = watch()
+    assert "on instance i-1/1" in reason
 
 
-def test_a_worker_that_is_killed_again_and_again_hides_only_its_own_losses() -> None:
+def test_a_worker_that_is_killed_repeatedly_hides_only_its_own_losses() -> None:
     for boot in range(5):
         batch_at(40 * boot + 1, 1, boot=f"b{boot}", instance="i-2")
     window(200, 7, "i-2")
     batches(1, 2)
     window(200, 7, answered=5)
     window(1, 1)
-    (told,) = watch()
-    assert "on instance i-1" in told
+    (reason,) = watch()
+    assert "on instance i-1" in reason
 
 
 @pytest.mark.parametrize(("lost", "alarms"), [(0, 0), (15, 1), (-15, 1)])
-def test_in_steady_traffic_a_share_that_is_lost_or_ends_twice_is_seen(
-    lost: int, alarms: int
-) -> None:
+def test_in_steady_traffic_a_lost_or_doubled_share_is_detected(lost: int, alarms: int) -> None:
     batches(1, 2)
     for ago_s in range(1, 700, 10):
         window(ago_s, 100, answered=100 - lost)
     assert len(watch()) == alarms
 
 
-def test_of_a_generation_that_is_over_one_lost_request_is_seen() -> None:
+def test_one_lost_request_of_a_past_generation_is_detected() -> None:
     batches(1, 2)
     for ago_s in range(101, 700, 10):
         window(ago_s, 100, answered=100 - (ago_s == 301))
     send("digits", 2, generation=2, assigned_requests=5, ends={"answered": 5})
-    (told,) = watch()
-    assert "under generation 1" in told
+    (reason,) = watch()
+    assert "under generation 1" in reason

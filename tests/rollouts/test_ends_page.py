@@ -1,4 +1,4 @@
-"""How requests ended, as a rollout's page shows it."""
+"""The ends of requests on a rollout's page."""
 
 from __future__ import annotations
 

@@ -34,18 +34,18 @@ def bucket(draw: st.DrawFn, n_max: int = 10**7) -> BucketCounts:
 
 
 @pytest.mark.parametrize("counts", [(-1, 0, 5, 0), (5, 6, 5, 0), (5, 0, 5, 6), (5, 0, -5, 0)])
-def test_it_refuses_impossible_counts(counts: tuple[int, int, int, int]) -> None:
+def test_impossible_counts_are_refused(counts: tuple[int, int, int, int]) -> None:
     with pytest.raises(ValueError, match="events of"):
         BucketCounts(*counts)
 
 
-def test_it_refuses_counts_that_are_not_integers() -> None:
+def test_counts_that_are_not_integers_are_refused() -> None:
     with pytest.raises(ValueError, match="integers"):
         BucketCounts(5.0, 0, 5, 0)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("margin", [0.0, 1.0, -0.01, math.nan])
-def test_it_refuses_a_margin_outside_0_and_1(margin: float) -> None:
+def test_a_margin_outside_0_and_1_is_refused(margin: float) -> None:
     with pytest.raises(ValueError, match="margin"):
         Comparison.of(series_of([BucketCounts(5, 0, 5, 0)]), margin=margin)
 
@@ -204,21 +204,21 @@ def test_a_healthy_canary_is_rarely_rolled_back_in_a_whole_rollout() -> None:
     assert decisions.share_of_runs(decisions.threshold_rule(healthy)) > 0.85
 
 
-def test_an_incident_in_both_versions_does_not_condemn_the_canary() -> None:
+def test_an_incident_in_both_versions_does_not_fail_the_canary() -> None:
     both = decisions.incident(np.random.default_rng(13), 300)
 
     assert decisions.share_of_runs(decisions.rolled_back(both, 0.05)) <= 0.04
     assert decisions.peeking_z(both, 0.05)[:, -1].mean() > 0.99
 
 
-def test_counting_units_keeps_one_users_errors_from_condemning_the_canary() -> None:
+def test_counting_units_keeps_one_users_errors_from_failing_the_canary() -> None:
     requests, units = decisions.correlated_errors(np.random.default_rng(14), 400)
 
     assert decisions.share_of_runs(decisions.rolled_back(units, 0.05)) <= 0.04
     assert decisions.share_of_runs(decisions.rolled_back(requests, 0.05)) > 0.08
 
 
-def test_a_canary_that_breaks_late_is_caught_in_spite_of_a_healthy_past() -> None:
+def test_a_canary_that_breaks_late_is_caught_despite_a_healthy_past() -> None:
     rate = np.where(np.arange(320) < 200, 0.01, 0.10)
     rng = np.random.default_rng(15)
     counts = decisions.draw(rng, runs=300, shares=np.full(320, 0.05), control=0.01, canary=rate)
@@ -274,10 +274,10 @@ def test_the_evidence_is_that_of_stakes_which_enter_one_after_the_other() -> Non
     compared = Comparison.of(series, margin=MARGIN)
     stakes, logs = stakes_of(series.steps), compared.factors.zero
     wealth, waiting = np.zeros(logs.shape[-1]), 1.0
-    for k, made in enumerate(logs):
+    for k, log in enumerate(logs):
         entering = stakes.weights[stakes.starts == k].sum()
         waiting -= entering
-        wealth = (wealth + entering) * np.exp(made)
+        wealth = (wealth + entering) * np.exp(log)
 
     expected = math.log(wealth.mean() + waiting)
     assert compared.look(40, np.zeros(())).zero.log_e == pytest.approx(expected)
@@ -297,11 +297,12 @@ def test_bets_that_an_earlier_look_settled_are_those_of_a_first_look(bets: eproc
     n1, n0 = rng.poisson(10, (40, 5)), rng.poisson(190, (40, 5))
     table = [n1, rng.binomial(n1, 0.02), n0, rng.binomial(n0, 0.01)]
     columns = [column.astype(float) for column in table]
-    asked = {"margin": MARGIN, "expected_rate": 0.02, "bets": bets}
+    arguments = {"margin": MARGIN, "expected_rate": 0.02, "bets": bets}
     for now in (1, 2, 7, 7, 30, 12, 40):
         # The last intervals of a look may be pooled at the next one.
         columns[1][max(0, now - 2), 0] += now == 30
         counts = Counts(*(column[:now].copy() for column in columns))
-        kept, first = eprocess.settled_factors(counts, **asked), eprocess.factors(counts, **asked)
+        kept = eprocess.settled_factors(counts, **arguments)
+        first = eprocess.factors(counts, **arguments)
         for name in ("margin", "zero", "mirror"):
             np.testing.assert_array_equal(getattr(kept, name), getattr(first, name))

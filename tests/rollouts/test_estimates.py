@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from apps.rollouts.analysis import Question, answer
+from apps.rollouts.analysis import StepInputs, judge_checks
 from apps.rollouts.check_kinds import CheckDocument
 from apps.rollouts.estimates import UsualTraffic, estimate_plan
 from apps.rollouts.evidence import Arm, Interval
@@ -24,8 +24,8 @@ HOUR_S, DAY_S = 3_600.0, 86_400.0
 
 
 def one_step(*checks: str | CheckDocument, weight_bp: int = 500, **step: int) -> PlanDocument:
-    made = StepDocument(weight_bp=weight_bp, bake_s=60, checks=checks, **step)
-    return PlanDocument(name="one", steps=(made,))
+    document = StepDocument(weight_bp=weight_bp, bake_s=60, checks=checks, **step)
+    return PlanDocument(name="one", steps=(document,))
 
 
 def expected_s(plan: PlanDocument, per_second: float, error_rate: float = 0.01) -> float | None:
@@ -33,7 +33,7 @@ def expected_s(plan: PlanDocument, per_second: float, error_rate: float = 0.01) 
 
 
 def answers_until_pass(plan: PlanDocument, rate: float, seed: int) -> float:
-    """Return after how many of the canary's exposures the error rate passes, simulated."""
+    """Return the simulated number of the canary's exposures until the error rate passes."""
     rng, share = np.random.default_rng(seed), plan.steps[0].weight_bp / 10_000
     intervals: list[Interval] = []
     for i in range(400):
@@ -41,7 +41,7 @@ def answers_until_pass(plan: PlanDocument, rate: float, seed: int) -> float:
         arms = [Arm(n, int(rng.binomial(n, rate)), n) for n in (canary, control)]
         intervals.append(Interval(0, START + timedelta(seconds=i), *arms))
         if i % 5 == 0:
-            (result,) = answer(Question(plan, 0, intervals, None, 0))
+            (result,) = judge_checks(StepInputs(plan, 0, intervals, None, 0))
             if result.verdict is Verdict.PASS:
                 return sum(each.canary.n for each in intervals)
     return math.inf
@@ -56,26 +56,26 @@ def test_the_expected_answers_are_those_that_the_check_needs(weight_bp: int, rat
     assert 0.5 * needed < seconds * weight_bp / 10_000 < 3.0 * needed
 
 
-def test_time_is_the_bake_where_traffic_is_much_and_falls_with_traffic_where_it_is_not() -> None:
+def test_time_is_the_bake_at_high_traffic_and_depends_on_low_traffic() -> None:
     plan = one_step("error-rate", "latency", "sample-ratio")
     much, some, little = (expected_s(plan, rate) or 0.0 for rate in (1e4, 1.0, 0.1))
     assert much == 60
     assert little == pytest.approx(10 * some)
 
 
-def test_proof_is_kept_from_step_to_step() -> None:
+def test_proof_carries_over_to_later_steps() -> None:
     first, *rest = estimate_plan(DEFAULT.as_followed(), UsualTraffic(2.8))
     assert first.expected_s is not None
     assert 1.5 * HOUR_S < first.expected_s < 3 * HOUR_S
     assert {each.expected_s for each in rest} == {1_800.0}
 
 
-def test_a_step_says_what_it_waits_for_and_what_happens_then() -> None:
+def test_a_step_names_its_slowest_check_and_the_pause() -> None:
     first = estimate_plan(DEFAULT.as_followed(), UsualTraffic(3 / 3_600))[0]
     assert not first.is_in_time
-    told = tell_step(first)
-    assert "days: latency needs about" in told
-    assert "it waits 7 days, then pauses for a person" in told
+    description = tell_step(first)
+    assert "days: latency needs about" in description
+    assert "it waits 7 days, then pauses for a person" in description
     assert not time_of(DEFAULT, UsualTraffic(3 / 3_600), "now").can_decide
 
 
@@ -88,7 +88,7 @@ def test_three_requests_an_hour_are_enough_for_the_plan_made_for_them() -> None:
     assert "the approval of a person not counted" in time.told
 
 
-def test_no_traffic_and_no_control_are_told_apart() -> None:
+def test_no_traffic_and_no_control_are_distinguished() -> None:
     (none,) = estimate_plan(one_step("error-rate"), UsualTraffic(0.0))
     assert "never pass at this traffic" in tell_step(none)
     (alone,) = estimate_plan(one_step("latency", weight_bp=10_000), UsualTraffic(100.0))
@@ -104,7 +104,7 @@ def test_requests_objectives_and_an_equal_slice_are_counted() -> None:
     assert (expected_s(slice_, 1.0) or 0) > (expected_s(one_step("error-rate"), 1.0) or 0)
 
 
-def test_checks_that_nobody_can_foresee_are_named() -> None:
+def test_checks_without_an_estimate_are_named() -> None:
     query = CheckDocument(check="prometheus", settings={"query": "up", "at_most": 1})
     time = time_of(one_step("error-rate", query), UsualTraffic(100.0), "now")
     assert "(prometheus not counted)" in time.told

@@ -1,4 +1,4 @@
-"""An evaluation: what it freezes, what it logs, and that it can be made again from its log."""
+"""An evaluation: frozen intervals, log entries, and repeated results."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from apps.lib.clock import database_now
 from apps.rollouts import evaluation
-from apps.rollouts.evaluation import repeat_answer
+from apps.rollouts.evaluation import repeat_check
 from apps.rollouts.interval_store import frozen_intervals
 from apps.rollouts.models import Evaluation, Rollout
 from apps.rollouts.plan_store import save_plan
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.django_db
 
 @pytest.fixture
 def rollout() -> Rollout:
-    """Return one whose clock runs."""
+    """Return a rollout whose bake has started."""
     make_instance()
     send("digits", 1, requests=6_000, latency={"100": 5_900, "120": 100})
     rollout = make_baking(make_model())
@@ -48,7 +48,7 @@ def look(rollout: Rollout) -> None:
     tick_rollouts()
 
 
-def test_every_answer_can_be_made_again_from_its_log(rollout: Rollout) -> None:
+def test_every_result_can_be_repeated_from_its_log(rollout: Rollout) -> None:
     for ago_s in (70, 60, 50, 40):
         window(rollout, "canary", ago_s=ago_s, unit_errors=1, latency={"100": 58, "130": 2})
         window(rollout, "stable", ago_s=ago_s, units=900, latency={"100": 890, "130": 10})
@@ -56,13 +56,13 @@ def test_every_answer_can_be_made_again_from_its_log(rollout: Rollout) -> None:
     rows = list(Evaluation.objects.select_related("rollout"))
     assert len(rows) >= 9
     for row in rows:
-        again = repeat_answer(row)
+        again = repeat_check(row)
         assert (again.verdict, again.reason) == (row.verdict, row.reason)
         assert again.evidence == row.evidence
         assert row.rule
 
 
-def test_what_comes_after_an_interval_was_judged_changes_no_evidence(rollout: Rollout) -> None:
+def test_late_data_of_a_judged_interval_changes_no_evidence(rollout: Rollout) -> None:
     window(rollout, "canary")
     window(rollout, "stable")
     look(rollout)
@@ -101,14 +101,14 @@ def test_a_long_bake_has_long_intervals(bake_s: int, interval_s: int) -> None:
     assert (rollout.next_check_at - evaluation.GRACE).timestamp() % interval_s == 0
 
 
-def test_looks_get_rarer_the_more_intervals_there_are(
+def test_evaluations_get_rarer_with_more_intervals(
     rollout: Rollout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluation, "INTERVALS_A_LOOK", 2)
+    monkeypatch.setattr(evaluation, "INTERVALS_PER_EVALUATION", 2)
     plan, now = from_json(rollout.plan_document), database_now()
     waits = []
     for ago_s in (70, 60, 50, 40):
         window(rollout, "canary", ago_s=ago_s)
         look(rollout)
-        waits.append((evaluation.next_look(rollout, plan, now) - now).total_seconds())
+        waits.append((evaluation.next_evaluation_at(rollout, plan, now) - now).total_seconds())
     assert [math.ceil(wait_s / 10) * 10 for wait_s in waits] == [10, 20, 20, 30]

@@ -1,4 +1,4 @@
-"""Telemetry windows become intervals of the step they belong to; only closed ones count."""
+"""Telemetry windows become intervals of their step; only closed ones count."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from apps.rollouts.evidence import LOOKS_A_WHOLE, Interval, closed_intervals
+from apps.rollouts.evidence import EVALUATIONS_PER_FULL_READ, Interval, closed_intervals
 from apps.rollouts.interval_store import freeze, frozen_intervals
 from apps.rollouts.models import Instance, Rollout
 from contract.messages import ClusterCounts
@@ -35,34 +35,36 @@ def intervals(rollout: Rollout) -> list[Interval]:
     return closed_intervals(rollout, 10, rollout.started_at)
 
 
-def test_who_is_assigned_in_one_window_and_answered_in_the_next_is_one(rollout: Rollout) -> None:
+def test_a_unit_assigned_in_one_window_and_answered_in_the_next_counts_once(
+    rollout: Rollout,
+) -> None:
     start = rollout.started_at - NOW_LAG
     for seconds, assigned, units in ((1, 5, 0), (2, 3, 5), (3, 0, 3)):
         began = start + timedelta(seconds=seconds)
         of = {"interval_started_at": start, "started_at": began}
         window(rollout, "canary", assigned=assigned, units=units, **of)
-    (found,) = intervals(rollout)
-    assert (found.canary.n, found.canary.assigned) == (8, 8)
-    assert sum(each.assigned for each in found.canary.slices) == 8
+    (interval,) = intervals(rollout)
+    assert (interval.canary.n, interval.canary.assigned) == (8, 8)
+    assert sum(each.assigned for each in interval.canary.slices) == 8
 
 
-def test_of_a_data_plane_that_did_not_count_it_who_is_answered_was_assigned(
+def test_answered_units_of_an_older_data_plane_count_as_assigned(
     rollout: Rollout,
 ) -> None:
     window(rollout, "canary", units=5, anonymous=2, assigned=0)
-    (found,) = intervals(rollout)
-    assert (found.canary.n, found.canary.assigned) == (7, 7)
-    assert found.canary.instances["i-1"].assigned == 7
+    (interval,) = intervals(rollout)
+    assert (interval.canary.n, interval.canary.assigned) == (7, 7)
+    assert interval.canary.instances["i-1"].assigned == 7
 
 
 def test_windows_of_all_instances_add_up(rollout: Rollout) -> None:
     for instance in ("i-1", "i-2"):
         window(rollout, "canary", instance=instance, units=3, unit_errors=1, anonymous=2)
         window(rollout, "stable", instance=instance, units=50, anonymous_errors=4)
-    (found,) = intervals(rollout)
-    assert (found.canary.n, found.canary.errors) == (10, 2)
-    assert (found.control.n, found.control.errors) == (100, 8)
-    assert found.canary.latency == {100: 120}
+    (interval,) = intervals(rollout)
+    assert (interval.canary.n, interval.canary.errors) == (10, 2)
+    assert (interval.control.n, interval.control.errors) == (100, 8)
+    assert interval.canary.latency == {100: 120}
 
 
 def test_clusters_of_all_instances_add_up_and_are_frozen_as_they_are(rollout: Rollout) -> None:
@@ -86,9 +88,7 @@ def test_an_interval_that_may_still_get_windows_is_not_judged(rollout: Rollout) 
 @pytest.mark.parametrize(
     "fields", [{"split": "another"}, {"generation": 0}, {"variant": "explicit"}]
 )
-def test_what_is_not_of_this_rollout_is_not_counted(
-    rollout: Rollout, fields: dict[str, Any]
-) -> None:
+def test_traffic_of_other_rollouts_is_not_counted(rollout: Rollout, fields: dict[str, Any]) -> None:
     window(rollout, fields.pop("variant", "canary"), **fields)
     assert intervals(rollout) == []
 
@@ -98,11 +98,11 @@ def test_a_late_instances_windows_stay_with_the_step_it_served(rollout: Rollout)
     rollout.step_generations = [first, first + 5]
     for generation in (first, first + 4, first + 5):
         window(rollout, "canary", generation=generation, units=1)
-    found = [(interval.step_index, interval.canary.n) for interval in intervals(rollout)]
-    assert found == [(0, 2), (1, 1)]
+    counts = [(interval.step_index, interval.canary.n) for interval in intervals(rollout)]
+    assert counts == [(0, 2), (1, 1)]
 
 
-def test_an_interval_is_cut_into_slices_by_when_its_windows_began(rollout: Rollout) -> None:
+def test_slices_are_by_the_start_of_windows(rollout: Rollout) -> None:
     start = rollout.started_at - NOW_LAG
     for seconds, errors in ((1, 0), (4, 2), (10, 1)):
         at = start + timedelta(seconds=seconds)
@@ -116,32 +116,32 @@ def test_an_interval_is_cut_into_slices_by_when_its_windows_began(rollout: Rollo
             assigned=6,
             unanswered=errors,
         )
-    (found,) = intervals(rollout)
-    told = [(each.n, each.errors) for each in found.canary.slices]
-    assert told == [(5, 0), (5, 2), (0, 0), (0, 0), (5, 1)]
-    assert [each.assigned for each in found.canary.slices] == [6, 6, 0, 0, 6]
-    (frozen,) = freeze(rollout, [found])
-    assert frozen == found
+    (interval,) = intervals(rollout)
+    counts = [(each.n, each.errors) for each in interval.canary.slices]
+    assert counts == [(5, 0), (5, 2), (0, 0), (0, 0), (5, 1)]
+    assert [each.assigned for each in interval.canary.slices] == [6, 6, 0, 0, 6]
+    (frozen,) = freeze(rollout, [interval])
+    assert frozen == interval
 
 
 def test_slices_are_longer_where_a_steps_intervals_are(rollout: Rollout) -> None:
     start = rollout.started_at - timedelta(minutes=5)
     began = start + timedelta(seconds=50)
     window(rollout, "canary", interval_started_at=start, started_at=began, units=5)
-    found = closed_intervals(rollout, 120, rollout.started_at, lengths_s=[120])
-    assert [each.n for each in found[0].canary.slices] == [0, 0, 5, 0, 0]
+    closed = closed_intervals(rollout, 120, rollout.started_at, lengths_s=[120])
+    assert [each.n for each in closed[0].canary.slices] == [0, 0, 5, 0, 0]
 
 
-def test_slices_are_never_shorter_than_a_second_can_be_told(rollout: Rollout) -> None:
+def test_slices_are_never_shorter_than_two_seconds(rollout: Rollout) -> None:
     start = rollout.started_at - timedelta(seconds=20)
     for seconds in (0, 1, 2, 3):
         began = start + timedelta(seconds=seconds)
         window(rollout, "canary", interval_started_at=start, started_at=began, units=5)
-    found = closed_intervals(rollout, 4, rollout.started_at)
-    assert [each.n for each in found[0].canary.slices] == [10, 10, 0, 0, 0]
+    closed = closed_intervals(rollout, 4, rollout.started_at)
+    assert [each.n for each in closed[0].canary.slices] == [10, 10, 0, 0, 0]
 
 
-def test_a_unit_that_fails_in_a_later_slice_counts_where_units_were_counted(
+def test_an_error_in_a_later_slice_moves_to_a_slice_with_units(
     rollout: Rollout,
 ) -> None:
     start = rollout.started_at - NOW_LAG
@@ -149,28 +149,32 @@ def test_a_unit_that_fails_in_a_later_slice_counts_where_units_were_counted(
         began = start + timedelta(seconds=seconds)
         of = {"interval_started_at": start, "started_at": began}
         window(rollout, "canary", units=units, unit_errors=errors, **of)
-    (found,) = intervals(rollout)
-    assert [(each.n, each.errors) for each in found.canary.slices][:3] == [(5, 3), (0, 0), (0, 0)]
+    (interval,) = intervals(rollout)
+    assert [(each.n, each.errors) for each in interval.canary.slices][:3] == [
+        (5, 3),
+        (0, 0),
+        (0, 0),
+    ]
 
 
-def test_a_unit_that_is_left_in_a_later_interval_than_it_came_counts_there(
+def test_a_unit_left_without_an_answer_in_a_later_interval_counts_there(
     rollout: Rollout,
 ) -> None:
     window(rollout, "canary", units=0, assigned=2, unanswered=5, requests=0, latency={})
-    (found,) = intervals(rollout)
-    assert (found.canary.assigned, found.canary.unanswered) == (5, 5)
-    assert sum(each.assigned for each in found.canary.slices) == 5
-    assert all(each.unanswered <= each.assigned for each in found.canary.slices)
+    (interval,) = intervals(rollout)
+    assert (interval.canary.assigned, interval.canary.unanswered) == (5, 5)
+    assert sum(each.assigned for each in interval.canary.slices) == 5
+    assert all(each.unanswered <= each.assigned for each in interval.canary.slices)
 
 
-def test_of_clusters_latency_only_what_was_slower_is_kept(rollout: Rollout) -> None:
+def test_only_slower_counts_of_clusters_latency_are_stored(rollout: Rollout) -> None:
     counts = {"3": [2, 3, 1, 3, 1, {"80": 2, "85": 1, "91": 4}]}
     window(rollout, "stable", clusters=counts)
     (interval,) = freeze(rollout, intervals(rollout), edges=[82, 90])
     assert interval.control.clusters[3].latency == {82: 2, 90: 1, 91: 4}
 
 
-def test_what_is_frozen_is_parsed_once_and_grows(rollout: Rollout) -> None:
+def test_frozen_intervals_are_parsed_once(rollout: Rollout) -> None:
     window(rollout, "canary")
     freeze(rollout, intervals(rollout))
     (first,) = frozen_intervals(rollout)
@@ -184,13 +188,13 @@ def test_what_is_frozen_is_parsed_once_and_grows(rollout: Rollout) -> None:
 
 @pytest.fixture
 def live(rollout: Rollout) -> None:
-    """Two instances report, now and in the minute that the tests look at."""
+    """Two instances report, now and in the minute of the tests."""
     for name in ("i-1", "i-2"):
-        make_instance(name, reported_at=rollout.started_at + timedelta(minutes=1))
+        make_instance(name, counts_at=rollout.started_at + timedelta(minutes=1))
 
 
 def later(rollout: Rollout, seconds: float) -> list[tuple[int, int]]:
-    """Return canary and control of the intervals that are closed so long after the start."""
+    """Return canary and control of the intervals that are closed this long after the start."""
     at = rollout.started_at + timedelta(seconds=seconds)
     return [(each.canary.n, each.control.n) for each in closed_intervals(rollout, 10, at)]
 
@@ -217,9 +221,7 @@ def test_an_instance_whose_windows_are_late_is_waited_for(rollout: Rollout, live
     assert later(rollout, 24) == [(15, 285)]
 
 
-def test_an_instance_that_fell_silent_holds_up_nothing_for_long(
-    rollout: Rollout, live: None
-) -> None:
+def test_a_silent_instance_delays_an_interval_only_briefly(rollout: Rollout, live: None) -> None:
     for began_s in (0, 10, 20, 30, 40):
         hear(rollout, "i-1", began_s, began_s + 10)
     hear(rollout, "i-2", 0, 4)
@@ -228,28 +230,26 @@ def test_an_instance_that_fell_silent_holds_up_nothing_for_long(
     assert later(rollout, 43) == [(10, 190), *[(5, 95)] * 3]
 
 
-def test_an_instance_that_reports_no_more_holds_up_nothing(rollout: Rollout, live: None) -> None:
-    Instance.objects.filter(name="i-2").update(reported_at=rollout.started_at)
+def test_an_instance_without_reports_delays_nothing(rollout: Rollout, live: None) -> None:
+    Instance.objects.filter(name="i-2").update(counts_at=rollout.started_at)
     hear(rollout, "i-1", 0, 10)
     hear(rollout, "i-2", 0, 4)
     assert later(rollout, 13) == [(10, 190)]
 
 
-def test_an_instance_that_is_not_heard_of_any_more_holds_up_nothing(
-    rollout: Rollout, live: None
-) -> None:
+def test_an_instance_without_recent_telemetry_delays_nothing(rollout: Rollout, live: None) -> None:
     hear(rollout, "i-2", 0, 4)
     hear(rollout, "i-1", 20, 30)
     assert later(rollout, 33) == [(5, 95), (5, 95)]
 
 
-def test_windows_that_come_within_the_hour_are_judged_as_new_ones_are_read(
+def test_windows_within_the_hour_are_read_once_in_a_while(
     rollout: Rollout,
 ) -> None:
     for began_s in (600, 610):
         hear(rollout, "i-1", began_s, began_s + 10)
     freeze(rollout, closed_intervals(rollout, 10, rollout.started_at + timedelta(seconds=640)))
     hear(rollout, "i-1", 0, 10)
-    found = [later(rollout, 650 + 10 * k) for k in range(LOOKS_A_WHOLE)]
-    assert found.count([(5, 95)]) == 1
-    assert found.count([]) == LOOKS_A_WHOLE - 1
+    results = [later(rollout, 650 + 10 * k) for k in range(EVALUATIONS_PER_FULL_READ)]
+    assert results.count([(5, 95)]) == 1
+    assert results.count([]) == EVALUATIONS_PER_FULL_READ - 1

@@ -1,4 +1,4 @@
-"""Judges of observations, as tables: what was brought, and which of the six verdicts it gets."""
+"""Judges of observations, as tables: observations in, one of the six verdicts out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from apps.rollouts import check_kinds as kinds
 from apps.rollouts.analysis import JUDGES
 from apps.rollouts.check_kinds import CheckDocument
 from apps.rollouts.checks import CheckSettings
-from apps.rollouts.external_checks import OBSERVED
+from apps.rollouts.external_checks import OBSERVATION_JUDGES
 from apps.rollouts.verdicts import CheckResult
 
 AT_MOST = {"query": "up", "at_most": 2}
@@ -19,9 +19,9 @@ AGREE = {"agreement_min_bp": 9_900, "rows_min": 500}
 QUIET = {"flips": 0, "beyond_tolerance": 0, "errors": 0, "dropped": 0}
 
 
-def judge(kind: str, settings: dict[str, Any], seen: dict[str, Any]) -> CheckResult:
+def judge(kind: str, settings: dict[str, Any], observation: dict[str, Any]) -> CheckResult:
     check = CheckDocument(check=kind, settings=settings, name="mine")
-    return OBSERVED[kind](check, seen, CheckSettings(alpha=0.01))
+    return OBSERVATION_JUDGES[kind](check, observation, CheckSettings(alpha=0.01))
 
 
 def test_every_kind_of_check_has_a_judge() -> None:
@@ -29,7 +29,7 @@ def test_every_kind_of_check_has_a_judge() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seen", "verdict"),
+    ("observation", "verdict"),
     [
         ({}, "no-data"),
         ({"requests": 0, "errors": 0}, "insufficient-sample"),
@@ -39,17 +39,17 @@ def test_every_kind_of_check_has_a_judge() -> None:
         ({"requests": 1, "errors": 1}, "fail"),
     ],
 )
-def test_smoke(seen: dict[str, int], verdict: str) -> None:
-    assert judge(kinds.SMOKE, {"requests_min": 10}, seen).verdict == verdict
+def test_smoke(observation: dict[str, int], verdict: str) -> None:
+    assert judge(kinds.SMOKE, {"requests_min": 10}, observation).verdict == verdict
 
 
-def test_smoke_without_requests_asks_only_that_the_target_is_ready() -> None:
-    found = judge(kinds.SMOKE, {}, {"requests": 0, "errors": 0})
-    assert (found.verdict, found.check) == ("pass", "mine")
+def test_smoke_without_requests_passes_with_a_ready_target() -> None:
+    result = judge(kinds.SMOKE, {}, {"requests": 0, "errors": 0})
+    assert (result.verdict, result.check) == ("pass", "mine")
 
 
 @pytest.mark.parametrize(
-    ("seen", "verdict"),
+    ("observation", "verdict"),
     [
         ({}, "no-data"),
         ({"rows": 0, **QUIET}, "no-data"),
@@ -62,8 +62,8 @@ def test_smoke_without_requests_asks_only_that_the_target_is_ready() -> None:
         ({"rows": 1_000, **QUIET, "errors": 60}, "fail"),
     ],
 )
-def test_shadow_agreement(seen: dict[str, int], verdict: str) -> None:
-    assert judge(kinds.SHADOW_AGREEMENT, AGREE, seen).verdict == verdict
+def test_shadow_agreement(observation: dict[str, int], verdict: str) -> None:
+    assert judge(kinds.SHADOW_AGREEMENT, AGREE, observation).verdict == verdict
 
 
 @pytest.mark.parametrize(
@@ -80,26 +80,26 @@ def test_shadow_agreement(seen: dict[str, int], verdict: str) -> None:
     ],
 )
 def test_prometheus(settings: dict[str, Any], value: float | None, verdict: str) -> None:
-    found = judge(kinds.PROMETHEUS, settings, {"query": "up", "value": value})
-    assert found.verdict == verdict
-    assert found.evidence["query"] == "up"
+    result = judge(kinds.PROMETHEUS, settings, {"query": "up", "value": value})
+    assert result.verdict == verdict
+    assert result.evidence["query"] == "up"
 
 
-def test_prometheus_tells_the_number_and_the_bound() -> None:
-    found = judge(kinds.PROMETHEUS, AT_MOST, {"query": "up{}", "value": 3.5})
-    assert found.reason == "up{} is 3.5, at most 2"
-    assert found.evidence == {"query": "up{}", "bound": 2.0, "value": 3.5}
+def test_the_reason_of_prometheus_has_the_number_and_the_bound() -> None:
+    result = judge(kinds.PROMETHEUS, AT_MOST, {"query": "up{}", "value": 3.5})
+    assert result.reason == "3.5 measured, at most 2 allowed: up{}"
+    assert result.evidence == {"query": "up{}", "bound": 2.0, "value": 3.5}
 
 
 @pytest.mark.parametrize("verdict", ["pass", "fail", "inconclusive", "no-data"])
 def test_webhook(verdict: str) -> None:
-    seen = {"verdict": verdict, "reason": "so it is", "where": "webhook at http://x"}
-    found = judge(kinds.WEBHOOK, {"url": "http://x"}, seen)
-    assert found.verdict == verdict
-    assert found.reason == f"webhook at http://x says {verdict}: so it is"
+    observation = {"verdict": verdict, "reason": "so it is", "where": "webhook at http://x"}
+    result = judge(kinds.WEBHOOK, {"url": "http://x"}, observation)
+    assert result.verdict == verdict
+    assert result.reason == f"webhook at http://x returned {verdict}: so it is"
 
 
 @pytest.mark.parametrize("kind", [kinds.PROMETHEUS, kinds.WEBHOOK, kinds.OUTCOME])
-def test_what_was_not_brought_is_no_data(kind: str) -> None:
+def test_a_missing_observation_is_no_data(kind: str) -> None:
     settings = {**AT_MOST, "url": "http://x", "metric": "bought", "margin": 0.1}
     assert judge(kind, settings, {}).verdict == "no-data"

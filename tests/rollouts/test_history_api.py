@@ -54,8 +54,8 @@ def test_without_an_instant_the_present_is_told(rollout: Rollout) -> None:
 @pytest.mark.parametrize(
     ("at", "status", "told"),
     [
-        ("2026-11-25T14:05:00", 400, "names no time zone"),
-        ("2026-11-25", 400, "names no time zone"),
+        ("2026-11-25T14:05:00", 400, "has no time zone"),
+        ("2026-11-25", 400, "has no time zone"),
         ("yesterday", 400, "ISO 8601"),
         ("2026-11-25T14:05:00 02:00", 400, "%2B"),
         ("", 400, "ISO 8601"),

@@ -1,4 +1,4 @@
-"""Intervals as arrays: slices where they were kept, clusters of the control, nothing impossible."""
+"""Intervals as arrays: slices where they exist, clusters of the control, possible counts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_without_any_slices_the_interval_is_one() -> None:
     assert series.counts.canary_events.tolist() == [[1]]
 
 
-def test_an_end_that_came_an_interval_late_makes_no_impossible_counts() -> None:
+def test_an_end_in_a_later_interval_makes_no_impossible_counts() -> None:
     late = interval(Arm(assigned=2, unanswered=5))
     assert series_of_rate([late], UNANSWERED).counts.canary_events.tolist() == [[2]]
 

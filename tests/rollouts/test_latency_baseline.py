@@ -1,4 +1,4 @@
-"""Stable's usual latency: from what is recent where that suffices, from all there is otherwise."""
+"""Stable's usual latency: from recent answers if they are enough, else from all."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from apps.lib.clock import database_now
 from apps.rollouts.evidence import LatencyReference
 from apps.rollouts.latency_baseline import (
     KEEP_TELEMETRY,
+    describe_reference,
     reference_from_json,
     reference_of,
     reference_to_json,
-    tell_reference,
 )
 from apps.rollouts.models import Rollout
 from apps.rollouts.plans import from_json
@@ -42,37 +42,40 @@ def look(rollout: Rollout, **plan: int) -> tuple[LatencyReference | None, int]:
 
 def test_the_quantiles_are_frozen_once(rollout: Rollout) -> None:
     answers(100, latency={"80": 94, "100": 6})
-    found, n = look(rollout, reference_requests_min=100)
-    assert found is not None
-    assert (found.p50, found.p95, found.p99, found.n, n) == (80, 100, 100, 100, 100)
+    reference, n = look(rollout, reference_requests_min=100)
+    assert reference is not None
+    assert (reference.p50, reference.p95, reference.p99, reference.n, n) == (80, 100, 100, 100, 100)
     answers(900)
     rollout.refresh_from_db()
-    assert look(rollout, reference_requests_min=100) == (found, 100)
+    assert look(rollout, reference_requests_min=100) == (reference, 100)
 
 
 def test_the_slack_is_added_to_stables_quantiles(rollout: Rollout) -> None:
     answers(100)
-    found, _ = look(rollout, reference_requests_min=1, latency_slack_us=1_000)
-    assert found is not None
-    assert found.p95 == index_of(2.0**10 + 1_000)
+    reference, _ = look(rollout, reference_requests_min=1, latency_slack_us=1_000)
+    assert reference is not None
+    assert reference.p95 == index_of(2.0**10 + 1_000)
 
 
-def test_it_reaches_back_no_further_than_it_needs_to(rollout: Rollout) -> None:
+def test_a_reference_goes_back_only_as_far_as_needed(rollout: Rollout) -> None:
     for hours in (1, 5, 20, 300):
         answers(3_000, ago=timedelta(hours=hours), latency={str(80 + hours): 3_000})
-    found, n = look(rollout)
-    assert found is not None
-    assert (n, found.p50, found.p95) == (6_000, 81, 85)
-    assert tell_reference(found) == "its usual latency from 6,000 answers of 5 h before"
+    reference, n = look(rollout)
+    assert reference is not None
+    assert (n, reference.p50, reference.p95) == (6_000, 81, 85)
+    assert (
+        describe_reference(reference)
+        == "usual latency from 6,000 answers of stable in the 5 h before"
+    )
 
 
-def test_few_answers_are_enough_where_they_come_slowly(rollout: Rollout) -> None:
+def test_few_answers_are_enough_at_low_traffic(rollout: Rollout) -> None:
     for day in range(13):
         answers(3, ago=timedelta(days=day, minutes=50))
-    found, n = look(rollout)
-    assert found is not None
-    assert (found.n, n) == (39, 39)
-    assert "39 answers of 12 days" in tell_reference(found)
+    reference, n = look(rollout)
+    assert reference is not None
+    assert (reference.n, n) == (39, 39)
+    assert "39 answers of stable in the 12 days" in describe_reference(reference)
 
 
 def test_fewer_than_thirty_are_not(rollout: Rollout) -> None:
@@ -81,31 +84,31 @@ def test_fewer_than_thirty_are_not(rollout: Rollout) -> None:
     assert look(rollout) == (None, 29)
 
 
-def test_what_comes_within_half_an_hour_is_waited_for(rollout: Rollout) -> None:
+def test_enough_answers_within_half_an_hour_are_waited_for(rollout: Rollout) -> None:
     answers(900, ago=timedelta(minutes=5))
     answers(4_000, ago=timedelta(days=2))
     assert look(rollout) == (None, 900)
 
 
-def test_half_an_hour_that_is_never_enough_is_not_waited_for(rollout: Rollout) -> None:
+def test_too_few_answers_within_half_an_hour_are_not_waited_for(rollout: Rollout) -> None:
     for minute in range(60):
         answers(162, ago=timedelta(minutes=minute, seconds=1))
-    found, n = look(rollout)
-    assert found is not None
+    reference, n = look(rollout)
+    assert reference is not None
     assert n == 60 * 162
 
 
-def test_what_is_not_stables_is_no_reference(rollout: Rollout) -> None:
+def test_only_stables_answers_are_a_reference(rollout: Rollout) -> None:
     send("digits", 2, variant="canary", latency={"90": 6_000})
     send("digits", 1, variant="explicit", latency={"90": 6_000})
     assert look(rollout) == (None, 0)
 
 
-def test_a_reference_survives_being_stored_also_one_that_is_old(rollout: Rollout) -> None:
+def test_new_and_old_references_are_stored_and_read(rollout: Rollout) -> None:
     answers(100)
-    found, _ = look(rollout, reference_requests_min=1)
-    stored = reference_to_json(found)
-    assert reference_from_json(stored) == found
+    reference, _ = look(rollout, reference_requests_min=1)
+    stored = reference_to_json(reference)
+    assert reference_from_json(stored) == reference
     old = reference_from_json({k: v for k, v in stored.items() if k not in {"since", "p50"}})
     assert old is not None
-    assert tell_reference(old) == ""
+    assert describe_reference(old) == ""

@@ -1,4 +1,4 @@
-"""Absolute bounds at 100 %: proof fails, silence never passes."""
+"""Absolute bounds: proof fails, missing data never passes."""
 
 from __future__ import annotations
 
@@ -53,19 +53,19 @@ def test_counts_are_judged_against_the_bound(n: int, events: int, verdict: Verdi
 
 
 def test_the_reason_has_the_numbers() -> None:
-    assert "error rate 10.00%, at most 1.00%, n=1000" in judge(1_000, 100).reason
+    assert "error rate 10.00 %, limit 1.00 %, after 1,000 exposures" in judge(1_000, 100).reason
 
 
 @pytest.mark.parametrize("bound", [0.995, 1.0, 1.01])
 @pytest.mark.parametrize("events", [0, 500, 1_000])
-def test_a_bound_near_certainty_is_never_proven_broken(bound: float, events: int) -> None:
+def test_a_bound_near_certainty_is_never_proven_exceeded(bound: float, events: int) -> None:
     assert judge(1_000, events, bound=bound).verdict is not Verdict.FAIL
 
 
 def test_one_bad_bound_among_good_ones_fails() -> None:
     good, bad = of("p95", 0.075, 2_000, 10), of("p99", 0.02, 2_000, 400)
-    found = judge_objectives("latency", [good, bad], PROOF)
-    assert found.verdict is Verdict.FAIL
+    result = judge_objectives("latency", [good, bad], PROOF)
+    assert result.verdict is Verdict.FAIL
 
 
 @pytest.mark.parametrize(
@@ -103,10 +103,10 @@ def test_a_latency_objective_bounds_a_quantile(slow: int, verdict: Verdict) -> N
 
 def test_the_bucket_that_holds_the_limit_counts_as_within() -> None:
     counts = {index_of(50_000): 1_000}
-    given = {"quantile_permille": 990, "limit_us": 50_000, "settings": DEFAULT}
+    arguments = {"quantile_permille": 990, "limit_us": 50_000, "settings": DEFAULT}
 
-    assert judge_latency_objective([counts], **given).verdict is Verdict.PASS
-    assert judge_latency_objective([], **given).verdict is Verdict.NO_DATA
+    assert judge_latency_objective([counts], **arguments).verdict is Verdict.PASS
+    assert judge_latency_objective([], **arguments).verdict is Verdict.NO_DATA
 
 
 def agreement(agreement_min_bp: int = 9_900, **counts: int) -> CheckResult:
@@ -139,17 +139,17 @@ def test_shadows_get_their_verdicts(counts: dict[str, int], verdict: Verdict) ->
     json.dumps(result.evidence, allow_nan=False)
 
 
-def test_dropped_copies_change_no_verdict_and_are_told() -> None:
+def test_dropped_copies_change_no_verdict_and_are_counted() -> None:
     result = agreement(compared=2_000, flips=2, dropped=77)
 
     assert result.verdict is Verdict.PASS
-    assert "77 copies dropped and not judged" in result.reason
+    assert "77 copies were dropped and not compared" in result.reason
 
 
 @pytest.mark.parametrize(
     ("flips", "verdict"), [(0, Verdict.INSUFFICIENT_SAMPLE), (1, Verdict.FAIL)]
 )
-def test_where_all_must_agree_one_difference_is_proof_and_none_is_not(
+def test_at_full_agreement_one_difference_is_proof_and_none_is_not(
     flips: int, verdict: Verdict
 ) -> None:
     result = agreement(10_000, compared=1_000, flips=flips)
@@ -164,7 +164,7 @@ def test_more_differences_than_answers_are_refused() -> None:
 
 
 def ever(verdict: Verdict, rate: float, *, looks: int = 60) -> float:
-    """The share of runs in which a bound of 1 % ever gets the verdict, by one of many looks."""
+    """Return the share of runs in which a bound of 1 % ever gets the verdict at many looks."""
     rng = np.random.default_rng(31)
     events = rng.binomial(50, rate, (200, looks))
     runs = 0
@@ -175,19 +175,19 @@ def ever(verdict: Verdict, rate: float, *, looks: int = 60) -> float:
     return runs / len(events)
 
 
-def test_looking_at_a_bound_all_the_time_does_not_condemn_who_keeps_it() -> None:
+def test_constant_looks_do_not_fail_a_version_within_its_bound() -> None:
     assert ever(Verdict.FAIL, 0.01) <= 0.02
 
 
-def test_who_just_breaks_the_bound_hardly_ever_passes_however_often_it_is_looked_at() -> None:
+def test_a_version_just_above_its_bound_hardly_ever_passes() -> None:
     assert ever(Verdict.PASS, 0.011) <= 0.10
 
 
-def test_who_keeps_the_bound_well_passes() -> None:
+def test_a_version_well_within_its_bound_passes() -> None:
     assert ever(Verdict.PASS, 0.002) >= 0.95
 
 
-def test_one_interval_that_lost_everything_is_no_proof_and_three_are() -> None:
+def test_one_interval_of_errors_is_no_proof_and_three_are() -> None:
     calm, lost = Part(50, 0), Part(50, 50)
     for bad, is_proven in ((1, False), (3, True)):
         objective = Objective("error rate", 0.01, (calm, *[lost] * bad))
@@ -196,7 +196,7 @@ def test_one_interval_that_lost_everything_is_no_proof_and_three_are() -> None:
         assert (verdict is Verdict.FAIL) is is_proven
 
 
-def test_the_steps_that_ask_share_the_level() -> None:
+def test_the_steps_with_a_check_share_its_level() -> None:
     one, five = (Proof.of(DEFAULT, samples_min=0, steps=steps).log_fail for steps in (1, 5))
     assert five - one == pytest.approx(math.log(5))
 
@@ -209,7 +209,7 @@ def test_rows_of_one_request_are_one_draw() -> None:
     assert together.verdict is Verdict.INCONCLUSIVE
 
 
-def test_whoever_got_no_answer_counts_against_an_error_objective() -> None:
+def test_unanswered_units_count_against_an_error_objective() -> None:
     parts, hanging = [Part(100, 0)] * 10, [Part(130, 30)] * 10
     answered = judge_error_objective(parts, [Part(130, 0)] * 10, limit_bp=200, settings=DEFAULT)
     hung = judge_error_objective(parts, hanging, limit_bp=200, settings=DEFAULT)
@@ -217,5 +217,5 @@ def test_whoever_got_no_answer_counts_against_an_error_objective() -> None:
 
     assert answered.verdict is Verdict.PASS
     assert hung.verdict is Verdict.FAIL
-    assert "unanswered 23.08%, at most 2.00%" in hung.reason
+    assert "unanswered 23.08 %, limit 2.00 %" in hung.reason
     assert nobody.verdict is Verdict.FAIL

@@ -1,4 +1,4 @@
-"""Pairs: what both versions answered and whose truth is known decides who is more accurate."""
+"""Paired answers with known true values decide which version is more accurate."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SETTINGS = CheckSettings(alpha=0.05, alpha_promote=0.1, guardrails=2)
 
 @dataclass(frozen=True)
 class Check:
-    """A check as a plan names it."""
+    """A check of a plan."""
 
     label: str = "shadow-accuracy"
     settings: dict[str, Any] = field(default_factory=lambda: {"margin_bp": 100})
@@ -27,16 +27,16 @@ class Check:
         return self.settings.get(name)
 
 
-def brought(**seen: Any) -> dict[str, Any]:
-    """Return what an observer brings of such counts."""
-    if "pairs" in seen:
-        rest = seen["pairs"] - seen["lost"] - seen["won"]
-        seen["grid"] = [[-GRID, seen["won"]], [0, rest], [GRID, seen["lost"]]]
-    return seen
+def observe(**observation: Any) -> dict[str, Any]:
+    """Return the observation of these counts."""
+    if "pairs" in observation:
+        rest = observation["pairs"] - observation["lost"] - observation["won"]
+        observation["grid"] = [[-GRID, observation["won"]], [0, rest], [GRID, observation["lost"]]]
+    return observation
 
 
-def judged(**seen: Any) -> CheckResult:
-    return judge_pairs(Check(), brought(**seen), SETTINGS)  # type: ignore[arg-type]
+def judged(**observation: Any) -> CheckResult:
+    return judge_pairs(Check(), observe(**observation), SETTINGS)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("margin", [0.005, 0.01, 0.2])
@@ -51,7 +51,7 @@ def test_no_bet_gains_on_average_while_its_hypothesis_holds(margin: float, won: 
     assert at_margin @ np.exp(one_of_each.mirror) == pytest.approx(1.0, abs=1e-12)
 
 
-def test_pairs_that_both_got_alike_change_nothing_about_whether_there_is_a_difference() -> None:
+def test_equal_pairs_do_not_change_the_test_of_a_difference() -> None:
     few = pair_evidence(100, 30, 10, margin=0.01)
     many = pair_evidence(10_000, 30, 10, margin=0.01)
 
@@ -62,9 +62,9 @@ def test_pairs_that_both_got_alike_change_nothing_about_whether_there_is_a_diffe
 
 
 @pytest.mark.parametrize(
-    ("seen", "verdict", "words"),
+    ("observation", "verdict", "words"),
     [
-        ({}, Verdict.NO_DATA, "no request of one row was answered"),
+        ({}, Verdict.NO_DATA, "no single-row request was answered"),
         (
             {"kept": 7, "metric": "label"},
             Verdict.NO_DATA,
@@ -72,21 +72,21 @@ def test_pairs_that_both_got_alike_change_nothing_about_whether_there_is_a_diffe
         ),
         ({"pairs": 50, "lost": 1, "won": 1}, Verdict.INSUFFICIENT_SAMPLE, "too few pairs"),
         ({"pairs": 1_000, "lost": 60, "won": 5}, Verdict.FAIL, "by more than the margin"),
-        ({"pairs": 900, "lost": 27, "won": 8}, Verdict.FAIL, "as estimated"),
+        ({"pairs": 900, "lost": 27, "won": 8}, Verdict.FAIL, "the estimate exceeds the margin"),
         ({"pairs": 9_000, "lost": 60, "won": 20}, Verdict.INCONCLUSIVE, "but not by more"),
-        ({"pairs": 2_000, "lost": 9, "won": 10}, Verdict.PASS, "0.05% more accurate"),
-        ({"pairs": 400, "lost": 0, "won": 0}, Verdict.PASS, "0.00% less accurate"),
+        ({"pairs": 2_000, "lost": 9, "won": 10}, Verdict.PASS, "0.05 % more accurate"),
+        ({"pairs": 400, "lost": 0, "won": 0}, Verdict.PASS, "0.00 % less accurate"),
     ],
 )
-def test_a_verdict_comes_with_its_numbers(seen: Any, verdict: Verdict, words: str) -> None:
-    result = judged(**seen)
+def test_a_verdict_comes_with_its_numbers(observation: Any, verdict: Verdict, words: str) -> None:
+    result = judged(**observation)
 
     assert (result.verdict, result.check) == (verdict, "shadow-accuracy")
     assert words in result.reason
     assert all(not isinstance(v, float) or math.isfinite(v) for v in result.evidence.values())
 
 
-def test_nonsense_is_refused() -> None:
+def test_impossible_counts_are_refused() -> None:
     for counts in ((1, 1, 1), (1, -1, 0), (1, 0, 2)):
         with pytest.raises(ValueError, match="pairs"):
             PairCounts(*counts, losses=((0, float(counts[0])),))
@@ -96,18 +96,18 @@ def test_nonsense_is_refused() -> None:
         pair_evidence(1, 0, 0, margin=0.0)
 
 
-def test_a_rollout_may_ask_for_proof_beyond_the_margin() -> None:
+def test_a_rollout_may_require_proof_beyond_the_margin() -> None:
     strict = CheckSettings(alpha=0.05, guardrails=2, evidence_mode="beyond_margin")
-    seen = brought(pairs=900, lost=27, won=8)
+    observation = observe(pairs=900, lost=27, won=8)
 
-    result = judge_pairs(Check(), seen, strict)  # type: ignore[arg-type]
+    result = judge_pairs(Check(), observation, strict)  # type: ignore[arg-type]
 
     assert result.verdict is Verdict.INCONCLUSIVE
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_loss_between_two_places_counts_no_more_than_it_should(seed: int) -> None:
-    """Shared between its neighbours a loss keeps its mean, and proves a little less, never more."""
+    """A loss shared between neighbours keeps its mean, and proves slightly less, never more."""
     losses = np.random.default_rng(seed).uniform(-1.0, 1.0, 500)
     exact = loss_evidence(losses, np.ones(500), margin=0.02)
     places = np.floor(losses * GRID)
@@ -116,14 +116,15 @@ def test_a_loss_between_two_places_counts_no_more_than_it_should(seed: int) -> N
     shared = loss_evidence(grid, np.concatenate([1 - above, above]), margin=0.02)
 
     for name in ("margin", "zero", "mirror"):
-        given, kept = float(getattr(exact, name)), float(getattr(shared, name))
-        assert given - 0.05 < kept <= given + 1e-9
+        exact_value, kept = float(getattr(exact, name)), float(getattr(shared, name))
+        assert exact_value - 0.05 < kept <= exact_value + 1e-9
 
 
-def test_scores_say_the_win_rate() -> None:
+def test_scores_have_a_win_rate() -> None:
     check = Check(settings={"margin_bp": 100, "scale": 2.0})
-    seen = {"pairs": 10, "lost": 2, "won": 6, "grid": [[-5, 10.0]]}
+    observation = {"pairs": 10, "lost": 2, "won": 6, "grid": [[-5, 10.0]]}
 
-    result = judge_pairs(check, seen, SETTINGS)  # type: ignore[arg-type]
+    result = judge_pairs(check, observation, SETTINGS)  # type: ignore[arg-type]
 
-    assert "nearer in 6 and stable in 2, win rate 75.0%: 5.00% more accurate" in result.reason
+    assert "the shadow is 5.00 % more accurate than stable" in result.reason
+    assert "the shadow nearer in 6, stable in 2, win rate 75.0 %" in result.reason

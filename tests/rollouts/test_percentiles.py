@@ -16,7 +16,7 @@ def histogram_of(durations_us: np.ndarray) -> Counts:
     return counts
 
 
-def test_a_slower_canary_is_told_in_microseconds() -> None:
+def test_a_slower_canary_has_its_difference_in_microseconds() -> None:
     rng = np.random.default_rng(61)
     canary, control = (
         histogram_of(scale * np.exp(0.5 * rng.standard_normal(4_000))) for scale in (20e3, 10e3)
@@ -33,8 +33,8 @@ def test_a_slower_canary_is_told_in_microseconds() -> None:
 
 @pytest.mark.parametrize(("canary", "control"), [({}, {}), ({}, {90: 500}), ({90: 500}, {})])
 def test_an_empty_side_has_no_difference(canary: Counts, control: Counts) -> None:
-    for found in percentile_differences(canary, control):
-        assert (found.difference_us, found.low_us, found.high_us) == (None, None, None)
+    for each in percentile_differences(canary, control):
+        assert (each.difference_us, each.low_us, each.high_us) == (None, None, None)
 
 
 def test_few_requests_have_no_upper_bound_of_a_high_percentile() -> None:
@@ -45,7 +45,7 @@ def test_few_requests_have_no_upper_bound_of_a_high_percentile() -> None:
     assert p99.low_us is not None
 
 
-def test_what_lies_beyond_the_last_bucket_has_no_upper_bound() -> None:
+def test_durations_beyond_the_last_bucket_have_no_upper_bound() -> None:
     _, upper = quantile_bounds_us({BUCKET_COUNT - 1: 1_000}, 0.5, miss=0.05)
 
     assert upper is None
@@ -53,7 +53,7 @@ def test_what_lies_beyond_the_last_bucket_has_no_upper_bound() -> None:
 
 @pytest.mark.parametrize("q", [0.5, 0.95, 0.99])
 @pytest.mark.parametrize("n", [200, 2_000])
-def test_the_bounds_hold_the_true_quantile_as_often_as_they_say(q: float, n: int) -> None:
+def test_the_bounds_have_their_nominal_coverage(q: float, n: int) -> None:
     rng = np.random.default_rng(62)
     held = 0
     for _ in range(200):

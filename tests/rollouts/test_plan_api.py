@@ -121,4 +121,4 @@ def test_a_rate_may_be_named_instead(query: str, status: int) -> None:
 
 def test_a_step_without_a_control_is_noticed_in_the_answer() -> None:
     saved = post(client("admin"), {"name": "whole", "steps": [{"weight_bp": 10_000}]}).json()
-    assert "nobody is left on stable to compare with" in saved["notices"][0]
+    assert "stable gets none to compare with" in saved["notices"][0]

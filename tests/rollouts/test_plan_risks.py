@@ -1,4 +1,4 @@
-"""The error rates of a whole plan: bounds, simulations, and what nobody knows."""
+"""The error rates of a whole plan: bounds, simulations, and unknown ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def plan(*checks: str | CheckDocument) -> PlanDocument:
     return PlanDocument(name="p", steps=steps)
 
 
-def test_checks_that_test_share_the_plans_level() -> None:
+def test_statistical_checks_share_the_plans_level() -> None:
     risks = risks_of_plan(plan("error-rate", "latency"))
 
     assert risks.false_rollback == pytest.approx(0.01)
@@ -36,7 +36,7 @@ def test_a_threshold_is_simulated_and_adds_to_the_plans_risk() -> None:
     assert risks.false_rollback == pytest.approx(threshold.false_rollback + 0.01)
 
 
-def test_of_what_is_asked_outside_nothing_is_known() -> None:
+def test_the_risks_of_external_checks_are_unknown() -> None:
     risks = risks_of_plan(plan("error-rate", OUTSIDE))
 
     assert risks.false_rollback is None

@@ -71,9 +71,9 @@ def test_a_plan_is_made_as_it_was_asked_for(boss: Client) -> None:
     ("steps", "message"),
     [
         ([], "has no steps"),
-        ([("25", "1"), ("10", "1")], "10 % falls below the 25 % before it"),
-        ([("50", "1"), ("101", "1")], "must lie between 0 and 100 %"),
-        ([("0", "1")], "gives the target no traffic"),
+        ([("25", "1"), ("10", "1")], "share of 10 % is below the 25 % of the previous step"),
+        ([("50", "1"), ("101", "1")], "must be between 0 and 100 %"),
+        ([("0", "1")], "needs a share above 0 %"),
         ([("", "5")], "Say which share this step gets"),
         ([("50", "")], "Say how long this step bakes"),
         ([("many", "1")], "Enter a number"),
@@ -211,12 +211,12 @@ def test_only_an_admin_edits_plans(client: Client) -> None:
 @pytest.mark.parametrize(
     ("lines", "told"),
     [
-        ('{"check": "latency-objective"}', "Line 1: check latency-objective: needs limit_us"),
-        ('\n{"check": "horoscope"}', "Line 2: unknown check &#x27;horoscope&#x27;"),
+        ('{"check": "latency-objective"}', "Line 1: check latency-objective: limit_us is required"),
+        ('\n{"check": "horoscope"}', "Line 2: unknown kind &#x27;horoscope&#x27;"),
         ('{"check": "latency", "colour": 1}', "Line 1: Object contains unknown field `colour`"),
         ('{"check": "latency", "name": 3}', "Line 1: name: Expected `str`, got `int`"),
-        ('{"check": ', "Line 1: this is no JSON document"),
-        ("latency", "Line 1: each line is one document"),
+        ('{"check": ', "Line 1: not a valid JSON document"),
+        ("latency", "Line 1: expected one JSON document"),
         (
             '"smoke"\n{"check": "error-objective", "settings": {"limit_bp": 0}}',
             "Line 2: check error-objective: limit_bp must be at least 1",
@@ -241,7 +241,7 @@ def test_what_a_step_alone_cannot_see_is_refused_by_its_number(boss: Client) -> 
     response = boss.post("/rollouts/plans/new/", steps)
 
     assert response.status_code == 400
-    assert "Step 2: shadow-agreement needs copies to compare" in response.content.decode()
+    assert "Step 2: shadow-agreement requires copied requests" in response.content.decode()
 
 
 def test_a_mistake_among_the_advanced_fields_is_not_hidden(boss: Client) -> None:

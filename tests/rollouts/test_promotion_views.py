@@ -176,4 +176,4 @@ def test_it_tells_how_long_the_plan_takes_at_the_models_traffic(
     text = text_of(operator)
     assert "requests an hour with " in text
     assert "too long: it would pause for a person in step" in text
-    assert "cannot decide, and once its bake time is over it pauses for a person" in text
+    assert "cannot decide, so that it pauses for a person after its bake time" in text

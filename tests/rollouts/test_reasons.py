@@ -1,4 +1,4 @@
-"""No sentence contradicts the numbers beside it, whatever the counts were."""
+"""No reason contradicts its own numbers, whatever the counts."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from apps.rollouts.eprocess import Counts
 from apps.rollouts.segments import SLICES
 from apps.rollouts.verdicts import CheckResult, Verdict
 
-NUMBERS = re.compile(r"([\d.]+)% vs (?:stable )?([\d.]+)%, margin ([\d.]+)%")
+NUMBERS = re.compile(r"([\d.]+) % on the canary, ([\d.]+) % on stable, margin ([\d.]+) %")
 RATES = (0.0, 0.001, 0.01, 0.011, 0.02, 0.03, 0.1, 0.5, 1.0)
 
 
 @st.composite
 def evidence(draw: st.DrawFn, slices: int = SLICES) -> Series:
-    """Some stretches of some intervals, each with its own share, traffic and rates, and bursts."""
+    """Return periods of intervals, each with its own share, traffic, rates and bursts."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     parts, steps = [], []
     for step in range(draw(st.integers(1, 3))):
@@ -61,10 +61,12 @@ MODES = st.sampled_from(["any_regression", "beyond_margin"])
 
 @settings(max_examples=150, deadline=None)
 @given(evidence(), MODES, st.booleans())
-def test_a_rates_reason_agrees_with_its_numbers(given: Series, mode: str, loud: bool) -> None:
-    how = CheckSettings(evidence_mode=mode)  # type: ignore[arg-type]
+def test_a_rates_reason_agrees_with_its_numbers(
+    series: Series, mode: str, has_slices: bool
+) -> None:
+    strictness = CheckSettings(evidence_mode=mode)  # type: ignore[arg-type]
     for judge in (judge_error_rate, judge_unanswered):
-        agrees(judge(given, how, Frame(loud=loud)))
+        agrees(judge(series, strictness, Frame(has_slices=has_slices)))
 
 
 @settings(max_examples=60, deadline=None)
@@ -79,5 +81,9 @@ def test_latencys_reason_agrees_with_its_numbers(data: st.DataObject, mode: str)
         a, b = (rng.binomial(each.astype(int), part).astype(float) for each in events)
         return Series(Counts(counts.canary_n, a, counts.control_n, b), median.steps)
 
-    how = CheckSettings(evidence_mode=mode)  # type: ignore[arg-type]
-    agrees(judge_latency(further(0.3), further(0.1), how, p50=median, frame=Frame(loud=True)))
+    strictness = CheckSettings(evidence_mode=mode)  # type: ignore[arg-type]
+    agrees(
+        judge_latency(
+            further(0.3), further(0.1), strictness, p50=median, frame=Frame(has_slices=True)
+        )
+    )

@@ -153,7 +153,7 @@ def test_errors_roll_back_with_numbers_before_the_step_is_due() -> None:
     tick_rollouts()
     rollout.refresh_from_db()
     assert rollout.phase == Phase.ROLLING_BACK
-    assert "30.0% vs stable 0.00%" in rollout.reason
+    assert "30.0 % on the canary, 0.00 % on stable" in rollout.reason
     assert latest().models["digits"].split is None
 
 

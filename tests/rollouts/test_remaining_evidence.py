@@ -1,4 +1,4 @@
-"""What a hold says is missing: counts and times that follow from the evidence it shows."""
+"""The missing data of a hold: counts and times that follow from its evidence."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from apps.rollouts.analysis import Question, answer
-from apps.rollouts.decisions import Answered
+from apps.rollouts.analysis import StepInputs, judge_checks
+from apps.rollouts.decisions import JudgedCheck
 from apps.rollouts.evidence import Arm, Interval, LatencyReference
 from apps.rollouts.plans import PlanDocument, StepDocument
-from apps.rollouts.remaining_evidence import missing_of
+from apps.rollouts.remaining_evidence import describe_missing
 from contract.messages import ClusterCounts
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -37,40 +37,38 @@ def missing(
     requests: tuple[int, int] = (0, 0),
 ) -> dict[str, str]:
     plan = PlanDocument(name="p", steps=(StepDocument(weight_bp=500),))
-    question = Question(plan, 0, rows, reference, known)
-    checks = plan.steps[0].questions
-    answers = [Answered(c, r) for c, r in zip(checks, answer(question), strict=True)]
+    question = StepInputs(plan, 0, rows, reference, known)
+    checks = plan.steps[0].check_documents
+    answers = [JudgedCheck(c, r) for c, r in zip(checks, judge_checks(question), strict=True)]
     now = START + timedelta(seconds=10 * len(rows))
-    return missing_of(answers, rows, now=now, samples_min=100, requests=requests)
+    return describe_missing(answers, rows, now=now, samples_min=100, requests=requests)
 
 
-def test_proof_is_told_as_answers_and_time() -> None:
-    told = missing(intervals(20))
-    have, needed = told["error-rate"].split(" answers")[0].split(" of about ")
+def test_proof_is_described_as_answers_and_time() -> None:
+    descriptions = missing(intervals(20))
+    have, needed = descriptions["error-rate"].split(" answers")[0].split(" of about ")
     assert int(have) == 100
     assert 150 < int(needed) < 600
-    assert "answers of the canary; about" in told["latency"]
-    assert told["error-rate"].endswith("at the rate of this step so far")
+    assert "answers from the canary; about" in descriptions["latency"]
+    assert descriptions["error-rate"].endswith("at the rate of this step so far")
 
 
-def test_nothing_is_missing_of_what_is_proven() -> None:
+def test_a_proven_check_lacks_nothing() -> None:
     assert "error-rate" in missing(intervals(20))
     assert "error-rate" not in missing(intervals(200))
 
 
 def test_stables_usual_latency_and_units_are_counted_too() -> None:
-    told = missing(intervals(2, canary=1, control=5), reference=None, known=12)
-    assert told["latency"].startswith("12 of about 30 answers of stable; about")
-    assert "units of both" in missing(intervals(3, canary=5, control=10))["sample-ratio"]
+    descriptions = missing(intervals(2, canary=1, control=5), reference=None, known=12)
+    assert descriptions["latency"].startswith("12 of about 30 answers from stable; about")
+    assert "units on both versions" in missing(intervals(3, canary=5, control=10))["sample-ratio"]
 
 
-@pytest.mark.parametrize(("have", "told"), [(100, "about 20 s at the rate"), (110, None)])
-def test_the_steps_own_requests_are_told_with_the_time_they_take(
-    have: int, told: str | None
-) -> None:
-    found = missing(intervals(20), requests=(have, 110)).get("requests")
-    assert (told is None) if found is None else found.startswith(told or "?")
+@pytest.mark.parametrize(("have", "text"), [(100, "about 20 s at the rate"), (110, None)])
+def test_the_steps_own_requests_are_described_with_their_time(have: int, text: str | None) -> None:
+    description = missing(intervals(20), requests=(have, 110)).get("requests")
+    assert (text is None) if description is None else description.startswith(text or "?")
 
 
-def test_without_any_answer_no_time_is_told() -> None:
-    assert missing([], reference=None, known=0)["latency"].endswith("none came in this step yet")
+def test_without_any_answer_no_time_is_given() -> None:
+    assert missing([], reference=None, known=0)["latency"].endswith("none in this step yet")

@@ -1,4 +1,4 @@
-"""The canary's share: losses are found in all intervals together, units that come back are not."""
+"""The canary's share: losses show in all intervals together, returning units do not."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from apps.rollouts.sample_ratio import (
     SplitInterval,
     judge_sample_ratio,
     judge_step,
-    spread_of,
+    overdispersion_of,
 )
 from apps.rollouts.verdicts import CheckResult, Verdict
 from contract.messages import CLUSTERS, ClusterCounts
@@ -22,7 +22,7 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 @pytest.mark.parametrize(
-    ("given", "verdict"),
+    ("intervals", "verdict"),
     [
         ([], Verdict.NO_DATA),
         ([SplitInterval(0, 0, 500)], Verdict.NO_DATA),
@@ -37,8 +37,8 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
         ([SplitInterval(50, 950, 500), SplitInterval(500, 500, 5000)], Verdict.PASS),
     ],
 )
-def test_sample_ratios_get_their_verdicts(given: list[SplitInterval], verdict: Verdict) -> None:
-    result = judge_sample_ratio(given)
+def test_sample_ratios_get_their_verdicts(intervals: list[SplitInterval], verdict: Verdict) -> None:
+    result = judge_sample_ratio(intervals)
 
     assert result.verdict is verdict
     json.dumps(result.evidence, allow_nan=False)
@@ -52,22 +52,22 @@ def arm(units: np.ndarray, *, anonymous: int = 0) -> Arm:  # type: ignore[type-a
     return Arm(assigned=len(units) + anonymous, clusters=clusters)
 
 
-def strangers(*, lost: float = 0.0, anonymous: float = 0.0, step: int = 0) -> list[Interval]:
-    """Return half an hour at 100/s and 5 % in which nobody comes back."""
+def distinct_units(*, lost: float = 0.0, anonymous: float = 0.0, step: int = 0) -> list[Interval]:
+    """Return half an hour at 100/s and 5 % in which no unit returns."""
     rng = np.random.default_rng(11)
-    found = []
+    intervals = []
     for i in range(180):
         canary, control = rng.poisson(50 * (1 - lost)), rng.poisson(950)
         sides = [
             arm(rng.integers(0, CLUSTERS, int(n * (1 - anonymous))), anonymous=int(n * anonymous))
             for n in (canary, control)
         ]
-        found.append(Interval(step, START + timedelta(seconds=10 * i), *sides))
-    return found
+        intervals.append(Interval(step, START + timedelta(seconds=10 * i), *sides))
+    return intervals
 
 
 def few_users(count: int = 300, weight: float = 0.05) -> list[Interval]:
-    """Return intervals of a few users whose canary is by chance too large, and who come back."""
+    """Return intervals of a few returning users, by chance with too many on the canary."""
     cluster = np.random.default_rng(5).integers(0, CLUSTERS, count)
     canary, control = cluster[: int(count * weight * 1.4)], cluster[int(count * weight * 1.4) :]
     return [
@@ -83,36 +83,36 @@ def judge(intervals: list[Interval], *, weight_bp: int = 500, step: int = 0) -> 
 
 
 @pytest.mark.parametrize("anonymous", [0.0, 0.5, 1.0])
-def test_a_fifth_of_the_units_lost_is_found_though_no_interval_shows_it(anonymous: float) -> None:
-    intervals = strangers(lost=0.2, anonymous=anonymous)
+def test_the_loss_of_a_fifth_of_the_units_shows_in_all_intervals_together(anonymous: float) -> None:
+    intervals = distinct_units(lost=0.2, anonymous=anonymous)
     result = judge(intervals)
     assert result.verdict is Verdict.FAIL
     assert result.evidence["relative_deviation"] == pytest.approx(-0.2, abs=0.03)
     assert judge(intervals[:1]).verdict is not Verdict.FAIL
-    assert judge(strangers(anonymous=anonymous)).verdict is Verdict.PASS
+    assert judge(distinct_units(anonymous=anonymous)).verdict is Verdict.PASS
 
 
-def test_users_who_come_back_are_no_new_draws() -> None:
+def test_returning_users_are_no_new_draws() -> None:
     result = judge(few_users())
     assert result.evidence["relative_deviation"] == pytest.approx(0.4)
     assert result.verdict is Verdict.PASS
-    assert "units were counted again and again" in result.reason
+    assert "units count repeatedly, equivalent to" in result.reason
     few = judge(few_users(20))
     assert few.verdict is Verdict.INSUFFICIENT_SAMPLE
     assert "too few different units" in few.reason
 
 
-def test_a_steps_first_interval_which_the_step_before_shares_is_left_out() -> None:
+def test_an_interval_shared_with_the_previous_step_is_left_out() -> None:
     # An instance has counted most of stable's units in this interval already.
     skewed = arm(np.arange(400) % CLUSTERS), arm(np.arange(100) % CLUSTERS)
-    before = strangers(step=0)
+    before = distinct_units(step=0)
     shared = Interval(1, before[-1].started_at, *skewed)
     assert judge([*before, shared], step=1).verdict is Verdict.NO_DATA
     alone = Interval(1, before[-1].started_at + timedelta(seconds=10), *skewed)
     assert judge([*before, alone], step=1).verdict is Verdict.FAIL
 
 
-def test_a_version_of_weight_0_that_gets_a_unit_is_a_leak_at_once() -> None:
+def test_any_unit_on_a_version_of_weight_0_is_a_leak() -> None:
     leak = Interval(0, START, arm(np.arange(1)), arm(np.arange(30)))
     assert judge([leak], weight_bp=0).verdict is Verdict.FAIL
 
@@ -128,14 +128,14 @@ def test_intervals_without_clusters_are_judged_by_the_fullest_one() -> None:
     assert judge([]).verdict is Verdict.NO_DATA
 
 
-def test_the_spread_is_that_of_how_often_units_are_counted() -> None:
+def test_the_dispersion_follows_from_repeated_units() -> None:
     rng = np.random.default_rng(3)
     visits = rng.integers(1, 40, 20_000)
     runs = [
         np.bincount(rng.integers(0, CLUSTERS, visits.size), weights=visits, minlength=CLUSTERS)
         for _ in range(200)
     ]
-    found = spread_of(np.array(runs), np.zeros(200))
-    assert found.mean() == pytest.approx((visits**2).sum() / visits.sum(), rel=0.05)
-    mixed = spread_of(np.array(runs), np.full(200, float(visits.sum())))
-    assert mixed.mean() == pytest.approx((found.mean() + 1.0) / 2.0, rel=0.05)
+    dispersion = overdispersion_of(np.array(runs), np.zeros(200))
+    assert dispersion.mean() == pytest.approx((visits**2).sum() / visits.sum(), rel=0.05)
+    mixed = overdispersion_of(np.array(runs), np.full(200, float(visits.sum())))
+    assert mixed.mean() == pytest.approx((dispersion.mean() + 1.0) / 2.0, rel=0.05)

@@ -1,4 +1,4 @@
-"""Little traffic: neighbours are pooled until both arms were seen, and silence is judged by it."""
+"""Low traffic: neighbours are pooled until both arms have data, and data gets old."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def counts(intervals: list[Interval]) -> list[tuple[int, int]]:
     return [(i.canary.n, i.control.n) for i in intervals]
 
 
-def test_intervals_that_saw_both_arms_stay_as_they_are() -> None:
+def test_intervals_with_both_arms_stay_unchanged() -> None:
     full = [interval(i, 1, 19) for i in range(5)]
     assert pool_sparse(full) == full
 
 
-def test_neighbours_are_pooled_until_both_arms_were_seen() -> None:
+def test_neighbours_are_pooled_until_both_arms_have_data() -> None:
     rows = [interval(0, 0, 3), interval(1, 0, 2), interval(2, 1, 1, errors=1), interval(3, 0, 4)]
     (pooled, rest) = pool_sparse(rows)
     assert counts([pooled, rest]) == [(1, 6), (0, 4)]
@@ -41,7 +41,7 @@ def test_neighbours_are_pooled_until_both_arms_were_seen() -> None:
     assert pooled.control.clusters == {3: ClusterCounts(6, 6, 0, 6, 0, {80: 6})}
 
 
-def test_a_canary_that_leaves_everybody_without_an_answer_is_compared_too() -> None:
+def test_a_canary_without_any_answer_is_compared_too() -> None:
     rows = [interval(0, 0, 3), interval(1, 0, 0), interval(2, 0, 0)]
     for each in rows[1:]:
         each.canary = Arm(assigned=1, unanswered=1)
@@ -64,7 +64,7 @@ sparse = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(0,
 
 
 @given(sparse)
-def test_what_was_pooled_is_not_changed_by_what_comes_later(
+def test_a_complete_pool_never_changes(
     rows: list[tuple[int, int, int]],
 ) -> None:
     intervals = [interval(i, a, b, step=s) for i, (a, b, s) in enumerate(rows)]
@@ -80,7 +80,7 @@ def fresh(rows: list[Interval], *, at_s: float, needs_control: bool = True, step
     return is_fresh(rows, step, needs_control=needs_control, interval_s=10, now=now)
 
 
-def test_silence_of_either_version_is_not_fresh() -> None:
+def test_missing_data_of_either_version_is_not_fresh() -> None:
     rows = [interval(i, 5, 95 if i < 50 else 0) for i in range(100)]
     assert fresh(rows[:50], at_s=510)
     assert not fresh(rows, at_s=1_010)

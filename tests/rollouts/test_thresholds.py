@@ -1,4 +1,4 @@
-"""The plain threshold: what it compares, and that it says how often it is wrong."""
+"""The plain threshold: its comparison and its false alarms."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from apps.rollouts.verdicts import Verdict
 
 
 @pytest.mark.parametrize(
-    ("given", "verdict"),
+    ("counts", "verdict"),
     [
         ([], Verdict.NO_DATA),
         ([BucketCounts(900, 9, 0, 0)], Verdict.NO_DATA),
@@ -23,16 +23,16 @@ from apps.rollouts.verdicts import Verdict
         ([BucketCounts(200, 4, 1_800, 18), BucketCounts(200, 5, 1_800, 18)], Verdict.FAIL),
     ],
 )
-def test_observed_rates_are_compared(given: list[BucketCounts], verdict: Verdict) -> None:
-    assert judge_error_threshold(given, margin_bp=100).verdict is verdict
+def test_observed_rates_are_compared(counts: list[BucketCounts], verdict: Verdict) -> None:
+    assert judge_error_threshold(counts, margin_bp=100).verdict is verdict
 
 
-def test_it_says_that_it_is_no_test() -> None:
+def test_the_reason_states_that_it_is_not_a_test() -> None:
     result = judge_error_threshold([BucketCounts(1_000, 30, 1_000, 10)], margin_bp=100)
 
     assert result.reason == (
-        "observed error rate 3.00% vs stable 1.00%, at most 1 points more, n=1000 "
-        "(a comparison, not a test)"
+        "error rate 3.00 % on the canary, 1.00 % on stable, margin 1 %, "
+        "after 1,000 exposures of the canary (a comparison, not a test)"
     )
 
 
@@ -46,12 +46,12 @@ def test_the_simulated_rule_is_the_products_rule() -> None:
         assert fails == beyond_threshold(counts_of([bucket]), margin=0.01, samples_min=250)[0]
 
 
-def test_most_healthy_canaries_are_rolled_back_by_it() -> None:
+def test_the_threshold_rolls_back_most_healthy_canaries() -> None:
     assert false_alarm_rate(samples_min=1) > 0.85
     assert 0.2 < false_alarm_rate() < 0.6
 
 
-def test_its_false_alarms_are_those_of_the_plan() -> None:
+def test_the_false_alarms_depend_on_the_plan() -> None:
     usual = false_alarm_rate()
 
     assert false_alarm_rate(margin_bp=1_000) < usual < false_alarm_rate(error_rate=0.05)

@@ -1,4 +1,4 @@
-"""What clients choose condemns no version, and what a version withholds does, at any rate."""
+"""Client timeouts fail no version, and a version without answers fails at any rate."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def unanswered(intervals: list[Interval]) -> CheckResult:
 
 
 @pytest.mark.parametrize("each", [1, 2])
-def test_one_impatient_user_who_is_the_canarys_is_for_a_person(each: int) -> None:
+def test_one_impatient_user_on_the_canary_is_for_a_person(each: int) -> None:
     bot = series(arm({7: 1}, each), arm({}, 19 * each), count=60)
     result = unanswered(bot)
     assert result.verdict is Verdict.INCONCLUSIVE
-    assert "but by one user, or a few, alone" in result.reason
+    assert "but only among one user or a few" in result.reason
 
 
 def test_a_canary_that_leaves_units_of_several_clusters_is_rolled_back() -> None:
@@ -72,14 +72,14 @@ def test_one_request_a_second_is_enough_also_where_ends_come_an_interval_late() 
     assert unanswered(intervals).verdict is Verdict.FAIL
 
 
-def test_who_asks_without_a_unit_cannot_choose_a_version_and_counts_alone() -> None:
-    """All behind one address of several: the canary hangs for just that client."""
+def test_a_client_without_a_unit_cannot_choose_a_version() -> None:
+    """The canary hangs only for one client address of several."""
     hangs = arm({3: 2}, 2, 4, has_units=False)
     control = arm({}, 38, 4, has_units=False)
     assert unanswered(series(hangs, control, count=60)).verdict is Verdict.FAIL
 
 
-def test_clients_that_are_as_impatient_with_both_prove_nothing() -> None:
+def test_clients_impatient_with_both_versions_prove_nothing() -> None:
     both = series(arm({7: 1, 9: 1}, 2), arm({7: 19, 9: 19}, 38), count=60)
     assert unanswered(both).verdict is not Verdict.FAIL
 
@@ -91,29 +91,29 @@ PATIENT_S = 300.0
     ("count", "verdict"),
     [(20, Verdict.INSUFFICIENT_SAMPLE), (32, Verdict.INSUFFICIENT_SAMPLE), (90, Verdict.PASS)],
 )
-def test_who_still_waits_is_no_proof_that_answers_come(count: int, verdict: Verdict) -> None:
-    """A model that may take five minutes: nothing has ended before that, well or badly."""
-    asked = question(series(arm({}, 2), arm({}, 38), count=count))
-    assert ask(asked)["unanswered"].verdict is Verdict.PASS
-    result = ask(replace(asked, timeout_s=PATIENT_S))["unanswered"]
+def test_requests_in_progress_are_no_proof_of_answers(count: int, verdict: Verdict) -> None:
+    """A model with a timeout of five minutes: no request has ended before that."""
+    inputs = question(series(arm({}, 2), arm({}, 38), count=count))
+    assert ask(inputs)["unanswered"].verdict is Verdict.PASS
+    result = ask(replace(inputs, timeout_s=PATIENT_S))["unanswered"]
     assert result.verdict is verdict, result.reason
 
 
-def test_a_step_whose_requests_are_all_under_way_does_not_pass_by_the_step_before() -> None:
+def test_a_step_with_only_requests_in_progress_does_not_pass() -> None:
     before = series(arm({}, 2), arm({}, 38), count=90)
     now = [
         replace(each, step_index=1, started_at=before[-1].started_at + 10 * (n + 1) * SECOND)
         for n, each in enumerate(before[:20])
     ]
     steps = (StepDocument(weight_bp=500), StepDocument(weight_bp=2_500))
-    asked = replace(question([*before, *now], step=1), plan=PlanDocument(name="p", steps=steps))
-    assert ask(asked)["unanswered"].verdict is Verdict.PASS
-    result = ask(replace(asked, timeout_s=PATIENT_S))["unanswered"]
+    inputs = replace(question([*before, *now], step=1), plan=PlanDocument(name="p", steps=steps))
+    assert ask(inputs)["unanswered"].verdict is Verdict.PASS
+    result = ask(replace(inputs, timeout_s=PATIENT_S))["unanswered"]
     assert result.verdict is Verdict.INSUFFICIENT_SAMPLE
-    assert "may still be under way" in result.reason
+    assert "may still be in progress" in result.reason
 
 
-def test_a_version_that_fails_is_rolled_back_while_others_still_wait() -> None:
+def test_a_failing_version_is_rolled_back_with_requests_in_progress() -> None:
     left = dict.fromkeys(range(32), 1)
-    asked = question(series(arm(left, 2), arm({}, 38), count=20))
-    assert ask(replace(asked, timeout_s=PATIENT_S))["unanswered"].verdict is Verdict.FAIL
+    inputs = question(series(arm(left, 2), arm({}, 38), count=20))
+    assert ask(replace(inputs, timeout_s=PATIENT_S))["unanswered"].verdict is Verdict.FAIL

@@ -35,13 +35,13 @@ def django_session(url: str, **options: Any) -> Iterator[BaseDatabaseWrapper]:
     before = os.environ.get("DATABASE_URL")
     os.environ["DATABASE_URL"] = url
     try:
-        found = env.database("DATABASE_URL", "")
+        database = env.database("DATABASE_URL", "")
     finally:
         os.environ.pop("DATABASE_URL")
         if before is not None:
             os.environ["DATABASE_URL"] = before
-    found["OPTIONS"] = {**found["OPTIONS"], **options}  # type: ignore[dict-item]
-    wrapper.settings_dict = {**connection.settings_dict, **found}
+    database["OPTIONS"] = {**database["OPTIONS"], **options}  # type: ignore[dict-item]
+    wrapper.settings_dict = {**connection.settings_dict, **database}
     try:
         yield wrapper
     finally:

@@ -53,7 +53,7 @@ def encrypted(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for path in (files.certificate, files.key):
         os.chown(path, owner.st_uid, owner.st_gid)
     alter(stack, ssl_cert_file="server.crt", ssl_key_file="server.key", ssl="on")
-    make_files(data, "stranger")
+    make_files(data, "other")
     return data
 
 
@@ -73,7 +73,7 @@ def test_a_server_of_the_right_authority_is_talked_to_in_cipher(
 @pytest.mark.parametrize(
     ("host", "authority", "why"),
     [
-        ("localhost", "stranger.ca", "certificate verify failed"),
+        ("localhost", "other.ca", "certificate verify failed"),
         ("127.0.0.1", "server.ca", "does not match host name"),
     ],
 )

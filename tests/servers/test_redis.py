@@ -87,7 +87,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def tls_port(place: Path) -> Iterator[int]:
     files = make_files(place, "server")
-    make_files(place, "stranger")
+    make_files(place, "other")
     with server(place / "tls") as port, tls_front(files, port) as front:
         yield front
 
@@ -100,7 +100,7 @@ def test_a_server_of_the_right_authority_is_written_to(
 
 @pytest.mark.parametrize(
     ("host", "query"),
-    [("localhost", "?ssl_ca_certs={}/stranger.ca"), ("127.0.0.1", "?ssl_ca_certs={}/server.ca"),
+    [("localhost", "?ssl_ca_certs={}/other.ca"), ("127.0.0.1", "?ssl_ca_certs={}/server.ca"),
      ("localhost", "")],
     ids=["authority", "name", "unknown"],
 )  # fmt: skip
@@ -203,7 +203,7 @@ def test_a_worker_outlives_a_demotion_of_its_broker(tmp_path: Path) -> None:
             sender.send_task("notifications.deliver")
             wait_until(lambda: admin.exists(mark), 60)
             admin.replicaof("127.0.0.1", 1)
-            # Whoever waits for tasks is told now, and asks again.
+            # A worker that waits for tasks gets the error now, and retries.
             wait_until(lambda: admin.info("errorstats").get("errorstat_READONLY"), 30)
             admin.replicaof("NO", "ONE")
             admin.delete(mark)

@@ -73,7 +73,7 @@ def checks_of(rollout: Rollout) -> list[CheckView]:
 def _questions(plan: PlanDocument | None, step_index: int) -> list[CheckDocument]:
     if plan is None or not 0 <= step_index < len(plan.steps):
         return []
-    return list(plan.steps[step_index].questions)
+    return list(plan.steps[step_index].check_documents)
 
 
 def _unanswered(check: CheckDocument, step_index: int) -> CheckView:
@@ -81,7 +81,7 @@ def _unanswered(check: CheckDocument, step_index: int) -> CheckView:
         name=check.label,
         step_number=step_index + 1,
         kind=check.check,
-        asks=check.kind.asks,
+        asks=check.kind.question,
         mode=check.effective_mode,
     )
 
@@ -96,7 +96,7 @@ def _view(plan: PlanDocument | None, row: Evaluation) -> CheckView:
         name=row.check_name,
         step_number=row.step_index + 1,
         kind=check.check if check else "",
-        asks=check.kind.asks if check else "",
+        asks=check.kind.question if check else "",
         mode=check.effective_mode if check else "",
         verdict=row.verdict,
         reason=row.reason,

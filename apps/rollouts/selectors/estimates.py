@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from django.db import connection
 
 from apps.models.models import RegisteredModel
-from apps.rollouts.durations import span
+from apps.rollouts.durations import format_duration
 from apps.rollouts.estimates import StepEstimate, UsualTraffic, estimate_plan
 from apps.rollouts.latency_baseline import usual_latency
 from apps.rollouts.models import TelemetryRow
@@ -87,9 +87,8 @@ def times_of_model(plan: PlanDocument, model: RegisteredModel, now: datetime) ->
             continue
         last_span_s = traffic.span_s
         is_whole = traffic.span_s >= 0.9 * reach.total_seconds()
-        found.append(
-            time_of(plan, traffic, name if is_whole else f"the last {span(traffic.span_s)}")
-        )
+        period = name if is_whole else f"the last {format_duration(traffic.span_s)}"
+        found.append(time_of(plan, traffic, period))
     return found
 
 
@@ -118,7 +117,7 @@ def time_of(plan: PlanDocument, traffic: UsualTraffic, period: str) -> PlanTime:
 
 def _sum_up(total: float | None, late: list[StepEstimate]) -> str:
     if not late:
-        return f"about {span(total or 0.0)}"
+        return f"about {format_duration(total or 0.0)}"
     steps = " and ".join(str(each.number) for each in late)
     what = "step" if len(late) == 1 else "steps"
     return f"it would pause for a person in {what} {steps}"
@@ -139,10 +138,10 @@ def tell_step(estimate: StepEstimate) -> str:
     slowest = estimate.needs[0] if estimate.needs else None
     if slowest is not None and math.isinf(slowest.answers):
         return f"{slowest.check} can never pass here: it pauses for a person after its bake time"
-    waits = f"it waits {span(estimate.limit_s)}, then pauses for a person"
+    waits = f"it waits {format_duration(estimate.limit_s)}, then pauses for a person"
     if estimate.expected_s is None:
         return f"it can never pass at this traffic: {waits}"
-    time = f"about {span(estimate.expected_s)}"
+    time = f"about {format_duration(estimate.expected_s)}"
     if slowest is None or slowest.seconds <= estimate.bake_s:
         return f"{time}: its bake time"
     told = f"{time}: {slowest.check} needs about {slowest.answers:,.0f} of the canary's answers"

@@ -25,7 +25,7 @@ def kinds_of_checks() -> list[KindView]:
     return [
         KindView(
             name,
-            kind.asks,
+            kind.question,
             kind.mode,
             [(key, _setting(setting)) for key, setting in kind.settings.items()],
             false_alarm_rate() if name == ERROR_THRESHOLD else None,
@@ -36,9 +36,9 @@ def kinds_of_checks() -> list[KindView]:
 
 def _setting(setting: Setting) -> str:
     if setting.is_required:
-        return f"{setting.told} (must be set)"
+        return f"{setting.help} (must be set)"
     default = "" if setting.default is None else f" ({setting.default} unless set)"
-    return f"{setting.told}{default}"
+    return f"{setting.help}{default}"
 
 
 @dataclass(frozen=True)

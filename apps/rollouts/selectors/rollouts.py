@@ -64,7 +64,7 @@ def steps_of_plan(plan: PlanDocument, at: int = -1, state: str = "now") -> list[
             weight_bp=step.weight_bp,
             bake_s=plan.bake_of(index).total_seconds(),
             requests_min=step.requests_min,
-            checks=tuple(check.label for check in step.questions),
+            checks=tuple(check.label for check in step.check_documents),
             shadow_bp=step.shadow_bp,
             gate_role=step.gate_role if step.gate == "person" else "",
             is_final_bake=step.is_final_bake,

@@ -54,7 +54,7 @@ def plan(request: PageRequest, pk: int) -> HttpResponse:
     found = get_object_or_404(Plan.objects.prefetch_related("steps"), pk=pk)
     document = document_of(found)
     steps = steps_of_saved(found)
-    asked = [list(map(asked_view, step.questions)) for step in document.as_followed().steps]
+    asked = [list(map(asked_view, step.check_documents)) for step in document.as_followed().steps]
     context = {
         "plan": found,
         "steps": steps,

@@ -20,7 +20,7 @@ from apps.rollouts import charts
 from apps.rollouts.check_kinds import ERROR_RATE, LATENCY, UNANSWERED
 from apps.rollouts.forms import RolloutFilterForm
 from apps.rollouts.models import Rollout
-from apps.rollouts.narrative import tell_story
+from apps.rollouts.narrative import describe_history
 from apps.rollouts.overrides import holding_freeze
 from apps.rollouts.selectors import rollouts as selectors
 from apps.rollouts.selectors.blockers import Obstacle, obstacles_of
@@ -99,7 +99,7 @@ def state_context(request: PageRequest, found: Rollout) -> dict[str, Any]:
         "holdback_bp": found.plan_document.get("holdback_bp", 0),
         "checks": checks_of(found),
         "events": selectors.timeline(found),
-        "story": tell_story(found),
+        "story": describe_history(found),
         "log": selectors.decision_log(found, request.GET.get("page")),
         "can_operate": can_operate,
         "freeze": holding_freeze(found, now),
