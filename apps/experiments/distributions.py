@@ -18,7 +18,7 @@ from apps.experiments.models import Metric
 from apps.experiments.stats.comoments import Comoments
 from apps.experiments.stats.data import OrderStatistics
 from apps.experiments.stats.quantiles import SPARSE_REACH, ranks_of, value_rank
-from apps.experiments.unit_query import Scan, ask, values
+from apps.experiments.unit_query import Scan, fetch_rows, values
 
 BINS = 40
 # Charts of more units than this are drawn from about as many.
@@ -95,7 +95,7 @@ def _sorted(scan: Scan, asked: Sequence[_Rank]) -> Orders:
             FROM ({_values_of(scan, place)}) AS seen GROUP BY variant_name
         """  # noqa: S608 (expressions of ours)
         parameters = {"fractions": fractions, "arms": [rank.arm for rank in arms]}
-        answers = dict(ask(sql, scan.parameters | parameters))
+        answers = dict(fetch_rows(sql, scan.parameters | parameters))
         start, orders = 0, []
         for rank in arms:
             end = start + len(rank.ranks)
@@ -128,7 +128,7 @@ def _with_ties(scan: Scan, place: int, orders: Sequence[tuple[_Rank, OrderStatis
         "arms": [rank.arm for rank, _ in orders],
         "quantiles": [order.value for _, order in orders],
     }
-    equal = dict(ask(sql, scan.parameters | parameters))
+    equal = dict(fetch_rows(sql, scan.parameters | parameters))
     return {
         (place, rank.arm): replace(order, equal=int(equal.get(rank.arm, 1)))
         for rank, order in orders
@@ -155,7 +155,7 @@ def _narrowed(scan: Scan, asked: Sequence[_Rank]) -> Orders:
         WHERE {scan.kept} AND key IS NOT NULL GROUP BY variant_name, place, key
     """  # noqa: S608 (expressions of ours)
     near: dict[tuple[int, str], list[_Near]] = {}
-    for arm, place, *row in ask(sql, scan.parameters | parameters):
+    for arm, place, *row in fetch_rows(sql, scan.parameters | parameters):
         near.setdefault((place, arm), []).append(_Near(*row))
     found: Orders = {}
     for rank in asked:
@@ -202,7 +202,7 @@ def _bounds(scan: Scan, asked: Sequence[_Rank]) -> dict[tuple[int, str], tuple[f
             WHERE value IS NOT NULL GROUP BY variant_name
         """  # noqa: S608 (expressions of ours)
         parameters = {"shares": [max(0.0, low), min(1.0, high)], "every": every}
-        for arm, (lowest, highest) in ask(sql, scan.parameters | parameters):
+        for arm, (lowest, highest) in fetch_rows(sql, scan.parameters | parameters):
             if arm in {rank.arm for rank in arms}:
                 found[place, arm] = (
                     lowest if low > 0.0 else -math.inf,
@@ -274,7 +274,7 @@ def _counts(scan: Scan, edges: Edges, places: Sequence[int], every: int) -> Coun
     """  # noqa: S608 (expressions of ours)
     parameters = {f"edges_{place}": list(edges[place]) for place in places} | {"every": every}
     found: dict[tuple[int, str], list[int]] = {}
-    for arm, place, at_bin, n in ask(sql, scan.parameters | parameters):
+    for arm, place, at_bin, n in fetch_rows(sql, scan.parameters | parameters):
         if arm in scan.names:
             found.setdefault((place, arm), [0] * (len(edges[place]) + 1))[at_bin] += n
     return {key: tuple(counted) for key, counted in found.items()}

@@ -17,7 +17,7 @@ from typing import Any
 from apps.experiments.lifecycle import TENANT
 from apps.experiments.sources import LevelMoments
 from apps.experiments.stats.comoments import Comoments, Extremes, central_thirds, triples
-from apps.experiments.unit_query import Scan, ask, values
+from apps.experiments.unit_query import Scan, fetch_rows, values
 
 # A mean is off by up to n·2⁻⁵³ of itself, and known to √(variance/n): from mean²/variance · n of
 # this on, the former may be 10⁻⁵ of the latter at a million units, and grows as n does.
@@ -92,7 +92,7 @@ def _asked(
         GROUP BY variant_name, phase, level
         ORDER BY variant_name COLLATE "C", phase, level COLLATE "C"
     """  # noqa: S608 (expressions of ours)
-    rows = ask(sql, scan.parameters | {"dimension": parameter} | parameters)
+    rows = fetch_rows(sql, scan.parameters | {"dimension": parameter} | parameters)
     widths = [len(row) for row in names]
     found = [
         LevelMoments(variant, phase, of_level, units, _read(iter(numbers), widths))

@@ -78,7 +78,7 @@ class Judged:
     `least_loss` how much worse it is at least, at the level of a fail, None without a bound.
     """
 
-    made: Estimate
+    estimate: Estimate
     to_pass: MarginVerdict
     to_fail: MarginVerdict
     least_loss: float | None
@@ -108,9 +108,9 @@ def judge_outcome(check: CheckDocument, seen: Observed, settings: CheckSettings)
 
 def judge_metric(metric: MetricData, *, alpha_pass: float, alpha_fail: float) -> Judged:
     """Compare canary with control by the metric's margin, one-sided at each of the levels."""
-    made = estimates.of_arms(metric, CONTROL, CANARY)
+    made = estimates.compare_arms(metric, CONTROL, CANARY)
     better = metric.spec.is_increase_better
-    is_known = made.found.state in (State.OK, State.NO_VARIANCE)
+    is_known = made.difference.state in (State.OK, State.NO_VARIANCE)
     # What bounds the loss from below is what bounds the gain from above.
     mirrored = replace(metric, spec=replace(metric.spec, is_increase_better=not better))
     return Judged(
@@ -118,7 +118,7 @@ def judge_metric(metric: MetricData, *, alpha_pass: float, alpha_fail: float) ->
         to_pass=_margin_verdict(metric, made, alpha_pass),
         to_fail=_margin_verdict(metric, made, alpha_fail),
         least_loss=_margin_verdict(mirrored, made, alpha_fail).bound,
-        gain=made.found.difference * (1.0 if better else -1.0) if is_known else None,
+        gain=made.difference.effect * (1.0 if better else -1.0) if is_known else None,
     )
 
 
@@ -126,12 +126,12 @@ def _margin_verdict(metric: MetricData, made: Estimate, alpha: float) -> MarginV
     verdict = judge_margin(
         metric.spec,
         made,
-        estimates.rare_events(metric, CONTROL, CANARY),
+        estimates.rare_event_counts(metric, CONTROL, CANARY),
         alpha=alpha,
         planned_units=PLANNED_UNITS_DEFAULT,
         is_final=False,
         is_worse=False,
-        stopped="",
+        stop_reason="",
     )
     if verdict is None:
         raise ValueError("a check of outcomes has a margin")
@@ -146,8 +146,8 @@ def _decide(judged: Judged, margin: float, canary_n: int) -> tuple[Verdict, str]
     if judged.to_pass.state == "not-worse":
         by = f", by {max(0.0, -low):.3g} at most" if low is not None and low > -margin else ""
         return Verdict.PASS, f"proven not worse by the margin{by}"
-    if judged.made.found.state is State.INVALID_DATA:
-        return Verdict.PROVIDER_ERROR, judged.made.found.reason
+    if judged.estimate.difference.state is State.INVALID_DATA:
+        return Verdict.PROVIDER_ERROR, judged.estimate.difference.reason
     if low is None or loss is None or gain is None:
         return Verdict.INSUFFICIENT_SAMPLE, judged.to_pass.reason
     why = f"{judged.to_pass.reason} (better by {low:.3g} to {-loss:.3g})"
@@ -199,7 +199,7 @@ def _summary(metric: MetricData, judged: Judged, seen: Observed) -> str:
         "–" if value is None else f"{value:.4g}"
         for value in (_value(metric, judged, side) for side in (CANARY, CONTROL))
     )
-    over, of = judged.made.over, ""
+    over, of = judged.estimate.phase_summary, ""
     if metric.spec.kind == "quantile":
         of = f" of the units first met in step {seen['until_step'] + 1}"
     elif over is not None and over.phases > 1:
@@ -223,14 +223,14 @@ def _n(metric: MetricData, side: str) -> int:
 def _value(metric: MetricData, judged: Judged, side: str) -> float | None:
     """Return the metric of a side: over several steps, as it is compared."""
     arm = metric.arms.get(side)
-    if judged.made.over is not None:
-        over = judged.made.over
+    if judged.estimate.phase_summary is not None:
+        over = judged.estimate.phase_summary
         return over.treatment if side == CANARY else over.control
     return estimates.value_of(metric.spec, arm) if arm else None
 
 
 def _record(metric: MetricData, judged: Judged) -> dict[str, JSON]:
-    found = judged.made.found
+    found = judged.estimate.difference
     return {
         "n": _n(metric, CANARY),
         "canary_n": _n(metric, CANARY),

@@ -16,7 +16,7 @@ from apps.experiments.distributions import (
 from apps.experiments.level_moments import level_moments
 from apps.experiments.models import Experiment
 from apps.experiments.sources import LevelMoments, PhaseCount
-from apps.experiments.unit_query import Scan, ask
+from apps.experiments.unit_query import Scan, fetch_rows
 
 
 class Postgres:
@@ -28,7 +28,7 @@ class Postgres:
             FROM {scan.rows}
             WHERE experiment_id = %(experiment)s AND NOT crossed_over
         """  # noqa: S608 (numbers of ours)
-        return list(ask(sql, scan.parameters)[0])
+        return list(fetch_rows(sql, scan.parameters)[0])
 
     def phase_counts(self, scan: Scan) -> list[PhaseCount]:
         sql = f"""
@@ -39,7 +39,7 @@ class Postgres:
             FROM {scan.rows} WHERE experiment_id = %(experiment)s
             GROUP BY variant_name, phase
         """  # noqa: S608 (conditions of ours)
-        return [PhaseCount(*row) for row in ask(sql, scan.parameters)]
+        return [PhaseCount(*row) for row in fetch_rows(sql, scan.parameters)]
 
     def level_moments(self, scan: Scan, dimension: str) -> list[LevelMoments]:
         return level_moments(scan, dimension)

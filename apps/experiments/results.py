@@ -1,4 +1,4 @@
-"""From what was seen to a result: gather, judge, store; the last one is frozen.
+"""From what was seen to a result: collect statistics, judge, store; the last one is frozen.
 
 While an experiment is live its result is made again on schedule, large ones less often. Once it has
 ended, the final result is made when what was under way has had time to arrive.
@@ -25,9 +25,9 @@ from apps.experiments.sources import Source
 from apps.experiments.states import ExperimentState
 from apps.experiments.stats.data import ExperimentData
 from apps.experiments.stats.report import make_report
-from apps.experiments.sufficient_statistics import Gathered, gather
+from apps.experiments.sufficient_statistics import ExperimentStatistics, collect_statistics
 from apps.experiments.unit_values import fold_all
-from apps.experiments.warehouse import the_source
+from apps.experiments.warehouse import configured_source
 from apps.lib.errors import Unavailable
 
 logger = logging.getLogger(__name__)
@@ -80,8 +80,8 @@ def compute_result(
     """
     try:
         with _one_instant():
-            source = source or the_source()
-            found = gather(experiment, now, source)
+            source = source or configured_source()
+            found = collect_statistics(experiment, now, source)
             report = make_report(
                 found.data,
                 alpha=experiment.alpha_ppm / 1_000_000,
@@ -208,7 +208,7 @@ def exposure_series(experiment: Experiment, now: datetime) -> dict[str, Any]:
     return {"at_ms": ends, "units": units}
 
 
-def _quality(experiment: Experiment, found: Gathered) -> dict[str, Any]:
+def _quality(experiment: Experiment, found: ExperimentStatistics) -> dict[str, Any]:
     """Return what a reader must know before believing the numbers, as plain counts."""
     exposed = sum(found.data.exposed.values())
     names = {use.metric.name for use in uses_of(experiment)}
@@ -221,7 +221,7 @@ def _quality(experiment: Experiment, found: Gathered) -> dict[str, Any]:
         "crossed_over": found.crossed_over,
         "moved": found.moved,
         "waiting": exposed - sum(arm.comoments.n for arm in found.data.metrics[0].arms.values()),
-        "unknown_variants": dict(sorted(found.strangers.items())),
+        "unknown_variants": dict(sorted(found.unknown_variants.items())),
         "refused_outcomes": counts,
         "holdout": found.holdout_units,
     }
@@ -239,7 +239,7 @@ def _phases(data: ExperimentData) -> list[dict[str, Any]]:
     ]
 
 
-def _holdout(found: Gathered) -> dict[str, Any]:
+def _holdout(found: ExperimentStatistics) -> dict[str, Any]:
     """Return what the units that are held out have, beside the arms and in no comparison."""
     means: dict[str, float | None] = {}
     for metric in found.data.metrics:

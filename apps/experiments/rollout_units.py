@@ -26,7 +26,7 @@ from apps.experiments.outcome_judge import CANARY, CONTROL
 from apps.experiments.phases import WeightPhase
 from apps.experiments.postgres import Postgres
 from apps.experiments.stats.data import MetricData
-from apps.experiments.sufficient_statistics import metrics_of
+from apps.experiments.sufficient_statistics import collect_metrics
 from apps.experiments.unit_query import Scan
 from apps.experiments.unit_values import unit_values
 from apps.rollouts.models import Rollout
@@ -174,6 +174,6 @@ def read_units(
             span.until or now,
             rows=ROWS,
         )
-        (data,) = metrics_of(scan, _Source())
+        (data,) = collect_metrics(scan, _Source())
         cursor.execute(DROP_ROWS)
     return RolloutUnits(data, canary, control, both, leaving)

@@ -36,7 +36,7 @@ from apps.experiments.stats.data import (
     Stratum,
 )
 from apps.experiments.unit_query import Scan, before
-from apps.experiments.warehouse import the_source
+from apps.experiments.warehouse import configured_source
 from contract.routing import HOLDOUT
 
 LEVELS_MAX = 50
@@ -49,20 +49,22 @@ Key = TypeVar("Key")
 
 
 @dataclass(frozen=True)
-class Gathered:
+class ExperimentStatistics:
     """What a result is made of: the statistics, and counts of who is in none of them."""
 
     data: ExperimentData
     crossed_over: int = 0
     moved: int = 0
-    strangers: dict[str, int] = field(default_factory=dict)
+    unknown_variants: dict[str, int] = field(default_factory=dict)
     holdout_units: int = 0
     holdout: dict[str, Comoments] = field(default_factory=dict)
 
 
-def gather(experiment: Experiment, now: datetime, source: Source | None = None) -> Gathered:
+def collect_statistics(
+    experiment: Experiment, now: datetime, source: Source | None = None
+) -> ExperimentStatistics:
     """Return what was seen of the experiment until now, by `source` or the installation's own."""
-    source = source or the_source()
+    source = source or configured_source()
     variants = list(experiment.variants.order_by("position"))
     uses = uses_of(experiment)
     scan = Scan(
@@ -94,7 +96,7 @@ def gather(experiment: Experiment, now: datetime, source: Source | None = None) 
     held = {
         use.metric.name: whole[HOLDOUT][place] for place, use in enumerate(uses) if HOLDOUT in whole
     }
-    return Gathered(
+    return ExperimentStatistics(
         data,
         counted.crossed_over,
         counted.moved,
@@ -104,7 +106,7 @@ def gather(experiment: Experiment, now: datetime, source: Source | None = None) 
     )
 
 
-def metrics_of(scan: Scan, source: Source) -> tuple[MetricData, ...]:
+def collect_metrics(scan: Scan, source: Source) -> tuple[MetricData, ...]:
     """Return the statistics of the scan's metrics alone: all that a rollout's check needs."""
     scan = _with_missing(scan, source)
     return _metrics_data(scan, source, *_cells(scan, source))

@@ -109,7 +109,7 @@ def values(scan: Scan, columns: MetricColumns) -> list[str]:
     return [f"CASE WHEN {' AND '.join(conditions)} THEN {value} END" for value in found]
 
 
-def ask(sql: str, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
+def fetch_rows(sql: str, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
     """Return what PostgreSQL answers."""
     with connection.cursor() as cursor:
         cursor.execute(sql, parameters)

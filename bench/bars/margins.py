@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from apps.experiments.stats.comoments import Comoments
 from apps.experiments.stats.comparison import read_fixed
 from apps.experiments.stats.data import ArmData, MetricData, MetricSpec
-from apps.experiments.stats.estimates import of_arms, rare_events
+from apps.experiments.stats.estimates import compare_arms, rare_event_counts
 from apps.experiments.stats.margins import judge_margin
 from apps.experiments.stats.rate_scores import RateRegion
 from bench.bars import Bar, Rng, share
@@ -118,15 +118,15 @@ def judged(case: Case, row: Counts, *, is_final: bool) -> str:
     """Return what the product says of control's units and events and the treatment's."""
     metric = _metric(case, row)
     verdict = judge_margin(
-        metric.spec, of_arms(metric, "a", "b"), rare_events(metric, "a", "b"), alpha=LEVEL,
-        planned_units=UNITS, is_final=is_final, is_worse=False, stopped="",
+        metric.spec, compare_arms(metric, "a", "b"), rare_event_counts(metric, "a", "b"), alpha=LEVEL,
+        planned_units=UNITS, is_final=is_final, is_worse=False, stop_reason="",
     )  # fmt: skip
     return verdict.state if verdict else ""
 
 
 def _holds(case: Case, row: Counts) -> bool:
     metric = _metric(case, row)
-    reading = read_fixed(of_arms(metric, "a", "b").found, LEVEL)
+    reading = read_fixed(compare_arms(metric, "a", "b").difference, LEVEL)
     difference = case.treatment - case.rate
     return reading.low is None or reading.high is None or reading.low <= difference <= reading.high
 

@@ -131,14 +131,18 @@ def false_wins(rng: Rng, kind: Kind, runs: int, part: float) -> tuple[int, int]:
         # The normal critical value at half of the level on each side.
         if at_truth[run, -1] > 2.2414**2:
             a, b = values[run][~treated[run]], values[run][treated[run]]
-            final += read_fixed(made(a, b, kind.quantile).found, LEVEL).is_significant
+            final += read_fixed(made(a, b, kind.quantile).difference, LEVEL).is_significant
     return early, final
 
 
 def _wins(kind: Kind, values: Floats, treated: NDArray[np.bool_]) -> bool:
     compared = made(values[~treated], values[treated], kind.quantile)
     reading = read_sequential(
-        compared.found, n=compared.n, alpha=LEVEL, planned_units=UNITS, silent=compared.silent
+        compared.difference,
+        n=compared.n,
+        alpha=LEVEL,
+        planned_units=UNITS,
+        wait_reason=compared.wait_reason,
     )
     return reading.is_significant
 
@@ -163,7 +167,7 @@ def coverage(rng: Rng, kind: Kind, runs: int) -> Iterator[Bar]:
     held = 0
     for _ in range(runs):
         a, b = kind.draw(rng, (1_500,)), kind.draw(rng, (1_500,))
-        reading = read_fixed(made(a, b, kind.quantile).found, 0.05)
+        reading = read_fixed(made(a, b, kind.quantile).difference, 0.05)
         low, high = reading.low, reading.high
         held += reading.state is State.OK and low is not None and high is not None and (
             low <= 0.0 <= high
@@ -180,7 +184,7 @@ def power(rng: Rng, kind: Kind, runs: int) -> Iterator[Bar]:
     for run in range(runs):
         a, b = (kind.draw(rng, (n,)) for n in sizes)
         b *= kind.factor
-        scores[run] = made(a, b, kind.quantile).found.score, woodruff(a, b, kind.quantile)
+        scores[run] = made(a, b, kind.quantile).difference.score, woodruff(a, b, kind.quantile)
     total = sum(sizes)
     for name, critical in (("one look", 2.2414), ("sequence", boundary(total, LEVEL, total)[0])):
         ours, theirs = (np.abs(scores) > critical).T

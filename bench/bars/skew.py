@@ -215,7 +215,11 @@ def _is_ever(sums: _Sums, run: int, looks: NDArray[np.int64]) -> bool:
     for look in looks:
         made = compare(_spec(sums), sums.arm(run, 0, look), sums.arm(run, 1, look))
         reading = read_sequential(
-            made.found, n=made.n, alpha=ALPHA, planned_units=UNITS, silent=made.silent
+            made.difference,
+            n=made.n,
+            alpha=ALPHA,
+            planned_units=UNITS,
+            wait_reason=made.wait_reason,
         )
         if reading.is_significant:
             return True
@@ -224,4 +228,4 @@ def _is_ever(sums: _Sums, run: int, looks: NDArray[np.int64]) -> bool:
 
 def _is_at_end(sums: _Sums, run: int) -> bool:
     made = compare(_spec(sums), sums.arm(run, 0, LOOKS - 1), sums.arm(run, 1, LOOKS - 1))
-    return read_fixed(made.found, ALPHA).is_significant
+    return read_fixed(made.difference, ALPHA).is_significant

@@ -21,7 +21,7 @@ from apps.experiments.phases import WeightPhase, phases_of
 from apps.experiments.stats.comoments import Comoments
 from apps.experiments.stats.comparison import read_fixed
 from apps.experiments.stats.data import ArmData, MetricData, MetricSpec, Stratum
-from apps.experiments.stats.estimates import Estimate, estimate, of_arms, rare_events
+from apps.experiments.stats.estimates import Estimate, compare_arms, estimate, rare_event_counts
 from apps.experiments.stats.margins import judge_margin
 from apps.experiments.stats.sequential import read_sequential
 from bench.bars import Bar, Rng, share
@@ -148,14 +148,14 @@ def _arm(strata: Strata) -> ArmData:
 
 
 def _wins(made: Estimate) -> bool:
-    return read_fixed(made.found, ALPHA).is_significant and made.found.difference > 0.0
+    return read_fixed(made.difference, ALPHA).is_significant and made.difference.effect > 0.0
 
 
 def _wins_at_a_look(made: Estimate) -> bool:
     reading = read_sequential(
-        made.found, n=made.n, alpha=ALPHA, planned_units=PLANNED, silent=made.silent
+        made.difference, n=made.n, alpha=ALPHA, planned_units=PLANNED, wait_reason=made.wait_reason
     )
-    return reading.is_significant and made.found.difference > 0.0
+    return reading.is_significant and made.difference.effect > 0.0
 
 
 def bars(rng: Rng, runs: int) -> Iterator[Bar]:
@@ -197,8 +197,8 @@ def _margins(rng: Rng, runs: int) -> Iterator[Bar]:
             arms = zip("ab", _arms(rng, case), strict=True)
             metric = MetricData(spec, {name: _arm(strata) for name, strata in arms})
             verdict = judge_margin(
-                spec, of_arms(metric, "a", "b"), rare_events(metric, "a", "b"),
-                alpha=ALPHA, planned_units=PLANNED, is_final=True, is_worse=False, stopped="",
+                spec, compare_arms(metric, "a", "b"), rare_event_counts(metric, "a", "b"),
+                alpha=ALPHA, planned_units=PLANNED, is_final=True, is_worse=False, stop_reason="",
             )  # fmt: skip
             states.append(verdict.state if verdict else "")
         for state in ("not-worse", "worse"):
@@ -219,7 +219,7 @@ def _spend(rng: Rng, runs: int) -> Bar:
                 buyers = int(rng.binomial(len(values), share_of))
                 values[:buyers, 0] = rng.lognormal(3.0, 1.0, buyers)
                 arm[Stratum(phase)] = Comoments.of(values)
-        hits += read_fixed(_estimate(MEAN, arms, is_pooled=False).found, ALPHA).is_significant
+        hits += read_fixed(_estimate(MEAN, arms, is_pooled=False).difference, ALPHA).is_significant
     name = f"A/A won or lost at the end: spend, {before:.0%} → {after:.0%} buyers"
     return share(name, hits, runs, ALPHA)
 
@@ -242,7 +242,7 @@ def _small_levels(rng: Rng, runs: int) -> Iterator[Bar]:
             for kind, y in rows.items():
                 arms = _by_level(y, of, ~treated), _by_level(y, of, treated)
                 made = _estimate(KINDS[kind], arms, is_pooled=False)
-                hits[kind] += read_fixed(made.found, ALPHA).is_significant
+                hits[kind] += read_fixed(made.difference, ALPHA).is_significant
         for kind, found in hits.items():
             name = f"A/A won or lost: {kind} by {MANY_LEVELS} levels, {small:.0%} treated"
             yield share(name, found, runs, ALPHA)

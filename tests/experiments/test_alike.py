@@ -20,7 +20,7 @@ from apps.experiments.stats import estimates
 from apps.experiments.stats.data import MetricData
 from apps.experiments.stats.margins import judge_margin
 from apps.experiments.stats.sequential import PLANNED_UNITS_DEFAULT
-from apps.experiments.sufficient_statistics import gather
+from apps.experiments.sufficient_statistics import collect_statistics
 from apps.experiments.unit_values import fold_all
 from apps.lib.clock import database_now
 from apps.rollouts.models import Rollout, RolloutEvent
@@ -141,7 +141,7 @@ def of_rollout(rollout: Rollout, metric: Metric, covariate_s: int) -> MetricData
 def of_experiment(experiment: Experiment) -> MetricData:
     """Return its statistics with the arms named as a rollout's."""
     fold_all()
-    (metric,) = gather(experiment, LATER).data.metrics
+    (metric,) = collect_statistics(experiment, LATER).data.metrics
     return replace(metric, arms={ARMS[name]: arm for name, arm in metric.arms.items()})
 
 
@@ -187,11 +187,11 @@ def test_they_judge_alike_before_shares_change(case: str) -> None:
 def judged_alike(one: MetricData, other: MetricData) -> None:
     """Assert that both make the same estimate, and a guardrail of a margin the same verdict."""
     spec = replace(other.spec, margin=0.5)
-    made = estimates.of_arms(other, CONTROL, CANARY)
-    rare = estimates.rare_events(other, CONTROL, CANARY)
+    made = estimates.compare_arms(other, CONTROL, CANARY)
+    rare = estimates.rare_event_counts(other, CONTROL, CANARY)
     wanted = judge_margin(
         spec, made, rare, alpha=0.1, planned_units=PLANNED_UNITS_DEFAULT, is_final=False,
-        is_worse=False, stopped="",
+        is_worse=False, stop_reason="",
     )  # fmt: skip
     judged = judge_metric(
         replace(one, spec=replace(one.spec, margin=0.5)), alpha_pass=0.1, alpha_fail=0.01
@@ -199,5 +199,7 @@ def judged_alike(one: MetricData, other: MetricData) -> None:
     assert wanted
     assert judged.to_pass.state == wanted.state
     assert judged.to_pass.bound == pytest.approx(wanted.bound)
-    for field in ("state", "test", "difference", "standard_error"):
-        assert getattr(judged.made.found, field) == pytest.approx(getattr(made.found, field))
+    for field in ("state", "test", "effect", "standard_error"):
+        assert getattr(judged.estimate.difference, field) == pytest.approx(
+            getattr(made.difference, field)
+        )

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from apps.experiments.charts import (
-    course_figure,
     distribution_figure,
     exposure_figure,
     interval_figure,
     posterior_figure,
+    trend_figure,
 )
 from apps.experiments.charts.parts import BANDS_MAX, style_of
 from apps.experiments.tables.wording import Scale
@@ -74,7 +74,7 @@ def test_the_course_has_a_line_and_a_band_for_each_arm() -> None:
         (2, {"strong": [0.12, 0.05, 0.2, 900]}),
     ]
 
-    low, high, line = course_figure(points, ["weak", "strong"], RATE)["data"]  # type: ignore[arg-type]
+    low, high, line = trend_figure(points, ["weak", "strong"], RATE)["data"]  # type: ignore[arg-type]
 
     assert line["x"] == low["x"] == [1, 2]
     assert line["y"] == [pytest.approx(10.0), pytest.approx(12.0)]
@@ -85,7 +85,7 @@ def test_the_course_has_a_line_and_a_band_for_each_arm() -> None:
 def test_beyond_a_few_arms_bands_wait_to_be_asked_for() -> None:
     points = [(1, {name: [0.1, 0.0, 0.2, 9] for name in NAMES[1:]})]
 
-    traces = course_figure(points, NAMES, RATE)["data"]  # type: ignore[arg-type]
+    traces = trend_figure(points, NAMES, RATE)["data"]  # type: ignore[arg-type]
 
     assert [t["visible"] for t in traces].count(True) == 3 * BANDS_MAX
     assert {t["visible"] for t in traces} == {True, "legendonly"}
@@ -167,8 +167,8 @@ def test_an_empty_figure_says_why() -> None:
 
     assert why(interval_figure(nothing, RATE)) == "No difference can be computed yet"
     assert why(interval_figure({}, RATE)) == "No difference can be computed yet"
-    assert why(course_figure([], [], RATE)) == "No analysis has told a difference yet"
-    assert why(exposure_figure({})) == "No unit has met a variant yet"
+    assert why(trend_figure([], [], RATE)) == "No difference has been computed yet"
+    assert why(exposure_figure({})) == "No exposures yet"
     assert "No unit's value" in why(distribution_figure(nothing, RATE))
     assert "no unit has a value" in why(distribution_figure(metric(kind="ratio"), RATE))
     assert "says nothing" in why(posterior_figure(nothing, RATE))

@@ -18,7 +18,7 @@ from apps.experiments.stats.comparison import State
 from apps.experiments.stats.data import Stratum
 from apps.experiments.stats.quantiles import order_statistics_of
 from apps.experiments.stats.report import make_report
-from apps.experiments.sufficient_statistics import Gathered, gather
+from apps.experiments.sufficient_statistics import ExperimentStatistics, collect_statistics
 from apps.experiments.unit_values import fold_all
 from contract.bucketing import bucket
 from tests.experiments.factories import NOW, expose, make_metric, make_running, observe
@@ -60,9 +60,9 @@ def exact_clocks(settings: Any) -> None:
     settings.OUTCOME_CLOCK_SKEW_S = 0
 
 
-def seen(experiment: Experiment, now: Any = LATER) -> Gathered:
+def seen(experiment: Experiment, now: Any = LATER) -> ExperimentStatistics:
     fold_all()
-    return gather(experiment, now)
+    return collect_statistics(experiment, now)
 
 
 def by_hand(
@@ -80,7 +80,7 @@ def by_hand(
     return {name: Comoments.of(np.array(found)) for name, found in rows.items()}
 
 
-def agree(found: Gathered, expected: dict[str, Comoments], place: int = 0) -> None:
+def agree(found: ExperimentStatistics, expected: dict[str, Comoments], place: int = 0) -> None:
     for name, wanted in expected.items():
         got = found.data.metrics[place].arms[name].comoments
         assert got.n == wanted.n
@@ -276,7 +276,7 @@ def test_those_held_out_are_in_no_arm_and_shown_apart() -> None:
     assert found.holdout_units == 1
     assert found.holdout["m"].means == (4.0,)
     assert found.data.exposed == {"weak": 0, "strong": 0}
-    assert found.strangers == {}
+    assert found.unknown_variants == {}
 
 
 def test_an_earlier_exposure_that_arrives_late_makes_the_values_anew() -> None:

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from apps.experiments.tables.breakdowns import breakdowns, guardrail_tone, held_out
-from apps.experiments.tables.legacy_results import as_present
+from apps.experiments.tables.legacy_results import upgrade_schema
 from apps.experiments.tables.notices import notices
-from apps.experiments.tables.results import chosen, grouped, metric_rows
-from apps.experiments.tables.wording import NOTHING, Scale, chance, p_value, scale_of
+from apps.experiments.tables.results import group_by_role, metric_rows, select_metric
+from apps.experiments.tables.wording import NOTHING, Scale, p_value, probability, scale_of
 from tests.experiments import stored
 from tests.experiments.stored import NOTHING_SEEN, guardrail, metric, stored_result
 
@@ -83,19 +83,19 @@ def test_a_variant_that_is_missing_from_the_result_has_a_cell_without_numbers() 
 
 def test_before_the_first_result_there_is_no_row() -> None:
     assert metric_rows({}, PAIR, {}) == []
-    assert chosen([], "accuracy") is None
+    assert select_metric([], "accuracy") is None
 
 
 def test_metrics_stand_by_role_and_the_chosen_one_is_found() -> None:
     result = stored_result(metric(), metric("revenue", role="secondary"), guardrail("errors"))
     rows = metric_rows(result, PAIR, {})
 
-    assert [(g.title, [r.name for r in g.rows]) for g in grouped(rows)] == [
+    assert [(g.title, [r.name for r in g.rows]) for g in group_by_role(rows)] == [
         ("Primary", ["accuracy"]),
         ("Secondary", ["revenue"]),
         ("Guardrails", ["errors"]),
     ]
-    assert [chosen(rows, name).name for name in ("errors", "gone", None)] == [  # type: ignore[union-attr]
+    assert [select_metric(rows, name).name for name in ("errors", "gone", None)] == [  # type: ignore[union-attr]
         "errors",
         "accuracy",
         "accuracy",
@@ -149,7 +149,11 @@ def test_large_and_tiny_numbers_stay_readable() -> None:
     assert Scale().level(1_234_567.8) == "1,234,568"
     assert p_value(1e-300) == "< 1e-300"
     assert [p_value(value) for value in (0.0, 0.0123, 0.0001)] == ["< 1e-300", "0.012", "1.0e-04"]
-    assert [chance(value) for value in (0.99999, 0.00001, 0.5)] == ["> 99.9 %", "< 0.1 %", "50 %"]
+    assert [probability(value) for value in (0.99999, 0.00001, 0.5)] == [
+        "> 99.9 %",
+        "< 0.1 %",
+        "50 %",
+    ]
 
 
 def test_a_breakdown_has_a_row_for_each_level_and_arm() -> None:
@@ -205,8 +209,8 @@ def test_the_gravest_comes_first() -> None:
     tones = ["bad", "bad", "bad", "busy", "warn", "busy", "busy", "warn"]
     assert [notice.tone for notice in found] == tones
     assert "older" in found[0].text
-    assert "Sample-ratio mismatch: units 9 : 1" in found[1].text
-    assert "final result is being made" in found[3].text
+    assert "Sample ratio mismatch: units 9 : 1" in found[1].text
+    assert "final analysis is pending" in found[3].text
 
 
 def test_few_crossovers_are_told_and_no_warning() -> None:
@@ -225,8 +229,8 @@ def test_shares_that_look_off_are_warned_of_before_they_are_proven() -> None:
 
 
 def test_a_result_frozen_in_the_first_schema_still_reads() -> None:
-    (row,) = metric_rows(as_present(OLDER, "accuracy"), PAIR, {})
+    (row,) = metric_rows(upgrade_schema(OLDER, "accuracy"), PAIR, {})
 
     assert (row.name, row.cells[0].exposed) == ("accuracy", 500)
     assert (row.cells[1].value, row.cells[1].outcome) == ("94 %", "better")
-    assert as_present({}, "accuracy") == {}
+    assert upgrade_schema({}, "accuracy") == {}

@@ -10,7 +10,7 @@ from django.views.decorators.http import require_safe
 from apps.experiments.backlog import backlog_of_results
 from apps.experiments.forms.filters import ExperimentFilterForm
 from apps.experiments.selectors import experiments as selectors
-from apps.experiments.tables.notices import behind
+from apps.experiments.tables.notices import backlog_notices
 from apps.lib.pages import PageRequest, page
 
 PAGE_SIZE = 50
@@ -33,7 +33,7 @@ def experiment_list(request: PageRequest) -> HttpResponse:
         "form": form,
         "rows": rows,
         "shown": shown,
-        "notices": behind({"backlog": backlog_of_results()}),
+        "notices": backlog_notices({"backlog": backlog_of_results()}),
         "is_filtered": any(filters.values()),
         "filter_query": f"{filters.urlencode()}&" if filters else "",
     }

@@ -8,7 +8,7 @@ from apps.experiments.postgres import Postgres
 from apps.experiments.sources import Source
 
 
-def the_source() -> Source:
+def configured_source() -> Source:
     """Return the source that `INTERLOCK_WAREHOUSE_URL` names. Raises Unavailable without Ibis."""
     if not settings.WAREHOUSE_URL:
         return Postgres()

@@ -47,7 +47,7 @@ def phase_counts(units: Expr, scan: Scan) -> Expr:
 # --- values --------------------------------------------------------------------------------------
 
 
-def valued(units: Expr, scan: Scan, dimension: str = "") -> tuple[Expr, Names]:
+def select_values(units: Expr, scan: Scan, dimension: str = "") -> tuple[Expr, Names]:
     """Return the units in an arm as `variant`, `phase`, `level` and each metric's values, and
     whose names.
 
@@ -186,7 +186,7 @@ def comoments(row: Mapping[str, Any], parts: Sequence[str]) -> Comoments:
 # --- spreads -------------------------------------------------------------------------------------
 
 
-def at_ranks(seen: Expr, name: str, wanted: Mapping[str, Sequence[int]]) -> Expr:
+def values_at_ranks(seen: Expr, name: str, wanted: Mapping[str, Sequence[int]]) -> Expr:
     """Ask for each arm's values at these ranks, from 1 on: `variant`, `rank`, `value`."""
     known = seen.filter(seen[name].notnull()).select("variant", value=seen[name])
     rank = ibis.row_number().over(ibis.window(group_by="variant", order_by="value"))
@@ -201,7 +201,7 @@ def at_ranks(seen: Expr, name: str, wanted: Mapping[str, Sequence[int]]) -> Expr
     )
 
 
-def equal_to(seen: Expr, name: str, quantiles: Mapping[str, float]) -> Expr:
+def count_equal(seen: Expr, name: str, quantiles: Mapping[str, float]) -> Expr:
     """Ask how many of each arm's values are equal to its quantile: `variant`, `n`."""
     same = ibis.or_(
         *(
@@ -213,7 +213,7 @@ def equal_to(seen: Expr, name: str, quantiles: Mapping[str, float]) -> Expr:
     return equal.group_by("variant").aggregate(n=equal.count())
 
 
-def binned(seen: Expr, name: str, edges: Sequence[float]) -> Expr:
+def count_bins(seen: Expr, name: str, edges: Sequence[float]) -> Expr:
     """Ask how many units of each arm lie between these edges: `variant`, `place`, `n`."""
     known = seen.filter(seen[name].notnull())
     place: Expr = ibis.literal(0, "int64")

@@ -73,7 +73,7 @@ class Warehouse:
         return [PhaseCount(row["variant"], *(int(row[name]) for name in counts)) for row in rows]
 
     def level_moments(self, scan: Scan, dimension: str) -> list[LevelMoments]:
-        seen, names = queries.valued(self._units(scan), scan, dimension)
+        seen, names = queries.select_values(self._units(scan), scan, dimension)
         return [
             LevelMoments(
                 row["variant"], int(row["phase"]), row["level"], int(row["units"]),
@@ -83,7 +83,7 @@ class Warehouse:
         ]  # fmt: skip
 
     def order_statistics(self, scan: Scan, moments: Moments) -> Orders:
-        seen, names = queries.valued(self._units(scan), scan)
+        seen, names = queries.select_values(self._units(scan), scan)
         found: Orders = {}
         for place, columns in enumerate(scan.metrics):
             share = (columns.metric.quantile_ppm or 0) / 1_000_000
@@ -92,12 +92,12 @@ class Warehouse:
                 continue
             first = names[place][0]
             wanted = {arm: ranks_of(n, share) for arm, n in arms.items()}
-            rows = _rows(queries.at_ranks(seen, first, wanted))
+            rows = _rows(queries.values_at_ranks(seen, first, wanted))
             at = {(row["variant"], int(row["rank"])): float(row["value"]) for row in rows}
             quantiles = {arm: at[arm, value_rank(n, share)] for arm, n in arms.items()}
             equal = {
                 row["variant"]: int(row["n"])
-                for row in _rows(queries.equal_to(seen, first, quantiles))
+                for row in _rows(queries.count_equal(seen, first, quantiles))
             }
             for arm, ranks in wanted.items():
                 found[place, arm] = OrderStatistics(
@@ -106,11 +106,11 @@ class Warehouse:
         return found
 
     def distributions(self, scan: Scan, moments: Moments) -> tuple[Edges, Counts]:
-        seen, names = queries.valued(self._units(scan), scan)
+        seen, names = queries.select_values(self._units(scan), scan)
         edges = edges_of(scan, moments)
         found: dict[tuple[int, str], list[int]] = {}
         for place, ends in edges.items():
-            for row in _rows(queries.binned(seen, names[place][0], ends)):
+            for row in _rows(queries.count_bins(seen, names[place][0], ends)):
                 if row["variant"] in scan.names:
                     counts = found.setdefault((place, row["variant"]), [0] * (len(ends) + 1))
                     counts[int(row["place"])] += int(row["n"])

@@ -83,14 +83,16 @@ def absolute(**more: Any) -> dict[str, Any]:
 
 def sequential(found: Estimate) -> Any:
     # Ours is tuned to half the plan; gbstats names the tuning itself.
-    return read_sequential(found.found, n=found.n, alpha=ALPHA, planned_units=10_000, silent=None)
+    return read_sequential(
+        found.difference, n=found.n, alpha=ALPHA, planned_units=10_000, wait_reason=None
+    )
 
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("case", CASES)
 def test_means_are_those_of_scipy_and_statsmodels(case: str, seed: int) -> None:
     a, b = draw(case, seed)
-    reading = read_fixed(compare(MEAN, of(a), of(b)).found, ALPHA)
+    reading = read_fixed(compare(MEAN, of(a), of(b)).difference, ALPHA)
 
     expected = stats.ttest_ind(b, a, equal_var=False)
     interval = expected.confidence_interval(1 - ALPHA)
@@ -117,7 +119,7 @@ def test_means_ratios_and_the_sequence_are_those_of_gbstats(case: str) -> None:
         fixed = TwoSidedTTest(left, right, FrequentistConfig(**absolute())).compute_result()
         config = SequentialConfig(**absolute(sequential_tuning_parameter=5_000))
         running = SequentialTwoSidedTTest(left, right, config).compute_result()
-        reading, looked = read_fixed(ours.found, ALPHA), sequential(ours)
+        reading, looked = read_fixed(ours.difference, ALPHA), sequential(ours)
 
         assert reading.p_value == pytest.approx(fixed.p_value, rel=REL)
         assert [reading.low, reading.high] == pytest.approx(fixed.ci, rel=REL)
@@ -141,9 +143,9 @@ def test_cuped_is_that_of_gbstats_with_the_same_theta(case: str) -> None:
     test = TwoSidedTTest(*adjusted, FrequentistConfig(**absolute()))
     test.stat_a.theta = test.stat_b.theta = theta
     expected = test.compute_result()
-    reading = read_fixed(found.found, ALPHA)
+    reading = read_fixed(found.difference, ALPHA)
 
-    assert found.found.difference == pytest.approx(expected.expected, rel=REL)
+    assert found.difference.effect == pytest.approx(expected.expected, rel=REL)
     assert [reading.low, reading.high] == pytest.approx(expected.ci, rel=REL)
     assert found.variance_reduction is not None
     assert 0.0 < found.variance_reduction < 1.0
@@ -153,7 +155,7 @@ def test_cuped_of_ratios_is_the_delta_method_on_four_means() -> None:
     rng = np.random.default_rng(9)
     arms = [rng.gamma(4.0, 1.0, (3_000, 1)) + rng.gamma(2.0, 1.0, (3_000, 4)) for _ in range(2)]
     spec = MetricSpec("m", "primary", "ratio", has_covariate=True)
-    found = compare(spec, Comoments.of(arms[0]), Comoments.of(arms[1])).found
+    found = compare(spec, Comoments.of(arms[0]), Comoments.of(arms[1])).difference
 
     lines = []
     for arm in arms:
@@ -165,7 +167,7 @@ def test_cuped_of_ratios_is_the_delta_method_on_four_means() -> None:
     difference = (lines[1][2] - lines[0][2]) - theta * (lines[1][3] - lines[0][3])
     noise = sum(np.var(now - theta * then, ddof=1) / len(now) for now, then, _, _ in lines)
 
-    assert found.difference == pytest.approx(difference, rel=REL)
+    assert found.effect == pytest.approx(difference, rel=REL)
     assert found.standard_error == pytest.approx(math.sqrt(noise), rel=REL)
 
 
@@ -181,7 +183,7 @@ def test_rates_are_those_of_statsmodels(
     z, p_value = proportions_ztest([b, a], [n_b, n_a])
 
     assert found.test == "pooled-z"
-    assert found.difference / found.standard_error == pytest.approx(z, rel=REL)
+    assert found.effect / found.standard_error == pytest.approx(z, rel=REL)
     assert read_fixed(found, ALPHA).p_value == pytest.approx(p_value, rel=REL)
 
 
@@ -205,7 +207,7 @@ def test_quantiles_are_those_of_gbstats(quantile: float) -> None:
     orders = [order_statistics_of(np.sort(values), quantile) for values in (a, b)]
     spec = MetricSpec("m", "primary", "quantile", quantile=quantile)
     empty = Comoments.empty(1)
-    found = estimate(spec, ArmData(empty, orders[0]), ArmData(empty, orders[1])).found
+    found = estimate(spec, ArmData(empty, orders[0]), ArmData(empty, orders[1])).difference
     noise = 0.0
     for values, order in ((a, orders[0]), (b, orders[1])):
         # The interval by the binomial distribution of how many values lie below.
@@ -253,13 +255,13 @@ def test_the_sample_ratio_is_that_of_scipy_and_gbstats() -> None:
 @pytest.mark.parametrize("case", ["even", "uneven", "skewed"])
 def test_the_normal_posterior_is_that_of_gbstats(case: str) -> None:
     a, b = draw(case, 12)
-    found = compare(MEAN, of(a), of(b)).found
+    found = compare(MEAN, of(a), of(b)).difference
     prior = GaussianPrior(mean=0, variance=0.3**2, proper=True)
     config = EffectBayesianConfig(difference_type="absolute", prior_effect=prior)
     expected = EffectBayesianABTest(theirs(a), theirs(b), config).compute_result()
 
     ours = of_difference(
-        found.difference, found.standard_error, found.control_mean, is_increase_better=True
+        found.effect, found.standard_error, found.control_mean, is_increase_better=True
     )
 
     assert ours is not None
@@ -287,18 +289,18 @@ def test_strata_are_their_weighted_differences() -> None:
         for i in (0, 1)
     ]  # fmt: skip
 
-    found = estimate(MEAN, *arms).found
+    found = estimate(MEAN, *arms).difference
 
     third = [(b.mean() - a.mean()) / 3 for a, b in levels.values()]
     noise = sum(y.var(ddof=1) / len(y) / 9 for pair in levels.values() for y in pair)
-    assert found.difference == pytest.approx(sum(third), rel=REL)
+    assert found.effect == pytest.approx(sum(third), rel=REL)
     assert found.standard_error == pytest.approx(math.sqrt(noise), rel=REL)
 
 
 @pytest.mark.parametrize("case", ["even", "uneven", "skewed"])
 def test_the_relative_interval_solves_fiellers_quadratic(case: str) -> None:
     a, b = draw(case, 15)
-    found = compare(MEAN, of(a), of(b)).found
+    found = compare(MEAN, of(a), of(b)).difference
     reading = read_fixed(found, ALPHA)
     assert found.df is not None
     critical = stats.t.isf(ALPHA / 2, found.df)
@@ -315,7 +317,7 @@ def test_a_hundred_million_units_keep_their_digits() -> None:
     n, mean = 10**8, 1e9
     a, b = Comoments(n, (mean,), (float(n - 1),)), Comoments(n, (mean + 1e-3,), (float(n - 1),))
 
-    found = compare(MEAN, a, b).found
+    found = compare(MEAN, a, b).difference
 
     assert found.standard_error == pytest.approx(math.sqrt(2 / n), rel=1e-3)
     assert read_fixed(found, ALPHA).p_value == pytest.approx(

@@ -85,7 +85,7 @@ def ours(values: tuple[Any, Any]) -> Estimate:
 def test_a_difference_is_the_same(theirs: Any, values: tuple[Any, Any]) -> None:
     p_value, low, high = asked(theirs, values, "two-sided", 0.0)
 
-    reading = read_fixed(ours(values).found, ALPHA)
+    reading = read_fixed(ours(values).difference, ALPHA)
 
     assert reading.p_value == pytest.approx(p_value, rel=REL)
     assert (reading.low, reading.high) == pytest.approx((low, high), rel=REL)
@@ -98,7 +98,7 @@ def test_a_guardrail_is_not_worse_where_their_test_against_the_margin_rejects(
 
     found = judge_margin(
         SPEC, ours(values), None, alpha=ALPHA, planned_units=1_000, is_final=True, is_worse=False,
-        stopped="",
+        stop_reason="",
     )  # fmt: skip
 
     assert found is not None

@@ -143,7 +143,7 @@ def test_what_no_number_of_units_finds_is_none() -> None:
         (lambda: Baseline(1.0, 0.0), "above 0"),
         (lambda: Baseline(1.0, -1.0), "above 0"),
         (lambda: Baseline(1.0, math.inf), "above 0"),
-        (lambda: Design(HALVES, 0.0), "false verdict"),
+        (lambda: Design(HALVES, 0.0), "error rate"),
         (lambda: Design(HALVES, 0.05, 1.0), "power"),
         (lambda: Design(HALVES, 0.05, 0.01), "power"),
         (lambda: Design((1.0, 0.0), 0.05), "share"),

@@ -131,7 +131,7 @@ def test_an_interval_without_an_end_says_how_many_units_it_needs() -> None:
     rng = np.random.default_rng(2)
     found = of(region(rng.random(1_000), rng.random(1_000) + 0.4, 0.99))
 
-    reading = read_sequential(found, n=2_000, alpha=0.025, planned_units=400_000, silent=None)
+    reading = read_sequential(found, n=2_000, alpha=0.025, planned_units=400_000, wait_reason=None)
 
     assert reading.state is State.NOT_ENOUGH_DATA
     assert reading.low is None

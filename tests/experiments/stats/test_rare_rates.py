@@ -18,9 +18,9 @@ from apps.experiments.stats.data import (
     MetricSpec,
     Phase,
 )
-from apps.experiments.stats.estimates import of_arms, rare_events
+from apps.experiments.stats.estimates import compare_arms, rare_event_counts
 from apps.experiments.stats.margins import judge_margin
-from apps.experiments.stats.rare_rates import Seen, difference_bounds, gain_bounds
+from apps.experiments.stats.rare_rates import EventCounts, difference_bounds, gain_bounds
 from apps.experiments.stats.rate_scores import RateRegion
 from apps.experiments.stats.report import MetricReport, make_report
 
@@ -31,7 +31,7 @@ SPEC = MetricSpec("failed", "guardrail", "proportion", is_increase_better=False)
 ARMS = (ArmSpec("a", 5_000, is_control=True), ArmSpec("b", 5_000, is_control=False))
 
 
-def guardrail(control: Seen, treatment: Seen, margin: float) -> MetricData:
+def guardrail(control: EventCounts, treatment: EventCounts, margin: float) -> MetricData:
     arms = {
         name: ArmData(Comoments(s.n, (s.events / s.n,), (s.events * (1.0 - s.events / s.n),)))
         for name, s in (("a", control), ("b", treatment))
@@ -40,7 +40,7 @@ def guardrail(control: Seen, treatment: Seen, margin: float) -> MetricData:
 
 
 def judged(
-    control: Seen, treatment: Seen, margin: float, *, is_final: bool = False
+    control: EventCounts, treatment: EventCounts, margin: float, *, is_final: bool = False
 ) -> MetricReport:
     """Return what a report says of a guardrail on failures; the end is where all units are met."""
     metric = guardrail(control, treatment, margin)
@@ -59,39 +59,42 @@ def state(found: MetricReport) -> str:
     return verdict.state
 
 
-def read(control: Seen, treatment: Seen, margin: float) -> str:
+def read(control: EventCounts, treatment: EventCounts, margin: float) -> str:
     """Return the verdict on the margin before the end, at 5 %."""
     metric = guardrail(control, treatment, margin)
     found = judge_margin(
-        metric.spec, of_arms(metric, "a", "b"), rare_events(metric, "a", "b"),
-        alpha=0.05, planned_units=20_000, is_final=False, is_worse=False, stopped="",
+        metric.spec, compare_arms(metric, "a", "b"), rare_event_counts(metric, "a", "b"),
+        alpha=0.05, planned_units=20_000, is_final=False, is_worse=False, stop_reason="",
     )  # fmt: skip
     assert found is not None
     return found.state
 
 
 def test_failures_that_nobody_met_are_within_the_margin() -> None:
-    found = judged(Seen(10_000, 0), Seen(10_000, 0), 0.002)
+    found = judged(EventCounts(10_000, 0), EventCounts(10_000, 0), 0.002)
 
     assert state(found) == "not-worse"
     assert found.verdict == "No arm is worse by the margin: no unit has the event."
 
 
 def test_a_margin_that_so_few_units_cannot_show_stays_undecided() -> None:
-    assert state(judged(Seen(1_000, 0), Seen(1_000, 0), 0.002)) == "undecided"
-    assert state(judged(Seen(1_000, 0), Seen(1_000, 0), 0.005, is_final=True)) == "not-worse"
+    assert state(judged(EventCounts(1_000, 0), EventCounts(1_000, 0), 0.002)) == "undecided"
+    assert (
+        state(judged(EventCounts(1_000, 0), EventCounts(1_000, 0), 0.005, is_final=True))
+        == "not-worse"
+    )
 
 
 def test_failures_of_one_arm_alone_are_worse_once_control_is_known_to_have_fewer() -> None:
-    assert read(Seen(900, 0), Seen(900, 9), 0.0001) == "undecided"
-    assert read(Seen(9_000, 0), Seen(900, 9), 0.0001) == "worse"
+    assert read(EventCounts(900, 0), EventCounts(900, 9), 0.0001) == "undecided"
+    assert read(EventCounts(9_000, 0), EventCounts(900, 9), 0.0001) == "worse"
 
 
 @pytest.mark.parametrize("events", [(0, 0), (2, 5), (40, 40)])
 def test_the_bounds_at_the_end_are_those_of_scipy(events: tuple[int, int]) -> None:
     a, b = (binomtest(k, 40).proportion_ci(0.95, "exact") for k in events)
 
-    seen = (Seen(40, events[0]), Seen(40, events[1]))
+    seen = (EventCounts(40, events[0]), EventCounts(40, events[1]))
     found = gain_bounds(*seen, alpha=0.05, is_increase_better=False, is_final=True)
 
     assert found == pytest.approx((a.low - b.high, a.high - b.low), abs=1e-12)
@@ -130,7 +133,10 @@ def test_an_arm_that_is_worse_by_the_margin_seldom_passes_at_sixty_looks(rate: f
     score = RateRegion(n[0], events[0], n[1], events[1]).score_of(margin) < -1.6
     passed = sum(
         any(
-            read(*(Seen(int(looks[look]), int(events[arm, run, look])) for arm in (0, 1)), margin)
+            read(
+                *(EventCounts(int(looks[look]), int(events[arm, run, look])) for arm in (0, 1)),
+                margin,
+            )
             == "not-worse"
             for look in np.flatnonzero((rare | score)[run])
         )
@@ -146,7 +152,7 @@ def test_bounds_of_many_comparisons_are_those_of_each() -> None:
         low, high = difference_bounds(n, events, alpha=0.05, is_final=is_final)
         for i in (0, 1):
             each = gain_bounds(
-                Seen(int(n[0, i]), int(events[0, i])), Seen(int(n[1, i]), int(events[1, i])),
+                EventCounts(int(n[0, i]), int(events[0, i])), EventCounts(int(n[1, i]), int(events[1, i])),
                 alpha=0.05, is_increase_better=True, is_final=is_final,
             )  # fmt: skip
             assert each == (low[i], high[i])

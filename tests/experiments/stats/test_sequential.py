@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from apps.experiments.stats.comparison import State, compare_means, compare_rates
 from apps.experiments.stats.moments import Moments
-from apps.experiments.stats.sequential import boundary, read_sequential, silence
+from apps.experiments.stats.sequential import boundary, read_sequential, sequential_wait_reason
 from bench import decisions_peeking as peeking
 from bench.decisions_peeking import Peeking
 
@@ -31,13 +31,15 @@ from bench.decisions_peeking import Peeking
 def test_it_is_silent_until_the_approximation_holds(
     control_n: int, n: int, events: tuple[int, int] | None, is_silent: bool
 ) -> None:
-    assert (silence(control_n, n, events) is not None) == is_silent
+    assert (sequential_wait_reason(control_n, n, events) is not None) == is_silent
 
 
 def test_silence_is_a_state_with_its_reason() -> None:
     found = compare_means(Moments(40, 1.0, 40.0), Moments(40, 9.0, 40.0))
 
-    reading = read_sequential(found, n=80, alpha=0.025, planned_units=None, silent=silence(40, 40))
+    reading = read_sequential(
+        found, n=80, alpha=0.025, planned_units=None, wait_reason=sequential_wait_reason(40, 40)
+    )
 
     assert reading.state is State.NOT_ENOUGH_DATA
     assert not reading.is_significant
@@ -62,7 +64,7 @@ def test_the_half_width_is_that_of_the_method() -> None:
 )
 def test_the_interval_never_contradicts_p(n: int, pa: float, pb: float, alpha: float) -> None:
     found = compare_rates(n, round(n * pa), n, round(n * pb))
-    reading = read_sequential(found, n=2 * n, alpha=alpha, planned_units=10_000, silent=None)
+    reading = read_sequential(found, n=2 * n, alpha=alpha, planned_units=10_000, wait_reason=None)
 
     if reading.state is not State.OK or abs((reading.p_value or 0.0) / alpha - 1.0) < 1e-6:
         return
@@ -120,5 +122,5 @@ def test_the_simulation_reads_as_the_product_does() -> None:
     z, speaks = peeking._z_and_voice(sums, 1000, 1000, is_rate=True)
     found = compare_rates(1000, 100, 1000, 160)
 
-    assert z[0] == pytest.approx(found.difference / found.standard_error)
-    assert bool(speaks[0]) == (silence(1000, 1000, (100, 160)) is None)
+    assert z[0] == pytest.approx(found.effect / found.standard_error)
+    assert bool(speaks[0]) == (sequential_wait_reason(1000, 1000, (100, 160)) is None)

@@ -32,11 +32,11 @@ def spend(n: int, buyers: int, amount: float = 20.0) -> Comoments:
 
 def welch(spec: MetricSpec, a: Comoments, b: Comoments) -> Difference:
     """Return what two moments say."""
-    return compare(spec, replace(a, thirds=()), replace(b, thirds=())).found
+    return compare(spec, replace(a, thirds=()), replace(b, thirds=())).difference
 
 
 def test_an_arm_without_a_buyer_is_not_enough_data_and_says_how_many_units_are_missing() -> None:
-    found = compare(MEAN, spend(128, 0), spend(1_122, 13), ("old", "new")).found
+    found = compare(MEAN, spend(128, 0), spend(1_122, 13), ("old", "new")).difference
 
     assert found.state is State.NOT_ENOUGH_DATA
     assert found.reason == (
@@ -46,13 +46,13 @@ def test_an_arm_without_a_buyer_is_not_enough_data_and_says_how_many_units_are_m
 
 
 def test_with_the_missing_units_it_is_read() -> None:
-    found = compare(MEAN, spend(128 + 170, 3), spend(round(1_122 * 298 / 128), 30)).found
+    found = compare(MEAN, spend(128 + 170, 3), spend(round(1_122 * 298 / 128), 30)).difference
 
     assert found.state is State.OK
 
 
 def test_few_values_other_than_0_are_too_few_in_equal_arms_too() -> None:
-    found = compare(MEAN, spend(500, 0), spend(500, 8)).found
+    found = compare(MEAN, spend(500, 0), spend(500, 8)).difference
 
     assert found.reason == (
         "at least 10 units with a value other than 0 are needed (8): "
@@ -61,7 +61,9 @@ def test_few_values_other_than_0_are_too_few_in_equal_arms_too() -> None:
 
 
 def test_values_that_are_seldom_0_are_no_events() -> None:
-    assert compare(MEAN, of(np.arange(1.0, 6.0)), of(np.arange(2.0, 8.0))).found.state is State.OK
+    assert (
+        compare(MEAN, of(np.arange(1.0, 6.0)), of(np.arange(2.0, 8.0))).difference.state is State.OK
+    )
 
 
 @pytest.mark.parametrize(("is_capped", "advice"), [(False, ", or the metric a cap"), (True, "")])
@@ -69,7 +71,7 @@ def test_a_skewed_metric_says_what_the_small_arm_lacks(is_capped: bool, advice: 
     rng = np.random.default_rng(3)
     arms = of(rng.lognormal(0, 2, 9_500)), of(rng.lognormal(0, 2, 500))
 
-    found = compare(replace(MEAN, is_capped=is_capped), *arms).found
+    found = compare(replace(MEAN, is_capped=is_capped), *arms).difference
 
     assert found.reason == (
         "the values are skewed (skewness 40.5) and treatment has only 500 units: "
@@ -82,7 +84,7 @@ def test_equal_arms_are_read_as_ever() -> None:
     a, b = of(rng.lognormal(0, 2, 3_000)), of(rng.lognormal(0, 2, 3_000))
 
     ours, before = (
-        read_fixed(each, ALPHA) for each in (compare(MEAN, a, b).found, welch(MEAN, a, b))
+        read_fixed(each, ALPHA) for each in (compare(MEAN, a, b).difference, welch(MEAN, a, b))
     )
 
     assert ours.p_value == pytest.approx(before.p_value, rel=1e-3)
@@ -94,7 +96,7 @@ def test_values_without_skewness_are_read_by_welchs_test_in_unequal_arms_too() -
     a, b = of(rng.normal(10, 3, 19_000)), of(rng.normal(10.2, 2, 1_000))
 
     ours, before = (
-        read_fixed(each, ALPHA) for each in (compare(MEAN, a, b).found, welch(MEAN, a, b))
+        read_fixed(each, ALPHA) for each in (compare(MEAN, a, b).difference, welch(MEAN, a, b))
     )
 
     assert ours.p_value == pytest.approx(before.p_value, rel=1e-3)
@@ -107,11 +109,11 @@ def test_a_small_arm_without_its_large_values_has_the_spread_of_all_units() -> N
     small = rng.exponential(1.0, 400)
     cut = np.sort(small)[:380]
 
-    ours, before = compare(MEAN, of(large), of(cut)).found, welch(MEAN, of(large), of(cut))
+    ours, before = compare(MEAN, of(large), of(cut)).difference, welch(MEAN, of(large), of(cut))
 
     assert ours.standard_error > before.standard_error
     assert ours.skewness < 0.0
-    assert abs(ours.score) < abs(ours.difference / ours.standard_error)
+    assert abs(ours.score) < abs(ours.effect / ours.standard_error)
 
 
 def test_an_interval_excludes_0_exactly_where_p_is_below_its_level() -> None:
@@ -119,7 +121,7 @@ def test_an_interval_excludes_0_exactly_where_p_is_below_its_level() -> None:
     for _ in range(200):
         a, b = of(rng.exponential(1.0, 900)), of(rng.exponential(rng.uniform(0.7, 1.4), 110))
         made = compare(MEAN, a, b)
-        for reading in (sequential(made), read_fixed(made.found, ALPHA)):
+        for reading in (sequential(made), read_fixed(made.difference, ALPHA)):
             assert reading.low is not None
             assert reading.high is not None
             assert reading.is_significant == (not reading.low <= 0.0 <= reading.high)
@@ -129,7 +131,7 @@ def test_an_interval_excludes_0_exactly_where_p_is_below_its_level() -> None:
 
 def sequential(made: Estimate) -> Reading:
     return read_sequential(
-        made.found, n=made.n, alpha=ALPHA, planned_units=2_000, silent=made.silent
+        made.difference, n=made.n, alpha=ALPHA, planned_units=2_000, wait_reason=made.wait_reason
     )
 
 
@@ -149,8 +151,8 @@ def test_what_is_compared_has_the_skewness_not_the_value(kind: str) -> None:
         arms.append(of(*columns.get(kind, four)))
     spec = replace(MEAN, kind="mean" if kind == "cuped" else "ratio", has_covariate="cuped" in kind)
 
-    assert compare(spec, *arms).found.state is State.OK
-    assert compare(MEAN, *map(of, heavy)).found.state is State.NOT_ENOUGH_DATA
+    assert compare(spec, *arms).difference.state is State.OK
+    assert compare(MEAN, *map(of, heavy)).difference.state is State.NOT_ENOUGH_DATA
 
 
 def test_strata_are_hardened_as_whole_arms_are() -> None:
@@ -159,13 +161,13 @@ def test_strata_are_hardened_as_whole_arms_are() -> None:
         for x, y in ((spend(5_000, 60), spend(5_000, 50)), (spend(500, 1), spend(500, 2)))
     ]
 
-    found = estimate(MEAN, *arms).found
+    found = estimate(MEAN, *arms).difference
     plain = [
         replace(a, strata={k: replace(v, thirds=()) for k, v in a.strata.items()}) for a in arms
     ]
 
     assert found.test == "stratified-t"
-    assert found.standard_error > estimate(MEAN, *plain).found.standard_error
+    assert found.standard_error > estimate(MEAN, *plain).difference.standard_error
     assert found.skewness < 0.0
 
 
@@ -189,7 +191,7 @@ def test_third_moments_that_one_sample_lacks_are_not_known_of_both() -> None:
 
     assert merged.thirds == ()
     assert merged.extremes is None
-    assert compare(MEAN, merged, merged).found.skewness == 0.0
+    assert compare(MEAN, merged, merged).difference.skewness == 0.0
 
 
 @pytest.mark.parametrize(

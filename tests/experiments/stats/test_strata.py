@@ -79,13 +79,13 @@ def arms(spec: MetricSpec, seed: int = 1, lift: float = 0.0) -> tuple[ArmData, A
 def test_what_moves_when_the_shares_move_is_no_difference(spec: MetricSpec) -> None:
     a, b = arms(spec)
 
-    pooled = compare(spec, a.comoments, b.comoments).found
-    found = estimate(spec, a, b).found
+    pooled = compare(spec, a.comoments, b.comoments).difference
+    found = estimate(spec, a, b).difference
 
     assert pooled.state is found.state is State.OK
     if not spec.has_covariate:
-        assert abs(pooled.difference / pooled.standard_error) > 4.0
-    assert abs(found.difference / found.standard_error) < 2.5
+        assert abs(pooled.effect / pooled.standard_error) > 4.0
+    assert abs(found.effect / found.standard_error) < 2.5
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -95,8 +95,8 @@ def test_a_difference_in_each_phase_is_one(spec: MetricSpec) -> None:
 
     made = estimate(spec, a, b)
 
-    assert made.found.difference == pytest.approx(lift, abs=4.0 * made.found.standard_error)
-    assert made.found.difference / made.found.standard_error > 4.0
+    assert made.difference.effect == pytest.approx(lift, abs=4.0 * made.difference.standard_error)
+    assert made.difference.effect / made.difference.standard_error > 4.0
     assert made.n == sum(map(sum, UNITS.values()))
     assert (made.variance_reduction is not None) == spec.has_covariate
 
@@ -119,7 +119,7 @@ def test_means_are_averaged_by_hand() -> None:
     rng = np.random.default_rng(4)
     values = [[rng.normal(phase, 1 + phase, n) for phase, n in ((0, 300), (1, 80))],
               [rng.normal(phase, 1 + phase, n) for phase, n in ((0, 50), (1, 90))]]  # fmt: skip
-    found = estimate(MEAN, *(arm(dict(enumerate(map(of, part)))) for part in values)).found
+    found = estimate(MEAN, *(arm(dict(enumerate(map(of, part)))) for part in values)).difference
 
     weights = np.array([300 * 50 / 350, 80 * 90 / 170])
     weights /= weights.sum()
@@ -127,7 +127,7 @@ def test_means_are_averaged_by_hand() -> None:
     noise = [w**2 * y.var(ddof=1) / len(y) for part in values
              for w, y in zip(weights, part, strict=True)]  # fmt: skip
     freedom = [len(y) - 1 for part in values for y in part]
-    assert found.difference == pytest.approx(d)
+    assert found.effect == pytest.approx(d)
     assert found.standard_error == pytest.approx(math.sqrt(sum(noise)))
     df = sum(noise) ** 2 / sum(v**2 / f for v, f in zip(noise, freedom, strict=True))
     assert found.df == pytest.approx(df)
@@ -135,14 +135,14 @@ def test_means_are_averaged_by_hand() -> None:
 
 def test_rates_are_tested_as_mantel_and_haenszel_did() -> None:
     a, b = arm({0: rate(900, 90), 1: rate(500, 200)}), arm({0: rate(100, 15), 1: rate(500, 230)})
-    found = estimate(RATE, a, b).found
+    found = estimate(RATE, a, b).difference
 
     gained = variance = 0.0
     for (n0, e0), (n1, e1) in (((900, 90), (100, 15)), ((500, 200), (500, 230))):
         n, m = n0 + n1, e0 + e1
         gained += e1 - n1 * m / n
         variance += n0 * n1 * m * (n - m) / (n * n * (n - 1))
-    assert found.difference / found.standard_error == pytest.approx(gained / math.sqrt(variance))
+    assert found.effect / found.standard_error == pytest.approx(gained / math.sqrt(variance))
     assert found.test == "mantel-haenszel"
 
 
@@ -178,9 +178,9 @@ def test_a_phase_with_too_few_units_of_an_arm_is_left_out_and_counted() -> None:
     ]
     made = estimate(MEAN, *longer)
 
-    assert made.found == estimate(MEAN, a, b).found
-    assert made.over is not None
-    assert (made.over.phases, made.over.left_out) == (2, 701)
+    assert made.difference == estimate(MEAN, a, b).difference
+    assert made.phase_summary is not None
+    assert (made.phase_summary.phases, made.phase_summary.left_out) == (2, 701)
     assert made.n == a.comoments.n + b.comoments.n
 
 
@@ -189,9 +189,9 @@ def test_where_only_one_phase_has_both_arms_it_alone_counts() -> None:
     alone = arm({0: a.strata[Stratum(0)]}), arm({0: b.strata[Stratum(0)]})
     made = estimate(MEAN, a, alone[1])
 
-    assert made.found == compare(MEAN, *(each.comoments for each in alone)).found
-    assert made.over is not None
-    assert (made.over.phases, made.over.left_out) == (1, 5_000)
+    assert made.difference == compare(MEAN, *(each.comoments for each in alone)).difference
+    assert made.phase_summary is not None
+    assert (made.phase_summary.phases, made.phase_summary.left_out) == (1, 5_000)
 
 
 def test_arms_that_never_met_in_a_phase_are_not_compared() -> None:
@@ -199,16 +199,16 @@ def test_arms_that_never_met_in_a_phase_are_not_compared() -> None:
     apart = arm({0: a.strata[Stratum(0)]}), arm({1: b.strata[Stratum(1)]})
     made = estimate(MEAN, *apart)
 
-    assert made.found.state is State.NOT_ENOUGH_DATA
-    assert made.over is not None
-    assert (made.over.phases, made.over.left_out, made.n) == (0, 9_500, 0)
+    assert made.difference.state is State.NOT_ENOUGH_DATA
+    assert made.phase_summary is not None
+    assert (made.phase_summary.phases, made.phase_summary.left_out, made.n) == (0, 9_500, 0)
 
 
 def test_values_that_differ_between_phases_only_are_no_spread() -> None:
     constant = [arm({0: of(np.zeros(n)), 1: of(np.ones(m))}) for n, m in ((900, 500), (100, 500))]
 
-    assert estimate(MEAN, *constant).found.state is State.NO_VARIANCE
-    assert estimate(RATE, *constant).found.state is State.NO_VARIANCE
+    assert estimate(MEAN, *constant).difference.state is State.NO_VARIANCE
+    assert estimate(RATE, *constant).difference.state is State.NO_VARIANCE
 
 
 def test_small_levels_of_a_phase_are_counted_together_by_their_size_alone() -> None:
@@ -222,9 +222,9 @@ def test_small_levels_of_a_phase_are_counted_together_by_their_size_alone() -> N
         part[Stratum(phase, "large")] = of(rng.normal(40.0, 1.0, n))
     made = estimate(MEAN, arm(parts[0]), arm(parts[1]))
 
-    assert made.over is not None
-    assert made.over.left_out == 0
-    assert abs(made.found.difference / made.found.standard_error) < 3.0
+    assert made.phase_summary is not None
+    assert made.phase_summary.left_out == 0
+    assert abs(made.difference.effect / made.difference.standard_error) < 3.0
 
 
 def test_a_ratio_is_post_stratified_by_level() -> None:
@@ -235,11 +235,11 @@ def test_a_ratio_is_post_stratified_by_level() -> None:
     ]
     a, b = (arm(part) for part in parts)
 
-    found = estimate(RATIO, a, b).found
-    pooled = compare(RATIO, a.comoments, b.comoments).found
+    found = estimate(RATIO, a, b).difference
+    pooled = compare(RATIO, a.comoments, b.comoments).difference
 
-    assert pooled.difference / pooled.standard_error > 8.0
-    assert abs(found.difference / found.standard_error) < 3.0
+    assert pooled.effect / pooled.standard_error > 8.0
+    assert abs(found.effect / found.standard_error) < 3.0
     assert found.standard_error < pooled.standard_error
 
 
@@ -328,13 +328,13 @@ def spend(n: int, buyers: int, seed: int) -> Comoments:
 def test_rare_values_over_phases_are_read_by_their_skewness_or_not_at_all() -> None:
     few = [arm({0: spend(9_000, 90, 1), 1: spend(5_000, 25, 2)}),
            arm({0: spend(100, 0, 3), 1: spend(150, 2, 4)})]  # fmt: skip
-    found = estimate(MEAN, *few, names=("old", "new")).found
+    found = estimate(MEAN, *few, names=("old", "new")).difference
     assert found.state is State.NOT_ENOUGH_DATA
     assert "new expects only" in found.reason
 
     enough = [arm({0: spend(9_000, 900, 1), 1: spend(5_000, 250, 2)}),
               arm({0: spend(1_000, 95, 3), 1: spend(1_500, 80, 4)})]  # fmt: skip
-    found = estimate(MEAN, *enough).found
+    found = estimate(MEAN, *enough).difference
     assert found.state is State.OK
     assert found.skewness < 0.0
 
@@ -343,7 +343,7 @@ def test_values_that_an_arm_hardly_expects_in_its_phases_are_not_read() -> None:
     """All phases together expect enough of them: nearly all came where treatment had no units."""
     both = [arm({0: spend(9_000, 2_000, 1), 1: spend(9_000, 9, 2)}),
             arm({0: spend(3, 1, 3), 1: spend(2_000, 2, 4)})]  # fmt: skip
-    found = estimate(MEAN, *both, names=("old", "new")).found
+    found = estimate(MEAN, *both, names=("old", "new")).difference
 
     assert found.state is State.NOT_ENOUGH_DATA
     assert "by its phases" in found.reason

@@ -163,7 +163,7 @@ def test_mismatched_shares_and_a_failed_analysis_are_said_first(viewer: Client) 
 
     page = text_of(viewer, PAGE)
 
-    assert page.index("DataError: x") < page.index("Sample-ratio mismatch") < page.index("Verdict")
+    assert page.index("DataError: x") < page.index("Sample ratio mismatch") < page.index("Verdict")
 
 
 def test_a_poll_of_what_is_shown_already_answers_204(viewer: Client) -> None:
@@ -314,7 +314,7 @@ def test_the_page_shows_the_phases_of_weights_and_what_was_compared(viewer: Clie
 
     assert "Weight phases" in page
     assert "4,321" in page
-    assert "90 % vs 80 % inside 2 phases; 12 units left out" in page
+    assert "90 % vs 80 % within 2 phases; 12 units left out" in page
 
 
 def test_the_page_of_weights_that_never_changed_has_no_phases(viewer: Client) -> None:

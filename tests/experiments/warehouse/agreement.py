@@ -9,7 +9,7 @@ from itertools import combinations_with_replacement
 import pytest
 
 from apps.experiments.stats.comoments import Comoments, triples
-from apps.experiments.sufficient_statistics import Gathered
+from apps.experiments.sufficient_statistics import ExperimentStatistics
 from apps.experiments.warehouse.export import Exported
 from apps.experiments.warehouse.source import Warehouse, connect
 from tests.experiments.factories import NOW
@@ -47,11 +47,11 @@ def same(one: Comoments, other: Comoments) -> None:
         assert abs(first - second) <= 1e-3 / max(one.n, 1) * spread
 
 
-def all_same(one: Gathered, other: Gathered) -> None:
+def all_same(one: ExperimentStatistics, other: ExperimentStatistics) -> None:
     assert one.data.arms == other.data.arms
     assert one.data.exposed == other.data.exposed
     assert one.data.phases == other.data.phases
-    counted = [(g.crossed_over, g.moved, g.strangers, g.holdout_units) for g in (one, other)]
+    counted = [(g.crossed_over, g.moved, g.unknown_variants, g.holdout_units) for g in (one, other)]
     assert counted[0] == counted[1]
     assert counted[0][0] > 0
     assert counted[0][1] > 0

@@ -16,7 +16,7 @@ from apps.experiments.models import Experiment, OutcomeRow
 from apps.experiments.postgres import Postgres
 from apps.experiments.results import compute_result
 from apps.experiments.stats.report import make_report
-from apps.experiments.sufficient_statistics import gather
+from apps.experiments.sufficient_statistics import collect_statistics
 from apps.experiments.unit_values import fold
 from apps.experiments.warehouse.export import Exported, export_parquet
 from apps.lib.clock import database_now
@@ -28,8 +28,8 @@ pytestmark = pytest.mark.django_db
 def test_postgresql_and_duckdb_say_the_same_of_everything(
     experiment: Experiment, files: Exported
 ) -> None:
-    mine = gather(experiment, LATER, Postgres())
-    theirs = gather(experiment, LATER, warehouse(files))
+    mine = collect_statistics(experiment, LATER, Postgres())
+    theirs = collect_statistics(experiment, LATER, warehouse(files))
 
     all_same(mine, theirs)
     reports = [
@@ -43,7 +43,7 @@ def test_a_value_that_every_unit_has_is_no_difference_in_either_source(
     experiment: Experiment, files: Exported
 ) -> None:
     for source in (Postgres(), warehouse(files)):
-        data = gather(experiment, LATER, source).data
+        data = collect_statistics(experiment, LATER, source).data
         (found,) = (m for m in data.metrics if m.spec.name == "always")
 
         seen = [arm.comoments.moments() for arm in found.arms.values()]
@@ -59,7 +59,10 @@ def test_an_event_that_is_there_twice_counts_once(experiment: Experiment, files:
 
     doubled = Exported(files.exposures, twice, files.measured)
 
-    all_same(gather(experiment, LATER, Postgres()), gather(experiment, LATER, warehouse(doubled)))
+    all_same(
+        collect_statistics(experiment, LATER, Postgres()),
+        collect_statistics(experiment, LATER, warehouse(doubled)),
+    )
 
 
 @ONE_SEED
@@ -125,4 +128,7 @@ def test_the_tolerated_skew_of_clocks_is_the_same_in_either_source(
     fold(experiment, list(experiment.exposures.values_list("unit", flat=True)))
     files = export_parquet(experiment, tmp_path / "skewed")
 
-    all_same(gather(experiment, LATER, Postgres()), gather(experiment, LATER, warehouse(files)))
+    all_same(
+        collect_statistics(experiment, LATER, Postgres()),
+        collect_statistics(experiment, LATER, warehouse(files)),
+    )

@@ -9,7 +9,7 @@ from apps.experiments.columns import metric_columns, uses_of
 from apps.experiments.models import Experiment
 from apps.experiments.phases import phases_of
 from apps.experiments.postgres import Postgres
-from apps.experiments.sufficient_statistics import gather
+from apps.experiments.sufficient_statistics import collect_statistics
 from apps.experiments.unit_query import Scan
 from apps.experiments.warehouse import queries
 from apps.experiments.warehouse.export import Exported
@@ -39,7 +39,10 @@ def test_an_engine_says_the_same_as_postgresql(
 ) -> None:
     _, opened = BROUGHT[engine]
 
-    all_same(gather(experiment, LATER, Postgres()), gather(experiment, LATER, opened(files)))
+    all_same(
+        collect_statistics(experiment, LATER, Postgres()),
+        collect_statistics(experiment, LATER, opened(files)),
+    )
 
 
 @pytest.mark.parametrize("engine", ["duckdb", "databricks", "trino", "bigquery", "clickhouse"])
@@ -50,13 +53,13 @@ def test_every_question_is_written_for_each_engine(bare: Experiment, engine: str
     phases = tuple(phases_of(["weak", "strong"], changes))
     scan = Scan(bare, ("weak", "strong"), columns, phases, LATER, {2: 0.5})
     units = units_of(scan, tables)
-    seen, names = queries.valued(units, scan, "x-country")
+    seen, names = queries.select_values(units, scan, "x-country")
     asked = [
         queries.missing_means(units, [2]),
         queries.phase_counts(units, scan),
         queries.level_sums(seen, names),
-        queries.at_ranks(seen, names[3][0], {"weak": [3, 9], "strong": [5]}),
-        queries.binned(seen, names[1][0], [1e6, 2e6]),
+        queries.values_at_ranks(seen, names[3][0], {"weak": [3, 9], "strong": [5]}),
+        queries.count_bins(seen, names[1][0], [1e6, 2e6]),
     ]
 
     for question in asked:
