@@ -1,4 +1,4 @@
-"""Sufficient statistics from PostgreSQL: a few scans over the units' values that the fold made."""
+"""Sufficient statistics from PostgreSQL: a few scans over the folded units' values."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from apps.experiments.unit_query import Scan, fetch_rows
 
 
 class Postgres:
-    """The source of those who do not outgrow it; see `sources.Source`."""
+    """The default source, without a warehouse; see `sources.Source`."""
 
     def missing_means(self, scan: Scan, places: Sequence[int]) -> list[float | None]:
         sql = f"""

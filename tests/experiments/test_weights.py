@@ -71,12 +71,12 @@ def test_a_treatment_may_get_nothing_more() -> None:
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ({"weak": 5_000}, "variant strong has none"),
+        ({"weak": 5_000}, "variant 'strong' is missing"),
         ({"weak": 5_000, "strong": 4_000}, "weights sum to 9000"),
         ({"weak": 0, "strong": 10_000}, "control variant weak needs a weight above 0"),
-        ({"weak": 5_000, "strong": 5_000, "new": 0}, "there is no variant new"),
+        ({"weak": 5_000, "strong": 5_000, "new": 0}, "unknown variant 'new'"),
         ({"weak": 10_001, "strong": -1}, "weight_bp is 10001"),
-        ({"weak": 5_000, "strong": 5_000}, "nothing would change"),
+        ({"weak": 5_000, "strong": 5_000}, "weights are unchanged"),
     ],
 )
 def test_it_refuses_weights_that_cannot_be(weights: dict[str, int], message: str) -> None:

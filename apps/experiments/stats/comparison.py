@@ -232,7 +232,7 @@ def fisher_p(control_n: int, control_events: int, n: int, events: int) -> float:
 
 
 def read_fixed(difference: Difference, alpha: float) -> Reading:
-    """Return the fixed-horizon reading, by Student's t, the normal distribution or Fisher's test."""
+    """Return the fixed-horizon reading, by Student's t, a normal z or Fisher's exact test."""
     method = "fixed-horizon"
     if difference.state is not State.OK:
         return Reading(method, difference.state, difference.reason, alpha)

@@ -69,7 +69,7 @@ def backlog_notices(result: Mapping[str, Any]) -> list[Notice]:
         return []
     backlog = result["backlog"]
     if backlog is None:
-        text = "The ingestion backlog is unknown: Redis did not respond."
+        text = "The ingestion backlog is unknown: Redis did not answer."
         return [Notice("warn", text)]
     notes = []
     if backlog["entries"] and backlog["oldest_s"] >= WAIT_NOTICE_S:

@@ -1,4 +1,4 @@
-"""Sufficient statistics from a warehouse, for those who outgrow one PostgreSQL."""
+"""Sufficient statistics from a data warehouse, for installations larger than one PostgreSQL."""
 
 from apps.experiments.warehouse.choice import configured_source
 

@@ -27,12 +27,12 @@ def test_a_warehouse_that_is_away_is_told(tmp_path: Path) -> None:
 BROKEN = [
     ("exposures", "SELECT * FROM t UNION ALL SELECT * FROM t", "each unit must have one"),
     ("measured", "SELECT * FROM t UNION ALL SELECT * FROM t", "each unit must have one"),
-    ("outcomes", "SELECT * REPLACE (NULL::VARCHAR AS event_id) FROM t", "without event_id"),
-    ("exposures", "SELECT * EXCLUDE (bucket) FROM t", "have no column bucket"),
-    ("exposures", 'SELECT * EXCLUDE ("x-country") FROM t', "no column x-country, a dimension"),
-    ("exposures", 'SELECT * REPLACE ("at"::VARCHAR AS "at") FROM t', "at must be an instant"),
-    ("outcomes", "SELECT * REPLACE (now()::TIMESTAMP AS occurred_at) FROM t", "must be an instant"),
-    ("outcomes", "SELECT * REPLACE (1 AS unit) FROM t", "unit must be text"),
+    ("outcomes", "SELECT * REPLACE (NULL::VARCHAR AS event_id) FROM t", "without a value in 'event_id'"),
+    ("exposures", "SELECT * EXCLUDE (bucket) FROM t", "has no column 'bucket'"),
+    ("exposures", 'SELECT * EXCLUDE ("x-country") FROM t', "no column for the dimension 'x-country'"),
+    ("exposures", 'SELECT * REPLACE ("at"::VARCHAR AS "at") FROM t', "'at' must be a timestamp"),
+    ("outcomes", "SELECT * REPLACE (now()::TIMESTAMP AS occurred_at) FROM t", "must be a timestamp"),
+    ("outcomes", "SELECT * REPLACE (1 AS unit) FROM t", "'unit' must be text"),
 ]
 
 
