@@ -25,7 +25,7 @@ from apps.rollouts.services import approve_step
 from apps.rollouts.states import Phase
 from bench.bars import Bar, share
 from bench.decisions_rules import Rng
-from bench.path.apart import measured_apart
+from bench.path.apart import measure_in_process
 from bench.path.database import simulated_database
 from bench.path.drive import BEGAN, Path, has_gone_back, is_over
 from bench.path.traffic import (
@@ -79,7 +79,7 @@ APPROVER = Actor("approver")
 def bars(rng: Rng, runs: int) -> Iterator[Bar]:
     """Yield bars on necessary and false rollbacks, as shipped, at 100/s and from 5 %."""
     seed = int(rng.integers(1 << 40))
-    yield from measured_apart(f"{__name__}:bars_here", seed, runs)
+    yield from measure_in_process(f"{__name__}:bars_here", seed, runs)
 
 
 def bars_here(rng: Rng, runs: int) -> Iterator[Bar]:

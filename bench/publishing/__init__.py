@@ -1,1 +1,2 @@
-"""A thousand models, hundreds of live rollouts, and a fleet that polls: for `bench publication`."""
+"""The setup of `bench publication`: 1,000 models, hundreds of live rollouts, and a polling fleet.
+"""

@@ -119,7 +119,7 @@ def test_the_plan_is_mostly_met_before_its_end() -> None:
 
 def test_the_simulation_reads_as_the_product_does() -> None:
     sums = np.array([[100.0], [100.0], [160.0], [160.0]])
-    z, speaks = peeking._z_and_voice(sums, 1000, 1000, is_rate=True)
+    z, speaks = peeking._z_and_readiness(sums, 1000, 1000, is_rate=True)
     found = compare_rates(1000, 100, 1000, 160)
 
     assert z[0] == pytest.approx(found.effect / found.standard_error)
