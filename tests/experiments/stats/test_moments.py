@@ -1,4 +1,4 @@
-"""Moments stay sound where sums of squares cancel, and merging is adding."""
+"""Moments keep their precision where sums of squares cancel, and merging equals adding."""
 
 from __future__ import annotations
 

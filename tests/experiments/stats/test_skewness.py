@@ -1,4 +1,4 @@
-"""Rare and skewed values: no verdict that the smaller arm cannot carry, and what it lacks."""
+"""Rare and skewed values: no verdict with too small an arm, and the missing units."""
 
 from __future__ import annotations
 
@@ -31,30 +31,30 @@ def spend(n: int, buyers: int, amount: float = 20.0) -> Comoments:
 
 
 def welch(spec: MetricSpec, a: Comoments, b: Comoments) -> Difference:
-    """Return what two moments say."""
+    """Return Welch's difference, from two moments."""
     return compare(spec, replace(a, thirds=()), replace(b, thirds=())).difference
 
 
 def test_an_arm_without_a_buyer_is_not_enough_data_and_says_how_many_units_are_missing() -> None:
-    found = compare(MEAN, spend(128, 0), spend(1_122, 13), ("old", "new")).difference
+    difference = compare(MEAN, spend(128, 0), spend(1_122, 13), ("old", "new")).difference
 
-    assert found.state is State.NOT_ENOUGH_DATA
-    assert found.reason == (
+    assert difference.state is State.NOT_ENOUGH_DATA
+    assert difference.reason == (
         "old expects only 1.3 units with a value other than 0, 3 are needed: "
         "about 170 more units in old"
     )
 
 
 def test_with_the_missing_units_it_is_read() -> None:
-    found = compare(MEAN, spend(128 + 170, 3), spend(round(1_122 * 298 / 128), 30)).difference
+    difference = compare(MEAN, spend(128 + 170, 3), spend(round(1_122 * 298 / 128), 30)).difference
 
-    assert found.state is State.OK
+    assert difference.state is State.OK
 
 
 def test_few_values_other_than_0_are_too_few_in_equal_arms_too() -> None:
-    found = compare(MEAN, spend(500, 0), spend(500, 8)).difference
+    difference = compare(MEAN, spend(500, 0), spend(500, 8)).difference
 
-    assert found.reason == (
+    assert difference.reason == (
         "at least 10 units with a value other than 0 are needed (8): "
         "about 130 more units in control"
     )
@@ -71,9 +71,9 @@ def test_a_skewed_metric_says_what_the_small_arm_lacks(is_capped: bool, advice: 
     rng = np.random.default_rng(3)
     arms = of(rng.lognormal(0, 2, 9_500)), of(rng.lognormal(0, 2, 500))
 
-    found = compare(replace(MEAN, is_capped=is_capped), *arms).difference
+    difference = compare(replace(MEAN, is_capped=is_capped), *arms).difference
 
-    assert found.reason == (
+    assert difference.reason == (
         "the values are skewed (skewness 40.5) and treatment has only 500 units: "
         f"it needs about 900 more units{advice}"
     )
@@ -120,8 +120,8 @@ def test_an_interval_excludes_0_exactly_where_p_is_below_its_level() -> None:
     rng = np.random.default_rng(7)
     for _ in range(200):
         a, b = of(rng.exponential(1.0, 900)), of(rng.exponential(rng.uniform(0.7, 1.4), 110))
-        made = compare(MEAN, a, b)
-        for reading in (sequential(made), read_fixed(made.difference, ALPHA)):
+        estimated = compare(MEAN, a, b)
+        for reading in (sequential(estimated), read_fixed(estimated.difference, ALPHA)):
             assert reading.low is not None
             assert reading.high is not None
             assert reading.is_significant == (not reading.low <= 0.0 <= reading.high)
@@ -129,15 +129,19 @@ def test_an_interval_excludes_0_exactly_where_p_is_below_its_level() -> None:
             assert (reading.uplift_low > 0.0) == (reading.low > 0.0)
 
 
-def sequential(made: Estimate) -> Reading:
+def sequential(estimated: Estimate) -> Reading:
     return read_sequential(
-        made.difference, n=made.n, alpha=ALPHA, planned_units=2_000, wait_reason=made.wait_reason
+        estimated.difference,
+        n=estimated.n,
+        alpha=ALPHA,
+        planned_units=2_000,
+        wait_reason=estimated.wait_reason,
     )
 
 
 @pytest.mark.parametrize("kind", ["ratio", "cuped", "ratio-cuped"])
 def test_what_is_compared_has_the_skewness_not_the_value(kind: str) -> None:
-    """Revenue is skewed, but revenue per visit is not where each visit has the same."""
+    """Revenue is skewed; revenue per visit is not if it is the same for each visit."""
     rng = np.random.default_rng(8)
     heavy = [rng.lognormal(0, 2, n) for n in (9_500, 500)]
     arms = []
@@ -161,14 +165,14 @@ def test_strata_are_hardened_as_whole_arms_are() -> None:
         for x, y in ((spend(5_000, 60), spend(5_000, 50)), (spend(500, 1), spend(500, 2)))
     ]
 
-    found = estimate(MEAN, *arms).difference
+    difference = estimate(MEAN, *arms).difference
     plain = [
         replace(a, strata={k: replace(v, thirds=()) for k, v in a.strata.items()}) for a in arms
     ]
 
-    assert found.test == "stratified-t"
-    assert found.standard_error > estimate(MEAN, *plain).difference.standard_error
-    assert found.skewness < 0.0
+    assert difference.test == "stratified-t"
+    assert difference.standard_error > estimate(MEAN, *plain).difference.standard_error
+    assert difference.skewness < 0.0
 
 
 def test_third_moments_of_two_samples_are_those_of_both_together() -> None:
@@ -203,7 +207,9 @@ def test_third_moments_that_one_sample_lacks_are_not_known_of_both() -> None:
         ([-1.0] * 30 + [500.0], None),
     ],
 )
-def test_a_unit_with_most_of_its_arms_sum_is_told(values: list[float], share: float | None) -> None:
-    found = heaviest_share(of(np.array(values)))
+def test_a_unit_with_most_of_its_arms_sum_is_reported(
+    values: list[float], share: float | None
+) -> None:
+    heaviest = heaviest_share(of(np.array(values)))
 
-    assert found == (None if share is None else pytest.approx(share, abs=1e-9))
+    assert heaviest == (None if share is None else pytest.approx(share, abs=1e-9))

@@ -1,4 +1,4 @@
-"""Skewed differences read as normal ones: the heavy tail is farther out than it looks."""
+"""Skewed differences and their equivalent normal deviations."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_the_tail_is_that_of_the_gamma_distribution(z: float, skewness: float) -
     assert exact <= read <= 2.0 * exact
 
 
-def test_an_unknown_tail_says_nothing() -> None:
+def test_an_unknown_tail_has_a_score_of_0() -> None:
     assert normal_score(9.0, math.inf) == 0.0
     assert skewed_critical_values(2.0, math.inf) == (2.0, math.inf)
     assert np.isfinite(normal_score(1e6, 1.0))

@@ -1,4 +1,4 @@
-"""The whole reading: health first, one verdict, and a named state for everything that has none."""
+"""The verdict of a report: sample ratio first, one verdict, and a named state without one."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def judged(
     planned_units: int = 10_000,
     is_final: bool = False,
 ) -> Report:
-    """The report on one metric; the first arm is control, weights are equal if not given."""
+    """Return the report of one metric; the first arm is control, weights are equal by default."""
     shares = weights or (10_000 // max(1, len(arms)),) * len(arms)
     specs = [
         ArmSpec(name, weight, i < controls)
@@ -45,9 +45,11 @@ def judged(
     ]
     units = exposed or {name: max(0, moments.n) for name, moments in arms.items()}
     spec = MetricSpec("m", "primary", kind, direction == "increase")
-    seen = {name: ArmData(Comoments(m.n, (m.mean,), (m.m2,))) for name, m in arms.items()}
+    arm_data = {name: ArmData(Comoments(m.n, (m.mean,), (m.m2,))) for name, m in arms.items()}
     share_of = {arm.name: float(arm.weight_bp) for arm in specs}
-    data = ExperimentData(tuple(specs), units, (Phase(units, share_of),), (MetricData(spec, seen),))
+    data = ExperimentData(
+        tuple(specs), units, (Phase(units, share_of),), (MetricData(spec, arm_data),)
+    )
     return make_report(data, alpha=alpha, planned_units=planned_units, is_final=is_final)
 
 
@@ -57,7 +59,7 @@ def events(n: int, count: int) -> Moments:
 
 
 def rates(*arms: tuple[int, int], **more: Any) -> Report:
-    """Control first; equal weights."""
+    """Return the report of a proportion; control first, equal weights."""
     return judged({"ABCDEFGH"[i]: events(*arm) for i, arm in enumerate(arms)}, "proportion", **more)
 
 
@@ -213,7 +215,7 @@ def test_of_several_better_arms_the_largest_effect_wins() -> None:
 @pytest.mark.parametrize(
     "more", [{"controls": 0}, {"controls": 2}, {"alpha": 1.0}, {"planned_units": 0}]
 )
-def test_it_refuses_arguments_that_no_data_can_mend(more: dict[str, Any]) -> None:
+def test_invalid_arguments_are_rejected(more: dict[str, Any]) -> None:
     with pytest.raises(ValueError):
         rates((5, 1), (5, 1), **more)
 

@@ -1,4 +1,4 @@
-"""PostgreSQL and DuckDB say the same of the same rows, to the last digits that floats allow."""
+"""PostgreSQL and DuckDB give the same results for the same rows, up to float rounding."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ def test_a_value_that_every_unit_has_is_no_difference_in_either_source(
 ) -> None:
     for source in (Postgres(), warehouse(files)):
         data = collect_statistics(experiment, LATER, source).data
-        (found,) = (m for m in data.metrics if m.spec.name == "always")
+        (metric,) = (m for m in data.metrics if m.spec.name == "always")
 
-        seen = [arm.comoments.moments() for arm in found.arms.values()]
-        assert [(arm.mean, arm.m2) for arm in seen] == [(0.3, 0.0)] * 2
+        moments = [arm.comoments.moments() for arm in metric.arms.values()]
+        assert [(arm.mean, arm.m2) for arm in moments] == [(0.3, 0.0)] * 2
 
 
 @ONE_SEED
@@ -92,11 +92,11 @@ def test_commands_write_the_files_and_analyse_them(experiment: Experiment, tmp_p
     out = io.StringIO()
     call_command("export_experiment", experiment.name, str(tmp_path), stdout=out)
     named = {n: str(tmp_path / f"{n}.parquet") for n in ("exposures", "outcomes", "measured")}
-    told = io.StringIO()
-    call_command("analyse_experiment", experiment.name, json=True, stdout=told, **named)
+    output = io.StringIO()
+    call_command("analyse_experiment", experiment.name, json=True, stdout=output, **named)
 
     assert "exposures.parquet" in out.getvalue()
-    result, own = json.loads(told.getvalue()), compute_result(experiment, database_now()).result
+    result, own = json.loads(output.getvalue()), compute_result(experiment, database_now()).result
     assert own is not None
     assert (result["verdict"], result["quality"]) == (own["verdict"], own["quality"])
     with pytest.raises(CommandError, match="no experiment"):
