@@ -27,7 +27,7 @@ from bench.bars import Bar, share
 from bench.decisions_rules import Rng
 from bench.path.apart import measure_in_process
 from bench.path.database import simulated_database
-from bench.path.drive import BEGAN, Path, has_gone_back, is_over
+from bench.path.drive import BEGAN, Path, is_over, is_rolled_back
 from bench.path.traffic import (
     Array,
     Fates,
@@ -115,14 +115,14 @@ def _without_answer(rng: Rng, size: Size) -> Iterator[Bar]:
     for number, (name, fate) in enumerate(fates.items()):
         cases = {f"a{number}-{k}": Traffic(steady(PER_SECOND), fate) for k in range(size.many)}
         path = _path(rng, cases, DEFAULT)
-        path.run(180.0, until=has_gone_back)
+        path.run(180.0, until=is_rolled_back)
         caught = sum(_took_s(each) < 120.0 for each in path.rollouts.values())
         yield share(f"{name}: rolled back in 2 min", caught, size.many, 0.99, is_most=False)
 
 
 def _took_s(rollout: Rollout) -> float:
     """Return the time from the canary's first table to its last, infinite without a rollback."""
-    if not has_gone_back(rollout):
+    if not is_rolled_back(rollout):
         return float("inf")
     events = rollout.events.order_by("id")
     began = events.filter(to_state=Phase.BAKING)[0].at
@@ -148,7 +148,7 @@ def _healthy_and_broken(rng: Rng, size: Size) -> Iterator[Bar]:
         ("one lost second per replica", lost, 0.02),
         ("2,000 users, 1% always fail", users, 0.01),
     ):
-        back = sum(has_gone_back(path.rollouts[name]) for name in names)
+        back = sum(is_rolled_back(path.rollouts[name]) for name in names)
         yield share(f"{what}: rolled back", back, len(names), bound)
     done = sum(path.rollouts[name].phase == Phase.SUCCEEDED for name in healthy)
     name = "healthy on 2 to 4 instances, of which two restart: promoted"
@@ -276,9 +276,9 @@ def _dies(path: Path, name: str) -> bool:
         return np.where(requests.is_canary & (since >= 0.0) & (since < 30.0), 1.0, 0.01)
 
     path.traffic[name] = replace(path.traffic[name], fate=failing(chance))
-    path.run(80.0, names=[name], until=has_gone_back)
+    path.run(80.0, names=[name], until=is_rolled_back)
     rollout = path.rollouts[name]
-    if not has_gone_back(rollout):
+    if not is_rolled_back(rollout):
         return False
     newest = rollout.intervals.order_by("-started_at")[0].started_at.timestamp() - BEGAN
     return newest - start_s < 10.0
@@ -295,8 +295,8 @@ def _breaks(path: Path, name: str) -> float:
         return np.where(requests.is_canary & (requests.step == HALF), 0.03, 0.01)
 
     path.traffic[name] = replace(path.traffic[name], fate=failing(chance))
-    path.run(3_600.0, names=[name], until=lambda r: has_gone_back(r) or r.step_index > HALF)
-    if not has_gone_back(rollout):
+    path.run(3_600.0, names=[name], until=lambda r: is_rolled_back(r) or r.step_index > HALF)
+    if not is_rolled_back(rollout):
         return float("inf")
     rows = TelemetryRow.objects.filter(
         split=str(rollout.pk), variant="canary", generation__gte=rollout.step_generations[HALF]
@@ -335,7 +335,7 @@ def _days(rng: Rng, size: Size) -> Iterator[Bar]:
         )
     path = _path(rng, cases, msgspec.structs.replace(size.plan, interval_s=60))
     path.run(1.5 * 9_000.0 * size.scale_permille / 1_000, until=is_settled)
-    back = sum(map(has_gone_back, path.rollouts.values()))
+    back = sum(map(is_rolled_back, path.rollouts.values()))
     name = "daily cycle of latency (± 50%) or errors (0.1 to 3%): rolled back"
     yield share(name, back, len(cases), 0.005)
 
@@ -370,7 +370,7 @@ def _little(rng: Rng, size: Size) -> Iterator[Bar]:
     # A few days of the 95 % step.
     path.run(size.few * DAY_S, until=is_settled)
     decided = sum(rollout.approved_step == 0 for rollout in path.rollouts.values())
-    back = sum(map(has_gone_back, path.rollouts.values()))
+    back = sum(map(is_rolled_back, path.rollouts.values()))
     n = len(path.rollouts)
     yield share("three requests an hour: the 50% step is decided", decided, n, 0.9, is_most=False)
     yield share("three requests an hour: rolled back", back, n, 0.01)

@@ -226,8 +226,7 @@ class Path:
 
     @contextmanager
     def fork(self) -> Iterator[Path]:
-        """Yield a copy with its own random numbers; all of its changes are rolled back afterwards.
-        """
+        """Yield a copy with its own random numbers; roll back all of its changes afterwards."""
         other = copy.deepcopy(self)
         other.rng = np.random.default_rng(int(self.rng.integers(1 << 40)))
         parsed = copy.copy(interval_store._parsed)
@@ -263,7 +262,7 @@ def _version(model: RegisteredModel, number: int, now: datetime) -> ModelVersion
     return version
 
 
-def has_gone_back(rollout: Rollout) -> bool:
+def is_rolled_back(rollout: Rollout) -> bool:
     """Return whether the rollout is rolled back or rolling back."""
     return rollout.phase in {Phase.ROLLING_BACK, Phase.ROLLED_BACK}
 
@@ -272,6 +271,6 @@ def is_over(rollout: Rollout) -> bool:
     """Return whether the rollout is decided: rolled back, promoted, or paused."""
     return (
         rollout.phase == Phase.PAUSED
-        or has_gone_back(rollout)
+        or is_rolled_back(rollout)
         or (rollout.phase not in LIVE_PHASES or rollout.phase == Phase.PROMOTING)
     )

@@ -1,2 +1,1 @@
-"""The setup of `bench publication`: 1,000 models, hundreds of live rollouts, and a polling fleet.
-"""
+"""The setup of `bench publication`: models, live rollouts, and a polling fleet."""

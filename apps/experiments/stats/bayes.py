@@ -31,7 +31,7 @@ class Bayes:
     prior: str
 
 
-def of_rates(
+def posterior_of_rates(
     control_n: int, control_events: int, n: int, events: int, *, is_increase_better: bool
 ) -> Bayes:
     """Compare two rates by the beta-binomial model.
@@ -53,7 +53,7 @@ def of_rates(
     return Bayes(min(1.0, max(0.0, chance)), max(0.0, loss), "Beta(1, 1) on each rate")
 
 
-def of_difference(
+def posterior_of_difference(
     difference: float, standard_error: float, control_mean: float, *, is_increase_better: bool
 ) -> Bayes | None:
     """Return the normal posterior of the difference.

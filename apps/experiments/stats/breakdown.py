@@ -113,7 +113,7 @@ def _rows(cells: Sequence[_Cell], alpha: float, planned_units: int) -> list[Leve
             wait_reason=cell.estimate.wait_reason,
             tuned_alpha=base,
         )
-        known = min(n) > 0 and cell.estimate.difference.state not in (
+        is_known = min(n) > 0 and cell.estimate.difference.state not in (
             State.INVALID_DATA,
             State.NOT_ENOUGH_DATA,
         )
@@ -123,7 +123,7 @@ def _rows(cells: Sequence[_Cell], alpha: float, planned_units: int) -> list[Leve
             reason=reading.reason,
             n=n[1],
             control_n=n[0],
-            difference=cell.estimate.difference.effect if known else None,
+            difference=cell.estimate.difference.effect if is_known else None,
             low=reading.low,
             high=reading.high,
             p_value=reading.p_value,

@@ -159,13 +159,13 @@ def value_of(spec: MetricSpec, arm: ArmData) -> float | None:
     return top / bottom if bottom != 0.0 else None
 
 
-def _events(of: Comoments) -> int:
-    return round(of.means[0] * of.n)
+def _events(arm: Comoments) -> int:
+    return round(arm.means[0] * arm.n)
 
 
-def _linear_variance(of: Comoments, weights: Sequence[float]) -> float:
+def _linear_variance(arm: Comoments, weights: Sequence[float]) -> float:
     """Return the variance of the mean of Σ wᵢ·valueᵢ."""
-    return of.linear_square(weights) / (of.n - 1) / of.n
+    return arm.linear_square(weights) / (arm.n - 1) / arm.n
 
 
 def _theta(control: Comoments, treatment: Comoments, y: tuple[float, ...]) -> float:
@@ -305,13 +305,13 @@ def _inside_strata(
     is_phased = strata.has_several_phases(control, treatment)
     pairs = compared.pairs
     if len(pairs) > 1:
-        estimated = _of_pairs(spec, compared, names)
+        estimated = _compare_pairs(spec, compared, names)
     elif not is_phased:
         return compare(spec, control.comoments, treatment.comoments, names)
     elif pairs:
         estimated = compare(spec, pairs[0].control, pairs[0].treatment, names)
     else:
-        return _of_no_phase(spec, control, treatment, compared)
+        return _without_common_phase(spec, control, treatment, compared)
     if len(compared.phases) < 2 and not compared.left_out:
         return estimated
     values = strata.values_of(spec, pairs)
@@ -319,7 +319,7 @@ def _inside_strata(
     return replace(estimated, phase_summary=phase_summary)
 
 
-def _of_pairs(spec: MetricSpec, compared: strata.Strata, names: tuple[str, str]) -> Estimate:
+def _compare_pairs(spec: MetricSpec, compared: strata.Strata, names: tuple[str, str]) -> Estimate:
     pairs, whole = compared.pairs, compared.whole
     units = whole.control.n, whole.treatment.n
     if spec.kind == "proportion" and not spec.has_covariate:
@@ -335,7 +335,7 @@ def _of_pairs(spec: MetricSpec, compared: strata.Strata, names: tuple[str, str])
     return Estimate(difference, whole.n, sequential_wait_reason(*units), means.reduction, skewness)
 
 
-def _of_no_phase(
+def _without_common_phase(
     spec: MetricSpec, control: ArmData, treatment: ArmData, compared: strata.Strata
 ) -> Estimate:
     reason = f"each arm needs at least {strata.UNITS_MIN} units of the same phase"

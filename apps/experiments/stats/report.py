@@ -261,7 +261,7 @@ def _bayes(pair: _Pair, control: str) -> bayes.Bayes | None:
             or invalid_reason(spec, arms[pair.arm.name])
         ):
             return None
-        return bayes.of_rates(
+        return bayes.posterior_of_rates(
             a.n,
             round(a.means[0] * a.n),
             b.n,
@@ -270,7 +270,7 @@ def _bayes(pair: _Pair, control: str) -> bayes.Bayes | None:
         )
     if difference.state is not State.OK:
         return None
-    return bayes.of_difference(
+    return bayes.posterior_of_difference(
         difference.effect,
         difference.standard_error,
         difference.control_mean,

@@ -88,10 +88,10 @@ def _sentence(report: MetricReport, phase: Phase) -> str:
 
 def _numbers(compared: Compared, arm: Arm, control: Arm, kind: str) -> str:
     reading = compared.reading
-    value, beside = arm.mean, control.mean
+    value, control_value = arm.mean, control.mean
     if compared.basis == "phases":
-        value, beside = compared.value, compared.control_value
-    text = f"{_level(value, kind)} against {_level(beside, kind)}"
+        value, control_value = compared.value, compared.control_value
+    text = f"{_level(value, kind)} against {_level(control_value, kind)}"
     if compared.difference is None or reading.low is None or reading.high is None:
         return text
     unit = " points" if kind == "proportion" else ""

@@ -36,7 +36,7 @@ def notices(
     if refresh_error:
         text = f"The last analysis failed. These numbers are from an earlier one. {refresh_error}"
         notes.append(Notice("bad", text))
-    notes += _shares(result.get("sample_ratio") or {})
+    notes += _sample_ratio_notices(result.get("sample_ratio") or {})
     for name, count in (quality.get("unknown_variants") or {}).items():
         text = (
             f"{count:,} units were exposed to '{name}', which is not a variant of this experiment."
@@ -48,10 +48,16 @@ def notices(
     attributed = [Notice(tone, text) for tone, text in attribution_notices(result)]
     notes += [notice for notice in attributed if notice.tone == "bad"]
     mild = [notice for notice in attributed if notice.tone != "bad"]
-    return notes + _of_metrics(result) + backlog_notices(result) + mild + _left_out(quality)
+    return (
+        notes
+        + _metric_notices(result)
+        + backlog_notices(result)
+        + mild
+        + _exclusion_notices(quality)
+    )
 
 
-def _of_metrics(result: Mapping[str, Any]) -> list[Notice]:
+def _metric_notices(result: Mapping[str, Any]) -> list[Notice]:
     """Return the notices of the metrics. Results of older releases have none."""
     return [
         Notice("warn", text)
@@ -89,7 +95,7 @@ def backlog_notices(result: Mapping[str, Any]) -> list[Notice]:
     return notes
 
 
-def _shares(ratio: Mapping[str, Any]) -> list[Notice]:
+def _sample_ratio_notices(ratio: Mapping[str, Any]) -> list[Notice]:
     if ratio.get("state") == "srm":
         text = (
             f"Sample ratio mismatch: {ratio['reason']}. The variants did not get their configured"
@@ -111,7 +117,7 @@ def _counts(ratio: Mapping[str, Any]) -> str:
     return " : ".join(f"{count:,}" for count in counts)
 
 
-def _left_out(quality: Mapping[str, Any]) -> list[Notice]:
+def _exclusion_notices(quality: Mapping[str, Any]) -> list[Notice]:
     notes: list[Notice] = []
     exposed, crossed = quality.get("exposed", 0), quality.get("crossed_over", 0)
     moved, waiting = quality.get("moved", 0), quality.get("waiting", 0)

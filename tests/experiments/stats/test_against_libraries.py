@@ -31,7 +31,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportions_ztest
 from statsmodels.stats.weightstats import CompareMeans, DescrStatsW
 
-from apps.experiments.stats.bayes import of_difference, of_rates
+from apps.experiments.stats.bayes import posterior_of_difference, posterior_of_rates
 from apps.experiments.stats.comoments import Comoments
 from apps.experiments.stats.comparison import compare_rates, read_fixed
 from apps.experiments.stats.data import ArmData, MetricSpec, Stratum
@@ -260,7 +260,7 @@ def test_the_normal_posterior_is_that_of_gbstats(case: str) -> None:
     config = EffectBayesianConfig(difference_type="absolute", prior_effect=prior)
     expected = EffectBayesianABTest(theirs(a), theirs(b), config).compute_result()
 
-    ours = of_difference(
+    ours = posterior_of_difference(
         difference.effect,
         difference.standard_error,
         difference.control_mean,
@@ -276,7 +276,7 @@ def test_the_beta_posterior_is_that_of_drawn_rates() -> None:
     rng = np.random.default_rng(13)
     a, b = rng.beta(101, 901, 10**6), rng.beta(121, 881, 10**6)
 
-    posterior = of_rates(1_000, 100, 1_000, 120, is_increase_better=True)
+    posterior = posterior_of_rates(1_000, 100, 1_000, 120, is_increase_better=True)
 
     assert posterior.chance_to_beat == pytest.approx((b > a).mean(), abs=0.002)
     assert posterior.expected_loss == pytest.approx(np.maximum(a - b, 0).mean(), rel=0.02)
