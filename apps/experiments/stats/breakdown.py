@@ -95,8 +95,10 @@ def _cell(
     a, b = by_arm.get(control, empty), by_arm.get(arm, empty)
     for side in (a, b):
         if (reason := invalid_reason(spec, side)) is not None:
-            nothing = Difference(State.INVALID_DATA, reason, "", 0.0, 0.0)
-            return _Cell(level, arm, a, b, Estimate(nothing, a.comoments.n + b.comoments.n, reason))
+            unavailable = Difference(State.INVALID_DATA, reason, "", 0.0, 0.0)
+            return _Cell(
+                level, arm, a, b, Estimate(unavailable, a.comoments.n + b.comoments.n, reason)
+            )
     return _Cell(level, arm, a, b, estimate(spec, a, b, (control, arm)))
 
 

@@ -77,8 +77,8 @@ def compare_arms(metric: MetricData, control: str, treatment: str) -> Estimate:
     arms = [metric.arms.get(name, missing) for name in (control, treatment)]
     for name, arm in zip((control, treatment), arms, strict=True):
         if (reason := invalid_reason(metric.spec, arm)) is not None:
-            nothing = Difference(State.INVALID_DATA, f"{name}: {reason}", "", 0.0, 0.0)
-            return Estimate(nothing, 0, reason)
+            unavailable = Difference(State.INVALID_DATA, f"{name}: {reason}", "", 0.0, 0.0)
+            return Estimate(unavailable, 0, reason)
     return estimate(metric.spec, arms[0], arms[1], (control, treatment))
 
 
@@ -340,9 +340,9 @@ def _without_common_phase(
 ) -> Estimate:
     reason = f"each arm needs at least {strata.UNITS_MIN} units of the same phase"
     values = [value_of(spec, arm) or 0.0 for arm in (control, treatment)]
-    nothing = Difference(State.NOT_ENOUGH_DATA, reason, "", *values)
+    unavailable = Difference(State.NOT_ENOUGH_DATA, reason, "", *values)
     return Estimate(
-        nothing, 0, reason, phase_summary=strata.PhaseSummary(0, compared.left_out, *values)
+        unavailable, 0, reason, phase_summary=strata.PhaseSummary(0, compared.left_out, *values)
     )
 
 

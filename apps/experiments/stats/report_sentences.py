@@ -16,20 +16,20 @@ def report_sentence(report: Report) -> str:
     sentence = report.primary.verdict
     if report.primary.state in STOPPED:
         return sentence
-    hurt = [
+    worse = [
         f"{metric.name} is worse with {compared.arm}"
         for metric in report.metrics
         if metric.role == "guardrail"
         for compared in metric.comparisons
-        if _is_hurt(compared) and report.primary.winner in (None, compared.arm)
+        if _is_worse(compared) and report.primary.winner in (None, compared.arm)
     ]
-    if not hurt:
+    if not worse:
         return sentence
     advice = ": do not ship it" if report.primary.winner else ""
-    return f"{sentence} But guardrail {', and '.join(hurt)}{advice}."
+    return f"{sentence} But guardrail {', and '.join(worse)}{advice}."
 
 
-def _is_hurt(compared: Compared) -> bool:
+def _is_worse(compared: Compared) -> bool:
     judged = compared.non_inferiority
     return judged is not None and (judged.state == "worse" or judged.deteriorated)
 
@@ -61,7 +61,8 @@ def _basis(report: MetricReport) -> str:
         sentence = "No weight phase has enough units of both arms"
     if leading.left_out:
         sentence += (
-            f"; {leading.left_out:,} units of phases with too few units of an arm are left out"
+            f"; {leading.left_out:,} units of phases or levels with too few units of an arm "
+            "are left out"
         )
     return f"{sentence}."
 
