@@ -316,7 +316,7 @@ def test_the_relative_interval_solves_fiellers_quadratic(case: str) -> None:
         assert off**2 == pytest.approx(critical**2 * (noise[1] + ratio**2 * noise[0]), rel=REL)
 
 
-def test_a_hundred_million_units_keep_their_digits() -> None:
+def test_a_hundred_million_units_keep_full_precision() -> None:
     n, mean = 10**8, 1e9
     a, b = Comoments(n, (mean,), (float(n - 1),)), Comoments(n, (mean + 1e-3,), (float(n - 1),))
 

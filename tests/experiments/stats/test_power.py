@@ -60,7 +60,7 @@ def test_the_power_of_means_is_that_of_statsmodels(
 
 @pytest.mark.parametrize("is_sequential", [False, True])
 @pytest.mark.parametrize("baseline", [Baseline(0.05), Baseline(20.0, 35.0)])
-def test_what_is_detectable_with_the_units_needed_is_the_effect(
+def test_the_minimum_detectable_effect_of_the_needed_units_is_the_effect(
     baseline: Baseline, is_sequential: bool
 ) -> None:
     design = Design((0.6, 0.2), 0.025, 0.9)
@@ -100,7 +100,7 @@ def test_the_power_of_the_sequence_is_that_of_simulated_paths(level: float, effe
 
 @pytest.mark.parametrize("looks", [50, 200, 1_000])
 @pytest.mark.parametrize("level", [0.05, 0.025, 0.005])
-def test_the_size_for_any_time_has_its_power_within_two_points_however_often_one_looks(
+def test_the_sequential_size_has_its_power_within_two_points_at_any_number_of_looks(
     level: float, looks: int
 ) -> None:
     units = units_needed(Baseline(1.0, 1.0), Design(HALVES, level), 0.035, is_sequential=True)
@@ -128,7 +128,7 @@ def test_more_arms_share_the_level() -> None:
     assert level_of(0.05, 6) == 0.005
 
 
-def test_what_no_number_of_units_finds_is_none() -> None:
+def test_an_undetectable_effect_gives_none() -> None:
     assert units_needed(Baseline(1.0, 1.0), Design(HALVES, 0.05), 1e-9) is None
     assert detectable(Baseline(0.9), Design(HALVES, 0.05), 20) is None
     assert detectable(Baseline(0.9), Design(HALVES, 0.05), 0) is None

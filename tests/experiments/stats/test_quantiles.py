@@ -93,7 +93,7 @@ def test_the_interval_excludes_0_exactly_when_the_score_is_beyond_the_critical_v
         assert (uplift[0] > 0.0 or uplift[1] < 0.0) == (abs(quantiles.score) > critical)
 
 
-def test_of_smooth_values_it_is_as_wide_as_that_of_the_standard_error() -> None:
+def test_for_smooth_values_the_interval_is_as_wide_as_that_of_the_standard_error() -> None:
     n = 40_000
     # Exactly the quantiles of two exponential distributions, whose medians' densities are known.
     shares = (np.arange(n) + 0.5) / n
@@ -125,11 +125,11 @@ def test_many_values_are_compared_by_few_ranks() -> None:
     assert ranks_of(20, 0.5) == tuple(range(1, 21))
 
 
-def test_the_rank_of_a_quantile_is_not_moved_by_rounding() -> None:
+def test_rounding_does_not_change_the_rank_of_a_quantile() -> None:
     assert [value_rank(30, 0.1), value_rank(10, 0.7), value_rank(7, 0.5)] == [3, 7, 4]
 
 
-def test_an_interval_without_an_end_says_how_many_units_it_needs() -> None:
+def test_an_unbounded_interval_gives_the_number_of_needed_units() -> None:
     rng = np.random.default_rng(2)
     difference = of(region(rng.random(1_000), rng.random(1_000) + 0.4, 0.99))
 
@@ -153,7 +153,7 @@ def test_a_quantile_that_may_be_0_has_no_uplift() -> None:
     assert reading.low is not None
 
 
-def test_a_negative_quantile_does_not_turn_the_uplift() -> None:
+def test_a_negative_quantile_keeps_the_sign_of_the_uplift() -> None:
     rng = np.random.default_rng(4)
     a = rng.normal(-10.0, 1.0, 2_000)
 

@@ -162,7 +162,7 @@ def test_a_ratio_is_judged_by_the_delta_method() -> None:
     assert comparison.difference == pytest.approx(0.2, abs=0.02)
 
 
-def test_a_covariate_takes_variance_away() -> None:
+def test_a_covariate_reduces_variance() -> None:
     rng = np.random.default_rng(2)
     spec = replace(RATE, kind="mean", has_covariate=True)
     arms = {}
@@ -188,7 +188,7 @@ def test_a_quantile_is_judged_by_its_order_statistics() -> None:
     assert comparison.difference == pytest.approx(0.3 * math.log(10), abs=0.15)
 
 
-def test_strata_take_a_chance_imbalance_out() -> None:
+def test_strata_remove_a_random_imbalance() -> None:
     spec = replace(RATE, kind="mean")
     a = {"old": Comoments(700, (1.0,), (700.0,)), "new": Comoments(300, (5.0,), (300.0,))}
     b = {"old": Comoments(300, (1.0,), (300.0,)), "new": Comoments(700, (5.0,), (700.0,))}
@@ -210,7 +210,7 @@ def test_strata_take_a_chance_imbalance_out() -> None:
     st.lists(st.tuples(st.integers(0, 5_000), st.floats(0, 1)), min_size=2, max_size=4),
     st.booleans(),
 )
-def test_whatever_comes_intervals_agree_and_nothing_is_nan(
+def test_for_any_counts_intervals_agree_and_no_number_is_nan(
     drawn: list[tuple[int, float]], is_final: bool
 ) -> None:
     names = tuple("abcd"[: len(drawn)])

@@ -28,7 +28,7 @@ from bench.decisions_peeking import Peeking
         (9500, 500, (30, 30), False),
     ],
 )
-def test_it_is_silent_until_the_approximation_holds(
+def test_it_waits_until_the_approximation_is_valid(
     control_n: int, n: int, events: tuple[int, int] | None, is_silent: bool
 ) -> None:
     assert (sequential_wait_reason(control_n, n, events) is not None) == is_silent
@@ -107,14 +107,14 @@ PEEKED = [
 
 
 @pytest.mark.parametrize("case", PEEKED, ids=lambda case: case.name)
-def test_looking_all_the_time_does_not_raise_false_positives(case: Peeking) -> None:
+def test_continuous_looks_do_not_raise_false_positives(case: Peeking) -> None:
     significant, z_significant = peeking.peek(np.random.default_rng(5), case, runs=2000)
 
     assert significant <= 0.025
     assert z_significant > 0.3
 
 
-def test_the_plan_is_mostly_met_before_its_end() -> None:
+def test_most_runs_are_significant_before_the_planned_end() -> None:
     looks = peeking.even_looks(100, 77, 77)
     case = Peeking("A/B", looks, peeking.rate(0.10), peeking.rate(0.12), True)
 
@@ -123,7 +123,7 @@ def test_the_plan_is_mostly_met_before_its_end() -> None:
     assert significant > 0.75
 
 
-def test_the_simulation_reads_as_the_product_does() -> None:
+def test_the_simulation_agrees_with_the_product() -> None:
     sums = np.array([[100.0], [100.0], [160.0], [160.0]])
     z, is_ready = peeking._z_and_readiness(sums, 1000, 1000, is_rate=True)
     difference = compare_rates(1000, 100, 1000, 160)

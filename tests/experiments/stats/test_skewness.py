@@ -45,7 +45,7 @@ def test_an_arm_without_a_buyer_is_not_enough_data_and_says_how_many_units_are_m
     )
 
 
-def test_with_the_missing_units_it_is_read() -> None:
+def test_with_the_missing_units_there_is_a_reading() -> None:
     difference = compare(MEAN, spend(128 + 170, 3), spend(round(1_122 * 298 / 128), 30)).difference
 
     assert difference.state is State.OK
@@ -67,7 +67,9 @@ def test_values_that_are_seldom_0_are_no_events() -> None:
 
 
 @pytest.mark.parametrize(("is_capped", "advice"), [(False, ", or the metric a cap"), (True, "")])
-def test_a_skewed_metric_says_what_the_small_arm_lacks(is_capped: bool, advice: str) -> None:
+def test_a_skewed_metric_gives_the_missing_units_of_the_small_arm(
+    is_capped: bool, advice: str
+) -> None:
     rng = np.random.default_rng(3)
     arms = of(rng.lognormal(0, 2, 9_500)), of(rng.lognormal(0, 2, 500))
 
@@ -79,7 +81,7 @@ def test_a_skewed_metric_says_what_the_small_arm_lacks(is_capped: bool, advice: 
     )
 
 
-def test_equal_arms_are_read_as_ever() -> None:
+def test_equal_arms_have_the_uncorrected_reading() -> None:
     rng = np.random.default_rng(4)
     a, b = of(rng.lognormal(0, 2, 3_000)), of(rng.lognormal(0, 2, 3_000))
 
@@ -140,7 +142,7 @@ def sequential(estimated: Estimate) -> Reading:
 
 
 @pytest.mark.parametrize("kind", ["ratio", "cuped", "ratio-cuped"])
-def test_what_is_compared_has_the_skewness_not_the_value(kind: str) -> None:
+def test_skewness_is_that_of_the_compared_values(kind: str) -> None:
     """Revenue is skewed; revenue per visit is not if it is the same for each visit."""
     rng = np.random.default_rng(8)
     heavy = [rng.lognormal(0, 2, n) for n in (9_500, 500)]
@@ -159,7 +161,7 @@ def test_what_is_compared_has_the_skewness_not_the_value(kind: str) -> None:
     assert compare(MEAN, *map(of, heavy)).difference.state is State.NOT_ENOUGH_DATA
 
 
-def test_strata_are_hardened_as_whole_arms_are() -> None:
+def test_strata_have_the_same_correction_as_whole_arms() -> None:
     arms = [
         ArmData(x.merge(y), strata={Stratum(0, "x"): x, Stratum(0, "y"): y})
         for x, y in ((spend(5_000, 60), spend(5_000, 50)), (spend(500, 1), spend(500, 2)))

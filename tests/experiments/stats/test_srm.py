@@ -46,7 +46,7 @@ def test_chi_square_agrees_with_scipy() -> None:
     assert p_value == pytest.approx(oracle, rel=1e-9)
 
 
-def test_phases_with_other_weights_are_each_judged_by_their_own() -> None:
+def test_each_phase_is_tested_against_its_own_weights() -> None:
     phases = [((900, 100), (0.9, 0.1)), ((500, 500), (0.5, 0.5))]
 
     ratio = check_phases(phases)
@@ -72,7 +72,7 @@ def test_the_bayes_factor_averages_to_one_under_the_configured_shares() -> None:
     assert stats.binom.pmf(np.arange(n + 1), n, 0.3) @ factors == pytest.approx(1.0)
 
 
-def test_a_healthy_split_is_rarely_doubted_at_any_of_many_looks() -> None:
+def test_a_healthy_split_rarely_fails_at_any_of_many_looks() -> None:
     rng = np.random.default_rng(4)
     counts = np.cumsum(rng.binomial(200, 0.5, (200, 60)), axis=-1)
     doubted = [
@@ -89,6 +89,8 @@ def test_a_healthy_split_is_rarely_doubted_at_any_of_many_looks() -> None:
 @pytest.mark.parametrize(
     ("counts", "weights"), [((1, 2), (5000,)), ((-1, 2), (1, 1)), ((1, 2), (0, 0))]
 )
-def test_it_refuses_what_no_split_can_be(counts: tuple[int, ...], weights: tuple[int, ...]) -> None:
+def test_invalid_counts_and_weights_are_rejected(
+    counts: tuple[int, ...], weights: tuple[int, ...]
+) -> None:
     with pytest.raises(ValueError):
         check_sample_ratio(counts, weights)

@@ -76,7 +76,7 @@ def arms(spec: MetricSpec, seed: int = 1, lift: float = 0.0) -> tuple[ArmData, A
 
 
 @pytest.mark.parametrize("spec", SPECS)
-def test_what_moves_when_the_shares_move_is_no_difference(spec: MetricSpec) -> None:
+def test_a_drift_between_phases_gives_no_difference(spec: MetricSpec) -> None:
     a, b = arms(spec)
 
     pooled = compare(spec, a.comoments, b.comoments).difference
@@ -190,7 +190,7 @@ def test_a_phase_with_too_few_units_of_an_arm_is_left_out_and_counted() -> None:
     assert estimated.n == a.comoments.n + b.comoments.n
 
 
-def test_where_only_one_phase_has_both_arms_it_alone_counts() -> None:
+def test_if_only_one_phase_has_both_arms_only_it_counts() -> None:
     a, b = arms(MEAN)
     alone = arm({0: a.strata[Stratum(0)]}), arm({0: b.strata[Stratum(0)]})
     estimated = estimate(MEAN, a, alone[1])
@@ -214,7 +214,7 @@ def test_arms_without_a_common_phase_are_not_compared() -> None:
     )
 
 
-def test_values_that_differ_between_phases_only_are_no_spread() -> None:
+def test_values_that_differ_only_between_phases_have_no_variance() -> None:
     constant = [arm({0: of(np.zeros(n)), 1: of(np.ones(m))}) for n, m in ((900, 500), (100, 500))]
 
     assert estimate(MEAN, *constant).difference.state is State.NO_VARIANCE
@@ -335,7 +335,7 @@ def spend(n: int, buyers: int, seed: int) -> Comoments:
     return of(values)
 
 
-def test_rare_values_over_phases_are_read_by_their_skewness_or_not_at_all() -> None:
+def test_rare_values_over_phases_are_corrected_for_skewness_or_have_no_reading() -> None:
     few = [arm({0: spend(9_000, 90, 1), 1: spend(5_000, 25, 2)}),
            arm({0: spend(100, 0, 3), 1: spend(150, 2, 4)})]  # fmt: skip
     difference = estimate(MEAN, *few, names=("old", "new")).difference

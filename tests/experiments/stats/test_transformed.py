@@ -165,7 +165,7 @@ seeds = pytest.mark.parametrize("seed", range(4))
 @every
 @shapes
 @seeds
-def test_the_order_of_units_says_nothing(name: str, shape: str, seed: int) -> None:
+def test_the_order_of_units_has_no_effect(name: str, shape: str, seed: int) -> None:
     spec, rng = SPECS[name], np.random.default_rng(seed)
     arms = drawn(spec, shape, seed)
 
@@ -175,7 +175,7 @@ def test_the_order_of_units_says_nothing(name: str, shape: str, seed: int) -> No
 @every
 @shapes
 @seeds
-def test_the_unit_of_measurement_says_nothing(name: str, shape: str, seed: int) -> None:
+def test_the_unit_of_measurement_has_no_effect(name: str, shape: str, seed: int) -> None:
     spec = SPECS[name]
     if spec.kind == "proportion":
         return
@@ -191,7 +191,7 @@ def test_the_unit_of_measurement_says_nothing(name: str, shape: str, seed: int) 
 @every
 @shapes
 @seeds
-def test_the_names_of_levels_say_nothing(name: str, shape: str, seed: int) -> None:
+def test_the_names_of_levels_have_no_effect(name: str, shape: str, seed: int) -> None:
     spec, arms = SPECS[name], drawn(SPECS[name], shape, seed)
     names = {"x": "zz", "y": "a", "z": "q", "": ""}
     control, treatment = (
@@ -217,7 +217,7 @@ def test_what_is_better_is_worse_in_the_other_direction(name: str, shape: str, s
 @pytest.mark.parametrize("name", ["mean", "mean with a covariate", "ratio"])
 @shapes
 @seeds
-def test_values_with_the_other_sign_say_the_same(name: str, shape: str, seed: int) -> None:
+def test_negated_values_give_the_same_result(name: str, shape: str, seed: int) -> None:
     """Gains should grow, and losses should shrink."""
     spec = SPECS[name]
     arms = drawn(spec, shape, seed)
@@ -234,7 +234,7 @@ def test_values_with_the_other_sign_say_the_same(name: str, shape: str, seed: in
 
 @shapes
 @seeds
-def test_events_and_non_events_say_the_same(shape: str, seed: int) -> None:
+def test_events_and_non_events_give_the_same_result(shape: str, seed: int) -> None:
     arms = drawn(RATE, shape, seed)
     one = summarize(RATE, arms)
     other = summarize(replace(RATE, is_increase_better=False), changed(arms, lambda y: 1.0 - y))
@@ -279,7 +279,9 @@ def test_arms_that_change_places_change_the_sign(name: str, shape: str, seed: in
 @pytest.mark.parametrize("name", [name for name in SPECS if name != "median"])
 @pytest.mark.parametrize("shape", ["one", "phases"])
 @seeds
-def test_a_phase_in_two_halves_says_nearly_the_same(name: str, shape: str, seed: int) -> None:
+def test_a_phase_in_two_halves_gives_nearly_the_same_result(
+    name: str, shape: str, seed: int
+) -> None:
     spec = SPECS[name]
     halves: list[Rows] = []
     whole: list[Rows] = []

@@ -102,7 +102,7 @@ def test_while_running_the_sequential_reading_decides() -> None:
     assert (leading(running).p_value or 0.0) > (leading(final).p_value or 1.0)
 
 
-def test_stopping_early_does_not_earn_the_fixed_reading() -> None:
+def test_an_early_stop_does_not_use_the_fixed_reading() -> None:
     result = rates((2000, 200), (2000, 260), planned_units=10_000, is_final=True)
 
     assert result.phase == "running"
@@ -120,7 +120,7 @@ def test_a_sample_ratio_mismatch_stops_the_verdict() -> None:
     assert "4,000 : 6,000" in result.verdict
 
 
-def test_units_in_a_variant_of_weight_nought_are_an_error_of_their_own() -> None:
+def test_units_in_a_variant_of_weight_0_have_their_own_state() -> None:
     result = rates((500, 50), (3, 3), weights=(10_000, 0))
 
     assert result.primary.state is State.UNEXPECTED_UNITS
@@ -164,13 +164,13 @@ def test_degenerate_data_get_a_named_state(result: Report, state: State) -> None
     json.dumps(result.to_json(), allow_nan=False)
 
 
-def test_a_proportion_of_neither_noughts_nor_ones_is_refused() -> None:
+def test_a_proportion_with_values_other_than_0_and_1_is_rejected() -> None:
     result = judged({"A": Moments(10, 0.55), "B": Moments(10, 0.5)}, "proportion")
 
     assert result.primary.state is State.INVALID_DATA
 
 
-def test_a_control_mean_of_nought_has_no_uplift_but_a_verdict() -> None:
+def test_a_control_mean_of_0_has_a_verdict_but_no_uplift() -> None:
     result = means(Moments(1000, 0.0, 100.0), Moments(1000, 5.0, 100.0))
 
     assert result.primary.is_significant
