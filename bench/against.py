@@ -1,8 +1,8 @@
-"""Today's data plane against that of another commit: the same Triton, machine and minute.
+"""Compares this data plane with that of another commit, on the same Triton and machine.
 
-The commit is cloned, its data plane and this one start from the same routing table, and both are
-asked in turn, in an order that changes from round to round. A ratio is taken within one round, so
-that the machine's drift is in both its parts.
+The commit is cloned. Both data planes start from the same routing table and get load in turn, in an
+order that alternates between rounds. Ratios are computed within a round, so that drift of the
+machine affects both parts.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ NOW, THEN = "now", "then"
 
 @dataclass(frozen=True)
 class Ratio:
-    """Now over then, from the logarithms of each round's ratio: the mean and its standard error."""
+    """The geometric mean of the rounds' ratios of now to then, and its standard error."""
 
     mean: float
     error: float
@@ -54,18 +54,18 @@ class Ratio:
 
 
 def main() -> int:
-    """Print a row for each kind of request; return 1 where one costs more CPU than is allowed."""
+    """Print a row for each kind of request; return 1 if one costs more CPU than allowed."""
     parser = argparse.ArgumentParser(prog="./run bench against", description=__doc__)
-    parser.add_argument("commit", help="what to compare with: a commit, a tag or a branch")
+    parser.add_argument("commit", help="the commit, tag or branch to compare with")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--connections", type=int, default=64)
     parser.add_argument(
-        "--most", type=float, default=2.0, help="allowed extra CPU of ours, percent (default: 2)"
+        "--most", type=float, default=2.0, help="allowed additional CPU, percent (default: 2)"
     )
     options = parser.parse_args(sys.argv[2:])
     if options.rounds < 2:
-        parser.error("--rounds: at least 2, or there is no standard error")
+        parser.error("--rounds must be at least 2, since one round has no standard error")
     with tempfile.TemporaryDirectory() as folder, stand(options.commit, Path(folder)) as planes:
         print(
             f"{machine()}; {options.connections} connections, {options.rounds} rounds of "
@@ -77,7 +77,7 @@ def main() -> int:
 
 
 def clone(commit: str, into: Path) -> None:
-    """Check out `commit` of this repository. Ends the program where there is no such commit."""
+    """Check out `commit` of this repository. Raises SystemExit if there is no such commit."""
     for command in (
         ["git", "clone", "--quiet", "--no-checkout", str(ROOT), str(into)],
         ["git", "-C", str(into), "checkout", "--quiet", "--detach", commit],
@@ -89,7 +89,7 @@ def clone(commit: str, into: Path) -> None:
 
 @contextmanager
 def stand(commit: str, folder: Path) -> Iterator[dict[str, Process]]:
-    """Start Triton, Redis and both data planes; yield those by name."""
+    """Start Triton, Redis and both data planes; yield the data planes by name."""
     clone(commit, folder / "source")
     write_models(folder / "state" / "triton" / "repository")
     with ExitStack() as exits:
@@ -120,20 +120,20 @@ def row(model: str, planes: dict[str, Process], options: argparse.Namespace) -> 
 def measure(
     model: str, planes: dict[str, Process], options: argparse.Namespace
 ) -> dict[str, list[Sample]]:
-    """Return the samples of both; who begins a round alternates."""
+    """Return the samples of both data planes, which alternate in starting a round."""
     targets = {
         name: Target(name, plane.port, f"/v2/models/{model}/infer", plane.pids)
         for name, plane in planes.items()
     }
     for target in targets.values():
         check(target)
-        # The first seconds of a process are those of its allocator and caches.
+        # The first seconds of a process warm up its allocator and caches.
         sample(target, options.connections, 1.0)
     samples: dict[str, list[Sample]] = {name: [] for name in targets}
     for number in range(options.rounds):
         for name in (NOW, THEN) if number % 2 else (THEN, NOW):
             one = sample(targets[name], options.connections, options.seconds)
             if one.errors:
-                raise SystemExit(f"{model}: {one.errors:.0f} errors of the data plane of {name}")
+                raise SystemExit(f"{model}: {one.errors:.0f} errors from data plane '{name}'")
             samples[name].append(one)
     return samples

@@ -1,9 +1,9 @@
-"""Strangers against a data plane: what others feel meanwhile, and what it costs: `./run attack`.
+"""Measures the service to normal clients during attacks on a data plane: `./run attack`.
 
-A real Triton and Redis, one worker, 64 senders of each kind of hostile request for half a minute,
-and beside them one client at a steady rate. Every answer of that client must be right, 99 of 100
-within 100 ms, no process of the worker may die, and memory stays within what docs/dataplane.md
-states.
+It uses a real Triton and Redis, one worker, and 64 senders of each kind of hostile request for half
+a minute, beside one client at a constant rate. Each response to that client must be right and 99 %
+must come within 100 ms. No worker process may die, and memory must stay within the limits in
+docs/dataplane.md.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ SENDERS = 64
 P99_MS_MAX = 100.0
 RATE = 100.0
 CONNECTIONS = 8
-# As docs/dataplane.md states it: three times INTERLOCK_BODIES_BYTES_MAX beyond what a worker takes
-# at rest, and for the process that reads large requests 32 times INTERLOCK_BODY_BYTES_MAX.
+# The limits in docs/dataplane.md: three times INTERLOCK_BODIES_BYTES_MAX above a worker's memory at
+# rest, and 32 times INTERLOCK_BODY_BYTES_MAX for the process that reads large requests.
 WORKER_GROWTH_MB_MAX = 3 * 64 * 1024**2 / 1e6
 READING_MB_MAX = 32 * 16 * 1024**2 / 1e6 + 100
-# gRPC has a message in memory, several times, before anybody sees it.
+# gRPC holds several copies of a message in memory before the handler gets it.
 GRPC_GROWTH_MB_MAX = SENDERS * 8 * attackers.GRPC_BYTES / 1e6
 READING = b"dataplane.reading.process"
 
 
 @dataclass(frozen=True)
 class Result:
-    """One attack: what the steady client met, and what the data plane took."""
+    """One attack: the latency and errors of the normal client, and the data plane's memory."""
 
     p99_ms: float
     errors: float
@@ -62,15 +62,18 @@ class Result:
 
 
 def main() -> int:
-    """Print a row for each bar of each attack; return 1 where one is missed."""
+    """Print a row for each bar of each attack; return 1 if one is missed."""
     parser = argparse.ArgumentParser(prog="./run attack", description=__doc__)
-    parser.add_argument("names", nargs="*", help=f"which: {', '.join(attackers.NAMES)}")
+    parser.add_argument("names", nargs="*", help=f"attacks to run: {', '.join(attackers.NAMES)}")
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--senders", type=int, default=SENDERS)
     options = parser.parse_args(sys.argv[2:])
     unknown = set(options.names) - set(attackers.NAMES)
     if unknown:
-        parser.error(f"no such attack: {', '.join(sorted(unknown))}")
+        parser.error(
+            f"unknown attack {', '.join(sorted(unknown))}; "
+            f"expected one of {', '.join(attackers.NAMES)}"
+        )
     print(f"{machine()}; {options.senders} senders for {options.seconds:g} s each\n")
     print("| attack | bar | measured | |\n| --- | --- | --- | --- |")
     missed = 0
@@ -82,7 +85,7 @@ def main() -> int:
 
 @contextmanager
 def stand() -> Iterator[tuple[Process, int]]:
-    """Start Triton, Redis and a data plane without tenants; yield it and its port for gRPC."""
+    """Start Triton, Redis and a data plane without tenants; yield it and its gRPC port."""
     with ExitStack() as exits:
         folder = Path(exits.enter_context(tempfile.TemporaryDirectory()))
         write_models(folder / "state" / "triton" / "repository")
@@ -103,7 +106,7 @@ def stand() -> Iterator[tuple[Process, int]]:
 
 
 def attack(name: str, plane: Process, grpc_port: int, senders: int, seconds: float) -> Result:
-    """Send from all sides while the steady client asks."""
+    """Run the attack and the normal client at the same time."""
     target = Target("others", plane.port, f"/v2/models/{MODEL}/infer", plane.pids, headers="")
     sample(target, CONNECTIONS, 2.0, RATE)
     workers = [pid for pid in plane.pids if not _is_reading(pid)]
@@ -127,7 +130,7 @@ def attack(name: str, plane: Process, grpc_port: int, senders: int, seconds: flo
 
 
 class Watch:
-    """Keeps the most memory that the processes of a data plane took while the block ran."""
+    """Records the peak memory of the processes of a data plane while the block runs."""
 
     def __init__(self, plane: Process) -> None:
         self.worker_mb = 0.0
@@ -153,7 +156,7 @@ class Watch:
                     else:
                         self.worker_mb = max(self.worker_mb, resident_mb(pid))
             except OSError:
-                # It ended while it was looked at.
+                # The process ended during the measurement.
                 continue
 
 
@@ -165,18 +168,18 @@ def _is_reading(pid: int) -> bool:
 
 
 def report(name: str, result: Result) -> int:
-    """Print the rows of one attack; return how many bars it missed."""
+    """Print the rows of one attack; return the number of missed bars."""
     growth_mb_max = GRPC_GROWTH_MB_MAX if name in attackers.OVER_GRPC else WORKER_GROWTH_MB_MAX
     bars = [
-        (f"p99 of others < {P99_MS_MAX:g} ms", f"{result.p99_ms:.1f} ms",
+        (f"p99 of normal clients < {P99_MS_MAX:g} ms", f"{result.p99_ms:.1f} ms",
          result.p99_ms < P99_MS_MAX),
-        ("no error of others", f"{result.errors:g}", result.errors == 0),
+        ("no error of normal clients", f"{result.errors:g}", result.errors == 0),
         ("no worker dies", "alive" if result.survived else "died", result.survived),
-        (f"a worker takes < {growth_mb_max:.0f} MB more",
+        (f"memory growth of a worker < {growth_mb_max:.0f} MB",
          f"{result.worker_growth_mb:.0f} MB", result.worker_growth_mb < growth_mb_max),
-        (f"reading takes < {READING_MB_MAX:.0f} MB", f"{result.reading_mb:.0f} MB",
+        (f"memory of the reading process < {READING_MB_MAX:.0f} MB", f"{result.reading_mb:.0f} MB",
          result.reading_mb < READING_MB_MAX),
-        ("answers", json.dumps(result.answers), bool(result.answers)),
+        ("responses", json.dumps(result.answers), bool(result.answers)),
     ]  # fmt: skip
     for bar, measured, met in bars:
         print(f"| {name} | {bar} | {measured} | {'met' if met else 'MISSED'} |", flush=True)

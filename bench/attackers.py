@@ -1,7 +1,7 @@
-"""What a stranger may send to hold a data plane, and the process that sends it.
+"""Hostile requests for a data plane, and the process that sends them.
 
-`python -m bench.attackers NAME PORT MODEL SENDERS SECONDS` sends one of these from so many
-connections, each as fast as it is answered, and prints how often each status was the answer.
+`python -m bench.attackers NAME PORT MODEL SENDERS SECONDS` sends one kind from SENDERS connections
+in a closed loop, and prints the number of responses by status.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ def request(path: str, body: bytes, headers: str = "") -> bytes:
 
 @cache
 def lists(count: int) -> bytes:
-    """Return a document of `count` empty lists: three bytes each, and an object each."""
+    """Return a document of `count` empty lists: three bytes and one object each."""
     return b'{"data":[' + b"[]," * (count - 1) + b"[]]}"
 
 
 @cache
 def packed_lists() -> bytes:
-    """Return the 15 MB of JSON that take 14.6 kB."""
+    """Return 15 MB of JSON in 14.6 kB of gzip."""
     return gzip.compress(lists(EMPTY_LISTS), 9)
 
 
@@ -80,7 +80,7 @@ def plain_of_60_kb(model: str) -> bytes:
 
 
 def zeros(model: str) -> bytes:
-    """A gigabyte of zeros in a megabyte."""
+    """Return a gigabyte of zeros in a megabyte of gzip."""
     packer = zlib.compressobj(9, wbits=31)
     packed = b"".join(packer.compress(bytes(1 << 20)) for _ in range(1_000)) + packer.flush()
     return request(infer(model), packed, GZIP)
@@ -96,7 +96,7 @@ def objects(model: str) -> bytes:
 
 
 def small_chunks(model: str) -> bytes:
-    """Half a megabyte in chunks of two bytes."""
+    """Return half a megabyte in chunks of two bytes."""
     head = f"POST {infer(model)} HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
     return head.encode() + b"2\r\n[]\r\n" * 250_000 + b"0\r\n\r\n"
 
@@ -111,13 +111,13 @@ OVER_HTTP: dict[str, Callable[[str], bytes]] = {
 
 
 def empty_inputs(model: str) -> bytes:
-    """Inputs of two bytes each, over gRPC."""
+    """Return a gRPC message with four million empty inputs of two bytes each."""
     name = model.encode()
     return b"\x0a%c%b" % (len(name), name) + b"\x2a\x00" * 4_000_000
 
 
 def typed_contents(model: str) -> bytes:
-    """Four million numbers of one byte each, over gRPC."""
+    """Return a gRPC message with four million numbers of one byte each."""
     name = model.encode()
     contents = _field(0x12, b"\x01" * 4_000_000)
     tensor = _field(0x0A, b"features") + _field(0x12, b"FP32") + _field(0x2A, contents)
@@ -137,13 +137,13 @@ OVER_GRPC: dict[str, tuple[Callable[[str], bytes], grpc.Compression | None]] = {
     "grpc_empty_inputs_packed": (empty_inputs, grpc.Compression.Gzip),
     "grpc_typed_contents": (typed_contents, None),
 }
-# The longest of those messages.
+# The length of the longest message.
 GRPC_BYTES = 8_000_000
 NAMES = (*OVER_HTTP, *OVER_GRPC)
 
 
 async def send(name: str, port: int, model: str, senders: int, seconds: float) -> Answers:
-    """Send from `senders` connections for so long; return the answers by status."""
+    """Send from `senders` connections for `seconds`; return the responses by status."""
     answers: Answers = Counter()
     if name in OVER_HTTP:
         data = OVER_HTTP[name](model)
@@ -165,7 +165,7 @@ async def _send(port: int, data: bytes, until: float, answers: Answers) -> None:
                 reader, writer = await asyncio.open_connection("127.0.0.1", port)
                 try:
                     while monotonic() < until:
-                        answers[await _ask(reader, writer, data)] += 1
+                        answers[await _exchange(reader, writer, data)] += 1
                 finally:
                     writer.close()
         except (OSError, asyncio.IncompleteReadError, TimeoutError):
@@ -173,7 +173,7 @@ async def _send(port: int, data: bytes, until: float, answers: Answers) -> None:
             await asyncio.sleep(CONNECT_PAUSE_S)
 
 
-async def _ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, data: bytes) -> str:
+async def _exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, data: bytes) -> str:
     writer.write(data)
     head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
     length = int(head.partition("content-length: ")[2].partition("\r\n")[0])
@@ -188,7 +188,7 @@ async def _call(
     until: float,
     answers: Answers,
 ) -> None:
-    # Otherwise all channels of a process share one connection.
+    # By default all channels of a process share one connection.
     options = [("grpc.use_local_subchannel_pool", 1)]
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options) as channel:
         method = channel.unary_unary(SERVICE)
@@ -201,7 +201,7 @@ async def _call(
 
 
 def main() -> None:
-    """Send, and print the answers as JSON."""
+    """Send the requests, and print the responses by status as JSON."""
     name, port, model, senders, seconds = sys.argv[1:]
     answers = asyncio.run(send(name, int(port), model, int(senders), float(seconds)))
     print(json.dumps(answers))

@@ -1,7 +1,7 @@
-"""A machine that is busy with other things: loops that take a share of each core.
+"""Simulates a busy machine with loops that use a share of each core.
 
-`sys.executable -m bench.busy CORE SHARE` is one loop. What is measured runs at the lowest priority
-beside them (`Yielding`), so that the loops get their share whatever it does.
+`sys.executable -m bench.busy CORE SHARE` is one loop. The measured process runs at the lowest
+priority (`Yielding`), so that the loops always get their share.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Loops:
         ]
 
     def taken(self) -> list[float]:
-        """Return the share of its core that each loop has taken so far."""
+        """Return the share of its core that each loop has used so far."""
         elapsed_s = time.monotonic() - self._began
         return [_cpu_s(loop.pid) / elapsed_s for loop in self._loops]
 
@@ -57,10 +57,10 @@ def busy(share: float) -> Iterator[Loops]:
 
 
 class Yielding(threading.Thread):
-    """Keeps a process and all that it starts at the lowest priority.
+    """Keeps a process and all of its descendants at the lowest priority.
 
-    Niceness is inherited; but where the kernel groups processes by session for scheduling, the
-    group has a priority of its own, which is not.
+    Niceness is inherited. But if the kernel schedules processes by session (autogroup), the
+    priority of the group is not.
     """
 
     def __init__(self, root: int) -> None:
@@ -87,12 +87,12 @@ def _cpu_s(pid: int) -> float:
 
 
 def spin(core: int, share: float) -> None:
-    """Take `share` of the core until killed, or until whoever asked for it is gone."""
+    """Use `share` of the core until killed, or until the parent process ends."""
     os.sched_setaffinity(0, {core})
     parent = os.getppid()
     while os.getppid() == parent:
         began = time.monotonic()
-        # Its own CPU time: what others took of a turn is made up for in the same turn.
+        # CPU time, not wall time, so that time lost to others is made up for within the turn.
         until = time.process_time() + share * TURN_S
         while time.process_time() < until:
             pass

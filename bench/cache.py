@@ -1,8 +1,8 @@
-"""Answers from the cache against a bare httptools protocol that answers a constant.
+"""Compares responses from the cache with a bare httptools protocol that returns a constant.
 
-One hot key, and 10,000 keys in turn, in a closed loop of 64 connections; the shared cache in Redis
-at one connection, from an instance whose own cache holds next to nothing. `per core` is what the
-server's CPU time alone would allow.
+The load is one hot key, or 10,000 keys in turn, in a closed loop of 64 connections. The shared
+cache in Redis is measured at one connection, on an instance whose own cache has one entry. `per
+core` is the rate that the server's CPU time alone allows.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ SHARED = "in Redis, 10,000 keys"
 
 
 def main() -> None:
-    """Print a table for the cache in process, and one for the shared cache."""
+    """Print a table for the local cache, and one for the shared cache."""
     parser = argparse.ArgumentParser(prog="bench cache")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3.0)
@@ -59,7 +59,7 @@ def main() -> None:
 
 @contextmanager
 def stand() -> Iterator[dict[str, Target]]:
-    """Start what is asked; yield whom to ask."""
+    """Start the servers; yield the targets by name."""
     with ExitStack() as exits:
         state = Path(exits.enter_context(tempfile.TemporaryDirectory()))
         write_models(state / "triton" / "repository")
@@ -72,18 +72,18 @@ def stand() -> Iterator[dict[str, Target]]:
         port = free_port()
         bare = exits.enter_context(running_process(["-m", "bench.hello", str(port)], port, "/"))
         cached, shared = "/v2/models/cached/infer", "/v2/models/shared/infer"
-        found = [
+        targets = [
             Target(BARE, bare.port, cached, bare.pids),
             Target(HOT, ours.port, cached, ours.pids),
             Target(MANY, ours.port, cached, ours.pids, rows=10_000),
             Target(UNCACHED, ours.port, "/v2/models/plain/infer", ours.pids),
             Target(SHARED, small.port, shared, small.pids, rows=10_000),
         ]
-        yield {target.name: target for target in found}
+        yield {target.name: target for target in targets}
 
 
 def fill(target: Target) -> None:
-    """Have every row answered once, so that the runs see hits."""
+    """Send each row once, so that the runs have cache hits."""
     url = f"http://127.0.0.1:{target.port}{target.path}"
     with httpx.Client(headers={"x-api-key": KEY}) as client:
         for i in range(target.rows):
@@ -91,7 +91,7 @@ def fill(target: Target) -> None:
 
 
 def print_table(title: str, samples: Samples) -> None:
-    """Print medians over the rounds, and the ratio to the first target round by round."""
+    """Print medians over the rounds, and the ratio to the first target within each round."""
     first = next(iter(samples))
     print(f"\n### {title}\n")
     print(f"| target | requests/s | × {first} | p50 ms | p99 ms | own µs | per core |")

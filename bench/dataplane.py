@@ -1,9 +1,9 @@
-"""Through the data plane against Triton's own HTTP endpoint: the same model, machine and minute.
+"""Compares the data plane with Triton's own HTTP endpoint, on the same model and machine.
 
-One-row JSON requests on a real Triton with everything of the data plane on. The targets take turns,
-round after round, because the machine drifts: each ratio is taken within one round, and the median
-over the rounds is printed. After the closed loop come constant rates with Poisson arrivals, where
-a latency counts from the instant a request was due.
+The load is one-row JSON requests to a real Triton, with all features of the data plane on. The
+targets take turns in each round, since the machine drifts: ratios are computed within a round, and
+the median over the rounds is printed. After the closed loop follow constant rates with Poisson
+arrivals, where latency counts from the time at which a request was due.
 """
 
 from __future__ import annotations
@@ -59,20 +59,20 @@ def main() -> None:
             check(target)
         for connections in options.connections:
             names = [DIRECT, BATCHED, RELAY, OURS, CANARY, EXPERIMENT, PEER]
-            chosen = [targets[name] for name in names]
-            samples = measure(chosen, connections, options)
+            selected = [targets[name] for name in names]
+            samples = measure(selected, connections, options)
             print_closed(f"{connections} connections, 4 features", samples)
-        chosen = [targets[name + WIDE] for name in (DIRECT, BATCHED, OURS)]
-        print_closed("64 connections, 768 features", measure(chosen, 64, options), WIDE)
+        selected = [targets[name + WIDE] for name in (DIRECT, BATCHED, OURS)]
+        print_closed("64 connections, 768 features", measure(selected, 64, options), WIDE)
         for suffix, rate in RATES.items():
-            chosen = [targets[name + suffix] for name in (DIRECT, BATCHED, OURS)]
-            samples = measure(chosen, RATE_CONNECTIONS, options, rate)
+            selected = [targets[name + suffix] for name in (DIRECT, BATCHED, OURS)]
+            samples = measure(selected, RATE_CONNECTIONS, options, rate)
             print_constant(f"{rate:,} requests/s{suffix or ', 4 features'}, Poisson", samples)
 
 
 @contextmanager
 def stand() -> Iterator[dict[str, Target]]:
-    """Start Triton, Redis, the data plane and the peer; yield whom to ask."""
+    """Start Triton, Redis, the data plane and the peer; yield the targets by name."""
     with ExitStack() as exits:
         state = Path(exits.enter_context(tempfile.TemporaryDirectory()))
         write_models(state / "triton" / "repository")
@@ -94,7 +94,7 @@ def stand() -> Iterator[dict[str, Target]]:
             )
         )
         pids = ours.pids
-        found = [
+        targets = [
             Target(OURS, ours.port, "/v2/models/plain/infer", pids),
             Target(CANARY, ours.port, "/v2/models/canary/infer", pids),
             Target(EXPERIMENT, ours.port, "/v2/models/experiment/infer", pids),
@@ -105,8 +105,8 @@ def stand() -> Iterator[dict[str, Target]]:
         for suffix, name, width in (("", "flowers", 4), (WIDE, "wide", 768)):
             for title, model in ((DIRECT, f"{name}.1"), (BATCHED, f"{name}.batched")):
                 path = f"/v2/models/{model}/versions/1/infer"
-                found.append(Target(title + suffix, triton, path, (), width))
-        yield {target.name: target for target in found}
+                targets.append(Target(title + suffix, triton, path, (), width))
+        yield {target.name: target for target in targets}
 
 
 def measure(
@@ -115,7 +115,7 @@ def measure(
     options: argparse.Namespace,
     rate: float | None = None,
 ) -> Samples:
-    """Return the samples of each target; the targets take turns."""
+    """Return the samples of each target; the targets take turns within a round."""
     samples: Samples = {target.name: [] for target in targets}
     for _ in range(options.rounds):
         for target in targets:
@@ -124,7 +124,7 @@ def measure(
 
 
 def print_closed(title: str, samples: Samples, suffix: str = "") -> None:
-    """Print medians over the rounds, and ratios taken round by round."""
+    """Print medians over the rounds, and ratios within the rounds."""
     print(f"\n### {title.replace('1 connections', '1 connection')}, closed loop\n")
     print(f"| target | requests/s | × {DIRECT} | × {BATCHED} | p50 ms | p95 ms | p99 ms "
           f"| own µs | all µs | requests per CPU-second × {DIRECT} | × {BATCHED} |")  # fmt: skip
@@ -139,7 +139,7 @@ def print_closed(title: str, samples: Samples, suffix: str = "") -> None:
             *(f"{median(getattr(row, field) for row in rows):.2f}" for field in PERCENTILES),
             f"{median(row.own_us for row in rows):.0f}",
             f"{median(row.all_us for row in rows):.0f}",
-            # The other way round: more requests from a CPU-second are fewer CPU-seconds a request.
+            # Inverted: more requests per CPU-second are fewer CPU-seconds per request.
             ratio(direct, rows, "all_us"),
             ratio(batched, rows, "all_us"),
         ]
@@ -148,7 +148,7 @@ def print_closed(title: str, samples: Samples, suffix: str = "") -> None:
 
 
 def print_constant(title: str, samples: Samples) -> None:
-    """Print what became of a constant rate."""
+    """Print the results of a constant rate."""
     print(f"\n### {title}\n")
     print("| target | answered/s | p50 ms | p95 ms | p99 ms | all µs |")
     print("| --- " * 6 + "|")

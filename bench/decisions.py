@@ -1,6 +1,6 @@
-"""How often the product decides wrongly, and how soon rightly: simulated with its own code.
+"""Simulates the error rates and the speed of the product's decisions, with its own code.
 
-Everything is seeded, so that two runs print the same. `--quick` takes a fifth of the runs.
+All random numbers are seeded, so that two runs print the same. `--quick` makes a fifth of the runs.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ CAUGHT = ("mean", "median", "missed", "bound", "ratio")
 
 
 def catching(rng: Rng, runs: int) -> Iterator[Table]:
-    """How many canary requests a bad canary costs."""
+    """Yield tables of the canary requests until a bad canary is rolled back."""
     yield Table(
         "canary requests until a bad canary is rolled back (e-process, α = 0.05)",
         CAUGHT,
@@ -53,9 +53,9 @@ def catching(rng: Rng, runs: int) -> Iterator[Table]:
             for before, after in CHANGES
         ),
     )
-    yield Table("the same in other settings (α = 0.05)", CAUGHT, _other_settings(rng, runs))
+    yield Table("the same with other settings (α = 0.05)", CAUGHT, _other_settings(rng, runs))
     yield Table(
-        "mean canary requests of rules that also roll back the healthy, and runs they miss",
+        "mean canary requests of rules that also roll back healthy canaries, and missed runs",
         ("threshold", f"from {SAMPLES_MIN}", "z at each look"),
         _other_rules(rng, runs),
     )
@@ -69,10 +69,10 @@ def _caught(rng: Rng, runs: int, share: float, before: float, after: float) -> S
     shares = np.full(_looks_until(after, share), share)
     counts = rules.draw(rng, runs=runs, shares=shares, control=before, canary=after)
     taken = rules.requests_until(rules.rolled_back(counts, 0.05), counts)
-    return _told(taken, rules.error_bound(before, after, share))
+    return _cells(taken, rules.error_bound(before, after, share))
 
 
-def _told(taken: Array, bound: float) -> Sequence[str]:
+def _cells(taken: Array, bound: float) -> Sequence[str]:
     mean = float(np.nanmean(taken))
     return (
         f"{mean:.0f}",
@@ -88,30 +88,30 @@ def _other_settings(rng: Rng, runs: int) -> Iterator[Sequence[str]]:
         slice_ = rules.equal_slice(rng, runs=runs, looks=500, control=before, canary=after)
         taken = rules.requests_until(rules.rolled_back(slice_, 0.05), slice_)
         name = f"5% against an equal slice, {before:.1%} to {after:.0%}"
-        yield name, *_told(taken, rules.error_bound(before, after, 0.5))
+        yield name, *_cells(taken, rules.error_bound(before, after, 0.5))
     rates = np.where(np.arange(320) < 200, 0.01, 0.10)
     counts = rules.draw(rng, runs=runs, shares=np.full(320, 0.05), control=0.01, canary=rates)
     hit = rules.rolled_back(counts, 0.05)[:, 200:]
     taken = rules.requests_until(hit, rules.looks_of(counts, slice(200, None)))
     bound = rules.error_bound(0.01, 0.10, 0.05)
-    yield "5% share, 1.0% to 10% after 50,000 healthy requests", *_told(taken, bound)
+    yield "5% share, 1.0% to 10% after 50,000 healthy requests", *_cells(taken, bound)
     counts = rules.draw(rng, runs=runs, shares=np.full(160, 0.05), control=0.0, canary=0.03)
     taken = rules.requests_until(rules.rolled_back(counts, 0.05), counts)
-    yield "5% share, stable has no errors, 3%", *_told(taken, rules.error_bound(0.0, 0.03, 0.05))
+    yield "5% share, stable has no errors, 3%", *_cells(taken, rules.error_bound(0.0, 0.03, 0.05))
 
 
 def _other_rules(rng: Rng, runs: int) -> Iterator[Sequence[str]]:
     for before, after in CHANGES:
         shares = np.full(rules.LOOKS_PER_STEP * 5, 0.05)
         counts = rules.draw(rng, runs=runs, shares=shares, control=before, canary=after)
-        found = (
+        hits_by_rule = (
             rules.threshold_rule(counts),
             rules.threshold_rule(counts, SAMPLES_MIN),
             rules.peeking_z(counts, 0.05),
         )
         yield (
             f"5% share, {before:.1%} to {after:.0%} errors",
-            *(_mean(hit, counts) for hit in found),
+            *(_mean(hit, counts) for hit in hits_by_rule),
         )
 
 
@@ -153,14 +153,14 @@ RULES: dict[str, Callable[[Counts], Flags]] = {
 
 
 def false_rollbacks(rng: Rng, runs: int) -> Iterator[Table]:
-    """How often a healthy canary is rolled back in a whole rollout, by which rule."""
+    """Yield tables of the share of healthy canaries that are rolled back, by rule."""
     yield Table(
-        "a healthy canary rolled back in a five-step rollout, looked at every 250 requests",
+        "healthy canaries rolled back in a five-step rollout, with a look every 250 requests",
         tuple(RULES),
         _false_rollbacks(rng, runs),
     )
     yield Table(
-        "what the UI says of the threshold on this plan, 1% errors",
+        "false alarms of the threshold as shown in the UI for this plan, 1% errors",
         ("false alarms",),
         iter(
             (
@@ -185,7 +185,7 @@ def _false_rollbacks(rng: Rng, runs: int) -> Iterator[Sequence[str]]:
 
 
 def latencies(rng: Rng, runs: int) -> Iterator[Table]:
-    """How many canary requests a slow canary costs, and how often a healthy one pays."""
+    """Yield tables of the requests until a slow canary is rolled back, and of false rollbacks."""
     yield Table(
         "canary requests until a slow canary is rolled back (p50, p95, p99; 5% share, α = 0.05)",
         CAUGHT,
@@ -205,7 +205,7 @@ def _latencies(rng: Rng, runs: int) -> Iterator[Sequence[str]]:
     )
     for name, slower in cases:
         hit, counts = rules.latency_rolled_back(rng, runs, slower)
-        yield name, *_told(rules.requests_until(hit, counts), rules.latency_bound(rng, slower))
+        yield name, *_cells(rules.requests_until(hit, counts), rules.latency_bound(rng, slower))
 
 
 def _fast_ones(rng: Rng, runs: int) -> Iterator[Sequence[str]]:
@@ -215,11 +215,11 @@ def _fast_ones(rng: Rng, runs: int) -> Iterator[Sequence[str]]:
 
 
 def promotions(rng: Rng, runs: int) -> Iterator[Table]:
-    """What proof of safety costs, and how often it is wrong."""
+    """Yield a table of the requests until a canary is proven safe, and of false proofs."""
     yield Table(
         "canary requests until a healthy canary is proven safe (5% share, α = 0.1)",
         ("mean", "not in 20,000", "worse by the margin proven safe"),
-        # Each look of all runs is asked of the product: a quarter of them will do.
+        # The product evaluates each look of all runs, so that a quarter of the runs is made.
         _promotions(rng, max(100, runs // 4)),
     )
 
@@ -241,7 +241,7 @@ def _promotions(rng: Rng, runs: int) -> Iterator[Sequence[str]]:
 
 
 def experiments(rng: Rng, runs: int) -> Iterator[Table]:
-    """How often an experiment is ever significant."""
+    """Yield a table of the share of experiments that are ever significant."""
     rows = (
         (case.name, *(f"{share:.2%}" for share in peek(rng, case, runs=runs)))
         for case in peeking_cases()
@@ -257,20 +257,22 @@ GROUPS = (catching, false_rollbacks, latencies, promotions, experiments)
 
 
 def main(runs: int | None = None) -> int:
-    """Print every table and every bar; return how many bars are missed, at most 1."""
+    """Print every table and every bar; return 1 if a bar is missed, else 0."""
     parser = argparse.ArgumentParser(prog="./run bench-decisions", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK_RUNS} runs, not {RUNS}")
     parser.add_argument(
-        "--only", nargs="+", choices=sorted(SECTIONS), help="the bars of these sections alone"
+        "--quick", action="store_true", help=f"make {QUICK_RUNS} runs instead of {RUNS}"
     )
-    chosen = parser.parse_args(sys.argv[2:] if runs is None else [])
-    runs = runs or (QUICK_RUNS if chosen.quick else RUNS)
-    print(f"{runs:,} runs of each case; bound: what any test of that level needs on average")
-    for group in () if chosen.only else GROUPS:
-        # Each group has its own seed: a new row elsewhere must not change these figures.
+    parser.add_argument(
+        "--only", nargs="+", choices=sorted(SECTIONS), help="print only the bars of these sections"
+    )
+    options = parser.parse_args(sys.argv[2:] if runs is None else [])
+    runs = runs or (QUICK_RUNS if options.quick else RUNS)
+    print(f"{runs:,} runs per case; bound: the mean requests that any test of this level needs")
+    for group in () if options.only else GROUPS:
+        # Each group has its own generator, so that a new row elsewhere does not change it.
         for table in group(np.random.default_rng(SEED), runs):
             _print(table)
-    return _print_bars(chosen.only or SECTIONS, runs)
+    return _print_bars(options.only or SECTIONS, runs)
 
 
 def _print_bars(sections: Iterable[str], runs: int) -> int:
@@ -295,8 +297,8 @@ def _print(table: Table) -> None:
 
 
 def _row(name: str, cells: Sequence[str], widths: Sequence[int]) -> str:
-    told = "  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
-    return f"  {name:<52}{told}"
+    text = "  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
+    return f"  {name:<52}{text}"
 
 
 if __name__ == "__main__":

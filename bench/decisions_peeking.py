@@ -1,4 +1,4 @@
-"""Experiments under continuous looks: how often the sequential reading errs, and finds."""
+"""Experiments under continuous looks: false positives and power of the sequential reading."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ Sums = tuple[Array, Array]
 
 @dataclass(frozen=True)
 class Peeking:
-    """An A/A or A/B experiment under continuous looks: units that come to (control, treatment)."""
+    """An A/A or A/B experiment under continuous looks.
+
+    `sizes` are the new units of (control, treatment) at each look.
+    """
 
     name: str
     sizes: Sequence[tuple[int, int]]
@@ -30,41 +33,41 @@ class Peeking:
 
 
 def peek(rng: Rng, case: Peeking, *, runs: int, alpha: float = 0.025) -> tuple[float, float]:
-    """Share of runs that are ever significant: by the sequential reading, and by peeking at z."""
+    """Return the share of runs that are ever significant: by the sequence, and by repeated z."""
     planned = sum(a + b for a, b in case.sizes)
     z_fixed = -float(ndtri(0.025))
-    found, fooled = np.zeros(runs, dtype=bool), np.zeros(runs, dtype=bool)
+    is_significant, is_z_significant = np.zeros(runs, dtype=bool), np.zeros(runs, dtype=bool)
     na = nb = 0
     sums = np.zeros((4, runs))
     for size_a, size_b in case.sizes:
         na, nb = na + size_a, nb + size_b
         sums += np.array((*case.control(rng, size_a, runs), *case.treatment(rng, size_b, runs)))
-        z, speaks = _z_and_voice(sums, na, nb, is_rate=case.is_rate)
-        found |= speaks & (np.abs(z) > sequential.boundary(na + nb, alpha, planned)[0])
-        fooled |= np.abs(z) > z_fixed
-    return float(found.mean()), float(fooled.mean())
+        z, is_ready = _z_and_readiness(sums, na, nb, is_rate=case.is_rate)
+        is_significant |= is_ready & (np.abs(z) > sequential.boundary(na + nb, alpha, planned)[0])
+        is_z_significant |= np.abs(z) > z_fixed
+    return float(is_significant.mean()), float(is_z_significant.mean())
 
 
-def _z_and_voice(sums: Array, na: int, nb: int, *, is_rate: bool) -> tuple[Array, Flags]:
-    """z of the difference, and where the sequential reading is not silent."""
+def _z_and_readiness(sums: Array, na: int, nb: int, *, is_rate: bool) -> tuple[Array, Flags]:
+    """Return z of the difference, and the runs in which a sequential reading is possible."""
     mean_a, mean_b = sums[0] / na, sums[2] / nb
     enough = min(na, nb) >= sequential.UNITS_MIN
     if is_rate:
         pooled = (sums[0] + sums[2]) / (na + nb)
         variance = pooled * (1.0 - pooled) * (1.0 / na + 1.0 / nb)
         rarer = np.minimum(pooled, 1.0 - pooled) * (na + nb)
-        speaks = enough & (rarer >= sequential.EVENTS_MIN)
-        speaks &= min(na, nb) / (na + nb) * rarer >= sequential.EXPECTED_MIN
+        is_ready = enough & (rarer >= sequential.EVENTS_MIN)
+        is_ready &= min(na, nb) / (na + nb) * rarer >= sequential.EXPECTED_MIN
     else:
         variance = (sums[1] / na - mean_a**2) / (na - 1) + (sums[3] / nb - mean_b**2) / (nb - 1)
-        speaks = np.full(mean_a.shape, enough)
+        is_ready = np.full(mean_a.shape, enough)
     error = np.sqrt(np.maximum(variance, 0.0))
     z = np.divide(mean_b - mean_a, error, out=np.zeros_like(error), where=error > 0.0)
-    return z, speaks
+    return z, is_ready
 
 
 def normal(mean: float = 0.0) -> Callable[[Rng, int, int], Sums]:
-    """Sums and sums of squares of standard normal values, drawn without the values themselves."""
+    """Return a function that draws sums and sums of squares of standard normal values."""
 
     def arm(rng: Rng, n: int, runs: int) -> Sums:
         total = rng.normal(n * mean, math.sqrt(n), runs)

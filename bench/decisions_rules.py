@@ -1,6 +1,6 @@
-"""Worlds to decide in, and the rules that decide: the product's, and those that it replaces.
+"""Simulated rollouts, and the decision rules: the product's, and simpler ones for comparison.
 
-Every array has the shape (runs, looks). A rollout is looked at every 250 requests.
+Every array has the shape (runs, looks). There is a look every 250 requests.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def draw(
     canary: float | Array,
     per_look: int = PER_LOOK,
 ) -> Counts:
-    """Counts of shape (runs, looks): `shares` and, if arrays, the rates have one entry per look."""
+    """Draw counts of shape (runs, looks); `shares` and rates that are arrays have one per look."""
     share = np.asarray(shares, dtype=np.float64)
     canary_n = rng.binomial(per_look, share, (runs, share.size))
     control_n = per_look - canary_n
@@ -55,12 +55,12 @@ def counted(*columns: NDArray[np.int64]) -> Counts:
 
 
 def five_steps() -> Array:
-    """The canary's share at each look of a whole rollout that keeps a 5 % holdback at the end."""
+    """Return the canary's share at each look of a whole rollout that ends with 95 %."""
     return np.repeat(np.array(STEPS), LOOKS_PER_STEP)
 
 
 def equal_slice(rng: Rng, *, runs: int, looks: int, control: float, canary: float) -> Counts:
-    """5 % of all requests on the canary, compared with another 5 % on stable only."""
+    """Draw 5 % of all requests on the canary and an equal 5 % on stable."""
     return draw(
         rng,
         runs=runs,
@@ -72,7 +72,7 @@ def equal_slice(rng: Rng, *, runs: int, looks: int, control: float, canary: floa
 
 
 def correlated_errors(rng: Rng, runs: int) -> tuple[Counts, Counts]:
-    """A healthy rollout in which each failing unit fails five times: as requests, and as units."""
+    """Draw a healthy rollout in which a failing unit fails five times: by request, and by unit."""
     units = draw(rng, runs=runs, shares=five_steps(), control=0.002, canary=0.002)
     extra = 4.0
     requests = Counts(
@@ -85,26 +85,26 @@ def correlated_errors(rng: Rng, runs: int) -> tuple[Counts, Counts]:
 
 
 def incident(rng: Rng, runs: int) -> Counts:
-    """1 % errors, and 10 % in both versions alike from the 50 % step on."""
+    """Draw 1 % errors, and 10 % in both versions from the 50 % step on."""
     shares = five_steps()
     rate = np.where(shares >= 0.5, 0.10, 0.01)
     return draw(rng, runs=runs, shares=shares, control=rate, canary=rate)
 
 
 def _parts(counts: Counts) -> Iterator[tuple[slice, Counts]]:
-    """A few runs at a time, so that the arrays stay in the cache, each look an interval."""
+    """Yield batches of runs that fit the CPU cache, with an interval per look."""
     for first in range(0, counts.canary_n.shape[0], CACHED_RUNS):
         mine = slice(first, first + CACHED_RUNS)
         yield mine, Counts(*(column[mine, :, None] for column in columns_of(counts)))
 
 
 def steps_of(shares: Array) -> NDArray[np.int64]:
-    """The step of each look: the share changes with it."""
+    """Return the step of each look: the share changes with it."""
     return np.cumsum(np.diff(shares, prepend=shares[0]) != 0.0)
 
 
 def rolled_back(counts: Counts, alpha: float, steps: NDArray[np.int64] | None = None) -> Flags:
-    """At which look, if at any, the default rule rolls back: the first one alone is true."""
+    """Return the look at which the default rule rolls back each run: only that one is true."""
     hit = np.zeros(counts.canary_n.shape, dtype=bool)
     step = np.zeros(hit.shape[-1], dtype=np.int64) if steps is None else steps
     levels = checks.CheckSettings(alpha=alpha).levels()
@@ -115,7 +115,7 @@ def rolled_back(counts: Counts, alpha: float, steps: NDArray[np.int64] | None = 
 
 
 def first_rollbacks(measures: Sequence[Measure], levels: Levels, every: int = 1) -> Flags:
-    """Ask the product for a ruling at each look, or each `every`-th; mark the first rollbacks."""
+    """Apply the product's rule at each `every`-th look; mark the first rollback of each run."""
     shape = measures[0].comparison.weights.shape
     hit = np.zeros((*shape[:-1], shape[-1] - 1), dtype=bool)
     for now in range(every, shape[-1], every):
@@ -128,7 +128,7 @@ def first_rollbacks(measures: Sequence[Measure], levels: Levels, every: int = 1)
 
 
 def promoted(counts: Counts, alpha: float = 0.1) -> Flags:
-    """After which looks the canary is proven not worse by the margin."""
+    """Return the looks at which the canary is proven not worse by the margin."""
     safe = np.zeros(counts.canary_n.shape, dtype=bool)
     step = np.zeros(safe.shape[-1], dtype=np.int64)
     levels = checks.CheckSettings(alpha_promote=alpha, min_samples=0).levels()
@@ -140,7 +140,7 @@ def promoted(counts: Counts, alpha: float = 0.1) -> Flags:
 
 
 def threshold_rule(counts: Counts, samples_min: int = 1) -> Flags:
-    """The rule of thumb: the step's error rates so far differ by more than the margin."""
+    """Return the looks at which the step's error rates so far differ by more than the margin."""
     beyond = []
     for first in range(0, counts.canary_n.shape[-1], LOOKS_PER_STEP):
         step = looks_of(counts, slice(first, first + LOOKS_PER_STEP))
@@ -149,7 +149,7 @@ def threshold_rule(counts: Counts, samples_min: int = 1) -> Flags:
 
 
 def peeking_z(counts: Counts, alpha: float) -> Flags:
-    """A one-sided two-proportion z-test at each look, of counts pooled over all steps so far."""
+    """Apply a one-sided two-proportion z-test at each look, to counts pooled over all steps."""
     n1, a, n0, b = (np.cumsum(column, axis=-1) for column in columns_of(counts))
     canary, control = a / np.maximum(n1, 1.0), b / np.maximum(n0, 1.0)
     pooled = (a + b) / np.maximum(n1 + n0, 1.0)
@@ -159,16 +159,16 @@ def peeking_z(counts: Counts, alpha: float) -> Flags:
 
 
 def pooled_z(counts: Counts, alpha: float) -> Flags:
-    """The same test at one look only, after the last step."""
+    """Apply the same test at one look only, after the last step."""
     result = peeking_z(counts, alpha)
     result[:, :-1] = False
     return result
 
 
 def requests_until(hit: Flags, counts: Counts) -> Array:
-    """Canary requests until the first hit of each run; NaN where there is none."""
-    seen = np.cumsum(counts.canary_n, axis=-1)
-    first = np.take_along_axis(seen, hit.argmax(axis=-1)[:, None], axis=-1)[:, 0]
+    """Return the canary requests until the first hit of each run; NaN without one."""
+    requests = np.cumsum(counts.canary_n, axis=-1)
+    first = np.take_along_axis(requests, hit.argmax(axis=-1)[:, None], axis=-1)[:, 0]
     return np.where(hit.any(axis=-1), first, np.nan)
 
 
@@ -181,11 +181,11 @@ def looks_of(counts: Counts, which: slice) -> Counts:
 
 
 def information_bound(canary: Array, control: Array, share: float, alpha: float) -> float:
-    """Canary requests that any test of level α needs on average, if it knew both rates.
+    """Return the mean canary requests that any test of level α needs if it knows both rates.
 
-    Wald (1945): ln(1/α) over the information of one request. Of a request with the categories'
-    rates p1 or p0 and p* = w·p1 + (1−w)·p0 that is w·KL(p1‖p*) + (1−w)·KL(p0‖p*), the growth of
-    the best bet; a share w of the requests is the canary's.
+    Wald (1945): ln(1/α) over the information of one request. With the categories' rates p1 and p0,
+    the canary's share w and p* = w·p1 + (1−w)·p0, the information is w·KL(p1‖p*) + (1−w)·KL(p0‖p*),
+    the growth rate of the best bet.
     """
     both = share * canary + (1.0 - share) * control
     of_canary, of_control = (float(rel_entr(p, both).sum()) for p in (canary, control))
@@ -193,7 +193,7 @@ def information_bound(canary: Array, control: Array, share: float, alpha: float)
 
 
 def error_bound(before: float, after: float, share: float, alpha: float = 0.05) -> float:
-    """The information bound of an error rate that goes from `before` to `after`."""
+    """Return the information bound of an error rate that changes from `before` to `after`."""
     canary, control = (np.array([p, 1.0 - p]) for p in (after, before))
     return information_bound(canary, control, share, alpha)
 
@@ -204,7 +204,7 @@ Slower = Callable[[Rng, Array], Array]
 def latency_rolled_back(
     rng: Rng, runs: int, slower: Slower, looks: int = 160
 ) -> tuple[Flags, Counts]:
-    """After which looks latency's joint e-value rolls back at α = 0.05 and a 5 % share.
+    """Return the looks at which the joint e-value of latency rolls back, at α = 0.05 and 5 %.
 
     Latencies are lognormal with σ = 0.5; `slower` changes the canary's logarithms of latency over
     the median.
@@ -216,7 +216,7 @@ def latency_rolled_back(
     control_n = PER_LOOK - canary_n
     series, control_over, last = {}, control_n, 1.0
     for permille, tail in TAILS.items():
-        # Who is slower than p95 is among those slower than p50.
+        # Requests slower than p95 are a subset of those slower than p50.
         control_over, last = rng.binomial(control_over, tail / last), tail
         over = ((latency > -SIGMA * ndtri(tail)) & is_request).sum(axis=-1)
         series[permille] = counts = counted(canary_n, over, control_n, control_over)
@@ -237,7 +237,7 @@ def latency_rolled_back(
 
 
 def latency_bound(rng: Rng, slower: Slower) -> float:
-    """The information bound of one who sees which of control's quantiles each request exceeds."""
+    """Return the information bound of a test that observes control's quantile classes."""
     latency = slower(rng, SIGMA * rng.standard_normal(1_000_000))
     edges = [-SIGMA * float(ndtri(tail)) for tail in TAILS.values()]
     canary = np.bincount(np.digitize(latency, edges), minlength=4) / latency.size

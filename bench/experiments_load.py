@@ -1,4 +1,4 @@
-"""Experiments of any size for `bench experiments`: their units and values by one INSERT."""
+"""Creates experiments of any size for `bench experiments`, with one INSERT for all units."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from apps.experiments.columns import metric_columns, uses_of
 from apps.experiments.models import Experiment, Metric, MetricUse, OutcomeRow, TouchedUnit, Variant
 from apps.experiments.results import refresh_result
 from apps.experiments.stats.report import make_report
-from apps.experiments.sufficient_statistics import gather
+from apps.experiments.sufficient_statistics import collect_statistics
 from apps.experiments.unit_values import fold_all
 from apps.lib.clock import database_now
 from apps.models.models import ModelVersion, RegisteredModel
 
-# What the metrics are, in turn; the first is the primary one.
+# The definitions of the metrics, in turn; the first is the primary metric.
 KINDS: tuple[dict[str, Any], ...] = (
     {"kind": "proportion"},
     {"kind": "mean", "per_unit": "sum", "missing_is_zero": True},
@@ -43,14 +43,14 @@ FILL = """
 
 
 class World:
-    """One running experiment whose units have values; on leaving, its rows are gone."""
+    """One running experiment whose units have values; its rows are deleted on exit."""
 
-    def __init__(self, units: int, arms: int, metrics: int, asked: str) -> None:
+    def __init__(self, units: int, arms: int, metrics: int, option: str) -> None:
         now = datetime.now(UTC)
         self.units = units
-        self._offset = 1e6 if asked == "offset" else 0.0
-        self.name = f"e{units}-{arms}-{metrics}-{asked.lower()}"
-        self.experiment = _experiment(self.name, asked, now - timedelta(days=2))
+        self._offset = 1e6 if option == "offset" else 0.0
+        self.name = f"e{units}-{arms}-{metrics}-{option.lower()}"
+        self.experiment = _experiment(self.name, option, now - timedelta(days=2))
         for place in range(arms):
             _variant(self.experiment, place, 10_000 // arms, now)
         for place in range(metrics):
@@ -83,33 +83,33 @@ class World:
         Experiment.objects.filter(pk=self.experiment.pk).update(state="completed")
 
     def analyse(self) -> tuple[float, float]:
-        """Return the seconds that the scan and that the statistics take."""
+        """Return the seconds that the scan and the statistics take."""
         started = perf_counter()
         with transaction.atomic():
-            found = gather(self.experiment, database_now())
+            statistics = collect_statistics(self.experiment, database_now())
         gathered = perf_counter()
-        make_report(found.data, alpha=0.05, planned_units=self.units, is_final=False).to_json()
+        make_report(statistics.data, alpha=0.05, planned_units=self.units, is_final=False).to_json()
         return gathered - started, perf_counter() - gathered
 
     def refresh(self) -> None:
-        """Fold what was touched, and store a new result."""
+        """Fold the touched units, and store a new result."""
         self.experiment.refresh_from_db()
         refresh_result(self.experiment, database_now())
 
     def fold(self) -> None:
-        """Make the values of all touched units anew."""
+        """Recompute the values of all touched units."""
         fold_all()
 
-    def ask_by_metric(self) -> None:
-        """Ask for each metric by a statement of its own, as one would by hand."""
+    def query_by_metric(self) -> None:
+        """Query each metric with its own statement, as in a manual analysis."""
         for columns in metric_columns(self.experiment, uses_of(self.experiment)):
             value = f"values[{columns.places[0]}]"
-            asked = f"count({value}), avg({value}), var_samp({value})"
+            aggregates = f"count({value}), avg({value}), var_samp({value})"
             if columns.metric.quantile_ppm:
                 share = columns.metric.quantile_ppm / 1_000_000
-                asked = f"percentile_cont({share}) WITHIN GROUP (ORDER BY {value})"
+                aggregates = f"percentile_cont({share}) WITHIN GROUP (ORDER BY {value})"
             sql = f"""
-                SELECT variant_name, {asked} FROM experiments_exposurerow
+                SELECT variant_name, {aggregates} FROM experiments_exposurerow
                 WHERE experiment_id = %s AND NOT crossed_over GROUP BY variant_name
             """
             with connection.cursor() as cursor:
@@ -117,7 +117,7 @@ class World:
                 cursor.fetchall()
 
     def touch(self, units: int) -> None:
-        """Let an outcome of the primary metric come in for each of so many units."""
+        """Add an outcome of the primary metric for each of `units` units."""
         metric = self.experiment.metric
         now = database_now()
         OutcomeRow.objects.bulk_create(
@@ -135,14 +135,14 @@ class World:
         )
 
 
-def _experiment(name: str, asked: str, at: datetime) -> Experiment:
+def _experiment(name: str, option: str, at: datetime) -> Experiment:
     model = RegisteredModel.objects.create(name=name)
-    is_broken_down = asked == "breakdown"
+    is_broken_down = option == "breakdown"
     return Experiment.objects.create(
         name=name, model=model, state="running", inclusion_salt="a", variant_salt="b",
         dimensions=["country"] if is_broken_down else [],
         stratify_by="country" if is_broken_down else "",
-        covariate_s=604_800 if asked == "CUPED" else 0,
+        covariate_s=604_800 if option == "CUPED" else 0,
         created_by="bench", created_at=at, started_at=at, planned_units=10_000,
     )  # fmt: skip
 
@@ -166,7 +166,7 @@ def _metric(experiment: Experiment, place: int) -> None:
 
 
 def _value(columns: Any, slot: int, offset: float) -> str:
-    """Return the SQL of a unit's random value; every tenth unit has none yet."""
+    """Return the SQL of a unit's random value; every tenth unit has none."""
     metric = columns.metric
     if metric.kind == Metric.Kind.PROPORTION:
         value = "(random() < 0.1)::int"

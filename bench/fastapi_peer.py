@@ -1,7 +1,8 @@
-"""The best Python peer: FastAPI with a batching queue in front of Triton, as people write it.
+"""The Python peer for comparison: FastAPI with a batching queue in front of Triton.
 
-A batch is what waits when a place is free, up to 64 rows; it goes to Triton through the
-asynchronous client of `tritonclient`; several are in flight. Run by uvicorn, a worker a core.
+A batch has all waiting rows, up to 64, when a slot is free. It is sent to Triton with the
+asynchronous `tritonclient`; several batches may be in flight. uvicorn runs it, with one worker per
+core.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Infer(BaseModel):
 
 
 class Batcher:
-    """Takes rows, gives each its outputs."""
+    """Collects rows into batches, and returns the outputs of each row."""
 
     def __init__(self) -> None:
         self.queue: asyncio.Queue[Waiting] = asyncio.Queue(1_024)
@@ -63,9 +64,9 @@ class Batcher:
             rows = np.array([row for row, _ in batch], dtype=np.float32)
             tensor = triton.InferInput("features", list(rows.shape), "FP32")
             tensor.set_data_from_numpy(rows)
-            answer = await self.client.infer(MODEL, [tensor], model_version="1")
-            probabilities = answer.as_numpy("probabilities")
-            labels = answer.as_numpy("label")
+            response = await self.client.infer(MODEL, [tensor], model_version="1")
+            probabilities = response.as_numpy("probabilities")
+            labels = response.as_numpy("label")
             for (_, future), scores, label in zip(batch, probabilities, labels, strict=True):
                 future.set_result({"probabilities": scores.tolist(), "label": label.tolist()})
         except Exception as error:

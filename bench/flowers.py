@@ -1,4 +1,4 @@
-"""The model that the benchmarks ask: 4 or 768 features in, 3 probabilities and a label out."""
+"""The model of the benchmarks: 4 or 768 features in, 3 probabilities and a label out."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def signature(width: int) -> Signature:
 
 
 def write(repository: Path, name: str, extra: str = "", width: int = 4) -> None:
-    """Put the model into a Triton repository; `extra` is appended to its configuration."""
+    """Write the model to a Triton repository; `extra` is appended to its configuration."""
     version = repository / name / "1"
     version.mkdir(parents=True, exist_ok=True)
     config = CONFIG.format(name=name, extra=extra, width=width)

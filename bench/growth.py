@@ -1,8 +1,8 @@
-"""How large the database grows: bytes a row of every table that grows, and a year of it.
+"""Measures the growth of the database: bytes per row of each growing table, and the size of a year.
 
-Rows are made by the product's own ingestion and models, in a real PostgreSQL, from events like
-those of a fleet; a table's bytes are all that it takes, with indexes. How many rows come is
-arithmetic, printed with what it assumes; `--help` lists what can be assumed otherwise.
+The product's own ingestion and models write the rows to a real PostgreSQL, from events like those
+of a fleet. The bytes of a table include its indexes. The number of rows is computed and printed
+with its assumptions; `--help` lists the options that change them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ GIB = 1024**3
 
 @dataclass(frozen=True)
 class Fleet:
-    """What is assumed beside requests a second."""
+    """The assumptions about a fleet."""
 
     requests: float
     per_instance: float
@@ -51,7 +51,7 @@ class Fleet:
 
 @dataclass(frozen=True)
 class Table:
-    """A table that grows: its kind of retention, and rows a second of a fleet."""
+    """A growing table: its kind of retention, and the rows per second of a fleet."""
 
     name: str
     kind: str
@@ -72,7 +72,7 @@ TABLES = (
           "one for each live rollout and interval; decisions rest on nearly all"),
     Table("experiments_outcomerow", "outcomes", lambda f: f.requests * f.outcomes, "outcomes"),
     Table("experiments_exposurerow", "exposures", lambda f: f.requests * f.exposures,
-          "first meetings of units with experiments"),
+          "first exposures of units to experiments"),
     Table("experiments_measuredunit", "exposures", lambda f: f.requests * f.exposures,
           "as many, where experiments measure latency or errors"),
     Table("experiments_rolloutexposure", "shadow_pairs", lambda f: f.requests * f.exposures,
@@ -86,7 +86,7 @@ TABLES = (
 
 
 def main() -> None:
-    """Print bytes a row, and a year's size with and without retention."""
+    """Print bytes per row, and the size after a year with and without retention."""
     options = parse(sys.argv[2:])
     print(f"{machine()}; a new PostgreSQL; {options.rows:,} rows of each table, some of fewer")
     with (
@@ -113,14 +113,18 @@ def main() -> None:
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench growth", description=__doc__)
     parser.add_argument("--rows", type=int, default=20_000)
-    parser.add_argument("--models", type=int, default=20, help="asked in each second")
-    parser.add_argument("--live", type=int, default=2, help="rollouts that are live at any time")
-    parser.add_argument("--checks", type=int, default=4, help="of a step")
-    parser.add_argument("--interval", type=float, default=10.0, help="seconds between checks")
-    parser.add_argument("--rollouts", type=float, default=5.0, help="a day")
-    parser.add_argument("--outcomes", type=float, default=0.5, help="for each request")
-    parser.add_argument("--exposures", type=float, default=0.05, help="new units for each request")
-    parser.add_argument("--per-instance", type=float, default=2_500.0, help="requests a second")
+    parser.add_argument(
+        "--models", type=int, default=20, help="models that get requests in each second"
+    )
+    parser.add_argument("--live", type=int, default=2, help="live rollouts at any time")
+    parser.add_argument("--checks", type=int, default=4, help="checks of a step")
+    parser.add_argument("--interval", type=float, default=10.0, help="seconds between evaluations")
+    parser.add_argument("--rollouts", type=float, default=5.0, help="rollouts per day")
+    parser.add_argument("--outcomes", type=float, default=0.5, help="outcomes per request")
+    parser.add_argument("--exposures", type=float, default=0.05, help="new units per request")
+    parser.add_argument(
+        "--per-instance", type=float, default=2_500.0, help="requests per second and instance"
+    )
     return parser.parse_args(arguments)
 
 
@@ -138,12 +142,12 @@ def print_sizes(sizes: dict[str, tuple[int, int, int]]) -> None:
 
 
 def print_year(fleet: Fleet, sizes: dict[str, tuple[int, int, int]], rows: Rows) -> None:
-    """Print rows × seconds × bytes: of a year, and of what retention keeps of it."""
+    """Print rows × seconds × bytes of a year, and the part that retention keeps."""
     print(
         f"\n{fleet.requests:,.0f} requests/s: {fleet.instances} instances, {fleet.models} models "
-        f"asked, {fleet.live} live rollouts with {fleet.checks} checks each {fleet.interval_s:g} s"
-        f", {fleet.rollouts_a_day:g} rollouts a day, {fleet.outcomes:g} outcomes and "
-        f"{fleet.exposures:g} new units a request"
+        f"with requests, {fleet.live} live rollouts with {fleet.checks} checks every "
+        f"{fleet.interval_s:g} s, {fleet.rollouts_a_day:g} rollouts per day, "
+        f"{fleet.outcomes:g} outcomes and {fleet.exposures:g} new units per request"
     )
     print(f"{'table':<30} {'rows/s':>9} {'GiB/year':>10} {'kept days':>10} {'GiB kept':>9}  rows")
     year = kept = 0.0
@@ -151,7 +155,7 @@ def print_year(fleet: Fleet, sizes: dict[str, tuple[int, int, int]], rows: Rows)
         count, size, _ = sizes[table.name]
         a_day = table.rows(fleet) * DAY_S * size / count / GIB
         days = rows.days(table.kind)
-        # A partition goes when all of it is over: one more day, or month.
+        # A partition is dropped once all of its rows have expired: one day, or month, more.
         spare = {"windows": 1, "evaluations": 31}.get(table.kind, 0)
         held_days = min(YEAR_DAYS, days + spare) if days else YEAR_DAYS
         year += a_day * YEAR_DAYS

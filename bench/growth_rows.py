@@ -1,4 +1,4 @@
-"""Rows like those of a fleet, through the product's own ingestion and models, for `growth`."""
+"""Writes rows like those of a fleet for `growth`, with the product's own ingestion and models."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from contract.messages import (
 )
 
 STEP = 1_000
-# An answer takes 1 to 100 ms: so many buckets of the histogram are used.
+# The number of histogram buckets in use, for responses within 1 to 100 ms.
 BUCKETS = 40
 SPLIT = UUID("11111111-1111-4111-8111-111111111111")
 CHECKS = ("error_rate", "latency_p95", "sample_ratio", "outcome revenue")
@@ -45,7 +45,7 @@ NOW_MS = round(NOW.timestamp() * 1_000)
 
 
 class Rows:
-    """Fills a new database, `rows` of each table."""
+    """Fills a new database with `rows` rows per table."""
 
     def __init__(self, rows: int, rng: Random) -> None:
         self._rows = rows
@@ -65,11 +65,11 @@ class Rows:
         Metric.objects.create(name="revenue", kind=Metric.Kind.MEAN)
 
     def days(self, kind: str) -> int:
-        """Return how long the kind is kept; 0: for ever."""
+        """Return the retention of the kind in days; 0 means for ever."""
         return int(settings.RETENTION_DAYS[kind])
 
     def size(self, table: str) -> tuple[int, int, int]:
-        """Return a table's rows, its bytes with indexes, and those of its indexes."""
+        """Return a table's rows, its bytes with indexes, and the bytes of its indexes."""
         with connection.cursor() as cursor:
             cursor.execute(f"VACUUM ANALYZE {table}")
             cursor.execute(f"SELECT count(*) FROM {table}")
@@ -83,12 +83,12 @@ class Rows:
         return int(rows), int(size), int(indexes)
 
     def fill(self) -> None:
-        """Make rows of all tables."""
+        """Write rows to all tables."""
         for size in self._parts():
             with transaction.atomic():
                 apply_windows([self._telemetry(size)], NOW)
-                apply_outcomes([self._batch(outcomes=self._made(self._outcome, size))], NOW)
-                apply_exposures([self._met(size)], NOW)
+                apply_outcomes([self._batch(outcomes=self._repeat(self._outcome, size))], NOW)
+                apply_exposures([self._exposure_batch(size)], NOW)
                 self._log(size)
         IngestedBatch.objects.bulk_create(
             IngestedBatch(stream="interlock:telemetry", instance=f"dataplane-{n % 40}.example",
@@ -108,7 +108,7 @@ class Rows:
         )  # fmt: skip
 
     @staticmethod
-    def _made(make: Any, size: int) -> tuple[Any, ...]:
+    def _repeat(make: Any, size: int) -> tuple[Any, ...]:
         return tuple(make() for _ in range(size))
 
     def _latency(self, buckets: int = BUCKETS) -> dict[int, int]:
@@ -119,7 +119,7 @@ class Rows:
 
     def _telemetry(self, size: int) -> Batch:
         windows = tuple(self._window(in_split=n % 11 == 0) for n in range(size))
-        return self._batch(windows=windows, shadows=self._made(self._shadow, size))
+        return self._batch(windows=windows, shadows=self._repeat(self._shadow, size))
 
     def _window(self, *, in_split: bool) -> TelemetryWindow:
         requests = self._rng.randrange(60, 160)
@@ -148,16 +148,16 @@ class Rows:
             metric="revenue", value=self._rng.expovariate(0.1), occurred_at_ms=NOW_MS,
         )  # fmt: skip
 
-    def _met(self, size: int) -> Batch:
-        """Exposures of an experiment and of a rollout, what was measured, pairs and sketches."""
+    def _exposure_batch(self, size: int) -> Batch:
+        """Return exposures of an experiment and a rollout, measurements, pairs and sketches."""
         units = [self._unit() for _ in range(size)]
         key = str(self._experiment.pk)
-        met = [
+        exposures = [
             Exposure(experiment=key, unit=unit, variant="control", version="1", at_ms=NOW_MS,
                      tenant="shop", attributes={})
             for unit in units
         ]  # fmt: skip
-        met += [
+        exposures += [
             Exposure(experiment=str(SPLIT), unit=unit, variant="canary", version="2",
                      at_ms=NOW_MS)
             for unit in units
@@ -173,8 +173,8 @@ class Rows:
             for unit in units
         )  # fmt: skip
         return self._batch(
-            exposures=tuple(met), measurements=tuple(measured), pairs=tuple(pairs),
-            sketches=self._made(self._sketch, 100),
+            exposures=tuple(exposures), measurements=tuple(measured), pairs=tuple(pairs),
+            sketches=self._repeat(self._sketch, 100),
         )  # fmt: skip
 
     def _sketch(self) -> UnitSketch:
@@ -183,7 +183,7 @@ class Rows:
         return UnitSketch(model="digits", hour=hour, smallest=tuple(smallest))
 
     def _log(self, size: int) -> None:
-        """Evaluations with their inputs, and intervals, a quarter as many."""
+        """Write evaluations with their inputs, and a quarter as many intervals."""
         Evaluation.objects.bulk_create(
             Evaluation(
                 rollout=self._rollout, step_index=0, check_name=CHECKS[n % len(CHECKS)],

@@ -1,4 +1,4 @@
-"""A bare httptools protocol that answers a constant: the most that this way of serving can do."""
+"""A bare httptools protocol that returns a constant: the upper limit of an asyncio server."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import httptools
 import uvloop
 
 BODY = b'{"model_name":"hello","model_version":"1","outputs":[]}'
-ANSWER = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (
+RESPONSE = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (
     len(BODY),
     BODY,
 )
 
 
 class Hello(asyncio.Protocol):
-    """Parses what comes, and answers when a request is whole."""
+    """Parses requests, and responds to each complete one."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
@@ -27,7 +27,7 @@ class Hello(asyncio.Protocol):
         self.parser.feed_data(data)
 
     def on_message_complete(self) -> None:
-        self.transport.write(ANSWER)
+        self.transport.write(RESPONSE)
 
 
 async def serve(port: int) -> None:

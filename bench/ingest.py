@@ -1,8 +1,8 @@
-"""How many events a second the ingester takes in: from a real Redis, into a real PostgreSQL.
+"""Measures the ingester's throughput in events per second, from a real Redis to a real PostgreSQL.
 
 The ingester is the product's own process. Redis, PostgreSQL and this process run on the same
-machine. The ORM's way takes turns with it: `bulk_create` of the same rows, which judges nothing,
-and counts nothing twice only by `ignore_conflicts`.
+machine. It alternates with a baseline by the ORM: `bulk_create` of the same rows without
+validation, with `ignore_conflicts` for duplicates.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from contract.messages import FIELD, STREAM_EXPOSURES, STREAMS, Batch, decode_ba
 from embedded.stack import Stack, running
 
 if TYPE_CHECKING:
-    from bench.ingest_load import Events, Ground
+    from bench.ingest_load import Events, Setup
 
 GOAL = 20_000
 NAIVE_READ_COUNT = 100
-# The ORM's way is slow; so many times fewer events tell as much.
+# The ORM baseline is slow, so that it gets this many times fewer events.
 NAIVE_SHARE = 5
-# What the worker does beside: makes the values of touched units, again and again.
+# The worker's concurrent task, which folds the values of touched units in a loop.
 FOLD = """
 import time, django
 django.setup()
@@ -47,13 +47,15 @@ WITHIN_S = 120.0
 
 
 def main() -> None:
-    """Print events a second by kind of event and by the rows that are there already."""
+    """Print events per second by kind of event and number of existing rows."""
     parser = argparse.ArgumentParser(prog="bench ingest", description=__doc__)
     parser.add_argument("--events", type=int, default=60_000)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--rows", type=int, nargs="+", default=[0, 1_000_000, 3_000_000])
     parser.add_argument("--consumers", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=15.0, help="of each steady run")
+    parser.add_argument(
+        "--seconds", type=float, default=15.0, help="duration of each run at a constant load"
+    )
     options = parser.parse_args(sys.argv[2:])
     print(
         f"{machine()}; Redis, PostgreSQL, {options.consumers} ingester(s) and the sender on it; "
@@ -68,7 +70,7 @@ def main() -> None:
 
 
 def prepare(stack: Stack) -> None:
-    """Let Django of this process, and of those it starts, use the stack."""
+    """Configure Django in this process and its children to use the stack."""
     os.environ |= stack.env | {"DJANGO_SETTINGS_MODULE": "controlplane.settings"}
     import django
 
@@ -79,15 +81,15 @@ def prepare(stack: Stack) -> None:
 
 
 class Bench:
-    """Measures drains of the streams at growing tables, then a steady load."""
+    """Measures the time to drain the streams at growing tables, then a constant load."""
 
     def __init__(self, stack: Stack, options: argparse.Namespace) -> None:
-        from bench.ingest_load import Events, make_ground
+        from bench.ingest_load import Events, create_setup
 
         self.options = options
         self.client: redis.Redis[bytes] = redis.Redis.from_url(stack.redis_url)
-        self.ground: Ground = make_ground()
-        self.events: Events = Events(self.ground)
+        self.setup: Setup = create_setup()
+        self.events: Events = Events(self.setup)
 
     def run(self) -> None:
         from bench.ingest_load import KINDS, grow
@@ -96,7 +98,7 @@ class Bench:
         print("| --- | --- | --- | --- | --- |", flush=True)
         before = 0
         for rows in self.options.rows:
-            grow(self.ground, before, rows)
+            grow(self.setup, before, rows)
             before = rows
             for kind in KINDS:
                 self.compare(rows, kind)
@@ -104,7 +106,7 @@ class Bench:
         self.sustained(before, is_folding=True)
 
     def compare(self, rows: int, kind: str) -> None:
-        """Print what a kind of events comes to, one round of each side after the other."""
+        """Print the throughput for a kind of events; ingester and ORM alternate in each round."""
         ours, naive = [], []
         for _ in range(self.options.rounds):
             ours.append(self.drained(kind))
@@ -114,7 +116,7 @@ class Bench:
         print(f"| {' | '.join(cells)} |", flush=True)
 
     def drained(self, kind: str) -> float:
-        """Return the events a second of the ingester, from a full stream until it is empty."""
+        """Return the ingester's events per second, from a full stream until it is empty."""
         entries = self.events.entries(kind, self.options.events)
         with self.consumers():
             started = time.perf_counter()
@@ -123,11 +125,11 @@ class Bench:
             return float(self.options.events / (time.perf_counter() - started))
 
     def sustained(self, rows: int, *, is_folding: bool) -> None:
-        """Print how far behind the ingester falls at a steady load of the goal."""
+        """Print the backlog of the ingester at a constant load of the goal."""
         from bench.ingest_load import MIXED
 
         entries = self.events.entries(MIXED, int(GOAL * self.options.seconds))
-        # Twenty parts a second.
+        # Twenty parts per second.
         size = max(1, len(entries) // int(20 * self.options.seconds))
         lengths, longest = [], 0.0
         with ExitStack() as exits:
@@ -145,9 +147,9 @@ class Bench:
             units = touched()
         print(
             f"\n{GOAL:,} events/s (both) for {self.options.seconds:.0f} s with {rows:,} rows"
-            f"{', values of units made beside it' if is_folding else ''}: at most "
+            f"{', with concurrent folding of values' if is_folding else ''}: at most "
             f"{max(lengths):,} entries waited, the oldest for {longest:.1f} s; empty "
-            f"{behind_s:.1f} s after the last"
+            f"{behind_s:.1f} s after the last entry"
             + (f"; {units:,} units left to fold" if is_folding else ""),
             flush=True,
         )
@@ -155,16 +157,16 @@ class Bench:
     def send(self, entries: list[tuple[str, bytes]]) -> None:
         from bench.ingest_load import send
 
-        send(self.client, entries, self.ground.sealer)
+        send(self.client, entries, self.setup.sealer)
 
     def waiting(self) -> int:
         return sum(self.client.xlen(stream) for stream in STREAMS)
 
     def oldest_s(self) -> float:
-        """Return how long the oldest entry waits."""
+        """Return the age of the oldest entry in seconds."""
         now_ms = time.time() * 1_000
-        found = [self.client.xrange(stream, count=1) for stream in STREAMS]
-        times = [int(entries[0][0].partition(b"-")[0]) for entries in found if entries]
+        first_entries = [self.client.xrange(stream, count=1) for stream in STREAMS]
+        times = [int(entries[0][0].partition(b"-")[0]) for entries in first_entries if entries]
         return max((now_ms - at for at in times), default=0.0) / 1_000
 
     def wait_until_empty(self) -> None:
@@ -176,7 +178,7 @@ class Bench:
 
     @contextmanager
     def consumers(self) -> Iterator[None]:
-        """Run ingesters that have started and wait for entries."""
+        """Run ingesters; they are waiting for entries when the block starts."""
         with ExitStack() as exits:
             for number in range(self.options.consumers):
                 exits.enter_context(self.consumer(f"bench-{number}"))
@@ -194,15 +196,15 @@ class Bench:
     def is_reading(self, name: str) -> bool:
         client: Any = self.client
         try:
-            found = client.xinfo_consumers(STREAMS[-1], "ingest")
+            consumers = client.xinfo_consumers(STREAMS[-1], "ingest")
         except redis.ResponseError:
             return False
-        return any(each["name"] == name.encode() and each["idle"] < 1_000 for each in found)
+        return any(each["name"] == name.encode() and each["idle"] < 1_000 for each in consumers)
 
-    # --- the ORM's way ---
+    # --- the ORM baseline ---
 
     def naive(self, kind: str) -> float:
-        """Return the events a second of a consumer that creates rows by the ORM."""
+        """Return the events per second of a consumer that creates rows by the ORM."""
         events = self.options.events // NAIVE_SHARE
         self.send(self.events.entries(kind, events))
         started = time.perf_counter()
@@ -225,25 +227,25 @@ def process(arguments: list[str]) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def touched() -> int:
-    """Return how many touches of units wait to be folded; for the next run none do."""
+    """Return the number of touched units that wait to be folded, and delete them."""
     from django.db import connection
 
     with connection.cursor() as cursor:
         cursor.execute("SELECT count(*) FROM experiments_touchedunit")
-        found = int(cursor.fetchone()[0])
+        count = int(cursor.fetchone()[0])
         cursor.execute("TRUNCATE experiments_touchedunit")
-    return found
+    return count
 
 
 def create_rows(stream: str, batches: list[Batch]) -> None:
-    """Create rows as one would without this product's ingestion."""
+    """Create rows by the ORM, without the product's ingestion."""
     from django.db import transaction
 
     from apps.experiments.models import ExposureRow, Metric, OutcomeRow, TouchedUnit
 
     with transaction.atomic():
         if stream == STREAM_EXPOSURES:
-            met = [each for batch in batches for each in batch.exposures]
+            exposures = [each for batch in batches for each in batch.exposures]
             ExposureRow.objects.bulk_create(
                 [
                     ExposureRow(
@@ -252,13 +254,13 @@ def create_rows(stream: str, batches: list[Batch]) -> None:
                         attributes=each.attributes,
                         at=EPOCH + timedelta(milliseconds=each.at_ms),
                     )
-                    for each in met
+                    for each in exposures
                 ],
                 ignore_conflicts=True,
             )  # fmt: skip
-            units = {each.unit for each in met}
+            units = {each.unit for each in exposures}
         else:
-            sent = [each for batch in batches for each in batch.outcomes]
+            outcomes = [each for batch in batches for each in batch.outcomes]
             metrics = dict(Metric.objects.values_list("name", "pk"))
             OutcomeRow.objects.bulk_create(
                 [
@@ -267,11 +269,11 @@ def create_rows(stream: str, batches: list[Batch]) -> None:
                         metric_id=metrics[each.metric], value=each.value,
                         occurred_at=EPOCH + timedelta(milliseconds=each.occurred_at_ms),
                     )
-                    for each in sent
+                    for each in outcomes
                 ],
                 ignore_conflicts=True,
             )  # fmt: skip
-            units = {each.unit_id for each in sent}
+            units = {each.unit_id for each in outcomes}
         TouchedUnit.objects.bulk_create([TouchedUnit(unit=unit) for unit in units])
 
 

@@ -1,4 +1,4 @@
-"""Batches as data planes send them, and tables that already hold many rows, for `bench ingest`."""
+"""Batches as data planes send them, and tables with many rows, for `bench ingest`."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ FILL_EXPOSURES = """
     SELECT %s, 'unit-' || i, 'weak', '1', now(), false, i %% 10000
     FROM generate_series(%s, %s) AS made(i) ON CONFLICT DO NOTHING
 """
-# In the order of identifiers, as an index that is read and written at random would take minutes.
+# In the order of identifiers, since random access to the index would take minutes.
 FILL_OUTCOMES = """
     INSERT INTO experiments_outcomerow (event_id, unit, metric_id, value, occurred_at, received_at)
     SELECT md5(i::text)::uuid::text, 'unit-' || i, %s, 1, now(), now()
@@ -54,17 +54,17 @@ Entries = list[tuple[str, bytes]]
 
 
 @dataclass(frozen=True)
-class Ground:
-    """The experiment and the metrics that events are for."""
+class Setup:
+    """The experiment and the metrics of the events."""
 
     experiment: str
     metrics: tuple[Metric, ...]
-    # What the instance seals with that sends them.
+    # The sealer of the instance that sends the events.
     sealer: Sealer
 
 
-def make_ground() -> Ground:
-    """Make a running experiment of two variants on three metrics."""
+def create_setup() -> Setup:
+    """Create a running experiment with two variants and three metrics."""
     now = datetime.now(UTC)
     model = RegisteredModel.objects.create(name="digits")
     experiment = Experiment.objects.create(
@@ -90,34 +90,34 @@ def make_ground() -> Ground:
         MetricUse.objects.create(experiment=experiment, metric=metric, role=role, position=place)
     token = secrets.token_urlsafe(32)
     adopt_token(instance=INSTANCE, secret=token, actor=Actor("bench", "bench"), now=now)
-    return Ground(str(experiment.pk), metrics, Sealer(token, f"{INSTANCE}/0", "bench", "bench"))
+    return Setup(str(experiment.pk), metrics, Sealer(token, f"{INSTANCE}/0", "bench", "bench"))
 
 
-def grow(ground: Ground, before: int, rows: int) -> None:
-    """Let both tables hold `rows` rows, where they hold `before`."""
+def grow(setup: Setup, before: int, rows: int) -> None:
+    """Grow both tables from `before` to `rows` rows."""
     if rows <= before:
         return
     with connection.cursor() as cursor:
-        cursor.execute(FILL_EXPOSURES, [ground.experiment, before + 1, rows])
-        cursor.execute(FILL_OUTCOMES, [ground.metrics[0].pk, before + 1, rows])
+        cursor.execute(FILL_EXPOSURES, [setup.experiment, before + 1, rows])
+        cursor.execute(FILL_OUTCOMES, [setup.metrics[0].pk, before + 1, rows])
         cursor.execute("TRUNCATE experiments_touchedunit")
         cursor.execute("ANALYZE experiments_exposurerow, experiments_outcomerow")
-        # What filling left to be written must not weigh on what is measured next.
+        # Write dirty pages now, so that they do not affect the next measurement.
         cursor.execute("CHECKPOINT")
 
 
 class Events:
-    """Makes events that nobody has seen, of units that some have met."""
+    """Creates new events of units, some of which have exposures."""
 
-    def __init__(self, ground: Ground, seed: int = 5) -> None:
-        self._ground = ground
+    def __init__(self, setup: Setup, seed: int = 5) -> None:
+        self._setup = setup
         self._rng = random.Random(seed)
         self._sequence = count(1)
-        # Exposures are first ones: a unit of its own each.
+        # Each exposure is the first one of a new unit.
         self._unit = count(1)
 
     def entries(self, kind: str, events: int) -> Entries:
-        """Return the stream entries of so many events."""
+        """Return the stream entries of `events` events."""
         if kind == MIXED:
             both = zip(
                 self.entries(OUTCOMES, events // 2),
@@ -142,7 +142,7 @@ class Events:
     def _exposure(self) -> Exposure:
         rng = self._rng
         return Exposure(
-            experiment=self._ground.experiment,
+            experiment=self._setup.experiment,
             unit=f"user-{next(self._unit):08}-{rng.getrandbits(32):08x}",
             variant=VARIANTS[rng.getrandbits(1)],
             version="1",
@@ -168,7 +168,7 @@ def _now_ms() -> int:
 
 
 def send(client: redis.Redis[bytes], entries: Iterable[tuple[str, bytes]], sealer: Sealer) -> None:
-    """Put the entries into their streams, sealed."""
+    """Add the sealed entries to their streams."""
     for part in _parts(list(entries), 1_000):
         pipe = client.pipeline(transaction=False)
         for stream, data in part:

@@ -1,10 +1,10 @@
-"""An HTTP load generator, cheap enough to share two cores with what it measures.
+"""An HTTP load generator, cheap enough to share two cores with the measured server.
 
-Closed loop: each connection sends the next request when the answer to the last one is whole. Open
-loop (`rate`): requests are due at random instants (Poisson), whatever the answers do, and a latency
-counts from the instant a request was due, so that a server that stalls cannot hide it. It runs as a
-process of its own: `python -m bench.load < job` reads a `Job` as JSON and prints one line of JSON.
-Anything but a 200 counts as an error; answers must have a content-length.
+Closed loop: each connection sends the next request once the last response is complete. Open loop
+(`rate`): requests are due at random times (Poisson process), independent of the responses. Latency
+counts from the due time, so that it includes stalls of the server. It runs in its own process:
+`python -m bench.load < job` reads a `Job` as JSON and prints one line of JSON. Any status but 200
+counts as an error. Responses must have a content-length.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from typing import cast
 import uvloop
 
 WARM_UP_S = 0.5
-# Due requests that may wait for a free connection; beyond it the rate cannot be held.
+# The maximum number of due requests that wait for a connection; more are dropped.
 WAITING_MAX = 20_000
 TURN_S = 0.001
 
 
 @dataclass
 class Job:
-    """What to send: `requests` take turns, as text of bytes 0 to 255; `rate` is per second."""
+    """The load: `requests` in turn, as text of bytes 0 to 255; `rate` is per second."""
 
     port: int
     connections: int
@@ -43,29 +43,29 @@ class Job:
 
 @dataclass
 class Run:
-    """What all connections of one run share."""
+    """The shared state of all connections of one run."""
 
     requests: cycle[bytes]
     latencies: list[float] = field(default_factory=list)
     errors: int = 0
-    # Answers over the whole run, the warm-up included: what the CPU of the servers went to.
+    # Responses over the whole run, with the warm-up, to divide the servers' CPU time by.
     answered: int = 0
     counting: bool = False
     done: bool = False
-    # Open loop only: connections that nobody uses, and when the requests that wait were due.
+    # Open loop only: the idle connections, and the due times of waiting requests.
     idle: list[Client] | None = None
     due: deque[float] = field(default_factory=deque)
-    # Requests that found too many others waiting.
+    # Requests dropped because WAITING_MAX others were waiting.
     dropped: int = 0
 
 
 class Client(asyncio.Protocol):
-    """One connection; latencies go to a list that all of them share."""
+    """One connection. It records latencies in the shared run."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
         self.transport: asyncio.Transport | None = None
-        # The answer so far, and when its request was due.
+        # The response so far, and the due time of its request.
         self.buffer = b""
         self.due_at = 0.0
 
@@ -119,7 +119,7 @@ def _content_length(head: bytes) -> int:
 
 
 async def arrive(run: Run, rate: float) -> None:
-    """Send requests when they are due; with no connection free they wait, and the clock runs."""
+    """Send requests when they are due; if no connection is idle, they wait with their due time."""
     draw = random.Random(0).expovariate
     due_at = time.perf_counter()
     assert run.idle is not None
@@ -137,7 +137,7 @@ async def arrive(run: Run, rate: float) -> None:
 
 
 async def measure(job: Job) -> dict[str, float]:
-    """Return requests a second and latency percentiles in milliseconds."""
+    """Return requests per second and latency percentiles in milliseconds."""
     loop = asyncio.get_running_loop()
     run = Run(cycle([text.encode("latin-1") for text in job.requests]))
     if job.rate is not None:
@@ -151,7 +151,7 @@ async def measure(job: Job) -> dict[str, float]:
     await asyncio.sleep(job.seconds)
     elapsed_s = time.perf_counter() - started_at
     run.counting = False
-    # What was due and never answered in time is not forgotten: it waited at least so long.
+    # Due requests without a response count with the time that they have waited so far.
     late = [time.perf_counter() - due_at for due_at in run.due]
     run.done = True
     if arrivals is not None:

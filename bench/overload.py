@@ -1,11 +1,12 @@
-"""What is answered in time when more is asked than a model can do: `./run bench overload`.
+"""Measures responses in time when the load exceeds a model's capacity: `./run bench overload`.
 
-A real Triton, and a model that takes a settable time for each row, one after the other
-(`bench.sleeper`). Clients ask without a pause. Each cell is what was answered within the model's
-timeout, over the lesser of what was asked and what the model can do: its rows per second for one
-client at Triton itself. Settings are the defaults: timeout 1,000 ms, batches of 32, breaker 10 of
-20. Where rows differ tenfold one counts as what it costs, so that a lucky mix is no success. Beside
-it Triton alone, without and with its batcher. Below 0.9 a cell is missed, and the exit code is 1.
+It uses a real Triton and a model with a settable time per row, which processes rows in sequence
+(`bench.sleeper`). Clients send requests without a pause. A cell is the rate of responses within the
+model's timeout, divided by the smaller of the request rate and the model's capacity, which is the
+rate of one client at Triton itself. Settings are the defaults: timeout 1,000 ms, batches of 32,
+breaker 10 of 20. If the costs of rows differ tenfold, a row counts by its cost, so that cheap rows
+alone give no good result. For comparison it measures Triton alone, without and with its batcher. A
+cell below 0.9 is missed, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -32,24 +33,24 @@ BAR = 0.9
 WITHIN_S = 1.0
 CLIENTS = (1, 4, 16, 64, 256)
 COSTS_MS = (0.1, 1.0, 5.0, 20.0, 100.0, 500.0)
-# Half of the rows cost ten times as much as the others; this is the mean.
+# The mean cost; half of the rows cost ten times as much as the others.
 MIXED_MS = (1.0, 20.0, 100.0, 500.0)
 QUICK = ((16, 100.0, False), (64, 20.0, False), (16, 100.0, True))
-# A cell takes no less than the time of so many rows.
+# The minimum duration of a cell, in rows.
 ROWS_MIN = 30
 SERVED, PLAIN, BATCHED = "sleeper.1", "sleeper.plain", "sleeper.batched"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """So many clients of a model whose rows cost so much, on average where they are `mixed`."""
+    """The number of clients, and the cost of a row, which is the mean if `mixed`."""
 
     clients: int
     cost_ms: float
     mixed: bool
 
     def costs_ms(self) -> list[float]:
-        """Return the costs of rows in turn."""
+        """Return the costs of the rows, in turn."""
         if not self.mixed:
             return [self.cost_ms]
         costs = [self.cost_ms * 2 / 11, self.cost_ms * 20 / 11] * 50
@@ -62,7 +63,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Target:
-    """Whom to ask; `model` is what computes it in Triton."""
+    """A server and path to send requests to; `model` is its model in Triton."""
 
     name: str
     port: int
@@ -72,7 +73,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Result:
-    """Rows a second: asked for, and answered in time, where rows differ by what they cost."""
+    """Rows per second: sent, and answered in time, weighted by cost if costs differ."""
 
     offered: float
     in_time: float
@@ -80,17 +81,19 @@ class Result:
 
 
 def main() -> int:
-    """Print a row for each cell; return 1 where one is missed."""
+    """Print a row for each cell; return 1 if one is missed."""
     parser = argparse.ArgumentParser(prog="./run bench overload", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="three cells, without Triton alone")
-    parser.add_argument("--seconds", type=float, default=5.0, help="a cell takes at least so long")
-    parser.add_argument("--warm-up", type=float, default=2.0, help="seconds before it counts")
+    parser.add_argument(
+        "--quick", action="store_true", help="measure three cells, without Triton alone"
+    )
+    parser.add_argument("--seconds", type=float, default=5.0, help="minimum duration of a cell")
+    parser.add_argument("--warm-up", type=float, default=2.0, help="warm-up in seconds")
     parser.add_argument("--clients", type=int, nargs="+", default=CLIENTS)
     parser.add_argument("--costs-ms", type=float, nargs="+")
     options = parser.parse_args(sys.argv[2:])
-    print(f"{machine()}; clients on the same machine ask without a pause\n")
-    print("| a row costs | clients | model can do/s | asked/s | in time/s | share "
-          "| Triton | its batcher on | answers |\n" + "| --- " * 9 + "|")  # fmt: skip
+    print(f"{machine()}; clients on the same machine, without pauses\n")
+    print("| cost of a row | clients | capacity/s | requests/s | in time/s | share "
+          "| Triton | its batcher on | responses |\n" + "| --- " * 9 + "|")  # fmt: skip
     missed = 0
     with stand() as (targets, repository):
         for cell in cells(options):
@@ -110,7 +113,7 @@ def cells(options: argparse.Namespace) -> list[Cell]:
 
 @contextmanager
 def stand() -> Iterator[tuple[list[Target], Path]]:
-    """Start Triton, Redis and a data plane; yield whom to ask, ours first, and the repository."""
+    """Start Triton, Redis and a data plane; yield the targets, ours first, and the repository."""
     with ExitStack() as exits:
         folder = Path(exits.enter_context(tempfile.TemporaryDirectory()))
         repository = folder / "state" / "triton" / "repository"
@@ -135,15 +138,17 @@ BATCHER = "dynamic_batching { }"
 
 
 def table(triton_port: int) -> bytes:
-    """Return a table whose only model has the default settings."""
+    """Return a routing table with one model with the default settings."""
     version = VersionRoute(cluster="main", triton_model=SERVED, triton_version="1")
     model = ModelRoute(signature=sleeper.SIGNATURE, stable="1", versions={"1": version})
     cluster = Cluster(endpoints=(f"127.0.0.1:{triton_port}",))
     return encode(RoutingTable(generation=1, models={"sleeper": model}, clusters={"main": cluster}))
 
 
-def ask(target: Target, cell: Cell, seconds: float, warm_up_s: float, repository: Path) -> Result:
-    """Run the clients against `target`, and let it come to rest."""
+def run_clients(
+    target: Target, cell: Cell, seconds: float, warm_up_s: float, repository: Path
+) -> Result:
+    """Run the clients against `target`, and wait until it is idle."""
     seconds = max(seconds, ROWS_MIN * cell.cost_ms / 1000)
     job = Job(target.port, target.path, cell.clients, warm_up_s, seconds, WITHIN_S, cell.costs_ms())
     done = subprocess.run(
@@ -151,8 +156,8 @@ def ask(target: Target, cell: Cell, seconds: float, warm_up_s: float, repository
         input=job.encode(), capture_output=True, check=True,
     )  # fmt: skip
     if target.model == SERVED:
-        # Nothing waits there for longer than the timeout; and a model that answers at once between
-        # two cells would be one that suddenly hangs in the next.
+        # No request waits longer than the timeout. Draining here would make the model fast between
+        # two cells, so that it would seem to hang in the next.
         time.sleep(WITHIN_S)
     else:
         sleeper.drain(repository, target.model, on=True)
@@ -167,21 +172,21 @@ def ask(target: Target, cell: Cell, seconds: float, warm_up_s: float, repository
 def report(
     cell: Cell, targets: list[Target], repository: Path, options: argparse.Namespace
 ) -> bool:
-    """Print the row of a cell; return whether it was missed."""
+    """Print the row of a cell; return whether it is missed."""
     ours, *others = targets
     alone = Cell(1, cell.cost_ms, cell.mixed)
-    capacity = ask(others[0], alone, options.seconds / 2, 0.2, repository).in_time
+    capacity = run_clients(others[0], alone, options.seconds / 2, 0.2, repository).in_time
     results = [
-        ask(target, cell, options.seconds, options.warm_up, repository)
+        run_clients(target, cell, options.seconds, options.warm_up, repository)
         for target in ([ours] if options.quick else targets)
     ]
     shares = [result.in_time / min(result.offered, capacity) for result in results]
-    beside = [f"{share:.2f}" for share in shares[1:]] or ["", ""]
+    comparison = [f"{share:.2f}" for share in shares[1:]] or ["", ""]
     is_missed = shares[0] < BAR
     result = results[0]
     print(
         f"| {cell} | {capacity:,.1f} | {result.offered:,.0f} | {result.in_time:,.1f} "
-        f"| {shares[0]:.2f}{' MISSED' if is_missed else ''} | {' | '.join(beside)} "
+        f"| {shares[0]:.2f}{' MISSED' if is_missed else ''} | {' | '.join(comparison)} "
         f"| {json.dumps(result.statuses)} |",
         flush=True,
     )

@@ -1,8 +1,8 @@
-"""Clients that ask without a pause, whatever the answers are, and count what came in time.
+"""Clients that send requests without a pause and count the responses in time.
 
-Closed loop: each connection sends the next request as soon as it has an answer, be it a refusal. A
-process of its own: `python -m bench.overload_load < job` reads a `Job` as JSON and prints one line
-of JSON. Answers must have a content-length.
+Closed loop: each connection sends the next request as soon as it has a response, even a rejection.
+It runs in its own process: `python -m bench.overload_load < job` reads a `Job` as JSON and prints
+one line of JSON. Responses must have a content-length.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from bench.load import _content_length
 
 @dataclass
 class Job:
-    """`costs_ms` are the costs of the rows that take turns, a row a request; times in seconds."""
+    """The load: one row per request with the costs `costs_ms` in turn; times in seconds."""
 
     port: int
     path: str
@@ -39,9 +39,9 @@ class Job:
 
 @dataclass
 class Tally:
-    """What all clients met while it counted: requests sent, answers in time, and by status.
+    """The counts of all clients: requests sent, responses in time, and responses by status.
 
-    `work_ms` is what the rows that were answered in time cost.
+    `work_ms` is the total cost of the rows answered in time.
     """
 
     sent: int = 0
@@ -51,7 +51,7 @@ class Tally:
 
 
 class Run:
-    """What the clients of one run share."""
+    """The shared state of the clients of one run."""
 
     def __init__(self, job: Job) -> None:
         self.within_s = job.within_s
@@ -73,7 +73,7 @@ class Client(asyncio.Protocol):
     def __init__(self, run: Run) -> None:
         self.run = run
         self.transport: asyncio.Transport | None = None
-        # The answer so far, when its request was sent, and what that costs.
+        # The response so far, the time its request was sent, and the cost of that.
         self.buffer = b""
         self.sent_at = 0.0
         self.cost_ms = 0.0
@@ -108,7 +108,7 @@ class Client(asyncio.Protocol):
 
 
 async def measure(job: Job) -> dict[str, object]:
-    """Return the tally of one run and how long it was."""
+    """Return the tally of one run and its duration."""
     loop = asyncio.get_running_loop()
     run = Run(job)
     clients = [

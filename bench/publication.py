@@ -1,7 +1,7 @@
-"""What it costs to publish: a tick over many live rollouts, a fleet that polls, and its acks.
+"""Measures the cost of publication: ticks over many live rollouts, a polling fleet, and its acks.
 
 PostgreSQL, Valkey and the web process are the product's own; this process ticks as the worker does.
-The pollers are light, and speak the real protocol. Fails where a bar is missed.
+The pollers are lightweight and use the real protocol. It fails if a bar is missed.
 """
 
 from __future__ import annotations
@@ -32,35 +32,37 @@ if TYPE_CHECKING:
 TICK_CPU_S_MAX = 1.0
 ACKED_S_MAX = 2.0
 POLLS_SHARE_MAX = 0.05
-# How long a span of steady ticks and one of polls alone are.
+# The number of steady ticks, and the seconds of polls alone.
 TICKS = 20
 POLLS_S = 10.0
 ACKS_WITHIN_S = 15.0
-# How many rollouts may go on at one and the same time.
+# The numbers of rollouts that advance at the same time.
 STEPS = (1, 10, 50)
 
 
 @dataclass
 class Report:
-    """Prints rows as they come, and remembers which bars were missed."""
+    """Prints rows, and records the missed bars."""
 
     missed: list[str] = field(default_factory=list)
 
-    def row(self, what: str, value: float, unit: str, bar: float | None = None) -> None:
+    def row(self, label: str, value: float, unit: str, bar: float | None = None) -> None:
         is_missed = bar is not None and value > bar
         if is_missed:
-            self.missed.append(what)
-        cells = (what, f"{value:,.3g} {unit}", f"≤ {bar:g} {unit}" if bar else "")
+            self.missed.append(label)
+        cells = (label, f"{value:,.3g} {unit}", f"≤ {bar:g} {unit}" if bar else "")
         print(f"| {' | '.join(cells)} | {'MISSED' if is_missed else ''} |", flush=True)
 
 
 def main() -> int:
-    """Print the rows; return 1 where a bar is missed."""
+    """Print the rows; return 1 if a bar is missed."""
     parser = argparse.ArgumentParser(prog="bench publication", description=__doc__)
     parser.add_argument("--models", type=int, default=1_000)
     parser.add_argument("--rollouts", type=int, default=200)
     parser.add_argument("--pollers", type=int, default=40)
-    parser.add_argument("--profile", action="store_true", help="of the steady ticks, at the end")
+    parser.add_argument(
+        "--profile", action="store_true", help="print a profile of the steady ticks at the end"
+    )
     options = parser.parse_args(sys.argv[2:])
     parts = {"postgres", "redis", "migrate", "web"}
     with (
@@ -79,7 +81,7 @@ def main() -> int:
 
 
 class Bench:
-    """A control plane with all of its rows, and the fleet that polls it."""
+    """A control plane with its data, and the fleet that polls it."""
 
     def __init__(self, stack: Stack, options: argparse.Namespace) -> None:
         from bench.publishing.world import Size
@@ -94,7 +96,7 @@ class Bench:
         from bench.publishing.world import interval_before, issue_secret, make_world
 
         now = interval_before(database_now())
-        # Whatever closes while the ticks are measured has been measured by then.
+        # The intervals that close during the measured ticks already have their measurements.
         make_world(self.size, now - timedelta(seconds=60), now + timedelta(seconds=150))
         stack = self.stack
         secret = issue_secret()
@@ -107,18 +109,18 @@ class Bench:
             self.polls(fleet)
 
     def steady_ticks(self) -> None:
-        """Tick once a second, as beat does; what is due is judged."""
+        """Tick once per second, as beat does, which evaluates what is due."""
         self._tick()
         with _profiled(self.is_profiled):
             costs = [self._tick_each_second() for _ in range(TICKS)]
         ours, theirs = zip(*costs, strict=True)
-        self.report.row("a tick, CPU, the dearest of 20", max(ours), "s", TICK_CPU_S_MAX)
+        self.report.row("a tick, CPU, maximum of 20", max(ours), "s", TICK_CPU_S_MAX)
         self.report.row("a tick, CPU, median", median(ours), "s")
-        self.report.row("a tick, CPU of PostgreSQL, the dearest", max(theirs), "s")
-        self.report.row("judged in 20 s", self._judged(), "times")
+        self.report.row("a tick, CPU of PostgreSQL, maximum", max(theirs), "s")
+        self.report.row("evaluations in 20 s", self._evaluation_count(), "")
 
     def publish(self, fleet: Fleet, steps: int) -> None:
-        """Let `steps` rollouts go on at once; tick until all have, and the fleet has acked."""
+        """Advance `steps` rollouts at once; tick until all have, and the fleet has acked."""
         from apps.rollouts.models import Rollout
         from bench.publishing.world import let_pass
 
@@ -136,7 +138,7 @@ class Bench:
         what = f"{steps} step{'s' if steps > 1 else ''} at once"
         self.report.row(f"{what}: ticks", len(costs), "")
         self.report.row(f"{what}: publications", self._published_since(before), "", len(costs))
-        self.report.row(f"{what}: CPU of a tick, the dearest", max(costs), "s", TICK_CPU_S_MAX)
+        self.report.row(f"{what}: CPU of a tick, maximum", max(costs), "s", TICK_CPU_S_MAX)
         tally = fleet.tally()
         acked_s = max(tally.acked_s, default=0.0)
         self.report.row(f"{what}: publication → all acked", acked_s, "s", ACKED_S_MAX)
@@ -149,18 +151,18 @@ class Bench:
 
         rollout = Rollout.objects.filter(phase="baking").order_by("-pk")[0]
         started_at = time.time()
-        answer = httpx.post(
+        response = httpx.post(
             f"{self.stack.urls.web}/api/v1/rollouts/{rollout.pk}/abort/",
             json={"reason": "bench"},
             headers={"authorization": f"Bearer {self._api_token()}"},
             timeout=30,
         )
-        answer.raise_for_status()
+        response.raise_for_status()
         self._wait_for_acks(self._newest())
         self.report.row("abort by REST → all acked", time.time() - started_at, "s", ACKED_S_MAX)
 
     def polls(self, fleet: Fleet) -> None:
-        """Let the fleet poll with nothing to tell, first alone, then reporting as well."""
+        """Let the fleet poll an unchanged table, first without and then with reports."""
         for what, bar in (("polls", POLLS_SHARE_MAX), ("polls and reports", None)):
             fleet.reports.set() if bar is None else fleet.reports.clear()
             time.sleep(2.5)
@@ -172,10 +174,10 @@ class Bench:
             tally = fleet.tally()
             self.report.row(f"web, {what}: polls a second", tally.unchanged / POLLS_S, "/s")
             self.report.row(
-                f"web, {what}: other answers", tally.whole + tally.delta + tally.failed, ""
+                f"web, {what}: other responses", tally.whole + tally.delta + tally.failed, ""
             )
 
-    # --- what happens, and what it costs --------------------------------------------------------
+    # --- actions and their cost --------------------------------------------------------
 
     def _tick(self) -> None:
         from apps.rollouts.tasks import tick_task
@@ -188,10 +190,10 @@ class Bench:
         time.sleep(max(0.0, 1.0 - (time.monotonic() - began)))
         return cost
 
-    def _cost(self, what: Callable[[], None]) -> tuple[float, float]:
-        """Return the seconds of CPU that it took this process and PostgreSQL."""
+    def _cost(self, action: Callable[[], None]) -> tuple[float, float]:
+        """Return the CPU seconds of this process and of PostgreSQL."""
         theirs, ours = self._postgres_cpu_s(), time.process_time()
-        what()
+        action()
         return time.process_time() - ours, self._postgres_cpu_s() - theirs
 
     def _cpu_s(self, mark: str) -> float:
@@ -205,14 +207,16 @@ class Bench:
         return self._cpu_s("granian")
 
     def _wait_for_acks(self, generation: int) -> None:
-        """Return when the whole fleet has reported a table."""
+        """Wait until the whole fleet has reported the table. Raises SystemExit on timeout."""
         from apps.rollouts.models import Instance
 
         acked = Instance.objects.filter(applied_generation__gte=generation)
         until = time.monotonic() + ACKS_WITHIN_S
         while acked.count() < self.size.instances:
             if time.monotonic() > until:
-                raise SystemExit(f"not all of the fleet acked generation {generation} in time")
+                raise SystemExit(
+                    f"not all instances acked generation {generation} within {ACKS_WITHIN_S:g} s"
+                )
             time.sleep(0.02)
 
     def _newest(self) -> int:
@@ -225,7 +229,7 @@ class Bench:
 
         return PublishedTable.objects.filter(generation__gt=generation).count()
 
-    def _judged(self) -> int:
+    def _evaluation_count(self) -> int:
         from apps.rollouts.models import Evaluation
 
         return Evaluation.objects.values("rollout", "at").distinct().count()
@@ -240,8 +244,8 @@ class Bench:
 
 
 @contextmanager
-def _profiled(is_wanted: bool) -> Iterator[None]:
-    if not is_wanted:
+def _profiled(is_enabled: bool) -> Iterator[None]:
+    if not is_enabled:
         yield
         return
     import cProfile

@@ -1,9 +1,9 @@
-"""A quota is one number for the fleet: what instances let pass in ten seconds, whatever asks where.
+"""Measures how exactly a fleet enforces a quota: requests admitted in 10 s, by type of load.
 
-Ledgers and leases are those of the data plane, against a real Redis; instances and workers are
-parts of this process, which asks them as connections would. The last rows ask real instances over
-HTTP. Each row prints the mean of its windows of ten seconds, the first of them after a rest, when
-a burst may come at once.
+Ledgers and leases are those of the data plane, with a real Redis. Instances and workers are
+simulated in this process, which calls them as connections would. The last rows send HTTP requests
+to real instances. Each row is the mean of its windows of 10 s. The first window follows a rest, so
+that it may have a burst.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from embedded.valkey import find_server
 
 WINDOW_S = 10.0
 BAR = 0.05
-# Of what is refused below the quota, which nobody should notice.
+# The largest allowed share of rejected requests below the quota.
 REFUSED_MAX = 0.01
 KEY = "bench"
 OUTCOME = {"unit_id": "u", "metric": "m", "value": 1}
@@ -45,7 +45,7 @@ OUTCOME = {"unit_id": "u", "metric": "m", "value": 1}
 
 @dataclass(frozen=True)
 class Case:
-    """A fleet and who asks it: `load` is a multiple of the rate, `skew` says where."""
+    """A fleet and its load: `load` is a multiple of the rate, `skew` its distribution."""
 
     instances: int
     workers: int
@@ -59,7 +59,7 @@ class Case:
         burst = f", burst {self.burst:g}" if self.burst is not None else ""
         return (
             f"{self.instances} × {self.workers}, {self.connections} connections, {self.skew}, "
-            f"{self.rate:g}/s asked {self.load:g}-fold{burst}"
+            f"{self.rate:g}/s with {self.load:g}-fold load{burst}"
         )
 
 
@@ -84,23 +84,23 @@ UNDER = (
 
 @dataclass
 class Count:
-    """What passed, by instant, and what was refused."""
+    """The times of admitted requests, and the number of rejected ones."""
 
-    passed: list[float] = field(default_factory=list)
-    refused: int = 0
+    admitted: list[float] = field(default_factory=list)
+    rejected: int = 0
 
     def within(self, start: float, seconds: float = WINDOW_S) -> int:
-        return sum(start <= at < start + seconds for at in self.passed)
+        return sum(start <= at < start + seconds for at in self.admitted)
 
 
 def main() -> int:
-    """Print a row for each bar; return 1 where one is missed."""
+    """Print a row for each bar; return 1 if one is missed."""
     parser = argparse.ArgumentParser(prog="./run bench quota", description=__doc__)
-    parser.add_argument("--windows", type=int, default=3, help="of ten seconds, for each row")
+    parser.add_argument("--windows", type=int, default=3, help="windows of 10 s per row")
     parser.add_argument("--together", type=int, default=2, help="rows measured at a time")
     options = parser.parse_args(sys.argv[2:])
     print(f"{machine()}; {options.windows} windows of {WINDOW_S:g} s\n")
-    print("| what | bar | measured ± s.e. | |\n| --- | --- | --- | --- |", flush=True)
+    print("| case | bar | measured ± s.e. | |\n| --- | --- | --- | --- |", flush=True)
     with valkey() as url:
         missed = asyncio.run(_fleets(url, options.windows, options.together))
         missed += asyncio.run(_without_redis())
@@ -109,13 +109,13 @@ def main() -> int:
     return int(missed > 0)
 
 
-def report(what: str, bar: str, values: Sequence[float], is_kept: Callable[[float], bool]) -> int:
-    """Print a row; return 1 when a window misses its bar."""
+def report(label: str, bar: str, values: Sequence[float], is_kept: Callable[[float], bool]) -> int:
+    """Print a row; return 1 if a window misses its bar."""
     error = stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
     kept = all(map(is_kept, values))
     worst = ", ".join(f"{value:.3f}" for value in values)
     mark = "yes" if kept else f"**missed**: {worst}"
-    print(f"| {what} | {bar} | {mean(values):.3f} ± {error:.3f} | {mark} |", flush=True)
+    print(f"| {label} | {bar} | {mean(values):.3f} ± {error:.3f} | {mark} |", flush=True)
     return int(not kept)
 
 
@@ -123,7 +123,7 @@ def report(what: str, bar: str, values: Sequence[float], is_kept: Callable[[floa
 
 
 class Fleet:
-    """Instances of some workers, each worker an entry of its instance's ledger."""
+    """Instances with workers; each worker is an entry of its instance's ledger."""
 
     def __init__(self, folder: Path, url: str, case: Case) -> None:
         self.case = case
@@ -145,7 +145,7 @@ class Fleet:
         tenants = {entries[0].number: ("tenant", self.limits)}
         self.ledgers += ledgers
         self.entries.append(entries)
-        # The other workers only look whether this one has ended.
+        # The other workers only check whether this one has ended.
         lock = folder / "quotas.lock"
         self.leases.append(Leases(ledgers[0], self._client, name, lambda: tenants, lock))
 
@@ -165,7 +165,7 @@ class Fleet:
             ledger.close()
 
     def place(self, number: int) -> Entry:
-        """Return the worker that connection `number` is with."""
+        """Return the worker of connection `number`."""
         case = self.case
         if case.skew == "one takes most" and number % 10:
             return self.entries[0][0]
@@ -174,8 +174,8 @@ class Fleet:
         rng = random.Random(number)
         return rng.choice(rng.choice(self.entries))
 
-    async def ask(self, seconds: float) -> Count:
-        """Ask from all connections for so long."""
+    async def send_requests(self, seconds: float) -> Count:
+        """Send requests from all connections for `seconds`."""
         count = Count()
         until = monotonic() + seconds
         pause_s = self.case.connections / (self.case.rate * self.case.load)
@@ -192,12 +192,12 @@ class Fleet:
         while due < until:
             await asyncio.sleep(max(0.0, due - monotonic()))
             now = monotonic()
-            # One that is behind its time does not ask all at once.
+            # A late connection does not send the missed requests at once.
             due = max(due + pause_s, now)
             if entry.take(now, 1.0) == 0.0:
-                count.passed.append(now)
+                count.admitted.append(now)
             else:
-                count.refused += 1
+                count.rejected += 1
 
 
 @asynccontextmanager
@@ -206,7 +206,7 @@ async def a_fleet(url: str, case: Case) -> AsyncIterator[Fleet]:
         fleet = Fleet(Path(folder), url, case)
         fleet.start()
         try:
-            # Until each instance knows of all the others.
+            # Wait until each instance knows all others.
             await asyncio.sleep(1.5)
             yield fleet
         finally:
@@ -215,7 +215,7 @@ async def a_fleet(url: str, case: Case) -> AsyncIterator[Fleet]:
 
 async def _fleets(url: str, windows: int, together: int) -> int:
     gate = asyncio.Semaphore(together)
-    # Each fleet has a database of its own.
+    # Each fleet has its own database.
     missed = await asyncio.gather(
         *(
             _measure(gate, f"{url.rpartition('/')[0]}/{number}", case, windows)
@@ -228,13 +228,13 @@ async def _fleets(url: str, windows: int, together: int) -> int:
 async def _measure(gate: asyncio.Semaphore, url: str, case: Case, windows: int) -> int:
     async with gate, a_fleet(url, case) as fleet:
         start = monotonic()
-        count = await fleet.ask(windows * WINDOW_S)
+        count = await fleet.send_requests(windows * WINDOW_S)
     quota = case.rate * WINDOW_S
     if case.load > 1:
         parts = [count.within(start + i * WINDOW_S) / quota for i in range(windows)]
         return report(str(case), "1 ± 0.05 of the quota", parts, is_within)
-    refused = [count.refused / max(1, len(count.passed) + count.refused)]
-    return report(f"{case}: refused", f"≤ {REFUSED_MAX:g}", refused, lambda x: x <= REFUSED_MAX)
+    rejected = [count.rejected / max(1, len(count.admitted) + count.rejected)]
+    return report(f"{case}: rejected", f"≤ {REFUSED_MAX:g}", rejected, lambda x: x <= REFUSED_MAX)
 
 
 def is_within(part: float) -> bool:
@@ -242,33 +242,33 @@ def is_within(part: float) -> bool:
 
 
 async def _without_redis() -> int:
-    """Redis goes and comes back: a share each meanwhile, and no more than a burst in between."""
+    """Stop and restart Redis: each worker gets its share meanwhile, and at most a burst passes."""
     case = Case(4, 2, 40)
     missed = 0
     with ExitStack() as servers:
         server = servers.enter_context(Server())
         async with a_fleet(server.url, case) as fleet:
-            asking = asyncio.create_task(fleet.ask(45))
+            requests = asyncio.create_task(fleet.send_requests(45))
             await asyncio.sleep(12)
             server.stop()
-            gone_at = monotonic()
+            stopped_at = monotonic()
             await asyncio.sleep(13)
             alone = [not ledger.is_leased(monotonic()) for ledger in fleet.ledgers]
             server.start()
-            back_at = monotonic()
-            count = await asking
+            restarted_at = monotonic()
+            count = await requests
             leased = [ledger.is_leased(monotonic()) for ledger in fleet.ledgers]
     quota = case.rate * WINDOW_S
-    while_gone = count.within(gone_at + 3) / quota
-    missed += report("Redis is gone: all shares together", "1 ± 0.05", [while_gone], is_within)
-    across = count.within(back_at - 5) / quota
-    missed += report(
-        "ten seconds across its return, which began empty", "≤ 1.05", [across], lambda x: x <= 1.05
+    without_redis = count.within(stopped_at + 3) / quota
+    missed += report("without Redis: all shares together", "1 ± 0.05", [without_redis], is_within)
+    across = count.within(restarted_at - 5) / quota
+    missed += report("10 s across the restart of Redis", "≤ 1.05", [across], lambda x: x <= 1.05)
+    after = count.within(restarted_at + 5) / quota
+    missed += report("after the restart of Redis", "1 ± 0.05", [after], is_within)
+    is_correct = float(all(alone) and all(leased))
+    return missed + report(
+        "each worker knows whether it has a lease", "1", [is_correct], lambda x: x == 1
     )
-    after = count.within(back_at + 5) / quota
-    missed += report("after its return", "1 ± 0.05", [after], is_within)
-    told = float(all(alone) and all(leased))
-    return missed + report("each worker knows which it is", "1", [told], lambda x: x == 1)
 
 
 # --- real instances ------------------------------------------------------------------------------
@@ -299,20 +299,20 @@ def _live(url: str, windows: int) -> int:
             ("one keep-alive connection on one of 4 + 2 workers", [planes[0].port]),
             ("40 connections over both instances", [plane.port for plane in planes] * 20),
         ):
-            start, count = asyncio.run(_ask_live(ports, windows * WINDOW_S, rate * 4))
+            start, count = asyncio.run(_send_live(ports, windows * WINDOW_S, rate * 4))
             parts = [count.within(start + i * WINDOW_S) / (rate * WINDOW_S) for i in range(windows)]
-            asked = (len(count.passed) + count.refused) / (windows * rate * WINDOW_S)
-            row = f"over HTTP: {what}, asked {asked:.1f}-fold"
+            load = (len(count.admitted) + count.rejected) / (windows * rate * WINDOW_S)
+            row = f"over HTTP: {what}, {load:.1f}-fold load"
             missed += report(row, "1 ± 0.05 of the quota", parts, is_within)
     return missed
 
 
-async def _ask_live(ports: list[int], seconds: float, rate: float) -> tuple[float, Count]:
+async def _send_live(ports: list[int], seconds: float, rate: float) -> tuple[float, Count]:
     count = Count()
     async with AsyncExitStack() as stack:
         clients = []
         for port in ports:
-            # Nothing is encrypted, and certificates take long to read.
+            # There is no TLS here, and loading certificates takes long.
             client = httpx.AsyncClient(
                 base_url=f"http://127.0.0.1:{port}", timeout=10, verify=False
             )
@@ -330,20 +330,20 @@ async def _client(
     while due < start + seconds:
         await asyncio.sleep(max(0.0, due - monotonic()))
         due = max(due + pause_s, monotonic())
-        answer = await client.post("/outcomes", json=OUTCOME, headers={"x-api-key": KEY})
-        if answer.status_code == 202:
-            count.passed.append(monotonic())
-        elif answer.status_code == 429:
-            count.refused += 1
+        response = await client.post("/outcomes", json=OUTCOME, headers={"x-api-key": KEY})
+        if response.status_code == 202:
+            count.admitted.append(monotonic())
+        elif response.status_code == 429:
+            count.rejected += 1
         else:
-            raise SystemExit(f"{answer.status_code}: {answer.text}")
+            raise SystemExit(f"{response.status_code}: {response.text}")
 
 
 # --- Redis ---------------------------------------------------------------------------------------
 
 
 class Server:
-    """A Redis without persistence, on a port of its own."""
+    """A Redis without persistence, on its own port."""
 
     def __init__(self) -> None:
         self._port = free_port()
@@ -356,13 +356,13 @@ class Server:
             "--save", "", "--appendonly", "no",
         ]  # fmt: skip
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        # Until it listens, its port looks free to whoever asks for one.
+        # Wait until it listens; before that, its port looks free to other processes.
         for _ in range(500):
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", self._port)) == 0:
                     return
             time.sleep(0.02)
-        raise SystemExit("Redis did not start")
+        raise SystemExit("Redis did not start within 10 s")
 
     def stop(self) -> None:
         if self._process is not None:

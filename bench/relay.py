@@ -1,4 +1,4 @@
-"""A process that only passes bytes on, in both directions: what a hop costs whatever it does."""
+"""A process that only forwards bytes in both directions, to measure the cost of a hop."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import uvloop
 
 
 class Side(asyncio.Protocol):
-    """One of the two connections of a pair; what it receives goes out on the other."""
+    """One of the two connections of a pair; it forwards received bytes to the other."""
 
     def __init__(self, upstream_port: int | None) -> None:
-        # Where to connect to when a client comes; None on the side towards the server.
+        # The port to connect to for a new client; None on the side of the server.
         self.upstream_port = upstream_port
         self.transport: asyncio.Transport | None = None
         self.other: Side | None = None

@@ -1,7 +1,7 @@
-"""A model whose rows say what they cost: one number in, the milliseconds that it takes, and out.
+"""A model with a settable cost per row: the input is its duration in milliseconds, and the output.
 
-It does one batch after the other, with a cost that grows by the row. It sleeps instead of
-computing, so that on two cores nobody takes its time away.
+It processes batches in sequence; the cost of a batch is the sum of its rows. It sleeps instead of
+computing, so that other processes on two cores do not affect it.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ output [ {{ name: "took_ms" data_type: TYPE_FP32 dims: [ 1 ] }} ]
 instance_group [ {{ count: 1 kind: KIND_CPU }} ]
 {extra}
 """
-# While the file `drain` lies beside it, it answers at once: what waits from one run must not burden
-# the next.
+# While a file `drain` exists beside it, the model responds at once, so that the backlog of one run
+# does not affect the next.
 MODEL = """
 import os
 import time
@@ -60,7 +60,7 @@ class TritonPythonModel:
 
 
 def write(repository: Path, name: str, extra: str = AS_SERVED) -> None:
-    """Put the model into a Triton repository; `extra` is appended to its configuration."""
+    """Write the model to a Triton repository; `extra` is appended to its configuration."""
     version = repository / name / "1"
     version.mkdir(parents=True, exist_ok=True)
     (repository / name / "config.pbtxt").write_text(CONFIG.format(name=name, extra=extra))
@@ -68,7 +68,7 @@ def write(repository: Path, name: str, extra: str = AS_SERVED) -> None:
 
 
 def drain(repository: Path, name: str, *, on: bool) -> None:
-    """Let the model answer at once (`on`), or take its time again."""
+    """Make the model respond at once (`on`), or with its normal duration."""
     flag = repository / name / "1" / "drain"
     if on:
         flag.touch()
@@ -77,6 +77,6 @@ def drain(repository: Path, name: str, *, on: bool) -> None:
 
 
 def body(*costs_ms: float) -> bytes:
-    """Return a request of rows that cost so much."""
+    """Return a request of rows with these costs."""
     tensor = {"name": "cost_ms", "datatype": "FP32", "shape": [len(costs_ms), 1], "data": costs_ms}
     return orjson.dumps({"inputs": [tensor]})

@@ -1,7 +1,7 @@
-"""Runs the demo while busy loops take nine tenths of each core, and says how it went.
+"""Runs the demo while busy loops use 90 % of each core, and prints the result.
 
-It takes about ten times as long as the demo on a quiet machine, and fails where the demo does or
-where the loops did not get their share.
+It takes about ten times as long as the demo on an idle machine. It fails if the demo fails or if
+the loops did not get their share.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ from bench.busy import LOWEST, Yielding, busy
 from embedded.state import ROOT
 
 SHARE = 0.9
-# Of the share asked for: what the loops must really have had, or the machine was not busy.
+# The smallest valid part of the requested share that the loops must have used.
 TAKEN_MIN = 0.85
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="./run bench slow", description=__doc__)
-    parser.add_argument("--share", type=float, default=SHARE, help="of each core (default: 0.9)")
-    parser.add_argument("--state-dir", help="where the stack's state and logs stay afterwards")
+    parser.add_argument(
+        "--share", type=float, default=SHARE, help="share of each core for the loops (default: 0.9)"
+    )
+    parser.add_argument("--state-dir", help="where the stack keeps its state and logs afterwards")
     options = parser.parse_args(sys.argv[2:])
     began = time.monotonic()
     with (
@@ -35,7 +37,7 @@ def main() -> int:
     shares = ", ".join(f"{share:.0%}" for share in taken)
     print(f"demo: exit code {code} after {time.monotonic() - began:.0f} s; loops took {shares}")
     if min(taken) < TAKEN_MIN * options.share:
-        print("the loops did not get their share: others were busy as well, or it was not kept")
+        print("the loops did not get their share, so that the machine was not busy as requested")
         return 1
     return code
 
@@ -43,7 +45,7 @@ def main() -> int:
 def _play(state_dir: str) -> int:
     """Run the demo at the lowest priority; return its exit code."""
     command = [sys.executable, "-m", "embedded", "demo", "--exit", "--state-dir", state_dir]
-    # By the command: what runs between fork and exec must not be Python.
+    # By a command, since no Python code may run between fork and exec.
     demo = subprocess.Popen(["nice", "-n", str(LOWEST), *command], cwd=ROOT, start_new_session=True)
     yielding = Yielding(demo.pid)
     yielding.start()

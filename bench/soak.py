@@ -1,7 +1,7 @@
-"""Memory and answers of one instance under a constant rate for a long time: `./run soak`.
+"""Measures memory and responses of one instance at a constant rate over a long time: `./run soak`.
 
-Half of the requests bring rows that nobody sent before, so that every bounded memory (units,
-exposures, cache, shapes) fills to its bound. The table has 1,000 models.
+Half of the requests have new rows, so that every bounded structure (units, exposures, cache,
+shapes) fills to its limit. The routing table has 1,000 models.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ROWS = 20_000
 
 
 def main() -> None:
-    """Print a line for each round of the models until the time is over."""
+    """Print a line per round over the models until the time is over."""
     parser = argparse.ArgumentParser(prog="soak")
     parser.add_argument("--minutes", type=float, default=60.0)
     options = parser.parse_args(sys.argv[2:])

@@ -1,8 +1,8 @@
-"""What `./run up` costs: CPU-seconds until it is ready, and what each process holds at rest.
+"""Measures the cost of `./run up`: CPU-seconds until ready, and each process's memory at rest.
 
-The stack is started twice on a directory of its own, without MLflow: the first start makes the
-databases, the second one is measured. Resident memory counts a page that processes share once for
-each of them, proportional memory once in all.
+The stack is started twice on its own directory, without MLflow: the first start creates the
+databases, the second one is measured. Resident memory counts a shared page once per process,
+proportional memory once in total.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from embedded.resource_usage import Usage, descendants, usage_of
 from embedded.stack import PART_NAMES, running
 
 PARTS = frozenset(PART_NAMES) - {"mlflow"}
-# Until what runs after the start has run: first ticks, first requests.
+# The time for work after the start: first ticks, first requests.
 SETTLE_S = 20.0
 REST_S = 20.0
 MB = 1_000_000
-# How the processes of a part are told from others, the most particular first.
+# The mark in the command line that identifies a part, most specific first.
 MARKS = {
     "embedded up": "supervisor",
     "dataplane.worker": "data plane, worker",
@@ -40,14 +40,14 @@ MARKS = {
 
 @dataclass(frozen=True)
 class Start:
-    """One start: seconds until ready, and what each process had used by then and uses at rest."""
+    """One start: seconds until ready, and the usage of each process by then and at rest."""
 
     took_s: float
     at_ready: list[Usage]
     at_rest: list[Usage]
-    # CPU-seconds of commands that had ended by then: migrate, bootstrap, the self-test.
+    # CPU-seconds of commands that ended before ready: migrate, bootstrap, the self-test.
     commands_cpu_s: float
-    # The part of a core that all together take at rest.
+    # The share of a core that all processes use at rest.
     rest_share: float
 
     @property
@@ -100,16 +100,16 @@ def _row(name: str, count: int, cpu_s: float, rows: list[Usage]) -> None:
 
 
 def _used_s(usage: Usage) -> float:
-    """Return the CPU of a process and of its children that ended, such as PostgreSQL's sessions.
+    """Return the CPU of a process and its ended children, such as PostgreSQL's sessions.
 
-    Those of the supervisor are commands, which have a row of their own.
+    The children of the supervisor are commands, which have their own row.
     """
     is_supervisor = _name(usage) == MARKS["embedded up"]
     return usage.cpu_s + (0.0 if is_supervisor else usage.children_cpu_s)
 
 
 def _cpu_s(root: int) -> float:
-    """Return the CPU of all, and of their children that have ended."""
+    """Return the CPU of all processes and of their ended children."""
     return sum(u.cpu_s + u.children_cpu_s for u in usage_of(descendants(root)))
 
 

@@ -1,8 +1,8 @@
-"""Routing tables: what a big one costs, and how soon a published one reaches requests.
+"""Measures the cost of large routing tables, and the time until a published table serves requests.
 
-A control plane of a few lines publishes tables to one instance over HTTP and a real Redis. The
-event loop of the instance is watched from outside: while tables are applied, a client asks on one
-connection without a pause, and the longest answer shows the longest stop.
+A minimal control plane publishes tables to one instance over HTTP and a real Redis. To observe
+stalls of the instance's event loop, a client sends requests on one connection without a pause while
+tables are applied; the longest response shows the longest stall.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ CHANGES = 50
 
 
 class Publisher:
-    """Stands where the control plane is: serves the newest table, and wakes the instance."""
+    """A minimal control plane: serves the newest table, and wakes the instance."""
 
     def __init__(self, redis_url: str) -> None:
         self.document = b""
@@ -50,7 +50,7 @@ class Publisher:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
-            # Otherwise a body would wait until its head is acknowledged.
+            # With Nagle's algorithm a body would wait until its head is acknowledged.
             disable_nagle_algorithm = True
 
             def do_GET(self) -> None:
@@ -82,8 +82,8 @@ class Publisher:
         self._redis.publish(CHANNEL, str(generation))
 
 
-class Asker:
-    """Asks for the health page as fast as one connection goes, in a process of its own."""
+class HealthProbe:
+    """Requests the health page on one connection without a pause, in its own process."""
 
     def __init__(self, port: int) -> None:
         self._done = multiprocessing.Event()
@@ -101,7 +101,7 @@ class Asker:
         self._times_ms.put(times_ms)
 
     def stop(self) -> list[float]:
-        """Return the times of all answers, in order."""
+        """Return the times of all responses, sorted."""
         self._done.set()
         times_ms = sorted(self._times_ms.get())
         self._process.join()
@@ -109,7 +109,7 @@ class Asker:
 
 
 def main() -> None:
-    """Print what tables of 10, 1,000 and 10,000 models cost."""
+    """Print the cost of tables with 10, 1,000 and 10,000 models."""
     parser = argparse.ArgumentParser(prog="bench tables")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3.0)
@@ -138,7 +138,7 @@ Planes = dict[int, tuple[Process, Publisher]]
 
 
 def print_throughput(planes: Planes, options: argparse.Namespace) -> None:
-    """Print requests a second and memory by the size of the table."""
+    """Print requests per second and memory by table size."""
     targets = [
         Target(str(others), process.port, "/v2/models/plain/infer", process.pids)
         for others, (process, _) in planes.items()
@@ -161,22 +161,22 @@ def print_throughput(planes: Planes, options: argparse.Namespace) -> None:
 
 
 def print_changes(planes: Planes, triton: int) -> None:
-    """Print how soon published tables reach requests, and for how long nothing else ran."""
+    """Print the time until published tables serve requests, and the stalls of the event loop."""
     print(f"\n### {CHANGES} published tables, one change each\n")
-    print("| models | table MB | published → next request, p50 ms | p99 ms | other answers "
+    print("| models | table MB | published → next request, p50 ms | p99 ms | other responses "
           "meanwhile, p99.9 ms | at rest | longest meanwhile, ms | at rest |")  # fmt: skip
     print("| --- " * 8 + "|")
     for others, (process, publisher) in planes.items():
-        asker = Asker(process.port)
+        probe = HealthProbe(process.port)
         time.sleep(5.0)
-        calm = asker.stop()
+        calm = probe.stop()
         documents = [table(triton, others, generation) for generation in range(2, 2 + CHANGES)]
-        asker = Asker(process.port)
+        probe = HealthProbe(process.port)
         delays = sorted(
             publish_and_wait(process.port, publisher, document, generation)
             for generation, document in enumerate(documents, 2)
         )
-        busy = asker.stop()
+        busy = probe.stop()
         cells = [
             f"{others:,}",
             f"{len(documents[0]) / 1e6:.2f}",
@@ -190,7 +190,7 @@ def print_changes(planes: Planes, triton: int) -> None:
 
 
 def publish_and_wait(port: int, publisher: Publisher, document: bytes, generation: int) -> float:
-    """Publish a table; return the milliseconds until a prediction says that it serves from it."""
+    """Publish a table; return the milliseconds until a prediction has its generation."""
     path = "/v2/models/plain/infer"
     request = {"inputs": [{"name": "features", "datatype": "FP32", "shape": [1, 4],
                            "data": [5.1, 3.5, 1.4, 0.2]}]}  # fmt: skip
@@ -199,9 +199,9 @@ def publish_and_wait(port: int, publisher: Publisher, document: bytes, generatio
         started_at = time.perf_counter()
         publisher.publish(document, generation)
         while True:
-            answer = client.post(path, json=request)
-            answer.raise_for_status()
-            if int(answer.headers["x-interlock-generation"]) == generation:
+            response = client.post(path, json=request)
+            response.raise_for_status()
+            if int(response.headers["x-interlock-generation"]) == generation:
                 return (time.perf_counter() - started_at) * 1000
 
 

@@ -1,6 +1,6 @@
-"""The stand that the benchmarks of the data plane use: a real Triton and Redis, our process, peers.
+"""The setup of the data plane's benchmarks: a real Triton and Redis, our process, and peers.
 
-Everything of the data plane is on: an API key, a canary and an experiment on other models,
+All features of the data plane are on: an API key, a canary and an experiment on other models, and
 telemetry and exposures to a real Redis.
 """
 
@@ -46,20 +46,20 @@ UNITS = 1_000
 
 @dataclass(frozen=True)
 class Target:
-    """Somebody to ask; `processes` are its own, those of Triton come on top."""
+    """A server to send requests to; `processes` are its own, without those of Triton."""
 
     name: str
     port: int
     path: str
     processes: tuple[int, ...] = ()
     width: int = 4
-    # Different rows asked for, in turn.
+    # The number of different rows, in turn.
     rows: int = 1
-    # Header lines that go with each request.
+    # The header lines of each request.
     headers: str = f"content-type: application/json\r\nx-api-key: {KEY}\r\n"
 
     def requests(self) -> list[str]:
-        """Return the requests that take turns: each has a unit of its own."""
+        """Return the requests to send in turn, each with its own unit."""
         bodies = [flowers.body(self.width, i / 1_000).decode() for i in range(self.rows)]
         count = max(UNITS, self.rows)
         return [
@@ -71,7 +71,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Sample:
-    """One run: requests a second, milliseconds, errors, CPU microseconds a request."""
+    """One run: requests per second, milliseconds, errors, CPU microseconds per request."""
 
     per_second: float
     p50_ms: float
@@ -83,7 +83,7 @@ class Sample:
 
 
 def sample(target: Target, connections: int, seconds: float, rate: float | None = None) -> Sample:
-    """Run the load generator once and see what CPU it cost."""
+    """Run the load generator once, and measure the CPU time of the servers."""
     job = Job(target.port, connections, seconds, target.requests(), rate)
     servers = {*target.processes, *_model_servers()}
     before = {pid: cpu_s(pid) for pid in servers}
@@ -98,17 +98,17 @@ def sample(target: Target, connections: int, seconds: float, rate: float | None 
 
 
 def check(target: Target) -> None:
-    """Make sure that the target answers rightly before it is timed."""
+    """Assert that the target returns the right outputs before it is measured."""
     headers = {"content-type": "application/json", "x-api-key": KEY}
     url = f"http://127.0.0.1:{target.port}{target.path}"
-    answer = httpx.post(url, content=flowers.body(target.width), headers=headers)
-    answer.raise_for_status()
-    names = [output["name"] for output in answer.json()["outputs"]]
-    assert names == ["probabilities", "label"], answer.text
+    response = httpx.post(url, content=flowers.body(target.width), headers=headers)
+    response.raise_for_status()
+    names = [output["name"] for output in response.json()["outputs"]]
+    assert names == ["probabilities", "label"], response.text
 
 
 def _model_servers() -> list[int]:
-    found = []
+    pids = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
@@ -116,12 +116,12 @@ def _model_servers() -> list[int]:
             except OSError:
                 continue
             if program.endswith(MODEL_SERVERS):
-                found.append(int(entry.name))
-    return found
+                pids.append(int(entry.name))
+    return pids
 
 
 def cpu_s(pid: int) -> float:
-    """Return the CPU seconds that a process used so far."""
+    """Return the CPU seconds of a process so far."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -130,7 +130,7 @@ def cpu_s(pid: int) -> float:
 
 
 def resident_mb(pid: int) -> float:
-    """Return the resident memory of a process."""
+    """Return the resident memory of a process in MB."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
@@ -142,7 +142,7 @@ def family(pid: int) -> tuple[int, ...]:
 
 
 def machine() -> str:
-    """Return the machine's name for the head of a table."""
+    """Return the description of the machine for the head of a table."""
     model = next(
         (
             line.partition(":")[2].strip()
@@ -158,7 +158,7 @@ def machine() -> str:
 
 
 def route(name: str, width: int = 4, **changes: object) -> ModelRoute:
-    """Return a model of which Triton has `name.1` and `name.2`."""
+    """Return a model with the Triton models `name.1` and `name.2`."""
     settings: dict[str, object] = {
         "signature": flowers.signature(width),
         "stable": "1",
@@ -185,7 +185,7 @@ EXPERIMENT = ExperimentSplit(
 
 
 def models(others: int = 0) -> dict[str, ModelRoute]:
-    """Return the models of the benchmarks, and `others` that nobody asks for."""
+    """Return the models of the benchmarks, and `others` without requests."""
     plain = route("flowers")
     return {
         "plain": plain,
@@ -199,7 +199,7 @@ def models(others: int = 0) -> dict[str, ModelRoute]:
 
 
 def table(triton_port: int, others: int = 0, generation: int = 1) -> bytes:
-    """Return a routing table with everything on."""
+    """Return a routing table with all features on."""
     digest = hashlib.sha256(KEY.encode()).hexdigest()
     return encode(
         RoutingTable(
@@ -214,7 +214,7 @@ def table(triton_port: int, others: int = 0, generation: int = 1) -> bytes:
 
 
 def write_models(repository: Path) -> None:
-    """Put what the tables name into Triton's repository, and the same with Triton's batcher on."""
+    """Write the models of the tables to Triton's repository, also with Triton's batcher on."""
     for name, width in (("flowers", 4), ("wide", 768)):
         for version in ("1", "2"):
             flowers.write(repository, f"{name}.{version}", width=width)
@@ -249,9 +249,9 @@ def running_process(
     environ: dict[str, str] | None = None,
     source: Path | None = None,
 ) -> Iterator[Process]:
-    """Run a server until the block ends; it is up when a GET of `path` is answered below 500.
+    """Run a server until the block ends; it is up when a GET of `path` has a status below 500.
 
-    `source` is the checkout whose code it runs; by default the present directory.
+    `source` is the checkout whose code it runs; by default the current directory.
     """
     popen = subprocess.Popen(
         [sys.executable, *command],
@@ -277,13 +277,14 @@ def data_plane(
     source: Path | None = None,
     **settings: str,
 ) -> Iterator[Process]:
-    """Run an instance that starts from a stored table: it needs no control plane.
+    """Run an instance that starts from a stored table, without a control plane.
 
-    `source` is the checkout whose data plane it is; by default the present directory.
+    `source` is the checkout whose data plane it is; by default the current directory.
     """
     folder.mkdir(parents=True)
     (folder / "routing-table.json").write_bytes(stored_table)
-    # A new home sends nothing before a report of it was taken, and nobody takes any here.
+    # A new instance sends nothing until its first report is accepted; there is no control plane
+    # here.
     (folder / "home").write_text("bench")
     port = free_port()
     environ = {
@@ -311,4 +312,4 @@ def _wait_until_up(popen: subprocess.Popen[bytes], url: str) -> None:
         except httpx.TransportError:
             pass
         time.sleep(0.05)
-    raise SystemExit(f"nothing answers at {url}")
+    raise SystemExit(f"{url} does not answer within 20 s")

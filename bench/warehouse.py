@@ -1,7 +1,7 @@
-"""How long the same statistics take from Parquet files, by DuckDB through Ibis.
+"""Measures the time of the same statistics from Parquet files, with DuckDB through Ibis.
 
-Exposures and outcomes are raw rows here: units' values are made in the query, which PostgreSQL's
-fold has done before `bench experiments` looks at its clock.
+Exposures and outcomes are raw rows here, so that the query also computes the units' values. In
+`bench experiments` PostgreSQL has folded them before the measurement starts.
 """
 
 from __future__ import annotations
@@ -49,11 +49,13 @@ ROWS = {
 
 
 def main() -> None:
-    """Print how long it takes by units."""
+    """Print the time by number of units."""
     parser = argparse.ArgumentParser(prog="bench warehouse", description=__doc__)
     parser.add_argument("--units", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
-    parser.add_argument("--url", default="duckdb://", help="with settings of DuckDB's, if any")
-    parser.add_argument("--large", action="store_true", help="10,000,000 units as well")
+    parser.add_argument(
+        "--url", default="duckdb://", help="Ibis URL, which may have DuckDB settings"
+    )
+    parser.add_argument("--large", action="store_true", help="measure 10,000,000 units as well")
     options = parser.parse_args(sys.argv[2:])
     print(f"{machine()}; DuckDB in this process, 10 metrics, {OUTCOMES_PER_UNIT} outcomes a unit")
     with (
@@ -70,7 +72,7 @@ def main() -> None:
 
 
 def _row(world: World, units: int, directory: Path, url: str) -> str:
-    from apps.experiments.sufficient_statistics import gather
+    from apps.experiments.sufficient_statistics import collect_statistics
     from apps.experiments.warehouse.source import connect
     from apps.lib.clock import database_now
 
@@ -84,10 +86,10 @@ def _row(world: World, units: int, directory: Path, url: str) -> str:
     size_mb = sum(path.stat().st_size for path in files.values()) / 1e6
     started = perf_counter()
     source = connect(url, **{name: str(path) for name, path in files.items()})
-    found = gather(world.experiment, database_now(), source)
+    statistics = collect_statistics(world.experiment, database_now(), source)
     took_s = perf_counter() - started
-    assert sum(found.data.exposed.values()) > 0.99 * units
-    # Of this process since it began; sizes grow.
+    assert sum(statistics.data.exposed.values()) > 0.99 * units
+    # The peak of this process since its start; the sizes grow.
     peak_gb = getrusage(RUSAGE_SELF).ru_maxrss / 1e6
     speed = f"{took_s:>8.2f}s {units / took_s:>12,.0f}"
     return f"{units:>12,} {size_mb:>7.0f} MB {speed} {peak_gb:>5.1f} GB"

@@ -1,8 +1,8 @@
-"""How units' values spread: the order statistics of quantiles, and the counts of charts.
+"""Computes the order statistics of quantiles and the bin counts of charts, in PostgreSQL.
 
-One scan serves all metrics of a kind. A quantile's ranks are exact: a sample only says between
-which two values to look, and who lies there is sorted; whatever the sample got wrong is found by
-counting, and then all values are sorted instead.
+One scan serves all metrics of a kind. The ranks of a quantile are exact: a sample gives two bounds,
+and only the values between them are sorted. Counts verify the bounds; if they do not enclose the
+ranks, all values are sorted.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from apps.experiments.models import Metric
 from apps.experiments.stats.comoments import Comoments
 from apps.experiments.stats.data import OrderStatistics
 from apps.experiments.stats.quantiles import SPARSE_REACH, ranks_of, value_rank
-from apps.experiments.unit_query import Scan, ask, values
+from apps.experiments.unit_query import Scan, fetch_rows, values
 
 BINS = 40
-# Charts of more units than this are drawn from about as many.
+# With more units than this, a chart uses a sample of about this size.
 DRAWN_MAX = 50_000
-# Where an arm has more units than this, a sample of about as many says where to look.
+# With more units in an arm than this, a sample of about this size gives the bounds to search.
 SORTED_MAX = 100_000
-# The sample's bounds enclose the ranks that are asked for, and the sample's own error, by so many
-# of its standard errors on each side.
+# The distance of the sample's bounds from the quantile, in standard errors of the sample. It covers
+# the ranks of the query and the error of the sample.
 REACH = SPARSE_REACH + 2.0
 
-# By a metric's place and by arm.
+# By the metric's index and by arm.
 Moments = Mapping[int, Mapping[str, Comoments]]
 Orders = dict[tuple[int, str], OrderStatistics]
 Counts = dict[tuple[int, str], tuple[int, ...]]
@@ -37,8 +37,8 @@ Edges = dict[int, tuple[float, ...]]
 
 
 @dataclass(frozen=True)
-class _Rank:
-    """The ranks that are asked of one metric of one arm."""
+class _RankQuery:
+    """The ranks to read for one metric in one arm."""
 
     place: int
     arm: str
@@ -57,7 +57,7 @@ class _Rank:
 
 @dataclass(frozen=True)
 class _Near:
-    """How many units of an arm have a value: `key`, or an infinity for those far away."""
+    """The units of an arm with the value `key`; an infinite key counts all distant values."""
 
     key: float
     count: int
@@ -69,25 +69,27 @@ class _Near:
 
 
 def order_statistics(scan: Scan, moments: Moments) -> Orders:
-    """Return the order statistics of each quantile metric and arm that has units."""
-    asked = [
-        _Rank(place, arm, found.n, columns.metric.quantile_ppm / 1_000_000)
+    """Return the order statistics of each quantile metric and arm with units."""
+    queries = [
+        _RankQuery(place, arm, comoments.n, columns.metric.quantile_ppm / 1_000_000)
         for place, columns in enumerate(scan.metrics)
         if columns.metric.quantile_ppm
-        for arm, found in moments[place].items()
-        if found.n
+        for arm, comoments in moments[place].items()
+        if comoments.n
     ]
-    large = [rank for rank in asked if rank.n > SORTED_MAX]
-    found = _narrowed(scan, large) if large else {}
-    return found | _sorted(scan, [rank for rank in asked if (rank.place, rank.arm) not in found])
+    large = [rank for rank in queries if rank.n > SORTED_MAX]
+    orders = _narrowed(scan, large) if large else {}
+    return orders | _sorted(
+        scan, [rank for rank in queries if (rank.place, rank.arm) not in orders]
+    )
 
 
-def _sorted(scan: Scan, asked: Sequence[_Rank]) -> Orders:
-    """Sort all values; of a metric, each arm is asked for the ranks of all arms."""
-    found: Orders = {}
-    for place in sorted({rank.place for rank in asked}):
-        arms = [rank for rank in asked if rank.place == place]
-        # percentile_disc takes the first value whose cumulative share reaches the fraction.
+def _sorted(scan: Scan, queries: Sequence[_RankQuery]) -> Orders:
+    """Sort all values. Each arm is queried for the ranks of all arms of the metric."""
+    orders_by_arm: Orders = {}
+    for place in sorted({rank.place for rank in queries}):
+        arms = [rank for rank in queries if rank.place == place]
+        # percentile_disc returns the first value with a cumulative share of at least the fraction.
         fractions = [(number - 0.5) / rank.n for rank in arms for number in rank.ranks]
         sql = f"""
             SELECT variant_name,
@@ -95,14 +97,14 @@ def _sorted(scan: Scan, asked: Sequence[_Rank]) -> Orders:
             FROM ({_values_of(scan, place)}) AS seen GROUP BY variant_name
         """  # noqa: S608 (expressions of ours)
         parameters = {"fractions": fractions, "arms": [rank.arm for rank in arms]}
-        answers = dict(ask(sql, scan.parameters | parameters))
+        answers = dict(fetch_rows(sql, scan.parameters | parameters))
         start, orders = 0, []
         for rank in arms:
             end = start + len(rank.ranks)
             orders.append((rank, rank.order(answers[rank.arm][start:end], 1)))
             start = end
-        found |= _with_ties(scan, place, orders)
-    return found
+        orders_by_arm |= _with_ties(scan, place, orders)
+    return orders_by_arm
 
 
 def _values_of(scan: Scan, place: int) -> str:
@@ -116,7 +118,9 @@ def _values_of(scan: Scan, place: int) -> str:
     """  # noqa: S608 (expressions of ours)
 
 
-def _with_ties(scan: Scan, place: int, orders: Sequence[tuple[_Rank, OrderStatistics]]) -> Orders:
+def _with_ties(
+    scan: Scan, place: int, orders: Sequence[tuple[_RankQuery, OrderStatistics]]
+) -> Orders:
     """Count the values that equal their arm's quantile."""
     sql = f"""
         SELECT variant_name, count(*) FROM ({_values_of(scan, place)}) AS seen
@@ -128,26 +132,26 @@ def _with_ties(scan: Scan, place: int, orders: Sequence[tuple[_Rank, OrderStatis
         "arms": [rank.arm for rank, _ in orders],
         "quantiles": [order.value for _, order in orders],
     }
-    equal = dict(ask(sql, scan.parameters | parameters))
+    equal = dict(fetch_rows(sql, scan.parameters | parameters))
     return {
         (place, rank.arm): replace(order, equal=int(equal.get(rank.arm, 1)))
         for rank, order in orders
     }
 
 
-def _narrowed(scan: Scan, asked: Sequence[_Rank]) -> Orders:
-    """Sort only the values near each quantile; leave out what the sample did not enclose."""
-    bounds = _bounds(scan, asked)
+def _narrowed(scan: Scan, queries: Sequence[_RankQuery]) -> Orders:
+    """Sort only the values near each quantile; omit ranks that the sample did not enclose."""
+    bounds = _bounds(scan, queries)
     parameters: dict[str, Any] = {}
     keys = []
-    for place in sorted({rank.place for rank in asked}):
+    for place in sorted({rank.place for rank in queries}):
         value = values(scan, scan.metrics[place])[0]
         low, high = (_by_arm(f"{side}_{place}", parameters, place, bounds, i) for i, side in SIDES)
         keys.append(
             f"({place}, {value}, CASE WHEN {value} < {low} THEN '-Infinity'::float8"
             f" WHEN {value} <= {high} THEN {value} WHEN {value} > {high} THEN 'Infinity' END)"
         )
-    # Of the values that are far away, the extreme ones are asked for as well.
+    # The query also returns the extremes of the distant values.
     sql = f"""
         SELECT variant_name, place, key, count(*), min(value), max(value)
         FROM {scan.rows}
@@ -155,14 +159,14 @@ def _narrowed(scan: Scan, asked: Sequence[_Rank]) -> Orders:
         WHERE {scan.kept} AND key IS NOT NULL GROUP BY variant_name, place, key
     """  # noqa: S608 (expressions of ours)
     near: dict[tuple[int, str], list[_Near]] = {}
-    for arm, place, *row in ask(sql, scan.parameters | parameters):
+    for arm, place, *row in fetch_rows(sql, scan.parameters | parameters):
         near.setdefault((place, arm), []).append(_Near(*row))
-    found: Orders = {}
-    for rank in asked:
+    orders: Orders = {}
+    for rank in queries:
         order = _pick(rank, sorted(near.get((rank.place, rank.arm), []), key=lambda at: at.key))
         if order is not None:
-            found[rank.place, rank.arm] = order
-    return found
+            orders[rank.place, rank.arm] = order
+    return orders
 
 
 SIDES = ((0, "low"), (1, "high"))
@@ -175,7 +179,7 @@ def _by_arm(
     bounds: Mapping[tuple[int, str], tuple[float, float]],
     side: int,
 ) -> str:
-    """Return the SQL of an arm's bound, NULL for an arm that has none."""
+    """Return the SQL of an arm's bound, NULL for an arm without one."""
     whens = []
     for i, ((of_place, arm), pair) in enumerate(sorted(bounds.items())):
         if of_place == place:
@@ -184,12 +188,14 @@ def _by_arm(
     return f"CASE variant_name {' '.join(whens)} END" if whens else "NULL::float8"
 
 
-def _bounds(scan: Scan, asked: Sequence[_Rank]) -> dict[tuple[int, str], tuple[float, float]]:
+def _bounds(
+    scan: Scan, queries: Sequence[_RankQuery]
+) -> dict[tuple[int, str], tuple[float, float]]:
     """Return two values that very likely enclose the ranks of each metric and arm."""
-    every = max(1, min(rank.n for rank in asked) // SORTED_MAX)
-    found: dict[tuple[int, str], tuple[float, float]] = {}
-    for place in sorted({rank.place for rank in asked}):
-        arms = [rank for rank in asked if rank.place == place]
+    every = max(1, min(rank.n for rank in queries) // SORTED_MAX)
+    bounds: dict[tuple[int, str], tuple[float, float]] = {}
+    for place in sorted({rank.place for rank in queries}):
+        arms = [rank for rank in queries if rank.place == place]
         quantile = arms[0].quantile
         sampled = min(rank.n for rank in arms) / every
         reach = REACH * math.sqrt(quantile * (1.0 - quantile) / sampled)
@@ -202,24 +208,24 @@ def _bounds(scan: Scan, asked: Sequence[_Rank]) -> dict[tuple[int, str], tuple[f
             WHERE value IS NOT NULL GROUP BY variant_name
         """  # noqa: S608 (expressions of ours)
         parameters = {"shares": [max(0.0, low), min(1.0, high)], "every": every}
-        for arm, (lowest, highest) in ask(sql, scan.parameters | parameters):
+        for arm, (lowest, highest) in fetch_rows(sql, scan.parameters | parameters):
             if arm in {rank.arm for rank in arms}:
-                found[place, arm] = (
+                bounds[place, arm] = (
                     lowest if low > 0.0 else -math.inf,
                     highest if high < 1.0 else math.inf,
                 )
-    return found
+    return bounds
 
 
-def _pick(rank: _Rank, near: Sequence[_Near]) -> OrderStatistics | None:
-    """Return the values at the ranks, or None when one lies below or above what was counted."""
+def _pick(rank: _RankQuery, near: Sequence[_Near]) -> OrderStatistics | None:
+    """Return the values at the ranks, or None if one lies outside the counted values."""
     cumulated = list(accumulate(each.count for each in near))
     if not near or cumulated[-1] != rank.n:
         return None
     picked = []
     for number in rank.ranks:
         each = near[bisect_left(cumulated, number)]
-        # Of values that are far away only the extreme one is known.
+        # Of the distant values only the extreme one is known.
         if number in (1, rank.n):
             picked.append(each.lowest if number == 1 else each.highest)
         elif math.isinf(each.key):
@@ -236,7 +242,7 @@ def _pick(rank: _Rank, near: Sequence[_Near]) -> OrderStatistics | None:
 def distributions(scan: Scan, moments: Moments) -> tuple[Edges, Counts]:
     """Return each metric's edges between the extremes, and its arms' units per bin.
 
-    Mann and Whitney's test is computed from the counts, and so takes all units.
+    The Mann-Whitney test uses these counts, and so needs all units.
     """
     edges = edges_of(scan, moments)
     units = max((sum(arm.n for arm in moments[place].values()) for place in edges), default=0)
@@ -247,14 +253,14 @@ def distributions(scan: Scan, moments: Moments) -> tuple[Edges, Counts]:
 
 
 def edges_of(scan: Scan, moments: Moments) -> Edges:
-    """Return the edges of the bins of each metric whose units have values that differ."""
+    """Return the bin edges of each metric with different values."""
     edges = {}
     for place, columns in enumerate(scan.metrics):
-        # A proportion's rate says it all, and no unit has a ratio of its own.
+        # A proportion is determined by its rate, and a unit has no ratio of its own.
         if columns.metric.kind in {Metric.Kind.MEAN, Metric.Kind.QUANTILE}:
-            found = _edges(list(moments[place].values()))
-            if found:
-                edges[place] = found
+            metric_edges = _edges(list(moments[place].values()))
+            if metric_edges:
+                edges[place] = metric_edges
     return edges
 
 
@@ -273,15 +279,15 @@ def _counts(scan: Scan, edges: Edges, places: Sequence[int], every: int) -> Coun
         GROUP BY variant_name, place, bin
     """  # noqa: S608 (expressions of ours)
     parameters = {f"edges_{place}": list(edges[place]) for place in places} | {"every": every}
-    found: dict[tuple[int, str], list[int]] = {}
-    for arm, place, at_bin, n in ask(sql, scan.parameters | parameters):
+    bin_counts: dict[tuple[int, str], list[int]] = {}
+    for arm, place, at_bin, n in fetch_rows(sql, scan.parameters | parameters):
         if arm in scan.names:
-            found.setdefault((place, arm), [0] * (len(edges[place]) + 1))[at_bin] += n
-    return {key: tuple(counted) for key, counted in found.items()}
+            bin_counts.setdefault((place, arm), [0] * (len(edges[place]) + 1))[at_bin] += n
+    return {key: tuple(counted) for key, counted in bin_counts.items()}
 
 
 def _edges(arms: Sequence[Comoments]) -> tuple[float, ...]:
-    """Return edges that lie within four deviations of the mean; none when all values are alike."""
+    """Return edges within four standard deviations of the mean; none if all values are equal."""
     whole = Comoments.empty(1)
     for arm in arms:
         whole = whole.merge(Comoments(arm.n, arm.means[:1], (arm.product(0, 0),)))

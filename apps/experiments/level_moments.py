@@ -1,10 +1,10 @@
-"""Moments by variant, phase and level from PostgreSQL, with the digits that floats allow.
+"""Computes moments by variant, phase and level in PostgreSQL, with full float precision.
 
-PostgreSQL's own co-moments (Youngs and Cramer) cancel no sums of squares, but are sums about 0:
-where many units' mean is large against their spread, digits go, and a constant such as 0.3 seems
-to vary a little, about a mean that is a little off. Metrics of which that is so are summed again
-about their means (the two passes of Chan, Golub and LeVeque 1983). Third co-moments are made from
-sums of products of three, about the same place; of them fewer digits are wanted.
+PostgreSQL's own co-moments (Youngs and Cramer) do not subtract sums of squares, but their sums are
+about 0. If the mean is large relative to the standard deviation, digits are lost, and a constant
+such as 0.3 seems to vary a little about a slightly wrong mean. Such metrics are summed again about
+their means (the two passes of Chan, Golub and LeVeque 1983). Third co-moments come from sums of
+triple products about the same origin; they need fewer digits.
 """
 
 from __future__ import annotations
@@ -17,74 +17,78 @@ from typing import Any
 from apps.experiments.lifecycle import TENANT
 from apps.experiments.sources import LevelMoments
 from apps.experiments.stats.comoments import Comoments, Extremes, central_thirds, triples
-from apps.experiments.unit_query import Scan, ask, values
+from apps.experiments.unit_query import Scan, fetch_rows, values
 
-# A mean is off by up to n·2⁻⁵³ of itself, and known to √(variance/n): from mean²/variance · n of
-# this on, the former may be 10⁻⁵ of the latter at a million units, and grows as n does.
+# The relative rounding error of a mean is up to n·2⁻⁵³, and its standard error is √(variance/n).
+# From this value of mean²/variance · n on, the former may be 10⁻⁵ of the latter at a million units;
+# it grows with n.
 LOST = 1e10
-# PostgreSQL refuses a product that is too large for a float, or too small to be told from 0. Values
-# of up to 10¹²², and those that are 0 or differ from −NUDGE, have a third power at this scale.
+# PostgreSQL rejects a product that overflows or underflows a float. Values of up to 10¹²², and
+# those that are 0 or differ from −NUDGE, have a third power at this scale.
 NUDGE, SCALE = 1e-60, 1e-20
 
 
 def level_moments(scan: Scan, dimension: str) -> list[LevelMoments]:
-    """Return them in order of variant, phase and level; without a dimension the level is empty."""
-    found = _asked(scan, dimension, range(len(scan.metrics)))
+    """Return the moments by variant, phase and level, in this order.
+
+    Without a dimension the level is empty.
+    """
+    rows = _query_moments(scan, dimension, range(len(scan.metrics)))
     again = [
         place
         for place in range(len(scan.metrics))
-        if any(_lost_digits(row.moments[place]) for row in found)
+        if any(_lost_digits(row.moments[place]) for row in rows)
     ]
     if not again:
-        return found
-    closer = _asked(scan, dimension, again, found)
+        return rows
+    centred_rows = _query_moments(scan, dimension, again, rows)
     return [
-        replace(row, moments=_put(row.moments, again, near.moments))
-        for row, near in zip(found, closer, strict=True)
+        replace(row, moments=_replace_at(row.moments, again, centred.moments))
+        for row, centred in zip(rows, centred_rows, strict=True)
     ]
 
 
-def _put(
+def _replace_at(
     into: Sequence[Comoments], places: Sequence[int], moments: Sequence[Comoments]
 ) -> list[Comoments]:
     by_place = dict(zip(places, moments, strict=True))
     return [by_place.get(place, known) for place, known in enumerate(into)]
 
 
-def _lost_digits(found: Comoments) -> bool:
-    squares = (found.product(i, i) for i in range(len(found.means)))
+def _lost_digits(moments: Comoments) -> bool:
+    squares = (moments.product(i, i) for i in range(len(moments.means)))
     return any(
-        # Where nothing at all was summed up, the values are constant, and their sums exact.
-        square > 0.0 and (mean * found.n) ** 2 > LOST * square
-        for mean, square in zip(found.means, squares, strict=True)
+        # A sum of squares of exactly 0 means constant values with exact sums.
+        square > 0.0 and (mean * moments.n) ** 2 > LOST * square
+        for mean, square in zip(moments.means, squares, strict=True)
     )
 
 
-def _asked(
+def _query_moments(
     scan: Scan, dimension: str, places: Sequence[int], known: Sequence[LevelMoments] = ()
 ) -> list[LevelMoments]:
-    """Return the moments of the metrics at these places, about 0 or about the means of `known`."""
+    """Return the moments of these metrics, about 0 or about the means of `known`."""
     parts = [values(scan, scan.metrics[place]) for place in places]
     names = [[f"m{i}_{j}" for j in range(len(row))] for i, row in enumerate(parts)]
-    every = [name for row in names for name in row]
-    picked = zip(every, (sql for row in parts for sql in row), strict=True)
+    all_names = [name for row in names for name in row]
+    picked = zip(all_names, (sql for row in parts for sql in row), strict=True)
     level, parameter = _level(dimension) if dimension else ("''", "")
     centres = [[m for place in places for m in row.moments[place].means] for row in known]
-    about, parameters = _about(every, known, centres) if known else ("", {})
-    offs = [f"{m} - {m}_about AS {m}_off" for m in every if known]
+    about, parameters = _about(all_names, known, centres) if known else ("", {})
+    offs = [f"{m} - {m}_about AS {m}_off" for m in all_names if known]
     off = "_off" if known else ""
-    # Without the fence of OFFSET 0, PostgreSQL would work out a unit's values for each sum anew.
+    # Without OFFSET 0, PostgreSQL would compute a unit's values again for each sum.
     scaled = [f"({m}{' - ' + m + '_about' if known else ''} + {NUDGE!r}) * {SCALE!r} AS {m}_scaled"
-              for m in every]  # fmt: skip
+              for m in all_names]  # fmt: skip
     sums = [_sums(row, off) for row in names]
-    constants = [f"CASE WHEN min({m}) = max({m}) THEN min({m}) END" for m in every if known]
+    constants = [f"CASE WHEN min({m}) = max({m}) THEN min({m}) END" for m in all_names if known]
     sql = f"""
         WITH seen AS (
             SELECT variant_name, {scan.phase} AS phase, {level} AS level,
                 {", ".join(f"{v} AS {m}" for m, v in picked)}
             FROM {scan.rows} WHERE {scan.kept}
         ), near AS (
-            SELECT variant_name, phase, level, {", ".join([*every, *offs, *scaled])}
+            SELECT variant_name, phase, level, {", ".join([*all_names, *offs, *scaled])}
             FROM seen {about} OFFSET 0
         )
         SELECT variant_name, phase, level, count(*), {", ".join([*sums, *constants])}
@@ -92,24 +96,26 @@ def _asked(
         GROUP BY variant_name, phase, level
         ORDER BY variant_name COLLATE "C", phase, level COLLATE "C"
     """  # noqa: S608 (expressions of ours)
-    rows = ask(sql, scan.parameters | {"dimension": parameter} | parameters)
+    rows = fetch_rows(sql, scan.parameters | {"dimension": parameter} | parameters)
     widths = [len(row) for row in names]
-    found = [
+    moments = [
         LevelMoments(variant, phase, of_level, units, _read(iter(numbers), widths))
         for variant, phase, of_level, units, *numbers in rows
     ]
     if not known:
-        return found
+        return moments
     return [
-        replace(row, moments=_moved_back(row.moments, iter(centre), iter(numbers[-len(every) :])))
-        for row, centre, numbers in zip(found, centres, rows, strict=True)
+        replace(
+            row, moments=_moved_back(row.moments, iter(centre), iter(numbers[-len(all_names) :]))
+        )
+        for row, centre, numbers in zip(moments, centres, rows, strict=True)
     ]
 
 
 def _about(
     names: Sequence[str], known: Sequence[LevelMoments], centres: Sequence[Sequence[float]]
 ) -> tuple[str, dict[str, Any]]:
-    """Return the SQL that joins each unit to the means of its group, and the groups' values."""
+    """Return the SQL that joins each unit to the means of its group, and its parameters."""
     columns = [f"{name}_about" for name in names]
     of_columns = dict(zip(columns, map(list, zip(*centres, strict=True)), strict=True))
     listed = ", ".join(f"%({column})s::float8[]" for column in columns)
@@ -127,18 +133,20 @@ def _about(
 
 
 def _level(dimension: str) -> tuple[str, str]:
-    """Return the SQL of a unit's level of a dimension, and the parameter it takes."""
+    """Return the SQL of a unit's level of a dimension, and its parameter."""
     if dimension == TENANT:
         return "coalesce(nullif(tenant, ''), '(none)')", ""
     return "coalesce(attributes ->> %(dimension)s, '(none)')", dimension
 
 
 def _sums(names: Sequence[str], off: str) -> str:
-    """Return the SQL of a metric's count, means and products of deviations, as in `Comoments`, the
-    sums of products of three, and the extremes of its first value. `off` ends deviations' names.
+    """Return the SQL of a metric's sums.
 
-    Aggregates of the same arguments share one state in PostgreSQL, which is what a row costs: so
-    each pair of values is summed once, and means and squares come out of the pairs.
+    These are the count, the means and products of deviations, as in `Comoments`, the sums of triple
+    products, and the extremes of its first value. `off` is the suffix of the names of deviations.
+
+    Aggregates with the same arguments share one state in PostgreSQL, which determines the cost of a
+    row. So each pair of values is aggregated once, and means and squares come from the pairs.
     """
     row, first = [f"{name}{off}" for name in names], names[0]
     scaled = [f"{name}_scaled" for name in names]
@@ -178,11 +186,11 @@ def _comoments(numbers: Iterator[Any], k: int) -> Comoments:
 def _moved_back(
     moments: Sequence[Comoments], centres: Iterator[float], constants: Iterator[float | None]
 ) -> list[Comoments]:
-    """Return moments of deviations as those of the values."""
-    found = []
+    """Convert moments of deviations to moments of the values."""
+    shifted = []
     for each in moments:
         k = len(each.means)
         means = tuple(mean + at for mean, at in zip(each.means, islice(centres, k), strict=True))
         moved = replace(each, means=means) if each.n else each
-        found.append(moved.with_constants(list(islice(constants, k))))
-    return found
+        shifted.append(moved.with_constants(list(islice(constants, k))))
+    return shifted

@@ -1,7 +1,7 @@
-"""Judges a rollout's outcomes as an experiment judges a guardrail. Pure.
+"""Evaluates the outcomes of a rollout with the guardrail test of experiments. Pure functions.
 
-The estimate, what keeps it silent and the judgement of the margin are those of `stats`. A rollout's
-steps are phases there: shares differ between steps, so that units are compared inside each.
+The estimate, its minimum sample and the non-inferiority test come from `stats`. The steps of a
+rollout are phases there: shares differ between steps, so that units are compared within each step.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ from apps.rollouts.external_checks import Observation
 from apps.rollouts.verdicts import JSON, CheckResult, Verdict
 
 CANARY, CONTROL = "canary", "control"
-# More units than this are never said to be missing.
+# The largest number of missing units that a message states.
 MISSING_MAX = 1e9
 
 
-# --- what the decision log keeps ------------------------------------------------------------------
+# --- the format of the decision log
+# ------------------------------------------------------------------
 
 
 def to_json(metric: MetricData) -> dict[str, JSON]:
@@ -52,7 +53,10 @@ def to_json(metric: MetricData) -> dict[str, JSON]:
 
 
 def from_json(stored: Mapping[str, Any]) -> MetricData:
-    """Return what `to_json` was given. Raises msgspec.ValidationError for anything else."""
+    """Return the metric of a `to_json` document.
+
+    Raises msgspec.ValidationError if it is invalid.
+    """
     arms = {
         name: ArmData(
             msgspec.convert(arm["whole"], Comoments),
@@ -71,98 +75,101 @@ def from_json(stored: Mapping[str, Any]) -> MetricData:
 
 
 @dataclass(frozen=True)
-class Judged:
-    """What the canary's comparison with control came to, at the levels of a pass and of a fail.
+class Judgement:
+    """The comparison of canary and control, at the level of a pass and at that of a fail.
 
-    `gain` is how much better the canary is, in the metric's unit, None where it is not estimated;
-    `least_loss` how much worse it is at least, at the level of a fail, None without a bound.
+    `gain` is the estimated gain of the canary in the metric's unit, None without an estimate.
+    `least_loss` is the lower bound of its loss at the level of a fail, None without a bound.
     """
 
-    made: Estimate
+    estimate: Estimate
     to_pass: MarginVerdict
     to_fail: MarginVerdict
     least_loss: float | None
     gain: float | None
 
 
-def judge_outcome(check: CheckDocument, seen: Observation, settings: CheckSettings) -> CheckResult:
-    """Pass above −margin, fail below it, by bounds that hold at every look; else not decided.
+def judge_outcome(check: CheckDocument, observed: Observation, settings: CheckSettings) -> CheckResult:
+    """Return a pass above −margin, a fail below it, else no decision; valid at every look.
 
-    A pass is read at one-sided `alpha_promote`, a failure at `alpha` over the guardrails.
+    A pass uses the one-sided level `alpha_promote`, a fail `alpha` divided by the guardrails.
     """
     name, margin = check.setting("metric"), float(check.setting("margin"))
-    why = _nothing_in(seen)
-    if why:
-        return CheckResult(check.label, Verdict.NO_DATA, f"{name}: {why}", _left_out(seen))
-    metric = from_json(seen["data"])
+    reason = _no_data_reason(observed)
+    if reason:
+        return CheckResult(check.label, Verdict.NO_DATA, f"{name}: {reason}", _left_out(observed))
+    metric = from_json(observed["data"])
     metric = replace(metric, spec=replace(metric.spec, margin=margin))
-    judged = judge_metric(
+    judgement = judge_metric(
         metric,
         alpha_pass=settings.alpha_promote,
         alpha_fail=settings.alpha / settings.guardrails,
     )
-    verdict, why = _decide(judged, margin, _n(metric, CANARY))
-    evidence = {**_record(metric, judged), **_left_out(seen)}
-    return CheckResult(check.label, verdict, f"{_summary(metric, judged, seen)}: {why}", evidence)
-
-
-def judge_metric(metric: MetricData, *, alpha_pass: float, alpha_fail: float) -> Judged:
-    """Compare canary with control by the metric's margin, one-sided at each of the levels."""
-    made = estimates.of_arms(metric, CONTROL, CANARY)
-    better = metric.spec.is_increase_better
-    is_known = made.found.state in (State.OK, State.NO_VARIANCE)
-    # What bounds the loss from below is what bounds the gain from above.
-    mirrored = replace(metric, spec=replace(metric.spec, is_increase_better=not better))
-    return Judged(
-        made,
-        to_pass=_margin_verdict(metric, made, alpha_pass),
-        to_fail=_margin_verdict(metric, made, alpha_fail),
-        least_loss=_margin_verdict(mirrored, made, alpha_fail).bound,
-        gain=made.found.difference * (1.0 if better else -1.0) if is_known else None,
+    verdict, reason = _decide(judgement, margin, _n(metric, CANARY))
+    evidence = {**_record(metric, judgement), **_left_out(observed)}
+    return CheckResult(
+        check.label, verdict, f"{_summary(metric, judgement, observed)}: {reason}", evidence
     )
 
 
-def _margin_verdict(metric: MetricData, made: Estimate, alpha: float) -> MarginVerdict:
+def judge_metric(metric: MetricData, *, alpha_pass: float, alpha_fail: float) -> Judgement:
+    """Compare canary with control by the metric's margin, one-sided at each level."""
+    estimate = estimates.compare_arms(metric, CONTROL, CANARY)
+    better = metric.spec.is_increase_better
+    is_known = estimate.difference.state in (State.OK, State.NO_VARIANCE)
+    # The lower bound of the loss is the upper bound of the gain.
+    mirrored = replace(metric, spec=replace(metric.spec, is_increase_better=not better))
+    return Judgement(
+        estimate,
+        to_pass=_margin_verdict(metric, estimate, alpha_pass),
+        to_fail=_margin_verdict(metric, estimate, alpha_fail),
+        least_loss=_margin_verdict(mirrored, estimate, alpha_fail).bound,
+        gain=estimate.difference.effect * (1.0 if better else -1.0) if is_known else None,
+    )
+
+
+def _margin_verdict(metric: MetricData, estimate: Estimate, alpha: float) -> MarginVerdict:
     verdict = judge_margin(
         metric.spec,
-        made,
-        estimates.rare_events(metric, CONTROL, CANARY),
+        estimate,
+        estimates.rare_event_counts(metric, CONTROL, CANARY),
         alpha=alpha,
         planned_units=PLANNED_UNITS_DEFAULT,
         is_final=False,
         is_worse=False,
-        stopped="",
+        stop_reason="",
     )
     if verdict is None:
-        raise ValueError("a check of outcomes has a margin")
+        raise ValueError("an outcome check must have a margin")
     return verdict
 
 
-def _decide(judged: Judged, margin: float, canary_n: int) -> tuple[Verdict, str]:
-    low, loss, gain = judged.to_pass.bound, judged.least_loss, judged.gain
-    if judged.to_fail.state == "worse":
+def _decide(judgement: Judgement, margin: float, canary_n: int) -> tuple[Verdict, str]:
+    low, loss, gain = judgement.to_pass.bound, judgement.least_loss, judgement.gain
+    if judgement.to_fail.state == "worse":
         by = f", by {loss:.3g} at least" if loss is not None and loss > margin else ""
         return Verdict.FAIL, f"proven worse by more than the margin{by}"
-    if judged.to_pass.state == "not-worse":
+    if judgement.to_pass.state == "not-worse":
         by = f", by {max(0.0, -low):.3g} at most" if low is not None and low > -margin else ""
         return Verdict.PASS, f"proven not worse by the margin{by}"
-    if judged.made.found.state is State.INVALID_DATA:
-        return Verdict.PROVIDER_ERROR, judged.made.found.reason
+    if judgement.estimate.difference.state is State.INVALID_DATA:
+        return Verdict.PROVIDER_ERROR, judgement.estimate.difference.reason
     if low is None or loss is None or gain is None:
-        return Verdict.INSUFFICIENT_SAMPLE, judged.to_pass.reason
-    why = f"{judged.to_pass.reason} (better by {low:.3g} to {-loss:.3g})"
+        return Verdict.INSUFFICIENT_SAMPLE, judgement.to_pass.reason
+    reason = f"{judgement.to_pass.reason} (better by {low:.3g} to {-loss:.3g})"
     if gain < -margin:
         missing = _missing(canary_n, reach=-loss - gain, distance=-margin - gain)
-        return Verdict.INCONCLUSIVE, f"worse than the margin, but not proven: {why}{missing}"
-    return Verdict.INSUFFICIENT_SAMPLE, why + _missing(
+        return Verdict.INCONCLUSIVE, f"worse than the margin, but not proven: {reason}{missing}"
+    return Verdict.INSUFFICIENT_SAMPLE, reason + _missing(
         canary_n, reach=gain - low, distance=gain + margin
     )
 
 
 def _missing(n: int, *, reach: float, distance: float) -> str:
-    """Say about how many units of the canary decide if the difference stays: bounds narrow as √n.
+    """Return a text with the number of canary units for a decision if the difference stays.
 
-    `reach` is how far the bound lies from the difference, `distance` how far the margin does.
+    Bounds narrow as √n. `reach` is the distance from the difference to the bound, `distance` that
+    to the margin.
     """
     if not 0.0 < distance < reach:
         return ""
@@ -172,46 +179,47 @@ def _missing(n: int, *, reach: float, distance: float) -> str:
     return f"; if the difference stays, about {needed:,.0f} units of the canary decide it"
 
 
-# --- in words -------------------------------------------------------------------------------------
+# --- messages -------------------------------------------------------------------------------------
 
 
-def _nothing_in(seen: Observation) -> str:
-    """Return in words why there is nothing to judge, or nothing."""
-    if "strata" in seen:
-        return "an earlier release kept these statistics, and they are no longer read"
-    if "data" not in seen:
-        return str(seen.get("nothing") or "no unit of the canary has an outcome yet")
-    metric, units = from_json(seen["data"]), int(seen["exposed"]["canary"])
+def _no_data_reason(observed: Observation) -> str:
+    """Return why there are no data to evaluate, or an empty string."""
+    if "strata" in observed:
+        return "these statistics are in the format of an earlier release"
+    if "data" not in observed:
+        return str(observed.get("nothing") or "no unit of the canary has an outcome yet")
+    metric, units = from_json(observed["data"]), int(observed["exposed"]["canary"])
     if _n(metric, CANARY):
         return ""
     if not units:
-        return "no unit has met the canary alone yet"
-    if seen["window_s"]:
-        window = timedelta(seconds=int(seen["window_s"]))
-        return f"none of the canary's {units} units has an outcome and its time of {window} over"
+        return "no unit was exposed to the canary alone yet"
+    if observed["window_s"]:
+        window = timedelta(seconds=int(observed["window_s"]))
+        return f"none of the canary's {units} units has an outcome and a closed window of {window}"
     if metric.spec.kind == "quantile":
-        return f"no unit that first met the canary in step {seen['until_step'] + 1} has an outcome"
+        step = observed["until_step"] + 1
+        return f"no unit first exposed to the canary in step {step} has an outcome"
     return f"none of the canary's {units} units has an outcome yet"
 
 
-def _summary(metric: MetricData, judged: Judged, seen: Observation) -> str:
+def _summary(metric: MetricData, judgement: Judgement, observed: Observation) -> str:
     canary, control = (
         "–" if value is None else f"{value:.4g}"
-        for value in (_value(metric, judged, side) for side in (CANARY, CONTROL))
+        for value in (_value(metric, judgement, side) for side in (CANARY, CONTROL))
     )
-    over, of = judged.made.over, ""
+    phases, scope = judgement.estimate.phase_summary, ""
     if metric.spec.kind == "quantile":
-        of = f" of the units first met in step {seen['until_step'] + 1}"
-    elif over is not None and over.phases > 1:
-        of = f" on average over {over.phases} steps"
+        scope = f" of the units first exposed in step {observed['until_step'] + 1}"
+    elif phases is not None and phases.phases > 1:
+        scope = f" on average over {phases.phases} steps"
     n = f"n={_n(metric, CANARY)} vs {_n(metric, CONTROL)}"
-    without = f", {over.left_out} of them without a counterpart" if over and over.left_out else ""
+    left_out = f", {phases.left_out} of them not compared" if phases and phases.left_out else ""
     margin = f"margin {metric.spec.margin:g}"
-    return f"{metric.spec.name} {canary} vs stable {control}{of}, {margin}, {n}{without}"
+    return f"{metric.spec.name} {canary} vs stable {control}{scope}, {margin}, {n}{left_out}"
 
 
 def _n(metric: MetricData, side: str) -> int:
-    """Return how many units of a side have a value."""
+    """Return the number of units of an arm that have a value."""
     arm = metric.arms.get(side)
     if arm is None:
         return 0
@@ -220,31 +228,31 @@ def _n(metric: MetricData, side: str) -> int:
     return arm.comoments.n
 
 
-def _value(metric: MetricData, judged: Judged, side: str) -> float | None:
-    """Return the metric of a side: over several steps, as it is compared."""
+def _value(metric: MetricData, judgement: Judgement, side: str) -> float | None:
+    """Return the metric of an arm, over several steps as compared."""
     arm = metric.arms.get(side)
-    if judged.made.over is not None:
-        over = judged.made.over
-        return over.treatment if side == CANARY else over.control
+    if judgement.estimate.phase_summary is not None:
+        phases = judgement.estimate.phase_summary
+        return phases.treatment if side == CANARY else phases.control
     return estimates.value_of(metric.spec, arm) if arm else None
 
 
-def _record(metric: MetricData, judged: Judged) -> dict[str, JSON]:
-    found = judged.made.found
+def _record(metric: MetricData, judgement: Judgement) -> dict[str, JSON]:
+    difference = judgement.estimate.difference
     return {
         "n": _n(metric, CANARY),
         "canary_n": _n(metric, CANARY),
-        "canary_mean": _value(metric, judged, CANARY),
+        "canary_mean": _value(metric, judgement, CANARY),
         "control_n": _n(metric, CONTROL),
-        "control_mean": _value(metric, judged, CONTROL),
-        "better_by": judged.gain,
-        "low": judged.to_pass.bound,
-        "high": None if judged.least_loss is None else -judged.least_loss,
+        "control_mean": _value(metric, judgement, CONTROL),
+        "better_by": judgement.gain,
+        "low": judgement.to_pass.bound,
+        "high": None if judgement.least_loss is None else -judgement.least_loss,
         "margin": metric.spec.margin,
-        "test": found.test,
-        "standard_error": found.standard_error or None,
+        "test": difference.test,
+        "standard_error": difference.standard_error or None,
     }
 
 
-def _left_out(seen: Observation) -> dict[str, JSON]:
-    return {name: seen.get(name) for name in ("exposed", "met_both", "leaving", "until_step")}
+def _left_out(observed: Observation) -> dict[str, JSON]:
+    return {name: observed.get(name) for name in ("exposed", "met_both", "leaving", "until_step")}

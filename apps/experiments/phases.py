@@ -1,13 +1,12 @@
-"""Phases of an experiment's weights, and which units moved between them. Pure.
+"""Computes the weight phases of an experiment, and the buckets that move between them. Pure.
 
-A unit keeps the variant that it met first. When weights change, some buckets belong to another
-variant from then on: their units would meet it on return, so that only those who come seldom would
-stay in their first one. Such units are left out whether or not they came back, by their bucket,
-which says nothing about them.
+A unit keeps the variant of its first exposure. When weights change, some buckets get another
+variant: units in them that return would be exposed to it, so that only rare visitors would remain
+in their first variant. These units are excluded by bucket, whether or not they return; the bucket
+is independent of the outcome.
 
-Data planes take a change in within seconds. Whoever is met meanwhile is left out as well, of all
-buckets: else a unit could be in an arm that has no weight any more, and shares would be of neither
-phase.
+Data planes apply a change within seconds. Units exposed during that time are excluded in all
+buckets. Else a unit could be in an arm without weight, and the shares would match neither phase.
 """
 
 from __future__ import annotations
@@ -18,16 +17,17 @@ from datetime import datetime, timedelta
 
 from contract.bucketing import BUCKETS
 
-# Five times as long as a data plane waits between two looks for a new table.
+# Five times the interval at which a data plane polls for a new routing table.
 SETTLING = timedelta(seconds=10)
 
 
 @dataclass(frozen=True)
 class WeightPhase:
-    """From `at` on; `moved` are the half-open ranges of buckets that belong to another variant in
-    any later phase, and `shares` each variant's share of the buckets that stayed. `weights_bp` are
-    the variants' weights, in basis points. Units met before `settled_at` are in no arm; None: all
-    may be.
+    """A phase that starts at `at`.
+
+    `moved` are the half-open ranges of buckets that belong to another variant in a later phase.
+    `shares` are each variant's share of the buckets that did not move. `weights_bp` are the weights
+    in basis points. Units exposed before `settled_at` are in no arm; None means no such limit.
     """
 
     at: datetime
@@ -40,12 +40,12 @@ class WeightPhase:
 def phases_of(
     variants: Sequence[str], changes: Sequence[tuple[datetime, Mapping[str, int]]]
 ) -> list[WeightPhase]:
-    """Return the phases of `changes` (instant, {variant: basis points}) in their order.
+    """Return the phases of `changes`, (time, {variant: basis points}), in their order.
 
-    `variants` are in the order in which the split gives them their buckets.
+    `variants` are in the order in which the split assigns buckets.
     """
     owners = [_owners(variants, weights) for _, weights in changes]
-    found = []
+    phases = []
     for place, (at, weights) in enumerate(changes):
         stays = [
             all(later[b] == owners[place][b] for later in owners[place + 1 :])
@@ -59,12 +59,12 @@ def phases_of(
         shares = {name: kept[i] / total for i, name in enumerate(variants)}
         named = {name: weights.get(name, 0) for name in variants}
         settled_at = at + SETTLING if place else None
-        found.append(WeightPhase(at, _ranges(stays), shares, named, settled_at))
-    return found
+        phases.append(WeightPhase(at, _ranges(stays), shares, named, settled_at))
+    return phases
 
 
 def _owners(variants: Sequence[str], weights: Mapping[str, int]) -> list[int | None]:
-    """Return whose each bucket is, as `contract.routing.ExperimentSplit.variant_of` has it."""
+    """Return the variant index of each bucket, as `contract.routing.ExperimentSplit.variant_of`."""
     owners: list[int | None] = []
     for place, name in enumerate(variants):
         owners += [place] * weights.get(name, 0)
@@ -72,12 +72,12 @@ def _owners(variants: Sequence[str], weights: Mapping[str, int]) -> list[int | N
 
 
 def _ranges(stays: Sequence[bool]) -> tuple[tuple[int, int], ...]:
-    found: list[tuple[int, int]] = []
+    ranges: list[tuple[int, int]] = []
     start: int | None = None
     for bucket, stay in enumerate([*stays, True]):
         if not stay and start is None:
             start = bucket
         elif stay and start is not None:
-            found.append((start, bucket))
+            ranges.append((start, bucket))
             start = None
-    return tuple(found)
+    return tuple(ranges)

@@ -1,4 +1,4 @@
-"""Sufficient statistics from PostgreSQL: a few scans over the units' values that the fold made."""
+"""Sufficient statistics from PostgreSQL: a few scans over the folded units' values."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from apps.experiments.distributions import (
 from apps.experiments.level_moments import level_moments
 from apps.experiments.models import Experiment
 from apps.experiments.sources import LevelMoments, PhaseCount
-from apps.experiments.unit_query import Scan, ask
+from apps.experiments.unit_query import Scan, fetch_rows
 
 
 class Postgres:
-    """The source of those who do not outgrow it; see `sources.Source`."""
+    """The default source, without a warehouse; see `sources.Source`."""
 
     def missing_means(self, scan: Scan, places: Sequence[int]) -> list[float | None]:
         sql = f"""
@@ -28,7 +28,7 @@ class Postgres:
             FROM {scan.rows}
             WHERE experiment_id = %(experiment)s AND NOT crossed_over
         """  # noqa: S608 (numbers of ours)
-        return list(ask(sql, scan.parameters)[0])
+        return list(fetch_rows(sql, scan.parameters)[0])
 
     def phase_counts(self, scan: Scan) -> list[PhaseCount]:
         sql = f"""
@@ -39,7 +39,7 @@ class Postgres:
             FROM {scan.rows} WHERE experiment_id = %(experiment)s
             GROUP BY variant_name, phase
         """  # noqa: S608 (conditions of ours)
-        return [PhaseCount(*row) for row in ask(sql, scan.parameters)]
+        return [PhaseCount(*row) for row in fetch_rows(sql, scan.parameters)]
 
     def level_moments(self, scan: Scan, dimension: str) -> list[LevelMoments]:
         return level_moments(scan, dimension)

@@ -25,9 +25,9 @@ from apps.experiments.sources import Source
 from apps.experiments.states import ExperimentState
 from apps.experiments.stats.data import ExperimentData
 from apps.experiments.stats.report import make_report
-from apps.experiments.sufficient_statistics import Gathered, gather
+from apps.experiments.sufficient_statistics import ExperimentStatistics, collect_statistics
 from apps.experiments.unit_values import fold_all
-from apps.experiments.warehouse import the_source
+from apps.experiments.warehouse import configured_source
 from apps.lib.errors import Unavailable
 
 logger = logging.getLogger(__name__)
@@ -80,8 +80,8 @@ def compute_result(
     """
     try:
         with _consistent_reads():
-            source = source or the_source()
-            statistics = gather(experiment, now, source)
+            source = source or configured_source()
+            statistics = collect_statistics(experiment, now, source)
             report = make_report(
                 statistics.data,
                 alpha=experiment.alpha_ppm / 1_000_000,
@@ -210,7 +210,7 @@ def exposure_series(experiment: Experiment, now: datetime) -> dict[str, Any]:
     return {"at_ms": ends, "units": units}
 
 
-def _quality(experiment: Experiment, statistics: Gathered) -> dict[str, Any]:
+def _quality(experiment: Experiment, statistics: ExperimentStatistics) -> dict[str, Any]:
     """Return counts that describe the quality of the data."""
     exposed = sum(statistics.data.exposed.values())
     counted = sum(arm.comoments.n for arm in statistics.data.metrics[0].arms.values())
@@ -224,7 +224,7 @@ def _quality(experiment: Experiment, statistics: Gathered) -> dict[str, Any]:
         "crossed_over": statistics.crossed_over,
         "moved": statistics.moved,
         "waiting": exposed - counted,
-        "unknown_variants": dict(sorted(statistics.strangers.items())),
+        "unknown_variants": dict(sorted(statistics.unknown_variants.items())),
         "refused_outcomes": counts,
         "holdout": statistics.holdout_units,
     }
@@ -242,7 +242,7 @@ def _phases(data: ExperimentData) -> list[dict[str, Any]]:
     ]
 
 
-def _holdout(statistics: Gathered) -> dict[str, Any]:
+def _holdout(statistics: ExperimentStatistics) -> dict[str, Any]:
     """Return number and means of held-out units; they are in no arm and no comparison."""
     means: dict[str, float | None] = {}
     for metric in statistics.data.metrics:

@@ -1,13 +1,12 @@
-"""A rollout's units, read as an experiment's: two arms, and a phase of weights for each step.
+"""Reads a rollout's units as those of an experiment: two arms, and a weight phase for each step.
 
-Values are made by the SQL that makes those of experiments (`values`), caps, windows and missing
-outcomes are read by the same scan, and statistics come from the same source. Only who is in which
-arm is the rollout's own:
+The values come from the SQL of experiments (`unit_values`); the same scan applies caps, windows and
+missing outcomes, and the statistics come from the same source. The assignment to arms differs:
 
-* a unit that met both sides is in no arm;
-* nor is one of stable's that belongs to the canary by now: of those units whoever came back has met
-  both sides, so that those who come seldom would stay;
-* at 100 % there is no control: then all is as of the end of the last step that had one.
+* a unit that was exposed to both versions is in no arm;
+* a unit of stable whose bucket now belongs to the canary is in no arm: of these units, frequent
+  visitors were exposed to both versions, so that only rare visitors would remain;
+* at 100 % there is no control: the statistics are then as of the end of the last step with one.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from apps.experiments.outcome_judge import CANARY, CONTROL
 from apps.experiments.phases import WeightPhase
 from apps.experiments.postgres import Postgres
 from apps.experiments.stats.data import MetricData
-from apps.experiments.sufficient_statistics import metrics_of
+from apps.experiments.sufficient_statistics import collect_metrics
 from apps.experiments.unit_query import Scan
 from apps.experiments.unit_values import unit_values
 from apps.rollouts.models import Rollout
@@ -35,7 +34,7 @@ from apps.rollouts.states import Phase
 
 MET, ROWS = "rollout_met", "rollout_units"
 
-# What is read more than once is made once. Both live as long as the caller's savepoint at most.
+# Temporary tables for rows that several queries read. They exist within the caller's savepoint.
 CREATE_ROWS = f"""
     CREATE TEMPORARY TABLE {MET} (
         unit text, bucket integer, variant_name text, at timestamptz, tenant text,
@@ -73,8 +72,8 @@ FILL_MET = f"""
         tenant, also_tenants
     FROM met WHERE NOT is_both AND NOT is_leaving
 """  # noqa: S608 (constants of ours)
-# The planner must know how many units there are: for a hundred thousand, a lookup for each takes
-# three times as long as one join, and for a few a join goes through everybody's outcomes.
+# The planner needs the number of units: for 100,000, lookups take three times as long as a join,
+# and for a few units a join reads the outcomes of all units.
 COUNT_MET = f"ANALYZE {MET}"
 FILL_ROWS = f"""
     INSERT INTO {ROWS}
@@ -87,9 +86,9 @@ FILL_ROWS = f"""
 
 @dataclass(frozen=True)
 class Span:
-    """The steps of a rollout that had a control, by index, and when each began.
+    """The steps of a rollout with a control, by index, and their start times.
 
-    `until` is the end of the last of them, None while it goes on; `weight_bp` is its share.
+    `until` is the end of the last of them, None while it runs; `weight_bp` is its share.
     """
 
     steps: tuple[int, ...]
@@ -100,7 +99,7 @@ class Span:
 
 @dataclass(frozen=True)
 class RolloutUnits:
-    """A metric's statistics over the units that are in an arm, and how many are in none."""
+    """A metric's statistics, the units of each arm, and the units in no arm."""
 
     data: MetricData
     canary: int
@@ -110,14 +109,14 @@ class RolloutUnits:
 
 
 class _Source(Postgres):
-    """PostgreSQL without the counts of charts, which no check needs."""
+    """PostgreSQL without the counts for charts, which checks do not need."""
 
     def distributions(self, scan: Scan, moments: Moments) -> tuple[Edges, Counts]:
         return {}, {}
 
 
 def span_of(rollout: Rollout) -> Span | None:
-    """Return the steps so far that had a control, or None."""
+    """Return the steps so far that have a control, or None."""
     steps = from_json(rollout.plan_document).steps[: rollout.step_index + 1]
     begun = rollout.events.filter(to_state=Phase.BAKING, step_index__gte=0)
     starts = dict(begun.values_list("step_index").annotate(at=Min("at")))
@@ -142,17 +141,17 @@ def read_units(
     covariate_s: int = 0,
     before_each: Callable[[], None] = lambda: None,
 ) -> RolloutUnits:
-    """Return the metric's statistics as of `now`, or of the span's end. In a savepoint of its own.
+    """Return the metric's statistics as of `now`, or of the end of the span.
 
-    `metric` has `outcomes_of` and `divided_by` selected. `before_each` is called before each of the
-    statements that take long, so that the caller can bound them.
+    `metric` has `outcomes_of` and `divided_by` selected. The caller must open a savepoint.
+    `before_each` is called before each long statement, so that the caller can limit its time.
     """
-    # Never saved: it only says what its units are asked.
-    asked = Experiment(pk=rollout.pk, covariate_s=covariate_s)
+    # Never saved; it only carries the definition of the query.
+    experiment = Experiment(pk=rollout.pk, covariate_s=covariate_s)
     uses = [MetricUse(metric=metric, role=MetricUse.GUARDRAIL, position=0)]
-    columns = columns_of(asked, uses)
-    made = unit_values(columns, rollout.model.name, covariate_s, span.until)
-    parameters = made.parameters | {
+    columns = columns_of(experiment, uses)
+    values = unit_values(columns, rollout.model.name, covariate_s, span.until)
+    parameters = values.parameters | {
         "rollout": rollout.pk,
         "end": span.until or "infinity",
         "weight_bp": span.weight_bp,
@@ -162,18 +161,18 @@ def read_units(
         cursor.execute(COUNT_UNITS, parameters)
         both, leaving, canary, control = cursor.fetchone()
         cursor.execute(CREATE_ROWS)
-        for sql in (FILL_MET, COUNT_MET, FILL_ROWS.format(array=made.array, joins=made.joins)):
+        for sql in (FILL_MET, COUNT_MET, FILL_ROWS.format(array=values.array, joins=values.joins)):
             before_each()
             cursor.execute(sql, parameters)
         before_each()
         scan = Scan(
-            asked,
+            experiment,
             (CONTROL, CANARY),
-            tuple(metric_columns(asked, uses)),
+            tuple(metric_columns(experiment, uses)),
             tuple(WeightPhase(at, (), {}) for at in span.starts),
             span.until or now,
             rows=ROWS,
         )
-        (data,) = metrics_of(scan, _Source())
+        (data,) = collect_metrics(scan, _Source())
         cursor.execute(DROP_ROWS)
     return RolloutUnits(data, canary, control, both, leaving)

@@ -1,8 +1,8 @@
-"""What stable and a rollout's shadow answered to the same requests, held against the truth.
+"""Stores the paired predictions of stable and a rollout's shadow, and compares them with labels.
 
-The truth of a pair is the first outcome that names its request, or else the first one of its unit
-after the answer that names no request. Of a unit only the first pair is kept: a caller's requests
-are alike.
+The label of a pair is the first outcome with its request id, else the first outcome of its unit
+after the prediction without a request id. Only the first pair of each unit is kept, since the
+requests of one unit are similar.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from contract.messages import ShadowPair
 
 UNIT_MAX = 200
 TENANT_MAX = 100
-# More pairs than that tell nothing new, and each look reads them all.
+# The maximum number of pairs per rollout: more add little, and each evaluation reads all of them.
 PAIRS_MAX = 50_000
 EPOCH = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
 
@@ -40,8 +40,8 @@ INSERT = """
         %s::float8[], %s::float8[], %s::float8[], %s::float8[])
     ON CONFLICT DO NOTHING
 """
-# Two joins, since neither index serves both; an outcome that names the request goes first. The data
-# plane took it from nobody but who had sent that request.
+# Two joins, since no index serves both. An outcome with the request id has precedence; the data
+# plane accepts it only from the sender of that request.
 LABELLED = """
     WITH pair AS (
         SELECT id, unit, request_hash, at, tenant, {answer_of_stable} AS stable,
@@ -71,14 +71,14 @@ LABELLED = """
         ORDER BY id, later, occurred_at, event_id
     )
 """
-# By class a pair is lost where stable alone was right.
+# By class, a pair is lost if only stable was right.
 COUNT_CLASSES = """
     SELECT {grid} * ((stable = value)::int - (shadow = value)::int) AS place, count(*), 0.0,
         count(*) FILTER (WHERE stable = value AND shadow <> value),
         count(*) FILTER (WHERE stable <> value AND shadow = value)
     FROM truth GROUP BY 1
 """
-# By score it is lost where stable was nearer; how much is a share of the scale, 1 at most.
+# By score, a pair is lost if stable was closer. The loss is a share of the scale, at most 1.
 COUNT_SCORES = """
     , measured AS (
         SELECT abs(stable - value) AS stable_off, abs(shadow - value) AS shadow_off,
@@ -95,11 +95,12 @@ COUNT_SCORES = """
 
 @dataclass(frozen=True)
 class LabelledPairs:
-    """Pairs of a rollout: `pairs` have their truth, of which some were lost or won.
+    """The counts of a rollout's pairs.
 
-    `kept` are all that have such an answer of both, `unreadable` those that have not. `grid` holds
-    (place, weight): the losses of the pairs, from −1 to 1, in steps of 1/GRID; each is shared
-    between its two neighbours so that sums stay what they are.
+    `kept` have a prediction of this type from both versions, `unreadable` have not. `pairs` have a
+    label; `lost` and `won` are those that one version alone got right. `grid` holds (place,
+    weight): the losses from −1 to 1 in steps of 1/GRID. A loss between two places is divided
+    between them so that the sum is exact.
     """
 
     kept: int
@@ -111,22 +112,22 @@ class LabelledPairs:
 
 
 def request_hash(answer: str) -> int:
-    """Return the signed 64-bit hash of a request id's unique part, as the tables keep it."""
+    """Return the signed 64-bit hash of a request id's unique part, as stored."""
     (signed,) = to_signed((xxh3_64_intdigest(answer.encode()),))
     return signed
 
 
 def write_pairs(pairs: Sequence[ShadowPair], now: datetime) -> None:
-    """Keep the first pair of each unit, and of each request; those of no rollout are left out.
+    """Store the first pair of each unit and of each request; skip pairs without a rollout.
 
     Runs in the caller's transaction.
     """
-    wanted = _wanted({pair.shadow for pair in pairs})
+    rollouts = _open_rollouts({pair.shadow for pair in pairs})
     rows: dict[tuple[UUID, str, int], tuple[Any, ...]] = {}
     for pair in pairs:
-        if pair.shadow not in wanted or not _can_be(pair):
+        if pair.shadow not in rollouts or not _is_valid(pair):
             continue
-        key = wanted[pair.shadow], pair.unit, request_hash(pair.request)
+        key = rollouts[pair.shadow], pair.unit, request_hash(pair.request)
         at = min(EPOCH + timedelta(milliseconds=pair.at_ms), now)
         answers = (pair.stable_class, pair.shadow_class, pair.stable_score, pair.shadow_score)
         rows.setdefault(key, (*key, at, _tenant(pair), *answers))
@@ -141,8 +142,8 @@ def _tenant(pair: ShadowPair) -> str | None:
     return None if pair.tenant is None else pair.tenant.replace("\x00", "")[:TENANT_MAX]
 
 
-def _wanted(ids: set[str]) -> dict[str, UUID]:
-    """Return those of the ids that are rollouts with room for more pairs."""
+def _open_rollouts(ids: set[str]) -> dict[str, UUID]:
+    """Return the ids of rollouts that have not reached PAIRS_MAX."""
     uuids = {}
     for text in ids:
         try:
@@ -158,7 +159,7 @@ def _has_room(rollout_id: UUID) -> bool:
     return not rows[PAIRS_MAX - 1 : PAIRS_MAX].exists()
 
 
-def _can_be(pair: ShadowPair) -> bool:
+def _is_valid(pair: ShadowPair) -> bool:
     answers = (pair.stable_class, pair.shadow_class, pair.stable_score, pair.shadow_score)
     return (
         len(pair.unit) <= UNIT_MAX
@@ -171,9 +172,9 @@ def _can_be(pair: ShadowPair) -> bool:
 def read_pairs(
     rollout: Rollout, metric: Metric, *, scale: float | None, before_each: Callable[[], None]
 ) -> LabelledPairs:
-    """Return the rollout's pairs against the metric: by class, or by score where there is a scale.
+    """Return the rollout's pairs labelled by the metric: by class, or by score if `scale` is set.
 
-    `metric` has `outcomes_of` loaded. The scale is how far off counts as entirely wrong.
+    `metric` has `outcomes_of` loaded. An error of `scale` or more counts as entirely wrong.
     `before_each` is called before each statement.
     """
     by = "class" if scale is None else "score"
@@ -200,7 +201,7 @@ def read_pairs(
 
 
 def _shared(rows: Sequence[tuple[Any, ...]]) -> tuple[tuple[int, float], ...]:
-    """Return the weight of each place: of a loss between two places each gets its share."""
+    """Return the weight of each place; a loss between two places is divided between them."""
     weights: dict[int, float] = {}
     for place, n, above, *_ in rows:
         for at, weight in ((int(place), float(n) - float(above)), (int(place) + 1, float(above))):
@@ -209,14 +210,14 @@ def _shared(rows: Sequence[tuple[Any, ...]]) -> tuple[tuple[int, float], ...]:
     return tuple(sorted(weights.items()))
 
 
-def to_observation(metric: Metric, found: LabelledPairs) -> dict[str, JSON]:
-    """Return what `apps.rollouts.paired` judges."""
+def to_observation(metric: Metric, pairs: LabelledPairs) -> dict[str, JSON]:
+    """Return the observation that `apps.rollouts.paired` evaluates."""
     return {
         "metric": metric.name,
-        "kept": found.kept,
-        "unreadable": found.unreadable,
-        "pairs": found.pairs,
-        "lost": found.lost,
-        "won": found.won,
-        "grid": [[place, weight] for place, weight in found.grid],
+        "kept": pairs.kept,
+        "unreadable": pairs.unreadable,
+        "pairs": pairs.pairs,
+        "lost": pairs.lost,
+        "won": pairs.won,
+        "grid": [[place, weight] for place, weight in pairs.grid],
     }

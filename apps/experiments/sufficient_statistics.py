@@ -1,13 +1,13 @@
-"""Sufficient statistics of an experiment, from whatever source has its units' values.
+"""Computes the sufficient statistics of an experiment from its source of units' values.
 
-What counts, per unit, since the unit is what was randomised:
+The unit is the unit of randomisation and of analysis:
 
-* a unit that met two variants, or whose bucket moved when weights changed (`phases`), is in no arm;
-* with an attribution window a unit counts once its window is over, and not before;
-* a unit without an outcome waits and is in no mean, or is 0 where the metric says so;
-* a value counts as the metric's cap at most;
-* a unit is compared with those that were exposed under the same weights (`stats.strata`); quantiles
-  are those of the units that were exposed under the present ones.
+* a unit exposed to two variants is in no arm, nor is one whose bucket moved (`phases`);
+* with an attribution window a unit counts once its window is closed;
+* a unit without an outcome is in no mean, or counts as 0 if the metric says so;
+* a value is winsorised at the metric's cap;
+* a unit is compared with those exposed under the same weights (`stats.strata`); quantiles cover the
+  units exposed under the current weights.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from apps.experiments.stats.data import (
     Stratum,
 )
 from apps.experiments.unit_query import Scan, before
-from apps.experiments.warehouse import the_source
+from apps.experiments.warehouse import configured_source
 from contract.routing import HOLDOUT
 
 LEVELS_MAX = 50
@@ -49,20 +49,25 @@ Key = TypeVar("Key")
 
 
 @dataclass(frozen=True)
-class Gathered:
-    """What a result is made of: the statistics, and counts of who is in none of them."""
+class ExperimentStatistics:
+    """The input of a result: the statistics, and counts of the units that are not in them.
+
+    `unknown_variants` are units by variants that the experiment does not have.
+    """
 
     data: ExperimentData
     crossed_over: int = 0
     moved: int = 0
-    strangers: dict[str, int] = field(default_factory=dict)
+    unknown_variants: dict[str, int] = field(default_factory=dict)
     holdout_units: int = 0
     holdout: dict[str, Comoments] = field(default_factory=dict)
 
 
-def gather(experiment: Experiment, now: datetime, source: Source | None = None) -> Gathered:
-    """Return what was seen of the experiment until now, by `source` or the installation's own."""
-    source = source or the_source()
+def collect_statistics(
+    experiment: Experiment, now: datetime, source: Source | None = None
+) -> ExperimentStatistics:
+    """Return the statistics of the experiment as of `now`, from `source` or the configured one."""
+    source = source or configured_source()
     variants = list(experiment.variants.order_by("position"))
     uses = uses_of(experiment)
     scan = Scan(
@@ -91,21 +96,21 @@ def gather(experiment: Experiment, now: datetime, source: Source | None = None) 
         ),
         metrics=metrics,
     )
-    held = {
+    holdout_moments = {
         use.metric.name: whole[HOLDOUT][place] for place, use in enumerate(uses) if HOLDOUT in whole
     }
-    return Gathered(
+    return ExperimentStatistics(
         data,
         counted.crossed_over,
         counted.moved,
         {n: c for n, c in counted.exposed.items() if n not in {*scan.names, HOLDOUT}},
         counted.exposed.get(HOLDOUT, 0),
-        held,
+        holdout_moments,
     )
 
 
-def metrics_of(scan: Scan, source: Source) -> tuple[MetricData, ...]:
-    """Return the statistics of the scan's metrics alone: all that a rollout's check needs."""
+def collect_metrics(scan: Scan, source: Source) -> tuple[MetricData, ...]:
+    """Return the statistics of the scan's metrics only, as the checks of a rollout need them."""
     scan = _with_missing(scan, source)
     return _metrics_data(scan, source, *_cells(scan, source))
 
@@ -118,7 +123,7 @@ def _phases(experiment: Experiment, variants: Sequence[Variant]) -> list[WeightP
     return phases_of([variant.name for variant in variants], changes)
 
 
-# --- who is in which arm -------------------------------------------------------------------------
+# --- units by arm -------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -145,7 +150,7 @@ def _count(rows: Sequence[PhaseCount]) -> _Counted:
 
 
 def _with_missing(scan: Scan, source: Source) -> Scan:
-    """Look up what stands in for a covariate that a unit has not."""
+    """Return the scan with the values that replace a unit's missing covariate."""
     places = [p for metric in scan.metrics if metric.has_covariate for p in before(metric)]
     if not places:
         return scan
@@ -164,32 +169,33 @@ def _cells(scan: Scan, source: Source) -> tuple[Cells, dict[str, Cells]]:
 
 
 def _moments(scan: Scan, source: Source, dimension: str = "") -> Cells:
-    """Return the moments by (variant, stratum); levels with the fewest units are put together, so
-    that a page can show the rest.
+    """Return the moments by (variant, stratum).
+
+    Levels beyond the LEVELS_MAX largest are pooled.
     """
     rows = source.level_moments(scan, dimension)
     units: dict[str, int] = {}
     for row in rows:
         units[row.level] = units.get(row.level, 0) + row.units
     top = set(sorted(units, key=lambda level: (-units[level], level))[:LEVELS_MAX])
-    found: Cells = {}
+    cells: Cells = {}
     for row in rows:
         level = row.level if row.level in top else OTHER_LEVELS
-        _add(found, (row.variant, Stratum(row.phase, level)), row.moments)
-    return found
+        _add(cells, (row.variant, Stratum(row.phase, level)), row.moments)
+    return cells
 
 
 def _whole(cells: Cells) -> Whole:
-    """Return the moments of each variant, strata together."""
-    found: Whole = {}
+    """Return the moments of each variant, pooled over strata."""
+    whole: Whole = {}
     for (name, _), row in sorted(cells.items()):
-        _add(found, name, row)
-    return found
+        _add(whole, name, row)
+    return whole
 
 
 def _add(into: dict[Key, list[Comoments]], key: Key, row: list[Comoments]) -> None:
-    known = into.get(key)
-    into[key] = [a.merge(b) for a, b in zip(known, row, strict=True)] if known else row
+    existing = into.get(key)
+    into[key] = [a.merge(b) for a, b in zip(existing, row, strict=True)] if existing else row
 
 
 # --- metrics -------------------------------------------------------------------------------
@@ -226,12 +232,12 @@ def _metrics_data(
             _spec(columns),
             {
                 name: ArmData(
-                    comoments=found,
+                    comoments=comoments,
                     order=orders.get((place, name)),
                     counts=counts.get((place, name), ()),
                     strata={at: row[place] for (arm, at), row in strata.items() if arm == name},
                 )
-                for name, found in moments[place].items()
+                for name, comoments in moments[place].items()
             },
             edges.get(place, ()),
             {dimension: _by_level(scan, rows, place) for dimension, rows in levels.items()},
@@ -241,7 +247,7 @@ def _metrics_data(
 
 
 def _order_statistics(scan: Scan, source: Source, cells: Cells, moments: Moments) -> Orders:
-    """Return the order statistics of the units of the present phase."""
+    """Return the order statistics of the units of the current phase."""
     if len(scan.phases) == 1:
         return source.order_statistics(scan, moments)
     present = scan.present
@@ -257,7 +263,7 @@ def _order_statistics(scan: Scan, source: Source, cells: Cells, moments: Moments
 
 
 def _strata(scan: Scan, cells: Cells, levels: dict[str, Cells]) -> Cells:
-    """Return what estimates are stratified by: the phase, where there are more, and the level."""
+    """Return the moments by the strata of estimates: phase, if there are several, and level."""
     if scan.experiment.stratify_by:
         return levels.get(scan.experiment.stratify_by, {})
     if len(scan.phases) == 1:
@@ -266,22 +272,22 @@ def _strata(scan: Scan, cells: Cells, levels: dict[str, Cells]) -> Cells:
 
 
 def _by_phase(cells: Cells) -> Cells:
-    found: Cells = {}
+    merged: Cells = {}
     for (name, stratum), row in sorted(cells.items()):
-        _add(found, (name, Stratum(stratum.phase)), row)
-    return found
+        _add(merged, (name, Stratum(stratum.phase)), row)
+    return merged
 
 
 def _by_level(scan: Scan, cells: Cells, place: int) -> dict[str, dict[str, ArmData]]:
-    """Return one metric's units by level, in the order of their names, and arm."""
+    """Return one metric's units by level, sorted by name, and by arm."""
     parts: dict[tuple[str, str], dict[Stratum, Comoments]] = {}
     for (arm, stratum), row in sorted(cells.items()):
         if arm in scan.names:
             phases = parts.setdefault((stratum.level, arm), {})
             phases[Stratum(stratum.phase)] = row[place]
-    found: dict[str, dict[str, ArmData]] = {}
+    levels: dict[str, dict[str, ArmData]] = {}
     for (level, arm), phases in sorted(parts.items()):
         whole = reduce(Comoments.merge, phases.values())
         strata = phases if len(scan.phases) > 1 else {}
-        found.setdefault(level, {})[arm] = ArmData(whole, strata=strata)
-    return found
+        levels.setdefault(level, {})[arm] = ArmData(whole, strata=strata)
+    return levels

@@ -1,6 +1,7 @@
-"""Changing the weights of an experiment under way; the analysis knows, as the change is recorded.
+"""Changes the weights of a running experiment, and records the change for the analysis.
 
-Units keep the variant that they met first in the analysis, whatever their bucket belongs to later.
+In the analysis a unit keeps the variant of its first exposure, whatever variant its bucket gets
+later.
 """
 
 from __future__ import annotations
@@ -41,28 +42,28 @@ def change_weights(
     reason: str = "",
     revision: int | None = None,
 ) -> None:
-    """Give every variant the weight named for it, from the next table on.
+    """Set the weight of every variant, from the next routing table on.
 
-    Of a paused one they hold when it is resumed.
+    For a paused experiment the weights take effect when it is resumed.
 
     Raises:
-        Conflict: it is neither running nor paused, or was changed meanwhile.
+        Conflict: the experiment is neither running nor paused, or was changed meanwhile.
         Invalid: a variant is missing or unknown, or the weights do not sum to 10,000.
     """
     if experiment.state not in REWEIGHABLE:
         raise Conflict(
-            f"experiment {experiment.name} is {experiment.state}; weights change while it is "
-            "running or paused, those of a draft by editing it",
+            f"experiment '{experiment.name}' is {experiment.state}; weights can be changed only "
+            "while it is running or paused. To change a draft, edit it",
             state=experiment.state,
         )
     check_revision(experiment, revision)
     variants = variants_of(experiment)
     before = {variant.name: variant.weight_bp for variant in variants}
-    weights = _read(weights_bp, before)
+    weights = _ordered_weights(weights_bp, before)
     check_weights(weights, next(variant.name for variant in variants if variant.is_control))
     if weights == before:
-        raise Invalid("weights_bp: these are the weights already; nothing would change")
-    keep_result(experiment, "as it stood when weights were changed", actor, now)
+        raise Invalid("weights_bp: the weights are unchanged")
+    keep_result(experiment, "before a change of weights", actor, now)
     for variant in variants:
         variant.weight_bp = weights[variant.name]
         variant.save(update_fields=["weight_bp"])
@@ -71,33 +72,35 @@ def change_weights(
     generation = publish_table(
         reason=f"weights of experiment {experiment.name} changed", actor=actor, now=now
     )
-    told = reason or f"weights are {_say(weights)}"
-    compare_and_set(experiment, state_field="state", reason=told, generation=generation)
+    text = reason or f"weights are {_format_weights(weights)}"
+    compare_and_set(experiment, state_field="state", reason=text, generation=generation)
     WeightChange.objects.create(
-        experiment=experiment, at=now, weights_bp=weights, reason=told, actor=actor.name
+        experiment=experiment, at=now, weights_bp=weights, reason=text, actor=actor.name
     )
     evidence = {"before": before, "after": weights}
-    append_event(experiment, experiment.state, told, actor, now, evidence)
+    append_event(experiment, experiment.state, text, actor, now, evidence)
     record_audit(
         actor=actor,
         action="experiment.weights",
         target=experiment.name,
         before={"weights_bp": before},
-        after={"weights_bp": weights, "reason": told},
+        after={"weights_bp": weights, "reason": text},
     )
     enqueue_event(experiment, "experiment.weights", actor, now)
 
 
-def _read(weights_bp: Mapping[str, int], known: Mapping[str, int]) -> dict[str, int]:
-    """Return the weights in the variants' order. Raises Invalid unless each has one."""
+def _ordered_weights(weights_bp: Mapping[str, int], known: Mapping[str, int]) -> dict[str, int]:
+    """Return the weights in the variants' order. Raises Invalid if one is missing or unknown."""
     for name in weights_bp:
         if name not in known:
-            raise Invalid(f"weights_bp: there is no variant {name}; there are: {', '.join(known)}")
+            raise Invalid(f"weights_bp: unknown variant '{name}'; expected {', '.join(known)}")
     for name in known:
         if name not in weights_bp:
-            raise Invalid(f"weights_bp: variant {name} has none; name all, a treatment may get 0")
+            raise Invalid(
+                f"weights_bp: variant '{name}' is missing; set all weights, a treatment may get 0"
+            )
     return {name: weights_bp[name] for name in known}
 
 
-def _say(weights_bp: Mapping[str, int]) -> str:
+def _format_weights(weights_bp: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {weight / 100:g} %" for name, weight in weights_bp.items())

@@ -1,6 +1,6 @@
-"""The bars that decisions must clear, a module a section: what is allowed, and what is measured.
+"""Acceptance bars for decisions, one module per section.
 
-A bar is missed when the measured figure lies beyond its bound by more than two standard errors.
+A bar is missed if the measured value exceeds its bound by more than two standard errors.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import numpy as np
 
 Rng = np.random.Generator
 
-# A section's module has `bars(rng, runs)`, which yields its bars; `runs` is the number of simulated
-# rollouts or experiments of a case, which a module may scale where its runs are dear or cheap.
+# The module of a section has `bars(rng, runs)`, which yields its bars. `runs` is the number of
+# simulated rollouts or experiments per case; a module may scale it by the cost of its runs.
 SECTIONS: dict[str, str] = {
     "outcome": "bench.bars.outcome",
     "weight-phases": "bench.bars.weight_phases",
@@ -56,9 +56,9 @@ class Bar:
 
 
 def share(name: str, hits: int, runs: int, bound: float, *, is_most: bool = True) -> Bar:
-    """A bar on how often something happened: `hits` of `runs`, with its binomial error.
+    """Return a bar on a share, `hits` of `runs`, with its binomial error.
 
-    The error is that of Agresti and Coull (1998), which is not 0 where nothing happened.
+    The error is that of Agresti and Coull (1998), which is not 0 for 0 hits.
     """
     shrunk = (hits + 2.0) / (runs + 4.0)
     error = math.sqrt(shrunk * (1.0 - shrunk) / (runs + 4.0))
@@ -66,12 +66,12 @@ def share(name: str, hits: int, runs: int, bound: float, *, is_most: bool = True
 
 
 def bars_of(section: str, rng: Rng, runs: int) -> Iterator[Bar]:
-    """Simulate a section and return its bars."""
-    # Plans and what they decide on are beside their tables; one section asks a database of its own.
+    """Return the bars of a section, which run its simulation."""
+    # Plans and decision rules need Django; one section has its own database.
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
     django.setup()
-    found: Iterator[Bar] = importlib.import_module(SECTIONS[section]).bars(rng, runs)
-    return found
+    bars: Iterator[Bar] = importlib.import_module(SECTIONS[section]).bars(rng, runs)
+    return bars
 
 
 def line(bar: Bar) -> str:
@@ -79,7 +79,7 @@ def line(bar: Bar) -> str:
     sign = "≤" if bar.is_most else "≥"
     verdict = "MISSED" if bar.is_missed else "met"
     if bar.is_share:
-        told = f"{bar.measured:8.2%} ± {bar.error:.2%}", f"{sign} {bar.bound:.2%}"
+        cells = f"{bar.measured:8.2%} ± {bar.error:.2%}", f"{sign} {bar.bound:.2%}"
     else:
-        told = f"{bar.measured:8.4g} ± {bar.error:.2g}", f"{sign} {bar.bound:.4g}"
-    return f"  {bar.name:<74} {told[0]:>20}  {told[1]:>10}  {verdict}"
+        cells = f"{bar.measured:8.4g} ± {bar.error:.2g}", f"{sign} {bar.bound:.4g}"
+    return f"  {bar.name:<74} {cells[0]:>20}  {cells[1]:>10}  {verdict}"

@@ -1,4 +1,4 @@
-"""G: one bad second, and rates that wander: survived; what lasts is caught nearly as soon."""
+"""G: short bursts and drifting error rates must not cause a rollback; lasting faults must."""
 
 from __future__ import annotations
 
@@ -25,29 +25,30 @@ from bench.bars.looking import (
 )
 from bench.decisions_rules import Array, Rng
 
-# Canary requests until 1% → 3% was rolled back at commit d20bccf, at 5 %, 1/200 (α = 0.01 over two
-# guardrails) and a look every 250 requests: its own bench/decisions_rules.py, 500 runs, seed 1.
+# Canary requests until the rollback of 1% → 3% at commit d20bccf, at a share of 5 %, a level of
+# 1/200 (α = 0.01 over two guardrails) and a look every 250 requests, by its own
+# bench/decisions_rules.py with 500 runs and seed 1.
 REQUESTS_AT_D20BCCF = 560
 LONGER_MOST = 1.3
-# At α = 0.05 "about 350".
+# The figure at α = 0.05 was about 350.
 REQUESTS_AT_ONE_OF_TWENTY = 350 * 1.1
-# So that there are 250 requests from look to look, as there were in both figures.
+# This gives 250 requests per look, as in both figures.
 PER_SECOND = 25
 
 USUAL = 0.001
 LOST_EVERY_S = 6_000.0
 BURST_S, BURST_EVERY_S = 0.2, 1_200.0
 SPREAD = 0.7
-# How much of a bad interval is left in the next one: bad times last a minute and a half or so.
+# The autocorrelation of successive intervals: a bad period lasts about 90 seconds.
 LASTING = 0.9
 BEFORE = 720
-# A minute.
+# In intervals: one minute.
 INCIDENT = 6
 ROLLED_BACK_MOST = 0.02
 
 
 def bars(rng: Rng, runs: int) -> Iterator[Bar]:
-    """Bursts and wandering rates over two hours as shipped; what is really bad."""
+    """Yield bars on bursts and drifting rates over two hours as shipped, and on lasting faults."""
     for per_second in (100, 1_000):
         yield _lost_time(rng, runs // 3, per_second, 1.0, LOST_EVERY_S, "one lost second")
         yield _lost_time(rng, runs // 8, per_second, BURST_S, BURST_EVERY_S, "200 ms")
@@ -65,19 +66,19 @@ def bars(rng: Rng, runs: int) -> Iterator[Bar]:
 
 
 def _lost_time(
-    rng: Rng, runs: int, per_second: int, length_s: float, every_s: float, what: str
+    rng: Rng, runs: int, per_second: int, length_s: float, every_s: float, label: str
 ) -> Bar:
     shares = shares_of()
     rates = [USUAL + (1.0 - USUAL) * _lost(rng, runs, shares.size, length_s, every_s) for _ in "ab"]
     counts = draw(rng, runs, shares, per_second, (rates[0], rates[1]))
     make = errors_of(counts, steps_of(shares))
-    found = rollbacks(make, runs, range(1, shares.size + 1, 4), AS_SHIPPED)
-    name = f"{what} per replica each {every_s / 60:.0f} min, {per_second}/s: rolled back in 2 h"
-    return share(name, int((found > 0).sum()), runs, ROLLED_BACK_MOST)
+    rollback_times = rollbacks(make, runs, range(1, shares.size + 1, 4), AS_SHIPPED)
+    name = f"{label} per replica each {every_s / 60:.0f} min, {per_second}/s: rolled back in 2 h"
+    return share(name, int((rollback_times > 0).sum()), runs, ROLLED_BACK_MOST)
 
 
 def _lost(rng: Rng, runs: int, intervals: int, length_s: float, every_s: float) -> Array:
-    """The share of each slice of 2 s that is lost, `(runs, intervals, slices)`."""
+    """Return the lost share of each slice of 2 s, `(runs, intervals, slices)`."""
     slices = intervals * SLICES
     lost = np.zeros((runs, slices + 1))
     count = rng.poisson(slices * SLICE_S / every_s, runs)
@@ -91,7 +92,7 @@ def _lost(rng: Rng, runs: int, intervals: int, length_s: float, every_s: float) 
 
 
 def _wandering(rng: Rng, runs: int, lasting: float) -> Bar:
-    """Both arms' rates wander on their own, 1 % on average; stable has done so for two hours."""
+    """Both arms' rates drift independently around 1 %; stable has two hours of history."""
     shares = shares_of()
     canary = 0.01 * _wander(rng, runs, shares.size, lasting)
     control = 0.01 * _wander(rng, runs, BEFORE + shares.size, lasting)
@@ -101,13 +102,13 @@ def _wandering(rng: Rng, runs: int, lasting: float) -> Bar:
     rates = [np.minimum(each, 1.0)[..., None] for each in (canary, control[:, BEFORE:])]
     counts = draw(rng, runs, shares, 100, (rates[0], rates[1]))
     make = errors_of(counts, steps_of(shares), before=before)
-    found = rollbacks(make, runs, range(1, shares.size + 1, 4), AS_SHIPPED)
+    rollback_times = rollbacks(make, runs, range(1, shares.size + 1, 4), AS_SHIPPED)
     name = f"AR(1) of {lasting} per 10 s, log-rates' sd {SPREAD} per arm: rolled back in 2 h"
-    return share(name, int((found > 0).sum()), runs, ROLLED_BACK_MOST)
+    return share(name, int((rollback_times > 0).sum()), runs, ROLLED_BACK_MOST)
 
 
 def _wander(rng: Rng, runs: int, intervals: int, lasting: float) -> Array:
-    """exp of an AR(1) process with a standard deviation of SPREAD, of mean 1."""
+    """Return exp of an AR(1) process with a standard deviation of SPREAD and mean 1."""
     state = rng.standard_normal(runs)
     path = np.empty((runs, intervals))
     for k in range(intervals):
@@ -118,7 +119,7 @@ def _wander(rng: Rng, runs: int, intervals: int, lasting: float) -> Array:
 
 
 def _incident(rng: Rng, runs: int) -> History:
-    """Two hours of stable at 1 %, with a minute of 50 % anywhere among them."""
+    """Return two hours of stable at 1 %, with one minute of 50 % at a random time."""
     rate = np.full((runs, BEFORE), 0.01)
     first = rng.integers(0, BEFORE - INCIDENT, runs)
     rate[np.arange(runs)[:, None], first[:, None] + np.arange(INCIDENT)] = 0.5
@@ -138,16 +139,16 @@ def _persistent(
     shares = shares_of((0.05,), 240)
     counts = draw(rng, runs, shares, PER_SECOND, (0.03, 0.01))
     make = errors_of(counts, steps_of(shares), before=before)
-    found = rollbacks(make, runs, range(1, shares.size + 1), settings)
+    rollback_times = rollbacks(make, runs, range(1, shares.size + 1), settings)
     return mean_of(
         f"1% → 3% at 5% and {PER_SECOND}/s, {name}: canary requests",
-        requests_until(counts, found),
+        requests_until(counts, rollback_times),
         bound,
     )
 
 
 def _dead(rng: Rng, runs: int, age_s: int) -> Bar:
-    """Every request of the canary fails for 30 s, from anywhere in an interval."""
+    """Every request of the canary fails for 30 s, from a random time in an interval."""
     shares = shares_of()
     slices = shares.size * SLICES
     starts = rng.integers(int(age_s / SLICE_S), int((age_s + INTERVAL_S) / SLICE_S), runs)
@@ -157,9 +158,11 @@ def _dead(rng: Rng, runs: int, age_s: int) -> Bar:
     rate = np.where(is_dead, 1.0, USUAL).reshape(runs, shares.size, SLICES)
     counts = draw(rng, runs, shares, 100, (rate, USUAL))
     first, last = int(age_s / INTERVAL_S), int((age_s + 40) / INTERVAL_S) + 1
-    found = rollbacks(errors_of(counts, steps_of(shares)), runs, range(first, last), AS_SHIPPED)
-    # The first look that has ten seconds of it.
+    rollback_times = rollbacks(
+        errors_of(counts, steps_of(shares)), runs, range(first, last), AS_SHIPPED
+    )
+    # The first look with ten seconds of the fault.
     in_time = np.ceil((starts + SLICES) / SLICES)
-    caught = int(((found > 0) & (found <= in_time)).sum())
+    caught = int(((rollback_times > 0) & (rollback_times <= in_time)).sum())
     name = f"a canary that is dead for 30 s after {age_s} s: rolled back within 10 s of evidence"
     return share(name, caught, runs, 0.99, is_most=False)

@@ -1,4 +1,4 @@
-"""Day and night are no fault of a version: the default plan compares over the same seconds."""
+"""Daily cycles must not cause a rollback, since the plan compares over the same seconds."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from apps.rollouts.plan_templates import TEMPLATES
 from bench.bars import Bar, Rng, share
 from bench.bars.whole_plan import Array, World, follow_plan
 
-# Longer intervals than the plan's, since each look goes over all of them.
+# Longer intervals than the plan's, since each look reads all of them.
 PLAN = msgspec.structs.replace(TEMPLATES[0].document.as_followed(), interval_s=60)
 LAST = len(PLAN.steps) - 1
 PER_SECOND = 100.0
-# A whole rollout is simulated in a run, so that one in eight of those asked for must do.
+# A run simulates a whole rollout, so that only one in eight of the requested runs is made.
 A_RUN = 8
 
 
 def bars(rng: Rng, runs: int) -> Iterator[Bar]:
-    """What a daily cycle rolls back, and whether a version that breaks at the end is caught."""
+    """Yield bars on rollbacks by daily cycles, and on versions that break in the last step."""
     runs = max(40, runs // A_RUN)
     for name, world in (("latency ± 50 %", _latency_cycle), ("errors 0.1 to 3 %", _error_cycle)):
         back = _rolled_back(rng, runs, world)
@@ -38,7 +38,7 @@ def _rolled_back(rng: Rng, runs: int, world: object) -> int:
 
 
 def _cycle(hours: Array, phase: float) -> Array:
-    """Between 0 and 1, once in a day."""
+    """Return a daily wave between 0 and 1."""
     result: Array = 0.5 + 0.5 * np.sin(2 * np.pi * hours / 24 + phase)
     return result
 

@@ -1,4 +1,4 @@
-"""F: a version that is healthy for three steps and then breaks, or gets slower minute by minute."""
+"""F: a version that breaks after three healthy steps, or whose latency grows steadily."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LEAK_A_MINUTE = 0.01
 
 
 def bars(rng: Rng, runs: int) -> Iterator[Bar]:
-    """Breaks at 10/s and 100/s, healthy rollouts, and a leak."""
+    """Yield bars on breaks at 10/s and 100/s, healthy rollouts, and a latency leak."""
     for per_second in (10, 100):
         yield from _breaks(rng, runs // 4, per_second)
     for name, settings, bound in (
@@ -50,10 +50,12 @@ def _breaks(rng: Rng, runs: int, per_second: int) -> Iterator[Bar]:
     canary = np.where(is_broken, 0.03, 0.01)[:, None]
     counts = draw(rng, runs, shares, per_second, (canary, 0.01))
     looks = range(start + 1, shares.size + 1)
-    found = rollbacks(errors_of(counts, steps_of(shares)), runs, looks, AS_SHIPPED)
+    rollback_times = rollbacks(errors_of(counts, steps_of(shares)), runs, looks, AS_SHIPPED)
     name = f"1% → 3% in the 50% step after three healthy ones, {per_second}/s"
-    yield mean_of(f"{name}: canary requests", requests_until(counts, found, start), REQUESTS_MOST)
-    caught = int((found > 0).sum())
+    yield mean_of(
+        f"{name}: canary requests", requests_until(counts, rollback_times, start), REQUESTS_MOST
+    )
+    caught = int((rollback_times > 0).sum())
     yield share(f"{name}: rolled back in the step", caught, runs, 0.98, is_most=False)
 
 
@@ -61,13 +63,13 @@ def _healthy(rng: Rng, runs: int, name: str, settings: CheckSettings, bound: flo
     shares = shares_of()
     counts = draw(rng, runs, shares, 100, (0.01, 0.01))
     looks = range(1, shares.size + 1, 3)
-    found = rollbacks(errors_of(counts, steps_of(shares)), runs, looks, settings)
-    hits = int((found > 0).sum())
+    rollback_times = rollbacks(errors_of(counts, steps_of(shares)), runs, looks, settings)
+    hits = int((rollback_times > 0).sum())
     return share(f"healthy, 1% errors, four steps at 100/s, {name}", hits, runs, bound)
 
 
 def _leak(rng: Rng, runs: int) -> Bar:
-    """Latency is lognormal with σ = 0.5 and grows by 1 % of the first value each minute."""
+    """Latency is lognormal with σ = 0.5 and grows by 1 % of its initial value per minute."""
     shares = shares_of()
     minutes = np.arange(shares.size) / 6.0
     slower = np.log1p(LEAK_A_MINUTE * minutes)
@@ -82,8 +84,8 @@ def _leak(rng: Rng, runs: int) -> Bar:
             for q, each in counts.items()
         ]
 
-    found = rollbacks(make, runs, range(2, 600, 4), AS_SHIPPED, slices=1)
-    caught = int(((found > 0) & (slower[found - 1] < np.log(2.0))).sum())
+    rollback_times = rollbacks(make, runs, range(2, 600, 4), AS_SHIPPED, slices=1)
+    caught = int(((rollback_times > 0) & (slower[rollback_times - 1] < np.log(2.0))).sum())
     name = "latency + 1% a minute, 100/s: caught before it doubles"
     return share(name, caught, runs, 0.99, is_most=False)
 

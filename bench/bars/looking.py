@@ -1,4 +1,4 @@
-"""Rollouts by the default plan, simulated: traffic by slice, and the product asked at each look."""
+"""Simulates rollouts by the default plan: traffic per slice, and the rule at each look."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MARGIN = 0.01
 # The default plan: three guardrails share 1 %.
 AS_SHIPPED = CheckSettings(alpha=0.01, guardrails=3)
 ONE_OF_TWENTY = CheckSettings(alpha=0.05)
-# A few runs at a time, so that the arrays stay in the cache.
+# The number of runs per batch, so that the arrays fit the CPU cache.
 PART = 25
 
 Make = Callable[[slice], Sequence[Measure]]
@@ -52,9 +52,9 @@ def draw(
     rates: tuple[Array | float, Array | float],
     slices: int = SLICES,
 ) -> Counts:
-    """Requests of both versions and their errors, `(runs, intervals, slices)`.
+    """Draw requests and errors of both versions, `(runs, intervals, slices)`.
 
-    `rates` are the canary's and the control's, of a shape that broadcasts to that.
+    `rates` are those of canary and control, in a shape that broadcasts to it.
     """
     shape = (runs, shares.size, slices)
     canary = rng.poisson(per_second * INTERVAL_S / slices * shares[:, None], shape)
@@ -67,19 +67,23 @@ def draw(
 def errors_of(
     counts: Counts, steps: Integers, clusters: Clusters | None = None, before: History | None = None
 ) -> Make:
-    """Return what makes the measure of an error rate, for some of the runs."""
+    """Return a function that returns the error-rate measure of a slice of the runs."""
 
     def make(mine: slice) -> Sequence[Measure]:
         part = Counts(*(column[mine] for column in columns_of(counts)))
-        grouped = None if clusters is None else Clusters(clusters.n[mine], clusters.events[mine])
-        series = Series(part, steps, grouped, None if before is None else of_runs(before, mine))
+        run_clusters = (
+            None if clusters is None else Clusters(clusters.n[mine], clusters.events[mine])
+        )
+        series = Series(
+            part, steps, run_clusters, None if before is None else of_runs(before, mine)
+        )
         return [Measure("errors", Comparison.of(series, margin=MARGIN), MARGIN)]
 
     return make
 
 
 def of_runs(history: History, mine: slice) -> History:
-    """Return the history of some of the runs."""
+    """Return the history of a slice of the runs."""
     return History(
         history.intervals,
         history.events[mine],
@@ -91,16 +95,16 @@ def of_runs(history: History, mine: slice) -> History:
 
 
 def clusters_of(exposures: Array, events: Array) -> Clusters:
-    """Return the control's clusters from counts by interval, `(runs, intervals, clusters)`."""
+    """Return control's clusters from counts by interval, `(runs, intervals, clusters)`."""
     return Clusters(sums(exposures, axis=-2), sums(events, axis=-2))
 
 
 def rollbacks(
     make: Make, runs: int, looks: Sequence[int], settings: CheckSettings, slices: int = SLICES
 ) -> Integers:
-    """Return after how many intervals each run is rolled back, 0 where it never is.
+    """Return the number of intervals until each run is rolled back, 0 if it never is.
 
-    `looks` are the numbers of intervals after which the product is asked.
+    `looks` are the numbers of intervals after which the rule is evaluated.
     """
     result = np.zeros(runs, dtype=np.int64)
     levels: Levels = settings.levels(slices)
@@ -116,7 +120,7 @@ def rollbacks(
 
 
 def requests_until(counts: Counts, rolled_back: Integers, start: int = 0) -> Array:
-    """Canary requests from interval `start` to the rollback; NaN where there is none."""
+    """Return the canary requests from interval `start` to the rollback; NaN without one."""
     canary_n = counts.canary_n[:, start:].sum(axis=-1).cumsum(axis=-1)
     last = np.maximum(rolled_back - start - 1, 0)[:, None]
     taken = np.take_along_axis(canary_n, last, axis=-1)[:, 0]
@@ -124,8 +128,8 @@ def requests_until(counts: Counts, rolled_back: Integers, start: int = 0) -> Arr
 
 
 def mean_of(name: str, taken: Array, bound: float) -> Bar:
-    """Return the bar on a mean number of requests, over the runs that have one."""
-    seen = taken[~np.isnan(taken)]
-    error = float(seen.std() / np.sqrt(max(1, seen.size)))
-    mean = float(seen.mean()) if seen.size else float("nan")
+    """Return the bar on a mean number of requests, over the runs with a value."""
+    values = taken[~np.isnan(taken)]
+    error = float(values.std() / np.sqrt(max(1, values.size)))
+    mean = float(values.mean()) if values.size else float("nan")
     return Bar(name, mean, error, bound, is_share=False)

@@ -1,7 +1,7 @@
-"""Guardrails on rates with arms of any sizes: an arm worse by exactly the margin, and its interval.
+"""Guardrails on rates for any arm sizes: an arm worse by exactly the margin, and its interval.
 
-Counts of whole runs are drawn at once. The score of the margin, which is the product's own, says
-which looks could speak; those are judged by the product's `judge_margin`.
+Counts of whole runs are drawn at once. The product's score at the margin selects the looks that may
+decide; the product's `judge_margin` evaluates those.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from apps.experiments.stats.comoments import Comoments
 from apps.experiments.stats.comparison import read_fixed
 from apps.experiments.stats.data import ArmData, MetricData, MetricSpec
-from apps.experiments.stats.estimates import of_arms, rare_events
+from apps.experiments.stats.estimates import compare_arms, rare_event_counts
 from apps.experiments.stats.margins import judge_margin
 from apps.experiments.stats.rate_scores import RateRegion
 from bench.bars import Bar, Rng, share
@@ -27,15 +27,15 @@ LEVEL = 0.025
 LOOKS = 100
 UNITS = 20_000
 SHARES = (0.5, 0.2, 0.1, 0.05, 0.01)
-# No score below these speaks: at the end 1.96 is due, less what skewness or Fisher's test move it,
-# and before it more than 3.
+# Scores below these never decide: the limit is 1.96 at the end, less the effect of skewness or of
+# Fisher's test, and more than 3 before the end.
 SCORE_MIN, SEQUENTIAL_SCORE_MIN = 1.2, 2.2
 STATES: tuple[Literal["not-worse", "worse"], ...] = ("not-worse", "worse")
 
 
 @dataclass(frozen=True)
 class Case:
-    """Control's rate, and how much worse the treatment is, which is the margin."""
+    """Control's rate, and the margin, by which the treatment is worse."""
 
     name: str
     rate: float
@@ -54,7 +54,7 @@ CASES = (
 
 
 def bars(rng: Rng, runs: int) -> Iterator[Bar]:
-    """False statements about the margin at 100 looks and at the end, and coverage."""
+    """Yield bars on false verdicts at 100 looks and at the end, and on coverage."""
     for case in CASES:
         for part in SHARES:
             at = f"{case.name}, {1.0 - part:.0%} to {part:.0%}"
@@ -76,7 +76,7 @@ def bars(rng: Rng, runs: int) -> Iterator[Bar]:
 
 
 def drawn(rng: Rng, case: Case, runs: int, part: float) -> Counts:
-    """Return control's units and events and the treatment's, by run and look: (4, runs, looks)."""
+    """Return units and events of control, then of treatment: (4, runs, looks)."""
     each = UNITS // LOOKS
     treated = rng.binomial(each, part, (runs, LOOKS))
     rows = (
@@ -87,14 +87,14 @@ def drawn(rng: Rng, case: Case, runs: int, part: float) -> Counts:
 
 
 def at_the_end(rng: Rng, case: Case, runs: int, part: float) -> Counts:
-    """Return the same at the planned end alone: (runs, 4)."""
+    """Return the same at the planned end only: (runs, 4)."""
     n = rng.binomial(UNITS, part, runs)
     control = rng.binomial(UNITS - n, case.rate)
     return np.column_stack([UNITS - n, control, n, rng.binomial(n, case.treatment)])
 
 
 def ever(case: Case, counts: Counts, state: str) -> int:
-    """Count the runs of which any look says `state` of the margin."""
+    """Count the runs in which any look gives the verdict `state`."""
     scores = _scores(case, counts)
     better = scores if case.is_increase_better else -scores
     doubtful = (better if state == "not-worse" else -better) > SEQUENTIAL_SCORE_MIN
@@ -108,25 +108,25 @@ def ever(case: Case, counts: Counts, state: str) -> int:
 
 
 def _scores(case: Case, counts: Counts) -> NDArray[np.float64]:
-    """Return the score of the true difference; 0 where an arm has no units."""
+    """Return the score of the true difference; 0 if an arm has no units."""
     with np.errstate(divide="ignore", invalid="ignore"):
         scores = RateRegion(*counts).score_of(case.treatment - case.rate)
     return np.nan_to_num(scores)
 
 
 def judged(case: Case, row: Counts, *, is_final: bool) -> str:
-    """Return what the product says of control's units and events and the treatment's."""
+    """Return the product's verdict for units and events of control and treatment."""
     metric = _metric(case, row)
     verdict = judge_margin(
-        metric.spec, of_arms(metric, "a", "b"), rare_events(metric, "a", "b"), alpha=LEVEL,
-        planned_units=UNITS, is_final=is_final, is_worse=False, stopped="",
+        metric.spec, compare_arms(metric, "a", "b"), rare_event_counts(metric, "a", "b"),
+        alpha=LEVEL, planned_units=UNITS, is_final=is_final, is_worse=False, stop_reason="",
     )  # fmt: skip
     return verdict.state if verdict else ""
 
 
 def _holds(case: Case, row: Counts) -> bool:
     metric = _metric(case, row)
-    reading = read_fixed(of_arms(metric, "a", "b").found, LEVEL)
+    reading = read_fixed(compare_arms(metric, "a", "b").difference, LEVEL)
     difference = case.treatment - case.rate
     return reading.low is None or reading.high is None or reading.low <= difference <= reading.high
 

@@ -1,9 +1,8 @@
-"""A rollout's check of outcomes: how often it fails a healthy canary, and passes a worse one.
+"""The error rates of a rollout's outcome check: healthy canaries that fail, worse ones that pass.
 
-Values are drawn by numpy; what they mean is for the product's own functions to say, from what the
-decision log would keep, at each look at which a plain confidence sequence comes near a verdict.
-The check's margins are in the metric's unit: a tenth of stable's mean for a healthy canary, and for
-a worse one just as much as it is worse.
+numpy draws the values. The product's own functions decide, from the documents of the decision log,
+at each look where a plain confidence sequence is close to a verdict. The margins are in the
+metric's unit: a tenth of stable's mean for a healthy canary, and the exact loss for a worse one.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from apps.rollouts.verdicts import Verdict
 from bench.bars import Bar, Rng, share
 
 Floats = NDArray[np.float64]
-# Draws runs × units × width values of units whose mean, or ratio, is so many times the usual one.
+# Draws runs × units × width values; the last argument multiplies the usual mean or ratio.
 Draw = Callable[[Rng, tuple[int, int], float], Floats]
 
 LOOKS, EACH = 48, 250
@@ -35,14 +34,14 @@ LEVEL = CheckSettings(alpha=0.05, alpha_promote=0.1)
 # As shipped: two guardrails share 1 %.
 SHIPPED = CheckSettings(alpha=0.01, alpha_promote=0.1, guardrails=2)
 HEALTHY_MARGIN, WORSE_BY = 0.1, 0.5
-# The product's bounds are never so much narrower than those of a plain confidence sequence.
+# The product's bounds are never narrower than this factor of a plain confidence sequence's.
 NEAR = 0.8
 BATCH = 25
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of value, with the mean or ratio that it usually has."""
+    """A kind of value and its usual mean or ratio."""
 
     draw: Draw
     usual: float
@@ -51,7 +50,7 @@ class Kind:
 
 @dataclass(frozen=True)
 class Step:
-    """A step: the canary's share, for how many looks, and how the level of all values moves."""
+    """A step: the canary's share, the number of looks, and the level of all values."""
 
     share: float
     looks: int = LOOKS
@@ -66,7 +65,7 @@ def _lognormal(sigma: float) -> Kind:
 
 
 def _spend(buyers: float) -> Kind:
-    """Amounts of about 20, of so many units; a level of twice the usual has twice the buyers."""
+    """Amounts of about 20 by a share of the units; twice the level means twice the buyers."""
 
     def draw(rng: Rng, shape: tuple[int, int], times: float) -> Floats:
         values = np.zeros(shape[0] * shape[1])
@@ -103,7 +102,7 @@ KINDS: dict[str, Kind] = {
 
 
 def bars(rng: Rng, runs: int) -> Iterator[Bar]:
-    """Yield wrong verdicts by kind of value and share; then refunds, and what is shipped."""
+    """Yield bars on wrong verdicts by kind of value and share, on refunds, and as shipped."""
     few = max(BATCH, runs // 10)
     for name, kind in KINDS.items():
         for canary in SHARES:
@@ -122,7 +121,7 @@ def bars(rng: Rng, runs: int) -> Iterator[Bar]:
 
 
 def _two_steps(rng: Rng, runs: int) -> Iterator[Bar]:
-    """5 % for half of the units, then 50 %, where twice as much is bought by everybody."""
+    """Yield bars on 5 % for half of the units, then 50 % with all values doubled."""
     steps = (Step(0.05, LOOKS // 2), Step(0.5, LOOKS // 2, 2.0))
     for name in ("spend, 1 % buyers", "lognormal, σ = 1", "ratio, σ = 1 over 1"):
         hits = sum(healthy_fails(rng, KINDS[name], steps, runs, LEVEL))
@@ -131,7 +130,7 @@ def _two_steps(rng: Rng, runs: int) -> Iterator[Bar]:
 
 
 def _refunds(rng: Rng, runs: int) -> Iterator[Bar]:
-    """Four times the refunds, with a margin of half of that, in a 5 % canary."""
+    """Yield bars on a 5 % canary with four times the refunds, and a margin of half of that."""
     kind, passed, unseen = KINDS["spend, 1 % buyers"], 0, 0
     for run in _looks_of_runs(rng, kind, (Step(0.05),), runs, times=4.0):
         for look in _near(run, kind, 1.5 * kind.usual, LEVEL.alpha_promote, sign=1.0):
@@ -141,14 +140,14 @@ def _refunds(rng: Rng, runs: int) -> Iterator[Bar]:
                 break
     what = "outcome: four times the refunds pass, 95:5"
     yield share(what, passed, runs, LEVEL.alpha_promote)
-    # Not one: this is no error rate.
+    # None may pass before a refund was observed: this is not an error rate.
     yield Bar(f"{what}, none seen yet", unseen / runs, 0.0, 0.0)
 
 
 def healthy_fails(
     rng: Rng, kind: Kind, steps: Sequence[Step], runs: int, settings: CheckSettings
 ) -> Iterator[bool]:
-    """Yield for each run whether a canary that is like stable ever fails; more is better."""
+    """Yield for each run whether a canary equal to stable ever fails; larger values are better."""
     margin, alpha = HEALTHY_MARGIN * kind.usual, settings.alpha / settings.guardrails
     for run in _looks_of_runs(rng, kind, steps, runs, times=1.0):
         looks = range(LOOKS) if len(steps) > 1 else _near(run, kind, margin, alpha, sign=-1.0)
@@ -159,8 +158,9 @@ def healthy_fails(
 
 
 def worse_passes(rng: Rng, kind: Kind, steps: Sequence[Step], runs: int) -> Iterator[bool]:
-    """Yield for each run whether a canary ever passes that is worse by the margin; less is better:
-    a small arm in which hardly anything large was seen looks good then.
+    """Yield for each run whether a canary that is worse by the margin ever passes.
+
+    Smaller values are better, so that a small arm without large values looks good.
     """
     margin = WORSE_BY * kind.usual
     for run in _looks_of_runs(rng, kind, steps, runs, times=1.0 + WORSE_BY):
@@ -175,8 +175,9 @@ def worse_passes(rng: Rng, kind: Kind, steps: Sequence[Step], runs: int) -> Iter
 
 @dataclass(frozen=True)
 class Run:
-    """Both arms' values in the order of their units; how many the canary, and control, has had by
-    each look, and where the steps end.
+    """Both arms' values in the order of their units.
+
+    `counts` and `control_counts` are the units so far by look, `ends` the looks that end a step.
     """
 
     canary: Floats
@@ -209,10 +210,10 @@ def _looks_of_runs(
 
 
 def _near(run: Run, kind: Kind, margin: float, alpha: float, *, sign: float) -> list[int]:
-    """Return the looks at which canary − control comes near `sign`·margin, from below.
+    """Return the looks at which canary − control is close to `sign`·margin, from below.
 
-    `sign` is −1 for a metric of which more is better that may fail, and 1 for one of which less is
-    better that may pass: both say that the canary has less.
+    `sign` is −1 for a fail with larger values better, and 1 for a pass with smaller values better:
+    in both cases the canary has the smaller values.
     """
     (one, noise), (other, more) = (
         _estimates(values, counts, kind)
@@ -227,7 +228,7 @@ def _near(run: Run, kind: Kind, margin: float, alpha: float, *, sign: float) -> 
 
 
 def _estimates(values: Floats, counts: NDArray[np.int64], kind: Kind) -> tuple[Floats, Floats]:
-    """Return an arm's mean or ratio and the variance of it, at each look."""
+    """Return an arm's mean or ratio, and its variance, at each look."""
     sums = np.concatenate([np.zeros((1, values.shape[1])), values.cumsum(axis=0)])[counts]
     with np.errstate(all="ignore"):
         means = sums / counts[:, None]
@@ -241,8 +242,8 @@ def _estimates(values: Floats, counts: NDArray[np.int64], kind: Kind) -> tuple[F
 
 
 def _squares(values: Floats, i: int, j: int, counts: NDArray[np.int64]) -> Floats:
-    found: Floats = np.concatenate([[0.0], (values[:, i] * values[:, j]).cumsum()])[counts]
-    return found
+    sums: Floats = np.concatenate([[0.0], (values[:, i] * values[:, j]).cumsum()])[counts]
+    return sums
 
 
 # --- verdicts -------------------------------------------------------------------------------------
@@ -256,7 +257,7 @@ def _verdict(
         CONTROL: _arm(run.control, run.control_counts, run.ends, look),
     }
     spec = MetricSpec("m", "guardrail", kind.kind, is_increase_better=better == "more")
-    seen = {
+    observed = {
         "metric": "m",
         "data": to_json(MetricData(spec, arms)),
         "exposed": {"canary": int(run.counts[look]), "control": int(run.control_counts[look])},
@@ -264,11 +265,11 @@ def _verdict(
         "until_step": 0,
     }
     check = CheckDocument(check=OUTCOME, settings={"metric": "m", "margin": margin})
-    return judge_outcome(check, seen, settings).verdict
+    return judge_outcome(check, observed, settings).verdict
 
 
 def _arm(values: Floats, counts: NDArray[np.int64], ends: tuple[int, ...], look: int) -> ArmData:
-    """Return an arm's units by the look, with a stratum for each step begun, if there are more."""
+    """Return an arm's units up to the look, with a stratum for each of several steps."""
     whole = Comoments.of(values[: counts[look]])
     begun = [0, *(end for end in ends[:-1] if end <= look)]
     if len(begun) == 1:

@@ -1,10 +1,10 @@
-"""Section M: a shadow's accuracy, by pairs of answers to the same requests.
+"""Section M: a shadow's accuracy, from paired predictions of the same requests.
 
-Stable is right in 96 %, the worse version in 94 %, and their errors are correlated (φ = 0.6), as
-those of two versions of one model are. The unpaired test is the rollout's own e-process on wrong
-labels at 50:50, with the same level and margin. One unit is one request. By score both versions are
-off by what the request is hard, and each by noise of its own; the losses reach the test as the
-product keeps them, in steps of a hundredth.
+Stable is right in 96 %, the worse version in 94 %, and their errors are correlated (φ = 0.6), as is
+usual for two versions of a model. The unpaired test is the rollout's own e-process on wrong labels
+at 50:50, with the same level and margin. A unit is one request. For scores, both versions share the
+error by the request's difficulty, and each has its own noise; the test gets the losses as the
+product stores them, in steps of a hundredth.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from bench.decisions_rules import rolled_back
 MARGIN = 0.01
 ALPHA = 0.025
 STABLE_ERRORS, WORSE_ERRORS, PHI = 0.04, 0.06, 0.6
-# Looks every so many units, and at most so many units.
+# Units per look, and the maximum numbers of pairs and of units.
 LOOK, PAIRS_MAX, UNITS_MAX = 50, 8_000, 40_000
 RUNS_MAX = 1_000
 NEEDED = math.log(1.0 / ALPHA)
@@ -66,7 +66,7 @@ def _by_score(rng: Rng, runs: int) -> Iterator[Bar]:
 
 
 def _score_alarms(rng: Rng, runs: int, surplus: float) -> int:
-    """Return in how many runs a version that is so much further off on average fails."""
+    """Return the number of runs in which a version with this additional mean error fails."""
     looks = PAIRS_MAX // LOOK
     alarms = 0
     for _ in range(runs):
@@ -84,7 +84,7 @@ def _score_alarms(rng: Rng, runs: int, surplus: float) -> int:
 
 
 def _on_grid(losses: Floats) -> Floats:
-    """Return each loss as its weights on the places of the grid, shape `(losses, places)`."""
+    """Return the weights of each loss on the grid, shape `(losses, places)`."""
     below = np.floor(losses * GRID).astype(np.int64)
     above = losses * GRID - below
     weights = np.zeros((len(losses), len(PLACES) + 1))
@@ -106,16 +106,16 @@ def _counts(rng: Rng, runs: int, errors: float) -> tuple[Ints, Ints, Ints]:
 
 
 def _paired(rng: Rng, runs: int, errors: float) -> Floats:
-    """Return after how many pairs each run fails its version; `PAIRS_MAX` where it does not."""
+    """Return the number of pairs until each run fails its version; `PAIRS_MAX` if never."""
     pairs, lost, won = _counts(rng, runs, errors)
-    found = pair_evidence(pairs, lost, won, margin=MARGIN)
+    evidence = pair_evidence(pairs, lost, won, margin=MARGIN)
     is_beyond = (lost - won) > MARGIN * pairs
-    fails = (found.margin >= NEEDED) | ((found.zero >= NEEDED) & is_beyond)
+    fails = (evidence.margin >= NEEDED) | ((evidence.zero >= NEEDED) & is_beyond)
     return _first(fails, LOOK, PAIRS_MAX)
 
 
 def _unpaired(rng: Rng, runs: int) -> Floats:
-    """Return after how many units, of both sides, the rollout's test fails the worse version."""
+    """Return the number of units of both versions until the rollout's test fails the worse one."""
     looks = UNITS_MAX // (4 * LOOK)
     n = np.full((runs, looks), 2 * LOOK, np.float64)
     events = [rng.binomial(2 * LOOK, p, size=n.shape) for p in (WORSE_ERRORS, STABLE_ERRORS)]

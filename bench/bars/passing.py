@@ -1,4 +1,4 @@
-"""Absolute objectives: neither verdict rests on a point estimate, and steps share their level."""
+"""Absolute objectives: error rates of both verdicts, with a level that the steps share."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ STEPS = 5
 LOOKS = 30
 PER_LOOK = 100
 LIMIT_BP = 100
-# A look costs as much as it has intervals before it.
+# The cost of a look grows with the number of intervals before it.
 RUNS_MAX = 400
 
 
 def bars(rng: Rng, runs: int) -> Iterator[Bar]:
-    """Yield how often a step at, beyond and within its bound ever gets each verdict."""
+    """Yield bars on verdicts of a step at, beyond and within its bound."""
     runs = min(runs, RUNS_MAX)
     settings = CheckSettings()
     for rate, name in ((0.011, "1.1 % errors against a bound of 1 %"), (0.01, "exactly the bound")):
@@ -36,7 +36,7 @@ def bars(rng: Rng, runs: int) -> Iterator[Bar]:
 
 
 def _ever(rng: Rng, verdict: Verdict, rate: float) -> bool:
-    """Say whether one step of a plan with five ever gets the verdict."""
+    """Return whether one of five steps of a plan ever gets the verdict."""
     events = rng.binomial(PER_LOOK, rate, LOOKS)
     parts = [Part(PER_LOOK, int(count)) for count in events]
     return any(

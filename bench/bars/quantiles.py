@@ -1,8 +1,8 @@
-"""Quantiles of rounded, rare and continuous values: false wins, coverage, and power.
+"""Quantiles of rounded, rare and continuous values: false positives, coverage and power.
 
-Every look that could end in a win is judged by the product's own estimate and reading. Looks are
-skipped only where a count at the true quantile proves that the region of `stats.quantiles` holds
-no difference: its deviance there is never less than that of the least pair.
+The product's own estimate and reading evaluate every look that could be significant. A look is
+skipped only if the deviance at the true quantile proves that the region of `stats.quantiles`
+contains a difference of 0: the smallest deviance of a pair is never larger.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ SHARES = (0.5, 0.1)
 
 @dataclass(frozen=True)
 class Kind:
-    """Values of one kind and the quantile that is asked of them, which is `truth`."""
+    """A distribution of values and its tested quantile, with the true value `truth`."""
 
     name: str
     draw: Draw
     quantile: float
     truth: float
     is_continuous: bool = False
-    # What stands for the values of a better arm.
+    # The factor of a better arm's values.
     factor: float = 1.0
 
 
 def _stars(rng: Rng, size: tuple[int, ...]) -> Floats:
-    # Just half of all are 3 at most.
+    # Exactly half of the values are at most 3.
     return np.searchsorted([0.1, 0.2, 0.5, 0.8], rng.random(size), "right") + 1.0
 
 
@@ -92,7 +92,7 @@ KINDS = (
 
 
 def bars(rng: Rng, runs: int) -> Iterator[Bar]:
-    """False wins at 100 looks and at the end, coverage at one look, and power."""
+    """Yield bars on false positives (100 looks, and the end), coverage at one look, and power."""
     for kind in KINDS:
         for part in SHARES:
             early, final = false_wins(rng, kind, runs, part)
@@ -106,7 +106,7 @@ def bars(rng: Rng, runs: int) -> Iterator[Bar]:
             yield from power(rng, kind, 2 * runs)
 
 
-def made(control: Floats, treatment: Floats, quantile: float) -> Estimate:
+def compare(control: Floats, treatment: Floats, quantile: float) -> Estimate:
     """Return the product's comparison of two arms' values."""
     spec = MetricSpec("m", "primary", "quantile", quantile=quantile)
     arms = [
@@ -117,28 +117,32 @@ def made(control: Floats, treatment: Floats, quantile: float) -> Estimate:
 
 
 def false_wins(rng: Rng, kind: Kind, runs: int, part: float) -> tuple[int, int]:
-    """Count the runs of which any look is significant, and of which the end is, by itself."""
+    """Count the runs with any significant look, and those with a significant end."""
     values = kind.draw(rng, (runs, UNITS))
     treated = rng.random((runs, UNITS)) < part
     looks = np.linspace(UNITS // LOOKS, UNITS, LOOKS).astype(int)
-    # What the critical value must exceed, at every look and at the end.
+    # The squared critical value of each look.
     allowed = [boundary(n, LEVEL, UNITS)[0] ** 2 for n in looks]
     at_truth = _deviances(kind, values, treated, looks)
     early = final = 0
     for run in range(runs):
         doubtful = looks[at_truth[run] > allowed]
         early += any(_wins(kind, values[run, :n], treated[run, :n]) for n in doubtful)
-        # The normal critical value at half of the level on each side.
+        # The normal critical value at half the level on each side.
         if at_truth[run, -1] > 2.2414**2:
             a, b = values[run][~treated[run]], values[run][treated[run]]
-            final += read_fixed(made(a, b, kind.quantile).found, LEVEL).is_significant
+            final += read_fixed(compare(a, b, kind.quantile).difference, LEVEL).is_significant
     return early, final
 
 
 def _wins(kind: Kind, values: Floats, treated: NDArray[np.bool_]) -> bool:
-    compared = made(values[~treated], values[treated], kind.quantile)
+    estimated = compare(values[~treated], values[treated], kind.quantile)
     reading = read_sequential(
-        compared.found, n=compared.n, alpha=LEVEL, planned_units=UNITS, silent=compared.silent
+        estimated.difference,
+        n=estimated.n,
+        alpha=LEVEL,
+        planned_units=UNITS,
+        wait_reason=estimated.wait_reason,
     )
     return reading.is_significant
 
@@ -159,40 +163,44 @@ def _deviances(
 
 
 def coverage(rng: Rng, kind: Kind, runs: int) -> Iterator[Bar]:
-    """Yield how often the interval of one look at 95 % holds the true difference of 0."""
-    held = 0
+    """Yield bars on the coverage of the true difference 0 by the 95 % interval of one look."""
+    covered = 0
     for _ in range(runs):
         a, b = kind.draw(rng, (1_500,)), kind.draw(rng, (1_500,))
-        reading = read_fixed(made(a, b, kind.quantile).found, 0.05)
+        reading = read_fixed(compare(a, b, kind.quantile).difference, 0.05)
         low, high = reading.low, reading.high
-        held += reading.state is State.OK and low is not None and high is not None and (
+        covered += reading.state is State.OK and low is not None and high is not None and (
             low <= 0.0 <= high
         )  # fmt: skip
-    yield share(f"coverage of 95 %, at least: {kind.name}", held, runs, 0.935, is_most=False)
+    yield share(f"coverage of 95 %, at least: {kind.name}", covered, runs, 0.935, is_most=False)
     if kind.is_continuous:
-        yield share(f"coverage of 95 %, at most: {kind.name}", held, runs, 0.965)
+        yield share(f"coverage of 95 %, at most: {kind.name}", covered, runs, 0.965)
 
 
 def power(rng: Rng, kind: Kind, runs: int) -> Iterator[Bar]:
-    """Yield the power of one look, and of the sequence at the end, in shares of Woodruff's."""
+    """Yield bars on the power of one look and of the sequence, relative to Woodruff's test."""
     sizes = (3_000, 3_000)
     scores = np.zeros((runs, 2))
     for run in range(runs):
         a, b = (kind.draw(rng, (n,)) for n in sizes)
         b *= kind.factor
-        scores[run] = made(a, b, kind.quantile).found.score, woodruff(a, b, kind.quantile)
+        scores[run] = compare(a, b, kind.quantile).difference.score, woodruff(a, b, kind.quantile)
     total = sum(sizes)
     for name, critical in (("one look", 2.2414), ("sequence", boundary(total, LEVEL, total)[0])):
         ours, theirs = (np.abs(scores) > critical).T
-        found = max(1, int(theirs.sum()))
-        # Both methods judge the same values, and err together.
-        error = math.sqrt(max(1, int((ours != theirs).sum()))) / found
-        yield Bar(f"power over the former method's, {name}: {kind.name}", ours.sum() / found,
-                  error, 0.9, is_most=False, is_share=False)  # fmt: skip
+        baseline_wins = max(1, int(theirs.sum()))
+        # Both methods use the same values, so that their errors are correlated.
+        error = math.sqrt(max(1, int((ours != theirs).sum()))) / baseline_wins
+        label = f"power over the former method's, {name}: {kind.name}"
+        measured = ours.sum() / baseline_wins
+        yield Bar(label, measured, error, 0.9, is_most=False, is_share=False)
 
 
 def woodruff(control: Floats, treatment: Floats, quantile: float) -> float:
-    """The former test: the difference over half of each 95 % interval of order statistics."""
+    """Return the score of the former test.
+
+    It is the difference over the half-widths of the 95 % intervals of order statistics.
+    """
     values, noise = [], 0.0
     for arm in (control, treatment):
         ordered, n = np.sort(arm), len(arm)

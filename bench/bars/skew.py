@@ -1,7 +1,7 @@
-"""Rare and skewed values in a small arm: how often an A/A has a verdict, and what is still found.
+"""Rare and skewed values in a small arm: false verdicts in A/A tests, and power.
 
-Values are drawn and summed by numpy; whether a sum is a verdict is for the product's own functions
-to say, at each look at which Welch's test would have one: the product's error is never smaller.
+numpy draws and sums the values. The product's own functions decide at each look where Welch's test
+is significant: the product's standard error is never smaller.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ KINDS: dict[str, Draw] = {
     "ratio, σ = 1 over 1": _ratio(1.0, 1.0),
     "ratio, σ = 2 over 0.5": _ratio(2.0, 0.5),
 }
-# What the treatment multiplies its values by, for Welch's test to find it in most runs.
+# The factor of the treatment's values, which Welch's test detects in most runs.
 EFFECTS: dict[str, tuple[Draw, float]] = {
     "normal": (_normal, 1.025),
     "exponential": (_exponential, 1.08),
@@ -82,13 +82,13 @@ EFFECTS: dict[str, tuple[Draw, float]] = {
 
 
 def bars(rng: Rng, runs: int) -> Iterator[Bar]:
-    """Yield false verdicts by kind of value and share, at any look and at the end; then power."""
+    """Yield bars on false verdicts by kind of value and share, and on power."""
     for kind, draw in KINDS.items():
         ever, at_end = _false_verdicts(rng, draw, runs)
         for small, hits in zip(SHARES, ever, strict=True):
             arms = f"{100 * (1 - small):.0f}:{100 * small:.0f}"
             yield share(f"A/A, {kind}, {arms}, at any of {LOOKS} looks", hits, runs, ALPHA)
-        # Equal arms are the same test as ever, whose level is exact.
+        # Equal arms have the plain Welch test with its exact level.
         unequal = at_end[1:]
         name = f"A/A, {kind}, 80:20 to 99:1, once at the planned end"
         yield share(name, sum(unequal), runs * len(unequal), ALPHA)
@@ -97,21 +97,21 @@ def bars(rng: Rng, runs: int) -> Iterator[Bar]:
 
 
 def _false_verdicts(rng: Rng, draw: Draw, runs: int) -> tuple[list[int], list[int]]:
-    """Return in how many runs there was one, by share: at any look, and at the planned end."""
+    """Return the runs with a false verdict by share: at any look, and at the planned end."""
     ever, at_end = [0] * len(SHARES), [0] * len(SHARES)
     for size in _batches(runs):
         values = draw(rng, size)
         for i, small in enumerate(SHARES):
             sums = _summed(values, _treated(rng, size, small))
             for run in range(size):
-                # Which arm is small does not matter in an A/A.
+                # In an A/A test it does not matter which arm is small.
                 ever[i] += _is_ever(sums, run, np.flatnonzero(sums.may_be[run]))
                 at_end[i] += _is_at_end(sums, run)
     return ever, at_end
 
 
 def _power(rng: Rng, kind: str, draw: Draw, effect: float, runs: int) -> Bar:
-    """Compare with Welch's test after 100 units, which is what was done without third moments."""
+    """Return the power relative to Welch's test from 100 units on, the method without skewness."""
     ours = theirs = differ = 0
     for size in _batches(runs):
         values, treated = draw(rng, size), _treated(rng, size, 0.5)
@@ -135,7 +135,7 @@ def _batches(runs: int) -> Iterator[int]:
 
 @dataclass(frozen=True)
 class _Sums:
-    """Of each run, arm and look so far. `may_be` says where Welch's test has a verdict."""
+    """The cumulative sums by run, arm and look. `may_be`: Welch's test is significant there."""
 
     counts: Floats
     others: Floats
@@ -144,7 +144,7 @@ class _Sums:
     may_be: NDArray[np.bool_]
 
     def arm(self, run: int, which: int, look: int) -> Comoments:
-        """Return what both sources tell of an arm, with the ends of its values left open."""
+        """Return an arm's co-moments as a source does, but without the maximum of the values."""
         at, k = (run, which, look), self.width
         n = int(self.counts[at])
         means = tuple(float(self.powers[(i,)][at]) / max(n, 1) for i in range(k))
@@ -159,7 +159,7 @@ class _Sums:
 
 
 def _treated(rng: Rng, runs: int, small: float) -> NDArray[np.bool_]:
-    """Return who is treated: of each look's units, which are alike, the first so many."""
+    """Return the treated units: the first ones of each look, since units are exchangeable."""
     many = rng.binomial(EACH, small, (runs, LOOKS, 1))
     return (np.arange(EACH) < many).reshape(runs, UNITS)
 
@@ -213,9 +213,13 @@ def _spec(sums: _Sums) -> MetricSpec:
 
 def _is_ever(sums: _Sums, run: int, looks: NDArray[np.int64]) -> bool:
     for look in looks:
-        made = compare(_spec(sums), sums.arm(run, 0, look), sums.arm(run, 1, look))
+        estimated = compare(_spec(sums), sums.arm(run, 0, look), sums.arm(run, 1, look))
         reading = read_sequential(
-            made.found, n=made.n, alpha=ALPHA, planned_units=UNITS, silent=made.silent
+            estimated.difference,
+            n=estimated.n,
+            alpha=ALPHA,
+            planned_units=UNITS,
+            wait_reason=estimated.wait_reason,
         )
         if reading.is_significant:
             return True
@@ -223,5 +227,5 @@ def _is_ever(sums: _Sums, run: int, looks: NDArray[np.int64]) -> bool:
 
 
 def _is_at_end(sums: _Sums, run: int) -> bool:
-    made = compare(_spec(sums), sums.arm(run, 0, LOOKS - 1), sums.arm(run, 1, LOOKS - 1))
-    return read_fixed(made.found, ALPHA).is_significant
+    estimated = compare(_spec(sums), sums.arm(run, 0, LOOKS - 1), sums.arm(run, 1, LOOKS - 1))
+    return read_fixed(estimated.difference, ALPHA).is_significant

@@ -1,4 +1,4 @@
-"""H: the same users again and again, and callers whose errors come together."""
+"""H: returning users, and callers with correlated errors."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ POWER_LEAST = 0.9
 ACTIVE = 0.1
 ALWAYS_FAIL = 0.01
 CLUMP = 5
-# Every minute: each look more costs as much, and the same users say little that is new.
+# One look per minute: more looks cost more and add little, as the users are the same.
 LOOKS = range(3, len(SHARES) * INTERVALS + 1, 6)
 
 
 def bars(rng: Rng, runs: int) -> Iterator[Bar]:
-    """Users who always fail, users who are always slow, clumps of callers, and power."""
+    """Yield bars on users who always fail or are slow, on clustered callers, and on power."""
     for users in (2_000, 20_000):
         yield _same_users(rng, max(20, runs // (4 if users == 2_000 else 16)), users)
     yield _slow_users(rng, max(20, runs // 20), 1_000)
@@ -51,13 +51,13 @@ def _same_users(rng: Rng, runs: int, users: int) -> Bar:
     shares = shares_of()
     counts, clusters = _returning(rng, runs, users, shares)
     make = errors_of(counts, steps_of(shares), clusters)
-    found = rollbacks(make, runs, LOOKS, AS_SHIPPED, slices=1)
+    rollback_times = rollbacks(make, runs, LOOKS, AS_SHIPPED, slices=1)
     name = f"{users:,} users, 1% always fail, each in 10% of intervals: rolled back"
-    return share(name, int((found > 0).sum()), runs, ROLLED_BACK_MOST)
+    return share(name, int((rollback_times > 0).sum()), runs, ROLLED_BACK_MOST)
 
 
 def _returning(rng: Rng, runs: int, users: int, shares: Array) -> tuple[Counts, Clusters]:
-    """Users come in a tenth of the intervals; those who fail do so whenever they come."""
+    """Draw users who visit a tenth of the intervals; a failing user fails at each visit."""
     tables = [_one_world(rng, users, shares) for _ in range(runs)]
     columns = [np.stack(column) for column in zip(*tables, strict=True)]
     counts = Counts(*(column.sum(axis=-1)[..., None] for column in columns))
@@ -65,17 +65,17 @@ def _returning(rng: Rng, runs: int, users: int, shares: Array) -> tuple[Counts, 
 
 
 def _one_world(rng: Rng, users: int, shares: Array) -> tuple[Array, Array, Array, Array]:
-    """Canary's and control's units and errors by cluster, `(intervals, clusters)`."""
+    """Draw units and errors of canary and control by cluster, `(intervals, clusters)`."""
     cluster, place = rng.integers(0, CLUSTERS, users), rng.random(users)
     fails = rng.random(users) < ALWAYS_FAIL
     tables = []
     for is_canary in (True, False):
-        for chosen in (np.ones(users, dtype=bool), fails):
-            # Users of a cluster are alike but for the step in which they come over.
+        for selected in (np.ones(users, dtype=bool), fails):
+            # The users of a cluster differ only in the step in which they move to the canary.
             members = np.stack(
                 [
                     np.bincount(
-                        cluster[chosen & ((place < share) == is_canary)], minlength=CLUSTERS
+                        cluster[selected & ((place < share) == is_canary)], minlength=CLUSTERS
                     )
                     for share in SHARES
                 ]
@@ -83,11 +83,11 @@ def _one_world(rng: Rng, users: int, shares: Array) -> tuple[Array, Array, Array
             tables.append(np.repeat(members, INTERVALS, axis=0))
     canary, canary_bad, control, control_bad = tables
     failed = [rng.binomial(bad, ACTIVE) for bad in (canary_bad, control_bad)]
-    sound = [
+    successes = [
         rng.binomial(units - bad, ACTIVE)
         for units, bad in ((canary, canary_bad), (control, control_bad))
     ]
-    rows = (failed[0] + sound[0], failed[0], failed[1] + sound[1], failed[1])
+    rows = (failed[0] + successes[0], failed[0], failed[1] + successes[1], failed[1])
     return tuple(row.astype(np.float64) for row in rows)  # type: ignore[return-value]
 
 
@@ -107,9 +107,9 @@ def _slow_users(rng: Rng, runs: int, users: int) -> Bar:
             for q, columns in stacked.items()
         ]
 
-    found = rollbacks(make, runs, LOOKS, AS_SHIPPED, slices=1)
+    rollback_times = rollbacks(make, runs, LOOKS, AS_SHIPPED, slices=1)
     name = f"{users:,} users with half of log-latency's variance: rolled back for latency"
-    return share(name, int((found > 0).sum()), runs, ROLLED_BACK_MOST)
+    return share(name, int((rollback_times > 0).sum()), runs, ROLLED_BACK_MOST)
 
 
 def _latency_series(columns: list[Array], mine: slice, steps: Integers) -> Series:
@@ -118,10 +118,10 @@ def _latency_series(columns: list[Array], mine: slice, steps: Integers) -> Serie
 
 
 def _slow_world(rng: Rng, users: int, shares: Array) -> dict[int, tuple[Array, ...]]:
-    """Canary's and control's answers and slow ones by cluster, for each quantile."""
+    """Draw responses and slow responses of canary and control by cluster, for each quantile."""
     usual = SIGMA * np.sqrt(0.5) * rng.standard_normal(users)
     cluster, place = rng.integers(0, CLUSTERS, users), rng.random(users)
-    asked = rng.poisson(1_000.0 / users, (shares.size, users))
+    requests = rng.poisson(1_000.0 / users, (shares.size, users))
     own = SIGMA * np.sqrt(0.5)
     is_canary = place < shares[:, None]
     world: dict[int, tuple[Array, ...]] = {}
@@ -129,23 +129,22 @@ def _slow_world(rng: Rng, users: int, shares: Array) -> dict[int, tuple[Array, .
     group[np.arange(users), cluster] = 1.0
     for q, tail in TAILS.items():
         bound = -SIGMA * ndtri(tail)
-        slow = rng.binomial(asked, _normal_tail((bound - usual) / own))
+        slow = rng.binomial(requests, _normal_tail((bound - usual) / own))
         world[q] = tuple(
             np.where(arm, counted, 0) @ group
             for arm in (is_canary, ~is_canary)
-            for counted in (asked, slow)
+            for counted in (requests, slow)
         )
     return world
 
 
 def _normal_tail(z: Array) -> Array:
-
     result: Array = ndtr(-z)
     return result
 
 
 def _callers(rng: Rng, runs: int) -> Bar:
-    """Without a unit header each failing call comes five times, from one client."""
+    """Without a unit header, each failing call occurs five times from the same client."""
     shares = shares_of()
     shape = (runs, shares.size, CLUSTERS)
     rate = 0.002
@@ -157,13 +156,13 @@ def _callers(rng: Rng, runs: int) -> Bar:
     columns = [column.astype(np.float64) for side in sides for column in side]
     counts = Counts(*(column.sum(axis=-1)[..., None] for column in columns))
     make = errors_of(counts, steps_of(shares), clusters_of(columns[2], columns[3]))
-    found = rollbacks(make, runs, LOOKS, AS_SHIPPED, slices=1)
+    rollback_times = rollbacks(make, runs, LOOKS, AS_SHIPPED, slices=1)
     name = "five correlated errors per caller without a unit: rolled back"
-    return share(name, int((found > 0).sum()), runs, ROLLED_BACK_MOST)
+    return share(name, int((rollback_times > 0).sum()), runs, ROLLED_BACK_MOST)
 
 
 def _power(rng: Rng, runs: int) -> Bar:
-    """What counting by cluster costs where users are independent: requests without over with."""
+    """Return the cost of clusters for independent users: requests without over those with."""
     shares = shares_of((0.05,), 100)
     counts = draw(rng, runs, shares, 100, (0.03, 0.01), slices=1)
     n, errors = counts.control_n[..., 0], counts.control_events[..., 0]

@@ -1,8 +1,8 @@
-"""Weights that change while the base rate moves make no winner, nor do levels: section B.
+"""Section B: changes of weights during a drift of the base rate, and levels, give no false winner.
 
-A/A, 10,000 units at 90:10, then 10,000 at 50:50, while control's rate, or the mean, moves from one
-phase to the next; units of buckets that move are left out, as in the product. What is drawn are
-co-moments of each arm, phase and level, of which the product's own estimates and readings are made.
+An A/A test has 10,000 units at 90:10, then 10,000 at 50:50, while control's rate or mean drifts
+between the phases. Units of buckets that move are excluded, as in the product. The simulation draws
+co-moments of each arm, phase and level; the product's own functions estimate and read them.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from apps.experiments.phases import WeightPhase, phases_of
 from apps.experiments.stats.comoments import Comoments
 from apps.experiments.stats.comparison import read_fixed
 from apps.experiments.stats.data import ArmData, MetricData, MetricSpec, Stratum
-from apps.experiments.stats.estimates import Estimate, estimate, of_arms, rare_events
+from apps.experiments.stats.estimates import Estimate, compare_arms, estimate, rare_event_counts
 from apps.experiments.stats.margins import judge_margin
 from apps.experiments.stats.sequential import read_sequential
 from bench.bars import Bar, Rng, share
 
 Floats = NDArray[np.float64]
 
-# Of each of the two readings; two-sided.
+# The two-sided level of each of the two readings.
 ALPHA = 0.025
-# What may be a win of treatment by mistake.
+# The largest allowed share of false wins of the treatment.
 FALSE_WINS_MAX = 0.025
 POWER_LOST_MAX = 0.02
 RUNS_FULL = 2_000
@@ -45,7 +45,7 @@ MANY_LEVELS = 50
 SMALL_SHARES = (0.05, 0.01)
 # Looks in each phase.
 LOOKS = 25
-# Below this z no sequential reading at ALPHA is a win: looks of less need not be made.
+# Below this z no sequential reading at ALPHA is significant, so that the look is skipped.
 Z_LEAST = 2.0
 RATE = MetricSpec("m", "primary", "proportion")
 MEAN = replace(RATE, kind="mean")
@@ -61,9 +61,9 @@ Strata = dict[Stratum, Comoments]
 
 @dataclass(frozen=True)
 class Case:
-    """`rates` are the base rate of each phase; treatment's is higher by `lift`.
+    """`rates` are the base rates of the phases; the treatment's are higher by `lift`.
 
-    With levels each has half of the units, the second one twice the rate of the first.
+    Each of two levels has half of the units, the second one twice the rate of the first.
     """
 
     kind: str
@@ -89,19 +89,19 @@ def _phases() -> list[WeightPhase]:
 
 
 def _kept(rng: Rng, phase: int, n: int, runs: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Draw how many of n units of a phase each arm keeps: those whose bucket does not move."""
-    of = _phases()[phase]
-    moved = sum(high - low for low, high in of.moved) / 10_000
+    """Draw the units of a phase that each arm keeps: those whose bucket does not move."""
+    weights = _phases()[phase]
+    moved = sum(high - low for low, high in weights.moved) / 10_000
     kept = rng.binomial(n, 1.0 - moved, runs)
-    treated = rng.binomial(kept, of.shares["b"])
+    treated = rng.binomial(kept, weights.shares["b"])
     return kept - treated, treated
 
 
 def _draw(rng: Rng, spec: MetricSpec, n: int, rate: float) -> Comoments:
     """Draw the co-moments of n units.
 
-    Of a proportion they are binomial. The others' values are normal with the spread of such a rate;
-    the covariate says half of a mean's variance, and a ratio's denominators are near 5.
+    A proportion is binomial. Other values are normal with the variance of such a rate. The
+    covariate explains half of a mean's variance, and a ratio's denominators are close to 5.
     """
     if spec.kind == "proportion":
         p = float(rng.binomial(n, rate)) / n
@@ -136,7 +136,7 @@ def _arms(rng: Rng, case: Case) -> tuple[Strata, Strata]:
 
 
 def _estimate(spec: MetricSpec, arms: tuple[Strata, Strata], *, is_pooled: bool) -> Estimate:
-    """Return the product's estimate, or with `is_pooled` that of before: phases together."""
+    """Return the product's estimate, or with `is_pooled` the former one, without phases."""
     control, treatment = (_arm(strata) for strata in arms)
     if is_pooled:
         control, treatment = replace(control, strata={}), replace(treatment, strata={})
@@ -147,20 +147,26 @@ def _arm(strata: Strata) -> ArmData:
     return ArmData(reduce(Comoments.merge, strata.values()), strata=strata)
 
 
-def _wins(made: Estimate) -> bool:
-    return read_fixed(made.found, ALPHA).is_significant and made.found.difference > 0.0
-
-
-def _wins_at_a_look(made: Estimate) -> bool:
-    reading = read_sequential(
-        made.found, n=made.n, alpha=ALPHA, planned_units=PLANNED, silent=made.silent
+def _wins(estimated: Estimate) -> bool:
+    return (
+        read_fixed(estimated.difference, ALPHA).is_significant and estimated.difference.effect > 0.0
     )
-    return reading.is_significant and made.found.difference > 0.0
+
+
+def _wins_at_a_look(estimated: Estimate) -> bool:
+    reading = read_sequential(
+        estimated.difference,
+        n=estimated.n,
+        alpha=ALPHA,
+        planned_units=PLANNED,
+        wait_reason=estimated.wait_reason,
+    )
+    return reading.is_significant and estimated.difference.effect > 0.0
 
 
 def bars(rng: Rng, runs: int) -> Iterator[Bar]:
-    """Yield section B's bars: false wins by both readings, and power at constant rates."""
-    # In the quick form these, which are many, have half of the runs.
+    """Yield bars on false wins by both readings, and on power at constant rates."""
+    # These cases are many, so that the quick form halves their runs.
     many = runs if runs >= RUNS_FULL else max(1, runs // 2)
     for kind in KINDS:
         for levels in (("",), LEVELS):
@@ -188,7 +194,7 @@ def bars(rng: Rng, runs: int) -> Iterator[Bar]:
 
 
 def _margins(rng: Rng, runs: int) -> Iterator[Bar]:
-    """Yield how often an arm that is worse by exactly its margin is judged, either way."""
+    """Yield bars on verdicts of an arm that is worse by exactly its margin."""
     spec = replace(RATE, role="guardrail", margin=MARGIN, is_increase_better=False)
     for after in MOVES[1:]:
         case = Case("proportion", (MOVES[0], after), lift=MARGIN)
@@ -197,8 +203,8 @@ def _margins(rng: Rng, runs: int) -> Iterator[Bar]:
             arms = zip("ab", _arms(rng, case), strict=True)
             metric = MetricData(spec, {name: _arm(strata) for name, strata in arms})
             verdict = judge_margin(
-                spec, of_arms(metric, "a", "b"), rare_events(metric, "a", "b"),
-                alpha=ALPHA, planned_units=PLANNED, is_final=True, is_worse=False, stopped="",
+                spec, compare_arms(metric, "a", "b"), rare_event_counts(metric, "a", "b"),
+                alpha=ALPHA, planned_units=PLANNED, is_final=True, is_worse=False, stop_reason="",
             )  # fmt: skip
             states.append(verdict.state if verdict else "")
         for state in ("not-worse", "worse"):
@@ -207,7 +213,7 @@ def _margins(rng: Rng, runs: int) -> Iterator[Bar]:
 
 
 def _spend(rng: Rng, runs: int) -> Bar:
-    """Return how often lognormal spend of few buyers makes a winner of either arm."""
+    """Return the bar on false verdicts for lognormal spend with few buyers."""
     before, after = BUYERS
     hits = 0
     for _ in range(runs):
@@ -219,33 +225,34 @@ def _spend(rng: Rng, runs: int) -> Bar:
                 buyers = int(rng.binomial(len(values), share_of))
                 values[:buyers, 0] = rng.lognormal(3.0, 1.0, buyers)
                 arm[Stratum(phase)] = Comoments.of(values)
-        hits += read_fixed(_estimate(MEAN, arms, is_pooled=False).found, ALPHA).is_significant
+        hits += read_fixed(_estimate(MEAN, arms, is_pooled=False).difference, ALPHA).is_significant
     name = f"A/A won or lost at the end: spend, {before:.0%} → {after:.0%} buyers"
     return share(name, hits, runs, ALPHA)
 
 
 def _small_levels(rng: Rng, runs: int) -> Iterator[Bar]:
-    """Yield how often an A/A of one phase has a verdict by many levels, the large ones with larger
-    values: the small arm has two units of some, and none of others.
+    """Yield bars on false verdicts of an A/A test with many levels in one phase.
+
+    Large levels have larger values. The small arm has two units of some levels, and none of others.
     """
     sizes = 1.0 / np.arange(1, MANY_LEVELS + 1)
     values = np.linspace(3.0, 0.3, MANY_LEVELS)
     for small in SMALL_SHARES:
         hits = {"mean": 0, "proportion": 0}
         for _ in range(runs):
-            of = rng.choice(MANY_LEVELS, UNITS, p=sizes / sizes.sum())
+            level_of = rng.choice(MANY_LEVELS, UNITS, p=sizes / sizes.sum())
             treated = rng.random(UNITS) < small
             rows = {
-                "mean": rng.normal(values[of], 1.0),
-                "proportion": (rng.random(UNITS) < MOVES[0] * values[of]).astype(float),
+                "mean": rng.normal(values[level_of], 1.0),
+                "proportion": (rng.random(UNITS) < MOVES[0] * values[level_of]).astype(float),
             }
             for kind, y in rows.items():
-                arms = _by_level(y, of, ~treated), _by_level(y, of, treated)
-                made = _estimate(KINDS[kind], arms, is_pooled=False)
-                hits[kind] += read_fixed(made.found, ALPHA).is_significant
-        for kind, found in hits.items():
+                arms = _by_level(y, level_of, ~treated), _by_level(y, level_of, treated)
+                estimated = _estimate(KINDS[kind], arms, is_pooled=False)
+                hits[kind] += read_fixed(estimated.difference, ALPHA).is_significant
+        for kind, count in hits.items():
             name = f"A/A won or lost: {kind} by {MANY_LEVELS} levels, {small:.0%} treated"
-            yield share(name, found, runs, ALPHA)
+            yield share(name, count, runs, ALPHA)
 
 
 def _by_level(values: Floats, levels: NDArray[np.int64], is_arm: NDArray[np.bool_]) -> Strata:
@@ -260,14 +267,14 @@ def _by_level(values: Floats, levels: NDArray[np.int64], is_arm: NDArray[np.bool
 
 @dataclass
 class Sums:
-    """Of one arm's units in one phase: count, mean and squared deviations, of each run."""
+    """Count, mean and squared deviations of one arm's units in one phase, for each run."""
 
     n: Floats
     mean: Floats
     m2: Floats
 
     def add(self, n: Floats, mean: Floats, m2: Floats) -> None:
-        """Merge more units of each run (Chan, Golub and LeVeque 1979)."""
+        """Merge more units into each run (Chan, Golub and LeVeque 1979)."""
         whole, delta = np.maximum(1.0, self.n + n), mean - self.mean
         self.m2 = self.m2 + m2 + delta**2 * (self.n * n / whole)
         self.mean = self.mean + delta * (n / whole)
@@ -279,7 +286,7 @@ class Sums:
 
 
 def _ever_won(rng: Rng, case: Case, runs: int) -> NDArray[np.bool_]:
-    """Return of each run whether any look shows a win."""
+    """Return for each run whether any look shows a win."""
     won = np.zeros(runs, dtype=bool)
     phases: list[list[Sums]] = []
     for phase in (0, 1):
@@ -293,8 +300,8 @@ def _ever_won(rng: Rng, case: Case, runs: int) -> NDArray[np.bool_]:
                     {Stratum(i): each[side].of(run) for i, each in enumerate(phases)}
                     for side in (0, 1)
                 ]
-                made = _estimate(case.spec, (arms[0], arms[1]), is_pooled=False)
-                won[run] = _wins_at_a_look(made)
+                estimated = _estimate(case.spec, (arms[0], arms[1]), is_pooled=False)
+                won[run] = _wins_at_a_look(estimated)
     return won
 
 
@@ -311,7 +318,7 @@ def _more(
 
 
 def _z(phases: list[list[Sums]], spec: MetricSpec) -> Floats:
-    """Return about the estimate's z, of each run: it only says which looks are worth one."""
+    """Return an approximate z for each run, which selects the looks to evaluate."""
     difference = variance = np.zeros(len(phases[0][0].n))
     for a, b in phases:
         n = np.maximum(1.0, a.n + b.n)
@@ -329,19 +336,19 @@ def _z(phases: list[list[Sums]], spec: MetricSpec) -> Floats:
 
 
 def _power_lost(rng: Rng, kind: str, runs: int) -> Bar:
-    """Return how much less often a difference is found at constant rates than by pooling.
+    """Return the bar on the loss of power at constant rates relative to pooling.
 
-    The difference is what pooling finds in 80 %. Who does not take for granted that rates stay the
-    same can use Σ n1·n0/(n1 + n0) of what pooling uses, over the phases, and no more (Cochran's
-    weights are the best): what that costs at this difference is allowed besides the two points.
+    Pooling detects the difference with a power of 80 %. A test that does not assume constant rates
+    can use at most the information Σ n1·n0/(n1 + n0) over the phases (Cochran's weights are
+    optimal). The bar allows the cost of that at this difference, and two points more.
     """
     units = [[float(np.mean(each)) for each in _kept(rng, p, UNITS, 10_000)] for p in (0, 1)]
-    inside = sum(a * b / (a + b) for a, b in units)
+    within = sum(a * b / (a + b) for a, b in units)
     a, b = (sum(column) for column in zip(*units, strict=True))
     together = a * b / (a + b)
     critical = -float(ndtri(ALPHA / 2.0))
     needed = critical + float(ndtri(0.8))
-    price = 0.8 - float(ndtr(needed * math.sqrt(inside / together) - critical))
+    price = 0.8 - float(ndtr(needed * math.sqrt(within / together) - critical))
     rate = MOVES[0]
     lift = needed * math.sqrt(rate * (1.0 - rate) / together)
     case = Case(kind, (rate, rate), lift=lift)

@@ -1,7 +1,7 @@
-"""The whole path: windows of several instances, evidence, answers and decisions, on a database.
+"""The whole path on a database: windows of several instances, evidence, checks and decisions.
 
-The other sections ask the product's rules about simulated counts. Here requests are simulated: the
-data plane's telemetry counts them, the control plane takes in what it says, and ticks decide.
+The other sections apply the product's rules to simulated counts. This one simulates requests: the
+data plane's telemetry counts them, the control plane ingests the telemetry, and ticks decide.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from apps.rollouts.services import approve_step
 from apps.rollouts.states import Phase
 from bench.bars import Bar, share
 from bench.decisions_rules import Rng
-from bench.path.apart import measured_apart
+from bench.path.apart import measure_in_process
 from bench.path.database import simulated_database
-from bench.path.drive import BEGAN, Path, has_gone_back, is_over
+from bench.path.drive import BEGAN, Path, is_over, is_rolled_back
 from bench.path.traffic import (
     Array,
     Fates,
@@ -43,7 +43,7 @@ from dataplane.ends import EXPIRED, SHED
 PLANS = {template.document.name: template.document for template in TEMPLATES}
 DEFAULT, LITTLE = PLANS["canary"], PLANS["little-traffic"]
 PER_SECOND = 100.0
-# Stable's usual latency is known after so long.
+# The time after which stable's usual latency is known.
 WARM_UP_S = 60.0
 INTERVAL_S = 10.0
 DAY_S = 86_400.0
@@ -53,9 +53,9 @@ HALF = 3
 
 @dataclass(frozen=True)
 class Size:
-    """How many rollouts of a case, and how long the steps of healthy ones are.
+    """The number of rollouts per case, and the time scale of the healthy ones.
 
-    `fleets` are the numbers of instances of the healthy ones.
+    `fleets` are the numbers of instances of the healthy rollouts.
     """
 
     many: int
@@ -72,18 +72,18 @@ QUICK = Size(many=3, few=1, scale_permille=60, fleets=(2, 4))
 FULL = Size(many=24, few=3, scale_permille=1_000, fleets=(2, 3, 4))
 FULL_RUNS = 1_000
 WHOLE_LENGTH = 1_000
-# Who starts a rollout does not open its gates.
+# The user who starts a rollout cannot approve its gates.
 APPROVER = Actor("approver")
 
 
 def bars(rng: Rng, runs: int) -> Iterator[Bar]:
-    """What is rolled back and what must not be, as shipped, at 100/s and from 5 %."""
+    """Yield bars on necessary and false rollbacks, as shipped, at 100/s and from 5 %."""
     seed = int(rng.integers(1 << 40))
-    yield from measured_apart(f"{__name__}:bars_here", seed, runs)
+    yield from measure_in_process(f"{__name__}:bars_here", seed, runs)
 
 
 def bars_here(rng: Rng, runs: int) -> Iterator[Bar]:
-    """The same in this process, whose database is another one from then on."""
+    """Yield the bars in this process, which uses the simulation's database from then on."""
     size = FULL if runs >= FULL_RUNS else QUICK
     logging.getLogger("apps").setLevel(logging.WARNING)
     with simulated_database():
@@ -95,7 +95,7 @@ def bars_here(rng: Rng, runs: int) -> Iterator[Bar]:
 
 
 def _path(rng: Rng, cases: dict[str, Traffic], plan: PlanDocument) -> Path:
-    """A fleet of four that has served all of `cases` for a minute, and has begun their rollouts."""
+    """Return a fleet of four that served `cases` for a minute and started their rollouts."""
     path = Path.make(rng)
     for name, traffic in cases.items():
         path.add(name, traffic)
@@ -107,7 +107,7 @@ def _path(rng: Rng, cases: dict[str, Traffic], plan: PlanDocument) -> Path:
 
 
 def _without_answer(rng: Rng, size: Size) -> Iterator[Bar]:
-    """A: clients that give 300 ms, and a canary that has no room."""
+    """A: clients with a 300-ms deadline, and a canary without capacity."""
     fates = {
         "hangs for 10% of 300-ms clients' requests": unanswered(0.10, EXPIRED, 0.3),
         "sheds 30%": unanswered(0.30, SHED, 0.001),
@@ -115,14 +115,14 @@ def _without_answer(rng: Rng, size: Size) -> Iterator[Bar]:
     for number, (name, fate) in enumerate(fates.items()):
         cases = {f"a{number}-{k}": Traffic(steady(PER_SECOND), fate) for k in range(size.many)}
         path = _path(rng, cases, DEFAULT)
-        path.run(180.0, until=has_gone_back)
+        path.run(180.0, until=is_rolled_back)
         caught = sum(_took_s(each) < 120.0 for each in path.rollouts.values())
         yield share(f"{name}: rolled back in 2 min", caught, size.many, 0.99, is_most=False)
 
 
 def _took_s(rollout: Rollout) -> float:
-    """From the canary's first table to its last; infinite where it was not rolled back."""
-    if not has_gone_back(rollout):
+    """Return the time from the canary's first table to its last, infinite without a rollback."""
+    if not is_rolled_back(rollout):
         return float("inf")
     events = rollout.events.order_by("id")
     began = events.filter(to_state=Phase.BAKING)[0].at
@@ -131,7 +131,7 @@ def _took_s(rollout: Rollout) -> float:
 
 
 def _healthy_and_broken(rng: Rng, size: Size) -> Iterator[Bar]:
-    """Healthy rollouts beside each other, and what becomes of one that breaks on its way."""
+    """Yield bars on parallel healthy rollouts, and on ones that break during a rollout."""
     one_percent = failing(lambda requests: 0.01)
     healthy = {
         f"healthy-{n}": Traffic(steady(PER_SECOND), one_percent, instances=tuple(range(n)))
@@ -148,7 +148,7 @@ def _healthy_and_broken(rng: Rng, size: Size) -> Iterator[Bar]:
         ("one lost second per replica", lost, 0.02),
         ("2,000 users, 1% always fail", users, 0.01),
     ):
-        back = sum(has_gone_back(path.rollouts[name]) for name in names)
+        back = sum(is_rolled_back(path.rollouts[name]) for name in names)
         yield share(f"{what}: rolled back", back, len(names), bound)
     done = sum(path.rollouts[name].phase == Phase.SUCCEEDED for name in healthy)
     name = "healthy on 2 to 4 instances, of which two restart: promoted"
@@ -163,22 +163,24 @@ def _always(requests: Requests) -> Array:
 
 @dataclass(frozen=True)
 class _Seconds:
-    """Each version's replica is away for single seconds, one in 100 minutes on average."""
+    """Each version's replica is unavailable for single seconds, one per 100 minutes on average."""
 
     canary: Array
     stable: Array
 
     @classmethod
     def of(cls, rng: Rng, size: Size) -> _Seconds:
-        """Draw the seconds; in a short rollout at least one of each."""
+        """Draw the seconds, at least one for each version."""
         length_s = 9_000.0 * size.scale_permille / 1_000
         counts = [max(1, int(rng.poisson(length_s / 6_000.0))) for _ in "ab"]
         return cls(*(rng.uniform(WARM_UP_S, WARM_UP_S + length_s, n) for n in counts))
 
     def __call__(self, rng: Rng, requests: Requests) -> Fates:
-        def chance(asked: Requests) -> Array:
+        def chance(attempted: Requests) -> Array:
             is_lost = np.where(
-                asked.is_canary, _within(asked, self.canary), _within(asked, self.stable)
+                attempted.is_canary,
+                _within(attempted, self.canary),
+                _within(attempted, self.stable),
             )
             return np.where(is_lost, 1.0, 0.001)
 
@@ -192,7 +194,7 @@ def _within(requests: Requests, seconds: Array) -> Flags:
 
 
 def _restart(path: Path, size: Size) -> None:
-    """Let one instance after the other die and come back, a few times in a rollout."""
+    """Restart two instances in turn, four times in a rollout."""
     every_s = 2_000.0 * size.scale_permille / 1_000
     for k in range(4):
         path.at(
@@ -202,17 +204,17 @@ def _restart(path: Path, size: Size) -> None:
 
 
 class Forks:
-    """Follows rollouts, and at some moments what would become of one that broke just then."""
+    """Follows rollouts, and simulates a fault in a fork at certain moments."""
 
     def __init__(self, path: Path, size: Size) -> None:
         self.path = path
         self.size = size
-        # Whether each was caught in time, and canary requests until then.
+        # Whether each fault was detected in time, and the canary requests until then.
         self.dead: dict[str, list[bool]] = {"60 s": [], "three steps": []}
         self.broken: list[float] = []
 
     def follow(self, names: list[str]) -> None:
-        """Follow all rollouts until `names` have ended; break each when it comes to a moment."""
+        """Follow all rollouts until `names` have ended; break each one at its moments."""
         past: set[tuple[str, str]] = set()
         while not all(is_settled(self.path.rollouts[name]) for name in names):
             self.path.run(INTERVAL_S, until=is_settled)
@@ -247,24 +249,25 @@ class Forks:
         name = "1% → 3% in the 50% step"
         yield share(f"{name}: within the step", int(caught.sum()), taken.size, 0.98, is_most=False)
         if self.size.scale_permille < WHOLE_LENGTH:
-            # After steps of two minutes there is too little before the break to compare with the
-            # bar, which is of steps of half an hour.
+            # Steps of two minutes leave too little data before the break to compare with the bar,
+            # which assumes steps of half an hour.
             return
-        seen = taken[caught]
-        error = float(seen.std() / np.sqrt(max(1, seen.size)))
-        mean = float(seen.mean()) if seen.size else float("nan")
+        requests = taken[caught]
+        error = float(requests.std() / np.sqrt(max(1, requests.size)))
+        mean = float(requests.mean()) if requests.size else float("nan")
         yield Bar(f"{name}: canary requests", mean, error, 3_000.0, is_share=False)
 
 
 def is_settled(rollout: Rollout) -> bool:
-    """Whether it is over, with all its instances told."""
+    """Return whether the rollout is paused or over, and all instances know it."""
     return rollout.phase == Phase.PAUSED or not rollout.is_live
 
 
 def _dies(path: Path, name: str) -> bool:
-    """Every request of the canary fails for 30 s: is it rolled back within 10 s of evidence?
+    """Fail every canary request for 30 s; return whether 10 s of evidence roll it back.
 
-    An interval is judged whole: the look before must have held less than ten seconds of it.
+    Intervals are evaluated whole: the previous evaluation must have had less than 10 s of the
+    fault.
     """
     start_s = path.elapsed_s + float(path.rng.uniform(0.0, INTERVAL_S))
 
@@ -273,18 +276,18 @@ def _dies(path: Path, name: str) -> bool:
         return np.where(requests.is_canary & (since >= 0.0) & (since < 30.0), 1.0, 0.01)
 
     path.traffic[name] = replace(path.traffic[name], fate=failing(chance))
-    path.run(80.0, names=[name], until=has_gone_back)
+    path.run(80.0, names=[name], until=is_rolled_back)
     rollout = path.rollouts[name]
-    if not has_gone_back(rollout):
+    if not is_rolled_back(rollout):
         return False
     newest = rollout.intervals.order_by("-started_at")[0].started_at.timestamp() - BEGAN
     return newest - start_s < 10.0
 
 
 def _breaks(path: Path, name: str) -> float:
-    """Return the canary's requests in a 50 % step of 3 % errors; infinite if it passes.
+    """Return the canary's requests in a 50 % step with 3 % errors; infinite if it passes.
 
-    Counted are all until it is taken back, also those that no interval had when it was judged.
+    They include all requests until the rollback, also those after the last evaluated interval.
     """
     rollout = path.rollouts[name]
 
@@ -292,8 +295,8 @@ def _breaks(path: Path, name: str) -> float:
         return np.where(requests.is_canary & (requests.step == HALF), 0.03, 0.01)
 
     path.traffic[name] = replace(path.traffic[name], fate=failing(chance))
-    path.run(3_600.0, names=[name], until=lambda r: has_gone_back(r) or r.step_index > HALF)
-    if not has_gone_back(rollout):
+    path.run(3_600.0, names=[name], until=lambda r: is_rolled_back(r) or r.step_index > HALF)
+    if not is_rolled_back(rollout):
         return float("inf")
     rows = TelemetryRow.objects.filter(
         split=str(rollout.pk), variant="canary", generation__gte=rollout.step_generations[HALF]
@@ -302,7 +305,7 @@ def _breaks(path: Path, name: str) -> float:
 
 
 def _lossy(rng: Rng, size: Size) -> Iterator[Bar]:
-    """I: a fifth of the canary's units never arrive anywhere."""
+    """I: a fifth of the canary's units are lost."""
 
     def lost(rng: Rng, requests: Requests) -> Flags:
         return requests.is_canary & (rng.random(requests.at_s.size) < 0.2)
@@ -310,16 +313,16 @@ def _lossy(rng: Rng, size: Size) -> Iterator[Bar]:
     traffic = Traffic(steady(PER_SECOND), failing(lambda requests: 0.01), lost=lost)
     path = _path(rng, {f"lossy-{k}": traffic for k in range(size.few)}, DEFAULT)
     path.run(1_800.0, until=is_over)
-    found = sum(
+    paused = sum(
         each.phase == Phase.PAUSED and each.reason.startswith("sample-ratio")
         for each in path.rollouts.values()
     )
     name = "a fifth of the canary's units is lost: found in the 5% step"
-    yield share(name, found, len(path.rollouts), 0.99, is_most=False)
+    yield share(name, paused, len(path.rollouts), 0.99, is_most=False)
 
 
 def _days(rng: Rng, size: Size) -> Iterator[Bar]:
-    """J: latency and errors go up and down with the day; a step is a fiftieth of it at least."""
+    """J: latency and errors have a daily cycle; a step lasts at least a fiftieth of a day."""
     day_s = DAY_S * size.scale_permille / 1_000
     cases = {}
     for k in range(-(-size.few // 2)):
@@ -332,7 +335,7 @@ def _days(rng: Rng, size: Size) -> Iterator[Bar]:
         )
     path = _path(rng, cases, msgspec.structs.replace(size.plan, interval_s=60))
     path.run(1.5 * 9_000.0 * size.scale_permille / 1_000, until=is_settled)
-    back = sum(map(has_gone_back, path.rollouts.values()))
+    back = sum(map(is_rolled_back, path.rollouts.values()))
     name = "daily cycle of latency (± 50%) or errors (0.1 to 3%): rolled back"
     yield share(name, back, len(cases), 0.005)
 
@@ -347,7 +350,7 @@ def _cycle(day_s: float, phase: float, low: float, high: float) -> Callable[[Req
 
 
 def _little(rng: Rng, size: Size) -> Iterator[Bar]:
-    """K: three requests an hour, a reconciler that wakes once an hour, ready approvals."""
+    """K: three requests per hour, an hourly reconciler, and immediate approvals."""
     path = Path.make(rng, wakes_s=3_600.0)
     for k in range(size.few):
         path.add(f"little-{k}", Traffic(steady(3.0 / 3_600.0), failing(lambda requests: 0.005)))
@@ -364,10 +367,10 @@ def _little(rng: Rng, size: Size) -> Iterator[Bar]:
                 approve_step(rollout=rollout, actor=APPROVER, now=database_now())
         if all(each.step_index == 1 or is_settled(each) for each in path.rollouts.values()):
             break
-    # Of the 95 % step a few days.
+    # A few days of the 95 % step.
     path.run(size.few * DAY_S, until=is_settled)
     decided = sum(rollout.approved_step == 0 for rollout in path.rollouts.values())
-    back = sum(map(has_gone_back, path.rollouts.values()))
+    back = sum(map(is_rolled_back, path.rollouts.values()))
     n = len(path.rollouts)
     yield share("three requests an hour: the 50% step is decided", decided, n, 0.9, is_most=False)
     yield share("three requests an hour: rolled back", back, n, 0.01)

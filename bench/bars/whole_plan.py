@@ -1,4 +1,4 @@
-"""Whole rollouts by a plan, from intervals of both arms to the decision at the end of each step."""
+"""Simulates whole rollouts by a plan: intervals of both arms, and a decision after each step."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from contract import histogram
 Array = NDArray[np.float64]
 
 START = datetime(2026, 1, 5, 6, tzinfo=UTC)
-# Latency is lognormal, 20 ms in the median; these buckets hold all of it that matters.
+# Latency is lognormal with a median of 20 ms; these buckets cover its relevant range.
 MEDIAN_US, SIGMA = 20_000.0, 0.5
 BUCKETS = np.arange(90, 160, 2)
 
 
 @dataclass(frozen=True)
 class World:
-    """What an arm does at `hours` after the start in step `step`: error rate, and how much slower.
+    """An arm's error rate and latency factor at `hours` after the start in step `step`.
 
     Both functions take hours (an array), the step's index and whether the arm is the canary.
     """
@@ -37,7 +37,7 @@ class World:
 
 
 def follow_plan(rng: Rng, plan: PlanDocument, world: World, *, per_second: float) -> Decision:
-    """Return the first decision that ends a rollout by `plan`, or the last one to advance."""
+    """Return the first decision that ends a rollout by `plan`, else the last advance."""
     intervals: list[Interval] = []
     reference = _reference(world)
     clock = 0.0
@@ -93,7 +93,7 @@ def _decide(
     question = StepInputs(plan, index, intervals, reference, reference.n)
     checks = plan.steps[index].check_documents
     answers = [
-        JudgedCheck(c, found) for c, found in zip(checks, judge_checks(question), strict=True)
+        JudgedCheck(c, result) for c, result in zip(checks, judge_checks(question), strict=True)
     ]
     now = START + timedelta(days=1)
     requests = sum(i.canary.requests for i in question.this_step)

@@ -1,6 +1,6 @@
-"""Rollouts on a real PostgreSQL, driven by simulated instances on a simulated clock.
+"""Simulates rollouts on a real PostgreSQL, with simulated instances and a simulated clock.
 
-`database` has the server and its clock, `traffic` says what becomes of requests, `fleet` are the
-instances that count them, `drive` lets time pass: windows are made by the data plane's own
-telemetry, taken in by the control plane's own ingestion, and judged by its own ticks.
+`database` has the server and its clock, `traffic` the requests and their results, `fleet` the
+instances that count them, and `drive` advances the time. The data plane's own telemetry creates the
+windows; the control plane's own ingestion stores them, and its own ticks evaluate them.
 """

@@ -1,4 +1,4 @@
-"""Measures bars in a process of their own: Django's connection to a database is the process's."""
+"""Measures bars in a separate process, since Django has one default database per process."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import numpy as np
 from bench.bars import Bar
 
 
-def measured_apart(function: str, seed: int, runs: int) -> Iterator[Bar]:
-    """Yield the bars of `function` ("module:name") as they come. Raises RuntimeError if it fails.
+def measure_in_process(function: str, seed: int, runs: int) -> Iterator[Bar]:
+    """Yield the bars of `function` ("module:name"). Raises RuntimeError if it fails.
 
-    `function` takes a generator of random numbers and how many runs are asked for.
+    `function` takes a random number generator and the number of runs.
     """
     context = get_context("spawn")
     here, there = context.Pipe(duplex=False)
@@ -30,14 +30,14 @@ def measured_apart(function: str, seed: int, runs: int) -> Iterator[Bar]:
         if message:
             raise RuntimeError(message)
     except EOFError:
-        raise RuntimeError(f"{function} ended without a word") from None
+        raise RuntimeError(f"{function} ended without a result") from None
     finally:
         process.terminate()
         process.join()
 
 
 def _send(pipe: Connection, function: str, seed: int, runs: int) -> None:
-    """Send each bar, and at the end what went wrong: nothing."""
+    """Send each bar, and then the traceback of an error, or an empty string."""
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
     import django
 
@@ -52,5 +52,5 @@ def _send(pipe: Connection, function: str, seed: int, runs: int) -> None:
         pipe.send(traceback.format_exc())
     else:
         pipe.send("")
-    # Whoever reads ends this process.
+    # The parent ends this process.
     pipe.close()

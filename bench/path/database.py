@@ -1,6 +1,6 @@
-"""A real PostgreSQL whose clock is ours: `clock_timestamp()` answers what a simulation says.
+"""A real PostgreSQL with a simulated clock: `clock_timestamp()` returns the simulation's time.
 
-The product reads the time from the database (apps.lib.clock), so that nothing of it is changed.
+The product reads the time from the database (apps.lib.clock), so that it needs no change.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from django.db import connection, connections
 from controlplane import env
 from embedded.stack import running
 
-# A function of a schema that is searched before pg_catalog takes the place of the server's own.
+# A function in a schema before pg_catalog in the search path replaces the server's own.
 MAKE_CLOCK = """
     CREATE SCHEMA IF NOT EXISTS simulated;
     CREATE OR REPLACE FUNCTION simulated.clock_timestamp() RETURNS timestamptz
@@ -30,7 +30,7 @@ MAKE_CLOCK = """
 
 @contextmanager
 def simulated_database() -> Iterator[None]:
-    """A new, migrated database with a simulated clock, on a server that ends with the block."""
+    """Run a server with a new, migrated database and a simulated clock until the block ends."""
     with (
         tempfile.TemporaryDirectory(prefix="interlock-path-") as directory,
         running(Path(directory), only={"postgres", "redis"}) as stack,
@@ -53,13 +53,13 @@ def simulated_database() -> Iterator[None]:
 
 
 def simulate_clock() -> None:
-    """Let this session's `clock_timestamp()` be what `set_clock` says."""
+    """Make this session's `clock_timestamp()` return the time of `set_clock`."""
     with connection.cursor() as cursor:
         cursor.execute(MAKE_CLOCK)
 
 
 def set_clock(unix_s: float) -> None:
-    """Set the database's clock."""
+    """Set the database's clock in Unix seconds."""
     at = datetime.fromtimestamp(unix_s, UTC).isoformat()
     with connection.cursor() as cursor:
         cursor.execute("SELECT set_config('simulated.now', %s, false)", [at])

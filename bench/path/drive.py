@@ -1,4 +1,4 @@
-"""Lets time pass for a fleet and its rollouts: traffic, delivery, ingestion, reports, ticks."""
+"""Advances the time of a fleet and its rollouts: traffic, delivery, ingestion, reports, ticks."""
 
 from __future__ import annotations
 
@@ -36,25 +36,25 @@ from controlplane.ingest import Entry, apply_once, decode_entry
 
 # Monday, 2026-01-05, 06:00 UTC.
 BEGAN = datetime(2026, 1, 5, 6, tzinfo=UTC).timestamp()
-# From a window's end until its batch is in Redis and read.
+# The delay from a window's end until its batch is read from Redis.
 DELIVERED_IN_S = 0.5
-# Where no rollout is on its way time passes in steps of this length.
+# The time step while no rollout is live.
 IDLE_S = 10.0
-# How often traffic is held against the tables.
+# The interval of the divergence checks.
 WATCHED_EVERY_S = 30.0
 
-# When a batch that was sent at an instant is delivered; more than once where it is repeated.
+# Returns the delivery times of a batch sent at a given time; several if it is repeated.
 Delivery = Callable[[Rng, float, Batch], Sequence[float]]
 
 
 def in_order(rng: Rng, sent_s: float, batch: Batch) -> Sequence[float]:
-    """Each batch once, soon."""
+    """Deliver each batch once, after DELIVERED_IN_S."""
     return (sent_s + DELIVERED_IN_S,)
 
 
 @dataclass
 class Path:
-    """A fleet, the models that it serves, and the clock that all of them share.
+    """A fleet, its models, and their common clock.
 
     Times are seconds since `BEGAN`.
     """
@@ -66,13 +66,13 @@ class Path:
     rollouts: dict[str, Rollout] = field(default_factory=dict)
     now_s: float = BEGAN
     generation: int = 0
-    # Batches on their way, by when they arrive.
+    # Batches in transit, by time of arrival.
     mail: list[tuple[float, int, bytes]] = field(default_factory=list)
     sent: int = 0
-    # (seconds, what) that is yet to be done to the fleet.
+    # Planned actions on the fleet: (Unix seconds, action).
     plans: list[tuple[float, Callable[[Path], None]]] = field(default_factory=list)
     watched_s: float = BEGAN
-    # How often the reconciler wakes.
+    # The interval of the reconciler.
     wakes_s: float = 1.0
 
     @classmethod
@@ -84,9 +84,9 @@ class Path:
         *,
         wakes_s: float = 1.0,
     ) -> Path:
-        """Return a fleet of so many instances that drain one after the other, and nothing else."""
+        """Return a path with `instances` instances, which drain in turn, without models."""
         set_clock(BEGAN)
-        # A fleet of before was at the same instants.
+        # An earlier fleet used the same times.
         StoredInstance.objects.all().delete()
         crew = f"{rng.integers(1 << 40):x}-"
         fleet = [Instance(k, crew, phase_s=k / instances, now_s=BEGAN) for k in range(instances)]
@@ -113,7 +113,7 @@ class Path:
         """Start the rollout of a model's version 2."""
         model = RegisteredModel.objects.get(name=name)
         now = database_now()
-        # Each has a plan of its own, by the model's name.
+        # Each rollout has its own plan with the model's name.
         document = msgspec.structs.replace(plan, name=name)
         stored = save_plan(document=document, is_default=False, actor=INTERLOCK)
         target = model.versions.get(number=2)
@@ -125,13 +125,13 @@ class Path:
         return rollout
 
     def publish(self) -> None:
-        """Publish the table as it is now, as the reconciler of deployments does."""
+        """Publish the current table, as the reconciler of deployments does."""
         with transaction.atomic():
             publish_table(reason="simulated", actor=INTERLOCK, now=database_now())
 
-    def at(self, seconds: float, what: Callable[[Path], None]) -> None:
-        """Have something done at an instant, which is never between two seconds."""
-        self.plans.append((BEGAN + seconds, what))
+    def at(self, seconds: float, action: Callable[[Path], None]) -> None:
+        """Plan an action for a time, which must be a whole second."""
+        self.plans.append((BEGAN + seconds, action))
         self.plans.sort(key=lambda plan: plan[0])
 
     def run(
@@ -141,34 +141,34 @@ class Path:
         names: Collection[str] | None = None,
         until: Callable[[Rollout], bool] = lambda rollout: not rollout.is_live,
     ) -> None:
-        """Let time pass, until `until` is true of all rollouts (of those named) at the most.
+        """Advance the time by `seconds`, or until `until` is true for all rollouts in `names`.
 
-        Rollouts of which it is true are left alone, and so is their traffic.
+        A rollout for which it is true is skipped, and so is its traffic.
         """
         end_s = self.now_s + seconds
-        chosen = list(names if names is not None else self.rollouts)
+        selected = list(names if names is not None else self.rollouts)
         while self.now_s < end_s - 1e-6:
-            going = [name for name in chosen if not until(self.rollouts[name])]
-            if chosen and not going:
+            active = [name for name in selected if not until(self.rollouts[name])]
+            if selected and not active:
                 return
-            self._pass(min(end_s, self._next(going)), going)
+            self._pass(min(end_s, self._next(active)), active)
 
-    def _next(self, going: Collection[str]) -> float:
-        """When there is something to do: the next check, or a step's clock that may start."""
-        rollouts = [self.rollouts[name] for name in going]
+    def _next(self, active: Collection[str]) -> float:
+        """Return the time of the next action: a check, or a step's clock that may start."""
+        rollouts = [self.rollouts[name] for name in active]
         due = [r.next_check_at.timestamp() for r in rollouts if r.next_check_at is not None]
-        waits = any(r.next_check_at is None and r.is_live for r in rollouts)
+        has_waiting = any(r.next_check_at is None and r.is_live for r in rollouts)
         soon = self.now_s + self.wakes_s
-        times = [*due, *([soon] if waits else []), *(at for at, _ in self.plans[:1])]
+        times = [*due, *([soon] if has_waiting else []), *(at for at, _ in self.plans[:1])]
         first = min(times, default=self.now_s + IDLE_S) - BEGAN
         return max(soon, BEGAN + math.ceil(first / self.wakes_s) * self.wakes_s)
 
-    def _pass(self, until_s: float, going: Collection[str]) -> None:
+    def _pass(self, until_s: float, active: Collection[str]) -> None:
         self._route()
         traffic = {
             name: each
             for name, each in self.traffic.items()
-            if name in going or name not in self.rollouts
+            if name in active or name not in self.rollouts
         }
         for instance in self.fleet:
             instance.advance(until_s, BEGAN, traffic, self.rng)
@@ -183,12 +183,12 @@ class Path:
         while self.plans and self.plans[0][0] <= until_s:
             self.plans.pop(0)[1](self)
         self._watch(now)
-        for name in going:
+        for name in active:
             if tick_one(self.rollouts[name].pk):
                 self.rollouts[name].refresh_from_db()
 
     def _watch(self, now: datetime) -> None:
-        """Raise alarms, some of which pause a rollout."""
+        """Run the divergence checks, which may pause a rollout."""
         if self.now_s >= self.watched_s + WATCHED_EVERY_S:
             self.watched_s = self.now_s
             watch_traffic(now)
@@ -197,7 +197,7 @@ class Path:
                 rollout.refresh_from_db()
 
     def _route(self) -> None:
-        """Let instances have a new table soon after it was published."""
+        """Give a newly published table to the instances, after APPLIES_IN_S."""
         table = latest_table()
         if table is not None and table.generation != self.generation:
             self.generation = table.generation
@@ -226,14 +226,14 @@ class Path:
 
     @contextmanager
     def fork(self) -> Iterator[Path]:
-        """What becomes of it from here on, with chance of its own; afterwards nothing of it was."""
+        """Yield a copy with its own random numbers; roll back all of its changes afterwards."""
         other = copy.deepcopy(self)
         other.rng = np.random.default_rng(int(self.rng.integers(1 << 40)))
         parsed = copy.copy(interval_store._parsed)
         with transaction.atomic():
             yield other
             transaction.set_rollback(True)
-        # What a worker keeps of intervals that it read was never so.
+        # Restore the worker's cache of parsed intervals.
         interval_store._parsed.clear()
         interval_store._parsed.update(parsed)
 
@@ -262,15 +262,15 @@ def _version(model: RegisteredModel, number: int, now: datetime) -> ModelVersion
     return version
 
 
-def has_gone_back(rollout: Rollout) -> bool:
-    """Whether it was rolled back, or is being."""
+def is_rolled_back(rollout: Rollout) -> bool:
+    """Return whether the rollout is rolled back or rolling back."""
     return rollout.phase in {Phase.ROLLING_BACK, Phase.ROLLED_BACK}
 
 
 def is_over(rollout: Rollout) -> bool:
-    """Whether it is decided: it went back, is promoted, or waits for a person."""
+    """Return whether the rollout is decided: rolled back, promoted, or paused."""
     return (
         rollout.phase == Phase.PAUSED
-        or has_gone_back(rollout)
+        or is_rolled_back(rollout)
         or (rollout.phase not in LIVE_PHASES or rollout.phase == Phase.PROMOTING)
     )

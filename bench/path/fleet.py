@@ -1,4 +1,4 @@
-"""Instances of the data plane: they route by the published table and count by its own telemetry."""
+"""Simulated instances: they route by the published table and count with the real telemetry."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from dataplane.telemetry import DEFAULT_INTERVAL_S, Telemetry
 from dataplane.unit_clusters import cluster_of_bucket
 from dataplane.window_counter import Counter
 
-# From a table's publication until an instance serves by it.
+# The delay from a table's publication until an instance uses it.
 APPLIES_IN_S = 0.4
-# Stable's answer to a request that fell back.
+# The duration of stable's response to a request that fell back.
 FALLBACK_S = 0.02
 NEVER = math.inf
 
-# Something that happens at an instant: (Unix seconds, tie-breaker, what, its arguments).
+# A planned call: (Unix seconds, tie-breaker, function, arguments).
 Event = tuple[float, int, Callable[..., None], tuple[Any, ...]]
 
 
 @dataclass(frozen=True)
 class Route:
-    """A model's part of the table, as an instance serves by it."""
+    """A model's part of the routing table, as used by an instance."""
 
     router: Router
     split: CanarySplit | None
@@ -39,19 +39,19 @@ class Route:
 
 @dataclass
 class Instance:
-    """One instance. `skew_s` is how far its clock is ahead; it drains `phase_s` after each second.
+    """One instance. Its clock is `skew_s` ahead, and it drains `phase_s` after each second.
 
-    Nothing of it is kept over a restart but its name.
+    Only its name survives a restart.
     """
 
     number: int
-    # Of a boot's name: no two fleets have the same.
+    # The prefix of boot names, unique per fleet.
     crew: str = ""
     skew_s: float = 0.0
     phase_s: float = 0.0
     boot: int = 0
     now_s: float = 0.0
-    # Down until then.
+    # The end of the current downtime.
     down_until_s: float = 0.0
     generation: int = 0
     sequence: int = 0
@@ -75,11 +75,11 @@ class Instance:
         return f"{self.crew}{self.boot}"
 
     def clock(self) -> float:
-        """Unix seconds as this instance has them."""
+        """Return the Unix seconds by this instance's clock."""
         return self.now_s + self.skew_s
 
     def report(self) -> InstanceReport:
-        """What it reports of itself."""
+        """Return the instance's report."""
         return InstanceReport(
             instance=self.name,
             boot=self.boot_name,
@@ -88,7 +88,7 @@ class Instance:
         )
 
     def restart(self, down_s: float) -> None:
-        """Die without a word, and come back with the latest table after `down_s`."""
+        """Crash, and return with the latest table after `down_s`."""
         self.boot += 1
         self.sequence = 0
         self.down_until_s = self.now_s + down_s
@@ -99,7 +99,7 @@ class Instance:
     def advance(
         self, until_s: float, began_s: float, traffic: Mapping[str, Traffic], rng: Rng
     ) -> None:
-        """Serve what comes until `until_s`, table by table."""
+        """Serve the traffic until `until_s`, table by table."""
         while self.now_s < until_s:
             while self.tables and self.tables[0][0] <= self.now_s:
                 self._apply(self.tables.pop(0)[1])
@@ -163,7 +163,7 @@ class Instance:
         end: int,
         took_s: float,
     ) -> None:
-        """Plan a request's arrival and its end."""
+        """Plan the arrival and the end of a request."""
         key = (model, decision.version, decision.variant, decision.generation, decision.split)
         counter = self.telemetry.counter(key, interval_s)
         cluster = cluster_of_bucket(point) if decision.split else 0
@@ -179,15 +179,15 @@ class Instance:
         else:
             self._at(ends_at, counter.end, end, unit, cluster)
 
-    def _at(self, at_s: float, what: Callable[..., None], *arguments: Any) -> None:
+    def _at(self, at_s: float, function: Callable[..., None], *arguments: Any) -> None:
         self.count += 1
-        self.events.append((at_s, self.count, what, arguments))
+        self.events.append((at_s, self.count, function, arguments))
 
     def _play(self, end_s: float) -> None:
-        """Let happen what does before `end_s`; drain after each second in which something did."""
+        """Run the planned calls before `end_s`; drain after each second that has any."""
         self.events.sort()
         rest = len(self.events)
-        for place, (at_s, _, what, arguments) in enumerate(self.events):
+        for place, (at_s, _, function, arguments) in enumerate(self.events):
             if at_s >= end_s:
                 rest = place
                 break
@@ -196,7 +196,7 @@ class Instance:
             if self.drains_at_s == NEVER:
                 self.drains_at_s = math.floor(at_s - self.phase_s) + 1.0 + self.phase_s
             self.now_s = at_s
-            what(*arguments)
+            function(*arguments)
         del self.events[:rest]
         if self.drains_at_s <= end_s:
             self._drain()

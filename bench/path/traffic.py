@@ -1,4 +1,4 @@
-"""Requests as they come, and what their version makes of them: functions of time, user and arm."""
+"""Requests and their results, as functions of time, user and arm."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ Array = NDArray[np.float64]
 Integers = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 
-# Latency is lognormal, 20 ms in the median.
+# Latency is lognormal with a median of 20 ms.
 MEDIAN_S, SIGMA = 0.02, 0.5
 
 
 @dataclass(frozen=True)
 class Requests:
-    """Requests that were assigned, by arrival. `at_s` is since the simulation's start.
+    """Assigned requests, by arrival. `at_s` counts from the simulation's start.
 
-    `step` is the rollout's step whose table assigned them, −1 before the first.
+    `step` is the rollout's step of the table that assigned them, −1 before the first.
     """
 
     at_s: Array
@@ -35,9 +35,9 @@ class Requests:
 
 @dataclass(frozen=True)
 class Fates:
-    """How requests end for their version, by the numbers of `dataplane.ends`, and after how long.
+    """The ends of requests, by the numbers of `dataplane.ends`, and their durations.
 
-    A canary's FAILED ones fall back to stable.
+    A FAILED request of the canary falls back to stable.
     """
 
     end: Integers
@@ -45,16 +45,16 @@ class Fates:
 
 
 Fate = Callable[[Rng, Requests], Fates]
-# How many requests a second come at a time, over all instances.
+# The requests per second at a time, over all instances.
 Rate = Callable[[float], float]
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """What a model gets. Without `users` each request is of a unit of its own.
+    """The traffic of a model.
 
-    With `users` each request is of one of so many, all alike. `instances` are those that get it.
-    What is `lost` is assigned and never counted.
+    With `users`, each request has a random one of this many users; without, each request has its
+    own unit. `instances` get the traffic. `lost` requests are assigned, but never counted.
     """
 
     rate: Rate
@@ -65,12 +65,12 @@ class Traffic:
 
 
 def steady(per_second: float) -> Rate:
-    """The same rate at all times."""
+    """Return a constant rate."""
     return lambda at_s: per_second
 
 
 def failing(errors: Callable[[Requests], Array | float], slower: Slower | None = None) -> Fate:
-    """Each request fails on its own with the chance that `errors` says of it."""
+    """Return a fate in which each request fails independently with its probability in `errors`."""
 
     def fate(rng: Rng, requests: Requests) -> Fates:
         n = requests.at_s.size
@@ -85,7 +85,7 @@ Slower = Callable[[Requests], Array | float]
 
 
 def unanswered(share: float, end: int, took_s: float) -> Fate:
-    """The canary leaves a share of its requests without an answer; stable answers all."""
+    """Return a fate in which the canary leaves a share of its requests unanswered."""
 
     def fate(rng: Rng, requests: Requests) -> Fates:
         n = requests.at_s.size

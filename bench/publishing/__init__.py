@@ -1,1 +1,1 @@
-"""A thousand models, hundreds of live rollouts, and a fleet that polls: for `bench publication`."""
+"""The setup of `bench publication`: models, live rollouts, and a polling fleet."""

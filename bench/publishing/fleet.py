@@ -1,7 +1,7 @@
-"""Pollers that speak the data planes' protocol, each like one worker; in a process of their own.
+"""Pollers with the protocol of the data planes, each like one worker, in a separate process.
 
-They pull and report each two seconds, and at once when Redis wakes them; take deltas, put tables
-together, and report what they applied. They route nothing.
+They pull and report every 2 seconds, and at once when Redis wakes them. They apply deltas and
+report the applied generation. They route no requests.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ INTERVAL_S = 2.0
 
 @dataclass
 class Tally:
-    """What the pollers met since the last look, and the bytes of what they pulled last."""
+    """The counts of the pollers since the last tally, and the bytes of their last pull."""
 
     unchanged: int = 0
     whole: int = 0
@@ -37,7 +37,7 @@ class Tally:
     delta_bytes: int = 0
     whole_bytes: int = 0
     failed: int = 0
-    # From the message that woke a poller until the control plane has its ack of the new table.
+    # Seconds from the message that woke a poller until its ack of the new table.
     acked_s: list[float] = field(default_factory=list)
 
 
@@ -48,13 +48,13 @@ class Poller:
         self._name = name
         self._client = client
         self._tally = tally
-        # Set while pollers report as well.
+        # Set while the pollers also report.
         self._reports = reports
         self._reader = TableReader()
         self._table: RoutingTable | None = None
         self._etag = ""
         self.wake = asyncio.Event()
-        # When the message came, until what it told of is acked.
+        # The time of the wake-up message, until its table is acked.
         self.woken_at: float | None = None
 
     async def run(self, phase_s: float) -> None:
@@ -74,7 +74,7 @@ class Poller:
             self.wake.clear()
 
     async def _pull(self) -> bool:
-        """Bring the newest table; False where there is no newer one."""
+        """Pull the newest table; return False if there is no newer one."""
         headers = {"if-none-match": self._etag} if self._etag else {}
         response = await self._client.get(
             TABLE_PATH, headers={**headers, "accept": f"{MEDIA_TYPE}, application/json"}
@@ -102,19 +102,19 @@ class Poller:
             instance=self._name, boot="b", at_ms=int(time.time() * 1_000),
             applied_generation=generation,
         )  # fmt: skip
-        answer = await self._client.post(REPORT_PATH, content=encode_report(report))
-        answer.raise_for_status()
+        response = await self._client.post(REPORT_PATH, content=encode_report(report))
+        response.raise_for_status()
 
 
 class Fleet:
-    """The pollers' process, asked from outside."""
+    """The interface to the pollers' process."""
 
     def __init__(self, pipe: Connection, reports: Any) -> None:
         self._pipe = pipe
         self.reports = reports
 
     def tally(self) -> Tally:
-        """Return what was met since the last call."""
+        """Return the counts since the last call."""
         self._pipe.send("tally")
         tally: Tally = self._pipe.recv()
         return tally
@@ -157,7 +157,7 @@ async def _poll(
             for k, poller in enumerate(pollers):
                 tasks.create_task(poller.run(INTERVAL_S * k / count))
             tasks.create_task(_listen(redis_url, pollers))
-            tasks.create_task(_answer(pipe, tally))
+            tasks.create_task(_send_tallies(pipe, tally))
 
 
 async def _listen(redis_url: str, pollers: list[Poller]) -> None:
@@ -170,7 +170,7 @@ async def _listen(redis_url: str, pollers: list[Poller]) -> None:
                     poller.wake.set()
 
 
-async def _answer(pipe: Connection, tally: Tally) -> None:
+async def _send_tallies(pipe: Connection, tally: Tally) -> None:
     while True:
         await asyncio.to_thread(pipe.recv)
         pipe.send(tally)

@@ -1,4 +1,4 @@
-"""What the control plane has to do with: models, live rollouts, and what was measured of them."""
+"""The database of `bench publication`: models, live rollouts, and their measurements."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SIGNATURE = {
 }
 INTERVAL_S = 10
 INSTANCE = "edge"
-# Of a canary at 5 %, in how many windows an instance measured each side in an interval.
+# The windows per interval, side and instance of a canary at 5 %.
 WINDOWS_AN_INTERVAL = 2
 MEASURE = """
     INSERT INTO rollouts_telemetryrow (
@@ -59,7 +59,7 @@ class Size:
 
 
 def make_world(size: Size, since: datetime, until: datetime) -> None:
-    """Fill an empty database; measured is every interval that begins from `since` to `until`."""
+    """Fill an empty database, with measurements of all intervals from `since` to `until`."""
     with transaction.atomic():
         _make_models(size.models)
         publish_table(reason="the models", actor=INTERLOCK, now=database_now())
@@ -73,7 +73,7 @@ def make_world(size: Size, since: datetime, until: datetime) -> None:
 
 
 def issue_secret() -> str:
-    """Return a new token for the instance whose workers poll."""
+    """Return a new token for the instance of the pollers."""
     return issue_token(instance=INSTANCE, actor=INTERLOCK, now=database_now())[1]
 
 
@@ -121,7 +121,7 @@ def _start(model: RegisteredModel, plan: Plan) -> None:
 
 
 def measure(size: Size, since: datetime, until: datetime) -> None:
-    """Add what every instance measured of each live rollout, in each interval of the span."""
+    """Add the measurements of every instance for each live rollout and interval."""
     values = {
         "instances": size.instances,
         "since": since,
@@ -133,17 +133,17 @@ def measure(size: Size, since: datetime, until: datetime) -> None:
 
 
 def interval_before(at: datetime) -> datetime:
-    """Return the beginning of the interval that `at` is in."""
+    """Return the start of the interval that contains `at`."""
     return at - timedelta(seconds=at.timestamp() % INTERVAL_S)
 
 
 def let_pass(rollouts: list[Rollout]) -> None:
-    """Let the rollouts go on at the next tick, as if their time and their checks had passed."""
+    """Let the rollouts advance at the next tick, as if bake time and checks had passed."""
     now = database_now()
     for rollout in rollouts:
         for step in rollout.plan_document["steps"]:
             step |= {"checks": [], "requests_min": 0}
         rollout.step_started_at, rollout.step_due_at = now - timedelta(hours=1), now
-        # Before all that is to be judged.
+        # Before all other rollouts that are due.
         rollout.next_check_at = now - timedelta(hours=1)
         rollout.save()

@@ -1,4 +1,4 @@
-"""Ratios between two commits' data planes, and what is said of a commit that does not exist."""
+"""Ratios between two commits' data planes, and the error for an unknown commit."""
 
 from __future__ import annotations
 

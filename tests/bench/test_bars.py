@@ -1,4 +1,4 @@
-"""Every bar of decisions in its quick form; `./run bench-decisions` measures them in full."""
+"""The quick form of every bar of decisions; `./run bench-decisions` has the full form."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The harness of a busy machine: it must end with what it slows down."""
+"""The simulation of a busy machine must end with the process that it slows down."""
 
 import subprocess
 

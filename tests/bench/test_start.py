@@ -1,4 +1,4 @@
-"""What a start cost is counted once, that of processes which ended by then as well."""
+"""The cost of a start is counted once, with the processes that ended before ready."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""On the same rows a rollout and an experiment compute the same values and comparisons."""
+"""A rollout and an experiment get the same values and comparisons from the same rows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from apps.experiments.stats import estimates
 from apps.experiments.stats.data import MetricData
 from apps.experiments.stats.margins import judge_margin
 from apps.experiments.stats.sequential import PLANNED_UNITS_DEFAULT
-from apps.experiments.sufficient_statistics import gather
+from apps.experiments.sufficient_statistics import collect_statistics
 from apps.experiments.unit_values import fold_all
 from apps.lib.clock import database_now
 from apps.rollouts.models import Rollout, RolloutEvent
@@ -69,7 +69,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def make_metric(fields: dict[str, Any]) -> tuple[Metric, list[Metric]]:
-    """Return a metric with these fields, and those whose outcomes it is made of."""
+    """Return a metric with these fields, and the metrics whose outcomes it uses."""
     kind = fields["kind"]
     sent = [
         Metric.objects.create(name="sent", kind="proportion" if kind == "proportion" else "mean")
@@ -83,7 +83,7 @@ def make_metric(fields: dict[str, Any]) -> tuple[Metric, list[Metric]]:
 
 
 def make_both(metric: Metric, covariate_s: int, steps: int) -> tuple[Experiment, Rollout]:
-    """Return a running experiment and a rollout, with `steps` steps or phases, without units."""
+    """Return a running experiment and a rollout with `steps` phases or steps, without units."""
     experiment = make_running(metrics=[MetricChoice(metric)], covariate_s=covariate_s)
     plan = PlanDocument(
         name="canary", steps=tuple(StepDocument(weight_bp=bp) for bp in (500, 5_000, 10_000))
@@ -102,12 +102,12 @@ def make_both(metric: Metric, covariate_s: int, steps: int) -> tuple[Experiment,
 
 
 def fill(experiment: Experiment, rollout: Rollout, sent: list[Metric], seed: int) -> None:
-    """Let both meet the same units at the same time, with outcomes before and after it."""
+    """Expose the same units to both at the same time, with outcomes before and after it."""
     dice = random.Random(seed)
     for i in range(160):
         at_s, unit = dice.uniform(0, 200), f"u{i}"
         if at_s >= SECOND_STEP_S:
-            # An experiment leaves out whom it met while data planes took the change in.
+            # An experiment excludes units exposed while a change was taking effect.
             at_s += SETTLING.total_seconds()
         is_canary = dice.random() < (0.2 if at_s < SECOND_STEP_S else 0.5)
         is_both = i % 23 == 0
@@ -131,7 +131,7 @@ def fill(experiment: Experiment, rollout: Rollout, sent: list[Metric], seed: int
 
 
 def of_rollout(rollout: Rollout, metric: Metric, covariate_s: int) -> MetricData:
-    """Return its statistics, as the decision log has kept them."""
+    """Return the rollout's statistics as stored in the decision log."""
     span = span_of(rollout)
     assert span
     units = read_units(rollout, metric, span, LATER, covariate_s=covariate_s)
@@ -139,14 +139,14 @@ def of_rollout(rollout: Rollout, metric: Metric, covariate_s: int) -> MetricData
 
 
 def of_experiment(experiment: Experiment) -> MetricData:
-    """Return its statistics with the arms named as a rollout's."""
+    """Return the experiment's statistics, with the arm names of a rollout."""
     fold_all()
-    (metric,) = gather(experiment, LATER).data.metrics
+    (metric,) = collect_statistics(experiment, LATER).data.metrics
     return replace(metric, arms={ARMS[name]: arm for name, arm in metric.arms.items()})
 
 
 def near(one: Any, other: Any) -> bool:
-    """Return whether two JSON values are the same but for the order of additions."""
+    """Return whether two JSON values are equal up to the order of additions."""
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(near(one[key], other[key]) for key in one)
     if isinstance(one, list | tuple):
@@ -157,13 +157,13 @@ def near(one: Any, other: Any) -> bool:
 
 
 def check(fields: dict[str, Any], steps: int) -> None:
-    """Assert that both compute the same statistics from the same rows."""
-    settings = dict(fields)
-    covariate_s = settings.pop("covariate_s", 0)
-    created, sent = make_metric(settings)
-    experiment, rollout = make_both(created, covariate_s, steps)
+    """Assert that both get the same results from the same rows."""
+    definition = dict(fields)
+    covariate_s = definition.pop("covariate_s", 0)
+    metric, sent = make_metric(definition)
+    experiment, rollout = make_both(metric, covariate_s, steps)
     fill(experiment, rollout, sent, seed=steps)
-    metric = Metric.objects.select_related("outcomes_of", "divided_by").get(pk=created.pk)
+    metric = Metric.objects.select_related("outcomes_of", "divided_by").get(pk=metric.pk)
 
     one, other = of_rollout(rollout, metric, covariate_s), of_experiment(experiment)
 
@@ -185,13 +185,13 @@ def test_they_judge_alike_before_shares_change(case: str) -> None:
 
 
 def judged_alike(one: MetricData, other: MetricData) -> None:
-    """Assert that both make the same estimate, and a guardrail of a margin the same verdict."""
+    """Assert that both have the same estimate, and the same non-inferiority verdict."""
     spec = replace(other.spec, margin=0.5)
-    estimate = estimates.of_arms(other, CONTROL, CANARY)
-    rare = estimates.rare_events(other, CONTROL, CANARY)
+    estimated = estimates.compare_arms(other, CONTROL, CANARY)
+    rare = estimates.rare_event_counts(other, CONTROL, CANARY)
     expected = judge_margin(
-        spec, estimate, rare, alpha=0.1, planned_units=PLANNED_UNITS_DEFAULT, is_final=False,
-        is_worse=False, stopped="",
+        spec, estimated, rare, alpha=0.1, planned_units=PLANNED_UNITS_DEFAULT, is_final=False,
+        is_worse=False, stop_reason="",
     )  # fmt: skip
     judged = judge_metric(
         replace(one, spec=replace(one.spec, margin=0.5)), alpha_pass=0.1, alpha_fail=0.01
@@ -199,5 +199,7 @@ def judged_alike(one: MetricData, other: MetricData) -> None:
     assert expected
     assert judged.to_pass.state == expected.state
     assert judged.to_pass.bound == pytest.approx(expected.bound)
-    for field in ("state", "test", "difference", "standard_error"):
-        assert getattr(judged.made.found, field) == pytest.approx(getattr(estimate.found, field))
+    for field in ("state", "test", "effect", "standard_error"):
+        assert getattr(judged.estimate.difference, field) == pytest.approx(
+            getattr(estimated.difference, field)
+        )

@@ -15,7 +15,7 @@ from apps.experiments.backlog import DEAD, GROUP, is_ingested, read_backlog, rea
 from apps.experiments.models import Experiment
 from apps.experiments.results import compute_result, finalise_result
 from apps.experiments.services import stop_experiment
-from apps.experiments.tables.notices import behind
+from apps.experiments.tables.notices import backlog_notices
 from contract.messages import FIELD, STREAM_EXPOSURES, STREAM_OUTCOMES, STREAMS
 from controlplane.models import ApiToken
 from tests.experiments.factories import ANNA, NOW, make_running
@@ -95,7 +95,7 @@ def test_a_result_holds_the_backlog(streams: redis.Redis[bytes], client: Client)
     answer = client.get(f"/api/v1/experiments/{experiment.name}/results/").json()
 
     for page in pages:
-        assert "1 batch waits to be taken in" in page.content.decode()
+        assert "1 batch waits for ingestion" in page.content.decode()
     assert answer["result"]["backlog"]["entries"] == 1
 
 
@@ -137,5 +137,5 @@ def test_the_final_result_does_not_wait_for_later_batches(streams: redis.Redis[b
     ],
 )
 def test_a_notice_shows_how_far_results_are_behind(waits: object, tones: list[str]) -> None:
-    assert [notice.tone for notice in behind({"backlog": waits})] == tones
-    assert behind({}) == []
+    assert [notice.tone for notice in backlog_notices({"backlog": waits})] == tones
+    assert backlog_notices({}) == []

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from apps.experiments.charts import (
-    course_figure,
     distribution_figure,
     exposure_figure,
     interval_figure,
     posterior_figure,
+    trend_figure,
 )
 from apps.experiments.charts.parts import BANDS_MAX, style_of
 from apps.experiments.tables.wording import Scale
@@ -52,7 +52,7 @@ def test_other_intervals_are_in_their_own_unit() -> None:
     assert figure["layout"]["xaxis"]["title"]["text"] == "ms"
 
 
-def test_a_silent_reading_is_a_point_without_a_bar() -> None:
+def test_a_missing_interval_is_a_point_without_a_bar() -> None:
     silent = comparison("strong", sequential={"low": None, "high": None})
 
     figure = interval_figure(metric(comparisons=[silent]), RATE)
@@ -68,13 +68,13 @@ def test_a_guardrails_margin_is_on_the_bad_side(direction: str, at: float) -> No
     assert figure["data"][2]["x"] == [pytest.approx(at)]
 
 
-def test_the_course_has_a_line_and_a_band_for_each_arm() -> None:
+def test_the_trend_has_a_line_and_a_band_for_each_arm() -> None:
     points = [
         (1, {"strong": [0.1, None, None, 50]}),
         (2, {"strong": [0.12, 0.05, 0.2, 900]}),
     ]
 
-    low, high, line = course_figure(points, ["weak", "strong"], RATE)["data"]  # type: ignore[arg-type]
+    low, high, line = trend_figure(points, ["weak", "strong"], RATE)["data"]  # type: ignore[arg-type]
 
     assert line["x"] == low["x"] == [1, 2]
     assert line["y"] == [pytest.approx(10.0), pytest.approx(12.0)]
@@ -82,10 +82,10 @@ def test_the_course_has_a_line_and_a_band_for_each_arm() -> None:
     assert high["fill"] == "tonexty"
 
 
-def test_beyond_a_few_arms_bands_wait_to_be_asked_for() -> None:
+def test_beyond_a_few_arms_bands_are_hidden_at_first() -> None:
     points = [(1, {name: [0.1, 0.0, 0.2, 9] for name in NAMES[1:]})]
 
-    traces = course_figure(points, NAMES, RATE)["data"]  # type: ignore[arg-type]
+    traces = trend_figure(points, NAMES, RATE)["data"]  # type: ignore[arg-type]
 
     assert [t["visible"] for t in traces].count(True) == 3 * BANDS_MAX
     assert {t["visible"] for t in traces} == {True, "legendonly"}
@@ -100,7 +100,7 @@ def test_exposures_add_up_in_the_order_of_the_variants() -> None:
     ]
 
 
-def test_twenty_variants_are_told_apart() -> None:
+def test_twenty_variants_have_different_styles() -> None:
     names = [f"v{i}" for i in range(20)]
 
     styles = [style_of(name, names) for name in names]
@@ -109,9 +109,9 @@ def test_twenty_variants_are_told_apart() -> None:
 
 
 def test_a_distribution_is_in_shares_and_has_its_open_ends() -> None:
-    found = {"edges": [10.0, 20.0], "counts": {"strong": [1, 2, 1], "weak": [0, 0, 0]}}
+    distribution = {"edges": [10.0, 20.0], "counts": {"strong": [1, 2, 1], "weak": [0, 0, 0]}}
 
-    (trace,) = distribution_figure(metric(kind="mean", distribution=found), OWN)["data"]
+    (trace,) = distribution_figure(metric(kind="mean", distribution=distribution), OWN)["data"]
 
     assert trace["x"] == [0.0, 10.0, 20.0, 30.0]
     assert trace["y"] == [25.0, 50.0, 25.0, 25.0]
@@ -119,9 +119,9 @@ def test_a_distribution_is_in_shares_and_has_its_open_ends() -> None:
 
 
 def test_a_wide_distribution_is_on_a_logarithmic_axis() -> None:
-    found = {"edges": [1.0, 100.0, 10_000.0], "counts": {"strong": [1, 2, 3, 4]}}
+    distribution = {"edges": [1.0, 100.0, 10_000.0], "counts": {"strong": [1, 2, 3, 4]}}
 
-    figure = distribution_figure(metric(kind="mean", distribution=found), Scale())
+    figure = distribution_figure(metric(kind="mean", distribution=distribution), Scale())
 
     assert figure["layout"]["xaxis"]["type"] == "log"
     assert figure["data"][0]["x"] == pytest.approx([0.01, 1.0, 100.0, 10_000.0, 1e6])
@@ -144,7 +144,7 @@ def test_rates_have_a_posterior_for_each_arm_that_integrates_to_one() -> None:
 
 
 @pytest.mark.parametrize(("n", "mean"), [(10**8, 0.5), (1, 0.0), (3, 1.0)])
-def test_a_posterior_is_finite_whatever_was_seen(n: int, mean: float) -> None:
+def test_a_posterior_is_finite_for_any_data(n: int, mean: float) -> None:
     arms = [arm("weak", is_control=True, n=n, mean=mean), arm("strong", n=n, mean=mean)]
 
     figure = posterior_figure(metric(arms=arms), RATE)
@@ -152,7 +152,7 @@ def test_a_posterior_is_finite_whatever_was_seen(n: int, mean: float) -> None:
     assert all(math.isfinite(y) for trace in figure["data"] for y in trace["y"])
 
 
-def test_a_difference_is_pulled_towards_nought_by_its_prior() -> None:
+def test_a_prior_shrinks_a_difference_towards_0() -> None:
     compared = comparison("strong", difference=30.0, standard_error=30.0, bayes=NORMAL)
     arms = [arm("weak", is_control=True, mean=100.0), arm("strong", mean=130.0)]
 
@@ -167,8 +167,8 @@ def test_an_empty_figure_says_why() -> None:
 
     assert why(interval_figure(nothing, RATE)) == "No difference can be computed yet"
     assert why(interval_figure({}, RATE)) == "No difference can be computed yet"
-    assert why(course_figure([], [], RATE)) == "No analysis has told a difference yet"
-    assert why(exposure_figure({})) == "No unit has met a variant yet"
+    assert why(trend_figure([], [], RATE)) == "No difference has been computed yet"
+    assert why(exposure_figure({})) == "No exposures yet"
     assert "No unit's value" in why(distribution_figure(nothing, RATE))
     assert "no unit has a value" in why(distribution_figure(metric(kind="ratio"), RATE))
     assert "says nothing" in why(posterior_figure(nothing, RATE))

@@ -1,4 +1,4 @@
-"""Order statistics are exact wherever the sample points; counts are of all units asked for."""
+"""Order statistics are exact for any sample; counts cover all selected units."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from apps.experiments.models import Experiment, ExposureRow, Metric
 from apps.experiments.results import compute_result
 from apps.experiments.services import MetricChoice
 from apps.experiments.stats.quantiles import order_statistics_of
-from apps.experiments.sufficient_statistics import Gathered, gather
+from apps.experiments.sufficient_statistics import ExperimentStatistics, collect_statistics
 from tests.experiments.factories import NOW, make_running
 
 pytestmark = pytest.mark.django_db
@@ -20,7 +20,7 @@ UNITS = 1_500
 
 
 def filled(values: list[float], **use: bool) -> Experiment:
-    """Return an experiment whose units have these values of a 90 % quantile, and of a mean."""
+    """Return an experiment whose units have these values of a 90 % quantile and a mean."""
     quantile = Metric.objects.create(name="p90", kind="quantile", quantile_ppm=900_000)
     mean = Metric.objects.create(name="mean", kind="mean", outcomes_of=quantile)
     choices = [MetricChoice(quantile), MetricChoice(mean, "secondary", **use)]
@@ -35,10 +35,10 @@ def filled(values: list[float], **use: bool) -> Experiment:
     return experiment
 
 
-def check(found: Gathered, values: list[float]) -> None:
+def check(statistics: ExperimentStatistics, values: list[float]) -> None:
     for at, arm in enumerate(("weak", "strong")):
         expected = sorted(values[at::2])
-        order = found.data.metrics[0].arms[arm].order
+        order = statistics.data.metrics[0].arms[arm].order
         assert order == order_statistics_of(np.array(expected), 0.9)
 
 
@@ -50,27 +50,31 @@ def test_a_quantiles_ranks_are_those_of_all_values(
     dice = random.Random(digits)
     values = [round(dice.gauss(0, 1), digits) for _ in range(UNITS)]
     experiment = filled(values)
-    check(gather(experiment, NOW), values)
+    check(collect_statistics(experiment, NOW), values)
     monkeypatch.setattr(distributions, "SORTED_MAX", 200)
     monkeypatch.setattr(distributions, "REACH", reach)
 
-    check(gather(experiment, NOW), values)
+    check(collect_statistics(experiment, NOW), values)
 
 
 def test_a_large_mean_with_a_small_spread_keeps_its_digits() -> None:
     values = [1e9 + i % 3 for i in range(UNITS)]
 
-    found = gather(filled(values), NOW).data.metrics[1].arms["weak"].comoments
+    comoments = collect_statistics(filled(values), NOW).data.metrics[1].arms["weak"].comoments
 
-    assert found.n == UNITS / 2
-    assert found.means[0] == 1e9 + 1
-    assert found.covariance(0, 0) == pytest.approx(2 / 3 * found.n / (found.n - 1), rel=1e-9)
+    assert comoments.n == UNITS / 2
+    assert comoments.means[0] == 1e9 + 1
+    assert comoments.covariance(0, 0) == pytest.approx(
+        2 / 3 * comoments.n / (comoments.n - 1), rel=1e-9
+    )
 
 
 def test_charts_take_some_units_and_mann_whitney_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distributions, "DRAWN_MAX", UNITS // 10)
-    found = gather(filled([float(i) for i in range(UNITS)], mann_whitney=True), NOW)
-    drawn, whole = (sum(metric.arms["weak"].counts) for metric in found.data.metrics)
+    statistics = collect_statistics(
+        filled([float(i) for i in range(UNITS)], mann_whitney=True), NOW
+    )
+    drawn, whole = (sum(metric.arms["weak"].counts) for metric in statistics.data.metrics)
 
     assert 0 < drawn < UNITS / 4
     assert whole == UNITS / 2

@@ -270,7 +270,7 @@ def test_a_step_without_a_counterpart_is_counted_and_compares_nothing(rollout: R
     put(rollout, "canary", 400, 120, bucket=2)
     put(rollout, "control", 400, 120, bucket=9_001)
     assert "bought 0.3 vs stable 0.3, margin 0.05" in judged(rollout)[1]
-    assert "n=400 vs 1100, 700 of them without a counterpart" in judged(rollout)[1]
+    assert "n=400 vs 1100, 700 of them not compared" in judged(rollout)[1]
 
 
 def test_a_deleted_metric_is_an_error_and_moves_nothing(rollout: Rollout) -> None:

@@ -1,4 +1,4 @@
-"""What a rollout's check of outcomes makes of statistics, at which level."""
+"""The verdicts of a rollout's outcome check, and their level."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MEDIAN = MetricSpec("m", "guardrail", "quantile", margin=0.5, quantile=0.5)
 
 
 def of_steps(steps: int) -> MetricData:
-    """Return values of the last of so many steps; of the others only that there were units."""
+    """Return values of the last of `steps` steps, and unit counts of the others."""
     rng = np.random.default_rng(1)
     arms = {}
     for name, n in ((CONTROL, 3_000), (CANARY, 1_000)):
@@ -27,12 +27,12 @@ def of_steps(steps: int) -> MetricData:
 
 @pytest.mark.parametrize("steps", [2, 3, 5])
 def test_a_quantile_has_half_of_the_level_of_the_step_before(steps: int) -> None:
-    """Its reading begins anew with each step: at the whole level errors would add up."""
+    """Its reading restarts with each step, so that errors would add up at the full level."""
     share = 0.5 ** (steps - 1)
 
-    found = judge_metric(of_steps(steps), alpha_pass=0.1, alpha_fail=0.01)
-    wanted = judge_metric(of_steps(1), alpha_pass=0.1 * share, alpha_fail=0.01 * share)
+    judgement = judge_metric(of_steps(steps), alpha_pass=0.1, alpha_fail=0.01)
+    expected = judge_metric(of_steps(1), alpha_pass=0.1 * share, alpha_fail=0.01 * share)
 
-    assert found.to_pass == wanted.to_pass
-    assert found.least_loss == wanted.least_loss
-    assert found.least_loss is not None
+    assert judgement.to_pass == expected.to_pass
+    assert judgement.least_loss == expected.least_loss
+    assert judgement.least_loss is not None

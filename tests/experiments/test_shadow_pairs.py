@@ -1,4 +1,4 @@
-"""Pairs of a shadow and their truth: which outcome it is, and what a rollout makes of it."""
+"""The pairs of a shadow, their labels, and the verdict of a rollout."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def label() -> Metric:
 
 @pytest.fixture
 def rollout(label: Metric) -> Rollout:
-    """Return one that copies requests, at the first of two steps."""
+    """Return a rollout with a shadow, at the first of two steps."""
     steps = (
         StepDocument(weight_bp=0, shadow_bp=10_000, checks=(CHECK,)),
         StepDocument(weight_bp=500, checks=("error-rate",)),
@@ -56,8 +56,10 @@ def now_ms() -> int:
     return round(database_now().timestamp() * 1_000)
 
 
-def pair(rollout: Rollout, number: int, stable: float, shadow: float, **given: Any) -> ShadowPair:
-    at_ms = given.pop("at_ms", now_ms())
+def pair(
+    rollout: Rollout, number: int, stable: float, shadow: float, **overrides: Any
+) -> ShadowPair:
+    at_ms = overrides.pop("at_ms", now_ms())
     fields = {
         "request": answer_key("a1", at_ms * 10**6 + number),
         "at_ms": at_ms,
@@ -65,22 +67,22 @@ def pair(rollout: Rollout, number: int, stable: float, shadow: float, **given: A
         "stable_class": stable,
         "shadow_class": shadow,
     }
-    return ShadowPair(shadow=str(rollout.pk), **{**fields, **given})
+    return ShadowPair(shadow=str(rollout.pk), **{**fields, **overrides})
 
 
-def arrive(*pairs: ShadowPair) -> None:
+def send_pairs(*pairs: ShadowPair) -> None:
     apply_exposures(
         [Batch(instance="i-1", boot="b", sequence=1, pairs=pairs)],
         database_now() + timedelta(seconds=1),
     )
 
 
-def outcome(number: int, value: float, **given: Any) -> Outcome:
+def outcome(number: int, value: float, **overrides: Any) -> Outcome:
     fields = {"event_id": f"e{number}", "unit_id": f"u{number}", "occurred_at_ms": now_ms()}
-    return Outcome(metric="label", value=value, **{**fields, **given})
+    return Outcome(metric="label", value=value, **{**fields, **overrides})
 
 
-def tell(*outcomes: Outcome) -> None:
+def send_outcomes(*outcomes: Outcome) -> None:
     report = record_outcomes(outcomes, database_now() + timedelta(seconds=1))
     assert not report.refused
 
@@ -90,8 +92,8 @@ def read(rollout: Rollout, check: CheckDocument = CHECK) -> dict[str, Any]:
 
 
 def counts(rollout: Rollout, check: CheckDocument = CHECK) -> tuple[int, int, int]:
-    seen = read(rollout, check)
-    return seen["pairs"], seen["lost"], seen["won"]
+    observation = read(rollout, check)
+    return observation["pairs"], observation["lost"], observation["won"]
 
 
 def test_the_table_asks_for_pairs_where_the_plan_does(rollout: Rollout) -> None:
@@ -101,10 +103,10 @@ def test_the_table_asks_for_pairs_where_the_plan_does(rollout: Rollout) -> None:
 
 
 def test_a_pair_is_lost_won_or_neither(rollout: Rollout) -> None:
-    arrive(*(pair(rollout, n, stable, shadow) for n, (stable, shadow) in enumerate(
+    send_pairs(*(pair(rollout, n, stable, shadow) for n, (stable, shadow) in enumerate(
         [(1, 2), (2, 1), (1, 1), (2, 2), (2, 3)]
     )))  # fmt: skip
-    tell(*(outcome(n, 1.0) for n in range(4)))
+    send_outcomes(*(outcome(n, 1.0) for n in range(4)))
 
     assert counts(rollout) == (4, 1, 1)
     assert read(rollout)["kept"] == 5
@@ -113,81 +115,79 @@ def test_a_pair_is_lost_won_or_neither(rollout: Rollout) -> None:
 
 def test_of_a_unit_one_pair_is_kept_and_a_repeated_batch_changes_nothing(rollout: Rollout) -> None:
     first = pair(rollout, 1, 1, 2)
-    arrive(first)
-    arrive(first, pair(rollout, 2, 2, 1, unit="u1"), pair(rollout, 3, 1, 1, unit=""))
-    arrive(pair(rollout, 4, 1, 1, unit=""), first)
+    send_pairs(first)
+    send_pairs(first, pair(rollout, 2, 2, 1, unit="u1"), pair(rollout, 3, 1, 1, unit=""))
+    send_pairs(pair(rollout, 4, 1, 1, unit=""), first)
 
     assert sorted(ShadowPairRow.objects.values_list("unit", "shadow_class")) == [
         ("", 1.0), ("", 1.0), ("u1", 2.0),
     ]  # fmt: skip
 
 
-def request_id(made: ShadowPair, *, unit: str = "") -> str:
+def request_id(of: ShadowPair, *, unit: str = "") -> str:
     behind = request_id_unit(unit).decode() if unit else ""
-    return request_id_head("digits", "1", "").decode()[:-1] + made.request + behind
+    return request_id_head("digits", "1", "").decode()[:-1] + of.request + behind
 
 
-def test_an_outcome_that_names_its_request_is_the_truth_of_that_one_alone(
+def test_an_outcome_with_a_request_id_is_the_label_of_that_request_only(
     rollout: Rollout,
 ) -> None:
     mine, other = pair(rollout, 1, 1, 2), pair(rollout, 9, 1, 2)
-    arrive(mine)
-    # One of the same unit, of another request; it came first.
-    tell(outcome(1, 2.0, event_id="other", request_id=request_id(other)))
+    send_pairs(mine)
+    # An earlier outcome of the same unit, of another request.
+    send_outcomes(outcome(1, 2.0, event_id="other", request_id=request_id(other)))
     assert counts(rollout) == (0, 0, 0)
 
-    tell(outcome(1, 1.0, event_id="mine", request_id=request_id(mine)))
+    send_outcomes(outcome(1, 1.0, event_id="mine", request_id=request_id(mine)))
     assert counts(rollout) == (1, 1, 0)
-    # What names a request goes before what only names the unit, whenever that happened.
-    tell(outcome(1, 2.0, event_id="unit"))
+    # An outcome with the request id has precedence over one with only the unit, at any time.
+    send_outcomes(outcome(1, 2.0, event_id="unit"))
     assert counts(rollout) == (1, 1, 0)
 
 
 @pytest.mark.parametrize("unit", ["", "u1"])
 def test_a_request_is_enough_to_find_its_pair(rollout: Rollout, unit: str) -> None:
     mine = pair(rollout, 1, 1, 2, unit=unit)
-    # The truth may come before the pair.
-    tell(outcome(1, 1.0, unit_id="", request_id=request_id(mine)))
-    arrive(mine)
+    # The label may arrive before the pair.
+    send_outcomes(outcome(1, 1.0, unit_id="", request_id=request_id(mine)))
+    send_pairs(mine)
     assert counts(rollout) == (1, 1, 0)
 
 
-def test_of_a_unit_the_first_outcome_after_the_answer_is_the_truth(rollout: Rollout) -> None:
+def test_the_first_outcome_of_a_unit_after_the_answer_is_the_label(rollout: Rollout) -> None:
     at_ms = now_ms()
     skew_ms = settings.OUTCOME_CLOCK_SKEW_S * 1_000
-    arrive(pair(rollout, 1, 1, 2, at_ms=at_ms))
-    tell(outcome(1, 2.0, event_id="long before", occurred_at_ms=at_ms - skew_ms - 1))
+    send_pairs(pair(rollout, 1, 1, 2, at_ms=at_ms))
+    send_outcomes(outcome(1, 2.0, event_id="long before", occurred_at_ms=at_ms - skew_ms - 1))
     assert counts(rollout) == (0, 0, 0)
-    tell(outcome(1, 2.0, event_id="second", occurred_at_ms=at_ms + 10))
+    send_outcomes(outcome(1, 2.0, event_id="second", occurred_at_ms=at_ms + 10))
     assert counts(rollout) == (1, 0, 1)
-    tell(outcome(1, 1.0, event_id="first", occurred_at_ms=at_ms - skew_ms))
+    send_outcomes(outcome(1, 1.0, event_id="first", occurred_at_ms=at_ms - skew_ms))
     assert counts(rollout) == (1, 1, 0)
 
 
-def test_the_metrics_window_bounds_how_late_the_truth_may_be(
-    rollout: Rollout, label: Metric
-) -> None:
+def test_a_label_must_be_within_the_metrics_window(rollout: Rollout, label: Metric) -> None:
     at_ms = now_ms() - 20_000
-    arrive(pair(rollout, 1, 1, 2, at_ms=at_ms))
+    send_pairs(pair(rollout, 1, 1, 2, at_ms=at_ms))
     Metric.objects.update(window_s=10)
-    tell(outcome(1, 1.0, event_id="late", occurred_at_ms=at_ms + 10_000))
+    send_outcomes(outcome(1, 1.0, event_id="late", occurred_at_ms=at_ms + 10_000))
     assert counts(rollout) == (0, 0, 0)
-    tell(outcome(1, 1.0, event_id="in time", occurred_at_ms=at_ms + 9_999))
+    send_outcomes(outcome(1, 1.0, event_id="in time", occurred_at_ms=at_ms + 9_999))
     assert counts(rollout) == (1, 1, 0)
 
 
-def test_scores_are_compared_by_how_far_off_they_are(rollout: Rollout) -> None:
+def test_scores_are_compared_by_their_errors(rollout: Rollout) -> None:
     scores = [(1.0, 6.004), (5.0, 1.0), (1.0, 90.0), (1.0, 1.0)]
-    arrive(*(
+    send_pairs(*(
         pair(rollout, n, 0, 0, stable_class=None, shadow_class=None, stable_score=stable,
              shadow_score=shadow)
         for n, (stable, shadow) in enumerate(scores)
     ))  # fmt: skip
-    tell(*(outcome(n, 1.0) for n in range(4)))
+    send_outcomes(*(outcome(n, 1.0) for n in range(4)))
 
     assert counts(rollout, BY_SCORE) == (4, 2, 1)
     grid = dict(read(rollout, BY_SCORE)["grid"])
-    # 50.04 steps lie between two places; ninety off is no more than entirely wrong.
+    # 50.04 steps lie between two places; an error of 90 counts as entirely wrong.
     assert grid == pytest.approx({-40: 1.0, 0: 1.0, 50: 0.96, 51: 0.04, 100: 1.0})
     assert read(rollout)["unreadable"] == 4
     judged = judge_pairs(CHECK, read(rollout), CheckSettings())
@@ -195,9 +195,9 @@ def test_scores_are_compared_by_how_far_off_they_are(rollout: Rollout) -> None:
     assert "4 answers have no number" in judged.reason
 
 
-def test_what_belongs_to_no_rollout_or_cannot_be_is_left_out(rollout: Rollout) -> None:
+def test_invalid_pairs_and_those_without_a_rollout_are_left_out(rollout: Rollout) -> None:
     good = pair(rollout, 1, 1, 2)
-    arrive(
+    send_pairs(
         pair(rollout, 2, 1, 2, unit="u" * 201),
         pair(rollout, 3, 1, 2, unit="a\x00b"),
         pair(rollout, 4, float("nan"), 2),
@@ -211,14 +211,14 @@ def test_what_belongs_to_no_rollout_or_cannot_be_is_left_out(rollout: Rollout) -
 
 def test_there_is_a_bound(rollout: Rollout, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shadow_pairs, "PAIRS_MAX", 3)
-    arrive(*(pair(rollout, n, 1, 2) for n in range(2)))
-    arrive(*(pair(rollout, n, 1, 2) for n in range(2, 4)))
-    arrive(pair(rollout, 5, 1, 2))
+    send_pairs(*(pair(rollout, n, 1, 2) for n in range(2)))
+    send_pairs(*(pair(rollout, n, 1, 2) for n in range(2, 4)))
+    send_pairs(pair(rollout, 5, 1, 2))
     assert ShadowPairRow.objects.count() == 4
 
 
 def test_rows_leave_a_while_after_their_rollout_ended(rollout: Rollout) -> None:
-    arrive(pair(rollout, 1, 1, 2))
+    send_pairs(pair(rollout, 1, 1, 2))
     Rollout.objects.update(ended_at=database_now())
     kept = timedelta(days=settings.RETENTION_DAYS["shadow_pairs"])
     run_retention(database_now() + kept - timedelta(minutes=1))
@@ -234,14 +234,14 @@ def test_rows_leave_a_while_after_their_rollout_ended(rollout: Rollout) -> None:
 def test_a_shadow_that_is_less_accurate_never_gets_traffic(
     rollout: Rollout, shadow_wrong: int, phase: Phase
 ) -> None:
-    """Of 400 requests stable is wrong in four, the shadow in as many or in sixty more."""
+    """Of 400 requests stable is wrong in 4, the shadow in 4 or in 64."""
     wrong = set(range(4))
-    arrive(*(
+    send_pairs(*(
         pair(rollout, n, 0 if n in wrong else 1, 0 if n in wrong or n < shadow_wrong else 1)
         for n in range(400)
     ))  # fmt: skip
-    tell(*(outcome(n, 1.0) for n in range(400)))
-    # Its clock begins once the table is applied.
+    send_outcomes(*(outcome(n, 1.0) for n in range(400)))
+    # The clock of the step starts once the table is applied.
     tick_rollouts()
     Rollout.objects.update(next_check_at=database_now(), step_due_at=database_now())
 

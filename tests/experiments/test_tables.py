@@ -1,4 +1,4 @@
-"""How results read: no number reads as a dash, and the gravest warning comes first."""
+"""Formatting of results: a missing number is a dash, and the most severe notice comes first."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Any
 import pytest
 
 from apps.experiments.tables.breakdowns import breakdowns, guardrail_tone, held_out
-from apps.experiments.tables.legacy_results import as_present
+from apps.experiments.tables.legacy_results import upgrade_schema
 from apps.experiments.tables.notices import notices
-from apps.experiments.tables.results import chosen, grouped, metric_rows
-from apps.experiments.tables.wording import NOTHING, Scale, chance, p_value, scale_of
+from apps.experiments.tables.results import group_by_role, metric_rows, select_metric
+from apps.experiments.tables.wording import NOTHING, Scale, p_value, probability, scale_of
 from tests.experiments import stored
 from tests.experiments.stored import NOTHING_SEEN, guardrail, metric, stored_result
 
 PAIR = ("weak", "strong")
 RATE, MS = Scale(is_rate=True), Scale(unit="ms")
-# As it was frozen before a result had several metrics.
+# A stored result of schema 1, with one metric.
 READING = {"p_value": 1e-9, "low": 0.07, "high": 0.21, "alpha": 0.025}
 OLDER: dict[str, Any] = {
     "kind": "proportion",
@@ -67,7 +67,7 @@ def test_the_deciding_reading_is_the_one_in_the_overview() -> None:
     assert row.cells[1].sequential_interval == "+7 to +21"
 
 
-def test_what_does_not_exist_reads_as_a_dash() -> None:
+def test_a_missing_value_is_a_dash() -> None:
     (row,) = metric_rows(NOTHING_SEEN, PAIR, {})
 
     for cell in row.cells:
@@ -83,19 +83,19 @@ def test_a_variant_that_is_missing_from_the_result_has_a_cell_without_numbers() 
 
 def test_before_the_first_result_there_is_no_row() -> None:
     assert metric_rows({}, PAIR, {}) == []
-    assert chosen([], "accuracy") is None
+    assert select_metric([], "accuracy") is None
 
 
-def test_metrics_stand_by_role_and_the_chosen_one_is_found() -> None:
+def test_metrics_are_grouped_by_role_and_selected_by_name() -> None:
     result = stored_result(metric(), metric("revenue", role="secondary"), guardrail("errors"))
     rows = metric_rows(result, PAIR, {})
 
-    assert [(g.title, [r.name for r in g.rows]) for g in grouped(rows)] == [
+    assert [(g.title, [r.name for r in g.rows]) for g in group_by_role(rows)] == [
         ("Primary", ["accuracy"]),
         ("Secondary", ["revenue"]),
         ("Guardrails", ["errors"]),
     ]
-    assert [chosen(rows, name).name for name in ("errors", "gone", None)] == [  # type: ignore[union-attr]
+    assert [select_metric(rows, name).name for name in ("errors", "gone", None)] == [  # type: ignore[union-attr]
         "errors",
         "accuracy",
         "accuracy",
@@ -149,15 +149,19 @@ def test_large_and_tiny_numbers_stay_readable() -> None:
     assert Scale().level(1_234_567.8) == "1,234,568"
     assert p_value(1e-300) == "< 1e-300"
     assert [p_value(value) for value in (0.0, 0.0123, 0.0001)] == ["< 1e-300", "0.012", "1.0e-04"]
-    assert [chance(value) for value in (0.99999, 0.00001, 0.5)] == ["> 99.9 %", "< 0.1 %", "50 %"]
+    assert [probability(value) for value in (0.99999, 0.00001, 0.5)] == [
+        "> 99.9 %",
+        "< 0.1 %",
+        "50 %",
+    ]
 
 
 def test_a_breakdown_has_a_row_for_each_level_and_arm() -> None:
     compared = {"arm": "strong", "n": 5, "control_n": 6, "difference": 0.1, "low": 0.0, "high": 0.2}
     level = {"level": "", "comparisons": [compared | {"p_value": 0.5, "p_adjusted": 1.0}]}
-    found = {"metric": "accuracy", "dimension": "tenant", "levels": [level]}
+    breakdown = {"metric": "accuracy", "dimension": "tenant", "levels": [level]}
 
-    (table,) = breakdowns({"breakdowns": [found]}, "accuracy", RATE)
+    (table,) = breakdowns({"breakdowns": [breakdown]}, "accuracy", RATE)
 
     assert table.dimension == "tenant"
     assert (table.rows[0].level, table.rows[0].difference, table.rows[0].p_adjusted) == (
@@ -165,21 +169,21 @@ def test_a_breakdown_has_a_row_for_each_level_and_arm() -> None:
         "+10 points",
         "1",
     )
-    assert breakdowns({"breakdowns": [found]}, "revenue", RATE) == []
+    assert breakdowns({"breakdowns": [breakdown]}, "revenue", RATE) == []
 
 
 def test_the_hold_out_stands_beside_control() -> None:
     result = stored_result(holdout={"units": 60, "means": {"accuracy": 0.79}})
 
-    found = held_out(result, {})
+    summary = held_out(result, {})
 
-    assert found is not None
-    assert (found.units, found.means) == (60, (("accuracy", "79 %", "80 %"),))
+    assert summary is not None
+    assert (summary.units, summary.means) == (60, (("accuracy", "79 %", "80 %"),))
     assert held_out(stored_result(), {}) is None
 
 
 @pytest.mark.parametrize(
-    ("states", "told"),
+    ("states", "expected"),
     [
         ([], ("quiet", NOTHING)),
         (["not-worse", "worse"], ("bad", "1 worse")),
@@ -187,35 +191,35 @@ def test_the_hold_out_stands_beside_control() -> None:
         (["not-worse", None], ("quiet", "undecided")),
     ],
 )
-def test_guardrails_read_as_a_whole(states: list[str | None], told: tuple[str, str]) -> None:
-    assert guardrail_tone(states) == told
+def test_guardrails_read_as_a_whole(states: list[str | None], expected: tuple[str, str]) -> None:
+    assert guardrail_tone(states) == expected
 
 
-def test_without_anything_wrong_there_is_nothing_to_say() -> None:
+def test_without_problems_there_is_no_notice() -> None:
     assert notices({}) == notices(stored_result()) == []
 
 
-def test_the_gravest_comes_first() -> None:
+def test_the_most_severe_notice_comes_first() -> None:
     quality = {"exposed": 100, "crossed_over": 5, "moved": 3, "waiting": 10}
     quality |= {"unknown_variants": {"gone": 3}, "refused_outcomes": {"why": 2}}
     result = {"sample_ratio": {"state": "srm", "reason": "units 9 : 1"}, "quality": quality}
 
-    found = notices(result, refresh_error="DataError: x", awaits_final=True)
+    notes = notices(result, refresh_error="DataError: x", awaits_final=True)
 
     tones = ["bad", "bad", "bad", "busy", "warn", "busy", "busy", "warn"]
-    assert [notice.tone for notice in found] == tones
-    assert "older" in found[0].text
-    assert "Sample-ratio mismatch: units 9 : 1" in found[1].text
-    assert "final result is being made" in found[3].text
+    assert [notice.tone for notice in notes] == tones
+    assert "older" in notes[0].text
+    assert "Sample ratio mismatch: units 9 : 1" in notes[1].text
+    assert "final analysis is pending" in notes[3].text
 
 
-def test_few_crossovers_are_told_and_no_warning() -> None:
+def test_few_crossovers_give_a_notice_but_no_warning() -> None:
     (notice,) = notices({"quality": {"exposed": 1_000, "crossed_over": 5}})
 
     assert notice.tone == "busy"
 
 
-def test_shares_that_look_off_are_warned_of_before_they_are_proven() -> None:
+def test_suspicious_shares_give_a_warning_before_the_mismatch_is_proven() -> None:
     ratio = {"state": "ok", "reason": "", "p_value": 1e-9, "observed": [378, 154]}
 
     (notice,) = notices({"sample_ratio": ratio})
@@ -225,8 +229,8 @@ def test_shares_that_look_off_are_warned_of_before_they_are_proven() -> None:
 
 
 def test_a_result_frozen_in_the_first_schema_still_reads() -> None:
-    (row,) = metric_rows(as_present(OLDER, "accuracy"), PAIR, {})
+    (row,) = metric_rows(upgrade_schema(OLDER, "accuracy"), PAIR, {})
 
     assert (row.name, row.cells[0].exposed) == ("accuracy", 500)
     assert (row.cells[1].value, row.cells[1].outcome) == ("94 %", "better")
-    assert as_present({}, "accuracy") == {}
+    assert upgrade_schema({}, "accuracy") == {}

@@ -1,4 +1,4 @@
-"""Changing weights under way: what is refused, what the table says, and what the analysis reads."""
+"""Changes of weights: validation, the routing table, and the analysis."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def routed() -> dict[str, int] | None:
     return {variant.name: variant.weight_bp for variant in split.variants}
 
 
-def test_they_hold_from_the_next_table_on_and_the_change_is_recorded() -> None:
+def test_a_change_takes_effect_in_the_next_table_and_is_recorded() -> None:
     experiment = make_running()
 
     change_weights(
@@ -47,7 +47,7 @@ def test_they_hold_from_the_next_table_on_and_the_change_is_recorded() -> None:
     assert AuditEntry.objects.get(action="experiment.weights").after["weights_bp"] == CAREFUL
 
 
-def test_those_of_a_paused_one_hold_when_it_is_resumed() -> None:
+def test_weights_of_a_paused_experiment_take_effect_when_it_is_resumed() -> None:
     experiment = make_running()
     pause_experiment(experiment=experiment, actor=ANNA, now=NOW)
 
@@ -58,7 +58,7 @@ def test_those_of_a_paused_one_hold_when_it_is_resumed() -> None:
     assert routed() == CAREFUL
 
 
-def test_a_treatment_may_get_nothing_more() -> None:
+def test_a_treatment_may_get_weight_0() -> None:
     experiment = make_running()
 
     change_weights(
@@ -71,15 +71,15 @@ def test_a_treatment_may_get_nothing_more() -> None:
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ({"weak": 5_000}, "variant strong has none"),
+        ({"weak": 5_000}, "variant 'strong' is missing"),
         ({"weak": 5_000, "strong": 4_000}, "weights sum to 9000"),
         ({"weak": 0, "strong": 10_000}, "control variant weak needs a weight above 0"),
-        ({"weak": 5_000, "strong": 5_000, "new": 0}, "there is no variant new"),
+        ({"weak": 5_000, "strong": 5_000, "new": 0}, "unknown variant 'new'"),
         ({"weak": 10_001, "strong": -1}, "weight_bp is 10001"),
-        ({"weak": 5_000, "strong": 5_000}, "nothing would change"),
+        ({"weak": 5_000, "strong": 5_000}, "weights are unchanged"),
     ],
 )
-def test_it_refuses_weights_that_cannot_be(weights: dict[str, int], message: str) -> None:
+def test_invalid_weights_are_rejected(weights: dict[str, int], message: str) -> None:
     experiment = make_running()
 
     with pytest.raises(Invalid, match=message):
@@ -89,14 +89,14 @@ def test_it_refuses_weights_that_cannot_be(weights: dict[str, int], message: str
     assert experiment.weights.count() == 1
 
 
-def test_only_one_under_way_has_weights_to_change() -> None:
+def test_weights_of_a_draft_cannot_be_changed() -> None:
     draft = make_draft()
 
     with pytest.raises(Conflict, match="is draft"):
         change_weights(experiment=draft, weights_bp=CAREFUL, actor=ANNA, now=LATER)
 
 
-def test_of_two_who_change_them_or_end_it_at_once_the_second_is_told_so() -> None:
+def test_of_two_concurrent_changes_the_second_is_rejected() -> None:
     experiment = make_running()
     same = Experiment.objects.get(pk=experiment.pk)
     change_weights(experiment=experiment, weights_bp=CAREFUL, actor=ANNA, now=LATER)

@@ -20,7 +20,7 @@ TOLD = "One unit has 98.1% of strong's sum of revenue"
 @pytest.mark.parametrize(
     ("cap", "told"),
     [
-        (None, [f"{TOLD}; a cap would bound what one unit counts."]),
+        (None, [f"{TOLD}; set a cap to limit the weight of one unit."]),
         (1e6, [f"{TOLD}."]),
         (50.0, []),
     ],

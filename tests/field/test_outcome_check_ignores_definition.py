@@ -110,7 +110,7 @@ def test_a_quantile_is_one(rollout: Rollout) -> None:
     result = judge(rollout, "basket", 1.0)
 
     assert result.verdict == "fail"
-    assert "of the units first met in step 1" in result.reason
+    assert "of the units first exposed in step 1" in result.reason
 
 
 def test_a_cap_holds_one_huge_order_down(rollout: Rollout) -> None:
@@ -135,7 +135,7 @@ def test_a_window_ends_what_counts_and_a_unit_waits_for_it(rollout: Rollout) -> 
     waiting = judge(rollout, "revenue", 0.2)
 
     assert waiting.verdict == "no-data"
-    assert "none of the canary's 3000 units has an outcome and its time of 1:00:00" in (
+    assert "none of the canary's 3000 units has an outcome and a closed window of 1:00:00" in (
         waiting.reason
     )
     assert judge(rollout, "revenue", 0.2, late + timedelta(hours=1)).verdict == "fail"

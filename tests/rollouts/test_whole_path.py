@@ -24,7 +24,7 @@ from apps.rollouts.plan_templates import TEMPLATES
 from apps.rollouts.services import pause_rollout, resume_rollout
 from apps.rollouts.states import Phase
 from bench.path.database import simulate_clock
-from bench.path.drive import DELIVERED_IN_S, Delivery, Path, has_gone_back, in_order
+from bench.path.drive import DELIVERED_IN_S, Delivery, Path, in_order, is_rolled_back
 from bench.path.traffic import Rng, Traffic, failing, steady
 from contract.messages import Batch
 
@@ -88,7 +88,7 @@ def judged(path: Path) -> Judged:
 
 def decided(errors: float, delivery: Delivery = in_order) -> str:
     with fleet(errors, delivery) as path:
-        path.run(LATELY_S, until=has_gone_back)
+        path.run(LATELY_S, until=is_rolled_back)
         return str(path.rollouts["m"].phase)
 
 
@@ -145,5 +145,5 @@ def test_an_instance_that_restarts_costs_the_seconds_that_it_was_away() -> None:
         path.at(130.0, lambda path: path.fleet[1].restart(3.0))
         path.run(LATELY_S)
         stable = [each[2] for each in judged(path).values()][2:]
-    assert not has_gone_back(path.rollouts["m"])
+    assert not is_rolled_back(path.rollouts["m"])
     assert sum(n < 0.9 * np.median(stable) for n in stable) <= 2

@@ -1,4 +1,4 @@
-"""How one metric's values are distributed over the units of each variant."""
+"""The distribution of one metric's values over the units of each variant."""
 
 from __future__ import annotations
 
@@ -8,24 +8,26 @@ from typing import Any
 from apps.experiments.charts.parts import Figure, arms_of, empty, layout_of, style_of
 from apps.experiments.tables.wording import Scale
 
-# Edges that span more than this factor read on a logarithmic axis only.
+# Edges that span more than this factor need a logarithmic axis.
 LINEAR_MAX = 1_000.0
 
 
 def distribution_figure(metric: dict[str, Any], scale: Scale) -> Figure:
     """Return the share of each arm's units per bin, as steps.
 
-    The first bin is all below the first edge and the last one all from the last edge on: they have
-    no width of their own and are drawn as wide as their neighbours.
+    The first bin lies below the first edge, and the last bin starts at the last edge. They have no
+    width of their own and are drawn as wide as their neighbours.
     """
     if metric.get("kind") == "ratio":
-        return empty("A ratio is one of sums over units: no unit has a value of its own")
-    found = metric.get("distribution") or {}
-    edges, counts = found.get("edges") or [], found.get("counts") or {}
+        return empty(
+            "No distribution: a ratio is computed from sums over units, not from values per unit"
+        )
+    distribution = metric.get("distribution") or {}
+    edges, counts = distribution.get("edges") or [], distribution.get("counts") or {}
     if metric.get("kind") == "proportion":
         counts = _zeros_and_ones(metric)
     if not any(sum(row) for row in counts.values()):
-        return empty("No unit's value is known yet, or all are the same")
+        return empty("No distribution: no values yet, or all values are equal")
     if metric.get("kind") == "proportion":
         return _two_bins(metric, counts)
     is_log = edges[0] > 0.0 and edges[-1] / edges[0] > LINEAR_MAX
@@ -44,14 +46,14 @@ def distribution_figure(metric: dict[str, Any], scale: Scale) -> Figure:
 
 
 def _zeros_and_ones(metric: dict[str, Any]) -> dict[str, list[int]]:
-    """Return each arm's units without and with the event; its rate says all there is to say."""
+    """Return each arm's units without and with the event, from its rate."""
     known = [arm for arm in metric.get("arms", ()) if arm["n"] and arm["mean"] is not None]
     ones = {arm["name"]: round(arm["n"] * arm["mean"]) for arm in known}
     return {arm["name"]: [arm["n"] - ones[arm["name"]], ones[arm["name"]]] for arm in known}
 
 
 def _two_bins(metric: dict[str, Any], counts: dict[str, list[int]]) -> Figure:
-    """Of a proportion, whose units are 0 or 1, bars say what steps would hide."""
+    """Return bars for a proportion, whose values are 0 or 1."""
     arms = arms_of(metric)
     traces = [
         {
@@ -73,13 +75,13 @@ def _two_bins(metric: dict[str, Any], counts: dict[str, list[int]]) -> Figure:
 
 
 def _in_order(counts: dict[str, list[int]], arms: Sequence[str]) -> list[str]:
-    """Return the arms that have units, in the experiment's order."""
+    """Return the arms with units, in the experiment's order."""
     known = [arm for arm in arms if sum(counts.get(arm, ()))]
     return known + sorted(arm for arm in set(counts) - set(arms) if sum(counts[arm]))
 
 
 def _starts(edges: Sequence[float], is_log: bool) -> list[float]:
-    """Return where each bin begins, and where the last one ends."""
+    """Return the start of each bin, and the end of the last one."""
     if is_log:
         step = (edges[-1] / edges[0]) ** (1.0 / max(1, len(edges) - 1))
         return [edges[0] / step, *edges, edges[-1] * step]
@@ -96,7 +98,7 @@ def _trace(
     scale: Scale,
 ) -> dict[str, Any]:
     shares = [100.0 * count / sum(counts) for count in counts]
-    told = [_span(edges, place, scale) for place in range(len(counts))]
+    labels = [_span(edges, place, scale) for place in range(len(counts))]
     style = style_of(arm, arms)
     return {
         "type": "scatter",
@@ -106,7 +108,7 @@ def _trace(
         "line": {**style["line"], "shape": "hv"},
         "x": [start * scale.factor for start in starts],
         "y": [*shares, shares[-1]],
-        "text": [*told, told[-1]],
+        "text": [*labels, labels[-1]],
         "hovertemplate": "%{text}: %{y:.3g} %<extra>" + arm + "</extra>",
     }
 
@@ -115,5 +117,5 @@ def _span(edges: Sequence[float], place: int, scale: Scale) -> str:
     if place == 0:
         return f"below {scale.level(edges[0])}"
     if place == len(edges):
-        return f"{scale.level(edges[-1])} and more"
+        return f"{scale.level(edges[-1])} or more"
     return f"{scale.level(edges[place - 1])} to {scale.level(edges[place])}"

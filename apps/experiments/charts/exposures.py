@@ -1,4 +1,4 @@
-"""How many units met each variant, over time."""
+"""The number of units exposed to each variant, over time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def exposure_figure(result: dict[str, Any]) -> Figure:
     order = {arm: place for place, arm in enumerate(arms)}
     names = sorted(series["units"], key=lambda name: (order.get(name, len(order)), name))
     if not names:
-        return empty("No unit has met a variant yet")
+        return empty("No exposures yet")
     traces = [
         {
             "type": "scatter",

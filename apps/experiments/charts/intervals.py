@@ -1,4 +1,4 @@
-"""Each treatment's difference from control with both of its intervals."""
+"""The difference of each treatment from control, with both intervals."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from apps.experiments.tables.wording import Scale
 def interval_figure(metric: dict[str, Any], scale: Scale) -> Figure:
     """Return the differences of one metric of a result, in points or in the metric's own unit.
 
-    A guardrail's margin is a line: the interval must stay on the good side of it.
+    A guardrail's margin is a line; to pass, the interval must not cross it.
     """
     compared = [c for c in metric.get("comparisons", ()) if c["difference"] is not None]
     if not compared:
@@ -38,9 +38,9 @@ def _trace(
     above, below = [], []
     for comparison, point in zip(compared, points, strict=True):
         low, high = comparison[key]["low"], comparison[key]["high"]
-        known = low is not None and high is not None
-        above.append(high * factor - point if known else 0.0)
-        below.append(point - low * factor if known else 0.0)
+        is_known = low is not None and high is not None
+        above.append(high * factor - point if is_known else 0.0)
+        below.append(point - low * factor if is_known else 0.0)
     return {
         "type": "scatter",
         "mode": "markers",
@@ -68,7 +68,7 @@ def _trace(
 
 def _margin_trace(compared: list[dict[str, Any]], at: float) -> dict[str, Any]:
     arms = [comparison["arm"] for comparison in compared]
-    # One arm is a point, so that a mark stands for the line.
+    # With one arm the line is a point, so that it needs a marker.
     return {
         "type": "scatter",
         "mode": "lines+markers",

@@ -1,4 +1,4 @@
-"""What the figures share: how arms are told apart, and what an empty figure looks like."""
+"""Shared parts of figures: the style of each arm, layouts and empty figures."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ Figure = dict[str, Any]
 COLOURS = ("--stable", "--canary", "--series-3", "--series-4", "--series-5", "--series-6")
 DASHES = ("solid", "dash", "dot", "dashdot")
 MARGIN = {"l": 8, "r": 16, "t": 32, "b": 40}
-# With more arms than this, bands would hide one another: the others are drawn when asked for.
+# The number of arms whose bands are shown at first; more bands would hide one another.
 BANDS_MAX = 3
 
 
 def style_of(arm: str, arms: Sequence[str]) -> dict[str, Any]:
-    """Return colour and dash of an arm: the same in every figure, and no two arms have both."""
+    """Return colour and dash of an arm: unique, and the same in every figure."""
     place = arms.index(arm) if arm in arms else len(arms)
     dash = DASHES[place // len(COLOURS) % len(DASHES)]
     return {"meta": COLOURS[place % len(COLOURS)], "line": {"dash": dash}}
@@ -36,9 +36,16 @@ def titled(text: str) -> dict[str, Any]:
     return {"title": {"text": text}} if text else {}
 
 
-def empty(why: str) -> Figure:
+def empty(reason: str) -> Figure:
     hidden = {"visible": False}
-    note = {"text": why, "showarrow": False, "xref": "paper", "yref": "paper", "x": 0.5, "y": 0.5}
+    note = {
+        "text": reason,
+        "showarrow": False,
+        "xref": "paper",
+        "yref": "paper",
+        "x": 0.5,
+        "y": 0.5,
+    }
     layout = {"margin": MARGIN, "xaxis": hidden, "yaxis": hidden, "annotations": [note]}
     return {"data": [], "layout": layout}
 

@@ -1,4 +1,4 @@
-"""What an experiment detects, day by day."""
+"""The minimum detectable effect of an experiment by duration."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ READINGS = (("fixed", "at the planned end", "--stable"), ("sequential", "at any 
 def detectable_figure(
     curve: Sequence[dict[str, Any]], effect: float | None, scale: Scale
 ) -> Figure:
-    """Return the smallest effect that is found against days, for both readings."""
+    """Return the minimum detectable effect by days, for both readings."""
     if not any(point["fixed"] is not None for point in curve):
-        return empty("Without traffic there is no course over days")
+        return empty("No traffic: the duration in days cannot be estimated")
     traces: list[dict[str, Any]] = []
     for key, name, colour in READINGS:
         points = [point for point in curve if point[key] is not None]
@@ -38,7 +38,7 @@ def detectable_figure(
             {
                 "type": "scatter",
                 "mode": "lines",
-                "name": "asked for",
+                "name": "requested effect",
                 "meta": "--muted",
                 "x": ends,
                 "y": [abs(effect) * scale.factor] * 2,
@@ -49,6 +49,6 @@ def detectable_figure(
     unit = f", {scale.axis_unit}" if scale.axis_unit else ""
     layout = layout_of(
         {"title": {"text": "days"}, "type": "log"},
-        {"title": {"text": f"smallest effect found{unit}"}, "rangemode": "tozero"},
+        {"title": {"text": f"minimum detectable effect{unit}"}, "rangemode": "tozero"},
     )
     return {"data": traces, "layout": layout}

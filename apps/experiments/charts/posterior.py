@@ -1,7 +1,7 @@
-"""What the Bayesian view believes: a density for each arm's rate, or for each difference.
+"""Posterior densities: of each arm's rate, or of each treatment's difference.
 
-Each comparison names its prior. Beta(1, 1) on rates gives each arm a Beta density; N(0, s²) on the
-relative effect gives each treatment's difference a normal one.
+Each comparison has the text of its prior. Beta(1, 1) on rates gives a Beta density per arm; N(0,
+s²) on the relative effect gives a normal density per treatment.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from apps.experiments.tables.wording import Scale
 
 NORMAL_PRIOR = re.compile(r"N\(0, ([0-9.]+)²\)")
 POINTS = 121
-# Beyond so many standard deviations there is nothing to see.
+# The half-width of a curve, in standard deviations.
 REACH = 4.5
 
 
@@ -24,11 +24,11 @@ def posterior_figure(metric: dict[str, Any], scale: Scale) -> Figure:
     """Return the posterior densities of one metric of a result."""
     compared = [c for c in metric.get("comparisons", ()) if c.get("bayes")]
     if not compared:
-        return empty("The Bayesian view says nothing of this metric")
+        return empty("No Bayesian estimate for this metric")
     arms = arms_of(metric)
     if all(c["bayes"]["prior"].startswith("Beta") for c in compared):
-        wanted = {c["arm"] for c in compared}
-        known = [a for a in metric["arms"] if a["is_control"] or a["name"] in wanted]
+        names = {c["arm"] for c in compared}
+        known = [a for a in metric["arms"] if a["is_control"] or a["name"] in names]
         curves = [(a["name"], *_beta(a["n"], a["mean"])) for a in known if a["n"]]
         axis = "rate, %"
     else:
@@ -42,7 +42,7 @@ def posterior_figure(metric: dict[str, Any], scale: Scale) -> Figure:
         axis = f"difference from control{f', {scale.axis_unit}' if scale.axis_unit else ''}"
     curves = [curve for curve in curves if curve[1]]
     if not curves:
-        return empty("The Bayesian view says nothing of this metric")
+        return empty("No Bayesian estimate for this metric")
     traces = [_trace(arm, arms, x, y, scale.factor) for arm, x, y in curves]
     layout = layout_of(
         {"zeroline": True, **titled(axis)},
@@ -52,7 +52,7 @@ def posterior_figure(metric: dict[str, Any], scale: Scale) -> Figure:
 
 
 def _beta(n: int, rate: float) -> tuple[list[float], list[float]]:
-    """Return the density of Beta(events + 1, n − events + 1), where it is to be seen."""
+    """Return the visible part of the density of Beta(events + 1, n − events + 1)."""
     events = round(n * rate)
     a, b = events + 1.0, n - events + 1.0
     mean = a / (a + b)
@@ -74,13 +74,13 @@ def _beta_at(at: float, a: float, b: float, norm: float) -> float:
 
 
 def _normal(compared: dict[str, Any], control_mean: float) -> tuple[list[float], list[float]]:
-    """Return the posterior density of a difference under the normal prior that is named."""
+    """Return the posterior density of a difference, with the comparison's normal prior."""
     prior = NORMAL_PRIOR.search(compared["bayes"]["prior"])
     prior_sd = float(prior[1]) * abs(control_mean) if prior else 0.0
     error = compared["standard_error"]
     if prior_sd <= 0.0 or not math.isfinite(prior_sd):
         return [], []
-    # Both variances together, without squaring what may be huge or tiny.
+    # The root of both variances, without squares that overflow or underflow.
     whole = math.hypot(prior_sd, error)
     mean, sd = (prior_sd / whole) ** 2 * compared["difference"], prior_sd / whole * error
     if sd <= 0.0:

@@ -19,10 +19,10 @@ from apps.experiments.snapshots import snapshots_of
 from apps.experiments.states import ExperimentState
 from apps.experiments.tables.attribution import attribution_table
 from apps.experiments.tables.breakdowns import breakdowns, held_out
-from apps.experiments.tables.legacy_results import as_present
+from apps.experiments.tables.legacy_results import upgrade_schema
 from apps.experiments.tables.notices import notices
 from apps.experiments.tables.phases import phase_rows
-from apps.experiments.tables.results import MetricRow, chosen, grouped, metric_rows
+from apps.experiments.tables.results import MetricRow, group_by_role, metric_rows, select_metric
 from apps.experiments.tables.wording import Scale, scale_of
 
 E = ExperimentState
@@ -79,17 +79,17 @@ def result_context(
     until: datetime | None = None,
 ) -> dict[str, Any]:
     uses = list(experiment.metric_uses.select_related("metric"))
-    result = as_present(stored, experiment.metric.name)
+    result = upgrade_schema(stored, experiment.metric.name)
     scales = {use.metric.name: scale_of(use.metric.kind, use.metric.source) for use in uses}
     variants = list(experiment.variants.select_related("version"))
     rows = metric_rows(result, [variant.name for variant in variants], scales)
-    shown = chosen(rows, metric)
+    shown = select_metric(rows, metric)
     cells = {cell.arm: cell for cell in shown.cells} if shown else {}
     quality = result.get("quality") or {}
     return {
         "result": result,
         "is_final": result.get("phase") == "final",
-        "groups": grouped(rows),
+        "groups": group_by_role(rows),
         "metric_names": [row.name for row in rows],
         # Every request of the page sends it, to keep the chosen metric.
         "metric_query": f"?{urlencode({'metric': shown.name})}" if shown else "",
@@ -123,7 +123,7 @@ def _shown_context(
         "breakdowns": breakdowns(result, name, scale),
         "figures": {
             "intervals": charts.interval_figure(entry, scale),
-            "course": charts.course_figure(course(experiment, name, until), arms, scale),
+            "course": charts.trend_figure(course(experiment, name, until), arms, scale),
             "exposures": charts.exposure_figure(dict(result)),
             "distribution": charts.distribution_figure(entry, scale),
             "posterior": charts.posterior_figure(entry, scale),

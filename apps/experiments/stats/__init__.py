@@ -1,1 +1,1 @@
-"""Pure statistics of experiments: numbers in, numbers out, nothing read or stored."""
+"""Statistics of experiments as pure functions, which read and store nothing."""

@@ -1,6 +1,6 @@
-"""A Bayesian view beside the verdict: easy to read, and not valid under peeking.
+"""Bayesian estimates shown beside the verdict. They are not valid under peeking.
 
-Rates have the prior Beta(1, 1). Everything else has the prior N(0, 0.3²) on the relative effect.
+Rates have the prior Beta(1, 1). All other metrics have the prior N(0, 0.3²) on the relative effect.
 """
 
 from __future__ import annotations
@@ -14,14 +14,16 @@ from scipy.special import betainc, betaincinv, ndtr, roots_legendre
 PRIOR_SD = 0.3
 NODES = 400
 TAIL = 1e-12
-# A standard error of so many prior deviations leaves the prior as it was.
+# With a standard error above this multiple of the prior deviation the data add nothing.
 NOISE_MAX = 1e6
 
 
 @dataclass(frozen=True)
 class Bayes:
-    """`chance_to_beat` is that the treatment is better; `expected_loss`, in the metric's unit, is
-    what taking it costs on average if it is not (Stucchio 2015).
+    """`chance_to_beat` is the probability that the treatment is better than control.
+
+    `expected_loss`, in the metric's unit, is the mean cost of choosing the treatment: the loss
+    where it is worse, and 0 where it is better (Stucchio 2015).
     """
 
     chance_to_beat: float
@@ -29,10 +31,13 @@ class Bayes:
     prior: str
 
 
-def of_rates(
+def posterior_of_rates(
     control_n: int, control_events: int, n: int, events: int, *, is_increase_better: bool
 ) -> Bayes:
-    """Beta-binomial, by quadrature: E[max(A − B, 0)] = ∫ F_B(x)·(1 − F_A(x)) dx."""
+    """Compare two rates by the beta-binomial model.
+
+    Computed by quadrature: E[max(A − B, 0)] = ∫ F_B(x)·(1 − F_A(x)) dx.
+    """
     a = (control_events + 1.0, control_n - control_events + 1.0)
     b = (events + 1.0, n - events + 1.0)
     better, worse = (b, a) if is_increase_better else (a, b)
@@ -48,11 +53,13 @@ def of_rates(
     return Bayes(min(1.0, max(0.0, chance)), max(0.0, loss), "Beta(1, 1) on each rate")
 
 
-def of_difference(
+def posterior_of_difference(
     difference: float, standard_error: float, control_mean: float, *, is_increase_better: bool
 ) -> Bayes | None:
-    """The normal posterior of the difference; None where control's mean is 0, as the prior is on
-    the difference relative to it, where nothing varies, or where the data say nothing.
+    """Return the normal posterior of the difference.
+
+    None if control's mean is 0 (the prior is relative to it), if the standard error is 0, or if the
+    data add nothing to the prior.
     """
     prior_sd = PRIOR_SD * abs(control_mean)
     if prior_sd <= 0.0 or standard_error <= 0.0 or not math.isfinite(prior_sd):

@@ -1,11 +1,11 @@
-"""Results by the levels of a dimension: shown with a correction, and never part of a verdict."""
+"""Results by level of a dimension, corrected for multiplicity. They never affect a verdict."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from apps.experiments.stats.checks import why_invalid
+from apps.experiments.stats.checks import invalid_reason
 from apps.experiments.stats.comoments import Comoments
 from apps.experiments.stats.comparison import Difference, State
 from apps.experiments.stats.data import ArmData, ArmSpec, MetricData, MetricSpec
@@ -16,7 +16,7 @@ from apps.experiments.stats.sequential import read_sequential
 
 @dataclass(frozen=True)
 class LevelComparison:
-    """One treatment against control among the units of one level; bounds hold at every look."""
+    """One treatment against control within one level. Its interval holds at every look."""
 
     arm: str
     state: State
@@ -50,7 +50,7 @@ class _Cell:
     arm: str
     control: ArmData
     treatment: ArmData
-    made: Estimate
+    estimate: Estimate
 
 
 def break_down(
@@ -61,15 +61,15 @@ def break_down(
     *,
     is_stopped: bool = False,
 ) -> list[Breakdown]:
-    """Compare the arms in each level of each dimension; Holm over a dimension's comparisons.
+    """Compare the arms in each level of each dimension, with Holm's correction per dimension.
 
-    With `is_stopped`, where no verdict may be read, nothing is significant.
+    With `is_stopped` (no verdict is allowed) no comparison is significant.
     """
     if metric.spec.kind == "quantile":
         return []
     control = next(arm.name for arm in arms if arm.is_control)
     treatments = [arm.name for arm in arms if not arm.is_control]
-    found = []
+    breakdowns = []
     for dimension, levels in metric.breakdowns.items():
         cells = [
             _cell(metric.spec, level, by_arm, control, arm)
@@ -84,8 +84,8 @@ def break_down(
             Level(level, tuple(rows[i * per_level : (i + 1) * per_level]))
             for i, level in enumerate(levels)
         )
-        found.append(Breakdown(metric.spec.name, dimension, shown))
-    return found
+        breakdowns.append(Breakdown(metric.spec.name, dimension, shown))
+    return breakdowns
 
 
 def _cell(
@@ -94,9 +94,11 @@ def _cell(
     empty = ArmData(Comoments.empty(spec.width))
     a, b = by_arm.get(control, empty), by_arm.get(arm, empty)
     for side in (a, b):
-        if (why := why_invalid(spec, side)) is not None:
-            nothing = Difference(State.INVALID_DATA, why, "", 0.0, 0.0)
-            return _Cell(level, arm, a, b, Estimate(nothing, a.comoments.n + b.comoments.n, why))
+        if (reason := invalid_reason(spec, side)) is not None:
+            unavailable = Difference(State.INVALID_DATA, reason, "", 0.0, 0.0)
+            return _Cell(
+                level, arm, a, b, Estimate(unavailable, a.comoments.n + b.comoments.n, reason)
+            )
     return _Cell(level, arm, a, b, estimate(spec, a, b, (control, arm)))
 
 
@@ -106,14 +108,14 @@ def _rows(cells: Sequence[_Cell], alpha: float, planned_units: int) -> list[Leve
     def read(cell: _Cell, level: float) -> LevelComparison:
         n = cell.control.comoments.n, cell.treatment.comoments.n
         reading = read_sequential(
-            cell.made.found,
-            n=cell.made.n,
+            cell.estimate.difference,
+            n=cell.estimate.n,
             alpha=level,
             planned_units=planned_units,
-            silent=cell.made.silent,
+            wait_reason=cell.estimate.wait_reason,
             tuned_alpha=base,
         )
-        known = min(n) > 0 and cell.made.found.state not in (
+        is_known = min(n) > 0 and cell.estimate.difference.state not in (
             State.INVALID_DATA,
             State.NOT_ENOUGH_DATA,
         )
@@ -123,7 +125,7 @@ def _rows(cells: Sequence[_Cell], alpha: float, planned_units: int) -> list[Leve
             reason=reading.reason,
             n=n[1],
             control_n=n[0],
-            difference=cell.made.found.difference if known else None,
+            difference=cell.estimate.difference.effect if is_known else None,
             low=reading.low,
             high=reading.high,
             p_value=reading.p_value,

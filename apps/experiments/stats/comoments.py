@@ -1,4 +1,4 @@
-"""Count, means and co-moments of several values per unit: what ratios and CUPED need.
+"""Count, means and co-moments of several values per unit, as ratios and CUPED need them.
 
 As in `moments`, sums of squares or products are never kept, and two samples merge exactly.
 """
@@ -18,7 +18,7 @@ from apps.experiments.stats.moments import Moments
 
 @dataclass(frozen=True)
 class Extremes:
-    """Of each unit's first value: how many are not 0, the least and the largest one."""
+    """Of the units' first values: the number that are not 0, the minimum and the maximum."""
 
     nonzero: int
     low: float
@@ -31,11 +31,12 @@ class Extremes:
 
 @dataclass(frozen=True)
 class Comoments:
-    """Of k values per unit: `means` has k numbers, `products` the upper triangle of the symmetric
-    matrix Σ(a − ā)(b − b̄), row by row: k(k + 1)/2 numbers.
+    """Co-moments of k values per unit.
 
-    `thirds` are Σ(a − ā)(b − b̄)(c − c̄) for each three of the values, in the order of `triples(k)`;
-    empty where they are not known, as `extremes` is None then.
+    `means` has k numbers. `products` is the upper triangle of the symmetric matrix Σ(a − ā)(b − b̄),
+    row by row: k(k + 1)/2 numbers. `thirds` are Σ(a − ā)(b − b̄)(c − c̄) for each triple of values,
+    in the order of `triples(k)`. If third moments are unknown, `thirds` is empty and `extremes` is
+    None.
     """
 
     n: int
@@ -50,7 +51,10 @@ class Comoments:
 
     @classmethod
     def of(cls, rows: Sequence[Sequence[float]] | NDArray[np.float64]) -> Comoments:
-        """Of an n × k array, by two passes. Raises ValueError for NaN or infinite values."""
+        """Compute from an n × k array in two passes.
+
+        Raises ValueError for NaN or infinite values.
+        """
         array = np.asarray(rows, dtype=np.float64)
         if array.ndim != 2:
             raise ValueError("rows must be an n × k array")
@@ -75,7 +79,7 @@ class Comoments:
         return cls(n, tuple(means), tuple(upper.tolist()), tuple(thirds), extremes)
 
     def merge(self, other: Comoments) -> Comoments:
-        """Of both samples together (Chan, Golub and LeVeque 1979; for products, Pébay 2008)."""
+        """Merge two samples (Chan, Golub and LeVeque 1979; for products, Pébay 2008)."""
         if self.n == 0 or other.n == 0:
             return other if self.n == 0 else self
         n = self.n + other.n
@@ -96,25 +100,26 @@ class Comoments:
         return Comoments(n, means, products, self._merged_thirds(other, deltas), extremes)
 
     def _merged_thirds(self, other: Comoments, deltas: Sequence[float]) -> tuple[float, ...]:
-        """Third co-moments of both samples together (Pébay 2008, for three different values)."""
+        """Merge the third co-moments of two samples (Pébay 2008, for three different values)."""
         if not (self.thirds and other.thirds):
             return ()
         share, other_share = self.n / (self.n + other.n), other.n / (self.n + other.n)
         factor = self.n * other_share * (share - other_share)
-        found = []
+        thirds = []
         for a, b, (i, j, k) in zip(self.thirds, other.thirds, triples(len(deltas)), strict=True):
             moved = deltas[i] * deltas[j] * deltas[k] * factor
             for x, y, z in ((i, j, k), (j, i, k), (k, i, j)):
                 moved += deltas[x] * (
                     share * other.product(y, z) - other_share * self.product(y, z)
                 )
-            found.append(a + b + moved)
-        return tuple(found)
+            thirds.append(a + b + moved)
+        return tuple(thirds)
 
     def with_constants(self, constants: Sequence[float | None]) -> Comoments:
-        """With the values that are the same for every unit, None for others: they do not vary.
+        """Set the values that are the same for every unit to exact constants without variance.
 
-        Sums of such a value as 0.3 are rounded, and would make of it a spread that is not there.
+        `constants` has None for values that vary. The sum of a constant such as 0.3 is rounded,
+        which would otherwise show as a small variance.
         """
         if self.n == 0 or all(value is None for value in constants):
             return self
@@ -166,28 +171,28 @@ class Comoments:
 
 @lru_cache(maxsize=16)
 def triples(k: int) -> tuple[tuple[int, int, int], ...]:
-    """Return the places of each three of k values, repeated or not: i ≤ j ≤ m."""
+    """Return the indices of each triple of k values, with repetition: i ≤ j ≤ m."""
     return tuple((i, j, m) for i, j, m in combinations_with_replacement(range(k), 3))
 
 
 def central_thirds(
     n: int, means: Sequence[float], products: Sequence[float], sums: Sequence[float]
 ) -> tuple[float, ...]:
-    """Return third co-moments about the means from `sums` Σabc about the same 0 as `means`.
+    """Return the third co-moments about the means, from `sums` Σabc about the origin of `means`.
 
-    Σabc = Σ(a − ā)(b − b̄)(c − c̄) + ā·P_bc + b̄·P_ac + c̄·P_ab + n·āb̄c̄, P the `products` as in
-    `Comoments`. Where mean/√variance is below 10⁵/√n, as `level_moments` sees to, what is lost of
-    a skewness is below 0.1/√n.
+    Σabc = Σ(a − ā)(b − b̄)(c − c̄) + ā·P_bc + b̄·P_ac + c̄·P_ab + n·āb̄c̄, with P the `products` as in
+    `Comoments`. If mean/√variance is below 10⁵/√n, which `level_moments` ensures, the rounding
+    error of a skewness is below 0.1/√n.
     """
-    known = Comoments(n, tuple(means), tuple(products))
-    # What was rounded off the sums is no skewness of values that do not vary.
-    fixed = [known.product(i, i) == 0.0 for i in range(len(means))]
-    found = []
+    moments = Comoments(n, tuple(means), tuple(products))
+    # A constant has no skewness; its sums would show their rounding errors.
+    fixed = [moments.product(i, i) == 0.0 for i in range(len(means))]
+    thirds = []
     for (i, j, k), total in zip(triples(len(means)), sums, strict=True):
         if fixed[i] or fixed[j] or fixed[k]:
-            found.append(0.0)
+            thirds.append(0.0)
             continue
         a, b, c = means[i], means[j], means[k]
-        crossed = a * known.product(j, k) + b * known.product(i, k) + c * known.product(i, j)
-        found.append(total - crossed - n * a * b * c)
-    return tuple(found)
+        crossed = a * moments.product(j, k) + b * moments.product(i, k) + c * moments.product(i, j)
+        thirds.append(total - crossed - n * a * b * c)
+    return tuple(thirds)

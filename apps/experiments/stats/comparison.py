@@ -1,7 +1,7 @@
-"""One treatment against control: the difference, its noise, and the intervals that follow.
+"""Compares one treatment with control: difference, standard error, p-values and intervals.
 
-Verdict and intervals come from the same difference, standard error and critical value, so that an
-interval never contradicts its p-value, nor the relative interval the absolute one.
+Verdicts and intervals use the same difference, standard error and critical value. So an interval
+never contradicts its p-value, and the relative interval never contradicts the absolute one.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from scipy.special import betaln, ndtr, ndtri, stdtr, stdtrit
 
 from apps.experiments.stats.moments import Moments
 from apps.experiments.stats.rate_scores import RateRegion
-from apps.experiments.stats.tails import normal_score, reaches
+from apps.experiments.stats.tails import normal_score, skewed_critical_values
 
-# Below this many events or non-events in an arm the normal approximation gives way to Fisher.
+# With fewer events or non-events in an arm, Fisher's exact test replaces the normal approximation.
 SMALL_CELL = 10
 FISHER_SUPPORT_MAX = 1_000_000
-# Probabilities below the range of floats are shown as this, never as 0.
+# The smallest p-value that is reported; smaller ones are shown as this, never as 0.
 P_MIN = 1e-300
 
 
 class State(StrEnum):
-    """Why there is a number, or why there is none."""
+    """Whether a result exists, and if not, why not."""
 
     OK = "ok"
     NOT_ENOUGH_DATA = "not-enough-data"
@@ -44,39 +44,38 @@ class UpliftState(StrEnum):
 
 
 class Region(Protocol):
-    """Which parameters of both arms fit the data, where the noise depends on the difference.
+    """A confidence region by test inversion, for a standard error that depends on the difference.
 
-    A normal interval has one standard error whatever difference is held against the data; a region
-    of critical value c has those differences whose own test does not exceed c.
+    A normal interval has the same standard error for each hypothetical difference. The region of
+    critical value c contains the differences whose own test statistic does not exceed c.
     """
 
     @property
     def score(self) -> float:
-        """The test of no difference, in standard errors, with the difference's sign."""
+        """The test statistic of no difference, in standard errors, with the effect's sign."""
 
     @property
     def remark(self) -> str:
-        """What keeps the difference from being known better, or nothing."""
+        """What limits the precision of the difference, or an empty string."""
 
     def limits(self, critical: float) -> tuple[float, float]:
-        """Return the least and the largest difference; infinite where there is no bound."""
+        """Return the smallest and the largest difference, infinite if there is no bound."""
 
     def uplift_limits(self, critical: float) -> tuple[float, float] | None:
-        """Return the same relative to control, or None where control may be 0."""
+        """Return the limits relative to control, or None if control may be 0."""
 
-    def why_unbounded(self, critical: float) -> str:
-        """Say what an infinite end waits for."""
+    def unbounded_reason(self, critical: float) -> str:
+        """Return why a bound is infinite, and what is missing."""
 
 
 @dataclass(frozen=True)
 class Difference:
     """Treatment minus control, in the metric's unit, with the variance of each arm's mean.
 
-    `df` is None where the reference distribution is the normal one. `exact_p` is set where Fisher's
-    test decides. Where `state` is not OK, `reason` says why and the noise is 0. `skewness` is that
-    of the difference in standard errors, where the arms' values have the same distribution. With a
-    `region` tests and intervals are its own; the variances are then for display, 0 where none
-    describes it.
+    `df` is None if the reference distribution is the normal one. `exact_p` is set if Fisher's test
+    decides. If `state` is not OK, `reason` says why and the variances are 0. `skewness` is that of
+    the standardised difference if both arms' values have the same distribution. With a `region`,
+    tests and intervals come from it; the variances are then for display only, 0 if none applies.
     """
 
     state: State
@@ -92,7 +91,7 @@ class Difference:
     region: Region | None = field(default=None, compare=False, kw_only=True)
 
     @property
-    def difference(self) -> float:
+    def effect(self) -> float:
         return self.treatment_mean - self.control_mean
 
     @property
@@ -101,36 +100,38 @@ class Difference:
 
     @property
     def uplift(self) -> float | None:
-        """The difference relative to |control mean|; None where that is 0 or overflows."""
+        """The effect relative to |control mean|; None if that is 0 or the quotient overflows."""
         if self.control_mean == 0.0:
             return None
-        uplift = self.difference / abs(self.control_mean)
+        uplift = self.effect / abs(self.control_mean)
         return uplift if math.isfinite(uplift) else None
 
     @property
     def score(self) -> float:
-        """The test of no difference: a region's own, or the difference in standard errors, as a
-        normal one would be as far out (see `tails`).
+        """The statistic of the test of no difference, to be read as a normal z.
+
+        It comes from the region, or is the effect in standard errors, corrected for skewness (see
+        `tails`).
         """
         if self.region is not None:
             return self.region.score
-        return normal_score(self.difference / self.standard_error, self.skewness)
+        return normal_score(self.effect / self.standard_error, self.skewness)
 
     def bounds(self, critical: float) -> tuple[float, float]:
-        """The interval whose ends lie `critical` normal deviations from the difference.
+        """Return the interval whose bounds lie `critical` normal deviations from the effect.
 
-        It excludes 0 exactly when |score| exceeds `critical`. An end may be infinite in a region.
+        It excludes 0 exactly when |score| exceeds `critical`. A bound of a region may be infinite.
         """
         if self.region is not None:
             return self.region.limits(critical)
-        below, above = reaches(critical, self.skewness)
+        below, above = skewed_critical_values(critical, self.skewness)
         error = self.standard_error
-        return self.difference - above * error, self.difference + below * error
+        return self.effect - above * error, self.effect + below * error
 
 
 @dataclass(frozen=True)
 class Reading:
-    """One way to read a difference at level `alpha`; bounds are None where they do not exist.
+    """The test result and interval of a difference at level `alpha`; a missing bound is None.
 
     `method` is "fixed-horizon" (valid at one planned look) or "sequential" (valid at every look).
     `low` and `high` are in the metric's unit, `uplift_low` and `uplift_high` are fractions.
@@ -150,9 +151,9 @@ class Reading:
 
 
 def compare_means(control: Moments, treatment: Moments) -> Difference:
-    """Welch's difference of means: se² = vA/nA + vB/nB, df by Satterthwaite (Welch 1947).
+    """Compare means by Welch's test: se² = vA/nA + vB/nB, df by Satterthwaite (Welch 1947).
 
-    Fewer than two units in an arm, or two constant arms, give a named state instead of noise 0.
+    Fewer than two units in an arm, or two constant arms, give a state other than OK.
     """
     means = control.mean, treatment.mean
     if min(control.n, treatment.n) < 2:
@@ -167,7 +168,7 @@ def compare_means(control: Moments, treatment: Moments) -> Difference:
 def welch(
     means: tuple[float, float], noise: tuple[float, float], n: tuple[int, int], test: str
 ) -> Difference:
-    """The difference of two estimates whose `noise` are the variances of their means, not both 0.
+    """Return the difference of two estimates; `noise` are the variances of their means, not both 0.
 
     Degrees of freedom by Satterthwaite (1946).
     """
@@ -178,10 +179,10 @@ def welch(
 
 
 def compare_rates(control_n: int, control_events: int, n: int, events: int) -> Difference:
-    """Pooled two-proportion z (Fleiss 1981); Fisher's exact test decides where counts are small.
+    """Compare rates by the pooled z test (Fleiss 1981), or Fisher's exact test for small counts.
 
-    Intervals hold each difference, or ratio, against the data by its own score test, which for no
-    difference is the pooled z: so they exclude 0 exactly when z does (`rate_scores`).
+    Intervals invert the score test of each difference or ratio. For no difference that test is the
+    pooled z, so that an interval excludes 0 exactly when z is significant (`rate_scores`).
     """
     if min(control_n, n) < 2:
         reason = f"each arm needs at least 2 units ({control_n} and {n})"
@@ -215,53 +216,56 @@ def compare_rates(control_n: int, control_events: int, n: int, events: int) -> D
 
 
 def fisher_p(control_n: int, control_events: int, n: int, events: int) -> float:
-    """Two-sided p of Fisher's exact test: the chance of all tables no likelier than this one."""
+    """Return the two-sided p of Fisher's exact test.
+
+    It is the total probability of all tables that are at most as likely as the observed one.
+    """
     total_events = control_events + events
     lowest, highest = max(0, total_events - control_n), min(n, total_events)
     table = np.arange(lowest, highest + 1, dtype=np.float64)
     logs = _log_choose(n, table) + _log_choose(control_n, total_events - table)
     logs -= _log_choose(control_n + n, np.array(float(total_events)))
     observed = logs[events - lowest]
-    # The tolerance lets tables of equal chance count as equal in spite of rounding.
+    # The tolerance makes tables of equal probability compare as equal in spite of rounding.
     p_value = float(np.exp(logs[logs <= observed + 1e-7]).sum())
     return min(1.0, max(p_value, P_MIN))
 
 
-def read_fixed(found: Difference, alpha: float) -> Reading:
-    """The fixed-horizon reading: Student's t, normal or Fisher's p, and its interval."""
+def read_fixed(difference: Difference, alpha: float) -> Reading:
+    """Return the fixed-horizon reading, by Student's t, a normal z or Fisher's exact test."""
     method = "fixed-horizon"
-    if found.state is not State.OK:
-        return Reading(method, found.state, found.reason, alpha)
-    if found.exact_p is not None:
-        p_value, critical = found.exact_p, -float(ndtri(alpha / 2.0))
+    if difference.state is not State.OK:
+        return Reading(method, difference.state, difference.reason, alpha)
+    if difference.exact_p is not None:
+        p_value, critical = difference.exact_p, -float(ndtri(alpha / 2.0))
         # Test-based limits (Miettinen 1976): the standard error that would give Fisher's p.
         needed = -float(ndtri(p_value / 2.0))
-        own = abs(found.score)
+        own = abs(difference.score)
         if own > 0.0 and needed > 0.0:
             critical *= own / needed
-    elif found.df is None:
-        p_value = 2.0 * float(ndtr(-abs(found.score)))
+    elif difference.df is None:
+        p_value = 2.0 * float(ndtr(-abs(difference.score)))
         critical = -float(ndtri(alpha / 2.0))
     else:
-        p_value = 2.0 * float(stdtr(found.df, -abs(found.score)))
-        critical = -float(stdtrit(found.df, alpha / 2.0))
-    return read_at(found, method=method, alpha=alpha, critical=critical, p_value=p_value)
+        p_value = 2.0 * float(stdtr(difference.df, -abs(difference.score)))
+        critical = -float(stdtrit(difference.df, alpha / 2.0))
+    return read_at(difference, method=method, alpha=alpha, critical=critical, p_value=p_value)
 
 
 def read_at(
-    found: Difference, *, method: str, alpha: float, critical: float, p_value: float
+    difference: Difference, *, method: str, alpha: float, critical: float, p_value: float
 ) -> Reading:
-    """The reading at a critical value of the score; `alpha` and `p_value` must fit it."""
-    low, high = found.bounds(critical)
-    if found.region is not None and not (math.isfinite(low) and math.isfinite(high)):
-        why = found.region.why_unbounded(critical)
-        return Reading(method, State.NOT_ENOUGH_DATA, why, alpha)
-    uplift_state, uplift_low, uplift_high = uplift_interval(found, critical)
+    """Return the reading at a critical value of the score; `alpha` and `p_value` must match it."""
+    low, high = difference.bounds(critical)
+    if difference.region is not None and not (math.isfinite(low) and math.isfinite(high)):
+        reason = difference.region.unbounded_reason(critical)
+        return Reading(method, State.NOT_ENOUGH_DATA, reason, alpha)
+    uplift_state, uplift_low, uplift_high = uplift_interval(difference, critical)
     is_significant = p_value < alpha
     return Reading(
         method=method,
         state=State.OK,
-        reason=found.region.remark if found.region and not is_significant else "",
+        reason=difference.region.remark if difference.region and not is_significant else "",
         alpha=alpha,
         is_significant=is_significant,
         p_value=min(1.0, max(p_value, P_MIN)),
@@ -274,38 +278,38 @@ def read_at(
 
 
 def uplift_interval(
-    found: Difference, critical: float
+    difference: Difference, critical: float
 ) -> tuple[UpliftState, float | None, float | None]:
-    """The interval of the ratio of means, minus 1, at critical value c: a region's own, or
-    Fieller's (1954):
+    """Return the interval of the ratio of means, minus 1, at critical value c.
 
-    r = mB/mA, g = c²·vA/(nA·mA²), [r ± (c/|mA|)·sqrt((1−g)·vB/nB + r²·vA/nA)]/(1−g). For g ≥ 1 the
-    control mean may be 0 and the interval is unbounded: not estimable. A negative control mean
-    turns the signs, so that the uplift always points where the difference does. Where the
-    difference is skewed each bound has its own c, as the absolute interval's have.
+    It is the region's own, or Fieller's (1954): r = mB/mA, g = c²·vA/(nA·mA²),
+    [r ± (c/|mA|)·sqrt((1−g)·vB/nB + r²·vA/nA)]/(1−g). For g ≥ 1 the control mean may be 0 and the
+    interval is unbounded: not estimable. A negative control mean reverses the signs, so that the
+    uplift always has the sign of the effect. For a skewed difference each bound has its own c, as
+    in the absolute interval.
     """
-    if found.control_mean == 0.0:
+    if difference.control_mean == 0.0:
         return UpliftState.CONTROL_MEAN_ZERO, None, None
-    if found.region is not None:
-        limits = found.region.uplift_limits(critical)
+    if difference.region is not None:
+        limits = difference.region.uplift_limits(critical)
         if limits is None or not all(map(math.isfinite, limits)):
             return UpliftState.NOT_ESTIMABLE, None, None
         return UpliftState.OK, *limits
-    below, above = reaches(critical, found.skewness)
-    ends = _fieller(found, above), _fieller(found, below)
+    below, above = skewed_critical_values(critical, difference.skewness)
+    ends = _fieller(difference, above), _fieller(difference, below)
     if ends[0] is None or ends[1] is None:
         return UpliftState.NOT_ESTIMABLE, None, None
     return UpliftState.OK, ends[0][0], ends[1][1]
 
 
-def _fieller(found: Difference, critical: float) -> tuple[float, float] | None:
-    mean = found.control_mean
+def _fieller(difference: Difference, critical: float) -> tuple[float, float] | None:
+    mean = difference.control_mean
     scale = critical / abs(mean)
-    g = scale * scale * found.control_variance
+    g = scale * scale * difference.control_variance
     if not g < 1.0:
         return None
-    ratio = found.treatment_mean / mean
-    inside = (1.0 - g) * found.treatment_variance + ratio * ratio * found.control_variance
+    ratio = difference.treatment_mean / mean
+    inside = (1.0 - g) * difference.treatment_variance + ratio * ratio * difference.control_variance
     half = scale * math.sqrt(inside)
     low, high = (ratio - half) / (1.0 - g) - 1.0, (ratio + half) / (1.0 - g) - 1.0
     if not (math.isfinite(low) and math.isfinite(high)):
@@ -315,7 +319,8 @@ def _fieller(found: Difference, critical: float) -> tuple[float, float] | None:
 
 def _variance_of_mean(moments: Moments) -> float:
     variance = moments.variance or 0.0
-    # A spread within the rounding of the mean is no spread, and no mean is known better than that.
+    # A standard deviation within the rounding error of the mean counts as 0; no mean is more
+    # precise.
     rounding = 4.0 * float(np.finfo(np.float64).eps) * abs(moments.mean)
     if math.sqrt(variance) <= rounding:
         return 0.0

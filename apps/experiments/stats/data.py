@@ -1,6 +1,6 @@
-"""What the statistics are given: sufficient statistics of an experiment, from whatever source.
+"""Sufficient statistics of an experiment: the input of a report, independent of the source.
 
-PostgreSQL, Parquet files and warehouses all answer in these, and a report is a function of them.
+PostgreSQL, Parquet files and warehouses all return these types.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Role = Literal["primary", "secondary", "guardrail"]
 
 @dataclass(frozen=True)
 class ArmSpec:
-    """A variant; weights are those of now, in basis points."""
+    """A variant with its current weight in basis points."""
 
     name: str
     weight_bp: int
@@ -27,12 +27,12 @@ class ArmSpec:
 
 @dataclass(frozen=True)
 class MetricSpec:
-    """What is asked of a metric.
+    """The definition of a metric.
 
-    `margin` is a guardrail's, in the metric's unit: how much worse is tolerable. `quantile` is in
-    (0, 1). Each unit has the values y, of a ratio also its denominator, and with a covariate the
-    same of the time before its exposure: (y), (y, d), (y, x) or (y, d, xy, xd). `is_capped` says
-    that y counts as a cap at most.
+    `margin` is a guardrail's non-inferiority margin, in the metric's unit. `quantile` is in (0, 1).
+    The values of a unit are (y), for a ratio (y, d) with its denominator. With a covariate the
+    pre-exposure values follow: (y, x) or (y, d, xy, xd). With `is_capped`, y is winsorised at a
+    cap.
     """
 
     name: str
@@ -47,15 +47,16 @@ class MetricSpec:
 
     @property
     def width(self) -> int:
-        """How many values each unit has."""
+        """The number of values of each unit."""
         return (2 if self.kind == "ratio" else 1) * (2 if self.has_covariate else 1)
 
 
 @dataclass(frozen=True)
 class OrderStatistics:
-    """Of one arm's n values in ascending order: those at the ranks of `quantiles.ranks_of`.
+    """The values of one arm at the ranks of `quantiles.ranks_of`, in ascending order.
 
-    `value` is the sample quantile, and `equal` is how many of the n values are equal to it.
+    `n` is the number of all values of the arm, `value` the sample quantile, and `equal` the number
+    of values that equal it.
     """
 
     n: int
@@ -65,12 +66,12 @@ class OrderStatistics:
 
 
 class Stratum(NamedTuple):
-    """Which units are compared with each other: those of one phase and one level.
+    """A set of units that are compared with each other: those of one phase and one level.
 
-    `phase` numbers, in order of time, the spans in which every arm's share of the units is the
-    same: an experiment's weight phases, a rollout's steps. A unit belongs to the phase in which it
-    was exposed. Units of different phases are never compared, nor counted together. `level` is that
-    of the stratifying dimension; levels of one phase may be counted together where they are small.
+    A phase is a time span in which each arm's share of the units is constant: an experiment's
+    weight phase, or a rollout's step. `phase` is its index in order of time. A unit belongs to the
+    phase of its exposure. Units of different phases are never compared or pooled. `level` is the
+    level of the stratifying dimension; small levels of one phase may be pooled.
     """
 
     phase: int = 0
@@ -79,14 +80,14 @@ class Stratum(NamedTuple):
 
 @dataclass(frozen=True)
 class ArmData:
-    """What was seen of one arm for one metric.
+    """The statistics of one metric in one arm.
 
-    `comoments` are all of the arm's units. `strata` divide them, as `estimates.estimate` compares
-    them (see `stats.strata`): by phase as soon as there is more than one, by level where there is a
-    stratifying dimension; empty where there is neither. `order` are of the units of the last phase
-    alone, as quantiles of several phases cannot be put together. `counts` are the units per bin of
-    the metric's `edges`: one more than there are edges, since the first bin lies below the first
-    edge and the last one from the last edge on.
+    `comoments` cover all units of the arm. `strata` divide these units as `estimates.estimate`
+    compares them (see `stats.strata`): by phase if there are several, and by level if there is a
+    stratifying dimension; else it is empty. `order` covers only the units of the last phase, since
+    quantiles of several phases cannot be combined. `counts` are the units per bin of the metric's
+    `edges`. There is one more bin than there are edges: the first bin lies below the first edge,
+    the last bin starts at the last edge.
     """
 
     comoments: Comoments
@@ -97,8 +98,10 @@ class ArmData:
 
 @dataclass(frozen=True)
 class MetricData:
-    """`arms` by name. `breakdowns` are {dimension: {level: {arm: its units of that level}}}, whose
-    strata are their phases.
+    """The statistics of one metric.
+
+    `arms` are by name. `breakdowns` are {dimension: {level: {arm: its units of that level}}}; their
+    strata are the phases.
     """
 
     spec: MetricSpec
@@ -109,10 +112,10 @@ class MetricData:
 
 @dataclass(frozen=True)
 class Phase:
-    """A span with the same weights: units first met in it, by arm, and what each arm should get.
+    """A time span with constant weights: the units exposed in it and the expected share, by arm.
 
-    Units that moved in a later phase are in neither: `shares` are of the buckets that stayed.
-    `weights_bp` are those of all buckets, and `at` is when they began to hold.
+    Units whose bucket moved in a later phase are in neither: `shares` refer to the buckets that did
+    not move. `weights_bp` refer to all buckets; they are in effect since `at`.
     """
 
     units: dict[str, int]
@@ -123,7 +126,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class ExperimentData:
-    """`exposed` are the units that count, by arm; the phases, in order of time, divide them."""
+    """The input of a report. `exposed` are the units that count, by arm; the phases divide them."""
 
     arms: tuple[ArmSpec, ...]
     exposed: dict[str, int]

@@ -1,4 +1,4 @@
-"""Many comparisons at once: how strictly each is read, so that the family keeps its level."""
+"""Corrections for multiple comparisons, which keep the error rate of a family."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ from collections.abc import Sequence
 
 
 def holm_levels(p_values: Sequence[float | None], alpha: float) -> list[float]:
-    """Return the level that Holm's step-down procedure (1979) reads each comparison at.
+    """Return the level of each comparison by Holm's step-down procedure (1979).
 
-    The i-th smallest of m p-values is read at α/(m − i + 1), until one is not reached; that one and
-    the others are read at its level. A comparison is therefore rejected exactly when its p-value is
-    at most its level, and an interval at that level agrees. What has no p-value counts in m, since
-    it was asked, and is read at the strictest level reached.
+    The i-th smallest of m p-values has the level α/(m − i + 1), up to the first that exceeds its
+    level; that one and all larger ones have this level. So a hypothesis is rejected exactly when
+    its p-value is at most its level, and an interval at that level agrees. A comparison without a
+    p-value counts in m and has the level α/m.
     """
     levels = [alpha / max(1, len(p_values))] * len(p_values)
     order = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
     level = alpha / max(1, len(p_values))
-    going = True
+    is_rejecting = True
     for step, (p_value, index) in enumerate(order):
-        if going:
+        if is_rejecting:
             level = alpha / (len(p_values) - step)
-            going = p_value <= level
+            is_rejecting = p_value <= level
         levels[index] = level
     return levels
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Return Holm's adjusted p-values, None where there is none; None still counts in m."""
+    """Return Holm's adjusted p-values. A missing p-value gives None and still counts in m."""
     m = len(p_values)
     adjusted: list[float | None] = [None] * m
     highest = 0.0
@@ -38,7 +38,7 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def benjamini_hochberg(p_values: Sequence[float | None]) -> list[float | None]:
-    """Return Benjamini and Hochberg's (1995) adjusted p-values over those that exist."""
+    """Return Benjamini and Hochberg's (1995) adjusted p-values over the p-values that exist."""
     order = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
     adjusted: list[float | None] = [None] * len(p_values)
     lowest = 1.0

@@ -1,4 +1,4 @@
-"""Count, mean and M2 (the sum of squared deviations from the mean): all that a mean's test needs.
+"""Count, mean and M2 (the sum of squared deviations from the mean), sufficient for tests of means.
 
 Sums of squares are never kept: at n = 10^8 and mean 10^9 they give variance 172 or 0 instead of 1.
 """
@@ -23,13 +23,16 @@ class Moments:
 
     @classmethod
     def of(cls, values: Sequence[float] | NDArray[np.float64]) -> Moments:
-        """Moments of a batch, by two passes. Raises ValueError for NaN or infinite values."""
+        """Compute the moments of a batch in two passes.
+
+        Raises ValueError for NaN or infinite values.
+        """
         array = np.asarray(values, dtype=np.float64)
         if array.size == 0:
             return cls()
         if not np.isfinite(array).all():
             raise ValueError("outcomes must be finite numbers")
-        # Shifting keeps the sum small where the mean is far larger than the spread.
+        # The shift keeps the sum small if the mean is far larger than the standard deviation.
         shifted = array - array[0]
         mean_shifted = float(shifted.mean())
         deviations = shifted - mean_shifted
@@ -37,7 +40,7 @@ class Moments:
         return cls(int(array.size), float(array[0]) + mean_shifted, m2)
 
     def add(self, value: float) -> Moments:
-        """One more outcome (Welford 1962). Raises ValueError for NaN or an infinite value."""
+        """Add one outcome (Welford 1962). Raises ValueError for NaN or an infinite value."""
         if not math.isfinite(value):
             raise ValueError("outcomes must be finite numbers")
         n = self.n + 1
@@ -46,7 +49,7 @@ class Moments:
         return Moments(n, mean, self.m2 + delta * (value - mean))
 
     def merge(self, other: Moments) -> Moments:
-        """Moments of both samples together (Chan, Golub and LeVeque 1979)."""
+        """Merge two samples (Chan, Golub and LeVeque 1979)."""
         if self.n == 0 or other.n == 0:
             return other if self.n == 0 else self
         n = self.n + other.n
@@ -57,5 +60,5 @@ class Moments:
 
     @property
     def variance(self) -> float | None:
-        """The unbiased sample variance M2/(n − 1); None below two values."""
+        """The unbiased sample variance M2/(n − 1); None with fewer than two values."""
         return self.m2 / (self.n - 1) if self.n >= 2 else None

@@ -1,7 +1,7 @@
-"""Quantiles compared by their order statistics: distribution-free, with ties and gaps.
+"""Compares quantiles by their order statistics: distribution-free, valid with ties and gaps.
 
-No density is estimated and no standard error decides. How many of n values lie below a quantile,
-and how many do not exceed it, enclose a number that is binomial(n, q) whatever the values' law.
+No density is estimated, and no standard error decides. For any distribution, the number of n values
+below a quantile and the number at or below it enclose a binomial(n, q) number.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from apps.experiments.stats.data import OrderStatistics
 Floats = NDArray[np.float64]
 
 SIDE_MIN = 10
-# The ranks known of an arm, in standard errors of the quantile's rank: dense where intervals end.
+# The known ranks of an arm, in standard errors of the quantile's rank: dense near interval bounds.
 DENSE_STEP, DENSE_REACH = 0.03, 4.0
 SPARSE_STEP, SPARSE_REACH = 0.25, 8.0
-# The confidence of the half-interval that serves as a standard error for display.
+# The normal quantile of the 95 % half-interval that gives the standard error for display.
 Z = 1.959963984540054
-# More equal values than this share of the rank's standard error are no longer nearly continuous.
+# Values are nearly continuous up to this many equal ones, in standard errors of the rank.
 TIES_MAX = 0.25
 
 
@@ -39,29 +39,29 @@ OFFSETS = _offsets()
 
 
 def value_rank(n: int, quantile: float) -> int:
-    """Return the 1-based rank of the sample quantile: the smallest with a share of `quantile`."""
-    # 0.1 · 30 is a little more than 3 in floats, and its rank is 3.
+    """Return the 1-based rank of the sample quantile: the smallest with this cumulative share."""
+    # In floats 0.1 · 30 is slightly above 3; the rank must be 3.
     return min(n, max(1, math.ceil(round(n * quantile, 6))))
 
 
 @lru_cache(maxsize=256)
 def ranks_of(n: int, quantile: float) -> tuple[int, ...]:
-    """Return the 1-based ranks, ascending, whose values a comparison needs of n ≥ 1 values.
+    """Return the ascending 1-based ranks of n ≥ 1 values that a comparison needs.
 
-    They are the extremes, the sample quantile, and a grid of ranks nq + z·√(nq(1 − q)): every rank
-    of few values, some 300 of many.
+    They are the extremes, the sample quantile, and a grid of ranks nq + z·√(nq(1 − q)): all ranks
+    for small n, about 300 for large n.
     """
     if n < 1 or not 0.0 < quantile < 1.0:
-        raise ValueError("n must be at least 1, and the quantile lie between 0 and 1")
+        raise ValueError("n must be at least 1, and the quantile between 0 and 1")
     spread = math.sqrt(n * quantile * (1.0 - quantile))
     grid = np.clip(np.rint(n * quantile + OFFSETS * spread), 1, n)
     return tuple(sorted({1, n, value_rank(n, quantile), *(int(rank) for rank in grid)}))
 
 
 def order_statistics_of(ordered: Floats, quantile: float) -> OrderStatistics:
-    """Return the order statistics of an arm's values in ascending order, of which there are some.
+    """Return the order statistics of an arm's sorted values, of which there must be at least one.
 
-    Sources answer the same without holding the values.
+    Sources return the same without holding the values in memory.
     """
     ranks = ranks_of(len(ordered), quantile)
     value = float(ordered[value_rank(len(ordered), quantile) - 1])
@@ -70,8 +70,8 @@ def order_statistics_of(ordered: Floats, quantile: float) -> OrderStatistics:
     return OrderStatistics(len(ordered), values, value, int(equal))
 
 
-def silence_of_quantile(smaller_n: int, quantile: float) -> str | None:
-    """Why the interval cannot be leant on yet: too few values on one side of the quantile."""
+def quantile_wait_reason(smaller_n: int, quantile: float) -> str | None:
+    """Return why there are too few values on one side of the quantile for an interval, or None."""
     side = smaller_n * min(quantile, 1.0 - quantile)
     if side < SIDE_MIN:
         return f"each side of the quantile needs {SIDE_MIN} units of each arm ({side:.1f} so far)"
@@ -79,9 +79,9 @@ def silence_of_quantile(smaller_n: int, quantile: float) -> str | None:
 
 
 def deviance(count: Floats, n: int, quantile: float) -> Floats:
-    """Return 2·n·KL(count/n ‖ q), a likelihood ratio: about the square of a standard normal.
+    """Return 2·n·KL(count/n ‖ q), a likelihood-ratio statistic: about a squared standard normal.
 
-    `count` of n values lie below a point, of which a share q would if it were the quantile.
+    `count` of n values lie below a point; the expected share is q if the point is the quantile.
     """
     rest = n - count
     terms = xlogy(count, count / (n * quantile)) + xlogy(rest, rest / (n * (1.0 - quantile)))
@@ -90,10 +90,10 @@ def deviance(count: Floats, n: int, quantile: float) -> Floats:
 
 @dataclass(frozen=True)
 class Profile:
-    """How badly each value of an arm fits as its quantile, in squared standard errors.
+    """The deviance of each value of an arm as its quantile, in squared standard errors.
 
-    `low` descend and `high` ascend from the sample quantile, to an infinity each; the deviances
-    that stand beside them ascend from 0. A value is as bad as the best count that it may have.
+    `low` descends and `high` ascends from the sample quantile, each to an infinity. Their deviances
+    ascend from 0. A value has the smallest deviance of its possible counts.
     """
 
     low: Floats
@@ -105,9 +105,9 @@ class Profile:
 def profile_of(order: OrderStatistics, quantile: float) -> Profile:
     """Return an arm's profile.
 
-    A value at the ranks i to j of those known has between r(i − 1) values below it and r(j + 1) − 1
-    that do not exceed it; counts in between are those of points within a tie. So a tie is as good
-    as its best part, and what lies between two known values is as good as the better of both.
+    A value at the known ranks i to j has at least r(i − 1) values below it, and at most
+    r(j + 1) − 1 values do not exceed it; counts in between are those of points within a tie. So a
+    tie has its smallest deviance, and a point between two known values the smaller of the two.
     """
     n = order.n
     values, first = np.unique(np.array(order.values, dtype=np.float64), return_index=True)
@@ -131,15 +131,15 @@ def profile_of(order: OrderStatistics, quantile: float) -> Profile:
 
 @dataclass(frozen=True)
 class QuantileRegion:
-    """The pairs of quantiles that fit both arms' values, and what their differences are.
+    """The confidence region of both arms' quantiles, and the interval of their difference.
 
-    A pair (θ_A, θ_B) is in the region of critical value c where the deviances of both sum to c² at
-    most; the interval is the range of θ_B − θ_A over it. Where densities are smooth this is the
-    empirical likelihood of a difference of quantiles (Owen 1988; Zhou and Jing 2003), whose least
-    deviance along a true difference is that of one squared standard normal, and the interval is as
-    wide as that of the difference's standard error. Where values tie, or leave a gap, it is wider:
-    a uniform rank for each unit inside its tie makes the values continuous, and only raises the
-    deviances. Two arms alike are so called different no oftener than by continuous values.
+    A pair (θ_A, θ_B) is in the region of critical value c if the deviances of both sum to at most
+    c². The interval is the range of θ_B − θ_A over the region. For smooth densities this is the
+    empirical likelihood of a difference of quantiles (Owen 1988; Zhou and Jing 2003): the smallest
+    deviance along the true difference is one squared standard normal, and the interval is as wide
+    as that of the standard error. With ties or gaps it is wider: a uniform random rank for each
+    unit within its tie makes the values continuous, and only raises the deviances. So the error
+    rate for two equal arms is at most that for continuous values.
     """
 
     control: OrderStatistics
@@ -152,7 +152,7 @@ class QuantileRegion:
 
     @cached_property
     def score(self) -> float:
-        """The least critical value whose interval has 0: a number of standard errors."""
+        """The smallest critical value whose interval contains 0, in standard errors."""
         a, b = self._profiles
         if self.treatment.value > self.control.value:
             return math.sqrt(_least(a, b))
@@ -161,14 +161,14 @@ class QuantileRegion:
         return 0.0
 
     def limits(self, critical: float) -> tuple[float, float]:
-        """Return the ends of the interval: differences of two known values, or infinite."""
+        """Return the bounds of the interval: differences of two known values, or infinite."""
         a, b = self._profiles
         high = _reach(a.low, a.low_deviances, b.high, b.high_deviances, critical)
         low = -_reach(b.low, b.low_deviances, a.high, a.high_deviances, critical)
         return low, high
 
     def uplift_limits(self, critical: float) -> tuple[float, float] | None:
-        """Return the range of (θ_B − θ_A)/|θ_A| over the region; None where θ_A may be 0."""
+        """Return the range of (θ_B − θ_A)/|θ_A| over the region; None if θ_A may be 0."""
         a, b = self._profiles
         allowed = critical * critical
         bounds = []
@@ -183,8 +183,8 @@ class QuantileRegion:
         low, high = (((ends - base) / np.abs(base)) for ends in (bottoms, tops))
         return float(low.min()), float(high.max())
 
-    def why_unbounded(self, critical: float) -> str:
-        """Say how many units an end of the interval takes."""
+    def unbounded_reason(self, critical: float) -> str:
+        """Return the number of units that finite bounds need at this look."""
         rarer = min(self.quantile, 1.0 - self.quantile)
         needed = critical * critical / (-2.0 * math.log1p(-rarer)) * rarer
         side = min(self.control.n, self.treatment.n) * rarer
@@ -195,7 +195,7 @@ class QuantileRegion:
 
     @property
     def remark(self) -> str:
-        """Say which share of the values equals its arm's quantile, where that is many of them."""
+        """The share of values that equal their arm's quantile; an empty string if it is small."""
         arms = self.control, self.treatment
         if all(_is_nearly_continuous(arm, self.quantile) for arm in arms):
             return ""
@@ -204,10 +204,10 @@ class QuantileRegion:
         return f"{_percent(share)} of the values equal {which} quantile"
 
     def noise(self) -> tuple[float, float]:
-        """Return a variance of each arm's quantile for display, (0, 0) where values tie.
+        """Return the variance of each arm's quantile for display, (0, 0) if values tie.
 
-        It is the longer half of the 95 % interval in standard errors (after Woodruff 1952), which
-        stands for a deviation where values are nearly continuous, and decides nothing.
+        The standard error is the longer half of the 95 % interval over its normal quantile (after
+        Woodruff 1952), for nearly continuous values. It does not affect any decision.
         """
         arms = self.control, self.treatment
         if not all(_is_nearly_continuous(arm, self.quantile) for arm in arms):
@@ -230,9 +230,9 @@ def _longer_half(profile: Profile) -> float:
 
 
 def _least(lower: Profile, upper: Profile) -> float:
-    """Return the least deviance of two quantiles that have met: `upper`'s estimate is the larger.
+    """Return the smallest deviance of two equal quantiles; `upper` has the larger estimate.
 
-    The quantile of `lower` is at each of its values in turn, and that of `upper` not above it.
+    The quantile of `lower` takes each of its values, and that of `upper` is not above it.
     """
     ascending = upper.low[::-1]
     places = np.searchsorted(ascending, lower.high, "right") - 1
@@ -242,7 +242,7 @@ def _least(lower: Profile, upper: Profile) -> float:
 def _reach(
     low: Floats, low_deviances: Floats, high: Floats, high_deviances: Floats, critical: float
 ) -> float:
-    """Return the largest high − low whose deviances sum to critical² at most."""
+    """Return the largest high − low whose deviances sum to at most critical²."""
     allowed = critical * critical
     fits = low_deviances <= allowed
     places = np.searchsorted(high_deviances, allowed - low_deviances[fits], "right") - 1
@@ -250,7 +250,7 @@ def _reach(
 
 
 def _percent(share: float) -> str:
-    """Return a share in per cent; one below 100 % never reads as all."""
+    """Format a share in per cent; a share below 1 never shows as 100 %."""
     if share >= 1.0:
         return "100 %"
     return f"{min(share * 100.0, 99.0):.2g} %"

@@ -1,4 +1,4 @@
-"""Mann and Whitney's test from counts per bin: do values of one arm tend to be larger?"""
+"""The Mann-Whitney test from counts per bin: do values of one arm tend to be larger?"""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from apps.experiments.stats.comparison import P_MIN
 
 
 def mann_whitney_p(control: Sequence[int], treatment: Sequence[int]) -> float | None:
-    """Two-sided p by the normal approximation with ties (Lehmann 1975, section 1.4).
+    """Return the two-sided p by the normal approximation with ties (Lehmann 1975, section 1.4).
 
-    All values of a bin count as tied, which keeps the test valid and costs a little power. None
-    where an arm is empty or all values fall into one bin.
+    All values of a bin count as tied, which keeps the test valid and costs little power. None if an
+    arm is empty or all values are in one bin.
     """
     a, b = (np.asarray(counts, dtype=np.float64) for counts in (control, treatment))
     n_a, n_b = float(a.sum()), float(b.sum())

@@ -1,4 +1,4 @@
-"""Rates of events of which hardly any were seen, such as errors: bounds that need no normal law."""
+"""Bounds for rates of rare events, such as errors, without a normal approximation."""
 
 from __future__ import annotations
 
@@ -11,28 +11,33 @@ from scipy.special import betaincinv, betaln, expit
 
 Floats = NDArray[np.float64]
 
-# Jeffreys' prior: it bounds a rate without an event best among the usual ones.
+# Jeffreys' prior. Of the usual priors it gives the tightest bound of a rate without events.
 PRIOR = 0.5
 NEAR_NOUGHT = 1e-300
-# Each halves the span of log-odds, of about 700, in which a bound lies: until floats have no more.
+# Bisection steps over a log-odds range of about 700, down to the precision of a float.
 HALVINGS = 64
 
 
 @dataclass(frozen=True)
-class Seen:
-    """How many of an arm's units had the event."""
+class EventCounts:
+    """The number of units of an arm, and of those with the event."""
 
     n: int
     events: int
 
 
 def gain_bounds(
-    control: Seen, treatment: Seen, *, alpha: float, is_increase_better: bool, is_final: bool
+    control: EventCounts,
+    treatment: EventCounts,
+    *,
+    alpha: float,
+    is_increase_better: bool,
+    is_final: bool,
 ) -> tuple[float, float]:
-    """Bound how much better treatment's rate is, from each side with an error of `alpha`.
+    """Return the bounds of the treatment's gain, each with the one-sided error `alpha`.
 
-    Each arm's rate is bounded with half of it. At the end by Clopper and Pearson (1934), before
-    by a confidence sequence, which holds at every look.
+    Each arm's rate is bounded with half of `alpha`: at the end by Clopper and Pearson (1934),
+    before it by a confidence sequence, which holds at every look.
     """
     counts = (control.n, treatment.n), (control.events, treatment.events)
     n, events = (np.array(each, dtype=np.float64) for each in counts)
@@ -44,9 +49,9 @@ def gain_bounds(
 def difference_bounds(
     n: Floats, events: Floats, *, alpha: float, is_final: bool
 ) -> tuple[Floats, Floats]:
-    """Bound treatment's rate less control's, as `gain_bounds` does.
+    """Return the bounds of treatment's rate minus control's, as `gain_bounds` does.
 
-    The first axis of both has control and treatment; of the others each place is a comparison.
+    The first axis of `n` and `events` is (control, treatment); the other axes are comparisons.
     """
     bound = _clopper_pearson if is_final else _sequence
     high = bound(n, events, alpha / 2.0)
@@ -55,15 +60,15 @@ def difference_bounds(
 
 
 def _sequence(n: Floats, events: Floats, alpha: float) -> Floats:
-    """Return the upper bound that is ever too low with a chance of `alpha` at most.
+    """Return the upper bound of a confidence sequence: too low at any look with at most `alpha`.
 
-    Where p is the rate, B(events + ½, rest + ½)/B(½, ½) over p^events · (1 − p)^rest, with rest =
-    n − events, is a martingale, and ever reaches 1/alpha with that chance at most (Robbins 1970;
+    With the true rate p and rest = n − events, B(events + ½, rest + ½)/B(½, ½) over p^events · (1 −
+    p)^rest is a martingale, which ever reaches 1/alpha with at most this probability (Robbins 1970;
     Ville 1939).
     """
     rest = np.maximum(n - events, NEAR_NOUGHT)
     mixed = betaln(events + PRIOR, rest + PRIOR) - betaln(PRIOR, PRIOR) + math.log(alpha)
-    # In log-odds: p = 1/(1 + e^−x), and (1 − p)^rest alone is small enough at −mixed/rest.
+    # In log-odds, p = 1/(1 + e^−x). At −mixed/rest the factor (1 − p)^rest alone is small enough.
     low, high = np.log(np.maximum(events, NEAR_NOUGHT) / rest), -mixed / rest
     for _ in range(HALVINGS):
         middle = (low + high) / 2.0

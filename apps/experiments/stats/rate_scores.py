@@ -1,8 +1,8 @@
-"""Two rates against any difference or ratio of them: score tests, and the intervals they give.
+"""Score tests of any difference or ratio of two rates, and the intervals that invert them.
 
-The noise of a difference of rates depends on the rates, and those on the difference that is held
-against the data. Pooled over the arms it is right for "no difference" only: at "worse by exactly
-the margin", with unequal arms, it is that of the larger arm alone.
+The variance of a difference of rates depends on the rates, and these on the hypothetical
+difference. The variance pooled over the arms is right for "no difference" only: for "worse by
+exactly the margin", with unequal arms, it is that of the larger arm alone.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 STEPS_MAX = 100
-# Ends of intervals are found to so many of their own digits, which are more than anybody reads.
+# The relative precision of interval bounds.
 ROUNDING = 1e-10
 
 
 @dataclass(frozen=True)
 class RateRegion:
-    """Counts of two arms, each of n ≥ 2 units, of which some but not all units have the event.
+    """Counts of two arms with n ≥ 2 units each; some but not all units have the event.
 
-    Counts may be arrays of the same shape, for simulations; so are the answers then.
+    For simulations counts may be arrays of the same shape, which gives arrays as results.
     """
 
     control_n: Any
@@ -39,7 +39,7 @@ class RateRegion:
 
     @cached_property
     def rates(self) -> tuple[Any, Any]:
-        """Control's rate and the treatment's."""
+        """The rates of control and treatment."""
         return self.control_events / self.control_n, self.events / self.n
 
     @cached_property
@@ -48,11 +48,11 @@ class RateRegion:
         return float(self.score_of(0.0))
 
     def score_of(self, difference: Any) -> Any:
-        """Return how far the observed difference lies above `difference`, in standard errors.
+        """Return the observed difference minus `difference`, in standard errors.
 
-        (d − δ)/√(p̃_A·q̃_A/n_A + p̃_B·q̃_B/n_B) with the rates that are likeliest where their
-        difference is δ (Farrington and Manning 1990; Miettinen and Nurminen 1985, without their
-        factor N/(N − 1), so that at δ = 0 it is the pooled z).
+        (d − δ)/√(p̃_A·q̃_A/n_A + p̃_B·q̃_B/n_B) with the maximum-likelihood rates under a difference
+        of δ (Farrington and Manning 1990; Miettinen and Nurminen 1985, without their factor
+        N/(N − 1), so that it equals the pooled z at δ = 0).
         """
         off = self.rates[1] - self.rates[0] - np.asarray(difference, dtype=np.float64)
         variance = self.variance_at(difference)
@@ -60,7 +60,7 @@ class RateRegion:
             return np.asarray(np.where(off == 0.0, 0.0, off / np.sqrt(variance)))
 
     def limits(self, critical: float) -> tuple[float, float]:
-        """Return the differences whose score is ±critical (Mee 1984), within −1 to 1."""
+        """Return the differences with a score of ±critical (Mee 1984), from −1 to 1."""
         middle = self.rates[1] - self.rates[0]
 
         def excess(difference: Floats) -> Floats:
@@ -70,25 +70,25 @@ class RateRegion:
         return _ends(excess, float(middle), (-1.0, 1.0))
 
     def one_sided_limits(self, critical: float) -> tuple[float, float]:
-        """Return limits whose two errors are alike, where one arm has few events.
+        """Return limits with equal errors on both sides, even if one arm has few events.
 
-        The score of few events is skewed: instead of ±c it is held against ±c + γ·(c² − 1)/6, with
-        γ its skewness at the difference in question (Gart and Nam 1990; Laud 2017). Pooled z, which
-        tests for no difference, goes without, so that this is for margins.
+        The score of few events is skewed: instead of ±c its limits are ±c + γ·(c² − 1)/6, with γ
+        its skewness at the hypothetical difference (Gart and Nam 1990; Laud 2017). The pooled z
+        test of no difference has no such correction, so that these limits are for margins only.
         """
         middle = float(self.rates[1] - self.rates[0])
         return _one_sided(middle, critical, self.variance_at, self.third_moment_at)
 
     def uplift_limits(self, critical: float) -> tuple[float, float] | None:
-        """Return the ratios of rates, minus 1, whose score is ±critical (Koopman 1984).
+        """Return the ratios of rates, minus 1, with a score of ±critical (Koopman 1984).
 
-        None where control has no event. An end that is infinite is none.
+        None if control has no event. An infinite value means no bound.
         """
         if self.control_events == 0:
             return None
         before, after = self.rates
 
-        # Ratios φ reach to infinity, and so are looked for as φ/(1 + φ).
+        # Ratios φ extend to infinity, so that the search is over φ/(1 + φ).
         def excess(share: Floats) -> Floats:
             off = np.abs(after * (1.0 - share) - share * before)
             return np.asarray(off - critical * np.sqrt(self._ratio_variance_at(share)))
@@ -96,28 +96,28 @@ class RateRegion:
         low, high = _ends(excess, float(after / (before + after)), (0.0, 1.0))
         return _ratio(low) - 1.0, _ratio(high) - 1.0
 
-    def why_unbounded(self, critical: float) -> str:
-        """Differences of rates always have bounds."""
+    def unbounded_reason(self, critical: float) -> str:
+        """Return an empty string: differences of rates always have bounds."""
         return ""
 
     def variance_at(self, difference: Any) -> Floats:
-        """Return the variance of the observed difference where `difference` is the true one."""
+        """Return the variance of the observed difference if `difference` is the true one."""
         control, treatment = self.restricted(difference)
         return np.asarray(
             control * (1.0 - control) / self.control_n + treatment * (1.0 - treatment) / self.n
         )
 
     def third_moment_at(self, difference: Any) -> Floats:
-        """Return the third cumulant of the observed difference at the true `difference`."""
+        """Return the third cumulant of the observed difference if `difference` is the true one."""
         control, treatment = self.restricted(difference)
         thirds = [p * (1.0 - p) * (1.0 - 2.0 * p) for p in (control, treatment)]
         return np.asarray(thirds[1] / self.n**2 - thirds[0] / self.control_n**2)
 
     def restricted(self, difference: Any) -> tuple[Floats, Floats]:
-        """Return the likeliest rates, control's first, whose difference is `difference`.
+        """Return the maximum-likelihood rates (control, treatment) with this `difference`.
 
-        The root of the cubic in the appendix of Farrington and Manning (1990), by their closed
-        form, and polished where that loses digits.
+        The treatment's rate is a root of the cubic in the appendix of Farrington and Manning
+        (1990), by their closed form and two Newton steps, since the closed form loses digits.
         """
         delta = np.asarray(difference, dtype=np.float64)
         before, after = self.rates
@@ -130,13 +130,13 @@ class RateRegion:
         )
         low, high = np.maximum(0.0, delta), np.minimum(1.0, 1.0 + delta)
         treatment = _polished(cubic, np.clip(_cubic_root(*cubic), low, high), low, high)
-        # Without a difference it is the pooled rate, which rounding may miss where that is 0 or 1.
+        # At a difference of 0 it is the pooled rate, which rounding may miss if that is 0 or 1.
         pooled = (after + ratio * before) / (1.0 + ratio)
         treatment = np.where(delta == 0.0, pooled, treatment)
         return treatment - delta, treatment
 
     def _ratio_variance_at(self, share: Floats) -> Floats:
-        """Return the variance of p_B·(1 − s) − p_A·s where the ratio p_B/p_A is s/(1 − s)."""
+        """Return the variance of p_B·(1 − s) − p_A·s if the ratio p_B/p_A is s/(1 − s)."""
         total = self.control_events + self.events
         # Rates (1 − s)·r and s·r: the smaller root of a quadratic (Miettinen and Nurminen 1985).
         ratio_n = (self.control_n + self.n) * share * (1.0 - share)
@@ -155,7 +155,7 @@ class RateRegion:
 
 @dataclass(frozen=True)
 class StratifiedRateRegion:
-    """The weighted difference Σ wₛ·(p_Bₛ − p_Aₛ) of strata whose rates differ.
+    """The weighted difference Σ wₛ·(p_Bₛ − p_Aₛ) over strata with different rates.
 
     Counts are arrays of the strata; `weights` sum to 1 and do not depend on the events.
     """
@@ -180,15 +180,15 @@ class StratifiedRateRegion:
 
     @cached_property
     def score(self) -> float:
-        """The test of no difference, which with Cochran's weights is Mantel and Haenszel's."""
+        """The statistic of the test of no difference; with Cochran's weights, Mantel-Haenszel's."""
         noise = math.sqrt(float(self._variance_at(np.zeros(1))[0]))
         return self.difference / noise if noise > 0.0 else 0.0
 
     def limits(self, critical: float) -> tuple[float, float]:
-        """Return the differences whose score is ±critical (Miettinen and Nurminen 1985, sect. 5).
+        """Return the differences with a score of ±critical (Miettinen and Nurminen 1985, sect. 5).
 
-        Each stratum's rates are the likeliest whose difference is the one in question; its variance
-        has their factor N/(N − 1), as Mantel and Haenszel's has.
+        Each stratum has its maximum-likelihood rates under the hypothetical difference. Its
+        variance has their factor N/(N − 1), as in the test of Mantel and Haenszel.
         """
         middle = self.difference
 
@@ -199,14 +199,14 @@ class StratifiedRateRegion:
         return _ends(excess, middle, (-1.0, 1.0))
 
     def one_sided_limits(self, critical: float) -> tuple[float, float]:
-        """Return limits whose two errors are alike, as those of one stratum are."""
+        """Return limits with equal errors on both sides, as in `RateRegion`."""
         return _one_sided(self.difference, critical, self._variance_at, self._third_moment_at)
 
     def uplift_limits(self, critical: float) -> tuple[float, float] | None:
         """Return Fieller's limits (1954) of the ratio of the weighted rates, minus 1.
 
-        With the variance of no difference, so that they hold 0 exactly when the score allows it;
-        None where control's rate cannot be told from 0.
+        They use the variance of no difference, so that they contain 0 exactly if the test does not
+        reject. None if control's rate is not distinguishable from 0.
         """
         before, after = (float(self.weights @ rate[:, 0]) for rate in self._strata.rates)
         pooled = (self.control_events + self.events) / (total := self.control_n + self.n)
@@ -218,8 +218,8 @@ class StratifiedRateRegion:
         half = critical / before * math.sqrt((1.0 - g) * noise[1] + ratio * ratio * noise[0])
         return (ratio - half) / (1.0 - g) - 1.0, (ratio + half) / (1.0 - g) - 1.0
 
-    def why_unbounded(self, critical: float) -> str:
-        """Differences of rates always have bounds."""
+    def unbounded_reason(self, critical: float) -> str:
+        """Return an empty string: differences of rates always have bounds."""
         return ""
 
     def _variance_at(self, difference: Floats) -> Floats:
@@ -253,7 +253,7 @@ def _ratio(share: float) -> float:
 
 
 def _cubic_root(a: Any, b: Any, c: Any, d: Any) -> Floats:
-    """Return the middle root of a cubic with three real ones, by its cosine (Viète)."""
+    """Return the middle root of a cubic with three real roots, by Viète's cosine formula."""
     v = b**3 / (27.0 * a**3) - b * c / (6.0 * a * a) + d / (2.0 * a)
     u = np.sqrt(np.maximum(0.0, b * b / (9.0 * a * a) - c / (3.0 * a)))
     u = np.where(v < 0.0, -u, u)
@@ -276,22 +276,22 @@ def _polished(cubic: tuple[Any, Any, Any, Any], root: Floats, low: Floats, high:
 def _ends(
     excess: Callable[[Floats], Floats], middle: float, edges: tuple[float, float]
 ) -> tuple[float, float]:
-    """Return the zeros of `excess` on both sides of `middle`, next to which it is negative.
+    """Return the zeros of `excess` on both sides of `middle`, near which it is negative.
 
-    By false position with halved weights (Dowell and Jarratt 1971), both at once; an edge where it
-    is not positive is the end.
+    Both are computed at once, by the Illinois variant of false position (Dowell and Jarratt 1971).
+    If `excess` is not positive at an edge, the edge is the result.
     """
     inside, outside = np.full(2, middle), np.array(edges)
     at_outside = excess(outside)
     is_open = at_outside > 0.0
-    # In the middle it may be 0, where an observed rate of 0 or 1 has no variance.
+    # In the middle it may be 0, since an observed rate of 0 or 1 has no variance.
     at_inside = np.minimum(excess(inside), -1e-3 * np.abs(at_outside))
     at, was_beyond = outside, np.zeros(2, dtype=bool)
     for step in range(STEPS_MAX):
         before, gap = at, np.where(is_open, at_outside - at_inside, 1.0)
         at = np.where(is_open, outside - at_outside * (outside - inside) / gap, outside)
         value = excess(at)
-        # An end that stays twice counts half, so that the next step falls beyond the zero.
+        # An endpoint kept twice gets half its weight, so that the next step passes the zero.
         is_beyond = value > 0.0
         half = np.where((is_beyond == was_beyond) & (step > 0), 0.5, 1.0)
         at_inside = np.where(is_beyond, at_inside * half, value)

@@ -1,4 +1,4 @@
-"""The verdict of a report as plain sentences that carry their numbers."""
+"""Formats the verdict of a report as sentences with their numbers."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ STOPPED = (State.SRM, State.UNEXPECTED_UNITS)
 
 
 def report_sentence(report: Report) -> str:
-    """Return what a person should take from the experiment: the primary metric, then guardrails."""
-    told = report.primary.verdict
+    """Return the conclusion of the experiment: the primary metric, then worse guardrails."""
+    sentence = report.primary.verdict
     if report.primary.state in STOPPED:
-        return told
-    hurt = [
+        return sentence
+    worse = [
         f"{metric.name} is worse with {compared.arm}"
         for metric in report.metrics
         if metric.role == "guardrail"
         for compared in metric.comparisons
-        if _is_hurt(compared) and report.primary.winner in (None, compared.arm)
+        if _is_worse(compared) and report.primary.winner in (None, compared.arm)
     ]
-    if not hurt:
-        return told
+    if not worse:
+        return sentence
     advice = ": do not ship it" if report.primary.winner else ""
-    return f"{told} But guardrail {', and '.join(hurt)}{advice}."
+    return f"{sentence} But guardrail {', and '.join(worse)}{advice}."
 
 
-def _is_hurt(compared: Compared) -> bool:
+def _is_worse(compared: Compared) -> bool:
     judged = compared.non_inferiority
     return judged is not None and (judged.state == "worse" or judged.deteriorated)
 
 
 def _is_within(report: MetricReport) -> bool:
-    """Say whether a guardrail is known to hold for every arm, as of errors that nobody met."""
+    """Return whether a guardrail is within its margin for every arm, even without any event."""
     judged = [compared.non_inferiority for compared in report.comparisons]
     return bool(judged) and all(each is not None and each.state == "not-worse" for each in judged)
 
 
 def metric_sentence(report: MetricReport, phase: Phase) -> str:
-    """Return what one metric says, in its own unit, and of which units if not of all alike."""
+    """Return the verdict of one metric in its own unit, and which units it compares if not all."""
     return " ".join(filter(None, [_sentence(report, phase), _basis(report)]))
 
 
@@ -52,16 +52,19 @@ def _basis(report: MetricReport) -> str:
     if leading.basis == "present-phase":
         return (
             "Only units exposed since the last change of weights are compared, not the "
-            f"{leading.left_out:,} before: quantiles of several phases cannot be put together."
+            f"{leading.left_out:,} before it: quantiles of several phases cannot be combined."
         )
-    told = f"Units of {leading.phases} weight phases are compared, each with those of its phase"
+    sentence = f"Units of {leading.phases} weight phases are compared, each within its own phase"
     if leading.phases == 1:
-        told = "Units of one weight phase are compared"
+        sentence = "Units of one weight phase are compared"
     if leading.phases == 0:
-        told = "No weight phase has enough units of both arms"
+        sentence = "No weight phase has enough units of both arms"
     if leading.left_out:
-        told += f"; {leading.left_out:,} units with too few of an arm beside them are left out"
-    return f"{told}."
+        sentence += (
+            f"; {leading.left_out:,} units of phases or levels with too few units of an arm "
+            "are left out"
+        )
+    return f"{sentence}."
 
 
 def _sentence(report: MetricReport, phase: Phase) -> str:
@@ -86,22 +89,22 @@ def _sentence(report: MetricReport, phase: Phase) -> str:
 
 def _numbers(compared: Compared, arm: Arm, control: Arm, kind: str) -> str:
     reading = compared.reading
-    value, beside = arm.mean, control.mean
+    value, control_value = arm.mean, control.mean
     if compared.basis == "phases":
-        value, beside = compared.value, compared.control_value
-    told = f"{_level(value, kind)} against {_level(beside, kind)}"
+        value, control_value = compared.value, compared.control_value
+    text = f"{_level(value, kind)} against {_level(control_value, kind)}"
     if compared.difference is None or reading.low is None or reading.high is None:
-        return told
+        return text
     unit = " points" if kind == "proportion" else ""
-    told += (
+    text += (
         f", {_change(compared.difference, kind)}{unit} "
         f"({100.0 * (1.0 - reading.alpha):.4g}% interval "
         f"{_change(reading.low, kind)} to {_change(reading.high, kind)})"
     )
     if reading.p_value is None:
-        return told
+        return text
     return (
-        f"{told}, p = {reading.p_value:.2g}" if reading.p_value > P_MIN else f"{told}, p < {P_MIN}"
+        f"{text}, p = {reading.p_value:.2g}" if reading.p_value > P_MIN else f"{text}, p < {P_MIN}"
     )
 
 
@@ -115,12 +118,12 @@ def _change(value: float, kind: str) -> str:
     return f"{100.0 * value:+.3g}" if kind == "proportion" else f"{value:+.4g}"
 
 
-def heavy_units(metric: MetricData) -> tuple[str, ...]:
-    """Return a sentence for each arm of which one unit has most of the metric's sum."""
+def heavy_unit_notices(metric: MetricData) -> tuple[str, ...]:
+    """Return a sentence for each arm in which one unit has most of the metric's sum."""
     if metric.spec.kind not in ("mean", "ratio"):
         return ()
     shares = {name: heaviest_share(arm.comoments) for name, arm in metric.arms.items()}
-    advice = "" if metric.spec.is_capped else "; a cap would bound what one unit counts"
+    advice = "" if metric.spec.is_capped else "; set a cap to limit the weight of one unit"
     return tuple(
         f"One unit has {_percent(share)} of {name}'s sum of {metric.spec.name}{advice}."
         for name, share in shares.items()
@@ -129,5 +132,5 @@ def heavy_units(metric: MetricData) -> tuple[str, ...]:
 
 
 def _percent(share: float) -> str:
-    """Return a share in percent, 100 only where it is all."""
+    """Format a share in percent; a share below 1 never shows as all."""
     return "all" if share >= 1.0 else f"{min(99.9, 100.0 * share):.3g}%"

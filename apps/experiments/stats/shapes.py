@@ -1,4 +1,4 @@
-"""The shape of a result for pages, API and storage: states and numbers, null instead of NaN."""
+"""The types of a report for pages, the API and storage. JSON has null instead of NaN."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SCHEMA = 2
 
 @dataclass(frozen=True)
 class Arm:
-    """One arm by one metric; `mean` is the metric's value: a rate, mean, ratio or quantile."""
+    """One arm of one metric. `mean` is the metric's value: a rate, mean, ratio or quantile."""
 
     name: str
     is_control: bool
@@ -31,14 +31,14 @@ class Arm:
 
 @dataclass(frozen=True)
 class Compared:
-    """One treatment against control by one metric.
+    """One treatment against control, for one metric.
 
-    `p_holm` and `q_bh` are adjusted over the family that the metric belongs to. `skewness` is that
-    of the units' values as they are compared. `basis` says which units were compared: `all` with
-    each other, those of each of `phases` spans of weights among themselves, or those
-    `present-phase` alone. `left_out` units belong to a phase in which an arm has too few.
-    `control_value` and `value` are the metric of control and of the arm as they were compared, over
-    phases with the same weights in both.
+    `p_holm` and `q_bh` are adjusted over the metric's family. `skewness` is that of the units'
+    values as compared. `basis` says which units were compared: `all` together, each within its own
+    phase (`phases`; the field `phases` has their number), or those of the `present-phase` only.
+    `left_out` counts the units that were not compared, such as those of a phase in which an arm has
+    too few units. `control_value` and `value` are the metric in control and in the arm as compared,
+    averaged over phases with the same weights in both.
     """
 
     arm: str
@@ -74,7 +74,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class Distribution:
-    """Units per bin: the first bin lies below the first edge, the last from the last edge on."""
+    """Units per bin. The first bin lies below the first edge, the last starts at the last edge."""
 
     edges: tuple[float, ...]
     counts: dict[str, tuple[int, ...]]
@@ -82,9 +82,9 @@ class Distribution:
 
 @dataclass(frozen=True)
 class MetricReport:
-    """What one metric says. `winner` is the better arm with the largest effect, or None.
+    """The result of one metric. `winner` is the better arm with the largest effect, or None.
 
-    `notices` are sentences on what the numbers lean on, such as one unit's value.
+    `notices` are sentences on weaknesses of the numbers, such as one unit with most of the sum.
     """
 
     name: str
@@ -121,7 +121,7 @@ class MetricReport:
 
 @dataclass(frozen=True)
 class Report:
-    """The result of an experiment; `metrics` begin with the primary one."""
+    """The result of an experiment. The first of `metrics` is the primary metric."""
 
     phase: Phase
     alpha: float
@@ -136,10 +136,10 @@ class Report:
         return self.metrics[0]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON types; what is not a finite number becomes null beside its state."""
+        """Return plain JSON types; a number that is not finite becomes null."""
         primary = self.primary
-        shown = asdict(self)
-        for row, metric in zip(shown["metrics"], self.metrics, strict=True):
+        document = asdict(self)
+        for row, metric in zip(document["metrics"], self.metrics, strict=True):
             row["is_significant"] = metric.is_significant
         head = {
             "schema": SCHEMA,
@@ -149,5 +149,5 @@ class Report:
             "winner": primary.winner,
             "primary": primary.name,
         }
-        cleaned: dict[str, Any] = plain(head | shown)
+        cleaned: dict[str, Any] = plain(head | document)
         return cleaned

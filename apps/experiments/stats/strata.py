@@ -1,14 +1,14 @@
-"""Two arms compared inside strata: phases in which their shares of the units differ, and levels.
+"""Compares two arms within strata: phases with different shares of the units, and levels.
 
-Counted together, units of several phases make a difference of whatever moved meanwhile: the arm
-whose share grew has more of the later units (Simpson's paradox). So units are compared with those
-of their own phase, and what each stratum says is averaged with weights of the numbers of units
-alone, wₛ = n1·n0/(n1 + n0) (Cochran 1954): no other weights that are blind to the outcomes give an
-average that varies less where units vary alike, and a phase with hardly a unit in an arm weighs
-hardly anything. Levels of one phase are averaged in the same way (post-stratification).
+If units of several phases are pooled, a drift over time shows as a difference: the arm whose share
+grew has more of the later units (Simpson's paradox). So units are compared within their own phase,
+and the differences of the strata are averaged with weights that depend on the numbers of units
+only, wₛ = n1·n0/(n1 + n0) (Cochran 1954). With equal variances no other weights that ignore the
+outcomes give an average with less variance, and a phase with few units in one arm has little
+weight. Levels of one phase are averaged in the same way (post-stratification).
 
-A stratum in which an arm has fewer than two units compares nothing and has no spread. Its units are
-left out, and counted, until there are enough; they are never put to another phase's.
+A stratum with fewer than two units in an arm has no difference and no variance. Its units are left
+out and counted until there are enough; they are never pooled with another phase.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ from apps.experiments.stats.skewness import (
     Spread,
     combined,
     spread_of,
-    why_unread,
+    unreadable_reason,
     with_skewness,
 )
 
 Floats = NDArray[np.float64]
 
 UNITS_MIN = 2
-# Levels of which the smaller arm of a phase expects fewer units are counted together in it. That
-# depends on their size alone, not on how they fell: whoever chose by the latter would leave behind,
-# in the rest, the levels with few units of one arm.
+# Levels of a phase in which the smaller arm expects fewer units are pooled. The rule uses the size
+# of the level, not the observed split between the arms: a rule by the observed split would bias the
+# pooled rest towards levels with few units of one arm.
 LEVEL_UNITS_MIN = 5.0
-# A denominator's mean must be so many standard errors from 0 for the delta method to hold.
+# The minimum distance of a denominator's mean from 0, in standard errors, for the delta method.
 DENOMINATOR_Z_MIN = 5.0
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Both arms' units of one stratum."""
+    """The units of both arms in one stratum."""
 
     control: Comoments
     treatment: Comoments
@@ -68,7 +68,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Strata:
-    """What can be compared: each phase's pairs by level; `left_out` units are in none of them."""
+    """The comparable pairs of each phase, by level. `left_out` units are in none of them."""
 
     phases: Mapping[int, tuple[Pair, ...]]
     left_out: int = 0
@@ -83,17 +83,17 @@ class Strata:
 
     @property
     def by_phase(self) -> list[Pair]:
-        """Return each phase's units, levels together."""
+        """The units of each phase, with its levels pooled."""
         return [reduce(Pair.merge, pairs) for pairs in self.phases.values()]
 
 
 @dataclass(frozen=True)
-class OverPhases:
-    """What an estimate over several phases is made of, for those who read it.
+class PhaseSummary:
+    """The basis of an estimate over several phases.
 
-    `left_out` units are of phases, or of levels of one, that had too few units of an arm. `control`
-    and `treatment` are the metric in both arms, averaged over the strata with the same weights:
-    their difference is the estimate's, but for a covariate.
+    `phases` is their number. `left_out` units belong to a phase or level with too few units of an
+    arm. `control` and `treatment` are the metric in each arm, averaged over the strata with the
+    same weights. Without a covariate their difference is the estimate.
     """
 
     phases: int
@@ -103,26 +103,26 @@ class OverPhases:
 
 
 def phases_of(control: ArmData, treatment: ArmData) -> set[int]:
-    """Return the phases in which either arm has units, by their number; none without strata."""
+    """Return the indices of the phases in which an arm has units; empty without strata."""
     return {at.phase for arm in (control, treatment) for at in arm.strata}
 
 
-def are_phased(control: ArmData, treatment: ArmData) -> bool:
-    """Return whether the arms' units are of more than one phase."""
+def has_several_phases(control: ArmData, treatment: ArmData) -> bool:
+    """Return whether the arms have units of more than one phase."""
     return len(phases_of(control, treatment)) > 1
 
 
 def level_share(control: ArmData, treatment: ArmData) -> float:
-    """Return the part of its level for a sequential reading of the last phase alone.
+    """Return the share of the level for a sequential reading of the last phase alone.
 
-    Such a reading begins anew with each phase, and so would its chance of a false verdict: each
-    gets half of the one before, so that all of them together have less than two levels.
+    Such a reading restarts with each phase, and each restart may give a false verdict. So each
+    phase gets half the level of the phase before, and all together spend less than twice the level.
     """
     return 0.5 ** max(0, len(phases_of(control, treatment)) - 1)
 
 
 def strata_of(control: ArmData, treatment: ArmData) -> Strata:
-    """Return the pairs of two arms with strata, by phase; a phase without any is left out."""
+    """Return the comparable pairs of two arms by phase; a phase without any is left out."""
     width = len(control.comoments.means)
     empty = Comoments.empty(width)
     by_phase: dict[int, dict[str, Pair]] = {}
@@ -141,7 +141,7 @@ def strata_of(control: ArmData, treatment: ArmData) -> Strata:
 
 
 def _coarsened(levels: Sequence[Pair]) -> list[Pair]:
-    """Return a phase's levels, those counted together that are too small for one of their own."""
+    """Return the levels of a phase, with those that are too small pooled into one."""
     whole = reduce(Pair.merge, levels)
     if whole.n == 0:
         return []
@@ -156,7 +156,10 @@ def _coarsened(levels: Sequence[Pair]) -> list[Pair]:
 
 @dataclass(frozen=True)
 class Weighted:
-    """One arm's means Σ wₛ·meanₛ, with each stratum's wₛ²·Sₛ/nₛ and its degrees of freedom."""
+    """The weighted means Σ wₛ·meanₛ of one arm.
+
+    `covariances` has wₛ²·Sₛ/nₛ of each stratum, `freedom` its degrees of freedom.
+    """
 
     means: Floats
     covariances: Floats
@@ -192,11 +195,13 @@ def weights_of(pairs: Sequence[Pair]) -> Floats:
 
 @dataclass(frozen=True)
 class Means:
-    """What comparing means or ratios gives; `reduction` is the share of the variance that a
-    covariate took away, and `lines` are what both arms' values were compared by, control's first.
+    """A stratified difference of means or ratios.
+
+    `reduction` is the share of the variance that a covariate removed. `lines` are the weights of
+    each arm's values in the comparison, control's first.
     """
 
-    found: Difference
+    difference: Difference
     reduction: float | None = None
     lines: tuple[Floats, ...] = ()
 
@@ -205,8 +210,8 @@ def compare_means(spec: MetricSpec, pairs: Sequence[Pair], weights: Floats) -> M
     """Return Σ wₛ·dₛ of means or ratios.
 
     A ratio is that of the weighted means, with the same weights in both arms, by the delta method
-    on the covariances inside the strata (the combined ratio estimator: Cochran 1977, section 6.11):
-    a stratum in which the denominator is all but 0 does no harm. θ of a covariate is that of all
+    on the covariances within the strata (the combined ratio estimator: Cochran 1977, section 6.11).
+    So a stratum with a denominator near 0 does not dominate. θ of a covariate is common to all
     strata, Σ Cov(y, x)/Σ Var(x). Degrees of freedom by Satterthwaite (1946) over all strata.
     """
     arms = [
@@ -216,13 +221,13 @@ def compare_means(spec: MetricSpec, pairs: Sequence[Pair], weights: Floats) -> M
     is_ratio = spec.kind == "ratio"
     test = "stratified-delta" if is_ratio else "stratified-t"
     values = [_value(arm, 0, is_ratio) for arm in arms]
-    if is_ratio and (why := next(filter(None, map(_why_no_ratio, arms)), None)):
-        return Means(Difference(State.NOT_ENOUGH_DATA, why, test, *values))
+    if is_ratio and (reason := next(filter(None, map(_invalid_ratio_reason, arms)), None)):
+        return Means(Difference(State.NOT_ENOUGH_DATA, reason, test, *values))
     now = [_line(arm, 0, is_ratio) for arm in arms]
     width = len(now[0])
     lines = tuple(np.append(line, np.zeros(len(arms[0].means) - width)) for line in now)
     plain = Means(_difference(arms, lines, values, test), None, lines)
-    if not spec.has_covariate or plain.found.state is not State.OK:
+    if not spec.has_covariate or plain.difference.state is not State.OK:
         return plain
     if is_ratio and min(arm.means[3] for arm in arms) <= 0.0:
         return replace(plain, reduction=0.0)
@@ -231,46 +236,50 @@ def compare_means(spec: MetricSpec, pairs: Sequence[Pair], weights: Floats) -> M
     past = [_value(arm, width, is_ratio) for arm in arms]
     lines = tuple(np.append(y, -theta * x) for y, x in zip(now, before, strict=True))
     values[1] -= theta * (past[1] - past[0])
-    found = _difference(arms, lines, values, f"{test}-cuped")
-    if found.state is not State.OK:
+    difference = _difference(arms, lines, values, f"{test}-cuped")
+    if difference.state is not State.OK:
         return replace(plain, reduction=0.0)
-    return Means(found, 1.0 - (found.standard_error / plain.found.standard_error) ** 2, lines)
+    return Means(
+        difference, 1.0 - (difference.standard_error / plain.difference.standard_error) ** 2, lines
+    )
 
 
-def read_or_not(
+def adjust_for_skewness(
     spec: MetricSpec,
     means: Means,
     pairs: Sequence[Pair],
     weights: Floats,
     names: tuple[str, str],
 ) -> tuple[Difference, float | None]:
-    """Return the difference with its skewness, or why the values are too rare or skewed for it, and
-    the skewness of units' values, None where it is not known.
+    """Return the corrected difference, and the skewness of units' values (None if unknown).
 
-    As of one stratum (`stats.skewness`), with what each stratum adds. Of an arm so many units count
-    as would know its weighted mean as well: 1/Σ wₛ²/nₛ.
+    The correction is that of one stratum (`stats.skewness`), with the sums over the strata. If the
+    values are too rare or skewed, the difference has no variance and a reason. The size of an arm
+    is its effective sample size 1/Σ wₛ²/nₛ.
     """
-    found = means.found
-    if found.state is not State.OK:
-        return found, None
+    difference = means.difference
+    if difference.state is not State.OK:
+        return difference, None
     whole = reduce(Pair.merge, pairs)
     arms = whole.control, whole.treatment
     common = _common(spec, pairs, weights, means.lines[0])
     spread = _spread(pairs, weights, means.lines, common)
-    why = why_unread(spread, arms, names, is_capped=spec.is_capped) or _why_rare(pairs, names)
+    reason = unreadable_reason(
+        spread, arms, names, is_capped=spec.is_capped
+    ) or _rare_values_reason(pairs, names)
     skewness = None if spread.third is None else spread.skewness
-    if why is None:
-        return with_skewness(found, spread, _effective(pairs, weights)), skewness
-    shown = found.control_mean, found.treatment_mean
-    return Difference(State.NOT_ENOUGH_DATA, why, found.test, *shown), skewness
+    if reason is None:
+        return with_skewness(difference, spread, _effective(pairs, weights)), skewness
+    shown = difference.control_mean, difference.treatment_mean
+    return Difference(State.NOT_ENOUGH_DATA, reason, difference.test, *shown), skewness
 
 
 def _spread(
     pairs: Sequence[Pair], weights: Floats, lines: Sequence[Floats], common: Floats
 ) -> Spread:
-    of = [line.tolist() for line in lines]
+    line_lists = [line.tolist() for line in lines]
     return combined(
-        (float(weight), spread_of((pair.control, pair.treatment), of, common.tolist()))
+        (float(weight), spread_of((pair.control, pair.treatment), line_lists, common.tolist()))
         for weight, pair in zip(weights, pairs, strict=True)
     )
 
@@ -282,30 +291,30 @@ def _effective(pairs: Sequence[Pair], weights: Floats) -> tuple[int, int]:
 
 
 def _common(spec: MetricSpec, pairs: Sequence[Pair], weights: Floats, line: Floats) -> Floats:
-    """Return the line of both arms together, by which their values may be put together."""
+    """Return the weights that pool the values of both arms."""
     if spec.kind != "ratio":
         return line
     merged = [pair.control.merge(pair.treatment) for pair in pairs]
     both = Weighted.of(merged, weights)
-    found = _line(both, 0, True)
-    if len(line) == len(found):
-        return found
-    # A line with a covariate goes on with −θ times that of the time before.
+    line_of_both = _line(both, 0, True)
+    if len(line) == len(line_of_both):
+        return line_of_both
+    # With a covariate, −θ times the weights of the pre-exposure values follow.
     control = Weighted.of([pair.control for pair in pairs], weights)
     theta = -line[2] * control.means[3]
-    return np.append(found, -theta * _line(both, 2, True))
+    return np.append(line_of_both, -theta * _line(both, 2, True))
 
 
-def _why_rare(pairs: Sequence[Pair], names: tuple[str, str]) -> str | None:
-    """Return why an arm expects too few values other than 0 by the strata that it is in, or None.
+def _rare_values_reason(pairs: Sequence[Pair], names: tuple[str, str]) -> str | None:
+    """Return why an arm expects too few values other than 0 over its strata, or None.
 
-    Where most values are others than 0 this says nothing.
+    There is no such limit if most values are not 0.
     """
-    ends = [(pair.control.extremes, pair.treatment.extremes) for pair in pairs]
-    others = [a.nonzero + b.nonzero for a, b in ends if a is not None and b is not None]
-    if len(others) < len(pairs) or 2 * sum(others) >= sum(pair.n for pair in pairs):
+    extremes = [(pair.control.extremes, pair.treatment.extremes) for pair in pairs]
+    nonzero = [a.nonzero + b.nonzero for a, b in extremes if a is not None and b is not None]
+    if len(nonzero) < len(pairs) or 2 * sum(nonzero) >= sum(pair.n for pair in pairs):
         return None
-    rates = [count / pair.n for count, pair in zip(others, pairs, strict=True)]
+    rates = [count / pair.n for count, pair in zip(nonzero, pairs, strict=True)]
     for name, side in zip(names, ("control", "treatment"), strict=True):
         units = [getattr(pair, side).n for pair in pairs]
         expected = sum(n * rate for n, rate in zip(units, rates, strict=True))
@@ -323,18 +332,18 @@ def _difference(
     noise = [arm.noise(line) for arm, line in zip(arms, lines, strict=True)]
     total = float(sum(each.sum() for each in noise))
     if total <= 0.0:
-        reason = "the values of neither arm vary inside the strata"
+        reason = "the values of neither arm vary within the strata"
         return Difference(State.NO_VARIANCE, reason, test, *values)
-    spent = sum(
+    freedom_inverse = sum(
         float(((each / total) ** 2 / arm.freedom).sum())
         for each, arm in zip(noise, arms, strict=True)
     )
     a, b = (float(each.sum()) for each in noise)
-    return Difference(State.OK, "", test, values[0], values[1], a, b, df=1.0 / spent)
+    return Difference(State.OK, "", test, values[0], values[1], a, b, df=1.0 / freedom_inverse)
 
 
 def _line(arm: Weighted, first: int, is_ratio: bool) -> Floats:
-    """Return what the metric changes by with each mean: 1, or of a ratio 1/D and −M/D²."""
+    """Return the derivative of the metric by each mean: 1, or for a ratio 1/D and −M/D²."""
     if not is_ratio:
         return np.ones(1)
     top, bottom = arm.means[first], arm.means[first + 1]
@@ -357,10 +366,10 @@ def _value(arm: Weighted, first: int, is_ratio: bool) -> float:
     return top / bottom if bottom != 0.0 else 0.0
 
 
-def _why_no_ratio(arm: Weighted) -> str | None:
+def _invalid_ratio_reason(arm: Weighted) -> str | None:
     error = float(np.sqrt(arm.covariances[:, 1, 1].sum()))
     if arm.means[1] <= 0.0 or arm.means[1] < DENOMINATOR_Z_MIN * error:
-        return "the denominator cannot be told from 0"
+        return "the denominator is not distinguishable from 0"
     return None
 
 

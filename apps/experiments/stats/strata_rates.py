@@ -1,5 +1,6 @@
-"""Rates of two arms over strata in which they differ: Mantel and Haenszel's test, an exact one, and
-bounds where events are rare.
+"""Compares the rates of two arms over strata.
+
+It has the Mantel-Haenszel test, an exact conditional test, and bounds for rare events.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from apps.experiments.stats.comparison import (
     Difference,
     State,
 )
-from apps.experiments.stats.rare_rates import Seen, gain_bounds
+from apps.experiments.stats.rare_rates import EventCounts, gain_bounds
 from apps.experiments.stats.rate_scores import StratifiedRateRegion
 from apps.experiments.stats.sequential import EXPECTED_MIN
 from apps.experiments.stats.strata import Pair
@@ -29,7 +30,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Rates:
-    """Units and events of both arms by stratum, as floats of one length."""
+    """Units and events of both arms by stratum, as float arrays of equal length."""
 
     control_n: Floats
     control_events: Floats
@@ -48,7 +49,7 @@ class Rates:
 
     @property
     def pooled(self) -> Floats:
-        """Return each stratum's rate in both arms together."""
+        """The rate of each stratum, pooled over both arms."""
         return (self.control_events + self.events) / self.total
 
 
@@ -61,12 +62,12 @@ def _events(arms: Sequence[Comoments]) -> list[int]:
 
 
 def compare_rates(rates: Rates) -> Difference:
-    """Return the stratified difference of rates, with its variance where the arms are alike and
-    the region of the differences that fit (`rate_scores`).
+    """Return the stratified difference of rates, with its variance under no difference.
 
-    With Cochran's weights wₛ·dₛ is events less those expected, and the test is that of Mantel and
-    Haenszel (1959), with the variance n1·n0·p(1 − p)/(N − 1) of each stratum. Where an arm has
-    fewer than ten events or non-events in all, the exact conditional test decides.
+    Its region inverts the score test (`rate_scores`). With Cochran's weights wₛ·dₛ is the observed
+    minus the expected events, and the test is that of Mantel and Haenszel (1959), with the variance
+    n1·n0·p(1 − p)/(N − 1) of each stratum. If an arm has fewer than ten events or non-events in
+    total, the exact conditional test decides.
     """
     weight = rates.control_n * rates.n / rates.total
     weights = weight / weight.sum()
@@ -76,7 +77,7 @@ def compare_rates(rates: Rates) -> Difference:
     spread = weights**2 * pooled * (1.0 - pooled) * rates.total / (rates.total - 1.0)
     noise = float((spread / rates.control_n).sum()), float((spread / rates.n).sum())
     if sum(noise) <= 0.0:
-        reason = "in each phase and level every unit has the event, or none has"
+        reason = "within each phase and level all units have the event, or none has it"
         return Difference(State.NO_VARIANCE, reason, "mantel-haenszel", *means)
     events, control_events = rates.events.sum(), rates.control_events.sum()
     others = rates.n.sum() - events, rates.control_n.sum() - control_events
@@ -97,14 +98,14 @@ def compare_rates(rates: Rates) -> Difference:
 
 
 def expected_events(rates: Rates) -> float:
-    """Return how many events, or non-events if there are fewer, an arm expects at the least."""
+    """Return the smallest number of events or non-events that an arm expects."""
     pooled = rates.pooled
     arms = (rates.control_n, rates.n)
     return min(float((n * p).sum()) for n in arms for p in (pooled, 1.0 - pooled))
 
 
-def too_few_events(rates: Rates) -> str | None:
-    """Return why there are too few for the normal approximation where rates move, or None."""
+def few_expected_events_reason(rates: Rates) -> str | None:
+    """Return why too few events are expected for the normal approximation, or None."""
     expected = expected_events(rates)
     if expected < EXPECTED_MIN:
         return (
@@ -117,9 +118,10 @@ def too_few_events(rates: Rates) -> str | None:
 def exact_p(rates: Rates) -> float | None:
     """Return the two-sided p of the exact conditional test of no difference in any stratum.
 
-    Given each stratum's units and events, treatment's events are hypergeometric in each, and their
-    sum is distributed as the convolution (Cox 1958; Gart 1970). As in Fisher's test, the chance of
-    all sums that are no likelier than the one that was counted. None where there are too many.
+    Given the units and events of each stratum, the treatment's events are hypergeometric, and their
+    sum has the convolution as its distribution (Cox 1958; Gart 1970). As in Fisher's test, p is the
+    total probability of all sums at most as likely as the observed one. None if the support is too
+    large to compute.
     """
     chances, least, support = np.ones(1), 0, 0
     for control_n, n, events in zip(
@@ -129,23 +131,23 @@ def exact_p(rates: Rates) -> float | None:
         support += int(high - low) + 1
         if support > FISHER_SUPPORT_MAX:
             return None
-        first, each = _hypergeometric(control_n, n, events, np.arange(low, high + 1.0))
-        chances, least = np.convolve(chances, each), least + first
+        first, stratum_chances = _hypergeometric(control_n, n, events, np.arange(low, high + 1.0))
+        chances, least = np.convolve(chances, stratum_chances), least + first
     place = round(float(rates.events.sum())) - least
-    counted = chances[place] if 0 <= place < len(chances) else 0.0
-    # The tolerance lets sums of equal chance count as equal in spite of rounding.
-    p_value = float(chances[chances <= counted * (1.0 + 1e-7)].sum())
+    observed = chances[place] if 0 <= place < len(chances) else 0.0
+    # The tolerance makes sums of equal probability compare as equal in spite of rounding.
+    p_value = float(chances[chances <= observed * (1.0 + 1e-7)].sum())
     return min(1.0, max(p_value, P_MIN))
 
 
 def _hypergeometric(control_n: float, n: float, events: float, table: Floats) -> tuple[int, Floats]:
-    """Return the chances of these numbers of treatment's events, and the first that has any."""
+    """Return the first number of events with a positive probability, and the probabilities."""
     logs = _log_choose(n, table) + _log_choose(control_n, events - table)
     logs -= _log_choose(control_n + n, np.array(events))
     chances = np.exp(logs)
-    # What is below the range of floats would make the convolution long for nothing.
-    known = np.flatnonzero(chances)
-    first, last = int(known[0]), int(known[-1])
+    # Probabilities that underflow to 0 would only lengthen the convolution.
+    positive = np.flatnonzero(chances)
+    first, last = int(positive[0]), int(positive[-1])
     return int(table[first]), chances[first : last + 1]
 
 
@@ -157,17 +159,17 @@ def _log_choose(n: float, k: Floats) -> Floats:
 def gain_bounds_of(
     rates: Rates, *, alpha: float, is_increase_better: bool, is_final: bool
 ) -> tuple[float, float]:
-    """Bound how much better treatment's rate is, averaged over the strata, where events are rare.
+    """Return the bounds of the treatment's gain for rare events, averaged over the strata.
 
-    The exact bounds of each stratum at its part of `alpha` hold together (Bonferroni), and so does
-    their average: wide, but true however rates move.
+    The exact bounds of each stratum at its part of `alpha` hold jointly (Bonferroni), and so does
+    their average. They are wide, but valid for any drift of the rates.
     """
     weight = rates.control_n * rates.n / rates.total
     weights = weight / weight.sum()
     columns = np.column_stack([rates.control_n, rates.control_events, rates.n, rates.events])
     bounds = [
         gain_bounds(
-            Seen(control_n, control_events), Seen(n, events),
+            EventCounts(control_n, control_events), EventCounts(n, events),
             alpha=alpha / len(columns), is_increase_better=is_increase_better, is_final=is_final,
         )
         for control_n, control_events, n, events in columns.astype(int).tolist()

@@ -1,42 +1,42 @@
-"""How far out a standardised difference lies where its distribution is skewed.
+"""Converts between standardised differences with a skewed distribution and normal deviations.
 
-Three moments are matched by a shifted gamma distribution (Pearson's type III), which is also how
-permutation distributions are approximated (Mielke and Berry 2007, Permutation Methods, section
-2.3). With skewness λ its cumulant function is −(4/λ²)·(ln(1 − λs/2) + λs/2), and the exponent of
-its tail (Chernoff 1952; Daniels 1987) is r²/2 = (4/λ²)·(λz/2 − ln(1 + λz/2)). Where the tail is the
-heavy one, |r| < |z|; the light tail is read as a normal one, which errs on the safe side.
+A shifted gamma distribution (Pearson's type III) matches three moments; permutation distributions
+are approximated in the same way (Mielke and Berry 2007, Permutation Methods, section 2.3). With
+skewness λ its cumulant function is −(4/λ²)·(ln(1 − λs/2) + λs/2), and the exponent of its tail
+(Chernoff 1952; Daniels 1987) is r²/2 = (4/λ²)·(λz/2 − ln(1 + λz/2)). In the heavy tail |r| < |z|.
+The light tail is treated as normal, which is conservative.
 """
 
 from __future__ import annotations
 
 import math
 
-# Below this the logarithm's own digits are too few, and the first terms of its series exact enough.
+# Below this value the logarithm is imprecise, and the first terms of its series are exact enough.
 SERIES_BELOW = 1e-4
-# A skewness times a deviation below this changes no digit.
+# Below this product of skewness and deviation the correction is under the float precision.
 NOTHING_BELOW = 1e-12
 NEWTON_STEPS_MAX = 60
 
 
 def normal_score(z: float, skewness: float) -> float:
-    """Return r, to be read as a normal z: the signed root of twice the tail's exponent at `z`.
+    """Return r, the equivalent normal deviation: the signed root of twice the tail exponent at `z`.
 
-    `skewness` is that of the standardised difference whose value is `z`.
+    `skewness` is that of the standardised difference with the value `z`.
     """
     u = skewness * z / 2.0
     if u < NOTHING_BELOW:
         return z
     if not math.isfinite(u):
-        # Nothing is known of the tail.
+        # The tail is unknown.
         return 0.0
     return math.copysign(math.sqrt(8.0 * _excess(u)) / abs(skewness), z)
 
 
-def reaches(critical: float, skewness: float) -> tuple[float, float]:
-    """Return what lies `critical` normal deviations out: (below, above), both positive.
+def skewed_critical_values(critical: float, skewness: float) -> tuple[float, float]:
+    """Return the deviations that are equivalent to `critical`: (below, above), both positive.
 
-    An interval is from the estimate minus `above` standard errors to the estimate plus `below`, as
-    a large estimate is one that has strayed upwards. Inverse of `normal_score` on each side.
+    The interval is from the estimate minus `above` standard errors to the estimate plus `below`,
+    since a large estimate is more likely to be too large. Inverse of `normal_score` on each side.
     """
     heavy = _inverse(critical, abs(skewness))
     return (critical, heavy) if skewness >= 0.0 else (heavy, critical)
@@ -48,15 +48,15 @@ def _excess(u: float) -> float:
 
 
 def _inverse(critical: float, skewness: float) -> float:
-    """Return the z ≥ critical of the heavy tail, by Newton's method from above its root."""
+    """Return the z ≥ critical of the heavy tail, by Newton's method from above the root."""
     if skewness * critical < NOTHING_BELOW:
         return critical
-    wanted = (skewness * critical) ** 2 / 8.0
-    if not math.isfinite(wanted):
+    target = (skewness * critical) ** 2 / 8.0
+    if not math.isfinite(target):
         return math.inf
-    u = math.sqrt(2.0 * wanted) + wanted
+    u = math.sqrt(2.0 * target) + target
     for _ in range(NEWTON_STEPS_MAX):
-        step = (_excess(u) - wanted) * (1.0 + u) / u
+        step = (_excess(u) - target) * (1.0 + u) / u
         u -= step
         if abs(step) <= 1e-14 * u:
             break

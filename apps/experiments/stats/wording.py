@@ -1,4 +1,4 @@
-"""Words that results share, and how a result becomes JSON: null instead of NaN."""
+"""Literal types that results share, and the conversion of a result to JSON."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Basis = Literal["all", "phases", "present-phase"]
 
 
 def plain(value: Any) -> Any:
-    """Return plain JSON types; what is not a finite number becomes None."""
+    """Return plain JSON types; a number that is not finite becomes None."""
     if isinstance(value, dict):
         return {key: plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

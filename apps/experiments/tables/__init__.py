@@ -1,4 +1,4 @@
-"""How a stored result reads. Pure: no number is computed here, only worded.
+"""Formats stored results for pages. Pure functions that compute no statistics.
 
-What does not exist reads as a dash, never as 0.
+A missing value is shown as a dash, never as 0.
 """

@@ -1,4 +1,4 @@
-"""Which outcomes of each metric count, and which do not: a table, and what must be said of it."""
+"""The table of outcomes that count and that do not count, per metric, and its notices."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# From this share of a metric's outcomes on a reader is told of those that do not count.
+# A notice is shown from this share of a metric's outcomes that do not count.
 NOTICED = 0.05
-# Outcomes dated so shortly before the exposure look like a clock that is behind, older ones like
-# what the unit did before.
+# Outcomes dated at most this long before the exposure suggest a slow clock, in seconds. Older ones
+# are more likely earlier events of the unit.
 CLOCK_S = 3_600
 
 
@@ -37,7 +37,7 @@ class AttributionTable:
 
 
 def attribution_table(result: Mapping[str, Any]) -> AttributionTable | None:
-    """Return the table of a result; None for one of before, which did not count."""
+    """Return the table of a result; None for results of older releases, which have no counts."""
     counted = result.get("attribution")
     if not counted or not counted["metrics"]:
         return None
@@ -46,36 +46,36 @@ def attribution_table(result: Mapping[str, Any]) -> AttributionTable | None:
 
 
 def attribution_notices(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield tone and text about metrics of whose outcomes a noticeable share does not count."""
+    """Yield tone and text for each metric with a notable share of outcomes that do not count."""
     table = attribution_table(result)
     for row in table.rows if table else ():
         if row.before and row.before >= NOTICED * row.of_exposed:
             yield _before(row, table.skew_s if table else 0)
         if row.after_window and row.after_window >= NOTICED * row.of_exposed:
-            text = f"{_share(row, row.after_window)} came after the metric's window and do not"
+            text = f"{_share(row, row.after_window)} came after the metric's window. They do not"
             yield ("busy" if row.in_time else "warn"), f"{text} count."
-        everything = row.of_exposed + row.unknown_units
-        if row.unknown_units and row.unknown_units >= NOTICED * everything:
-            yield _unknown(row, everything)
+        total = row.of_exposed + row.unknown_units
+        if row.unknown_units and row.unknown_units >= NOTICED * total:
+            yield _unknown(row, total)
 
 
 def _before(row: AttributionRow, skew_s: int) -> tuple[str, str]:
     lead_s = row.before_mean_s or 0
     text = f"{_share(row, row.before)} are dated before their unit's exposure, by {lead_s:,} s on "
-    text += f"average, and do not count; up to {skew_s:,} s before it they would."
+    text += f"average. They do not count; outcomes up to {skew_s:,} s before the exposure do."
     if lead_s > CLOCK_S and row.in_time:
         return "busy", text
-    text += " Is the clock of their sender behind? Send each with the request_id of its prediction"
-    text += ", or raise INTERLOCK_OUTCOME_CLOCK_SKEW_S."
+    text += " Check the sender's clock. Send the request_id of the prediction with each outcome"
+    text += ", or increase INTERLOCK_OUTCOME_CLOCK_SKEW_S."
     return ("warn" if row.in_time else "bad"), text
 
 
-def _unknown(row: AttributionRow, everything: int) -> tuple[str, str]:
+def _unknown(row: AttributionRow, total: int) -> tuple[str, str]:
     if row.of_exposed:
-        text = f"{row.metric}: {row.unknown_units:,} of {everything:,} outcomes are of units that "
-        return "busy", f"{text}this experiment has not exposed; they do not count."
-    text = f"{row.metric}: none of its {everything:,} outcomes is of a unit that this experiment "
-    text += "has exposed, so none counts. Is unit_id what predictions are asked with?"
+        text = f"{row.metric}: {row.unknown_units:,} of {total:,} outcomes are of units without "
+        return "busy", f"{text}exposure to this experiment. They do not count."
+    text = f"{row.metric}: all {total:,} outcomes are of units without exposure to this "
+    text += "experiment. None counts. Check that unit_id is the unit of the prediction requests."
     return "warn", text
 
 

@@ -1,4 +1,4 @@
-"""A result by the levels of a dimension, and what was held out: beside the verdict, never in it."""
+"""The rows of breakdowns by dimension and of the hold-out, which do not affect the verdict."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Breakdown:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Units that got stable in every experiment; `means` are (metric, theirs, control's)."""
+    """Units that get stable in every experiment. `means` are (metric, hold-out, control)."""
 
     units: int
     means: tuple[tuple[str, str, str], ...]
@@ -41,15 +41,15 @@ def breakdowns(result: Mapping[str, Any], metric: str, scale: Scale) -> list[Bre
     """Return the breakdowns of one metric, in the order of the result."""
     return [
         Breakdown(
-            found["dimension"],
+            breakdown["dimension"],
             tuple(
                 _level_row(level["level"], compared, scale)
-                for level in found["levels"]
+                for level in breakdown["levels"]
                 for compared in level["comparisons"]
             ),
         )
-        for found in result.get("breakdowns", ())
-        if found["metric"] == metric
+        for breakdown in result.get("breakdowns", ())
+        if breakdown["metric"] == metric
     ]
 
 
@@ -69,23 +69,25 @@ def _level_row(level: str, compared: Mapping[str, Any], scale: Scale) -> LevelRo
 
 
 def held_out(result: Mapping[str, Any], scales: Mapping[str, Scale]) -> HeldOut | None:
-    """Return what is known of the hold-out, or None where the experiment has none."""
-    found = result.get("holdout") or {}
-    if not found.get("units"):
+    """Return the values of the hold-out, or None if the experiment has no hold-out units."""
+    holdout = result.get("holdout") or {}
+    if not holdout.get("units"):
         return None
-    means = found.get("means") or {}
-    told = []
+    means = holdout.get("means") or {}
+    rows = []
     for entry in result.get("metrics", ()):
         scale = scales.get(entry["name"]) or scale_of(entry["kind"])
         arms = entry.get("arms", ())
         control: Mapping[str, Any] = next((arm for arm in arms if arm.get("is_control")), {})
-        known = control.get("mean") if control.get("n") else None
-        told.append((entry["name"], scale.level(means.get(entry["name"])), scale.level(known)))
-    return HeldOut(found["units"], tuple(told))
+        control_mean = control.get("mean") if control.get("n") else None
+        rows.append(
+            (entry["name"], scale.level(means.get(entry["name"])), scale.level(control_mean))
+        )
+    return HeldOut(holdout["units"], tuple(rows))
 
 
 def guardrail_tone(states: list[str | None]) -> tuple[str, str]:
-    """Return tone and words for the guardrails of an experiment as a whole."""
+    """Return tone and text for all guardrails of an experiment."""
     if not states:
         return "quiet", NOTHING
     if "worse" in states:

@@ -1,4 +1,4 @@
-"""Results that were frozen in the first schema, one metric each, read as those of the second."""
+"""Converts results stored in schema 1, with one metric each, to schema 2."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 ONE_METRIC = ("kind", "direction", "state", "reason", "verdict", "winner")
 
 
-def as_present(result: Mapping[str, Any], primary: str) -> Mapping[str, Any]:
-    """Return a stored result in the present schema; `primary` names an older one's only metric."""
+def upgrade_schema(result: Mapping[str, Any], primary: str) -> Mapping[str, Any]:
+    """Return a stored result in the current schema; `primary` names the metric of an older one."""
     if not result or "metrics" in result or "comparisons" not in result:
         return result
-    compared = [{**found} for found in result["comparisons"]]
+    comparisons = [{**comparison} for comparison in result["comparisons"]]
     arms = [{**arm, "exposed": arm.get("exposed_n", arm.get("n"))} for arm in result["arms"]]
     metric = {
         **{field: result.get(field) for field in ONE_METRIC},
@@ -20,6 +20,6 @@ def as_present(result: Mapping[str, Any], primary: str) -> Mapping[str, Any]:
         "role": "primary",
         "is_significant": result.get("is_significant", False),
         "arms": arms,
-        "comparisons": compared,
+        "comparisons": comparisons,
     }
     return {**result, "primary": primary, "metrics": [metric]}

@@ -1,4 +1,4 @@
-"""The weight phases of a result: when each began, which weights held, and who was exposed in it."""
+"""The weight phases of a result: start, weights and exposed units of each."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from apps.experiments.tables.wording import NOTHING, Scale
 
 @dataclass(frozen=True)
 class PhaseCell:
-    """One variant in one phase: its weight in basis points, and the units that count."""
+    """One variant in one phase: its weight in basis points, and its units that count."""
 
     arm: str
     weight_bp: int | None
@@ -21,14 +21,14 @@ class PhaseCell:
 
 @dataclass(frozen=True)
 class PhaseRow:
-    """`at` is when the weights began to hold; `cells` are in the order of the variants."""
+    """`at` is the start of the phase; `cells` are in the order of the variants."""
 
     at: datetime | None
     cells: tuple[PhaseCell, ...]
 
 
 def phase_rows(result: Mapping[str, Any], variants: Sequence[str]) -> list[PhaseRow]:
-    """Return a row for each phase of a result; none where the weights never changed."""
+    """Return a row for each phase of a result; none if the weights never changed."""
     phases = result.get("phases") or ()
     if len(phases) < 2:
         return []
@@ -48,16 +48,18 @@ def phase_rows(result: Mapping[str, Any], variants: Sequence[str]) -> list[Phase
     ]
 
 
-def basis_of(compared: Mapping[str, Any], scale: Scale) -> str:
-    """Return which units a comparison is of, where it is not all of them with each other."""
+def describe_basis(compared: Mapping[str, Any], scale: Scale) -> str:
+    """Return which units were compared; empty if all were compared together."""
     basis, left_out = compared.get("basis", "all"), compared.get("left_out") or 0
     if basis == "present-phase":
-        return f"units since the last change of weights; {left_out:,} before are not compared"
+        return (
+            f"units since the last change of weights; {left_out:,} earlier units are not compared"
+        )
     if basis != "phases":
         return ""
     value, control = scale.level(compared.get("value")), scale.level(compared.get("control_value"))
     phases = compared.get("phases", 0)
-    told = "no phase has enough units of both"
+    text = "no phase has enough units of both variants"
     if phases and NOTHING not in (value, control):
-        told = f"{value} vs {control} inside {phases} phase{'s' if phases > 1 else ''}"
-    return f"{told}; {left_out:,} units left out" if left_out else told
+        text = f"{value} vs {control} within {phases} phase{'s' if phases > 1 else ''}"
+    return f"{text}; {left_out:,} units left out" if left_out else text

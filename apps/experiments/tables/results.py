@@ -1,4 +1,4 @@
-"""A result as rows of its tables: metrics by variants, and one metric in full."""
+"""The rows of a result's tables: metrics by variant, and the details of one metric."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from apps.experiments.tables.phases import basis_of
+from apps.experiments.tables.phases import describe_basis
 from apps.experiments.tables.wording import (
     NOTHING,
     Scale,
-    chance,
     level_percent,
     p_value,
     percent_change,
+    probability,
     reading_interval,
     scale_of,
     uplift_interval,
@@ -31,7 +31,7 @@ GUARDED = {
 
 @dataclass(frozen=True)
 class Cell:
-    """One variant by one metric. `interval` and `p` are those of the reading that decides."""
+    """One variant of one metric. `interval` and `p` are those of the deciding reading."""
 
     arm: str
     is_control: bool
@@ -66,7 +66,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class MetricRow:
-    """One metric with a cell for each variant, control first where it stands first."""
+    """One metric with a cell for each variant, in the experiment's order."""
 
     name: str
     role: str
@@ -93,7 +93,7 @@ class MetricRow:
 
 @dataclass(frozen=True)
 class Group:
-    """The metrics of one role, under one heading."""
+    """The metrics of one role, with a heading."""
 
     title: str
     rows: tuple[MetricRow, ...]
@@ -109,22 +109,24 @@ def metric_rows(
     ]
 
 
-def grouped(rows: Sequence[MetricRow]) -> list[Group]:
-    """Return the rows by role; a role that no metric has is left out."""
+def group_by_role(rows: Sequence[MetricRow]) -> list[Group]:
+    """Return the rows by role; a role without metrics is omitted."""
     by_role = {role: tuple(row for row in rows if row.role == role) for role in TITLES}
-    return [Group(TITLES[role], found) for role, found in by_role.items() if found]
+    return [Group(TITLES[role], members) for role, members in by_role.items() if members]
 
 
-def chosen(rows: Sequence[MetricRow], name: str | None) -> MetricRow | None:
-    """Return the row of the metric that is asked for, or else the first one."""
+def select_metric(rows: Sequence[MetricRow], name: str | None) -> MetricRow | None:
+    """Return the row of the metric with this name, else the first row."""
     return next((row for row in rows if row.name == name), rows[0] if rows else None)
 
 
 def _row(entry: Mapping[str, Any], variants: Sequence[str], scale: Scale) -> MetricRow:
     arms = {arm["name"]: arm for arm in entry.get("arms", ())}
-    compared = {found["arm"]: found for found in entry.get("comparisons", ())}
-    some: Mapping[str, Any] = next(iter(compared.values()), {})
-    priors = [found["bayes"]["prior"] for found in compared.values() if found.get("bayes")]
+    compared = {comparison["arm"]: comparison for comparison in entry.get("comparisons", ())}
+    any_comparison: Mapping[str, Any] = next(iter(compared.values()), {})
+    priors = [
+        comparison["bayes"]["prior"] for comparison in compared.values() if comparison.get("bayes")
+    ]
     return MetricRow(
         name=entry["name"],
         role=entry.get("role", PRIMARY),
@@ -132,8 +134,8 @@ def _row(entry: Mapping[str, Any], variants: Sequence[str], scale: Scale) -> Met
         is_increase_better=entry.get("direction", "increase") == "increase",
         verdict=entry.get("verdict") or entry.get("reason") or "",
         margin=scale.amount(entry.get("margin")),
-        confidence=level_percent(_deciding(some)),
-        is_final=some.get("deciding") == "fixed-horizon",
+        confidence=level_percent(_deciding(any_comparison)),
+        is_final=any_comparison.get("deciding") == "fixed-horizon",
         cells=tuple(_cell(name, arms.get(name), compared.get(name), scale) for name in variants),
         prior=priors[0] if priors else "",
         has_mann_whitney=any(c.get("mann_whitney_p") is not None for c in compared.values()),
@@ -149,12 +151,12 @@ def _kind(entry: Mapping[str, Any]) -> str:
 
 def _deciding(compared: Mapping[str, Any]) -> Mapping[str, Any]:
     reading = "fixed" if compared.get("deciding") == "fixed-horizon" else "sequential"
-    found: Mapping[str, Any] = compared.get(reading) or {}
-    return found
+    deciding: Mapping[str, Any] = compared.get(reading) or {}
+    return deciding
 
 
 def _cell(
-    name: str, arm: Mapping[str, Any] | None, found: Mapping[str, Any] | None, scale: Scale
+    name: str, arm: Mapping[str, Any] | None, comparison: Mapping[str, Any] | None, scale: Scale
 ) -> Cell:
     arm = arm or {}
     levels: dict[str, Any] = {
@@ -166,37 +168,37 @@ def _cell(
         "value": scale.level(arm.get("mean")) if arm.get("n") else NOTHING,
         "sd": scale.amount(arm.get("sd")),
     }
-    if found is None:
+    if comparison is None:
         outcome = "control" if levels["is_control"] else "no data"
         return Cell(**levels, outcome=outcome)
-    deciding = _deciding(found)
-    tone, outcome, reason, bound = _outcome(found, scale)
-    bayes = found.get("bayes") or {}
+    deciding = _deciding(comparison)
+    tone, outcome, reason, bound = _outcome(comparison, scale)
+    bayes = comparison.get("bayes") or {}
     return Cell(
         **levels,
-        **_readings(found, scale),
-        difference=scale.change(found.get("difference")),
-        uplift=percent_change(found.get("uplift")),
+        **_readings(comparison, scale),
+        difference=scale.change(comparison.get("difference")),
+        uplift=percent_change(comparison.get("uplift")),
         uplift_interval=uplift_interval(deciding),
-        p_holm=p_value(found.get("p_holm")),
-        q_bh=p_value(found.get("q_bh")),
-        standard_error=scale.amount(found.get("standard_error")),
-        test=str(found.get("test") or NOTHING).replace("-", " "),
+        p_holm=p_value(comparison.get("p_holm")),
+        q_bh=p_value(comparison.get("q_bh")),
+        standard_error=scale.amount(comparison.get("standard_error")),
+        test=str(comparison.get("test") or NOTHING).replace("-", " "),
         outcome=outcome,
         tone=tone,
         reason=reason,
         bound=bound,
-        chance_to_beat=chance(bayes.get("chance_to_beat")),
+        chance_to_beat=probability(bayes.get("chance_to_beat")),
         expected_loss=scale.amount(bayes.get("expected_loss")),
-        mann_whitney=p_value(found.get("mann_whitney_p")),
-        variance_reduction=chance(found.get("variance_reduction")),
-        basis=basis_of(found, scale),
+        mann_whitney=p_value(comparison.get("mann_whitney_p")),
+        variance_reduction=probability(comparison.get("variance_reduction")),
+        basis=describe_basis(comparison, scale),
     )
 
 
-def _readings(found: Mapping[str, Any], scale: Scale) -> dict[str, Any]:
-    sequential, fixed = found.get("sequential") or {}, found.get("fixed") or {}
-    deciding = _deciding(found)
+def _readings(comparison: Mapping[str, Any], scale: Scale) -> dict[str, Any]:
+    sequential, fixed = comparison.get("sequential") or {}, comparison.get("fixed") or {}
+    deciding = _deciding(comparison)
     return {
         "interval": reading_interval(deciding, scale),
         "p": p_value(deciding.get("p_value")),
@@ -207,12 +209,12 @@ def _readings(found: Mapping[str, Any], scale: Scale) -> dict[str, Any]:
     }
 
 
-def _outcome(found: Mapping[str, Any], scale: Scale) -> tuple[str, str, str, str]:
-    """Return tone, word, reason and, of a guardrail, the bound that is held against its margin."""
-    reason = found.get("reason") or _deciding(found).get("reason") or ""
-    judged = found.get("non_inferiority")
+def _outcome(comparison: Mapping[str, Any], scale: Scale) -> tuple[str, str, str, str]:
+    """Return tone, word, reason and, for a guardrail, the bound to compare with its margin."""
+    reason = comparison.get("reason") or _deciding(comparison).get("reason") or ""
+    judged = comparison.get("non_inferiority")
     if judged is None:
-        tone, word = OUTCOMES.get(found.get("outcome", ""), ("quiet", "undecided"))
+        tone, word = OUTCOMES.get(comparison.get("outcome", ""), ("quiet", "undecided"))
         return tone, word, reason, NOTHING
     tone, word = GUARDED.get(judged["state"], ("quiet", "undecided"))
     if judged.get("deteriorated") and judged["state"] != "worse":

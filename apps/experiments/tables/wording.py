@@ -1,4 +1,4 @@
-"""Numbers as people read them, each metric in its own scale."""
+"""Formats numbers for pages, each metric in its own scale."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import Any
 from apps.experiments.models import Metric
 
 NOTHING = "–"
-# From here on decimals say nothing; from the next on figures are no longer told apart by eye.
+# From the first limit on numbers have no decimals; from the second on they use an exponent.
 WHOLE_MIN, PLAIN_MAX = 1e5, 1e15
-# P-values are never smaller in a result, so this one reads as a bound.
+# The smallest p-value of a result, shown as a bound.
 P_MIN = 1e-300
 
 
 @dataclass(frozen=True)
 class Scale:
-    """`is_rate`: values are shares and read in per cent, differences in points; else in `unit`."""
+    """The unit of a metric. With `is_rate`, levels are in per cent and differences in points."""
 
     is_rate: bool = False
     unit: str = ""
 
     @property
     def factor(self) -> float:
-        """What a value is multiplied by on an axis that has `axis_unit`."""
+        """The factor from a value to an axis in `axis_unit`."""
         return 100.0 if self.is_rate else 1.0
 
     @property
@@ -42,7 +42,7 @@ class Scale:
         return f"{value * 100:+.3g} points" if self.is_rate else self._own(value, "+")
 
     def amount(self, value: float | None) -> str:
-        """A size without a sign: a margin, a loss, a standard error."""
+        """Format a size without a sign: a margin, a loss, a standard error."""
         if value is None:
             return NOTHING
         return f"{value * 100:.3g} points" if self.is_rate else self._own(value, "")
@@ -53,12 +53,12 @@ class Scale:
         return f"{_figure(low * self.factor, '+', 3)} to {_figure(high * self.factor, '+', 3)}"
 
     def _own(self, value: float, sign: str) -> str:
-        told = _figure(value, sign, 4 if sign else 5)
-        return f"{told} {self.unit}" if self.unit else told
+        text = _figure(value, sign, 4 if sign else 5)
+        return f"{text} {self.unit}" if self.unit else text
 
 
 def scale_of(kind: str, source: str = Metric.Source.OUTCOMES) -> Scale:
-    """Return how the values of a metric of that kind and source read."""
+    """Return the scale of a metric of this kind and source."""
     if source == Metric.Source.LATENCY:
         return Scale(unit="ms")
     counted = source in {Metric.Source.ERRORS, Metric.Source.CACHE}
@@ -69,8 +69,8 @@ def percent_change(value: float | None) -> str:
     return NOTHING if value is None else f"{_figure(value * 100, '+', 3)} %"
 
 
-def chance(value: float | None) -> str:
-    """A probability in per cent; one that is all but sure does not read as 100 %."""
+def probability(value: float | None) -> str:
+    """Format a probability in per cent; one below 1 never shows as 100 %."""
     if value is None:
         return NOTHING
     if 0.0 < value < 0.001:

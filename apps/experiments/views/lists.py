@@ -10,7 +10,7 @@ from django.views.decorators.http import require_safe
 from apps.experiments.backlog import read_result_backlog
 from apps.experiments.forms.filters import ExperimentFilterForm
 from apps.experiments.selectors import experiments as selectors
-from apps.experiments.tables.notices import behind
+from apps.experiments.tables.notices import backlog_notices
 from apps.lib.pages import PageRequest, page
 
 PAGE_SIZE = 50
@@ -33,8 +33,8 @@ def experiment_list(request: PageRequest) -> HttpResponse:
         "form": form,
         "rows": rows,
         "shown": shown,
-        "notices": behind({"backlog": read_result_backlog()}),
-        "is_filtered": any(query.values()),
-        "filter_query": f"{query.urlencode()}&" if query else "",
+        "notices": backlog_notices({"backlog": read_result_backlog()}),
+        "is_filtered": any(filters.values()),
+        "filter_query": f"{filters.urlencode()}&" if filters else "",
     }
     return render(request, "experiments/list.html", context)

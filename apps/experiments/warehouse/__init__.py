@@ -1,5 +1,5 @@
-"""Sufficient statistics from a warehouse, for those who outgrow one PostgreSQL."""
+"""Sufficient statistics from a data warehouse, for installations larger than one PostgreSQL."""
 
-from apps.experiments.warehouse.choice import the_source
+from apps.experiments.warehouse.choice import configured_source
 
-__all__ = ["the_source"]
+__all__ = ["configured_source"]

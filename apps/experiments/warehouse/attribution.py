@@ -1,5 +1,6 @@
-"""Which of a metric's outcomes belong to an exposure, asked of a warehouse; see
-`apps.experiments.attribution`, whose counts these are.
+"""Counts a metric's outcomes by their relation to the exposure, in a warehouse.
+
+The counts are those of `apps.experiments.attribution`.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ from apps.experiments.attribution import Attribution, SentMetric, counted_since
 from apps.experiments.models import Experiment
 from apps.experiments.warehouse.units import Expr, Tables, as_number
 
-Ask = Callable[[Expr], list[dict[str, Any]]]
+Fetch = Callable[[Expr], list[dict[str, Any]]]
 
 
 def attributions(
-    ask: Ask, tables: Tables, experiment: Experiment, metric: SentMetric
+    fetch: Fetch, tables: Tables, experiment: Experiment, metric: SentMetric
 ) -> Attribution:
-    """Count the outcomes of one metric; an event that is there twice counts once."""
-    (row,) = ask(_counts(tables, experiment, metric))
+    """Count the outcomes of one metric; a duplicate event counts once."""
+    (row,) = fetch(_counts(tables, experiment, metric))
     before = int(row["before"] or 0)
     return Attribution(
         in_time=int(row["in_time"] or 0),
@@ -39,14 +40,14 @@ def _counts(tables: Tables, experiment: Experiment, metric: SentMetric) -> Expr:
     sent = sent.filter(sent.occurred_at >= ibis.literal(counted_since(experiment)))
     rows = sent.left_join(exposed, sent.unit == exposed.exposed_unit)
     skew = ibis.interval(seconds=settings.OUTCOME_CLOCK_SKEW_S)
-    # Some engines give a missing instant as 1970: whether the unit is known is asked first.
+    # Some engines return a missing timestamp as 1970, so that the unit is checked first.
     known = rows.exposed_unit.notnull() & (rows.exposed_unit == rows.unit)
     before = known & (rows.occurred_at < rows.exposed_at - skew)
     after: Expr = known & ibis.literal(False)
     if metric.window_s is not None:
         until = rows.exposed_at + ibis.interval(seconds=metric.window_s)
         after = known & (rows.occurred_at >= until)
-    # Whole seconds in some engines, with a fraction in others.
+    # Some engines return whole seconds, others fractions.
     exposed_s, occurred_s = (
         at.epoch_seconds().cast("float64") for at in (rows.exposed_at, rows.occurred_at)
     )

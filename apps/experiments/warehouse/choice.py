@@ -1,4 +1,4 @@
-"""Which source an installation's results come from: PostgreSQL, unless a warehouse is named."""
+"""Selects the source of an installation's results: PostgreSQL or the configured warehouse."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from apps.experiments.postgres import Postgres
 from apps.experiments.sources import Source
 
 
-def the_source() -> Source:
-    """Return the source that `INTERLOCK_WAREHOUSE_URL` names. Raises Unavailable without Ibis."""
+def configured_source() -> Source:
+    """Return the warehouse at `INTERLOCK_WAREHOUSE_URL`, else PostgreSQL.
+
+    Raises Unavailable if a warehouse is configured and Ibis is not installed.
+    """
     if not settings.WAREHOUSE_URL:
         return Postgres()
-    # Ibis is an extra, and slow to import: only who names a warehouse needs it.
+    # Ibis is an optional dependency and slow to import.
     from apps.experiments.warehouse.source import connect
 
     return connect(

@@ -1,4 +1,4 @@
-"""What a dataset must look like before anything is computed from it: refused, never guessed at."""
+"""Validates the datasets of a warehouse before any computation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WHOLE: Kind = ("a whole number", lambda kind: kind.is_integer())
 NUMBER: Kind = ("a number", lambda kind: kind.is_numeric())
 TRUTH: Kind = ("a boolean", lambda kind: kind.is_boolean())
 INSTANT: Kind = (
-    "an instant with a time zone",
+    "a timestamp with a time zone",
     lambda kind: kind.is_timestamp() and kind.timezone is not None,
 )
 COLUMNS: dict[str, dict[str, Kind]] = {
@@ -35,21 +35,22 @@ COLUMNS: dict[str, dict[str, Kind]] = {
 }  # fmt: skip
 
 
-# Of these engines Ibis does not say which instants have a zone; it sets the session's to UTC.
+# Ibis does not report the time zone of these engines' timestamps; it sets the session to UTC.
 NO_ZONES = {"pyspark"}
 
 
 def check_columns(dataset: str, table: Expr, engine: str) -> None:
-    """Raise Unavailable, naming it, when a column is missing or of another type."""
+    """Raise Unavailable if a column is missing or has the wrong type."""
     kinds = dict(table.schema().items())
     if engine in NO_ZONES:
         kinds = {name: _in_utc(kind) for name, kind in kinds.items()}
-    for column, (told, fits) in COLUMNS[dataset].items():
+    for column, (expected, is_valid) in COLUMNS[dataset].items():
         if column not in kinds:
-            raise Unavailable(f"The warehouse's {dataset} have no column {column}.")
-        if not fits(kinds[column]):
+            raise Unavailable(f"The warehouse dataset '{dataset}' has no column '{column}'.")
+        if not is_valid(kinds[column]):
             raise Unavailable(
-                f"The warehouse's {dataset}: {column} must be {told}, and is {kinds[column]}."
+                f"The warehouse dataset '{dataset}': column '{column}' must be {expected}, "
+                f"not {kinds[column]}."
             )
 
 
@@ -57,39 +58,39 @@ def _in_utc(kind: Any) -> Any:
     return kind.copy(timezone="UTC") if kind.is_timestamp() else kind
 
 
-def check_rows(scan: Scan, tables: Tables, ask: Callable[[Expr], list[dict[str, Any]]]) -> None:
-    """Raise Unavailable for rows that would count falsely without a word.
+def check_rows(scan: Scan, tables: Tables, fetch: Callable[[Expr], list[dict[str, Any]]]) -> None:
+    """Raise Unavailable for rows that would give wrong counts.
 
-    That is a unit with several rows, which would count as often; a NULL where a value is needed;
-    and an outcome that is no finite number, or beyond what a data plane takes.
+    These are a unit with several rows, a NULL in a required column, and an outcome that is not a
+    finite number or exceeds the limit of the data plane.
     """
     name = scan.experiment.name
     for dataset, table in tables.named().items():
         if dataset == "outcomes":
             names = sorted({sent_as(column).name for column in scanned(scan)})
             rows = table.filter(table.metric.isin(names))
-            asked = {"wrong": _count(~(rows.value.cast("float64").abs() <= VALUE_MAX))}
+            aggregates = {"wrong": _count(~(rows.value.cast("float64").abs() <= VALUE_MAX))}
         else:
             rows = table.filter(table.experiment == name)
-            asked = {"units": rows.unit.nunique()}
-        needed = [column for column in COLUMNS[dataset] if column != "tenant"]
-        asked |= {f"null_{column}": _count(rows[column].isnull()) for column in needed}
-        (found,) = ask(rows.aggregate(n=rows.count(), **asked))
-        for column in needed:
-            if found[f"null_{column}"]:
+            aggregates = {"units": rows.unit.nunique()}
+        required = [column for column in COLUMNS[dataset] if column != "tenant"]
+        aggregates |= {f"null_{column}": _count(rows[column].isnull()) for column in required}
+        (row,) = fetch(rows.aggregate(n=rows.count(), **aggregates))
+        for column in required:
+            if row[f"null_{column}"]:
                 raise Unavailable(
-                    f"The warehouse's {dataset} of {name} have {found[f'null_{column}']:,} rows "
-                    f"without {column}."
+                    f"The warehouse dataset '{dataset}' has {row[f'null_{column}']:,} rows of "
+                    f"{name} without a value in '{column}'."
                 )
-        if found.get("wrong"):
+        if row.get("wrong"):
             raise Unavailable(
-                f"The warehouse's outcomes of {name} have {found['wrong']:,} values that are no "
-                f"finite number, or beyond {VALUE_MAX:g}."
+                f"The warehouse dataset 'outcomes' has {row['wrong']:,} values of {name} that are "
+                f"not finite numbers of at most {VALUE_MAX:g}."
             )
-        if found.get("units", found["n"]) != found["n"]:
+        if row.get("units", row["n"]) != row["n"]:
             raise Unavailable(
-                f"The warehouse's {dataset} of {name} have {found['n']:,} rows of "
-                f"{found['units']:,} units; each unit must have one. Do files overlap?"
+                f"The warehouse dataset '{dataset}' has {row['n']:,} rows of {name} for "
+                f"{row['units']:,} units; each unit must have one row. Check for overlapping files."
             )
 
 

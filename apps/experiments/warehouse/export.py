@@ -1,7 +1,7 @@
-"""An experiment's raw rows as Parquet: what a warehouse is asked of, or a notebook reads.
+"""Exports an experiment's raw rows as Parquet files, for a warehouse or a notebook.
 
-PostgreSQL writes CSV, DuckDB turns it into Parquet: neither holds the rows in memory, and floats
-keep their last digit.
+PostgreSQL writes CSV, and DuckDB converts it to Parquet. Neither holds the rows in memory, and
+floats keep all digits.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ MEASURED_TYPES = {
 
 @dataclass(frozen=True)
 class Exported:
-    """The files that were written."""
+    """The files of an export."""
 
     exposures: Path
     outcomes: Path
@@ -65,8 +65,8 @@ class Exported:
 def export_parquet(experiment: Experiment, directory: Path) -> Exported:
     """Write the experiment's exposures, outcomes and measurements into `directory`.
 
-    Exposures have a column for each header among its dimensions. Raises OSError where nothing can
-    be written; a file that is there is replaced whole.
+    Exposures have a column for each header among its dimensions. An existing file is replaced
+    atomically. Raises OSError if the directory is not writable.
     """
     directory.mkdir(parents=True, exist_ok=True)
     name, pk = sql.Literal(experiment.name), sql.Literal(experiment.pk)
@@ -80,8 +80,8 @@ def export_parquet(experiment: Experiment, directory: Path) -> Exported:
         *(directory / f"{each}.parquet" for each in ("exposures", "outcomes", "measured"))
     )
     types = EXPOSURE_TYPES | dict.fromkeys(headers, "VARCHAR")
-    asked = sql.SQL(EXPOSURES).format(name=name, pk=pk, dimensions=dimensions)
-    _write(asked, types, files.exposures)
+    exposures = sql.SQL(EXPOSURES).format(name=name, pk=pk, dimensions=dimensions)
+    _write(exposures, types, files.exposures)
     metrics = sql.Literal(sorted(sent))
     model = sql.Literal(experiment.model.name)
     counts_for = sql.SQL(COUNTS_FOR.replace("%(model)s", "{model}")).format(model=model)
@@ -100,12 +100,12 @@ def _write(query: sql.Composed, types: Mapping[str, str], path: Path) -> None:
             for data in copy:
                 rows.write(data)
         rows.flush()
-        made = path.with_suffix(".part")
+        partial = path.with_suffix(".part")
         with duckdb.connect() as engine:
             engine.execute("SET TimeZone = 'UTC'")
             table = engine.read_csv(
                 rows.name, header=True, dtype=dict(types), delimiter=",", quotechar='"',
                 escapechar='"', allow_quoted_nulls=False, parallel=False,
             )  # fmt: skip
-            table.write_parquet(str(made), compression="zstd")
-        made.replace(path)
+            table.write_parquet(str(partial), compression="zstd")
+        partial.replace(path)

@@ -1,8 +1,9 @@
-"""What is asked of the units, as Ibis expressions: sums, counts and ranks, which every engine has.
+"""The queries over units as Ibis expressions: sums, counts and ranks, which every engine has.
 
-Spreads take two passes, as Chan, Golub and LeVeque (1983) advise: first the means by arm and level,
-then sums of deviations from those and of their products. So no engine's own variance is trusted:
-some compute it from sums of squares, which cancel where a mean is large against its spread.
+Variances take two passes, as Chan, Golub and LeVeque (1983) advise: first the means by arm and
+level, then the sums of the deviations and of their products. No engine's own variance is used: some
+compute it from sums of squares, which lose their digits if a mean is large relative to its standard
+deviation.
 """
 
 from __future__ import annotations
@@ -21,21 +22,21 @@ from apps.lib.errors import Unavailable
 
 NO_LEVEL = "(none)"
 GROUPS = ["variant", "phase", "level"]
-# Third powers of deviations at this scale stay within the range of floats: some engines refuse what
-# does not.
+# Third powers of deviations at this scale stay within the range of floats; some engines reject an
+# overflow.
 SCALE = 1e-20
 # The columns of a unit's values of each metric, in the order of the scan.
 Names = list[list[str]]
 
 
 def missing_means(units: Expr, places: Sequence[int]) -> Expr:
-    """Ask for the mean of each of those values over the units that have one: `v1`, …"""
+    """Query the mean of each of these values over the units that have it: `v1`, …"""
     units = units.filter(~units.crossed_over)
     return units.aggregate(**{f"v{place}": units[f"v{place}"].mean() for place in places})
 
 
 def phase_counts(units: Expr, scan: Scan) -> Expr:
-    """Ask how many units met each variant in each phase: `variant`, `phase`, `kept`, …"""
+    """Query the units exposed to each variant in each phase: `variant`, `phase`, `kept`, …"""
     units = units.mutate(phase=_phase(units, scan), moved=_moved(units, scan))
     return units.group_by(["variant", "phase"]).aggregate(
         kept=as_number(~units.crossed_over & ~units.moved).sum(),
@@ -47,26 +48,26 @@ def phase_counts(units: Expr, scan: Scan) -> Expr:
 # --- values --------------------------------------------------------------------------------------
 
 
-def valued(units: Expr, scan: Scan, dimension: str = "") -> tuple[Expr, Names]:
-    """Return the units in an arm as `variant`, `phase`, `level` and each metric's values, and
-    whose names.
+def select_values(units: Expr, scan: Scan, dimension: str = "") -> tuple[Expr, Names]:
+    """Return the units in an arm, and the names of the value columns of each metric.
 
-    Raises Unavailable when the exposures have no such dimension.
+    The columns are `variant`, `phase`, `level` and each metric's values. Raises Unavailable if the
+    exposures have no such dimension.
     """
     units = units.filter(~units.crossed_over & ~_moved(units, scan))
     if scan.since:
         units = units.filter(units.at >= ibis.literal(scan.phases[scan.since].at))
-    found: dict[str, Expr] = {"phase": _phase(units, scan), "level": _level(units, dimension)}
+    columns: dict[str, Expr] = {"phase": _phase(units, scan), "level": _level(units, dimension)}
     names: Names = []
     for i in range(len(scan.metrics)):
         parts = {f"m{i}_{j}": part for j, part in enumerate(_values(units, scan, i))}
-        found |= parts
+        columns |= parts
         names.append(list(parts))
-    return units.select("variant", **found), names
+    return units.select("variant", **columns), names
 
 
 def _values(units: Expr, scan: Scan, place: int) -> list[Expr]:
-    """Return a unit's values of one metric: all of them, or all NULL; see `scan.values`."""
+    """Return a unit's values of one metric: all, or all NULL; see `unit_query.values`."""
     columns = scan.metrics[place]
     metric = columns.metric
     now = columns.places[: len(columns.places) // 2] if columns.has_covariate else columns.places
@@ -76,20 +77,20 @@ def _values(units: Expr, scan: Scan, place: int) -> list[Expr]:
         first = first.fill_null(0.0)
     if metric.cap is not None:
         first = (first > metric.cap).ifelse(metric.cap, first)
-    found = [first]
+    parts = [first]
     if is_ratio:
-        found.append(units[f"v{now[1]}"].fill_null(0.0))
-    found += [units[f"v{at}"].fill_null(scan.missing.get(at, 0.0)) for at in before(columns)]
-    counts: Expr = ibis.literal(True)
+        parts.append(units[f"v{now[1]}"].fill_null(0.0))
+    parts += [units[f"v{at}"].fill_null(scan.missing.get(at, 0.0)) for at in before(columns)]
+    is_counted: Expr = ibis.literal(True)
     if metric.window_s is not None:
-        counts &= units.at + ibis.interval(seconds=metric.window_s) <= ibis.literal(scan.now)
+        is_counted &= units.at + ibis.interval(seconds=metric.window_s) <= ibis.literal(scan.now)
     if not metric.missing_is_zero:
-        counts &= units[f"v{now[-1]}"].notnull()
-    return [counts.ifelse(value.cast("float64"), ibis.null("float64")) for value in found]
+        is_counted &= units[f"v{now[-1]}"].notnull()
+    return [is_counted.ifelse(value.cast("float64"), ibis.null("float64")) for value in parts]
 
 
 def _phase(units: Expr, scan: Scan) -> Expr:
-    """Return the place of the phase in which a unit was exposed."""
+    """Return the index of the phase in which a unit was exposed."""
     phase: Expr = ibis.literal(0, "int64")
     for later in scan.phases[1:]:
         phase += as_number(units.at >= ibis.literal(later.at))
@@ -97,28 +98,31 @@ def _phase(units: Expr, scan: Scan) -> Expr:
 
 
 def _moved(units: Expr, scan: Scan) -> Expr:
-    """Return whether a unit's bucket moved after it was met, or weights just then; see
-    `Scan.moved`.
+    """Return whether a unit's bucket moved after its exposure, or weights were changing then.
+
+    See `Scan.moved`.
     """
-    found: Expr = ibis.literal(False)
+    moved: Expr = ibis.literal(False)
     for phase in scan.phases:
         if phase.settled_at is not None:
             settled_at = ibis.literal(phase.settled_at)
-            found |= (units.at >= ibis.literal(phase.at)) & (units.at < settled_at)
+            moved |= (units.at >= ibis.literal(phase.at)) & (units.at < settled_at)
     for i, (phase, later) in enumerate(zip(scan.phases, scan.phases[1:], strict=False)):
-        met = units.at < ibis.literal(later.at)
+        is_exposed = units.at < ibis.literal(later.at)
         if i:
-            met &= units.at >= ibis.literal(phase.at)
+            is_exposed &= units.at >= ibis.literal(phase.at)
         for low, high in phase.moved:
-            found |= met & (units.bucket >= low) & (units.bucket < high)
-    return found
+            moved |= is_exposed & (units.bucket >= low) & (units.bucket < high)
+    return moved
 
 
 def _level(units: Expr, dimension: str) -> Expr:
     if not dimension:
         return ibis.literal("")
     if dimension not in units.columns:
-        raise Unavailable(f"The warehouse's exposures have no column {dimension}, a dimension.")
+        raise Unavailable(
+            f"The warehouse dataset 'exposures' has no column for the dimension '{dimension}'."
+        )
     level = units[dimension].cast("string")
     return (
         level.nullif("").fill_null(NO_LEVEL) if dimension == TENANT else level.fill_null(NO_LEVEL)
@@ -128,31 +132,38 @@ def _level(units: Expr, dimension: str) -> Expr:
 # --- moments -------------------------------------------------------------------------------------
 
 
-def level_sums(seen: Expr, names: Names) -> Expr:
-    """Ask for what `comoments` reads, by `variant`, `phase` and `level`, and for how many `units`
-    there are.
+def level_sums(units: Expr, names: Names) -> Expr:
+    """Query the sums that `comoments` reads, by `variant`, `phase` and `level`.
+
+    `units` is the number of units.
     """
     every = [name for parts in names for name in parts]
-    means = seen.group_by(GROUPS).aggregate(**{f"{name}_mean": seen[name].mean() for name in every})
-    near = seen.inner_join(means, GROUPS)
-    away = near.mutate(**{f"{name}_off": near[name] - near[f"{name}_mean"] for name in every})
-    asked: dict[str, Expr] = {"units": away.count()}
+    means = units.group_by(GROUPS).aggregate(
+        **{f"{name}_mean": units[name].mean() for name in every}
+    )
+    joined = units.inner_join(means, GROUPS)
+    deviations = joined.mutate(
+        **{f"{name}_off": joined[name] - joined[f"{name}_mean"] for name in every}
+    )
+    sums: dict[str, Expr] = {"units": deviations.count()}
     for parts in names:
-        asked[f"{parts[0]}_n"] = away[parts[0]].count()
+        sums[f"{parts[0]}_n"] = deviations[parts[0]].count()
         for i, name in enumerate(parts):
-            off = away[f"{name}_off"]
+            off = deviations[f"{name}_off"]
             # One value for the whole group.
-            asked[f"{name}_mean"] = away[f"{name}_mean"].max()
-            asked |= {f"{name}_min": away[name].min(), f"{name}_max": away[name].max()}
-            asked[f"{name}_off"] = off.sum()
-            asked |= {f"{name}_{other}": (off * away[f"{other}_off"]).sum() for other in parts[i:]}
-        scaled = [away[f"{name}_off"] * SCALE for name in parts]
-        asked |= {
+            sums[f"{name}_mean"] = deviations[f"{name}_mean"].max()
+            sums |= {f"{name}_min": deviations[name].min(), f"{name}_max": deviations[name].max()}
+            sums[f"{name}_off"] = off.sum()
+            sums |= {
+                f"{name}_{other}": (off * deviations[f"{other}_off"]).sum() for other in parts[i:]
+            }
+        scaled = [deviations[f"{name}_off"] * SCALE for name in parts]
+        sums |= {
             _third(parts[0], three): (scaled[three[0]] * scaled[three[1]] * scaled[three[2]]).sum()
             for three in triples(len(parts))
         }
-        asked[f"{parts[0]}_others"] = as_number(away[parts[0]] != 0.0).sum()
-    return away.group_by(GROUPS).aggregate(**asked)
+        sums[f"{parts[0]}_others"] = as_number(deviations[parts[0]] != 0.0).sum()
+    return deviations.group_by(GROUPS).aggregate(**sums)
 
 
 def _third(first: str, places: tuple[int, int, int]) -> str:
@@ -160,7 +171,7 @@ def _third(first: str, places: tuple[int, int, int]) -> str:
 
 
 def comoments(row: Mapping[str, Any], parts: Sequence[str]) -> Comoments:
-    """Read one metric's out of an answer; what the means were rounded by is taken off again."""
+    """Return one metric's co-moments from a row, corrected for the rounding of the means."""
     n = int(row[f"{parts[0]}_n"])
     if n == 0:
         return Comoments.empty(len(parts))
@@ -171,53 +182,54 @@ def comoments(row: Mapping[str, Any], parts: Sequence[str]) -> Comoments:
         for other in parts[i:]:
             product = float(row[f"{name}_{other}"]) - off[name] * (off[other] / n)
             products.append(max(0.0, product) if other == name else product)
-    ends = [(float(row[f"{name}_min"]), float(row[f"{name}_max"])) for name in parts]
-    constants = [low if low == high else None for low, high in ends]
-    # About the first pass's means, the deviations have these.
-    about = [off[name] / n for name in parts]
+    extremes_of = [(float(row[f"{name}_min"]), float(row[f"{name}_max"])) for name in parts]
+    constants = [low if low == high else None for low, high in extremes_of]
+    # The means of the deviations from the first pass's means.
+    offsets = [off[name] / n for name in parts]
     sums = [
         float(row[_third(parts[0], three)]) / SCALE / SCALE / SCALE for three in triples(len(parts))
     ]
-    thirds = central_thirds(n, about, products, sums)
-    extremes = Extremes(int(row[f"{parts[0]}_others"]), *ends[0])
+    thirds = central_thirds(n, offsets, products, sums)
+    extremes = Extremes(int(row[f"{parts[0]}_others"]), *extremes_of[0])
     return Comoments(n, means, tuple(products), thirds, extremes).with_constants(constants)
 
 
-# --- spreads -------------------------------------------------------------------------------------
+# --- distributions
+# -------------------------------------------------------------------------------------
 
 
-def at_ranks(seen: Expr, name: str, wanted: Mapping[str, Sequence[int]]) -> Expr:
-    """Ask for each arm's values at these ranks, from 1 on: `variant`, `rank`, `value`."""
-    known = seen.filter(seen[name].notnull()).select("variant", value=seen[name])
+def values_at_ranks(units: Expr, name: str, ranks_by_arm: Mapping[str, Sequence[int]]) -> Expr:
+    """Query each arm's values at these 1-based ranks: `variant`, `rank`, `value`."""
+    values = units.filter(units[name].notnull()).select("variant", value=units[name])
     rank = ibis.row_number().over(ibis.window(group_by="variant", order_by="value"))
-    ranked = known.mutate(rank=rank + 1)
+    ranked = values.mutate(rank=rank + 1)
     return ranked.filter(
         ibis.or_(
             *(
                 (ranked.variant == arm) & ranked["rank"].isin(sorted(set(ranks)))
-                for arm, ranks in wanted.items()
+                for arm, ranks in ranks_by_arm.items()
             )
         )
     )
 
 
-def equal_to(seen: Expr, name: str, quantiles: Mapping[str, float]) -> Expr:
-    """Ask how many of each arm's values are equal to its quantile: `variant`, `n`."""
+def count_equal(units: Expr, name: str, quantiles: Mapping[str, float]) -> Expr:
+    """Query the number of each arm's values that equal its quantile: `variant`, `n`."""
     same = ibis.or_(
         *(
-            (seen.variant == arm) & (seen[name] == ibis.literal(value, "float64"))
+            (units.variant == arm) & (units[name] == ibis.literal(value, "float64"))
             for arm, value in quantiles.items()
         )
     )
-    equal = seen.filter(same)
+    equal = units.filter(same)
     return equal.group_by("variant").aggregate(n=equal.count())
 
 
-def binned(seen: Expr, name: str, edges: Sequence[float]) -> Expr:
-    """Ask how many units of each arm lie between these edges: `variant`, `place`, `n`."""
-    known = seen.filter(seen[name].notnull())
+def count_bins(units: Expr, name: str, edges: Sequence[float]) -> Expr:
+    """Query the number of units of each arm between these edges: `variant`, `place`, `n`."""
+    values = units.filter(units[name].notnull())
     place: Expr = ibis.literal(0, "int64")
     for edge in edges:
-        place += as_number(known[name] >= edge)
-    known = known.mutate(place=place)
-    return known.group_by(["variant", "place"]).aggregate(n=known.count())
+        place += as_number(values[name] >= edge)
+    values = values.mutate(place=place)
+    return values.group_by(["variant", "place"]).aggregate(n=values.count())

@@ -1,7 +1,7 @@
-"""The same numbers as scipy, statsmodels and gbstats, where the method is the same.
+"""Results equal those of scipy, statsmodels and gbstats if the method is the same.
 
-Where it is not, the test says what differs. Data are random and hard: uneven shares, few units,
-heavy tails, large means with small spreads.
+If it is not, the test states the difference. Data are random and hard: uneven shares, few units,
+heavy tails, large means with small standard deviations.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportions_ztest
 from statsmodels.stats.weightstats import CompareMeans, DescrStatsW
 
-from apps.experiments.stats.bayes import of_difference, of_rates
+from apps.experiments.stats.bayes import posterior_of_difference, posterior_of_rates
 from apps.experiments.stats.comoments import Comoments
 from apps.experiments.stats.comparison import compare_rates, read_fixed
 from apps.experiments.stats.data import ArmData, MetricSpec, Stratum
@@ -48,7 +48,7 @@ ALPHA = 0.05
 
 
 def draw(name: str, seed: int) -> tuple[Floats, Floats]:
-    """Return control's and the treatment's values."""
+    """Return the values of control and treatment."""
     rng = np.random.default_rng(seed)
     sizes = {"few": (7, 5), "uneven": (19_000, 1_000)}.get(name, (2_000, 2_500))
     if name == "skewed":
@@ -67,9 +67,9 @@ CUPED = MetricSpec("m", "primary", "mean", has_covariate=True)
 
 
 def of(*columns: Floats) -> Comoments:
-    """Return two moments, which is what theirs are told; what a third one does: test_skewness."""
-    found = Comoments.of(np.column_stack(columns))
-    return Comoments(found.n, found.means, found.products)
+    """Return co-moments without third moments, as in the libraries (see also test_skewness)."""
+    comoments = Comoments.of(np.column_stack(columns))
+    return Comoments(comoments.n, comoments.means, comoments.products)
 
 
 def theirs(values: Floats) -> SampleMeanStatistic:
@@ -81,16 +81,18 @@ def absolute(**more: Any) -> dict[str, Any]:
     return {"difference_type": "absolute", "alpha": ALPHA, **more}
 
 
-def sequential(found: Estimate) -> Any:
+def sequential(estimated: Estimate) -> Any:
     # Ours is tuned to half the plan; gbstats names the tuning itself.
-    return read_sequential(found.found, n=found.n, alpha=ALPHA, planned_units=10_000, silent=None)
+    return read_sequential(
+        estimated.difference, n=estimated.n, alpha=ALPHA, planned_units=10_000, wait_reason=None
+    )
 
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("case", CASES)
 def test_means_are_those_of_scipy_and_statsmodels(case: str, seed: int) -> None:
     a, b = draw(case, seed)
-    reading = read_fixed(compare(MEAN, of(a), of(b)).found, ALPHA)
+    reading = read_fixed(compare(MEAN, of(a), of(b)).difference, ALPHA)
 
     expected = stats.ttest_ind(b, a, equal_var=False)
     interval = expected.confidence_interval(1 - ALPHA)
@@ -117,7 +119,7 @@ def test_means_ratios_and_the_sequence_are_those_of_gbstats(case: str) -> None:
         fixed = TwoSidedTTest(left, right, FrequentistConfig(**absolute())).compute_result()
         config = SequentialConfig(**absolute(sequential_tuning_parameter=5_000))
         running = SequentialTwoSidedTTest(left, right, config).compute_result()
-        reading, looked = read_fixed(ours.found, ALPHA), sequential(ours)
+        reading, looked = read_fixed(ours.difference, ALPHA), sequential(ours)
 
         assert reading.p_value == pytest.approx(fixed.p_value, rel=REL)
         assert [reading.low, reading.high] == pytest.approx(fixed.ci, rel=REL)
@@ -130,7 +132,7 @@ def test_cuped_is_that_of_gbstats_with_the_same_theta(case: str) -> None:
     """Theirs takes θ over both arms as one sample, with the effect itself in it; ours inside."""
     (x, z), rng = draw(case, 6), np.random.default_rng(8)
     a, b = 0.7 * x + rng.normal(0, 1, len(x)), 0.7 * z + 0.2 + rng.normal(0, 1, len(z))
-    found = compare(CUPED, of(a, x), of(b, z))
+    estimated = compare(CUPED, of(a, x), of(b, z))
     inside = [np.cov(y, w) * (len(y) - 1) for y, w in ((a, x), (b, z))]
     theta = sum(m[0, 1] for m in inside) / sum(m[1, 1] for m in inside)
     adjusted = [
@@ -141,19 +143,19 @@ def test_cuped_is_that_of_gbstats_with_the_same_theta(case: str) -> None:
     test = TwoSidedTTest(*adjusted, FrequentistConfig(**absolute()))
     test.stat_a.theta = test.stat_b.theta = theta
     expected = test.compute_result()
-    reading = read_fixed(found.found, ALPHA)
+    reading = read_fixed(estimated.difference, ALPHA)
 
-    assert found.found.difference == pytest.approx(expected.expected, rel=REL)
+    assert estimated.difference.effect == pytest.approx(expected.expected, rel=REL)
     assert [reading.low, reading.high] == pytest.approx(expected.ci, rel=REL)
-    assert found.variance_reduction is not None
-    assert 0.0 < found.variance_reduction < 1.0
+    assert estimated.variance_reduction is not None
+    assert 0.0 < estimated.variance_reduction < 1.0
 
 
 def test_cuped_of_ratios_is_the_delta_method_on_four_means() -> None:
     rng = np.random.default_rng(9)
     arms = [rng.gamma(4.0, 1.0, (3_000, 1)) + rng.gamma(2.0, 1.0, (3_000, 4)) for _ in range(2)]
     spec = MetricSpec("m", "primary", "ratio", has_covariate=True)
-    found = compare(spec, Comoments.of(arms[0]), Comoments.of(arms[1])).found
+    ours = compare(spec, Comoments.of(arms[0]), Comoments.of(arms[1])).difference
 
     lines = []
     for arm in arms:
@@ -165,8 +167,8 @@ def test_cuped_of_ratios_is_the_delta_method_on_four_means() -> None:
     difference = (lines[1][2] - lines[0][2]) - theta * (lines[1][3] - lines[0][3])
     noise = sum(np.var(now - theta * then, ddof=1) / len(now) for now, then, _, _ in lines)
 
-    assert found.difference == pytest.approx(difference, rel=REL)
-    assert found.standard_error == pytest.approx(math.sqrt(noise), rel=REL)
+    assert ours.effect == pytest.approx(difference, rel=REL)
+    assert ours.standard_error == pytest.approx(math.sqrt(noise), rel=REL)
 
 
 @pytest.mark.parametrize(
@@ -177,12 +179,12 @@ def test_rates_are_those_of_statsmodels(
     control: tuple[int, int], treatment: tuple[int, int]
 ) -> None:
     (a, n_a), (b, n_b) = control, treatment
-    found = compare_rates(n_a, a, n_b, b)
+    ours = compare_rates(n_a, a, n_b, b)
     z, p_value = proportions_ztest([b, a], [n_b, n_a])
 
-    assert found.test == "pooled-z"
-    assert found.difference / found.standard_error == pytest.approx(z, rel=REL)
-    assert read_fixed(found, ALPHA).p_value == pytest.approx(p_value, rel=REL)
+    assert ours.test == "pooled-z"
+    assert ours.effect / ours.standard_error == pytest.approx(z, rel=REL)
+    assert read_fixed(ours, ALPHA).p_value == pytest.approx(p_value, rel=REL)
 
 
 @pytest.mark.parametrize(
@@ -192,10 +194,10 @@ def test_small_counts_are_fishers_of_scipy(table: tuple[int, int, int, int]) -> 
     n_a, a, n_b, b = table
     expected = stats.fisher_exact([[a, n_a - a], [b, n_b - b]]).pvalue
 
-    found = compare_rates(*table)
+    ours = compare_rates(*table)
 
-    assert found.test == "fisher-exact"
-    assert read_fixed(found, ALPHA).p_value == pytest.approx(expected, rel=REL)
+    assert ours.test == "fisher-exact"
+    assert read_fixed(ours, ALPHA).p_value == pytest.approx(expected, rel=REL)
 
 
 @pytest.mark.parametrize("quantile", [0.5, 0.9, 0.99])
@@ -205,7 +207,7 @@ def test_quantiles_are_those_of_gbstats(quantile: float) -> None:
     orders = [order_statistics_of(np.sort(values), quantile) for values in (a, b)]
     spec = MetricSpec("m", "primary", "quantile", quantile=quantile)
     empty = Comoments.empty(1)
-    found = estimate(spec, ArmData(empty, orders[0]), ArmData(empty, orders[1])).found
+    ours = estimate(spec, ArmData(empty, orders[0]), ArmData(empty, orders[1])).difference
     noise = 0.0
     for values, order in ((a, orders[0]), (b, orders[1])):
         # The interval by the binomial distribution of how many values lie below.
@@ -215,7 +217,7 @@ def test_quantiles_are_those_of_gbstats(quantile: float) -> None:
         )
         noise += theirs.variance / (order.n - 1)
 
-    low, high = found.bounds(1.96)
+    low, high = ours.bounds(1.96)
 
     assert (high - low) / (2 * 1.96) == pytest.approx(math.sqrt(noise), rel=0.15)
 
@@ -243,23 +245,26 @@ def test_families_are_those_of_statsmodels(seed: int) -> None:
 
 def test_the_sample_ratio_is_that_of_scipy_and_gbstats() -> None:
     observed, weights = [5_010, 4_795, 195], [0.5, 0.48, 0.02]
-    found = check_sample_ratio(observed, [5_000, 4_800, 200])
+    ours = check_sample_ratio(observed, [5_000, 4_800, 200])
     expected = stats.chisquare(observed, [sum(observed) * weight for weight in weights])
 
-    assert found.p_value == pytest.approx(expected.pvalue, rel=REL)
-    assert found.p_value == pytest.approx(check_srm(observed, weights), rel=REL)
+    assert ours.p_value == pytest.approx(expected.pvalue, rel=REL)
+    assert ours.p_value == pytest.approx(check_srm(observed, weights), rel=REL)
 
 
 @pytest.mark.parametrize("case", ["even", "uneven", "skewed"])
 def test_the_normal_posterior_is_that_of_gbstats(case: str) -> None:
     a, b = draw(case, 12)
-    found = compare(MEAN, of(a), of(b)).found
+    difference = compare(MEAN, of(a), of(b)).difference
     prior = GaussianPrior(mean=0, variance=0.3**2, proper=True)
     config = EffectBayesianConfig(difference_type="absolute", prior_effect=prior)
     expected = EffectBayesianABTest(theirs(a), theirs(b), config).compute_result()
 
-    ours = of_difference(
-        found.difference, found.standard_error, found.control_mean, is_increase_better=True
+    ours = posterior_of_difference(
+        difference.effect,
+        difference.standard_error,
+        difference.control_mean,
+        is_increase_better=True,
     )
 
     assert ours is not None
@@ -271,10 +276,10 @@ def test_the_beta_posterior_is_that_of_drawn_rates() -> None:
     rng = np.random.default_rng(13)
     a, b = rng.beta(101, 901, 10**6), rng.beta(121, 881, 10**6)
 
-    found = of_rates(1_000, 100, 1_000, 120, is_increase_better=True)
+    posterior = posterior_of_rates(1_000, 100, 1_000, 120, is_increase_better=True)
 
-    assert found.chance_to_beat == pytest.approx((b > a).mean(), abs=0.002)
-    assert found.expected_loss == pytest.approx(np.maximum(a - b, 0).mean(), rel=0.02)
+    assert posterior.chance_to_beat == pytest.approx((b > a).mean(), abs=0.002)
+    assert posterior.expected_loss == pytest.approx(np.maximum(a - b, 0).mean(), rel=0.02)
 
 
 def test_strata_are_their_weighted_differences() -> None:
@@ -287,21 +292,21 @@ def test_strata_are_their_weighted_differences() -> None:
         for i in (0, 1)
     ]  # fmt: skip
 
-    found = estimate(MEAN, *arms).found
+    difference = estimate(MEAN, *arms).difference
 
     third = [(b.mean() - a.mean()) / 3 for a, b in levels.values()]
     noise = sum(y.var(ddof=1) / len(y) / 9 for pair in levels.values() for y in pair)
-    assert found.difference == pytest.approx(sum(third), rel=REL)
-    assert found.standard_error == pytest.approx(math.sqrt(noise), rel=REL)
+    assert difference.effect == pytest.approx(sum(third), rel=REL)
+    assert difference.standard_error == pytest.approx(math.sqrt(noise), rel=REL)
 
 
 @pytest.mark.parametrize("case", ["even", "uneven", "skewed"])
 def test_the_relative_interval_solves_fiellers_quadratic(case: str) -> None:
     a, b = draw(case, 15)
-    found = compare(MEAN, of(a), of(b)).found
-    reading = read_fixed(found, ALPHA)
-    assert found.df is not None
-    critical = stats.t.isf(ALPHA / 2, found.df)
+    difference = compare(MEAN, of(a), of(b)).difference
+    reading = read_fixed(difference, ALPHA)
+    assert difference.df is not None
+    critical = stats.t.isf(ALPHA / 2, difference.df)
     noise = [values.var(ddof=1) / len(values) for values in (a, b)]
 
     for uplift in (reading.uplift_low, reading.uplift_high):
@@ -311,13 +316,13 @@ def test_the_relative_interval_solves_fiellers_quadratic(case: str) -> None:
         assert off**2 == pytest.approx(critical**2 * (noise[1] + ratio**2 * noise[0]), rel=REL)
 
 
-def test_a_hundred_million_units_keep_their_digits() -> None:
+def test_a_hundred_million_units_keep_full_precision() -> None:
     n, mean = 10**8, 1e9
     a, b = Comoments(n, (mean,), (float(n - 1),)), Comoments(n, (mean + 1e-3,), (float(n - 1),))
 
-    found = compare(MEAN, a, b).found
+    difference = compare(MEAN, a, b).difference
 
-    assert found.standard_error == pytest.approx(math.sqrt(2 / n), rel=1e-3)
-    assert read_fixed(found, ALPHA).p_value == pytest.approx(
+    assert difference.standard_error == pytest.approx(math.sqrt(2 / n), rel=1e-3)
+    assert read_fixed(difference, ALPHA).p_value == pytest.approx(
         2 * stats.norm.sf(1e-3 / math.sqrt(2 / n)), rel=2e-2
     )

@@ -1,7 +1,7 @@
-"""Welch's test and non-inferiority margins against spotify-confidence's own computer of them.
+"""Welch's test and non-inferiority margins equal those of spotify-confidence.
 
-Its package draws charts on import, with libraries that are not installed: empty modules stand in
-for those. Its data frames are of an older pandas, so the computer is asked without them.
+Its package imports chart libraries that are not installed; empty modules replace them. Its data
+frames need an older pandas, so that the test calls its functions directly.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def values(request: pytest.FixtureRequest) -> tuple[Any, Any]:
     return rng.lognormal(2, 1, request.param[0]), rng.lognormal(2.1, 1, request.param[1])
 
 
-def asked(theirs: Any, values: tuple[Any, Any], alternative: str, null: float) -> Any:
-    """Return p-value and interval by their functions, of sufficient statistics as theirs."""
+def their_test(theirs: Any, values: tuple[Any, Any], alternative: str, null: float) -> Any:
+    """Return p-value and interval of their functions, from sufficient statistics."""
     names = {
         "numerator": "sum",
         "numerator_sum_of_squares": "squares",
@@ -78,14 +78,14 @@ def asked(theirs: Any, values: tuple[Any, Any], alternative: str, null: float) -
 def ours(values: tuple[Any, Any]) -> Estimate:
     spec = MetricSpec("m", "primary", "mean")
     arms = [Comoments.of(arm.reshape(-1, 1)) for arm in values]
-    # Theirs are told two moments.
+    # Their functions use two moments only.
     return compare(spec, *(Comoments(arm.n, arm.means, arm.products) for arm in arms))
 
 
 def test_a_difference_is_the_same(theirs: Any, values: tuple[Any, Any]) -> None:
-    p_value, low, high = asked(theirs, values, "two-sided", 0.0)
+    p_value, low, high = their_test(theirs, values, "two-sided", 0.0)
 
-    reading = read_fixed(ours(values).found, ALPHA)
+    reading = read_fixed(ours(values).difference, ALPHA)
 
     assert reading.p_value == pytest.approx(p_value, rel=REL)
     assert (reading.low, reading.high) == pytest.approx((low, high), rel=REL)
@@ -94,13 +94,13 @@ def test_a_difference_is_the_same(theirs: Any, values: tuple[Any, Any]) -> None:
 def test_a_guardrail_is_not_worse_where_their_test_against_the_margin_rejects(
     theirs: Any, values: tuple[Any, Any]
 ) -> None:
-    p_value, low, _ = asked(theirs, values, "larger", -0.5)
+    p_value, low, _ = their_test(theirs, values, "larger", -0.5)
 
-    found = judge_margin(
+    verdict = judge_margin(
         SPEC, ours(values), None, alpha=ALPHA, planned_units=1_000, is_final=True, is_worse=False,
-        stopped="",
+        stop_reason="",
     )  # fmt: skip
 
-    assert found is not None
-    assert found.bound == pytest.approx(low, rel=REL)
-    assert (found.state == "not-worse") == (p_value < ALPHA)
+    assert verdict is not None
+    assert verdict.bound == pytest.approx(low, rel=REL)
+    assert (verdict.state == "not-worse") == (p_value < ALPHA)

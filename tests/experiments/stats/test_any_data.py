@@ -1,4 +1,4 @@
-"""Whatever sufficient statistics come, a report is made of numbers or of a state, never of NaN."""
+"""For any sufficient statistics, a report has numbers or states, never NaN."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from apps.experiments.stats.shapes import Compared, MetricReport
 KINDS: tuple[MetricKind, ...] = ("proportion", "mean", "ratio", "quantile")
 LEVELS = ("x", "y", "z")
 EDGES = (0.0, 1.0)
-# Units per arm: none, one, the fewest that vary, and enough for every reading to speak.
+# Units per arm: none, one, the minimum for a variance, and enough for every reading.
 SIZES = (0, 1, 2, 3, 150, 2_000)
 SHAPES = ("noughts", "ones", "constant", "normal", "tiny", "huge", "far", "spikes", "rate")
 
@@ -91,7 +91,11 @@ def experiments(draw: st.DrawFn) -> ExperimentData:
         shapes = draw(st.lists(st.sampled_from(SHAPES), min_size=4, max_size=4))
         arms = {name: arm(spec, rng, sizes[name], shapes) for name in names if rng.random() < 0.95}
         levels = {
-            level: {name: of_level(found, level) for name, found in arms.items() if found.strata}
+            level: {
+                name: of_level(arm_data, level)
+                for name, arm_data in arms.items()
+                if arm_data.strata
+            }
             for level in LEVELS
         }
         metrics.append(MetricData(spec, arms, EDGES, {"tenant": levels}))
@@ -106,31 +110,31 @@ def experiments(draw: st.DrawFn) -> ExperimentData:
 def test_a_report_is_numbers_or_a_state(
     data: ExperimentData, is_final: bool, planned_units: int
 ) -> None:
-    found = make_report(data, alpha=0.05, planned_units=planned_units, is_final=is_final)
+    report = make_report(data, alpha=0.05, planned_units=planned_units, is_final=is_final)
 
-    json.dumps(found.to_json(), allow_nan=False)
-    for metric, seen in zip(found.metrics, data.metrics, strict=True):
+    json.dumps(report.to_json(), allow_nan=False)
+    for metric, metric_data in zip(report.metrics, data.metrics, strict=True):
         for compared in metric.comparisons:
             read = compared.reading
-            told = {name: value for name, value in vars(read).items() if "uplift" not in name}
-            assert all(value == value for value in told.values() if isinstance(value, float))
+            numbers = {name: value for name, value in vars(read).items() if "uplift" not in name}
+            assert all(value == value for value in numbers.values() if isinstance(value, float))
             if compared.is_significant:
                 assert compared.state == "ok"
                 assert read.low is not None
                 assert read.high is not None
                 assert read.low > 0.0 or read.high < 0.0
-                assert min(a.comoments.n for a in seen.arms.values() if a.comoments.n) > 0
+                assert min(a.comoments.n for a in metric_data.arms.values() if a.comoments.n) > 0
 
 
 def as_planned(data: ExperimentData) -> ExperimentData:
-    """Return the same with the shares of units that were planned: nothing stops a verdict."""
+    """Return the data with shares that match the units, so that no mismatch stops a verdict."""
     whole = sum(data.exposed.values()) or 1
     shares = {name: n / whole for name, n in data.exposed.items()}
     return replace(data, phases=(Phase(data.exposed, shares),))
 
 
 def agree(reading: Reading, difference: float | None) -> None:
-    """Assert that a reading's verdict, interval and p-value say the same."""
+    """Assert that a reading's verdict, interval and p-value agree."""
     if reading.state is not State.OK:
         assert not reading.is_significant
         return
@@ -163,10 +167,10 @@ def margin_agrees(metric: MetricReport, compared: Compared) -> None:
 def test_verdict_interval_and_p_value_never_contradict_each_other(
     data: ExperimentData, is_final: bool, planned_units: int
 ) -> None:
-    found = make_report(
+    report = make_report(
         as_planned(data), alpha=0.05, planned_units=planned_units, is_final=is_final
     )
-    for metric in found.metrics:
+    for metric in report.metrics:
         if metric.state is State.INVALID_DATA:
             continue
         for compared in metric.comparisons:

@@ -1,4 +1,4 @@
-"""Differences and their readings, against scipy as the oracle and against each other."""
+"""Differences and their readings agree with scipy and with each other."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def test_welch_agrees_with_scipy(seed: int, na: int, nb: int, spread: float) -> 
 
 
 @given(RATES)
-def test_fisher_agrees_with_scipy(given: tuple[int, float, int, float]) -> None:
-    na, pa, nb, pb = given
+def test_fisher_agrees_with_scipy(counts: tuple[int, float, int, float]) -> None:
+    na, pa, nb, pb = counts
     a, b = round(na * pa), round(nb * pb)
 
     oracle = stats.fisher_exact([[a, na - a], [b, nb - b]]).pvalue
@@ -51,8 +51,8 @@ def test_fisher_agrees_with_scipy(given: tuple[int, float, int, float]) -> None:
 
 
 @given(RATES)
-def test_pooled_z_is_the_square_root_of_chi_square(given: tuple[int, float, int, float]) -> None:
-    na, pa, nb, pb = given
+def test_pooled_z_is_the_square_root_of_chi_square(counts: tuple[int, float, int, float]) -> None:
+    na, pa, nb, pb = counts
     a, b = round(na * pa), round(nb * pb)
     assume(min(a, na - a, b, nb - b) >= 10)
 
@@ -64,16 +64,16 @@ def test_pooled_z_is_the_square_root_of_chi_square(given: tuple[int, float, int,
 
 
 def test_an_arm_without_events_still_gets_a_verdict() -> None:
-    found = compare_rates(1000, 0, 1000, 12)
-    reading = read_fixed(found, 0.05)
+    difference = compare_rates(1000, 0, 1000, 12)
+    reading = read_fixed(difference, 0.05)
 
-    assert found.test == "fisher-exact"
+    assert difference.test == "fisher-exact"
     assert reading.p_value == pytest.approx(0.0005, abs=0.00005)
     assert reading.is_significant
     assert reading.uplift_state is UpliftState.CONTROL_MEAN_ZERO
 
 
-def test_a_tiny_p_is_not_printed_as_nought() -> None:
+def test_a_tiny_p_is_not_printed_as_0() -> None:
     reading = read_fixed(compare_rates(10_000, 1000, 10_000, 1800), 0.05)
     beyond = read_fixed(compare_means(Moments(1000, 0.0, 1.0), Moments(1000, 9.0, 1.0)), 0.05)
 
@@ -83,9 +83,9 @@ def test_a_tiny_p_is_not_printed_as_nought() -> None:
 
 @given(RATES, st.sampled_from([0.001, 0.025, 0.05, 0.2]))
 def test_intervals_of_rates_never_contradict_p(
-    given: tuple[int, float, int, float], alpha: float
+    counts: tuple[int, float, int, float], alpha: float
 ) -> None:
-    na, pa, nb, pb = given
+    na, pa, nb, pb = counts
     check_agreement(compare_rates(na, round(na * pa), nb, round(nb * pb)), alpha)
 
 
@@ -103,8 +103,8 @@ def test_intervals_of_means_never_contradict_p(
     check_agreement(compare_means(Moments(na, mean_a, m2_a), Moments(nb, mean_b, m2_b)), 0.05)
 
 
-def check_agreement(found: Difference, alpha: float) -> None:
-    reading = read_fixed(found, alpha)
+def check_agreement(difference: Difference, alpha: float) -> None:
+    reading = read_fixed(difference, alpha)
     if reading.state is not State.OK:
         assert not reading.is_significant
         return
@@ -125,7 +125,7 @@ def check_agreement(found: Difference, alpha: float) -> None:
             assert reading.uplift_high > -slack
 
 
-def test_fieller_is_not_estimable_where_control_may_be_nought() -> None:
+def test_fieller_is_not_estimable_where_control_may_be_0() -> None:
     reading = read_fixed(compare_means(Moments(50, 0.1, 50.0), Moments(50, 5.0, 50.0)), 0.05)
 
     assert reading.is_significant
@@ -133,7 +133,7 @@ def test_fieller_is_not_estimable_where_control_may_be_nought() -> None:
     assert reading.uplift_low is None
 
 
-def test_a_negative_control_mean_does_not_turn_the_uplift() -> None:
+def test_a_negative_control_mean_keeps_the_sign_of_the_uplift() -> None:
     reading = read_fixed(compare_means(Moments(500, -10.0, 500.0), Moments(500, -8.0, 500.0)), 0.05)
 
     assert reading.uplift_low is not None
@@ -142,12 +142,12 @@ def test_a_negative_control_mean_does_not_turn_the_uplift() -> None:
 
 @pytest.mark.parametrize("n", [0, 1])
 def test_fewer_than_two_units_are_not_enough(n: int) -> None:
-    for found in (compare_means(Moments(n), Moments(9, 1.0, 3.0)), compare_rates(9, 4, n, 0)):
-        assert read_fixed(found, 0.05).state is State.NOT_ENOUGH_DATA
+    for difference in (compare_means(Moments(n), Moments(9, 1.0, 3.0)), compare_rates(9, 4, n, 0)):
+        assert read_fixed(difference, 0.05).state is State.NOT_ENOUGH_DATA
 
 
 @pytest.mark.parametrize(
-    "found",
+    "difference",
     [
         compare_means(Moments(10, 3.0), Moments(10, 5.0)),
         compare_means(Moments(10**8, 1e9, 1e-7), Moments(10**8, 1e9 + 1e-7, 0.0)),
@@ -155,28 +155,28 @@ def test_fewer_than_two_units_are_not_enough(n: int) -> None:
         compare_rates(50, 50, 60, 60),
     ],
 )
-def test_arms_that_do_not_vary_get_no_p(found: Difference) -> None:
-    reading = read_fixed(found, 0.05)
+def test_arms_that_do_not_vary_get_no_p(difference: Difference) -> None:
+    reading = read_fixed(difference, 0.05)
 
     assert reading.state is State.NO_VARIANCE
     assert reading.p_value is None
     assert not reading.is_significant
 
 
-def test_a_difference_in_the_last_digit_of_the_means_is_no_win() -> None:
-    found = compare_means(Moments(10**8, 1e9, 1e-3), Moments(10**8, 1e9 + 2e-7, 1e-3))
+def test_a_difference_within_rounding_is_not_significant() -> None:
+    difference = compare_means(Moments(10**8, 1e9, 1e-3), Moments(10**8, 1e9 + 2e-7, 1e-3))
 
-    assert not read_fixed(found, 0.05).is_significant
+    assert not read_fixed(difference, 0.05).is_significant
 
 
-def test_one_constant_arm_is_no_obstacle() -> None:
+def test_one_arm_may_be_constant() -> None:
     reading = read_fixed(compare_means(Moments(40, 3.0), Moments(40, 3.1, 10.0)), 0.05)
 
     oracle = stats.t.sf(0.1 / math.sqrt(10.0 / 39 / 40), 39) * 2
     assert reading.p_value == pytest.approx(oracle, rel=1e-9)
 
 
-def test_welch_intervals_cover_as_often_as_they_say() -> None:
+def test_welch_intervals_have_their_nominal_coverage() -> None:
     rng = np.random.default_rng(3)
     runs, truth = 1500, 0.2
     a, b = rng.exponential(1.0, (runs, 60)), rng.exponential(1.0, (runs, 300)) + truth

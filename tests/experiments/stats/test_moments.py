@@ -1,4 +1,4 @@
-"""Moments stay sound where sums of squares cancel, and merging is adding."""
+"""Moments keep their precision where sums of squares cancel, and merging equals adding."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from apps.experiments.stats.moments import Moments
 VALUES = st.lists(st.floats(-1e6, 1e6), max_size=40)
 
 
-def test_nothing_has_no_variance() -> None:
+def test_an_empty_sample_has_no_variance() -> None:
     assert Moments.of([]) == Moments()
     assert Moments.of([3.0]).variance is None
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_it_refuses_values_that_are_not_finite(value: float) -> None:
+def test_values_that_are_not_finite_are_rejected(value: float) -> None:
     with pytest.raises(ValueError, match="finite"):
         Moments.of([1.0, value])
     with pytest.raises(ValueError, match="finite"):
@@ -28,7 +28,9 @@ def test_it_refuses_values_that_are_not_finite(value: float) -> None:
 
 
 @given(VALUES, VALUES)
-def test_merging_two_samples_is_having_both(first: list[float], second: list[float]) -> None:
+def test_merging_two_samples_equals_one_sample_of_both(
+    first: list[float], second: list[float]
+) -> None:
     merged = Moments.of(first).merge(Moments.of(second))
     whole = Moments.of(first + second)
 
@@ -38,7 +40,7 @@ def test_merging_two_samples_is_having_both(first: list[float], second: list[flo
 
 
 @given(VALUES)
-def test_adding_one_by_one_is_the_batch(values: list[float]) -> None:
+def test_adding_one_by_one_equals_the_batch(values: list[float]) -> None:
     one_by_one = Moments()
     for value in values:
         one_by_one = one_by_one.add(value)

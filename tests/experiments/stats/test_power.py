@@ -1,4 +1,4 @@
-"""Sizes and powers against statsmodels, against simulated paths, and back again."""
+"""Sample sizes and powers agree with statsmodels, with simulated paths, and with each other."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def test_the_power_of_rates_is_that_of_statsmodels(
     real = math.sqrt(rate * (1 - rate) / first + other * (1 - other) / second)
     expected = normal_power_het(effect, units, 0.05, null, real, "two-sided")
 
-    found = power_at(Baseline(rate), Design(shares, 0.05), effect, units)
+    power = power_at(Baseline(rate), Design(shares, 0.05), effect, units)
 
-    assert found == pytest.approx(expected, rel=1e-6, abs=1e-12)
+    assert power == pytest.approx(expected, rel=1e-6, abs=1e-12)
 
 
 @pytest.mark.parametrize("shares", [HALVES, (0.95, 0.05)])
@@ -53,14 +53,14 @@ def test_the_power_of_means_is_that_of_statsmodels(
     control = units * shares[0]
     expected = TTestIndPower().power(effect, control, 0.05, shares[1] / shares[0])
 
-    found = power_at(Baseline(10.0, 1.0), Design(shares, 0.05), effect, units)
+    power = power_at(Baseline(10.0, 1.0), Design(shares, 0.05), effect, units)
 
-    assert found == pytest.approx(expected, rel=1e-6)
+    assert power == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("is_sequential", [False, True])
 @pytest.mark.parametrize("baseline", [Baseline(0.05), Baseline(20.0, 35.0)])
-def test_what_is_detectable_with_the_units_needed_is_the_effect(
+def test_the_minimum_detectable_effect_of_the_needed_units_is_the_effect(
     baseline: Baseline, is_sequential: bool
 ) -> None:
     design = Design((0.6, 0.2), 0.025, 0.9)
@@ -68,39 +68,39 @@ def test_what_is_detectable_with_the_units_needed_is_the_effect(
     units = units_needed(baseline, design, effect, is_sequential=is_sequential)
     assert units is not None
 
-    found = detectable(baseline, design, units, is_sequential=is_sequential)
+    smallest = detectable(baseline, design, units, is_sequential=is_sequential)
     power = power_at(baseline, design, effect, units, is_sequential=is_sequential)
 
-    assert found == pytest.approx(effect, rel=1e-3)
+    assert smallest == pytest.approx(effect, rel=1e-3)
     assert power == pytest.approx(0.9, abs=2e-3)
 
 
 def crossings(level: float, effect: float, units: int, looks: int, paths: int) -> float:
-    """Return the share of simulated paths that the sequence finds at one of so many looks."""
+    """Return the share of simulated paths that cross the boundary at one of `looks` looks."""
     rng = np.random.default_rng(7)
     share = np.arange(1, looks + 1) / looks
     bound = np.array([boundary(max(2, int(u * units)), level, units)[0] for u in share])
     shift = effect * math.sqrt(units) / 2
-    found = 0
+    crossed = 0
     for _ in range(paths // 1_000):
         steps = rng.normal(shift / looks, math.sqrt(1 / looks), (1_000, looks))
-        found += (np.cumsum(steps, axis=1) / np.sqrt(share) >= bound).any(axis=1).sum()
-    return float(found / paths)
+        crossed += (np.cumsum(steps, axis=1) / np.sqrt(share) >= bound).any(axis=1).sum()
+    return float(crossed / paths)
 
 
 @pytest.mark.parametrize(("level", "effect"), [(0.05, 0.035), (0.025, 0.045), (0.0125, 0.04)])
 def test_the_power_of_the_sequence_is_that_of_simulated_paths(level: float, effect: float) -> None:
     units, paths = 40_000, 10_000
-    found = power_at(Baseline(1.0, 1.0), Design(HALVES, level), effect, units, is_sequential=True)
+    power = power_at(Baseline(1.0, 1.0), Design(HALVES, level), effect, units, is_sequential=True)
 
     simulated = crossings(level, effect, units, LOOKS, paths)
 
-    assert abs(simulated - found) < 4 * math.sqrt(found * (1 - found) / paths)
+    assert abs(simulated - power) < 4 * math.sqrt(power * (1 - power) / paths)
 
 
 @pytest.mark.parametrize("looks", [50, 200, 1_000])
 @pytest.mark.parametrize("level", [0.05, 0.025, 0.005])
-def test_the_size_for_any_time_has_its_power_within_two_points_however_often_one_looks(
+def test_the_sequential_size_has_its_power_within_two_points_at_any_number_of_looks(
     level: float, looks: int
 ) -> None:
     units = units_needed(Baseline(1.0, 1.0), Design(HALVES, level), 0.035, is_sequential=True)
@@ -128,14 +128,14 @@ def test_more_arms_share_the_level() -> None:
     assert level_of(0.05, 6) == 0.005
 
 
-def test_what_no_number_of_units_finds_is_none() -> None:
+def test_an_undetectable_effect_gives_none() -> None:
     assert units_needed(Baseline(1.0, 1.0), Design(HALVES, 0.05), 1e-9) is None
     assert detectable(Baseline(0.9), Design(HALVES, 0.05), 20) is None
     assert detectable(Baseline(0.9), Design(HALVES, 0.05), 0) is None
 
 
 @pytest.mark.parametrize(
-    ("make", "told"),
+    ("make", "message"),
     [
         (lambda: Baseline(0.0), "between 0 and 1"),
         (lambda: Baseline(1.0), "between 0 and 1"),
@@ -143,7 +143,7 @@ def test_what_no_number_of_units_finds_is_none() -> None:
         (lambda: Baseline(1.0, 0.0), "above 0"),
         (lambda: Baseline(1.0, -1.0), "above 0"),
         (lambda: Baseline(1.0, math.inf), "above 0"),
-        (lambda: Design(HALVES, 0.0), "false verdict"),
+        (lambda: Design(HALVES, 0.0), "error rate"),
         (lambda: Design(HALVES, 0.05, 1.0), "power"),
         (lambda: Design(HALVES, 0.05, 0.01), "power"),
         (lambda: Design((1.0, 0.0), 0.05), "share"),
@@ -153,6 +153,6 @@ def test_what_no_number_of_units_finds_is_none() -> None:
         (lambda: margin_units(Baseline(0.1), Design(HALVES, 0.05), 0.0), "margin"),
     ],
 )
-def test_what_makes_no_sense_is_refused(make: object, told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_invalid_arguments_are_rejected(make: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         make()  # type: ignore[operator]

@@ -1,4 +1,4 @@
-"""Quantiles of any values: what ranks prove, what ties and gaps leave open."""
+"""Quantiles of any values, with ties and gaps."""
 
 from __future__ import annotations
 
@@ -32,9 +32,11 @@ def region(control: Floats, treatment: Floats, quantile: float) -> QuantileRegio
     return QuantileRegion(arms[0], arms[1], quantile)
 
 
-def of(found: QuantileRegion) -> Difference:
-    values = found.control.value, found.treatment.value
-    return Difference(State.OK, "", "order-statistics", *values, *found.noise(), region=found)
+def of(quantiles: QuantileRegion) -> Difference:
+    values = quantiles.control.value, quantiles.treatment.value
+    return Difference(
+        State.OK, "", "order-statistics", *values, *quantiles.noise(), region=quantiles
+    )
 
 
 def badness(values: Floats, point: float, quantile: float) -> float:
@@ -49,7 +51,7 @@ def test_the_interval_is_the_range_of_all_pairs_of_points_that_fit(
     control: list[int], treatment: list[int], quantile: float, critical: float
 ) -> None:
     a, b = np.array(control, dtype=float), np.array(treatment, dtype=float)
-    # Between any two values lies a half; FAR stands for all that is beyond the extremes.
+    # There is a half-integer between any two values; FAR represents all points beyond the extremes.
     points = [-FAR, *np.arange(-3.0, 6.5, 0.5), FAR]
     pairs = [
         (badness(a, x, quantile) + badness(b, y, quantile), y - x)
@@ -80,18 +82,18 @@ def test_the_score_is_the_least_deviance_of_a_common_quantile(
 def test_the_interval_excludes_0_exactly_when_the_score_is_beyond_the_critical_value(
     control: list[int], treatment: list[int], quantile: float, critical: float
 ) -> None:
-    found = region(np.array(control, dtype=float), np.array(treatment, dtype=float), quantile)
-    assume(abs(abs(found.score) - critical) > 1e-9)
+    quantiles = region(np.array(control, dtype=float), np.array(treatment, dtype=float), quantile)
+    assume(abs(abs(quantiles.score) - critical) > 1e-9)
 
-    low, high = found.limits(critical)
+    low, high = quantiles.limits(critical)
 
-    assert (low > 0.0 or high < 0.0) == (abs(found.score) > critical)
-    uplift = found.uplift_limits(critical)
+    assert (low > 0.0 or high < 0.0) == (abs(quantiles.score) > critical)
+    uplift = quantiles.uplift_limits(critical)
     if uplift is not None:
-        assert (uplift[0] > 0.0 or uplift[1] < 0.0) == (abs(found.score) > critical)
+        assert (uplift[0] > 0.0 or uplift[1] < 0.0) == (abs(quantiles.score) > critical)
 
 
-def test_of_smooth_values_it_is_as_wide_as_that_of_the_standard_error() -> None:
+def test_for_smooth_values_the_interval_is_as_wide_as_that_of_the_standard_error() -> None:
     n = 40_000
     # Exactly the quantiles of two exponential distributions, whose medians' densities are known.
     shares = (np.arange(n) + 0.5) / n
@@ -123,15 +125,17 @@ def test_many_values_are_compared_by_few_ranks() -> None:
     assert ranks_of(20, 0.5) == tuple(range(1, 21))
 
 
-def test_the_rank_of_a_quantile_is_not_moved_by_rounding() -> None:
+def test_rounding_does_not_change_the_rank_of_a_quantile() -> None:
     assert [value_rank(30, 0.1), value_rank(10, 0.7), value_rank(7, 0.5)] == [3, 7, 4]
 
 
-def test_an_interval_without_an_end_says_how_many_units_it_needs() -> None:
+def test_an_unbounded_interval_gives_the_number_of_needed_units() -> None:
     rng = np.random.default_rng(2)
-    found = of(region(rng.random(1_000), rng.random(1_000) + 0.4, 0.99))
+    difference = of(region(rng.random(1_000), rng.random(1_000) + 0.4, 0.99))
 
-    reading = read_sequential(found, n=2_000, alpha=0.025, planned_units=400_000, silent=None)
+    reading = read_sequential(
+        difference, n=2_000, alpha=0.025, planned_units=400_000, wait_reason=None
+    )
 
     assert reading.state is State.NOT_ENOUGH_DATA
     assert reading.low is None
@@ -149,7 +153,7 @@ def test_a_quantile_that_may_be_0_has_no_uplift() -> None:
     assert reading.low is not None
 
 
-def test_a_negative_quantile_does_not_turn_the_uplift() -> None:
+def test_a_negative_quantile_keeps_the_sign_of_the_uplift() -> None:
     rng = np.random.default_rng(4)
     a = rng.normal(-10.0, 1.0, 2_000)
 

@@ -1,4 +1,4 @@
-"""Score tests of rates and their intervals, against published examples and other libraries."""
+"""Score tests of rates and their intervals agree with published examples and other libraries."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ def test_a_rate_of_no_event_beside_another_is_bounded_by_wilsons_interval() -> N
 
 def test_the_test_against_a_margin_is_the_published_one() -> None:
     # 56 of 70 against 48 of 80 as in the reference output of cicalc (GSK): 1.348 at 0.1.
-    found = region(56, 70, 48, 80)
+    rates = region(56, 70, 48, 80)
 
-    assert float(found.score_of(0.1)) == pytest.approx(1.348, abs=5e-4)
-    assert found.score == pytest.approx(2.650, abs=5e-4)
+    assert float(rates.score_of(0.1)) == pytest.approx(1.348, abs=5e-4)
+    assert rates.score == pytest.approx(2.650, abs=5e-4)
 
 
 @pytest.mark.parametrize("counts", [(56, 70, 48, 80), (7, 34, 1, 34), (500, 1_000, 9_000, 99_000)])
@@ -67,10 +67,10 @@ def test_intervals_of_ratios_are_those_of_statsmodels(counts: tuple[int, int, in
         *counts, method="score", compare="ratio", correction=False
     )
 
-    found = region(*counts).uplift_limits(Z95)
+    limits = region(*counts).uplift_limits(Z95)
 
-    assert found is not None
-    assert np.array(found) + 1.0 == pytest.approx(np.array(expected), rel=1e-8)
+    assert limits is not None
+    assert np.array(limits) + 1.0 == pytest.approx(np.array(expected), rel=1e-8)
 
 
 @given(
@@ -82,19 +82,19 @@ def test_intervals_of_ratios_are_those_of_statsmodels(counts: tuple[int, int, in
 def test_restricted_rates_are_the_likeliest(
     n: int, control_n: int, share: float, control_share: float, delta: float
 ) -> None:
-    found = region(round(n * share), n, round(control_n * control_share), control_n)
+    rates = region(round(n * share), n, round(control_n * control_share), control_n)
 
-    control, treatment = (float(rate) for rate in found.restricted(delta))
+    control, treatment = (float(rate) for rate in rates.restricted(delta))
 
     def loss(rate: float) -> float:
-        pairs = ((rate - delta, control_n, found.control_events), (rate, n, found.events))
+        pairs = ((rate - delta, control_n, rates.control_events), (rate, n, rates.events))
         return -sum(float(stats.binom.logpmf(k, m, min(1.0, max(0.0, p)))) for p, m, k in pairs)
 
     low, high = max(0.0, delta), min(1.0, 1.0 + delta)
     best = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-10})
     assert treatment - control == pytest.approx(delta, abs=1e-12)
     assert low <= treatment <= high
-    # A double root, as where no unit has the event, is known to half of the digits.
+    # A double root, as when no unit has the event, is exact to half of the digits.
     assert treatment == pytest.approx(best.x, abs=1e-7) or loss(treatment) <= best.fun + 1e-5
 
 
@@ -105,17 +105,17 @@ def test_restricted_rates_are_the_likeliest(
 def test_the_ends_of_an_interval_have_the_critical_score(
     n: int, control_n: int, share: float, control_share: float, critical: float
 ) -> None:
-    found = region(round(n * share), n, round(control_n * control_share), control_n)
-    if found.events + found.control_events in (0, n + control_n):
+    rates = region(round(n * share), n, round(control_n * control_share), control_n)
+    if rates.events + rates.control_events in (0, n + control_n):
         return
 
-    low, high = found.limits(critical)
+    low, high = rates.limits(critical)
 
-    assert -1.0 <= low <= found.rates[1] - found.rates[0] <= high <= 1.0
+    assert -1.0 <= low <= rates.rates[1] - rates.rates[0] <= high <= 1.0
     if low > -1.0:
-        assert float(found.score_of(low)) == pytest.approx(critical, rel=1e-4)
+        assert float(rates.score_of(low)) == pytest.approx(critical, rel=1e-4)
     if high < 1.0:
-        assert float(found.score_of(high)) == pytest.approx(-critical, rel=1e-4)
+        assert float(rates.score_of(high)) == pytest.approx(-critical, rel=1e-4)
 
 
 def test_the_ratio_of_a_rare_rate_has_bounds_where_fiellers_has_none() -> None:
@@ -165,20 +165,20 @@ def test_the_stratified_score_is_mantel_and_haenszels() -> None:
     counts = [(9_000, 450, 1_000, 60), (5_000, 500, 5_000, 540)]
     tables = [np.array([[b, n - b], [a, m - a]]) for m, a, n, b in counts]
 
-    found = strata(counts)
+    stratified = strata(counts)
 
     expected = StratifiedTable(tables).test_null_odds(correction=False).statistic
-    assert found.score == pytest.approx(math.sqrt(expected), rel=1e-9)
-    low, high = found.uplift_limits(found.score - 1e-6) or (0.0, 0.0)
-    assert 0.0 < low < found.difference / 0.075 < high
+    assert stratified.score == pytest.approx(math.sqrt(expected), rel=1e-9)
+    low, high = stratified.uplift_limits(stratified.score - 1e-6) or (0.0, 0.0)
+    assert 0.0 < low < stratified.difference / 0.075 < high
 
 
 def test_one_stratum_is_the_plain_interval_but_for_its_factor() -> None:
     low, high = region(60, 1_000, 450, 9_000).limits(Z95)
 
-    found = strata([(9_000, 450, 1_000, 60)]).limits(Z95 * math.sqrt(9_999 / 10_000))
+    limits = strata([(9_000, 450, 1_000, 60)]).limits(Z95 * math.sqrt(9_999 / 10_000))
 
-    assert found == pytest.approx((low, high), rel=1e-6)
+    assert limits == pytest.approx((low, high), rel=1e-6)
 
 
 def test_one_sided_limits_of_one_stratum_are_the_plain_ones_but_for_the_factor() -> None:

@@ -1,4 +1,4 @@
-"""The reading while an experiment runs: silent when small, valid at every look, of useful power."""
+"""The sequential reading: it waits for enough units, is valid at every look, and has power."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from apps.experiments.stats.comparison import State, compare_means, compare_rates
 from apps.experiments.stats.moments import Moments
-from apps.experiments.stats.sequential import boundary, read_sequential, silence
+from apps.experiments.stats.sequential import boundary, read_sequential, sequential_wait_reason
 from bench import decisions_peeking as peeking
 from bench.decisions_peeking import Peeking
 
@@ -28,16 +28,22 @@ from bench.decisions_peeking import Peeking
         (9500, 500, (30, 30), False),
     ],
 )
-def test_it_is_silent_until_the_approximation_holds(
+def test_it_waits_until_the_approximation_is_valid(
     control_n: int, n: int, events: tuple[int, int] | None, is_silent: bool
 ) -> None:
-    assert (silence(control_n, n, events) is not None) == is_silent
+    assert (sequential_wait_reason(control_n, n, events) is not None) == is_silent
 
 
-def test_silence_is_a_state_with_its_reason() -> None:
-    found = compare_means(Moments(40, 1.0, 40.0), Moments(40, 9.0, 40.0))
+def test_too_few_units_are_a_state_with_its_reason() -> None:
+    difference = compare_means(Moments(40, 1.0, 40.0), Moments(40, 9.0, 40.0))
 
-    reading = read_sequential(found, n=80, alpha=0.025, planned_units=None, silent=silence(40, 40))
+    reading = read_sequential(
+        difference,
+        n=80,
+        alpha=0.025,
+        planned_units=None,
+        wait_reason=sequential_wait_reason(40, 40),
+    )
 
     assert reading.state is State.NOT_ENOUGH_DATA
     assert not reading.is_significant
@@ -61,8 +67,10 @@ def test_the_half_width_is_that_of_the_method() -> None:
     st.sampled_from([0.005, 0.025, 0.1]),
 )
 def test_the_interval_never_contradicts_p(n: int, pa: float, pb: float, alpha: float) -> None:
-    found = compare_rates(n, round(n * pa), n, round(n * pb))
-    reading = read_sequential(found, n=2 * n, alpha=alpha, planned_units=10_000, silent=None)
+    difference = compare_rates(n, round(n * pa), n, round(n * pb))
+    reading = read_sequential(
+        difference, n=2 * n, alpha=alpha, planned_units=10_000, wait_reason=None
+    )
 
     if reading.state is not State.OK or abs((reading.p_value or 0.0) / alpha - 1.0) < 1e-6:
         return
@@ -99,26 +107,26 @@ PEEKED = [
 
 
 @pytest.mark.parametrize("case", PEEKED, ids=lambda case: case.name)
-def test_looking_all_the_time_does_not_raise_false_positives(case: Peeking) -> None:
-    found, fooled = peeking.peek(np.random.default_rng(5), case, runs=2000)
+def test_continuous_looks_do_not_raise_false_positives(case: Peeking) -> None:
+    significant, z_significant = peeking.peek(np.random.default_rng(5), case, runs=2000)
 
-    assert found <= 0.025
-    assert fooled > 0.3
+    assert significant <= 0.025
+    assert z_significant > 0.3
 
 
-def test_the_plan_is_mostly_met_before_its_end() -> None:
+def test_most_runs_are_significant_before_the_planned_end() -> None:
     looks = peeking.even_looks(100, 77, 77)
     case = Peeking("A/B", looks, peeking.rate(0.10), peeking.rate(0.12), True)
 
-    found, _ = peeking.peek(np.random.default_rng(6), case, runs=1500)
+    significant, _ = peeking.peek(np.random.default_rng(6), case, runs=1500)
 
-    assert found > 0.75
+    assert significant > 0.75
 
 
-def test_the_simulation_reads_as_the_product_does() -> None:
+def test_the_simulation_agrees_with_the_product() -> None:
     sums = np.array([[100.0], [100.0], [160.0], [160.0]])
-    z, speaks = peeking._z_and_voice(sums, 1000, 1000, is_rate=True)
-    found = compare_rates(1000, 100, 1000, 160)
+    z, is_ready = peeking._z_and_readiness(sums, 1000, 1000, is_rate=True)
+    difference = compare_rates(1000, 100, 1000, 160)
 
-    assert z[0] == pytest.approx(found.difference / found.standard_error)
-    assert bool(speaks[0]) == (silence(1000, 1000, (100, 160)) is None)
+    assert z[0] == pytest.approx(difference.effect / difference.standard_error)
+    assert bool(is_ready[0]) == (sequential_wait_reason(1000, 1000, (100, 160)) is None)

@@ -1,4 +1,4 @@
-"""What the statistics promise, by simulation: false verdicts, coverage, and power as planned."""
+"""Simulations of the guarantees: false verdicts, coverage, and the planned power."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Draw = Callable[[np.random.Generator, int, int], Floats]
 ALPHA = 0.05
 LEVEL = level_of(ALPHA, 2)
 RUNS = 4_000
-# So many standard errors of a share of RUNS may a simulation be off.
+# The tolerance of a simulated share, in standard errors.
 SIGMAS = 4.0
 
 
@@ -37,7 +37,7 @@ def normals(mean: float) -> Draw:
 
 
 def verdicts(a: Draw, b: Draw, *, looks: int, each: int, is_rate: bool) -> tuple[float, float]:
-    """Return the share of runs that any look of the sequence decides, and that the end decides."""
+    """Return the share of runs with a verdict at any look, and with one at the end."""
     rng = np.random.default_rng(20)
     planned = 2 * looks * each
     early = np.zeros(RUNS, dtype=bool)
@@ -85,7 +85,7 @@ def test_the_planned_size_has_the_planned_power(
 
     early, ever = verdicts(*draws, looks=20, each=units // 40, is_rate=is_rate)
 
-    # The end finds it with 80 %; that it may be found before adds a little, and takes nothing.
+    # The power at the end is 80 %; the sequential looks before it can only add to it.
     assert 0.80 - 0.02 <= ever <= 0.80 + 0.02 + allowed(0.8)
     assert early < ever
 
@@ -105,7 +105,7 @@ def test_the_size_for_deciding_at_any_time_has_the_planned_power(
     units = units_needed(baseline, Design((0.5, 0.5), LEVEL), effect, is_sequential=True)
     assert units is not None
     each = round(units / (2 * looks))
-    # Effects are small, so that rounding the units of a look neither helps nor hurts.
+    # Effects are small, so that rounding the units per look has no effect.
     assert 2 * looks * each == pytest.approx(units, rel=0.005)
 
     early, _ = verdicts(*draws, looks=looks, each=each, is_rate=is_rate)
@@ -125,6 +125,6 @@ def test_the_fixed_interval_covers_the_truth(sizes: tuple[int, int], skewed: boo
         assert reading.high is not None
         covered += reading.low <= 0.0 <= reading.high
 
-    # Small skewed samples are known to fall short a little; the sequence is silent below 100 units.
+    # Small skewed samples have slightly less coverage; the sequence waits for 100 units.
     short = 0.015 if skewed and min(sizes) < 100 else 0.0
     assert covered / runs == pytest.approx(0.95 - short / 2, abs=allowed(0.05, runs) + short / 2)

@@ -1,4 +1,4 @@
-"""Sample ratio: mismatches are found, healthy splits are left alone however often one looks."""
+"""Sample ratio mismatch: mismatches are detected, healthy splits pass at any number of looks."""
 
 from __future__ import annotations
 
@@ -42,17 +42,17 @@ def test_chi_square_agrees_with_scipy() -> None:
     counts, shares = np.array([480.0, 300.0, 220.0]), np.array([0.5, 0.3, 0.2])
 
     oracle = stats.chisquare(counts, 1000.0 * shares).pvalue
-    found = check_sample_ratio([480, 300, 220], [5000, 3000, 2000]).p_value
-    assert found == pytest.approx(oracle, rel=1e-9)
+    p_value = check_sample_ratio([480, 300, 220], [5000, 3000, 2000]).p_value
+    assert p_value == pytest.approx(oracle, rel=1e-9)
 
 
-def test_phases_with_other_weights_are_each_judged_by_their_own() -> None:
+def test_each_phase_is_tested_against_its_own_weights() -> None:
     phases = [((900, 100), (0.9, 0.1)), ((500, 500), (0.5, 0.5))]
 
-    found = check_phases(phases)
+    ratio = check_phases(phases)
 
-    assert found.state is State.OK
-    assert found.expected == (1400.0, 600.0)
+    assert ratio.state is State.OK
+    assert ratio.expected == (1400.0, 600.0)
     assert check_phases([((900, 100), (0.5, 0.5))]).state is State.SRM
 
 
@@ -72,15 +72,15 @@ def test_the_bayes_factor_averages_to_one_under_the_configured_shares() -> None:
     assert stats.binom.pmf(np.arange(n + 1), n, 0.3) @ factors == pytest.approx(1.0)
 
 
-def test_a_healthy_split_is_rarely_doubted_at_any_of_many_looks() -> None:
+def test_a_healthy_split_rarely_fails_at_any_of_many_looks() -> None:
     rng = np.random.default_rng(4)
-    seen = np.cumsum(rng.binomial(200, 0.5, (200, 60)), axis=-1)
+    counts = np.cumsum(rng.binomial(200, 0.5, (200, 60)), axis=-1)
     doubted = [
         any(
             check_sample_ratio((int(a), 200 * (look + 1) - int(a)), (5000, 5000)).state is State.SRM
             for look, a in enumerate(run)
         )
-        for run in seen
+        for run in counts
     ]
 
     assert np.mean(doubted) <= 0.02
@@ -89,6 +89,8 @@ def test_a_healthy_split_is_rarely_doubted_at_any_of_many_looks() -> None:
 @pytest.mark.parametrize(
     ("counts", "weights"), [((1, 2), (5000,)), ((-1, 2), (1, 1)), ((1, 2), (0, 0))]
 )
-def test_it_refuses_what_no_split_can_be(counts: tuple[int, ...], weights: tuple[int, ...]) -> None:
+def test_invalid_counts_and_weights_are_rejected(
+    counts: tuple[int, ...], weights: tuple[int, ...]
+) -> None:
     with pytest.raises(ValueError):
         check_sample_ratio(counts, weights)

@@ -1,4 +1,4 @@
-"""Arms over phases in which their shares of the units differ: compared inside each of them."""
+"""Arms with different shares of the units over phases are compared within each phase."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CUPED = replace(MEAN, has_covariate=True)
 RATIO = replace(RATE, kind="ratio")
 RATIO_CUPED = replace(RATIO, has_covariate=True)
 SPECS = [RATE, MEAN, CUPED, RATIO, RATIO_CUPED]
-# Control's and treatment's units in two phases, of which the second has other values.
+# Units of control and treatment in two phases; the second one has other values.
 UNITS = {0: (4_500, 500), 1: (5_000, 5_000)}
 
 
@@ -54,7 +54,7 @@ def arm(parts: dict[Any, Comoments]) -> ArmData:
 
 
 def draw(spec: MetricSpec, rng: np.random.Generator, n: int, at: float, lift: float) -> Comoments:
-    """Return units around `at`, whose covariate says most of what they vary by."""
+    """Return units with values around `at` and a covariate that explains most of the variance."""
     if spec.kind == "proportion":
         return of((rng.random(n) < 0.05 * at + lift).astype(float))
     x, d = rng.normal(10.0 * at, 2.0, n), rng.poisson(5.0 * at, n) + 1.0
@@ -76,16 +76,16 @@ def arms(spec: MetricSpec, seed: int = 1, lift: float = 0.0) -> tuple[ArmData, A
 
 
 @pytest.mark.parametrize("spec", SPECS)
-def test_what_moves_when_the_shares_move_is_no_difference(spec: MetricSpec) -> None:
+def test_a_drift_between_phases_gives_no_difference(spec: MetricSpec) -> None:
     a, b = arms(spec)
 
-    pooled = compare(spec, a.comoments, b.comoments).found
-    found = estimate(spec, a, b).found
+    pooled = compare(spec, a.comoments, b.comoments).difference
+    difference = estimate(spec, a, b).difference
 
-    assert pooled.state is found.state is State.OK
+    assert pooled.state is difference.state is State.OK
     if not spec.has_covariate:
-        assert abs(pooled.difference / pooled.standard_error) > 4.0
-    assert abs(found.difference / found.standard_error) < 2.5
+        assert abs(pooled.effect / pooled.standard_error) > 4.0
+    assert abs(difference.effect / difference.standard_error) < 2.5
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -93,12 +93,14 @@ def test_a_difference_in_each_phase_is_one(spec: MetricSpec) -> None:
     lift = {"proportion": 0.03, "mean": 0.5, "ratio": 0.5}[spec.kind]
     a, b = arms(spec, 2, lift)
 
-    made = estimate(spec, a, b)
+    estimated = estimate(spec, a, b)
 
-    assert made.found.difference == pytest.approx(lift, abs=4.0 * made.found.standard_error)
-    assert made.found.difference / made.found.standard_error > 4.0
-    assert made.n == sum(map(sum, UNITS.values()))
-    assert (made.variance_reduction is not None) == spec.has_covariate
+    assert estimated.difference.effect == pytest.approx(
+        lift, abs=4.0 * estimated.difference.standard_error
+    )
+    assert estimated.difference.effect / estimated.difference.standard_error > 4.0
+    assert estimated.n == sum(map(sum, UNITS.values()))
+    assert (estimated.variance_reduction is not None) == spec.has_covariate
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -119,7 +121,9 @@ def test_means_are_averaged_by_hand() -> None:
     rng = np.random.default_rng(4)
     values = [[rng.normal(phase, 1 + phase, n) for phase, n in ((0, 300), (1, 80))],
               [rng.normal(phase, 1 + phase, n) for phase, n in ((0, 50), (1, 90))]]  # fmt: skip
-    found = estimate(MEAN, *(arm(dict(enumerate(map(of, part)))) for part in values)).found
+    difference = estimate(
+        MEAN, *(arm(dict(enumerate(map(of, part)))) for part in values)
+    ).difference
 
     weights = np.array([300 * 50 / 350, 80 * 90 / 170])
     weights /= weights.sum()
@@ -127,23 +131,25 @@ def test_means_are_averaged_by_hand() -> None:
     noise = [w**2 * y.var(ddof=1) / len(y) for part in values
              for w, y in zip(weights, part, strict=True)]  # fmt: skip
     freedom = [len(y) - 1 for part in values for y in part]
-    assert found.difference == pytest.approx(d)
-    assert found.standard_error == pytest.approx(math.sqrt(sum(noise)))
+    assert difference.effect == pytest.approx(d)
+    assert difference.standard_error == pytest.approx(math.sqrt(sum(noise)))
     df = sum(noise) ** 2 / sum(v**2 / f for v, f in zip(noise, freedom, strict=True))
-    assert found.df == pytest.approx(df)
+    assert difference.df == pytest.approx(df)
 
 
 def test_rates_are_tested_as_mantel_and_haenszel_did() -> None:
     a, b = arm({0: rate(900, 90), 1: rate(500, 200)}), arm({0: rate(100, 15), 1: rate(500, 230)})
-    found = estimate(RATE, a, b).found
+    difference = estimate(RATE, a, b).difference
 
     gained = variance = 0.0
     for (n0, e0), (n1, e1) in (((900, 90), (100, 15)), ((500, 200), (500, 230))):
         n, m = n0 + n1, e0 + e1
         gained += e1 - n1 * m / n
         variance += n0 * n1 * m * (n - m) / (n * n * (n - 1))
-    assert found.difference / found.standard_error == pytest.approx(gained / math.sqrt(variance))
-    assert found.test == "mantel-haenszel"
+    assert difference.effect / difference.standard_error == pytest.approx(
+        gained / math.sqrt(variance)
+    )
+    assert difference.test == "mantel-haenszel"
 
 
 def counted(rows: list[tuple[int, int, int, int]]) -> Rates:
@@ -157,9 +163,9 @@ def test_the_exact_test_is_the_sum_over_all_tables() -> None:
     for events in itertools.product(*(range(n1 + 1) for _, _, n1, _ in rows)):
         chance = math.prod(law.pmf(e) for law, e in zip(laws, events, strict=True))
         chances[sum(events)] = chances.get(sum(events), 0.0) + chance
-    seen = chances[sum(row[3] for row in rows)]
+    observed = chances[sum(row[3] for row in rows)]
 
-    expected = sum(chance for chance in chances.values() if chance <= seen * (1 + 1e-7))
+    expected = sum(chance for chance in chances.values() if chance <= observed * (1 + 1e-7))
     assert exact_p(counted(rows)) == pytest.approx(expected)
 
 
@@ -176,39 +182,43 @@ def test_a_phase_with_too_few_units_of_an_arm_is_left_out_and_counted() -> None:
         replace(p, comoments=p.comoments.merge(of(m)), strata={**p.strata, Stratum(2): of(m)})
         for p, m in zip((a, b), more, strict=True)
     ]
-    made = estimate(MEAN, *longer)
+    estimated = estimate(MEAN, *longer)
 
-    assert made.found == estimate(MEAN, a, b).found
-    assert made.over is not None
-    assert (made.over.phases, made.over.left_out) == (2, 701)
-    assert made.n == a.comoments.n + b.comoments.n
+    assert estimated.difference == estimate(MEAN, a, b).difference
+    assert estimated.phase_summary is not None
+    assert (estimated.phase_summary.phases, estimated.phase_summary.left_out) == (2, 701)
+    assert estimated.n == a.comoments.n + b.comoments.n
 
 
-def test_where_only_one_phase_has_both_arms_it_alone_counts() -> None:
+def test_if_only_one_phase_has_both_arms_only_it_counts() -> None:
     a, b = arms(MEAN)
     alone = arm({0: a.strata[Stratum(0)]}), arm({0: b.strata[Stratum(0)]})
-    made = estimate(MEAN, a, alone[1])
+    estimated = estimate(MEAN, a, alone[1])
 
-    assert made.found == compare(MEAN, *(each.comoments for each in alone)).found
-    assert made.over is not None
-    assert (made.over.phases, made.over.left_out) == (1, 5_000)
+    assert estimated.difference == compare(MEAN, *(each.comoments for each in alone)).difference
+    assert estimated.phase_summary is not None
+    assert (estimated.phase_summary.phases, estimated.phase_summary.left_out) == (1, 5_000)
 
 
-def test_arms_that_never_met_in_a_phase_are_not_compared() -> None:
+def test_arms_without_a_common_phase_are_not_compared() -> None:
     a, b = arms(MEAN)
     apart = arm({0: a.strata[Stratum(0)]}), arm({1: b.strata[Stratum(1)]})
-    made = estimate(MEAN, *apart)
+    estimated = estimate(MEAN, *apart)
 
-    assert made.found.state is State.NOT_ENOUGH_DATA
-    assert made.over is not None
-    assert (made.over.phases, made.over.left_out, made.n) == (0, 9_500, 0)
+    assert estimated.difference.state is State.NOT_ENOUGH_DATA
+    assert estimated.phase_summary is not None
+    assert (estimated.phase_summary.phases, estimated.phase_summary.left_out, estimated.n) == (
+        0,
+        9_500,
+        0,
+    )
 
 
-def test_values_that_differ_between_phases_only_are_no_spread() -> None:
+def test_values_that_differ_only_between_phases_have_no_variance() -> None:
     constant = [arm({0: of(np.zeros(n)), 1: of(np.ones(m))}) for n, m in ((900, 500), (100, 500))]
 
-    assert estimate(MEAN, *constant).found.state is State.NO_VARIANCE
-    assert estimate(RATE, *constant).found.state is State.NO_VARIANCE
+    assert estimate(MEAN, *constant).difference.state is State.NO_VARIANCE
+    assert estimate(RATE, *constant).difference.state is State.NO_VARIANCE
 
 
 def test_small_levels_of_a_phase_are_counted_together_by_their_size_alone() -> None:
@@ -220,11 +230,11 @@ def test_small_levels_of_a_phase_are_counted_together_by_their_size_alone() -> N
             part[Stratum(phase, f"l{level}")] = of(rng.normal(level, 1.0, n))
     for phase, (part, n) in itertools.product((0, 1), zip(parts, (900, 100), strict=True)):
         part[Stratum(phase, "large")] = of(rng.normal(40.0, 1.0, n))
-    made = estimate(MEAN, arm(parts[0]), arm(parts[1]))
+    estimated = estimate(MEAN, arm(parts[0]), arm(parts[1]))
 
-    assert made.over is not None
-    assert made.over.left_out == 0
-    assert abs(made.found.difference / made.found.standard_error) < 3.0
+    assert estimated.phase_summary is not None
+    assert estimated.phase_summary.left_out == 0
+    assert abs(estimated.difference.effect / estimated.difference.standard_error) < 3.0
 
 
 def test_a_ratio_is_post_stratified_by_level() -> None:
@@ -235,12 +245,12 @@ def test_a_ratio_is_post_stratified_by_level() -> None:
     ]
     a, b = (arm(part) for part in parts)
 
-    found = estimate(RATIO, a, b).found
-    pooled = compare(RATIO, a.comoments, b.comoments).found
+    difference = estimate(RATIO, a, b).difference
+    pooled = compare(RATIO, a.comoments, b.comoments).difference
 
-    assert pooled.difference / pooled.standard_error > 8.0
-    assert abs(found.difference / found.standard_error) < 3.0
-    assert found.standard_error < pooled.standard_error
+    assert pooled.effect / pooled.standard_error > 8.0
+    assert abs(difference.effect / difference.standard_error) < 3.0
+    assert difference.standard_error < pooled.standard_error
 
 
 def test_rare_events_are_bounded_in_each_phase() -> None:
@@ -255,7 +265,7 @@ def test_rare_events_are_bounded_in_each_phase() -> None:
 
 def report(metric: MetricData, **options: Any) -> Report:
     specs = (ArmSpec("a", 5_000, is_control=True), ArmSpec("b", 5_000))
-    exposed = {name: found.comoments.n for name, found in metric.arms.items()}
+    exposed = {name: arm_data.comoments.n for name, arm_data in metric.arms.items()}
     phases = tuple(
         Phase({"a": a, "b": b}, {"a": a / (a + b), "b": b / (a + b)}) for a, b in UNITS.values()
     )
@@ -270,25 +280,25 @@ def phased_rates(*, lift: int = 0) -> dict[str, ArmData]:
 
 def test_a_report_says_what_was_compared_and_contradicts_no_number() -> None:
     spec = replace(RATE, mann_whitney=True)
-    found = report(MetricData(spec, phased_rates())).primary
-    compared = found.comparisons[0]
+    metric = report(MetricData(spec, phased_rates())).primary
+    compared = metric.comparisons[0]
 
     assert (compared.outcome, compared.basis, compared.phases) == ("undecided", "phases", 2)
     assert compared.difference == pytest.approx(0.0, abs=1e-12)
     assert compared.value == pytest.approx(compared.control_value)
-    assert "9.24% against 9.24%" in found.verdict
-    assert "2 weight phases" in found.verdict
+    assert "9.24% against 9.24%" in metric.verdict
+    assert "2 weight phases" in metric.verdict
     assert compared.mann_whitney_p is None
     assert compared.bayes is not None
     assert compared.bayes.chance_to_beat == pytest.approx(0.5)
 
 
-def test_a_difference_over_phases_is_found_and_told() -> None:
-    found = report(MetricData(RATE, phased_rates(lift=12)), is_final=True).primary
+def test_a_difference_over_phases_is_detected() -> None:
+    metric = report(MetricData(RATE, phased_rates(lift=12)), is_final=True).primary
 
-    assert found.winner == "b"
-    assert "b is better than a" in found.verdict
-    assert found.comparisons[0].test == "mantel-haenszel"
+    assert metric.winner == "b"
+    assert "b is better than a" in metric.verdict
+    assert metric.comparisons[0].test == "mantel-haenszel"
 
 
 def test_levels_of_a_breakdown_are_compared_inside_phases() -> None:
@@ -311,12 +321,12 @@ def test_a_guardrail_of_rare_events_needs_proof_in_each_phase(events: tuple[int,
     primary = MetricData(RATE, phased_rates())
     specs = (ArmSpec("a", 5_000, is_control=True), ArmSpec("b", 5_000))
     data = ExperimentData(specs, {"a": 9_500, "b": 5_500}, (), (primary, MetricData(spec, arms)))
-    found = make_report(data, alpha=0.05, planned_units=10_000).metrics[1].comparisons[0]
+    comparison = make_report(data, alpha=0.05, planned_units=10_000).metrics[1].comparisons[0]
 
-    assert found.non_inferiority is not None
-    assert found.non_inferiority.state == "not-worse"
-    assert found.non_inferiority.bound is not None
-    assert found.non_inferiority.bound > -0.01
+    assert comparison.non_inferiority is not None
+    assert comparison.non_inferiority.state == "not-worse"
+    assert comparison.non_inferiority.bound is not None
+    assert comparison.non_inferiority.bound > -0.01
 
 
 def spend(n: int, buyers: int, seed: int) -> Comoments:
@@ -325,25 +335,25 @@ def spend(n: int, buyers: int, seed: int) -> Comoments:
     return of(values)
 
 
-def test_rare_values_over_phases_are_read_by_their_skewness_or_not_at_all() -> None:
+def test_rare_values_over_phases_are_corrected_for_skewness_or_have_no_reading() -> None:
     few = [arm({0: spend(9_000, 90, 1), 1: spend(5_000, 25, 2)}),
            arm({0: spend(100, 0, 3), 1: spend(150, 2, 4)})]  # fmt: skip
-    found = estimate(MEAN, *few, names=("old", "new")).found
-    assert found.state is State.NOT_ENOUGH_DATA
-    assert "new expects only" in found.reason
+    difference = estimate(MEAN, *few, names=("old", "new")).difference
+    assert difference.state is State.NOT_ENOUGH_DATA
+    assert "new expects only" in difference.reason
 
     enough = [arm({0: spend(9_000, 900, 1), 1: spend(5_000, 250, 2)}),
               arm({0: spend(1_000, 95, 3), 1: spend(1_500, 80, 4)})]  # fmt: skip
-    found = estimate(MEAN, *enough).found
-    assert found.state is State.OK
-    assert found.skewness < 0.0
+    difference = estimate(MEAN, *enough).difference
+    assert difference.state is State.OK
+    assert difference.skewness < 0.0
 
 
 def test_values_that_an_arm_hardly_expects_in_its_phases_are_not_read() -> None:
-    """All phases together expect enough of them: nearly all came where treatment had no units."""
+    """All phases together expect enough; but nearly all are in the phase without treatment."""
     both = [arm({0: spend(9_000, 2_000, 1), 1: spend(9_000, 9, 2)}),
             arm({0: spend(3, 1, 3), 1: spend(2_000, 2, 4)})]  # fmt: skip
-    found = estimate(MEAN, *both, names=("old", "new")).found
+    difference = estimate(MEAN, *both, names=("old", "new")).difference
 
-    assert found.state is State.NOT_ENOUGH_DATA
-    assert "by its phases" in found.reason
+    assert difference.state is State.NOT_ENOUGH_DATA
+    assert "by its phases" in difference.reason

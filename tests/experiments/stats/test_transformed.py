@@ -1,4 +1,4 @@
-"""Values that are transformed change what is said of them accordingly, and in no other way."""
+"""A transformation of the values changes the results accordingly, and in no other way."""
 
 from __future__ import annotations
 
@@ -60,13 +60,13 @@ def columns(spec: MetricSpec, rng: np.random.Generator, n: int, lift: float) -> 
 
 
 def drawn(spec: MetricSpec, shape: str, seed: int) -> tuple[Rows, Rows]:
-    """Return both arms' rows, of which the treatment's are a little larger by seed."""
+    """Return both arms' rows; the lift of the treatment depends on the seed."""
     rng, lift = np.random.default_rng(seed), (0.0, 0.12, 0.3, -0.3)[seed % 4]
-    made: tuple[Rows, Rows] = ({}, {})
+    arms: tuple[Rows, Rows] = ({}, {})
     for at, units in SHAPES[shape].items():
-        for rows, n, add in zip(made, units, (0.0, lift), strict=True):
+        for rows, n, add in zip(arms, units, (0.0, lift), strict=True):
             rows[at] = columns(spec, rng, n, add + at.phase * 0.5 + 0.1 * len(at.level))
-    return made
+    return arms
 
 
 def arm(spec: MetricSpec, rows: Rows) -> ArmData:
@@ -90,8 +90,8 @@ def report(spec: MetricSpec, arms: tuple[Rows, Rows], margin: float, *, is_final
 
 
 @dataclass(frozen=True)
-class Told:
-    """What a report says of both readings and of the guardrail, in the metric's unit."""
+class Summary:
+    """The numbers of both readings and of the guardrail, in the metric's unit."""
 
     outcomes: tuple[str, str]
     states: tuple[str, ...]
@@ -100,10 +100,10 @@ class Told:
     uplifts: dict[str, float | None]
 
 
-def told(spec: MetricSpec, arms: tuple[Rows, Rows], margin: float = 0.2) -> Told:
-    found = [report(spec, arms, margin, is_final=is_final) for is_final in (False, True)]
-    first = [each.primary.comparisons[0] for each in found]
-    judged = [each.metrics[1].comparisons[0].non_inferiority for each in found]
+def summarize(spec: MetricSpec, arms: tuple[Rows, Rows], margin: float = 0.2) -> Summary:
+    reports = [report(spec, arms, margin, is_final=is_final) for is_final in (False, True)]
+    first = [each.primary.comparisons[0] for each in reports]
+    judged = [each.metrics[1].comparisons[0].non_inferiority for each in reports]
     assert None not in judged
     readings = first[0].sequential, first[1].fixed
     numbers: dict[str, float | None] = {"difference": first[0].difference}
@@ -113,7 +113,7 @@ def told(spec: MetricSpec, arms: tuple[Rows, Rows], margin: float = 0.2) -> Told
         if reading.uplift_state is UpliftState.OK:
             uplifts |= {f"{name}_low": reading.uplift_low, f"{name}_high": reading.uplift_high}
     numbers |= {f"bound_{i}": each.bound for i, each in enumerate(judged) if each}
-    return Told(
+    return Summary(
         (first[0].outcome, first[1].outcome),
         (*(str(reading.state) for reading in readings), *(each.state for each in judged if each)),
         tuple(reading.p_value for reading in readings),
@@ -145,7 +145,7 @@ def first_column(how: Callable[[Floats], Floats]) -> Callable[[Floats], Floats]:
     return lambda rows: np.column_stack([how(rows[:, 0]), rows[:, 1:]])
 
 
-def assert_same(one: Told, other: Told, *, scale: float = 1.0, rel: float = 1e-7) -> None:
+def assert_same(one: Summary, other: Summary, *, scale: float = 1.0, rel: float = 1e-7) -> None:
     assert one.outcomes == other.outcomes
     assert one.states == other.states
     scaled = {key: v if v is None else v * scale for key, v in one.numbers.items()}
@@ -165,24 +165,24 @@ seeds = pytest.mark.parametrize("seed", range(4))
 @every
 @shapes
 @seeds
-def test_the_order_of_units_says_nothing(name: str, shape: str, seed: int) -> None:
+def test_the_order_of_units_has_no_effect(name: str, shape: str, seed: int) -> None:
     spec, rng = SPECS[name], np.random.default_rng(seed)
     arms = drawn(spec, shape, seed)
 
-    assert_same(told(spec, arms), told(spec, changed(arms, rng.permutation)))
+    assert_same(summarize(spec, arms), summarize(spec, changed(arms, rng.permutation)))
 
 
 @every
 @shapes
 @seeds
-def test_the_unit_of_measurement_says_nothing(name: str, shape: str, seed: int) -> None:
+def test_the_unit_of_measurement_has_no_effect(name: str, shape: str, seed: int) -> None:
     spec = SPECS[name]
     if spec.kind == "proportion":
         return
     arms, scale = drawn(spec, shape, seed), 1_024.0
     larger = changed(arms, first_column(lambda y: scale * y))
 
-    one, other = told(spec, arms), told(spec, larger, 0.2 * scale)
+    one, other = summarize(spec, arms), summarize(spec, larger, 0.2 * scale)
 
     assert_same(one, other, scale=scale)
     assert near(one.uplifts, other.uplifts, 1e-7)
@@ -191,14 +191,14 @@ def test_the_unit_of_measurement_says_nothing(name: str, shape: str, seed: int) 
 @every
 @shapes
 @seeds
-def test_the_names_of_levels_say_nothing(name: str, shape: str, seed: int) -> None:
+def test_the_names_of_levels_have_no_effect(name: str, shape: str, seed: int) -> None:
     spec, arms = SPECS[name], drawn(SPECS[name], shape, seed)
     names = {"x": "zz", "y": "a", "z": "q", "": ""}
     control, treatment = (
         {Stratum(at.phase, names[at.level]): rows for at, rows in each.items()} for each in arms
     )
 
-    assert_same(told(spec, arms), told(spec, (control, treatment)))
+    assert_same(summarize(spec, arms), summarize(spec, (control, treatment)))
 
 
 @every
@@ -208,7 +208,7 @@ def test_what_is_better_is_worse_in_the_other_direction(name: str, shape: str, s
     spec, arms = SPECS[name], drawn(SPECS[name], shape, seed)
     opposite = {"better": "worse", "worse": "better", "undecided": "undecided"}
 
-    one, other = told(spec, arms), told(replace(spec, is_increase_better=False), arms)
+    one, other = summarize(spec, arms), summarize(replace(spec, is_increase_better=False), arms)
 
     assert tuple(opposite[outcome] for outcome in one.outcomes) == other.outcomes
     assert one.p_values == other.p_values
@@ -217,13 +217,13 @@ def test_what_is_better_is_worse_in_the_other_direction(name: str, shape: str, s
 @pytest.mark.parametrize("name", ["mean", "mean with a covariate", "ratio"])
 @shapes
 @seeds
-def test_values_with_the_other_sign_say_the_same(name: str, shape: str, seed: int) -> None:
-    """Gains that are to grow, and losses that are to shrink."""
+def test_negated_values_give_the_same_result(name: str, shape: str, seed: int) -> None:
+    """Gains should grow, and losses should shrink."""
     spec = SPECS[name]
     arms = drawn(spec, shape, seed)
     negated = changed(arms, first_column(np.negative))
 
-    one, other = told(spec, arms), told(replace(spec, is_increase_better=False), negated)
+    one, other = summarize(spec, arms), summarize(replace(spec, is_increase_better=False), negated)
 
     assert one.outcomes == other.outcomes
     assert one.states == other.states
@@ -234,10 +234,10 @@ def test_values_with_the_other_sign_say_the_same(name: str, shape: str, seed: in
 
 @shapes
 @seeds
-def test_events_and_non_events_say_the_same(shape: str, seed: int) -> None:
+def test_events_and_non_events_give_the_same_result(shape: str, seed: int) -> None:
     arms = drawn(RATE, shape, seed)
-    one = told(RATE, arms)
-    other = told(replace(RATE, is_increase_better=False), changed(arms, lambda y: 1.0 - y))
+    one = summarize(RATE, arms)
+    other = summarize(replace(RATE, is_increase_better=False), changed(arms, lambda y: 1.0 - y))
 
     assert (one.outcomes, one.states) == (other.outcomes, other.states)
     assert one.p_values == pytest.approx(other.p_values, rel=1e-6)
@@ -251,7 +251,9 @@ def test_a_shift_of_all_values_changes_no_difference(name: str, shape: str, seed
     arms = drawn(spec, shape, seed)
 
     assert_same(
-        told(spec, arms), told(spec, changed(arms, first_column(lambda y: y - 1e3))), rel=1e-5
+        summarize(spec, arms),
+        summarize(spec, changed(arms, first_column(lambda y: y - 1e3))),
+        rel=1e-5,
     )
 
 
@@ -263,7 +265,7 @@ def test_arms_that_change_places_change_the_sign(name: str, shape: str, seed: in
     control, treatment = drawn(spec, shape, seed)
     opposite = {"better": "worse", "worse": "better", "undecided": "undecided"}
 
-    one, other = told(spec, (control, treatment)), told(spec, (treatment, control))
+    one, other = summarize(spec, (control, treatment)), summarize(spec, (treatment, control))
 
     assert tuple(opposite[outcome] for outcome in one.outcomes) == other.outcomes
     assert one.p_values == pytest.approx(other.p_values, rel=1e-6)
@@ -277,7 +279,9 @@ def test_arms_that_change_places_change_the_sign(name: str, shape: str, seed: in
 @pytest.mark.parametrize("name", [name for name in SPECS if name != "median"])
 @pytest.mark.parametrize("shape", ["one", "phases"])
 @seeds
-def test_a_phase_in_two_halves_says_nearly_the_same(name: str, shape: str, seed: int) -> None:
+def test_a_phase_in_two_halves_gives_nearly_the_same_result(
+    name: str, shape: str, seed: int
+) -> None:
     spec = SPECS[name]
     halves: list[Rows] = []
     whole: list[Rows] = []
@@ -286,10 +290,10 @@ def test_a_phase_in_two_halves_says_nearly_the_same(name: str, shape: str, seed:
         whole.append(parts)
         halves.append({Stratum(2 * at.phase + i): rows[at] for at in rows for i in (0, 1)})
 
-    one, other = told(spec, (whole[0], whole[1])), told(spec, (halves[0], halves[1]))
+    one, other = summarize(spec, (whole[0], whole[1])), summarize(spec, (halves[0], halves[1]))
 
     assert one.outcomes == other.outcomes
-    # A bound may lie beside 0: what is nearly the same is so by the interval's width.
+    # A bound may be near 0, so that the tolerance is relative to the width of the interval.
     reached = one.numbers["running_high"], one.numbers["running_low"]
     width = (reached[0] or 0.0) - (reached[1] or 0.0)
     assert near(one.numbers, other.numbers, 0.05, 0.01 * width)

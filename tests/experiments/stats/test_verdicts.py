@@ -1,4 +1,4 @@
-"""The whole reading: health first, one verdict, and a named state for everything that has none."""
+"""The verdict of a report: sample ratio first, one verdict, and a named state without one."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def judged(
     planned_units: int = 10_000,
     is_final: bool = False,
 ) -> Report:
-    """The report on one metric; the first arm is control, weights are equal if not given."""
+    """Return the report of one metric; the first arm is control, weights are equal by default."""
     shares = weights or (10_000 // max(1, len(arms)),) * len(arms)
     specs = [
         ArmSpec(name, weight, i < controls)
@@ -45,9 +45,11 @@ def judged(
     ]
     units = exposed or {name: max(0, moments.n) for name, moments in arms.items()}
     spec = MetricSpec("m", "primary", kind, direction == "increase")
-    seen = {name: ArmData(Comoments(m.n, (m.mean,), (m.m2,))) for name, m in arms.items()}
+    arm_data = {name: ArmData(Comoments(m.n, (m.mean,), (m.m2,))) for name, m in arms.items()}
     share_of = {arm.name: float(arm.weight_bp) for arm in specs}
-    data = ExperimentData(tuple(specs), units, (Phase(units, share_of),), (MetricData(spec, seen),))
+    data = ExperimentData(
+        tuple(specs), units, (Phase(units, share_of),), (MetricData(spec, arm_data),)
+    )
     return make_report(data, alpha=alpha, planned_units=planned_units, is_final=is_final)
 
 
@@ -57,7 +59,7 @@ def events(n: int, count: int) -> Moments:
 
 
 def rates(*arms: tuple[int, int], **more: Any) -> Report:
-    """Control first; equal weights."""
+    """Return the report of a proportion; control first, equal weights."""
     return judged({"ABCDEFGH"[i]: events(*arm) for i, arm in enumerate(arms)}, "proportion", **more)
 
 
@@ -100,7 +102,7 @@ def test_while_running_the_sequential_reading_decides() -> None:
     assert (leading(running).p_value or 0.0) > (leading(final).p_value or 1.0)
 
 
-def test_stopping_early_does_not_earn_the_fixed_reading() -> None:
+def test_an_early_stop_does_not_use_the_fixed_reading() -> None:
     result = rates((2000, 200), (2000, 260), planned_units=10_000, is_final=True)
 
     assert result.phase == "running"
@@ -118,7 +120,7 @@ def test_a_sample_ratio_mismatch_stops_the_verdict() -> None:
     assert "4,000 : 6,000" in result.verdict
 
 
-def test_units_in_a_variant_of_weight_nought_are_an_error_of_their_own() -> None:
+def test_units_in_a_variant_of_weight_0_have_their_own_state() -> None:
     result = rates((500, 50), (3, 3), weights=(10_000, 0))
 
     assert result.primary.state is State.UNEXPECTED_UNITS
@@ -162,13 +164,13 @@ def test_degenerate_data_get_a_named_state(result: Report, state: State) -> None
     json.dumps(result.to_json(), allow_nan=False)
 
 
-def test_a_proportion_of_neither_noughts_nor_ones_is_refused() -> None:
+def test_a_proportion_with_values_other_than_0_and_1_is_rejected() -> None:
     result = judged({"A": Moments(10, 0.55), "B": Moments(10, 0.5)}, "proportion")
 
     assert result.primary.state is State.INVALID_DATA
 
 
-def test_a_control_mean_of_nought_has_no_uplift_but_a_verdict() -> None:
+def test_a_control_mean_of_0_has_a_verdict_but_no_uplift() -> None:
     result = means(Moments(1000, 0.0, 100.0), Moments(1000, 5.0, 100.0))
 
     assert result.primary.is_significant
@@ -213,7 +215,7 @@ def test_of_several_better_arms_the_largest_effect_wins() -> None:
 @pytest.mark.parametrize(
     "more", [{"controls": 0}, {"controls": 2}, {"alpha": 1.0}, {"planned_units": 0}]
 )
-def test_it_refuses_arguments_that_no_data_can_mend(more: dict[str, Any]) -> None:
+def test_invalid_arguments_are_rejected(more: dict[str, Any]) -> None:
     with pytest.raises(ValueError):
         rates((5, 1), (5, 1), **more)
 

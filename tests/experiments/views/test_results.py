@@ -163,7 +163,7 @@ def test_a_failed_analysis_and_a_mismatch_are_shown_first(viewer: Client) -> Non
 
     page = text_of(viewer, PAGE)
 
-    assert page.index("DataError: x") < page.index("Sample-ratio mismatch") < page.index("Verdict")
+    assert page.index("DataError: x") < page.index("Sample ratio mismatch") < page.index("Verdict")
 
 
 def test_a_poll_without_changes_returns_204(viewer: Client) -> None:
@@ -314,7 +314,7 @@ def test_the_page_shows_weight_phases_and_the_basis_of_comparisons(viewer: Clien
 
     assert "Weight phases" in page
     assert "4,321" in page
-    assert "90 % vs 80 % inside 2 phases; 12 units left out" in page
+    assert "90 % vs 80 % within 2 phases; 12 units left out" in page
 
 
 def test_the_page_of_weights_that_never_changed_has_no_phases(viewer: Client) -> None:

@@ -1,4 +1,4 @@
-"""One experiment with a use of every way to count, in PostgreSQL and as Parquet files."""
+"""One experiment with every kind of metric, in PostgreSQL and as Parquet files."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from apps.experiments.unit_values import fold_all
 from apps.experiments.warehouse.export import Exported, export_parquet
 from tests.experiments.factories import NOW, expose, make_running, observe
 from tests.experiments.warehouse.agreement import SEEDS
-from tests.experiments.warehouse.engines import BROUGHT, HERE
+from tests.experiments.warehouse.engines import AVAILABLE, ENGINES
 
 UNITS = 250
 COUNTRIES = ["ch", "de", 'fr, "it"', "", None]
 
 
 def metrics() -> list[MetricChoice]:
-    """Return one use of every way to count; the later ones count outcomes of the first ones."""
+    """Return metrics of every kind; the later ones use outcomes of the first ones."""
     make = Metric.objects.create
     spend, sessions = make(name="spend", kind="mean", per_unit="sum"), make(name="sessions")
-    made = [
+    choices = [
         make(name="clicked", kind="proportion"),
         spend,
         make(name="spend-per-session", kind="ratio", outcomes_of=spend, divided_by=sessions),
@@ -34,32 +34,34 @@ def metrics() -> list[MetricChoice]:
              cap=1e6 + 1.5),
         make(name="soon", kind="mean", outcomes_of=spend, per_unit="mean", window_s=40),
         make(name="first", kind="mean", outcomes_of=spend, per_unit="first"),
-        # Every unit has 0.3, whose sums are not exact.
+        # Every unit has the value 0.3, whose sums are not exact.
         make(name="always", kind="mean", per_unit="first"),
         make(name="latency", kind="ratio", source="latency", direction="decrease"),
         make(name="slow", kind="quantile", source="latency", quantile_ppm=500_000),
         make(name="failing", kind="proportion", source="errors", direction="decrease"),
         make(name="cached", kind="mean", source="cache"),
     ]  # fmt: skip
-    return [MetricChoice(metric, "secondary" if i else "primary") for i, metric in enumerate(made)]
+    return [
+        MetricChoice(metric, "secondary" if i else "primary") for i, metric in enumerate(choices)
+    ]
 
 
 @pytest.fixture
 def bare() -> Experiment:
-    made = make_running(
+    created = make_running(
         metrics=metrics(), dimensions=["tenant", "x-country"], stratify_by="x-country",
         covariate_s=60, holdout_bp=100,
     )  # fmt: skip
     at = NOW + timedelta(seconds=50, microseconds=750_001)
     WeightChange.objects.create(
-        experiment=made, at=at, weights_bp={"weak": 3_000, "strong": 7_000}, actor="anna"
+        experiment=created, at=at, weights_bp={"weak": 3_000, "strong": 7_000}, actor="anna"
     )
-    return made
+    return created
 
 
 @pytest.fixture(params=SEEDS)
 def experiment(bare: Experiment, request: pytest.FixtureRequest) -> Experiment:
-    made = bare
+    filled = bare
     sent = {name: Metric.objects.get(name=name) for name in ("clicked", "spend", "sessions")}
     always = Metric.objects.get(name="always")
     dice = random.Random(request.param)
@@ -67,7 +69,7 @@ def experiment(bare: Experiment, request: pytest.FixtureRequest) -> Experiment:
         country, arm = dice.choice(COUNTRIES), dice.choice(["weak", "strong", "holdout", "odd"][:3])
         attributes = None if country is None else {"x-country": country}
         expose(
-            made, f"u{i}", arm, dice.uniform(0, 100), crossed_over=i % 23 == 0,
+            filled, f"u{i}", arm, dice.uniform(0, 100), crossed_over=i % 23 == 0,
             tenant=dice.choice(["", "shop"]), attributes=attributes,
         )  # fmt: skip
         for name, metric in sent.items():
@@ -78,15 +80,15 @@ def experiment(bare: Experiment, request: pytest.FixtureRequest) -> Experiment:
         if i % 3:
             requests = dice.randint(1, 9)
             MeasuredUnit.objects.create(
-                experiment=made, unit=f"u{i}", requests=requests, errors=dice.randint(0, 1),
+                experiment=filled, unit=f"u{i}", requests=requests, errors=dice.randint(0, 1),
                 cache_hits=dice.randint(0, requests - 1), latency_us=dice.randint(0, 90_000),
             )  # fmt: skip
-    # Met a microsecond before the weights changed, and at that instant.
+    # Exposed one microsecond before the change of weights, and at its time.
     for unit, seconds in (("just-before", 50.75), ("just-then", 50.750001)):
-        expose(made, unit, "strong", seconds)
+        expose(filled, unit, "strong", seconds)
         observe(sent["spend"], unit, 1e6, seconds + 1)
     fold_all()
-    return made
+    return filled
 
 
 @pytest.fixture
@@ -95,7 +97,7 @@ def files(experiment: Experiment, tmp_path: Path) -> Exported:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if missing := sorted(BROUGHT.keys() - HERE):
+    if missing := sorted(ENGINES.keys() - AVAILABLE):
         terminalreporter.section("not shown on this machine")
         terminalreporter.line(
             f"{' and '.join(missing)} are not here: for them the warehouse's queries were written "

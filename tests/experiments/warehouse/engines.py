@@ -1,4 +1,4 @@
-"""Engines that `./run engines` brings: each with the three datasets of an export in it."""
+"""The engines of `./run engines`, each with the three datasets of an export."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Opened = Callable[[Exported], Warehouse]
 def _spark(files: Exported) -> Warehouse:
     from pyspark.sql import SparkSession
 
-    # It says good-bye when nobody listens any more.
+    # Spark logs at exit, when stderr may be closed.
     logging.getLogger("py4j").setLevel(logging.WARNING)
     builder = SparkSession.builder.master("local[1]").config("spark.ui.enabled", "false")
     session = builder.config("spark.sql.session.timeZone", "UTC").getOrCreate()
@@ -29,7 +29,7 @@ def _spark(files: Exported) -> Warehouse:
 
 
 def _clickhouse(files: Exported) -> Warehouse:
-    """ClickHouse inside this process, whose tables have the types that its users give theirs."""
+    """Return ClickHouse in this process, with tables of typical column types."""
     import clickhouse_connect
 
     client = clickhouse_connect.get_client(interface="chdb")
@@ -54,9 +54,9 @@ def _read(engine: Any, files: Exported) -> Tables:
     return Tables(*(engine.read_parquet(str(getattr(files, name))) for name in names))
 
 
-BROUGHT: dict[str, tuple[str, Opened]] = {
+ENGINES: dict[str, tuple[str, Opened]] = {
     "ClickHouse": ("chdb", _clickhouse),
     "DuckDB": ("duckdb", warehouse),
     "Spark": ("pyspark", _spark),
 }
-HERE = [name for name, (module, _) in BROUGHT.items() if find_spec(module)]
+AVAILABLE = [name for name, (module, _) in ENGINES.items() if find_spec(module)]

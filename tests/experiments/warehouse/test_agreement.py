@@ -1,4 +1,4 @@
-"""PostgreSQL and DuckDB say the same of the same rows, to the last digits that floats allow."""
+"""PostgreSQL and DuckDB give the same results for the same rows, up to float rounding."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from apps.experiments.models import Experiment, OutcomeRow
 from apps.experiments.postgres import Postgres
 from apps.experiments.results import compute_result
 from apps.experiments.stats.report import make_report
-from apps.experiments.sufficient_statistics import gather
+from apps.experiments.sufficient_statistics import collect_statistics
 from apps.experiments.unit_values import fold
 from apps.experiments.warehouse.export import Exported, export_parquet
 from apps.lib.clock import database_now
@@ -28,8 +28,8 @@ pytestmark = pytest.mark.django_db
 def test_postgresql_and_duckdb_say_the_same_of_everything(
     experiment: Experiment, files: Exported
 ) -> None:
-    mine = gather(experiment, LATER, Postgres())
-    theirs = gather(experiment, LATER, warehouse(files))
+    mine = collect_statistics(experiment, LATER, Postgres())
+    theirs = collect_statistics(experiment, LATER, warehouse(files))
 
     all_same(mine, theirs)
     reports = [
@@ -43,11 +43,11 @@ def test_a_value_that_every_unit_has_is_no_difference_in_either_source(
     experiment: Experiment, files: Exported
 ) -> None:
     for source in (Postgres(), warehouse(files)):
-        data = gather(experiment, LATER, source).data
-        (found,) = (m for m in data.metrics if m.spec.name == "always")
+        data = collect_statistics(experiment, LATER, source).data
+        (metric,) = (m for m in data.metrics if m.spec.name == "always")
 
-        seen = [arm.comoments.moments() for arm in found.arms.values()]
-        assert [(arm.mean, arm.m2) for arm in seen] == [(0.3, 0.0)] * 2
+        moments = [arm.comoments.moments() for arm in metric.arms.values()]
+        assert [(arm.mean, arm.m2) for arm in moments] == [(0.3, 0.0)] * 2
 
 
 @ONE_SEED
@@ -59,7 +59,10 @@ def test_an_event_that_is_there_twice_counts_once(experiment: Experiment, files:
 
     doubled = Exported(files.exposures, twice, files.measured)
 
-    all_same(gather(experiment, LATER, Postgres()), gather(experiment, LATER, warehouse(doubled)))
+    all_same(
+        collect_statistics(experiment, LATER, Postgres()),
+        collect_statistics(experiment, LATER, warehouse(doubled)),
+    )
 
 
 @ONE_SEED
@@ -89,11 +92,11 @@ def test_commands_write_the_files_and_analyse_them(experiment: Experiment, tmp_p
     out = io.StringIO()
     call_command("export_experiment", experiment.name, str(tmp_path), stdout=out)
     named = {n: str(tmp_path / f"{n}.parquet") for n in ("exposures", "outcomes", "measured")}
-    told = io.StringIO()
-    call_command("analyse_experiment", experiment.name, json=True, stdout=told, **named)
+    output = io.StringIO()
+    call_command("analyse_experiment", experiment.name, json=True, stdout=output, **named)
 
     assert "exposures.parquet" in out.getvalue()
-    result, own = json.loads(told.getvalue()), compute_result(experiment, database_now()).result
+    result, own = json.loads(output.getvalue()), compute_result(experiment, database_now()).result
     assert own is not None
     assert (result["verdict"], result["quality"]) == (own["verdict"], own["quality"])
     with pytest.raises(CommandError, match="no experiment"):
@@ -125,4 +128,7 @@ def test_the_tolerated_skew_of_clocks_is_the_same_in_either_source(
     fold(experiment, list(experiment.exposures.values_list("unit", flat=True)))
     files = export_parquet(experiment, tmp_path / "skewed")
 
-    all_same(gather(experiment, LATER, Postgres()), gather(experiment, LATER, warehouse(files)))
+    all_same(
+        collect_statistics(experiment, LATER, Postgres()),
+        collect_statistics(experiment, LATER, warehouse(files)),
+    )

@@ -1,4 +1,4 @@
-"""A warehouse that is away, and datasets that would give false numbers: refused by name."""
+"""Errors for an unavailable warehouse and for invalid datasets."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.experiments.warehouse.agreement import LATER
 pytestmark = pytest.mark.django_db
 
 
-def test_a_warehouse_that_is_away_is_told(tmp_path: Path) -> None:
+def test_an_unavailable_warehouse_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match="warehouse does not answer"):
         connect("duckdb://", exposures=str(tmp_path / "no.parquet"), outcomes="none")
 
@@ -27,18 +27,30 @@ def test_a_warehouse_that_is_away_is_told(tmp_path: Path) -> None:
 BROKEN = [
     ("exposures", "SELECT * FROM t UNION ALL SELECT * FROM t", "each unit must have one"),
     ("measured", "SELECT * FROM t UNION ALL SELECT * FROM t", "each unit must have one"),
-    ("outcomes", "SELECT * REPLACE (NULL::VARCHAR AS event_id) FROM t", "without event_id"),
-    ("exposures", "SELECT * EXCLUDE (bucket) FROM t", "have no column bucket"),
-    ("exposures", 'SELECT * EXCLUDE ("x-country") FROM t', "no column x-country, a dimension"),
-    ("exposures", 'SELECT * REPLACE ("at"::VARCHAR AS "at") FROM t', "at must be an instant"),
-    ("outcomes", "SELECT * REPLACE (now()::TIMESTAMP AS occurred_at) FROM t", "must be an instant"),
-    ("outcomes", "SELECT * REPLACE (1 AS unit) FROM t", "unit must be text"),
+    (
+        "outcomes",
+        "SELECT * REPLACE (NULL::VARCHAR AS event_id) FROM t",
+        "without a value in 'event_id'",
+    ),
+    ("exposures", "SELECT * EXCLUDE (bucket) FROM t", "has no column 'bucket'"),
+    (
+        "exposures",
+        'SELECT * EXCLUDE ("x-country") FROM t',
+        "no column for the dimension 'x-country'",
+    ),
+    ("exposures", 'SELECT * REPLACE ("at"::VARCHAR AS "at") FROM t', "'at' must be a timestamp"),
+    (
+        "outcomes",
+        "SELECT * REPLACE (now()::TIMESTAMP AS occurred_at) FROM t",
+        "must be a timestamp",
+    ),
+    ("outcomes", "SELECT * REPLACE (1 AS unit) FROM t", "'unit' must be text"),
 ]
 
 
-@pytest.mark.parametrize(("dataset", "query", "told"), BROKEN)
-def test_a_dataset_that_would_give_false_numbers_is_refused_and_the_result_says_why(
-    bare: Experiment, settings: Any, tmp_path: Path, dataset: str, query: str, told: str
+@pytest.mark.parametrize(("dataset", "query", "message"), BROKEN)
+def test_an_invalid_dataset_is_rejected_and_the_result_says_why(
+    bare: Experiment, settings: Any, tmp_path: Path, dataset: str, query: str, message: str
 ) -> None:
     expose(bare, "u", "weak", attributes={"x-country": "ch"})
     observe(Metric.objects.get(name="clicked"), "u", 1.0)
@@ -54,7 +66,7 @@ def test_a_dataset_that_would_give_false_numbers_is_refused_and_the_result_says_
     computed = compute_result(bare, LATER)
 
     assert computed.result is None
-    assert told in computed.error
+    assert message in computed.error
 
 
 def test_without_the_warehouse_the_last_result_stands_and_the_error_says_why(
