@@ -39,7 +39,7 @@ def without_refused(outcomes: Outcomes, rules: Mapping[str, MetricRule]) -> Outc
     advice = ""
     for index, outcome in zip(places, outcomes, strict=True):
         rule = rules.get(outcome.metric)
-        reason = UNKNOWN_METRIC if rule is None else rule.why_not(outcome.value)
+        reason = UNKNOWN_METRIC if rule is None else rule.refusal_reason(outcome.value)
         if not reason:
             taken.append(outcome)
             continue

@@ -144,7 +144,7 @@ def _why_foreign(outcome: Outcome, sender: Tenancy) -> str:
     models = sender.models
     if models is not None and parse_request_id(outcome.request_id).model not in models:
         return OTHER_MODEL
-    if sender.seal is not None and not sender.seal.is_on(outcome.request_id):
+    if sender.seal is not None and not sender.seal.matches(outcome.request_id):
         return OTHERS_REQUEST
     return ""
 

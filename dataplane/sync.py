@@ -169,7 +169,7 @@ class Sync:
         if response.headers.get("content-type") != MEDIA_TYPE:
             return response.content
         try:
-            return await self._reader.put_together(response.content)
+            return await self._reader.assemble_table(response.content)
         except TableError as error:
             # The next poll gets the whole one.
             self._etag = None

@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from contract.deltas import decode_delta, lines_of, put_together
+from contract.deltas import assemble_table, changed_lines, decode_delta
 from contract.routing import (
     Cluster,
     ModelRoute,
@@ -28,7 +28,7 @@ from contract.routing import (
     check_model,
     decode_models,
     decode_unchecked,
-    pieces,
+    split_table,
 )
 from dataplane.spool import sync_folder
 
@@ -90,7 +90,7 @@ class TableReader:
     async def read(self, data: bytes, applied: RoutingTable | None) -> Reading:
         """Parse and check a table. Raises TableError."""
         pace = Pace()
-        parts = pieces(data)
+        parts = split_table(data)
         if parts is None:
             table = decode_unchecked(data)
             lines: Lines = {}
@@ -110,18 +110,18 @@ class TableReader:
         check_frame(table)
         return Reading(table, changed, removed, gone, lines)
 
-    async def put_together(self, data: bytes) -> bytes:
+    async def assemble_table(self, data: bytes) -> bytes:
         """Return the table that an encoded delta makes of the applied one. Raises TableError."""
         delta = decode_delta(data)
         pace = Pace()
-        lines = lines_of(delta)
+        lines = changed_lines(delta)
         left_out = {*lines, *delta.removed}
         for line, (name, _) in self._known.items():
             if name not in left_out:
                 lines[name] = line
             if pace.is_due():
                 await pace.rest()
-        return put_together(delta, (lines[name] for name in sorted(lines)))
+        return assemble_table(delta, (lines[name] for name in sorted(lines)))
 
     def keep(self, reading: Reading) -> Lines:
         """Remember the lines of a table that was applied; return what was remembered before."""

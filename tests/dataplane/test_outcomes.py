@@ -109,12 +109,12 @@ def test_an_outcome_may_be_of_a_request(given, unit):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"request_id": "7"}, "request_id is none that a prediction returned"),
+        ({"request_id": "7"}, "request_id is not the id of a prediction"),
         ({"request_id": 7}, "'request_id' must be a string"),
         ({"request_id": ["a"]}, "'request_id' must be a string"),
-        ({"request_id": "a:b:1-1"}, "request_id is of a request more than a year ago"),
-        ({"request_id": "%00:1:a1-1", "unit_id": "u"}, "request_id is none that a prediction"),
-        ({"request_id": f"{ID}:dQA"}, "request_id is none that a prediction"),
+        ({"request_id": "a:b:1-1"}, "request_id is of a request that is more than a year old"),
+        ({"request_id": "%00:1:a1-1", "unit_id": "u"}, "request_id is not the id of a prediction"),
+        ({"request_id": f"{ID}:dQA"}, "request_id is not the id of a prediction"),
         ({"request_id": ""}, "'unit_id' must be"),
         ({"request_id": f"{ID}:dTE", "unit_id": "u2"}, "request_id is of another unit"),
         ({}, "'unit_id' must be"),

@@ -207,7 +207,7 @@ def test_a_file_may_name_the_requests_of_its_outcomes(directory: Path, kind: str
     made = imported(directory, path.read_bytes())
 
     assert (made.recorded, made.strangers) == (2, 1)
-    assert made.refused == {"request_id is none that a prediction returned": 1}
+    assert made.refused == {"request_id is not the id of a prediction": 1}
     assert {row.unit for row in OutcomeRow.objects.all()} == {"", "u1"}
 
 

@@ -61,7 +61,9 @@ def test_a_metric_that_was_made_past_the_service_is_published_as_well() -> None:
 def test_both_planes_say_the_same_of_an_outcome() -> None:
     make_metric("accuracy")
     report = record_outcomes([outcome("a", value=0.5)], NOW)
-    assert report.refused[0].reason == MetricRule(is_binary=True).why_not(0.5) == NO_PROPORTION
+    assert (
+        report.refused[0].reason == MetricRule(is_binary=True).refusal_reason(0.5) == NO_PROPORTION
+    )
 
 
 def test_what_data_planes_refused_is_counted_by_tenant_and_instance() -> None:
