@@ -1,6 +1,6 @@
-"""Every setting of the data plane, read once from the environment.
+"""All settings of the data plane, read once from the environment.
 
-This is the only module here that reads `os.environ`. A value that cannot be used stops the start
+This is the only module of the data plane that reads `os.environ`. An invalid value stops the start
 with an error that names the variable.
 """
 
@@ -20,17 +20,18 @@ StalePolicy = Literal["serve", "warn", "fail"]
 
 
 class ConfigError(ValueError):
-    """A setting that is missing or cannot be used; the message names the variable."""
+    """A setting that is missing or invalid; the message names the variable."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Bounds on one HTTP connection; sizes in bytes, times in whole seconds."""
+    """Limits of one HTTP connection; sizes in bytes, times in whole seconds."""
 
     head_bytes_max: int = 32 * 1024
     headers_max: int = 100
     body_bytes_max: int = 16 * 1024 * 1024
-    # What one connection may have unanswered before it is no longer read, and all of a process.
+    # Bytes of unanswered requests: of one connection, before it is no longer read, and of the
+    # process.
     connection_bytes_max: int = 4 * 1024 * 1024
     bodies_bytes_max: int = 64 * 1024 * 1024
     head_timeout_s: int = 10
@@ -43,9 +44,9 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class Transport:
-    """How calls to Triton are spread over endpoints, repeated, and kept away from bad ones.
+    """How calls to Triton are balanced over endpoints, retried, and kept from bad endpoints.
 
-    Shares are in basis points of 10,000. `retry_floor` is for ten seconds; see `triton.budget`.
+    Shares are in basis points of 10,000. `retry_floor` is per ten seconds; see `triton.budget`.
     """
 
     warm_connections: int = 2
@@ -70,18 +71,18 @@ class Group:
     staleness: StalePolicy = "serve"
     stale_after_s: float = 60.0
     operator_token: str = ""
-    # A worker that shows no life for so long, though it could, is killed and started again: until
-    # then its clients wait.
+    # A worker that could run but gives no sign of life for this long is killed and restarted; its
+    # clients wait until then.
     worker_silent_s: float = 1.5
-    # The same for one that starts. Time in which others kept it from the cores does not count.
+    # The same limit for a worker that starts. Time in which it waited for a core does not count.
     worker_start_s: float = 120.0
-    # Workers whose parent was killed serve on for so long without another.
+    # Workers whose parent was killed serve this long without a new parent.
     orphan_s: float = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What one instance is told at its start."""
+    """The settings of one instance."""
 
     host: str
     port: int
@@ -109,17 +110,16 @@ class Config:
     limits: Limits = Limits()
     transport: Transport = Transport()
     group: Group = Group()
-    # None where gRPC is not served.
+    # None if gRPC is not served.
     grpc_bind: tuple[str, int] | None = None
 
 
 def load_own() -> Config:
-    """Return the settings of this process. Raises ConfigError."""
     return load(os.environ)
 
 
 def load(environ: Mapping[str, str]) -> Config:
-    """Return the settings in `environ`. Raises ConfigError."""
+    """Read the settings from `environ`. Raises ConfigError."""
     host, port = _bind("INTERLOCK_BIND", _required(environ, "INTERLOCK_BIND"))
     return Config(
         host=host,
@@ -156,7 +156,9 @@ def _group(environ: Mapping[str, str]) -> Group:
     default = Group()
     staleness = environ.get("INTERLOCK_STALENESS", "").strip() or default.staleness
     if staleness not in get_args(StalePolicy):
-        raise ConfigError(f"INTERLOCK_STALENESS must be serve, warn or fail, not {staleness!r}")
+        raise ConfigError(
+            f"INTERLOCK_STALENESS must be one of serve, warn, fail, not {staleness!r}"
+        )
     return Group(
         workers=_positive(environ, "INTERLOCK_WORKERS", int, default_workers()),
         lame_duck_s=_positive(environ, "INTERLOCK_LAME_DUCK_S", float, default.lame_duck_s),
@@ -242,7 +244,7 @@ def _redis_url(environ: Mapping[str, str], name: str) -> str:
     try:
         parse_redis_url(value)
     except RedisUrlError as error:
-        # Not shown: a password may stand in it.
+        # The value is not shown: it may contain a password.
         raise ConfigError(f"{name} {error}") from None
     return value.rstrip("/")
 
@@ -272,14 +274,14 @@ def _positive(environ: Mapping[str, str], name: str, kind: Callable[[str], T], d
     except ValueError:
         raise ConfigError(f"{name} must be a number, not {text!r}") from None
     if not 0 < value < float("inf"):  # type: ignore[operator]
-        raise ConfigError(f"{name} must be greater than nought, not {text!r}")
+        raise ConfigError(f"{name} must be greater than 0, not {text!r}")
     return value
 
 
 def keep_grpc_over_forks() -> None:
-    """Set what gRPC reads when it is imported.
+    """Set the variable that gRPC reads when it is imported.
 
-    Otherwise it shuts its connections down when this process forks, as it does to start the one
+    Otherwise gRPC closes its connections when this process forks, as it does to start the process
     that reads large bodies.
     """
     os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"

@@ -8,7 +8,7 @@ import pytest
 
 from contract.routing import Cache as CacheSettings
 from contract.routing import Tenant
-from dataplane.admission import NOBODY, Admission, read_timeout_s
+from dataplane.admission import ANONYMOUS, Admission, read_timeout_s
 from dataplane.cache import Cache
 from dataplane.errors import Refusal
 from dataplane.fair_queue import HIGH, NORMAL
@@ -42,7 +42,7 @@ class Clock:
         return self.now
 
 
-class Asker:
+class Request:
     def __init__(self, **headers):
         self.headers = {name.replace("_", "-").encode(): v for name, v in headers.items()}
         self.tenancy = None
@@ -56,7 +56,7 @@ def admission(clock=None, share=1, **limits):
 
 def refusal(made, **headers):
     with pytest.raises(Refusal) as caught:
-        made.admit(Asker(**headers))
+        made.admit(Request(**headers))
     return caught.value.code
 
 
@@ -72,7 +72,7 @@ def refusal(made, **headers):
 def test_a_key_names_its_tenant(headers):
     made = admission(priority="high")
     for _ in range(2):
-        tenancy = made.admit(Asker(**headers))
+        tenancy = made.admit(Request(**headers))
         assert (tenancy.name, tenancy.priority) == ("a", HIGH)
 
 
@@ -88,19 +88,19 @@ def test_an_unknown_key_is_refused_whether_keys_are_required_or_not(headers, key
 @pytest.mark.parametrize("headers", [{}, {"authorization": b"Basic eDp5"}])
 def test_a_request_without_a_key_is_refused_only_where_keys_are_required(headers):
     assert refusal(admission(), **headers) == "unauthenticated"
-    nobody = admission(key_required=False).admit(Asker(**headers))
+    nobody = admission(key_required=False).admit(Request(**headers))
     assert (nobody.name, nobody.priority, nobody.limited) == ("", NORMAL, False)
 
 
 def test_without_tenants_credentials_are_not_ours():
     made = Admission()
     made.apply(table(model()))
-    assert made.admit(Asker(authorization=b"Bearer jwt-of-a-mesh")) is NOBODY
+    assert made.admit(Request(authorization=b"Bearer jwt-of-a-mesh")) is ANONYMOUS
 
 
 def test_a_key_that_the_next_table_lacks_is_refused():
     made = admission()
-    made.admit(Asker(x_api_key=KEY.encode()))
+    made.admit(Request(x_api_key=KEY.encode()))
     made.apply(msgspec.structs.replace(with_tenants(2), tenants={"a": Tenant(keys=())}))
     assert refusal(made, x_api_key=KEY.encode()) == "unauthenticated"
 
@@ -109,7 +109,7 @@ def drain(made, most=100):
     """Return how many requests pass at once, and what the next one hears."""
     for passed in range(most):
         try:
-            made.admit(Asker(x_api_key=KEY.encode())).leave()
+            made.admit(Request(x_api_key=KEY.encode())).leave()
         except Refusal as refused:
             return passed, refused
     raise AssertionError("no limit")
@@ -146,7 +146,7 @@ def test_each_of_several_processes_enforces_its_share():
 def test_a_table_with_the_same_limits_leaves_level_and_concurrency():
     clock = Clock()
     made = admission(clock, requests_per_s=1, burst=5, concurrency_max=2)
-    under_way = made.admit(Asker(x_api_key=KEY.encode()))
+    under_way = made.admit(Request(x_api_key=KEY.encode()))
     drain(made)
     limits = {"requests_per_s": 1, "burst": 5, "concurrency_max": 2, "priority": "low"}
     made.apply(with_tenants(2, **limits))
@@ -158,7 +158,7 @@ def test_a_table_with_the_same_limits_leaves_level_and_concurrency():
 
 def test_a_smaller_burst_takes_what_is_above_it():
     made = admission(requests_per_s=1, burst=50)
-    made.admit(Asker(x_api_key=KEY.encode()))
+    made.admit(Request(x_api_key=KEY.encode()))
     made.apply(with_tenants(2, requests_per_s=1, burst=5))
     assert drain(made)[0] == 5
 
@@ -228,7 +228,7 @@ async def test_a_tenant_has_no_more_under_way_than_it_may():
 
 
 def in_flight(made):
-    return made.serving.admission.admit(Asker(x_api_key=KEY.encode())).in_flight - 1
+    return made.serving.admission.admit(Request(x_api_key=KEY.encode())).in_flight - 1
 
 
 @pytest.mark.parametrize(

@@ -89,9 +89,9 @@ def test_calm_means_that_nothing_need_be_told():
 def test_a_version_that_says_it_is_gone_needs_few_answers():
     breaker, trips = make(window=20, failures=10)
     for now in (1.0, 2.0):
-        breaker.failed(now, "stub", dead=True, gone=True)
+        breaker.failed(now, "stub", dead=True, unreachable=True)
     assert trips == []
-    breaker.failed(3.0, "stub", dead=True, gone=True)
+    breaker.failed(3.0, "stub", dead=True, unreachable=True)
     assert (breaker.state, trips) == (State.OPEN, ["stub"])
 
 
@@ -110,9 +110,9 @@ def test_answers_of_one_call_are_one_answer():
 def test_any_other_end_interrupts_the_row_of_gone():
     breaker, trips = make(window=20, failures=10)
     for now in (1.0, 2.0, 3.0):
-        breaker.failed(now, "stub", dead=True, gone=True)
+        breaker.failed(now, "stub", dead=True, unreachable=True)
         breaker.failed(now + 0.2, "timeout", dead=True)
-        breaker.failed(now + 0.4, "stub", dead=True, gone=True)
+        breaker.failed(now + 0.4, "stub", dead=True, unreachable=True)
         breaker.succeeded()
     assert (breaker.state, trips) == (State.CLOSED, [])
 

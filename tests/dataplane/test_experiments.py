@@ -10,7 +10,7 @@ from contract.routing import Batching, ExperimentSplit
 from dataplane.router import Router
 from dataplane.telemetry import MEASURED_MAX, Telemetry
 from dataplane.triton import Fault, TritonError
-from dataplane.unit_sketch import Crowd, Crowds
+from dataplane.unit_sketch import Sketch, Sketches
 from tests.dataplane.test_predict import BOOM, INFER, REFUSED, ROW, Plane, by_version
 from tests.dataplane.wire import Wire, request
 from tests.dataplane.worlds import EXPERIMENT, body, model, stopped_clock
@@ -61,17 +61,17 @@ def test_only_wanted_tenants_take_part():
     router = Router("sums", model(split=split(tenants=("shop", "app"))), 1)
 
     assert router.targeted
-    assert router.means("shop", {})
-    assert not router.means("", {})
-    assert not router.means("other", {})
+    assert router.targets("shop", {})
+    assert not router.targets("", {})
+    assert not router.targets("other", {})
 
 
 def test_all_conditions_must_hold():
     router = Router("sums", model(split=split(tenants=("shop",), headers={"a": ("1",)})), 1)
 
-    assert router.means("shop", {b"a": b"1"})
-    assert not router.means("shop", {b"a": b"2"})
-    assert not router.means("app", {b"a": b"1"})
+    assert router.targets("shop", {b"a": b"1"})
+    assert not router.targets("shop", {b"a": b"2"})
+    assert not router.targets("app", {b"a": b"1"})
 
 
 def test_without_conditions_nobody_is_asked_for_any():
@@ -187,12 +187,12 @@ def test_what_is_measured_is_bounded_and_what_is_dropped_is_counted():
 
 
 def test_a_crowd_keeps_the_smallest_hashes_each_once():
-    crowd = Crowd()
+    sketch = Sketch()
     for _ in range(2):
         for i in range(5_000):
-            crowd.saw(f"u{i}")
+            sketch.add(f"u{i}")
 
-    smallest = crowd.take()
+    smallest = sketch.take()
     assert len(smallest) == SKETCH_K
     assert list(smallest) == sorted(set(smallest))
     assert (SKETCH_K - 1) * 2**64 / smallest[-1] == pytest.approx(5_000, rel=0.15)
@@ -200,19 +200,19 @@ def test_a_crowd_keeps_the_smallest_hashes_each_once():
 
 def test_crowds_are_told_once_a_minute_and_when_the_hour_is_over():
     now = [3_600.0 * 100]
-    crowds = Crowds(lambda: now[0])
-    crowds.of("sums").saw("u1")
-    assert crowds.drain() == []
+    sketches = Sketches(lambda: now[0])
+    sketches.of("sums").add("u1")
+    assert sketches.drain() == []
 
     now[0] += 61
-    (first,) = crowds.drain()
+    (first,) = sketches.drain()
     assert (first.model, first.hour, len(first.smallest)) == ("sums", 100, 1)
-    assert crowds.drain() == []
+    assert sketches.drain() == []
 
-    crowds.of("sums").saw("u2")
+    sketches.of("sums").add("u2")
     now[0] += 3_600
-    (last,) = crowds.drain()
+    (last,) = sketches.drain()
     assert (last.hour, len(last.smallest)) == (100, 2)
-    crowds.of("sums").saw("u1")
-    (new,) = crowds.drain(is_last=True)
+    sketches.of("sums").add("u1")
+    (new,) = sketches.drain(is_last=True)
     assert (new.hour, len(new.smallest)) == (101, 1)

@@ -1,6 +1,6 @@
 from contract.messages import STREAM_OUTCOMES
 from dataplane.spool import Record, Spool
-from dataplane.spool_dir import Lodging
+from dataplane.spool_dir import SpoolDir
 
 
 def payloads(spool):
@@ -17,10 +17,10 @@ def add(spool, *values):
 
 
 async def test_what_a_dead_process_left_is_taken_over_in_order(tmp_path):
-    dead = Lodging(tmp_path, "a", 1_000)
+    dead = SpoolDir(tmp_path, "a", 1_000)
     add(dead.spool, b"1", b"2")
     dead.close()
-    living = Lodging(tmp_path, "b", 1_000)
+    living = SpoolDir(tmp_path, "b", 1_000)
     add(living.spool, b"0")
     await living.adopt()
     assert payloads(living.spool) == [b"0", b"1", b"2"]
@@ -29,9 +29,9 @@ async def test_what_a_dead_process_left_is_taken_over_in_order(tmp_path):
 
 
 async def test_what_a_living_process_has_stays_its_own(tmp_path):
-    sibling = Lodging(tmp_path, "a", 1_000)
+    sibling = SpoolDir(tmp_path, "a", 1_000)
     add(sibling.spool, b"1")
-    other = Lodging(tmp_path, "b", 1_000)
+    other = SpoolDir(tmp_path, "b", 1_000)
     await other.adopt()
     assert payloads(other.spool) == []
     assert payloads(sibling.spool) == [b"1"]
@@ -39,6 +39,6 @@ async def test_what_a_living_process_has_stays_its_own(tmp_path):
 
 async def test_a_spool_of_before_there_were_workers_is_taken_over(tmp_path):
     add(Spool(tmp_path, 1_000), b"1")
-    lodging = Lodging(tmp_path, "b", 1_000)
+    lodging = SpoolDir(tmp_path, "b", 1_000)
     await lodging.adopt()
     assert payloads(lodging.spool) == [b"1"]

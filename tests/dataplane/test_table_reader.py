@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from contract.routing import Cluster, RoutingTable, TableError, encode
-from dataplane.table_reader import TableFile, TableReader, let_go
+from dataplane.table_reader import TableFile, TableReader, release_slowly
 from tests.dataplane.worlds import canary, model
 
 MAIN = {"main": Cluster(endpoints=("127.0.0.1:1",))}
@@ -98,5 +98,5 @@ async def test_a_table_is_stored_and_loaded(tmp_path):
 
 async def test_what_is_let_go_of_is_empty():
     things = dict.fromkeys(range(1000), msgspec.UNSET)
-    await let_go(things)
+    await release_slowly(things)
     assert things == {}

@@ -104,7 +104,7 @@ def test_what_the_split_assigned_counts_units_once_and_everybody_without_one(gat
 def test_the_unit_of_an_answer_from_the_cache_is_assigned_and_not_met(gathered):
     counter = gathered.counter(KEY)
     counter.assign("a")
-    counter.found()
+    counter.count_hit()
     (window,), _ = gathered.drain(3)
     assert (window.assigned, window.units, window.cache_hits) == (1, 0, 1)
     counter.assign("a")
@@ -177,9 +177,9 @@ def test_exposures_beyond_the_bound_are_dropped_and_counted(gathered, monkeypatc
 
 def test_answers_from_the_cache_are_in_no_other_count(gathered):
     counter = gathered.counter(KEY)
-    counter.found()
+    counter.count_hit()
     counter.answered("a", 1_000.0)
-    counter.found()
+    counter.count_hit()
     (window,), _ = gathered.drain(3)
     assert (window.cache_hits, window.requests, window.units, window.anonymous) == (2, 1, 1, 0)
     assert sum(window.latency.values()) == 1

@@ -63,7 +63,7 @@ def test_an_answer_that_came_when_the_request_had_ended_is_a_request_and_no_end(
     counter = gathered.counter(NO_SPLIT)
     counter.end(ends.ABANDONED, "a")
     counter.answered("a", 1.0, has_ended=True)
-    counter.found(has_ended=True)
+    counter.count_hit(has_ended=True)
     (window,), _ = gathered.drain(3)
     assert (window.requests, window.cache_hits, window.ends) == (1, 1, Ends(abandoned=1))
 

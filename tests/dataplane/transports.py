@@ -9,7 +9,7 @@ from typing import Any
 
 from contract.routing import Breaker
 from dataplane.config import Transport
-from dataplane.triton import Copies, Reply, Triton, TritonError
+from dataplane.triton import Replicas, Reply, Triton, TritonError
 from tests.dataplane.worlds import Upstream
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
@@ -50,14 +50,14 @@ async def upstreams(count: int) -> AsyncIterator[list[Upstream]]:
         yield servers
 
 
-def copies_on(
+def replicas_on(
     servers: list[Upstream],
     trips: list[str] | None = None,
     hedge_after_ms: int | None = None,
     open_ms: int = 50,
-) -> Copies:
-    """Return the copies of a version on these servers."""
-    return Copies(
+) -> Replicas:
+    """Return the replicas of a version on these servers."""
+    return Replicas(
         tuple(server.address for server in servers),
         Breaker(window=20, failures=10, open_ms=open_ms),
         trips.append if trips is not None else None,

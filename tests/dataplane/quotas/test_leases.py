@@ -52,9 +52,9 @@ async def fleet(valkey, tmp_path):
     client = redis.Redis.from_url(valkey.url)
     parts = []
 
-    def make(count, rate=50.0, burst=50.0, places=None):
+    def make(count, rate=50.0, burst=50.0, slots=None):
         for number in range(count):
-            limits = Limits(rate, burst, places)
+            limits = Limits(rate, burst, slots)
             parts.append(Part(tmp_path / f"i{number}", client, f"i{number}", limits))
         return parts
 
@@ -197,11 +197,11 @@ async def test_a_quota_of_less_than_one_a_second_gives_whole_tokens(fleet):
 
 
 async def test_places_go_where_they_are_asked_for(fleet):
-    parts = fleet(2, rate=None, places=10)
+    parts = fleet(2, rate=None, slots=10)
     await heard(parts)
     for _ in range(3):
         in_flight = 0
-        while parts[0].entries[0].has_place(monotonic(), in_flight):
+        while parts[0].entries[0].has_slot(monotonic(), in_flight):
             in_flight += 1
         parts[0].entries[0].note(0)
         await parts[0].renew()
@@ -236,7 +236,7 @@ async def test_a_worker_with_an_older_table_leaves_a_new_tenant_alone(fleet):
     part.leases[0]._tenants = lambda: {1_000_000: ("other", Limits(1.0, 1.0, None))}
     before = part.line
     await part.renew()
-    assert (part.line.woken, part.line.credit, part.line.owed) == (1.0, before.credit, before.owed)
+    assert (part.line.active, part.line.credit, part.line.owed) == (1.0, before.credit, before.owed)
 
 
 async def test_two_workers_of_an_instance_never_both_renew(fleet):

@@ -20,10 +20,10 @@ def workers(tmp_path):
         ledger.close()
 
 
-def entries(ledgers, rate=10.0, burst=10.0, places=None, name="shop"):
+def entries(ledgers, rate=10.0, burst=10.0, slots=None, name="shop"):
     made = [Entry(ledger, ledger.find(name)) for ledger in ledgers]
     for entry in made:
-        entry.limit(Limits(rate, burst, places))
+        entry.limit(Limits(rate, burst, slots))
     return made
 
 
@@ -99,11 +99,11 @@ def test_what_costs_more_than_there_can_be_passes_when_all_is_there_and_is_paid(
 
 
 def test_places_are_counted_over_workers_and_end_with_them(workers, tmp_path):
-    one, two, _ = entries(workers, rate=None, places=3)
-    assert [one.has_place(1.0, 0), one.has_place(1.0, 1), two.has_place(1.0, 0)] == [True] * 3
-    assert not two.has_place(1.0, 1)
+    one, two, _ = entries(workers, rate=None, slots=3)
+    assert [one.has_slot(1.0, 0), one.has_slot(1.0, 1), two.has_slot(1.0, 0)] == [True] * 3
+    assert not two.has_slot(1.0, 1)
     one.note(1)
-    assert two.has_place(1.0, 1)
+    assert two.has_slot(1.0, 1)
     # A worker that is started again has none under way.
     again = Ledger(tmp_path / "quotas", 1)
     assert again.column(one.number) == (0, 1)
@@ -122,8 +122,8 @@ def test_a_worker_that_is_stopped_with_the_lock_keeps_nobody_waiting(workers, tm
 
 def test_columns_beyond_the_last_are_shared(tmp_path):
     ledger = Ledger(tmp_path / "quotas", COLUMNS + 2)
-    entry = entries([ledger], rate=None, places=5)[0]
-    assert entry.has_place(1.0, 0)
+    entry = entries([ledger], rate=None, slots=5)[0]
+    assert entry.has_slot(1.0, 0)
     assert ledger.column(entry.number) == (1, 0)
     ledger.close()
 
@@ -131,7 +131,7 @@ def test_columns_beyond_the_last_are_shared(tmp_path):
 def test_a_file_of_another_kind_is_made_anew(tmp_path):
     (tmp_path / "quotas").write_bytes(b"not a ledger" * 1_000)
     ledger = Ledger(tmp_path / "quotas")
-    assert (ledger.instances, ledger.renewed_at, ledger.woken()) == (1.0, 0.0, [])
+    assert (ledger.instances, ledger.renewed_at, ledger.active_lines()) == (1.0, 0.0, [])
     ledger.close()
 
 
