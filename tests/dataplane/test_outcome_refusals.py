@@ -63,8 +63,8 @@ def test_each_is_judged_for_itself_and_keeps_its_place():
 def test_the_error_says_which_name_and_what_there_is():
     (entry,) = read(item("convertd"), item()).refused
     assert entry["error"] == (
-        "metric 'convertd': unknown metric; there are converted, revenue; one that was just "
-        "defined is known in seconds"
+        "metric 'convertd': unknown metric; known metrics are converted, revenue; a new metric is "
+        "known within seconds"
     )
 
 

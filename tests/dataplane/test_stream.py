@@ -103,7 +103,7 @@ async def test_outcomes_that_nobody_takes_in_are_held_and_never_trimmed(valkey, 
         while await used_bytes(publisher, STREAM_OUTCOMES) < allowed:
             await send(publisher, sent)
             sent += 1
-        with pytest.raises(redis.RedisError, match=f"{sent} batches of outcomes wait"):
+        with pytest.raises(redis.RedisError, match=f"{sent} batches of outcomes take"):
             await send(publisher, sent)
         batches = await entries(publisher, STREAM_OUTCOMES)
         assert [batch.outcomes[0].event_id for batch in batches] == [f"e{n}" for n in range(sent)]

@@ -74,7 +74,7 @@ async def test_it_follows_a_new_epoch_and_refuses_the_one_before(tmp_path):
         generation, reason = await refusal(sync, control)
         assert (serving.generation, generation) == (first_of(1), 501)
         assert reason == (
-            "generation 501 is older than 1 of epoch 1, which is applied: its control plane was "
+            "generation 501 is older than the applied 1 of epoch 1: its control plane was "
             "replaced when epoch 1 began"
         )
 
@@ -113,7 +113,7 @@ async def test_it_refuses_an_older_table_and_goes_on_with_its_own(tmp_path):
         await sync.pull()
         assert serving.generation == 5
         assert await refusal(sync, control) == (
-            4, "generation 4 is older than 5, which is applied",
+            4, "generation 4 is older than the applied 5",
         )  # fmt: skip
 
 

@@ -162,5 +162,5 @@ async def test_an_https_endpoint_is_called_over_tls_and_verified(
 
 async def test_another_scheme_is_refused_by_name():
     async with triton() as client:
-        with pytest.raises(ValueError, match="grpc://t:8001: Triton is called by http:// or https"):
+        with pytest.raises(ValueError, match="grpc://t:8001: the scheme must be http:// or https"):
             await client.get("grpc://t:8001", PATH, 1.0)

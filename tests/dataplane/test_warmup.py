@@ -113,7 +113,7 @@ async def test_a_failure_on_zeros_says_how_to_mend_it(triton):
     async with Upstream() as upstream:
         upstream.always = FAULTY
         (reason,) = await run(triton, one(upstream.address))
-        assert "give the version warm-up requests of its own" in reason
+        assert "set warm-up requests for the version" in reason
 
 
 async def test_a_version_that_refuses_because_it_is_not_ready_is_not(triton):
@@ -136,11 +136,11 @@ async def test_a_version_that_refuses_its_own_warm_up_is_refused(triton):
     ("warmup", "why"),
     [
         ("{", "not JSON"),
-        ("{}", "not a list of requests"),
-        ("[]", "not a list of requests"),
-        (json.dumps([[ROW | {"name": "y"}]]), "does not fit its signature"),
-        (json.dumps([[ROW | {"shape": [1, 3]}]]), "does not fit its signature"),
-        (json.dumps([7]), "does not fit its signature"),
+        ("{}", "must be a non-empty list"),
+        ("[]", "must be a non-empty list"),
+        (json.dumps([[ROW | {"name": "y"}]]), "do not fit the signature"),
+        (json.dumps([[ROW | {"shape": [1, 3]}]]), "do not fit the signature"),
+        (json.dumps([7]), "do not fit the signature"),
     ],
 )
 async def test_a_warm_up_that_cannot_be_used_says_why(triton, warmup, why):
