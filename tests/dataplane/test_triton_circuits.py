@@ -1,4 +1,4 @@
-"""A copy of a version that fails while its siblings answer is avoided, and nothing else is."""
+"""A replica of a version that fails while its siblings answer is avoided, and nothing else is."""
 
 import asyncio
 
@@ -15,9 +15,9 @@ from tests.dataplane.transports import (
     answered,
     ask,
     ask_often,
-    asked,
-    replicas_on,
     endpoint,
+    replicas_on,
+    requests_at,
     transport,
     upstreams,
 )
@@ -31,7 +31,7 @@ def states(replicas):
 
 
 @pytest.mark.parametrize("act", [STUB_DEAD, NOT_LOADED])
-async def test_a_dead_copy_is_avoided_after_a_few_requests(act):
+async def test_a_dead_replica_is_avoided_after_a_few_requests(act):
     async with upstreams(2) as servers, transport() as triton:
         trips = []
         replicas = replicas_on(servers, trips, open_ms=60_000)
@@ -43,7 +43,7 @@ async def test_a_dead_copy_is_avoided_after_a_few_requests(act):
         assert trips[0].startswith(f"replica on {servers[0].address}: ")
 
 
-async def test_a_stub_that_dies_slowly_costs_few_requests_their_answer():
+async def test_a_stub_that_dies_slowly_fails_few_requests():
     async with upstreams(2) as servers, transport() as triton:
         replicas = replicas_on(servers)
         servers[0].always = STUB_DEAD
@@ -53,7 +53,7 @@ async def test_a_stub_that_dies_slowly_costs_few_requests_their_answer():
         assert states(replicas)[0] is not State.CLOSED
 
 
-async def test_a_faulty_copy_is_avoided_at_the_threshold():
+async def test_a_faulty_replica_is_avoided_at_the_threshold():
     async with upstreams(2) as servers, transport() as triton:
         replicas = replicas_on(servers, open_ms=60_000)
         servers[0].always = FAULTY
@@ -68,13 +68,13 @@ async def test_another_version_on_the_same_endpoint_is_not_avoided():
         servers[0].always = STUB_DEAD
         await ask_often(triton, bad, 20)
         servers[0].always = OK
-        before = asked(servers)[0]
+        before = requests_at(servers)[0]
         await ask_often(triton, good, 20)
         assert states(good) == [State.CLOSED, State.CLOSED]
-        assert asked(servers)[0] > before
+        assert requests_at(servers)[0] > before
 
 
-async def test_when_all_copies_fail_alike_no_circuit_opens():
+async def test_if_all_replicas_fail_alike_no_circuit_opens():
     async with upstreams(2) as servers, transport() as triton:
         replicas = replicas_on(servers)
         for server in servers:
@@ -93,7 +93,7 @@ async def test_one_circuit_always_stays_closed():
         assert states(replicas).count(State.CLOSED) >= 1
 
 
-async def test_a_copy_that_is_well_again_is_used_again():
+async def test_a_replica_that_recovers_is_used_again():
     async with upstreams(2) as servers, transport() as triton:
         replicas = replicas_on(servers)
         servers[0].always = STUB_DEAD
@@ -103,12 +103,12 @@ async def test_a_copy_that_is_well_again_is_used_again():
         assert answered([await ask(triton, replicas)]) == 1
         await until(lambda: states(replicas) == [State.CLOSED, State.CLOSED])
         assert replicas.open == 0
-        before = asked(servers)[0]
+        before = requests_at(servers)[0]
         await ask_often(triton, replicas, 20)
-        assert asked(servers)[0] > before
+        assert requests_at(servers)[0] > before
 
 
-async def test_half_open_there_is_one_trial_and_no_live_request_is_it():
+async def test_a_half_open_circuit_has_one_trial_that_is_no_live_request():
     async with upstreams(2) as servers, transport() as triton:
         replicas = replicas_on(servers)
         servers[0].always = STUB_DEAD
@@ -123,7 +123,7 @@ async def test_half_open_there_is_one_trial_and_no_live_request_is_it():
         await until(lambda: states(replicas)[0] is State.OPEN)
 
 
-async def test_a_trial_that_is_refused_proves_nothing_and_is_given_back():
+async def test_a_trial_that_is_refused_proves_nothing_and_is_released():
     async with upstreams(2) as servers, transport() as triton:
         replicas = replicas_on(servers)
         servers[0].always = STUB_DEAD
@@ -138,7 +138,7 @@ async def test_a_trial_that_is_refused_proves_nothing_and_is_given_back():
         assert states(replicas)[0] is State.HALF_OPEN
 
 
-async def test_a_broken_connection_accuses_no_version():
+async def test_a_broken_connection_does_not_count_for_the_version():
     async with upstreams(2) as servers, transport() as triton:
         replicas = replicas_on(servers)
         servers[0].always = "close"
@@ -146,7 +146,7 @@ async def test_a_broken_connection_accuses_no_version():
         assert states(replicas) == [State.CLOSED, State.CLOSED]
 
 
-async def test_the_last_way_out_is_an_open_copy_and_its_answer_closes_the_circuit():
+async def test_the_last_resort_is_a_replica_with_an_open_circuit_and_its_answer_closes_it():
     async with upstreams(2) as servers, transport() as triton:
         replicas = replicas_on(servers)
         servers[0].always = STUB_DEAD
@@ -157,7 +157,7 @@ async def test_the_last_way_out_is_an_open_copy_and_its_answer_closes_the_circui
         assert states(replicas)[0] is State.CLOSED
 
 
-async def test_what_waited_in_vain_in_tritons_own_queue_accuses_nobody():
+async def test_a_call_that_expired_in_tritons_queue_is_no_failure():
     async with upstreams(2) as servers, transport() as triton:
         replicas = replicas_on(servers)
         servers[0].always = answer(503, "Request timeout expired")

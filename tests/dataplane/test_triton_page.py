@@ -1,4 +1,4 @@
-"""What operators see of endpoints and circuits, and what the control plane hears of them."""
+"""The metrics of endpoints and circuits, and their trips in the report."""
 
 import asyncio
 
@@ -20,25 +20,25 @@ def samples(page):
     return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
 
 
-async def test_endpoints_show_their_state_and_what_was_sent_twice():
+async def test_endpoints_show_their_state_and_retries():
     async with upstreams(2) as servers, transport(eject_failures=2, retry_floor=1) as triton:
         servers[0].always = "close"
         await ask_often(triton, replicas_on(servers), 20)
         page = Page()
         add_endpoints(page, triton)
-        found = samples(page)
+        values = samples(page)
         bad, good = (f'{{endpoint="{server.address}"}}' for server in servers)
-        assert found[f"interlock_endpoint_ejected{bad}"] == 1
-        assert found[f"interlock_endpoint_ejected{good}"] == 0
-        assert found[f"interlock_endpoint_ejections_total{bad}"] == 1
-        assert found[f"interlock_retries_total{good}"] >= 1
-        assert found[f"interlock_retries_total{bad}"] == 0
-        assert found[f"interlock_hedges_total{good}"] == 0
-        assert f"interlock_retry_budget_exhausted_total{bad}" in found
-        assert found[f"interlock_endpoint_connections{good}"] == 1
+        assert values[f"interlock_endpoint_ejected{bad}"] == 1
+        assert values[f"interlock_endpoint_ejected{good}"] == 0
+        assert values[f"interlock_endpoint_ejections_total{bad}"] == 1
+        assert values[f"interlock_retries_total{good}"] >= 1
+        assert values[f"interlock_retries_total{bad}"] == 0
+        assert values[f"interlock_hedges_total{good}"] == 0
+        assert f"interlock_retry_budget_exhausted_total{bad}" in values
+        assert values[f"interlock_endpoint_connections{good}"] == 1
 
 
-async def test_endpoints_that_left_the_table_leave_the_page():
+async def test_removed_endpoints_leave_the_page():
     async with upstreams(2) as servers, transport() as triton:
         await ask_often(triton, replicas_on(servers), 5)
         triton.keep_only({servers[1].address})
