@@ -153,7 +153,7 @@ class Pace:
         self._under_way_rows += rows
         self.free_at = max(self.free_at, now) + cost_s
         if self._silent_since is None:
-            self._owe(rows, now)
+            self._start_silence(rows, now)
         return cost_s
 
     def answered(self, rows: int, cost_s: float, sent_at: float, now: float) -> None:
@@ -213,7 +213,7 @@ class Pace:
         """
         since = max(sent_at, self._ended_at)
         if self._silent_since is None:
-            self._owe(rows, since)
+            self._start_silence(rows, since)
         else:
             since = self._silent_since = min(since, self._silent_since)
         is_news = rows > 1 and self._ended_at < 0
@@ -228,7 +228,7 @@ class Pace:
         rows_left = self._under_way_rows
         if rows_left:
             self.free_at = now + self.cost_s(rows_left)
-            self._owe(rows_left, now)
+            self._start_silence(rows_left, now)
 
     def vanished(self, rows: int, cost_s: float) -> None:
         """Record a batch that never reached the version."""
@@ -328,7 +328,7 @@ class Pace:
             backlog_s = (backlog_s - others_s) / self._lanes
         return max(0.0, backlog_s)
 
-    def _owe(self, rows: int, now: float) -> None:
+    def _start_silence(self, rows: int, now: float) -> None:
         """Record that from now on the version has `rows` rows to answer."""
         self._silent_since = now
         patience_s = _PATIENCE * self._timeout_s

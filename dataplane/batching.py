@@ -194,14 +194,14 @@ class Batcher:
     def _start_idle(self) -> None:
         self._starting = False
         if self.in_flight == 0 and not self._alone and not self._queue.due_lines:
-            self._queue.hasten()
+            self._queue.mark_oldest_due()
         self._send_ready()
         if self._queue.rows and self._timer is None:
             self._timer = self._loop.call_later(self._delay_s, self._overdue)
 
     def _overdue(self) -> None:
         # One timer for all lines: it is not moved for each batch that is sent earlier.
-        next_in_s = self._queue.ripen(monotonic())
+        next_in_s = self._queue.mark_due(monotonic())
         self._timer = None
         if next_in_s is not None:
             self._timer = self._loop.call_later(next_in_s, self._overdue)

@@ -69,7 +69,7 @@ class Exchange:
         self._connection = connection
         # The bytes of the response, kept while an earlier request is unanswered.
         self.answer: bytes | None = None
-        # Whether the response was given; its bytes may still be being compressed.
+        # Whether there is a response; its bytes may still be in compression.
         self.ended = False
         # In capitals, as received.
         self.method = b""

@@ -37,14 +37,14 @@ _TICK_S = 0.001
 class Job(Protocol):
     """A request that waits for its rows; exactly one of the two methods is called, once.
 
-    `deadline` and `submitted_at` are on `time.monotonic`. `hurried` says that little time is left:
-    its line does not wait to fill. `priority` is one of the classes.
+    `deadline` and `submitted_at` are on `time.monotonic`. `is_urgent` says that little time is
+    left: its line does not wait to fill. `priority` is one of the classes.
     """
 
     request: InferRequest
     deadline: float
     submitted_at: float
-    hurried: bool
+    is_urgent: bool
     priority: int
 
     def answered(self, outputs: list[Output], start: int, dispatched_at: float) -> None: ...
@@ -163,17 +163,17 @@ class FairQueue:
         if line.due:
             self._due[priority][line] = None
             return True
-        if in_line >= self.rows_max or job.hurried:
+        if in_line >= self.rows_max or job.is_urgent:
             self._make_due(line)
             return True
         return False
 
-    def hasten(self) -> None:
+    def mark_oldest_due(self) -> None:
         """Make the line that waits longest due, for an idle version."""
         if self._lines:
             self._make_due(next(iter(self._lines.values())))
 
-    def ripen(self, now: float) -> float | None:
+    def mark_due(self, now: float) -> float | None:
         """Make lines that waited long enough due; return the seconds until the next one is."""
         next_at = None
         for line in self._lines.values():

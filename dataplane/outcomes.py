@@ -123,7 +123,7 @@ def check_sender(outcomes: Outcomes, sender: Tenancy) -> None:
     refused = {entry["index"] for entry in outcomes.refused}
     indexes = (i for i in range(len(outcomes) + len(refused)) if i not in refused)
     for index, outcome in zip(indexes, outcomes, strict=True):
-        reason = _why_foreign(outcome, sender) if outcome.request_id else ""
+        reason = _foreign_reason(outcome, sender) if outcome.request_id else ""
         if reason:
             faults.append(
                 {
@@ -139,7 +139,7 @@ def check_sender(outcomes: Outcomes, sender: Tenancy) -> None:
         raise Refusal(403, "foreign_outcome", message, details=faults)
 
 
-def _why_foreign(outcome: Outcome, sender: Tenancy) -> str:
+def _foreign_reason(outcome: Outcome, sender: Tenancy) -> str:
     """Return why the request of an outcome does not belong to the sender, or ""."""
     models = sender.models
     if models is not None and parse_request_id(outcome.request_id).model not in models:

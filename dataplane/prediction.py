@@ -58,7 +58,7 @@ class Prediction(Counted):
         "_serving",
         "_timeout_s",
         "deadline",
-        "hurried",
+        "is_urgent",
         "priority",
         "request",
         "submitted_at",
@@ -107,7 +107,7 @@ class Prediction(Counted):
         # When the present version must have answered.
         self.deadline = arrived_at + timeout_s
         # See `batching.Job`.
-        self.hurried = False
+        self.is_urgent = False
         # The present lane.
         self._lane: Lane
         # The time in the id of the answer, nanoseconds since 1970, once it has one.
@@ -226,7 +226,7 @@ class Prediction(Counted):
     def abandoned(self) -> None:
         """Leave the queue, if the request is still queued: the client hung up.
 
-        A request with a cache ticket goes on, because others may wait for its answer. In any case
+        A request with a cache ticket continues, because others may wait for its answer. In any case
         the client got no answer of the version.
         """
         self._end_unanswered(ends.ABANDONED)
@@ -352,7 +352,7 @@ class Prediction(Counted):
         timeout_s = self._timeout_s
         self.deadline = self._arrived_at + timeout_s
         now = monotonic()
-        self.hurried = self.deadline - now < timeout_s / 2
+        self.is_urgent = self.deadline - now < timeout_s / 2
         self._enter(fallback, now)
         if ticket is not None:
             ticket.failed()

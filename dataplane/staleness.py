@@ -1,8 +1,8 @@
 """The policy for a table that the control plane has not confirmed for long.
 
-`serve` goes on as usual; `warn` says so in the headers of every answer and in the log; `fail` is no
-longer ready, but still answers. A table that was never confirmed since the start is stale at once,
-because its age is unknown. Only a monotonic clock decides.
+`serve` continues as usual; `warn` says so in the headers of every answer and in the log; `fail` is
+no longer ready, but still answers. A table that was never confirmed since the start is stale at
+once, because its age is unknown. Only a monotonic clock decides.
 """
 
 from __future__ import annotations

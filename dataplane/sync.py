@@ -2,7 +2,7 @@
 
 A table is applied completely or refused completely. Refused is a table that contradicts itself,
 that is older than the applied one, or that adds a version which does not answer on every endpoint
-of its cluster (see `warmup`). The old table then goes on serving, and the refused one is tried
+of its cluster (see `warmup`). The old table then stays in use, and the refused one is tried
 again at each poll, because a version may become ready. The last good table is on disk, so that an
 instance can start without a control plane.
 """

@@ -138,7 +138,7 @@ class Warmup:
 
     async def _send(self, newcomer: Newcomer, request: InferRequest) -> Reply:
         data = _encode(newcomer, request)
-        return await self._triton.ask(newcomer.address, data, self._timeout_s)
+        return await self._triton.send_to(newcomer.address, data, self._timeout_s)
 
 
 def _newcomers(

@@ -77,7 +77,7 @@ class Worker:
         }
         self.peer = Peer(reader, writer, handlers)
         task = asyncio.get_running_loop().create_task(self.peer.run())
-        self._orphaned = asyncio.get_running_loop().create_task(self._outlive(task))
+        self._orphaned = asyncio.get_running_loop().create_task(self._serve_without_parent(task))
         self._beating = asyncio.get_running_loop().create_task(self._beat())
         instance = self._instance
         instance.application.scrapes.text = self._scrape
@@ -85,7 +85,7 @@ class Worker:
         instance.serving.on_removed = self._notify_removed
         return task
 
-    async def _outlive(self, line: asyncio.Task[None]) -> None:
+    async def _serve_without_parent(self, line: asyncio.Task[None]) -> None:
         """Once the parent is dead, serve all sockets until another parent has workers, or stop."""
         await asyncio.wait([line])
         instance = self._instance

@@ -275,7 +275,7 @@ class Supervisor:
         if self._stop.is_set():
             return False
         if not new.ready.is_set() or new.exited.is_set():
-            log.error("worker.not_ready: the new worker %d failed; the old one goes on", slot)
+            log.error("worker.not_ready: the new worker %d failed; the old one keeps serving", slot)
             new.send(signal.SIGKILL)
             return False
         old, self._current[slot] = self._current[slot], new

@@ -166,7 +166,7 @@ class Flight:
                 ticket.call_version()
             except Exception:
                 # The others still wait.
-                log.exception("a request that waited could not go on")
+                log.exception("a waiting request could not continue")
 
     def _end(self) -> list[Ticket]:
         self._flights.forget(self._key, self)

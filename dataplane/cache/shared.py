@@ -111,7 +111,7 @@ class SharedCache:
         # Failed lookups and writes by kind: error, timeout, corrupt, dropped.
         self.failures = {"error": 0, "timeout": 0, "corrupt": 0, "dropped": 0}
 
-    def ask(self, key: bytes, lookup: Lookup) -> bool:
+    def look_up(self, key: bytes, lookup: Lookup) -> bool:
         """Start a lookup of `key`; return False if it is a miss already."""
         if self._waiting >= WAITING_MAX or not self._available():
             return False

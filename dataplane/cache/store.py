@@ -203,7 +203,7 @@ class ModelCache:
             return
         ticket.flight = flights.begin(ticket.key, waiter.deadline)
         shared = self._shared
-        if shared is None or not shared.ask(ticket.key, _SharedLookup(self, ticket)):
+        if shared is None or not shared.look_up(ticket.key, _SharedLookup(self, ticket)):
             ticket.call_version()
 
     def on_value(self, ticket: Ticket, value: bytes | None) -> None:

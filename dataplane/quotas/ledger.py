@@ -35,7 +35,7 @@ SLICE_S = 0.05
 # Seconds for which a worker does not look again after the credit was used up: a flood of refusals
 # costs little.
 DRY_S = 0.005
-# Attempts to take the lock before going on without it: about 100 microseconds.
+# Attempts to take the lock before continuing without it: about 100 microseconds.
 LOCK_TRIES = 200
 
 # Instances of the fleet; time of the last renewal, 0 for never; whether a worker ran short; number
@@ -115,7 +115,7 @@ class Ledger:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the lock, or go on without it if it cannot be taken."""
+        """Hold the lock, or continue without it if it cannot be taken."""
         is_held = self.lock()
         try:
             yield

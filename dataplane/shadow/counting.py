@@ -143,7 +143,7 @@ class ShadowTelemetry:
     def drain_pairs(self) -> list[ShadowPair]:
         """Return the pairs that were kept since the last call."""
         pairs = list(self._pairs)
-        # Counters go on using the same list.
+        # Counters keep using the same list.
         self._pairs.clear()
         return pairs
 

@@ -83,7 +83,7 @@ class Copy:
         "deadline",
         "difference",
         "held_bytes",
-        "hurried",
+        "is_urgent",
         "mirror",
         "priority",
         "request",
@@ -119,7 +119,7 @@ class Copy:
         # See `batching.Job`.
         self.deadline = 0.0
         # See `batching.Job`.
-        self.hurried = False
+        self.is_urgent = False
         # See `batching.Job`; copies have a queue of their own, with one priority.
         self.priority = 1
         # When it joined the shadow's queue.

@@ -91,7 +91,7 @@ class Endpoint:
         call.endpoint = self
         now = monotonic()
         if not self.in_flight:
-            self.health.owes(now)
+            self.health.call_started(now)
         self.in_flight += 1
         connection = self._idle.take(now)
         if connection is not None:

@@ -36,9 +36,9 @@ class Health:
         "_failures",
         "_in_a_row",
         "_observed_at",
-        "_owing_since",
         "_restored_at",
         "_settings",
+        "_silent_since",
         "_streak",
         "_usual_s",
         "ejected",
@@ -58,7 +58,7 @@ class Health:
         # When the latency was last updated or halved.
         self._observed_at = 0.0
         # Since when it has answered nothing, if it has calls in flight.
-        self._owing_since = 0.0
+        self._silent_since = 0.0
         # Consecutive failures to answer.
         self._in_a_row = 0
         # Calls that ended, and those that failed, in the last seconds; they decay.
@@ -81,15 +81,15 @@ class Health:
         """Return the expected wait of one more call, for comparison with a sibling."""
         if in_flight:
             # Calls in flight take at least as long as it has been silent.
-            return (in_flight + 1) * max(self.latency_s, now - self._owing_since)
+            return (in_flight + 1) * max(self.latency_s, now - self._silent_since)
         if now - self._observed_at > _FORGET_S:
             self.latency_s *= 0.5
             self._observed_at = now
         return self.latency_s
 
-    def owes(self, now: float) -> None:
+    def call_started(self, now: float) -> None:
         """Record that an idle endpoint got a call."""
-        self._owing_since = now
+        self._silent_since = now
 
     def answered(self, latency_s: float, now: float) -> None:
         self._in_a_row = 0
@@ -99,7 +99,7 @@ class Health:
             self._usual_s += (latency_s - self._usual_s) * _ALPHA
         else:
             self.latency_s = self._usual_s = latency_s
-        self._observed_at = self._owing_since = now
+        self._observed_at = self._silent_since = now
 
     def failed(self, now: float, took_s: float | None) -> bool:
         """Count a failure; return whether there were too many consecutive failures to answer.

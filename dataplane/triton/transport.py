@@ -62,9 +62,9 @@ class Triton:
     async def get(self, address: str, path: str, timeout_s: float) -> Reply:
         """Fetch `path` from one endpoint. Raises TritonError, ValueError."""
         request = b"GET %b HTTP/1.1\r\nhost: %b\r\n\r\n" % (path.encode(), address.encode())
-        return await self.ask(address, request, timeout_s)
+        return await self.send_to(address, request, timeout_s)
 
-    async def ask(self, address: str, request: bytes, timeout_s: float) -> Reply:
+    async def send_to(self, address: str, request: bytes, timeout_s: float) -> Reply:
         """Send `request` to one endpoint, whatever its health. Raises TritonError, ValueError."""
         done: asyncio.Future[Reply | TritonError] = self._loop.create_future()
         group = Group((self._endpoint(address),), self._loop, self._settings)

@@ -160,14 +160,14 @@ async def test_a_hurried_request_is_sent_next_with_its_line():
     batcher = make(triton, batching=Batching(max_batch_size=4, max_queue_delay_us=10_000_000))
     batcher.submit(Waiter(ROW))
     await turns()
-    hurried = Waiter(ROW, deadline=time.monotonic() + 0.1)
-    hurried.hurried = True
+    urgent = Waiter(ROW, deadline=time.monotonic() + 0.1)
+    urgent.is_urgent = True
     batcher.submit(Waiter(ROW))
-    batcher.submit(hurried)
+    batcher.submit(urgent)
     assert triton.batch_sizes() == [1, 2]
     await asyncio.sleep(0.12)
-    assert hurried.error is not None
-    assert hurried.error.fault is Fault.TIMEOUT
+    assert urgent.error is not None
+    assert urgent.error.fault is Fault.TIMEOUT
 
 
 async def test_many_hurried_requests_are_sent_in_full_batches_and_by_class():
@@ -178,7 +178,7 @@ async def test_many_hurried_requests_are_sent_in_full_batches_and_by_class():
     await turns()
     for _ in range(12):
         job = Waiter(ROW)
-        job.hurried = True
+        job.is_urgent = True
         batcher.submit(job)
     batcher.submit(other)
     for call in range(2):
@@ -405,10 +405,10 @@ async def play(steps, ends):
     triton = HeldTriton()
     batcher = make(triton, in_flight_max=2)
     jobs, ended = [], 0
-    for i, (priority, key, rows, left_s, hurried) in enumerate(steps):
+    for i, (priority, key, rows, left_s, urgent) in enumerate(steps):
         deadline = time.monotonic() + left_s
         job = Waiter(*[[KEYS[key]] * 4] * rows, deadline=deadline, key=key, priority=priority)
-        job.hurried = hurried
+        job.is_urgent = urgent
         try:
             batcher.submit(job)
         except QueueFull:

@@ -221,7 +221,7 @@ def test_inputs_must_have_the_same_rows():
     b = {"name": "b", "datatype": "BYTES", "shape": [2, 1], "data": ["x", "y"]}
     code, message = refusal(request(a, b), codec(TWO))
     assert code == "wrong_shape"
-    assert "'b' carries 2 rows, the inputs before it 1" in message
+    assert "'b' has 2 rows, the inputs before it have 1" in message
 
 
 def test_a_missing_input_is_named():

@@ -18,7 +18,7 @@ from tests.dataplane.worlds import body, model, table
 
 # A version that is silent for this long hangs, at a timeout of 100 ms.
 HANGS_S = 0.11
-HURRIED = "x-interlock-timeout-ms: 30\r\n"
+SHORT_TIMEOUT = "x-interlock-timeout-ms: 30\r\n"
 
 
 async def send(plane, *headers):
@@ -116,7 +116,7 @@ async def test_no_other_version_is_called_for_a_client_that_hung_up():
 
 async def test_an_impatient_client_that_hung_up_is_no_failure():
     plane = Plane(None)
-    (wire,) = await send(plane, HURRIED)
+    (wire,) = await send(plane, SHORT_TIMEOUT)
     wire.connection.connection_lost(None)
     plane.triton.finish(0, late())
     stable = runtime(plane, "1")

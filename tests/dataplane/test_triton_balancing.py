@@ -68,7 +68,7 @@ def test_one_slow_answer_costs_an_endpoint_its_share_for_less_than_a_second():
 def test_an_endpoint_with_calls_in_flight_is_as_slow_as_its_silence():
     health = Health(Settings())
     health.answered(0.1, 100.0)
-    health.owes(160.0)
+    health.call_started(160.0)
     assert health.cost(1, 160.0) == 0.2
     assert health.cost(1, 160.5) == 1.0
 

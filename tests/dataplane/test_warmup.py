@@ -135,7 +135,7 @@ async def test_a_version_that_refuses_its_own_warm_up_is_refused(triton):
 @pytest.mark.parametrize(
     ("warmup", "why"),
     [
-        ("{", "not JSON"),
+        ("{", "not valid JSON"),
         ("{}", "must be a non-empty list"),
         ("[]", "must be a non-empty list"),
         (json.dumps([[ROW | {"name": "y"}]]), "do not fit the signature"),
@@ -219,7 +219,7 @@ async def test_a_turn_that_takes_too_long_continues_at_the_next_try(triton, monk
         warmup, table = Warmup(triton, 1.0), many(48, upstream.address)
         monkeypatch.setattr(module, "TURN_S", 0.12)
         (reason,) = await warmup.run(table, tuple(table.models), None)
-        assert "goes on" in reason
+        assert "takes longer than" in reason
         monkeypatch.setattr(module, "TURN_S", 5.0)
         assert await warmup.run(table, tuple(table.models), None) == []
         assert 48 <= len(upstream.requests) <= 48 + 2 * module.AT_ONCE

@@ -187,7 +187,7 @@ class Waiter:
         self.request = InferRequest(len(rows), [packed], key, ((4,),))
         self.deadline = deadline
         self.submitted_at = monotonic()
-        self.hurried = False
+        self.is_urgent = False
         self.priority = priority
         self.sums: list[float] | None = None
         self.error: TritonError | None = None

@@ -14,7 +14,7 @@ from tests.dataplane.worlds import DEAD, body, canary, sums_reply, until
 
 ALL = canary(10_000)
 BOOM = Reply(500, None, b'{"error":"boom"}')
-HURRIED = "x-interlock-timeout-ms: 30\r\n"
+SHORT_TIMEOUT = "x-interlock-timeout-ms: 30\r\n"
 
 
 async def turns(count=5):
@@ -117,8 +117,8 @@ async def test_waiters_fall_back_each_by_itself_when_the_canary_fails():
 async def test_a_waiter_that_cannot_wait_fails_alone_at_its_own_deadline():
     plane = Plane(None)
     first = plane.send()
-    hurried, patient = plane.send(headers=HURRIED), plane.send()
-    await until(lambda: hurried.statuses == [504])
+    impatient, patient = plane.send(headers=SHORT_TIMEOUT), plane.send()
+    await until(lambda: impatient.statuses == [504])
     assert (first.statuses, patient.statuses) == ([], [])
     plane.triton.finish(0)
     assert (first.statuses, patient.statuses) == ([200], [200])
@@ -126,7 +126,7 @@ async def test_a_waiter_that_cannot_wait_fails_alone_at_its_own_deadline():
 
 async def test_a_first_whose_deadline_passes_fails_alone():
     plane = Plane(None)
-    first = plane.send(headers=HURRIED)
+    first = plane.send(headers=SHORT_TIMEOUT)
     patient = [plane.send() for _ in range(2)]
     await turns()
     plane.triton.finish(0, TritonError(Fault.TIMEOUT, "late"))
@@ -241,8 +241,8 @@ async def test_a_waiter_does_not_release_the_trial_of_another():
         await turns()
         plane.triton.finish(i, DEAD)
     await asyncio.sleep(0.06)
-    trial, hurried = plane.send(), plane.send(headers=HURRIED)
-    await until(lambda: hurried.statuses == [504])
+    trial, impatient = plane.send(), plane.send(headers=SHORT_TIMEOUT)
+    await until(lambda: impatient.statuses == [504])
     assert plane.send(body([9, 9, 9, 9])).statuses == [503]
     plane.triton.finish(2)
     assert trial.statuses == [200]

@@ -45,7 +45,7 @@ async def shared(url, timeout_s=1.0):
 
 async def ask(cache, key=KEY):
     lookup = RecordingLookup()
-    return await lookup.done if cache.ask(key, lookup) else None
+    return await lookup.done if cache.look_up(key, lookup) else None
 
 
 async def stored(cache, key, value, ttl_s=60):
@@ -74,7 +74,7 @@ async def test_one_turn_is_one_call(valkey):
         await stored(cache, KEY, b"value")
         before = (await client.info("commandstats"))["cmdstat_mget"]["calls"]
         lookups = [RecordingLookup() for _ in range(50)]
-        assert all(cache.ask(b"%016d" % i, lookups[i]) for i in range(50))
+        assert all(cache.look_up(b"%016d" % i, lookups[i]) for i in range(50))
         assert await asyncio.gather(*(a.done for a in lookups)) == [b"v%d" % i for i in range(50)]
         after = (await client.info("commandstats"))["cmdstat_mget"]["calls"]
         assert after - before == 1
@@ -90,7 +90,7 @@ async def test_a_server_that_hangs_is_a_miss_at_the_deadline_and_then_not_called
                 assert await ask(cache) is None
             assert time.monotonic() - began < 0.5
             assert cache.failures["timeout"] == FAILURES_MAX
-            assert cache.ask(KEY, RecordingLookup()) is False
+            assert cache.look_up(KEY, RecordingLookup()) is False
             cache.store(KEY, b"value", 60)
             assert cache._writes == {}
         finally:
@@ -120,9 +120,9 @@ async def test_one_call_tries_again_during_a_pause(monkeypatch):
             await ask(cache)
         await until(lambda: not cache._calls)
         lookups = [RecordingLookup() for _ in range(3)]
-        assert [cache.ask(KEY, each) for each in lookups] == [True] * 3
+        assert [cache.look_up(KEY, each) for each in lookups] == [True] * 3
         await asyncio.sleep(0)
-        assert cache.ask(KEY, RecordingLookup()) is False
+        assert cache.look_up(KEY, RecordingLookup()) is False
         assert [await each.done for each in lookups] == [None] * 3
         assert cache.failures["error"] == FAILURES_MAX + 1
 
@@ -130,8 +130,8 @@ async def test_one_call_tries_again_during_a_pause(monkeypatch):
 async def test_lookups_and_writes_are_limited(valkey):
     async with shared(valkey.url) as cache:
         lookups = [RecordingLookup() for _ in range(WAITING_MAX)]
-        assert all(cache.ask(KEY, each) for each in lookups)
-        assert cache.ask(KEY, RecordingLookup()) is False
+        assert all(cache.look_up(KEY, each) for each in lookups)
+        assert cache.look_up(KEY, RecordingLookup()) is False
         for i in range(module.WRITES_MAX + 5):
             cache.store(b"%016d" % i, b"v", 60)
         assert cache.failures["dropped"] == 5
@@ -172,9 +172,9 @@ async def test_closing_ends_waiting_lookups(valkey):
     cache = SharedCache(shared_client(valkey.url), asyncio.get_running_loop(), 5.0)
     os.kill(valkey._process.pid, signal.SIGSTOP)
     lookups = [RecordingLookup(), RecordingLookup()]
-    cache.ask(KEY, lookups[0])
+    cache.look_up(KEY, lookups[0])
     await asyncio.sleep(0.05)
-    cache.ask(KEY, lookups[1])
+    cache.look_up(KEY, lookups[1])
     try:
         await cache.close()
         assert [each.values for each in lookups] == [[None], [None]]
