@@ -1,8 +1,8 @@
-"""What the two planes say to each other: documents, messages and the bucketing function.
+"""Documents, messages and functions that the control plane and the data plane share.
 
-Pure Python on msgspec. It imports neither plane, does no I/O and reads no clock, so that both
-sides can run the same code on the same bytes. `SCHEMA` is the version of everything here; a reader
-refuses a document whose schema it does not know.
+Pure Python on msgspec. It must not import either plane, do I/O or read a clock, so that both planes
+run the same code on the same bytes. `SCHEMA` is the version of everything here; a reader refuses a
+document whose schema it does not know.
 """
 
 SCHEMA = 1

@@ -1,7 +1,7 @@
-"""Which bucket a unit falls into: the one function that decides who sees which version.
+"""The bucketing function maps a unit to a bucket, and so decides which version the unit gets.
 
-`bucket = xxh3_64(salt + ":" + unit) mod 10000`, UTF-8. The vectors in
-`tests/contract/golden/bucketing.json` pin it for every client, in any language.
+`bucket = xxh3_64(salt + ":" + unit) mod 10000`, UTF-8. The test vectors in
+`tests/contract/golden/bucketing.json` fix it for clients in any language.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""What changed between two routing tables, for a data plane that has the first one.
+"""Deltas between routing tables, for a data plane that already has the older table.
 
-A table is its frame (all but the models) and a line for each model (`contract.routing.pieces`), so
-that the second table is put together from the lines of the first and those that changed, byte for
-byte: its hash is in the delta, and proves it.
+A table is its frame (everything but the models) and one line per model
+(`contract.routing.split_table`). The reader assembles the new table from the unchanged lines of the
+old one and the changed lines of the delta, byte for byte; the hash in the delta verifies the
+result.
 """
 
 from __future__ import annotations
@@ -14,17 +15,18 @@ import msgspec
 from xxhash import xxh3_128_hexdigest
 
 from contract import SCHEMA
-from contract.routing import Name, TableError, pieces
+from contract.routing import Name, TableError, split_table
 
-# What a poll accepts besides the whole table, and what a delta is answered as.
+# The media type of a delta: polls list it in `accept`, and the response carries it.
 MEDIA_TYPE = "application/vnd.interlock.table-delta+json"
 _MODELS = b'"models":{'
 
 
 class Delta(msgspec.Struct, frozen=True, kw_only=True):
-    """`frame` is the new table without models; `changed` holds new and changed ones, as written.
+    """Changes from one table to the next; `frame` is the new table without its models.
 
-    `base` is the tag of the table that it is for, `hash` the XXH3-128 of the whole new table.
+    `changed` holds new and changed models as raw JSON, `base` is the tag of the older table, and
+    `hash` the XXH3-128 of the whole new table.
     """
 
     base: str
@@ -43,23 +45,23 @@ _entries_decoder = msgspec.json.Decoder(dict[Name, msgspec.Raw])
 def make_delta(base: str, before: bytes, after: bytes) -> bytes | None:
     """Return the encoded delta from the table `before`, whose tag is `base`, to `after`.
 
-    None for tables that have no line for each model.
+    None if one of the tables does not have one line per model.
     """
-    old, new = pieces(before), pieces(after)
+    old, new = split_table(before), split_table(after)
     if old is None or new is None:
         return None
     old_lines = set(old[1])
-    frame, found = new
-    new_lines = list(found)
+    frame, lines = new
+    new_lines = list(lines)
     changed = _entries(line for line in new_lines if line not in old_lines)
-    gone = _entries(old_lines.difference(new_lines))
+    removed = _entries(old_lines.difference(new_lines))
     return _encoder.encode(
         Delta(
             base=base,
             hash=xxh3_128_hexdigest(after),
             frame=msgspec.Raw(frame),
             changed=changed,
-            removed=tuple(sorted(gone.keys() - changed.keys())),
+            removed=tuple(sorted(removed.keys() - changed.keys())),
         )
     )
 
@@ -76,18 +78,21 @@ def decode_delta(data: bytes) -> Delta:
         raise TableError(f"not a delta of schema {SCHEMA}: {error}") from error
 
 
-def lines_of(delta: Delta) -> dict[Name, bytes]:
-    """Return the changed lines by their models."""
+def changed_lines(delta: Delta) -> dict[Name, bytes]:
+    """Return the changed lines by model name."""
     return {
         name: b"%b:%b" % (_encoder.encode(name), bytes(raw)) for name, raw in delta.changed.items()
     }
 
 
-def put_together(delta: Delta, lines: Iterable[bytes]) -> bytes:
-    """Return the new table of all of its `lines`, in order. Raises TableError if it is another."""
+def assemble_table(delta: Delta, lines: Iterable[bytes]) -> bytes:
+    """Return the new table assembled from its frame and all of its `lines`, in order.
+
+    Raises TableError if the hash of the result is not that of the delta.
+    """
     frame = bytes(delta.frame)
     at = frame.index(_MODELS) + len(_MODELS) if _MODELS in frame else 0
     data = b"%b\n%b\n%b" % (frame[:at], b",\n".join(lines), frame[at:])
     if xxh3_128_hexdigest(data) != delta.hash:
-        raise TableError(f"the delta from {delta.base} does not make the table that it is of")
+        raise TableError(f"the table assembled from the delta of {delta.base} has another hash")
     return data

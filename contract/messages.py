@@ -1,8 +1,8 @@
-"""What flows back from the data plane: telemetry windows, exposures, outcomes, instance reports.
+"""Messages from the data plane: telemetry windows, exposures, outcomes, instance reports.
 
 Windows, exposures and outcomes travel in a `Batch` over a Redis stream, at least once; the key
 `(instance, boot, stream, sequence)` lets the consumer apply each batch exactly once. Reports are
-posted with the pull of the routing table. Instants are Unix milliseconds.
+posted together with the poll for the routing table. Times are Unix milliseconds.
 """
 
 from __future__ import annotations
@@ -17,27 +17,29 @@ STREAM_TELEMETRY = "interlock:telemetry"
 STREAM_EXPOSURES = "interlock:exposures"
 STREAM_OUTCOMES = "interlock:outcomes"
 STREAMS = (STREAM_TELEMETRY, STREAM_EXPOSURES, STREAM_OUTCOMES)
-# How many values a sketch of units keeps; the estimate is off by 1/√(k − 2), 4.4 %.
+# Values that a unit sketch keeps; the standard error of its estimate is 1/√(k − 2), 4.4 %.
 SKETCH_K = 512
-# The one field of a stream entry.
+# The field of a stream entry that holds the batch.
 FIELD = b"batch"
 
 
 class MessageError(ValueError):
-    """A message that cannot be understood; the text says why."""
+    """A message that cannot be parsed; the text gives the reason."""
 
 
-# In how many clusters the units of a split are counted: it shows how alike a unit's requests are.
+# Clusters that the units of a split are counted in, to measure how correlated a unit's requests
+# are.
 CLUSTERS = 32
 
 
 class ClusterCounts(msgspec.Struct, frozen=True, array_like=True):
-    """What a window counted of one cluster of units; a cluster is a share of them by hash.
+    """The counts of a window for one cluster; a cluster is a share of the units, by hash.
 
-    A unit is always in the same cluster, on every instance; a request without a unit is in that of
-    its API key, or else of its client's address. `units` are distinct units assigned in the check
-    interval, `assigned` those and the requests without a unit, `unanswered` those of them that the
-    version left without an answer. `n`, `errors` and `latency` are as in the window.
+    A unit is always in the same cluster, on every instance; a request without a unit is in the
+    cluster of its API key, or else of its client's address. `units` are distinct units assigned in
+    the check interval; `assigned` are those and the requests without a unit; `unanswered` are those
+    among the assigned that the version left without an answer. `n`, `errors` and `latency` are as
+    in the window.
     """
 
     units: int = 0
@@ -48,7 +50,6 @@ class ClusterCounts(msgspec.Struct, frozen=True, array_like=True):
     latency: dict[int, int] = {}
 
     def merge(self, other: ClusterCounts) -> ClusterCounts:
-        """Return the sums of both."""
         return ClusterCounts(
             self.units + other.units,
             self.assigned + other.assigned,
@@ -60,12 +61,13 @@ class ClusterCounts(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Ends(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How requests ended that a version was assigned. Each of them ends in exactly one way.
+    """How the requests that a version was assigned ended; each ends in exactly one way.
 
-    `answered` by the version; `failed` by it, and by nobody answered; `fell_back`: stable answered
-    instead; `expired`: the client's time ran out; `shed` for want of room; `abandoned` by the
-    client; `refused`: no version accepts such a request; `cached`: the cache answered; `bypassed`:
-    the version was not tried, since its circuit breaker was open, and stable answered.
+    `answered`: the version answered. `failed`: the version failed, and no other answered.
+    `fell_back`: stable answered instead. `expired`: the client's deadline passed. `shed`: there was
+    no capacity. `abandoned`: the client hung up. `refused`: no version accepts such a request.
+    `cached`: the cache answered. `bypassed`: the version's circuit breaker was open, and stable
+    answered.
     """
 
     answered: int = 0
@@ -88,22 +90,25 @@ class TelemetryWindow(msgspec.Struct, frozen=True, kw_only=True):
 
     `units` and `unit_errors` count distinct units, and units with at least one error, that this
     instance had not yet counted in the check interval that began at `interval_started_at_ms`;
-    requests without a unit are in `anonymous` and `anonymous_errors`, each its own draw.
-    `errors` are failures of ours or the version's (never a client's bad request), and include
-    requests that then fell back to stable and were answered. `cache_hits` were answered from the
-    cache and are in none of the counts before. `latency` is the sparse histogram of
-    `contract.histogram` over answers that the version computed. `assigned` is what the split really
-    did: distinct units, and requests without one, that were sent here in the interval, whatever
-    became of them: the cache answers some, and less often for a version that is new, so that
-    `units` says nothing of shares. `unanswered` are those among the assigned, each once in an
-    interval, of whom the version left a request without its answer: it failed, was too late, had no
-    room or was not tried. They are counted as requests end, which may be an interval later, so that
-    an interval can have more of them than assigned ones. `assigned_requests` are all requests that
-    were sent here, and `ends` how requests ended; one that is under way at a window's end is in the
-    first only, and its end is in a later window. `clusters` are counts by cluster, in splits only.
-    `variant` is `stable`, `canary` or `baseline`, a variant's name in an experiment, or `explicit`
-    where the request named its version and so bypassed the split. `split` is the id of the rollout
-    or experiment, empty without one.
+    requests without a unit are in `anonymous` and `anonymous_errors`, where each request counts by
+    itself. `errors` are failures of Interlock or of the version (never a client's bad request), and
+    include requests that then fell back to stable and were answered. `cache_hits` were answered
+    from the cache and are in none of the counts before. `latency` is the sparse histogram of
+    `contract.histogram` over the answers that the version computed.
+
+    `assigned` measures the actual split: distinct units, and requests without one, that were
+    assigned here in the interval, however they ended. `units` cannot be used for that: the cache
+    answers some requests, and fewer of a new version. `unanswered` are those among the assigned,
+    each once per interval, with at least one request that the version did not answer: it failed,
+    was late, had no capacity or was not tried. They are counted as requests end, which may be in
+    the next interval, so an interval can have more unanswered than assigned. `assigned_requests`
+    are all requests that were assigned here, and `ends` how requests ended; a request in progress
+    at the end of a window is in `assigned_requests` of this window and in `ends` of a later one.
+    `clusters` are counts by cluster, in splits only.
+
+    `variant` is `stable`, `canary` or `baseline`, the name of a variant in an experiment, or
+    `explicit` where the request named its version and so bypassed the split. `split` is the id of
+    the rollout or experiment, empty without one.
     """
 
     model: str
@@ -133,11 +138,12 @@ class TelemetryWindow(msgspec.Struct, frozen=True, kw_only=True):
 class ShadowWindow(msgspec.Struct, frozen=True, kw_only=True):
     """How the answers of a shadow `version` differed from those of `stable`, over about a second.
 
-    `compared` copies had both answers, of `rows` rows in all. `flips` are rows whose predicted
-    class differs, `beyond_tolerance` rows with a number that differs by more than the shadow's
-    tolerance; `largest_difference` is absolute. `rank_correlation_sum` adds Spearman's coefficient
-    of each of the `ranked` rows that have at least two scores. `errors` are copies that the shadow
-    failed, `dropped` those that the budget did not let out. `latency` is the shadow's own.
+    `compared` shadow requests had both answers, with `rows` rows in total. `flips` are rows whose
+    predicted class differs, `beyond_tolerance` rows with a number that differs by more than the
+    shadow's tolerance; `largest_difference` is absolute. `rank_correlation_sum` adds Spearman's
+    coefficient of each of the `ranked` rows that have at least two scores. `errors` are requests
+    that the shadow failed, `dropped` those that its budget did not allow. `latency` is the shadow's
+    own.
     """
 
     model: str
@@ -160,13 +166,14 @@ class ShadowWindow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ShadowPair(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What stable and a shadow answered to one request of one row.
+    """The answers of stable and of a shadow to one request of one row.
 
-    `shadow` is the shadow's id, `request` that of stable's answer without model and version
-    (`contract.request_ids.answer_key`), `unit` empty for a request without one, `at_ms` when stable
-    answered. A class is the first label of the answer where it is a number, or else the place of
-    the largest score; a score is the one floating number of the answer, or the second of two. None
-    where the answer has none. `tenant` asked, the empty one is nobody; None where it is not told.
+    `shadow` is the shadow's id, `request` the id of stable's answer without model and version
+    (`contract.request_ids.answer_key`), `unit` is empty for a request without one, and `at_ms` is
+    when stable answered. A class is the first label of the answer if that is a number, or else the
+    index of the largest score; a score is the only floating-point number of the answer, or the
+    second of two. None if the answer has none. `tenant` sent the request; empty for an anonymous
+    client, None if the data plane does not report it.
     """
 
     shadow: str
@@ -183,11 +190,11 @@ class ShadowPair(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Exposure(msgspec.Struct, frozen=True, kw_only=True):
     """The first time this instance assigned a request of `unit`, by `tenant`, to `variant`.
 
-    `experiment` is the split's id: an experiment's, or a rollout's whose split has `exposures`,
-    where `variant` is `canary`, `stable` or `baseline`. A unit that meets two variants, since the
-    canary's weight rose in between, has an exposure to each. In an experiment with a hold-out
-    `variant` may be `holdout`. `tenant` is empty for nobody's request; `attributes` are the values
-    of the headers that the split names in `dimensions`.
+    `experiment` is the id of the split: of an experiment, or of a rollout whose split has
+    `exposures`, where `variant` is `canary`, `stable` or `baseline`. A unit that is assigned to two
+    variants, because the canary's weight rose in between, has an exposure to each. In an experiment
+    with a hold-out `variant` may be `holdout`. `tenant` is empty for an anonymous client;
+    `attributes` are the values of the headers that the split names in `dimensions`.
     """
 
     experiment: str
@@ -200,12 +207,12 @@ class Exposure(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class UnitMeasurement(msgspec.Struct, frozen=True, kw_only=True):
-    """What this instance measured of `unit` in an experiment whose split is `measured`.
+    """Measurements of `unit` by this instance, in an experiment whose split is `measured`.
 
     Counts since the last report: `requests` that the variant got, of which `errors` had no answer
-    of its version (answered by stable or not) and `cache_hits` were answered from the cache; those
-    that no version accepts are left out. `latency_us` is the sum over the
-    `requests - errors - cache_hits` that its version answered.
+    of its version (whether or not stable answered) and `cache_hits` were answered from the cache.
+    Requests that no version accepts are not counted. `latency_us` is the sum over the `requests -
+    errors - cache_hits` that the version answered.
     """
 
     experiment: str
@@ -218,10 +225,11 @@ class UnitMeasurement(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class UnitSketch(msgspec.Struct, frozen=True, kw_only=True):
-    """Which units asked `model` in the hour `hour` (since 1970): a k-minimum-values sketch.
+    """The units that sent requests to `model` in one hour: a k-minimum-values sketch.
 
-    `smallest` are the `SKETCH_K` smallest different values of xxh3_64(unit), ascending, or all of
-    them where there are fewer. Sketches merge by keeping the smallest of both.
+    `hour` counts from 1970. `smallest` are the `SKETCH_K` smallest distinct values of
+    xxh3_64(unit), ascending, or all of them if there are fewer. Sketches merge by keeping the
+    smallest of both.
     """
 
     model: str
@@ -229,23 +237,24 @@ class UnitSketch(msgspec.Struct, frozen=True, kw_only=True):
     smallest: tuple[int, ...]
 
 
-# Neither plane takes an outcome that says it happened further away than this: a wrong clock, or a
-# wrong unit of time.
+# Both planes refuse an outcome whose time is further away than this: a wrong clock, or a wrong unit
+# of time.
 OUTCOME_AHEAD_MAX_S = 3_600
 OUTCOME_AGE_MAX_S = 365 * 86_400
-# Beyond it squares overflow, and no measurement means it.
+# Larger values overflow when squared, and are no real measurement.
 OUTCOME_VALUE_MAX = 1e100
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A measured result for a unit; the same `event_id` twice counts once.
 
-    `request_id` is that of the prediction that it is about (`contract.request_ids`), or empty. With
-    it `unit_id` may be empty, of a request without a unit: the outcome then tells of its version.
+    `request_id` is the id of the prediction that it is about (`contract.request_ids`), or empty.
+    With it `unit_id` may be empty, for a request without a unit: the outcome then counts for the
+    version.
 
-    `tenant` sent it, empty for nobody: it counts for units that this tenant asked about. None where
-    the control plane itself took it, or a data plane that does not tell. `models` are those that
-    the sender's key opens, empty for all: it counts for them alone.
+    `tenant` sent it, empty for an anonymous client: it counts for units of that tenant's requests.
+    None if the control plane itself accepted it, or a data plane that does not report tenants.
+    `models` are those that the sender's key is limited to, empty for all: it counts for them alone.
     """
 
     event_id: str
@@ -259,10 +268,10 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True):
-    """One stream entry; only lists of its stream are filled.
+    """One stream entry; only the lists that belong to its stream are filled.
 
-    Telemetry has windows and shadows; exposures has exposures, measurements, sketches and pairs;
-    outcomes has outcomes and refusals.
+    Telemetry: windows and shadows. Exposures: exposures, measurements, sketches and pairs.
+    Outcomes: outcomes and refusals.
     """
 
     instance: str
@@ -291,11 +300,11 @@ class BreakerTrip(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class InstanceReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What an instance serves from: the generation it applied, and the one it refused, if any.
+    """The generation that an instance serves, and the one that it refused, if any.
 
-    `dropped` counts messages that the bounded spool had to give up since this boot, by stream.
-    `pinned` are the models that an operator pinned to stable on this instance, `*` for all of them:
-    their splits are not in effect there.
+    `dropped` counts messages that the bounded spool dropped since this boot, by stream. `pinned`
+    are the models that an operator pinned to stable on this instance, `*` for all of them: their
+    splits have no effect there.
     """
 
     instance: str
@@ -318,7 +327,7 @@ _report_decoder = msgspec.json.Decoder(InstanceReport)
 
 
 def encode_batch(batch: Batch) -> bytes:
-    """Return the MessagePack form of `batch`, as it stands in a stream entry."""
+    """Return the MessagePack form of `batch`."""
     return _encoder.encode(batch)
 
 
@@ -329,12 +338,11 @@ def decode_batch(data: bytes) -> Batch:
     except msgspec.DecodeError as error:
         raise MessageError(f"not a batch of schema {SCHEMA}: {error}") from error
     if batch.schema != SCHEMA:
-        raise MessageError(f"batch of schema {batch.schema}, this side reads {SCHEMA}")
+        raise MessageError(f"unknown batch schema {batch.schema}; expected {SCHEMA}")
     return batch
 
 
 def encode_report(report: InstanceReport) -> bytes:
-    """Return the JSON form of `report`."""
     return _report_encoder.encode(report)
 
 
@@ -345,5 +353,5 @@ def decode_report(data: bytes) -> InstanceReport:
     except msgspec.DecodeError as error:
         raise MessageError(f"not an instance report of schema {SCHEMA}: {error}") from error
     if report.schema != SCHEMA:
-        raise MessageError(f"report of schema {report.schema}, this side reads {SCHEMA}")
+        raise MessageError(f"unknown report schema {report.schema}; expected {SCHEMA}")
     return report

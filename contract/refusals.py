@@ -1,6 +1,6 @@
-"""Why an outcome is refused, in the words of both planes, and how many were.
+"""The reasons for which both planes refuse outcomes, and the counts of refused outcomes.
 
-Reasons are few and fixed, so that they can be counted; what a single outcome said is never in one.
+Reasons are few and fixed, so that they can be counted; they never contain text of an outcome.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ NO_PROPORTION = "value of a proportion is neither 0 nor 1"
 IN_THE_FUTURE = "occurred_at is more than an hour in the future"
 TOO_OLD = "occurred_at is more than a year ago"
 LEAP_SECOND = "occurred_at is a leap second"
-OTHERS_REQUEST = "request_id is none that a request of this sender returned"
-OTHER_MODEL = "request_id is of a model that the sender's key does not open"
-# Of these the control plane keeps the outcome: exposures may come later than outcomes.
-OTHERS_UNIT = "unit_id is of requests of others; it counts once this sender asks about it"
+OTHERS_REQUEST = "request_id was not returned to this sender"
+OTHER_MODEL = "request_id is of a model that the sender's API key does not allow"
+# With this reason the control plane keeps the outcome: exposures may arrive after outcomes.
+OTHERS_UNIT = "unit_id is of other senders' requests; it counts once this sender sends one for it"
 MALFORMED = "not an outcome: a field is missing, unknown or of another type"
-# What names from outside are counted under once too many differ.
+# The metric that outcomes count under once there are too many different names.
 OTHER_METRICS = "(other)"
 
 
 class OutcomeRefusals(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How many outcomes an instance refused for one reason since its last message.
+    """The number of outcomes an instance refused for one reason since its last message.
 
-    `metric` is the name as it came, cut to 100 characters, or `OTHER_METRICS`; `tenant` is empty
-    for nobody's outcomes.
+    `metric` is the name as it was sent, cut to 100 characters, or `OTHER_METRICS`; `tenant` is
+    empty for an anonymous client.
     """
 
     metric: str
@@ -37,23 +37,24 @@ class OutcomeRefusals(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
 
 
 class MetricRule(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """What outcomes may say of a metric.
+    """What the outcomes of a metric must satisfy.
 
-    With `is_binary` the value is 0 or 1. A `refusal` says why no outcome is sent under this name.
+    With `is_binary` the value must be 0 or 1. A `refusal` is the reason why this metric takes no
+    outcomes at all.
     """
 
     is_binary: bool = False
     refusal: str = ""
 
-    def why_not(self, value: float) -> str:
-        """Return why an outcome of `value` is refused, or nothing."""
+    def refusal_reason(self, value: float) -> str:
+        """Return why an outcome of `value` is refused, or an empty string."""
         if self.refusal:
             return self.refusal
         return NO_PROPORTION if self.is_binary and value not in (0.0, 1.0) else ""
 
 
 def nearest(name: str, names: Iterable[str], count: int) -> list[str]:
-    """Return up to `count` of `names`: those beside `name` in the order of the alphabet."""
+    """Return up to `count` of `names`: the neighbours of `name` in alphabetical order."""
     ordered = sorted({*names, name})
     place = ordered.index(name)
     start = max(0, min(place - count // 2, len(ordered) - count - 1))

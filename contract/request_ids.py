@@ -1,14 +1,13 @@
-"""The id of a prediction, which says what was predicted: nothing is stored for a request.
+"""The id of a prediction contains its model, version, time and unit, so nothing is stored for it.
 
-`MODEL:VERSION:PROCESS-TIME` and, where the request had a unit in a split, `:UNIT` behind it.
-VERSION is the one that answered, PROCESS is random for each life of a process and TIME when it
-answered, in hexadecimal nanoseconds since 1970; UNIT is base64url without padding, the others are
-percent-encoded where they hold more than letters, digits and `_.-~`. To clients it is opaque.
+`MODEL:VERSION:PROCESS-TIME` and, if the request had a unit in a split, `:UNIT` after it. VERSION is
+the one that answered, PROCESS is random for each boot of a process, and TIME is when it answered,
+in hexadecimal nanoseconds since 1970; UNIT is base64url without padding, and the others are
+percent-encoded where they hold more than letters, digits and `_.-~`. Clients treat it as opaque.
 
-Where there are tenants, `~SEAL` stands behind it: a keyed hash of the tenant whose request it was,
-and of all that stands before TIME, which only those can make who know the routing table's secret.
-For the rest an id is a claim, not a proof: who takes one from outside holds it against what it
-knows.
+If there are tenants, `~SEAL` follows: a keyed hash of the tenant whose request it was, and of
+everything before TIME. Only processes that know the secret of the routing table can make it. The
+rest of an id is a claim and not a proof: a receiver compares it with what it knows.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ _NAME = r"((?:[A-Za-z0-9_.~-]|%[0-9A-F]{2})+)"
 _FORM = re.compile(
     rf"{_NAME}:{_NAME}:([0-9a-f]+)-([0-9a-f]{{1,16}})(?::([A-Za-z0-9_-]+))?(~[0-9a-f]{{16}})?"
 )
-# Bytes of the hash; in the id they are hexadecimal.
+# Bytes of the hash, which the id holds in hexadecimal.
 _SEAL_SIZE = 8
 _SEALS_MAX = 1_000
 _URL_SAFE = bytes.maketrans(b"+/", b"-_")
@@ -37,14 +36,14 @@ _STANDARD = bytes.maketrans(b"-_", b"+/")
 
 
 class RequestIdError(ValueError):
-    """No id of ours; the text says why."""
+    """Text that is not a request id; the message gives the reason."""
 
 
 class RequestId(msgspec.Struct, frozen=True):
-    """What an id says. `unit` is empty where the request had none, or the model no split.
+    """The parts of an id; `unit` is empty for a request without a unit, or outside a split.
 
-    `at_ms` is rounded up, and so no earlier than the exposure of the same answer. `answer` is what
-    no other answer has: see `answer_key`.
+    `at_ms` is rounded up, and so is no earlier than the exposure of the same answer. `answer` is
+    unique to the answer: see `answer_key`.
     """
 
     model: str
@@ -55,68 +54,69 @@ class RequestId(msgspec.Struct, frozen=True):
 
 
 def request_id_head(model: str, version: str, process: str) -> bytes:
-    """Return what the ids of all answers of `version` by one process begin with."""
+    """Return the common prefix of the ids of all answers of `version` by one process."""
     return f"{quote(model, safe='')}:{quote(version, safe='')}:{process}-".encode()
 
 
 def request_id_unit(unit: str) -> bytes:
-    """Return what stands behind the time for `unit`."""
+    """Return the part of an id that follows the time, for `unit`."""
     data = b2a_base64(unit.encode("utf-8", "replace"), newline=False)
     return b":" + data.translate(_URL_SAFE, b"=")
 
 
 class Seal:
-    """Seals the ids of one tenant's answers; `tenant` is empty for nobody.
+    """Seals the ids of one tenant's answers; `tenant` is empty for anonymous clients.
 
-    It says that this process answered the tenant with this version, and not when or about whom:
-    one hash serves many ids, where one for each would cost as much as all else about them.
+    A seal proves that this process answered the tenant with this version, but not when or for which
+    unit: one hash serves many ids, because a hash per id would cost as much as everything else
+    about the id.
     """
 
-    __slots__ = ("_begun", "_made")
+    __slots__ = ("_seals", "_state")
 
     def __init__(self, secret: str, tenant: str) -> None:
-        # The hash of what all ids of the tenant have in common. Long secrets are hashed first.
+        # The hash state of what all ids of the tenant share. Long secrets are hashed first.
         key = blake2b(secret.encode(), digest_size=32).digest()
-        self._begun = blake2b(tenant.encode() + b"\0", digest_size=_SEAL_SIZE, key=key)
-        # The seals by what ids begin with; bounded, since versions come and go.
-        self._made: dict[bytes, bytes] = {}
+        self._state = blake2b(tenant.encode() + b"\0", digest_size=_SEAL_SIZE, key=key)
+        # Seals by the prefix of the ids; bounded, because versions come and go.
+        self._seals: dict[bytes, bytes] = {}
 
     def of(self, head: bytes) -> bytes:
-        """Return what stands behind ids that begin with `head`: see `request_id_head`."""
-        made = self._made.get(head)
-        return made if made is not None else self._make(head)
+        """Return the seal for ids with the prefix `head`: see `request_id_head`."""
+        seal = self._seals.get(head)
+        return seal if seal is not None else self._make(head)
 
-    def is_on(self, text: str) -> bool:
-        """Say whether the id `text` ends in this seal."""
-        found = _FORM.fullmatch(text)
-        if found is None:
+    def matches(self, text: str) -> bool:
+        """Return whether the id `text` ends in this seal."""
+        match = _FORM.fullmatch(text)
+        if match is None:
             return False
-        made = self.of(text[: found.start(4)].encode())
-        return hmac.compare_digest(made, (found[6] or "").encode())
+        seal = self.of(text[: match.start(4)].encode())
+        return hmac.compare_digest(seal, (match[6] or "").encode())
 
     def _make(self, head: bytes) -> bytes:
-        if len(self._made) >= _SEALS_MAX:
-            self._made.clear()
-        hashed = self._begun.copy()
+        if len(self._seals) >= _SEALS_MAX:
+            self._seals.clear()
+        hashed = self._state.copy()
         hashed.update(head)
-        made = self._made[head] = b"~" + b2a_hex(hashed.digest())
-        return made
+        seal = self._seals[head] = b"~" + b2a_hex(hashed.digest())
+        return seal
 
 
 def answer_key(process: str, at_ns: int) -> str:
-    """Return the part of an id that is unique: which process answered, and when."""
+    """Return the unique part of an id: the process that answered, and when."""
     return f"{process}-{at_ns:x}"
 
 
 def parse_request_id(text: str) -> RequestId:
-    """Return what `text` says. Raises RequestIdError for anything but an id of a prediction."""
+    """Parse the id of a prediction. Raises RequestIdError."""
     if len(text) > REQUEST_ID_LENGTH_MAX:
         raise RequestIdError(f"request_id is longer than {REQUEST_ID_LENGTH_MAX} characters")
-    found = _FORM.fullmatch(text)
+    match = _FORM.fullmatch(text)
     try:
-        if found is None:
+        if match is None:
             raise ValueError(text)
-        model, version, process, at_hex, unit, _ = found.groups()
+        model, version, process, at_hex, unit, _ = match.groups()
         at_ns = int(at_hex, 16)
         return RequestId(
             _name(model),
@@ -126,21 +126,21 @@ def parse_request_id(text: str) -> RequestId:
             answer_key(process, at_ns),
         )
     except ValueError:
-        raise RequestIdError("request_id is none that a prediction returned") from None
+        raise RequestIdError("request_id is not the id of a prediction") from None
 
 
 def check_age(request: RequestId, now_ms: int) -> None:
-    """Raise RequestIdError for a request of an instant at which no outcome may be either."""
+    """Raise RequestIdError for a request at a time that outcomes may not have either."""
     if request.at_ms > now_ms + OUTCOME_AHEAD_MAX_S * 1_000:
-        raise RequestIdError("request_id is of a request more than an hour in the future")
+        raise RequestIdError("request_id is of a request that is more than an hour in the future")
     if request.at_ms < now_ms - OUTCOME_AGE_MAX_S * 1_000:
-        raise RequestIdError("request_id is of a request more than a year ago")
+        raise RequestIdError("request_id is of a request that is more than a year old")
 
 
 def unit_of(unit: str, request: RequestId) -> str:
-    """Return whose outcome it is: `unit`, or that of the request where none is named.
+    """Return the unit of an outcome: `unit`, or that of the request if `unit` is empty.
 
-    Raises RequestIdError when the request was another unit's.
+    Raises RequestIdError if the request was of another unit.
     """
     if unit and request.unit and unit != request.unit:
         raise RequestIdError("request_id is of another unit than unit_id")
@@ -148,7 +148,7 @@ def unit_of(unit: str, request: RequestId) -> str:
 
 
 def with_unit(outcome: Outcome) -> Outcome:
-    """Return an outcome with its request's unit where it names none. Raises RequestIdError."""
+    """Return `outcome` with the unit of its request if it names none. Raises RequestIdError."""
     if not outcome.request_id:
         return outcome
     unit = unit_of(outcome.unit_id, parse_request_id(outcome.request_id))
@@ -168,7 +168,7 @@ def _unit(data: str) -> str:
 
 
 def _storable(text: str) -> str:
-    # No database takes it: an id that holds it would cost its neighbours in a batch as well.
+    # Databases do not store it: an id that holds it would also fail the rest of its batch.
     if "\x00" in text:
         raise ValueError(text)
     return text

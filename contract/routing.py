@@ -1,8 +1,8 @@
-"""The routing table: the one document that the data plane serves from.
+"""The routing table: the only document that the data plane serves from.
 
-It is compiled by the control plane in the transaction that changed what serves, and pulled by the
-data plane. Same state, same bytes: `encode` sorts keys, so a digest identifies a table.
-Traffic shares are integers in basis points of 10,000.
+The control plane compiles it in the transaction that changes what serves, and data planes pull it.
+The same state gives the same bytes: `encode` sorts keys, so a digest identifies a table. Traffic
+shares are integers in basis points of 10,000.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from contract.bucketing import BUCKETS, bucket
 from contract.names import model_name_fault
 from contract.refusals import MetricRule
 
-# Of a name that is none, so much stands in the error.
+# Characters of an invalid name that an error shows.
 NAME_SHOWN_MAX = 120
 CHANNEL = "interlock:routing-table"
 
 Name = str
 Priority = Literal["high", "normal", "low"]
-# The variants that are no experiment's.
+# The variants outside experiments.
 STABLE = "stable"
 CANARY = "canary"
 BASELINE = "baseline"
@@ -36,14 +36,15 @@ class TableError(ValueError):
 
 
 class Document(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """Base of the parts of a table: immutable; unknown fields of a later minor are ignored.
+    """Base of the parts of a table: immutable; unknown fields of later minor versions are ignored.
 
-    They cannot form cycles, so the collector need not look at the hundreds of thousands of them.
+    Documents cannot form cycles, so the garbage collector does not track the hundreds of thousands
+    of them.
     """
 
 
 class Tensor(Document, frozen=True):
-    """One input or output; `shape` has −1 where free, the batch dimension first if there is one."""
+    """One input or output; `shape` is −1 in free dimensions, and the batch dimension is first."""
 
     name: str
     datatype: str
@@ -56,11 +57,11 @@ class Signature(Document, frozen=True):
 
 
 class VersionRoute(Document, frozen=True):
-    """Where a version answers: a cluster, and its name and number in Triton.
+    """Where a version is served: a cluster, and its name and number in Triton.
 
-    `warmup` is the JSON list of the requests, each a list of inputs as the protocol writes them,
-    that the version must have answered before it is routed to; empty stands for one request of
-    zeros. `created_at_ms` is when the version was registered, 0 where that is not known.
+    `warmup` is a JSON list of requests, each a list of inputs in the form of the protocol, that the
+    version must answer before it gets traffic; empty stands for one request of zeros.
+    `created_at_ms` is when the version was registered, 0 if that is unknown.
     """
 
     cluster: Name
@@ -73,27 +74,25 @@ class VersionRoute(Document, frozen=True):
 class CanarySplit(Document, tag="canary", tag_field="kind", frozen=True):
     """A rollout's split: buckets `[0, weight_bp)` go to `version`, the others to stable.
 
-    The last `baseline_bp` of the others are the baseline: stable too, but counted, queued and
-    cached apart, so that the canary can be compared with a slice of its own size. The canary grows
-    from the other end, so that no unit is in both.
+    The last `baseline_bp` buckets are the baseline: stable too, but counted, queued and cached
+    apart, so that the canary is compared with a slice of its own size. The canary grows from the
+    other end, so that no unit is ever in both.
     """
 
     id: str
     salt: str
     version: str
     weight_bp: int
-    # Units are counted once in a bucket of this length: one check interval of the rollout.
+    # Units are counted once per interval of this length: one check interval of the rollout.
     interval_s: int = 10
     baseline_bp: int = 0
-    # Whether the first meeting of each unit with each side is reported, as for an experiment.
+    # Whether the first assignment of each unit to each side is reported, as in an experiment.
     exposures: bool = False
 
     def variant_of(self, unit: str) -> str:
-        """Return the variant that `unit` belongs to."""
         return self.variant_at(bucket(self.salt, unit))
 
     def variant_at(self, point: int) -> str:
-        """Return the variant of the units in bucket `point`."""
         if point < self.weight_bp:
             return CANARY
         return BASELINE if point >= BUCKETS - self.baseline_bp else STABLE
@@ -106,12 +105,13 @@ class VariantRoute(Document, frozen=True):
 
 
 class ExperimentSplit(Document, tag="experiment", tag_field="kind", frozen=True):
-    """An experiment's split: who is meant, who is held out, who is included, and which variant.
+    """An experiment's split: eligible requests, hold-out, inclusion, and variants.
 
-    A request takes part when its tenant is one of `tenants` (empty: any, and nobody's) and it
-    carries each of `headers` (lower-case names) with one of the values. Of those units, the ones in
-    buckets `[0, holdout_bp)` under `holdout_salt`, which the experiments of a model share, are held
-    out: stable answers them as variant `holdout`. One salt decides inclusion, another the variant.
+    A request is eligible if its tenant is one of `tenants` (empty: any tenant, and anonymous
+    clients) and it carries each of `headers` (lower-case names) with one of the values. Of the
+    eligible units, those in buckets `[0, holdout_bp)` under `holdout_salt`, which the experiments
+    of a model share, are held out: stable answers them as variant `holdout`. `inclusion_salt`
+    decides inclusion, and `variant_salt` the variant.
     """
 
     id: str
@@ -123,17 +123,17 @@ class ExperimentSplit(Document, tag="experiment", tag_field="kind", frozen=True)
     headers: dict[str, tuple[str, ...]] = {}
     holdout_salt: str = ""
     holdout_bp: int = 0
-    # Headers whose values exposures carry, to break results down by them.
+    # Headers whose values exposures carry, to break down results by them.
     dimensions: tuple[str, ...] = ()
-    # Whether what the data plane measures itself is reported for each unit.
+    # Whether the data plane reports its own measurements for each unit.
     measured: bool = False
 
     def is_held_out(self, unit: str) -> bool:
-        """Say whether `unit` gets stable in every experiment of the model."""
+        """Return whether `unit` gets stable in every experiment of the model."""
         return self.holdout_bp > 0 and bucket(self.holdout_salt, unit) < self.holdout_bp
 
     def variant_of(self, unit: str) -> VariantRoute | None:
-        """Return the variant that `unit` belongs to, or None for a unit that is not included."""
+        """Return the variant of `unit`, or None for a unit that is not included."""
         if bucket(self.inclusion_salt, unit) >= self.coverage_bp:
             return None
         point = bucket(self.variant_salt, unit)
@@ -147,12 +147,12 @@ class ExperimentSplit(Document, tag="experiment", tag_field="kind", frozen=True)
 class Batching(Document, frozen=True):
     max_batch_size: int = 32
     max_queue_delay_us: int = 5_000
-    # Beyond these many rows waiting for a version the answer is 503 at once.
+    # Rows that may wait for a version; further requests get 503 at once.
     max_queue_size: int = 1_024
 
 
 class Breaker(Document, frozen=True):
-    """Opens when `failures` of the last `window` answers failed; tries again after `open_ms`."""
+    """Opens if `failures` of the last `window` answers failed; tries again after `open_ms`."""
 
     window: int = 20
     failures: int = 10
@@ -160,18 +160,18 @@ class Breaker(Document, frozen=True):
 
 
 class Cache(Document, frozen=True):
-    """Answers of a model may be given again for `ttl_s`; `shared` keeps them in Redis as well."""
+    """Answers of a model may be reused for `ttl_s`; with `shared`, Redis keeps them as well."""
 
     ttl_s: int = 60
     shared: bool = False
 
 
 class Shadow(Document, frozen=True):
-    """Copies of stable's requests go to `version`: those of units in buckets `[0, share_bp)`.
+    """Requests to stable are copied to `version`, for units in buckets `[0, share_bp)`.
 
-    Outputs agree when labels are equal and numbers differ by no more than
-    `absolute_tolerance + relative_tolerance × |stable's number|`. With `pairs` some pairs of
-    answers are reported, for the truth to be held against both.
+    Outputs agree if labels are equal and numbers differ by at most `absolute_tolerance +
+    relative_tolerance × |stable's number|`. With `pairs` some pairs of answers are reported, to
+    compare both with the outcome later.
     """
 
     id: str
@@ -209,8 +209,8 @@ class ModelRoute(Document, frozen=True):
 class Cluster(Document, frozen=True):
     """Endpoints that hold the same versions.
 
-    A call that has no answer after `hedge_after_ms` is sent to a second endpoint as well; None
-    sends no call twice.
+    A call without an answer after `hedge_after_ms` is also sent to a second endpoint; None disables
+    that.
     """
 
     endpoints: tuple[str, ...]
@@ -218,11 +218,11 @@ class Cluster(Document, frozen=True):
 
 
 class Tenant(Document, frozen=True):
-    """Who may ask, and how much: `keys` are SHA-256 digests of API keys, in lower-case hex.
+    """A client with its limits; `keys` are SHA-256 digests of API keys, in lower-case hex.
 
-    None of a limit is no limit. `burst` is how many requests may come at once when the quota was
-    not used; by default as many as a second brings. `limited_keys` open some models only, and are
-    not among `keys`: a reader that knows nothing of limits refuses them.
+    A limit of None is no limit. `burst` is the number of requests that may come at once after a
+    pause; by default the number per second. `limited_keys` are keys that allow some models only;
+    they are not among `keys`, so a reader that does not know limited keys refuses them.
     """
 
     keys: tuple[str, ...]
@@ -234,18 +234,18 @@ class Tenant(Document, frozen=True):
 
 
 class RoutingTable(Document, frozen=True):
-    """All that data planes serve from.
+    """Everything that data planes serve from.
 
-    `metrics` are those that there are, and only their outcomes are taken; None: nobody says.
+    Outcomes are accepted for `metrics` only; None means that the metrics are not known.
     """
 
     generation: int
     models: dict[Name, ModelRoute]
     clusters: dict[Name, Cluster]
     tenants: dict[Name, Tenant] = {}
-    # Without it a request that brings no key is answered too, as nobody's.
+    # If false, requests without a key are served as anonymous.
     key_required: bool = False
-    # What seals the ids of answers (`contract.request_ids`); empty: they have no seal.
+    # The secret for the seals of answer ids (`contract.request_ids`); empty: no seals.
     id_secret: str = ""
     metrics: dict[Name, MetricRule] | None = None
     schema: Literal[1] = SCHEMA  # type: ignore[assignment]
@@ -259,8 +259,8 @@ _models_decoder = msgspec.json.Decoder(dict[Name, ModelRoute])
 def encode(table: RoutingTable) -> bytes:
     """Return the canonical JSON of `table`: the same table always gives the same bytes.
 
-    Each model has a line of its own, and no other line ends: a reader that must not stop for a
-    large table takes it in pieces, and knows what did not change by its bytes (`pieces`).
+    Each model is on a line of its own, and there are no other line breaks: a reader can process a
+    large table in pieces, and recognise unchanged models by their bytes (`split_table`).
     """
     fields = []
     for name in table.__struct_fields__:
@@ -270,8 +270,8 @@ def encode(table: RoutingTable) -> bytes:
     return b"{%b}" % b",".join(fields)
 
 
-def renumbered(data: bytes, generation: int) -> bytes:
-    """Return the bytes of a table of generation 0 as those of the same table of `generation`."""
+def with_generation(data: bytes, generation: int) -> bytes:
+    """Return the bytes of a table of generation 0 with `generation` instead."""
     return data.replace(b'"generation":0,', b'"generation":%d,' % generation, 1)
 
 
@@ -284,7 +284,7 @@ def decode(data: bytes) -> RoutingTable:
     """Parse and check a table.
 
     Raises:
-        TableError: it is not JSON, not of a known schema, or contradicts itself.
+        TableError: it is not JSON, has an unknown schema, or contradicts itself.
     """
     table = decode_unchecked(data)
     check(table)
@@ -292,18 +292,18 @@ def decode(data: bytes) -> RoutingTable:
 
 
 def decode_unchecked(data: bytes) -> RoutingTable:
-    """Parse a table. Raises TableError when it is not JSON or not of a known schema."""
+    """Parse a table. Raises TableError if it is not JSON or has an unknown schema."""
     try:
         return _decoder.decode(data)
     except msgspec.DecodeError as error:
         raise TableError(f"not a routing table of schema {SCHEMA}: {error}") from error
 
 
-def pieces(data: bytes) -> tuple[bytes, Iterator[bytes]] | None:
-    """Take a table apart without parsing it: the table with no models, and each model's line.
+def split_table(data: bytes) -> tuple[bytes, Iterator[bytes]] | None:
+    """Split a table, without parsing it, into the table without models and one line per model.
 
-    Returns None for a table whose models have no lines of their own. JSON has no raw line end
-    within a string, so that a line cannot end inside of one.
+    Returns None if the models have no lines of their own. JSON strings contain no raw line breaks,
+    so a line break is never inside a string.
     """
     first, last = data.find(b"\n"), data.rfind(b"\n")
     if (
@@ -324,7 +324,7 @@ def _lines(data: bytes, start: int, end: int) -> Iterator[bytes]:
 
 
 def decode_models(line: bytes) -> dict[Name, ModelRoute]:
-    """Parse one line of `pieces`. Raises TableError."""
+    """Parse one line of `split_table`. Raises TableError."""
     try:
         return _models_decoder.decode(b"{%b}" % line)
     except msgspec.DecodeError as error:
@@ -332,20 +332,20 @@ def decode_models(line: bytes) -> dict[Name, ModelRoute]:
 
 
 def check(table: RoutingTable) -> None:
-    """Raise TableError unless every name in `table` leads somewhere and every share is possible."""
+    """Raise TableError unless every reference in `table` resolves and every share is valid."""
     for name, model in table.models.items():
         check_model(name, model, table.clusters)
     check_frame(table)
 
 
 def check_model(name: Name, model: ModelRoute, clusters: dict[Name, Cluster]) -> None:
-    """Raise TableError when `model` contradicts itself or is on a cluster that is not there."""
+    """Raise TableError if `model` contradicts itself or names an unknown cluster."""
     fault = model_name_fault(name)
     if fault is not None:
         raise TableError(f"{name[:NAME_SHOWN_MAX]!r}: {fault}")
     for number, version in model.versions.items():
         if version.cluster not in clusters:
-            raise TableError(f"{name}:{number} is on unknown cluster {version.cluster!r}")
+            raise TableError(f"{name}:{number}: unknown cluster {version.cluster!r}")
     if model.stable is not None and model.stable not in model.versions:
         raise TableError(f"{name}: stable version {model.stable!r} is not among its versions")
     if model.split is not None:
@@ -355,7 +355,7 @@ def check_model(name: Name, model: ModelRoute, clusters: dict[Name, Cluster]) ->
 
 
 def check_frame(table: RoutingTable) -> None:
-    """Raise TableError when what is no model contradicts itself."""
+    """Raise TableError if the clusters or tenants are not valid."""
     for cluster_name, cluster in table.clusters.items():
         if not cluster.endpoints:
             raise TableError(f"cluster {cluster_name!r} has no endpoint")

@@ -1,6 +1,7 @@
-"""The predict proxy: routes, batches and answers predictions from a routing table it pulled.
+"""The prediction proxy: routes, batches and answers predictions from the routing table it pulls.
 
-It keeps nothing that it cannot rebuild. It imports `contract` and never the control plane.
+It keeps no state that it cannot rebuild. It imports `contract` and must not import the control
+plane.
 """
 
 VERSION = "0.1.0"

@@ -1,4 +1,4 @@
-"""`python -m dataplane`: one instance, from its environment to its graceful stop."""
+"""`python -m dataplane` runs one instance, configured by its environment, until it is stopped."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dataplane.workers import Supervisor
 
 
 def main() -> int:
-    """Run until SIGTERM or SIGINT; exit code 2 for settings that cannot be used."""
+    """Run until SIGTERM or SIGINT; the exit code is 2 for invalid settings."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
     try:
         config = load(os.environ)

@@ -1,8 +1,8 @@
-"""Who asks, and whether they may ask now: API key to tenant, models, quota and concurrency.
+"""Admission of requests: API key to tenant, allowed models, quota and concurrency.
 
-A key is only ever compared by its SHA-256; neither keys nor digests are logged. What a tenant has
-used outlives the table: a new one changes limits in place. Where the table knows no tenants and
-asks for no key, whatever credentials a request brings are not ours, and everybody is nobody.
+Keys are compared by their SHA-256 only; neither keys nor digests are logged. The usage of a tenant
+outlives the table: a new table changes its limits in place. If the table has no tenants and
+requires no key, credentials of requests are ignored, and all clients are anonymous.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from dataplane.quotas.limits import Limits, Quota
 log = logging.getLogger("interlock.dataplane")
 
 TIMEOUT_HEADER = b"x-interlock-timeout-ms"
-# A body counts in a quota as one request more for each of so many bytes.
+# A body counts in a quota as one more request for each of this many bytes.
 REQUEST_BYTES = 256 * 1024
-# Distinct headers of known keys that are remembered; keys come with the table, so they are few.
+# Distinct headers of known keys that are cached; keys come with the table, so they are few.
 _MEMO_MAX = 10_000
 _RETRY_AFTER_MAX_S = 3_600
-# Longer than any timeout of a model; more digits would only cost time.
+# Enough for any timeout of a model; more digits would only cost time.
 _TIMEOUT_DIGITS_MAX = 9
 
 
 class Tenancy:
-    """What one tenant may do in this process. `limited` spares the others the check."""
+    """The state of one tenant in this process; if not `limited`, requests skip the limit checks."""
 
     __slots__ = (
-        "has_places",
+        "has_slot_limit",
         "in_flight",
         "limited",
         "models",
@@ -50,48 +50,48 @@ class Tenancy:
     )
 
     def __init__(self, name: str, quota: Quota | None = None) -> None:
-        # Empty for nobody.
+        # Empty for anonymous clients.
         self.name = name
-        # The class in the fair queue.
+        # The priority class in the fair queue.
         self.priority = NORMAL
-        # The models that the key opens; None for all of them.
+        # The models that the key allows; None for all of them.
         self.models: frozenset[Name] | None = None
         # Seals the ids of its answers; None where ids need no seal.
         self.seal: Seal | None = None
-        # True when there is any limit to check.
+        # True if there is any limit to check.
         self.limited = False
-        # Requests that came in and were not answered yet, counted while limited.
+        # Requests in progress, counted while limited.
         self.in_flight = 0
-        # Counts what it uses.
+        # Counts the usage.
         self.quota: Quota = quota if quota is not None else Bucket()
-        # Whether requests under way are limited.
-        self.has_places = False
+        # Whether the number of concurrent requests is limited.
+        self.has_slot_limit = False
         # Tokens per second, for the message.
         self.rate = 0.0
 
     def limit(self, tenant: Tenant) -> None:
-        """Take the limits of `tenant`; keep what was used."""
+        """Apply the limits of `tenant`; keep the usage so far."""
         self.priority = PRIORITIES[tenant.priority]
         limits = Limits.of(tenant)
         self.quota.limit(limits)
         self.rate = limits.rate or 0.0
         self.limited = limits.are_any
-        self.has_places = limits.places is not None
+        self.has_slot_limit = limits.slots is not None
 
     def check_model(self, name: Name) -> None:
-        """Raise Refusal (403) for a model that the key does not open."""
+        """Raise Refusal (403) for a model that the key does not allow."""
         if self.models is not None and name not in self.models:
-            raise Refusal(403, "model_not_allowed", f"the API key does not open model {name!r}")
+            raise Refusal(403, "model_not_allowed", f"the API key does not allow model {name!r}")
 
     def enter(self, now: float, cost: float = 1.0) -> None:
-        """Count a request in. Raises Refusal (429), and then nothing is counted."""
+        """Count a request in. Raises Refusal (429), in which case nothing is counted."""
         quota = self.quota
-        if self.has_places and not quota.has_place(now, self.in_flight):
-            message = "the tenant has as many requests under way as it may have"
+        if self.has_slot_limit and not quota.has_slot(now, self.in_flight):
+            message = "the tenant has reached its limit of concurrent requests"
             raise Refusal(429, "too_many_concurrent", message, retry_after_s=1)
         wait_s = quota.take(now, cost)
         if wait_s > 0:
-            if self.has_places:
+            if self.has_slot_limit:
                 quota.note(self.in_flight)
             raise Refusal(
                 429,
@@ -102,24 +102,24 @@ class Tenancy:
         self.in_flight += 1
 
     def charge(self, cost: float) -> None:
-        """Take what a request turned out to cost beyond what it came in with."""
+        """Charge the cost of a request beyond the cost that it entered with."""
         self.quota.charge(cost)
 
     def leave(self) -> None:
         """Count a request out."""
         self.in_flight -= 1
-        if self.has_places:
+        if self.has_slot_limit:
             self.quota.note(self.in_flight)
 
 
-class KeyOfSome(Tenancy):
-    """A tenant that shows a key for some models; what it uses, the tenant uses."""
+class LimitedKeyTenancy(Tenancy):
+    """A tenant with a key for some models only; its usage counts for the whole tenant."""
 
     __slots__ = ("_whole",)
 
     def __init__(self, whole: Tenancy, models: frozenset[Name]) -> None:
         super().__init__(whole.name)
-        # The tenant itself.
+        # The tenant that the key belongs to.
         self._whole = whole
         self.models = models
         self.priority, self.limited, self.seal = whole.priority, whole.limited, whole.seal
@@ -134,18 +134,18 @@ class KeyOfSome(Tenancy):
         self._whole.leave()
 
 
-NOBODY = Tenancy("")
+ANONYMOUS = Tenancy("")
 
 
-class Asker(Protocol):
-    """A request as admission sees it; it calls `tenancy.leave` when it is answered, once."""
+class AdmissionRequest(Protocol):
+    """A request as admission sees it; it calls `tenancy.leave` exactly once, with its answer."""
 
     headers: dict[bytes, bytes]
     tenancy: Tenancy | None
 
 
 class Admission:
-    """Knows the tenants of the applied table."""
+    """Admits requests by the tenants of the applied table."""
 
     def __init__(
         self,
@@ -153,44 +153,44 @@ class Admission:
         clock: Callable[[], float] = monotonic,
         ledger: Ledger | None = None,
     ) -> None:
-        # How many processes share each tenant's limits where there is no ledger.
+        # Number of processes that share each tenant's limits if there is no ledger.
         self._share = share
-        # What the workers of the instance share of them.
+        # The limits that the workers of the instance share.
         self.ledger = ledger
         # Seconds, for the buckets.
         self._clock = clock
-        # Nobody needs a key and nobody can have one: nothing is looked at.
+        # No key is required and none exists: nothing is checked.
         self._open = True
         # A request without a key is refused.
         self._key_required = False
-        # Requests refused for want of room, by reason: quotas here, queues in the prediction.
+        # Requests refused for lack of capacity, by reason: quotas here, queues in the prediction.
         self.sheds: dict[str, int] = {}
         # Whether any tenant has a limit.
         self._has_limits = False
-        # Those with limits, by their line in the ledger.
+        # Tenants with limits, by their line in the ledger.
         self._lines: dict[int, tuple[Name, Limits]] = {}
-        # Who brings no key, where there are tenants or secrets.
-        self._nobody = NOBODY
-        # By name; kept over tables.
+        # Clients without a key, if there are tenants or secrets.
+        self._anonymous = ANONYMOUS
+        # By name; kept across tables.
         self._tenancies: dict[str, Tenancy] = {}
         # By SHA-256 of the key, in hex.
         self._digests: dict[str, Tenancy] = {}
-        # By `x-api-key` as it came, for keys already recognised.
+        # By the value of `x-api-key`, for keys already recognised.
         self._by_key: dict[bytes | None, Tenancy] = {}
-        # By `authorization` as it came, likewise.
+        # By the value of `authorization`, for keys already recognised.
         self._by_authorization: dict[bytes | None, Tenancy] = {}
 
     def apply(self, table: RoutingTable) -> None:
-        """Know the tenants of `table` from the next request on."""
+        """Use the tenants of `table` from the next request on."""
         before, self._tenancies = self._tenancies, {}
         self._digests = {}
         self._by_key = {}
         self._by_authorization = {}
         secret = table.id_secret
-        self._nobody = NOBODY
+        self._anonymous = ANONYMOUS
         if secret:
-            self._nobody = Tenancy("")
-            self._nobody.seal = Seal(secret, "")
+            self._anonymous = Tenancy("")
+            self._anonymous.seal = Seal(secret, "")
         for name, tenant in table.tenants.items():
             tenancy = before.get(name) or Tenancy(name, self._quota(name))
             self._tenancies[name] = tenancy
@@ -199,7 +199,7 @@ class Admission:
             for digest in tenant.keys:
                 self._digests[digest] = tenancy
             for digest, models in tenant.limited_keys.items():
-                self._digests[digest] = KeyOfSome(tenancy, frozenset(models))
+                self._digests[digest] = LimitedKeyTenancy(tenancy, frozenset(models))
         self._lines = {
             tenancy.quota.number: (name, Limits.of(table.tenants[name]))
             for name, tenancy in self._tenancies.items()
@@ -214,28 +214,28 @@ class Admission:
             try:
                 return Entry(self.ledger, self.ledger.find(name))
             except LedgerFull:
-                log.warning("quotas.ledger_full: %s has a share in each worker", name)
+                log.warning(
+                    "quotas.ledger_full: each worker enforces a share of the limits of %s", name
+                )
         return Bucket(self._share)
 
     def limited_lines(self) -> dict[int, tuple[Name, Limits]]:
-        """Return the tenants with limits by their line in the ledger."""
+        """Return the tenants with limits, by their line in the ledger."""
         return self._lines
 
     @property
     def quotas(self) -> str:
-        """How quotas are kept now: `leased` for the fleet, `shared` by this instance alone, or
-        `none`.
-        """
+        """How quotas are enforced: `leased` across the fleet, `shared` in this instance, `none`."""
         if not self._has_limits:
             return "none"
         ledger = self.ledger
         return "leased" if ledger is not None and ledger.is_leased(self._clock()) else "shared"
 
-    def admit(self, asker: Asker, size: int = 0) -> Tenancy:
-        """Return who asks, and count the request of `size` bytes in. Raises Refusal (401, 429)."""
+    def admit(self, request: AdmissionRequest, size: int = 0) -> Tenancy:
+        """Return a request's tenant, and count its `size` bytes in. Raises Refusal (401, 429)."""
         if self._open:
-            return NOBODY
-        headers = asker.headers
+            return ANONYMOUS
+        headers = request.headers
         key = headers.get(b"x-api-key")
         if key is not None:
             tenancy = self._by_key.get(key) or self._recognise(key, key, self._by_key)
@@ -248,11 +248,11 @@ class Admission:
             except Refusal as refusal:
                 self.count_shed(refusal.code)
                 raise
-            asker.tenancy = tenancy
+            request.tenancy = tenancy
         return tenancy
 
     def count_shed(self, reason: str) -> None:
-        """Count a request that is refused for want of room."""
+        """Count a request that is refused for lack of capacity."""
         self.sheds[reason] = self.sheds.get(reason, 0) + 1
 
     def _authorized(self, value: bytes | None) -> Tenancy:
@@ -261,32 +261,32 @@ class Admission:
             return self._recognise(value, key.strip(), self._by_authorization)
         if self._key_required:
             raise _unauthenticated("an API key is required: 'authorization: Bearer KEY'")
-        return self._nobody
+        return self._anonymous
 
     def _recognise(
         self, value: bytes | None, key: bytes, memo: dict[bytes | None, Tenancy]
     ) -> Tenancy:
         tenancy = self._digests.get(sha256(key).hexdigest())
         if tenancy is None:
-            raise _unauthenticated("the API key is not known")
+            raise _unauthenticated("unknown API key")
         if len(memo) >= _MEMO_MAX:
             memo.clear()
         memo[value] = tenancy
         return tenancy
 
 
-def read_timeout_s(headers: dict[bytes, bytes], most_s: float) -> float:
-    """Return how long the client waits, at most `most_s`. Raises Refusal (400)."""
+def read_timeout_s(headers: dict[bytes, bytes], limit_s: float) -> float:
+    """Return how long the client waits, at most `limit_s`. Raises Refusal (400)."""
     value = headers.get(TIMEOUT_HEADER)
     if value is None:
-        return most_s
+        return limit_s
     if not value.isdigit() or len(value) > _TIMEOUT_DIGITS_MAX or int(value) == 0:
         raise Refusal(
             400,
             "wrong_timeout",
             f"{TIMEOUT_HEADER.decode()} must be a positive whole number of milliseconds",
         )
-    return min(int(value) / 1000, most_s)
+    return min(int(value) / 1000, limit_s)
 
 
 def _unauthenticated(message: str) -> Refusal:

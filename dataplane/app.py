@@ -1,6 +1,7 @@
-"""Paths to handlers: the data plane's whole HTTP surface.
+"""Maps paths to handlers: all HTTP endpoints of the data plane.
 
-Handlers answer through the exchange, at once or later; a `Refusal` they raise becomes the answer.
+Handlers answer through the exchange, at once or later; a `Refusal` that they raise becomes the
+answer.
 """
 
 from __future__ import annotations
@@ -38,14 +39,14 @@ from dataplane.sync import Sync
 log = logging.getLogger("interlock.dataplane")
 
 ROUTES_MAX = 4_096
-# A background loop that has not turned for so long hangs, and the instance is not ready.
+# A background loop without a turn for this long hangs, and the instance is not ready.
 LOOP_AGE_MAX_S = 60.0
-# Outcomes that are many wait no longer than this to be read.
+# A large list of outcomes waits at most this long to be read.
 OUTCOMES_WAIT_S = 10.0
-# Instead of a method: the handler looks at it itself.
+# In place of a method: the handler checks the method itself.
 ANY = b""
 
-# What ends the name of a host in a URL.
+# The first character after the host of a URL.
 _AUTHORITY_END = re.compile(rb"[/?]")
 
 Handler = Callable[[Exchange], None]
@@ -69,26 +70,26 @@ class Application:
         self.predictor = predictor
         # The applied table.
         self._serving = predictor.serving
-        # Takes outcomes.
+        # Accepts outcomes.
         self._publisher = publisher
-        # Keeps the table; its loops count for readiness.
+        # Keeps the table current; its loops count for readiness.
         self._sync = sync
-        # Says when the table is too old to be ready with.
+        # Decides when the table is too old to be ready.
         self._staleness = staleness
-        # Names outcomes that bring no id; unique over restarts.
+        # The prefix of generated ids, for outcomes without one; unique across restarts.
         self._boot = boot
-        # The part of such an id that counts up.
+        # The counter in generated ids.
         self._ids = count(1)
-        # Set by the stop: readiness fails from then on.
+        # Set when the stop begins: readiness fails from then on.
         self.stopping = False
-        # Targets seen so far; emptied when full, since anybody may invent names.
+        # Routes by request target; cleared when full, because clients can invent targets.
         self._routes: dict[bytes, Route] = {}
-        # Makes the page for Prometheus.
+        # Renders the page for Prometheus.
         self.scrapes = Scrapes(self._page)
         # Pins models to stable for the operator.
         self.operator = Operator(self._serving, pins, operator_token)
         only = self.operator.only
-        # Paths that name no model.
+        # Paths without a model name.
         self._fixed: dict[str, Route] = {
             "/v2": (b"GET", self._server_metadata),
             "/v2/models/stats": (
@@ -148,9 +149,9 @@ class Application:
             route = self._model_route(name, version, rest)
             if route is not None:
                 return route
-        if parts[1:2] == ["v2"] and (refusal := metadata.not_here(parts[2:])):
+        if parts[1:2] == ["v2"] and (refusal := metadata.unsupported_path(parts[2:])):
             raise refusal
-        raise Refusal(404, "path_not_found", f"nothing is at {path[:200]!r}")
+        raise Refusal(404, "path_not_found", f"unknown path {path[:200]!r}")
 
     def _model_route(self, name: str, version: str | None, rest: list[str]) -> Route | None:
         only = self.operator.only
@@ -191,11 +192,11 @@ class Application:
         )
 
     def not_ready(self) -> str | None:
-        """Return why no traffic should be sent here, or None when it may be."""
+        """Return why the instance should get no traffic, or None if it is ready."""
         if self.stopping:
             return "the instance is stopping"
         if self._serving.table is None:
-            return "no routing table has arrived yet"
+            return "no routing table was received yet"
         stale = self._staleness.unready_reason()
         if stale is not None:
             return stale
@@ -241,7 +242,7 @@ class Application:
         exchange.body = b""
 
         def done(answer: Answer) -> None:
-            # Nobody above catches what happens here.
+            # No caller catches exceptions here.
             try:
                 self._take(exchange, sender, lambda: _outcomes_of(answer))
             except Refusal as refusal:
@@ -250,7 +251,7 @@ class Application:
         reading.read(exchange, job, monotonic() + OUTCOMES_WAIT_S, done)
 
     def _take(self, exchange: Exchange, sender: Tenancy, read: Callable[[], Outcomes]) -> None:
-        """Store what `read` brings, and count what is refused of it. Raises Refusal."""
+        """Store the outcomes from `read`, and count the refused ones. Raises Refusal."""
         table = self._serving.table
         rules = table.metrics if table is not None else None
         refusals, tenant = self._publisher.refusals, sender.name
@@ -307,7 +308,7 @@ def _path(target: bytes) -> bytes:
 def _check_method(method: bytes, expected: bytes) -> None:
     if expected == ANY or (method == b"HEAD" and expected == b"GET"):
         return
-    message = f"the method here is {expected.decode()}"
+    message = f"method not allowed; expected {expected.decode()}"
     raise Refusal(405, "method_not_allowed", message, allow=expected)
 
 

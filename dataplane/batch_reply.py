@@ -1,7 +1,7 @@
-"""What a batch brought back, and each request's share of it.
+"""Decodes the reply to a batch, and encodes each request's share of it.
 
-Outputs stay raw bytes until somebody wants JSON; then they are encoded once for the whole batch
-and each request takes its rows out of that.
+Outputs stay raw bytes until JSON is needed; then they are encoded once for the whole batch, and
+each request takes its rows.
 """
 
 from __future__ import annotations
@@ -21,40 +21,39 @@ _SHAPES_MAX = 256
 
 
 class Layout:
-    """What all answers of one shape have in common; `inner` is the shape of one row."""
+    """What all answers of one shape share; `inner` is the shape of one row."""
 
     __slots__ = ("batched", "datatype", "elements", "inner", "name", "one", "rows", "size", "width")
 
     def __init__(self, tensor: Tensor, shape: list[int], *, batched: bool) -> None:
-        # As the signature names it.
+        # The name in the signature.
         self.name = tensor.name
-        # How its bytes are read.
+        # The datatype of the elements.
         self.datatype = DATATYPES[tensor.datatype]
         # The first dimension counts rows.
         self.batched = batched
-        # A model without a batch dimension answers one request at a time: one row, so to say.
+        # A model without a batch dimension answers one request at a time, which counts as one row.
         self.rows = shape[0] if batched else 1
         # The shape of one row.
         self.inner = tuple(shape[1:] if batched else shape)
-        # Elements of one row; it may have none.
+        # Elements of one row; may be 0.
         self.elements = prod(self.inner)
-        # Bytes of one row; nought for BYTES, whose rows differ in length.
+        # Bytes of one row; 0 for BYTES, whose rows differ in length.
         self.width = self.elements * self.datatype.size
         # Bytes of all rows.
         self.size = self.width * self.rows
-        # What stands before the elements where the answer is one row.
+        # The bytes before the elements of an answer of one row.
         self.one = self.head(1)
 
     def shape(self, rows: int) -> tuple[int, ...]:
-        """Return the shape of so many rows."""
         return (rows, *self.inner) if self.batched else self.inner
 
     def dims(self, rows: int) -> bytes:
-        """Return the shape of so many rows as JSON without brackets."""
+        """Return the shape of `rows` rows as JSON without brackets."""
         return b",".join(b"%d" % dim for dim in self.shape(rows))
 
     def head(self, rows: int) -> bytes:
-        """Return the entry of `outputs` up to its first element."""
+        """Return the entry of `outputs` up to its first element, for `rows` rows."""
         return b'{"name":%b,"datatype":"%b","shape":[%b],"data":[' % (
             orjson.dumps(self.name),
             self.datatype.name.encode(),
@@ -70,15 +69,15 @@ class Output:
     def __init__(self, layout: Layout, data: memoryview) -> None:
         # Its name and shape.
         self.layout = layout
-        # How its bytes are read.
+        # The datatype of the elements.
         self.datatype = layout.datatype
         # The shape of one row.
         self.inner = layout.inner
         # All rows; a view into the reply.
         self._data = data
-        # BYTES elements, once somebody asked for raw rows.
+        # BYTES elements, once raw rows were requested.
         self._pieces: list[bytes] | None = None
-        # The JSON of each row, once somebody asked.
+        # The JSON of each row, once it was requested.
         self._rows: list[bytes] | None = None
 
     @property
@@ -94,11 +93,11 @@ class Output:
         rows = self._rows or self.rows_json()
         if stop - start == 1:
             return b"%b%b]}" % (self.layout.one, rows[start])
-        told = rows[start:stop] if self.layout.elements else ()
-        return b"%b%b]}" % (self.layout.head(stop - start), b",".join(told))
+        texts = rows[start:stop] if self.layout.elements else ()
+        return b"%b%b]}" % (self.layout.head(stop - start), b",".join(texts))
 
     def rows_json(self) -> list[bytes]:
-        """Return the flat elements of each row as JSON without brackets. Raises NotJson."""
+        """Return the elements of each row as flat JSON without brackets. Raises NotJson."""
         if self._rows is None:
             layout = self.layout
             self._rows = rows_json(layout.name, self.datatype, self._data, layout.rows)
@@ -114,7 +113,6 @@ class Output:
         )
 
     def raw(self, start: int, stop: int) -> bytes:
-        """Return the bytes of rows `start` to `stop`."""
         if self.datatype.size:
             width = self.layout.width
             return bytes(self._data[start * width : stop * width])
@@ -129,32 +127,31 @@ class Output:
         return len(self._data)
 
     def view(self, start: int, stop: int) -> memoryview:
-        """Return rows `start` to `stop` without a copy; not for BYTES, whose rows differ."""
+        """Return rows `start` to `stop` without a copy; not for BYTES, whose lengths differ."""
         width = self.layout.width
         return self._data[start * width : stop * width]
 
     def shape(self, rows: int) -> tuple[int, ...]:
-        """Return the shape of so many rows."""
         return self.layout.shape(rows)
 
 
-# The outputs in the order of the signature, each with where its bytes begin and end behind the
-# JSON, and where the last of them ends.
+# The outputs in the order of the signature, each with the start and end of its bytes after the
+# JSON; and the end of the last one.
 _Places = tuple[list[tuple[Layout, int, int]], int]
 
 
 class ReplyReader:
-    """Reads the replies of one version.
+    """Decodes the replies of one version.
 
     Replies of equal shape begin with equal JSON, so it is parsed and checked once for each shape.
     """
 
     def __init__(self, signature: Signature, *, batched: bool) -> None:
-        # What every reply must hold.
+        # The outputs that every reply must have.
         self._signature = signature
-        # The first dimension of each output counts rows.
+        # Whether the first dimension of each output is the rows.
         self._batched = batched
-        # What the JSON of a reply says, by its bytes; bounded.
+        # Decoded JSON of replies, by its bytes; bounded.
         self._known: dict[bytes, _Places] = {}
 
     def read(self, reply: Reply, rows: int) -> list[Output]:
@@ -167,7 +164,7 @@ class ReplyReader:
         try:
             places, end = self._known.get(header) or self._learn(header)
             if len(header) + end > len(body):
-                raise ValueError(f"{len(body) - len(header)} bytes of tensors instead of {end}")
+                raise ValueError(f"expected {end} bytes of tensors, got {len(body) - len(header)}")
             view = memoryview(body)[len(header) :]
             outputs = [Output(layout, view[start:stop]) for layout, start, stop in places]
         except KeyError as error:
@@ -178,19 +175,19 @@ class ReplyReader:
             if output.layout.rows != rows:
                 raise TritonError(
                     Fault.FAILED,
-                    f"output {output.name!r} has {output.layout.rows} rows for {rows}",
+                    f"output {output.name!r}: expected {rows} rows, got {output.layout.rows}",
                 )
         return outputs
 
     def _learn(self, header: bytes) -> _Places:
-        found: dict[str, tuple[list[int], int, int]] = {}
+        entries: dict[str, tuple[list[int], int, int]] = {}
         at = 0
         for item in orjson.loads(header)["outputs"]:
             size = item["parameters"]["binary_data_size"]
-            found[item["name"]] = (item["shape"], at, at + size)
+            entries[item["name"]] = (item["shape"], at, at + size)
             at += size
-        places = [self._place(tensor, *found[tensor.name]) for tensor in self._signature.outputs]
-        # BYTES differ in length from answer to answer, and so does the JSON before them.
+        places = [self._place(tensor, *entries[tensor.name]) for tensor in self._signature.outputs]
+        # BYTES outputs differ in length from reply to reply, and so does the JSON before them.
         if all(layout.datatype.size for layout, _, _ in places):
             if len(self._known) >= _SHAPES_MAX:
                 self._known.clear()
@@ -202,19 +199,21 @@ class ReplyReader:
     ) -> tuple[Layout, int, int]:
         layout = Layout(tensor, shape, batched=self._batched)
         if layout.datatype.size and stop - start != layout.size:
-            raise ValueError(f"output {tensor.name!r} has {stop - start} bytes for shape {shape}")
+            raise ValueError(
+                f"output {tensor.name!r} has {stop - start} bytes, which do not fit shape {shape}"
+            )
         return layout, start, stop
 
 
 def head_of(head: bytes, request: InferRequest) -> bytes:
-    """Return `head` with the id of `request`, where it has one."""
+    """Return `head` with the id of `request`, if it has one."""
     return head if request.id is None else b'%b"id":%b,' % (head, orjson.dumps(request.id))
 
 
 def write_answer(
     head: bytes, request: InferRequest, outputs: list[Output], start: int
 ) -> tuple[bytes, int | None]:
-    """Return the body of an infer answer, and how much of it is JSON if tensors follow.
+    """Return the body of an infer answer, and the length of its JSON part if tensors follow.
 
     `head` opens the document with the names of model and version; the rows of `request` begin at
     `start`. Raises NotJson.
@@ -223,13 +222,13 @@ def write_answer(
     if request.id is not None:
         head = head_of(head, request)
     if request.outputs is None and not request.binary:
-        # The plain case, and the hot one.
+        # The plain case is the hot path.
         entries = [output.json(start, stop) for output in outputs]
         return b'%b"outputs":[%b]}' % (head, b",".join(entries)), None
-    wanted = request.outputs or tuple((i, True) for i in range(len(outputs)))
+    requested = request.outputs or tuple((i, True) for i in range(len(outputs)))
     entries = []
     tail = []
-    for index, binary in wanted:
+    for index, binary in requested:
         if binary:
             data = outputs[index].raw(start, stop)
             tail.append(data)

@@ -1,11 +1,11 @@
-"""Puts requests for one version together into batches, and gives each its own rows back.
+"""Groups requests for one version into batches, and gives each request its own rows.
 
-An idle version gets what is there at once; a busy one gets a batch when it is full or when its
-oldest request has waited for the model's delay. Several batches may be in flight. Who waits where
-and who goes next is the fair queue's; how large a batch may be, and what can be answered in time,
-the pace's. A request that cannot be answered in time is refused before it joins, or before it
-leaves if that shows later. A batch that the version answers with an error is sent again request by
-request, so that a poison row fails alone. Every job ends exactly once, whatever a job, Triton or a
+An idle version gets the waiting requests at once; a busy one gets a batch when it is full, or when
+its oldest request has waited for the model's delay. Several batches may be in flight. The fair
+queue decides the order; `Pace` decides the size of a batch, and whether a request can be answered
+in time. A request that cannot is refused before it joins the queue, or before it is sent if that
+becomes clear later. A batch that the version answers with an error is sent again request by
+request, so that a bad row fails alone. Every job ends exactly once, whatever a job, Triton or a
 reply does.
 """
 
@@ -23,23 +23,23 @@ from dataplane.batch_encoding import Encoder
 from dataplane.batch_latency import RESERVE, Pace
 from dataplane.batch_reply import ReplyReader
 from dataplane.fair_queue import ABANDONED, CLASSES, WEIGHTS, Batch, FairQueue, Job
-from dataplane.triton import Copies, Fault, Reply, Triton, TritonError, Unsent
+from dataplane.triton import Fault, Replicas, Reply, Triton, TritonError, Unsent
 
 __all__ = ["Batcher", "Job", "Overloaded", "QueueFull", "Shed", "Unsent"]
 
 log = logging.getLogger("interlock.dataplane")
 
-# For so long after a refusal a version is taken to have more to do than it can.
+# Seconds after a refusal for which a version counts as overloaded.
 _STRAINED_S = 1.0
-# As a part of the timeout: how often it is looked at who waits in vain for a place.
+# Interval, as a share of the timeout, of the search for requests that wait in vain.
 _WATCH = 0.05
-# Deadlines so close together share the first of them; beyond it each job's own is watched, so
-# that one impatient client takes no time from its neighbours.
+# Deadlines within this many seconds share the first of them; otherwise each job's own deadline is
+# watched, so that one impatient client takes no time from the others in its batch.
 _CLOSE_S = 0.02
 
 
 class QueueFull(Exception):
-    """The version has as many rows waiting as it may; `retry_after_s` is when it should not."""
+    """The version's queue is full; after `retry_after_s` it should not be."""
 
     code = "queue_full"
     message = "the version has too many requests waiting"
@@ -51,18 +51,18 @@ class QueueFull(Exception):
 
 
 class Overloaded(QueueFull):
-    """The request would not be answered before its deadline, at the pace of late."""
+    """The request would miss its deadline at the current speed of the version."""
 
     code = "overloaded"
-    message = "the version has too much waiting to answer before the deadline"
+    message = "the version is too busy to answer before the deadline"
 
 
 class Shed(Unsent):
-    """A job that was queued and could not be answered in time any more; it was not sent."""
+    """A queued job that could no longer be answered in time; it was not sent."""
 
     def __init__(self, overloaded: Overloaded) -> None:
         super().__init__(overloaded.message)
-        # What it would have met if it had come now.
+        # The refusal that a new request would get now.
         self.overloaded = overloaded
 
 
@@ -73,16 +73,16 @@ class Batcher:
         self,
         model: ModelRoute,
         version: VersionRoute,
-        addresses: Copies | tuple[str, ...],
+        addresses: Replicas | tuple[str, ...],
         triton: Triton,
         loop: asyncio.AbstractEventLoop,
         on_batch: Callable[[int], None],
         in_flight_max: int = 4,
         instances: int = 1,
     ) -> None:
-        # Knows what the answers must hold.
+        # Decodes the replies.
         self._reader = ReplyReader(model.signature, batched=model.batched)
-        # Rows that may wait.
+        # Maximum rows in the queue.
         self._waiting_max = model.batching.max_queue_size
         # The endpoints of the version's cluster.
         self._addresses = addresses
@@ -90,46 +90,46 @@ class Batcher:
         self._triton = triton
         # Runs the timers.
         self._loop = loop
-        # Told the number of rows of each batch that leaves.
+        # Called with the number of rows of each batch that is sent.
         self._on_batch = on_batch
-        # Batches that may be under way at once.
+        # Maximum batches in flight.
         self._in_flight_max = in_flight_max
-        # The time that requests have.
+        # The timeout of requests.
         self._timeout_s = model.timeout_ms / 1000
-        # Rows of a full batch; 1 keeps requests apart where there is no batch dimension.
+        # Rows of a full batch; 1 if there is no batch dimension, so that requests stay apart.
         batch_max = model.batching.max_batch_size if model.batched else 1
         # How long a batch that is not full may wait for more.
         self._delay_s = model.batching.max_queue_delay_us / 1e6
-        # Whoever waits for a batch to fill.
+        # Requests that wait for a batch to fill.
         self._queue = FairQueue(1, self._delay_s)
-        # Second attempts: batches of one that go ahead of the queue.
+        # Second attempts: batches of one request, ahead of the queue.
         self._alone: deque[Job] = deque()
-        # The rows of those.
+        # The rows of the second attempts.
         self._alone_rows = 0
-        # Batches under way.
+        # Batches in flight.
         self.in_flight = 0
-        # A turn of `_start_idle` is due.
+        # Whether `_start_idle` is scheduled.
         self._starting = False
-        # Fires when the oldest request of a batch that fills has waited long enough.
+        # Fires when the oldest request of a line has waited for the delay.
         self._timer: asyncio.TimerHandle | None = None
-        # Fires while requests wait for a place, to shed those that wait in vain.
+        # Fires while requests wait for a place in flight, to shed those that wait in vain.
         self._watch: asyncio.TimerHandle | None = None
-        # How fast the version answers.
-        endpoints = len(addresses.addresses if isinstance(addresses, Copies) else addresses)
+        # Estimates how fast the version answers.
+        endpoints = len(addresses.addresses if isinstance(addresses, Replicas) else addresses)
         lanes = min(endpoints * instances, in_flight_max)
         self._pace = Pace(batch_max, self._timeout_s, lanes)
-        # When a request was last refused because there is too much to do; monotonic.
+        # When a request was last refused because of the load; monotonic.
         self._refused_at = float("-inf")
-        # Writes the calls.
+        # Encodes the calls.
         self._encode = Encoder(model, version).encode
 
     @property
     def waiting_rows(self) -> int:
-        """Rows that wait for a batch to leave."""
+        """Rows that wait to be sent."""
         return self._queue.rows + self._alone_rows
 
     def submit(self, job: Job) -> None:
-        """Queue `job`. Raises QueueFull, and Overloaded, which is one too."""
+        """Queue `job`. Raises QueueFull, or its subclass Overloaded."""
         queue = self._queue
         request = job.request
         own = request.rows
@@ -152,9 +152,9 @@ class Batcher:
             self._timer = self._loop.call_later(self._delay_s, self._overdue)
 
     def has_room(self, rows: int) -> bool:
-        """Return whether requests of other versions may come here.
+        """Return whether requests of other versions may fall back to this one.
 
-        Half the queue is free, and what waits leaves within half of the time that requests have.
+        At least half the queue is free, and what waits is sent within half of the timeout.
         """
         rows += self.waiting_rows
         return (
@@ -162,12 +162,12 @@ class Batcher:
         )
 
     def is_strained(self, now: float) -> bool:
-        """Return whether more waits than the next batch takes, or somebody was refused of late."""
+        """Return whether more waits than one batch, or a request was refused recently."""
         waits = self.waiting_rows > self._pace.batch_rows
         return waits or now - self._refused_at < _STRAINED_S
 
     def _done_in_s(self, job: Job) -> float:
-        """Return in how many seconds `job` would be answered if it joined now, 0 if unknown."""
+        """Return the seconds until `job` would be answered if it joined now, 0 if unknown."""
         priority = job.priority
         waiting = self._queue.waiting
         rows = job.request.rows
@@ -175,18 +175,18 @@ class Batcher:
         ahead: float = self._alone_rows + waiting[priority]
         for other in CLASSES:
             if other != priority:
-                # While its own class sends so much, another gets no more than its share.
+                # While its own class sends this much, another class gets no more than its share.
                 ahead += min(waiting[other], own * WEIGHTS[other] / WEIGHTS[priority])
         if self.in_flight == 0 and not ahead:
-            # Whether it may be tried is decided when it would leave.
+            # Whether to try it is decided when it would be sent.
             return 0.0
         reserve_s = RESERVE * self._timeout_s
         return self._pace.done_in_s(int(ahead), rows, job.submitted_at, reserve_s)
 
-    # --- when a batch leaves -------------------------------------------------------------------
+    # --- when a batch is sent ------------------------------------------------------------------
 
     def _start_soon(self) -> None:
-        # One turn later: the requests that arrived in the same turn of the loop go along.
+        # One turn later, so that requests of the same turn of the loop join the batch.
         if not self._starting:
             self._starting = True
             self._loop.call_soon(self._start_idle)
@@ -194,14 +194,14 @@ class Batcher:
     def _start_idle(self) -> None:
         self._starting = False
         if self.in_flight == 0 and not self._alone and not self._queue.due_lines:
-            self._queue.hasten()
+            self._queue.mark_oldest_due()
         self._send_ready()
         if self._queue.rows and self._timer is None:
             self._timer = self._loop.call_later(self._delay_s, self._overdue)
 
     def _overdue(self) -> None:
-        # One timer for all lines: it is not moved for each batch that leaves earlier.
-        next_in_s = self._queue.ripen(monotonic())
+        # One timer for all lines: it is not moved for each batch that is sent earlier.
+        next_in_s = self._queue.mark_due(monotonic())
         self._timer = None
         if next_in_s is not None:
             self._timer = self._loop.call_later(next_in_s, self._overdue)
@@ -239,7 +239,7 @@ class Batcher:
                     self._fail(job, error)
 
     def _shed_hopeless(self, now: float) -> None:
-        """Shed the requests that would go next and could not be answered in time."""
+        """Shed the next requests that cannot be answered in time."""
         queue = self._queue
         late, hopeless = [], []
         while queue.due_lines:
@@ -250,7 +250,7 @@ class Batcher:
                 break
             else:
                 hopeless.append(queue.drop(now))
-        # Not at once: who hears of it may send the next request.
+        # Not at once: the callback may submit the next request.
         if late:
             self._loop.call_soon(self._fail_all, late, Unsent())
         if hopeless:
@@ -259,7 +259,7 @@ class Batcher:
             self._loop.call_soon(self._fail_all, hopeless, error)
 
     def _look_again_soon(self) -> None:
-        """Shed in time who waits behind a version that does not answer."""
+        """Schedule another look for requests that wait behind a version that does not answer."""
         if self._watch is None and self._queue.due_lines:
             self._watch = self._loop.call_later(_WATCH * self._timeout_s, self._look_again)
 
@@ -293,14 +293,14 @@ class Batcher:
             request = self._encode(batch.jobs, batch.rows, until - now)
             self._triton.post(self._addresses, request, until - now, done)
         except Exception:
-            # Nobody may wait for ever, and the place in flight must come back.
+            # No job may wait for ever, and the place in flight must be released.
             log.exception("a batch could not be sent")
-            # Not at once: a queue full of such batches would end each within the one before.
+            # Not at once: a queue full of such batches would recurse.
             error = TritonError(Fault.FAILED, "the batch could not be sent")
             self._loop.call_soon(done, error)
 
     def _expire(self, batch: Batch) -> None:
-        """Fail the jobs of a batch under way whose own deadline has passed."""
+        """Fail the jobs of a batch in flight whose own deadline has passed."""
         now = monotonic()
         late = [
             job
@@ -341,8 +341,8 @@ class Batcher:
                     if not expired or job not in expired:
                         job.answered(outputs, start, dispatched_at)
                 except Exception:
-                    # Its neighbours still wait for their rows.
-                    log.exception("an answer could not be given")
+                    # The other jobs of the batch still wait for their rows.
+                    log.exception("a job could not take its answer")
                 start += job.request.rows
         self._send_ready()
         if self.in_flight == 0 and self._queue.rows:
@@ -368,7 +368,7 @@ class Batcher:
             for job in jobs:
                 self._fail(job, error)
             return
-        # Somebody's row may be at fault: each goes again by itself, ahead of what waits.
+        # One bad row may be at fault: each job is sent again by itself, ahead of the queue.
         self._alone_rows += sum(job.request.rows for job in jobs)
         self._alone.extendleft(reversed(jobs))
 
@@ -380,4 +380,4 @@ class Batcher:
         try:
             job.failed(error)
         except Exception:
-            log.exception("a failure could not be told")
+            log.exception("a job could not take its failure")

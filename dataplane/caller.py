@@ -1,4 +1,4 @@
-"""What the prediction path needs of whoever asked, be it over HTTP or gRPC."""
+"""The interface of the prediction path to a client's request, over HTTP or gRPC."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataplane.errors import Refusal
 
 
 class Abandonable(Protocol):
-    """What a caller tells that nobody waits for its answer any more."""
+    """An object that a caller notifies when its client no longer waits for the answer."""
 
     def abandoned(self) -> None: ...
 
@@ -17,13 +17,14 @@ class Abandonable(Protocol):
 class Caller(Protocol):
     """A request that waits for its answer; the first answer counts, later ones do nothing.
 
-    `headers` are the request's, names in lower case; over gRPC they are its metadata. The headers
-    of an answer are complete lines that end in CRLF.
+    `headers` are those of the request, with lower-case names; over gRPC they are its metadata. The
+    headers of an answer are complete lines that end in CRLF.
 
-    With its first answer, and not before, a caller with a `tenancy` calls `tenancy.leave`, also
-    when the client is gone by then. A client that hangs up before its answer: `job.abandoned`.
-    A deadline that the protocol itself carries stands in the headers as `x-interlock-timeout-ms`.
-    `client_cluster` is the cluster of the client's address, for requests without a unit.
+    A caller with a `tenancy` calls `tenancy.leave` with its first answer, and not before, also if
+    the client is gone by then. If the client hangs up before its answer, the caller calls
+    `job.abandoned`. A deadline of the protocol itself is passed in the header
+    `x-interlock-timeout-ms`. `client_cluster` is the cluster of the client's address, for requests
+    without a unit.
     """
 
     headers: dict[bytes, bytes]

@@ -1,8 +1,8 @@
-"""Requests of the Open Inference Protocol v2 to tensors, checked against the model's signature.
+"""Decodes requests of the Open Inference Protocol v2 into tensors, checked against the signature.
 
-Whatever passes here fits the signature, so it may share a batch with other people's rows: names,
-datatypes, shapes, lengths and values are right. What does not pass is a 400 that names the input,
-what was expected and what came. The binary-tensor extension is read too.
+A request that passes fits the signature, so it may share a batch with rows of other clients: names,
+datatypes, shapes, lengths and values are right. Any other request gets a 400 that names the input,
+what was expected, and what was sent. The binary-tensor extension is supported.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from dataplane.inputs import UNSUPPORTED, InputSpec, TensorReader, unsupported, 
 from dataplane.request_bounds import bounds_of
 
 _RESERVED = ("binary_data_output",)
-# Documents with NaN are read by a slower parser, and the event loop waits for it.
+# Documents with NaN are parsed by a slower parser, which blocks the event loop.
 _NAN_BYTES_MAX = 1024 * 1024
 # More digits would only cost time.
 _LENGTH_DIGITS_MAX = 12
-# What reading an unusual or faulty document as if it were the plainest can raise.
+# Exceptions of the plain path for an unusual or faulty document.
 _NOT_PLAIN = (KeyError, TypeError, ValueError, AttributeError, struct.error, OverflowError)
 
 
@@ -33,11 +33,11 @@ _NOT_PLAIN = (KeyError, TypeError, ValueError, AttributeError, struct.error, Ove
 class InferRequest:
     """A request whose tensors fit the signature; `tensors` are raw bytes in signature order.
 
-    `key` tells apart what must not share a batch: inner shapes and parameters. `outputs` are the
-    requested ones as (index in the signature, as binary data), None for all. `parameters` is the
-    JSON of those that go on to the model, empty without any. `digest`, `origin` and `known_key`
-    (of a scope and a tenant) are the cache's, which may hand the same request out again: nobody
-    changes anything else of one that was read.
+    `key` distinguishes requests that must not share a batch, by inner shapes and parameters.
+    `outputs` are the requested ones as (index in the signature, as binary data), None for all.
+    `parameters` is the JSON of the parameters for the model, empty without any. `digest`, `origin`
+    and `known_key` (of a scope and a tenant) belong to the cache, which may return the same request
+    again: no other field may change once it was read.
     """
 
     rows: int
@@ -55,7 +55,7 @@ class InferRequest:
 
 
 class Spec(NamedTuple):
-    """What a codec is made from."""
+    """The arguments of a codec."""
 
     signature: Signature
     unit_key: UnitKey
@@ -64,7 +64,7 @@ class Spec(NamedTuple):
 
 
 class Codec:
-    """Reads the requests of one model."""
+    """Decodes the requests of one model."""
 
     def __init__(
         self,
@@ -74,25 +74,25 @@ class Codec:
         batched: bool,
         rows_max: int,
     ) -> None:
-        # What a document may hold.
+        # Bounds on a document.
         self.bounds = bounds_of(signature, batched=batched, rows_max=rows_max)
-        # What a codec in another process is made from.
+        # The arguments for a codec in another process.
         self.spec = Spec(signature, unit_key, batched, rows_max)
         # The inputs in the order of the signature, which is the order of the tensors.
         self.inputs = [
             InputSpec(tensor, batched=batched, rows_max=rows_max) for tensor in signature.inputs
         ]
-        # Outputs by name, for requests that name the ones they want.
+        # Indexes of the outputs by name, for requests that name outputs.
         self._outputs = {tensor.name: i for i, tensor in enumerate(signature.outputs)}
-        # Outputs, by position, that have no JSON form in the protocol.
+        # Indexes of the outputs that have no JSON form in the protocol.
         self._json_free = [
             i for i, tensor in enumerate(signature.outputs) if tensor.datatype == "BF16"
         ]
-        # Positions of the inputs by name.
+        # Indexes of the inputs by name.
         self.index = {spec.name: i for i, spec in enumerate(self.inputs)}
-        # Which request parameter carries the unit; it is ours and does not reach the model.
+        # The request parameter that carries the unit; it is not passed on to the model.
         self._unit_parameter = unit_key.parameter
-        # The inner shapes of all requests, where the signature leaves none free.
+        # The inner shapes of all requests, if the signature leaves none free.
         self._fixed = (
             tuple(spec.inner for spec in self.inputs)
             if all(spec.fixed for spec in self.inputs)
@@ -117,9 +117,9 @@ class Codec:
         return request
 
     def _read_plainest(self, document: dict[str, object], body: bytes) -> InferRequest | None:
-        """Read one input of flat numbers, in a shape seen before: nearly every request.
+        """Read one input of flat numbers, in a known shape: nearly every request.
 
-        Returns None for anything else, right or wrong: the careful way tells which.
+        Returns None for anything else, valid or not: the careful path decides.
         """
         spec = self.inputs[0]
         try:
@@ -143,7 +143,7 @@ class Codec:
     ) -> InferRequest:
         items = document.get("inputs")
         if type(items) is not list:
-            raise bad_request("malformed_request", "the request has no list 'inputs'")
+            raise bad_request("malformed_request", "'inputs' must be a list")
         json_length = len(body) if header_length is None else header_length
         tail = memoryview(body)[json_length:]
         text = body if header_length is None else body[:json_length]
@@ -185,7 +185,7 @@ class Codec:
         )
 
     def key(self, inner: tuple[tuple[int, ...], ...], parameters: bytes) -> object:
-        """Return what tells apart requests that must not share a batch."""
+        """Return the key that distinguishes requests that must not share a batch."""
         own = None if self._fixed is not None else inner
         return (own, parameters) if parameters else own
 
@@ -202,7 +202,7 @@ class Codec:
             request.outputs = self.read_outputs(outputs, request.binary)
 
     def read_parameters(self, parameters: object, request: InferRequest) -> None:
-        """Take the parameters of the whole request. Raises Refusal."""
+        """Read the parameters of the whole request. Raises Refusal."""
         if type(parameters) is not dict:
             raise bad_request("malformed_request", "'parameters' must be an object")
         if not UNSUPPORTED.isdisjoint(parameters):
@@ -229,18 +229,18 @@ class Codec:
         """Refuse a request whose answer would need BF16 in JSON: Triton has no such form."""
         forms = dict(request.outputs) if request.outputs is not None else {}
         for i in self._json_free:
-            asked = request.outputs is None or i in forms
-            if asked and not forms.get(i, request.binary):
+            requested = request.outputs is None or i in forms
+            if requested and not forms.get(i, request.binary):
                 raise bad_request(
                     "wrong_datatype",
-                    "sending BF16 data via JSON is not supported: ask for it as binary data",
+                    "sending BF16 data via JSON is not supported: request it as binary data",
                 )
 
     def read_outputs(self, items: object, binary: bool) -> tuple[tuple[int, bool], ...]:
-        """Return which outputs are asked for, and whether as binary data. Raises Refusal."""
+        """Return the requested outputs, as (index, as binary data). Raises Refusal."""
         if type(items) is not list:
             raise bad_request("malformed_request", "'outputs' must be a list")
-        wanted: dict[int, bool] = {}
+        requested: dict[int, bool] = {}
         for item in items:
             name = item.get("name") if type(item) is dict else None
             index = self._outputs.get(name) if type(name) is str else None
@@ -249,8 +249,8 @@ class Codec:
             parameters = item.get("parameters", {})
             if type(parameters) is not dict or not parameters.keys() <= {"binary_data"}:
                 raise wrong_parameters(f"output {name!r}", parameters, "binary_data")
-            wanted[index] = bool(parameters.get("binary_data", binary))
-        return tuple(wanted.items())
+            requested[index] = bool(parameters.get("binary_data", binary))
+        return tuple(requested.items())
 
 
 def check_unit(unit: object) -> str | None:
@@ -265,28 +265,28 @@ def check_unit(unit: object) -> str | None:
 
 
 def read_header_length(value: bytes, body: bytes) -> int:
-    """Return how much of `body` is JSON. Raises Refusal."""
+    """Return the length of the JSON in `body`. Raises Refusal."""
     if not value.isdigit() or len(value) > _LENGTH_DIGITS_MAX or int(value) > len(body):
         raise bad_request(
-            "malformed_request", "Inference-Header-Content-Length is not a length within the body"
+            "malformed_request", "Inference-Header-Content-Length must be a length within the body"
         )
     return int(value)
 
 
 def load_object(text: bytes) -> dict[str, object]:
-    """Return the JSON object in `text`. Raises Refusal."""
+    """Parse the JSON object in `text`. Raises Refusal."""
     try:
         document = orjson.loads(text)
     except orjson.JSONDecodeError as error:
         hint = ""
         if _may_hold_nan(text):
             hint = " (JSON has no NaN and no Infinity: send such values as binary data)"
-        raise bad_request("malformed_json", f"the body is not JSON: {error}{hint}") from None
+        raise bad_request("malformed_json", f"the body is not valid JSON: {error}{hint}") from None
     return _object(document)
 
 
 def _load_with_nan(text: bytes) -> dict[str, object]:
-    """Return the JSON object in `text`, which may hold NaN and Infinity as Triton takes them."""
+    """Parse the JSON object in `text`, which may hold NaN and Infinity, as for Triton."""
     try:
         document = orjson.loads(text)
     except orjson.JSONDecodeError:
@@ -294,9 +294,9 @@ def _load_with_nan(text: bytes) -> dict[str, object]:
             return load_object(text)
         try:
             document = json.loads(text.decode())
-            orjson.dumps(document)  # This parser takes lone surrogates and endless numbers, too.
+            orjson.dumps(document)  # This parser also accepts lone surrogates and infinite numbers.
         except (ValueError, TypeError, RecursionError) as error:
-            raise bad_request("malformed_json", f"the body is not JSON: {error}") from None
+            raise bad_request("malformed_json", f"the body is not valid JSON: {error}") from None
     return _object(document)
 
 

@@ -1,8 +1,8 @@
-"""Compressed bodies of HTTP messages, in both directions: gzip and deflate.
+"""Compression of HTTP bodies, in both directions: gzip and deflate.
 
-A request's body is bounded by what it unpacks to, and that by a multiple of what was sent. The
-event loop only waits for small bodies: larger requests are unpacked where they are read
-(`dataplane.reading`), larger answers packed by threads (zlib lets go of the interpreter meanwhile).
+The decompressed size of a request's body is limited, also as a multiple of its compressed size. The
+event loop handles small bodies only: larger requests are decompressed where they are read
+(`dataplane.reading`), larger answers are compressed by threads (zlib releases the GIL).
 """
 
 from __future__ import annotations
@@ -15,17 +15,19 @@ from functools import lru_cache
 
 from dataplane.errors import Refusal, bad_request
 
-# What the event loop unpacks itself; below a tenth of a millisecond.
+# Bytes that the event loop decompresses itself; less than 0.1 ms.
 INLINE_BYTES_MAX = 16 * 1024
-# What it packs itself; about a millisecond.
+# Bytes that it compresses itself; about 1 ms.
 PACKED_INLINE_BYTES_MAX = 128 * 1024
-# A body unpacks to at most so many times its bytes, or to so many bytes where that is more. Numbers
-# as text pack to a third, images of few colours to a fiftieth; zlib's most is a thousandth.
+# A body may decompress to at most RATIO_MAX times its bytes, or to RATIO_FREE_BYTES if that is
+# more. Numbers as text compress to a third, images of few colours to a fiftieth; the limit of zlib
+# is a thousandth.
 RATIO_MAX = 64
 RATIO_FREE_BYTES = 1024 * 1024
-# A gzip body may consist of several.
+# Members of a gzip body.
 MEMBERS_MAX = 16
-# Read and unpacked in one go, so that a bound is met before memory is taken.
+# Bytes that are read and decompressed in one step, so that a limit is checked before memory is
+# allocated.
 _STEP_BYTES = 16 * 1024
 _PIECE_BYTES = 64 * 1024
 _GZIP_BITS = 31
@@ -41,24 +43,26 @@ def inflate(
     bytes_max: int,
     check: Callable[[bytes], None] | None = None,
 ) -> bytes:
-    """Return `data` unpacked; `check` gets each piece as it comes, and may refuse it.
+    """Return `data` decompressed; `check` gets each piece as it comes, and may refuse it.
 
-    Raises Refusal: 413 beyond `bytes_max`, 400 where it is damaged or unpacks to too much for its
+    Raises Refusal: 413 beyond `bytes_max`, 400 if it is damaged or decompresses to too much for its
     length.
     """
-    most = max(RATIO_FREE_BYTES, len(data) * RATIO_MAX)
+    ratio_limit = max(RATIO_FREE_BYTES, len(data) * RATIO_MAX)
     length = 0
     pieces = []
     try:
         for piece in _pieces(data, coding):
             length += len(piece)
             if length > bytes_max:
-                raise Refusal(413, "body_too_large", f"the body unpacks to over {bytes_max} bytes")
-            if length > most:
+                raise Refusal(
+                    413, "body_too_large", f"the body decompresses to more than {bytes_max} bytes"
+                )
+            if length > ratio_limit:
                 raise bad_request(
                     "compression_ratio",
-                    f"the body of {len(data)} bytes unpacks to over {most}; at most {RATIO_MAX} "
-                    f"times its bytes are unpacked, or {RATIO_FREE_BYTES} bytes",
+                    f"the body of {len(data)} bytes decompresses to more than {ratio_limit} bytes; "
+                    f"at most {RATIO_MAX} times its bytes or {RATIO_FREE_BYTES} bytes are allowed",
                 )
             if check is not None:
                 check(piece)
@@ -79,7 +83,7 @@ def _pieces(data: bytes, coding: bytes) -> Iterator[bytes]:
             if member.eof:
                 if coding != b"gzip" or members == MEMBERS_MAX:
                     raise bad_request(
-                        "malformed_encoding", "something stands behind the compressed body"
+                        "malformed_encoding", "there is data after the end of the compressed body"
                     )
                 members += 1
                 member = zlib.decompressobj(bits)
@@ -89,25 +93,30 @@ def _pieces(data: bytes, coding: bytes) -> Iterator[bytes]:
     while not member.eof and (piece := member.decompress(b"", _PIECE_BYTES)):
         yield piece
     if not member.eof:
-        raise bad_request("malformed_encoding", "the compressed body ends before its end")
+        raise bad_request("malformed_encoding", "the compressed body is truncated")
 
 
 def deflate(body: bytes, coding: bytes) -> bytes:
-    """Return `body` packed: fast rather than small."""
+    """Return `body` compressed, for speed rather than size."""
     packer = zlib.compressobj(1, zlib.DEFLATED, _GZIP_BITS if coding == b"gzip" else _ZLIB_BITS)
     return packer.compress(body) + packer.flush()
 
 
 def unpack(body: bytes, encoding: bytes, bytes_max: int) -> tuple[bytes, bytes | None]:
-    """Return `body` unpacked and None; or, where that is too much for the event loop, the body as
-    it is and its coding. Raises Refusal.
+    """Return `body` decompressed and None; or `body` as it is and its coding, if it is too large.
+
+    The event loop decompresses small bodies only. Raises Refusal.
     """
     coding = _coding(encoding)
     if coding is None:
         return body, None
     if coding == b"":
         name = encoding.decode("ascii", "replace")[:40]
-        raise Refusal(415, "unsupported_encoding", f"{name!r} is neither gzip nor deflate")
+        raise Refusal(
+            415,
+            "unsupported_encoding",
+            f"unknown content encoding {name!r}; expected gzip or deflate",
+        )
     if len(body) > INLINE_BYTES_MAX:
         return body, coding
     try:
@@ -119,7 +128,7 @@ def unpack(body: bytes, encoding: bytes, bytes_max: int) -> tuple[bytes, bytes |
 
 
 def pack(body: bytes, coding: bytes, done: Callable[[bytes], None]) -> None:
-    """Call `done` with `body` packed, now or later; with `body` itself if that is no larger."""
+    """Call `done` with `body` compressed, now or later; with `body` itself if that is no larger."""
     if len(body) <= PACKED_INLINE_BYTES_MAX:
         done(min(deflate(body, coding), body, key=len))
         return
@@ -133,7 +142,7 @@ def pack(body: bytes, coding: bytes, done: Callable[[bytes], None]) -> None:
 
 @lru_cache(maxsize=_ACCEPTED_MAX)
 def accepted(header: bytes) -> bytes | None:
-    """Return the coding that an `accept-encoding` likes best, None for none of ours."""
+    """Return the preferred coding of an `accept-encoding` header, None for none of ours."""
     weights: dict[bytes, float] = {}
     for item in header.lower().split(b","):
         name, *parameters = (part.strip() for part in item.split(b";"))
@@ -156,7 +165,7 @@ def _weight(parameters: list[bytes]) -> float:
 
 
 def _coding(encoding: bytes) -> bytes | None:
-    """Return the coding of a `content-encoding`: None for none, empty for one that is not known."""
+    """Return the coding of a `content-encoding`: None for none, empty for an unknown one."""
     name = encoding.strip().lower()
     if name in (b"", b"identity"):
         return None
@@ -166,6 +175,6 @@ def _coding(encoding: bytes) -> bytes | None:
 
 
 def _deflate_bits(data: bytes) -> int:
-    """Tell zlib's format, which the name stands for, from the bare one that some clients send."""
+    """Distinguish the zlib format, which `deflate` means, from the raw one some clients send."""
     is_zlib = len(data) > 1 and data[0] & 0x0F == 8 and (data[0] << 8 | data[1]) % 31 == 0
     return _ZLIB_BITS if is_zlib else -_ZLIB_BITS

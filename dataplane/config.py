@@ -231,7 +231,6 @@ class Config:
 
 
 def load_own() -> Config:
-    """Return the settings of this process. Raises ConfigError."""
     return load(os.environ)
 
 
@@ -253,9 +252,9 @@ def variables() -> list[Variable]:
 
 
 def keep_grpc_over_forks() -> None:
-    """Set what gRPC reads when it is imported.
+    """Set the variable that gRPC reads when it is imported.
 
-    Otherwise it shuts its connections down when this process forks, as it does to start the one
+    Otherwise gRPC closes its connections when this process forks, as it does to start the process
     that reads large bodies.
     """
     os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"

@@ -1,7 +1,7 @@
-"""Every Triton datatype: how its JSON values become bytes, and its bytes JSON.
+"""The datatypes of Triton: conversion between JSON values and bytes.
 
-Bytes are little-endian and row-major, as in the binary-tensor extension. The struct module packs
-a row of plain Python numbers faster than numpy does, and it refuses what is no number.
+Bytes are little-endian and row-major, as in the binary-tensor extension. The struct module packs a
+row of plain Python numbers faster than numpy does, and it refuses values that are not numbers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dataplane.errors import Refusal, bad_request
 
 @dataclass(frozen=True)
 class Datatype:
-    """`size` in bytes of one element, nought for BYTES; `code` as in struct."""
+    """`size` is bytes per element, 0 for BYTES; `code` is the format character of struct."""
 
     name: str
     size: int
@@ -49,17 +49,17 @@ DATATYPES = {
 }
 _KINDS = {str: "a string", bool: "a boolean", list: "a list", dict: "an object", type(None): "null"}
 _LENGTH = struct.Struct("<I")
-# Arguments of one call; each of more would stand in memory a second time.
+# Arguments of one call of pack; more would take up memory twice.
 _PACKED_AT_ONCE = 65_536
-_NO_NUMBERS = {"nan": b"NaN", "inf": b"Infinity", "-inf": b"-Infinity"}
+_NON_FINITE = {"nan": b"NaN", "inf": b"Infinity", "-inf": b"-Infinity"}
 
 
 class NotJson(ValueError):
-    """Values of an output that JSON cannot carry, such as bytes that are no text."""
+    """Values of an output that JSON cannot represent, such as bytes that are not text."""
 
 
 def plain_packer(datatype: Datatype, count: int) -> struct.Struct | None:
-    """Return what packs `count` numbers at once, None where values need more than that."""
+    """Return the struct that packs `count` numbers at once, None for other datatypes."""
     if datatype.size == 0 or datatype.name in ("BOOL", "BF16"):
         return None
     return _packer(datatype.code, count)
@@ -73,8 +73,8 @@ def _packer(code: str, count: int) -> struct.Struct:
 def pack(name: str, datatype: Datatype, values: list[object], *, booleans: bool) -> bytes:
     """Return the bytes of JSON `values` for the input `name`.
 
-    `booleans` says that `true` or `false` stands somewhere in the document, so that numbers must
-    be told from booleans one by one: struct takes either. Raises Refusal, naming the element.
+    `booleans` says that the document contains `true` or `false` somewhere, so that each value must
+    be checked: struct accepts booleans as numbers. Raises Refusal, naming the element.
     """
     if datatype.size == 0:
         return _pack_strings(name, values)
@@ -112,7 +112,7 @@ def _pack_strings(name: str, values: list[object]) -> bytes:
 
 
 def pack_bytes(elements: list[bytes]) -> bytes:
-    """Return BYTES data: each element with its length before it."""
+    """Return BYTES data: each element after its length."""
     return b"".join([piece for data in elements for piece in (_LENGTH.pack(len(data)), data)])
 
 
@@ -133,7 +133,7 @@ def _wrong_element(name: str, datatype: Datatype, values: Sequence[object]) -> R
 
 
 def _problem(datatype: Datatype, value: object) -> str | None:
-    """Say what is wrong with one JSON value, or return None where it is right."""
+    """Return what is wrong with one JSON value, or None if it is valid."""
     kind = _KINDS.get(type(value))
     if datatype.name == "BYTES":
         return None if kind == "a string" else f"is {kind or 'a number'}"
@@ -152,19 +152,19 @@ def _problem(datatype: Datatype, value: object) -> str | None:
 
 
 def check_strings(name: str, data: memoryview | bytes, count: int) -> None:
-    """Refuse binary BYTES data that does not hold exactly `count` length-prefixed elements."""
-    at = found = 0
-    while at + 4 <= len(data) and found < count:
+    """Refuse binary BYTES data that is not exactly `count` length-prefixed elements."""
+    at = elements = 0
+    while at + 4 <= len(data) and elements < count:
         at += 4 + int(_LENGTH.unpack_from(data, at)[0])
-        found += 1
-    if at != len(data) or found != count:
+        elements += 1
+    if at != len(data) or elements != count:
         raise bad_request(
             "wrong_data", f"input {name!r}: binary data is not {count} length-prefixed elements"
         )
 
 
 def split_strings(data: memoryview | bytes) -> list[bytes]:
-    """Return the elements of BYTES data, each with its length before it."""
+    """Return the elements of BYTES data, each with its length prefix."""
     pieces = []
     at = 0
     while at < len(data):
@@ -177,8 +177,7 @@ def split_strings(data: memoryview | bytes) -> list[bytes]:
 def rows_json(name: str, datatype: Datatype, data: memoryview | bytes, rows: int) -> list[bytes]:
     """Return, for each of `rows` rows, its elements as JSON, separated by commas, no brackets.
 
-    Encoded once for a whole batch and then sliced: that is what makes an answer cheap.
-    Raises NotJson.
+    A whole batch is encoded once and then sliced, which keeps answers cheap. Raises NotJson.
     """
     if rows == 0:
         return []
@@ -189,18 +188,18 @@ def rows_json(name: str, datatype: Datatype, data: memoryview | bytes, rows: int
     )
     pieces = text[2:-2].split(b"],[")
     if b"null" in text:
-        _name_what_is_no_number(pieces, as_array(datatype, data).reshape(rows, -1))
+        _write_non_finite(pieces, as_array(datatype, data).reshape(rows, -1))
     return pieces
 
 
-def _name_what_is_no_number(pieces: list[bytes], array: NDArray[np.generic]) -> None:
-    """Write NaN, Infinity and -Infinity as Triton does, and as its clients read them."""
+def _write_non_finite(pieces: list[bytes], array: NDArray[np.generic]) -> None:
+    """Write NaN, Infinity and -Infinity as Triton does and its clients read them."""
     for i, piece in enumerate(pieces):
         if b"null" in piece:
             numbers = piece.split(b",")
             for j, number in enumerate(numbers):
                 if number == b"null":
-                    numbers[j] = _NO_NUMBERS[str(array[i, j])]
+                    numbers[j] = _NON_FINITE[str(array[i, j])]
             pieces[i] = b",".join(numbers)
 
 
@@ -215,6 +214,6 @@ def _string_rows(name: str, data: memoryview | bytes, rows: int) -> list[bytes]:
     try:
         texts = [orjson.dumps(piece[4:].decode()) for piece in split_strings(data)]
     except UnicodeDecodeError:
-        raise NotJson(f"output {name!r} is not UTF-8; ask for it as binary data") from None
+        raise NotJson(f"output {name!r} is not UTF-8; request it as binary data") from None
     width = len(texts) // rows
     return [b",".join(texts[row * width : (row + 1) * width]) for row in range(rows)]

@@ -1,10 +1,9 @@
-"""What needs the operator's token, and the emergency pin: an operator takes models back to stable
-on one instance, by hand.
+"""The operator's endpoints, and the emergency pin, which forces models to stable on one instance.
 
-It needs nothing but the instance itself: no control plane, no Redis, no database. While a model is
-pinned its split has no effect, and every request that names no version goes to stable. The pins
-are in a file in the state directory, so that they outlive the process; a disk that cannot take
-them does not keep them from taking effect.
+A pin needs only the instance itself: no control plane, no Redis, no database. While a model is
+pinned its split has no effect, and every request without a version goes to stable. The pins are in
+a file in the state directory, so that they outlive the process; they take effect even if the disk
+cannot store them.
 """
 
 from __future__ import annotations
@@ -32,11 +31,11 @@ class Pins:
     """The pins of this process."""
 
     def __init__(self, file: PinFile, apply: Callable[[frozenset[str]], None]) -> None:
-        # Where they outlive the process.
+        # The file that holds the pins.
         self._file = file
-        # Puts them into effect.
+        # Applies the pins to the routing.
         self._apply = apply
-        # In effect now.
+        # The current pins.
         self.names = file.load()
         # Carries a change to every worker; without siblings, to this one only.
         self.change: Callable[[str, bool], Awaitable[Outcome]] = self.change_alone
@@ -50,7 +49,7 @@ class Pins:
         self._apply(names)
 
     async def change_alone(self, model: str, pin: bool) -> Outcome:
-        """Pin or unpin in this process and on disk."""
+        """Pin or unpin in this process and on disk only."""
         names = changed(self.names, model, pin=pin)
         self.take(names)
         stored = await asyncio.to_thread(self._file.store, names)
@@ -58,20 +57,20 @@ class Pins:
 
 
 class Operator:
-    """What the operator's token opens: the numbers of the instance, and `/operator/…`."""
+    """The endpoints that require the operator's token: metrics, statistics and `/operator/…`."""
 
     def __init__(self, serving: Serving, pins: Pins, token: str) -> None:
-        # Knows the models.
+        # The applied table.
         self._serving = serving
-        # Takes the pins.
+        # Holds the pins.
         self._pins = pins
-        # What the operator must bring; empty shuts all of this.
+        # The operator's token; empty disables these endpoints.
         self._token = token.encode()
-        # Changes under way, referenced so that they are not collected.
+        # Changes in progress, referenced so that they are not garbage collected.
         self._tasks: set[asyncio.Task[None]] = set()
 
     def only(self, handler: Callable[[Exchange], None]) -> Callable[[Exchange], None]:
-        """Return a handler that answers who brings the operator's token, and refuses others."""
+        """Return a handler that requires the operator's token."""
 
         def checked(exchange: Exchange) -> None:
             self.check(exchange.headers)
@@ -80,19 +79,19 @@ class Operator:
         return checked
 
     def pin(self, exchange: Exchange) -> None:
-        """Answer `POST /operator/pin`, and `GET` with what is pinned. Raises Refusal."""
+        """Answer `POST /operator/pin`, and `GET` with the current pins. Raises Refusal."""
         self.check(exchange.headers)
         if exchange.method == b"GET":
             exchange.respond(200, orjson.dumps({"pinned": sorted(self._pins.names)}))
             return
         if exchange.method != b"POST":
             raise Refusal(
-                405, "method_not_allowed", "the method here is POST or GET", allow=b"POST"
+                405, "method_not_allowed", "method not allowed; expected POST or GET", allow=b"POST"
             )
         model = _model(exchange)
         table = self._serving.table
         if model != PIN_ALL and (table is None or model not in table.models):
-            raise Refusal(404, "model_not_found", f"unknown model {model!r}; '*' pins all")
+            raise Refusal(404, "model_not_found", f"unknown model {model!r}; '*' pins all models")
         self._start(exchange, model, pin=True)
 
     def unpin(self, exchange: Exchange) -> None:
@@ -100,18 +99,18 @@ class Operator:
         self.check(exchange.headers)
         model = _model(exchange)
         if model != PIN_ALL and PIN_ALL in self._pins.names:
-            raise bad_request("pinned_as_all", "all models are pinned at once: unpin '*'")
+            raise bad_request("pinned_as_all", "all models are pinned with '*': unpin '*'")
         self._start(exchange, model, pin=False)
 
     def check(self, headers: Mapping[bytes, bytes]) -> None:
-        """Raise Refusal (401, or 403 where there is no token) unless they carry the token."""
+        """Raise Refusal unless `headers` carry the operator's token (401; 403 if none is set)."""
         if not self._token:
             raise Refusal(
                 403, "operator_disabled", "INTERLOCK_OPERATOR_TOKEN is not set on this instance"
             )
-        given = headers.get(b"authorization", b"")
-        if not hmac.compare_digest(given, b"Bearer " + self._token):
-            raise Refusal(401, "operator_token_wrong", "this needs the operator's token")
+        authorization = headers.get(b"authorization", b"")
+        if not hmac.compare_digest(authorization, b"Bearer " + self._token):
+            raise Refusal(401, "operator_token_wrong", "the operator's token is required")
 
     def _start(self, exchange: Exchange, model: str, *, pin: bool) -> None:
         task = asyncio.get_running_loop().create_task(self._change(exchange, model, pin))
@@ -122,7 +121,9 @@ class Operator:
         try:
             outcome = await self._pins.change(model, pin)
         except Exception:
-            log.exception("a pin could not be passed on; it holds in this process")
+            log.exception(
+                "a pin did not reach the other workers; it has effect in this process only"
+            )
             outcome = await self._pins.change_alone(model, pin)
             outcome = msgspec.structs.replace(outcome, workers=0)
         exchange.respond(200, msgspec.json.encode(outcome))

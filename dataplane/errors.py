@@ -1,4 +1,4 @@
-"""The refusals that a client sees, each with its HTTP status and a stable code."""
+"""The errors that clients get, each with an HTTP status and a stable code."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ MESSAGE_LENGTH_MAX = 1_000
 
 
 class Refusal(Exception):
-    """A request that gets an error for an answer.
+    """A request that is answered with an error.
 
-    `code` is stable and made for programs, the message is made for people. `retry_after_s` is
-    None where trying again would change nothing.
+    `code` is stable and for programs, the message is for people. `retry_after_s` is None if a retry
+    would not help.
     """
 
     def __init__(
@@ -27,26 +27,24 @@ class Refusal(Exception):
         super().__init__(message)
         # The HTTP status of the answer.
         self.status = status
-        # The stable name of the fault.
+        # The stable name of the error.
         self.code = code
-        # What a person reads; what a client sent may stand in it, and be long.
+        # The text for people; it may contain text from the client, so its length is limited.
         self.message = message[:MESSAGE_LENGTH_MAX]
-        # Seconds after which trying again may help.
+        # Seconds after which a retry may help.
         self.retry_after_s = retry_after_s
-        # The method that a 405 names.
+        # The value of the `allow` header of a 405.
         self.allow = allow
-        # One entry per faulty item, where the request carried a list.
+        # One entry per faulty item, if the request carried a list.
         self.details = details
 
     def body(self) -> bytes:
-        """Return the JSON body of the answer."""
         document: dict[str, object] = {"error": self.message, "code": self.code}
         if self.details is not None:
             document["errors"] = self.details
         return orjson.dumps(document)
 
     def headers(self) -> bytes:
-        """Return the header lines that go with the body."""
         lines = b""
         if self.retry_after_s is not None:
             lines += b"retry-after: %d\r\n" % self.retry_after_s
@@ -58,10 +56,9 @@ class Refusal(Exception):
 
 
 def bad_request(code: str, message: str) -> Refusal:
-    """Return a 400."""
     return Refusal(400, code, message)
 
 
 def unavailable(code: str, message: str, retry_after_s: int = 1) -> Refusal:
-    """Return a 503 that says when to come back."""
+    """Return a 503 with a `retry-after` header."""
     return Refusal(503, code, message, retry_after_s=retry_after_s)

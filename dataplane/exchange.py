@@ -1,4 +1,4 @@
-"""One HTTP request and the place for its answer."""
+"""One HTTP request and its response."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _STATUS_LINES = {
     status: b"HTTP/1.1 %d %s\r\n" % (status, reason) for status, reason in REASONS.items()
 }
 _LENGTH = b"content-length: %d\r\n\r\n"
-# Made beforehand for answers of usual lengths: numbers are slow to write.
+# Formatted in advance for usual lengths: formatting numbers is slow.
 _LENGTHS_MAX = 4_096
 _LENGTHS = tuple(_LENGTH % length for length in range(_LENGTHS_MAX))
 _CLOSE = b"connection: close\r\n"
@@ -46,7 +46,7 @@ _KEEP_ALIVE = b"connection: keep-alive\r\n"
 
 
 class Exchange:
-    """One request and the place for its answer."""
+    """One HTTP request and its response."""
 
     __slots__ = (
         "_connection",
@@ -65,36 +65,37 @@ class Exchange:
     )
 
     def __init__(self, connection: HttpConnection) -> None:
-        # The connection that carries the answer.
+        # The connection that carries the response.
         self._connection = connection
-        # The bytes of the answer, kept here while an earlier request is still unanswered.
+        # The bytes of the response, kept while an earlier request is unanswered.
         self.answer: bytes | None = None
-        # The answer is given, though its bytes may still be in the making.
+        # Whether there is a response; its bytes may still be in compression.
         self.ended = False
-        # In capitals, as it came.
+        # In capitals, as received.
         self.method = b""
-        # The request target as it came: path and query.
+        # The request target as received: path and query.
         self.target = b""
-        # Names in lower case; of a repeated header the last one.
+        # By lower-case name; the last value of a repeated header.
         self.headers: dict[bytes, bytes] = {}
-        # Whole: an exchange is handed over when its body is complete.
+        # Complete: an exchange is passed on when its body is complete.
         self.body = b""
-        # How the body is packed, where unpacking it is too much for the event loop.
+        # The compression of the body, if it is too large to decompress in the event loop.
         self.coding: bytes | None = None
-        # Bytes of it that count in the budgets until the answer.
+        # Bytes of the body that count in the budgets until the response.
         self.held = 0
-        # False closes the connection after the answer.
+        # False closes the connection after the response.
         self.keep_alive = True
-        # An HTTP/1.0 client, who must be told that the connection stays.
+        # An HTTP/1.0 client, which needs `connection: keep-alive` in the response.
         self.legacy = False
-        # Whose concurrency the request counts in until it is answered; see `caller.Caller`.
+        # The tenant whose concurrency the request counts in until it is answered; see
+        # `caller.Caller`.
         self.tenancy: Tenancy | None = None
-        # Told when the client hangs up before the answer.
+        # Notified if the client hangs up before the response.
         self.job: Abandonable | None = None
 
     @property
     def client_cluster(self) -> int:
-        """The cluster of the client's address; those without one share that of an empty one."""
+        """The cluster of the client's address; clients without an address share one."""
         connection = self._connection
         if connection.cluster is None:
             transport = connection.transport
@@ -103,11 +104,11 @@ class Exchange:
         return connection.cluster
 
     def respond(self, status: int, body: bytes, headers: bytes = JSON) -> None:
-        """Answer with `headers`, complete lines that end in CRLF. Later calls do nothing."""
+        """Respond with `headers`, complete lines that end in CRLF. Later calls do nothing."""
         if self.ended:
             return
         self.ended = True
-        # The two refer to each other; nothing must be left for the garbage collector.
+        # Breaks the reference cycle, so that nothing is left for the garbage collector.
         self.job = None
         if self.tenancy is not None:
             self.tenancy.leave()
@@ -145,5 +146,5 @@ class Exchange:
         connection.answered(self)
 
     def refuse(self, refusal: Refusal, headers: bytes = b"") -> None:
-        """Answer with the JSON of `refusal`."""
+        """Respond with the JSON of `refusal`."""
         self.respond(refusal.status, refusal.body(), JSON + headers + refusal.headers())

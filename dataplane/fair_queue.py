@@ -1,14 +1,14 @@
-"""Requests that wait for one version: which of them make up the next batch.
+"""The queue of requests for one version, and the choice of the next batch.
 
-They wait in lines, one for each key: only requests of one line may share a batch. Within and
-between lines the priority classes share the rows that leave by weight (start-time fair queueing):
-each class has a tag that grows by rows / weight with what it sends, and the class with the lowest
-tag goes next. A class that comes back from a rest starts at the tag of those that did not rest, so
-rest earns nothing and costs nothing.
+Requests wait in lines, one per key: only requests of one line may share a batch. Within and between
+lines the priority classes share the sent rows by weight (start-time fair queueing): each class has
+a tag that grows by rows / weight with the rows that it sends, and the class with the lowest tag
+goes next. A class that returns from a rest starts at the tag of those that did not rest, so resting
+has neither benefit nor cost.
 
-The bound: for each row that a class sent in its last batch, the others send at most as many as
-their weights have over its own, 20 for the lowest class, and two batches more, before it sends
-again. What it sends on places that nobody else of the line wants is not held against it.
+The bound: for each row that a class sent in its last batch, the others send at most as many as the
+ratio of their weights to its own, 20 for the lowest class, and two more batches, before it sends
+again. Rows on slots that no other class of the line needs are not charged.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ HIGH, NORMAL, LOW = 0, 1, 2
 CLASSES = (HIGH, NORMAL, LOW)
 WEIGHTS = (16, 4, 1)
 PRIORITIES = {"high": HIGH, "normal": NORMAL, "low": LOW}
-# The deadline of a job whose client hung up: it is dropped as soon as it is met in the queue.
+# The deadline of a job whose client hung up: it is dropped when it is reached in the queue.
 ABANDONED = float("-inf")
-# Empty lines that are kept to be used again.
+# Empty lines that are kept for reuse.
 _SPARE_MAX = 4
-# A timer of the loop is no more exact than this.
+# The precision of the loop's timers.
 _TICK_S = 0.001
 
 
 class Job(Protocol):
     """A request that waits for its rows; exactly one of the two methods is called, once.
 
-    `deadline` and `submitted_at` are on `time.monotonic`. `hurried` says that little time is left:
-    its line does not wait to fill. `priority` is one of the classes.
+    `deadline` and `submitted_at` are on `time.monotonic`. `is_urgent` says that little time is
+    left: its line does not wait to fill. `priority` is one of the classes.
     """
 
     request: InferRequest
     deadline: float
     submitted_at: float
-    hurried: bool
+    is_urgent: bool
     priority: int
 
     def answered(self, outputs: list[Output], start: int, dispatched_at: float) -> None: ...
@@ -53,18 +53,18 @@ class Job(Protocol):
 
 
 class Batch:
-    """Jobs that leave together; what seldom differs from batch to batch stands in the class."""
+    """Jobs that are sent together; rarely used fields are class attributes."""
 
-    # Jobs whose deadline passed before they could leave; they are not in the batch.
+    # Jobs whose deadline passed before they were sent; they are not in the batch.
     late: Sequence[Job] = ()
-    # When it left, monotonic, and how long it was thought to take; nought for a trifle.
+    # When it was sent, monotonic, and its expected time; 0 for a trifling batch.
     sent_at = 0.0
     cost_s = 0.0
-    # Jobs whose own deadline passed while the batch was under way; their rows stay in it.
+    # Jobs whose own deadline passed while the batch was in flight; their rows stay in it.
     expired: Sequence[Job] = ()
-    # Fires at the first deadline, where deadlines lie far apart.
+    # Fires at the first deadline, if the deadlines are far apart.
     timer: TimerHandle | None = None
-    # Its end was reported.
+    # Whether its end was reported.
     ended = False
 
     def __init__(self, jobs: list[Job], rows: int, now: float) -> None:
@@ -89,22 +89,22 @@ class Batch:
 
 
 class Line:
-    """The waiting requests of one key, a queue for each class."""
+    """The waiting requests of one key, with a queue for each class."""
 
     __slots__ = ("due", "jobs", "key", "rows")
 
     def __init__(self) -> None:
-        # What its requests have in common.
+        # The key.
         self.key: object = None
-        # By class, each in the order of arrival.
+        # Queues by class, each in the order of arrival.
         self.jobs: tuple[deque[Job], ...] = tuple(deque() for _ in CLASSES)
         # The rows of all of them.
         self.rows = 0
-        # A batch of it may leave as soon as there is a place: it is full, or waited long enough.
+        # Whether a batch of it may be sent as soon as possible: it is full, or has waited long
+        # enough.
         self.due = False
 
     def oldest(self) -> float:
-        """Return when its oldest request came."""
         return min(jobs[0].submitted_at for jobs in self.jobs if jobs)
 
 
@@ -127,23 +127,23 @@ class FairQueue:
     def __init__(self, rows_max: int, delay_s: float) -> None:
         # Rows of a full batch; set from outside.
         self.rows_max = rows_max
-        # How long a line that is not full may wait for more.
+        # How long a line that is not full waits for more requests.
         self._delay_s = delay_s
-        # Lines with waiting requests by key, the one that began to wait first in front.
+        # Lines with waiting requests by key, in the order in which they began to wait.
         self._lines: dict[object, Line] = {}
-        # Empty lines to use again.
+        # Empty lines for reuse.
         self._spare: list[Line] = []
         # By class: the due lines with requests of the class, in the order of their turns.
         self._due: tuple[dict[Line, None], ...] = tuple({} for _ in CLASSES)
-        # By class: what it has sent so far, in rows over weight.
+        # By class: the rows sent so far, divided by the weight.
         self._tags = [0.0 for _ in CLASSES]
-        # The tag of the class that went last, where one that rested begins.
+        # The tag of the last class, at which a class that rested starts.
         self._virtual = 0.0
-        # Lines that are due: so many batches may leave, and more where a line is long.
+        # The number of due lines: this many batches may be sent, and more if a line is long.
         self.due_lines = 0
-        # Rows that wait.
+        # Waiting rows.
         self.rows = 0
-        # The same by class.
+        # Waiting rows by class.
         self.waiting = [0 for _ in CLASSES]
 
     def put(self, job: Job, key: object, rows: int) -> bool:
@@ -163,18 +163,18 @@ class FairQueue:
         if line.due:
             self._due[priority][line] = None
             return True
-        if in_line >= self.rows_max or job.hurried:
+        if in_line >= self.rows_max or job.is_urgent:
             self._make_due(line)
             return True
         return False
 
-    def hasten(self) -> None:
-        """Make the line that waits longest due, for a version that has nothing to do."""
+    def mark_oldest_due(self) -> None:
+        """Make the line that waits longest due, for an idle version."""
         if self._lines:
             self._make_due(next(iter(self._lines.values())))
 
-    def ripen(self, now: float) -> float | None:
-        """Make the lines due that waited long enough; return in how many seconds the next is."""
+    def mark_due(self, now: float) -> float | None:
+        """Make lines that waited long enough due; return the seconds until the next one is."""
         next_at = None
         for line in self._lines.values():
             if line.due:
@@ -187,9 +187,9 @@ class FairQueue:
         return None if next_at is None else next_at - now
 
     def take(self, now: float, rows_max: int | None = None) -> Batch:
-        """Return the next batch of the lines that are due; there must be one.
+        """Return the next batch of the due lines; there must be one.
 
-        It has at most `rows_max` rows, by default those of a full batch, or one job of more.
+        It has at most `rows_max` rows, by default those of a full batch, or one job of more rows.
         """
         if rows_max is None:
             rows_max = self.rows_max
@@ -212,7 +212,7 @@ class FairQueue:
         return next(iter(self._due[lead])).jobs[lead][0]
 
     def drop(self, now: float) -> Job:
-        """Take out the first job of the next batch, for nothing: it will not be sent."""
+        """Remove the first job of the next batch without charging its class."""
         lead = self._lead()
         line = next(iter(self._due[lead]))
         queue = line.jobs[lead]
@@ -225,7 +225,7 @@ class FairQueue:
         return job
 
     def _lead(self) -> int:
-        """Return the class that goes next; one of them must have a line that is due."""
+        """Return the class that goes next; one of them must have a due line."""
         tags = self._tags
         lead = -1
         for priority in CLASSES:
@@ -234,7 +234,7 @@ class FairQueue:
         return lead
 
     def _take_class(self, line: Line, priority: int, rows_max: int) -> list[Job]:
-        """Take what is next where no other class waits for anything."""
+        """Take the next jobs if no other class has waiting requests."""
         queue = line.jobs[priority]
         rows = line.rows
         if rows <= rows_max:
@@ -266,7 +266,7 @@ class FairQueue:
             jobs.append(job)
             self._charge(line, priority, more)
             if job.deadline > now:
-                # What is late takes no place, and places that nobody else wants are free.
+                # Late jobs are not sent, and rows that no other class needs are not charged.
                 rows += more
                 if priority == lead or len(classes) > 1:
                     tags[priority] += more / WEIGHTS[priority]
@@ -280,7 +280,7 @@ class FairQueue:
         self.waiting[priority] -= rows
 
     def _settle(self, line: Line, now: float) -> None:
-        """Give a line that sent a batch its next turn behind the others, or put it away."""
+        """Give a line that sent a batch its next turn after the others, or remove it if empty."""
         for due in self._due:
             if line in due:
                 del due[line]

@@ -1,7 +1,7 @@
-"""Messages of the inference protocol over gRPC to requests and back, by the rules of `codec`.
+"""Converts gRPC messages of the inference protocol to requests and back, by the rules of `codec`.
 
 Tensors come as raw bytes, one for each input in their order, or as typed contents; never as both.
-They always leave as raw bytes. The messages are Triton's own, as its client carries them.
+Responses always have raw bytes. The message classes are those of Triton's client.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from dataplane.request_bounds import EXTRA_BYTES_MAX
 if TYPE_CHECKING:
     from dataplane.serving import Lane, LiveModel
 
-# Fields of one message that are looked over; a request has one for each input and output.
+# Fields of one message that are scanned; a request has one for each input and output.
 FIELDS_MAX = 1_024
 # Numbers of the fields of a ModelInferRequest, and of an input's contents.
 _NAME, _VERSION, _INPUT, _RAW = 1, 2, 5, 7
 _CONTENTS_FIELD = 5
-# Bytes of the wire types that have no length.
+# Bytes of the wire types of fixed length.
 _FIXED_BYTES = {1: 8, 5: 4}
 _CONTENTS = {
     "BOOL": "bool_contents",
@@ -46,9 +46,9 @@ _CONTENTS = {
 
 
 class Survey(NamedTuple):
-    """What a ModelInferRequest holds, as far as that is seen without parsing it.
+    """The result of scanning a ModelInferRequest without parsing it.
 
-    `plain_bytes` are those besides raw contents, which cost no more than a copy.
+    `plain_bytes` are those outside raw contents, which cost no more than a copy.
     """
 
     name: str
@@ -57,10 +57,10 @@ class Survey(NamedTuple):
 
 
 def survey(data: bytes) -> Survey:
-    """Look over a serialised ModelInferRequest. Raises Refusal.
+    """Scan a serialised ModelInferRequest. Raises Refusal.
 
     An entry of two bytes becomes an object of a hundred, so entries are counted before parsing, and
-    what is neither raw nor typed contents may not be long.
+    everything outside raw and typed contents must be short.
     """
     name = version = ""
     raw_bytes = contents_bytes = 0
@@ -120,7 +120,7 @@ def _varint(data: bytes, at: int, end: int) -> tuple[int, int]:
 
 
 def parse_request(data: bytes) -> Any:
-    """Return the ModelInferRequest in `data`. Raises Refusal."""
+    """Parse a ModelInferRequest. Raises Refusal."""
     try:
         return messages.ModelInferRequest.FromString(data)
     except DecodeError:
@@ -128,11 +128,11 @@ def parse_request(data: bytes) -> Any:
 
 
 def _malformed() -> Refusal:
-    return bad_request("malformed_request", "the message is no ModelInferRequest")
+    return bad_request("malformed_request", "the message is not a valid ModelInferRequest")
 
 
 def read_message(codec: Codec, message: Any) -> InferRequest:
-    """Return the request in a ModelInferRequest. Raises Refusal."""
+    """Convert a ModelInferRequest to a request. Raises Refusal."""
     reader = TensorReader(codec.inputs, codec.index, memoryview(b""), booleans=False)
     raw = message.raw_input_contents
     items = message.inputs
@@ -145,7 +145,7 @@ def read_message(codec: Codec, message: Any) -> InferRequest:
         if raw:
             if item.HasField("contents"):
                 raise bad_request(
-                    "wrong_data", f"input {spec.name!r}: contents beside raw contents"
+                    "wrong_data", f"input {spec.name!r}: has both contents and raw contents"
                 )
             data = _checked(spec, dims, raw[at])
         else:
@@ -157,24 +157,24 @@ def read_message(codec: Codec, message: Any) -> InferRequest:
         codec.read_parameters(read_parameters(message.parameters), request)
     request.binary = True
     if message.outputs:
-        wanted = [
+        requested = [
             {"name": item.name, "parameters": read_parameters(item.parameters)}
             for item in message.outputs
         ]
-        request.outputs = tuple((i, True) for i, _ in codec.read_outputs(wanted, True))
+        request.outputs = tuple((i, True) for i, _ in codec.read_outputs(requested, True))
     return request
 
 
 def grpc_form(
     model: LiveModel, lane: Lane, request: InferRequest, outputs: list[Output], start: int
 ) -> tuple[bytes, bytes]:
-    """Write the answer as a serialised ModelInferResponse."""
+    """Return the answer as a serialised ModelInferResponse, and its metadata."""
     message = messages.ModelInferResponse(
         model_name=model.name, model_version=lane.decision.version, id=request.id or ""
     )
     stop = start + request.rows
-    wanted = outputs if request.outputs is None else [outputs[i] for i, _ in request.outputs]
-    for output in wanted:
+    requested = outputs if request.outputs is None else [outputs[i] for i, _ in request.outputs]
+    for output in requested:
         message.outputs.add(
             name=output.name, datatype=output.datatype.name, shape=output.shape(request.rows)
         )
@@ -183,7 +183,7 @@ def grpc_form(
 
 
 def read_parameters(parameters: Any) -> dict[str, object]:
-    """Return a map of parameters as plain values. Raises Refusal."""
+    """Convert a map of parameters to plain values. Raises Refusal."""
     plain = {}
     for name, parameter in parameters.items():
         choice = parameter.WhichOneof("parameter_choice")

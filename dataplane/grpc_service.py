@@ -1,8 +1,8 @@
-"""The inference protocol over gRPC, on a port of its own, for `tritonclient.grpc` and its like.
+"""The inference protocol over gRPC, on its own port, for `tritonclient.grpc` and other clients.
 
-A call takes the same way as a request over HTTP: it is a `Caller` whose headers are its metadata
-and whose answer is a message. What HTTP says in headers stands in the trailing metadata. Imported
-only where it is switched on: grpc and its messages take a while and some memory.
+A call is handled like a request over HTTP: it is a `Caller` whose headers are its metadata and
+whose answer is a message. Response headers of HTTP are sent as trailing metadata. This module is
+imported only if gRPC is enabled: grpc and its messages take time and memory to load.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ Method = Callable[[Any, Any], Awaitable[bytes]]
 
 
 class GrpcCaller:
-    """One call and the place for its answer: a serialised message or a refusal, and metadata."""
+    """One call and its result: a serialised message or a refusal, and metadata."""
 
     __slots__ = ("answer", "headers", "job", "peer", "tenancy")
 
@@ -60,15 +60,15 @@ class GrpcCaller:
         headers: dict[bytes, bytes],
         peer: str = "",
     ) -> None:
-        # Resolved with the answer; cancelled when the client hangs up.
+        # Resolved with the result; cancelled when the client hangs up.
         self.answer = answer
-        # The call's metadata, and its deadline as HTTP writes it.
+        # The metadata of the call, and its deadline as an HTTP header.
         self.headers = headers
-        # Whose concurrency the call counts in until it is answered; see `caller.Caller`.
+        # The tenant whose concurrency the call counts in until it is answered; see `caller.Caller`.
         self.tenancy: Tenancy | None = None
-        # Told when the client hangs up before the answer.
+        # Notified if the client hangs up before the answer.
         self.job: Abandonable | None = None
-        # The client's address as grpc writes it, such as `ipv4:127.0.0.1:50000`.
+        # The client's address in the format of grpc, such as `ipv4:127.0.0.1:50000`.
         self.peer = peer
 
     @property
@@ -94,7 +94,7 @@ class GrpcCaller:
 
 
 class GrpcService:
-    """The server and its methods."""
+    """The gRPC server and its methods."""
 
     def __init__(
         self,
@@ -108,27 +108,27 @@ class GrpcService:
         self._predictor = predictor
         # The applied table.
         self._serving = predictor.serving
-        # Says why no traffic should come, or None.
+        # Returns why the instance is not ready, or None.
         self._not_ready = not_ready
-        # Says who may see configurations and statistics.
+        # Checks the operator's token, for configurations and statistics.
         self._operator = operator
-        # Calls beyond `calls_max` are refused by grpc itself, and so are messages over the bound.
+        # grpc itself refuses calls beyond `calls_max` and messages over the size limit.
         self._server = grpc.aio.server(
             options=_options(limits), maximum_concurrent_rpcs=calls_max, handlers=[_Handlers(self)]
         )
 
     async def start(self, host: str, port: int) -> int:
-        """Listen; return the port. Raises RuntimeError where that is not possible."""
+        """Listen, and return the port. Raises RuntimeError if that is not possible."""
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         bound = self._server.add_insecure_port(address)
         await self._server.start()
         return int(bound)
 
     async def stop(self, grace_s: float) -> None:
-        """Take no further calls, and wait for those under way, but not for ever."""
+        """Accept no further calls, and wait up to `grace_s` for those in progress."""
         await self._server.stop(grace_s)
 
-    # --- the methods: a request's bytes in, the answer's out ------------------------------------
+    # --- the methods: from the bytes of a request to those of its response ----------------------
 
     async def infer(self, data: bytes, context: Any) -> bytes:
         answer = asyncio.get_running_loop().create_future()
@@ -138,7 +138,7 @@ class GrpcService:
         except Refusal as refusal:
             caller.refuse(refusal, self._predictor.generation_line())
         except Exception:
-            # Its tenant must get the place back.
+            # The tenant's concurrency slot must be released.
             caller.refuse(_internal_error())
             raise
         try:
@@ -158,7 +158,7 @@ class GrpcService:
         if size > SMALL_BYTES_MAX:
             name, version, plain_bytes = survey(data)
             if self._has_texts(name):
-                # Each element has its length before it, to be looked at one by one.
+                # Each element has a length prefix, which must be read one by one.
                 plain_bytes = size
             if plain_bytes > CHEAP_BYTES_MAX:
                 self._predictor.message(caller, data, name, version, grpc_form)
@@ -212,20 +212,20 @@ class GrpcService:
         document = metadata.model_statistics(self._serving, name, version)
         return bytes(messages.ModelStatisticsResponse(**document).SerializeToString())
 
-    async def elsewhere(self, data: bytes, context: Any) -> bytes:
+    async def unsupported(self, data: bytes, context: Any) -> bytes:
         raise Refusal(
             501,
             "not_supported",
-            "this method is not served here: models are controlled by the control plane, and "
-            "streams, shared memory, tracing and logging are between a client and one Triton",
+            "this method is not supported: the control plane loads and unloads models; streams, "
+            "shared memory, tracing and logging need a direct connection to one Triton server",
         )
 
 
 class _Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
-    """Finds the method of a call."""
+    """Maps calls to methods."""
 
     def __init__(self, service: GrpcService) -> None:
-        # By the path of the call.
+        # Handlers by the path of the call.
         self._methods = {
             f"{SERVICE}{name}": grpc.unary_unary_rpc_method_handler(_guarded(method))
             for name, method in (
@@ -239,13 +239,13 @@ class _Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
                 ("ModelStatistics", service.model_statistics),
             )
         }
-        # For the service's other methods, which belong to a model server.
-        self._other = grpc.unary_unary_rpc_method_handler(_guarded(service.elsewhere))
+        # The handler of the other methods of the service, which only a model server has.
+        self._other = grpc.unary_unary_rpc_method_handler(_guarded(service.unsupported))
 
     def service(self, handler_call_details: Any) -> Any:
         path = handler_call_details.method
-        found = self._methods.get(path)
-        return self._other if found is None and path.startswith(SERVICE) else found
+        handler = self._methods.get(path)
+        return self._other if handler is None and path.startswith(SERVICE) else handler
 
 
 def _guarded(method: Method) -> Method:
@@ -275,7 +275,7 @@ async def _abort(context: Any, refusal: Refusal, lines: bytes) -> None:
 
 
 def _headers(context: Any) -> dict[bytes, bytes]:
-    """Return a call's metadata as the headers of a request, the deadline among them."""
+    """Return the metadata of a call as the headers of a request, including the deadline."""
     headers = {
         name.encode(): value.encode() if type(value) is str else value
         for name, value in context.invocation_metadata()
@@ -287,7 +287,7 @@ def _headers(context: Any) -> dict[bytes, bytes]:
 
 
 def _metadata(lines: bytes) -> Metadata:
-    """Return header lines as metadata."""
+    """Convert header lines to metadata."""
     pairs = (line.split(": ", 1) for line in lines.decode("ascii").split("\r\n") if line)
     return tuple((name, value) for name, value in pairs)
 
@@ -297,7 +297,7 @@ def _parse(kind: Any, data: bytes) -> Any:
         return kind.FromString(data)
     except DecodeError:
         name = kind.DESCRIPTOR.name
-        raise bad_request("malformed_request", f"the message is no {name}") from None
+        raise bad_request("malformed_request", f"the message is not a valid {name}") from None
 
 
 def _options(limits: Limits) -> list[tuple[str, int]]:

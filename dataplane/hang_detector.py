@@ -1,10 +1,10 @@
-"""Whether a worker hangs, or only waits for a core.
+"""Detects whether a worker hangs, or only waits for a core.
 
-A worker shows life from its event loop. One that is stopped, or whose loop does not turn, is
-silent and answers nobody; one that others keep from the cores is silent as well, and would be no
-better off after a restart. The kernel tells them apart: it counts how long a thread was ready to
-run and did not. It also counts how long a thread ran: one that computes may be at work on what many
-clients sent at once, and is given longer before it is taken for one that never ends.
+A worker gives signs of life from its event loop. A worker that is stopped, or whose loop does not
+turn, is silent and answers no requests; a worker that other processes keep from the cores is silent
+as well, and a restart would not help it. The kernel distinguishes the two: it counts how long a
+thread was ready to run and did not. It also counts how long a thread ran: a worker that computes
+may be processing what many clients sent at once, and gets more time before it counts as hanging.
 """
 
 from __future__ import annotations
@@ -12,37 +12,37 @@ from __future__ import annotations
 from pathlib import Path
 
 NS_PER_S = 1_000_000_000
-# So many times as long a silence is borne where the kernel does not count the waiting.
+# Factor on the time limit if the kernel does not count the waiting.
 BLIND_TIMES = 7
-# So many times as long where the process computes all the while.
+# Factor on the time limit while the process computes.
 BUSY_TIMES = 4
 
 
 class Silence:
-    """Seconds without a sign of life in which a process could have given one."""
+    """Seconds without a sign of life in which the process could have given one."""
 
     def __init__(self, pid: int) -> None:
-        # Where the kernel counts for the thread that runs the event loop.
+        # The kernel's counters of the thread that runs the event loop.
         self._path = Path(f"/proc/{pid}/schedstat")
-        # How long it had run, and waited for a core, when last looked at; None where the kernel
-        # does not say.
+        # The last values: seconds of running and of waiting for a core; None if the kernel does not
+        # count.
         self._counted_s = self._read()
         # The silence so far.
         self.seconds = 0.0
 
     def beat(self) -> None:
-        """Take a sign of life."""
+        """Record a sign of life."""
         self.seconds = 0.0
 
     def pass_time(self, elapsed_s: float) -> None:
-        """Count `elapsed_s` of silence, less what the process waited for a core in it."""
+        """Add `elapsed_s` of silence, less the time that the process waited for a core."""
         before, self._counted_s = self._counted_s, self._read()
         if before is None or self._counted_s is None:
-            # It may be starving as well as hanging: be slower to judge.
+            # It may be starved instead of hanging: wait longer.
             self.seconds += elapsed_s / BLIND_TIMES
             return
         ran_s, waited_s = (now - then for now, then in zip(self._counted_s, before, strict=True))
-        # What the kernel counted may be a little more than what passed here.
+        # The kernel may have counted slightly more than what passed here.
         ran_s = min(ran_s, elapsed_s)
         self.seconds += max(0.0, elapsed_s - waited_s - ran_s) + ran_s / BUSY_TIMES
 

@@ -1,4 +1,4 @@
-"""Background loops that no exception ends, and that show when they have stopped turning."""
+"""Background loops that survive exceptions, and that show when they hang."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ PAUSE_S = 1.0
 
 
 class Heartbeat:
-    """Runs one piece of work again and again; a failing turn is counted and logged once."""
+    """Repeats one task; a failing turn is counted, and the same failure is logged once."""
 
     def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
-        # What the log and the metrics call it.
+        # The name in the log and in metrics.
         self.name = name
         # Monotonic seconds.
         self._clock = clock
-        # Turns that raised, since the start.
+        # Turns that failed since the start.
         self.failures = 0
-        # The message of the last failure, None after a turn that went well.
+        # The message of the last failure, None after a successful turn.
         self.trouble: str | None = None
-        # When the last turn ended, well or not; a loop that hangs lets this age.
+        # When the last turn ended, successful or not; it ages while a turn hangs.
         self._turned_at = clock()
 
     @property
@@ -34,7 +34,7 @@ class Heartbeat:
         return self._clock() - self._turned_at
 
     def beat(self) -> None:
-        """Show life in the middle of a turn that lasts."""
+        """Give a sign of life during a long turn."""
         self._turned_at = self._clock()
 
     async def run(
@@ -45,7 +45,7 @@ class Heartbeat:
     ) -> None:
         """Await `turn` for ever: when `wake` is set, and otherwise every `interval_s` seconds.
 
-        After a failure the next turn comes in PAUSE_S.
+        After a failure the next turn starts after PAUSE_S.
         """
         if wake is None:
             wake = asyncio.Event()
@@ -69,6 +69,6 @@ class Heartbeat:
         self.failures += 1
         trouble = f"{type(error).__name__}: {error}"
         if trouble != self.trouble:
-            # The same trouble every second would drown the log.
+            # The same failure every second would flood the log.
             log.warning("%s.failed: %s", self.name, trouble)
         self.trouble = trouble

@@ -1,9 +1,9 @@
-"""HTTP/1.1 for one client connection: bytes in, exchanges out, answers back in order.
+"""HTTP/1.1 for one client connection: parses bytes into exchanges, and sends answers in order.
 
-It keeps three promises: answers leave in the order of their requests, whatever order the
-application finishes them in; whatever a client may send or not read is bounded; a fault in the
-bytes ends this connection with an answer and touches no other. It must not block, and it knows
-nothing of what is being served: the application is a callable that takes an `Exchange`.
+It guarantees three things: answers are sent in the order of their requests, in whatever order the
+application finishes them; everything that a client may send or leave unread is bounded; malformed
+bytes end this connection with an answer and affect no other. It must not block, and it does not
+know what is served: the application is a callable that takes an `Exchange`.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from dataplane.exchange import Exchange
 from dataplane.http_server import Server
 from dataplane.http_upgrades import body_parser
 
-# By either of these an older request can ask for the connection to be kept.
+# Headers with which an HTTP/1.0 request can ask to keep the connection.
 _SAY_KEEP_ALIVE = frozenset((b"connection", b"proxy-connection"))
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-# Pieces of a body that are kept as they came.
+# Pieces of a body that are kept unjoined.
 _PIECES_MAX = 256
-# How much of a read is parsed before others have their turn: it may hold a piece in every five
-# bytes, and a request in every fifty.
+# Bytes of a read that are parsed before other connections get a turn: they may hold a piece in
+# every five bytes, and a request in every fifty.
 _SLICE_BYTES = 16 * 1024
-# How long a connection that was refused may go on sending before it is cut, so that its client
-# gets to read the answer instead of a reset.
+# Seconds for which a refused connection may go on sending before it is closed, so that its client
+# can read the answer instead of getting a reset.
 _LINGER_S = 2
-# A client that sends no more has either closed or half-closed: nobody can tell. What it asked for
-# and has not left the queue after this is taken for abandoned.
+# A client that stops sending has either closed or half-closed, which look alike. Its requests that
+# are still queued after this many seconds count as abandoned.
 _GRACE_S = 0.1
 
 
@@ -67,17 +67,17 @@ class HttpConnection(Protocol):
     )
 
     def __init__(self, server: Server) -> None:
-        # What all connections share.
+        # The state that all connections share.
         self.server = server
         # None before the connection is made and after it is lost.
         self.transport: Transport | None = None
         # The incremental parser, which calls back into this object.
         self._parser = httptools.HttpRequestParser(self)
-        # Requests that are not answered yet, or whose answer must wait for an earlier one.
+        # Requests that are not answered, or whose answer must wait for an earlier one.
         self._pending: deque[Exchange] = deque()
-        # Requests that came in one piece with the last of those: read, but not yet begun.
+        # Requests that arrived together with the last of those: parsed, but not started.
         self._held: deque[Exchange] = deque()
-        # Held requests are being begun further up the stack.
+        # Whether a caller up the stack is starting held requests.
         self._releasing = False
         # The request that is being read.
         self._current: Exchange | None = None
@@ -85,33 +85,33 @@ class HttpConnection(Protocol):
         self._body: list[bytes | bytearray] = []
         # The sum of their lengths.
         self._body_bytes = 0
-        # The bytes of larger bodies that came here and are not answered.
+        # The bytes of larger bodies on this connection whose requests are unanswered.
         self._held_bytes = 0
-        # The length of its head so far, as far as it is known.
+        # The length of its head so far, as far as known.
         self._head_bytes = 0
-        # What it may be; at hand, since each header asks.
+        # Its maximum; a copy, because each header needs it.
         self._head_bytes_max = server.limits.head_bytes_max
-        # What was read and waits for the connection's turn to be parsed.
+        # Bytes that were read and wait for the connection's turn to be parsed.
         self._rest = b""
-        # Where headers go.
+        # The target of parsed headers.
         self._headers: dict[bytes, bytes] = {}
         # True between the first byte of a request and the end of its head.
         self._in_head = False
-        # The client waits for leave to send the body.
+        # The client waits for `100 Continue` to send the body.
         self._wants_continue = False
-        # Set once nothing more will be read: after a refusal, or the last request.
+        # Set when nothing more is read: after a refusal, or the last request.
         self._deaf = False
-        # The bytes were refused, so the client may still be sending when it is answered.
+        # The bytes were refused: the client may still be sending when it is answered.
         self._refused = False
-        # The parser leaves the body of the current request unread, since it asks for an upgrade.
+        # The parser does not read the body of the current request, which asks for an upgrade.
         self._unread = False
         # When the present phase (idle, head, body, blocked write) began, on the server's clock.
         self._since_s = 0
-        # The client does not read its answers, so we do not read its requests.
+        # The client does not read its answers, so its requests are not read.
         self._write_paused = False
-        # It sends many bytes, and waits until others were read.
+        # A large request waits until other connections were read.
         self._in_line = False
-        # The transport is not reading at present.
+        # Whether reading of the transport is paused.
         self._read_paused = False
         # The cluster of the client's address, once a request without a unit needs it.
         self.cluster: int | None = None
@@ -160,8 +160,8 @@ class HttpConnection(Protocol):
             return
         current = self._current
         if current is not None and current is before and self._body_bytes == body_bytes:
-            # The parser shows a header line or a trailer when it is whole, and of a chunk's head
-            # nothing at all, so their pieces are counted here.
+            # The parser reports header lines and trailers when complete, and chunk heads not at
+            # all, so their pieces are counted here.
             if self._head_bytes == head_bytes:
                 self._head_bytes += len(data)
             if self._head_bytes > self.server.limits.head_bytes_max:
@@ -170,9 +170,9 @@ class HttpConnection(Protocol):
             self._balance()
 
     def eof_received(self) -> bool:
-        """Return True (stay open for writing) while answers are owed to a half-closed client."""
+        """Return True (stay open for writing) if a half-closed client waits for answers."""
         if self._current is not None and not self._deaf:
-            self._refuse(Refusal(400, "malformed_http", "the request ends before its end"))
+            self._refuse(Refusal(400, "malformed_http", "the request is incomplete"))
         self._deaf = True
         owed = self._held or self._pending
         if owed:
@@ -230,21 +230,21 @@ class HttpConnection(Protocol):
         if len(headers) > self.server.limits.headers_max:
             raise http_refusals.head_too_large()
         if not self._parser.should_keep_alive() or not _SAY_KEEP_ALIVE.isdisjoint(headers):
-            # Any other one is of HTTP/1.1, and the parser is slow to say so.
+            # All others are HTTP/1.1; get_http_version is slow.
             current.legacy = http_refusals.is_legacy(self._parser.get_http_version())
         if b"host" not in headers and not current.legacy:
-            raise Refusal(400, "malformed_http", "an HTTP/1.1 request needs a Host header")
+            raise Refusal(400, "malformed_http", "an HTTP/1.1 request must have a Host header")
         length = headers.get(b"content-length")
         if length is not None and int(length) > self.server.limits.body_bytes_max:
             raise http_refusals.body_too_large(self.server.limits)
         coding = headers.get(b"transfer-encoding")
         if coding is not None and current.legacy:
-            # Whoever passed it on may not have known what it means.
-            raise Refusal(400, "malformed_http", "an HTTP/1.0 request has no transfer coding")
+            # A proxy that forwarded it may not have understood it.
+            raise Refusal(400, "malformed_http", "HTTP/1.0 does not support transfer codings")
         if coding is not None and coding.lower() != b"chunked":
-            raise Refusal(501, "unknown_coding", "the only transfer coding known is chunked")
+            raise Refusal(501, "unknown_coding", "unknown transfer coding; expected chunked")
         if coding is not None:
-            # Trailers may follow: nothing of ours is ever in one.
+            # Trailers may follow: they are ignored.
             self._headers = {}
         if b"expect" in headers and not current.legacy:
             self._expect(headers[b"expect"])
@@ -264,7 +264,7 @@ class HttpConnection(Protocol):
         current = self._current
         assert current is not None
         if self._deaf or self._unread:
-            return  # It came in one piece with a request that was to be the last, or is not whole.
+            return  # It follows the last request of the connection, or is not complete.
         parser = self._parser
         current.method = parser.get_method()
         if not parser.should_keep_alive() or parser.should_upgrade():
@@ -288,7 +288,7 @@ class HttpConnection(Protocol):
     # --- the rest ------------------------------------------------------------------------------
 
     def answered(self, exchange: Exchange) -> None:
-        """Send the answer of `exchange`, and those behind it, when it is their turn."""
+        """Send the answer of `exchange`, and those after it, when it is their turn."""
         pending = self._pending
         transport = self.transport
         if transport is None or not pending or pending[0] is not exchange:
@@ -296,10 +296,10 @@ class HttpConnection(Protocol):
         while pending and (answer := pending[0].answer) is not None:
             done = pending.popleft()
             if done.held:
-                self._let_go(done)
+                self._release_bytes(done)
             transport.write(answer)
             if not done.keep_alive:
-                # A stop closes before what was asked behind this: its client is told nothing.
+                # A stop closes the connection before later requests: their client gets no answer.
                 self._abandon()
                 pending.clear()
                 self._held.clear()
@@ -313,18 +313,18 @@ class HttpConnection(Protocol):
             self._balance()
 
     def read_on(self) -> None:
-        """Read again: its turn has come."""
+        """Resume reading: it is this connection's turn."""
         self._in_line = False
         self._balance()
 
     def close_when_idle(self) -> None:
-        """Close at once unless an answer is owed or a request is half read."""
+        """Close at once, unless a request is unanswered or partly read."""
         busy = self._pending or self._held or self._current is not None
         if self.transport is not None and not busy:
             self.transport.close()
 
     def check_time(self, now_s: int) -> None:
-        """Cut or refuse a connection that stayed in its present phase beyond the limit."""
+        """Close or refuse a connection that exceeds the time limit of its present phase."""
         limits = self.server.limits
         waited_s = now_s - self._since_s
         if self.transport is None:
@@ -346,7 +346,7 @@ class HttpConnection(Protocol):
     def _receive_slices(self, data: bytes) -> None:
         """Parse the beginning of a long read now, and the rest in turn.
 
-        What belongs to a body of known length is a single piece and parsed now.
+        The part that belongs to a body of known length is a single piece and is parsed now.
         """
         end = max(_SLICE_BYTES, self._missing_bytes())
         self.data_received(data[:end])
@@ -358,7 +358,7 @@ class HttpConnection(Protocol):
             self._take_turns()
 
     def _missing_bytes(self) -> int:
-        """Return what is missing of the body that is being read, or 0 where nobody knows."""
+        """Return the missing bytes of the body that is being read, or 0 if unknown."""
         if self._current is None or self._in_head:
             return 0
         length = self._current.headers.get(b"content-length")
@@ -366,7 +366,7 @@ class HttpConnection(Protocol):
 
     def _expect(self, value: bytes) -> None:
         if value.lower() != b"100-continue":
-            raise Refusal(417, "expectation_failed", "the only expectation known is 100-continue")
+            raise Refusal(417, "expectation_failed", "unknown expectation; expected 100-continue")
         if self._pending:
             self._wants_continue = True
         else:
@@ -375,7 +375,7 @@ class HttpConnection(Protocol):
     def _begin(self, exchange: Exchange) -> None:
         self._pending.append(exchange)
         if exchange.ended:
-            self.answered(exchange)  # It was refused as it was read.
+            self.answered(exchange)  # It was refused while it was read.
             return
         encoding = exchange.headers.get(b"content-encoding")
         if encoding is None:
@@ -399,7 +399,7 @@ class HttpConnection(Protocol):
             raise http_refusals.body_too_large(limits)
         more = self._body_bytes - current.held
         if server.held_bytes + more > limits.bodies_bytes_max:
-            message = f"all large requests together may be {limits.bodies_bytes_max} bytes"
+            message = f"large requests may have at most {limits.bodies_bytes_max} bytes in total"
             raise unavailable("too_many_bytes", message)
         self._take_turns()
         current.held += more
@@ -407,7 +407,7 @@ class HttpConnection(Protocol):
         server.held_bytes += more
 
     def _join(self) -> None:
-        """Put the pieces together: each one of a few bytes takes fifty."""
+        """Join the pieces: a piece of a few bytes takes fifty."""
         whole = self._body[0]
         if not isinstance(whole, bytearray):
             whole = bytearray(whole)
@@ -415,7 +415,7 @@ class HttpConnection(Protocol):
         self._body = [whole]
 
     def _take_turns(self) -> None:
-        """Read on when others were read: uvloop reads megabytes at once from one who sends them."""
+        """Read on after other connections: uvloop reads megabytes at once from one client."""
         transport = self.transport
         if self._in_line or transport is None:
             return
@@ -425,13 +425,13 @@ class HttpConnection(Protocol):
             self._read_paused = True
             transport.pause_reading()
 
-    def _let_go(self, exchange: Exchange) -> None:
+    def _release_bytes(self, exchange: Exchange) -> None:
         self._held_bytes -= exchange.held
         self.server.held_bytes -= exchange.held
         exchange.held = 0
 
     def _release(self) -> None:
-        """Begin held requests, as many as may be under way."""
+        """Start held requests, up to the limit of requests in progress."""
         if self._releasing:
             return
         self._releasing = True
@@ -449,11 +449,11 @@ class HttpConnection(Protocol):
             self.transport.write(_CONTINUE)
 
     def _refuse(self, refusal: Refusal) -> None:
-        """Answer the bytes that were just read with an error, after the answers still owed."""
+        """Answer the bytes that were just read with an error, after the pending answers."""
         exchange = Exchange(self)
         exchange.keep_alive = False
         if self._current is not None:
-            self._let_go(self._current)
+            self._release_bytes(self._current)
         self._current = None
         self._body = []
         self._deaf = True
@@ -462,9 +462,7 @@ class HttpConnection(Protocol):
         exchange.refuse(refusal)
 
     def _finish(self, transport: Transport) -> None:
-        """Close. A client that is still sending is heard out for a while, or a reset would eat
-        the answer that says why it was refused.
-        """
+        """Close; a client that is still sending gets time to read its answer before a reset."""
         self._deaf = True
         self._since_s = self.server.now_s
         if self._refused and transport.can_write_eof():
@@ -473,7 +471,7 @@ class HttpConnection(Protocol):
             transport.close()
 
     def _balance(self) -> None:
-        """Read only while the client takes its answers and owes us no more than the bound."""
+        """Read only while the client reads its answers and is within its limits."""
         if self._held:
             self._release()
         transport = self.transport

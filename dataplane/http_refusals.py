@@ -1,4 +1,4 @@
-"""What a connection refuses before an exchange is whole."""
+"""Refusals of a connection before an exchange is complete."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import httptools
 from dataplane.config import Limits
 from dataplane.errors import Refusal
 
-# Two of one of these would let two readers see two different requests.
+# If one of these were repeated, two readers could see two different requests.
 _ONCE = frozenset(
     (b"host", b"content-length", b"transfer-encoding", b"content-encoding",
      b"inference-header-content-length")
@@ -19,7 +19,7 @@ def head_too_large() -> Refusal:
 
 
 def body_too_large(limits: Limits) -> Refusal:
-    return Refusal(413, "body_too_large", f"the body is over {limits.body_bytes_max} bytes")
+    return Refusal(413, "body_too_large", f"the body is larger than {limits.body_bytes_max} bytes")
 
 
 def refusal_of(error: Exception) -> Refusal:
@@ -33,16 +33,16 @@ def refusal_of(error: Exception) -> Refusal:
 
 
 def is_legacy(version: str) -> bool:
-    """Return whether a request is of HTTP/1.0. Raises Refusal for a version other than 1.0 and 1.1.
+    """Return whether a request is of HTTP/1.0. Raises Refusal for versions other than 1.0 and 1.1.
 
-    A request line without a version counts as 0.9 for the parser: it is malformed.
+    The parser reports 0.9 for a request line without a version: it is malformed.
     """
     if version not in ("1.0", "1.1"):
-        raise Refusal(400, "malformed_http", f"HTTP/{version} is not spoken here")
+        raise Refusal(400, "malformed_http", f"HTTP/{version} is not supported")
     return version == "1.0"
 
 
 def refuse_repeated(name: bytes) -> None:
-    """Raise Refusal for a second header of a name whose first one already decided something."""
+    """Raise Refusal for a second header of a name that must be unique."""
     if name in _ONCE:
-        raise Refusal(400, "malformed_http", f"a request has one {name.decode()} header")
+        raise Refusal(400, "malformed_http", f"a request must have one {name.decode()} header")

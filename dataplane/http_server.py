@@ -1,4 +1,4 @@
-"""What all HTTP connections of one listener share: see `dataplane.http_protocol`."""
+"""The state that all HTTP connections of one listener share: see `dataplane.http_protocol`."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from dataplane.request_bounds import SMALL_BYTES_MAX
 if TYPE_CHECKING:
     from dataplane.http_protocol import HttpConnection
 
-# So many connections that send many bytes are read in one turn of the event loop.
+# Connections with large requests that are read per turn of the event loop.
 _READ_PER_TURN = 4
 
 
 class Server:
-    """What the connections of one listener share: the application, the limits and a coarse clock.
+    """The shared state of a listener's connections: the application, the limits, a coarse clock.
 
-    `tick` is called once a second and cuts the connections that are too slow, so that no request
-    pays for a timer of its own.
+    `tick` is called once a second and closes connections that are too slow, so that requests need
+    no timers of their own.
     """
 
     def __init__(
@@ -33,54 +33,54 @@ class Server:
     ) -> None:
         # Called with each complete request; it answers now or later through `Exchange.respond`.
         self.application = application
-        # The bounds that hold for each connection.
+        # The limits of each connection.
         self.limits = limits
-        # Shorter answers are never packed.
+        # Shorter answers are not compressed.
         self.compress_bytes_min = limits.compress_bytes_min
         # Every open connection, for the sweep and for the stop.
         self.connections: set[HttpConnection] = set()
         # Whole seconds since the start: the clock of the time limits.
         self.now_s = 0
-        # The `date` line, renewed with each tick.
+        # The `date` header line, updated by each tick.
         self.date = b""
-        # Connections beyond this count are closed as they come.
+        # Further connections are closed at once.
         self.connections_max = 4_096
-        # Set when the stop began: each connection closes after its last answer.
+        # Set when the stop begins: each connection closes after its last answer.
         self.stopping = False
-        # Set when nobody should come any more: whoever does is turned away.
+        # Set when no new connections are accepted: they are closed at once.
         self.closing = False
         # Set when a connection is lost.
         self._lost = Event()
-        # Up to here a body's bytes are not counted in any budget.
+        # Bodies up to this size are not counted in any budget.
         self.small_bytes_max = min(limits.body_bytes_max, SMALL_BYTES_MAX)
-        # The bytes of all larger bodies that came and are not answered.
+        # The bytes of all larger bodies whose requests are unanswered.
         self.held_bytes = 0
         # Calls a function in the next turn of the event loop.
         self._call_soon = call_soon or _call_soon
-        # Connections that send many bytes, by whose turn it is to be read.
+        # Connections with large requests, in the order in which they are read.
         self._in_line: deque[HttpConnection] = deque()
-        # The next turn will read some of them.
+        # Whether the next turn is scheduled to read some of them.
         self._reading = False
 
     def abort(self) -> None:
-        """Cut every connection."""
+        """Abort every connection."""
         for connection in list(self.connections):
             if connection.transport is not None:
                 connection.transport.abort()
 
     async def emptied(self) -> None:
-        """Wait until the last connection is gone."""
+        """Wait until the last connection is closed."""
         while self.connections:
             self._lost.clear()
             await self._lost.wait()
 
     def lost(self, connection: HttpConnection) -> None:
-        """Forget a connection that is gone."""
+        """Forget a closed connection."""
         self.connections.discard(connection)
         self._lost.set()
 
     def read_in_turn(self, connection: HttpConnection) -> None:
-        """Call the connection's `read_on` when others that send many bytes were read as well."""
+        """Call the connection's `read_on` after other connections with large requests were read."""
         self._in_line.append(connection)
         if not self._reading:
             self._reading = True
@@ -101,7 +101,7 @@ class Server:
             connection.check_time(self.now_s)
 
     def stop(self) -> None:
-        """Close idle connections now and the others after the answers they wait for."""
+        """Close idle connections now, and the others after their last answers."""
         self.stopping = self.closing = True
         for connection in list(self.connections):
             connection.close_when_idle()

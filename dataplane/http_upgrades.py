@@ -1,7 +1,7 @@
-"""Requests that ask for another protocol and have a body: httptools leaves that body unread.
+"""Requests that ask for a protocol upgrade and have a body, which httptools does not read.
 
-Some clients ask for HTTP/2 with their first request, whatever it is; a server that does not speak
-it answers as if they had not asked.
+Some clients ask for HTTP/2 with their first request; a server that does not support it answers as
+if they had not asked.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def body_parser(
     connection: HttpConnection, headers: dict[bytes, bytes], method: bytes
 ) -> httptools.HttpRequestParser:
-    """Return a parser that stands before the body of the request with these headers."""
+    """Return a parser that is positioned at the body of the request with these headers."""
     length = headers.get(b"content-length")
     framing = b"transfer-encoding: chunked" if length is None else b"content-length: " + length
     parser = httptools.HttpRequestParser(_BodyOf(connection))
@@ -26,7 +26,7 @@ def body_parser(
 
 
 class _BodyOf:
-    """What a parser calls that reads no more than the body of a request."""
+    """Callbacks of a parser that reads only the body of a request."""
 
     def __init__(self, connection: HttpConnection) -> None:
         self.on_body = connection.on_body

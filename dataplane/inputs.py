@@ -1,7 +1,7 @@
-"""The inputs of a model, and how the tensors of a request are read against them.
+"""The inputs of a model, and the parsing of a request's tensors against them.
 
-A tensor comes as flat or nested JSON, or as binary data; what is kept are its bytes. Whatever does
-not fit is a 400 that names the input, what was expected and what came.
+A tensor comes as flat or nested JSON, or as binary data; its bytes are kept. A tensor that does not
+fit gets a 400 that names the input, what was expected, and what was sent.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from dataplane.datatypes import DATATYPES, Datatype, check_strings, pack, plain_
 from dataplane.errors import Refusal, bad_request
 
 _SHAPES_MAX = 256
-# What belongs to one connection, one machine or one version cannot go through a proxy that moves
-# requests between versions. (Triton 2.51 crashes on some classifications, besides.)
+# Parameters that are tied to one connection, one machine or one version cannot pass a proxy that
+# moves requests between versions. (Besides, Triton 2.51 crashes on some classifications.)
 UNSUPPORTED = frozenset(
     ("classification", "sequence_id", "sequence_start", "sequence_end", "shared_memory_region",
      "shared_memory_offset", "shared_memory_byte_size")
@@ -27,9 +27,9 @@ UNSUPPORTED = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Dims:
-    """A request's shape once it was checked: `rows`, and `count` elements over all rows.
+    """The checked shape of a request: `rows`, and `count` elements over all rows.
 
-    `packer` packs the elements at once; it is None for datatypes that need more than that.
+    `packer` packs the elements at once; it is None for datatypes that cannot be packed so.
     """
 
     rows: int
@@ -39,30 +39,30 @@ class Dims:
 
 
 class InputSpec:
-    """One input of the signature, and the shapes that were already found to fit it."""
+    """One input of the signature, and a cache of shapes that fit it."""
 
     __slots__ = ("_batched", "_rows_max", "datatype", "fixed", "inner", "known", "name", "tensor")
 
     def __init__(self, tensor: Tensor, *, batched: bool, rows_max: int) -> None:
-        # The input as the signature states it.
+        # The input in the signature.
         self.tensor = tensor
-        # Its name, for messages and look-ups.
+        # The name, for messages and lookups.
         self.name = tensor.name
-        # How its elements are packed.
+        # The datatype of the elements.
         self.datatype = DATATYPES[tensor.datatype]
-        # The shape of one row, −1 where free.
+        # The shape of one row, −1 in free dimensions.
         self.inner = tensor.shape[1:] if batched else tensor.shape
         # True when every row has the same shape, so that all requests may share batches.
         self.fixed = -1 not in self.inner
-        # The first dimension counts rows.
+        # Whether the first dimension is the rows.
         self._batched = batched
-        # Rows that one request may carry.
+        # Maximum rows of one request.
         self._rows_max = rows_max
-        # Shapes seen and found right; a small bounded cache that spares the checks.
+        # Shapes that were checked and fit; a bounded cache.
         self.known: dict[tuple[int, ...], Dims] = {}
 
     def dims(self, shape: object) -> Dims:
-        """Return what `shape` of a request means. Raises Refusal when it does not fit."""
+        """Return the checked shape of a request. Raises Refusal if it does not fit."""
         if type(shape) is not list:
             raise self._wrong_shape(shape)
         try:
@@ -72,7 +72,7 @@ class InputSpec:
         return self._learn(shape) if dims is None else dims
 
     def _learn(self, shape: list[object]) -> Dims:
-        # The bounds come first: NaN and infinity have no whole number.
+        # The bounds come first: int() fails for NaN and infinity.
         if not all(
             isinstance(dim, (int, float)) and 0 <= dim < 2**63 and dim == int(dim) for dim in shape
         ):
@@ -88,7 +88,7 @@ class InputSpec:
         if rows > self._rows_max:
             raise bad_request(
                 "too_many_rows",
-                f"input {self.name!r} carries {rows} rows; one request may carry {self._rows_max}",
+                f"input {self.name!r} has {rows} rows; a request may have at most {self._rows_max}",
             )
         if len(self.known) >= _SHAPES_MAX:
             self.known.clear()
@@ -112,17 +112,17 @@ class TensorReader:
     ) -> None:
         # The inputs in the order of the signature.
         self._specs = specs
-        # Positions of the inputs by name.
+        # Indexes of the inputs by name.
         self._index = index
-        # What is left of the binary data behind the JSON.
+        # The rest of the binary data after the JSON.
         self._tail = tail
         # See `pack`.
         self._booleans = booleans
-        # The bytes of each input and its dims, in the order of the signature.
+        # The bytes of each input, in the order of the signature.
         self.tensors: list[bytes | None] = [None] * len(specs)
-        # What the shape of each meant.
+        # The checked shape of each input.
         self.dims: list[Dims] = [Dims(0, 0, (), None)] * len(specs)
-        # Nought until the first tensor was read.
+        # 0 until the first tensor was read.
         self.rows = 0
 
     def read(self, item: object) -> None:
@@ -147,7 +147,7 @@ class TensorReader:
         self.put(i, spec, dims, data)
 
     def begin(self, name: object, datatype: object, shape: object) -> tuple[int, InputSpec, Dims]:
-        """Return which input this is, and what its shape means. Raises Refusal."""
+        """Return index and spec of an input, and its checked shape. Raises Refusal."""
         i, spec = self._spec(name)
         if datatype != spec.datatype.name:
             raise bad_request(
@@ -164,7 +164,7 @@ class TensorReader:
             )
 
     def read_nested(self, name: object, rows: object) -> None:
-        """Read nested lists whose shape is not stated but follows from the signature."""
+        """Read nested lists; their shape is not stated, but follows from the signature."""
         i, spec = self._spec(name)
         shape: list[int] = []
         level = rows
@@ -183,15 +183,15 @@ class TensorReader:
             known = ", ".join(repr(spec.name) for spec in self._specs)
             raise bad_request("unknown_input", f"the model has no input {name!r}; it has {known}")
         if self.tensors[i] is not None:
-            raise bad_request("malformed_request", f"input {name!r} is given twice")
+            raise bad_request("malformed_request", f"input {name!r} is repeated")
         return i, self._specs[i]
 
     def put(self, i: int, spec: InputSpec, dims: Dims, data: bytes) -> None:
-        """Take the bytes of one input. Raises Refusal unless it has the rows of the others."""
+        """Store the bytes of one input. Raises Refusal unless it has the rows of the others."""
         if self.rows not in (0, dims.rows):
             raise bad_request(
                 "wrong_shape",
-                f"input {spec.name!r} carries {dims.rows} rows, the inputs before it {self.rows}",
+                f"input {spec.name!r} has {dims.rows} rows, the inputs before it have {self.rows}",
             )
         self.rows = dims.rows
         self.tensors[i] = data
@@ -221,10 +221,10 @@ def flatten(name: str, data: object, shape: list[int]) -> list[object]:
         for item in level:
             got = len(item) if type(item) is list else None
             if got != expected:
-                found = f"a list of {got}" if got is not None else "no list"
+                actual = f"a list of {got}" if got is not None else "another value"
                 raise bad_request(
                     "wrong_shape",
-                    f"input {name!r}: expected lists of {expected} at depth {depth}, got {found}",
+                    f"input {name!r}: expected lists of {expected} at depth {depth}, got {actual}",
                 )
             deeper.extend(item)  # type: ignore[arg-type]
         level = deeper
@@ -234,7 +234,7 @@ def flatten(name: str, data: object, shape: list[int]) -> list[object]:
 def elements(spec: InputSpec, dims: Dims, data: object, shape: object) -> list[object]:
     """Return the flat elements of `data`, which may be flat or nested like the shape."""
     if type(data) is not list:
-        raise bad_request("wrong_data", f"input {spec.name!r} has no list 'data'")
+        raise bad_request("wrong_data", f"input {spec.name!r} needs a list 'data'")
     if data and type(data[0]) is list:
         data = flatten(spec.name, data, [int(dim) for dim in shape])  # type: ignore[attr-defined]
     if len(data) != dims.count:
@@ -247,7 +247,7 @@ def elements(spec: InputSpec, dims: Dims, data: object, shape: object) -> list[o
 
 
 def wrong_parameters(what: str, parameters: object, known: str | None) -> Refusal:
-    """Return the refusal of an input's or output's parameters, of which `known` is all there is."""
+    """Return the refusal of parameters of an input or output, which takes only `known`."""
     if type(parameters) is dict and not UNSUPPORTED.isdisjoint(parameters):
         return unsupported(what, parameters)
     allowed = f"the only parameter is {known!r}" if known else "it takes no parameters"
@@ -255,6 +255,6 @@ def wrong_parameters(what: str, parameters: object, known: str | None) -> Refusa
 
 
 def unsupported(what: str, parameters: dict[str, object]) -> Refusal:
-    """Return the refusal of parameters that a proxy cannot honour."""
-    found = ", ".join(repr(name) for name in parameters if name in UNSUPPORTED)
-    return bad_request("unsupported_parameter", f"{what}: {found} is not supported here")
+    """Return the refusal of parameters that a proxy cannot support."""
+    names = ", ".join(repr(name) for name in parameters if name in UNSUPPORTED)
+    return bad_request("unsupported_parameter", f"{what}: {names} is not supported")

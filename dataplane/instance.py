@@ -1,4 +1,4 @@
-"""One instance: wires the parts, listens, runs the background loops, stops gracefully."""
+"""One instance: creates its parts, listens, runs the background loops, stops gracefully."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from dataplane.quotas.ledger import Ledger
 from dataplane.reading import Reading
 from dataplane.serving import Serving
 from dataplane.shadow.mirror import Shadows
-from dataplane.spool_dir import Lodging
+from dataplane.spool_dir import SpoolDir
 from dataplane.staleness import Staleness
 from dataplane.stream import Publisher
 from dataplane.sync import REPORT_PATH, Sync
@@ -47,59 +47,60 @@ log = logging.getLogger("interlock.dataplane")
 
 CONTROL_TIMEOUT_S = 5.0
 REDIS_TIMEOUT_S = 5.0
-# For so long after nobody new can come, connections still take a request, and answer that they
-# close: a request that is on its way is not lost.
+# Seconds after the last new connection for which connections still take a request, and answer that
+# they close: a request in transit is not lost.
 SETTLE_S = 0.5
 ADOPT_INTERVAL_S = 10.0
-# Connections that are cut are gone in a few turns of the loop.
+# Aborted connections are closed within a few turns of the loop.
 CUT_TIMEOUT_S = 1.0
 
 
 class Instance:
-    """The parts of one data-plane process, wired together."""
+    """The parts of one data-plane process."""
 
     def __init__(self, config: Config, loop: asyncio.AbstractEventLoop) -> None:
-        # What this instance was told.
+        # The settings.
         self.config = config
         # The loop that all parts run on.
         self._loop = loop
-        # Tells restarts apart in everything that is sent.
+        # Identifies this boot in everything that is sent.
         self.boot = f"{int(time.time()):x}{secrets.token_hex(4)}"
         config.state_dir.mkdir(parents=True, exist_ok=True)
-        # Calls to the model servers.
+        # Sends the calls to the model servers.
         self.triton = Triton(loop, config.endpoint_connections_max, config.transport)
         # Counters and exposures.
         self.telemetry = Telemetry(time.time)
-        # Copies of requests; their connections are their own, so that no live request waits.
+        # Sends requests to shadows, on connections of its own, so that live requests do not wait.
         self.shadows = _shadows(config, loop)
         # The applied table at run time.
         self.serving = self._make_serving(config)
-        # What the workers share of tenants' quotas; None where the disk does not take it.
+        # The quota counters that the workers share; None if the disk cannot store them.
         self._ledger = _ledger(config)
-        # Who may ask, and how much.
+        # Admits requests by tenant.
         self.serving.admission = Admission(config.group.workers, ledger=self._ledger)
-        # Answers that may be given again.
+        # Caches answers.
         self.cache = self.serving.cache = _cache(config, loop)
         # One client for streams and wake-ups; it reconnects by itself.
         self._redis = _redis_client(config)
-        # What tells us from another instance of our name, and whether we are taken for who we are.
+        # The identity of the state directory, which distinguishes instances of the same name; and
+        # whether the control plane accepts this instance.
         self._home, is_new = read_home(config.state_dir)
         self.standing = Standing(REPORT_PATH, is_new=is_new)
         # Leases the instance's part of the quotas.
         self._leases = self._make_leases(config)
-        # The client of the control plane.
+        # The HTTP client of the control plane.
         self._control = self._control_client()
-        # What waits on disk, in a folder of its own, and what others left behind.
-        self._lodging = Lodging(config.state_dir / "spool", self.boot, config.spool_bytes_max)
-        # Takes over what others left behind.
+        # The spool of this process, in a directory of its own, and those of earlier processes.
+        self._spool_dir = SpoolDir(config.state_dir / "spool", self.boot, config.spool_bytes_max)
+        # Adopts the spools of earlier processes.
         self._adopt = Heartbeat("adopt")
-        # Carries telemetry and outcomes away.
+        # Sends telemetry and outcomes.
         self.publisher = self._make_publisher(config)
-        # Keeps the table at its newest.
+        # Keeps the table current.
         self.sync = self._make_sync(config)
-        # What the operator pinned to stable.
+        # The models that the operator pinned to stable.
         self.pins = Pins(PinFile(config.state_dir / "pins.json"), self.serving.pin)
-        # Minds the age of the table.
+        # Watches the age of the table.
         self._staleness = Staleness(self.sync, config.group.staleness, config.group.stale_after_s)
         # Reads large requests.
         self.reading = Reading(config.limits.body_bytes_max, config.limits.bodies_bytes_max)
@@ -114,16 +115,16 @@ class Instance:
             config.group.operator_token,
             self._staleness,
         )
-        # Holds the client connections.
+        # Manages the client connections.
         self.server = Server(self.application, config.limits)
-        # Beyond this count connections are closed as they come.
+        # Further connections are closed at once.
         self.server.connections_max = config.connections_max
-        # Listeners by the number of their socket; alone there is one, without siblings' numbers.
+        # Listeners by the number of their socket; a single worker has one.
         self._listeners: dict[int, asyncio.Server] = {}
-        # Serves gRPC, where that is switched on, and its port.
+        # Serves gRPC, if enabled, and its port.
         self._grpc: GrpcService | None = None
         self.grpc_port: int | None = None
-        # Background loops, referenced so that they are not collected.
+        # Background loops, referenced so that they are not garbage collected.
         self._tasks: list[asyncio.Task[None]] = []
 
     def _make_serving(self, config: Config) -> Serving:
@@ -138,7 +139,7 @@ class Instance:
 
     def _make_publisher(self, config: Config) -> Publisher:
         return Publisher(
-            self._lodging.spool,
+            self._spool_dir.spool,
             self._redis,
             self.telemetry,
             instance=config.instance_name,
@@ -170,7 +171,7 @@ class Instance:
             return None
         tenants = self.serving.admission.limited_lines
         lock = config.state_dir / "quotas.lock"
-        # Another instance may have the same name by mistake; it counts all the same.
+        # Another instance may have the same name by mistake; it has a share too.
         name = f"{_name_and_slot(config)[0]}:{self._home}"
         return Leases(self._ledger, self._redis, name, tenants, lock)
 
@@ -202,21 +203,21 @@ class Instance:
         return port
 
     async def prepare(self) -> None:
-        """Serve from the stored table if there is one, and begin to sync."""
+        """Serve from the stored table if there is one, and start the background loops."""
         await self.sync.start_from_disk()
-        adopt = self._adopt.run(self._lodging.adopt, ADOPT_INTERVAL_S)
+        adopt = self._adopt.run(self._spool_dir.adopt, ADOPT_INTERVAL_S)
         loops = [*self.sync.loops(), *self.publisher.loops(), adopt, self._tick()]
         if self._leases is not None:
             loops.append(self._leases.run())
         self._tasks = [self._loop.create_task(loop) for loop in loops]
 
     async def listen_grpc(self) -> None:
-        """Serve gRPC as well, where that is set; workers share its port."""
+        """Serve gRPC as well, if it is enabled; workers share its port."""
         if self.config.grpc_bind is not None:
             await self._start_grpc(*self.config.grpc_bind)
 
     async def accept(self, sockets: dict[int, socket.socket]) -> None:
-        """Accept on these listening sockets, which stay the parent's, and on no others."""
+        """Accept on these listening sockets, which the parent owns, and on no others."""
         for number in self._listeners.keys() - sockets.keys():
             self._listeners.pop(number).close()
         for number in sockets.keys() - self._listeners.keys():
@@ -229,7 +230,8 @@ class Instance:
 
     async def _start_grpc(self, host: str, port: int) -> None:
         keep_grpc_over_forks()
-        # Imported here, since it takes time and memory that those without gRPC need not pay.
+        # Imported here, because it takes time and memory that instances without gRPC need not
+        # spend.
         from dataplane.grpc_service import GrpcService
 
         config, application = self.config, self.application
@@ -244,9 +246,9 @@ class Instance:
         log.info("listening: %s:%d for gRPC", host, self.grpc_port)
 
     async def stop(self, *, replaced: bool = False) -> None:
-        """Fail readiness, finish what is in flight, flush, say goodbye; within the bound.
+        """Fail readiness, finish requests in flight, flush and report, within `stop_timeout_s`.
 
-        Where somebody has taken this one's place, no new connection need be answered here.
+        If another process has taken over (`replaced`), no new connections are answered here.
         """
         started_at = self._loop.time()
         self.application.stopping = True
@@ -255,8 +257,8 @@ class Instance:
             async with asyncio.timeout(self.config.stop_timeout_s * 0.6):
                 await self._drain(0.0 if replaced else self.config.group.lame_duck_s)
         except TimeoutError:
-            log.warning("stop: %d connections are cut", len(self.server.connections))
-            await self._cut()
+            log.warning("stop: %d connections are aborted", len(self.server.connections))
+            await self._abort()
         if self._leases is not None:
             self._leases.stop()
         for task in self._tasks:
@@ -264,22 +266,22 @@ class Instance:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         try:
             async with asyncio.timeout(self.config.stop_timeout_s * 0.3):
-                await self._say_goodbye(stopping=not replaced)
+                await self._send_last(stopping=not replaced)
         except TimeoutError:
-            log.warning("stop: the last report or the last telemetry did not leave in time")
+            log.warning("stop: the last report or the last telemetry was not sent in time")
         self.triton.close()
         self.shadows.close()
         await self.reading.close()
         await self.cache.close()
         await self._redis.aclose()  # type: ignore[attr-defined]
         await self._control.aclose()
-        self._lodging.close()
+        self._spool_dir.close()
         if self._leases is not None:
             self._leases.close()
         log.info("stopped: after %.1f s", self._loop.time() - started_at)
 
     async def _drain(self, lame_duck_s: float) -> None:
-        # A load balancer that has not yet seen the failing readiness loses nothing.
+        # Gives load balancers time to notice that readiness fails.
         await asyncio.sleep(lame_duck_s)
         await self.accept({})
         await asyncio.sleep(SETTLE_S)
@@ -288,17 +290,17 @@ class Instance:
             await self._grpc.stop(self.config.stop_timeout_s * 0.4)
         await self.server.emptied()
 
-    async def _cut(self) -> None:
-        """End the connections, and with them the requests under way: each must have its end."""
+    async def _abort(self) -> None:
+        """Abort the connections and their requests in progress: each request must have its end."""
         self.server.abort()
         if self._grpc is not None:
             await self._grpc.stop(0.0)
-        # The loop tells of a connection that is cut some turns later.
+        # The loop reports an aborted connection some turns later.
         with suppress(TimeoutError):
             async with asyncio.timeout(CUT_TIMEOUT_S):
                 await self.server.emptied()
 
-    async def _say_goodbye(self, *, stopping: bool) -> None:
+    async def _send_last(self, *, stopping: bool) -> None:
         await self.publisher.store_outcomes()
         await self.publisher.flush_telemetry(is_last=True)
         results = await asyncio.gather(
@@ -308,11 +310,11 @@ class Instance:
         )
         for result in results:
             if isinstance(result, Exception):
-                # What is on disk leaves with the next start.
+                # Data on disk is sent after the next start.
                 log.warning("stop: %s", result)
 
     def tick(self) -> None:
-        """Renew what every answer carries, and cut connections that are too slow."""
+        """Update the headers that every answer carries, and close connections that are too slow."""
         self.server.tick(formatdate(usegmt=True).encode())
         self.server.date += self._staleness.header()
 
@@ -339,7 +341,7 @@ def _cache(config: Config, loop: asyncio.AbstractEventLoop) -> Cache:
 
 
 def _name_and_slot(config: Config) -> tuple[str, int]:
-    """Return the name of the instance, without its worker's, and which worker this is."""
+    """Return the name of the instance, without the worker's slot, and the slot."""
     if config.group.workers == 1:
         return config.instance_name, 0
     name, _, slot = config.instance_name.rpartition("/")
@@ -350,7 +352,7 @@ def _ledger(config: Config) -> Ledger | None:
     try:
         return Ledger(config.state_dir / "quotas", _name_and_slot(config)[1])
     except OSError as error:
-        log.warning("quotas.alone: each worker enforces a share of its own: %s", error)
+        log.warning("quotas.alone: each worker enforces a share of the limits: %s", error)
         return None
 
 

@@ -1,8 +1,8 @@
-"""Who this instance is, and whether the control plane takes it for that.
+"""The identity of this instance, and whether the control plane accepts it.
 
-An instance that is refused (its token was revoked, or another one has its name) serves on, since no
-fault of the control plane reaches a prediction. What it would send is kept on disk meanwhile: once
-it has a token that is good, nothing is lost.
+An instance that is refused (its token was revoked, or another instance has its name) serves on: a
+fault of the control plane must not affect predictions. What it would send is kept on disk, and sent
+once it has a valid token.
 """
 
 from __future__ import annotations
@@ -18,28 +18,29 @@ import msgspec
 log = logging.getLogger("interlock.dataplane")
 
 HOME_FILE = "home"
-# Who asks is not known, may not ask that, or is there already.
+# The instance is unknown, is not allowed, or is a duplicate.
 REFUSALS = (401, 403, 409)
 MESSAGE_LENGTH_MAX = 500
 
 
 class Withheld(Exception):
-    """What waits is not sent now; the message says why."""
+    """Data on disk is not sent now; the message gives the reason."""
 
 
 class Standing:
-    """What the control plane last made of our reports."""
+    """The control plane's last response to our reports."""
 
     def __init__(self, report_path: str, *, is_new: bool) -> None:
-        # Where reports are posted; other answers tell nothing.
+        # The path of reports; other responses are ignored.
         self._report_path = report_path
-        # Why nothing is sent; None once a report was taken. A new home has to introduce itself.
-        self.obstacle: str | None = "no report of this state directory was taken yet"
+        # Why nothing is sent; None once a report was accepted. A new state directory must report
+        # first.
+        self.obstacle: str | None = "no report of this state directory was accepted yet"
         if not is_new:
             self.obstacle = None
 
     async def note(self, response: httpx.Response) -> None:
-        """Take notice of an answer of the control plane: a hook of its client."""
+        """Record a response of the control plane: a hook of its client."""
         if response.request.url.path != self._report_path:
             return
         if response.is_success:
@@ -53,15 +54,15 @@ class Standing:
             self.obstacle = obstacle
 
     def check(self) -> None:
-        """Raise Withheld while what we send would be refused."""
+        """Raise Withheld while the control plane would refuse what we send."""
         if self.obstacle is not None:
-            raise Withheld(f"{self.obstacle}; what is to be sent waits on disk")
+            raise Withheld(f"{self.obstacle}; data to send waits on disk")
 
 
 def read_home(folder: Path) -> tuple[str, bool]:
-    """Return the name of a state directory, and whether it has just been given.
+    """Return the id of a state directory, and whether it is new.
 
-    Workers that start at once agree on one.
+    Workers that start at the same time agree on one id.
     """
     path = folder / HOME_FILE
     is_new = False
@@ -79,7 +80,7 @@ def read_home(folder: Path) -> tuple[str, bool]:
 
 
 def _message(content: bytes) -> str:
-    """Return the control plane's own words."""
+    """Return the error message of the control plane's response."""
     try:
         document = msgspec.json.decode(content)
         return str(document["error"]["message"])[:MESSAGE_LENGTH_MAX]

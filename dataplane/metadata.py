@@ -1,7 +1,7 @@
-"""What the protocol tells about the server and its models, in HTTP and gRPC alike.
+"""The metadata of the server and its models, for HTTP and gRPC.
 
-All of it comes from the routing table and from what this process counted: the model servers are
-not asked. A model's readiness is that of the version that would answer.
+All of it comes from the routing table and the counters of this process: no model server is queried.
+The readiness of a model is that of the version that would answer.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from dataplane.metrics import VersionStats
 from dataplane.serving import LiveModel, Serving
 
 EXTENSIONS = ["binary_tensor_data", "parameters", "model_configuration", "statistics"]
-# Paths of Triton's that a client library may call, and where else to turn.
+# Paths of Triton that a client library may call, and why they are not supported.
 _ELSEWHERE = {
     "repository": "models are loaded and unloaded by the control plane",
-    "systemsharedmemory": "shared memory does not reach through a proxy",
-    "cudasharedmemory": "shared memory does not reach through a proxy",
+    "systemsharedmemory": "shared memory is not possible through a proxy",
+    "cudasharedmemory": "shared memory is not possible through a proxy",
     "trace": "tracing is a setting of the model servers",
     "logging": "logging is a setting of the model servers",
 }
 
 
 def server_metadata() -> dict[str, object]:
-    """Return the answer of `GET /v2`."""
+    """Return the response of `GET /v2`."""
     return {"name": "interlock", "version": VERSION, "extensions": EXTENSIONS}
 
 
 def check_ready(model: LiveModel, version: str | None) -> None:
-    """Raise Refusal unless somebody would answer."""
+    """Raise Refusal unless a version would answer."""
     if version is None:
         model.router.decide(None)
     else:
@@ -51,7 +51,7 @@ def model_metadata(model: LiveModel, version: str | None) -> dict[str, object]:
 
 
 def model_config(model: LiveModel, version: str | None) -> dict[str, object]:
-    """Return as much of a Triton configuration as holds for the model whichever version answers."""
+    """Return the parts of a Triton configuration that are the same for all versions."""
     if version is not None:
         model.router.explicit(version)
     route = model.route
@@ -71,21 +71,21 @@ def model_config(model: LiveModel, version: str | None) -> dict[str, object]:
 
 
 def model_statistics(serving: Serving, name: str | None, version: str | None) -> dict[str, object]:
-    """Return what this process counted for each version since it serves it. Raises Refusal."""
+    """Return the counters of this process for each version. Raises Refusal."""
     if name is not None:
         model = serving.model(name)
         if version is not None:
             model.router.explicit(version)
-    found = [
+    rows = [
         _statistics(item[0], item[1], item[2])
         for item in serving.stats()
         if name in (None, item[0]) and version in (None, item[1])
     ]
-    return {"model_stats": found}
+    return {"model_stats": rows}
 
 
-def not_here(parts: list[str]) -> Refusal | None:
-    """Return what to say of a path (its parts behind `/v2`) that only a model server has."""
+def unsupported_path(parts: list[str]) -> Refusal | None:
+    """Return the refusal of a path (its parts after `/v2`) that only a model server has."""
     reason = _ELSEWHERE.get(parts[0]) if parts else None
     return None if reason is None else Refusal(501, "not_supported", reason)
 

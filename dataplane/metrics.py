@@ -1,7 +1,7 @@
-"""Prometheus text, rendered when it is asked for from plain counters that the hot path bumps.
+"""Prometheus metrics, rendered on request from plain counters that the hot path increments.
 
-Series exist for the models and versions of the routing table only: an unknown name in a request
-creates none. A page can be sent to another process and merged there with the pages of others.
+There are series for the models and versions of the routing table only: an unknown name in a request
+creates none. A page can be sent to another process and merged there with other pages.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BATCH_BOUNDS = (1, 2, 4, 8, 16, 32, 64)
 
 Labels = tuple[tuple[str, str], ...]
 Kind = Literal["counter", "gauge", "histogram"]
-# What several processes' values of a gauge are together; counters and histograms add up.
+# How the values of a gauge of several processes are merged; counters and histograms are summed.
 Merge = Literal["sum", "max", "min"]
 
 
@@ -35,7 +35,7 @@ class Histogram:
         self.bounds = bounds
         # Observations by bucket.
         self.counts = [0] * (len(bounds) + 1)
-        # The sum of what was observed.
+        # The sum of the observations.
         self.sum = 0.0
 
     def observe(self, value: float) -> None:
@@ -44,7 +44,7 @@ class Histogram:
 
 
 class VersionStats:
-    """What one version did since the start of this process."""
+    """Counters of one version since the start of this process."""
 
     __slots__ = (
         "batch_size",
@@ -64,14 +64,14 @@ class VersionStats:
         self.batch_size = Histogram(BATCH_BOUNDS)
         # Requests by status: success, cached, fallback, error, invalid, rejected.
         self.predictions: dict[str, int] = {}
-        # How requests ended that were assigned to this version, by the number of the end. Windows
-        # bring them, so that they are behind by what the open ones hold.
+        # How requests that were assigned to this version ended, by the number of the end. Updated
+        # when a window closes, so open windows are not included.
         self.ends = [0] * len(ENDS)
-        # Requests that this version failed and stable was asked to answer, by reason.
+        # Requests that this version failed and stable answered instead, by reason.
         self.fallbacks: dict[str, int] = {}
         # Answers from the cache, by tier: l1, l2.
         self.cache_hits: dict[str, int] = {}
-        # Requests that the cache had no answer for.
+        # Cache misses.
         self.cache_misses = 0
         # How often the breaker opened.
         self.trips = 0
@@ -79,18 +79,18 @@ class VersionStats:
     def count(self, status: str) -> None:
         self.predictions[status] = self.predictions.get(status, 0) + 1
 
-    def found(self, tier: str) -> None:
+    def count_hit(self, tier: str) -> None:
         """Count an answer from the cache."""
         self.count("cached")
         self.cache_hits[tier] = self.cache_hits.get(tier, 0) + 1
 
-    def missed(self) -> None:
-        """Count a request that the cache had no answer for."""
+    def count_miss(self) -> None:
+        """Count a cache miss."""
         self.cache_misses += 1
 
 
 class Family(msgspec.Struct, array_like=True):
-    """One metric: its samples, and in a histogram their bounds, counts and sums."""
+    """One metric: its samples, and for a histogram bounds, counts and sums."""
 
     name: str
     kind: Kind
@@ -105,10 +105,10 @@ _decoder = msgspec.msgpack.Decoder(list[Family])
 
 
 class Page:
-    """What a scrape shows; samples of the same family are kept together."""
+    """The result of a scrape; samples of the same family are kept together."""
 
     def __init__(self, families: Iterable[Family] = ()) -> None:
-        # The families in the order in which they came.
+        # The families in the order in which they were added.
         self._families = {family.name: family for family in families}
 
     def family(
@@ -129,7 +129,7 @@ class Page:
         )
 
     def text(self) -> bytes:
-        """Return the page as Prometheus reads it; a family without samples is left out."""
+        """Return the page in the Prometheus text format; families without samples are left out."""
         lines: list[str] = []
         for family in self._families.values():
             if family.samples or family.histograms:
@@ -139,7 +139,7 @@ class Page:
         return ("\n".join(lines) + "\n").encode()
 
     def encode(self) -> bytes:
-        """Return the page as `decode` reads it."""
+        """Return the page in the format of `decode`."""
         return _encoder.encode(list(self._families.values()))
 
     @classmethod
@@ -148,23 +148,22 @@ class Page:
 
     @classmethod
     def merged(cls, pages: Iterable[Page]) -> Page:
-        """Return one page for all of `pages`."""
-        found: dict[str, list[Family]] = {}
+        by_name: dict[str, list[Family]] = {}
         for page in pages:
             for name, family in page._families.items():
-                found.setdefault(name, []).append(family)
-        return cls(_merged(families) for families in found.values())
+                by_name.setdefault(name, []).append(family)
+        return cls(_merged(families) for families in by_name.values())
 
     def totals(self) -> Page:
-        """Return the counters and histograms: what stays true of a process that is gone."""
+        """Return the counters and histograms, which outlive a process."""
         return Page(family for family in self._families.values() if family.kind != "gauge")
 
     def without(self, versions: set[tuple[str, str]]) -> Page:
         """Return the page without the samples of these (model, version)."""
 
         def stays(labels: Labels) -> bool:
-            found = dict(labels)
-            return (found.get("model_name"), found.get("model_version")) not in versions
+            values = dict(labels)
+            return (values.get("model_name"), values.get("model_version")) not in versions
 
         return Page(
             msgspec.structs.replace(

@@ -1,4 +1,4 @@
-"""The page at `/metrics`: which numbers it shows, and under which names."""
+"""The metrics of `/metrics`, with their names."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dataplane.triton.metrics import add_circuits, add_endpoints
 Row = tuple[Labels, VersionStats, VersionRuntime | None]
 
 
-# Versions that are looked at in one turn of the loop.
+# Versions that are processed per turn of the loop.
 ROWS_AT_ONCE = 50
 DAY_MS = 86_400_000
 
@@ -28,7 +28,7 @@ DAY_MS = 86_400_000
 async def collect(
     serving: Serving, publisher: Publisher, sync: Sync, heartbeats: list[Heartbeat]
 ) -> Page:
-    """Return what this process has to show, gathered a little at a time."""
+    """Return the metrics of this process, collected a few versions at a time."""
     page = Page()
     rows: list[Row] = [
         ((("model_name", name), ("model_version", version)), stats, runtime)
@@ -39,7 +39,7 @@ async def collect(
         _add_queues(page, rows[start : start + ROWS_AT_ONCE])
         await asyncio.sleep(0)
     add_endpoints(page, serving.triton)
-    add_circuits(page, [(labels, runtime.copies) for labels, _, runtime in rows if runtime])
+    add_circuits(page, [(labels, runtime.replicas) for labels, _, runtime in rows if runtime])
     _add_ages(page, serving)
     _add_sheds(page, serving.admission.sheds)
     _add_refusals(page, publisher)
@@ -87,7 +87,7 @@ def _add_versions(page: Page, rows: list[Row]) -> None:
     page.family(
         "interlock_fallbacks_total",
         "counter",
-        "Requests that the version failed and stable was asked to answer.",
+        "Requests that the version failed and that fell back to stable.",
         [
             ((*labels, ("reason", reason)), value)
             for labels, stats, _ in rows
@@ -100,7 +100,7 @@ def _add_sheds(page: Page, sheds: dict[str, int]) -> None:
     page.family(
         "interlock_sheds_total",
         "counter",
-        "Requests refused for want of room: a quota, a full queue, a deadline in danger.",
+        "Requests refused for lack of capacity: quota, full queue, or deadline.",
         [((("reason", reason),), value) for reason, value in sorted(sheds.items())],
     )
 
@@ -109,7 +109,7 @@ def _add_refusals(page: Page, publisher: Publisher) -> None:
     page.family(
         "interlock_outcomes_refused_total",
         "counter",
-        "Outcomes that were refused, by metric (none for an unknown name), reason and tenant.",
+        "Outcomes refused, by metric (empty for an unknown name), reason and tenant.",
         [
             ((("metric", metric), ("reason", reason), ("tenant", tenant)), value)
             for (metric, reason, tenant), value in sorted(publisher.refusals.totals.items())
@@ -123,14 +123,14 @@ def _add_quotas(page: Page, admission: Admission) -> None:
     page.family(
         "interlock_quotas_leased",
         "gauge",
-        "1 while quotas hold for the fleet, 0 while this instance takes its share by itself.",
+        "1 while quotas are enforced across the fleet, 0 while by this instance alone.",
         [((), int(is_leased))] if admission.limited_lines() else [],
         merge="min",
     )
     page.family(
         "interlock_quota_instances",
         "gauge",
-        "Instances that share the quotas, as Redis last counted them.",
+        "Instances that share the quotas, by the last count of Redis.",
         [((), ledger.instances)] if ledger is not None and admission.limited_lines() else [],
         merge="max",
     )
@@ -141,13 +141,13 @@ def _add_queues(page: Page, rows: list[Row]) -> None:
     page.family(
         "interlock_queue_rows",
         "gauge",
-        "Rows that wait for a batch of the version.",
+        "Rows waiting for a batch of the version.",
         [(labels, sum(b.waiting_rows for b in runtime.batchers)) for labels, _, runtime in live],
     )
     page.family(
         "interlock_batches_in_flight",
         "gauge",
-        "Batches of the version under way.",
+        "Batches of the version in flight.",
         [(labels, sum(b.in_flight for b in runtime.batchers)) for labels, _, runtime in live],
     )
     page.family(
@@ -160,7 +160,7 @@ def _add_queues(page: Page, rows: list[Row]) -> None:
     page.family(
         "interlock_breaker_trips_total",
         "counter",
-        "How often the circuit breaker opened.",
+        "Number of times the circuit breaker opened.",
         [(labels, stats.trips) for labels, stats, _ in live],
     )
 
@@ -173,7 +173,7 @@ def _add_shadows(page: Page, shadows: Shadows) -> None:
     page.family(
         "interlock_shadow_copies_total",
         "counter",
-        "Copies of requests to a shadow, by what became of them.",
+        "Requests copied to a shadow, by result.",
         [
             ((*labels, ("result", result)), value)
             for labels, runtime in rows
@@ -190,19 +190,19 @@ def _add_shadows(page: Page, shadows: Shadows) -> None:
     page.family(
         "interlock_shadow_breaker_trips_total",
         "counter",
-        "How often the circuit breaker of a shadow opened.",
+        "Number of times the circuit breaker of a shadow opened.",
         [(labels, runtime.stats.trips) for labels, runtime in rows],
     )
     page.family(
         "interlock_shadow_in_flight",
         "gauge",
-        "Copies that wait, are under way or are being compared, of all shadows.",
+        "Copied requests that wait, are in flight or are being compared, of all shadows.",
         [((), shadows.copies)],
     )
     page.family(
         "interlock_shadow_bytes",
         "gauge",
-        "Bytes that those copies keep in memory.",
+        "Bytes of memory that these copied requests use.",
         [((), shadows.held_bytes)],
     )
 
@@ -213,7 +213,7 @@ def _add_instance(
     page.family(
         "interlock_table_generation",
         "gauge",
-        "Generation of the routing table applied, 0 before the first.",
+        "Generation of the applied routing table, 0 before the first.",
         [((), serving.generation)],
         merge="min",
     )
@@ -237,11 +237,14 @@ def _add_instance(
     page.family(
         "interlock_telemetry_dropped_total",
         "counter",
-        "Messages given up because the spool was full, by stream.",
+        "Messages dropped because the spool was full, by stream.",
         [((("stream", stream),), value) for stream, value in sorted(publisher.dropped.items())],
     )
     page.family(
-        "interlock_spool_bytes", "gauge", "Bytes that wait on disk.", [((), publisher.spool_bytes)]
+        "interlock_spool_bytes",
+        "gauge",
+        "Bytes on disk that wait to be sent.",
+        [((), publisher.spool_bytes)],
     )
     page.family(
         "interlock_loop_failures_total",
@@ -252,14 +255,14 @@ def _add_instance(
     page.family(
         "interlock_loop_age_seconds",
         "gauge",
-        "Time since a background loop last turned.",
+        "Time since the last turn of a background loop.",
         [((("loop", item.name),), round(item.age_s, 3)) for item in heartbeats],
         merge="max",
     )
 
 
 def _add_ages(page: Page, serving: Serving) -> None:
-    """Add the age of stable for each model that was asked for."""
+    """Add the age of the stable version of each model that got requests."""
     table = serving.table
     if table is None:
         return

@@ -1,7 +1,7 @@
-"""Refused outcomes: which the applied table refuses, and how many there were, for who operates.
+"""Refused outcomes: checks against the metrics of the applied table, and counts for operators.
 
-A client is answered item by item; the operator learns of it from here: `/metrics` at once, and the
-control plane's pages by the stream of outcomes.
+A client gets a response item by item; operators see the counts on `/metrics` at once, and on the
+control plane's pages through the stream of outcomes.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from contract.refusals import (
 )
 from dataplane.outcomes import METRIC_LENGTH_MAX, Outcomes
 
-# What is counted apart between two messages; beyond it metrics are counted together.
+# Keys that are counted separately between two messages; further metrics are counted together.
 KEYS_MAX = 200
-# Of the metrics that there are, so many are named to a client who sent another.
+# Known metrics that an error for an unknown metric names.
 NAMED_MAX = 20
-# Where the control plane has not confirmed the table for so long, a metric may have been defined
-# since: what is unknown is taken then, and the control plane judges it.
+# If the control plane has not confirmed the table for this long, a metric may have been defined
+# since: outcomes of unknown metrics are accepted then, and the control plane decides.
 TRUSTED_S = 30.0
 
 # (metric, reason, tenant)
@@ -31,17 +31,17 @@ Key = tuple[str, str, str]
 
 
 def without_refused(outcomes: Outcomes, rules: Mapping[str, MetricRule]) -> Outcomes:
-    """Return the outcomes that `rules` allow; the others join those that are refused alone."""
-    gone = {entry["index"] for entry in outcomes.refused}
-    places = (place for place in range(len(outcomes) + len(gone)) if place not in gone)
-    taken: list[Outcome] = []
+    """Return the outcomes that `rules` allow, with the others added to `refused`."""
+    refused_before = {entry["index"] for entry in outcomes.refused}
+    indexes = (i for i in range(len(outcomes) + len(refused_before)) if i not in refused_before)
+    accepted: list[Outcome] = []
     refused: list[dict[str, object]] = []
     advice = ""
-    for index, outcome in zip(places, outcomes, strict=True):
+    for index, outcome in zip(indexes, outcomes, strict=True):
         rule = rules.get(outcome.metric)
-        reason = UNKNOWN_METRIC if rule is None else rule.why_not(outcome.value)
+        reason = UNKNOWN_METRIC if rule is None else rule.refusal_reason(outcome.value)
         if not reason:
-            taken.append(outcome)
+            accepted.append(outcome)
             continue
         if rule is None and not advice:
             advice = _advice(outcome.metric, rules)
@@ -56,7 +56,7 @@ def without_refused(outcomes: Outcomes, rules: Mapping[str, MetricRule]) -> Outc
         )
     if not refused:
         return outcomes
-    return Outcomes(taken, sorted([*outcomes.refused, *refused], key=_index))
+    return Outcomes(accepted, sorted([*outcomes.refused, *refused], key=_index))
 
 
 def _index(entry: dict[str, object]) -> int:
@@ -64,20 +64,20 @@ def _index(entry: dict[str, object]) -> int:
 
 
 def _advice(name: str, rules: Mapping[str, MetricRule]) -> str:
-    """Return what metrics there are, to follow the first unknown name of a request."""
+    """Return the known metrics, to add to the first error for an unknown metric."""
     names = [each for each, rule in rules.items() if not rule.refusal]
     shown = ", ".join(nearest(name, names, NAMED_MAX)) or "none"
-    more = f" and others, {len(names)} in all" if len(names) > NAMED_MAX else ""
-    return f"; there are {shown}{more}; one that was just defined is known in seconds"
+    more = f" and others, {len(names)} in total" if len(names) > NAMED_MAX else ""
+    return f"; known metrics are {shown}{more}; a new metric is known within seconds"
 
 
 class Refusals:
-    """Counts of refused outcomes; bounded, whatever names a client makes up."""
+    """Counts of refused outcomes; bounded, whatever names clients send."""
 
     def __init__(self) -> None:
-        # Since the last `drain`.
+        # Counts since the last `drain`.
         self._counts: dict[Key, int] = {}
-        # Since the start, for `/metrics`: by (metric of the table or nothing, reason, tenant).
+        # Counts since the start, for `/metrics`: by (known metric or empty, reason, tenant).
         self.totals: dict[Key, int] = {}
 
     def count(
@@ -95,7 +95,7 @@ class Refusals:
             self._counts[key] = self._counts.get(key, 0) + 1
 
     def drain(self) -> tuple[OutcomeRefusals, ...]:
-        """Return what was counted since the last call."""
+        """Return the counts since the last call."""
         counts, self._counts = self._counts, {}
         return tuple(
             OutcomeRefusals(metric=metric, reason=reason, tenant=tenant, count=count)

@@ -1,9 +1,9 @@
-"""Reads `POST /outcomes`: one outcome or a list, each checked; one fault refuses the request whole.
+"""Parses `POST /outcomes`: one outcome or a list; one invalid outcome refuses the whole request.
 
-Refused whole, a client corrects it and sends it again without asking which part was taken; the
-`event_id` makes a repetition harmless. A leap second is no fault of the client's that it could
-correct: that outcome alone is refused, and the others are taken. So is one whose metric the table
-does not know (`refusals`): the client's names are right or wrong whatever their values are.
+As the request is refused as a whole, a client corrects it and sends all of it again; the `event_id`
+makes repetitions harmless. A leap second is not an error that a client can correct: that outcome
+alone is refused, and the others are accepted. The same holds for an outcome whose metric the table
+does not know (`refusals`).
 """
 
 from __future__ import annotations
@@ -45,61 +45,61 @@ from dataplane.request_bounds import EXTRA_VALUES_MAX, Bounds
 OUTCOMES_MAX = 1_000
 METRIC_LENGTH_MAX = 100
 ID_LENGTH_MAX = 200
-# What a request may hold: every field of the most outcomes, at its longest.
+# Bounds of a request: all fields of the maximum number of outcomes, at their longest.
 OUTCOMES_BOUNDS = Bounds(
     OUTCOMES_MAX * (REQUEST_ID_LENGTH_MAX + 2_048), OUTCOMES_MAX * 8 + EXTRA_VALUES_MAX
 )
 _FIELDS = {"unit_id", "metric", "value", "occurred_at", "event_id", "request_id"}
 
 
-# 23:59:60 in UTC, also as another zone's clocks show it.
+# 23:59:60 in UTC, also in the time of another zone.
 _LEAP_SECOND = re.compile(r"([T ]\d\d:?\d\d:?)60(?!\d)")
 
 
-class WrongInstant(ValueError):
-    """An instant that no outcome can have; `reason` is how it is counted."""
+class InvalidTime(ValueError):
+    """A time that no outcome can have; `reason` is what it counts as."""
 
     reason = MALFORMED
 
 
-class LeapSecond(WrongInstant):
-    """The instant exists, and no clock that counts seconds since 1970 has a number for it."""
+class LeapSecond(InvalidTime):
+    """The time exists, but has no number in seconds since 1970."""
 
     reason = LEAP_SECOND
 
 
-class InTheFuture(WrongInstant):
+class InTheFuture(InvalidTime):
     reason = IN_THE_FUTURE
 
 
-class TooOld(WrongInstant):
+class TooOld(InvalidTime):
     reason = TOO_OLD
 
 
 class Outcomes(list[Outcome]):
-    """The outcomes that are taken; `refused` has an entry for each that alone is not."""
+    """The accepted outcomes; `refused` has an entry for each outcome that is refused alone."""
 
     def __init__(
-        self, taken: Iterable[Outcome] = (), refused: Iterable[dict[str, object]] = ()
+        self, accepted: Iterable[Outcome] = (), refused: Iterable[dict[str, object]] = ()
     ) -> None:
-        super().__init__(taken)
+        super().__init__(accepted)
         self.refused = list(refused)
 
 
 def read_outcomes(body: bytes, now_ms: int, new_id: Callable[[], str]) -> Outcomes:
-    """Return the outcomes in `body`, without leap seconds, which are refused alone.
+    """Parse the outcomes in `body`; leap seconds are refused alone.
 
-    `new_id` names outcomes that bring no `event_id`. Raises Refusal with one entry per faulty item,
-    also when nothing is left to take.
+    `new_id` makes ids for outcomes without `event_id`. Raises Refusal with one entry per invalid
+    item, also if no outcome is left.
     """
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise bad_request("malformed_json", f"the body is not JSON: {error}") from None
+        raise bad_request("malformed_json", f"the body is not valid JSON: {error}") from None
     items = document if type(document) is list else [document]
     if len(items) > OUTCOMES_MAX:
         raise Refusal(
-            413, "too_many_outcomes", f"{len(items)} outcomes; one request takes {OUTCOMES_MAX}"
+            413, "too_many_outcomes", f"{len(items)} outcomes; at most {OUTCOMES_MAX} are allowed"
         )
     outcomes = Outcomes()
     faults: list[dict[str, object]] = []
@@ -118,12 +118,12 @@ def read_outcomes(body: bytes, now_ms: int, new_id: Callable[[], str]) -> Outcom
 
 
 def check_sender(outcomes: Outcomes, sender: Tenancy) -> None:
-    """Raise Refusal (403) when outcomes name requests that `sender` did not send, or may not."""
+    """Raise Refusal (403) if outcomes name requests that are not the sender's or not allowed."""
     faults: list[dict[str, object]] = []
-    gone = {entry["index"] for entry in outcomes.refused}
-    places = (place for place in range(len(outcomes) + len(gone)) if place not in gone)
-    for index, outcome in zip(places, outcomes, strict=True):
-        reason = _why_foreign(outcome, sender) if outcome.request_id else ""
+    refused = {entry["index"] for entry in outcomes.refused}
+    indexes = (i for i in range(len(outcomes) + len(refused)) if i not in refused)
+    for index, outcome in zip(indexes, outcomes, strict=True):
+        reason = _foreign_reason(outcome, sender) if outcome.request_id else ""
         if reason:
             faults.append(
                 {
@@ -135,34 +135,33 @@ def check_sender(outcomes: Outcomes, sender: Tenancy) -> None:
                 }
             )
     if faults:
-        message = f"{len(faults)} outcomes are of others: {faults[0]['error']}"
+        message = f"{len(faults)} outcomes belong to other senders: {faults[0]['error']}"
         raise Refusal(403, "foreign_outcome", message, details=faults)
 
 
-def _why_foreign(outcome: Outcome, sender: Tenancy) -> str:
-    """Return why the request of an outcome is none of the sender's, or nothing."""
+def _foreign_reason(outcome: Outcome, sender: Tenancy) -> str:
+    """Return why the request of an outcome does not belong to the sender, or ""."""
     models = sender.models
     if models is not None and parse_request_id(outcome.request_id).model not in models:
         return OTHER_MODEL
-    if sender.seal is not None and not sender.seal.is_on(outcome.request_id):
+    if sender.seal is not None and not sender.seal.matches(outcome.request_id):
         return OTHERS_REQUEST
     return ""
 
 
 def sent_by(outcomes: Outcomes, sender: Tenancy) -> list[Outcome]:
-    """Return the outcomes with who sent them."""
+    """Return the outcomes with their sender."""
     models = tuple(sorted(sender.models)) if sender.models is not None else ()
     return [msgspec.structs.replace(each, tenant=sender.name, models=models) for each in outcomes]
 
 
 def invalid(faults: list[dict[str, object]], count: int) -> Refusal:
-    """Return the refusal of a request of `count` outcomes for its `faults`."""
     message = f"{len(faults)} of {count} outcomes are invalid: {faults[0]['error']}"
     return Refusal(400, "invalid_outcome", message, details=faults)
 
 
 def _entry(index: int, item: object, error: ValueError) -> dict[str, object]:
-    """Return what a client reads of a faulty item, and an operator counts: metric and reason."""
+    """Return the error entry of an invalid item, which clients read and operators count."""
     metric = item.get("metric") if type(item) is dict else None
     return {
         "index": index,
@@ -208,7 +207,7 @@ def _text(item: dict[str, object], field: str, length_max: int) -> str:
     if type(value) is not str or not 0 < len(value) <= length_max:
         raise ValueError(f"{field!r} must be a string of 1 to {length_max} characters")
     if "\x00" in value:
-        raise ValueError(f"{field!r} holds a NUL character")
+        raise ValueError(f"{field!r} contains a NUL character")
     return value
 
 
@@ -216,7 +215,9 @@ def _value(value: object) -> float:
     if not isinstance(value, (int, float)) or not isfinite(value):
         raise ValueError("'value' must be a number or a boolean")
     if abs(value) > OUTCOME_VALUE_MAX:
-        raise ValueError(f"'value' is beyond {OUTCOME_VALUE_MAX:g}")
+        raise ValueError(
+            f"'value' must be between -{OUTCOME_VALUE_MAX:g} and {OUTCOME_VALUE_MAX:g}"
+        )
     return float(value)
 
 
@@ -233,9 +234,11 @@ def _instant(value: object, now_ms: int) -> int:
                 f"'occurred_at' is a leap second, which cannot be stored: {value[:40]!r}; send it "
                 "as the second before or after"
             ) from None
-        raise ValueError(f"'occurred_at' is no ISO 8601 instant: {value[:40]!r}") from None
+        raise ValueError(
+            f"'occurred_at' is not a valid ISO 8601 timestamp: {value[:40]!r}"
+        ) from None
     if at.tzinfo is None:
-        raise ValueError("'occurred_at' needs a time zone, such as a final Z")
+        raise ValueError("'occurred_at' must have a time zone, such as a final Z")
     at_ms = int(at.timestamp() * 1000)
     if at_ms - now_ms > OUTCOME_AHEAD_MAX_S * 1000:
         raise InTheFuture(f"'occurred_at' is more than an hour in the future: {value[:40]!r}")
@@ -245,7 +248,7 @@ def _instant(value: object, now_ms: int) -> int:
 
 
 def _is_leap_second(value: str) -> bool:
-    """Say whether only the second 60 keeps `value` from being an instant."""
+    """Return whether `value` is a valid time except for its second 60."""
     before, count = _LEAP_SECOND.subn(r"\g<1>59", value[:60], count=1)
     try:
         return count == 1 and datetime.fromisoformat(before).tzinfo is not None

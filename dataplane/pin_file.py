@@ -1,4 +1,4 @@
-"""The models that are pinned on an instance, on disk; see `dataplane.emergency_pin`. Blocking."""
+"""The file of the models that are pinned on an instance: see `dataplane.emergency_pin`."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ import orjson
 
 log = logging.getLogger("interlock.dataplane")
 
-# Stands for every model among those that are pinned.
+# Stands for all models.
 PIN_ALL = "*"
 
 _decoder = msgspec.json.Decoder(list[str])
 
 
 class PinFile:
-    """The pinned models on disk; shared by the workers of an instance. Blocking."""
+    """The pinned models on disk, which the workers of an instance share. Blocking."""
 
     def __init__(self, path: Path) -> None:
         # The file; a temporary one is written beside it.
         self._path = path
 
     def load(self) -> frozenset[str]:
-        """Return the pinned models. A file that cannot be read pins everything: that is safe."""
+        """Return the pinned models. An unreadable file pins all models, which is safe."""
         try:
             return frozenset(_decoder.decode(self._path.read_bytes()))
         except FileNotFoundError:
             return frozenset()
         except (OSError, msgspec.DecodeError) as error:
-            log.error("pins.unreadable: everything is pinned: %s", error)
+            log.error("pins.unreadable: all models are pinned: %s", error)
             return frozenset((PIN_ALL,))
 
     def store(self, names: frozenset[str]) -> bool:
-        """Write, sync, rename; False when the disk does not take it."""
+        """Write, sync, rename; False if the disk cannot store it."""
         temporary = self._path.with_suffix(f".{os.getpid()}.tmp")
         try:
             with temporary.open("wb") as file:
@@ -44,13 +44,13 @@ class PinFile:
                 os.fsync(file.fileno())
             temporary.rename(self._path)
         except OSError as error:
-            log.error("pins.not_stored: they are lost with a restart: %s", error)
+            log.error("pins.not_stored: a restart loses the pins: %s", error)
             return False
         return True
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """What a change led to: in `confirmed` of `workers` workers, and `stored` or not."""
+    """The result of a change: `confirmed` of `workers` workers, and whether it is `stored`."""
 
     pinned: list[str]
     stored: bool
@@ -59,7 +59,7 @@ class Outcome(msgspec.Struct, frozen=True):
 
 
 def changed(names: frozenset[str], model: str, *, pin: bool) -> frozenset[str]:
-    """Return `names` with `model` pinned or not. To unpin `*` unpins everything."""
+    """Return `names` with `model` pinned or unpinned. Unpinning `*` unpins all models."""
     if pin:
         return names | {model}
     return frozenset() if model == PIN_ALL else names - {model}

@@ -1,7 +1,8 @@
-"""Reads a request for a prediction, and starts the prediction. Whoever asks is answered later.
+"""Reads prediction requests, and starts the predictions, which answer their callers later.
 
-Small requests are read at once. Of others the bytes are counted first, and what may cost the event
-loop more than a millisecond is read by `dataplane.reading`, and goes on when its tensors are there.
+Small requests are read at once. For others the elements are counted first; those that may cost the
+event loop more than a millisecond are read by `dataplane.reading`, and continue when their tensors
+are there.
 """
 
 from __future__ import annotations
@@ -42,13 +43,13 @@ T = TypeVar("T")
 
 log = logging.getLogger("interlock.dataplane")
 
-# How long a plain request may wait to be read: which model it is for stands in it.
+# Seconds for which a plain request may wait to be read: its body names the model.
 PLAIN_WAIT_S = 10.0
 
 
 @dataclass(slots=True)
 class _Large:
-    """A request that is read elsewhere, and all that is known of it meanwhile."""
+    """A request that is read elsewhere, and its state meanwhile."""
 
     caller: Caller
     form: Form
@@ -56,12 +57,12 @@ class _Large:
     tenancy: Tenancy
     size: int
     version: str | None = None
-    # Of a plain request, once its body was read so far.
+    # For a plain request set when its body was read so far.
     model: LiveModel | None = None
 
 
 class Predictor:
-    """Takes infer and plain predict requests; one for the whole process."""
+    """Handles infer and plain predict requests; one per process."""
 
     def __init__(
         self,
@@ -71,7 +72,7 @@ class Predictor:
     ) -> None:
         # The applied table at run time.
         self.serving = serving
-        # Where exposures go.
+        # Takes exposures.
         self.telemetry = telemetry
         # Reads large requests.
         self.reading = reading or Reading()
@@ -86,23 +87,23 @@ class Predictor:
     def predict(
         self,
         caller: Caller,
-        asked: T,
+        raw: T,
         name: str,
         version: str | None,
         read: Callable[[Codec, T], InferRequest],
         form: Form,
         size: int = 0,
     ) -> None:
-        """Answer `caller`, whose request `asked` is understood by `read`. Raises Refusal."""
+        """Answer `caller`, whose request `raw` is parsed by `read`. Raises Refusal."""
         arrived_at = monotonic()
         tenancy = self.serving.admission.admit(caller, size)
         model = self._opened(name, tenancy)
         cache = model.cache
         try:
-            if cache is not None and isinstance(asked, Exchange):
-                request = cache.read(_read_infer, model.codec, asked)
+            if cache is not None and isinstance(raw, Exchange):
+                request = cache.read(_read_infer, model.codec, raw)
             else:
-                request = read(model.codec, asked)
+                request = read(model.codec, raw)
             headers = caller.headers
             unit = request.unit or self._unit(headers, model)
             timeout_s = read_timeout_s(headers, model.timeout_s)
@@ -128,7 +129,7 @@ class Predictor:
         version = document.get("version")
         try:
             if "data" not in document:
-                raise bad_request("malformed_request", "the request has no 'data'")
+                raise bad_request("malformed_request", "'data' is missing")
             request = model.codec.read_rows(document["data"])
         except Refusal:
             self._count_invalid(model, version if type(version) is str else None)
@@ -173,7 +174,7 @@ class Predictor:
     def message(
         self, caller: Caller, data: bytes, name: str, version: str | None, form: Form
     ) -> None:
-        """Answer a call over gRPC whose message is too large to be read here. Raises Refusal."""
+        """Answer a gRPC call whose message is too large to be parsed here. Raises Refusal."""
         arrived_at = monotonic()
         tenancy = self.serving.admission.admit(caller, len(data))
         model = self._opened(name, tenancy)
@@ -200,7 +201,7 @@ class Predictor:
         self, large: _Large, job: Job, until: float, spec: Callable[[Any], Spec] | None = None
     ) -> None:
         def done(answer: Answer) -> None:
-            # Nobody above catches what happens here.
+            # No caller catches exceptions here.
             try:
                 self._go_on(large, answer)
             except Refusal as refusal:
@@ -228,7 +229,7 @@ class Predictor:
         else:
             self._start(large, request)
 
-    # --- when it was read ----------------------------------------------------------------------
+    # --- after reading -------------------------------------------------------------------------
 
     def _start_plain(
         self, large: _Large, request: InferRequest, version: Any, user: Any, request_id: Any
@@ -244,8 +245,8 @@ class Predictor:
         assert model is not None
         headers = large.caller.headers
         try:
-            given = request.unit if user is None else check_unit(user)
-            unit = self._unit(headers, model) if given is None and user is None else given
+            body_unit = request.unit if user is None else check_unit(user)
+            unit = self._unit(headers, model) if body_unit is None and user is None else body_unit
             timeout_s = read_timeout_s(headers, model.timeout_s)
         except Refusal:
             self._count_invalid(model, large.version)
@@ -256,7 +257,7 @@ class Predictor:
         ).start(large.version)  # fmt: skip
 
     def generation_line(self) -> bytes:
-        """Return the header that a request gets which was refused before a version was decided."""
+        """Return the header of a request that is refused before a version is decided."""
         return b"x-interlock-generation: %d\r\n" % self.serving.generation
 
     def _named(self, name: Any, tenancy: Tenancy) -> LiveModel:
@@ -292,7 +293,7 @@ def _read_infer(codec: Codec, exchange: Exchange) -> InferRequest:
 
 
 def _is_read_at_once(exchange: Exchange, codec: Codec) -> bool:
-    """Return whether reading the request is cheap: its JSON is, and what is binary is no text."""
+    """Return whether reading is cheap: a cheap JSON part, and no strings in the binary part."""
     if exchange.coding is not None:
         return False
     body = exchange.body
@@ -308,9 +309,9 @@ def _is_read_at_once(exchange: Exchange, codec: Codec) -> bool:
     return is_cheap(text)
 
 
-def _request_id(headers: dict[bytes, bytes], given: object) -> str | None:
-    """Return the client's own id of its request; without one the answer's is made for it."""
-    if type(given) is str:
-        return given
+def _request_id(headers: dict[bytes, bytes], body_id: object) -> str | None:
+    """Return the client's id of its request; without one the answer gets a generated id."""
+    if type(body_id) is str:
+        return body_id
     header = headers.get(b"x-request-id")
     return header.decode() if header is not None and header.isascii() else None

@@ -1,8 +1,7 @@
-"""The answer of `POST /predict`: outputs as nested lists, and a prediction for each row.
+"""The response of `POST /predict`: outputs as nested lists, and a prediction for each row.
 
-The prediction is what a person would read off: a label where the model has such an output (one
-whole number, string or boolean per row), else the one number per row, else the position of the
-largest of the first output's numbers.
+The prediction is a label if the model has such an output (one whole number, string or boolean per
+row), else the only number per row, else the index of the largest number of the first output.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ def write_plain(
     outputs: list[Output],
     start: int,
 ) -> bytes:
-    """Return the body. Raises NotJson."""
+    """Return the body of the response. Raises NotJson."""
     stop = start + request.rows
     flat = {output.name: _flat(output, start, stop) for output in outputs}
     nested = {
@@ -44,7 +43,7 @@ def write_plain(
 
 
 def _flat(output: Output, start: int, stop: int) -> list[list[Any]]:
-    """Return the elements of each row. Raises NotJson for what the protocol lets pass as NaN."""
+    """Return the elements of each row. Raises NotJson for NaN, which the protocol allows."""
     try:
         return [orjson.loads(b"[%b]" % row) for row in output.rows_json()[start:stop]]
     except orjson.JSONDecodeError:
@@ -52,7 +51,7 @@ def _flat(output: Output, start: int, stop: int) -> list[list[Any]]:
 
 
 def _nest(flat: list[Any], inner: tuple[int, ...]) -> Any:
-    """Return the elements of one row as lists of shape `inner`; a scalar stands alone."""
+    """Return the elements of one row as lists of shape `inner`; a scalar without a list."""
     if not inner:
         return flat[0]
     if len(inner) == 1:

@@ -1,9 +1,10 @@
-"""One prediction after its request was read: decide, batch, answer, fall back, count.
+"""One prediction after its request was read: route, batch, answer, fall back, count.
 
 A prediction is a small state machine that its batcher calls back. It ends exactly once, with an
-answer or a refusal. A version that fails a request for which there is another way gets the blame,
-and stable gets the request, while the deadline allows. How it ended is counted once, for the
-version that it was assigned to, whoever answered: see `dataplane.ends`.
+answer or a refusal. If a version fails a request that another can answer, the failure counts for
+the version, and stable gets the request while the deadline allows. The end of the request is
+counted once, for the version that it was assigned to, whichever version answered: see
+`dataplane.ends`.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ from dataplane.unit_clusters import cluster_of_bucket
 
 log = logging.getLogger("interlock.dataplane")
 
-# Less than this part of the model's timeout is too little: that it ran out says nothing about the
-# version. Impatient clients give so little, and a version that failed leaves so little.
+# Below this share of the model's timeout, an expired deadline says nothing about the version:
+# impatient clients set such deadlines, and a failed first version leaves little time.
 IMPATIENT = 0.5
 
 _REFUSALS: dict[Fault, tuple[int, str]] = {
@@ -45,7 +46,7 @@ _REFUSALS: dict[Fault, tuple[int, str]] = {
 
 
 class Prediction(Counted):
-    """The job that a batcher sees, and what becomes of its request."""
+    """The job of a batcher, and the state of its request."""
 
     __slots__ = (
         "_answered_ns",
@@ -57,7 +58,7 @@ class Prediction(Counted):
         "_serving",
         "_timeout_s",
         "deadline",
-        "hurried",
+        "is_urgent",
         "priority",
         "request",
         "submitted_at",
@@ -77,9 +78,9 @@ class Prediction(Counted):
         timeout_s: float,
         tenancy: Tenancy,
     ) -> None:
-        # Makes the lanes.
+        # Creates the lanes.
         self._serving = serving
-        # What is counted; see `Counted`.
+        # The fields of `Counted`.
         self._telemetry = telemetry
         self._caller = caller
         self._unit = unit
@@ -87,57 +88,58 @@ class Prediction(Counted):
         self._cluster = 0
         self._assigned: Lane | None = None
         self._first: tuple[Lane, TritonError, int] | None = None
-        # Writes it.
+        # Encodes the answer.
         self._form = form
-        # The model, under the generation that the request met.
+        # The model, of the generation at the request's arrival.
         self._model = model
         # The tensors.
         self.request = request
         # Monotonic seconds; the loop's own clock is only exact to a millisecond.
         self._arrived_at = arrived_at
-        # How long the client waits, at most as long as the model may take.
+        # The client's timeout, at most the model's.
         self._timeout_s = timeout_s
-        # The tenant's class.
+        # The tenant's priority class.
         self.priority = tenancy.priority
         # When it was read and routed.
         self._read_at = arrived_at
-        # When it was queued for the version it is with now.
+        # When it was queued for the present version.
         self.submitted_at = arrived_at
-        # When the version it is with must have answered.
+        # When the present version must have answered.
         self.deadline = arrived_at + timeout_s
         # See `batching.Job`.
-        self.hurried = False
-        # The lane that the request is in now.
+        self.is_urgent = False
+        # The present lane.
         self._lane: Lane
-        # The instant in the id of its answer, nanoseconds since 1970, once it has one.
+        # The time in the id of the answer, nanoseconds since 1970, once it has one.
         self._answered_ns = 0
-        # What the cache knows of it, while its answer is to be kept or is waited for.
+        # The cache's ticket, while the answer is to be cached or is awaited.
         self.ticket: Ticket | None = None
 
     def start(self, version: str | None) -> None:
-        """Decide who answers and queue for it. Raises Refusal."""
+        """Route the request and queue it. Raises Refusal."""
         model, unit = self._model, self._unit
         router = model.router
         if version is not None:
             decision = router.explicit(version)
-        elif router.targeted and not router.means(self._tenancy.name, self._caller.headers):
-            decision = router.outside
+        elif router.targeted and not router.targets(self._tenancy.name, self._caller.headers):
+            decision = router.untargeted
         else:
             decision, bucket = router.place(unit)
             if decision.split:
                 self._cluster = cluster_of_bucket(bucket) if bucket >= 0 else self._client_cluster()
         if unit is not None:
-            model.crowd.saw(unit)
+            model.sketch.add(unit)
         lane = model.lanes.get(decision) or self._serving.lane(model, decision)
         lane.counter.assign(unit, self._cluster)
         self._assigned = lane
         try:
             if decision.exposures:
-                # Whatever becomes of the request: only so do variants that lose some compare.
+                # However the request ends: otherwise variants that lose requests could not be
+                # compared.
                 self._expose(decision)
             self._read_at = monotonic()
             if lane.fallback is not None:
-                # What is left of the time is for the fallback.
+                # The rest of the time is reserved for the fallback.
                 first_s = FIRST_ATTEMPT * model.timeout_s
                 if first_s < self._timeout_s:
                     self.deadline = self._arrived_at + first_s
@@ -145,21 +147,21 @@ class Prediction(Counted):
             caller.job = self
             cached = lane.cached
             now = self._read_at
-            if cached is None or not cached.model.takes(
+            if cached is None or not cached.model.take_over(
                 self, cached, self._tenancy.name, caller, now
             ):
                 self._enter(lane, now)
         except BaseException:
-            # Whoever called answers with an error.
+            # The caller answers with an error.
             self._end(ends.FAILED)
             raise
 
     def answered(self, outputs: list[Output], start: int, dispatched_at: float) -> None:
-        """Take the rows from `start` on as the answer."""
-        written = self._write(outputs, start)
-        if written is None:
+        """Answer with the rows from `start` on."""
+        encoded = self._write(outputs, start)
+        if encoded is None:
             return
-        headers, body = written
+        headers, body = encoded
         now = monotonic()
         self._count_answer(now, start)
         try:
@@ -174,33 +176,33 @@ class Prediction(Counted):
             mirror.offer(self.request, outputs, start, self._unit, self._answered_ns, tenant)
 
     def failed(self, error: TritonError) -> None:
-        """Go to stable where there is a way, or answer with the failure."""
+        """Fall back to stable if possible, or answer with the failure."""
         runtime = self._lane.runtime
         now = monotonic()
         fault = error.fault
-        is_unseen = isinstance(error, Unsent)
-        if fault is Fault.REFUSED or is_unseen or error.is_ours or self._nobody_waits(error):
-            # What the version never saw, for want of room, says nothing of its health, and neither
-            # does what it got too much of.
+        is_unsent = isinstance(error, Unsent)
+        if fault is Fault.REFUSED or is_unsent or error.is_ours or self._is_out_of_time(error):
+            # A request that was never sent says nothing about the version's health, and neither
+            # does one that failed because of our own load.
             runtime.breaker.released()
             if isinstance(error, Shed) and self.deadline != ABANDONED:
                 self._shed(self._lane, error.overloaded)
                 return
         elif not error.counted:
             error.counted = True
-            # Of several endpoints the one that hangs is for the circuits to find.
-            hangs = fault is Fault.TIMEOUT and not runtime.copies.circuits
+            # With several endpoints, the circuit breakers of the replicas find the one that hangs.
+            hangs = fault is Fault.TIMEOUT and not runtime.replicas.circuits
             runtime.breaker.failed(
-                now, error.message, dead=fault.is_dead, gone=hangs or fault is Fault.DEAD
+                now, error.message, dead=fault.is_dead, unreachable=hangs or fault is Fault.DEAD
             )
         self._end_failed(error, now)
 
     def _end_failed(self, error: TritonError, now: float) -> None:
         lane = self._lane
-        if self._nobody_waits(error):
-            gone = self.deadline == ABANDONED
-            lane.runtime.stats.count("abandoned" if gone else "expired")
-            self._end_unanswered(ends.ABANDONED if gone else ends.EXPIRED)
+        if self._is_out_of_time(error):
+            is_abandoned = self.deadline == ABANDONED
+            lane.runtime.stats.count("abandoned" if is_abandoned else "expired")
+            self._end_unanswered(ends.ABANDONED if is_abandoned else ends.EXPIRED)
             self._refuse(Refusal(504, "deadline_exceeded", error.message))
             return
         in_time = now < self._arrived_at + self._timeout_s
@@ -209,33 +211,33 @@ class Prediction(Counted):
             return
         status, code = _REFUSALS[error.fault]
         if error.fault is Fault.REFUSED:
-            # Nobody accepted it, so nobody is to blame but the request.
+            # No version accepted it, so the request itself is at fault.
             lane.runtime.stats.count("invalid")
             self._end_unanswered(ends.REFUSED)
         elif self._first is None:
             self._blame(lane, fell_back=False)
         else:
-            # Where versions are compared the request counts with the one that failed it first.
+            # In comparisons of versions the request counts for the one that failed it first.
             lane.runtime.stats.count("error")
             self._end_unanswered(ends.FAILED)
         retry_after_s = 1 if status == 503 else None
         self._refuse(Refusal(status, code, error.message, retry_after_s=retry_after_s))
 
     def abandoned(self) -> None:
-        """Leave the queue, if it is still there: the client hung up.
+        """Leave the queue, if the request is still queued: the client hung up.
 
-        One that the cache knows goes on, for others may wait for its answer. Whatever comes of it,
-        the client has no answer of the version.
+        A request with a cache ticket continues, because others may wait for its answer. In any case
+        the client got no answer of the version.
         """
         self._end_unanswered(ends.ABANDONED)
         if self.ticket is None:
             self.deadline = ABANDONED
 
-    def _nobody_waits(self, error: TritonError) -> bool:
-        """Return whether the time ran out for reasons that are none of the version's.
+    def _is_out_of_time(self, error: TritonError) -> bool:
+        """Return whether the deadline passed for reasons other than the version.
 
-        The client gave little, or the version before left little of it. To hang up once the
-        request was sent changes nothing.
+        The client's timeout was short, or the first version left little time. A client that hangs
+        up after its request was sent changes nothing.
         """
         if error.fault is not Fault.TIMEOUT:
             return False
@@ -244,22 +246,22 @@ class Prediction(Counted):
         granted_s = self._arrived_at + self._timeout_s - self.submitted_at
         return granted_s < IMPATIENT * self._model.timeout_s
 
-    # --- what the cache calls (see `dataplane.cache.in_flight.Asker`) ----------------------------
+    # --- callbacks of the cache (see `dataplane.cache.in_flight.Waiter`) -------------------------
 
-    def found(self, lane: Lane, entry: Entry) -> None:
+    def on_hit(self, lane: Lane, entry: Entry) -> None:
         self._lane = lane
         request = self.request
         if self._form is infer_form and request.outputs is None and not request.binary:
             headers, body = lane.headers, head_of(lane.head, request) + entry.tail
         else:
             route = self._model.route
-            written = self._write(entry.outputs(route.signature, batched=route.batched), 0)
-            if written is None:
+            encoded = self._write(entry.outputs(route.signature, batched=route.batched), 0)
+            if encoded is None:
                 return
-            headers, body = written
-        lane.runtime.stats.found(lane.cache_state)
+            headers, body = encoded
+        lane.runtime.stats.count_hit(lane.cache_state)
         has_ended = self._assigned is None
-        lane.counter.found(has_ended=has_ended)
+        lane.counter.count_hit(has_ended=has_ended)
         if lane.decision.measured:
             self._ended(ends.CACHED)
         self._assigned = None
@@ -273,17 +275,17 @@ class Prediction(Counted):
         )
         self._caller.respond(200, body, headers)
 
-    def go_on(self, lane: Lane) -> None:
-        lane.runtime.stats.missed()
+    def on_miss(self, lane: Lane) -> None:
+        lane.runtime.stats.count_miss()
         self._enter(lane, monotonic())
 
-    def overdue(self, lane: Lane) -> None:
+    def on_timeout(self, lane: Lane) -> None:
         self._lane = lane
-        message = "the deadline passed while an identical request was under way"
-        # The breaker did not let this one in, and hears from the one that it did.
+        message = "the deadline passed while an identical request was in progress"
+        # The breaker did not admit this request; it gets the result of the one that it admitted.
         self._end_failed(TritonError(Fault.TIMEOUT, message), monotonic())
 
-    # --- the way in ----------------------------------------------------------------------------
+    # --- queueing ------------------------------------------------------------------------------
 
     def _enter(self, lane: Lane, now: float) -> None:
         self._lane = lane
@@ -291,7 +293,7 @@ class Prediction(Counted):
         runtime = lane.runtime
         breaker = runtime.breaker
         if not breaker.calm and not breaker.admits(now, last_resort=lane.fallback is None):
-            self._turned_away(lane, "breaker_open", "the version's circuit breaker is open")
+            self._reject(lane, "breaker_open", "the version's circuit breaker is open")
             return
         try:
             runtime.batcher.submit(self)
@@ -299,12 +301,12 @@ class Prediction(Counted):
             breaker.released()
             self._shed(lane, full)
         except Exception:
-            # Those who wait in the cache for the same answer must hear of it.
+            # Requests that wait in the cache for the same answer must be notified.
             log.exception("a request could not be queued")
             breaker.released()
             self._end_failed(TritonError(Fault.FAILED, "the request could not be queued"), now)
 
-    def _turned_away(self, lane: Lane, code: str, message: str) -> None:
+    def _reject(self, lane: Lane, code: str, message: str) -> None:
         if lane.fallback is not None:
             error = TritonError(Fault.DEAD, code)
             self._fall_back(lane, lane.fallback, error, code, end=ends.BYPASSED)
@@ -316,7 +318,7 @@ class Prediction(Counted):
         self._refuse(unavailable(code, message))
 
     def _shed(self, lane: Lane, full: QueueFull) -> None:
-        """Go to stable if it has room to spare, or refuse. It is no failure of the version."""
+        """Fall back to stable if it has spare capacity, or refuse. The version did not fail."""
         lane.runtime.stats.count("shed")
         fallback = lane.fallback
         if fallback is not None and fallback.runtime.batcher.has_room(self.request.rows):
@@ -336,8 +338,8 @@ class Prediction(Counted):
         *,
         end: int = ends.FELL_BACK,
     ) -> None:
-        """Go to stable; with an answer of its the request ends as `end` says."""
-        # Stable's answer must not be kept as this version's.
+        """Go to stable; if stable answers, the request ends as `end`."""
+        # Stable's answer must not be cached as this version's.
         ticket, self.ticket = self.ticket, None
         is_refusal = error.fault is Fault.REFUSED
         self._first = (lane, error, ends.REFUSED if is_refusal else end)
@@ -345,22 +347,22 @@ class Prediction(Counted):
         fallbacks = lane.runtime.stats.fallbacks
         fallbacks[reason] = fallbacks.get(reason, 0) + 1
         if end != ends.SHED and not is_refusal:
-            # A refusal is held against the version only if stable accepts the same request.
+            # A refusal counts for the version only if stable accepts the same request.
             self._blame(lane, fell_back=True)
         timeout_s = self._timeout_s
         self.deadline = self._arrived_at + timeout_s
         now = monotonic()
-        self.hurried = self.deadline - now < timeout_s / 2
+        self.is_urgent = self.deadline - now < timeout_s / 2
         self._enter(fallback, now)
         if ticket is not None:
             ticket.failed()
 
-    # --- the way out ---------------------------------------------------------------------------
+    # --- answering -----------------------------------------------------------------------------
 
     def _write(self, outputs: list[Output], start: int) -> tuple[bytes, bytes] | None:
-        """Return the answer as it was asked for; None when it cannot be, which was a failure."""
+        """Encode the answer in the requested form; None if that failed, which is a failure."""
         if self._form is plain_form and (self._answered_ns or self.request.id is None):
-            # The client brought no id of its own.
+            # The client sent no id.
             self._answered_ns = time_ns()
             self.request.id = self._id().decode()
         try:
@@ -368,9 +370,9 @@ class Prediction(Counted):
         except NotJson as error:
             self.failed(TritonError(Fault.FAILED, str(error)))
         except Exception:
-            # The neighbours in the batch still wait for their rows.
-            log.exception("an answer could not be written")
-            self.failed(TritonError(Fault.FAILED, "the answer could not be written"))
+            # The other jobs of the batch still wait for their rows.
+            log.exception("an answer could not be encoded")
+            self.failed(TritonError(Fault.FAILED, "the answer could not be encoded"))
         return None
 
     def _count_answer(self, now: float, start: int) -> None:
@@ -396,7 +398,7 @@ class Prediction(Counted):
             self._end(first[2])
 
     def _id(self) -> bytes:
-        """Return the answer's id: with the unit that was exposed, and the seal of who asked."""
+        """Return the id of the answer: with the exposed unit, and the seal of the tenant."""
         lane = self._lane
         exposed = lane if self._first is None else self._first[0]
         unit = b""
@@ -407,7 +409,7 @@ class Prediction(Counted):
         return b"%b%x%b%b" % (lane.id_head, self._answered_ns, unit, sealed)
 
     def _respond(self, headers: bytes, body: bytes, dispatched_at: float, now: float) -> None:
-        # Between reading and queueing lies the look-up in the cache, or the version that failed it.
+        # Between reading and queueing is the cache lookup, or the version that failed first.
         first = self._first
         arrived_at, read_at, submitted_at = self._arrived_at, self._read_at, self.submitted_at
         if not self._answered_ns:
@@ -443,8 +445,8 @@ class Prediction(Counted):
     def _fallback_header(self) -> bytes:
         assert self._first is not None
         error = self._first[1]
-        reason = error.message if error.message in _TURNED_AWAY else error.fault.value
+        reason = error.message if error.message in _REJECTIONS else error.fault.value
         return b"x-interlock-fallback: %b\r\n" % reason.encode()
 
 
-_TURNED_AWAY = ("breaker_open", "queue_full", "overloaded")
+_REJECTIONS = ("breaker_open", "queue_full", "overloaded")

@@ -1,7 +1,7 @@
-"""The data plane's clients of Redis: of one server, or of the primary that Sentinel names.
+"""Redis clients of the data plane: for one server, or for the primary that Sentinel names.
 
-A server that was made a replica refuses writes on the connections that were open then: such a
-connection is closed, and the next one goes to whom the address, or Sentinel, names by then.
+A server that became a replica refuses writes on connections from before: such a connection is
+closed, and the next one goes to the current primary.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from redis.exceptions import ReadOnlyError
 from contract.redis_url import NO_CLUSTER, RedisAddress, parse_redis_url
 
 CHECK_TIMEOUT_S = 2.0
-DEMOTED = "the server takes no writes: it is a replica now"
+DEMOTED = "the server is a replica now and refuses writes"
 
 
 class LeavesReplica:
-    """A connection that ends when the server says that it takes no writes."""
+    """A connection that is closed when the server refuses writes."""
 
     async def read_response(self, *args: Any, **kwargs: Any) -> Any:
         try:
@@ -46,7 +46,7 @@ class UnixConnection(LeavesReplica, UnixDomainSocketConnection):
 
 
 class ByUrl(redis.Redis):  # type: ignore[type-arg]
-    """A client that closes, with itself, those of the sentinels that it asked."""
+    """A client that also closes the clients of its sentinels."""
 
     sentinels: Sequence[redis.Redis[bytes]] = ()
 
@@ -62,7 +62,7 @@ CONNECTIONS = {"redis": PlainConnection, "rediss": TlsConnection, "unix": UnixCo
 def connect(
     url: str, *, timeout_s: float, connections_max: int | None = None, tries_again: bool = True
 ) -> redis.Redis[bytes]:
-    """Return a client; one that does not try again never waits for longer than `timeout_s`."""
+    """Return a client; without `tries_again` no call takes longer than `timeout_s`."""
     address = parse_redis_url(url)
     options: dict[str, Any] = {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s}
     if connections_max is not None:
@@ -75,15 +75,15 @@ def connect(
     pool: redis.ConnectionPool[Any] = redis.ConnectionPool.from_url(
         url, connection_class=CONNECTIONS[scheme], **options
     )
-    # It is the client's own, and closed with it.
+    # The client owns the pool, and closes it.
     client: redis.Redis[bytes] = redis.Redis.from_pool(pool)  # type: ignore[attr-defined]
     return client
 
 
 def _of_sentinel(address: RedisAddress, options: dict[str, Any]) -> redis.Redis[bytes]:
     tls: dict[str, Any] = {"ssl": True, **address.tls_files} if address.is_tls else {}
-    asking = {**tls, **address.sentinel_credentials, **options}
-    sentinel = Sentinel(list(address.sentinels), sentinel_kwargs=asking)
+    options_of_sentinels = {**tls, **address.sentinel_credentials, **options}
+    sentinel = Sentinel(list(address.sentinels), sentinel_kwargs=options_of_sentinels)
     server: dict[str, Any] = {**tls, **address.credentials, **options}
     client: Any = sentinel.master_for(address.service, redis_class=ByUrl, db=address.db, **server)
     client.sentinels = tuple(sentinel.sentinels)
@@ -92,12 +92,12 @@ def _of_sentinel(address: RedisAddress, options: dict[str, Any]) -> redis.Redis[
 
 
 async def cluster_fault(url: str) -> str:
-    """Return why this Redis cannot be used, or nothing; who cannot be asked may be none."""
+    """Return why this Redis cannot be used, or ""; a server that does not respond may be usable."""
     client = connect(url, timeout_s=CHECK_TIMEOUT_S, tries_again=False)
     try:
-        told: Any = await client.info("cluster")
+        info: Any = await client.info("cluster")
     except redis.RedisError:
         return ""
     finally:
         await client.aclose()  # type: ignore[attr-defined]
-    return NO_CLUSTER if told.get("cluster_enabled") else ""
+    return NO_CLUSTER if info.get("cluster_enabled") else ""

@@ -1,9 +1,9 @@
-"""How much a request may be: what is counted in its bytes before anything is parsed.
+"""Limits on requests, counted in their bytes before anything is parsed.
 
 A byte of JSON can cost forty bytes of memory and fifty nanoseconds (`[],[],…`), so documents are
-bounded by what the model's signature can need: their length, their values, their lists and objects.
-Small bodies are read at once; others are counted first, which costs a thirtieth of the parsing;
-whatever is large or dense is read by a process of its own (`dataplane.reading`).
+limited by what the model's signature can need: length, values, lists and objects. Small bodies are
+read at once; others are counted first, which costs a thirtieth of the parsing; large or dense
+bodies are read by a separate process (`dataplane.reading`).
 """
 
 from __future__ import annotations
@@ -14,27 +14,27 @@ from dataclasses import dataclass
 from contract.routing import Signature
 from dataplane.errors import Refusal, bad_request
 
-# A body of at most so many bytes is read at once: 0.2 ms, whatever it holds.
+# Bodies up to this size are read at once: at most 0.2 ms.
 SMALL_BYTES_MAX = 4 * 1024
-# One of at most so many too, where it holds few lists, objects and strings: about 1 ms.
+# Bodies up to this size too, if they have few lists, objects and strings: about 1 ms.
 CHEAP_BYTES_MAX = 64 * 1024
 CHEAP_NODES_MAX = 1_024
-# Of any document, besides what the inputs need: names, parameters, requested outputs.
+# Allowance of any document beyond its inputs: names, parameters, requested outputs.
 EXTRA_VALUES_MAX = 4_096
 EXTRA_BYTES_MAX = 64 * 1024
 # Lists of a document whose inputs have free dimensions, or whose model is not known yet.
 LISTS_MAX = 1_000_000
 OBJECTS_MAX = 4_096
-# A number, its comma and its indentation.
+# Bytes of a number with its comma and indentation.
 VALUE_BYTES_MAX = 64
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What a document may hold; None where the signature leaves that open.
+    """Limits of a document; None if the signature sets no limit.
 
-    `texts`: strings are among the values, and brackets and commas in them mean nothing.
+    `texts`: values may be strings, whose brackets and commas do not count.
     """
 
     bytes_max: int | None = None
@@ -43,7 +43,7 @@ class Bounds:
 
 
 def bounds_of(signature: Signature, *, batched: bool, rows_max: int) -> Bounds:
-    """Return what the document of a request for a model of this signature may hold."""
+    """Return the limits of a request for a model with this signature."""
     count: int | None = 0
     for tensor in signature.inputs:
         inner = tensor.shape[1:] if batched else tensor.shape
@@ -62,12 +62,12 @@ def bounds_of(signature: Signature, *, batched: bool, rows_max: int) -> Bounds:
 
 
 class Tally:
-    """Counts the pieces of one document as they come, and refuses them as soon as it can."""
+    """Counts the elements of one document piece by piece, and refuses it as early as possible."""
 
     __slots__ = ("_bounds", "_length", "_lists", "_objects", "_values")
 
     def __init__(self, bounds: Bounds) -> None:
-        # What the document may hold.
+        # The limits.
         self._bounds = bounds
         # Bytes so far.
         self._length = 0
@@ -79,7 +79,7 @@ class Tally:
         self._objects = 0
 
     def add(self, piece: bytes) -> None:
-        """Count `piece`. Raises Refusal: 413 for the length, 400 for what it holds."""
+        """Count `piece`. Raises Refusal: 413 for the length, 400 for the elements."""
         bounds = self._bounds
         self._length += len(piece)
         if bounds.bytes_max is not None and self._length > bounds.bytes_max:
@@ -88,23 +88,23 @@ class Tally:
             self._count(piece)
 
     def end(self, text: bytes) -> None:
-        """Count the whole of a document whose strings may hold what looks like structure."""
+        """Count a complete document whose strings may contain brackets and commas."""
         if self._bounds.texts and (text.count(b"[") > LISTS_MAX or self._is_dense(text)):
             self._count(_STRING.sub(b"", text))
 
     def _is_dense(self, text: bytes) -> bool:
-        most = self._bounds.values_max
-        many = most is not None and text.count(b",") > most
+        values_max = self._bounds.values_max
+        many = values_max is not None and text.count(b",") > values_max
         return many or text.count(b"{") > OBJECTS_MAX
 
     def _count(self, piece: bytes) -> None:
         self._values += piece.count(b",")
         self._lists += piece.count(b"[")
         self._objects += piece.count(b"{")
-        most = self._bounds.values_max
-        if most is not None and self._values >= most:
-            raise _too_many("values", most)
-        lists_max = LISTS_MAX if most is None else most
+        values_max = self._bounds.values_max
+        if values_max is not None and self._values >= values_max:
+            raise _too_many("values", values_max)
+        lists_max = LISTS_MAX if values_max is None else values_max
         if self._lists > lists_max:
             raise _too_many("lists", lists_max)
         if self._objects > OBJECTS_MAX:
@@ -119,7 +119,7 @@ def check_text(text: bytes, bounds: Bounds) -> None:
 
 
 def is_cheap(text: bytes) -> bool:
-    """Return whether a document costs so little that the event loop may wait for it."""
+    """Return whether a document is so cheap that the event loop may parse it."""
     if len(text) <= SMALL_BYTES_MAX:
         return True
     if len(text) > CHEAP_BYTES_MAX:
@@ -128,12 +128,12 @@ def is_cheap(text: bytes) -> bool:
 
 
 def too_large(bytes_max: int) -> Refusal:
-    """Return the refusal of a body that is longer than what it is for can need."""
-    return Refusal(413, "body_too_large", f"the body is over {bytes_max} bytes")
+    """Return the refusal of a body that is longer than its request can need."""
+    return Refusal(413, "body_too_large", f"the body is larger than {bytes_max} bytes")
 
 
-def _too_many(what: str, most: int) -> Refusal:
+def _too_many(what: str, limit: int) -> Refusal:
     return bad_request(
         "too_many_elements",
-        f"the body holds over {most} {what}, which is more than its request can need",
+        f"the body has more than {limit} {what}, which no valid request needs",
     )

@@ -1,6 +1,7 @@
-"""What one request is counted as: for whom, how it ended and who is to blame; it routes nothing.
+"""The telemetry of one request: its unit, its end, and the version at fault. It routes nothing.
 
-A request is assigned once and ends once, whoever calls how often: see `dataplane.ends`.
+A request is assigned once and ends once, however often the methods are called: see
+`dataplane.ends`.
 """
 
 from __future__ import annotations
@@ -20,39 +21,39 @@ if TYPE_CHECKING:
 
 
 class Counted:
-    """A request's part in telemetry. Whoever inherits sets these itself: a call would cost time."""
+    """A request's part in telemetry. Subclasses set the fields: a call would cost time."""
 
     __slots__ = ("_assigned", "_caller", "_cluster", "_first", "_telemetry", "_tenancy", "_unit")
 
-    # Where exposures and measurements go.
+    # Takes exposures and measurements.
     _telemetry: Telemetry
-    # Takes the answer.
+    # Gets the answer.
     _caller: Caller
-    # Who asks; None for a request without a unit.
+    # The unit; None for a request without one.
     _unit: str | None
-    # Whose request it is.
+    # The tenant.
     _tenancy: Tenancy
-    # Where counts by cluster have it; see `Counter`.
+    # The cluster for counts; see `Counter`.
     _cluster: int
-    # The lane that it was assigned to, until it is counted there how the request ended.
+    # The lane that it was assigned to, until its end is counted there.
     _assigned: Lane | None
-    # The lane that failed it before, how, and which end it is if stable answers.
+    # The lane that failed it before, the error, and the end if stable answers.
     _first: tuple[Lane, TritonError, int] | None
 
     def _blame(self, lane: Lane, *, fell_back: bool, status: str | None = None) -> None:
-        """Count the request as one that the version of `lane` failed."""
+        """Count the request as failed by the version of `lane`."""
         lane.counter.failed(self._unit, self._cluster, fell_back=fell_back)
         lane.runtime.stats.count(status or ("fallback" if fell_back else "error"))
         if not fell_back:
             self._end(ends.FAILED)
 
     def _end_unanswered(self, end: int) -> None:
-        """Count the end of a request that nobody answers; `end` is of the lane it is in now."""
+        """Count the end of a request without an answer; `end` is that of the present lane."""
         first = self._first
         self._end(end if first is None else ends.end_without_answer(first[2], end))
 
     def _end(self, end: int) -> None:
-        """Count how the request ended for the version that it was assigned to, once."""
+        """Count the end of the request for the version that it was assigned to, once."""
         lane = self._assigned
         if lane is not None:
             lane.counter.end(end, self._unit, self._cluster)
@@ -68,7 +69,7 @@ class Counted:
         self._telemetry.measure(key, ends.IS_UNANSWERED[end], end == ends.CACHED, int(latency_us))
 
     def _client_cluster(self) -> int:
-        """Return the cluster of a request without a unit: of its API key, or the client's."""
+        """Return the cluster of a request without a unit: of its API key, or its client."""
         if not self._tenancy.name:
             return self._caller.client_cluster
         headers = self._caller.headers

@@ -1,4 +1,4 @@
-"""How an answer is written: for an infer request over HTTP, and for `POST /predict`."""
+"""The forms of an answer: for an infer request over HTTP, and for `POST /predict`."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from dataplane.codec import InferRequest
 from dataplane.predict_response import write_plain
 from dataplane.serving import Lane, LiveModel
 
-# Writes an answer whose rows begin at the number given: header lines, and the body. Raises NotJson.
+# Encodes an answer whose rows begin at the index: header lines, and the body. Raises NotJson.
 Form = Callable[[LiveModel, Lane, InferRequest, list[Output], int], tuple[bytes, bytes]]
 
 
 def infer_form(
     model: LiveModel, lane: Lane, request: InferRequest, outputs: list[Output], start: int
 ) -> tuple[bytes, bytes]:
-    """Write the answer of an infer request, as JSON or with binary tensors behind it."""
+    """Encode the answer of an infer request, as JSON or with binary tensors after it."""
     body, json_length = write_answer(lane.head, request, outputs, start)
     if json_length is None:
         return lane.headers, body
@@ -27,5 +27,5 @@ def infer_form(
 def plain_form(
     model: LiveModel, lane: Lane, request: InferRequest, outputs: list[Output], start: int
 ) -> tuple[bytes, bytes]:
-    """Write the answer of `POST /predict`."""
+    """Encode the answer of `POST /predict`."""
     return lane.headers, write_plain(model.name, lane.decision, request, outputs, start)

@@ -1,7 +1,7 @@
-"""Which version answers a request: a pure function of the table, the model and the unit.
+"""Routes a request to a version: a pure function of the table, the model and the unit.
 
-Decisions are made once per table and handed out; a request costs one hash. A version with weight
-nought gets nothing, and raising a canary's weight moves no unit back.
+Decisions are created once per table and reused; a request costs one hash. A version with weight 0
+gets nothing, and raising a canary's weight moves no unit back.
 """
 
 from __future__ import annotations
@@ -24,15 +24,16 @@ from contract.routing import (
 from dataplane.errors import Refusal, unavailable
 
 Draw = Callable[[int], int]
-# In the place of a bucket: the request has no unit, or is outside of every split.
+# In place of a bucket: the request has no unit, or is outside every split.
 NO_BUCKET = -1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Decision:
-    """Who answers. `split` is empty outside one; `exposures` says that they are due.
+    """The chosen version and variant. `split` is empty outside a split.
 
-    `dimensions` are the headers whose values exposures carry, `measured` that units are measured.
+    `exposures` says that exposures are reported, `dimensions` are the headers whose values they
+    carry, and `measured` says that units are measured.
     """
 
     version: str
@@ -45,7 +46,7 @@ class Decision:
 
 
 class Router:
-    """Decides for one model under one generation of the table."""
+    """Routes the requests of one model under one generation of the table."""
 
     __slots__ = (
         "_canary_sides",
@@ -66,53 +67,53 @@ class Router:
     ) -> None:
         # The model's name, for messages.
         self._name = name
-        # Its part of the table.
+        # The model's part of the table.
         self._model = model
         # The table's generation, which each decision carries.
         self._generation = generation
-        # Its split; a model that is pinned to stable is served as if it had none.
+        # The split; a model that is pinned to stable is served as if it had none.
         self._split = split = model.split if not pinned else None
-        # The decisions for the sides of a canary, by name.
+        # The decisions of a canary's variants, by name.
         self._canary_sides = _canary_sides(model.stable, split, generation)
-        # What gets everybody else.
+        # The decision for all other requests.
         self._stable = self._canary_sides.get(STABLE) or (
             Decision(model.stable, STABLE, "", generation) if model.stable is not None else None
         )
-        # The decisions for an experiment's variants, by name.
+        # The decisions of an experiment's variants, by name.
         self._variants = _variants(model.stable, split, generation)
-        # Filled as versions are asked for by name.
+        # Decisions for explicit versions, created on request.
         self._explicit: dict[str, Decision] = {}
-        # Who is meant by an experiment: tenants, and values of headers.
+        # The targets of an experiment: tenants, and values of headers.
         self._tenants, self._headers = _targets(split)
-        # Whether only some are; then `means` is to be asked before `decide`.
+        # Whether the experiment has targets; then call `targets` before `decide`.
         self.targeted = bool(self._tenants or self._headers)
 
     @property
     def stable(self) -> Decision | None:
-        """The decision that gets what no split claims, and what falls back."""
+        """The decision for requests outside every split, and for fallbacks."""
         return self._stable
 
-    def means(self, tenant: str, headers: dict[bytes, bytes]) -> bool:
-        """Say whether a request takes part in a split that is targeted."""
+    def targets(self, tenant: str, headers: dict[bytes, bytes]) -> bool:
+        """Return whether a request takes part in a targeted split."""
         if self._tenants and tenant not in self._tenants:
             return False
         return all(headers.get(name) in values for name, values in self._headers)
 
     @property
-    def outside(self) -> Decision:
-        """The decision for those whom a targeted split does not mean: stable, as without it."""
+    def untargeted(self) -> Decision:
+        """The decision for requests that a targeted split does not include: stable."""
         assert self._stable is not None
         return self._stable
 
     def decide(self, unit: str | None, draw: Draw = randrange) -> Decision:
-        """Return who answers `unit`. Raises Refusal (503)."""
+        """Return the decision for `unit`. Raises Refusal (503)."""
         return self.place(unit, draw)[0]
 
     def place(self, unit: str | None, draw: Draw = randrange) -> tuple[Decision, int]:
-        """Return who answers `unit`, and the bucket that it is in; NO_BUCKET without one.
+        """Return the decision for `unit` and its bucket; NO_BUCKET without one.
 
-        Without a unit `draw(10000)` stands in for each bucket. Raises Refusal (503) for a model
-        without a stable version.
+        Without a unit `draw(10000)` replaces each bucket. Raises Refusal (503) for a model without
+        a stable version.
         """
         stable = self._stable
         if stable is None:
@@ -139,7 +140,7 @@ class Router:
         return self._variant_at(split, draw(BUCKETS)), NO_BUCKET
 
     def explicit(self, version: str) -> Decision:
-        """Return the decision for a request that names its version, past any split.
+        """Return the decision for a request that names its version, outside any split.
 
         Raises Refusal (404) for a version that is not served.
         """
@@ -164,7 +165,7 @@ class Router:
 def _canary_sides(
     stable: str | None, split: CanarySplit | ExperimentSplit | None, generation: int
 ) -> dict[str, Decision]:
-    """All sides of a canary carry its id, so that they are compared with each other."""
+    """Return the decisions of a canary; all carry its id, so that they can be compared."""
     if stable is None or not isinstance(split, CanarySplit):
         return {}
     versions = {CANARY: split.version, STABLE: stable, BASELINE: stable}
@@ -189,7 +190,7 @@ def _variants(
 def _targets(
     split: CanarySplit | ExperimentSplit | None,
 ) -> tuple[frozenset[str], tuple[tuple[bytes, frozenset[bytes]], ...]]:
-    """Return the tenants and the headers, as they come, that an experiment is about."""
+    """Return the tenants and the headers, as received, that an experiment targets."""
     if not isinstance(split, ExperimentSplit):
         return frozenset(), ()
     headers = tuple(

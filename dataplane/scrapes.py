@@ -16,18 +16,18 @@ PLAIN_TEXT = b"content-type: text/plain; version=0.0.4; charset=utf-8\r\n"
 
 
 class Scrapes:
-    """Has the page made, and answers with it."""
+    """Renders the page, and answers with it."""
 
     def __init__(self, collect: Callable[[], Awaitable[Page]]) -> None:
-        # Gathers what this process has to show.
+        # Collects the metrics of this process.
         self.collect = collect
-        # Makes the text; in an instance of several workers it asks them all.
+        # Renders the text; with several workers it queries them all.
         self.text: Callable[[], Awaitable[bytes]] = self._own_text
-        # Scrapes under way, referenced so that they are not collected.
+        # Scrapes in progress, referenced so that they are not garbage collected.
         self._tasks: set[asyncio.Task[None]] = set()
 
     def answer(self, exchange: Exchange) -> None:
-        """Answer as soon as the page is made; 503 while the siblings cannot be heard."""
+        """Answer once the page is rendered; 503 if a sibling does not respond."""
         task = asyncio.get_running_loop().create_task(self._answer(exchange))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -36,7 +36,7 @@ class Scrapes:
         try:
             text = await self.text()
         except Exception as error:
-            # A page without the siblings would let counters go backwards.
+            # A page without the siblings would make counters go backwards.
             log.warning("scrape.failed: %s: %s", type(error).__name__, error)
             exchange.refuse(unavailable("metrics_incomplete", "a worker's metrics are missing"))
             return

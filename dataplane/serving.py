@@ -1,8 +1,8 @@
-"""What the applied routing table means at run time: codecs, routers, batchers, breakers.
+"""The applied routing table at run time: codecs, routers, batchers, breakers.
 
-A table is applied by replacing one reference. Whatever costs something is made when a model is
-first asked for, so that a table of ten thousand models applies at once. Batchers and breakers of a
-version outlive the table while nothing about the version changed.
+A table is applied by replacing one reference. Expensive objects are created when a model first gets
+a request, so that a table of ten thousand models applies at once. Batchers and breakers of a
+version outlive the table while nothing about the version changes.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from dataplane.metrics import VersionStats
 from dataplane.pin_file import PIN_ALL
 from dataplane.router import Decision, Router
 from dataplane.shadow.mirror import Mirror, Shadows
-from dataplane.table_reader import gone_versions
+from dataplane.table_reader import removed_versions
 from dataplane.telemetry import DEFAULT_INTERVAL_S, Telemetry
-from dataplane.triton import Copies, Triton
-from dataplane.unit_sketch import Crowd
+from dataplane.triton import Replicas, Triton
+from dataplane.unit_sketch import Sketch
 from dataplane.window_counter import Counter
 
 TRIPS_MAX = 200
-# A report carries all trips, so that none of them may be long.
+# A report carries all trips, so each reason must be short.
 REASON_LENGTH_MAX = 300
 _BINARY = b"content-type: application/octet-stream\r\n"
-# The part of a request's time that a version with a fallback may use.
+# The share of a request's time that a version with a fallback may use.
 FIRST_ATTEMPT = 0.75
 
 
@@ -47,25 +47,26 @@ FIRST_ATTEMPT = 0.75
 class VersionRuntime:
     """The queue and the breaker of one version; `origin` is all that they depend on.
 
-    `batchers` are all queues of the version: this one, and the baseline's or the fleet's.
+    `batchers` are all queues of the version: this one, and that of the baseline or of everything
+    else.
     """
 
     origin: tuple[object, ...]
     batcher: Batcher
     breaker: Breaker
     stats: VersionStats
-    copies: Copies
+    replicas: Replicas
     batchers: list[Batcher]
 
 
 @dataclass(slots=True, eq=False)
 class Lane:
-    """Everything that a request needs once its decision is made.
+    """Everything that a request needs once it is routed.
 
-    `fallback` is where it goes when this version fails it, None where there is nowhere to go.
-    `mirror` copies it to a shadow after the answer, None where there is no shadow. `cached` is the
-    way through the cache, None where that is off; `cache_state` is what the headers say of it.
-    `id_head` is what the ids of its answers begin with (`contract.request_ids`).
+    `fallback` is the lane after a failure of this version, None if there is none. `mirror` copies
+    the request to a shadow after the answer, None without a shadow. `cached` leads through the
+    cache, None if that is off; `cache_state` is its value in the headers. `id_head` is the prefix
+    of the ids of answers (`contract.request_ids`).
     """
 
     decision: Decision
@@ -92,13 +93,13 @@ class LiveModel:
     router: Router
     unit_header: bytes
     timeout_s: float
-    crowd: Crowd
+    sketch: Sketch
     cache: ModelCache | None = None
     lanes: dict[Decision, Lane] = field(default_factory=dict)
 
 
 class Serving:
-    """Holds the applied table and makes lanes from it."""
+    """Holds the applied table and creates lanes from it."""
 
     def __init__(
         self,
@@ -112,44 +113,44 @@ class Serving:
     ) -> None:
         # Sends the batches.
         self.triton = triton
-        # Makes the counters.
+        # Creates the counters.
         self._telemetry = telemetry
         # Runs the batchers' timers.
         self._loop = loop
-        # Tells the ids of this process's answers from those of all others.
+        # Distinguishes the ids of this process's answers from all others.
         self._process = token_hex(4)
-        # Batches that may be under way for one version.
+        # Maximum batches in flight of one version.
         self._in_flight_max = in_flight_max
-        # Batches of one version that an endpoint computes at once.
+        # Batches of one version that an endpoint computes in parallel.
         self._instances = instances
         # Unix seconds, for the reports of trips.
         self._wall_clock = wall_clock
-        # Copies requests to shadows; without it no table's shadow gets any.
+        # Copies requests to shadows; None disables shadows.
         self.shadows = shadows
-        # Who may ask, and how much; replaced where several processes share the limits.
+        # Admits requests; replaced if several processes share the limits.
         self.admission = Admission()
-        # Answers that may be given again; without it no model's are.
+        # Caches answers; None disables the cache.
         self.cache: Cache | None = None
-        # The table that requests are answered from; None before the first.
+        # The applied table; None before the first.
         self.table: RoutingTable | None = None
-        # Models that were asked for since the table was applied.
+        # Models that got requests since the table was applied.
         self._models: dict[str, LiveModel] = {}
         # Models that an operator pinned to stable.
         self.pinned: frozenset[str] = frozenset()
-        # Told which (model, version) are in the table no longer.
-        self.on_gone: Callable[[list[tuple[str, str]]], None] = _ignore
-        # Versions that were asked for, over tables.
+        # Called with the (model, version) pairs that a new table no longer has.
+        self.on_removed: Callable[[list[tuple[str, str]]], None] = _ignore
+        # Versions that got requests, across tables.
         self._versions: dict[tuple[str, str], VersionRuntime] = {}
-        # The same versions as a rollout's baseline meets them: with a queue of its own.
+        # The same versions for a rollout's baseline: with a queue of its own.
         self._baselines: dict[tuple[str, str], VersionRuntime] = {}
-        # Counters over the life of the process, for versions of the table.
+        # Counters of this process, for versions of the table.
         self._stats: dict[tuple[str, str], VersionStats] = {}
         # The breakers' trips since this boot, the latest per (model, version, generation).
         self._trips: dict[tuple[str, str, int], BreakerTrip] = {}
 
     @property
     def generation(self) -> int:
-        """The generation applied, nought before the first table."""
+        """The applied generation, 0 before the first table."""
         return self.table.generation if self.table is not None else 0
 
     @property
@@ -160,27 +161,27 @@ class Serving:
         self,
         table: RoutingTable,
         changed: Iterable[str] | None = None,
-        gone: list[tuple[str, str]] | None = None,
+        removed: list[tuple[str, str]] | None = None,
     ) -> dict[str, LiveModel]:
-        """Serve from `table` from the next request on; return what was made for the last one.
+        """Serve from `table` from the next request on; return the old table's models.
 
-        `changed` names at least the models that differ from the applied table's, and `gone` the
-        versions that `table` serves no more; None has that found out.
+        `changed` names at least the models that differ from the applied table, and `removed` the
+        versions that `table` no longer serves; None for either derives it here.
         """
-        if gone is None:
+        if removed is None:
             before_names = self.table.models if self.table is not None else ()
             names = before_names if changed is None else changed
-            gone = [pair for name in names for pair in gone_versions(name, self.table, table)]
+            removed = [pair for name in names for pair in removed_versions(name, self.table, table)]
         self.table = table
         self.admission.apply(table)
         before, self._models = self._models, {}
-        for key in gone:
+        for key in removed:
             self._versions.pop(key, None)
             self._baselines.pop(key, None)
             self._stats.pop(key, None)
-        self.on_gone(gone)
+        self.on_removed(removed)
         if self.cache is not None:
-            self.cache.applied(gone)
+            self.cache.applied(removed)
         used = {address for cluster in table.clusters.values() for address in cluster.endpoints}
         self.triton.keep_only(used)
         if self.shadows is not None:
@@ -188,7 +189,7 @@ class Serving:
         return before
 
     def pin(self, names: frozenset[str]) -> None:
-        """Leave the splits of these models, `*` for all of them, out of effect from now on."""
+        """Disable the splits of these models, `*` for all, and enable all others."""
         changed = names ^ self.pinned
         self.pinned = names
         if PIN_ALL in changed:
@@ -210,14 +211,14 @@ class Serving:
         return lane if lane is not None else self._make_lane(model, decision)
 
     def stats(self) -> Iterator[tuple[str, str, VersionStats, VersionRuntime | None]]:
-        """Yield the counters of each version that was asked for."""
+        """Yield the counters of each version that got requests."""
         for (name, version), stats in self._stats.items():
             yield name, version, stats, self._versions.get((name, version))
 
     def _make_model(self, name: str) -> LiveModel:
         table = self.table
         if table is None:
-            raise unavailable("no_routing_table", "no routing table has arrived yet", 2)
+            raise unavailable("no_routing_table", "no routing table was received yet", 2)
         route = table.models.get(name)
         if route is None:
             raise Refusal(404, "model_not_found", f"unknown model {name!r}")
@@ -230,7 +231,7 @@ class Serving:
             router=Router(name, route, table.generation, pinned=self.is_pinned(name)),
             unit_header=route.unit_key.header.lower().encode(),
             timeout_s=route.timeout_ms / 1000,
-            crowd=self._telemetry.crowds.of(name),
+            sketch=self._telemetry.sketches.of(name),
             cache=self.cache.model(name, route) if self.cache is not None else None,
         )
         self._models[name] = model
@@ -238,7 +239,7 @@ class Serving:
 
     def _make_lane(self, model: LiveModel, decision: Decision) -> Lane:
         stable = model.router.stable
-        # An explicit request asked for this version and no other.
+        # An explicit request is for this version only.
         fallback = None
         if (
             decision.split
@@ -281,7 +282,7 @@ class Serving:
         return lane
 
     def _mirror(self, model: LiveModel, decision: Decision) -> Mirror | None:
-        """Return what copies the requests of a lane of stable's; explicit ones are smoke tests."""
+        """Return the mirror of a lane of stable's; explicit requests are not copied."""
         route = model.route
         if self.shadows is None or self.table is None or route.shadow is None:
             return None
@@ -304,37 +305,37 @@ class Serving:
             return runtime
         stats = self._stats.setdefault(key, VersionStats())
         on_trip = self._on_trip(model.name, version, stats)
-        copies = Copies(cluster.endpoints, route.breaker, on_trip, cluster.hedge_after_ms)
-        batcher = self._batcher(route, versioned, copies, stats)
+        replicas = Replicas(cluster.endpoints, route.breaker, on_trip, cluster.hedge_after_ms)
+        batcher = self._batcher(route, versioned, replicas, stats)
         breaker = Breaker(route.breaker, on_trip)
-        runtime = VersionRuntime(origin, batcher, breaker, stats, copies, [batcher])
+        runtime = VersionRuntime(origin, batcher, breaker, stats, replicas, [batcher])
         self._versions[key] = runtime
         return runtime
 
     def _baseline(self, model: LiveModel, version: str) -> VersionRuntime:
-        """Return a version with a queue of its own, and all the rest shared with the fleet's.
+        """Return a version with a queue of its own; everything else is shared.
 
-        A canary at a small share has small batches that wait for nobody, and so must what it is
-        compared with. The breaker is about the version, whoever asks it.
+        A canary at a small share has small batches that do not wait to fill, and what it is
+        compared with must have the same. The breaker is shared, because it is about the version.
         """
         shared = self._version(model, version)
         key = (model.name, version)
         runtime = self._baselines.get(key)
         if runtime is None or runtime.origin is not shared.origin:
             batcher = self._batcher(
-                model.route, model.route.versions[version], shared.copies, shared.stats
+                model.route, model.route.versions[version], shared.replicas, shared.stats
             )
             shared.batchers.append(batcher)
             runtime = self._baselines[key] = replace(shared, batcher=batcher)
         return runtime
 
     def _batcher(
-        self, route: ModelRoute, versioned: VersionRoute, copies: Copies, stats: VersionStats
+        self, route: ModelRoute, versioned: VersionRoute, replicas: Replicas, stats: VersionStats
     ) -> Batcher:
         return Batcher(
             route,
             versioned,
-            copies,
+            replicas,
             self.triton,
             self._loop,
             stats.batch_size.observe,
@@ -361,8 +362,8 @@ class Serving:
         return tripped
 
 
-def _ignore(gone: list[tuple[str, str]]) -> None:
-    """Nobody keeps count of versions."""
+def _ignore(removed: list[tuple[str, str]]) -> None:
+    """Do nothing: no listener is set."""
 
 
 def _provenance(decision: Decision, cache_state: str) -> bytes:
@@ -379,7 +380,7 @@ def _provenance(decision: Decision, cache_state: str) -> bytes:
 
 
 def _with_state(lane: Lane, cache_state: str) -> Lane:
-    """Return the lane of requests that the cache dealt with so."""
+    """Return the lane of requests with this cache state."""
     provenance = _provenance(lane.decision, cache_state)
     return replace(
         lane,
@@ -391,5 +392,5 @@ def _with_state(lane: Lane, cache_state: str) -> Lane:
 
 
 def _safe(value: str) -> bytes:
-    """Return a header value: nothing in it may end the line."""
+    """Return a header value without line breaks."""
     return value.encode("ascii", "replace").translate(None, b"\r\n")

@@ -1,22 +1,22 @@
 """The listening sockets of an instance: one for each worker, all on one port.
 
-They are bound at once, so that the port is ours, and listen only while a worker serves them: a
-client that nobody could answer is refused at once and may go elsewhere. The first worker that
-accepts makes a socket listen.
+They are bound at the start, so that the port is reserved, and listen only while a worker serves
+them: a client that no worker can answer is refused at once and can try another instance. The first
+worker that accepts makes a socket listen.
 """
 
 from __future__ import annotations
 
 import socket
 
-# By port, held for as long as the process lives; the kernel frees them with any death.
+# By address and port, held while the process lives; the kernel releases them when it dies.
 _claims: dict[tuple[str, int], socket.socket] = {}
 
 
 def claim(host: str, port: int) -> None:
-    """Claim the port for this process. Raises OSError where another instance has it.
+    """Claim the port for this process. Raises OSError if another instance has it.
 
-    The kernel lets two bind a port, or share it, until one of them listens.
+    The kernel lets two processes bind or share a port until one of them listens.
     """
     if port == 0 or (host, port) in _claims:
         return
@@ -30,10 +30,10 @@ def claim(host: str, port: int) -> None:
 
 
 def bind(host: str, port: int, count: int) -> list[socket.socket]:
-    """Return `count` sockets bound to one port. Raises OSError where the port is taken."""
+    """Return `count` sockets bound to one port. Raises OSError if the port is in use."""
     family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     if count > 1 and port:
-        # Sockets that share a port would share it with a stranger's, too, and silently.
+        # Sockets with SO_REUSEPORT would silently share the port with a foreign process, too.
         with socket.socket(family) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
@@ -53,12 +53,12 @@ def bind(host: str, port: int, count: int) -> list[socket.socket]:
 
 
 def refuse(sockets: list[socket.socket]) -> None:
-    """Stop listening, in all processes that hold the sockets; what waits in their queues is reset.
+    """Stop listening, in all processes that hold the sockets; queued connections are reset.
 
-    They stay bound, and listen again as soon as a worker accepts on them.
+    The sockets stay bound, and listen again as soon as a worker accepts on them.
     """
     for item in sockets:
-        # One that does not listen would hand on its being shut to every connection after.
+        # Shutting down a socket that does not listen would break later connections.
         if item.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             item.shutdown(socket.SHUT_RDWR)
 

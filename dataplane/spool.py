@@ -1,7 +1,7 @@
-"""Messages on disk until Redis has them: small files, written whole, sent oldest first.
+"""Messages on disk until Redis has them: small files, sent oldest first.
 
-A file is written under a temporary name, synced where that was promised, and renamed, so that it
-is there whole or not at all. The spool is bounded in bytes. Blocking: call it from a thread.
+A file is written under a temporary name, synced if that was promised, and renamed, so that it
+exists completely or not at all. The size of the spool is limited. Blocking: call it from a thread.
 """
 
 from __future__ import annotations
@@ -19,36 +19,36 @@ _RECORD = struct.Struct("<II")
 
 @dataclass(frozen=True)
 class Record:
-    """One encoded batch and the stream it belongs to."""
+    """One encoded batch and its stream."""
 
     stream: str
     payload: bytes
 
 
 class SpoolFull(Exception):
-    """The spool holds as many bytes as it may."""
+    """The spool has reached its size limit."""
 
 
 class Spool:
-    """The files of one instance, in the order of their names, which is that of their writing."""
+    """The files of one instance, sorted by name, which is the order of writing."""
 
     def __init__(self, folder: Path, bytes_max: int) -> None:
-        # Where the files are; nobody else writes there.
+        # The directory of the files; no other process writes there.
         self._folder = folder
-        # Beyond this nothing is taken.
+        # The size limit.
         self._bytes_max = bytes_max
         # One writer at a time: a thread pool may run two calls at once.
         self._lock = Lock()
         folder.mkdir(parents=True, exist_ok=True)
         for leftover in folder.glob("*.tmp"):
             leftover.unlink()
-        found = sorted(folder.glob(f"*{SUFFIX}"))
+        paths = sorted(folder.glob(f"*{SUFFIX}"))
         # Files not sent yet, oldest first, with their sizes.
-        self._files: deque[tuple[Path, int]] = deque((path, path.stat().st_size) for path in found)
-        # Bytes in all of them.
+        self._files: deque[tuple[Path, int]] = deque((path, path.stat().st_size) for path in paths)
+        # The total size of the files.
         self.size_bytes = sum(size for _, size in self._files)
         # The number of the next file.
-        self._next = int(found[-1].stem) + 1 if found else 1
+        self._next = int(paths[-1].stem) + 1 if paths else 1
 
     def __len__(self) -> int:
         return len(self._files)
@@ -61,7 +61,7 @@ class Spool:
         data = b"".join(_encode(record) for record in records)
         with self._lock:
             if self.size_bytes + len(data) > self._bytes_max:
-                raise SpoolFull(f"the spool holds {self.size_bytes} bytes")
+                raise SpoolFull(f"the spool is full: {self.size_bytes} bytes")
             path = self._folder / f"{self._next:016d}{SUFFIX}"
             temporary = path.with_suffix(".tmp")
             with temporary.open("wb") as file:
@@ -77,7 +77,10 @@ class Spool:
             self.size_bytes += len(data)
 
     def adopt(self, folder: Path) -> int:
-        """Take over what a spool in `folder` left, whatever the bound; return how many files."""
+        """Move the files of another spool in `folder` to this one; return how many.
+
+        The size limit does not apply to them.
+        """
         adopted = 0
         with self._lock:
             for path in sorted(folder.glob(f"*{SUFFIX}")):
@@ -86,7 +89,7 @@ class Spool:
                     size = path.stat().st_size
                     path.rename(target)
                 except FileNotFoundError:
-                    continue  # Somebody else was faster.
+                    continue  # Another process was faster.
                 self._next += 1
                 self._files.append((target, size))
                 self.size_bytes += size
@@ -94,16 +97,16 @@ class Spool:
         return adopted
 
     def oldest(self) -> tuple[Path, list[Record]] | None:
-        """Return the oldest file and what it holds, or None when there is none."""
+        """Return the oldest file and its records, or None if there is none."""
         if not self._files:
             return None
         path, _ = self._files[0]
         return path, _decode(path.read_bytes())
 
     def remove(self, path: Path) -> None:
-        """Delete the oldest file: its records were taken. Does nothing if `path` is not it.
+        """Delete the oldest file: its records were sent. Does nothing if `path` is another.
 
-        A sender that was cancelled may already have had it removed.
+        A sender that was cancelled may already have removed it.
         """
         with self._lock:
             if self._files and self._files[0][0] == path:
@@ -126,7 +129,7 @@ def _encode(record: Record) -> bytes:
 
 
 def _decode(data: bytes) -> list[Record]:
-    """Return the records of a file, up to the first that is not whole."""
+    """Return the records of a file, up to the first incomplete one."""
     records = []
     at = 0
     while at + _RECORD.size <= len(data):

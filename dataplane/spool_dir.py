@@ -1,7 +1,7 @@
-"""Where a process keeps its spool: a folder of its own, so that siblings and successors may run
-at the same time. What a process that is gone could not send is taken over by one that lives.
+"""The spool directories of an instance: one per process, so that processes can run side by side.
 
-A locked file beside the folder says that its owner lives; the kernel unlocks it with any death.
+A running process adopts what a dead one could not send. A locked file beside a directory shows
+that its owner is alive; the kernel unlocks it when the process dies.
 """
 
 from __future__ import annotations
@@ -15,26 +15,27 @@ from pathlib import Path
 from dataplane.spool import Spool
 
 
-class Lodging:
-    """The spool of one process within the folder that all processes of an instance share."""
+class SpoolDir:
+    """The spool directory of one process, within the directory of the instance."""
 
     def __init__(self, root: Path, name: str, bytes_max: int) -> None:
         root.mkdir(parents=True, exist_ok=True)
-        # The folder of all spools.
+        # The directory of all spools.
         self._root = root
-        # Our folder's name in it.
+        # The name of our directory.
         self._name = name
-        # Held for as long as we live; before the folder is there, so nobody finds it ownerless.
+        # Held while we live; taken before the directory exists, so that it is never without an
+        # owner.
         self._lock = _lock(root / f"{name}.lock")
-        # What waits to be sent.
+        # Messages that wait to be sent.
         self.spool = Spool(root / name, bytes_max)
 
     async def adopt(self) -> None:
-        """Take over what processes that are gone left behind."""
+        """Adopt what dead processes left behind."""
         await asyncio.to_thread(self._adopt)
 
     def close(self) -> None:
-        """Leave what could not be sent to whoever comes next. May be called again."""
+        """Leave what could not be sent to another process. May be called again."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -61,7 +62,7 @@ class Lodging:
 
 
 def _lock(path: Path) -> int | None:
-    """Return the descriptor that holds the lock, or None while somebody else does."""
+    """Return the descriptor that holds the lock, or None while another process holds it."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,8 +1,8 @@
-"""What an instance does when the control plane has not confirmed its table for long.
+"""The policy for a table that the control plane has not confirmed for long.
 
-`serve` goes on as if nothing were; `warn` says so on every answer and in the log; `fail` is no
-longer ready, but still answers. A table that was never confirmed in this life of the process is
-stale from the start: nobody knows how old it is. Only a monotonic clock decides.
+`serve` continues as usual; `warn` says so in the headers of every answer and in the log; `fail` is
+no longer ready, but still answers. A table that was never confirmed since the start is stale at
+once, because its age is unknown. Only a monotonic clock decides.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ class Staleness:
     """Watches the age of the table for one process."""
 
     def __init__(self, sync: Sync, policy: StalePolicy, after_s: float) -> None:
-        # Knows when the table was confirmed.
+        # Has the time of the last confirmation.
         self._sync = sync
-        # What to do about it.
+        # The policy.
         self._policy = policy
         # The age beyond which it is stale.
         self._after_s = after_s
-        # Whether the log has been told.
+        # Whether the present state was logged.
         self._warned = False
 
     @property
@@ -44,7 +44,7 @@ class Staleness:
         )
 
     def header(self) -> bytes:
-        """Return the line that every answer carries until the next call, or nothing."""
+        """Return the header line of all answers until the next call, or nothing."""
         if self._policy == "serve":
             return b""
         stale = self.is_stale

@@ -1,9 +1,9 @@
-"""Carries telemetry, exposures and outcomes to the control plane, over Redis streams.
+"""Sends telemetry, exposures and outcomes to the control plane, over Redis streams.
 
-Everything goes to the spool first and from there to Redis, in order, at least once, with
-(instance, boot, sequence) on each batch so that the consumer applies it once. While Redis is away
-the spool grows up to its bound; what comes beyond it is dropped and counted, except outcomes: those
-are refused, because their sender was promised that they are kept.
+Everything goes to the spool first and from there to Redis, in order, at least once, with (instance,
+boot, sequence) on each batch so that the consumer applies it once. While Redis is unavailable the
+spool grows up to its limit; further messages are dropped and counted, except outcomes: those are
+refused, because their sender was promised that they are kept.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ EXPOSURES_PER_BATCH = 1_000
 SKETCHES_PER_BATCH = 50
 OUTCOMES_PER_BATCH = 1_000
 OUTCOMES_WAITING_MAX = 20_000
-# What one stream may take of Redis' memory. Beyond it the oldest entries go, of outcomes none:
-# those wait in the spool, until it is full and they are refused. A consumer so far behind has been
-# down for long.
+# Redis memory of one stream. Above it the oldest entries are removed, but never outcomes: those
+# wait in the spool, until it is full and they are refused. A consumer that is so far behind has
+# been down for long.
 STREAM_BYTES_MAX = 256 * 1024 * 1024
-# How long a loop may wait for work before it turns all the same, and so shows that it lives.
+# Seconds that a loop may wait for work before it turns anyway, to show that it is alive.
 IDLE_S = 5.0
 
 
 class OutcomesRefused(Exception):
-    """Outcomes that could not be stored; the message says why."""
+    """Outcomes that could not be stored; the message gives the reason."""
 
 
 @dataclass(frozen=True)
@@ -79,39 +79,39 @@ class Publisher:
         sealer: Sealer | None = None,
         check: Callable[[], None] = lambda: None,
     ) -> None:
-        # What waits on disk.
+        # The messages on disk.
         self._spool = spool
-        # Where it goes.
+        # The Redis that they are sent to.
         self._redis = client
-        # Where windows and exposures gather between two turns.
+        # Collects windows and exposures between two turns.
         self._telemetry = telemetry
-        # Who we are, on each batch.
+        # The instance in each batch.
         self._instance = instance
-        # Which life of ours, on each batch.
+        # The boot in each batch.
         self._boot = boot
         # Seconds between two drains of the telemetry.
         self._interval_s = interval_s
-        # The generation that is applied now.
+        # Returns the applied generation.
         self._generation = generation
-        # Takes the windows of shadows that gathered between two turns.
+        # Returns the windows of shadows since the last turn.
         self._shadows = shadows
-        # Takes the pairs of their answers.
+        # Returns the pairs of answers since the last turn.
         self._pairs = pairs
-        # What each stream may take of Redis' memory.
+        # Redis memory of each stream.
         self._stream_bytes_max = stream_bytes_max
-        # Seals what leaves; without it the control plane may refuse what is sent.
+        # Signs the batches; without it the control plane may refuse them.
         self._sealer = sealer
-        # Raises while nothing is to leave.
+        # Raises while nothing may be sent.
         self._check = check
-        # Outcomes that were refused, until the operator is told of them.
+        # Counts of refused outcomes, until they are sent.
         self.refusals = Refusals()
-        # The last sequence given out, by stream.
+        # The last sequence number, by stream.
         self._sequences = dict.fromkeys(STREAMS, 0)
-        # Messages given up since this boot, by stream.
+        # Messages dropped since this boot, by stream.
         self._dropped = dict.fromkeys(STREAMS, 0)
         # Outcomes that wait to be written together with others.
         self._outcomes: list[_Waiting] = []
-        # How many outcomes those are.
+        # The number of waiting outcomes.
         self._outcomes_waiting = 0
         # Set when outcomes wait.
         self._outcomes_due = asyncio.Event()
@@ -121,7 +121,7 @@ class Publisher:
         self.heartbeats = [Heartbeat(name) for name in ("telemetry", "outcomes", "sender")]
 
     def loops(self) -> list[Coroutine[None, None, None]]:
-        """Return what must run for the life of the process."""
+        """Return the loops that must run while the process lives."""
         telemetry, outcomes, sender = self.heartbeats
         return [
             telemetry.run(self.flush_telemetry, self._interval_s),
@@ -131,7 +131,7 @@ class Publisher:
 
     @property
     def dropped(self) -> dict[str, int]:
-        """Messages given up since this boot, by stream."""
+        """Messages dropped since this boot, by stream."""
         lost = self._telemetry.dropped
         return {
             STREAM_TELEMETRY: self._dropped[STREAM_TELEMETRY] + lost["windows"],
@@ -157,7 +157,7 @@ class Publisher:
         return stored
 
     async def flush_telemetry(self, *, is_last: bool = False) -> None:
-        """Move what gathered in memory to the spool; with `is_last` also what is not due yet."""
+        """Move the collected telemetry to the spool; `is_last` includes what is not due yet."""
         windows, exposures = self._telemetry.drain(self._generation())
         shadows = self._shadows()
         records = [
@@ -184,7 +184,7 @@ class Publisher:
             self._record(STREAM_EXPOSURES, pairs=tuple(pairs[i : i + EXPOSURES_PER_BATCH]))
             for i in range(0, len(pairs), EXPOSURES_PER_BATCH)
         ]
-        sketches = self._telemetry.crowds.drain(is_last=is_last)
+        sketches = self._telemetry.sketches.drain(is_last=is_last)
         records += [
             self._record(STREAM_EXPOSURES, sketches=tuple(sketches[i : i + SKETCHES_PER_BATCH]))
             for i in range(0, len(sketches), SKETCHES_PER_BATCH)
@@ -204,7 +204,7 @@ class Publisher:
         self._spooled.set()
 
     async def send_spooled(self) -> None:
-        """Send all that is spooled now. Raises redis.RedisError while Redis cannot take it."""
+        """Send everything in the spool. Raises redis.RedisError while Redis is unavailable."""
         while (oldest := await asyncio.to_thread(self._spool.oldest)) is not None:
             self._check()
             path, records = oldest
@@ -218,9 +218,9 @@ class Publisher:
             await asyncio.to_thread(self._spool.remove, path)
 
     def _entries(self, records: list[Record]) -> list[tuple[str, dict[Any, Any]]]:
-        """Return what stands in the streams. It is sealed as it leaves, with the token of now.
+        """Return the stream entries, signed at the time of sending with the current token.
 
-        A batch that another process left on disk is sealed by this one: it vouches for it.
+        This process also signs batches that another process left on disk: it vouches for them.
         """
         if self._sealer is None:
             return [(record.stream, {FIELD: record.payload}) for record in records]
@@ -237,19 +237,19 @@ class Publisher:
         ]
 
     async def _entries_max(self, streams: set[str]) -> dict[str, int | None]:
-        """Return how many entries of their present size each stream may hold; None, any number.
+        """Return the maximum entries of each stream, at their present size; None for no limit.
 
-        Raises redis.RedisError when the stream of outcomes has no room: it is never cut.
+        Raises redis.RedisError if the stream of outcomes is full: it is never trimmed.
         """
         names = sorted(streams)
         async with self._redis.pipeline(transaction=False) as pipeline:
             for name in names:
                 pipeline.xlen(name)
-                # Redis looks at a few nodes of the stream, however long it is.
+                # Redis samples a few nodes of the stream, however long it is.
                 pipeline.memory_usage(name)
-            found = await pipeline.execute()
+            results = await pipeline.execute()
         entries_max: dict[str, int | None] = {}
-        for name, length, used in zip(names, found[::2], found[1::2], strict=True):
+        for name, length, used in zip(names, results[::2], results[1::2], strict=True):
             if name == STREAM_OUTCOMES:
                 self._check_room(length, used or 0)
             is_cut = name != STREAM_OUTCOMES and length and used
@@ -259,17 +259,17 @@ class Publisher:
     def _check_room(self, length: int, used_bytes: int) -> None:
         if used_bytes >= self._stream_bytes_max:
             raise redis.RedisError(
-                f"{length} batches of outcomes wait in {used_bytes} bytes of Redis, of "
+                f"{length} batches of outcomes take {used_bytes} bytes of Redis, of "
                 f"{self._stream_bytes_max} allowed; is the ingester running?"
             )
 
     async def store_outcomes(self) -> None:
-        """Write the waiting outcomes to disk, many at once, and tell those who wait."""
+        """Write the waiting outcomes to disk together, and notify their senders."""
         waiting, self._outcomes = self._outcomes, []
         if not waiting:
             return
         self._outcomes_waiting = 0
-        # Many requests make one batch: one outcome each would cost the consumer a batch each.
+        # Many requests share one batch: a batch per outcome would cost the consumer more.
         outcomes = [outcome for item in waiting for outcome in item.outcomes]
         records = [
             self._record(STREAM_OUTCOMES, outcomes=tuple(outcomes[i : i + OUTCOMES_PER_BATCH]))

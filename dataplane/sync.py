@@ -1,10 +1,10 @@
-"""Pulls the routing table, checks it, applies it or says why not, and reports what is served.
+"""Pulls the routing table, checks it, applies or refuses it, and reports what is served.
 
-A table is applied whole or refused whole. Refused are a table that contradicts itself, that is
-older than the one applied, or that newly names a version which does not answer on every endpoint
-of its cluster (see `warmup`); the old table goes on serving, and the refused one is tried again at
-each poll, since a version may become ready. The last good table is on disk, so that a start
-without a control plane serves from it.
+A table is applied completely or refused completely. Refused is a table that contradicts itself,
+that is older than the applied one, or that adds a version which does not answer on every endpoint
+of its cluster (see `warmup`). The old table then stays in use, and the refused one is tried
+again at each poll, because a version may become ready. The last good table is on disk, so that an
+instance can start without a control plane.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from contract.messages import InstanceReport, encode_report
 from contract.routing import CHANNEL, Name, RoutingTable, TableError
 from dataplane.heartbeat import Heartbeat
 from dataplane.serving import Serving
-from dataplane.table_reader import Reading, TableFile, TableReader, let_go
+from dataplane.table_reader import Reading, TableFile, TableReader, release_slowly
 from dataplane.triton import Triton
 from dataplane.warmup import Warmup
 
@@ -37,11 +37,11 @@ LISTEN_S = 5.0
 
 
 class Refused(Exception):
-    """A pulled table that is not applied; `generation` is None when it could not be read."""
+    """A pulled table that is not applied; `generation` is None if it could not be parsed."""
 
     def __init__(self, generation: int | None, reason: str) -> None:
         super().__init__(reason)
-        # The generation that the report names.
+        # The refused generation, for the report.
         self.generation = generation
 
 
@@ -64,49 +64,49 @@ class Sync:
         warmup_timeout_s: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        # Where a table is applied.
+        # Applies tables.
         self._serving = serving
-        # Has new versions answer before they are served.
+        # Sends requests to new versions before they are served.
         self._warmup = Warmup(triton, warmup_timeout_s)
-        # Talks to the control plane; carries its address and our token.
+        # The HTTP client of the control plane, with its address and our token.
         self._control = control
-        # Brings the wake-ups.
+        # Brings notifications of new tables.
         self._redis = client
-        # The last good table.
+        # The last good table on disk.
         self._file = file
-        # Takes tables apart.
+        # Parses tables.
         self._reader = TableReader()
-        # What could not be read, and why: the same bytes are not tried again at each poll.
+        # Hash and error of a table that could not be parsed: it is not tried again at each poll.
         self._unreadable: tuple[int, str] | None = None
-        # Who we are, in reports.
+        # The instance in reports.
         self._instance = instance
-        # Which life of ours, in reports.
+        # The boot in reports.
         self._boot = boot
-        # Messages given up so far, for the report.
+        # Returns the messages dropped so far, for the report.
         self._dropped = dropped
-        # Seconds between two pulls that nothing woke.
+        # Seconds between two polls without a notification.
         self._poll_interval_s = poll_interval_s
         # Seconds between two reports.
         self._report_interval_s = report_interval_s
-        # The tag of the table applied, so that the same one is not pulled twice.
+        # The tag of the applied table, so that it is not pulled twice.
         self._etag: str | None = None
         # The refused generation and the reason, until a table is applied.
         self._refusal: tuple[int | None, str] | None = None
-        # When the control plane last confirmed our table, monotonic; None before it ever did.
+        # When the control plane last confirmed our table, monotonic; None before the first time.
         self.confirmed_at: float | None = None
         # Monotonic seconds: a wall clock that jumps must not make a table old.
         self._clock = clock
-        # When this process began, on that clock.
+        # When this process started, on that clock.
         self._started_at = clock()
-        # Wakes the poller and the reporter before their time.
+        # Wakes the poller early.
         self._wake = asyncio.Event()
-        # Set once the first pull ended, well or not.
+        # Set once the first pull ended, successful or not.
         self.tried = asyncio.Event()
-        # Wakes the reporter before its time.
+        # Wakes the reporter early.
         self._report_due = asyncio.Event()
         # Refusals since the start.
         self.refusals = 0
-        # Turns of the three loops.
+        # The heartbeats of the three loops.
         self.heartbeats = [Heartbeat(name) for name in ("poll", "listen", "report")]
 
     @property
@@ -116,11 +116,11 @@ class Sync:
         return self._clock() - since
 
     def is_confirmed(self, within_s: float) -> bool:
-        """Say whether the control plane confirmed our table so lately."""
+        """Return whether the control plane confirmed our table in the last `within_s` seconds."""
         return self.confirmed_at is not None and self.table_age_s <= within_s
 
     def loops(self) -> list[Coroutine[None, None, None]]:
-        """Return what must run for the life of the process."""
+        """Return the loops that must run while the process lives."""
         poll, listen, report = self.heartbeats
         return [
             poll.run(self._poll, self._poll_interval_s, self._wake),
@@ -129,7 +129,7 @@ class Sync:
         ]
 
     async def start_from_disk(self) -> None:
-        """Serve from the stored table, if there is one: it was good, and better than nothing."""
+        """Serve from the stored table, if there is one: it was good, and better than none."""
         reading = await self._file.load(self._reader)
         if reading is not None:
             await self._apply(reading)
@@ -145,7 +145,8 @@ class Sync:
         """Fetch the table and apply or refuse it. Raises httpx.HTTPError, TableError."""
         response = await self._control.get(TABLE_PATH, headers=self._conditions())
         if response.status_code == 304:
-            # What was refused meanwhile was of another control plane, or is no longer published.
+            # A table that was refused meanwhile came from another control plane, or is no longer
+            # published.
             self._refusal = None
             self._confirmed()
             return
@@ -159,24 +160,24 @@ class Sync:
         self._confirmed()
 
     def _conditions(self) -> dict[str, str]:
-        """Return the headers that say what we have; from it on a delta does."""
+        """Return the headers that name the table that we have, and accept a delta from it."""
         if self._etag is None:
             return {}
         return {"if-none-match": self._etag, "accept": f"{MEDIA_TYPE}, application/json"}
 
     async def _table_in(self, response: httpx.Response) -> bytes:
-        """Return the whole table of an answer that holds it, or what changed. Raises Refused."""
+        """Return the whole table from a response with a table or a delta. Raises Refused."""
         if response.headers.get("content-type") != MEDIA_TYPE:
             return response.content
         try:
-            return await self._reader.put_together(response.content)
+            return await self._reader.assemble_table(response.content)
         except TableError as error:
-            # The next poll gets the whole one.
+            # The next poll gets the whole table.
             self._etag = None
             raise Refused(None, str(error)) from None
 
     async def report(self, *, stopping: bool = False) -> None:
-        """Tell the control plane what is served. Raises httpx.HTTPError."""
+        """Report to the control plane what is served. Raises httpx.HTTPError."""
         refusal = self._refusal
         report = InstanceReport(
             instance=self._instance,
@@ -198,7 +199,7 @@ class Sync:
         response.raise_for_status()
 
     def report_soon(self) -> None:
-        """Have the reporter send before its time."""
+        """Wake the reporter early."""
         self._report_due.set()
 
     # --- one table -----------------------------------------------------------------------------
@@ -220,7 +221,7 @@ class Sync:
         try:
             await asyncio.to_thread(self._file.store, data)
         except OSError as error:
-            # It is served all the same; only a restart without a control plane would miss it.
+            # It is served anyway; only a restart without a control plane would miss it.
             log.warning("table.not_stored: %s", error)
 
     async def _read(self, data: bytes, applied: RoutingTable | None) -> Reading:
@@ -237,28 +238,28 @@ class Sync:
 
     async def _apply(self, reading: Reading) -> None:
         applied = self._serving.table
-        # A copy keeps the old models alive until they are let go of one after another.
+        # A copy keeps the old models alive until they are released one after another.
         old_models = dict(applied.models) if applied is not None else {}
         changed = (*reading.changed, *reading.removed)
-        old_live = self._serving.apply(reading.table, changed, reading.gone)
+        old_live = self._serving.apply(reading.table, changed, reading.removed_versions)
         old_lines = self._reader.keep(reading)
         del applied
-        await let_go(old_live, old_lines, old_models)
+        await release_slowly(old_live, old_lines, old_models)
 
     def _compare(self, reading: Reading, applied: RoutingTable) -> None:
-        """Accept the applied table again; refuse an older one and a different one of its number."""
+        """Confirm the applied table; refuse an older one, or another one of the same generation."""
         table = reading.table
         if table.generation < applied.generation:
-            raise Refused(table.generation, _why_older(table.generation, applied.generation))
+            raise Refused(table.generation, _older_reason(table.generation, applied.generation))
         if reading.changed or reading.removed or _frame(table) != _frame(applied):
             raise Refused(
                 table.generation,
-                f"generation {in_words(table.generation)} is applied already, with other content",
+                f"generation {in_words(table.generation)} is already applied with other content",
             )
         self._refusal = None
 
     async def _probe(self, table: RoutingTable, changed: tuple[Name, ...]) -> None:
-        """Have every version that was not served so far answer. Raises Refused."""
+        """Send requests to every version that was not served so far. Raises Refused."""
         reasons = await self._warmup.run(table, changed, self._serving.table)
         if reasons:
             raise Refused(table.generation, "; ".join(reasons)[:1_000])
@@ -275,10 +276,10 @@ class Sync:
         self.confirmed_at = self._clock()
 
     async def _listen(self) -> None:
-        """Wake the poller for each message, until the connection fails."""
+        """Wake the poller for each notification, until the connection fails."""
         async with self._redis.pubsub(ignore_subscribe_messages=True) as pubsub:
             await pubsub.subscribe(CHANNEL)
-            # Whatever was published before we listened is caught by one pull.
+            # One pull catches what was published before we listened.
             self._wake.set()
             listen = self.heartbeats[1]
             while True:
@@ -288,14 +289,14 @@ class Sync:
                 listen.beat()
 
 
-def _why_older(generation: int, applied: int) -> str:
-    """Say why a table is refused that is older than the applied one, and what to do about it."""
-    older = f"generation {in_words(generation)} is older than {in_words(applied)}, which is applied"
+def _older_reason(generation: int, applied: int) -> str:
+    """Return why a table older than the applied one is refused."""
+    older = f"generation {in_words(generation)} is older than the applied {in_words(applied)}"
     if epoch_of(generation) < epoch_of(applied):
         return f"{older}: its control plane was replaced when epoch {epoch_of(applied)} began"
     return older
 
 
 def _frame(table: RoutingTable) -> RoutingTable:
-    """Return what of a table is no model."""
+    """Return a table without its models."""
     return msgspec.structs.replace(table, models={})

@@ -1,7 +1,8 @@
-"""Reads a routing table in slices, so that a large one never holds the event loop.
+"""Reads a routing table in slices, so that a large one does not block the event loop.
 
-What did not change since the applied table is known by its bytes and taken over unparsed, as the
-very same objects; so what changed is known as well, and nobody else need look at all models.
+Parts that are the same as in the applied table are recognised by their bytes and reused without
+parsing, as the same objects. The changes are therefore known as well, and no other module needs to
+compare all models.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from contract.deltas import decode_delta, lines_of, put_together
+from contract.deltas import assemble_table, changed_lines, decode_delta
 from contract.routing import (
     Cluster,
     ModelRoute,
@@ -28,16 +29,16 @@ from contract.routing import (
     check_model,
     decode_models,
     decode_unchecked,
-    pieces,
+    split_table,
 )
 from dataplane.spool import sync_folder
 
 log = logging.getLogger("interlock.dataplane")
 
-# How long a slice may take, and how many steps are taken between two looks at the clock.
+# Seconds of a slice, and steps between two looks at the clock.
 SLICE_S = 0.001
 STEPS = 8
-# New lines that are parsed together, and things that are let go of together.
+# New lines that are parsed together, and objects that are released together.
 LINES_AT_ONCE = 32
 DROPPED_AT_ONCE = 100
 
@@ -47,22 +48,22 @@ Lines = dict[bytes, Entry]
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A table that was read and checked, and what it changes.
+    """A table that was parsed and checked, and its changes.
 
-    `changed` are the models that are new or different, or whose cluster is; `removed` those that
-    the applied table has and this one has not. `gone` are the (model, version) that are served no
-    more. `lines` are for the next reading.
+    `changed` are models that are new or different, or whose cluster is; `removed` are models that
+    only the applied table has. `removed_versions` are the (model, version) pairs that are no longer
+    served. `lines` are for the next reading.
     """
 
     table: RoutingTable
     changed: tuple[Name, ...]
     removed: tuple[Name, ...]
-    gone: list[tuple[Name, str]]
+    removed_versions: list[tuple[Name, str]]
     lines: Lines
 
 
-class Pace:
-    """Lets the loop turn whenever a slice of time is used up."""
+class TimeSlice:
+    """Yields to the event loop whenever a slice of time is used up."""
 
     def __init__(self) -> None:
         # Steps since the last look at the clock.
@@ -71,7 +72,7 @@ class Pace:
         self._until = perf_counter() + SLICE_S
 
     def is_due(self) -> bool:
-        """Count a step; True when it is time to `rest`."""
+        """Count a step; return True when it is time to `rest`."""
         self._steps += 1
         return self._steps % STEPS == 0 and perf_counter() >= self._until
 
@@ -81,61 +82,61 @@ class Pace:
 
 
 class TableReader:
-    """Reads tables against the one that is applied."""
+    """Reads tables, given the one that is applied."""
 
     def __init__(self) -> None:
-        # The lines of the applied table, and the models that they stand for.
+        # The lines of the applied table, with their models.
         self._known: Lines = {}
 
     async def read(self, data: bytes, applied: RoutingTable | None) -> Reading:
         """Parse and check a table. Raises TableError."""
-        pace = Pace()
-        parts = pieces(data)
+        time_slice = TimeSlice()
+        parts = split_table(data)
         if parts is None:
             table = decode_unchecked(data)
             lines: Lines = {}
         else:
-            frame, found = parts
-            models, lines = await self._read_models(found, pace)
+            frame, model_lines = parts
+            models, lines = await self._read_models(model_lines, time_slice)
             table = msgspec.structs.replace(decode_unchecked(frame), models=models)
-        changed = await _changed(table, applied, pace)
+        changed = await _changed(table, applied, time_slice)
         removed = tuple(applied.models.keys() - table.models.keys()) if applied is not None else ()
-        gone: list[tuple[Name, str]] = []
+        removed_pairs: list[tuple[Name, str]] = []
         for name in (*changed, *removed):
             if (route := table.models.get(name)) is not None:
                 check_model(name, route, table.clusters)
-            gone += gone_versions(name, applied, table)
-            if pace.is_due():
-                await pace.rest()
+            removed_pairs += removed_versions(name, applied, table)
+            if time_slice.is_due():
+                await time_slice.rest()
         check_frame(table)
-        return Reading(table, changed, removed, gone, lines)
+        return Reading(table, changed, removed, removed_pairs, lines)
 
-    async def put_together(self, data: bytes) -> bytes:
+    async def assemble_table(self, data: bytes) -> bytes:
         """Return the table that an encoded delta makes of the applied one. Raises TableError."""
         delta = decode_delta(data)
-        pace = Pace()
-        lines = lines_of(delta)
-        left_out = {*lines, *delta.removed}
+        time_slice = TimeSlice()
+        lines = changed_lines(delta)
+        replaced = {*lines, *delta.removed}
         for line, (name, _) in self._known.items():
-            if name not in left_out:
+            if name not in replaced:
                 lines[name] = line
-            if pace.is_due():
-                await pace.rest()
-        return put_together(delta, (lines[name] for name in sorted(lines)))
+            if time_slice.is_due():
+                await time_slice.rest()
+        return assemble_table(delta, (lines[name] for name in sorted(lines)))
 
     def keep(self, reading: Reading) -> Lines:
-        """Remember the lines of a table that was applied; return what was remembered before."""
+        """Remember the lines of a table that was applied; return the previous lines."""
         before, self._known = self._known, reading.lines
         return before
 
     async def _read_models(
-        self, found: Iterator[bytes], pace: Pace
+        self, model_lines: Iterator[bytes], time_slice: TimeSlice
     ) -> tuple[dict[Name, ModelRoute], Lines]:
         known = self._known
         models: dict[Name, ModelRoute] = {}
         lines: Lines = {}
         fresh: list[bytes] = []
-        for line in found:
+        for line in model_lines:
             entry = known.get(line)
             if entry is not None:
                 lines[line] = entry
@@ -145,23 +146,23 @@ class TableReader:
                 if len(fresh) >= LINES_AT_ONCE:
                     _parse(fresh, models, lines)
                     fresh = []
-            if pace.is_due():
-                await pace.rest()
+            if time_slice.is_due():
+                await time_slice.rest()
         _parse(fresh, models, lines)
         return models, lines
 
 
 def _parse(fresh: list[bytes], models: dict[Name, ModelRoute], lines: Lines) -> None:
     """Parse lines together. Raises TableError."""
-    found = decode_models(b",".join(fresh))
-    models.update(found)
-    if len(found) == len(fresh):
-        # In any other case some names came twice, and the lines are not worth remembering.
-        lines.update(zip(fresh, found.items(), strict=True))
+    parsed = decode_models(b",".join(fresh))
+    models.update(parsed)
+    if len(parsed) == len(fresh):
+        # Otherwise some names were repeated, and the lines are not worth remembering.
+        lines.update(zip(fresh, parsed.items(), strict=True))
 
 
-async def let_go(*things: dict[Any, Any]) -> None:
-    """Empty large dictionaries that nobody reads any more, a little at a time."""
+async def release_slowly(*things: dict[Any, Any]) -> None:
+    """Empty large dictionaries that are no longer used, a little at a time."""
     for thing in things:
         while thing:
             for _ in range(min(len(thing), DROPPED_AT_ONCE)):
@@ -170,7 +171,7 @@ async def let_go(*things: dict[Any, Any]) -> None:
 
 
 async def _changed(
-    table: RoutingTable, applied: RoutingTable | None, pace: Pace
+    table: RoutingTable, applied: RoutingTable | None, time_slice: TimeSlice
 ) -> tuple[Name, ...]:
     before = applied.models if applied is not None else {}
     moved = _moved(table.clusters, applied.clusters) if applied is not None else set()
@@ -180,12 +181,12 @@ async def _changed(
         is_same = old is route or old == route
         if not is_same or (moved and any(v.cluster in moved for v in route.versions.values())):
             changed.append(name)
-        if pace.is_due():
-            await pace.rest()
+        if time_slice.is_due():
+            await time_slice.rest()
     return tuple(changed)
 
 
-def gone_versions(
+def removed_versions(
     name: Name, before: RoutingTable | None, after: RoutingTable
 ) -> list[tuple[Name, str]]:
     """Return the versions of the model `name` that `before` served and `after` does not."""
@@ -202,14 +203,14 @@ def _moved(after: dict[Name, Cluster], before: dict[Name, Cluster]) -> set[Name]
 
 
 class TableFile:
-    """The last good table on disk, replaced whole or not at all."""
+    """The last good table on disk, replaced completely or not at all."""
 
     def __init__(self, path: Path) -> None:
         # The file; a temporary one is written beside it.
         self._path = path
 
     async def load(self, reader: TableReader) -> Reading | None:
-        """Return the stored table, or None where there is none that can be used."""
+        """Return the stored table, or None if there is none that can be used."""
         try:
             return await reader.read(self._path.read_bytes(), None)
         except FileNotFoundError:

@@ -1,8 +1,8 @@
-"""Counts what happened, per (model, version, variant, generation, split), in windows of a second.
+"""Counts requests per (model, version, variant, generation, split), in windows of a second.
 
-Units are counted once per check interval, which is aligned to the epoch and so the same on every
-instance; a window never crosses an interval. All memory is bounded, and what a bound drops is
-counted. Nothing here does I/O: `drain` hands over what gathered, the stream carries it away.
+Units are counted once per check interval, which is aligned to the Unix epoch and so the same on
+every instance; a window never crosses an interval. All memory is limited, and what a limit drops is
+counted. Nothing here does I/O: `drain` returns the collected data, and the stream sends it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from contract.messages import Exposure, TelemetryWindow, UnitMeasurement
-from dataplane.unit_sketch import Crowds
+from dataplane.unit_sketch import Sketches
 from dataplane.window_counter import Clock, Counter, Key, Units
 
 EXPOSURES_MAX = 200_000
@@ -22,51 +22,51 @@ ATTRIBUTE_LENGTH_MAX = 100
 NO_HEADERS: Mapping[bytes, bytes] = MappingProxyType({})
 DEFAULT_INTERVAL_S = 10
 QUIET_DRAINS_MAX = 60
-# The same while a request is under way, whose end would be lost: longer than any may take.
+# The same while a request is in progress, whose end would be lost: longer than any request takes.
 BUSY_DRAINS_MAX = 3_600
 
 
 class Telemetry:
-    """All counters, and the exposures not yet handed over."""
+    """All counters, and the exposures that were not drained yet."""
 
     def __init__(self, clock: Clock) -> None:
         # Unix seconds.
         self._clock = clock
-        # Open counters by key; those of older generations leave when they have gone quiet.
+        # Open counters by key; those of older generations are removed once they are quiet.
         self._counters: dict[Key, Counter] = {}
-        # The units of each (model, version, variant, split), over all generations.
+        # The units of each (model, version, variant, split), across generations.
         self._units: dict[tuple[str, str, str, str], Units] = {}
-        # Windows that an interval closed before the next drain.
+        # Windows that ended with an interval before the next drain.
         self._closed: list[TelemetryWindow] = []
-        # (split, variant, hash of unit and tenant) already reported, oldest first. What the bound
-        # evicts is reported again, and the consumer keeps the earliest.
+        # (split, variant, hash of unit and tenant) already reported, oldest first. An evicted one
+        # is reported again, and the consumer keeps the earliest.
         self._exposed: dict[tuple[str, str, int], None] = {}
-        # Exposures not yet handed over.
+        # Exposures that were not drained yet.
         self._exposures: list[Exposure] = []
-        # What the bounds made us give up, by kind.
+        # What was dropped because of the limits, by kind.
         self.dropped = {"windows": 0, "exposures": 0, "measurements": 0}
-        # [requests, errors, cache hits, latency] by (split, unit, variant), not yet handed over.
+        # [requests, errors, cache hits, latency] by (split, unit, variant), not drained yet.
         self._measured: dict[tuple[str, str, str], list[int]] = {}
-        # Which units ask each model.
-        self.crowds = Crowds(clock)
-        # Overflow of the sets that were forgotten.
+        # Sketches of the units of each model.
+        self.sketches = Sketches(clock)
+        # Overflow of removed sets of units.
         self._overflow = 0
 
     @property
     def units_overflow(self) -> int:
-        """How many requests brought a unit beyond the bound of an interval."""
+        """Requests with a unit beyond the limit of an interval."""
         return self._overflow + sum(units.overflow for units in self._units.values())
 
     def counter(
         self, key: Key, interval_s: int = DEFAULT_INTERVAL_S, totals: list[int] | None = None
     ) -> Counter:
-        """Return the counter of `key`; a new one adds to `totals` how its requests end."""
+        """Return the counter of `key`; a new one adds the ends of its requests to `totals`."""
         counter = self._counters.get(key)
         if counter is None:
             model, version, variant, _, split = key
             units = self._units.get((model, version, variant, split))
             if units is None or units.interval_s != interval_s:
-                # A rollout's next step may have longer intervals.
+                # The next step of a rollout may have longer intervals.
                 self._overflow += units.overflow if units is not None else 0
                 units = self._units[model, version, variant, split] = Units(interval_s)
             counter = self._counters[key] = Counter(key, units, self._clock, self._close, totals)
@@ -82,7 +82,7 @@ class Telemetry:
         headers: Mapping[bytes, bytes] = NO_HEADERS,
         dimensions: tuple[str, ...] = (),
     ) -> None:
-        """Report that `unit` of `tenant` met `variant`, unless that was reported already.
+        """Report that `unit` of `tenant` was assigned to `variant`, unless already reported.
 
         The report carries those `dimensions` that are among the request's headers.
         """
@@ -110,7 +110,7 @@ class Telemetry:
     def measure(
         self, key: tuple[str, str, str], errors: int, cache_hits: int, latency_us: int
     ) -> None:
-        """Count a request of (split, unit, variant); latency is of one that was computed."""
+        """Count a request of (split, unit, variant); latency is for computed answers."""
         counts = self._measured.get(key)
         if counts is None:
             if len(self._measured) >= MEASURED_MAX:
@@ -123,7 +123,7 @@ class Telemetry:
         counts[3] += latency_us
 
     def drain_measured(self) -> list[UnitMeasurement]:
-        """Return what was measured since the last call."""
+        """Return the measurements since the last call."""
         measured, self._measured = self._measured, {}
         return [
             UnitMeasurement(
@@ -141,7 +141,7 @@ class Telemetry:
         ]
 
     def drain(self, generation: int) -> tuple[list[TelemetryWindow], list[Exposure]]:
-        """Return what gathered since the last call; `generation` is the one now applied."""
+        """Return windows and exposures since the last call; `generation` is the applied one."""
         now = self._clock()
         for key, counter in list(self._counters.items()):
             window = counter.take(now)
@@ -149,7 +149,8 @@ class Telemetry:
                 self._close(window)
                 counter.quiet_drains = 0
             elif key[3] < generation:
-                # A request of an older generation may still be under way: wait before forgetting.
+                # A request of an older generation may still be in progress: wait before removing
+                # the counter.
                 counter.quiet_drains += 1
                 quiet_max = QUIET_DRAINS_MAX if counter.under_way <= 0 else BUSY_DRAINS_MAX
                 if counter.quiet_drains >= quiet_max:
@@ -174,9 +175,9 @@ class Telemetry:
 
 
 def _attributes(headers: Mapping[bytes, bytes], dimensions: tuple[str, ...]) -> dict[str, str]:
-    found = {name: headers.get(name.encode()) for name in dimensions}
+    values = {name: headers.get(name.encode()) for name in dimensions}
     return {
         name: value.decode("utf-8", "replace")[:ATTRIBUTE_LENGTH_MAX]
-        for name, value in found.items()
+        for name, value in values.items()
         if value is not None
     }

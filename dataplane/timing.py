@@ -1,22 +1,22 @@
-"""The lines of answers that differ from one to the next, timing from a table: floats are slow.
+"""The header lines that differ from answer to answer, with timings from a table: floats are slow.
 
-Milliseconds with two digits behind the point; every answer has three to five of them.
+Milliseconds with two decimals; every answer has three to five of them.
 """
 
 from __future__ import annotations
 
-# What is shown for so many hundredths of a millisecond.
+# The text for each number of hundredths of a millisecond.
 _SHOWN = tuple(b"%d.%02d" % divmod(n, 100) for n in range(10_000))
 _PER_S = 100_000
 
 
-# What ends the headers of each answer: places for its stages and its id.
+# The last lines of each answer's headers: its stages and its id.
 _ID = b"\r\nx-interlock-request-id: %b\r\n"
-# Where a version computed it, with what `computed_stages` returns.
+# For a computed answer, with the result of `computed_stages`.
 COMPUTED_LINES = (
     b"server-timing: read;dur=%b,%b;dur=%b,queue;dur=%b,infer;dur=%b,total;dur=%b" + _ID
 )
-# Where the cache had it, with what `cached_stages` returns.
+# For a cached answer, with the result of `cached_stages`.
 CACHED_LINES = b"server-timing: read;dur=%b,cache;dur=%b,total;dur=%b" + _ID
 Computed = tuple[bytes, bytes, bytes, bytes, bytes, bytes]
 
@@ -24,7 +24,7 @@ Computed = tuple[bytes, bytes, bytes, bytes, bytes, bytes]
 def computed_stages(
     read_s: float, before: bytes, before_s: float, queue_s: float, infer_s: float, total_s: float
 ) -> Computed:
-    """Return the milliseconds of COMPUTED_LINES; `before` names the second stage."""
+    """Return the values for COMPUTED_LINES; `before` names the second stage."""
     try:
         return (
             _SHOWN[int(read_s * _PER_S + 0.5)],
@@ -42,7 +42,7 @@ def computed_stages(
 
 
 def cached_stages(read_s: float, cache_s: float, total_s: float) -> tuple[bytes, bytes, bytes]:
-    """Return the milliseconds of CACHED_LINES."""
+    """Return the values for CACHED_LINES."""
     try:
         return (
             _SHOWN[int(read_s * _PER_S + 0.5)],

@@ -1,7 +1,7 @@
-"""In which cluster a request is counted: a share of the units by a hash that is always the same.
+"""Assigns requests to clusters: shares of the units by a hash that never changes.
 
-Counts by cluster show how alike the requests of a unit are. A unit's cluster comes from the bucket
-that decides about its version, so that it costs no second hash.
+Counts by cluster show how correlated the requests of a unit are. The cluster of a unit is derived
+from the bucket that decides its version, so it costs no second hash.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ def cluster_of_bucket(bucket: int) -> int:
 
 
 def cluster_of(name: bytes) -> int:
-    """Return the cluster of a client that sends no units: of its API key, or its address."""
+    """Return the cluster of a client without units: of its API key, or of its address."""
     return xxh3_64_intdigest(name) % CLUSTERS
 
 
 @lru_cache(maxsize=4_096)
 def cluster_of_peer(peer: str) -> int:
-    """Return the cluster of an address as grpc writes it, such as `ipv4:127.0.0.1:50000`.
+    """Return the cluster of an address in grpc's form, such as `ipv4:127.0.0.1:50000`.
 
-    It is that of the same address over HTTP. A connection's calls all ask for the same.
+    It is that of the same address over HTTP. Cached, because all calls of a connection have the
+    same address.
     """
     kind, _, address = unquote(peer).partition(":")
     host = address.rpartition(":")[0].strip("[]") if kind in ("ipv4", "ipv6") else ""

@@ -1,7 +1,7 @@
-"""Which units ask a model, as a sketch: the smallest hashes of the hour say how many there are.
+"""Sketches of the units of a model: the smallest hashes of an hour estimate their number.
 
-A request costs one hash and one comparison; a sketch of a model that has many units hardly changes
-any more, and takes eight bytes a value.
+A request costs one hash and one comparison; the sketch of a model with many units hardly changes
+any more, and takes eight bytes per value.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ REPORT_EVERY_S = 60.0
 MODELS_MAX = 20_000
 
 
-class Crowd:
+class Sketch:
     """The units of one model in the present hour."""
 
     __slots__ = ("_bound", "_smallest", "changed")
 
     def __init__(self) -> None:
-        # Ascending, all different.
+        # The smallest hashes, ascending and distinct.
         self._smallest = array("Q")
-        # No hash from here on belongs into the sketch.
+        # Only smaller hashes belong in the sketch.
         self._bound = HASHES
-        # Whether it has changed since it was last taken.
+        # Whether it changed since the last `take`.
         self.changed = False
 
-    def saw(self, unit: str) -> None:
+    def add(self, unit: str) -> None:
         """Count `unit`, once."""
         digest = xxh3_64_intdigest(unit.encode())
         if digest < self._bound:
@@ -51,41 +51,41 @@ class Crowd:
         self.changed = True
 
     def take(self) -> tuple[int, ...]:
-        """Return the sketch as it stands."""
+        """Return the present values."""
         self.changed = False
         return tuple(self._smallest)
 
     def clear(self) -> None:
-        """Begin another hour."""
+        """Start another hour."""
         self._smallest = array("Q")
         self._bound = HASHES
         self.changed = False
 
 
-class Crowds:
-    """The crowds of all models that were asked for."""
+class Sketches:
+    """The sketches of all models with requests."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         # Unix seconds.
         self._clock = clock
-        # By name of the model.
-        self._crowds: dict[str, Crowd] = {}
-        # Hours since 1970, of what the crowds hold.
+        # Sketches by model.
+        self._sketches: dict[str, Sketch] = {}
+        # The hour of the sketches, since 1970.
         self._hour = int(clock()) // 3_600
-        # When sketches were last handed over.
+        # When sketches were last drained.
         self._reported_at = clock()
 
-    def of(self, model: str) -> Crowd:
-        """Return the crowd of `model`; beyond the bound it is one that nobody asks for."""
-        crowd = self._crowds.get(model)
-        if crowd is None:
-            crowd = Crowd()
-            if len(self._crowds) < MODELS_MAX:
-                self._crowds[model] = crowd
-        return crowd
+    def of(self, model: str) -> Sketch:
+        """Return the sketch of `model`; beyond the limit it is one that is never drained."""
+        sketch = self._sketches.get(model)
+        if sketch is None:
+            sketch = Sketch()
+            if len(self._sketches) < MODELS_MAX:
+                self._sketches[model] = sketch
+        return sketch
 
     def drain(self, *, is_last: bool = False) -> list[UnitSketch]:
-        """Return the sketches that changed, if it is time, an hour is over, or it `is_last`."""
+        """Return the changed sketches, if they are due, the hour is over, or `is_last`."""
         now = self._clock()
         hour = int(now) // 3_600
         is_over = hour != self._hour
@@ -93,12 +93,12 @@ class Crowds:
             return []
         self._reported_at = now
         sketches = [
-            UnitSketch(model=model, hour=self._hour, smallest=crowd.take())
-            for model, crowd in self._crowds.items()
-            if crowd.changed
+            UnitSketch(model=model, hour=self._hour, smallest=sketch.take())
+            for model, sketch in self._sketches.items()
+            if sketch.changed
         ]
         if is_over:
             self._hour = hour
-            for crowd in self._crowds.values():
-                crowd.clear()
+            for sketch in self._sketches.values():
+                sketch.clear()
         return sketches

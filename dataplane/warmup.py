@@ -1,8 +1,9 @@
-"""Has each version that a table newly names answer real requests before the table is applied.
+"""Sends requests to each new version of a table before the table is applied.
 
-Triton reports READY for a version whose process has crashed, so only an answer proves anything.
-Each new (version, endpoint) gets the version's warm-up requests, or one request of zeros, over the
-connections that live requests will use. What is served already is not asked again.
+Triton reports READY for a version whose process has crashed, so only a response proves that it
+works. Each new (version, endpoint) gets the version's warm-up requests, or one request of zeros,
+over the connections that live requests will use. Versions that are already served are not tested
+again.
 """
 
 from __future__ import annotations
@@ -23,19 +24,19 @@ from dataplane.errors import Refusal
 from dataplane.triton import Fault, Reply, Triton, TritonError
 
 AT_ONCE = 16
-# A few reasons are enough: a server that hangs must not hold up the poll.
+# A few reasons are enough: a server that hangs must not delay the poll.
 REASONS_MAX = 3
-# One turn takes no longer; a table too large for it goes on where it stopped at the next poll.
+# Maximum seconds of one turn; a larger table continues at the next poll.
 TURN_S = 30.0
-# For so long an answer counts for a table that was refused because of another version.
+# Seconds for which a response counts for a table that was refused because of another version.
 FRESH_S = 60.0
-# Models that are looked at between two turns of the loop.
+# Models that are processed between two turns of the loop.
 _SLICE = 16
 
-# A version may be well and still fail on zeros; only its owner knows what it takes.
-_MEND = (
-    "the answer to one row of zeros; if that is no input for it, "
-    "give the version warm-up requests of its own"
+# A healthy version may fail on zeros; only its owner knows valid inputs.
+_HINT = (
+    "the response to one row of zeros; if that is not a valid input, "
+    "set warm-up requests for the version"
 )
 
 # Address, and the version's name and number in Triton.
@@ -61,20 +62,20 @@ class Newcomer:
 
 
 class Warmup:
-    """Asks newcomers, and remembers the answers until their table is applied."""
+    """Tests newcomers, and remembers the results until their table is applied."""
 
     def __init__(self, triton: Triton, timeout_s: float) -> None:
         # Sends the requests, over the pools that live requests use.
         self._triton = triton
-        # For each request.
+        # The timeout of each request.
         self._timeout_s = timeout_s
-        # Who answered for a table that is not applied yet, and when; monotonic.
+        # When newcomers of a table that is not applied yet answered; monotonic.
         self._answered: dict[Pair, float] = {}
 
     async def run(
         self, table: RoutingTable, changed: tuple[Name, ...], applied: RoutingTable | None
     ) -> list[str]:
-        """Ask all newcomers among the `changed` models; return why `table` must not be applied."""
+        """Test all newcomers among the `changed` models; return why `table` must not be applied."""
         since = monotonic() - FRESH_S
         self._answered = {pair: at for pair, at in self._answered.items() if at > since}
         reasons: list[str] = []
@@ -83,11 +84,11 @@ class Warmup:
             async with asyncio.timeout(TURN_S):
                 await asyncio.gather(*(self._work(waiting, reasons) for _ in range(AT_ONCE)))
         except TimeoutError:
-            reasons.append(f"the warm-up takes longer than {TURN_S:.0f} s and goes on")
+            reasons.append(f"the warm-up takes longer than {TURN_S:.0f} s and continues")
         if not reasons:
             self._answered = {}
             return []
-        # The pools of endpoints that only the refused table names would be nobody's.
+        # Pools of endpoints that only the refused table has would stay unused.
         self._triton.keep_only(_addresses(applied))
         return sorted(reasons)[:REASONS_MAX]
 
@@ -98,35 +99,35 @@ class Warmup:
             if newcomer is None:
                 await asyncio.sleep(0)
             elif newcomer.pair not in self._answered:
-                reason = await self._reason_against(newcomer)
+                reason = await self._test(newcomer)
                 if reason is None:
                     self._answered[newcomer.pair] = monotonic()
                 else:
                     reasons.append(reason)
 
-    async def _reason_against(self, newcomer: Newcomer) -> str | None:
+    async def _test(self, newcomer: Newcomer) -> str | None:
         try:
             self._triton.warm(newcomer.address)
             if newcomer.version.warmup:
                 for request in _explicit(newcomer):
-                    reply = await self._ask(newcomer, request)
+                    reply = await self._send(newcomer, request)
                     _check(newcomer, request, reply)
             else:
-                await self._ask_zeros(newcomer)
+                await self._send_zeros(newcomer)
         except TritonError as error:
             return f"{newcomer}: {error.message}"
         except Refusal as refusal:
-            return f"{newcomer}: its warm-up does not fit its signature: {refusal.message}"
+            return f"{newcomer}: the warm-up requests do not fit the signature: {refusal.message}"
         except ValueError as error:
             return f"endpoint {newcomer.address!r}: {error}"
         return None
 
-    async def _ask_zeros(self, newcomer: Newcomer) -> None:
-        """Ask with zeros. A version that refuses them is alive: they may be no sensible input."""
+    async def _send_zeros(self, newcomer: Newcomer) -> None:
+        """Send zeros. A version that refuses them is alive: they may not be a valid input."""
         request = _zeros(newcomer.model)
-        reply = await self._ask(newcomer, request)
+        reply = await self._send(newcomer, request)
         if reply.status != 200 and reply.error().fault is Fault.FAILED:
-            raise TritonError(Fault.FAILED, f"{reply.error().message} ({_MEND})")
+            raise TritonError(Fault.FAILED, f"{reply.error().message} ({_HINT})")
         if reply.status == 200 or reply.error().fault is not Fault.REFUSED:
             _check(newcomer, request, reply)
             return
@@ -135,15 +136,15 @@ class Warmup:
         if ready.status != 200:
             raise TritonError(Fault.DEAD, f"not ready: {reply.error().message}")
 
-    async def _ask(self, newcomer: Newcomer, request: InferRequest) -> Reply:
+    async def _send(self, newcomer: Newcomer, request: InferRequest) -> Reply:
         data = _encode(newcomer, request)
-        return await self._triton.ask(newcomer.address, data, self._timeout_s)
+        return await self._triton.send_to(newcomer.address, data, self._timeout_s)
 
 
 def _newcomers(
     table: RoutingTable, changed: tuple[Name, ...], applied: RoutingTable | None
 ) -> Iterator[Newcomer | None]:
-    """Yield the newcomers, and None whenever the loop should have a turn."""
+    """Yield the newcomers, and None when the loop should get a turn."""
     for count, name in enumerate(changed, start=1):
         if count % _SLICE == 0:
             yield None
@@ -153,13 +154,13 @@ def _newcomers(
             assert model is not None
             for address in table.clusters[version.cluster].endpoints:
                 pair = (address, version.triton_model, version.triton_version)
-                # A number that a restored registry gave again names another version.
+                # A number that a restored registry assigned again is another version.
                 if known.get(pair, -1) not in (version.created_at_ms, 0):
                     yield Newcomer(name, number, model, version, address)
 
 
 def _pairs(table: RoutingTable, name: Name) -> dict[Pair, int]:
-    """Return what is served, and when it was registered; 0 where that is not known."""
+    """Return the served pairs with the registration time of the version; 0 if unknown."""
     model = table.models.get(name)
     if model is None:
         return {}
@@ -184,9 +185,11 @@ def _explicit(newcomer: Newcomer) -> list[InferRequest]:
     try:
         requests = orjson.loads(newcomer.version.warmup)
     except orjson.JSONDecodeError as error:
-        raise TritonError(Fault.REFUSED, f"its warm-up is not JSON: {error}") from None
+        raise TritonError(
+            Fault.REFUSED, f"the warm-up requests are not valid JSON: {error}"
+        ) from None
     if type(requests) is not list or not requests:
-        raise TritonError(Fault.REFUSED, "its warm-up is not a list of requests")
+        raise TritonError(Fault.REFUSED, "the warm-up requests must be a non-empty list")
     rows_max = model.batching.max_batch_size if model.batched else 1
     codec = Codec(model.signature, model.unit_key, batched=model.batched, rows_max=rows_max)
     return [codec.read_infer(orjson.dumps({"inputs": inputs})) for inputs in requests]
@@ -198,7 +201,7 @@ def _zeros(model: ModelRoute) -> InferRequest:
     inner = []
     for tensor in model.signature.inputs:
         shape = [max(1, size) for size in (tensor.shape[1:] if model.batched else tensor.shape)]
-        # A string is its length and nothing more.
+        # An empty string is only its length prefix.
         tensors.append(bytes(prod(shape) * _zero_size(tensor)))
         inner.append(tuple(shape))
     return InferRequest(1, tensors, None, tuple(inner))
@@ -237,6 +240,6 @@ def _encode(newcomer: Newcomer, request: InferRequest) -> bytes:
 
 
 def _check(newcomer: Newcomer, request: InferRequest, reply: Reply) -> None:
-    """Raise TritonError unless the reply is what a live request would need."""
+    """Raise TritonError unless the reply has everything that a live request needs."""
     model = newcomer.model
     ReplyReader(model.signature, batched=model.batched).read(reply, request.rows)

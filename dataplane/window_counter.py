@@ -1,8 +1,8 @@
-"""The open window of one (model, version, variant, generation, split), and the units counted in it.
+"""The open window of one (model, version, variant, generation, split), and its counted units.
 
-A request is counted when it is assigned and again when it ends; one that is under way when a window
-ends has its end in a later one. In a split all counts of units are kept by cluster, and a window's
-are their sums. Nothing here does I/O, and a request makes no objects.
+A request is counted when it is assigned and again when it ends; the end of a request in progress at
+the end of a window is counted in a later window. In a split all counts of units are kept by
+cluster, and a window has their sums. Nothing here does I/O, and a request allocates no objects.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from contract.messages import CLUSTERS, ClusterCounts, Ends, TelemetryWindow
 from dataplane.ends import ANSWERED, CACHED, ENDS, IS_UNANSWERED
 
 UNITS_MAX = 200_000
-# What may have been counted of a unit in an interval.
-ASSIGNED, MET, FAILED, LEFT = 1, 2, 4, 8
-# The counts of a cluster, each `WIDTH` of them, as in `ClusterCounts`.
+# Marks of what was counted for a unit in an interval.
+ASSIGNED, COUNTED, FAILED, UNANSWERED = 1, 2, 4, 8
+# The counts of each cluster, `WIDTH` values as in `ClusterCounts`.
 WIDTH = 5
 AT_UNITS, AT_ASSIGNED, AT_UNANSWERED, AT_N, AT_ERRORS = range(WIDTH)
-# A latency is counted under its cluster and its bucket of the histogram.
+# Latencies are counted by cluster and bucket of the histogram.
 BUCKET_BITS = 8
 assert BUCKET_COUNT <= 1 << BUCKET_BITS
 
@@ -30,7 +30,7 @@ Key = tuple[str, str, str, int, str]
 class Units:
     """The units already counted in the present check interval of one split.
 
-    Generations share it: a table that changed something else must not count anybody twice.
+    Generations share it: a new table that changes something else must not count units twice.
     """
 
     __slots__ = ("_marks", "interval", "interval_s", "overflow")
@@ -38,59 +38,59 @@ class Units:
     def __init__(self, interval_s: int) -> None:
         # The length of an interval, seconds.
         self.interval_s = interval_s
-        # The number of the interval that the marks belong to.
+        # The number of the interval of the marks.
         self.interval = -1
-        # What was counted of each unit, by its hash: ASSIGNED, MET, FAILED, LEFT.
+        # The marks of each unit, by its hash: ASSIGNED, COUNTED, FAILED, UNANSWERED.
         self._marks: dict[int, int] = {}
-        # Requests of units beyond the bound, which are counted in nothing.
+        # Requests of units beyond the limit, which are not counted as units.
         self.overflow = 0
 
     def roll(self, interval: int) -> None:
-        """Begin `interval`, unless it has begun."""
+        """Start `interval`, unless it has started."""
         if interval != self.interval:
             self.interval = interval
             self._marks = {}
 
     def assign(self, digest: int) -> bool:
-        """Return True when the unit was not yet assigned in this interval."""
+        """Return True if the unit was not yet assigned in this interval."""
         marks = self._marks
-        seen = marks.get(digest, 0)
-        if seen & ASSIGNED or (not seen and len(marks) >= UNITS_MAX):
+        unit_marks = marks.get(digest, 0)
+        if unit_marks & ASSIGNED or (not unit_marks and len(marks) >= UNITS_MAX):
             return False
-        marks[digest] = seen | ASSIGNED
+        marks[digest] = unit_marks | ASSIGNED
         return True
 
     def meet(self, digest: int) -> bool:
-        """Return True when the unit was not yet answered or failed in this interval."""
+        """Return True if the unit was not yet answered or failed in this interval."""
         marks = self._marks
-        seen = marks.get(digest, 0)
-        if seen & MET:
+        unit_marks = marks.get(digest, 0)
+        if unit_marks & COUNTED:
             return False
-        if not seen and len(marks) >= UNITS_MAX:
+        if not unit_marks and len(marks) >= UNITS_MAX:
             self.overflow += 1
             return False
-        marks[digest] = seen | MET
+        marks[digest] = unit_marks | COUNTED
         return True
 
     def fail(self, digest: int) -> bool:
-        """Return True when it is the first error of a unit that was met in this interval."""
-        return bool(self._marks.get(digest, 0) & MET) and self._mark(digest, FAILED)
+        """Return True for the first error of a unit that was counted in this interval."""
+        return bool(self._marks.get(digest, 0) & COUNTED) and self._mark(digest, FAILED)
 
     def leave(self, digest: int) -> bool:
-        """Return True when the unit was not yet left without an answer in this interval."""
-        return self._mark(digest, LEFT)
+        """Return True if the unit was not yet left unanswered in this interval."""
+        return self._mark(digest, UNANSWERED)
 
     def _mark(self, digest: int, mark: int) -> bool:
         marks = self._marks
-        seen = marks.get(digest, 0)
-        if seen & mark or (not seen and len(marks) >= UNITS_MAX):
+        unit_marks = marks.get(digest, 0)
+        if unit_marks & mark or (not unit_marks and len(marks) >= UNITS_MAX):
             return False
-        marks[digest] = seen | mark
+        marks[digest] = unit_marks | mark
         return True
 
 
 class Counter:
-    """The open window of one key. `cluster` is nought outside a split, which has none."""
+    """The open window of one key. `cluster` is 0 outside a split, which has no clusters."""
 
     __slots__ = (
         "_cells",
@@ -127,30 +127,30 @@ class Counter:
     ) -> None:
         # (model, version, variant, generation, split).
         self.key = key
-        # Who was counted already.
+        # The units counted already.
         self._units = units
         # Unix seconds.
         self._clock = clock
-        # Takes a window when an interval ends it early.
+        # Called with a window that ends early with its interval.
         self._emit = emit
-        # Ends over the life of the process, which each window is added to.
+        # Ends since the start of the process, to which each window is added.
         self._totals = totals if totals is not None else [0] * len(ENDS)
-        # The number of the check interval that the open window belongs to.
+        # The number of the check interval of the open window.
         self._interval = -1
-        # When that interval began and when it will be over, Unix seconds.
+        # When that interval starts and ends, Unix seconds.
         self._opens_at = self._closes_at = 0.0
-        # Drains in a row that found nothing.
+        # Consecutive drains without counts.
         self.quiet_drains = 0
         # When the first request of the open window was counted.
         self._started_at = 0.0
         # Requests that were assigned in earlier windows and had not ended there.
         self.under_way = 0
-        # Nothing was counted since the last window.
+        # Whether nothing was counted since the last window.
         self._is_empty = True
         self._clear()
 
     def assign(self, unit: str | None, cluster: int = 0) -> None:
-        """Count that a request is sent here, whatever will become of it."""
+        """Count that a request is assigned here, however it will end."""
         now = self._clock()
         if self._is_empty or not self._opens_at <= now < self._closes_at:
             self._open(now)
@@ -165,7 +165,7 @@ class Counter:
     def answered(
         self, unit: str | None, latency_us: float, cluster: int = 0, *, has_ended: bool = False
     ) -> None:
-        """Count a request that the version answered; one that `has_ended` came too late."""
+        """Count a request that the version answered; if it `has_ended`, it came too late."""
         now = self._clock()
         if self._is_empty or not self._opens_at <= now < self._closes_at:
             self._open(now)
@@ -181,7 +181,7 @@ class Counter:
             self._ends[ANSWERED] += 1
 
     def failed(self, unit: str | None, cluster: int = 0, *, fell_back: bool) -> None:
-        """Count a request that the version failed; how it ends is counted when it does."""
+        """Count a request that the version failed; its end is counted when it ends."""
         self._open(self._clock())
         self.requests += 1
         self.errors += 1
@@ -197,8 +197,8 @@ class Counter:
             self._cells[at + AT_N] += self._units.meet(digest)
             self._cells[at + AT_ERRORS] += self._units.fail(digest)
 
-    def found(self, *, has_ended: bool = False) -> None:
-        """Count a request that the cache answered: it says nothing of the version."""
+    def count_hit(self, *, has_ended: bool = False) -> None:
+        """Count a request that the cache answered: it says nothing about the version."""
         now = self._clock()
         if self._is_empty or not self._opens_at <= now < self._closes_at:
             self._open(now)
@@ -207,14 +207,14 @@ class Counter:
             self._ends[CACHED] += 1
 
     def end(self, end: int, unit: str | None, cluster: int = 0) -> None:
-        """Count how a request ended that was not answered by its version or the cache."""
+        """Count the end of a request that neither its version nor the cache answered."""
         self._open(self._clock())
         self._ends[end] += 1
         if IS_UNANSWERED[end] and (unit is None or self._units.leave(hash(unit))):
             self._cells[cluster * WIDTH + AT_UNANSWERED] += 1
 
     def _open(self, now: float) -> None:
-        # Those that most requests call look first whether there is anything to do.
+        # The most frequent callers check inline whether this call is needed.
         if not self._opens_at <= now < self._closes_at:
             self._begin(now)
         if self._is_empty:
@@ -232,12 +232,12 @@ class Counter:
         self._units.roll(interval)
 
     def take(self, now: float) -> TelemetryWindow | None:
-        """Return the open window and begin another, or None when nothing happened."""
+        """Return the open window and start another, or None if nothing was counted."""
         if self._is_empty:
             return None
         model, version, variant, generation, split = self.key
         started_ms = int(self._started_at * 1000)
-        # A window that an interval cut short ends where the interval does.
+        # A window that an interval cuts short ends with the interval.
         ended_ms = min(int(now * 1000), int(self._closes_at) * 1000)
         cells = self._cells
         latency, latencies = self._latencies(bool(split))
@@ -303,7 +303,7 @@ class Counter:
         self.anonymous_errors = 0
         self.cache_hits = 0
         self.assigned_requests = 0
-        # How many requests ended in each way.
+        # Requests by end.
         self._ends = [0] * len(ENDS)
         # The counts of each cluster, one after the other; outside a split there is one.
         self._cells = [0] * (WIDTH * (CLUSTERS if self.key[4] else 1))

@@ -1,7 +1,8 @@
-"""`python -m dataplane.worker`: one process that answers requests, started by `dataplane.workers`.
+"""`python -m dataplane.worker`: a process that answers requests, started by `dataplane.workers`.
 
-It gets the instance's listening sockets and a line to its parent, accepts where the parent says,
-and goes when the parent says so. When the parent is gone it serves on until another takes over.
+It inherits the instance's listening sockets and a connection to its parent, accepts on the sockets
+that the parent assigns, and stops when the parent says so. When the parent dies it serves on until
+another parent takes over.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import msgspec
 import uvloop
 
 from dataplane.config import Config, load_own
-from dataplane.handover import await_heir
+from dataplane.handover import await_successor
 from dataplane.instance import Instance
 from dataplane.pin_file import Outcome
 from dataplane.redis_client import cluster_fault
@@ -30,43 +31,43 @@ from dataplane.worker_rpc import Handler, Peer, PeerGone
 
 log = logging.getLogger("interlock.dataplane")
 
-# A worker that has not tried to pull the table for so long takes requests all the same.
+# A worker takes requests after this many seconds, even if it has not tried to pull the table.
 FIRST_PULL_S = 5.0
-# How long the first word of Redis is waited for.
-REDIS_TOLD_S = 0.5
+# Seconds to wait for the first response of Redis.
+REDIS_CHECK_S = 0.5
 SCRAPE_TIMEOUT_S = 5.0
 PIN_TIMEOUT_S = 3.0
-# Beyond its own bound a stop is cut by the kernel, even if the loop hangs.
+# The kernel ends a stop this long after its own time limit, even if the loop hangs.
 STOP_SLACK_S = 2
-# Signs of life: so many in the time after which the parent gives a silent worker up, and one each
-# second at least.
+# Signs of life: this many within the parent's time limit for silent workers, and at least one per
+# second.
 BEATS = 5
 BEAT_S = 1.0
 
 
 class Worker:
-    """An instance's process and its line to the parent."""
+    """A process of an instance, and its connection to the parent."""
 
     def __init__(self, instance: Instance, sockets: list[socket.socket]) -> None:
-        # What answers requests.
+        # Answers requests.
         self._instance = instance
-        # The listening sockets of all workers, by their number.
+        # The listening sockets of all workers, by number.
         self._sockets = sockets
-        # Set when it is time to go.
+        # Set when the worker must stop.
         self.leave = asyncio.Event()
-        # Whether somebody has taken our place.
+        # Whether another process has taken over.
         self.replaced = False
-        # Set once it can take requests.
+        # Set once the worker can take requests.
         self.ready = asyncio.Event()
-        # The line to the parent.
+        # The connection to the parent.
         self.peer: Peer
-        # Serves without a parent, referenced so that it is not collected.
+        # Serves without a parent; referenced so that it is not garbage collected.
         self._orphaned: asyncio.Task[None]
-        # Shows life, referenced so that it is not collected.
+        # Sends signs of life; referenced so that it is not garbage collected.
         self._beating: asyncio.Task[None]
 
     async def connect(self, channel: socket.socket) -> asyncio.Task[None]:
-        """Listen to the parent, and have it speak for the siblings."""
+        """Serve the parent's calls, and route calls that concern all workers through the parent."""
         reader, writer = await asyncio.open_unix_connection(sock=channel)
         handlers: dict[str, Handler] = {
             "accept": self._accept,
@@ -76,37 +77,37 @@ class Worker:
         }
         self.peer = Peer(reader, writer, handlers)
         task = asyncio.get_running_loop().create_task(self.peer.run())
-        self._orphaned = asyncio.get_running_loop().create_task(self._outlive(task))
+        self._orphaned = asyncio.get_running_loop().create_task(self._serve_without_parent(task))
         self._beating = asyncio.get_running_loop().create_task(self._beat())
         instance = self._instance
         instance.application.scrapes.text = self._scrape
         instance.pins.change = self._change_pins
-        instance.serving.on_gone = self._gone
+        instance.serving.on_removed = self._notify_removed
         return task
 
-    async def _outlive(self, line: asyncio.Task[None]) -> None:
-        """Once the parent is gone, serve all sockets until another parent has workers, or leave."""
+    async def _serve_without_parent(self, line: asyncio.Task[None]) -> None:
+        """Once the parent is dead, serve all sockets until another parent has workers, or stop."""
         await asyncio.wait([line])
         instance = self._instance
         await self.ready.wait()
         if not self.leave.is_set():
-            log.warning("parent.gone: serving on until another takes over")
-            # Siblings may be gone too, and nobody else would say who serves their sockets.
+            log.warning("parent.gone: serving on until another parent takes over")
+            # Siblings may be dead too, and there is no parent to assign their sockets.
             await instance.accept(dict(enumerate(self._sockets)))
             instance.pins.change = instance.pins.change_alone
-            self.replaced = await await_heir(instance.config, self._sockets)
+            self.replaced = await await_successor(instance.config, self._sockets)
         self.leave.set()
 
     async def page(self) -> bytes:
-        """Return what this process has to show, for the parent."""
+        """Return the metrics of this process, for the parent."""
         return (await self._instance.application.scrapes.collect()).encode()
 
     async def _beat(self) -> None:
-        """Tell the parent that the loop turns."""
+        """Send signs of life from the event loop to the parent."""
         interval_s = min(BEAT_S, self._instance.config.group.worker_silent_s / BEATS)
         with suppress(PeerGone):
             while True:
-                self.peer.tell("beat")
+                self.peer.notify("beat")
                 await asyncio.sleep(interval_s)
 
     async def _accept(self, slots: list[int]) -> None:
@@ -132,58 +133,58 @@ class Worker:
         reply: Any = await self.peer.call("pin", (model, pin), PIN_TIMEOUT_S)
         return msgspec.convert(reply, Outcome)
 
-    def _gone(self, versions: list[tuple[str, str]]) -> None:
+    def _notify_removed(self, versions: list[tuple[str, str]]) -> None:
         if versions:
             with suppress(PeerGone):
-                self.peer.tell("gone", versions)
+                self.peer.notify("gone", versions)
 
 
 async def run(config: Config, channel: socket.socket, sockets: list[socket.socket]) -> int:
-    """Serve until the parent or a signal says stop; return the exit code."""
+    """Serve until the parent or a signal stops the worker; return the exit code."""
     loop = asyncio.get_running_loop()
     instance = Instance(config, loop)
     worker = Worker(instance, sockets)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, worker.leave.set)
-    # The parent handles it; the terminal or a process group may send it to all of us.
+    # The parent handles SIGHUP; a terminal or a process group may send it to all processes.
     loop.add_signal_handler(signal.SIGHUP, lambda: None)
-    line = await worker.connect(channel)
-    asked = loop.create_task(cluster_fault(config.redis_url))
+    connection = await worker.connect(channel)
+    check = loop.create_task(cluster_fault(config.redis_url))
     await instance.prepare()
     with suppress(TimeoutError):
         async with asyncio.timeout(FIRST_PULL_S):
             await instance.sync.tried.wait()
-    # A Redis that does not answer holds nobody up.
-    await asyncio.wait([asked], timeout=REDIS_TOLD_S)
-    if asked.done() and (fault := asked.result()):
+    # A Redis that does not respond must not delay the start.
+    await asyncio.wait([check], timeout=REDIS_CHECK_S)
+    if check.done() and (fault := check.result()):
         log.critical("redis.refused: %s", fault)
         return 2
-    # The first answers should know that the table was confirmed.
+    # The headers of the first answers should show that the table was confirmed.
     instance.tick()
     await instance.listen_grpc()
     settle_memory()
     worker.ready.set()
     with suppress(PeerGone):
-        worker.peer.tell("ready")
+        worker.peer.notify("ready")
     await worker.leave.wait()
     signal.alarm(ceil(config.stop_timeout_s) + STOP_SLACK_S)
     await instance.stop(replaced=worker.replaced)
     with suppress(PeerGone):
-        worker.peer.tell("last", await worker.page())
+        worker.peer.notify("last", await worker.page())
         await worker.peer.flush()
-    line.cancel()
+    connection.cancel()
     return 0
 
 
 def settle_memory() -> None:
-    """Keep full collections short and rare: what the start made is never looked at again."""
+    """Keep full garbage collections short and rare: objects of the start are not scanned again."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(700, 10, 1_000)
 
 
 def named(config: Config, slot: int) -> Config:
-    """Return the settings of the worker `slot`: its name, and its share of what is shared."""
+    """Return the settings of the worker `slot`: its name, and its share of common limits."""
     workers = config.group.workers
     if workers == 1:
         return config
@@ -195,10 +196,10 @@ def named(config: Config, slot: int) -> Config:
 
 
 def main() -> int:
-    """Run one worker; its arguments are numbers, and come from `dataplane.workers`."""
+    """Run one worker; its arguments are numbers from `dataplane.workers`."""
     slot, parent, channel, *listeners = map(int, sys.argv[1:])
     if os.getppid() != parent:
-        # It was killed before we were of any use to anybody.
+        # The parent was killed before this worker started.
         return 1
     config = named(load_own(), slot)
     prefix = f"worker {slot}: " if config.group.workers > 1 else ""

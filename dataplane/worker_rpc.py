@@ -1,7 +1,8 @@
 """Calls between the parent and a worker, over the socket pair that the worker inherits.
 
 Either side calls the other; a frame is its length and MessagePack of (number, name, body), where a
-reply has no name. The queue is the socket: what is told before the other side listens is not lost.
+reply has no name. The socket is the queue: messages that are sent before the other side reads are
+not lost.
 """
 
 from __future__ import annotations
@@ -36,21 +37,21 @@ class Peer:
         writer: asyncio.StreamWriter,
         handlers: Mapping[str, Handler],
     ) -> None:
-        # What the other side says.
+        # Frames from the other side.
         self._reader = reader
-        # What it is told.
+        # Frames to the other side.
         self._writer = writer
-        # What answers, by name of the call.
+        # The handlers by name of the call.
         self._handlers = handlers
-        # Numbers of calls.
+        # The numbers of calls.
         self._numbers = count(1)
         # Calls that wait for their reply.
         self._waiting: dict[int, asyncio.Future[Any]] = {}
-        # Calls of the other side under way, referenced so that they are not collected.
+        # Calls of the other side in progress, referenced so that they are not garbage collected.
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
-        """Serve the other side until it is gone."""
+        """Serve the other side until it ends."""
         with suppress(asyncio.IncompleteReadError, ConnectionError):
             while True:
                 (length,) = _LENGTH.unpack(await self._reader.readexactly(_LENGTH.size))
@@ -62,7 +63,7 @@ class Peer:
         self._writer.close()
 
     async def call(self, name: str, body: Any = None, timeout_s: float = 2.0) -> Any:
-        """Return the reply. Raises PeerGone, TimeoutError."""
+        """Call and return the reply. Raises PeerGone, TimeoutError."""
         number = next(self._numbers)
         future = self._waiting[number] = asyncio.get_running_loop().create_future()
         try:
@@ -72,12 +73,12 @@ class Peer:
         finally:
             del self._waiting[number]
 
-    def tell(self, name: str, body: Any = None) -> None:
-        """Call without waiting for the reply."""
+    def notify(self, name: str, body: Any = None) -> None:
+        """Call without waiting for a reply. Raises PeerGone."""
         self._send(0, name, body)
 
     async def flush(self) -> None:
-        """Wait until the other side may have all that it was told."""
+        """Wait until everything is written to the socket."""
         with suppress(ConnectionError):
             await self._writer.drain()
 
@@ -86,7 +87,7 @@ class Peer:
             raise PeerGone
         frame = msgspec.msgpack.encode((number, name, body))
         self._writer.write(_LENGTH.pack(len(frame)))
-        # Not in one piece with its length: it may be large.
+        # Not joined with its length: it may be large.
         self._writer.write(frame)
 
     def _take(self, number: int, name: str | None, body: Any) -> None:
@@ -107,5 +108,5 @@ class Peer:
         except PeerGone:
             pass
         except Exception:
-            # The caller waits until its time is up.
+            # The caller waits until its timeout.
             log.exception("a call between parent and worker failed: %s", name)

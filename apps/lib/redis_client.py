@@ -21,7 +21,7 @@ from contract.redis_url import NO_CLUSTER, RedisAddress, parse_redis_url
 CHECK_TIMEOUT_S = 2.0
 # What whoever waits for an entry is told at that moment.
 UNBLOCKED = "UNBLOCKED"
-DEMOTED = "the server takes no writes: it is a replica now"
+DEMOTED = "the server is a replica now and refuses writes"
 
 
 class ClusterRefused(RuntimeError):

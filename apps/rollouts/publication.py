@@ -26,7 +26,7 @@ from apps.rollouts.snapshots import read_snapshot
 from apps.rollouts.table_announcements import announce
 from contract.generations import first_of, in_words
 from contract.messages import BreakerTrip, InstanceReport
-from contract.routing import check, encode, renumbered
+from contract.routing import check, encode, with_generation
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +149,7 @@ def _publish(newest: Newest, causes: list[Cause], now: datetime, *, is_forced: b
     stored = PublishedTable.objects.create(
         generation=generation,
         digest=digest,
-        document=renumbered(content, generation),
+        document=with_generation(content, generation),
         reason=_words(causes),
         actor=causes[0].actor,
         published_at=now,

@@ -87,7 +87,7 @@ class Poller:
         if response.headers["content-type"] == MEDIA_TYPE:
             self._tally.delta += 1
             self._tally.delta_bytes = len(data)
-            data = await self._reader.put_together(data)
+            data = await self._reader.assemble_table(data)
         else:
             self._tally.whole += 1
         self._tally.whole_bytes = len(data)

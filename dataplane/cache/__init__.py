@@ -1,4 +1,4 @@
-"""Answers that may be given again: in this process, in Redis, or from whoever asks the same now."""
+"""The cache of answers: in this process, in Redis, or of an identical request in flight."""
 
 from dataplane.cache.entry import Entry
 from dataplane.cache.in_flight import CachedLane, Ticket

@@ -1,8 +1,8 @@
-"""The key of an answer: whatever the answer depends on, as 128 bits.
+"""The cache key of an answer: a 128-bit digest of everything that the answer depends on.
 
-Two requests share a key only if the same version of the same model would see the same tensors,
-parameters and requested outputs for the same tenant. How a request spelled them does not matter.
-Every part has its length before it, so that no two lists of parts are the same bytes.
+Two requests share a key only if the same version of the same model would get the same tensors,
+parameters and requested outputs for the same tenant, in whatever form they were sent. Every part
+has a length prefix, so that no two lists of parts give the same bytes.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from xxhash import xxh3_128_digest
 from contract.routing import ModelRoute, Signature, VersionRoute
 from dataplane.codec import InferRequest
 
-# Goes up when a key or a stored value changes its meaning, so that old entries are never read.
+# Increased when the meaning of keys or stored values changes, so that old entries are never read.
 SCHEMA = 1
 _LENGTH = struct.Struct("<Q")
 
 
 def join(parts: list[bytes]) -> bytes:
-    """Return `parts` one after the other, each with its length before it."""
+    """Return `parts` concatenated, each with a length prefix."""
     return b"".join([piece for part in parts for piece in (_LENGTH.pack(len(part)), part)])
 
 
 def scope_digest(
     name: str, version: str, route: ModelRoute, versioned: VersionRoute, baseline: str = ""
 ) -> bytes:
-    """Return 16 bytes that stand for a version of a model and its identity on its cluster.
+    """Return 16 bytes that identify a version of a model and its deployment on its cluster.
 
-    The `baseline` of a rollout on it has others.
+    The `baseline` of a rollout has a digest of its own.
     """
     parts = [
         b"%d" % SCHEMA,
@@ -40,7 +40,7 @@ def scope_digest(
         versioned.cluster.encode(),
         versioned.triton_model.encode(),
         versioned.triton_version.encode(),
-        # A version that was deleted and registered anew may have the number of the old one.
+        # A version that was deleted and registered again may have the number of the old one.
         b"%d" % versioned.created_at_ms,
         msgspec.json.encode(route.signature),
         b"%d" % route.batched,
@@ -60,15 +60,15 @@ class ContentDigest:
         self._names = [
             join([tensor.name.encode(), tensor.datatype.encode()]) for tensor in signature.inputs
         ]
-        # What stands for a request that wants all outputs, in their order.
+        # The outputs of a request for all of them, in order.
         self._all = tuple(range(len(signature.outputs)))
 
     def __call__(self, request: InferRequest) -> bytes:
-        """Return 16 bytes that stand for what `request` asks."""
-        # Whether an output travels as JSON or as binary data is the form of an answer and not
-        # part of it.
-        wanted = self._all if request.outputs is None else tuple(i for i, _ in request.outputs)
-        parts = [struct.pack(f"<Q{len(wanted)}Q", request.rows, *wanted), request.parameters]
+        """Return 16 bytes that identify the content of `request`."""
+        # Whether an output is sent as JSON or as binary data is the form of an answer and not part
+        # of its content.
+        outputs = self._all if request.outputs is None else tuple(i for i, _ in request.outputs)
+        parts = [struct.pack(f"<Q{len(outputs)}Q", request.rows, *outputs), request.parameters]
         for names, inner, tensor in zip(self._names, request.inner, request.tensors, strict=True):
             parts += (names, struct.pack(f"<{len(inner)}Q", *inner), tensor)
         return _strong(join(parts))
@@ -82,6 +82,6 @@ def key_of(scope: bytes, content: bytes, tenant: str) -> bytes:
 
 
 def _strong(data: bytes) -> bytes:
-    # Anybody may choose the content, and collisions of xxh3 can be made on purpose: whoever made
-    # one would have others answered with the answer to something else.
+    # Clients choose the content, and collisions of xxh3 can be made on purpose: they would give
+    # other clients a wrong answer.
     return blake2b(data, digest_size=16).digest()

@@ -1,4 +1,4 @@
-"""One answer as the cache keeps it: its own rows of each output, and their JSON ready-made."""
+"""Cache entries: the rows of one answer for each output, and their encoded JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dataplane.cache.digest import SCHEMA
 from dataplane.datatypes import check_strings
 from dataplane.errors import Refusal
 
-# What an entry costs beyond its bytes; measured and a fifth more.
+# Memory of an entry beyond its bytes; measured, plus a fifth.
 OVERHEAD_BYTES = 500
 _CHECKSUM_BYTES = 8
 
@@ -24,9 +24,9 @@ class Scope:
     __slots__ = ("alive", "digest", "origin")
 
     def __init__(self, digest: bytes, origin: object) -> None:
-        # Stands for the version in keys.
+        # Identifies the version in keys.
         self.digest = digest
-        # A version of the table that changed under the same number is another scope.
+        # A version that changed under the same number has another scope.
         self.origin = origin
         # False once the version left the table: its entries are dropped, and none is added.
         self.alive = True
@@ -52,17 +52,17 @@ class Entry:
         self.rows = rows
         # The shape of one row of each output, in the order of the signature.
         self.inners = inners
-        # The bytes of each.
+        # The bytes of each output.
         self.raws = raws
-        # What follows model, version and id in the JSON of all outputs.
+        # The JSON of all outputs, which follows model, version and id.
         self.tail = tail
         # When the version answered.
         self.stored_at = stored_at
-        # Bytes of memory, nearly.
+        # Approximate bytes of memory.
         self.size = len(tail) + sum(map(len, raws)) + OVERHEAD_BYTES
 
     def outputs(self, signature: Signature, *, batched: bool) -> list[Output]:
-        """Return the outputs as a batch of only these rows would have brought them."""
+        """Return the outputs in the form of a batch of only these rows."""
         return _outputs(signature, self.rows, self.inners, self.raws, batched=batched)
 
 
@@ -100,7 +100,7 @@ def _outputs(
     ]
 
 
-# --- as a value in Redis -----------------------------------------------------------------------
+# --- values in Redis ---------------------------------------------------------------------------
 
 
 class _Value(msgspec.Struct, array_like=True, frozen=True):
@@ -116,11 +116,11 @@ _decoder = msgspec.msgpack.Decoder(_Value)
 
 
 class Corrupt(ValueError):
-    """A stored value that must not be used; the message says why."""
+    """A stored value that must not be used; the message gives the reason."""
 
 
 def encode_value(entry: Entry, now: float, now_ms: int) -> bytes:
-    """Return the form of `entry` in Redis; the two clocks were read at the same time."""
+    """Return the form of `entry` in Redis; both clocks were read at the same time."""
     stored_at_ms = now_ms - int((now - entry.stored_at) * 1000)
     data = _encoder.encode(_Value(SCHEMA, stored_at_ms, entry.rows, entry.inners, entry.raws))
     return xxh3_64_digest(data) + data
@@ -136,7 +136,7 @@ def decode_value(
     now: float,
     now_ms: int,
 ) -> Entry:
-    """Return the entry of so many rows that `data` holds. Raises Corrupt."""
+    """Decode the entry of `rows` rows in `data`. Raises Corrupt."""
     payload = data[_CHECKSUM_BYTES:]
     if xxh3_64_digest(payload) != data[:_CHECKSUM_BYTES]:
         raise Corrupt("the checksum is wrong")
@@ -150,7 +150,7 @@ def decode_value(
         tail = _tail(outputs, 0, value.rows)
     except (msgspec.DecodeError, ValueError, Refusal) as error:
         raise Corrupt(str(error)) from None
-    # Clocks of two machines may differ: an answer is at least as young as this moment.
+    # The clocks of two machines may differ: an answer cannot be from the future.
     age_s = max(0, now_ms - value.stored_at_ms) / 1000
     return Entry(scope, value.rows, value.inners, value.raws, tail, now - age_s)
 

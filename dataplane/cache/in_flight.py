@@ -1,9 +1,9 @@
-"""Identical requests under way: the first goes, the others wait for its answer.
+"""Identical requests in flight: the first calls the version, the others wait for its answer.
 
-A flight ends with an answer, which all get, or because the first one failed. Then the next of
-those who wait goes in its place, once; if that fails too, everybody goes alone, so that a request
-which always fails holds nobody up. Each waiter keeps its own deadline, and one that it cannot make
-ends that waiter alone.
+A flight ends with an answer, which all get, or with the failure of the first request. Then the next
+waiting request takes its place, once; if that fails too, each request goes alone, so that a request
+which always fails does not delay others. Each waiting request keeps its own deadline, which ends
+only that request.
 """
 
 from __future__ import annotations
@@ -21,140 +21,140 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("interlock.dataplane")
 
-# Beyond these many a request goes by itself, where the bounds of the queue hold.
+# Waiting requests of a flight; further ones go alone, within the limits of the queue.
 WAITERS_MAX = 1_024
 
 
 class CachedLane:
-    """A lane of a model whose answers are cached, once for each thing that its headers may say."""
+    """A lane of a model with a cache, in one form for each cache state of its headers."""
 
     __slots__ = ("local", "miss", "model", "scope", "shared")
 
     def __init__(
         self, model: ModelCache, scope: Scope, miss: Lane, local: Lane, shared: Lane
     ) -> None:
-        # The cache as the model uses it.
+        # The cache of the model.
         self.model = model
-        # Whose answers these are.
+        # The scope of the answers.
         self.scope = scope
-        # For what the version computes.
+        # For answers that the version computes.
         self.miss = miss
-        # For an answer of the first tier.
+        # For answers of the first tier.
         self.local = local
-        # For an answer of the second tier.
+        # For answers of the second tier.
         self.shared = shared
 
 
-class Asker(Protocol):
-    """A prediction, as far as the cache knows it. `deadline` is on `time.monotonic`."""
+class Waiter(Protocol):
+    """A prediction, as the cache sees it. `deadline` is on `time.monotonic`."""
 
     request: InferRequest
     deadline: float
     ticket: Ticket | None
 
-    def found(self, lane: Lane, entry: Entry) -> None:
+    def on_hit(self, lane: Lane, entry: Entry) -> None:
         """Answer with `entry`."""
 
-    def go_on(self, lane: Lane) -> None:
-        """Ask the version."""
+    def on_miss(self, lane: Lane) -> None:
+        """Call the version."""
 
-    def overdue(self, lane: Lane) -> None:
-        """Fail: the deadline passed while somebody else was asking."""
+    def on_timeout(self, lane: Lane) -> None:
+        """Fail: the deadline passed while another request called the version."""
 
 
 class Ticket:
-    """What the cache knows of one prediction that it did not answer at once."""
+    """The cache's state of one prediction that it did not answer at once."""
 
-    __slots__ = ("asker", "flight", "key", "lane", "timer")
+    __slots__ = ("flight", "key", "lane", "timer", "waiter")
 
-    def __init__(self, asker: Asker, lane: CachedLane, key: bytes) -> None:
-        # Whose ticket it is.
-        self.asker = asker
-        # Where it goes, and under which headers.
+    def __init__(self, waiter: Waiter, lane: CachedLane, key: bytes) -> None:
+        # The prediction.
+        self.waiter = waiter
+        # The lane, with its headers.
         self.lane = lane
         # The key of its answer.
         self.key = key
-        # The flight that it leads or waits in; None for one that goes alone.
+        # The flight that it leads or waits in; None if it goes alone.
         self.flight: Flight | None = None
-        # Ends the waiting at the deadline; None for one that does not wait.
+        # Fires at the deadline; None if it does not wait.
         self.timer: asyncio.TimerHandle | None = None
 
-    def go_on(self) -> None:
-        """Ask the version; those who wait must not hang on one that cannot."""
+    def call_version(self) -> None:
+        """Call the version; if that raises, the waiting requests continue without it."""
         try:
-            self.asker.go_on(self.lane.miss)
+            self.waiter.on_miss(self.lane.miss)
         except BaseException:
             self.failed()
             raise
 
     def answered(self, entry: Entry | None) -> None:
-        """The version answered this one; None for an answer that is not kept."""
+        """End the flight with the version's answer; None for an answer that is not cached."""
         flight, self.flight = self.flight, None
         if flight is not None:
             flight.lost() if entry is None else flight.settle(entry)
 
     def failed(self) -> None:
-        """The version did not answer this one: those who wait for it must not fail with it."""
+        """End the flight without an answer: the waiting requests must not fail with this one."""
         flight, self.flight = self.flight, None
         if flight is not None:
             flight.lost()
 
     def wait(self, flight: Flight, delay_s: float, loop: asyncio.AbstractEventLoop) -> None:
-        """Wait for the answer of `flight`, for `delay_s` at most."""
+        """Wait for the answer of `flight`, for at most `delay_s`."""
         self.flight = flight
         flight.waiting[self] = None
-        self.timer = loop.call_later(max(0.0, delay_s), self._overdue)
+        self.timer = loop.call_later(max(0.0, delay_s), self._on_timeout)
 
     def stop_waiting(self, flight: Flight | None) -> None:
-        """Wait no longer; from now on lead `flight`, or go alone."""
+        """Stop waiting; from now on lead `flight`, or go alone."""
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
         self.flight = flight
 
-    def _overdue(self) -> None:
+    def _on_timeout(self) -> None:
         assert self.flight is not None
         self.flight.waiting.pop(self, None)
         self.stop_waiting(None)
-        self.asker.overdue(self.lane.miss)
+        self.waiter.on_timeout(self.lane.miss)
 
 
 class Flight:
-    """One key under way; the leader is not among those who wait."""
+    """One key in flight; the leader is not among the waiting."""
 
     __slots__ = ("_flights", "_key", "_second", "deadline", "waiting")
 
     def __init__(self, flights: Flights, key: bytes, deadline: float, *, second: bool) -> None:
-        # Where it is to be found until it ends.
+        # The registry that it is in until it ends.
         self._flights = flights
-        # Under which key.
+        # Its key.
         self._key = key
-        # It took the place of one that was lost.
+        # Whether it replaces a flight whose leader failed.
         self._second = second
-        # After this nobody joins: the leader should have answered or failed long ago.
+        # After this no request joins: the leader should have answered or failed long ago.
         self.deadline = deadline
-        # Those who wait, in the order of their coming.
+        # The waiting tickets, in the order of arrival.
         self.waiting: dict[Ticket, None] = {}
 
     def settle(self, entry: Entry, *, shared: bool = False) -> None:
-        """Answer everybody with `entry`; `shared` says that the second tier brought it."""
+        """Answer all with `entry`; `shared` says that it is from the second tier."""
         for ticket in self._end():
             ticket.stop_waiting(None)
-            ticket.asker.ticket = None
+            ticket.waiter.ticket = None
             lane = ticket.lane
             try:
-                ticket.asker.found(lane.shared if shared else lane.local, entry)
+                ticket.waiter.on_hit(lane.shared if shared else lane.local, entry)
             except Exception:
                 # The others still wait.
                 log.exception("a request that waited could not be answered")
 
     def lost(self) -> None:
-        """The leader failed: another one leads, or everybody goes alone."""
+        """Continue after the leader failed: with another leader, or each request alone."""
         waiting = self._end()
         flight = None
         if waiting and not self._second:
             leader, *others = waiting
-            flight = self._flights.begin(self._key, leader.asker.deadline, second=True)
+            flight = self._flights.begin(self._key, leader.waiter.deadline, second=True)
             flight.waiting = dict.fromkeys(others)
             for ticket in others:
                 ticket.flight = flight
@@ -163,10 +163,10 @@ class Flight:
             ticket.stop_waiting(flight)
         for ticket in waiting:
             try:
-                ticket.go_on()
+                ticket.call_version()
             except Exception:
                 # The others still wait.
-                log.exception("a request that waited could not go on")
+                log.exception("a waiting request could not continue")
 
     def _end(self) -> list[Ticket]:
         self._flights.forget(self._key, self)
@@ -175,10 +175,10 @@ class Flight:
 
 
 class Flights:
-    """Every key under way."""
+    """All keys in flight."""
 
     def __init__(self) -> None:
-        # As many as there are requests under way, which others bound.
+        # At most one per request in progress, whose number is limited elsewhere.
         self._flights: dict[bytes, Flight] = {}
 
     def __len__(self) -> int:
@@ -192,11 +192,11 @@ class Flights:
         return flight
 
     def begin(self, key: bytes, deadline: float, *, second: bool = False) -> Flight:
-        """Begin a flight; one of that key that nobody may join any more is found no longer."""
+        """Start a flight; it replaces one of the same key that no request may join any more."""
         flight = self._flights[key] = Flight(self, key, deadline, second=second)
         return flight
 
     def forget(self, key: bytes, flight: Flight) -> None:
-        """Find `flight` no more."""
+        """Remove `flight`."""
         if self._flights.get(key) is flight:
             del self._flights[key]

@@ -1,7 +1,7 @@
-"""The first tier: answers in this process, bounded in entries and in bytes.
+"""The first tier: answers in this process, limited in entries and in bytes.
 
-The least recently used answer leaves first. An entry's age is judged when it is asked for, against
-the time that the model now allows, so that a shorter time takes effect at once.
+The least recently used answer is evicted first. The age of an entry is checked when it is
+requested, against the model's current time to live, so that a shorter one takes effect at once.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from collections import OrderedDict
 
 from dataplane.cache.entry import Entry
 
-# An entry larger than this part of the bound would push out too many others and is not kept.
+# An entry larger than this fraction of the limit would evict too many others and is not kept.
 PART_MAX = 8
-# Entries looked at in one turn of the loop when those of dead versions are dropped.
+# Entries that a sweep checks per turn of the loop.
 SWEEP_AT_ONCE = 500
 
 
@@ -23,24 +23,24 @@ class LocalCache:
     def __init__(self, loop: asyncio.AbstractEventLoop, entries_max: int, bytes_max: int) -> None:
         # Runs the sweep, a part in each turn.
         self._loop = loop
-        # Entries that may be kept.
+        # Maximum entries.
         self._entries_max = entries_max
-        # The sum of their sizes that may be kept.
+        # Maximum sum of their sizes.
         self._bytes_max = bytes_max
         # The entries; a hit moves to the end.
         self._entries: OrderedDict[bytes, Entry] = OrderedDict()
         # The sum of their sizes.
         self.bytes = 0
-        # Entries that the bounds pushed out.
+        # Entries evicted because of the limits.
         self.evictions = 0
-        # Keys that the sweep has yet to look at.
+        # Keys that the sweep has not checked yet.
         self._sweeping: list[bytes] = []
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def get(self, key: bytes, oldest_at: float) -> Entry | None:
-        """Return the entry of `key` unless it is from before `oldest_at` or its version is gone."""
+        """Return the entry of `key` if it is from after `oldest_at` and its version is served."""
         entries = self._entries
         entry = entries.get(key)
         if entry is None:
@@ -52,7 +52,7 @@ class LocalCache:
         return entry
 
     def put(self, key: bytes, entry: Entry) -> None:
-        """Keep `entry`, in the place of one that had its key."""
+        """Store `entry`, replacing an entry of the same key."""
         if not entry.scope.alive or entry.size > self._bytes_max // PART_MAX:
             return
         entries = self._entries
@@ -67,7 +67,7 @@ class LocalCache:
             self.evictions += 1
 
     def drop_dead(self) -> None:
-        """Drop, over the next turns of the loop, the entries of versions that left the table."""
+        """Drop the entries of versions that left the table, over the next turns of the loop."""
         idle = not self._sweeping
         self._sweeping = list(self._entries)
         if idle and self._sweeping:

@@ -1,8 +1,8 @@
-"""The second tier: answers in Redis, which the instances share. Whatever goes wrong is a miss.
+"""The second tier: answers in Redis, which the instances share. Any failure is a miss.
 
-All look-ups of one turn of the loop travel in one call, and so do all writes. A look-up ends at
-its own small deadline, whether Redis answered or not. After a few failures in a row nothing is
-asked for a while, so that a dead Redis costs nothing. Nobody waits for a write.
+All lookups of one turn of the loop are sent in one call, and so are all writes. A lookup ends at
+its own short deadline, whether or not Redis responded. After a few consecutive failures no calls
+are made for a while, so that a dead Redis costs nothing. No request waits for a write.
 """
 
 from __future__ import annotations
@@ -23,57 +23,57 @@ from dataplane.cache.digest import SCHEMA
 log = logging.getLogger("interlock.dataplane")
 
 PREFIX = b"interlock:cache:%d:" % SCHEMA
-# Calls under way at once; look-ups that come meanwhile go into the next one.
+# Concurrent calls; lookups that come meanwhile join the next call.
 CALLS_MAX = 4
-# Keys that one call asks for, and writes that one call carries.
+# Keys of one read call, and writes of one write call.
 KEYS_MAX = 256
-# Look-ups that may wait for a call; beyond it a look-up is a miss at once.
+# Lookups that may wait for a call; further ones are misses at once.
 WAITING_MAX = 4_096
-# Writes that may wait; beyond these they are given up.
+# Writes that may wait; further ones are dropped.
 WRITES_MAX = 1_024
 WRITE_BYTES_MAX = 8 * 1024 * 1024
-# A value beyond this is not worth its way.
+# Larger values are not stored.
 VALUE_BYTES_MAX = 1024 * 1024
-# Failures in a row after which nothing is asked for a while.
+# Consecutive failures after which no calls are made for a while.
 FAILURES_MAX = 3
 BACK_OFF_MIN_S = 0.25
 BACK_OFF_MAX_S = 5.0
-# Lifetimes vary by this part, so that what was stored together does not end together.
+# Lifetimes vary by this fraction, so that entries stored together do not expire together.
 JITTER = 0.1
-# A call may outlive the look-ups that it was made for: a connection takes its time to open.
+# A call may outlive its lookups: opening a connection takes time.
 CALL_TIMEOUT_S = 1.0
 
 
 class Lookup(Protocol):
-    """Whoever waits for a value; called exactly once, with None for a miss."""
+    """The callback of a lookup; called exactly once, with None for a miss."""
 
-    def brought(self, value: bytes | None) -> None: ...
+    def on_value(self, value: bytes | None) -> None: ...
 
 
 class _Batch:
-    """The look-ups of one call."""
+    """The lookups of one call."""
 
     __slots__ = ("keys", "lookups", "timer")
 
     def __init__(self) -> None:
-        # What to ask for, with its prefix.
+        # The keys, with their prefix.
         self.keys: list[bytes] = []
-        # Who asks, in the same order; empty once they were answered.
+        # The callbacks, in the same order; empty once they were called.
         self.lookups: list[Lookup] = []
-        # Ends the waiting.
+        # Fires at the deadline.
         self.timer: asyncio.TimerHandle | None = None
 
     def end(self, values: list[bytes | None] | None) -> None:
-        """Answer everybody; None for misses all over."""
+        """Call all callbacks; with None all lookups are misses."""
         if self.timer is not None:
             self.timer.cancel()
         lookups, self.lookups = self.lookups, []
         for i, lookup in enumerate(lookups):
             try:
-                lookup.brought(values[i] if values is not None else None)
+                lookup.on_value(values[i] if values is not None else None)
             except Exception:
                 # The others of the call still wait.
-                log.exception("a look-up could not be ended")
+                log.exception("a lookup callback failed")
 
 
 class SharedCache:
@@ -82,37 +82,37 @@ class SharedCache:
     def __init__(
         self, client: redis.Redis[bytes], loop: asyncio.AbstractEventLoop, timeout_s: float
     ) -> None:
-        # A client of its own: telemetry must not wait behind answers.
+        # A separate client: telemetry must not wait behind answers.
         self._client = client
         # Runs timers and calls.
         self._loop = loop
-        # A look-up takes no longer.
+        # The deadline of lookups.
         self._timeout_s = timeout_s
-        # The batch that still fills, and those that wait for a place.
+        # The batch that is being filled, and those that wait for a call.
         self._batches: list[_Batch] = []
-        # Look-ups in them.
+        # Lookups in the batches.
         self._waiting = 0
         # Writes that wait: the lifetime in ms and the value, by key.
         self._writes: dict[bytes, tuple[int, bytes]] = {}
         # The sum of their lengths.
         self._write_bytes = 0
-        # A turn that sends is due.
+        # Whether `_send` is scheduled.
         self._due = False
-        # Calls under way, referenced so that they are not collected.
+        # Calls in progress, referenced so that they are not garbage collected.
         self._calls: set[asyncio.Task[None]] = set()
-        # A write is among them: one is enough.
+        # Whether a write call is in progress: one is enough.
         self._writing = False
-        # Nothing is asked any more.
+        # Whether the cache is closed.
         self._closed = False
-        # Failures since the last call that went well.
+        # Failures since the last successful call.
         self._failed_in_a_row = 0
-        # Until then nothing is asked.
+        # No calls are made before this time.
         self._resume_at = 0.0
-        # Failed look-ups and writes by kind: error, timeout, corrupt, dropped.
+        # Failed lookups and writes by kind: error, timeout, corrupt, dropped.
         self.failures = {"error": 0, "timeout": 0, "corrupt": 0, "dropped": 0}
 
-    def ask(self, key: bytes, lookup: Lookup) -> bool:
-        """Look `key` up for `lookup`; False when it is a miss already."""
+    def look_up(self, key: bytes, lookup: Lookup) -> bool:
+        """Start a lookup of `key`; return False if it is a miss already."""
         if self._waiting >= WAITING_MAX or not self._available():
             return False
         batches = self._batches
@@ -127,7 +127,7 @@ class SharedCache:
         return True
 
     def store(self, key: bytes, value: bytes, ttl_s: int) -> None:
-        """Write `value` some time soon, if that is possible."""
+        """Write `value` soon, if possible."""
         if len(value) > VALUE_BYTES_MAX or not self._available():
             return
         full = len(self._writes) >= WRITES_MAX or self._write_bytes + len(value) > WRITE_BYTES_MAX
@@ -140,7 +140,7 @@ class SharedCache:
         self._send_soon()
 
     async def close(self) -> None:
-        """End all calls and close the connections."""
+        """Cancel all calls and close the connections."""
         self._closed = True
         self._give_up()
         for call in list(self._calls):
@@ -151,7 +151,7 @@ class SharedCache:
     # --- one turn ------------------------------------------------------------------------------
 
     def _send_soon(self) -> None:
-        # One turn later: whatever else is asked in this turn goes along.
+        # One turn later, so that other lookups of this turn join the call.
         if not self._due:
             self._due = True
             self._loop.call_soon(self._send)
@@ -205,7 +205,7 @@ class SharedCache:
         finally:
             self._writing = False
 
-    # --- when Redis does not answer ------------------------------------------------------------
+    # --- when Redis does not respond -----------------------------------------------------------
 
     def _available(self) -> bool:
         if self._closed:
@@ -237,13 +237,13 @@ class SharedCache:
         if beyond < 0:
             return
         if beyond == 0:
-            log.warning("cache.shared: does without for now: %s", reason)
+            log.warning("cache.shared: paused: %s", reason)
         back_off_s = min(BACK_OFF_MAX_S, BACK_OFF_MIN_S * 2 ** min(beyond, 10))
         self._resume_at = monotonic() + back_off_s
 
 
 def shared_client(url: str) -> redis.Redis[bytes]:
-    """Return a client that tries once and never waits for long."""
+    """Return a client that does not retry and has short timeouts."""
     return redis_client.connect(
         url, timeout_s=CALL_TIMEOUT_S, connections_max=CALLS_MAX + 1, tries_again=False
     )

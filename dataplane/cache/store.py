@@ -1,8 +1,8 @@
-"""The cache of one process, and what one model sees of it.
+"""The cache of one process, and its parts for each model.
 
-A request asks here before it asks its version: the first tier, then whoever asks the same already,
-then the second tier. Versions never share an entry. Answers that a fallback gave, refusals and
-what JSON cannot carry are never kept.
+A request looks here before it calls its version: in the first tier, then for an identical request
+in flight, then in the second tier. Versions never share an entry. Answers of a fallback, refusals,
+and answers that JSON cannot represent are never cached.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from contract.routing import ModelRoute, VersionRoute
 from dataplane.batch_reply import Output
 from dataplane.cache.digest import ContentDigest, key_of, scope_digest
 from dataplane.cache.entry import Corrupt, Entry, Scope, decode_value, encode_value, entry_of
-from dataplane.cache.in_flight import Asker, CachedLane, Flights, Ticket
+from dataplane.cache.in_flight import CachedLane, Flights, Ticket, Waiter
 from dataplane.cache.local import LocalCache
 from dataplane.cache.memo import Memo
 from dataplane.cache.shared import SharedCache
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("interlock.dataplane")
 
-# Larger requests go by: the event loop waits for a digest, a millisecond for so many bytes.
+# Larger requests bypass the cache: the event loop waits for the digest, 1 ms for this many bytes.
 DIGEST_BYTES_MAX = 1024 * 1024
-# The memo may hold this part of the bytes that answers may.
+# The memo may use this fraction of the bytes of answers.
 MEMO_PART = 2
 
 
 class Cache:
-    """Both tiers, the flights and the memo; one for the whole process."""
+    """Both tiers, the flights and the memo; one per process."""
 
     def __init__(
         self,
@@ -48,28 +48,28 @@ class Cache:
         entries_max: int,
         bytes_max: int,
     ) -> None:
-        # Runs the deadlines of those who wait.
+        # Runs the deadlines of waiting requests.
         self.loop = loop
         # The first tier.
         self.local = LocalCache(loop, entries_max, bytes_max)
-        # The second tier; without it models do without.
+        # The second tier; None disables it.
         self.shared = shared
-        # Who asks what at present.
+        # The keys in flight.
         self.flights = Flights()
-        # Requests that were read before.
+        # Parsed requests.
         self.memo = Memo(loop, entries_max, bytes_max // MEMO_PART)
-        # The versions that keys were made for, by model, version and whether for a baseline.
+        # The scopes of keys, by model, version and whether it is a baseline.
         self._scopes: dict[tuple[str, str, bool], Scope] = {}
 
     def model(self, name: str, route: ModelRoute) -> ModelCache | None:
-        """Return what the model sees of the cache, None where it is off."""
+        """Return the cache of a model, None if it is off."""
         return ModelCache(self, name, route, route.cache) if route.cache is not None else None
 
     def scope(self, name: str, version: str, route: ModelRoute, baseline: str = "") -> Scope:
         """Return the scope of a version, or of the `baseline` of a rollout on it.
 
-        That one begins as cold as the canary and grows with as many units: what the fleet has in
-        its cache must not answer for it.
+        The baseline starts as cold as the canary and grows with as many units: entries of the other
+        traffic must not answer for it.
         """
         origin = (baseline, _origin(route, route.versions[version]))
         key = (name, version, bool(baseline))
@@ -82,10 +82,10 @@ class Cache:
             scope = self._scopes[key] = Scope(digest, origin)
         return scope
 
-    def applied(self, gone: list[tuple[str, str]]) -> None:
-        """Begin with a new table, which has the versions `gone` no longer."""
+    def applied(self, removed: list[tuple[str, str]]) -> None:
+        """Drop what belongs to the old table; the new one no longer has the versions `removed`."""
         self.memo.clear()
-        keys = [(*pair, is_baseline) for pair in gone for is_baseline in (False, True)]
+        keys = [(*pair, is_baseline) for pair in removed for is_baseline in (False, True)]
         dead = [self._scopes.pop(key) for key in keys if key in self._scopes]
         for scope in dead:
             scope.alive = False
@@ -93,7 +93,6 @@ class Cache:
             self.local.drop_dead()
 
     async def close(self) -> None:
-        """Close the connections."""
         if self.shared is not None:
             await self.shared.close()
 
@@ -110,31 +109,31 @@ def _origin(route: ModelRoute, versioned: VersionRoute) -> object:
 
 
 class ModelCache:
-    """The cache as one model under one generation uses it."""
+    """The cache of one model under one generation."""
 
     __slots__ = ("_batched", "_cache", "_digest", "_name", "_route", "_shared", "_ttl_s")
 
     def __init__(self, cache: Cache, name: str, route: ModelRoute, settings: Settings) -> None:
-        # Both tiers.
+        # The cache of the process.
         self._cache = cache
-        # Whose it is, in keys.
+        # The model in keys.
         self._name = name
-        # Makes scopes, and outputs from entries.
+        # The model's route, for scopes and signatures.
         self._route = route
-        # An answer may be given again for so long.
+        # The time to live of answers.
         self._ttl_s = settings.ttl_s
-        # The second tier, where the model uses it.
+        # The second tier, if the model uses it.
         self._shared = cache.shared if settings.shared else None
-        # The first dimension counts rows.
+        # Whether the first dimension is the rows.
         self._batched = route.batched
-        # Makes the part of keys that the request decides.
+        # Computes the content part of keys.
         self._digest = ContentDigest(route.signature)
 
     def scope(self, version: str, baseline: str = "") -> Scope:
-        """Return what a lane of `version` needs; `baseline` names the rollout whose it is."""
+        """Return the scope of a lane of `version`; `baseline` is the id of its rollout."""
         return self._cache.scope(self._name, version, self._route, baseline)
 
-    # --- requests that were read before --------------------------------------------------------
+    # --- parsed requests -----------------------------------------------------------------------
 
     def read(
         self,
@@ -142,8 +141,8 @@ class ModelCache:
         codec: Codec,
         exchange: Exchange,
     ) -> InferRequest:
-        """Return what `read` makes of an infer request, or made of the same bytes before."""
-        # The body is unpacked by now, so how it was packed does not matter.
+        """Return the request that `read` parses from `exchange`, or that it parsed before."""
+        # The body is decompressed here, so its compression does not matter.
         length = exchange.headers.get(b"inference-header-content-length")
         origin = (self, exchange.body, length)
         request = self._cache.memo.get(origin)
@@ -152,13 +151,13 @@ class ModelCache:
             request.origin = origin
         return request
 
-    # --- the way in ----------------------------------------------------------------------------
+    # --- lookup --------------------------------------------------------------------------------
 
-    def takes(
-        self, asker: Asker, lane: CachedLane, tenant: str, caller: Caller, now: float
+    def take_over(
+        self, waiter: Waiter, lane: CachedLane, tenant: str, caller: Caller, now: float
     ) -> bool:
-        """Take `asker` over; False when it must go on by itself."""
-        request = asker.request
+        """Take over `waiter`; return False if it must call its version itself."""
+        request = waiter.request
         content = request.digest
         if content is None:
             if sum(map(len, request.tensors)) > DIGEST_BYTES_MAX:
@@ -177,14 +176,14 @@ class ModelCache:
             if b"no-store" in directives:
                 return False
             if b"no-cache" in directives:
-                asker.ticket = Ticket(asker, lane, key)
+                waiter.ticket = Ticket(waiter, lane, key)
                 return False
         entry = self._cache.local.get(key, now - self._ttl_s)
         if entry is not None:
             self._remember(request)
-            asker.found(lane.local, entry)
+            waiter.on_hit(lane.local, entry)
             return True
-        self._fly(Ticket(asker, lane, key), now)
+        self._fly(Ticket(waiter, lane, key), now)
         return True
 
     def _remember(self, request: InferRequest) -> None:
@@ -194,30 +193,30 @@ class ModelCache:
 
     def _fly(self, ticket: Ticket, now: float) -> None:
         flights = self._cache.flights
-        asker = ticket.asker
+        waiter = ticket.waiter
         # Only hits are remembered, and the body may be large.
-        asker.request.origin = None
-        asker.ticket = ticket
+        waiter.request.origin = None
+        waiter.ticket = ticket
         flight = flights.get(ticket.key, now)
         if flight is not None:
-            ticket.wait(flight, asker.deadline - now, self._cache.loop)
+            ticket.wait(flight, waiter.deadline - now, self._cache.loop)
             return
-        ticket.flight = flights.begin(ticket.key, asker.deadline)
+        ticket.flight = flights.begin(ticket.key, waiter.deadline)
         shared = self._shared
-        if shared is None or not shared.ask(ticket.key, _SharedLookup(self, ticket)):
-            ticket.go_on()
+        if shared is None or not shared.look_up(ticket.key, _SharedLookup(self, ticket)):
+            ticket.call_version()
 
-    def brought(self, ticket: Ticket, value: bytes | None) -> None:
-        """Go on with what the second tier had for a leader, None where it had nothing."""
+    def on_value(self, ticket: Ticket, value: bytes | None) -> None:
+        """Continue a leader with the value of the second tier, None for a miss."""
         entry = self._decode(ticket, value) if value is not None else None
-        asker = ticket.asker
+        waiter = ticket.waiter
         if entry is None:
-            ticket.go_on()
+            ticket.call_version()
             return
         self._cache.local.put(ticket.key, entry)
-        asker.ticket = None
+        waiter.ticket = None
         try:
-            asker.found(ticket.lane.shared, entry)
+            waiter.on_hit(ticket.lane.shared, entry)
         finally:
             if ticket.flight is not None:
                 ticket.flight.settle(entry, shared=True)
@@ -228,7 +227,7 @@ class ModelCache:
             entry = decode_value(
                 value,
                 ticket.lane.scope,
-                ticket.asker.request.rows,
+                ticket.waiter.request.rows,
                 self._route.signature,
                 batched=self._batched,
                 now=now,
@@ -241,24 +240,24 @@ class ModelCache:
             return None
         return entry if entry.stored_at >= now - self._ttl_s else None
 
-    # --- the way out ---------------------------------------------------------------------------
+    # --- storing -------------------------------------------------------------------------------
 
     def keep(self, ticket: Ticket, outputs: list[Output], start: int) -> None:
-        """Keep the rows from `start` on, which the version answered, and pass them on."""
+        """Cache the rows from `start` on, an answer of the version, and answer the flight."""
         now = monotonic()
         entry = None
         try:
-            entry = entry_of(ticket.lane.scope, ticket.asker.request.rows, outputs, start, now)
+            entry = entry_of(ticket.lane.scope, ticket.waiter.request.rows, outputs, start, now)
             self._cache.local.put(ticket.key, entry)
             if self._shared is not None and ticket.lane.scope.alive:
                 value = encode_value(entry, now, int(time.time() * 1000))
                 self._shared.store(ticket.key, value, self._ttl_s)
         except NotJson:
-            # The next one to ask may want JSON, and must hear that there is none.
+            # The next request may want JSON, and must get the error that there is none.
             pass
         except Exception:
-            # The neighbours in the batch still wait for their rows.
-            log.exception("an answer could not be kept")
+            # The other jobs of the batch still wait for their rows.
+            log.exception("an answer could not be cached")
         ticket.answered(entry)
 
 
@@ -268,10 +267,10 @@ class _SharedLookup:
     __slots__ = ("_cache", "_ticket")
 
     def __init__(self, cache: ModelCache, ticket: Ticket) -> None:
-        # Goes on with what comes.
+        # Continues with the value.
         self._cache = cache
-        # Who leads.
+        # The ticket of the leader.
         self._ticket = ticket
 
-    def brought(self, value: bytes | None) -> None:
-        self._cache.brought(self._ticket, value)
+    def on_value(self, value: bytes | None) -> None:
+        self._cache.on_value(self._ticket, value)

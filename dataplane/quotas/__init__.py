@@ -1,5 +1,5 @@
-"""A quota is one number for the fleet: what each part may use of it, and how that moves.
+"""Quotas that hold for the whole fleet: who may use which part, and how tokens move.
 
-`ledger` is what the workers of an instance share, `script` what all instances share in Redis, and
-`leases` moves tokens between the two. `bucket` is a quota of one process by itself.
+`ledger` is shared by the workers of an instance, `script` is the state that all instances share in
+Redis, and `leases` moves tokens between the two. `bucket` is the quota of a single process.
 """

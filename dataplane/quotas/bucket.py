@@ -1,4 +1,4 @@
-"""A quota of one process by itself: a bucket that fills at its share of the rate."""
+"""The quota of a single process: a token bucket that fills at its share of the rate."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from dataplane.quotas.limits import Limits
 
 
 class Bucket:
-    """One of `share` processes that do not know of each other's use."""
+    """The bucket of one of `share` processes that do not share their usage."""
 
-    __slots__ = ("_at", "_burst", "_level", "_places", "_rate", "_share")
+    __slots__ = ("_at", "_burst", "_level", "_rate", "_share", "_slots")
 
     def __init__(self, share: int = 1) -> None:
-        # How many processes share the limits.
+        # The number of processes that share the limits.
         self._share = share
-        # Tokens that a second brings; None for no quota.
+        # Tokens per second; None for no quota.
         self._rate: float | None = None
-        # Tokens that the bucket holds at most.
+        # Maximum tokens in the bucket.
         self._burst = 1.0
-        # Requests that may be under way.
-        self._places: int | None = None
-        # Tokens in it at the time below; None before the first quota, and stands for full.
+        # Maximum concurrent requests.
+        self._slots: int | None = None
+        # Tokens in the bucket at `_at`; None before the first quota, which means full.
         self._level: float | None = None
-        # When the level was taken.
+        # When the level was computed.
         self._at = 0.0
 
     def limit(self, limits: Limits) -> None:
         share = self._share
-        self._places = None if limits.places is None else ceil(limits.places / share)
+        self._slots = None if limits.slots is None else ceil(limits.slots / share)
         if limits.rate is None:
             self._rate = self._level = None
             return
@@ -56,8 +56,8 @@ class Bucket:
         if self._level is not None:
             self._level -= cost
 
-    def has_place(self, now: float, in_flight: int) -> bool:
-        return self._places is None or in_flight < self._places
+    def has_slot(self, now: float, in_flight: int) -> bool:
+        return self._slots is None or in_flight < self._slots
 
     def note(self, in_flight: int) -> None:
-        """Nobody else asks."""
+        """Do nothing: no other process reads the count."""

@@ -1,8 +1,8 @@
 """Moves tokens between an instance's ledger and the fleet's buckets in Redis.
 
-One worker of an instance does it for all of them, whoever holds the lock of the file beside the
-ledger; when it ends, another finds the lock free. It makes one call each RENEW_S for all tenants in
-use, and none while a request waits. Whatever a call cannot bring, `ledger` says what holds then.
+One worker of an instance does it for all of them: the one that holds the lock of the file beside
+the ledger; when it ends, another worker gets the lock. It makes one call every RENEW_S seconds for
+all tenants in use, and requests never wait for it. `ledger` describes what holds while calls fail.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ log = logging.getLogger("interlock.dataplane")
 
 KEY = "{interlock:quota}"
 RENEW_S = 0.1
-# Where somebody ran short and there was enough, renewals come as soon as this.
+# Interval of renewals after a worker ran short and the last renewal granted everything.
 SOON_S = 0.02
-# An instance without any use of a quota is heard of so often, for the others to count it.
+# Interval of calls of an instance that uses no quota, so that others count it.
 HEARD_S = 0.25
-# How often an instance without limits looks whether there are any.
+# Interval at which an instance without limits checks for new ones.
 LOOK_S = 0.5
-# For so long ahead an instance leases what it is asked for.
+# Seconds of demand that an instance leases in advance.
 AHEAD_S = 0.15
-# A tenant that nobody asked for in so long gives everything back.
+# Seconds without requests after which a tenant's tokens are returned.
 IDLE_S = 5.0
 CALL_TIMEOUT_S = 0.5
 CALLS_MAX = 500
-# How fast a demand of the past is forgotten, at each renewal.
+# Factor on past demand at each renewal.
 FADE = 0.7
 
 
 @dataclass(slots=True)
 class Account:
-    """What the leader remembers of a line between two renewals."""
+    """The leader's state of a line between two renewals."""
 
     used: float
     unmet: float
@@ -57,14 +57,14 @@ class Account:
 
 @dataclass(slots=True)
 class Call:
-    """What is asked of Redis for one tenant; see `script`."""
+    """The request to Redis for one tenant; see `script`."""
 
     number: int
     name: str
     limits: Limits
     owed: float
-    given: float
-    wanted: float
+    returned: float
+    requested: float
     demand: float
     credit: float
     peak: float
@@ -72,13 +72,13 @@ class Call:
 
     def packed(self) -> tuple[float | bool, ...]:
         return (
-            self.limits.rate or 0.0, self.limits.burst, self.owed, self.given, self.wanted,
-            self.demand, self.credit, float(self.limits.places or 0), self.peak, self.is_known,
+            self.limits.rate or 0.0, self.limits.burst, self.owed, self.returned, self.requested,
+            self.demand, self.credit, float(self.limits.slots or 0), self.peak, self.is_known,
         )  # fmt: skip
 
 
 class Leases:
-    """Renews the leases of one instance. Raises OSError where its lock cannot be made."""
+    """Renews the leases of one instance. Raises OSError if its lock cannot be created."""
 
     def __init__(
         self,
@@ -89,31 +89,31 @@ class Leases:
         lock: Path,
         clock: Callable[[], float] = monotonic,
     ) -> None:
-        # What the workers share.
+        # The ledger that the workers share.
         self._ledger = ledger
-        # Where the fleet's buckets are.
+        # The script on the fleet's buckets.
         self._script = client.register_script(SCRIPT)
         # The instance's name in the fleet.
         self._instance = instance
-        # Which tenant with limits has which line.
+        # Returns name and limits of the tenants with limits, by line.
         self._tenants = tenants
-        # Held by the worker that renews; None once it is closed.
+        # The lock of the worker that renews; None once closed.
         self._lock: int | None = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         # Monotonic seconds.
         self._clock = clock
-        # By line, for those that are woken.
+        # Accounts of the active lines.
         self._accounts: dict[int, Account] = {}
         # When the next renewal is due.
         self._due_at = 0.0
-        # Whether the last renewal brought all that was wanted.
+        # Whether the last renewal granted everything.
         self._was_enough = True
-        # Whether Redis was away at the last renewal; None before the first.
+        # Whether Redis was unavailable at the last renewal; None before the first.
         self._was_away: bool | None = None
-        # Set when it is time to end.
+        # Set when `run` must end.
         self._is_stopping = False
 
     def stop(self) -> None:
-        """Have `run` end with its turn: a call to Redis was seen to swallow a cancellation."""
+        """Let `run` end after its turn: a call to Redis was observed to swallow a cancellation."""
         self._is_stopping = True
 
     def close(self) -> None:
@@ -123,7 +123,7 @@ class Leases:
             self._lock = None
 
     async def run(self) -> None:
-        """Renew until it is stopped, as long as this worker is the one."""
+        """Renew until stopped, while this worker holds the lock."""
         while not self._is_stopping:
             try:
                 await self.turn()
@@ -133,13 +133,13 @@ class Leases:
             await asyncio.sleep(SOON_S if self._tenants() else LOOK_S)
 
     async def turn(self) -> None:
-        """Renew if it is time to, and ours to do."""
+        """Renew if it is due and this worker holds the lock."""
         if not self._tenants() or not self._leads():
             return
         now = self._clock()
         is_soon = self._was_enough and self._ledger.is_short
         if now >= self._due_at or is_soon:
-            # Not all instances at once.
+            # Jitter: not all instances at once.
             self._due_at = now + RENEW_S * random.uniform(0.8, 1.2)  # noqa: S311
             await self.renew()
 
@@ -154,7 +154,7 @@ class Leases:
         return True
 
     async def renew(self) -> None:
-        """Tell Redis what was used, give back what is too much, and lease what is wanted."""
+        """Report usage to Redis, return surplus tokens, and lease the tokens in demand."""
         calls = self._calls(self._clock())
         if not calls and self._clock() - self._ledger.renewed_at < HEARD_S:
             return
@@ -168,7 +168,7 @@ class Leases:
             return
         self._apply(calls, float(instances), msgspec.msgpack.decode(data))
 
-    # --- what is asked ---------------------------------------------------------------------------
+    # --- the call --------------------------------------------------------------------------------
 
     def _calls(self, now: float) -> list[Call]:
         ledger, tenants = self._ledger, self._tenants()
@@ -176,88 +176,89 @@ class Leases:
         kept: list[int] = []
         with ledger.locked():
             instances = ledger.instances
-            for number in dict.fromkeys(ledger.woken()):
+            for number in dict.fromkeys(ledger.active_lines()):
                 line = ledger.read(number)
-                found = tenants.get(number)
+                tenant = tenants.get(number)
                 if now - line.touched_at > IDLE_S:
                     self._accounts.pop(number, None)
-                    if found is not None:
-                        calls.append(self._farewell(number, *found, line))
+                    if tenant is not None:
+                        calls.append(self._closing_call(number, *tenant, line))
                     ledger.write(number, Line(used=line.used, unmet=line.unmet))
                     continue
                 kept.append(number)
-                # Another worker may have a newer table, with a tenant that this one does not know.
-                if found is not None and len(calls) < CALLS_MAX:
-                    calls.append(self._call(number, *found, line, instances, now))
+                # Another worker may have a newer table, with a tenant that is unknown here.
+                if tenant is not None and len(calls) < CALLS_MAX:
+                    calls.append(self._call(number, *tenant, line, instances, now))
                     ledger.write(number, line)
-            ledger.keep_woken(kept)
+            ledger.keep_active(kept)
         return calls
 
     def _call(
         self, number: int, name: str, limits: Limits, line: Line, instances: float, now: float
     ) -> Call:
-        """Return what to ask for a line, and take from it what is given back."""
+        """Return the call for a line, and take the returned tokens from it."""
         account = self._accounts.get(number)
         if account is None:
             account = self._accounts[number] = Account(line.used, line.unmet, now)
         elapsed_s = max(SOON_S, now - account.at)
-        asked = line.used - account.used + line.unmet - account.unmet
-        account.demand = max(asked / elapsed_s, account.demand * FADE)
+        tokens = line.used - account.used + line.unmet - account.unmet
+        account.demand = max(tokens / elapsed_s, account.demand * FADE)
         account.used, account.unmet, account.at = line.used, line.unmet, now
         rate = limits.rate or 0.0
-        most = max(1.0, limits.burst / instances)
-        target = max(most, min(account.demand, rate) * AHEAD_S)
+        first = max(1.0, limits.burst / instances)
+        target = max(first, min(account.demand, rate) * AHEAD_S)
         if self._was_away:
-            # What the instance filled by itself meanwhile was nobody's to lease.
+            # Tokens that the instance credited to itself meanwhile were not leased.
             line.owed = max(0.0, line.credit)
-        given = max(0.0, line.credit - target) if limits.rate is not None else 0.0
-        line.credit -= given
+        returned = max(0.0, line.credit - target) if limits.rate is not None else 0.0
+        line.credit -= returned
         owed, line.owed = line.owed, 0.0
         peak, line.peak = line.peak, 0.0
-        wanted = max(0.0, target - line.credit) if limits.rate is not None else 0.0
+        requested = max(0.0, target - line.credit) if limits.rate is not None else 0.0
         return Call(
-            number, name, limits, owed, given, wanted, account.demand, line.credit, peak,
+            number, name, limits, owed, returned, requested, account.demand, line.credit, peak,
             account.is_known,
         )  # fmt: skip
 
-    def _farewell(self, number: int, name: str, limits: Limits, line: Line) -> Call:
-        given = line.credit - line.owed
-        return Call(number, name, limits, max(0.0, -given), max(0.0, given), 0, 0, 0, 0, True)
+    def _closing_call(self, number: int, name: str, limits: Limits, line: Line) -> Call:
+        returned = line.credit - line.owed
+        return Call(number, name, limits, max(0.0, -returned), max(0.0, returned), 0, 0, 0, 0, True)
 
-    # --- what comes of it ------------------------------------------------------------------------
+    # --- the result ------------------------------------------------------------------------------
 
     def _apply(self, calls: list[Call], instances: float, answers: list[list[float]]) -> None:
         ledger, now = self._ledger, self._clock()
         was_enough = True
         with ledger.locked():
-            for call, (granted, share, places) in zip(calls, answers, strict=True):
+            for call, (granted, share, slots) in zip(calls, answers, strict=True):
                 account = self._accounts.get(call.number)
                 if account is None:
                     continue
                 account.is_known = True
                 line = ledger.read(call.number)
                 line.credit += granted
-                line.share, line.places = share, places
+                line.share, line.slots = share, slots
                 ledger.write(call.number, line)
-                was_enough = was_enough and granted >= call.wanted
+                was_enough = was_enough and granted >= call.requested
             ledger.renewed(now, instances)
         self._was_enough = was_enough
         if self._was_away:
-            log.info("quotas.leased: Redis is back; quotas hold for the fleet again")
+            log.info("quotas.leased: Redis is available; quotas hold for the fleet again")
         self._was_away = False
 
     def _away(self, calls: list[Call], error: Exception) -> None:
         ledger = self._ledger
         with ledger.locked():
             for call in calls:
-                # It may have been told all the same: then it is paid twice, and never not at all.
+                # Redis may have received the call: then these tokens are charged twice, but never
+                # not at all.
                 line = ledger.read(call.number)
                 line.owed += call.owed
                 ledger.write(call.number, line)
         if not self._was_away and not self._ledger.is_leased(self._clock()):
             self._was_away = True
             log.warning(
-                "quotas.shared: Redis does not answer (%s: %s); this instance takes a share of "
-                "each quota, one part in %.0f",
+                "quotas.shared: Redis does not respond (%s: %s); this instance enforces 1/%.0f "
+                "of each quota by itself",
                 type(error).__name__, error, self._ledger.instances,
             )  # fmt: skip

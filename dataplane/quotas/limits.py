@@ -1,4 +1,4 @@
-"""What a tenant may use, and what those ask who count its use."""
+"""The limits of a tenant, and the interface of the quotas that enforce them."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from contract.routing import Tenant
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Of the whole fleet: tokens per second, tokens at once, and requests under way.
+    """Limits of the whole fleet: tokens per second, burst, and concurrent requests.
 
-    None is no limit. `burst` is at least one: below, no request would ever pass.
+    None is no limit. `burst` is at least one: otherwise no request would ever pass.
     """
 
     rate: float | None
     burst: float
-    places: int | None
+    slots: int | None
 
     @classmethod
     def of(cls, tenant: Tenant) -> Limits:
@@ -27,26 +27,26 @@ class Limits:
 
     @property
     def are_any(self) -> bool:
-        return self.rate is not None or self.places is not None
+        return self.rate is not None or self.slots is not None
 
 
 class Quota(Protocol):
-    """Counts what one tenant uses; `now` is monotonic seconds."""
+    """Counts the usage of one tenant; `now` is monotonic seconds."""
 
     def limit(self, limits: Limits) -> None:
-        """Take new limits; what was used stays used."""
+        """Apply new limits; the usage so far is kept."""
 
     def take(self, now: float, cost: float) -> float:
-        """Take `cost` tokens and return 0, or take none and return the seconds until it may pass.
+        """Take `cost` tokens and return 0, or take none and return the seconds to wait.
 
-        What costs more than may come at once passes when that much is there.
+        A request that costs more than the burst passes when a full burst is available.
         """
 
     def charge(self, cost: float) -> None:
-        """Take what a request turned out to cost beyond what it came in with."""
+        """Charge the cost of a request beyond the cost that it entered with."""
 
-    def has_place(self, now: float, in_flight: int) -> bool:
-        """Say whether one more request may be under way beside the `in_flight` of this process."""
+    def has_slot(self, now: float, in_flight: int) -> bool:
+        """Return whether one more request may run besides the `in_flight` of this process."""
 
     def note(self, in_flight: int) -> None:
-        """Note how many requests of this process are under way."""
+        """Record the number of requests in progress in this process."""

@@ -1,15 +1,15 @@
-"""The fleet's buckets: a script that Redis runs, by its own clock, whole or not at all.
+"""The fleet's token buckets: a script that Redis runs atomically, by its own clock.
 
-A tenant's bucket fills at its rate up to its burst, less what instances hold of it. An instance
-gets of what is there in proportion to what it was asked for, and never a part of a token where it
-needs a whole one. A burst uses in advance what the next seconds bring: afterwards a `floor` under
-the level rises for PAY_S seconds, and what is below it is handed to nobody until the tenant rested;
-so ten seconds bring what they should, burst or not. Quotas below SLOW_RATE, whose bursts are a few
-requests, have no floor.
+A tenant's bucket fills at its rate up to its burst, less the tokens that instances hold. The
+available tokens are granted to instances in proportion to their demand, and never a fraction of a
+token to an instance that needs a whole one. A burst uses tokens of the next seconds in advance:
+afterwards a `floor` under the level rises for PAY_S seconds, and tokens below it are not granted
+until the tenant has rested; so ten seconds grant what they should, with or without a burst. Quotas
+below SLOW_RATE, whose bursts are a few requests, have no floor.
 
-What an instance holds is forgotten LEASE_S after it was last heard, and then its tokens are lost;
-so are those that it gave back in a call that failed. A bucket that Redis has lost begins full, or
-empty where somebody still uses it. A clock that jumps fills a bucket once, at most.
+The tokens of an instance are forgotten LEASE_S after its last call, and are then lost; so are those
+that it returned in a call that failed. A bucket that Redis has lost starts full, or empty if an
+instance still uses it. A clock that jumps fills a bucket at most once.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ LEASE_S = 2.0
 LIVE_S = 5.0
 PAY_S = 8.0
 SLOW_RATE = 10.0
-# Tokens come in steps of some tenths of a second: what those may hold that is no burst.
+# Tokens are granted in steps of some tenths of a second: the most that is not a burst.
 SLACK_S = 0.25
-# The part of its rate below which a tenant rests.
+# The share of its rate below which a tenant rests.
 RESTS = 0.9
 KEEP_MS = 60_000
 
-# KEYS: the instances, then one for each tenant. ARGV: who calls, and the packed calls, each
-# [rate, burst, owed, given, wanted, demand, credit, places, peak, is_known].
-# Returns the number of instances and, packed, [granted, share, places] for each call.
+# KEYS: the instances, then one for each tenant. ARGV: the calling instance, and the packed calls,
+# each [rate, burst, owed, returned, requested, demand, credit, slots, peak, is_known]. Returns the
+# number of instances and, packed, [granted, share, slots] for each call.
 SCRIPT = f"""
 local clock = redis.call('TIME')
 local now = clock[1] + clock[2] / 1e6
@@ -61,7 +61,7 @@ end
 local function fill(bucket, rate, burst, held, demand)
     local elapsed = math.max(0, now - bucket.at)
     bucket.at = now
-    -- What waits above the floor for its next taker is not lost.
+    -- Tokens above the floor that wait for the next call are not lost.
     local highest = math.max(burst - held, bucket.floor + 2 * rate * {SLACK_S})
     bucket.level = math.min(bucket.level + rate * elapsed, math.max(bucket.level, highest))
     if rate < {SLOW_RATE} then
@@ -76,16 +76,16 @@ local function fill(bucket, rate, burst, held, demand)
     bucket.floor = math.min(deepest, bucket.floor + bucket.pay * elapsed)
 end
 
-local function grant(there, wanted, demand, all)
-    if wanted <= 0 or there <= 0 then
+local function grant(there, requested, demand, all)
+    if requested <= 0 or there <= 0 then
         return 0
     end
     local part = there / instances
     if all > 0 then
         part = there * demand / all
     end
-    local granted = math.min(wanted, math.max(part, math.min(1, there)))
-    if granted < 1 and wanted >= 1 then
+    local granted = math.min(requested, math.max(part, math.min(1, there)))
+    if granted < 1 and requested >= 1 then
         return 0
     end
     return granted
@@ -93,25 +93,25 @@ end
 
 local answers = {{}}
 for i, call in ipairs(calls) do
-    local rate, owed, given, wanted = call[1], call[3], call[4], call[5]
-    -- Tokens come in steps; a burst that is smaller would lose some.
+    local rate, owed, returned, requested = call[1], call[3], call[4], call[5]
+    -- Tokens are granted in steps; a smaller burst would lose some.
     local burst = math.max(call[2], rate * {SLACK_S})
-    local demand, credit, places, peak = call[6], call[7], call[8], call[9]
+    local demand, credit, slots, peak = call[6], call[7], call[8], call[9]
     local bucket = read(KEYS[i + 1], burst, call[10])
     local held, their_demand, their_peak = others(bucket)
     local all = demand + their_demand
-    bucket.level = bucket.level - owed + given
+    bucket.level = bucket.level - owed + returned
     fill(bucket, rate, burst, held + math.max(0, credit), all)
-    local granted = grant(bucket.level - bucket.floor, wanted, demand, all)
+    local granted = grant(bucket.level - bucket.floor, requested, demand, all)
     bucket.level = bucket.level - granted
     bucket.peers[me] = {{credit + granted, demand, peak, now}}
     redis.call('SET', KEYS[i + 1], cmsgpack.pack(bucket), 'PX', {KEEP_MS})
-    local share, seats = rate / instances, places / instances
+    local share, seats = rate / instances, slots / instances
     if all > 0 then
         share = rate * demand / all
     end
     if peak + their_peak > 0 then
-        seats = places * peak / (peak + their_peak)
+        seats = slots * peak / (peak + their_peak)
     end
     answers[i] = {{granted, share, seats}}
 end

@@ -1,8 +1,8 @@
-"""Large requests are unpacked, counted and parsed in a process of their own, one after the other.
+"""Large requests are decompressed, counted and parsed in a separate process, one after the other.
 
-The event loop never waits for one of them: it hands the bytes over and gets tensors, or the reason
-why there are none. What a request can cost at worst is the memory and the time of that process,
-which are bounded; small requests never come here.
+The event loop never waits for them: it passes the bytes on and gets tensors, or an error. A request
+can cost at most the memory and the time of that process, which are limited; small requests are not
+read here.
 """
 
 from dataplane.reading.jobs import Job

@@ -1,4 +1,4 @@
-"""What a worker and its reading process say to each other."""
+"""Messages between a worker and its reading process."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ Kind = Literal["infer", "plain", "outcomes", "grpc"]
 
 
 class Job(msgspec.Struct, array_like=True, kw_only=True):
-    """One body to read. `coding` is empty for one that is not packed.
+    """One body to read. `coding` is empty if it is not compressed.
 
-    `bytes_max` bounds what it unpacks to. `spec` is the model's, which for a plain request stands
-    in the body. `header_length` is the binary extension's. The last two are for outcomes.
+    `bytes_max` limits its decompressed size. `spec` is that of the model, which a plain request
+    names in its body. `header_length` belongs to the binary extension. `now_ms` and `id_prefix` are
+    for outcomes.
     """
 
     kind: Kind
@@ -31,7 +32,7 @@ class Job(msgspec.Struct, array_like=True, kw_only=True):
 
 
 class Tensors(msgspec.Struct, array_like=True):
-    """An `InferRequest` as it travels: without its key, which the codec makes again."""
+    """An `InferRequest` without its key, which the codec creates again."""
 
     rows: int
     tensors: list[bytes]
@@ -70,9 +71,9 @@ class Tensors(msgspec.Struct, array_like=True):
 
 
 class Done(msgspec.Struct, array_like=True, kw_only=True):
-    """What a body held, and the bytes that it unpacked to.
+    """The content of a body, and its decompressed size.
 
-    `version`, `user` and `request_id` are a plain request's, as they came.
+    `version`, `user` and `request_id` are those of a plain request, as received.
     """
 
     length: int
@@ -85,12 +86,14 @@ class Done(msgspec.Struct, array_like=True, kw_only=True):
 
 
 def too_complex() -> Refusal:
-    """Return the refusal of a body that takes more memory or time than any may."""
-    return Refusal(413, "too_complex", "reading the body takes more than a request may use")
+    """Return the refusal of a body that needs more memory or time than allowed."""
+    return Refusal(
+        413, "too_complex", "reading the body needs more memory or time than a request may use"
+    )
 
 
 class Refused(msgspec.Struct, array_like=True):
-    """A `Refusal` as it travels."""
+    """A serialised `Refusal`."""
 
     status: int
     code: str

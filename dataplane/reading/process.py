@@ -1,6 +1,6 @@
 """`python -m dataplane.reading.process`: reads large requests for one worker, and ends with it.
 
-It may take no more memory than it was told, and gives way to the worker: its priority is lower.
+Its memory is limited by an argument, and it yields to the worker: its priority is lower.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ log = logging.getLogger("interlock.dataplane")
 SPEC_TIMEOUT_S = 5.0
 CODECS_MAX = 64
 NICE = 5
-# What orjson says of JSON that it has no memory for.
+# The error of orjson for JSON that it has no memory for.
 _NO_MEMORY = "Not enough memory"
-# Of a plain request, until it is known which model it is for.
+# For a plain request, until its model is known.
 _ANY_MODEL = Bounds()
 
 
@@ -42,13 +42,13 @@ class Reader:
     """Reads one body at a time."""
 
     def __init__(self) -> None:
-        # The line to the worker.
+        # The connection to the worker.
         self.peer: Peer
-        # By what they are made from; bounded.
+        # Codecs by their arguments; bounded.
         self._codecs: dict[bytes, Codec] = {}
 
     async def read(self, body: Any) -> tuple[bool, Done | Refused]:
-        """Return whether the body of a Job could be read, and what it held or why not."""
+        """Return whether the body of a Job could be read, and its content or the error."""
         try:
             return True, await self._read(msgspec.convert(body, Job))
         except Refusal as refusal:
@@ -86,7 +86,7 @@ class Reader:
             raise msgspec.convert(spec, Refused).refusal()
         codec = self._codec(msgspec.convert(spec, Spec))
         if "data" not in document:
-            raise bad_request("malformed_request", "the request has no 'data'")
+            raise bad_request("malformed_request", "'data' is missing")
         return Done(
             length=len(text),
             tensors=_tensors(codec.read_rows(document["data"]), job),
@@ -113,7 +113,7 @@ def _infer(codec: Codec, job: Job) -> Done:
     if length is None:
         text = _text(job, bounds)
         return Done(length=len(text), tensors=_tensors(codec.read_infer(text), job))
-    # What is binary holds any bytes: only the JSON before it is counted.
+    # Binary data may be any bytes: only the JSON before it is counted.
     body = inflate(job.body, job.coding, job.bytes_max) if job.coding else job.body
     json_length = read_header_length(length, body)
     _count(body[:json_length], bounds)
@@ -121,15 +121,15 @@ def _infer(codec: Codec, job: Job) -> Done:
 
 
 def _tensors(request: InferRequest, job: Job) -> Tensors:
-    """Return what goes back, which may be no longer than the same request in binary."""
+    """Return the tensors, which may be no larger than the same request in binary form."""
     if sum(map(len, request.tensors)) > job.bytes_max:
-        message = f"the tensors of the request take over {job.bytes_max} bytes"
+        message = f"the tensors of the request take more than {job.bytes_max} bytes"
         raise Refusal(413, "body_too_large", message)
     return Tensors.of(request)
 
 
 def _text(job: Job, bounds: Bounds) -> bytes:
-    """Return the unpacked body, which is within `bounds`. Raises Refusal."""
+    """Return the decompressed body, which is within `bounds`. Raises Refusal."""
     if not job.coding:
         _count(job.body, bounds)
         return job.body
@@ -146,26 +146,26 @@ def _count(text: bytes, bounds: Bounds) -> None:
 
 
 def _scalar(value: object) -> object:
-    """Return what the worker will look at: of a list or an object only its kind matters."""
+    """Return what the worker needs: for a list or an object only its type matters."""
     return value if isinstance(value, (str, int, float, type(None))) else type(value).__name__
 
 
 def _read_message(codec: Codec, data: bytes) -> Any:
-    # Imported at the first call: its messages take a while and some memory.
+    # Imported at the first call: its messages take time and memory to load.
     from dataplane.grpc_codec import parse_request, read_message
 
     return read_message(codec, parse_request(data))
 
 
 def limit_memory(bytes_max: int) -> None:
-    """Let this process take `bytes_max` more than it has now."""
+    """Limit the memory of this process to `bytes_max` more than it has now."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    most = pages * os.sysconf("SC_PAGE_SIZE") + bytes_max
-    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    limit = pages * os.sysconf("SC_PAGE_SIZE") + bytes_max
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
 async def run(channel: socket.socket) -> None:
-    """Read for the worker at the other end of `channel` until it is gone."""
+    """Read for the worker at the other end of `channel` until it ends."""
     reader = Reader()
     streams = await asyncio.open_unix_connection(sock=channel)
     reader.peer = Peer(*streams, {"read": reader.read})
@@ -173,11 +173,11 @@ async def run(channel: socket.socket) -> None:
 
 
 def main() -> int:
-    """Run; the arguments come from `dataplane.reading.queue`."""
+    """Run the process; the arguments come from `dataplane.reading.queue`."""
     channel, memory_bytes = map(int, sys.argv[1:])
     logging.basicConfig(level=logging.INFO, format="%(levelname)s reading: %(message)s")
     os.nice(NICE)
-    # They are for the worker, with which this process ends.
+    # These signals are for the worker, with which this process ends.
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     gc.disable()

@@ -1,4 +1,4 @@
-"""The worker's end: bodies that wait to be read, and the process that reads them."""
+"""The worker's side: the queue of bodies, and the process that reads them."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ from dataplane.worker_rpc import Peer, PeerGone
 
 log = logging.getLogger("interlock.dataplane")
 
-# Bodies that may wait.
+# Maximum bodies in the queue.
 WAITING_MAX = 256
-# Whatever takes longer is given up, and the process with it.
+# Seconds after which reading is given up, and the process killed.
 READ_TIMEOUT_S = 10.0
-# After its start it goes on for so long with those who waited for that.
+# Seconds after the start of the process in which it still reads bodies that waited for the start.
 PATIENCE_S = 1.0
-# What the process may take, as a multiple of the largest body: values, lists and their tensors.
+# Memory of the process, as a multiple of the largest body: values, lists and their tensors.
 MEMORY_MULTIPLE = 32
 MEMORY_BYTES_MIN = 256 * 1024 * 1024
-# A body is read again when the process ended under it, for that may have been another's fault.
+# A body is read again if the process ended meanwhile, because another body may have been at fault.
 TRIES_MAX = 2
 
 Answer = Done | Refusal
 
 
 class Waiting(Protocol):
-    """Whoever waits: its job is set to what must hear that it hung up."""
+    """A caller that waits; its `job` is set to the object that it notifies when it hangs up."""
 
     job: Any
 
 
 class Item:
-    """A body in the queue; `done` is called once, unless its client hangs up before."""
+    """A body in the queue; `done` is called once, unless its client hangs up first."""
 
     __slots__ = ("done", "ended", "job", "spec", "tries", "until")
 
@@ -54,17 +54,17 @@ class Item:
         spec: Callable[[Any], Spec] | None,
         done: Callable[[Answer], None],
     ) -> None:
-        # What is to be read.
+        # The body.
         self.job = job
-        # Monotonic seconds after which nobody waits any more.
+        # The deadline, monotonic.
         self.until = until
-        # Finds the model of a plain request. Raises Refusal.
+        # Returns the spec of the model that a plain request names. Raises Refusal.
         self.spec = spec
-        # Gets the answer.
+        # The callback.
         self.done = done
-        # It was called.
+        # Whether `done` was called.
         self.ended = False
-        # How often the process began with it.
+        # How often the process started to read it.
         self.tries = 0
 
     def abandoned(self) -> None:
@@ -78,32 +78,33 @@ class Item:
 
 
 class Reading:
-    """Reads bodies one at a time, as they came. Its process starts with the first."""
+    """Reads bodies one at a time, in order. Its process starts with the first."""
 
     def __init__(
         self, bytes_max: int = 16 * 1024 * 1024, waiting_bytes_max: int = 64 * 1024 * 1024
     ) -> None:
-        # What a body may unpack to.
+        # Maximum decompressed size of a body.
         self.bytes_max = bytes_max
-        # What all those that wait may be, as they were sent.
+        # Maximum bytes in the queue, as sent.
         self._waiting_bytes_max = waiting_bytes_max
-        # What they are.
+        # Bytes in the queue.
         self._waiting_bytes = 0
-        # Bodies that nobody has begun with.
+        # The queue.
         self._waiting: deque[Item] = deque()
-        # The one that is being read.
+        # The body that is being read.
         self._current: Item | None = None
-        # Reads them; None while there are none.
+        # The task that reads them; None while the queue is empty.
         self._turns: asyncio.Task[None] | None = None
-        # The process, and the line to it.
+        # The process, and the connection to it.
         self._process: asyncio.subprocess.Process | None = None
         self._peer: Peer | None = None
         self._line: asyncio.Task[None] | None = None
-        # The line over which something was read already.
+        # The connection over which a body was read already.
         self._proven: Peer | None = None
-        # Set by the stop: no process is started any more.
+        # Set by `close`: no process is started any more.
         self._closed = False
-        # Those who came while the process started are read all the same, until then.
+        # Bodies that came while the process started are read until this time, even after their
+        # deadline.
         self._patient_until = 0.0
 
     def read(
@@ -114,7 +115,7 @@ class Reading:
         done: Callable[[Answer], None],
         spec: Callable[[Any], Spec] | None = None,
     ) -> None:
-        """Call `done` with what `job` holds, later. Raises Refusal where too many wait."""
+        """Queue `job`; `done` gets its content later. Raises Refusal if the queue is full."""
         waiting_bytes = self._waiting_bytes + len(job.body)
         many = len(self._waiting) >= WAITING_MAX or waiting_bytes > self._waiting_bytes_max
         if many or self._closed:
@@ -127,7 +128,7 @@ class Reading:
             self._turns = asyncio.get_running_loop().create_task(self._run())
 
     async def close(self) -> None:
-        """End the process, and refuse whoever waits for it."""
+        """End the process, and refuse the requests that wait for it."""
         self._closed = True
         if self._turns is not None:
             self._turns.cancel()
@@ -150,12 +151,14 @@ class Reading:
                 if item.ended:
                     continue
                 if monotonic() > max(item.until, self._patient_until):
-                    item.end(Refusal(504, "deadline_exceeded", "it waited too long to be read"))
+                    item.end(
+                        Refusal(504, "deadline_exceeded", "the request waited too long to be read")
+                    )
                     continue
                 try:
                     answer = await self._read(item)
                 except Exception:
-                    # Whoever waits behind it must not wait for ever.
+                    # The bodies behind it must not wait for ever.
                     log.exception("reading: a body could not be read")
                     answer = Refusal(500, "internal_error", "the body could not be read")
                 if answer is not None:
@@ -205,7 +208,7 @@ class Reading:
         return self._peer
 
     async def _spec(self, model: Any) -> tuple[bool, Spec | Refused]:
-        """Tell the process of the model that stands in the body it reads."""
+        """Return the spec of the model that the current body names, for the process."""
         item = self._current
         try:
             assert item is not None

@@ -1,6 +1,6 @@
 """Copies of stable's requests to a shadow version, and how its answers differ.
 
-`mirror` decides which copies leave and holds their budget, `comparison` says how two answers
-differ, `counting` adds that up. Nothing here may slow or fail a live request: what cannot be
-afforded is dropped and counted.
+`mirror` decides which requests are copied and enforces the budget, `comparison` compares two
+answers, `counting` sums up the differences. Nothing here may slow or fail a live request: what
+exceeds the budget is dropped and counted.
 """

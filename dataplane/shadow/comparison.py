@@ -1,10 +1,10 @@
-"""How the answer of a shadow differs from that of stable: pure functions of two answers.
+"""Comparison of a shadow's answer with stable's: pure functions of two answers.
 
-Outputs of integers, booleans and strings are labels; a row flips where one of them differs. Without
-a label the class of a row is the place of the largest of its scores, the first floating output with
-two or more elements a row. Work comes in slices that take well under a millisecond; what would not
-fit is left out: elements of a row beyond `ELEMENTS_MAX`, and string outputs of more than
-`STRING_BYTES_MAX` in one reply.
+Outputs of integers, booleans and strings are labels; a row flips if one of them differs. Without a
+label the class of a row is the index of its largest score, in the first floating-point output with
+two or more elements per row. Work is done in slices of well under a millisecond; the rest is left
+out: elements of a row beyond `ELEMENTS_MAX`, and string outputs of more than `STRING_BYTES_MAX` in
+one reply.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from dataplane.datatypes import Datatype, as_array
 
-# Elements of one row that are compared, and of one output in a slice.
+# Elements that are compared: of one row, and of one output in a slice.
 ELEMENTS_MAX = 1_024
-# Ranking costs some microseconds a row, however short it is.
+# Ranking costs some microseconds per row, however short it is.
 SLICE_ROWS_MAX = 16
 STRING_BYTES_MAX = 16 * 1024
 
@@ -44,13 +44,13 @@ class Answer(Protocol):
 
 
 Pair = tuple[Answer, Answer]
-# What stable answered, and what the shadow did; None where it is no finite number.
+# The numbers of stable and of the shadow; None if not finite.
 Both = tuple[float | None, float | None]
 
 
 @dataclass(slots=True)
 class Difference:
-    """What some rows of two answers differ in; the names are those of the ShadowWindow."""
+    """The differences of some rows of two answers; the names are those of ShadowWindow."""
 
     rows: int = 0
     flips: int = 0
@@ -60,7 +60,7 @@ class Difference:
     ranked: int = 0
 
     def add(self, other: Difference) -> None:
-        """Count the rows of `other` as well."""
+        """Add the differences of `other`."""
         self.rows += other.rows
         self.flips += other.flips
         self.beyond_tolerance += other.beyond_tolerance
@@ -91,28 +91,28 @@ class Comparison:
     ) -> None:
         # Stable's outputs and the shadow's, in the order of the signature.
         self._pairs: list[Pair] = list(zip(live[0], shadow[0], strict=True))
-        # Where the request's rows begin in either.
+        # Where the request's rows begin in each of them.
         self._live, self._shadow = live[1], shadow[1]
-        # How many rows the request has.
+        # The number of rows.
         self._rows = rows
-        # What numbers may differ by.
+        # The tolerance of numbers.
         self._tolerance = tolerance
         # The output that ranks classes.
         self._scores = _scores(self._pairs)
 
     def slices(self) -> Iterator[Difference]:
-        """Yield the differences of a few rows at a time; together they are all of them."""
+        """Yield the differences of a few rows at a time; together they cover all rows."""
         width = max((prod(live.inner) for live, _ in self._pairs), default=1)
         step = max(1, min(SLICE_ROWS_MAX, ELEMENTS_MAX // max(width, 1)))
         for at in range(0, self._rows, step):
             yield self._compare(at, min(at + step, self._rows))
 
     def classes(self) -> Both:
-        """Return the class of the first row: its first label, or the place of its largest score."""
+        """Return the class of the first row: its first label, or the index of its largest score."""
         labels = (pair for pair in self._pairs if is_label(pair[0].datatype))
         label = next(labels, None)
         if label is not None:
-            # Classes of text have no number that a metric could equal.
+            # Text classes have no number to compare with a metric.
             return self._first(label) if label[0].datatype.size else (None, None)
         if self._scores is None:
             return None, None
@@ -120,7 +120,7 @@ class Comparison:
         return float(live[0].argmax()), float(shadow[0].argmax())
 
     def scores(self) -> Both:
-        """Return the one number of the first row, or the second of two: a class's probability."""
+        """Return the only number of the first row, or the second of two: a class's probability."""
         numbers = [pair for pair in self._pairs if not is_label(pair[0].datatype)]
         single = next((pair for pair in numbers if prod(pair[0].inner) == 1), None)
         pair = single or next((pair for pair in numbers if prod(pair[0].inner) == 2), None)
@@ -134,7 +134,7 @@ class Comparison:
 
     def _compare(self, start: int, stop: int) -> Difference:
         rows = stop - start
-        found = Difference(rows=rows)
+        difference = Difference(rows=rows)
         flipped = np.zeros(rows, bool)
         beyond = np.zeros(rows, bool)
         labelled = False
@@ -148,15 +148,15 @@ class Comparison:
                 live, shadow = self._numbers(pair, start, stop)
                 outside, largest = beyond_tolerance(live, shadow, self._tolerance)
                 beyond |= outside
-                found.largest_difference = max(found.largest_difference, largest)
+                difference.largest_difference = max(difference.largest_difference, largest)
         if self._scores is not None:
             live, shadow = self._numbers(self._scores, start, stop)
             if not labelled:
                 flipped |= live.argmax(axis=1) != shadow.argmax(axis=1)
-            _rank(found, live, shadow)
-        found.flips = int(flipped.sum())
-        found.beyond_tolerance = int(beyond.sum())
-        return found
+            _rank(difference, live, shadow)
+        difference.flips = int(flipped.sum())
+        difference.beyond_tolerance = int(beyond.sum())
+        return difference
 
     def _labels_differ(self, pair: Pair, start: int, stop: int) -> NDArray[np.bool_]:
         live, shadow = pair
@@ -195,7 +195,7 @@ def is_label(datatype: Datatype) -> bool:
 def beyond_tolerance(
     live: Floats, shadow: Floats, tolerance: Tolerance
 ) -> tuple[NDArray[np.bool_], float]:
-    """Return which rows hold a number beyond `tolerance`, and the largest finite difference.
+    """Return which rows have a number beyond `tolerance`, and the largest finite difference.
 
     NaN agrees with NaN and an infinity with itself; against a number either is beyond.
     """
@@ -212,7 +212,7 @@ def beyond_tolerance(
 def rank_correlation(live: Floats, shadow: Floats) -> float | None:
     """Return Spearman's coefficient of two rows of scores: Pearson's of their average ranks.
 
-    None where it does not exist: fewer than two scores, all of them tied on a side, or a NaN.
+    None if it does not exist: fewer than two scores, all tied on one side, or a NaN.
     """
     if len(live) < 2 or np.isnan(live).any() or np.isnan(shadow).any():
         return None
@@ -225,7 +225,7 @@ def rank_correlation(live: Floats, shadow: Floats) -> float | None:
 
 
 def _centred_ranks(scores: Floats) -> Floats:
-    """Return each score's rank less the mean rank; tied scores share the middle of theirs."""
+    """Return each score's rank minus the mean rank; tied scores share their mean rank."""
     ordered = np.sort(scores)
     below = ordered.searchsorted(scores, "left")
     upto = ordered.searchsorted(scores, "right")
@@ -233,12 +233,12 @@ def _centred_ranks(scores: Floats) -> Floats:
     return ranks
 
 
-def _rank(found: Difference, live: Floats, shadow: Floats) -> None:
+def _rank(difference: Difference, live: Floats, shadow: Floats) -> None:
     for ours, theirs in zip(live, shadow, strict=True):
         coefficient = rank_correlation(ours, theirs)
         if coefficient is not None:
-            found.rank_correlation_sum += coefficient
-            found.ranked += 1
+            difference.rank_correlation_sum += coefficient
+            difference.ranked += 1
 
 
 def _scores(pairs: list[Pair]) -> Pair | None:
@@ -249,7 +249,7 @@ def _scores(pairs: list[Pair]) -> Pair | None:
 
 
 def _block(answer: Answer, start: int, rows: int) -> NDArray[np.generic]:
-    """Return `rows` rows from `start` on, a row of the array each, cut at `ELEMENTS_MAX`."""
+    """Return `rows` rows from `start` on as rows of an array, cut at `ELEMENTS_MAX`."""
     data = answer.view(start, start + rows)
     if rows == 1:
         data = data[: ELEMENTS_MAX * answer.datatype.size]

@@ -1,7 +1,7 @@
-"""Adds up what copies came to, a window for each (model, shadow, generation) between two drains.
+"""Counts results of copied requests, in a window for each (model, shadow, generation).
 
-Some pairs of answers are kept as well, for a truth that is known later. Which ones is said before
-they are compared: what a pair says must not decide whether it is kept.
+Some pairs of answers are kept as well, to compare both with an outcome later. They are chosen
+before the comparison: the content of a pair must not decide whether it is kept.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from contract.messages import ShadowPair, ShadowWindow
 from dataplane.shadow.comparison import Difference
 
 Clock = Callable[[], float]
-# Pairs that are kept in a window, which is about a second.
+# Pairs that are kept per window, which is about a second.
 PAIRS_MAX = 20
 # (model, shadow's version, stable version, generation, the shadow's id).
 Key = tuple[str, str, str, int, str]
@@ -37,35 +37,35 @@ class ShadowCounter:
     )
 
     def __init__(self, key: Key, clock: Clock, pairs: list[ShadowPair]) -> None:
-        # Whose copies these are.
+        # The key.
         self.key = key
         # Unix seconds.
         self._clock = clock
-        # Where pairs are kept, those of all counters together.
+        # The list of pairs, shared by all counters.
         self._pairs = pairs
-        # Copies that are still under way and will be counted here.
+        # Copies in progress that will be counted here.
         self.outstanding = 0
-        # When the first copy of the open window was counted; None before it.
+        # When the first copy of the open window was counted; None before.
         self._started_at: float | None = None
         self._clear()
 
     def takes_pair(self) -> bool:
-        """Give away a place for a pair in the open window; return False when there is none left."""
+        """Use up one of the open window's pairs; return False if none is left."""
         self._pairs_left -= 1
         return self._pairs_left >= 0
 
     def keep(self, pair: ShadowPair) -> None:
-        """Keep a pair that has its place."""
+        """Keep a pair, after `takes_pair` returned True."""
         self._pairs.append(pair)
 
     def answered(self, latency_us: float) -> None:
-        """Count the time that the shadow took for an answer."""
+        """Count the latency of a shadow's answer."""
         self._begin()
         index = index_of(latency_us)
         self.latency[index] = self.latency.get(index, 0) + 1
 
     def differed(self, difference: Difference) -> None:
-        """Count a copy that has both answers, and how they differ."""
+        """Count a copy that has both answers, and their differences."""
         self._begin()
         self.compared += 1
         self.difference.add(difference)
@@ -76,12 +76,12 @@ class ShadowCounter:
         self.errors += 1
 
     def drop(self) -> None:
-        """Count a copy that was not let out."""
+        """Count a copy that was not sent or not compared."""
         self._begin()
         self.dropped += 1
 
     def take(self) -> ShadowWindow | None:
-        """Return the open window and begin another, or None when nothing happened."""
+        """Return the open window and start another, or None if it is empty."""
         if self._started_at is None:
             return None
         model, version, stable, generation, shadow = self.key
@@ -123,18 +123,18 @@ class ShadowCounter:
 
 
 class ShadowTelemetry:
-    """All counters of shadows; one whose table is gone leaves with the last of its copies."""
+    """All counters of shadows; a counter of an old table is removed after its last copy."""
 
     def __init__(self, clock: Clock) -> None:
         # Unix seconds.
         self._clock = clock
-        # Open counters; there are no more than shadows asked for and copies under way.
+        # Open counters; at most one per shadow with requests, and per copy in progress.
         self._counters: dict[Key, ShadowCounter] = {}
-        # Pairs not yet handed over.
+        # Pairs that were not drained yet.
         self._pairs: list[ShadowPair] = []
 
     def counter(self, key: Key) -> ShadowCounter:
-        """Return the counter of `key`, making it when it is new."""
+        """Return the counter of `key`, and create it if it is new."""
         counter = self._counters.get(key)
         if counter is None:
             counter = self._counters[key] = ShadowCounter(key, self._clock, self._pairs)
@@ -143,18 +143,18 @@ class ShadowTelemetry:
     def drain_pairs(self) -> list[ShadowPair]:
         """Return the pairs that were kept since the last call."""
         pairs = list(self._pairs)
-        # Counters go on with the same list.
+        # Counters keep using the same list.
         self._pairs.clear()
         return pairs
 
     def drain(self) -> list[ShadowWindow]:
-        """Return what gathered since the last call."""
+        """Return the windows since the last call."""
         windows = []
         for key, counter in list(self._counters.items()):
             window = counter.take()
             if window is not None:
                 windows.append(window)
             elif counter.outstanding == 0:
-                # It is made again with the next copy.
+                # It is created again with the next copy.
                 del self._counters[key]
         return windows

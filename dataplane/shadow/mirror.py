@@ -1,10 +1,10 @@
-"""Copies of live requests: which leave, what they may cost, and what becomes of them.
+"""Copies of live requests: which are sent, what they may cost, and how they end.
 
-A copy is made after the live answer was written, in a later turn of the loop. It has its own
-connections, queue and breaker, and a place in a budget of copies and of bytes that all shadows of
-the process share; without a place it is dropped. It is dropped too while stable has more rows
-waiting than its next batch takes, since Triton's time belongs to live traffic first. Answers are
-compared a slice at a time, and for no more than a fifth of the loop's time.
+A copy is created after the live answer was written, and sent in a later turn of the loop. It has
+its own connections, queue and breaker, and counts in a budget of copies and of bytes that all
+shadows of the process share; beyond the budget it is dropped. It is also dropped while stable has
+more rows waiting than its next batch takes, because Triton's time belongs to live traffic first.
+Answers are compared a slice at a time, for at most a fifth of the loop's time.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from dataplane.breaker import Breaker
 from dataplane.codec import InferRequest
 from dataplane.shadow.comparison import Comparison, Difference, Tolerance
 from dataplane.shadow.counting import Clock, Key, ShadowCounter, ShadowTelemetry
-from dataplane.triton import Copies, Fault, Triton, TritonError
+from dataplane.triton import Fault, Replicas, Triton, TritonError
 
 log = logging.getLogger("interlock.dataplane")
 
 COPIES_MAX = 64
 BYTES_MAX = 64 * 1024 * 1024
-# The loop leaves its time to others for so long, then compares for no longer than this.
+# Seconds between two comparisons, and the maximum seconds of one.
 PAUSE_S = 0.004
 COMPARE_S = 0.001
 
 
 @dataclass(slots=True)
 class ShadowStats:
-    """What the copies to one version came to since the table named it as a shadow.
+    """Results of the copies to one version since the table named it as a shadow.
 
-    `results` counts `compared` and `failed`, and what was dropped by why: `budget`, `busy`,
+    `results` counts `compared` and `failed`, and dropped copies by reason: `budget`, `busy`,
     `breaker_open`.
     """
 
@@ -53,7 +53,7 @@ class ShadowStats:
         self.results[result] = self.results.get(result, 0) + 1
 
     def tripped(self, reason: str) -> None:
-        """Take note that the breaker opened. It is no trip of a version that serves."""
+        """Record that the breaker opened. It does not count as a trip of a serving version."""
         self.trips += 1
         log.warning("shadow.breaker_open: %s", reason)
 
@@ -70,7 +70,7 @@ class ShadowRuntime:
 
 
 class Copy:
-    """The job that the shadow's batcher sees, with the live answer to compare with."""
+    """The job of the shadow's batcher, with the live answer to compare with."""
 
     __slots__ = (
         "_answered_ns",
@@ -81,9 +81,9 @@ class Copy:
         "comparison",
         "counter",
         "deadline",
-        "found",
+        "difference",
         "held_bytes",
-        "hurried",
+        "is_urgent",
         "mirror",
         "priority",
         "request",
@@ -100,9 +100,9 @@ class Copy:
         answered_ns: int,
         tenant: str,
     ) -> None:
-        # Whose copy it is.
+        # The mirror that created it.
         self.mirror = mirror
-        # Where it is counted, whatever table is applied by then.
+        # Its counter, whatever table is applied by then.
         self.counter: ShadowCounter = mirror.shadows.telemetry.counter(mirror.key)
         # The tensors of the live request, not copied.
         self.request = request
@@ -110,27 +110,27 @@ class Copy:
         self._live = outputs
         # Where the rows of the request begin in them.
         self._start = start
-        # Which tenant asked about which unit, and the instant in the id of the answer.
+        # The tenant, the unit, and the time in the id of the answer.
         self._tenant = tenant
         self._unit = unit
         self._answered_ns = answered_ns
-        # What it keeps in memory, as far as the budget knows.
+        # Bytes that it keeps in memory, as counted in the budget.
         self.held_bytes = 0
         # See `batching.Job`.
         self.deadline = 0.0
         # See `batching.Job`.
-        self.hurried = False
-        # See `batching.Job`; in a queue of their own copies are all alike.
+        self.is_urgent = False
+        # See `batching.Job`; copies have a queue of their own, with one priority.
         self.priority = 1
-        # When it joined the queue of the shadow.
+        # When it joined the shadow's queue.
         self.submitted_at = 0.0
-        # What is left to compare, once both answers are there.
+        # The rest of the comparison, once both answers are there.
         self.comparison: Iterator[Difference]
-        # What was found so far.
-        self.found = Difference()
+        # The differences so far.
+        self.difference = Difference()
 
     def answered(self, outputs: list[Output], start: int, dispatched_at: float) -> None:
-        """Take the shadow's answer."""
+        """Compare the shadow's answer."""
         mirror = self.mirror
         now = monotonic()
         mirror.runtime.breaker.succeeded()
@@ -139,7 +139,7 @@ class Copy:
             (self._live, self._start), (outputs, start), self.request.rows, mirror.tolerance
         )
         self.comparison = comparison.slices()
-        # Chosen before it is compared: a pair must not be kept for what it says.
+        # Chosen before the comparison: the content of a pair must not decide whether it is kept.
         if mirror.pairs and self.request.rows == 1 and self.counter.takes_pair():
             self._keep_pair(comparison)
         mirror.shadows.compare(self, sum(output.size_bytes for output in outputs))
@@ -148,7 +148,7 @@ class Copy:
         try:
             classes, scores = comparison.classes(), comparison.scores()
         except Exception:
-            # What cannot be read fails the comparison as well, which counts and logs it.
+            # An answer that cannot be read fails the comparison as well, which counts and logs it.
             return
         self.counter.keep(
             ShadowPair(
@@ -179,12 +179,12 @@ class Copy:
                 monotonic(),
                 error.message,
                 dead=error.fault.is_dead,
-                gone=error.fault is Fault.DEAD,
+                unreachable=error.fault is Fault.DEAD,
             )
         self.mirror.shadows.end(self, "failed")
 
     def weigh(self) -> int:
-        """Return the bytes that it keeps alive: the request, and the whole of the live reply."""
+        """Return the bytes that it keeps alive: the request, and the whole live reply."""
         tensors = sum(map(len, self.request.tensors))
         return tensors + sum(output.size_bytes for output in self._live)
 
@@ -215,30 +215,30 @@ class Mirror:
         key: Key,
         process: str,
     ) -> None:
-        # Holds the budget.
+        # Enforces the budget.
         self.shadows = shadows
-        # Takes the copies.
+        # The shadow's queue and breaker.
         self.runtime = runtime
-        # The queue of stable, which goes first.
+        # The queue of stable, which has priority.
         self._live = live
-        # The shadow's own, so that its units are none of the split's.
+        # A salt of its own, so that its units are independent of the split.
         self._salt = settings.salt
         # Units in buckets below this are copied.
         self._share_bp = settings.share_bp
-        # When outputs agree.
+        # The tolerance for outputs to agree.
         self.tolerance = Tolerance(settings.absolute_tolerance, settings.relative_tolerance)
-        # How long a copy may take.
+        # The timeout of a copy.
         self.timeout_s = route.timeout_ms / 1000
-        # Whose window it is.
+        # The key of its windows.
         self.key = key
-        # Some pairs of answers are kept.
+        # Whether some pairs of answers are kept.
         self.pairs = settings.pairs
-        # What the ids of this process's answers are told by.
+        # The process part of answer ids.
         self.process = process
 
     @property
     def live_is_busy(self) -> bool:
-        """True while stable has more to do than its next batch, or had to refuse somebody."""
+        """Whether stable has more to do than its next batch, or refused a request recently."""
         return self._live.is_strained(monotonic())
 
     def offer(
@@ -250,9 +250,9 @@ class Mirror:
         answered_ns: int,
         tenant: str = "",
     ) -> None:
-        """Copy `request`, which stable answered with the rows from `start` on, if it is its turn.
+        """Copy `request`, which stable answered with the rows from `start` on, if it is sampled.
 
-        `answered_ns` is the instant in the answer's id. Never raises: the caller has other people's
+        `answered_ns` is the time in the answer's id. Never raises: the caller still has other
         answers to write.
         """
         try:
@@ -262,14 +262,14 @@ class Mirror:
         except Exception:
             log.exception("a request could not be copied")
 
-    def drop(self, why: str) -> None:
-        """Count a copy that is not let out."""
+    def drop(self, reason: str) -> None:
+        """Count a copy that is not sent."""
         self.shadows.telemetry.counter(self.key).drop()
-        self.runtime.stats.count(why)
+        self.runtime.stats.count(reason)
 
 
 class Shadows:
-    """What all shadows of the process share: connections, the budget, the time to compare."""
+    """The shared parts of all shadows of the process: connections, budget, time to compare."""
 
     def __init__(
         self,
@@ -283,27 +283,27 @@ class Shadows:
     ) -> None:
         # Sends the copies, on connections that no live request uses.
         self._triton = triton
-        # Runs what is put off.
+        # Runs deferred work.
         self._loop = loop
-        # Batches of one shadow under way at once.
+        # Maximum batches of one shadow in flight.
         self._batches_max = batches_max
-        # Copies that may exist at once.
+        # Maximum copies at one time.
         self._copies_max = copies_max
-        # Bytes that they may keep in memory.
+        # Maximum bytes that they keep in memory.
         self._bytes_max = bytes_max
-        # Where copies are counted.
+        # Counts the copies.
         self.telemetry = ShadowTelemetry(clock)
-        # Copies that wait, are under way or are being compared.
+        # Copies that wait, are in flight or are being compared.
         self.copies = 0
-        # Bytes that they keep.
+        # Bytes that they keep in memory.
         self.held_bytes = 0
-        # Shadows that were met, by model: a model has one at a time.
+        # Shadows with requests, by model: a model has one at a time.
         self._runtimes: dict[str, ShadowRuntime] = {}
-        # Copies made in this turn of the loop, to be sent in the next.
+        # Copies created in this turn of the loop, to be sent in the next.
         self._taken: deque[Copy] = deque()
         # Copies with both answers.
         self._comparing: deque[Copy] = deque()
-        # A turn of `_compare_some` is due.
+        # Whether `_compare_some` is scheduled.
         self._compare_due = False
 
     def apply(
@@ -311,7 +311,7 @@ class Shadows:
     ) -> None:
         """Forget the shadows that `table` does not have; `addresses` are its endpoints.
 
-        `changed` names at least the models that differ from the applied table's; None, all.
+        `changed` names at least the models that differ from the applied table; None means all.
         """
         for name in list(self._runtimes) if changed is None else changed:
             runtime = self._runtimes.get(name)
@@ -322,9 +322,9 @@ class Shadows:
     def mirror(
         self, name: str, route: ModelRoute, table: RoutingTable, live: Batcher, process: str
     ) -> Mirror | None:
-        """Return what copies the requests that `live` answers for stable, if any are to be.
+        """Return the mirror of the requests that `live` answers for stable, None without a shadow.
 
-        `process` stands in the ids of their answers.
+        `process` is the process part of the ids of the answers.
         """
         settings = route.shadow
         if settings is None or settings.share_bp == 0 or route.stable is None:
@@ -334,15 +334,13 @@ class Shadows:
         return Mirror(self, runtime, live, route, settings, key, process)
 
     def drain(self) -> list[ShadowWindow]:
-        """Return the windows that gathered since the last call."""
         return self.telemetry.drain()
 
     def drain_pairs(self) -> list[ShadowPair]:
-        """Return the pairs of answers that were kept since the last call."""
         return self.telemetry.drain_pairs()
 
     def runtimes(self) -> Iterator[tuple[str, str, ShadowRuntime]]:
-        """Yield model, version and state of each shadow that was met."""
+        """Yield model, version and runtime of each shadow with requests."""
         for name, runtime in self._runtimes.items():
             yield name, runtime.version, runtime
 
@@ -350,10 +348,10 @@ class Shadows:
         """Close the idle connections."""
         self._triton.close()
 
-    # --- the way out ---------------------------------------------------------------------------
+    # --- sending -------------------------------------------------------------------------------
 
     def take(self, copy: Copy) -> None:
-        """Keep a copy for the next turn of the loop: the live answers of this one go first."""
+        """Queue a copy for the next turn of the loop: the live answers of this turn go first."""
         if self.copies >= self._copies_max:
             copy.mirror.drop("budget")
             return
@@ -366,14 +364,14 @@ class Shadows:
     def _send_taken(self) -> None:
         taken, self._taken = self._taken, deque()
         for copy in taken:
-            why = self._hindrance(copy)
-            if why is None:
+            reason = self._reason_against(copy)
+            if reason is None:
                 self._send(copy)
             else:
-                self.end(copy, why)
+                self.end(copy, reason)
 
-    def _hindrance(self, copy: Copy) -> str | None:
-        """Return why `copy` may not leave; charge the budget when it may."""
+    def _reason_against(self, copy: Copy) -> str | None:
+        """Return why `copy` may not be sent; charge the budget if it may."""
         mirror = copy.mirror
         if mirror.live_is_busy:
             return "busy"
@@ -396,10 +394,10 @@ class Shadows:
             runtime.breaker.released()
             self.end(copy, "budget")
 
-    # --- the way back --------------------------------------------------------------------------
+    # --- comparing -----------------------------------------------------------------------------
 
     def compare(self, copy: Copy, reply_bytes: int) -> None:
-        """Queue a copy that has both answers; `reply_bytes` is what the second one keeps."""
+        """Queue a copy that has both answers; `reply_bytes` is the size of the second."""
         if self.held_bytes + reply_bytes > self._bytes_max:
             self.end(copy, "budget")
             return
@@ -424,21 +422,21 @@ class Shadows:
     def _compare_slice(self, copy: Copy) -> str | None:
         """Compare a few rows; return the result of the copy once there is one."""
         try:
-            found = next(copy.comparison, None)
+            part = next(copy.comparison, None)
         except Exception:
-            # Stable's answer was read before, so what cannot be read is the shadow's.
+            # Stable's answer was read before, so the shadow's is at fault.
             log.exception("the answer of a shadow cannot be compared")
             return "failed"
-        if found is None:
+        if part is None:
             return "compared"
-        copy.found.add(found)
+        copy.difference.add(part)
         return None
 
     def end(self, copy: Copy, result: str) -> None:
-        """Count what became of `copy`, and give its place back."""
+        """Count the result of `copy`, and release its budget."""
         counter = copy.counter
         if result == "compared":
-            counter.differed(copy.found)
+            counter.differed(copy.difference)
         elif result == "failed":
             counter.failed()
         else:
@@ -470,8 +468,8 @@ class Shadows:
         batcher = Batcher(
             route,
             versioned,
-            # A second chance elsewhere, but no second copy to be quicker.
-            Copies(addresses, route.breaker),
+            # Retries on other endpoints, but no hedging.
+            Replicas(addresses, route.breaker),
             self._triton,
             self._loop,
             _ignore,
@@ -489,4 +487,4 @@ def _has_shadow(table: RoutingTable, name: str, version: str) -> bool:
 
 
 def _ignore(rows: int) -> None:
-    """Batches of copies are none of the version's."""
+    """Do nothing: batches of copies do not count for the version."""

@@ -1,4 +1,4 @@
-"""One request under way, and the end of it."""
+"""Calls in progress, and how they end."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ if TYPE_CHECKING:
     from dataplane.triton.connection import Connection
     from dataplane.triton.endpoint import Endpoint
     from dataplane.triton.group import Group
-    from dataplane.triton.version_endpoints import Copies
+    from dataplane.triton.version_endpoints import Replicas
 
 _EXPIRED = "no answer before the deadline"
 
 
 class Call:
-    """A call to the only endpoint of a cluster; `on_done` learns of its end exactly once.
+    """A call to the only endpoint of a cluster; `on_done` is called exactly once.
 
-    While it runs it is counted in its endpoint's `in_flight`: `Endpoint.start` counts it in, and
-    each of the four ways to end (answered, broken, malformed, expired) counts it out.
+    While it runs it is counted in its endpoint's `in_flight`: `Endpoint.start` adds it, and each of
+    the four ends (answered, broken, malformed, expired) removes it.
     """
 
     __slots__ = (
@@ -36,27 +36,27 @@ class Call:
     )
 
     def __init__(self, group: Group, request: bytes, on_done: OnDone) -> None:
-        # The endpoints that may answer it, and what they have learnt.
+        # The endpoints that may answer it.
         self.group = group
-        # Head and body as they go over the wire.
+        # Head and body as sent.
         self.request = request
-        # Called with the end.
+        # Called with the result.
         self.on_done = on_done
-        # The deadline; armed by whoever makes the call.
+        # The timer of the deadline; set by the creator of the call.
         self.timer: asyncio.TimerHandle | None = None
         # The connection that carries it, None while it waits for one.
         self.connection: Connection | None = None
-        # Where it was sent last; set when it starts.
+        # The endpoint that it was last sent to; set when it starts.
         self.endpoint: Endpoint
-        # It has had its second chance, or is not to have one.
+        # Whether it was retried, or must not be.
         self.retried = False
-        # The end was reported.
+        # Whether the result was reported.
         self.done = False
-        # When it went out, monotonic; only known where endpoints are compared.
+        # When it was sent, monotonic; set only if endpoints are compared.
         self.sent_at = 0.0
 
     def finish(self, result: Reply | TritonError) -> None:
-        """Report the end. Later calls do nothing."""
+        """Report the result. Later calls do nothing."""
         if self.done:
             return
         self.done = True
@@ -66,54 +66,55 @@ class Call:
         self.on_done(result)
 
     def answered(self, reply: Reply) -> None:
-        """Take a whole answer."""
+        """Handle a complete response."""
         self.endpoint.in_flight -= 1
         self.finish(reply)
 
     def malformed(self, reason: str) -> None:
-        """Take an answer that is none."""
+        """Handle a malformed response."""
         self.endpoint.in_flight -= 1
         self.finish(TritonError(Fault.FAILED, reason))
 
     def broken(self, reason: str, *, sent: bool) -> None:
-        """The connection broke before a whole answer came, or (not `sent`) could not be made."""
+        """Handle a broken connection; if not `sent`, it could not be opened."""
         self.endpoint.in_flight -= 1
-        if not (sent and self.group.try_again_here(self)):
+        if not (sent and self.group.retry_here(self)):
             self.finish(TritonError(Fault.UNREACHABLE, reason))
 
     def expire(self) -> None:
-        """The deadline has passed."""
+        """Handle the deadline."""
         self.endpoint.in_flight -= 1
         connection = self.connection
         self.finish(TritonError(Fault.TIMEOUT, _EXPIRED))
         if connection is not None:
             self.endpoint.silent(connection)
-            # The answer may still come; it must not be taken for that of another call.
+            # The response may still come; it must not be taken for that of another call.
             connection.abort()
 
 
 class BalancedCall(Call):
-    """A call that one of several endpoints answers, and that teaches which of them are well."""
+    """A call that one of several endpoints answers; it updates their health."""
 
-    __slots__ = ("copies", "forced", "hedge", "index", "rival", "trial", "until")
+    __slots__ = ("forced", "hedge", "index", "replicas", "rival", "trial", "until")
 
     def __init__(
-        self, group: Group, copies: Copies, request: bytes, until: float, on_done: OnDone
+        self, group: Group, replicas: Replicas, request: bytes, until: float, on_done: OnDone
     ) -> None:
         super().__init__(group, request, on_done)
-        # The copies of the version it is for.
-        self.copies = copies
+        # The replicas of the version.
+        self.replicas = replicas
         # The deadline, monotonic.
         self.until = until
-        # Which of the group's endpoints it was sent to last.
+        # The index of the endpoint that it was last sent to.
         self.index = 0
-        # The same request at another endpoint; the first good answer is for both.
+        # The same request at another endpoint; the first good response is used for both.
         self.rival: BalancedCall | None = None
-        # Sends the rival.
+        # Sends the rival after a delay.
         self.hedge: asyncio.TimerHandle | None = None
-        # Nobody waits for it: it only finds out whether the endpoint and the copy are well again.
+        # A trial: its response is not used; it only tests whether the endpoint and the replica are
+        # healthy again.
         self.trial = False
-        # It was sent to a copy whose circuit is open, because there was no other.
+        # Whether it was sent to a replica with an open circuit, because there was no other.
         self.forced = False
 
     def finish(self, result: Reply | TritonError) -> None:
@@ -126,23 +127,22 @@ class BalancedCall(Call):
         if rival is not None:
             self.rival = rival.rival = None
             if not _is_answer(result):
-                # The rival is still under way; whatever it meets is the end of both.
+                # The rival is still in flight; its result is used for both.
                 self.on_done = _ignored
             else:
                 rival.drop()
         super().finish(result)
 
     def drop(self) -> None:
-        """End without a report: at once if it was not sent, else when its answer has come.
+        """End without a report: at once if it was not sent, otherwise with its response.
 
-        The connection stays good that way, and the time of the answer is learnt. The deadline
-        holds as before.
+        So the connection can be reused, and the latency is recorded. The deadline still holds.
         """
         self.on_done = _ignored
         self.retried = True
         if self.connection is None:
             self.endpoint.in_flight -= 1
-            self.finish(TritonError(Fault.TIMEOUT, "not needed any more"))
+            self.finish(TritonError(Fault.TIMEOUT, "no longer needed"))
 
     def answered(self, reply: Reply) -> None:
         self.endpoint.in_flight -= 1
@@ -161,7 +161,7 @@ class BalancedCall(Call):
         self.connection = None
         error = TritonError(Fault.UNREACHABLE, reason)
         self.group.blame(self, error)
-        if not self.group.try_elsewhere(self):
+        if not self.group.retry_elsewhere(self):
             self.finish(error)
 
     def expire(self) -> None:

@@ -1,4 +1,4 @@
-"""One connection to Triton and the parser of what comes over it."""
+"""One connection to Triton, with the parser of its responses."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from dataplane.triton.endpoint import Endpoint
 
 REPLY_BYTES_MAX = 256 * 1024 * 1024
-# An upgrade that nobody asked for is as malformed as anything else.
-# A server that went away without a word is noticed after half a minute, also where nothing is sent.
+# A server that disappeared silently is detected after 30 s, also on connections without traffic.
 _KEEPALIVE = (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
+# An upgrade that was not requested is malformed as well.
 _MALFORMED = (httptools.HttpParserError, httptools.HttpParserUpgrade)
 
 
@@ -39,28 +39,28 @@ class Connection(asyncio.Protocol):
     )
 
     def __init__(self, endpoint: Endpoint) -> None:
-        # The pool it belongs to.
+        # The pool that it belongs to.
         self._endpoint = endpoint
-        # None before it is made and after it is lost.
+        # None before it is opened and after it is closed.
         self.transport: asyncio.Transport | None = None
-        # The address at the other end, and until when (monotonic) it is used.
+        # The remote address, and the end of its use (monotonic).
         self.peer = ""
         self.retire_at = float("inf")
-        # When its last call was sent, and when its last answer came.
+        # When its last call was sent, and when its last response came.
         self.used_at = self.idle_since = float("-inf")
-        # The call whose answer is due.
+        # The call that waits for its response.
         self.call: Call | None = None
         # The incremental parser, which calls back into this object.
         self._parser = httptools.HttpResponseParser(self)
-        # The answer so far.
+        # The pieces of the response so far.
         self._body: list[bytes] = []
         # The length of the body so far.
         self._bytes = 0
-        # From the header of that name.
+        # The value of inference-header-content-length.
         self._header_length: int | None = None
 
     def send(self, call: Call, now: float) -> None:
-        """Write the request of `call`; its answer ends it."""
+        """Send the request of `call`."""
         assert self.transport is not None
         self.used_at = now
         self.call = call
@@ -68,24 +68,24 @@ class Connection(asyncio.Protocol):
         self.transport.write(call.request)
 
     def abort(self) -> None:
-        """Drop the connection together with whatever is under way on it."""
+        """Drop the connection and the call on it."""
         self.call = None
         if self.transport is not None:
             self.transport.abort()
 
     def close(self) -> None:
-        """Close an idle connection as the protocol has it."""
+        """Close an idle connection gracefully."""
         if self.transport is not None:
             self.transport.close()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
         self.peer = str(transport.get_extra_info("peername")[0])
-        self._endpoint.made(self)
+        self._endpoint.opened(self)
         _probe(transport.get_extra_info("socket"))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        # Also after a half-close: a server that will send nothing more answers no call.
+        # Also after a half-close: a server that sends nothing more answers no call.
         self.transport = None
         call, self.call = self.call, None
         self._endpoint.lost(self, call)
@@ -97,18 +97,18 @@ class Connection(asyncio.Protocol):
             call, self.call = self.call, None
             self.abort()
             if call is not None:
-                call.malformed(f"malformed answer: {error}")
+                call.malformed(f"malformed response: {error}")
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if len(name) == 31 and name.lower() == b"inference-header-content-length":
             if not value.isdigit():
-                raise ValueError("the length of the JSON is no number")
+                raise ValueError("inference-header-content-length is not a number")
             self._header_length = int(value)
 
     def on_body(self, data: bytes) -> None:
         self._bytes += len(data)
         if self._bytes > REPLY_BYTES_MAX:
-            raise ValueError(f"an answer of more than {REPLY_BYTES_MAX} bytes")
+            raise ValueError(f"the response has more than {REPLY_BYTES_MAX} bytes")
         self._body.append(data)
 
     def on_message_complete(self) -> None:
@@ -120,7 +120,7 @@ class Connection(asyncio.Protocol):
         self._header_length = None
         call, self.call = self.call, None
         if call is None or not keep:
-            # An answer that nobody asked for: whatever comes next cannot be trusted.
+            # A response without a call: later bytes cannot be trusted.
             self.abort()
         else:
             self._endpoint.release(self)
@@ -129,7 +129,7 @@ class Connection(asyncio.Protocol):
 
 
 def _probe(connected: socket.socket) -> None:
-    """Have the kernel find out whether the other end is still there."""
+    """Let the kernel detect whether the other end is still there."""
     connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in _KEEPALIVE:
         if hasattr(socket, name):

@@ -1,8 +1,8 @@
 """The pool of connections to one Triton server.
 
-A name is resolved for each new connection, and again every few seconds: connections to an address
-that it no longer has are retired once their calls have ended. None is used beyond its age, so that
-a balancer that hides addresses gets to spread them anew.
+A host name is resolved for each new connection, and again every few seconds: connections to
+addresses that it no longer has are retired once their calls have ended. No connection is used
+beyond its maximum age, so that a load balancer that hides addresses can redistribute connections.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PORTS = {"http": 8000, "https": 443}
 
 
 class Endpoint:
-    """Sends calls over connections that it opens when they are needed, up to a bound."""
+    """Sends calls over connections that it opens on demand, up to a limit."""
 
     def __init__(
         self,
@@ -45,53 +45,53 @@ class Endpoint:
         connections_max: int,
         settings: Settings,
     ) -> None:
-        # As the routing table names it: host:port, a scheme before it is allowed.
+        # The address in the routing table: host:port, optionally with a scheme.
         self.address = address
-        # The same, taken apart.
-        self._scheme, self._host, self._port = take_apart(address)
+        # Its parts.
+        self._scheme, self._host, self._port = split_address(address)
         # Opens connections.
         self._loop = loop
-        # Connections to one endpoint at most.
+        # Maximum connections.
         self._connections_max = connections_max
         # Ages and intervals.
         self._settings = settings
-        # Connections that nobody uses.
+        # Idle connections.
         self._idle = Idle(settings.connection_idle_s)
-        # All that are made, to be retired when their address is no longer the name's.
+        # All open connections, to be retired when the name no longer has their address.
         self._connections: set[Connection] = set()
-        # When the name is resolved again, monotonic; never where there is none.
+        # When the name is resolved again, monotonic; never for an IP address.
         self._resolve_at = float("inf") if _is_address(self._host) else float("-inf")
-        # All connections, idle ones and those being opened included.
+        # The number of connections, including idle ones and those being opened.
         self.open = 0
         # Calls that wait for a connection; bounded by the batches in flight of all versions.
         self._waiting: deque[Call] = deque()
-        # What is under way, referenced so that it is not collected.
+        # Background tasks, referenced so that they are not garbage collected.
         self._tasks: set[asyncio.Task[None]] = set()
-        # How many of them make a connection: no more than there are calls that wait.
+        # Connections being opened: at most as many as calls that wait.
         self._attempts = 0
-        # No table names it any more: what is in flight ends, nothing is kept.
+        # Whether it left the table: calls in flight end, and no connection is kept.
         self._closed = False
-        # Calls that were sent here or wait to be, and have not ended.
+        # Calls that were sent here, or wait to be, and have not ended.
         self.in_flight = 0
         # Latency, and whether it is ejected.
         self.health = Health(settings)
         # The clusters in which it has siblings.
         self.groups: WeakSet[Group] = WeakSet()
-        # Calls that came here because they failed elsewhere, or because elsewhere was slow.
+        # Calls that came here as a retry or as a hedge.
         self.retries = 0
         self.hedges = 0
-        # Calls here that were not sent a second time because the budget was spent.
+        # Calls here that were not retried or hedged because the budget was spent.
         self.exhausted = 0
 
     def __repr__(self) -> str:
         return f"<Endpoint {self.address}: {len(self._idle)} idle of {self.open} open>"
 
     def start(self, call: Call) -> None:
-        """Send `call` on a free connection, on a new one, or when one becomes free."""
+        """Send `call` on an idle connection, on a new one, or when one becomes free."""
         call.endpoint = self
         now = monotonic()
         if not self.in_flight:
-            self.health.owes(now)
+            self.health.call_started(now)
         self.in_flight += 1
         connection = self._idle.take(now)
         if connection is not None:
@@ -112,7 +112,7 @@ class Endpoint:
         while waiting:
             call = waiting.popleft()
             if not call.done:
-                # To wait for a connection says nothing of how fast answers are.
+                # Waiting for a connection is not part of the latency.
                 call.sent_at = now
                 connection.send(call, now)
                 return
@@ -122,42 +122,42 @@ class Endpoint:
             self._idle.put(connection, now)
 
     def silent(self, connection: Connection) -> None:
-        """Take note that a call on the connection had no answer in time."""
+        """Record that a call on the connection got no response in time."""
         self._idle.silent(connection)
 
-    def made(self, connection: Connection) -> None:
-        """Take note of a new connection, and say until when it is used."""
+    def opened(self, connection: Connection) -> None:
+        """Record a new connection, and set the end of its use."""
         self._connections.add(connection)
-        # Those that were made together must not end together.
+        # Connections that were opened together must not end together.
         age_s = self._settings.connection_age_s * uniform(0.8, 1.0)  # noqa: S311
         connection.retire_at = monotonic() + age_s
 
     def tick(self, now: float) -> None:
-        """Close what grew old, and find out every few seconds where the name leads."""
+        """Close old connections, and resolve the name every few seconds."""
         self._idle.sweep(now)
         if now >= self._resolve_at:
             self._resolve_at = now + self._settings.resolve_s
             self._keep(self._loop.create_task(self._follow_name()))
 
     def lost(self, connection: Connection, call: Call | None) -> None:
-        """Forget a connection; `call` is the one it took down with it."""
+        """Forget a closed connection; `call` is the one that was on it."""
         self.open -= 1
         self._idle.discard(connection)
         self._connections.discard(connection)
         if self._attempts < len(self._waiting):
             self._open_one()
         if call is not None and not call.done:
-            # The server may have restarted: what was open before would break as well.
+            # The server may have restarted: other open connections would break as well.
             self._idle.close()
             call.broken(f"{self.address} closed the connection", sent=True)
 
     def warm(self, connections: int) -> None:
-        """Open connections until there are so many of them."""
+        """Open connections until there are `connections` of them."""
         for _ in range(min(connections, self._connections_max) - self.open):
             self._open_one()
 
     def close(self) -> None:
-        """Close the idle connections now, and the others when their calls have ended.
+        """Close idle connections now, and the others when their calls have ended.
 
         Triton then need not wait for them when it stops.
         """
@@ -185,7 +185,7 @@ class Endpoint:
                     ssl=_tls() if self._scheme == "https" else None,
                 )
         except (OSError, ValueError, OverflowError) as error:
-            # The latter two are what a name or a port that cannot exist comes to.
+            # ValueError and OverflowError are raised for invalid names or ports.
             self._attempts -= 1
             self.open -= 1
             reason = str(error) or "no connection in time"
@@ -201,11 +201,11 @@ class Endpoint:
         """Retire the connections to addresses that the name no longer has."""
         try:
             async with asyncio.timeout(RESOLVE_TIMEOUT_S):
-                found = await self._loop.getaddrinfo(self._host, self._port, type=SOCK_STREAM)
+                results = await self._loop.getaddrinfo(self._host, self._port, type=SOCK_STREAM)
         except (OSError, UnicodeError):
-            # A resolver that is away says nothing of where the server is.
+            # A resolver that fails says nothing about the addresses of the server.
             return
-        addresses = {str(address[0]) for *_, address in found}
+        addresses = {str(address[0]) for *_, address in results}
         moved = [each for each in self._connections if each.peer not in addresses]
         for connection in moved:
             connection.retire_at = float("-inf")
@@ -214,19 +214,19 @@ class Endpoint:
             self._idle.sweep(monotonic())
 
     def _fail_waiting(self, reason: str) -> None:
-        # Nobody who waits here can be served while the server cannot be reached.
+        # No waiting call can be sent while the server cannot be reached.
         waiting, self._waiting = self._waiting, deque()
         for call in waiting:
             if not call.done:
                 call.broken(reason, sent=False)
 
 
-def take_apart(address: str) -> tuple[str, str, int]:
+def split_address(address: str) -> tuple[str, str, int]:
     """Return scheme, host and port of an endpoint's address. Raises ValueError."""
     scheme, separator, bare = address.rpartition("://")
     scheme = scheme if separator else "http"
     if scheme not in PORTS:
-        raise ValueError(f"{address}: Triton is called by http:// or https://")
+        raise ValueError(f"{address}: the scheme must be http:// or https://")
     bare = bare.rstrip("/")
     host, _, port = bare.rpartition(":")
     return (scheme, host.strip("[]"), int(port)) if host else (scheme, bare, PORTS[scheme])
@@ -242,5 +242,5 @@ def _is_address(host: str) -> bool:
 
 @cache
 def _tls() -> ssl.SSLContext:
-    """Return how servers are verified: by the system's authorities, or those in SSL_CERT_FILE."""
+    """Return the context that verifies servers by the system's authorities, or by SSL_CERT_FILE."""
     return ssl.create_default_context()

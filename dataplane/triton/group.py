@@ -1,9 +1,9 @@
-"""The endpoints of one cluster: who gets a call, who gets it next, who is left out.
+"""The endpoints of one cluster: load balancing, retries, hedging and ejection.
 
-A call goes to the cheaper of two endpoints drawn at random (calls in flight × latency). One that
-did not run, or perhaps not, goes to another endpoint once, within the budget. Left out are
-endpoints that are ejected and copies whose circuit is open. They are tried again with a copy of a
-live request whose answer nobody waits for, so that no user's request is ever the trial.
+A call goes to the cheaper of two random endpoints (calls in flight × latency). A call that was not
+processed, or perhaps not, is retried on another endpoint once, within the budget. Endpoints that
+are ejected and replicas with an open circuit get no calls. They are tried again with a copy of a
+live request whose response is not used, so that no user's request is ever the trial.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ from dataplane.triton.calls import BalancedCall, Call
 from dataplane.triton.endpoint import Endpoint
 from dataplane.triton.health import outliers
 from dataplane.triton.retry_budget import Budget
-from dataplane.triton.version_endpoints import Copies
+from dataplane.triton.version_endpoints import Replicas
 
 log = logging.getLogger("interlock.dataplane")
 
-# A smaller difference of cost is left to chance, so that equals share the calls at any load.
+# Smaller differences of cost are left to chance, so that equal endpoints share the calls at any
+# load.
 CLEARLY = 1.5
 
 
 class Group:
-    """Sends calls to its endpoints and learns from what becomes of them."""
+    """Sends calls to its endpoints and updates their health by the results."""
 
     __slots__ = (
         "__weakref__",
@@ -49,25 +50,25 @@ class Group:
     ) -> None:
         # In the order of the cluster's addresses.
         self.endpoints = endpoints
-        # The only one, where there is nothing to choose.
+        # The only endpoint, if there is just one.
         self.only = endpoints[0] if len(endpoints) == 1 else None
-        # Runs deadlines.
+        # Runs the deadlines.
         self._loop = loop
         # Thresholds and times.
         self._settings = settings
-        # What retries and hedges may cost.
+        # The budget of retries and hedges.
         self.budget = Budget(settings.retry_budget_bp, settings.retry_floor)
-        # How many endpoints are ejected.
+        # The number of ejected endpoints.
         self.ejected = sum(endpoint.health.ejected for endpoint in endpoints)
-        # One of the endpoints is gone from the table; whoever holds the group takes a new one.
+        # Whether one of the endpoints left the table; holders of the group must get a new one.
         self.closed = False
         if self.only is None:
             for endpoint in endpoints:
                 endpoint.groups.add(self)
 
-    # --- the way out ---------------------------------------------------------------------------
+    # --- sending -------------------------------------------------------------------------------
 
-    def post(self, copies: Copies, request: bytes, timeout_s: float, on_done: OnDone) -> None:
+    def post(self, replicas: Replicas, request: bytes, timeout_s: float, on_done: OnDone) -> None:
         """Send `request` to one of the endpoints."""
         self.budget.calls += 1
         if self.only is not None:
@@ -76,16 +77,16 @@ class Group:
             self.only.start(call)
             return
         now = monotonic()
-        first = BalancedCall(self, copies, request, now + timeout_s, on_done)
+        first = BalancedCall(self, replicas, request, now + timeout_s, on_done)
         first.timer = self._loop.call_later(timeout_s, first.expire)
-        if copies.hedge_after_s is not None:
-            first.hedge = self._loop.call_later(copies.hedge_after_s, self._hedge, first)
-        self._send(first, self._pick(copies, -1, now), now)
-        if self.ejected or copies.open:
-            self._try_what_is_out(copies, request, timeout_s, now)
+        if replicas.hedge_after_s is not None:
+            first.hedge = self._loop.call_later(replicas.hedge_after_s, self._hedge, first)
+        self._send(first, self._pick(replicas, -1, now), now)
+        if self.ejected or replicas.open:
+            self._send_trials(replicas, request, timeout_s, now)
 
-    def try_again_here(self, call: Call) -> bool:
-        """Send `call` again to the endpoint whose connection broke; return whether it was sent."""
+    def retry_here(self, call: Call) -> bool:
+        """Retry `call` on the endpoint whose connection broke; return whether it was sent."""
         endpoint = call.endpoint
         if call.retried or not self._may_repeat(endpoint):
             return False
@@ -94,13 +95,13 @@ class Group:
         endpoint.start(call)
         return True
 
-    def try_elsewhere(self, call: BalancedCall) -> bool:
-        """Send `call` to another endpoint, once and within the budget; return whether it was."""
+    def retry_elsewhere(self, call: BalancedCall) -> bool:
+        """Retry `call` on another endpoint, once, within the budget; return whether it was sent."""
         if call.retried or call.rival is not None or not self._may_repeat(call.endpoint):
             return False
         call.retried = True
         now = monotonic()
-        index = self._pick(call.copies, call.index, now)
+        index = self._pick(call.replicas, call.index, now)
         self.endpoints[index].retries += 1
         self._send(call, index, now)
         return True
@@ -114,40 +115,40 @@ class Group:
     def _send(self, call: BalancedCall, index: int, now: float) -> None:
         call.index = index
         call.sent_at = now
-        call.forced = call.copies.open > 0 and not call.copies.is_closed(index)
+        call.forced = call.replicas.open > 0 and not call.replicas.is_closed(index)
         self.endpoints[index].start(call)
 
     def _hedge(self, call: BalancedCall) -> None:
-        """Ask a second endpoint as well: the first takes long."""
+        """Send the request to a second endpoint as well: the first takes long."""
         call.hedge = None
         if call.done or call.retried:
             return
         now = monotonic()
-        index = self._pick(call.copies, call.index, now)
+        index = self._pick(call.replicas, call.index, now)
         endpoint = self.endpoints[index]
-        if endpoint.health.ejected or not call.copies.is_closed(index):
+        if endpoint.health.ejected or not call.replicas.is_closed(index):
             return
         if not self._may_repeat(call.endpoint):
             return
-        rival = BalancedCall(self, call.copies, call.request, call.until, call.on_done)
+        rival = BalancedCall(self, call.replicas, call.request, call.until, call.on_done)
         rival.retried = True
         rival.timer = self._loop.call_later(max(0.0, call.until - now), rival.expire)
         call.rival, rival.rival = rival, call
         endpoint.hedges += 1
         self._send(rival, index, now)
 
-    # --- who gets a call -----------------------------------------------------------------------
+    # --- choosing an endpoint ------------------------------------------------------------------
 
-    def _pick(self, copies: Copies, but: int, now: float) -> int:
-        """Return the index of an endpoint other than `but`: a good one where there is one."""
+    def _pick(self, replicas: Replicas, but: int, now: float) -> int:
+        """Return the index of an endpoint other than `but`: a healthy one if there is one."""
         size = len(self.endpoints)
-        if self.ejected == 0 and copies.open == 0 and but < 0:
+        if self.ejected == 0 and replicas.open == 0 and but < 0:
             one = int(random() * size)  # noqa: S311
             two = int(random() * (size - 1))  # noqa: S311
             return self._cheaper(one, two + (two >= one), now)
         others = [index for index in range(size) if index != but]
         serving = [index for index in others if not self.endpoints[index].health.ejected]
-        good = [index for index in serving if copies.is_closed(index)]
+        good = [index for index in serving if replicas.is_closed(index)]
         choice = good or serving or others
         one = int(random() * len(choice))  # noqa: S311
         if len(choice) == 1:
@@ -158,58 +159,58 @@ class Group:
     def _cheaper(self, one: int, two: int, now: float) -> int:
         first, second = self.endpoints[one], self.endpoints[two]
         if not (first.health.latency_s and second.health.latency_s):
-            # One of them has yet to answer for the first time.
+            # One of them has not answered yet.
             return one
         cost = second.health.cost(second.in_flight, now) * CLEARLY
         return one if first.health.cost(first.in_flight, now) <= cost else two
 
-    def _try_what_is_out(
-        self, copies: Copies, request: bytes, timeout_s: float, now: float
+    def _send_trials(
+        self, replicas: Replicas, request: bytes, timeout_s: float, now: float
     ) -> None:
         """Send a copy of a live request to each endpoint that is due for a trial."""
         for index, endpoint in enumerate(self.endpoints):
-            circuit_due = copies.trial_due(index, now)
+            circuit_due = replicas.trial_due(index, now)
             if endpoint.health.ejected:
                 due = endpoint.health.trial_due(now)
                 if circuit_due and not due:
-                    copies.released(index)
+                    replicas.released(index)
             else:
                 due = circuit_due
             if due:
-                call = BalancedCall(self, copies, request, now + timeout_s, _nobody_waits)
+                call = BalancedCall(self, replicas, request, now + timeout_s, _ignore_result)
                 call.trial = call.retried = True
                 call.timer = self._loop.call_later(timeout_s, call.expire)
                 self._send(call, index, now)
 
-    # --- what is learnt ------------------------------------------------------------------------
+    # --- results -------------------------------------------------------------------------------
 
     def learn(self, call: BalancedCall, reply: Reply) -> bool:
-        """Learn from a reply; return whether the call was sent elsewhere instead of ending."""
+        """Record a reply; return whether the call was sent to another endpoint instead."""
         if reply.status != 200:
             error = reply.error()
-            # What waited in vain in Triton's own queue was not seen by the version either.
+            # A call that expired in Triton's own queue was not seen by the version either.
             if error.fault not in (Fault.REFUSED, Fault.TIMEOUT):
                 self.blame(call, error)
-                return error.fault is Fault.DEAD and self.try_elsewhere(call)
+                return error.fault is Fault.DEAD and self.retry_elsewhere(call)
         now = monotonic()
         endpoint = call.endpoint
         endpoint.health.answered(now - call.sent_at, now)
         if call.trial and endpoint.health.ejected:
             self._restore(endpoint, now)
         if reply.status != 200:
-            # Sound rows may fare otherwise: it says nothing about the copy.
+            # Valid rows may be answered: a refusal says nothing about the replica.
             if call.trial:
-                call.copies.released(call.index)
+                call.replicas.released(call.index)
         else:
-            call.copies.answered(call.index, forced=call.forced)
+            call.replicas.answered(call.index, forced=call.forced)
         return False
 
     def blame(self, call: BalancedCall, error: TritonError) -> None:
-        """Hold a failure against the endpoint, and against the copy unless nobody was there."""
+        """Count a failure for the endpoint, and for the replica if the endpoint was reached."""
         now = monotonic()
         endpoint = call.endpoint
         fault = error.fault
-        # To say that a version is dead is an answer too: the others there may be well.
+        # An answer that the version is dead is an answer too: other versions there may be healthy.
         is_answer = fault is Fault.FAILED or fault is Fault.DEAD
         took_s = now - call.sent_at if is_answer else None
         too_many = endpoint.health.failed(now, took_s)
@@ -219,21 +220,21 @@ class Group:
         elif too_many:
             self._eject(endpoint, now, error.message)
         if fault is Fault.UNREACHABLE:
-            # Everything on that endpoint is away: no reason to accuse this version.
+            # Everything on that endpoint is unreachable: the version is not at fault.
             if call.trial:
-                call.copies.released(call.index)
+                call.replicas.released(call.index)
             return
         if call.trial or not call.forced:
-            call.copies.failed(call.index, now, error.message, dead=fault.is_dead)
+            call.replicas.failed(call.index, now, error.message, dead=fault.is_dead)
 
     def blame_delay(self, call: BalancedCall, error: TritonError) -> None:
-        """Hold a passed deadline against the endpoint, unless the call had hardly any time."""
+        """Count a missed deadline for the endpoint, unless the call had hardly any time."""
         waited_s = monotonic() - call.sent_at
         if call.trial or call.endpoint.health.was_patient(waited_s):
             self.blame(call, error)
 
     def judge(self, now: float) -> None:
-        """Eject who fails far more often than the siblings; called once a second."""
+        """Eject endpoints that fail far more often than their siblings; called once a second."""
         if self.only is not None:
             return
         healths = {endpoint.health: endpoint for endpoint in self.endpoints}
@@ -241,7 +242,7 @@ class Group:
             self._eject(healths[health], now, "it fails far more often than its siblings")
 
     def _eject(self, endpoint: Endpoint, now: float, reason: str) -> None:
-        # In none of its clusters may more than half be out, and the last one never.
+        # In each of its clusters at most half may be ejected, and never the last one.
         groups = [group for group in endpoint.groups if not group.closed]
         if any((group.ejected + 1) * 2 > len(group.endpoints) for group in groups):
             return
@@ -257,5 +258,5 @@ class Group:
         log.info("endpoint.restored: %s", endpoint.address)
 
 
-def _nobody_waits(_: Reply | TritonError) -> None:
+def _ignore_result(_: Reply | TritonError) -> None:
     pass

@@ -1,9 +1,9 @@
-"""Connections to one endpoint that nobody uses, and which of them may be trusted.
+"""Idle connections to one endpoint, and which of them can be trusted.
 
-Something between both ends may have forgotten a connection that was idle, and said nothing: then
-whatever is sent on it is lost, and so it is on its siblings. So of connections that were idle for
-a while one is tried alone; other calls open new ones until it has answered. If it stays silent its
-siblings are dropped with it.
+A middlebox may have silently forgotten an idle connection: requests on it are lost, and so are
+those on its siblings. Of connections that were idle for a while, therefore, one is tried alone;
+other calls open new connections until it has answered. If it stays silent its siblings are dropped
+with it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from dataplane.triton.connection import Connection
 
-# What was idle for no longer than this is alive: nothing forgets so soon.
+# Connections idle for at most this long are alive: no middlebox forgets them so soon.
 TRUSTED_S = 2.0
 
 
@@ -23,20 +23,20 @@ class Idle:
     __slots__ = ("_connections", "_idle_max_s", "_proven_at", "_trial")
 
     def __init__(self, idle_max_s: float) -> None:
-        # Idle for longer, a connection is closed.
+        # Maximum idle time of a connection.
         self._idle_max_s = idle_max_s
-        # The one used last is taken first, so that the others grow old and leave.
+        # The last used is taken first, so that the others grow old and are closed.
         self._connections: list[Connection] = []
-        # The one that is being tried, while its answer is due.
+        # The connection on trial, while its response is due.
         self._trial: Connection | None = None
-        # When one that was tried last answered: its siblings are alive as well.
+        # When a trial last succeeded: its siblings are alive as well.
         self._proven_at = float("-inf")
 
     def __len__(self) -> int:
         return len(self._connections)
 
     def take(self, now: float) -> Connection | None:
-        """Return a connection to use, or None where a new one is better."""
+        """Return a connection to use, or None if a new one is better."""
         connections = self._connections
         while connections:
             connection = connections[-1]
@@ -53,7 +53,7 @@ class Idle:
                 self._trial = connections.pop()
                 return self._trial
             else:
-                # The new connection needs the room of one that it cannot trust.
+                # The new connection replaces one that cannot be trusted.
                 connections.pop(0).close()
             return None
         return None
@@ -64,13 +64,13 @@ class Idle:
         self._connections.append(connection)
 
     def answered(self, connection: Connection, now: float) -> None:
-        """Take note that a call on the connection was answered, whoever uses it next."""
+        """Record that a call on the connection was answered."""
         if connection is self._trial:
             self._trial = None
             self._proven_at = now
 
     def silent(self, connection: Connection) -> None:
-        """Take note that no answer came; after a trial, drop the siblings that are as old."""
+        """Record that no response came; after a trial, drop the siblings that are as old."""
         if connection is self._trial:
             self._trial = None
             self._drop(
@@ -78,14 +78,14 @@ class Idle:
             )
 
     def discard(self, connection: Connection) -> None:
-        """Forget a connection that was lost."""
+        """Forget a closed connection."""
         if connection is self._trial:
             self._trial = None
         if connection in self._connections:
             self._connections.remove(connection)
 
     def sweep(self, now: float) -> None:
-        """Close what was idle for too long, or is too old."""
+        """Close connections that were idle for too long, or are too old."""
         self._drop(
             [
                 each
@@ -95,7 +95,6 @@ class Idle:
         )
 
     def close(self) -> None:
-        """Close all of them."""
         self._drop(list(self._connections))
 
     def _drop(self, connections: list[Connection]) -> None:

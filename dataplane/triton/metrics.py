@@ -1,4 +1,4 @@
-"""What `/metrics` shows of endpoints and circuits: those of the table, and no others."""
+"""The metrics of endpoints and circuits of the table."""
 
 from __future__ import annotations
 
@@ -7,68 +7,68 @@ from collections.abc import Iterable
 from dataplane.breaker import State
 from dataplane.metrics import Labels, Page
 from dataplane.triton.transport import Triton
-from dataplane.triton.version_endpoints import Copies
+from dataplane.triton.version_endpoints import Replicas
 
 
 def add_endpoints(page: Page, triton: Triton) -> None:
-    """Add the state of each endpoint, and what was sent a second time."""
-    rows = [((("endpoint", found.address),), found) for found in triton.endpoints()]
+    """Add the state of each endpoint, and its retries and hedges."""
+    rows = [((("endpoint", endpoint.address),), endpoint) for endpoint in triton.endpoints()]
     page.family(
         "interlock_endpoint_ejected",
         "gauge",
-        "1 while the endpoint gets no calls because it failed, or failed more than its siblings.",
-        [(labels, int(found.health.ejected)) for labels, found in rows],
+        "1 while the endpoint is ejected because of failures, and gets no calls.",
+        [(labels, int(endpoint.health.ejected)) for labels, endpoint in rows],
         merge="max",
     )
     page.family(
         "interlock_endpoint_ejections_total",
         "counter",
-        "How often the endpoint was ejected.",
-        [(labels, found.health.ejections) for labels, found in rows],
+        "Number of times the endpoint was ejected.",
+        [(labels, endpoint.health.ejections) for labels, endpoint in rows],
     )
     page.family(
         "interlock_endpoint_in_flight",
         "gauge",
-        "Calls to the endpoint that were sent or wait for a connection.",
-        [(labels, found.in_flight) for labels, found in rows],
+        "Calls to the endpoint that are in flight or wait for a connection.",
+        [(labels, endpoint.in_flight) for labels, endpoint in rows],
     )
     page.family(
         "interlock_endpoint_connections",
         "gauge",
-        "Connections to the endpoint, those being opened included.",
-        [(labels, found.open) for labels, found in rows],
+        "Connections to the endpoint, including those being opened.",
+        [(labels, endpoint.open) for labels, endpoint in rows],
     )
     page.family(
         "interlock_retries_total",
         "counter",
-        "Calls that came to the endpoint because they failed before.",
-        [(labels, found.retries) for labels, found in rows],
+        "Calls to the endpoint after a failure elsewhere or before.",
+        [(labels, endpoint.retries) for labels, endpoint in rows],
     )
     page.family(
         "interlock_hedges_total",
         "counter",
-        "Calls that came to the endpoint because another one took long.",
-        [(labels, found.hedges) for labels, found in rows],
+        "Calls to the endpoint because another endpoint took long.",
+        [(labels, endpoint.hedges) for labels, endpoint in rows],
     )
     page.family(
         "interlock_retry_budget_exhausted_total",
         "counter",
-        "Calls at the endpoint that were not sent a second time because the budget was spent.",
-        [(labels, found.exhausted) for labels, found in rows],
+        "Calls at the endpoint that were not retried or hedged because the budget was spent.",
+        [(labels, endpoint.exhausted) for labels, endpoint in rows],
     )
 
 
-def add_circuits(page: Page, rows: Iterable[tuple[Labels, Copies]]) -> None:
+def add_circuits(page: Page, rows: Iterable[tuple[Labels, Replicas]]) -> None:
     """Add the circuits that are not closed."""
     page.family(
         "interlock_circuit_state",
         "gauge",
-        "Circuit of a version on one endpoint, only while it is not closed: 1 half-open, 2 open.",
+        "Circuit of a version on an endpoint, while it is not closed: 1 half-open, 2 open.",
         [
             ((*labels, ("endpoint", circuit.address)), circuit.state.value)
-            for labels, copies in rows
-            if copies.open
-            for circuit in copies.circuits
+            for labels, replicas in rows
+            if replicas.open
+            for circuit in replicas.circuits
             if circuit.state is not State.CLOSED
         ],
         merge="max",

@@ -1,8 +1,8 @@
-"""How many calls may be sent a second time: a share of the calls of the last ten seconds.
+"""The budget of retries and hedges: a share of the calls of the last ten seconds.
 
-Retries and hedges help while few calls fail. When most do, each would only add to the load that
-makes them fail: with the budget, whatever happens, the calls of any ten seconds are at most
-(1 + share) × those asked for, plus the floor.
+Retries and hedges help while few calls fail. If most calls fail, each retry only adds to the load
+that makes them fail: with the budget, the calls of any ten seconds are at most (1 + share) × those
+requested, plus the floor.
 """
 
 from __future__ import annotations
@@ -14,32 +14,32 @@ BASIS = 10_000
 
 
 class Budget:
-    """`roll` is called once a second."""
+    """The budget of one cluster; `roll` is called once a second."""
 
     __slots__ = ("_calls_before", "_floor", "_past", "_share_bp", "_spent_before", "calls", "spent")
 
     def __init__(self, share_bp: int, floor: int) -> None:
         # The share of calls that may be repeated, in basis points.
         self._share_bp = share_bp
-        # So many may be repeated however few calls there are.
+        # The number of calls that may be repeated however few calls there are.
         self._floor = floor
         # Calls and repetitions of the past seconds of the window, oldest first.
         self._past: deque[tuple[int, int]] = deque()
         # Their sums.
         self._calls_before = 0
         self._spent_before = 0
-        # Calls of this second; bumped from outside.
+        # Calls of this second; incremented from outside.
         self.calls = 0
         # Repetitions of this second.
         self.spent = 0
 
     @property
     def at_rest(self) -> bool:
-        """True when nothing happened within the window."""
+        """Whether there were no calls within the window."""
         return not (self.calls or self._calls_before or self.spent or self._spent_before)
 
     def take(self) -> bool:
-        """Spend one repetition, or return False."""
+        """Spend one repetition; return False if the budget is spent."""
         calls = self._calls_before + self.calls
         spent = self._spent_before + self.spent + 1
         if (spent - self._floor) * BASIS > calls * self._share_bp:
@@ -48,7 +48,7 @@ class Budget:
         return True
 
     def roll(self) -> None:
-        """Begin a new second, forget the one that leaves the window."""
+        """Start a new second, and drop the one that leaves the window."""
         self._past.append((self.calls, self.spent))
         self._calls_before += self.calls
         self._spent_before += self.spent

@@ -1,4 +1,4 @@
-"""Sends calls to the endpoints of clusters: a pool for each endpoint, a group for each cluster."""
+"""Sends calls to the endpoints of clusters: a pool per endpoint, a group per cluster."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from dataplane.config import Transport as Settings
 from dataplane.triton.call_results import OnDone, Reply, TritonError
 from dataplane.triton.endpoint import Endpoint
 from dataplane.triton.group import Group
-from dataplane.triton.version_endpoints import Copies
+from dataplane.triton.version_endpoints import Replicas
 
 TICK_S = 1.0
 
 
 class Triton:
-    """The way to Triton of one process."""
+    """The client of Triton servers of one process."""
 
     def __init__(
         self,
@@ -27,72 +27,72 @@ class Triton:
     ) -> None:
         # Opens connections and runs deadlines.
         self._loop = loop
-        # Connections to one endpoint at most.
+        # Maximum connections to one endpoint.
         self._connections_max = connections_max
         # Budgets, ejection, warm-up.
         self._settings = settings or Settings()
-        # Pools by address; those that no cluster names any more are closed by `keep_only`.
+        # Pools by address; `keep_only` closes those that no cluster has any more.
         self._endpoints: dict[str, Endpoint] = {}
-        # Groups by the addresses of their endpoints, for as long as somebody holds them.
+        # Groups by the addresses of their endpoints, while they are referenced.
         self._groups: WeakValueDictionary[tuple[str, ...], Group] = WeakValueDictionary()
-        # Of callers that name addresses only.
-        self._plain: dict[tuple[str, ...], Copies] = {}
-        # Lets time pass over counts and budgets; only while there are calls.
+        # For callers that pass addresses only.
+        self._plain: dict[tuple[str, ...], Replicas] = {}
+        # Updates counts and budgets every second, while there are calls.
         self._ticker: asyncio.TimerHandle | None = None
 
     def post(
         self,
-        target: Copies | tuple[str, ...],
+        target: Replicas | tuple[str, ...],
         request: bytes,
         timeout_s: float,
         on_done: OnDone,
     ) -> None:
         """Send `request` to an endpoint of `target`; `on_done` gets the reply or a TritonError.
 
-        Raises ValueError for an address that is none.
+        Raises ValueError for an invalid address.
         """
-        copies = target if isinstance(target, Copies) else self._copies(target)
-        group = copies.group
+        replicas = target if isinstance(target, Replicas) else self._replicas(target)
+        group = replicas.group
         if group is None or group.closed:
-            group = copies.group = self._group(copies.addresses)
+            group = replicas.group = self._group(replicas.addresses)
         if self._ticker is None:
             self._ticker = self._loop.call_later(TICK_S, self._tick)
-        group.post(copies, request, timeout_s, on_done)
+        group.post(replicas, request, timeout_s, on_done)
 
     async def get(self, address: str, path: str, timeout_s: float) -> Reply:
         """Fetch `path` from one endpoint. Raises TritonError, ValueError."""
         request = b"GET %b HTTP/1.1\r\nhost: %b\r\n\r\n" % (path.encode(), address.encode())
-        return await self.ask(address, request, timeout_s)
+        return await self.send_to(address, request, timeout_s)
 
-    async def ask(self, address: str, request: bytes, timeout_s: float) -> Reply:
-        """Send `request` to one endpoint, whatever its state. Raises TritonError, ValueError."""
+    async def send_to(self, address: str, request: bytes, timeout_s: float) -> Reply:
+        """Send `request` to one endpoint, whatever its health. Raises TritonError, ValueError."""
         done: asyncio.Future[Reply | TritonError] = self._loop.create_future()
         group = Group((self._endpoint(address),), self._loop, self._settings)
-        group.post(Copies((address,)), request, timeout_s, _resolver(done))
+        group.post(Replicas((address,)), request, timeout_s, _resolver(done))
         result = await done
         if isinstance(result, TritonError):
             raise result
         return result
 
     def warm(self, address: str) -> None:
-        """Open connections to an endpoint that is about to be used. Raises ValueError."""
+        """Open connections to an endpoint that will be used. Raises ValueError."""
         self._endpoint(address).warm(self._settings.warm_connections)
 
     def endpoints(self) -> Iterable[Endpoint]:
-        """Return the endpoints that were asked for a call."""
+        """Return the endpoints that got calls."""
         return self._endpoints.values()
 
     def keep_only(self, addresses: set[str]) -> None:
-        """Close the pools of endpoints that no cluster names any more."""
-        gone = self._endpoints.keys() - addresses
+        """Close the pools of endpoints that no cluster has any more."""
+        removed = self._endpoints.keys() - addresses
         self._plain = {}
-        if not gone:
+        if not removed:
             return
         for key, group in list(self._groups.items()):
-            group.closed = not gone.isdisjoint(key)
+            group.closed = not removed.isdisjoint(key)
             if group.closed:
                 del self._groups[key]
-        for address in gone:
+        for address in removed:
             self._endpoints.pop(address).close()
 
     def close(self) -> None:
@@ -102,11 +102,11 @@ class Triton:
             self._ticker.cancel()
             self._ticker = None
 
-    def _copies(self, addresses: tuple[str, ...]) -> Copies:
-        copies = self._plain.get(addresses)
-        if copies is None:
-            copies = self._plain[addresses] = Copies(addresses)
-        return copies
+    def _replicas(self, addresses: tuple[str, ...]) -> Replicas:
+        replicas = self._plain.get(addresses)
+        if replicas is None:
+            replicas = self._plain[addresses] = Replicas(addresses)
+        return replicas
 
     def _group(self, addresses: tuple[str, ...]) -> Group:
         group = self._groups.get(addresses)
@@ -123,7 +123,7 @@ class Triton:
         return endpoint
 
     def _tick(self) -> None:
-        """Let a second pass; the clock stops when all is at rest."""
+        """Let a second pass; the timer stops when everything is at rest."""
         now = monotonic()
         at_rest = True
         for group in list(self._groups.values()):

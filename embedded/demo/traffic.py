@@ -38,7 +38,7 @@ PACE_FIRST_PER_S = 40.0
 PACE_LEAST_PER_S = 20.0
 FASTER, SLOWER = 1.3, 0.7
 # How a version says that it could not answer in time (503).
-OVERLOADED = "too much waiting to answer before the deadline"
+OVERLOADED = "too busy to answer before the deadline"
 
 
 @dataclass

@@ -1,1 +1,1 @@
-"""Each attack by name, against real servers; `./run attack` runs the long ones."""
+"""Attacks by name, against real servers; `./run attack` runs the long ones."""

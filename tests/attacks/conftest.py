@@ -1,4 +1,4 @@
-"""One instance of real processes with a real Redis, and a server that speaks for Triton."""
+"""One instance of real processes with a real Redis, and a fake Triton server."""
 
 from __future__ import annotations
 
@@ -25,5 +25,5 @@ async def ground(valkey: Valkey, tmp_path: Path) -> AsyncIterator[Ground]:
 
 @pytest.fixture
 async def door(valkey: Valkey, tmp_path: Path) -> AsyncIterator[Door]:
-    async with a_door(valkey, tmp_path) as found:
-        yield found
+    async with a_door(valkey, tmp_path) as item:
+        yield item

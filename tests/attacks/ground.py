@@ -1,4 +1,4 @@
-"""An attack for two seconds, and what another client meets meanwhile."""
+"""An attack of two seconds, and the service that another client gets meanwhile."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from tests.dataplane.worlds import body
 
 SENDERS = 16
 SECONDS = 2.0
-# What a worker may take beyond what it has at rest; see docs/dataplane.md.
+# Memory that a worker may take beyond its memory at rest; see docs/dataplane.md.
 GROWTH_MB = 3 * 64 * 1024**2 / 1e6
-# gRPC has a message in memory, several times, before anybody sees it.
+# gRPC has a message in memory several times before any of our code sees it.
 GRPC_GROWTH_MB = SENDERS * 8 * GRPC_BYTES / 1e6
 
 
@@ -29,11 +29,11 @@ class Ground:
         self.grpc_port = grpc_port
 
     async def attack(self, name):
-        """Send `name` from many connections; return the answers by status.
+        """Send the attack `name` from many connections; return the answers by status.
 
-        Meanwhile another client gets right answers, no worker dies, and none takes more memory than
-        is stated. How late those answers are is for `./run attack` to measure: here others use the
-        cores too.
+        Meanwhile another client gets correct answers, no worker dies, and none takes more memory
+        than stated. The latency of those answers is measured by `./run attack`: here other tests
+        use the cores too.
         """
         workers = self.group.workers()
         rest_mb = resident_mb(workers[0])

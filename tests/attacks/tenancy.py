@@ -37,7 +37,7 @@ TENANCY = {
 
 
 class Door:
-    """An instance, as applications with these keys meet it."""
+    """An instance, as applications with these keys use it."""
 
     def __init__(self, group, grpc_port):
         self.group = group
@@ -52,13 +52,13 @@ class Door:
         return await self._ask("POST", path, headers=headers, **content)
 
     async def request_id(self, key):
-        """Return the id of a prediction that the key's tenant asked for."""
+        """Return the id of a prediction of the key's tenant."""
         answer = await self.post(INFER, body(ROW), key)
         assert answer.status_code == 200, answer.text
         return answer.headers["x-interlock-request-id"]
 
     async def call(self, method, message, **metadata):
-        """Return the code of a call over gRPC, `OK` or why not."""
+        """Return the status code of a gRPC call, such as `OK`."""
         call = self._channel.unary_unary(SERVICE + method)
         try:
             await call(message.SerializeToString(), metadata=tuple(_names(metadata).items()))

@@ -1,5 +1,7 @@
-"""Abort is never refused: by REST and CLI as on the page, at any revision, from every phase, also
-when it arrives together with a promotion, and then it leads back."""
+"""Abort is never refused: by REST and CLI as on the page, at any revision, and from every phase.
+
+An abort that arrives together with a promotion rolls back.
+"""
 
 from __future__ import annotations
 
@@ -72,14 +74,14 @@ def test_a_second_abort_after_the_rollback_goes_no_further() -> None:
     assert latest().models["digits"].stable == "1"
 
 
-def test_a_reason_given_afterwards_is_in_the_log_and_the_quarantine() -> None:
+def test_a_later_reason_is_in_the_log_and_the_quarantine() -> None:
     rollout, bob = make_baking(make_model()), caller()
     enter_step(rollout, 1, "the step passed", ANNA, database_now())
     path = f"{ROLLOUTS}{rollout.pk}/"
     assert send_json(bob, f"{path}abort/", {}).json()["lacks_reason"] is True
     assert send_json(bob, f"{path}reason/", {"reason": " "}).status_code == 400
-    told = send_json(bob, f"{path}reason/", {"reason": "wrong labels"}).json()
-    assert (told["lacks_reason"], told["reason"]) == (False, "aborted by hand: wrong labels")
+    report = send_json(bob, f"{path}reason/", {"reason": "wrong labels"}).json()
+    assert (report["lacks_reason"], report["reason"]) == (False, "aborted by hand: wrong labels")
     assert "wrong labels" in Quarantine.objects.get().reason
     assert "bob said why: wrong labels." in bob.get(f"{path}explain/").json()["story"][-2]
     assert AuditEntry.objects.latest("id").action == "rollout.reason_given"
@@ -110,7 +112,7 @@ def stables() -> dict[str, str | None]:
 
 @pytest.mark.parametrize("succeeded", [0, 1, 2])
 @pytest.mark.parametrize("door", ["rollout", "release"])
-def test_a_promoted_release_goes_back_whole(
+def test_a_promoted_release_is_rolled_back_completely(
     pair: tuple[Release, Rollout, Rollout], succeeded: int, door: str
 ) -> None:
     release, first, second = pair
@@ -129,7 +131,7 @@ def test_a_promoted_release_goes_back_whole(
 
 
 @pytest.mark.django_db(transaction=True)
-def test_promote_and_abort_at_once_end_at_the_version_before() -> None:
+def test_concurrent_promote_and_abort_end_at_the_previous_version() -> None:
     make_instance()
     for _ in range(5):
         with transaction.atomic():

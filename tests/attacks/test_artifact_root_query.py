@@ -1,4 +1,4 @@
-"""A version whose files MLflow says are somewhere else on this machine: refused by name.
+"""A version whose files, according to MLflow, are elsewhere on this machine: refused.
 
 The attack: the artifact location `/proc/self?x=` made the control plane read that directory and
 crash, and no other model was imported any more.
@@ -19,7 +19,7 @@ from tests.models.test_real_mlflow import tracking as tracking
 pytestmark = [pytest.mark.e2e, pytest.mark.django_db]
 
 API = "/api/2.0/mlflow"
-# Those of our own list that MLflow itself lets pass.
+# The entries of our own list that MLflow itself accepts.
 ROOTS = ("/proc/self?x=", "/proc/self", "file:///proc/self/task", "/etc")
 
 
@@ -30,7 +30,7 @@ def ask(url: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
 
 
 def register(url: str, model: str, location: str) -> None:
-    """Do what anybody may who reaches the tracking server."""
+    """Do what any client of the tracking server can do."""
     body = {"name": f"in-{model}", "artifact_location": location}
     experiment = ask(url, "experiments/create", body)["experiment_id"]
     run = ask(url, "runs/create", {"experiment_id": experiment})["run"]["info"]
@@ -39,9 +39,9 @@ def register(url: str, model: str, location: str) -> None:
     ask(url, "model-versions/create", source)
 
 
-def test_what_it_points_at_is_not_read_and_others_are_imported(registry: str) -> None:
+def test_the_location_is_not_read_and_others_are_imported(registry: str) -> None:
     for number, root in enumerate(ROOTS):
-        # Before the good ones in the order of the import.
+        # Imported before the valid ones.
         register(registry, f"attack-{number}", root)
     report = sync_registry()
     assert report.imported == ("digits:1", "digits:2")

@@ -1,6 +1,6 @@
-"""Nothing irreversible happens without a question of the server, on any page.
+"""Nothing irreversible happens without a confirmation by the server, on any page.
 
-Every address that takes a POST of a person is in one of the two tables: a new one has to say which.
+Every URL that takes a POST of a person is in one of the two tables: a new one must be added to one.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from tests.rollouts.factories import ANNA, make_baking, make_instance, make_mode
 
 pytestmark = pytest.mark.django_db
 
-# What is given back by the same page, or by going on: pausing, a setting, a form that only makes
-# something, or one that is a page of its own with what follows from it and no button beside it.
+# Reversible by the same page or by a later action: pausing, a setting, a form that only creates
+# something, or one on a page of its own that shows its effects and has no other button.
 REVERSIBLE = {
     "deployment-retry": "loads again",
     "experiment-edit": "a draft",
@@ -123,9 +123,11 @@ def silent_instance() -> Instance:
     return make_instance("i-9", reported_at=database_now() - timedelta(minutes=5))
 
 
-Made = Callable[[], Any]
-# By the name of the address: what it is done to, the address's arguments, and the form.
-ASKED: dict[str, tuple[Made, Callable[[Any], list[Any]], Callable[[Any], dict[str, Any]]]] = {
+Factory = Callable[[], Any]
+# By URL name: the object, the URL's arguments, and the form.
+CONFIRMED: dict[
+    str, tuple[Factory, Callable[[Any], list[Any]], Callable[[Any], dict[str, Any]]]
+] = {
     "experiment-abandon": (make_draft, lambda e: [e.name], lambda e: {"revision": e.revision}),
     "experiment-delete": (make_draft, lambda e: [e.name], lambda e: {"revision": e.revision}),
     "experiment-pause": (make_draft, lambda e: [e.name], lambda e: {"revision": e.revision}),
@@ -185,8 +187,8 @@ ASKED: dict[str, tuple[Made, Callable[[Any], list[Any]], Callable[[Any], dict[st
         lambda t: {},
     ),
 }
-# Asked as well, by a form that is shown on a page of its own too.
-ASKED_BY_ITS_PAGE = {"experiment-ship"}
+# Confirmed as well, by a form that also has a page of its own.
+CONFIRMED_BY_ITS_PAGE = {"experiment-ship"}
 
 
 @pytest.fixture
@@ -196,12 +198,12 @@ def root() -> Client:
     return client
 
 
-@pytest.mark.parametrize("name", sorted(ASKED))
+@pytest.mark.parametrize("name", sorted(CONFIRMED))
 @pytest.mark.parametrize("headers", [{}, {"HX-Request": "true"}], ids=["page", "dialog"])
 def test_the_first_post_asks_and_does_nothing(
     root: Client, name: str, headers: dict[str, str]
 ) -> None:
-    make, args_of, form_of = ASKED[name]
+    make, args_of, form_of = CONFIRMED[name]
     thing = make()
     path, form = reverse(name, args=args_of(thing)), form_of(thing)
     before = AuditEntry.objects.count()
@@ -215,10 +217,10 @@ def test_the_first_post_asks_and_does_nothing(
     assert AuditEntry.objects.count() == before
 
 
-def test_a_yes_to_one_question_is_none_to_another(root: Client) -> None:
+def test_a_confirmation_is_valid_for_its_own_question_only(root: Client) -> None:
     first, second = make_metric(), make_metric(name="other")
-    asked = question_of(root, reverse("metric-delete", args=[first.name]))
-    token = asked.split('name="confirmed" value="')[1].split('"')[0]
+    question = question_of(root, reverse("metric-delete", args=[first.name]))
+    token = question.split('name="confirmed" value="')[1].split('"')[0]
 
     root.post(reverse("metric-delete", args=[second.name]), {"confirmed": token})
     assert type(second).objects.filter(pk=second.pk).exists()
@@ -230,11 +232,11 @@ def test_a_yes_to_one_question_is_none_to_another(root: Client) -> None:
     assert not type(first).objects.filter(pk=first.pk).exists()
 
 
-def test_a_yes_is_to_the_words_that_were_read(root: Client) -> None:
+def test_a_confirmation_is_valid_for_the_displayed_text_only(root: Client) -> None:
     model = model_with_way_back()
     path = reverse("model-rollback", args=["digits"])
-    asked = question_of(root, path)
-    token = asked.split('name="confirmed" value="')[1].split('"')[0]
+    question = question_of(root, path)
+    token = question.split('name="confirmed" value="')[1].split('"')[0]
     model.stable, model.previous_stable = model.versions.get(number=3), model.stable
     model.save()
 
@@ -245,13 +247,13 @@ def test_a_yes_is_to_the_words_that_were_read(root: Client) -> None:
     assert model.stable.number == 3  # type: ignore[union-attr]
 
 
-def test_every_page_that_takes_a_post_is_known_to_ask_or_to_be_reversible() -> None:
-    known = REVERSIBLE.keys() | ASKED.keys() | ASKED_BY_ITS_PAGE
+def test_every_page_that_takes_a_post_is_confirmed_or_reversible() -> None:
+    known = REVERSIBLE.keys() | CONFIRMED.keys() | CONFIRMED_BY_ITS_PAGE
     assert set(_posts(get_resolver().url_patterns)) - known == set()
 
 
 def _posts(patterns: list[Any]) -> list[str]:
-    """Return the names of the pages' addresses whose views take a POST."""
+    """Return the URL names of the pages whose views take a POST."""
     names: list[str] = []
     for each in patterns:
         if isinstance(each, URLResolver):

@@ -1,4 +1,4 @@
-"""What another site can have a browser do: it has the cookie, but neither token nor our name."""
+"""What another site can make a browser do: it has the cookie, but neither token nor our name."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def browser() -> Client:
 
 def test_no_page_takes_a_post_of_another_site(browser: Client) -> None:
     taken = set(_posts(get_resolver().url_patterns))
-    asked = [(name, path) for name, path in pages(get_resolver().url_patterns) if name in taken]
-    assert len(asked) > 50
-    for name, path in asked:
+    posts = [(name, path) for name, path in pages(get_resolver().url_patterns) if name in taken]
+    assert len(posts) > 50
+    for name, path in posts:
         assert browser.post(path, {"confirmed": "yes"}).status_code == 403, name
 
 
@@ -42,8 +42,8 @@ def test_the_api_takes_a_session_only_with_its_token(browser: Client) -> None:
 
 
 @pytest.mark.parametrize("host", ["attacker.example", "127.0.0.1.attacker.example", "a\\b"])
-def test_a_name_that_is_not_ours_is_answered_by_nothing(browser: Client, host: str) -> None:
-    """As by DNS rebinding: the address is ours, the name in the browser is the other site's."""
+def test_a_foreign_host_name_gets_no_answer(browser: Client, host: str) -> None:
+    """As in DNS rebinding: our address, under the name of another site."""
     for path in (reverse("overview"), "/api/v1/models/", "/login/"):
         assert browser.get(path, headers={"host": host}).status_code == 400
 

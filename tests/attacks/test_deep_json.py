@@ -1,4 +1,4 @@
-"""14.6 kB of gzip unpack to 15 MB of `[],[],…`: five million objects."""
+"""14.6 kB of gzip decompress to 15 MB of `[],[],…`: five million objects."""
 
 import pytest
 
@@ -10,7 +10,7 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("name", REFUSALS)
-async def test_a_small_body_that_unpacks_to_millions_of_lists_is_refused(ground, name):
+async def test_a_small_body_that_decompresses_to_millions_of_lists_is_refused(ground, name):
     answers = await ground.attack(name)
     assert set(answers) == {REFUSALS[name]}
     assert answers[REFUSALS[name]] > 100

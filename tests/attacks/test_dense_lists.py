@@ -1,4 +1,4 @@
-"""`[],[],…` as it is: in megabytes, and in bodies that look small."""
+"""`[],[],…` without compression: in megabytes, and in bodies that look small."""
 
 import pytest
 
@@ -12,7 +12,7 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("name", REFUSALS)
-async def test_dense_documents_hold_nobody_up(ground, name):
+async def test_dense_documents_block_no_other_client(ground, name):
     answers = await ground.attack(name)
     assert answers
     assert set(answers) <= REFUSALS[name]

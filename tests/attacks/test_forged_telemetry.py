@@ -1,4 +1,4 @@
-"""Telemetry that no instance sent makes nothing stable: only what a token sealed counts.
+"""Forged telemetry promotes nothing: only messages signed with an instance's token count.
 
 The attack: thirty XADDs, in the name of an instance that never reported, made a version stable that
 had not had one request.
@@ -61,10 +61,10 @@ def own_tokens(settings: Any) -> Any:
 
 @pytest.fixture
 def rollout() -> Rollout:
-    """A canary that has baked for minutes without a request, at its one step."""
+    """A canary that has baked for minutes without a request, at its only step."""
     step = StepDocument(weight_bp=5_000, bake_s=0, checks=("error-rate", "sample-ratio"))
     save_plan(document=PlanDocument(name="one", steps=(step,)), is_default=True, actor=ANNA)
-    # The one that is live and idle; it has shown a token of its own.
+    # The instance that is live and idle, and has used its own token.
     make_instance("edge", applied_generation=10**6)
     row = make_baking(make_model())
     began = database_now() - timedelta(seconds=XADDS * INTERVAL_MS / 1_000 + 12)
@@ -94,7 +94,7 @@ def window(rollout: Rollout, variant: str, started_at_ms: int) -> TelemetryWindo
 
 
 def forge(sender: Sender, rollout: Rollout) -> None:
-    """Tell thirty times that all is well."""
+    """Report thirty times that all is well."""
     assert rollout.step_started_at is not None
     began = int(rollout.step_started_at.timestamp() * 1_000) // INTERVAL_MS * INTERVAL_MS
     for turn in range(1, XADDS + 1):
@@ -105,7 +105,7 @@ def forge(sender: Sender, rollout: Rollout) -> None:
 
 def take_in(client: redis.Redis[bytes]) -> Ingester:
     ingester = Ingester(client, "first", block_ms=1)
-    # The first turn looks for what was left behind.
+    # The first turn looks for entries that were left behind.
     for _ in range(2):
         ingester.turn()
     return ingester
@@ -124,7 +124,7 @@ def refusals() -> dict[tuple[str, str, str], int]:
     return {(row.instance, row.channel, row.reason): row.count for row in rows}
 
 
-def test_thirty_windows_of_nobody_promote_nothing(
+def test_thirty_forged_windows_promote_nothing(
     client: redis.Redis[bytes], rollout: Rollout, admin_client: Any
 ) -> None:
     issue("edge")
@@ -143,7 +143,7 @@ def test_thirty_windows_of_nobody_promote_nothing(
     assert admin_client.get("/api/v1/status/").json()["refused_messages"][0]["count"] == XADDS
 
 
-def test_the_attack_is_real_where_seals_are_not_demanded(
+def test_the_attack_works_without_required_seals(
     client: redis.Redis[bytes], rollout: Rollout, settings: Any
 ) -> None:
     settings.OWN_TOKENS_REQUIRED = False
@@ -153,7 +153,7 @@ def test_the_attack_is_real_where_seals_are_not_demanded(
     assert decide(rollout).phase in {Phase.PROMOTING, Phase.SUCCEEDED}
 
 
-def test_what_the_instance_itself_sealed_counts(
+def test_messages_sealed_by_the_instance_count(
     client: redis.Redis[bytes], rollout: Rollout
 ) -> None:
     token = issue("edge")
@@ -165,8 +165,8 @@ def test_what_the_instance_itself_sealed_counts(
     assert refusals() == {}
 
 
-def test_other_seals_are_of_no_use(client: redis.Redis[bytes], rollout: Rollout) -> None:
-    """A guessed token, another instance's, none of that name, and no seal at all but bytes."""
+def test_other_seals_are_refused(client: redis.Redis[bytes], rollout: Rollout) -> None:
+    """A guessed token, another instance's token, an unknown name, and bytes that are no seal."""
     issue("edge")
     other = issue("other")
     windows = (window(rollout, "canary", now_ms()),)
@@ -174,7 +174,7 @@ def test_other_seals_are_of_no_use(client: redis.Redis[bytes], rollout: Rollout)
         sender = Sender(client, token, name)
         sender.send(sender.batch(windows=windows))
     client.xadd(STREAM_TELEMETRY, {b"batch": b"x", SEAL_FIELD: b"\xff" * 40})
-    # The seal is its own, and the batch says that it is of another one.
+    # The seal is its own, and the batch names another instance.
     liar = Sender(client, other, "other")
     liar.send(Sender(client, None, "edge").batch(windows=windows))
     take_in(client)
@@ -203,11 +203,11 @@ def test_a_seal_does_not_hold_for_other_bytes_or_another_stream(
     }
 
 
-def test_what_adds_up_is_too_old_before_its_key_is_gone() -> None:
+def test_counts_are_refused_as_old_before_their_key_is_deleted() -> None:
     assert timedelta(days=BY_NAME["batches"].least_days) > SEALED_WITHIN
 
 
-def test_a_repetition_counts_once_and_later_not_at_all(
+def test_a_replay_counts_once_and_later_not_at_all(
     client: redis.Redis[bytes], rollout: Rollout
 ) -> None:
     sender = Sender(client, issue("edge"))
@@ -226,7 +226,7 @@ def test_a_repetition_counts_once_and_later_not_at_all(
 
 
 @pytest.mark.parametrize("stream", STREAMS)
-def test_all_that_comes_through_redis_needs_a_seal(client: redis.Redis[bytes], stream: str) -> None:
+def test_every_message_through_redis_needs_a_seal(client: redis.Redis[bytes], stream: str) -> None:
     outcome = Outcome(event_id="e", unit_id="u", metric="m", value=1.0, occurred_at_ms=now_ms())
     lists = {STREAM_OUTCOMES: {"outcomes": (outcome,)}}
     sender = Sender(client, None)
@@ -235,7 +235,7 @@ def test_all_that_comes_through_redis_needs_a_seal(client: redis.Redis[bytes], s
     assert refusals() == {("", stream, "unsealed"): 1}
 
 
-def test_a_revoked_token_is_of_no_use_within_seconds(
+def test_a_revoked_token_is_refused_within_seconds(
     client: redis.Redis[bytes], rollout: Rollout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("controlplane.signature_checks.READ_EVERY_S", 0.0)

@@ -1,5 +1,8 @@
-"""A weekly freeze made in winter was an hour off in summer; one that began in mid-rollout was told
-of nowhere, and only a new start could override it."""
+"""Weekly freezes across daylight saving time, and freezes that begin during a rollout.
+
+A weekly freeze created in winter was an hour off in summer; one that began during a rollout was
+shown nowhere, and only a new start could override it.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ FREEZES = "/api/v1/freezes/"
 
 
 def weekends(zone: str, year: int = 2026) -> FreezeWindow:
-    """From Friday 15:00 to Monday 8:00, made in November."""
+    """From Friday 15:00 to Monday 8:00, created in November."""
     tz = ZoneInfo(zone)
     return FreezeWindow(
         reason="weekends",
@@ -56,7 +59,7 @@ def test_a_weekly_window_keeps_the_hour_of_its_zone_all_year(zone: str, weeks: i
 
 
 @pytest.mark.django_db
-def test_a_weekly_window_needs_its_zone_where_an_offset_alone_would_lie() -> None:
+def test_a_weekly_window_with_an_offset_needs_its_time_zone() -> None:
     admin = caller("admin")
     body = {
         "reason": "weekends",
@@ -68,15 +71,15 @@ def test_a_weekly_window_needs_its_zone_where_an_offset_alone_would_lie() -> Non
     assert refused.status_code == 400
     assert "needs its time_zone" in refused.content.decode()
     assert send_json(admin, FREEZES, body | {"time_zone": "Mars/Olympus"}).status_code == 400
-    made = send_json(admin, FREEZES, body | {"time_zone": "Europe/Berlin"})
-    assert (made.status_code, made.json()["time_zone"]) == (201, "Europe/Berlin")
-    # In UTC there is nothing to be an hour off.
+    created = send_json(admin, FREEZES, body | {"time_zone": "Europe/Berlin"})
+    assert (created.status_code, created.json()["time_zone"]) == (201, "Europe/Berlin")
+    # UTC has no daylight saving time.
     body |= {"starts_at": "2026-11-27T14:00:00Z", "ends_at": "2026-11-30T07:00:00Z"}
     assert send_json(admin, FREEZES, body).status_code == 201
 
 
 @pytest.mark.django_db
-def test_the_page_reads_instants_by_the_zone_that_is_chosen(client: Client) -> None:
+def test_the_page_reads_times_in_the_chosen_zone(client: Client) -> None:
     make_person("ada", Role.ADMIN)
     client.force_login(_user("ada"))
     form = {
@@ -126,7 +129,7 @@ def turn(rollout: Rollout) -> Rollout:
 
 
 @pytest.mark.django_db
-def test_a_freeze_that_begins_in_mid_rollout_is_shown_with_its_end_and_overridden(
+def test_a_freeze_that_begins_during_a_rollout_is_shown_with_its_end_and_overridden(
     client: Client,
 ) -> None:
     rollout = bare_rollout()
@@ -167,9 +170,9 @@ def test_a_freeze_of_all_models_is_overridden_by_an_admin_with_a_reason(verb: st
     assert Rollout.objects.get().revision == rollout.revision
     assert send_json(ada, path, body | {"reason": "a fix that cannot wait"}).status_code == 200
 
-    told = ada.get(f"/api/v1/rollouts/{rollout.pk}/explain/").json()
-    assert "a fix that cannot wait" in " ".join(told["story"])
-    assert "was overridden by ada" in " ".join(told["story"])
+    explanation = ada.get(f"/api/v1/rollouts/{rollout.pk}/explain/").json()
+    assert "a fix that cannot wait" in " ".join(explanation["story"])
+    assert "was overridden by ada" in " ".join(explanation["story"])
 
 
 @pytest.mark.django_db

@@ -1,4 +1,4 @@
-"""Messages over gRPC whose entries of two bytes become objects of a hundred, packed or not."""
+"""gRPC messages whose entries of two bytes become objects of a hundred, compressed or not."""
 
 import pytest
 
@@ -9,7 +9,7 @@ async def test_entries_are_counted_before_they_are_parsed(ground, name):
     assert set(answers) == {"INVALID_ARGUMENT"}
 
 
-async def test_millions_of_typed_numbers_hold_nobody_up(ground):
+async def test_millions_of_typed_numbers_block_no_other_client(ground):
     answers = await ground.attack("grpc_typed_contents")
     assert answers
     assert set(answers) <= {"INVALID_ARGUMENT", "DEADLINE_EXCEEDED"}

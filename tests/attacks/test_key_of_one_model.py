@@ -1,4 +1,4 @@
-"""A key that opens one model opens no other, by whichever door and in whichever size."""
+"""A key for one model allows no other, over any protocol and for any size of request."""
 
 from tests.attacks.tenancy import INFER, PLAIN, infer_message
 from tests.dataplane.groups import ROW
@@ -14,7 +14,7 @@ async def test_a_key_of_another_model_is_refused_everywhere(door):
         (INFER, body(*[ROW] * LARGE)),
         ("/predict", PLAIN),
         ("/predict", {**PLAIN, "data": [ROW] * LARGE}),
-        # Whether a model exists is none of its business either.
+        # The key may not reveal whether a model exists either.
         ("/v2/models/nothing/infer", body(ROW)),
     ):
         refused = await door.post(path, document, "elsewhere")
@@ -24,7 +24,7 @@ async def test_a_key_of_another_model_is_refused_everywhere(door):
         assert await door.call("ModelInfer", message, x_api_key="elsewhere") == "PERMISSION_DENIED"
 
 
-async def test_a_key_of_the_model_and_one_of_all_open_it(door):
+async def test_a_key_for_the_model_and_one_for_all_models_are_accepted(door):
     for key in ("limited", "shop"):
         assert (await door.post(INFER, body(ROW), key)).status_code == 200
         assert (await door.post("/predict", PLAIN, key)).status_code == 200
@@ -35,6 +35,6 @@ async def test_outcomes_of_a_model_need_a_key_of_that_model(door):
     outcome = {"metric": "accuracy", "value": 1, "request_id": await door.request_id("limited")}
     refused = await door.post("/outcomes", outcome, "elsewhere")
     assert (refused.status_code, refused.json()["code"]) == (403, "foreign_outcome")
-    # Both keys are the tenant's.
+    # Both keys belong to the tenant.
     assert (await door.post("/outcomes", outcome, "limited")).status_code == 202
     assert (await door.post("/outcomes", outcome, "shop")).status_code == 202

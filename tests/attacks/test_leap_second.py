@@ -1,4 +1,4 @@
-"""One outcome at 23:59:60Z, which exists and has no number, had its whole batch refused."""
+"""One outcome at 23:59:60Z, which exists but has no Unix time, had its whole batch refused."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def test_alone_it_is_refused_with_the_reason() -> None:
 @pytest.mark.parametrize(
     "instant", ["2016-12-31T23:59:61Z", "2016-12-31T99:99:60Z", "2016-12-31T23:59:60", "20161260"]
 )
-def test_what_is_no_leap_second_refuses_the_request_as_before(instant: str) -> None:
+def test_an_invalid_time_refuses_the_request_as_before(instant: str) -> None:
     with pytest.raises(Refusal):
         read([GOOD, {**GOOD, "occurred_at": instant}])
 
 
-def test_beside_a_fault_the_request_is_refused_whole() -> None:
+def test_with_another_error_the_request_is_refused_completely() -> None:
     with pytest.raises(Refusal) as caught:
         read([{**GOOD, "occurred_at": "2016-12-31T23:59:60Z"}, {**GOOD, "value": None}, GOOD])
     assert [each["index"] for each in caught.value.details] == [1]

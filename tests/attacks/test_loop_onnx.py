@@ -1,4 +1,4 @@
-"""A file of 218 bytes that never answers: refused by its trial, and no page waits for it.
+"""A file of 218 bytes that never answers: refused by its trial, and pages do not wait for it.
 
 The attack: a Loop of 2^62 iterations, uploaded eight times, kept every web thread busy for 160 s
 and was then accepted.
@@ -36,7 +36,7 @@ TRIAL_S = 2
 
 
 def spinning(iterations: int = 2**62) -> bytes:
-    """Return a model that passes its input through a loop of so many iterations."""
+    """Return a model that passes its input through a loop of `iterations` iterations."""
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 1])
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 1])
     body = helper.make_graph(
@@ -102,7 +102,7 @@ def settled(client: httpx.Client, answer: httpx.Response, within_s: float = 120)
     return dict(row)
 
 
-def test_it_is_refused_by_its_trial_and_pages_are_unharmed(
+def test_it_is_refused_by_its_trial_and_pages_answer(
     live_server: Any, worker: None, tmp_path: Path
 ) -> None:
     good = save(KINDS["fixed"], tmp_path).read_bytes()
@@ -111,7 +111,7 @@ def test_it_is_refused_by_its_trial_and_pages_are_unharmed(
         sent = list(senders.map(lambda n: upload(client, spinning(), f"m{n}"), range(UPLOADS)))
         sent.append(upload(client, good, "good"))
         assert [answer.status_code for answer in sent] == [202] * (UPLOADS + 1)
-        # As long as inspections go on, pages answer.
+        # Pages answer while inspections go on.
         while Registration.objects.filter(settled_at=None).exists():
             asked_at = monotonic()
             assert client.get("/api/v1/models/").status_code == 200
@@ -141,7 +141,9 @@ def test_a_loop_that_ends_is_served(tmp_path: Path) -> None:
     assert inspect(path)["signature"]["outputs"][0]["name"] == "y"
 
 
-def test_only_so_many_wait(live_server: Any, settings: Any, tmp_path: Path) -> None:
+def test_the_number_of_waiting_registrations_is_limited(
+    live_server: Any, settings: Any, tmp_path: Path
+) -> None:
     settings.ARTIFACT_DIR = tmp_path / "artifacts"
     with client_of(live_server) as client:
         answers = [upload(client, b"x", "m").status_code for _ in range(22)]

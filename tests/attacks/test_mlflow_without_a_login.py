@@ -1,4 +1,4 @@
-"""A stranger who reaches MLflow names a candidate there, and with it starts a rollout: refused.
+"""An unauthenticated client of MLflow sets an alias there to start a rollout: refused.
 
 The real server, as `./run up` starts it.
 """
@@ -50,7 +50,9 @@ def ours(stack: Stack, settings: Any) -> Stack:
 
 
 @pytest.mark.parametrize("login", [None, ("interlock", "password1234"), ("admin", "password")])
-def test_a_stranger_sets_no_alias(ours: Stack, login: tuple[str, str] | None) -> None:
+def test_an_unauthenticated_client_sets_no_alias(
+    ours: Stack, login: tuple[str, str] | None
+) -> None:
     body = {"name": "digits", "alias": "candidate", "version": "1"}
     with httpx.Client(base_url=f"{ours.urls.mlflow}{API}", auth=login) as client:
         answers = [

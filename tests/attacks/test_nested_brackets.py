@@ -12,7 +12,7 @@ from controlplane.models import ApiToken
 BODY = b"[" * 50_000
 
 
-async def test_the_data_plane_says_where_it_became_too_deep(ground):
+async def test_the_data_plane_reports_where_it_is_too_deep(ground):
     answers = await ground.attack("nested")
     assert set(answers) == {"400 malformed_json"}
     answer = await ground.group._request("POST", "/predict", content=BODY)
@@ -20,7 +20,7 @@ async def test_the_data_plane_says_where_it_became_too_deep(ground):
 
 
 @pytest.mark.django_db(transaction=True)
-def test_the_control_plane_says_where_it_became_too_deep(live_server):
+def test_the_control_plane_reports_where_it_is_too_deep(live_server):
     user = User.objects.create_user("anna")
     ModelRole.objects.create(user=user, role="admin")
     _, secret = ApiToken.issue(user_id=user.pk, name="ci")

@@ -1,6 +1,6 @@
-"""The data plane hands on predictions and nothing else: no control, trace, log or shared memory.
+"""The data plane forwards predictions and nothing else: no control, trace, log or shared memory.
 
-Those endpoints of Triton are what its published exploits begin with.
+Published exploits of Triton start with those endpoints.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ CONTROL = [
 
 @pytest.mark.parametrize("target", CONTROL)
 @pytest.mark.parametrize("payload", [b"{}", body(ROW)], ids=["empty", "request"])
-async def test_what_controls_triton_is_not_there(target: str, payload: bytes) -> None:
+async def test_endpoints_that_control_triton_are_not_available(target: str, payload: bytes) -> None:
     plane = Plane()
     answer = await plane.ask(target, payload)
-    # Known and refused, unknown, or not a name.
+    # Known and refused, unknown, or not a valid name.
     assert answer.status in {400, 404, 405, 501}
     assert not plane.triton.calls
 
@@ -52,7 +52,7 @@ async def test_a_request_cannot_name_shared_memory(parameter: str) -> None:
     of_tensor = await plane.ask(INFER, tensor)
     output = body(ROW, outputs=[{"name": "sum", "parameters": {parameter: 1}}])
     of_output = await plane.ask(INFER, output)
-    # What is not refused has lost it on the way.
+    # If it is not refused, the parameter was removed.
     for answer in (whole, of_tensor, of_output):
         assert answer.status in {200, 400}
     assert not any(parameter.encode() in call for call, _ in plane.triton.calls)

@@ -1,8 +1,8 @@
-"""`approve` was 403 for an operator at an admin's gate; `finish` and `skip` went past it unheard.
+"""`approve` was 403 for an operator at an admin's gate; `finish` and `skip` silently passed it.
 
-The property, over state × action × person × gate × override: nobody gets past a shut gate but who
-holds its role and did not start the rollout, or an operator whose override says why; and then the
-timeline and `explain` say that the gate was never opened.
+The property, over state × action × person × gate × override: a closed gate is passed only by a
+person who holds its role and did not start the rollout, or by an operator with an override and a
+reason; the timeline and `explain` then show that the gate was never opened.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.django_db
 
 ROLLOUTS = "/api/v1/rollouts/"
 ON_STEP = {"approve": {"baking"}, "skip": {"baking", "paused"}, "promote": {"baking", "paused"}}
-# By name: the role on the model, and whether they started it.
+# By name: the role on the model.
 PEOPLE = {
     "nobody": None,
     "vera": Role.VIEWER,
@@ -40,7 +40,7 @@ PEOPLE = {
     "sam": Role.ADMIN,
 }
 STARTER = "sam"
-# The gates of the present step and of the one after it.
+# The gates of the present step and of the next one.
 GATES = [
     ("", ""),
     ("viewer", ""),
@@ -97,9 +97,7 @@ def may_pass(name: str, action: str, gates: tuple[str, str], body: dict[str, Any
 
 @pytest.mark.parametrize("action", ["approve", "skip", "promote"])
 @pytest.mark.parametrize("phase", sorted(Phase.values))
-def test_nobody_gets_past_a_gate_unheard(
-    people: dict[str, Client], action: str, phase: str
-) -> None:
+def test_no_gate_is_passed_silently(people: dict[str, Client], action: str, phase: str) -> None:
     target = make_model().versions.get(number=2)
     gates = GATES if phase in ON_STEP[action] else GATES[3:4]
     for each in gates:
@@ -138,7 +136,7 @@ def _try(
 def _check_log(
     client: Client, rollout: Rollout, name: str, action: str, gates: tuple[str, str], case: Any
 ) -> None:
-    """See that each gate that its role did not open is told of, with the reason."""
+    """Assert that each gate that its role did not open is logged with the reason."""
     left = gates if action == "promote" else gates[:1]
     held = RANK[PEOPLE[name] or Role.VIEWER]
     forced = [
@@ -167,7 +165,7 @@ def test_an_approved_gate_may_be_skipped_by_an_operator(people: dict[str, Client
     assert send_json(people["olga"], f"{ROLLOUTS}{rollout.pk}/skip/", {}).status_code == 200
 
 
-def test_a_switch_leaves_out_the_steps_and_not_their_gates(people: dict[str, Client]) -> None:
+def test_a_switch_skips_steps_but_not_their_gates(people: dict[str, Client]) -> None:
     target = make_model().versions.get(number=2)
     ModelVersion.objects.filter(pk=target.pk).update(signature=make_signature(32))
     steps = (step(500, "admin"), step(10_000, ""))
@@ -177,14 +175,14 @@ def test_a_switch_leaves_out_the_steps_and_not_their_gates(people: dict[str, Cli
     assert send_json(people["olga"], ROLLOUTS, body).status_code == 403
     body |= {"overrides": ["signature", "gate"]}
     assert send_json(people["olga"], ROLLOUTS, body).status_code == 400
-    told = send_json(people["olga"], ROLLOUTS, body | {"reason": "it is on fire"})
+    response = send_json(people["olga"], ROLLOUTS, body | {"reason": "it is on fire"})
 
-    assert told.status_code == 201
-    assert "was never opened: olga overrode it" in told.json()["reason"]
+    assert response.status_code == 201
+    assert "was never opened: olga overrode it" in response.json()["reason"]
 
 
 @pytest.mark.parametrize("action", ["pause", "skip", "promote"])
-def test_an_operator_of_one_model_moves_no_other_one_of_its_release(action: str) -> None:
+def test_an_operator_of_one_model_cannot_move_another_of_its_release(action: str) -> None:
     steps = (StepDocument(weight_bp=500), StepDocument(weight_bp=10_000))
     plan = save_plan(document=PlanDocument(name="bare", steps=steps), is_default=True, actor=ANNA)
     models = [make_model("mine"), make_model("yours")]
@@ -201,12 +199,12 @@ def test_an_operator_of_one_model_moves_no_other_one_of_its_release(action: str)
     assert answer.status_code == 403
     assert "role operator on model yours too" in answer.json()["error"]["message"]
     assert set(Rollout.objects.values_list("phase", flat=True)) == {Phase.BAKING}
-    # Taking it back is never refused, and takes the other one with it.
+    # Rolling back is never refused, and rolls back the other model too.
     assert send_json(olga, f"{ROLLOUTS}{rollout.pk}/abort/", {}).status_code == 200
     assert set(Rollout.objects.values_list("phase", flat=True)) == {Phase.ROLLING_BACK}
 
 
-def test_a_role_that_was_taken_away_opens_nothing(people: dict[str, Client]) -> None:
+def test_a_revoked_role_opens_no_gate(people: dict[str, Client]) -> None:
     rollout = baking(make_model().versions.get(number=2), ("admin", ""))
     ModelRole.objects.filter(user__username="ada").update(role=Role.OPERATOR)
     assert send_json(people["ada"], f"{ROLLOUTS}{rollout.pk}/promote/", {}).status_code == 403

@@ -1,4 +1,4 @@
-"""A tenant's outcomes are about the requests that it sent: who names another's is refused."""
+"""A tenant's outcomes are about its own requests: one that names another's request is refused."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def outcome(request_id):
     return {"metric": "accuracy", "value": 0, "request_id": request_id}
 
 
-async def test_a_rivals_request_cannot_be_told_of(door):
+async def test_a_rivals_request_cannot_be_named(door):
     theirs, ours = await door.request_id("rival"), await door.request_id("shop")
     unsealed, _, seal = ours.rpartition("~")
     head, _, at = unsealed.rpartition("-")
@@ -23,7 +23,7 @@ async def test_a_rivals_request_cannot_be_told_of(door):
         theirs,
         unsealed,
         unsealed + guess,
-        # Another version, process and model with the seal of ours.
+        # Another version, process and model with our seal.
         f"{model}:{'1' if version == '2' else '2'}:{process}-{at}~{seal}",
         f"{head}0-{at}~{seal}",
         f"x{unsealed}~{seal}",
@@ -37,7 +37,7 @@ async def test_a_rivals_request_cannot_be_told_of(door):
     assert (await door.post("/outcomes", outcome(ours), "shop")).status_code == 202
 
 
-async def test_an_outcome_carries_who_sent_it(door, valkey):
+async def test_an_outcome_carries_its_sender(door, valkey):
     sent = {"unit_id": "u1", "metric": "accuracy", "value": 0, "tenant": "shop"}
     assert (await door.post("/outcomes", sent, "rival")).status_code == 400
     del sent["tenant"]

@@ -1,4 +1,4 @@
-"""Guesses at a password are counted, locked out and in the audit log; over a real server."""
+"""Password guesses are counted, locked out and audited; over a real server."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ def actions() -> list[str]:
 
 
 @pytest.mark.parametrize("page", ["/login/", "/admin/login/"])
-def test_guesses_are_locked_out_and_noted(browser: httpx.Client, anna: User, page: str) -> None:
+def test_guesses_are_locked_out_and_audited(browser: httpx.Client, anna: User, page: str) -> None:
     answers = [log_in(browser, "anna", f"guess {n}", page=page).status_code for n in range(8)]
     assert answers == [200] * 4 + [429] * 4
-    # The right password is not looked at either, and nobody learns that it was right.
+    # The right password is not checked either, and no one learns that it was right.
     assert log_in(browser, "anna", PASSWORD, page=page).status_code == 429
     assert actions() == ["login.failed"] * 4 + ["login.locked"]
     entry = AuditEntry.objects.latest("pk")
@@ -57,7 +57,7 @@ def test_guesses_are_locked_out_and_noted(browser: httpx.Client, anna: User, pag
     assert log_in(browser, "bob", "x").status_code == 200
 
 
-def test_a_lock_holds_up_no_token(browser: httpx.Client, anna: User) -> None:
+def test_a_lock_does_not_affect_tokens(browser: httpx.Client, anna: User) -> None:
     _, secret = ApiToken.issue(user_id=anna.pk, name="ci")
     for n in range(6):
         log_in(browser, "anna", f"guess {n}")
@@ -77,24 +77,22 @@ def test_many_addresses_or_many_names_are_locked_out_too(
     assert log_in(browser, "anne", "guess", heard="10.0.1.1").status_code == 429
 
 
-def test_what_a_client_writes_of_its_address_is_not_believed(
-    browser: httpx.Client, anna: User
-) -> None:
+def test_a_forged_client_address_is_ignored(browser: httpx.Client, anna: User) -> None:
     answers = [log_in(browser, "anna", "guess", heard=f"10.0.0.{n}") for n in range(5)]
     assert answers[-1].status_code == 429
 
 
-def test_logins_and_logouts_are_noted(browser: httpx.Client, anna: User) -> None:
+def test_logins_and_logouts_are_audited(browser: httpx.Client, anna: User) -> None:
     for n in range(3):
         log_in(browser, "anna", f"guess {n}")
     assert log_in(browser, "anna", PASSWORD).status_code == 302
     token = browser.cookies["csrftoken"]
     browser.post("/logout/", headers={"X-CSRFToken": token})
     assert actions() == ["login.failed"] * 3 + ["login.succeeded", "logout"]
-    # Success forgives the failures before it.
+    # A success clears the failures before it.
     assert log_in(browser, "anna", "guess").status_code == 200
 
 
 @pytest.mark.parametrize("name", ["x" * 5_000, "a\0b", "", "<b>&'\""])
-def test_strange_names_are_only_refused(browser: httpx.Client, anna: User, name: str) -> None:
+def test_unusual_names_are_only_refused(browser: httpx.Client, anna: User, name: str) -> None:
     assert log_in(browser, name, "guess").status_code == 200

@@ -1,6 +1,6 @@
-"""A quota is one number, not one for each instance or each worker.
+"""A quota holds for the fleet, not for each instance or each worker.
 
-The attacks: a hundred a second were a thousand on ten instances; a connection that stays on one of
+The attacks: a quota of 100 per second was 1,000 on ten instances; a connection that stays on one of
 four workers got a quarter.
 """
 
@@ -28,7 +28,7 @@ TENANCY = {
 
 
 async def ask(group, until_s):
-    """Ask over one connection as often as it answers; return how many passed and were refused."""
+    """Send requests over one connection; return how many passed and how many were refused."""
     passed = refused = 0
     async with httpx.AsyncClient(base_url=group.url, timeout=20) as client:
         while monotonic() < until_s:
@@ -40,7 +40,7 @@ async def ask(group, until_s):
 
 
 def check(seconds, counts):
-    """Check that the quota passed, or all that a busy machine asked."""
+    """Check that the quota passed, or all requests of a busy machine."""
     passed, refused = map(sum, zip(*counts, strict=True))
     quota = seconds * RATE
     assert passed < 1.1 * quota + 10
@@ -73,7 +73,7 @@ async def test_a_quota_is_one_number_for_instances_workers_and_one_connection(va
         check(6, await asyncio.gather(*(ask(group, monotonic() + 6) for group in groups * 2)))
 
 
-async def test_an_instance_says_when_it_takes_a_share_by_itself(valkey, tmp_path):
+async def test_an_instance_logs_when_it_enforces_its_share_by_itself(valkey, tmp_path):
     async with a_group(valkey, tmp_path, workers=2, tenancy=TENANCY) as group:
         await settled(group, 1)
         while not await leased(group):  # noqa: ASYNC110

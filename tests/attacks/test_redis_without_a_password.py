@@ -1,6 +1,6 @@
-"""Whoever reaches Redis without its password can forge no task, and empty no stream.
+"""A client of Redis without its password can forge no task, and empty no stream.
 
-The attack: Redis of `./run up` asked nobody for anything.
+The attack: Redis of `./run up` required no password.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from redis.retry import Retry
 from contract.messages import STREAM_TELEMETRY
 from embedded.stack import Stack, running
 
-# A refusal is one however often it is asked for.
+# Repeated attempts are refused too.
 ONCE = Retry(NoBackoff(), 0)
 WAYS: dict[str, Callable[[Any], Any]] = {
     "telemetry": lambda client: client.xadd(STREAM_TELEMETRY, {"batch": b""}),
@@ -35,7 +35,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 @pytest.mark.parametrize("password", [None, "guess", ""], ids=["none", "guess", "empty"])
 @pytest.mark.parametrize("way", WAYS)
-def test_a_stranger_is_refused(stack: Stack, way: str, password: str | None) -> None:
+def test_an_unauthenticated_client_is_refused(stack: Stack, way: str, password: str | None) -> None:
     with (
         redis.Redis(port=stack.ports["redis"], password=password, retry=ONCE) as client,
         pytest.raises((redis.AuthenticationError, redis.ResponseError)),
@@ -43,7 +43,7 @@ def test_a_stranger_is_refused(stack: Stack, way: str, password: str | None) -> 
         WAYS[way](client)
 
 
-def test_who_has_the_password_is_served(stack: Stack) -> None:
+def test_a_client_with_the_password_is_served(stack: Stack) -> None:
     with redis.Redis.from_url(stack.redis_url) as client:
         assert client.ping()
         assert client.xlen(STREAM_TELEMETRY) == 0

@@ -1,4 +1,4 @@
-"""A token that is gone gets no answer that was kept for it: who asks is proven first.
+"""A revoked token gets no stored answer: the client is authenticated first.
 
 The attack: a deleted token repeated a request with its Idempotency-Key and got the stored body.
 """
@@ -46,7 +46,7 @@ def reissue(token: ApiToken) -> None:
 
 
 @pytest.mark.parametrize("end", [ApiToken.delete, expire, deactivate, reissue])
-def test_a_token_that_is_gone_gets_401(live_server: Any, end: Callable[[Any], Any]) -> None:
+def test_a_deleted_token_gets_401(live_server: Any, end: Callable[[Any], Any]) -> None:
     token, secret = issue("anna")
     first = ask(live_server, secret)
     assert (first.status_code, ask(live_server, secret).json()) == (201, first.json())
@@ -68,7 +68,7 @@ def test_a_stored_answer_is_its_user_s(live_server: Any) -> None:
 
 
 @pytest.mark.parametrize("header", ["Bearer", "Bearer ilk_unknown", "Basic YTpi", "Bearer a b", ""])
-def test_of_strangers_nothing_is_kept(live_server: Any, header: str) -> None:
+def test_nothing_is_stored_for_unauthenticated_clients(live_server: Any, header: str) -> None:
     headers = {"Authorization": header, "Idempotency-Key": "k"}
     answer = httpx.post(f"{live_server.url}/api/v1/plans/", json=BODY, headers=headers)
     assert answer.status_code in {401, 403}

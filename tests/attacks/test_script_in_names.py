@@ -1,4 +1,4 @@
-"""Markup in whatever a trainer, MLflow or an operator writes is shown as text."""
+"""Markup in text of a trainer, of MLflow or of an operator is shown as text."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = "<script>alert(1)</script>"
 BROKEN = "\"'><img src=x onerror=alert(1)>"
 EVIL = SCRIPT + BROKEN + "</script>{{ 7|add:7 }}{% load x %}"
-# Help texts of Django's own password fields; a mail that is plain text.
+# Help texts of Django's password fields; a plain-text mail.
 TRUSTED = {"templates/registration/_fields.html", "templates/registration/reset_mail.txt"}
 
 
 @pytest.fixture
 def pages() -> list[str]:
-    """Rows with markup wherever text comes from outside; return the pages that show them."""
+    """Create rows with markup in all external text; return the pages that show them."""
     rollout = make_baking(make_model())
     RegisteredModel.objects.update(description=EVIL, registry_problem=EVIL)
     ModelVersion.objects.update(
@@ -70,7 +70,7 @@ def test_markup_is_shown_as_text(pages: list[str]) -> None:
     assert shown > 10
 
 
-def test_no_template_trusts_what_it_shows() -> None:
+def test_no_template_marks_text_as_safe() -> None:
     done = subprocess.run(
         ["git", "grep", "-lE", r"\|safe\b|autoescape off|mark_safe|safeseq", "--", "templates",
          "apps", "controlplane"],

@@ -1,8 +1,8 @@
-"""More asked of a slow model than it can do, by clients without a pause, on a real Triton.
+"""More load on a slow model than it can handle, from clients without a pause, on a real Triton.
 
-Before batches were sized by what rows cost, 16 clients of a model of 100 ms a row got 4 answers in
-10 s, and 64 clients of one of 20 ms a row 83 in 8 s: the rest was late, or met the open breaker of
-the only version.
+Before batches were sized by the cost of rows, 16 clients of a model of 100 ms per row got 4 answers
+in 10 s, and 64 clients of one of 20 ms per row got 83 in 8 s: the rest was late, or met the open
+breaker of the only version.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from bench.overload_load import Job
 from bench.testbed import data_plane
 from embedded.stack import running
 
-# Of what the model can do; what else runs on the machine takes its part (`./run bench overload`).
+# The share of the model's capacity; other processes take their part (`./run bench overload`).
 SHARE_MIN = 0.6
 OPERATOR = "an-operators-token-for-this-test-alone"
 
@@ -37,8 +37,8 @@ def slow(tmp_path_factory):
             yield plane.port
 
 
-async def crowd(port, clients, cost_ms, seconds):
-    """Have a crowd ask; return what it met and what single clients of `/predict` met meanwhile."""
+async def overload(port, clients, cost_ms, seconds):
+    """Run many clients; return their results, those of single clients, and the metrics."""
     job = Job(port, "/v2/models/sleeper/infer", clients, 2.0, seconds, 1.0, [cost_ms])
     load = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "bench.overload_load",
@@ -62,13 +62,13 @@ async def crowd(port, clients, cost_ms, seconds):
 
 
 @pytest.mark.parametrize(("clients", "cost_ms", "seconds"), [(16, 100, 10), (64, 20, 8)])
-async def test_it_answers_what_it_can_do_and_refuses_the_rest_at_once(
+async def test_it_answers_up_to_its_capacity_and_refuses_the_rest_at_once(
     slow, clients, cost_ms, seconds
 ):
-    tally, others, metrics = await crowd(slow, clients, float(cost_ms), float(seconds))
+    tally, others, metrics = await overload(slow, clients, float(cost_ms), float(seconds))
     assert tally["in_time"] >= SHARE_MIN * seconds * 1000 / cost_ms, tally["statuses"]
     assert set(tally["statuses"]) <= {"200", "503", "504"}
-    # What is late is the exception.
+    # Late answers are the exception.
     assert tally["statuses"].get("504", 0) <= 0.2 * tally["statuses"]["200"]
     trips = [
         line for line in metrics.splitlines() if line.startswith("interlock_breaker_trips_total{")

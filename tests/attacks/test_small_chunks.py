@@ -1,4 +1,4 @@
-"""Half a megabyte in chunks of two bytes, each of which would be an object of fifty."""
+"""Half a megabyte in chunks of two bytes, each of which would be an object of fifty bytes."""
 
 
 async def test_chunks_of_two_bytes_take_no_more_memory_than_their_bytes(ground):

@@ -1,4 +1,4 @@
-"""What an instance counts and how its models are configured is its operator's to see."""
+"""Metrics and model configurations of an instance require its operator's token."""
 
 import pytest
 from tritonclient.grpc import service_pb2
@@ -27,7 +27,7 @@ CALLS = {
 }
 
 
-async def test_numbers_and_configurations_need_the_operators_token(door):
+async def test_metrics_and_configurations_need_the_operators_token(door):
     for path in PATHS:
         for headers in (
             {},
@@ -54,7 +54,7 @@ async def test_the_same_holds_over_grpc(door):
 
 
 @pytest.mark.parametrize("path", PATHS)
-async def test_without_a_token_nobody_sees_them(path):
+async def test_without_a_configured_token_they_are_disabled(path):
     wire = Wire(answer=Plane().application)
     wire.feed(request(path, b"", "authorization: Bearer \r\n", method="GET"))
     assert wire.statuses == [403]

@@ -1,4 +1,4 @@
-"""A stranger who reaches Triton loads a model of his own, and with it code: he is refused.
+"""An unauthenticated client of Triton loads a model of its own, and with it code: refused.
 
 The attack: `POST /v2/repository/models/x/load` with a `file:1/model.py` ran it in the server.
 """
@@ -43,7 +43,7 @@ class TritonPythonModel:
     def execute(self, requests):
         return []
 """
-# What else reaches into memory, or writes a file where the caller likes.
+# Other endpoints that access memory, or write a file to a path of the caller.
 OTHERS: list[tuple[str, str, dict[str, Any]]] = [
     ("POST", "/v2/repository/index", {}),
     ("POST", "/v2/repository/models/own.1/unload", {}),
@@ -83,7 +83,7 @@ def cluster(triton: Stack) -> ServingCluster:
 
 @pytest.fixture
 def marker(tmp_path: Path) -> Path:
-    """The file that the stranger's code makes where it runs."""
+    """The file that the attacker's code creates if it runs."""
     return tmp_path / "ran"
 
 
@@ -119,14 +119,14 @@ def test_over_grpc(triton: Stack, marker: Path) -> None:
 
 
 @pytest.mark.parametrize(("method", "path", "body"), OTHERS, ids=[path for _, path, _ in OTHERS])
-def test_what_else_a_stranger_could_do(
+def test_other_endpoints_are_restricted_too(
     triton: Stack, method: str, path: str, body: dict[str, Any]
 ) -> None:
     answer = httpx.request(method, f"{triton.urls.triton}{path}", json=body or None)
     assert (answer.status_code, "restricted" in answer.text) == (403, True)
 
 
-def test_the_attack_is_real_for_whoever_has_the_token(triton: Stack, marker: Path) -> None:
+def test_the_attack_works_with_the_token(triton: Stack, marker: Path) -> None:
     answer = load(triton.urls.triton, marker, {CONTROL_HEADER: triton.triton_token})
     assert marker.exists(), answer.text
 
@@ -147,8 +147,8 @@ def test_a_server_without_the_restriction_is_reported(
     with unrestricted(tmp_path / "open") as url:
         ServingCluster.objects.create(name="open", endpoints=[url], repository_path="/nowhere")
         check_services()
-        (found,) = open_services(database_now())
-        assert (found.address, found.cluster) == (url, "open")
+        (service,) = open_services(database_now())
+        assert (service.address, service.cluster) == (url, "open")
         page = admin_client.get("/fleet/").content.decode()
         assert "anyone who reaches it can load code" in page
         answer = admin_client.get("/api/v1/status/").json()
@@ -160,7 +160,7 @@ def test_a_server_without_the_restriction_is_reported(
 
 
 class unrestricted:  # noqa: N801  It reads as a function.
-    """A real Triton as somebody starts it who knows nothing of the restriction."""
+    """A real Triton, started without the restriction."""
 
     def __init__(self, directory: Path) -> None:
         ports = {name: free_port() for name in ("triton_http", "triton_grpc", "triton_metrics")}

@@ -1,7 +1,7 @@
-"""A second instance of a name is refused and shown; what it would send waits on its disk.
+"""A second instance of a name is refused and shown; its messages wait on its disk.
 
-The attack, or the slip: another data plane under the name of one that is live. Its acks spoke for
-the first one, and its telemetry counted as the first one's.
+The attack, or the mistake: another data plane under the name of a live one. Its acks spoke for the
+first one, and its telemetry counted as the first one's.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def age(name: str, seconds: float) -> None:
 
 
 @pytest.mark.django_db
-def test_the_second_one_gets_no_table_and_speaks_for_nobody(
+def test_the_second_one_gets_no_table_and_its_reports_are_refused(
     table: None, admin_client: Client
 ) -> None:
     token = issue("edge")
@@ -104,7 +104,7 @@ def test_its_telemetry_does_not_count(table: None, client_of_redis: redis.Redis[
 
 @pytest.mark.django_db
 def test_a_restart_is_no_second_one(table: None) -> None:
-    """On the same state directory at once, on another one when the old one is gone."""
+    """On the same state directory at once; on another one when the old instance is gone."""
     token = issue("edge")
     report(caller(token), boot="a")
     assert report(caller(token), boot="b").status_code == 204
@@ -118,7 +118,7 @@ def test_a_restart_is_no_second_one(table: None) -> None:
 
 
 @pytest.mark.django_db
-def test_workers_of_one_instance_are_none_of_each_other(table: None) -> None:
+def test_workers_of_one_instance_are_no_duplicates(table: None) -> None:
     token = issue("edge")
     for slot in range(3):
         name = f"edge/{slot}"
@@ -126,12 +126,12 @@ def test_workers_of_one_instance_are_none_of_each_other(table: None) -> None:
 
 
 @pytest.mark.django_db
-def test_another_number_of_workers_hides_no_second_one(table: None) -> None:
+def test_another_number_of_workers_does_not_hide_a_second_instance(table: None) -> None:
     token = issue("edge")
     assert report(caller(token)).status_code == 204
     second = caller(token, "edge/0", home="two")
     assert (report(second, "edge/0").status_code, second.get(PULL).status_code) == (409, 409)
-    # On the same state directory it is a restart with more of them.
+    # On the same state directory it is a restart with more workers.
     assert report(caller(token, "edge/0"), "edge/0").status_code == 204
 
 
@@ -139,7 +139,7 @@ def test_another_number_of_workers_hides_no_second_one(table: None) -> None:
 @pytest.mark.parametrize(
     ("shown", "named"), [("edge", "other"), ("edge", "edge/x"), ("edge", "ed")]
 )
-def test_a_token_speaks_for_its_own_instance(table: None, shown: str, named: str) -> None:
+def test_a_token_is_valid_for_its_own_instance_only(table: None, shown: str, named: str) -> None:
     token = issue(shown)
     for client in (caller(token, named), caller(token, shown)):
         assert report(client, named).status_code == 403
@@ -161,7 +161,7 @@ def test_tokens_are_rotated_with_an_overlap_and_revoked(table: None) -> None:
 
 
 @pytest.mark.django_db
-def test_the_shared_token_is_of_use_only_where_own_ones_are_not_demanded(
+def test_the_shared_token_is_accepted_only_if_own_tokens_are_not_required(
     table: None, settings: Any
 ) -> None:
     shared = caller(configured.INSTANCE_TOKEN)
@@ -219,7 +219,7 @@ def token(transactional_db: None) -> str:
 
 
 @pytest.mark.django_db(transaction=True)
-async def test_the_second_data_plane_keeps_what_it_has_until_it_is_taken(
+async def test_the_second_data_plane_keeps_its_messages_until_it_is_accepted(
     live_server: Any, tmp_path: Path, client_of_redis: redis.Redis[bytes], token: str
 ) -> None:
     async with a_data_plane(tmp_path / "one", live_server.url, token) as (first, at_first):
@@ -233,7 +233,7 @@ async def test_the_second_data_plane_keeps_what_it_has_until_it_is_taken(
             with pytest.raises(Exception, match="waits on disk"):
                 await second.publisher.send_spooled()
             assert client_of_redis.xlen(STREAM_OUTCOMES) == 1
-    # The first has said that it stops: the second, started again, takes its place.
+    # The first has reported its stop: the second, restarted, takes its place.
     async with a_data_plane(tmp_path / "two", live_server.url, token) as (second, _):
         await until(lambda: client_of_redis.xlen(STREAM_OUTCOMES) == 2)
     for _, fields in client_of_redis.xrange(STREAM_OUTCOMES):

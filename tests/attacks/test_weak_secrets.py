@@ -1,4 +1,4 @@
-"""A secret that could be guessed stops every program of the control plane, with what to do."""
+"""A weak secret stops every program of the control plane, with advice."""
 
 from __future__ import annotations
 

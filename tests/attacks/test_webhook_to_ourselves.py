@@ -1,6 +1,6 @@
-"""A notification target or a webhook check that names a server of ours: it is never called.
+"""A notification target or webhook check that names one of our servers is never called.
 
-The attack: an admin of one model posted, by a notification, to Triton's unload address of another.
+The attack: an admin of one model posted, by a notification, to Triton's unload URL of another.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def test_a_redirect_does_not_lead_to_it(triton: Any, victim: Deployment) -> None
     assert is_served(victim)
 
 
-def test_a_webhook_check_does_not_ask_it(triton: Any, victim: Deployment, settings: Any) -> None:
+def test_a_webhook_check_does_not_call_it(triton: Any, victim: Deployment, settings: Any) -> None:
     settings.TRITON_URLS = [triton.urls.triton]
     for url in unload_urls(triton):
         with pytest.raises(Invalid, match="own service Triton"):
@@ -116,7 +116,7 @@ def test_every_server_of_the_settings_is_ours(settings: Any, client: Client) -> 
 
 
 def rebinding(answers: list[str]) -> Callable[..., Any]:
-    """A resolver that tells the truth about everything but evil.example."""
+    """A resolver that answers correctly for everything except evil.example."""
     ask = socket.getaddrinfo
 
     def look_up(host: Any, port: Any, *args: Any, **options: Any) -> Any:
@@ -126,9 +126,7 @@ def rebinding(answers: list[str]) -> Callable[..., Any]:
 
 
 @pytest.mark.parametrize("answers", [["127.0.0.2", "127.0.0.1"], ["127.0.0.1", "127.0.0.2"]])
-def test_a_name_that_changes_its_answer_gains_nothing(
-    monkeypatch: pytest.MonkeyPatch, answers: list[str]
-) -> None:
+def test_dns_rebinding_is_refused(monkeypatch: pytest.MonkeyPatch, answers: list[str]) -> None:
     policy = EgressPolicy(AllowList.parse(["127.0.0.2"]))
     with ExitStack() as stack:
         ours = stack.enter_context(listening())

@@ -1,4 +1,4 @@
-"""No page and no endpoint does or tells anything without a login, but for those named here."""
+"""No page and no endpoint does or shows anything without a login, except those named here."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from drf_spectacular.generators import SchemaGenerator
 pytestmark = pytest.mark.django_db
 
 METHODS = ("get", "post", "put", "patch", "delete")
-# Health, and logging in.
+# Health checks, and logging in.
 OPEN_PAGES = {
     "live", "ready", "loops", "login", "password-reset", "password-reset-sent",
     "password-reset-confirm",
@@ -34,11 +34,11 @@ def operations() -> Iterator[tuple[str, str]]:
 
 
 def test_each_endpoint_of_the_api_needs_a_login() -> None:
-    asked = list(operations())
-    assert len(asked) > 100
-    let_in = {}
-    for method, path in asked:
-        # Some take a number, some a UUID: to the other there is no such address.
+    endpoints = list(operations())
+    assert len(endpoints) > 100
+    admitted = {}
+    for method, path in endpoints:
+        # Some paths take a number, some a UUID: with the other kind there is no such URL.
         statuses = {
             Client().generic(method.upper(), filled, b"{}", "application/json").status_code
             for filled in (
@@ -46,12 +46,12 @@ def test_each_endpoint_of_the_api_needs_a_login() -> None:
             )
         }
         if 401 not in statuses or not statuses <= {401, 404}:
-            let_in[method, path] = statuses
-    assert let_in == {}
+            admitted[method, path] = statuses
+    assert admitted == {}
 
 
 def pages(patterns: list[Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Return names and paths of all addresses that are not the API's or the admin's."""
+    """Yield names and paths of all URLs except those of the API and the admin."""
     for each in patterns:
         path = prefix + str(each.pattern)
         if path.startswith(("api/v1", "admin/")):
@@ -64,13 +64,13 @@ def pages(patterns: list[Any], prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def test_each_page_leads_to_the_login() -> None:
-    found = [(name, path) for name, path in pages(get_resolver().url_patterns)]
-    assert len(found) > 60
-    told = {}
-    for name, path in found:
+    urls = [(name, path) for name, path in pages(get_resolver().url_patterns)]
+    assert len(urls) > 60
+    open_pages = {}
+    for name, path in urls:
         for method in ("GET", "POST"):
             response = Client().generic(method, path)
-            leads = response.status_code == 302 and "/login/" in response.headers["Location"]
-            if not leads and response.status_code not in {401, 403, 405}:
-                told.setdefault(name, response.status_code)
-    assert told.keys() <= OPEN_PAGES, told
+            redirects = response.status_code == 302 and "/login/" in response.headers["Location"]
+            if not redirects and response.status_code not in {401, 403, 405}:
+                open_pages.setdefault(name, response.status_code)
+    assert open_pages.keys() <= OPEN_PAGES, open_pages

@@ -1,4 +1,4 @@
-"""Run in an environment that names the database: a worker that registers until it is killed."""
+"""A worker that processes registrations until it is killed; the environment names the database."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import django
 
 
 def main() -> None:
-    """Do what waits for as many seconds as the argument says."""
+    """Process waiting registrations for the number of seconds in the argument."""
     django.setup()
 
     from apps.models.registration_jobs import work_registrations

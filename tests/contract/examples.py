@@ -1,8 +1,8 @@
-"""One example of everything the planes exchange; `golden/` holds their bytes.
+"""Examples of all messages between the planes; `golden/` holds their bytes.
 
-The golden files are what an older or a newer side would send. A new field with a default writes
-them anew and leaves `golden/first/`, which must still be read; anything else needs another
-`contract.SCHEMA`. `python -m tests.contract.examples` writes them anew.
+The golden files are what an older or a newer side would send. A new field with a default changes
+the golden files but not `golden/first/`, which must still be readable; any other change needs
+another `contract.SCHEMA`. `python -m tests.contract.examples` rewrites the golden files.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The bytes that are published: encoded by one plane, decoded by the other, never changed."""
+"""The golden bytes: encoded by one plane, decoded by the other, and never changed."""
 
 import pytest
 

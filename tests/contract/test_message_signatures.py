@@ -1,4 +1,4 @@
-"""A seal proves who sent which bytes to which stream; whatever is changed breaks it."""
+"""A seal proves who sent which bytes to which stream; any change breaks it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from contract.messages import STREAMS, MessageError
 
 TEXTS = st.text(max_size=30)
 TOKENS = st.text(min_size=1, max_size=60)
-# What a seal is about: instance, boot, home, stream, bytes, instant.
+# The signed parts: instance, boot, home, stream, bytes, time.
 SAYINGS = st.tuples(
     TEXTS, TEXTS, TEXTS, st.sampled_from(STREAMS), st.binary(max_size=200), st.integers(0, 2**53)
 )
@@ -40,9 +40,7 @@ def proven(token: str, seal: Seal, stream: str, data: bytes) -> bool:
 
 
 @given(TOKENS, SAYINGS)
-def test_what_was_sealed_is_proven(
-    token: str, saying: tuple[str, str, str, str, bytes, int]
-) -> None:
+def test_a_seal_verifies(token: str, saying: tuple[str, str, str, str, bytes, int]) -> None:
     instance, boot, home, stream, data, at_ms = saying
     seal = sealed(token, saying)
     assert (seal.instance, seal.boot, seal.home, seal.at_ms) == (instance, boot, home, at_ms)
@@ -50,12 +48,12 @@ def test_what_was_sealed_is_proven(
 
 
 @given(TOKENS, SAYINGS, SAYINGS)
-def test_nothing_of_it_can_be_changed(
+def test_a_change_of_any_part_breaks_the_seal(
     token: str,
     saying: tuple[str, str, str, str, bytes, int],
     other: tuple[str, str, str, str, bytes, int],
 ) -> None:
-    """Each part alone, and all of them together."""
+    """Change each part alone, and all of them together."""
     _, _, _, stream, data, _ = saying
     seal = sealed(token, saying)
     names = ("instance", "boot", "home", "stream", "data", "at_ms")
@@ -79,14 +77,14 @@ def test_another_token_makes_another_seal(
 
 
 @given(st.binary(max_size=80))
-def test_any_bytes_are_a_seal_or_a_clear_error(data: bytes) -> None:
+def test_any_bytes_are_a_seal_or_raise_a_message_error(data: bytes) -> None:
     seal = None
     with suppress(MessageError):
         seal = read_seal(data)
     assert seal is None or not proven("token", seal, STREAMS[0], b"data")
 
 
-def test_a_seal_has_a_bound() -> None:
+def test_the_size_of_a_seal_is_limited() -> None:
     with pytest.raises(MessageError, match="bytes"):
         read_seal(b"\x95" + b"\xa0" * SEAL_BYTES_MAX)
 

@@ -18,7 +18,7 @@ from contract.routing import (
     decode_models,
     decode_unchecked,
     encode,
-    pieces,
+    split_table,
 )
 from tests.contract.examples import DIGITS, TABLE, WORDS
 
@@ -42,7 +42,7 @@ def canary(weight_bp, baseline_bp=0):
     return CanarySplit(id="r", salt="s", version="2", weight_bp=weight_bp, baseline_bp=baseline_bp)
 
 
-def test_the_same_table_gives_the_same_bytes_whatever_its_order():
+def test_the_same_table_gives_the_same_bytes_in_any_order():
     turned = msgspec.structs.replace(TABLE, models=dict(reversed(TABLE.models.items())))
     assert encode(turned) == encode(TABLE)
 
@@ -55,7 +55,7 @@ def test_fields_of_a_later_minor_are_ignored():
     ("before", "after"),
     [(b'"schema":1', b'"schema":2'), (b'"generation":42', b'"generation":"x"'), (b"{", b"")],
 )
-def test_it_refuses_what_it_cannot_read(before, after):
+def test_it_refuses_tables_that_it_cannot_parse(before, after):
     with pytest.raises(TableError, match="not a routing table of schema 1"):
         decode(encode(TABLE).replace(before, after, 1))
 
@@ -80,13 +80,13 @@ def test_it_refuses_a_table_that_contradicts_itself(table, message):
         check(table)
 
 
-def test_a_table_without_models_is_a_table():
+def test_a_table_may_have_no_models():
     empty = RoutingTable(generation=1, models={}, clusters={})
     assert decode(encode(empty)) == empty
 
 
-def test_a_table_in_pieces_is_the_same_table():
-    parts = pieces(encode(TABLE))
+def test_a_table_read_line_by_line_is_the_same_table():
+    parts = split_table(encode(TABLE))
     assert parts is not None
     frame, lines = parts
     models = {name: model for line in lines for name, model in decode_models(line).items()}
@@ -94,9 +94,9 @@ def test_a_table_in_pieces_is_the_same_table():
     assert len(models) == len(TABLE.models)
 
 
-def test_a_name_with_a_line_end_is_in_one_piece():
+def test_a_name_with_a_line_break_stays_on_one_line():
     table = msgspec.structs.replace(TABLE, models={"a\n,": TABLE.models["digits"]})
-    frame, lines = pieces(encode(table)) or (b"", iter(()))
+    frame, lines = split_table(encode(table)) or (b"", iter(()))
     assert [list(decode_models(line)) for line in lines] == [["a\n,"]]
     assert decode_unchecked(frame).models == {}
 
@@ -104,19 +104,19 @@ def test_a_name_with_a_line_end_is_in_one_piece():
 @pytest.mark.parametrize(
     "data", [b"", b"{}", b"\n\n", b"{\n}", b'{"models":{\n}\n', b'{\n "models":{\n}\n}\n']
 )
-def test_a_table_that_has_no_lines_of_models_has_no_pieces(data):
-    assert pieces(data) is None
+def test_a_table_without_lines_of_models_cannot_be_split(data):
+    assert split_table(data) is None
 
 
 @given(st.text(max_size=20))
-def test_a_variant_with_no_weight_gets_nobody(unit):
+def test_a_variant_without_weight_gets_no_units(unit):
     variant = experiment(0, 10_000, 0).variant_of(unit)
     assert variant is not None
     assert variant.name == "v1"
 
 
 @given(st.integers(0, 10_000), st.integers(0, 10_000))
-def test_canary_and_baseline_get_their_shares_and_share_nobody(weight_bp, rest_bp):
+def test_canary_and_baseline_get_their_shares_without_overlap(weight_bp, rest_bp):
     baseline_bp = min(rest_bp, 10_000 - weight_bp)
     split = canary(weight_bp, baseline_bp)
     check(table_with(split=split))
@@ -126,7 +126,7 @@ def test_canary_and_baseline_get_their_shares_and_share_nobody(weight_bp, rest_b
 
 
 @given(st.integers(0, 9_999), st.lists(st.integers(0, 10_000), min_size=2, max_size=6))
-def test_a_rising_weight_keeps_every_unit_that_was_the_canarys(point, weights):
+def test_a_rising_weight_keeps_every_unit_of_the_canary(point, weights):
     met = [canary(w, min(w, 10_000 - w)).variant_at(point) for w in sorted(weights)]
     if "canary" in met:
         assert set(met[met.index("canary") :]) == {"canary"}
@@ -138,7 +138,7 @@ def test_a_unit_is_in_the_baseline_only_from_the_far_end(unit, baseline_bp):
     assert canary(0, baseline_bp).variant_of(unit) == ("baseline" if is_last else "stable")
 
 
-def test_a_split_of_before_the_baseline_has_none():
+def test_a_split_from_before_the_baseline_existed_has_none():
     split = decode(encode(TABLE).replace(b',"baseline_bp":0,"exposures":false', b"")).models
     assert split == TABLE.models
 

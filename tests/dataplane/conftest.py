@@ -14,13 +14,13 @@ import pytest
 
 from embedded.valkey import find_server
 
-# Keeps gRPC's poller alive between tests. Otherwise the last server to be collected ends it from
-# a finalizer, which was once seen to wait for ever.
+# Keeps gRPC's poller alive between tests. Otherwise the last server to be garbage collected ends it
+# from a finalizer, which once blocked for ever.
 grpc.aio.init_grpc_aio()
 
 
 class Valkey:
-    """One server on a port of its own; it can be stopped and started again."""
+    """A server on a port of its own, which can be stopped and started again."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -64,5 +64,5 @@ def valkey(tmp_path: Path) -> Iterator[Valkey]:
 
 @pytest.fixture
 def even(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave the choice of an endpoint to chance: a busy machine makes some look slow."""
+    """Choose endpoints at random only: a busy machine makes some look slow."""
     monkeypatch.setattr("dataplane.triton.group.CLEARLY", 1e9)

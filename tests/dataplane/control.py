@@ -1,4 +1,4 @@
-"""Control planes as small as the data plane needs them, and what runs against them."""
+"""Minimal control planes for the data plane, and fixtures that use them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ HEAD = b"HTTP/1.1 %d X\r\ncontent-length: %d\r\n\r\n"
 
 
 class ControlSocket:
-    """A control plane on a socket: it hands out one table and keeps the reports."""
+    """A control plane on a socket: it serves one table and records the reports."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data
@@ -42,7 +42,7 @@ class ControlSocket:
         return self
 
     async def __aexit__(self, *_):
-        """Close every connection: a socket that is left open fails some later test."""
+        """Close every connection: a socket that stays open fails a later test."""
         self._server.close()
         writers = list(self._writers)
         for writer in writers:
@@ -69,13 +69,13 @@ class ControlSocket:
             self._writers.discard(writer)
 
 
-# What opens an instance's numbers.
+# The token for an instance's metrics.
 TOKEN = {"authorization": "Bearer pager"}
 
 
 @asynccontextmanager
 async def an_instance(valkey, folder, data=None, metrics=None, **changes):
-    """Run a whole instance against a control plane, a Redis and an upstream."""
+    """Run a whole instance with a control plane, a Redis and an upstream."""
     async with Upstream() as upstream:
         route = model(split=EXPERIMENT, **changes)
         ours = replace(table(route, 7, (upstream.address,)), metrics=metrics)
@@ -99,7 +99,7 @@ async def applied(instance):
 
 
 class Control:
-    """Answers for the control plane."""
+    """Answers as the control plane."""
 
     def __init__(self):
         self.data = b""
@@ -133,14 +133,14 @@ class Control:
         self.data = encode(table(model(**changes), generation, endpoints))
 
     def publish_many(self, generation, address, *names, **changes):
-        """Publish several models; the table before is what deltas are made from."""
+        """Publish several models; deltas start from the previous table."""
         self.previous = self.data
         one = table(model(**changes), generation, (address,))
         (route,) = one.models.values()
         self.data = encode(msgspec.structs.replace(one, models=dict.fromkeys(names, route)))
 
     def publish_created(self, generation, *endpoints, created_at_ms):
-        """Publish versions that were registered at this instant."""
+        """Publish versions with this registration time."""
         route = model()
         versions = {
             number: msgspec.structs.replace(version, created_at_ms=created_at_ms)
@@ -152,7 +152,7 @@ class Control:
 
 @asynccontextmanager
 async def syncing(folder, redis_url="redis://127.0.0.1:1/0", poll_interval_s=30.0):
-    """Give a Sync, its control plane, what it applies to, and an upstream."""
+    """Yield a Sync, its control plane, its serving, and an upstream."""
     loop = asyncio.get_running_loop()
     triton = Triton(loop)
     serving = Serving(triton, Telemetry(lambda: 0.0), loop, 4)
@@ -172,7 +172,7 @@ async def syncing(folder, redis_url="redis://127.0.0.1:1/0", poll_interval_s=30.
 
 
 async def refusal(sync, control):
-    """Return what the next report says was refused."""
+    """Return the refusal in the next report."""
     await sync.report()
     report = control.reports[-1]
     return report.refused_generation, report.refusal

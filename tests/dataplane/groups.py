@@ -28,7 +28,7 @@ def free_port() -> int:
 
 
 class Group:
-    """One instance: its processes, its address, the control plane and model server it sees."""
+    """One instance: its processes, its address, its control plane and model server."""
 
     def __init__(self, valkey, folder, control, upstream, workers):
         self.port = free_port()
@@ -69,7 +69,7 @@ class Group:
             assert await asyncio.wait_for(self.process.wait(), 60) == 0
 
     async def get(self, path):
-        """Ask over a connection of its own, so that any worker may answer."""
+        """Send a request over a new connection, so that any worker may answer."""
         return await self._request("GET", path, headers=TOKEN)
 
     async def post(self, path, document):
@@ -100,7 +100,7 @@ class Group:
 
 
 def _slot(pid):
-    """Return the slot of a worker; None of what is dead or not yet a worker."""
+    """Return the slot of a worker; None for a dead process or one that is not yet a worker."""
     command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     return (int(command[3]), int(pid)) if command[1:3] == [b"-m", b"dataplane.worker"] else None
 
@@ -113,8 +113,8 @@ def kill(pid):
 async def a_group(valkey, folder, workers=2, tenancy=None, **settings):
     """Run an instance; `tenancy` are fields of its table: tenants and what belongs to them."""
     async with Upstream() as upstream:
-        made = table(model(split=canary(10_000)), 7, (upstream.address,))
-        data = encode(msgspec.structs.replace(made, **tenancy or {}))
+        routing_table = table(model(split=canary(10_000)), 7, (upstream.address,))
+        data = encode(msgspec.structs.replace(routing_table, **tenancy or {}))
         async with ControlSocket(data) as control:
             group = Group(valkey, folder, control, upstream, workers)
             group.environment |= settings
@@ -127,7 +127,7 @@ async def a_group(valkey, folder, workers=2, tenancy=None, **settings):
 
 
 class Load:
-    """Fresh and keep-alive connections that ask all the time; every failure is kept."""
+    """Clients, with new and with keep-alive connections; every failure is recorded."""
 
     def __init__(self, group):
         self.group = group

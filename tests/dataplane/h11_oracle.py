@@ -1,4 +1,4 @@
-"""What h11 makes of the same bytes: the oracle of the differential tests."""
+"""h11's view of the same bytes: the oracle of the differential tests."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from tests.dataplane.wire import Wire, echo
 
-Asked = tuple[bytes, bytes, bytes]
+Parsed = tuple[bytes, bytes, bytes]
 
 TOKENS = [
     b"GET", b"POST", b"HEAD", b" ", b"/", b"/v2/models/m/infer", b"?a=b", b" HTTP/1.1", b"\r\n",
@@ -19,11 +19,11 @@ TOKENS = [
 ]  # fmt: skip
 
 
-def ask_h11(data: bytes) -> tuple[list[Asked], bool]:
-    """Return the requests that h11 finds in `data`, and whether it met an error."""
+def ask_h11(data: bytes) -> tuple[list[Parsed], bool]:
+    """Return the requests that h11 parses from `data`, and whether it reported an error."""
     connection = h11.Connection(h11.SERVER)
     connection.receive_data(data)
-    found: list[Asked] = []
+    requests: list[Parsed] = []
     head: h11.Request | None = None
     body = b""
     try:
@@ -35,31 +35,31 @@ def ask_h11(data: bytes) -> tuple[list[Asked], bool]:
                 body += bytes(event.data)
             elif isinstance(event, h11.EndOfMessage):
                 assert head is not None
-                found.append((bytes(head.method), bytes(head.target), body))
+                requests.append((bytes(head.method), bytes(head.target), body))
                 connection.send(h11.Response(status_code=200, headers=[("content-length", "0")]))
                 connection.send(h11.EndOfMessage())
                 if connection.our_state is not h11.DONE:
-                    return found, False
+                    return requests, False
                 connection.start_next_cycle()
             else:
-                return found, False
+                return requests, False
     except h11.RemoteProtocolError:
-        return found, True
+        return requests, True
 
 
-def ask_ours(data: bytes, piece: int | None) -> tuple[list[Asked], bool]:
-    """Return the requests that our protocol finds in `data`, and whether it refused any bytes."""
+def ask_ours(data: bytes, piece: int | None) -> tuple[list[Parsed], bool]:
+    """Return the requests that our protocol parses from `data`, and whether it refused bytes."""
     wire = Wire(answer=echo)
     wire.feed(data, piece)
-    found = [(bytes(e.method), bytes(e.target), bytes(e.body)) for e in wire.exchanges]
-    return found, any(status >= 400 for status in wire.statuses)
+    requests = [(bytes(e.method), bytes(e.target), bytes(e.body)) for e in wire.exchanges]
+    return requests, any(status >= 400 for status in wire.statuses)
 
 
 def check_against_h11(data: bytes, piece: int | None) -> None:
-    """Assert that we never see a request, or a body, that h11 does not see there.
+    """Assert that we never see a request or a body that h11 does not see.
 
-    We may refuse more than h11 does (it forgives a bare line feed, we do not); we may never accept
-    other requests than it does: that is what request smuggling lives on.
+    We may refuse more than h11 does (it forgives a bare line feed, we do not), but we may never
+    accept other requests than it does: request smuggling relies on that.
     """
     theirs, _ = ask_h11(data)
     ours, _ = ask_ours(data, piece)
@@ -68,7 +68,7 @@ def check_against_h11(data: bytes, piece: int | None) -> None:
 
 @st.composite
 def chunks(draw: st.DrawFn, body: bytes) -> bytes:
-    """Return `body` in chunks, with whatever may stand beside them."""
+    """Return `body` in chunks, with optional parts beside them."""
     pieces = []
     while body:
         size = draw(st.integers(1, len(body)))

@@ -1,4 +1,4 @@
-"""Identity models for a real Triton, a datatype set each, and a data plane in front of it."""
+"""Identity models for a real Triton, one per set of datatypes, and a data plane for them."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class TritonPythonModel:
 
 @dataclass(frozen=True)
 class Addresses:
-    """Where Triton and the data plane answer: HTTP and gRPC of each."""
+    """The HTTP and gRPC addresses of Triton and of the data plane."""
 
     triton_http: str
     triton_grpc: str
@@ -106,7 +106,7 @@ def table(triton_http: str) -> bytes:
 def data_plane(
     folder: Path, triton_http: str, triton_grpc: str, stored: bytes | None = None
 ) -> Iterator[Addresses]:
-    """Run a data plane that starts from a stored table, with nothing but Triton behind it."""
+    """Run a data plane that starts from a stored table and has only Triton."""
     folder.mkdir()
     (folder / "routing-table.json").write_bytes(stored or table(triton_http))
     http_port, grpc_port = _two_free_ports()

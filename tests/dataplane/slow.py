@@ -1,4 +1,4 @@
-"""A model server that takes its time, row after row, and clients that ask without a pause."""
+"""A slow model server, and clients that send requests without a pause."""
 
 from __future__ import annotations
 
@@ -37,9 +37,10 @@ class Call:
 class SlowTriton:
     """Computes one batch after the other, in the real time of the loop.
 
-    `cost_s` says what a row with this first number takes, `fixed_s` is for each batch. As with
-    Triton's batcher, what waits while a batch is computed is computed together, a call whose time
-    ran out while it waited is not computed, and one that is computed already is to its end.
+    `cost_s` is the time of a row with this first number, `fixed_s` is added per batch. As in
+    Triton's batcher, requests that wait while a batch is computed are computed together, a call
+    whose timeout passes while it waits is not computed, and one that is being computed is computed
+    to the end.
     """
 
     def __init__(self, cost_s: Callable[[float], float], fixed_s: float = 0.0) -> None:
@@ -94,7 +95,7 @@ class SlowTriton:
 
 @dataclass
 class Tally:
-    """What clients met: answers by code, and how many of them came in time."""
+    """Results of clients: answers by code, and how many of them were in time."""
 
     in_time: int = 0
     codes: dict[str, int] = field(default_factory=dict)
@@ -104,7 +105,7 @@ class Tally:
 
 
 class Client:
-    """Asks again as soon as it has an answer; after a refusal it draws a breath."""
+    """Sends the next request as soon as it has an answer; pauses after a refusal."""
 
     def __init__(self, world: World, rows: int, pause_s: float, headers: dict[bytes, bytes]):
         self.world = world
@@ -172,7 +173,7 @@ class World:
         return InferRequest(rows, [packed], None, ((4,),))
 
     async def run(self, clients: int, seconds: float, rows: int = 1, pause_s: float = 0.002):
-        """Have so many clients ask for so long; return what they met."""
+        """Run `clients` clients for `seconds` seconds; return their results."""
         mine = [Client(self, rows, pause_s, {}) for _ in range(clients)]
         self.clients += mine
         for client in mine:
@@ -185,7 +186,7 @@ class World:
         return self.serving.lane(live, live.router.explicit(version)).runtime
 
     async def stop(self) -> None:
-        """Let nobody ask again, and wait until all have their answers."""
+        """Stop all clients, and wait until all have their answers."""
         self.done = True
         self.triton.hangs = False
         await until(lambda: not any(client.pending for client in self.clients))

@@ -1,4 +1,4 @@
-"""Keys, quotas and concurrency, alone and on the way of a request."""
+"""Keys, quotas and concurrency, alone and in the path of a request."""
 
 import asyncio
 import hashlib
@@ -8,7 +8,7 @@ import pytest
 
 from contract.routing import Cache as CacheSettings
 from contract.routing import Tenant
-from dataplane.admission import NOBODY, Admission, read_timeout_s
+from dataplane.admission import ANONYMOUS, Admission, read_timeout_s
 from dataplane.cache import Cache
 from dataplane.errors import Refusal
 from dataplane.fair_queue import HIGH, NORMAL
@@ -42,21 +42,21 @@ class Clock:
         return self.now
 
 
-class Asker:
+class Request:
     def __init__(self, **headers):
         self.headers = {name.replace("_", "-").encode(): v for name, v in headers.items()}
         self.tenancy = None
 
 
 def admission(clock=None, share=1, **limits):
-    made = Admission(share, clock or Clock())
-    made.apply(with_tenants(**limits))
-    return made
+    limiter = Admission(share, clock or Clock())
+    limiter.apply(with_tenants(**limits))
+    return limiter
 
 
-def refusal(made, **headers):
+def refusal(limiter, **headers):
     with pytest.raises(Refusal) as caught:
-        made.admit(Asker(**headers))
+        limiter.admit(Request(**headers))
     return caught.value.code
 
 
@@ -70,9 +70,9 @@ def refusal(made, **headers):
     ],
 )
 def test_a_key_names_its_tenant(headers):
-    made = admission(priority="high")
+    limiter = admission(priority="high")
     for _ in range(2):
-        tenancy = made.admit(Asker(**headers))
+        tenancy = limiter.admit(Request(**headers))
         assert (tenancy.name, tenancy.priority) == ("a", HIGH)
 
 
@@ -81,35 +81,35 @@ def test_a_key_names_its_tenant(headers):
     [{"x_api_key": b"wrong"}, {"x_api_key": b""}, {"authorization": b"Bearer wrong"}],
 )
 @pytest.mark.parametrize("key_required", [True, False])
-def test_an_unknown_key_is_refused_whether_keys_are_required_or_not(headers, key_required):
+def test_an_unknown_key_is_refused_even_if_no_key_is_required(headers, key_required):
     assert refusal(admission(key_required=key_required), **headers) == "unauthenticated"
 
 
 @pytest.mark.parametrize("headers", [{}, {"authorization": b"Basic eDp5"}])
-def test_a_request_without_a_key_is_refused_only_where_keys_are_required(headers):
+def test_a_request_without_a_key_is_refused_only_if_keys_are_required(headers):
     assert refusal(admission(), **headers) == "unauthenticated"
-    nobody = admission(key_required=False).admit(Asker(**headers))
+    nobody = admission(key_required=False).admit(Request(**headers))
     assert (nobody.name, nobody.priority, nobody.limited) == ("", NORMAL, False)
 
 
-def test_without_tenants_credentials_are_not_ours():
-    made = Admission()
-    made.apply(table(model()))
-    assert made.admit(Asker(authorization=b"Bearer jwt-of-a-mesh")) is NOBODY
+def test_without_tenants_credentials_are_ignored():
+    limiter = Admission()
+    limiter.apply(table(model()))
+    assert limiter.admit(Request(authorization=b"Bearer jwt-of-a-mesh")) is ANONYMOUS
 
 
 def test_a_key_that_the_next_table_lacks_is_refused():
-    made = admission()
-    made.admit(Asker(x_api_key=KEY.encode()))
-    made.apply(msgspec.structs.replace(with_tenants(2), tenants={"a": Tenant(keys=())}))
-    assert refusal(made, x_api_key=KEY.encode()) == "unauthenticated"
+    limiter = admission()
+    limiter.admit(Request(x_api_key=KEY.encode()))
+    limiter.apply(msgspec.structs.replace(with_tenants(2), tenants={"a": Tenant(keys=())}))
+    assert refusal(limiter, x_api_key=KEY.encode()) == "unauthenticated"
 
 
-def drain(made, most=100):
-    """Return how many requests pass at once, and what the next one hears."""
-    for passed in range(most):
+def drain(limiter, limit=100):
+    """Return how many requests pass at once, and the refusal of the next one."""
+    for passed in range(limit):
         try:
-            made.admit(Asker(x_api_key=KEY.encode())).leave()
+            limiter.admit(Request(x_api_key=KEY.encode())).leave()
         except Refusal as refused:
             return passed, refused
     raise AssertionError("no limit")
@@ -117,73 +117,73 @@ def drain(made, most=100):
 
 def test_a_quota_lets_a_burst_pass_and_then_its_rate():
     clock = Clock()
-    made = admission(clock, requests_per_s=0.5, burst=3)
-    passed, refused = drain(made)
+    limiter = admission(clock, requests_per_s=0.5, burst=3)
+    passed, refused = drain(limiter)
     assert (passed, refused.status, refused.code) == (3, 429, "quota_exceeded")
     assert refused.retry_after_s == 2
     clock.now += 2.0
-    assert drain(made)[0] == 1
+    assert drain(limiter)[0] == 1
     clock.now += 1_000
-    assert drain(made)[0] == 3
-    assert made.sheds == {"quota_exceeded": 3}
+    assert drain(limiter)[0] == 3
+    assert limiter.sheds == {"quota_exceeded": 3}
 
 
 @pytest.mark.parametrize(("rate", "passes"), [(7.0, 7), (0.1, 1)])
-def test_the_burst_is_what_a_second_brings_unless_told_otherwise(rate, passes):
+def test_the_default_burst_is_the_rate_of_a_second(rate, passes):
     assert drain(admission(requests_per_s=rate))[0] == passes
 
 
 def test_each_of_several_processes_enforces_its_share():
-    made = admission(share=4, requests_per_s=40, burst=20, concurrency_max=10)
-    assert drain(made)[0] == 5
+    limiter = admission(share=4, requests_per_s=40, burst=20, concurrency_max=10)
+    assert drain(limiter)[0] == 5
     clock = Clock()
-    made = admission(clock, share=4, requests_per_s=4, concurrency_max=10)
-    assert drain(made)[0] == 1
+    limiter = admission(clock, share=4, requests_per_s=4, concurrency_max=10)
+    assert drain(limiter)[0] == 1
     clock.now += 1.0
-    assert drain(made)[0] == 1
+    assert drain(limiter)[0] == 1
 
 
-def test_a_table_with_the_same_limits_leaves_level_and_concurrency():
+def test_a_table_with_the_same_limits_keeps_level_and_concurrency():
     clock = Clock()
-    made = admission(clock, requests_per_s=1, burst=5, concurrency_max=2)
-    under_way = made.admit(Asker(x_api_key=KEY.encode()))
-    drain(made)
+    limiter = admission(clock, requests_per_s=1, burst=5, concurrency_max=2)
+    under_way = limiter.admit(Request(x_api_key=KEY.encode()))
+    drain(limiter)
     limits = {"requests_per_s": 1, "burst": 5, "concurrency_max": 2, "priority": "low"}
-    made.apply(with_tenants(2, **limits))
-    assert drain(made)[0] == 0
+    limiter.apply(with_tenants(2, **limits))
+    assert drain(limiter)[0] == 0
     assert under_way.in_flight == 1
     clock.now += 2
-    assert drain(made)[0] == 2
+    assert drain(limiter)[0] == 2
 
 
-def test_a_smaller_burst_takes_what_is_above_it():
-    made = admission(requests_per_s=1, burst=50)
-    made.admit(Asker(x_api_key=KEY.encode()))
-    made.apply(with_tenants(2, requests_per_s=1, burst=5))
-    assert drain(made)[0] == 5
+def test_a_smaller_burst_cuts_the_level():
+    limiter = admission(requests_per_s=1, burst=50)
+    limiter.admit(Request(x_api_key=KEY.encode()))
+    limiter.apply(with_tenants(2, requests_per_s=1, burst=5))
+    assert drain(limiter)[0] == 5
 
 
 @pytest.mark.parametrize(
     ("value", "expected"), [(None, 2.0), (b"150", 0.15), (b"99999", 2.0), (b"1", 0.001)]
 )
-def test_the_shorter_of_the_clients_and_the_models_time_counts(value, expected):
+def test_the_shorter_timeout_of_client_and_model_counts(value, expected):
     headers = {} if value is None else {b"x-interlock-timeout-ms": value}
     assert read_timeout_s(headers, 2.0) == expected
 
 
 @pytest.mark.parametrize("value", [b"0", b"-1", b"1.5", b"", b"1s", b"9" * 40, "²".encode()])
-def test_a_timeout_that_is_none_is_refused(value):
+def test_an_invalid_timeout_is_refused(value):
     with pytest.raises(Refusal, match="positive whole number"):
         read_timeout_s({b"x-interlock-timeout-ms": value}, 2.0)
 
 
-# --- on the way of a request ---------------------------------------------------------------------
+# --- in the path of a request --------------------------------------------------------------------
 
 
 def plane(answer=sums_reply, route=None, **limits):
-    made = Plane(answer)
-    made.serving.apply(with_tenants(2, route=route, **limits))
-    return made
+    server = Plane(answer)
+    server.serving.apply(with_tenants(2, route=route, **limits))
+    return server
 
 
 @pytest.mark.parametrize(
@@ -191,44 +191,44 @@ def plane(answer=sums_reply, route=None, **limits):
     [(INFER, None), ("/predict", b'{"model":"sums","data":[[1,2,3,4]]}'), ("/outcomes", b"[]")],
 )
 async def test_predictions_and_outcomes_need_a_key(target, payload):
-    made = plane()
-    answer = await made.ask(target, payload)
+    server = plane()
+    answer = await server.ask(target, payload)
     assert (answer.status, answer.json["code"]) == (401, "unauthenticated")
     assert answer.headers["www-authenticate"] == "Bearer"
-    assert made.triton.calls == []
-    assert (await made.ask(target, payload, headers=BEARER)).status in (200, 400)
+    assert server.triton.calls == []
+    assert (await server.ask(target, payload, headers=BEARER)).status in (200, 400)
 
 
-async def test_health_and_metadata_need_none():
+async def test_health_and_metadata_need_no_key():
     wire = Wire(answer=plane().application)
     for target in ("/v2/health/live", "/v2", "/v2/models/sums", "/v2/models/sums/ready"):
         wire.feed(request(target, method="GET"))
     assert wire.statuses == [200, 200, 200, 200]
 
 
-async def test_a_tenant_over_its_quota_hears_when_to_come_back():
-    made = plane(requests_per_s=0.25, burst=1)
-    assert (await made.ask(headers=BEARER)).status == 200
-    answer = await made.ask(headers=BEARER)
+async def test_a_tenant_over_its_quota_gets_retry_after():
+    server = plane(requests_per_s=0.25, burst=1)
+    assert (await server.ask(headers=BEARER)).status == 200
+    answer = await server.ask(headers=BEARER)
     assert (answer.status, answer.json["code"]) == (429, "quota_exceeded")
     assert answer.headers["retry-after"] == "4"
 
 
-async def test_a_tenant_has_no_more_under_way_than_it_may():
-    made = plane(None, concurrency_max=2)
-    wires = [Wire(answer=made.application) for _ in range(3)]
+async def test_the_concurrency_of_a_tenant_is_limited():
+    server = plane(None, concurrency_max=2)
+    wires = [Wire(answer=server.application) for _ in range(3)]
     for wire in wires:
         wire.feed(request(INFER, body(ROW), BEARER))
     await asyncio.sleep(0.01)
     assert [wire.statuses for wire in wires] == [[], [], [429]]
     assert b'"too_many_concurrent"' in wires[2].transport.written
-    made.triton.finish(0)
+    server.triton.finish(0)
     assert [wire.statuses for wire in wires[:2]] == [[200], [200]]
-    assert in_flight(made) == 0
+    assert in_flight(server) == 0
 
 
-def in_flight(made):
-    return made.serving.admission.admit(Asker(x_api_key=KEY.encode())).in_flight - 1
+def in_flight(server):
+    return server.serving.admission.admit(Request(x_api_key=KEY.encode())).in_flight - 1
 
 
 @pytest.mark.parametrize(
@@ -240,51 +240,51 @@ def in_flight(made):
         (sums_reply, body(ROW), "x-interlock-timeout-ms: soon\r\n", 400),
     ],
 )
-async def test_the_place_comes_back_however_a_request_ends(answer, payload, headers, status):
-    made = plane(answer, model(split=ALL), concurrency_max=1)
+async def test_the_slot_is_released_however_a_request_ends(answer, payload, headers, status):
+    server = plane(answer, model(split=ALL), concurrency_max=1)
     for _ in range(3):
-        assert (await made.ask(payload=payload, headers=BEARER + headers)).status == status
-    assert in_flight(made) == 0
+        assert (await server.ask(payload=payload, headers=BEARER + headers)).status == status
+    assert in_flight(server) == 0
 
 
-async def test_the_place_comes_back_when_a_handler_breaks(monkeypatch):
-    made = plane(concurrency_max=1)
-    monkeypatch.setattr(made.serving, "model", lambda name: 1 / 0)
+async def test_the_slot_is_released_when_a_handler_raises(monkeypatch):
+    server = plane(concurrency_max=1)
+    monkeypatch.setattr(server.serving, "model", lambda name: 1 / 0)
     for _ in range(3):
-        assert (await made.ask(headers=BEARER)).status == 500
-    assert in_flight(made) == 0
+        assert (await server.ask(headers=BEARER)).status == 500
+    assert in_flight(server) == 0
 
 
-async def test_the_place_of_a_client_that_hung_up_comes_back_once_its_work_is_done():
-    made = plane(None, concurrency_max=1)
-    wire = Wire(answer=made.application)
+async def test_the_slot_of_a_client_that_hung_up_is_released_after_its_work():
+    server = plane(None, concurrency_max=1)
+    wire = Wire(answer=server.application)
     wire.feed(request(INFER, body(ROW), BEARER))
     await asyncio.sleep(0.01)
     wire.connection.connection_lost(None)
-    assert (await made.ask(headers=BEARER)).status == 429
-    made.triton.finish(0)
-    assert in_flight(made) == 0
+    assert (await server.ask(headers=BEARER)).status == 429
+    server.triton.finish(0)
+    assert in_flight(server) == 0
 
 
 async def test_keys_are_never_logged(caplog):
     caplog.set_level(0)
-    made = plane(lambda call: BOOM, requests_per_s=1)
+    server = plane(lambda call: BOOM, requests_per_s=1)
     for headers in (BEARER, BEARER, "x-api-key: wrong-key\r\n"):
-        await made.ask(headers=headers)
+        await server.ask(headers=headers)
     assert KEY not in caplog.text
     assert "wrong-key" not in caplog.text
 
 
 async def test_tenants_never_share_a_cached_answer():
-    made = Plane()
+    server = Plane()
     loop = asyncio.get_running_loop()
-    made.serving.cache = Cache(loop, None, 1_000, 10_000_000)
+    server.serving.cache = Cache(loop, None, 1_000, 10_000_000)
     both = {name: Tenant(keys=(digest(name),)) for name in "ab"}
     route = model(cache=CacheSettings(ttl_s=60))
-    made.serving.apply(msgspec.structs.replace(table(route, 2), tenants=both))
+    server.serving.apply(msgspec.structs.replace(table(route, 2), tenants=both))
     states = []
     for key in ("a", "a", "b"):
-        answer = await made.ask(headers=f"x-api-key: {key}\r\n")
+        answer = await server.ask(headers=f"x-api-key: {key}\r\n")
         states.append(answer.headers["x-interlock-cache"])
     assert states == ["miss", "l1", "miss"]
 

@@ -1,4 +1,4 @@
-"""The same tensors to a real Triton directly and through the data plane, by Triton's own clients.
+"""The same tensors sent to a real Triton directly and through the data plane, by its clients.
 
 Answers must be equal bit by bit: over HTTP and gRPC, in JSON and binary, alone and in batches.
 """
@@ -25,7 +25,7 @@ NUMPY = {
     "FP16": np.float16, "FP32": np.float32, "FP64": np.float64, "BF16": ml_dtypes.bfloat16,
 }  # fmt: skip
 NO_JSON = ("FP16", "BF16")
-# Triton reads a third of all FP64 numbers in JSON wrongly by their last bit.
+# Triton parses a third of all FP64 numbers in JSON with a wrong last bit.
 INEXACT = (*NO_JSON, "FP64")
 
 
@@ -38,12 +38,12 @@ def addresses(tmp_path_factory):
     write(state / "triton" / "repository")
     with running(state, {"triton"}) as stack:
         triton = [f"127.0.0.1:{stack.ports[name]}" for name in ("triton_http", "triton_grpc")]
-        with data_plane(state / "plane", *triton) as found:
-            yield found
+        with data_plane(state / "plane", *triton) as addresses:
+            yield addresses
 
 
 def draw(random, datatype, rows, width):
-    """Return any bits that are a tensor of the datatype, NaN and infinity among them."""
+    """Return random bits that are a valid tensor of the datatype, including NaN and infinity."""
     if datatype == "BYTES":
         lengths = random.integers(0, 9, rows * width)
         words = ["".join(map(chr, random.integers(1, 0x700, n))).encode() for n in lengths]
@@ -54,7 +54,7 @@ def draw(random, datatype, rows, width):
     bits = random.integers(0, 256, rows * width * size, dtype=np.uint8).view(NUMPY[datatype])
     bits = bits.reshape(rows, width)
     if datatype.startswith("FP"):
-        # A NaN's payload does not outlive JSON, nor the processor's conversions.
+        # The payload of a NaN survives neither JSON nor the processor's conversions.
         bits = np.where(np.isnan(bits), np.array(np.nan, bits.dtype), bits)
     return bits
 
@@ -76,13 +76,13 @@ def request(kind, arrays, form, without_json=NO_JSON):
 
 
 def bits_of(result, arrays):
-    """Return the answer's tensors as comparable values."""
-    found = {name: result.as_numpy(f"y_{name}") for name in arrays}
+    """Return the tensors of an answer as comparable values."""
+    tensors = {name: result.as_numpy(f"y_{name}") for name in arrays}
     return {
         name: [item if isinstance(item, bytes) else item.encode() for item in array.ravel()]
         if name == "BYTES"
         else (array.dtype, array.shape, array.tobytes())
-        for name, array in found.items()
+        for name, array in tensors.items()
     }
 
 
@@ -120,35 +120,35 @@ def test_grpc_gives_equal_tensors(addresses, compression):
         by_grpc.InferenceServerClient(addresses.ours_grpc) as ours,
     ):
         for model, arrays in cases(5, 60):
-            asked = request(by_grpc, arrays, "binary")
-            expected = theirs.infer(model, **asked)
-            got = ours.infer(model, request_id="7", **asked, compression_algorithm=compression)
+            arguments = request(by_grpc, arrays, "binary")
+            expected = theirs.infer(model, **arguments)
+            got = ours.infer(model, request_id="7", **arguments, compression_algorithm=compression)
             assert bits_of(got, arrays) == bits_of(expected, arrays), model
             assert (got.get_response().id, got.get_response().model_version) == ("7", "7")
 
 
-async def test_requests_that_share_batches_get_what_they_get_alone(addresses):
-    asked = list(cases(11, 300))
+async def test_requests_in_shared_batches_get_the_same_answers(addresses):
+    requests = list(cases(11, 300))
     async with by_aio.InferenceServerClient(addresses.ours_http, conn_limit=64) as client:
 
         async def ask(model, arrays, form):
             return bits_of(await client.infer(model, **request(by_aio, arrays, form)), arrays)
 
         forms = ["json", "binary", "mixed"]
-        together = await asyncio.gather(*[ask(*c, forms[i % 3]) for i, c in enumerate(asked)])
-        for (model, arrays), shared in zip(asked, together, strict=True):
+        together = await asyncio.gather(*[ask(*c, forms[i % 3]) for i, c in enumerate(requests)])
+        for (model, arrays), shared in zip(requests, together, strict=True):
             assert await ask(model, arrays, "binary") == shared, model
 
 
-def test_cached_answers_have_the_bits_of_tritons(addresses):
-    asked = list(cases(17, 60))
+def test_cached_answers_are_bit_equal_to_tritons(addresses):
+    requests = list(cases(17, 60))
     with (
         by_http.InferenceServerClient(addresses.triton_http) as theirs,
         by_http.InferenceServerClient(addresses.ours_http) as http,
         by_grpc.InferenceServerClient(addresses.ours_grpc) as grpc,
     ):
         for turn in range(3):
-            for i, (model, arrays) in enumerate(asked):
+            for i, (model, arrays) in enumerate(requests):
                 expected = theirs.infer(model, **request(by_http, arrays, "binary"))
                 form = ("json", "binary", "mixed")[(i + turn) % 3]
                 by, client = ((by_http, http), (by_grpc, grpc))[(i + turn) % 2]
@@ -156,23 +156,23 @@ def test_cached_answers_have_the_bits_of_tritons(addresses):
                 assert bits_of(got, arrays) == bits_of(expected, arrays), model
     metrics = httpx.get(f"http://{addresses.ours_http}/metrics", headers=OPERATOR).text
     hits = re.findall(r"^interlock_cache_hits_total\{.*\} (\d+)$", metrics, re.MULTILINE)
-    assert sum(map(int, hits)) >= 2 * len(asked)
+    assert sum(map(int, hits)) >= 2 * len(requests)
 
 
-def test_http_and_grpc_share_batches_unharmed(addresses):
-    asked = [(model, arrays) for model, arrays in cases(13, 200)]
+def test_http_and_grpc_share_batches(addresses):
+    requests = [(model, arrays) for model, arrays in cases(13, 200)]
     with by_grpc.InferenceServerClient(addresses.ours_grpc) as client:
 
         def ask(case):
             return bits_of(client.infer(case[0], **request(by_grpc, case[1], "binary")), case[1])
 
         with ThreadPoolExecutor(32) as threads:
-            together = list(threads.map(ask, asked))
-        assert together == [ask(case) for case in asked]
+            together = list(threads.map(ask, requests))
+        assert together == [ask(case) for case in requests]
 
 
 @pytest.mark.parametrize("kind", [by_http, by_grpc])
-def test_everything_else_that_a_client_asks_for(addresses, kind):
+def test_other_requests_of_a_client(addresses, kind):
     address = addresses.ours_http if kind is by_http else addresses.ours_grpc
     with kind.InferenceServerClient(address) as client:
         assert client.is_server_live()
@@ -189,7 +189,7 @@ def test_everything_else_that_a_client_asks_for(addresses, kind):
 
 
 @pytest.mark.parametrize("direction", ["receiving", "sending"])
-def test_bfloat16_in_json_is_refused_in_the_words_of_triton(addresses, direction):
+def test_bfloat16_in_json_is_refused_with_tritons_message(addresses, direction):
     array = np.ones((1, 2), ml_dtypes.bfloat16)
     tensor = by_http.InferInput("BF16", [1, 2], "BF16")
     tensor.set_data_from_numpy(array)

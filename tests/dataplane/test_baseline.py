@@ -1,4 +1,4 @@
-"""The slice of stable that a canary is compared with: named, counted, queued and cached apart."""
+"""The baseline that a canary is compared with: named, counted, queued and cached separately."""
 
 import asyncio
 
@@ -15,9 +15,9 @@ BATCHES = Batching(max_batch_size=4, max_queue_delay_us=50_000, max_queue_size=6
 
 
 def unit_of(variant, split=THIRDS, skip=0):
-    """Return a unit that meets `variant`."""
-    found = (f"u{n}" for n in range(10_000) if split.variant_of(f"u{n}") == variant)
-    return [next(found) for _ in range(skip + 1)][-1]
+    """Return a unit of `variant`."""
+    units = (f"u{n}" for n in range(10_000) if split.variant_of(f"u{n}") == variant)
+    return [next(units) for _ in range(skip + 1)][-1]
 
 
 def as_unit(variant, skip=0):
@@ -34,7 +34,7 @@ async def test_an_answer_names_the_baseline(variant, version):
     assert answer.headers["x-interlock-version"] == version
 
 
-async def test_each_side_is_counted_apart_under_the_rollout():
+async def test_each_variant_is_counted_separately_under_the_rollout():
     plane = Plane(split=THIRDS)
     for n, variant in enumerate(("canary", "baseline", "baseline", "stable", "stable", "stable")):
         await plane.ask(body([n, 0, 0, 0]), as_unit(variant, skip=n))
@@ -66,7 +66,7 @@ async def test_the_next_rollout_has_a_baseline_as_cold_as_its_canary():
     assert await plane.state(headers=as_unit("baseline")) == "miss"
 
 
-async def test_a_version_that_left_takes_the_baselines_cache_along():
+async def test_a_removed_version_clears_the_baselines_cache():
     plane = Plane(split=THIRDS)
     await plane.ask(headers=as_unit("baseline"))
     before = plane.serving.table.models["sums"].versions
@@ -82,7 +82,7 @@ async def test_the_baseline_has_batches_of_its_own():
     assert sorted(plane.triton.batch_sizes()) == [2, 3]
 
 
-async def test_the_gauges_of_a_version_hold_both_queues():
+async def test_the_gauges_of_a_version_include_both_queues():
     plane = Plane(None, cache=None, split=THIRDS, batching=BATCHES)
     for variant in ("stable", "baseline"):
         plane.send(headers=as_unit(variant))
@@ -113,7 +113,7 @@ async def lane_of(plane, variant):
     return plane.serving.lane(live, live.router.decide(unit_of(variant)))
 
 
-async def test_a_rollout_with_exposures_reports_each_unit_once_for_each_side():
+async def test_a_rollout_with_exposures_reports_each_unit_once_per_variant():
     plane = Plane(split=canary(3_000, baseline_bp=3_000, exposures=True), cache=None)
     for variant in ("canary", "baseline", "stable", "canary", "baseline", "stable"):
         await plane.ask(headers=as_unit(variant))

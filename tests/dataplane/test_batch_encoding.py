@@ -1,4 +1,4 @@
-"""The call to Triton: what is kept of it from batch to batch, and what is written anew."""
+"""The call to Triton: which parts are cached from batch to batch, and which are encoded again."""
 
 import pytest
 
@@ -14,7 +14,7 @@ def encoder(**changes):
     return Encoder(route, route.versions["1"])
 
 
-def test_the_same_shape_is_written_once_and_gets_its_own_time():
+def test_the_head_of_a_shape_is_cached_except_its_timeout():
     encode = encoder().encode
     first = encode([Waiter(ROW), Waiter(ROW)], 2, 1.0)
     again = encode([Waiter([5.0, 6.0, 7.0, 8.0]), Waiter(ROW)], 2, 0.25)
@@ -31,24 +31,24 @@ def test_the_same_shape_is_written_once_and_gets_its_own_time():
     ("timeout_s", "expected_us"),
     [(0.0, 1), (-1.0, 1), (1e-6, 1), (600.0, 600_000_000), (1e12, 10**12 - 1)],
 )
-def test_the_time_always_fits_and_is_never_none(timeout_s, expected_us):
+def test_the_timeout_always_fits_and_is_never_0(timeout_s, expected_us):
     document, _ = rows_of(encoder().encode([Waiter(ROW)], 1, timeout_s))
     assert document["parameters"]["timeout"] == expected_us
 
 
 @pytest.mark.parametrize(
-    ("given", "expected_us"),
+    ("parameter", "expected_us"),
     [("99", 99), ("0", 1_000_000), ("99000000", 1_000_000), ('"x"', 1_000_000), ("-4", 1_000_000)],
 )
-def test_parameters_go_along_and_of_two_timeouts_the_shorter(given, expected_us):
+def test_parameters_are_passed_on_with_the_shorter_timeout(parameter, expected_us):
     job = Waiter(ROW, key="k")
-    job.request.parameters = b'{"mode":"fast","timeout":%b}' % given.encode()
+    job.request.parameters = b'{"mode":"fast","timeout":%b}' % parameter.encode()
     document, _ = rows_of(encoder().encode([job], 1, 1.0))
     expected = {"mode": "fast", "binary_data_output": True, "timeout": expected_us}
     assert document["parameters"] == expected
 
 
-def test_several_inputs_lie_one_behind_the_other():
+def test_several_inputs_are_concatenated():
     two = (*SUMS.inputs, Tensor(name="y", datatype="INT64", shape=(-1, 1)))
     encode = encoder(signature=Signature(inputs=two, outputs=SUMS.outputs)).encode
     jobs = [Waiter(ROW), Waiter(ROW)]
@@ -59,7 +59,7 @@ def test_several_inputs_lie_one_behind_the_other():
     assert call.endswith(b"}}" + b"x" * 32 + b"\0" * 8 + b"\1" * 8)
 
 
-def test_strings_of_other_lengths_are_measured_anew():
+def test_heads_of_strings_are_not_cached():
     text = (Tensor(name="x", datatype="BYTES", shape=(-1, 1)),)
     encode = encoder(signature=Signature(inputs=text, outputs=SUMS.outputs)).encode
     for data in (b"\2\0\0\0ab", b"\5\0\0\0abcde"):
@@ -70,8 +70,8 @@ def test_strings_of_other_lengths_are_measured_anew():
         assert call.endswith(data)
 
 
-def test_what_is_kept_is_bounded():
-    made = encoder()
+def test_the_cache_of_heads_is_limited():
+    cached = encoder()
     for i in range(1_000):
-        made.encode([Waiter(ROW, key=i)], 1, 1.0)
-    assert len(made._heads) <= 256
+        cached.encode([Waiter(ROW, key=i)], 1, 1.0)
+    assert len(cached._heads) <= 256

@@ -1,4 +1,4 @@
-"""What a version's time is taken to be, by what was seen of late, and whose fault silence is."""
+"""The estimated time of a version, from recent observations, and whose fault silence is."""
 
 import random
 
@@ -8,7 +8,7 @@ from dataplane.batch_latency import STALE_S, Pace
 
 
 class Version:
-    """Computes batches one after the other; time is what the test says."""
+    """Computes batches one after the other, on the clock of the test."""
 
     def __init__(self, row_s=0.1, fixed_s=0.0, timeout_s=1.0, rows_max=32, lanes=1):
         self.pace = Pace(rows_max, timeout_s, lanes)
@@ -25,7 +25,7 @@ class Version:
         self.pace.answered(rows, cost_s, sent_at, self.now)
 
     def grow(self, batches=12):
-        """Send batches as large as they may be."""
+        """Send batches of the largest allowed size."""
         for _ in range(batches):
             self.compute(self.pace.rows_in(self.timeout_s, self.now))
         return self.pace
@@ -37,7 +37,7 @@ class Version:
         return self.pace.lost(rows, cost_s, sent_at, self.now)
 
 
-def test_a_version_that_never_answered_gets_one_row_and_nothing_is_known():
+def test_a_version_that_never_answered_gets_one_row():
     pace = Pace(32, 1.0)
     assert (pace.batch_rows, pace.places(4, 100.0), pace.is_trifling) == (1, 1, False)
     assert pace.done_in_s(10_000, 1, 100.0) == 0
@@ -47,7 +47,7 @@ def test_a_version_that_never_answered_gets_one_row_and_nothing_is_known():
 
 @pytest.mark.parametrize(
     ("row_s", "fixed_s", "rows"),
-    # A sixteenth of the timeout; more only where a large part of the time is the batch's own.
+    # A sixteenth of the timeout; more only if a large part of the time is the fixed part.
     [(0.1, 0.0, 1), (0.02, 0.0, 3), (0.005, 0.0, 12), (0.0001, 0.0, 32), (0.0005, 0.3, 32)],
 )
 def test_batches_take_a_small_part_of_the_timeout_unless_size_makes_rows_cheaper(
@@ -66,7 +66,7 @@ def test_batches_at_most_double():
     assert sizes == [1, 2, 4, 8, 16, 32]
 
 
-def test_what_is_done_when_is_the_sum_of_what_is_before_it():
+def test_the_time_of_a_request_includes_all_work_before_it():
     version = Version(row_s=0.1)
     pace = version.grow()
     pace.sent(1, version.now)
@@ -83,7 +83,7 @@ def test_a_batch_is_sized_by_the_time_that_is_left():
     assert pace.rows_in(0.01, version.now) == 1
 
 
-def test_costs_that_differ_take_prudence():
+def test_varying_costs_need_a_margin():
     rng = random.Random(1)
     version, even = Version(), Version(row_s=0.11)
     for _ in range(100):
@@ -106,7 +106,7 @@ def test_answers_that_come_together_are_one_batch():
     assert pace.done_in_s(0, 1, version.now) < 0.04
 
 
-def test_a_pause_changes_little_and_a_second_one_all():
+def test_one_pause_changes_little_and_a_second_one_restarts_the_estimate():
     version = Version(row_s=0.0019)
     pace = version.grow()
     version.compute(8, took_s=0.2)
@@ -123,7 +123,7 @@ def test_the_pace_follows_a_version_that_gets_faster():
     assert pace.cost_s(1) == pytest.approx(0.01)
 
 
-def test_a_batch_that_was_lost_takes_at_least_its_time_and_the_next_is_smaller():
+def test_a_late_batch_raises_the_estimate_and_the_next_is_smaller():
     version = Version(row_s=0.005)
     pace = version.grow()
     for _ in range(2):
@@ -141,13 +141,13 @@ def test_batches_that_had_little_time_do_not_make_a_quick_version_look_slow():
     assert pace.done_in_s(10, 1, version.now) < 0.5
 
 
-def test_a_version_with_nothing_to_do_is_tried_unless_it_is_known_to_be_in_vain():
+def test_an_idle_version_is_tried_unless_it_is_hopeless():
     version = Version(row_s=0.4)
     pace = version.grow()
     assert pace.may_try(1, 0.45, version.now)
     assert not pace.may_try(1, 0.3, version.now)
     assert not pace.may_try(2, 0.45, version.now)
-    # Larger than twice of what was seen: nobody knows.
+    # More than twice the observed size: unknown.
     assert pace.may_try(8, 0.45, version.now)
     assert pace.may_try(1, 0.3, version.now + STALE_S + 0.1)
 
@@ -161,7 +161,7 @@ def test_a_version_whose_rows_take_too_long_is_tried_as_often_as_it_could_answer
     assert not pace.may_try(1, 0.6, version.now + 1.0)
 
 
-def test_slow_batches_are_kept_here_but_for_one():
+def test_slow_batches_are_queued_here_except_one():
     assert Version(row_s=0.1).grow().places(4, 0.0) == 2
     assert Version(row_s=0.0001).grow().places(4, 0.0) == 4
 
@@ -178,7 +178,7 @@ def test_each_endpoint_counts_as_one_more_that_computes():
     version = Version(row_s=0.1, lanes=3)
     pace = version.grow()
     assert pace.places(8, 0.0) == 4
-    # What is under way is overdue: an endpoint hangs, and others may be free.
+    # The batch in flight is overdue: an endpoint hangs, and others may be free.
     assert pace.places(8, 1e6) == 8
     for _ in range(2):
         pace.sent(1, version.now)
@@ -195,7 +195,7 @@ def test_an_endpoint_that_hangs_does_not_make_the_others_look_slow():
     assert pace.done_in_s(0, 32, version.now + 1.0) < 0.1
 
 
-def test_trifles_are_not_planned_for_and_the_quick_bound_is_never_below_the_answer():
+def test_trifling_batches_are_not_planned_and_the_quick_bound_is_an_upper_bound():
     version = Version(row_s=0.0001)
     pace = version.grow(60)
     assert (pace.is_trifling, pace.batch_rows) == (True, 32)
@@ -204,10 +204,10 @@ def test_trifles_are_not_planned_for_and_the_quick_bound_is_never_below_the_answ
         assert quick_s >= pace.done_in_s(rows - 1, 1, version.now) - 1e-9
 
 
-# --- whose fault it is ----------------------------------------------------------------------------
+# --- fault ----------------------------------------------------------------------------------------
 
 
-def test_a_version_that_was_quick_and_is_silent_is_at_fault():
+def test_a_quick_version_that_is_silent_is_at_fault():
     version = Version(row_s=0.0001)
     version.grow()
     assert version.lose(32, after_s=1.0)

@@ -73,7 +73,7 @@ def test_each_request_gets_the_json_of_its_rows():
     }
 
 
-def test_only_the_outputs_asked_for_are_given_in_the_order_asked():
+def test_only_requested_outputs_are_returned_in_the_requested_order():
     outputs = ReplyReader(SUMS, batched=True).read(sums(0.5), 1)
     body, length = write_answer(b"{", wish(outputs=((1, False),)), outputs, 0)
     assert [output["name"] for output in json.loads(body)["outputs"]] == ["label"]
@@ -97,13 +97,13 @@ def test_strings_are_cut_by_rows_in_both_forms():
     assert json.loads(plain)["outputs"][1]["data"] == ["", "ü"]
 
 
-def test_nan_goes_out_as_binary_data():
+def test_nan_is_sent_as_binary_data():
     outputs = ReplyReader(SUMS, batched=True).read(sums(float("nan")), 1)
     body, length = write_answer(b"{", wish(binary=True), outputs, 0)
     assert body[length : length + 4] == struct.pack("<f", float("nan"))
 
 
-def test_nan_is_no_json_for_people():
+def test_nan_is_not_allowed_in_plain_json():
     outputs = ReplyReader(SUMS, batched=True).read(sums(float("nan")), 1)
     with pytest.raises(NotJson, match="'sum' holds NaN or infinity"):
         write_plain("m", STABLE, wish(), outputs, 0)
@@ -120,7 +120,7 @@ def test_nan_is_no_json_for_people():
         (502, b"<html>", Fault.FAILED),
     ],
 )
-def test_what_triton_says_decides_what_kind_of_failure_it_is(status, body, fault):
+def test_tritons_message_decides_the_kind_of_failure(status, body, fault):
     with pytest.raises(TritonError) as caught:
         ReplyReader(SUMS, batched=True).read(Reply(status, None, body), 1)
     assert caught.value.fault is fault
@@ -135,7 +135,7 @@ def test_what_triton_says_decides_what_kind_of_failure_it_is(status, body, fault
         Reply(200, 5, b'{"out'),
     ],
 )
-def test_an_answer_that_does_not_fit_is_the_versions_failure(wrong):
+def test_a_reply_that_does_not_fit_is_a_failure_of_the_version(wrong):
     with pytest.raises(TritonError) as caught:
         ReplyReader(SUMS, batched=True).read(wrong, 1)
     assert caught.value.fault is Fault.FAILED
@@ -162,11 +162,11 @@ def test_the_prediction_is_the_position_of_the_largest_number():
     assert json.loads(write_plain("m", STABLE, wish(2), shapes(), 0))["prediction"] == [3, 3]
 
 
-def test_what_was_learnt_of_one_shape_holds_for_no_other_reply():
+def test_a_cached_layout_is_used_for_equal_heads_only():
     reader = ReplyReader(SUMS, batched=True)
     first = reader.read(sums(0.5, 1.5), 2)[0].rows_json()
     assert reader.read(sums(2.5, 3.5), 2)[0].rows_json() != first
-    with pytest.raises(TritonError, match="has 2 rows for 3"):
+    with pytest.raises(TritonError, match="expected 3 rows, got 2"):
         reader.read(sums(0.5, 1.5), 3)
     whole = sums(0.5, 1.5)
     with pytest.raises(TritonError, match="malformed"):

@@ -72,7 +72,7 @@ async def test_a_busy_version_gets_a_batch_when_its_oldest_request_waited_long_e
     assert triton.batch_sizes() == [1, 1]
 
 
-async def test_what_waits_goes_when_the_version_is_idle_again():
+async def test_waiting_requests_are_sent_when_the_version_is_idle():
     triton = HeldTriton()
     batcher = make(triton, batching=Batching(max_batch_size=4, max_queue_delay_us=10_000_000))
     batcher.submit(Waiter(ROW))
@@ -83,7 +83,7 @@ async def test_what_waits_goes_when_the_version_is_idle_again():
     assert triton.batch_sizes() == [1, 1]
 
 
-async def test_no_more_batches_are_in_flight_than_may_be():
+async def test_the_batches_in_flight_are_limited():
     triton = HeldTriton()
     batcher = make(triton, in_flight_max=2)
     for _ in range(12):
@@ -103,7 +103,7 @@ async def test_requests_of_several_rows_stay_whole():
     assert triton.batch_sizes() == [3, 4]
 
 
-async def test_requests_with_different_keys_never_meet():
+async def test_requests_with_different_keys_never_share_a_batch():
     triton = HeldTriton()
     batcher = make(triton)
     for key in ("a", "b", "a"):
@@ -112,7 +112,7 @@ async def test_requests_with_different_keys_never_meet():
     assert sorted(triton.batch_sizes()) == [1, 2]
 
 
-async def test_a_poison_row_fails_alone():
+async def test_a_bad_row_fails_alone():
     batcher = make(HeldTriton(sums_reply))
     good, bad, other = Waiter(ROW), Waiter([666.0, 0, 0, 0]), Waiter(ROW)
     for job in (good, bad, other):
@@ -124,7 +124,7 @@ async def test_a_poison_row_fails_alone():
     assert (batcher.in_flight, batcher.waiting_rows) == (0, 0)
 
 
-async def test_a_dead_version_is_not_asked_row_by_row():
+async def test_a_dead_version_is_not_tried_row_by_row():
     triton = HeldTriton(lambda request: DEAD)
     batcher = make(triton)
     jobs = [Waiter(ROW) for _ in range(3)]
@@ -155,22 +155,22 @@ async def test_a_request_whose_deadline_passed_in_the_queue_is_not_sent():
     assert late.error.fault is Fault.TIMEOUT
 
 
-async def test_a_hurried_request_takes_the_next_place_and_its_neighbours_along():
+async def test_a_hurried_request_is_sent_next_with_its_line():
     triton = HeldTriton()
     batcher = make(triton, batching=Batching(max_batch_size=4, max_queue_delay_us=10_000_000))
     batcher.submit(Waiter(ROW))
     await turns()
-    hurried = Waiter(ROW, deadline=time.monotonic() + 0.1)
-    hurried.hurried = True
+    urgent = Waiter(ROW, deadline=time.monotonic() + 0.1)
+    urgent.is_urgent = True
     batcher.submit(Waiter(ROW))
-    batcher.submit(hurried)
+    batcher.submit(urgent)
     assert triton.batch_sizes() == [1, 2]
     await asyncio.sleep(0.12)
-    assert hurried.error is not None
-    assert hurried.error.fault is Fault.TIMEOUT
+    assert urgent.error is not None
+    assert urgent.error.fault is Fault.TIMEOUT
 
 
-async def test_a_crowd_of_hurried_requests_leaves_in_full_batches_and_by_class():
+async def test_many_hurried_requests_are_sent_in_full_batches_and_by_class():
     triton = HeldTriton()
     batcher = make(triton, in_flight_max=1)
     first, other = Waiter(ROW), Waiter(ROW, priority=HIGH)
@@ -178,7 +178,7 @@ async def test_a_crowd_of_hurried_requests_leaves_in_full_batches_and_by_class()
     await turns()
     for _ in range(12):
         job = Waiter(ROW)
-        job.hurried = True
+        job.is_urgent = True
         batcher.submit(job)
     batcher.submit(other)
     for call in range(2):
@@ -222,7 +222,7 @@ async def test_a_model_without_a_batch_dimension_gets_one_request_a_call():
         TritonError(Fault.UNREACHABLE, "gone"),
     ],
 )
-async def test_an_answer_that_makes_no_sense_fails_the_request(reply):
+async def test_an_invalid_reply_fails_the_request(reply):
     batcher = make(HeldTriton(lambda request: reply))
     job = Waiter(ROW)
     batcher.submit(job)
@@ -248,7 +248,7 @@ async def test_the_next_batch_of_a_busy_version_is_put_together_by_weight():
 
 
 async def warm(took_s=0.0, **changes):
-    """Return a batcher that has seen enough batches of a version that takes so long."""
+    """Return a batcher that has observed batches of a version that takes `took_s` per row."""
     triton = HeldTriton()
     batcher = make(triton, in_flight_max=1, is_known=False, **changes)
     for i in range(8):
@@ -282,7 +282,7 @@ async def test_a_shed_says_when_the_queue_should_have_drained():
     assert full.value.retry_after_s == 4
 
 
-async def test_nobody_is_shed_on_a_cold_estimate():
+async def test_nothing_is_shed_without_an_estimate():
     batcher = make(HeldTriton(), in_flight_max=1, is_known=False)
     for _ in range(20):
         batcher.submit(due_in(0.001))
@@ -298,7 +298,7 @@ async def test_a_high_request_does_not_count_the_low_ones_that_it_overtakes():
         batcher.submit(due_in(0.3, priority=LOW))
 
 
-async def test_an_impatient_request_takes_no_time_from_its_neighbours():
+async def test_an_impatient_request_takes_no_time_from_others():
     triton = HeldTriton()
     batcher = make(triton)
     impatient, patient = due_in(0.03), due_in(1.0)
@@ -312,7 +312,7 @@ async def test_an_impatient_request_takes_no_time_from_its_neighbours():
     assert patient.sums == [10.0]
 
 
-async def test_what_is_left_of_the_deadline_goes_to_triton():
+async def test_the_remaining_time_is_passed_on_to_triton():
     triton = HeldTriton()
     batcher = make(triton)
     for seconds in (1.5, 0.4):
@@ -328,19 +328,19 @@ async def test_a_request_whose_client_hung_up_is_dropped_while_it_is_queued():
     batcher = make(triton)
     batcher.submit(Waiter(ROW))
     await turns()
-    gone, stays = Waiter(ROW), Waiter(ROW)
-    for job in (gone, stays):
+    abandoned, stays = Waiter(ROW), Waiter(ROW)
+    for job in (abandoned, stays):
         batcher.submit(job)
-    gone.deadline = ABANDONED
+    abandoned.deadline = ABANDONED
     triton.finish(0)
     await turns()
     assert triton.batch_sizes() == [1, 1]
-    assert isinstance(gone.error, Unsent)
+    assert isinstance(abandoned.error, Unsent)
     assert batcher.waiting_rows == 0
 
 
 class Broken(Waiter):
-    """Ends with an exception of its own, as one does whose transport is closed."""
+    """A job whose callbacks raise, like one with a closed transport."""
 
     def answered(self, outputs, start, dispatched_at):
         raise RuntimeError("the transport is closed")
@@ -350,7 +350,7 @@ class Broken(Waiter):
 
 
 @pytest.mark.parametrize("result", [None, DEAD, Reply(500, None, b"{}")])
-async def test_a_job_that_breaks_takes_nobody_with_it(result):
+async def test_a_job_that_raises_affects_no_other(result):
     triton = HeldTriton()
     batcher = make(triton)
     good = Waiter(ROW)
@@ -366,7 +366,7 @@ async def test_a_job_that_breaks_takes_nobody_with_it(result):
     assert (batcher.in_flight, batcher.waiting_rows) == (0, 0)
 
 
-async def test_a_call_that_cannot_be_made_fails_its_batch_alone():
+async def test_a_call_that_cannot_be_sent_fails_its_batch_only():
     triton = HeldTriton(sums_reply)
     batcher = make(triton)
     post, triton.post = triton.post, lambda *call: 1 / 0
@@ -401,14 +401,14 @@ KEYS = {"a": 1.0, "b": 2.0, "c": 3.0}
 
 
 async def play(steps, ends):
-    """Submit, let turns pass and end calls as told; return the jobs taken and all calls."""
+    """Submit jobs, let turns pass and end calls as in the script; return the jobs and all calls."""
     triton = HeldTriton()
     batcher = make(triton, in_flight_max=2)
     jobs, ended = [], 0
-    for i, (priority, key, rows, left_s, hurried) in enumerate(steps):
+    for i, (priority, key, rows, left_s, urgent) in enumerate(steps):
         deadline = time.monotonic() + left_s
         job = Waiter(*[[KEYS[key]] * 4] * rows, deadline=deadline, key=key, priority=priority)
-        job.hurried = hurried
+        job.is_urgent = urgent
         try:
             batcher.submit(job)
         except QueueFull:
@@ -431,7 +431,7 @@ async def play(steps, ends):
 @given(st.lists(JOBS, max_size=40), st.lists(ENDS, min_size=1, max_size=6))
 def test_any_mix_ends_each_job_once_and_mixes_no_keys(steps, ends):
     batcher, triton, jobs = asyncio.run(play(steps, ends))
-    # A waiter itself objects to a second end.
+    # A waiter itself refuses a second end.
     assert all((job.sums is None) != (job.error is None) for job in jobs)
     for job in jobs:
         if job.sums is not None:

@@ -13,7 +13,7 @@ def trip(breaker, now=0.0, *, dead=False):
         breaker.failed(now, "why", dead=dead)
 
 
-def test_it_opens_at_the_threshold_and_says_why():
+def test_it_opens_at_the_threshold_with_a_reason():
     breaker, trips = make()
     breaker.failed(0.0, "first", dead=False)
     assert breaker.admits(0.0)
@@ -31,7 +31,7 @@ def test_failures_that_left_the_window_do_not_count():
     assert (breaker.state, trips) == (State.CLOSED, [])
 
 
-def test_it_lets_one_request_try_after_its_time():
+def test_it_admits_one_trial_after_open_ms():
     breaker, _ = make()
     trip(breaker)
     assert not breaker.admits(0.9)
@@ -59,7 +59,7 @@ def test_a_trial_that_fails_opens_it_again():
     assert trips == ["why", "again"]
 
 
-def test_a_trial_without_a_verdict_is_given_back():
+def test_a_trial_without_a_verdict_is_released():
     breaker, _ = make()
     trip(breaker)
     breaker.admits(1.0)
@@ -76,7 +76,7 @@ def test_a_last_resort_is_refused_only_while_the_version_is_dead():
     assert not dead.admits(0.0, last_resort=True)
 
 
-def test_calm_means_that_nothing_need_be_told():
+def test_calm_means_that_nothing_must_be_reported():
     breaker, _ = make()
     assert breaker.calm
     breaker.failed(0.0, "why", dead=False)
@@ -86,12 +86,12 @@ def test_calm_means_that_nothing_need_be_told():
     assert breaker.calm
 
 
-def test_a_version_that_says_it_is_gone_needs_few_answers():
+def test_a_version_that_is_unreachable_needs_few_answers():
     breaker, trips = make(window=20, failures=10)
     for now in (1.0, 2.0):
-        breaker.failed(now, "stub", dead=True, gone=True)
+        breaker.failed(now, "stub", dead=True, unreachable=True)
     assert trips == []
-    breaker.failed(3.0, "stub", dead=True, gone=True)
+    breaker.failed(3.0, "stub", dead=True, unreachable=True)
     assert (breaker.state, trips) == (State.OPEN, ["stub"])
 
 
@@ -107,17 +107,17 @@ def test_answers_of_one_call_are_one_answer():
     assert breaker.state is State.CLOSED
 
 
-def test_any_other_end_interrupts_the_row_of_gone():
+def test_any_other_end_resets_the_count_of_unreachable():
     breaker, trips = make(window=20, failures=10)
     for now in (1.0, 2.0, 3.0):
-        breaker.failed(now, "stub", dead=True, gone=True)
+        breaker.failed(now, "stub", dead=True, unreachable=True)
         breaker.failed(now + 0.2, "timeout", dead=True)
-        breaker.failed(now + 0.4, "stub", dead=True, gone=True)
+        breaker.failed(now + 0.4, "stub", dead=True, unreachable=True)
         breaker.succeeded()
     assert (breaker.state, trips) == (State.CLOSED, [])
 
 
-def test_a_reset_leaves_nothing_behind():
+def test_a_reset_clears_everything():
     breaker, _ = make()
     trip(breaker, dead=True)
     breaker.reset()

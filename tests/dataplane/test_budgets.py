@@ -1,4 +1,4 @@
-"""Bytes that came and are not answered: a bound for each connection, and one for the process."""
+"""Budgets of bytes that were received and not answered: per connection, and per process."""
 
 import pytest
 
@@ -24,7 +24,7 @@ def test_small_bodies_count_in_no_budget():
     assert wire.server.held_bytes == 0
 
 
-def test_a_connection_with_too_much_unanswered_is_not_read():
+def test_a_connection_with_too_many_unanswered_bytes_is_not_read():
     wire = Wire(LIMITS)
     wire.feed(request(body=BODY))
     assert wire.transport.reading
@@ -35,7 +35,7 @@ def test_a_connection_with_too_much_unanswered_is_not_read():
     assert wire.server.held_bytes == len(BODY)
 
 
-def test_beyond_the_budget_of_all_a_body_is_refused_and_the_others_go_on():
+def test_beyond_the_budget_of_the_process_only_the_new_body_is_refused():
     wire = Wire(LIMITS)
     others = [second(wire) for _ in range(3)]
     for connection, _ in others:
@@ -50,7 +50,7 @@ def test_beyond_the_budget_of_all_a_body_is_refused_and_the_others_go_on():
 
 
 @pytest.mark.parametrize("part", [1.0, 0.5])
-def test_a_connection_that_is_lost_gives_its_bytes_back(part):
+def test_a_lost_connection_releases_its_bytes(part):
     wire = Wire(LIMITS)
     data = request(body=BODY)
     wire.feed(data[: int(len(data) * part)])
@@ -59,7 +59,7 @@ def test_a_connection_that_is_lost_gives_its_bytes_back(part):
     assert wire.server.held_bytes == 0
 
 
-def test_a_body_that_is_refused_while_it_comes_gives_its_bytes_back():
+def test_a_body_refused_while_it_arrives_releases_its_bytes():
     wire = Wire(Limits(body_bytes_max=20_000))
     chunk = b"1388\r\n" + b"x" * 5_000 + b"\r\n"
     wire.feed(b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n" + chunk * 5)
@@ -67,7 +67,7 @@ def test_a_body_that_is_refused_while_it_comes_gives_its_bytes_back():
     assert wire.server.held_bytes == 0
 
 
-def test_chunks_of_few_bytes_are_put_together_as_they_come():
+def test_chunks_of_few_bytes_are_joined_as_they_arrive():
     wire = Wire()
     head = b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
     wire.feed(head + b"".join(b"2\r\n%02d\r\n" % (i % 100) for i in range(20_000)))

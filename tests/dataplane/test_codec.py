@@ -66,18 +66,18 @@ def test_flat_and_nested_data_are_the_same_and_so_is_the_second_reading(rows):
         ({"shape": [0, 4]}, "wrong_shape", "'x': expected shape"),
         ({"shape": [float("nan"), 4]}, "wrong_shape", "'x': expected shape"),
         ({"shape": [float("inf"), 4]}, "wrong_shape", "'x': expected shape"),
-        ({"shape": [9, 4]}, "too_many_rows", "'x' carries 9 rows; one request may carry 8"),
+        ({"shape": [9, 4]}, "too_many_rows", "'x' has 9 rows; a request may have at most 8"),
         ({"data": [1, 2, 3]}, "wrong_data", "'x': expected 4 elements for shape [1, 4], got 3"),
         ({"data": [1, 2, 3, "4"]}, "wrong_data", "'x': element 3 is a string"),
         ({"data": [[1, 2, 3]]}, "wrong_shape", "'x': expected lists of 4 at depth 1"),
-        ({"data": None}, "wrong_data", "'x' has no list 'data'"),
+        ({"data": None}, "wrong_data", "'x' needs a list 'data'"),
         ({"parameters": {"region": "r"}}, "malformed_request", "'x': the only parameter is"),
         ({"parameters": {"shared_memory_region": "r"}}, "unsupported_parameter", "'x': 'shared"),
     ],
 )
 def test_an_input_that_does_not_fit_is_named(changes, code, message):
     reader = codec()
-    reader.read_infer(body([1, 2, 3, 4]))  # The shape is known from now on.
+    reader.read_infer(body([1, 2, 3, 4]))  # The shape is cached from now on.
     got = refusal(request(x(**changes)), reader)
     assert got[0] == code
     assert message in got[1]
@@ -106,12 +106,12 @@ def test_an_input_that_does_not_fit_is_named(changes, code, message):
         (request(x(), parameters={"sequence_id": 3}), "unsupported_parameter"),
     ],
 )  # fmt: skip
-def test_a_malformed_request_is_told_apart(data, code):
+def test_malformed_requests_are_distinguished(data, code):
     assert refusal(data)[0] == code
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_nan_and_infinity_are_read_as_triton_reads_them(value):
+def test_nan_and_infinity_are_read_as_in_triton(value):
     (tensor,) = codec().read_infer(body([1, 2, 3, value])).tensors
     assert tensor == struct.pack("<4f", 1, 2, 3, value)
 
@@ -127,7 +127,7 @@ def test_nan_and_infinity_are_read_as_triton_reads_them(value):
         b'{"inputs":[NaN],"id":"\xff"}',
     ],
 )
-def test_nan_in_a_document_that_is_no_json_either_way_is_refused(text):
+def test_nan_in_a_document_that_is_invalid_anyway_is_refused(text):
     assert refusal(text)[0] == "malformed_json"
 
 
@@ -173,16 +173,16 @@ def test_bfloat16_has_no_json_form_as_with_triton():
         {"outputs": [{"name": "z"}]},
     ],
 )
-def test_bfloat16_comes_and_goes_as_binary_data(extras):
+def test_bfloat16_is_received_and_sent_as_binary_data(extras):
     assert codec(HALF).read_infer(*half(**extras)).tensors == [b"\x80\x3f"]
 
 
-def test_binary_data_that_nobody_claims_is_refused():
+def test_binary_data_of_no_input_is_refused():
     data, length = binary(16, b"\0" * 20)
     assert refusal(data, header_length=length)[0] == "wrong_data"
 
 
-def test_true_is_no_number_even_where_the_shape_is_known():
+def test_true_is_not_a_number_even_for_a_known_shape():
     reader = codec()
     reader.read_infer(body([1, 2, 3, 4]))
     assert refusal(request(x(data=[1, 2, 3, True])), reader)[0] == "wrong_data"
@@ -207,7 +207,7 @@ def test_a_whole_number_may_be_a_unit():
     assert codec().read_infer(request(x(), parameters={"unit_id": 42})).unit == "42"
 
 
-def test_several_inputs_of_free_shapes_are_kept_apart_by_shape():
+def test_several_inputs_of_free_shapes_are_distinguished_by_shape():
     a = {"name": "a", "datatype": "INT32", "shape": [2, 3], "data": [[1, 2, 3], [4, 5, 6]]}
     b = {"name": "b", "datatype": "BYTES", "shape": [2, 1], "data": ["é", ""]}
     read = codec(TWO).read_infer(request(b, a))
@@ -221,7 +221,7 @@ def test_inputs_must_have_the_same_rows():
     b = {"name": "b", "datatype": "BYTES", "shape": [2, 1], "data": ["x", "y"]}
     code, message = refusal(request(a, b), codec(TWO))
     assert code == "wrong_shape"
-    assert "'b' carries 2 rows, the inputs before it 1" in message
+    assert "'b' has 2 rows, the inputs before it have 1" in message
 
 
 def test_a_missing_input_is_named():

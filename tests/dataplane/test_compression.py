@@ -42,7 +42,7 @@ BIG = b"0123456789abcdef" * (INLINE_BYTES_MAX // 8)
 
 
 async def ask(body, encoding, limits=None, headers=""):
-    """Return status and body of the answer to one packed request; the application echoes it."""
+    """Return status and body of the answer to one compressed request; the application echoes it."""
     wire = Wire(limits, answer=echo)
     wire.feed(request(body=body, headers=f"content-encoding: {encoding}\r\n{headers}"))
     async with asyncio.timeout(5):
@@ -54,7 +54,7 @@ async def ask(body, encoding, limits=None, headers=""):
 
 @pytest.mark.parametrize("encoding", PACKERS)
 @pytest.mark.parametrize("data", [b"", b"hello, hello", BIG[:INLINE_BYTES_MAX]])
-async def test_a_packed_body_arrives_as_it_was(encoding, data):
+async def test_a_compressed_body_is_restored(encoding, data):
     status, _, answer = await ask(PACKERS[encoding](data), encoding)
     assert (status, bytes.fromhex(json.loads(answer)[2])) == (200, data)
 
@@ -74,20 +74,20 @@ async def test_a_packed_body_arrives_as_it_was(encoding, data):
         (gzip.compress(bytes(1_001), mtime=0), "gzip", 413, "body_too_large"),
     ],
 )
-async def test_what_cannot_be_unpacked_is_refused(body, encoding, status, code):
+async def test_a_body_that_cannot_be_decompressed_is_refused(body, encoding, status, code):
     got, _, answer = await ask(body, encoding, Limits(body_bytes_max=max(1_000, len(body))))
     assert (got, json.loads(answer)["code"]) == (status, code)
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
-def test_what_is_more_than_the_event_loop_unpacks_stays_packed(encoding):
+def test_a_large_body_stays_compressed_in_the_event_loop(encoding):
     packed = PACKERS[encoding](BIG)
     body, coding = unpack(packed, encoding.encode(), 10_000_000)
     assert (body, coding) == (packed, encoding.encode())
     assert inflate(packed, coding, len(BIG)) == BIG
 
 
-def test_a_body_is_unpacked_piece_by_piece_up_to_its_bound():
+def test_a_body_is_decompressed_in_pieces_up_to_its_limit():
     bomb = gzip.compress(bytes(50_000_000))
     pieces = []
     with pytest.raises(Refusal) as caught:
@@ -97,13 +97,13 @@ def test_a_body_is_unpacked_piece_by_piece_up_to_its_bound():
     assert max(map(len, pieces)) <= 65_536
 
 
-def test_a_body_unpacks_to_a_multiple_of_its_bytes_and_no_more():
+def test_the_compression_ratio_is_limited():
     free = gzip.compress(bytes(RATIO_FREE_BYTES))
     assert len(inflate(free, b"gzip", 1 << 30)) == RATIO_FREE_BYTES
     with pytest.raises(Refusal) as caught:
         inflate(gzip.compress(bytes(RATIO_FREE_BYTES + 1)), b"gzip", 1 << 30)
     assert (caught.value.status, caught.value.code) == (400, "compression_ratio")
-    # Noise packs to itself: no bound but the first holds for it.
+    # Noise does not compress: only the first limit applies.
     noise = random.Random(1).randbytes(RATIO_FREE_BYTES // RATIO_MAX * 2)
     padded = noise + bytes(RATIO_FREE_BYTES)
     assert inflate(zlib.compress(padded), b"deflate", 1 << 30) == padded
@@ -116,7 +116,7 @@ def test_members_of_any_size_are_joined(size):
     assert inflate(packed, b"gzip", 1 << 30) == data * 2
 
 
-def test_a_refusal_of_a_piece_ends_the_unpacking():
+def test_a_refusal_of_a_piece_ends_the_decompression():
     def check(piece):
         raise Refusal(400, "no", "no")
 
@@ -126,7 +126,7 @@ def test_a_refusal_of_a_piece_ends_the_unpacking():
 
 @pytest.mark.parametrize("coding", ["gzip", "deflate"])
 @pytest.mark.parametrize("size", [100, 5_000, PACKED_INLINE_BYTES_MAX * 2])
-async def test_an_answer_is_packed_where_that_is_worth_it(coding, size):
+async def test_large_answers_are_compressed(coding, size):
     body = b"ab" * (size // 2)
     wire = Wire(answer=lambda exchange: exchange.respond(200, body))
     wire.feed(request(headers=f"accept-encoding: {coding}\r\n"))
@@ -140,14 +140,14 @@ async def test_an_answer_is_packed_where_that_is_worth_it(coding, size):
     assert (inflate(answer, coding.encode(), size) if packed else answer) == body
 
 
-def test_what_packing_does_not_make_smaller_goes_as_it_is():
+def test_an_answer_that_does_not_get_smaller_is_sent_uncompressed():
     noise = bytes((i * i * 31 + i // 7) % 251 ^ (i % 256) for i in range(64))
     wire = Wire(Limits(compress_bytes_min=1), answer=lambda e: e.respond(200, noise))
     wire.feed(request(headers="accept-encoding: gzip\r\n"))
     assert wire.transport.written.endswith(b"\r\n\r\n" + noise)
 
 
-def test_a_second_answer_is_ignored_while_the_first_is_packed():
+def test_a_second_answer_is_ignored_while_the_first_is_compressed():
     wire = Wire(Limits(compress_bytes_min=1))
     wire.feed(request(headers="accept-encoding: gzip\r\n"))
     wire.exchanges[0].respond(200, b"a" * 100)
@@ -170,12 +170,12 @@ def test_a_second_answer_is_ignored_while_the_first_is_packed():
         (b"gzip;q=x", None),
     ],
 )
-def test_the_coding_is_the_one_that_the_client_likes_best(header, coding):
+def test_the_coding_is_the_clients_preferred_one(header, coding):
     assert accepted(header) == coding
 
 
 @given(data=st.binary(max_size=300), noise=st.binary(max_size=4), at=st.integers(0, 300))
-def test_damaged_bodies_are_refused_or_whole(data, noise, at):
+def test_damaged_bodies_are_refused_or_complete(data, noise, at):
     for coding in (b"gzip", b"deflate"):
         packed = deflate(data, coding)
         damaged = packed[:at] + noise + packed[at + len(noise) :]

@@ -42,7 +42,7 @@ def test_every_optional_setting_takes_effect(name):
     assert getattr(holder, name) == 7
 
 
-def test_grpc_is_off_unless_it_is_told_where_to_listen():
+def test_grpc_is_off_without_an_address():
     assert load(BASE).grpc_bind is None
     assert load({**BASE, "INTERLOCK_GRPC_BIND": "[::1]:8091"}).grpc_bind == ("::1", 8091)
     with pytest.raises(ConfigError, match="INTERLOCK_GRPC_BIND"):
@@ -97,7 +97,7 @@ def test_every_setting_of_the_group_takes_effect(name, value, expected):
     assert getattr(config.group, name) == expected
 
 
-def test_a_policy_that_is_none_is_named():
+def test_an_unknown_policy_is_named():
     with pytest.raises(ConfigError, match="INTERLOCK_STALENESS"):
         load({**BASE, "INTERLOCK_STALENESS": "maybe"})
 

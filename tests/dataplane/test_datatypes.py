@@ -26,7 +26,7 @@ def read_back(datatype, data, rows=1):
 
 @pytest.mark.parametrize("datatype", NUMERIC, ids=lambda d: d.name)
 @given(data=st.data())
-def test_numbers_come_back_as_they_were(datatype, data):
+def test_numbers_round_trip(datatype, data):
     values = data.draw(st.lists(values_of(datatype), min_size=1, max_size=8))
     packed = pack("x", datatype, values, booleans=False)
     assert packed == np.array(values, datatype.dtype).tobytes()
@@ -35,13 +35,13 @@ def test_numbers_come_back_as_they_were(datatype, data):
 
 
 @given(st.lists(st.text(max_size=9), min_size=1, max_size=6))
-def test_strings_come_back_as_they_were(values):
+def test_strings_round_trip(values):
     packed = pack("x", DATATYPES["BYTES"], values, booleans=False)
     assert read_back(DATATYPES["BYTES"], packed) == values
     assert b"".join(split_strings(packed)) == packed
 
 
-def test_booleans_come_back_as_they_were():
+def test_booleans_round_trip():
     packed = pack("x", DATATYPES["BOOL"], [True, False], booleans=True)
     assert packed == b"\x01\x00"
     assert read_back(DATATYPES["BOOL"], packed) == [True, False]
@@ -85,18 +85,18 @@ def test_a_wrong_element_is_named(name, values, problem):
     assert problem in caught.value.message
 
 
-def test_what_is_no_number_is_written_as_triton_writes_it():
+def test_non_finite_numbers_are_written_as_in_triton():
     data = struct.pack("<6f", 0.1, float("nan"), float("inf"), 1.0, float("-inf"), 2.5)
     rows = rows_json("y", DATATYPES["FP32"], data, 3)
     assert rows == [b"0.1,NaN", b"Infinity,1.0", b"-Infinity,2.5"]
 
 
-def test_an_output_that_is_no_text_is_refused():
+def test_an_output_that_is_not_text_is_refused():
     with pytest.raises(NotJson, match="not UTF-8"):
         rows_json("y", DATATYPES["BYTES"], b"\x01\x00\x00\x00\xff", 1)
 
 
-def test_rows_are_encoded_apart():
+def test_rows_are_encoded_separately():
     data = struct.pack("<4q", 1, 2, 3, 4)
     assert rows_json("y", DATATYPES["INT64"], data, 2) == [b"1,2", b"3,4"]
 

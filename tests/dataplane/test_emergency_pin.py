@@ -1,4 +1,4 @@
-"""The emergency pin: on one process, over all workers, and over a restart."""
+"""The emergency pin: in one process, in all workers, and across a restart."""
 
 import httpx
 import pytest
@@ -11,7 +11,7 @@ async def variants(group, count=12):
     return {(await group.predict(str(n))).headers["x-interlock-variant"] for n in range(count)}
 
 
-async def test_a_pin_holds_in_every_worker_at_once_and_over_a_restart(valkey, tmp_path):
+async def test_a_pin_takes_effect_in_every_worker_and_survives_a_restart(valkey, tmp_path):
     async with a_group(valkey, tmp_path) as group:
         assert await variants(group) == {"canary"}
         group.control.data = b"{"
@@ -40,8 +40,8 @@ async def test_a_star_pins_every_model(valkey, tmp_path):
 
 async def test_only_the_operator_may_pin(valkey, tmp_path):
     async with a_group(valkey, tmp_path, workers=1) as group:
-        async with httpx.AsyncClient(base_url=group.url) as stranger:
-            refused = await stranger.get("/operator/pin")
+        async with httpx.AsyncClient(base_url=group.url) as unauthenticated:
+            refused = await unauthenticated.get("/operator/pin")
         assert (refused.status_code, refused.json()["code"]) == (401, "operator_token_wrong")
         unknown = await group.post("/operator/pin", {"model": "invented"})
         assert (unknown.status_code, unknown.json()["code"]) == (404, "model_not_found")
@@ -57,12 +57,12 @@ def test_pins_outlive_the_process(tmp_path):
 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b'["a"'])
-def test_a_file_that_cannot_be_read_pins_everything(tmp_path, data):
+def test_an_unreadable_file_pins_all_models(tmp_path, data):
     (tmp_path / "pins.json").write_bytes(data)
     assert PinFile(tmp_path / "pins.json").load() == {"*"}
 
 
-def test_a_disk_that_takes_nothing_is_said(tmp_path):
+def test_a_pin_that_cannot_be_stored_is_reported(tmp_path):
     assert not PinFile(tmp_path / "nowhere" / "pins.json").store(frozenset("a"))
 
 
@@ -76,7 +76,7 @@ def test_a_disk_that_takes_nothing_is_said(tmp_path):
         ("ab*", "*", False, ""),
     ],
 )
-def test_what_a_change_leads_to(before, model, pin, after):
+def test_the_result_of_a_change(before, model, pin, after):
     assert changed(frozenset(before), model, pin=pin) == frozenset(after)
 
 

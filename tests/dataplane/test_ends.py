@@ -30,7 +30,7 @@ HEADERS = [
 
 
 class Script:
-    """Clients, a model server and an operator who do whatever comes to their minds."""
+    """Clients, a model server and an operator that act at random."""
 
     def __init__(self, seed, cached):
         self.random = Random(seed)
@@ -91,7 +91,7 @@ class Script:
         self.drain()
 
     async def settle(self):
-        """End what is under way, as a model server does in time and a stop does at last."""
+        """End everything in progress, as a model server eventually does and a stop at last."""
         for _ in range(20):
             while self.finished < len(self.plane.triton.calls):
                 self.finish()
@@ -112,7 +112,7 @@ async def scripted(seed, cached):
 
 @pytest.mark.parametrize("cached", [False, True])
 @pytest.mark.parametrize("seed", range(8))
-async def test_what_was_assigned_is_the_sum_of_the_ends(seed, cached):
+async def test_the_assigned_requests_are_the_sum_of_the_ends(seed, cached):
     script = await scripted(seed, cached)
     sums = defaultdict(lambda: [0, 0])
     for window in script.windows:
@@ -124,7 +124,7 @@ async def test_what_was_assigned_is_the_sum_of_the_ends(seed, cached):
 
 
 @pytest.mark.parametrize("seed", range(8, 12))
-async def test_ends_are_what_clients_got_and_windows_what_their_clusters_hold(seed):
+async def test_ends_match_the_answers_and_windows_the_sums_of_their_clusters(seed):
     script = await scripted(seed, cached=True)
     ends = Counter()
     for window in script.windows:
@@ -135,12 +135,12 @@ async def test_ends_are_what_clients_got_and_windows_what_their_clusters_hold(se
     hits = sum(b"x-interlock-cache: l1" in answer for answer in well)
     assert hits == ends["cached"]
     rescued = sum(b"x-interlock-fallback: " in answer for answer in well)
-    # A half-closed client gets its answer though it counts as gone.
+    # A half-closed client gets its answer although it counts as abandoned.
     assert 0 <= len(well) - hits - rescued - ends["answered"] <= ends["abandoned"]
     assert rescued <= ends["fell_back"] + ends["bypassed"] + ends["shed"] + ends["abandoned"]
 
 
-async def test_the_scripts_know_every_end():
+async def test_the_scripts_reach_every_end():
     ends = Counter()
     for seed in range(5):
         script = await scripted(seed, cached=seed == 0)

@@ -27,12 +27,12 @@ KEY = "x-api-key: k\r\n"
 TENANTS = {
     "t": Tenant(keys=(hashlib.sha256(b"k").hexdigest(),), requests_per_s=300, concurrency_max=4)
 }
-# Their sum is beyond the model's floats: no JSON says it.
+# Their sum overflows the model's floats, and has no JSON form.
 INFINITE = [3e38] * 4
 
 
 class Context:
-    """What a call over gRPC knows of itself."""
+    """The context of a call over gRPC."""
 
     def __init__(self, metadata, remaining_s):
         self.metadata, self.remaining_s = metadata, remaining_s
@@ -54,7 +54,7 @@ class Context:
 
 
 class Hostile(Script):
-    """Clients of every kind, who leave at any time, and an operator who touches everything."""
+    """Clients of every kind that leave at any time, and an operator that uses everything."""
 
     def __init__(self, seed, cached):
         self.calls = []
@@ -62,7 +62,7 @@ class Hostile(Script):
         super().__init__(seed, cached)
         serving = self.plane.serving
         predictor = Predictor(serving, self.plane.telemetry)
-        # What a call needs of the service, without a server.
+        # The parts of the service that a call needs, without a server.
         self.grpc = SimpleNamespace(_predictor=predictor, _serving=serving)
         admit = serving.admission.admit
 
@@ -103,7 +103,7 @@ class Hostile(Script):
         return self.random.choice(["", *[f"x-unit-id: u{n}\r\n" for n in range(8)]])
 
     def pipeline(self):
-        """Several requests in one piece, or behind those that are under way."""
+        """Send several requests in one piece, or after those in progress."""
         wires = [each for each in self.wires[-6:] if not each.transport.closed]
         wire = self.random.choice([*wires, Wire(answer=self.plane.application)])
         if wire.connection.transport is not None:
@@ -132,7 +132,7 @@ class Hostile(Script):
         if self.calls and random.random() < 0.3:
             random.choice(self.calls[-6:]).cancel()
         elif self.wires and random.random() < 0.2:
-            # A stop: each connection closes with its next answer.
+            # A stop: each connection closes after its next answer.
             random.choice(self.wires[-12:]).server.stop()
         else:
             super().hang_up()
@@ -141,7 +141,7 @@ class Hostile(Script):
                 wire.connection.connection_lost(None)
 
     async def settle(self):
-        """End in peace, or stop with all that is under way: the last window is drained then."""
+        """End gracefully, or stop with requests in progress: then the last window is drained."""
         if self.random.random() < 0.5:
             await super().settle()
         for wire in self.wires:
@@ -157,7 +157,7 @@ class Hostile(Script):
 
 
 async def settled(script):
-    """Let the versions answer what nobody waits for any more."""
+    """Let the versions answer requests whose clients have left."""
     for _ in range(20):
         while script.finished < len(script.plane.triton.calls):
             script.finish()
@@ -166,7 +166,7 @@ async def settled(script):
 
 @pytest.mark.parametrize("cached", [False, True])
 @pytest.mark.parametrize("seed", range(8))
-async def test_each_request_that_was_let_in_ends_once_and_leaves_nothing_behind(seed, cached):
+async def test_each_admitted_request_ends_once_and_leaves_nothing_behind(seed, cached):
     script = Hostile(seed, cached)
     await script.run()
     ended = [window.ends.total for window in script.windows]
@@ -199,10 +199,10 @@ async def test_a_stop_that_closes_before_pipelined_requests_ends_them():
     assert plane.windows()["canary"].ends == Ends(answered=1, abandoned=2)
 
 
-async def test_a_client_that_left_while_its_body_was_unpacked_asks_nobody():
+async def test_a_client_that_left_during_decompression_calls_no_version():
     plane = Plane(None)
     wire = Wire(answer=plane.application)
-    # Larger than the loop unpacks by itself.
+    # Larger than the event loop decompresses itself.
     payload = body(ROW) + b" " * 200_000
     wire.feed(request(INFER, gzip.compress(payload), "content-encoding: gzip\r\n"))
     wire.connection.connection_lost(None)
@@ -216,7 +216,7 @@ async def test_a_client_that_left_while_its_body_was_unpacked_asks_nobody():
     ("stable", "end"),
     [(REFUSED, "refused"), (BOOM, "failed"), (TritonError(Fault.DEAD, "x"), "failed")],
 )
-async def test_what_the_canary_refuses_and_stable_fails_stays_unanswered(stable, end):
+async def test_a_request_that_the_canary_refuses_and_stable_fails_stays_unanswered(stable, end):
     plane = Plane(by_version(v2=REFUSED, v1=stable), split=canary(10_000))
     await plane.ask(headers="x-unit-id: u1\r\n")
     window = plane.windows()["canary"]
@@ -232,7 +232,7 @@ async def test_an_exposure_that_cannot_be_reported_ends_its_request():
     assert plane.windows()["canary"].ends == Ends(failed=1)
 
 
-async def test_a_half_open_breakers_trial_is_given_back_however_it_ends():
+async def test_the_trial_of_a_half_open_breaker_is_released_however_it_ends():
     for end in ("hang-up", "expire", "refuse"):
         plane = Plane(None, timeout_ms=100)
         await plane_with_open_breaker(plane)
@@ -250,7 +250,7 @@ async def test_a_half_open_breakers_trial_is_given_back_however_it_ends():
 
 
 async def plane_with_open_breaker(plane):
-    """Fail until the breaker opens, and wait until it lets one request try."""
+    """Fail until the breaker opens, and wait until it is half-open."""
     for number in range(3):
         wire = Wire(answer=plane.application)
         wire.feed(request(INFER, body(ROW)))
@@ -260,7 +260,7 @@ async def plane_with_open_breaker(plane):
     await asyncio.sleep(0.06)
 
 
-async def test_an_answer_with_nan_goes_to_stable_and_its_id_names_stable():
+async def test_an_answer_with_nan_falls_back_and_its_id_names_stable():
     plane = Plane(sums_reply, split=canary(10_000, exposures=True))
     plane.serving.apply(table(model(split=canary(10_000, exposures=True)), 2))
     infinite = json.dumps({"model": "sums", "data": [INFINITE]}).encode()
@@ -274,7 +274,7 @@ async def test_an_answer_with_nan_goes_to_stable_and_its_id_names_stable():
 
 
 @pytest.mark.parametrize("way", ["deadline", "cancel", "stop"])
-async def test_a_call_over_grpc_that_its_client_or_a_stop_ends_has_one_end(way):
+async def test_a_grpc_call_ended_by_its_client_or_a_stop_has_one_end(way):
     async with over_grpc.a_world(None, split=canary(10_000)) as world:
         given_s = 0.05 if way == "deadline" else 5.0
         call = asyncio.ensure_future(over_grpc.call(world, timeout_s=given_s))
@@ -291,7 +291,7 @@ async def test_a_call_over_grpc_that_its_client_or_a_stop_ends_has_one_end(way):
             return sum(window.ends.total for window in windows) == 1
 
         await until(has_ended, 1.0)
-        # However late the version answers then, nothing more is counted.
+        # A later answer of the version is not counted.
         world.triton.finish(0)
         assert has_ended()
         assert sum(window.assigned_requests for window in windows) == 1

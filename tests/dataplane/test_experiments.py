@@ -1,4 +1,4 @@
-"""Who takes part in an experiment, and what is told of them, from bytes in to messages out."""
+"""Which requests take part in an experiment, and which messages about them are sent."""
 
 import asyncio
 
@@ -10,7 +10,7 @@ from contract.routing import Batching, ExperimentSplit
 from dataplane.router import Router
 from dataplane.telemetry import MEASURED_MAX, Telemetry
 from dataplane.triton import Fault, TritonError
-from dataplane.unit_sketch import Crowd, Crowds
+from dataplane.unit_sketch import Sketch, Sketches
 from tests.dataplane.test_predict import BOOM, INFER, REFUSED, ROW, Plane, by_version
 from tests.dataplane.wire import Wire, request
 from tests.dataplane.worlds import EXPERIMENT, body, model, stopped_clock
@@ -39,7 +39,7 @@ async def exposed(plane: Plane):
         ("", False),
     ],
 )
-async def test_only_requests_with_a_wanted_header_take_part(headers, takes_part):
+async def test_only_requests_with_a_targeted_header_take_part(headers, takes_part):
     plane = Plane(split=split(headers={"x-country": ("ch", "li")}))
 
     await plane.ask(headers=unit("u1", headers))
@@ -47,7 +47,7 @@ async def test_only_requests_with_a_wanted_header_take_part(headers, takes_part)
     assert bool(await exposed(plane)) is takes_part
 
 
-async def test_who_is_not_meant_gets_stable_outside_the_split():
+async def test_untargeted_requests_get_stable_outside_the_split():
     plane = Plane(split=split(headers={"x-country": ("ch",)}, coverage_bp=10_000))
 
     await plane.ask(headers=unit("u1"))
@@ -57,28 +57,28 @@ async def test_who_is_not_meant_gets_stable_outside_the_split():
     }
 
 
-def test_only_wanted_tenants_take_part():
+def test_only_targeted_tenants_take_part():
     router = Router("sums", model(split=split(tenants=("shop", "app"))), 1)
 
     assert router.targeted
-    assert router.means("shop", {})
-    assert not router.means("", {})
-    assert not router.means("other", {})
+    assert router.targets("shop", {})
+    assert not router.targets("", {})
+    assert not router.targets("other", {})
 
 
 def test_all_conditions_must_hold():
     router = Router("sums", model(split=split(tenants=("shop",), headers={"a": ("1",)})), 1)
 
-    assert router.means("shop", {b"a": b"1"})
-    assert not router.means("shop", {b"a": b"2"})
-    assert not router.means("app", {b"a": b"1"})
+    assert router.targets("shop", {b"a": b"1"})
+    assert not router.targets("shop", {b"a": b"2"})
+    assert not router.targets("app", {b"a": b"1"})
 
 
-def test_without_conditions_nobody_is_asked_for_any():
+def test_without_conditions_every_request_takes_part():
     assert not Router("sums", model(split=EXPERIMENT), 1).targeted
 
 
-def test_those_held_out_are_the_same_in_every_experiment_and_get_stable():
+def test_held_out_units_are_the_same_in_every_experiment_and_get_stable():
     held = {"holdout_salt": "holdout:sums", "holdout_bp": 2_000}
     first = Router("sums", model(split=split(**held)), 1)
     other = Router("sums", model(split=split(id="e2", variant_salt="else", **held)), 2)
@@ -92,7 +92,7 @@ def test_those_held_out_are_the_same_in_every_experiment_and_get_stable():
     assert 0.17 < share < 0.23
 
 
-async def test_those_held_out_are_exposed_as_such():
+async def test_held_out_units_are_exposed_as_such():
     plane = Plane(split=split(holdout_salt="h", holdout_bp=10_000))
 
     await plane.ask(headers=unit("u1"))
@@ -101,7 +101,7 @@ async def test_those_held_out_are_exposed_as_such():
     assert (exposure.variant, exposure.version) == ("holdout", "1")
 
 
-async def test_an_exposure_carries_the_headers_that_results_are_broken_down_by():
+async def test_an_exposure_carries_the_dimension_headers():
     plane = Plane(split=split(dimensions=("x-country", "x-plan")))
 
     await plane.ask(headers=unit("u1", f"x-country: {'c' * 150}\r\nx-secret: no\r\n"))
@@ -110,7 +110,7 @@ async def test_an_exposure_carries_the_headers_that_results_are_broken_down_by()
     assert exposure.attributes == {"x-country": "c" * 100}
 
 
-async def test_units_are_measured_where_the_split_says_so():
+async def test_units_are_measured_if_the_split_is_measured():
     plane = Plane(split=split(measured=True))
 
     for _ in range(3):
@@ -137,7 +137,7 @@ async def test_a_request_that_fell_back_is_an_error_of_its_variant():
     assert measured["treatment"] > 0
 
 
-async def test_a_unit_is_exposed_when_it_is_assigned_whatever_becomes_of_its_request():
+async def test_a_unit_is_exposed_when_assigned_however_its_request_ends():
     plane = Plane(None, split=split(measured=True))
     wire = Wire(answer=plane.application)
     wire.feed(request(INFER, body(ROW), unit("u1")))
@@ -163,13 +163,13 @@ async def test_a_request_that_its_version_left_unanswered_is_an_error_of_its_var
     assert len(await exposed(plane)) == 1
 
 
-async def test_a_request_that_no_version_accepts_is_nobodys_error():
+async def test_a_request_that_no_version_accepts_is_not_an_error():
     plane = Plane(by_version(v1=REFUSED, v2=REFUSED), split=split(measured=True))
     assert (await plane.ask(headers=unit("u1"))).status == 400
     assert plane.telemetry.drain_measured() == []
 
 
-async def test_nothing_is_measured_where_nobody_asks():
+async def test_nothing_is_measured_without_requests():
     plane = Plane(split=EXPERIMENT)
 
     await plane.ask(headers=unit("u1"))
@@ -177,7 +177,7 @@ async def test_nothing_is_measured_where_nobody_asks():
     assert plane.telemetry.drain_measured() == []
 
 
-def test_what_is_measured_is_bounded_and_what_is_dropped_is_counted():
+def test_measurements_are_limited_and_dropped_ones_are_counted():
     telemetry = Telemetry(stopped_clock())
     for i in range(MEASURED_MAX + 2):
         telemetry.measure(("e", f"u{i}", "a"), 0, 0, 1)
@@ -186,33 +186,33 @@ def test_what_is_measured_is_bounded_and_what_is_dropped_is_counted():
     assert telemetry.dropped["measurements"] == 2
 
 
-def test_a_crowd_keeps_the_smallest_hashes_each_once():
-    crowd = Crowd()
+def test_a_sketch_keeps_the_smallest_distinct_hashes():
+    sketch = Sketch()
     for _ in range(2):
         for i in range(5_000):
-            crowd.saw(f"u{i}")
+            sketch.add(f"u{i}")
 
-    smallest = crowd.take()
+    smallest = sketch.take()
     assert len(smallest) == SKETCH_K
     assert list(smallest) == sorted(set(smallest))
     assert (SKETCH_K - 1) * 2**64 / smallest[-1] == pytest.approx(5_000, rel=0.15)
 
 
-def test_crowds_are_told_once_a_minute_and_when_the_hour_is_over():
+def test_sketches_are_reported_once_a_minute_and_after_each_hour():
     now = [3_600.0 * 100]
-    crowds = Crowds(lambda: now[0])
-    crowds.of("sums").saw("u1")
-    assert crowds.drain() == []
+    sketches = Sketches(lambda: now[0])
+    sketches.of("sums").add("u1")
+    assert sketches.drain() == []
 
     now[0] += 61
-    (first,) = crowds.drain()
+    (first,) = sketches.drain()
     assert (first.model, first.hour, len(first.smallest)) == ("sums", 100, 1)
-    assert crowds.drain() == []
+    assert sketches.drain() == []
 
-    crowds.of("sums").saw("u2")
+    sketches.of("sums").add("u2")
     now[0] += 3_600
-    (last,) = crowds.drain()
+    (last,) = sketches.drain()
     assert (last.hour, len(last.smallest)) == (100, 2)
-    crowds.of("sums").saw("u1")
-    (new,) = crowds.drain(is_last=True)
+    sketches.of("sums").add("u1")
+    (new,) = sketches.drain(is_last=True)
     assert (new.hour, len(new.smallest)) == (101, 1)

@@ -1,4 +1,4 @@
-"""Who goes next, and the bound that keeps the lowest class from starving."""
+"""The order of the fair queue, and the bound that keeps the lowest class from starving."""
 
 import random
 
@@ -26,8 +26,8 @@ def test_a_line_is_due_when_it_is_full_or_waited_long_enough():
     queue = FairQueue(4, DELAY_S)
     put(queue, at=1.0)
     put(queue, key="other", at=1.003)
-    assert (queue.due_lines, queue.ripen(1.0)) == (0, pytest.approx(DELAY_S))
-    assert queue.ripen(1.005) == pytest.approx(0.003)
+    assert (queue.due_lines, queue.mark_due(1.0)) == (0, pytest.approx(DELAY_S))
+    assert queue.mark_due(1.005) == pytest.approx(0.003)
     assert queue.due_lines == 1
     for _ in range(3):
         put(queue, key="other", at=1.006)
@@ -40,11 +40,11 @@ def test_a_batch_takes_what_fits_of_one_line_in_order():
     put(queue, key="other", at=1.0)
     first = queue.take(1.001)
     assert (first.jobs, first.rows) == (jobs[:2], 3)
-    queue.ripen(2.0)
+    queue.mark_due(2.0)
     assert queue.take(2.0).jobs == jobs[2:]
 
 
-def test_the_late_are_handed_over_and_take_no_place():
+def test_late_jobs_are_returned_and_not_sent():
     queue = FairQueue(2, DELAY_S)
     late = put(queue, deadline=1.0)
     for priority in (NORMAL, LOW):
@@ -65,7 +65,7 @@ def test_a_busy_version_is_shared_by_weight():
         assert share == pytest.approx(WEIGHTS[priority] / sum(WEIGHTS), abs=0.005)
 
 
-def test_a_low_request_goes_after_at_most_twenty_rows_of_others_for_each_of_its_own():
+def test_a_low_request_waits_for_at_most_twenty_rows_per_own_row():
     queue = FairQueue(32, DELAY_S)
     for _ in range(600):
         for priority in CLASSES:
@@ -79,7 +79,7 @@ def test_a_low_request_goes_after_at_most_twenty_rows_of_others_for_each_of_its_
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_the_bound_holds_over_keys_and_sizes(seed):
+def test_the_bound_holds_for_all_keys_and_sizes(seed):
     rng = random.Random(seed)
     queue = FairQueue(8, DELAY_S)
 
@@ -91,7 +91,7 @@ def test_the_bound_holds_over_keys_and_sizes(seed):
             fill(priority)
     others, most = 0, 0
     for _ in range(1_000):
-        queue.ripen(10.0)
+        queue.mark_due(10.0)
         batch = queue.take(10.0)
         for job in batch.jobs:
             others = 0 if job.priority == LOW else others + job.request.rows
@@ -100,7 +100,7 @@ def test_the_bound_holds_over_keys_and_sizes(seed):
     assert most <= 20 * 8 + 2 * 8
 
 
-def test_rest_earns_nothing_and_costs_nothing():
+def test_resting_has_no_benefit_and_no_cost():
     queue = FairQueue(4, DELAY_S)
     for _ in range(400):
         put(queue, HIGH)
@@ -121,20 +121,20 @@ def test_keys_of_a_class_take_turns():
     assert [queue.take(0.0).jobs[0].request.key for _ in range(4)] == ["a", "b", "a", "a"]
 
 
-def test_nothing_is_left_of_keys_that_are_done_with():
+def test_finished_keys_leave_nothing_behind():
     queue = FairQueue(2, DELAY_S)
     for i in range(100):
         put(queue, key=i)
-        queue.hasten()
+        queue.mark_oldest_due()
         queue.take(0.0)
     assert len(queue._lines) == 0
     assert len(queue._spare) <= 4
 
 
-def test_what_is_dropped_is_charged_to_nobody_and_leaves_nothing_behind():
+def test_a_dropped_job_is_not_charged_and_leaves_nothing_behind():
     queue = FairQueue(4, DELAY_S)
     first, other = put(queue, HIGH), put(queue, LOW)
-    queue.hasten()
+    queue.mark_oldest_due()
     assert queue.head() is first
     assert queue.drop(0.0) is first
     assert (queue.head(), queue.rows, queue.due_lines) == (other, 1, 1)
@@ -146,6 +146,6 @@ def test_what_is_dropped_is_charged_to_nobody_and_leaves_nothing_behind():
 def test_a_batch_may_be_smaller_than_a_full_one():
     queue = FairQueue(4, DELAY_S)
     jobs = [put(queue) for _ in range(3)]
-    queue.hasten()
+    queue.mark_oldest_due()
     assert queue.take(0.0, 2).jobs == jobs[:2]
     assert queue.rows == 1

@@ -28,9 +28,9 @@ def typed(datatype, values):
     return messages.InferTensorContents(**{_CONTENTS[datatype]: values})
 
 
-def refusal(reader, asked):
+def refusal(reader, payload):
     with pytest.raises(Refusal) as caught:
-        read_message(reader, asked)
+        read_message(reader, payload)
     assert caught.value.status == 400
     return caught.value.code, caught.value.message
 
@@ -39,28 +39,31 @@ def refusal(reader, asked):
 def test_typed_contents_are_the_same_tensor_as_raw_ones(datatype):
     raw = np.array([1, 0], DATATYPES[datatype].dtype).tobytes()
     values = [True, False] if datatype == "BOOL" else [1, 0]
-    for asked in (message(datatype, [raw]), message(datatype, contents=typed(datatype, values))):
-        assert read_message(codec(datatype), asked).tensors == [raw]
+    for payload in (
+        message(datatype, [raw]),
+        message(datatype, contents=typed(datatype, values)),
+    ):
+        assert read_message(codec(datatype), payload).tensors == [raw]
 
 
 def test_strings_may_be_any_bytes():
     raw = b"\x01\0\0\0\xff\0\0\0\0"
-    for asked in (
+    for payload in (
         message("BYTES", [raw]),
         message("BYTES", contents=typed("BYTES", [b"\xff", b""])),
     ):
-        assert read_message(codec("BYTES"), asked).tensors == [raw]
+        assert read_message(codec("BYTES"), payload).tensors == [raw]
 
 
 @pytest.mark.parametrize("datatype", RAW_ONLY)
-def test_half_precision_travels_raw_only(datatype):
+def test_half_precision_is_raw_only(datatype):
     assert read_message(codec(datatype), message(datatype, [b"abcd"])).tensors == [b"abcd"]
     contents = messages.InferTensorContents(fp32_contents=[1, 2])
     assert "send it raw" in refusal(codec(datatype), message(datatype, contents=contents))[1]
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "payload",
     [
         message("INT8", [b"a"]),
         message("INT8", [b"ab", b"cd"]),
@@ -71,31 +74,35 @@ def test_half_precision_travels_raw_only(datatype):
         message("INT8"),
     ],
 )
-def test_contents_that_do_not_fit_are_refused(asked):
-    assert refusal(codec("INT8"), asked)[0] == "wrong_data"
+def test_contents_that_do_not_fit_are_refused(payload):
+    assert refusal(codec("INT8"), payload)[0] == "wrong_data"
 
 
 def test_id_unit_parameters_and_outputs_are_read():
-    asked = message("INT8", [b"ab"], id="7")
-    asked.parameters["unit_id"].string_param = "u1"
-    asked.parameters["mode"].int64_param = 3
-    asked.outputs.add(name="y")
-    read = read_message(codec("INT8"), asked)
+    payload = message("INT8", [b"ab"], id="7")
+    payload.parameters["unit_id"].string_param = "u1"
+    payload.parameters["mode"].int64_param = 3
+    payload.outputs.add(name="y")
+    read = read_message(codec("INT8"), payload)
     assert (read.id, read.unit, read.parameters) == ("7", "u1", b'{"mode":3}')
     assert read.outputs == ((0, True),)
 
 
 @pytest.mark.parametrize("place", ["request", "input", "output"])
-def test_what_a_proxy_cannot_carry_is_refused(place):
-    asked = message("INT8", [b"ab"])
-    asked.outputs.add(name="y")
-    holder = {"request": asked, "input": asked.inputs[0], "output": asked.outputs[0]}[place]
+def test_parameters_that_a_proxy_cannot_support_are_refused(place):
+    payload = message("INT8", [b"ab"])
+    payload.outputs.add(name="y")
+    holder = {
+        "request": payload,
+        "input": payload.inputs[0],
+        "output": payload.outputs[0],
+    }[place]
     name = "sequence_id" if place == "request" else "shared_memory_region"
     holder.parameters[name].string_param = "s"
-    assert refusal(codec("INT8"), asked)[0] == "unsupported_parameter"
+    assert refusal(codec("INT8"), payload)[0] == "unsupported_parameter"
 
 
 def test_a_parameter_without_a_value_is_refused():
-    asked = message("INT8", [b"ab"])
-    asked.parameters["mode"].SetInParent()
-    assert refusal(codec("INT8"), asked)[0] == "malformed_request"
+    payload = message("INT8", [b"ab"])
+    payload.parameters["mode"].SetInParent()
+    assert refusal(codec("INT8"), payload)[0] == "malformed_request"

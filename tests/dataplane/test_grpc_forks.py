@@ -1,4 +1,4 @@
-"""The process that reads large bodies starts anew, and no call over gRPC notices."""
+"""The process that reads large bodies is started again without breaking gRPC calls."""
 
 import asyncio
 import gzip
@@ -25,7 +25,7 @@ STARTS = 24
 
 async def call_for_ever(port, answers):
     options = [("grpc.use_local_subchannel_pool", 1)]
-    # So large that it is always on its way; it does not fit the model, and is refused.
+    # Large enough to be always in transit; it does not fit the model, and is refused.
     request = message(raw_input_contents=[bytes(4_000_000)]).SerializeToString()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options) as channel:
         method = channel.unary_unary(f"{SERVICE}ModelInfer")
@@ -47,7 +47,7 @@ async def test_no_connection_breaks_when_a_process_is_started(ground):
     calls = [
         asyncio.create_task(call_for_ever(ground.grpc_port, answers)) for _ in range(CONNECTIONS)
     ]
-    # What unpacks to so much is read by that process.
+    # A body of this decompressed size is read by that process.
     packed = gzip.compress(body(ROW) + b" " * 20_000)
     headers = {"content-encoding": "gzip"}
     async with httpx.AsyncClient(base_url=ground.group.url, headers=headers, timeout=60) as client:

@@ -1,4 +1,4 @@
-"""The service on a real socket, asked by Triton's client and by bare calls; Triton is a fake."""
+"""The service on a real socket, called by Triton's client and directly; Triton is a fake."""
 
 import asyncio
 import hashlib
@@ -40,7 +40,7 @@ OPERATOR = {"authorization": "Bearer pager"}
 
 
 class World:
-    """A service, its port, and what stands behind it."""
+    """A service, its port, and its parts."""
 
     def __init__(self, answer=sums_reply, limits=None, **changes):
         self.triton = HeldTriton(answer)
@@ -87,14 +87,14 @@ async def test_the_client_of_triton_gets_its_answer():
     async with a_world() as world, InferenceServerClient(world.address) as client:
         tensor = triton.InferInput("x", [2, 4], "FP32")
         tensor.set_data_from_numpy(np.arange(8, dtype=np.float32).reshape(2, 4))
-        wanted = [triton.InferRequestedOutput("label"), triton.InferRequestedOutput("sum")]
-        answer = await client.infer("sums", [tensor], outputs=wanted, request_id="7")
+        outputs = [triton.InferRequestedOutput("label"), triton.InferRequestedOutput("sum")]
+        answer = await client.infer("sums", [tensor], outputs=outputs, request_id="7")
     assert answer.as_numpy("sum").tolist() == [[6], [22]]
     assert [output.name for output in answer.get_response().outputs] == ["label", "sum"]
     assert (answer.get_response().id, answer.get_response().model_version) == ("7", "1")
 
 
-async def test_an_answer_and_a_failure_say_where_they_come_from():
+async def test_answers_and_failures_carry_their_provenance():
     boom = Reply(500, None, b'{"error":"boom"}')
     for reply, code in ((sums_reply, "OK"), (lambda _: boom, "INTERNAL")):
         async with a_world(reply) as world:
@@ -149,7 +149,7 @@ async def test_the_unit_comes_from_metadata_and_a_version_bypasses_the_split():
     }
 
 
-async def test_a_key_is_asked_for_where_the_table_says_so():
+async def test_a_key_is_required_if_the_table_requires_one():
     digest = hashlib.sha256(b"secret").hexdigest()
     async with a_world() as world:
         served = table(model(), 4)
@@ -170,7 +170,7 @@ async def test_a_key_is_asked_for_where_the_table_says_so():
     assert codes == ["UNAUTHENTICATED", "OK", "OK"]
 
 
-async def test_a_call_that_cannot_be_handled_gives_its_place_back(monkeypatch):
+async def test_a_call_that_cannot_be_handled_releases_its_slot(monkeypatch):
     digest = hashlib.sha256(b"secret").hexdigest()
     async with a_world() as world:
         tenants = {"t": Tenant(keys=(digest,), concurrency_max=1)}
@@ -205,7 +205,7 @@ async def test_cached_answers_are_equal_to_the_last_bit_and_have_their_own_id_an
     assert [[output.name for output in answer.outputs] for _, answer, _ in only] == [["label"]] * 2
 
 
-async def test_calls_that_ask_the_same_wait_for_the_first_though_it_hangs_up():
+async def test_identical_calls_wait_for_the_first_even_if_it_hangs_up():
     async with a_world(None) as world:
         with_cache(world)
         first = asyncio.create_task(call(world))
@@ -222,13 +222,13 @@ async def test_calls_that_ask_the_same_wait_for_the_first_though_it_hangs_up():
     assert len(world.triton.calls) == 1
 
 
-async def test_the_deadline_of_the_call_goes_on_to_triton():
+async def test_the_deadline_of_the_call_is_passed_on_to_triton():
     async with a_world() as world:
         await call(world, timeout_s=0.5)
     assert world.triton.timeouts[0] < 0.51
 
 
-async def test_a_client_that_hangs_up_harms_nobody():
+async def test_a_client_that_hangs_up_affects_no_other():
     async with a_world(None) as world:
         hung = asyncio.create_task(call(world))
         await until(lambda: world.triton.calls)
@@ -239,13 +239,13 @@ async def test_a_client_that_hangs_up_harms_nobody():
         assert (await call(world))[0] == "OK"
 
 
-async def test_a_message_over_the_bound_is_refused_packed_or_not():
+async def test_a_message_over_the_limit_is_refused_compressed_or_not():
     async with a_world(limits=Limits(body_bytes_max=1_000)) as world:
         for packing in (grpc.Compression.NoCompression, grpc.Compression.Gzip):
             assert (await call(world, bytes(100_000), packing=packing))[0] == "RESOURCE_EXHAUSTED"
 
 
-async def test_health_metadata_and_what_is_not_here():
+async def test_health_metadata_and_unsupported_methods():
     async with a_world() as world, InferenceServerClient(world.address) as client:
         assert await client.is_server_live()
         assert await client.is_server_ready()
@@ -261,16 +261,16 @@ async def test_health_metadata_and_what_is_not_here():
 
 async def test_a_stop_lets_a_call_finish():
     async with a_world(None) as world:
-        asked = asyncio.create_task(call(world))
+        call_task = asyncio.create_task(call(world))
         await until(lambda: world.triton.calls)
         stopping = asyncio.create_task(world.service.stop(2))
         await asyncio.sleep(0.05)
         world.triton.finish(0)
-        assert (await asked)[0] == "OK"
+        assert (await call_task)[0] == "OK"
         await stopping
 
 
-async def test_a_call_whose_deadline_passes_while_the_version_works_has_one_end():
+async def test_a_call_whose_deadline_passes_in_the_version_has_one_end():
     async with a_world(None, split=canary(10_000)) as world:
         code, _, _ = await call(world, timeout_s=0.1)
         assert code == "DEADLINE_EXCEEDED"
@@ -281,7 +281,7 @@ async def test_a_call_whose_deadline_passes_while_the_version_works_has_one_end(
     assert window.ends.abandoned + window.ends.expired == 1
 
 
-async def test_calls_that_a_stop_cuts_have_their_end():
+async def test_calls_that_a_stop_aborts_have_their_end():
     async with a_world(None, split=canary(10_000)) as world:
         asking = asyncio.create_task(call(world))
         await until(lambda: len(world.triton.calls) == 1)

@@ -1,4 +1,4 @@
-"""Silence of a process that is stopped counts; silence of one that waits for a core does not."""
+"""Silence of a stopped process counts; silence of a process that waits for a core does not."""
 
 import os
 import signal
@@ -44,7 +44,7 @@ def test_a_stopped_process_is_silent():
         assert silence_of(pid) == pytest.approx(ELAPSED_S, rel=0.1)
 
 
-def test_a_process_that_computes_is_given_longer():
+def test_a_process_that_computes_gets_more_time():
     with processes(SPIN) as (pid,):
         assert silence_of(pid) < 0.6 * ELAPSED_S
 
@@ -61,7 +61,7 @@ def test_a_beat_ends_it():
     assert silence.seconds == 0.0
 
 
-def test_where_the_kernel_does_not_count_silence_is_borne_for_longer():
+def test_without_kernel_counters_silence_is_tolerated_for_longer():
     silence = Silence(2**22 + 1)
     silence.pass_time(7.0)
     assert silence.seconds == 1.0

@@ -24,7 +24,7 @@ async def test_no_exception_ends_the_loop(monkeypatch):
     assert beat.trouble is None
 
 
-async def test_the_same_trouble_is_logged_once(monkeypatch, caplog):
+async def test_the_same_failure_is_logged_once(monkeypatch, caplog):
     monkeypatch.setattr(heartbeat, "PAUSE_S", 0.0)
     beat = Heartbeat("t")
 
@@ -50,7 +50,7 @@ def test_its_age_grows_until_it_beats():
     assert beat.age_s == 0.0
 
 
-async def test_it_turns_before_its_time_when_it_is_woken():
+async def test_it_turns_early_when_it_is_woken():
     turned = asyncio.Event()
     wake = asyncio.Event()
 

@@ -1,7 +1,7 @@
-"""Where one request ends and the next begins: each way to say so, against h11, cut at every byte.
+"""The framing of requests: each way to frame a body, compared with h11, cut at every byte.
 
-What two readers frame differently is what request smuggling lives on. Behind each request comes
-another one, so that whoever framed the first one wrongly sees it.
+Request smuggling relies on two readers that frame the same bytes differently. After each request
+comes another one, so that a wrong framing of the first one becomes visible.
 """
 
 import pytest
@@ -23,7 +23,7 @@ def chunked(rest, headers=b""):
     return post(b"transfer-encoding: chunked\r\n" + headers, rest)
 
 
-# Requests that both take, and the body that the first one has.
+# Requests that both accept, and the body of the first one.
 TAKEN = {
     "a length": (post(b"content-length: 3\r\n", b"abc"), b"abc"),
     "no length": (post(b""), b""),
@@ -49,7 +49,7 @@ TAKEN = {
         post(b"content-length: %d\r\n" % len(NEXT), NEXT), NEXT,
     ),
 }  # fmt: skip
-# Requests that ours must not take, or not with anything behind them. h11 takes some of them.
+# Requests that ours must refuse, or after which it must read nothing. h11 accepts some of them.
 REFUSED = {
     "two lengths": post(b"content-length: 3\r\ncontent-length: 4\r\n", b"abcd"),
     "the same length twice": post(b"content-length: 3\r\ncontent-length: 3\r\n", b"abc"),
@@ -109,52 +109,52 @@ LAST = {
 
 
 def at_every_byte(data):
-    """Return what ours finds in `data` whole, having seen that it is the same cut anywhere."""
+    """Return our requests in `data`, after checking that any cut gives the same."""
     whole = ask_ours(data, None)
     for at in range(1, len(data)):
         wire = Wire(answer=echo)
         wire.feed(data[:at])
         if not wire.transport.closed:
             wire.feed(data[at:])
-        found = [(bytes(e.method), bytes(e.target), bytes(e.body)) for e in wire.exchanges]
+        requests = [(bytes(e.method), bytes(e.target), bytes(e.body)) for e in wire.exchanges]
         refused = any(status >= 400 for status in wire.statuses)
-        assert (found, refused) == whole, data[:at]
+        assert (requests, refused) == whole, data[:at]
     return whole
 
 
 @pytest.mark.parametrize("name", TAKEN)
-def test_both_frame_alike(name):
+def test_both_frame_in_the_same_way(name):
     data, body = TAKEN[name]
     expected = [(b"POST", b"/first", body), LATE], False
     assert at_every_byte(data) == ask_h11(data) == expected
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_could_be_framed_in_two_ways_is_refused_and_ends_the_connection(name):
+def test_ambiguous_framing_is_refused_and_ends_the_connection(name):
     assert at_every_byte(REFUSED[name]) == ([], True)
     check_against_h11(REFUSED[name], None)
 
 
 @pytest.mark.parametrize("name", LAST)
-def test_nothing_is_read_behind_the_last_request(name):
+def test_nothing_is_read_after_the_last_request(name):
     assert at_every_byte(LAST[name]) == ([(b"POST", b"/first", b"abc")], False)
     check_against_h11(LAST[name], None)
 
 
 def test_a_pipeline_is_the_same_wherever_it_is_cut():
     data = b"".join(data for data, _ in list(TAKEN.values())[:12])
-    found, refused = at_every_byte(data)
-    assert (found, refused) == ask_h11(data)
-    assert len(found) == 24
+    requests, refused = at_every_byte(data)
+    assert (requests, refused) == ask_h11(data)
+    assert len(requests) == 24
 
 
-def test_an_old_client_that_asks_for_it_sends_another_request():
+def test_an_http_1_0_client_can_keep_the_connection():
     old = b"GET /%d HTTP/1.0\r\nconnection: keep-alive\r\n\r\n"
-    found, refused = at_every_byte(old % 1 + old % 2)
-    assert ([target for _, target, _ in found], refused) == ([b"/1", b"/2"], False)
+    requests, refused = at_every_byte(old % 1 + old % 2)
+    assert ([target for _, target, _ in requests], refused) == ([b"/1", b"/2"], False)
 
 
-def test_a_length_that_fits_no_bound_is_refused_before_its_body():
+def test_a_length_over_the_limit_is_refused_before_its_body():
     wire = Wire(Limits(body_bytes_max=10))
     wire.feed(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 9223372036854775807\r\n\r\n")
     assert wire.statuses == [413]

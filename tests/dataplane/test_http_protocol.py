@@ -1,4 +1,4 @@
-"""Bytes in, bytes out: what one client connection does, on a mock transport."""
+"""One client connection on a mock transport: from bytes to bytes."""
 
 import asyncio
 
@@ -9,7 +9,7 @@ from dataplane.http_protocol import HttpConnection
 from tests.dataplane.wire import MockTransport, Wire, echo, request
 
 
-def test_it_hands_over_a_request_whole_whatever_pieces_it_comes_in():
+def test_it_passes_on_complete_requests_however_they_are_cut():
     wire = Wire()
     wire.feed(request("/a?b", b"body", "X-Unit-Id: u1\r\n"), piece=1)
     (exchange,) = wire.exchanges
@@ -51,7 +51,7 @@ def test_it_takes_a_chunked_body():
     assert b"trailer" not in wire.exchanges[0].headers
 
 
-def test_it_says_continue_before_the_body_of_a_client_that_waits():
+def test_it_sends_continue_to_a_client_that_waits_for_it():
     wire = Wire()
     head, body = request(body=b"ab", headers="Expect: 100-continue\r\n").split(b"\r\n\r\n")
     wire.feed(head + b"\r\n\r\n")
@@ -60,7 +60,7 @@ def test_it_says_continue_before_the_body_of_a_client_that_waits():
     assert wire.exchanges[0].body == b"ab"
 
 
-def test_it_says_continue_only_after_the_answers_it_owes():
+def test_it_sends_continue_only_after_pending_answers():
     wire = Wire()
     waiting = request(body=b"ab", headers="expect: 100-continue\r\n")
     wire.feed(request("/1") + waiting[:-2])
@@ -69,7 +69,7 @@ def test_it_says_continue_only_after_the_answers_it_owes():
     assert wire.transport.written.endswith(b"1HTTP/1.1 100 Continue\r\n\r\n")
 
 
-def test_it_refuses_an_expectation_it_does_not_know():
+def test_it_refuses_an_unknown_expectation():
     wire = Wire()
     wire.feed(request(body=b"ab", headers="expect: tea\r\n"))
     assert wire.statuses == [417]
@@ -98,7 +98,7 @@ def test_it_answers_malformed_bytes_with_400_and_stops(data):
     assert wire.ended
 
 
-def test_it_refuses_a_transfer_coding_it_does_not_know():
+def test_it_refuses_an_unknown_transfer_coding():
     wire = Wire()
     wire.feed(b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: gzip, chunked\r\n\r\n")
     assert wire.statuses == [501]
@@ -145,7 +145,7 @@ def test_it_refuses_a_chunked_body_when_it_grows_too_large():
     assert wire.statuses == [413]
 
 
-def test_it_hears_a_refused_client_out_before_it_cuts_the_connection():
+def test_it_lingers_after_a_refusal_before_it_closes():
     wire = Wire(Limits(body_bytes_max=10))
     wire.feed(request(body=b"y" * 100))
     wire.feed(b"y" * 100)
@@ -155,7 +155,7 @@ def test_it_hears_a_refused_client_out_before_it_cuts_the_connection():
     assert wire.transport.aborted
 
 
-def test_it_stops_reading_from_a_client_that_does_not_take_its_answers():
+def test_it_stops_reading_from_a_client_that_does_not_read_its_answers():
     wire = Wire(Limits(write_timeout_s=2))
     wire.connection.pause_writing()
     assert not wire.transport.reading
@@ -188,7 +188,7 @@ def test_it_ends_a_connection_that_is_too_slow(sent, status):
     assert wire.ended
 
 
-def test_it_does_not_time_out_while_an_answer_is_being_made():
+def test_it_does_not_time_out_while_an_answer_is_pending():
     wire = Wire(Limits(idle_timeout_s=1))
     wire.feed(request())
     for _ in range(5):
@@ -205,7 +205,7 @@ def test_it_closes_when_the_client_asks_for_it_and_reads_no_further():
     assert wire.transport.closed
 
 
-def test_it_keeps_an_old_client_only_if_it_asks():
+def test_it_keeps_an_http_1_0_connection_only_on_request():
     wire = Wire(answer=echo)
     wire.feed(b"GET / HTTP/1.0\r\nconnection: keep-alive\r\n\r\n")
     assert b"connection: keep-alive" in wire.transport.written
@@ -229,7 +229,7 @@ def test_it_sends_no_body_in_answer_to_head():
     assert wire.transport.written.endswith(b"content-length: 4\r\n\r\n")
 
 
-def test_a_client_that_hung_up_harms_nobody():
+def test_a_client_that_hung_up_affects_no_other():
     wire = Wire()
     wire.feed(request("/1") + request("/2"))
     wire.connection.connection_lost(None)
@@ -281,14 +281,14 @@ def test_it_refuses_connections_beyond_the_bound():
     assert transport.aborted
 
 
-def test_it_sends_the_date_that_the_clock_gave_it():
+def test_it_sends_the_date_of_the_clock():
     wire = Wire(answer=echo)
     wire.server.tick(b"Tue, 24 Nov 2026 12:00:00 GMT")
     wire.feed(request())
     assert b"date: Tue, 24 Nov 2026 12:00:00 GMT\r\n" in wire.transport.written
 
 
-async def test_the_server_tells_when_its_last_connection_is_gone():
+async def test_the_server_reports_its_last_closed_connection():
     wire = Wire()
     emptied = asyncio.create_task(wire.server.emptied())
     await asyncio.sleep(0)
@@ -297,7 +297,7 @@ async def test_the_server_tells_when_its_last_connection_is_gone():
     await emptied
 
 
-def test_what_comes_in_one_piece_is_begun_only_as_far_as_the_bound():
+def test_requests_in_one_piece_are_started_up_to_the_limit():
     wire = Wire(Limits(pipeline_max=2))
     wire.feed(b"".join(request(f"/{i}") for i in range(6)))
     assert len(wire.exchanges) == 2
@@ -308,7 +308,7 @@ def test_what_comes_in_one_piece_is_begun_only_as_far_as_the_bound():
     assert wire.transport.reading
 
 
-def test_held_requests_are_answered_before_the_malformed_bytes_behind_them():
+def test_held_requests_are_answered_before_malformed_bytes_after_them():
     wire = Wire(Limits(pipeline_max=1))
     wire.feed(request("/1") + request("/2") + b"nonsense\r\n\r\n")
     wire.exchanges[0].respond(200, b"")
@@ -317,7 +317,7 @@ def test_held_requests_are_answered_before_the_malformed_bytes_behind_them():
     assert wire.statuses == [200, 200, 400]
 
 
-def test_nothing_is_begun_for_a_client_that_does_not_take_its_answers():
+def test_no_request_is_started_for_a_client_that_does_not_read_its_answers():
     wire = Wire(answer=echo)
     wire.connection.pause_writing()
     wire.feed(request("/1") + request("/2"))
@@ -329,7 +329,7 @@ def test_nothing_is_begun_for_a_client_that_does_not_take_its_answers():
 @pytest.mark.parametrize(
     "name", ["host", "transfer-encoding", "content-encoding", "inference-header-content-length"]
 )
-def test_a_header_that_decides_something_comes_once(name):
+def test_a_header_that_affects_framing_must_be_unique(name):
     wire = Wire()
     wire.feed(request(headers=f"{name}: x\r\n{name}: x\r\n"))
     assert wire.statuses == [400]
@@ -408,7 +408,7 @@ def test_a_long_read_waits_while_too_many_requests_are_unanswered():
     assert wire.transport.reading
 
 
-def test_nothing_is_parsed_behind_a_refusal():
+def test_nothing_is_parsed_after_a_refusal():
     wire = Wire()
     wire.feed(b"nonsense\r\n\r\n" + request() * 2_000)
     assert (wire.statuses, wire.exchanges) == ([400], [])
@@ -428,7 +428,7 @@ def test_a_small_body_is_read_at_once():
     assert wire.transport.reading
 
 
-def test_what_comes_behind_a_refusal_is_read_in_turn():
+def test_bytes_after_a_refusal_are_read_in_turn():
     wire = Wire()
     wire.feed(b"nonsense\r\n\r\n")
     wire.connection.data_received(bytes(200_000))
@@ -448,9 +448,7 @@ def test_what_comes_behind_a_refusal_is_read_in_turn():
         ("1.1", "", 400),
     ],
 )
-def test_an_old_request_that_keeps_its_connection_is_not_taken_for_a_new_one(
-    name, version, headers, status
-):
+def test_an_http_1_0_request_with_keep_alive_stays_http_1_0(name, version, headers, status):
     wire = Wire(answer=echo)
     head = f"POST / HTTP/{version}\r\n{headers}{name}: keep-alive\r\n\r\n"
     wire.feed(head.encode())

@@ -1,4 +1,4 @@
-"""A whole instance on real sockets: a real Redis, an upstream that speaks Triton's HTTP."""
+"""A whole instance on real sockets, with a real Redis and an upstream that speaks Triton's HTTP."""
 
 from __future__ import annotations
 
@@ -66,9 +66,9 @@ async def test_a_leap_second_is_refused_and_the_rest_of_its_batch_is_stored(valk
     async with an_instance(valkey, tmp_path) as (instance, client, _, _):
         await applied(instance)
         answer = await client.post("/outcomes", json=[good, leap])
-    told = answer.json()
-    assert (answer.status_code, told["accepted"]) == (202, 1)
-    assert [each["index"] for each in told["refused"]] == [1]
+    report = answer.json()
+    assert (answer.status_code, report["accepted"]) == (202, 1)
+    assert [each["index"] for each in report["refused"]] == [1]
     outcomes = [o for b in await entries(valkey, STREAM_OUTCOMES) for o in b.outcomes]
     assert [o.unit_id for o in outcomes] == ["a"]
 
@@ -110,7 +110,7 @@ async def test_paths_and_methods(valkey, tmp_path, method, path, status):
         assert answer.headers.get("allow", "GET") in ("GET", "POST")
 
 
-async def test_before_its_first_table_it_lives_but_is_not_ready(valkey, tmp_path):
+async def test_before_its_first_table_it_is_live_but_not_ready(valkey, tmp_path):
     async with an_instance(valkey, tmp_path, b"{}") as (_, client, _, _):
         assert (await client.get("/v2/health/live")).status_code == 200
         ready = await client.get("/v2/health/ready")
@@ -119,16 +119,16 @@ async def test_before_its_first_table_it_lives_but_is_not_ready(valkey, tmp_path
         assert (answer.status_code, answer.json()["code"]) == (503, "no_routing_table")
 
 
-async def test_a_stop_lets_what_is_in_flight_finish(valkey, tmp_path):
+async def test_a_stop_lets_requests_in_flight_finish(valkey, tmp_path):
     async with an_instance(valkey, tmp_path) as (instance, client, _, upstream):
         await applied(instance)
         upstream.delay_s = 0.3
-        asked = asyncio.create_task(client.post("/v2/models/sums/infer", content=body(ROW)))
+        pending = asyncio.create_task(client.post("/v2/models/sums/infer", content=body(ROW)))
         await until(lambda: any(b"/infer" in request for request in upstream.requests))
         stopping = asyncio.create_task(instance.stop())
         await asyncio.sleep(0)
         assert instance.application.not_ready() == "the instance is stopping"
-        answer = await asked
+        answer = await pending
         assert (answer.status_code, answer.headers["connection"]) == (200, "close")
         await stopping
 
@@ -138,20 +138,20 @@ async def test_a_stop_does_not_wait_for_ever(valkey, tmp_path):
     async with an_instance(valkey, tmp_path, **slow) as (instance, client, _, upstream):
         await applied(instance)
         upstream.script = ["hang"]
-        asked = asyncio.create_task(client.post("/v2/models/sums/infer", content=body(ROW)))
+        pending = asyncio.create_task(client.post("/v2/models/sums/infer", content=body(ROW)))
         await until(lambda: any(b"/infer" in request for request in upstream.requests))
         began = time.monotonic()
         await instance.stop()
         assert time.monotonic() - began < 3.5
         with pytest.raises(httpx.TransportError):
-            await asked
-    # What it cut has its end in the last windows.
+            await pending
+    # The aborted request has its end in the last windows.
     windows = await windows_of(valkey)
     assert sum(w.assigned_requests for w in windows) == 1
     assert sum(w.ends.abandoned for w in windows) == 1
 
 
-async def test_all_that_is_assigned_ends_once_whatever_clients_and_servers_do(valkey, tmp_path):
+async def test_every_assigned_request_ends_once_whatever_clients_and_servers_do(valkey, tmp_path):
     path = "/v2/models/sums/infer"
     async with an_instance(valkey, tmp_path, timeout_ms=400) as (instance, client, _, upstream):
         await applied(instance)
@@ -170,7 +170,7 @@ async def test_all_that_is_assigned_ends_once_whatever_clients_and_servers_do(va
         await asyncio.sleep(0.5)
     windows = await windows_of(valkey)
     assigned = sum(w.assigned_requests for w in windows)
-    # Of a busy machine's 24 clients that give up after 30 ms some never got as far as a version.
+    # On a busy machine some of the 24 clients that give up after 30 ms never reach a version.
     assert 96 <= assigned <= 120
     assert sum(w.ends.total for w in windows) == assigned
     for name in ("answered", "failed", "expired", "abandoned"):

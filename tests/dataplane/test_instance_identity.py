@@ -1,4 +1,4 @@
-"""Whether an instance is taken for who it is, and what it holds back while it is not."""
+"""Whether the control plane accepts an instance, and what it withholds while it is refused."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def answer(status, message="", path=REPORT):
 
 
 @pytest.mark.parametrize("status", [401, 403, 409])
-async def test_one_that_is_refused_sends_nothing_until_it_is_taken(status):
+async def test_a_refused_instance_sends_nothing_until_it_is_accepted(status):
     standing = Standing(REPORT, is_new=False)
     standing.check()
     await standing.note(answer(status, "another one is live"))
@@ -28,7 +28,7 @@ async def test_one_that_is_refused_sends_nothing_until_it_is_taken(status):
     standing.check()
 
 
-async def test_a_new_state_directory_introduces_itself_first():
+async def test_a_new_state_directory_reports_first():
     standing = Standing(REPORT, is_new=True)
     for other in (answer(503), answer(200, path="/routing-table")):
         await standing.note(other)
@@ -39,13 +39,13 @@ async def test_a_new_state_directory_introduces_itself_first():
 
 
 @pytest.mark.parametrize("status", [404, 500, 503])
-async def test_a_control_plane_in_trouble_refuses_nobody(status):
+async def test_a_failing_control_plane_refuses_no_instance(status):
     standing = Standing(REPORT, is_new=False)
     await standing.note(answer(status))
     standing.check()
 
 
-async def test_a_refusal_in_no_words_of_ours_is_one_all_the_same():
+async def test_a_refusal_with_an_unknown_body_is_a_refusal():
     standing = Standing(REPORT, is_new=False)
     request = httpx.Request("POST", f"http://c{REPORT}")
     await standing.note(httpx.Response(403, content=b"<html>", request=request))
@@ -62,5 +62,5 @@ def test_a_state_directory_keeps_its_name(tmp_path):
 
 def test_workers_that_start_at_once_agree(tmp_path):
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda _: read_home(tmp_path)[0], range(32)))
-    assert len(set(found)) == 1
+        names = list(pool.map(lambda _: read_home(tmp_path)[0], range(32)))
+    assert len(set(names)) == 1

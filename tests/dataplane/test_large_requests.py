@@ -1,4 +1,4 @@
-"""Large requests from bytes in to bytes out; the event loop turns while they are read."""
+"""Large requests from bytes to bytes; the event loop turns while they are read."""
 
 import asyncio
 import gzip
@@ -19,9 +19,10 @@ from tests.dataplane.worlds import EXPERIMENT, SUMS, body, model, table, until
 
 ROW = [1.0, 2.0, 3.0, 4.0]
 GZIP = "content-encoding: gzip\r\n"
-# Blanks are JSON, and make any request a large one.
+# Spaces are valid JSON, and make any request a large one.
 BLANKS = b" " * 70_000
-# No free dimension, so that bounds hold; and free ones, so that a body may be of any length.
+# One model without free dimensions, whose limits hold; and one with free dimensions, for bodies of
+# any length.
 IMAGES = Signature(
     inputs=(Tensor(name="x", datatype="FP32", shape=(-1, 224, 224, 3)),), outputs=SUMS.outputs
 )
@@ -96,7 +97,7 @@ async def test_a_large_plain_request_is_answered(packed):
         ("/outcomes", b"[]" + BLANKS, 400, "malformed_request"),
     ],
 )
-async def test_what_is_wrong_with_a_large_request_is_said(target, payload, status, code):
+async def test_the_error_of_a_large_request_is_reported(target, payload, status, code):
     async with a_plane() as plane:
         answer = await ask(plane, target, payload)
     assert (answer.status, answer.json["code"]) == (status, code)
@@ -117,7 +118,7 @@ async def test_binary_tensors_need_no_reading_elsewhere():
 
 
 def _held(plane, data, headers=""):
-    """Feed a request; return the future of the longest time that the event loop did not turn."""
+    """Feed a request; return a future of the longest time without a turn of the event loop."""
 
     async def watch():
         wire = Wire(answer=plane.application)
@@ -148,11 +149,11 @@ async def test_the_event_loop_turns_while_megabytes_are_read(document):
     async with a_plane(LISTS) as plane:
         await ask(plane, INFER, BLANKS + b"{}")
         longest = min([await _held(plane, data) for _ in range(3)])
-    # Far from what parsing it here takes; the bar of 20 ms is for a machine that is not busy.
+    # Far below the time of parsing it here; the limit of 20 ms is for a quiet machine.
     assert longest < max(0.02, parse_s / 2)
 
 
-async def test_texts_as_binary_data_are_looked_at_elsewhere():
+async def test_strings_as_binary_data_are_read_elsewhere():
     count = 500_000
     data = b"\0\0\0\0" * count
     tensor = {"name": "x", "datatype": "BYTES", "shape": [1, count],
@@ -170,7 +171,7 @@ KEY = "x-api-key: secret\r\n"
 
 
 def with_quota(plane, burst):
-    """Have the plane know a tenant of the key, whose bucket hardly fills."""
+    """Add a tenant with a key, whose bucket hardly fills."""
     digest = hashlib.sha256(b"secret").hexdigest()
     tenant = Tenant(keys=(digest,), requests_per_s=0.01, burst=burst)
     plane.serving.apply(msgspec.structs.replace(table(model(), 2), tenants={"a": tenant}))
@@ -179,7 +180,7 @@ def with_quota(plane, burst):
 async def test_bytes_count_in_the_quota():
     async with a_plane() as plane:
         with_quota(plane, burst=10)
-        # One request, and two for half a megabyte.
+        # One request, and two for 512 KiB.
         first = await ask(plane, INFER, b" " * 600_000 + body(ROW), KEY)
         assert first.json["code"] == "body_too_large"
         large = BLANKS[:60_000] + body(ROW)
@@ -187,7 +188,7 @@ async def test_bytes_count_in_the_quota():
     assert codes == ["malformed_request"] * 7 + ["quota_exceeded"]
 
 
-async def test_an_unpacked_body_is_charged_too():
+async def test_a_decompressed_body_is_charged_too():
     payload = json.dumps({"model": "sums", "data": [ROW]}).encode() + b" " * 900_000
     async with a_plane() as plane:
         with_quota(plane, burst=5)

@@ -65,7 +65,7 @@ def test_pages_of_several_processes_add_up():
     ]
 
 
-def test_of_a_dead_process_only_totals_stay():
+def test_only_totals_of_a_dead_process_stay():
     assert [x.partition("{")[0] for x in lines(a_page(1, 7).totals())][:1] == ["c_total"]
     assert "generation" not in a_page(1, 7).totals().text().decode()
 

@@ -1,4 +1,4 @@
-"""Outcomes of metrics that there are not: refused item by item, and shown to whoever operates."""
+"""Outcomes of unknown metrics: refused item by item, and shown to operators."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def item(metric="revenue", value=1.0, **fields):
     return {"unit_id": "u", "metric": metric, "value": value, **fields}
 
 
-def test_each_is_judged_for_itself_and_keeps_its_place():
+def test_each_outcome_is_checked_separately_and_keeps_its_index():
     outcomes = read(
         item("convertd", event_id="e0"),
         item(),
@@ -50,8 +50,8 @@ def test_each_is_judged_for_itself_and_keeps_its_place():
         item("latency", 3.0),
     )
     assert [each.metric for each in outcomes] == ["revenue", "converted"]
-    told = [(each["index"], each["metric"], each["reason"]) for each in outcomes.refused]
-    assert told == [
+    reasons = [(each["index"], each["metric"], each["reason"]) for each in outcomes.refused]
+    assert reasons == [
         (0, "convertd", UNKNOWN_METRIC),
         (2, "revenue", "occurred_at is a leap second"),
         (3, "converted", NO_PROPORTION),
@@ -60,15 +60,15 @@ def test_each_is_judged_for_itself_and_keeps_its_place():
     assert outcomes.refused[0]["event_id"] == "e0"
 
 
-def test_the_error_says_which_name_and_what_there_is():
+def test_the_error_names_the_metric_and_the_known_metrics():
     (entry,) = read(item("convertd"), item()).refused
     assert entry["error"] == (
-        "metric 'convertd': unknown metric; there are converted, revenue; one that was just "
-        "defined is known in seconds"
+        "metric 'convertd': unknown metric; known metrics are converted, revenue; a new metric is "
+        "known within seconds"
     )
 
 
-def test_of_many_metrics_those_beside_the_name_are_shown():
+def test_of_many_metrics_the_nearest_names_are_shown():
     names = [f"metric-{n:04}" for n in range(1_000)]
     shown = nearest("metric-0500x", names, NAMED_MAX)
     assert len(shown) == NAMED_MAX
@@ -77,7 +77,7 @@ def test_of_many_metrics_those_beside_the_name_are_shown():
     assert nearest("a", [], 2) == []
 
 
-def test_counts_are_bounded_whatever_names_come():
+def test_counts_are_limited_whatever_names_are_sent():
     refusals = Refusals()
     strange = [{"metric": f"m{n}", "reason": UNKNOWN_METRIC} for n in range(3 * KEYS_MAX)]
     refusals.count(strange, "shop", RULES)
@@ -90,7 +90,7 @@ def test_counts_are_bounded_whatever_names_come():
 
 
 async def send(valkey, folder, *bodies, metrics=RULES):
-    """Return the answers to `bodies`, the page of metrics, and what the control plane is told."""
+    """Return the responses to `bodies`, the metrics page, and the messages to the control plane."""
     async with an_instance(valkey, folder, metrics=metrics) as (instance, client, _, _):
         await applied(instance)
         await until(lambda: instance.sync.is_confirmed(5.0))
@@ -103,7 +103,7 @@ async def send(valkey, folder, *bodies, metrics=RULES):
     return answers, page, counts
 
 
-async def test_a_client_is_told(valkey, tmp_path):
+async def test_a_client_gets_the_refusals(valkey, tmp_path):
     bodies = [[item(), item("convertd"), item("x" * 90)], item("convertd"), [item(value="1")]]
     (some, alone, wrong), _, _ = await send(valkey, tmp_path, *bodies)
     assert (some.status_code, some.json()["accepted"]) == (202, 1)
@@ -112,7 +112,7 @@ async def test_a_client_is_told(valkey, tmp_path):
     assert alone.json()["errors"][0]["reason"] == UNKNOWN_METRIC
 
 
-async def test_the_operator_is_told(valkey, tmp_path):
+async def test_the_operator_sees_the_refusals(valkey, tmp_path):
     old = item(occurred_at="1999-01-01T00:00:00Z")
     bodies = [[item(), item("convertd"), item("x" * 90)], item("convertd"), [item(value="1")], old]
     _, page, counts = await send(valkey, tmp_path, *bodies)
@@ -126,7 +126,7 @@ async def test_the_operator_is_told(valkey, tmp_path):
     }
 
 
-async def test_many_outcomes_are_judged_as_few_are(valkey, tmp_path):
+async def test_large_lists_are_checked_as_small_ones(valkey, tmp_path):
     many = [item(event_id="e" * 150) for _ in range(990)] + [item("convertd")] * 10
     (answer,), _, counts = await send(valkey, tmp_path, many)
     assert (answer.status_code, answer.json()["accepted"]) == (202, 990)
@@ -134,13 +134,13 @@ async def test_many_outcomes_are_judged_as_few_are(valkey, tmp_path):
     assert counts == {("convertd", UNKNOWN_METRIC): 10}
 
 
-async def test_a_table_that_says_no_metrics_refuses_none(valkey, tmp_path):
+async def test_a_table_without_metrics_refuses_no_outcome(valkey, tmp_path):
     (answer,), _, _ = await send(valkey, tmp_path, item("convertd"), metrics=None)
     assert answer.json() == {"accepted": 1}
 
 
-async def test_a_table_that_nobody_confirmed_lately_refuses_none(valkey, tmp_path):
-    """The metric may have been defined since: the control plane judges the outcome."""
+async def test_a_table_that_was_not_confirmed_recently_refuses_no_outcome(valkey, tmp_path):
+    """The metric may have been defined since: the control plane decides."""
     async with an_instance(valkey, tmp_path, metrics=RULES) as (instance, client, _, _):
         await applied(instance)
         instance.sync.is_confirmed = lambda within_s: False

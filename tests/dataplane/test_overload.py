@@ -1,4 +1,4 @@
-"""More asked than the version can do: it works all the time, and nobody's breaker opens for it."""
+"""More load than the version can handle: it is busy all the time, and no breaker opens."""
 
 import asyncio
 import random
@@ -11,17 +11,17 @@ from dataplane.triton import Fault, TritonError
 from tests.dataplane.slow import Client, SlowTriton, Tally, World
 from tests.dataplane.worlds import canary
 
-# A tenth of the product's, so that a second shows what ten would.
+# A tenth of the product's, so that one second shows what ten would.
 TIMEOUT_MS = 200
-# After a refusal: clients and model share the loop.
+# The pause after a refusal: clients and model share the loop.
 PAUSE_S = 0.02
 
 
 async def overloaded(triton, clients, numbers=lambda: 1.0, rows=1, seconds=1.5, **changes):
-    """Return the world of a version that so many clients ask for so long without a pause."""
+    """Return the world of a version with `clients` clients that send without a pause."""
     world = World(triton, numbers, **{"timeout_ms": TIMEOUT_MS} | changes)
     asking = asyncio.create_task(world.run(clients, 0.5 + seconds, rows=rows, pause_s=PAUSE_S))
-    # The time in which it learns is no part of what is measured.
+    # The learning phase is not measured.
     await asyncio.sleep(0.5)
     world.tally = Tally()
     triton.rows_done = 0
@@ -31,18 +31,18 @@ async def overloaded(triton, clients, numbers=lambda: 1.0, rows=1, seconds=1.5, 
 
 
 def share_in_time(world, rows=1):
-    """Return how much of what the version computed was answered in time."""
+    """Return the share of the computed requests that were answered in time."""
     return world.tally.in_time * rows / max(world.triton.rows_done, 1)
 
 
 @pytest.mark.parametrize(
     ("row_ms", "clients"), [(100, 2), (20, 16), (4, 64), (1, 256)], ids=lambda value: str(value)
 )
-async def test_what_a_version_can_do_is_answered_in_time(row_ms, clients):
+async def test_a_version_answers_in_time_up_to_its_capacity(row_ms, clients):
     triton = SlowTriton(lambda _: row_ms / 1000)
     world = await overloaded(triton, clients)
     assert share_in_time(world) >= 0.8
-    # Busy for most of the time: what else runs on the machine takes its part.
+    # Busy for most of the time: other processes of the machine take their part.
     assert triton.rows_done * row_ms / 1000 >= 0.6 * 1.5
     assert world.runtime().stats.trips == 0
 
@@ -55,7 +55,7 @@ async def test_costs_that_vary_tenfold_are_answered_in_time():
     assert world.runtime().stats.trips == 0
 
 
-async def test_the_first_crowd_of_a_version_that_nobody_knows_costs_no_outage():
+async def test_the_first_load_of_an_unknown_version_causes_no_outage():
     triton = SlowTriton(lambda _: 0.02)
     world = World(triton, timeout_ms=TIMEOUT_MS)
     await world.run(64, 1.0)
@@ -65,20 +65,20 @@ async def test_the_first_crowd_of_a_version_that_nobody_knows_costs_no_outage():
     assert world.runtime().breaker.calm
 
 
-async def test_requests_of_many_rows_that_can_be_done_are():
+async def test_feasible_requests_of_many_rows_are_answered():
     world = await overloaded(SlowTriton(lambda _: 0.005), 4, rows=16)
     assert share_in_time(world, rows=16) >= 0.75
     assert world.runtime().stats.trips == 0
 
 
-async def test_requests_of_more_rows_than_ever_can_be_done_are_refused_and_trip_nothing():
+async def test_infeasible_requests_are_refused_and_trip_nothing():
     world = await overloaded(SlowTriton(lambda _: 0.02), 3, rows=32)
     assert world.tally.codes["overloaded"] > world.tally.codes["deadline_exceeded"]
     assert set(world.tally.codes) == {"overloaded", "deadline_exceeded"}
     assert world.runtime().stats.trips == 0
 
 
-async def test_small_requests_are_answered_beside_such_that_never_can_be():
+async def test_small_requests_are_answered_beside_infeasible_ones():
     triton = SlowTriton(lambda _: 0.02)
     world = World(triton, timeout_ms=TIMEOUT_MS)
     small = asyncio.create_task(world.run(4, 1.5))
@@ -93,7 +93,7 @@ async def test_small_requests_are_answered_beside_such_that_never_can_be():
     assert world.runtime().stats.trips == 0
 
 
-async def test_a_canary_that_is_overloaded_is_helped_out_and_no_breaker_opens():
+async def test_an_overloaded_canary_falls_back_and_no_breaker_opens():
     triton = SlowTriton(lambda _: 0.004)
     world = await overloaded(triton, 64, split=canary(5_000))
     assert share_in_time(world) >= 0.75
@@ -124,7 +124,7 @@ async def test_a_version_that_hangs_trips_its_breaker_whatever_its_load():
         await world.stop()
 
 
-async def test_who_waits_behind_a_canary_that_hangs_is_answered_by_stable_in_time():
+async def test_requests_behind_a_hanging_canary_are_answered_by_stable_in_time():
     triton = SlowTriton(lambda _: 0.001)
     stable, canary_calls = triton.post, []
 
@@ -159,7 +159,7 @@ async def test_a_version_that_hangs_from_the_start_trips_its_breaker():
     await world.stop()
 
 
-async def test_batches_grow_where_size_makes_rows_cheaper():
+async def test_batches_grow_if_size_makes_rows_cheaper():
     triton = SlowTriton(lambda _: 0.0001, fixed_s=0.02)
     world = await overloaded(triton, 64, seconds=1.0)
     assert triton.rows_done > 5 * 1.0 / 0.02

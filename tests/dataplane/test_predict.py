@@ -1,4 +1,4 @@
-"""From bytes in to bytes out through everything but the sockets."""
+"""From bytes to bytes through everything except the sockets."""
 
 import asyncio
 import json
@@ -33,14 +33,14 @@ ALL = canary(10_000)
 
 
 class Taking:
-    """Takes no outcomes, and counts those that are refused."""
+    """A publisher that accepts no outcomes, and counts the refused ones."""
 
     def __init__(self):
         self.refusals = Refusals()
 
 
 class Plane:
-    """A data plane on a fake Triton; `ask` is one request, `answers` all of them."""
+    """A data plane on a fake Triton; `ask` sends one request, `answers` are all responses."""
 
     def __init__(self, answer=sums_reply, **changes):
         self.triton = HeldTriton(answer)
@@ -67,7 +67,7 @@ class Plane:
 
 
 def by_version(**answers):
-    """Answer as told for a version, properly for the others."""
+    """Return the given answers for versions, and correct ones for all others."""
 
     def answer(call):
         version = call.split(b"/versions/", 1)[1].split(b"/", 1)[0].decode()
@@ -109,7 +109,7 @@ async def test_a_unit_comes_from_the_header_or_the_parameter(headers, payload):
     assert (window.units, window.anonymous, window.split) == (1, 0, "r1")
 
 
-async def test_the_parameters_that_are_not_ours_reach_the_model():
+async def test_other_parameters_reach_the_model():
     plane = Plane()
     await plane.ask(payload=body(ROW, parameters={"unit_id": "u1", "mode": "fast"}))
     call, _ = plane.triton.calls[0]
@@ -117,7 +117,7 @@ async def test_the_parameters_that_are_not_ours_reach_the_model():
     assert b"unit_id" not in call
 
 
-async def test_an_explicit_version_bypasses_the_split_and_is_counted_apart():
+async def test_an_explicit_version_bypasses_the_split_and_is_counted_separately():
     plane = Plane(split=ALL)
     answer = await plane.ask("/v2/models/sums/versions/1/infer")
     assert answer.headers["x-interlock-variant"] == "explicit"
@@ -154,11 +154,11 @@ async def test_no_stable_version_is_unavailable():
     assert "retry-after" in answer.headers
 
 
-async def test_a_body_in_an_unknown_coding_is_refused():
+async def test_a_body_of_an_unknown_coding_is_refused():
     assert (await Plane().ask(headers="content-encoding: br\r\n")).status == 415
 
 
-async def test_a_body_that_is_not_what_its_coding_says_is_refused():
+async def test_a_body_that_does_not_match_its_coding_is_refused():
     answer = await Plane().ask(headers="content-encoding: gzip\r\n")
     assert (answer.status, answer.json["code"]) == (400, "malformed_encoding")
 
@@ -169,7 +169,7 @@ async def test_a_json_length_beyond_the_body_is_refused(length):
     assert answer.status == 400
 
 
-async def test_plain_predict_answers_people():
+async def test_plain_predict_gives_readable_answers():
     payload = json.dumps({"model": "sums", "user_id": "u1", "data": [ROW, [0, 0, 0, 0]]}).encode()
     plane = Plane(split=ALL)
     answer = await plane.ask("/predict", payload)
@@ -184,16 +184,16 @@ async def test_plain_predict_answers_people():
     assert plane.windows()["canary"].units == 1
 
 
-async def test_the_request_id_is_the_clients_where_it_brings_one():
+async def test_a_request_id_of_the_client_is_kept():
     payload = json.dumps({"model": "sums", "data": [ROW]}).encode()
     plane = Plane()
     answer = await plane.ask("/predict", payload, "x-request-id: mine\r\n")
     assert answer.json["request_id"] == "mine"
-    made = [(await plane.ask("/predict", payload)).json["request_id"] for _ in range(2)]
-    assert made[0] != made[1]
+    ids = [(await plane.ask("/predict", payload)).json["request_id"] for _ in range(2)]
+    assert ids[0] != ids[1]
 
 
-async def test_a_failing_canarys_request_is_answered_by_stable_and_counted_against_the_canary():
+async def test_stable_answers_a_failing_canarys_request_and_the_canary_is_charged():
     plane = Plane(by_version(v2=BOOM), split=ALL)
     answer = await plane.ask(headers="x-unit-id: u1\r\n")
     assert answer.status == 200
@@ -229,7 +229,7 @@ async def test_a_canary_that_recovers_is_used_again():
     assert answer.headers["x-interlock-version"] == "2"
 
 
-async def test_a_request_that_both_refuse_is_the_clients_fault_and_nobody_elses():
+async def test_a_request_that_both_refuse_is_the_clients_fault():
     plane = Plane(by_version(v1=REFUSED, v2=REFUSED), split=ALL)
     answer = await plane.ask()
     assert (answer.status, answer.json["code"]) == (400, "refused_by_version")
@@ -244,7 +244,7 @@ async def test_a_request_that_only_the_canary_refuses_is_the_canarys_fault():
     assert plane.windows()["canary"].errors == 1
 
 
-async def test_when_stable_fails_as_well_the_client_hears_of_it():
+async def test_if_stable_fails_as_well_the_client_gets_the_error():
     plane = Plane(by_version(v1=BOOM, v2=DEAD), split=ALL)
     answer = await plane.ask()
     assert (answer.status, answer.json["code"]) == (500, "version_failed")
@@ -269,14 +269,14 @@ async def test_a_failure_of_stable_is_never_a_200(result, status, code):
     assert plane.windows()["stable"].errors == 1
 
 
-async def test_an_explicit_request_falls_back_to_nobody():
+async def test_an_explicit_request_has_no_fallback():
     plane = Plane(by_version(v2=BOOM), split=ALL)
     answer = await plane.ask("/v2/models/sums/versions/2/infer")
     assert answer.status == 500
     assert len(plane.triton.calls) == 1
 
 
-async def test_stable_is_asked_even_when_some_requests_fail_it():
+async def test_stable_is_called_even_if_some_requests_fail():
     plane = Plane()
     for _ in range(5):
         assert (await plane.ask(payload=body([666, 0, 0, 0]))).status == 500
@@ -303,7 +303,7 @@ async def test_a_full_queue_answers_503_with_retry_after():
     assert waits.transport.written == b""
 
 
-async def test_infinity_is_the_versions_failure_where_json_for_people_was_asked_for():
+async def test_infinity_in_plain_json_is_a_failure_of_the_version():
     plane = Plane()
     sums = await plane.ask(payload=body([3e38, 3e38, 0, 0]))
     assert b'"data":[Infinity]' in sums.body
@@ -330,7 +330,7 @@ async def test_a_unit_is_exposed_once_to_its_variant_even_if_the_variant_fails()
     assert {e.experiment for e in plane.exposures} == {"e1"}
 
 
-async def test_a_request_without_a_unit_exposes_nobody():
+async def test_a_request_without_a_unit_has_no_exposure():
     plane = Plane(split=EXPERIMENT)
     await plane.ask()
     (window,) = plane.windows().values()
@@ -347,7 +347,7 @@ async def test_a_new_table_serves_the_next_request_and_keeps_the_breakers():
     assert answer.headers["x-interlock-fallback"] == "breaker_open"
 
 
-async def test_a_request_under_way_ends_under_the_table_it_met():
+async def test_a_request_in_progress_ends_under_its_table():
     plane = Plane(None)
     wire = Wire(answer=plane.application)
     wire.feed(request(INFER, body(ROW)))
@@ -357,7 +357,7 @@ async def test_a_request_under_way_ends_under_the_table_it_met():
     assert b"x-interlock-generation: 1\r\n" in wire.transport.written
 
 
-async def test_a_client_that_hangs_up_takes_nobody_with_it():
+async def test_a_client_that_hangs_up_affects_no_other():
     plane = Plane(None)
     stays, leaves = Wire(answer=plane.application), Wire(answer=plane.application)
     for wire in (leaves, stays):
@@ -378,7 +378,7 @@ async def _asked_again(plane):
     return wire
 
 
-async def test_a_version_at_nought_gets_exactly_nothing():
+async def test_a_version_of_weight_0_gets_nothing():
     plane = Plane(split=CanarySplit(id="r1", salt="s", version="2", weight_bp=0))
     for i in range(200):
         await plane.ask(headers=f"x-unit-id: u{i}\r\n" if i % 2 else "")

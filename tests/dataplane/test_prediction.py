@@ -1,4 +1,4 @@
-"""Who is blamed for a request that went wrong, and what its breaker hears of it."""
+"""Which version a failure counts for, and what its breaker records."""
 
 import asyncio
 from hashlib import sha256
@@ -16,13 +16,13 @@ from tests.dataplane.test_predict import ALL, BOOM, INFER, REFUSED, ROW, Plane, 
 from tests.dataplane.wire import Wire, request
 from tests.dataplane.worlds import body, model, table
 
-# A version that is silent for so long, of a timeout of 100 ms, hangs.
+# A version that is silent for this long hangs, at a timeout of 100 ms.
 HANGS_S = 0.11
-HURRIED = "x-interlock-timeout-ms: 30\r\n"
+SHORT_TIMEOUT = "x-interlock-timeout-ms: 30\r\n"
 
 
 async def send(plane, *headers):
-    """Send a request with each of these headers; return their connections once all are queued."""
+    """Send a request for each of these headers; return their connections once all are queued."""
     wires = [Wire(answer=plane.application) for _ in headers]
     for wire, lines in zip(wires, headers, strict=True):
         wire.feed(request(INFER, body(ROW), lines))
@@ -39,7 +39,7 @@ def late():
     return TritonError(Fault.TIMEOUT, "no answer before the deadline")
 
 
-async def test_stable_is_not_blamed_for_the_time_that_the_canary_used_up():
+async def test_stable_is_not_charged_for_the_time_that_the_canary_used():
     plane = Plane(None, split=ALL, timeout_ms=200)
     (wire,) = await send(plane, "")
     await asyncio.sleep(0.14)
@@ -75,7 +75,7 @@ async def test_the_requests_of_one_call_are_one_answer_to_the_breaker():
 
 
 @pytest.mark.parametrize(("endpoints", "state"), [(1, State.OPEN), (2, State.CLOSED)])
-async def test_three_calls_in_a_row_without_an_answer_are_enough_of_the_only_endpoint(
+async def test_three_consecutive_silent_calls_of_the_only_endpoint_open_the_breaker(
     endpoints, state
 ):
     plane = Plane(None)
@@ -86,11 +86,11 @@ async def test_three_calls_in_a_row_without_an_answer_are_enough_of_the_only_end
         await send(plane, "")
         await asyncio.sleep(HANGS_S)
         plane.triton.finish(call, late())
-    # Of several the circuits see to the one that hangs; the others may be well.
+    # With several endpoints the circuits handle the one that hangs; the others may be healthy.
     assert runtime(plane, "1").breaker.state is state
 
 
-async def test_what_runs_out_of_time_in_the_queue_does_not_open_the_breaker_and_is_counted():
+async def test_a_request_that_expires_in_the_queue_is_counted_and_opens_no_breaker():
     plane = Plane(None, timeout_ms=60)
     stable = runtime(plane, "1")
     stable.batcher.in_flight = 4
@@ -103,7 +103,7 @@ async def test_what_runs_out_of_time_in_the_queue_does_not_open_the_breaker_and_
     assert plane.windows()["stable"].errors == 12
 
 
-async def test_nobody_else_is_asked_for_a_client_that_hung_up():
+async def test_no_other_version_is_called_for_a_client_that_hung_up():
     plane = Plane(None, split=ALL)
     (wire,) = await send(plane, "")
     wire.connection.connection_lost(None)
@@ -114,9 +114,9 @@ async def test_nobody_else_is_asked_for_a_client_that_hung_up():
     assert (window.errors, window.fallbacks) == (1, 0)
 
 
-async def test_an_impatient_client_that_hung_up_is_held_against_nobody():
+async def test_an_impatient_client_that_hung_up_is_no_failure():
     plane = Plane(None)
-    (wire,) = await send(plane, HURRIED)
+    (wire,) = await send(plane, SHORT_TIMEOUT)
     wire.connection.connection_lost(None)
     plane.triton.finish(0, late())
     stable = runtime(plane, "1")
@@ -125,7 +125,7 @@ async def test_an_impatient_client_that_hung_up_is_held_against_nobody():
 
 
 @pytest.mark.parametrize("result", [BOOM, TritonError(Fault.DEAD, "gone")])
-async def test_a_refusal_is_not_held_against_the_canary_where_stable_accepts_nothing(result):
+async def test_a_refusal_is_no_failure_of_the_canary_if_stable_refuses_too(result):
     plane = Plane(by_version(v1=result, v2=REFUSED), split=ALL)
     answer = await plane.ask()
     assert answer.status in (500, 503)
@@ -133,7 +133,7 @@ async def test_a_refusal_is_not_held_against_the_canary_where_stable_accepts_not
     assert runtime(plane, "1").stats.predictions == {"error": 1}
 
 
-async def test_a_versions_latency_does_not_hold_the_time_of_who_failed_before():
+async def test_a_versions_latency_excludes_the_version_that_failed_before():
     plane = Plane(None, split=ALL)
     await send(plane, "")
     await asyncio.sleep(0.1)
@@ -143,11 +143,11 @@ async def test_a_versions_latency_does_not_hold_the_time_of_who_failed_before():
     assert runtime(plane, "1").stats.latency.sum < 0.1
 
 
-# --- how requests end for the version that they were assigned to ----------------------------------
+# --- ends of requests for their assigned version --------------------------------------------------
 
 
 def ends_of(plane, variant):
-    """Return the ends that happened, by name, and the units without an answer."""
+    """Return the nonzero ends, by name, and the units without an answer."""
     window = plane.windows()[variant]
     counts = msgspec.to_builtins(window.ends)
     assert window.assigned_requests == sum(counts.values())
@@ -180,14 +180,14 @@ async def test_requests_past_an_open_breaker_are_bypassed_and_unanswered():
     assert ends_of(plane, "canary") == ({"fell_back": 2, "bypassed": 3}, 5)
 
 
-async def test_a_version_that_is_shut_out_and_has_no_other_failed():
+async def test_a_version_with_an_open_breaker_and_no_fallback_failed():
     plane = Plane(by_version(v1=TritonError(Fault.DEAD, "gone")))
     for _ in range(4):
         await plane.ask()
     assert ends_of(plane, "stable") == ({"failed": 4}, 4)
 
 
-async def test_a_shed_request_ends_as_shed_whoever_answers():
+async def test_a_shed_request_ends_as_shed_even_if_stable_answers():
     plane = Plane(split=ALL, batching=Batching(max_batch_size=4, max_queue_size=0))
     assert (await plane.ask()).status == 503
     assert ends_of(plane, "canary") == ({"shed": 1}, 1)
@@ -204,7 +204,7 @@ async def test_a_client_that_leaves_after_its_request_was_sent_abandoned_it():
     assert ends_of(plane, "canary") == ({"abandoned": 1}, 1)
     plane.triton.finish(0)
     window = plane.windows()["canary"]
-    # The version did answer, which is news of its latency, but the request has its end.
+    # The version did answer, which counts for its latency, but the request has ended.
     assert (window.requests, window.ends.total, window.unanswered) == (1, 0, 0)
 
 
@@ -215,7 +215,7 @@ async def test_an_explicit_version_counts_its_ends_and_no_clusters():
     assert (window.ends.failed, window.unanswered, window.clusters) == (1, 1, {})
 
 
-async def test_a_request_that_no_version_is_decided_for_is_assigned_to_none():
+async def test_a_request_without_a_decision_is_not_assigned():
     plane = Plane(stable=None)
     assert (await plane.ask()).status == 503
     assert (await plane.ask("/v2/models/sums/versions/7/infer")).status == 404
@@ -231,7 +231,7 @@ async def test_an_error_while_a_request_is_queued_is_its_end():
     assert ends_of(plane, "canary") == ({"fell_back": 1}, 1)
 
 
-# --- who shares a cluster -------------------------------------------------------------------------
+# --- clusters ------------------------------------------------------------------------------------
 
 
 async def cluster(plane, headers="", peer=("10.0.0.1", 5)):
@@ -247,15 +247,15 @@ async def cluster(plane, headers="", peer=("10.0.0.1", 5)):
 async def test_a_units_cluster_is_that_of_its_bucket():
     plane = Plane(split=ALL)
     for unit in "abc":
-        found = await cluster(plane, f"x-unit-id: {unit}\r\n")
-        assert found == bucket("s", unit) % CLUSTERS
+        result = await cluster(plane, f"x-unit-id: {unit}\r\n")
+        assert result == bucket("s", unit) % CLUSTERS
 
 
 async def test_requests_without_a_unit_share_the_cluster_of_their_address():
     plane = Plane(split=ALL)
     for address in ("10.0.0.1", "10.0.0.2", "::1"):
-        found = {await cluster(plane, peer=(address, port)) for port in (1, 2)}
-        assert found == {cluster_of(address.encode())}
+        clusters = {await cluster(plane, peer=(address, port)) for port in (1, 2)}
+        assert clusters == {cluster_of(address.encode())}
     assert await cluster(plane, peer=None) == cluster_of(b"")
 
 
@@ -264,6 +264,6 @@ async def test_requests_without_a_unit_share_the_cluster_of_their_api_key():
     tenants = {"shop": Tenant(keys=(sha256(b"k1").hexdigest(), sha256(b"k2").hexdigest()))}
     applied = table(model(split=ALL), 2)
     plane.serving.apply(msgspec.structs.replace(applied, tenants=tenants))
-    found = [await cluster(plane, f"x-api-key: {key}\r\n") for key in ("k1", "k2")]
-    assert found == [cluster_of(b"k1"), cluster_of(b"k2")]
+    clusters = [await cluster(plane, f"x-api-key: {key}\r\n") for key in ("k1", "k2")]
+    assert clusters == [cluster_of(b"k1"), cluster_of(b"k2")]
     assert await cluster(plane, "authorization: Bearer k2\r\n") == cluster_of(b"k2")

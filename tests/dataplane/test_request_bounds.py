@@ -1,4 +1,4 @@
-"""Documents are counted before they are parsed: what a signature can need passes, no more does."""
+"""Documents are counted before they are parsed, and limited to what a signature can need."""
 
 import orjson
 import pytest
@@ -46,14 +46,14 @@ def test_the_largest_request_that_fits_passes(nest):
     check_text(orjson.dumps(document, option=orjson.OPT_INDENT_2 if not nest else 0), bounds)
 
 
-def test_free_dimensions_bound_lists_and_objects_alone():
+def test_with_free_dimensions_only_lists_and_objects_are_limited():
     bounds = bounds_of(signature((-1, -1)), batched=True, rows_max=8)
     assert (bounds.bytes_max, bounds.values_max) == (None, None)
     check_text(b"[" + b"1," * 2_000_000 + b"1]", bounds)
     assert refused(b"[]," * (LISTS_MAX + 1), bounds) == (400, "too_many_elements")
 
 
-def test_brackets_in_texts_are_no_lists():
+def test_brackets_in_strings_are_not_lists():
     bounds = bounds_of(signature((-1, 1), datatype="BYTES"), batched=True, rows_max=8)
     text = b'[{\\"a\\": [1, 2]}, {}]' * 50_000
     check_text(b'{"data":["%b"]}' % text, bounds)
@@ -61,7 +61,7 @@ def test_brackets_in_texts_are_no_lists():
     assert refused(lists, bounds) == (400, "too_many_elements")
 
 
-def test_what_is_unknown_is_bounded_too():
+def test_an_unknown_signature_has_limits_too():
     assert refused(b'{"a":[%b{}]}' % (b'{"":1},' * 5_000), Bounds()) == (400, "too_many_elements")
 
 
@@ -75,5 +75,5 @@ def test_what_is_unknown_is_bounded_too():
         (b'"",' * 2_000, False),
     ],
 )
-def test_dense_or_long_documents_are_not_for_the_event_loop(text, cheap):
+def test_dense_or_long_documents_are_read_elsewhere(text, cheap):
     assert is_cheap(text) is cheap

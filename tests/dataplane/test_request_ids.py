@@ -1,4 +1,4 @@
-"""Each answer has an id that says whose it is: outcomes are joined by it."""
+"""Each answer has an id that identifies it: outcomes are joined by it."""
 
 import time
 
@@ -17,41 +17,41 @@ def split(**changes):
     return CanarySplit(**{name: getattr(SPLIT, name) for name in SPLIT.__struct_fields__} | changes)
 
 
-async def test_an_answer_has_an_id_of_its_own_that_names_its_version_and_instant():
+async def test_an_answer_has_an_id_with_its_version_and_time():
     plane = Plane()
     before_ms = int(time.time() * 1000)
     answers = [await plane.ask(headers=UNIT) for _ in range(2)]
 
     texts = [answer.headers[HEADER] for answer in answers]
     assert texts[0] != texts[1]
-    found = parse_request_id(texts[0])
-    # Without a split nobody is exposed, and the unit is none of the id's business.
-    assert (found.model, found.version, found.unit) == ("sums", "1", "")
-    assert before_ms <= found.at_ms <= time.time() * 1000 + 1
+    parsed = parse_request_id(texts[0])
+    # Without a split there are no exposures, and the id has no unit.
+    assert (parsed.model, parsed.version, parsed.unit) == ("sums", "1", "")
+    assert before_ms <= parsed.at_ms <= time.time() * 1000 + 1
 
 
 @pytest.mark.parametrize(("exposures", "unit"), [(True, "u1"), (False, "")])
-async def test_where_units_are_exposed_the_id_names_the_unit(exposures, unit):
+async def test_with_exposures_the_id_has_the_unit(exposures, unit):
     answer = await Plane(split=split(exposures=exposures)).ask(headers=UNIT)
-    found = parse_request_id(answer.headers[HEADER])
-    assert (found.version, found.unit) == ("2", unit)
+    parsed = parse_request_id(answer.headers[HEADER])
+    assert (parsed.version, parsed.unit) == ("2", unit)
 
 
-async def test_an_answer_of_stables_instead_of_the_canarys_names_stable():
+async def test_the_id_of_a_fallback_names_stable():
     plane = Plane(by_version(v2=BOOM), split=split(exposures=True))
     answer = await plane.ask(headers=UNIT)
-    found = parse_request_id(answer.headers[HEADER])
-    assert (found.version, found.unit) == ("1", "u1")
+    parsed = parse_request_id(answer.headers[HEADER])
+    assert (parsed.version, parsed.unit) == ("1", "u1")
 
 
-async def test_a_plain_answer_says_it_in_its_body_too_unless_the_client_brought_one():
+async def test_a_plain_answer_has_the_id_in_its_body_unless_the_client_sent_one():
     plane = Plane()
     payload = b'{"model":"sums","data":[[1,2,3,4]]%b}'
     own = await plane.ask("/predict", payload % b"")
     assert own.json["request_id"] == own.headers[HEADER]
-    brought = await plane.ask("/predict", payload % b',"request_id":"mine"')
-    assert brought.json["request_id"] == "mine"
-    assert parse_request_id(brought.headers[HEADER]).model == "sums"
+    answer = await plane.ask("/predict", payload % b',"request_id":"mine"')
+    assert answer.json["request_id"] == "mine"
+    assert parse_request_id(answer.headers[HEADER]).model == "sums"
 
 
 async def test_the_clients_own_id_of_a_request_stays_in_its_body():
@@ -60,7 +60,7 @@ async def test_the_clients_own_id_of_a_request_stays_in_its_body():
     assert parse_request_id(answer.headers[HEADER]).version == "1"
 
 
-async def test_a_refusal_has_none():
+async def test_a_refusal_has_no_id():
     answer = await Plane(by_version(v1=BOOM)).ask()
     assert answer.status == 500
     assert HEADER not in answer.headers

@@ -26,18 +26,18 @@ def test_without_a_split_stable_answers():
     assert decision.generation == 3
 
 
-def test_without_a_stable_version_nobody_answers():
+def test_without_a_stable_version_no_version_answers():
     with pytest.raises(Refusal) as caught:
         router(stable=None).decide("u")
     assert (caught.value.status, caught.value.code) == (503, "no_stable_version")
 
 
 @given(units)
-def test_a_canary_with_weight_nought_gets_nobody(unit):
+def test_a_canary_of_weight_0_gets_no_unit(unit):
     assert router(split=canary(0)).decide(unit).version == "1"
 
 
-def test_a_canary_with_weight_nought_gets_no_draw_either():
+def test_a_canary_of_weight_0_gets_no_draw():
     nought = router(split=canary(0))
     assert all(nought.decide(None).version == "1" for _ in range(20_000))
 
@@ -50,7 +50,7 @@ def test_raising_the_weight_keeps_earlier_units_in(unit, one, other):
 
 
 @given(units)
-def test_a_canary_with_all_the_weight_gets_everybody(unit):
+def test_a_canary_of_full_weight_gets_every_unit(unit):
     assert router(split=canary(10_000)).decide(unit).version == "2"
 
 
@@ -81,7 +81,7 @@ def test_the_baseline_is_stable_under_another_name(unit, baseline_bp):
 
 
 @pytest.mark.parametrize("exposures", [False, True])
-def test_a_canary_has_exposures_where_it_says_so(exposures):
+def test_a_canary_has_exposures_if_enabled(exposures):
     split = router(split=canary(4_000, baseline_bp=4_000, exposures=exposures))
     met = {(d.variant, d.exposures) for d in (split.decide(f"u{i}") for i in range(200))}
     assert met == {(variant, exposures) for variant in ("canary", "baseline", "stable")}

@@ -1,4 +1,4 @@
-"""Sheds, deadlines of clients and clients that hang up: what is answered, and who is blamed."""
+"""Shedding, client deadlines and clients that hang up: what is answered, and what it counts for."""
 
 import asyncio
 import socket
@@ -19,7 +19,7 @@ SLOW_S = 1.0
 
 
 def slow(plane, version):
-    """Let `version` look as if its rows took a second, and be busy."""
+    """Make `version` look as if its rows took a second, and as if it were busy."""
     live = plane.serving.model("sums")
     lane = plane.serving.lane(live, live.router.explicit(version))
     batcher = lane.runtime.batcher
@@ -40,7 +40,7 @@ async def test_a_shed_is_a_503_and_no_failure_of_the_version():
     assert [w.requests for w in plane.windows().values()] == [0]
 
 
-async def test_what_a_canary_sheds_goes_to_stable_and_is_not_held_against_it():
+async def test_requests_shed_by_a_canary_go_to_stable_and_are_no_failure():
     plane = Plane(split=ALL)
     runtime = slow(plane, "2")
     answer = await plane.ask(headers="x-interlock-timeout-ms: 900\r\n")
@@ -50,7 +50,7 @@ async def test_what_a_canary_sheds_goes_to_stable_and_is_not_held_against_it():
     assert [w.requests for w in plane.windows().values()] == [0]
 
 
-async def test_what_a_canary_sheds_does_not_burden_a_stable_that_is_overloaded_too():
+async def test_requests_shed_by_a_canary_do_not_load_an_overloaded_stable():
     plane = Plane(split=ALL)
     for version in "12":
         slow(plane, version)
@@ -59,7 +59,7 @@ async def test_what_a_canary_sheds_does_not_burden_a_stable_that_is_overloaded_t
     assert plane.triton.calls == []
 
 
-async def test_what_a_canary_sheds_does_not_fill_the_second_half_of_stables_queue():
+async def test_requests_shed_by_a_canary_fill_only_half_of_stables_queue():
     plane = Plane(None, split=ALL, batching=Batching(max_batch_size=4, max_queue_size=4))
     wires = [Wire(answer=plane.application) for _ in range(4)]
     wires[0].feed(request("/v2/models/sums/versions/1/infer", body(*[ROW] * 2)))
@@ -68,7 +68,7 @@ async def test_what_a_canary_sheds_does_not_fill_the_second_half_of_stables_queu
     assert [wire.statuses for wire in wires] == [[], [], [503], [503]]
 
 
-async def test_an_impatient_client_is_held_against_nobody():
+async def test_an_impatient_client_is_no_failure():
     plane = Plane(None, split=ALL)
     wire = Wire(answer=plane.application)
     wire.feed(request(INFER, body(ROW), "x-interlock-timeout-ms: 30\r\n"))
@@ -81,7 +81,7 @@ async def test_an_impatient_client_is_held_against_nobody():
     assert [w.requests for w in plane.windows().values()] == [0]
 
 
-async def test_the_clients_time_bounds_the_call_and_leaves_none_to_a_fallback():
+async def test_the_clients_timeout_limits_the_call_without_a_fallback():
     plane = Plane(split=ALL)
     for headers, expected in (("600", 0.6), ("5000", 1.5)):
         await plane.ask(headers=f"x-interlock-timeout-ms: {headers}\r\n")
@@ -94,7 +94,7 @@ async def test_a_malformed_timeout_is_refused(value):
     assert (answer.status, answer.json["code"]) == (400, "wrong_timeout")
 
 
-async def test_a_canary_that_fails_within_an_impatient_clients_time_is_blamed():
+async def test_a_canary_that_fails_within_an_impatient_clients_timeout_is_charged():
     plane = Plane(lambda call: BOOM if b"/versions/2/" in call else sums_reply(call), split=ALL)
     answer = await plane.ask(headers="x-interlock-timeout-ms: 300\r\n")
     assert (answer.status, answer.headers["x-interlock-fallback"]) == (200, "failed")
@@ -132,7 +132,7 @@ class Front:
 
 
 def reset(writer):
-    """Hang up so that the other side hears of it at once."""
+    """Hang up so that the other side notices at once."""
     option = struct.pack("ii", 1, 0)
     writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, option)
     writer.transport.abort()
@@ -160,7 +160,7 @@ async def queued_then_gone(hang_up, after_s):
 @pytest.mark.parametrize(
     ("hang_up", "after_s"), [(reset, 0.02), (asyncio.StreamWriter.close, 0.15)]
 )
-def test_a_client_that_hangs_up_in_the_queue_is_not_sent_and_harms_nobody(hang_up, after_s):
+def test_a_client_that_hangs_up_in_the_queue_is_not_sent_and_affects_no_other(hang_up, after_s):
     sizes, lines, runtime = uvloop.run(queued_then_gone(hang_up, after_s))
     assert sizes == [1, 1]
     assert lines == [b"HTTP/1.1 200 OK\r\n"] * 2
@@ -170,13 +170,13 @@ def test_a_client_that_hangs_up_in_the_queue_is_not_sent_and_harms_nobody(hang_u
 
 
 async def answered_when_gone():
-    """A whole batch answers to clients who are gone, in every stage of going."""
+    """Answer a whole batch of clients that have hung up, in every stage of closing."""
     plane = Plane(None)
     async with Front(plane) as front:
         clients = [await front.send() for _ in range(6)]
         for _, writer in clients[::2]:
             writer.transport.abort()
-        # The transports of the others are closed under the feet of their connections.
+        # The transports of the others are closed underneath their connections.
         for connection in list(front.server.connections)[::2]:
             if connection.transport is not None:
                 connection.transport.close()
@@ -212,7 +212,7 @@ def test_a_client_that_only_half_closes_gets_its_answer():
 
 
 @pytest.mark.parametrize("run", [uvloop.run, asyncio.run])
-def test_writes_to_closed_transports_never_jam_the_batcher(run):
+def test_writes_to_closed_transports_never_block_the_batcher(run):
     line, batcher = run(answered_when_gone())
     assert line == b"HTTP/1.1 200 OK\r\n"
     assert (batcher.in_flight, batcher.waiting_rows) == (0, 0)

@@ -24,14 +24,14 @@ def test_records_come_back_oldest_first(tmp_path):
     assert (len(spool), spool.size_bytes, list(tmp_path.iterdir())) == (0, 0, [])
 
 
-def test_a_restart_finds_what_was_not_sent_and_goes_on_behind_it(tmp_path):
+def test_a_restart_keeps_unsent_files_and_appends(tmp_path):
     Spool(tmp_path, 1_000).append([record(1)], durable=False)
     again = Spool(tmp_path, 1_000)
     again.append([record(2)], durable=False)
     assert [take(again), take(again)] == [[record(1)], [record(2)]]
 
 
-def test_a_file_is_removed_once_however_often_that_is_asked(tmp_path):
+def test_removing_a_file_again_does_nothing(tmp_path):
     spool = Spool(tmp_path, 1_000)
     spool.append([record(1)], durable=False)
     spool.append([record(2)], durable=False)
@@ -41,7 +41,7 @@ def test_a_file_is_removed_once_however_often_that_is_asked(tmp_path):
     assert take(spool) == [record(2)]
 
 
-def test_it_takes_nothing_beyond_its_bound(tmp_path):
+def test_it_accepts_nothing_beyond_its_limit(tmp_path):
     spool = Spool(tmp_path, 50)
     spool.append([record(1)], durable=False)
     with pytest.raises(SpoolFull):
@@ -49,14 +49,14 @@ def test_it_takes_nothing_beyond_its_bound(tmp_path):
     assert take(spool) == [record(1)]
 
 
-def test_half_a_file_gives_what_is_whole(tmp_path):
+def test_a_truncated_file_gives_its_complete_records(tmp_path):
     Spool(tmp_path, 1_000).append([record(1), record(2)], durable=False)
     (path,) = tmp_path.iterdir()
     path.write_bytes(path.read_bytes()[:-1])
     assert take(Spool(tmp_path, 1_000)) == [record(1)]
 
 
-def test_a_file_that_was_never_finished_is_cleared_away(tmp_path):
+def test_an_unfinished_file_is_removed(tmp_path):
     (tmp_path / "0000000000000001.tmp").write_bytes(b"half")
     assert Spool(tmp_path, 1_000).oldest() is None
     assert list(tmp_path.iterdir()) == []

@@ -1,14 +1,14 @@
 from contract.messages import STREAM_OUTCOMES
 from dataplane.spool import Record, Spool
-from dataplane.spool_dir import Lodging
+from dataplane.spool_dir import SpoolDir
 
 
 def payloads(spool):
-    found = []
+    result = []
     while (oldest := spool.oldest()) is not None:
-        found += [record.payload for record in oldest[1]]
+        result += [record.payload for record in oldest[1]]
         spool.remove(oldest[0])
-    return found
+    return result
 
 
 def add(spool, *values):
@@ -16,11 +16,11 @@ def add(spool, *values):
         spool.append([Record(STREAM_OUTCOMES, value)], durable=True)
 
 
-async def test_what_a_dead_process_left_is_taken_over_in_order(tmp_path):
-    dead = Lodging(tmp_path, "a", 1_000)
+async def test_files_of_a_dead_process_are_adopted_in_order(tmp_path):
+    dead = SpoolDir(tmp_path, "a", 1_000)
     add(dead.spool, b"1", b"2")
     dead.close()
-    living = Lodging(tmp_path, "b", 1_000)
+    living = SpoolDir(tmp_path, "b", 1_000)
     add(living.spool, b"0")
     await living.adopt()
     assert payloads(living.spool) == [b"0", b"1", b"2"]
@@ -28,17 +28,17 @@ async def test_what_a_dead_process_left_is_taken_over_in_order(tmp_path):
     assert living.spool.size_bytes == 0
 
 
-async def test_what_a_living_process_has_stays_its_own(tmp_path):
-    sibling = Lodging(tmp_path, "a", 1_000)
+async def test_files_of_a_running_process_are_not_adopted(tmp_path):
+    sibling = SpoolDir(tmp_path, "a", 1_000)
     add(sibling.spool, b"1")
-    other = Lodging(tmp_path, "b", 1_000)
+    other = SpoolDir(tmp_path, "b", 1_000)
     await other.adopt()
     assert payloads(other.spool) == []
     assert payloads(sibling.spool) == [b"1"]
 
 
-async def test_a_spool_of_before_there_were_workers_is_taken_over(tmp_path):
+async def test_a_spool_from_before_workers_existed_is_adopted(tmp_path):
     add(Spool(tmp_path, 1_000), b"1")
-    lodging = Lodging(tmp_path, "b", 1_000)
-    await lodging.adopt()
-    assert payloads(lodging.spool) == [b"1"]
+    spool_dir = SpoolDir(tmp_path, "b", 1_000)
+    await spool_dir.adopt()
+    assert payloads(spool_dir.spool) == [b"1"]

@@ -5,7 +5,7 @@ from tests.dataplane.groups import a_group
 
 
 class Clocked:
-    """Stands for the sync: when the table was confirmed, on a clock that the test turns."""
+    """A fake sync with a manual clock for the time of the last confirmation."""
 
     def __init__(self, confirmed_at=None):
         self.confirmed_at = confirmed_at
@@ -39,7 +39,7 @@ def test_a_table_that_was_never_confirmed_is_stale_at_once():
     assert aged("warn", 3.0, confirmed=False).header() == b"x-interlock-stale: 3\r\n"
 
 
-def test_the_log_is_told_once(caplog):
+def test_it_is_logged_once(caplog):
     staleness = aged("warn", 100.0)
     staleness.header()
     staleness.header()

@@ -43,8 +43,8 @@ async def publishing(valkey, folder, bytes_max=10_000, stream_bytes_max=10_000_0
 
 
 async def entries(publisher, name):
-    found = await publisher.client.xrange(name)
-    return [decode_batch(fields[FIELD]) for _, fields in found]
+    rows = await publisher.client.xrange(name)
+    return [decode_batch(fields[FIELD]) for _, fields in rows]
 
 
 async def test_windows_and_exposures_arrive_with_their_sequences(valkey, tmp_path):
@@ -65,7 +65,7 @@ async def test_windows_and_exposures_arrive_with_their_sequences(valkey, tmp_pat
         assert exposed.exposures[0].unit == "u"
 
 
-async def test_outcomes_are_promised_only_when_they_are_on_disk(valkey, tmp_path):
+async def test_outcomes_are_confirmed_only_when_they_are_on_disk(valkey, tmp_path):
     async with publishing(valkey, tmp_path / "spool") as publisher:
         stored = publisher.accept([outcome(1)])
         assert not stored.done()
@@ -96,18 +96,18 @@ async def used_bytes(publisher, name):
     return await publisher.client.memory_usage(name) or 0
 
 
-async def test_outcomes_that_nobody_takes_in_are_held_and_never_trimmed(valkey, tmp_path):
+async def test_outcomes_that_are_not_consumed_are_kept_and_never_trimmed(valkey, tmp_path):
     allowed = 50_000
     async with publishing(valkey, tmp_path / "spool", 1_000_000, allowed) as publisher:
         sent = 0
         while await used_bytes(publisher, STREAM_OUTCOMES) < allowed:
             await send(publisher, sent)
             sent += 1
-        with pytest.raises(redis.RedisError, match=f"{sent} batches of outcomes wait"):
+        with pytest.raises(redis.RedisError, match=f"{sent} batches of outcomes take"):
             await send(publisher, sent)
         batches = await entries(publisher, STREAM_OUTCOMES)
         assert [batch.outcomes[0].event_id for batch in batches] == [f"e{n}" for n in range(sent)]
-        # The batch that found room may go beyond by itself.
+        # A batch that was accepted may itself exceed the limit.
         assert allowed <= await used_bytes(publisher, STREAM_OUTCOMES) < allowed + 20_000
 
         await publisher.client.delete(STREAM_OUTCOMES)
@@ -117,8 +117,8 @@ async def test_outcomes_that_nobody_takes_in_are_held_and_never_trimmed(valkey, 
 
 
 @pytest.mark.parametrize(("size", "together"), [(10, 100), (1_000, 10)])
-async def test_telemetry_that_nobody_takes_in_gives_way_to_newer(valkey, tmp_path, size, together):
-    """However large its entries are: what is bounded is Redis' memory."""
+async def test_telemetry_that_is_not_consumed_is_trimmed(valkey, tmp_path, size, together):
+    """The limit is Redis' memory, whatever the size of entries."""
     allowed = 200_000
     async with publishing(valkey, tmp_path / "spool", 1_000_000, allowed) as publisher:
         for number in range(4 * allowed // (size + 60) // together * together):
@@ -132,7 +132,7 @@ async def test_telemetry_that_nobody_takes_in_gives_way_to_newer(valkey, tmp_pat
         assert 0.5 * allowed < await used_bytes(publisher, STREAM_EXPOSURES) < 1.2 * allowed
 
 
-async def test_what_waited_while_redis_was_away_arrives_in_order(valkey, tmp_path):
+async def test_messages_that_waited_for_redis_arrive_in_order(valkey, tmp_path):
     async with publishing(valkey, tmp_path / "spool") as publisher:
         valkey.stop()
         for number in range(3):
@@ -147,7 +147,7 @@ async def test_what_waited_while_redis_was_away_arrives_in_order(valkey, tmp_pat
         assert publisher.spool_bytes == 0
 
 
-async def test_a_restart_sends_what_the_life_before_could_not(valkey, tmp_path):
+async def test_a_restart_sends_what_the_previous_process_could_not(valkey, tmp_path):
     async with publishing(valkey, tmp_path / "spool") as before:
         before.accept([outcome(1)])
         await before.store_outcomes()
@@ -179,7 +179,7 @@ async def test_too_many_waiting_outcomes_are_refused(valkey, tmp_path, monkeypat
             await publisher.accept([outcome(1), outcome(2)])
 
 
-async def test_the_loops_carry_everything_by_themselves(valkey, tmp_path):
+async def test_the_loops_send_everything_by_themselves(valkey, tmp_path):
     async with publishing(valkey, tmp_path / "spool") as publisher, running(publisher.loops()):
         publisher.telemetry.counter(KEY).answered("u", 10.0)
         await publisher.accept([outcome(1)])

@@ -20,7 +20,7 @@ async def test_it_applies_a_table_whose_versions_are_ready(tmp_path):
         assert control.reports[-1].dropped == {"s": 2}
 
 
-async def test_it_pulls_the_same_table_once(tmp_path):
+async def test_it_pulls_a_table_only_once(tmp_path):
     async with syncing(tmp_path) as (sync, control, _, upstream):
         control.publish(5, upstream.address)
         await sync.pull()
@@ -52,7 +52,7 @@ async def test_a_version_must_be_ready_on_every_endpoint(tmp_path):
         assert "sums:1 on 127.0.0.1:1" in (await refusal(sync, control))[1]
 
 
-async def test_it_asks_only_for_versions_that_are_new(tmp_path):
+async def test_it_tests_only_new_versions(tmp_path):
     async with syncing(tmp_path) as (sync, control, serving, upstream):
         control.publish(5, upstream.address)
         await sync.pull()
@@ -74,12 +74,12 @@ async def test_it_follows_a_new_epoch_and_refuses_the_one_before(tmp_path):
         generation, reason = await refusal(sync, control)
         assert (serving.generation, generation) == (first_of(1), 501)
         assert reason == (
-            "generation 501 is older than 1 of epoch 1, which is applied: its control plane was "
+            "generation 501 is older than the applied 1 of epoch 1: its control plane was "
             "replaced when epoch 1 began"
         )
 
 
-async def test_what_was_refused_is_forgotten_when_the_own_table_is_confirmed(tmp_path):
+async def test_a_refusal_is_cleared_when_the_applied_table_is_confirmed(tmp_path):
     async with syncing(tmp_path) as (sync, control, _, upstream):
         control.publish(first_of(1), upstream.address)
         await sync.pull()
@@ -92,7 +92,7 @@ async def test_what_was_refused_is_forgotten_when_the_own_table_is_confirmed(tmp
         assert await refusal(sync, control) == (None, None)
 
 
-async def test_a_number_that_was_given_again_is_a_version_that_has_to_answer(tmp_path):
+async def test_a_reused_number_is_a_new_version_that_must_answer(tmp_path):
     async with syncing(tmp_path) as (sync, control, serving, upstream):
         control.publish_created(5, upstream.address, created_at_ms=1)
         await sync.pull()
@@ -105,7 +105,7 @@ async def test_a_number_that_was_given_again_is_a_version_that_has_to_answer(tmp
         assert serving.generation == 7
 
 
-async def test_it_refuses_an_older_table_and_goes_on_with_its_own(tmp_path):
+async def test_it_refuses_an_older_table_and_keeps_its_own(tmp_path):
     async with syncing(tmp_path) as (sync, control, serving, upstream):
         control.publish(5, upstream.address)
         await sync.pull()
@@ -113,7 +113,7 @@ async def test_it_refuses_an_older_table_and_goes_on_with_its_own(tmp_path):
         await sync.pull()
         assert serving.generation == 5
         assert await refusal(sync, control) == (
-            4, "generation 4 is older than 5, which is applied",
+            4, "generation 4 is older than the applied 5",
         )  # fmt: skip
 
 
@@ -136,7 +136,7 @@ async def test_it_refuses_a_corrupt_table(tmp_path, data):
         assert "not a routing table" in (await refusal(sync, control))[1]
 
 
-async def test_a_bad_endpoint_address_is_a_reason_and_no_crash(tmp_path):
+async def test_an_invalid_endpoint_address_is_a_reason_and_no_crash(tmp_path):
     async with syncing(tmp_path) as (sync, control, serving, _):
         control.publish(5, "host:port")
         await sync.pull()
@@ -156,7 +156,7 @@ async def test_a_start_without_a_control_plane_serves_the_last_good_table(tmp_pa
         assert serving.generation == 5
 
 
-async def test_a_damaged_table_on_disk_is_no_table(tmp_path):
+async def test_a_damaged_table_on_disk_is_ignored(tmp_path):
     (tmp_path / "table.json").write_bytes(b"{")
     async with syncing(tmp_path) as (sync, _, serving, _):
         await sync.start_from_disk()
@@ -176,7 +176,7 @@ async def test_a_message_wakes_the_poller_and_the_apply_is_reported_at_once(tmp_
         await publisher.aclose()
 
 
-async def test_the_poll_finds_what_no_message_told(tmp_path):
+async def test_the_poll_finds_changes_without_a_message(tmp_path):
     async with syncing(tmp_path, poll_interval_s=0.02) as (sync, control, serving, upstream):
         control.publish(1, upstream.address)
         async with running(sync.loops()):
@@ -185,7 +185,7 @@ async def test_the_poll_finds_what_no_message_told(tmp_path):
             await until(lambda: serving.generation == 5)
 
 
-async def test_it_asks_for_what_changed_and_puts_the_table_together(tmp_path):
+async def test_it_pulls_a_delta_and_assembles_the_table(tmp_path):
     async with syncing(tmp_path) as (sync, control, serving, upstream):
         control.sends_deltas = True
         control.publish_many(5, upstream.address, "a", "b", "c")
@@ -199,16 +199,16 @@ async def test_it_asks_for_what_changed_and_puts_the_table_together(tmp_path):
         assert stored == control.data
 
 
-async def test_a_delta_that_does_not_fit_is_refused_and_the_whole_table_pulled(tmp_path):
+async def test_a_delta_that_does_not_fit_is_refused_and_the_whole_table_is_pulled(tmp_path):
     async with syncing(tmp_path) as (sync, control, serving, upstream):
         control.sends_deltas = True
         control.publish_many(5, upstream.address, "a", "b")
         await sync.pull()
-        # The control plane takes the table that it has for another one.
+        # The control plane assumes another base table.
         control.publish_many(5, upstream.address, "a", "b", timeout_ms=77)
         control.publish_many(6, upstream.address, "a", "c", timeout_ms=77)
         await sync.pull()
         assert serving.generation == 5
-        assert "does not make the table" in (await refusal(sync, control))[1]
+        assert "has another hash" in (await refusal(sync, control))[1]
         await sync.pull()
         assert serving.generation == 6

@@ -1,4 +1,4 @@
-"""Tables are read in slices, against the one that is applied."""
+"""Tables are read in slices, compared with the applied one."""
 
 import asyncio
 
@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from contract.routing import Cluster, RoutingTable, TableError, encode
-from dataplane.table_reader import TableFile, TableReader, let_go
+from dataplane.table_reader import TableFile, TableReader, release_slowly
 from tests.dataplane.worlds import canary, model
 
 MAIN = {"main": Cluster(endpoints=("127.0.0.1:1",))}
@@ -25,20 +25,20 @@ async def read_after(first, second):
     return reading, await reader.read(encode(second), reading.table)
 
 
-async def test_a_first_table_is_all_change():
+async def test_every_model_of_a_first_table_is_changed():
     reading = await TableReader().read(encode(table_of(100)), None)
     assert reading.table == table_of(100)
     assert len(reading.changed) == 100
 
 
-async def test_what_did_not_change_is_the_same_object():
+async def test_unchanged_models_are_the_same_objects():
     first, second = await read_after(table_of(100), table_of(100, 2, m0003=model(timeout_ms=7)))
     assert second.changed == ("m0003",)
     assert second.table.models["m0000"] is first.table.models["m0000"]
     assert second.table.models["m0003"].timeout_ms == 7
 
 
-async def test_what_is_gone_is_named():
+async def test_removed_versions_are_named():
     _, second = await read_after(table_of(3), table_of(2, 2))
     assert second.removed == ("m0002",)
 
@@ -65,12 +65,12 @@ async def test_a_table_of_one_line_is_read_as_well():
         lambda data: b"",
     ],
 )
-async def test_a_damaged_table_is_refused_whole(damage):
+async def test_a_damaged_table_is_refused_completely(damage):
     with pytest.raises(TableError):
         await TableReader().read(damage(encode(table_of(50, m0001=model(split=canary(5))))), None)
 
 
-async def test_others_get_their_turn_while_a_large_table_is_read():
+async def test_other_tasks_run_while_a_large_table_is_read():
     data = encode(table_of(5_000))
     turns = 0
     done = False
@@ -96,7 +96,7 @@ async def test_a_table_is_stored_and_loaded(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["t.json"]
 
 
-async def test_what_is_let_go_of_is_empty():
+async def test_released_dictionaries_are_empty():
     things = dict.fromkeys(range(1000), msgspec.UNSET)
-    await let_go(things)
+    await release_slowly(things)
     assert things == {}

@@ -41,7 +41,7 @@ def test_a_window_counts_requests_errors_units_and_latencies(gathered, clock):
     assert (window.started_at_ms, window.ended_at_ms) == (1_000_000, 1_001_000)
 
 
-def test_a_unit_counts_once_in_an_interval_whatever_it_does(gathered, clock):
+def test_a_unit_counts_once_in_an_interval(gathered, clock):
     counter = gathered.counter(KEY)
     windows = []
     for _ in range(3):
@@ -79,20 +79,20 @@ def test_a_step_with_longer_intervals_counts_in_them(gathered, clock):
     ]
 
 
-def test_a_new_generation_counts_nobody_twice(gathered):
+def test_a_new_generation_counts_no_unit_twice(gathered):
     gathered.counter(KEY).answered("a", 1.0)
     gathered.counter((*KEY[:3], 4, "r1")).answered("a", 1.0)
     windows, _ = gathered.drain(4)
     assert [(w.generation, w.units) for w in windows] == [(3, 1), (4, 0)]
 
 
-def test_another_split_counts_for_itself(gathered):
+def test_another_split_counts_separately(gathered):
     gathered.counter(KEY).answered("a", 1.0)
     gathered.counter((*KEY[:4], "r2")).answered("a", 1.0)
     assert [w.units for w in gathered.drain(3)[0]] == [1, 1]
 
 
-def test_what_the_split_assigned_counts_units_once_and_everybody_without_one(gathered):
+def test_assigned_counts_units_once_and_each_request_without_one(gathered):
     counter = gathered.counter(KEY)
     for unit in ("a", "a", None, "b", None):
         counter.assign(unit)
@@ -101,10 +101,10 @@ def test_what_the_split_assigned_counts_units_once_and_everybody_without_one(gat
     assert (window.assigned, window.requests, window.units) == (4, 1, 1)
 
 
-def test_the_unit_of_an_answer_from_the_cache_is_assigned_and_not_met(gathered):
+def test_the_unit_of_a_cached_answer_is_assigned_but_not_counted(gathered):
     counter = gathered.counter(KEY)
     counter.assign("a")
-    counter.found()
+    counter.count_hit()
     (window,), _ = gathered.drain(3)
     assert (window.assigned, window.units, window.cache_hits) == (1, 0, 1)
     counter.assign("a")
@@ -113,7 +113,7 @@ def test_the_unit_of_an_answer_from_the_cache_is_assigned_and_not_met(gathered):
     assert (window.assigned, window.units) == (0, 1)
 
 
-def test_nothing_happened_is_no_window(gathered):
+def test_without_requests_there_is_no_window(gathered):
     gathered.counter(KEY)
     assert gathered.drain(3) == ([], [])
 
@@ -132,7 +132,7 @@ def test_counters_of_old_generations_are_forgotten_in_time(gathered):
     assert gathered.counter(KEY) is not counter
 
 
-def test_the_sets_of_units_are_bounded_and_the_rest_is_counted(gathered, monkeypatch):
+def test_the_sets_of_units_are_limited_and_overflow_is_counted(gathered, monkeypatch):
     monkeypatch.setattr(unit_counter, "UNITS_MAX", 2)
     counter = gathered.counter(KEY)
     for unit in "abcd":
@@ -141,7 +141,7 @@ def test_the_sets_of_units_are_bounded_and_the_rest_is_counted(gathered, monkeyp
     assert (window.units, window.unit_errors, gathered.units_overflow) == (2, 2, 2)
 
 
-def test_windows_beyond_the_bound_are_dropped_and_counted(gathered, monkeypatch):
+def test_windows_beyond_the_limit_are_dropped_and_counted(gathered, monkeypatch):
     monkeypatch.setattr(telemetry, "WINDOWS_MAX", 1)
     gathered.counter(KEY).answered("a", 1.0)
     gathered.counter((*KEY[:4], "r2")).answered("a", 1.0)
@@ -158,14 +158,14 @@ def test_a_unit_is_exposed_once_to_a_variant(gathered):
     assert gathered.drain(3)[1] == []
 
 
-def test_what_the_bound_forgot_is_exposed_again(gathered, monkeypatch):
+def test_an_evicted_exposure_is_reported_again(gathered, monkeypatch):
     monkeypatch.setattr(telemetry, "EXPOSURES_MAX", 2)
     for unit in ("a", "b", "c", "a"):
         gathered.expose("e1", unit, "x", "2")
     assert [e.unit for e in gathered.drain(3)[1]] == ["a", "b", "c", "a"]
 
 
-def test_exposures_beyond_the_bound_are_dropped_and_counted(gathered, monkeypatch):
+def test_exposures_beyond_the_limit_are_dropped_and_counted(gathered, monkeypatch):
     monkeypatch.setattr(telemetry, "PENDING_EXPOSURES_MAX", 1)
     gathered.expose("e1", "a", "x", "2")
     gathered.expose("e1", "b", "x", "2")
@@ -175,11 +175,11 @@ def test_exposures_beyond_the_bound_are_dropped_and_counted(gathered, monkeypatc
     assert len(gathered.drain(3)[1]) == 1
 
 
-def test_answers_from_the_cache_are_in_no_other_count(gathered):
+def test_cached_answers_are_in_no_other_count(gathered):
     counter = gathered.counter(KEY)
-    counter.found()
+    counter.count_hit()
     counter.answered("a", 1_000.0)
-    counter.found()
+    counter.count_hit()
     (window,), _ = gathered.drain(3)
     assert (window.cache_hits, window.requests, window.units, window.anonymous) == (2, 1, 1, 0)
     assert sum(window.latency.values()) == 1

@@ -1,4 +1,4 @@
-"""The lines of `server-timing` are those that floats would be written as."""
+"""The values of `server-timing` are those that formatting floats would give."""
 
 import re
 

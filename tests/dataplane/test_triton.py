@@ -1,4 +1,4 @@
-"""The transport against a real socket that behaves, and one that does not."""
+"""The transport against a real socket that behaves well, and one that does not."""
 
 import asyncio
 
@@ -20,7 +20,7 @@ async def triton():
 
 
 async def call(triton, addresses, timeout_s=2.0):
-    """Post a small request and return what came of it."""
+    """Post a small request and return the result."""
     done = asyncio.get_running_loop().create_future()
     request = b"POST /x HTTP/1.1\r\nhost: t\r\ncontent-length: 2\r\n\r\nab"
     triton.post(addresses, request, timeout_s, done.set_result)
@@ -40,7 +40,7 @@ async def test_an_endpoint_may_be_named_with_or_without_its_scheme(triton, prefi
         assert (await triton.get(prefix + upstream.address, PATH, 2.0)).status == 200
 
 
-async def test_it_opens_no_more_connections_than_it_may(triton):
+async def test_the_number_of_connections_is_limited(triton):
     async with Upstream() as upstream:
         replies = await asyncio.gather(
             *[triton.get(upstream.address, PATH, 2.0) for _ in range(10)]
@@ -76,23 +76,23 @@ async def test_a_call_is_not_retried_twice(triton):
         assert len(upstream.requests) == 2
 
 
-async def test_another_endpoint_answers_where_one_is_gone(triton):
-    async with Upstream() as upstream, Upstream() as gone:
-        await gone.stop()
+async def test_another_endpoint_answers_if_one_is_down(triton):
+    async with Upstream() as upstream, Upstream() as stopped:
+        await stopped.stop()
         upstream.script = [OK] * 8
-        results = [await call(triton, (gone.address, upstream.address)) for _ in range(8)]
+        results = [await call(triton, (stopped.address, upstream.address)) for _ in range(8)]
         assert all(isinstance(result, Reply) for result in results)
 
 
-async def test_nobody_listening_is_unreachable(triton):
-    async with Upstream() as gone:
-        await gone.stop()
-        result = await call(triton, (gone.address,))
+async def test_an_endpoint_without_a_listener_is_unreachable(triton):
+    async with Upstream() as stopped:
+        await stopped.stop()
+        result = await call(triton, (stopped.address,))
         assert isinstance(result, TritonError)
         assert result.fault is Fault.UNREACHABLE
 
 
-async def test_an_answer_that_is_no_http_fails_the_call(triton):
+async def test_a_response_that_is_not_http_fails_the_call(triton):
     async with Upstream() as upstream:
         upstream.script = [b"nonsense\r\n\r\n"]
         result = await call(triton, (upstream.address,))
@@ -119,7 +119,7 @@ async def test_the_json_length_of_a_binary_answer_is_read(triton):
         assert result.header_length == 1
 
 
-async def test_pools_that_no_cluster_names_are_closed(triton):
+async def test_pools_of_removed_endpoints_are_closed(triton):
     async with Upstream() as upstream:
         await triton.get(upstream.address, PATH, 2.0)
         triton.keep_only(set())
@@ -130,11 +130,11 @@ async def test_pools_that_no_cluster_names_are_closed(triton):
 async def test_a_pool_that_is_closed_lets_its_calls_end_and_then_closes(triton):
     async with Upstream() as upstream:
         upstream.always, upstream.delay_s = OK, 0.05
-        asked = asyncio.create_task(call(triton, (upstream.address,)))
+        pending = asyncio.create_task(call(triton, (upstream.address,)))
         await until(lambda: len(upstream.requests) == 1)
         (endpoint,) = triton.endpoints()
         triton.keep_only(set())
-        assert isinstance(await asked, Reply)
+        assert isinstance(await pending, Reply)
         await until(lambda: endpoint.open == 0)
         assert list(triton.endpoints()) == []
 
@@ -156,7 +156,7 @@ async def test_other_pools_go_on_when_one_is_closed(triton):
         assert stays.connections == 1
 
 
-async def test_what_was_open_before_a_restart_is_not_used_after_it(triton):
+async def test_connections_from_before_a_restart_are_not_used(triton):
     async with Upstream() as upstream:
         await asyncio.gather(*[triton.get(upstream.address, PATH, 2.0) for _ in range(2)])
         upstream.script = ["close"]

@@ -4,16 +4,16 @@ import asyncio
 
 from contract.routing import Breaker
 from dataplane.config import Transport as Settings
-from dataplane.triton import Copies, TritonError
+from dataplane.triton import Replicas, TritonError
 from dataplane.triton.health import Health
 from tests.dataplane.transports import (
     answered,
     ask,
     ask_at_once,
     ask_often,
-    asked,
-    copies_on,
     endpoint,
+    replicas_on,
+    requests_at,
     transport,
     upstreams,
 )
@@ -21,30 +21,30 @@ from tests.dataplane.transports import (
 
 async def test_equal_endpoints_share_the_calls():
     async with upstreams(3) as servers, transport() as triton:
-        copies = copies_on(servers)
+        replicas = replicas_on(servers)
         for server in servers:
             server.delay_s = 0.002
         for _ in range(15):
-            assert answered(await ask_at_once(triton, copies, 12)) == 12
-        assert min(asked(servers)) > 30
+            assert answered(await ask_at_once(triton, replicas, 12)) == 12
+        assert min(requests_at(servers)) > 30
 
 
 async def test_an_endpoint_ten_times_slower_gets_few_calls():
     async with upstreams(3) as servers, transport() as triton:
-        copies = copies_on(servers)
+        replicas = replicas_on(servers)
         for server in servers:
             server.delay_s = 0.003
         servers[0].delay_s = 0.03
         for _ in range(25):
-            assert answered(await ask_at_once(triton, copies, 6)) == 6
+            assert answered(await ask_at_once(triton, replicas, 6)) == 6
         assert len(servers[0].requests) < 25
         assert not endpoint(triton, servers[0]).health.ejected
 
 
-async def test_an_endpoint_that_was_slow_once_is_believed_again():
+async def test_an_endpoint_that_was_slow_once_recovers():
     async with upstreams(2) as servers, transport() as triton:
-        copies = copies_on(servers)
-        await ask_often(triton, copies, 4)
+        replicas = replicas_on(servers)
+        await ask_often(triton, replicas, 4)
         health = endpoint(triton, servers[0]).health
         now = asyncio.get_running_loop().time()
         health.answered(10.0, now)
@@ -61,66 +61,66 @@ def test_one_slow_answer_costs_an_endpoint_its_share_for_less_than_a_second():
     while health.cost(0, now) > 0.002:
         now += 0.01
     assert now < 101.0
-    # What may be expected of it is not forgotten: a hurried call still proves nothing.
+    # Its usual latency is kept: an impatient call still proves nothing.
     assert not health.was_patient(0.3)
 
 
-def test_an_endpoint_that_owes_an_answer_is_as_slow_as_it_has_been_silent():
+def test_an_endpoint_with_calls_in_flight_is_as_slow_as_its_silence():
     health = Health(Settings())
     health.answered(0.1, 100.0)
-    health.owes(160.0)
+    health.call_started(160.0)
     assert health.cost(1, 160.0) == 0.2
     assert health.cost(1, 160.5) == 1.0
 
 
 async def test_an_endpoint_that_hangs_gets_few_calls_until_they_fail():
     async with upstreams(2) as servers, transport() as triton:
-        copies = copies_on(servers)
-        await ask_often(triton, copies, 20)
+        replicas = replicas_on(servers)
+        await ask_often(triton, replicas, 20)
         servers[0].script = ["hang"] * 100
         before = len(servers[0].requests)
         while len(servers[0].requests) == before:
-            hanging = asyncio.create_task(ask(triton, copies))
+            hanging = asyncio.create_task(ask(triton, replicas))
             await asyncio.sleep(0.05)
         for _ in range(20):
-            assert answered(await ask_at_once(triton, copies, 2)) == 2
+            assert answered(await ask_at_once(triton, replicas, 2)) == 2
         assert len(servers[0].requests) == before + 1
         assert isinstance(await hanging, TritonError)
 
 
-async def test_calls_in_flight_make_an_endpoint_dearer():
+async def test_calls_in_flight_make_an_endpoint_more_expensive():
     async with upstreams(2) as servers, transport() as triton:
-        copies = copies_on(servers)
-        await ask_often(triton, copies, 20)
+        replicas = replicas_on(servers)
+        await ask_often(triton, replicas, 20)
         for server in servers:
             server.delay_s = 0.1
-        before = asked(servers)
-        await ask_at_once(triton, copies, 20)
-        shares = [now - then for now, then in zip(asked(servers), before, strict=True)]
+        before = requests_at(servers)
+        await ask_at_once(triton, replicas, 20)
+        shares = [now - then for now, then in zip(requests_at(servers), before, strict=True)]
         assert min(shares) >= 4
 
 
-async def test_in_flight_is_nought_when_all_is_done():
+async def test_in_flight_is_0_when_all_calls_have_ended():
     async with upstreams(2) as servers, transport() as triton:
-        copies = copies_on(servers)
+        replicas = replicas_on(servers)
         servers[0].script = ["close", b"nonsense\r\n\r\n", "hang", "cut"]
-        await asyncio.gather(*[ask(triton, copies, 0.1) for _ in range(20)])
-        assert [found.in_flight for found in triton.endpoints()] == [0, 0]
+        await asyncio.gather(*[ask(triton, replicas, 0.1) for _ in range(20)])
+        assert [item.in_flight for item in triton.endpoints()] == [0, 0]
 
 
 async def test_one_endpoint_has_neither_circuits_nor_balance():
-    copies = Copies(("127.0.0.1:1",), Breaker())
-    assert copies.circuits == ()
+    replicas = Replicas(("127.0.0.1:1",), Breaker())
+    assert replicas.circuits == ()
     async with upstreams(1) as servers, transport() as triton:
-        copies = copies_on(servers)
-        assert answered(await ask_often(triton, copies, 3)) == 3
-        assert copies.group.only is endpoint(triton, servers[0])
+        replicas = replicas_on(servers)
+        assert answered(await ask_often(triton, replicas, 3)) == 3
+        assert replicas.group.only is endpoint(triton, servers[0])
         assert len(endpoint(triton, servers[0]).groups) == 0
 
 
-async def test_a_cluster_of_one_that_is_elsewhere_a_sibling_is_served_while_ejected():
+async def test_a_cluster_of_one_is_served_while_its_endpoint_is_ejected_elsewhere():
     async with upstreams(2) as servers, transport(eject_failures=2) as triton:
-        both, alone = copies_on(servers), copies_on(servers[:1])
+        both, alone = replicas_on(servers), replicas_on(servers[:1])
         servers[0].always = "close"
         await ask_often(triton, both, 20)
         assert endpoint(triton, servers[0]).health.ejected

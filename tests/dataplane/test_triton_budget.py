@@ -1,4 +1,4 @@
-"""The retry budget: whatever fails, the load never grows beyond its share and its floor."""
+"""The retry budget: whatever fails, the load never exceeds its share and its floor."""
 
 import pytest
 
@@ -7,9 +7,9 @@ from tests.dataplane.transports import (
     STUB_DEAD,
     ask_at_once,
     ask_often,
-    asked,
-    copies_on,
     endpoint,
+    replicas_on,
+    requests_at,
     transport,
     upstreams,
 )
@@ -63,33 +63,33 @@ async def test_a_full_outage_never_becomes_a_retry_storm():
     async with upstreams(4) as servers, transport(retry_floor=5, eject_s=60.0) as triton:
         for server in servers:
             server.always = STUB_DEAD
-        copies = copies_on(servers)
+        replicas = replicas_on(servers)
         for _ in range(5):
-            await ask_at_once(triton, copies, 60)
-        # The trials of ejected endpoints and open circuits come on top: one each at a time.
-        assert 300 < sum(asked(servers)) <= 300 * 1.1 + 5 + 2 * len(servers)
+            await ask_at_once(triton, replicas, 60)
+        # The trials of ejected endpoints and open circuits are added: one each at a time.
+        assert 300 < sum(requests_at(servers)) <= 300 * 1.1 + 5 + 2 * len(servers)
         assert sum(endpoint(triton, server).exhausted for server in servers) > 200
 
 
-async def test_a_full_outage_of_broken_connections_is_none_either():
+async def test_a_full_outage_of_broken_connections_is_no_retry_storm():
     async with upstreams(2) as servers, transport(retry_floor=5, eject_s=60.0) as triton:
         for server in servers:
             server.always = "close"
-        await ask_often(triton, copies_on(servers), 100)
-        assert 100 < sum(asked(servers)) <= 100 * 1.1 + 5
+        await ask_often(triton, replicas_on(servers), 100)
+        assert 100 < sum(requests_at(servers)) <= 100 * 1.1 + 5
 
 
-async def test_the_only_endpoint_is_bound_by_the_budget_as_well():
+async def test_the_budget_applies_to_a_single_endpoint_as_well():
     async with upstreams(1) as servers, transport(retry_floor=5) as triton:
         servers[0].always = "close"
-        await ask_often(triton, copies_on(servers), 100)
+        await ask_often(triton, replicas_on(servers), 100)
         assert 100 < len(servers[0].requests) <= 100 * 1.1 + 5
 
 
-async def test_budgets_of_clusters_are_apart():
+async def test_budgets_of_clusters_are_separate():
     async with upstreams(2) as servers, transport(retry_floor=1, retry_budget_bp=1) as triton:
         servers[0].script = ["close"] * 3
-        await ask_often(triton, copies_on(servers[:1]), 2)
+        await ask_often(triton, replicas_on(servers[:1]), 2)
         servers[1].script = ["close"]
-        (reply,) = await ask_often(triton, copies_on(servers[1:]), 1)
+        (reply,) = await ask_often(triton, replicas_on(servers[1:]), 1)
         assert reply.status == 200

@@ -1,6 +1,6 @@
-"""Connections to Triton that nobody uses for a while, that grew old, or that are encrypted.
+"""Connections to Triton that were idle for a while, that are old, or that are encrypted.
 
-Two stories of the field are in tests/field: forgotten_connections, moved_name.
+Two cases from the field are in tests/field: forgotten_connections, moved_name.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from tests.dataplane.worlds import Upstream, until
 
 @asynccontextmanager
 async def triton(**settings):
-    made = Triton(asyncio.get_running_loop(), settings=Transport(**settings))
+    client = Triton(asyncio.get_running_loop(), settings=Transport(**settings))
     try:
-        yield made
+        yield client
     finally:
-        made.close()
+        client.close()
         await asyncio.sleep(0)
 
 
 async def call(triton, address, timeout_s):
-    """Return what came of a small request."""
+    """Return the result of a small request."""
     done = asyncio.get_running_loop().create_future()
     triton.post((address,), b"GET /x HTTP/1.1\r\nhost: t\r\n\r\n", timeout_s, done.set_result)
     return await done
@@ -45,7 +45,7 @@ def failures(results):
 
 @pytest.fixture
 def suspicious(monkeypatch):
-    """Trust no connection that was idle at all."""
+    """Trust no connection that was idle."""
     monkeypatch.setattr(idle, "TRUSTED_S", 0.0)
 
 
@@ -54,7 +54,7 @@ async def burst(triton, address, calls=8, timeout_s=0.3):
 
 
 @pytest.mark.usefixtures("suspicious")
-async def test_once_one_has_answered_its_siblings_are_used_again(monkeypatch):
+async def test_after_one_has_answered_its_siblings_are_used_again(monkeypatch):
     async with Upstream() as upstream, triton() as client:
         await burst(client, upstream.address)
         opened = upstream.connections
@@ -107,11 +107,11 @@ async def test_the_kernel_probes_each_connection():
 
 @pytest.fixture
 def certificate(tmp_path):
-    """Return the file of a certificate for localhost, and that of its key."""
+    """Return the files of a certificate for localhost, and of its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
     now = datetime.now(UTC)
-    made = (
+    built = (
         x509.CertificateBuilder()
         .subject_name(name)
         .issuer_name(name)
@@ -124,7 +124,7 @@ def certificate(tmp_path):
         .sign(key, hashes.SHA256())
     )
     files = tmp_path / "certificate.pem", tmp_path / "key.pem"
-    files[0].write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    files[0].write_bytes(built.public_bytes(serialization.Encoding.PEM))
     files[1].write_bytes(
         key.private_bytes(
             serialization.Encoding.PEM,
@@ -160,7 +160,7 @@ async def test_an_https_endpoint_is_called_over_tls_and_verified(
         await upstream.stop()
 
 
-async def test_another_scheme_is_refused_by_name():
+async def test_another_scheme_is_refused():
     async with triton() as client:
-        with pytest.raises(ValueError, match="grpc://t:8001: Triton is called by http:// or https"):
+        with pytest.raises(ValueError, match="grpc://t:8001: the scheme must be http:// or https"):
             await client.get("grpc://t:8001", PATH, 1.0)

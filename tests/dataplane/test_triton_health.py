@@ -1,4 +1,4 @@
-"""Ejection of endpoints that do not answer or fail far more often than their siblings."""
+"""Ejection of endpoints that do not answer, or that fail far more often than their siblings."""
 
 import asyncio
 
@@ -15,9 +15,9 @@ from tests.dataplane.transports import (
     ask,
     ask_at_once,
     ask_often,
-    asked,
-    copies_on,
     endpoint,
+    replicas_on,
+    requests_at,
     transport,
     upstreams,
 )
@@ -37,21 +37,21 @@ def make(good=0, bad=0, **changes):
 
 def durations(health, count, apart_s):
     now = 0.0
-    found = []
+    result = []
     for _ in range(count):
-        found.append(health.eject(now))
-        now += found[-1]
+        result.append(health.eject(now))
+        now += result[-1]
         health.restore(now)
         now += apart_s
-    return found
+    return result
 
 
-def test_failures_in_a_row_are_too_many_at_the_threshold():
+def test_consecutive_failures_are_too_many_at_the_threshold():
     health = make(eject_failures=3)
     assert [health.failed(0.0, None) for _ in range(3)] == [False, False, True]
 
 
-def test_any_answer_interrupts_the_row():
+def test_any_answer_resets_the_consecutive_failures():
     health = make(eject_failures=2)
     health.failed(0.0, None)
     health.answered(0.001, 0.0)
@@ -61,10 +61,10 @@ def test_any_answer_interrupts_the_row():
 
 
 def test_the_time_out_of_service_grows_is_jittered_and_bounded():
-    found = durations(make(eject_s=1.0, eject_max_s=8.0), 6, apart_s=1.0)
-    for duration_s, about_s in zip(found, [1.0, 2.0, 4.0, 8.0, 8.0, 8.0], strict=True):
+    result = durations(make(eject_s=1.0, eject_max_s=8.0), 6, apart_s=1.0)
+    for duration_s, about_s in zip(result, [1.0, 2.0, 4.0, 8.0, 8.0, 8.0], strict=True):
         assert 0.8 * about_s <= duration_s <= 1.2 * about_s
-    assert len(set(found)) == 6
+    assert len(set(result)) == 6
 
 
 def test_long_service_makes_the_next_ejection_short_again():
@@ -95,39 +95,39 @@ def test_the_gap_is_a_setting():
     assert outliers(siblings, Transport(eject_gap_bp=500)) == siblings[:1]
 
 
-def test_few_answers_prove_no_rate():
+def test_few_answers_are_no_evidence():
     assert outliers([make(0, 19), make(100)], Transport()) == []
 
 
 @pytest.mark.parametrize("act", ["close", "hang", "cut"])
-async def test_an_endpoint_that_does_not_answer_is_left_out(act):
+async def test_an_endpoint_that_does_not_answer_is_ejected(act):
     async with upstreams(2) as servers, transport(eject_failures=3, eject_s=60.0) as triton:
-        copies = copies_on(servers)
-        await ask_often(triton, copies, 6)
+        replicas = replicas_on(servers)
+        await ask_often(triton, replicas, 6)
         servers[0].always = act
-        await ask_often(triton, copies, 30, timeout_s=0.05)
+        await ask_often(triton, replicas, 30, timeout_s=0.05)
         health = endpoint(triton, servers[0]).health
         assert (health.ejected, health.ejections) == (True, 1)
         before = len(servers[0].requests)
-        assert answered(await ask_often(triton, copies, 20)) == 20
+        assert answered(await ask_often(triton, replicas, 20)) == 20
         assert len(servers[0].requests) == before
 
 
-async def test_an_endpoint_that_errs_far_more_often_is_left_out():
+async def test_an_endpoint_that_fails_far_more_often_is_ejected():
     async with upstreams(2) as servers, transport(eject_s=60.0) as triton:
         servers[0].always = FAULTY
-        versions = [copies_on(servers) for _ in range(20)]
-        for copies in versions:
-            await ask_at_once(triton, copies, 6)
+        versions = [replicas_on(servers) for _ in range(20)]
+        for replicas in versions:
+            await ask_at_once(triton, replicas, 6)
         await until(lambda: endpoint(triton, servers[0]).health.ejected)
         assert answered(await ask_often(triton, versions[0], 10)) == 10
 
 
 @pytest.mark.parametrize("act", [STUB_DEAD, NOT_LOADED])
-async def test_an_answer_that_a_version_is_dead_is_the_endpoints_answer(act):
+async def test_an_answer_that_a_version_is_dead_is_an_answer_of_the_endpoint(act):
     async with upstreams(2) as servers, transport(eject_failures=2) as triton:
         servers[0].always = act
-        await ask_often(triton, copies_on(servers), 20)
+        await ask_often(triton, replicas_on(servers), 20)
         assert not endpoint(triton, servers[0]).health.ejected
 
 
@@ -136,37 +136,37 @@ async def test_never_more_than_half_of_a_cluster_is_ejected(count, most):
     async with upstreams(count) as servers, transport(eject_failures=1, eject_s=60.0) as triton:
         for server in servers:
             server.always = "close"
-        await ask_often(triton, copies_on(servers), 40)
-        assert sum(found.health.ejected for found in triton.endpoints()) == most
+        await ask_often(triton, replicas_on(servers), 40)
+        assert sum(item.health.ejected for item in triton.endpoints()) == most
 
 
 async def test_an_endpoint_returns_when_a_copy_of_a_live_request_was_answered():
     async with upstreams(2) as servers, transport(eject_failures=2, eject_s=0.1) as triton:
-        copies = copies_on(servers)
+        replicas = replicas_on(servers)
         servers[0].always = "close"
-        await ask_often(triton, copies, 20)
+        await ask_often(triton, replicas, 20)
         health = endpoint(triton, servers[0]).health
         assert health.ejected
         servers[0].always = OK
         await asyncio.sleep(0.15)
-        assert answered([await ask(triton, copies)]) == 1
+        assert answered([await ask(triton, replicas)]) == 1
         await until(lambda: not health.ejected)
-        assert copies.group.ejected == 0
-        before = asked(servers)
-        await ask_often(triton, copies, 20)
-        assert asked(servers)[0] > before[0]
+        assert replicas.group.ejected == 0
+        before = requests_at(servers)
+        await ask_often(triton, replicas, 20)
+        assert requests_at(servers)[0] > before[0]
 
 
-async def test_a_trial_that_fails_keeps_it_out_and_harms_no_request():
+async def test_a_trial_that_fails_keeps_it_ejected_and_affects_no_request():
     async with upstreams(2) as servers, transport(eject_failures=2, eject_s=0.05) as triton:
-        copies = copies_on(servers)
+        replicas = replicas_on(servers)
         servers[0].always = "close"
-        await ask_often(triton, copies, 20)
+        await ask_often(triton, replicas, 20)
         health = endpoint(triton, servers[0]).health
         for _ in range(3):
             await until(lambda: asyncio.get_running_loop().time() > health.return_at)
             before = health.return_at
-            assert answered([await ask(triton, copies)]) == 1
+            assert answered([await ask(triton, replicas)]) == 1
             await until(lambda before=before: health.return_at > before)
         assert health.ejected
         assert health.ejections == 1
@@ -174,11 +174,11 @@ async def test_a_trial_that_fails_keeps_it_out_and_harms_no_request():
 
 async def test_a_deadline_too_short_to_be_met_is_not_the_endpoints_fault():
     async with upstreams(2) as servers, transport(eject_failures=1) as triton:
-        copies = copies_on(servers)
+        replicas = replicas_on(servers)
         for server in servers:
             server.delay_s = 0.05
-        await ask(triton, copies)
-        while not all(found.health.latency_s for found in triton.endpoints()):
-            await ask(triton, copies)
-        await ask_often(triton, copies, 6, timeout_s=0.01)
-        assert not any(found.health.ejected for found in triton.endpoints())
+        await ask(triton, replicas)
+        while not all(item.health.latency_s for item in triton.endpoints()):
+            await ask(triton, replicas)
+        await ask_often(triton, replicas, 6, timeout_s=0.01)
+        assert not any(item.health.ejected for item in triton.endpoints())

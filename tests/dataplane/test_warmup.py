@@ -1,4 +1,4 @@
-"""What a version must answer before a table that newly names it is applied."""
+"""What a version must answer before a table that adds it is applied."""
 
 import asyncio
 import json
@@ -37,8 +37,8 @@ def one(*endpoints, warmup="", **changes):
     return table(route, 1, endpoints)
 
 
-async def run(triton, wanted, applied=None, timeout_s=1.0):
-    return await Warmup(triton, timeout_s).run(wanted, tuple(wanted.models), applied)
+async def run(triton, table, applied=None, timeout_s=1.0):
+    return await Warmup(triton, timeout_s).run(table, tuple(table.models), applied)
 
 
 async def test_each_version_answers_one_row_of_zeros(triton):
@@ -51,7 +51,7 @@ async def test_each_version_answers_one_row_of_zeros(triton):
         assert [rows_of(request)[1] for request in upstream.requests] == [[(0.0,) * 4]] * 2
 
 
-async def test_explicit_requests_are_sent_as_they_stand(triton):
+async def test_explicit_requests_are_sent_unchanged(triton):
     async with Upstream() as upstream:
         warmup = json.dumps([[ROW], [TWO]])
         assert await run(triton, one(upstream.address, warmup=warmup)) == []
@@ -62,8 +62,8 @@ async def test_explicit_requests_are_sent_as_they_stand(triton):
 async def test_zeros_fit_free_dimensions_and_every_datatype(triton):
     names = ["BOOL", "INT8", "UINT64", "FP16", "BF16", "FP64", "BYTES"]
     inputs = tuple(Tensor(name=name, datatype=name, shape=(-1, -1, 3)) for name in names)
-    wanted = one("127.0.0.1:1", signature=Signature(inputs=inputs, outputs=SUMS.outputs))
-    (newcomer,) = module._newcomers(wanted, ("sums",), None)
+    table = one("127.0.0.1:1", signature=Signature(inputs=inputs, outputs=SUMS.outputs))
+    (newcomer,) = module._newcomers(table, ("sums",), None)
     head, _, payload = module._encode(newcomer, module._zeros(newcomer.model)).partition(
         b"\r\n\r\n"
     )
@@ -94,7 +94,7 @@ async def test_a_version_that_does_not_answer_is_refused_by_name(triton, act):
         assert reasons[0].startswith(f"sums:1 on {upstream.address}: ")
 
 
-async def test_each_endpoint_is_asked(triton):
+async def test_each_endpoint_is_tested(triton):
     async with upstreams(2) as servers:
         servers[0].always = "answer"
         servers[1].always = STUB_DEAD
@@ -109,14 +109,14 @@ async def test_a_version_that_refuses_zeros_is_alive(triton):
         assert await run(triton, one(upstream.address)) == []
 
 
-async def test_a_failure_on_zeros_says_how_to_mend_it(triton):
+async def test_a_failure_on_zeros_says_how_to_fix_it(triton):
     async with Upstream() as upstream:
         upstream.always = FAULTY
         (reason,) = await run(triton, one(upstream.address))
-        assert "give the version warm-up requests of its own" in reason
+        assert "set warm-up requests for the version" in reason
 
 
-async def test_a_version_that_refuses_because_it_is_not_ready_is_not(triton):
+async def test_a_version_that_refuses_because_it_is_not_ready_is_not_alive(triton):
     async with Upstream() as upstream:
         upstream.script = [REFUSED]
         upstream.ready = False
@@ -135,15 +135,15 @@ async def test_a_version_that_refuses_its_own_warm_up_is_refused(triton):
 @pytest.mark.parametrize(
     ("warmup", "why"),
     [
-        ("{", "not JSON"),
-        ("{}", "not a list of requests"),
-        ("[]", "not a list of requests"),
-        (json.dumps([[ROW | {"name": "y"}]]), "does not fit its signature"),
-        (json.dumps([[ROW | {"shape": [1, 3]}]]), "does not fit its signature"),
-        (json.dumps([7]), "does not fit its signature"),
+        ("{", "not valid JSON"),
+        ("{}", "must be a non-empty list"),
+        ("[]", "must be a non-empty list"),
+        (json.dumps([[ROW | {"name": "y"}]]), "do not fit the signature"),
+        (json.dumps([[ROW | {"shape": [1, 3]}]]), "do not fit the signature"),
+        (json.dumps([7]), "do not fit the signature"),
     ],
 )
-async def test_a_warm_up_that_cannot_be_used_says_why(triton, warmup, why):
+async def test_an_invalid_warm_up_is_refused_with_a_reason(triton, warmup, why):
     async with Upstream() as upstream:
         (reason,) = await run(triton, one(upstream.address, warmup=warmup))
         assert why in reason
@@ -158,7 +158,7 @@ async def test_an_answer_without_a_promised_output_is_a_refusal(triton):
         assert "the answer lacks 'extra'" in reason
 
 
-async def test_what_is_served_already_is_not_asked_again(triton):
+async def test_served_versions_are_not_tested_again(triton):
     async with Upstream() as upstream:
         before = one(upstream.address)
         after = table(model(timeout_ms=77), 2, (upstream.address,))
@@ -168,7 +168,7 @@ async def test_what_is_served_already_is_not_asked_again(triton):
         ]
 
 
-async def test_a_new_endpoint_of_a_known_version_is_asked(triton):
+async def test_a_new_endpoint_of_a_known_version_is_tested(triton):
     async with upstreams(2) as servers:
         servers[1].always = "answer"
         before = one(servers[0].address)
@@ -180,10 +180,10 @@ async def test_a_new_endpoint_of_a_known_version_is_asked(triton):
 async def test_answers_count_for_the_next_try_of_a_refused_table(triton):
     async with upstreams(2) as servers:
         servers[0].always, servers[1].always = "answer", STUB_DEAD
-        warmup, wanted = Warmup(triton, 1.0), one(*[server.address for server in servers])
-        assert len(await warmup.run(wanted, ("sums",), None)) == 1
+        warmup, table = Warmup(triton, 1.0), one(*[server.address for server in servers])
+        assert len(await warmup.run(table, ("sums",), None)) == 1
         servers[1].always = "answer"
-        assert await warmup.run(wanted, ("sums",), None) == []
+        assert await warmup.run(table, ("sums",), None) == []
         assert [len(server.requests) for server in servers] == [1, 2]
 
 
@@ -213,21 +213,21 @@ async def test_concurrency_is_bounded_and_a_few_reasons_end_it(triton):
         assert upstream.connections <= 16
 
 
-async def test_a_turn_that_takes_too_long_goes_on_at_the_next_try(triton, monkeypatch):
+async def test_a_turn_that_takes_too_long_continues_at_the_next_try(triton, monkeypatch):
     async with Upstream() as upstream:
         upstream.delay_s = 0.05
-        warmup, wanted = Warmup(triton, 1.0), many(48, upstream.address)
+        warmup, table = Warmup(triton, 1.0), many(48, upstream.address)
         monkeypatch.setattr(module, "TURN_S", 0.12)
-        (reason,) = await warmup.run(wanted, tuple(wanted.models), None)
-        assert "goes on" in reason
+        (reason,) = await warmup.run(table, tuple(table.models), None)
+        assert "takes longer than" in reason
         monkeypatch.setattr(module, "TURN_S", 5.0)
-        assert await warmup.run(wanted, tuple(wanted.models), None) == []
+        assert await warmup.run(table, tuple(table.models), None) == []
         assert 48 <= len(upstream.requests) <= 48 + 2 * module.AT_ONCE
 
 
-async def test_ten_thousand_known_models_cost_no_request_and_hold_no_loop():
+async def test_ten_thousand_known_models_cost_no_request_and_do_not_block():
     triton = Triton(asyncio.get_running_loop())
-    wanted = many(10_000, "127.0.0.1:1")
+    table = many(10_000, "127.0.0.1:1")
     longest = 0.0
 
     async def watch():
@@ -238,7 +238,7 @@ async def test_ten_thousand_known_models_cost_no_request_and_hold_no_loop():
             longest = max(longest, time.perf_counter() - before)
 
     watcher = asyncio.create_task(watch())
-    assert await Warmup(triton, 1.0).run(wanted, tuple(wanted.models), wanted) == []
+    assert await Warmup(triton, 1.0).run(table, tuple(table.models), table) == []
     watcher.cancel()
     assert list(triton.endpoints()) == []
     assert longest < 0.1

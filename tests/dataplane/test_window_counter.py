@@ -1,4 +1,4 @@
-"""What one window counts: ends, units that were left without an answer, and clusters."""
+"""The counts of one window: ends, units without an answer, and clusters."""
 
 import pytest
 
@@ -45,7 +45,7 @@ def test_each_end_has_its_own_count(gathered):
 
 
 @pytest.mark.parametrize("end", range(len(ends.ENDS)))
-def test_a_unit_is_left_unanswered_once_in_an_interval_by_what_is_no_answer(gathered, clock, end):
+def test_a_unit_is_left_unanswered_once_in_an_interval(gathered, clock, end):
     counter = gathered.counter(NO_SPLIT)
     for _ in range(3):
         counter.end(end, "a")
@@ -59,11 +59,11 @@ def test_a_unit_is_left_unanswered_once_in_an_interval_by_what_is_no_answer(gath
     assert window.unanswered == unanswered
 
 
-def test_an_answer_that_came_when_the_request_had_ended_is_a_request_and_no_end(gathered):
+def test_an_answer_after_the_end_is_a_request_and_no_end(gathered):
     counter = gathered.counter(NO_SPLIT)
     counter.end(ends.ABANDONED, "a")
     counter.answered("a", 1.0, has_ended=True)
-    counter.found(has_ended=True)
+    counter.count_hit(has_ended=True)
     (window,), _ = gathered.drain(3)
     assert (window.requests, window.cache_hits, window.ends) == (1, 1, Ends(abandoned=1))
 
@@ -91,7 +91,7 @@ def test_clusters_add_up_to_the_window(gathered):
     assert total(window.latency) == window.ends.answered == 160
 
 
-def test_a_cluster_holds_what_happened_in_it_and_only_those_with_anything_are_sent(gathered):
+def test_only_clusters_with_counts_are_sent(gathered):
     counter = gathered.counter(SPLIT)
     counter.assign("a", 5)
     counter.answered("a", 3.0, 5)
@@ -113,7 +113,7 @@ def test_outside_a_split_there_are_no_clusters(gathered):
     assert (window.clusters, window.latency) == ({}, {0: 1})
 
 
-def test_a_counter_of_an_old_generation_waits_for_what_is_under_way(gathered):
+def test_a_counter_of_an_old_generation_waits_for_requests_in_progress(gathered):
     counter = gathered.counter(SPLIT)
     counter.assign("a")
     for _ in range(200):
@@ -156,9 +156,7 @@ def test_the_ends_of_windows_add_up_in_the_totals(gathered):
         ("refused", "abandoned", "abandoned"),
     ],
 )
-def test_what_stable_does_not_answer_either_ends_by_what_the_first_version_did(
-    first, end, expected
-):
+def test_a_request_without_any_answer_ends_by_its_first_version(first, end, expected):
     numbers = [ends.ENDS.index(name) for name in (first, end)]
     assert ends.ENDS[ends.end_without_answer(*numbers)] == expected
 

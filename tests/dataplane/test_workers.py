@@ -32,12 +32,12 @@ async def test_every_worker_reports_and_answers(valkey, tmp_path):
         assert len(group.workers()) == 2
 
 
-async def test_a_single_worker_bears_the_name_of_its_instance(valkey, tmp_path):
+async def test_a_single_worker_has_the_name_of_its_instance(valkey, tmp_path):
     async with a_group(valkey, tmp_path, workers=1) as group:
         assert {r.instance for r in group.control.reports} == {"dp"}
 
 
-async def test_a_killed_worker_fails_only_what_it_had_and_comes_back(valkey, tmp_path):
+async def test_a_killed_worker_fails_only_its_own_requests_and_is_restarted(valkey, tmp_path):
     async with a_group(valkey, tmp_path) as group:
         victim = group.workers()[1]
         async with under_load(group) as load:
@@ -46,7 +46,7 @@ async def test_a_killed_worker_fails_only_what_it_had_and_comes_back(valkey, tmp
             await until(lambda: len(group.workers()) == 2, 10)
             before = load.answers
             await until(lambda: load.answers > before + 100, 10)
-        # At most one request of each client was in the hands of the victim.
+        # The killed worker had at most one request of each client.
         assert len(load.failures) <= 6, load.failures
         assert await group.metric("interlock_worker_restarts_total") == 1
 
@@ -55,7 +55,7 @@ async def test_siblings_serve_the_socket_of_a_worker_that_is_down(valkey, tmp_pa
     async with a_group(valkey, tmp_path) as group:
         kill(group.workers()[0])
         answers = await asyncio.gather(*(group.predict(str(n)) for n in range(30)))
-        # Whatever waits in the dead worker's socket is answered before its successor is up.
+        # Connections in the dead worker's socket are answered before its successor is ready.
         assert {answer.status_code for answer in answers} == {200}
 
 
@@ -81,7 +81,7 @@ async def test_a_new_worker_that_does_not_start_leaves_the_old_one(valkey, tmp_p
         assert (await group.predict()).status_code == 200
 
 
-async def test_workers_leave_when_nobody_takes_over_from_their_parent(valkey, tmp_path):
+async def test_workers_stop_without_a_new_parent(valkey, tmp_path):
     async with a_group(valkey, tmp_path, INTERLOCK_ORPHAN_S="1") as group:
         workers = group.workers()
         kill(group.process.pid)
@@ -91,7 +91,7 @@ async def test_workers_leave_when_nobody_takes_over_from_their_parent(valkey, tm
 
 
 async def test_a_killed_parent_fails_no_request(valkey, tmp_path):
-    """Its workers serve on, and the next parent's take over from them."""
+    """Its workers serve on, and those of the next parent take over."""
     async with a_group(valkey, tmp_path) as group:
         workers = group.workers()
         async with under_load(group) as load:
@@ -132,11 +132,11 @@ async def test_another_number_of_workers_takes_the_port_from_orphans(valkey, tmp
         assert len(group.workers()) == 1
 
 
-async def test_a_port_that_nobody_serves_refuses(valkey, tmp_path):
+async def test_a_port_without_workers_refuses_connections(valkey, tmp_path):
     """A worker that cannot come back must not keep clients waiting."""
     async with a_group(valkey, tmp_path, workers=1) as group:
         (worker,) = group.workers()
-        # What starts from now on is stopped before it can serve.
+        # Processes that start from now on are stopped before they can serve.
         kill(worker)
         await until(lambda: group.workers() not in ([], [worker]), 10)
         (successor,) = group.workers()
@@ -162,7 +162,7 @@ async def test_a_stop_ends_every_process(valkey, tmp_path):
         assert group.control.reports[-1].stopping
 
 
-async def test_metrics_are_of_all_workers_and_never_go_backwards(valkey, tmp_path):
+async def test_metrics_include_all_workers_and_never_go_backwards(valkey, tmp_path):
     async with a_group(valkey, tmp_path) as group:
         for n in range(20):
             await group.predict(str(n))
@@ -176,7 +176,7 @@ async def test_metrics_are_of_all_workers_and_never_go_backwards(valkey, tmp_pat
         assert await group.metric("interlock_table_generation") == 7
 
 
-async def test_what_a_replaced_worker_counted_stays(valkey, tmp_path):
+async def test_the_counts_of_a_replaced_worker_stay(valkey, tmp_path):
     async with a_group(valkey, tmp_path, workers=1) as group:
         await group.predict()
         old = group.workers()
@@ -185,7 +185,7 @@ async def test_what_a_replaced_worker_counted_stays(valkey, tmp_path):
         assert await group.metric("model_predictions_total{") == 1
 
 
-def test_a_port_that_is_taken_is_refused():
+def test_a_port_in_use_is_refused():
     port = free_port()
     first = bind("127.0.0.1", port, 2)
     first[0].listen()
@@ -195,7 +195,7 @@ def test_a_port_that_is_taken_is_refused():
         item.close()
 
 
-def test_a_port_is_claimed_before_anybody_listens():
+def test_a_port_is_claimed_before_any_process_listens():
     """The kernel would let two instances bind the same port, and share it."""
     port = free_port()
     claim("127.0.0.1", port)
@@ -235,19 +235,19 @@ async def test_workers_share_the_grpc_port_and_survive_each_other(valkey, tmp_pa
 async def test_a_rolling_restart_fails_no_grpc_call_of_a_client_that_retries(valkey, tmp_path):
     port = free_port()
     async with a_group(valkey, tmp_path, INTERLOCK_GRPC_BIND=f"127.0.0.1:{port}") as group:
-        old, asked, done = group.workers(), [], asyncio.Event()
+        old, answers, done = group.workers(), [], asyncio.Event()
         await until(lambda: all_listen(group, port), 20)
 
         async def ask():
             while not done.is_set():
-                asked.append(await sum_by_grpc(port, RETRYING))
+                answers.append(await sum_by_grpc(port, RETRYING))
 
         clients = [asyncio.create_task(ask()) for _ in range(6)]
         group.process.send_signal(signal.SIGHUP)
-        await until(lambda: all(map(is_gone, old)) and len(asked) > 100, 30)
+        await until(lambda: all(map(is_gone, old)) and len(answers) > 100, 30)
         done.set()
         await asyncio.gather(*clients)
-        assert set(asked) == {10.0}
+        assert set(answers) == {10.0}
 
 
 def all_listen(group, port):
@@ -260,14 +260,14 @@ def all_listen(group, port):
 
 
 def descriptors(pid):
-    found = set()
+    targets = set()
     for path in Path(f"/proc/{pid}/fd").iterdir():
         with suppress(OSError):
-            found.add(str(path.readlink()))
-    return found
+            targets.add(str(path.readlink()))
+    return targets
 
 
-# As docs/dataplane.md has it.
+# As in docs/dataplane.md.
 RETRY = {
     "maxAttempts": 5, "initialBackoff": "0.05s", "maxBackoff": "1s", "backoffMultiplier": 3,
     "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
@@ -281,7 +281,7 @@ RETRYING = [
 
 
 async def sum_by_grpc(port, options=()):
-    """Ask over a connection of its own, so that any worker may answer."""
+    """Send a request over a new connection, so that any worker may answer."""
     tensor = triton.InferInput("x", [1, 4], "FP32")
     tensor.set_data_from_numpy(np.array([ROW], dtype=np.float32))
     own = [("grpc.use_local_subchannel_pool", 1), *options]
@@ -293,11 +293,11 @@ async def sum_by_grpc(port, options=()):
 async def test_a_worker_that_hangs_is_killed_and_started_again(valkey, tmp_path):
     async with a_group(valkey, tmp_path) as group:
         victim, sibling = group.workers()
-        # One that has reported may still be starting, and has longer.
+        # A worker that has reported may still be starting, and has a longer limit.
         while await group.metric("interlock_ready_workers") < 2:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
         os.kill(victim, signal.SIGSTOP)
-        # 1.5 s, but for the time in which its parent itself had no core.
+        # 1.5 s, plus the time in which its parent itself had no core.
         await until(lambda: is_gone(victim), 60)
         await until(lambda: len(group.workers()) == 2, 20)
         await group.ready()
@@ -305,7 +305,7 @@ async def test_a_worker_that_hangs_is_killed_and_started_again(valkey, tmp_path)
         assert await group.metric("interlock_worker_restarts_total") == 1
 
 
-async def test_workers_do_not_pay_for_the_time_that_their_parent_was_stopped(valkey, tmp_path):
+async def test_the_time_that_a_parent_was_stopped_does_not_count(valkey, tmp_path):
     async with a_group(valkey, tmp_path, INTERLOCK_WORKER_SILENT_S="2") as group:
         workers = group.workers()
         for pid in (group.process.pid, *workers):

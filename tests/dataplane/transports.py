@@ -1,4 +1,4 @@
-"""What the tests of the transport share: calls, answers, and several upstreams at once."""
+"""Helpers of the tests of the transport: calls, answers, and several upstreams at once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from contract.routing import Breaker
 from dataplane.config import Transport
-from dataplane.triton import Copies, Reply, Triton, TritonError
+from dataplane.triton import Replicas, Reply, Triton, TritonError
 from tests.dataplane.worlds import Upstream
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
@@ -17,7 +17,7 @@ REQUEST = b"POST /x/infer HTTP/1.1\r\nhost: t\r\ncontent-length: 2\r\n\r\nab"
 
 
 def answer(status: int, message: str) -> bytes:
-    """Return an error as Triton words it."""
+    """Return an error in Triton's format."""
     body = b'{"error":"%b"}' % message.encode()
     return b"HTTP/1.1 %d X\r\ncontent-length: %d\r\n\r\n%b" % (status, len(body), body)
 
@@ -29,7 +29,7 @@ NOT_LOADED = answer(404, "Request for unknown model")
 
 @asynccontextmanager
 async def transport(connections_max: int = 16, **changes: Any) -> AsyncIterator[Triton]:
-    """Give a transport with settings of its own."""
+    """Yield a transport with these settings."""
     triton = Triton(asyncio.get_running_loop(), connections_max, Transport(**changes))
     try:
         yield triton
@@ -40,24 +40,25 @@ async def transport(connections_max: int = 16, **changes: Any) -> AsyncIterator[
 
 @asynccontextmanager
 async def upstreams(count: int) -> AsyncIterator[list[Upstream]]:
-    """Give so many servers, each of which answers `ok`."""
+    """Yield `count` servers, each of which answers `ok`."""
     async with AsyncExitStack() as stack:
         servers = [await stack.enter_async_context(Upstream()) for _ in range(count)]
         for server in servers:
             server.always = OK
-            # Beside this, what the machine adds makes no endpoint look slower than the others.
+            # Compared with this, noise of the machine makes no endpoint look slower than the
+            # others.
             server.delay_s = 0.002
         yield servers
 
 
-def copies_on(
+def replicas_on(
     servers: list[Upstream],
     trips: list[str] | None = None,
     hedge_after_ms: int | None = None,
     open_ms: int = 50,
-) -> Copies:
-    """Return the copies of a version on these servers."""
-    return Copies(
+) -> Replicas:
+    """Return the replicas of a version on these servers."""
+    return Replicas(
         tuple(server.address for server in servers),
         Breaker(window=20, failures=10, open_ms=open_ms),
         trips.append if trips is not None else None,
@@ -66,7 +67,7 @@ def copies_on(
 
 
 async def ask(triton: Triton, target: Any, timeout_s: float = 2.0) -> Reply | TritonError:
-    """Post a small request and return what came of it."""
+    """Post a small request and return the result."""
     done: asyncio.Future[Reply | TritonError] = asyncio.get_running_loop().create_future()
     triton.post(target, REQUEST, timeout_s, done.set_result)
     return await done
@@ -75,7 +76,7 @@ async def ask(triton: Triton, target: Any, timeout_s: float = 2.0) -> Reply | Tr
 async def ask_often(
     triton: Triton, target: Any, count: int, timeout_s: float = 2.0
 ) -> list[Reply | TritonError]:
-    """Ask one time after the other."""
+    """Send requests one after the other."""
     return [await ask(triton, target, timeout_s) for _ in range(count)]
 
 
@@ -84,11 +85,11 @@ async def ask_at_once(triton: Triton, target: Any, count: int) -> list[Reply | T
 
 
 def endpoint(triton: Triton, server: Upstream) -> Any:
-    """Return what the transport knows of a server."""
-    return next(found for found in triton.endpoints() if found.address == server.address)
+    """Return the transport's endpoint of a server."""
+    return next(item for item in triton.endpoints() if item.address == server.address)
 
 
-def asked(servers: list[Upstream]) -> list[int]:
+def requests_at(servers: list[Upstream]) -> list[int]:
     return [len(server.requests) for server in servers]
 
 

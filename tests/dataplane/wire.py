@@ -1,4 +1,4 @@
-"""A mock transport, and an application that answers with what it was asked."""
+"""A mock transport, and an application that echoes the request."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dataplane.http_server import Server
 
 
 class MockTransport:
-    """Takes what is written; tells whether it was closed and whether it reads."""
+    """Records what is written, whether it was closed, and whether it reads."""
 
     def __init__(self) -> None:
         self.written = b""
@@ -53,7 +53,7 @@ class MockTransport:
 
 
 class Wire:
-    """One connection of a server whose application keeps every exchange it is given."""
+    """One connection of a server whose application keeps every exchange."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class Wire:
         answer: Callable[[Exchange], None] | None = None,
     ) -> None:
         self.exchanges: list[Exchange] = []
-        # What the event loop would call in its next turn.
+        # The callbacks of the event loop's next turn.
         self.soon: list[Callable[[], None]] = []
         self.answer = answer
         self.server = Server(self._take, limits or Limits(), self.soon.append)
@@ -75,7 +75,7 @@ class Wire:
             self.answer(exchange)
 
     def feed(self, data: bytes, piece: int | None = None) -> None:
-        """Deliver `data`, in pieces of `piece` bytes if given, each when the last was parsed."""
+        """Deliver `data`, in pieces of `piece` bytes if set, each after the last was parsed."""
         size = piece or len(data) or 1
         for at in range(0, len(data), size):
             if not self.transport.closed:
@@ -85,26 +85,26 @@ class Wire:
                     self.turn()
 
     def turn(self) -> None:
-        """Call what the event loop would call next."""
+        """Run the callbacks of the event loop's next turn."""
         soon, self.soon[:] = self.soon.copy(), []
         for function in soon:
             function()
 
     @property
     def statuses(self) -> list[int]:
-        """The status of each answer written so far."""
+        """The statuses of all answers written so far."""
         return [
             int(status) for status in re.findall(rb"HTTP/1\.1 (\d{3}) ", self.transport.written)
         ]
 
     @property
     def ended(self) -> bool:
-        """No further answer will come."""
+        """Whether no further answer will come."""
         return self.transport.closed or self.transport.ended
 
 
 class Answer:
-    """The parts of one answer's bytes."""
+    """One parsed answer."""
 
     def __init__(self, data: bytes) -> None:
         head, _, self.body = data.partition(b"\r\n\r\n")
@@ -114,19 +114,19 @@ class Answer:
 
     @property
     def state(self) -> str:
-        """What the cache did."""
+        """The cache state."""
         return self.headers["x-interlock-cache"]
 
     @property
     def json(self) -> Any:
-        """The document of the body, None for another kind of body."""
+        """The parsed body, None if it is not JSON."""
         return json.loads(self.body) if self.body[:1] == b"{" else None
 
 
 def echo(exchange: Exchange) -> None:
-    """Answer with what was asked."""
-    asked = [exchange.method.decode(), exchange.target.decode("latin-1"), exchange.body.hex()]
-    exchange.respond(200, json.dumps(asked).encode())
+    """Answer with method, target and body of the request."""
+    parts = [exchange.method.decode(), exchange.target.decode("latin-1"), exchange.body.hex()]
+    exchange.respond(200, json.dumps(parts).encode())
 
 
 def request(target: str = "/", body: bytes = b"", headers: str = "", method: str = "POST") -> bytes:

@@ -1,4 +1,4 @@
-"""Tables, requests and upstreams that the tests of the data plane share."""
+"""Tables, requests and upstreams for the tests of the data plane."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def body(*rows: list[float], **extras: Any) -> bytes:
 
 
 def rows_of(request: bytes) -> tuple[dict[str, Any], list[tuple[float, ...]]]:
-    """Take apart an infer request as Triton gets it: its JSON, and the rows of `x`."""
+    """Parse an infer request as Triton gets it: its JSON, and the rows of `x`."""
     head, _, payload = request.partition(b"\r\n\r\n")
     lines = dict(line.split(b": ", 1) for line in head.split(b"\r\n")[1:])
     length = int(lines[b"inference-header-content-length"])
@@ -96,15 +96,15 @@ def rows_of(request: bytes) -> tuple[dict[str, Any], list[tuple[float, ...]]]:
 
 
 def sums_reply(request: bytes) -> Reply:
-    """Answer as the model `sums` does: the sum of each row, and a label of its sign.
+    """Answer as the model `sums` does: the sum of each row, and a label for its sign.
 
-    A row that holds 666 fails the whole batch, as a poison row does.
+    A row that contains 666 fails the whole batch, as a bad row does.
     """
     _, rows = rows_of(request)
     if any(666.0 in row for row in rows):
         return Reply(500, None, b'{"error":"poison"}')
     n = len(rows)
-    # As a float of the model's own width: beyond its range it is infinite.
+    # As a float of the model's own width: it overflows to infinity.
     sums = [total if abs(total) < 3.4e38 else float("inf") for total in map(sum, rows)]
     header = orjson.dumps(
         {
@@ -121,9 +121,9 @@ def sums_reply(request: bytes) -> Reply:
 
 
 def known(batcher: Batcher, row_s: float = 0.0001, rows: int = 4) -> Batcher:
-    """Let `batcher` have seen batches whose rows took so long; before the first it sends one row.
+    """Let `batcher` have observed batches whose rows took `row_s`; return it.
 
-    Returns it.
+    Without observations it sends one row.
     """
     pace = batcher._pace
     for _ in range(16):
@@ -135,7 +135,7 @@ def known(batcher: Batcher, row_s: float = 0.0001, rows: int = 4) -> Batcher:
 
 
 def knowing(serving: Serving) -> Serving:
-    """Return `serving`, whose versions are known to be quick from the start."""
+    """Return `serving`, with versions that are known to be quick from the start."""
     make = serving._batcher
 
     def known_batcher(*origin: Any) -> Batcher:
@@ -146,7 +146,7 @@ def knowing(serving: Serving) -> Serving:
 
 
 class HeldTriton:
-    """Takes the place of `dataplane.triton.Triton`; the test decides when and what is answered."""
+    """Replaces `dataplane.triton.Triton`; the test decides when and what is answered."""
 
     def __init__(self, answer: Callable[[bytes], Reply | TritonError] | None = None) -> None:
         # With `answer` calls end by themselves in the next turn; otherwise the test ends them.
@@ -172,13 +172,13 @@ class HeldTriton:
         return [len(rows_of(request)[1]) for request, _ in self.calls]
 
     def finish(self, index: int, result: Reply | TritonError | None = None) -> None:
-        """End the call `index`, with its proper answer unless told otherwise."""
+        """End the call `index`, with `result` or else its correct answer."""
         request, on_done = self.calls[index]
         on_done(result if result is not None else sums_reply(request))
 
 
 class Waiter:
-    """A job that remembers what became of it."""
+    """A job that records its result."""
 
     def __init__(
         self, *rows: list[float], deadline: float = 1e12, key: object = None, priority: int = 1
@@ -187,7 +187,7 @@ class Waiter:
         self.request = InferRequest(len(rows), [packed], key, ((4,),))
         self.deadline = deadline
         self.submitted_at = monotonic()
-        self.hurried = False
+        self.is_urgent = False
         self.priority = priority
         self.sums: list[float] | None = None
         self.error: TritonError | None = None
@@ -208,18 +208,18 @@ DEAD = TritonError(Fault.DEAD, "Stub process is not healthy")
 
 
 class Upstream:
-    """A real socket that speaks as much of Triton's HTTP as is needed, and misbehaves on demand."""
+    """A real socket that speaks the needed part of Triton's HTTP, and misbehaves on demand."""
 
     def __init__(self) -> None:
         self.ready = True
         self.requests: list[bytes] = []
         # What to do with the next requests: "answer", "close", "hang", "half-close" (send no more
-        # but go on reading), "cut" (close in the middle of an answer), or bytes to send as is.
+        # but keep reading), "cut" (close in the middle of an answer), or bytes to send.
         self.script: list[str | bytes] = []
-        # What to do with requests for which nothing is in the script.
+        # What to do with requests when the script is empty.
         self.always: str | bytes = "answer"
         self.connections = 0
-        # How long each answer to an infer request takes.
+        # The time of each answer to an infer request.
         self.delay_s = 0.0
         self.address = ""
         self._server: asyncio.Server | None = None
@@ -229,7 +229,7 @@ class Upstream:
         return await self.start()
 
     async def start(self, host: str = "127.0.0.1", port: int = 0, **options: Any) -> Upstream:
-        """Listen; the options are those of a server of asyncio."""
+        """Listen; `options` are those of an asyncio server."""
         self._server = await asyncio.start_server(self._serve, host, port, **options)
         self.address = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
         return self
@@ -292,14 +292,14 @@ class Upstream:
 
 
 async def until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
-    """Wait for something that another process or a real socket brings about."""
+    """Wait for something that another process or a real socket does."""
     async with asyncio.timeout(timeout_s):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 
 
 def stopped_clock() -> Callable[[], float]:
-    """Return a clock that stands still, so that no window ends before a test asks for it."""
+    """Return a clock that stands still, so that no window ends unless a test asks for it."""
     now = time()
     return lambda: now
 

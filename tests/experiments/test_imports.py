@@ -208,7 +208,7 @@ def test_a_file_may_hold_request_ids(directory: Path, kind: str) -> None:
     row = imported(directory, path.read_bytes())
 
     assert (row.recorded, row.strangers) == (2, 1)
-    assert row.refused == {"request_id is none that a prediction returned": 1}
+    assert row.refused == {"request_id is not the id of a prediction": 1}
     assert {row.unit for row in OutcomeRow.objects.all()} == {"", "u1"}
 
 

@@ -61,7 +61,9 @@ def test_a_metric_created_without_the_service_is_published_too() -> None:
 def test_both_planes_give_the_same_reason() -> None:
     make_metric("accuracy")
     report = record_outcomes([outcome("a", value=0.5)], NOW)
-    assert report.refused[0].reason == MetricRule(is_binary=True).why_not(0.5) == NO_PROPORTION
+    assert (
+        report.refused[0].reason == MetricRule(is_binary=True).refusal_reason(0.5) == NO_PROPORTION
+    )
 
 
 def test_refusals_of_data_planes_are_counted_by_tenant_and_instance() -> None:

@@ -21,7 +21,7 @@ from dataplane.outcomes import read_outcomes
 from tests.experiments.factories import NOW, NOW_MS, make_metric, make_model, outcome
 
 pytestmark = pytest.mark.django_db
-FUTURE = "request_id is of a request more than an hour in the future"
+FUTURE = "request_id is of a request that is more than an hour in the future"
 
 
 def request_id(at_ms: int = NOW_MS, unit: str = "", version: str = "2") -> str:
@@ -66,14 +66,14 @@ def test_a_request_in_the_future_is_dated_now() -> None:
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
-        ({"request_id": "7"}, "request_id is none that a prediction returned"),
+        ({"request_id": "7"}, "request_id is not the id of a prediction"),
         ({"request_id": request_id(unit="u2")}, "request_id is of another unit than unit_id"),
         ({"request_id": request_id(version="9")}, UNKNOWN_VERSION),
         ({"request_id": request_id(version="x")}, UNKNOWN_VERSION),
         ({"request_id": request_id(NOW_MS + 3_601_000)}, FUTURE),
-        ({"request_id": request_id(0)}, "request_id is of a request more than a year ago"),
-        ({"request_id": "%00:2:a1-1"}, "request_id is none that a prediction returned"),
-        ({"request_id": "digits:2:a1-1:AA"}, "request_id is none that a prediction returned"),
+        ({"request_id": request_id(0)}, "request_id is of a request that is more than a year old"),
+        ({"request_id": "%00:2:a1-1"}, "request_id is not the id of a prediction"),
+        ({"request_id": "digits:2:a1-1:AA"}, "request_id is not the id of a prediction"),
         ({"unit_id": ""}, "unit_id is empty"),
     ],
 )
@@ -139,7 +139,7 @@ def test_rest_records_them_and_reports_refusals_by_position() -> None:
 
     assert report.recorded == 2
     assert [(each.index, each.reason) for each in report.refused] == [
-        (2, "request_id is none that a prediction returned"),
+        (2, "request_id is not the id of a prediction"),
         (3, "unit_id is empty"),
     ]
     # The first one has no unit, so it is not reported as unexposed.
@@ -147,7 +147,7 @@ def test_rest_records_them_and_reports_refusals_by_position() -> None:
 
 
 REQUEST = request_id(NOW_MS - 1_000, "u7")
-NO_PREDICTION = "request_id is none that a prediction returned"
+NO_PREDICTION = "request_id is not the id of a prediction"
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ NO_PREDICTION = "request_id is none that a prediction returned"
         ({"request_id": "%00:2:a1-1"}, NO_PREDICTION),
         ({"request_id": "x" * 2_001}, "request_id is longer than 2000 characters"),
         ({"request_id": request_id(NOW_MS + 3_601_000)}, FUTURE),
-        ({"request_id": request_id(1)}, "request_id is of a request more than a year ago"),
+        ({"request_id": request_id(1)}, "request_id is of a request that is more than a year old"),
         ({"request_id": request_id(version="9")}, UNKNOWN_VERSION),
     ],
 )

@@ -1,4 +1,4 @@
-"""What the fuzzers feed to the HTTP protocol and the codec, and what must hold for all of it."""
+"""Inputs of the fuzzers for the HTTP protocol and the codec, and the properties that must hold."""
 
 from __future__ import annotations
 
@@ -65,12 +65,12 @@ def damaged(data: bytes, at: int, noise: bytes, piece: int | None) -> None:
 
 
 def codec_bytes(data: bytes, length: int | None) -> None:
-    """Any bytes are a request that fits, or a refusal; never another exception."""
+    """Any bytes are a valid request or a refusal, and never another exception."""
     _read(data, length)
 
 
 def codec_documents(document: dict[str, object], tail: bytes) -> None:
-    """So is any JSON, with or without binary data behind it."""
+    """The same for any JSON, with or without binary data after it."""
     text = json.dumps(document).encode()
     _read(text, None)
     _read(text + tail, len(text))

@@ -1,6 +1,6 @@
-"""Well-formed input, damaged at random, a million times: no crash, no hang, no neighbour harmed.
+"""Valid input, damaged at random, a million times: no crash, no hang, no effect on others.
 
-Faster than the strategies beside it, and as repeatable: each run begins at the same seed.
+Faster than the hypothesis strategies, and as reproducible: each run uses the same seed.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def damage(rng: random.Random, data: bytes) -> bytes:
 
 
 def beside_a_neighbour(rng: random.Random, count: int) -> None:
-    """Damaged requests on some connections never touch the answer on another one."""
+    """Damaged requests on some connections never affect the answers on another one."""
     asyncio.run(_beside_a_neighbour(rng, count))
 
 
@@ -107,7 +107,7 @@ def _damaged_request(rng: random.Random) -> bytes:
     seed = rng.choice(HTTP_SEEDS)
     if rng.random() < 0.5:
         return damage(rng, seed)
-    # A sound head, so that the damage reaches what reads the body.
+    # A valid head, so that the damage reaches the code that reads the body.
     headers = LENGTH if seed is HTTP_SEEDS[2] else ""
     return request(INFER, damage(rng, seed.partition(b"\r\n\r\n")[2]), headers)
 
@@ -119,7 +119,7 @@ async def _answered(wire: Wire) -> None:
 
 
 def codec(rng: random.Random, count: int) -> None:
-    """Any document is a request that fits, or a 400."""
+    """Any document is a valid request, or a 400."""
     reader = Codec(SIGNATURE, UnitKey(), batched=True, rows_max=4)
     for _ in range(count):
         data = damage(rng, TWO)
@@ -128,7 +128,7 @@ def codec(rng: random.Random, count: int) -> None:
 
 
 def grpc_codec(rng: random.Random, count: int) -> None:
-    """So is any message of gRPC."""
+    """Any gRPC message is a valid request, or a refusal."""
     reader = Codec(SIGNATURE, UnitKey(), batched=True, rows_max=4)
     seed = messages.ModelInferRequest(model_name="m", id="7")
     x = seed.inputs.add(name="x", datatype="FP32", shape=[1, 2])
@@ -145,7 +145,7 @@ def grpc_codec(rng: random.Random, count: int) -> None:
 
 
 def compression(rng: random.Random, count: int) -> None:
-    """Any packed body unpacks within the bound, or is refused."""
+    """Any compressed body decompresses within the limit, or is refused."""
     plain = TWO * 3
     seeds = ((gzip.compress(plain), b"gzip"), (zlib.compress(plain), b"deflate"))
     for _ in range(count):
@@ -169,7 +169,7 @@ def _check_refusal(refusal: Refusal) -> None:
     assert refusal.message
 
 
-# With how many of a million inputs.
+# The share of the inputs.
 MUTATORS: dict[str, tuple[Callable[[random.Random, int], None], float]] = {
     "requests beside a neighbour": (beside_a_neighbour, 0.5),
     "codec": (codec, 0.35),

@@ -1,4 +1,4 @@
-"""Whole reports of simulated experiments: false winners under looks, and the planned power."""
+"""Whole reports of simulated experiments: false winners under repeated looks, and planned power."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def judged(values: list[list[Comoments]], planned: int, *, is_final: bool) -> Re
     """Return the report of these values, metric by metric and arm by arm; the first is primary."""
     names = ARMS[: len(values[0])]
     arms = tuple(ArmSpec(name, 10_000 // len(names), i == 0) for i, name in enumerate(names))
-    units = {name: found.n for name, found in zip(names, values[0], strict=True)}
+    units = {name: arm.n for name, arm in zip(names, values[0], strict=True)}
     metrics = tuple(
         MetricData(
             MetricSpec(f"m{place}", "secondary" if place else "primary", "mean"),
-            {name: ArmData(arm) for name, arm in zip(names, found, strict=True)},
+            {name: ArmData(arm) for name, arm in zip(names, arm_values, strict=True)},
         )
-        for place, found in enumerate(values)
+        for place, arm_values in enumerate(values)
     )
     phase = Phase(units, dict.fromkeys(names, 1.0 / len(names)))
     data = ExperimentData(arms, units, (phase,), metrics)
@@ -53,33 +53,33 @@ def more(rng: np.random.Generator, known: Comoments, n: int, mean: float = 0.0) 
     return known.merge(Comoments.of(sample))
 
 
-def test_alike_arms_are_seldom_ever_told_apart_on_any_metric(runs: int) -> None:
+def test_equal_arms_are_seldom_significant_on_any_metric(runs: int) -> None:
     rng = np.random.default_rng(31)
     looks, each = 12, 120
     wrong = {"primary": 0, "secondary": 0}
     for _ in range(runs // 4):
         values = [[Comoments.empty(1)] * len(ARMS) for _ in range(METRICS)]
-        found: set[str] = set()
+        roles: set[str] = set()
         for look in range(1, looks + 1):
             values = [[more(rng, arm, each) for arm in arms] for arms in values]
             report = judged(values, looks * each * len(ARMS), is_final=look == looks)
-            found |= {metric.role for metric in report.metrics if metric.is_significant}
-        for role in found:
+            roles |= {metric.role for metric in report.metrics if metric.is_significant}
+        for role in roles:
             wrong[role] += 1
 
-    # Of the primary, and of all secondary ones together, at most 5 % each.
-    most = ALPHA * (runs // 4)
+    # At most 5 % each for the primary, and for all secondary metrics together.
+    limit = ALPHA * (runs // 4)
     for count in wrong.values():
-        assert count <= most + 4.0 * math.sqrt(most)
+        assert count <= limit + 4.0 * math.sqrt(limit)
 
 
-def test_the_planned_size_finds_the_planned_effect_as_often_as_planned(runs: int) -> None:
+def test_the_planned_size_has_the_planned_power(runs: int) -> None:
     rng = np.random.default_rng(32)
     design = Design((0.5, 0.5), level_of(ALPHA, 2))
     units = units_needed(Baseline(5.0, 1.0), design, 0.15)
     assert units is not None
     empty = Comoments.empty(1)
-    found = sum(
+    wins = sum(
         judged(
             [[more(rng, empty, -(-units // 2), 5.0), more(rng, empty, -(-units // 2), 5.15)]],
             units,
@@ -89,5 +89,5 @@ def test_the_planned_size_finds_the_planned_effect_as_often_as_planned(runs: int
         for _ in range(runs)
     )
 
-    # Within two points of the plan, where so many runs can tell.
-    assert found / runs == pytest.approx(0.80, abs=max(0.02, 3.0 * math.sqrt(0.16 / runs)))
+    # Within two points of the plan, if the number of runs allows.
+    assert wins / runs == pytest.approx(0.80, abs=max(0.02, 3.0 * math.sqrt(0.16 / runs)))

@@ -1,7 +1,7 @@
-"""The fuzzers: a taste in every run of the tests, the whole meal when asked for by name.
+"""The fuzzers: a few examples in every run of the tests, all of them if called by name.
 
-`./run fuzz` names this folder and so gets EXAMPLES_LONG for each fuzzer, or as many as the
-environment says in INTERLOCK_FUZZ_EXAMPLES, and MUTATIONS_LONG inputs for the mutators together.
+`./run fuzz` names this directory and so gets EXAMPLES_LONG for each fuzzer, or the number in
+INTERLOCK_FUZZ_EXAMPLES, and MUTATIONS_LONG inputs for the mutators together.
 """
 
 import os
@@ -20,21 +20,23 @@ MUTATIONS_LONG = 1_000_000
 
 
 @pytest.fixture
-def asked(pytestconfig):
+def is_requested(pytestconfig):
     return any("fuzz" in argument for argument in pytestconfig.args)
 
 
 @pytest.fixture
-def examples(asked):
+def examples(is_requested):
     return int(
-        os.environ.get("INTERLOCK_FUZZ_EXAMPLES", EXAMPLES_LONG if asked else EXAMPLES_SHORT)
+        os.environ.get("INTERLOCK_FUZZ_EXAMPLES", EXAMPLES_LONG if is_requested else EXAMPLES_SHORT)
     )
 
 
 @pytest.fixture
-def mutations(asked):
+def mutations(is_requested):
     return int(
-        os.environ.get("INTERLOCK_FUZZ_MUTATIONS", MUTATIONS_LONG if asked else MUTATIONS_SHORT)
+        os.environ.get(
+            "INTERLOCK_FUZZ_MUTATIONS", MUTATIONS_LONG if is_requested else MUTATIONS_SHORT
+        )
     )
 
 

@@ -1,4 +1,4 @@
-"""The promises of a rollout hold in whatever order things happen: a taste, or the whole meal."""
+"""The guarantees of a rollout hold for any order of events: a few examples, or all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The control plane as people use it: its real server, a real browser, nothing between them."""
+"""The control plane as people use it: its real server and a real browser."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ FLAGS = [
 ]
 STARTED_WITHIN_S = 120.0
 IDLE_WITHIN_S = 30.0
-# Where a page is waited for, on a machine that may have other things to do.
+# The timeout for pages, on a machine that may be busy.
 SHOWN_WITHIN_MS = 30_000
 
 Visit = Callable[..., Page]
@@ -92,14 +92,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         )
 
 
-# Its loop runs in the thread of the tests: not beyond the tests of a file, or those of others that
-# have loops of their own could not start them.
+# Its loop runs in the thread of the tests: not beyond the tests of a file, because tests with loops
+# of their own could not start them.
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
     if CHROMIUM is None:
         pytest.skip("Chromium is not here")
     with pytest.MonkeyPatch.context() as patch, sync_playwright() as playwright:
-        # Playwright keeps a loop of its own running in this thread, which Django would refuse.
+        # Playwright keeps a loop running in this thread, which Django would refuse.
         patch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "1")
         expect.set_options(timeout=SHOWN_WITHIN_MS)
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
@@ -109,7 +109,7 @@ def chromium() -> Iterator[Browser]:
 
 @pytest.fixture
 def visit(web: str, chromium: Browser, transactional_db: None) -> Iterator[Visit]:
-    """Return what logs a person in and gives them a browser window."""
+    """Return a function that logs a person in and opens a browser window."""
     contexts: list[BrowserContext] = []
 
     def open_window(name: str = "olga", role: Role = Role.OPERATOR, **options: object) -> Page:
@@ -131,7 +131,7 @@ def visit(web: str, chromium: Browser, transactional_db: None) -> Iterator[Visit
 
 
 def _wait_until_idle() -> None:
-    """Wait for the last requests: they would be in the way of emptying the tables."""
+    """Wait for the last requests: they would block emptying the tables."""
     others = (
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
         "AND pid <> pg_backend_pid() AND state <> 'idle'"

@@ -1,4 +1,4 @@
-"""Rows that the server sees: written and committed, as a worker would have done."""
+"""Committed rows that the server sees, as a worker would have written them."""
 
 from __future__ import annotations
 

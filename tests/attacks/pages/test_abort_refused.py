@@ -1,6 +1,6 @@
-"""A page that a step had left behind got 409 for its abort, and after a promotion nothing led back.
+"""A stale page got 409 for its abort after a step, and after a promotion no button rolled back.
 
-The red button works from every state of the page and of the rollout.
+The abort button works from every state of the page and of the rollout.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ def abort(page: Page) -> None:
     page.locator("#confirm-yes").click()
 
 
-def test_a_page_that_a_step_has_left_behind_aborts(visit: Visit) -> None:
+def test_a_page_from_before_a_step_aborts(visit: Visit) -> None:
     rollout, page = baking(), visit()
-    # The page is never told that it is stale.
+    # The page does not notice that it is stale.
     page.route("**/live/**", lambda route: route.abort())
     open_rollout(page, rollout)
     pass_step(rollout)
@@ -57,7 +57,7 @@ def test_a_page_that_a_step_has_left_behind_aborts(visit: Visit) -> None:
 
 
 @pytest.mark.parametrize("phase", ["paused", "promoting"])
-def test_a_question_that_the_state_has_left_behind_is_still_answered(
+def test_a_confirmation_from_before_a_change_of_state_still_aborts(
     visit: Visit, phase: str
 ) -> None:
     rollout, page = baking(), visit()
@@ -76,7 +76,7 @@ def test_a_question_that_the_state_has_left_behind_is_still_answered(
     assert (route.stable, route.split) == ("1", None)
 
 
-def test_after_a_promotion_the_same_button_leads_back(visit: Visit) -> None:
+def test_after_a_promotion_the_same_button_rolls_back(visit: Visit) -> None:
     rollout, page = promoted(), visit()
     open_rollout(page, rollout)
     button = page.locator("#abort")
@@ -89,7 +89,7 @@ def test_after_a_promotion_the_same_button_leads_back(visit: Visit) -> None:
     assert Quarantine.objects.get().version.number == 2
 
 
-def test_a_page_from_before_the_promotion_leads_back_too(visit: Visit) -> None:
+def test_a_page_from_before_the_promotion_rolls_back_too(visit: Visit) -> None:
     make_instance()
     rollout, page = baking(), visit()
     page.route("**/live/**", lambda route: route.abort())
@@ -122,7 +122,7 @@ def test_it_needs_no_script_and_asks_why_afterwards(visit: Visit) -> None:
     assert RolloutEvent.objects.latest("id").reason == "wrong labels"
 
 
-def test_it_has_a_key_that_typing_does_not_press(visit: Visit) -> None:
+def test_its_shortcut_is_not_triggered_by_typing(visit: Visit) -> None:
     rollout, page = baking(), visit()
     open_rollout(page, rollout)
     expect(page.locator("#abort kbd")).to_have_text("a")
@@ -139,7 +139,9 @@ def test_it_has_a_key_that_typing_does_not_press(visit: Visit) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_on_a_phone_it_stays_in_sight_the_largest_and_the_first(visit: Visit, scheme: str) -> None:
+def test_on_a_phone_it_stays_visible_as_the_largest_and_first_button(
+    visit: Visit, scheme: str
+) -> None:
     rollout = baking()
     pause(rollout, "error-rate could not decide")
     page = visit(viewport=PHONE, has_touch=True, is_mobile=True, color_scheme=scheme)
@@ -186,9 +188,9 @@ def test_the_command_does_what_the_page_does(web: str, transactional_db: None) -
     make_person("bob")
     _, secret = ApiToken.issue(user_id=User.objects.get(username="bob").pk, name="ci")
 
-    told = interlock(web, secret, "abort", str(rollout.pk))
+    output = interlock(web, secret, "abort", str(rollout.pk))
 
-    assert "Say why it was aborted: interlock reason" in told
+    assert "Say why it was aborted: interlock reason" in output
     assert latest().models["digits"].stable == "1"
     back = Rollout.objects.get(kind=Rollout.Kind.ROLLBACK)
     interlock(web, secret, "reason", str(back.pk), "wrong labels")

@@ -1,4 +1,4 @@
-"""Taking versions and models out of the way, with the buttons that a person sees."""
+"""Archiving, deleting and undeploying versions and models with the buttons of the pages."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def sized(visit: Visit, size: tuple[int, int]) -> Page:
 
 
 def fits(page: Page) -> bool:
-    """Whether nothing reaches beyond the window's right edge."""
+    """Return whether nothing extends beyond the window's right edge."""
     return bool(page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"))
 
 
@@ -56,7 +56,7 @@ def test_a_version_is_archived_restored_and_deleted(visit: Visit, size: tuple[in
 
 
 @pytest.mark.parametrize("size", SIZES, ids=["desk", "phone"])
-def test_what_is_needed_has_no_buttons_and_says_what_needs_it(
+def test_a_version_in_use_has_no_buttons_and_shows_its_users(
     visit: Visit, size: tuple[int, int]
 ) -> None:
     baking()

@@ -1,6 +1,7 @@
-"""What cannot be undone acted at once: until the charts' code had come, and after each refresh.
+"""Irreversible actions ran without confirmation before the charts had loaded, and after refreshes.
 
-The server asks. So no button acts unasked, whatever the browser's scripts have done by then.
+The server asks for confirmation, so no button acts without it, whatever the browser's scripts have
+done.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from tests.attacks.pages.rows import baking, pause
 BUTTONS = ["abort", "skip", "promote-now"]
 USABLE_WITHIN_S = 0.5
 SEEN_WITHIN_S = 2.0
-# A slow phone: bytes a second, and milliseconds there and back.
+# A slow phone: bytes per second, and milliseconds per round trip.
 THROTTLED = {"downloadThroughput": 200_000, "uploadThroughput": 90_000, "latency": 40}
 
 
@@ -34,7 +35,7 @@ def state_of(rollout: Rollout) -> tuple[Any, ...]:
 
 
 def press(page: Page, button: str) -> None:
-    """Press a button of the page, also one below More."""
+    """Press a button of the page, also one in the menu More."""
     if button in {"skip", "promote-now"}:
         page.locator("#more").evaluate("box => { box.open = true }")
     page.locator(f"#{button}").click(no_wait_after=True)
@@ -61,7 +62,7 @@ def test_no_button_acts_unasked_while_a_script_is_on_its_way(
         each.abort()
 
 
-# Presses the button in the very task in which a refresh has put it into the page.
+# Presses the button in the same task in which a refresh added it to the page.
 AS_SOON_AS_IT_IS_NEW = """
 button => new Promise((pressed) => {
   const watcher = new MutationObserver((changes) => {
@@ -81,7 +82,7 @@ def test_no_button_acts_unasked_right_after_a_refresh(visit: Visit, button: str)
     rollout, page = baking(), visit()
     page.goto(f"/rollouts/{rollout.pk}/")
     page.wait_for_load_state("networkidle")
-    # Something changes, so the next look brings a new part.
+    # Something changes, so the next poll replaces the live part.
     Rollout.objects.filter(pk=rollout.pk).update(reason="something else")
     before = state_of(rollout)
 
@@ -107,7 +108,7 @@ def test_presses_in_the_first_50_ms_after_each_refresh_are_all_asked(visit: Visi
 
 def test_a_page_is_usable_soon_after_it_has_arrived(visit: Visit) -> None:
     rollout, page = baking(), visit()
-    # What the server makes once it makes now.
+    # The server does its one-time work now.
     page.goto(f"/rollouts/{rollout.pk}/")
     taken = [_usable_after(visit(), rollout) for _ in range(3)]
 
@@ -115,13 +116,13 @@ def test_a_page_is_usable_soon_after_it_has_arrived(visit: Visit) -> None:
 
 
 def _usable_after(page: Page, rollout: Rollout) -> float:
-    """Return the seconds from the page's last byte to where its buttons open the dialog."""
+    """Return the seconds from the page's last byte until its buttons open the dialog."""
     line = page.context.new_cdp_session(page)
     line.send("Network.enable")
     line.send("Network.emulateNetworkConditions", {"offline": False, **THROTTLED})
     page.goto(f"/rollouts/{rollout.pk}/", wait_until="domcontentloaded")
-    told = page.evaluate("performance.getEntriesByType('navigation')[0].toJSON()")
-    return float(told["domContentLoadedEventEnd"] - told["responseEnd"]) / 1000
+    timing = page.evaluate("performance.getEntriesByType('navigation')[0].toJSON()")
+    return float(timing["domContentLoadedEventEnd"] - timing["responseEnd"]) / 1000
 
 
 def test_files_are_hashed_compressed_and_kept_for_ever(visit: Visit) -> None:
@@ -178,12 +179,12 @@ def test_two_people_see_each_others_action_within_two_seconds(visit: Visit, view
 
     taken = [_seen_after(olga, ada, button) for button in ("pause", "resume", "pause")]
 
-    # A machine that is busy otherwise may delay one of them.
+    # A busy machine may delay one of them.
     assert min(taken) < SEEN_WITHIN_S, taken
 
 
 def _seen_after(actor: Page, watcher: Page, button: str) -> float:
-    """Return the seconds from where who acted sees it to where somebody else does."""
+    """Return the seconds between the actor's and another person's view of the action."""
     actor.locator(f"#{button}").click()
     words = re.compile(f"{button}d by hand", re.IGNORECASE)
     actor.locator("#live", has_text=words).wait_for()

@@ -1,4 +1,4 @@
-"""Keys: whatever an answer depends on tells them apart, and nothing else does."""
+"""Cache keys: everything that an answer depends on changes the key, and nothing else does."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False).map(lambda f
 
 
 def requests(rows, inner, data, strings, parameters, outputs):
-    """Return one request as it may be asked: as a dict."""
+    """Return one request, in varying forms, as a dict."""
     document = {
         "inputs": [
             {"name": "x", "datatype": "FP32", "shape": [rows, inner], "data": data},
@@ -64,7 +64,7 @@ def key(document, tenant="", scope=SCOPE):
 
 
 def meaning(document):
-    """Return what the answer to `document` depends on, in a form that compares."""
+    """Return everything that the answer to `document` depends on, in a comparable form."""
     x, y = document["inputs"]
     data = struct.pack(f"<{len(x['data'])}f", *x["data"])
     parameters = tuple(sorted(document["parameters"].items()))
@@ -75,7 +75,7 @@ def meaning(document):
 
 
 @given(documents(), documents(), st.sampled_from(["", "t"]), st.sampled_from(["", "t"]))
-def test_requests_share_a_key_exactly_when_they_mean_the_same(one, other, tenant, other_tenant):
+def test_requests_share_a_key_exactly_if_they_are_equivalent(one, other, tenant, other_tenant):
     same = (meaning(one), tenant) == (meaning(other), other_tenant)
     assert (key(one, tenant) == key(other, other_tenant)) is same
 
@@ -97,7 +97,7 @@ def test_every_small_request_has_a_key_of_its_own():
 
 
 @given(documents(), st.randoms())
-def test_neither_spelling_nor_order_nor_nesting_changes_a_key(document, random):
+def test_formatting_order_and_nesting_do_not_change_a_key(document, random):
     x = document["inputs"][0]
     spelled = json.loads(json.dumps(document))
     whole = [int(value) if value == int(value) else value for value in x["data"]]
@@ -112,7 +112,7 @@ def test_neither_spelling_nor_order_nor_nesting_changes_a_key(document, random):
 
 
 @given(documents())
-def test_binary_tensors_have_the_key_of_json_ones(document):
+def test_binary_tensors_have_the_key_of_json_tensors(document):
     x, y = document["inputs"]
     data = struct.pack(f"<{len(x['data'])}f", *x["data"])
     texts = b"".join(struct.pack("<I", len(t)) + t.encode() for t in y["data"])
@@ -134,7 +134,7 @@ def test_the_same_bytes_in_another_shape_have_another_key():
     assert len(keys) == 3
 
 
-def test_what_one_tensor_lacks_another_may_not_lend():
+def test_tensor_boundaries_change_the_key():
     pairs = [(b"ab", b"c"), (b"a", b"bc"), (b"", b"abc"), (b"abc", b"")]
     keys = {CONTENT(InferRequest(1, list(pair), None, ((1,), (1,)))) for pair in pairs}
     assert len(keys) == 4

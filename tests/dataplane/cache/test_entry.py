@@ -1,4 +1,4 @@
-"""Answers as values in Redis: what was stored comes back, what is broken does not."""
+"""Answers as values in Redis: stored values come back, and corrupt ones are refused."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def tensor(datatype="FP32", shape=(-1, 2)):
 
 
 def batch(datatype="FP32", rows=3):
-    """Return the output of a batch, two elements a row."""
+    """Return the output of a batch, with two elements per row."""
     if datatype == "BYTES":
         data = b"".join(
             len(t).to_bytes(4, "little") + t for t in (b"%d" % i for i in range(2 * rows))
@@ -39,7 +39,7 @@ def decode(value, datatype="FP32", rows=1, now=50.0, now_ms=1_000_000):
 
 
 @pytest.mark.parametrize("datatype", sorted(DATATYPES))
-def test_what_was_stored_comes_back(datatype):
+def test_a_stored_value_comes_back(datatype):
     entry = entry_of(SCOPE, 2, [batch(datatype)], 1, 40.0)
     back = decode(encode_value(entry, 45.0, 995_000), datatype, rows=2)
     assert (back.rows, back.inners, back.raws, back.tail) == (2, ((2,),), entry.raws, entry.tail)
@@ -99,20 +99,20 @@ def test_a_value_that_does_not_fit_the_signature_is_corrupt(document):
         decode(xxh3_64_digest(data) + data)
 
 
-def test_strings_that_are_cut_are_corrupt():
+def test_truncated_strings_are_corrupt():
     data = msgspec.msgpack.encode((1, 0, 1, ((2,),), (b"\x01\0\0\0a\x05\0\0\0b",)))
     with pytest.raises(Corrupt):
         decode(xxh3_64_digest(data) + data, "BYTES")
 
 
-def test_what_json_cannot_carry_is_no_entry():
+def test_an_answer_without_a_json_form_is_no_entry():
     raw = b"\x01\0\0\0\xff" * 2
     output = Output(Layout(tensor("BYTES"), [1, 2], batched=True), memoryview(raw))
     with pytest.raises(NotJson):
         entry_of(SCOPE, 1, [output], 0, 0.0)
 
 
-def test_an_entry_does_not_hold_on_to_its_batch():
+def test_an_entry_does_not_keep_its_batch_alive():
     entry = entry_of(SCOPE, 1, [batch(rows=1_000)], 500, 0.0)
     assert [len(raw) for raw in entry.raws] == [8]
     assert entry.size < 700

@@ -1,4 +1,4 @@
-"""The cache of whole instances on real sockets, as its settings say."""
+"""The cache of whole instances on real sockets, with its settings."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def state(client, first=1.0):
 async def test_two_instances_share_answers_and_do_without_redis(valkey, tmp_path):
     async with (
         Upstream() as upstream,
-        # A busy machine may take longer than a look-up usually may.
+        # A busy machine may take longer than the usual deadline of a lookup.
         an_instance(valkey, tmp_path / "a", upstream, TIMEOUT_MS="2000") as (one, first),
         an_instance(valkey, tmp_path / "b", upstream, TIMEOUT_MS="2000") as (_, second),
     ):
@@ -65,7 +65,7 @@ async def test_two_instances_share_answers_and_do_without_redis(valkey, tmp_path
 @pytest.mark.parametrize(
     "settings", [{"ENTRIES_MAX": "1"}, {"BYTES_MAX": "8000"}, {"BYTES_MAX": "100"}]
 )
-async def test_the_bounds_are_those_of_the_settings(valkey, tmp_path, settings):
+async def test_the_limits_are_those_of_the_settings(valkey, tmp_path, settings):
     local = Settings(ttl_s=60)
     async with (
         Upstream() as upstream,
@@ -79,7 +79,7 @@ async def test_the_bounds_are_those_of_the_settings(valkey, tmp_path, settings):
         assert await state(client, 29.0) == ("l1" if count else "miss")
 
 
-async def test_a_look_up_takes_no_longer_than_the_setting(valkey, tmp_path):
+async def test_a_lookup_takes_no_longer_than_the_setting(valkey, tmp_path):
     async with (
         Upstream() as upstream,
         an_instance(valkey, tmp_path, upstream, TIMEOUT_MS="7") as (instance, _),

@@ -1,4 +1,4 @@
-"""Identical requests under way: who waits, who goes on, who fails alone."""
+"""Identical requests in flight: which wait, which go on, and which fail alone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.dataplane.worlds import DEAD, body, canary, sums_reply, until
 
 ALL = canary(10_000)
 BOOM = Reply(500, None, b'{"error":"boom"}')
-HURRIED = "x-interlock-timeout-ms: 30\r\n"
+SHORT_TIMEOUT = "x-interlock-timeout-ms: 30\r\n"
 
 
 async def turns(count=5):
@@ -26,7 +26,7 @@ def answers(wires):
     return [Answer(wire.transport.written) for wire in wires]
 
 
-async def test_those_who_ask_the_same_meanwhile_wait_for_the_first_answer():
+async def test_identical_requests_wait_for_the_first_answer():
     plane = Plane(None)
     wires = [plane.send() for _ in range(5)]
     await turns()
@@ -51,7 +51,7 @@ async def test_each_waiter_gets_its_own_id_and_form():
     assert plane.calls == 1
 
 
-async def test_other_content_waits_for_nobody():
+async def test_other_content_does_not_wait():
     plane = Plane(None)
     plane.send()
     plane.send(body([9, 9, 9, 9]))
@@ -82,7 +82,7 @@ async def test_when_the_first_fails_the_next_leads_and_the_others_get_its_answer
     assert [answer.state for answer in answers(wires)[1:]] == ["miss", "l1", "l1"]
 
 
-async def test_when_the_second_fails_as_well_everybody_goes_alone():
+async def test_when_the_second_fails_as_well_each_goes_alone():
     plane = Plane(None)
     wires = [plane.send() for _ in range(6)]
     await turns()
@@ -95,7 +95,7 @@ async def test_when_the_second_fails_as_well_everybody_goes_alone():
     assert (len(plane.cache.flights), len(plane.cache.local)) == (0, 1)
 
 
-async def test_a_request_that_always_fails_ends_for_everybody():
+async def test_a_request_that_always_fails_ends_for_all():
     plane = Plane(lambda call: BOOM)
     wires = [plane.send() for _ in range(8)]
     await turns(40)
@@ -117,16 +117,16 @@ async def test_waiters_fall_back_each_by_itself_when_the_canary_fails():
 async def test_a_waiter_that_cannot_wait_fails_alone_at_its_own_deadline():
     plane = Plane(None)
     first = plane.send()
-    hurried, patient = plane.send(headers=HURRIED), plane.send()
-    await until(lambda: hurried.statuses == [504])
+    impatient, patient = plane.send(headers=SHORT_TIMEOUT), plane.send()
+    await until(lambda: impatient.statuses == [504])
     assert (first.statuses, patient.statuses) == ([], [])
     plane.triton.finish(0)
     assert (first.statuses, patient.statuses) == ([200], [200])
 
 
-async def test_a_first_whose_time_runs_out_takes_nobody_with_it():
+async def test_a_first_whose_deadline_passes_fails_alone():
     plane = Plane(None)
-    first = plane.send(headers=HURRIED)
+    first = plane.send(headers=SHORT_TIMEOUT)
     patient = [plane.send() for _ in range(2)]
     await turns()
     plane.triton.finish(0, TritonError(Fault.TIMEOUT, "late"))
@@ -136,7 +136,7 @@ async def test_a_first_whose_time_runs_out_takes_nobody_with_it():
     assert [wire.statuses for wire in patient] == [[200], [200]]
 
 
-async def test_nobody_joins_one_whose_time_is_up():
+async def test_no_request_joins_a_flight_after_its_deadline():
     plane = Plane(None, timeout_ms=20)
     plane.send()
     await asyncio.sleep(0.03)
@@ -158,7 +158,7 @@ async def test_beyond_the_bound_a_request_leads_a_flight_of_its_own(monkeypatch)
     assert [wire.statuses for wire in wires] == [[200]] * 5
 
 
-async def test_a_first_whose_client_hangs_up_harms_nobody():
+async def test_a_first_whose_client_hangs_up_affects_no_other():
     plane = Plane(None)
     first, second = plane.send(), plane.send()
     await turns()
@@ -168,7 +168,7 @@ async def test_a_first_whose_client_hangs_up_harms_nobody():
     assert second.statuses == [200]
 
 
-async def test_a_waiter_that_hangs_up_harms_nobody():
+async def test_a_waiter_that_hangs_up_affects_no_other():
     plane = Plane(None)
     wires = [plane.send() for _ in range(3)]
     await turns()
@@ -177,7 +177,7 @@ async def test_a_waiter_that_hangs_up_harms_nobody():
     assert [wire.statuses for wire in wires] == [[200], [], [200]]
 
 
-async def test_one_that_may_not_read_the_cache_waits_for_nobody():
+async def test_a_request_that_bypasses_the_cache_does_not_wait():
     plane = Plane(None)
     plane.send()
     plane.send(headers="cache-control: no-cache\r\n")
@@ -186,7 +186,7 @@ async def test_one_that_may_not_read_the_cache_waits_for_nobody():
     assert plane.triton.batch_sizes() == [3]
 
 
-async def test_a_table_that_is_applied_meanwhile_parts_nobody():
+async def test_a_table_applied_meanwhile_does_not_split_a_flight():
     plane = Plane(None)
     first = plane.send()
     await turns()
@@ -200,7 +200,7 @@ async def test_a_table_that_is_applied_meanwhile_parts_nobody():
 
 
 @pytest.mark.parametrize("cut", [0, 1])
-async def test_an_answer_that_cannot_be_written_harms_nobody_else(cut):
+async def test_an_answer_that_cannot_be_written_affects_no_other(cut):
     plane = Plane(None)
     wires = [plane.send() for _ in range(4)]
     await turns()
@@ -210,7 +210,7 @@ async def test_an_answer_that_cannot_be_written_harms_nobody_else(cut):
     assert len(plane.cache.flights) == 0
 
 
-async def test_a_refusal_that_cannot_be_written_harms_nobody_else():
+async def test_a_refusal_that_cannot_be_written_affects_no_other():
     plane = Plane(None)
     wires = [plane.send() for _ in range(5)]
     await turns()
@@ -223,7 +223,7 @@ async def test_a_refusal_that_cannot_be_written_harms_nobody_else():
     assert len(plane.cache.flights) == 0
 
 
-async def test_one_that_only_waited_tells_the_breaker_nothing():
+async def test_a_waiter_does_not_report_to_the_breaker():
     plane = Plane(None, timeout_ms=60)
     plane.send()
     await turns()
@@ -234,15 +234,15 @@ async def test_one_that_only_waited_tells_the_breaker_nothing():
     plane.triton.finish(0)
 
 
-async def test_one_that_only_waited_does_not_give_back_the_trial_of_another():
+async def test_a_waiter_does_not_release_the_trial_of_another():
     plane = Plane(None, timeout_ms=500)
     for i in range(2):
         plane.send(body([i, 0, 0, 0]))
         await turns()
         plane.triton.finish(i, DEAD)
     await asyncio.sleep(0.06)
-    trial, hurried = plane.send(), plane.send(headers=HURRIED)
-    await until(lambda: hurried.statuses == [504])
+    trial, impatient = plane.send(), plane.send(headers=SHORT_TIMEOUT)
+    await until(lambda: impatient.statuses == [504])
     assert plane.send(body([9, 9, 9, 9])).statuses == [503]
     plane.triton.finish(2)
     assert trial.statuses == [200]

@@ -1,4 +1,4 @@
-"""Requests that were read before."""
+"""The memo of parsed requests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def request():
     return InferRequest(1, [b"1234"], None, ((1,),))
 
 
-async def test_it_remembers_by_all_that_reading_depends_on():
+async def test_its_key_has_everything_that_parsing_depends_on():
     kept, remembered = request(), memo()
     remembered.put(origin(), kept)
     assert remembered.get(origin()) is kept
@@ -28,7 +28,7 @@ async def test_it_remembers_by_all_that_reading_depends_on():
     assert remembered.get(("other", b"body", None)) is None
 
 
-async def test_the_oldest_leaves_beyond_the_entries():
+async def test_the_oldest_is_evicted_beyond_the_entry_limit():
     remembered = memo(entries_max=2)
     for i in range(3):
         remembered.put(origin(b"%d" % i), request())
@@ -36,14 +36,14 @@ async def test_the_oldest_leaves_beyond_the_entries():
     assert remembered.bytes == 2 * (1 + 4 + OVERHEAD_BYTES)
 
 
-async def test_the_oldest_leaves_beyond_the_bytes():
+async def test_the_oldest_is_evicted_beyond_the_byte_limit():
     remembered = memo(entries_max=100, bytes_max=10 * (1 + 4 + OVERHEAD_BYTES))
     for i in range(20):
         remembered.put(origin(b"%c" % i), request())
     assert len(remembered) == 10
 
 
-async def test_one_too_large_is_not_remembered():
+async def test_a_request_that_is_too_large_is_not_remembered():
     remembered = memo(bytes_max=8 * OVERHEAD_BYTES)
     remembered.put(origin(b"x" * 100), request())
     assert (len(remembered), remembered.bytes) == (0, 0)
@@ -56,7 +56,7 @@ async def test_the_same_bytes_are_counted_once():
     assert remembered.bytes == 4 + 4 + OVERHEAD_BYTES
 
 
-async def test_cleared_it_knows_nothing_and_goes_on():
+async def test_a_cleared_memo_is_empty_and_usable():
     remembered = memo(entries_max=2_000, bytes_max=10**8)
     for i in range(1_200):
         remembered.put(origin(b"%d" % i), request())

@@ -24,14 +24,14 @@ KEY = b"k" * 16
 CLOSED = "redis://127.0.0.1:1/0"
 
 
-class Asked:
-    """A look-up that remembers what came and when."""
+class RecordingLookup:
+    """A lookup that records its values and when they came."""
 
     def __init__(self):
         self.values = []
         self.done = asyncio.get_running_loop().create_future()
 
-    def brought(self, value):
+    def on_value(self, value):
         self.values.append(value)
         self.done.set_result(value)
 
@@ -44,8 +44,8 @@ async def shared(url, timeout_s=1.0):
 
 
 async def ask(cache, key=KEY):
-    asked = Asked()
-    return await asked.done if cache.ask(key, asked) else None
+    lookup = RecordingLookup()
+    return await lookup.done if cache.look_up(key, lookup) else None
 
 
 async def stored(cache, key, value, ttl_s=60):
@@ -53,7 +53,7 @@ async def stored(cache, key, value, ttl_s=60):
     await until(lambda: not cache._writes and not cache._calls)
 
 
-async def test_what_is_stored_is_found_and_has_a_lifetime_with_jitter(valkey):
+async def test_stored_values_have_a_lifetime_with_jitter(valkey):
     async with shared(valkey.url) as cache, redis.Redis.from_url(valkey.url) as client:
         assert await ask(cache) is None
         for i in range(20):
@@ -73,14 +73,14 @@ async def test_one_turn_is_one_call(valkey):
             cache.store(b"%016d" % i, b"v%d" % i, 60)
         await stored(cache, KEY, b"value")
         before = (await client.info("commandstats"))["cmdstat_mget"]["calls"]
-        asked = [Asked() for _ in range(50)]
-        assert all(cache.ask(b"%016d" % i, asked[i]) for i in range(50))
-        assert await asyncio.gather(*(a.done for a in asked)) == [b"v%d" % i for i in range(50)]
+        lookups = [RecordingLookup() for _ in range(50)]
+        assert all(cache.look_up(b"%016d" % i, lookups[i]) for i in range(50))
+        assert await asyncio.gather(*(a.done for a in lookups)) == [b"v%d" % i for i in range(50)]
         after = (await client.info("commandstats"))["cmdstat_mget"]["calls"]
         assert after - before == 1
 
 
-async def test_a_server_that_hangs_is_a_miss_at_the_deadline_and_then_not_asked(valkey):
+async def test_a_server_that_hangs_is_a_miss_at_the_deadline_and_then_not_called(valkey):
     async with shared(valkey.url, 0.02) as cache:
         await ask(cache)
         os.kill(valkey._process.pid, signal.SIGSTOP)
@@ -90,14 +90,14 @@ async def test_a_server_that_hangs_is_a_miss_at_the_deadline_and_then_not_asked(
                 assert await ask(cache) is None
             assert time.monotonic() - began < 0.5
             assert cache.failures["timeout"] == FAILURES_MAX
-            assert cache.ask(KEY, Asked()) is False
+            assert cache.look_up(KEY, RecordingLookup()) is False
             cache.store(KEY, b"value", 60)
             assert cache._writes == {}
         finally:
             os.kill(valkey._process.pid, signal.SIGCONT)
 
 
-async def test_a_dead_server_is_asked_seldom_and_a_living_one_again(valkey, monkeypatch):
+async def test_a_dead_server_is_called_seldom_and_a_live_one_again(valkey, monkeypatch):
     monkeypatch.setattr(module, "BACK_OFF_MIN_S", 0.05)
     monkeypatch.setattr(module, "BACK_OFF_MAX_S", 0.1)
     async with shared(valkey.url) as cache:
@@ -113,34 +113,34 @@ async def test_a_dead_server_is_asked_seldom_and_a_living_one_again(valkey, monk
         assert await ask(cache) == b"value"
 
 
-async def test_while_it_does_without_one_call_tries_again(monkeypatch):
+async def test_one_call_tries_again_during_a_pause(monkeypatch):
     monkeypatch.setattr(module, "BACK_OFF_MIN_S", 0.0)
     async with shared(CLOSED) as cache:
         for _ in range(FAILURES_MAX):
             await ask(cache)
         await until(lambda: not cache._calls)
-        asked = [Asked() for _ in range(3)]
-        assert [cache.ask(KEY, each) for each in asked] == [True] * 3
+        lookups = [RecordingLookup() for _ in range(3)]
+        assert [cache.look_up(KEY, each) for each in lookups] == [True] * 3
         await asyncio.sleep(0)
-        assert cache.ask(KEY, Asked()) is False
-        assert [await each.done for each in asked] == [None] * 3
+        assert cache.look_up(KEY, RecordingLookup()) is False
+        assert [await each.done for each in lookups] == [None] * 3
         assert cache.failures["error"] == FAILURES_MAX + 1
 
 
-async def test_look_ups_and_writes_are_bounded(valkey):
+async def test_lookups_and_writes_are_limited(valkey):
     async with shared(valkey.url) as cache:
-        asked = [Asked() for _ in range(WAITING_MAX)]
-        assert all(cache.ask(KEY, each) for each in asked)
-        assert cache.ask(KEY, Asked()) is False
+        lookups = [RecordingLookup() for _ in range(WAITING_MAX)]
+        assert all(cache.look_up(KEY, each) for each in lookups)
+        assert cache.look_up(KEY, RecordingLookup()) is False
         for i in range(module.WRITES_MAX + 5):
             cache.store(b"%016d" % i, b"v", 60)
         assert cache.failures["dropped"] == 5
         cache.store(b"x", bytes(module.VALUE_BYTES_MAX + 1), 60)
-        await asyncio.gather(*(each.done for each in asked))
-        assert all(each.values == [None] for each in asked)
+        await asyncio.gather(*(each.done for each in lookups))
+        assert all(each.values == [None] for each in lookups)
 
 
-async def test_one_call_writes_no_more_than_its_share(valkey, monkeypatch):
+async def test_the_writes_of_one_call_are_limited(valkey, monkeypatch):
     monkeypatch.setattr(module, "KEYS_MAX", 3)
     client = shared_client(valkey.url)
     pipelines = []
@@ -160,7 +160,7 @@ async def test_one_call_writes_no_more_than_its_share(valkey, monkeypatch):
     await cache.close()
 
 
-async def test_a_full_server_loses_nothing_but_the_value(valkey):
+async def test_a_full_server_loses_only_the_value(valkey):
     async with shared(valkey.url) as cache, redis.Redis.from_url(valkey.url) as client:
         await client.config_set("maxmemory", "1")
         await stored(cache, KEY, b"value")
@@ -168,16 +168,16 @@ async def test_a_full_server_loses_nothing_but_the_value(valkey):
         assert await ask(cache) is None
 
 
-async def test_closing_ends_what_waits(valkey):
+async def test_closing_ends_waiting_lookups(valkey):
     cache = SharedCache(shared_client(valkey.url), asyncio.get_running_loop(), 5.0)
     os.kill(valkey._process.pid, signal.SIGSTOP)
-    asked = [Asked(), Asked()]
-    cache.ask(KEY, asked[0])
+    lookups = [RecordingLookup(), RecordingLookup()]
+    cache.look_up(KEY, lookups[0])
     await asyncio.sleep(0.05)
-    cache.ask(KEY, asked[1])
+    cache.look_up(KEY, lookups[1])
     try:
         await cache.close()
-        assert [each.values for each in asked] == [[None], [None]]
+        assert [each.values for each in lookups] == [[None], [None]]
     finally:
         os.kill(valkey._process.pid, signal.SIGCONT)
 
@@ -208,7 +208,7 @@ async def test_instances_share_answers(valkey):
         assert (stats.cache_hits, stats.cache_misses) == ({"l2": 1, "l1": 1}, 0)
 
 
-async def test_those_who_wait_for_the_second_tier_get_its_answer(valkey):
+async def test_requests_that_wait_for_the_second_tier_get_its_answer(valkey):
     async with shared(valkey.url) as one, shared(valkey.url) as other:
         first, second = (Plane(shared=each, cache=SHARED) for each in (one, other))
         await asked_of(first)
@@ -220,7 +220,7 @@ async def test_those_who_wait_for_the_second_tier_get_its_answer(valkey):
         assert [answer.json["id"] for answer in answers] == ["r0", "r1", "r2"]
 
 
-async def test_a_model_that_does_not_share_leaves_redis_alone(valkey):
+async def test_a_model_that_does_not_share_does_not_use_redis(valkey):
     async with shared(valkey.url) as cache, redis.Redis.from_url(valkey.url) as client:
         plane = Plane(shared=cache)
         await asked_of(plane)

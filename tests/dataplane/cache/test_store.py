@@ -1,4 +1,4 @@
-"""The cache on the way of a request: what is answered from it, what is kept, what is counted."""
+"""The cache in the path of a request: which answers come from it, what is stored and counted."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BOOM = Reply(500, None, b'{"error":"boom"}')
 
 
 def only(version, result):
-    """Answer `result` for one version, properly for the other."""
+    """Answer `result` for one version, and correctly for the other."""
 
     def answer(call):
         return result if b"/versions/%d/" % version in call else sums_reply(call)
@@ -33,7 +33,7 @@ def only(version, result):
 
 
 def binary(**parameters):
-    """Return a request with its tensor as binary data, and the header that goes with it."""
+    """Return a request with its tensor as binary data, and its header."""
     tensor = {"name": "x", "datatype": "FP32", "shape": [1, 4]}
     tensor["parameters"] = {"binary_data_size": 16}
     head = orjson.dumps({"inputs": [tensor], **parameters})
@@ -57,7 +57,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-async def test_a_cached_answer_is_byte_equal_to_one_that_is_not(form):
+async def test_a_cached_answer_equals_a_computed_one(form):
     uncached, cached = Plane(cache=None), Plane()
     expected = await uncached.ask(*FORMS[form])
     answers = [await cached.ask(*FORMS[form]) for _ in range(3)]
@@ -71,12 +71,12 @@ async def test_a_cached_answer_is_byte_equal_to_one_that_is_not(form):
 
 
 @pytest.mark.parametrize("first", FORMS)
-async def test_whatever_asked_first_another_form_gets_its_own_bytes(first):
+async def test_each_form_gets_its_own_bytes_in_any_order(first):
     uncached, cached = Plane(cache=None), Plane()
     await cached.ask(*FORMS[first])
-    for form, asked in FORMS.items():
-        expected = await uncached.ask(*asked)
-        answer = await cached.ask(*asked)
+    for form, request in FORMS.items():
+        expected = await uncached.ask(*request)
+        answer = await cached.ask(*request)
         assert answer.body == expected.body, form
         assert answer.headers["content-type"] == expected.headers["content-type"]
 
@@ -89,13 +89,13 @@ async def test_json_and_binary_and_plain_share_an_entry():
     assert plane.calls == 1
 
 
-async def test_off_it_is_bypassed_and_keeps_nothing():
+async def test_a_disabled_cache_is_bypassed_and_empty():
     plane = Plane(cache=None)
     assert [await plane.state() for _ in range(2)] == ["bypass", "bypass"]
     assert (plane.calls, len(plane.cache.local)) == (2, 0)
 
 
-async def test_without_a_cache_in_the_process_the_model_does_without():
+async def test_without_a_cache_in_the_process_answers_are_computed():
     plane = Plane()
     plane.serving.cache = None
     plane.apply(2)
@@ -109,7 +109,7 @@ async def test_other_content_is_a_miss():
     assert [await plane.state(payload) for payload in payloads] == ["l1"] * 4
 
 
-async def test_an_answer_ends_with_its_time_and_a_shorter_time_takes_effect_at_once():
+async def test_an_answer_expires_and_a_shorter_time_takes_effect_at_once():
     plane = Plane(cache=Settings(ttl_s=3600))
     await plane.ask()
     plane.apply(2, cache=Settings(ttl_s=0))
@@ -133,7 +133,7 @@ async def test_the_client_may_bypass_reading_or_both(header, state, afterwards):
     assert await plane.state() == afterwards
 
 
-async def test_no_cache_is_computed_anew_though_there_is_an_answer():
+async def test_no_cache_is_computed_again_despite_a_cached_answer():
     plane = Plane()
     await plane.ask()
     assert await plane.state(headers="cache-control: no-cache\r\n") == "bypass"
@@ -162,7 +162,7 @@ async def test_routing_happens_for_each_request():
     assert plane.calls == 2
 
 
-async def test_answers_outlive_a_table_that_leaves_their_version_alone():
+async def test_answers_outlive_a_table_that_does_not_change_their_version():
     plane = Plane()
     await plane.ask()
     plane.apply(2, split=canary(1))
@@ -170,7 +170,7 @@ async def test_answers_outlive_a_table_that_leaves_their_version_alone():
     assert (answer.state, answer.headers["x-interlock-generation"]) == ("l1", "2")
 
 
-async def test_a_version_under_the_same_number_elsewhere_starts_with_nothing():
+async def test_a_version_of_the_same_number_elsewhere_starts_empty():
     plane = Plane()
     await plane.ask()
     moved = VersionRoute(cluster="main", triton_model="sums.1", triton_version="9")
@@ -178,15 +178,15 @@ async def test_a_version_under_the_same_number_elsewhere_starts_with_nothing():
     assert await plane.state() == "miss"
 
 
-async def test_a_version_registered_anew_under_the_same_number_starts_with_nothing():
+async def test_a_version_registered_again_under_the_same_number_starts_empty():
     plane = Plane()
     await plane.ask()
-    anew = msgspec.structs.replace(model().versions["1"], created_at_ms=1)
-    plane.apply(2, versions={**model().versions, "1": anew})
+    fresh = msgspec.structs.replace(model().versions["1"], created_at_ms=1)
+    plane.apply(2, versions={**model().versions, "1": fresh})
     assert await plane.state() == "miss"
 
 
-async def test_a_version_that_left_and_is_back_at_once_starts_with_nothing():
+async def test_a_version_that_returns_at_once_starts_empty():
     plane = Plane(split=ALL)
     await plane.ask()
     plane.apply(2, versions={"1": model().versions["1"]})
@@ -194,7 +194,7 @@ async def test_a_version_that_left_and_is_back_at_once_starts_with_nothing():
     assert [await plane.state(target=EXPLICIT_2) for _ in range(2)] == ["miss", "l1"]
 
 
-async def test_answers_of_a_version_that_left_the_table_die_with_it():
+async def test_answers_of_a_removed_version_are_dropped():
     plane = Plane(split=ALL)
     await plane.ask()
     await plane.ask(target="/v2/models/sums/versions/1/infer")
@@ -206,7 +206,7 @@ async def test_answers_of_a_version_that_left_the_table_die_with_it():
     assert await plane.state(target=EXPLICIT_2) == "miss"
 
 
-async def test_an_answer_of_a_version_that_left_meanwhile_is_not_kept():
+async def test_an_answer_of_a_version_removed_meanwhile_is_not_cached():
     plane = Plane(None, split=ALL)
     wire = plane.send()
     await asyncio.sleep(0.01)
@@ -241,7 +241,7 @@ async def test_a_hit_is_answered_while_the_breaker_of_its_version_is_open():
     assert (answer.state, answer.headers["x-interlock-version"]) == ("l1", "2")
 
 
-async def test_what_stable_answered_is_never_kept_as_the_canarys():
+async def test_an_answer_of_stable_is_never_cached_as_the_canarys():
     plane = Plane(only(2, BOOM), split=ALL)
     answer = await plane.ask()
     assert (answer.headers["x-interlock-fallback"], answer.state) == ("failed", "bypass")
@@ -251,7 +251,7 @@ async def test_what_stable_answered_is_never_kept_as_the_canarys():
 
 
 @pytest.mark.parametrize("result", [BOOM, DEAD, Reply(400, None, b'{"error":"no"}')])
-async def test_a_failure_is_never_kept(result):
+async def test_a_failure_is_never_cached(result):
     plane = Plane(lambda call: result)
     assert (await plane.ask()).status >= 400
     plane.triton.answer = sums_reply
@@ -259,7 +259,7 @@ async def test_a_failure_is_never_kept(result):
     assert len(plane.cache.flights) == 0
 
 
-async def test_an_answer_that_json_cannot_carry_fails_as_it_does_uncached():
+async def test_an_answer_without_a_json_form_fails_as_it_does_uncached():
     plane, uncached = Plane(), Plane(cache=None)
     payload = body([3e38, 3e38, 0, 0])
     expected = await uncached.ask(payload)
@@ -271,7 +271,7 @@ async def test_an_answer_that_json_cannot_carry_fails_as_it_does_uncached():
     assert answers[0].json == answers[1].json
 
 
-async def test_a_bad_request_is_refused_though_the_cache_is_on():
+async def test_a_bad_request_is_refused_with_the_cache_on():
     plane = Plane()
     assert [(await plane.ask(b"{")).status for _ in range(2)] == [400, 400]
     await plane.ask(PLAIN, target="/predict")
@@ -279,10 +279,10 @@ async def test_a_bad_request_is_refused_though_the_cache_is_on():
     assert (await plane.ask(PLAIN)).status == 400
 
 
-# --- what was read before ------------------------------------------------------------------------
+# --- the memo ------------------------------------------------------------------------------------
 
 
-async def test_only_requests_that_hit_are_remembered_as_read():
+async def test_only_requests_that_hit_are_remembered():
     plane = Plane()
     await plane.ask()
     assert len(plane.cache.memo) == 0
@@ -293,7 +293,7 @@ async def test_only_requests_that_hit_are_remembered_as_read():
     assert await plane.state() == "l1"
 
 
-async def test_the_same_bytes_with_another_json_length_are_read_anew():
+async def test_the_same_bytes_with_another_json_length_are_parsed_again():
     plane = Plane()
     payload, header = binary()
     for _ in range(3):
@@ -312,10 +312,10 @@ async def test_a_remembered_request_keeps_its_unit_and_its_id():
     }
 
 
-# --- what is counted -----------------------------------------------------------------------------
+# --- counts --------------------------------------------------------------------------------------
 
 
-async def test_hits_are_counted_apart_and_leave_the_version_alone():
+async def test_hits_are_counted_separately_from_the_version():
     plane = Plane()
     for _ in range(4):
         await plane.ask(headers="x-unit-id: u1\r\n")
@@ -350,7 +350,7 @@ async def test_a_window_of_hits_alone_is_sent():
     assert plane.windows() == {}
 
 
-async def test_the_metrics_page_tells_of_the_cache():
+async def test_the_metrics_page_shows_the_cache():
     plane = Plane()
     for _ in range(3):
         await plane.ask()
@@ -368,7 +368,7 @@ async def test_the_metrics_page_tells_of_the_cache():
 
 
 class OtherCaller:
-    """Asks in a protocol of its own, as gRPC does."""
+    """A caller with its own protocol, like gRPC."""
 
     def __init__(self):
         self.headers = {}
@@ -382,7 +382,7 @@ class OtherCaller:
         raise refusal
 
 
-async def test_another_protocol_shares_the_answers_and_writes_them_its_own_way():
+async def test_another_protocol_shares_the_answers_in_its_own_form():
     plane, caller = Plane(), OtherCaller()
     await plane.ask()
 
@@ -390,7 +390,14 @@ async def test_another_protocol_shares_the_answers_and_writes_them_its_own_way()
         return lane.headers, outputs[0].raw(start, start + request.rows)
 
     for _ in range(2):
-        asked = (caller, body(ROW), "sums", None, lambda codec, text: codec.read_infer(text), form)
-        plane.predictor.predict(*asked)
+        arguments = (
+            caller,
+            body(ROW),
+            "sums",
+            None,
+            lambda codec, text: codec.read_infer(text),
+            form,
+        )
+        plane.predictor.predict(*arguments)
     assert caller.got == [(struct.pack("<f", 10.0), True)] * 2
     assert (plane.calls, len(plane.cache.memo)) == (1, 0)

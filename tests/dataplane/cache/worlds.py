@@ -1,4 +1,4 @@
-"""A data plane with a cache on a fake Triton, and askers for what stands before it."""
+"""A data plane with a cache on a fake Triton, and clients for it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ON = Settings(ttl_s=60)
 
 
 class Plane:
-    """Serves one model whose cache is on; `ask` is one request and its answer."""
+    """Serves one model with a cache; `ask` sends one request and returns its answer."""
 
     def __init__(self, answer=sums_reply, shared=None, **changes):
         loop = asyncio.get_running_loop()
@@ -42,7 +42,7 @@ class Plane:
         self.serving.apply(table(model(**{"cache": ON} | changes), generation))
 
     def answer(self, exchange):
-        """Do what the application does for the paths of predictions."""
+        """Handle the paths of predictions like the application."""
         parts = exchange.target.decode().split("/")
         try:
             if parts[1] == "predict":
@@ -53,7 +53,7 @@ class Plane:
             exchange.refuse(refusal)
 
     def send(self, payload=None, headers="", target=INFER):
-        """Send a request; the wire shows what comes back."""
+        """Send a request; its answer appears on the wire."""
         wire = Wire(answer=self.answer)
         wire.feed(request(target, body(ROW) if payload is None else payload, headers))
         return wire

@@ -1,4 +1,4 @@
-"""A fleet on a real Redis, its clock turned by hand where it can be: nothing is lost or minted."""
+"""A fleet on a real Redis, with a manual clock where possible: no token is lost or created."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ async def fleet(valkey, tmp_path):
     client = redis.Redis.from_url(valkey.url)
     parts = []
 
-    def make(count, rate=50.0, burst=50.0, places=None):
+    def make(count, rate=50.0, burst=50.0, slots=None):
         for number in range(count):
-            limits = Limits(rate, burst, places)
+            limits = Limits(rate, burst, slots)
             parts.append(Part(tmp_path / f"i{number}", client, f"i{number}", limits))
         return parts
 
@@ -65,7 +65,7 @@ async def fleet(valkey, tmp_path):
 
 
 async def heard(parts):
-    """Have each instance know of all others."""
+    """Let each instance know of all others."""
     for _ in range(2):
         for part in parts:
             await part.renew()
@@ -82,7 +82,7 @@ async def test_instances_count_each_other(fleet):
     assert all(part.ledgers[1].is_leased(monotonic()) for part in parts)
 
 
-async def test_all_together_use_the_burst_once_and_then_the_rate(fleet):
+async def test_all_instances_use_the_burst_once_and_then_the_rate(fleet):
     parts = fleet(4)
     await heard(parts)
     began, used = monotonic(), 0
@@ -91,12 +91,12 @@ async def test_all_together_use_the_burst_once_and_then_the_rate(fleet):
             used += part.use()
             await part.renew()
         await asyncio.sleep(0.05)
-    # What the burst took in advance is being paid back over eight seconds.
+    # The tokens that the burst used in advance are paid back over eight seconds.
     paid = 50 * 0.75 * elapsed / 8
     assert used == pytest.approx(50 + 50 * elapsed - paid, abs=15)
 
 
-async def test_one_instance_gets_what_the_others_do_not_ask_for(fleet):
+async def test_one_instance_gets_what_the_others_do_not_request(fleet):
     parts = fleet(4)
     await heard(parts)
     began, used = monotonic(), 0
@@ -109,7 +109,7 @@ async def test_one_instance_gets_what_the_others_do_not_ask_for(fleet):
     assert used > 50 * elapsed
 
 
-async def test_what_is_not_used_is_given_back(fleet, valkey):
+async def test_unused_tokens_are_returned(fleet, valkey):
     parts = fleet(2, burst=4.0)
     await heard(parts)
     for _ in range(5):
@@ -117,22 +117,22 @@ async def test_what_is_not_used_is_given_back(fleet, valkey):
         await parts[0].renew()
         await asyncio.sleep(0.1)
     assert parts[0].line.credit > 3
-    # Its demand is gone; beyond its part of the burst it keeps nothing.
+    # Without demand it keeps only its part of the burst.
     for _ in range(20):
         await parts[0].renew()
     assert parts[0].line.credit == pytest.approx(2, abs=0.1)
 
 
-async def test_a_burst_of_one_keeps_nobody_from_the_rate(fleet):
+async def test_a_burst_of_one_allows_the_rate(fleet):
     parts = fleet(2, burst=1.0)
     await heard(parts)
-    began, used, asked = monotonic(), 0, 0
+    began, used, attempts = monotonic(), 0, 0
     while monotonic() - began < 2.0:
-        asked += 1
+        attempts += 1
         used += parts[0].use(1)
         await parts[0].renew()
         await asyncio.sleep(0.025)
-    assert used > 0.95 * asked
+    assert used > 0.95 * attempts
 
 
 async def test_a_killed_instance_is_forgotten_and_the_next_worker_takes_over(fleet):
@@ -141,12 +141,12 @@ async def test_a_killed_instance_is_forgotten_and_the_next_worker_takes_over(fle
     for part in parts:
         part.use(5)
         await part.renew()
-    # The leader of the first instance ends; the kernel frees its lock.
+    # The leader of the first instance ends; the kernel releases its lock.
     parts[0].leases[0].close()
     parts[0].leases.pop(0)
     await parts[0].renew()
     assert parts[0].ledgers[0].is_leased(monotonic())
-    # The second instance is gone with what it held.
+    # The second instance ends with the tokens that it held.
     parts[0].use()
     await asyncio.sleep(LEASE_S + 0.2)
     used = 0
@@ -157,7 +157,7 @@ async def test_a_killed_instance_is_forgotten_and_the_next_worker_takes_over(fle
     assert used > 50
 
 
-async def test_without_redis_each_takes_its_share_and_says_so(fleet, valkey, caplog):
+async def test_without_redis_each_enforces_its_share_and_logs_it(fleet, valkey, caplog):
     parts = fleet(2)
     await heard(parts)
     for part in parts:
@@ -176,7 +176,7 @@ async def test_without_redis_each_takes_its_share_and_says_so(fleet, valkey, cap
     assert not parts[0].ledgers[1].is_leased(monotonic())
     assert caplog.text.count("quotas.shared") == 2
     valkey.start()
-    # A Redis that lost everything begins empty, since both still use the quota.
+    # A Redis that lost everything starts empty, because both still use the quota.
     await parts[0].renew()
     await parts[1].renew()
     await parts[0].renew()
@@ -184,10 +184,10 @@ async def test_without_redis_each_takes_its_share_and_says_so(fleet, valkey, cap
     assert sum(part.use() for part in parts) < 50
 
 
-async def test_a_quota_of_less_than_one_a_second_gives_whole_tokens(fleet):
+async def test_a_quota_below_one_per_second_grants_whole_tokens(fleet):
     parts = fleet(4, rate=0.5, burst=1.0)
     await heard(parts)
-    # Each instance lets one pass, which it pays for.
+    # Each instance admits one request, which it pays for later.
     assert [part.use() for part in parts] == [1, 1, 1, 1]
     for _ in range(10):
         for part in parts:
@@ -196,19 +196,19 @@ async def test_a_quota_of_less_than_one_a_second_gives_whole_tokens(fleet):
     assert sum(part.use() for part in parts) == 0
 
 
-async def test_places_go_where_they_are_asked_for(fleet):
-    parts = fleet(2, rate=None, places=10)
+async def test_slots_go_to_the_instances_that_request_them(fleet):
+    parts = fleet(2, rate=None, slots=10)
     await heard(parts)
     for _ in range(3):
         in_flight = 0
-        while parts[0].entries[0].has_place(monotonic(), in_flight):
+        while parts[0].entries[0].has_slot(monotonic(), in_flight):
             in_flight += 1
         parts[0].entries[0].note(0)
         await parts[0].renew()
     assert in_flight == 10
 
 
-async def test_redis_keeps_little_and_not_for_long(fleet, valkey):
+async def test_redis_keys_are_small_and_expire(fleet, valkey):
     parts = fleet(2)
     await heard(parts)
     parts[0].use(1)
@@ -220,7 +220,7 @@ async def test_redis_keeps_little_and_not_for_long(fleet, valkey):
         assert await client.memory_usage(f"{KEY}:t:shop") < 1_000
 
 
-async def test_a_call_that_fails_forgets_no_debt(fleet, valkey):
+async def test_a_call_that_fails_keeps_the_debt(fleet, valkey):
     (part,) = fleet(1)
     await heard([part])
     part.use(3)
@@ -229,14 +229,14 @@ async def test_a_call_that_fails_forgets_no_debt(fleet, valkey):
     assert part.line.owed == 50.0
 
 
-async def test_a_worker_with_an_older_table_leaves_a_new_tenant_alone(fleet):
+async def test_a_worker_with_an_older_table_ignores_a_new_tenant(fleet):
     (part,) = fleet(1)
     await heard([part])
     part.use(3)
     part.leases[0]._tenants = lambda: {1_000_000: ("other", Limits(1.0, 1.0, None))}
     before = part.line
     await part.renew()
-    assert (part.line.woken, part.line.credit, part.line.owed) == (1.0, before.credit, before.owed)
+    assert (part.line.active, part.line.credit, part.line.owed) == (1.0, before.credit, before.owed)
 
 
 async def test_two_workers_of_an_instance_never_both_renew(fleet):

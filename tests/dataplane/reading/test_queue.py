@@ -1,4 +1,4 @@
-"""A real process reads what a worker would read, is replaced when it ends, and is bounded."""
+"""A real process reads what a worker would read, is replaced when it ends, and is limited."""
 
 import asyncio
 import gzip
@@ -58,7 +58,7 @@ def ask(reading, job, until=LATER, spec=None, caller=None):
 
 
 @pytest.mark.parametrize("packed", [False, True])
-async def test_a_request_is_read_as_it_would_be_at_once(packed):
+async def test_a_request_is_read_as_in_the_worker(packed):
     document = {
         "id": "7",
         "inputs": [tensor([[1, 2, 3, 4.5]] * 3)],
@@ -72,7 +72,7 @@ async def test_a_request_is_read_as_it_would_be_at_once(packed):
     assert done.tensors.request(reader) == reader.read_infer(orjson.dumps(document))
 
 
-async def test_a_refusal_says_what_it_would_say_at_once():
+async def test_a_refusal_is_the_same_as_in_the_worker():
     document = {"inputs": [tensor([[1, 2]])]}
     with pytest.raises(Refusal) as caught:
         codec().read_infer(orjson.dumps(document))
@@ -122,7 +122,7 @@ async def test_a_process_that_ends_is_replaced_and_the_body_read_again():
         assert reading._process.pid != killed
 
 
-async def test_what_takes_more_memory_than_is_allowed_is_refused(monkeypatch):
+async def test_a_body_that_needs_too_much_memory_is_refused(monkeypatch):
     monkeypatch.setattr(module, "MEMORY_BYTES_MIN", 64 * MEGABYTE)
     job = infer(b'{"inputs":[%b1]}' % (b"1.5," * (4 * MEGABYTE)), codec(FREE))
     async with a_reading(bytes_max=MEGABYTE) as reading:
@@ -132,7 +132,7 @@ async def test_what_takes_more_memory_than_is_allowed_is_refused(monkeypatch):
         assert done.tensors.rows == 1
 
 
-async def test_what_takes_too_long_is_refused_and_the_next_is_read(monkeypatch):
+async def test_a_body_that_takes_too_long_is_refused_and_the_next_is_read(monkeypatch):
     async with a_reading() as reading:
         await ask(reading, infer({"inputs": []}))
         os.kill(reading._process.pid, signal.SIGSTOP)
@@ -144,7 +144,7 @@ async def test_what_takes_too_long_is_refused_and_the_next_is_read(monkeypatch):
         assert done.tensors.rows == 1
 
 
-async def test_those_who_wait_are_bounded_and_leave_when_they_hang_up(monkeypatch):
+async def test_the_queue_is_limited_and_clients_that_hang_up_leave_it(monkeypatch):
     monkeypatch.setattr(module, "WAITING_MAX", 2)
     async with a_reading() as reading:
         caller = Caller()

@@ -26,7 +26,7 @@ SHADOW = Shadow(id="sh1", salt="sh", version="3", share_bp=10_000)
 
 
 class Negating(Upstream):
-    """Answers with the sums' opposites, and the label 0."""
+    """Answers with the negated sums, and the label 0."""
 
     def _answer(self, request: bytes) -> bytes:
         answer = super()._answer(request)

@@ -36,7 +36,7 @@ def encode(datatype, rows):
 
 
 def output(datatype, *rows, inner=None, batched=True):
-    """Return an output of these rows, each a list of elements."""
+    """Return an output with these rows, each a list of elements."""
     inner = inner if inner is not None else [len(rows[0])]
     shape = [len(rows), *inner] if batched else inner
     tensor = Tensor(name="o", datatype=datatype, shape=(-1, *inner) if batched else tuple(inner))
@@ -72,9 +72,9 @@ def compare(live, shadow, rows, live_start=0, shadow_start=0, tolerance=TOLERANC
     ],
 )
 def test_numbers_are_within_the_tolerance_or_beyond(live, shadow, outside, largest):
-    found = beyond_tolerance(np.array([live]), np.array([shadow]), TOLERANCE)
-    assert found[0].tolist() == [outside]
-    assert found[1] == pytest.approx(largest)
+    result = beyond_tolerance(np.array([live]), np.array([shadow]), TOLERANCE)
+    assert result[0].tolist() == [outside]
+    assert result[1] == pytest.approx(largest)
 
 
 @pytest.mark.parametrize(
@@ -92,22 +92,22 @@ def test_numbers_are_within_the_tolerance_or_beyond(live, shadow, outside, large
     ],
 )
 def test_ranks_correlate_or_do_not_exist(live, shadow, expected):
-    found = rank_correlation(np.array(live), np.array(shadow))
-    assert found == (None if expected is None else pytest.approx(expected))
+    correlation = rank_correlation(np.array(live), np.array(shadow))
+    assert correlation == (None if expected is None else pytest.approx(expected))
 
 
 @given(st.integers(2, 40).flatmap(lambda n: st.tuples(*[
     arrays.arrays(np.float64, n, elements=ACTIVATIONS | st.floats(-1e6, 1e6)) for _ in "ab"
 ])))  # fmt: skip
-def test_ranks_correlate_as_scipy_says_ties_included(pair):
+def test_rank_correlation_equals_scipys_with_ties(pair):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         expected = spearmanr(*pair).statistic
-    found = rank_correlation(*pair)
+    correlation = rank_correlation(*pair)
     if np.isnan(expected):
-        assert found is None
+        assert correlation is None
     else:
-        assert found == pytest.approx(expected, abs=1e-12)
+        assert correlation == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -120,34 +120,38 @@ def test_ranks_correlate_as_scipy_says_ties_included(pair):
     ],
 )
 def test_a_label_that_differs_is_a_flip_and_no_number(datatype, live, shadow):
-    found = compare([output(datatype, *live)], [output(datatype, *shadow)], 3)
-    assert found == Difference(rows=3, flips=1)
+    difference = compare([output(datatype, *live)], [output(datatype, *shadow)], 3)
+    assert difference == Difference(rows=3, flips=1)
 
 
 @pytest.mark.parametrize("datatype", ["FP16", "BF16", "FP32", "FP64"])
 def test_without_labels_the_class_is_the_largest_score(datatype):
     live = output(datatype, [0.5, 0.25], [0.5, 0.25])
     shadow = output(datatype, [0.25, 0.5], [0.5, 0.125])
-    found = compare([live], [shadow], 2)
-    assert (found.rows, found.flips, found.beyond_tolerance) == (2, 1, 2)
-    assert found.largest_difference == 0.25
-    assert (found.rank_correlation_sum, found.ranked) == (0.0, 2)
+    difference = compare([live], [shadow], 2)
+    assert (difference.rows, difference.flips, difference.beyond_tolerance) == (2, 1, 2)
+    assert difference.largest_difference == 0.25
+    assert (difference.rank_correlation_sum, difference.ranked) == (0.0, 2)
 
 
 def test_with_labels_the_scores_flip_nothing():
     labels = output("INT64", [1])
-    found = compare(
+    difference = compare(
         [output("FP32", [0.0, 1.0]), labels], [output("FP32", [1.0, 0.0]), labels], 1
     )  # fmt: skip
-    assert (found.flips, found.beyond_tolerance, found.rank_correlation_sum) == (0, 1, -1.0)
+    assert (difference.flips, difference.beyond_tolerance, difference.rank_correlation_sum) == (
+        0,
+        1,
+        -1.0,
+    )
 
 
 def test_a_single_number_has_neither_class_nor_rank():
-    found = compare([output("FP32", [1.0])], [output("FP32", [2.0])], 1)
-    assert (found.flips, found.beyond_tolerance, found.ranked) == (0, 1, 0)
+    difference = compare([output("FP32", [1.0])], [output("FP32", [2.0])], 1)
+    assert (difference.flips, difference.beyond_tolerance, difference.ranked) == (0, 1, 0)
 
 
-def test_rows_are_taken_from_where_the_request_stands_in_each_batch():
+def test_rows_are_taken_from_the_requests_place_in_each_batch():
     live = output("INT64", [0], [7], [8])
     shadow = output("INT64", [7], [9], [0])
     assert compare([live], [shadow], 2, live_start=1).flips == 1
@@ -158,25 +162,25 @@ def test_a_row_counts_once_however_many_of_its_outputs_differ():
             output("FP64", [1.0])]  # fmt: skip
     shadow = [output("INT64", [2]), output("BOOL", [False]), output("FP32", [9.0]),
               output("FP64", [7.0])]  # fmt: skip
-    found = compare(live, shadow, 1)
-    assert (found.rows, found.flips, found.beyond_tolerance) == (1, 1, 1)
-    assert found.largest_difference == 8.0
+    difference = compare(live, shadow, 1)
+    assert (difference.rows, difference.flips, difference.beyond_tolerance) == (1, 1, 1)
+    assert difference.largest_difference == 8.0
 
 
 @pytest.mark.parametrize(("datatype", "field"), [("FP32", "beyond_tolerance"), ("INT64", "flips")])
 def test_an_output_of_another_shape_differs_in_every_row(datatype, field):
     live = output(datatype, [1, 2, 3], [1, 2, 3])
-    found = compare([live], [output(datatype, [1, 2], [1, 2])], 2)
-    assert getattr(found, field) == 2
-    assert found.ranked == 0
+    difference = compare([live], [output(datatype, [1, 2], [1, 2])], 2)
+    assert getattr(difference, field) == 2
+    assert difference.ranked == 0
 
 
 def test_a_model_without_a_batch_dimension_has_one_row():
     live = output("FP32", [1.0, 2.0, 3.0, 4.0], inner=[2, 2], batched=False)
     shadow = output("FP32", [1.0, 2.0, 4.0, 3.0], inner=[2, 2], batched=False)
-    found = compare([live], [shadow], 1)
-    assert (found.rows, found.flips, found.ranked) == (1, 1, 1)
-    assert found.rank_correlation_sum == pytest.approx(0.8)
+    difference = compare([live], [shadow], 1)
+    assert (difference.rows, difference.flips, difference.ranked) == (1, 1, 1)
+    assert difference.rank_correlation_sum == pytest.approx(0.8)
 
 
 def test_an_empty_row_agrees():
@@ -187,20 +191,24 @@ def test_an_empty_row_agrees():
 def test_slices_add_up_to_the_whole(rows, width, seed):
     random = np.random.default_rng(seed)
     live, shadow = random.integers(0, 4, (2, rows, width)).astype(float)
-    found = compare([output("FP64", *live)], [output("FP64", *shadow)], rows)
+    difference = compare([output("FP64", *live)], [output("FP64", *shadow)], rows)
     outside, largest = beyond_tolerance(live, shadow, TOLERANCE)
-    assert found.rows == rows
-    assert found.beyond_tolerance == outside.sum()
-    assert found.largest_difference == largest
+    assert difference.rows == rows
+    assert difference.beyond_tolerance == outside.sum()
+    assert difference.largest_difference == largest
     if width > 1:
-        assert found.flips == (live.argmax(axis=1) != shadow.argmax(axis=1)).sum()
+        assert difference.flips == (live.argmax(axis=1) != shadow.argmax(axis=1)).sum()
 
 
 def test_of_a_long_row_only_the_first_elements_are_compared():
     live = output("FP32", [0.0] * (ELEMENTS_MAX + 1))
     shadow = output("FP32", [0.0] * ELEMENTS_MAX + [5.0])
-    found = compare([live], [shadow], 1)
-    assert (found.rows, found.beyond_tolerance, found.largest_difference) == (1, 0, 0.0)
+    difference = compare([live], [shadow], 1)
+    assert (difference.rows, difference.beyond_tolerance, difference.largest_difference) == (
+        1,
+        0,
+        0.0,
+    )
 
 
 def test_long_strings_are_left_out(monkeypatch):
@@ -209,7 +217,7 @@ def test_long_strings_are_left_out(monkeypatch):
     assert compare([output("BYTES", [b"a"])], [output("BYTES", [b"b"])], 1).flips == 1
 
 
-def test_no_slice_has_more_work_than_the_bound():
+def test_the_work_of_a_slice_is_limited():
     wide = output("FP32", *[[0.0] * 500] * 9)
     parts = list(Comparison(([wide], 0), ([wide], 0), 9, TOLERANCE).slices())
     assert [part.rows for part in parts] == [2, 2, 2, 2, 1]

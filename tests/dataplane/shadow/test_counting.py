@@ -14,7 +14,7 @@ class Clock:
         return self.now
 
 
-def test_a_window_holds_what_was_counted_since_the_last():
+def test_a_window_has_the_counts_since_the_last_one():
     clock = Clock()
     telemetry = ShadowTelemetry(clock)
     counter = telemetry.counter(KEY)
@@ -51,7 +51,7 @@ def test_each_generation_has_its_own_window():
     assert [window.generation for window in telemetry.drain()] == [7, 8]
 
 
-def test_a_quiet_counter_stays_while_a_copy_is_under_way():
+def test_a_quiet_counter_stays_while_a_copy_is_in_progress():
     telemetry = ShadowTelemetry(Clock())
     counter = telemetry.counter(KEY)
     counter.outstanding = 1

@@ -1,4 +1,4 @@
-"""Whatever a shadow does: the live requests are answered, and not one waits for it."""
+"""Whatever a shadow does, live requests are answered and never wait for it."""
 
 import asyncio
 import time
@@ -35,7 +35,7 @@ SHY = Breaker(window=4, failures=2, open_ms=60_000)
 
 
 async def ask_many(plane, count=60, at_once=6):
-    """Ask by rounds; return the slowest round in seconds, after checking every answer."""
+    """Send requests in rounds and check every answer; return the slowest round in seconds."""
     slowest = 0.0
     for first in range(0, count, at_once):
         began = time.monotonic()
@@ -50,11 +50,11 @@ async def ask_many(plane, count=60, at_once=6):
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-async def test_live_requests_do_not_meet_a_shadow_that(fault):
+async def test_live_requests_are_isolated_from_a_shadow_that(fault):
     async with shades(timeout_ms=1_500) as plane:
         plane.shadow.always = FAULTS[fault]
         slowest = await ask_many(plane)
-        # A request that waited for the shadow would have waited for the deadline.
+        # A request that waited for the shadow would have waited until the deadline.
         assert slowest < 1.0
         assert plane.breaker_of_stable().calm
         assert plane.serving.trips == ()
@@ -66,7 +66,7 @@ async def test_live_requests_do_not_meet_a_shadow_that(fault):
         assert {w.version for w in plane.telemetry.drain(1)[0]} == {"1"}
 
 
-async def test_live_requests_do_not_meet_a_shadow_whose_endpoint_is_gone():
+async def test_live_requests_are_isolated_from_a_shadow_without_an_endpoint():
     async with shades() as plane:
         await plane.shadow.stop()
         assert await ask_many(plane) < 1.0
@@ -75,7 +75,7 @@ async def test_live_requests_do_not_meet_a_shadow_whose_endpoint_is_gone():
         assert plane.serving.trips == ()
 
 
-async def test_live_requests_do_not_meet_a_shadow_that_dies_under_load():
+async def test_live_requests_are_isolated_from_a_shadow_that_dies_under_load():
     async with shades() as plane:
         asking = asyncio.create_task(ask_many(plane, 300))
         await until(lambda: plane.results().get("compared", 0) > 20)
@@ -87,7 +87,7 @@ async def test_live_requests_do_not_meet_a_shadow_that_dies_under_load():
         assert sum(results.values()) == 300
 
 
-async def test_live_requests_do_not_meet_a_shadow_that_is_slow_and_flooded():
+async def test_live_requests_are_isolated_from_a_shadow_that_is_slow_and_overloaded():
     async with shades(settings={"copies_max": 8}) as plane:
         plane.shadow.delay_s = 0.2
         assert await ask_many(plane, 200, 50) < 1.0
@@ -102,7 +102,7 @@ async def test_a_copy_that_never_left_its_queue_is_no_failure_of_the_shadow():
         plane.shadow.always = "hang"
         await plane.ask(unit="a")
         await until(lambda: len(plane.shadow.requests) == 1)
-        # The next copy has less time than the one before it takes.
+        # The timeout of the next copy is shorter than the time of the one before.
         plane.apply(generation=2, timeout_ms=100)
         await plane.ask(unit="b")
         await plane.settled()
@@ -110,12 +110,12 @@ async def test_a_copy_that_never_left_its_queue_is_no_failure_of_the_shadow():
         assert len(plane.shadow.requests) == 1
 
 
-async def test_a_shadow_has_no_more_connections_than_it_may():
+async def test_the_connections_of_a_shadow_are_limited():
     async with shades(settings={"batches_max": 50}) as plane:
         plane.shadow.delay_s = 0.01
         await ask_many(plane, 100, 25)
         await plane.settled()
-        # The live connections are others.
+        # Live requests use other connections.
         assert plane.shadow.connections == 2
 
 
@@ -134,7 +134,7 @@ async def test_a_dead_shadow_is_not_hammered(fault):
         assert (window.errors, window.dropped, window.compared) == (2, 38, 0)
 
 
-async def test_a_shadow_that_is_well_again_gets_copies_again():
+async def test_a_shadow_that_recovers_gets_copies_again():
     async with shades(breaker=Breaker(window=4, failures=2, open_ms=30)) as plane:
         plane.shadow.script = [ERROR, ERROR]
         while plane.results().get("compared", 0) < 3:
@@ -145,7 +145,7 @@ async def test_a_shadow_that_is_well_again_gets_copies_again():
         assert plane.results()["breaker_open"] >= 1
 
 
-async def test_a_copy_that_cannot_be_made_harms_nobody(monkeypatch, caplog):
+async def test_a_copy_that_cannot_be_created_affects_no_request(monkeypatch, caplog):
     def broken(*_):
         raise RuntimeError("no copy")
 

@@ -1,4 +1,4 @@
-"""Windows of shadows leave with the telemetry; the page of metrics and the settings know them."""
+"""Windows of shadows are sent with the telemetry; metrics and settings of shadows."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ async def test_windows_of_shadows_beyond_the_spool_are_dropped_and_counted(valke
         assert publisher.dropped[STREAM_TELEMETRY] == 1
 
 
-async def test_the_metrics_page_shows_what_became_of_copies():
+async def test_the_metrics_page_shows_the_results_of_copies():
     async with shades() as plane:
         await plane.ask(unit="u")
         await plane.settled()

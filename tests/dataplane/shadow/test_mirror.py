@@ -1,4 +1,4 @@
-"""Which requests are copied, what is counted of them, and what the copies may cost."""
+"""Which requests are copied, what is counted of them, and what copies may cost."""
 
 import asyncio
 
@@ -17,7 +17,7 @@ def share(share_bp):
 
 
 def numbers_at(upstream):
-    """Return the first number of each row that the upstream got, in order of size."""
+    """Return the first number of each row that the upstream got, sorted."""
     return sorted(int(row[0]) for request in upstream.requests for row in rows_of(request)[1])
 
 
@@ -44,7 +44,7 @@ async def test_equal_answers_agree():
         (window,) = plane.shadows.drain()
         assert (window.compared, window.rows) == (9, 9)
         assert (window.flips, window.beyond_tolerance, window.largest_difference) == (0, 0, 0.0)
-        # The copies met in batches of their own.
+        # The copies were batched separately.
         assert 1 < len(plane.shadow.requests) < 9
 
 
@@ -58,7 +58,7 @@ async def test_exactly_the_units_in_its_buckets_are_copied():
         assert 30 < len(expected) < 90
 
 
-async def test_at_nought_nobody_is_copied():
+async def test_at_a_share_of_0_nothing_is_copied():
     async with shades(shadow=share(0)) as plane:
         for n in range(50):
             await plane.ask(unit=f"u{n}")
@@ -77,7 +77,7 @@ async def test_a_request_without_a_unit_is_drawn(monkeypatch):
         assert numbers_at(plane.shadow) == [0, 2]
 
 
-async def test_only_what_stable_answered_is_copied_beside_a_canary():
+async def test_only_answers_of_stable_are_copied_beside_a_canary():
     async with shades(split=canary(5_000)) as plane:
         answers = [await plane.ask(unit=f"u{n}") for n in range(60)]
         await plane.settled()
@@ -120,7 +120,7 @@ async def test_a_request_that_was_refused_is_not_copied():
         assert plane.shadows.drain() == []
 
 
-async def test_copies_are_no_requests_of_any_version():
+async def test_copies_do_not_count_as_requests_of_a_version():
     async with shades() as plane:
         await plane.ask(unit="u")
         await plane.settled()
@@ -137,7 +137,7 @@ async def test_copies_beyond_the_budget_are_dropped_and_counted():
             assert plane.shadows.copies <= 4
         assert plane.results() == {"budget": 6}
         await plane.settled()
-        # Of a version that was never seen one is tried; the others gave up waiting for it.
+        # A version without observations gets one row; the other copies expired meanwhile.
         assert plane.results() == {"budget": 9, "failed": 1}
         (window,) = plane.shadows.drain()
         assert (window.compared, window.errors, window.dropped) == (0, 1, 9)
@@ -211,7 +211,7 @@ async def test_comparing_goes_on_in_later_turns(monkeypatch):
     monkeypatch.setattr(mirror, "COMPARE_S", 0.0)
     turns = []
     async with shades(Negating()) as plane:
-        # No turn has time for anything until there is some.
+        # No turn has time to compare until the test allows it.
         await plane.ask(*[ROW] * 4, unit="u")
         await until(lambda: plane.shadows._comparing)
         turns.append(plane.shadows.copies)

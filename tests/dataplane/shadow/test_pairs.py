@@ -1,4 +1,4 @@
-"""Pairs of answers that are kept for a truth that is known later: which ones, and what they say."""
+"""Pairs of answers that are kept to compare with later outcomes: which ones, and their content."""
 
 import msgspec
 import pytest
@@ -19,7 +19,7 @@ def compared(*pairs):
     return Comparison((live, 0), (shadow, 0), 1, TOLERANCE)
 
 
-async def test_a_pair_says_whose_request_it_was_and_what_both_answered():
+async def test_a_pair_has_its_request_and_both_answers():
     async with shades(Negating(), shadow=PAIRED) as plane:
         answer = await plane.ask(ROW, unit="a")
         await plane.settled()
@@ -32,7 +32,7 @@ async def test_a_pair_says_whose_request_it_was_and_what_both_answered():
     assert (pair.stable_score, pair.shadow_score) == (10.0, -10.0)
 
 
-async def test_pairs_are_kept_only_where_they_are_wanted_and_of_single_rows():
+async def test_pairs_are_kept_only_if_enabled_and_for_single_rows():
     async with shades(Negating()) as plane:
         await plane.ask(ROW, unit="a")
         await plane.settled()
@@ -44,9 +44,9 @@ async def test_pairs_are_kept_only_where_they_are_wanted_and_of_single_rows():
         assert [pair.unit for pair in plane.shadows.drain_pairs()] == [""]
 
 
-async def test_so_many_a_window_are_kept_and_no_more_whatever_they_say():
+async def test_the_number_of_pairs_per_window_is_limited_whatever_they_say():
     async with shades(Negating(), shadow=PAIRED) as plane:
-        # The first ones agree in their class: they must not make room for those that differ.
+        # The first ones agree in their class: they must not make room for pairs that differ.
         for n in range(PAIRS_MAX + 5):
             await plane.ask(NEGATIVE if n < PAIRS_MAX else ROW, unit=f"u{n}")
         await plane.settled()
@@ -58,7 +58,7 @@ async def test_so_many_a_window_are_kept_and_no_more_whatever_they_say():
         assert [pair.unit for pair in plane.shadows.drain_pairs()] == ["next"]
 
 
-async def test_a_pair_of_a_table_that_is_gone_is_still_handed_over():
+async def test_a_pair_of_an_old_table_is_still_drained():
     async with shades(Negating(), shadow=PAIRED) as plane:
         await plane.ask(unit="a")
         await plane.settled()
@@ -71,27 +71,27 @@ async def test_a_pair_of_a_table_that_is_gone_is_still_handed_over():
 @pytest.mark.parametrize(
     ("pairs", "classes", "scores"),
     [
-        # The first label is the class, whatever the scores say.
+        # The first label is the class, whatever the scores are.
         ([(output("FP32", [0.9, 0.1]), output("FP32", [0.2, 0.8])),
           (output("INT64", [7]), output("INT64", [3]))], (7.0, 3.0), (0.1, 0.8)),
-        # Without a label it is the place of the largest score.
+        # Without a label it is the index of the largest score.
         ([(output("FP32", [0.1, 0.7, 0.2]), output("FP32", [0.3, 0.3, 0.4]))], (1.0, 2.0),
          (None, None)),
         ([(output("BOOL", [True]), output("BOOL", [False]))], (1.0, 0.0), (None, None)),
         # One number is a score and no class.
         ([(output("FP64", [2.5]), output("FP64", [-1.0]))], (None, None), (2.5, -1.0)),
-        # The one number goes before the second of two.
+        # A single number takes precedence over the second of two.
         ([(output("FP32", [0.25, 0.75]), output("FP32", [0.5, 0.5])),
           (output("FP32", [3.0]), output("FP32", [4.0]))], (1.0, 0.0), (3.0, 4.0)),
-        # Text equals no number.
+        # Text has no number.
         ([(output("BYTES", [b"cat"]), output("BYTES", [b"dog"]))], (None, None), (None, None)),
-        # What is no finite number is no score.
+        # Only finite numbers are scores.
         ([(output("FP32", [NAN]), output("FP32", [INF]))], (None, None), (None, None)),
-        # Versions with other shapes have nothing in common that could be compared.
+        # Versions with different shapes cannot be compared.
         ([(output("FP32", [1.0]), output("FP32", [1.0, 2.0]))], (None, None), (None, None)),
     ],
 )  # fmt: skip
-def test_what_of_an_answer_is_its_class_and_its_score(pairs, classes, scores):
+def test_the_class_and_the_score_of_an_answer(pairs, classes, scores):
     comparison = compared(*pairs)
     assert comparison.classes() == classes
     assert comparison.scores() == pytest.approx(scores)
