@@ -13,13 +13,13 @@ from datetime import datetime, timedelta
 from django.db import connection, transaction
 
 from apps.lib.partitions import (
-    Divided,
     Freed,
-    bytes_a_row,
+    PartitionedTable,
+    bytes_per_row,
+    create_ahead,
     delete_batch,
     drop_partition,
     leaves,
-    make_ahead,
     partitions,
 )
 from controlplane.retention.holds import Hold, live_rollouts, who_counts_outcomes
@@ -34,10 +34,10 @@ EMPTY_SPAN = timedelta(days=1)
 OUTCOMES = "experiments_outcomerow"
 
 WINDOWS = (
-    Divided("rollouts_telemetryrow", "ended_at", "day"),
-    Divided("rollouts_shadowrow", "ended_at", "day"),
+    PartitionedTable("rollouts_telemetryrow", "ended_at", "day"),
+    PartitionedTable("rollouts_shadowrow", "ended_at", "day"),
 )
-EVALUATIONS = Divided("rollouts_evaluation", "at", "month")
+EVALUATIONS = PartitionedTable("rollouts_evaluation", "at", "month")
 DIVIDED = (*WINDOWS, EVALUATIONS)
 
 
@@ -63,7 +63,7 @@ Drop = Callable[[Pass], Step]
 
 def make_partitions(now: datetime) -> int:
     """Make the partitions that will be needed soon; return how many."""
-    return sum(make_ahead(divided, now) for divided in DIVIDED)
+    return sum(create_ahead(divided, now) for divided in DIVIDED)
 
 
 def _step(freed: Freed) -> Step:
@@ -146,7 +146,7 @@ def _of_next_rollouts(due: Pass, statements: Sequence[tuple[str, str]]) -> Step:
             return Step(mark=due.mark)
         for table, statement in statements:
             cursor.execute(statement, [[pk for pk, _ in found]])
-            freed += Freed(cursor.rowcount, cursor.rowcount * bytes_a_row(table))
+            freed += Freed(cursor.rowcount, cursor.rowcount * bytes_per_row(table))
     return Step(freed, found[0][1], is_last=False)
 
 
@@ -168,7 +168,7 @@ def drop_outcomes(due: Pass) -> Step:
             span = min(2 * span, SPAN_MOST)
         rows += deleted
         mark = until
-    return Step(Freed(rows, rows * bytes_a_row(OUTCOMES)), mark, is_last=False)
+    return Step(Freed(rows, rows * bytes_per_row(OUTCOMES)), mark, is_last=False)
 
 
 @transaction.atomic

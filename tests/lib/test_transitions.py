@@ -1,4 +1,4 @@
-"""Compare-and-set: of two who read the same row, one writes and the other is told."""
+"""Compare-and-set: of two writers of the same row, one wins and the other gets a conflict."""
 
 from __future__ import annotations
 
