@@ -52,7 +52,7 @@ def rotate_token(
     """
     if not timedelta() <= overlap <= OVERLAP_MAX:
         raise Invalid(
-            f"overlap_s: must be between 0 and {OVERLAP_MAX.total_seconds():.0f} seconds."
+            f"overlap_s: must be from 0 to {OVERLAP_MAX.total_seconds():.0f} seconds."
         )
     valid = valid_tokens(instance, now)
     if not valid:

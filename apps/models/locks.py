@@ -18,7 +18,7 @@ MAY_IDLE = "SELECT set_config('idle_in_transaction_session_timeout', '0', true)"
 
 
 @contextmanager
-def take_turn(key: int) -> Iterator[bool]:
+def try_lock(key: int) -> Iterator[bool]:
     """Give whether nobody else has the turn; it ends with the block, or with the process."""
     own = connection.copy()
     try:

@@ -20,7 +20,7 @@ from apps.lib.actors import INTERLOCK, Actor
 from apps.lib.errors import Conflict, InterlockError, Invalid, NotFound, TooLarge
 from apps.models.aliases import copy_aliases, push_aliases
 from apps.models.artifacts import inspect_onnx, read_mlflow_model
-from apps.models.locks import take_turn
+from apps.models.locks import try_lock
 from apps.models.mlflow import MlflowClient, RegistryModel, RegistryVersion, TrainingRun, connect
 from apps.models.models import CHAMPION as CHAMPION
 from apps.models.models import ModelVersion, RefusedImport, RegisteredModel
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 SEMANTIC_TAG = "version"
 # Any constant: it names the lock that runs take turns on.
-SYNC_TURN = 0x1E710D
+SYNC_LOCK = 0x1E710D
 SYNC_WAIT_S = 10.0
 # After so many versions that could not be read now, the rest waits for the next run.
 UNREADABLE_MAX = 3
@@ -87,7 +87,7 @@ def sync_now() -> SyncReport:
     until = monotonic() + SYNC_WAIT_S
     while True:
         # One that looks and finds nothing new takes a moment; one that reads files takes minutes.
-        with take_turn(SYNC_TURN) as is_ours:
+        with try_lock(SYNC_LOCK) as is_ours:
             if is_ours:
                 return sync_registry(is_by_hand=True)
         if monotonic() > until:

@@ -10,15 +10,15 @@ from celery import shared_task
 from apps.lib.errors import InterlockError
 from apps.models.deletion import finish_deletions
 from apps.models.deployments import reconcile_deployments
-from apps.models.locks import take_turn
+from apps.models.locks import try_lock
 from apps.models.registration_jobs import work_registrations
-from apps.models.registry import SYNC_TURN, sync_registry
+from apps.models.registry import SYNC_LOCK, sync_registry
 from apps.models.versions import sweep_scratch
 
 log = logging.getLogger(__name__)
 
 # Any constant: it names the lock that runs take turns on.
-REGISTER_TURN = 0x1E710E
+REGISTER_LOCK = 0x1E710E
 
 
 @shared_task(name="models.reconcile_deployments")
@@ -30,7 +30,7 @@ def reconcile_deployments_task() -> None:
 @shared_task(name="models.sync_registry")
 def sync_registry_task() -> None:
     # A large file takes longer than the schedule: one run at a time leaves workers for the rest.
-    with take_turn(SYNC_TURN) as is_ours:
+    with try_lock(SYNC_LOCK) as is_ours:
         if is_ours:
             _sync_registry()
             sweep_scratch(time.time())
@@ -39,7 +39,7 @@ def sync_registry_task() -> None:
 @shared_task(name="models.register")
 def register_task() -> None:
     # One at a time over all workers: hostile files hold up one worker slot, not the rollouts.
-    with take_turn(REGISTER_TURN) as is_ours:
+    with try_lock(REGISTER_LOCK) as is_ours:
         if is_ours:
             work_registrations()
 

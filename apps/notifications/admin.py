@@ -1,4 +1,4 @@
-"""For looking: targets change on their pages, which check and audit."""
+"""Read-only admin: targets are changed on their pages, which validate and audit."""
 
 from __future__ import annotations
 
