@@ -37,8 +37,8 @@ def tick_experiments() -> None:
     now = database_now()
     experiments = Experiment.objects.order_by("pk")
     _for_each(experiments.filter(state=ExperimentState.PREPARING), _advance)
-    with try_lock(RESULTS_TURN) as is_ours:
-        if not is_ours:
+    with try_lock(RESULTS_TURN) as is_locked:
+        if not is_locked:
             return
         fold_all()
         due = Q(refresh_due_at__isnull=True) | Q(refresh_due_at__lte=now)

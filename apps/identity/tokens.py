@@ -51,9 +51,7 @@ def rotate_token(
         Conflict: the instance has no valid token.
     """
     if not timedelta() <= overlap <= OVERLAP_MAX:
-        raise Invalid(
-            f"overlap_s: must be from 0 to {OVERLAP_MAX.total_seconds():.0f} seconds."
-        )
+        raise Invalid(f"overlap_s: must be from 0 to {OVERLAP_MAX.total_seconds():.0f} seconds.")
     valid = valid_tokens(instance, now)
     if not valid:
         raise Conflict(f"{instance} has no valid token: issue one.")

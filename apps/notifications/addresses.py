@@ -33,9 +33,7 @@ def check_url(address: str, *, policy: EgressPolicy) -> None:
     if len(address) > ADDRESS_LENGTH_MAX:
         raise Invalid(f"address: a URL has at most {ADDRESS_LENGTH_MAX} characters.")
     if not address.isascii() or not address.isprintable() or " " in address:
-        raise Invalid(
-            "address: a URL has no spaces or special characters; escape them with %."
-        )
+        raise Invalid("address: a URL has no spaces or special characters; escape them with %.")
     try:
         url = urlsplit(address)
         host, port = url.hostname or "", url.port
@@ -46,9 +44,7 @@ def check_url(address: str, *, policy: EgressPolicy) -> None:
     if not host or port == 0:
         raise Invalid(f"address: {address!r} has no host, or has port 0.")
     if url.username is not None or url.password is not None:
-        raise Invalid(
-            "address: a URL has no user or password; webhooks are signed instead."
-        )
+        raise Invalid("address: a URL has no user or password; webhooks are signed instead.")
     if url.fragment:
         raise Invalid("address: remove the part of the URL after #; it is never sent.")
     if reason := policy.refusal_as_written(host, port or DEFAULT_PORTS[url.scheme]):

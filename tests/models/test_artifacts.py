@@ -40,8 +40,8 @@ def save(path: Path, shape: list[Any], elem_type: int = TensorProto.FLOAT) -> Pa
         (ONNX_FLAVOUR, "no signature"),
         (ONNX_FLAVOUR + SIGNATURE, "model.onnx is missing"),
         ("flavors: [", "cannot be read"),
-        ("", "says nothing"),
-        ("- a list", "says nothing"),
+        ("", "is not a mapping"),
+        ("- a list", "is not a mapping"),
     ],
 )
 def test_what_is_not_a_servable_mlflow_model_is_refused(

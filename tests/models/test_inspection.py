@@ -77,10 +77,10 @@ def unknown_rank() -> onnx.ModelProto:
         (foreign_op(), "my.ops:Rot13"),
         (newest_opset(), "Opset 99 is under development"),
         (no_input(), "takes no input"),
-        (unknown_rank(), "its input 'x' does not say how many dimensions"),
+        (unknown_rank(), "its input 'x' does not declare its number of dimensions"),
         (identity(T.BFLOAT16, "n", 4), "'x' has the element type bfloat16"),
         (identity(T.COMPLEX64, "n", 4), "ONNX Runtime cannot load it"),
-        (onnx.ModelProto(), "holds no graph"),
+        (onnx.ModelProto(), "contains no graph"),
     ],
 )
 def test_what_cannot_be_served_is_refused_with_the_reason(
@@ -140,8 +140,8 @@ def test_a_file_that_takes_too_much_memory_harms_nobody(tmp_path: Path, settings
     [
         ("import time; time.sleep(60)", "within 1 seconds"),
         ("import os; os.kill(os.getpid(), 11)", "crashes when it loads it .SIGSEGV"),
-        ("import os; os.kill(os.getpid(), 9)", "more memory to load than there is"),
-        ("raise SystemExit(3)", "ended without an answer"),
+        ("import os; os.kill(os.getpid(), 9)", "more memory to load than is available"),
+        ("raise SystemExit(3)", "ended without a result"),
     ],
 )
 def test_a_file_that_ends_the_process_is_refused(

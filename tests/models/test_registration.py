@@ -179,7 +179,7 @@ def test_a_body_that_announces_too_much_is_not_kept(settings: Any, artifacts: Pa
         ({"semantic_tag": "one two"}, "semantic_tag: "),
         ({"run_url": "javascript:alert(1)"}, "run_url: "),
         ({"warmup": [[{"name": "y"}]]}, "Warm-up request 1"),
-        ({"name": "a b"}, "its model's name cannot stand in a URL"),
+        ({"name": "a b"}, "its model's name is not valid in a URL"),
     ],
 )
 def test_what_cannot_be_kept_is_refused_by_name(
@@ -209,7 +209,7 @@ def test_external_data_is_uploaded_beside_its_file(onnx: bytes, tmp_path: Path) 
     alone = upload(client, apart.read_bytes())
     assert (alone.status_code, "weights is missing" in told(alone)) == (400, True)
     misnamed = upload(client, apart.read_bytes(), data=("model.onnx", weights))
-    assert told(misnamed).startswith("external_data: 'model.onnx' cannot be the name")
+    assert told(misnamed).startswith("external_data: 'model.onnx' is not a valid")
     assert upload(client, apart.read_bytes(), data=("weights", weights)).status_code == 201
 
 
@@ -294,7 +294,7 @@ def test_an_alias_is_set_listed_and_deleted(onnx: bytes) -> None:
         ("champion", {"version": 1}, "champion names the stable version"),
         ("candidate", {"version": 9}, "version: digits has no version 9"),
         ("candidate", {}, "version: This field is required"),
-        ("v1", {"version": 1}, "'v1' cannot be an alias"),
+        ("v1", {"version": 1}, "'v1' is not a valid alias"),
     ],
 )
 def test_what_an_alias_cannot_name_is_refused(

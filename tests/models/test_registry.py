@@ -165,7 +165,7 @@ def test_a_fault_that_nobody_foresaw_is_shown_and_keeps_no_other_one_out(
     sync_registry()
     reasons = {row.number: row.reason for row in RefusedImport.objects.all()}
     assert "No space left" in reasons[1]
-    assert "in a form that cannot be read" in reasons[2]
+    assert "in an unexpected form" in reasons[2]
 
 
 def test_a_model_whose_aliases_cannot_be_copied_says_so_and_others_go_on(mlflow: Mlflow) -> None:
@@ -185,23 +185,23 @@ def test_pages_without_an_end_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         registry, "connect", lambda: client_of(lambda r: httpx.Response(200, json=answer))
     )
-    with pytest.raises(Unavailable, match="page after page"):
+    with pytest.raises(Unavailable, match="more than"):
         sync_registry()
 
 
 @pytest.mark.parametrize(
     ("root", "reason"),
     [
-        ("/proc/self?x=", "more than the path"),
-        ("file:///proc/self#x", "more than the path"),
-        ("file://elsewhere/x", "more than the path"),
+        ("/proc/self?x=", "is not the plain path"),
+        ("file:///proc/self#x", "is not the plain path"),
+        ("file://elsewhere/x", "is not the plain path"),
         ("/proc/self", "which is not read"),
         ("file:/a/../etc", "not a plain absolute path"),
         ("/a/%2e%2e/etc", "not a plain absolute path"),
         ("mlflow-artifacts:/1/../../x", "not a plain path"),
         ("mlflow-artifacts:/1/%2e%2e/x", "not a plain path"),
         ("mlflow-artifacts:/1/m?x=", "not a plain path"),
-        ("http://[::1/x", "is no URI"),
+        ("http://[::1/x", "is not a valid URI"),
         ("s3://bucket/x", "only MLflow can read"),
     ],
 )

@@ -13,7 +13,7 @@ from apps.lib.errors import Unavailable
 from apps.models.artifacts import DATA_FILE
 from apps.models.models import ModelVersion, RegisteredModel, ServingCluster
 from apps.models.repository import (
-    REMEMBERED_S,
+    RECORD_VALID_S,
     WITHOUT_ONNXRUNTIME,
     choose_backend,
     falls_back_to_python,
@@ -163,7 +163,7 @@ def test_what_the_servers_lack_is_remembered_for_a_day(tmp_path: Path, settings:
     assert choose_backend(place) == "onnxruntime"
     assert falls_back_to_python(version(), place, NO_BACKEND)
     assert choose_backend(place) == "python"
-    long_ago = time.time() - REMEMBERED_S - 1
+    long_ago = time.time() - RECORD_VALID_S - 1
     os.utime(tmp_path / WITHOUT_ONNXRUNTIME, (long_ago, long_ago))
     assert choose_backend(place) == "onnxruntime"
     settings.TRITON_BACKEND = "onnxruntime"

@@ -74,8 +74,8 @@ def test_one_onnx_file_of_mlflow_is_fetched_alone(mlflow: Mlflow, place: Path) -
     [
         ("s3://bucket/model.onnx", "begins with one of models:, runs:"),
         ("model.onnx", "begins with one of"),
-        ("https://[::1/m.onnx", "is no URI"),
-        ("file:/a\nb", "is no URI"),
+        ("https://[::1/m.onnx", "is not a valid URI"),
+        ("file:/a\nb", "is not a valid URI"),
         ("models:/digits", "expected models:/NAME/NUMBER"),
         ("runs:/r", "not of the form runs:/RUN_ID/PATH"),
         ("runs:/r/a/../../b", "not of the form runs:/RUN_ID/PATH"),
