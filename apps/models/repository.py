@@ -201,7 +201,7 @@ def _runtime_digest() -> str:
 
 # The data plane builds the batches and waits for them to fill, so there is neither a delay nor a
 # preferred size here. While an instance is busy, batches of several data planes are still merged.
-# Expired requests are not computed: each call carries its remaining time, which Triton respects only
+# Expired requests are not computed: each call carries its remaining time, which Triton uses only
 # if it is shorter than the default timeout.
 DYNAMIC_BATCHING = (
     "dynamic_batching { max_queue_delay_microseconds: 0 default_queue_policy { "
