@@ -1,4 +1,4 @@
-"""What MLflow has comes in once; one version that cannot be served keeps no other one out."""
+"""The sync imports each version of MLflow once; an unservable version does not block others."""
 
 from __future__ import annotations
 

@@ -72,4 +72,4 @@ def test_a_version_without_a_trial_has_no_proposal(admin_client: Client) -> None
     version = make_version(make_model(), 9)
     path = f"{version.model.name}/versions/{version.number}/"
     assert admin_client.get(f"/api/v1/models/{path}").json()["proposal"] is None
-    assert "Its trial" not in admin_client.get(f"/models/{path}").content.decode()
+    assert "<dt>Trial</dt>" not in admin_client.get(f"/models/{path}").content.decode()

@@ -269,7 +269,7 @@ def test_a_renumbered_version_shows_its_number_in_mlflow(viewer: Client, setting
 
     text = viewer.get("/models/digits/versions/4/").content.decode()
 
-    assert "where it is version 3" in text
+    assert "as version 3; an upload has that number here" in text
     assert "https://mlflow.example/#/models/digits/versions/3" in text
 
 

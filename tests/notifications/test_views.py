@@ -86,7 +86,7 @@ def test_a_failed_delivery_shows_the_reason_and_can_be_retried(admin: Client) ->
     message = enqueue_event()
     OutboxMessage.objects.update(gave_up_at=database_now(), last_error="answered 500: broken")
     page = text_of(admin, LIST)
-    assert "1 message of the last 24 hours was given up" in page
+    assert "1 message was given up in the last 24 hours" in page
     assert "answered 500: broken" in page
 
     admin.post(f"/notifications/deliveries/{message.pk}/retry/")

@@ -19,7 +19,7 @@ function openQuestion() {
   (document.querySelector("#confirm [autofocus]") || byId("confirm-yes")).focus();
 }
 
-// What is asked about may change while somebody reads: then the dialog says how it stands now.
+// The state may change while the dialog is open: then the dialog shows the current state.
 function tellChange() {
   if (!byId("confirm").open || presentState() === askedState) return;
   const box = byId("confirm-changed");
