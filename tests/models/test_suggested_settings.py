@@ -58,7 +58,8 @@ def test_a_proposal_is_shown_with_the_settings_and_changes_nothing(admin_client:
     name = version.model.name
     RegisteredModel.objects.filter(name=name).update(timeout_ms=700)
     page = admin_client.get(f"/models/{name}/versions/{version.number}/").content.decode()
-    assert "One row took 100 ms, 32 at once 3200 ms." in page
+    page = " ".join(page.split())
+    assert "One row took 100 ms, 32 rows at once 3200 ms." in page
     assert "timeout 1,000 ms (now 700), batches of at most 2 rows (now 32)" in page
     answer = admin_client.get(f"/api/v1/models/{name}/versions/{version.number}/").json()
     assert answer["proposal"] == {
