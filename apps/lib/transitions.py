@@ -68,7 +68,7 @@ def compare_and_set(row: models.Model, *, state_field: str, **changes: Any) -> N
     guard = {"pk": row.pk, state_field: state, "revision": revision}
     if manager.filter(**guard).update(**changes) == 0:
         raise Conflict(
-            f"{row._meta.verbose_name} {row.pk} was changed by somebody else meanwhile",
+            f"{row._meta.verbose_name} {row.pk} was changed by another user or task meanwhile",
             revision=revision,
         )
     for name, value in changes.items():

@@ -178,10 +178,12 @@ def _external_size(tensor: Any, path: Path) -> int:
     entries = _entries(tensor)
     name = entries.get("location", "")
     if not name or Path(name).name != name:
-        raise Refused(f"its external data is in {name!r}, which is not beside the ONNX file")
+        raise Refused(f"its external data is in {name!r}, not in the directory of the ONNX file")
     file = path.with_name(name)
     if file.is_symlink() or not file.is_file():
-        raise Refused(f"its external data file {name} is missing: it belongs beside the ONNX file")
+        raise Refused(
+            f"its external data file {name} is missing: it must be in the directory of the ONNX file"
+        )
     offset, size = int(entries.get("offset", 0)), file.stat().st_size
     length = int(entries.get("length", size - offset))
     if offset < 0 or length < 0 or offset + length > size:

@@ -61,15 +61,15 @@ def submit_file(
         Conflict: the model is archived or being deleted.
         Unavailable: `WAITING_MAX` registrations are waiting.
     """
-    (file_name, file), *beside = files
-    names = [plain_name(data_name) for data_name, _ in beside]
+    (file_name, file), *data_files = files
+    names = [plain_name(data_name) for data_name, _ in data_files]
     uri = f"upload:{Path(file_name).name}"[:URI_LENGTH_MAX].replace("\0", "")
     row = _new(name, uri, metadata, actor, now)
     row.is_upload = True
     directory = directory_of(row)
     directory.mkdir(parents=True)
     try:
-        for data_name, (_, data) in zip(names, beside, strict=True):
+        for data_name, (_, data) in zip(names, data_files, strict=True):
             shutil.move(data, directory / data_name)
         shutil.move(file, directory / MODEL_FILE)
         _save(row)

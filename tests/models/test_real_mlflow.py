@@ -163,7 +163,7 @@ def test_every_kind_of_mlflow_uri_is_registered(registry: str) -> None:
         assert (version.number, version.source) == (number, "uri")
         assert version.metrics == ({} if uri.startswith(root) else {"accuracy": 0.9})
     # MLflow stores its weights in a separate file.
-    with pytest.raises(Invalid, match="it belongs beside the ONNX file"):
+    with pytest.raises(Invalid, match="it must be in the directory of the ONNX file"):
         copy(f"{root}/model.onnx")
 
 

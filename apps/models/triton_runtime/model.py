@@ -1,4 +1,4 @@
-"""Serves `model.onnx`, beside this file, with onnxruntime through Triton's Python backend.
+"""Serves `model.onnx`, next to this file, with onnxruntime through Triton's Python backend.
 
 Copied into each version's directory of a model repository where the server has no ONNX Runtime
 backend. It runs inside Triton's stub process: it may import numpy and onnxruntime, not Interlock.
