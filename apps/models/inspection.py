@@ -182,7 +182,8 @@ def _external_size(tensor: Any, path: Path) -> int:
     file = path.with_name(name)
     if file.is_symlink() or not file.is_file():
         raise Refused(
-            f"its external data file {name} is missing: it must be in the directory of the ONNX file"
+            f"its external data file {name} is missing: "
+            "it must be in the directory of the ONNX file"
         )
     offset, size = int(entries.get("offset", 0)), file.stat().st_size
     length = int(entries.get("length", size - offset))
