@@ -81,7 +81,7 @@ def end_of(at: datetime, span: Span) -> datetime:
     return start_of(start + timedelta(days=1 if span == "day" else 32), span)
 
 
-def partitions(parent: PartitionedTable) -> list[Partition]:
+def list_partitions(parent: PartitionedTable) -> list[Partition]:
     """Return the partitions, oldest first, without the default partition."""
     with connection.cursor() as cursor:
         cursor.execute(LEAVES, [parent.table])
@@ -96,7 +96,9 @@ def partitions(parent: PartitionedTable) -> list[Partition]:
 
 def create_ahead(parent: PartitionedTable, now: datetime) -> int:
     """Create the missing partitions for now and ahead; return their number."""
-    until = max((each.until for each in partitions(parent)), default=start_of(now, parent.span))
+    until = max(
+        (each.until for each in list_partitions(parent)), default=start_of(now, parent.span)
+    )
     count = 0
     for start in _starts(now, parent.span):
         if start >= until:
@@ -180,10 +182,10 @@ def delete_batch(table: str, condition: str, parameters: Sequence[Any], limit: i
     with connection.cursor() as cursor:
         cursor.execute(statement, parameters)
         rows = cursor.rowcount
-    return Freed(rows, rows * bytes_per_row(table) if rows else 0)
+    return Freed(rows, rows * estimate_row_bytes(table) if rows else 0)
 
 
-def leaves(table: str) -> list[str]:
+def list_leaves(table: str) -> list[str]:
     """Return the partitions of a table, or the table itself if it has none."""
     with connection.cursor() as cursor:
         cursor.execute(
@@ -194,16 +196,16 @@ def leaves(table: str) -> list[str]:
         return [name for (name,) in cursor.fetchall()] or [table]
 
 
-def size_of(table: str) -> Freed:
+def measure_size(table: str) -> Freed:
     """Return the estimated rows of a table with its partitions, and its bytes with indexes."""
     with connection.cursor() as cursor:
-        return sum((_size(cursor, leaf) for leaf in leaves(table)), Freed())
+        return sum((_size(cursor, leaf) for leaf in list_leaves(table)), Freed())
 
 
-def bytes_per_row(table: str) -> int:
+def estimate_row_bytes(table: str) -> int:
     """Return the estimated bytes of a row with its share of the indexes; 0 before ANALYZE."""
     with connection.cursor() as cursor:
-        cursor.execute(BYTES_PER_ROW, [leaves(table)])
+        cursor.execute(BYTES_PER_ROW, [list_leaves(table)])
         return int(cursor.fetchone()[0] or 0)
 
 

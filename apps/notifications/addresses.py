@@ -51,7 +51,7 @@ def check_url(address: str, *, policy: EgressPolicy) -> None:
         raise Invalid(f"address: nothing is sent to {host}; {reason}.")
 
 
-def masked(address: str) -> str:
+def mask_address(address: str) -> str:
     """Return a URL without its path, which may be secret; an e-mail address unchanged."""
     if "://" not in address:
         return address

@@ -18,7 +18,7 @@ from apps.models.access import actor_of, require_role
 from apps.models.models import Role
 from apps.notifications import services
 from apps.notifications.models import NotificationTarget, OutboxMessage
-from apps.notifications.selectors import deliveries
+from apps.notifications.selectors import list_deliveries
 from apps.notifications.serializers import (
     ChangeTargetSerializer,
     DeliverySerializer,
@@ -145,7 +145,7 @@ class DeliveryViewSet(
         if self.action != "list":
             return super().get_queryset()
         query = self.request.query_params
-        return deliveries(query.get("target", ""), query.get("state", ""))
+        return list_deliveries(query.get("target", ""), query.get("state", ""))
 
     @extend_schema(parameters=FILTERS)
     def list(self, request: Request, *args: Any, **kwargs: Any) -> Response:

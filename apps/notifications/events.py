@@ -37,12 +37,12 @@ EVENTS = {
 DEPTH_MAX = 12
 
 
-def is_wanted(event: str, events: list[str]) -> bool:
+def is_subscribed(event: str, events: list[str]) -> bool:
     """Return whether a target with these `events` receives `event`; an empty list means all."""
     return event == TEST or not events or event in events
 
 
-def sentence(event: str, data: dict[str, Any]) -> str:
+def summarize_event(event: str, data: dict[str, Any]) -> str:
     """Return a one-line summary, e.g. `digits:4: rollout baking at 5 % (all checks pass)`."""
     subject = data.get("target") or data.get("experiment") or data.get("model") or "Interlock"
     if event == TEST:
@@ -62,7 +62,7 @@ def _event_words(event: str) -> str:
     return f"{family} {words}" if words else family
 
 
-def plain(value: Any, depth: int = 0) -> Any:
+def to_storable(value: Any, depth: int = 0) -> Any:
     """Convert any value to JSON that PostgreSQL stores.
 
     A payload must never fail the transaction of its event: NaN and infinities become null, NUL
@@ -75,9 +75,9 @@ def plain(value: Any, depth: int = 0) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {_text(key): plain(inner, depth + 1) for key, inner in value.items()}
+        return {_text(key): to_storable(inner, depth + 1) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(inner, depth + 1) for inner in value]
+        return [to_storable(inner, depth + 1) for inner in value]
     return _text(value)
 
 

@@ -14,7 +14,7 @@ from django.db import transaction
 from django.db.models import Q
 
 from apps.models.models import RegisteredModel
-from apps.notifications.events import is_wanted, plain
+from apps.notifications.events import is_subscribed, to_storable
 from apps.notifications.models import NotificationTarget, OutboxMessage
 
 # Pauses after each failed attempt, 22 hours in total; then the message is given up.
@@ -37,17 +37,17 @@ def enqueue(
     targets = NotificationTarget.objects.filter(
         Q(model=None) | Q(model=model), is_active=True
     ).order_by("pk")
-    data = plain({"model": model.name, **payload})
+    data = to_storable({"model": model.name, **payload})
     return OutboxMessage.objects.bulk_create(
         [
-            message_for(target, event, data, now)
+            build_message(target, event, data, now)
             for target in targets
-            if is_wanted(event, target.events)
+            if is_subscribed(event, target.events)
         ]
     )
 
 
-def message_for(
+def build_message(
     target: NotificationTarget, event: str, data: dict[str, Any], now: datetime
 ) -> OutboxMessage:
     return OutboxMessage(
@@ -98,7 +98,7 @@ def settle_failed(
     message: OutboxMessage, error: str, now: datetime, retry_after_s: int = 0
 ) -> None:
     """Record a failed attempt: set the time of the next one, or give the message up."""
-    reason = plain(error)[:ERROR_LENGTH_MAX]
+    reason = to_storable(error)[:ERROR_LENGTH_MAX]
     # If another sender claimed the message after the lease expired, that one settles it.
     owned = OutboxMessage.objects.filter(OPEN, pk=message.pk, attempts=message.attempts)
     if message.attempts >= ATTEMPTS_MAX:

@@ -21,7 +21,7 @@ IN_STATE = {
 }
 
 
-def deliveries(target: str = "", state: str = "") -> QuerySet[OutboxMessage]:
+def list_deliveries(target: str = "", state: str = "") -> QuerySet[OutboxMessage]:
     """Return deliveries, newest first, optionally of one target (by name) or in one state.
 
     Raises:
@@ -37,7 +37,7 @@ def deliveries(target: str = "", state: str = "") -> QuerySet[OutboxMessage]:
     return rows.filter(IN_STATE[State(state)])
 
 
-def targets(now: datetime) -> QuerySet[Any]:
+def list_targets(now: datetime) -> QuerySet[Any]:
     """Return the targets with the counts `open` and, for the last 24 hours, `gave_up`."""
     is_open = Q(messages__delivered_at=None, messages__gave_up_at=None, messages__isnull=False)
     counted = NotificationTarget.objects.select_related("model").annotate(

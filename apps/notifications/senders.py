@@ -17,7 +17,7 @@ from django.core.mail.backends.smtp import EmailBackend
 from apps.lib.egress import EgressPolicy
 from apps.lib.errors import Unavailable
 from apps.notifications import signing
-from apps.notifications.events import sentence
+from apps.notifications.events import summarize_event
 from apps.notifications.http_post import TIMEOUT_S, Answer, post
 from apps.notifications.models import NotificationTarget, OutboxMessage
 
@@ -53,14 +53,14 @@ def send(message: OutboxMessage, now: datetime, policy: EgressPolicy) -> Outcome
             case Kind.EMAIL:
                 return _send_email(message)
             case Kind.SLACK:
-                return _judge(_post(message, JSON_HEADERS, slack_body(message), policy))
+                return _judge(_post(message, JSON_HEADERS, build_slack_body(message), policy))
             case _:
                 return _send_webhook(message, now, policy)
     except Unavailable as error:
         return Outcome(error=error.message, is_away=True)
 
 
-def link(data: dict[str, Any]) -> str:
+def build_page_url(data: dict[str, Any]) -> str:
     """Return the URL of the page about an event; empty without INTERLOCK_PUBLIC_URL."""
     if not settings.PUBLIC_URL:
         return ""
@@ -70,31 +70,31 @@ def link(data: dict[str, Any]) -> str:
     return f"{settings.PUBLIC_URL}/notifications/"
 
 
-def webhook_body(message: OutboxMessage) -> bytes:
+def build_webhook_body(message: OutboxMessage) -> bytes:
     """Return `{"type", "timestamp", "data"}`; the bytes are the same in each attempt."""
     data = dict(message.payload)
-    if page := link(data):
+    if page := build_page_url(data):
         data.setdefault("url", page)
     at = message.created_at.astimezone(UTC).isoformat().replace("+00:00", "Z")
     body = {"type": message.event, "timestamp": at, "data": data}
     return json.dumps(body, separators=(",", ":"), ensure_ascii=False).encode()
 
 
-def slack_body(message: OutboxMessage) -> bytes:
+def build_slack_body(message: OutboxMessage) -> bytes:
     """Return `{"text"}`: the summary with Slack markup escaped, and a link."""
-    text = sentence(message.event, message.payload)
+    text = summarize_event(message.event, message.payload)
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    if page := link(message.payload):
+    if page := build_page_url(message.payload):
         text += f" <{page}|Open>"
     return json.dumps({"text": text}, ensure_ascii=False).encode()
 
 
 def _send_webhook(message: OutboxMessage, now: datetime, policy: EgressPolicy) -> Outcome:
-    target, body = message.target, webhook_body(message)
+    target, body = message.target, build_webhook_body(message)
     secrets = [target.secret]
     if target.previous_secret_until is not None and target.previous_secret_until > now:
         secrets.append(target.previous_secret)
-    signed = signing.headers(secrets, str(message.pk), int(now.timestamp()), body)
+    signed = signing.build_headers(secrets, str(message.pk), int(now.timestamp()), body)
     return _judge(_post(message, {**JSON_HEADERS, **signed}, body, policy))
 
 
@@ -122,8 +122,8 @@ def _judge(answer: Answer) -> Outcome:
 def _send_email(message: OutboxMessage) -> Outcome:
     if not settings.EMAIL_SERVER:
         raise Unavailable("no mail server is configured (INTERLOCK_EMAIL_URL)")
-    summary = sentence(message.event, message.payload)
-    page = link(message.payload)
+    summary = summarize_event(message.event, message.payload)
+    page = build_page_url(message.payload)
     mail = EmailMessage(
         # A subject is one line of bounded length.
         subject=f"[Interlock] {' '.join(summary.split())}"[:200],

@@ -9,7 +9,7 @@ from rest_framework import serializers
 
 from apps.models.access import has_role
 from apps.models.models import RegisteredModel, Role
-from apps.notifications.addresses import masked
+from apps.notifications.addresses import mask_address
 from apps.notifications.events import EVENTS
 from apps.notifications.models import NotificationTarget, OutboxMessage
 
@@ -69,7 +69,7 @@ class TargetSerializer(serializers.ModelSerializer[NotificationTarget]):
     def to_representation(self, instance: NotificationTarget) -> Any:
         shown = super().to_representation(instance)
         if not self.context["permissions"].may_change(instance):
-            shown["address"] = masked(instance.address)
+            shown["address"] = mask_address(instance.address)
         return shown
 
 

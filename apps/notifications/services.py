@@ -18,7 +18,7 @@ from apps.models.models import RegisteredModel
 from apps.notifications import addresses
 from apps.notifications.events import EVENTS, TEST
 from apps.notifications.models import NotificationTarget, OutboxMessage
-from apps.notifications.outbox import give_up_open, message_for
+from apps.notifications.outbox import build_message, give_up_open
 from apps.notifications.signing import new_secret
 
 TARGETS_MAX = 100
@@ -145,7 +145,7 @@ def send_test(*, target: NotificationTarget, actor: Actor, now: datetime) -> Out
     row = _lock(target)
     if not row.is_active:
         raise Conflict(f"{row.name} is not active: activate it first.")
-    message = message_for(row, TEST, {"actor": actor.name}, now)
+    message = build_message(row, TEST, {"actor": actor.name}, now)
     message.save(force_insert=True)
     _audit(actor, "tested", row)
     return message
@@ -202,7 +202,7 @@ def _check(target: NotificationTarget) -> None:
 def _facts(target: NotificationTarget) -> dict[str, Any]:
     return {
         "kind": target.kind,
-        "address": addresses.masked(target.address),
+        "address": addresses.mask_address(target.address),
         "events": target.events or "all",
         "model": target.model.name if target.model else "all",
     }

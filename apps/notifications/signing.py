@@ -24,7 +24,7 @@ def sign(secret: str, webhook_id: str, timestamp_s: int, body: bytes) -> str:
     return "v1," + base64.b64encode(hmac.digest(key, signed, hashlib.sha256)).decode()
 
 
-def headers(
+def build_headers(
     secrets_of: Iterable[str], webhook_id: str, timestamp_s: int, body: bytes
 ) -> dict[str, str]:
     """Return the three headers, with one signature for each secret (two during a rotation)."""

@@ -20,7 +20,7 @@ from apps.lib.pages import PageRequest, attempt, go_to, page, render_live, stamp
 from apps.models.access import actor_of, has_role, require_role
 from apps.models.models import Role
 from apps.notifications import selectors, services
-from apps.notifications.addresses import masked
+from apps.notifications.addresses import mask_address
 from apps.notifications.forms import ChangeForm, TargetForm
 from apps.notifications.models import NotificationTarget, OutboxMessage
 
@@ -32,7 +32,7 @@ ROWS = 25
 def target_list(request: PageRequest) -> HttpResponse:
     """The targets and the latest deliveries; a live page."""
     now = database_now()
-    targets = list(selectors.targets(now))
+    targets = list(selectors.list_targets(now))
     for target in targets:
         _annotate(request, target)
     rows = _page_of(request, "")
@@ -206,12 +206,12 @@ def _annotate(request: PageRequest, target: NotificationTarget) -> NotificationT
     """Set what the template may show to the user: `can_edit` and the `shown` address."""
     target.can_edit = has_role(request.user, target.model, Role.ADMIN)  # type: ignore[attr-defined]
     is_shown = target.can_edit  # type: ignore[attr-defined]
-    target.shown = target.address if is_shown else masked(target.address)  # type: ignore[attr-defined]
+    target.shown = target.address if is_shown else mask_address(target.address)  # type: ignore[attr-defined]
     return target
 
 
 def _page_of(request: PageRequest, name: str) -> Any:
-    rows = Paginator(selectors.deliveries(target=name), ROWS).get_page(request.GET.get("page"))
+    rows = Paginator(selectors.list_deliveries(target=name), ROWS).get_page(request.GET.get("page"))
     known: dict[int, bool] = {}
     for row in rows:
         if row.target_id not in known:

@@ -15,12 +15,12 @@ from django.db import connection, transaction
 from apps.lib.partitions import (
     Freed,
     PartitionedTable,
-    bytes_per_row,
     create_ahead,
     delete_batch,
     drop_partition,
-    leaves,
-    partitions,
+    estimate_row_bytes,
+    list_leaves,
+    list_partitions,
 )
 from controlplane.retention.holds import Hold, live_rollouts, who_counts_outcomes
 
@@ -75,7 +75,7 @@ def _step(freed: Freed) -> Step:
 
 def drop_windows(due: Pass) -> Step:
     for divided in WINDOWS:
-        for partition in partitions(divided):
+        for partition in list_partitions(divided):
             if partition.until <= due.cutoff:
                 return _step(drop_partition(divided, partition))
         freed = delete_batch(divided.rest, f"old.{divided.column} < %s", [due.cutoff], BATCH_ROWS)
@@ -100,7 +100,7 @@ NEEDED = """(
 
 def drop_evaluations(due: Pass) -> Step:
     needed = NEEDED.format(cutoff=due.cutoff.isoformat())
-    for partition in partitions(EVALUATIONS):
+    for partition in list_partitions(EVALUATIONS):
         if partition.until <= due.cutoff:
             return _step(drop_partition(EVALUATIONS, partition, needed))
     condition = f"old.at < %s AND NOT {needed}"
@@ -146,7 +146,7 @@ def _of_next_rollouts(due: Pass, statements: Sequence[tuple[str, str]]) -> Step:
             return Step(mark=due.mark)
         for table, statement in statements:
             cursor.execute(statement, [[pk for pk, _ in found]])
-            freed += Freed(cursor.rowcount, cursor.rowcount * bytes_per_row(table))
+            freed += Freed(cursor.rowcount, cursor.rowcount * estimate_row_bytes(table))
     return Step(freed, found[0][1], is_last=False)
 
 
@@ -168,7 +168,7 @@ def drop_outcomes(due: Pass) -> Step:
             span = min(2 * span, SPAN_MOST)
         rows += deleted
         mark = until
-    return Step(Freed(rows, rows * bytes_per_row(OUTCOMES)), mark, is_last=False)
+    return Step(Freed(rows, rows * estimate_row_bytes(OUTCOMES)), mark, is_last=False)
 
 
 @transaction.atomic
@@ -213,7 +213,7 @@ def in_batches(*conditions: tuple[str, str]) -> Drop:
 
     def drop(due: Pass) -> Step:
         for table, condition in conditions:
-            for leaf in leaves(table):
+            for leaf in list_leaves(table):
                 freed = delete_batch(leaf, condition, [due.cutoff], BATCH_ROWS)
                 if freed.rows:
                     return _step(freed)

@@ -10,14 +10,14 @@ from django.db import connection
 
 from apps.lib.partitions import (
     PartitionedTable,
-    bytes_per_row,
     create_ahead,
     delete_batch,
     drop_partition,
     end_of,
-    leaves,
-    partitions,
-    size_of,
+    estimate_row_bytes,
+    list_leaves,
+    list_partitions,
+    measure_size,
     start_of,
 )
 
@@ -66,7 +66,7 @@ def test_partitions_are_created_ahead_once() -> None:
     assert create_ahead(THINGS, NOW + DAY) == 1
     put(1, NOW)
     assert where() == {1: "things_20260301"}
-    assert partitions(THINGS)[0].until == end_of(NOW, "day")
+    assert list_partitions(THINGS)[0].until == end_of(NOW, "day")
 
 
 def test_rows_that_came_before_their_partition_are_moved_into_it() -> None:
@@ -82,11 +82,11 @@ def test_a_partition_is_dropped_except_for_surviving_rows() -> None:
     create_ahead(THINGS, NOW)
     for number in range(5):
         put(number, NOW)
-    freed = drop_partition(THINGS, partitions(THINGS)[0], "old.id % 2 = 1")
+    freed = drop_partition(THINGS, list_partitions(THINGS)[0], "old.id % 2 = 1")
     assert where() == {1: "things_rest", 3: "things_rest"}
     assert freed.rows == 3
     assert freed.bytes > 0
-    assert "things_20260301" not in leaves("things")
+    assert "things_20260301" not in list_leaves("things")
 
 
 def test_rows_of_the_default_partition_are_deleted_in_batches() -> None:
@@ -103,7 +103,7 @@ def test_sizes_are_those_of_all_partitions() -> None:
     create_ahead(THINGS, NOW)
     put(1, NOW)
     put(2, NOW - DAY)
-    assert size_of("things").rows == 2
+    assert measure_size("things").rows == 2
     with connection.cursor() as cursor:
         cursor.execute("ANALYZE things")
-    assert bytes_per_row("things") > 0
+    assert estimate_row_bytes("things") > 0

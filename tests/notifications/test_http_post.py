@@ -11,7 +11,7 @@ import pytest
 
 from apps.lib.egress import AllowList, EgressPolicy
 from apps.lib.errors import Unavailable
-from apps.notifications.addresses import masked
+from apps.notifications.addresses import mask_address
 from apps.notifications.http_post import ANSWER_BYTES_MAX, post
 from tests.notifications.receivers import Endpoint
 
@@ -81,5 +81,5 @@ def test_an_unknown_name_is_reported() -> None:
 
 
 def test_the_path_of_a_url_is_masked() -> None:
-    assert masked("https://hooks.example/T0/secret?x=1") == "https://hooks.example/…"
-    assert masked("ada@example.org") == "ada@example.org"
+    assert mask_address("https://hooks.example/T0/secret?x=1") == "https://hooks.example/…"
+    assert mask_address("ada@example.org") == "ada@example.org"
