@@ -17,7 +17,7 @@ from apps.models import mlflow as mlflow_client
 from apps.models import registry
 from apps.models.models import Alias, ModelVersion, RefusedImport, RegisteredModel
 from apps.models.registry import sync_now, sync_registry
-from apps.models.tasks import SYNC_TURN, sync_registry_task
+from apps.models.tasks import SYNC_LOCK, sync_registry_task
 from apps.models.versions import sweep_scratch
 from tests.models.registries import Mlflow, client_of
 
@@ -246,14 +246,14 @@ def test_one_worker_at_a_time_syncs(mlflow: Mlflow, monkeypatch: pytest.MonkeyPa
     other = connection.copy()
     try:
         with other.cursor() as cursor:
-            cursor.execute("SELECT pg_advisory_lock(%s)", [SYNC_TURN])
+            cursor.execute("SELECT pg_advisory_lock(%s)", [SYNC_LOCK])
         sync_registry_task()
         assert not ModelVersion.objects.exists()
         with pytest.raises(Conflict, match="is running"):
             sync_now()
         with other.cursor() as cursor:
             # Before it closes: the server notices a closed session with a delay.
-            cursor.execute("SELECT pg_advisory_unlock(%s)", [SYNC_TURN])
+            cursor.execute("SELECT pg_advisory_unlock(%s)", [SYNC_LOCK])
     finally:
         other.close()
     sync_registry_task()
