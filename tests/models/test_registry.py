@@ -97,7 +97,7 @@ def test_a_version_whose_warm_up_is_too_large_is_refused(mlflow: Mlflow) -> None
     request = [{"name": "x", "datatype": "FP32", "shape": [9_000, 4], "data": [0.5] * 36_000}]
     mlflow.files["warmup.json"] = json.dumps([request]).encode()
     assert sync_registry().imported == ()
-    assert "at most 65,536" in RefusedImport.objects.all()[0].reason
+    assert "the maximum is 65,536" in RefusedImport.objects.all()[0].reason
 
 
 def test_a_version_has_its_origin_and_author(mlflow: Mlflow) -> None:

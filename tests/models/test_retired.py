@@ -73,7 +73,7 @@ def test_an_archived_model_refuses_versions_and_a_deleted_one_is_activated(
     with pytest.raises(Conflict, match="digits is archived: restore it first"):
         add(new)
     set_state(RegistryState.DELETING, RegisteredModel)
-    with pytest.raises(Conflict, match="digits is deleting: try again"):
+    with pytest.raises(Conflict, match="digits is deleting: retry after"):
         add(new)
     set_state(RegistryState.DELETED, RegisteredModel)
     version = add(replace(new, model_description="as new"))

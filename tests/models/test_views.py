@@ -206,7 +206,7 @@ def test_a_file_is_registered_by_the_page(operator: Client, onnx: SimpleUploaded
         ({}, "Choose a file or enter a URI, not both."),
         ({"model": "a b", "uri": "models:/a/1"}, "A name has at most 100"),
         ({"metrics": "accuracy", "uri": "models:/a/1"}, "A line must be name=value"),
-        ({"metrics": "accuracy=high", "uri": "models:/a/1"}, "This is not a number"),
+        ({"metrics": "accuracy=high", "uri": "models:/a/1"}, "The value is not a number"),
         ({"warmup": "[", "uri": "models:/a/1"}, "This is not JSON"),
         ({"uri": "s3://bucket/m"}, "unknown scheme in"),
         ({"semantic_tag": "one two", "uri": "models:/a/1"}, "is not a valid semantic tag"),
