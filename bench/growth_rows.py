@@ -15,7 +15,7 @@ from django.db import connection, transaction
 
 from apps.experiments.ingestion import apply_exposures, apply_outcomes
 from apps.experiments.models import Experiment, Metric
-from apps.lib.partitions import leaves
+from apps.lib.partitions import list_leaves
 from apps.models.models import AuditEntry, ModelVersion, RegisteredModel
 from apps.rollouts.evidence import Arm
 from apps.rollouts.ingestion import apply_windows
@@ -77,7 +77,7 @@ class Rows:
             cursor.execute(
                 "SELECT sum(pg_total_relation_size(leaf)), sum(pg_indexes_size(leaf)) "
                 "FROM unnest(%s::regclass[]) AS leaf",
-                [leaves(table)],
+                [list_leaves(table)],
             )
             size, indexes = cursor.fetchone()
         return int(rows), int(size), int(indexes)

@@ -130,7 +130,7 @@ class SealChecks:
         now = database_now()
         known = Known(now, monotonic(), homes=live_homes(now))
         for token in InstanceToken.objects.all():
-            of_its_kind = known.good if token.is_good(now) else known.gone
+            of_its_kind = known.good if token.is_valid(now) else known.gone
             of_its_kind[token.instance].append(bytes.fromhex(token.seal_root))
         self._known = known
         return known

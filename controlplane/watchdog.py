@@ -13,9 +13,9 @@ from django.db import DatabaseError, connection
 
 from apps.lib.clock import database_now
 from apps.notifications.delivery import deliver_due
-from apps.notifications.events import is_wanted
+from apps.notifications.events import is_subscribed
 from apps.notifications.models import NotificationTarget, OutboxMessage
-from apps.notifications.outbox import message_for
+from apps.notifications.outbox import build_message
 from controlplane.loop_health import Pulse, read_pulses
 
 log = logging.getLogger(__name__)
@@ -68,9 +68,9 @@ def tell(pulse: Pulse) -> None:
     data = {"loop": pulse.loop.name, "reason": sentence(pulse), "age_s": pulse.age_s}
     targets = NotificationTarget.objects.filter(model=None, is_active=True).order_by("pk")
     OutboxMessage.objects.bulk_create(
-        message_for(target, EVENT, data, now)
+        build_message(target, EVENT, data, now)
         for target in targets
-        if is_wanted(EVENT, target.events)
+        if is_subscribed(EVENT, target.events)
     )
 
 

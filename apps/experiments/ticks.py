@@ -23,7 +23,7 @@ from apps.experiments.services import advance_experiment
 from apps.experiments.states import ExperimentState
 from apps.experiments.unit_values import fold_all
 from apps.lib.clock import database_now
-from apps.models.locks import take_turn
+from apps.models.locks import try_lock
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ def tick_experiments() -> None:
     now = database_now()
     experiments = Experiment.objects.order_by("pk")
     _for_each(experiments.filter(state=ExperimentState.PREPARING), _advance)
-    with take_turn(RESULTS_TURN) as is_locked:
+    with try_lock(RESULTS_TURN) as is_locked:
         if not is_locked:
             return
         fold_all()

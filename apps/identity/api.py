@@ -1,4 +1,4 @@
-"""REST API of data-plane instances' tokens."""
+"""REST API of the tokens of data-plane instances."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from apps.lib.clock import database_now
 from apps.models.access import actor_of, require_role
 from apps.models.models import Role
 
-TOKEN_ID = OpenApiParameter("id", int, OpenApiParameter.PATH, description="The token's id")
+TOKEN_ID = OpenApiParameter("id", int, OpenApiParameter.PATH, description="The id of the token")
 
 
 class InstanceTokenSerializer(serializers.ModelSerializer[InstanceToken]):
-    """A token without the token: `hint` has its last characters."""
+    """A token without its secret: `hint` has the last characters of the secret."""
 
     state = serializers.SerializerMethodField(help_text="active, expiring, expired or revoked")
 
@@ -47,7 +47,7 @@ class InstanceTokenSerializer(serializers.ModelSerializer[InstanceToken]):
 
 
 class NewInstanceTokenSerializer(InstanceTokenSerializer):
-    """The one answer that has the token itself."""
+    """A new token with its secret, which only this response contains."""
 
     token = serializers.CharField(read_only=True)
 
@@ -56,7 +56,7 @@ class NewInstanceTokenSerializer(InstanceTokenSerializer):
 
 
 class RotationSerializer(serializers.Serializer[Any]):
-    """`overlap_s`: for so many seconds the instance's other tokens are good beside the new one."""
+    """A rotation: for `overlap_s` seconds the other tokens of the instance stay valid."""
 
     instance = serializers.CharField(max_length=100)
     overlap_s = serializers.IntegerField(
@@ -69,7 +69,7 @@ class RotationSerializer(serializers.Serializer[Any]):
 class InstanceTokenViewSet(
     mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericViewSet[InstanceToken]
 ):
-    """What each data-plane instance shows, and seals its messages with."""
+    """Tokens that data-plane instances authenticate with and seal their messages with."""
 
     queryset = InstanceToken.objects.order_by("instance", "-id")
     serializer_class = InstanceTokenSerializer
@@ -77,43 +77,43 @@ class InstanceTokenViewSet(
 
     @extend_schema(request=InstanceTokenSerializer, responses={201: NewInstanceTokenSerializer})
     def create(self, request: Request) -> Response:
-        """Issue an instance's first token. It stands in this answer only, and is kept nowhere."""
+        """Issue the first token of an instance. Only this response contains it."""
         require_role(request.user, None, Role.ADMIN)
-        given = InstanceTokenSerializer(data=request.data)
-        given.is_valid(raise_exception=True)
-        made = tokens.issue_token(
-            instance=given.validated_data["instance"],
+        serializer = InstanceTokenSerializer(data=request.data)
+        serializer.is_valid(raise_exception=True)
+        token, secret = tokens.issue_token(
+            instance=serializer.validated_data["instance"],
             actor=actor_of(request),
             now=database_now(),
         )
-        return _shown_once(*made)
+        return _new_token_response(token, secret)
 
     @extend_schema(request=RotationSerializer, responses={201: NewInstanceTokenSerializer})
     @action(detail=False, methods=["post"])
     def rotate(self, request: Request) -> Response:
-        """Issue a new token of an instance; its others are good for the overlap more."""
+        """Issue a new token for an instance; its other tokens expire after the overlap."""
         require_role(request.user, None, Role.ADMIN)
-        given = RotationSerializer(data=request.data)
-        given.is_valid(raise_exception=True)
-        made = tokens.rotate_token(
-            instance=given.validated_data["instance"],
-            overlap=timedelta(seconds=given.validated_data["overlap_s"]),
+        serializer = RotationSerializer(data=request.data)
+        serializer.is_valid(raise_exception=True)
+        token, secret = tokens.rotate_token(
+            instance=serializer.validated_data["instance"],
+            overlap=timedelta(seconds=serializer.validated_data["overlap_s"]),
             actor=actor_of(request),
             now=database_now(),
         )
-        return _shown_once(*made)
+        return _new_token_response(token, secret)
 
     @extend_schema(parameters=[TOKEN_ID], request=None, responses=InstanceTokenSerializer)
     @action(detail=True, methods=["post"])
     def revoke(self, request: Request, pk: str) -> Response:
-        """Make a token open nothing any more; what is sealed with it is refused within seconds."""
+        """Revoke a token. Messages that are sealed with it are refused within seconds."""
         token = self.get_object()
         require_role(request.user, None, Role.ADMIN)
         row = tokens.revoke_token(token=token, actor=actor_of(request), now=database_now())
         return Response(InstanceTokenSerializer(row).data)
 
 
-def _shown_once(token: InstanceToken, secret: str) -> Response:
+def _new_token_response(token: InstanceToken, secret: str) -> Response:
     body = {**InstanceTokenSerializer(token).data, "token": secret}
     headers = {"Cache-Control": "no-store"}
     return Response(body, status=status.HTTP_201_CREATED, headers=headers)

@@ -1,6 +1,6 @@
-"""Which instance calls: what a bearer token says, remembered for seconds.
+"""Identifies the calling instance by its bearer token and caches the result for seconds.
 
-Instances ask for the routing table every two seconds; most of those requests need no database.
+Instances request the routing table every two seconds; most of these requests need no database.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from apps.identity.models import InstanceToken
 from apps.lib.clock import database_now
 from contract.message_signatures import group_of
 
-# For so long a token that was revoked elsewhere may still open something.
-REMEMBERED_S = 5.0
-REMEMBERED_MAX = 10_000
-# How exact `last_used_at` is.
-USE_NOTED_EVERY = timedelta(minutes=1)
+# A token that another process revoked may stay valid here for this long.
+CACHED_S = 5.0
+CACHED_MAX = 10_000
+# The precision of `last_used_at`.
+LAST_USED_PRECISION = timedelta(minutes=1)
 
 
 @dataclass(frozen=True)
 class Caller:
-    """Who shows a token: an instance, or whoever has the token that all of them share."""
+    """The owner of a token: an instance, or any holder of the shared token."""
 
-    # Empty for the shared one.
+    # Empty for the shared token.
     instance: str
 
     def may_speak_for(self, name: str) -> bool:
-        """Say whether the caller is that process: an instance, or a worker of it."""
+        """Return whether `name` is the caller's instance or one of its workers."""
         return not self.instance or group_of(name) == self.instance
 
 
@@ -42,7 +42,7 @@ _known: dict[str, tuple[Caller, float]] = {}
 
 
 def identify(secret: str) -> Caller | None:
-    """Return who shows that token, None for nobody who may call."""
+    """Return the owner of a token; None for an unknown, expired or revoked one."""
     shared = settings.INSTANCE_TOKEN.encode()
     is_shared = bool(shared) and hmac.compare_digest(secret.encode(), shared)
     if is_shared and not settings.OWN_TOKENS_REQUIRED:
@@ -55,12 +55,12 @@ def identify(secret: str) -> Caller | None:
 
 
 def forget() -> None:
-    """Ask the database again: a token was changed here."""
+    """Clear the cache after a token changed in this process."""
     _known.clear()
 
 
 def revoked_instance(secret: str) -> str:
-    """Return whose token that was before it stopped being good; empty: it never was one."""
+    """Return the instance that a token was issued to, even if invalid now; empty: unknown."""
     digest = hashlib.sha256(secret.encode()).hexdigest()
     row = InstanceToken.objects.filter(digest=digest).only("instance").first()
     return row.instance if row is not None else ""
@@ -70,12 +70,12 @@ def _look_up(digest: str) -> Caller | None:
     row = InstanceToken.objects.filter(digest=digest).first()
     now = database_now()
     _known.pop(digest, None)
-    if row is None or not row.is_good(now):
+    if row is None or not row.is_valid(now):
         return None
-    noted = Q(last_used_at=None) | Q(last_used_at__lt=now - USE_NOTED_EVERY)
-    InstanceToken.objects.filter(noted, pk=row.pk).update(last_used_at=now)
-    if len(_known) >= REMEMBERED_MAX:
+    is_stale = Q(last_used_at=None) | Q(last_used_at__lt=now - LAST_USED_PRECISION)
+    InstanceToken.objects.filter(is_stale, pk=row.pk).update(last_used_at=now)
+    if len(_known) >= CACHED_MAX:
         _known.clear()
     caller = Caller(row.instance)
-    _known[digest] = caller, monotonic() + REMEMBERED_S
+    _known[digest] = caller, monotonic() + CACHED_S
     return caller

@@ -1,5 +1,5 @@
-"""Who is who: data-plane instances' tokens and homes, what was refused, and which servers take
-commands from strangers."""
+"""Identities: tokens and homes of data-plane instances, refused messages, and servers that accept
+commands without authentication."""
 
 from __future__ import annotations
 
@@ -9,21 +9,20 @@ from django.db import models
 
 
 class InstanceToken(models.Model):
-    """What a data-plane instance shows to the control plane, and seals its messages with.
+    """A token that a data-plane instance authenticates with and seals its messages with.
 
-    The token itself is kept nowhere: `digest` is its SHA-256, by which it is found, and `seal_root`
-    what its seals are checked with (`contract.message_signatures`). It holds for the instance and
-    its workers.
+    The secret is not stored: `digest` is its SHA-256, for lookups, and `seal_root` verifies seals
+    (`contract.message_signatures`). The token covers the instance and its workers.
     """
 
     instance = models.CharField(max_length=100)
     digest = models.CharField(max_length=64, unique=True, editable=False)
     seal_root = models.CharField(max_length=64, editable=False)
-    # The token's last characters, to tell tokens apart.
+    # The last characters of the secret, to distinguish tokens.
     hint = models.CharField(max_length=4)
     created_at = models.DateTimeField()
     created_by = models.CharField(max_length=150)
-    # When one that was rotated away stops being good.
+    # Set when the token is rotated: the end of the overlap.
     expires_at = models.DateTimeField(null=True, blank=True)
     revoked_at = models.DateTimeField(null=True, blank=True)
     last_used_at = models.DateTimeField(null=True, blank=True)
@@ -43,14 +42,14 @@ class InstanceToken(models.Model):
             return "active"
         return "expiring" if self.expires_at > now else "expired"
 
-    def is_good(self, now: datetime) -> bool:
+    def is_valid(self, now: datetime) -> bool:
         return self.state(now) in ("active", "expiring")
 
 
 class InstanceHome(models.Model):
-    """The state directory from which an instance last reported, and whether its token is its own.
+    """The state directory from which an instance last reported, and whether it has its own token.
 
-    Two of one name have two, a restarted one has the same.
+    Two instances with the same name have different homes; a restarted instance keeps its home.
     """
 
     name = models.CharField(max_length=200, primary_key=True)
@@ -63,7 +62,7 @@ class InstanceHome(models.Model):
 
 
 class Refusal(models.Model):
-    """How often something was refused that came in an instance's name; empty: nobody's we know."""
+    """The number of refused messages by instance (empty: unknown), channel and reason."""
 
     class Reason(models.TextChoices):
         UNSEALED = "unsealed", "it has no seal"
@@ -75,7 +74,7 @@ class Refusal(models.Model):
         OLD = "old", "it was sealed too long ago to be told from a repetition"
 
     instance = models.CharField(max_length=100, blank=True)
-    # A stream, or `report` and `routing-table` of those that came by REST.
+    # A stream, or `report` or `routing-table` for REST.
     channel = models.CharField(max_length=50)
     reason = models.CharField(max_length=20, choices=Reason.choices)
     count = models.BigIntegerField()
@@ -95,10 +94,10 @@ class Refusal(models.Model):
 
 
 class ServiceCheck(models.Model):
-    """Whether a server that this installation commands asks others for a secret, when last asked.
+    """The last check whether a server accepts commands without authentication.
 
-    Whoever reaches an open Triton can run code in it; whoever reaches an open MLflow can name a
-    candidate. `trouble` says why nobody knows.
+    Any client that reaches an open Triton can run code in it; any client that reaches an open
+    MLflow can set the alias `candidate`. `trouble` says why the check failed.
     """
 
     class Kind(models.TextChoices):
@@ -107,7 +106,7 @@ class ServiceCheck(models.Model):
 
     address = models.CharField(max_length=1_000, primary_key=True)
     kind = models.CharField(max_length=20, choices=Kind.choices)
-    # Of a Triton.
+    # The cluster of a Triton server; empty for others.
     cluster = models.CharField(max_length=100, blank=True)
     is_open = models.BooleanField()
     trouble = models.TextField(blank=True)
@@ -121,7 +120,7 @@ class ServiceCheck(models.Model):
 
     @property
     def danger(self) -> str:
-        """Say what a stranger can do, or nothing."""
+        """What an unauthenticated client can do; empty if the server is not open."""
         if not self.is_open:
             return ""
         if self.kind == self.Kind.TRITON:

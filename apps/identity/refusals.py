@@ -1,4 +1,4 @@
-"""Counts what was refused in instances' names, by reason, and tells it where operators look."""
+"""Counts refused messages by instance, channel and reason, for operators."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from django.db import connection
 from apps.identity.models import Refusal
 
 Reason = Refusal.Reason
-# An operator sees what was refused for so long; after it the counts begin anew.
+# Refusals are shown for this long after the last one.
 SHOWN = timedelta(hours=24)
 KEPT = timedelta(days=30)
-# (instance or nothing, channel, reason)
+# Keys: (instance or empty, channel, reason).
 Counts = Counter[tuple[str, str, str]]
 
 COUNT = """
@@ -27,17 +27,17 @@ COUNT = """
 
 
 def count_refusals(counts: Counts) -> None:
-    """Add to what was counted before."""
+    """Add to the stored counts."""
     if not counts:
         return
-    # In one order everywhere, so that two never wait for each other crosswise.
+    # Rows are locked in one order everywhere, which prevents deadlocks.
     rows = [(*map(str, key), number) for key, number in sorted(counts.items())]
     with connection.cursor() as cursor:
         cursor.execute(COUNT, [list(column) for column in zip(*rows, strict=True)])
 
 
 def recent_refusals(now: datetime) -> list[Refusal]:
-    """Return what was refused within a day, the last first."""
+    """Return the refusals of the last 24 hours, latest first."""
     return list(Refusal.objects.filter(last_at__gte=now - SHOWN))
 
 

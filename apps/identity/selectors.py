@@ -1,4 +1,4 @@
-"""What the page Fleet shows of who is who."""
+"""Reads for the identities on the page Fleet."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ class ShownToken:
 
 @dataclass(frozen=True)
 class Identities:
-    """Tokens with their states, what was refused within a day, and who has no own token."""
+    """Tokens with their states, recent refusals, and processes without a token of their own."""
 
     tokens: list[ShownToken]
     refusals: list[Refusal]
-    # Names of processes that reported with the token that all share.
+    # Names of processes that reported with the shared token.
     sharing: list[str]
     are_required: bool
 
     @property
     def stamp(self) -> tuple[object, ...]:
-        """What changes whenever the picture does, except for the passing of time."""
+        """Changes with all that the page shows, except for elapsed times."""
         tokens = [(shown.token.pk, shown.state) for shown in self.tokens]
         counts = [(row.pk, row.count) for row in self.refusals]
         return (*tokens, *counts, *self.sharing, self.are_required)

@@ -1,4 +1,4 @@
-"""Asks the servers that this installation commands whether they take commands from strangers."""
+"""Checks whether Triton and MLflow accept commands without authentication."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from apps.models.triton import endpoints_of
 log = logging.getLogger(__name__)
 
 Kind = ServiceCheck.Kind
-# What was not asked for so long is no server of ours any more.
+# A server that was not checked for this long is not part of the installation any more.
 FORGOTTEN = timedelta(minutes=15)
 
 
 def check_services() -> None:
-    """Ask each server once, without a secret, and keep what it said."""
+    """Query each server once, without credentials, and store the result."""
     for kind, address, cluster, is_open in _services():
         _check(kind, address, cluster, is_open)
     ServiceCheck.objects.filter(checked_at__lt=database_now() - FORGOTTEN).delete()
 
 
 def _services() -> Iterator[tuple[str, str, str, Callable[[], bool]]]:
-    """Yield each server's kind, its address, its cluster, and what asks it."""
+    """Yield kind, address, cluster and check of each server."""
     for cluster in ServingCluster.objects.all():
         for endpoint in endpoints_of(cluster):
             yield Kind.TRITON, endpoint.url, cluster.name, endpoint.is_open
@@ -42,18 +42,18 @@ def _services() -> Iterator[tuple[str, str, str, Callable[[], bool]]]:
 
 
 def _check(kind: str, address: str, cluster: str, is_open: Callable[[], bool]) -> None:
-    trouble, answer = "", False
+    trouble, result = "", False
     try:
-        answer = is_open()
+        result = is_open()
     except InterlockError as error:
-        # It may come back as another one: what it said before says nothing.
+        # It may be another server when it returns: the previous result does not count.
         trouble = error.message
     row, _ = ServiceCheck.objects.update_or_create(
         address=address,
         defaults={
             "kind": kind,
             "cluster": cluster,
-            "is_open": answer,
+            "is_open": result,
             "trouble": trouble,
             "checked_at": database_now(),
         },
@@ -63,10 +63,10 @@ def _check(kind: str, address: str, cluster: str, is_open: Callable[[], bool]) -
 
 
 def open_services(now: datetime) -> list[ServiceCheck]:
-    """Return the servers that took a stranger's question lately."""
+    """Return the servers that answered without credentials when last checked."""
     return [row for row in recent_checks(now) if row.is_open]
 
 
 def recent_checks(now: datetime) -> list[ServiceCheck]:
-    """Return what each server said when it was last asked."""
+    """Return the latest result of each server."""
     return list(ServiceCheck.objects.filter(checked_at__gte=now - FORGOTTEN))

@@ -1,4 +1,4 @@
-"""Celery's ticks over who is who."""
+"""Celery tasks of identities."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Tokens of data-plane instances: issued, rotated with an overlap, revoked.
 
-A token is shown once, to whoever made it. Each change is one transaction with its audit entry, and
-holds everywhere within seconds.
+The secret is shown once, to the user who issued it. Each change is one transaction with its audit
+entry, and takes effect in all processes within seconds.
 """
 
 from __future__ import annotations
@@ -28,48 +28,48 @@ OVERLAP_MAX = timedelta(days=90)
 
 @transaction.atomic
 def issue_token(*, instance: str, actor: Actor, now: datetime) -> tuple[InstanceToken, str]:
-    """Make the first token of an instance; return it and its secret.
+    """Issue the first token of an instance; return it and its secret.
 
     Raises:
-        Invalid: no instance can have that name.
-        Conflict: the instance has a token that is good.
+        Invalid: the name is not valid.
+        Conflict: the instance has a valid token.
     """
     _check_name(instance)
-    if good := good_tokens(instance, now):
-        raise Conflict(f"{instance} has a token (…{good[0].hint}): rotate it, or revoke it first.")
-    return _make(instance, PREFIX + secrets.token_urlsafe(32), actor, now)
+    if valid := valid_tokens(instance, now):
+        raise Conflict(f"{instance} has a token (…{valid[0].hint}): rotate it, or revoke it first.")
+    return _create(instance, PREFIX + secrets.token_urlsafe(32), actor, now)
 
 
 @transaction.atomic
 def rotate_token(
     *, instance: str, overlap: timedelta = OVERLAP, actor: Actor, now: datetime
 ) -> tuple[InstanceToken, str]:
-    """Make a new token of an instance; its others are good for `overlap` more.
+    """Issue a new token for an instance; its other tokens expire after `overlap`.
 
     Raises:
-        Invalid: the overlap is out of its range.
-        Conflict: there is nothing to rotate.
+        Invalid: the overlap is out of range.
+        Conflict: the instance has no valid token.
     """
     if not timedelta() <= overlap <= OVERLAP_MAX:
-        raise Invalid(f"overlap_s: at least 0 and at most {OVERLAP_MAX.total_seconds():.0f}.")
-    good = good_tokens(instance, now)
-    if not good:
-        raise Conflict(f"{instance} has no token that is good: issue one.")
-    for token in good:
+        raise Invalid(f"overlap_s: must be from 0 to {OVERLAP_MAX.total_seconds():.0f} seconds.")
+    valid = valid_tokens(instance, now)
+    if not valid:
+        raise Conflict(f"{instance} has no valid token: issue one.")
+    for token in valid:
         if token.expires_at is None or token.expires_at > now + overlap:
             token.expires_at = now + overlap
             token.save(update_fields=["expires_at"])
-    made, secret = _make(instance, PREFIX + secrets.token_urlsafe(32), actor, now)
+    new, secret = _create(instance, PREFIX + secrets.token_urlsafe(32), actor, now)
     expires_at = (now + overlap).isoformat()
-    after = {"made": str(made), "expiring": [str(token) for token in good], "at": expires_at}
+    after = {"made": str(new), "expiring": [str(token) for token in valid], "at": expires_at}
     record_audit(actor=actor, action="instance_token.rotated", target=instance, after=after)
     callers.forget()
-    return made, secret
+    return new, secret
 
 
 @transaction.atomic
 def revoke_token(*, token: InstanceToken, actor: Actor, now: datetime) -> InstanceToken:
-    """Make a token open nothing any more. Revoking it again changes nothing."""
+    """Revoke a token. Revoking it again changes nothing."""
     row = InstanceToken.objects.select_for_update().get(pk=token.pk)
     if row.revoked_at is None:
         row.revoked_at = now
@@ -81,21 +81,21 @@ def revoke_token(*, token: InstanceToken, actor: Actor, now: datetime) -> Instan
 
 @transaction.atomic
 def adopt_token(*, instance: str, secret: str, actor: Actor, now: datetime) -> bool:
-    """Issue a secret that exists already, as the environment of an installation gives it.
+    """Issue a token for an existing secret, from the environment of the installation.
 
-    Does nothing, and returns False, when it was ever issued: a revoked one stays revoked.
+    Returns False and changes nothing if the secret was ever issued: a revoked one stays revoked.
     """
     _check_name(instance)
     if InstanceToken.objects.filter(digest=digest_of(secret)).exists():
         return False
-    _make(instance, secret, actor, now)
+    _create(instance, secret, actor, now)
     return True
 
 
-def good_tokens(instance: str, now: datetime) -> list[InstanceToken]:
-    """Return the tokens that the instance may show now, the newest first, locked."""
+def valid_tokens(instance: str, now: datetime) -> list[InstanceToken]:
+    """Lock and return the valid tokens of an instance, newest first."""
     rows = InstanceToken.objects.select_for_update().filter(instance=instance, revoked_at=None)
-    return [row for row in rows.order_by("-id") if row.is_good(now)]
+    return [row for row in rows.order_by("-id") if row.is_valid(now)]
 
 
 def digest_of(secret: str) -> str:
@@ -107,7 +107,7 @@ def _check_name(instance: str) -> None:
         raise Invalid(f"instance: a name has {NAME_RULE}.")
 
 
-def _make(instance: str, secret: str, actor: Actor, now: datetime) -> tuple[InstanceToken, str]:
+def _create(instance: str, secret: str, actor: Actor, now: datetime) -> tuple[InstanceToken, str]:
     token = InstanceToken.objects.create(
         instance=instance,
         digest=digest_of(secret),

@@ -1,4 +1,4 @@
-"""Who acts: a person, a token, or Interlock itself; and from where."""
+"""The actor of a change: a person, an API token or Interlock itself, and where it acts from."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Actor:
-    """`name` is a user name or `interlock`; `origin` is an address, or what woke us."""
+    """`name` is a user name or `interlock`; `origin` is an IP address, or the trigger of a tick."""
 
     name: str
     origin: str = ""

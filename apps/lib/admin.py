@@ -1,4 +1,4 @@
-"""What the admin of every app shares: most of it is for looking."""
+"""The admin classes that all apps share; most admin pages are read-only."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from django.http import HttpRequest
 
 
 class ReadOnly:
-    """Look, and neither add, change nor delete."""
+    """Forbids to add, change and delete rows; viewing stays allowed."""
 
     def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False

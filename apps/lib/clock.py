@@ -1,4 +1,4 @@
-"""Time belongs to the database: all due times are compared with one clock, whoever ticks."""
+"""The database server's clock: all processes compare due times with this one clock."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from django.db import connection
 
 
 def database_now() -> datetime:
-    """Return the database server's clock (time zone aware, UTC)."""
+    """Return the database server's current time (time zone aware, UTC)."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT clock_timestamp()")
         row = cursor.fetchone()

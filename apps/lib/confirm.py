@@ -1,9 +1,9 @@
-"""Questions that the server asks before it does what cannot be undone.
+"""Confirmation of actions that cannot be undone: the server asks before it acts.
 
-The first POST of such an action does nothing: its answer is the question, with what follows from a
-yes. Only the form of that answer carries the token that a yes needs, so nothing acts unasked,
-whatever a browser's scripts have or have not done by then. HTMX gets the question for its dialog,
-a browser without scripts as a page.
+The first POST of such an action changes nothing: the response is the question and the consequences.
+Only the form in that response carries the token that confirms, so no action runs unconfirmed,
+whatever the scripts of a browser did. HTMX gets the question for its dialog, a browser without
+scripts as a page.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ REASON_MAX = 1_000
 
 @dataclass(frozen=True)
 class Choice:
-    """A box that has to be ticked for a yes: an override, and what it means."""
+    """A checkbox that must be ticked to confirm: the override and its label."""
 
     value: str
     words: str
@@ -31,11 +31,11 @@ class Choice:
 
 @dataclass(frozen=True)
 class Question:
-    """What follows from a yes (`text`) and what its button says.
+    """The consequences (`text`) and the label of the button that confirms (`yes`).
 
-    `reason` is the label of a field for the reason; empty: none is asked for. A yes to what
-    `stands` is good whatever has changed since the question; one to anything else is a yes to the
-    very words that were read.
+    `reason` is the label of the reason field; empty: there is no such field. A confirmation of a
+    question that `stands` is valid whatever changed since the question was shown; any other one is
+    valid for the exact text that was shown.
     """
 
     text: str
@@ -48,13 +48,13 @@ class Question:
 
 
 def ask(request: PageRequest, question: Question) -> HttpResponse | None:
-    """Return the answer that asks; None once its form came back with a yes."""
+    """Return the response that asks for confirmation; None when the request confirms."""
     token = _token(request, question)
     if constant_time_compare(request.POST.get(FIELD, ""), token):
         return None
-    asked = {FIELD, "csrfmiddlewaretoken"}
-    asked |= {"reason"} if question.reason else set()
-    asked |= {"override"} if question.choices else set()
+    own_fields = {FIELD, "csrfmiddlewaretoken"}
+    own_fields |= {"reason"} if question.reason else set()
+    own_fields |= {"override"} if question.choices else set()
     context = {
         "question": question,
         "action": request.get_full_path(),
@@ -62,21 +62,21 @@ def ask(request: PageRequest, question: Question) -> HttpResponse | None:
         "fields": [
             (name, value)
             for name, values in request.POST.lists()
-            if name not in asked
+            if name not in own_fields
             for value in values
         ],
         "reason_max": REASON_MAX,
-        # Where an answer belongs that is a fragment; others lead to a page.
+        # Whether the action answers with the live fragment; other actions redirect to a page.
         "swaps_live": request.htmx.target == "live",
         "back": came_from(request, "overview"),
     }
     if not request.htmx:
         return render(request, "confirm.html", context)
-    answer = render(request, "parts/confirm.html", context)
-    return reswap(retarget(answer, "#confirm-body"), "innerHTML")
+    response = render(request, "parts/confirm.html", context)
+    return reswap(retarget(response, "#confirm-body"), "innerHTML")
 
 
 def _token(request: PageRequest, question: Question) -> str:
-    read = "" if question.stands else question.text
-    text = "\x1f".join([str(request.user.pk), request.path, read])
+    shown_text = "" if question.stands else question.text
+    text = "\x1f".join([str(request.user.pk), request.path, shown_text])
     return salted_hmac("interlock.confirm", text, algorithm="sha256").hexdigest()

@@ -1,8 +1,8 @@
-"""Calls to addresses that a person or a foreign service named: which machines they may reach.
+"""Outgoing calls to addresses that a person or another service supplied, and the egress policy.
 
-The name is resolved once, and the connection goes to an address that was checked, so that a name
-which changes its answer in between gains nothing. No redirect is followed, no proxy is used, and
-the whole exchange has one deadline.
+The host name is resolved once and the connection goes to an address that was checked, which defeats
+DNS rebinding. Redirects are not followed, proxies are not used, and the whole exchange has one
+deadline.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ from apps.lib.errors import Unavailable
 Machine = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
-# Where clouds tell a machine its credentials, beside the link-local addresses.
+# Metadata services of clouds, which hand out credentials; the others are link-local.
 METADATA = {ip_address(a) for a in ("100.100.100.200", "192.0.0.192", "fd00:ec2::254")}
 NAT64 = tuple(ip_network(n) for n in ("64:ff9b::/96", "64:ff9b:1::/48"))
 LOOPBACK = IPv4Address("127.0.0.1")
 DEFAULT_PORTS = {"http": 80, "https": 443}
 NEVER = "link-local, metadata, multicast and reserved addresses are never called"
-NOT_LISTED = "only public addresses are called, and those that INTERLOCK_WEBHOOK_ALLOWED lists"
-# A name of an own service is resolved again after so long.
+NOT_LISTED = "it is neither public nor listed in INTERLOCK_WEBHOOK_ALLOWED"
+# How long the resolved addresses of an own service are cached.
 RESOLVED_FOR_S = 30.0
 
 
 @dataclass(frozen=True)
 class AllowList:
-    """Private networks and names of machines in them that may be called all the same."""
+    """Private networks, and names of hosts in private networks, that may be called."""
 
     networks: tuple[Network, ...] = ()
     names: frozenset[str] = frozenset()
 
     @classmethod
     def parse(cls, items: Iterable[str]) -> AllowList:
-        """Read networks (10.1.0.0/16), addresses and names. Raises ValueError: none of them."""
+        """Parse networks (10.1.0.0/16), addresses and names. Raises ValueError on others."""
         networks: list[Network] = []
         names = set()
         for item in items:
@@ -55,7 +55,7 @@ class AllowList:
             elif all(c.isalnum() or c in "-._" for c in item):
                 names.add(item.lower())
             else:
-                raise ValueError(f"{item!r} is neither a network, nor an address, nor a name")
+                raise ValueError(f"{item!r} is not a network, an address or a host name")
         return cls(tuple(networks), frozenset(names))
 
     def covers(self, host: str, machine: Machine) -> bool:
@@ -64,16 +64,16 @@ class AllowList:
 
 @dataclass(frozen=True)
 class OwnService:
-    """A server of this installation. Nobody may have the control plane call it on their behalf."""
+    """A server of this installation, which the control plane never calls on behalf of a user."""
 
-    # What people call it.
+    # The name in messages.
     name: str
     host: str
-    # None: every port of that machine.
+    # None: every port of that host.
     port: int | None
-    # It has more ports than the one that we know, where it has a machine of its own.
+    # On a host of its own it has further ports, which are unknown here.
     has_more_ports: bool = False
-    # Reached through a proxy that serves others at the same address: only its name tells.
+    # Behind a proxy that serves other sites at the same address: only the name identifies it.
     by_name_only: bool = False
 
     def is_at(self, host: str, machine: Machine | None, port: int) -> bool:
@@ -90,36 +90,36 @@ class OwnService:
 
 @dataclass(frozen=True)
 class EgressPolicy:
-    """What may be called: public machines, those of the allow-list, and never an own service."""
+    """Allows public addresses and the allow-list; always refuses own services."""
 
     allowed: AllowList = AllowList()
     own: tuple[OwnService, ...] = ()
 
     def refusal(self, host: str, machine: Machine, port: int) -> str:
-        """Return why `machine`, an address of `host`, is not called at `port`; empty: it may be."""
+        """Return why `machine`, an address of `host`, is refused at `port`; empty: allowed."""
         machine = _unwrapped(machine)
         if _is_never_called(machine):
             return NEVER
         if name := self._own_name(host, machine, port):
-            return f"that is Interlock's own service {name}"
+            return f"it is Interlock's own service {name}"
         if is_public(machine) or self.allowed.covers(host, machine):
             return ""
         return NOT_LISTED
 
     def refusal_as_written(self, host: str, port: int) -> str:
-        """Return why nothing will ever be sent there, as far as `host` says without a look-up."""
+        """Return why `host` is refused, as far as known without a DNS lookup; else empty."""
         machine = _literal(host)
         if machine is not None:
             return self.refusal(host, machine, port)
         name = self._own_name(host, None, port)
-        return f"that is Interlock's own service {name}" if name else ""
+        return f"it is Interlock's own service {name}" if name else ""
 
     def _own_name(self, host: str, machine: Machine | None, port: int) -> str:
         return next((own.name for own in self.own if own.is_at(host, machine, port)), "")
 
 
 def is_public(machine: Machine) -> bool:
-    """Say whether the internet routes to the address: not private, loopback or of a carrier."""
+    """Return whether the address is global: not private, loopback or carrier-grade NAT."""
     is_site_local = isinstance(machine, IPv6Address) and machine.is_site_local
     return machine.is_global and not is_site_local
 
@@ -131,7 +131,7 @@ def _is_never_called(machine: Machine) -> bool:
 
 
 def _unwrapped(machine: Machine) -> Machine:
-    """Return the IPv4 address inside an IPv6 one that only carries it."""
+    """Return the IPv4 address embedded in an IPv6 address, if any; else the address itself."""
     if isinstance(machine, IPv4Address):
         return machine
     if any(machine in network for network in NAT64):
@@ -140,10 +140,10 @@ def _unwrapped(machine: Machine) -> Machine:
 
 
 def _literal(host: str) -> Machine | None:
-    """Return the address that `host` writes, in any of the ways that resolvers take; else None."""
+    """Return the address that `host` spells, in any notation that resolvers accept; else None."""
     text = host.partition("%")[0].rstrip(".")
     if text.lower() == "localhost" or text.lower().endswith(".localhost"):
-        # RFC 6761: this machine, whatever a resolver says.
+        # RFC 6761: always this machine.
         return LOOPBACK
     try:
         return ip_address(text)
@@ -161,7 +161,7 @@ def _is_this_machine(host: str) -> bool:
 
 
 def _is_local(machine: Machine) -> bool:
-    """Say whether the address is one of this machine's: then the port tells services apart."""
+    """Return whether the address is this machine's; its services then differ by port."""
     if machine.is_loopback or machine.is_unspecified:
         return True
     family = socket.AF_INET if isinstance(machine, IPv4Address) else socket.AF_INET6
@@ -177,14 +177,14 @@ _known: dict[str, tuple[float, frozenset[Machine]]] = {}
 
 
 def _resolved(host: str) -> frozenset[Machine]:
-    """Return the addresses of an own service; those that were known while its name has none."""
+    """Return the addresses of an own service; the last known ones while its name is unresolved."""
     literal = _literal(host)
     if literal is not None:
         return frozenset({_unwrapped(literal)})
     at, machines = _known.get(host, (0.0, frozenset()))
     if at and monotonic() - at < RESOLVED_FOR_S:
         return machines
-    # A name that is not known now leads nobody there either.
+    # While the name cannot be resolved, nobody can call it by this name either.
     with suppress(OSError):
         machines = frozenset(_unwrapped(machine) for machine in _look_up(host, 0))
     _known[host] = monotonic(), machines
@@ -211,12 +211,12 @@ def exchange(
     timeout_s: float,
     idle_s: float = math.inf,
 ) -> Iterator[HTTPResponse]:
-    """Send one request and give the answer, whatever its status; its body is read by the caller.
+    """Send one request and yield the response, whatever its status; the caller reads the body.
 
-    `timeout_s` is for all of it, `idle_s` for each single step.
+    `timeout_s` bounds the whole exchange, `idle_s` each single step.
 
     Raises:
-        Unavailable: there was no answer in time, or it may not be called; the message says why.
+        Unavailable: there was no response in time, or the policy refuses; the message says why.
     """
     left = partial(_left, monotonic() + timeout_s, idle_s)
     parts = urlsplit(url)
@@ -243,14 +243,14 @@ def exchange(
 def _connect(
     host: str, port: int, is_tls: bool, left: Callable[[], float], policy: EgressPolicy
 ) -> socket.socket:
-    """Return a connection to the first address of `host` that may be called and answers."""
+    """Return a connection to the first allowed address of `host` that accepts it."""
     machines = _look_up(host, port)
     refusals = {machine: policy.refusal(host, machine, port) for machine in machines}
     callable_ = [machine for machine in machines if not refusals[machine]]
     if not callable_:
         addresses = ", ".join(map(str, machines))
         reasons = "; ".join(dict.fromkeys(refusals.values()))
-        raise Unavailable(f"{host} is {addresses}, where nothing is sent: {reasons}")
+        raise Unavailable(f"{host} resolves to {addresses}, where nothing is sent: {reasons}")
     last: OSError = OSError("no address")
     for machine in callable_:
         try:
@@ -272,7 +272,7 @@ def _secured(sock: socket.socket, host: str, left: Callable[[], float]) -> socke
 
 
 def _left(deadline: float, idle_s: float) -> float:
-    """Return the seconds that the next step may take. Raises TimeoutError when there are none."""
+    """Return the seconds left for the next step. Raises TimeoutError when none are left."""
     left = deadline - monotonic()
     if left <= 0:
         raise TimeoutError
@@ -280,9 +280,9 @@ def _left(deadline: float, idle_s: float) -> float:
 
 
 class _Readable(io.RawIOBase):
-    """What HTTPResponse reads from: every read gets only what is left of the exchange's time.
+    """The stream that HTTPResponse reads: each read gets the time that is left of the exchange.
 
-    A timeout of the socket alone would start anew with each byte that a slow endpoint lets go.
+    A socket timeout alone would restart with each byte that a slow endpoint sends.
     """
 
     def __init__(self, sock: socket.socket, left: Callable[[], float]) -> None:

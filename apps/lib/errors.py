@@ -1,4 +1,4 @@
-"""Errors that a person or a client can act on; each carries its HTTP status and a stable code."""
+"""Errors that a person or a client can act on; each has an HTTP status and a stable code."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 class InterlockError(Exception):
-    """Base of the anticipated errors. The message says what was wrong and where."""
+    """Base of all expected errors. The message says what is wrong and where."""
 
     status = 400
     code = "invalid"
@@ -18,7 +18,7 @@ class InterlockError(Exception):
 
 
 class Invalid(InterlockError):
-    """The request contradicts itself or the rules; nothing was changed."""
+    """The request is invalid; nothing was changed."""
 
 
 class NotFound(InterlockError):
@@ -32,21 +32,21 @@ class Forbidden(InterlockError):
 
 
 class Conflict(InterlockError):
-    """Somebody was faster, or the thing is not in a state that allows this."""
+    """Another change came first, or the current state does not allow this one."""
 
     status = 409
     code = "conflict"
 
 
 class TooLarge(InterlockError):
-    """What was sent is beyond a limit; the message names the limit."""
+    """The input exceeds a limit; the message names the limit."""
 
     status = 413
     code = "too_large"
 
 
 class Unavailable(InterlockError):
-    """Something that we depend on does not answer; trying again later may help."""
+    """A dependency does not respond; a later retry may succeed."""
 
     status = 503
     code = "unavailable"

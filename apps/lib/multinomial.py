@@ -1,4 +1,4 @@
-"""Do counts fit configured shares? A test that may be read at every look."""
+"""Sequential test of counts against configured shares; it may be read at every look."""
 
 from __future__ import annotations
 

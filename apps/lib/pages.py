@@ -1,7 +1,7 @@
-"""What every page shares: page or fragment, 204 when nothing changed, our errors as pages.
+"""Helpers of all pages: page or fragment, 204 when nothing changed, errors as pages.
 
-A live page polls its own fragment with the stamp that it shows. The stamp is made from what the
-fragment is made from, so an unchanged one costs one small query and no rendering.
+A live page polls its fragment and sends the stamp of the fragment that it shows. The stamp is a
+digest of the fragment's data, so an unchanged fragment costs one small query and no rendering.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ P = ParamSpec("P")
 
 
 class PageRequest(HttpRequest):
-    """A request as the middleware leaves it."""
+    """A request after the middleware: it has `htmx`."""
 
     htmx: HtmxDetails
 
@@ -38,10 +38,10 @@ View = Callable[Concatenate[PageRequest, P], HttpResponse]
 
 
 def page(view: View[P]) -> Callable[Concatenate[HttpRequest, P], HttpResponse]:
-    """Answer our errors with a page of their status: the message says what to do about it."""
+    """Render an InterlockError of the view as a page with its status and message."""
 
     @wraps(view)
-    def answered(request: HttpRequest, *args: P.args, **kwargs: P.kwargs) -> HttpResponse:
+    def wrapped(request: HttpRequest, *args: P.args, **kwargs: P.kwargs) -> HttpResponse:
         try:
             return view(request, *args, **kwargs)  # type: ignore[arg-type]
         except InterlockError as error:
@@ -49,11 +49,11 @@ def page(view: View[P]) -> Callable[Concatenate[HttpRequest, P], HttpResponse]:
             context = {"reason": error.message, "status": error.status}
             return render(request, template, context, status=error.status)
 
-    return answered  # type: ignore[return-value]
+    return wrapped  # type: ignore[return-value]
 
 
 def stamp_of(*parts: object) -> str:
-    """Return a short digest of what a fragment is made from."""
+    """Return a short digest of the data that a fragment shows."""
     text = "\x1f".join(str(part) for part in parts)
     return hashlib.blake2s(text.encode(), digest_size=8).hexdigest()
 
@@ -66,7 +66,7 @@ def render_live(
     stamp: str,
     context: Callable[[], dict[str, Any]],
 ) -> HttpResponse:
-    """Render the whole page, or for HTMX the fragment; 204 when the browser shows `stamp` already.
+    """Render the page, or the fragment for HTMX; 204 when the browser already shows `stamp`.
 
     `context` is called only when something is rendered.
     """
@@ -77,25 +77,25 @@ def render_live(
 
 
 def go_to(request: PageRequest, name: str, *args: object, **kwargs: object) -> HttpResponse:
-    """Redirect to a named page, the way that the request's sender understands."""
+    """Redirect to a named page: a redirect of HTMX for an HTMX request, else of HTTP."""
     url = reverse(name, args=args, kwargs=kwargs)
     return HttpResponseClientRedirect(url) if request.htmx else redirect(url)
 
 
 def came_from(request: PageRequest, fallback: str) -> str:
-    """Return the page of ours that the request came from, or the one named `fallback`."""
+    """Return the URL of the page of this site that sent the request, else of `fallback`."""
     referer = request.headers.get("referer", "")
     ours = url_has_allowed_host_and_scheme(referer, {request.get_host()}, request.is_secure())
     return referer if ours else reverse(fallback)
 
 
 def go_back(request: PageRequest, fallback: str) -> HttpResponse:
-    """Redirect to the page of ours that the request came from, or to the one named `fallback`."""
+    """Redirect to the page of this site that sent the request, else to `fallback`."""
     return redirect(came_from(request, fallback))
 
 
 def attempt(request: PageRequest, action: Callable[[], str]) -> InterlockError | None:
-    """Do `action` and leave a message: what it returns, or our error's, which is also returned."""
+    """Run `action` and show what it returns as a message, or the error, which is also returned."""
     try:
         messages.success(request, action())
     except InterlockError as error:
@@ -108,7 +108,7 @@ class PlotlyFinder(BaseFinder):
     """Serves plotly.min.js out of the plotly wheel, as `plotly/plotly.min.js`.
 
     Only this file: the package holds 10 MB more that no page uses. Importing plotly would take
-    half a second in every process, so its folder is found without.
+    half a second in every process, so its folder is located without an import.
     """
 
     prefix = "plotly"
@@ -125,13 +125,13 @@ class PlotlyFinder(BaseFinder):
         return []
 
     def find(self, path: str, find_all: bool = False, **kwargs: Any) -> Any:
-        """Return the file's path, or a list of it, as Django's finders do; nothing for others."""
-        found = [str(self.folder / self.file_name)]
+        """Return the file's path, or a list of it, as Django's finders do; [] for other files."""
+        matches = [str(self.folder / self.file_name)]
         if path != f"{self.prefix}/{self.file_name}":
-            found = []
+            matches = []
         if find_all or kwargs.get("all"):
-            return found
-        return found[0] if found else []
+            return matches
+        return matches[0] if matches else []
 
     def list(self, ignore_patterns: Iterable[str] | None) -> Iterator[tuple[str, Storage]]:
         storage = FileSystemStorage(location=self.folder)

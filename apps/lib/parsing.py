@@ -1,7 +1,7 @@
-"""JSON that others send: bounded in bytes, depth and values before it is parsed.
+"""Parsing of untrusted JSON: bytes, depth and values are bounded before parsing.
 
-Python's parser recurses once for each level and makes an object of each value, so that a few
-kilobytes of brackets end a request with a RecursionError, and two megabytes take a hundred.
+Python's parser recurses once for each level and creates an object for each value, so a few
+kilobytes of brackets raise a RecursionError, and two megabytes of JSON take a hundred of memory.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[{\]}]', re.DOTALL)
 
 
 def load_json(text: str, what: str = "The body") -> Any:
-    """Return what `text` holds. Raises Invalid, which says of `what` what is wrong and where."""
+    """Parse `text`. Raises Invalid, whose message names `what`, the fault and its position."""
     _check_size(text, what)
     _check_depth(text, what)
     try:
@@ -37,7 +37,7 @@ def load_json(text: str, what: str = "The body") -> Any:
 
 
 class BoundedJSONParser(JSONParser):
-    """Reads the body of a request to the API."""
+    """Parses the body of an API request within the bounds."""
 
     def parse(
         self,
@@ -45,7 +45,7 @@ class BoundedJSONParser(JSONParser):
         media_type: str | None = None,
         parser_context: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Return the document. Raises TooLarge, Invalid."""
+        """Raises TooLarge, Invalid."""
         bytes_max = settings.DATA_UPLOAD_MAX_MEMORY_SIZE
         data = stream.read(bytes_max + 1)
         if len(data) > bytes_max:
@@ -89,4 +89,4 @@ def _too_deep(text: str, what: str, at: int) -> Invalid:
 
 
 def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a valid JSON number")

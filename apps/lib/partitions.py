@@ -1,9 +1,9 @@
-"""Tables that are divided by time: a partition for each day or month, and one for what fits none.
+"""Tables partitioned by time: one partition for each day or month, and a default partition.
 
-Partitions are made ahead, and dropped whole: that costs the same for a thousand rows as for a
-billion. Each step is one transaction that waits briefly for its locks, so that it never holds up
-those who write, and may be killed at any instant. Rows whose partition is not there yet, since
-nobody made it or their clock is wrong, are in the partition `TABLE_rest`.
+Partitions are created ahead and dropped whole, which costs the same for a thousand rows as for a
+billion. Each step is one transaction with a short lock timeout, so it never blocks writers for
+long, and it may be killed at any time. Rows whose partition does not exist, because it was not
+created yet or their clock is wrong, are in the default partition `TABLE_rest`.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from psycopg import sql
 
 Span = Literal["day", "month"]
 
-# Who writes waits behind us while we wait.
+# Writers queue behind this transaction while it waits for a lock.
 LOCK_MS = 2_000
-# Partitions that are there before their time comes.
+# The number of partitions that are created ahead of time.
 AHEAD = {"day": 3, "month": 2}
 
 LEAVES = """
@@ -30,7 +30,7 @@ LEAVES = """
     WHERE inhparent = %s::regclass ORDER BY child.relname
 """
 SIZE = "SELECT reltuples, pg_total_relation_size(oid) FROM pg_class WHERE oid = %s::regclass"
-A_ROW = """
+BYTES_PER_ROW = """
     SELECT sum(pg_total_relation_size(oid)) / nullif(sum(greatest(reltuples, 0)), 0)
     FROM pg_class WHERE oid = ANY(%s::regclass[])
 """
@@ -39,8 +39,8 @@ UPPER = re.compile(r"TO \('([^']+)'\)")
 
 
 @dataclass(frozen=True)
-class Divided:
-    """A table that is divided by `column` into spans."""
+class PartitionedTable:
+    """A table that is partitioned by `column` into spans."""
 
     table: str
     column: str
@@ -53,7 +53,7 @@ class Divided:
 
 @dataclass(frozen=True)
 class Partition:
-    """A partition of which all rows are before `until`."""
+    """A partition whose rows are all before `until`."""
 
     name: str
     until: datetime
@@ -69,40 +69,42 @@ class Freed:
 
 
 def start_of(at: datetime, span: Span) -> datetime:
-    """Return the beginning of the day or month of `at`, in UTC."""
+    """Return the start of the day or month of `at`, in UTC."""
     day = at.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     return day if span == "day" else day.replace(day=1)
 
 
 def end_of(at: datetime, span: Span) -> datetime:
-    """Return the beginning of the next day or month."""
+    """Return the start of the next day or month, in UTC."""
     start = start_of(at, span)
-    # 32 days lead from the first of any month into the next one.
+    # 32 days after the first of any month is in the next month.
     return start_of(start + timedelta(days=1 if span == "day" else 32), span)
 
 
-def partitions(divided: Divided) -> list[Partition]:
-    """Return the partitions but the rest, the oldest first."""
+def list_partitions(parent: PartitionedTable) -> list[Partition]:
+    """Return the partitions, oldest first, without the default partition."""
     with connection.cursor() as cursor:
-        cursor.execute(LEAVES, [divided.table])
+        cursor.execute(LEAVES, [parent.table])
         rows = cursor.fetchall()
-    found = [
+    bounded = [
         Partition(name, datetime.fromisoformat(upper[1]).astimezone(UTC))
         for name, bound in rows
         if (upper := UPPER.search(bound))
     ]
-    return sorted(found, key=lambda partition: partition.until)
+    return sorted(bounded, key=lambda partition: partition.until)
 
 
-def make_ahead(divided: Divided, now: datetime) -> int:
-    """Make the partitions of now and the time ahead that are missing; return how many."""
-    until = max((each.until for each in partitions(divided)), default=start_of(now, divided.span))
-    made = 0
-    for start in _starts(now, divided.span):
+def create_ahead(parent: PartitionedTable, now: datetime) -> int:
+    """Create the missing partitions for now and ahead; return their number."""
+    until = max(
+        (each.until for each in list_partitions(parent)), default=start_of(now, parent.span)
+    )
+    count = 0
+    for start in _starts(now, parent.span):
         if start >= until:
-            _make(divided, start)
-            made += 1
-    return made
+            _create(parent, start)
+            count += 1
+    return count
 
 
 def _starts(now: datetime, span: Span) -> Iterator[datetime]:
@@ -113,11 +115,11 @@ def _starts(now: datetime, span: Span) -> Iterator[datetime]:
 
 
 @transaction.atomic
-def _make(divided: Divided, start: datetime) -> None:
-    """Make one partition, with what came for it before it was there."""
-    end = end_of(start, divided.span)
+def _create(parent: PartitionedTable, start: datetime) -> None:
+    """Create one partition and move its rows from the default partition into it."""
+    end = end_of(start, parent.span)
     with connection.cursor() as cursor:
-        _wait_briefly(cursor)
+        _set_lock_timeout(cursor)
         for statement in (
             "CREATE TABLE {new} (LIKE {table} INCLUDING DEFAULTS INCLUDING CONSTRAINTS)",
             "WITH moved AS (DELETE FROM {rest} WHERE {column} >= {start} AND {column} < {end} "
@@ -126,10 +128,10 @@ def _make(divided: Divided, start: datetime) -> None:
         ):
             cursor.execute(
                 sql.SQL(statement).format(
-                    new=sql.Identifier(f"{divided.table}_{start:%Y%m%d}"),
-                    table=sql.Identifier(divided.table),
-                    rest=sql.Identifier(divided.rest),
-                    column=sql.Identifier(divided.column),
+                    new=sql.Identifier(f"{parent.table}_{start:%Y%m%d}"),
+                    table=sql.Identifier(parent.table),
+                    rest=sql.Identifier(parent.rest),
+                    column=sql.Identifier(parent.column),
                     start=sql.Literal(start.isoformat()),
                     end=sql.Literal(end.isoformat()),
                 )
@@ -137,19 +139,19 @@ def _make(divided: Divided, start: datetime) -> None:
 
 
 @transaction.atomic
-def drop_partition(divided: Divided, partition: Partition, survives: str = "") -> Freed:
-    """Drop a partition, but for rows of which the SQL condition `survives` holds: those are kept in
-    the rest. The condition names a row `old`.
+def drop_partition(parent: PartitionedTable, partition: Partition, survives: str = "") -> Freed:
+    """Drop a partition; rows for which the SQL condition `survives` holds move to the default
+    partition. The condition refers to a row as `old`.
     """
     name = sql.Identifier(partition.name)
-    table = sql.Identifier(divided.table)
+    table = sql.Identifier(parent.table)
     with connection.cursor() as cursor:
-        _wait_briefly(cursor)
+        _set_lock_timeout(cursor)
         freed = _size(cursor, partition.name)
         kept = 0
         if survives:
-            # Before it leaves: the condition may look at the table as a whole.
-            kept = _set_aside(cursor, name, survives)
+            # Before the partition is detached: the condition may query the whole table.
+            kept = _copy_survivors(cursor, name, survives)
         cursor.execute(sql.SQL("ALTER TABLE {} DETACH PARTITION {}").format(table, name))
         if survives:
             cursor.execute(sql.SQL("INSERT INTO {} SELECT * FROM set_aside").format(table))
@@ -158,7 +160,7 @@ def drop_partition(divided: Divided, partition: Partition, survives: str = "") -
     return Freed(max(0, freed.rows - kept), freed.bytes)
 
 
-def _set_aside(cursor: Any, name: sql.Identifier, survives: str) -> int:
+def _copy_survivors(cursor: Any, name: sql.Identifier, survives: str) -> int:
     start = "CREATE TEMPORARY TABLE set_aside ON COMMIT DROP AS SELECT old.* FROM {} AS old WHERE "
     cursor.execute(sql.SQL(start).format(name) + sql.SQL(survives))
     return int(cursor.rowcount)
@@ -166,12 +168,12 @@ def _set_aside(cursor: Any, name: sql.Identifier, survives: str) -> int:
 
 @transaction.atomic
 def delete_batch(table: str, condition: str, parameters: Sequence[Any], limit: int) -> Freed:
-    """Delete up to `limit` rows of which the SQL condition holds, in a transaction of its own.
+    """Delete up to `limit` rows for which the SQL condition holds, in one transaction.
 
-    The table itself is no partitioned one; the condition names a row `old`. Bytes are estimated: a
-    row's share of the table, which later rows fill.
+    The table must not be partitioned; the condition refers to a row as `old`. The freed bytes are
+    an estimate, the rows' share of the table: later rows reuse the space.
     """
-    # The names are ours.
+    # The table name and the condition come from our code, never from a user.
     statement = f"""
         DELETE FROM {table} WHERE ctid = ANY(ARRAY(
             SELECT old.ctid FROM {table} AS old WHERE {condition} LIMIT {limit:d}
@@ -180,11 +182,11 @@ def delete_batch(table: str, condition: str, parameters: Sequence[Any], limit: i
     with connection.cursor() as cursor:
         cursor.execute(statement, parameters)
         rows = cursor.rowcount
-    return Freed(rows, rows * bytes_a_row(table) if rows else 0)
+    return Freed(rows, rows * estimate_row_bytes(table) if rows else 0)
 
 
-def leaves(table: str) -> list[str]:
-    """Return the partitions of a table, or the table itself without any."""
+def list_leaves(table: str) -> list[str]:
+    """Return the partitions of a table, or the table itself if it has none."""
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = %s::regclass "
@@ -194,29 +196,29 @@ def leaves(table: str) -> list[str]:
         return [name for (name,) in cursor.fetchall()] or [table]
 
 
-def size_of(table: str) -> Freed:
-    """Return about how many rows a table has with its partitions, and its bytes with indexes."""
+def measure_size(table: str) -> Freed:
+    """Return the estimated rows of a table with its partitions, and its bytes with indexes."""
     with connection.cursor() as cursor:
-        return sum((_size(cursor, leaf) for leaf in leaves(table)), Freed())
+        return sum((_size(cursor, leaf) for leaf in list_leaves(table)), Freed())
 
 
-def bytes_a_row(table: str) -> int:
-    """Return about what a row takes, with its share of the indexes; 0 where nobody has counted."""
+def estimate_row_bytes(table: str) -> int:
+    """Return the estimated bytes of a row with its share of the indexes; 0 before ANALYZE."""
     with connection.cursor() as cursor:
-        cursor.execute(A_ROW, [leaves(table)])
+        cursor.execute(BYTES_PER_ROW, [list_leaves(table)])
         return int(cursor.fetchone()[0] or 0)
 
 
-def _wait_briefly(cursor: Any) -> None:
+def _set_lock_timeout(cursor: Any) -> None:
     cursor.execute("SELECT set_config('lock_timeout', %s, true)", [f"{LOCK_MS}ms"])
 
 
 def _size(cursor: Any, table: str) -> Freed:
-    """Return about how many rows a table has, and its bytes with indexes."""
+    """Return the estimated rows of a table, and its bytes with indexes."""
     cursor.execute(SIZE, [table])
     rows, size = cursor.fetchone()
     if rows <= 0 and size <= COUNTED_BYTES_MAX:
-        # Nobody has looked at it yet.
+        # It was not analyzed yet, and is small enough to count.
         cursor.execute(sql.SQL("SELECT count(*) FROM {}").format(sql.Identifier(table)))
         rows = cursor.fetchone()[0]
     return Freed(max(0, int(rows)), int(size))

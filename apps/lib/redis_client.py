@@ -1,7 +1,7 @@
-"""The control plane's clients of Redis: of one server, or of the primary that Sentinel names.
+"""The control plane's Redis clients: for one server, or for the primary that Sentinel reports.
 
-A server that was made a replica refuses writes on the connections that were open then: such a
-connection is closed, and the next one goes to whom the address, or Sentinel, names by then.
+A server that was demoted to a replica refuses writes on connections that are still open. Such a
+connection is closed, and the next one goes to the current primary.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from redis.sentinel import Sentinel, SentinelManagedConnection, SentinelManagedS
 from contract.redis_url import NO_CLUSTER, RedisAddress, parse_redis_url
 
 CHECK_TIMEOUT_S = 2.0
-# What whoever waits for an entry is told at that moment.
+# The error of a blocked read at the moment of a demotion.
 UNBLOCKED = "UNBLOCKED"
 DEMOTED = "the server is a replica now and refuses writes"
 
 
 class ClusterRefused(RuntimeError):
-    """Redis is a cluster; the message says why that cannot be."""
+    """Redis is a cluster, which is not supported; the message says why."""
 
 
 class LeavesReplica:
-    """A connection that ends when the server says that it takes no writes."""
+    """A connection that closes when the server refuses writes as a replica."""
 
     def read_response(self, *args: Any, **kwargs: Any) -> Any:
         try:
@@ -62,7 +62,7 @@ class SentinelSSLConnection(LeavesReplica, SentinelManagedSSLConnection):
 
 
 class ByUrl(redis.Redis):  # type: ignore[type-arg]
-    """A client that closes, with itself, those of the sentinels that it asked."""
+    """A client that also closes the clients of its sentinels."""
 
     sentinels: Sequence[redis.Redis[bytes]] = ()
 
@@ -76,7 +76,7 @@ CONNECTIONS = {"redis": Connection, "rediss": SSLConnection, "unix": UnixConnect
 
 
 def connect(*, timeout_s: float, connect_timeout_s: float | None = None) -> redis.Redis[bytes]:
-    """Return a client that tries once: whoever uses it has a loop of its own, or does without."""
+    """Return a client that does not retry: callers retry in their own loop, or do without."""
     address = parse_redis_url(settings.REDIS_URL)
     options: dict[str, Any] = {
         "socket_timeout": timeout_s,
@@ -89,15 +89,15 @@ def connect(*, timeout_s: float, connect_timeout_s: float | None = None) -> redi
     pool = redis.ConnectionPool.from_url(
         address.url, connection_class=CONNECTIONS[scheme], **options
     )
-    # It is the client's own, and closed with it.
+    # The client owns the pool and closes it.
     client: redis.Redis[bytes] = redis.Redis.from_pool(pool)  # type: ignore[attr-defined]
     return client
 
 
 def _of_sentinel(address: RedisAddress, options: dict[str, Any]) -> redis.Redis[bytes]:
     tls: dict[str, Any] = {"ssl": True, **address.tls_files} if address.is_tls else {}
-    asking = {**tls, **address.sentinel_credentials, **options}
-    sentinel = Sentinel(list(address.sentinels), sentinel_kwargs=asking)
+    sentinel_options = {**tls, **address.sentinel_credentials, **options}
+    sentinel = Sentinel(list(address.sentinels), sentinel_kwargs=sentinel_options)
     kind = SentinelSSLConnection if address.is_tls else SentinelConnection
     server: dict[str, Any] = {**tls, **address.credentials, **options, "connection_class": kind}
     client: Any = sentinel.master_for(address.service, redis_class=ByUrl, db=address.db, **server)
@@ -107,11 +107,11 @@ def _of_sentinel(address: RedisAddress, options: dict[str, Any]) -> redis.Redis[
 
 
 def refuse_cluster() -> None:
-    """Raise ClusterRefused where Redis answers and is a cluster; who is silent may be none."""
+    """Raise ClusterRefused if Redis is a cluster. An unreachable Redis is not refused."""
     try:
         with connect(timeout_s=CHECK_TIMEOUT_S) as client:
-            told: Any = client.info("cluster")
+            info: Any = client.info("cluster")
     except redis.RedisError:
         return
-    if told.get("cluster_enabled"):
+    if info.get("cluster_enabled"):
         raise ClusterRefused(NO_CLUSTER)

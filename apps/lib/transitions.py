@@ -1,7 +1,7 @@
-"""State machines as tables: what may follow what, how a change is made, and what it leaves behind.
+"""State machines as transition tables, with compare-and-set changes and a log of transitions.
 
-A change is compare-and-set on `(state, revision)`; nought rows means that somebody was faster.
-The same transaction appends a transition row, which history, audit and timelines read.
+A change is a compare-and-set on `(state, revision)`; zero updated rows mean that another change
+came first. The same transaction appends a transition row for history, audit and timelines.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class IllegalTransition(Conflict):
 
 
 class Transitions(Generic[S]):
-    """A complete table of legal transitions over an enum of states."""
+    """The complete table of legal transitions between the states of an enum."""
 
     def __init__(self, table: Mapping[S, frozenset[S]]) -> None:
         self.table = table
@@ -42,7 +42,7 @@ class Transitions(Generic[S]):
 
 
 class Transition(models.Model):
-    """One row per transition: who, why, the evidence. Appended, never changed."""
+    """One row per transition with actor, reason and evidence. Append-only."""
 
     from_state = models.CharField(max_length=20)
     to_state = models.CharField(max_length=20)
@@ -57,7 +57,7 @@ class Transition(models.Model):
 
 
 def compare_and_set(row: models.Model, *, state_field: str, **changes: Any) -> None:
-    """Write `changes` to `row` if its state and revision are still those that were read.
+    """Write `changes` to `row` if its state and revision in the database are unchanged.
 
     Raises:
         Conflict: another actor changed the row first; nothing was written.
@@ -68,7 +68,7 @@ def compare_and_set(row: models.Model, *, state_field: str, **changes: Any) -> N
     guard = {"pk": row.pk, state_field: state, "revision": revision}
     if manager.filter(**guard).update(**changes) == 0:
         raise Conflict(
-            f"{row._meta.verbose_name} {row.pk} was changed by somebody else meanwhile",
+            f"{row._meta.verbose_name} {row.pk} was changed by another user or task meanwhile",
             revision=revision,
         )
     for name, value in changes.items():

@@ -1,4 +1,4 @@
-"""Holds a row to the rules of its model: validators of its fields and its check constraints."""
+"""Validation of a row by its model's field validators and check constraints."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def check_row(row: models.Model, names: Collection[str]) -> None:
     """Check the fields `names` of `row`, and the row as a whole.
 
     Raises:
-        Invalid: the message names the first field that breaks a rule; `fields` has all of them.
+        Invalid: the message names the first invalid field; the detail `fields` has all of them.
     """
     others = {field.name for field in row._meta.fields if field.name not in names}
     try:
@@ -23,5 +23,5 @@ def check_row(row: models.Model, names: Collection[str]) -> None:
     except ValidationError as error:
         fields = error.message_dict
         field, (message, *_) = next(iter(fields.items()))
-        told = message if field == NON_FIELD_ERRORS else f"{field}: {message}"
-        raise Invalid(told, fields=fields) from error
+        text = message if field == NON_FIELD_ERRORS else f"{field}: {message}"
+        raise Invalid(text, fields=fields) from error

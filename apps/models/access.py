@@ -1,4 +1,4 @@
-"""Who may do what with which model: viewer reads, operator moves traffic, admin configures."""
+"""Roles on models: a viewer reads, an operator moves traffic, an admin configures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RANK = {Role.VIEWER: 0, Role.OPERATOR: 1, Role.ADMIN: 2}
 def has_role(
     user: AbstractBaseUser | AnonymousUser, model: RegisteredModel | None, role: Role
 ) -> bool:
-    """Say whether `user` holds `role` or a higher one on `model` (None: on all models).
+    """Return whether `user` has `role` or a higher one on `model` (None: on all models).
 
     Every active user may read; superusers may do everything.
     """
@@ -31,9 +31,9 @@ def has_role(
 
 
 def actor_has_role(actor: Actor, model: RegisteredModel | None, role: Role) -> bool:
-    """Say whether who acts holds `role` on `model`: for services, whichever door was used.
+    """Return whether `actor` has `role` on `model`; for services, which have no request.
 
-    Interlock itself may do everything; a name that no active user has may do nothing.
+    Interlock itself may do everything; an actor without an active user may do nothing.
     """
     if actor == INTERLOCK:
         return True
@@ -51,5 +51,5 @@ def require_role(
 
 
 def actor_of(request: HttpRequest) -> Actor:
-    """Return who makes this request, and from which address."""
+    """Return the user and the IP address of a request as an actor."""
     return Actor(request.user.get_username() or "anonymous", request.META.get("REMOTE_ADDR", ""))

@@ -1,4 +1,4 @@
-"""Read-mostly admin of the registry: what serves changes through the services only."""
+"""Mostly read-only admin of the registry: serving state changes through the services only."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class RoleInline(TabularInline):  # type: ignore[misc]
 
 @admin.register(RegisteredModel)
 class RegisteredModelAdmin(ModelAdmin):  # type: ignore[misc]
-    """Serving settings change on the model's page or by the API; roles are given here."""
+    """Roles are assigned here; serving settings change on the page of the model or by the API."""
 
     list_display = ["name", "stable", "previous_stable", "timeout_ms", "max_batch_size"]
     search_fields = ["name", "description"]
@@ -75,7 +75,7 @@ class ModelVersionAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
 
 @admin.register(RefusedImport)
 class RefusedImportAdmin(ModelAdmin):  # type: ignore[misc]
-    """Deleting one lets the next sync read that version again."""
+    """After a refused import is deleted, the next sync reads the version again."""
 
     list_display = ["model_name", "number", "reason", "at"]
     search_fields = ["model_name", "reason"]
@@ -89,7 +89,7 @@ class RefusedImportAdmin(ModelAdmin):  # type: ignore[misc]
 
 @admin.register(ServingCluster)
 class ServingClusterAdmin(ModelAdmin):  # type: ignore[misc]
-    """A change is published by the next tick, within a second or two."""
+    """The next tick publishes a change, within two seconds."""
 
     list_display = ["name", "endpoints", "is_default", "hedge_after_ms", "repository_path"]
 
@@ -114,7 +114,7 @@ class ApiKeyInline(ReadOnly, TabularInline):  # type: ignore[misc]
 
 @admin.register(Tenant)
 class TenantAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
-    """For looking: quotas and keys change on the tenants' pages, which publish and audit."""
+    """Read-only: quotas and keys change on the tenants' pages, which publish and audit."""
 
     list_display = ["name", "requests_per_s", "burst", "concurrency_max", "priority"]
     search_fields = ["name"]

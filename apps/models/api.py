@@ -44,7 +44,7 @@ from apps.models.states import DeploymentState, RegistryState
 
 NUMBER = OpenApiParameter("number", int, OpenApiParameter.PATH, description="Version number")
 
-ARCHIVED = OpenApiParameter("archived", bool, description="With those that are archived.")
+ARCHIVED = OpenApiParameter("archived", bool, description="Include archived ones.")
 
 
 def _archived(request: Request) -> bool:
@@ -60,9 +60,9 @@ def register(router: BaseRouter) -> None:
 class ModelViewSet(
     mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericViewSet[RegisteredModel]
 ):
-    """Models: what each serves with, and its versions.
+    """Models with their serving settings and versions.
 
-    What changes a routing table is added by `apps.rollouts.serving_api`.
+    `apps.rollouts.serving_api` adds the actions that change the routing table.
     """
 
     queryset = RegisteredModel.objects.select_related("stable", "previous_stable")
@@ -71,7 +71,7 @@ class ModelViewSet(
     lookup_value_regex = "[^/]+"
 
     def get_queryset(self) -> QuerySet[RegisteredModel]:
-        """Return all of them for one by its name; lists leave out what is archived or deleted."""
+        """Lists omit archived and deleted models; a model is found by name in any state."""
         rows = super().get_queryset()
         if self.action != "list":
             return rows
@@ -82,13 +82,13 @@ class ModelViewSet(
 
     @extend_schema(parameters=[ARCHIVED])
     def list(self, request: Request, *args: Any, **kwargs: Any) -> Response:
-        """All models, in the order of names, without those that are archived."""
+        """List models by name, without archived ones unless requested."""
         return super().list(request, *args, **kwargs)
 
     @extend_schema(parameters=[ARCHIVED], responses=VersionSerializer(many=True))
     @action(detail=True, parser_classes=[BoundedJSONParser, MultiPartParser])
     def versions(self, request: Request, name: str) -> Response:
-        """The model's versions, the newest first, without those that are archived or deleted."""
+        """List versions, newest first, without deleted and, unless requested, archived ones."""
         rows = _versions().filter(model=self.get_object()).exclude(state=RegistryState.DELETED)
         if not _archived(request):
             rows = rows.exclude(state=RegistryState.ARCHIVED)
@@ -101,11 +101,11 @@ class ModelViewSet(
     )
     @versions.mapping.post
     def register_version(self, request: Request, name: str) -> Response:
-        """Register a version: an ONNX file as multipart form, or JSON with the URI of one.
+        """Register a version: an ONNX file as a multipart form, or its URI as JSON.
 
-        The answer is 202 with a registration: ask for it, at Location, until it is settled. The
-        model is made with its first version. Metrics, parameters and the like may come with it.
-        The same file with the same metadata is refused as a conflict, with the number that it has.
+        The response is 202 with a registration. Poll it at Location until `is_settled`. The first
+        version creates the model. The request may include metadata such as metrics and parameters.
+        The same file with the same metadata is refused with 409 and the number of that version.
         """
         row = register_version(request, name)
         location = reverse("api:registration-detail", args=[row.pk])
@@ -115,26 +115,26 @@ class ModelViewSet(
     @extend_schema(responses=AliasSerializer(many=True))
     @action(detail=True, pagination_class=None)
     def aliases(self, request: Request, name: str) -> Response:
-        """The model's aliases. `is_pending`: MLflow does not have it yet."""
+        """List the aliases of a model. `is_pending`: MLflow does not have it yet."""
         rows = self.get_object().aliases.select_related("version")
         return Response(AliasSerializer(rows, many=True).data)
 
     @extend_schema(parameters=[ALIAS], request=AliasSerializer, responses=AliasSerializer)
     @action(detail=True, methods=["put"], url_path="aliases/(?P<alias>[^/]+)", url_name="alias")
     def alias(self, request: Request, name: str, alias: str) -> Response:
-        """Move an alias other than champion, here at once and in MLflow soon after."""
+        """Set an alias other than champion: here at once, in MLflow by the next sync."""
         return set_alias(request, self.get_object(), alias)
 
     @extend_schema(parameters=[ALIAS], request=None, responses={204: None})
     @alias.mapping.delete
     def drop_alias(self, request: Request, name: str, alias: str) -> Response:
-        """Take an alias away, in MLflow and here; 503 while MLflow does not answer."""
+        """Delete an alias in MLflow and here; 503 while MLflow does not respond."""
         return drop_alias(request, self.get_object(), alias)
 
     @extend_schema(parameters=[NUMBER], responses=VersionSerializer)
     @action(detail=True, url_path=r"versions/(?P<number>\d+)", url_name="version")
     def version(self, request: Request, name: str, number: str) -> Response:
-        """One version with its signature, training record and deployments."""
+        """Return a version with its signature, training data and deployments."""
         return Response(VersionSerializer(self.find_version(number)).data)
 
     @extend_schema(parameters=[NUMBER], request=None, responses=VersionSerializer)
@@ -145,7 +145,7 @@ class ModelViewSet(
         url_name="version-deploy",
     )
     def deploy(self, request: Request, name: str, number: str) -> Response:
-        """Load a version without traffic, reachable by its explicit path; retry a failed one."""
+        """Load a version without traffic, served at its own path; retry a failed deployment."""
         version = self.find_version(number)
         require_role(request.user, version.model, Role.OPERATOR)
         actor, now = actor_of(request), database_now()
@@ -158,9 +158,9 @@ class ModelViewSet(
     @extend_schema(request=None, responses=SyncReportSerializer)
     @action(detail=False, methods=["post"])
     def sync(self, request: Request) -> Response:
-        """Import what MLflow has and we have not; beat does the same every few seconds.
+        """Import missing versions and aliases from MLflow; a task does the same every 10 seconds.
 
-        409 while a sync is running that does not end within ten seconds.
+        409 if another sync runs and does not end within 10 seconds.
         """
         require_role(request.user, None, Role.OPERATOR)
         report = sync_now()
@@ -192,18 +192,18 @@ def find_model(name: str) -> RegisteredModel:
 def find_version(model: RegisteredModel, named: str) -> ModelVersion:
     """Return a version of `model` by number or alias. Raises NotFound."""
     versions = model.versions.select_related("model")
-    found = (
+    version = (
         versions.filter(number=int(named)).first()
         if named.isdecimal()
         else versions.filter(aliases__name=named).first()
     )
-    if found is None:
+    if version is None:
         raise NotFound(f"{model.name} has no version or alias {named!r}.")
-    return found
+    return version
 
 
 class RefusedImportViewSet(mixins.ListModelMixin, GenericViewSet[RefusedImport]):
-    """Versions that the registry has and that cannot be served, with the reasons."""
+    """Versions of MLflow's registry that cannot be served, with the reasons."""
 
     queryset = RefusedImport.objects.order_by("model_name", "-number")
     serializer_class = RefusedImportSerializer
@@ -211,9 +211,9 @@ class RefusedImportViewSet(mixins.ListModelMixin, GenericViewSet[RefusedImport])
     @extend_schema(request=None, responses={204: None})
     @action(detail=True, methods=["post"])
     def retry(self, request: Request, pk: str) -> Response:
-        """Forget a refusal, so that the next reconcile looks at the version again."""
+        """Delete a refusal; the next sync reads the version again."""
         require_role(request.user, None, Role.OPERATOR)
         refused = get_object_or_404(RefusedImport, pk=pk)
         if refused.delete()[0] == 0:
-            raise Conflict("Somebody else was faster.")
+            raise Conflict("The refusal was deleted already.")
         return Response(status=204)

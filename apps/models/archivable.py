@@ -1,8 +1,8 @@
-"""The columns and the lock that versions and models share, since both can be archived and deleted.
+"""Columns and locking that versions and models share: both can be archived and deleted.
 
-Whoever retires one locks the model's row, and so does whoever begins to need a version: a rollout,
-an experiment, a placing, by `hold_active`. So one of two that meet comes second and sees what the
-first one did. It is locked before any row of a deployment, or two might wait crosswise.
+Both sides lock the row of the model: a retirement, and by `lock_active` each start of a use (a
+rollout, an experiment, a deployment). The second of two concurrent transactions therefore sees the
+result of the first. Lock the model before any deployment row, or a deadlock is possible.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ R = TypeVar("R", bound="Retirable")
 
 class RetirableQuerySet(models.QuerySet[R]):
     def active(self) -> RetirableQuerySet[R]:
-        """Return those that lists show by default."""
+        """Filter the active ones, which lists show by default."""
         return self.filter(state=RegistryState.ACTIVE)
 
     def kept(self) -> RetirableQuerySet[R]:
-        """Return the active and the archived ones."""
+        """Filter the active and the archived ones."""
         return self.filter(state__in=(RegistryState.ACTIVE, RegistryState.ARCHIVED))
 
 
 class Retirable(models.Model):
-    """What can be archived and restored, and deleted but for what history reads of it."""
+    """A row that can be archived, restored and deleted; a deleted row stays for the history."""
 
     state = models.CharField(
         max_length=20,
@@ -43,11 +43,11 @@ class Retirable(models.Model):
         default=RegistryState.ACTIVE,
         db_default=RegistryState.ACTIVE,
     )
-    # When that last changed, by whom, and the reason that was given; None: never.
+    # The last change of the state: time (None: never), user and reason.
     state_at = models.DateTimeField(null=True, blank=True)
     state_by = models.CharField(max_length=150, blank=True, default="", db_default="")
     state_reason = models.TextField(blank=True, default="", db_default="")
-    # What a deletion waits for; empty: nothing.
+    # What a deletion waits for, or empty.
     state_problem = models.TextField(blank=True, default="", db_default="")
 
     class Meta:
@@ -55,7 +55,7 @@ class Retirable(models.Model):
 
     @property
     def actor(self) -> Actor:
-        """Return who changed the state last."""
+        """The user who last changed the state."""
         return Actor(self.state_by, "")
 
     @property
@@ -68,7 +68,7 @@ class Retirable(models.Model):
 
     @property
     def is_deleted(self) -> bool:
-        """Deleted, or about to be: nothing leads back."""
+        """Whether it is deleted or being deleted, which cannot be undone."""
         return self.state in {RegistryState.DELETING, RegistryState.DELETED}
 
     def save_state(
@@ -81,10 +81,10 @@ class Retirable(models.Model):
         reason: str = "",
         **also: Any,
     ) -> None:
-        """Make one transition of a row that is locked; `also` are further columns to write.
+        """Change the state of a locked row; `also` are further columns to write.
 
         Raises:
-            Conflict: the transition is not legal.
+            Conflict: the transition is not allowed.
         """
         table.check(str(self), RegistryState(self.state), new)
         changes = {
@@ -100,18 +100,18 @@ class Retirable(models.Model):
         self.save(update_fields=list(changes))
 
 
-def hold_active(versions: Iterable[ModelVersion]) -> None:
-    """Do as `require_active`, and keep it true until the transaction ends: the model is locked."""
+def lock_active(versions: Iterable[ModelVersion]) -> None:
+    """Lock the models of `versions` until the transaction ends; raise as `require_active` does."""
     versions = list(versions)
     if versions:
-        # A foreign key is checked at the end of a transaction only: it makes nobody wait.
+        # NO KEY: inserts that refer to the model by a foreign key do not wait.
         models = type(versions[0].model)._default_manager.select_for_update(no_key=True)
         list(models.filter(pk__in={v.model_id for v in versions}).order_by("pk").values("pk"))
     require_active(versions)
 
 
 def require_active(versions: Iterable[ModelVersion]) -> None:
-    """Raise Conflict when one of the versions, or its model, is archived or deleted by now."""
+    """Raise Conflict if one of the versions, or its model, is archived or deleted."""
     versions = list(versions)
     if not versions:
         return

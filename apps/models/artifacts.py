@@ -1,9 +1,9 @@
-"""Reads what a model artifact really takes and gives, and refuses what we cannot serve.
+"""Reads the signature of a model artifact and refuses artifacts that cannot be served.
 
-The served signature comes from the ONNX file, not from what was declared beside it. A model is
-batched when the first dimension of every input and output is free and its rows are independent (see
-`apps.models.batchability`); a tensor that has no other dimension is then served with shape [−1, 1],
-as Triton needs it. A scalar is served with shape [1].
+The served signature comes from the ONNX file, not from the declared metadata. A model is batched if
+the first dimension of each input and output is free and its rows are independent (see
+`apps.models.batchability`); a tensor without other dimensions is then served with shape [−1, 1], as
+Triton requires. A scalar is served with shape [1].
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ DESCRIPTION_BYTES_MAX = 512 * 1024
 
 @dataclass(frozen=True)
 class Artifact:
-    """One servable ONNX file: where it is, its digest, and what it takes and gives.
+    """A servable ONNX file with its digest and signature.
 
-    `data_path` is a file of weights that belongs beside one that would be too large with them.
-    `warmup` is a request that the model answers, when it does not answer zeros. `trial_ms` is what
-    its trial took, in milliseconds by the number of rows.
+    `data_path` is a separate file of weights, for models beyond the size limit of one file.
+    `warmup` is a request that the model accepts, if it does not accept zeros. `trial_ms` is the
+    duration of its trial in milliseconds, by the number of rows.
     """
 
     path: Path
@@ -55,11 +55,11 @@ def read_mlflow_model(directory: Path) -> Path:
     """Return the ONNX file of a downloaded MLflow model.
 
     Raises:
-        Invalid: it has no ONNX flavour or no signature, with what to do about it.
+        Invalid: it has no ONNX flavour or no signature; the message says how to fix it.
     """
     description = directory / "MLmodel"
     if not description.exists():
-        raise Invalid("it is not an MLflow model: there is no MLmodel file")
+        raise Invalid("it is not an MLflow model: it has no MLmodel file")
     flavours, signature = _read_description(description)
     if "onnx" not in flavours:
         has = ", ".join(sorted(map(str, flavours))) or "none"
@@ -74,7 +74,7 @@ def read_mlflow_model(directory: Path) -> Path:
 
 
 def _read_description(path: Path) -> tuple[dict[Any, Any], dict[Any, Any]]:
-    """Return the flavours and the signature of an MLmodel file, as far as it says them."""
+    """Return the flavours and the signature of an MLmodel file; missing ones are empty."""
     if path.stat().st_size > DESCRIPTION_BYTES_MAX:
         raise Invalid(f"its MLmodel file is larger than {DESCRIPTION_BYTES_MAX:,} bytes")
     try:
@@ -83,7 +83,7 @@ def _read_description(path: Path) -> tuple[dict[Any, Any], dict[Any, Any]]:
         text = str(error) or type(error).__name__
         raise Invalid(f"its MLmodel file cannot be read: {text}") from error
     if not isinstance(document, dict):
-        raise Invalid("its MLmodel file says nothing")
+        raise Invalid("its MLmodel file is not a mapping")
     flavours, signature = document.get("flavors"), document.get("signature")
     return (
         flavours if isinstance(flavours, dict) else {},
@@ -93,20 +93,20 @@ def _read_description(path: Path) -> tuple[dict[Any, Any], dict[Any, Any]]:
 
 def _tensors(value: Any) -> list[Any]:
     try:
-        found = json.loads(value) if isinstance(value, str) else value
+        tensors = json.loads(value) if isinstance(value, str) else value
     except (ValueError, RecursionError):
         return []
-    return found if isinstance(found, list) else []
+    return tensors if isinstance(tensors, list) else []
 
 
 def inspect_onnx(path: Path) -> Artifact:
-    """Check an ONNX file, gather external data, and return what it takes and gives.
+    """Inspect an ONNX file: merge its external data, read its signature, run trial requests.
 
-    ONNX Runtime loads it and answers trial requests, in a process of its own with bounds on memory
-    and time: a hostile or huge file ends that process and nothing else.
+    ONNX Runtime loads it and answers the trial requests in a separate process with bounds on memory
+    and time, so a hostile or huge file can only kill that process.
 
     Raises:
-        Invalid: it cannot be served, with the reason.
+        Invalid: it cannot be served; the message says why.
         Unavailable: the process could not be started.
     """
     document = _inspected(path)
@@ -130,7 +130,7 @@ def _inspected(path: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", "apps.models.inspection", str(path.resolve())]
     limits = settings.INSPECT_MEMORY_BYTES_MAX, settings.INSPECT_TIMEOUT_S, settings.TRIAL_S
     try:
-        done = subprocess.run(  # noqa: S603  Our own module; the file is data to it.
+        done = subprocess.run(  # noqa: S603  Our own module; the file is only data.
             [*command, *map(str, limits)],
             cwd=ROOT,
             stdin=subprocess.DEVNULL,
@@ -149,16 +149,16 @@ def _inspected(path: Path) -> dict[str, Any]:
         document: dict[str, Any] = json.loads(done.stdout)
     except ValueError:
         log.warning("artifact.inspection_died %s: %s", path, done.stderr[-2_000:])
-        raise Invalid(_death(done.returncode)) from None
+        raise Invalid(_exit_reason(done.returncode)) from None
     return document
 
 
-def _death(code: int) -> str:
+def _exit_reason(code: int) -> str:
     if -code == signal.SIGKILL:
-        return "it needs more memory to load than there is"
+        return "it needs more memory to load than is available"
     if code < 0:
         return f"ONNX Runtime crashes when it loads it ({signal.Signals(-code).name})"
-    return "ONNX Runtime cannot load it (its process ended without an answer)"
+    return "ONNX Runtime cannot load it (its process ended without a result)"
 
 
 def _digest(files: list[Path]) -> str:

@@ -1,4 +1,4 @@
-"""The audit log: who changed what serves, when, from where, before and after."""
+"""The audit log of changes to serving: actor, origin, time, values before and after."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def record_audit(
     before: dict[str, Any] | None = None,
     after: dict[str, Any] | None = None,
 ) -> None:
-    """Append one entry in the caller's transaction, so that it stands or falls with the change."""
+    """Append one entry in the caller's transaction, so that both commit or neither."""
     AuditEntry.objects.create(
         actor=actor.name,
         origin=actor.origin,

@@ -1,8 +1,8 @@
-"""Tries a model out: its input, the shapes it gives, its cost, whether its rows are independent.
+"""Runs trial requests: finds a valid input, output shapes, cost, and whether rows are independent.
 
-Requests of several users may share a batch only if each row gets what it would get alone. The
-shapes in a file do not tell: a sequence, or a normalisation over all rows, looks like a batch. So
-the model answers three rows together and one by one, and the answers must agree.
+Requests of several users may share a batch only if each row's output is the same as alone. The
+shapes in a file do not show this: a sequence, or a normalisation over all rows, looks like a batch.
+So the model computes three rows together and one by one, and the outputs must agree.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from apps.models.warmup import WARMUP_BYTES_MAX
 Array = NDArray[Any]
 Arrays = dict[str, Array]
 
-# One trial: a model that does not answer it by then is refused (INTERLOCK_TRIAL_S).
+# The time limit of one trial request; a slower model is refused (INTERLOCK_TRIAL_S).
 TRIAL_S = 20.0
-# All trials together; after it no other begins, and what was not found out is taken as declared.
+# The time limit of all trials; after it no trial starts, and declared values apply.
 TRIALS_S = 60.0
-# A run that does not heed that it is to end is left behind, with its process, so long after.
-HEED_S = 3.0
-# What a free dimension may have to be: a kernel has to fit, or a patch, or the usual image.
+# How long to wait for a run to end after `terminate`; then it is abandoned.
+TERMINATE_S = 3.0
+# Sizes to try for free dimensions: a kernel, a patch or the usual image may have to fit.
 SIZES = (1, 2, 4, 8, 16, 32, 64, 224)
 ELEMENTS_MAX = 1 << 24
 ROWS = 3
-# What one row takes is timed, and so many at once where that should take no longer than this. Of
-# several runs the quickest counts: what else the machine does only adds to it.
+# One row is timed, and TIMED_ROWS at once if that should take at most TIMED_S. The quickest of
+# TIMED_RUNS counts: other load on the machine only adds to it.
 TIMED_ROWS, TIMED_RUNS, TIMED_S = 32, 3, 5.0
-# Of the largest number: rows that are quantised together differ by less than rows that depend on
-# each other.
+# Relative to the largest value: differences from quantising rows together are smaller than those of
+# dependent rows.
 TOLERANCE = 0.02
 
 NUMPY = {
@@ -60,7 +60,7 @@ NUMPY = {
 
 
 class Session(Protocol):
-    """What is used of onnxruntime's InferenceSession."""
+    """The part of onnxruntime's InferenceSession that is used."""
 
     def get_inputs(self) -> Sequence[Any]: ...
     def get_outputs(self) -> Sequence[Any]: ...
@@ -69,9 +69,9 @@ class Session(Protocol):
 
 @dataclass(frozen=True)
 class Tensor:
-    """An input or output as declared: sizes, names of free dimensions, None for a free one without.
+    """A declared input or output. A dimension is a size, a symbol, or None if free and unnamed.
 
-    `dims` is None where the file does not say how many there are.
+    `dims` is None if the file does not declare the rank.
     """
 
     name: str
@@ -80,14 +80,14 @@ class Tensor:
 
     @property
     def shape(self) -> list[int]:
-        """The dimensions, −1 where free."""
+        """The dimensions; free ones are −1."""
         return [dim if isinstance(dim, int) and dim > 0 else -1 for dim in self.dims or []]
 
 
 @dataclass(frozen=True)
 class Trial:
-    """`output_shapes` are those that were seen; `warmup` is a request that works where zeros of the
-    smallest shape do not; `took_ms` is what requests took, by the number of rows."""
+    """`output_shapes` are the observed ones; `warmup` is a valid request if zeros of the smallest
+    shape are not one; `took_ms` is the duration of requests, by the number of rows."""
 
     batched: bool
     output_shapes: dict[str, list[int]] = field(default_factory=dict)
@@ -98,25 +98,27 @@ class Trial:
 def try_out(
     session: Session, inputs: list[Tensor], outputs: list[Tensor], trial_s: float = TRIAL_S
 ) -> Trial:
-    """Return what was found out; what was not is as declared.
+    """Run the trials; declared values apply to all that they do not determine.
 
-    Raises MemoryError when it has no room to answer the smallest request, Unfinished when a request
-    is not answered in time.
+    Raises MemoryError if memory does not suffice for the smallest request, Unfinished if a request
+    exceeds its time limit.
     """
     may_batch = _may_batch(inputs)
     runs = _Runs(session, [tensor.name for tensor in outputs], trial_s)
-    # Zeros are what a server is asked by default, and random numbers tell rows apart.
-    zeros, answer = _first_that_works(runs, _candidates(inputs, may_batch, random=False))
-    rows, varied = _first_that_works(runs, _candidates(inputs, may_batch, random=True))
-    answer = answer or varied
-    if answer is None and runs.out_of_memory:
+    # Zeros are the default warm-up request, and random numbers distinguish rows.
+    zeros, outputs_of_zeros = _first_valid(runs, _candidates(inputs, may_batch, random=False))
+    rows, varied = _first_valid(runs, _candidates(inputs, may_batch, random=True))
+    arrays = outputs_of_zeros or varied
+    if arrays is None and runs.out_of_memory:
         raise MemoryError
-    if answer is None:
+    if arrays is None:
         return Trial(may_batch and _may_batch([*inputs, *outputs]))
     batched = may_batch and _rows_are_independent(runs, inputs, rows or zeros)
     if batched is None:
         batched = _may_batch([*inputs, *outputs])
-    shapes = {t.name: _seen(t, array, batched) for t, array in zip(outputs, answer, strict=True)}
+    shapes = {
+        t.name: _output_shape(t, array, batched) for t, array in zip(outputs, arrays, strict=True)
+    }
     smallest = zeros is not None and zeros.size == SIZES[0]
     known = zeros if zeros is not None else rows
     warmup = [] if smallest or known is None else _request(known.arrays, inputs, batched)
@@ -125,7 +127,7 @@ def try_out(
 
 
 def _may_batch(tensors: list[Tensor]) -> bool:
-    """Say whether the first dimensions can be the batch: free, the same, and nowhere else."""
+    """Return whether the first dimensions can be the batch: free, equal, and not used elsewhere."""
     if any(not tensor.shape or tensor.shape[0] != -1 for tensor in tensors):
         return False
     first = {tensor.dims[0] for tensor in tensors if tensor.dims} - {None, ""}
@@ -162,13 +164,13 @@ def _arrays(inputs: list[Tensor], rows: int, size: int, *, random: bool) -> Arra
         shape = [size if dim == -1 else dim for dim in tensor.shape]
         if tensor.shape and tensor.shape[0] == -1:
             shape[0] = rows
-        # Small whole numbers and halves: they are valid as indices, and short as JSON.
-        numbers = generator.integers(0, 2 if _is_whole(tensor) else 5, shape) if random else None
+        # Small integers and halves: valid as indices, and short as JSON.
+        numbers = generator.integers(0, 2 if _is_integer(tensor) else 5, shape) if random else None
         arrays[tensor.name] = _as_type(tensor.datatype, shape, numbers)
     return arrays
 
 
-def _is_whole(tensor: Tensor) -> bool:
+def _is_integer(tensor: Tensor) -> bool:
     return not tensor.datatype.startswith("FP")
 
 
@@ -183,7 +185,7 @@ def _as_type(datatype: str, shape: list[int], numbers: Array | None) -> Array:
 
 
 def _request(arrays: Arrays, inputs: list[Tensor], batched: bool) -> list[list[dict[str, Any]]]:
-    """Return the warm-up request of `arrays`; none where it is too large to travel."""
+    """Return `arrays` as a list of one warm-up request; empty if it is too large for the table."""
     request = []
     for tensor in inputs:
         array = arrays[tensor.name]
@@ -204,11 +206,11 @@ def _request(arrays: Arrays, inputs: list[Tensor], batched: bool) -> list[list[d
 
 
 class Unfinished(Exception):
-    """A trial did not end within its time."""
+    """A trial exceeded its time limit."""
 
 
 class _Runs:
-    """Runs the model until the time for trials is over. Raises Unfinished."""
+    """Runs the model within the time limits. Raises Unfinished."""
 
     def __init__(self, session: Session, outputs: list[str], trial_s: float) -> None:
         self._session = session
@@ -216,7 +218,7 @@ class _Runs:
         self._trial_s = trial_s
         self._ends_at = monotonic() + TRIALS_S
         self.out_of_memory = False
-        # How long the last run took.
+        # The duration of the last run.
         self.took_s = 0.0
 
     @property
@@ -224,22 +226,22 @@ class _Runs:
         return monotonic() > self._ends_at
 
     def __call__(self, arrays: Arrays) -> list[Array] | None:
-        """Return the outputs; None where the model cannot answer."""
+        """Return the outputs; None if the model fails or the time for trials is over."""
         if self.ended:
             return None
         began_at = monotonic()
         try:
-            found = self._run(arrays)
+            outputs = self._run(arrays)
             self.took_s = monotonic() - began_at
         except Unfinished:
             raise
-        except Exception as error:  # Whatever onnxruntime raises: it is the answer to the trial.
+        except Exception as error:  # Any error of onnxruntime is a result of the trial.
             self.out_of_memory |= is_out_of_memory(error)
             return None
-        return [np.asarray(array) for array in found]
+        return [np.asarray(array) for array in outputs]
 
     def _run(self, arrays: Arrays) -> list[Any]:
-        """Run it in a thread of its own: a loop in the model does not heed `terminate` for long."""
+        """Run in a separate thread: a loop in the model may ignore `terminate`."""
         import onnxruntime
 
         options = onnxruntime.RunOptions()
@@ -257,30 +259,30 @@ class _Runs:
         except TimeoutError:
             options.terminate = True
         with suppress(Exception):
-            result.result(timeout=HEED_S)
+            result.result(timeout=TERMINATE_S)
         raise Unfinished(f"it did not answer a trial request within {self._trial_s:g} s")
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Say whether onnxruntime, which has no class for it, or numpy got no memory."""
-    told = str(error)
-    return isinstance(error, MemoryError) or "bad_alloc" in told or "allocate memory" in told
+    """Return whether an error means out of memory; onnxruntime has no exception class for it."""
+    text = str(error)
+    return isinstance(error, MemoryError) or "bad_alloc" in text or "allocate memory" in text
 
 
-def _first_that_works(
+def _first_valid(
     runs: _Runs, candidates: Iterator[_Candidate]
 ) -> tuple[_Candidate | None, list[Array] | None]:
     for candidate in candidates:
-        answer = runs(candidate.arrays)
-        if answer is not None:
-            return candidate, answer
+        outputs = runs(candidate.arrays)
+        if outputs is not None:
+            return candidate, outputs
     return None, None
 
 
 def _rows_are_independent(
     runs: _Runs, inputs: list[Tensor], known: _Candidate | None
 ) -> bool | None:
-    """Say whether rows get together what they get alone; None where that was not found out."""
+    """Return whether outputs of rows together and alone agree; None if not determined."""
     if known is None:
         return None
     arrays = _arrays(inputs, ROWS, known.size, random=known.random)
@@ -290,13 +292,13 @@ def _rows_are_independent(
     ]
     if runs.ended:
         return None
-    if together is None or again is None or any(answer is None for answer in alone):
+    if together is None or again is None or any(outputs is None for outputs in alone):
         return False
     for index, whole in enumerate(together):
-        parts = [answer[index] for answer in alone if answer is not None]
+        parts = [outputs[index] for outputs in alone if outputs is not None]
         if whole.ndim == 0 or any(part.shape != (1, *whole.shape[1:]) for part in parts):
             return False
-        # A model that draws at random differs from itself; then only shapes can be compared.
+        # A model with random outputs differs from itself; then only shapes are compared.
         certain = _agree(whole, again[index])
         if len(whole) != ROWS or (certain and not _agree(whole, np.concatenate(parts))):
             return False
@@ -304,7 +306,7 @@ def _rows_are_independent(
 
 
 def _timed(runs: _Runs, inputs: list[Tensor], known: _Candidate, batched: bool) -> dict[str, float]:
-    """Return what one row takes, and many at once, in milliseconds by the number of rows."""
+    """Return the duration of one row, and of many at once, in ms by the number of rows."""
     took_ms: dict[str, float] = {}
     for rows in (1, TIMED_ROWS) if batched else (1,):
         arrays = known.arrays
@@ -322,14 +324,14 @@ def _timed(runs: _Runs, inputs: list[Tensor], known: _Candidate, batched: bool) 
 
 
 def _quickest(runs: _Runs, arrays: Arrays) -> float | None:
-    """Return how long the quickest of some runs took; None where one has no answer."""
+    """Return the duration of the quickest run in seconds; None if a run fails."""
     took_s: list[float] = []
     while len(took_s) < TIMED_RUNS and sum(took_s) < TIMED_S:
         try:
             if runs(arrays) is None:
                 return None
         except Unfinished:
-            # It answered before, so that it can be served.
+            # It answered before, so it can be served.
             return None
         took_s.append(runs.took_s)
     return min(took_s)
@@ -345,10 +347,11 @@ def _agree(one: Array, other: Array) -> bool:
     return np.allclose(one, other, rtol=TOLERANCE, atol=TOLERANCE * largest, equal_nan=True)
 
 
-def _seen(tensor: Tensor, array: Array, batched: bool) -> list[int]:
-    """Return the shape of an output: what is declared, except where the answer contradicts it."""
+def _output_shape(tensor: Tensor, array: Array, batched: bool) -> list[int]:
+    """Return the declared shape of an output; dimensions that the trial contradicts are free."""
     declared = tensor.shape if tensor.dims is not None else []
     if len(declared) != array.ndim:
         return [-1] * array.ndim
-    shape = [said if said == got else -1 for said, got in zip(declared, array.shape, strict=True)]
+    sizes = zip(declared, array.shape, strict=True)
+    shape = [size if size == observed else -1 for size, observed in sizes]
     return [-1, *shape[1:]] if batched else shape

@@ -1,7 +1,7 @@
-"""Ends deletions: once a version has left its servers its files go, and a row for history stays.
+"""Completes deletions: deletes the files of unloaded versions and keeps their rows for the history.
 
-Level-triggered and repeatable: whatever a killed worker left is deleted by the next turn. A version
-whose files cannot be deleted says why on its page, and keeps no other one waiting.
+Level-triggered and repeatable: the next run completes what a killed worker left. If the files of a
+version cannot be deleted, its page shows why, and other versions are not delayed.
 """
 
 from __future__ import annotations
@@ -32,37 +32,37 @@ PROBLEM_MAX = 1_000
 
 
 def finish_deletions() -> int:
-    """Delete what may go now; return how many versions and models that were."""
-    ended = 0
+    """Complete the deletions that are possible now; return the number of versions and models."""
+    count = 0
     for version in ModelVersion.objects.filter(state=RegistryState.DELETING).select_related(
         "model"
     ):
-        ended += _guarded(version)
-    # After its versions: a model's directory goes when the last of them has.
+        count += _try_delete(version)
+    # A model is deleted after all of its versions.
     for model in RegisteredModel.objects.filter(state=RegistryState.DELETING):
         if not model.versions.exclude(state=RegistryState.DELETED).exists():
-            ended += _end(model)
-    return ended
+            count += _mark_deleted(model)
+    return count
 
 
-def _guarded(version: ModelVersion) -> bool:
-    if problem := _waits_for(version):
-        return _tell(version, problem)
+def _try_delete(version: ModelVersion) -> bool:
+    if problem := _pending_unload(version):
+        return _set_problem(version, problem)
     try:
         _delete_files(version)
     except OSError as error:
         log.warning("version.files_kept %s: %s", version, error)
-        return _tell(version, f"its files cannot be deleted: {error}")
-    return _end(version)
+        return _set_problem(version, f"its files cannot be deleted: {error}")
+    return _mark_deleted(version)
 
 
-def _waits_for(version: ModelVersion) -> str:
+def _pending_unload(version: ModelVersion) -> str:
     left = version.deployments.exclude(state=DeploymentState.ABSENT).select_related("cluster")
     places = [f"{row.cluster.name} ({row.reason or row.state})" for row in left]
-    return f"it has not left {', '.join(places)} yet" if places else ""
+    return f"it is still loaded on {', '.join(places)}" if places else ""
 
 
-def _tell(version: ModelVersion, problem: str) -> bool:
+def _set_problem(version: ModelVersion, problem: str) -> bool:
     if version.state_problem != problem:
         ModelVersion.objects.filter(pk=version.pk).update(state_problem=problem[:PROBLEM_MAX])
     return False
@@ -71,7 +71,7 @@ def _tell(version: ModelVersion, problem: str) -> bool:
 def _delete_files(version: ModelVersion) -> None:
     """Delete the version's directory in each cluster's repository, and the stored artifact.
 
-    A file that was registered where it lay, outside of our directory, is not ours to delete.
+    An artifact outside of INTERLOCK_ARTIFACT_DIR is not deleted.
     """
     for cluster in ServingCluster.objects.all():
         _delete_tree(Path(cluster.repository_path) / triton_name(version))
@@ -84,34 +84,34 @@ def _delete_tree(path: Path) -> None:
     try:
         shutil.rmtree(path)
     except FileNotFoundError:
-        # Deleted before, by a turn that did not get to say so, or never placed there.
+        # An interrupted run deleted it before, or it was never placed there.
         return
 
 
 @transaction.atomic
-def _end(row: Retirable) -> bool:
-    """Turn `deleting` into `deleted`, once, whoever else tries to."""
-    held = type(row)._default_manager.select_for_update(of=("self",)).get(pk=row.pk)
-    if held.state != RegistryState.DELETING:
+def _mark_deleted(row: Retirable) -> bool:
+    """Change `deleting` to `deleted` exactly once, also if several workers try."""
+    locked = type(row)._default_manager.select_for_update(of=("self",)).get(pk=row.pk)
+    if locked.state != RegistryState.DELETING:
         return False
-    is_model = isinstance(held, RegisteredModel)
-    also = _fresh_settings() if is_model else {}
-    held.save_state(
+    is_model = isinstance(locked, RegisteredModel)
+    also = _default_settings() if is_model else {}
+    locked.save_state(
         MODEL_TRANSITIONS if is_model else VERSION_TRANSITIONS,
         RegistryState.DELETED,
-        # Who asked for it, and why, stays on its page.
-        actor=held.actor,
+        # The user and the reason of the deletion stay on its page.
+        actor=locked.actor,
         now=database_now(),
-        reason=held.state_reason,
+        reason=locked.state_reason,
         **also,
     )
     what = "model" if is_model else "version"
-    record_audit(actor=INTERLOCK, action=f"{what}.deleted", target=str(held))
-    log.info("%s.deleted %s", what, held)
+    record_audit(actor=INTERLOCK, action=f"{what}.deleted", target=str(locked))
+    log.info("%s.deleted %s", what, locked)
     return True
 
 
-def _fresh_settings() -> dict[str, object]:
-    """A model that is registered under the same name later begins like any other one."""
+def _default_settings() -> dict[str, object]:
+    """Return the default serving settings, for a later model with the same name."""
     fields = {name: RegisteredModel._meta.get_field(name) for name in SERVING_SETTINGS}
     return {name: field.get_default() for name, field in fields.items()}  # type: ignore[union-attr]

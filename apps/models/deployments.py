@@ -1,8 +1,8 @@
-"""Makes the servers hold what the deployments say: one bounded, repeatable step at a time.
+"""Reconciles the model servers with the deployments: one bounded, repeatable step at a time.
 
-It probes and never remembers: a `ready` deployment answers a real request every few seconds or is
-loaded again (a crashed Triton process still reports READY). A deployment is worked on under a
-lease, outside any transaction; the result is written by compare-and-set.
+It probes instead of relying on state: a `ready` deployment must answer a real request every few
+seconds or is loaded again (a crashed Triton process still reports READY). Each step runs under a
+lease, outside any transaction, and writes its result by compare-and-set.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ CANNOT_BE_PROBED = "cannot be probed"
 
 
 def reconcile_deployments() -> int:
-    """Do one step on each deployment that is due; return how many were worked on."""
+    """Run one step for each due deployment; return the number of steps."""
     now = database_now()
     due = Deployment.objects.filter(
         Q(leased_until=None) | Q(leased_until__lt=now), state__in=STEPS
     ).select_related("version__model", "cluster")
-    worked = 0
+    count = 0
     for deployment in due.order_by("state", "changed_at"):
         if _take_lease(deployment, now):
-            worked += 1
+            count += 1
             _guarded_step(deployment)
-    return worked
+    return count
 
 
 def _take_lease(deployment: Deployment, now: datetime) -> bool:
@@ -68,27 +68,27 @@ def _take_lease(deployment: Deployment, now: datetime) -> bool:
 
 
 def _guarded_step(deployment: Deployment) -> None:
-    """Do the step of the deployment's state; whatever happens, set when it is looked at next."""
+    """Run the step for the state of the deployment, and always schedule the next one."""
     try:
         pause = STEPS[State(deployment.state)](deployment)
     except Conflict:
-        # Somebody changed it meanwhile; the next tick reads the new state.
+        # It was changed meanwhile; the next tick reads the new state.
         pause = timedelta(0)
     except Exception as error:
         log.exception("deployment.step_failed %s", deployment)
-        _say(deployment, f"tried again soon: {type(error).__name__}: {error}"[:REASON_MAX])
+        _set_reason(deployment, f"will be retried: {type(error).__name__}: {error}"[:REASON_MAX])
         pause = RETRY_AFTER
-    _look_again(deployment, pause)
+    _schedule(deployment, pause)
 
 
-def _look_again(deployment: Deployment, pause: timedelta) -> None:
+def _schedule(deployment: Deployment, pause: timedelta) -> None:
     Deployment.objects.filter(pk=deployment.pk, revision=deployment.revision).update(
         leased_until=database_now() + pause
     )
 
 
-def _say(deployment: Deployment, reason: str) -> None:
-    """Tell on the page why nothing moves, without a transition."""
+def _set_reason(deployment: Deployment, reason: str) -> None:
+    """Show the reason on the page, without a transition."""
     Deployment.objects.filter(pk=deployment.pk, revision=deployment.revision).update(reason=reason)
 
 
@@ -97,7 +97,7 @@ def _say(deployment: Deployment, reason: str) -> None:
 
 @dataclass(frozen=True)
 class Round:
-    """What one action came to on the endpoints of a cluster."""
+    """The results of one action on the endpoints of a cluster."""
 
     answered: list[Endpoint] = field(default_factory=list)
     away: list[str] = field(default_factory=list)
@@ -105,19 +105,19 @@ class Round:
 
     @property
     def refusal(self) -> str:
-        """What was refused, in Triton's words; with which endpoint where there are several."""
+        """Triton's error messages, with the endpoint if there are several."""
         if len(self.answered) + len(self.away) + len(self.refused) == 1:
             return self.refused[0][1] if self.refused else ""
-        return "; ".join(f"{endpoint.url}: {told}" for endpoint, told in self.refused)
+        return "; ".join(f"{endpoint.url}: {reason}" for endpoint, reason in self.refused)
 
     @property
     def absence(self) -> str:
-        """Which endpoints cannot be reached."""
+        """The endpoints that cannot be reached."""
         return "; ".join(self.away) or "the cluster has no endpoints"
 
 
 def _on_each(deployment: Deployment, action: Callable[[Endpoint], None]) -> Round:
-    """Do `action` on every endpoint, whatever becomes of it on another one."""
+    """Run `action` on every endpoint; a failure on one does not stop the others."""
     done = Round()
     for endpoint in endpoints_of(deployment.cluster):
         _extend_lease(deployment)
@@ -130,7 +130,7 @@ def _on_each(deployment: Deployment, action: Callable[[Endpoint], None]) -> Roun
         except Conflict:
             raise
         except Exception as error:
-            # Whatever one endpoint answers, or is written as, the others are asked.
+            # An unexpected response or a malformed address does not stop the other endpoints.
             log.exception("deployment.endpoint_failed %s %s", deployment, endpoint.url)
             done.away.append(f"{endpoint.url}: {type(error).__name__}: {error}"[:REASON_MAX])
         else:
@@ -139,39 +139,39 @@ def _on_each(deployment: Deployment, action: Callable[[Endpoint], None]) -> Roun
 
 
 def _extend_lease(deployment: Deployment) -> None:
-    """Keep the lease: a large model takes minutes on each endpoint."""
+    """Extend the lease: a large model takes minutes on each endpoint."""
     if State(deployment.state) in STEPS:
-        _look_again(deployment, LEASE)
+        _schedule(deployment, LEASE)
 
 
-# --- getting it ready ----------------------------------------------------------------------------
+# --- load and warm up ----------------------------------------------------------------------------
 
 
 def _load(deployment: Deployment) -> timedelta:
-    if late := _is_late(deployment):
-        return late
+    if pause := _fail_if_late(deployment):
+        return pause
     try:
         done = _load_everywhere(deployment)
     except Unavailable as error:
-        _say(deployment, f"waiting to load: {error.message}")
+        _set_reason(deployment, f"waiting to load: {error.message}")
         return RETRY_AFTER
     if done.refused:
         return _fail(deployment, done.refusal)
     if done.away or not done.answered:
-        _say(deployment, f"waiting to load: {done.absence}")
+        _set_reason(deployment, f"waiting to load: {done.absence}")
         return RETRY_AFTER
     change_deployment(deployment, State.WARMING, "loaded", INTERLOCK, database_now())
     return _warm(deployment)
 
 
-def _is_late(deployment: Deployment) -> timedelta | None:
-    """Fail a version that was never ready and does not become so in time; None: it still may.
+def _fail_if_late(deployment: Deployment) -> timedelta | None:
+    """Fail a deployment that was never ready and exceeds its deadline; None if it may go on.
 
-    One that was ready once is waited for without an end: its servers are away, and come back.
+    One that was ready before has no deadline: its servers are down and will return.
     """
     events = DeploymentEvent.objects.filter(deployment=deployment)
-    placed = events.filter(to_state=State.LOADING).order_by("-id").values_list("at", flat=True)
-    began_at = placed.first() or deployment.changed_at
+    loading = events.filter(to_state=State.LOADING).order_by("-id").values_list("at", flat=True)
+    began_at = loading.first() or deployment.changed_at
     if database_now() - began_at < timedelta(seconds=settings.DEPLOY_WITHIN_S):
         return None
     if events.filter(to_state=State.READY).exists():
@@ -184,12 +184,12 @@ def _is_late(deployment: Deployment) -> timedelta | None:
 
 
 def _load_everywhere(deployment: Deployment) -> Round:
-    """Place the version where it is not, and have each endpoint load it. Raises Unavailable."""
+    """Place the version if needed and load it on each endpoint. Raises Unavailable."""
     version, cluster = deployment.version, deployment.cluster
     if not is_placed(version, cluster):
         place_version(version, cluster, placed_backend(version, cluster))
     done = _on_each(deployment, lambda endpoint: endpoint.load(version))
-    if any(falls_back_to_python(version, cluster, told) for _, told in done.refused):
+    if any(falls_back_to_python(version, cluster, reason) for _, reason in done.refused):
         log.info("deployment.python_backend %s: %s", deployment, done.refusal)
         place_version(version, cluster, PYTHON)
         done = _on_each(deployment, lambda endpoint: endpoint.load(version))
@@ -197,9 +197,9 @@ def _load_everywhere(deployment: Deployment) -> Round:
 
 
 def _warm(deployment: Deployment) -> timedelta:
-    """Answer real requests on every endpoint before the first user's request gets there."""
-    if late := _is_late(deployment):
-        return late
+    """Run the warm-up requests on every endpoint before the first request of a user."""
+    if pause := _fail_if_late(deployment):
+        return pause
     version = deployment.version
     requests = version.warmup or [None] * WARMUP_REQUESTS
 
@@ -211,7 +211,7 @@ def _warm(deployment: Deployment) -> timedelta:
     if done.refused:
         return _fail(deployment, f"warm-up failed: {done.refusal}")
     if done.away or not done.answered:
-        _say(deployment, f"waiting to warm up: {done.absence}")
+        _set_reason(deployment, f"waiting to warm up: {done.absence}")
         return RETRY_AFTER
     change_deployment(
         deployment, State.READY, f"answered {len(requests)} requests", INTERLOCK, database_now()
@@ -225,27 +225,27 @@ def _fail(deployment: Deployment, reason: str) -> timedelta:
     return RETRY_AFTER
 
 
-# --- keeping it ready ----------------------------------------------------------------------------
+# --- probe and repair ----------------------------------------------------------------------------
 
 
 def _probe(deployment: Deployment) -> timedelta:
-    """Ask a ready version for a prediction on each endpoint; heal it where it does not answer.
+    """Request a prediction from a ready version on each endpoint; repair it where that fails.
 
-    Where other endpoints answer, only the one that lost it is touched: users are being served by
-    those. A server that is away comes back with all it held; the data plane's breaker covers.
+    While other endpoints answer, only the failed one is reloaded: the others serve users. A server
+    that is down reloads its models when it starts; meanwhile the data plane's breaker covers.
     """
     version = deployment.version
     request = version.warmup[0] if version.warmup else None
     done = _on_each(deployment, lambda endpoint: endpoint.answer(version, request))
     if done.refused and not done.answered:
         return _load_again(deployment, done)
-    told = [_heal(deployment, endpoint, why, request) for endpoint, why in done.refused]
+    reasons = [_repair(deployment, endpoint, cause, request) for endpoint, cause in done.refused]
     if done.away:
-        told.append(f"{CANNOT_BE_PROBED}: {done.absence}")
-    if not told and not is_placed(version, deployment.cluster):
-        told.append(_renew(deployment))
-    if told or deployment.reason.startswith(CANNOT_BE_PROBED):
-        _say(deployment, "; ".join(told) or "answers on every endpoint again")
+        reasons.append(f"{CANNOT_BE_PROBED}: {done.absence}")
+    if not reasons and not is_placed(version, deployment.cluster):
+        reasons.append(_reload_changed(deployment))
+    if reasons or deployment.reason.startswith(CANNOT_BE_PROBED):
+        _set_reason(deployment, "; ".join(reasons) or "answers on every endpoint again")
     return PROBE_EVERY
 
 
@@ -258,9 +258,9 @@ def _load_again(deployment: Deployment, done: Round) -> timedelta:
     return timedelta(0)
 
 
-def _heal(deployment: Deployment, endpoint: Endpoint, why: str, request: Request | None) -> str:
-    """Load a version anew where it was lost; return what to tell about it."""
-    log.warning("deployment.lost %s on %s: %s", deployment, endpoint.url, why)
+def _repair(deployment: Deployment, endpoint: Endpoint, cause: str, request: Request | None) -> str:
+    """Reload a version on the endpoint that lost it; return the reason to show."""
+    log.warning("deployment.lost %s on %s: %s", deployment, endpoint.url, cause)
     _extend_lease(deployment)
     # A crashed process is replaced only if the version is unloaded first.
     _unload_quietly(deployment, endpoint)
@@ -268,19 +268,21 @@ def _heal(deployment: Deployment, endpoint: Endpoint, why: str, request: Request
         endpoint.load(deployment.version)
         endpoint.answer(deployment.version, request)
     except (Unavailable, TritonRefused) as error:
-        return f"{CANNOT_BE_PROBED}: {endpoint.url} lost it ({why}): {error.message}"
-    return f"loaded again on {endpoint.url}, which had lost it: {why}"
+        return f"{CANNOT_BE_PROBED}: {endpoint.url} lost it ({cause}): {error.message}"
+    return f"loaded again on {endpoint.url}, which had lost it: {cause}"
 
 
-def _renew(deployment: Deployment) -> str:
-    """Take over a changed batch size or setting. Triton serves on while it loads the version anew,
-    and with what it had when it cannot."""
+def _reload_changed(deployment: Deployment) -> str:
+    """Reload a version after a change of its configuration; return the reason to show.
+
+    Triton serves during the reload, and keeps the previous configuration if the reload fails.
+    """
     try:
         done = _load_everywhere(deployment)
     except Unavailable as error:
-        return f"serves as before: {error.message}"
+        return f"serves with its previous configuration: {error.message}"
     if done.refused or done.away:
-        return f"serves as before: {done.refusal or done.absence}"
+        return f"serves with its previous configuration: {done.refusal or done.absence}"
     return "loaded with its changed configuration"
 
 
@@ -292,27 +294,27 @@ def _unload_quietly(deployment: Deployment, endpoint: Endpoint) -> None:
 
 
 def unload_deployment(deployment: Deployment) -> bool:
-    """Take a drained version off its servers. True when it is gone from all of them.
+    """Unload a drained version from its servers; return whether it is gone from all of them.
 
-    The caller has made sure that no live instance routes to it any more.
+    The caller must ensure that no live instance routes to it any more.
     """
-    gone = []
+    unloaded = []
 
     def unload(endpoint: Endpoint) -> None:
         if not endpoint.is_unloaded(deployment.version):
-            # Somebody may have placed it again since the caller looked.
+            # It may have been placed again since the caller checked.
             _check_unchanged(deployment)
             endpoint.unload(deployment.version)
-        gone.append(endpoint.is_unloaded(deployment.version))
+        unloaded.append(endpoint.is_unloaded(deployment.version))
 
     try:
         done = _on_each(deployment, unload)
     except Conflict:
         return False
     if done.refused or done.away:
-        _say(deployment, f"waiting to unload: {done.refusal or done.absence}")
+        _set_reason(deployment, f"waiting to unload: {done.refusal or done.absence}")
         return False
-    if not all(gone):
+    if not all(unloaded):
         return False
     remove_version(deployment.version, deployment.cluster)
     change_deployment(deployment, State.ABSENT, "unloaded", INTERLOCK, database_now())

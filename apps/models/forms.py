@@ -1,4 +1,4 @@
-"""What people send to the registry's pages."""
+"""Forms of the registry's pages."""
 
 from __future__ import annotations
 
@@ -17,42 +17,42 @@ CHART_SPANS = {"15": "15 minutes", "60": "1 hour", "360": "6 hours"}
 
 
 class ChartSpanForm(forms.Form):
-    """How far back a model's charts go, in minutes."""
+    """The time span of a model's charts, in minutes."""
 
     span = forms.ChoiceField(choices=list(CHART_SPANS.items()))
 
 
 class RegisterForm(forms.Form):
-    """A version to register: what it is called, what is known of it, and its file or URI.
+    """A version to register: its model, its metadata, and its file or URI.
 
-    The file comes last: when it is too large, all else has been read by then.
+    The file comes last: if it is too large, all other fields were read.
     """
 
     model = forms.RegexField(
         NAME_PATTERN,
         max_length=100,
-        help_text="An existing one, or a new one: its first version makes it.",
+        help_text="An existing model, or a new name: the first version creates the model.",
         error_messages={"invalid": f"A name has {NAME_RULE}."},
     )
     semantic_tag = forms.CharField(
-        required=False, max_length=50, label="Semantic tag", help_text="Such as v1.2.3."
+        required=False, max_length=50, label="Semantic tag", help_text="Example: v1.2.3."
     )
     description = forms.CharField(required=False, widget=forms.Textarea(attrs={"rows": 2}))
     metrics = forms.CharField(
         required=False,
         label="Training metrics",
         widget=forms.Textarea(attrs={"rows": 3, "class": "mono", "spellcheck": "false"}),
-        help_text="A line each: accuracy=0.97",
+        help_text="One per line: accuracy=0.97",
     )
     parameters = forms.CharField(
         required=False,
         label="Hyper-parameters",
         widget=forms.Textarea(attrs={"rows": 3, "class": "mono", "spellcheck": "false"}),
-        help_text="A line each: C=1.0",
+        help_text="One per line: C=1.0",
     )
     dataset_digest = forms.CharField(required=False, max_length=200, label="Dataset digest")
     run_url = forms.CharField(
-        required=False, max_length=1_000, label="Page of the run", help_text="Of a CI job, say."
+        required=False, max_length=1_000, label="URL of the run", help_text="Example: a CI job."
     )
     warmup = forms.CharField(
         required=False,
@@ -60,13 +60,13 @@ class RegisterForm(forms.Form):
         label="Warm-up requests",
         widget=forms.Textarea(attrs={"rows": 3, "class": "mono", "spellcheck": "false"}),
         help_text="JSON: a list of requests, each a list of inputs with name, datatype, shape and "
-        "data. Empty: one request of zeros.",
+        "data. Default: one request of zeros.",
     )
     uri = forms.CharField(
         required=False,
         max_length=1_000,
         label="URI",
-        help_text="Instead of a file: models:/NAME/NUMBER or runs:/RUN/PATH of MLflow, say.",
+        help_text="Instead of a file. Examples: models:/NAME/NUMBER, runs:/RUN/PATH (MLflow).",
     )
     file = forms.FileField(
         required=False,
@@ -76,15 +76,15 @@ class RegisterForm(forms.Form):
     external_data = forms.FileField(
         required=False,
         label="External data",
-        help_text="Only for a model whose weights are in a file beside it.",
+        help_text="Only if the weights of the model are in a separate file.",
     )
 
     def clean_metrics(self) -> dict[str, Any] | None:
-        said = _lines(self.cleaned_data["metrics"])
+        entries = _lines(self.cleaned_data["metrics"])
         try:
-            return {name: float(value) for name, value in said.items()} or None
+            return {name: float(value) for name, value in entries.items()} or None
         except ValueError as error:
-            raise ValidationError(f"This is not a number: {error}") from error
+            raise ValidationError(f"The value is not a number: {error}") from error
 
     def clean_parameters(self) -> dict[str, str] | None:
         return _lines(self.cleaned_data["parameters"]) or None
@@ -99,27 +99,27 @@ class RegisterForm(forms.Form):
     def clean(self) -> dict[str, Any]:
         data = super().clean() or self.cleaned_data
         if bool(data.get("uri")) == bool(data.get("file")) and not self.errors:
-            raise ValidationError("Choose a file, or give a URI.")
+            raise ValidationError("Choose a file or enter a URI, not both.")
         return data
 
     def metadata(self) -> Metadata:
         names = ("metrics", "parameters", "dataset_digest", "semantic_tag", "description")
-        said = {name: self.cleaned_data[name] or None for name in (*names, "run_url")}
-        return Metadata(**said, warmup=self.cleaned_data["warmup"])
+        values = {name: self.cleaned_data[name] or None for name in (*names, "run_url")}
+        return Metadata(**values, warmup=self.cleaned_data["warmup"])
 
 
 def _lines(text: str) -> dict[str, str]:
-    """Read `name=value` lines. Raises ValidationError for one that is none."""
-    found: dict[str, str] = {}
+    """Parse `name=value` lines. Raises ValidationError for any other line."""
+    entries: dict[str, str] = {}
     for line in filter(None, (line.strip() for line in text.splitlines())):
         name, separator, value = line.partition("=")
         if not separator or not name.strip():
-            raise ValidationError(f"A line is name=value; this is not: {line[:100]}")
-        found[name.strip()] = value.strip()
-    return found
+            raise ValidationError(f"A line must be name=value: {line[:100]}")
+        entries[name.strip()] = value.strip()
+    return entries
 
 
 class AliasForm(forms.Form):
-    """An alias for a version; whether there may be such a one is the service's to say."""
+    """An alias for a version; the service validates the name."""
 
     alias = forms.CharField(max_length=100, label="Alias")

@@ -1,9 +1,8 @@
-"""Finds out what an ONNX file takes and gives, whether ONNX Runtime can serve it, and what to try.
+"""Inspects an ONNX file: its signature, whether ONNX Runtime can serve it, and trial requests.
 
-Runs as a process of its own, `python -m apps.models.inspection FILE MEMORY_BYTES CPU_S TRIAL_S`,
-that a hostile, broken or huge file may kill without taking a worker along. Prints one JSON
-document: `refused` with the reason, or what `apps.models.artifacts.Artifact` needs. Imports nothing
-of Django.
+Runs as a separate process, `python -m apps.models.inspection FILE MEMORY_BYTES CPU_S TRIAL_S`, so
+that a hostile, broken or huge file cannot kill a worker. Prints one JSON document: `refused` with
+the reason, or the fields of `apps.models.artifacts.Artifact`. Must not import Django.
 """
 
 from __future__ import annotations
@@ -32,11 +31,10 @@ from apps.models.batchability import (
 ONNX_BYTES_MAX = 2 * 1024**3 - 1
 ALIGNMENT = 4096
 DATA_FILE = "model.onnx.data"
-TOLD_MAX = 400
+REASON_MAX = 400
 PR_SET_PDEATHSIG = 1
 
-# ONNX element types to OIP datatypes; the others have no numpy form that Triton's Python backend
-# could pass on.
+# ONNX element types to OIP datatypes; the others have no numpy form for Triton's Python backend.
 DATATYPES = {
     "float": "FP32",
     "uint8": "UINT8",
@@ -55,11 +53,11 @@ DATATYPES = {
 
 
 class Refused(Exception):
-    """The file cannot be served; the message follows on "it" or "its"."""
+    """The file cannot be served; the message starts with "it" or "its"."""
 
 
 def inspect(path: Path, trial_s: float = TRIAL_S) -> dict[str, Any]:
-    """Return what `path` takes and gives. Folds external data into it. Raises Refused."""
+    """Return the document for `path`; merge external data into the file. Raises Refused."""
     proto = _read(path)
     data_file = _gather_external_data(proto, path)
     _check_kinds(proto.graph)
@@ -68,7 +66,7 @@ def inspect(path: Path, trial_s: float = TRIAL_S) -> dict[str, Any]:
         for item in (*proto.graph.input, *proto.graph.output)
         if item.type.tensor_type.HasField("shape")
     }
-    # Its weights are in the session from here on; twice would be too much of a large model.
+    # The session holds the weights now; a second copy could exceed the memory.
     del proto
     session = _open(path)
     inputs = [_tensor("input", item, ranked) for item in session.get_inputs()]
@@ -77,7 +75,7 @@ def inspect(path: Path, trial_s: float = TRIAL_S) -> dict[str, Any]:
         raise Refused("its ONNX graph takes no input")
     if any(tensor.dims is None for tensor in inputs):
         name = next(tensor.name for tensor in inputs if tensor.dims is None)
-        raise Refused(f"its input {name!r} does not say how many dimensions it has")
+        raise Refused(f"its input {name!r} does not declare its number of dimensions")
     try:
         trial = try_out(session, inputs, outputs, trial_s)
     except Unfinished as error:
@@ -90,7 +88,8 @@ def _document(inputs: list[Tensor], outputs: list[Tensor], trial: Trial) -> dict
     for tensor in outputs:
         if tensor.name not in shapes:
             if tensor.dims is None:
-                raise Refused(f"its output {tensor.name!r} does not say how many dimensions it has")
+                name = tensor.name
+                raise Refused(f"its output {name!r} does not declare its number of dimensions")
             shapes[tensor.name] = tensor.shape
     return {
         "batched": trial.batched,
@@ -104,7 +103,7 @@ def _document(inputs: list[Tensor], outputs: list[Tensor], trial: Trial) -> dict
 
 
 def _served(tensor: Tensor, shape: list[int], batched: bool) -> dict[str, Any]:
-    """Triton has neither scalars nor tensors of a batch dimension alone: both get a size of 1."""
+    """Return a tensor as Triton serves it: scalars and pure batch dimensions get a size of 1."""
     if not shape:
         shape = [1]
     elif batched and len(shape) == 1:
@@ -124,17 +123,17 @@ def _read(path: Path) -> Any:
         proto = onnx.load(str(path), load_external_data=False)
     except MemoryError:
         raise
-    except Exception as error:  # protobuf's, and what a strange file provokes
-        raise Refused(f"its ONNX file is damaged: {_told(error, path)}") from error
+    except Exception as error:  # of protobuf, or caused by a malformed file
+        raise Refused(f"its ONNX file is damaged: {_error_text(error, path)}") from error
     if not proto.graph.node and not proto.graph.output:
-        raise Refused("its ONNX file is damaged: it holds no graph")
+        raise Refused("its ONNX file is damaged: it contains no graph")
     return proto
 
 
 def _gather_external_data(proto: Any, path: Path) -> str:
-    """Bring external data into the file, or where that would be too large into one beside it.
+    """Merge external data into the file, or into one data file if the result would be too large.
 
-    Returns the name of that one, or an empty string. Raises Refused.
+    Returns the name of the data file, or an empty string. Raises Refused.
     """
     import onnx
     from onnx.external_data_helper import load_external_data_for_tensor
@@ -175,14 +174,17 @@ def _entries(tensor: Any) -> dict[str, str]:
 
 
 def _external_size(tensor: Any, path: Path) -> int:
-    """Return how many bytes the data of `tensor` has beside `path`, where it must be."""
+    """Return the size in bytes of the external data of `tensor`. Raises Refused."""
     entries = _entries(tensor)
     name = entries.get("location", "")
     if not name or Path(name).name != name:
-        raise Refused(f"its external data is in {name!r}, which is not beside the ONNX file")
+        raise Refused(f"its external data is in {name!r}, not in the directory of the ONNX file")
     file = path.with_name(name)
     if file.is_symlink() or not file.is_file():
-        raise Refused(f"its external data file {name} is missing: it belongs beside the ONNX file")
+        raise Refused(
+            f"its external data file {name} is missing: "
+            "it must be in the directory of the ONNX file"
+        )
     offset, size = int(entries.get("offset", 0)), file.stat().st_size
     length = int(entries.get("length", size - offset))
     if offset < 0 or length < 0 or offset + length > size:
@@ -191,12 +193,12 @@ def _external_size(tensor: Any, path: Path) -> int:
 
 
 def _gather_beside(external: list[Any], sizes: list[int], path: Path) -> None:
-    """Copy the data of all tensors into one file, piece by piece, and say where it is."""
+    """Copy the data of all tensors into one file in chunks, and update their references."""
     gathered = path.with_name(f"{DATA_FILE}.new")
     with gathered.open("wb") as target:
         for tensor, size in zip(external, sizes, strict=True):
             entries = _entries(tensor)
-            # Memory is mapped in pages.
+            # The file is memory-mapped: align to pages.
             target.seek(-target.tell() % ALIGNMENT, 1)
             offset, left = target.tell(), size
             with path.with_name(entries["location"]).open("rb") as source:
@@ -210,7 +212,7 @@ def _gather_beside(external: list[Any], sizes: list[int], path: Path) -> None:
     gathered.replace(path.with_name(DATA_FILE))
 
 
-# --- what it takes and gives ---------------------------------------------------------------------
+# --- inputs and outputs --------------------------------------------------------------------------
 
 
 def _check_kinds(graph: Any) -> None:
@@ -220,11 +222,11 @@ def _check_kinds(graph: Any) -> None:
             kind = item.type.WhichOneof("value")
             if item.name in constants or kind in ("tensor_type", None):
                 continue
-            said = {"sequence_type": "a sequence", "map_type": "a map"}.get(
+            kind_name = {"sequence_type": "a sequence", "map_type": "a map"}.get(
                 kind, f"of the kind {kind.removesuffix('_type')}"
             )
             raise Refused(
-                f"its {what} {item.name!r} is not a tensor but {said}; a classifier of "
+                f"its {what} {item.name!r} is not a tensor but {kind_name}; a classifier of "
                 "scikit-learn is converted with options={'zipmap': False}"
             )
 
@@ -242,10 +244,10 @@ def _open(path: Path) -> Session:
         )
     except MemoryError:
         raise
-    except Exception as error:  # onnxruntime's are RuntimeError and many siblings of it
+    except Exception as error:  # onnxruntime raises RuntimeError and many other classes
         if is_out_of_memory(error):
             raise MemoryError from error
-        raise Refused(f"ONNX Runtime cannot load it: {_told(error, path)}") from error
+        raise Refused(f"ONNX Runtime cannot load it: {_error_text(error, path)}") from error
     return session
 
 
@@ -258,17 +260,17 @@ def _tensor(what: str, item: Any, ranked: set[str]) -> Tensor:
             f"its {what} {item.name!r} has the element type {match[1]}, which cannot be served; "
             f"it may be {', '.join(DATATYPES)}"
         )
-    # ONNX Runtime tells a scalar and unknown dimensions alike; the file does not.
+    # ONNX Runtime reports scalars and unknown ranks alike; the file distinguishes them.
     dims = list(item.shape) if item.shape or item.name in ranked else None
     return Tensor(item.name, DATATYPES[match[1]], dims)
 
 
-def _told(error: Exception, path: Path) -> str:
+def _error_text(error: Exception, path: Path) -> str:
     text = re.sub(r"\s+", " ", str(error)).strip() or type(error).__name__
     text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : (\w+) : ", "", text)
-    # Where in its source it gave up helps nobody.
+    # Remove positions in the source of ONNX Runtime.
     text = re.sub(r"/onnxruntime_src/\S+ [^)]*\) (const )?", "", text)
-    return text.replace(str(path), path.name)[:TOLD_MAX]
+    return text.replace(str(path), path.name)[:REASON_MAX]
 
 
 # --- the process ---------------------------------------------------------------------------------
@@ -276,7 +278,7 @@ def _told(error: Exception, path: Path) -> str:
 
 def main(argv: list[str]) -> NoReturn:
     path, memory_bytes, cpu_s = Path(argv[1]), int(argv[2]), int(argv[3])
-    # A worker that is killed takes this process along.
+    # This process ends when its worker is killed.
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -289,7 +291,7 @@ def main(argv: list[str]) -> NoReturn:
         document = {"refused": f"it needs more than {memory_bytes:,} bytes of memory to load"}
     sys.stdout.write(json.dumps(document, allow_nan=False))
     sys.stdout.flush()
-    # A trial that does not heed that it is to end still runs, and would outlive an orderly end.
+    # A trial that ignores `terminate` still runs, and an orderly exit would wait for it.
     os._exit(0)
 
 

@@ -1,4 +1,4 @@
-"""Which servers are this installation's own, and so what outgoing calls may reach."""
+"""Lists this installation's own servers, which outgoing calls must not reach."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SCHEME_PORTS = {
 
 
 def egress_policy() -> EgressPolicy:
-    """Return what notifications and webhook checks may call now. Reads the serving clusters."""
+    """Return the current policy of outgoing calls. Reads the serving clusters."""
     urls: list[str] = []
     for endpoints in ServingCluster.objects.values_list("endpoints", flat=True):
         urls += map(str, endpoints if isinstance(endpoints, list) else [])
@@ -28,7 +28,7 @@ def egress_policy() -> EgressPolicy:
 
 
 def configured_policy() -> EgressPolicy:
-    """Return the same as far as settings tell, without the database."""
+    """Return the policy from the settings alone, without the database."""
     return EgressPolicy(settings.WEBHOOK_ALLOWED, tuple(_configured_services()))
 
 
@@ -50,14 +50,14 @@ def _configured_services() -> Iterator[OwnService]:
 
 def _tritons(urls: Iterable[str]) -> Iterator[OwnService]:
     for own in _of_urls("Triton", urls):
-        # gRPC and metrics have ports of their own.
+        # gRPC and metrics use further ports.
         yield replace(own, has_more_ports=True)
 
 
 def _of_redis(address: RedisAddress) -> Iterator[OwnService]:
     if not address.service:
         yield from _of_urls("Redis", [address.url])
-    # The servers that Sentinel names are beside it: other settings may name them.
+    # The servers behind Sentinel are unknown here; INTERLOCK_OWN_SERVICES can list them.
     for host, port in address.sentinels:
         yield OwnService("Redis Sentinel", host, port)
 
@@ -68,7 +68,7 @@ def _of_urls(name: str, urls: Iterable[str]) -> Iterator[OwnService]:
             parts = urlsplit(url if "://" in url else f"http://{url}")
             host, port = parts.hostname, parts.port or SCHEME_PORTS.get(parts.scheme)
         except ValueError:
-            # An endpoint that cannot be read is called by nobody.
+            # A malformed endpoint cannot be called.
             continue
         if host:
             yield OwnService(name, host, port)

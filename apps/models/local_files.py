@@ -1,7 +1,7 @@
-"""Copies files of this machine that a URI or a foreign registry names: from below one directory.
+"""Copies local files that a URI or MLflow names, only from below one directory.
 
-Links are followed before the check, so that what counts is where the bytes are; each file is opened
-once, checked as opened and read within the bound, whatever size it says it has.
+Links are resolved before the check, so the real location counts. Each file is opened once, checked
+after opening, and read up to the limit, whatever size it reports.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from apps.lib.errors import Invalid, NotFound, TooLarge
 
 FILES_MAX = 1_000
 CHUNK_BYTES = 1 << 20
-# Not files, whatever they look like.
+# Pseudo file systems of the kernel.
 KERNEL = tuple(Path(name) for name in ("/proc", "/sys", "/dev"))
 
 
 def local_path(parts: SplitResult) -> Path:
-    """Return the path of a `file:` URI or a bare path. Raises Invalid for one with anything more.
+    """Return the path of a `file:` URI or a bare path. Raises Invalid for a query or fragment.
 
-    A path is cut by a parser at `?` and `#`, and a registry appends to it: what was asked for and
-    what would be read are then two things.
+    A parser cuts the path at `?` and `#`, and MLflow appends to it: the path that was checked and
+    the path that is read would differ.
     """
     path = unquote(parts.path)
     if parts.query or parts.fragment or parts.netloc not in {"", "localhost"}:
-        raise Invalid(f"{parts.geturl()!r} is more than the path of a local file")
+        raise Invalid(f"{parts.geturl()!r} is not the plain path of a local file")
     if not path.startswith("/") or not path.isprintable() or ".." in path.split("/"):
         raise Invalid(f"{parts.geturl()!r} is not a plain absolute path")
     return Path(path)
@@ -37,42 +37,42 @@ def copy_files(path: Path, root: Path, directory: Path, bytes_max: int) -> None:
     """Copy the file `path`, or the files directly in it, into `directory`.
 
     Raises:
-        Invalid: it, or a file in it, is not below `root` once links are followed, or is no file.
-        NotFound: there is nothing.
-        TooLarge: there is more than `bytes_max`.
+        Invalid: it, or a file in it, is not below `root` after resolving links, or is not a file.
+        NotFound: it does not exist.
+        TooLarge: the files have more than `bytes_max`.
     """
     try:
         root = root.resolve(strict=True)
         source = path.resolve(strict=True)
-        _check_place(source, root)
+        _check_location(source, root)
         files = [source]
         if source.is_dir():
             files = sorted(item for item in source.iterdir() if not item.is_dir())
         if len(files) > FILES_MAX:
-            raise Invalid(f"{path} has {len(files)} files; at most {FILES_MAX}")
+            raise Invalid(f"{path} has {len(files)} files; the maximum is {FILES_MAX}")
         left = bytes_max
         for item in files:
             name = path.name if item == source else item.name
             left -= _copy(item, root, directory / name, left)
     except FileNotFoundError as error:
-        raise NotFound(f"there is no {error.filename or path}") from error
+        raise NotFound(f"{error.filename or path} does not exist") from error
     except (OSError, RuntimeError, ValueError) as error:
-        # A loop of links, no permission, a name that no system has.
+        # A loop of links, no permission, or a malformed name.
         raise Invalid(f"{path} cannot be read: {error}") from error
 
 
-def _check_place(path: Path, root: Path) -> None:
+def _check_location(path: Path, root: Path) -> None:
     if not path.is_relative_to(root) or any(path.is_relative_to(place) for place in KERNEL):
-        raise Invalid(f"{path} is not below {root}, where it may be")
+        raise Invalid(f"{path} is not below {root}")
 
 
 def _copy(item: Path, root: Path, target: Path, bytes_max: int) -> int:
     resolved = item.resolve(strict=True)
-    _check_place(resolved, root)
-    # A link that took its place since is not followed, and a pipe does not wait for a writer.
+    _check_location(resolved, root)
+    # O_NOFOLLOW: a link that replaced the file is refused. O_NONBLOCK: a pipe does not block.
     descriptor = os.open(resolved, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as source:
-        _check_place(Path(f"/proc/self/fd/{descriptor}").resolve(), root)
+        _check_location(Path(f"/proc/self/fd/{descriptor}").resolve(), root)
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise Invalid(f"{item} is not a regular file")
         size = 0

@@ -1,8 +1,8 @@
-"""Lets one worker at a time do a job, without a row that a killed worker would leave behind.
+"""Locks across processes: one worker at a time runs a job.
 
-The lock is a transaction's, on a connection of its own: what the job does commits as it likes, a
-worker that is killed gives the turn back with its connection, and it works behind a pooler in
-transaction mode, where a session's lock would stay with whichever server connection took it.
+The lock is a transaction-level advisory lock on a separate connection. The job itself may commit
+freely, a killed worker releases the lock with its connection, and it works behind a pooler in
+transaction mode, where a session-level lock would stay with the pooled server connection.
 """
 
 from __future__ import annotations
@@ -13,27 +13,27 @@ from contextlib import contextmanager, suppress
 from django.db import DatabaseError, connection
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-# It does nothing for as long as the job takes.
+# The transaction is idle while the job runs.
 MAY_IDLE = "SELECT set_config('idle_in_transaction_session_timeout', '0', true)"
 
 
 @contextmanager
-def take_turn(key: int) -> Iterator[bool]:
-    """Give whether nobody else has the turn; it ends with the block, or with the process."""
+def try_lock(key: int) -> Iterator[bool]:
+    """Yield whether the lock was acquired. It is released with the block or the process."""
     own = connection.copy()
     try:
         own.set_autocommit(False)
         with own.cursor() as cursor:
             cursor.execute(MAY_IDLE)
             cursor.execute("SELECT pg_try_advisory_xact_lock(%s)", [key])
-            is_ours = bool(cursor.fetchone()[0])
-        yield is_ours
+            is_locked = bool(cursor.fetchone()[0])
+        yield is_locked
     finally:
-        _give_back(own)
+        _release(own)
 
 
-def _give_back(own: BaseDatabaseWrapper) -> None:
-    # A connection that broke meanwhile has given it back itself.
+def _release(own: BaseDatabaseWrapper) -> None:
+    # A broken connection has released the lock already.
     with suppress(DatabaseError):
         own.rollback()
     own.close()

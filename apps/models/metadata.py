@@ -1,4 +1,4 @@
-"""What may be said of a version that is registered by hand, and the limits of it. Pure."""
+"""Metadata of a manually registered version, with its limits. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from apps.lib.errors import Invalid
 
 ENTRIES_MAX = 1_000
-# Those of MLflow.
+# The limits of MLflow.
 KEY_LENGTH_MAX = 250
 VALUE_LENGTH_MAX = 6_000
 DESCRIPTION_LENGTH_MAX = 10_000
@@ -21,7 +21,7 @@ TAG_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,49}")
 
 @dataclass(frozen=True)
 class Metadata:
-    """What came with a version; None where nothing was said."""
+    """Metadata that was sent with a version; None for missing fields."""
 
     metrics: Any = None
     parameters: Any = None
@@ -29,18 +29,18 @@ class Metadata:
     semantic_tag: str | None = None
     description: str | None = None
     run_url: str | None = None
-    # Warm-up requests, which are checked against the signature.
+    # Warm-up requests; they are checked against the signature later.
     warmup: Any = None
 
     def facts(self) -> dict[str, Any]:
-        """Return what was said, as columns of a version, without the warm-up.
+        """Return the fields that were sent as columns of a version, without the warm-up.
 
         Raises:
-            Invalid: a value cannot be kept; the message names the field.
+            Invalid: a value is not valid; the message names the field.
         """
-        said = {item.name: getattr(self, item.name) for item in fields(self)}
-        given = {k: v for k, v in said.items() if v is not None and k != "warmup"}
-        return {name: CHECKS[name](name, value) for name, value in given.items()}
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        sent = {k: v for k, v in values.items() if v is not None and k != "warmup"}
+        return {name: CHECKS[name](name, value) for name, value in sent.items()}
 
 
 def _metrics(field: str, value: Any) -> dict[str, float]:
@@ -55,18 +55,18 @@ def _metrics(field: str, value: Any) -> dict[str, float]:
 
 def _parameters(field: str, value: Any) -> dict[str, str]:
     texts: dict[str, str] = {}
-    for name, said in _entries(field, value).items():
-        if isinstance(said, dict | list):
-            raise Invalid(f"{field}: {name!r} is not a text or a number.")
-        texts[name] = _text(f"{field}: {name!r}", str(said), VALUE_LENGTH_MAX)
+    for name, item in _entries(field, value).items():
+        if isinstance(item, dict | list):
+            raise Invalid(f"{field}: {name!r} is not text or a number.")
+        texts[name] = _text(f"{field}: {name!r}", str(item), VALUE_LENGTH_MAX)
     return texts
 
 
 def _entries(field: str, value: Any) -> Mapping[str, Any]:
     if not isinstance(value, dict):
-        raise Invalid(f"{field}: it is an object of names and values.")
+        raise Invalid(f"{field}: expected an object of names and values.")
     if len(value) > ENTRIES_MAX:
-        raise Invalid(f"{field}: it has {len(value):,} entries; at most {ENTRIES_MAX:,}.")
+        raise Invalid(f"{field}: {len(value):,} entries; the maximum is {ENTRIES_MAX:,}.")
     for name in value:
         if not name or len(name) > KEY_LENGTH_MAX or not name.isprintable():
             raise Invalid(f"{field}: a name has 1 to {KEY_LENGTH_MAX} printable characters.")
@@ -75,7 +75,7 @@ def _entries(field: str, value: Any) -> Mapping[str, Any]:
 
 def _text(field: str, value: str, length_max: int) -> str:
     if len(value) > length_max or "\x00" in value:
-        raise Invalid(f"{field}: at most {length_max:,} characters, none of them NUL.")
+        raise Invalid(f"{field}: at most {length_max:,} characters, without NUL.")
     return value
 
 
@@ -90,8 +90,8 @@ def _description(field: str, value: str) -> str:
 def _tag(field: str, value: str) -> str:
     if value and not TAG_PATTERN.fullmatch(value):
         raise Invalid(
-            f"{field}: {value[:60]!r} is no semantic tag; write one as v1.2.3: at most 50 letters, "
-            "digits, dots, dashes, plus signs and underscores."
+            f"{field}: {value[:60]!r} is not a valid semantic tag. Example: v1.2.3; at most 50 "
+            "letters, digits, dots, dashes, plus signs and underscores."
         )
     return value
 
@@ -101,9 +101,9 @@ def _url(field: str, value: str) -> str:
     try:
         parts = urlsplit(value)
     except ValueError as error:
-        raise Invalid(f"{field}: {value[:60]!r} is no URL: {error}.") from error
+        raise Invalid(f"{field}: {value[:60]!r} is not a valid URL: {error}.") from error
     if value and (parts.scheme not in {"http", "https"} or not parts.hostname):
-        raise Invalid(f"{field}: {value[:60]!r} is no http: or https: URL.")
+        raise Invalid(f"{field}: {value[:60]!r} is not a valid http: or https: URL.")
     return value
 
 

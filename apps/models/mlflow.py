@@ -1,6 +1,6 @@
-"""The MLflow registry, by REST. Third-party errors cross here and come out as `Unavailable`.
+"""REST client of the MLflow registry. Errors of httpx and MLflow become InterlockErrors here.
 
-The client library is never imported: it costs seconds and hundreds of megabytes.
+Must not import the MLflow library, which costs seconds and hundreds of megabytes.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ NAME_BYTES_MAX = 255
 NUMBER_MAX = 2**31 - 1
 ANSWER_BYTES_MAX = 64 * 1024**2
 ERROR_BYTES_MAX = 16 * 1024
-# What an answer of another form than expected provokes.
+# Errors that a response of unexpected form causes.
 UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
 log = logging.getLogger(__name__)
-# What MLflow's answers mean; every other failure may pass.
+# Errors by status; all others are temporary.
 PROBLEMS: dict[int, type[InterlockError]] = {400: Invalid, 404: NotFound}
 
 
 @dataclass(frozen=True)
 class RegistryVersion:
-    """A version as MLflow's registry knows it; instants are Unix milliseconds."""
+    """A version in MLflow's registry; times are Unix milliseconds."""
 
     name: str
     number: int
@@ -52,7 +52,7 @@ class RegistryVersion:
     tags: dict[str, str]
     is_ready: bool
     user: str = ""
-    # Why the rest of it could not be read.
+    # Why the other fields could not be read, or empty.
     problem: str = ""
 
 
@@ -74,7 +74,7 @@ class LoggedModel:
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """What a run recorded: each metric's last value, parameters, the training data's digest."""
+    """Data of a run: last value of each metric, parameters, digest of the training data."""
 
     user: str = ""
     metrics: dict[str, float] = field(default_factory=dict)
@@ -85,7 +85,7 @@ class TrainingRun:
 
 
 class NotReached(Unavailable):
-    """There was no answer at all, so that asking for something else would not help."""
+    """MLflow did not respond at all, so further requests would fail as well."""
 
 
 class MlflowClient:
@@ -98,7 +98,7 @@ class MlflowClient:
         login: tuple[str, str] = ("", ""),
         timeout_s: float = 10.0,
     ) -> None:
-        """A token goes before a user and password, and those before what stands in the URL."""
+        """A token takes precedence over `login`, and `login` over credentials in the URL."""
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         auth = login if login[0] and not token else None
         self._http = httpx.Client(base_url=base_url, headers=headers, auth=auth, timeout=timeout_s)
@@ -128,15 +128,15 @@ class MlflowClient:
     def version(self, name: str, named: str) -> RegistryVersion:
         """Return a version by number or alias. Raises NotFound."""
         if named.isdecimal():
-            path, asked = "/model-versions/get", {"name": name, "version": named}
+            path, query = "/model-versions/get", {"name": name, "version": named}
         else:
-            path, asked = "/registered-models/alias", {"name": name, "alias": named}
-        answer = self._get(f"{API}{path}", asked)
+            path, query = "/registered-models/alias", {"name": name, "alias": named}
+        answer = self._get(f"{API}{path}", query)
         with _reading("the version"):
             return _version(answer["model_version"])
 
     def set_alias(self, name: str, alias: str, number: int) -> None:
-        """Make `alias` name a version. Raises NotFound when the registry has no such version."""
+        """Set `alias` to a version. Raises NotFound if the registry has no such version."""
         body = {"name": name, "alias": alias, "version": str(number)}
         self._send("POST", f"{API}/registered-models/alias", json=body)
 
@@ -154,7 +154,7 @@ class MlflowClient:
             )
 
     def run(self, run_id: str) -> TrainingRun:
-        """Return what run `run_id` recorded; an empty run when it was deleted or is unknown."""
+        """Return the data of run `run_id`; an empty run if it was deleted or is unknown."""
         try:
             run = self._get(f"{API}/runs/get", {"run_id": run_id}).get("run")
         except NotFound:
@@ -163,20 +163,20 @@ class MlflowClient:
             return _run(run)
 
     def artifact_root(self, name: str, number: int) -> str:
-        """Return where a version's files lie, e.g. `mlflow-artifacts:/1/models/m-…/artifacts`."""
+        """Return the root of a version's files, e.g. `mlflow-artifacts:/1/models/m-…/artifacts`."""
         answer = self._get(
             f"{API}/model-versions/get-download-uri", {"name": name, "version": number}
         )
-        with _reading("where the files are"):
+        with _reading("the location of the files"):
             return str(answer["artifact_uri"])
 
     def download(self, root: str, directory: Path, bytes_max: int) -> None:
-        """Copy the files directly under `root`, or the one file that it names, into `directory`.
+        """Copy the files directly under `root`, or the file that it names, into `directory`.
 
         Raises:
-            NotFound: there is nothing.
-            Invalid: the root is not a plain path, its store cannot be read from here, or holds more
-                than `bytes_max`.
+            NotFound: it does not exist.
+            Invalid: the root is not a plain path, its store cannot be read from here, or the files
+                have more than `bytes_max`.
         """
         parts = _split(root)
         if parts.scheme in {"", "file"}:
@@ -219,7 +219,7 @@ class MlflowClient:
         if not settings.MLFLOW_ARTIFACT_DIR:
             raise Invalid(
                 f"its artifacts are in {path}, which is not read: start the tracking server with "
-                "--serve-artifacts, or name the directory with INTERLOCK_MLFLOW_ARTIFACT_DIR"
+                "--serve-artifacts, or set INTERLOCK_MLFLOW_ARTIFACT_DIR to the directory"
             )
         copy_files(path, Path(settings.MLFLOW_ARTIFACT_DIR), directory, bytes_max)
 
@@ -235,7 +235,7 @@ class MlflowClient:
             if not token:
                 return
             if pages == PAGES_MAX:
-                raise Unavailable(f"MLflow answers {path} with page after page")
+                raise Unavailable(f"MLflow returned more than {PAGES_MAX} pages for {path}")
 
     def _get(self, path: str, params: dict[str, Any]) -> dict[str, Any]:
         return self._send("GET", path, params=params)
@@ -264,7 +264,7 @@ class MlflowClient:
 
 
 def _message(text: bytes) -> str:
-    """Return MLflow's own words; of a proxy between, what it sent."""
+    """Return the message of MLflow's error, or the text of a response from a proxy."""
     try:
         return str(json.loads(text)["message"])
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -272,7 +272,7 @@ def _message(text: bytes) -> str:
 
 
 def _bounded(response: httpx.Response, bytes_max: int) -> bytes:
-    """Return the body. Raises Unavailable when it is longer than that; an error's is cut off."""
+    """Return the body. Raises Unavailable beyond `bytes_max`; an error body is truncated."""
     body = bytearray()
     for chunk in response.iter_bytes():
         body += chunk
@@ -289,11 +289,11 @@ def _split(root: str) -> SplitResult:
             return urlsplit(root)
     except ValueError:
         pass
-    raise Invalid(f"its artifact root {root!r} is no URI")
+    raise Invalid(f"its artifact root {root!r} is not a valid URI")
 
 
 def _plain_path(parts: SplitResult) -> str:
-    """Return the path of an artifact root. Raises Invalid for one that leads elsewhere."""
+    """Return the path of an artifact root. Raises Invalid for a query, a fragment or `..`."""
     path = unquote(parts.path)
     if parts.query or parts.fragment or ".." in path.split("/") or not path.isprintable():
         raise Invalid(f"its artifact root {parts.geturl()!r} is not a plain path")
@@ -301,14 +301,14 @@ def _plain_path(parts: SplitResult) -> str:
 
 
 def _names(answer: dict[str, Any]) -> list[str]:
-    """Return the names of the files in a listing. Raises Invalid: one is no name of a file."""
+    """Return the file names of a listing. Raises Invalid if one is not a valid file name."""
     items = [item for item in _list(answer.get("files")) if isinstance(item, dict)]
     names = [PurePosixPath(str(i.get("path"))).name for i in items if not i.get("is_dir")]
     for name in names:
         if name in {"", ".", ".."} or not name.isprintable() or len(name.encode()) > NAME_BYTES_MAX:
-            raise Invalid(f"one of its artifacts is called {name[:100]!r}")
+            raise Invalid(f"one of its artifacts has the invalid name {name[:100]!r}")
     if len(names) > FILES_MAX:
-        raise Invalid(f"it has {len(names)} artifacts; at most {FILES_MAX}")
+        raise Invalid(f"it has {len(names)} artifacts; the maximum is {FILES_MAX}")
     return names
 
 
@@ -321,7 +321,7 @@ def _reading(what: str) -> Iterator[None]:
     try:
         yield
     except UNREADABLE as error:
-        raise Invalid(f"MLflow tells {what} in a form that cannot be read: {error!r}") from error
+        raise Invalid(f"MLflow returned {what} in an unexpected form: {error!r}") from error
 
 
 def _model(item: dict[str, Any]) -> RegistryModel:
@@ -349,18 +349,18 @@ def _version(item: dict[str, Any]) -> RegistryVersion:
 def _number(item: dict[str, Any]) -> int:
     number = int(item["version"])
     if not 0 < number <= NUMBER_MAX:
-        raise ValueError(f"{number} is no version's number")
+        raise ValueError(f"{number} is not a valid version number")
     return number
 
 
 def _unreadable(item: dict[str, Any], error: Exception) -> Iterator[RegistryVersion]:
-    """Yield what can be said of a version that cannot be read, unless not even its name can."""
+    """Yield name and number of an unreadable version, if at least these can be read."""
     try:
         name, number = str(item["name"]), _number(item)
     except UNREADABLE:
         log.warning("registry.unreadable_version %s: %r", str(item)[:200], error)
         return
-    problem = f"MLflow tells it in a form that cannot be read: {error!r}"
+    problem = f"MLflow returned it in an unexpected form: {error!r}"
     yield RegistryVersion(name, number, "", "", "", 0, {}, is_ready=True, problem=problem)
 
 
@@ -381,7 +381,7 @@ def _run(run: Any) -> TrainingRun:
 
 
 def _finite(metrics: dict[str, Any]) -> dict[str, float]:
-    """Leave out NaN and infinities (MLflow sends them as text): JSON columns cannot hold them."""
+    """Drop NaN and infinities, which MLflow sends as text: JSON columns cannot store them."""
     values = {name: float(value) for name, value in metrics.items()}
     return {name: value for name, value in values.items() if math.isfinite(value)}
 
@@ -394,11 +394,11 @@ def connect() -> MlflowClient:
 
 
 def is_open() -> bool:
-    """Say whether a stranger who reaches MLflow may change it. Raises Unavailable."""
+    """Return whether MLflow accepts requests without credentials. Raises Unavailable."""
     if not settings.MLFLOW_TRACKING_URI:
         return False
     url = urlsplit(settings.MLFLOW_TRACKING_URI)
-    # Without the name and password that may stand in the address.
+    # Without credentials from the URL.
     plain = url._replace(netloc=url.netloc.rpartition("@")[2]).geturl().rstrip("/")
     try:
         answer = httpx.get(

@@ -1,4 +1,4 @@
-"""Links into MLflow's own pages, under the address that browsers use."""
+"""Links to MLflow's pages, at the address for browsers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from apps.models.models import ModelVersion
 
 
 def run_url(version: ModelVersion) -> str:
-    """Return the page of the run that made it: what it came with, or MLflow's; empty for none."""
+    """Return the URL of the training run: the stored one, or MLflow's page; empty for none."""
     if version.run_url:
         return version.run_url
     if not version.run_id or not settings.MLFLOW_PUBLIC_URL:
@@ -19,7 +19,7 @@ def run_url(version: ModelVersion) -> str:
 
 
 def registry_url(version: ModelVersion) -> str:
-    """Return the version's page in MLflow's registry; empty when it is not from there."""
+    """Return the URL of the version in MLflow's registry; empty if it is not from MLflow."""
     if version.registry_number is None or not settings.MLFLOW_PUBLIC_URL:
         return ""
     name = quote(version.model.name, safe="")

@@ -1,7 +1,7 @@
-"""Models, their versions, and where those are served. PostgreSQL is the truth; MLflow is a source.
+"""Models, versions and deployments. PostgreSQL is the source of truth; MLflow is one origin.
 
-`LiveSplit` holds the one split that a model may have at a time, whoever owns it (a rollout or an
-experiment): its primary key is the rule, so no check in a view has to keep it.
+`LiveSplit` is the one split that a model may have at a time, for a rollout or an experiment. Its
+primary key enforces this rule, so no view has to check it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from apps.models.states import DeploymentState
 from apps.models.suggested_settings import Proposal, propose
 from contract.names import NAME_PATTERN, NAME_RULE
 
-# The columns of a model that say how its requests are served; all of them reach the routing table.
+# The columns of a model with its serving settings; all of them are in the routing table.
 SERVING_SETTINGS = (
     "timeout_ms",
     "max_batch_size",
@@ -41,9 +41,9 @@ SERVING_SETTINGS = (
 
 @deconstructible(path="django.core.validators.RegexValidator")
 class WholeValidator(RegexValidator):
-    """Holds the whole text to a pattern, whose `$` lets a line feed at the end pass elsewhere.
+    """Matches the whole text; the `$` of RegexValidator would accept a trailing line feed.
 
-    In migrations it is what it extends: the rows are the same.
+    Migrations refer to RegexValidator: the rows are the same.
     """
 
     def __call__(self, value: Any) -> None:
@@ -58,7 +58,7 @@ valid_header = WholeValidator(
 
 
 def between(least: float, most: float) -> list[Any]:
-    """Return the validators of a number: forms, the API and the services read their limits here."""
+    """Return validators for a range; forms, the API and the services read the limits from them."""
     return [MinValueValidator(least), MaxValueValidator(most)]
 
 
@@ -68,43 +68,43 @@ def valid_number(value: float) -> None:
         raise ValidationError("This is not a number.")
 
 
-# The alias that follows the stable version: MLflow's is made to follow it, never the reverse.
+# The alias of the stable version. MLflow's is reset to it, never the reverse.
 CHAMPION = "champion"
-# The alias whose move may start a rollout.
+# A move of this alias may start a rollout.
 CANDIDATE = "candidate"
 
 
 class RegisteredModel(Retirable):
-    """A named thing to predict with, and how its requests are served."""
+    """A model that applications call by name, with its serving settings."""
 
     name = models.CharField(max_length=100, unique=True, validators=[valid_name])
     description = models.TextField(blank=True)
     stable = models.ForeignKey(
         "ModelVersion", null=True, blank=True, on_delete=models.PROTECT, related_name="+"
     )
-    # The version that was stable before; it stays loaded until then, so that rollback is one table.
+    # The previous stable version. It stays loaded until `rollback_until`, for an instant rollback.
     previous_stable = models.ForeignKey(
         "ModelVersion", null=True, blank=True, on_delete=models.PROTECT, related_name="+"
     )
     rollback_until = models.DateTimeField(null=True, blank=True)
-    # The plan of the rollout that starts when the alias `candidate` moves; empty: none starts.
+    # The plan of the rollout that starts when the alias `candidate` moves; empty: no rollout.
     candidate_plan = models.CharField(max_length=100, blank=True, default="", db_default="")
-    # The version that the alias named when it was last looked at: each move is acted on once.
+    # The version of the alias when it was last processed: each move is processed once.
     candidate_seen = models.ForeignKey(
         "ModelVersion", null=True, blank=True, on_delete=models.SET_NULL, related_name="+"
     )
-    # What of the registry could not be taken over for this model, and why; empty: nothing.
+    # What could not be synchronised from MLflow for this model, and why; empty: nothing.
     registry_problem = models.TextField(blank=True, default="", db_default="")
     timeout_ms = models.PositiveIntegerField(default=1_000, validators=between(1, 600_000))
     max_batch_size = models.PositiveIntegerField(default=32, validators=between(1, 4_096))
     max_queue_delay_us = models.PositiveIntegerField(
         default=5_000, validators=between(0, 1_000_000)
     )
-    # Rows that may wait for a version; beyond it the answer is 503 at once.
+    # The maximum number of queued rows of a version; beyond it, requests get 503 at once.
     max_queue_size = models.PositiveIntegerField(
         default=1_024, db_default=1_024, validators=between(1, 1_000_000)
     )
-    # A version's breaker opens when `failures` of its last `window` answers failed.
+    # A version's breaker opens when `failures` of its last `window` calls failed.
     breaker_window = models.PositiveIntegerField(
         default=20, db_default=20, validators=between(1, 10_000)
     )
@@ -114,11 +114,11 @@ class RegisteredModel(Retirable):
     breaker_open_ms = models.PositiveIntegerField(
         default=5_000, db_default=5_000, validators=between(100, 600_000)
     )
-    # How long an answer may be given again; None: never.
+    # How long a prediction is cached; None: not at all.
     cache_ttl_s = models.PositiveIntegerField(
         null=True, blank=True, validators=between(1, 30 * 86_400)
     )
-    # Keep cached answers in Redis as well, where all instances find them.
+    # Cache predictions in Redis as well, for all instances.
     cache_shared = models.BooleanField(default=False, db_default=False)
     unit_header = models.CharField(max_length=100, default="x-unit-id", validators=[valid_header])
     unit_parameter = models.CharField(max_length=100, default="unit_id")
@@ -165,28 +165,28 @@ class ModelVersion(Retirable):
     source = models.CharField(
         max_length=10, choices=Source.choices, default=Source.UPLOAD, db_default=Source.UPLOAD
     )
-    # Its number in MLflow's registry; another one than `number` where an upload had that already.
+    # Its number in MLflow's registry; it differs from `number` if an upload had that number.
     registry_number = models.PositiveIntegerField(null=True, blank=True)
     semantic_tag = models.CharField(max_length=50, blank=True)
     description = models.TextField(blank=True)
     # {"inputs": [{"name", "datatype", "shape"}], "outputs": […]}, as the contract's Signature.
     signature = models.JSONField()
-    # False for a model without a batch dimension: its requests are never batched.
+    # False without a batch dimension: requests are never batched.
     batched = models.BooleanField(default=True)
-    # Warm-up requests, as OIP input lists; empty means zeros of the signature's shape.
+    # Warm-up requests, as OIP input lists; empty: zeros of the signature's shape.
     warmup = models.JSONField(default=list, blank=True)
     artifact_uri = models.CharField(max_length=1_000)
     artifact_path = models.CharField(max_length=1_000)
     artifact_sha256 = models.CharField(max_length=64)
     artifact_bytes = models.PositiveBigIntegerField()
-    # Milliseconds that its trial took, by the number of rows; None where there was none.
+    # The duration of its trial in ms, by the number of rows; None without a trial.
     trial_ms = models.JSONField(null=True, blank=True)
     metrics = models.JSONField(default=dict, blank=True)
     parameters = models.JSONField(default=dict, blank=True)
     tags = models.JSONField(default=dict, blank=True)
     dataset_digest = models.CharField(max_length=200, blank=True)
     run_id = models.CharField(max_length=64, blank=True)
-    # The page of the run that made it, where that is not MLflow's: a CI job, say.
+    # The page of the training run if it is not in MLflow, e.g. a CI job.
     run_url = models.URLField(max_length=1_000, blank=True, default="", db_default="")
     created_by = models.CharField(max_length=150, blank=True)
     created_at = models.DateTimeField()
@@ -209,7 +209,7 @@ class ModelVersion(Retirable):
 
     @property
     def proposal(self) -> Proposal | None:
-        """What its trial says about the model's settings."""
+        """The settings that its trial suggests for the model."""
         return propose(self.trial_ms)
 
 
@@ -220,9 +220,9 @@ class Alias(models.Model):
     name = models.CharField(max_length=100)
     version = models.ForeignKey(ModelVersion, on_delete=models.CASCADE, related_name="aliases")
     changed_at = models.DateTimeField(auto_now=True)
-    # Set here and not yet in MLflow, whose alias is not copied over it until it is.
+    # Set here and not yet in MLflow; until then MLflow's alias does not overwrite it.
     is_pending = models.BooleanField(default=False, db_default=False)
-    # Of `champion`: the number that MLflow had after it was last written there.
+    # For `champion`: the number that was last written to MLflow.
     written_number = models.PositiveIntegerField(null=True, blank=True)
 
     class Meta:
@@ -237,13 +237,13 @@ class Alias(models.Model):
 
 
 class RefusedImport(models.Model):
-    """A version of the registry that cannot be served, or read yet, with the reason."""
+    """A version of MLflow's registry that cannot be served, or not be read yet, with the reason."""
 
     model_name = models.CharField(max_length=300)
     number = models.PositiveIntegerField()
     reason = models.TextField()
     at = models.DateTimeField(auto_now=True)
-    # Not read yet: how often that was tried, and when it is tried again. None: it is refused.
+    # If not read yet: the attempts and the time of the next one. None: it is refused.
     attempts = models.PositiveIntegerField(default=0, db_default=0)
     retry_at = models.DateTimeField(null=True, blank=True)
 
@@ -255,7 +255,7 @@ class RefusedImport(models.Model):
 
 
 class Registration(models.Model):
-    """A file or URI that somebody asked to register, and what became of it; see `registrations`."""
+    """A request to register a file or URI, with its result; see `registration_jobs`."""
 
     class State(models.TextChoices):
         WAITING = "waiting"
@@ -266,17 +266,17 @@ class Registration(models.Model):
     id = models.UUIDField(primary_key=True, default=uuid.uuid4)
     model_name = models.CharField(max_length=100)
     uri = models.CharField(max_length=1_000)
-    # Its files wait in a directory of its own.
+    # Its files wait in a directory of the registration.
     is_upload = models.BooleanField(default=False)
-    # What came with it, as `metadata.Metadata` takes it.
+    # Metadata from the request: the arguments of `metadata.Metadata`.
     metadata = models.JSONField(default=dict)
     actor = models.CharField(max_length=150)
     origin = models.CharField(max_length=100, blank=True)
     state = models.CharField(max_length=20, choices=State.choices, default=State.WAITING)
-    # What is being done, and since when.
+    # The current stage, and when it began.
     stage = models.CharField(max_length=200, blank=True)
     stage_at = models.DateTimeField()
-    # Of a refusal: what the API would have answered.
+    # For a refusal: the error of the API.
     code = models.CharField(max_length=50, blank=True)
     reason = models.TextField(blank=True)
     detail = models.JSONField(default=dict, blank=True)
@@ -295,14 +295,14 @@ class Registration(models.Model):
 
 
 class ServingCluster(models.Model):
-    """A set of Triton endpoints that hold the same versions and read one model repository."""
+    """A set of Triton endpoints with the same versions and one model repository."""
 
     name = models.CharField(max_length=100, unique=True, validators=[valid_name])
     # HTTP addresses, e.g. ["http://triton-0:8000"].
     endpoints = models.JSONField()
     repository_path = models.CharField(max_length=1_000)
     is_default = models.BooleanField(default=False)
-    # A call without an answer after so long goes to a second endpoint as well; None: never.
+    # A call is hedged to a second endpoint after this time without an answer; None: never.
     hedge_after_ms = models.PositiveIntegerField(
         null=True, blank=True, validators=between(1, 600_000)
     )
@@ -322,7 +322,7 @@ class ServingCluster(models.Model):
 
 
 class Deployment(models.Model):
-    """A version placed on a serving cluster, and what was last seen of it there."""
+    """A version on a serving cluster, with the state of the last probe."""
 
     version = models.ForeignKey(ModelVersion, on_delete=models.CASCADE, related_name="deployments")
     cluster = models.ForeignKey(
@@ -333,9 +333,9 @@ class Deployment(models.Model):
     )
     reason = models.TextField(blank=True)
     revision = models.PositiveIntegerField(default=0)
-    # No worker touches it while another one holds this lease.
+    # While a worker holds this lease, no other worker processes the deployment.
     leased_until = models.DateTimeField(null=True, blank=True)
-    # While draining: the routing-table generation that no longer names it.
+    # While draining: the generation of the routing table that removed it.
     retired_generation = models.BigIntegerField(null=True, blank=True)
     changed_at = models.DateTimeField()
 
@@ -354,7 +354,7 @@ class DeploymentEvent(Transition):
 
 
 class LiveSplit(models.Model):
-    """The one split that a model may have at a time: the primary key forbids a second one."""
+    """The one split that a model may have at a time; the primary key forbids a second one."""
 
     class Kind(models.TextChoices):
         CANARY = "canary"
@@ -367,16 +367,16 @@ class LiveSplit(models.Model):
     owner_id = models.UUIDField(unique=True)
     # Primary keys of the versions that must stay loaded while the split is held.
     version_ids = models.JSONField(default=list)
-    # The contract's split for the routing table; empty while its owner prepares and routes nothing.
+    # The contract's split for the routing table; empty while its owner only prepares.
     document = models.JSONField(default=dict)
-    # The contract's shadow, beside the split; empty while no copies are sent.
+    # The contract's shadow, besides the split; empty without one.
     shadow = models.JSONField(default=dict, db_default={})
 
 
 class Tenant(models.Model):
-    """An application, or a team of them, that asks for predictions, and how much it may ask.
+    """An application, or a group of applications, that requests predictions, with its quota.
 
-    None of a limit is no limit.
+    A limit of None means no limit.
     """
 
     class Priority(models.TextChoices):
@@ -388,7 +388,7 @@ class Tenant(models.Model):
     requests_per_s = models.FloatField(
         null=True, blank=True, validators=[valid_number, *between(0.001, 1_000_000)]
     )
-    # Requests at once after a rest; None: as many as a second brings.
+    # The burst of requests after an idle time; None: the rate of one second.
     burst = models.PositiveIntegerField(null=True, blank=True, validators=between(1, 1_000_000))
     concurrency_max = models.PositiveIntegerField(
         null=True, blank=True, validators=between(1, 100_000)
@@ -412,18 +412,18 @@ class Tenant(models.Model):
 
 
 class ApiKey(models.Model):
-    """What an application of a tenant shows to get predictions. Only its SHA-256 is kept.
+    """A key that an application of a tenant sends with requests. Only its SHA-256 is stored.
 
-    An API token, by contrast, lets a person or CI use the REST API (see `controlplane.models`).
+    An API token, by contrast, gives a person or CI access to the REST API (`controlplane.models`).
     """
 
     tenant = models.ForeignKey(Tenant, on_delete=models.CASCADE, related_name="keys")
     name = models.CharField(max_length=100)
     digest = models.CharField(max_length=64, unique=True, editable=False)
-    # The key's last characters, to tell keys apart.
+    # The last characters of the key, to distinguish keys.
     hint = models.CharField(max_length=4)
-    # Names of the models that it opens; empty for all. Names, since a list of rows would be empty
-    # once its models are deleted, and open all the others.
+    # Names of the models that the key may use; empty: all. Names, not foreign keys: after the
+    # models are deleted, an empty list would allow all others.
     opens = models.JSONField(default=list, blank=True)
     created_at = models.DateTimeField()
     created_by = models.CharField(max_length=150)
@@ -438,10 +438,10 @@ class ApiKey(models.Model):
 
 
 class ServingPolicy(models.Model):
-    """What holds for every request of every model: one row, which the primary key keeps single."""
+    """Settings for all requests of all models: a single row, which a constraint enforces."""
 
     id = models.PositiveSmallIntegerField(primary_key=True, default=1, editable=False)
-    # Without it a request that brings no API key is answered too, as nobody's.
+    # If False, requests without an API key are served too, without a tenant.
     key_required = models.BooleanField(default=False)
 
     class Meta:
@@ -459,7 +459,7 @@ class Role(models.TextChoices):
 
 
 class ModelRole(models.Model):
-    """What a user may do with a model; without a model, with all of them."""
+    """The role of a user on a model; without a model, on all models."""
 
     user = models.ForeignKey(
         settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="model_roles"
@@ -478,7 +478,7 @@ class ModelRole(models.Model):
 
 
 class AuditEntry(models.Model):
-    """Who changed what serves: when, from where, before and after. Appended, never changed."""
+    """A change to serving: actor, origin, time, values before and after. Append-only."""
 
     at = models.DateTimeField(auto_now_add=True, db_index=True)
     actor = models.CharField(max_length=150)

@@ -1,7 +1,7 @@
-"""Reads how many dimensions the inputs and outputs of an ONNX file have, without its weights.
+"""Reads the ranks of the inputs and outputs of an ONNX file without reading its weights.
 
-A file may have gigabytes of weights. Protobuf writes a length before each of them, so they are
-skipped, and what is read are some kilobytes.
+A file may have gigabytes of weights. Protobuf writes a length before each field, so weights are
+skipped and only some kilobytes are read.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ VARINT_BYTES_MAX = 10
 
 @lru_cache(maxsize=256)
 def ranks_of(path: Path, sha256: str) -> dict[str, int]:
-    """Return the number of dimensions by name of input or output; `sha256` tells files apart.
+    """Return the ranks by name of input or output; `sha256` is only part of the cache key.
 
-    What does not say its dimensions is left out. Raises OSError, ValueError when damaged.
+    Tensors of undeclared rank are omitted. Raises OSError; ValueError for a damaged file.
     """
     from onnx import ValueInfoProto
 
-    found = {}
+    ranks = {}
     with path.open("rb") as file:
         for number, end in _fields(file, path.stat().st_size):
             if number != GRAPH:
@@ -37,12 +37,12 @@ def ranks_of(path: Path, sha256: str) -> dict[str, int]:
                 if inner in INPUTS_AND_OUTPUTS:
                     item = ValueInfoProto.FromString(file.read(inner_end - file.tell()))
                     if item.type.tensor_type.HasField("shape"):
-                        found[item.name] = len(item.type.tensor_type.shape.dim)
-    return found
+                        ranks[item.name] = len(item.type.tensor_type.shape.dim)
+    return ranks
 
 
 def _fields(file: BinaryIO, end: int) -> Iterator[tuple[int, int]]:
-    """Yield the number and the end of each field with a length, the file standing at its start."""
+    """Yield number and end of each length-delimited field, with the file at its start."""
     while file.tell() < end:
         key = _varint(file)
         number, wire = key >> 3, key & 7

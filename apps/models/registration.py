@@ -1,4 +1,4 @@
-"""Registers a version by hand: from an uploaded ONNX file, or by the URI of one, as CI does."""
+"""Registers a version manually: from an uploaded ONNX file, or from a URI, as CI does."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from apps.models.warmup import WARMUP_FILE, check_warmup, read_warmup
 
 Source = ModelVersion.Source
 URI_LENGTH_MAX = 1_000
-Tell = Callable[[str], None]
+StageReporter = Callable[[str], None]
 
 
-def silent(stage: str) -> None:
-    """Tell nobody what is being done."""
+def ignore_stage(stage: str) -> None:
+    """Discard the stage."""
 
 
 def register_directory(
@@ -37,57 +37,65 @@ def register_directory(
     metadata: Metadata,
     actor: Actor,
     now: datetime,
-    tell: Tell = silent,
+    report_stage: StageReporter = ignore_stage,
 ) -> ModelVersion:
-    """Make the ONNX file of `directory` a new version of `name`, which is made if there is none.
+    """Register the ONNX file of `directory` as a new version; create the model `name` if needed.
 
-    External data lies beside it. The files are moved: a copy would take as long as the upload, and
-    onnx refuses files with two names. `tell` hears what is being done.
+    External data is in the same directory. The files are moved: a copy would take as long as the
+    upload, and onnx refuses hard links. `report_stage` is called with each stage.
 
     Raises:
-        Invalid: the name, the metadata or a file cannot be used; nothing was recorded.
+        Invalid: the name, the metadata or a file is not valid; nothing was recorded.
         Conflict: the same file with the same metadata is registered already.
     """
     check_name(name)
     path = directory / MODEL_FILE
     if not path.is_file():
-        raise Invalid("its file is gone; send it again")
-    return _record(name, Source.UPLOAD, uri, path, metadata.facts(), metadata, actor, now, tell)
+        raise Invalid("its file does not exist any more; upload it again")
+    facts = metadata.facts()
+    return _record(name, Source.UPLOAD, uri, path, facts, metadata, actor, now, report_stage)
 
 
 def register_uri(
-    *, name: str, uri: str, metadata: Metadata, actor: Actor, now: datetime, tell: Tell = silent
+    *,
+    name: str,
+    uri: str,
+    metadata: Metadata,
+    actor: Actor,
+    now: datetime,
+    report_stage: StageReporter = ignore_stage,
 ) -> ModelVersion:
-    """Make what `uri` leads to a new version; a version of the same model in MLflow is imported.
+    """Register the model at `uri` as a new version; import MLflow's versions of the same model.
 
-    What MLflow knows of the run that made it fills what `metadata` does not say.
+    Data of the MLflow run fills the fields that `metadata` lacks.
 
     Raises:
-        Invalid: the name, the URI, the metadata or the model cannot be used; nothing was recorded.
-        NotFound: there is nothing at the URI.
+        Invalid: the name, the URI, the metadata or the model is not valid; nothing was recorded.
+        NotFound: the URI does not exist.
         Conflict: it is registered already.
-        Unavailable: whoever has it does not answer.
+        Unavailable: the server does not respond.
     """
     check_name(name)
     if len(uri) > URI_LENGTH_MAX:
         raise Invalid(f"uri: at most {URI_LENGTH_MAX} characters.")
     facts = metadata.facts()
     reference = read_reference(uri)
-    tell("fetching the files")
+    report_stage("fetching the files")
     if reference is not None and reference.name == name:
         return _import(reference, facts, metadata, actor)
     with scratch() as directory:
         run_id = fetch_model(uri, directory)
         known = {**run_facts(_run(run_id)), "run_id": run_id} if run_id else {}
         path = find_onnx(directory)
-        return _record(name, Source.URI, uri, path, known | facts, metadata, actor, now, tell)
+        facts = known | facts
+        return _record(name, Source.URI, uri, path, facts, metadata, actor, now, report_stage)
 
 
 def _import(
     reference: Reference, facts: dict[str, Any], metadata: Metadata, actor: Actor
 ) -> ModelVersion:
     if metadata.warmup is not None:
-        raise Invalid("warmup: MLflow's version brings its own; change it when it is here.")
+        raise Invalid("warmup: not allowed for a version of MLflow; change it after the import.")
     with connect() as client:
         version = client.version(reference.name, reference.named)
         if not version.is_ready:
@@ -110,11 +118,11 @@ def _record(
     metadata: Metadata,
     actor: Actor,
     now: datetime,
-    tell: Tell,
+    report_stage: StageReporter,
 ) -> ModelVersion:
-    tell(f"inspecting the file, for at most {settings.INSPECT_TIMEOUT_S} s")
+    report_stage(f"inspecting the file, for at most {settings.INSPECT_TIMEOUT_S} s")
     artifact = inspect_onnx(path)
-    tell("recording the version")
+    report_stage("recording the version")
     if metadata.warmup is not None:
         warmup = check_warmup(metadata.warmup, artifact.signature)
     else:
@@ -126,13 +134,13 @@ def _record(
         artifact_uri=uri,
         created_by=actor.name,
         created_at=now,
-        facts={**UNSAID, **facts, "warmup": warmup},
+        facts={**DEFAULTS, **facts, "warmup": warmup},
     )
     return add_version(new, actor=actor)
 
 
-# So that the same bytes with nothing said are the same version.
-UNSAID: dict[str, Any] = {
+# Defaults, so that the same bytes without metadata are the same version.
+DEFAULTS: dict[str, Any] = {
     "metrics": {},
     "parameters": {},
     "dataset_digest": "",
@@ -143,7 +151,7 @@ UNSAID: dict[str, Any] = {
 
 
 def plain_name(name: str) -> str:
-    """Return the name of an external data file. Raises Invalid for one with another meaning."""
+    """Return the name of an external data file. Raises Invalid for reserved names and paths."""
     if name in {"", ".", "..", MODEL_FILE, WARMUP_FILE} or Path(name).name != name:
-        raise Invalid(f"external_data: {name[:100]!r} cannot be the name of an external data file.")
+        raise Invalid(f"external_data: {name[:100]!r} is not a valid external data file name.")
     return name

@@ -1,4 +1,4 @@
-"""REST API of what brings versions here and names them: uploads, URIs, aliases, MLflow's hints."""
+"""REST API of registrations (uploads, URIs), aliases, and MLflow's webhook."""
 
 from __future__ import annotations
 
@@ -29,38 +29,39 @@ from apps.models.serializers import (
 )
 from apps.models.uploads import check_upload, uploaded_files
 
-ALIAS = OpenApiParameter("alias", str, OpenApiParameter.PATH, description="candidate, say")
+ALIAS = OpenApiParameter("alias", str, OpenApiParameter.PATH, description="For example candidate")
 
 
 def require_register(request: Request, name: str) -> None:
-    """Raise Forbidden unless the caller may add versions to the model, or make it."""
+    """Raise Forbidden unless the user may add versions to the model, or create it."""
     require_role(request.user, RegisteredModel.objects.filter(name=name).first(), Role.OPERATOR)
 
 
 def register_version(request: Request, name: str) -> Registration:
-    """Take in what the request carries: a multipart form with a file, or JSON with a URI."""
+    """Accept a registration: a multipart form with a file, or JSON with a URI."""
     require_register(request, name)
     is_upload = request.content_type.startswith("multipart/")
     if is_upload and not request.headers.get("Content-Length"):
-        raise Invalid("Send the form with a Content-Length: one sent in chunks is not read.")
-    data = request.data
+        raise Invalid("Send the form with a Content-Length; chunked requests are not accepted.")
+    body = request.data
     check_upload(request._request)
-    given = (UploadSerializer if is_upload else ReferenceSerializer)(data=data)
-    given.is_valid(raise_exception=True)
-    metadata: Metadata = given.metadata()
+    serializer = (UploadSerializer if is_upload else ReferenceSerializer)(data=body)
+    serializer.is_valid(raise_exception=True)
+    metadata: Metadata = serializer.metadata()
     actor, now = actor_of(request), database_now()
     if not is_upload:
-        uri = given.validated_data["uri"]
+        uri = serializer.validated_data["uri"]
         return submit_uri(name=name, uri=uri, metadata=metadata, actor=actor, now=now)
-    files = uploaded_files(given.validated_data["file"], given.validated_data.get("external_data"))
+    data = serializer.validated_data
+    files = uploaded_files(data["file"], data.get("external_data"))
     return submit_file(name=name, files=files, metadata=metadata, actor=actor, now=now)
 
 
 def set_alias(request: Request, model: RegisteredModel, alias: str) -> Response:
     require_role(request.user, model, Role.OPERATOR)
-    given = AliasSerializer(data=request.data)
-    given.is_valid(raise_exception=True)
-    number = given.validated_data["version"]["number"]
+    serializer = AliasSerializer(data=request.data)
+    serializer.is_valid(raise_exception=True)
+    number = serializer.validated_data["version"]["number"]
     version = model.versions.filter(number=number).first()
     if version is None:
         raise Invalid(f"version: {model.name} has no version {number}.")
@@ -77,14 +78,14 @@ def drop_alias(request: Request, model: RegisteredModel, alias: str) -> Response
 class RegistrationViewSet(
     mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericViewSet[Registration]
 ):
-    """What was asked to be registered, and what became of it; the newest first, for 30 days."""
+    """Registrations with their results, newest first. Kept for 30 days."""
 
     queryset = Registration.objects.select_related("version")
     serializer_class = RegistrationSerializer
 
 
 class MlflowWebhookView(APIView):
-    """What MLflow's registry webhooks are sent to. A hint: it makes the next reconcile come now."""
+    """Receives MLflow's registry webhooks. They only make the next sync run sooner."""
 
     authentication_classes = ()
     permission_classes = ()
@@ -99,7 +100,7 @@ class MlflowWebhookView(APIView):
         ],
     )
     def post(self, request: Request) -> Response:
-        """Queue one reconcile for all events of a second; 404 without a shared secret."""
+        """Queue one sync for all events of a second; 404 without a shared secret."""
         body = request._request.body
         check_webhook(
             signature=request.headers.get("X-MLflow-Signature", ""),
@@ -114,5 +115,5 @@ class MlflowWebhookView(APIView):
 def _entity(body: bytes) -> Any:
     event = load_json(body.decode("utf-8", "replace"))
     if not isinstance(event, dict) or not isinstance(event.get("entity"), str):
-        raise Invalid("The body is not an event of MLflow: it names no entity.")
+        raise Invalid("The body is not an event of MLflow: it has no entity.")
     return event["entity"]

@@ -1,9 +1,9 @@
-"""Registrations: what somebody asked to register, and what becomes of it.
+"""Registrations: requests to register a version, which a worker processes.
 
-A request only takes the files in. A worker inspects them, one registration at a time over all
-workers, in a process with bounds, so that a hostile file costs no web thread and at most one worker
-slot for a bounded time. The row is the truth: a worker that is killed leaves one that the next turn
-does again.
+A request only stores the files. A worker inspects them in a bounded process, one registration at a
+time over all workers, so a hostile file blocks no web thread and at most one worker slot, for a
+bounded time. The row is the source of truth: the next run repeats the registration of a worker that
+was killed.
 """
 
 from __future__ import annotations
@@ -33,12 +33,13 @@ from apps.models.versions import REGISTRATIONS, check_name, require_open
 
 log = logging.getLogger(__name__)
 
-# So many wait; beyond it the answer is 503. Each may hold as many bytes as an artifact may have.
+# The maximum number of waiting registrations; beyond it, requests get 503. Each may hold
+# ARTIFACT_BYTES_MAX on disk.
 WAITING_MAX = 20
-# A worker that dies of a file is not offered it for ever.
+# A file that kills its worker is not retried for ever.
 ATTEMPTS_MAX = 3
-# A turn begins nothing after so long, so that other tasks get the worker.
-TURN_S = 5.0
+# A run starts no registration after this time, so that other tasks get the worker.
+RUN_S = 5.0
 KEEP = timedelta(days=30)
 State = Registration.State
 
@@ -51,24 +52,24 @@ def submit_file(
     actor: Actor,
     now: datetime,
 ) -> Registration:
-    """Take an uploaded ONNX file, and those of external data beside it, to be registered soon.
+    """Queue an uploaded ONNX file and its external data for registration.
 
-    `files` are name and path of each, the ONNX file first. They are moved.
+    `files` are pairs of name and path, the ONNX file first. They are moved.
 
     Raises:
-        Invalid: the name, the metadata or a file's name cannot be used; nothing was taken.
-        Conflict: the model is archived, or is being deleted.
-        Unavailable: as many wait as may.
+        Invalid: the name, the metadata or a file name is not valid; nothing was queued.
+        Conflict: the model is archived or being deleted.
+        Unavailable: `WAITING_MAX` registrations are waiting.
     """
-    (file_name, file), *beside = files
-    names = [plain_name(data_name) for data_name, _ in beside]
+    (file_name, file), *data_files = files
+    names = [plain_name(data_name) for data_name, _ in data_files]
     uri = f"upload:{Path(file_name).name}"[:URI_LENGTH_MAX].replace("\0", "")
     row = _new(name, uri, metadata, actor, now)
     row.is_upload = True
     directory = directory_of(row)
     directory.mkdir(parents=True)
     try:
-        for data_name, (_, data) in zip(names, beside, strict=True):
+        for data_name, (_, data) in zip(names, data_files, strict=True):
             shutil.move(data, directory / data_name)
         shutil.move(file, directory / MODEL_FILE)
         _save(row)
@@ -81,12 +82,12 @@ def submit_file(
 def submit_uri(
     *, name: str, uri: str, metadata: Metadata, actor: Actor, now: datetime
 ) -> Registration:
-    """Take a URI, to be fetched and registered soon.
+    """Queue a URI for registration.
 
     Raises:
-        Invalid: the name, the URI or the metadata cannot be used; nothing was taken.
-        Conflict: the model is archived, or is being deleted.
-        Unavailable: as many wait as may.
+        Invalid: the name, the URI or the metadata is not valid; nothing was queued.
+        Conflict: the model is archived or being deleted.
+        Unavailable: `WAITING_MAX` registrations are waiting.
     """
     if len(uri) > URI_LENGTH_MAX:
         raise Invalid(f"uri: at most {URI_LENGTH_MAX} characters.")
@@ -102,12 +103,12 @@ def directory_of(row: Registration) -> Path:
 
 def _new(name: str, uri: str, metadata: Metadata, actor: Actor, now: datetime) -> Registration:
     check_name(name)
-    # What is wrong with it is told at once, not by the worker.
+    # Errors are raised at once, not later by the worker.
     metadata.facts()
     require_open(RegisteredModel.objects.filter(name=name).first())
     waiting = Registration.objects.filter(settled_at=None).count()
     if waiting >= WAITING_MAX:
-        raise Unavailable(f"{waiting} registrations wait already, the most there may be.")
+        raise Unavailable(f"{waiting} registrations are waiting, which is the maximum.")
     return Registration(
         model_name=name,
         uri=uri,
@@ -122,40 +123,43 @@ def _new(name: str, uri: str, metadata: Metadata, actor: Actor, now: datetime) -
 
 @transaction.atomic
 def _save(row: Registration) -> None:
-    # Beat has it done within a second: no request waits for the broker.
+    # Beat starts a run every second: no request waits for the broker.
     row.save(force_insert=True)
     Registration.objects.filter(settled_at__lt=row.created_at - KEEP).delete()
 
 
-# --- the worker's side ---------------------------------------------------------------------------
+# --- worker --------------------------------------------------------------------------------------
 
 
 def work_registrations() -> int:
-    """Do what waits, the oldest first; return how many were settled. One caller at a time."""
-    until, settled = monotonic() + TURN_S, 0
+    """Process waiting registrations, oldest first; return the number of settled ones.
+
+    The caller must hold the lock: one run at a time.
+    """
+    until, settled = monotonic() + RUN_S, 0
     while monotonic() < until and (row := _claim()) is not None:
-        settled += _guarded(row)
+        settled += _process(row)
     return settled
 
 
 def _claim() -> Registration | None:
-    """Return the oldest that is not settled. One that was begun was left by a worker that died."""
+    """Claim the oldest unsettled row. If it was begun before, its worker died."""
     row = Registration.objects.filter(settled_at=None).order_by("created_at", "pk").first()
     if row is None:
         return None
-    mine = Registration.objects.filter(pk=row.pk, settled_at=None, attempts=row.attempts)
-    values = {"state": State.INSPECTING, "stage": "begun", "stage_at": database_now()}
-    if mine.update(attempts=F("attempts") + 1, **values) == 0:
+    unchanged = Registration.objects.filter(pk=row.pk, settled_at=None, attempts=row.attempts)
+    values = {"state": State.INSPECTING, "stage": "starting", "stage_at": database_now()}
+    if unchanged.update(attempts=F("attempts") + 1, **values) == 0:
         return None
     row.attempts += 1
     return row
 
 
-def _guarded(row: Registration) -> bool:
-    """Do one; whatever happens, it is settled and the next one gets its turn."""
+def _process(row: Registration) -> bool:
+    """Register one row; any error settles it, so that the next row is processed."""
     try:
         if row.attempts > ATTEMPTS_MAX:
-            raise Invalid(f"its inspection ended {ATTEMPTS_MAX} times without an answer")
+            raise Invalid(f"its inspection ended {ATTEMPTS_MAX} times without a result")
         version = _register(row)
     except InterlockError as error:
         refusal: dict[str, Any] = {
@@ -174,16 +178,16 @@ def _guarded(row: Registration) -> bool:
 def _register(row: Registration) -> ModelVersion:
     metadata, actor = Metadata(**row.metadata), Actor(row.actor, row.origin)
 
-    def tell(stage: str) -> None:
+    def report_stage(stage: str) -> None:
         Registration.objects.filter(pk=row.pk).update(stage=stage, stage_at=database_now())
 
-    given: dict[str, Any] = {
+    arguments: dict[str, Any] = {
         "name": row.model_name, "uri": row.uri, "metadata": metadata, "actor": actor,
-        "now": row.created_at, "tell": tell,
+        "now": row.created_at, "report_stage": report_stage,
     }  # fmt: skip
     if row.is_upload:
-        return register_directory(directory=directory_of(row), **given)
-    return register_uri(**given)
+        return register_directory(directory=directory_of(row), **arguments)
+    return register_uri(**arguments)
 
 
 def _settle(
@@ -196,9 +200,9 @@ def _settle(
     detail: dict[str, Any] | None = None,
 ) -> bool:
     now = database_now()
-    # By the attempt: a worker that was thought dead does not write over another one's result.
-    mine = Registration.objects.filter(pk=row.pk, settled_at=None, attempts=row.attempts)
-    settled = mine.update(
+    # Filter by attempt: a worker that was presumed dead cannot overwrite the result of another.
+    unchanged = Registration.objects.filter(pk=row.pk, settled_at=None, attempts=row.attempts)
+    settled = unchanged.update(
         state=state,
         version=version,
         code=code,

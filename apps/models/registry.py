@@ -1,8 +1,8 @@
-"""Brings versions and aliases from MLflow into our tables: a level-triggered reconcile.
+"""Synchronises versions and aliases from MLflow: a level-triggered reconcile.
 
-Each run compares what MLflow has with what we have and imports what is missing, so that a lost
-webhook or an MLflow that was away costs a delay and nothing else. Versions are immutable: what was
-imported is never read again. What cannot be served is refused, with the reason kept for the page.
+Each run compares MLflow's registry with the database and imports what is missing, so a lost webhook
+or an outage of MLflow only causes a delay. Versions are immutable: an imported version is never
+read again. Versions that cannot be served are refused, and the reason is stored for the page.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from apps.lib.actors import INTERLOCK, Actor
 from apps.lib.errors import Conflict, InterlockError, Invalid, NotFound, TooLarge
 from apps.models.aliases import copy_aliases, push_aliases
 from apps.models.artifacts import inspect_onnx, read_mlflow_model
-from apps.models.locks import take_turn
+from apps.models.locks import try_lock
 from apps.models.mlflow import MlflowClient, RegistryModel, RegistryVersion, TrainingRun, connect
 from apps.models.models import CHAMPION as CHAMPION
 from apps.models.models import ModelVersion, RefusedImport, RegisteredModel
@@ -31,22 +31,22 @@ from apps.models.warmup import read_warmup
 log = logging.getLogger(__name__)
 
 SEMANTIC_TAG = "version"
-# Any constant: it names the lock that runs take turns on.
-SYNC_TURN = 0x1E710D
+# The key of the advisory lock of runs; any constant.
+SYNC_LOCK = 0x1E710D
 SYNC_WAIT_S = 10.0
-# After so many versions that could not be read now, the rest waits for the next run.
+# A run stops after this number of versions that could not be read now.
 UNREADABLE_MAX = 3
-# … and each of them is tried again after so long, twice as long after each failure.
+# Each of them is retried after RETRY_S, and twice as long after each further failure.
 RETRY_S = 10
 RETRY_S_MAX = 3_600
-# So much of a foreign name is kept.
+# The maximum length of a stored name from MLflow.
 NAME_SHOWN = 300
 
 
 @dataclass(frozen=True)
 class SyncReport:
-    """What one reconcile did: `name:number` in MLflow of the imported, the refused, and those that
-    could not be read now; aliases moved here; `name@alias` of those written to MLflow."""
+    """The result of one sync. `imported`, `refused` and `waiting` (could not be read now) are
+    `name:number` in MLflow, `aliases` counts changes here, `pushed` are `name@alias` in MLflow."""
 
     imported: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()
@@ -60,16 +60,16 @@ class SyncReport:
 
 
 def sync_registry(*, is_by_hand: bool = False) -> SyncReport:
-    """Import what MLflow has and we have not. Raises Unavailable when MLflow does not answer.
+    """Synchronise with MLflow. Raises Unavailable if MLflow does not respond.
 
-    `is_by_hand`: a person waits for it, so what waits for its next attempt is tried at once.
+    `is_by_hand`: a person waits, so versions that wait for their next attempt are tried at once.
     """
     with connect() as client:
         listed_at = timezone.now()
         models = {model.name: model for model in client.models()}
         imported, refused, waiting = _import_missing(client, models, is_by_hand)
         if imported:
-            # Large files take minutes; aliases that old would be compared with ours of now.
+            # Imports may take minutes: list the aliases again.
             listed_at = timezone.now()
             models = {model.name: model for model in client.models()}
         moved = copy_aliases(models, listed_at)
@@ -78,53 +78,53 @@ def sync_registry(*, is_by_hand: bool = False) -> SyncReport:
 
 
 def sync_now() -> SyncReport:
-    """Sync for a person who waits: one at a time, so that files hold up one web thread at most.
+    """Synchronise for a waiting person; one sync at a time, so at most one web thread is busy.
 
     Raises:
-        Conflict: a sync is running and does not end soon.
-        Unavailable: MLflow does not answer.
+        Conflict: another sync runs and does not end within `SYNC_WAIT_S`.
+        Unavailable: MLflow does not respond.
     """
     until = monotonic() + SYNC_WAIT_S
     while True:
-        # One that looks and finds nothing new takes a moment; one that reads files takes minutes.
-        with take_turn(SYNC_TURN) as is_ours:
-            if is_ours:
+        # A sync without changes takes a moment; one that reads files takes minutes.
+        with try_lock(SYNC_LOCK) as is_locked:
+            if is_locked:
                 return sync_registry(is_by_hand=True)
         if monotonic() > until:
-            raise Conflict("A sync with MLflow is running: what it brings shows here soon.")
+            raise Conflict("Another sync with MLflow is running; its results will appear soon.")
         sleep(0.1)
 
 
 def _import_missing(
     client: MlflowClient, models: dict[str, RegistryModel], is_by_hand: bool
 ) -> tuple[list[str], list[str], list[str]]:
-    """Return the imported, the refused, and what could not be read now."""
+    """Return the imported, the refused and the unreadable versions as `name:number`."""
     imported: list[str] = []
     refused: list[str] = []
     waiting: list[str] = []
     known = _settled_versions(is_by_hand)
     retired = _retired_models()
-    # Oldest first, so that a model's history reads in order.
+    # Oldest first, so that the numbers are in order.
     for version in sorted(client.versions(), key=lambda item: (item.name, item.number)):
         if version.name in retired:
             continue
         if (version.name[:NAME_SHOWN], version.number) in known or not version.is_ready:
             continue
-        said = f"{version.name}:{version.number}"
+        label = f"{version.name}:{version.number}"
         try:
             import_version(client, models.get(version.name), version)
-            imported.append(said)
+            imported.append(label)
         except Conflict:
-            # Another run brought it in meanwhile.
+            # Another run imported it meanwhile.
             continue
         except (Invalid, NotFound, TooLarge) as error:
-            # A version whose files are gone must not keep the others out.
+            # A version without files must not block the others.
             _refuse(version, error.message)
-            refused.append(said)
+            refused.append(label)
         except Exception as error:
-            # Neither must one that nobody foresaw: it is tried again, more and more seldom.
+            # Nor must an unexpected error: the version is retried with growing pauses.
             _postpone(version, error)
-            waiting.append(said)
+            waiting.append(label)
             if len(waiting) == UNREADABLE_MAX or _is_out_of_time(error):
                 break
     return imported, refused, waiting
@@ -138,7 +138,7 @@ def _is_out_of_time(error: Exception) -> bool:
 
 
 def _settled_versions(is_by_hand: bool) -> set[tuple[str, int | None]]:
-    """Return what is here, what was refused, and what waits for its next attempt."""
+    """Return the versions to skip: imported, refused, and waiting for their next attempt."""
     served = ModelVersion.objects.exclude(registry_number=None)
     refused = RefusedImport.objects.filter(retry_at=None)
     if not is_by_hand:
@@ -150,7 +150,7 @@ def _settled_versions(is_by_hand: bool) -> set[tuple[str, int | None]]:
 
 
 def _retired_models() -> set[str]:
-    """Return what somebody archived or deleted here, though MLflow goes on having it."""
+    """Return the names of archived and deleted models, which MLflow may still have."""
     retired = RegisteredModel.objects.exclude(state=RegistryState.ACTIVE)
     return set(retired.values_list("name", flat=True))
 
@@ -163,12 +163,12 @@ def import_version(
     actor: Actor = INTERLOCK,
     **facts: Any,
 ) -> ModelVersion:
-    """Download, inspect and record one version; `facts` stand in for what MLflow says.
+    """Download, inspect and record one version; `facts` override the data of MLflow.
 
     Raises:
         Invalid: it cannot be served; nothing was recorded.
-        Conflict: it is here already.
-        Unavailable: MLflow stopped answering; nothing was recorded.
+        Conflict: it is registered already.
+        Unavailable: MLflow does not respond; nothing was recorded.
     """
     if version.problem:
         raise Invalid(version.problem)
@@ -179,7 +179,7 @@ def import_version(
         artifact = inspect_onnx(read_mlflow_model(directory))
         run = client.run(version.run_id) if version.run_id else TrainingRun()
         warmup = read_warmup(directory, artifact.signature) or artifact.warmup
-        told = {**_facts(version, run), "warmup": warmup}
+        known = {**_facts(version, run), "warmup": warmup}
         new = NewVersion(
             model_name=version.name,
             model_description=without_null(model.description) if model else "",
@@ -189,7 +189,7 @@ def import_version(
             artifact_uri=root,
             created_by=without_null(run.user or version.user)[:150],
             created_at=datetime.fromtimestamp(version.created_at_ms / 1_000, UTC),
-            facts=without_null(told) | facts,
+            facts=without_null(known) | facts,
         )
         return add_version(new, actor=actor)
 
@@ -205,7 +205,7 @@ def _facts(version: RegistryVersion, run: TrainingRun) -> dict[str, Any]:
 
 
 def run_facts(run: TrainingRun) -> dict[str, Any]:
-    """Return the columns of a version that its training run fills."""
+    """Return the columns of a version that come from its training run."""
     return {
         "metrics": run.metrics,
         "parameters": run.parameters,
@@ -214,7 +214,7 @@ def run_facts(run: TrainingRun) -> dict[str, Any]:
 
 
 def without_null(value: Any) -> Any:
-    """Return text, also inside of lists and dictionaries, as PostgreSQL takes it: without NUL."""
+    """Remove NUL from text, also in lists and dictionaries: PostgreSQL cannot store it."""
     match value:
         case str():
             return value.replace("\0", "")
@@ -227,11 +227,11 @@ def without_null(value: Any) -> Any:
 
 
 def _refuse(version: RegistryVersion, reason: str) -> None:
-    _note(version, reason, attempts=0, retry_at=None)
+    _store_refusal(version, reason, attempts=0, retry_at=None)
 
 
 def _postpone(version: RegistryVersion, error: Exception) -> None:
-    """Show why it could not be read, and leave it alone for a while, so that others get a turn."""
+    """Store why a version could not be read, and delay its next attempt."""
     if isinstance(error, InterlockError):
         reason = error.message
         log.warning("registry.unreadable %s:%d: %s", version.name, version.number, reason)
@@ -242,10 +242,10 @@ def _postpone(version: RegistryVersion, error: Exception) -> None:
     attempts = (rows.values_list("attempts", flat=True).first() or 0) + 1
     pause_s = min(RETRY_S * 2 ** min(attempts - 1, 20), RETRY_S_MAX)
     retry_at = timezone.now() + timedelta(seconds=pause_s)
-    _note(version, reason, attempts=attempts, retry_at=retry_at)
+    _store_refusal(version, reason, attempts=attempts, retry_at=retry_at)
 
 
-def _note(version: RegistryVersion, reason: str, **facts: Any) -> None:
+def _store_refusal(version: RegistryVersion, reason: str, **facts: Any) -> None:
     RefusedImport.objects.update_or_create(
         model_name=version.name[:NAME_SHOWN],
         number=version.number,

@@ -1,5 +1,6 @@
-"""Hints that MLflow's registry has changed: a webhook, or an alias set here. A hint only makes the
-next reconcile come sooner; a lost one costs a poll interval.
+"""Hints that MLflow's registry has changed: a webhook, or an alias set here.
+
+A hint only makes the next sync run sooner; a lost hint costs one poll interval.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from apps.lib.errors import Forbidden, NotFound, Unavailable
 log = logging.getLogger(__name__)
 
 SYNC_TASK = "models.sync_registry"
-# A reconcile starts so long after the first hint; hints in between are covered by it.
+# A sync starts this long after the first hint and covers all hints in between.
 DELAY_S = 1.0
 DEBOUNCE_KEY = "interlock:registry-hint"
-# A webhook that was signed longer ago is a replay; MLflow's own retries take about a minute.
+# An older webhook is treated as a replay; MLflow's own retries take about a minute.
 AGE_MAX_S = 300
 VERSION = "v1"
-# Events of prompts and budgets change nothing here.
+# Events of prompts and budgets are irrelevant here.
 ENTITIES = frozenset(
     {"registered_model", "model_version", "model_version_tag", "model_version_alias"}
 )
@@ -34,12 +35,12 @@ ENTITIES = frozenset(
 def check_webhook(
     *, signature: str, delivery_id: str, timestamp: str, body: bytes, now_s: float | None = None
 ) -> None:
-    """Raise unless MLflow signed this webhook with our secret, and not long ago.
+    """Verify the signature and the time of a webhook.
 
     The signature is `v1,` and base64 of HMAC-SHA256 over `delivery_id.timestamp.body`.
 
     Raises:
-        NotFound: no secret is set, so there are no webhooks.
+        NotFound: webhooks are off, because no secret is set.
         Forbidden: the signature or the time is wrong.
     """
     secret = settings.MLFLOW_WEBHOOK_SECRET
@@ -49,19 +50,19 @@ def check_webhook(
     digest = hmac.new(secret.encode(), signed, hashlib.sha256).digest()
     expected = f"{VERSION},{base64.b64encode(digest).decode()}"
     if not hmac.compare_digest(expected.encode(), signature.encode()):
-        raise Forbidden("X-MLflow-Signature is not that of this body with the shared secret.")
+        raise Forbidden("X-MLflow-Signature does not match the body and the shared secret.")
     age_s = (time.time() if now_s is None else now_s) - int(timestamp)
     if abs(age_s) > AGE_MAX_S:
-        raise Forbidden(f"X-MLflow-Timestamp is {age_s:.0f} s ago; at most {AGE_MAX_S} s.")
+        raise Forbidden(f"X-MLflow-Timestamp is {age_s:.0f} s ago; the maximum is {AGE_MAX_S} s.")
 
 
 def queue_sync() -> bool:
-    """Queue one reconcile for all hints of the next second; False when one is queued already.
+    """Queue one sync for all hints of the next second; return False if one is queued already.
 
     Raises:
-        Unavailable: Redis does not answer.
+        Unavailable: Redis does not respond.
     """
-    # Imported here: web and ingester start without Celery, and most of them never need it.
+    # Imported here: web and ingester start without Celery, and rarely need it.
     from kombu.exceptions import OperationalError
 
     from controlplane.celery import app
@@ -77,7 +78,7 @@ def queue_sync() -> bool:
 
 
 def hint_sync() -> None:
-    """Queue a reconcile if that is possible."""
+    """Queue a sync; an error is only logged."""
     try:
         queue_sync()
     except Unavailable as error:

@@ -1,9 +1,9 @@
-"""Writes Triton model repositories: one Triton model for each version, so that versions never share
-a configuration, and loading or unloading one touches no other.
+"""Writes Triton model repositories: one Triton model for each version.
 
-A directory is built under a name that no version has and renamed: Triton never sees half of one.
-Where the server has Triton's ONNX Runtime backend it is used, otherwise our Python-backend wrapper;
-Triton's API does not list backends, so the first load tells and a file here remembers.
+Versions therefore never share a configuration, and loading or unloading one does not affect others.
+A directory is built under a temporary name and renamed, so Triton never reads an incomplete one.
+The ONNX Runtime backend is used if the server has it, else our Python-backend wrapper. Triton's API
+does not list backends: a failed first load shows it, and a file in the repository records it.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ CONFIG_FILE = "config.pbtxt"
 PYTHON, ONNXRUNTIME, AUTO = "python", "onnxruntime", "auto"
 BACKENDS = (AUTO, PYTHON, ONNXRUNTIME)
 
-# In the repository: says that the servers have no ONNX Runtime backend, in Triton's words.
+# This file in the repository records that the servers lack the ONNX Runtime backend.
 WITHOUT_ONNXRUNTIME = ".without-onnxruntime"
-# After so long the servers are asked again: somebody may have replaced them.
-REMEMBERED_S = 24 * 3600
+# After this time the record expires: the servers may have been replaced.
+RECORD_VALID_S = 24 * 3600
 STAGING = ".staging."
-# What a crash left behind is swept when it is so old; no placing takes so long.
+# Older staging directories are left from a crash: no placement takes this long.
 STAGING_S = 3600
 
 
@@ -48,27 +48,27 @@ def name_in_triton(model_name: str, number: int) -> str:
     return f"{model_name}.{number}"
 
 
-# --- which backend -------------------------------------------------------------------------------
+# --- backend -------------------------------------------------------------------------------------
 
 
 def choose_backend(cluster: ServingCluster) -> str:
-    """Return the backend to load the next version of the cluster with."""
+    """Return the backend for the next version that the cluster loads."""
     if settings.TRITON_BACKEND != AUTO:
         return str(settings.TRITON_BACKEND)
     try:
-        told_at = (Path(cluster.repository_path) / WITHOUT_ONNXRUNTIME).stat().st_mtime
+        recorded_at = (Path(cluster.repository_path) / WITHOUT_ONNXRUNTIME).stat().st_mtime
     except OSError:
         return ONNXRUNTIME
-    return PYTHON if time.time() - told_at < REMEMBERED_S else ONNXRUNTIME
+    return PYTHON if time.time() - recorded_at < RECORD_VALID_S else ONNXRUNTIME
 
 
 def lacks_backend(refusal: str) -> bool:
-    """Say whether Triton refused a load because it has no ONNX Runtime backend at all."""
+    """Return whether Triton refused a load because it lacks the ONNX Runtime backend."""
     return "backend library" in refusal and f"'{ONNXRUNTIME}'" in refusal
 
 
 def falls_back_to_python(version: ModelVersion, cluster: ServingCluster, refusal: str) -> bool:
-    """Say whether the wrapper may serve what was refused; remember servers without the backend.
+    """Return whether to retry a refused load with the wrapper; record a missing backend.
 
     Raises:
         Unavailable: the repository cannot be written.
@@ -76,7 +76,7 @@ def falls_back_to_python(version: ModelVersion, cluster: ServingCluster, refusal
     if settings.TRITON_BACKEND != AUTO or placed_backend(version, cluster) == PYTHON:
         return False
     if not lacks_backend(refusal):
-        # The server's ONNX Runtime may be older than the wrapper's.
+        # The server's ONNX Runtime may be older than that of the wrapper.
         return "opset" in refusal.lower() or "IR version" in refusal
     try:
         (Path(cluster.repository_path) / WITHOUT_ONNXRUNTIME).write_text(f"{refusal}\n")
@@ -85,11 +85,11 @@ def falls_back_to_python(version: ModelVersion, cluster: ServingCluster, refusal
     return True
 
 
-# --- placing -------------------------------------------------------------------------------------
+# --- placement -----------------------------------------------------------------------------------
 
 
 def place_version(version: ModelVersion, cluster: ServingCluster, backend: str = PYTHON) -> None:
-    """Write the version's directory into the cluster's repository, in place of an earlier one.
+    """Write or replace the version's directory in the cluster's repository.
 
     Raises:
         Unavailable: the artifact or the repository cannot be read or written.
@@ -99,8 +99,8 @@ def place_version(version: ModelVersion, cluster: ServingCluster, backend: str =
     try:
         repository.mkdir(parents=True, exist_ok=True)
         _sweep(repository)
-        # One scratch directory for each call: workers that place other versions keep theirs. It is
-        # in the repository, which may be a volume of its own: nothing can be renamed into that.
+        # One scratch directory for each call, since several workers may place versions. It is in
+        # the repository, because a rename does not work across volumes.
         with tempfile.TemporaryDirectory(dir=repository, prefix=STAGING) as scratch:
             fresh = Path(scratch) / "new"
             fresh.mkdir()
@@ -114,10 +114,10 @@ def place_version(version: ModelVersion, cluster: ServingCluster, backend: str =
 
 
 def is_placed(version: ModelVersion, cluster: ServingCluster) -> bool:
-    """Say whether the repository holds the version as it would be placed now.
+    """Return whether the repository has the version in its current configuration.
 
-    It does not after a change of the batch size or of the settings, or when somebody removed it.
-    With the backend left to us what once loaded is not moved to another one.
+    False after a change of the batch size or of the settings, or if it was removed. With the
+    backend `auto`, a version stays on the backend that loaded it.
     """
     try:
         text = (Path(cluster.repository_path) / triton_name(version) / CONFIG_FILE).read_text()
@@ -127,7 +127,7 @@ def is_placed(version: ModelVersion, cluster: ServingCluster) -> bool:
 
 
 def placed_backend(version: ModelVersion, cluster: ServingCluster) -> str:
-    """Return the backend that a placed version should have: what it has, unless a setting says."""
+    """Return the backend of the settings, else of the placed version, else for a new one."""
     if settings.TRITON_BACKEND != AUTO:
         return str(settings.TRITON_BACKEND)
     try:
@@ -138,7 +138,7 @@ def placed_backend(version: ModelVersion, cluster: ServingCluster) -> str:
 
 
 def remove_version(version: ModelVersion, cluster: ServingCluster) -> None:
-    """Take the version's directory out of the repository; nothing happens when it is not there."""
+    """Delete the version's directory from the repository, if it exists."""
     shutil.rmtree(Path(cluster.repository_path) / triton_name(version), ignore_errors=True)
 
 
@@ -162,7 +162,7 @@ def _write(directory: Path, version: ModelVersion, backend: str) -> None:
 
 def _link(source: Path, target: Path) -> None:
     try:
-        # A link costs nothing for a large model; another file system needs the copy.
+        # A hard link costs nothing for a large model; another file system needs a copy.
         os.link(source, target)
     except OSError:
         shutil.copyfile(source, target)
@@ -174,7 +174,7 @@ def _link(source: Path, target: Path) -> None:
 def render_config(version: ModelVersion, backend: str = PYTHON) -> str:
     """Return the version's `config.pbtxt` (text form of Triton's ModelConfig)."""
     batch = version.model.max_batch_size if version.batched else 0
-    # Our Python backend computes on the CPU; ONNX Runtime's takes a GPU where there is one.
+    # The wrapper computes on the CPU; ONNX Runtime's backend uses a GPU if available.
     kind = "KIND_CPU" if backend == PYTHON else "KIND_AUTO"
     tensor = partial(_tensor, batched=version.batched, ranks=_ranks(version))
     lines = [
@@ -188,7 +188,7 @@ def render_config(version: ModelVersion, backend: str = PYTHON) -> str:
         DYNAMIC_BATCHING,
         *_warmup(version),
         f"version_policy {{ specific {{ versions: [ {version.number} ] }} }}",
-        # A new wrapper is placed again like a new configuration.
+        # A changed wrapper causes a new placement, as a changed configuration does.
         *([f"# {RUNTIME.name} {_runtime_digest()}"] if backend == PYTHON else []),
     ]
     return "\n".join(lines) + "\n"
@@ -199,10 +199,10 @@ def _runtime_digest() -> str:
     return hashlib.sha256(RUNTIME.read_bytes()).hexdigest()[:16]
 
 
-# The data plane has made batches already, and has waited for them to fill: so there is no delay and
-# no preferred size here. While an instance is busy, batches of several data planes still join. What
-# waited in vain is not computed: each call carries the time that is left to it, which Triton heeds
-# only where it is shorter than a time of its own.
+# The data plane builds the batches and waits for them to fill, so there is neither a delay nor a
+# preferred size here. While an instance is busy, batches of several data planes are still merged.
+# Expired requests are not computed: each call carries its remaining time, which Triton uses only
+# if it is shorter than the default timeout.
 DYNAMIC_BATCHING = (
     "dynamic_batching { max_queue_delay_microseconds: 0 default_queue_policy { "
     "timeout_action: REJECT default_timeout_microseconds: 600000000 allow_timeout_override: true } "
@@ -214,13 +214,13 @@ def _ranks(version: ModelVersion) -> dict[str, int]:
     try:
         return ranks_of(Path(version.artifact_path), version.artifact_sha256)
     except Exception:
-        # A file that is lost or damaged is refused by whoever copies or loads it, with the reason.
+        # A lost or damaged file fails later, when it is copied or loaded, with the reason.
         return {}
 
 
 def _tensor(what: str, tensor: dict[str, Any], *, batched: bool, ranks: dict[str, int]) -> str:
     dims = tensor["shape"][1:] if batched else tensor["shape"]
-    # Triton has no tensor of the batch dimension alone: it is served as a column of one.
+    # Triton has no tensors with only a batch dimension: serve them as one column.
     column = batched and dims == [1] and ranks.get(tensor["name"]) == 1
     return (
         f"{what} [ {{ name: {json.dumps(tensor['name'])} data_type: {_type_of(tensor)} "
@@ -234,10 +234,10 @@ def _type_of(tensor: dict[str, Any]) -> str:
 
 
 def _warmup(version: ModelVersion) -> list[str]:
-    """Have each instance answer one row of zeros before Triton calls the version ready.
+    """Configure Triton to run one row of zeros on each instance before the version is ready.
 
-    So a server that comes back by itself does not answer its first user cold. Where zeros are no
-    sensible input, and the version has requests of its own, the control plane asks those.
+    A restarted server is then warm for its first user. A version with warm-up requests of its own
+    is warmed up by the control plane instead, because zeros may not be a valid input.
     """
     if version.warmup:
         return []

@@ -1,4 +1,4 @@
-"""Reads over models and versions for pages: lists, traffic shares, two versions side by side."""
+"""Reads of models and versions for pages: lists, traffic shares, comparison of versions."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from contract.routing import STABLE
 
 @dataclass(frozen=True)
 class Share:
-    """The part of a model's traffic that a version gets, in basis points, and why it does."""
+    """The share of a model's traffic that a version gets, in basis points, and its variant."""
 
     version: str
     variant: str
     weight_bp: int
-    # Where it begins on a bar of all traffic.
+    # The start of the share on a bar of all traffic.
     start_bp: int = 0
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One line of a comparison; None where a side has no such thing."""
+    """One row of a comparison; None if a side lacks the item."""
 
     name: str
     stable: object
@@ -50,7 +50,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A target beside stable. `inputs` and `outputs` compare datatype and shape by tensor name."""
+    """Target compared to stable; `inputs` and `outputs` by tensor name, datatype and shape."""
 
     metrics: list[Difference]
     parameters: list[Difference]
@@ -63,16 +63,16 @@ class Comparison:
 
 
 def list_models() -> QuerySet[RegisteredModel]:
-    """Models with what says who serves: stable, previous stable, live split, their aliases."""
+    """Return models with stable, previous stable, live split and aliases loaded."""
     return RegisteredModel.objects.select_related(
         "stable", "previous_stable", "live_split"
     ).prefetch_related(Prefetch("aliases", Alias.objects.select_related("version")))
 
 
 def list_versions(model: RegisteredModel, *, archived: bool = True) -> QuerySet[ModelVersion]:
-    """Versions of `model`, newest first, with aliases and deployments; deleted ones are left out.
+    """Return versions, newest first, with aliases and deployments, without deleted ones.
 
-    `archived`: with those that are archived.
+    `archived`: include archived versions.
     """
     versions = model.versions.exclude(state=RegistryState.DELETED)
     if not archived:
@@ -81,25 +81,25 @@ def list_versions(model: RegisteredModel, *, archived: bool = True) -> QuerySet[
 
 
 def with_deployments(versions: QuerySet[ModelVersion]) -> QuerySet[ModelVersion]:
-    """Read aliases and deployments along with `versions`."""
+    """Prefetch aliases and deployments of `versions`."""
     deployments = Deployment.objects.select_related("cluster", "version__model").order_by("id")
     return versions.prefetch_related("aliases", Prefetch("deployments", deployments))
 
 
 def promotable_versions(model: RegisteredModel) -> QuerySet[ModelVersion]:
-    """Active versions that are not stable, newest first."""
+    """Return active versions other than stable, newest first."""
     versions = model.versions.active().prefetch_related("aliases")
     return versions if model.stable is None else versions.exclude(pk=model.stable.pk)
 
 
 def list_events(version: ModelVersion) -> QuerySet[DeploymentEvent]:
-    """What happened to the version's deployments, newest first; the last fifty."""
+    """Return the last 50 events of the version's deployments, newest first."""
     events = DeploymentEvent.objects.filter(deployment__version=version)
     return events.select_related("deployment__cluster").order_by("-id")[:50]
 
 
 def list_refused(model_name: str | None = None) -> QuerySet[RefusedImport]:
-    """What the registry has and we cannot serve; of one model, or the last twenty of all."""
+    """Return the refused imports of one model, or the last 20 of all models."""
     refused = RefusedImport.objects.all()
     if model_name is not None:
         return refused.filter(model_name=model_name)
@@ -107,21 +107,21 @@ def list_refused(model_name: str | None = None) -> QuerySet[RefusedImport]:
 
 
 def shares_of(model: RegisteredModel) -> list[Share]:
-    """Return who gets which part of the traffic now, stable first; empty without a stable version.
+    """Return the current traffic shares, stable first; empty without a stable version.
 
-    Expects `stable` and `live_split` to be loaded. Parts of an experiment are of all traffic, not
-    of the included units; they are rounded so that the sum stays 10,000.
+    Expects `stable` and `live_split` to be loaded. The shares of an experiment are relative to all
+    traffic, not to the included units; they are rounded, and the sum stays 10,000.
     """
     if model.stable is None:
         return []
     split = getattr(model, "live_split", None)
-    taken = _split_shares(split.document if split else {})
-    left = BUCKETS - sum(share.weight_bp for share in taken)
+    split_shares = _split_shares(split.document if split else {})
+    left = BUCKETS - sum(share.weight_bp for share in split_shares)
     rest = [Share(str(model.stable.number), STABLE, left)] if left else []
-    return _laid_out(rest + taken)
+    return _with_starts(rest + split_shares)
 
 
-def _laid_out(shares: list[Share]) -> list[Share]:
+def _with_starts(shares: list[Share]) -> list[Share]:
     starts = accumulate((share.weight_bp for share in shares), initial=0)
     return [replace(share, start_bp=start) for share, start in zip(shares, starts, strict=False)]
 
@@ -137,7 +137,7 @@ def _split_shares(document: Mapping[str, Any]) -> list[Share]:
 
 
 def compare_versions(target: ModelVersion, stable: ModelVersion | None) -> Comparison:
-    """Set `target` beside `stable`; without a stable version that side is empty."""
+    """Compare `target` to `stable`; without a stable version that side is empty."""
     return Comparison(
         metrics=_differences(stable.metrics if stable else {}, target.metrics),
         parameters=_differences(stable.parameters if stable else {}, target.parameters),
@@ -162,13 +162,13 @@ def _change(stable: Mapping[str, Any], target: Mapping[str, Any], name: str) -> 
 
 
 def _tensors(target: ModelVersion, stable: ModelVersion | None, side: str) -> list[Difference]:
-    said = [
-        {t["name"]: _said(t) for t in version.signature.get(side, ())} if version else {}
+    sides = [
+        {t["name"]: _describe(t) for t in version.signature.get(side, ())} if version else {}
         for version in (stable, target)
     ]
-    return _differences(*said)
+    return _differences(*sides)
 
 
-def _said(tensor: Mapping[str, Any]) -> str:
+def _describe(tensor: Mapping[str, Any]) -> str:
     sizes = ", ".join("∗" if size < 0 else str(size) for size in tensor["shape"])
     return f"{tensor['datatype']} [{sizes}]"

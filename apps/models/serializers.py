@@ -1,4 +1,4 @@
-"""What the API says of models and versions, and what it takes."""
+"""Serializers of models, versions, aliases, registrations, tenants and keys."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from apps.models.models import (
 )
 from apps.models.suggested_settings import Proposal
 
-# Of what can be archived and deleted: active, archived, deleting or deleted, since when, by whom.
+# State columns of `Retirable` rows.
 STATE = ("state", "state_at", "state_by", "state_reason", "state_problem")
 
 
@@ -36,23 +36,27 @@ class DeploymentSerializer(serializers.ModelSerializer[Deployment]):
 
 
 class ProposalSerializer(serializers.Serializer[Proposal]):
-    """Settings that would suit the model, by what rows took in the version's trial."""
+    """Proposed settings for the model, from the durations of the version's trial."""
 
     timeout_ms = serializers.IntegerField()
     max_batch_size = serializers.IntegerField(
-        allow_null=True, help_text="None for a model without a batch dimension."
+        allow_null=True, help_text="Null for a model without a batch dimension."
     )
-    row_ms = serializers.FloatField(help_text="What one row took.")
+    row_ms = serializers.FloatField(help_text="The duration of one row in ms.")
     rows = serializers.IntegerField(allow_null=True)
-    rows_ms = serializers.FloatField(allow_null=True, help_text="What so many rows at once took.")
+    rows_ms = serializers.FloatField(
+        allow_null=True, help_text="The duration of `rows` rows at once, in ms."
+    )
 
 
 class VersionSerializer(serializers.ModelSerializer[ModelVersion]):
     model = serializers.CharField(source="model.name")
     aliases = serializers.SlugRelatedField[Any](slug_field="name", many=True, read_only=True)
     deployments = DeploymentSerializer(many=True, read_only=True)
-    run_url = serializers.SerializerMethodField(help_text="The page of the run that made it.")
-    registry_url = serializers.SerializerMethodField(help_text="Its page in MLflow's registry.")
+    run_url = serializers.SerializerMethodField(help_text="The URL of the training run.")
+    registry_url = serializers.SerializerMethodField(
+        help_text="The URL of the version in MLflow's registry."
+    )
     proposal = ProposalSerializer(allow_null=True, read_only=True)
 
     class Meta:
@@ -109,20 +113,22 @@ class WarmupField(serializers.JSONField):
 
 
 class MetadataSerializer(serializers.Serializer[Any]):
-    """What is known of a version; in a multipart form the objects and lists are JSON texts.
+    """Metadata of a version. In a multipart form, objects and lists are JSON texts.
 
-    Limits are those of `apps.models.metadata`, which says what is wrong.
+    `apps.models.metadata` checks the limits.
     """
 
     metrics = MetricsField(required=False)
     parameters = ParametersField(required=False)
     dataset_digest = serializers.CharField(required=False, allow_blank=True)
-    semantic_tag = serializers.CharField(required=False, allow_blank=True, help_text="As v1.2.3.")
+    semantic_tag = serializers.CharField(
+        required=False, allow_blank=True, help_text="Example: v1.2.3"
+    )
     description = serializers.CharField(required=False, allow_blank=True)
     run_url = serializers.CharField(
-        required=False, allow_blank=True, help_text="A page about the run: a CI job, say."
+        required=False, allow_blank=True, help_text="A page about the training run, e.g. a CI job."
     )
-    warmup = WarmupField(required=False, help_text="Requests as the warm-up endpoint takes them.")
+    warmup = WarmupField(required=False, help_text="Warm-up requests, as for the warm-up endpoint.")
 
     def metadata(self) -> Metadata:
         return Metadata(**{name: self.validated_data.get(name) for name in METADATA})
@@ -132,13 +138,13 @@ METADATA = tuple(MetadataSerializer().fields)
 
 
 class UploadSerializer(MetadataSerializer):
-    """An ONNX file, streamed to disk; beyond INTERLOCK_ARTIFACT_BYTES_MAX the answer is 413."""
+    """An ONNX file, streamed to disk; 413 if it exceeds INTERLOCK_ARTIFACT_BYTES_MAX."""
 
     file = serializers.FileField()
     external_data = serializers.FileField(
         required=False,
         allow_empty_file=True,
-        help_text="Its external data, under the name that the ONNX file knows it by.",
+        help_text="External data, with the file name that the ONNX file refers to.",
     )
 
 
@@ -146,7 +152,7 @@ class ReferenceSerializer(MetadataSerializer):
     uri = serializers.CharField(
         max_length=1_000,
         help_text="models:/NAME/NUMBER, models:/NAME@ALIAS, models:/ID, runs:/RUN/PATH or "
-        "mlflow-artifacts:/PATH of the configured MLflow; file: and https: where they are allowed.",
+        "mlflow-artifacts:/PATH of the configured MLflow; file: and https: if they are allowed.",
     )
 
 
@@ -183,12 +189,16 @@ class ModelSerializer(serializers.ModelSerializer[RegisteredModel]):
 
 class RetirementSerializer(serializers.Serializer[Any]):
     reason = serializers.CharField(
-        required=False, allow_blank=True, default="", max_length=1_000, help_text="Kept in the log."
+        required=False,
+        allow_blank=True,
+        default="",
+        max_length=1_000,
+        help_text="Stored in the audit log.",
     )
 
 
 class QuotaSerializer(serializers.ModelSerializer[Tenant]):
-    """How much a tenant may ask; null is no limit."""
+    """The quota of a tenant; null means no limit."""
 
     class Meta:
         model = Tenant
@@ -196,7 +206,7 @@ class QuotaSerializer(serializers.ModelSerializer[Tenant]):
 
 
 class TenantSerializer(QuotaSerializer):
-    # Without the framework's look for another one of that name: the service answers 409.
+    # Without the uniqueness validator: the service answers 409 for a duplicate name.
     name = serializers.CharField(max_length=100, validators=[valid_name])
     active_keys = serializers.IntegerField(read_only=True)
 
@@ -206,7 +216,7 @@ class TenantSerializer(QuotaSerializer):
 
 
 class ApiKeySerializer(serializers.ModelSerializer[ApiKey]):
-    """An API key without the key: `hint` has its last characters."""
+    """An API key without its secret: `hint` has the last characters."""
 
     tenant = serializers.CharField(source="tenant.name", read_only=True)
     models = serializers.ListField(
@@ -214,7 +224,7 @@ class ApiKeySerializer(serializers.ModelSerializer[ApiKey]):
         child=serializers.CharField(max_length=100),
         max_length=1_000,
         required=False,
-        help_text="The models that the key opens; none given: all of them.",
+        help_text="The models that the key may use; empty: all.",
     )
 
     class Meta:
@@ -233,7 +243,7 @@ class ApiKeySerializer(serializers.ModelSerializer[ApiKey]):
 
 
 class NewApiKeySerializer(ApiKeySerializer):
-    """The one answer that has the key itself."""
+    """A new API key with its secret, which only this response contains."""
 
     key = serializers.CharField(read_only=True)
 
@@ -248,7 +258,7 @@ class ServingPolicySerializer(serializers.Serializer[Any]):
 
 
 class WarmupSerializer(serializers.Serializer[Any]):
-    """Requests, each a list of inputs (name, datatype, shape, data); none: one of zeros."""
+    """Requests, each a list of inputs (name, datatype, shape, data); empty: one of zeros."""
 
     requests = serializers.JSONField()
 
@@ -295,9 +305,12 @@ class RefusedImportSerializer(serializers.ModelSerializer[RefusedImport]):
 class SyncReportSerializer(serializers.Serializer[Any]):
     imported = serializers.ListField(child=serializers.CharField())
     refused = serializers.ListField(child=serializers.CharField())
-    aliases = serializers.IntegerField(help_text="How many moved or went here.")
+    aliases = serializers.IntegerField(
+        help_text="The number of aliases that moved or were deleted here."
+    )
     waiting = serializers.ListField(
-        child=serializers.CharField(), help_text="Could not be read now; the next run tries again."
+        child=serializers.CharField(),
+        help_text="Versions that could not be read now; a later sync retries.",
     )
     pushed = serializers.ListField(
         child=serializers.CharField(), help_text="Aliases written to MLflow, as name@alias."
@@ -305,7 +318,7 @@ class SyncReportSerializer(serializers.Serializer[Any]):
 
 
 class HintSerializer(serializers.Serializer[Any]):
-    """`queued`: a reconcile was queued for this hint; false: one is queued already, or the event
-    changes nothing here."""
+    """`queued`: a sync was queued for this hint. False: one is queued already, or the event is
+    not relevant."""
 
     queued = serializers.BooleanField()

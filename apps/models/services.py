@@ -1,4 +1,4 @@
-"""Public writes of the registry: placing versions on clusters and holding a model's one split."""
+"""Public writes of the registry: deployments, and the live split of a model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from django.db import IntegrityError, transaction
 from apps.lib.actors import Actor
 from apps.lib.errors import Conflict, Unavailable
 from apps.lib.transitions import compare_and_set
-from apps.models.archivable import hold_active
+from apps.models.archivable import lock_active
 from apps.models.audit import record_audit
 from apps.models.models import (
     Deployment,
@@ -23,15 +23,15 @@ from apps.models.models import (
 )
 from apps.models.states import DEPLOYMENT_TRANSITIONS, DeploymentState
 
-# From these a deployment has to be loaded again before it can serve.
+# In these states a deployment must be loaded again before it can serve.
 RELOADABLE = {DeploymentState.ABSENT, DeploymentState.FAILED, DeploymentState.DRAINING}
 
 
 def default_cluster() -> ServingCluster:
-    """Return the cluster that versions are placed on. Raises Unavailable when there is none."""
+    """Return the default cluster. Raises Unavailable if there is none."""
     cluster = ServingCluster.objects.filter(is_default=True).first()
     if cluster is None:
-        raise Unavailable("No serving cluster is the default one: make one in the admin.")
+        raise Unavailable("There is no default serving cluster: create one in the admin.")
     return cluster
 
 
@@ -43,15 +43,15 @@ def deploy_version(
     now: datetime,
     cluster: ServingCluster | None = None,
 ) -> Deployment:
-    """Place `version` on `cluster`, or load it again where it had gone. Repeating it is harmless.
+    """Deploy `version` to `cluster`, or load it again if it is not loaded. Idempotent.
 
-    The reconciler takes the deployment from `loading` to `ready` or `failed`.
+    The reconciler moves the deployment from `loading` to `ready` or `failed`.
 
     Raises:
         Conflict: it, or its model, is archived or deleted.
     """
     cluster = cluster or default_cluster()
-    hold_active([version])
+    lock_active([version])
     deployment, created = Deployment.objects.select_for_update().get_or_create(
         version=version, cluster=cluster, defaults={"changed_at": now}
     )
@@ -65,7 +65,7 @@ def deploy_version(
 
 @transaction.atomic
 def retry_deployment(*, deployment: Deployment, actor: Actor, now: datetime) -> None:
-    """Load a failed deployment again. Raises Conflict when it has not failed."""
+    """Load a failed deployment again. Raises Conflict if it has not failed."""
     if deployment.state != DeploymentState.FAILED:
         raise Conflict(f"{deployment} is {deployment.state}; only a failed one can be retried")
     change_deployment(deployment, DeploymentState.LOADING, "retried", actor, now)
@@ -81,10 +81,10 @@ def change_deployment(
     now: datetime,
     retired_generation: int | None = None,
 ) -> None:
-    """Make one transition: compare-and-set, and its row in the same transaction.
+    """Make one transition by compare-and-set, with its event in the same transaction.
 
     Raises:
-        Conflict: the transition is not legal, or somebody else was faster.
+        Conflict: the transition is not allowed, or another change came first.
     """
     old = DeploymentState(deployment.state)
     DEPLOYMENT_TRANSITIONS.check(str(deployment), old, new)
@@ -120,13 +120,13 @@ def acquire_split(
     owner_id: uuid.UUID,
     versions: Sequence[ModelVersion],
 ) -> LiveSplit:
-    """Take the one split of `model` for a rollout or an experiment; keep `versions` loaded.
+    """Acquire the split of `model` for a rollout or an experiment; `versions` stay loaded.
 
     Raises:
-        Conflict: another one holds it, and the message names it; or a version is archived or
+        Conflict: another owner has it; the message names its kind. Or a version is archived or
             deleted.
     """
-    hold_active(versions)
+    lock_active(versions)
     try:
         with transaction.atomic():
             return LiveSplit.objects.create(
@@ -151,12 +151,12 @@ def route_split(
     document: dict[str, object],
     shadow: dict[str, object] | None = None,
 ) -> None:
-    """Set what the owner's split says in the routing table. Publish in the same transaction."""
+    """Set the owner's split and shadow for the routing table. Publish in the same transaction."""
     held = LiveSplit.objects.filter(owner_id=owner_id)
     if held.update(document=document, shadow=shadow or {}) != 1:
-        raise Conflict("The split was released by somebody else meanwhile.")
+        raise Conflict("The split was released by another user or task meanwhile.")
 
 
 def release_split(*, owner_id: uuid.UUID) -> None:
-    """Give the model's split back; nothing happens when it is not held."""
+    """Release the split of the owner, if it has one."""
     LiveSplit.objects.filter(owner_id=owner_id).delete()

@@ -1,6 +1,5 @@
-"""Fetches a model from where CI says it is. What a URI may reach is the operator's choice: MLflow's
-by the configured server, files below one directory, HTTPS from listed hosts; nothing else, and the
-last two are off until they are set.
+"""Fetches a model from a URI: from the configured MLflow, from files below one directory, or by
+HTTPS from listed hosts. Files and HTTPS are off by default.
 """
 
 from __future__ import annotations
@@ -21,50 +20,50 @@ from apps.models.local_files import copy_files, local_path
 from apps.models.mlflow import ONNX_SUFFIX, MlflowClient, connect
 
 HTTPS_TIMEOUT_S = 10.0
-# A whole download; a person or a CI job waits for it.
+# The whole download; a person or a CI job waits for it.
 HTTPS_WITHIN_S = 300.0
 CHUNK_BYTES = 1 << 20
 LOGGED_MODEL_PREFIX = "m-"
-FILES_ARE_OFF = "uri: file: URIs are off; INTERLOCK_REGISTER_DIR sets where they may point."
+FILES_ARE_OFF = "uri: file: URIs are off; set INTERLOCK_REGISTER_DIR to allow a directory."
 Reader = Callable[[str, SplitResult, Path], str]
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A version of MLflow's registry, by number or alias: `models:/digits/3`."""
+    """A version in MLflow's registry, by number or alias: `models:/digits/3`."""
 
     name: str
     named: str
 
 
 def read_reference(uri: str) -> Reference | None:
-    """Return the registered version that `uri` names; None when it names something else."""
+    """Return the registered version that `uri` names; None if it names something else."""
     parts = _split(uri)
     if parts.scheme != "models":
         return None
     path = parts.path.strip("/")
     for separator in ("/", "@"):
-        name, found, named = path.rpartition(separator)
-        if found and name and named:
+        name, match, named = path.rpartition(separator)
+        if match and name and named:
             return Reference(name, named)
     return None
 
 
 def fetch_model(uri: str, directory: Path) -> str:
-    """Copy the model's files into `directory`; return the MLflow run that made it, if known.
+    """Copy the model's files into `directory`; return the id of its MLflow run, or empty.
 
     Raises:
-        Invalid: the URI is of no kind that may be read here; the message says what to set.
-        NotFound: there is nothing.
-        TooLarge: it is larger than an artifact may be.
-        Unavailable: whoever has it does not answer.
+        Invalid: the URI is not allowed; the message names the setting.
+        NotFound: it does not exist.
+        TooLarge: it exceeds INTERLOCK_ARTIFACT_BYTES_MAX.
+        Unavailable: the server does not respond.
     """
     parts = _split(uri)
     return _reader(uri, parts)(uri, parts, directory)
 
 
 def check_uri(uri: str) -> None:
-    """Raise Invalid for a URI that no reader takes, as far as that is known without reading it."""
+    """Raise Invalid for a URI that is not allowed, as far as known without reading it."""
     parts = _split(uri)
     _reader(uri, parts)
     if parts.scheme == "file" and not settings.REGISTER_DIR:
@@ -77,15 +76,15 @@ def _reader(uri: str, parts: SplitResult) -> Reader:
     reader = READERS.get(parts.scheme)
     if reader is None:
         known = ", ".join(f"{scheme}:" for scheme in READERS)
-        raise Invalid(f"uri: {uri!r} cannot be read; it begins with one of {known}.")
+        raise Invalid(f"uri: unknown scheme in {uri!r}; expected one of {known}.")
     return reader
 
 
 def _check_host(parts: SplitResult) -> None:
     if not settings.REGISTER_HOSTS:
-        raise Invalid("uri: https: URIs are off; INTERLOCK_REGISTER_HOSTS lists the hosts.")
+        raise Invalid("uri: https: URIs are off; set INTERLOCK_REGISTER_HOSTS to allow hosts.")
     if parts.netloc.rpartition("@")[2].lower() not in settings.REGISTER_HOSTS:
-        raise Invalid(f"uri: {parts.hostname} is not a host that INTERLOCK_REGISTER_HOSTS allows.")
+        raise Invalid(f"uri: the host {parts.hostname} is not in INTERLOCK_REGISTER_HOSTS.")
 
 
 def _split(uri: str) -> SplitResult:
@@ -94,29 +93,29 @@ def _split(uri: str) -> SplitResult:
             return urlsplit(uri)
     except ValueError:
         pass
-    raise Invalid(f"uri: {uri!r} is no URI.")
+    raise Invalid(f"uri: {uri!r} is not a valid URI.")
 
 
 def find_onnx(directory: Path) -> Path:
-    """Return the ONNX file of what was fetched: of an MLflow model, or the only one there.
+    """Return the ONNX file of a fetched MLflow model, or the only ONNX file in `directory`.
 
     Raises:
         Invalid: there is none, or more than one.
     """
     if (directory / "MLmodel").exists():
         return read_mlflow_model(directory)
-    found = sorted(path for path in directory.iterdir() if path.suffix == ONNX_SUFFIX)
-    if len(found) != 1:
-        names = ", ".join(path.name for path in found) or "none"
-        raise Invalid(f"there must be an MLmodel file, or one *{ONNX_SUFFIX} file; found: {names}")
-    return found[0]
+    files = sorted(path for path in directory.iterdir() if path.suffix == ONNX_SUFFIX)
+    if len(files) != 1:
+        names = ", ".join(path.name for path in files) or "none"
+        raise Invalid(f"expected an MLmodel file or one *{ONNX_SUFFIX} file; found: {names}")
+    return files[0]
 
 
 def _artifacts(uri: str, parts: SplitResult, directory: Path) -> str:
     if parts.netloc:
         raise Invalid(
-            f"uri: {uri!r} names a server; write mlflow-artifacts:/path, which is read from the "
-            "configured one."
+            f"uri: {uri!r} names a server; use mlflow-artifacts:/path, which is read from the "
+            "configured MLflow server."
         )
     with connect() as client:
         client.download(uri, directory, settings.ARTIFACT_BYTES_MAX)
@@ -156,7 +155,7 @@ def _runs(uri: str, parts: SplitResult, directory: Path) -> str:
 
 
 def _logged(client: MlflowClient, ids: tuple[str, ...], name: str) -> str:
-    """Return where the run's model of that name lies: MLflow 3 keeps models beside the run."""
+    """Return the artifact root of a run's model; MLflow 3 stores models outside of the run."""
     models = [client.logged_model(model_id) for model_id in ids]
     return next((model.artifact_root for model in models if model.name == name), "")
 
@@ -177,7 +176,7 @@ def _file(uri: str, parts: SplitResult, directory: Path) -> str:
 def _https(uri: str, parts: SplitResult, directory: Path) -> str:
     _check_host(parts)
     host = parts.hostname or ""
-    # The operator named the host, private or not; own services stay out of reach.
+    # The operator listed the host, which may be private; own services stay refused.
     policy = replace(configured_policy(), allowed=AllowList(names=frozenset({host})))
     bounds = {"timeout_s": HTTPS_WITHIN_S, "idle_s": HTTPS_TIMEOUT_S}
     with exchange("GET", uri, {}, None, policy=policy, **bounds) as response:
@@ -187,8 +186,10 @@ def _https(uri: str, parts: SplitResult, directory: Path) -> str:
 
 def _save(response: HTTPResponse, host: str, path: Path) -> None:
     if 300 <= response.status < 400:
-        # It could lead anywhere, so it is not followed.
-        raise Invalid(f"uri: it is elsewhere now: {(response.getheader('location') or '')[:300]}")
+        # It could point to any host, so it is not followed.
+        raise Invalid(
+            f"uri: redirects are not followed: {(response.getheader('location') or '')[:300]}"
+        )
     if not 200 <= response.status < 300:
         problem = Unavailable if response.status >= 500 else NotFound
         raise problem(f"{host} answered {response.status}.")

@@ -1,14 +1,13 @@
-"""The life of a deployment (a version on a serving cluster), and that of a version or a model.
+"""States and transitions of deployments (versions on serving clusters), versions and models.
 
-Rules of deployments: only `ready` may be routed to; a deployment leaves `ready` for `loading` again
-when a probe finds that the server lost it; `failed` and `absent` start over with `loading`; nothing
-goes from `ready` to `absent` without draining, so that nobody who still calls it meets an unloaded
-version.
+Deployments: only a `ready` one gets traffic. It returns from `ready` to `loading` if a probe shows
+that the server lost it. `failed` and `absent` restart with `loading`. `ready` never changes to
+`absent` without draining, so no instance calls an unloaded version.
 
-Rules of versions and models: only an `active` one is placed or gets traffic; what is `archived` is
-out of the lists and may be restored; a deletion cannot be called back, and `deleted` leaves a row
-that history reads and that keeps the number from being given again. The name of a deleted model is
-free: registering a version makes it `active` anew.
+Versions and models: only an `active` one is deployed or gets traffic. An `archived` one is not in
+the lists and can be restored. A deletion cannot be undone; the `deleted` row stays for the history,
+and its number is not reused. The name of a deleted model is free: registering a version makes the
+model `active` again.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What a version's trial says about its model's settings: pure functions of what rows took.
+"""Proposes settings of a model from the durations of a version's trial. Pure.
 
-Proposals are shown and never applied: what somebody set stays until somebody changes it. The trial
-ran on one core here, so that they are a first guess for another machine.
+Proposals are only shown, never applied. The trial ran on one core of the control plane's machine,
+so a proposal is a first estimate for other machines.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-# As the settings' own defaults.
+# The defaults of the settings.
 TIMEOUT_MS_MIN, BATCH_ROWS_MAX = 1_000, 32
 TIMEOUT_MS_MAX = 600_000
-# So many requests of one row should be answered one after the other within the timeout: with fewer
-# any queue at all is too long.
+# This number of requests with one row should be computed sequentially within the timeout: with
+# fewer, even a short queue is too long.
 ROWS_IN_TIMEOUT = 10
-# A batch takes at most so much of the timeout, so that those who wait for it have their turn.
+# A batch takes at most this share of the timeout, so that queued requests can follow.
 BATCH_SHARE = 0.25
 
 
@@ -26,21 +26,21 @@ class Proposal:
     timeout_ms: int
     max_batch_size: int | None
     row_ms: float
-    # What so many rows at once took; None where that was not tried.
+    # The duration of `rows` rows at once; None if not tried.
     rows: int | None
     rows_ms: float | None
 
 
 def propose(trial_ms: Mapping[str, float] | None) -> Proposal | None:
-    """Return what suits a model whose trial took so many milliseconds for so many rows.
+    """Return the proposed settings for a trial; None without a trial.
 
-    `trial_ms` is by the number of rows, "1" among them, and one larger number where the model is
-    batched. None where there was no trial. A batch takes `fixed + row × rows`.
+    `trial_ms` are durations in ms by the number of rows: "1", and one larger number if the model is
+    batched. A batch is modelled as `fixed + row × rows`.
     """
     if not trial_ms or "1" not in trial_ms:
         return None
     one_ms = trial_ms["1"]
-    timeout_ms = min(max(TIMEOUT_MS_MIN, _rounded(ROWS_IN_TIMEOUT * one_ms)), TIMEOUT_MS_MAX)
+    timeout_ms = min(max(TIMEOUT_MS_MIN, _round_up(ROWS_IN_TIMEOUT * one_ms)), TIMEOUT_MS_MAX)
     rows = max(int(rows) for rows in trial_ms)
     if rows == 1:
         return Proposal(timeout_ms, None, one_ms, None, None)
@@ -52,7 +52,7 @@ def propose(trial_ms: Mapping[str, float] | None) -> Proposal | None:
     return Proposal(timeout_ms, batch, one_ms, rows, rows_ms)
 
 
-def _rounded(number: float) -> int:
+def _round_up(number: float) -> int:
     """Return the next larger of 1, 2, 5, 10, 20, 50 and so on."""
     power = 1
     while True:

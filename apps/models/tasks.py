@@ -1,4 +1,4 @@
-"""Celery's ticks over the registry. Each does what is due and returns; beat calls again."""
+"""Celery tasks of the registry. Each handles due work and returns; beat repeats them."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from celery import shared_task
 from apps.lib.errors import InterlockError
 from apps.models.deletion import finish_deletions
 from apps.models.deployments import reconcile_deployments
-from apps.models.locks import take_turn
+from apps.models.locks import try_lock
 from apps.models.registration_jobs import work_registrations
-from apps.models.registry import SYNC_TURN, sync_registry
+from apps.models.registry import SYNC_LOCK, sync_registry
 from apps.models.versions import sweep_scratch
 
 log = logging.getLogger(__name__)
 
-# Any constant: it names the lock that runs take turns on.
-REGISTER_TURN = 0x1E710E
+# The key of the advisory lock of runs; any constant.
+REGISTER_LOCK = 0x1E710E
 
 
 @shared_task(name="models.reconcile_deployments")
@@ -29,18 +29,18 @@ def reconcile_deployments_task() -> None:
 
 @shared_task(name="models.sync_registry")
 def sync_registry_task() -> None:
-    # A large file takes longer than the schedule: one run at a time leaves workers for the rest.
-    with take_turn(SYNC_TURN) as is_ours:
-        if is_ours:
+    # A large file takes longer than the schedule: one run at a time keeps other workers free.
+    with try_lock(SYNC_LOCK) as is_locked:
+        if is_locked:
             _sync_registry()
             sweep_scratch(time.time())
 
 
 @shared_task(name="models.register")
 def register_task() -> None:
-    # One at a time over all workers: hostile files hold up one worker slot, not the rollouts.
-    with take_turn(REGISTER_TURN) as is_ours:
-        if is_ours:
+    # One run at a time over all workers: hostile files block one worker slot, not the rollouts.
+    with try_lock(REGISTER_LOCK) as is_locked:
+        if is_locked:
             work_registrations()
 
 
@@ -48,7 +48,7 @@ def _sync_registry() -> None:
     try:
         report = sync_registry()
     except InterlockError as error:
-        # The registry may still be starting, or be away for the night: nothing here needs it.
+        # MLflow may be starting or down: nothing else depends on it.
         log.info("registry.away %s", error.message)
         return
     if report.has_news:

@@ -1,8 +1,8 @@
-"""Triton's control side: load, unload, probe. `tritonclient`'s errors cross here, come out ours.
+"""Control client of Triton: load, unload, probe. Errors of `tritonclient` become InterlockErrors.
 
-A server that cannot be reached is `Unavailable`; a refusal is `TritonRefused` in Triton's words.
-Predictions never come through here. Whoever may load can run code in the server, so that it should
-ask for a token, which only the control plane has; all of it is asked over HTTP.
+An unreachable server raises `Unavailable`, a refusal `TritonRefused` with Triton's message. User
+predictions never pass through here. A client that may load models can run code in the server, so
+the server should require a token, which only the control plane has. All calls use HTTP.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from apps.models.repository import triton_name
 from apps.models.warmup import Request
 
 CONNECT_TIMEOUT_S = 2.0
-# Loading a large model takes long; a probe that takes so long is a failure.
+# Loading a large model takes minutes; a probe that takes this long has failed.
 LOAD_TIMEOUT_S = 120.0
 PROBE_TIMEOUT_S = 10.0
-# Statuses of a server that lives and refuses, against those of one that cannot be reached.
+# Statuses that mean that the server cannot be reached; others are refusals.
 NOT_REACHED = {None, "", "502", "503", "504"}
-# A version that was unloaded gets a 503 as well, from a server that is there.
+# The exception: a reachable server answers 503 for a version that is not loaded.
 NOT_LOADED = "Request for unknown model"
-# The header that Triton's restricted APIs ask for.
+# The header that Triton's restricted APIs require.
 CONTROL_HEADER = "interlock-control"
 RESTRICTED = "This API is restricted"
 
 
 class TritonRefused(InterlockError):
-    """Triton answered and said no; the message is its own."""
+    """Triton refused the request; the message is Triton's."""
 
     status = 502
     code = "triton_refused"
@@ -49,30 +49,30 @@ class Endpoint:
     url: str
 
     def load(self, version: ModelVersion) -> None:
-        """Load `version`, or load it anew. Raises Unavailable, TritonRefused."""
+        """Load or reload `version`. Raises Unavailable, TritonRefused."""
         with self._client(LOAD_TIMEOUT_S) as client:
             client.load_model(triton_name(version), headers=_token())
 
     def unload(self, version: ModelVersion) -> None:
-        """Unload `version`; requests that it is answering are finished."""
+        """Unload `version`; Triton completes its running requests."""
         with self._client(LOAD_TIMEOUT_S) as client:
             client.unload_model(triton_name(version), headers=_token())
 
     def is_unloaded(self, version: ModelVersion) -> bool:
-        """Say whether nothing of `version` is left: also not what is still being unloaded."""
+        """Return whether `version` is completely unloaded, not just unloading."""
         with self._client(PROBE_TIMEOUT_S) as client:
             index = client.get_model_repository_index(headers=_token())
         states = {row["name"]: row.get("state", "") for row in index}
         return states.get(triton_name(version), "") in {"", "UNAVAILABLE"}
 
     def answer(self, version: ModelVersion, request: Request | None = None) -> None:
-        """Ask `version` for a real prediction: READY alone says nothing about a crashed process.
+        """Send a real request to `version`: a crashed process still reports READY.
 
-        Without a warm-up `request` it is asked with zeros.
+        Without a warm-up `request`, the inputs are zeros.
 
         Raises:
             Unavailable: the server cannot be reached.
-            TritonRefused: the version does not answer, or answers without a promised output.
+            TritonRefused: the version fails, or its response lacks a declared output.
         """
         from tritonclient.http import InferRequestedOutput
 
@@ -88,10 +88,10 @@ class Endpoint:
             answered = {item["name"] for item in result.get_response()["outputs"]}
         missing = sorted(set(outputs) - answered)
         if missing:
-            raise TritonRefused(f"the answer lacks the outputs {', '.join(missing)}")
+            raise TritonRefused(f"the response lacks the outputs {', '.join(missing)}")
 
     def is_open(self) -> bool:
-        """Say whether a stranger who reaches the server may command it. Raises Unavailable."""
+        """Return whether the server accepts control requests without token. Raises Unavailable."""
         try:
             answer = httpx.post(
                 f"{self.url.rstrip('/')}/v2/repository/index",
@@ -124,7 +124,7 @@ class Endpoint:
                 raise Unavailable(f"{self.url} does not answer: {message}") from error
             if RESTRICTED in message:
                 message = (
-                    f"{message.strip()}: set INTERLOCK_TRITON_TOKEN to what it was started with"
+                    f"{message.strip()}: set INTERLOCK_TRITON_TOKEN to the token of the server"
                 )
             raise TritonRefused(message.strip()) from error
         except (OSError, ValueError) as error:
@@ -138,45 +138,47 @@ def _token() -> dict[str, str]:
 
 
 def endpoints_of(cluster: ServingCluster) -> list[Endpoint]:
-    """Return the servers of a cluster."""
+    """Return the endpoints of a cluster."""
     return [Endpoint(url) for url in cluster.endpoints]
 
 
 def zeros(version: ModelVersion) -> Request:
-    """Return one request that fits the signature: zeros, free dimensions set to 1."""
+    """Return a request of zeros for the signature, with free dimensions set to 1."""
     inputs = []
     for tensor in version.signature["inputs"]:
         shape = [1 if size == -1 else size for size in tensor["shape"]]
-        nothing = "" if tensor["datatype"] == "BYTES" else 0
+        zero = "" if tensor["datatype"] == "BYTES" else 0
         inputs.append(
             {
                 "name": tensor["name"],
                 "datatype": tensor["datatype"],
                 "shape": shape,
-                "data": [nothing] * prod(shape),
+                "data": [zero] * prod(shape),
             }
         )
     return inputs
 
 
 def infer_inputs(request: Request) -> list[Any]:
-    """Return a request as `tritonclient` takes it. Raises TritonRefused for data that is not."""
+    """Convert a request for `tritonclient`. Raises TritonRefused for invalid data."""
     import numpy as np
     from tritonclient.http import InferInput
     from tritonclient.utils import triton_to_np_dtype
 
     inputs = []
-    for given in request:
+    for tensor in request:
         try:
-            if given["datatype"] == "BYTES":
-                texts = np.array(given["data"], dtype=str).ravel()
+            if tensor["datatype"] == "BYTES":
+                texts = np.array(tensor["data"], dtype=str).ravel()
                 array = np.array([text.encode() for text in texts], dtype=object)
             else:
-                array = np.array(given["data"], dtype=triton_to_np_dtype(given["datatype"]))
-            shaped = array.reshape(given["shape"])
+                array = np.array(tensor["data"], dtype=triton_to_np_dtype(tensor["datatype"]))
+            shaped = array.reshape(tensor["shape"])
         except (TypeError, ValueError, OverflowError) as error:
-            raise TritonRefused(f"warm-up data of {given['name']} is none: {error}") from error
-        item = InferInput(given["name"], given["shape"], given["datatype"])
-        item.set_data_from_numpy(shaped)
-        inputs.append(item)
+            raise TritonRefused(
+                f"warm-up data of {tensor['name']} is not valid: {error}"
+            ) from error
+        infer_input = InferInput(tensor["name"], tensor["shape"], tensor["datatype"])
+        infer_input.set_data_from_numpy(shaped)
+        inputs.append(infer_input)
     return inputs

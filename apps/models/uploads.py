@@ -1,7 +1,7 @@
-"""Streams uploaded files to disk beside the artifacts, and stops at the limit.
+"""Streams uploaded files to disk, next to the artifacts, up to the size limit.
 
-Only who may send a file is listened to: the API parses a body after it knew the caller, and of the
-pages those that `UPLOAD_PAGES` names take files, from those who are logged in.
+Unauthenticated uploads are refused: the API parses a body after authentication, and among the pages
+only `UPLOAD_PAGES` accept files, from users who are logged in.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from apps.models.sources import too_large
 from apps.models.versions import UPLOADS
 
 API_PREFIX = "/api/"
-# What a form has beside the file; a body that announces more than both is not read at all.
+# The maximum size of a form besides its files; a body with a larger Content-Length is not read.
 FORM_BYTES_MAX = 4 * 1024**2
 
 
 class UploadedArtifact(TemporaryUploadedFile):
-    """A temporary file beside the artifacts, so that keeping it is a rename."""
+    """A temporary file on the file system of the artifacts, so that a rename stores it."""
 
     def __init__(self, name: str | None, content_type: str | None, size: int, *extra: Any) -> None:
         directory = settings.ARTIFACT_DIR / UPLOADS
@@ -39,7 +39,7 @@ class UploadedArtifact(TemporaryUploadedFile):
 
 
 class ArtifactUploadHandler(TemporaryFileUploadHandler):
-    """Django's handler of files on disk, with a bound on all files of a request together."""
+    """Django's temporary file handler with a limit on the total size of a request's files."""
 
     def handle_raw_input(
         self,
@@ -49,7 +49,7 @@ class ArtifactUploadHandler(TemporaryFileUploadHandler):
         boundary: str,
         encoding: str | None = None,
     ) -> None:
-        self.left = settings.ARTIFACT_BYTES_MAX if _may_send(self.request) else 0
+        self.left = settings.ARTIFACT_BYTES_MAX if _may_upload(self.request) else 0
         self.announced = content_length
 
     def new_file(self, *args: Any, **kwargs: Any) -> None:
@@ -67,12 +67,12 @@ class ArtifactUploadHandler(TemporaryFileUploadHandler):
         super().receive_data_chunk(raw_data, start)
 
     def _stop(self) -> None:
-        # Django swallows this and shows the view what came before; `check_upload` tells it why.
+        # Django hides StopUpload and passes a truncated form to the view; see `check_upload`.
         self.request.is_upload_too_large = True  # type: ignore[union-attr]
         raise StopUpload(connection_reset=True)
 
 
-def _may_send(request: HttpRequest | None) -> bool:
+def _may_upload(request: HttpRequest | None) -> bool:
     if request is None:
         return False
     if request.path.startswith(API_PREFIX):
@@ -82,11 +82,11 @@ def _may_send(request: HttpRequest | None) -> bool:
 
 
 def uploaded_files(*files: TemporaryUploadedFile | None) -> list[tuple[str, Path]]:
-    """Return name and path of each file that there is."""
+    """Return name and path of each uploaded file."""
     return [(f.name or "", Path(f.temporary_file_path())) for f in files if f is not None]
 
 
 def check_upload(request: HttpRequest) -> None:
-    """Raise TooLarge when the request's file was cut off. Call it after the form was read."""
+    """Raise TooLarge if an upload was stopped at the limit. Call it after parsing the form."""
     if getattr(request, "is_upload_too_large", False):
         raise too_large()

@@ -1,5 +1,5 @@
-"""Pages at the root. Those that show traffic belong to rollouts, which build on models: they are
-named by string here, so that the direction of imports holds."""
+"""URLs of the registry's pages. Pages that show traffic are in `apps.rollouts`, which is included
+by name: this app must not import it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ urlpatterns = [
     path(
         "models/<str:name>/versions/<int:number>/alias/", views.version_alias, name="version-alias"
     ),
-    # Not below models/, where it would be a model's name.
+    # Not below models/, where the path would be the name of a model.
     path("register/", views.version_register, name="version-register"),
     path("registrations/<uuid:pk>/", views.registration, name="registration"),
     path("deployments/<int:pk>/retry/", views.deployment_retry, name="deployment-retry"),

@@ -1,9 +1,8 @@
-"""Records versions, wherever they come from, and gives each its number.
+"""Records versions from all sources and assigns their numbers.
 
-An upload takes the next number that nobody has: no version here, none of MLflow's, and none that
-was refused. Should MLflow reach that number later, both stay: the upload keeps its number, and
-MLflow's version gets the next free one here, with its number there in `registry_number`. A deleted
-version keeps its row, and with it its number.
+An upload gets the next number that no version here, in MLflow or among the refused ones has. If
+MLflow reaches that number later, the upload keeps it, and MLflow's version gets the next free one
+here; `registry_number` is its number in MLflow. A deleted version keeps its row and its number.
 """
 
 from __future__ import annotations
@@ -30,12 +29,12 @@ from apps.models.models import ModelVersion, RefusedImport, RegisteredModel
 from apps.models.states import MODEL_TRANSITIONS, RegistryState
 from contract.names import model_name_fault
 
-# Where files are while they are looked at, in the directory of the artifacts.
+# Scratch directories in the directory of the artifacts.
 IMPORT_PREFIX = ".import-"
 UPLOADS = ".uploads"
 REGISTRATIONS = ".registrations"
 SCRATCH_KEPT_S = 86_400
-# What makes two versions of the same bytes the same version; warm-up may change later.
+# Two versions with the same bytes and equal fields are the same; the warm-up may change later.
 IDENTITY = (
     "semantic_tag",
     "description",
@@ -48,7 +47,7 @@ IDENTITY = (
 
 @dataclass(frozen=True)
 class NewVersion:
-    """A version to be recorded: an inspected artifact, where it is from and what is known of it."""
+    """A version to record: an inspected artifact, its origin and its metadata."""
 
     model_name: str
     artifact: Artifact
@@ -63,22 +62,22 @@ class NewVersion:
 
 
 def check_name(name: str) -> None:
-    """Raise Invalid when a model cannot have that name."""
+    """Raise Invalid if `name` is not a valid model name."""
     fault = model_name_fault(name)
     if fault is not None:
-        raise Invalid(f"its model's name cannot stand in a URL: {fault}", field="model")
+        raise Invalid(f"its model's name is not valid in a URL: {fault}", field="model")
 
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """Give a directory on the file system of the artifacts, so that keeping a file is a rename."""
+    """Yield a directory on the file system of the artifacts, so that a rename stores a file."""
     settings.ARTIFACT_DIR.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=settings.ARTIFACT_DIR, prefix=IMPORT_PREFIX) as name:
         yield Path(name)
 
 
 def sweep_scratch(now_s: float) -> int:
-    """Delete what a killed process left half done a day ago; return how much that was."""
+    """Delete scratch files of killed processes after one day; return their number."""
     root = Path(settings.ARTIFACT_DIR)
     left = [
         *root.glob(f"{IMPORT_PREFIX}*"),
@@ -98,25 +97,25 @@ def _age_s(path: Path, now_s: float) -> float:
     try:
         return now_s - path.lstat().st_mtime
     except FileNotFoundError:
-        # Its owner was about to take it away.
+        # Its owner deleted it meanwhile.
         return 0.0
 
 
 @transaction.atomic
 def add_version(new: NewVersion, *, actor: Actor) -> ModelVersion:
-    """Record one version and keep its file; the model is made with its first version.
+    """Record one version and store its file; the first version creates the model.
 
     Raises:
-        Conflict: it is here already: MLflow's of that number, or the same bytes with the same
-            metadata. `number` of the error's detail is that version's. Or the model is archived.
+        Conflict: it is registered already: the same MLflow number, or the same bytes with the same
+            metadata; the detail `number` is that version's. Or the model is archived.
     """
     defaults = {"description": new.model_description}
-    made, _ = RegisteredModel.objects.get_or_create(name=new.model_name, defaults=defaults)
-    # Whoever adds a version to a model takes turns here, so that a number is given once.
-    model = RegisteredModel.objects.select_for_update(of=("self",)).get(pk=made.pk)
-    _open(model, new, actor)
-    _refuse_repetition(model, new)
-    number = _number(model, new.registry_number)
+    row, _ = RegisteredModel.objects.get_or_create(name=new.model_name, defaults=defaults)
+    # Lock the model: concurrent additions must not assign the same number.
+    model = RegisteredModel.objects.select_for_update(of=("self",)).get(pk=row.pk)
+    _ensure_active(model, new, actor)
+    _refuse_duplicate(model, new)
+    number = _next_number(model, new.registry_number)
     version = ModelVersion.objects.create(
         model=model,
         number=number,
@@ -134,22 +133,22 @@ def add_version(new: NewVersion, *, actor: Actor) -> ModelVersion:
         **new.facts,
     )
     if new.registry_number is not None:
-        # It was refused before, and somebody tried again.
+        # It may have been refused before.
         RefusedImport.objects.filter(model_name=model.name, number=new.registry_number).delete()
     _audit(version, actor)
     return version
 
 
 def require_open(model: RegisteredModel | None) -> None:
-    """Raise Conflict when the model takes no version: it is archived, or is being deleted."""
+    """Raise Conflict if the model is archived or being deleted, so it accepts no version."""
     if model is None or model.state in {RegistryState.ACTIVE, RegistryState.DELETED}:
         return
-    then = ": restore it first" if model.is_archived else ": try again when that has ended"
+    then = ": restore it first" if model.is_archived else ": retry after the deletion"
     raise Conflict(f"{model.name} is {model.state}{then}.", state=model.state)
 
 
-def _open(model: RegisteredModel, new: NewVersion, actor: Actor) -> None:
-    """Refuse a version of an archived model; make one that was deleted anew."""
+def _ensure_active(model: RegisteredModel, new: NewVersion, actor: Actor) -> None:
+    """Raise Conflict for an archived model; activate a deleted one again."""
     require_open(model)
     if model.is_active:
         return
@@ -163,40 +162,40 @@ def _open(model: RegisteredModel, new: NewVersion, actor: Actor) -> None:
     record_audit(actor=actor, action="model.made_anew", target=model.name)
 
 
-def _refuse_repetition(model: RegisteredModel, new: NewVersion) -> None:
+def _refuse_duplicate(model: RegisteredModel, new: NewVersion) -> None:
     versions = model.versions.order_by("number")
     if new.registry_number is not None:
-        found = versions.filter(registry_number=new.registry_number).first()
-        told = f"Version {new.registry_number} of {model.name} in MLflow is here already"
+        duplicate = versions.filter(registry_number=new.registry_number).first()
+        reason = f"Version {new.registry_number} of {model.name} in MLflow is registered already"
     else:
         same = {name: new.facts[name] for name in IDENTITY if name in new.facts}
         kept = versions.kept()
-        found = kept.filter(artifact_sha256=new.artifact.sha256, **same).first()
-        told = "The same file with the same metadata is registered already"
-    if found is not None and not found.is_active:
-        told += f" and {found.state}"
-    if found is not None:
-        raise Conflict(f"{told}: it is {found}.", model=model.name, number=found.number)
+        duplicate = kept.filter(artifact_sha256=new.artifact.sha256, **same).first()
+        reason = "The same file with the same metadata is registered already"
+    if duplicate is not None and not duplicate.is_active:
+        reason += f" and {duplicate.state}"
+    if duplicate is not None:
+        raise Conflict(f"{reason}: it is {duplicate}.", model=model.name, number=duplicate.number)
 
 
-def _number(model: RegisteredModel, registry_number: int | None) -> int:
+def _next_number(model: RegisteredModel, registry_number: int | None) -> int:
     taken = model.versions.values_list("number", flat=True)
     if registry_number is not None and registry_number not in taken:
         return registry_number
     highest = model.versions.aggregate(ours=Max("number"), theirs=Max("registry_number"))
-    refused = RefusedImport.objects.filter(model_name=model.name).aggregate(seen=Max("number"))
+    refused = RefusedImport.objects.filter(model_name=model.name).aggregate(refused=Max("number"))
     return max(value or 0 for value in (*highest.values(), *refused.values())) + 1
 
 
 def _keep(artifact: Artifact, name: str, number: int) -> Path:
-    """Move the files to their place for good; a crash before the commit leaves one to overwrite."""
+    """Move the files to their final directory; files from a crashed attempt are overwritten."""
     directory = Path(settings.ARTIFACT_DIR) / name / str(number)
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / MODEL_FILE
     shutil.move(artifact.path, path)
-    # An upload was its owner's alone; Triton may run as somebody else.
+    # An upload is readable by its owner only; Triton may run as another user.
     path.chmod(0o644)
-    # One that such a crash left would be taken for this version's.
+    # External data from a crashed attempt must not be used.
     (directory / DATA_FILE).unlink(missing_ok=True)
     if artifact.data_path is not None:
         shutil.move(artifact.data_path, directory / DATA_FILE)

@@ -1,4 +1,4 @@
-"""Pages of the registry: the list of models, a version, and what brings them here."""
+"""Pages of the registry: models, versions, registrations, syncs and aliases."""
 
 from __future__ import annotations
 
@@ -52,19 +52,19 @@ def model_list(request: PageRequest) -> HttpResponse:
 @page
 @require_safe
 def version(request: PageRequest, name: str, number: int) -> HttpResponse:
-    found = get_object_or_404(
+    shown = get_object_or_404(
         ModelVersion.objects.select_related("model__stable"), model__name=name, number=number
     )
-    row = with_deployments(found.model.versions.filter(pk=found.pk)).get()
+    row = with_deployments(shown.model.versions.filter(pk=shown.pk)).get()
     context = {
-        "model": found.model,
+        "model": shown.model,
         "version": row,
-        "events": list_events(found),
-        "is_stable": found.model.stable_id == found.pk,
-        "run_url": run_url(found),
-        "registry_url": registry_url(found),
-        "can_operate": has_role(request.user, found.model, Role.OPERATOR),
-        "can_configure": has_role(request.user, found.model, Role.ADMIN),
+        "events": list_events(shown),
+        "is_stable": shown.model.stable_id == shown.pk,
+        "run_url": run_url(shown),
+        "registry_url": registry_url(shown),
+        "can_operate": has_role(request.user, shown.model, Role.OPERATOR),
+        "can_configure": has_role(request.user, shown.model, Role.ADMIN),
     }
     return render(request, "models/version.html", context)
 
@@ -73,18 +73,18 @@ def version(request: PageRequest, name: str, number: int) -> HttpResponse:
 @require_POST
 def registry_sync(request: PageRequest) -> HttpResponse:
     require_role(request.user, None, Role.OPERATOR)
-    attempt(request, lambda: _told(sync_now()))
+    attempt(request, lambda: _describe_sync(sync_now()))
     return go_back(request, "model-list")
 
 
-def _told(report: SyncReport) -> str:
+def _describe_sync(report: SyncReport) -> str:
     if not report.has_news:
-        return "The registry has nothing new."
+        return "MLflow has no changes."
     parts = [f"Imported: {', '.join(report.imported) or 'nothing'}."]
     if report.refused:
         parts.append(f"Refused: {', '.join(report.refused)}; the reasons are below.")
     if report.waiting:
-        parts.append(f"Not readable now, tried again soon: {', '.join(report.waiting)}.")
+        parts.append(f"Not readable now, will be retried: {', '.join(report.waiting)}.")
     if report.pushed:
         parts.append(f"Written to MLflow: {', '.join(report.pushed)}.")
     return " ".join(parts)
@@ -100,7 +100,7 @@ def deployment_retry(request: PageRequest, pk: int) -> HttpResponse:
 
     def retry() -> str:
         retry_deployment(deployment=deployment, actor=actor_of(request), now=database_now())
-        return f"{deployment} is being loaded again."
+        return f"Loading {deployment} again."
 
     attempt(request, retry)
     return go_back(request, "model-list")
@@ -116,11 +116,11 @@ def version_register(request: PageRequest) -> HttpResponse:
         if is_sent
         else RegisterForm(initial={"model": request.GET.get("model", "")})
     )
-    # Before anything is chosen, whoever may register for some model may look at the form.
+    # Without a model, the form is shown to every user; sending it needs the role.
     name = str(form["model"].value() or "")
-    found = RegisteredModel.objects.filter(name=name).first()
-    if is_sent or found is None:
-        require_role(request.user, found, Role.OPERATOR)
+    model = RegisteredModel.objects.filter(name=name).first()
+    if is_sent or model is None:
+        require_role(request.user, model, Role.OPERATOR)
     context: dict[str, Any] = {"form": form, "bytes_max": settings.ARTIFACT_BYTES_MAX}
     if not is_sent:
         return render(request, "models/register.html", context)
@@ -138,7 +138,7 @@ def version_register(request: PageRequest) -> HttpResponse:
 @page
 @require_safe
 def registration(request: PageRequest, pk: Any) -> HttpResponse:
-    """What becomes of a registration; live until it is settled."""
+    """Show a registration; live until it is settled."""
     row = get_object_or_404(Registration.objects.select_related("version__model"), pk=pk)
     return render_live(
         request,
@@ -164,18 +164,18 @@ def _submit(request: PageRequest, form: RegisterForm) -> Registration:
 @page
 @require_POST
 def version_alias(request: PageRequest, name: str, number: int) -> HttpResponse:
-    """Make an alias name this version."""
+    """Set an alias to this version."""
     versions = ModelVersion.objects.select_related("model")
-    found = get_object_or_404(versions, model__name=name, number=number)
-    require_role(request.user, found.model, Role.OPERATOR)
+    target = get_object_or_404(versions, model__name=name, number=number)
+    require_role(request.user, target.model, Role.OPERATOR)
     form = AliasForm(request.POST)
 
     def move() -> str:
         if not form.is_valid():
             raise Invalid(f"Alias: {form.errors['alias'][0]}")
-        alias = move_alias(name=form.cleaned_data["alias"], version=found, actor=actor_of(request))
-        later = " MLflow follows soon." if alias.is_pending else ""
-        return f"{alias.name} names {found} now.{later}"
+        alias = move_alias(name=form.cleaned_data["alias"], version=target, actor=actor_of(request))
+        pending = " The next sync sets it in MLflow." if alias.is_pending else ""
+        return f"Alias {alias.name} is set to {target}.{pending}"
 
     attempt(request, move)
     return redirect("version", name=name, number=number)

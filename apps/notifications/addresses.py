@@ -1,5 +1,6 @@
-"""Which addresses notifications and webhook checks accept; what they may call is checked again,
-with the looked-up address, when something is sent (`apps.lib.egress`).
+"""Validation of the addresses of notifications and webhook checks.
+
+The resolved address is checked again whenever something is sent (`apps.lib.egress`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ ADDRESS_LENGTH_MAX = 1_000
 
 
 def check_email(address: str) -> None:
-    """Raises Invalid: the address is not one of e-mail."""
+    """Raise Invalid unless `address` is an e-mail address."""
     try:
         validate_email(address)
     except ValidationError as error:
@@ -24,10 +25,10 @@ def check_email(address: str) -> None:
 
 
 def check_url(address: str, *, policy: EgressPolicy) -> None:
-    """Hold a URL to what a delivery can use.
+    """Check that a delivery can use the URL.
 
     Raises:
-        Invalid: the message says which part is wrong.
+        Invalid: the message names the wrong part.
     """
     if len(address) > ADDRESS_LENGTH_MAX:
         raise Invalid(f"address: a URL has at most {ADDRESS_LENGTH_MAX} characters.")
@@ -41,17 +42,17 @@ def check_url(address: str, *, policy: EgressPolicy) -> None:
     if url.scheme not in {"http", "https"}:
         raise Invalid("address: a URL starts with https:// or http://.")
     if not host or port == 0:
-        raise Invalid(f"address: {address!r} names no host, or port 0.")
+        raise Invalid(f"address: {address!r} has no host, or has port 0.")
     if url.username is not None or url.password is not None:
-        raise Invalid("address: a URL holds no user or password; webhooks are signed instead.")
+        raise Invalid("address: a URL has no user or password; webhooks are signed instead.")
     if url.fragment:
-        raise Invalid("address: a URL's part after # is never sent; leave it out.")
+        raise Invalid("address: remove the part of the URL after #; it is never sent.")
     if reason := policy.refusal_as_written(host, port or DEFAULT_PORTS[url.scheme]):
         raise Invalid(f"address: nothing is sent to {host}; {reason}.")
 
 
-def masked(address: str) -> str:
-    """Return a URL without its path, which often is a secret; an e-mail address as it is."""
+def mask_address(address: str) -> str:
+    """Return a URL without its path, which may be secret; an e-mail address unchanged."""
     if "://" not in address:
         return address
     url = urlsplit(address)

@@ -1,4 +1,4 @@
-"""For looking: targets change on their pages, which check and audit."""
+"""Read-only admin: targets are changed on their pages, which validate and audit."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from django.contrib import admin
 from unfold.admin import ModelAdmin
 
 from apps.lib.admin import ReadOnly
-from apps.notifications.addresses import masked
+from apps.notifications.addresses import mask_address
 from apps.notifications.models import NotificationTarget, OutboxMessage
 
 
@@ -18,7 +18,7 @@ class NotificationTargetAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
 
     @admin.display(description="address")
     def where(self, target: NotificationTarget) -> str:
-        return masked(target.address)
+        return mask_address(target.address)
 
 
 @admin.register(OutboxMessage)

@@ -1,4 +1,4 @@
-"""What people send to the pages of notifications. The services decide."""
+"""Forms of the notification pages; the services validate."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from contract.names import NAME_RULE
 
 
 class ChangeForm(forms.Form):
-    """What may change of a target; read `values`."""
+    """The fields of a target that can be changed; read `values`."""
 
     address = forms.CharField(
         max_length=1_000,
-        help_text="A URL for a webhook or Slack (its incoming webhook), or an e-mail address.",
+        help_text="The URL of a webhook, or of a Slack incoming webhook; or an e-mail address.",
     )
     model = forms.ModelChoiceField(
         RegisteredModel.objects.active().order_by("name"),
         required=False,
         empty_label="all models",
-        help_text="Told only of what happens to it.",
+        help_text="Only events of this model.",
     )
     events = forms.MultipleChoiceField(
-        choices=[(event, told) for event, told in EVENTS.items()],
+        choices=list(EVENTS.items()),
         required=False,
         widget=forms.CheckboxSelectMultiple,
-        help_text="None chosen: all of them.",
+        help_text="Choose none to receive all events.",
     )
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Posts to an address that a person typed in, within bounds; see `apps.lib.egress`."""
+"""POSTs to an address from a user, within bounds of time and size; see `apps.lib.egress`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RETRY_AFTER_S_MAX = 3_600
 
 @dataclass(frozen=True)
 class Answer:
-    """`text` is the beginning of the body; `retry_after_s` is 0 when the answer named none."""
+    """`text` is the start of the body; `retry_after_s` is 0 without a Retry-After header."""
 
     status: int
     text: str
@@ -30,10 +30,10 @@ def post(
     timeout_s: float = TIMEOUT_S,
     bytes_max: int = ANSWER_BYTES_MAX,
 ) -> Answer:
-    """Return what the endpoint answered, whatever it was.
+    """Return the response of the endpoint, whatever its status.
 
     Raises:
-        Unavailable: it did not answer in time, or may not be called; the message says why.
+        Unavailable: no response in time, or the policy refuses; the message says why.
     """
     with exchange("POST", url, headers, body, policy=policy, timeout_s=timeout_s) as response:
         text = response.read(bytes_max).decode("utf-8", "replace")

@@ -1,7 +1,7 @@
-"""Who is told of what, and what is still to be told. The outbox row is the truth; Celery wakes.
+"""Notification targets and the outbox. The outbox row is the source of truth, not the task queue.
 
-A message is open until it is delivered or given up. Its primary key is the `webhook-id`, so every
-attempt carries the same one.
+A message is open until it is delivered or given up. Its primary key is the `webhook-id`, so all
+attempts carry the same id.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from apps.models.models import RegisteredModel, valid_name
 
 
 class NotificationTarget(models.Model):
-    """One address, and what it is told of."""
+    """One address and the events that it receives."""
 
     class Kind(models.TextChoices):
         WEBHOOK = "webhook", "Webhook (signed)"
@@ -24,11 +24,11 @@ class NotificationTarget(models.Model):
 
     name = models.CharField(max_length=100, unique=True, validators=[valid_name])
     kind = models.CharField(max_length=10, choices=Kind.choices)
-    # A URL, or an e-mail address. A URL may hold a secret: only who may change it sees all of it.
+    # A URL or an e-mail address. A URL may hold a secret: only administrators see all of it.
     address = models.CharField(max_length=1_000)
-    # Signing needs the secret itself, so no digest will do. Shown once, never read back.
+    # Signing needs the secret itself, not a digest. It is shown once and never again.
     secret = models.CharField(max_length=100, blank=True, editable=False)
-    # The one before signs as well until then, so that the receiver can change over at leisure.
+    # After a rotation both secrets sign until then, so that the receiver can switch.
     previous_secret = models.CharField(max_length=100, blank=True, editable=False)
     previous_secret_until = models.DateTimeField(null=True, editable=False)
     # Event types; empty: all.
@@ -51,7 +51,7 @@ class NotificationTarget(models.Model):
 
 
 class OutboxMessage(models.Model):
-    """One event for one target, written in the transaction that it tells of."""
+    """One event for one target, written in the transaction of the event."""
 
     class State(models.TextChoices):
         WAITING = "waiting"
@@ -67,7 +67,7 @@ class OutboxMessage(models.Model):
     payload = models.JSONField(default=dict)
     created_at = models.DateTimeField()
     attempts = models.PositiveIntegerField(default=0)
-    # When it is due. A sender moves it ahead before it sends: that is its lease.
+    # When the message is due. A sender moves this time ahead before it sends: its lease.
     next_attempt_at = models.DateTimeField()
     delivered_at = models.DateTimeField(null=True, blank=True)
     last_error = models.CharField(max_length=500, blank=True)

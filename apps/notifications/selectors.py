@@ -1,4 +1,4 @@
-"""Reads for pages and the API: deliveries by state, and how targets fare."""
+"""Reads for pages and the API: deliveries by state, and targets with counts."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ IN_STATE = {
 }
 
 
-def deliveries(target: str = "", state: str = "") -> QuerySet[OutboxMessage]:
-    """Return deliveries, the newest first, of a target (by name) and in a state, when named.
+def list_deliveries(target: str = "", state: str = "") -> QuerySet[OutboxMessage]:
+    """Return deliveries, newest first, optionally of one target (by name) or in one state.
 
     Raises:
-        Invalid: there is no such state.
+        Invalid: the state is unknown.
     """
     rows = OutboxMessage.objects.select_related("target__model")
     if target:
@@ -33,12 +33,12 @@ def deliveries(target: str = "", state: str = "") -> QuerySet[OutboxMessage]:
     if not state:
         return rows
     if state not in IN_STATE:
-        raise Invalid(f"state: there is no {state!r} (there are: {', '.join(IN_STATE)}).")
+        raise Invalid(f"state: unknown state {state!r}; expected one of {', '.join(IN_STATE)}.")
     return rows.filter(IN_STATE[State(state)])
 
 
-def targets(now: datetime) -> QuerySet[Any]:
-    """Return the targets with the counts `open` and `gave_up`, the latter of the last 24 hours."""
+def list_targets(now: datetime) -> QuerySet[Any]:
+    """Return the targets with the counts `open` and, for the last 24 hours, `gave_up`."""
     is_open = Q(messages__delivered_at=None, messages__gave_up_at=None, messages__isnull=False)
     counted = NotificationTarget.objects.select_related("model").annotate(
         open=Count("messages", filter=is_open),

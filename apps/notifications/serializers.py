@@ -1,4 +1,4 @@
-"""What the API says and takes. An address and an answer are shown to who may change the target."""
+"""Serializers. Addresses and error responses are shown to administrators of the target only."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from rest_framework import serializers
 
 from apps.models.access import has_role
 from apps.models.models import RegisteredModel, Role
-from apps.notifications.addresses import masked
+from apps.notifications.addresses import mask_address
 from apps.notifications.events import EVENTS
 from apps.notifications.models import NotificationTarget, OutboxMessage
 
 
-class _ForWhom:
-    """Knows whether the caller may change a target; asked anew for each target, not each row."""
+class _Permissions:
+    """Caches whether the user may change a target, by the target's model."""
 
     def __init__(self, user: Any) -> None:
         self._user = user
@@ -28,9 +28,9 @@ class _ForWhom:
         return self._known[key]
 
 
-def seen_by(user: Any) -> dict[str, Any]:
+def permission_context(user: Any) -> dict[str, Any]:
     """Return the context that these serializers need."""
-    return {"whom": _ForWhom(user)}
+    return {"permissions": _Permissions(user)}
 
 
 class TargetSerializer(serializers.ModelSerializer[NotificationTarget]):
@@ -40,13 +40,13 @@ class TargetSerializer(serializers.ModelSerializer[NotificationTarget]):
         allow_null=True,
         required=False,
         default=None,
-        help_text="Only what happens to this model; null: to any.",
+        help_text="Only events of this model; null: of all models.",
     )
     events = serializers.ListField(
         child=serializers.ChoiceField(choices=list(EVENTS)),
         required=False,
         default=list,
-        help_text="Only these; empty: all.",
+        help_text="Only these events; empty: all.",
     )
 
     class Meta:
@@ -63,13 +63,13 @@ class TargetSerializer(serializers.ModelSerializer[NotificationTarget]):
             "created_at",
         ]
         read_only_fields = ["is_active", "inactive_reason", "created_by", "created_at"]
-        # The service says the same with 409.
+        # The service reports a duplicate name with 409.
         extra_kwargs: dict[str, Any] = {"name": {"validators": []}}
 
     def to_representation(self, instance: NotificationTarget) -> Any:
         shown = super().to_representation(instance)
-        if not self.context["whom"].may_change(instance):
-            shown["address"] = masked(instance.address)
+        if not self.context["permissions"].may_change(instance):
+            shown["address"] = mask_address(instance.address)
         return shown
 
 
@@ -82,7 +82,7 @@ class ChangeTargetSerializer(TargetSerializer):
 
 class NewTargetSerializer(TargetSerializer):
     secret = serializers.CharField(
-        read_only=True, help_text="Of a webhook; shown in this answer only."
+        read_only=True, help_text="The secret of a webhook; only this response contains it."
     )
 
     class Meta(TargetSerializer.Meta):
@@ -113,7 +113,7 @@ class DeliverySerializer(serializers.ModelSerializer[OutboxMessage]):
 
     @extend_schema_field(serializers.CharField())
     def get_last_error(self, message: OutboxMessage) -> str:
-        """What an endpoint answered may be nobody's business but its administrator's."""
-        if not message.last_error or self.context["whom"].may_change(message.target):
+        """The response of an endpoint may be confidential: administrators only."""
+        if not message.last_error or self.context["permissions"].may_change(message.target):
             return message.last_error
         return "shown to administrators only"

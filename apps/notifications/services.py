@@ -1,4 +1,4 @@
-"""Writes: who is told of what. Each is one transaction with its audit entry."""
+"""Changes of targets and messages. Each is one transaction with its audit entry."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from apps.models.models import RegisteredModel
 from apps.notifications import addresses
 from apps.notifications.events import EVENTS, TEST
 from apps.notifications.models import NotificationTarget, OutboxMessage
-from apps.notifications.outbox import give_up_open, message_for
+from apps.notifications.outbox import build_message, give_up_open
 from apps.notifications.signing import new_secret
 
 TARGETS_MAX = 100
-# While a receiver changes over, both secrets sign.
+# How long both secrets sign after a rotation.
 ROTATION = timedelta(hours=24)
 KEEP = timedelta(days=30)
 GONE_REASON = "the endpoint answered 410 Gone"
@@ -41,11 +41,11 @@ def create_target(
     actor: Actor,
     now: datetime,
 ) -> NotificationTarget:
-    """Make a target; a webhook's `secret` is on the row returned, and is shown by nothing later.
+    """Create a target. The returned row has the `secret` of a webhook, which is not shown again.
 
     Raises:
-        Invalid: a value is wrong; the message says which. E-mail needs a mail server.
-        Conflict: another target has that name, or there are as many as there may be.
+        Invalid: a value is wrong; the message names it. E-mail needs a mail server.
+        Conflict: another target has that name, or there are `TARGETS_MAX` targets.
     """
     target = NotificationTarget(
         name=name,
@@ -59,9 +59,9 @@ def create_target(
     )
     _check(target)
     if NotificationTarget.objects.filter(name=name).exists():
-        raise Conflict(f"There is a notification target {name!r} already.")
+        raise Conflict(f"A notification target {name!r} exists already.")
     if NotificationTarget.objects.count() >= TARGETS_MAX:
-        raise Conflict(f"There are {TARGETS_MAX} notification targets, the most there may be.")
+        raise Conflict(f"There are {TARGETS_MAX} notification targets, which is the maximum.")
     target.save(force_insert=True)
     _audit(actor, "created", target, after=_facts(target))
     return target
@@ -71,12 +71,12 @@ def create_target(
 def change_target(
     *, target: NotificationTarget, actor: Actor, now: datetime, **changes: Any
 ) -> NotificationTarget:
-    """Change what is named of address, events and model; what is open goes to the new address.
+    """Change address, events or model. Open messages go to the new address.
 
     Raises:
         Invalid: a value is wrong; nothing was changed.
     """
-    row = _locked(target)
+    row = _lock(target)
     before = _facts(row)
     for name, value in changes.items():
         setattr(row, name, value)
@@ -90,8 +90,8 @@ def change_target(
 def activate_target(
     *, target: NotificationTarget, actor: Actor, now: datetime
 ) -> NotificationTarget:
-    """Tell the target of what happens from now on. Activating it again changes nothing."""
-    row = _locked(target)
+    """Activate a target: it receives events from now on. Repeating it changes nothing."""
+    row = _lock(target)
     if not row.is_active:
         row.is_active, row.inactive_reason = True, ""
         row.save(update_fields=["is_active", "inactive_reason"])
@@ -103,8 +103,8 @@ def activate_target(
 def deactivate_target(
     *, target: NotificationTarget, actor: Actor, now: datetime, reason: str = ""
 ) -> NotificationTarget:
-    """Send nothing to the target any more; what is open for it is given up."""
-    row = _locked(target)
+    """Deactivate a target: nothing is sent to it, and its open messages are given up."""
+    row = _lock(target)
     if row.is_active:
         row.is_active, row.inactive_reason = False, reason or f"by {actor.name}"
         row.save(update_fields=["is_active", "inactive_reason"])
@@ -114,20 +114,20 @@ def deactivate_target(
 
 
 def deactivate_gone(*, target: NotificationTarget, now: datetime) -> None:
-    """The endpoint said that it wants nothing any more."""
+    """Deactivate a target whose endpoint answered 410 Gone."""
     deactivate_target(target=target, actor=INTERLOCK, now=now, reason=GONE_REASON)
 
 
 @transaction.atomic
 def rotate_secret(*, target: NotificationTarget, actor: Actor, now: datetime) -> NotificationTarget:
-    """Give a webhook a new secret, which is on the row returned; the old one signs for a day more.
+    """Replace the secret of a webhook; the returned row has it. The old one signs for a day.
 
     Raises:
-        Conflict: only webhooks are signed.
+        Conflict: the target is not a webhook.
     """
-    row = _locked(target)
+    row = _lock(target)
     if row.kind != Kind.WEBHOOK:
-        raise Conflict(f"{row.name} is no webhook: it has no secret.")
+        raise Conflict(f"{row.name} is not a webhook: it has no secret.")
     row.previous_secret, row.previous_secret_until = row.secret, now + ROTATION
     row.secret = new_secret()
     row.save(update_fields=["secret", "previous_secret", "previous_secret_until"])
@@ -137,15 +137,15 @@ def rotate_secret(*, target: NotificationTarget, actor: Actor, now: datetime) ->
 
 @transaction.atomic
 def send_test(*, target: NotificationTarget, actor: Actor, now: datetime) -> OutboxMessage:
-    """Put a test message into the outbox: it takes the way that every other takes.
+    """Write a test message to the outbox; it is delivered like any other message.
 
     Raises:
         Conflict: the target is not active.
     """
-    row = _locked(target)
+    row = _lock(target)
     if not row.is_active:
         raise Conflict(f"{row.name} is not active: activate it first.")
-    message = message_for(row, TEST, {"actor": actor.name}, now)
+    message = build_message(row, TEST, {"actor": actor.name}, now)
     message.save(force_insert=True)
     _audit(actor, "tested", row)
     return message
@@ -153,20 +153,20 @@ def send_test(*, target: NotificationTarget, actor: Actor, now: datetime) -> Out
 
 @transaction.atomic
 def retry_message(*, message: OutboxMessage, actor: Actor, now: datetime) -> OutboxMessage:
-    """Try a message again that was given up, or at once one that waits for its next attempt.
+    """Retry a message at once that was given up or waits for its next attempt.
 
     Raises:
-        Conflict: it was delivered, its target is not active, or it is being sent this moment.
+        Conflict: it was delivered, its target is not active, or it is being sent now.
     """
-    target = _locked(message.target)
+    target = _lock(message.target)
     row = OutboxMessage.objects.select_for_update(of=("self",)).get(pk=message.pk)
     row.target = target
     if row.delivered_at is not None:
-        raise Conflict("This was delivered already.")
+        raise Conflict("The message was delivered already.")
     if not target.is_active:
         raise Conflict(f"{target.name} is not active: activate it first.")
     if row.attempts and row.gave_up_at is None and not row.last_error:
-        raise Conflict("This is being sent: wait for what becomes of it.")
+        raise Conflict("The message is being sent: wait for the result.")
     row.gave_up_at, row.attempts, row.next_attempt_at = None, 0, now
     row.save(update_fields=["gave_up_at", "attempts", "next_attempt_at"])
     _audit(actor, "retried", target, after={"delivery": str(row.pk)})
@@ -174,13 +174,13 @@ def retry_message(*, message: OutboxMessage, actor: Actor, now: datetime) -> Out
 
 
 def prune_messages(*, now: datetime) -> int:
-    """Delete what was settled long ago; what is open stays."""
+    """Delete messages that were settled more than `KEEP` ago; return their number."""
     settled = Q(delivered_at__lt=now - KEEP) | Q(gave_up_at__lt=now - KEEP)
     return OutboxMessage.objects.filter(settled).delete()[0]
 
 
-def _locked(target: NotificationTarget) -> NotificationTarget:
-    # NO KEY: a rollout that enqueues for this target at the same moment waits for nobody.
+def _lock(target: NotificationTarget) -> NotificationTarget:
+    # NO KEY: a concurrent `enqueue` for this target does not wait for this lock.
     rows = NotificationTarget.objects.select_for_update(of=("self",), no_key=True)
     return rows.select_related("model").get(pk=target.pk)
 
@@ -189,24 +189,24 @@ def _check(target: NotificationTarget) -> None:
     check_row(target, ("name", "kind", "address"))
     unknown = [event for event in target.events if event not in EVENTS]
     if unknown or len(set(target.events)) != len(target.events):
-        told = f"there is no event {unknown[0]!r}" if unknown else "an event is named twice"
-        raise Invalid(f"events: {told} (there are: {', '.join(EVENTS)}).")
+        reason = f"unknown event {unknown[0]!r}" if unknown else "an event is listed twice"
+        raise Invalid(f"events: {reason}; expected some of {', '.join(EVENTS)}.")
     if target.kind != Kind.EMAIL:
         addresses.check_url(target.address, policy=egress_policy())
         return
     addresses.check_email(target.address)
     if not settings.EMAIL_SERVER:
-        raise Invalid("kind: e-mail is off here; the operator sets INTERLOCK_EMAIL_URL first.")
+        raise Invalid("kind: e-mail is off; set INTERLOCK_EMAIL_URL to turn it on.")
 
 
 def _facts(target: NotificationTarget) -> dict[str, Any]:
     return {
         "kind": target.kind,
-        "address": addresses.masked(target.address),
+        "address": addresses.mask_address(target.address),
         "events": target.events or "all",
         "model": target.model.name if target.model else "all",
     }
 
 
-def _audit(actor: Actor, done: str, target: NotificationTarget, **facts: dict[str, Any]) -> None:
-    record_audit(actor=actor, action=f"notification_target.{done}", target=target.name, **facts)
+def _audit(actor: Actor, action: str, target: NotificationTarget, **facts: dict[str, Any]) -> None:
+    record_audit(actor=actor, action=f"notification_target.{action}", target=target.name, **facts)

@@ -1,4 +1,4 @@
-"""Signatures of webhooks, as https://www.standardwebhooks.com asks for them (HMAC-SHA256). Pure."""
+"""Webhook signatures by https://www.standardwebhooks.com (HMAC-SHA256). Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Iterable
 
 PREFIX = "whsec_"
-# The specification wants 24 to 64.
+# The specification allows 24 to 64.
 SECRET_BYTES = 32
 
 
@@ -24,10 +24,10 @@ def sign(secret: str, webhook_id: str, timestamp_s: int, body: bytes) -> str:
     return "v1," + base64.b64encode(hmac.digest(key, signed, hashlib.sha256)).decode()
 
 
-def headers(
+def build_headers(
     secrets_of: Iterable[str], webhook_id: str, timestamp_s: int, body: bytes
 ) -> dict[str, str]:
-    """Return the three headers. Two secrets, while one replaces the other, give two signatures."""
+    """Return the three headers, with one signature for each secret (two during a rotation)."""
     signatures = [sign(secret, webhook_id, timestamp_s, body) for secret in secrets_of]
     return {
         "webhook-id": webhook_id,

@@ -1,4 +1,4 @@
-"""Celery's ticks over the outbox. Each does what is due and returns; beat calls again."""
+"""Celery tasks of the outbox. Each handles due messages and returns; beat repeats them."""
 
 from __future__ import annotations
 

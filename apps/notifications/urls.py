@@ -1,4 +1,4 @@
-"""Pages under notifications/."""
+"""URLs of the pages under notifications/."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pages of notifications. A webhook's secret is shown once, in the answer that made it."""
+"""Pages of notifications. The secret of a webhook is shown once, when it is created."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from apps.lib.pages import PageRequest, attempt, go_to, page, render_live, stamp
 from apps.models.access import actor_of, has_role, require_role
 from apps.models.models import Role
 from apps.notifications import selectors, services
-from apps.notifications.addresses import masked
+from apps.notifications.addresses import mask_address
 from apps.notifications.forms import ChangeForm, TargetForm
 from apps.notifications.models import NotificationTarget, OutboxMessage
 
@@ -30,23 +30,25 @@ ROWS = 25
 @page
 @require_safe
 def target_list(request: PageRequest) -> HttpResponse:
-    """Who is told of what, and the last deliveries; live."""
+    """The targets and the latest deliveries; a live page."""
     now = database_now()
-    found = list(selectors.targets(now))
-    for target in found:
-        _show_to(request, target)
+    targets = list(selectors.list_targets(now))
+    for target in targets:
+        _annotate(request, target)
     rows = _page_of(request, "")
-    facts = [(t.pk, t.is_active, t.address, t.events, t.model_id, t.open, t.gave_up) for t in found]
+    states = [
+        (t.pk, t.is_active, t.address, t.events, t.model_id, t.open, t.gave_up) for t in targets
+    ]
     return render_live(
         request,
         template="notifications/list.html",
         fragment="notifications/_list.html",
-        stamp=stamp_of(*facts, *_facts(rows)),
+        stamp=stamp_of(*states, *_row_states(rows)),
         context=lambda: {
             "now": now,
-            "targets": found,
+            "targets": targets,
             "rows": rows,
-            "gave_up": sum(target.gave_up for target in found),
+            "gave_up": sum(target.gave_up for target in targets),
             "can_create": has_role(request.user, None, Role.ADMIN),
         },
     )
@@ -56,7 +58,7 @@ def target_list(request: PageRequest) -> HttpResponse:
 @never_cache
 @require_http_methods(["GET", "HEAD", "POST"])
 def target_new(request: PageRequest) -> HttpResponse:
-    """Make a target; a webhook's secret stands on this answer only."""
+    """Create a target. Only this response shows the secret of a webhook."""
     form = TargetForm(request.POST or None)
     if request.method != "POST" or not form.is_valid():
         require_role(request.user, None, Role.ADMIN)
@@ -64,51 +66,52 @@ def target_new(request: PageRequest) -> HttpResponse:
         return render(request, "notifications/new.html", {"form": form}, status=status)
     require_role(request.user, form.cleaned_data["model"], Role.ADMIN)
     try:
-        made = services.create_target(**form.values(), actor=actor_of(request), now=database_now())
+        actor, now = actor_of(request), database_now()
+        target = services.create_target(**form.values(), actor=actor, now=now)
     except InterlockError as error:
         context = {"form": form, "refusal": error.message}
         return render(request, "notifications/new.html", context, status=error.status)
-    if made.secret:
-        return _render_target(request, made, secret=made.secret, status=201)
-    messages.success(request, f"{made.name} is made. Send it a test to see that it arrives.")
-    return redirect("notification-target", name=made.name)
+    if target.secret:
+        return _render_target(request, target, secret=target.secret, status=201)
+    messages.success(request, f"Target {target.name} created. Send a test message to check it.")
+    return redirect("notification-target", name=target.name)
 
 
 @page
 @require_http_methods(["GET", "HEAD", "POST"])
 def target(request: PageRequest, name: str) -> HttpResponse:
     """Show a target (GET) or change it (POST)."""
-    found = _find(name)
+    row = _get_target(name)
     if request.method != "POST":
-        return _render_target(request, found)
-    require_role(request.user, found.model, Role.ADMIN)
+        return _render_target(request, row)
+    require_role(request.user, row.model, Role.ADMIN)
     form = ChangeForm(request.POST)
     if not form.is_valid():
-        return _render_target(request, found, form=form, status=400)
+        return _render_target(request, row, form=form, status=400)
     require_role(request.user, form.cleaned_data["model"], Role.ADMIN)
 
     def change() -> str:
         actor, now = actor_of(request), database_now()
-        services.change_target(target=found, **form.values(), actor=actor, now=now)
-        return f"{name} is changed."
+        services.change_target(target=row, **form.values(), actor=actor, now=now)
+        return f"Target {name} changed."
 
     if error := attempt(request, change):
-        return _render_target(request, found, form=form, status=error.status)
+        return _render_target(request, row, form=form, status=error.status)
     return redirect("notification-target", name=name)
 
 
 @page
 @require_safe
 def target_deliveries(request: PageRequest, name: str) -> HttpResponse:
-    """The live part of a target's page."""
-    found = _show_to(request, _find(name))
+    """The live fragment of the page of a target."""
+    row = _annotate(request, _get_target(name))
     rows = _page_of(request, name)
     return render_live(
         request,
         template="notifications/_deliveries.html",
         fragment="notifications/_deliveries.html",
-        stamp=stamp_of(*_facts(rows)),
-        context=lambda: {"target": found, "rows": rows, "now": database_now()},
+        stamp=stamp_of(*_row_states(rows)),
+        context=lambda: {"target": row, "rows": rows, "now": database_now()},
     )
 
 
@@ -116,37 +119,37 @@ def target_deliveries(request: PageRequest, name: str) -> HttpResponse:
 @never_cache
 @require_POST
 def target_rotate(request: PageRequest, name: str) -> HttpResponse:
-    found = _find(name)
-    require_role(request.user, found.model, Role.ADMIN)
-    text = f"Make a new secret of {name}? What checks signatures with the present one refuses them."
-    if asked := ask(request, Question(text, "Make a new secret")):
-        return asked
-    row = services.rotate_secret(target=found, actor=actor_of(request), now=database_now())
+    target = _get_target(name)
+    require_role(request.user, target.model, Role.ADMIN)
+    text = f"Create a new secret for {name}? The present one signs for 24 more hours."
+    if confirmation := ask(request, Question(text, "Create a new secret")):
+        return confirmation
+    row = services.rotate_secret(target=target, actor=actor_of(request), now=database_now())
     return _render_target(request, row, secret=row.secret, is_rotated=True)
 
 
 @page
 @require_POST
 def target_test(request: PageRequest, name: str) -> HttpResponse:
-    told = "A test message is on its way to {name}: its delivery shows below."
-    return _act(request, name, services.send_test, told)
+    message = "Test message queued for {name}; see its delivery below."
+    return _act(request, name, services.send_test, message)
 
 
 @page
 @require_POST
 def target_activate(request: PageRequest, name: str) -> HttpResponse:
-    return _act(request, name, services.activate_target, "{name} is active: it is told from now.")
+    return _act(request, name, services.activate_target, "{name} is active: it receives events.")
 
 
 @page
 @require_POST
 def target_deactivate(request: PageRequest, name: str) -> HttpResponse:
-    text = f"Send nothing more to {name}? What is open for it is given up."
-    require_role(request.user, _find(name).model, Role.ADMIN)
-    if asked := ask(request, Question(text, f"Deactivate {name}")):
-        return asked
-    told = "{name} is not active any more: nothing is sent to it."
-    return _act(request, name, services.deactivate_target, told)
+    text = f"Deactivate {name}? Its open deliveries are given up."
+    require_role(request.user, _get_target(name).model, Role.ADMIN)
+    if confirmation := ask(request, Question(text, f"Deactivate {name}")):
+        return confirmation
+    message = "{name} is not active any more: nothing is sent to it."
+    return _act(request, name, services.deactivate_target, message)
 
 
 @page
@@ -158,55 +161,57 @@ def delivery_retry(request: PageRequest, pk: Any) -> HttpResponse:
 
     def retry() -> str:
         services.retry_message(message=message, actor=actor_of(request), now=database_now())
-        return f"{message.event} is sent to {message.target.name} again."
+        return f"{message.event} will be sent to {message.target.name} again."
 
     attempt(request, retry)
     return go_to(request, "notification-target", message.target.name)
 
 
-def _act(request: PageRequest, name: str, act: Callable[..., object], told: str) -> HttpResponse:
-    """Do something to a target that its page then shows."""
-    found = _find(name)
-    require_role(request.user, found.model, Role.ADMIN)
+def _act(
+    request: PageRequest, name: str, action: Callable[..., object], message: str
+) -> HttpResponse:
+    """Run an action on a target and return to the page of the target."""
+    target = _get_target(name)
+    require_role(request.user, target.model, Role.ADMIN)
     actor: Actor = actor_of(request)
 
     def do() -> str:
-        act(target=found, actor=actor, now=database_now())
-        return told.format(name=name)
+        action(target=target, actor=actor, now=database_now())
+        return message.format(name=name)
 
     attempt(request, do)
     return go_to(request, "notification-target", name)
 
 
-def _find(name: str) -> NotificationTarget:
+def _get_target(name: str) -> NotificationTarget:
     return get_object_or_404(NotificationTarget.objects.select_related("model"), name=name)
 
 
 def _render_target(
-    request: PageRequest, found: NotificationTarget, *, status: int = 200, **more: Any
+    request: PageRequest, target: NotificationTarget, *, status: int = 200, **more: Any
 ) -> HttpResponse:
-    rows = _page_of(request, found.name)
+    rows = _page_of(request, target.name)
     context = {
-        "target": _show_to(request, found),
+        "target": _annotate(request, target),
         "rows": rows,
-        "stamp": stamp_of(*_facts(rows)),
+        "stamp": stamp_of(*_row_states(rows)),
         "now": database_now(),
-        "form": ChangeForm.of(found),
+        "form": ChangeForm.of(target),
         **more,
     }
     return render(request, "notifications/target.html", context, status=status)
 
 
-def _show_to(request: PageRequest, target: NotificationTarget) -> NotificationTarget:
-    """Give the row what the template may show of it to who asks."""
+def _annotate(request: PageRequest, target: NotificationTarget) -> NotificationTarget:
+    """Set what the template may show to the user: `can_edit` and the `shown` address."""
     target.can_edit = has_role(request.user, target.model, Role.ADMIN)  # type: ignore[attr-defined]
     is_shown = target.can_edit  # type: ignore[attr-defined]
-    target.shown = target.address if is_shown else masked(target.address)  # type: ignore[attr-defined]
+    target.shown = target.address if is_shown else mask_address(target.address)  # type: ignore[attr-defined]
     return target
 
 
 def _page_of(request: PageRequest, name: str) -> Any:
-    rows = Paginator(selectors.deliveries(target=name), ROWS).get_page(request.GET.get("page"))
+    rows = Paginator(selectors.list_deliveries(target=name), ROWS).get_page(request.GET.get("page"))
     known: dict[int, bool] = {}
     for row in rows:
         if row.target_id not in known:
@@ -215,5 +220,5 @@ def _page_of(request: PageRequest, name: str) -> Any:
     return rows
 
 
-def _facts(rows: Any) -> list[object]:
+def _row_states(rows: Any) -> list[object]:
     return [(row.pk, row.state, row.attempts, row.last_error) for row in rows]

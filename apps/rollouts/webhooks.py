@@ -16,7 +16,7 @@ from apps.lib.errors import Invalid, Unavailable
 from apps.models.internal_hosts import configured_policy
 from apps.notifications.addresses import check_url
 from apps.notifications.http_post import Answer, post
-from apps.notifications.signing import headers
+from apps.notifications.signing import build_headers
 from apps.rollouts.provider_client import CALL_S, ProviderError, printable, redact_url
 from apps.rollouts.verdicts import JSON
 
@@ -46,7 +46,7 @@ def problem_of_address(settings: Mapping[str, Any]) -> str:
 def signed_headers(secret: str, message_id: str, at: datetime, body: bytes) -> dict[str, str]:
     """Return the headers of Standard Webhooks, without a signature if there is no secret."""
     secrets = [secret] if secret else []
-    signed = headers(secrets, message_id, int(at.timestamp()), body)
+    signed = build_headers(secrets, message_id, int(at.timestamp()), body)
     return {name: value for name, value in signed.items() if value}
 
 

@@ -13,14 +13,14 @@ from datetime import datetime, timedelta
 from django.db import connection, transaction
 
 from apps.lib.partitions import (
-    Divided,
     Freed,
-    bytes_a_row,
+    PartitionedTable,
+    create_ahead,
     delete_batch,
     drop_partition,
-    leaves,
-    make_ahead,
-    partitions,
+    estimate_row_bytes,
+    list_leaves,
+    list_partitions,
 )
 from controlplane.retention.holds import Hold, live_rollouts, who_counts_outcomes
 
@@ -34,10 +34,10 @@ EMPTY_SPAN = timedelta(days=1)
 OUTCOMES = "experiments_outcomerow"
 
 WINDOWS = (
-    Divided("rollouts_telemetryrow", "ended_at", "day"),
-    Divided("rollouts_shadowrow", "ended_at", "day"),
+    PartitionedTable("rollouts_telemetryrow", "ended_at", "day"),
+    PartitionedTable("rollouts_shadowrow", "ended_at", "day"),
 )
-EVALUATIONS = Divided("rollouts_evaluation", "at", "month")
+EVALUATIONS = PartitionedTable("rollouts_evaluation", "at", "month")
 DIVIDED = (*WINDOWS, EVALUATIONS)
 
 
@@ -63,7 +63,7 @@ Drop = Callable[[Pass], Step]
 
 def make_partitions(now: datetime) -> int:
     """Make the partitions that will be needed soon; return how many."""
-    return sum(make_ahead(divided, now) for divided in DIVIDED)
+    return sum(create_ahead(divided, now) for divided in DIVIDED)
 
 
 def _step(freed: Freed) -> Step:
@@ -75,7 +75,7 @@ def _step(freed: Freed) -> Step:
 
 def drop_windows(due: Pass) -> Step:
     for divided in WINDOWS:
-        for partition in partitions(divided):
+        for partition in list_partitions(divided):
             if partition.until <= due.cutoff:
                 return _step(drop_partition(divided, partition))
         freed = delete_batch(divided.rest, f"old.{divided.column} < %s", [due.cutoff], BATCH_ROWS)
@@ -100,7 +100,7 @@ NEEDED = """(
 
 def drop_evaluations(due: Pass) -> Step:
     needed = NEEDED.format(cutoff=due.cutoff.isoformat())
-    for partition in partitions(EVALUATIONS):
+    for partition in list_partitions(EVALUATIONS):
         if partition.until <= due.cutoff:
             return _step(drop_partition(EVALUATIONS, partition, needed))
     condition = f"old.at < %s AND NOT {needed}"
@@ -146,7 +146,7 @@ def _of_next_rollouts(due: Pass, statements: Sequence[tuple[str, str]]) -> Step:
             return Step(mark=due.mark)
         for table, statement in statements:
             cursor.execute(statement, [[pk for pk, _ in found]])
-            freed += Freed(cursor.rowcount, cursor.rowcount * bytes_a_row(table))
+            freed += Freed(cursor.rowcount, cursor.rowcount * estimate_row_bytes(table))
     return Step(freed, found[0][1], is_last=False)
 
 
@@ -168,7 +168,7 @@ def drop_outcomes(due: Pass) -> Step:
             span = min(2 * span, SPAN_MOST)
         rows += deleted
         mark = until
-    return Step(Freed(rows, rows * bytes_a_row(OUTCOMES)), mark, is_last=False)
+    return Step(Freed(rows, rows * estimate_row_bytes(OUTCOMES)), mark, is_last=False)
 
 
 @transaction.atomic
@@ -213,7 +213,7 @@ def in_batches(*conditions: tuple[str, str]) -> Drop:
 
     def drop(due: Pass) -> Step:
         for table, condition in conditions:
-            for leaf in leaves(table):
+            for leaf in list_leaves(table):
                 freed = delete_batch(leaf, condition, [due.cutoff], BATCH_ROWS)
                 if freed.rows:
                     return _step(freed)

@@ -7,7 +7,7 @@ from typing import Any
 
 from django.conf import settings
 
-from apps.lib.partitions import Freed, size_of
+from apps.lib.partitions import Freed, measure_size
 from controlplane.models import RetentionRun
 from controlplane.retention.declared import KINDS, Kind
 from controlplane.retention.drops import WAYS
@@ -30,7 +30,7 @@ def kept_kinds() -> list[Kept]:
         Kept(
             kind,
             settings.RETENTION_DAYS[kind.name],
-            sum((size_of(table) for table in WAYS[kind.name].tables), Freed()),
+            sum((measure_size(table) for table in WAYS[kind.name].tables), Freed()),
             runs.get(kind.name),
         )
         for kind in KINDS

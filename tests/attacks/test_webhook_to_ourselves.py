@@ -28,7 +28,7 @@ from embedded.stack import running
 from tests.models.onnx_zoo import KINDS, save
 from tests.models.test_on_triton import place, reconcile
 from tests.notifications.receivers import listening
-from tests.notifications.rows import make_model, make_target, reread, tell
+from tests.notifications.rows import enqueue_event, make_model, make_target, reread
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -79,7 +79,7 @@ def test_a_target_from_before_is_not_called(triton: Any, victim: Deployment) -> 
     make_target("https://hooks.example/", model=RegisteredModel.objects.get(name="victim"))
     for url in unload_urls(triton):
         NotificationTarget.objects.update(address=url)
-        message = tell(model="victim")
+        message = enqueue_event(model="victim")
         deliver_due()
         row = reread(message)
         assert "own service Triton" in row.last_error or "no answer" in row.last_error
@@ -91,7 +91,7 @@ def test_a_redirect_does_not_lead_to_it(triton: Any, victim: Deployment) -> None
     with listening() as receiver:
         receiver.status, receiver.extra = 307, {"Location": unload_urls(triton)[0]}
         make_target(receiver.url, model=victim.version.model)
-        message = tell(model="victim")
+        message = enqueue_event(model="victim")
         deliver_due()
         assert "redirects are not followed" in reread(message).last_error
     assert is_served(victim)

@@ -24,7 +24,7 @@ from apps.experiments.states import ExperimentState
 from apps.lib.errors import Conflict, Invalid
 from apps.models.models import Deployment, LiveSplit
 from apps.models.states import DeploymentState
-from apps.notifications.events import EVENTS, sentence
+from apps.notifications.events import EVENTS, summarize_event
 from apps.notifications.models import NotificationTarget, OutboxMessage
 from apps.rollouts.models import PublishedTable
 from apps.rollouts.tenants import create_tenant
@@ -305,7 +305,7 @@ def test_subscribers_are_notified_of_each_transition() -> None:
     }
     paused = sent.get(event="experiment.paused")
     assert paused.event in EVENTS
-    assert sentence(paused.event, paused.payload) == (
+    assert summarize_event(paused.event, paused.payload) == (
         "weak-or-strong: experiment paused (an incident)"
     )
 

@@ -31,6 +31,6 @@ def test_a_stale_copy_of_a_rollout_moves_nothing(move: str) -> None:
         "switch_stable": lambda: switch_stable(stale, "done", ANNA, now, None),
         "roll_back": lambda: roll_back(stale, "back", ANNA, now),
     }
-    with pytest.raises(Conflict, match="changed by somebody else"), transaction.atomic():
+    with pytest.raises(Conflict, match="changed by another user or task"), transaction.atomic():
         moves[move]()
     assert (RolloutEvent.objects.count(), PublishedTable.objects.count()) == before

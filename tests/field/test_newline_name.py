@@ -55,5 +55,5 @@ def test_the_api_registers_no_version_of_such_a_model(path):
         f"/api/v1/models/{path}/versions/", {"uri": "models:/a/1"}, content_type="application/json"
     )
     assert answer.status_code == 400
-    assert "cannot stand in a URL" in answer.json()["error"]["message"]
+    assert "is not valid in a URL" in answer.json()["error"]["message"]
     assert not RegisteredModel.objects.exists()

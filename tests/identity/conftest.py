@@ -8,7 +8,7 @@ from apps.identity import callers
 
 
 @pytest.fixture(autouse=True)
-def nobody_known() -> Iterator[None]:
-    """Leave no caller behind that only this test's rows knew."""
+def empty_cache() -> Iterator[None]:
+    """Clear the cache of callers, whose rows exist in one test only."""
     yield
     callers.forget()

@@ -1,4 +1,4 @@
-"""Instances as the control plane meets them: what they send, sealed with a token or not."""
+"""Data-plane instances for tests: they send batches, sealed with a token or unsealed."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Sender:
         return Batch(instance=self.name, boot=self.boot, sequence=self.sequence, **lists)
 
     def fields(self, data: bytes, stream: str, at_ms: int | None = None) -> dict[Any, Any]:
-        """Return what stands in the stream."""
+        """Return the fields of a stream entry."""
         if self.sealer is None:
             return {FIELD: data}
         at_ms = now_ms() if at_ms is None else at_ms
@@ -49,7 +49,7 @@ class Sender:
     def send(
         self, batch: Batch, stream: str = STREAM_TELEMETRY, at_ms: int | None = None
     ) -> dict[Any, Any]:
-        """Put a batch into its stream; return what was put there."""
+        """Add a batch to a stream; return the fields of the entry."""
         fields = self.fields(encode_batch(batch), stream, at_ms)
         self.client.xadd(stream, fields)
         return fields

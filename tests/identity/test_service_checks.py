@@ -1,4 +1,4 @@
-"""Servers that take commands from strangers: what is asked, what is kept, what waits for it."""
+"""Checks for servers that accept commands without authentication, and their consequences."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ pytestmark = pytest.mark.django_db
 
 
 class Server(ThreadingHTTPServer):
-    """Answers everything with one status, and keeps what it was asked."""
+    """Answers every request with one status and records the requests."""
 
     status = 200
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.asked: list[tuple[str, str | None]] = []
+        self.requests: list[tuple[str, str | None]] = []
         self.url = f"http://127.0.0.1:{self.server_port}"
 
 
@@ -36,7 +36,7 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self) -> None:
-        self.server.asked.append((self.path, self.headers.get("Authorization")))
+        self.server.requests.append((self.path, self.headers.get("Authorization")))
         self.send_response(self.server.status)
         self.send_header("Content-Length", "0")
         self.end_headers()
@@ -50,11 +50,11 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    with Server() as made:
-        thread = threading.Thread(target=made.serve_forever)
+    with Server() as running:
+        thread = threading.Thread(target=running.serve_forever)
         thread.start()
-        yield made
-        made.shutdown()
+        yield running
+        running.shutdown()
         thread.join()
 
 
@@ -67,7 +67,7 @@ def mlflow(server: Server, settings: Any) -> Server:
 
 @pytest.fixture
 def candidate() -> RegisteredModel:
-    """A model whose version 2 has just been named."""
+    """A model whose version 2 was just named `candidate`."""
     make_plan("careful")
     model = make_model()
     change_settings(model=model, candidate_plan="careful", actor=ANNA, now=database_now())
@@ -76,15 +76,15 @@ def candidate() -> RegisteredModel:
 
 
 @pytest.mark.parametrize(("status", "is_open"), [(200, True), (401, False), (403, False)])
-def test_mlflow_is_asked_as_a_stranger(mlflow: Server, status: int, is_open: bool) -> None:
+def test_mlflow_is_queried_without_credentials(mlflow: Server, status: int, is_open: bool) -> None:
     mlflow.status = status
     check_services()
     row = ServiceCheck.objects.get()
     assert (row.address, row.is_open) == (mlflow.url, is_open)
-    assert [authorization for _, authorization in mlflow.asked] == [None]
+    assert [authorization for _, authorization in mlflow.requests] == [None]
 
 
-def test_nobody_knows_of_one_that_does_not_answer(settings: Any) -> None:
+def test_a_server_that_does_not_answer_is_in_trouble(settings: Any) -> None:
     settings.MLFLOW_TRACKING_URI = ""
     ServingCluster.objects.create(name="a", endpoints=["http://127.0.0.1:1"], repository_path="/r")
     check_services()
@@ -92,7 +92,7 @@ def test_nobody_knows_of_one_that_does_not_answer(settings: Any) -> None:
     assert (row.is_open, bool(row.trouble)) == (False, True)
 
 
-def test_one_that_is_asked_no_more_is_forgotten(settings: Any) -> None:
+def test_a_server_that_is_not_checked_any_more_is_deleted(settings: Any) -> None:
     settings.MLFLOW_TRACKING_URI = ""
     then = database_now() - timedelta(hours=1)
     ServiceCheck.objects.create(address="a", kind="triton", is_open=True, checked_at=then)
@@ -101,7 +101,7 @@ def test_one_that_is_asked_no_more_is_forgotten(settings: Any) -> None:
     assert not ServiceCheck.objects.exists()
 
 
-def test_a_candidate_waits_while_mlflow_takes_it_from_anybody(
+def test_a_candidate_waits_while_mlflow_is_open(
     mlflow: Server, candidate: RegisteredModel, settings: Any
 ) -> None:
     settings.MLFLOW_LOGIN_REQUIRED = True
@@ -112,7 +112,7 @@ def test_a_candidate_waits_while_mlflow_takes_it_from_anybody(
     assert start_candidates() == 1
 
 
-def test_nobody_is_asked_where_it_is_not_demanded(
+def test_mlflow_is_not_queried_unless_a_login_is_required(
     mlflow: Server, candidate: RegisteredModel
 ) -> None:
-    assert (start_candidates(), mlflow.asked) == (1, [])
+    assert (start_candidates(), mlflow.requests) == (1, [])

@@ -1,4 +1,4 @@
-"""Tokens of instances: issued once, rotated with an overlap, revoked; by REST, and at the start."""
+"""Tokens of instances: issued once, rotated with an overlap, revoked; by REST and at start-up."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def actions() -> list[str]:
     return [entry.action.rpartition(".")[2] for entry in entries]
 
 
-def test_a_token_is_kept_by_its_digest_and_by_what_checks_its_seals() -> None:
+def test_a_token_is_stored_as_digest_and_seal_root() -> None:
     row, secret = issue()
     stored = {str(getattr(row, field.name)) for field in row._meta.fields}
     assert secret not in stored
@@ -59,24 +59,24 @@ def test_an_instance_has_one_first_token() -> None:
     issue()
     with pytest.raises(Conflict, match="rotate it"):
         issue()
-    with pytest.raises(Conflict, match="no token that is good"):
+    with pytest.raises(Conflict, match="no valid token"):
         rotate_token(instance="other", actor=ANNA, now=database_now())
 
 
 @pytest.mark.parametrize("name", ["", "a/0", "a b", "edge\n", "x" * 101])
-def test_a_name_is_one_that_an_instance_can_have(name: str) -> None:
+def test_a_name_must_be_valid_for_an_instance(name: str) -> None:
     with pytest.raises(Invalid, match="a name has"):
         issue(name)
 
 
-def test_a_rotation_lets_the_old_one_go_on_for_a_while() -> None:
+def test_a_rotated_token_stays_valid_for_the_overlap() -> None:
     old, _ = issue()
     now, overlap = database_now(), timedelta(hours=2)
     new, _ = rotate_token(instance="edge", overlap=overlap, actor=ANNA, now=now)
     old.refresh_from_db()
     assert [old.state(now), new.state(now)] == ["expiring", "active"]
     assert old.state(now + overlap) == "expired"
-    # A second one shortens what is left, and never lengthens it.
+    # A second rotation may shorten the overlap, never extend it.
     rotate_token(instance="edge", overlap=3 * overlap, actor=ANNA, now=now)
     old.refresh_from_db()
     assert old.expires_at == now + overlap
@@ -84,13 +84,13 @@ def test_a_rotation_lets_the_old_one_go_on_for_a_while() -> None:
 
 
 @pytest.mark.parametrize("overlap", [timedelta(seconds=-1), OVERLAP_MAX + timedelta(seconds=1)])
-def test_an_overlap_has_its_bounds(overlap: timedelta) -> None:
+def test_an_overlap_out_of_range_is_refused(overlap: timedelta) -> None:
     issue()
     with pytest.raises(Invalid, match="overlap_s"):
         rotate_token(instance="edge", overlap=overlap, actor=ANNA, now=database_now())
 
 
-def test_a_revoked_token_opens_nothing_at_once_and_stays_so() -> None:
+def test_a_revoked_token_is_invalid_at_once_and_for_ever() -> None:
     row, secret = issue()
     assert callers.identify(secret)
     for _ in range(2):
@@ -101,7 +101,7 @@ def test_a_revoked_token_opens_nothing_at_once_and_stays_so() -> None:
     assert actions() == ["issued", "revoked"]
 
 
-def test_a_process_elsewhere_forgets_a_revoked_token_within_seconds(
+def test_another_process_rejects_a_revoked_token_within_seconds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     row, secret = issue()
@@ -114,26 +114,26 @@ def test_a_process_elsewhere_forgets_a_revoked_token_within_seconds(
 
 def test_over_rest_the_token_is_shown_once() -> None:
     caller = client()
-    made = caller.post(TOKENS, {"instance": "edge"}, content_type="application/json")
-    assert (made.status_code, made["Cache-Control"]) == (201, "no-store")
+    issued = caller.post(TOKENS, {"instance": "edge"}, content_type="application/json")
+    assert (issued.status_code, issued["Cache-Control"]) == (201, "no-store")
     body = {"instance": "edge", "overlap_s": 60}
     rotated = caller.post(f"{TOKENS}rotate/", body, content_type="application/json")
     assert rotated.status_code == 201
-    revoked = caller.post(f"{TOKENS}{made.json()['id']}/revoke/")
+    revoked = caller.post(f"{TOKENS}{issued.json()['id']}/revoke/")
     assert revoked.json()["state"] == "revoked"
     listed = caller.get(TOKENS)
     assert {row["state"] for row in listed.json()["results"]} == {"active", "revoked"}
-    for answer in (made, rotated):
-        assert callers.identify(answer.json()["token"]) or answer is made
-        assert answer.json()["token"] not in listed.content.decode()
+    for response in (issued, rotated):
+        assert callers.identify(response.json()["token"]) or response is issued
+        assert response.json()["token"] not in listed.content.decode()
 
 
 def test_only_an_administrator_issues() -> None:
     caller = client("operator")
     row, _ = issue()
     for path in (TOKENS, f"{TOKENS}rotate/", f"{TOKENS}{row.pk}/revoke/"):
-        answer = caller.post(path, {"instance": "edge"}, content_type="application/json")
-        assert answer.status_code == 403
+        response = caller.post(path, {"instance": "edge"}, content_type="application/json")
+        assert response.status_code == 403
     assert caller.get(TOKENS).status_code == 200
 
 

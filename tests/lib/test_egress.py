@@ -1,4 +1,4 @@
-"""Which machines outgoing calls reach; pure but for names that every machine knows."""
+"""The egress policy; only names that every machine resolves are looked up."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ EVERY_NETWORK = AllowList.parse(["0.0.0.0/0", "::/0"])
         ("224.0.0.1", NEVER, NEVER),
     ],
 )
-def test_which_machines_are_called(machine: str, by_default: str, with_all_listed: str) -> None:
+def test_which_addresses_are_called(machine: str, by_default: str, with_all_listed: str) -> None:
     address = ip_address(machine)
     assert EgressPolicy().refusal(machine, address, 80) == by_default
     assert EgressPolicy(EVERY_NETWORK).refusal(machine, address, 80) == with_all_listed
 
 
-def test_a_listed_name_opens_its_machine_and_no_other() -> None:
+def test_a_listed_name_allows_its_machine_and_no_other() -> None:
     policy = EgressPolicy(AllowList.parse(["hooks.internal"]))
 
     assert policy.refusal("Hooks.internal", ip_address("10.0.0.5"), 80) == ""
@@ -59,7 +59,7 @@ def test_a_listed_name_opens_its_machine_and_no_other() -> None:
 @pytest.mark.parametrize(
     "host", ["127.0.0.1", "localhost", "LOCALHOST", "127.1", "2130706433", "::1", "127.9.9.9"]
 )
-def test_an_own_service_is_never_called_however_it_is_written(host: str) -> None:
+def test_an_own_service_is_never_called_in_any_notation(host: str) -> None:
     policy = EgressPolicy(EVERY_NETWORK, (OwnService("Triton", "localhost", 8001),))
 
     machine = ip_address(socket.getaddrinfo(host, 8001)[0][4][0])
@@ -77,7 +77,7 @@ def test_a_service_on_a_machine_of_its_own_keeps_its_other_ports_too() -> None:
     assert policy.refusal("x.example", ip_address("10.0.0.6"), 80) == ""
 
 
-def test_what_is_behind_a_shared_proxy_is_known_by_its_name() -> None:
+def test_a_service_behind_a_shared_proxy_is_identified_by_its_name() -> None:
     web = OwnService("web UI", "interlock.example", 443, by_name_only=True)
     policy = EgressPolicy(EVERY_NETWORK, (web,))
 
@@ -86,6 +86,6 @@ def test_what_is_behind_a_shared_proxy_is_known_by_its_name() -> None:
 
 
 @pytest.mark.parametrize("item", ["10.0.0.1/8", "300.0.0.0/8", "http://x", "a b"])
-def test_what_is_no_network_address_or_name_is_refused(item: str) -> None:
-    with pytest.raises(ValueError, match=r"does not appear|neither|has host bits"):
+def test_an_invalid_network_address_or_name_is_refused(item: str) -> None:
+    with pytest.raises(ValueError, match=r"does not appear|is not a network|has host bits"):
         AllowList.parse([item])

@@ -53,11 +53,11 @@ def test_it_answers_204_while_the_stamp_is_current() -> None:
     assert (response.status_code, response.content) == (204, b"")
 
 
-def test_a_browser_gets_its_page_whatever_the_stamp() -> None:
+def test_a_browser_gets_the_page_with_any_stamp() -> None:
     assert answer(make_request("/?stamp=now")).status_code == 200
 
 
-def test_a_stamp_tells_apart_what_only_joins_alike() -> None:
+def test_a_stamp_separates_its_parts() -> None:
     assert stamp_of("a", "b") != stamp_of("ab")
     assert stamp_of(1, None) == stamp_of(1, None)
 
@@ -82,7 +82,7 @@ def test_it_redirects_the_way_the_sender_understands() -> None:
     assert go_to(make_request(**HTMX), "overview").headers["hx-redirect"] == "/"
 
 
-def test_the_finder_finds_plotly_and_nothing_else() -> None:
+def test_the_finder_serves_only_plotly() -> None:
     finder = PlotlyFinder()
 
     assert Path(finder.find("plotly/plotly.min.js")).stat().st_size > 1_000_000

@@ -1,4 +1,4 @@
-"""JSON that others send is bounded before it is parsed; a fault is named with its place."""
+"""Untrusted JSON is bounded before it is parsed; errors name the position."""
 
 import io
 
@@ -9,7 +9,7 @@ from apps.lib.parsing import DEPTH_MAX, VALUES_MAX, BoundedJSONParser, load_json
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("[" * 50_000, f"over {DEPTH_MAX} deep: line 1 column {DEPTH_MAX + 1}"),
         ('{"a":' * 50_000, "deep: line 1 column"),
@@ -17,18 +17,18 @@ from apps.lib.parsing import DEPTH_MAX, VALUES_MAX, BoundedJSONParser, load_json
         ("[" + "1," * VALUES_MAX + "1]", f"over {VALUES_MAX} values"),
         ("[[]" + "[]" * VALUES_MAX + "]", f"over {VALUES_MAX} values"),
         ('{"a":\n 1,}', "line 2"),
-        ("[NaN]", "NaN is no JSON number"),
+        ("[NaN]", "NaN is not a valid JSON number"),
         ("[" + "1" * 5_000 + "]", "is not JSON"),
         ("", "is not JSON"),
     ],
 )
-def test_what_is_wrong_is_said_with_its_place(text, told):
+def test_an_error_names_the_fault_and_its_position(text, message):
     with pytest.raises(Invalid, match="The body") as caught:
         load_json(text)
-    assert told in caught.value.message
+    assert message in caught.value.message
 
 
-def test_brackets_in_strings_nest_nothing():
+def test_brackets_in_strings_do_not_count_as_depth():
     text = '{"a": "' + "[" * 1_000 + '\\"' + "{" * 1_000 + '", "b": [[1]]}'
     assert load_json(text)["b"] == [[1]]
 
@@ -46,6 +46,6 @@ def test_a_body_is_read_no_further_than_its_bound(settings):
     assert stream.tell() == 101
 
 
-def test_bytes_that_are_no_text_are_refused():
+def test_bytes_that_are_not_text_are_refused():
     with pytest.raises(Invalid, match="not text"):
         BoundedJSONParser().parse(io.BytesIO(b'{"a": "\xff"}'))

@@ -1,4 +1,4 @@
-"""A table that is divided by time: made ahead, dropped whole, and nothing of the rest is lost."""
+"""Tables partitioned by time: created ahead, dropped whole, and no other row is lost."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import pytest
 from django.db import connection
 
 from apps.lib.partitions import (
-    Divided,
-    bytes_a_row,
+    PartitionedTable,
+    create_ahead,
     delete_batch,
     drop_partition,
     end_of,
-    leaves,
-    make_ahead,
-    partitions,
-    size_of,
+    estimate_row_bytes,
+    list_leaves,
+    list_partitions,
+    measure_size,
     start_of,
 )
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.django_db
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 DAY = timedelta(days=1)
-THINGS = Divided("things", "at", "day")
+THINGS = PartitionedTable("things", "at", "day")
 
 
 @pytest.fixture(autouse=True)
@@ -60,36 +60,36 @@ def test_spans_begin_in_utc_and_end_where_the_next_begins() -> None:
     )
 
 
-def test_partitions_are_made_ahead_once() -> None:
-    assert make_ahead(THINGS, NOW) == 4
-    assert make_ahead(THINGS, NOW) == 0
-    assert make_ahead(THINGS, NOW + DAY) == 1
+def test_partitions_are_created_ahead_once() -> None:
+    assert create_ahead(THINGS, NOW) == 4
+    assert create_ahead(THINGS, NOW) == 0
+    assert create_ahead(THINGS, NOW + DAY) == 1
     put(1, NOW)
     assert where() == {1: "things_20260301"}
-    assert partitions(THINGS)[0].until == end_of(NOW, "day")
+    assert list_partitions(THINGS)[0].until == end_of(NOW, "day")
 
 
-def test_what_came_before_its_partition_was_there_is_moved_into_it() -> None:
+def test_rows_that_came_before_their_partition_are_moved_into_it() -> None:
     for number, at in enumerate([NOW - 9 * DAY, NOW, NOW + DAY, NOW + 90 * DAY]):
         put(number, at)
-    make_ahead(THINGS, NOW)
+    create_ahead(THINGS, NOW)
     assert where() == {
         0: "things_rest", 1: "things_20260301", 2: "things_20260302", 3: "things_rest",
     }  # fmt: skip
 
 
-def test_a_partition_is_dropped_whole_but_for_what_survives() -> None:
-    make_ahead(THINGS, NOW)
+def test_a_partition_is_dropped_except_for_surviving_rows() -> None:
+    create_ahead(THINGS, NOW)
     for number in range(5):
         put(number, NOW)
-    freed = drop_partition(THINGS, partitions(THINGS)[0], "old.id % 2 = 1")
+    freed = drop_partition(THINGS, list_partitions(THINGS)[0], "old.id % 2 = 1")
     assert where() == {1: "things_rest", 3: "things_rest"}
     assert freed.rows == 3
     assert freed.bytes > 0
-    assert "things_20260301" not in leaves("things")
+    assert "things_20260301" not in list_leaves("things")
 
 
-def test_of_the_rest_rows_are_deleted_in_batches() -> None:
+def test_rows_of_the_default_partition_are_deleted_in_batches() -> None:
     for number in range(5):
         put(number, NOW - number * DAY)
     due = [NOW - 2 * DAY + timedelta(minutes=1)]
@@ -100,10 +100,10 @@ def test_of_the_rest_rows_are_deleted_in_batches() -> None:
 
 
 def test_sizes_are_those_of_all_partitions() -> None:
-    make_ahead(THINGS, NOW)
+    create_ahead(THINGS, NOW)
     put(1, NOW)
     put(2, NOW - DAY)
-    assert size_of("things").rows == 2
+    assert measure_size("things").rows == 2
     with connection.cursor() as cursor:
         cursor.execute("ANALYZE things")
-    assert bytes_a_row("things") > 0
+    assert estimate_row_bytes("things") > 0

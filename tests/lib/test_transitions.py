@@ -1,4 +1,4 @@
-"""Compare-and-set: of two who read the same row, one writes and the other is told."""
+"""Compare-and-set: of two writers of the same row, one wins and the other gets a conflict."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_it_refuses_a_stale_revision_and_writes_nothing() -> None:
     make_model(versions=1)
     mine, theirs = Deployment.objects.get(), Deployment.objects.get()
     compare_and_set(theirs, state_field="state", reason="theirs")
-    with pytest.raises(Conflict, match="changed by somebody else"):
+    with pytest.raises(Conflict, match="changed by another user or task"):
         compare_and_set(mine, state_field="state", reason="mine")
     mine.refresh_from_db()
     assert (mine.reason, mine.revision) == ("theirs", 1)

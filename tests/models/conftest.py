@@ -1,4 +1,4 @@
-"""A registry for tests that need one, and nothing left in the artifacts of the checkout."""
+"""Fixtures: a fake MLflow registry with temporary artifacts, and the broker of the tests."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from controlplane.celery import app
 from tests.models.registries import WEBHOOK_SECRET, Mlflow, client_of
 from tests.models.test_artifacts import save
 
-# What inspections of the registry's usual file found.
+# Inspection results of the registry's default file.
 INSPECTED: dict[bytes, dict[str, Any]] = {}
 
 
 @pytest.fixture
 def mlflow(tmp_path: Path, settings: Any, monkeypatch: pytest.MonkeyPatch) -> Mlflow:
-    """A registry with versions 1 and 2 of digits, of which the second is the candidate."""
+    """A registry with versions 1 and 2 of digits; version 2 is the candidate."""
     settings.ARTIFACT_DIR = tmp_path / "artifacts"
     settings.MLFLOW_TRACKING_URI = "http://mlflow"
     server = Mlflow(save(tmp_path / "m.onnx", ["N", 4]).read_bytes())
@@ -35,7 +35,7 @@ def mlflow(tmp_path: Path, settings: Any, monkeypatch: pytest.MonkeyPatch) -> Ml
 
 
 def inspected_once(usual: bytes) -> Callable[[Path], dict[str, Any]]:
-    """Inspect the registry's usual file once: loading ONNX Runtime in a process takes 1.5 s."""
+    """Inspect the default file once: loading ONNX Runtime in a process takes 1.5 s."""
     inspect = artifacts._inspected
 
     def inspected(path: Path) -> dict[str, Any]:
@@ -51,9 +51,9 @@ def inspected_once(usual: bytes) -> Callable[[Path], dict[str, Any]]:
 
 @pytest.fixture
 def queue(settings: Any, servers: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[redis.Redis]:
-    """The broker of the tests, without a hint on its way."""
+    """The broker of the tests, without a queued sync."""
     settings.MLFLOW_WEBHOOK_SECRET = WEBHOOK_SECRET
-    # The app has read its settings before the test's servers were there.
+    # The app read its settings before the servers of the tests were started.
     monkeypatch.setitem(app.conf, "broker_url", configured.REDIS_URL)
     monkeypatch.setattr(app, "_pool", None)
     monkeypatch.setattr(app.amqp, "_producer_pool", None)

@@ -1,4 +1,4 @@
-"""ONNX models of every kind that Interlock serves, each with inputs to ask it with."""
+"""ONNX models of every kind that Interlock serves, each with example inputs."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ RANDOM = np.random.default_rng(3)
 
 @dataclass(frozen=True)
 class Kind:
-    """A model, what it is asked, and whether it can be batched."""
+    """A model, example inputs, and whether it can be batched."""
 
     model: onnx.ModelProto
-    asked: dict[str, Array]
+    inputs: dict[str, Array]
     batched: bool
 
 
@@ -48,7 +48,7 @@ def build(
 
 
 def node(op: str, inputs: str, outputs: str, **attributes: Any) -> Any:
-    """Return a node; names are separated by blanks, `-` leaves one out."""
+    """Return a node; names are separated by spaces, `-` omits one."""
     names = ["" if name == "-" else name for name in inputs.split()]
     return helper.make_node(op, names, outputs.split(), **attributes)
 
@@ -89,7 +89,7 @@ def two_and_two() -> Kind:
 
 
 def old_initializer() -> Kind:
-    """Before IR version 4 every initializer is listed among the inputs, and is none."""
+    """Before IR version 4, initializers are listed among the inputs."""
     model = build(
         [node("Add", "x w", "y")],
         [("x", T.FLOAT, ["n", 4]), ("w", T.FLOAT, [4])],
@@ -102,7 +102,7 @@ def old_initializer() -> Kind:
 
 
 def sequence() -> Kind:
-    """Its first dimension is free everywhere and no batch: rows depend on those before them."""
+    """Its first dimension is free but not a batch: rows depend on earlier rows."""
     model = build(
         [node("CumSum", "x axis", "y")],
         [("x", T.FLOAT, [None, 4])],
@@ -113,7 +113,7 @@ def sequence() -> Kind:
 
 
 def picky() -> Kind:
-    """Its kernel needs five columns at least: zeros of the smallest shape are no input for it."""
+    """Its kernel needs at least five columns: zeros of the smallest shape are invalid."""
     model = build(
         [node("Conv", "x k", "y")],
         [("x", T.FLOAT, ["n", 1, "h", "w"])],
@@ -124,7 +124,7 @@ def picky() -> Kind:
 
 
 def large(rows: int = 500_000) -> Kind:
-    """Weights of 240 bytes a row: 120 MB as it stands."""
+    """Weights of 240 bytes per row, 120 MB by default."""
     table = np.arange(rows * 60, dtype=np.float32).reshape(rows, 60)
     model = build(
         [node("Gather", "table x", "g"), node("Identity", "g", "y")],
@@ -256,10 +256,10 @@ def save(kind: Kind, directory: Path) -> Path:
 
 
 def directly_asked(kind: Kind) -> Array:
-    """Return the first output that onnxruntime gives."""
+    """Return the first output of onnxruntime."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(
         kind.model.SerializeToString(), providers=["CPUExecutionProvider"]
     )
-    return np.asarray(session.run(None, kind.asked)[0])
+    return np.asarray(session.run(None, kind.inputs)[0])

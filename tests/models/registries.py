@@ -1,4 +1,4 @@
-"""An MLflow registry for tests: its REST API over HTTP semantics, with state that calls change."""
+"""A fake MLflow registry for tests: its REST API with state."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ WEBHOOK_SECRET = "shared-with-mlflow"
 
 
 class Mlflow:
-    """Answers as a tracking server; `missing` are the versions whose files are gone."""
+    """Answers like a tracking server; `missing` are versions without files."""
 
     def __init__(self, onnx: bytes) -> None:
         self.files = {"MLmodel": (ONNX_FLAVOUR + SIGNATURE).encode(), "model.onnx": onnx}
         self.numbers = [1, 2]
         self.missing: set[str] = set()
-        # Versions whose files the artifact store cannot give now.
+        # Versions whose files the artifact store cannot return now.
         self.broken: set[str] = set()
         self.aliases = [{"alias": "candidate", "version": "2"}]
         self.metrics: list[dict[str, Any]] = [{"key": "accuracy", "value": 0.9}]
         self.name = "digits"
         self.is_away = False
-        # What was written: method, alias, version.
+        # The writes: method, alias, version.
         self.written: list[tuple[str, str, str]] = []
-        # Called before each answer, with the path.
+        # Called before each response, with the path.
         self.before: Callable[[str], None] = lambda path: None
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
-        path, asked = request.url.path, request.url.params
+        path, query = request.url.path, request.url.params
         self.before(path)
         if self.is_away:
             raise httpx.ConnectError("refused", request=request)
@@ -41,19 +41,19 @@ class Mlflow:
             return self.write(request.method, json.loads(request.content))
         if path.startswith(f"{ARTIFACTS}/"):
             return httpx.Response(200, content=self.files[path.rsplit("/", 1)[1]])
-        if path.endswith("get-download-uri") and asked["version"] in self.broken:
+        if path.endswith("get-download-uri") and query["version"] in self.broken:
             return httpx.Response(500, text="the bucket is away")
-        if path.endswith("get-download-uri") and asked["version"] in self.missing:
+        if path.endswith("get-download-uri") and query["version"] in self.missing:
             return httpx.Response(404, json={"error_code": "RESOURCE_DOES_NOT_EXIST"})
         if path.endswith("/model-versions/get"):
-            return self.one(asked["version"])
+            return self.one(query["version"])
         return httpx.Response(200, json=self.answers()[path.rsplit("/mlflow", 1)[1]])
 
     def one(self, number: str) -> httpx.Response:
-        found = [v for v in self.versions() if v["version"] == number]
-        if not found:
+        matches = [v for v in self.versions() if v["version"] == number]
+        if not matches:
             return httpx.Response(404, json={"error_code": "RESOURCE_DOES_NOT_EXIST"})
-        return httpx.Response(200, json={"model_version": found[0]})
+        return httpx.Response(200, json={"model_version": matches[0]})
 
     def write(self, method: str, body: dict[str, str]) -> httpx.Response:
         alias, version = body["alias"], body.get("version", "")
@@ -64,7 +64,7 @@ class Mlflow:
         return httpx.Response(200, json={})
 
     def name_alias(self, alias: str, version: str) -> None:
-        """Move an alias as a person does; an empty version takes it away."""
+        """Set an alias as a user does; an empty version deletes it."""
         self.aliases = [item for item in self.aliases if item["alias"] != alias]
         if version:
             self.aliases.append({"alias": alias, "version": version})
@@ -79,7 +79,7 @@ class Mlflow:
         ]
 
     def answers(self) -> dict[str, Any]:
-        model = {"name": self.name, "description": "told", "aliases": self.aliases}
+        model = {"name": self.name, "description": "of digits", "aliases": self.aliases}
         run = {
             "info": {"user_id": "dora", "artifact_uri": "mlflow-artifacts:/1/r/artifacts"},
             "data": {"metrics": self.metrics},

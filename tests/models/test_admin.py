@@ -1,4 +1,4 @@
-"""The admin of the registry is for looking; roles are given in it."""
+"""The admin of the registry is read-only, except for roles and clusters."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def root(client: Client) -> Client:
 
 
 @pytest.mark.parametrize("name", LISTS)
-def test_each_list_opens(root: Client, name: str) -> None:
+def test_each_list_can_be_opened(root: Client, name: str) -> None:
     make_model()
     RefusedImport.objects.create(model_name="digits", number=9, reason="no ONNX")
     AuditEntry.objects.create(actor="anna", action="x", target="y")
@@ -73,7 +73,7 @@ def test_the_stable_version_cannot_be_edited(root: Client) -> None:
     assert b'name="stable"' not in text
 
 
-def test_a_role_is_given(root: Client) -> None:
+def test_a_role_is_assigned(root: Client) -> None:
     user, model = User.objects.create_user("olga"), make_model()
     form = {"user": user.pk, "model": model.pk, "role": "operator"}
 
@@ -82,12 +82,12 @@ def test_a_role_is_given(root: Client) -> None:
     assert ModelRole.objects.get().role == "operator"
 
 
-def test_nobody_makes_another_persons_token(root: Client) -> None:
+def test_a_token_for_another_user_cannot_be_created(root: Client) -> None:
     assert root.get(reverse("admin:controlplane_apitoken_add")).status_code == 403
     assert not ApiToken.objects.exists()
 
 
-def test_a_tenant_is_for_looking(root: Client) -> None:
+def test_a_tenant_is_read_only(root: Client) -> None:
     tenant = Tenant.objects.create(name="shop")
     page = reverse("admin:registry_tenant_change", args=[tenant.pk])
 

@@ -1,4 +1,4 @@
-"""Aliases both ways: `champion` is ours and goes to MLflow, of the others the last move counts."""
+"""Aliases in both directions: `champion` is pushed to MLflow; for others the last move wins."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def version(number: int) -> ModelVersion:
 
 
 def crown(number: int) -> None:
-    """Point our champion at a version as a rollout does."""
+    """Set champion to a version, as a rollout does."""
     Alias.objects.update_or_create(
         model=version(number).model, name="champion", defaults={"version": version(number)}
     )
@@ -34,7 +34,7 @@ def ours() -> dict[str, int]:
     return dict(Alias.objects.values_list("name", "version__number"))
 
 
-def told() -> list[tuple[str, str]]:
+def audit_trail() -> list[tuple[str, str]]:
     entries = AuditEntry.objects.filter(action__startswith="alias.").order_by("id")
     return [(entry.actor, entry.action) for entry in entries]
 
@@ -51,7 +51,7 @@ def test_champion_goes_to_mlflow_once(synced: Mlflow) -> None:
     assert sync_registry().pushed == ("digits@champion",)
     assert sync_registry().pushed == ()
     assert synced.names()["champion"] == 2
-    assert told() == [("interlock", "alias.pushed")]
+    assert audit_trail() == [("interlock", "alias.pushed")]
 
 
 def test_champion_follows_the_next_rollout(synced: Mlflow) -> None:
@@ -60,11 +60,11 @@ def test_champion_follows_the_next_rollout(synced: Mlflow) -> None:
     crown(2)
     sync_registry()
     assert synced.names()["champion"] == 2
-    assert told() == [("interlock", "alias.pushed")] * 2
+    assert audit_trail() == [("interlock", "alias.pushed")] * 2
 
 
 @pytest.mark.parametrize("moved_to", ["2", ""])
-def test_a_champion_moved_by_hand_is_put_back_and_it_is_told(
+def test_a_champion_moved_in_mlflow_is_restored_and_audited(
     synced: Mlflow, caplog: pytest.LogCaptureFixture, moved_to: str
 ) -> None:
     crown(1)
@@ -72,7 +72,7 @@ def test_a_champion_moved_by_hand_is_put_back_and_it_is_told(
     synced.name_alias("champion", moved_to)
     sync_registry()
     assert synced.names()["champion"] == 1
-    assert told()[-1] == ("interlock", "alias.restored")
+    assert audit_trail()[-1] == ("interlock", "alias.restored")
     assert "alias.restored digits@champion" in caplog.text
 
 
@@ -100,7 +100,7 @@ def test_a_champion_is_written_when_mlflow_is_back(synced: Mlflow) -> None:
     assert sync_registry().pushed == ("digits@champion",)
 
 
-def test_a_champion_that_mlflow_deleted_stops_nothing(synced: Mlflow) -> None:
+def test_a_champion_that_mlflow_deleted_does_not_block_others(synced: Mlflow) -> None:
     crown(2)
     synced.numbers = [1]
     assert sync_registry().pushed == ()
@@ -113,19 +113,19 @@ def test_an_alias_moved_here_goes_to_mlflow(synced: Mlflow) -> None:
     assert sync_registry().pushed == ("digits@candidate",)
     assert (synced.names(), ours()) == ({"candidate": 1}, {"candidate": 1})
     assert not Alias.objects.get(name="candidate").is_pending
-    assert told() == [("anna", "alias.moved"), ("interlock", "alias.pushed")]
+    assert audit_trail() == [("anna", "alias.moved"), ("interlock", "alias.pushed")]
 
 
-def test_whoever_moved_it_last_wins(synced: Mlflow) -> None:
+def test_the_last_move_wins(synced: Mlflow) -> None:
     move_alias(name="candidate", version=version(1), actor=ANNA)
     sync_registry()
     synced.name_alias("candidate", "2")
     assert sync_registry().aliases == 1
     assert ours() == {"candidate": 2}
-    assert told()[-1] == ("mlflow", "alias.moved")
+    assert audit_trail()[-1] == ("mlflow", "alias.moved")
 
 
-def test_what_mlflow_said_before_our_move_is_not_copied_over_it(synced: Mlflow) -> None:
+def test_an_older_listing_does_not_overwrite_a_move(synced: Mlflow) -> None:
     with client_of(synced) as client:
         listed = {model.name: model for model in client.models()}
     before = Alias.objects.get(name="candidate").changed_at
@@ -135,7 +135,7 @@ def test_what_mlflow_said_before_our_move_is_not_copied_over_it(synced: Mlflow) 
     assert ours() == {"candidate": 1}
 
 
-def test_an_alias_of_an_upload_takes_it_off_mlflows_version(synced: Mlflow) -> None:
+def test_an_alias_set_to_an_upload_is_deleted_in_mlflow(synced: Mlflow) -> None:
     uploaded = make_version(version(1).model, 9)
     move_alias(name="candidate", version=uploaded, actor=ANNA)
     sync_registry()
@@ -147,36 +147,36 @@ def test_an_alias_of_an_upload_takes_it_off_mlflows_version(synced: Mlflow) -> N
     assert ours() == {"candidate": 1}
 
 
-def test_a_version_that_mlflow_deleted_is_not_named_there_for_ever(synced: Mlflow) -> None:
+def test_an_alias_of_a_version_deleted_in_mlflow_is_given_up(synced: Mlflow) -> None:
     synced.numbers = [1]
     move_alias(name="blessed", version=version(2), actor=ANNA)
     sync_registry()
-    assert told()[1:] == [("interlock", "alias.refused")]
+    assert audit_trail()[1:] == [("interlock", "alias.refused")]
     sync_registry()
     assert [call for call in synced.written if call[1] == "blessed"] == [("POST", "blessed", "2")]
 
 
-def test_an_alias_of_a_version_that_is_not_here_goes(synced: Mlflow) -> None:
+def test_an_alias_of_a_version_that_is_not_here_is_deleted(synced: Mlflow) -> None:
     synced.numbers, synced.missing = [1, 2, 3], {"3"}
     synced.name_alias("candidate", "3")
     sync_registry()
     assert ours() == {}
 
 
-def test_without_mlflow_an_alias_is_ours_alone(settings: Any) -> None:
+def test_without_mlflow_an_alias_is_not_pending(settings: Any) -> None:
     settings.MLFLOW_TRACKING_URI = ""
-    made = make_version(RegisteredModel.objects.create(name="m"), 1)
-    assert not move_alias(name="candidate", version=made, actor=ANNA).is_pending
+    version = make_version(RegisteredModel.objects.create(name="m"), 1)
+    assert not move_alias(name="candidate", version=version, actor=ANNA).is_pending
 
 
 @pytest.mark.parametrize("name", ["champion", "latest", "7", "v7", "a b", "", "a/b", "x" * 101])
-def test_what_cannot_be_an_alias_is_refused(synced: Mlflow, name: str) -> None:
+def test_an_invalid_alias_is_refused(synced: Mlflow, name: str) -> None:
     with pytest.raises(Invalid):
         move_alias(name=name, version=version(1), actor=ANNA)
-    assert not told()
+    assert not audit_trail()
 
 
-def test_an_alias_is_deleted_in_both_places(synced: Mlflow) -> None:
+def test_an_alias_is_deleted_here_and_in_mlflow(synced: Mlflow) -> None:
     delete_alias(model=version(1).model, name="candidate", actor=ANNA)
     assert (synced.names(), ours()) == ({}, {})
     assert sync_registry().aliases == 0

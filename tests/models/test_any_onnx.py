@@ -44,21 +44,21 @@ BATCH_MAX = 8
 
 @dataclass(frozen=True)
 class Place:
-    """Where the models answer, and what each was made from."""
+    """The endpoints of the models and the files of each."""
 
     addresses: Addresses
     versions: dict[str, ModelVersion]
 
 
 def version_of(name: str, path: Path) -> ModelVersion:
-    """Return a version as the import records it."""
-    found = inspect(path)
+    """Return a version as an import records it."""
+    document = inspect(path)
     return ModelVersion(
         model=RegisteredModel(name=name, max_batch_size=BATCH_MAX),
         number=3,
-        signature=found["signature"],
-        batched=found["batched"],
-        warmup=found["warmup"],
+        signature=document["signature"],
+        batched=document["batched"],
+        warmup=document["warmup"],
         artifact_path=str(path),
         artifact_sha256=name,
     )
@@ -106,11 +106,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
             yield Place(addresses, versions)
 
 
-def directly(kind: Kind, path: str, asked: dict[str, Array] | None = None) -> dict[str, Array]:
-    """Return what onnxruntime gives, in the shapes that Triton can name."""
+def directly(kind: Kind, path: str, inputs: dict[str, Array] | None = None) -> dict[str, Array]:
+    """Return the outputs of onnxruntime, in shapes that Triton supports."""
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     names = [item.name for item in session.get_outputs()]
-    arrays = session.run(names, dict(asked or kind.asked))
+    arrays = session.run(names, dict(inputs or kind.inputs))
     return {name: served(array, kind) for name, array in zip(names, arrays, strict=True)}
 
 
@@ -123,7 +123,7 @@ def served(array: Any, kind: Kind) -> Array:
 
 def request(by: Any, kind: Kind, outputs: list[str], *, binary: bool = True) -> dict[str, Any]:
     inputs = []
-    for name, array in kind.asked.items():
+    for name, array in kind.inputs.items():
         shaped = served(array, kind)
         item = by.InferInput(name, list(shaped.shape), np_to_triton_dtype(shaped.dtype))
         item.set_data_from_numpy(shaped, **({} if by is by_grpc else {"binary_data": binary}))
@@ -143,12 +143,12 @@ def values(array: Array) -> Any:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_a_model_is_read_as_what_it_is(place: Place, name: str) -> None:
+def test_the_signature_is_read(place: Place, name: str) -> None:
     assert place.versions[name].batched == KINDS[name].batched
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_triton_and_the_data_plane_give_what_onnxruntime_gives(place: Place, name: str) -> None:
+def test_triton_and_the_data_plane_agree_with_onnxruntime(place: Place, name: str) -> None:
     kind, version = KINDS[name], place.versions[name]
     expected = directly(kind, version.artifact_path)
     addresses = place.addresses
@@ -164,7 +164,7 @@ def test_triton_and_the_data_plane_give_what_onnxruntime_gives(place: Place, nam
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_json_gives_the_same(place: Place, name: str) -> None:
+def test_json_returns_the_same(place: Place, name: str) -> None:
     kind, version = KINDS[name], place.versions[name]
     expected = directly(kind, version.artifact_path)
     types = {t["name"]: t for t in version.signature["inputs"]}
@@ -175,18 +175,18 @@ def test_json_gives_the_same(place: Place, name: str) -> None:
             "shape": list(served(array, kind).shape),
             "data": array.ravel().tolist(),
         }
-        for item, array in kind.asked.items()
+        for item, array in kind.inputs.items()
     ]
     url = f"http://{place.addresses.ours_http}/v2/models/{name}/infer"
     answer = httpx.post(url, json={"inputs": inputs}).json()
     for item in answer["outputs"]:
-        wanted = expected[item["name"]]
-        got = np.array(item["data"], dtype=wanted.dtype).reshape(item["shape"])
-        assert (got.shape, values(got)) == (wanted.shape, values(wanted))
+        reference = expected[item["name"]]
+        got = np.array(item["data"], dtype=reference.dtype).reshape(item["shape"])
+        assert (got.shape, values(got)) == (reference.shape, values(reference))
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_the_warm_up_that_was_found_is_answered(place: Place, name: str) -> None:
+def test_the_recorded_warm_up_is_answered(place: Place, name: str) -> None:
     version = place.versions[name]
     endpoint = Endpoint(f"http://{place.addresses.triton_http}")
     endpoint.answer(version, version.warmup[0] if version.warmup else None)
@@ -202,13 +202,13 @@ async def test_requests_at_once_get_what_they_get_alone(place: Place, name: str)
     url = f"http://{place.addresses.ours_http}/v2/models/{name}/infer"
     sent = {} if headers is None else {"inference-header-content-length": str(headers)}
     async with httpx.AsyncClient() as client:
-        asked = [client.post(url, content=body, headers=sent) for _ in range(24)]
-        answers = await asyncio.gather(*asked)
+        requests = [client.post(url, content=body, headers=sent) for _ in range(24)]
+        answers = await asyncio.gather(*requests)
     assert {answer.status_code for answer in answers} == {200}
     assert len({answer.content for answer in answers}) == 1
 
 
-def test_text_that_is_no_text_is_the_callers_mistake(place: Place) -> None:
+def test_invalid_utf8_is_a_client_error(place: Place) -> None:
     tensor = by_http.InferInput("x", [1, 2], "BYTES")
     tensor.set_data_from_numpy(np.array([[b"\xff\xfe", b""]], dtype=object))
     client = by_http.InferenceServerClient(place.addresses.triton_http)

@@ -1,4 +1,4 @@
-"""What can be served is read from the file itself; what cannot is refused with the reason."""
+"""Signatures are read from the ONNX file; unservable files are refused with the reason."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SIGNATURE = 'signature:\n  inputs: \'[{"name": "x"}]\'\n'
 
 
 def save(path: Path, shape: list[Any], elem_type: int = TensorProto.FLOAT) -> Path:
-    """Write a model that gives back what it takes, and has a large constant."""
+    """Write an identity model with a large constant."""
     weight = numpy_helper.from_array(np.zeros(4_096, np.float32), "weight")
     graph = helper.make_graph(
         [helper.make_node("Identity", ["x"], ["y"])],
@@ -33,25 +33,25 @@ def save(path: Path, shape: list[Any], elem_type: int = TensorProto.FLOAT) -> Pa
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         (None, "not an MLflow model"),
         ("flavors:\n  sklearn: {}\n", "no ONNX flavour (it has: sklearn)"),
         (ONNX_FLAVOUR, "no signature"),
         (ONNX_FLAVOUR + SIGNATURE, "model.onnx is missing"),
         ("flavors: [", "cannot be read"),
-        ("", "says nothing"),
-        ("- a list", "says nothing"),
+        ("", "is not a mapping"),
+        ("- a list", "is not a mapping"),
     ],
 )
-def test_what_is_not_a_servable_mlflow_model_is_refused(
-    tmp_path: Path, text: str | None, told: str
+def test_an_unservable_mlflow_model_is_refused(
+    tmp_path: Path, text: str | None, message: str
 ) -> None:
     if text is not None:
         (tmp_path / "MLmodel").write_text(text)
     with pytest.raises(Invalid) as refused:
         read_mlflow_model(tmp_path)
-    assert told in refused.value.message
+    assert message in refused.value.message
 
 
 def test_a_free_first_dimension_is_the_batch(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_a_batched_vector_is_served_as_a_column(tmp_path: Path) -> None:
     assert artifact.signature["outputs"][0] == {"name": "y", "datatype": "INT64", "shape": [-1, 1]}
 
 
-def test_a_fixed_first_dimension_is_no_batch(tmp_path: Path) -> None:
+def test_a_fixed_first_dimension_is_not_the_batch(tmp_path: Path) -> None:
     assert not inspect_onnx(save(tmp_path / "m.onnx", [2, 4])).batched
 
 
@@ -81,7 +81,7 @@ def test_an_element_type_that_cannot_be_served_is_refused(tmp_path: Path) -> Non
         inspect_onnx(save(tmp_path / "m.onnx", ["n", 4], TensorProto.BFLOAT16))
 
 
-def test_external_data_is_folded_into_the_one_file(tmp_path: Path) -> None:
+def test_external_data_is_merged_into_the_file(tmp_path: Path) -> None:
     model = onnx.load(str(save(tmp_path / "plain.onnx", ["n", 4])))
     path = tmp_path / "m.onnx"
     onnx.save(model, str(path), save_as_external_data=True, location="m.data")

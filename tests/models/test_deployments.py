@@ -1,4 +1,4 @@
-"""Reconciling versions with servers: what loads, fails, heals and waits, and in whose words."""
+"""Reconciling deployments with servers: loading, failures, repair, waiting, and reasons."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ pytestmark = pytest.mark.django_db
 
 
 class Server:
-    """Stands for a Triton endpoint: holds what was loaded, and fails as it is told."""
+    """A fake Triton endpoint: records loaded versions, and fails on demand."""
 
     def __init__(self) -> None:
         self.loaded: set[int] = set()
         self.load_error: Exception | None = None
         self.answer_error: Exception | None = None
-        self.asked: list[Any] = []
+        self.requests: list[Any] = []
 
     def load(self, version: ModelVersion) -> None:
         if self.load_error:
@@ -42,23 +42,23 @@ class Server:
 
     @property
     def answers(self) -> int:
-        return len(self.asked)
+        return len(self.requests)
 
     def answer(self, version: ModelVersion, request: Any = None) -> None:
-        self.asked.append(request)
+        self.requests.append(request)
         if self.answer_error:
             raise self.answer_error
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Server:
-    found = Server()
-    monkeypatch.setattr(deployments, "endpoints_of", lambda cluster: [found])
-    return found
+    server = Server()
+    monkeypatch.setattr(deployments, "endpoints_of", lambda cluster: [server])
+    return server
 
 
 def deployment(tmp_path: Path, state: str = State.LOADING) -> Deployment:
-    """Return the one deployment of a model whose artifact is a file that can be placed."""
+    """Return the only deployment of a model with an artifact file."""
     artifact = tmp_path / "model.onnx"
     artifact.write_bytes(b"onnx")
     row = make_model(versions=1).versions.get().deployments.get()
@@ -84,19 +84,19 @@ def test_a_version_is_ready_after_it_answered_real_requests(tmp_path: Path, serv
     assert [event.to_state for event in row.events.all()] == [State.WARMING, State.READY]
 
 
-def test_what_triton_refuses_to_load_fails_in_its_words(tmp_path: Path, server: Server) -> None:
+def test_a_refused_load_fails_with_tritons_message(tmp_path: Path, server: Server) -> None:
     server.load_error = TritonRefused("unsupported opset 99")
     row = reconcile(deployment(tmp_path))
     assert (row.state, row.reason) == (State.FAILED, "unsupported opset 99")
 
 
-def test_what_does_not_answer_its_warm_up_fails(tmp_path: Path, server: Server) -> None:
+def test_a_failed_warm_up_fails_the_deployment(tmp_path: Path, server: Server) -> None:
     server.answer_error = TritonRefused("no such output")
     row = reconcile(deployment(tmp_path))
     assert (row.state, row.reason) == (State.FAILED, "warm-up failed: no such output")
 
 
-def test_a_server_that_is_away_is_waited_for(tmp_path: Path, server: Server) -> None:
+def test_an_unreachable_server_is_waited_for(tmp_path: Path, server: Server) -> None:
     server.load_error = Unavailable("refused connection")
     row = reconcile(deployment(tmp_path))
     assert row.state == State.LOADING
@@ -116,7 +116,7 @@ def test_a_ready_version_that_stopped_answering_is_loaded_again(
     assert reconcile(row).state == State.READY
 
 
-def test_a_ready_version_stays_ready_while_its_server_is_away(
+def test_a_ready_version_stays_ready_while_its_server_is_down(
     tmp_path: Path, server: Server
 ) -> None:
     server.answer_error = Unavailable("away")
@@ -125,7 +125,7 @@ def test_a_ready_version_stays_ready_while_its_server_is_away(
     assert "cannot be probed" in row.reason
 
 
-def test_a_leased_deployment_is_left_to_its_worker(tmp_path: Path, server: Server) -> None:
+def test_a_leased_deployment_is_skipped(tmp_path: Path, server: Server) -> None:
     row = deployment(tmp_path)
     Deployment.objects.update(leased_until=database_now() + timedelta(minutes=1))
     assert reconcile_deployments() == 0
@@ -151,13 +151,13 @@ def test_only_a_failed_deployment_can_be_retried(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("state", [State.ABSENT, State.FAILED, State.DRAINING])
-def test_placing_a_version_that_had_gone_loads_it_again(tmp_path: Path, state: str) -> None:
+def test_deploying_an_unloaded_version_loads_it_again(tmp_path: Path, state: str) -> None:
     row = deployment(tmp_path, state)
     again = services.deploy_version(version=row.version, actor=ANNA, now=database_now())
     assert (again.pk, again.state) == (row.pk, State.LOADING)
 
 
-def test_placing_a_ready_version_changes_nothing(tmp_path: Path) -> None:
+def test_deploying_a_ready_version_changes_nothing(tmp_path: Path) -> None:
     row = deployment(tmp_path, State.READY)
     services.deploy_version(version=row.version, actor=ANNA, now=database_now())
     again = Deployment.objects.get()
@@ -170,11 +170,11 @@ def test_a_version_with_warm_up_requests_answers_those(tmp_path: Path, server: S
     ModelVersion.objects.update(warmup=[request])
     reconcile_deployments()
     row.refresh_from_db()
-    assert (row.state, server.asked) == (State.READY, [request])
+    assert (row.state, server.requests) == (State.READY, [request])
 
 
 def place_again(row: Deployment, ago_s: float) -> None:
-    """Say that the deployment was placed so long ago, and let it be looked at."""
+    """Move the deployment's start into the past and make it due."""
     at = database_now() - timedelta(seconds=ago_s)
     services._append_event(row, "", State.LOADING, "placed", ANNA, at)
     Deployment.objects.update(leased_until=None)
@@ -198,7 +198,7 @@ def test_a_version_that_is_never_ready_is_given_up(
     assert "it answers nothing" in row.reason
 
 
-def test_one_that_was_ready_once_is_waited_for_without_an_end(
+def test_a_version_that_was_ready_has_no_deadline(
     tmp_path: Path, server: Server, settings: Any
 ) -> None:
     settings.DEPLOY_WITHIN_S = 60
@@ -212,7 +212,7 @@ def test_one_that_was_ready_once_is_waited_for_without_an_end(
     assert reconcile(row).state == State.READY
 
 
-def test_a_fault_that_nobody_foresaw_is_shown_and_keeps_no_other_endpoint_out(
+def test_an_unexpected_error_is_shown_and_does_not_block_other_endpoints(
     tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = Endpoint(url="http://[")

@@ -1,4 +1,4 @@
-"""Several endpoints in a cluster: each is loaded, warmed and healed by itself, and named."""
+"""Clusters of several endpoints: each is loaded, warmed up, repaired and named separately."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NO_BACKEND = "Invalid argument: unable to find backend library for backend 'onnx
 
 
 class Server:
-    """Stands for one of several Triton endpoints, and fails as it is told."""
+    """A fake Triton endpoint, one of several, that fails on demand."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -34,7 +34,7 @@ class Server:
         self.load_error: Exception | None = None
         self.answer_error: Exception | None = None
         self.calls: list[str] = []
-        self.asked: list[Any] = []
+        self.requests: list[Any] = []
         # Called before an unload, to let something happen meanwhile.
         self.before_unload: Callable[[], None] = lambda: None
 
@@ -54,16 +54,16 @@ class Server:
         return not self.loaded
 
     def answer(self, version: ModelVersion, request: Any = None) -> None:
-        self.asked.append(request)
+        self.requests.append(request)
         if self.answer_error:
             raise self.answer_error
 
 
 @pytest.fixture
 def pair(monkeypatch: pytest.MonkeyPatch) -> list[Server]:
-    found = [Server("http://one"), Server("http://two")]
-    monkeypatch.setattr(deployments, "endpoints_of", lambda cluster: found)
-    return found
+    servers = [Server("http://one"), Server("http://two")]
+    monkeypatch.setattr(deployments, "endpoints_of", lambda cluster: servers)
+    return servers
 
 
 @pytest.fixture
@@ -91,10 +91,10 @@ def reconcile(row: Deployment) -> Deployment:
 
 def test_it_is_loaded_and_warmed_on_every_endpoint(pair: list[Server], row: Deployment) -> None:
     assert reconcile(row).state == State.READY
-    assert all(server.loaded and len(server.asked) == 3 for server in pair)
+    assert all(server.loaded and len(server.requests) == 3 for server in pair)
 
 
-def test_one_that_is_away_is_named_and_the_others_load(pair: list[Server], row: Deployment) -> None:
+def test_an_unreachable_endpoint_is_named(pair: list[Server], row: Deployment) -> None:
     pair[0].load_error = Unavailable("http://one does not answer: refused")
     row = reconcile(row)
     assert (row.state, pair[1].loaded) == (State.LOADING, True)
@@ -103,7 +103,7 @@ def test_one_that_is_away_is_named_and_the_others_load(pair: list[Server], row: 
     assert reconcile(row).state == State.READY
 
 
-def test_one_that_refuses_fails_it_and_is_named(pair: list[Server], row: Deployment) -> None:
+def test_a_refusing_endpoint_is_named(pair: list[Server], row: Deployment) -> None:
     pair[1].load_error = TritonRefused("out of memory")
     row = reconcile(row)
     assert (row.state, row.reason) == (State.FAILED, "http://two: out of memory")
@@ -118,7 +118,7 @@ def test_a_cluster_without_endpoints_serves_nothing(pair: list[Server], row: Dep
     )
 
 
-def test_only_the_endpoint_that_lost_it_is_touched(pair: list[Server], row: Deployment) -> None:
+def test_only_the_endpoint_that_lost_it_is_reloaded(pair: list[Server], row: Deployment) -> None:
     reconcile(row)
     pair[0].calls, pair[1].calls = [], []
     pair[1].answer_error = TritonRefused("the stub died")
@@ -128,7 +128,7 @@ def test_only_the_endpoint_that_lost_it_is_touched(pair: list[Server], row: Depl
     assert row.reason == "loaded again on http://two, which had lost it: the stub died"
 
 
-def test_one_that_cannot_be_healed_takes_the_version_from_nobody(
+def test_an_endpoint_that_cannot_be_repaired_does_not_stop_the_others(
     pair: list[Server], row: Deployment
 ) -> None:
     reconcile(row)
@@ -141,7 +141,7 @@ def test_one_that_cannot_be_healed_takes_the_version_from_nobody(
     assert reconcile(row).reason == "answers on every endpoint again"
 
 
-def test_one_that_is_away_keeps_nobody_from_probing_the_others(
+def test_an_unreachable_endpoint_does_not_stop_probing_the_others(
     pair: list[Server], row: Deployment
 ) -> None:
     reconcile(row)
@@ -152,37 +152,37 @@ def test_one_that_is_away_keeps_nobody_from_probing_the_others(
     assert "unload" not in pair[0].calls
 
 
-def test_a_version_is_probed_with_what_it_takes(pair: list[Server], row: Deployment) -> None:
+def test_a_version_is_probed_with_its_warm_up_request(pair: list[Server], row: Deployment) -> None:
     ModelVersion.objects.update(warmup=[[{"name": "x"}], [{"name": "y"}]])
     reconcile(row)
     reconcile(row)
-    assert pair[0].asked == [[{"name": "x"}], [{"name": "y"}], [{"name": "x"}]]
+    assert pair[0].requests == [[{"name": "x"}], [{"name": "y"}], [{"name": "x"}]]
 
 
 def test_a_server_without_the_backend_makes_all_of_them_use_the_wrapper(
     pair: list[Server], row: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen = []
+    backends = []
 
     def load(version: ModelVersion) -> None:
-        seen.append(placed_backend(version, row.cluster))
-        if seen[-1] == "onnxruntime":
+        backends.append(placed_backend(version, row.cluster))
+        if backends[-1] == "onnxruntime":
             raise TritonRefused(NO_BACKEND)
 
     monkeypatch.setattr(pair[1], "load", load)
     assert reconcile(row).state == State.READY
-    assert seen == ["onnxruntime", "python"]
+    assert backends == ["onnxruntime", "python"]
     assert pair[0].calls == ["load", "load"]
 
 
-def test_where_the_backend_is_it_is_used(pair: list[Server], row: Deployment) -> None:
+def test_an_available_backend_is_used(pair: list[Server], row: Deployment) -> None:
     assert reconcile(row).state == State.READY
     config = Path(row.cluster.repository_path) / "m.1" / "config.pbtxt"
     assert 'backend: "onnxruntime"' in config.read_text()
     assert not (config.parent / "1" / "model.py").exists()
 
 
-def test_what_is_placed_again_while_it_is_unloaded_stays(
+def test_a_deployment_placed_again_during_its_unload_stays(
     pair: list[Server], row: Deployment
 ) -> None:
     row = reconcile(row)
@@ -196,7 +196,7 @@ def test_what_is_placed_again_while_it_is_unloaded_stays(
     assert reconcile(row).state == State.READY
 
 
-def test_unloading_waits_for_one_that_is_away_and_names_it(
+def test_unloading_waits_for_an_unreachable_endpoint_and_names_it(
     pair: list[Server], row: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def away(version: ModelVersion) -> None:

@@ -1,4 +1,4 @@
-"""What an ONNX file really is, and which files are refused, in words that help."""
+"""Inspection of ONNX files, and the errors of files that are refused."""
 
 from __future__ import annotations
 
@@ -70,30 +70,30 @@ def unknown_rank() -> onnx.ModelProto:
 
 
 @pytest.mark.parametrize(
-    ("model", "told"),
+    ("model", "message"),
     [
         (sequence_output(), "its output 'y' is not a tensor but a sequence"),
         (optional_input(), "its input 'x' is not a tensor but of the kind optional"),
         (foreign_op(), "my.ops:Rot13"),
         (newest_opset(), "Opset 99 is under development"),
         (no_input(), "takes no input"),
-        (unknown_rank(), "its input 'x' does not say how many dimensions"),
+        (unknown_rank(), "its input 'x' does not declare its number of dimensions"),
         (identity(T.BFLOAT16, "n", 4), "'x' has the element type bfloat16"),
         (identity(T.COMPLEX64, "n", 4), "ONNX Runtime cannot load it"),
-        (onnx.ModelProto(), "holds no graph"),
+        (onnx.ModelProto(), "contains no graph"),
     ],
 )
-def test_what_cannot_be_served_is_refused_with_the_reason(
-    model: onnx.ModelProto, told: str, tmp_path: Path
+def test_an_unservable_model_is_refused_with_the_reason(
+    model: onnx.ModelProto, message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(Refused) as refused:
         inspect(kept(model, tmp_path))
-    assert told in str(refused.value)
+    assert message in str(refused.value)
     assert str(tmp_path) not in str(refused.value)
 
 
 @pytest.mark.parametrize("name", ["../weights", "/etc/passwd", "", "gone"])
-def test_external_data_is_read_from_beside_the_file_only(name: str, tmp_path: Path) -> None:
+def test_external_data_is_read_from_the_same_directory_only(name: str, tmp_path: Path) -> None:
     model = large(rows=10).model
     (tensor,) = model.graph.initializer
     tensor.ClearField("raw_data")
@@ -103,7 +103,7 @@ def test_external_data_is_read_from_beside_the_file_only(name: str, tmp_path: Pa
         inspect(kept(model, tmp_path))
 
 
-def test_external_data_that_is_cut_off_is_refused(tmp_path: Path) -> None:
+def test_truncated_external_data_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     model = large(rows=100).model
     onnx.save(model, str(path), save_as_external_data=True, location="w")
@@ -112,7 +112,7 @@ def test_external_data_that_is_cut_off_is_refused(tmp_path: Path) -> None:
         inspect(path)
 
 
-def test_a_link_is_no_external_data(tmp_path: Path) -> None:
+def test_a_link_is_not_accepted_as_external_data(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     onnx.save(large(rows=100).model, str(path), save_as_external_data=True, location="w")
     (tmp_path / "w").rename(tmp_path / "elsewhere")
@@ -121,8 +121,8 @@ def test_a_link_is_no_external_data(tmp_path: Path) -> None:
         inspect(path)
 
 
-def test_a_file_that_takes_too_much_memory_harms_nobody(tmp_path: Path, settings: Any) -> None:
-    # A few bytes that ONNX Runtime unfolds into 8 GB while it loads them.
+def test_a_file_that_needs_too_much_memory_is_refused(tmp_path: Path, settings: Any) -> None:
+    # A few bytes that ONNX Runtime expands to 8 GB when it loads them.
     shape = np.array([2_000_000_000], np.int64)
     model = build(
         [node("ConstantOfShape", "s", "c"), node("ReduceSum", "c", "r"), node("Add", "x r", "y")],
@@ -136,16 +136,16 @@ def test_a_file_that_takes_too_much_memory_harms_nobody(tmp_path: Path, settings
 
 
 @pytest.mark.parametrize(
-    ("script", "told"),
+    ("script", "message"),
     [
         ("import time; time.sleep(60)", "within 1 seconds"),
         ("import os; os.kill(os.getpid(), 11)", "crashes when it loads it .SIGSEGV"),
-        ("import os; os.kill(os.getpid(), 9)", "more memory to load than there is"),
-        ("raise SystemExit(3)", "ended without an answer"),
+        ("import os; os.kill(os.getpid(), 9)", "more memory to load than is available"),
+        ("raise SystemExit(3)", "ended without a result"),
     ],
 )
 def test_a_file_that_ends_the_process_is_refused(
-    script: str, told: str, tmp_path: Path, settings: Any, monkeypatch: pytest.MonkeyPatch
+    script: str, message: str, tmp_path: Path, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interpreter = tmp_path / "python"
     interpreter.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{script}"\n')
@@ -153,12 +153,12 @@ def test_a_file_that_ends_the_process_is_refused(
     monkeypatch.setattr(artifacts.sys, "executable", str(interpreter))
     settings.INSPECT_TIMEOUT_S = 1
     started = time.monotonic()
-    with pytest.raises(Invalid, match=told):
+    with pytest.raises(Invalid, match=message):
         inspect_onnx(save(KINDS["fixed"], tmp_path))
     assert time.monotonic() - started < 10
 
 
-def test_too_large_for_one_file_says_what_to_do(
+def test_a_file_beyond_2_gb_names_the_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(inspection, "ONNX_BYTES_MAX", 10)
@@ -166,7 +166,7 @@ def test_too_large_for_one_file_says_what_to_do(
         inspect(save(KINDS["fixed"], tmp_path))
 
 
-def test_what_the_trials_had_no_time_for_is_as_declared(
+def test_declared_values_apply_without_time_for_trials(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batchability._Runs, "__call__", lambda *_: None)
@@ -174,7 +174,7 @@ def test_what_the_trials_had_no_time_for_is_as_declared(
     assert not inspect(save(KINDS["scalar-output"], tmp_path))["batched"]
 
 
-def test_a_model_that_draws_at_random_is_judged_by_its_shapes(tmp_path: Path) -> None:
+def test_a_random_model_is_judged_by_its_shapes(tmp_path: Path) -> None:
     model = build(
         [node("RandomNormalLike", "x", "r"), node("Add", "x r", "y")],
         [("x", T.FLOAT, ["n", 4])],
@@ -183,7 +183,7 @@ def test_a_model_that_draws_at_random_is_judged_by_its_shapes(tmp_path: Path) ->
     assert inspect(kept(model, tmp_path))["batched"]
 
 
-def test_a_request_is_found_for_a_model_that_takes_no_zeros(tmp_path: Path) -> None:
+def test_a_request_is_recorded_for_a_model_that_refuses_zeros(tmp_path: Path) -> None:
     (request,) = inspect(save(KINDS["picky"], tmp_path))["warmup"]
     assert request[0]["shape"] == [1, 1, 8, 8]
     assert inspect(save(KINDS["vector"], tmp_path))["warmup"] == []

@@ -1,4 +1,4 @@
-"""Files of this machine that somebody else names: from below one directory, whatever links say."""
+"""Local files that a URI names: only from below one directory, after resolving links."""
 
 from __future__ import annotations
 
@@ -43,19 +43,19 @@ def test_a_directory_and_a_file_below_the_root_are_copied(root: Path, place: Pat
 @pytest.mark.parametrize(
     "outside", ["/proc/self", "/etc", "..", "/dev", "/sys/kernel", "/proc/1/environ"]
 )
-def test_nothing_else_is(root: Path, place: Path, outside: str) -> None:
+def test_other_paths_are_refused(root: Path, place: Path, outside: str) -> None:
     with pytest.raises(InterlockError):
         copy_files(root / outside, root, place, 1_000_000)
     assert names(place) == []
 
 
-def test_not_even_the_kernel_s_files_below_a_root_of_everything(place: Path) -> None:
+def test_files_of_the_kernel_are_refused_below_any_root(place: Path) -> None:
     with pytest.raises(Invalid, match="not below"):
         copy_files(Path("/proc/self/environ"), Path("/"), place, 1_000_000)
 
 
 @pytest.mark.parametrize("target", ["../outside", "/proc/self/environ", "/etc/passwd", "loop"])
-def test_a_link_out_is_not_followed(root: Path, place: Path, target: str) -> None:
+def test_a_link_out_of_the_root_is_refused(root: Path, place: Path, target: str) -> None:
     link = root / "model" / "loop"
     link.symlink_to(root / "model" / target if target == "loop" else target)
     with pytest.raises(InterlockError):
@@ -65,13 +65,13 @@ def test_a_link_out_is_not_followed(root: Path, place: Path, target: str) -> Non
         copy_files(root / "directory" / "passwd", root, place, 1_000_000)
 
 
-def test_a_pipe_is_no_file_and_nobody_waits_for_it(root: Path, place: Path) -> None:
+def test_a_pipe_is_refused_without_waiting(root: Path, place: Path) -> None:
     os.mkfifo(root / "model" / "b")
     with pytest.raises(Invalid, match="not a regular file"):
         copy_files(root / "model", root, place, 100)
 
 
-def test_what_is_too_large_missing_or_too_much_is_told(
+def test_too_large_or_missing_files_are_reported(
     root: Path, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(TooLarge):
@@ -86,11 +86,11 @@ def test_what_is_too_large_missing_or_too_much_is_told(
 @pytest.mark.parametrize(
     "uri", ["/a?x=", "/a#x", "file://host/a", "a", "file:a", "/a/../b", "/a/%2e%2e/b", "/a%00b"]
 )
-def test_a_path_is_a_plain_one(uri: str) -> None:
+def test_only_a_plain_path_is_accepted(uri: str) -> None:
     with pytest.raises(Invalid):
         local_path(urlsplit(uri))
 
 
 @pytest.mark.parametrize("uri", ["/a b", "file:/a%20b", "file:///a b", "file://localhost/a b"])
-def test_a_plain_path_is_taken(uri: Any) -> None:
+def test_a_plain_path_is_accepted(uri: Any) -> None:
     assert local_path(urlsplit(uri)) == Path("/a b")

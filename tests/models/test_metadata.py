@@ -1,4 +1,4 @@
-"""What is said of a version is kept as it was, or refused with the field's name."""
+"""Metadata of a version is stored unchanged, or refused with the name of the field."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from apps.lib.errors import Invalid
 from apps.models.metadata import Metadata
 
 
-def test_what_was_not_said_is_no_fact() -> None:
+def test_missing_fields_are_omitted() -> None:
     assert Metadata().facts() == {}
     assert Metadata(description="").facts() == {"description": ""}
 
 
-def test_values_become_what_the_columns_hold() -> None:
+def test_values_are_converted_for_the_columns() -> None:
     facts = Metadata(
         metrics={"accuracy": 1}, parameters={"C": 1.5, "kind": "svc"}, semantic_tag="v1.2.3+a_b"
     ).facts()
@@ -25,7 +25,7 @@ def test_values_become_what_the_columns_hold() -> None:
 
 
 @pytest.mark.parametrize(
-    "said",
+    "values",
     [
         {"metrics": []},
         {"metrics": {"a": "0.9"}},
@@ -48,7 +48,7 @@ def test_values_become_what_the_columns_hold() -> None:
         {"run_url": "http://[::1"},
     ],
 )
-def test_what_cannot_be_kept_is_refused_by_name(said: dict[str, Any]) -> None:
+def test_an_invalid_field_is_named(values: dict[str, Any]) -> None:
     with pytest.raises(Invalid) as refused:
-        Metadata(**said).facts()
-    assert refused.value.message.startswith(f"{next(iter(said))}:")
+        Metadata(**values).facts()
+    assert refused.value.message.startswith(f"{next(iter(values))}:")

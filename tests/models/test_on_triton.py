@@ -1,4 +1,4 @@
-"""Deployments on the real Triton: backend, instances, what fails, and in whose words.
+"""Deployments on a real Triton: backends, instances, failures and their reasons.
 
 This Triton has the Python backend only, as NVIDIA's wheel brings it.
 """
@@ -50,14 +50,14 @@ def cluster(triton: Any) -> ServingCluster:
 
 
 def place(cluster: ServingCluster, name: str, path: Path, **fields: Any) -> Deployment:
-    """Record a version of the file and where it is to be served."""
-    found = inspection.inspect(path)
+    """Create a version of the file, and its deployment."""
+    document = inspection.inspect(path)
     version = ModelVersion.objects.create(
         model=RegisteredModel.objects.get_or_create(name=name, defaults=fields)[0],
         number=1,
-        signature=found["signature"],
-        batched=found["batched"],
-        warmup=found["warmup"],
+        signature=document["signature"],
+        batched=document["batched"],
+        warmup=document["warmup"],
         artifact_path=str(path),
         artifact_sha256=name,
         artifact_bytes=path.stat().st_size,
@@ -81,7 +81,7 @@ def config_of(row: Deployment) -> Any:
 def answer(row: Deployment, kind: Kind) -> Any:
     host = row.cluster.endpoints[0].removeprefix("http://")
     inputs = []
-    for name, array in kind.asked.items():
+    for name, array in kind.inputs.items():
         item = by_http.InferInput(
             name, list(array.shape), "INT64" if array.dtype == int else "FP32"
         )
@@ -91,17 +91,17 @@ def answer(row: Deployment, kind: Kind) -> Any:
         return client.infer(triton_name(row.version), inputs).as_numpy("y")
 
 
-def test_without_the_onnx_runtime_backend_the_wrapper_serves_and_that_is_remembered(
+def test_without_the_onnx_runtime_backend_the_wrapper_serves_and_this_is_recorded(
     tmp_path: Path, cluster: ServingCluster, settings: Any
 ) -> None:
     settings.TRITON_BACKEND = "auto"
     row = reconcile(place(cluster, "auto", save(KINDS["two-and-two"], tmp_path)))
     assert (row.state, config_of(row)["backend"]) == (State.READY, "python")
-    told = (Path(cluster.repository_path) / WITHOUT_ONNXRUNTIME).read_text()
-    assert "unable to find backend library for backend 'onnxruntime'" in told
+    record = (Path(cluster.repository_path) / WITHOUT_ONNXRUNTIME).read_text()
+    assert "unable to find backend library for backend 'onnxruntime'" in record
 
 
-def test_who_insists_on_the_onnx_runtime_backend_is_told_that_it_is_not_there(
+def test_a_required_but_missing_backend_is_reported(
     tmp_path: Path, cluster: ServingCluster, settings: Any
 ) -> None:
     settings.TRITON_BACKEND = "onnxruntime"
@@ -110,7 +110,7 @@ def test_who_insists_on_the_onnx_runtime_backend_is_told_that_it_is_not_there(
     assert "unable to find backend library for backend 'onnxruntime'" in row.reason
 
 
-def test_instances_and_batch_size_take_effect_also_on_what_is_served_already(
+def test_instances_and_batch_size_apply_to_loaded_versions(
     tmp_path: Path, cluster: ServingCluster, settings: Any
 ) -> None:
     row = reconcile(place(cluster, "many", save(KINDS["vector"], tmp_path), max_batch_size=4))
@@ -125,9 +125,7 @@ def test_instances_and_batch_size_take_effect_also_on_what_is_served_already(
     assert reconcile(row).reason == "loaded with its changed configuration"
 
 
-def test_what_triton_cannot_load_fails_with_the_reason(
-    tmp_path: Path, cluster: ServingCluster
-) -> None:
+def test_a_failed_load_has_tritons_reason(tmp_path: Path, cluster: ServingCluster) -> None:
     row = place(cluster, "broken", save(KINDS["fixed"], tmp_path))
     (tmp_path / "model.onnx").write_bytes(b"no model")
     row = reconcile(row)
@@ -135,7 +133,7 @@ def test_what_triton_cannot_load_fails_with_the_reason(
     assert "Protobuf parsing failed" in row.reason
 
 
-def test_an_endpoint_that_is_away_is_waited_for_and_named(
+def test_an_unreachable_endpoint_is_waited_for_and_named(
     tmp_path: Path, cluster: ServingCluster
 ) -> None:
     away = f"http://127.0.0.1:{next(p for p in range(40_000, 50_000) if is_free(p))}"
@@ -149,7 +147,7 @@ def test_an_endpoint_that_is_away_is_waited_for_and_named(
     assert reconcile(Deployment.objects.get(pk=row.pk)).state == State.READY
 
 
-def test_a_version_that_one_server_lost_is_healed(tmp_path: Path, cluster: ServingCluster) -> None:
+def test_a_lost_version_is_loaded_again(tmp_path: Path, cluster: ServingCluster) -> None:
     row = reconcile(place(cluster, "lost", save(KINDS["vector"], tmp_path)))
     (endpoint,) = endpoints_of(cluster)
     endpoint.unload(row.version)
@@ -180,7 +178,7 @@ def test_a_model_of_120_megabytes_is_served(tmp_path: Path, cluster: ServingClus
     assert path.stat().st_nlink == 2
 
 
-def test_weights_beside_the_model_are_served_from_there(
+def test_weights_in_a_separate_file_are_served(
     tmp_path: Path, cluster: ServingCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kind, path = large(rows=2_000), tmp_path / "model.onnx"

@@ -1,4 +1,4 @@
-"""Ranks are read from the head of a file, and from no file that is not one."""
+"""Ranks are read from ONNX files; other files are errors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_the_ranks_of_inputs_and_outputs(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("data", [b"onnx", b"\xff" * 100, b"\x3a\x7f", b"\x3a", b"\x08\xff"])
-def test_what_is_no_onnx_file_is_a_value_error(data: bytes, tmp_path: Path) -> None:
+def test_another_file_is_a_value_error(data: bytes, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(data)
     with pytest.raises(ValueError, match=r"field|wire|number"):

@@ -1,4 +1,4 @@
-"""The registry's side of the line against a real MLflow: what it says, takes, signs and sends."""
+"""The MLflow client against a real MLflow server: reads, writes, downloads, webhooks."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def version(number: int) -> ModelVersion:
     return ModelVersion.objects.select_related("model").get(number=number)
 
 
-def test_what_a_team_logged_comes_in_whole(registry: str) -> None:
+def test_all_logged_data_is_imported(registry: str) -> None:
     assert sync_registry().imported == ("digits:1", "digits:2")
     row = version(2)
     assert (row.metrics, row.parameters) == ({"accuracy": 0.9}, {"C": "1.0"})
@@ -131,7 +131,7 @@ def test_what_a_team_logged_comes_in_whole(registry: str) -> None:
     assert row.created_by
 
 
-def test_aliases_go_both_ways(registry: str) -> None:
+def test_aliases_are_synchronised_in_both_directions(registry: str) -> None:
     set_there("candidate", 1)
     sync_registry()
     assert Alias.objects.get(name="candidate").version.number == 1
@@ -150,7 +150,7 @@ def copy(uri: str) -> ModelVersion:
     return register_uri(name="copies", uri=uri, metadata=metadata, actor=actor, now=database_now())
 
 
-def test_every_kind_of_uri_of_mlflow_leads_to_the_model(registry: str) -> None:
+def test_every_kind_of_mlflow_uri_is_registered(registry: str) -> None:
     with connect() as client:
         run_id = client.version("digits", "2").run_id
         [model_id] = client.run(run_id).logged_model_ids
@@ -159,18 +159,16 @@ def test_every_kind_of_uri_of_mlflow_leads_to_the_model(registry: str) -> None:
     uris = ["models:/digits/2", "models:/digits@candidate", f"models:/{model_id}"]
     uris += [f"runs:/{run_id}/net", root]
     for number, uri in enumerate(uris, start=1):
-        made = copy(uri)
-        assert (made.number, made.source) == (number, "uri")
-        assert made.metrics == ({} if uri.startswith(root) else {"accuracy": 0.9})
-    # MLflow keeps its weights in a file beside it.
-    with pytest.raises(Invalid, match="it belongs beside the ONNX file"):
+        version = copy(uri)
+        assert (version.number, version.source) == (number, "uri")
+        assert version.metrics == ({} if uri.startswith(root) else {"accuracy": 0.9})
+    # MLflow stores its weights in a separate file.
+    with pytest.raises(Invalid, match="it must be in the directory of the ONNX file"):
         copy(f"{root}/model.onnx")
 
 
 @pytest.mark.django_db(transaction=True)
-def test_its_webhook_is_taken_for_a_hint(
-    registry: str, live_server: Any, queue: redis.Redis
-) -> None:
+def test_its_webhook_queues_a_sync(registry: str, live_server: Any, queue: redis.Redis) -> None:
     path = "/api/v1/registry-webhooks/mlflow"
     body = {
         "name": "interlock",
@@ -178,9 +176,9 @@ def test_its_webhook_is_taken_for_a_hint(
         "secret": WEBHOOK_SECRET,
         "events": [{"entity": "MODEL_VERSION_ALIAS", "action": "CREATED"}],
     }
-    made = httpx.post(f"{registry}/api/2.0/mlflow/webhooks", json=body)
-    assert made.is_success, made.text
-    # MLflow looks for new webhooks once in its cache's time.
+    response = httpx.post(f"{registry}/api/2.0/mlflow/webhooks", json=body)
+    assert response.is_success, response.text
+    # MLflow reads new webhooks when its cache expires.
     time.sleep(1.5)
     set_there("candidate", 1)
     _await(lambda: queue.llen("celery") == 1, 30)

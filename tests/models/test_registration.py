@@ -1,4 +1,4 @@
-"""Versions registered by hand, over REST: by upload and by URI, once, with all that is known."""
+"""Manual registration by REST: by upload and by URI, once, with metadata."""
 
 from __future__ import annotations
 
@@ -46,26 +46,28 @@ def caller(role: str | None = "operator", model: RegisteredModel | None = None) 
     return Client(headers={"Authorization": f"Bearer {secret}"})
 
 
-def upload(client: Client, content: bytes, name: str = "digits", **said: Any) -> Any:
-    headers, data = said.pop("headers", {}), said.pop("data", None)
-    fields = {k: v if isinstance(v, str) else json.dumps(v) for k, v in said.items()}
+def upload(client: Client, content: bytes, name: str = "digits", **values: Any) -> Any:
+    headers, data = values.pop("headers", {}), values.pop("data", None)
+    fields = {k: v if isinstance(v, str) else json.dumps(v) for k, v in values.items()}
     form = {**fields, "file": SimpleUploadedFile("net.onnx", content)}
     form |= {"external_data": SimpleUploadedFile(*data)} if data else {}
     return settled(client, client.post(f"/api/v1/models/{name}/versions/", form, headers=headers))
 
 
-def register(client: Client, uri: str, name: str = "digits", **said: Any) -> Any:
+def register(client: Client, uri: str, name: str = "digits", **values: Any) -> Any:
     path = f"/api/v1/models/{name}/versions/"
-    return settled(client, client.post(path, {"uri": uri, **said}, content_type="application/json"))
+    return settled(
+        client, client.post(path, {"uri": uri, **values}, content_type="application/json")
+    )
 
 
-# What a refusal's code is among the statuses of HTTP.
+# HTTP statuses by error code.
 STATUSES = {"invalid": 400, "not_found": 404, "conflict": 409, "too_large": 413, "unavailable": 503}
 
 
 @dataclass
 class Result:
-    """What became of a registration, in the form of an answer."""
+    """The result of a registration, in the form of a response."""
 
     status_code: int
     document: Any
@@ -76,7 +78,7 @@ class Result:
 
 
 def settled(client: Client, answer: Any) -> Any:
-    """Let the worker do what was taken in, and return what came of it."""
+    """Run the worker and return the result of the registration."""
     if answer.status_code != 202:
         return answer
     work_registrations()
@@ -88,11 +90,11 @@ def settled(client: Client, answer: Any) -> Any:
     return Result(201, version, answer.headers)
 
 
-def told(answer: Any) -> str:
+def message_of(answer: Any) -> str:
     return str(answer.json()["error"]["message"])
 
 
-def test_an_upload_makes_the_model_and_its_first_version(onnx: bytes, artifacts: Path) -> None:
+def test_an_upload_creates_the_model_and_its_first_version(onnx: bytes, artifacts: Path) -> None:
     answer = upload(
         caller(),
         onnx,
@@ -116,12 +118,12 @@ def test_an_upload_makes_the_model_and_its_first_version(onnx: bytes, artifacts:
     assert AuditEntry.objects.get().target == "digits:1"
 
 
-def test_the_same_file_again_is_told_and_other_metadata_is_another_version(onnx: bytes) -> None:
+def test_a_duplicate_is_refused_and_other_metadata_is_another_version(onnx: bytes) -> None:
     client = caller()
     upload(client, onnx, metrics={"accuracy": 0.97})
     again = upload(client, onnx, metrics={"accuracy": 0.97})
     assert (again.status_code, again.json()["error"]["detail"]["number"]) == (409, 1)
-    assert "it is digits:1" in told(again)
+    assert "it is digits:1" in message_of(again)
     assert upload(client, onnx, metrics={"accuracy": 0.98}).json()["number"] == 2
 
 
@@ -159,12 +161,12 @@ def test_a_file_beyond_the_limit_is_413_and_leaves_nothing(
     settings.ARTIFACT_BYTES_MAX = 10_000
     answer = upload(caller(), onnx, headers=key)
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_large")
-    assert "10,000 bytes" in told(answer)
+    assert "10,000 bytes" in message_of(answer)
     assert not RegisteredModel.objects.exists()
     assert [path.name for path in (artifacts / ".uploads").iterdir()] == []
 
 
-def test_a_body_that_announces_too_much_is_not_kept(settings: Any, artifacts: Path) -> None:
+def test_a_too_large_content_length_is_refused(settings: Any, artifacts: Path) -> None:
     settings.ARTIFACT_BYTES_MAX = 10_000
     answer = upload(caller(), bytes(FORM_BYTES_MAX + 10_001))
     assert answer.status_code == 413
@@ -172,48 +174,46 @@ def test_a_body_that_announces_too_much_is_not_kept(settings: Any, artifacts: Pa
 
 
 @pytest.mark.parametrize(
-    ("said", "message"),
+    ("values", "message"),
     [
         ({"metrics": "{"}, "metrics: "),
         ({"metrics": {"a": "b"}}, "metrics: 'a' is not a finite number"),
         ({"semantic_tag": "one two"}, "semantic_tag: "),
         ({"run_url": "javascript:alert(1)"}, "run_url: "),
         ({"warmup": [[{"name": "y"}]]}, "Warm-up request 1"),
-        ({"name": "a b"}, "its model's name cannot stand in a URL"),
+        ({"name": "a b"}, "its model's name is not valid in a URL"),
     ],
 )
-def test_what_cannot_be_kept_is_refused_by_name(
-    onnx: bytes, said: dict[str, Any], message: str
-) -> None:
-    answer = upload(caller(), onnx, **said)
+def test_an_invalid_field_is_named(onnx: bytes, values: dict[str, Any], message: str) -> None:
+    answer = upload(caller(), onnx, **values)
     assert answer.status_code == 400
-    assert told(answer).startswith(message)
+    assert message_of(answer).startswith(message)
     assert not RegisteredModel.objects.exists()
 
 
 def test_a_file_that_cannot_be_served_is_refused_with_the_reason() -> None:
     client = caller()
     answer = upload(client, b"\xff" * 100)
-    assert (answer.status_code, "damaged" in told(answer)) == (400, True)
+    assert (answer.status_code, "damaged" in message_of(answer)) == (400, True)
     empty = upload(client, b"")
-    assert (empty.status_code, "empty" in told(empty)) == (400, True)
+    assert (empty.status_code, "empty" in message_of(empty)) == (400, True)
     assert client.post("/api/v1/models/digits/versions/", {"a": "b"}).status_code == 400
     assert not RegisteredModel.objects.exists()
 
 
-def test_external_data_is_uploaded_beside_its_file(onnx: bytes, tmp_path: Path) -> None:
+def test_external_data_is_uploaded_with_its_file(onnx: bytes, tmp_path: Path) -> None:
     apart = tmp_path / "apart.onnx"
     model = onnx_library.load_from_string(onnx)
     onnx_library.save(model, str(apart), save_as_external_data=True, location="weights")
     client, weights = caller(), (tmp_path / "weights").read_bytes()
     alone = upload(client, apart.read_bytes())
-    assert (alone.status_code, "weights is missing" in told(alone)) == (400, True)
+    assert (alone.status_code, "weights is missing" in message_of(alone)) == (400, True)
     misnamed = upload(client, apart.read_bytes(), data=("model.onnx", weights))
-    assert told(misnamed).startswith("external_data: 'model.onnx' cannot be the name")
+    assert message_of(misnamed).startswith("external_data: 'model.onnx' is not a valid")
     assert upload(client, apart.read_bytes(), data=("weights", weights)).status_code == 201
 
 
-def test_who_may_not_register_is_refused_before_the_file_is_read(
+def test_an_unauthorized_upload_is_refused_before_the_file_is_read(
     onnx: bytes, artifacts: Path
 ) -> None:
     assert upload(caller("viewer"), onnx).status_code == 403
@@ -227,7 +227,7 @@ def test_an_operator_of_one_model_registers_for_that_one(onnx: bytes) -> None:
     assert upload(client, onnx, name="others").status_code == 403
 
 
-def test_a_uri_brings_what_mlflow_knows_of_the_run(mlflow: Mlflow) -> None:
+def test_a_uri_imports_the_data_of_the_mlflow_run(mlflow: Mlflow) -> None:
     answer = register(caller(), "runs:/r/net", "other", dataset_digest="5f1c")
     row = answer.json()
     assert (answer.status_code, row["number"], row["source"]) == (201, 1, "uri")
@@ -267,12 +267,12 @@ def test_a_refused_version_may_be_registered_again(mlflow: Mlflow) -> None:
         ("", 400),
     ],
 )
-def test_a_uri_that_leads_nowhere_is_told(mlflow: Mlflow, uri: str, status: int) -> None:
+def test_an_invalid_uri_is_reported(mlflow: Mlflow, uri: str, status: int) -> None:
     assert register(caller(), uri).status_code == status
     assert not ModelVersion.objects.exists()
 
 
-def test_mlflow_away_is_503(mlflow: Mlflow) -> None:
+def test_an_unreachable_mlflow_is_503(mlflow: Mlflow) -> None:
     mlflow.is_away = True
     assert register(caller(), "models:/digits/1").status_code == 503
 
@@ -294,10 +294,10 @@ def test_an_alias_is_set_listed_and_deleted(onnx: bytes) -> None:
         ("champion", {"version": 1}, "champion names the stable version"),
         ("candidate", {"version": 9}, "version: digits has no version 9"),
         ("candidate", {}, "version: This field is required"),
-        ("v1", {"version": 1}, "'v1' cannot be an alias"),
+        ("v1", {"version": 1}, "'v1' is not a valid alias"),
     ],
 )
-def test_what_an_alias_cannot_name_is_refused(
+def test_an_invalid_alias_or_version_is_refused(
     onnx: bytes, alias: str, body: dict[str, int], message: str
 ) -> None:
     client = caller()
@@ -305,22 +305,22 @@ def test_what_an_alias_cannot_name_is_refused(
     path = f"/api/v1/models/digits/aliases/{alias}/"
     answer = client.put(path, body, content_type="application/json")
     assert answer.status_code == 400
-    assert told(answer).startswith(message)
+    assert message_of(answer).startswith(message)
 
 
-def test_a_viewer_moves_no_alias(onnx: bytes) -> None:
+def test_a_viewer_cannot_set_an_alias(onnx: bytes) -> None:
     make_version(RegisteredModel.objects.create(name="digits"), 1)
     path = "/api/v1/models/digits/aliases/candidate/"
     answer = caller(None).put(path, {"version": 1}, content_type="application/json")
     assert answer.status_code == 403
 
 
-def test_a_form_sent_in_chunks_is_told_what_it_lacks() -> None:
+def test_a_chunked_form_is_refused_with_the_reason() -> None:
     path, form = "/api/v1/models/digits/versions/", "multipart/form-data; boundary=x"
     answer = caller().generic("POST", path, CONTENT_TYPE=form)
-    assert (answer.status_code, "Content-Length" in told(answer)) == (400, True)
+    assert (answer.status_code, "Content-Length" in message_of(answer)) == (400, True)
 
 
-def test_a_kept_upload_can_be_read_by_triton(onnx: bytes) -> None:
+def test_a_stored_upload_is_readable_by_triton(onnx: bytes) -> None:
     upload(caller(), onnx)
     assert Path(ModelVersion.objects.get().artifact_path).stat().st_mode & 0o444 == 0o444

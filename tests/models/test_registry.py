@@ -1,4 +1,4 @@
-"""What MLflow has comes in once; one version that cannot be served keeps no other one out."""
+"""The sync imports each version of MLflow once; an unservable version does not block others."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from apps.models import mlflow as mlflow_client
 from apps.models import registry
 from apps.models.models import Alias, ModelVersion, RefusedImport, RegisteredModel
 from apps.models.registry import sync_now, sync_registry
-from apps.models.tasks import SYNC_TURN, sync_registry_task
+from apps.models.tasks import SYNC_LOCK, sync_registry_task
 from apps.models.versions import sweep_scratch
 from tests.models.registries import Mlflow, client_of
 
@@ -29,7 +29,7 @@ def test_versions_come_in_once_with_what_is_known_of_them(mlflow: Mlflow) -> Non
     assert sync_registry().imported == ()
     version = ModelVersion.objects.get(number=2)
     assert version.signature["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [-1, 4]}]
-    assert (version.metrics, version.model.description) == ({"accuracy": 0.9}, "told")
+    assert (version.metrics, version.model.description) == ({"accuracy": 0.9}, "of digits")
     assert Path(version.artifact_path).read_bytes() == mlflow.files["model.onnx"]
 
 
@@ -51,20 +51,20 @@ def test_a_version_without_onnx_is_refused_once_with_the_reason(mlflow: Mlflow) 
     assert "no ONNX flavour (it has: sklearn)" in RefusedImport.objects.all()[0].reason
 
 
-def test_a_version_whose_files_are_gone_keeps_no_other_one_out(mlflow: Mlflow) -> None:
+def test_a_version_without_files_does_not_block_others(mlflow: Mlflow) -> None:
     mlflow.missing = {"1"}
     report = sync_registry()
     assert (report.refused, report.imported) == (("digits:1",), ("digits:2",))
 
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity"])
-def test_a_metric_that_is_no_number_is_left_out(mlflow: Mlflow, value: str) -> None:
+def test_a_metric_that_is_not_a_number_is_omitted(mlflow: Mlflow, value: str) -> None:
     mlflow.metrics.append({"key": "loss", "value": value})
     sync_registry()
     assert ModelVersion.objects.get(number=1).metrics == {"accuracy": 0.9}
 
 
-def test_a_name_that_cannot_stand_in_a_url_is_refused(mlflow: Mlflow) -> None:
+def test_a_name_that_is_not_valid_in_a_url_is_refused(mlflow: Mlflow) -> None:
     mlflow.name = "two words"
     assert sync_registry().refused == ("two words:1", "two words:2")
 
@@ -86,7 +86,7 @@ def test_a_registry_that_does_not_answer_is_unavailable(
         sync_registry()
 
 
-def test_warm_up_requests_come_in_with_the_version(mlflow: Mlflow) -> None:
+def test_warm_up_requests_are_imported_with_the_version(mlflow: Mlflow) -> None:
     request = [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [0.5] * 4}]
     mlflow.files["warmup.json"] = json.dumps([request]).encode()
     sync_registry()
@@ -97,17 +97,17 @@ def test_a_version_whose_warm_up_is_too_large_is_refused(mlflow: Mlflow) -> None
     request = [{"name": "x", "datatype": "FP32", "shape": [9_000, 4], "data": [0.5] * 36_000}]
     mlflow.files["warmup.json"] = json.dumps([request]).encode()
     assert sync_registry().imported == ()
-    assert "at most 65,536" in RefusedImport.objects.all()[0].reason
+    assert "the maximum is 65,536" in RefusedImport.objects.all()[0].reason
 
 
-def test_a_version_tells_where_it_came_from_and_who_made_it(mlflow: Mlflow) -> None:
+def test_a_version_has_its_origin_and_author(mlflow: Mlflow) -> None:
     sync_registry()
     version = ModelVersion.objects.get(number=2)
     assert (version.source, version.registry_number) == ("mlflow", 2)
     assert (version.created_by, version.run_id) == ("dora", "r")
 
 
-def test_a_version_that_cannot_be_read_now_keeps_no_other_one_out(mlflow: Mlflow) -> None:
+def test_an_unreadable_version_does_not_block_others(mlflow: Mlflow) -> None:
     mlflow.broken = {"1"}
     report = sync_registry()
     assert (report.waiting, report.imported) == (("digits:1",), ("digits:2",))
@@ -115,13 +115,13 @@ def test_a_version_that_cannot_be_read_now_keeps_no_other_one_out(mlflow: Mlflow
     assert "the bucket is away" in row.reason
     assert row.retry_at is not None
     mlflow.broken = set()
-    # Not at once, so that the others get their turn, unless a person asks for it.
+    # Not at once, so that others are tried first, unless a person starts the sync.
     assert sync_registry().imported == ()
     assert sync_registry(is_by_hand=True).imported == ("digits:1",)
     assert not RefusedImport.objects.exists()
 
 
-def test_versions_that_can_never_be_read_do_not_hold_up_those_behind_them(mlflow: Mlflow) -> None:
+def test_permanently_unreadable_versions_do_not_block_others(mlflow: Mlflow) -> None:
     mlflow.numbers = list(range(1, 7))
     mlflow.broken = {"1", "2", "3"}
     assert sync_registry().imported == ()
@@ -139,7 +139,7 @@ def test_versions_that_can_never_be_read_do_not_hold_up_those_behind_them(mlflow
         {"source": 7, "user_id": ["x"]},
     ],
 )
-def test_a_version_that_is_told_in_another_form_fails_alone(
+def test_a_malformed_version_fails_alone(
     mlflow: Mlflow, monkeypatch: pytest.MonkeyPatch, bad: dict[str, Any]
 ) -> None:
     rows = [{**row, **(bad if row["version"] == "1" else {})} for row in mlflow.versions()]
@@ -149,7 +149,7 @@ def test_a_version_that_is_told_in_another_form_fails_alone(
     assert [row.number for row in RefusedImport.objects.all()] in ([], [1])
 
 
-def test_a_fault_that_nobody_foresaw_is_shown_and_keeps_no_other_one_out(
+def test_an_unexpected_error_is_shown_and_does_not_block_others(
     mlflow: Mlflow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mlflow.metrics = [{"key": "accuracy", "value": {"not": "a number"}}]
@@ -165,10 +165,10 @@ def test_a_fault_that_nobody_foresaw_is_shown_and_keeps_no_other_one_out(
     sync_registry()
     reasons = {row.number: row.reason for row in RefusedImport.objects.all()}
     assert "No space left" in reasons[1]
-    assert "in a form that cannot be read" in reasons[2]
+    assert "in an unexpected form" in reasons[2]
 
 
-def test_a_model_whose_aliases_cannot_be_copied_says_so_and_others_go_on(mlflow: Mlflow) -> None:
+def test_a_failure_to_copy_aliases_is_shown_and_does_not_block_others(mlflow: Mlflow) -> None:
     sync_registry()
     mlflow.aliases = [{"alias": "x" * 150, "version": "1"}, {"alias": "next", "version": "1"}]
     assert sync_registry().aliases == 0
@@ -179,33 +179,33 @@ def test_a_model_whose_aliases_cannot_be_copied_says_so_and_others_go_on(mlflow:
     assert Alias.objects.get().name == "next"
 
 
-def test_pages_without_an_end_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_endless_pages_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     answer = {"registered_models": [], "next_page_token": "more"}
     monkeypatch.setattr(mlflow_client, "PAGES_MAX", 5)
     monkeypatch.setattr(
         registry, "connect", lambda: client_of(lambda r: httpx.Response(200, json=answer))
     )
-    with pytest.raises(Unavailable, match="page after page"):
+    with pytest.raises(Unavailable, match="more than"):
         sync_registry()
 
 
 @pytest.mark.parametrize(
     ("root", "reason"),
     [
-        ("/proc/self?x=", "more than the path"),
-        ("file:///proc/self#x", "more than the path"),
-        ("file://elsewhere/x", "more than the path"),
+        ("/proc/self?x=", "is not the plain path"),
+        ("file:///proc/self#x", "is not the plain path"),
+        ("file://elsewhere/x", "is not the plain path"),
         ("/proc/self", "which is not read"),
         ("file:/a/../etc", "not a plain absolute path"),
         ("/a/%2e%2e/etc", "not a plain absolute path"),
         ("mlflow-artifacts:/1/../../x", "not a plain path"),
         ("mlflow-artifacts:/1/%2e%2e/x", "not a plain path"),
         ("mlflow-artifacts:/1/m?x=", "not a plain path"),
-        ("http://[::1/x", "is no URI"),
+        ("http://[::1/x", "is not a valid URI"),
         ("s3://bucket/x", "only MLflow can read"),
     ],
 )
-def test_an_artifact_root_that_leads_elsewhere_is_refused_by_name(
+def test_an_artifact_root_elsewhere_is_refused(
     mlflow: Mlflow, monkeypatch: pytest.MonkeyPatch, root: str, reason: str
 ) -> None:
     answers = mlflow.answers()
@@ -215,15 +215,15 @@ def test_an_artifact_root_that_leads_elsewhere_is_refused_by_name(
     assert reason in RefusedImport.objects.get(number=1).reason
 
 
-def test_a_sync_does_not_try_every_version_of_a_store_that_is_away(mlflow: Mlflow) -> None:
+def test_a_sync_stops_early_when_the_store_is_unreachable(mlflow: Mlflow) -> None:
     mlflow.numbers = list(range(1, 20))
     mlflow.broken = {str(number) for number in mlflow.numbers}
     assert len(sync_registry().waiting) == 3
 
 
-def test_a_second_run_at_once_imports_nothing_twice(mlflow: Mlflow) -> None:
+def test_concurrent_runs_import_nothing_twice(mlflow: Mlflow) -> None:
     def meanwhile(path: str) -> None:
-        # Another worker does all of it while this one is about to download its first.
+        # Another worker imports everything while this one starts its first download.
         if path.endswith("get-download-uri"):
             mlflow.before = lambda path: None
             assert sync_registry().imported == ("digits:1", "digits:2")
@@ -233,7 +233,7 @@ def test_a_second_run_at_once_imports_nothing_twice(mlflow: Mlflow) -> None:
     assert ModelVersion.objects.count() == 2
 
 
-def test_the_task_says_nothing_while_the_registry_is_away(mlflow: Mlflow) -> None:
+def test_the_task_does_not_fail_while_mlflow_is_unreachable(mlflow: Mlflow) -> None:
     mlflow.is_away = True
     sync_registry_task()
     mlflow.is_away = False
@@ -241,28 +241,26 @@ def test_the_task_says_nothing_while_the_registry_is_away(mlflow: Mlflow) -> Non
     assert ModelVersion.objects.count() == 2
 
 
-def test_one_worker_at_a_time_looks_at_the_registry(
-    mlflow: Mlflow, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_worker_at_a_time_syncs(mlflow: Mlflow, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "SYNC_WAIT_S", 0.2)
     other = connection.copy()
     try:
         with other.cursor() as cursor:
-            cursor.execute("SELECT pg_advisory_lock(%s)", [SYNC_TURN])
+            cursor.execute("SELECT pg_advisory_lock(%s)", [SYNC_LOCK])
         sync_registry_task()
         assert not ModelVersion.objects.exists()
         with pytest.raises(Conflict, match="is running"):
             sync_now()
         with other.cursor() as cursor:
-            # Before it closes: the server notices a closed session a little later.
-            cursor.execute("SELECT pg_advisory_unlock(%s)", [SYNC_TURN])
+            # Before it closes: the server notices a closed session with a delay.
+            cursor.execute("SELECT pg_advisory_unlock(%s)", [SYNC_LOCK])
     finally:
         other.close()
     sync_registry_task()
     assert ModelVersion.objects.count() == 2
 
 
-def test_what_a_killed_process_left_goes_after_a_day(mlflow: Mlflow, settings: Any) -> None:
+def test_files_of_a_killed_process_are_deleted_after_a_day(mlflow: Mlflow, settings: Any) -> None:
     sync_registry()
     scratch = settings.ARTIFACT_DIR / ".import-x"
     upload = settings.ARTIFACT_DIR / ".uploads" / "x"
@@ -276,7 +274,7 @@ def test_what_a_killed_process_left_goes_after_a_day(mlflow: Mlflow, settings: A
     assert all(Path(row.artifact_path).exists() for row in ModelVersion.objects.all())
 
 
-def test_a_version_that_takes_all_of_the_task_s_time_waits_behind_the_others(
+def test_a_version_that_exhausts_the_time_limit_is_retried_after_the_others(
     mlflow: Mlflow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = registry.inspect_onnx

@@ -1,4 +1,4 @@
-"""MLflow's webhooks are hints: verified, debounced, and nothing is lost with one."""
+"""MLflow's webhooks are hints: verified and debounced; a lost one is harmless."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def event(entity: str = "model_version_alias") -> bytes:
 
 
 def send(body: bytes, secret: str = SECRET, age_s: int = 0, **changes: str) -> Any:
-    """Send as MLflow does: v1, and base64 of HMAC-SHA256 over id.timestamp.body."""
+    """Send a webhook as MLflow does: v1, and base64 of HMAC-SHA256 over id.timestamp.body."""
     delivery, timestamp = "6fd1", str(int(time.time()) - age_s)
     signed = f"{delivery}.{timestamp}.".encode() + body
     digest = base64.b64encode(hmac.new(secret.encode(), signed, hashlib.sha256).digest()).decode()
@@ -39,7 +39,7 @@ def send(body: bytes, secret: str = SECRET, age_s: int = 0, **changes: str) -> A
     return Client().post(PATH, body, content_type="application/json", headers=headers | changes)
 
 
-def test_many_events_of_a_second_queue_one_reconcile(queue: redis.Redis) -> None:
+def test_many_events_within_a_second_queue_one_sync(queue: redis.Redis) -> None:
     answers = [send(event()) for _ in range(5)]
     assert [answer.status_code for answer in answers] == [202] * 5
     assert [answer.json()["queued"] for answer in answers] == [True, False, False, False, False]
@@ -71,7 +71,7 @@ def test_an_event_of_prompts_queues_nothing(queue: redis.Redis) -> None:
         {"X-MLflow-Delivery-Id": "another"},
     ],
 )
-def test_what_mlflow_did_not_just_sign_is_refused(
+def test_an_invalid_or_old_signature_is_refused(
     queue: redis.Redis, refused: dict[str, Any]
 ) -> None:
     answer = send(event(), **refused)
@@ -81,7 +81,7 @@ def test_what_mlflow_did_not_just_sign_is_refused(
 
 
 @pytest.mark.parametrize("body", [b"[", b"[]", b"{}", b'{"entity": 1}'])
-def test_what_is_no_event_is_refused(queue: redis.Redis, body: bytes) -> None:
+def test_a_body_that_is_not_an_event_is_refused(queue: redis.Redis, body: bytes) -> None:
     assert send(body).status_code == 400
 
 
@@ -92,7 +92,7 @@ def test_without_a_secret_there_are_no_webhooks(queue: redis.Redis, settings: An
     assert "INTERLOCK_MLFLOW_WEBHOOK_SECRET" in answer.json()["error"]["message"]
 
 
-def test_while_redis_is_away_mlflow_is_told_to_try_again(queue: redis.Redis, settings: Any) -> None:
+def test_without_redis_the_response_is_503(queue: redis.Redis, settings: Any) -> None:
     settings.REDIS_URL = "redis://127.0.0.1:1/0"
     assert send(event()).status_code == 503
     hint_sync()

@@ -1,4 +1,4 @@
-"""Triton's repository: a version is there whole or not at all, and described rightly."""
+"""Triton's model repository: atomic placement and correct configuration."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from apps.lib.errors import Unavailable
 from apps.models.artifacts import DATA_FILE
 from apps.models.models import ModelVersion, RegisteredModel, ServingCluster
 from apps.models.repository import (
-    REMEMBERED_S,
+    RECORD_VALID_S,
     WITHOUT_ONNXRUNTIME,
     choose_backend,
     falls_back_to_python,
@@ -54,10 +54,10 @@ def test_a_version_without_a_batch_dimension_names_all_its_dimensions() -> None:
     assert "dims: [ -1, 64 ]" in config
 
 
-def test_text_is_a_string_in_tritons_words_and_names_are_quoted() -> None:
-    made = version()
-    made.signature["inputs"] = [{"name": 'a "b"', "datatype": "BYTES", "shape": [-1, 1]}]
-    assert r'name: "a \"b\"" data_type: TYPE_STRING' in render_config(made)
+def test_text_is_a_string_for_triton_and_names_are_quoted() -> None:
+    row = version()
+    row.signature["inputs"] = [{"name": 'a "b"', "datatype": "BYTES", "shape": [-1, 1]}]
+    assert r'name: "a \"b\"" data_type: TYPE_STRING' in render_config(row)
 
 
 def test_a_version_is_placed_whole_and_replaced_whole(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_a_lost_artifact_leaves_nothing_half_placed(tmp_path: Path) -> None:
     assert not list((tmp_path / "repository").iterdir())
 
 
-def test_placing_leaves_alone_what_another_worker_is_building(tmp_path: Path) -> None:
+def test_placing_does_not_touch_the_staging_of_another_worker(tmp_path: Path) -> None:
     artifact = tmp_path / "artifact.onnx"
     artifact.write_bytes(b"onnx")
     repository = tmp_path / "repository"
@@ -88,15 +88,15 @@ def test_placing_leaves_alone_what_another_worker_is_building(tmp_path: Path) ->
     os.utime(old, (0, 0))
     place_version(version(str(artifact)), cluster(repository))
     assert fresh.exists()
-    # What a crash left behind goes.
+    # Leftovers of a crash are deleted.
     assert not old.exists()
 
 
-def test_removing_what_is_not_there_is_harmless(tmp_path: Path) -> None:
+def test_removing_a_missing_version_is_harmless(tmp_path: Path) -> None:
     remove_version(version(), cluster(tmp_path))
 
 
-def test_weights_beside_the_artifact_are_placed_beside_it(tmp_path: Path) -> None:
+def test_a_separate_file_of_weights_is_placed_as_well(tmp_path: Path) -> None:
     artifact = tmp_path / "model.onnx"
     artifact.write_bytes(b"onnx")
     (tmp_path / DATA_FILE).write_bytes(b"weights")
@@ -104,21 +104,21 @@ def test_weights_beside_the_artifact_are_placed_beside_it(tmp_path: Path) -> Non
     assert (tmp_path / "repository/digits.4/4" / DATA_FILE).read_bytes() == b"weights"
 
 
-def test_what_is_batched_by_its_only_dimension_is_a_column_of_one(tmp_path: Path) -> None:
-    made = version(str(save(KINDS["label"], tmp_path)))
-    made.signature = {
+def test_a_tensor_with_only_a_batch_dimension_is_one_column(tmp_path: Path) -> None:
+    row = version(str(save(KINDS["label"], tmp_path)))
+    row.signature = {
         "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 4]}],
         "outputs": [
             {"name": "y", "datatype": "INT64", "shape": [-1, 1]},
             {"name": "other", "datatype": "INT64", "shape": [-1, 1]},
         ],
     }
-    config = render_config(made)
+    config = render_config(row)
     assert 'name: "y" data_type: TYPE_INT64 dims: [ 1 ] reshape { shape: [ ] } }' in config
     assert 'name: "other" data_type: TYPE_INT64 dims: [ 1 ] }' in config
 
 
-def test_triton_batches_what_waits_and_adds_no_delay() -> None:
+def test_triton_merges_batches_without_delay() -> None:
     config = render_config(version())
     assert "dynamic_batching { max_queue_delay_microseconds: 0 " in config
     assert "preferred_batch_size" not in config
@@ -127,13 +127,13 @@ def test_triton_batches_what_waits_and_adds_no_delay() -> None:
 
 
 def test_triton_warms_up_with_zeros_unless_the_version_has_requests_of_its_own() -> None:
-    made = version()
+    row = version()
     assert (
         'model_warmup [ { name: "zeros" batch_size: 1 inputs { key: "pixels" value '
         "{ data_type: TYPE_FP32 dims: [ 64 ] zero_data: true } } } ]"
-    ) in render_config(made)
-    made.warmup = [[]]
-    assert "model_warmup" not in render_config(made)
+    ) in render_config(row)
+    row.warmup = [[]]
+    assert "model_warmup" not in render_config(row)
 
 
 def test_the_number_of_instances_is_a_setting(settings: Any) -> None:
@@ -147,23 +147,23 @@ def test_the_number_of_instances_is_a_setting(settings: Any) -> None:
 def test_a_changed_configuration_is_not_placed_yet(tmp_path: Path, settings: Any) -> None:
     artifact = tmp_path / "artifact.onnx"
     artifact.write_bytes(b"onnx")
-    made, place = version(str(artifact)), cluster(tmp_path / "repository")
-    assert not is_placed(made, place)
-    place_version(made, place)
-    assert is_placed(made, place)
-    made.model.max_batch_size = 16
-    assert not is_placed(made, place)
-    made.model.max_batch_size = 8
+    row, place = version(str(artifact)), cluster(tmp_path / "repository")
+    assert not is_placed(row, place)
+    place_version(row, place)
+    assert is_placed(row, place)
+    row.model.max_batch_size = 16
+    assert not is_placed(row, place)
+    row.model.max_batch_size = 8
     settings.TRITON_BACKEND = "onnxruntime"
-    assert not is_placed(made, place)
+    assert not is_placed(row, place)
 
 
-def test_what_the_servers_lack_is_remembered_for_a_day(tmp_path: Path, settings: Any) -> None:
+def test_a_missing_backend_is_recorded_for_a_day(tmp_path: Path, settings: Any) -> None:
     place = cluster(tmp_path)
     assert choose_backend(place) == "onnxruntime"
     assert falls_back_to_python(version(), place, NO_BACKEND)
     assert choose_backend(place) == "python"
-    long_ago = time.time() - REMEMBERED_S - 1
+    long_ago = time.time() - RECORD_VALID_S - 1
     os.utime(tmp_path / WITHOUT_ONNXRUNTIME, (long_ago, long_ago))
     assert choose_backend(place) == "onnxruntime"
     settings.TRITON_BACKEND = "onnxruntime"
@@ -172,14 +172,14 @@ def test_what_the_servers_lack_is_remembered_for_a_day(tmp_path: Path, settings:
     assert choose_backend(place) == "python"
 
 
-def test_an_older_runtime_of_a_server_leaves_that_version_to_the_wrapper(tmp_path: Path) -> None:
+def test_an_older_runtime_makes_the_wrapper_serve_that_version(tmp_path: Path) -> None:
     place = cluster(tmp_path)
     assert falls_back_to_python(version(), place, "Unsupported model IR version: 11, max 10")
     assert not falls_back_to_python(version(), place, "out of memory")
     assert choose_backend(place) == "onnxruntime"
 
 
-def test_another_refusal_is_none_of_the_backends() -> None:
+def test_another_refusal_is_not_about_the_backend() -> None:
     assert lacks_backend(NO_BACKEND)
     assert not lacks_backend("unable to find backend library for backend 'tensorrt', try")
     assert not lacks_backend("failed to load 'onnxruntime' model")

@@ -1,4 +1,4 @@
-"""What is archived or deleted here stays so, whatever MLflow has; a number is given once."""
+"""Archived and deleted models and versions stay so, whatever MLflow has; numbers are unique."""
 
 from __future__ import annotations
 
@@ -51,20 +51,20 @@ def set_state(state: RegistryState, of: Any = ModelVersion) -> None:
     of.objects.update(state=state)
 
 
-def test_the_number_of_a_deleted_version_is_not_given_again(new: NewVersion) -> None:
+def test_the_number_of_a_deleted_version_is_not_reused(new: NewVersion) -> None:
     assert add(new).number == 1
     set_state(RegistryState.DELETED)
     assert add(new).number == 2
 
 
-def test_the_file_of_an_archived_version_is_here_already_and_says_so(new: NewVersion) -> None:
+def test_the_file_of_an_archived_version_is_a_duplicate(new: NewVersion) -> None:
     add(new)
     set_state(RegistryState.ARCHIVED)
     with pytest.raises(Conflict, match="is registered already and archived: it is digits:1"):
         add(new)
 
 
-def test_an_archived_model_takes_no_version_and_a_deleted_one_is_made_anew(
+def test_an_archived_model_refuses_versions_and_a_deleted_one_is_activated(
     new: NewVersion,
 ) -> None:
     add(new)
@@ -73,7 +73,7 @@ def test_an_archived_model_takes_no_version_and_a_deleted_one_is_made_anew(
     with pytest.raises(Conflict, match="digits is archived: restore it first"):
         add(new)
     set_state(RegistryState.DELETING, RegisteredModel)
-    with pytest.raises(Conflict, match="digits is deleting: try again"):
+    with pytest.raises(Conflict, match="digits is deleting: retry after"):
         add(new)
     set_state(RegistryState.DELETED, RegisteredModel)
     version = add(replace(new, model_description="as new"))
@@ -82,16 +82,16 @@ def test_an_archived_model_takes_no_version_and_a_deleted_one_is_made_anew(
     )  # fmt: skip
 
 
-def test_it_is_told_at_once_that_an_archived_model_takes_no_version(settings: Any) -> None:
+def test_a_registration_for_an_archived_model_is_refused_at_once(settings: Any) -> None:
     RegisteredModel.objects.create(name="digits", state=RegistryState.ARCHIVED)
-    given = {"uri": "models:/digits/3", "metadata": Metadata(), "actor": ANNA}
+    arguments = {"uri": "models:/digits/3", "metadata": Metadata(), "actor": ANNA}
     with pytest.raises(Conflict, match="digits is archived: restore it first"):
-        submit_uri(name="digits", now=timezone.now(), **given)
+        submit_uri(name="digits", now=timezone.now(), **arguments)
     assert not Registration.objects.exists()
 
 
 @pytest.mark.parametrize("state", [RegistryState.ARCHIVED, RegistryState.DELETED])
-def test_mlflow_brings_nothing_back(mlflow: Mlflow, state: RegistryState) -> None:
+def test_a_sync_restores_nothing(mlflow: Mlflow, state: RegistryState) -> None:
     sync_registry()
     ModelVersion.objects.filter(number=2).update(state=state)
     Alias.objects.all().delete()
@@ -108,7 +108,7 @@ def test_mlflow_brings_nothing_back(mlflow: Mlflow, state: RegistryState) -> Non
     assert set(sync_registry().imported) == {"digits:1", "digits:2"}
 
 
-def test_an_alias_cannot_be_moved_to_what_is_archived(new: NewVersion, settings: Any) -> None:
+def test_an_alias_cannot_be_set_to_an_archived_version(new: NewVersion, settings: Any) -> None:
     settings.MLFLOW_TRACKING_URI = ""
     version = add(new)
     set_state(RegistryState.ARCHIVED)

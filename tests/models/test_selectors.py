@@ -1,4 +1,4 @@
-"""Traffic shares, and two versions side by side."""
+"""Traffic shares and the comparison of two versions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def make_model(document: dict[str, Any] | None) -> RegisteredModel:
     return model
 
 
-def told(model: RegisteredModel) -> list[tuple[str, str, int, int]]:
+def share_rows(model: RegisteredModel) -> list[tuple[str, str, int, int]]:
     return [(s.version, s.variant, s.weight_bp, s.start_bp) for s in shares_of(model)]
 
 
@@ -36,22 +36,22 @@ def test_a_model_without_a_stable_version_has_no_shares() -> None:
 
 @pytest.mark.parametrize("document", [None, {}])
 def test_stable_gets_everything_while_nothing_is_split(document: dict[str, Any] | None) -> None:
-    assert told(make_model(document)) == [("1", "stable", 10_000, 0)]
+    assert share_rows(make_model(document)) == [("1", "stable", 10_000, 0)]
 
 
 def test_a_canary_takes_its_weight_from_stable() -> None:
     model = make_model({"kind": "canary", "version": "2", "weight_bp": 2_500})
 
-    assert told(model) == [("1", "stable", 7_500, 0), ("2", "canary", 2_500, 7_500)]
+    assert share_rows(model) == [("1", "stable", 7_500, 0), ("2", "canary", 2_500, 7_500)]
 
 
-def test_at_100_percent_the_canary_stands_alone() -> None:
+def test_at_100_percent_only_the_canary_has_a_share() -> None:
     model = make_model({"kind": "canary", "version": "2", "weight_bp": 10_000})
 
-    assert told(model) == [("2", "canary", 10_000, 0)]
+    assert share_rows(model) == [("2", "canary", 10_000, 0)]
 
 
-def test_an_experiments_shares_are_of_all_traffic_and_sum_to_all() -> None:
+def test_the_shares_of_an_experiment_sum_to_all_traffic() -> None:
     variants = [
         {"name": "weak", "version": "1", "weight_bp": 3_333},
         {"name": "strong", "version": "2", "weight_bp": 6_667},
@@ -64,7 +64,7 @@ def test_an_experiments_shares_are_of_all_traffic_and_sum_to_all() -> None:
     assert sum(s.weight_bp for s in shares) == 10_000
 
 
-def test_a_comparison_tells_changes_and_what_only_one_side_has() -> None:
+def test_a_comparison_has_changes_and_one_sided_items() -> None:
     target = ModelVersion(
         number=2,
         signature=make_signature(),
@@ -72,26 +72,26 @@ def test_a_comparison_tells_changes_and_what_only_one_side_has() -> None:
         parameters={"C": "1.0"},
     )
 
-    found = compare_versions(target, STABLE)
+    comparison = compare_versions(target, STABLE)
 
-    accuracy, f1, recall = found.metrics
+    accuracy, f1, recall = comparison.metrics
     assert accuracy.change == pytest.approx(0.05)
     assert (f1.stable, f1.target, f1.change) == (0.8, None, None)
     assert (recall.stable, recall.target) == (None, 0.7)
-    assert not found.parameters[0].differs
-    assert not found.signature_differs
+    assert not comparison.parameters[0].differs
+    assert not comparison.signature_differs
 
 
-def test_a_comparison_sees_another_shape() -> None:
+def test_a_comparison_detects_another_shape() -> None:
     target = ModelVersion(number=2, signature=make_signature(32), metrics={}, parameters={})
 
-    found = compare_versions(target, STABLE)
+    comparison = compare_versions(target, STABLE)
 
-    assert found.signature_differs
-    assert found.inputs == [Difference("pixels", "FP32 [∗, 64]", "FP32 [∗, 32]")]
+    assert comparison.signature_differs
+    assert comparison.inputs == [Difference("pixels", "FP32 [∗, 64]", "FP32 [∗, 32]")]
 
 
 def test_a_first_version_is_compared_with_nothing() -> None:
-    found = compare_versions(STABLE, None)
+    comparison = compare_versions(STABLE, None)
 
-    assert [row.stable for row in found.metrics] == [None, None]
+    assert [row.stable for row in comparison.metrics] == [None, None]

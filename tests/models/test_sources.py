@@ -1,4 +1,4 @@
-"""What a URI may reach is the operator's choice; everything else is refused with what to set."""
+"""Allowed URIs of models; all others are refused with the setting that allows them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def place(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def shared(tmp_path: Path, settings: Any) -> Path:
-    """The directory that file: URIs may point into."""
+    """The directory for file: URIs."""
     directory = tmp_path / "shared"
     directory.mkdir()
     settings.REGISTER_DIR = str(directory)
@@ -37,7 +37,7 @@ def shared(tmp_path: Path, settings: Any) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("uri", "found"),
+    ("uri", "reference"),
     [
         ("models:/digits/3", Reference("digits", "3")),
         ("models:/digits@candidate", Reference("digits", "candidate")),
@@ -45,8 +45,8 @@ def shared(tmp_path: Path, settings: Any) -> Path:
         ("runs:/digits/3", None),
     ],
 )
-def test_a_registered_version_is_told_from_other_models(uri: str, found: Reference | None) -> None:
-    assert read_reference(uri) == found
+def test_a_reference_to_a_registered_version_is_read(uri: str, reference: Reference | None) -> None:
+    assert read_reference(uri) == reference
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_a_registered_version_is_told_from_other_models(uri: str, found: Referen
         ("mlflow-artifacts:/1/m-1", ""),
     ],
 )
-def test_what_mlflow_has_is_fetched(mlflow: Mlflow, place: Path, uri: str, run_id: str) -> None:
+def test_models_of_mlflow_are_fetched(mlflow: Mlflow, place: Path, uri: str, run_id: str) -> None:
     assert fetch_model(uri, place) == run_id
     assert find_onnx(place).read_bytes() == mlflow.files["model.onnx"]
 
@@ -70,22 +70,22 @@ def test_one_onnx_file_of_mlflow_is_fetched_alone(mlflow: Mlflow, place: Path) -
 
 
 @pytest.mark.parametrize(
-    ("uri", "told"),
+    ("uri", "message"),
     [
-        ("s3://bucket/model.onnx", "begins with one of models:, runs:"),
-        ("model.onnx", "begins with one of"),
-        ("https://[::1/m.onnx", "is no URI"),
-        ("file:/a\nb", "is no URI"),
+        ("s3://bucket/model.onnx", "expected one of models:, runs:"),
+        ("model.onnx", "unknown scheme in 'model.onnx'"),
+        ("https://[::1/m.onnx", "is not a valid URI"),
+        ("file:/a\nb", "is not a valid URI"),
         ("models:/digits", "expected models:/NAME/NUMBER"),
         ("runs:/r", "not of the form runs:/RUN_ID/PATH"),
         ("runs:/r/a/../../b", "not of the form runs:/RUN_ID/PATH"),
         ("mlflow-artifacts://elsewhere/1/m", "names a server"),
-        ("file:/etc/passwd", "INTERLOCK_REGISTER_DIR sets where"),
-        ("https://example.com/m.onnx", "INTERLOCK_REGISTER_HOSTS lists the hosts"),
+        ("file:/etc/passwd", "set INTERLOCK_REGISTER_DIR"),
+        ("https://example.com/m.onnx", "set INTERLOCK_REGISTER_HOSTS"),
     ],
 )
-def test_a_uri_that_may_not_be_read_is_refused(place: Path, uri: str, told: str) -> None:
-    with pytest.raises(Invalid, match=told):
+def test_a_uri_that_is_not_allowed_is_refused(place: Path, uri: str, message: str) -> None:
+    with pytest.raises(Invalid, match=message):
         fetch_model(uri, place)
 
 
@@ -96,7 +96,7 @@ def test_files_below_the_directory_are_fetched(shared: Path, place: Path) -> Non
     assert find_onnx(place).name == "net.onnx"
 
 
-def test_a_way_out_of_the_directory_is_none(shared: Path, place: Path, tmp_path: Path) -> None:
+def test_a_path_out_of_the_directory_is_refused(shared: Path, place: Path, tmp_path: Path) -> None:
     outside = save(tmp_path / "outside.onnx", ["N", 4])
     (shared / "link.onnx").symlink_to(outside)
     for uri in (
@@ -111,9 +111,7 @@ def test_a_way_out_of_the_directory_is_none(shared: Path, place: Path, tmp_path:
     assert not any(place.iterdir())
 
 
-def test_a_file_that_is_not_there_or_too_large_is_told(
-    shared: Path, place: Path, settings: Any
-) -> None:
+def test_a_missing_or_too_large_file_is_reported(shared: Path, place: Path, settings: Any) -> None:
     with pytest.raises(NotFound):
         fetch_model(f"file:{shared}/net.onnx", place)
     save(shared / "net.onnx", ["N", 4])
@@ -122,7 +120,7 @@ def test_a_file_that_is_not_there_or_too_large_is_told(
         fetch_model(f"file:{shared}/net.onnx", place)
 
 
-def test_one_onnx_file_must_be_meant(place: Path) -> None:
+def test_exactly_one_onnx_file_is_required(place: Path) -> None:
     with pytest.raises(Invalid, match="found: none"):
         find_onnx(place)
     for name in ("a.onnx", "b.onnx"):
@@ -174,21 +172,19 @@ def test_a_listed_host_is_read(https: str, place: Path) -> None:
     assert find_onnx(place).stat().st_size > 16_000
 
 
-def test_of_a_listed_host_what_is_not_there_moved_or_too_large_is_told(
-    https: str, place: Path, settings: Any
-) -> None:
+def test_errors_of_a_listed_host_are_reported(https: str, place: Path, settings: Any) -> None:
     with pytest.raises(NotFound, match="answered 404"):
         fetch_model(f"{https}/none.onnx", place)
-    with pytest.raises(Invalid, match="elsewhere now: https://169"):
+    with pytest.raises(Invalid, match="redirects are not followed: https://169"):
         fetch_model(f"{https}/moved", place)
     settings.ARTIFACT_BYTES_MAX = 1_000
     with pytest.raises(TooLarge):
         fetch_model(f"{https}/net.onnx", place)
 
 
-def test_other_hosts_and_ports_are_not_read(https: str, place: Path, settings: Any) -> None:
+def test_other_hosts_and_ports_are_refused(https: str, place: Path, settings: Any) -> None:
     for uri in ("https://localhost/net.onnx", f"https://localhost@evil.example/{https}"):
-        with pytest.raises(Invalid, match="not a host that"):
+        with pytest.raises(Invalid, match="is not in INTERLOCK_REGISTER_HOSTS"):
             fetch_model(uri, place)
     settings.REGISTER_HOSTS = ["localhost:1"]
     with pytest.raises(Unavailable):

@@ -1,4 +1,4 @@
-"""What a trial's times propose for a model's settings, and where that is shown."""
+"""Proposed settings from the durations of a trial, and where they are shown."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from tests.rollouts.factories import make_model, make_version
         ({"1": 20.0, "32": 640.0}, 1_000, 8),
         ({"1": 100.0, "32": 3_200.0}, 1_000, 2),
         ({"1": 500.0, "32": 16_000.0}, 5_000, 2),
-        # A batch that takes hardly longer than a row may be as large as any.
+        # A batch that takes about as long as one row gets the maximum size.
         ({"1": 200.0, "32": 260.0}, 2_000, 32),
         ({"1": 130.0}, 2_000, None),
         ({"1": 1e9, "32": 1e9}, 600_000, 1),
-        # A clock that is no better than that.
+        # A clock with low resolution.
         ({"1": 0.2, "32": 0.1}, 1_000, 32),
     ],
 )
-def test_timeout_and_batch_follow_from_what_rows_take(trial_ms, timeout_ms, rows):
+def test_timeout_and_batch_follow_from_the_durations(trial_ms, timeout_ms, rows):
     proposal = propose(trial_ms)
     assert proposal is not None
     assert (proposal.timeout_ms, proposal.max_batch_size) == (timeout_ms, rows)
@@ -53,12 +53,13 @@ def test_a_model_without_a_batch_dimension_is_timed_by_the_request(tmp_path: Pat
 
 
 @pytest.mark.django_db
-def test_a_proposal_is_shown_beside_what_is_set_and_changes_nothing(admin_client: Client) -> None:
+def test_a_proposal_is_shown_with_the_settings_and_changes_nothing(admin_client: Client) -> None:
     version = make_version(make_model(), 9, trial_ms={"1": 100.0, "32": 3_200.0})
     name = version.model.name
     RegisteredModel.objects.filter(name=name).update(timeout_ms=700)
     page = admin_client.get(f"/models/{name}/versions/{version.number}/").content.decode()
-    assert "One row took 100 ms, 32 at once 3200 ms." in page
+    page = " ".join(page.split())
+    assert "One row took 100 ms, 32 rows at once 3200 ms." in page
     assert "timeout 1,000 ms (now 700), batches of at most 2 rows (now 32)" in page
     answer = admin_client.get(f"/api/v1/models/{name}/versions/{version.number}/").json()
     assert answer["proposal"] == {
@@ -68,8 +69,8 @@ def test_a_proposal_is_shown_beside_what_is_set_and_changes_nothing(admin_client
 
 
 @pytest.mark.django_db
-def test_a_version_that_was_never_tried_proposes_nothing(admin_client: Client) -> None:
+def test_a_version_without_a_trial_has_no_proposal(admin_client: Client) -> None:
     version = make_version(make_model(), 9)
     path = f"{version.model.name}/versions/{version.number}/"
     assert admin_client.get(f"/api/v1/models/{path}").json()["proposal"] is None
-    assert "Its trial" not in admin_client.get(f"/models/{path}").content.decode()
+    assert "<dt>Trial</dt>" not in admin_client.get(f"/models/{path}").content.decode()

@@ -43,7 +43,7 @@ def operator(client: Client) -> Client:
     return client
 
 
-def test_a_stranger_is_asked_to_log_in(client: Client) -> None:
+def test_an_anonymous_user_must_log_in(client: Client) -> None:
     response = client.get("/models/")
 
     assert response.status_code == 302
@@ -65,7 +65,7 @@ def test_the_login_page_says_that_a_password_is_wrong(client: Client) -> None:
     assert "do not match" in response.content.decode()
 
 
-def test_the_list_shows_who_serves_and_what_was_refused(viewer: Client) -> None:
+def test_the_list_shows_stable_versions_and_refused_imports(viewer: Client) -> None:
     model = make_model()
     Alias.objects.create(model=model, name="candidate", version=model.versions.get(number=3))
     RefusedImport.objects.create(model_name="digits", number=9, reason="it has no ONNX flavour")
@@ -119,7 +119,7 @@ def test_an_operator_loads_a_failed_deployment_again(operator: Client) -> None:
 
     deployment.refresh_from_db()
     assert deployment.state == DeploymentState.LOADING
-    assert "is being loaded again" in response.content.decode()
+    assert "Loading digits:4 on" in response.content.decode()
     assert AuditEntry.objects.filter(actor="olga", action="deployment.retried").exists()
 
 
@@ -140,14 +140,14 @@ def test_a_ready_deployment_is_not_retried(operator: Client) -> None:
     assert "only a failed one can be retried" in response.content.decode()
 
 
-def test_a_version_that_is_not_there_is_a_404_page(viewer: Client) -> None:
+def test_an_unknown_version_is_a_404_page(viewer: Client) -> None:
     response = viewer.get("/models/digits/versions/4/")
 
     assert response.status_code == 404
     assert "Go to the overview" in response.content.decode()
 
 
-def test_syncing_tells_what_came(operator: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sync_shows_its_result(operator: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     report = SyncReport(imported=("digits:1",), refused=("digits:2",))
     monkeypatch.setattr(views, "sync_now", lambda: report)
 
@@ -158,7 +158,7 @@ def test_syncing_tells_what_came(operator: Client, monkeypatch: pytest.MonkeyPat
     assert "Refused: digits:2" in text
 
 
-def test_syncing_says_when_the_registry_is_away(
+def test_a_sync_shows_that_mlflow_is_unreachable(
     operator: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def away() -> SyncReport:
@@ -178,7 +178,7 @@ def onnx(tmp_path: Path, settings: Any) -> SimpleUploadedFile:
     return SimpleUploadedFile("net.onnx", save(tmp_path / "m.onnx", ["N", 4]).read_bytes())
 
 
-def test_the_empty_list_tells_how_to_register_the_first_version(operator: Client) -> None:
+def test_the_empty_list_explains_how_to_register_a_version(operator: Client) -> None:
     for path in ("/models/", "/"):
         assert 'href="/register/"' in operator.get(path).content.decode()
     text = operator.get("/register/?model=digits").content.decode()
@@ -201,24 +201,24 @@ def test_a_file_is_registered_by_the_page(operator: Client, onnx: SimpleUploaded
 
 
 @pytest.mark.parametrize(
-    ("form", "told"),
+    ("form", "message"),
     [
-        ({}, "Choose a file, or give a URI."),
+        ({}, "Choose a file or enter a URI, not both."),
         ({"model": "a b", "uri": "models:/a/1"}, "A name has at most 100"),
-        ({"metrics": "accuracy", "uri": "models:/a/1"}, "A line is name=value"),
-        ({"metrics": "accuracy=high", "uri": "models:/a/1"}, "This is not a number"),
+        ({"metrics": "accuracy", "uri": "models:/a/1"}, "A line must be name=value"),
+        ({"metrics": "accuracy=high", "uri": "models:/a/1"}, "The value is not a number"),
         ({"warmup": "[", "uri": "models:/a/1"}, "This is not JSON"),
-        ({"uri": "s3://bucket/m"}, "cannot be read; it begins with one of"),
-        ({"semantic_tag": "one two", "uri": "models:/a/1"}, "is no semantic tag"),
+        ({"uri": "s3://bucket/m"}, "unknown scheme in"),
+        ({"semantic_tag": "one two", "uri": "models:/a/1"}, "is not a valid semantic tag"),
     ],
 )
-def test_a_form_that_says_too_little_or_nonsense_is_shown_again(
-    operator: Client, form: dict[str, str], told: str
+def test_an_invalid_form_is_shown_again(
+    operator: Client, form: dict[str, str], message: str
 ) -> None:
     response = operator.post("/register/", {"model": "digits", **form})
 
     assert response.status_code == 400
-    assert told in response.content.decode()
+    assert message in response.content.decode()
     assert not ModelVersion.objects.exists()
 
 
@@ -244,32 +244,32 @@ def test_the_page_says_that_a_file_is_too_large_and_keeps_the_form(
     assert 'value="digits"' in response.content.decode()
 
 
-def test_no_other_page_takes_files_and_no_stranger_sends_any(
+def test_only_the_upload_page_accepts_files_and_only_after_login(
     onnx: SimpleUploadedFile, operator: Client, settings: Any
 ) -> None:
-    # The check of CSRF reads the form before the view, and before the look who it is.
-    known, stranger = Client(enforce_csrf_checks=True), Client(enforce_csrf_checks=True)
+    # The CSRF check reads the form before the view, and before authentication.
+    known, anonymous = Client(enforce_csrf_checks=True), Client(enforce_csrf_checks=True)
     known.force_login(User.objects.get(username="olga"))
-    for client, path in ((known, "/models/sync/"), (stranger, "/register/")):
+    for client, path in ((known, "/models/sync/"), (anonymous, "/register/")):
         client.cookies["csrftoken"] = "x" * 32
         onnx.seek(0)
         client.post(path, {"csrfmiddlewaretoken": "x" * 32, "file": onnx})
         assert not (settings.ARTIFACT_DIR / ".uploads").exists()
 
 
-def test_a_viewer_registers_nothing(viewer: Client, onnx: SimpleUploadedFile) -> None:
+def test_a_viewer_cannot_register(viewer: Client, onnx: SimpleUploadedFile) -> None:
     assert 'href="/register/"' not in viewer.get("/models/").content.decode()
     assert viewer.get("/register/").status_code == 403
     assert viewer.post("/register/", {"model": "digits", "file": onnx}).status_code == 403
 
 
-def test_a_renumbered_version_tells_its_number_in_mlflow(viewer: Client, settings: Any) -> None:
+def test_a_renumbered_version_shows_its_number_in_mlflow(viewer: Client, settings: Any) -> None:
     settings.MLFLOW_PUBLIC_URL = "https://mlflow.example"
     make_version(make_model(), 4, source="mlflow", registry_number=3)
 
     text = viewer.get("/models/digits/versions/4/").content.decode()
 
-    assert "where it is version 3" in text
+    assert "as version 3; an upload has that number here" in text
     assert "https://mlflow.example/#/models/digits/versions/3" in text
 
 
@@ -286,15 +286,15 @@ def test_an_alias_is_set_from_the_page(operator: Client) -> None:
     make_model()
 
     path = "/models/digits/versions/2/alias/"
-    said = operator.post(path, {"alias": "candidate"}, follow=True).content.decode()
+    page = operator.post(path, {"alias": "candidate"}, follow=True).content.decode()
 
-    assert "candidate names digits:2 now." in said
+    assert "Alias candidate is set to digits:2." in page
     assert (
-        "cannot be an alias" in operator.post(path, {"alias": "v7"}, follow=True).content.decode()
+        "is not a valid alias" in operator.post(path, {"alias": "v7"}, follow=True).content.decode()
     )
 
 
-def test_a_viewer_sets_no_alias(viewer: Client) -> None:
+def test_a_viewer_cannot_set_an_alias(viewer: Client) -> None:
     make_model()
 
     assert viewer.post("/models/digits/versions/2/alias/", {"alias": "a"}).status_code == 403

@@ -1,4 +1,4 @@
-"""Warm-up requests fit the version's signature, or say which input of which request does not."""
+"""Warm-up requests match the signature, or the error names the request and the input."""
 
 from __future__ import annotations
 
@@ -22,49 +22,49 @@ SIGNATURE = {"inputs": [{"name": "pixels", "datatype": "FP32", "shape": [-1, 64]
 
 
 def fitting(rows: int = 1, **fields: Any) -> list[dict[str, Any]]:
-    given = {"name": "pixels", "datatype": "FP32", "shape": [rows, 64], "data": [0.5] * rows * 64}
-    return [{**given, **fields}]
+    tensor = {"name": "pixels", "datatype": "FP32", "shape": [rows, 64], "data": [0.5] * rows * 64}
+    return [{**tensor, **fields}]
 
 
 @pytest.mark.parametrize("data", [[0.5] * 128, [[0.5] * 64] * 2])
-def test_a_request_that_fits_is_taken_flat_or_nested(data: list[Any]) -> None:
+def test_a_matching_request_is_accepted_flat_or_nested(data: list[Any]) -> None:
     request = fitting(rows=2, data=data)
     assert check_warmup([request], SIGNATURE) == [request]
 
 
-def test_no_request_is_empty_text_and_the_same_ones_are_the_same_text() -> None:
+def test_the_encoding_is_empty_for_none_and_deterministic() -> None:
     assert encode_warmup([]) == ""
     turned = [dict(reversed(fitting()[0].items()))]
     assert encode_warmup([fitting()]) == encode_warmup([turned])
 
 
 @pytest.mark.parametrize(
-    ("requests", "told"),
+    ("requests", "message"),
     [
-        ({}, "are a list"),
+        ({}, "must be a list"),
         ([{}], "request 1 is not a list of inputs"),
         ([fitting(), []], "request 2 has input 'pixels' 0 times"),
         ([fitting() * 2], "2 times"),
-        ([[*fitting(), {"name": "x"}]], "'x', which the version does not take"),
+        ([[*fitting(), {"name": "x"}]], "'x', which the version does not have"),
         ([fitting(datatype="FP64")], "input 'pixels' has datatype 'FP64', not 'FP32'"),
-        ([fitting(shape=[1, 65])], r"shape \[1, 65\], which does not fit"),
-        ([fitting(shape=[64])], "does not fit"),
-        ([fitting(shape=[0, 64], data=[])], "no shape"),
-        ([fitting(shape=[True, 64])], "no shape"),
-        ([fitting(shape=None)], "no shape"),
+        ([fitting(shape=[1, 65])], r"shape \[1, 65\], which does not match"),
+        ([fitting(shape=[64])], "does not match"),
+        ([fitting(shape=[0, 64], data=[])], "no valid shape"),
+        ([fitting(shape=[True, 64])], "no valid shape"),
+        ([fitting(shape=None)], "no valid shape"),
         ([fitting(data=[1.0])], r"1 values in data; its shape \[1, 64\] needs 64"),
         ([fitting(data=None)], "0 values"),
         ([fitting(data=[float("nan")] * 64)], "cannot be written as JSON"),
-        ([fitting()] * (WARMUP_REQUESTS_MAX + 1), "17 warm-up requests; at most 16"),
-        ([fitting(rows=300)], "at most 65,536: they travel with the routing table"),
+        ([fitting()] * (WARMUP_REQUESTS_MAX + 1), "17 warm-up requests; the maximum is 16"),
+        ([fitting(rows=300)], "the maximum is 65,536, because they are part of the routing table"),
     ],
 )
-def test_what_does_not_fit_is_named(requests: Any, told: str) -> None:
-    with pytest.raises(Invalid, match=told):
+def test_a_mismatch_is_named(requests: Any, message: str) -> None:
+    with pytest.raises(Invalid, match=message):
         check_warmup(requests, SIGNATURE)
 
 
-def test_requests_are_read_from_beside_the_model(tmp_path: Path) -> None:
+def test_requests_are_read_from_the_directory_of_the_model(tmp_path: Path) -> None:
     assert read_warmup(tmp_path, SIGNATURE) == []
     (tmp_path / WARMUP_FILE).write_text(encode_warmup([fitting()]))
     assert read_warmup(tmp_path, SIGNATURE) == [fitting()]
@@ -73,7 +73,7 @@ def test_requests_are_read_from_beside_the_model(tmp_path: Path) -> None:
         read_warmup(tmp_path, SIGNATURE)
 
 
-def test_a_request_is_sent_to_triton_as_it_stands() -> None:
+def test_a_request_is_sent_to_triton_unchanged() -> None:
     (pixels,) = infer_inputs(fitting(rows=2))
     assert pixels.shape() == [2, 64]
     assert np.frombuffer(pixels._get_binary_data(), np.float32).tolist() == [0.5] * 128
@@ -82,6 +82,6 @@ def test_a_request_is_sent_to_triton_as_it_stands() -> None:
 
 
 @pytest.mark.parametrize("data", [["x"] * 64, [[0.5], [0.5, 1.0]]])
-def test_data_that_are_no_numbers_fail_the_warm_up(data: list[Any]) -> None:
+def test_invalid_data_fails_the_warm_up(data: list[Any]) -> None:
     with pytest.raises(TritonRefused, match="warm-up data of pixels"):
         infer_inputs(fitting(data=data))

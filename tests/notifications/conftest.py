@@ -9,5 +9,5 @@ from tests.notifications.receivers import Endpoint, listening
 
 @pytest.fixture
 def endpoint() -> Iterator[Endpoint]:
-    with listening() as found:
-        yield found
+    with listening() as running:
+        yield running

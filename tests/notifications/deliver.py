@@ -1,4 +1,4 @@
-"""Run in an environment that names the database: a worker that delivers until it is killed."""
+"""A worker process that delivers until it is killed; DATABASE_URL names the database."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import django
 
 
 def main() -> None:
-    """Deliver what is due for as many seconds as the argument says."""
+    """Deliver due messages for the number of seconds in the first argument."""
     django.setup()
 
     from apps.notifications.delivery import deliver_due

@@ -1,4 +1,4 @@
-"""What tests send notifications to: a real HTTP server and a real mail server, on loopback."""
+"""Receivers of notifications for tests: a real HTTP server and a mail server on loopback."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ class Received:
 
 @dataclass
 class Endpoint:
-    """Answers with `status` (or by `answer`), and remembers what it was sent."""
+    """Answers with `status` and `text`, and records the requests."""
 
     port: int = 0
     status: int = 200
     text: bytes = b"ok"
     extra: dict[str, str] = field(default_factory=dict)
-    # Called before an answer is given: may kill the sender, or wait.
+    # Called before the response is sent: may kill the sender, or wait.
     before: Callable[[Received], None] = lambda received: None
     received: list[Received] = field(default_factory=list)
 
@@ -67,7 +67,7 @@ def _handler(endpoint: Endpoint) -> type[BaseHTTPRequestHandler]:
                 self.end_headers()
                 self.wfile.write(endpoint.text)
             except OSError:
-                # The sender is gone, or reads no more of a long answer.
+                # The sender is gone, or stopped reading a long response.
                 self.close_connection = True
 
         def log_message(self, *args: Any) -> None:
@@ -91,16 +91,16 @@ def listening(port: int = 0) -> Iterator[Endpoint]:
 
 
 def verified(received: Received, secret: str) -> Any:
-    """Check a webhook as a receiver does that knows only the specification; return its document."""
+    """Verify a webhook as a receiver by the specification does; return its document."""
     sent_at = int(received.headers["webhook-timestamp"])
     assert abs(time.time() - sent_at) < 300
     key = base64.b64decode(secret[len("whsec_") :], validate=True)
     text = f"{received.headers['webhook-id']}.{sent_at}.".encode() + received.body
     expected = base64.b64encode(hmac.new(key, text, hashlib.sha256).digest()).decode()
-    given = received.headers["webhook-signature"].split(" ")
+    signatures = received.headers["webhook-signature"].split(" ")
     assert any(
         version == "v1" and hmac.compare_digest(signature, expected)
-        for version, _, signature in (one.partition(",") for one in given)
+        for version, _, signature in (one.partition(",") for one in signatures)
     )
     return received.document
 
@@ -108,14 +108,14 @@ def verified(received: Received, secret: str) -> Any:
 @dataclass
 class Mailbox:
     port: int = 0
-    # What the server says to a recipient.
+    # The server's response to RCPT.
     recipient_answer: bytes = b"250 ok\r\n"
     mails: list[str] = field(default_factory=list)
 
 
 @contextmanager
 def mail_server() -> Iterator[Mailbox]:
-    """A mail server that knows as much of SMTP as a delivery needs."""
+    """A minimal SMTP server."""
     box = Mailbox()
 
     class Handler(socketserver.StreamRequestHandler):

@@ -23,12 +23,14 @@ def make_model(name: str = "digits") -> RegisteredModel:
 
 
 def make_target(address: str, **fields: Any) -> NotificationTarget:
-    given: dict[str, Any] = {"name": "ops", "kind": "webhook", "events": [], "model": None}
-    return create_target(address=address, actor=ADA, now=database_now(), **(given | fields))
+    defaults: dict[str, Any] = {"name": "ops", "kind": "webhook", "events": [], "model": None}
+    return create_target(address=address, actor=ADA, now=database_now(), **(defaults | fields))
 
 
-def tell(event: str = "rollout.baking", model: str = "digits", **payload: Any) -> OutboxMessage:
-    """Enqueue for the one target that there is, and return its message."""
+def enqueue_event(
+    event: str = "rollout.baking", model: str = "digits", **payload: Any
+) -> OutboxMessage:
+    """Enqueue an event for the only target and return the message."""
     with transaction.atomic():
         (message,) = enqueue(
             event=event, model=make_model(model), payload=payload, now=database_now()
@@ -41,5 +43,5 @@ def reread(message: OutboxMessage) -> OutboxMessage:
 
 
 def pass_time(**span: float) -> None:
-    """Make everything due as much earlier: leases lapse and back-offs end."""
+    """Move all due times back by `span`: leases expire and pauses end."""
     OutboxMessage.objects.update(next_attempt_at=F("next_attempt_at") - timedelta(**span))

@@ -1,4 +1,4 @@
-"""The REST API of notifications: roles, answers, a secret once, precise refusals."""
+"""The REST API of notifications: roles, responses, secrets shown once, precise errors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from apps.models.models import AuditEntry, ModelRole
 from apps.notifications.models import NotificationTarget, OutboxMessage
 from apps.notifications.outbox import settle_failed
 from controlplane.models import ApiToken
-from tests.notifications.rows import make_model, make_target, reread, tell
+from tests.notifications.rows import enqueue_event, make_model, make_target, reread
 
 pytestmark = pytest.mark.django_db
 
@@ -41,17 +41,17 @@ def send(client: Client, path: str, body: Any = None, method: str = "post") -> A
     return act(API + path, body or {}, content_type="application/json")
 
 
-def told(answer: Any) -> str:
+def message_of(answer: Any) -> str:
     return str(answer.json()["error"]["message"])
 
 
-def test_a_webhook_is_made_with_a_secret_that_nothing_shows_again(admin: Client) -> None:
-    made = send(admin, "notification-targets/", HOOK)
-    secret = made.json()["secret"]
+def test_the_secret_of_a_webhook_is_shown_once(admin: Client) -> None:
+    created = send(admin, "notification-targets/", HOOK)
+    secret = created.json()["secret"]
 
-    assert (made.status_code, made.headers["Cache-Control"]) == (201, "no-store")
+    assert (created.status_code, created.headers["Cache-Control"]) == (201, "no-store")
     assert secret.startswith("whsec_")
-    assert made.json()["events"] == []
+    assert created.json()["events"] == []
     later = [
         admin.get(API + "notification-targets/").content.decode(),
         admin.get(API + "notification-targets/ops/").content.decode(),
@@ -77,15 +77,15 @@ def test_a_target_is_changed_rotated_and_deactivated(admin: Client) -> None:
     assert (off["is_active"], off["inactive_reason"]) == (False, "by user-admin-None")
     assert (refused.status_code, on["is_active"]) == (409, True)
     actions = list(AuditEntry.objects.order_by("id").values_list("action", flat=True))
-    done = ["created", "changed", "secret_rotated", "deactivated", "activated"]
-    assert actions == [f"notification_target.{name}" for name in done]
+    expected = ["created", "changed", "secret_rotated", "deactivated", "activated"]
+    assert actions == [f"notification_target.{name}" for name in expected]
 
 
 @pytest.mark.parametrize(
     ("body", "status", "message"),
     [
         ({"address": "ftp://x.example/"}, 400, "starts with https:// or http://"),
-        ({"address": "https:///path"}, 400, "names no host"),
+        ({"address": "https:///path"}, 400, "has no host"),
         ({"address": "https://a:b@x.example/"}, 400, "no user or password"),
         ({"address": "https://x.example:99999/"}, 400, "is not a URL"),
         ({"address": "https://x.example/a b"}, 400, "no spaces"),
@@ -99,17 +99,17 @@ def test_a_target_is_changed_rotated_and_deactivated(admin: Client) -> None:
         ({"events": ["rollout.exploded"]}, 400, "rollout.exploded"),
         ({"events": ["rollout.failed", "rollout.failed"]}, 400, "twice"),
         ({"model": "unknown"}, 400, "model"),
-        ({"name": "taken"}, 409, "'taken' already"),
+        ({"name": "taken"}, 409, "'taken' exists already"),
     ],
 )
-def test_what_is_wrong_is_named_and_makes_nothing(
+def test_an_invalid_field_is_named_and_nothing_is_created(
     admin: Client, body: dict[str, Any], status: int, message: str
 ) -> None:
     make_target("https://x.example/", name="taken")
     answer = send(admin, "notification-targets/", {**HOOK, **body})
 
     assert (answer.status_code, NotificationTarget.objects.count()) == (status, 1)
-    assert message in told(answer)
+    assert message in message_of(answer)
 
 
 @pytest.mark.parametrize("host", ["10.0.0.7", "0x0a000007", "[::ffff:10.0.0.7]", "100.64.0.1"])
@@ -121,7 +121,7 @@ def test_private_addresses_are_refused_unless_they_are_listed(
     answer = send(admin, "notification-targets/", body)
 
     assert answer.status_code == 400
-    assert "INTERLOCK_WEBHOOK_ALLOWED" in told(answer)
+    assert "INTERLOCK_WEBHOOK_ALLOWED" in message_of(answer)
 
     settings.WEBHOOK_ALLOWED = AllowList.parse(["10.0.0.0/24", "100.64.0.0/10"])
     assert send(admin, "notification-targets/", body).status_code == 201
@@ -130,9 +130,9 @@ def test_private_addresses_are_refused_unless_they_are_listed(
 def test_email_can_be_added_where_a_mail_server_is_configured(admin: Client, settings: Any) -> None:
     settings.EMAIL_SERVER = {"host": "127.0.0.1", "port": 25}
     body = {"name": "ada", "kind": "email", "address": "ada@example.org"}
-    made = send(admin, "notification-targets/", body)
+    created = send(admin, "notification-targets/", body)
 
-    assert (made.status_code, made.json()["secret"]) == (201, "")
+    assert (created.status_code, created.json()["secret"]) == (201, "")
     assert send(admin, "notification-targets/ada/rotate/").status_code == 409
 
 
@@ -142,10 +142,10 @@ def test_only_an_administrator_changes_anything(path: str) -> None:
     answer = send(caller("operator"), f"notification-targets/{path}", {**HOOK, "name": "x"})
 
     assert answer.status_code == 403
-    assert "role admin" in told(answer)
+    assert "role admin" in message_of(answer)
 
 
-def test_a_models_administrator_makes_targets_of_that_model_only() -> None:
+def test_an_administrator_of_a_model_creates_targets_of_that_model_only() -> None:
     own, other = caller("admin", "digits"), make_model("other").name
 
     assert send(own, "notification-targets/", {**HOOK, "model": "digits"}).status_code == 201
@@ -155,9 +155,9 @@ def test_a_models_administrator_makes_targets_of_that_model_only() -> None:
     assert send(own, "notification-targets/ops/", {"model": None}, "patch").status_code == 403
 
 
-def test_others_see_neither_the_secret_part_of_an_address_nor_an_answer() -> None:
+def test_others_see_neither_the_path_of_an_address_nor_an_error_response() -> None:
     make_target(HOOK["address"])
-    message = tell()
+    message = enqueue_event()
     OutboxMessage.objects.update(attempts=1)
     settle_failed(reread(message), "answered 500: internal detail", database_now())
     viewer = caller(None)
@@ -170,21 +170,21 @@ def test_others_see_neither_the_secret_part_of_an_address_nor_an_answer() -> Non
 
 def test_deliveries_are_filtered_by_state_and_given_up_ones_retried(admin: Client) -> None:
     make_target(HOOK["address"])
-    message = tell()
+    message = enqueue_event()
     OutboxMessage.objects.update(gave_up_at=database_now(), attempts=9, last_error="gone")
-    tell()
+    enqueue_event()
 
     listed = admin.get(API + "notification-deliveries/", {"state": "gave_up", "target": "ops"})
     assert [row["id"] for row in listed.json()["results"]] == [str(message.pk)]
     again = send(admin, f"notification-deliveries/{message.pk}/retry/").json()
     assert (again["state"], again["attempts"]) == ("retrying", 0)
     wrong = admin.get(API + "notification-deliveries/", {"state": "lost"})
-    assert (wrong.status_code, "'lost'" in told(wrong)) == (400, True)
+    assert (wrong.status_code, "'lost'" in message_of(wrong)) == (400, True)
 
 
-def test_what_was_delivered_is_not_sent_again(admin: Client) -> None:
+def test_a_delivered_message_is_not_sent_again(admin: Client) -> None:
     make_target(HOOK["address"])
-    message = tell()
+    message = enqueue_event()
     OutboxMessage.objects.update(delivered_at=database_now())
 
     assert send(admin, f"notification-deliveries/{message.pk}/retry/").status_code == 409

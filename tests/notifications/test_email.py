@@ -11,7 +11,7 @@ import pytest
 
 from apps.notifications.delivery import deliver_due
 from tests.notifications.receivers import Mailbox, mail_server
-from tests.notifications.rows import make_target, reread, tell
+from tests.notifications.rows import enqueue_event, make_target, reread
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -25,13 +25,15 @@ def mailbox(settings: Any) -> Iterator[Mailbox]:
         yield box
 
 
-def test_a_mail_says_it_in_its_subject_and_links_to_the_page(mailbox: Mailbox) -> None:
+def test_a_mail_has_the_summary_as_subject_and_a_link(mailbox: Mailbox) -> None:
     make_target("ada@example.org", kind="email")
-    message = tell("rollout.held", target="digits:3", rollout="r-1", reason="no\ndata → held")
+    message = enqueue_event(
+        "rollout.held", target="digits:3", rollout="r-1", reason="no\ndata → held"
+    )
     deliver_due()
 
     mail = email.message_from_string(mailbox.mails[0], policy=email.policy.default)
-    # Where a long header was folded, its reader keeps the space.
+    # Unfolding a long header keeps the space.
     assert mail["Subject"].strip() == "[Interlock] digits:3: rollout held (no data → held)"
     assert (mail["From"], mail["To"]) == ("interlock@example.org", "ada@example.org")
     assert mail["Message-ID"] == f"<{message.pk}@interlock>"
@@ -39,19 +41,19 @@ def test_a_mail_says_it_in_its_subject_and_links_to_the_page(mailbox: Mailbox) -
     assert reread(message).state == "delivered"
 
 
-def test_a_refused_recipient_is_told_and_tried_again(mailbox: Mailbox) -> None:
+def test_a_refused_recipient_is_recorded_and_retried(mailbox: Mailbox) -> None:
     mailbox.recipient_answer = b"550 no such user\r\n"
     make_target("ada@example.org", kind="email")
-    message = tell()
+    message = enqueue_event()
     deliver_due()
 
     assert reread(message).state == "retrying"
     assert "no such user" in reread(message).last_error
 
 
-def test_a_mail_server_that_is_taken_away_is_told(mailbox: Mailbox, settings: Any) -> None:
+def test_a_missing_mail_server_is_recorded(mailbox: Mailbox, settings: Any) -> None:
     make_target("ada@example.org", kind="email")
-    message = tell()
+    message = enqueue_event()
     settings.EMAIL_SERVER = {}
     deliver_due()
 

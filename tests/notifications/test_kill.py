@@ -1,4 +1,4 @@
-"""A worker killed with -9 while it delivers: nothing is lost, and what comes twice has one id."""
+"""A worker killed with -9 while it delivers: nothing is lost, duplicates have the same id."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from apps.notifications.delivery import deliver_due
 from apps.notifications.models import OutboxMessage
 from apps.notifications.outbox import LEASE
 from tests.notifications.receivers import Endpoint, Received, verified
-from tests.notifications.rows import make_target, pass_time, tell
+from tests.notifications.rows import enqueue_event, make_target, pass_time
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -34,7 +34,7 @@ def database_url() -> str:
 
 @contextmanager
 def worker() -> Iterator[subprocess.Popen[str]]:
-    """A process of its own that delivers; whatever is left of it is killed."""
+    """A delivering worker process; it is killed at the end."""
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.notifications.deliver", "60"],
         cwd=ROOT,
@@ -55,7 +55,7 @@ def worker() -> Iterator[subprocess.Popen[str]]:
 
 
 def wait_for_the_lock_to_be_free() -> None:
-    """The server notices within moments that the killed worker's session is gone."""
+    """Wait until the server notices that the session of the killed worker ended."""
     until = monotonic() + 10
     while monotonic() < until:
         with connection.cursor() as cursor:
@@ -68,7 +68,7 @@ def wait_for_the_lock_to_be_free() -> None:
 def kill_at(
     number: int, process: subprocess.Popen[str], done: threading.Event, endpoint: Endpoint
 ) -> Callable[[Received], None]:
-    """Return what kills the worker when it has sent so many, before any of it is answered."""
+    """Return a callback that kills the worker after `number` requests, before the response."""
 
     def before(received: Received) -> None:
         if len(endpoint.received) == number and not done.is_set():
@@ -81,7 +81,7 @@ def kill_at(
 @pytest.mark.parametrize("number", [1, 3])
 def test_a_worker_killed_while_it_sends_loses_nothing(endpoint: Endpoint, number: int) -> None:
     target = make_target(endpoint.url)
-    messages = [str(tell(number=i).pk) for i in range(5)]
+    messages = [str(enqueue_event(number=i).pk) for i in range(5)]
     killed = threading.Event()
     with worker() as process:
         endpoint.before = kill_at(number, process, killed, endpoint)
@@ -93,6 +93,6 @@ def test_a_worker_killed_while_it_sends_loses_nothing(endpoint: Endpoint, number
         pass_time(seconds=LEASE.total_seconds())
         deliver_due()
 
-    # What had been sent and not settled came twice, under one id; nothing else did.
+    # Only the message that was sent and not settled came twice, under the same id.
     assert sorted(endpoint.ids()) == sorted([*messages, under_way])
     assert all(verified(received, target.secret) for received in endpoint.received)

@@ -1,4 +1,4 @@
-"""The outbox's rows: written with what they tell of, leased, settled, pruned."""
+"""Rows of the outbox: written with their event, leased, settled, pruned."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from apps.notifications.services import (
 )
 from apps.notifications.tasks import prune_task
 from apps.rollouts.states import Phase
-from tests.notifications.rows import ADA, make_model, make_target, pass_time, reread, tell
+from tests.notifications.rows import ADA, enqueue_event, make_model, make_target, pass_time, reread
 
 pytestmark = pytest.mark.django_db
 
@@ -35,11 +35,11 @@ URL = "https://hooks.example/"
 
 
 def names(event: str, model: str) -> set[str]:
-    made = enqueue(event=event, model=make_model(model), payload={}, now=database_now())
-    return {message.target.name for message in made}
+    messages = enqueue(event=event, model=make_model(model), payload={}, now=database_now())
+    return {message.target.name for message in messages}
 
 
-def test_only_who_asked_is_told() -> None:
+def test_only_subscribed_active_targets_get_an_event() -> None:
     make_target(URL, name="all")
     make_target(URL, name="leaks", events=["leak.detected"])
     make_target(URL, name="digits", model=make_model())
@@ -51,19 +51,19 @@ def test_only_who_asked_is_told() -> None:
     assert names("rollout.failed", "other") == {"all"}
 
 
-def test_what_was_undone_is_not_told() -> None:
+def test_an_event_of_a_rolled_back_transaction_is_not_sent() -> None:
     make_target(URL)
     with transaction.atomic():
-        tell()
+        enqueue_event()
         transaction.set_rollback(True)
 
     assert not OutboxMessage.objects.exists()
 
 
-def test_no_payload_undoes_what_it_tells_of() -> None:
+def test_any_payload_can_be_stored() -> None:
     make_target(URL)
     odd = {"p": float("nan"), "text": "a\x00b\ud800", "at": database_now(), 5: {1, 2}}
-    stored = reread(tell(evidence=odd)).payload["evidence"]
+    stored = reread(enqueue_event(evidence=odd)).payload["evidence"]
 
     assert (stored["p"], stored["text"]) == (None, "ab?")
     assert isinstance(stored["at"], str)
@@ -74,9 +74,9 @@ def test_every_phase_that_a_rollout_enters_is_an_event(phase: Phase) -> None:
     assert f"rollout.{phase}" in EVENTS
 
 
-def test_a_sender_that_dies_before_it_sent_loses_nothing() -> None:
+def test_a_sender_that_dies_before_it_sends_loses_nothing() -> None:
     target = make_target(URL)
-    message = tell()
+    message = enqueue_event()
     assert claim(target.pk, database_now())
 
     assert claim(target.pk, database_now()) is None
@@ -87,9 +87,9 @@ def test_a_sender_that_dies_before_it_sent_loses_nothing() -> None:
     assert (again.pk, again.attempts) == (message.pk, 2)
 
 
-def test_a_sender_that_is_late_changes_nothing_but_tells_of_a_delivery() -> None:
+def test_a_late_sender_can_only_record_a_delivery() -> None:
     target = make_target(URL)
-    tell()
+    enqueue_event()
     late = claim(target.pk, database_now())
     pass_time(seconds=LEASE.total_seconds())
     current = claim(target.pk, database_now())
@@ -105,7 +105,7 @@ def test_a_sender_that_is_late_changes_nothing_but_tells_of_a_delivery() -> None
 
 def test_a_message_that_kills_its_senders_is_given_up() -> None:
     target = make_target(URL)
-    message = tell()
+    message = enqueue_event()
     for _ in range(ATTEMPTS_MAX):
         assert claim(target.pk, database_now())
         pass_time(seconds=LEASE.total_seconds())
@@ -114,9 +114,9 @@ def test_a_message_that_kills_its_senders_is_given_up() -> None:
     assert reread(message).state == "gave_up"
 
 
-def test_nothing_is_sent_after_a_deactivation_not_even_when_it_is_active_again() -> None:
+def test_a_deactivation_gives_up_open_messages_for_ever() -> None:
     target = make_target(URL)
-    message = tell()
+    message = enqueue_event()
     deactivate_target(target=target, actor=ADA, now=database_now())
     activate_target(target=target, actor=ADA, now=database_now())
 
@@ -124,16 +124,16 @@ def test_nothing_is_sent_after_a_deactivation_not_even_when_it_is_active_again()
     assert reread(message).last_error == "the target was deactivated"
 
 
-def test_a_test_message_goes_to_whoever_asks_for_other_events() -> None:
+def test_a_test_message_ignores_the_selected_events() -> None:
     target = make_target(URL, events=["leak.detected"])
     message = send_test(target=target, actor=ADA, now=database_now())
 
     assert (message.event, claim(target.pk, database_now())) == (TEST, message)
 
 
-def test_what_was_settled_long_ago_is_deleted_and_nothing_else() -> None:
+def test_only_messages_settled_long_ago_are_deleted() -> None:
     make_target(URL)
-    old, recent, waiting = tell(), tell(), tell()
+    old, recent, waiting = enqueue_event(), enqueue_event(), enqueue_event()
     now = database_now()
     rows = OutboxMessage.objects
     rows.filter(pk=old.pk).update(delivered_at=now - timedelta(days=31))

@@ -1,4 +1,4 @@
-"""Pages of notifications: what is configured, what became of it, what may be done and by whom."""
+"""Pages of notifications: targets, deliveries, actions and roles."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from apps.lib.clock import database_now
 from apps.models.models import ModelRole, Role
 from apps.notifications.models import NotificationTarget, OutboxMessage
 from tests.confirming import post_yes
-from tests.notifications.rows import make_model, make_target, tell
+from tests.notifications.rows import enqueue_event, make_model, make_target
 
 pytestmark = pytest.mark.django_db
 
@@ -40,25 +40,25 @@ def text_of(client: Client, path: str) -> str:
     return client.get(path).content.decode()
 
 
-def test_the_empty_page_says_what_could_be_there(admin: Client, viewer: Client) -> None:
-    assert "Nobody is told of anything yet" in text_of(admin, LIST)
-    assert "Nothing was told yet" in text_of(admin, LIST)
+def test_an_empty_page_explains_itself(admin: Client, viewer: Client) -> None:
+    assert "No notification target yet" in text_of(admin, LIST)
+    assert "No delivery yet" in text_of(admin, LIST)
     assert 'href="/notifications/new/"' not in text_of(viewer, LIST)
 
 
-def test_a_webhooks_secret_stands_on_the_page_that_made_it_and_on_no_other(admin: Client) -> None:
-    made = admin.post(NEW, {**FORM, "events": ["leak.detected"]})
+def test_the_secret_of_a_webhook_is_shown_on_the_page_that_created_it_only(admin: Client) -> None:
+    created = admin.post(NEW, {**FORM, "events": ["leak.detected"]})
     secret = NotificationTarget.objects.get().secret
 
-    assert (made.status_code, "no-store" in made.headers["Cache-Control"]) == (201, True)
-    assert secret in made.content.decode()
+    assert (created.status_code, "no-store" in created.headers["Cache-Control"]) == (201, True)
+    assert secret in created.content.decode()
     assert secret not in text_of(admin, OPS) + text_of(admin, LIST)
     rotated = post_yes(admin, OPS + "rotate/").content.decode()
     assert NotificationTarget.objects.get().secret in rotated
     assert secret not in rotated
 
 
-def test_what_is_wrong_is_said_beside_what_was_typed(admin: Client) -> None:
+def test_an_error_is_shown_with_the_input(admin: Client) -> None:
     refused = admin.post(NEW, {**FORM, "address": "ftp://x"})
 
     assert refused.status_code == 400
@@ -81,21 +81,21 @@ def test_a_target_is_changed_tested_deactivated_and_activated(admin: Client) -> 
     assert NotificationTarget.objects.get().is_active
 
 
-def test_a_failed_delivery_shows_why_and_can_be_tried_now(admin: Client) -> None:
+def test_a_failed_delivery_shows_the_reason_and_can_be_retried(admin: Client) -> None:
     make_target(ADDRESS)
-    message = tell()
+    message = enqueue_event()
     OutboxMessage.objects.update(gave_up_at=database_now(), last_error="answered 500: broken")
     page = text_of(admin, LIST)
-    assert "1 message of the last 24 hours was given up" in page
+    assert "1 message was given up in the last 24 hours" in page
     assert "answered 500: broken" in page
 
     admin.post(f"/notifications/deliveries/{message.pk}/retry/")
     assert OutboxMessage.objects.get().gave_up_at is None
 
 
-def test_others_look_and_do_not_touch(viewer: Client) -> None:
+def test_viewers_cannot_change_anything(viewer: Client) -> None:
     make_target(ADDRESS)
-    message = tell()
+    message = enqueue_event()
     OutboxMessage.objects.update(last_error="internal detail", attempts=1)
 
     assert "T0/secret" not in text_of(viewer, LIST) + text_of(viewer, OPS)
@@ -106,14 +106,14 @@ def test_others_look_and_do_not_touch(viewer: Client) -> None:
 
 
 @pytest.mark.parametrize("path", [LIST, OPS + "live/"])
-def test_a_live_part_is_sent_again_only_when_it_changed(admin: Client, path: str) -> None:
+def test_a_live_fragment_is_sent_again_only_when_it_changed(admin: Client, path: str) -> None:
     make_target(ADDRESS)
-    found = re.search(r"stamp=(\w+)", text_of(admin, path))
-    assert found
-    asked = {"stamp": found[1]}
-    again = admin.get(path, asked, headers={"hx-request": "true"})
-    tell()
-    changed = admin.get(path, asked, headers={"hx-request": "true"})
+    match = re.search(r"stamp=(\w+)", text_of(admin, path))
+    assert match
+    query = {"stamp": match[1]}
+    again = admin.get(path, query, headers={"hx-request": "true"})
+    enqueue_event()
+    changed = admin.get(path, query, headers={"hx-request": "true"})
 
     assert (again.status_code, changed.status_code) == (204, 200)
 

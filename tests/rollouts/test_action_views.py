@@ -192,7 +192,7 @@ def test_the_steps_tell_of_copies_gates_and_the_final_bake(operator: Client) -> 
 
     strip = text_of(operator, rollout).split('aria-label="Steps of the plan"')[1].split("</ol>")[0]
 
-    assert "copies 10 %" in strip
+    assert "shadow 10 %" in strip
     assert "gate: operator" in strip
     assert "final bake" in strip
     assert "2 % of the units stay on the version before" in text_of(operator, rollout)

@@ -9,7 +9,7 @@ import pytest
 from django.db import connection, transaction
 
 from apps.lib.clock import database_now
-from apps.lib.partitions import leaves
+from apps.lib.partitions import list_leaves
 from apps.rollouts.models import Evaluation, ShadowRow, TelemetryRow
 from tests.rollouts.factories import make_baking, make_model, send, send_shadow
 
@@ -45,7 +45,7 @@ def test_rows_indexes_and_numbers_are_the_same_before_and_after() -> None:
     with transaction.atomic(), connection.schema_editor(atomic=False) as editor:
         moves.unite_all(None, editor)
     assert rows() == before
-    assert leaves(tables[0]) == [tables[0]]
+    assert list_leaves(tables[0]) == [tables[0]]
     last = send("digits", 1, at=now)
     with transaction.atomic(), connection.schema_editor(atomic=False) as editor:
         moves.divide_all(None, editor)
@@ -54,7 +54,7 @@ def test_rows_indexes_and_numbers_are_the_same_before_and_after() -> None:
     assert rows() == before
     assert {table: indexes(table) for table in tables} == divided
     assert send("digits", 1, at=now).pk > last.pk
-    assert leaves(tables[0]) == [f"{tables[0]}_before", f"{tables[0]}_rest"]
+    assert list_leaves(tables[0]) == [f"{tables[0]}_before", f"{tables[0]}_rest"]
 
 
 def rows() -> list[list[tuple[object, ...]]]:

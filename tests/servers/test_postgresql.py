@@ -13,7 +13,7 @@ from django.db import DatabaseError, OperationalError
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from apps.models import locks
-from apps.models.locks import take_turn
+from apps.models.locks import try_lock
 from embedded.stack import Stack, running
 from tests.servers.certificates import make_files
 from tests.servers.postgresql import PGBOUNCER, alter, ask, django_session, pgbouncer
@@ -165,11 +165,11 @@ def test_a_pool_gives_the_same_session_again_and_none_that_failed(stack: Stack) 
 
 
 def test_one_at_a_time_has_the_turn() -> None:
-    with take_turn(77) as mine:
+    with try_lock(77) as mine:
         assert mine
-        with take_turn(77) as theirs, take_turn(78) as another:
+        with try_lock(77) as theirs, try_lock(78) as another:
             assert (theirs, another) == (False, True)
-    with take_turn(77) as mine:
+    with try_lock(77) as mine:
         assert mine
 
 
@@ -184,9 +184,9 @@ def test_behind_pgbouncer_too_one_at_a_time_has_the_turn(
     ):
         monkeypatch.setattr(locks, "connection", session)
         for _ in range(3):
-            with take_turn(77) as mine:
+            with try_lock(77) as mine:
                 assert mine
                 # What is done meanwhile goes over the same few server connections.
                 assert ask(session, "SELECT 1") == 1
-                with take_turn(77) as theirs:
+                with try_lock(77) as theirs:
                     assert not theirs

@@ -1,4 +1,4 @@
-"""How numbers read on a page: shares in per cent, durations in words, latencies in ms."""
+"""Template filters for numbers: shares in per cent, durations in units, latencies in ms."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from django import template
 
 register = template.Library()
 
-# Templates give a filter "" for what is not there.
+# Templates pass "" to a filter for a missing value.
 NOTHING = "–"
 
 
 @register.filter
 def share(weight_bp: int | str | None) -> str:
-    """Basis points as per cent without needless digits: 1250 → 12.5 %."""
+    """Basis points as per cent without trailing zeros: 1250 → 12.5 %."""
     if not isinstance(weight_bp, int):
         return NOTHING
     return f"{weight_bp / 100:.2f}".rstrip("0").rstrip(".") + " %"
@@ -56,8 +56,8 @@ def duration(seconds: float | str | None) -> str:
     whole = max(0, round(seconds))
     parts = [(whole // 86_400, "d"), (whole // 3_600 % 24, "h"), (whole // 60 % 60, "min")]
     parts.append((whole % 60, "s"))
-    said = [f"{count} {unit}" for count, unit in parts if count]
-    return " ".join(said[:2]) or "0 s"
+    words = [f"{count} {unit}" for count, unit in parts if count]
+    return " ".join(words[:2]) or "0 s"
 
 
 @register.filter
@@ -76,7 +76,7 @@ def shape(dimensions: list[int]) -> str:
 
 @register.filter
 def as_json(value: object) -> str:
-    """A stored document as a person can read it."""
+    """A stored document as indented JSON."""
     return json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True, default=str)
 
 
@@ -98,7 +98,7 @@ def seconds_since(then: datetime | None, now: datetime) -> float | None:
 
 @register.inclusion_tag("parts/badge.html")
 def badge(state: str) -> dict[str, str]:
-    """A coloured word for any state, phase or verdict; its colour is in the style sheet."""
+    """A coloured badge for a state, phase or verdict; the style sheet has the colours."""
     return {"state": str(state), "tone": TONES.get(str(state), "quiet")}
 
 

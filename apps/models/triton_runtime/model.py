@@ -1,7 +1,7 @@
-"""Serves `model.onnx`, beside this file, with onnxruntime through Triton's Python backend.
+"""Serves `model.onnx`, next to this file, with onnxruntime through Triton's Python backend.
 
 Copied into each version's directory of a model repository where the server has no ONNX Runtime
-backend. It runs inside Triton's stub process: it may import numpy and onnxruntime, nothing of ours.
+backend. It runs inside Triton's stub process: it may import numpy and onnxruntime, not Interlock.
 Requests of one batch are concatenated, run once, and split again.
 """
 
@@ -23,19 +23,19 @@ class TritonPythonModel:
         self.input_names = [item["name"] for item in config["input"]]
         self.outputs = [item["name"] for item in config["output"]]
         options = onnxruntime.SessionOptions()
-        # One process per instance; more threads would fight over the same cores.
+        # One process per instance; more threads would compete for the same cores.
         options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
-        # Errors go to the caller; the log would fill with one poison row after another.
+        # Errors go to the caller; invalid rows would fill the log.
         options.log_severity_level = 4
         path = Path(args["model_repository"]) / args["model_version"] / "model.onnx"
         self.session = onnxruntime.InferenceSession(
             str(path), options, providers=["CPUExecutionProvider"]
         )
         inputs = self.session.get_inputs()
-        # Triton has no tensors without dimensions: a scalar comes with shape [1].
+        # Triton has no tensors without dimensions: a scalar has shape [1].
         self.scalars = {item.name for item in inputs if not item.shape}
-        # BYTES arrives as bytes objects; onnxruntime wants text for its string tensors.
+        # BYTES arrives as bytes objects; onnxruntime needs text for string tensors.
         self.text_inputs = {item.name for item in inputs if item.type == "tensor(string)"}
 
     def execute(self, requests: list[Any]) -> list[Any]:
@@ -44,17 +44,17 @@ class TritonPythonModel:
         try:
             return self._answer_together(requests)
         except Exception:
-            # One poison request must not fail its neighbours.
+            # One invalid request must not fail the other requests of the batch.
             return [self._answer_one(request) for request in requests]
 
     def _answer_one(self, request: Any) -> Any:
         try:
             return self._respond(self._run(self._inputs(request)))
         except UnicodeDecodeError as error:
-            wrong = pb_utils.TritonError(
+            failure = pb_utils.TritonError(
                 f"a BYTES input is not UTF-8: {error}", pb_utils.TritonError.INVALID_ARG
             )
-            return pb_utils.InferenceResponse(error=wrong)
+            return pb_utils.InferenceResponse(error=failure)
         except Exception as error:
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error)))
 
@@ -66,8 +66,8 @@ class TritonPythonModel:
         }
         outputs = self._run(merged)
         if any(len(output) != sum(sizes) for output in outputs):
-            # Rows could not be told apart; each request alone says what is wrong.
-            raise ValueError("an output has other rows than the inputs")
+            # The rows cannot be assigned to requests; each request alone reports its error.
+            raise ValueError("an output has a different number of rows than the inputs")
         ends = np.cumsum(sizes)[:-1]
         parts = [np.split(output, ends) for output in outputs]
         return [self._respond([part[i] for part in parts]) for i in range(len(requests))]

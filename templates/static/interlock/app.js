@@ -1,6 +1,6 @@
-// What the pages need beyond HTMX: the dialog of questions, keys, clocks, charts, and honesty when
-// the server is away. Loaded once with `defer`; no inline script anywhere, so that a strict CSP
-// holds. Every button works without it.
+// Page behaviour beyond HTMX: confirmation dialog, shortcut keys, clocks, charts, and a notice when
+// the server is unreachable. Loaded once with `defer`. A strict CSP forbids inline scripts. Every
+// button works without this script.
 "use strict";
 
 const styles = getComputedStyle(document.documentElement);
@@ -8,20 +8,20 @@ const colour = (name) => styles.getPropertyValue(name).trim();
 const each = (selector, act) => document.querySelectorAll(selector).forEach(act);
 const byId = (id) => document.getElementById(id);
 
-// --- Questions: the server asks before what cannot be undone; its answer goes into the dialog. ----
-let askedState = "";
-const presentState = () => (byId("live") ? byId("live").dataset.state || "" : "");
+// --- Confirmation: before an irreversible action the server returns a question for the dialog. --
+let shownState = "";
+const currentState = () => (byId("live") ? byId("live").dataset.state || "" : "");
 
 function openQuestion() {
-  askedState = presentState();
+  shownState = currentState();
   byId("confirm-changed").hidden = true;
   if (!byId("confirm").open) byId("confirm").showModal();
   (document.querySelector("#confirm [autofocus]") || byId("confirm-yes")).focus();
 }
 
-// What is asked about may change while somebody reads: then the dialog says how it stands now.
-function tellChange() {
-  if (!byId("confirm").open || presentState() === askedState) return;
+// The state may change while the dialog is open: then the dialog shows the current state.
+function showStateChange() {
+  if (!byId("confirm").open || currentState() === shownState) return;
   const box = byId("confirm-changed");
   box.textContent = `This changed while you were reading. Now: ${byId("live").dataset.say || ""}`;
   box.hidden = false;
@@ -30,7 +30,7 @@ function tellChange() {
 document.addEventListener("htmx:afterSwap", (event) => {
   if (event.detail.target.id === "confirm-body") openQuestion();
 });
-// A yes is sent: its answer shows on the page, or asks once more.
+// The confirmation is sent: the response updates the page, or is another question.
 document.addEventListener("htmx:beforeRequest", (event) => {
   if (event.detail.elt.closest("#confirm")) byId("confirm").close();
 });
@@ -38,7 +38,7 @@ document.addEventListener("click", (event) => {
   if (event.target.closest("[data-close]")) byId("confirm").close();
 });
 
-// --- Keys: `data-key` presses its button, unless somebody types or is being asked. ---------------
+// --- Keys: `data-key` clicks its button, except in input fields and while the dialog is open. ---
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
   if (event.target.closest("input, select, textarea, [contenteditable]")) return;
@@ -52,7 +52,7 @@ document.addEventListener("keydown", (event) => {
 const isPoll = (detail) => detail.requestConfig.verb === "get";
 
 document.addEventListener("htmx:beforeRequest", (event) => {
-  // A hidden page asks for nothing; it asks again at once when it is looked at.
+  // A hidden page does not poll; it polls at once when it becomes visible.
   if (document.hidden && isPoll(event.detail)) event.preventDefault();
 });
 document.addEventListener("visibilitychange", () => {
@@ -62,12 +62,12 @@ document.addEventListener("visibilitychange", () => {
 document.addEventListener("htmx:beforeSwap", (event) => {
   const { xhr, target } = event.detail;
   if (xhr.responseURL.includes("/login/")) return window.location.reload();
-  // A pressed button keeps its place until it is answered: htmx gives no answer to one that is gone.
+  // Keep a clicked button until its response: htmx drops the response of a removed element.
   if (isPoll(event.detail) && target.querySelector(".htmx-request")) event.detail.shouldSwap = false;
   keepScroll(target);
 });
 
-// What a person scrolled or opened stays so when new data comes, beside the target too.
+// Scroll positions and open details survive a swap, also outside of the target.
 let scrolled = {};
 let opened = {};
 function keepScroll(target) {
@@ -87,26 +87,26 @@ document.addEventListener("htmx:afterSettle", () => {
     if (box) box.open = isOpen;
   }
   refresh();
-  tellChange();
+  showStateChange();
 });
 
 let answeredAt = new Date();
-function sayAway(event) {
+function showOffline(event) {
   const box = document.getElementById("offline");
   const status = event.detail.xhr && event.detail.xhr.status;
-  const why = status ? `the server answered ${status}` : "the server does not answer";
-  box.textContent = `Not updated since ${answeredAt.toLocaleTimeString()}: ${why}. Retrying.`;
+  const reason = status ? `the server answered ${status}` : "the server does not respond";
+  box.textContent = `Not updated since ${answeredAt.toLocaleTimeString()}: ${reason}. Retrying.`;
   box.hidden = false;
 }
-document.addEventListener("htmx:sendError", sayAway);
-document.addEventListener("htmx:responseError", sayAway);
+document.addEventListener("htmx:sendError", showOffline);
+document.addEventListener("htmx:responseError", showOffline);
 document.addEventListener("htmx:afterRequest", (event) => {
   if (!event.detail.successful) return;
   answeredAt = new Date();
   document.getElementById("offline").hidden = true;
 });
 
-// --- Clocks: the server says until when (and what time it is there); the browser counts. --------
+// --- Clocks: the server sends deadlines and its time; the browser counts down. -------------------
 let skewMs = 0;
 
 function readServerClock() {
@@ -116,7 +116,7 @@ function readServerClock() {
   skewMs = Date.parse(stamped.dataset.now) - Date.now();
 }
 
-function said(seconds) {
+function formatDuration(seconds) {
   const s = Math.max(0, Math.round(seconds));
   if (s >= 3600) return `${Math.floor(s / 3600)} h ${Math.floor((s % 3600) / 60)} min`;
   if (s >= 60) return `${Math.floor(s / 60)} min ${s % 60} s`;
@@ -127,10 +127,10 @@ function tick() {
   const now = Date.now() + skewMs;
   each("[data-until]", (el) => {
     const left = (Date.parse(el.dataset.until) - now) / 1000;
-    el.textContent = left > 0 ? said(left) : el.dataset.over || "0 s";
+    el.textContent = left > 0 ? formatDuration(left) : el.dataset.over || "0 s";
   });
   each("[data-since]", (el) => {
-    el.textContent = said((now - Date.parse(el.dataset.since)) / 1000);
+    el.textContent = formatDuration((now - Date.parse(el.dataset.since)) / 1000);
   });
   each("progress[data-from]", (el) => {
     const from = Date.parse(el.dataset.from);
@@ -138,15 +138,15 @@ function tick() {
   });
 }
 
-// --- Charts: figures come as JSON; colours are the page's, so light and dark both fit. ----------
+// --- Charts: figures are JSON; colours come from the page, for light and dark themes. -----------
 const drawn = new Map();
 
-function veiled(hex) {
+function translucent(hex) {
   const [r, g, b] = [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
   return `rgba(${r},${g},${b},0.35)`;
 }
 
-function themed(figure) {
+function applyTheme(figure) {
   const line = colour("--line");
   const axis = { gridcolor: colour("--grid"), linecolor: line, zerolinecolor: line };
   const data = figure.data.map((trace) => {
@@ -155,7 +155,7 @@ function themed(figure) {
       ...trace,
       line: { width: 2, ...trace.line, color: ink },
       marker: { ...trace.marker, color: ink },
-      ...(trace.fill || trace.stackgroup ? { fillcolor: veiled(ink) } : {}),
+      ...(trace.fill || trace.stackgroup ? { fillcolor: translucent(ink) } : {}),
     };
   });
   const layout = {
@@ -174,12 +174,12 @@ function draw(source, again) {
   const box = document.getElementById(source.id.replace(/-data$/, ""));
   if (!box || (!again && drawn.get(source.id) === source.textContent)) return;
   drawn.set(source.id, source.textContent);
-  const { data, layout } = themed(JSON.parse(source.textContent));
+  const { data, layout } = applyTheme(JSON.parse(source.textContent));
   box.replaceChildren(...(box.classList.contains("js-plotly-plot") ? box.childNodes : []));
   Plotly.react(box, data, layout, { responsive: true, displayModeBar: false });
 }
 
-// The code that draws is some megabytes: it is fetched once the page can be used without it.
+// The chart library has several megabytes: it is loaded after the page is usable.
 function fetchCharts() {
   const source = document.querySelector("meta[name=charts]").content;
   if (!source) return;
@@ -197,7 +197,7 @@ function drawAll(again) {
 
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => drawAll(true));
 
-// A figure as a picture, on the page's own ground instead of none.
+// Download a figure as PNG, on the page's background instead of a transparent one.
 document.addEventListener("click", (event) => {
   const button = event.target.closest("[data-download]");
   const box = button && document.getElementById(button.dataset.download);
@@ -209,9 +209,9 @@ document.addEventListener("click", (event) => {
   });
 });
 
-// --- Choices: `data-when="kind:mean,ratio"` shows a field only while it matters. A hidden one is
-// disabled, so that it is not sent, and keeps what was typed. -------------------------------------
-function matters(field, form) {
+// --- Choices: `data-when="kind:mean,ratio"` shows a field only while it applies. A hidden field is
+// disabled, so it is not sent, and keeps its value. -----------------------------------------------
+function applies(field, form) {
   return field.dataset.when.split(" ").every((rule) => {
     const [name, values] = rule.split(":");
     const choice = form.querySelector(`[data-choice="${name}"]`);
@@ -219,17 +219,17 @@ function matters(field, form) {
   });
 }
 
-function showWhatMatters() {
+function showApplicableFields() {
   each("[data-when]", (field) => {
     const form = field.closest("[data-choices], form");
     if (!form) return;
-    field.disabled = !matters(field, form);
+    field.disabled = !applies(field, form);
     field.closest("div").hidden = field.disabled;
   });
 }
 
 document.addEventListener("change", (event) => {
-  if (event.target.matches("[data-choice]")) showWhatMatters();
+  if (event.target.matches("[data-choice]")) showApplicableFields();
   if (event.target.matches("[data-submit]")) event.target.form.submit();
 });
 
@@ -251,12 +251,12 @@ document.addEventListener("click", (event) => {
     rows.insertAdjacentHTML("beforeend", html);
     total.value = Number(total.value) + 1;
     renumber(rows);
-    showWhatMatters();
+    showApplicableFields();
     rows.lastElementChild.querySelector("input, select").focus();
   } else if (remove) {
     const row = remove.closest("[data-row]");
     const rows = row.parentElement;
-    // The form's numbers may have gaps: an emptied row is left out by the server.
+    // The numbers of the form may have gaps: the server ignores an emptied row.
     row.querySelectorAll("input, textarea, [data-empties]").forEach((input) => {
       if (input.type === "checkbox") input.checked = false;
       else input.value = "";
@@ -271,7 +271,7 @@ function refresh() {
   readServerClock();
   tick();
   drawAll(false);
-  showWhatMatters();
+  showApplicableFields();
 }
 document.addEventListener("DOMContentLoaded", refresh);
 setInterval(tick, 1000);
