@@ -1,4 +1,4 @@
-"""Settings of the control plane, in sections. Values come from the environment through `env`."""
+"""Settings of the control plane; values come from the environment through `env`."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ SESSION_COOKIE_HTTPONLY = True
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if SECURE_COOKIES else None
 X_FRAME_OPTIONS = "DENY"
 
-# Proxies of ours in front of the web server, whose X-Forwarded-For says who the client is.
+# The number of trusted proxies in front of the web server that set X-Forwarded-For.
 PROXIES = env.integer("INTERLOCK_PROXIES", 0)
-# Failed logins of a name from an address until it is locked out; ten times as many of a name from
-# everywhere, or from an address for any name.
+# Failed logins of a name from an address until it is locked out. The limits of a name from all
+# addresses, and of an address for all names, are ten times as high.
 AXES_FAILURE_LIMIT = env.integer("INTERLOCK_LOGIN_FAILURES_MAX", 5, at_least=1)
 LOGIN_FAILURES_WIDE_MAX = 10 * AXES_FAILURE_LIMIT
 AXES_COOLOFF_TIME = timedelta(minutes=env.integer("INTERLOCK_LOGIN_LOCKED_MIN", 15, at_least=1))
@@ -36,7 +36,7 @@ AXES_USERNAME_CALLABLE = "controlplane.logins.username_of"
 AXES_CLIENT_IP_CALLABLE = "controlplane.client_address.client_address"
 AXES_RESET_ON_SUCCESS = True
 AXES_RESET_COOL_OFF_ON_FAILURE_DURING_LOCKOUT = False
-# The audit log has them.
+# The audit log records logins.
 AXES_DISABLE_ACCESS_LOG = True
 AXES_ENABLE_ADMIN = False
 AXES_VERBOSE = False
@@ -114,19 +114,19 @@ AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.UserAttributeSimilarityValidator"},
 ]
 
-# A JSON body of the API, and a form without its files, in bytes.
+# The maximum bytes of a JSON body of the API, and of a form without its files.
 DATA_UPLOAD_MAX_MEMORY_SIZE = env.integer(
     "INTERLOCK_API_BODY_BYTES_MAX", 2 * 1024**2, at_least=64 * 1024
 )
 
 # --- Data ----------------------------------------------------------------------------------------
-# A pool needs CONN_MAX_AGE = 0. Web processes have one; others keep a session as long as they work.
+# A pool requires CONN_MAX_AGE = 0. Only web processes have a pool.
 DATABASES: dict[str, dict[str, Any]] = {
     "default": {
         **env.database("DATABASE_URL", "postgresql://interlock@127.0.0.1:5433/interlock"),
         "CONN_MAX_AGE": 0,
         "CONN_HEALTH_CHECKS": True,
-        # Behind a pooler in transaction mode a cursor of the server ends with its transaction.
+        # Behind a pooler in transaction mode a server-side cursor ends with its transaction.
         "DISABLE_SERVER_SIDE_CURSORS": env.flag("INTERLOCK_DATABASE_TRANSACTION_POOLING", False),
     }
 }
@@ -135,78 +135,78 @@ REDIS_URL = env.redis_url("REDIS_URL", "redis://127.0.0.1:6380/0")
 MLFLOW_TRACKING_URI = env.text("MLFLOW_TRACKING_URI", "")
 MLFLOW_TOKEN = env.text("MLFLOW_TRACKING_TOKEN", "")
 MLFLOW_LOGIN = (env.text("MLFLOW_TRACKING_USERNAME", ""), env.text("MLFLOW_TRACKING_PASSWORD", ""))
-# Whether `candidate` starts rollouts only where MLflow asks whoever sets it for a login.
+# Whether `candidate` starts rollouts only if MLflow requires a login to set an alias.
 MLFLOW_LOGIN_REQUIRED = env.flag("INTERLOCK_MLFLOW_LOGIN_REQUIRED", False)
-# Where browsers reach MLflow; links to runs and versions lead there.
+# MLflow's URL for browsers, used in links to runs and versions.
 MLFLOW_PUBLIC_URL = env.public_url("INTERLOCK_MLFLOW_PUBLIC_URL", MLFLOW_TRACKING_URI)
-# What MLflow signs its webhooks with; empty: there are none, and the registry is polled alone.
+# The secret of MLflow's webhooks; empty: no webhooks, the registry is only polled.
 MLFLOW_WEBHOOK_SECRET = env.secret("INTERLOCK_MLFLOW_WEBHOOK_SECRET", "")
 TRITON_URLS = env.items("INTERLOCK_TRITON_URLS")
-# What Triton's control APIs ask for; empty: they are open, and the fleet page says so.
+# The token of Triton's control APIs; empty: they are open, and the fleet page warns.
 TRITON_TOKEN = env.secret("INTERLOCK_TRITON_TOKEN", "")
 MODEL_REPOSITORY = Path(
     env.text("INTERLOCK_MODEL_REPOSITORY", str(BASE_DIR / ".state/triton/repository"))
 )
 ARTIFACT_DIR = Path(env.text("INTERLOCK_ARTIFACT_DIR", str(BASE_DIR / ".state/artifacts")))
 DATAPLANE_URL = env.text("INTERLOCK_DATAPLANE_URL", "http://127.0.0.1:8080")
-# Who answers Prometheus checks; empty: they cannot be answered, and hold.
+# The server of Prometheus checks; empty: such checks cannot be evaluated, and hold.
 PROMETHEUS_URL = env.service_url("INTERLOCK_PROMETHEUS_URL")
-# What questions of webhook checks are signed with (Standard Webhooks); empty: they are not signed.
+# The signing key of webhook checks (Standard Webhooks); empty: requests are not signed.
 WEBHOOK_SECRET = env.webhook_secret("INTERLOCK_WEBHOOK_SECRET")
 INSTANCE_TOKEN = env.secret("INTERLOCK_INSTANCE_TOKEN", "")
-# Whether each data-plane instance needs a token of its own, and what it sends the seal of it. The
-# one above is then no longer everybody's.
+# Whether each data-plane instance needs its own token, and messages a seal made with it. The
+# shared token above is then no longer valid for every instance.
 OWN_TOKENS_REQUIRED = env.flag("INTERLOCK_OWN_TOKENS_REQUIRED", False)
 ARTIFACT_BYTES_MAX = env.integer("INTERLOCK_ARTIFACT_BYTES_MAX", 2 * 1024**3, at_least=1)
-# An artifact is inspected by a process that may take no more than this.
+# The memory limit of the process that inspects an artifact.
 INSPECT_MEMORY_BYTES_MAX = env.integer(
     "INTERLOCK_INSPECT_MEMORY_BYTES_MAX", 8 * 1024**3, at_least=1024**3
 )
 INSPECT_TIMEOUT_S = env.integer("INTERLOCK_INSPECT_TIMEOUT_S", 180, at_least=10)
-# A model that does not answer one trial request within so long is refused.
+# The timeout of the trial request; a model that exceeds it is refused.
 TRIAL_S = env.integer("INTERLOCK_TRIAL_S", 20, at_least=1)
-# A version that was never ready and is not within so long is given up.
+# The time limit for a version to become ready for the first time; then its deployment fails.
 DEPLOY_WITHIN_S = env.integer("INTERLOCK_DEPLOY_WITHIN_S", 600, at_least=10)
-# How Triton serves: its ONNX Runtime backend where it has one (auto), and processes per version.
+# Triton's backend (auto: the ONNX Runtime backend if available), and processes per version.
 TRITON_BACKEND = env.choice("INTERLOCK_TRITON_BACKEND", "auto", ("auto", "python", "onnxruntime"))
 TRITON_INSTANCES = env.integer("INTERLOCK_TRITON_INSTANCES", 1, at_least=1)
-# A version may be registered from a file: URI below this directory; empty: from none.
+# Versions can be registered from file: URIs below this directory; empty: from none.
 REGISTER_DIR = env.text("INTERLOCK_REGISTER_DIR", "")
-# Artifacts that MLflow says are in this machine's file system are read below this; empty: never.
+# MLflow's artifacts in the local file system are read only below this directory; empty: never.
 MLFLOW_ARTIFACT_DIR = env.text("INTERLOCK_MLFLOW_ARTIFACT_DIR", "")
-# … and from an https: URI at these hosts (host or host:port).
+# Versions can be registered from https: URIs at these hosts (host or host:port).
 REGISTER_HOSTS = [host.lower() for host in env.items("INTERLOCK_REGISTER_HOSTS")]
-# Where results come from instead of PostgreSQL: an Ibis URL, and three tables or globs of Parquet.
+# The source of results instead of PostgreSQL: an Ibis URL, and three tables or Parquet globs.
 WAREHOUSE_URL = env.text("INTERLOCK_WAREHOUSE_URL", "")
 WAREHOUSE_EXPOSURES = env.text("INTERLOCK_WAREHOUSE_EXPOSURES", "exposures")
 WAREHOUSE_OUTCOMES = env.text("INTERLOCK_WAREHOUSE_OUTCOMES", "outcomes")
 WAREHOUSE_MEASURED = env.text("INTERLOCK_WAREHOUSE_MEASURED", "")
-# An outcome counts though its clock puts it so many seconds before its unit's exposure.
+# Tolerance for clock skew: an outcome may precede its unit's exposure by this time.
 OUTCOME_CLOCK_SKEW_S = env.integer("INTERLOCK_OUTCOME_CLOCK_SKEW_S", 5, at_least=0)
-# Files of outcomes are divided by those who have more.
+# The maximum bytes of one file of outcomes.
 IMPORT_BYTES_MAX = env.integer("INTERLOCK_IMPORT_BYTES_MAX", 512 * 1024**2, at_least=1)
-# The pages that take files.
+# The pages that accept file uploads.
 UPLOAD_PAGES = ("version-register", "outcome-import")
 FILE_UPLOAD_HANDLERS = ["apps.models.uploads.ArtifactUploadHandler"]
-# An instance that has not reported for so long is not live: its ack is not waited for.
+# An instance without a report for this time is not live: rollouts do not wait for it.
 INSTANCE_LIVE_S = env.integer("INTERLOCK_INSTANCE_LIVE_S", 10, at_least=3)
-# One that went silent without saying that it stops holds rollouts for so long.
+# An instance that became silent without a shutdown message holds rollouts for this time.
 INSTANCE_FORGOTTEN_S = env.integer("INTERLOCK_INSTANCE_FORGOTTEN_S", 900, at_least=10)
 
-# A control loop that has not turned for so long is shown as stopped on every page.
+# A control loop without a successful turn for this time is shown as stopped on every page.
 LOOP_LATE_S = env.integer("INTERLOCK_LOOP_LATE_S", 30, at_least=5)
 
-# How long what grows is kept, by kind; 0: for ever.
+# Retention in days, by kind; 0: for ever.
 RETENTION_DAYS = {
     kind.name: env.days(kind.variable, kind.days, at_least=kind.least_days) for kind in KINDS
 }
 
 # --- Notifications -------------------------------------------------------------------------------
-# Where people reach the web UI; without it messages carry no links.
+# The web UI's URL for links in messages; empty: messages have no links.
 PUBLIC_URL = env.service_url("INTERLOCK_PUBLIC_URL").rstrip("/")
-# Private networks, and names in them, that notifications and webhook checks may call.
+# Private networks and host names that notifications and webhook checks may call.
 WEBHOOK_ALLOWED = env.allow_list("INTERLOCK_WEBHOOK_ALLOWED")
-# Servers of this installation beside those that other settings name: nothing calls them.
+# More servers of this installation, which notifications and webhook checks must never call.
 OWN_SERVICES = env.own_services("INTERLOCK_OWN_SERVICES")
 # Empty: no e-mail is sent.
 EMAIL_SERVER = env.mail_server("INTERLOCK_EMAIL_URL")
@@ -228,13 +228,13 @@ REST_FRAMEWORK = {
     "TEST_REQUEST_DEFAULT_FORMAT": "json",
 }
 SPECTACULAR_SETTINGS = {
-    # What the API can do is told to those who may use it.
+    # Only logged-in users can read the schema.
     "SERVE_PERMISSIONS": ["rest_framework.permissions.IsAuthenticated"],
     "TITLE": "Interlock",
-    "DESCRIPTION": "Models, versions, rollouts and experiments: what the web UI does, for CI.",
+    "DESCRIPTION": "Manage models, versions, rollouts and experiments, for example from CI.",
     "VERSION": "1",
     "SERVE_INCLUDE_SCHEMA": False,
-    # Two fields called kind, and a release's state is a phase: names that say so.
+    # Unique names: two fields are called kind, and a release's state is a phase.
     "ENUM_NAME_OVERRIDES": {
         "PhaseEnum": "apps.rollouts.states.Phase",
         "RegistryStateEnum": "apps.models.states.RegistryState",
@@ -244,7 +244,7 @@ SPECTACULAR_SETTINGS = {
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
 }
 
-# --- Celery: it only wakes; PostgreSQL rows are the truth ---------------------------------------
+# --- Celery: it only triggers work; the state is in PostgreSQL -----------------------------------
 CELERY_BROKER_URL = env.broker_url(REDIS_URL)
 CELERY_BROKER_USE_SSL = env.broker_tls(REDIS_URL)
 CELERY_TASK_IGNORE_RESULT = True
@@ -253,13 +253,13 @@ CELERY_TASK_REJECT_ON_WORKER_LOST = True
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
 CELERY_BROKER_TRANSPORT_OPTIONS = {"visibility_timeout": 600, **env.broker_options(REDIS_URL)}
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
-# For ever: a Redis that is away for a night must not end the workers.
+# No limit: workers must survive a long outage of Redis.
 CELERY_BROKER_CONNECTION_MAX_RETRIES = None
 CELERY_TASK_TIME_LIMIT = 540
 CELERY_TASK_SOFT_TIME_LIMIT = 500
 CELERY_WORKER_HIJACK_ROOT_LOGGER = False
 CELERY_TIMEZONE = "UTC"
-# A tick that waited longer than its period is worth nothing: the next one does its work.
+# A task expires after its period: the next one does its work.
 CELERY_BEAT_SCHEDULE: dict[str, dict[str, Any]] = {
     name: {"task": name, "schedule": period_s, "options": {"expires": max(2.0, period_s)}}
     for name, period_s in {
@@ -282,7 +282,7 @@ CELERY_BEAT_SCHEDULE: dict[str, dict[str, Any]] = {
 
 # --- Admin ---------------------------------------------------------------------------------------
 def _icon_url(_: object) -> str:
-    # Imported here: beat reads the settings, and needs neither templates nor a database.
+    # Imported here: beat reads the settings but needs neither templates nor a database.
     from django.templatetags.static import static
 
     return static("interlock/icon.svg")
@@ -312,7 +312,7 @@ STATICFILES_FINDERS = [
     "django.contrib.staticfiles.finders.AppDirectoriesFinder",
     "apps.lib.pages.PlotlyFinder",
 ]
-# Served straight from the packages, hashed and compressed: there is nothing to collect.
+# Served from the packages, hashed and compressed; `collectstatic` is not needed.
 STORAGES = {
     "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
     "staticfiles": {"BACKEND": "controlplane.static.HashedStorage"},
@@ -325,7 +325,7 @@ LOGGING: dict[str, Any] = {
     "formatters": {"line": {"format": "%(asctime)s %(levelname)-7s %(name)s %(message)s"}},
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
     "root": {"handlers": ["stderr"], "level": env.text("INTERLOCK_LOG_LEVEL", "INFO")},
-    # Libraries that tell of every request or task, of which there are several a second.
+    # Libraries that log every request or task, several per second.
     "loggers": {
         name: {"level": "WARNING"}
         for name in (
