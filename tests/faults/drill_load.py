@@ -152,7 +152,7 @@ def judge(
 
 
 def _refused(answers: Sequence[Answer]) -> str:
-    """Return counts of refused responses by status and of late responses, and their time span."""
+    """Return counts of refused responses by status and of slow responses, and their time span."""
     bad = [a for a in answers if a.status not in (200, WRONG) or a.took_s > LATE_S]
     if not bad:
         return "none"
