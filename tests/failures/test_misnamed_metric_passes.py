@@ -1,4 +1,4 @@
-"""A check with a typo passed silently (flagger #1581): here no such plan is saved."""
+"""A check with a typo passed silently (flagger #1581). Here such a plan is refused."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from tests.rollouts.outside import look, make_asking, service, vector
 pytestmark = pytest.mark.django_db
 
 
-def save(kind: str, **given: Any) -> Plan:
-    check = CheckDocument(check=kind, settings=given)
+def save(kind: str, **settings: Any) -> Plan:
+    check = CheckDocument(check=kind, settings=settings)
     step = StepDocument(weight_bp=500, checks=(check,))
     return save_plan(document=PlanDocument(name="typo", steps=(step,)), actor=ANNA)
 
 
 @pytest.mark.parametrize(
-    ("kind", "given", "told"),
+    ("kind", "settings", "message"),
     [
         ("eror-rate", {}, "Step 1: unknown check 'eror-rate'. Known are: error-rate, latency"),
         ("outcome", {"metric": "boguht", "margin": 0.1}, "there is no metric 'boguht'"),
@@ -44,16 +44,16 @@ def save(kind: str, **given: Any) -> Plan:
         ("webhook", {}, "needs url"),
     ],
 )  # fmt: skip
-def test_a_check_that_nobody_could_answer_is_refused_and_nothing_is_saved(
-    kind: str, given: dict[str, Any], told: str
+def test_an_invalid_check_is_refused_and_nothing_is_saved(
+    kind: str, settings: dict[str, Any], message: str
 ) -> None:
     Metric.objects.create(name="bought", kind=Metric.Kind.PROPORTION)
-    with pytest.raises(Invalid, match=told):
-        save(kind, **given)
+    with pytest.raises(Invalid, match=message):
+        save(kind, **settings)
     assert not Plan.objects.exists()
 
 
-def test_a_metric_that_was_deleted_since_refuses_the_start() -> None:
+def test_a_deleted_metric_refuses_the_start() -> None:
     metric = Metric.objects.create(name="bought", kind=Metric.Kind.PROPORTION)
     plan = save("outcome", metric="bought", margin=0.1)
     metric.delete()
@@ -64,7 +64,7 @@ def test_a_metric_that_was_deleted_since_refuses_the_start() -> None:
     assert not Rollout.objects.exists()
 
 
-def test_a_metric_that_prometheus_does_not_know_never_passes(settings: Any) -> None:
+def test_a_metric_unknown_to_prometheus_never_passes(settings: Any) -> None:
     query = CheckDocument(check="prometheus", settings={"query": "erors_total", "at_most": 1})
     with service(lambda _: vector()) as outside:
         settings.PROMETHEUS_URL = outside.url
