@@ -29,11 +29,7 @@ def test_a_restored_database_fails_no_prediction_and_rollouts_go_on(
         restored_at = monotonic()
         restore(ground, path)
         assert newest(ground) < forgotten
-        wait_until(
-            lambda: "never published" in reason(ground, rollout),
-            60,
-            "the rollout holds with a reason",
-        )
+        wait_until(lambda: "never published" in reason(ground, rollout), 60, "the rollout holds")
 
         start_epoch(ground)
         wait_until(lambda: ground.passed(rollout), 60, "the rollout of the dump passes")
