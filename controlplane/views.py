@@ -37,7 +37,7 @@ def token_list(request: PageRequest) -> HttpResponse:
         return render(request, "tokens/token_list.html", context, status=400)
     token, secret = ApiToken.issue(user_id=request.user.pk, name=form.cleaned_data["name"])
     _audit(request, "token.made", token)
-    context = {"form": TokenForm(), "tokens": _own(request), "issued": token, "secret": secret}
+    context = {"form": TokenForm(), "tokens": _own(request), "made": token, "secret": secret}
     return render(request, "tokens/token_list.html", context, status=201)
 
 

@@ -24,11 +24,11 @@ pytestmark = pytest.mark.django_db
 
 
 @pytest.mark.parametrize("bound", ["at_most", "at_least"])
-@pytest.mark.parametrize("reply", [vector(), vector("NaN"), vector("+Inf"), vector("0", at=1e9)])
-def test_a_response_without_a_current_number_is_no_data_and_holds(
-    settings: Any, reply: Told, bound: str
+@pytest.mark.parametrize("told", [vector(), vector("NaN"), vector("+Inf"), vector("0", at=1e9)])
+def test_an_answer_without_a_number_of_now_is_no_data_and_holds(
+    settings: Any, told: Told, bound: str
 ) -> None:
-    with service(lambda _: reply) as outside:
+    with service(lambda _: told) as outside:
         settings.PROMETHEUS_URL = outside.url
         check = CheckDocument(check=PROMETHEUS, settings={"query": "up", bound: 0})
         rollout = make_asking(check)
@@ -51,7 +51,7 @@ def test_without_traffic_and_outcomes_every_check_is_no_data_and_holds() -> None
     rollout = make_asking(*map(read_check, DEFAULT_CHECKS), outcome)
     rows = look(rollout)
     verdicts = {row.check_name: row.verdict for row in rows}
-    # The latency check lacks a reference as well and reports that first.
+    # The latency check has no reference either, which it reports first.
     assert verdicts.pop("latency") == "insufficient-sample"
     assert set(verdicts.values()) == {"no-data"}
     assert rollout.phase == Phase.BAKING

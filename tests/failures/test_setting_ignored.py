@@ -22,6 +22,6 @@ def test_a_share_without_effect_raises_an_alarm() -> None:
     of = {"split": str(rollout.pk), "generation": rollout.generation, "at": at}
     send("digits", 1, units=2_000, requests=2_000, interval_started_at=at, **of)
     assert len(watch_traffic(database_now())) == 1
-    message = TrafficAlarm.objects.get().told
-    assert "the split has another effect on instance i-1" in message
-    assert "canary got 0 of 2000, 100 expected" in message
+    told = TrafficAlarm.objects.get().told
+    assert "the split has another effect on instance i-1" in told
+    assert "canary got 0 of 2000, 100 expected" in told

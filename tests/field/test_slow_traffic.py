@@ -63,8 +63,8 @@ def first_decision(
         if at < due or len(frozen) % looks:
             continue
         fresh = is_fresh(frozen, 0, needs_control=True, interval_s=interval_s, now=at)
-        question = Question(plan, 0, pool_sparse(frozen), REFERENCE, 500, is_fresh=fresh)
-        answers = [Answered(c, r) for c, r in zip(step.questions, answer(question), strict=True)]
+        asked = Question(plan, 0, pool_sparse(frozen), REFERENCE, 500, is_fresh=fresh)
+        answers = [Answered(c, r) for c, r in zip(step.questions, answer(asked), strict=True)]
         decision = decide_step(answers, StepFacts(clock, at, 10_000, 0))
         if decision.action is not Action.HOLD or "the checks pass" in decision.reason:
             return decision, (at - START).total_seconds()

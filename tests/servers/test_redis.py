@@ -80,22 +80,22 @@ def write(request: pytest.FixtureRequest, by_control_plane: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("redis")
 
 
 @pytest.fixture(scope="module")
-def tls_port(directory: Path) -> Iterator[int]:
-    files = make_files(directory, "server")
-    make_files(directory, "other")
-    with server(directory / "tls") as port, tls_front(files, port) as front:
+def tls_port(place: Path) -> Iterator[int]:
+    files = make_files(place, "server")
+    make_files(place, "other")
+    with server(place / "tls") as port, tls_front(files, port) as front:
         yield front
 
 
 def test_a_server_of_the_right_authority_is_written_to(
-    write: Any, tls_port: int, directory: Path
+    write: Any, tls_port: int, place: Path
 ) -> None:
-    write(f"rediss://localhost:{tls_port}/0?ssl_ca_certs={directory}/server.ca")
+    write(f"rediss://localhost:{tls_port}/0?ssl_ca_certs={place}/server.ca")
 
 
 @pytest.mark.parametrize(
@@ -105,19 +105,19 @@ def test_a_server_of_the_right_authority_is_written_to(
     ids=["authority", "name", "unknown"],
 )  # fmt: skip
 def test_a_server_that_cannot_be_verified_is_refused(
-    write: Any, tls_port: int, directory: Path, host: str, query: str
+    write: Any, tls_port: int, place: Path, host: str, query: str
 ) -> None:
     with pytest.raises(redis.RedisError, match=r"(?i)certificate"):
-        write(f"rediss://{host}:{tls_port}/0{query.format(directory)}")
+        write(f"rediss://{host}:{tls_port}/0{query.format(place)}")
 
 
 # --- Sentinel ------------------------------------------------------------------------------------
 
 
 @contextmanager
-def two_servers(directory: Path) -> Iterator[tuple[int, int]]:
+def two_servers(place: Path) -> Iterator[tuple[int, int]]:
     """Run a primary and a replica that is synchronised."""
-    with server(directory / "one") as first, server(directory / "two") as second:
+    with server(place / "one") as first, server(place / "two") as second:
         with client(second) as replica:
             replica.replicaof("127.0.0.1", first)
             wait_until(lambda: replica.info("replication")["master_link_status"] == "up")
@@ -203,7 +203,7 @@ def test_a_worker_outlives_a_demotion_of_its_broker(tmp_path: Path) -> None:
             sender.send_task("notifications.deliver")
             wait_until(lambda: admin.exists(mark), 60)
             admin.replicaof("127.0.0.1", 1)
-            # A worker that waits for tasks gets an error now and reconnects.
+            # A worker that waits for tasks gets the error now, and retries.
             wait_until(lambda: admin.info("errorstats").get("errorstat_READONLY"), 30)
             admin.replicaof("NO", "ONE")
             admin.delete(mark)
@@ -219,8 +219,8 @@ def test_a_worker_outlives_a_demotion_of_its_broker(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def cluster(directory: Path) -> Iterator[str]:
-    with server(directory / "cluster", "--cluster-enabled", "yes") as port:
+def cluster(place: Path) -> Iterator[str]:
+    with server(place / "cluster", "--cluster-enabled", "yes") as port:
         yield f"redis://127.0.0.1:{port}/0"
 
 
