@@ -76,7 +76,7 @@ def _shown(options: argparse.Namespace) -> dict[str, str]:
     return {"archived": "true"} if options.archived else {}
 
 
-def _act(client: Client, options: argparse.Namespace, action: str, path: str, what: str) -> int:
+def _act(client: Client, options: argparse.Namespace, action: str, path: str, target: str) -> int:
     """Run the action. A deletion continues after the response until servers release the files."""
     body = {"reason": options.reason}
     if action == "delete":
@@ -88,7 +88,7 @@ def _act(client: Client, options: argparse.Namespace, action: str, path: str, wh
     if options.json:
         return show_json(answer)
     result = {"undeploy": "is being unloaded", "restore": "is active"}
-    print(f"{what} {result.get(action, 'is ' + answer['state'])}")
+    print(f"{target} {result.get(action, 'is ' + answer['state'])}")
     return EXIT_OK
 
 

@@ -18,8 +18,8 @@ EX_TEMPFAIL = 75
 class MissingComponent(StackError):
     """A part needs a component that is not installed on this machine."""
 
-    def __init__(self, what: str, remedy: str) -> None:
-        super().__init__(f"{what} is missing.\n    {remedy}")
+    def __init__(self, component: str, remedy: str) -> None:
+        super().__init__(f"{component} is missing.\n    {remedy}")
 
 
 @dataclass(frozen=True)

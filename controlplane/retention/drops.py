@@ -228,7 +228,7 @@ def _no_hold() -> Hold:
 
 @dataclass(frozen=True)
 class Rule:
-    """How the rows of a kind are deleted, their tables, and what holds the deletion."""
+    """The deletion of a kind's rows: the function, the tables and the hold."""
 
     drop: Drop
     tables: tuple[str, ...]

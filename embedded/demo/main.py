@@ -173,7 +173,7 @@ def _print_report(
 ) -> None:
     print_line("\n== Results ==")
     for row in report.rows:
-        print_line(f"  {row.what:<34} {row.outcome:<12} {row.took_s:6.1f} s  {row.reason}")
+        print_line(f"  {row.name:<34} {row.outcome:<12} {row.took_s:6.1f} s  {row.reason}")
     print_line(
         f"  requests {totals['requests']:,}, errors at clients {totals['errors']}, "
         f"timeouts of impatient users {totals['given_up']:,}, "

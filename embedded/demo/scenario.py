@@ -82,7 +82,7 @@ class Users(Protocol):
 class Row:
     """One line of the final table."""
 
-    what: str
+    name: str
     expected: str
     outcome: str
     reason: str
@@ -96,7 +96,7 @@ class Report:
     def failures(self, totals: dict[str, Any]) -> list[str]:
         """Return a sentence for each unexpected result."""
         failures = [
-            f"{row.what}: {row.outcome} instead of {row.expected} ({row.reason})"
+            f"{row.name}: {row.outcome} instead of {row.expected} ({row.reason})"
             for row in self.rows
             if row.outcome != row.expected
         ]

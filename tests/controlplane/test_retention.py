@@ -142,7 +142,7 @@ def test_a_recently_ended_rollout_keeps_its_log() -> None:
     assert rollout.evaluations.count() == 2
 
 
-def test_decisions_are_deleted_if_the_setting_says_so(settings: Any) -> None:
+def test_decisions_are_deleted_after_their_retention(settings: Any) -> None:
     settings.RETENTION_DAYS = {**settings.RETENTION_DAYS, "decisions": 365}
     together = [ended(400, "a"), ended(400, "b")]
     Rollout.objects.update(ended_at=database_now() - 400 * DAY)

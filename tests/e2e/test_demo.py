@@ -77,7 +77,7 @@ def test_every_step_of_the_demo_has_the_expected_result(
     assert demo.returncode == 0, demo.stdout[-4_000:] + demo.stderr[-2_000:]
 
 
-def test_a_prediction_names_the_version_that_made_it(predict: httpx.Client) -> None:
+def test_a_prediction_names_its_version(predict: httpx.Client) -> None:
     response = predict.post("/v2/models/digits/infer", json=body())
     assert response.status_code == 200
     assert response.headers["x-interlock-version"] == "2"

@@ -56,7 +56,7 @@ class Server:
         return int(stats["inference_stats"]["success"]["count"])
 
     def says_ready(self) -> bool:
-        """Return whether Triton says that the version is ready."""
+        """Return whether Triton reports the version as ready."""
         url = f"http://{self.address}/v2/models/{TRITON_MODEL}/versions/1/ready"
         return httpx.get(url).status_code == 200
 

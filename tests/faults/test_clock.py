@@ -28,7 +28,9 @@ def planes(ground: Ground, tmp_path: Path) -> Iterator[list[Plane]]:
         yield planes
 
 
-def test_wrong_clocks_fail_nobody_and_decide_nothing(ground: Ground, planes: list[Plane]) -> None:
+def test_wrong_clocks_fail_no_request_and_do_not_matter(
+    ground: Ground, planes: list[Plane]
+) -> None:
     early, late = planes
     with (
         Load(ground.port, ground.question) as load,

@@ -9,7 +9,7 @@ from tests.faults.load import Load, Outcomes, failures, recovered_after_s, repor
 from tests.faults.seed import METRIC
 
 
-def test_a_killed_postgres_fails_no_prediction_and_the_rollout_goes_on(ground: Ground) -> None:
+def test_a_killed_postgres_fails_no_prediction_and_the_rollout_continues(ground: Ground) -> None:
     before = ground.settled_count()
     with Load(ground.port, ground.question) as load, Outcomes(ground.port, "pk", METRIC) as sent:
         rollout = ground.start_rollout()

@@ -17,7 +17,7 @@ from tests.faults.load import Load, failures, report
 from tests.faults.planes import Plane
 
 
-def test_a_restored_database_fails_no_prediction_and_rollouts_go_on(
+def test_a_restored_database_fails_no_prediction_and_rollouts_continue(
     ground: Ground, tmp_path: Path
 ) -> None:
     path = tmp_path / "interlock.dump"
