@@ -35,7 +35,7 @@ ANY_NUMBER = "none"
 def add_governance(commands: Any) -> None:
     """Add `freeze`, `quarantine`, `limit` and `instances`."""
     _add_freezes(commands)
-    help_text = "list the quarantined versions, or release one"
+    help_text = "list the quarantined versions, or end a quarantine"
     actions = add_group(commands, "quarantine", help_text, list_quarantine)
     _add_model(add_command(actions, "list", list_quarantine, "list the quarantined versions"))
     help_text = "end a version's quarantine: rollouts of it need no override"
