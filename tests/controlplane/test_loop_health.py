@@ -182,8 +182,8 @@ def test_without_redis_the_state_is_reported_as_unknown(
     settings.REDIS_URL = "redis://127.0.0.1:1/0"
     pulses = read_pulses()
     assert not pulses.is_well
-    assert "Redis does not response" in loops_document(pulses)["trouble"]
-    assert "Redis does not response" in page.get("/").content.decode()
+    assert "Redis is unreachable" in loops_document(pulses)["trouble"]
+    assert "Redis is unreachable" in page.get("/").content.decode()
     record_pulse("rollouts.tick")
 
 
