@@ -20,14 +20,14 @@ from tests.rollouts.outside import look, make_asking, service, vector
 pytestmark = pytest.mark.django_db
 
 
-def save(kind: str, **settings: Any) -> Plan:
-    check = CheckDocument(check=kind, settings=settings)
+def save(kind: str, **options: Any) -> Plan:
+    check = CheckDocument(check=kind, settings=options)
     step = StepDocument(weight_bp=500, checks=(check,))
     return save_plan(document=PlanDocument(name="typo", steps=(step,)), actor=ANNA)
 
 
 @pytest.mark.parametrize(
-    ("kind", "settings", "message"),
+    ("kind", "options", "message"),
     [
         ("eror-rate", {}, "Step 1: unknown check 'eror-rate'. Known are: error-rate, latency"),
         ("outcome", {"metric": "boguht", "margin": 0.1}, "there is no metric 'boguht'"),
@@ -45,11 +45,11 @@ def save(kind: str, **settings: Any) -> Plan:
     ],
 )  # fmt: skip
 def test_an_invalid_check_is_refused_and_nothing_is_saved(
-    kind: str, settings: dict[str, Any], message: str
+    kind: str, options: dict[str, Any], message: str
 ) -> None:
     Metric.objects.create(name="bought", kind=Metric.Kind.PROPORTION)
     with pytest.raises(Invalid, match=message):
-        save(kind, **settings)
+        save(kind, **options)
     assert not Plan.objects.exists()
 
 
