@@ -18,7 +18,7 @@ EXIT_TIMED_OUT = 4
 
 
 class ApiError(Exception):
-    """The control plane said no, or could not be asked; `exit_code` is for the shell."""
+    """The control plane refused the request or is unreachable; `exit_code` is for the shell."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
@@ -43,25 +43,25 @@ class Client:
         return self._send("GET", path, params=params)
 
     def text(self, path: str, **params: Any) -> str:
-        """Return the text of a GET, of what is no JSON. Raises ApiError."""
-        return self._answer("GET", path, params=params).text
+        """Return the text of a GET whose response is not JSON. Raises ApiError."""
+        return self._request("GET", path, params=params).text
 
     def post(
         self, path: str, body: dict[str, Any] | None = None, *, timeout_s: float = TIMEOUT_S
     ) -> Any:
-        """Return the JSON of a POST, sent once more with the same key when the line broke.
+        """Return the JSON of a POST; after a broken connection, send it again with the same key.
 
         Raises:
-            ApiError: the request was refused, or nobody answered.
+            ApiError: the server refused the request or did not respond.
         """
         return self._post(path, json=body or {}, timeout=timeout_s)
 
     def upload(
         self, path: str, files: dict[str, Path], fields: dict[str, str], *, timeout_s: float
     ) -> Any:
-        """Return the JSON of a POST of a form with files, repeated as `post` does."""
+        """Return the JSON of a POST of a form with files; retried like `post`."""
         with ExitStack() as stack:
-            # The fields come first: the server stops reading at a file that is too large.
+            # The fields come first: the server stops reading at a file over its size limit.
             parts = {
                 name: (file.name, stack.enter_context(file.open("rb")), "application/octet-stream")
                 for name, file in files.items()
@@ -78,30 +78,30 @@ class Client:
             return self._send("POST", path, headers=headers, **options)
 
     def change(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-        """Return the JSON of a PATCH, PUT or DELETE, which may be repeated. Raises ApiError."""
+        """Return the JSON of a PATCH, PUT or DELETE, all idempotent. Raises ApiError."""
         return self._send(method, path, json=body or {})
 
     def pages(self, path: str, **params: Any) -> list[Any]:
-        """Return all rows of a paged list."""
+        """Return the rows of all pages of a list."""
         rows: list[Any] = []
         page = 1
         while True:
-            answer = self.get(path, page=page, **params)
-            rows += answer["results"]
-            if not answer["next"]:
+            body = self.get(path, page=page, **params)
+            rows += body["results"]
+            if not body["next"]:
                 return rows
             page += 1
 
     def _send(self, method: str, path: str, **options: Any) -> Any:
-        response = self._answer(method, path, **options)
+        response = self._request(method, path, **options)
         return response.json() if response.content else None
 
-    def _answer(self, method: str, path: str, **options: Any) -> httpx.Response:
+    def _request(self, method: str, path: str, **options: Any) -> httpx.Response:
         try:
             response = self._http.request(method, path, **options)
         except httpx.HTTPError as error:
             raise ApiError(
-                f"{self._http.base_url} does not answer: {error}", EXIT_UNREACHABLE
+                f"{self._http.base_url} is unreachable: {error}", EXIT_UNREACHABLE
             ) from error
         if response.is_success:
             return response
@@ -114,4 +114,4 @@ def _message(response: httpx.Response) -> str:
         error = response.json()["error"]
         return f"{error['message']} ({response.status_code} {error['code']})"
     except (ValueError, KeyError, TypeError):
-        return f"The server answered {response.status_code}: {response.text[:200]}"
+        return f"the server responded with {response.status_code}: {response.text[:200]}"

@@ -1,6 +1,6 @@
-"""`interlock experiment` and `interlock metric`: what the pages do, and a verdict as an exit code.
+"""`interlock experiment` and `interlock metric` manage experiments; the exit code is the verdict.
 
-Exit codes of results: 0 a variant is better; 1 nothing is significant (so far); 5 a variant or a
+Exit codes of `results`: 0 a variant is better; 1 nothing is significant (yet); 5 a variant or a
 guardrail is worse; 6 no verdict is possible.
 """
 
@@ -37,15 +37,15 @@ METRIC_COLUMNS = ["name", "kind", "source", "direction", "description"]
 SNAPSHOT_COLUMNS = ["id", "at", "actor", "note"]
 RESULT_COLUMNS = ["metric", "arm", "n", "mean", "difference", "interval", "outcome"]
 PHASES_NOTE = (
-    "\nWeights changed. Means are of all units of an arm; differences are those inside each phase, "
-    "and those of quantiles inside the last one:"
+    "\nThe weights changed. Means cover all units of an arm; differences are computed within each "
+    "phase, and differences of quantiles within the last phase:"
 )
 MOVES = {
     "start": "load the variants' versions, then assign units",
-    "pause": "give everybody stable for a while; units keep their variants",
-    "resume": "assign units again",
-    "stop": "end it; the final result follows and is frozen",
-    "abandon": "end it and claim no verdict",
+    "pause": "serve stable to all units; units keep their variants",
+    "resume": "assign units again after a pause",
+    "stop": "end the experiment; the final result follows and is frozen",
+    "abandon": "end the experiment without a verdict",
 }
 ENDED = {"completed", "failed"}
 GUARDED = {"not-worse": "within the margin", "worse": "beyond the margin"}
@@ -54,75 +54,84 @@ MISMATCHES = {"srm", "unexpected-units"}
 
 def add_experiments(commands: Any) -> None:
     """Add `experiment`, `metric` and `results`."""
-    told = "list experiments, make one, and take it from draft to shipped"
-    actions = add_group(commands, "experiment", told, list_experiments)
+    help_text = "list, create, run and ship experiments"
+    actions = add_group(commands, "experiment", help_text, list_experiments)
     listing = add_command(actions, "list", list_experiments, "list the experiments")
-    listing.add_argument("--model", help="only those on this model")
-    listing.add_argument("--state", help="only those in this state")
-    add_command(actions, "show", show_experiment, "print one as JSON", "experiment")
-    create = add_command(actions, "create", create_experiment, "make a draft of a file")
-    create.add_argument("file", help="YAML or JSON as the API takes it; - for standard input")
-    edit = add_command(actions, "edit", edit_experiment, "change a draft by a file", "experiment")
-    edit.add_argument("file", help="YAML or JSON of what is to change; - for standard input")
+    listing.add_argument("--model", help="list only experiments on this model")
+    listing.add_argument("--state", help="list only experiments in this state")
+    add_command(actions, "show", show_experiment, "print an experiment as JSON", "experiment")
+    create = add_command(actions, "create", create_experiment, "create a draft from a file")
+    create.add_argument("file", help="YAML or JSON in the format of the API; - for standard input")
+    edit = add_command(actions, "edit", edit_experiment, "change a draft from a file", "experiment")
+    edit.add_argument("file", help="YAML or JSON of the fields to change; - for standard input")
     add_command(actions, "delete", delete_experiment, "delete a draft", "experiment")
-    for name, told in MOVES.items():
-        moving = add_command(actions, name, _move(name), told, "experiment")
+    for name, help_text in MOVES.items():
+        moving = add_command(actions, name, _move(name), help_text, "experiment")
         moving.add_argument("--reason", default="")
-    told = "say how many units a draft needs, in how many days, and what it detects"
-    power.add_options(add_command(actions, "power", power.plan, told, "experiment"))
+    help_text = "print the units and days that a draft needs, and the effect that it detects"
+    power.add_options(add_command(actions, "power", power.plan, help_text, "experiment"))
     _add_ship(actions)
-    told = "change the weights while it runs or is paused"
-    weights = add_command(actions, "weights", change_weights, told, "experiment")
-    weights.add_argument("weights", nargs="+", metavar="VARIANT=BP", help="all, to sum to 10,000")
+    help_text = "change the weights of a running or paused experiment"
+    weights = add_command(actions, "weights", change_weights, help_text, "experiment")
+    weights.add_argument(
+        "weights",
+        nargs="+",
+        metavar="VARIANT=BP",
+        help="the weights of all variants in basis points; the sum is 10,000",
+    )
     weights.add_argument("--reason", default="")
-    told = "list what became of it, when, by whom and why"
-    add_command(actions, "events", list_events, told, "experiment")
-    told = "keep the present result under an address of its own"
-    keep = add_command(actions, "snapshot", snapshot, told, "experiment")
+    help_text = "list the events of an experiment: when, by whom and why"
+    add_command(actions, "events", list_events, help_text, "experiment")
+    help_text = "save the current result as a snapshot with its own address"
+    keep = add_command(actions, "snapshot", snapshot, help_text, "experiment")
     keep.add_argument("--note", default="")
-    told = "list the results that were kept"
-    add_command(actions, "snapshots", list_snapshots, told, "experiment")
-    told = "ask for an analysis now"
-    add_command(actions, "refresh", refresh, told, "experiment")
+    help_text = "list the snapshots of results"
+    add_command(actions, "snapshots", list_snapshots, help_text, "experiment")
+    help_text = "request an analysis now"
+    add_command(actions, "refresh", refresh, help_text, "experiment")
     _add_results(actions)
     _add_results(commands)
     _add_metrics(commands)
 
 
 def _add_ship(actions: Any) -> None:
-    told = "end it and start a rollout of the winner's version"
-    shipping = add_command(actions, "ship", ship, told, "experiment")
-    shipping.add_argument("--variant", help="what to ship (default: the winner)")
+    help_text = "end the experiment and start a rollout of the winner's version"
+    shipping = add_command(actions, "ship", ship, help_text, "experiment")
+    shipping.add_argument("--variant", help="the variant to ship (default: the winner)")
     shipping.add_argument("--plan", help="the plan to follow (default: the default plan)")
-    shipping.add_argument("--force", action="store_true", help="despite the result; needs a reason")
+    shipping.add_argument(
+        "--force", action="store_true", help="ship despite the result; requires --reason"
+    )
     shipping.add_argument("--reason", default="")
     add_overrides(shipping)
     add_waiting(shipping)
 
 
 def _add_results(commands: Any) -> None:
-    told = "print an experiment's results; the exit code is the verdict"
-    results = add_command(commands, "results", show_results, told, "experiment")
+    help_text = "print an experiment's results; the exit code is the verdict"
+    results = add_command(commands, "results", show_results, help_text, "experiment")
     form = results.add_mutually_exclusive_group()
-    # The same option stands before the command as well; what is not given here leaves that alone.
+    # --json exists before the command as well: without it here, the value from there stays.
     form.add_argument("--json", action="store_true", default=argparse.SUPPRESS)
-    form.add_argument("--csv", action="store_true", help="a row for each metric and variant")
+    form.add_argument(
+        "--csv", action="store_true", help="print CSV: one row per metric and variant"
+    )
     add_waiting(results)
 
 
 def _add_metrics(commands: Any) -> None:
-    actions = add_group(commands, "metric", "list, make and show metrics", list_metrics)
+    actions = add_group(commands, "metric", "list, create, show and delete metrics", list_metrics)
     add_command(actions, "list", list_metrics, "list the metrics")
-    create = add_command(actions, "create", create_metric, "define a metric by a file")
-    create.add_argument("file", help="YAML or JSON as the API takes it; - for standard input")
+    create = add_command(actions, "create", create_metric, "create a metric from a file")
+    create.add_argument("file", help="YAML or JSON in the format of the API; - for standard input")
     add_command(actions, "show", show_metric, "print a metric as JSON", "metric")
-    add_command(actions, "delete", delete_metric, "delete a metric that nothing uses", "metric")
+    add_command(actions, "delete", delete_metric, "delete an unused metric", "metric")
 
 
 def list_experiments(client: Client, options: argparse.Namespace) -> int:
-    # `experiment` alone lists as well, and has no such options.
-    asked = {name: getattr(options, name, None) for name in ("model", "state")}
-    rows = client.pages("experiments/", **{name: text for name, text in asked.items() if text})
+    # `experiment` without an action lists too, and does not have these options.
+    query = {name: getattr(options, name, None) for name in ("model", "state")}
+    rows = client.pages("experiments/", **{name: text for name, text in query.items() if text})
     return show_rows(options, rows, COLUMNS)
 
 
@@ -131,11 +140,13 @@ def show_experiment(client: Client, options: argparse.Namespace) -> int:
 
 
 def create_experiment(client: Client, options: argparse.Namespace) -> int:
-    return _tell(options, client.post("experiments/", read_file(options.file)))
+    return _print_experiment(options, client.post("experiments/", read_file(options.file)))
 
 
 def edit_experiment(client: Client, options: argparse.Namespace) -> int:
-    return _tell(options, client.change("PATCH", _path(options), read_file(options.file)))
+    return _print_experiment(
+        options, client.change("PATCH", _path(options), read_file(options.file))
+    )
 
 
 def delete_experiment(client: Client, options: argparse.Namespace) -> int:
@@ -146,7 +157,7 @@ def delete_experiment(client: Client, options: argparse.Namespace) -> int:
 def _move(name: str) -> Command:
     def act(client: Client, options: argparse.Namespace) -> int:
         body = {"reason": options.reason}
-        return _tell(options, client.post(f"{_path(options)}{name}/", body))
+        return _print_experiment(options, client.post(f"{_path(options)}{name}/", body))
 
     return act
 
@@ -163,7 +174,7 @@ def ship(client: Client, options: argparse.Namespace) -> int:
     path = f"rollouts/{shipped['rollout']}/"
     if options.wait and options.json:
         return wait(client, path, client.get(path), options)
-    code = _tell(options, shipped)
+    code = _print_experiment(options, shipped)
     if not options.json:
         print(f"rollout {shipped['rollout']}", flush=True)
     return wait(client, path, client.get(path), options) if options.wait else code
@@ -171,17 +182,18 @@ def ship(client: Client, options: argparse.Namespace) -> int:
 
 def change_weights(client: Client, options: argparse.Namespace) -> int:
     body = {"weights_bp": read_weights(options.weights), "reason": options.reason}
-    return _tell(options, client.post(f"{_path(options)}weights/", body))
+    return _print_experiment(options, client.post(f"{_path(options)}weights/", body))
 
 
-def read_weights(words: list[str]) -> dict[str, int]:
-    """Return {variant: basis points} of `name=5000` words. Raises ApiError for another form."""
+def read_weights(arguments: list[str]) -> dict[str, int]:
+    """Parse `variant=5000` arguments into {variant: basis points}. Raises ApiError."""
     weights: dict[str, int] = {}
-    for word in words:
-        name, _, weight = word.partition("=")
+    for argument in arguments:
+        name, _, weight = argument.partition("=")
         if not name or not weight.isdecimal() or name in weights:
             raise ApiError(
-                f"{word!r} is no weight: write VARIANT=BASIS_POINTS, each variant once",
+                f"{argument!r} is not a valid weight; "
+                "expected VARIANT=BASIS_POINTS, once per variant",
                 EXIT_BAD_REQUEST,
             )
         weights[name] = int(weight)
@@ -189,12 +201,12 @@ def read_weights(words: list[str]) -> dict[str, int]:
 
 
 def snapshot(client: Client, options: argparse.Namespace) -> int:
-    kept = client.post(f"{_path(options)}snapshots/", {"note": options.note})
-    return show_json(kept) if options.json else show_rows(options, [kept], SNAPSHOT_COLUMNS)
+    row = client.post(f"{_path(options)}snapshots/", {"note": options.note})
+    return show_json(row) if options.json else show_rows(options, [row], SNAPSHOT_COLUMNS)
 
 
 def list_events(client: Client, options: argparse.Namespace) -> int:
-    """Print its history, the oldest first."""
+    """Print the experiment's events, oldest first."""
     return show_rows(options, client.pages(f"{_path(options)}events/"), EVENT_COLUMNS)
 
 
@@ -203,7 +215,7 @@ def list_snapshots(client: Client, options: argparse.Namespace) -> int:
 
 
 def refresh(client: Client, options: argparse.Namespace) -> int:
-    return _tell(options, client.post(f"{_path(options)}refresh/"))
+    return _print_experiment(options, client.post(f"{_path(options)}refresh/"))
 
 
 def show_results(client: Client, options: argparse.Namespace) -> int:
@@ -216,7 +228,7 @@ def show_results(client: Client, options: argparse.Namespace) -> int:
     elif options.json:
         show_json(answer)
     else:
-        print(answer["result"].get("verdict") or "There are no results yet.")
+        print(answer["result"].get("verdict") or "No results yet.")
         if rows := _rows(answer["result"]):
             show_rows(options, rows, RESULT_COLUMNS)
         if phases := _phases(answer["result"]):
@@ -228,7 +240,7 @@ def show_results(client: Client, options: argparse.Namespace) -> int:
 
 
 def _not_counted(result: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a line for each metric that has outcomes which do not count, and why they do not."""
+    """Yield a line for each metric with outcomes that the analysis ignores: counts and reasons."""
     attribution = result.get("attribution") or {}
     for metric, counts in attribution.get("metrics", {}).items():
         before = f"before their unit's exposure (by {counts['before_mean_s']} s on average)"
@@ -237,13 +249,13 @@ def _not_counted(result: Mapping[str, Any]) -> Iterator[str]:
             (counts["after_window"], "after the window"),
             (counts["unknown_units"], "of unknown units"),
         )
-        told = ", ".join(f"{count:,} {why}" for count, why in reasons if count)
-        if told:
-            yield f"{metric}: {counts['in_time']:,} outcomes count; these do not: {told}"
+        ignored = ", ".join(f"{count:,} {reason}" for count, reason in reasons if count)
+        if ignored:
+            yield f"{metric}: {counts['in_time']:,} outcomes count; these do not: {ignored}"
 
 
 def remarks(result: Mapping[str, Any]) -> list[str]:
-    """Return what holds other metrics' verdicts back, and what the numbers lean on."""
+    """Return the lines under the table: undecided metrics with their reason, then all notices."""
     metrics = result.get("metrics", ())
     held_back = [
         f"{metric['name']}: {metric['verdict']}"
@@ -254,7 +266,7 @@ def remarks(result: Mapping[str, Any]) -> list[str]:
 
 
 def _wait(client: Client, path: str, options: argparse.Namespace) -> dict[str, Any] | None:
-    """Ask until it is significant or has ended with its final result; None when time is up."""
+    """Poll until the result is significant or final; return None at the timeout."""
     started = time.monotonic()
     while True:
         try:
@@ -262,19 +274,19 @@ def _wait(client: Client, path: str, options: argparse.Namespace) -> dict[str, A
         except ApiError as error:
             if error.exit_code != EXIT_UNREACHABLE:
                 raise
-            print(f"interlock: {error}; trying again", file=sys.stderr)
+            print(f"interlock: {error}; retrying", file=sys.stderr)
         else:
             if is_decided(answer):
                 return answer
         if options.timeout is not None and time.monotonic() - started > options.timeout:
-            told = f"interlock: no verdict after {options.timeout:g} s; the experiment goes on"
-            print(told, file=sys.stderr)
+            message = f"interlock: no verdict after {options.timeout:g} s; the experiment continues"
+            print(message, file=sys.stderr)
             return None
         time.sleep(POLL_S)
 
 
 def is_decided(answer: Mapping[str, Any]) -> bool:
-    """Say whether there is nothing to wait for: a verdict, or an end with its final result."""
+    """Return whether waiting is over: the experiment has a verdict, a final result or failed."""
     result = answer["result"]
     if answer["state"] == "failed" or exit_code(answer) in {EXIT_OK, EXIT_WORSE}:
         return True
@@ -282,7 +294,7 @@ def is_decided(answer: Mapping[str, Any]) -> bool:
 
 
 def exit_code(answer: Mapping[str, Any]) -> int:
-    """Return the verdict of what the API tells of a result. What forbids a verdict comes first."""
+    """Return the exit code of the API's results. Reasons against any verdict come first."""
     result = answer["result"]
     ratio = result.get("sample_ratio") or {}
     is_void = answer["state"] == "failed" or answer.get("conclusion") == "abandoned"
@@ -296,7 +308,7 @@ def exit_code(answer: Mapping[str, Any]) -> int:
 
 
 def _is_worse(result: Mapping[str, Any]) -> bool:
-    """Say whether what would be shipped, or without a winner anything, is worse somewhere."""
+    """Return whether the winner, or any variant if there is no winner, is worse on a metric."""
     winner = result.get("winner")
     primary, *others = result["metrics"]
     if winner is None and any(c["outcome"] == "worse" for c in primary.get("comparisons", ())):
@@ -314,26 +326,25 @@ def _rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     for metric in result.get("metrics", ()):
         compared = {each["arm"]: each for each in metric.get("comparisons", ())}
         for arm in metric.get("arms", ()):
-            found = compared.get(arm["name"], {})
-            reading = found.get(
-                "fixed" if found.get("deciding") == "fixed-horizon" else "sequential"
-            )
+            comparison = compared.get(arm["name"], {})
+            is_fixed = comparison.get("deciding") == "fixed-horizon"
+            reading = comparison.get("fixed" if is_fixed else "sequential")
             rows.append(
                 {
                     "metric": metric["name"],
                     "arm": arm["name"],
                     "n": arm["n"],
                     "mean": _number(arm["mean"]),
-                    "difference": _number(found.get("difference")),
+                    "difference": _number(comparison.get("difference")),
                     "interval": _interval(reading or {}),
-                    "outcome": _outcome(found),
+                    "outcome": _outcome(comparison),
                 }
             )
     return rows
 
 
 def _phases(result: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return when weights changed, to what, and each arm's units since; nothing if they did not."""
+    """Return a row per phase of constant weights with its units per arm; [] for one phase."""
     phases = result.get("phases") or ()
     if len(phases) < 2:
         return []
@@ -349,13 +360,13 @@ def _phases(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _outcome(found: Mapping[str, Any]) -> str:
-    """Return a comparison's outcome in a word; a guardrail's is held against its margin."""
-    judged = found.get("non_inferiority")
-    if judged is None:
-        return str(found.get("outcome", "control"))
-    told = GUARDED.get(judged["state"], judged["state"])
-    return f"{told}, but proven worse" if judged.get("deteriorated") else str(told)
+def _outcome(comparison: Mapping[str, Any]) -> str:
+    """Return the outcome of a comparison; for a guardrail, the outcome against its margin."""
+    non_inferiority = comparison.get("non_inferiority")
+    if non_inferiority is None:
+        return str(comparison.get("outcome", "control"))
+    outcome = GUARDED.get(non_inferiority["state"], non_inferiority["state"])
+    return f"{outcome}, but proven worse" if non_inferiority.get("deteriorated") else str(outcome)
 
 
 def _number(value: float | None) -> str | None:
@@ -374,8 +385,8 @@ def list_metrics(client: Client, options: argparse.Namespace) -> int:
 
 
 def create_metric(client: Client, options: argparse.Namespace) -> int:
-    made = client.post("metrics/", read_file(options.file))
-    return show_json(made) if options.json else show_rows(options, [made], METRIC_COLUMNS)
+    metric = client.post("metrics/", read_file(options.file))
+    return show_json(metric) if options.json else show_rows(options, [metric], METRIC_COLUMNS)
 
 
 def show_metric(client: Client, options: argparse.Namespace) -> int:
@@ -388,24 +399,24 @@ def delete_metric(client: Client, options: argparse.Namespace) -> int:
 
 
 def read_file(file: str) -> dict[str, Any]:
-    """Return the object in a file of YAML, which JSON is as well. Raises ApiError."""
+    """Return the object in a YAML or JSON file. Raises ApiError."""
     try:
         text = sys.stdin.read() if file == "-" else Path(file).read_text()
-        read = yaml.safe_load(text)
+        content = yaml.safe_load(text)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ApiError(f"{file} cannot be read as YAML: {error}", EXIT_BAD_REQUEST) from None
-    if not isinstance(read, dict):
-        raise ApiError(f"{file} holds no object: names and their values are one", EXIT_BAD_REQUEST)
-    return read
+    if not isinstance(content, dict):
+        raise ApiError(f"{file} does not contain a YAML mapping", EXIT_BAD_REQUEST)
+    return content
 
 
 def _path(options: argparse.Namespace) -> str:
     return f"experiments/{segment(options.experiment)}/"
 
 
-def _tell(options: argparse.Namespace, experiment: dict[str, Any]) -> int:
+def _print_experiment(options: argparse.Namespace, experiment: dict[str, Any]) -> int:
     if options.json:
         return show_json(experiment)
-    stands = experiment["conclusion"] or experiment["state"]
-    print(f"{experiment['name']} {stands}: {experiment['reason'] or 'a draft'}")
+    state = experiment["conclusion"] or experiment["state"]
+    print(f"{experiment['name']} {state}: {experiment['reason'] or 'a draft'}")
     return EXIT_OK

@@ -1,4 +1,4 @@
-"""`interlock freeze`, `quarantine`, `limit` and `instances`: what holds rollouts up."""
+"""`interlock freeze`, `quarantine`, `limit` and `instances` manage what can hold rollouts."""
 
 from __future__ import annotations
 
@@ -33,45 +33,49 @@ ANY_NUMBER = "none"
 
 
 def add_governance(commands: Any) -> None:
-    """Add what holds rollouts up, and what lets them go on."""
+    """Add `freeze`, `quarantine`, `limit` and `instances`."""
     _add_freezes(commands)
-    told = "list the versions that were rolled back, or trust one again"
-    actions = add_group(commands, "quarantine", told, list_quarantine)
-    _add_model(add_command(actions, "list", list_quarantine, "list the versions in quarantine"))
-    told = "let a version be rolled out again without an override"
-    lift = add_command(actions, "lift", lift_quarantine, told, "model")
-    lift.add_argument("version", type=int, help="its number")
-    lift.add_argument("--reason", required=True, help="why it may be trusted again")
-    told = f"tell or set how many rollouts may be under way at once ({ANY_NUMBER}: any number)"
-    limit = add_command(commands, "limit", set_limit, told)
+    help_text = "list the quarantined versions, or end a quarantine"
+    actions = add_group(commands, "quarantine", help_text, list_quarantine)
+    _add_model(add_command(actions, "list", list_quarantine, "list the quarantined versions"))
+    help_text = "end a version's quarantine: rollouts of it need no override"
+    lift = add_command(actions, "lift", lift_quarantine, help_text, "model")
+    lift.add_argument("version", type=int, help="the version's number")
+    lift.add_argument("--reason", required=True, help="why the version can be trusted again")
+    help_text = f"print or set the maximum number of concurrent rollouts ({ANY_NUMBER}: no limit)"
+    limit = add_command(commands, "limit", set_limit, help_text)
     limit.add_argument("most", nargs="?", type=_read_limit, metavar=f"N|{ANY_NUMBER}")
-    told = "list the data plane's instances, forget one that is gone, and their tokens"
-    actions = add_group(commands, "instances", told, list_instances)
-    add_command(actions, "list", list_instances, "list the instances and what each serves")
-    told = "stop waiting for an instance that went silent, since it is known to be gone"
-    add_command(actions, "forget", forget_instance, told, "name")
+    help_text = "list the data plane's instances, forget one, manage their tokens"
+    actions = add_group(commands, "instances", help_text, list_instances)
+    add_command(
+        actions, "list", list_instances, "list the instances and the generation each serves"
+    )
+    help_text = "stop waiting for a silent instance that no longer exists"
+    add_command(actions, "forget", forget_instance, help_text, "name")
     add_tokens(actions)
 
 
 def _add_freezes(commands: Any) -> None:
-    told = "list, add and end the times in which no rollout starts or gets further"
-    actions = add_group(commands, "freeze", told, list_freezes)
+    help_text = "list, add and end freeze windows, in which no rollout starts or advances"
+    actions = add_group(commands, "freeze", help_text, list_freezes)
     _add_model(add_command(actions, "list", list_freezes, "list the freeze windows"))
-    add = add_command(actions, "add", add_freeze, "freeze a model, or all of them")
-    _add_model(add, "the model (default: all models, which needs the role admin)")
-    add.add_argument("--reason", required=True, help="what people read whose rollout is held")
-    until = "an instant with its zone, such as 2026-12-27T08:00:00Z"
-    add.add_argument("--from", dest="starts_at", metavar="T", help="(default: now)")
-    add.add_argument("--until", dest="ends_at", metavar="T", required=True, help=until)
-    add.add_argument("--weekly", action="store_true", help="again at the same time each week")
-    zone = "by whose clocks a weekly one comes again, such as Europe/Berlin (default: UTC)"
+    add = add_command(actions, "add", add_freeze, "add a freeze window for a model or all models")
+    _add_model(add, "the model (default: all models, which requires the role admin)")
+    add.add_argument("--reason", required=True, help="shown to people whose rollout is held")
+    until = "ISO 8601 with a time zone, such as 2026-12-27T08:00:00Z"
+    add.add_argument("--from", dest="starts_at", metavar="T", help="start (default: now)")
+    add.add_argument("--until", dest="ends_at", metavar="T", required=True, help=f"end: {until}")
+    add.add_argument("--weekly", action="store_true", help="repeat every week")
+    zone = "time zone in which a weekly window repeats, such as Europe/Berlin (default: UTC)"
     add.add_argument("--time-zone", metavar="NAME", help=zone)
     end = add_command(actions, "end", end_freeze, "end a freeze window now, or delete it")
-    end.add_argument("id", type=int, help="its id, as `freeze list` tells it")
+    end.add_argument("id", type=int, help="the window's id; `freeze list` prints it")
 
 
-def _add_model(parser: argparse.ArgumentParser, told: str = "only what concerns it") -> None:
-    parser.add_argument("--model", metavar="NAME", help=told)
+def _add_model(
+    parser: argparse.ArgumentParser, help_text: str = "list only entries of this model"
+) -> None:
+    parser.add_argument("--model", metavar="NAME", help=help_text)
 
 
 def _read_limit(text: str) -> Any:
@@ -85,7 +89,7 @@ def list_freezes(client: Client, options: argparse.Namespace) -> int:
 
 
 def _only_model(options: argparse.Namespace) -> dict[str, str]:
-    # `freeze` alone lists as well, and has no such option.
+    # `freeze` without an action lists too, and does not have this option.
     name = getattr(options, "model", None)
     return {"model": name} if name else {}
 
@@ -130,8 +134,8 @@ def set_limit(client: Client, options: argparse.Namespace) -> int:
     if options.json:
         return show_json(answer)
     most = answer["concurrent_max"]
-    told = "Any number of rollouts" if most is None else f"At most {most} rollouts"
-    print(f"{told} may be under way at once.")
+    limit = "Any number of rollouts" if most is None else f"At most {most} rollouts"
+    print(f"{limit} may run at the same time.")
     return EXIT_OK
 
 

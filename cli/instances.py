@@ -1,4 +1,4 @@
-"""`interlock instances tokens`, `issue`, `rotate` and `revoke`: what instances show."""
+"""`interlock instances tokens`, `issue`, `rotate` and `revoke` manage the tokens of instances."""
 
 from __future__ import annotations
 
@@ -24,18 +24,17 @@ HOUR_S = 3_600
 
 
 def add_tokens(actions: Any) -> None:
-    """Add to `instances` what lists, issues, rotates and revokes their tokens."""
+    """Add the actions on tokens to `instances`."""
     add_command(actions, "tokens", list_tokens, "list the tokens of all instances")
-    told = "make an instance's first token and print it, once"
-    add_command(actions, "issue", issue, told, "instance")
-    told = "make a new token and print it, once; the others are good for a while more"
-    rotation = add_command(actions, "rotate", rotate, told, "instance")
+    help_text = "create an instance's first token and print it once"
+    add_command(actions, "issue", issue, help_text, "instance")
+    help_text = "create a new token and print it once; older tokens expire after --overlap-h hours"
+    rotation = add_command(actions, "rotate", rotate, help_text, "instance")
     rotation.add_argument(
         "--overlap-h", type=float, default=24.0, metavar="HOURS", help="default: %(default)s"
     )
-    told = "make a token open nothing any more"
-    revocation = add_command(actions, "revoke", revoke, told)
-    revocation.add_argument("id", type=int, help="the token's id, as `instances tokens` tells it")
+    revocation = add_command(actions, "revoke", revoke, "revoke a token")
+    revocation.add_argument("id", type=int, help="the token's id; `instances tokens` prints it")
 
 
 def list_tokens(client: Client, options: argparse.Namespace) -> int:
@@ -57,10 +56,10 @@ def revoke(client: Client, options: argparse.Namespace) -> int:
 
 
 def _show(options: argparse.Namespace, token: Any) -> int:
-    """Print the token alone on standard output, so that a script can keep it."""
+    """Print only the token on standard output, so that a script can store it."""
     if options.json:
         return show_json(token)
-    told = f"token {token['id']} of instance {token['instance']}; it is not shown again:"
-    print(told, file=sys.stderr)
+    message = f"token {token['id']} of instance {token['instance']}; it is not shown again:"
+    print(message, file=sys.stderr)
     print(token["token"])
     return EXIT_OK

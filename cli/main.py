@@ -1,10 +1,14 @@
-"""`interlock`: what the web UI does, for CI and people. A verdict is an exit code.
+"""`interlock` controls Interlock from a shell or a CI job; the exit code is the verdict.
 
-Exit codes: 0 it went as asked; 1 the rollout or release was rolled back or failed, the experiment
-found nothing significant, or a loop of the control plane has stopped; 2 the request was refused;
-3 the control plane could not be reached; 4 `--timeout` passed first; 5 the experiment found a
-variant or a guardrail worse; 6 no verdict of it is possible: shares that do not match, no data,
-abandoned.
+Exit codes:
+  0  success
+  1  the rollout or release was rolled back or failed, the experiment has no significant result,
+     or a loop of the control plane has stopped
+  2  the request was refused
+  3  the control plane is unreachable
+  4  `--timeout` expired
+  5  a variant or a guardrail of the experiment is worse
+  6  the experiment has no verdict: sample ratio mismatch, no data, or abandoned
 """
 
 from __future__ import annotations
@@ -43,7 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     token = os.environ.get("INTERLOCK_TOKEN", "")
     if not token:
-        print("Set INTERLOCK_TOKEN: make a token in the web UI under Tokens.", file=sys.stderr)
+        print(
+            "interlock: INTERLOCK_TOKEN is not set; create a token in the web UI under Tokens",
+            file=sys.stderr,
+        )
         return EXIT_BAD_REQUEST
     client = Client(options.url, token)
     try:
@@ -53,10 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"interlock: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("interlock: stopped waiting; the rollout goes on", file=sys.stderr)
+        print("interlock: stopped waiting; the rollout continues", file=sys.stderr)
         return EXIT_TIMED_OUT
     except BrokenPipeError:
-        # Whoever reads, such as `head`, has enough; nor may the interpreter complain at its end.
+        # The reader, such as `head`, has closed the pipe. Python must not report it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_OK
     return code
@@ -71,14 +78,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--url",
         default=os.environ.get("INTERLOCK_URL", "http://127.0.0.1:8000"),
-        help="the control plane (default: INTERLOCK_URL, or %(default)s)",
+        help="URL of the control plane (default: INTERLOCK_URL, or %(default)s)",
     )
-    parser.add_argument("--json", action="store_true", help="print the API's answer as JSON")
+    parser.add_argument("--json", action="store_true", help="print the API's response as JSON")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    add_command(commands, "health", health, "say whether the control plane's loops turn")
-    add_command(commands, "retention", retention, "how long what grows is kept, what was dropped")
+    add_command(commands, "health", health, "print whether the control plane's loops run")
+    help_text = "list retention periods and the data that was dropped"
+    add_command(commands, "retention", retention, help_text)
     add_registry(commands)
-    add_command(commands, "sync", sync, "import what the registry has and Interlock has not")
+    add_command(commands, "sync", sync, "import new models and versions from the registry")
     add_rollouts(commands)
     add_releases(commands)
     add_plans(commands)
@@ -99,9 +107,9 @@ def retention(client: Client, options: argparse.Namespace) -> int:
 
 
 def health(client: Client, options: argparse.Namespace) -> int:
-    """Exit code 1 where a loop has stopped: nothing would move that a pipeline waits for.
+    """Print the loops' states; exit with 1 if one has stopped, as a pipeline would wait for ever.
 
-    A server that takes commands from strangers is printed, and changes no exit code.
+    Services open to unauthenticated clients are printed and do not change the exit code.
     """
     answer = client.get("status/")
     if options.json:
@@ -117,8 +125,8 @@ def health(client: Client, options: argparse.Namespace) -> int:
         for row in answer.get("open_services", []):
             print(f"OPEN: {row['kind']} at {row['address']}: {row['danger']}")
         for row in answer.get("refused_messages", []):
-            whose = row["instance"] or "no instance we know"
-            print(f"REFUSED: {row['count']} of {whose} on {row['channel']}: {row['why']}")
+            sender = row["instance"] or "an unknown instance"
+            print(f"REFUSED: {row['count']} of {sender} on {row['channel']}: {row['why']}")
     return EXIT_OK if answer["is_well"] else EXIT_REFUSED_BY_VERDICT
 
 

@@ -1,4 +1,4 @@
-"""`interlock notifications`: who is told of what, and whether it arrives."""
+"""`interlock notifications` manages notification targets and lists deliveries."""
 
 from __future__ import annotations
 
@@ -17,40 +17,46 @@ POLL_S = 0.5
 
 
 def add_notifications(commands: Any) -> None:
-    """Add `notifications`, which lists the targets, and what changes or tries one."""
-    told = "list who is told of what, add a target, try one"
-    parser = commands.add_parser("notifications", help=told, description=told)
+    """Add `notifications`, which lists the targets, and its actions."""
+    help_text = "list, add and test notification targets"
+    parser = commands.add_parser("notifications", help=help_text, description=help_text)
     parser.set_defaults(command=list_targets)
     actions = parser.add_subparsers(metavar="ACTION")
     add_command(actions, "list", list_targets, "list the targets")
     _add_add(actions)
     test = add_command(
-        actions, "test", test_target, "send a test message, wait for it to arrive", "name"
+        actions, "test", test_target, "send a test message and wait for its delivery", "name"
     )
     test.add_argument("--timeout", type=float, default=30.0, metavar="S")
-    for name, told in ACTIONS.items():
-        add_command(actions, name, _act(name), told, "name")
-    rotate = "make a new secret of a webhook and print it, once"
-    add_command(actions, "rotate", rotate_secret, rotate, "name")
-    listed = add_command(actions, "deliveries", list_deliveries, "list what was told to whom")
-    listed.add_argument("--target", metavar="NAME")
-    listed.add_argument("--state", choices=["waiting", "retrying", "delivered", "gave_up"])
-    add_command(actions, "retry", retry, "send again, now, what was given up or is waiting", "id")
+    for name, help_text in ACTIONS.items():
+        add_command(actions, name, _act(name), help_text, "name")
+    help_text = "create a new secret for a webhook and print it once"
+    add_command(actions, "rotate", rotate_secret, help_text, "name")
+    listing = add_command(actions, "deliveries", list_deliveries, "list the deliveries")
+    listing.add_argument("--target", metavar="NAME")
+    listing.add_argument("--state", choices=["waiting", "retrying", "delivered", "gave_up"])
+    help_text = "send a waiting or given-up delivery now"
+    add_command(actions, "retry", retry, help_text, "id")
 
 
 ACTIONS = {
-    "activate": "tell a target of what happens from now on",
-    "deactivate": "send nothing more to a target",
+    "activate": "send events to a target from now on",
+    "deactivate": "stop sending events to a target",
 }
 
 
 def _add_add(actions: Any) -> None:
-    told = "add a target; the secret of a webhook is printed, once"
-    add = add_command(actions, "add", add_target, told, "name")
+    help_text = "add a target; the secret of a webhook is printed once"
+    add = add_command(actions, "add", add_target, help_text, "name")
     add.add_argument("kind", choices=["webhook", "slack", "email"])
-    add.add_argument("address", help="a URL, or an e-mail address")
-    add.add_argument("--event", action="append", metavar="TYPE", help="only this (again for more)")
-    add.add_argument("--model", help="only what happens to this model")
+    add.add_argument("address", help="a URL or an e-mail address")
+    add.add_argument(
+        "--event",
+        action="append",
+        metavar="TYPE",
+        help="send only events of this type; repeatable (default: all types)",
+    )
+    add.add_argument("--model", help="send only events of this model (default: all models)")
 
 
 def list_targets(client: Client, options: argparse.Namespace) -> int:
@@ -62,7 +68,7 @@ def list_targets(client: Client, options: argparse.Namespace) -> int:
 
 
 def add_target(client: Client, options: argparse.Namespace) -> int:
-    """Print the secret alone on standard output, so that a script can keep it."""
+    """Print only the secret on standard output, so that a script can store it."""
     body = {
         "name": options.name,
         "kind": options.kind,
@@ -70,18 +76,18 @@ def add_target(client: Client, options: argparse.Namespace) -> int:
         "events": options.event or [],
         "model": options.model,
     }
-    return _tell_secret(options, client.post("notification-targets/", body))
+    return _print_secret(options, client.post("notification-targets/", body))
 
 
 def rotate_secret(client: Client, options: argparse.Namespace) -> int:
-    return _tell_secret(options, client.post(f"notification-targets/{options.name}/rotate/"))
+    return _print_secret(options, client.post(f"notification-targets/{options.name}/rotate/"))
 
 
-def _tell_secret(options: argparse.Namespace, target: dict[str, Any]) -> int:
+def _print_secret(options: argparse.Namespace, target: dict[str, Any]) -> int:
     if options.json:
         return show_json(target)
     if not target["secret"]:
-        print(f"{target['name']} is made.")
+        print(f"{target['name']} is created.")
         return EXIT_OK
     print(f"the secret of {target['name']}; it is not shown again:", file=sys.stderr)
     print(target["secret"])
@@ -97,27 +103,27 @@ def _act(name: str) -> Any:
 
 
 def test_target(client: Client, options: argparse.Namespace) -> int:
-    """Exit with 0 once it arrived, with 1 after the first attempt that failed."""
-    until = time.monotonic() + options.timeout
+    """Exit with 0 when the message was delivered, with 1 when the first attempt failed."""
+    ends_at = time.monotonic() + options.timeout
     delivery = client.post(f"notification-targets/{options.name}/test/")
     while delivery["state"] == "waiting":
-        if time.monotonic() > until:
-            told = f"interlock: not sent within {options.timeout:g} s: does a worker run?"
-            print(told, file=sys.stderr)
+        if time.monotonic() > ends_at:
+            message = f"interlock: not sent within {options.timeout:g} s; is a worker running?"
+            print(message, file=sys.stderr)
             return EXIT_TIMED_OUT
         time.sleep(POLL_S)
         delivery = client.get(f"notification-deliveries/{delivery['id']}/")
-    arrived = delivery["state"] == "delivered"
+    is_delivered = delivery["state"] == "delivered"
     if options.json:
         show_json(delivery)
     else:
-        print("delivered" if arrived else f"not delivered: {delivery['last_error']}")
-    return EXIT_OK if arrived else EXIT_REFUSED_BY_VERDICT
+        print("delivered" if is_delivered else f"not delivered: {delivery['last_error']}")
+    return EXIT_OK if is_delivered else EXIT_REFUSED_BY_VERDICT
 
 
 def list_deliveries(client: Client, options: argparse.Namespace) -> int:
-    asked = {"target": options.target, "state": options.state}
-    rows = client.pages("notification-deliveries/", **{k: v for k, v in asked.items() if v})
+    query = {"target": options.target, "state": options.state}
+    rows = client.pages("notification-deliveries/", **{k: v for k, v in query.items() if v})
     return show_rows(options, rows, DELIVERY_COLUMNS)
 
 

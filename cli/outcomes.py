@@ -1,4 +1,4 @@
-"""`interlock outcomes`: import files of outcomes, and read what was refused."""
+"""`interlock outcomes` imports files of outcomes and lists refused outcomes."""
 
 from __future__ import annotations
 
@@ -29,16 +29,17 @@ SHOWN_MAX = 20
 
 
 def add_outcomes(commands: Any) -> None:
-    """Add the commands of outcomes."""
-    actions = add_group(commands, "outcomes", "import files of outcomes", list_imports)
-    add_command(actions, "list", list_imports, "list the files that were imported")
-    sending = add_command(actions, "import", import_file, "send a CSV or Parquet file")
+    """Add `outcomes` and its actions."""
+    help_text = "import files of outcomes, list refused outcomes"
+    actions = add_group(commands, "outcomes", help_text, list_imports)
+    add_command(actions, "list", list_imports, "list the imported files")
+    sending = add_command(actions, "import", import_file, "import a CSV or Parquet file")
     sending.add_argument("file", type=Path)
     add_waiting(sending)
-    told = "how many outcomes were refused, by metric, reason and sender; of an import its rows"
-    refusing = add_command(actions, "refused", show_refused, told)
-    refusing.add_argument("import_id", nargs="?", help="an import: print its refused rows")
-    refusing.add_argument("--metric", help="only outcomes that named this metric")
+    help_text = "count refused outcomes by metric, reason and sender, or list those of an import"
+    refusing = add_command(actions, "refused", show_refused, help_text)
+    refusing.add_argument("import_id", nargs="?", help="list the refused rows of this import")
+    refusing.add_argument("--metric", help="count only outcomes of this metric")
 
 
 def list_imports(client: Client, options: argparse.Namespace) -> int:
@@ -46,29 +47,30 @@ def list_imports(client: Client, options: argparse.Namespace) -> int:
 
 
 def import_file(client: Client, options: argparse.Namespace) -> int:
-    """Send the file; with `--wait` exit with 0 only when no row was refused."""
+    """Send the file; with `--wait` exit with 0 only if no row was refused."""
     if not options.file.is_file():
-        raise ApiError(f"there is no file {options.file}", EXIT_BAD_REQUEST)
-    made = client.upload("outcome-imports/", {"file": options.file}, {}, timeout_s=UPLOAD_WITHIN_S)
+        raise ApiError(f"file not found: {options.file}", EXIT_BAD_REQUEST)
+    row = client.upload("outcome-imports/", {"file": options.file}, {}, timeout_s=UPLOAD_WITHIN_S)
     if not options.wait:
-        return _tell(options, made)
+        return _print_import(options, row)
     started = time.monotonic()
-    while made["state"] in {"waiting", "running"}:
+    while row["state"] in {"waiting", "running"}:
         if options.timeout is not None and time.monotonic() - started > options.timeout:
-            print(f"interlock: after {options.timeout:g} s it is being read on", file=sys.stderr)
-            _tell(options, made)
+            message = f"interlock: not finished after {options.timeout:g} s; the import continues"
+            print(message, file=sys.stderr)
+            _print_import(options, row)
             return EXIT_TIMED_OUT
         time.sleep(POLL_S)
-        made = client.get(f"outcome-imports/{made['id']}/")
-    _tell(options, made)
-    if made["error"]:
-        print(f"interlock: not read to its end: {made['error']}", file=sys.stderr)
-    if made["refused"] and not options.json:
-        answer = client.get(f"outcome-imports/{made['id']}/refused/")
+        row = client.get(f"outcome-imports/{row['id']}/")
+    _print_import(options, row)
+    if row["error"]:
+        print(f"interlock: the import stopped before the end: {row['error']}", file=sys.stderr)
+    if row["refused"] and not options.json:
+        answer = client.get(f"outcome-imports/{row['id']}/refused/")
         show_rows(options, answer["results"][:SHOWN_MAX], REFUSED)
-        print(f"{sum(made['refused'].values()):,} rows were refused", file=sys.stderr)
-    is_whole = made["state"] == "done" and not made["refused"]
-    return EXIT_OK if is_whole else EXIT_REFUSED_BY_VERDICT
+        print(f"interlock: {sum(row['refused'].values()):,} rows were refused", file=sys.stderr)
+    is_complete = row["state"] == "done" and not row["refused"]
+    return EXIT_OK if is_complete else EXIT_REFUSED_BY_VERDICT
 
 
 def show_refused(client: Client, options: argparse.Namespace) -> int:
@@ -79,5 +81,5 @@ def show_refused(client: Client, options: argparse.Namespace) -> int:
     return show_rows(options, client.pages(path), REFUSED)
 
 
-def _tell(options: argparse.Namespace, made: dict[str, Any]) -> int:
-    return show_json(made) if options.json else show_rows(options, [made], COLUMNS)
+def _print_import(options: argparse.Namespace, row: dict[str, Any]) -> int:
+    return show_json(row) if options.json else show_rows(options, [row], COLUMNS)

@@ -1,4 +1,4 @@
-"""How commands are added to the parser, and what is common to what they take."""
+"""Functions that add commands, groups and shared options to the argument parser."""
 
 from __future__ import annotations
 
@@ -13,19 +13,21 @@ Command = Callable[[Client, argparse.Namespace], int]
 
 
 def add_command(
-    commands: Any, name: str, command: Command, told: str, *positional: str
+    commands: Any, name: str, command: Command, help_text: str, *positional: str
 ) -> argparse.ArgumentParser:
-    """Add a command with its positional arguments; return its parser for more of them."""
-    parser: argparse.ArgumentParser = commands.add_parser(name, help=told, description=told)
+    """Add a command with its positional arguments; return its parser to add options to."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=help_text, description=help_text
+    )
     for argument in positional:
         parser.add_argument(argument)
     parser.set_defaults(command=command)
     return parser
 
 
-def add_group(commands: Any, name: str, told: str, listing: Command | None = None) -> Any:
-    """Add a command that has commands of its own; alone it does `listing`, if there is one."""
-    parser = commands.add_parser(name, help=told, description=told)
+def add_group(commands: Any, name: str, help_text: str, listing: Command | None = None) -> Any:
+    """Add a command with subcommands; without a subcommand it runs `listing`, if supplied."""
+    parser = commands.add_parser(name, help=help_text, description=help_text)
     if listing is not None:
         parser.set_defaults(command=listing)
     return parser.add_subparsers(required=listing is None, metavar="ACTION")
@@ -33,12 +35,12 @@ def add_group(commands: Any, name: str, told: str, listing: Command | None = Non
 
 def add_overrides(
     parser: argparse.ArgumentParser,
-    told: str = "start despite a quarantine, signature or freeze; repeatable",
+    help_text: str = "start despite a quarantine, signature or freeze; repeatable",
 ) -> None:
-    """Add `--override`, repeatable; the server knows which there are."""
-    parser.add_argument("--override", action="append", default=[], metavar="WHAT", help=told)
+    """Add `--override`, which is repeatable; the server knows the valid values."""
+    parser.add_argument("--override", action="append", default=[], metavar="WHAT", help=help_text)
 
 
 def segment(name: str) -> str:
-    """Return a name as one segment of a path."""
+    """Return a name quoted as one segment of a URL path."""
     return quote(name, safe="")

@@ -1,4 +1,4 @@
-"""`interlock plans`: list them, print one to edit it, save it from a file."""
+"""`interlock plans` lists, shows, saves and deletes plans."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ COLUMNS = ["name", "shares", "control", "is_default", "description"]
 
 
 def add_plans(commands: Any) -> None:
-    """Add `plans`, which lists them, and what shows, saves or deletes one."""
+    """Add `plans`, which lists them, and its actions."""
     actions = add_group(commands, "plans", "list, show, save and delete plans", list_plans)
     add_command(actions, "list", list_plans, "list the plans")
-    told = "list the ready plans, one for each strategy; with --json, to be saved"
-    add_command(actions, "templates", list_templates, told)
-    add_command(actions, "show", show_plan, "print a plan as JSON, to be edited and saved", "name")
-    told = "make a plan of a file, or change the one of its name"
-    save = add_command(actions, "save", save_plan, told)
-    save.add_argument("file", help="JSON as `plans show` prints it; - for standard input")
-    add_command(actions, "delete", delete_plan, "delete a plan other than the default one", "name")
+    help_text = "list the plan templates, one per strategy; use --json to save one"
+    add_command(actions, "templates", list_templates, help_text)
+    add_command(actions, "show", show_plan, "print a plan as JSON, to edit and save", "name")
+    help_text = "create a plan from a file, or replace the plan with the same name"
+    save = add_command(actions, "save", save_plan, help_text)
+    save.add_argument("file", help="JSON in the format of `plans show`; - for standard input")
+    add_command(actions, "delete", delete_plan, "delete a plan; not the default plan", "name")
 
 
 def list_plans(client: Client, options: argparse.Namespace) -> int:
@@ -43,7 +43,7 @@ def _show(options: argparse.Namespace, plans: list[dict[str, Any]]) -> int:
 
 
 def _shares(plan: dict[str, Any]) -> str:
-    """Return the shares as a rollout goes through them, held back and with the final bake."""
+    """Return the shares of a rollout's steps, limited by the holdback, and of the final bake."""
     most = 10_000 - plan.get("holdback_bp", 0)
     shares = [min(step["weight_bp"], most) for step in plan["steps"]]
     if plan.get("final_bake_s"):
@@ -73,7 +73,7 @@ def _read(file: str) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ApiError(f"{file} cannot be read as JSON: {error}", EXIT_BAD_REQUEST) from None
     if not isinstance(plan, dict):
-        raise ApiError(f"{file} holds no plan: a JSON object is one.", EXIT_BAD_REQUEST)
+        raise ApiError(f"{file} does not contain a JSON object", EXIT_BAD_REQUEST)
     return plan
 
 

@@ -1,4 +1,4 @@
-"""`interlock promote`, `rollback`, `status`, `explain` and what a person does to a rollout."""
+"""`interlock promote`, `rollback`, `status`, `explain` and the other actions on a rollout."""
 
 from __future__ import annotations
 
@@ -9,60 +9,63 @@ from typing import Any
 from cli.client import EXIT_OK, Client
 from cli.parsing import Command, add_command, add_overrides, segment
 from cli.show import show_json
-from cli.waiting import add_waiting, say, wait
+from cli.waiting import add_waiting, print_rollout, wait
 
 ACTIONS = {
-    "pause": "stop a rollout's clock",
-    "resume": "let a paused rollout go on",
-    "skip": "go on to a rollout's next step without waiting for this one's checks",
-    "approve": "open the gate of a rollout's present step",
-    "abort": "take all traffic off a rollout's target, now; after a promotion, roll back",
+    "pause": "pause a rollout: its bake time stops",
+    "resume": "resume a paused rollout",
+    "skip": "go to a rollout's next step without waiting for the current step's checks",
+    "approve": "open the gate of a rollout's current step",
+    "abort": "return all traffic to stable now; after a promotion, roll back",
     "finish": "make a rollout's target stable without waiting for the rest of the plan",
 }
-# What gates and freezes may be in the way of.
+# The actions that a gate or a freeze can block.
 FORCED = {"skip", "approve", "finish"}
 
 
 def add_rollouts(commands: Any) -> None:
-    """Add what starts a rollout, tells of one and acts on one."""
-    start = add_command(commands, "promote", promote, "start to make a version stable", "model")
-    start.add_argument("version", help="its number, or an alias")
+    """Add the commands that start, show and change a rollout."""
+    help_text = "start a rollout that makes a version stable"
+    start = add_command(commands, "promote", promote, help_text, "model")
+    start.add_argument("version", help="the version's number or an alias")
     start.add_argument("--plan", help="the plan to follow (default: the default plan)")
-    told = "start nothing; tell how long each step would take at the model's traffic of late"
-    start.add_argument("--dry-run", action="store_true", help=told)
-    start.add_argument("--reason", default="", help="why; kept in its log")
+    help_text = "start nothing; print how long each step would take with the model's recent traffic"
+    start.add_argument("--dry-run", action="store_true", help=help_text)
+    start.add_argument("--reason", default="", help="written to the rollout's log")
     add_overrides(start)
     add_waiting(start)
-    told = "make the version before, or an earlier one, stable again, now"
-    back = add_command(commands, "rollback", rollback, told, "model")
-    back.add_argument("--to", metavar="VERSION", help="the earlier version: its number or alias")
+    help_text = "make the previous or an earlier version stable again, now"
+    back = add_command(commands, "rollback", rollback, help_text, "model")
+    back.add_argument("--to", metavar="VERSION", help="the earlier version's number or alias")
     back.add_argument("--reason", default="")
     add_overrides(back)
-    told = "tell how a rollout stands, and why"
-    add_waiting(add_command(commands, "status", status_of, told, "rollout"))
-    told = "tell the whole story of a rollout, and what decided it"
-    add_command(commands, "explain", explain, told, "rollout")
-    for name, told in ACTIONS.items():
+    help_text = "print the state of a rollout and its reason"
+    add_waiting(add_command(commands, "status", status_of, help_text, "rollout"))
+    help_text = "print the history of a rollout and the evidence of its decisions"
+    add_command(commands, "explain", explain, help_text, "rollout")
+    for name, help_text in ACTIONS.items():
         command = abort if name == "abort" else _act(name)
-        acting = add_command(commands, name, command, told, "rollout")
+        acting = add_command(commands, name, command, help_text, "rollout")
         acting.add_argument("--reason", default="")
         if name in FORCED:
-            past = "go past a gate that is not yours, or on in a freeze; needs --reason; repeatable"
-            add_overrides(acting, past)
-    told = "say afterwards why a rollout was aborted"
-    add_command(commands, "reason", give_reason, told, "rollout", "reason")
-    told = "let a rollout go on in the freezes that hold it now"
-    freeze = add_command(commands, "override-freeze", _act("override-freeze"), told, "rollout")
-    freeze.add_argument("--reason", required=True, help="kept in its log")
-    told = "start a rollout that ended without success once more"
-    again = add_command(commands, "retry", retry, told, "rollout")
+            add_overrides(
+                acting,
+                "act despite another group's gate or a freeze; requires --reason; repeatable",
+            )
+    help_text = "record the reason of an aborted rollout afterwards"
+    add_command(commands, "reason", set_reason, help_text, "rollout", "reason")
+    help_text = "let a rollout continue despite the freezes that hold it now"
+    freeze = add_command(commands, "override-freeze", _act("override-freeze"), help_text, "rollout")
+    freeze.add_argument("--reason", required=True, help="written to the rollout's log")
+    help_text = "start a rollout again that ended without success"
+    again = add_command(commands, "retry", retry, help_text, "rollout")
     add_overrides(again)
     add_waiting(again)
 
 
 def promote(client: Client, options: argparse.Namespace) -> int:
     if options.dry_run:
-        return _foresee(client, options)
+        return _print_durations(client, options)
     body = {
         "model": options.model,
         "version": options.version,
@@ -71,17 +74,17 @@ def promote(client: Client, options: argparse.Namespace) -> int:
     }
     if options.reason:
         body["reason"] = options.reason
-    return _started(client, client.post("rollouts/", body), options)
+    return _follow(client, client.post("rollouts/", body), options)
 
 
-def _foresee(client: Client, options: argparse.Namespace) -> int:
-    """Print how long the plan would take; exit 0, also where it could not decide."""
+def _print_durations(client: Client, options: argparse.Namespace) -> int:
+    """Print how long the plan would take; exit with 0 even if that is unknown."""
     plan = options.plan or next(p["name"] for p in client.pages("plans/") if p["is_default"])
     times = client.get(f"plans/{segment(plan)}/times/", model=options.model)
     if options.json:
         return show_json(times)
     if not times:
-        print(f"{options.model} had no traffic in the last week: how long it takes cannot be told")
+        print(f"{options.model} had no traffic in the last week: the duration is unknown")
     for time in times:
         print(f"plan {plan}, {time['rate']} ({time['period']}): {time['told']}")
         for step in time["steps"]:
@@ -91,31 +94,31 @@ def _foresee(client: Client, options: argparse.Namespace) -> int:
 
 def retry(client: Client, options: argparse.Namespace) -> int:
     body = {"overrides": options.override}
-    return _started(client, client.post(f"{_path(options)}retry/", body), options)
+    return _follow(client, client.post(f"{_path(options)}retry/", body), options)
 
 
 def rollback(client: Client, options: argparse.Namespace) -> int:
     body = {"reason": options.reason, "version": options.to, "overrides": options.override}
-    return _tell(options, client.post(f"rollbacks/{segment(options.model)}/start/", body))
+    return _print_result(options, client.post(f"rollbacks/{segment(options.model)}/start/", body))
 
 
 def status_of(client: Client, options: argparse.Namespace) -> int:
     if options.wait:
         return wait(client, _path(options), client.get(_path(options)), options)
-    told = client.get(f"{_path(options)}explain/")
+    report = client.get(f"{_path(options)}explain/")
     if options.json:
-        return show_json(told)
-    print(told["summary"])
-    for event in told["events"]:
+        return show_json(report)
+    print(report["summary"])
+    for event in report["events"]:
         print(f"  {event['at'][:19]}  {event['to_state']:<13} {event['actor']}: {event['reason']}")
     return EXIT_OK
 
 
 def explain(client: Client, options: argparse.Namespace) -> int:
-    told = client.get(f"{_path(options)}explain/")
+    report = client.get(f"{_path(options)}explain/")
     if options.json:
-        return show_json(told)
-    for sentence in told["story"]:
+        return show_json(report)
+    for sentence in report["story"]:
         print(sentence)
     return EXIT_OK
 
@@ -127,41 +130,43 @@ def _act(name: str) -> Command:
         body = {"reason": options.reason}
         if getattr(options, "override", None):
             body["overrides"] = options.override
-        return _tell(options, client.post(f"{_path(options)}{verb}/", body))
+        return _print_result(options, client.post(f"{_path(options)}{verb}/", body))
 
     return act
 
 
 def abort(client: Client, options: argparse.Namespace) -> int:
-    """Abort first; ask a person at a terminal for the reason afterwards, whom none hurries then."""
+    """Abort first; prompt for the reason afterwards, so that typing it does not delay the abort."""
     rollout = client.post(f"{_path(options)}abort/", {"reason": options.reason})
     if rollout.get("lacks_reason") and sys.stdin.isatty() and not options.json:
-        print("Aborted: all traffic goes back.")
-        reason = input("Why was it aborted (empty: say it later)? ").strip()
+        print("Aborted: all traffic returns to stable.")
+        reason = input("Reason of the abort (leave empty to add it later): ").strip()
         if reason:
             rollout = client.post(f"rollouts/{rollout['id']}/reason/", {"reason": reason})
-    return _tell(options, rollout)
+    return _print_result(options, rollout)
 
 
-def give_reason(client: Client, options: argparse.Namespace) -> int:
-    return _tell(options, client.post(f"{_path(options)}reason/", {"reason": options.reason}))
+def set_reason(client: Client, options: argparse.Namespace) -> int:
+    return _print_result(
+        options, client.post(f"{_path(options)}reason/", {"reason": options.reason})
+    )
 
 
 def _path(options: argparse.Namespace) -> str:
     return f"rollouts/{segment(options.rollout)}/"
 
 
-def _started(client: Client, rollout: dict[str, Any], options: argparse.Namespace) -> int:
+def _follow(client: Client, rollout: dict[str, Any], options: argparse.Namespace) -> int:
     if not options.wait:
-        return _tell(options, rollout)
+        return _print_result(options, rollout)
     return wait(client, f"rollouts/{rollout['id']}/", rollout, options)
 
 
-def _tell(options: argparse.Namespace, rollout: dict[str, Any]) -> int:
+def _print_result(options: argparse.Namespace, rollout: dict[str, Any]) -> int:
     if options.json:
         return show_json(rollout)
     print(f"rollout {rollout['id']}")
-    say(rollout)
+    print_rollout(rollout)
     if rollout.get("lacks_reason"):
-        print(f"Say why it was aborted: interlock reason {rollout['id']} TEXT")
+        print(f"Record the reason of the abort: interlock reason {rollout['id']} TEXT")
     return EXIT_OK

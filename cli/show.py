@@ -1,4 +1,4 @@
-"""How answers are printed: as a table for people, or as the API's JSON."""
+"""Functions that print responses as a table or as the API's JSON."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def show_json(answer: Any) -> int:
 
 
 def show_rows(options: argparse.Namespace, rows: list[dict[str, Any]], columns: list[str]) -> int:
-    """Print the named columns of `rows`, or the rows as they are for `--json`."""
+    """Print the columns of `rows` as a table, or with `--json` the unchanged rows."""
     if options.json:
         return show_json(rows)
     table = [columns, *([_cell(row[column]) for column in columns] for row in rows)]

@@ -1,4 +1,4 @@
-"""`interlock tenants` and `interlock keys`: who may ask for predictions, and with what."""
+"""`interlock tenants` and `interlock keys` manage tenants, their quotas and their API keys."""
 
 from __future__ import annotations
 
@@ -23,41 +23,40 @@ NO_LIMIT = "none"
 
 
 def add_tenants(commands: Any) -> None:
-    """Add `tenants`, which lists them, and what changes one."""
-    told = "list tenants and their quotas, or change them"
-    parser = commands.add_parser("tenants", help=told, description=told)
+    """Add `tenants`, which lists them, and its actions."""
+    help_text = "list tenants and their quotas, or change them"
+    parser = commands.add_parser("tenants", help=help_text, description=help_text)
     parser.set_defaults(command=list_tenants)
     actions = parser.add_subparsers(metavar="ACTION")
     for name, command, help_text in (
-        ("create", create_tenant, "make a tenant"),
+        ("create", create_tenant, "create a tenant"),
         ("set", set_quota, "change a tenant's quota"),
     ):
         _add_quota(add_command(actions, name, command, help_text, "tenant"))
-    told = "delete a tenant: its API keys are refused at once"
-    add_command(actions, "delete", delete_tenant, told, "tenant")
+    help_text = "delete a tenant: its API keys are refused at once"
+    add_command(actions, "delete", delete_tenant, help_text, "tenant")
 
 
 def add_keys(commands: Any) -> None:
-    """Add `keys`: make, list and revoke API keys, and whether one is required."""
-    told = "make, list and revoke API keys of tenants"
-    parser = commands.add_parser("keys", help=told, description=told)
+    """Add `keys` and its actions."""
+    help_text = "create, list and revoke API keys of tenants"
+    parser = commands.add_parser("keys", help=help_text, description=help_text)
     actions = parser.add_subparsers(required=True, metavar="ACTION")
     add_command(actions, "list", list_keys, "list a tenant's API keys", "tenant")
     create = add_command(
-        actions, "create", create_key, "make an API key and print it, once", "tenant"
+        actions, "create", create_key, "create an API key and print it once", "tenant"
     )
-    create.add_argument("--name", default="cli", help="what it is for (default: %(default)s)")
+    create.add_argument("--name", default="cli", help="the key's purpose (default: %(default)s)")
     create.add_argument(
         "--model",
         action="append",
         default=[],
-        help="a model that it opens, as often as needed (default: all of them)",
+        help="a model that the key grants access to; repeatable (default: all models)",
     )
-    told = "make an API key open nothing any more"
-    revoke = add_command(actions, "revoke", revoke_key, told, "tenant")
-    revoke.add_argument("id", type=int, help="the key's id, as `keys list` tells it")
+    revoke = add_command(actions, "revoke", revoke_key, "revoke an API key", "tenant")
+    revoke.add_argument("id", type=int, help="the key's id; `keys list` prints it")
     required = add_command(
-        actions, "required", require_keys, "tell or set whether a key is required"
+        actions, "required", require_keys, "print or set whether predictions require a key"
     )
     required.add_argument("answer", nargs="?", choices=["yes", "no"])
 
@@ -70,7 +69,7 @@ def _add_quota(parser: argparse.ArgumentParser) -> None:
 
 
 def _limit(kind: Any) -> Any:
-    """Return a reader of a number, or of `none` for no limit."""
+    """Return an argparse type that accepts a number, or `none` for no limit."""
 
     def read(text: str) -> Any:
         return NO_LIMIT if text == NO_LIMIT else kind(text)
@@ -80,10 +79,10 @@ def _limit(kind: Any) -> Any:
 
 
 def _quota(options: argparse.Namespace) -> dict[str, Any]:
-    """Return what was said of the quota; `none` becomes null, which is no limit."""
+    """Return the quota options that were supplied; `none` becomes null: no limit."""
     names = ("requests_per_s", "burst", "concurrency_max", "priority")
-    said = {name: getattr(options, name) for name in names}
-    return {k: None if v == NO_LIMIT else v for k, v in said.items() if v is not None}
+    values = {name: getattr(options, name) for name in names}
+    return {k: None if v == NO_LIMIT else v for k, v in values.items() if v is not None}
 
 
 def list_tenants(client: Client, options: argparse.Namespace) -> int:
@@ -118,13 +117,13 @@ def _show_keys(options: argparse.Namespace, keys: list[Any]) -> int:
 
 
 def create_key(client: Client, options: argparse.Namespace) -> int:
-    """Print the key alone on standard output, so that a script can keep it."""
+    """Print only the key on standard output, so that a script can store it."""
     body = {"name": options.name, **({"models": options.model} if options.model else {})}
     key = client.post(f"tenants/{options.tenant}/keys/", body)
     if options.json:
         return show_json(key)
-    told = f"API key {key['id']} of {key['tenant']}; it is not shown again:"
-    print(told, file=sys.stderr)
+    message = f"API key {key['id']} of {key['tenant']}; it is not shown again:"
+    print(message, file=sys.stderr)
     print(key["key"])
     return EXIT_OK
 

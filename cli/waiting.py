@@ -1,4 +1,4 @@
-"""Waiting for the verdict of one rollout, or of all of a release: the exit code is the verdict."""
+"""Functions that wait until a rollout or a release ends; the exit code is the verdict."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cli.client import (
 from cli.show import show_json
 
 POLL_S = 1.0
-# How often a wait looks whether the control plane's loops still turn.
+# The interval at which a wait checks that the control plane's loops still run.
 STATUS_EVERY_S = 15.0
 
 
@@ -29,68 +29,69 @@ def add_waiting(parser: argparse.ArgumentParser) -> None:
 
 
 def wait(client: Client, path: str, answer: dict[str, Any], options: argparse.Namespace) -> int:
-    """Follow what `path` tells of until it ends; print each change; return the exit code."""
+    """Poll the rollout or release at `path` until it ends; print changes; return the exit code."""
     started = time.monotonic()
-    told: dict[str, Any] = {}
+    printed: dict[str, Any] = {}
     stopped, next_status = "", started + STATUS_EVERY_S
     while True:
         rollouts = rollouts_of(answer)
         for rollout in rollouts:
             now = (rollout["phase"], rollout["weight_bp"], rollout["revision"])
-            if now != told.get(rollout["id"]) and not options.json:
-                say(rollout)
-            told[rollout["id"]] = now
+            if now != printed.get(rollout["id"]) and not options.json:
+                print_rollout(rollout)
+            printed[rollout["id"]] = now
         live = [rollout for rollout in rollouts if rollout["is_live"]]
         if not live:
             return _verdict(answer, options)
         if options.timeout is not None and time.monotonic() - started > options.timeout:
             print(
-                f"interlock: still {live[0]['phase']} after {options.timeout:g} s; it goes on",
+                f"interlock: still {live[0]['phase']} after {options.timeout:g} s; "
+                "the rollout continues",
                 file=sys.stderr,
             )
             return EXIT_TIMED_OUT
         if time.monotonic() > next_status:
-            stopped = _say_stopped(client, stopped)
+            stopped = _print_stopped_loops(client, stopped)
             next_status = time.monotonic() + STATUS_EVERY_S
         time.sleep(POLL_S)
-        answer = _patiently(client, path, answer)
+        answer = _poll(client, path, answer)
 
 
 def rollouts_of(answer: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return a release's rollouts, or the rollout that the answer is."""
+    """Return a release's rollouts, or the rollout itself."""
     rollouts: list[dict[str, Any]] = answer.get("rollouts", [answer])
     return rollouts
 
 
-def say(rollout: dict[str, Any]) -> None:
-    """Print where a rollout stands, in one line."""
+def print_rollout(rollout: dict[str, Any]) -> None:
+    """Print a rollout's phase, share and reason in one line."""
     share = rollout["weight_bp"] / 100
     name = f"{rollout['model']}:{rollout['target']}"
     print(f"{name} {rollout['phase']} at {share:g} %: {rollout['reason']}", flush=True)
 
 
-def _say_stopped(client: Client, last: str) -> str:
-    """Say on stderr which loops have stopped, unless that was `last` said; return what it was."""
+def _print_stopped_loops(client: Client, last: str) -> str:
+    """Print on stderr which loops have stopped, unless `last` is that text; return the text."""
     try:
         status = client.get("status/")
     except ApiError:
-        # The answer that is waited for says it if nobody answers.
+        # `_poll` reports an unreachable control plane.
         return last
     late = [f"{row['turned_by']}: {row['without_it']}" for row in status["loops"] if row["is_late"]]
     text = "; ".join(filter(None, [*late, status["trouble"]]))
     if text and text != last:
-        print(f"interlock: the control plane has stopped in part: {text}", file=sys.stderr)
+        print(f"interlock: loops of the control plane have stopped: {text}", file=sys.stderr)
     return text
 
 
-def _patiently(client: Client, path: str, last: dict[str, Any]) -> dict[str, Any]:
-    """Ask again; a control plane that is away for a moment does not end the wait."""
+def _poll(client: Client, path: str, last: dict[str, Any]) -> dict[str, Any]:
+    """Fetch the row again; return `last` while the control plane is unreachable."""
     try:
         answer: dict[str, Any] = client.get(path)
     except ApiError as error:
         if error.exit_code != EXIT_UNREACHABLE:
             raise
-        print(f"interlock: {error}; trying again", file=sys.stderr)
+        print(f"interlock: {error}; retrying", file=sys.stderr)
         return last
     return answer
 

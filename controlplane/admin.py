@@ -1,4 +1,4 @@
-"""Admin of users, groups and API tokens, in the look of the rest of the admin."""
+"""Admin pages of users, groups and API tokens, in the style of the other admin pages."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class GroupAdmin(DjangoGroupAdmin, ModelAdmin):  # type: ignore[misc]
 
 @admin.register(ApiToken)
 class ApiTokenAdmin(ModelAdmin):  # type: ignore[misc]
-    """To see and revoke anybody's tokens; only their owner can make one."""
+    """List and revoke the tokens of all users; only the owner can create a token."""
 
     list_display = ["name", "user", "created_at", "expires_at"]
     search_fields = ["name", "user__username"]

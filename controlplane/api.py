@@ -1,4 +1,4 @@
-"""The API's router: each app registers its own endpoints."""
+"""The router of the REST API; each app registers its own endpoints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`Authorization: Bearer ilk_…` for people's and CI's API tokens."""
+"""Authentication of API tokens: `Authorization: Bearer ilk_…`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class TokenAuthentication(BaseAuthentication):
     keyword = "Bearer"
 
     def authenticate(self, request: Request) -> tuple[AbstractBaseUser, ApiToken] | None:
-        """Return the token's user, or None when the request carries no bearer token.
+        """Return the token's user and the token, or None if the request has no bearer token.
 
         Raises:
             AuthenticationFailed: the token is unknown, expired, or its user is not active.
@@ -27,13 +27,13 @@ class TokenAuthentication(BaseAuthentication):
         if not words or words[0].lower() != self.keyword.lower().encode():
             return None
         if len(words) != 2:
-            raise AuthenticationFailed("The header must be: Authorization: Bearer TOKEN")
+            raise AuthenticationFailed("Expected the header Authorization: Bearer TOKEN.")
         digest = digest_token(words[1].decode("utf-8", "replace"))
         token = ApiToken.objects.select_related("user").filter(digest=digest).first()
         if token is None or not token.user.is_active:
-            raise AuthenticationFailed("This token is not known, or its user is not active.")
+            raise AuthenticationFailed("The token is unknown or its user is inactive.")
         if token.expires_at is not None and token.expires_at <= timezone.now():
-            raise AuthenticationFailed("This token has expired.")
+            raise AuthenticationFailed("The token has expired.")
         return token.user, token
 
     def authenticate_header(self, request: Request) -> str:

@@ -1,8 +1,8 @@
-"""`python -m controlplane.beat`: the clock that wakes the ticks.
+"""`python -m controlplane.beat` schedules the periodic tasks.
 
-It knows the schedule and the broker, and none of the tasks: it needs neither Django's models nor
-the database, and takes a third of the memory of a process that has them. Started past Celery's
-command line, which imports an interactive shell.
+It knows the schedule and the broker but not the tasks: it must not import Django's models or use
+the database, and so needs a third of the memory of a process with them. It starts Celery without
+its command line, which imports an interactive shell.
 """
 
 from __future__ import annotations
@@ -27,19 +27,20 @@ app.config_from_object("django.conf:settings", namespace="CELERY")
 
 log = logging.getLogger(__name__)
 
-# Ticks that wait: about a minute of all of them. Dead workers leave those behind that beat sends,
-# and so they would fill Redis; of ticks that wait nothing is lost but their number.
+# The maximum number of queued tasks: about one minute of the whole schedule. Without a limit beat
+# would fill Redis while no worker runs. A task that is not queued is not lost: the next one of its
+# kind does its work.
 WAITING_MAX = 500
-# How often the queue is looked at, and how often it is said that it is full.
-LOOK_S, SAY_S = 1.0, 60.0
+# Seconds between checks of the queue's length, and between warnings that it is full.
+CHECK_S, WARN_S = 1.0, 60.0
 
 
 class BoundedScheduler(Scheduler):
-    """Sends no tick while WAITING_MAX wait for a worker."""
+    """A scheduler that sends no task while WAITING_MAX tasks are queued."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._looked_at = self._said_at = float("-inf")
+        self._checked_at = self._warned_at = float("-inf")
         self._is_full = False
 
     def apply_entry(self, entry: ScheduleEntry, producer: Any = None) -> None:
@@ -49,17 +50,18 @@ class BoundedScheduler(Scheduler):
 
     def _has_room(self, producer: Any) -> bool:
         now = monotonic()
-        if now - self._looked_at >= LOOK_S:
-            self._looked_at = now
+        if now - self._checked_at >= CHECK_S:
+            self._checked_at = now
             try:
                 self._is_full = self._waiting(producer) >= WAITING_MAX
             except Exception:
-                # Whoever sends meets the same broker, and says what is wrong with it.
+                # Sending uses the same broker and reports the error.
                 self._is_full = False
-        if self._is_full and now - self._said_at >= SAY_S:
-            self._said_at = now
+        if self._is_full and now - self._warned_at >= WARN_S:
+            self._warned_at = now
             log.warning(
-                "beat.full: %d ticks wait, none is added; is a Celery worker running?", WAITING_MAX
+                "beat.full: %d tasks are queued, no task is added; is a Celery worker running?",
+                WAITING_MAX,
             )
         return not self._is_full
 
@@ -68,14 +70,14 @@ class BoundedScheduler(Scheduler):
         try:
             return int(producer.channel.queue_declare(queue, passive=True).message_count)
         except ChannelError:
-            # Redis has no empty lists.
+            # Redis does not store empty lists, so an empty queue does not exist.
             return 0
 
 
 def main() -> None:
-    """Run until a signal. Every schedule is an interval: nothing is worth keeping in a file."""
+    """Run until a signal. All schedules are intervals, so no state is kept in a file."""
     broker.refuse_cluster_or_exit()
-    # Below WARNING it would tell of each tick.
+    # At INFO it would log every task.
     app.Beat(scheduler_cls="controlplane.beat:BoundedScheduler", loglevel="WARNING").run()
 
 

@@ -1,8 +1,8 @@
-"""Celery's way to Redis: as Kombu has it, with connections that leave a server made a replica.
+"""Celery's Redis transports: Kombu's, with connections that reconnect after a failover.
 
-Kombu takes "READONLY", and "UNBLOCKED", which whoever waits for a task is told as the server
-changes, for errors of the program, which end the worker; an error of the connection has it connect
-again.
+A server that becomes a replica responds with "READONLY", and with "UNBLOCKED" to a client that
+waits for a task. Kombu treats both as programming errors, which end the worker; as connection
+errors they make it reconnect.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ class SentinelTransport(kombu_redis.SentinelTransport):
 
 
 def use() -> None:
-    """Let Kombu's URLs of Redis and of Sentinel lead here."""
+    """Register these transports for Kombu's Redis and Sentinel URLs."""
     for scheme in ("redis", "rediss"):
         TRANSPORT_ALIASES[scheme] = "controlplane.broker:Transport"
     TRANSPORT_ALIASES["sentinel"] = "controlplane.broker:SentinelTransport"
 
 
 def refuse_cluster_or_exit() -> None:
-    """End the process with the reason where Redis is a cluster."""
+    """End the process with an error message if Redis is a cluster."""
     try:
         refuse_cluster()
     except ClusterRefused as error:

@@ -1,5 +1,6 @@
-"""The workers' Celery app; beat has one of its own (`beat`). It only wakes: every task is a tick
-over rows, and none holds state.
+"""The Celery app of the workers; `beat` has its own.
+
+Celery only triggers work: every task processes the rows that are due and holds no state.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from celery.signals import task_success
 from controlplane import broker
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "controlplane.settings")
-# Django's checks load every page, and a worker shows none; the tests make them.
+# Django's checks load every page, which a worker does not need; the tests run the checks.
 os.environ.setdefault("CELERY_SKIP_CHECKS", "1")
-# Celery would close a pool after each task; a worker's process does one thing at a time.
+# Celery would close a pool after each task; a worker process runs one task at a time.
 os.environ["INTERLOCK_DATABASE_POOL"] = "0"
 
 broker.use()
@@ -25,9 +26,9 @@ app.autodiscover_tasks()
 
 
 @task_success.connect
-def note_turn(sender: Any, **_: Any) -> None:
-    """Show that a loop turned: the task's name says which."""
-    # Django is set up by the time a task runs, and not before.
+def record_task_pulse(sender: Any, **_: Any) -> None:
+    """Record a pulse of the loop that the task belongs to."""
+    # Imported here: Django is set up when a task runs, and not before.
     from controlplane.loop_health import record_pulse
 
     record_pulse(sender.name)

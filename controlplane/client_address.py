@@ -1,5 +1,6 @@
-"""Where a request comes from, and the refusal of addresses (paths) with a null character: no row
-has one, and PostgreSQL takes no such text.
+"""Middlewares that determine the client's address and refuse URLs with a null character.
+
+PostgreSQL does not accept text with a null character, so no row can match such a URL.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from ipaddress import ip_address
 from django.conf import settings
 from django.http import HttpRequest, HttpResponseBase, JsonResponse
 
-TOLD = "The address contains a null character."
+NULL_CHARACTER = "The URL contains a null character."
 
 
 class NullMiddleware:
@@ -19,16 +20,16 @@ class NullMiddleware:
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase:
         if "\0" in request.path or "%00" in request.META.get("QUERY_STRING", ""):
-            body = {"error": {"code": "invalid", "message": TOLD, "detail": {}}}
+            body = {"error": {"code": "invalid", "message": NULL_CHARACTER, "detail": {}}}
             return JsonResponse(body, status=400)
         return self.get_response(request)
 
 
 class ClientAddressMiddleware:
-    """Makes REMOTE_ADDR the client's where proxies of ours stand between.
+    """Sets REMOTE_ADDR to the client's address behind trusted proxies.
 
-    Each of `INTERLOCK_PROXIES` proxies appends whom it heard to X-Forwarded-For, so that as many
-    entries from its end are true, and whatever a client wrote before them is not looked at.
+    Each of the `INTERLOCK_PROXIES` proxies appends its peer's address to X-Forwarded-For. Only
+    that number of entries at the end can be trusted: a client can send any entries before them.
     """
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
@@ -54,5 +55,5 @@ def _is_address(text: str) -> bool:
 
 
 def client_address(request: HttpRequest) -> str:
-    """Return the address that a request comes from."""
+    """Return the address of the client that sent the request."""
     return str(request.META.get("REMOTE_ADDR", ""))

@@ -1,4 +1,4 @@
-"""The only reader of the control plane's environment; a bad value is named, not guessed.
+"""The only reader of the control plane's environment; an invalid value is an error.
 
 A reader that gets `help` declares the variable: documents, `.env.example` and docker-compose.yml
 are made from what is declared (`embedded.settings_pages`).
@@ -20,15 +20,15 @@ from apps.lib.egress import AllowList, OwnService
 from contract.redis_url import RedisUrlError, parse_redis_url
 from contract.variables import Variable
 
-# Django's name of each part of a database URL that it has one for, and libpq's.
+# The parts of a database URL that Django has a name for: Django's name and libpq's.
 DATABASE_PARTS = {
     "NAME": "dbname", "USER": "user", "PASSWORD": "password", "HOST": "host", "PORT": "port",
 }  # fmt: skip
 SECRET_LENGTH_MIN = 32
 DIFFERENT_MIN = 10
-# A URL of Redis with it says itself whether the server is verified.
-SAYS_HOW = "ssl_cert_reqs="
-# As Standard Webhooks asks.
+# A Redis URL with this parameter defines the verification of the server itself.
+CERT_PARAMETER = "ssl_cert_reqs="
+# The minimum of Standard Webhooks.
 WEBHOOK_KEY_BYTES_MIN = 24
 WELL_KNOWN = ("changeme", "change-me", "change_me", "insecure", "password", "example", "interlock")
 GENERATOR = "python3 -c 'import secrets; print(secrets.token_urlsafe(48))'"
@@ -40,13 +40,13 @@ DECLARED: dict[str, Variable] = {}
 
 
 class SettingError(RuntimeError):
-    """An environment variable is missing or cannot be understood."""
+    """An environment variable is missing or invalid."""
 
 
 def declare(
     name: str, default: object, help: str, unit: str = "", *, is_secret: bool = False
 ) -> None:
-    """Note what a variable is. `default` None: the process does not start without it."""
+    """Record a declaration. `default` None: the variable is required."""
     is_required = default is None
     DECLARED[name] = Variable(
         name, "" if is_required else str(default), help, unit, is_required, is_secret
@@ -74,7 +74,7 @@ def text(
 
 
 def flag(name: str, default: bool, help: str = "") -> bool:
-    """Return a yes/no variable."""
+    """Parse a boolean variable. Raises SettingError."""
     if help:
         declare(name, int(default), help)
     value = os.environ.get(name)
@@ -84,11 +84,11 @@ def flag(name: str, default: bool, help: str = "") -> bool:
         return True
     if value.lower() in {"0", "false", "no", "off"}:
         return False
-    raise SettingError(f"{name} is {value!r}; it takes 1 or 0")
+    raise SettingError(f"{name} is {value!r}; expected 1 or 0")
 
 
 def integer(name: str, default: int, help: str = "", unit: str = "", *, at_least: int = 0) -> int:
-    """Return a whole number that is at least `at_least`."""
+    """Parse a whole number that is at least `at_least`. Raises SettingError."""
     if help:
         declare(name, default, help, unit)
     value = os.environ.get(name)
@@ -97,27 +97,27 @@ def integer(name: str, default: int, help: str = "", unit: str = "", *, at_least
     try:
         number = int(value)
     except ValueError as error:
-        raise SettingError(f"{name} is {value!r}; it takes a whole number") from error
+        raise SettingError(f"{name} is {value!r}; expected a whole number") from error
     if number < at_least:
-        raise SettingError(f"{name} is {number}; it takes at least {at_least}")
+        raise SettingError(f"{name} is {number}; the minimum is {at_least}")
     return number
 
 
 def days(name: str, default: int, help: str = "", *, at_least: int) -> int:
-    """Return a number of days; 0 stands for ever, anything else is at least `at_least`."""
+    """Parse a number of days: 0 (for ever) or at least `at_least`. Raises SettingError."""
     number = integer(name, default, help, "days")
     if 0 < number < at_least:
-        raise SettingError(f"{name} is {number}; it takes 0 (for ever) or at least {at_least}")
+        raise SettingError(f"{name} is {number}; expected 0 (for ever) or at least {at_least}")
     return number
 
 
 def choice(name: str, default: str, choices: tuple[str, ...], help: str = "") -> str:
-    """Return one of `choices`."""
+    """Return one of `choices`. Raises SettingError."""
     if help:
         declare(name, default, f"{help}: {', '.join(choices)}")
     value = os.environ.get(name) or default
     if value not in choices:
-        raise SettingError(f"{name} is {value!r}; it takes {', '.join(choices)}")
+        raise SettingError(f"{name} is {value!r}; expected one of {', '.join(choices)}")
     return value
 
 
@@ -128,26 +128,26 @@ def items(name: str, default: str = "", help: str = "") -> list[str]:
 
 
 def service_url(name: str, help: str = "") -> str:
-    """Return the address of a service that is asked over HTTP, or nothing when it is not set."""
+    """Return the URL of an HTTP service, or "" if it is not set. Raises SettingError."""
     if help:
         declare(name, "", help, "URL")
     value = os.environ.get(name, "").strip()
     try:
         url = urlsplit(value)
-        is_good = url.scheme in {"http", "https"} and bool(url.hostname)
+        is_valid = url.scheme in {"http", "https"} and bool(url.hostname)
     except ValueError:
-        is_good = False
-    if value and not is_good:
-        # Not shown: a password may stand in it.
-        raise SettingError(f"{name} takes an http: or https: URL")
+        is_valid = False
+    if value and not is_valid:
+        # The URL may contain a password, so the message does not show it.
+        raise SettingError(f"{name} is not a valid http: or https: URL")
     return value
 
 
 def secret(name: str, default: str | None = None, help: str = "") -> str:
-    """Return a secret that nobody guesses. Raises SettingError for one that somebody could.
+    """Return a secret. Raises SettingError if it is weak.
 
-    It has at least SECRET_LENGTH_MIN characters, DIFFERENT_MIN different ones of them, and is no
-    example out of a book. The value stays out of the message.
+    A secret has at least SECRET_LENGTH_MIN characters, at least DIFFERENT_MIN different ones, and
+    contains no well-known default. The message never contains the value.
     """
     if help:
         declare(name, default, help, is_secret=True)
@@ -158,18 +158,18 @@ def secret(name: str, default: str | None = None, help: str = "") -> str:
     if value is None:
         problem = "is not set"
     elif len(value) < SECRET_LENGTH_MIN:
-        problem = f"has {len(value)} characters; it takes at least {SECRET_LENGTH_MIN}"
+        problem = f"has {len(value)} characters; the minimum is {SECRET_LENGTH_MIN}"
     elif len(set(value)) < DIFFERENT_MIN:
-        problem = f"has {len(set(value))} different characters; it takes at least {DIFFERENT_MIN}"
+        problem = f"has {len(set(value))} different characters; the minimum is {DIFFERENT_MIN}"
     elif word := next((word for word in WELL_KNOWN if word in value.lower()), ""):
-        problem = f"contains {word!r}, as a default does"
+        problem = f"contains {word!r}, a well-known default"
     if problem or value is None:
-        raise SettingError(f"{name} {problem}. Set it to what `{GENERATOR}` prints")
+        raise SettingError(f"{name} {problem}. Generate a secret with `{GENERATOR}`")
     return value
 
 
 def allow_list(name: str, help: str = "") -> AllowList:
-    """Return the networks, addresses and names of a comma-separated variable."""
+    """Parse a comma-separated list of networks, addresses and host names. Raises SettingError."""
     try:
         return AllowList.parse(items(name, "", help))
     except ValueError as error:
@@ -177,52 +177,52 @@ def allow_list(name: str, help: str = "") -> AllowList:
 
 
 def own_services(name: str, help: str = "") -> list[OwnService]:
-    """Return the servers of a comma-separated variable, each `host:port`, or `host` for all."""
+    """Parse a comma-separated list of `host:port`, or `host` for all ports. Raises SettingError."""
     services = []
     for item in items(name, "", help):
         try:
             url = urlsplit(f"//{item}")
             host, port = url.hostname, url.port
         except ValueError as error:
-            raise SettingError(f"{name}: {item!r} is not host:port: {error}") from error
+            raise SettingError(f"{name}: {item!r} is not a valid host:port: {error}") from error
         if not host or url.netloc != item:
-            raise SettingError(f"{name}: {item!r} is not host:port")
+            raise SettingError(f"{name}: {item!r} is not a valid host:port")
         services.append(OwnService(item, host, port))
     return services
 
 
 def webhook_secret(name: str, help: str = "") -> str:
-    """Return what webhooks are signed with: `whsec_` and the key in base64; or nothing."""
+    """Return the signing key of webhooks, `whsec_` and base64, or "". Raises SettingError."""
     if help:
         declare(name, "", help, is_secret=True)
     value = os.environ.get(name, "").strip()
     try:
         key = base64.b64decode(value.removeprefix("whsec_"), validate=True)
     except ValueError:
-        # The value is a secret, and stays out of the message.
-        raise SettingError(f"{name} takes whsec_ and a key in base64") from None
+        # The value is a secret, so the message does not show it.
+        raise SettingError(f"{name} is not whsec_ followed by a key in base64") from None
     if value and (len(key) < WEBHOOK_KEY_BYTES_MIN or len(set(key)) < DIFFERENT_MIN):
         raise SettingError(
-            f"{name} has a key of {len(key)} bytes; it takes at least {WEBHOOK_KEY_BYTES_MIN} "
-            "random ones in base64"
+            f"{name} has a weak key of {len(key)} bytes; "
+            f"expected at least {WEBHOOK_KEY_BYTES_MIN} random bytes in base64"
         )
     return value
 
 
 def public_url(name: str, default: str, help: str = "") -> str:
-    """Return a URL to show to people, without a slash at its end or a password in it."""
+    """Return a URL for links on pages, without trailing slash, user and password."""
     if help:
         declare(name, "", help, "URL")
     url = urlsplit((os.environ.get(name) or default).rstrip("/"))
     if url.scheme not in {"http", "https"}:
         if not os.environ.get(name):
             return ""
-        raise SettingError(f"{name} is {url.geturl()!r}; it takes an http: or https: URL")
+        raise SettingError(f"{name} is {url.geturl()!r}; expected an http: or https: URL")
     return url._replace(netloc=url.netloc.rpartition("@")[2]).geturl()
 
 
 def mail_server(name: str, help: str = "") -> dict[str, Any]:
-    """Return how to reach the mail server that an smtp:, smtps: or smtp+starttls: URL names."""
+    """Parse an smtp:, smtps: or smtp+starttls: URL into the arguments of Django's backend."""
     if help:
         declare(name, "", help, "URL", is_secret=True)
     value = os.environ.get(name, "")
@@ -237,7 +237,7 @@ def mail_server(name: str, help: str = "") -> dict[str, Any]:
     try:
         port = url.port or MAIL_PORTS[url.scheme]
     except ValueError as error:
-        raise SettingError(f"{name} has a port that is no number") from error
+        raise SettingError(f"{name} has an invalid port") from error
     return {
         "host": url.hostname,
         "port": port,
@@ -248,8 +248,8 @@ def mail_server(name: str, help: str = "") -> dict[str, Any]:
     }
 
 
-# Sessions that a firewall or a load balancer forgot end after so many seconds, and not after the
-# quarter of an hour that the system waits: by probes while idle, by a limit for bytes on the way.
+# A session that a firewall or a load balancer dropped silently ends after FORGOTTEN_S seconds, not
+# after the system's 15 minutes: by keepalive probes while idle, by a timeout for sent bytes.
 PROBE_S, PROBES_MAX, FORGOTTEN_S = 5, 3, 15
 PROBED: dict[str, object] = {
     "keepalives_idle": FORGOTTEN_S,
@@ -258,7 +258,7 @@ PROBED: dict[str, object] = {
     "tcp_user_timeout": FORGOTTEN_S * 1_000,
 }
 
-# The same of Celery's connections to Redis; the others have deadlines of their own.
+# The same for Celery's connections to Redis; other connections to Redis have their own timeouts.
 KEEPALIVE: dict[int, int] = {
     getattr(socket, option): value
     for option, value in {
@@ -271,34 +271,34 @@ KEEPALIVE: dict[int, int] = {
 
 
 def database(name: str, default: str, help: str = "") -> dict[str, object]:
-    """Return Django's database settings from a URL as libpq reads it.
+    """Return Django's database settings from a libpq URL. Raises SettingError.
 
-    Several hosts, socket directories and every parameter of libpq are passed on: `sslmode`,
+    Multiple hosts, socket directories and all libpq parameters are supported: `sslmode`,
     `sslrootcert`, `target_session_attrs`, `connect_timeout` and so on.
     """
     value = text(name, default, help, "URL", is_secret=True)
     try:
-        found = conninfo_to_dict(value)
+        parameters = conninfo_to_dict(value)
     except PsycopgError as error:
         raise SettingError(f"{name}: {str(error).strip()}") from None
-    if urlsplit(value).scheme not in {"postgresql", "postgres"} or not found.get("dbname"):
+    if urlsplit(value).scheme not in {"postgresql", "postgres"} or not parameters.get("dbname"):
         raise SettingError(f"{name} is not of the form postgresql://user:password@host:port/name")
-    named = {name: str(found.pop(part, "")) for name, part in DATABASE_PARTS.items()}
-    return {"ENGINE": "controlplane.postgresql", **named, "OPTIONS": {**PROBED, **found}}
+    named = {name: str(parameters.pop(part, "")) for name, part in DATABASE_PARTS.items()}
+    return {"ENGINE": "controlplane.postgresql", **named, "OPTIONS": {**PROBED, **parameters}}
 
 
 def database_pool(name: str, help: str = "") -> dict[str, object]:
-    """Return the options of a pool of at most so many connections; 0: there is none."""
+    """Return the options of a connection pool of the variable's size; {} for size 0: no pool."""
     size = integer(name, 0, help, "connections")
     if not size:
         return {}
-    # One that nobody uses for a minute is closed, and each after ten: so that a load balancer's
-    # servers, and the names of several hosts, are looked at again.
+    # A connection closes after 60 s without use and after 600 s in any case, so that changes of a
+    # load balancer's servers or of DNS names take effect.
     return {"pool": {"min_size": 1, "max_size": size, "max_idle": 60, "max_lifetime": 600}}
 
 
 def redis_url(name: str, default: str, help: str = "") -> str:
-    """Return the URL of Redis, or of its Sentinel, as `contract.redis_url` reads it."""
+    """Return the URL of Redis or Sentinel in the form of `contract.redis_url`."""
     value = text(name, default, help, "URL", is_secret=True)
     try:
         parse_redis_url(value)
@@ -308,10 +308,10 @@ def redis_url(name: str, default: str, help: str = "") -> str:
 
 
 def broker_url(url: str) -> str:
-    """Return the URL of Redis as Celery reads it: without parameters, and with all sentinels."""
+    """Convert the Redis URL to Celery's form: without parameters, with all sentinels."""
     address = parse_redis_url(url)
     if not address.service:
-        return url if SAYS_HOW in url else url.partition("?")[0]
+        return url if CERT_PARAMETER in url else url.partition("?")[0]
     login = ""
     if address.credentials:
         user, password = (
@@ -324,23 +324,23 @@ def broker_url(url: str) -> str:
 
 
 def broker_options(url: str) -> dict[str, object]:
-    """Return what Celery must know beside the URL: how connections are probed, and Sentinel."""
+    """Return Celery's transport options: keepalive probes, and Sentinel's service and TLS."""
     address = parse_redis_url(url)
     probed: dict[str, object] = {"socket_keepalive": True, "socket_keepalive_options": KEEPALIVE}
     if not address.service:
         return probed
     tls: dict[str, object] = {"ssl": True, **address.tls_files} if address.is_tls else {}
-    asking = {**tls, **address.sentinel_credentials, "socket_timeout": 2.0}
-    return {**probed, "master_name": address.service, "sentinel_kwargs": asking}
+    sentinel = {**tls, **address.sentinel_credentials, "socket_timeout": 2.0}
+    return {**probed, "master_name": address.service, "sentinel_kwargs": sentinel}
 
 
 def broker_tls(url: str) -> dict[str, object] | None:
-    """Return how Celery verifies a server with TLS, which it would not by itself.
+    """Return the TLS options that make Celery verify the server; it does not by default.
 
-    None without TLS, or where the URL says how as Celery reads it.
+    None without TLS, or if the URL has a `ssl_cert_reqs` parameter, which Celery reads itself.
     """
     address = parse_redis_url(url)
-    if not address.is_tls or SAYS_HOW in url:
+    if not address.is_tls or CERT_PARAMETER in url:
         return None
     verified = {"ssl_cert_reqs": ssl.CERT_REQUIRED, "ssl_check_hostname": True}
     return {**verified, **address.tls_files}

@@ -1,4 +1,4 @@
-"""One form for every API error: `{"error": {"code", "message", "detail"}}`."""
+"""The format of every API error: `{"error": {"code", "message", "detail"}}`."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from apps.lib.errors import InterlockError
 
 
 def exception_handler(error: Exception, context: dict[str, Any]) -> Response | None:
-    """Map our errors and the framework's to the one form; leave the unexpected to a 500."""
+    """Convert Interlock's and the framework's errors; return None, for a 500, for all others."""
     if isinstance(error, InterlockError):
-        return _answer(error.status, error.code, error.message, error.detail)
+        return _response(error.status, error.code, error.message, error.detail)
     if isinstance(error, RequestDataTooBig):
-        return _answer(413, "too_large", f"The body is too large: {error}", {})
+        return _response(413, "too_large", f"The request body is too large: {error}", {})
     if isinstance(error, RecursionError):
-        return _answer(400, "invalid", "The request nests lists and objects too deeply.", {})
+        return _response(400, "invalid", "Lists and objects are nested too deeply.", {})
     response = drf_exception_handler(error, context)
     if response is None:
         return None
@@ -32,7 +32,7 @@ def exception_handler(error: Exception, context: dict[str, Any]) -> Response | N
     return response
 
 
-def _answer(status: int, code: str, message: str, detail: dict[str, Any]) -> Response:
+def _response(status: int, code: str, message: str, detail: dict[str, Any]) -> Response:
     return Response(_body(code, message, detail), status=status)
 
 
@@ -41,7 +41,7 @@ def _body(code: str, message: str, detail: dict[str, Any]) -> dict[str, Any]:
 
 
 def _first_message(data: Any, path: str = "") -> str:
-    """Return the first problem of a nested validation error as `field: what is wrong`."""
+    """Return the first problem of a nested validation error as `field: problem`."""
     if isinstance(data, dict) and data:
         key, value = next(iter(data.items()))
         return _first_message(value, f"{path}.{key}" if path else str(key))

@@ -1,4 +1,4 @@
-"""What people send to the tokens page."""
+"""The form of the tokens page."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from django import forms
 
 class TokenForm(forms.Form):
     name = forms.CharField(
-        max_length=100, help_text="Where it will be used: a token of the same name is replaced."
+        max_length=100, help_text="The token's use. A token with the same name is replaced."
     )

@@ -1,4 +1,7 @@
-"""Liveness, readiness, loops and metrics; they answer without MLflow, Redis and Triton too."""
+"""Liveness, readiness, status of the loops and metrics.
+
+All of them respond while MLflow, Redis or Triton is unreachable.
+"""
 
 from __future__ import annotations
 
@@ -38,20 +41,20 @@ from controlplane.retention.selectors import summary
 
 class LoopSerializer(serializers.Serializer[Any]):
     name = serializers.CharField()
-    turned_by = serializers.CharField(help_text="The task, or the process, that turns it.")
+    turned_by = serializers.CharField(help_text="The task or process that runs it.")
     age_s = serializers.FloatField(
-        allow_null=True, help_text="Seconds since a turn ended well; null: none has."
+        allow_null=True, help_text="Seconds since the last successful turn; null: none yet."
     )
     late_after_s = serializers.FloatField()
     is_late = serializers.BooleanField()
-    without_it = serializers.CharField(help_text="What stands still while it does not turn.")
+    without_it = serializers.CharField(help_text="The effect while the loop is stopped.")
 
 
 class OpenServiceSerializer(serializers.Serializer[Any]):
     kind = serializers.CharField()
     address = serializers.CharField()
-    cluster = serializers.CharField(help_text="Of a Triton, or nothing.")
-    danger = serializers.CharField(help_text="What a stranger who reaches it can do.")
+    cluster = serializers.CharField(help_text="The cluster of a Triton server, else empty.")
+    danger = serializers.CharField(help_text="What an unauthenticated client can do.")
 
 
 class RefusalSerializer(serializers.ModelSerializer[Refusal]):
@@ -65,16 +68,16 @@ class RefusalSerializer(serializers.ModelSerializer[Refusal]):
 
 class StatusSerializer(serializers.Serializer[Any]):
     is_well = serializers.BooleanField()
-    trouble = serializers.CharField(help_text="Why nobody knows how the loops are, or nothing.")
+    trouble = serializers.CharField(help_text="Why the state of the loops is unknown, else empty.")
     published_age_s = serializers.FloatField(
         allow_null=True, help_text="Seconds since the newest routing table was published."
     )
     loops = LoopSerializer(many=True)
     open_services = OpenServiceSerializer(
-        many=True, help_text="Servers that take commands without a secret."
+        many=True, help_text="Servers that accept commands without authentication."
     )
     refused_messages = RefusalSerializer(
-        many=True, help_text="What was refused in an instance's name within a day."
+        many=True, help_text="Messages refused in the last 24 hours, by instance and reason."
     )
 
 
@@ -85,19 +88,19 @@ def live(request: HttpRequest) -> JsonResponse:
 
 @login_not_required
 def ready(request: HttpRequest) -> JsonResponse:
-    """Say whether requests can be answered: the database does."""
+    """Respond with 200 if the database is reachable, else with 503."""
     try:
         with connection.cursor() as cursor:
             cursor.execute("SELECT 1")
     except DatabaseError as error:
         return JsonResponse({"ready": False, "reason": f"database: {error}"}, status=503)
-    # A stopped loop is said here and fails `loops`: people must get in to see it and to abort.
+    # A stopped loop is reported here but fails only `loops`: people need the pages to abort.
     return JsonResponse({"ready": True, **loops_document(read_pulses())})
 
 
 @login_not_required
 def loops(request: HttpRequest) -> JsonResponse:
-    """Say how long ago each control loop turned; 503 where one has stopped."""
+    """Report the age of each loop's last turn; 503 if a loop has stopped."""
     pulses = read_pulses()
     try:
         document = {"well": pulses.is_well, **loops_document(pulses)}
@@ -107,7 +110,7 @@ def loops(request: HttpRequest) -> JsonResponse:
 
 
 def loops_document(pulses: Pulses) -> dict[str, Any]:
-    """Return ages in seconds by loop, the late ones, and the age of the newest table."""
+    """Return the ages in seconds by loop, the late loops and the age of the newest table."""
     return {
         "loops": {pulse.loop.name: _rounded(pulse.age_s) for pulse in pulses.loops},
         "late": [pulse.loop.name for pulse in pulses.late],
@@ -123,21 +126,21 @@ def _rounded(age_s: float | None) -> float | None:
 
 @require_safe
 def loops_banner(request: HttpRequest) -> HttpResponse:
-    """What a page shows of the loops, asked for every few seconds."""
+    """Render the banner about stopped loops, which pages refresh every few seconds."""
     return render(request, "parts/loops.html", {"pulses": read_pulses()})
 
 
 def page_context(request: HttpRequest) -> dict[str, Any]:
-    """Let every page show the loops; read only where a template does."""
+    """Add `pulses` to the context of every page; read from Redis only if the template uses it."""
     return {"pulses": SimpleLazyObject(read_pulses)}
 
 
 class StatusView(APIView):
-    """How the control plane's loops are."""
+    """Status of the control plane's loops."""
 
     @extend_schema(responses=StatusSerializer)
     def get(self, request: Request) -> Response:
-        """Say how long ago each control loop turned, and what stands still without it."""
+        """Return the age of each loop's last turn, and the effect while it is stopped."""
         pulses = read_pulses()
         rows = [
             {
@@ -164,7 +167,7 @@ class StatusView(APIView):
 @extend_schema(exclude=True)
 @api_view(["GET"])
 def metrics(request: Request) -> HttpResponse:
-    """Tell Prometheus what waits in the streams to be taken in; it brings an API token."""
+    """Export metrics for Prometheus, which authenticates with an API token."""
     registry = CollectorRegistry()
     _loop_gauges(registry)
     _service_gauges(registry)
@@ -172,7 +175,7 @@ def metrics(request: Request) -> HttpResponse:
     _refusal_counters(registry)
     _retention_gauges(registry)
     readable = Gauge(
-        "interlock_streams_readable", "Whether Redis says what waits.", registry=registry
+        "interlock_streams_readable", "Whether the streams can be read.", registry=registry
     )
     try:
         backlog = read_backlog()
@@ -182,21 +185,21 @@ def metrics(request: Request) -> HttpResponse:
     readable.set(1)
     of_stream = {
         "entries": "Entries that are not applied yet.",
-        "pending_entries": "Of those, the ones that a consumer has read.",
+        "pending_entries": "Entries that a consumer has read but not applied.",
         "oldest_seconds": "Age of the oldest entry that is not applied yet.",
     }
     for name, text in of_stream.items():
         gauge = Gauge(f"interlock_stream_{name}", text, ["stream"], registry=registry)
-        for stream, found in backlog.streams.items():
-            values = (found.entries, found.pending, found.oldest_s)
+        for stream, state in backlog.streams.items():
+            values = (state.entries, state.pending, state.oldest_s)
             gauge.labels(stream).set(dict(zip(of_stream, values, strict=True))[name])
-    dead = "Entries that can never be applied, kept in interlock:dead."
+    dead = "Entries that cannot be applied, kept in interlock:dead."
     Gauge("interlock_dead_entries", dead, registry=registry).set(backlog.dead)
     return HttpResponse(generate_latest(registry), content_type=CONTENT_TYPE_LATEST)
 
 
 def _refusal_counters(registry: CollectorRegistry) -> None:
-    text = "Outcomes that were refused, by the metric's name as it was sent, and reason."
+    text = "Refused outcomes by metric, as named by the sender, and reason."
     labels = ["metric", "reason"]
     counter = Counter("interlock_outcomes_refused", text, labels, registry=registry)
     for metric, reason, count in refusals_by_reason():
@@ -205,9 +208,9 @@ def _refusal_counters(registry: CollectorRegistry) -> None:
 
 def _retention_gauges(registry: CollectorRegistry) -> None:
     labels = ["kind"]
-    rows = Counter("interlock_retention_rows", "Old rows dropped.", labels, registry=registry)
-    size = Counter("interlock_retention_bytes", "Bytes that they took.", labels, registry=registry)
-    text = "Whether rows that are due were not dropped: it failed, or there was no time."
+    rows = Counter("interlock_retention_rows", "Expired rows deleted.", labels, registry=registry)
+    size = Counter("interlock_retention_bytes", "Bytes freed.", labels, registry=registry)
+    text = "Whether expired rows are left: the last run failed or had no time."
     behind = Gauge("interlock_retention_behind", text, labels, registry=registry)
     for run in RetentionRun.objects.all():
         rows.labels(run.name).inc(run.rows_total)
@@ -217,14 +220,14 @@ def _retention_gauges(registry: CollectorRegistry) -> None:
 
 def _loop_gauges(registry: CollectorRegistry) -> None:
     pulses = read_pulses()
-    text = "Seconds since a turn of a control loop ended well."
+    text = "Seconds since the last successful turn of a control loop."
     age = Gauge("interlock_control_loop_age_seconds", text, ["loop"], registry=registry)
-    text = "Whether a control loop has stopped: it has been silent for longer than it may be."
+    text = "Whether a control loop has stopped: its last successful turn is too old."
     late = Gauge("interlock_control_loop_late", text, ["loop"], registry=registry)
     for pulse in pulses.loops:
         if pulse.age_s is not None:
             age.labels(pulse.loop.name).set(pulse.age_s)
-        # Where nobody knows, an alert had better come.
+        # An unknown state counts as late, so that an alert fires.
         late.labels(pulse.loop.name).set(pulse.is_late or bool(pulses.trouble))
     if (since_s := published_age_s()) is not None:
         text = "Seconds since the newest routing table was published."
@@ -232,7 +235,7 @@ def _loop_gauges(registry: CollectorRegistry) -> None:
 
 
 def _service_gauges(registry: CollectorRegistry) -> None:
-    text = "Whether a server takes commands without a secret."
+    text = "Whether a server accepts commands without authentication."
     labels = ["kind", "address"]
     gauge = Gauge("interlock_service_open", text, labels, registry=registry)
     for row in recent_checks(database_now()):
@@ -241,7 +244,7 @@ def _service_gauges(registry: CollectorRegistry) -> None:
 
 
 def _message_counters(registry: CollectorRegistry) -> None:
-    text = "What was refused in an instance's name; no instance: nobody's that we know."
+    text = "Refused messages; an empty instance means that the sender is unknown."
     labels = ["instance", "channel", "reason"]
     counter = Counter("interlock_refused_messages", text, labels, registry=registry)
     for row in Refusal.objects.all():

@@ -1,8 +1,8 @@
-"""`Idempotency-Key`: a repeated POST to the API gets the first one's answer and acts once.
+"""`Idempotency-Key`: a repeated POST to the API has one effect and returns the first response.
 
-The key is claimed before the request acts and the answer is kept after it did. A process that dies
-in between leaves a claim without an answer; it lapses, and the rules of the rows themselves (one
-live rollout, unique names) then keep the repetition from doing harm.
+The key is claimed before the request runs, and the response is stored afterwards. A process that
+dies in between leaves a claim without a response. The claim lapses, and constraints of the rows
+(one live rollout, unique names) then prevent a second effect.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MULTIPART = "multipart/form-data"
 KEY_LENGTH_MAX = 200
 KEPT = timedelta(days=1)
 CLAIM_LAPSES = timedelta(seconds=60)
-SHOWN_ONCE = "This was done already, and its answer held a secret that is shown once only."
+SHOWN_ONCE = "The first request succeeded; its response held a secret that is shown only once."
 
 
 class IdempotencyMiddleware:
@@ -40,47 +40,46 @@ class IdempotencyMiddleware:
             return self.get_response(request)
         caller = _caller(request)
         if not caller:
-            # Of strangers nothing is kept, and to strangers nothing is told: the view refuses.
+            # Nothing is stored for or sent to unauthenticated clients: the view refuses them.
             return self.get_response(request)
         if len(key) > KEY_LENGTH_MAX:
-            return _refuse(400, f"An Idempotency-Key has at most {KEY_LENGTH_MAX} characters.")
+            return _refuse(400, f"An Idempotency-Key may have at most {KEY_LENGTH_MAX} characters.")
         try:
             digest = _digest(request)
         except RequestDataTooBig:
-            return _refuse(413, "The body is too large for a request with an Idempotency-Key.")
-        record, claimed = _claim(caller, key, digest, timezone.now())
-        if not claimed:
-            return _repeat(record, digest)
-        return _keep(record, self.get_response(request))
+            return _refuse(413, "The request body is too large for an Idempotency-Key.")
+        record, is_first = _claim(caller, key, digest, timezone.now())
+        if not is_first:
+            return _replay(record, digest)
+        return _store(record, self.get_response(request))
 
 
 def _digest(request: HttpRequest) -> str:
     text = f"{request.method} {request.get_full_path()}\n".encode()
     if request.content_type == MULTIPART:
-        # An upload is streamed to disk once its sender is known: here only its length is.
+        # An upload is streamed to disk after authentication; here only its length is known.
         return hashlib.sha256(text + request.headers.get("Content-Length", "").encode()).hexdigest()
     return hashlib.sha256(text + request.body).hexdigest()
 
 
 def _caller(request: HttpRequest) -> str:
-    """Return who asks, once that is proven, as the API does it; empty for a stranger.
+    """Return the authenticated user as `user:ID`, or "" for an unauthenticated client.
 
-    A stored answer belongs to a user. A token that was deleted or has expired proves nobody, so it
-    gets no answer that was kept for it.
+    A stored response belongs to a user: with a deleted or expired token nobody can read it.
     """
     if request.headers.get("Authorization"):
         try:
-            proven = TokenAuthentication().authenticate(Request(request))
+            login = TokenAuthentication().authenticate(Request(request))
         except AuthenticationFailed:
             return ""
-        user: Any = proven[0] if proven else None
+        user: Any = login[0] if login else None
     else:
         user = request.user
     return f"user:{user.pk}" if user is not None and user.is_active else ""
 
 
 def _claim(caller: str, key: str, digest: str, now: datetime) -> tuple[IdempotencyRecord, bool]:
-    """Return the record of this caller's key, and whether this request is the first to use it."""
+    """Return the record of this caller's key and whether this request is the first with it."""
     IdempotencyRecord.objects.filter(at__lt=now - KEPT).delete()
     lapsed = IdempotencyRecord.objects.filter(
         caller=caller, key=key, status=None, at__lt=now - CLAIM_LAPSES
@@ -96,11 +95,11 @@ def _claim(caller: str, key: str, digest: str, now: datetime) -> tuple[Idempoten
         return IdempotencyRecord.objects.get(caller=caller, key=key), False
 
 
-def _repeat(record: IdempotencyRecord, digest: str) -> HttpResponse:
+def _replay(record: IdempotencyRecord, digest: str) -> HttpResponse:
     if record.request_digest != digest:
-        return _refuse(422, "This Idempotency-Key was used for another request.")
+        return _refuse(422, "The Idempotency-Key was used for a different request.")
     if record.status is None:
-        return _refuse(409, "The first request with this Idempotency-Key is still being answered.")
+        return _refuse(409, "The first request with this Idempotency-Key is still running.")
     return HttpResponse(
         bytes(record.body or b""),
         status=record.status,
@@ -109,20 +108,20 @@ def _repeat(record: IdempotencyRecord, digest: str) -> HttpResponse:
     )
 
 
-def _keep(record: IdempotencyRecord, response: HttpResponseBase) -> HttpResponseBase:
-    """Keep a final answer. A fault of ours or a refused login is none: it can be retried.
+def _store(record: IdempotencyRecord, response: HttpResponseBase) -> HttpResponseBase:
+    """Store a final response. Server errors and refused logins are not final: they can be retried.
 
-    Of an answer that nobody may store, such as a new API key, only that it was given is kept.
+    A response with a secret, such as a new API key, is not stored; a replay gets a 409 instead.
     """
     if not isinstance(response, HttpResponse) or response.status_code in {401, 403, 429} | set(
         range(500, 600)
     ):
         record.delete()
         return response
-    kept = _refuse(409, SHOWN_ONCE) if _is_secret(response) else response
-    # By query: the claim of a request that took long may have lapsed, and be another's.
+    stored = _refuse(409, SHOWN_ONCE) if _is_secret(response) else response
+    # A query, not save(): the claim of a slow request may have lapsed and been deleted.
     IdempotencyRecord.objects.filter(pk=record.pk).update(
-        status=kept.status_code, body=kept.content
+        status=stored.status_code, body=stored.content
     )
     return response
 

@@ -1,10 +1,10 @@
-"""Moves what the data plane sent over Redis streams into PostgreSQL, exactly once in effect.
+"""Moves batches of the data plane from Redis streams into PostgreSQL, with effects exactly once.
 
 Delivery is at least once. The rows of a batch and its key in `IngestedBatch` are written in one
-transaction, and an entry leaves its stream only after that transaction committed: a crash at any
-instant repeats a delivery, and the key turns the repetition into nothing. An entry that can never
-be applied goes to `DEAD` with the reason, so that it stops nobody; one whose sender is not believed
-goes to `REFUSED`, and is counted (`seal_checks`).
+transaction, and an entry leaves its stream only after that transaction has committed. A crash at
+any point repeats a delivery, and the key makes the repetition a no-op. An entry that cannot be
+applied moves to `DEAD` with the reason, so that it does not block others. An entry without a valid
+seal of its sender moves to `REFUSED` and is counted (`signature_checks`).
 """
 
 from __future__ import annotations
@@ -44,29 +44,29 @@ from controlplane.signature_checks import Refused, SealChecks
 logger = logging.getLogger(__name__)
 
 DEAD_ENTRIES_MAX = 10_000
-# And no more than so many bytes of either: a batch may be a megabyte.
+# The limit of either stream in bytes: one batch may have a megabyte.
 DEAD_BYTES_MAX = 64 * 1024 * 1024
-# Where the last entries are that were refused, so that somebody can look at them.
+# The stream of the last refused entries, for inspection.
 REFUSED = "interlock:refused"
 REFUSED_ENTRIES_MAX = 1_000
-# Entries that a turn reads of each stream. Behind a backlog of small ones more are read, since a
-# transaction costs the same for one as for many.
+# The number of entries that a turn reads from each stream. With a backlog of small entries it
+# grows, as a transaction costs about the same for one entry as for many.
 READ_COUNT = 100
 READ_COUNT_MAX = 2_000
-# What a transaction applies at most, so that neither it nor this process grows without end.
+# The maximum bytes of one transaction: bounds the transaction and this process's memory.
 APPLY_BYTES = 4_000_000
 BLOCK_MS = 1_000
-# A consumer that left an entry unacknowledged for so long is taken for dead.
+# A consumer with an entry unacknowledged for this time counts as dead.
 CLAIM_IDLE_MS = 30_000
 CLAIM_EVERY_S = 10.0
-# A consumer without entries that was silent for so long is forgotten by the group.
+# A consumer without entries that was idle for this time is removed from the group.
 FORGET_IDLE_MS = 3_600_000
 PULSE_EVERY_S = 1.0
 BACK_OFF_S = (0.2, 0.5, 1.0, 2.0, 5.0)
-# What a batch itself causes, whenever it is tried: values that no column or date can hold.
+# Errors that a batch causes on every attempt: values that no column or date can hold.
 POISON = (DataError, IntegrityError, ValueError, ArithmeticError)
 
-# An entry's id and fields; None for one that was deleted from its stream while it was pending.
+# An entry's id and fields; the fields are None if it was deleted while it was pending.
 RawEntry = tuple[bytes, dict[bytes, bytes] | None]
 Apply = Callable[[Sequence[Batch], datetime], object]
 APPLY: dict[str, Apply] = {
@@ -91,7 +91,7 @@ INSERT_KEYS = """
 
 @dataclass(frozen=True)
 class Entry:
-    """One stream entry with the batch that it carries."""
+    """A stream entry with its decoded batch."""
 
     id: bytes
     data: bytes
@@ -103,12 +103,12 @@ class Entry:
 
 
 def connect() -> redis.Redis[bytes]:
-    """Return a client whose reads outlast a blocking read, and end when Redis hangs."""
+    """Return a client whose timeout is longer than a blocking read, but ends a hanging one."""
     return redis_client.connect(timeout_s=BLOCK_MS / 1_000 + 4, connect_timeout_s=2)
 
 
 class Ingester:
-    """One consumer of the group: `turn` reads and applies once, `run` until told to stop."""
+    """One consumer of the group: `turn` reads and applies once, `run` repeats until stopped."""
 
     def __init__(
         self, client: redis.Redis[bytes], consumer: str, *, block_ms: int = BLOCK_MS
@@ -116,7 +116,7 @@ class Ingester:
         self.client = client
         self.consumer = consumer
         self.block_ms = block_ms
-        # Entries that were delivered to us and not acknowledged come before new ones.
+        # Entries delivered to this consumer but not acknowledged come before new ones.
         self._has_pending = True
         self._has_groups = False
         self._next_claim = 0.0
@@ -126,29 +126,29 @@ class Ingester:
         self._seals = SealChecks()
 
     def run(self, stop: Event) -> None:
-        """Take turns until `stop` is set; a failed turn loses nothing and is tried again later."""
+        """Take turns until `stop` is set; a failed turn loses nothing and is retried later."""
         while not stop.is_set():
             try:
                 self.turn()
-                self._show_life()
+                self._record_pulse()
             except Exception as error:
-                # Whatever it was, the entries are still pending: nothing is lost by waiting.
+                # The entries are still pending after any error, so waiting loses nothing.
                 stop.wait(self._back_off(error))
             else:
                 if self._failures:
                     logger.info("ingest.resumed after %d failed turns", self._failures)
                 self._failures = 0
 
-    def _show_life(self) -> None:
+    def _record_pulse(self) -> None:
         if monotonic() >= self._next_pulse:
             record_pulse("ingest")
             self._next_pulse = monotonic() + PULSE_EVERY_S
 
     def turn(self) -> int:
-        """Read once, apply and acknowledge; return how many entries left their streams.
+        """Read once, apply and acknowledge; return the number of entries read.
 
         Raises:
-            redis.RedisError, django.db.DatabaseError: the entries stay pending and come again.
+            redis.RedisError, django.db.DatabaseError: the entries stay pending and are read again.
         """
         self._prepare()
         reads = self._read()
@@ -160,28 +160,30 @@ class Ingester:
 
     def _back_off(self, error: Exception) -> float:
         self._has_pending = True
-        # A Redis that lost its data has lost the groups with it.
+        # Redis may have lost its data, and the groups with it.
         self._has_groups = False
         self._failures += 1
         delay_s = BACK_OFF_S[min(self._failures, len(BACK_OFF_S)) - 1]
-        known = isinstance(error, (redis.RedisError, Error))
-        logger.warning("ingest.failed, again in %.1f s: %s", delay_s, error, exc_info=not known)
+        is_expected = isinstance(error, (redis.RedisError, Error))
+        logger.warning(
+            "ingest.failed, retry in %.1f s: %s", delay_s, error, exc_info=not is_expected
+        )
         if isinstance(error, Error):
-            # Whatever it says: a session of a server that was demoted stays read-only for good.
+            # After any database error: a session of a demoted server stays read-only for ever.
             connection.close()
         return delay_s
 
     def _prepare(self) -> None:
         if not self._has_groups:
             for stream in STREAMS:
-                self._make_group(stream)
+                self._create_group(stream)
             self._has_groups = True
         if monotonic() >= self._next_claim:
             for stream in STREAMS:
                 self._adopt(stream)
             self._next_claim = monotonic() + CLAIM_EVERY_S
 
-    def _make_group(self, stream: str) -> None:
+    def _create_group(self, stream: str) -> None:
         try:
             self.client.xgroup_create(stream, GROUP, id="0", mkstream=True)
         except redis.ResponseError as error:
@@ -189,7 +191,7 @@ class Ingester:
                 raise
 
     def _adopt(self, stream: str) -> None:
-        """Take over what dead consumers left, and forget those that left nothing."""
+        """Claim the entries of dead consumers; remove consumers without entries."""
         start: Any = "0-0"
         while True:
             claimed: Any = self.client.xautoclaim(
@@ -215,7 +217,7 @@ class Ingester:
             count=self._read_count,
             block=self.block_ms,
         )
-        # RESP3 answers a mapping of streams to lists of lists, RESP2 a list of pairs.
+        # RESP3 returns a mapping of streams to lists of lists, RESP2 a list of pairs.
         pairs = [(s, e[0]) for s, e in answer.items()] if isinstance(answer, dict) else answer
         reads = [(stream.decode(), entries) for stream, entries in pairs or [] if entries]
         if self._has_pending and not reads:
@@ -223,7 +225,7 @@ class Ingester:
         return reads
 
     def _adapt(self, reads: Sequence[tuple[str, Sequence[RawEntry]]]) -> None:
-        """Read more where that many small entries waited, and less when they do not."""
+        """Double the read count if a read was full of small entries; halve it otherwise."""
         is_full = any(len(entries) >= self._read_count for _, entries in reads)
         is_large = any(size_of(entries) > APPLY_BYTES for _, entries in reads)
         if is_full and not is_large:
@@ -233,12 +235,12 @@ class Ingester:
 
     def _handle(self, stream: str, raw: Sequence[RawEntry]) -> None:
         entries: list[Entry] = []
-        gone: list[bytes] = []
+        deleted: list[bytes] = []
         refused: list[tuple[bytes, bytes, Refused]] = []
         for entry_id, fields in raw:
             if fields is None:
-                # It was deleted from the stream while it was pending.
-                gone.append(entry_id)
+                # The entry was deleted from the stream while it was pending.
+                deleted.append(entry_id)
                 continue
             data = fields.get(FIELD, b"")
             try:
@@ -252,10 +254,10 @@ class Ingester:
                 self._bury(stream, entry_id, data, str(error))
         self._refuse(stream, refused)
         self._apply(stream, entries)
-        self._settle(stream, [*gone, *(entry.id for entry in entries)])
+        self._settle(stream, [*deleted, *(entry.id for entry in entries)])
 
     def _apply(self, stream: str, entries: list[Entry]) -> None:
-        """Apply all in one transaction; if one of them cannot be stored, find it one by one."""
+        """Apply all entries in one transaction; if one cannot be stored, apply them one by one."""
         if not entries:
             return
         try:
@@ -276,7 +278,7 @@ class Ingester:
         pipe.execute()
 
     def _refuse(self, stream: str, refused: Sequence[tuple[bytes, bytes, Refused]]) -> None:
-        """Count what is not believed, keep the last of it aside, and take it off its stream."""
+        """Count refused entries and move the last of them from their stream to `REFUSED`."""
         if not refused:
             return
         counts: Counts = Counter(
@@ -310,7 +312,7 @@ class Ingester:
         pipe.execute()
 
     def _kept_max(self, stream: str, entries_max: int) -> int:
-        """Return how many entries of their present size are kept aside; the oldest goes first."""
+        """Return the number of entries, at their current average size, that `stream` may hold."""
         pipe = self.client.pipeline(transaction=False)
         pipe.xlen(stream)
         pipe.memory_usage(stream)
@@ -325,7 +327,7 @@ def size_of(raw: Sequence[RawEntry]) -> int:
 
 
 def in_parts(raw: Sequence[RawEntry]) -> Iterator[Sequence[RawEntry]]:
-    """Cut what was read into parts of at most `APPLY_BYTES`, or of one entry."""
+    """Split entries into parts of at most `APPLY_BYTES`; a larger entry is a part of its own."""
     start = size = 0
     for place, entry in enumerate(raw):
         size += size_of([entry])
@@ -336,7 +338,7 @@ def in_parts(raw: Sequence[RawEntry]) -> Iterator[Sequence[RawEntry]]:
 
 
 def decode_entry(stream: str, data: bytes) -> Batch:
-    """Return a stream entry's batch. Raises MessageError, also for a list of another stream."""
+    """Decode a stream entry. Raises MessageError, also for lists that belong on another stream."""
     batch = decode_batch(data)
     for other, names in LISTS.items():
         for name in names if other != stream else ():
@@ -347,8 +349,8 @@ def decode_entry(stream: str, data: bytes) -> Batch:
 
 @transaction.atomic
 def apply_once(stream: str, entries: Sequence[Entry]) -> int:
-    """Write the rows of the batches that were not applied before; return how many those were."""
-    # In the order of keys, so that two consumers never wait for each other crosswise.
+    """Write the rows of batches that are not applied yet; return the number of such batches."""
+    # In the order of keys, so that two consumers cannot deadlock.
     by_key = {entry.key: entry.batch for entry in entries}
     keys = sorted(by_key)
     with connection.cursor() as cursor:

@@ -1,7 +1,7 @@
-"""Logins of people: throttled, locked out after failures, and in the audit log.
+"""Limits failed logins and records logins in the audit log.
 
-django-axes counts failures and locks a name out from an address. `Guard` adds two wider limits, for
-guesses at one name from many addresses and at many names from one.
+django-axes counts failures and locks a name out from an address. `Guard` adds two wider limits: for
+guesses at one name from many addresses, and at many names from one address.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LOCKED = "login.locked"
 
 
 class Guard(AxesDatabaseHandler):  # type: ignore[misc]
-    """axes' handler, which also locks one name everywhere, and one address for every name."""
+    """The axes handler; it also locks a name for all addresses and an address for all names."""
 
     def is_locked(self, request: HttpRequest, credentials: dict[str, Any] | None = None) -> bool:
         if super().is_locked(request, credentials):
@@ -50,17 +50,17 @@ def _failures(attempts: Any) -> int:
 def locked_out(
     request: HttpRequest, response: HttpResponse | None = None, credentials: Any = None
 ) -> HttpResponse:
-    """Answer a login that is not looked at: 429 with when it is again."""
+    """Respond to a locked-out login with 429 and Retry-After."""
     minutes = int(settings.AXES_COOLOFF_TIME / timedelta(minutes=1))
-    answer = render(request, "registration/locked.html", {"minutes": minutes}, status=429)
-    answer["Retry-After"] = str(minutes * 60)
-    return answer
+    page = render(request, "registration/locked.html", {"minutes": minutes}, status=429)
+    page["Retry-After"] = str(minutes * 60)
+    return page
 
 
 def username_of(request: HttpRequest | None, credentials: dict[str, Any] | None) -> str | None:
-    """Return the name that a login is counted under, in a form that a row can hold."""
-    given = credentials or (request.POST if request else {})
-    name = given.get("username")
+    """Return the name under which a login is counted, cleaned so that a row can hold it."""
+    fields = credentials or (request.POST if request else {})
+    name = fields.get("username")
     return clean_name(name) if isinstance(name, str) else None
 
 
@@ -68,7 +68,7 @@ def clean_name(name: str) -> str:
     return name.replace("\0", "")[:NAME_MAX]
 
 
-# The framework tells of logins by signals alone, and the admin has a login of its own.
+# Signals cover all logins: the admin has its own login view.
 @receiver(user_logged_in)
 def _logged_in(sender: Any, request: HttpRequest | None, user: Any, **_: Any) -> None:
     _record("login.succeeded", user.get_username(), request)
@@ -84,7 +84,7 @@ def _logged_out(sender: Any, request: HttpRequest | None, user: Any, **_: Any) -
 def _failed(
     sender: Any, credentials: dict[str, Any], request: HttpRequest | None = None, **_: Any
 ) -> None:
-    # While a name is locked nothing is looked at, and a stranger fills no log.
+    # Attempts during a lock are not recorded, so that an attacker cannot fill the log.
     if getattr(request, "axes_locked_out", False):
         return
     _record("login.failed", clean_name(str(credentials.get("username", ""))), request)
@@ -94,14 +94,14 @@ def _failed(
 def _locked(sender: Any, request: HttpRequest, username: str = "", **_: Any) -> None:
     name = clean_name(str(username or ""))
     since = timezone.now() - settings.AXES_COOLOFF_TIME
-    # Once for each lock: whoever goes on trying fills no log.
+    # Once per lock, so that further attempts cannot fill the log.
     if not AuditEntry.objects.filter(action=LOCKED, target=name, at__gt=since).exists():
         _record(LOCKED, name, request)
 
 
 def _record(action: str, name: str, request: HttpRequest | None) -> None:
     if request is None or "REMOTE_ADDR" not in request.META:
-        # A session that a program made: nobody came over the network.
+        # A program created the session; there is no client address.
         return
     origin = client_address(request)
     record_audit(actor=Actor(name or "anonymous", origin), action=action, target=name)

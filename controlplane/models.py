@@ -1,4 +1,4 @@
-"""API tokens, and the answers kept so that a repeated request with the same key acts once."""
+"""API tokens, responses stored for the Idempotency-Key, and runs of retention."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from django.db import models
 
 
 def digest_token(token: str) -> str:
-    """Return the only form of a token that is stored: its SHA-256 in hex."""
+    """Return the SHA-256 of a token in hex, the only form that is stored."""
     return hashlib.sha256(token.encode()).hexdigest()
 
 
 class ApiToken(models.Model):
-    """A user's key to the REST API. Shown once, when it is made; only its digest is kept."""
+    """A user's token for the REST API. It is shown once; only its digest is stored."""
 
     user = models.ForeignKey(
         settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="api_tokens"
@@ -36,7 +36,7 @@ class ApiToken(models.Model):
 
     @classmethod
     def issue(cls, *, user_id: int, name: str) -> tuple[ApiToken, str]:
-        """Make a token for a user, in place of one of the same name; return it and its secret."""
+        """Create a token, or replace the user's token with this name; return it and its secret."""
         secret = f"ilk_{secrets.token_urlsafe(32)}"
         token, _ = cls.objects.update_or_create(
             user_id=user_id,
@@ -47,13 +47,13 @@ class ApiToken(models.Model):
 
 
 class IdempotencyRecord(models.Model):
-    """The answer to a request that carried an Idempotency-Key, given again to a repetition."""
+    """The response to a request with an Idempotency-Key, returned again to repetitions."""
 
-    # The user that the credentials of the request proved.
+    # The authenticated user of the request.
     caller = models.CharField(max_length=64)
     key = models.CharField(max_length=200)
     request_digest = models.CharField(max_length=64)
-    # None while the first request is being answered.
+    # None while the first request is running.
     status = models.PositiveSmallIntegerField(null=True)
     body = models.BinaryField(null=True)
     at = models.DateTimeField(db_index=True)
@@ -67,23 +67,23 @@ class IdempotencyRecord(models.Model):
 
 
 class RetentionRun(models.Model):
-    """What was dropped of a kind of rows (see `controlplane.retention`), and how far that came."""
+    """The deletions of one kind of rows (see `controlplane.retention`) and their progress."""
 
     name = models.CharField(max_length=50, primary_key=True)
     ran_at = models.DateTimeField()
-    # Of the last run that freed anything.
+    # The last run that freed anything: its time, rows and bytes.
     freed_at = models.DateTimeField(null=True)
     rows = models.BigIntegerField(default=0)
     bytes = models.BigIntegerField(default=0)
-    # Ever.
+    # The totals of all runs.
     rows_total = models.BigIntegerField(default=0)
     bytes_total = models.BigIntegerField(default=0)
-    # More was due than the last run had time for.
+    # Whether the last run had no time for all expired rows.
     is_behind = models.BooleanField(default=False)
-    # Why less was dropped than the setting says, or nothing.
+    # Why rows are kept beyond the setting, else empty.
     held = models.CharField(max_length=500, blank=True)
     error = models.TextField(blank=True)
-    # Up to where it is done, for kinds that go in the order of time.
+    # The time up to which rows are deleted, for kinds deleted in the order of time.
     mark = models.DateTimeField(null=True)
 
     class Meta:

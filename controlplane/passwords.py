@@ -1,7 +1,7 @@
 """Pages to change one's password, and to reset a forgotten one by e-mail.
 
-Whether a name or address is known is told to nobody: the answer is the same, and the mail is sent
-beside the request.
+A response never reveals whether a name or address exists: it is always the same, and the mail is
+sent in a thread, so that the response time is the same too.
 """
 
 from __future__ import annotations
@@ -33,44 +33,46 @@ from controlplane.client_address import client_address
 
 log = logging.getLogger(__name__)
 
-RESET_ASKED = "password.reset_asked"
-# A mailbox gets one such mail in so long, and all of them together no more than so many.
+RESET_REQUESTED = "password.reset_asked"
+# In each period a user gets at most one mail, and all users together at most MAILS_MAX.
 MAIL_EVERY = timedelta(minutes=10)
 MAILS_MAX = 20
 MAIL_TIMEOUT_S = 10
 
 
 class ChangeView(auth.PasswordChangeView):
-    """Other sessions of the user end; API tokens stay, and are revoked on their page."""
+    """Changes the password and ends the user's other sessions; API tokens stay valid."""
 
     template_name = "registration/change.html"
     success_url = reverse_lazy("token-list")
 
     def form_valid(self, form: Any) -> HttpResponse:
-        answer = super().form_valid(form)
+        response = super().form_valid(form)
         name = form.user.get_username()
         record_audit(actor=actor_of(self.request), action="password.changed", target=name)
         messages.success(
             self.request,
-            "Your password is changed, and your other sessions have ended. Revoke here the tokens "
-            "that somebody else may know.",
+            "Your password is changed and your other sessions have ended. Revoke any token that "
+            "somebody else may know.",
         )
-        return answer
+        return response
 
 
 class ResetForm(PasswordResetForm):
-    """Sends by the configured mail server, at most once in a while to each user."""
+    """Sends the mail through the configured server, at most one per MAIL_EVERY to each user."""
 
-    # The view sets it: where the request came from, for the audit log.
+    # The client's address for the audit log; set by the view.
     origin = ""
 
     def get_users(self, email: str) -> Any:
-        recent = AuditEntry.objects.filter(action=RESET_ASKED, at__gt=timezone.now() - MAIL_EVERY)
+        recent = AuditEntry.objects.filter(
+            action=RESET_REQUESTED, at__gt=timezone.now() - MAIL_EVERY
+        )
         for user in super().get_users(email):
             name = user.get_username()
             if recent.filter(target=name).exists() or recent.count() >= MAILS_MAX:
                 continue
-            record_audit(actor=Actor(name, self.origin), action=RESET_ASKED, target=name)
+            record_audit(actor=Actor(name, self.origin), action=RESET_REQUESTED, target=name)
             yield user
 
     def send_mail(self, *args: Any, **options: Any) -> None:
@@ -117,9 +119,9 @@ class ConfirmView(auth.PasswordResetConfirmView):
     success_url = reverse_lazy("login")
 
     def form_valid(self, form: Any) -> HttpResponse:
-        answer = super().form_valid(form)
+        response = super().form_valid(form)
         name = form.user.get_username()
         actor = Actor(name, client_address(self.request))
         record_audit(actor=actor, action="password.reset", target=name)
         messages.success(self.request, "Your password is changed. Log in with it.")
-        return answer
+        return response

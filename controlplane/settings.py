@@ -1,4 +1,4 @@
-"""Settings of the control plane, in sections. Values come from the environment through `env`."""
+"""Settings of the control plane; values come from the environment through `env`."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ AXES_USERNAME_CALLABLE = "controlplane.logins.username_of"
 AXES_CLIENT_IP_CALLABLE = "controlplane.client_address.client_address"
 AXES_RESET_ON_SUCCESS = True
 AXES_RESET_COOL_OFF_ON_FAILURE_DURING_LOCKOUT = False
-# The audit log has them.
+# The audit log records logins.
 AXES_DISABLE_ACCESS_LOG = True
 AXES_ENABLE_ADMIN = False
 AXES_VERBOSE = False
@@ -137,7 +137,7 @@ DATA_UPLOAD_MAX_MEMORY_SIZE = env.integer(
 )  # fmt: skip
 
 # --- Data ----------------------------------------------------------------------------------------
-# A pool needs CONN_MAX_AGE = 0. Web processes have one; others keep a session as long as they work.
+# A pool requires CONN_MAX_AGE = 0. Only web processes have a pool.
 DATABASES: dict[str, dict[str, Any]] = {
     "default": {
         **env.database(
@@ -362,13 +362,13 @@ REST_FRAMEWORK = {
     "TEST_REQUEST_DEFAULT_FORMAT": "json",
 }
 SPECTACULAR_SETTINGS = {
-    # What the API can do is told to those who may use it.
+    # Only logged-in users can read the schema.
     "SERVE_PERMISSIONS": ["rest_framework.permissions.IsAuthenticated"],
     "TITLE": "Interlock",
-    "DESCRIPTION": "Models, versions, rollouts and experiments: what the web UI does, for CI.",
+    "DESCRIPTION": "Manage models, versions, rollouts and experiments, for example from CI.",
     "VERSION": "1",
     "SERVE_INCLUDE_SCHEMA": False,
-    # Two fields called kind, and a release's state is a phase: names that say so.
+    # Unique names: two fields are called kind, and a release's state is a phase.
     "ENUM_NAME_OVERRIDES": {
         "PhaseEnum": "apps.rollouts.states.Phase",
         "RegistryStateEnum": "apps.models.states.RegistryState",
@@ -378,7 +378,7 @@ SPECTACULAR_SETTINGS = {
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
 }
 
-# --- Celery: it only wakes; PostgreSQL rows are the truth ---------------------------------------
+# --- Celery: it only triggers work; the state is in PostgreSQL -----------------------------------
 CELERY_BROKER_URL = env.broker_url(REDIS_URL)
 CELERY_BROKER_USE_SSL = env.broker_tls(REDIS_URL)
 CELERY_TASK_IGNORE_RESULT = True
@@ -387,13 +387,13 @@ CELERY_TASK_REJECT_ON_WORKER_LOST = True
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
 CELERY_BROKER_TRANSPORT_OPTIONS = {"visibility_timeout": 600, **env.broker_options(REDIS_URL)}
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
-# For ever: a Redis that is away for a night must not end the workers.
+# No limit: workers must survive a long outage of Redis.
 CELERY_BROKER_CONNECTION_MAX_RETRIES = None
 CELERY_TASK_TIME_LIMIT = 540
 CELERY_TASK_SOFT_TIME_LIMIT = 500
 CELERY_WORKER_HIJACK_ROOT_LOGGER = False
 CELERY_TIMEZONE = "UTC"
-# A tick that waited longer than its period is worth nothing: the next one does its work.
+# A task expires after its period: the next one does its work.
 CELERY_BEAT_SCHEDULE: dict[str, dict[str, Any]] = {
     name: {"task": name, "schedule": period_s, "options": {"expires": max(2.0, period_s)}}
     for name, period_s in {
@@ -416,7 +416,7 @@ CELERY_BEAT_SCHEDULE: dict[str, dict[str, Any]] = {
 
 # --- Admin ---------------------------------------------------------------------------------------
 def _icon_url(_: object) -> str:
-    # Imported here: beat reads the settings, and needs neither templates nor a database.
+    # Imported here: beat reads the settings but needs neither templates nor a database.
     from django.templatetags.static import static
 
     return static("interlock/icon.svg")
@@ -446,7 +446,7 @@ STATICFILES_FINDERS = [
     "django.contrib.staticfiles.finders.AppDirectoriesFinder",
     "apps.lib.pages.PlotlyFinder",
 ]
-# Served straight from the packages, hashed and compressed: there is nothing to collect.
+# Served from the packages, hashed and compressed; `collectstatic` is not needed.
 STORAGES = {
     "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
     "staticfiles": {"BACKEND": "controlplane.static.HashedStorage"},

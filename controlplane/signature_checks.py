@@ -1,9 +1,9 @@
-"""Says of each stream entry who sent it, or why it is not believed.
+"""Verifies the sender of each stream entry.
 
-What it needs to know (tokens, homes) it reads from the database every few seconds, so that an entry
-costs one HMAC over its bytes. With INTERLOCK_OWN_TOKENS_REQUIRED only what an instance sealed with
-a token of its own counts; without it entries that bear no seal are taken as they were before there
-were seals, and the token that instances share makes good seals too.
+Tokens and homes are read from the database every READ_EVERY_S seconds, so that an entry costs one
+HMAC over its bytes. With INTERLOCK_OWN_TOKENS_REQUIRED an entry needs a seal made with its
+instance's own token. Without it, entries without a seal are accepted, and so are seals made with
+the token that instances share.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from contract.messages import Batch, MessageError
 
 READ_EVERY_S = 2.0
 KEYS_MAX = 10_000
-# What adds up cannot be repeated while its key is kept, which is for two days at least
-# (`retention.declared`).
-# Outcomes and exposures count once however old they are.
+# The maximum age of batches whose values are summed. They must not be applied twice, and the keys
+# that detect a repetition are kept for at least two days (`retention.declared`). Outcomes and
+# exposures have ids and count once at any age.
 SEALED_WITHIN = timedelta(hours=36)
 
 
 class Refused(Exception):
-    """An entry that does not count; `instance` is the one in whose name it came, if we know it."""
+    """An entry is refused; `instance` is the claimed sender, or empty if it is unknown."""
 
     def __init__(self, reason: str, instance: str = "") -> None:
         super().__init__(reason)
@@ -41,29 +41,33 @@ class Refused(Exception):
 
 @dataclass
 class Known:
-    """What the database said, and when."""
+    """Tokens and homes from the database, and the time of reading them."""
 
     now: datetime
     read_at: float
-    # Roots of good tokens by instance, and of those that are good no more.
+    # Seal roots of valid tokens by instance, and of expired or revoked ones.
     good: dict[str, list[bytes]] = field(default_factory=lambda: defaultdict(list))
-    gone: dict[str, list[bytes]] = field(default_factory=lambda: defaultdict(list))
+    revoked: dict[str, list[bytes]] = field(default_factory=lambda: defaultdict(list))
     # Homes of live processes by instance.
     homes: dict[str, set[str]] = field(default_factory=dict)
 
 
 class SealChecks:
-    """One ingester's knowledge of who may send what."""
+    """Verifies seals with one ingester's cache of tokens, homes and keys."""
 
     def __init__(self) -> None:
         self._known: Known | None = None
-        # Keys by root, instance and boot, of seals that were genuine.
+        # Keys of genuine seals by root, instance and boot.
         self._keys: dict[tuple[bytes, str, str], bytes] = {}
 
     def check(self, stream: str, data: bytes, sealed: bytes | None) -> Seal | None:
-        """Return the seal of an entry before a byte of it is believed; None: it needs none.
+        """Verify and return the seal of an entry; return None if it has none and needs none.
 
-        Raises Refused, django.db.DatabaseError.
+        Must be called before the entry is decoded.
+
+        Raises:
+            Refused: the seal is missing, forged, revoked or from a second home.
+            django.db.DatabaseError: the tokens could not be read.
         """
         if sealed is None:
             if settings.OWN_TOKENS_REQUIRED:
@@ -75,21 +79,21 @@ class SealChecks:
             raise Refused(Reason.FORGED) from None
         known, instance = self._read(), group_of(seal.instance)
         if not self._is_genuine(known.good[instance] + self._shared(), seal, stream, data):
-            raise self._why(known, instance, seal, stream, data)
+            raise self._refusal(known, instance, seal, stream, data)
         homes = known.homes.get(instance)
         if homes and seal.home not in homes:
             raise Refused(Reason.SECOND, instance)
         return seal
 
     def check_batch(self, seal: Seal | None, batch: Batch) -> None:
-        """Raise Refused when the batch is none that its sender may send now."""
+        """Raise Refused if the batch has another sender than its seal, or is too old."""
         if seal is None:
             return
         instance = group_of(seal.instance)
         if group_of(batch.instance) != instance:
             raise Refused(Reason.FOREIGN, instance)
-        adds_up = batch.windows or batch.shadows or batch.measurements or batch.refusals
-        if adds_up and self._age_s(seal) > SEALED_WITHIN.total_seconds():
+        is_summed = batch.windows or batch.shadows or batch.measurements or batch.refusals
+        if is_summed and self._age_s(seal) > SEALED_WITHIN.total_seconds():
             raise Refused(Reason.OLD, instance)
 
     def _is_genuine(self, roots: list[bytes], seal: Seal, stream: str, data: bytes) -> bool:
@@ -103,13 +107,15 @@ class SealChecks:
                 return True
         return False
 
-    def _why(self, known: Known, instance: str, seal: Seal, stream: str, data: bytes) -> Refused:
-        gone = known.gone[instance]
-        if not gone and not known.good[instance]:
+    def _refusal(
+        self, known: Known, instance: str, seal: Seal, stream: str, data: bytes
+    ) -> Refused:
+        revoked = known.revoked[instance]
+        if not revoked and not known.good[instance]:
             return Refused(Reason.UNKNOWN)
         was_good = any(
             is_genuine(boot_key(root, seal.instance, seal.boot), seal, stream, data)
-            for root in gone
+            for root in revoked
         )
         return Refused(Reason.REVOKED if was_good else Reason.FORGED, instance)
 
@@ -130,7 +136,7 @@ class SealChecks:
         now = database_now()
         known = Known(now, monotonic(), homes=live_homes(now))
         for token in InstanceToken.objects.all():
-            of_its_kind = known.good if token.is_valid(now) else known.gone
-            of_its_kind[token.instance].append(bytes.fromhex(token.seal_root))
+            roots = known.good if token.is_valid(now) else known.revoked
+            roots[token.instance].append(bytes.fromhex(token.seal_root))
         self._known = known
         return known

@@ -1,8 +1,8 @@
-"""Static files, served out of the packages that bring them: hashed, compressed and cached.
+"""Serves static files directly from their packages: hashed, compressed and cached.
 
-A page names each file with the hash of its content, so a browser keeps it for ever and a new
-release is a new name. Files are found, hashed and compressed when they are first asked for: there
-is nothing to collect before the start, and memory holds what pages use and nothing else.
+The name of a file on a page contains the hash of its content, so a browser can cache it for ever.
+Files are found, hashed and compressed at the first request: `collectstatic` is not needed, and
+memory holds only files that pages use.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from django.http import HttpRequest
 from whitenoise.middleware import WhiteNoiseMiddleware
 from whitenoise.responders import Response, StaticFile
 
-# Less is not worth a second copy in memory; pictures and fonts are compressed already.
+# Smaller files are not worth a second copy in memory; images and fonts are compressed already.
 COMPRESSED_BYTES_MIN = 500
 COMPRESSED = {".js", ".css", ".svg", ".json", ".html", ".txt", ".map"}
 HASHED = re.compile(r"\.[0-9a-f]{12}(?=\.[^./]+$)")
 
 
 def find(name: str) -> str | None:
-    """Return the path of the static file `name`; None when there is none."""
+    """Return the path of the static file `name`, or None if it does not exist."""
     path = finders.find(name)
     return path if isinstance(path, str) and Path(path).is_file() else None
 
@@ -41,7 +41,7 @@ def _digest(path: str, modified_ns: int) -> str:
 
 
 def hashed(name: str) -> str:
-    """Return `name` with the hash of the file's content before its suffix; as it is without one."""
+    """Insert the hash of the file's content before the suffix of `name`, if the file exists."""
     path = _path_of(name)
     if path is None:
         return name
@@ -59,14 +59,14 @@ def _path_of(name: str) -> str | None:
 
 
 class HashedStorage(StaticFilesStorage):
-    """Names files as `hashed` does."""
+    """A storage whose URLs contain the hash of `hashed`."""
 
     def url(self, name: str | None) -> str:
         return super().url(hashed(name) if name else name)
 
 
 class CompressedFile(StaticFile):  # type: ignore[misc]
-    """A file with a compressed copy in memory, for whoever takes it."""
+    """A file with a gzip copy in memory, served to clients that accept it."""
 
     def __init__(self, path: str, headers: Any, packed: bytes) -> None:
         super().__init__(path, [*headers, ("Vary", "Accept-Encoding")])
@@ -77,14 +77,14 @@ class CompressedFile(StaticFile):  # type: ignore[misc]
         ]
 
     def get_response(self, method: str, request_headers: Any) -> Response:
-        answer = super().get_response(method, request_headers)
-        takes = re.search(r"\bgzip\b(?!\s*;\s*q=0(\.0*)?\s*(,|$))", _accepted(request_headers))
-        if not takes or answer.status != 200:
-            return answer
-        if answer.file is not None:
-            answer.file.close()
+        plain = super().get_response(method, request_headers)
+        gzip_ok = re.search(r"\bgzip\b(?!\s*;\s*q=0(\.0*)?\s*(,|$))", _accepted(request_headers))
+        if not gzip_ok or plain.status != 200:
+            return plain
+        if plain.file is not None:
+            plain.file.close()
         body = BytesIO(self.packed) if method != "HEAD" else None
-        return Response(answer.status, self.packed_headers, body)
+        return Response(plain.status, self.packed_headers, body)
 
 
 def _accepted(request_headers: Any) -> str:
@@ -92,7 +92,7 @@ def _accepted(request_headers: Any) -> str:
 
 
 class StaticMiddleware(WhiteNoiseMiddleware):  # type: ignore[misc]
-    """Answers for static files; one of a wrong hash is the present one, and is not kept long."""
+    """Serves static files; a URL with a wrong hash gets the current file and a short cache time."""
 
     def __call__(self, request: HttpRequest) -> Any:
         url = request.path_info
@@ -101,12 +101,12 @@ class StaticMiddleware(WhiteNoiseMiddleware):  # type: ignore[misc]
         static_file = self.files.get(url) or self.find_file(url)
         if static_file is None:
             return self.get_response(request)
-        if self._is_named_well(url):
-            # Only names that pages use are kept: others are without number.
+        if self._has_current_hash(url):
+            # Only names that pages use are cached: the number of other names is unlimited.
             self.files[url] = static_file
         return self.serve(static_file, request)
 
-    def _is_named_well(self, url: str) -> bool:
+    def _has_current_hash(self, url: str) -> bool:
         return not settings.DEBUG and self.immutable_file_test("", url)
 
     def candidate_paths_for_url(self, url: str) -> Iterator[str]:
@@ -127,7 +127,7 @@ class StaticMiddleware(WhiteNoiseMiddleware):  # type: ignore[misc]
             for name, value in plain.alternatives[0][2]
             if name.lower() not in {"content-length", "vary"}
         ]
-        # The same bytes at each start, so that a cache between here and browsers keeps them.
+        # The compressed bytes are the same after each start, so that proxies' caches stay valid.
         return CompressedFile(path, headers, _packed(path, _modified_ns(path)))
 
 

@@ -1,4 +1,4 @@
-"""What grows, how long it is kept and what was dropped: a page and a REST endpoint."""
+"""The storage page and its REST endpoint: retention periods, sizes and deletions."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from controlplane.retention.selectors import kept_kinds
 
 class KeptSerializer(serializers.Serializer[Any]):
     name = serializers.CharField(source="kind.name")
-    variable = serializers.CharField(source="kind.variable", help_text="The setting.")
-    days = serializers.IntegerField(help_text="How long rows are kept; 0: for ever.")
+    variable = serializers.CharField(source="kind.variable", help_text="The environment variable.")
+    days = serializers.IntegerField(help_text="Retention in days; 0: for ever.")
     counted_from = serializers.CharField(source="kind.counted_from")
     what = serializers.CharField(source="kind.what")
-    rows = serializers.IntegerField(source="size.rows", help_text="About how many there are.")
-    bytes = serializers.IntegerField(source="size.bytes", help_text="With indexes.")
+    rows = serializers.IntegerField(source="size.rows", help_text="Approximate number of rows.")
+    bytes = serializers.IntegerField(source="size.bytes", help_text="Bytes, indexes included.")
     ran_at = serializers.DateTimeField(source="run.ran_at", default=None)
     freed_at = serializers.DateTimeField(source="run.freed_at", default=None)
     rows_freed = serializers.IntegerField(source="run.rows", default=0)
@@ -33,17 +33,17 @@ class KeptSerializer(serializers.Serializer[Any]):
     bytes_freed_total = serializers.IntegerField(source="run.bytes_total", default=0)
     is_behind = serializers.BooleanField(source="run.is_behind", default=False)
     held = serializers.CharField(
-        source="run.held", default="", help_text="Why less was dropped than the setting says."
+        source="run.held", default="", help_text="Why expired rows are kept, else empty."
     )
     error = serializers.CharField(source="run.error", default="")
 
 
 class RetentionView(APIView):
-    """What grows, and how long it is kept."""
+    """Retention of rows."""
 
     @extend_schema(responses=KeptSerializer(many=True))
     def get(self, request: Request) -> Response:
-        """List the kinds of rows that grow, what they take, and what was dropped of them."""
+        """List the kinds of rows with their retention, size and deletions."""
         return Response(KeptSerializer(kept_kinds(), many=True).data)
 
 

@@ -1,4 +1,4 @@
-"""Celery's tick over what grows; beat calls again."""
+"""The Celery task of retention, which beat schedules."""
 
 from __future__ import annotations
 

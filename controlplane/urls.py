@@ -1,4 +1,4 @@
-"""Where everything is. All needs a login or a token, but for health and the login page."""
+"""URLs. Every page needs a login or a token, except health and the login page."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ urlpatterns: list[URLPattern | URLResolver] = [
         name="password-reset-confirm",
     ),
     path("admin/", admin.site.urls),
-    # A namespace, or the API's names would hide the pages': both have a model-list.
+    # A namespace, because the API and the pages share URL names such as model-list.
     path("api/v1/", include((router.urls, "api"))),
     path("api/v1/serving-policy/", ServingPolicyView.as_view()),
     path("api/v1/rollout-policy/", RolloutPolicyView.as_view()),

@@ -1,4 +1,4 @@
-"""The page of one's own API tokens. A secret is shown once, in the answer that made it."""
+"""The page of a user's API tokens. A secret is shown once, in the response that creates it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _own(request: PageRequest) -> QuerySet[ApiToken]:
 @never_cache
 @require_http_methods(["GET", "HEAD", "POST"])
 def token_list(request: PageRequest) -> HttpResponse:
-    """List one's tokens (GET) or make one (POST), whose secret stands on this answer only."""
+    """List the user's tokens (GET), or create one (POST) and show its secret once."""
     form = TokenForm(request.POST or None)
     context = {"form": form, "tokens": _own(request)}
     if request.method != "POST" or not isinstance(request.user, User):
@@ -37,20 +37,20 @@ def token_list(request: PageRequest) -> HttpResponse:
         return render(request, "tokens/token_list.html", context, status=400)
     token, secret = ApiToken.issue(user_id=request.user.pk, name=form.cleaned_data["name"])
     _audit(request, "token.made", token)
-    made = {"form": TokenForm(), "tokens": _own(request), "made": token, "secret": secret}
-    return render(request, "tokens/token_list.html", made, status=201)
+    context = {"form": TokenForm(), "tokens": _own(request), "made": token, "secret": secret}
+    return render(request, "tokens/token_list.html", context, status=201)
 
 
 @page
 @require_POST
 def token_revoke(request: PageRequest, pk: int) -> HttpResponse:
     token = get_object_or_404(_own(request), pk=pk)
-    text = f"Revoke token {token.name}? What uses it is refused from now on."
-    if asked := ask(request, Question(text, "Revoke")):
-        return asked
+    text = f"Revoke token {token.name}? Clients that use it are refused from now on."
+    if question := ask(request, Question(text, "Revoke")):
+        return question
     token.delete()
     _audit(request, "token.revoked", token)
-    messages.success(request, f"Token {token.name} is revoked: it opens nothing any more.")
+    messages.success(request, f"Token {token.name} is revoked.")
     return go_to(request, "token-list")
 
 

@@ -1,7 +1,7 @@
-"""Tells people of a control loop that has stopped, from a process that is none of the worker's.
+"""Sends notifications about stopped control loops, independently of worker and beat.
 
-The ingester runs it in a thread: worker and beat may be dead, and notifications with them, so it
-delivers what it tells itself. Of a dead ingester the pages, the metrics and the API tell.
+It runs in a thread of the ingester. Worker and beat, and with them the delivery loop, may be dead,
+so it delivers its messages itself. Pages, metrics and the API report a dead ingester.
 """
 
 from __future__ import annotations
@@ -21,34 +21,34 @@ from controlplane.loop_health import Pulse, read_pulses
 log = logging.getLogger(__name__)
 
 EVENT = "loop.stopped"
-LOOK_S = 5.0
+CHECK_EVERY_S = 5.0
 
 
 class Watchdog:
-    """Looks at the loops, and tells of each one that stops, once."""
+    """Checks the loops and notifies once about each that stops."""
 
     def __init__(self) -> None:
-        # The loops that were late at the last look.
+        # The loops that were late at the last check.
         self._late: set[str] = set()
 
-    def look(self) -> list[str]:
-        """Tell of the loops that are late since the last look; return their names."""
+    def check(self) -> list[str]:
+        """Notify about loops that have become late since the last check; return their names."""
         late = {pulse.loop.name: pulse for pulse in read_pulses().late}
         new = [pulse for name, pulse in late.items() if name not in self._late]
         for pulse in new:
-            log.error("loop.stopped %s: %s", pulse.loop.name, sentence(pulse))
-            tell(pulse)
+            log.error("loop.stopped %s: %s", pulse.loop.name, describe_pulse(pulse))
+            notify_targets(pulse)
         self._late = set(late)
         if "delivery" in late:
-            # Nobody else does it: what else is due is sent as well.
+            # Nothing else delivers: send all messages that are due.
             deliver_due()
         return [pulse.loop.name for pulse in new]
 
     def run(self, stop: Event) -> None:
-        """Look again and again until `stop` is set; what fails is tried again."""
-        while not stop.wait(LOOK_S):
+        """Check every CHECK_EVERY_S seconds until `stop` is set; errors are logged."""
+        while not stop.wait(CHECK_EVERY_S):
             try:
-                self.look()
+                self.check()
             except DatabaseError as error:
                 log.warning("watchdog.failed: %s", error)
                 connection.close()
@@ -56,16 +56,16 @@ class Watchdog:
                 log.exception("watchdog.failed")
 
 
-def sentence(pulse: Pulse) -> str:
-    """Return in words what has stopped, since when, and what that means."""
-    since = "has not turned" if pulse.age_s is None else f"last turned {pulse.age_s:.0f} s ago"
+def describe_pulse(pulse: Pulse) -> str:
+    """Return a sentence: the stopped loop, the age of its last turn and the effect."""
+    since = "has not run yet" if pulse.age_s is None else f"last ran {pulse.age_s:.0f} s ago"
     return f"{pulse.loop.turned_by} {since}: {pulse.loop.without_it}"
 
 
-def tell(pulse: Pulse) -> None:
-    """Write a message to each target of all models that wants it."""
+def notify_targets(pulse: Pulse) -> None:
+    """Create a message for each active target of all models that subscribes to the event."""
     now = database_now()
-    data = {"loop": pulse.loop.name, "reason": sentence(pulse), "age_s": pulse.age_s}
+    data = {"loop": pulse.loop.name, "reason": describe_pulse(pulse), "age_s": pulse.age_s}
     targets = NotificationTarget.objects.filter(model=None, is_active=True).order_by("pk")
     OutboxMessage.objects.bulk_create(
         build_message(target, EVENT, data, now)
@@ -75,7 +75,7 @@ def tell(pulse: Pulse) -> None:
 
 
 def start_watchdog(stop: Event) -> Thread:
-    """Run a watchdog in a thread of its own until `stop` is set."""
+    """Run a watchdog in a thread until `stop` is set."""
     thread = Thread(target=Watchdog().run, args=(stop,), daemon=True)
     thread.start()
     return thread

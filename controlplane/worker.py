@@ -1,6 +1,6 @@
-"""`python -m controlplane.worker`: processes that do the ticks which beat wakes.
+"""`python -m controlplane.worker` runs the Celery worker processes.
 
-Started past Celery's command line, which imports an interactive shell.
+It starts Celery without its command line, which imports an interactive shell.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ CONCURRENCY = 2
 
 @worker_before_create_process.connect
 def share_memory(**_: Any) -> None:
-    """Leave what was imported alone from now on: a collection would copy it into each process."""
+    """Exclude imported objects from garbage collection, which would copy them into each process."""
     gc.collect()
     gc.freeze()
 
@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--concurrency", type=int, default=CONCURRENCY, help="processes")
     options = parser.parse_args(arguments)
     refuse_cluster_or_exit()
-    # Workers need nothing of each other: no gossip, and nothing to mingle for.
+    # Workers do not need to know each other: no gossip and no mingle.
     worker = app.Worker(
         concurrency=options.concurrency,
         pool_cls="prefork",

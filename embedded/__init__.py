@@ -1,1 +1,1 @@
-"""Starts the real servers and all of our processes on one machine, from wheels."""
+"""Runs the real servers and all Interlock processes on one machine, from wheels."""

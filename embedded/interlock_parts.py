@@ -1,4 +1,4 @@
-"""Our own processes: how each is started, and the environment that all of them get."""
+"""The parts that are Interlock's own processes, and their environment."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from embedded.probes import http_ok
 from embedded.state import Secrets
 
 ADMIN_USERNAME = "admin"
-# What the data plane must not have: it answers strangers.
+# Variables that the data plane must not have, as it serves unauthenticated clients.
 CONTROL_ONLY = (
     "DATABASE_URL",
     "MLFLOW_TRACKING_USERNAME",
@@ -24,39 +24,43 @@ CONTROL_ONLY = (
 
 
 def environment(
-    base: Mapping[str, str], state: Path, ports: Mapping[str, int], kept: Secrets, database_url: str
+    base: Mapping[str, str],
+    state: Path,
+    ports: Mapping[str, int],
+    secrets: Secrets,
+    database_url: str,
 ) -> dict[str, str]:
-    """What every process of ours finds in its environment."""
+    """Return the environment of all Interlock processes."""
     triton = f"http://127.0.0.1:{ports['triton_http']}"
     dataplane = f"127.0.0.1:{ports['dataplane']}"
     return {
         **base,
         "DATABASE_URL": database_url,
-        "REDIS_URL": valkey.url(ports["redis"], kept.redis_password),
+        "REDIS_URL": valkey.url(ports["redis"], secrets.redis_password),
         "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{ports['mlflow']}",
         "MLFLOW_TRACKING_USERNAME": mlflow.USERNAME,
-        "MLFLOW_TRACKING_PASSWORD": kept.mlflow_password,
+        "MLFLOW_TRACKING_PASSWORD": secrets.mlflow_password,
         "INTERLOCK_MLFLOW_LOGIN_REQUIRED": "1",
-        "INTERLOCK_SECRET_KEY": kept.secret_key,
-        "INTERLOCK_INSTANCE_TOKEN": kept.instance_token,
+        "INTERLOCK_SECRET_KEY": secrets.secret_key,
+        "INTERLOCK_INSTANCE_TOKEN": secrets.instance_token,
         "INTERLOCK_OWN_TOKENS_REQUIRED": base.get("INTERLOCK_OWN_TOKENS_REQUIRED", "1"),
         "INTERLOCK_DEBUG": "0",
         "INTERLOCK_ALLOWED_HOSTS": "127.0.0.1,localhost",
         "INTERLOCK_TRITON_URLS": triton,
-        "INTERLOCK_TRITON_TOKEN": kept.triton_token,
+        "INTERLOCK_TRITON_TOKEN": secrets.triton_token,
         "INTERLOCK_MODEL_REPOSITORY": str(state / "triton" / "repository"),
         "INTERLOCK_ARTIFACT_DIR": str(state / "artifacts"),
         "INTERLOCK_DATAPLANE_URL": f"http://{dataplane}",
         "INTERLOCK_ADMIN_USERNAME": ADMIN_USERNAME,
-        "INTERLOCK_ADMIN_PASSWORD": kept.admin_password,
+        "INTERLOCK_ADMIN_PASSWORD": secrets.admin_password,
         "INTERLOCK_CONTROL_URL": f"http://127.0.0.1:{ports['web']}",
-        # People may come through a proxy of theirs: what they set holds.
+        # The user's setting wins: there may be a proxy in front.
         "INTERLOCK_PUBLIC_URL": base.get(
             "INTERLOCK_PUBLIC_URL", f"http://127.0.0.1:{ports['web']}"
         ),
-        # Nobody's webhook reaches a server of the stack, whatever the allow-list says.
+        # No webhook may reach a server of the stack, whatever the allow-list contains.
         "INTERLOCK_OWN_SERVICES": ",".join(f"127.0.0.1:{port}" for port in ports.values()),
-        "INTERLOCK_OPERATOR_TOKEN": base.get("INTERLOCK_OPERATOR_TOKEN") or kept.operator_token,
+        "INTERLOCK_OPERATOR_TOKEN": base.get("INTERLOCK_OPERATOR_TOKEN") or secrets.operator_token,
         "INTERLOCK_INSTANCE_NAME": "local",
         "INTERLOCK_BIND": dataplane,
         "INTERLOCK_GRPC_BIND": f"127.0.0.1:{ports['dataplane_grpc']}",
@@ -67,7 +71,7 @@ def environment(
 
 
 def parts(state: Path, ports: Mapping[str, int], env: Mapping[str, str]) -> list[Part]:
-    """In order of start. The data plane needs no control plane, so it does not wait for one."""
+    """Return the parts in order of start; the data plane does not wait for the control plane."""
     python = sys.executable
     web = (
         python, "-m", "granian", "--interface", "wsgi", "--host", "127.0.0.1",
@@ -76,8 +80,8 @@ def parts(state: Path, ports: Mapping[str, int], env: Mapping[str, str]) -> list
     )  # fmt: skip
     worker = (python, "-m", "controlplane.worker")
     beat = (python, "-m", "controlplane.beat")
-    # The one consumer here keeps its name, so that one started again goes on at once with what the
-    # one before had read and not applied; another name would wait until that may be adopted.
+    # The only consumer has a fixed name, so that after a restart it continues at once with its
+    # pending entries; with a new name it would have to wait until it may claim them.
     ingest = (python, "manage.py", "ingest", "--consumer", "local")
     stored = ("postgres", "redis", "migrate")
 
@@ -91,7 +95,7 @@ def parts(state: Path, ports: Mapping[str, int], env: Mapping[str, str]) -> list
             argv=(python, "-m", "dataplane"),
             env={name: value for name, value in env.items() if name not in CONTROL_ONLY},
             needs=("redis", "triton"),
-            # It has nothing to serve before the first table, which bootstrap publishes.
+            # Bootstrap publishes the first table; there is nothing to serve before.
             ready_after=("bootstrap", "web"),
             reports_to=("web",),
             prepare=make_directories,

@@ -1,4 +1,4 @@
-"""Where the parts' output goes: the terminal, a coloured name before each line, and a file each."""
+"""Writes the parts' output to the terminal, with a coloured name per line, and to a file each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COLOURS = (36, 32, 35, 34, 33, 96, 92, 95, 94, 93)
 
 
 class Console:
-    """The terminal. `quiet` shows only what the supervisor itself says."""
+    """The terminal; with `quiet` it shows only the supervisor's messages."""
 
     def __init__(self, *, quiet: bool = False, stream: TextIO | None = None) -> None:
         self.quiet = quiet
@@ -25,21 +25,21 @@ class Console:
         self.width = len("interlock")
 
     def register(self, names: list[str]) -> None:
-        """Give each part its colour, and all of them one column."""
+        """Assign a colour to each part, and set the width of the column of names."""
         self.width = max(self.width, *map(len, names))
         for index, name in enumerate(names):
             self.colour_of[name] = COLOURS[index % len(COLOURS)]
 
-    def say(self, text: str) -> None:
-        """Say something of the stack's own."""
+    def print_line(self, text: str) -> None:
+        """Print a message of the stack itself."""
         self._write("interlock", text, colour=1)
 
-    def complain(self, text: str) -> None:
-        """Say something that a person should not miss."""
+    def print_error(self, text: str) -> None:
+        """Print an error message of the stack itself."""
         self._write("interlock", text, colour=31)
 
     def relay(self, name: str, line: str) -> None:
-        """Pass on a line of a part's output."""
+        """Print a line of a part's output."""
         if not self.quiet:
             self._write(name, line, colour=self.colour_of.get(name, 0))
 
@@ -52,27 +52,27 @@ class Console:
                 self.stream.write(f"{prefix} {line}\n")
             self.stream.flush()
         except OSError:
-            # A terminal that went away must not take the stack with it.
+            # A closed terminal must not end the stack.
             self.quiet = True
 
 
 class PartLog:
-    """One part's output: a bounded file, the last lines in memory, and the console."""
+    """One part's output: a file of bounded size, the last lines in memory, and the console."""
 
     def __init__(self, name: str, directory: Path, console: Console) -> None:
         self.name = name
         self.console = console
         self.path = directory / f"{name}.log"
-        # Set `seen` when a line holds this text; empty: nothing is looked for.
-        self.watched_for = ""
-        self.seen = False
+        # `has_matched` is set when a line contains this text; empty: no line is checked.
+        self.expected_text = ""
+        self.has_matched = False
         self.tail: collections.deque[str] = collections.deque(maxlen=TAIL_LINES)
         self._partial = b""
         self._file: BinaryIO = self.path.open("ab")
         self._size_bytes = self.path.stat().st_size
 
     def feed(self, data: bytes) -> None:
-        """Take output as it comes; whole lines go on, the rest waits for its end."""
+        """Add output; complete lines are written, an incomplete one is kept."""
         *lines, self._partial = (self._partial + data).split(b"\n")
         for line in lines:
             self._line(line)
@@ -80,7 +80,7 @@ class PartLog:
             self.flush()
 
     def flush(self) -> None:
-        """Pass on a line that has no end."""
+        """Write an incomplete line."""
         if self._partial:
             self._line(self._partial)
             self._partial = b""
@@ -96,8 +96,8 @@ class PartLog:
         self._file.flush()
         text = line.decode("utf-8", "replace").rstrip("\r")
         self.tail.append(text)
-        if self.watched_for and self.watched_for in text:
-            self.seen = True
+        if self.expected_text and self.expected_text in text:
+            self.has_matched = True
         self.console.relay(self.name, text)
 
     def _rotate(self) -> None:

@@ -1,6 +1,6 @@
-"""The MLflow tracking server and model registry; slow to start, so nothing waits for it.
+"""The MLflow tracking server and model registry; it starts slowly, so no part waits for it.
 
-It asks for a login: whoever may set an alias there may start a rollout here.
+It requires a login: a user who can set an alias in MLflow can start a rollout in Interlock.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from embedded.part import MissingComponent, Part
 from embedded.probes import http_ok
 
 USERNAME = "interlock"
-# Read for everybody with an account: who makes one says what more it may.
+# Every account can read; its creator grants further permissions.
 AUTH_CONFIG = """[mlflow]
 default_permission = READ
 database_uri = {store}
@@ -28,7 +28,7 @@ auth_cache_ttl_seconds = 60
 def part(
     artifacts: Path, port: int, database_url: str, password: str, env: Mapping[str, str]
 ) -> Part:
-    """The server on PostgreSQL, handing artifacts out itself."""
+    """Return the server's part: metadata in PostgreSQL, artifacts served by itself."""
     if importlib.util.find_spec("mlflow") is None or importlib.util.find_spec("flask_wtf") is None:
         raise MissingComponent("MLflow with its logins", "Run `uv sync --extra registry`.")
     store = database_url.replace("postgresql://", "postgresql+psycopg://", 1)
@@ -42,7 +42,7 @@ def part(
     def prepare() -> None:
         artifacts.mkdir(mode=0o700, exist_ok=True)
         auth_config.touch(mode=0o600)
-        # A percent sign begins a reference there.
+        # A percent sign starts a reference in this file.
         uri = store.replace("%", "%%")
         auth_config.write_text(AUTH_CONFIG.format(store=uri, username=USERNAME))
 
@@ -51,13 +51,13 @@ def part(
         argv=argv,
         env={
             **env,
-            # By environment: an argument would show the password to every user of the machine.
+            # In the environment: every user of the machine can read arguments.
             "MLFLOW_BACKEND_STORE_URI": store,
             "MLFLOW_AUTH_CONFIG_PATH": str(auth_config),
             "MLFLOW_AUTH_ADMIN_PASSWORD": password,
             # Signs the forms of its own pages.
             "MLFLOW_FLASK_SERVER_SECRET_KEY": hashlib.sha256(password.encode()).hexdigest(),
-            # Job execution would start a dozen more processes that nothing here uses.
+            # Job execution would start a dozen more processes that are not used.
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         },
         needs=("postgres",),
@@ -65,6 +65,6 @@ def part(
         prepare=prepare,
         ready=http_ok(port, "/health"),
         stop_group=True,
-        # Its imports fill a core for half a minute; predictions and pages go first.
+        # Its imports use a core for half a minute; predictions and pages have priority.
         niceness=5,
     )

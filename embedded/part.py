@@ -1,4 +1,4 @@
-"""What the supervisor is told about a process: how to start it, when it is ready, how to end it."""
+"""The description of a supervised process: how to start it, when it is ready, how to stop it."""
 
 from __future__ import annotations
 
@@ -8,53 +8,53 @@ from dataclasses import dataclass, field
 
 
 class StackError(Exception):
-    """The stack cannot start or go on; the text says why and what to do about it."""
+    """The stack cannot start or continue; the message has the reason and a remedy."""
 
 
-# The exit code of a command whose reason may be gone at its next run, as in sysexits.h.
+# The exit code of a command with a temporary failure, as in sysexits.h: it is run again.
 EX_TEMPFAIL = 75
 
 
 class MissingComponent(StackError):
-    """Something that a part needs is not on this machine."""
+    """A part needs a component that is not installed on this machine."""
 
-    def __init__(self, what: str, remedy: str) -> None:
-        super().__init__(f"{what} is missing.\n    {remedy}")
+    def __init__(self, component: str, remedy: str) -> None:
+        super().__init__(f"{component} is missing.\n    {remedy}")
 
 
 @dataclass(frozen=True)
 class Part:
-    """One supervised process; `needs` names the parts that must have been ready before it starts.
+    """One supervised process; the parts in `needs` must have been ready before it starts.
 
-    `once` is a command that must end with exit code 0, after which it counts as ready; one that
-    ends with EX_TEMPFAIL is run again.
-    `awaited` parts hold up the end of start-up, and end it if they cannot start; the others
-    come up behind its back and are tried for ever.
+    `once` marks a command: it is ready after exit code 0 and is run again after EX_TEMPFAIL.
+    The start of the stack waits for `awaited` parts and fails if one of them cannot start. The
+    others start in the background and are restarted for ever.
     """
 
     name: str
     argv: tuple[str, ...]
     env: Mapping[str, str] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
-    # Parts that it starts without and is not ready before: its time to start counts from theirs.
+    # Parts that must be ready before this one can be ready, though it starts without them. Its
+    # start limit counts from their readiness.
     ready_after: tuple[str, ...] = ()
-    # Parts that it tells of its end: they stop after it, but it starts without them.
+    # Parts that stop after this one, as it reports its end to them; it starts without them.
     reports_to: tuple[str, ...] = ()
     once: bool = False
     awaited: bool = True
     # Runs in a thread before each start: directories, stale files.
     prepare: Callable[[], None] | None = None
-    # Polled until it answers nothing; until then it says what is missing. With neither this nor a
-    # line: ready as soon as it runs.
+    # Polled until it returns ""; before, it returns what is missing. Without `ready` and
+    # `ready_line` the part is ready as soon as it runs.
     ready: Callable[[], Awaitable[str]] | None = None
-    # Ready once it has written a line that holds this.
+    # The part is ready once it has written a line that contains this text.
     ready_line: str = ""
     stop_signal: signal.Signals = signal.SIGTERM
     # Whether the stop signal goes to the whole process group or only to its leader.
     stop_group: bool = False
     stop_within_s: float = 10.0
-    # What its leader leaves behind when it dies serves on, until the next one has taken over.
+    # Whether children of a dead leader keep running until the next leader has taken over.
     outlived: bool = False
-    # What the kernel sends the process when the supervisor itself is killed.
+    # The signal that the kernel sends to the process when the supervisor is killed.
     orphan_signal: signal.Signals = signal.SIGTERM
     niceness: int = 0

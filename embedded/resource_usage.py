@@ -1,4 +1,4 @@
-"""What processes have used so far; each part of a stack leads a session of its own."""
+"""Measures CPU and memory of processes; each part of a stack leads its own session."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 @dataclass(frozen=True)
 class Usage:
-    """CPU in seconds, its own and that of its children that have ended; memory in bytes.
+    """CPU seconds of a process and of its ended children; memory in bytes.
 
-    `resident_bytes` counts a page that processes share once for each of them,
-    `proportional_bytes` once in all.
+    `resident_bytes` counts a shared page fully for each process, `proportional_bytes` divides it
+    among the processes.
     """
 
     pid: int
@@ -29,7 +29,7 @@ class Usage:
 
 
 def cpu_s_by_session() -> dict[int, float]:
-    """Return the seconds of CPU that the processes of each session have used."""
+    """Return the CPU seconds of the processes of each session."""
     used: dict[int, float] = defaultdict(float)
     for pid in _pids():
         if (fields := _stat(pid)) is not None:
@@ -38,25 +38,25 @@ def cpu_s_by_session() -> dict[int, float]:
 
 
 def usage_of(pids: Iterable[int]) -> list[Usage]:
-    """Return what each of the processes uses that still lives."""
-    found = []
+    """Return the usage of each process that is still running."""
+    usages = []
     for pid in sorted(pids):
         if (fields := _stat(pid)) is not None:
             own_s, children_s = _cpu_s(fields[11:13]), _cpu_s(fields[13:15])
             resident = int(fields[21]) * PAGE_BYTES
             command, shared = _command(pid), _proportional(pid)
-            found.append(Usage(pid, command, own_s, children_s, resident, shared))
-    return found
+            usages.append(Usage(pid, command, own_s, children_s, resident, shared))
+    return usages
 
 
 def descendants(root: int) -> set[int]:
-    """Return the process and all that descend from it; some of them lead sessions of their own."""
+    """Return the process and all its descendants, some of which lead their own sessions."""
     stats = {pid: _stat(pid) for pid in _pids()}
     parent_of = {pid: int(fields[1]) for pid, fields in stats.items() if fields is not None}
-    found = {root}
-    while more := {pid for pid, parent in parent_of.items() if parent in found} - found:
-        found |= more
-    return found
+    family = {root}
+    while more := {pid for pid, parent in parent_of.items() if parent in family} - family:
+        family |= more
+    return family
 
 
 def _pids() -> list[int]:
@@ -64,7 +64,7 @@ def _pids() -> list[int]:
 
 
 def _stat(pid: int) -> list[str] | None:
-    """Return the fields of /proc/PID/stat from the state (the third) on; None: it has ended."""
+    """Return the fields of /proc/PID/stat from the state (the third) on, or None if it ended."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -1,7 +1,7 @@
-"""Asks Triton's Python backend for an answer that we know, at every start.
+"""Compares a prediction of Triton's Python backend with ONNX Runtime's, at every start.
 
-With an unsuitable numpy in the stub's environment inputs arrive silently wrong: every health
-check is green and every prediction false. So the answer is compared with ONNX Runtime's own.
+With an incompatible numpy in the stub's environment inputs are silently corrupted: every health
+check passes and every prediction is wrong.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Array = npt.NDArray[np.float32]
 
 MODEL = "interlock_selftest"
 ROWS, COLUMNS = 64, 8
-# No answer within this says nothing of its truth: the test is run again.
+# A timeout is not a wrong answer: the test is run again.
 TIMEOUT_S = 120.0
 
 CONFIG = f"""name: "{MODEL}"
@@ -60,11 +60,11 @@ class TritonPythonModel:
 
 
 class SelfTestFailed(Exception):
-    """Triton answers, but not what it should."""
+    """Triton's predictions are wrong."""
 
 
 def make_onnx() -> bytes:
-    """A model y = x · W + b with weights in which no two entries are alike."""
+    """Return the model y = x · W + b; all entries of W differ."""
     from onnx import TensorProto, helper, numpy_helper
 
     weights = np.arange(COLUMNS * COLUMNS, dtype=np.float32).reshape(COLUMNS, COLUMNS) / 7
@@ -85,7 +85,7 @@ def make_onnx() -> bytes:
 
 
 def write_model(repository: Path, onnx_bytes: bytes) -> Path:
-    """Put the model into the repository in one step, so that Triton never sees half of it."""
+    """Move the model into the repository in one step, so that Triton never reads half of it."""
     target, building = repository / MODEL, repository.parent / f"{MODEL}.new"
     for directory in (target, building):
         shutil.rmtree(directory, ignore_errors=True)
@@ -98,9 +98,13 @@ def write_model(repository: Path, onnx_bytes: bytes) -> Path:
 
 
 def check(repository: Path, triton_url: str, token: str = "") -> None:
-    """Load, ask, compare, unload. Raises SelfTestFailed or httpx.HTTPError.
+    """Load the model, compare a prediction, unload the model.
 
-    `token` is what Triton asks for before it loads.
+    `token` authorises Triton's control APIs.
+
+    Raises:
+        SelfTestFailed: the prediction is wrong, or Triton refused a request.
+        httpx.HTTPError: Triton did not respond.
     """
     import onnxruntime
 
@@ -121,8 +125,8 @@ def check(repository: Path, triton_url: str, token: str = "") -> None:
             shutil.rmtree(directory, ignore_errors=True)
     if wrong := _wrong_rows(answer, expected):
         raise SelfTestFailed(
-            f"Triton's answers differ from ONNX Runtime's in {wrong} rows of {ROWS}. numpy in this "
-            f"environment is {np.__version__}; Triton's Python backend needs a numpy below 2."
+            f"Triton's predictions differ from ONNX Runtime's in {wrong} rows of {ROWS}. The numpy "
+            f"of this environment is {np.__version__}; Triton's Python backend needs numpy < 2."
         )
 
 
@@ -154,12 +158,12 @@ def main() -> int:
         token = os.environ.get("INTERLOCK_TRITON_TOKEN", "")
         check(options.repository, options.triton_url, token)
     except SelfTestFailed as error:
-        print(f"Self-test of Triton failed: {error}")
+        print(f"Triton's self-test failed: {error}")
         return 1
     except httpx.HTTPError as error:
-        print(f"Triton did not answer the self-test: {type(error).__name__} {error}")
+        print(f"Triton did not respond to the self-test: {type(error).__name__} {error}")
         return EX_TEMPFAIL
-    print("Triton's answers agree with ONNX Runtime's")
+    print("Triton's predictions agree with ONNX Runtime's")
     return 0
 
 

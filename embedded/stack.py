@@ -1,7 +1,7 @@
-"""Which parts a stack has, in their order, and what a running one tells those who use it.
+"""The parts of a stack in their order, and the description of a running stack.
 
-Tests and tools start one with `running(directory, only={"postgres", "redis"})`; on a terminal
-`python -m embedded up --only postgres,redis,triton,mlflow` starts the real servers alone.
+Tests and tools start a stack with `running(directory, only={"postgres", "redis"})`; on a terminal
+`python -m embedded up --only postgres,redis,triton,mlflow` starts only the real servers.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ PART_NAMES = (
     "beat",
     "ingest",
 )
-# A numerical library's thread pool per process would put dozens of threads on few cores.
+# Without this, a thread pool per process would put dozens of threads on a few cores.
 SINGLE_THREADED = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 NO_TELEMETRY = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
 NOT_INHERITED = ("PG", "INTERLOCK_", "MLFLOW_", "DJANGO_", "DATABASE_URL", "REDIS_URL", "CELERY_")
@@ -47,7 +47,7 @@ STOP_WITHIN_S = 180.0
 
 @dataclass(frozen=True)
 class Urls:
-    """Where the servers answer."""
+    """The addresses of the servers."""
 
     web: str
     dataplane: str
@@ -61,7 +61,7 @@ class Urls:
 
 @dataclass(frozen=True)
 class Stack:
-    """A stack that is ready. `env` is the whole environment that our own processes got."""
+    """A stack that is ready; `env` is the whole environment of Interlock's own processes."""
 
     pid: int
     state_dir: str
@@ -87,33 +87,33 @@ class Stack:
 
 
 def load_stack(state: StateDir) -> Stack | None:
-    """The stack that runs on the directory and is ready, or None."""
+    """Return the ready stack of the directory, or None."""
     try:
         stack = msgspec.json.decode(state.ready_file.read_bytes(), type=Stack)
     except (OSError, msgspec.MsgspecError):
         return None
-    # A killed stack could not remove its file.
+    # A killed stack did not remove its file.
     return stack if read_process(stack.pid) else None
 
 
 def base_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """What a server inherits: nothing that would point it to another installation."""
-    kept = {k: v for k, v in environ.items() if not k.startswith(NOT_INHERITED)}
-    # No proxy stands between parts of one machine.
+    """Return the environment of servers, without variables that point to other installations."""
+    inherited = {k: v for k, v in environ.items() if not k.startswith(NOT_INHERITED)}
+    # Parts on one machine must not use a proxy.
     for name in ("NO_PROXY", "no_proxy"):
-        kept[name] = ",".join(filter(None, [kept.get(name), "127.0.0.1,localhost"]))
-    return {**kept, **SINGLE_THREADED, **NO_TELEMETRY}
+        inherited[name] = ",".join(filter(None, [inherited.get(name), "127.0.0.1,localhost"]))
+    return {**inherited, **SINGLE_THREADED, **NO_TELEMETRY}
 
 
 def describe(
-    state: StateDir, ports: dict[str, int], kept: Secrets, environ: Mapping[str, str]
+    state: StateDir, ports: dict[str, int], secrets: Secrets, environ: Mapping[str, str]
 ) -> Stack:
-    """What the stack on this directory is, before it runs."""
+    """Describe the stack of this directory before it runs."""
     base = base_environment(environ)
-    # The settings of our own processes that the stack does not set itself stay the user's.
+    # Interlock's settings that the stack does not set itself are the user's.
     base |= {name: value for name, value in environ.items() if name.startswith("INTERLOCK_")}
-    database_url = postgres.database_url(ports["postgres"], kept.postgres_password)
-    env = interlock_parts.environment(base, state.path, ports, kept, database_url)
+    database_url = postgres.database_url(ports["postgres"], secrets.postgres_password)
+    env = interlock_parts.environment(base, state.path, ports, secrets, database_url)
     return Stack(
         pid=os.getpid(),
         state_dir=str(state.path),
@@ -129,58 +129,60 @@ def describe(
             database_url=database_url,
             redis_url=env["REDIS_URL"],
         ),
-        instance_token=kept.instance_token,
-        triton_token=kept.triton_token,
+        instance_token=secrets.instance_token,
+        triton_token=secrets.triton_token,
         admin_username=interlock_parts.ADMIN_USERNAME,
-        admin_password=kept.admin_password,
+        admin_password=secrets.admin_password,
         env=env,
     )
 
 
 def declare_parts(
-    stack: Stack, kept: Secrets, environ: Mapping[str, str], only: Collection[str] | None
+    stack: Stack, secrets: Secrets, environ: Mapping[str, str], only: Collection[str] | None
 ) -> list[Part]:
-    """The parts in order of start. Raises MissingComponent that names everything missing."""
+    """Return the parts in order of start. Raises StackError that lists all missing components."""
     state, ports, base = Path(stack.state_dir), stack.ports, base_environment(environ)
-    triton = Triton(state / "triton", ports, kept.triton_token)
-    store = postgres.database_url(ports["postgres"], kept.postgres_password, "mlflow")
+    triton = Triton(state / "triton", ports, secrets.triton_token)
+    store = postgres.database_url(ports["postgres"], secrets.postgres_password, "mlflow")
     makers = {
         "postgres": lambda: postgres.part(
-            state / "postgres", ports["postgres"], kept.postgres_password, base, environ
+            state / "postgres", ports["postgres"], secrets.postgres_password, base, environ
         ),
         "mlflow": lambda: mlflow.part(
-            state / "mlflow-artifacts", ports["mlflow"], store, kept.mlflow_password, base
+            state / "mlflow-artifacts", ports["mlflow"], store, secrets.mlflow_password, base
         ),
         "redis": lambda: valkey.part(
-            state / "redis", ports["redis"], kept.redis_password, base, environ
+            state / "redis", ports["redis"], secrets.redis_password, base, environ
         ),
         "triton": lambda: triton.part(base),
         "selftest": lambda: selftest_part(
-            triton.repository, stack.urls.triton, kept.triton_token, base
+            triton.repository, stack.urls.triton, secrets.triton_token, base
         ),
     }
     makers |= {p.name: lambda p=p: p for p in interlock_parts.parts(state, ports, stack.env)}  # type: ignore[misc]
-    wanted, missing = [], []
+    parts, missing = [], []
     for name in PART_NAMES:
         if only is None or name in only:
             try:
-                wanted.append(makers[name]())
+                parts.append(makers[name]())
             except MissingComponent as error:
                 missing.append(error)
     if missing:
         raise StackError("\n".join(map(str, missing)))
-    return wanted
+    return parts
 
 
 @contextlib.contextmanager
 def running(
     state_dir: Path, only: Collection[str] | None = None, *, show_progress: bool = False
 ) -> Iterator[Stack]:
-    """Run a stack (or the parts named in `only`) in a process of its own while the block runs.
+    """Run a stack (or only the parts in `only`) in another process while the block runs.
 
-    Ports are free ones, so that it disturbs nobody. Raises StackError with the last lines of its
-    output if it does not start: when a part cannot, or exceeds its time to start. `show_progress`
-    lets it tell on the terminal how far it is.
+    It uses free ports, so that it does not conflict with other stacks. `show_progress` prints the
+    progress of the start on the terminal, and uses the usual ports.
+
+    Raises:
+        StackError: a part cannot start, or exceeds its start limit; with the last lines of output.
     """
     command = [sys.executable, "-m", "embedded", "up", "--quiet", "--state-dir", str(state_dir)]
     if only is not None:

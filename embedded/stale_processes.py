@@ -1,8 +1,9 @@
-"""Processes of an earlier run that outlived their supervisor.
+"""Finds and ends processes of an earlier run that outlived their supervisor.
 
-A record of pids alone would lie after a reboot or a pid's reuse, so each is kept with its start
-time and only a process that matches both is ended. Parts lead a session of their own, which finds
-their children too: a session's number is not given out again while a member of it lives.
+After a reboot or the reuse of a pid, pids alone would point to wrong processes. So each pid is
+recorded with its start time, and only a process that matches both is ended. Each part leads its own
+session, by which its children are found: the kernel does not reuse a session's number while a
+member of the session lives.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ class Process:
 
 
 def read_process(pid: int) -> Process | None:
-    """The process of that number, or None if there is none (a zombie counts as none)."""
+    """Return the process with this pid, or None if it does not exist or is a zombie."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except (OSError, ValueError):
         return None
-    # The second field is the command in brackets and may itself hold brackets and blanks.
+    # The second field is the command in parentheses, which may contain parentheses and spaces.
     fields = stat.rpartition(")")[2].split()
     if fields[0] in "ZX":
         return None
@@ -42,14 +43,14 @@ def read_process(pid: int) -> Process | None:
 
 
 def now_ticks() -> int:
-    """Return the present as /proc writes it: clock ticks since boot."""
+    """Return the current time in the unit of /proc: clock ticks since boot."""
     return int(time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK"))
 
 
 def living_of(session: int, until_ticks: int) -> list[int]:
-    """Return the processes of a session that were started before an instant.
+    """Return the processes of a session that were started up to `until_ticks`.
 
-    Later ones are of another session, which was given the number when the first one was gone.
+    Later processes belong to another session that reuses the number.
     """
     living = filter(None, map(read_process, _all_pids()))
     return [p.pid for p in living if p.session == session and p.started <= until_ticks]
@@ -60,7 +61,7 @@ def boot_id() -> str:
 
 
 class ProcessRecord:
-    """The file that says which processes this state directory's stack has started."""
+    """The file that records the processes started by the stack of this state directory."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -82,7 +83,7 @@ class ProcessRecord:
         temporary.replace(self.path)
 
     def leftovers(self) -> list[int]:
-        """Living processes of an earlier run, their children included."""
+        """Return running processes of an earlier run, including their children."""
         try:
             document = json.loads(self.path.read_text())
             recorded = {int(pid): int(started) for pid, started in document["processes"]}
@@ -105,16 +106,16 @@ def _all_pids() -> list[int]:
 
 
 def end_leftovers(record: ProcessRecord) -> int:
-    """End what an earlier run left behind; returns how many processes there were."""
-    found = record.leftovers()
-    _signal(found, signal.SIGTERM)
+    """End the processes of an earlier run; return their number."""
+    pids = record.leftovers()
+    _signal(pids, signal.SIGTERM)
     deadline = time.monotonic() + GRACE_S
     while (rest := record.leftovers()) and time.monotonic() < deadline:
         time.sleep(POLL_S)
     _signal(rest, signal.SIGKILL)
     while record.leftovers() and time.monotonic() < deadline + GRACE_S:
         time.sleep(POLL_S)
-    return len(found)
+    return len(pids)
 
 
 def _signal(pids: list[int], number: signal.Signals) -> None:

@@ -1,8 +1,8 @@
-"""The one directory that holds all a stack remembers, and the lock that gives it to one stack.
+"""The state directory of a stack, and the lock that allows one stack per directory.
 
-secrets.json  generated once      ports.json     chosen last time
-stack.json    while it is ready   logs/          one file a part
-postgres/ redis/ triton/ artifacts/ mlflow-artifacts/ dataplane/: the parts' own
+secrets.json  generated once      ports.json     ports of the last run
+stack.json    while it is ready   logs/          one file per part
+postgres/ redis/ triton/ artifacts/ mlflow-artifacts/ dataplane/: data of the parts
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from embedded.part import StackError
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_STATE_DIR = ROOT / ".state"
-# Those that no directory was ever without.
+# The secrets of the first release, which every directory contains.
 FIRST_SECRETS = {"postgres_password", "secret_key", "instance_token", "admin_password"}
 
 
 @dataclass(frozen=True)
 class Secrets:
-    """What is generated at the first start and kept."""
+    """The secrets that are generated at the first start and stored."""
 
     postgres_password: str
     redis_password: str
     mlflow_password: str
     secret_key: str
-    # What the control plane shows to Triton; nobody else has it.
+    # Authorises the control plane at Triton; no other process has it.
     triton_token: str
-    # What the data plane shows to the control plane, and signs with.
+    # Authorises the data plane at the control plane, and signs its messages.
     instance_token: str
     admin_password: str
     admin_password_shown: bool = False
-    # Empty in what an earlier release kept.
+    # Empty in a file of an earlier release.
     operator_token: str = ""
 
 
@@ -56,7 +56,7 @@ def generate_secrets() -> Secrets:
 
 
 class StateDir:
-    """Paths of a state directory; `open()` makes it, `locked()` owns it."""
+    """The paths of a state directory; `open()` creates it, `locked()` locks it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path.resolve()
@@ -68,25 +68,25 @@ class StateDir:
         self.lock_file = self.path / "lock"
 
     def open(self) -> None:
-        """Make the directory, for its owner's eyes only."""
+        """Create the directory, accessible only to its owner. Raises StackError."""
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.path.chmod(0o700)
             self.logs.mkdir(exist_ok=True)
         except OSError as error:
             raise StackError(
-                f"Cannot make the state directory: {error}. Choose another with --state-dir."
+                f"Cannot create the state directory: {error}. Choose another with --state-dir."
             ) from error
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the directory for one stack. Raises StackError that names the pid of the holder."""
+        """Lock the directory for one stack. Raises StackError with the pid of the holder."""
         with self.lock_file.open("a+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 raise StackError(
-                    f"A stack is already running on {self.path} (pid {self.holder() or '?'}). "
+                    f"A stack is already running in {self.path} (pid {self.holder() or '?'}). "
                     "Stop it first, or choose another directory with --state-dir."
                 ) from error
             file.truncate(0)
@@ -95,40 +95,43 @@ class StateDir:
             yield
 
     def holder(self) -> int | None:
-        """The pid that the lock file names (it is true only while the lock is held)."""
+        """Return the pid in the lock file, which is valid only while the lock is held."""
         try:
             return int(self.lock_file.read_text())
         except (OSError, ValueError):
             return None
 
     def secrets(self, environ: Mapping[str, str]) -> Secrets:
-        """The kept secrets, generated at first use; the environment may set some of them.
+        """Return the stored secrets, generated at first use; the environment overrides some.
 
-        A directory of an earlier release lacks some, which are added.
+        Secrets that are missing in a directory of an earlier release are added.
+
+        Raises:
+            StackError: the file of secrets is invalid.
         """
         try:
             document = json.loads(self.secrets_file.read_text())
             if missing := FIRST_SECRETS - document.keys():
-                raise ValueError(f"{', '.join(sorted(missing))} is not there")
-            kept = replace(generate_secrets(), **document)
+                raise ValueError(f"{', '.join(sorted(missing))} is missing")
+            stored = replace(generate_secrets(), **document)
         except FileNotFoundError:
-            kept = generate_secrets()
+            stored = generate_secrets()
         except (ValueError, TypeError, AttributeError) as error:
             raise StackError(f"{self.secrets_file} cannot be read: {error}.") from error
-        if not kept.operator_token:
-            kept = replace(kept, operator_token=secrets.token_urlsafe(32))
+        if not stored.operator_token:
+            stored = replace(stored, operator_token=secrets.token_urlsafe(32))
         if password := environ.get("INTERLOCK_ADMIN_PASSWORD"):
-            kept = replace(kept, admin_password=password, admin_password_shown=True)
+            stored = replace(stored, admin_password=password, admin_password_shown=True)
         if token := environ.get("INTERLOCK_TRITON_TOKEN"):
-            kept = replace(kept, triton_token=token)
-        self.write_private(self.secrets_file, asdict(kept))
-        return kept
+            stored = replace(stored, triton_token=token)
+        self.write_private(self.secrets_file, asdict(stored))
+        return stored
 
-    def remember_password_shown(self, kept: Secrets) -> None:
-        self.write_private(self.secrets_file, asdict(replace(kept, admin_password_shown=True)))
+    def remember_password_shown(self, stored: Secrets) -> None:
+        self.write_private(self.secrets_file, asdict(replace(stored, admin_password_shown=True)))
 
     def write_private(self, path: Path, document: Any) -> None:
-        """Replace a JSON file whole, readable by its owner only."""
+        """Replace a JSON file atomically; only its owner can read it."""
         temporary = path.with_suffix(".tmp")
         temporary.touch(mode=0o600)
         temporary.write_text(json.dumps(document, indent=1))

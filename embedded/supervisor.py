@@ -1,7 +1,7 @@
-"""Starts parts when what they need is ready, restarts them when they die, stops them in reverse.
+"""Starts parts when their dependencies are ready, restarts them, and stops them in reverse order.
 
 Each part has one runner task that lives as long as the stack. A part's children share its session,
-so nothing outlives it; the kernel ends parts whose supervisor was killed.
+so that none outlives it; the kernel ends the parts of a killed supervisor.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ READ_BYTES = 65_536
 POLL_S = 0.2
 BACKOFF_FIRST_S = 0.5
 BACKOFF_MAX_S = 30.0
-# A part that lived this long starts again with the first, short delay.
+# After a life of at least this time a part restarts with the first, short delay.
 HEALTHY_AFTER_S = 60.0
-# How often an awaited part may die before it was ever ready.
+# The number of deaths of an awaited part before its first readiness that fail the start.
 FIRST_STARTS_MAX = 3
 KILL_WAIT_S = 5.0
-# How often the start says what it waits for.
-NARRATE_S = 5.0
+# Seconds between the progress messages of the start.
+PROGRESS_EVERY_S = 5.0
 START_LIMIT = "INTERLOCK_START_LIMIT_S"
-# For each part, from when all that it needs is ready; 0: none. A machine that is twenty times as
-# slow as it should be stays within it.
+# The time limit for each part to become ready, from the readiness of its dependencies; 0: no
+# limit. Even a machine that is twenty times slower than usual stays within it.
 START_LIMIT_S = 900.0
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def backoff_s(failures: int) -> float:
-    """Seconds to wait after that many failures in a row (1 or more): doubling, up to a bound."""
+    """Return the delay after `failures` (≥ 1) consecutive failures: doubling, up to a maximum."""
     return min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2.0 ** min(failures - 1, 16))
 
 
@@ -53,7 +53,7 @@ def _open_pipe() -> tuple[BinaryIO, int]:
 
 
 class Runner:
-    """Keeps one part running."""
+    """Starts one part and restarts it when it dies."""
 
     def __init__(
         self,
@@ -64,26 +64,27 @@ class Runner:
         start_limit_s: float = START_LIMIT_S,
     ) -> None:
         self.part = part
-        # Seconds from when its dependencies are ready; 0: it is waited for without end.
+        # Seconds from the readiness of its dependencies; 0: no limit.
         self.start_limit_s = start_limit_s
-        # What it waits for, in words, until it is ready.
+        # What the part waits for, for messages, until it is ready.
         self.waits_for = ""
         self.log = log
         self.console = console
         self.record = record
         self.ready = asyncio.Event()
-        self.gone = asyncio.Event()
+        self.ended = asyncio.Event()
         self.stopping = asyncio.Event()
         self.process: asyncio.subprocess.Process | None = None
         self.restarts = 0
         self._failures = 0
-        # The sessions of earlier lives that may serve on, and when their leader was seen dead.
+        # Sessions of earlier lives whose children may keep running, and the ticks of their
+        # leader's death.
         self._survivors: list[tuple[int, int]] = []
-        # The parts that this one's readiness depends on beside its needs.
+        # Further parts that must be ready before this one can be ready.
         self._ready_after: Sequence[Runner] = ()
 
     async def run(self, needs: Sequence[Runner], ready_after: Sequence[Runner] = ()) -> None:
-        """Live until told to stop. Raises StackError if the part cannot be started at all."""
+        """Run the part until `stop` is called. Raises StackError if the part cannot start."""
         self._ready_after = ready_after
         try:
             for need in needs:
@@ -96,23 +97,23 @@ class Runner:
                     return
                 await self._recover(code, lived_s=time.monotonic() - began)
         finally:
-            self.gone.set()
+            self.ended.set()
 
     async def stop(self) -> None:
-        """Ask the part to end, then insist."""
+        """Send the stop signal; kill the part if it does not end in time."""
         self.stopping.set()
         if self.process is not None:
             self._signal(self.part.stop_signal, group=self.part.stop_group)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self.part.stop_within_s):
-                    await self.gone.wait()
-            if not self.gone.is_set():
-                self.console.complain(f"{self.part.name} did not stop in time: killed")
+                    await self.ended.wait()
+            if not self.ended.is_set():
+                self.console.print_error(f"{self.part.name} did not stop in time: killed")
                 self.kill()
         await self._end_survivors()
 
     async def _end_survivors(self) -> None:
-        """End what earlier lives of the part left to serve on."""
+        """End the children of earlier lives of the part."""
         deadline = time.monotonic() + self.part.stop_within_s
         number = self.part.stop_signal
         while living := [pid for s, at in self._survivors for pid in living_of(s, at)]:
@@ -132,13 +133,13 @@ class Runner:
                     os.kill(pid, signal.SIGKILL)
 
     async def _live(self) -> int:
-        """One life of the process, from its start to its exit code."""
+        """Run the process once, from its start to its end; return its exit code."""
         self.waits_for = "its files and directories"
         if self.part.prepare is not None:
             await asyncio.to_thread(self.part.prepare)
         if self.stopping.is_set():
             return 0
-        self.log.watched_for, self.log.seen = self.part.ready_line, False
+        self.log.expected_text, self.log.has_matched = self.part.ready_line, False
         began = time.monotonic()
         process, output = await self._spawn()
         self.process = process
@@ -149,7 +150,7 @@ class Runner:
             code = await process.wait()
         finally:
             readiness.cancel()
-            # What the leader left in its group has no parent to care for it.
+            # The leader's children have no parent any more.
             if self.part.outlived and not self.stopping.is_set():
                 self._survivors.append((process.pid, now_ticks()))
             else:
@@ -160,14 +161,14 @@ class Runner:
             reading.cancel()
             self.log.flush()
         if self.part.once and code == 0 and not self.stopping.is_set():
-            self.console.say(f"{self.part.name} is done ({time.monotonic() - began:.1f} s)")
+            self.console.print_line(f"{self.part.name} is done ({time.monotonic() - began:.1f} s)")
             self.ready.set()
         return code
 
     async def _spawn(self) -> tuple[asyncio.subprocess.Process, BinaryIO]:
-        """Start the process; returns it and where to read what it says."""
-        # The pipe is ours: with asyncio's own, `wait` would return only when every child that the
-        # process left behind had closed it, and a killed server would never be started again.
+        """Start the process; return it and the pipe of its output. Raises StackError."""
+        # Not asyncio's pipe: with it, `wait` would return only after all children of the process
+        # have closed it, and a killed server would never restart.
         output, write_end = _open_pipe()
         try:
             process = await asyncio.create_subprocess_exec(
@@ -214,9 +215,9 @@ class Runner:
             transport.close()
 
     async def _watch_readiness(self) -> None:
-        """Set `ready` when the part is; kill it when that takes longer than the limit.
+        """Set `ready` when the part is ready; kill the part if it exceeds the start limit.
 
-        The clock of the limit starts when all that the part depends on is ready.
+        The limit counts from the readiness of all parts that it depends on.
         """
         began = clock = time.monotonic()
         while missing := await self._missing():
@@ -224,53 +225,53 @@ class Runner:
             self.waits_for = _names_of(behind) if behind else missing
             clock = time.monotonic() if behind else clock
             if 0 < self.start_limit_s < time.monotonic() - clock:
-                self._give_up(missing)
+                self._kill_late_part(missing)
                 return
             await asyncio.sleep(POLL_S)
         if not self.stopping.is_set():
             took_s = time.monotonic() - began
-            self.console.say(f"{self.part.name} is ready ({took_s:.1f} s)")
+            self.console.print_line(f"{self.part.name} is ready ({took_s:.1f} s)")
             self.ready.set()
 
-    def _give_up(self, missing: str) -> None:
+    def _kill_late_part(self, missing: str) -> None:
         limit_s = self.start_limit_s
-        self.console.complain(
-            f"{self.part.name} lives and is not ready after {limit_s:g} s (it lacks {missing}; "
-            f"{self.cpu_text()}), and is killed. On a machine that is only slow set "
-            f"{START_LIMIT}={2 * limit_s:g}, or 0 for no limit; otherwise read {self.log.path}"
+        self.console.print_error(
+            f"{self.part.name} is not ready after {limit_s:g} s (missing: {missing}; "
+            f"{self.cpu_text()}) and is killed. If the machine is only slow, set "
+            f"{START_LIMIT}={2 * limit_s:g}, or 0 for no limit; otherwise see {self.log.path}"
         )
         self._signal(signal.SIGKILL, group=True)
 
     async def _missing(self) -> str:
-        """Return what the part lacks to be ready, in words; nothing when it is ready."""
+        """Return what is missing until the part is ready, or "" if it is ready."""
         if self.part.once:
             return "its end"
         if self.part.ready_line:
-            return "" if self.log.seen else f"the line {self.part.ready_line.strip()!r}"
+            return "" if self.log.has_matched else f"the line {self.part.ready_line.strip()!r}"
         return "" if self.part.ready is None else await self.part.ready()
 
     def cpu_text(self) -> str:
-        """Return how much the part has worked: who waits wants to know whether it does anything."""
+        """Return the part's CPU time, which shows whether it makes progress."""
         if self.process is None:
             return "not running"
         return f"{cpu_s_by_session()[self.process.pid]:.1f} s of CPU"
 
     async def _recover(self, code: int, lived_s: float) -> None:
-        """Wait before the next start. Raises StackError when another start would not help."""
+        """Wait before the next start. Raises StackError if another start would not help."""
         is_new = not self.ready.is_set()
-        # One that is never ready fails, however long each of its lives is.
+        # A part that was never ready fails, however long each of its lives is.
         is_well = lived_s > HEALTHY_AFTER_S and not is_new
         self._failures = 1 if is_well else self._failures + 1
-        how = f"with exit code {code}" if code >= 0 else f"by {signal.Signals(-code).name}"
+        cause = f"with exit code {code}" if code >= 0 else f"by {signal.Signals(-code).name}"
         is_refused = self.part.once and code > 0 and code != EX_TEMPFAIL
-        hopeless = is_new and (self.part.awaited or self.part.once)
-        if is_refused or (hopeless and self._failures >= FIRST_STARTS_MAX):
+        is_hopeless = is_new and (self.part.awaited or self.part.once)
+        if is_refused or (is_hopeless and self._failures >= FIRST_STARTS_MAX):
             raise StackError(
-                f"{self.part.name} ended {how}. Its last lines (all in {self.log.path}):\n"
+                f"{self.part.name} ended {cause}. Last lines of {self.log.path}:\n"
                 + "\n".join(f"    {line}" for line in self.log.tail)
             )
         delay_s = backoff_s(self._failures)
-        self.console.complain(f"{self.part.name} ended {how}; starting it again in {delay_s:.1f} s")
+        self.console.print_error(f"{self.part.name} ended {cause}; restarting in {delay_s:.1f} s")
         self.waits_for = f"its next start, in {delay_s:.1f} s"
         self.restarts += 1
         with contextlib.suppress(TimeoutError):
@@ -285,12 +286,12 @@ class Runner:
 
 
 def _names_of(runners: Sequence[Runner]) -> str:
-    """Return the names of those that are not ready yet."""
+    """Return the names of the parts that are not ready yet."""
     return ", ".join(runner.part.name for runner in runners if not runner.ready.is_set())
 
 
 class Supervisor:
-    """All parts of a stack; `parts` is in order of start, needs before the needing."""
+    """Runs all parts of a stack; `parts` is in order of start, dependencies first."""
 
     def __init__(
         self,
@@ -315,37 +316,37 @@ class Supervisor:
         return [self.runners[name] for name in names if name in self.runners]
 
     async def start(self) -> None:
-        """Start everything; returns when all awaited parts are ready. Raises StackError."""
+        """Start all parts; return when all awaited parts are ready. Raises StackError."""
         for name, runner in self.runners.items():
             needs = self._runners_of(runner.part.needs)
             ready_after = self._runners_of(runner.part.ready_after)
             self._tasks[name] = asyncio.create_task(runner.run(needs, ready_after), name=name)
         everything = asyncio.create_task(self._all_ready())
         broken = asyncio.create_task(self.broken())
-        narration = asyncio.create_task(self._narrate())
+        progress = asyncio.create_task(self._print_progress())
         try:
             await asyncio.wait([everything, broken], return_when=asyncio.FIRST_COMPLETED)
             if broken.done():
                 broken.result()
         finally:
-            for task in (broken, everything, narration):
+            for task in (broken, everything, progress):
                 task.cancel()
 
-    async def _narrate(self) -> None:
-        """Say every few seconds which parts are not ready, and what each of them waits for."""
+    async def _print_progress(self) -> None:
+        """Print every PROGRESS_EVERY_S seconds the parts that are not ready, with reasons."""
         began = time.monotonic()
         while True:
-            await asyncio.sleep(NARRATE_S)
+            await asyncio.sleep(PROGRESS_EVERY_S)
             used = cpu_s_by_session()
             late = []
             for name, runner in self.runners.items():
                 if not runner.part.awaited or runner.ready.is_set():
                     continue
                 process = runner.process
-                worked = f", {used[process.pid]:.1f} s of CPU" if process else ""
-                late.append(f"{name} (for {runner.waits_for}{worked})")
+                cpu = f", {used[process.pid]:.1f} s of CPU" if process else ""
+                late.append(f"{name} (for {runner.waits_for}{cpu})")
             waited_s = time.monotonic() - began
-            self.console.say(f"after {waited_s:.0f} s waiting for: {'; '.join(late)}")
+            self.console.print_line(f"after {waited_s:.0f} s waiting for: {'; '.join(late)}")
 
     async def _all_ready(self) -> None:
         for runner in self.runners.values():
@@ -353,7 +354,7 @@ class Supervisor:
                 await runner.ready.wait()
 
     async def broken(self) -> None:
-        """Return only by raising the StackError of a part that cannot go on."""
+        """Wait until a part fails, and raise its StackError; never return."""
         pending: set[asyncio.Task[None]] = set(self._tasks.values())
         while pending:
             done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
@@ -363,7 +364,7 @@ class Supervisor:
         await asyncio.Event().wait()
 
     async def stop(self) -> None:
-        """Stop everything, each part after those that need it."""
+        """Stop all parts, each one after the parts that depend on it."""
         await asyncio.gather(*(self._stop(runner) for runner in self.runners.values()))
         for runner in self.runners.values():
             runner.log.close()
@@ -372,7 +373,7 @@ class Supervisor:
         runner.stopping.set()
         for other in self.runners.values():
             if runner.part.name in (*other.part.needs, *other.part.reports_to):
-                await other.gone.wait()
+                await other.ended.wait()
         task = self._tasks.get(runner.part.name)
         if task is None:
             return
@@ -381,9 +382,9 @@ class Supervisor:
         await runner.stop()
         with contextlib.suppress(asyncio.CancelledError, StackError):
             await asyncio.wait_for(task, KILL_WAIT_S)
-        runner.gone.set()
+        runner.ended.set()
 
     def kill(self) -> None:
-        """End everything at once, in no order."""
+        """Kill all parts at once, in any order."""
         for runner in self.runners.values():
             runner.kill()

@@ -1,7 +1,7 @@
 """The real Triton server on CPU, from NVIDIA's wheel, with its Python backend.
 
-It runs in explicit mode, where it serves what it is told to; `--load-model=*` makes a restarted
-server come back with everything in its repository, with no help from the control plane.
+It runs in explicit mode, in which models are loaded on request. With `--load-model=*` a restarted
+server loads all models of its repository again without the control plane.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from embedded.part import MissingComponent, Part
 from embedded.probes import http_ok
 
 LIBPYTHON = f"libpython{sys.version_info.major}.{sys.version_info.minor}.so.1.0"
-# Triton's APIs that change what is served, reach into memory or write files, and the header that
-# whoever calls them brings: HTTP takes its name as it is, gRPC behind `triton-grpc-protocol-`.
+# Triton's APIs that change served models, access memory or write files, and the header that
+# authorises them: over HTTP with this name, over gRPC with the prefix `triton-grpc-protocol-`.
 RESTRICTED_APIS = "model-repository,shared-memory,trace,logging"
 CONTROL_HEADER = "interlock-control"
-SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  Where Linux keeps it; nothing of ours is made there.
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  Linux's directory; only Triton creates files in it.
 
 
 def find_package() -> Path:
-    """The directory of the server inside the wheel."""
+    """Return the directory of the server in the wheel. Raises MissingComponent."""
     spec = importlib.util.find_spec("pytriton")
     if spec is not None and spec.origin is not None:
         package = Path(spec.origin).parent / "tritonserver"
@@ -41,7 +41,11 @@ def find_package() -> Path:
 
 
 def find_libpython() -> str | None:
-    """The directory of the shared libpython that the backend's stub needs; None: the system's."""
+    """Return the directory of the libpython for the backend's stub; None: the system's.
+
+    Raises:
+        MissingComponent: there is no shared libpython.
+    """
     directory = sysconfig.get_config_var("LIBDIR")
     if directory and (Path(directory) / LIBPYTHON).exists():
         return str(directory)
@@ -51,14 +55,14 @@ def find_libpython() -> str | None:
         package = LIBPYTHON.removesuffix(".so.1.0")
         raise MissingComponent(
             f"{LIBPYTHON} (Triton's Python backend loads it)",
-            f"Run `apt-get install {package}`, or make the environment with a Python that was "
+            f"Run `apt-get install {package}`, or create the environment with a Python that was "
             "built with --enable-shared.",
         ) from None
     return None
 
 
 class Triton:
-    """Where one server's files and ports are, and the token that its control APIs ask for."""
+    """The files and ports of one server, and the token of its control APIs."""
 
     def __init__(self, directory: Path, ports: Mapping[str, int], token: str) -> None:
         self.directory = directory
@@ -66,12 +70,12 @@ class Triton:
         self.backends = directory / "backends"
         self.ports = ports
         self.token = token
-        # A prefix of our own tells our shared memory from that of other servers on the machine.
+        # The prefix distinguishes this server's shared memory from that of other servers.
         digest = hashlib.sha256(str(directory).encode()).hexdigest()[:8]
         self.shared_memory_prefix = f"interlock_{digest}_"
 
     def part(self, env: Mapping[str, str]) -> Part:
-        """The server; ready when it is, whatever became of the models it was asked to load."""
+        """Return the server's part; it becomes ready even if models fail to load."""
         package = find_package()
         site_packages = package.parent.parent
         libraries = [str(site_packages / "nvidia_pytriton.libs"), find_libpython()]
@@ -80,7 +84,7 @@ class Triton:
             argv=(str(package / "bin" / "tritonserver"), *self.options()),
             env={
                 **env,
-                # The stub embeds the Python that it finds first.
+                # The stub embeds the first Python on PATH.
                 "PATH": f"{Path(sys.executable).parent}:{env.get('PATH', os.defpath)}",
                 "LD_LIBRARY_PATH": ":".join(filter(None, libraries)),
             },
@@ -89,7 +93,7 @@ class Triton:
         )
 
     def options(self) -> tuple[str, ...]:
-        # Triton takes it as an option alone: other users of this machine can read it there.
+        # Triton accepts the token only as an option, which other users of the machine can read.
         restricted = f"{RESTRICTED_APIS}:{CONTROL_HEADER}={self.token}"
         return (
             f"--http-restricted-api={restricted}",
@@ -101,7 +105,7 @@ class Triton:
             "--backend-config=python,stub-timeout-seconds=600",
             "--model-control-mode=explicit",
             "--load-model=*",
-            # A model that does not load must not keep the others from being served.
+            # A model that fails to load must not prevent the others from being served.
             "--exit-on-error=false",
             "--strict-readiness=false",
             "--disable-auto-complete-config",
@@ -116,7 +120,7 @@ class Triton:
         )
 
     def prepare(self, package: Path) -> None:
-        """Lay out the backend, and clear what a killed server left in shared memory."""
+        """Create the backend directory; delete the shared memory of a killed server."""
         self.repository.mkdir(parents=True, exist_ok=True)
         backend = self.backends / "python"
         backend.mkdir(parents=True, exist_ok=True)
@@ -124,9 +128,9 @@ class Triton:
         stub = package / "python_backend_stubs" / version / "triton_python_backend_stub"
         if not stub.exists():
             raise MissingComponent(
-                f"Triton's stub for Python {version}", "Make the environment with Python 3.11."
+                f"Triton's stub for Python {version}", "Create the environment with Python 3.11."
             )
-        # Copied, never linked: Triton changes the stub's mode, and would change the shared one's.
+        # Copied, not linked: Triton changes the mode of the stub's file.
         for source in [*(package / "backends" / "python").iterdir(), stub]:
             _copy_if_changed(source, backend / source.name)
         (backend / stub.name).chmod(0o755)
@@ -135,9 +139,9 @@ class Triton:
 
 
 def selftest_part(repository: Path, triton_url: str, token: str, env: Mapping[str, str]) -> Part:
-    """The self-test as a part that runs beside the start, and ends the stack if it fails.
+    """Return the self-test as a part that runs in the background and ends the stack on failure.
 
-    A process of its own, so that the supervisor need not import what it needs.
+    It is a separate process, so that the supervisor does not import its dependencies.
     """
     return Part(
         name="selftest",
@@ -157,6 +161,6 @@ def _copy_if_changed(source: Path, target: Path) -> None:
         old = target.stat()
         if (old.st_size, int(old.st_mtime)) == (new.st_size, int(new.st_mtime)):
             return
-        # A running stub's file must not be written to.
+        # The file of a running stub must not be overwritten.
         target.unlink()
     shutil.copy2(source, target)

@@ -1,4 +1,4 @@
-"""Runs a stack in this process: takes the directory, starts the parts, serves, stops them."""
+"""Runs a stack in this process: locks the directory, starts the parts, serves, stops them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from embedded.logs import Console
 from embedded.part import StackError
-from embedded.ports import asked_ports, choose_ports
+from embedded.ports import choose_ports, requested_ports
 from embedded.stack import Stack, declare_parts, describe
 from embedded.stale_processes import ProcessRecord, end_leftovers
 from embedded.state import DEFAULT_STATE_DIR, StateDir
@@ -24,31 +24,31 @@ PARENT_POLL_S = 1.0
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line asks for."""
+    """The options of the command line."""
 
     state_dir: Path = DEFAULT_STATE_DIR
     only: Collection[str] | None = None
     quiet: bool = False
     free_ports: bool = False
     ports: Mapping[str, int | None] = field(default_factory=dict)
-    # Seconds that each part may take to be ready once what it needs is; 0: any time.
+    # The time limit of each part from the readiness of its dependencies, in seconds; 0: no limit.
     start_limit_s: float = START_LIMIT_S
-    # Stop when the process of that number is no more: a test run's stack ends with it.
+    # Stop when the process with this pid ends: the stack of a test run ends with the run.
     stop_with: int | None = None
 
 
 def read_start_limit(environ: Mapping[str, str]) -> float:
-    """Return the time that a part may take to be ready, in seconds. Raises StackError."""
+    """Return the time limit of a part's start in seconds. Raises StackError."""
     text = environ.get(START_LIMIT, "").strip()
     if not text:
         return START_LIMIT_S
     if not text.replace(".", "", 1).isdecimal():
-        raise StackError(f"{START_LIMIT}={text!r} is not a number of seconds (0: no limit).")
+        raise StackError(f"{START_LIMIT}={text!r} is not a valid number of seconds (0: no limit).")
     return float(text)
 
 
 def run_stack(options: Options, environ: Mapping[str, str], console: Console) -> int:
-    """Run a stack until a signal ends it; returns an exit code. Raises StackError."""
+    """Run a stack until a signal stops it; return the exit code. Raises StackError."""
     began = time.monotonic()
     state = StateDir(options.state_dir)
     state.open()
@@ -56,20 +56,20 @@ def run_stack(options: Options, environ: Mapping[str, str], console: Console) ->
         state.ready_file.unlink(missing_ok=True)
         record = ProcessRecord(state.process_file)
         if ended := end_leftovers(record):
-            console.say(f"ended {ended} processes that an earlier run had left behind")
-        asked = asked_ports(options.ports, environ)
-        ports = choose_ports(state.ports_file, asked, prefer_usual=not options.free_ports)
-        kept = state.secrets(environ)
-        stack = describe(state, ports, kept, environ)
-        parts = declare_parts(stack, kept, environ, options.only)
+            console.print_line(f"ended {ended} processes of an earlier run")
+        requested = requested_ports(options.ports, environ)
+        ports = choose_ports(state.ports_file, requested, prefer_usual=not options.free_ports)
+        secrets = state.secrets(environ)
+        stack = describe(state, ports, secrets, environ)
+        parts = declare_parts(stack, secrets, environ, options.only)
         stack = replace(stack, parts=tuple(part.name for part in parts))
 
         def on_ready() -> None:
             stack.save(state)
-            password = None if kept.admin_password_shown else kept.admin_password
-            console.say(summary(stack, password, took_s=time.monotonic() - began))
+            password = None if secrets.admin_password_shown else secrets.admin_password
+            console.print_line(summary(stack, password, took_s=time.monotonic() - began))
             if "bootstrap" in stack.parts:
-                state.remember_password_shown(kept)
+                state.remember_password_shown(secrets)
 
         supervisor = Supervisor(
             parts,
@@ -98,15 +98,15 @@ async def _serve(
                 work.result()
             return 0
         except StackError as error:
-            supervisor.console.complain(str(error))
+            supervisor.console.print_error(str(error))
             return 1
         finally:
             for task in (work, stopped, watching):
                 task.cancel()
-            supervisor.console.say("stopping (once more to kill)")
+            supervisor.console.print_line("stopping (repeat the signal to kill everything)")
             began = time.monotonic()
             await supervisor.stop()
-            supervisor.console.say(f"stopped in {time.monotonic() - began:.1f} s")
+            supervisor.console.print_line(f"stopped in {time.monotonic() - began:.1f} s")
 
 
 async def _start_and_watch(supervisor: Supervisor, on_ready: Callable[[], None]) -> None:
@@ -125,11 +125,11 @@ async def _stop_with(pid: int | None, stop: asyncio.Event) -> None:
 
 @contextlib.contextmanager
 def _signals(stop: asyncio.Event, supervisor: Supervisor) -> Iterator[None]:
-    """The first signal asks for an orderly stop, the second ends everything at once."""
+    """Handle signals: the first stops all parts in order, the second kills them at once."""
 
     def handle() -> None:
         if stop.is_set():
-            supervisor.console.complain("killing everything")
+            supervisor.console.print_error("killing everything")
             supervisor.kill()
         stop.set()
 
@@ -145,7 +145,7 @@ def _signals(stop: asyncio.Event, supervisor: Supervisor) -> Iterator[None]:
 
 
 def summary(stack: Stack, password: str | None, took_s: float) -> str:
-    """The block that ends the start-up; `password` only when it is to be shown."""
+    """Return the text that ends the start; `password` is None if it must not be shown."""
     places = [
         ("web", "Web UI", stack.urls.web),
         ("dataplane", "Predict", f"{stack.urls.dataplane}/v2/models/<model>/infer"),
@@ -153,7 +153,7 @@ def summary(stack: Stack, password: str | None, took_s: float) -> str:
         (
             "mlflow",
             "MLflow",
-            f"{stack.urls.mlflow}  (takes half a minute to start; user "
+            f"{stack.urls.mlflow}  (starts in about 30 s; user "
             f"{stack.env['MLFLOW_TRACKING_USERNAME']}, password in secrets.json)",
         ),
         ("triton", "Triton", stack.urls.triton),
@@ -163,6 +163,6 @@ def summary(stack: Stack, password: str | None, took_s: float) -> str:
     lines = ["", f"Ready in {took_s:.1f} s. State and logs: {stack.state_dir}"]
     lines += [f"  {label:<11} {url}" for part, label, url in places if part in stack.parts]
     if "bootstrap" in stack.parts:
-        shown = password or "(as shown at the first start, or from INTERLOCK_ADMIN_PASSWORD)"
+        shown = password or "(shown at the first start, or set by INTERLOCK_ADMIN_PASSWORD)"
         lines += [f"  User        {stack.admin_username}", f"  Password    {shown}"]
     return "\n".join([*lines, "Ctrl-C stops everything.", ""])

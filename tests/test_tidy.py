@@ -1,4 +1,4 @@
-"""A style that is not a test decays: the limits of size, and what must not stand in the code."""
+"""Tests of code style: limits of size, and code that must not be committed."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ FILE_LINES_MAX = 500
 FUNCTION_LINES_MAX = 70
 TEST_LINES_MAX = 25
 PRODUCT = ("apps", "cli", "contract", "controlplane", "dataplane", "embedded")
-# Hot-path functions that may be longer, each with a benchmark of what it buys; at most five.
+# Hot-path functions that may be longer, each justified by a benchmark; at most five.
 LONGER_ALLOWED: frozenset[str] = frozenset()
-# Each word has a bracket in it, so that this line is none of what it looks for.
+# Each word contains a bracket, so that this line does not match itself.
 UNFINISHED = re.compile(
     r"\b(TO[D]O|FIXM[E]|XX[X]|NotImplemente[d]Error)\b|mark\.(ski[p]|xfai[l])\b"
 )
@@ -48,7 +48,7 @@ def is_test(path: Path) -> bool:
     return path.relative_to(ROOT).parts[0] == "tests"
 
 
-def test_no_file_is_too_long_to_read_at_a_sitting() -> None:
+def test_no_file_is_longer_than_the_limit() -> None:
     long = {p.relative_to(ROOT): n for p in files() if (n := p.read_text().count("\n")) > 500}
     assert not long, f"more than {FILE_LINES_MAX} lines: {long}"
 
@@ -75,15 +75,15 @@ def test_no_test_is_longer_than_the_limit() -> None:
     assert not long
 
 
-def test_nothing_is_left_unfinished_or_switched_off() -> None:
+def test_no_code_is_unfinished_or_disabled() -> None:
     this = Path(__file__)
-    found = [
+    matches = [
         f"{path.relative_to(ROOT)}: {match.group()}"
         for path in files()
         if path != this
         for match in UNFINISHED.finditer(path.read_text())
     ]
-    assert not found
+    assert not matches
 
 
 @pytest.mark.parametrize("reader", ["controlplane", "dataplane"])
@@ -92,12 +92,12 @@ def test_one_module_reads_the_environment(reader: str) -> None:
         "controlplane": {"env.py", "beat.py", "celery.py", "wsgi.py"},
         "dataplane": {"config.py", "__main__.py"},
     }
-    found = [
+    matches = [
         path.name
         for path in files()
         if path.relative_to(ROOT).parts[0] == reader and "os.environ" in path.read_text()
     ]
-    assert set(found) <= allowed[reader]
+    assert set(matches) <= allowed[reader]
 
 
 def test_every_package_of_the_product_is_checked_for_its_imports() -> None:

@@ -1,1 +1,1 @@
-"""Django's PostgreSQL, with sessions that are given up after an error: see `base`."""
+"""Django's PostgreSQL backend that closes sessions after an error: see `base`."""

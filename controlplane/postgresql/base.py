@@ -1,7 +1,7 @@
-"""Django's PostgreSQL backend, whose pool takes back no session that met an error.
+"""Django's PostgreSQL backend; its pool does not reuse a session that had an error.
 
-A server that was demoted answers "read-only transaction" on the sessions that were open then, for
-good, and passes every check of health: only a new session finds the new primary.
+A demoted server responds "read-only transaction" on its open sessions for ever and passes every
+health check: only a new session reaches the new primary.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 
 from django.db.backends.postgresql import base
 
-# What a server says of itself unasked, whenever it changes (since PostgreSQL 14).
+# Parameters that a server reports on every change (since PostgreSQL 14).
 READ_ONLY = ("in_hot_standby", "default_transaction_read_only")
 
 
@@ -19,15 +19,15 @@ def _is_read_only(connection: Any) -> bool:
 
 
 class DatabaseWrapper(base.DatabaseWrapper):
-    """Closes a session for good where Django would give it back to the pool after an error."""
+    """Closes a session after an error instead of returning it to the pool."""
 
-    # Whether this session met an error since it was opened; Django's own flag ends with a rollback.
+    # Whether the session had an error since it was opened; Django resets its flag at a rollback.
     _is_suspect = False
     _errors_occurred = False
 
     @property
     def errors_occurred(self) -> bool:
-        """Whether an error came since the last commit or rollback, as Django keeps it."""
+        """Django's flag: whether an error occurred since the last commit or rollback."""
         return self._errors_occurred
 
     @errors_occurred.setter
@@ -42,9 +42,9 @@ class DatabaseWrapper(base.DatabaseWrapper):
     def _close(self) -> Any:
         if self._is_suspect and self.connection is not None and self.pool:
             is_demoted = _is_read_only(self.connection)
-            # The pool lets go of what is closed, and opens another.
+            # The pool discards a closed session and opens a new one.
             self.connection.close()
             if is_demoted:
-                # The others were opened to the same server.
+                # The other sessions are connected to the same server.
                 self.pool.drain()
         return super()._close()  # type: ignore[misc]

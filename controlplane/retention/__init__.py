@@ -1,3 +1,3 @@
-"""How long what grows is kept: `declared` lists the kinds, `drops` knows how each is dropped, and
-`run` does it bit by bit and keeps what was freed.
+"""Deletes expired rows: `declared` lists the kinds, `drops` deletes each, `run` runs all kinds in
+bounded steps and records the freed space.
 """

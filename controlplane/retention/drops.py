@@ -1,7 +1,7 @@
-"""How each kind is dropped: by partition where a table is divided by time, else in batches.
+"""Deletes the rows of each kind: by partition if the table is partitioned by time, else in batches.
 
-A drop does one bounded step, a transaction or two, and says what it freed; nothing freed: it is
-done for now. It may be killed at any instant, and be done by two at a time.
+A drop does one bounded step of one or two transactions and returns what it freed; if it freed
+nothing, no rows are due. It can be killed at any point, and two processes may run it concurrently.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from apps.lib.partitions import (
     list_leaves,
     list_partitions,
 )
-from controlplane.retention.holds import Hold, live_rollouts, who_counts_outcomes
+from controlplane.retention.holds import Hold, live_rollouts, outcomes_in_use
 
 NOTHING = Freed()
 BATCH_ROWS = 10_000
-# Outcomes are in the order of their arrival: a transaction takes those of so long.
+# Outcomes are ordered by arrival: a transaction deletes those of a span between these limits.
 SPAN_LEAST = timedelta(minutes=5)
 SPAN_MOST = timedelta(minutes=30)
 FEW_ROWS = 1_000
@@ -43,7 +43,7 @@ DIVIDED = (*WINDOWS, EVALUATIONS)
 
 @dataclass(frozen=True)
 class Pass:
-    """What a step goes by. `mark` is how far steps of before came, for kinds that keep one."""
+    """The input of a step; `mark` is the progress of earlier steps, for kinds that store one."""
 
     cutoff: datetime
     mark: datetime | None = None
@@ -51,7 +51,7 @@ class Pass:
 
 @dataclass(frozen=True)
 class Step:
-    """What a step freed, and how far it came; `is_last`: nothing more is due."""
+    """The result of a step: freed space and progress; `is_last`: no more rows are due."""
 
     freed: Freed = NOTHING
     mark: datetime | None = None
@@ -62,7 +62,7 @@ Drop = Callable[[Pass], Step]
 
 
 def make_partitions(now: datetime) -> int:
-    """Make the partitions that will be needed soon; return how many."""
+    """Create the partitions of the near future; return their number."""
     return sum(create_ahead(divided, now) for divided in DIVIDED)
 
 
@@ -84,8 +84,8 @@ def drop_windows(due: Pass) -> Step:
     return Step()
 
 
-# The last answer of each check of each step is what a decision was made from, and so is every
-# evaluation of a rollout that is live or ended of late.
+# The evidence of decisions: the last evaluation of each check of each step, and every evaluation
+# of a rollout that is live or ended after the cutoff.
 NEEDED = """(
     EXISTS (
         SELECT FROM rollouts_rollout AS its
@@ -137,24 +137,24 @@ def drop_decisions(due: Pass) -> Step:
 
 @transaction.atomic
 def _of_next_rollouts(due: Pass, statements: Sequence[tuple[str, str]]) -> Step:
-    """Delete of the rollouts that ended next after the mark: those of a release end together."""
+    """Delete rows of the rollouts that ended next after the mark; those of a release share it."""
     freed = Freed()
     with connection.cursor() as cursor:
         cursor.execute(ENDED, [due.cutoff, due.mark, due.mark])
-        found = cursor.fetchall()
-        if not found:
+        rollouts = cursor.fetchall()
+        if not rollouts:
             return Step(mark=due.mark)
         for table, statement in statements:
-            cursor.execute(statement, [[pk for pk, _ in found]])
+            cursor.execute(statement, [[pk for pk, _ in rollouts]])
             freed += Freed(cursor.rowcount, cursor.rowcount * estimate_row_bytes(table))
-    return Step(freed, found[0][1], is_last=False)
+    return Step(freed, rollouts[0][1], is_last=False)
 
 
 # --- in batches ----------------------------------------------------------------------------------
 
 
 def drop_outcomes(due: Pass) -> Step:
-    """Delete some, in the order of arrival: those of so many minutes, more where few came."""
+    """Delete outcomes of the next span of arrival times; the span grows while it holds few rows."""
     mark = due.mark or _first_arrival()
     if mark is None or mark >= due.cutoff:
         return Step(mark=mark)
@@ -195,8 +195,8 @@ def _any_arrived(since: datetime, until: datetime) -> bool:
 def _first_arrival() -> datetime | None:
     with connection.cursor() as cursor:
         cursor.execute("SELECT min(received_at) FROM experiments_outcomerow")
-        found: datetime | None = cursor.fetchone()[0]
-    return found
+        received_at: datetime | None = cursor.fetchone()[0]
+    return received_at
 
 
 ENDED_EXPERIMENTS = """
@@ -209,7 +209,7 @@ ENDED_IMPORTS = "old.imported_id IN (SELECT id FROM experiments_outcomeimport WH
 
 
 def in_batches(*conditions: tuple[str, str]) -> Drop:
-    """Return the drop of rows of several tables, each with its condition on the cutoff."""
+    """Return a drop for several tables, each with its condition on the cutoff."""
 
     def drop(due: Pass) -> Step:
         for table, condition in conditions:
@@ -227,33 +227,33 @@ def _no_hold() -> Hold:
 
 
 @dataclass(frozen=True)
-class Way:
-    """How a kind is dropped, and what it is held by."""
+class Rule:
+    """The deletion of a kind's rows: the function, the tables and the hold."""
 
     drop: Drop
     tables: tuple[str, ...]
     hold: Callable[[], Hold] = _no_hold
 
 
-def _simple(*conditions: tuple[str, str]) -> Way:
-    return Way(in_batches(*conditions), tuple(table for table, _ in conditions))
+def _simple(*conditions: tuple[str, str]) -> Rule:
+    return Rule(in_batches(*conditions), tuple(table for table, _ in conditions))
 
 
-HOMES_OF_NOBODY = """
+HOMES_WITHOUT_INSTANCE = """
     old.since < %s
     AND NOT EXISTS (SELECT FROM rollouts_instance AS known WHERE known.name = old.name)
 """
 
-WAYS: dict[str, Way] = {
-    "windows": Way(drop_windows, tuple(each.table for each in WINDOWS), live_rollouts),
-    "evaluations": Way(drop_evaluations, (EVALUATIONS.table,)),
-    "intervals": Way(drop_intervals, ("rollouts_observedinterval",)),
-    "decisions": Way(drop_decisions, ()),
+RULES: dict[str, Rule] = {
+    "windows": Rule(drop_windows, tuple(each.table for each in WINDOWS), live_rollouts),
+    "evaluations": Rule(drop_evaluations, (EVALUATIONS.table,)),
+    "intervals": Rule(drop_intervals, ("rollouts_observedinterval",)),
+    "decisions": Rule(drop_decisions, ()),
     "exposures": _simple(
         ("experiments_exposurerow", ENDED_EXPERIMENTS),
         ("experiments_measuredunit", ENDED_EXPERIMENTS),
     ),
-    "outcomes": Way(drop_outcomes, (OUTCOMES,), who_counts_outcomes),
+    "outcomes": Rule(drop_outcomes, (OUTCOMES,), outcomes_in_use),
     "shadow_pairs": _simple(
         ("experiments_shadowpairrow", ENDED_ROLLOUTS),
         ("experiments_rolloutexposure", ENDED_ROLLOUTS),
@@ -267,7 +267,7 @@ WAYS: dict[str, Way] = {
         ("rollouts_instance", "old.reported_at < %s"),
         ("rollouts_breakertriprecord", "old.last_at < %s"),
         ("rollouts_trafficalarm", "old.last_at < %s"),
-        ("identity_instancehome", HOMES_OF_NOBODY),
+        ("identity_instancehome", HOMES_WITHOUT_INSTANCE),
     ),
     "sessions": _simple(("django_session", "old.expire_date < %s")),
     "audit": _simple(("registry_auditentry", "old.at < %s")),

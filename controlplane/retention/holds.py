@@ -1,4 +1,4 @@
-"""What is still needed, however old it is: by live rollouts, and by experiments that go on."""
+"""Holds: rows that live rollouts and running experiments still need, whatever their age."""
 
 from __future__ import annotations
 
@@ -16,42 +16,42 @@ from apps.rollouts.states import LIVE_PHASES
 
 @dataclass(frozen=True)
 class Hold:
-    """Nothing since then may go, and why; None: nothing is held."""
+    """Rows since `since` must stay, with the reason; None: no rows are held."""
 
     since: datetime | None = None
     why: str = ""
 
     def cut(self, cutoff: datetime) -> datetime:
-        """Return until when rows may go."""
+        """Return the time before which rows may be deleted."""
         return cutoff if self.since is None else min(cutoff, self.since)
 
-    def told(self, cutoff: datetime) -> str:
-        """Return why less goes than the setting says, or nothing."""
+    def reason(self, cutoff: datetime) -> str:
+        """Return why rows older than the cutoff are held, or "" if none are."""
         return self.why if self.since is not None and self.since < cutoff else ""
 
 
 def live_rollouts() -> Hold:
-    """Hold what is since the start of the oldest live rollout."""
+    """Hold rows since the start of the oldest live rollout."""
     oldest = Rollout.objects.filter(phase__in=LIVE_PHASES).order_by("started_at").first()
     if oldest is None:
         return Hold()
     return Hold(oldest.started_at, f"the rollout of {oldest.target} is live")
 
 
-def who_counts_outcomes() -> Hold:
-    """Hold outcomes that experiments and rollouts may still count, with what came before units."""
+def outcomes_in_use() -> Hold:
+    """Hold outcomes that experiments and rollouts may still count, covariate periods included."""
     holds = [*_of_experiments(), *_of_rollouts()]
     return min(holds, key=lambda hold: hold.since or datetime.max, default=Hold())
 
 
 def _of_experiments() -> list[Hold]:
-    # One that ended is analysed once more.
-    goes_on = Q(state__in=[ExperimentState.RUNNING, ExperimentState.PAUSED])
-    rows = Experiment.objects.filter(goes_on | Q(refresh_due_at__isnull=False))
+    # An ended experiment with a due refresh is analysed once more.
+    is_running = Q(state__in=[ExperimentState.RUNNING, ExperimentState.PAUSED])
+    rows = Experiment.objects.filter(is_running | Q(refresh_due_at__isnull=False))
     return [
         Hold(
             (row.started_at or row.created_at) - timedelta(seconds=row.covariate_s),
-            f"experiment {row.name} goes on",
+            f"experiment {row.name} is in progress",
         )
         for row in rows.defer("result")
     ]

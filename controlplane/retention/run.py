@@ -1,6 +1,6 @@
-"""One run over all kinds: bounded in time, repeatable, and kept in a row for each kind.
+"""Runs the deletion of all kinds, bounded in time; a row per kind records the result.
 
-One kind that fails says so in its row and never stops the others.
+A failure of one kind is recorded in its row and does not stop the others.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from django.db import Error, transaction
 from apps.lib.partitions import Freed
 from controlplane.models import RetentionRun
 from controlplane.retention.declared import KINDS, Kind
-from controlplane.retention.drops import WAYS, Pass, make_partitions
+from controlplane.retention.drops import RULES, Pass, make_partitions
 
 logger = logging.getLogger(__name__)
 
-# Of each minute; the other work of a worker waits meanwhile.
+# Seconds of each minute: other tasks of the worker wait meanwhile.
 WITHIN_S = 20.0
 ERROR_LENGTH_MAX = 1_000
 
@@ -28,11 +28,11 @@ ERROR_LENGTH_MAX = 1_000
 def run_retention(
     now: datetime, within_s: float = WITHIN_S, clock: Callable[[], float] = monotonic
 ) -> Freed:
-    """Drop what is due of each kind for about so long; return what was freed."""
+    """Delete expired rows of each kind for about `within_s` seconds; return the freed space."""
     try:
         make_partitions(now)
     except Error as error:
-        # What comes in goes to the rest, and is moved when that succeeds.
+        # New rows go to the rest partition and move when a later attempt succeeds.
         logger.warning("retention.no_partition: %s", error)
     freed = Freed()
     ends_at = clock() + within_s
@@ -62,13 +62,13 @@ def _run_kind(kind: Kind, now: datetime, ends_at: float, clock: Callable[[], flo
 def _drop(
     kind: Kind, row: RetentionRun, cutoff: datetime, ends_at: float, clock: Callable[[], float]
 ) -> Freed:
-    way = WAYS[kind.name]
-    hold = way.hold()
-    row.held = hold.told(cutoff)[:500]
+    rule = RULES[kind.name]
+    hold = rule.hold()
+    row.held = hold.reason(cutoff)[:500]
     due = hold.cut(cutoff)
     freed = Freed()
     while True:
-        step = way.drop(Pass(due, row.mark))
+        step = rule.drop(Pass(due, row.mark))
         freed += step.freed
         if step.mark != row.mark:
             row.mark = step.mark

@@ -1,4 +1,4 @@
-"""What is kept how long, what that takes, and what was dropped, for page, API, CLI and metrics."""
+"""Retention periods, current sizes and deletions, for page, API, CLI and metrics."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from django.conf import settings
 from apps.lib.partitions import Freed, measure_size
 from controlplane.models import RetentionRun
 from controlplane.retention.declared import KINDS, Kind
-from controlplane.retention.drops import WAYS
+from controlplane.retention.drops import RULES
 
 
 @dataclass(frozen=True)
 class Kept:
-    """A kind with its setting, what its tables hold now (about), and its last run, if any."""
+    """A kind with its setting, the approximate size of its tables and its last run, if any."""
 
     kind: Kind
     days: int
@@ -30,7 +30,7 @@ def kept_kinds() -> list[Kept]:
         Kept(
             kind,
             settings.RETENTION_DAYS[kind.name],
-            sum((measure_size(table) for table in WAYS[kind.name].tables), Freed()),
+            sum((measure_size(table) for table in RULES[kind.name].tables), Freed()),
             runs.get(kind.name),
         )
         for kind in KINDS
@@ -38,7 +38,7 @@ def kept_kinds() -> list[Kept]:
 
 
 def summary() -> dict[str, Any]:
-    """Return in short what was freed ever, and which kinds are behind or failed."""
+    """Return the total freed space, and the kinds that are behind or failed."""
     runs = list(RetentionRun.objects.all())
     return {
         "rows_freed": sum(run.rows_total for run in runs),

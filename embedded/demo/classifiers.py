@@ -1,10 +1,10 @@
-"""Five classifiers of handwritten digits, as ONNX: weak, strong, broken, slow and hanging.
+"""Trains five ONNX classifiers of handwritten digits: weak, strong, broken, slow and hanging.
 
-All four take `X` FP32 [−1, 64] and give `label` and `probabilities`, so that each can follow the
-other. The broken one is the strong one with a table look-up that a bright pixel drives out of
-bounds: it warms up well, scores well in training, and fails for some people only. The slow one
-gives the strong one's answers after a lot of work that changes nothing. The hanging one answers
-blank images at once, so that it warms up well, and computes for a second on any that shows a digit.
+All five have the input `X` FP32 [−1, 64] and the outputs `label` and `probabilities`, so that any
+can replace any other. `broken` is `strong` with a table look-up that a bright pixel drives out of
+bounds: it passes warm-up, scores well in training, and fails for some users only. `slow` returns
+the outputs of `strong` after additional work. `hanging` responds to blank images at once, so that
+it passes warm-up, and computes for a second on every image that shows a digit.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ PIXELS = 64
 WORK_WIDTH = 1_024
 # About 35 ms on one core: clearly more than the plan's latency slack.
 WORK_ROUNDS = 240
-# The hanging one's rounds take it about 1 s of one core: far beyond what an impatient user waits.
+# The rounds of `hanging`: about 1 s on one core, far more than an impatient user's timeout.
 HANG_ROUNDS = 600_000
-# An image shows a digit if one of its pixels is brighter; each of the data has one of 15 or 16.
+# An image shows a digit if a pixel is brighter; every image of the data has one of 15 or 16.
 BLANK_MOST = 8.0
-# The look-up table of the broken one ends here; the brightest pixels reach 16.
+# The size of the look-up table of `broken`; the brightest pixels are 16.
 TABLE_SIZE = 12
 FRAGILE_PIXEL = 20
 
 
 @dataclass(frozen=True)
 class Digits:
-    """scikit-learn's packaged digits, 8 × 8 pixels: half to train on, half held out."""
+    """scikit-learn's digits, 8 × 8 pixels: one half for training, the other half held out."""
 
     train_x: Any
     train_y: Any
@@ -41,7 +41,7 @@ class Digits:
 
 @dataclass(frozen=True)
 class Classifier:
-    """A trained model with what a registry wants to know of it."""
+    """A trained model with its metadata for the registry."""
 
     kind: str
     onnx: Any
@@ -50,7 +50,7 @@ class Classifier:
 
 
 def load_digits() -> Digits:
-    """Return the data with a fixed split."""
+    """Load the data with a fixed split."""
     from sklearn.datasets import load_digits as load
     from sklearn.model_selection import train_test_split
 
@@ -60,7 +60,7 @@ def load_digits() -> Digits:
 
 
 def train_all(digits: Digits) -> list[Classifier]:
-    """Train and convert the five, in the order in which they are registered."""
+    """Train and convert all classifiers, in the order of registration."""
     from sklearn.neural_network import MLPClassifier
     from sklearn.tree import DecisionTreeClassifier
 
@@ -92,7 +92,7 @@ def _convert(estimator: Any) -> Any:
 
 
 def _scaled(estimator: Any) -> Any:
-    """Return the network with the division by 16 in front, so that it takes raw pixels."""
+    """Convert the network and prepend a division by 16, so that its input is raw pixels."""
     model = _convert(estimator)
     graph = model.graph
     for node in graph.node:
@@ -103,7 +103,7 @@ def _scaled(estimator: Any) -> Any:
 
 
 def _append(base: Any, nodes: list[Any], initializers: list[Any], extra: str) -> Any:
-    """Return a copy of `base` with `nodes` in front, whose result `extra` is added as nothing."""
+    """Return a copy of `base` that also computes `nodes` and adds 0 · `extra` to its result."""
     model = onnx.ModelProto()
     model.CopyFrom(base)
     graph = model.graph
@@ -152,7 +152,7 @@ def _slow_down(base: Any) -> Any:
 
 
 def _hang(base: Any) -> Any:
-    """Return `base` behind a loop of small products, whose rounds depend on the brightest pixel."""
+    """Add a loop of small products whose number of rounds depends on the brightest pixel."""
     nodes = [
         helper.make_node("ReduceMax", ["X"], ["brightest"], keepdims=0),
         helper.make_node("Greater", ["brightest", "blank_most"], ["shows_digit"]),
@@ -174,20 +174,20 @@ def _hang(base: Any) -> Any:
 
 
 def _hang_round() -> Any:
-    """Return the loop's body: one product of a row with `mix`, which it finds outside."""
+    """Return the loop's body: one product of a row with `mix` of the outer graph."""
     state = TensorProto.FLOAT, [1, PIXELS]
     nodes = [
         helper.make_node("MatMul", ["state", "mix"], ["mixed_state"]),
         helper.make_node("Tanh", ["mixed_state"], ["next_state"]),
-        helper.make_node("Identity", ["goes_on"], ["still_goes_on"]),
+        helper.make_node("Identity", ["condition"], ["next_condition"]),
     ]
     inputs = [
         helper.make_tensor_value_info("round", TensorProto.INT64, []),
-        helper.make_tensor_value_info("goes_on", TensorProto.BOOL, []),
+        helper.make_tensor_value_info("condition", TensorProto.BOOL, []),
         helper.make_tensor_value_info("state", *state),
     ]
     outputs = [
-        helper.make_tensor_value_info("still_goes_on", TensorProto.BOOL, []),
+        helper.make_tensor_value_info("next_condition", TensorProto.BOOL, []),
         helper.make_tensor_value_info("next_state", *state),
     ]
     return helper.make_graph(nodes, "hang_round", inputs, outputs)

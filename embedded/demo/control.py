@@ -1,4 +1,4 @@
-"""What the demo asks of the control plane, through the same REST API as everybody."""
+"""The demo's client of the control plane's REST API."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from embedded.state import ROOT
 
 POLL_S = 0.5
 PIXELS = 64
-# How long an answer may stay the same before nothing more is hoped for. Waits are for a condition,
-# and for progress towards it: on a slow machine everything takes longer, and goes on.
+# A wait fails after this time without any change of the response. It does not limit the total
+# time: on a slow machine everything takes longer, but makes progress.
 STILL_S = 600.0
 TIMEOUT_S = 60.0
-# What is answered to a request that was sent again while the first one is at work.
-UNDER_WAY = "with this Idempotency-Key is still being answered"
+# Part of the response to a repeated request while the first one is running.
+STILL_RUNNING = "with this Idempotency-Key is still running"
 
 
 class DemoFailed(Exception):
-    """Something did not happen as told."""
+    """A step of the demo did not have the expected result."""
 
 
 class Control:
-    """A client of the REST API with a token of its own."""
+    """A client of the REST API with its own token."""
 
     def __init__(self, stack: Stack) -> None:
         self.stack = stack
@@ -44,33 +44,31 @@ class Control:
         self._http.close()
 
     def get(self, path: str) -> Any:
-        return self._read(_patiently(lambda: self._http.get(path)))
+        return self._read(_retry(lambda: self._http.get(path)))
 
     def post(self, path: str, body: dict[str, Any] | None = None) -> Any:
-        # Sent again when no answer comes in time; the key has it done once.
+        # Sent again after a timeout; the key makes it run once.
         headers = {"Idempotency-Key": secrets.token_hex(16)}
-        return self._read(
-            _patiently(lambda: self._http.post(path, json=body or {}, headers=headers))
-        )
+        return self._read(_retry(lambda: self._http.post(path, json=body or {}, headers=headers)))
 
     def sync(self) -> None:
-        """Have MLflow's versions imported, unless another sync is at it: the next one follows."""
-        response = _patiently(lambda: self._http.post("models/sync/"))
+        """Import MLflow's versions; a conflict with a running sync is not an error."""
+        response = _retry(lambda: self._http.post("models/sync/"))
         if response.status_code != httpx.codes.CONFLICT:
             self._read(response)
 
     def patch(self, path: str, body: dict[str, Any]) -> Any:
-        return self._read(_patiently(lambda: self._http.patch(path, json=body)))
+        return self._read(_retry(lambda: self._http.patch(path, json=body)))
 
     def predict(self, model: str, number: int) -> Any:
-        """Ask one version by its number, past any split, as a smoke test does."""
+        """Send a request to a version by its number, past any split, as a smoke test does."""
         url = f"{self.stack.urls.dataplane}/v2/models/{model}/versions/{number}/infer"
         image = {"name": "X", "datatype": "FP32", "shape": [1, PIXELS], "data": [0.0] * PIXELS}
-        asked = {"inputs": [image]}
-        return self._read(_patiently(lambda: httpx.post(url, json=asked, timeout=TIMEOUT_S)))
+        body = {"inputs": [image]}
+        return self._read(_retry(lambda: httpx.post(url, json=body, timeout=TIMEOUT_S)))
 
     def ensure(self, path: str, name: str, body: dict[str, Any]) -> None:
-        """Create a named thing unless an earlier demo did."""
+        """Create a named object unless it exists from an earlier demo."""
         if self._http.get(f"{path}{name}/").status_code == 404:
             self.post(path, {"name": name, **body})
 
@@ -82,41 +80,42 @@ class Control:
         within_s: float = STILL_S,
         watch: Callable[[Any], None] = lambda _: None,
     ) -> Any:
-        """Poll until `accept` says yes.
+        """Poll `path` until `accept` returns True; return the response.
 
-        Raises DemoFailed with the last answer when it stayed the same for `within_s`.
+        Raises:
+            DemoFailed: the response did not change for `within_s` seconds.
         """
         last, changed_at = None, time.monotonic()
         while True:
-            answer = self.get(path)
-            watch(answer)
-            if accept(answer):
-                return answer
-            if answer != last:
-                last, changed_at = answer, time.monotonic()
+            document = self.get(path)
+            watch(document)
+            if accept(document):
+                return document
+            if document != last:
+                last, changed_at = document, time.monotonic()
             if time.monotonic() > changed_at + within_s:
-                raise DemoFailed(f"{path} has not changed for {within_s:.0f} s: {answer}")
+                raise DemoFailed(f"{path} has not changed for {within_s:.0f} s: {document}")
             time.sleep(POLL_S)
 
     @staticmethod
     def _read(response: httpx.Response) -> Any:
         if not response.is_success:
-            raise DemoFailed(f"{response.request.url} answered {response.text[:300]}")
+            raise DemoFailed(f"{response.request.url} responded {response.text[:300]}")
         return response.json() if response.content else None
 
 
-def _patiently(ask: Callable[[], httpx.Response]) -> httpx.Response:
-    """Ask until an answer comes. Raises httpx.TransportError when none has for STILL_S."""
+def _retry(send: Callable[[], httpx.Response]) -> httpx.Response:
+    """Send until there is a response, for up to STILL_S seconds. Raises httpx.TransportError."""
     give_up_at = time.monotonic() + STILL_S
     while True:
         try:
-            answer = ask()
+            response = send()
         except httpx.TransportError:
             if time.monotonic() > give_up_at:
                 raise
         else:
-            if UNDER_WAY not in answer.text or time.monotonic() > give_up_at:
-                return answer
+            if STILL_RUNNING not in response.text or time.monotonic() > give_up_at:
+                return response
         time.sleep(POLL_S)
 
 
@@ -126,5 +125,5 @@ def _issue_token(stack: Stack) -> str:
         command, cwd=ROOT, env=stack.env, capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
-        raise DemoFailed(f"no API token could be made: {done.stderr[-500:]}")
+        raise DemoFailed(f"cannot create an API token: {done.stderr[-500:]}")
     return done.stdout.strip().splitlines()[-1]

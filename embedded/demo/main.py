@@ -1,9 +1,10 @@
-"""The demo: real servers, real models, real traffic, and stories told as they happen.
+"""The demo: a scenario on real servers with real models and traffic.
 
-An A/B test finds that a strong classifier is more accurate than a weak one, while an A/A test
-beside it finds nothing; the winner is shipped, by canary; a broken one, a slow one and one that
-hangs for impatient users are rolled back by Interlock itself; one call goes back. Nothing is
-scripted but the requests to the API: every decision is the product's own.
+An A/B test shows that a strong classifier is more accurate than a weak one, while an A/A test at
+the same time shows no difference. The winner is shipped by canary. Interlock rolls back three
+canaries: a broken one, a slow one, and one that hangs for impatient users. Finally one API call
+rolls back to the first version. The demo only sends requests to the API; Interlock makes all
+decisions.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ KINDS = ("weak", "strong", "broken", "slow", "hanging")
 
 
 @dataclass
-class Crowd:
-    """The users' process; `totals` is what they last told."""
+class Users:
+    """The process of the simulated users; `totals` are the totals that it printed last."""
 
     process: subprocess.Popen[str]
     totals: dict[str, Any] = field(default_factory=dict)
@@ -43,7 +44,7 @@ class Crowd:
             self.totals = json.loads(line)
 
     def wait_at_most(self, patience_ms: int) -> None:
-        """Have users wait so long for each answer from now on; 0: as long as the model may take."""
+        """Set the users' timeout in milliseconds; 0: the model's own timeout."""
         assert self.process.stdin is not None
         try:
             self.process.stdin.write(f"{patience_ms}\n")
@@ -61,53 +62,55 @@ class Crowd:
             self.process.wait()
 
 
-def say(text: str = "") -> None:
+def print_line(text: str = "") -> None:
     print(text, flush=True)
 
 
 def run(stack: Stack, exit_when_done: bool) -> int:
-    """Tell the stories on a running stack; return 0 only if all of it happened as told."""
+    """Run the demo on a running stack; return 0 only if every step had the expected result."""
     started = time.monotonic()
-    crowd: Crowd | None = None
+    users: Users | None = None
     control: Control | None = None
     try:
         control = Control(stack)
         numbers = _register(stack, control)
-        crowd = _send_users(stack, control, numbers["weak"])
-        told = scenario.play(control, crowd, numbers, say)
-        failures = told.failures(crowd.totals)
-        _table(stack, told, crowd.totals, time.monotonic() - started)
+        users = _send_users(stack, control, numbers["weak"])
+        report = scenario.play(control, users, numbers, print_line)
+        failures = report.failures(users.totals)
+        _print_report(stack, report, users.totals, time.monotonic() - started)
     except (DemoFailed, httpx.HTTPError) as error:
-        say(f"\nThe demo did not go as told: {error}")
+        print_line(f"\nThe demo failed: {error}")
         failures = [str(error)]
     except KeyboardInterrupt:
-        say("\nStopped before the end.")
+        print_line("\nStopped before the end.")
         failures = ["stopped"]
         exit_when_done = True
     for failure in failures:
-        say(f"NOT AS TOLD: {failure}")
+        print_line(f"FAILED: {failure}")
     try:
         if not exit_when_done:
             _keep_serving(stack)
     finally:
-        if crowd is not None:
-            crowd.stop()
+        if users is not None:
+            users.stop()
         if control is not None:
             control.close()
     return 1 if failures else 0
 
 
 def _register(stack: Stack, control: Control) -> dict[str, int]:
-    """Train, log and register the five; return the version number of each kind."""
-    say("\n== Five classifiers of handwritten digits ==")
+    """Train, log and register the classifiers; return the version number of each kind."""
+    print_line("\n== Five classifiers of handwritten digits ==")
     known = _registered(control)
     if known is None:
-        say("training on scikit-learn's digits …")
+        print_line("training on scikit-learn's digits …")
         digits = load_digits()
         classifiers = train_all(digits)
         for classifier in classifiers:
-            say(f"  {classifier.kind:<7} accuracy {classifier.accuracy:.1%} on held-out images")
-        say("waiting for MLflow, then logging runs and registering versions …")
+            print_line(
+                f"  {classifier.kind:<7} accuracy {classifier.accuracy:.1%} on held-out images"
+            )
+        print_line("waiting for MLflow, then logging runs and registering versions …")
         _wait_for_mlflow(stack)
         register_all(classifiers, digits, stack.env)
         control.sync()
@@ -116,7 +119,7 @@ def _register(stack: Stack, control: Control) -> dict[str, int]:
     if known is None:
         raise DemoFailed("the five versions were not imported from MLflow")
     for kind, number in known.items():
-        say(f"  {MODEL}:{number} is the {kind} one")
+        print_line(f"  {MODEL}:{number} is {kind}")
     return known
 
 
@@ -124,12 +127,12 @@ def _registered(control: Control) -> dict[str, int] | None:
     if {MODEL, TWIN} - {model["name"] for model in control.get("models/")["results"]}:
         return None
     rows = control.get(f"models/{MODEL}/versions/")["results"]
-    found = {row["parameters"].get("kind"): row["number"] for row in rows}
-    return {kind: found[kind] for kind in KINDS} if set(KINDS) <= set(found) else None
+    numbers = {row["parameters"].get("kind"): row["number"] for row in rows}
+    return {kind: numbers[kind] for kind in KINDS} if set(KINDS) <= set(numbers) else None
 
 
 def _wait_for_mlflow(stack: Stack) -> None:
-    """Wait as long as the stack does, which says on the terminal how it fares."""
+    """Wait without a time limit, as the stack does; the stack prints its progress."""
     while True:
         try:
             if httpx.get(f"{stack.urls.mlflow}/health", timeout=30).is_success:
@@ -141,12 +144,12 @@ def _wait_for_mlflow(stack: Stack) -> None:
         time.sleep(1)
 
 
-def _send_users(stack: Stack, control: Control, weak: int) -> Crowd:
-    """Make the weak one stable, then let the users in."""
-    say("\n== The first version ==")
+def _send_users(stack: Stack, control: Control, weak: int) -> Users:
+    """Make the weak version stable, then start the users."""
+    print_line("\n== The first version ==")
     scenario.prepare(control)
-    scenario.make_stable(control, MODEL, weak, say)
-    scenario.make_stable(control, TWIN, 1, say)
+    scenario.make_stable(control, MODEL, weak, print_line)
+    scenario.make_stable(control, TWIN, 1, print_line)
     command = [sys.executable, "-m", "embedded.demo.traffic", stack.urls.dataplane]
     process = subprocess.Popen(
         [*command, str(RATE_PER_S)],
@@ -156,35 +159,37 @@ def _send_users(stack: Stack, control: Control, weak: int) -> Crowd:
         stdout=subprocess.PIPE,
         text=True,
     )
-    crowd = Crowd(process)
-    threading.Thread(target=crowd.listen, daemon=True).start()
-    say(
+    users = Users(process)
+    threading.Thread(target=users.listen, daemon=True).start()
+    print_line(
         f"users send up to {RATE_PER_S} images a second through {stack.urls.dataplane}, "
-        "fewer where the machine is busy"
+        "fewer on a busy machine"
     )
-    return crowd
+    return users
 
 
-def _table(stack: Stack, told: scenario.Told, totals: dict[str, Any], took_s: float) -> None:
-    say("\n== What happened ==")
-    for row in told.rows:
-        say(f"  {row.what:<34} {row.outcome:<12} {row.took_s:6.1f} s  {row.reason}")
-    say(
-        f"  requests {totals['requests']:,}, errors seen by clients {totals['errors']}, "
-        f"given up by impatient users {totals['given_up']:,}, "
+def _print_report(
+    stack: Stack, report: scenario.Report, totals: dict[str, Any], took_s: float
+) -> None:
+    print_line("\n== Results ==")
+    for row in report.rows:
+        print_line(f"  {row.name:<34} {row.outcome:<12} {row.took_s:6.1f} s  {row.reason}")
+    print_line(
+        f"  requests {totals['requests']:,}, errors at clients {totals['errors']}, "
+        f"timeouts of impatient users {totals['given_up']:,}, "
         f"outcomes {totals['outcomes']:,}, p50 {totals['p50_ms']:.1f} ms, "
         f"p95 {totals['p95_ms']:.1f} ms, by version {totals['by_version']}"
     )
-    say(f"  all of it took {took_s:.0f} s")
-    say(f"\n  web UI      {stack.urls.web}   ({stack.admin_username})")
-    say(f"  predictions {stack.urls.dataplane}/v2/models/{MODEL}/infer")
-    say(f"  MLflow      {stack.urls.mlflow}")
+    print_line(f"  total time {took_s:.0f} s")
+    print_line(f"\n  web UI      {stack.urls.web}   ({stack.admin_username})")
+    print_line(f"  predictions {stack.urls.dataplane}/v2/models/{MODEL}/infer")
+    print_line(f"  MLflow      {stack.urls.mlflow}")
 
 
 def _keep_serving(stack: Stack) -> None:
-    say("\nIt keeps serving; Ctrl-C stops everything.")
+    print_line("\nThe stack keeps serving; Ctrl-C stops everything.")
     try:
         while True:
             time.sleep(3600)
     except KeyboardInterrupt:
-        say("stopping …")
+        print_line("stopping …")

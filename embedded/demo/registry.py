@@ -1,4 +1,4 @@
-"""Logs the demo's classifiers to MLflow as a team would: run, parameters, metrics, data, model."""
+"""Logs the demo's classifiers to MLflow: run, parameters, metrics, data and model."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any
 from embedded.demo.classifiers import Classifier, Digits
 
 MODEL = "digits"
-# A model of its own for the A/A test, since a model has one split at a time.
+# A separate model for the A/A test, since a model has only one split at a time.
 TWIN = "digits-twin"
 
 
-# Where MLflow is, and who logs there, as its client reads it from the environment.
+# The environment variables of MLflow's client: URL and login.
 TRACKING = ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 
 
 def register_all(
     classifiers: list[Classifier], digits: Digits, environment: Mapping[str, str]
 ) -> None:
-    """Log and register each classifier as a version of `digits`, the first one as its twin too."""
+    """Log and register each classifier as a version of `digits`; the first also as the twin."""
     os.environ.update({name: environment[name] for name in TRACKING})
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     warnings.filterwarnings("ignore", module=r"mlflow|google|pydantic")
@@ -29,7 +29,7 @@ def register_all(
 
     import mlflow
 
-    # Its warnings are about pip environments, which nobody restores here.
+    # Its warnings are about pip environments, which the demo does not use.
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
     mlflow.set_tracking_uri(environment["MLFLOW_TRACKING_URI"])
@@ -47,7 +47,7 @@ def _register(mlflow: Any, model: str, classifier: Classifier, digits: Digits) -
     session = onnxruntime.InferenceSession(
         classifier.onnx.SerializeToString(), providers=["CPUExecutionProvider"]
     )
-    # Zeros: the broken one answers those.
+    # Zeros, on which `broken` does not fail.
     sample = digits.held_x[:2] * 0
     names = [item.name for item in session.get_outputs()]
     answers = dict(zip(names, session.run(None, {"X": sample}), strict=True))

@@ -1,11 +1,11 @@
-"""Users of the demo: a process that replays held-out images through the data plane.
+"""The simulated users of the demo: a process that sends held-out images to the data plane.
 
-`python -m embedded.demo.traffic URL RATE` sends RATE requests/s with `tritonclient`, fewer where
-the machine cannot answer so many at ease, each from a random user who always shows the same image,
-and posts whether the answer was right as the outcome `correct`. Some are users of the twin, who ask
-that model. It prints one JSON line of running totals each second. A line of input says for how many
-milliseconds users wait from now on, 0 for as long as the model may take. It stops when its input
-closes, so that it never outlives the demo.
+`python -m embedded.demo.traffic URL RATE` sends up to RATE requests/s with `tritonclient`, fewer on
+a slow machine. Each request is from a random user, who always sends the same image; some users use
+the twin model. The outcome `correct` reports whether the predicted label is right. The process
+prints one JSON line of running totals per second. A line of input sets the users' timeout in
+milliseconds; 0 is the model's timeout. The process stops when its input closes, so that it never
+outlives the demo.
 """
 
 from __future__ import annotations
@@ -26,30 +26,30 @@ from embedded.demo.classifiers import PIXELS, Digits, load_digits
 from embedded.demo.registry import MODEL, TWIN
 
 USERS = 200_000
-# One of so many requests comes from a user of the twin.
+# One in TWIN_EVERY requests is from a user of the twin.
 TWIN_EVERY = 4
 IN_FLIGHT_MAX = 64
 OUTCOMES_EVERY_S = 0.5
 LATENCIES_KEPT = 200_000
-# Users come faster and faster up to the rate, and fewer come while half of the answers take longer
-# than this: the demo shows how decisions are made, not what happens in an overload.
+# The pace rises up to the rate and falls while the median latency is above this: the demo shows
+# decisions, not an overload, and leaves the control plane its share of a busy machine.
 EASE_MS = 150.0
 PACE_FIRST_PER_S = 40.0
 PACE_LEAST_PER_S = 20.0
 FASTER, SLOWER = 1.3, 0.7
-# How a version says that it could not answer in time (503).
+# Part of the data plane's error when a deadline is too short for the queue (503).
 OVERLOADED = "too busy to answer before the deadline"
 
 
 @dataclass
 class Totals:
-    """What the clients saw since the start; latency in milliseconds."""
+    """The clients' totals since the start; latencies in milliseconds."""
 
     requests: int = 0
     errors: int = 0
-    # Requests that were given up: not answered in the time that an impatient user gave.
+    # Requests that exceeded the timeout of an impatient user.
     given_up: int = 0
-    # How long users wait at present, in milliseconds; 0: as long as the model may take.
+    # The users' current timeout in milliseconds; 0: the model's timeout.
     patience_ms: int = 0
     fallbacks: int = 0
     correct: int = 0
@@ -62,8 +62,8 @@ class Totals:
     p95_ms: float = 0.0
 
 
-class Crowd:
-    """All users together: an open loop at a constant rate, with a bound on what is in flight."""
+class Users:
+    """All users: an open loop at an adaptive pace, with a limit of requests in flight."""
 
     def __init__(self, url: str, rate: float, digits: Digits) -> None:
         self.url = url
@@ -71,7 +71,7 @@ class Crowd:
         self.digits = digits
         self.totals = Totals()
         self.latencies_ms: list[float] = []
-        # Requests per second at present, and the latencies since it was last thought over.
+        # The current requests per second, and the latencies since its last change.
         self.pace = min(PACE_FIRST_PER_S, rate)
         self.recent_ms: list[float] = []
         self.outcomes: list[dict[str, Any]] = []
@@ -84,7 +84,8 @@ class Crowd:
         client = InferenceServerClient(
             self.url.removeprefix("http://"), conn_limit=IN_FLIGHT_MAX, conn_timeout=30
         )
-        background = [asyncio.create_task(loop) for loop in (self._tell(), self._post_outcomes())]
+        loops = (self._print_totals(), self._post_outcomes())
+        background = [asyncio.create_task(loop) for loop in loops]
         try:
             await self._send_all(client, stop)
             await asyncio.wait(self.in_flight or {asyncio.create_task(asyncio.sleep(0))})
@@ -93,34 +94,34 @@ class Crowd:
                 task.cancel()
             await client.close()
 
-    async def obey(self, orders: asyncio.StreamReader, stop: asyncio.Event) -> None:
-        """Take each line as the users' patience in milliseconds; the end of input stops it all."""
-        async for line in orders:
+    async def read_input(self, reader: asyncio.StreamReader, stop: asyncio.Event) -> None:
+        """Read the users' timeout in milliseconds from each line; stop at the end of input."""
+        async for line in reader:
             self.totals.patience_ms = int(line)
         stop.set()
 
     async def _send_all(self, client: Any, stop: asyncio.Event) -> None:
         due = time.perf_counter()
         while not stop.is_set():
-            # Who could not come while the machine stood still does not come in a crowd afterwards.
+            # Requests missed during a stall are not sent in a burst afterwards.
             due = max(due, time.perf_counter() - 1.0) + self.random.expovariate(self.pace)
             if (pause := due - time.perf_counter()) > 0:
                 await asyncio.sleep(pause)
             if len(self.in_flight) >= IN_FLIGHT_MAX:
                 self.totals.skipped += 1
                 continue
-            task = asyncio.create_task(self._ask(client, *self._anybody()))
+            task = asyncio.create_task(self._send(client, *self._draw_user()))
             self.in_flight.add(task)
             task.add_done_callback(self.in_flight.discard)
 
-    def _anybody(self) -> tuple[str, str, int]:
-        """Return a model, one of its users, and the image that this user shows."""
+    def _draw_user(self) -> tuple[str, str, int]:
+        """Return a model, one of its users, and the row of this user's image."""
         user = self.random.randrange(USERS)
         model = TWIN if self.random.randrange(TWIN_EVERY) == 0 else MODEL
         name = f"user-{user}" if model == MODEL else f"twin-user-{user}"
         return model, name, user % len(self.digits.held_x)
 
-    async def _ask(self, client: Any, model: str, user: str, row: int) -> None:
+    async def _send(self, client: Any, model: str, user: str, row: int) -> None:
         from tritonclient.http.aio import InferInput, InferRequestedOutput
 
         image = InferInput("X", [1, PIXELS], "FP32")
@@ -133,9 +134,9 @@ class Crowd:
         started = time.perf_counter()
         self.totals.requests += 1
         try:
-            answer = await client.infer(model, [image], outputs=[label], headers=headers)
-        except Exception as error:  # whatever a client may see of us is an error of ours
-            if is_impatient and _ran_out_of_time(error):
+            result = await client.infer(model, [image], outputs=[label], headers=headers)
+        except Exception as error:  # any exception at a client is an error of the service
+            if is_impatient and _is_timeout(error):
                 self.totals.given_up += 1
                 return
             self.totals.errors += 1
@@ -145,14 +146,14 @@ class Crowd:
         took_ms = (time.perf_counter() - started) * 1_000
         self.latencies_ms.append(took_ms)
         self.recent_ms.append(took_ms)
-        self._note(answer, model, user, row)
+        self._count(result, model, user, row)
 
-    def _note(self, answer: Any, model: str, user: str, row: int) -> None:
-        response = answer.get_response()
+    def _count(self, result: Any, model: str, user: str, row: int) -> None:
+        response = result.get_response()
         if model == MODEL:
             version = str(response.get("model_version", "?"))
             self.totals.by_version[version] = self.totals.by_version.get(version, 0) + 1
-        correct = int(answer.as_numpy("label").ravel()[0]) == int(self.digits.held_y[row])
+        correct = int(result.as_numpy("label").ravel()[0]) == int(self.digits.held_y[row])
         self.totals.correct += correct
         self.outcomes.append({"unit_id": user, "metric": "correct", "value": float(correct)})
 
@@ -172,14 +173,14 @@ class Crowd:
                     self.totals.last_error = f"outcomes: {error}"[:200]
 
     def _set_pace(self) -> None:
-        """Send more of the rate while answers come at ease, and less while they do not."""
+        """Raise the pace while the median latency is below EASE_MS, lower it otherwise."""
         recent, self.recent_ms = sorted(self.recent_ms), []
         is_full = len(self.in_flight) >= IN_FLIGHT_MAX
         is_at_ease = bool(recent) and recent[len(recent) // 2] < EASE_MS and not is_full
         pace = self.pace * (FASTER if is_at_ease else SLOWER)
         self.pace = min(self.rate, max(PACE_LEAST_PER_S, pace))
 
-    async def _tell(self) -> None:
+    async def _print_totals(self) -> None:
         while True:
             await asyncio.sleep(1)
             self._set_pace()
@@ -191,8 +192,8 @@ class Crowd:
             print(json.dumps(asdict(self.totals)), flush=True)
 
 
-def _ran_out_of_time(error: Exception) -> bool:
-    """Say whether the time that the user gave ran out, or is refused as too little at once."""
+def _is_timeout(error: Exception) -> bool:
+    """Return whether the user's timeout expired, or the data plane refused it as too short."""
     from tritonclient.utils import InferenceServerException
 
     if not isinstance(error, InferenceServerException):
@@ -203,14 +204,14 @@ def _ran_out_of_time(error: Exception) -> bool:
 async def main(url: str, rate: float) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    crowd = Crowd(url, rate, load_digits())
-    orders = asyncio.StreamReader()
-    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(orders), sys.stdin)
-    # End of input is the demo's end, also when it was killed.
-    obeying = asyncio.create_task(crowd.obey(orders, stop))
+    users = Users(url, rate, load_digits())
+    reader = asyncio.StreamReader()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    # The input ends with the demo, even if the demo is killed.
+    reading = asyncio.create_task(users.read_input(reader, stop))
     with contextlib.suppress(asyncio.CancelledError):
-        await crowd.run(stop)
-    obeying.cancel()
+        await users.run(stop)
+    reading.cancel()
 
 
 if __name__ == "__main__":

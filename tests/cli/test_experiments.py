@@ -1,4 +1,4 @@
-"""What the command line asks of the API of experiments, and the verdict as an exit code."""
+"""The requests of `interlock experiment` and its exit codes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cli import experiments, waiting
 from cli import main as cli
 from cli.client import Client
 
-Asked = list[tuple[str, str, Any]]
+Requests = list[tuple[str, str, Any]]
 SHOWN = {
     "name": "first",
     "state": "running",
@@ -38,25 +38,24 @@ GUARDED = METRIC | {
 
 
 @pytest.fixture
-def serve(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[Any]], Asked]:
-    """Answer with one after the other of what is given, the last one for ever."""
+def serve(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[Any]], Requests]:
+    """Respond with each of the supplied answers in turn; repeat the last one."""
     monkeypatch.setenv("INTERLOCK_TOKEN", "t")
     monkeypatch.setattr(experiments, "POLL_S", 0)
 
-    def install(answers: list[Any]) -> Asked:
-        asked: Asked = []
+    def install(answers: list[Any]) -> Requests:
+        requests: Requests = []
 
         def answer(request: httpx.Request) -> httpx.Response:
-            body = json.loads(request.content) if request.content else None
-            asked.append((request.method, request.url.path.removeprefix("/api/v1/"), body))
-            told = answers.pop(0) if len(answers) > 1 else answers[0]
-            return httpx.Response(
-                200, **({"text": told} if isinstance(told, str) else {"json": told})
-            )
+            sent = json.loads(request.content) if request.content else None
+            requests.append((request.method, request.url.path.removeprefix("/api/v1/"), sent))
+            body = answers.pop(0) if len(answers) > 1 else answers[0]
+            content = {"text": body} if isinstance(body, str) else {"json": body}
+            return httpx.Response(200, **content)
 
         transport = httpx.MockTransport(answer)
         monkeypatch.setattr(cli, "Client", lambda u, t: Client(u, t, transport=transport))
-        return asked
+        return requests
 
     return install
 
@@ -82,22 +81,22 @@ def results(**fields: Any) -> dict[str, Any]:
 )
 @pytest.mark.parametrize("words", [["results"], ["experiment", "results"]])
 def test_the_verdict_is_the_exit_code(
-    serve: Callable[[list[Any]], Asked], answer: dict[str, Any], code: int, words: list[str]
+    serve: Callable[[list[Any]], Requests], answer: dict[str, Any], code: int, words: list[str]
 ) -> None:
     serve([answer])
     assert cli.main([*words, "first"]) == code
 
 
-def test_it_waits_until_it_is_significant(serve: Callable[[list[Any]], Asked]) -> None:
-    asked = serve([results(), results(), results(winner="strong")])
+def test_it_waits_until_it_is_significant(serve: Callable[[list[Any]], Requests]) -> None:
+    requests = serve([results(), results(), results(winner="strong")])
 
     assert cli.main(["results", "first", "--wait"]) == 0
 
-    assert len(asked) == 3
+    assert len(requests) == 3
 
 
 def test_it_waits_for_the_final_result_of_a_stopped_one(
-    serve: Callable[[list[Any]], Asked],
+    serve: Callable[[list[Any]], Requests],
 ) -> None:
     stopped = results(state="completed", conclusion="stopped")
     serve([stopped, results(state="completed", conclusion="stopped", phase="final")])
@@ -105,13 +104,13 @@ def test_it_waits_for_the_final_result_of_a_stopped_one(
     assert cli.main(["results", "first", "--wait"]) == 1
 
 
-def test_a_timeout_exits_4(serve: Callable[[list[Any]], Asked]) -> None:
+def test_a_timeout_exits_4(serve: Callable[[list[Any]], Requests]) -> None:
     serve([results()])
     assert cli.main(["results", "first", "--wait", "--timeout", "0"]) == 4
 
 
 def test_results_are_printed_as_a_table_json_or_csv(
-    serve: Callable[[list[Any]], Asked], capsys: pytest.CaptureFixture[str]
+    serve: Callable[[list[Any]], Requests], capsys: pytest.CaptureFixture[str]
 ) -> None:
     serve([results()])
     cli.main(["results", "first"])
@@ -126,56 +125,56 @@ def test_results_are_printed_as_a_table_json_or_csv(
 
 
 @pytest.mark.parametrize(
-    ("judged", "told"),
+    ("judged", "outcome"),
     [
         ({"state": "not-worse"}, "within the margin"),
         ({"state": "undecided", "deteriorated": True}, "undecided, but proven worse"),
         ({"state": "worse", "deteriorated": False}, "beyond the margin"),
     ],
 )
-def test_a_guardrail_is_told_by_its_margin(
-    serve: Callable[[list[Any]], Asked],
+def test_a_guardrail_is_compared_with_its_margin(
+    serve: Callable[[list[Any]], Requests],
     capsys: pytest.CaptureFixture[str],
     judged: dict[str, Any],
-    told: str,
+    outcome: str,
 ) -> None:
     guardrail = GUARDED | {"comparisons": [{"arm": "strong", "non_inferiority": judged}]}
     serve([results(metrics=[METRIC, guardrail])])
 
     cli.main(["experiment", "results", "first"])
 
-    assert capsys.readouterr().out.rstrip().endswith(told)
+    assert capsys.readouterr().out.rstrip().endswith(outcome)
 
 
 @pytest.mark.parametrize("move", ["start", "pause", "resume", "stop", "abandon"])
-def test_a_move_is_asked_with_its_reason(serve: Callable[[list[Any]], Asked], move: str) -> None:
-    asked = serve([SHOWN])
+def test_a_move_sends_its_reason(serve: Callable[[list[Any]], Requests], move: str) -> None:
+    requests = serve([SHOWN])
     assert cli.main(["experiment", move, "first", "--reason", "why not"]) == 0
-    assert asked == [("POST", f"experiments/first/{move}/", {"reason": "why not"})]
+    assert requests == [("POST", f"experiments/first/{move}/", {"reason": "why not"})]
 
 
 def test_events_are_listed(
-    serve: Callable[[list[Any]], Asked], capsys: pytest.CaptureFixture[str]
+    serve: Callable[[list[Any]], Requests], capsys: pytest.CaptureFixture[str]
 ) -> None:
     event = {"at": "now", "from_state": "draft", "to_state": "preparing", "actor": "anna",
              "reason": "at last", "evidence": {}}  # fmt: skip
-    asked = serve([{"results": [event], "next": None}])
+    requests = serve([{"results": [event], "next": None}])
 
     assert cli.main(["experiment", "events", "first"]) == 0
 
-    assert asked[0][:2] == ("GET", "experiments/first/events/")
+    assert requests[0][:2] == ("GET", "experiments/first/events/")
     assert "anna" in capsys.readouterr().out
 
 
-def test_ship_says_what_is_meant_and_tells_the_rollout(
-    serve: Callable[[list[Any]], Asked], capsys: pytest.CaptureFixture[str]
+def test_ship_sends_its_options_and_prints_the_rollout(
+    serve: Callable[[list[Any]], Requests], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = serve([SHOWN])
+    requests = serve([SHOWN])
     words = ["--variant", "strong", "--force", "--reason", "we know", "--override", "freeze"]
 
     assert cli.main(["experiment", "ship", "first", *words]) == 0
 
-    assert asked[0][2] == {
+    assert requests[0][2] == {
         "variant": "strong",
         "plan": None,
         "force": True,
@@ -187,7 +186,7 @@ def test_ship_says_what_is_meant_and_tells_the_rollout(
 
 @pytest.mark.parametrize(("phase", "code"), [("succeeded", 0), ("rolled_back", 1)])
 def test_ship_waits_for_the_rollouts_verdict(
-    serve: Callable[[list[Any]], Asked],
+    serve: Callable[[list[Any]], Requests],
     monkeypatch: pytest.MonkeyPatch,
     phase: str,
     code: int,
@@ -195,33 +194,33 @@ def test_ship_waits_for_the_rollouts_verdict(
     monkeypatch.setattr(waiting, "POLL_S", 0)
     rollout = {"id": "r1", "model": "digits", "target": 2, "weight_bp": 500, "revision": 3}
     live = {**rollout, "phase": "baking", "is_live": True, "reason": "so far"}
-    asked = serve([SHOWN, live, {**live, "phase": phase, "is_live": False, "reason": "because"}])
+    requests = serve([SHOWN, live, {**live, "phase": phase, "is_live": False, "reason": "because"}])
 
     assert cli.main(["experiment", "ship", "first", "--wait"]) == code
 
-    assert [path for _, path, _ in asked[1:]] == ["rollouts/r1/"] * 2
+    assert [path for _, path, _ in requests[1:]] == ["rollouts/r1/"] * 2
 
 
-def test_weights_are_read_and_bad_ones_refused_before_anybody_is_asked(
-    serve: Callable[[list[Any]], Asked],
+def test_weights_are_parsed_and_invalid_ones_send_no_request(
+    serve: Callable[[list[Any]], Requests],
 ) -> None:
-    asked = serve([SHOWN])
+    requests = serve([SHOWN])
 
     assert cli.main(["experiment", "weights", "first", "weak=9000", "strong=1000"]) == 0
     assert cli.main(["experiment", "weights", "first", "weak=a"]) == 2
     assert cli.main(["experiment", "weights", "first", "weak=1", "weak=2"]) == 2
 
     body = {"weights_bp": {"weak": 9_000, "strong": 1_000}, "reason": ""}
-    assert asked == [("POST", "experiments/first/weights/", body)]
+    assert requests == [("POST", "experiments/first/weights/", body)]
 
 
 @pytest.mark.parametrize(
     "text", ["name: first\nvariants: []\n", '{"name": "first", "variants": []}']
 )
-def test_a_draft_is_made_of_yaml_or_json(
-    serve: Callable[[list[Any]], Asked], tmp_path: Path, text: str
+def test_a_draft_is_created_from_yaml_or_json(
+    serve: Callable[[list[Any]], Requests], tmp_path: Path, text: str
 ) -> None:
-    asked = serve([SHOWN])
+    requests = serve([SHOWN])
     file = tmp_path / "draft"
     file.write_text(text)
 
@@ -229,20 +228,20 @@ def test_a_draft_is_made_of_yaml_or_json(
     assert cli.main(["experiment", "edit", "first", str(file)]) == 0
 
     body = {"name": "first", "variants": []}
-    assert asked == [("POST", "experiments/", body), ("PATCH", "experiments/first/", body)]
+    assert requests == [("POST", "experiments/", body), ("PATCH", "experiments/first/", body)]
 
 
 @pytest.mark.parametrize("text", ["- 1", "a: [", ""])
-def test_a_file_that_is_no_object_is_refused(
-    serve: Callable[[list[Any]], Asked], tmp_path: Path, text: str
+def test_a_file_without_a_mapping_is_refused(
+    serve: Callable[[list[Any]], Requests], tmp_path: Path, text: str
 ) -> None:
-    asked = serve([SHOWN])
+    requests = serve([SHOWN])
     file = tmp_path / "draft"
     file.write_text(text)
 
     assert cli.main(["experiment", "create", str(file)]) == 2
     assert cli.main(["metric", "create", str(file)]) == 2
-    assert asked == []
+    assert requests == []
 
 
 PLAN: dict[str, Any] = {
@@ -262,32 +261,32 @@ PLAN: dict[str, Any] = {
 }
 
 
-def test_a_plan_is_told_and_its_size_taken(
-    serve: Callable[[list[Any]], Asked], capsys: pytest.CaptureFixture[str]
+def test_a_plan_is_printed_and_its_size_applied(
+    serve: Callable[[list[Any]], Requests], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = serve([PLAN, SHOWN])
+    requests = serve([PLAN, SHOWN])
 
     assert cli.main(["experiment", "power", "first", "--relative", "20", "--apply"]) == 0
 
-    assert asked[1] == ("PATCH", "experiments/first/", {"planned_units": 9_300})
-    told = capsys.readouterr().out
+    assert requests[1] == ("PATCH", "experiments/first/", {"planned_units": 9_300})
+    out = capsys.readouterr().out
     for words in ("control of past", "+0.02", "9300", "9.31", "latency", "planned with 9,300"):
-        assert words in told
+        assert words in out
 
 
-def test_a_draft_without_a_past_has_no_size_and_the_exit_code_says_so(
-    serve: Callable[[list[Any]], Asked], capsys: pytest.CaptureFixture[str]
+def test_a_draft_without_a_baseline_has_no_size_and_exits_1(
+    serve: Callable[[list[Any]], Requests], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = serve([{**PLAN, "reason": "give its rate", "sizes": []}])
+    requests = serve([{**PLAN, "reason": "give its rate", "sizes": []}])
 
     assert cli.main(["experiment", "power", "first", "--apply"]) == 1
 
-    assert len(asked) == 1
+    assert len(requests) == 1
     assert "give its rate" in capsys.readouterr().out
 
 
-def test_results_say_which_outcomes_do_not_count(
-    serve: Callable[[list[Any]], Asked], capsys: pytest.CaptureFixture[str]
+def test_results_print_the_ignored_outcomes(
+    serve: Callable[[list[Any]], Requests], capsys: pytest.CaptureFixture[str]
 ) -> None:
     fine = {"before": 0, "before_mean_s": None, "after_window": 0, "unknown_units": 0}
     late = fine | {"in_time": 3, "before": 600, "before_mean_s": 57, "unknown_units": 2}
@@ -296,24 +295,24 @@ def test_results_say_which_outcomes_do_not_count(
 
     cli.main(["results", "first"])
 
-    told = capsys.readouterr().out
-    assert "bought: 3 outcomes count; these do not: 600 before their unit's exposure (by 57" in told
-    assert "2 of unknown units" in told
-    assert "fine:" not in told
+    out = capsys.readouterr().out
+    assert "bought: 3 outcomes count; these do not: 600 before their unit's exposure (by 57" in out
+    assert "2 of unknown units" in out
+    assert "fine:" not in out
 
 
-def test_phases_of_weights_are_told_where_there_are_several(
-    serve: Callable[[list[Any]], Asked], capsys: pytest.CaptureFixture[str]
+def test_phases_are_printed_if_there_are_several(
+    serve: Callable[[list[Any]], Requests], capsys: pytest.CaptureFixture[str]
 ) -> None:
     phase = {"at": "2026-03-01T12:00:00+00:00", "weights_bp": {"a": 9_000}, "units": {"a": 1_234}}
     serve([results(phases=[phase])])
     cli.main(["results", "first"])
-    assert "Weights changed" not in capsys.readouterr().out
+    assert "The weights changed" not in capsys.readouterr().out
     serve([results(phases=[phase, phase | {"weights_bp": {"a": 5_000}, "units": {"a": 7}}])])
     cli.main(["results", "first"])
 
     out = capsys.readouterr().out
 
-    assert "Weights changed" in out
+    assert "The weights changed" in out
     assert "2026-03-01T12:00:00+00:00  90 %, 1,234 units" in out
     assert "50 %, 7 units" in out

@@ -1,4 +1,4 @@
-"""The commands against the real API, in this process: what they ask for is what it understands."""
+"""The commands against the real API in this process: the API accepts their requests."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ pytestmark = pytest.mark.django_db
 Run = Callable[..., int]
 
 
-def pass_on(request: httpx.Request) -> httpx.Response:
-    """Ask the real API, in this process."""
+def forward(request: httpx.Request) -> httpx.Response:
+    """Send the request to the real API in this process."""
     answer = Server().generic(
         request.method,
         request.url.raw_path.decode(),
@@ -40,11 +40,11 @@ def pass_on(request: httpx.Request) -> httpx.Response:
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Return what runs one command as a superuser and returns its exit code."""
+    """Return a function that runs one command as a superuser and returns its exit code."""
     user = User.objects.create_superuser("root")
     _, secret = ApiToken.issue(user_id=user.pk, name="ci")
     monkeypatch.setenv("INTERLOCK_TOKEN", secret)
-    transport = httpx.MockTransport(pass_on)
+    transport = httpx.MockTransport(forward)
     monkeypatch.setattr(cli, "Client", lambda u, t: Client(u, t, transport=transport))
     return lambda *words: cli.main(words)
 
@@ -66,7 +66,7 @@ def test_a_freeze_is_added_listed_and_ended(run: Run, capsys: pytest.CaptureFixt
     assert FreezeWindow.objects.get().ends_at <= database_now()
 
 
-def test_an_instant_without_a_zone_is_refused(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_time_without_a_zone_is_refused(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("freeze", "add", "--reason", "x", "--until", "2026-12-24T18:00:00") == 2
     assert "time zone" in capsys.readouterr().err
 
@@ -81,7 +81,7 @@ def test_a_quarantine_is_listed_and_lifted(run: Run, capsys: pytest.CaptureFixtu
     assert not Quarantine.objects.exists()
 
 
-def test_the_limit_is_told_and_set(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_limit_is_printed_and_set(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     for words in ([], ["2"], ["none"]):
         assert run("limit", *words) == 0
     assert [line.partition(" rollouts")[0] for line in capsys.readouterr().out.splitlines()] == [
@@ -126,7 +126,7 @@ def test_a_plan_is_shown_edited_and_saved(
 
 
 @pytest.mark.parametrize("text", ["[]", "{", '{"name": "x", "marjin": 1, "steps": []}'])
-def test_a_file_that_is_no_plan_is_refused(run: Run, tmp_path: Path, text: str) -> None:
+def test_a_file_without_a_plan_is_refused(run: Run, tmp_path: Path, text: str) -> None:
     (tmp_path / "plan.json").write_text(text)
 
     assert run("plans", "save", str(tmp_path / "plan.json")) == 2
@@ -143,7 +143,7 @@ def test_plans_and_templates_are_listed(run: Run, capsys: pytest.CaptureFixture[
     assert "blue-green" in out
 
 
-def test_a_release_is_started_told_and_aborted(
+def test_a_release_is_started_printed_and_aborted(
     run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_plan()
@@ -161,11 +161,11 @@ def test_a_release_is_started_told_and_aborted(
 
 
 @pytest.mark.parametrize("versions", [["digits"], ["digits="], ["digits=1", "digits=2"]])
-def test_versions_of_a_release_are_read_strictly(run: Run, versions: list[str]) -> None:
+def test_invalid_versions_of_a_release_are_refused(run: Run, versions: list[str]) -> None:
     assert run("release", "start", "autumn", *versions) == 2
 
 
-def test_what_serves_is_told_with_who_decided_it(
+def test_serving_prints_versions_and_who_decided(
     run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = make_model()
@@ -184,7 +184,7 @@ def test_what_serves_is_told_with_who_decided_it(
     assert run("history", "digits") == 0
 
 
-def test_the_story_of_a_rollout_is_told(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_history_of_a_rollout_is_printed(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     rollout = make_baking(make_model())
 
     assert run("explain", str(rollout.pk)) == 0

@@ -1,4 +1,4 @@
-"""`interlock health` and waits say which of the control plane's loops have stopped."""
+"""`interlock health` and `--wait` report stopped loops of the control plane."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def serve(monkeypatch: pytest.MonkeyPatch, *, is_well: bool) -> None:
 
 
 @pytest.mark.parametrize(("is_well", "code", "word"), [(True, 0, "turns"), (False, 1, "STOPPED")])
-def test_the_exit_code_of_health_is_whether_all_loops_turn(
+def test_health_exits_1_if_a_loop_has_stopped(
     monkeypatch: pytest.MonkeyPatch, capsys: Any, is_well: bool, code: int, word: str
 ) -> None:
     serve(monkeypatch, is_well=is_well)
@@ -53,12 +53,10 @@ def test_the_exit_code_of_health_is_whether_all_loops_turn(
     assert word in capsys.readouterr().out
 
 
-def test_a_wait_says_once_that_nothing_will_move(
-    monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
+def test_a_wait_reports_a_stopped_loop_once(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     serve(monkeypatch, is_well=False)
     monkeypatch.setattr(waiting, "STATUS_EVERY_S", 0.0)
     monkeypatch.setattr(waiting, "POLL_S", 0.02)
     assert cli.main(["promote", "digits", "2", "--wait", "--timeout", "0.3"]) == 4
-    said = capsys.readouterr().err
-    assert said.count("has stopped in part: rollouts.tick: no rollout moves") == 1
+    err = capsys.readouterr().err
+    assert err.count("have stopped: rollouts.tick: no rollout moves") == 1

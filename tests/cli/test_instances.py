@@ -1,4 +1,4 @@
-"""`interlock instances`: what is sent, and a token alone on stdout."""
+"""`interlock instances`: its requests; a token is printed alone on stdout."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ TOKEN = {
 
 @pytest.fixture
 def sent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, Any]]:
-    """What was asked of a control plane that answers with a token."""
+    """Return the requests to a control plane that responds with a token."""
     monkeypatch.setenv("INTERLOCK_TOKEN", "t")
-    asked: list[tuple[str, str, Any]] = []
+    requests: list[tuple[str, str, Any]] = []
 
     def answer(request: httpx.Request) -> httpx.Response:
         body = json.loads(request.content) if request.content else {}
-        asked.append((request.method, request.url.path.removeprefix("/api/v1/"), body))
+        requests.append((request.method, request.url.path.removeprefix("/api/v1/"), body))
         if request.method == "GET":
             return httpx.Response(200, json={"results": [TOKEN], "next": None})
         return httpx.Response(201, json={**TOKEN, "token": "ilinst_secret"})
 
     transport = httpx.MockTransport(answer)
     monkeypatch.setattr(cli, "Client", lambda u, t: Client(u, t, transport=transport))
-    return asked
+    return requests
 
 
 @pytest.mark.parametrize(
@@ -56,17 +56,17 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, Any]]:
     ],
     ids=["issue", "rotate", "revoke", "tokens"],
 )
-def test_what_is_sent(
+def test_each_action_sends_its_request(
     sent: list[tuple[str, str, Any]], words: str, method: str, path: str, body: Any
 ) -> None:
     assert cli.main(["instances", *words.split()]) == 0
     assert sent == [(method, path, body)]
 
 
-def test_a_script_gets_the_token_alone(
+def test_stdout_holds_only_the_token(
     sent: list[tuple[str, str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     cli.main(["instances", "issue", "edge"])
-    said = capsys.readouterr()
-    assert said.out == "ilinst_secret\n"
-    assert "not shown again" in said.err
+    captured = capsys.readouterr()
+    assert captured.out == "ilinst_secret\n"
+    assert "not shown again" in captured.err

@@ -1,4 +1,4 @@
-"""The command line: a verdict is an exit code, an error is one line that says what and where."""
+"""The command line: a verdict is an exit code, an error is one line."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_promote_and_wait_exits_by_the_verdict(
     assert cli.main(["promote", "digits", "2", "--wait"]) == code
 
 
-def test_a_refusal_exits_2_and_says_why(
+def test_a_refusal_exits_2_and_prints_the_reason(
     serve: Callable[[Answer], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     error = {"error": {"code": "conflict", "message": "already live", "detail": {}}}
@@ -60,7 +60,7 @@ def test_a_refusal_exits_2_and_says_why(
     assert "already live (409 conflict)" in capsys.readouterr().err
 
 
-def test_a_server_that_is_away_exits_3(serve: Callable[[Answer], None]) -> None:
+def test_an_unreachable_server_exits_3(serve: Callable[[Answer], None]) -> None:
     def answer(request: httpx.Request) -> httpx.Response:
         raise httpx.ConnectError("refused", request=request)
 
@@ -73,7 +73,7 @@ def test_a_timeout_exits_4_and_leaves_the_rollout(serve: Callable[[Answer], None
     assert cli.main(["promote", "digits", "2", "--wait", "--timeout", "0"]) == 4
 
 
-def test_without_a_token_it_says_where_to_get_one(
+def test_without_a_token_it_prints_where_to_create_one(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("INTERLOCK_TOKEN", raising=False)
@@ -81,7 +81,7 @@ def test_without_a_token_it_says_where_to_get_one(
     assert "Tokens" in capsys.readouterr().err
 
 
-def test_a_reader_that_has_enough_is_no_error(
+def test_a_closed_pipe_is_not_an_error(
     serve: Callable[[Answer], None],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

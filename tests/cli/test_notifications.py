@@ -1,4 +1,4 @@
-"""`interlock notifications`: what is sent, what is printed, what a test's exit code says."""
+"""`interlock notifications`: its requests, its output and the exit code of `test`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ DELIVERY = {
 
 
 class Server:
-    """Answers with what it is given, one after the other, and remembers what it was asked."""
+    """Responds with each of `answers` in turn and records the requests in `sent`."""
 
     def __init__(self) -> None:
         self.sent: list[tuple[str, str, Any]] = []
@@ -54,33 +54,37 @@ class Server:
 def server(monkeypatch: pytest.MonkeyPatch) -> Server:
     monkeypatch.setenv("INTERLOCK_TOKEN", "t")
     monkeypatch.setattr(notifications, "POLL_S", 0.001)
-    found = Server()
-    found.answers = [TARGET]
-    transport = httpx.MockTransport(found)
+    server = Server()
+    server.answers = [TARGET]
+    transport = httpx.MockTransport(server)
     monkeypatch.setattr(cli, "Client", lambda u, t: Client(u, t, transport=transport))
-    return found
+    return server
 
 
 @pytest.fixture
-def said(capsys: pytest.CaptureFixture[str]) -> Callable[[], str]:
+def read_output(capsys: pytest.CaptureFixture[str]) -> Callable[[], str]:
     return lambda: capsys.readouterr().out
 
 
 @pytest.mark.parametrize("words", [[], ["list"]])
-def test_targets_are_listed(server: Server, said: Callable[[], str], words: list[str]) -> None:
+def test_targets_are_listed(
+    server: Server, read_output: Callable[[], str], words: list[str]
+) -> None:
     assert cli.main(["notifications", *words]) == 0
-    _, row = said().splitlines()
+    _, row = read_output().splitlines()
     assert row.split() == ["ops", "webhook", "https://x.example/", "all", "all", "True"]
 
 
-def test_adding_a_webhook_prints_its_secret_alone(server: Server, said: Callable[[], str]) -> None:
+def test_adding_a_webhook_prints_its_secret_alone(
+    server: Server, read_output: Callable[[], str]
+) -> None:
     words = ["add", "ops", "webhook", "https://x.example/", "--event", "leak.detected"]
     assert cli.main(["notifications", *words]) == 0
 
-    assert said() == "whsec_abc\n"
+    assert read_output() == "whsec_abc\n"
     body = {"name": "ops", "kind": "webhook", "address": "https://x.example/"}
-    asked = {**body, "events": ["leak.detected"], "model": None}
-    assert server.sent == [("POST", "notification-targets/", asked)]
+    request = {**body, "events": ["leak.detected"], "model": None}
+    assert server.sent == [("POST", "notification-targets/", request)]
 
 
 @pytest.mark.parametrize("act", ["activate", "deactivate", "rotate"])
@@ -90,30 +94,30 @@ def test_a_target_is_acted_on(server: Server, act: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("last", "code", "told"),
+    ("last", "code", "output"),
     [
         ({"state": "delivered"}, 0, "delivered\n"),
         ({"state": "retrying", "last_error": "answered 500"}, 1, "not delivered: answered 500\n"),
     ],
 )
-def test_a_test_says_whether_it_arrived(
-    server: Server, said: Callable[[], str], last: dict[str, str], code: int, told: str
+def test_test_exits_by_the_delivery(
+    server: Server, read_output: Callable[[], str], last: dict[str, str], code: int, output: str
 ) -> None:
     server.answers = [DELIVERY, DELIVERY, {**DELIVERY, **last}]
 
     assert cli.main(["notifications", "test", "ops"]) == code
-    assert said() == told
+    assert read_output() == output
     assert server.sent[0][:2] == ("POST", "notification-targets/ops/test/")
 
 
-def test_a_test_that_nobody_sends_ends_with_the_time_out(server: Server) -> None:
+def test_test_exits_4_if_nothing_is_sent_in_time(server: Server) -> None:
     server.answers = [DELIVERY]
     assert cli.main(["notifications", "test", "ops", "--timeout", "0.05"]) == 4
 
 
-def test_deliveries_are_listed_and_retried(server: Server, said: Callable[[], str]) -> None:
+def test_deliveries_are_listed_and_retried(server: Server, read_output: Callable[[], str]) -> None:
     server.answers = [DELIVERY]
     assert cli.main(["notifications", "deliveries", "--state", "gave_up"]) == 0
-    assert "d-1" in said()
+    assert "d-1" in read_output()
     assert cli.main(["notifications", "retry", "d-1"]) == 0
     assert server.sent[-1][1] == "notification-deliveries/d-1/retry/"

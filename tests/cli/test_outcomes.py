@@ -1,4 +1,4 @@
-"""What the command line asks of imports, and which exit code their rows make."""
+"""The requests of `interlock outcomes`, and its exit codes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ DONE: dict[str, Any] = {
     "id": "i1", "filename": "o.csv", "state": "done", "error": "", "rows": 3, "recorded": 2,
     "duplicates": 1, "strangers": 0, "refused": {},
 }  # fmt: skip
-REFUSED = {"results": [{"row": 3, "event_id": "e", "metric": "m", "reason": "value is no number"}]}
+REFUSED = {
+    "results": [{"row": 3, "event_id": "e", "metric": "m", "reason": "value is not a number"}]
+}
 
 
 @pytest.fixture
@@ -26,16 +28,16 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
     monkeypatch.setattr(outcomes, "POLL_S", 0)
 
     def install(*answers: dict[str, Any]) -> list[str]:
-        left, asked = list(answers), []
+        left, requests = list(answers), []
 
         def answer(request: httpx.Request) -> httpx.Response:
             request.read()
-            asked.append(f"{request.method} {request.url.path.removeprefix('/api/v1/')}")
+            requests.append(f"{request.method} {request.url.path.removeprefix('/api/v1/')}")
             return httpx.Response(200, json=left.pop(0))
 
         transport = httpx.MockTransport(answer)
         monkeypatch.setattr(cli, "Client", lambda u, t: Client(u, t, transport=transport))
-        return asked
+        return requests
 
     return install
 
@@ -50,25 +52,25 @@ def sheet(tmp_path: Path) -> str:
 def test_an_import_is_followed_to_its_last_row(
     serve: Callable[..., list[str]], sheet: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = serve(DONE | {"state": "waiting"}, DONE | {"state": "running"}, DONE)
+    requests = serve(DONE | {"state": "waiting"}, DONE | {"state": "running"}, DONE)
 
     assert cli.main(["outcomes", "import", sheet, "--wait"]) == 0
 
-    assert asked == ["POST outcome-imports/", *["GET outcome-imports/i1/"] * 2]
+    assert requests == ["POST outcome-imports/", *["GET outcome-imports/i1/"] * 2]
     assert "done" in capsys.readouterr().out
 
 
-def test_refused_rows_are_named_and_make_the_exit_code_1(
+def test_refused_rows_are_printed_and_exit_1(
     serve: Callable[..., list[str]], sheet: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    serve(DONE | {"refused": {"value is no number": 1}}, REFUSED)
+    serve(DONE | {"refused": {"value is not a number": 1}}, REFUSED)
 
     assert cli.main(["outcomes", "import", sheet, "--wait"]) == 1
 
-    assert "value is no number" in capsys.readouterr().out
+    assert "value is not a number" in capsys.readouterr().out
 
 
-def test_a_file_that_was_not_read_to_its_end_is_told(
+def test_an_import_that_stopped_early_is_reported(
     serve: Callable[..., list[str]], sheet: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     serve(DONE | {"state": "failed", "error": "it is not UTF-8 after row 2"})
@@ -76,7 +78,7 @@ def test_a_file_that_was_not_read_to_its_end_is_told(
     assert "not UTF-8 after row 2" in capsys.readouterr().err
 
 
-def test_time_that_passed_first_is_4_and_a_file_that_is_not_there_2(
+def test_a_timeout_exits_4_and_a_missing_file_2(
     serve: Callable[..., list[str]], sheet: str
 ) -> None:
     serve(DONE | {"state": "running"})
@@ -90,7 +92,7 @@ def test_imports_and_refused_rows_are_listed(
     serve({"results": [DONE], "next": None}, REFUSED | {"next": None})
     assert cli.main(["outcomes"]) == 0
     assert cli.main(["outcomes", "refused", "i1"]) == 0
-    assert "value is no number" in capsys.readouterr().out
+    assert "value is not a number" in capsys.readouterr().out
 
 
 def test_refused_outcomes_are_listed_by_metric_reason_and_sender(
@@ -100,8 +102,8 @@ def test_refused_outcomes_are_listed_by_metric_reason_and_sender(
         "metric_name": "acuracy", "reason": "unknown metric", "sender": "shop", "via": "dp-1",
         "count": 3, "last_at": "2026-03-01T12:00:00Z",
     }  # fmt: skip
-    asked = serve({"results": [row], "next": None}, {"results": [row], "next": None})
+    requests = serve({"results": [row], "next": None}, {"results": [row], "next": None})
     assert cli.main(["outcomes", "refused"]) == 0
     assert cli.main(["outcomes", "refused", "--metric", "acuracy"]) == 0
-    assert asked == ["GET outcomes/refused/"] * 2
+    assert requests == ["GET outcomes/refused/"] * 2
     assert "unknown metric" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""`interlock models` and `versions`: lists as before, and actions on one of them."""
+"""`interlock models` and `versions`: lists, and actions on one model or version."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ ROW = {
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[httpx.Request]:
+def requests(monkeypatch: pytest.MonkeyPatch) -> list[httpx.Request]:
     monkeypatch.setenv("INTERLOCK_TOKEN", "t")
-    requests: list[httpx.Request] = []
+    received: list[httpx.Request] = []
 
     def answer(request: httpx.Request) -> httpx.Response:
         request.read()
-        requests.append(request)
+        received.append(request)
         if request.method == "GET":
             return httpx.Response(200, json={"results": [ROW], "next": None})
         return httpx.Response(200, json=ROW)
 
     transport = httpx.MockTransport(answer)
     monkeypatch.setattr(cli, "Client", lambda u, t: Client(u, t, transport=transport))
-    return requests
+    return received
 
 
 @pytest.mark.parametrize(
@@ -50,34 +50,34 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[httpx.Request]:
         ("versions archive", "GET", "models/archive/versions/"),
     ],
 )
-def test_each_asks_for_what_it_says(
-    asked: list[httpx.Request], words: str, method: str, path: str
+def test_each_action_sends_its_request(
+    requests: list[httpx.Request], words: str, method: str, path: str
 ) -> None:
     assert cli.main(words.split()) == 0
-    assert (asked[-1].method, asked[-1].url.path) == (method, f"/api/v1/{path}")
+    assert (requests[-1].method, requests[-1].url.path) == (method, f"/api/v1/{path}")
 
 
-def test_a_reason_goes_along_and_the_new_state_is_said(
-    asked: list[httpx.Request], capsys: pytest.CaptureFixture[str]
+def test_the_reason_is_sent_and_the_new_state_printed(
+    requests: list[httpx.Request], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["versions", "archive", "digits", "3", "--reason", "old"]) == 0
-    body: Any = json.loads(asked[-1].content)
+    body: Any = json.loads(requests[-1].content)
     assert body == {"reason": "old"}
     assert capsys.readouterr().out == "digits:3 is archived\n"
 
 
-def test_archived_ones_are_listed_on_request(
-    asked: list[httpx.Request], capsys: pytest.CaptureFixture[str]
+def test_archived_versions_are_listed_with_the_option(
+    requests: list[httpx.Request], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["versions", "digits", "--archived"]) == 0
-    assert asked[-1].url.params["archived"] == "true"
+    assert requests[-1].url.params["archived"] == "true"
     assert "archived" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("words", ["models delete", "versions", "versions delete digits x"])
-def test_what_it_cannot_read_it_explains(
-    asked: list[httpx.Request], words: str, capsys: pytest.CaptureFixture[str]
+def test_wrong_arguments_print_the_usage(
+    requests: list[httpx.Request], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(words.split()) == 2
     assert "undeploy, archive, restore, delete" in capsys.readouterr().err
-    assert not asked
+    assert not requests

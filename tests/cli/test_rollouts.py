@@ -1,4 +1,4 @@
-"""What the command line asks of the API to start a rollout, act on one, and go back."""
+"""The requests of the commands that start, change and roll back a rollout."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from cli import main as cli
 from cli.client import Client
 
-Asked = list[tuple[str, str, Any]]
+Requests = list[tuple[str, str, Any]]
 ROW = {
     "id": "r1",
     "model": "digits",
@@ -25,53 +25,55 @@ ROW = {
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
-    """Answer everything with a rollout; keep what was asked."""
-    kept: Asked = []
+def requests(monkeypatch: pytest.MonkeyPatch) -> Requests:
+    """Respond to every request with a rollout; return the requests."""
+    received: Requests = []
     monkeypatch.setenv("INTERLOCK_TOKEN", "t")
 
     def answer(request: httpx.Request) -> httpx.Response:
         body = json.loads(request.content) if request.content else None
-        kept.append((request.method, request.url.path.removeprefix("/api/v1/"), body))
+        received.append((request.method, request.url.path.removeprefix("/api/v1/"), body))
         return httpx.Response(201, json=ROW)
 
     transport = httpx.MockTransport(answer)
     monkeypatch.setattr(cli, "Client", lambda u, t: Client(u, t, transport=transport))
-    return kept
+    return received
 
 
-def test_promote_names_each_override(asked: Asked) -> None:
+def test_promote_names_each_override(requests: Requests) -> None:
     words = ["promote", "digits", "2", "--override", "quarantine", "--override", "freeze"]
 
     assert cli.main(words) == 0
 
     body = {"model": "digits", "version": "2", "plan": None, "overrides": ["quarantine", "freeze"]}
-    assert asked == [("POST", "rollouts/", body)]
+    assert requests == [("POST", "rollouts/", body)]
 
 
 @pytest.mark.parametrize(
     ("command", "verb"), [("skip", "skip"), ("approve", "approve"), ("finish", "promote")]
 )
-def test_an_action_is_asked_with_its_reason(asked: Asked, command: str, verb: str) -> None:
+def test_an_action_sends_its_reason(requests: Requests, command: str, verb: str) -> None:
     assert cli.main([command, "r1", "--reason", "seen enough"]) == 0
-    assert asked == [("POST", f"rollouts/r1/{verb}/", {"reason": "seen enough"})]
+    assert requests == [("POST", f"rollouts/r1/{verb}/", {"reason": "seen enough"})]
 
 
-def test_a_retry_may_override(asked: Asked) -> None:
+def test_a_retry_may_override(requests: Requests) -> None:
     assert cli.main(["retry", "r1", "--override", "quarantine"]) == 0
-    assert asked == [("POST", "rollouts/r1/retry/", {"overrides": ["quarantine"]})]
+    assert requests == [("POST", "rollouts/r1/retry/", {"overrides": ["quarantine"]})]
 
 
 @pytest.mark.parametrize(("words", "version"), [([], None), (["--to", "3"], "3")])
 def test_a_rollback_may_name_the_version(
-    asked: Asked, words: list[str], version: str | None
+    requests: Requests, words: list[str], version: str | None
 ) -> None:
     assert cli.main(["rollback", "digits", *words]) == 0
     body = {"reason": "", "version": version, "overrides": []}
-    assert asked == [("POST", "rollbacks/digits/start/", body)]
+    assert requests == [("POST", "rollbacks/digits/start/", body)]
 
 
-def test_what_was_started_is_told(asked: Asked, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_started_rollout_is_printed(
+    requests: Requests, capsys: pytest.CaptureFixture[str]
+) -> None:
     cli.main(["retry", "r1"])
     assert capsys.readouterr().out.splitlines() == [
         "rollout r1",
@@ -88,11 +90,11 @@ TIME = {
 
 
 @pytest.mark.parametrize(
-    ("times", "told"),
+    ("times", "output"),
     [([TIME], "plan careful, 3 requests an hour (the last day): it would"), ([], "no traffic")],
 )
-def test_a_dry_run_starts_nothing_and_tells_how_long_it_takes(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], times: Any, told: str
+def test_a_dry_run_starts_nothing_and_prints_the_durations(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], times: Any, output: str
 ) -> None:
     monkeypatch.setenv("INTERLOCK_TOKEN", "t")
     calls: list[str] = []
@@ -105,4 +107,4 @@ def test_a_dry_run_starts_nothing_and_tells_how_long_it_takes(
     monkeypatch.setattr(cli, "Client", lambda u, t: Client(u, t, transport=transport))
     assert cli.main(["promote", "digits", "2", "--plan", "careful", "--dry-run"]) == 0
     assert calls == ["GET /api/v1/plans/careful/times/?model=digits"]
-    assert told in capsys.readouterr().out
+    assert output in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""`interlock tenants` and `keys`: what is sent, what is printed, and a key alone on stdout."""
+"""`interlock tenants` and `keys`: requests and output; a key is printed alone on stdout."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Sent = tuple[str, str, dict[str, Any]]
 
 
 class Server:
-    """Answers with what it is given, and remembers what it was asked."""
+    """Responds with `answer` and records the requests in `sent`."""
 
     def __init__(self) -> None:
         self.sent: list[Sent] = []
@@ -51,20 +51,20 @@ class Server:
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Server:
     monkeypatch.setenv("INTERLOCK_TOKEN", "t")
-    found = Server()
-    transport = httpx.MockTransport(found)
+    server = Server()
+    transport = httpx.MockTransport(server)
     monkeypatch.setattr(cli, "Client", lambda u, t: Client(u, t, transport=transport))
-    return found
+    return server
 
 
 @pytest.fixture
-def said(capsys: pytest.CaptureFixture[str]) -> Callable[[], str]:
+def read_output(capsys: pytest.CaptureFixture[str]) -> Callable[[], str]:
     return lambda: capsys.readouterr().out
 
 
-def test_tenants_are_listed(server: Server, said: Callable[[], str]) -> None:
+def test_tenants_are_listed(server: Server, read_output: Callable[[], str]) -> None:
     assert cli.main(["tenants"]) == 0
-    header, row = said().splitlines()
+    header, row = read_output().splitlines()
     assert header.split()[:2] == ["name", "requests_per_s"]
     assert row.split() == ["shop", "500.0", "-", "-", "high", "1"]
 
@@ -89,15 +89,13 @@ def test_a_tenant_is_changed(server: Server, words: list[str], sent: Sent) -> No
     assert server.sent == [sent]
 
 
-def test_a_limit_that_is_no_number_is_refused(server: Server) -> None:
+def test_a_non_numeric_limit_is_refused(server: Server) -> None:
     with pytest.raises(SystemExit) as error:
         cli.main(["tenants", "set", "shop", "--burst", "many"])
     assert (error.value.code, server.sent) == (2, [])
 
 
-def test_a_new_key_stands_alone_on_standard_output(
-    server: Server, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_stdout_holds_only_the_new_key(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     server.answer = {**KEY, "key": "ilapp_secret"}
     assert cli.main(["keys", "create", "shop", "--name", "web"]) == 0
     assert server.sent == [("POST", "tenants/shop/keys/", {"name": "web"})]
@@ -106,18 +104,18 @@ def test_a_new_key_stands_alone_on_standard_output(
     assert "not shown again" in printed.err
 
 
-def test_a_key_may_open_some_models(server: Server, said: Callable[[], str]) -> None:
+def test_a_key_may_open_some_models(server: Server, read_output: Callable[[], str]) -> None:
     server.answer = {**KEY, "models": ["digits", "words"]}
     words = ["keys", "create", "shop", "--model", "digits", "--model", "words"]
     server.answer["key"] = "ilapp_x"
     assert cli.main(words) == 0
     assert server.sent[0][2]["models"] == ["digits", "words"]
-    said()
+    read_output()
     assert cli.main(["keys", "list", "shop"]) == 0
-    assert "digits, words" in said()
+    assert "digits, words" in read_output()
 
 
-def test_keys_are_listed_and_revoked(server: Server, said: Callable[[], str]) -> None:
+def test_keys_are_listed_and_revoked(server: Server, read_output: Callable[[], str]) -> None:
     server.answer = KEY
     assert cli.main(["keys", "list", "shop"]) == 0
     assert cli.main(["keys", "revoke", "shop", "7"]) == 0
@@ -125,27 +123,27 @@ def test_keys_are_listed_and_revoked(server: Server, said: Callable[[], str]) ->
         "tenants/shop/keys/",
         "tenants/shop/keys/7/revoke/",
     ]
-    assert said().count("wxyz") == 2
+    assert read_output().count("wxyz") == 2
 
 
 @pytest.mark.parametrize(
     ("answer", "sent"),
     [("yes", {"key_required": True}), ("no", {"key_required": False})],
 )
-def test_requiring_a_key_is_set(
-    server: Server, said: Callable[[], str], answer: str, sent: dict[str, bool]
+def test_whether_a_key_is_required_is_set(
+    server: Server, read_output: Callable[[], str], answer: str, sent: dict[str, bool]
 ) -> None:
     server.answer = sent
     assert cli.main(["keys", "required", answer]) == 0
     assert server.sent == [("PUT", "serving-policy/", sent)]
-    assert said() == (
+    assert read_output() == (
         "An API key is required.\n" if answer == "yes" else "No API key is required.\n"
     )
 
 
-def test_whether_a_key_is_required_is_told(
-    server: Server, monkeypatch: pytest.MonkeyPatch, said: Callable[[], str]
+def test_whether_a_key_is_required_is_printed(
+    server: Server, monkeypatch: pytest.MonkeyPatch, read_output: Callable[[], str]
 ) -> None:
     monkeypatch.setattr(Client, "get", lambda self, path: {"key_required": True})
     assert cli.main(["--json", "keys", "required"]) == 0
-    assert json.loads(said()) == {"key_required": True}
+    assert json.loads(read_output()) == {"key_required": True}

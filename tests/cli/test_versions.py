@@ -1,4 +1,4 @@
-"""`interlock register` and `alias`: what is sent, and a number alone on standard output."""
+"""`interlock register` and `alias`: requests; a number is printed alone on stdout."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ALIAS = {"name": "candidate", "version": 7, "is_pending": True}
 
 
 class Server:
-    """Answers with what it is given, and remembers what it was asked."""
+    """Responds with `answer` and records the requests."""
 
     def __init__(self) -> None:
         self.requests: list[httpx.Request] = []
@@ -41,10 +41,10 @@ class Server:
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Server:
     monkeypatch.setenv("INTERLOCK_TOKEN", "t")
-    found = Server()
-    transport = httpx.MockTransport(found)
+    server = Server()
+    transport = httpx.MockTransport(server)
     monkeypatch.setattr(cli, "Client", lambda u, t: Client(u, t, transport=transport))
-    return found
+    return server
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def file(tmp_path: Path) -> str:
     return str(path)
 
 
-def test_a_uri_is_registered_with_what_is_known(
+def test_a_uri_is_registered_with_its_metadata(
     server: Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--uri", "runs:/r/net", "--metric", "accuracy=0.97", "--metric", "loss=1e-3"]
@@ -85,7 +85,7 @@ def test_a_file_is_uploaded_behind_its_metadata(server: Server, file: str, tmp_p
     assert b"onnx-bytes" in content
 
 
-def test_an_upload_whose_line_broke_is_sent_again_whole(server: Server, file: str) -> None:
+def test_an_upload_is_sent_again_after_a_broken_connection(server: Server, file: str) -> None:
     server.fails = 1
     assert cli.main(["register", "digits", "--file", file]) == 0
     first, again = server.requests
@@ -94,24 +94,24 @@ def test_an_upload_whose_line_broke_is_sent_again_whole(server: Server, file: st
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
-        (["--file", "/nowhere/net.onnx"], "no file /nowhere/net.onnx"),
+        (["--file", "/nowhere/net.onnx"], "file not found: /nowhere/net.onnx"),
         (["--uri", "x:/y", "--metric", "accuracy"], "--metric takes NAME=VALUE"),
         (["--uri", "x:/y", "--metric", "accuracy=high"], "not a number"),
         (["--uri", "x:/y", "--param", "=1"], "--param takes NAME=VALUE"),
         (["--uri", "x:/y", "--warmup", "/nowhere"], "--warmup: /nowhere cannot be read"),
     ],
 )
-def test_what_cannot_be_sent_exits_2(
-    server: Server, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+def test_invalid_arguments_exit_2(
+    server: Server, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["register", "digits", *words]) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not server.requests
 
 
-def test_it_waits_for_the_registration_and_says_what_is_done(
+def test_it_waits_for_the_registration_and_prints_the_stage(
     server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     waiting = {**REGISTRATION, "is_settled": False, "stage": "inspecting the file"}
@@ -124,7 +124,7 @@ def test_it_waits_for_the_registration_and_says_what_is_done(
     assert (out.out, out.err) == ("7\n", "interlock: inspecting the file\n")
 
 
-def test_a_refusal_exits_2_with_the_reason_and_patience_has_an_end(
+def test_a_refusal_exits_2_with_the_reason_and_a_timeout_4(
     server: Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server.answer = {**REGISTRATION, "error": {"code": "invalid", "message": "it spins"}}
@@ -134,7 +134,7 @@ def test_a_refusal_exits_2_with_the_reason_and_patience_has_an_end(
     assert cli.main(["register", "digits", "--uri", "x:/y", "--timeout", "0"]) == 4
 
 
-def test_a_file_or_a_uri_is_needed(server: Server, file: str) -> None:
+def test_a_file_or_a_uri_is_required(server: Server, file: str) -> None:
     for words in ([], ["--file", file, "--uri", "x:/y"]):
         with pytest.raises(SystemExit):
             cli.main(["register", "digits", *words])
@@ -146,7 +146,7 @@ def test_an_alias_is_moved(server: Server, capsys: pytest.CaptureFixture[str]) -
     request = server.requests[0]
     assert (request.method, server.body) == ("PUT", {"version": 7})
     assert request.url.path == "/api/v1/models/digits/aliases/candidate/"
-    assert "names version 7; MLflow follows soon" in capsys.readouterr().out
+    assert "names version 7; not yet written to MLflow" in capsys.readouterr().out
 
 
 def test_an_alias_is_deleted(server: Server) -> None:

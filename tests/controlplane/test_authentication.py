@@ -1,4 +1,4 @@
-"""Bearer tokens of people and CI: whom they let in, and why they do not."""
+"""Bearer tokens: which are accepted, and the reasons of refusals."""
 
 from __future__ import annotations
 
@@ -27,32 +27,32 @@ def get(authorization: str) -> Any:
     return Client().get("/api/v1/plans/", headers={"Authorization": authorization})
 
 
-def test_a_token_lets_its_user_in(secret: str) -> None:
+def test_a_valid_token_is_accepted(secret: str) -> None:
     assert get(f"Bearer {secret}").status_code == 200
 
 
 @pytest.mark.parametrize(
-    ("authorization", "told"),
+    ("authorization", "message"),
     [
-        ("Bearer ilk_wrong", "not known"),
+        ("Bearer ilk_wrong", "unknown"),
         ("Bearer one two", "Authorization: Bearer TOKEN"),
         ("Bearer", "Authorization: Bearer TOKEN"),
-        ("Bearer \xff", "not known"),
+        ("Bearer \xff", "unknown"),
     ],
 )
-def test_a_bad_token_is_refused_in_the_one_form(authorization: str, told: str) -> None:
+def test_an_invalid_token_is_refused_with_a_reason(authorization: str, message: str) -> None:
     response = get(authorization)
     assert response.status_code == 401
     assert response.headers["WWW-Authenticate"] == "Bearer"
-    assert told in response.json()["error"]["message"]
+    assert message in response.json()["error"]["message"]
 
 
-def test_a_token_ends_with_its_term(secret: str) -> None:
+def test_an_expired_token_is_refused(secret: str) -> None:
     ApiToken.objects.update(expires_at=timezone.now() - timedelta(seconds=1))
     assert "expired" in get(f"Bearer {secret}").json()["error"]["message"]
 
 
-def test_a_token_ends_with_its_user(secret: str) -> None:
+def test_a_token_of_an_inactive_user_is_refused(secret: str) -> None:
     User.objects.update(is_active=False)
     assert get(f"Bearer {secret}").status_code == 401
 
@@ -72,5 +72,5 @@ def test_issuing_again_replaces_an_expired_token(secret: str) -> None:
 
 
 def test_a_token_needs_a_user() -> None:
-    with pytest.raises(CommandError, match="no user 'nobody'"):
+    with pytest.raises(CommandError, match="Unknown user 'nobody'"):
         call_command("issue_token", "nobody", "ci")

@@ -1,4 +1,4 @@
-"""Beat adds no tick to those that nobody takes."""
+"""Beat bounds the number of queued tasks."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def client(servers: None) -> Iterator[redis.Redis[bytes]]:
 
 @pytest.fixture
 def scheduler(servers: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[BoundedScheduler]:
-    monkeypatch.setattr(beat, "LOOK_S", 0.0)
+    monkeypatch.setattr(beat, "CHECK_S", 0.0)
     app = Celery("beat", fixups=[], broker=settings.REDIS_URL, set_as_current=False)
     app.conf.update(task_default_queue=QUEUE, task_ignore_result=True)
     yield BoundedScheduler(app, lazy=True)
     app.close()
 
 
-def test_ticks_that_nobody_takes_are_bounded(
+def test_queued_tasks_are_bounded(
     client: redis.Redis[bytes], scheduler: BoundedScheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(beat, "WAITING_MAX", 5)

@@ -1,4 +1,4 @@
-"""Bootstrap makes what is missing and leaves what people made."""
+"""Bootstrap creates missing rows and does not change those of people."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def bootstrap() -> str:
 
 
 def test_a_new_installation_becomes_usable() -> None:
-    told = bootstrap()
-    assert "admin root made, cluster default made, plans canary, careful-canary" in told
+    output = bootstrap()
+    assert "admin root created, cluster default created, plans canary, careful-canary" in output
     assert User.objects.get(username="root").check_password("a long password")
     steps = document_of(Plan.objects.get(is_default=True)).as_followed().steps
     assert [step.weight_bp for step in steps] == [500, 1_000, 2_500, 5_000, 9_500]
@@ -54,16 +54,16 @@ def test_the_default_cluster_follows_the_environment(settings: Any) -> None:
     assert ServingCluster.objects.get().endpoints == ["http://triton:9000"]
 
 
-def test_what_people_changed_of_the_cluster_stays(settings: Any) -> None:
+def test_a_cluster_changed_by_a_person_is_kept(settings: Any) -> None:
     bootstrap()
     ServingCluster.objects.update(endpoints=["http://triton:8000", "http://second:8000"])
     for _ in range(2):
         settings.TRITON_URLS = ["http://triton:9000"]
-        assert "cluster default left at http://triton:8000, http://second:8000" in bootstrap()
+        assert "cluster default keeps http://triton:8000, http://second:8000" in bootstrap()
     assert ServingCluster.objects.get().endpoints == ["http://triton:8000", "http://second:8000"]
 
 
-def test_a_cluster_that_people_set_to_what_the_environment_says_follows_it_again(
+def test_a_cluster_set_to_the_environments_values_follows_it_again(
     settings: Any,
 ) -> None:
     bootstrap()
@@ -75,7 +75,7 @@ def test_a_cluster_that_people_set_to_what_the_environment_says_follows_it_again
 
 
 @pytest.mark.parametrize("changed", [True, False])
-def test_before_bootstrap_remembered_the_admins_log_says_who_changed_a_cluster(
+def test_without_an_origin_the_admin_log_shows_changes_of_a_cluster(
     settings: Any, changed: bool
 ) -> None:
     bootstrap()
@@ -89,7 +89,7 @@ def test_before_bootstrap_remembered_the_admins_log_says_who_changed_a_cluster(
     assert moved is not changed
 
 
-def test_without_a_password_no_admin_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_password_no_admin_is_created(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INTERLOCK_ADMIN_PASSWORD", "")
     assert "set INTERLOCK_ADMIN_PASSWORD" in bootstrap()
     assert not User.objects.exists()

@@ -1,4 +1,4 @@
-"""An address with a null character is refused before anything is looked up by it."""
+"""A URL with a null character is refused before any lookup."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from django.test import Client
     "path", ["/api/v1/plans/%00/", "/api/v1/rollouts/?model=a%00b", "/models/a%00b/"]
 )
 def test_a_null_character_is_refused(path: str) -> None:
-    answer = Client().get(path)
+    response = Client().get(path)
 
-    assert answer.status_code == 400
-    assert answer.json()["error"]["code"] == "invalid"
+    assert response.status_code == 400
+    assert response.json()["error"]["code"] == "invalid"
 
 
-def test_other_escapes_are_not() -> None:
+def test_other_escapes_are_accepted() -> None:
     assert Client().get("/healthz/live?model=a%20b").status_code == 200

@@ -1,4 +1,4 @@
-"""One form for every API error, whoever raised it."""
+"""All API errors have one format."""
 
 from __future__ import annotations
 
@@ -28,16 +28,18 @@ def handled(error: Exception) -> tuple[int, dict[str, Any]]:
         (Unavailable("no"), 503, "unavailable"),
     ],
 )
-def test_our_errors_carry_their_status_and_code(error: Exception, status: int, code: str) -> None:
+def test_interlock_errors_have_their_status_and_code(
+    error: Exception, status: int, code: str
+) -> None:
     assert handled(error) == (status, {"code": code, "message": "no", "detail": {}})
 
 
-def test_the_detail_of_an_error_is_told() -> None:
+def test_an_error_includes_its_detail() -> None:
     assert handled(Conflict("moved", revision=4))[1]["detail"] == {"revision": 4}
 
 
 @pytest.mark.parametrize(
-    ("fields", "told"),
+    ("fields", "message"),
     [
         ({"name": ["is missing"]}, "name: is missing"),
         ({"steps": [{}, {"weight_bp": ["too much"]}]}, "steps[1].weight_bp: too much"),
@@ -45,15 +47,15 @@ def test_the_detail_of_an_error_is_told() -> None:
         (["bad"], "bad"),
     ],
 )
-def test_a_validation_error_names_the_field(fields: Any, told: str) -> None:
+def test_a_validation_error_names_the_field(fields: Any, message: str) -> None:
     status, body = handled(exceptions.ValidationError(fields))
-    assert (status, body["code"], body["message"]) == (400, "invalid", told)
+    assert (status, body["code"], body["message"]) == (400, "invalid", message)
 
 
-def test_the_frameworks_errors_have_the_same_form() -> None:
+def test_framework_errors_have_the_same_format() -> None:
     status, body = handled(exceptions.MethodNotAllowed("PUT"))
     assert (status, body["code"]) == (405, "method_not_allowed")
 
 
-def test_the_unexpected_is_left_to_be_a_500() -> None:
+def test_an_unexpected_error_is_not_handled() -> None:
     assert exception_handler(RuntimeError("a fault"), {}) is None

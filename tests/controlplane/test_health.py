@@ -1,4 +1,4 @@
-"""Health needs no login, and readiness is the database's."""
+"""Health needs no login; readiness depends on the database."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from django.test import Client
 from controlplane import health
 
 
-def test_liveness_asks_nobody(client: Client) -> None:
+def test_liveness_uses_no_service(client: Client) -> None:
     assert client.get("/healthz/live").json() == {"live": True}
 
 

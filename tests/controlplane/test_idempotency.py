@@ -1,4 +1,4 @@
-"""A key is one request's: what is kept, what may be tried again, and whose it is."""
+"""Idempotency keys: stored responses, retries, and the owner of a key."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def post(client: Client, key: str = "k", name: str = "careful") -> Any:
     )
 
 
-def test_a_repetition_gets_the_first_answer_and_says_so() -> None:
+def test_a_repetition_gets_the_first_response() -> None:
     client = caller("anna")
     first, again = post(client), post(client)
     assert (first.status_code, again.status_code) == (201, 201)
@@ -46,14 +46,14 @@ def test_a_key_belongs_to_its_caller() -> None:
     assert post(caller("bob")).status_code == 409
 
 
-def test_a_refused_role_may_be_tried_again() -> None:
+def test_a_forbidden_request_can_be_retried() -> None:
     client = caller("anna", "viewer")
     assert post(client).status_code == 403
     ModelRole.objects.update(role="admin")
     assert post(client).status_code == 201
 
 
-def test_a_claim_without_an_answer_holds_until_it_lapses() -> None:
+def test_a_claim_without_a_response_holds_until_it_lapses() -> None:
     client = caller("anna")
     post(client)
     IdempotencyRecord.objects.update(status=None, body=None)
@@ -65,7 +65,7 @@ def test_a_claim_without_an_answer_holds_until_it_lapses() -> None:
     assert post(client).status_code == 201
 
 
-def test_an_answer_is_kept_for_a_day() -> None:
+def test_a_response_is_stored_for_a_day() -> None:
     client = caller("anna")
     post(client)
     record = IdempotencyRecord.objects.get()
@@ -87,13 +87,13 @@ def test_reads_and_pages_take_no_keys() -> None:
     assert not IdempotencyRecord.objects.exists()
 
 
-def test_nothing_is_kept_of_strangers() -> None:
+def test_nothing_is_stored_for_unauthenticated_clients() -> None:
     assert post(Client()).status_code == 401
     assert Client().post("/api/v1/none/", headers={"Idempotency-Key": "k"}).status_code == 404
     assert not IdempotencyRecord.objects.exists()
 
 
-def test_an_answer_that_took_longer_than_its_claim_is_given(
+def test_a_response_is_sent_though_its_claim_has_lapsed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def lapse(*args: Any, **kwargs: Any) -> Any:

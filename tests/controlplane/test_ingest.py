@@ -1,4 +1,4 @@
-"""Streams into rows: exactly once in effect, whatever is delivered twice, broken, or goes away."""
+"""Ingestion: each batch has effect once, despite repeated delivery, bad entries and outages."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def ingester(client: redis.Redis[bytes]) -> Ingester:
 
 
 def drained(ingester: Ingester) -> Ingester:
-    """Let the first turn find that nothing was left pending, so that the next one reads."""
+    """Take the turn that looks for pending entries, so that the next one reads new entries."""
     ingester.turn()
     return ingester
 
@@ -63,9 +63,9 @@ def send(client: redis.Redis[bytes], sent: Batch | bytes, stream: str = STREAM_T
 
 
 def backlog() -> dict[str, int]:
-    """Return how many entries each stream has, `DEAD` among them."""
-    found = read_backlog()
-    return {name: each.entries for name, each in found.streams.items()} | {DEAD: found.dead}
+    """Return the number of entries of each stream, including `DEAD`."""
+    state = read_backlog()
+    return {name: each.entries for name, each in state.streams.items()} | {DEAD: state.dead}
 
 
 def windows(sequence: int = 1) -> Batch:
@@ -152,7 +152,7 @@ def test_a_crash_before_the_commit_loses_nothing(
     assert TelemetryRow.objects.count() == 1
 
 
-def test_what_a_dead_consumer_left_is_taken_over(
+def test_entries_of_a_dead_consumer_are_claimed(
     client: redis.Redis[bytes], ingester: Ingester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     send(client, windows())
@@ -177,7 +177,7 @@ def test_what_a_dead_consumer_left_is_taken_over(
         (encode_batch(batch(windows=(window(requests=-1),))), "cannot be stored"),
     ],
 )
-def test_a_poisonous_entry_is_buried_with_its_reason_and_stops_nobody(
+def test_a_bad_entry_moves_to_dead_with_its_reason_and_blocks_no_other(
     client: redis.Redis[bytes], ingester: Ingester, poison: bytes, reason: str
 ) -> None:
     send(client, windows(11))
@@ -194,7 +194,7 @@ def test_a_poisonous_entry_is_buried_with_its_reason_and_stops_nobody(
     assert backlog() == dict.fromkeys(STREAMS, 0) | {DEAD: 1}
 
 
-def test_an_entry_that_was_deleted_while_pending_is_forgotten(
+def test_an_entry_deleted_while_pending_is_acknowledged(
     client: redis.Redis[bytes], ingester: Ingester
 ) -> None:
     entry_id = send(client, windows())
@@ -243,7 +243,7 @@ def test_large_batches_are_applied_in_transactions_of_their_own(
     assert applied == [2, 2, 1, 1]
 
 
-def test_batches_count_apart_by_instance_boot_and_stream() -> None:
+def test_batches_are_distinguished_by_instance_boot_and_stream() -> None:
     entries = [
         ingest.Entry(b"1-1", b"", Batch(instance=instance, boot=boot, sequence=1))
         for instance in ("a", "b")
@@ -255,7 +255,7 @@ def test_batches_count_apart_by_instance_boot_and_stream() -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_it_goes_on_after_postgresql_and_redis_went_away(client: redis.Redis[bytes]) -> None:
+def test_it_continues_after_outages_of_postgresql_and_redis(client: redis.Redis[bytes]) -> None:
     with running():
         send(client, windows(1))
         wait_for(lambda: TelemetryRow.objects.count() == 1)
@@ -271,7 +271,7 @@ def test_it_goes_on_after_postgresql_and_redis_went_away(client: redis.Redis[byt
         wait_for(lambda: backlog()[STREAM_TELEMETRY] == 0)
 
 
-def test_the_command_leaves_at_sigterm(client: redis.Redis[bytes]) -> None:
+def test_the_command_stops_at_sigterm(client: redis.Redis[bytes]) -> None:
     command = [sys.executable, "manage.py", "ingest", "--consumer", "by-command"]
     process = subprocess.Popen(command, env=os.environ | {"REDIS_URL": settings.REDIS_URL})
     try:
@@ -300,7 +300,7 @@ def end_other_connections() -> None:
 
 @contextmanager
 def running() -> Iterator[None]:
-    """Run an ingester on a thread of its own, with connections of its own."""
+    """Run an ingester in a thread with its own connections."""
     stop = Event()
 
     def run() -> None:

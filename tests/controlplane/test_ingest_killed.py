@@ -1,6 +1,6 @@
-"""The ingester and PostgreSQL are killed while they work: every count is exact all the same.
+"""The ingester and PostgreSQL are killed while they work, and every count stays exact.
 
-Real processes on a PostgreSQL of their own, since it is killed; it has the schema of the tests'.
+The test runs real processes with their own PostgreSQL, which is killed; it has the tests' schema.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ from embedded.postgres import find_bin
 from embedded.stack import Stack, running
 from tests.rollouts.test_ingestion import window
 
-# Or the tests' own database, whose schema is copied, would not be made.
+# Creates the tests' database, whose schema is copied.
 pytestmark = pytest.mark.django_db
 
 ENTRIES = 1_500
 PER_ENTRY = 10
-# Every so many entries are delivered twice.
+# Each REPEATED-th entry is delivered twice.
 REPEATED = 50
 WITHIN_S = 20.0
 NOW = datetime.now(UTC)
@@ -60,7 +60,7 @@ TABLES = (
 def stack(
     django_db_setup: None, django_db_blocker: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Stack]:
-    """Run a PostgreSQL that may be killed, with our tables, an experiment and a metric."""
+    """Run a PostgreSQL for this module, with all tables."""
     with running(tmp_path_factory.mktemp("killed"), only={"postgres"}) as stack:
         programs = find_bin(os.environ)
         with django_db_blocker.unblock():
@@ -75,7 +75,7 @@ def stack(
 
 @pytest.fixture
 def client(stack: Stack) -> Iterator[redis.Redis[bytes]]:
-    """Empty tables, and streams in a database of their own on the tests' Redis."""
+    """Return a client of a separate Redis database; empty the tables and streams."""
     url = settings.REDIS_URL.rpartition("/")[0] + "/7"
     with psycopg.connect(stack.database_url, autocommit=True) as own:
         own.execute(f"TRUNCATE {', '.join(TABLES)} CASCADE")
@@ -116,7 +116,7 @@ def ingester(stack: Stack, client: redis.Redis[bytes]) -> Iterator[subprocess.Po
 
 
 def send(client: redis.Redis[bytes]) -> int:
-    """Put outcomes, exposures and telemetry into their streams; return how many entries."""
+    """Add outcomes, exposures and telemetry to their streams; return the number of entries."""
     pipe = client.pipeline(transaction=False)
     sent = 0
     for number in range(ENTRIES):
@@ -156,7 +156,7 @@ def entries(number: int) -> dict[str, bytes]:
 
 
 def wait_until_left(client: redis.Redis[bytes], entries_max: int) -> int:
-    """Wait until at most so many entries are left; return how many."""
+    """Wait until at most `entries_max` entries are left; return their number."""
     end = time.monotonic() + WITHIN_S
     while (left := sum(client.xlen(stream) for stream in STREAMS)) > entries_max:
         assert time.monotonic() < end, f"{left} entries are left"
@@ -175,7 +175,7 @@ def expect_exact_counts(stack: Stack) -> None:
         ).fetchone() == (events, events, 3 * ENTRIES, 3 * ENTRIES)
 
 
-def test_a_killed_ingester_and_a_crashed_postgresql_cost_and_repeat_nothing(
+def test_a_killed_ingester_and_a_crashed_postgresql_lose_and_repeat_nothing(
     stack: Stack, client: redis.Redis[bytes]
 ) -> None:
     sent = send(client)
@@ -189,7 +189,7 @@ def test_a_killed_ingester_and_a_crashed_postgresql_cost_and_repeat_nothing(
     with ingester(stack, client):
         wait_until_left(client, left - 1)
         pid = int((Path(stack.state_dir) / "postgres" / "postmaster.pid").read_text().split()[0])
-        # At once and without a word, as in a crash; whoever runs it starts it again.
+        # SIGQUIT ends PostgreSQL at once, as a crash does; the supervisor starts it again.
         os.kill(pid, signal.SIGQUIT)
         assert wait_until_left(client, sent) > 0, "it was done before PostgreSQL crashed"
         wait_until_left(client, 0)

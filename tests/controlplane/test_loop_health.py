@@ -1,4 +1,4 @@
-"""Loops leave marks; whoever asks is told which have stopped, whatever process is dead."""
+"""Loops record pulses; pages, metrics and the API report stopped loops."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.django_db
 
 @pytest.fixture(autouse=True)
 def marks(settings: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[redis.Redis[bytes]]:
-    """No marks, a limit of 30 s, and a process that has been up for long."""
+    """Delete all pulses; set the limit to 30 s and the start of this process to long ago."""
     settings.LOOP_LATE_S = 30
     monkeypatch.setattr(loop_health, "STARTED_AT", -1_000_000.0)
     with redis.Redis.from_url(settings.REDIS_URL) as client:
@@ -50,20 +50,20 @@ def all_turn() -> None:
 
 
 def let_pass(client: redis.Redis[bytes], loop: str, seconds: int) -> None:
-    """Date a loop's mark back, as time would."""
+    """Date a loop's pulse back by `seconds`."""
     now_s, _ = client.time()
     client.delete(KEY + loop)
     client.xadd(KEY + loop, {"v": b""}, id=f"{(now_s - seconds) * 1_000}-0")
 
 
 def late() -> list[str]:
-    return [found.loop.name for found in read_pulses().late]
+    return [pulse.loop.name for pulse in read_pulses().late]
 
 
-def test_a_loop_that_turned_is_not_late() -> None:
+def test_a_loop_with_a_recent_pulse_is_not_late() -> None:
     all_turn()
     assert read_pulses().is_well
-    assert all(found.age_s is not None and found.age_s < 5 for found in read_pulses().loops)
+    assert all(pulse.age_s is not None and pulse.age_s < 5 for pulse in read_pulses().loops)
 
 
 @pytest.mark.parametrize("loop", LOOPS, ids=[loop.name for loop in LOOPS])
@@ -73,13 +73,13 @@ def test_each_loop_is_late_on_its_own(marks: redis.Redis[bytes], loop: Loop) -> 
     assert late() == [loop.name]
 
 
-def test_a_slow_loop_has_the_time_of_its_period(marks: redis.Redis[bytes]) -> None:
+def test_the_limit_of_a_slow_loop_follows_its_period(marks: redis.Redis[bytes]) -> None:
     all_turn()
     let_pass(marks, "sync", 50)
     assert late() == []
 
 
-def test_a_loop_that_never_turned_is_late_once_there_was_time_for_it(
+def test_a_loop_without_a_pulse_is_late_after_its_limit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert late() == [loop.name for loop in LOOPS]
@@ -87,7 +87,7 @@ def test_a_loop_that_never_turned_is_late_once_there_was_time_for_it(
     assert late() == []
 
 
-def test_a_control_plane_that_was_off_for_a_night_starts_without_an_alarm(
+def test_a_restart_after_a_night_raises_no_alarm(
     marks: redis.Redis[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for loop in LOOPS:
@@ -101,7 +101,7 @@ def test_the_loops_are_tasks_of_the_schedule_and_the_ingester() -> None:
     assert turners - {"ingest"} <= set(CELERY_BEAT_SCHEDULE)
 
 
-def test_a_task_that_ends_well_leaves_its_mark_and_one_that_fails_does_not(
+def test_a_successful_task_records_a_pulse_and_a_failed_one_does_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     app.set_current()
@@ -112,9 +112,9 @@ def test_a_task_that_ends_well_leaves_its_mark_and_one_that_fails_does_not(
     assert "deployments" in late()
 
 
-def test_an_ingester_that_takes_turns_leaves_marks(marks: redis.Redis[bytes]) -> None:
+def test_the_ingester_records_pulses(marks: redis.Redis[bytes]) -> None:
     class Once:
-        """Ends the loop after one turn."""
+        """An event that ends the loop after one turn."""
 
         turns = 0
 
@@ -126,28 +126,30 @@ def test_an_ingester_that_takes_turns_leaves_marks(marks: redis.Redis[bytes]) ->
     assert "ingest" not in late()
 
 
-def test_readiness_names_the_late_and_still_lets_people_in(
+def test_readiness_lists_late_loops_and_stays_ready(
     client: Client, marks: redis.Redis[bytes]
 ) -> None:
     all_turn()
     let_pass(marks, "tick", 61)
-    answer = client.get("/healthz/ready")
-    assert (answer.status_code, answer.json()["late"]) == (200, ["tick"])
-    assert answer.json()["loops"]["tick"] == pytest.approx(61, abs=2)
+    response = client.get("/healthz/ready")
+    assert (response.status_code, response.json()["late"]) == (200, ["tick"])
+    assert response.json()["loops"]["tick"] == pytest.approx(61, abs=2)
 
 
-def test_the_health_of_the_loops_is_a_status_of_its_own(
+def test_the_loops_have_their_own_health_endpoint(
     client: Client, marks: redis.Redis[bytes]
 ) -> None:
     all_turn()
     assert client.get("/healthz/loops").status_code == 200
     let_pass(marks, "ingest", 61)
-    answer = client.get("/healthz/loops")
-    assert (answer.status_code, answer.json()["late"]) == (503, ["ingest"])
+    response = client.get("/healthz/loops")
+    assert (response.status_code, response.json()["late"]) == (503, ["ingest"])
 
 
 @pytest.mark.parametrize("path", ["/", "/models/", "/rollouts/", "/experiments/", "/tokens/"])
-def test_every_page_says_it(page: Client, marks: redis.Redis[bytes], path: str) -> None:
+def test_every_page_reports_a_stopped_loop(
+    page: Client, marks: redis.Redis[bytes], path: str
+) -> None:
     all_turn()
     assert "has stopped in part" not in page.get(path).content.decode()
     let_pass(marks, "tick", 61)
@@ -156,14 +158,14 @@ def test_every_page_says_it(page: Client, marks: redis.Redis[bytes], path: str) 
     assert "no rollout moves" in shown
 
 
-def test_an_open_page_learns_it(page: Client, marks: redis.Redis[bytes]) -> None:
+def test_an_open_page_refreshes_the_banner(page: Client, marks: redis.Redis[bytes]) -> None:
     all_turn()
     assert 'hx-get="/loops/"' in page.get("/").content.decode()
     let_pass(marks, "delivery", 61)
     assert "notifications are not sent" in page.get("/loops/").content.decode()
 
 
-def test_metrics_tell_age_and_lateness(client: Client, marks: redis.Redis[bytes]) -> None:
+def test_metrics_export_age_and_lateness(client: Client, marks: redis.Redis[bytes]) -> None:
     all_turn()
     let_pass(marks, "tick", 61)
     owner = User.objects.create_user("prometheus")
@@ -174,44 +176,44 @@ def test_metrics_tell_age_and_lateness(client: Client, marks: redis.Redis[bytes]
     assert 'interlock_control_loop_age_seconds{loop="tick"} 61' in text
 
 
-def test_without_redis_it_is_said_that_nobody_knows(
+def test_without_redis_the_state_is_reported_as_unknown(
     page: Client, settings: Any, client: Client
 ) -> None:
     settings.REDIS_URL = "redis://127.0.0.1:1/0"
     pulses = read_pulses()
     assert not pulses.is_well
-    assert "Redis does not answer" in loops_document(pulses)["trouble"]
-    assert "Redis does not answer" in page.get("/").content.decode()
+    assert "Redis is unreachable" in loops_document(pulses)["trouble"]
+    assert "Redis is unreachable" in page.get("/").content.decode()
     record_pulse("rollouts.tick")
 
 
-def test_a_watchdog_tells_targets_of_all_models_once(marks: redis.Redis[bytes]) -> None:
+def test_the_watchdog_notifies_targets_of_all_models_once(marks: redis.Redis[bytes]) -> None:
     NotificationTarget.objects.create(
         name="all", kind="webhook", address="http://127.0.0.1:1/", created_at=database_now()
     )
     all_turn()
-    dog = Watchdog()
-    assert dog.look() == []
+    watchdog = Watchdog()
+    assert watchdog.check() == []
     let_pass(marks, "tick", 61)
-    assert (dog.look(), dog.look()) == (["tick"], [])
+    assert (watchdog.check(), watchdog.check()) == (["tick"], [])
     (message,) = OutboxMessage.objects.all()
     assert message.event == "loop.stopped"
     assert "no rollout moves" in message.payload["reason"]
     record_pulse("rollouts.tick")
-    assert dog.look() == []
+    assert watchdog.check() == []
     let_pass(marks, "tick", 61)
-    assert dog.look() == ["tick"]
+    assert watchdog.check() == ["tick"]
 
 
-def test_a_watchdog_delivers_what_it_tells_when_nobody_else_does(
+def test_the_watchdog_delivers_while_the_delivery_loop_is_stopped(
     marks: redis.Redis[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deliveries: list[int] = []
     monkeypatch.setattr("controlplane.watchdog.deliver_due", lambda: deliveries.append(1))
     all_turn()
     let_pass(marks, "tick", 61)
-    Watchdog().look()
+    Watchdog().check()
     assert deliveries == []
     let_pass(marks, "delivery", 61)
-    Watchdog().look()
+    Watchdog().check()
     assert deliveries == [1]

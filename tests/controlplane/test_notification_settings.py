@@ -1,4 +1,4 @@
-"""What notifications are told by the environment."""
+"""Environment variables of notifications."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def test_a_mail_server_is_named_by_a_url(
     tls: tuple[bool, bool],
 ) -> None:
     monkeypatch.setenv("X", url)
-    found = env.mail_server("X")
+    server = env.mail_server("X")
 
-    assert (found["host"], found["port"]) == (host, port)
-    assert (found["username"], found["password"]) == login
-    assert (found["use_tls"], found["use_ssl"]) == tls
+    assert (server["host"], server["port"]) == (host, port)
+    assert (server["username"], server["password"]) == login
+    assert (server["use_tls"], server["use_ssl"]) == tls
 
 
 def test_without_a_url_there_is_no_mail_server(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,18 +41,21 @@ def test_without_a_url_there_is_no_mail_server(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("url", ["mail:25", "http://mail", "smtp://", "smtp://mail:x"])
-def test_what_names_no_mail_server_is_refused(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+def test_an_invalid_url_of_a_mail_server_is_refused(
+    monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
     monkeypatch.setenv("X", url)
     with pytest.raises(SettingError, match="X "):
         env.mail_server("X")
 
 
-def test_the_embedded_stack_links_to_itself_unless_told_otherwise() -> None:
-    kept = generate_secrets()
-    given = {"INTERLOCK_PUBLIC_URL": "https://interlock.example"}
-    own, told = (
-        interlock_parts.environment(base, ROOT, USUAL_PORTS, kept, "") for base in ({}, given)
+def test_the_embedded_stack_links_to_itself_by_default() -> None:
+    secrets = generate_secrets()
+    variables = {"INTERLOCK_PUBLIC_URL": "https://interlock.example"}
+    default, custom = (
+        interlock_parts.environment(base, ROOT, USUAL_PORTS, secrets, "")
+        for base in ({}, variables)
     )
 
-    assert own["INTERLOCK_PUBLIC_URL"] == own["INTERLOCK_CONTROL_URL"]
-    assert told["INTERLOCK_PUBLIC_URL"] == "https://interlock.example"
+    assert default["INTERLOCK_PUBLIC_URL"] == default["INTERLOCK_CONTROL_URL"]
+    assert custom["INTERLOCK_PUBLIC_URL"] == "https://interlock.example"

@@ -1,4 +1,4 @@
-"""The OpenAPI document is valid, and its names are names: clients are made from it."""
+"""The OpenAPI document is valid and has readable names, as clients are generated from it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import yaml
 from django.core.management import call_command
 
 
-def test_it_is_valid_and_made_without_warnings(tmp_path: Path) -> None:
+def test_it_is_valid_and_generated_without_warnings(tmp_path: Path) -> None:
     path = tmp_path / "schema.yaml"
 
     call_command("spectacular", "--fail-on-warn", "--validate", file=str(path))

@@ -1,4 +1,4 @@
-"""Passwords are changed, and reset by a real mail; what is known is told to nobody."""
+"""Changing a password, and resetting it by mail without revealing which names exist."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def settings_of(box: Mailbox) -> dict[str, Any]:
     return {"host": "127.0.0.1", "port": box.port}
 
 
-def test_a_change_needs_the_old_one_and_ends_other_sessions(anna: User) -> None:
+def test_a_change_needs_the_old_password_and_ends_other_sessions(anna: User) -> None:
     here, elsewhere = Client(), Client()
     for client in (here, elsewhere):
         client.force_login(anna)
@@ -62,7 +62,7 @@ def test_a_mail_resets_it_once(anna: User, settings: Any) -> None:
         settings.EMAIL_SERVER = settings_of(box)
         assert Client().post("/password/reset/", {"email": anna.email}).status_code == 302
         (mail,) = mails_of(box, 1)
-        # A second one within ten minutes is not sent, and that is not told.
+        # A second mail within ten minutes is not sent; the response is the same.
         assert Client().post("/password/reset/", {"email": anna.email}).status_code == 302
     link = re.search(r"https://interlock\.example(/password/reset/\S+)", mail)
     assert link
@@ -77,7 +77,7 @@ def test_a_mail_resets_it_once(anna: User, settings: Any) -> None:
     assert [entry.action for entry in logged] == ["password.reset_asked", "password.reset"]
 
 
-def test_an_unknown_address_gets_the_same_answer(anna: User, settings: Any) -> None:
+def test_an_unknown_address_gets_the_same_response(anna: User, settings: Any) -> None:
     with mail_server() as box:
         settings.EMAIL_SERVER = settings_of(box)
         known = Client().post("/password/reset/", {"email": anna.email})
@@ -86,7 +86,7 @@ def test_an_unknown_address_gets_the_same_answer(anna: User, settings: Any) -> N
     assert (known.status_code, known.url) == (unknown.status_code, unknown.url)
 
 
-def test_without_a_mail_server_it_says_whom_to_ask(anna: User) -> None:
-    answer = Client().get("/password/reset/")
-    assert "changepassword" in answer.content.decode()
+def test_without_a_mail_server_the_page_shows_the_command(anna: User) -> None:
+    response = Client().get("/password/reset/")
+    assert "changepassword" in response.content.decode()
     assert Client().post("/password/reset/", {"email": anna.email}).status_code == 409

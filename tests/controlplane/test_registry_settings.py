@@ -1,4 +1,4 @@
-"""What the registry may be told by the environment reaches the settings; a bad value is named."""
+"""Environment variables of the registry reach the settings; errors name the variable."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ def test_the_registrys_settings_come_from_the_environment() -> None:
         "INTERLOCK_REGISTER_DIR": "/srv/models",
         "INTERLOCK_REGISTER_HOSTS": "Models.example, localhost:8443",
     }
-    told = (
+    program = (
         "from tests import settings as s; print(s.MLFLOW_PUBLIC_URL, s.MLFLOW_WEBHOOK_SECRET, "
         "s.REGISTER_DIR, *s.REGISTER_HOSTS)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", told],
+        [sys.executable, "-c", program],
         cwd=Path(__file__).parents[2],
         env={**os.environ, **variables},
         capture_output=True,
         text=True,
         check=True,
     )
-    # Links for people carry no password.
+    # The public URL contains no password.
     expected = ["http://mlflow:5000", SHARED, "/srv/models", "models.example", "localhost:8443"]
     assert done.stdout.split() == expected
 
 
-def test_the_address_for_people_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_public_url_can_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("X", "https://mlflow.example/sub/")
     assert env.public_url("X", "http://mlflow:5000") == "https://mlflow.example/sub"
     monkeypatch.setenv("X", "")

@@ -1,5 +1,5 @@
-"""What grows is dropped when its time is over, never what is live, and never what a decision was
-made from; what was freed is shown.
+"""Retention deletes expired rows, but never rows of live rollouts or evidence of decisions, and
+reports the freed space.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from apps.rollouts.states import Phase
 from controlplane import env
 from controlplane.models import RetentionRun
 from controlplane.retention.declared import KINDS
-from controlplane.retention.drops import WAYS, Way
+from controlplane.retention.drops import RULES, Rule
 from controlplane.retention.run import run_retention
 from tests.experiments.factories import NOW_MS, make_draft, make_metric, outcome
 from tests.rollouts.factories import make_baking, make_model, send
@@ -87,7 +87,7 @@ def freeze(rollout: Rollout, count: int) -> None:
 # --- windows -------------------------------------------------------------------------------------
 
 
-def test_windows_go_after_their_days() -> None:
+def test_windows_are_deleted_after_their_retention() -> None:
     now = database_now()
     make_model()
     send("stable", 5, at=now)
@@ -98,7 +98,7 @@ def test_windows_go_after_their_days() -> None:
     assert run_of("windows").rows_total >= 1
 
 
-def test_no_window_goes_that_a_live_rollout_may_count() -> None:
+def test_windows_of_a_live_rollout_are_kept() -> None:
     rollout = baking()
     send("stable", 5, at=database_now())
     run_retention(database_now() + 100 * DAY)
@@ -119,7 +119,7 @@ def test_zero_keeps_for_ever(settings: Any) -> None:
 # --- decisions and their evidence ----------------------------------------------------------------
 
 
-def test_of_a_rollout_long_ended_the_last_answers_stay_with_their_evidence() -> None:
+def test_the_last_evaluations_of_an_old_rollout_are_kept_with_their_evidence() -> None:
     old, live = ended(200), baking()
     long_ago = database_now() - 201 * DAY
     for rollout in (old, live):
@@ -134,7 +134,7 @@ def test_of_a_rollout_long_ended_the_last_answers_stay_with_their_evidence() -> 
     assert (live.evaluations.count(), live.intervals.count()) == (4, 9)
 
 
-def test_a_rollout_that_ended_of_late_keeps_its_log() -> None:
+def test_a_recently_ended_rollout_keeps_its_log() -> None:
     rollout = ended(10)
     evaluate(rollout, database_now() - 11 * DAY)
     evaluate(rollout, database_now() - 11 * DAY)
@@ -142,7 +142,7 @@ def test_a_rollout_that_ended_of_late_keeps_its_log() -> None:
     assert rollout.evaluations.count() == 2
 
 
-def test_decisions_go_where_that_is_set(settings: Any) -> None:
+def test_decisions_are_deleted_after_their_retention(settings: Any) -> None:
     settings.RETENTION_DAYS = {**settings.RETENTION_DAYS, "decisions": 365}
     together = [ended(400, "a"), ended(400, "b")]
     Rollout.objects.update(ended_at=database_now() - 400 * DAY)
@@ -167,7 +167,7 @@ def received(days_ago: float) -> None:
     OutcomeRow.objects.update(received_at=at, occurred_at=at)
 
 
-def test_outcomes_go_in_the_order_of_their_arrival() -> None:
+def test_outcomes_are_deleted_in_the_order_of_arrival() -> None:
     make_metric()
     now = datetime.fromtimestamp(NOW_MS / 1_000, UTC)
     record(now, "a", "b")
@@ -180,7 +180,7 @@ def test_outcomes_go_in_the_order_of_their_arrival() -> None:
     assert run_of("outcomes").rows_total == 2
 
 
-def test_outcomes_stay_that_a_running_experiment_may_count() -> None:
+def test_outcomes_of_a_running_experiment_are_kept() -> None:
     draft = make_draft()
     started = database_now() - 600 * DAY
     Experiment.objects.update(state=ExperimentState.RUNNING, started_at=started, covariate_s=86_400)
@@ -188,10 +188,10 @@ def test_outcomes_stay_that_a_running_experiment_may_count() -> None:
     received(500)
     run_retention(database_now())
     assert OutcomeRow.objects.exists()
-    assert run_of("outcomes").held == f"experiment {draft.name} goes on"
+    assert run_of("outcomes").held == f"experiment {draft.name} is in progress"
 
 
-def test_an_outcome_that_would_not_be_kept_is_not_taken(settings: Any) -> None:
+def test_an_expired_outcome_is_refused(settings: Any) -> None:
     settings.RETENTION_DAYS = {**settings.RETENTION_DAYS, "outcomes": 30}
     make_metric()
     now = datetime.fromtimestamp(NOW_MS / 1_000, UTC)
@@ -208,7 +208,7 @@ def test_an_outcome_that_would_not_be_kept_is_not_taken(settings: Any) -> None:
         ({"state": ExperimentState.COMPLETED}, 0),
     ],
 )
-def test_exposures_go_when_their_experiment_is_over(fields: dict[str, Any], left: int) -> None:
+def test_exposures_are_deleted_after_their_experiment(fields: dict[str, Any], left: int) -> None:
     experiment = make_draft()
     long_ago = database_now() - 200 * DAY
     Experiment.objects.update(**({"ended_at": long_ago, "started_at": long_ago} | fields))
@@ -219,10 +219,10 @@ def test_exposures_go_when_their_experiment_is_over(fields: dict[str, Any], left
     assert ExposureRow.objects.count() == left
 
 
-# --- what is simple ------------------------------------------------------------------------------
+# --- other kinds ---------------------------------------------------------------------------------
 
 
-def test_the_rest_goes_by_its_age() -> None:
+def test_other_rows_are_deleted_by_age() -> None:
     long_ago = database_now() - 1_000 * DAY
     model = make_model()
     at = {"first_at": long_ago, "last_at": long_ago}
@@ -244,18 +244,18 @@ def test_the_rest_goes_by_its_age() -> None:
     assert not IngestedBatch.objects.exists()
 
 
-def test_one_kind_that_fails_stops_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_kind_does_not_stop_others(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: Any) -> Any:
         raise DatabaseError("no such thing")
 
-    monkeypatch.setitem(WAYS, "windows", Way(fail, ()))
+    monkeypatch.setitem(RULES, "windows", Rule(fail, ()))
     Session.objects.create(session_key="k", session_data="", expire_date=database_now() - 9 * DAY)
     run_retention(database_now())
     assert not Session.objects.exists()
     assert run_of("windows").error == "no such thing"
 
 
-def test_a_run_without_time_goes_on_with_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_without_time_continues_with_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     rollouts = [ended(300 + n, f"m{n}") for n in range(4)]
     for rollout in rollouts:
         freeze(rollout, 1)
@@ -267,10 +267,10 @@ def test_a_run_without_time_goes_on_with_the_next(monkeypatch: pytest.MonkeyPatc
     assert not run_of("intervals").is_behind
 
 
-# --- what is shown -------------------------------------------------------------------------------
+# --- reporting -----------------------------------------------------------------------------------
 
 
-def test_people_and_programs_see_it(admin_client: Client, settings: Any) -> None:
+def test_pages_and_api_report_deletions(admin_client: Client, settings: Any) -> None:
     settings.RETENTION_DAYS = {**settings.RETENTION_DAYS, "windows": 1}
     Session.objects.create(session_key="k", session_data="", expire_date=database_now() - 9 * DAY)
     rollout = baking()
@@ -281,19 +281,19 @@ def test_people_and_programs_see_it(admin_client: Client, settings: Any) -> None
     rows = {row["name"]: row for row in admin_client.get("/api/v1/retention/").json()}
     assert rows["sessions"]["rows_freed_total"] == 1
     assert rows["sessions"]["variable"] == "INTERLOCK_KEEP_SESSIONS_DAYS"
-    told = admin_client.get("/healthz/loops").json()["retention"]
-    assert (told["rows_freed"], told["failed"]) == (1, [])
+    summary = admin_client.get("/healthz/loops").json()["retention"]
+    assert (summary["rows_freed"], summary["failed"]) == (1, [])
 
 
-def test_the_task_makes_a_pulse_and_every_kind_a_row() -> None:
+def test_the_task_creates_a_row_for_every_kind() -> None:
     from controlplane.tasks import retention_task
 
     retention_task()
-    assert set(RetentionRun.objects.values_list("name", flat=True)) == set(WAYS)
-    assert {kind.name for kind in KINDS} == set(WAYS)
+    assert set(RetentionRun.objects.values_list("name", flat=True)) == set(RULES)
+    assert {kind.name for kind in KINDS} == set(RULES)
 
 
-def test_a_setting_says_what_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_setting_names_the_valid_values(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INTERLOCK_KEEP_SKETCHES_DAYS", "3")
     with pytest.raises(env.SettingError, match="0 \\(for ever\\) or at least 8"):
         env.days("INTERLOCK_KEEP_SKETCHES_DAYS", 35, at_least=8)

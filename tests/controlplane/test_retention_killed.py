@@ -1,4 +1,4 @@
-"""Old rows are dropped while new ones come in, and the dropping is killed again and again."""
+"""Retention is killed repeatedly while new rows arrive; it loses no row that must stay."""
 
 from __future__ import annotations
 
@@ -57,15 +57,15 @@ OUTCOMES = """
 
 @pytest.fixture
 def old(stack: Stack) -> Iterator[psycopg.Connection[object]]:
-    """A month of windows in partitions of a day, and of outcomes that are over."""
+    """Insert a month of windows, in partitions of a day, and a month of expired outcomes."""
     with psycopg.connect(stack.database_url, autocommit=True) as own:
         own.execute("SET TimeZone = 'UTC'")
-        found = own.execute(
+        partitions = own.execute(
             "SELECT inhrelid::regclass::text FROM pg_inherits "
             "WHERE inhparent = 'rollouts_telemetryrow'::regclass "
             "AND inhrelid::regclass::text NOT LIKE '%_rest'"
         ).fetchall()
-        for (name,) in found:
+        for (name,) in partitions:
             own.execute(f"DROP TABLE {name}")
         for n in range(DAYS + 1):
             start, end = own.execute(
@@ -80,13 +80,13 @@ def old(stack: Stack) -> Iterator[psycopg.Connection[object]]:
 
 
 def left(own: psycopg.Connection[object], days: int) -> int:
-    found = own.execute(
+    row = own.execute(
         "SELECT (SELECT count(*) FROM rollouts_telemetryrow "
         "        WHERE instance = 'old' AND ended_at < now() - %s * interval '1 day')"
         " + (SELECT count(*) FROM experiments_outcomerow WHERE event_id LIKE 'old-%%')",
         [days],
     ).fetchone()
-    return found[0]
+    return row[0]
 
 
 def start(stack: Stack) -> subprocess.Popen[bytes]:
@@ -97,13 +97,13 @@ def start(stack: Stack) -> subprocess.Popen[bytes]:
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What comes in meanwhile is of now, and so may not go."""
+    """Date incoming windows now, so that they must not be deleted."""
     at_ms = round(time.time() * 1_000)
     times = {"started_at_ms": at_ms, "ended_at_ms": at_ms, "interval_started_at_ms": at_ms}
     monkeypatch.setattr(test_ingest_killed, "window", lambda **f: window(**times, **f))
 
 
-def test_a_killed_run_loses_nothing_and_the_next_one_goes_on(
+def test_a_killed_run_loses_nothing_and_the_next_one_continues(
     stack: Stack, client: redis.Redis[bytes], old: psycopg.Connection[object]
 ) -> None:
     before = left(old, 15)
@@ -112,7 +112,7 @@ def test_a_killed_run_loses_nothing_and_the_next_one_goes_on(
     with ingester(stack, client):
         for _ in range(KILLS):
             process = start(stack)
-            # Somewhere in its work, or before it.
+            # A random time during its work, or before it.
             end = time.monotonic() + chance.uniform(0.5, 3.0)
             while time.monotonic() < end and process.poll() is None:
                 time.sleep(0.01)

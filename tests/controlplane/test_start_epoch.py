@@ -1,4 +1,4 @@
-"""The command that begins an epoch asks, unless it is told not to, and says what it did."""
+"""`manage.py start_epoch` asks for confirmation and prints the result."""
 
 from __future__ import annotations
 
@@ -26,31 +26,31 @@ def answer(monkeypatch: pytest.MonkeyPatch, words: str) -> None:
     monkeypatch.setattr("builtins.input", lambda _: words)
 
 
-def test_it_begins_the_next_epoch_and_says_what_is_published() -> None:
+def test_it_starts_the_next_epoch_and_prints_the_generation() -> None:
     make_baking(make_model())
-    told = run("--yes")
-    assert told == (
-        "epoch 1 began: generation 1 of epoch 1 is published; generation 1 was the newest before\n"
+    output = run("--yes")
+    assert output == (
+        "epoch 1 started: published generation 1 of epoch 1; the latest generation before was 1\n"
     )
     assert AuditEntry.objects.get(action="epoch.started").origin == "manage.py start_epoch"
 
 
-def test_without_a_terminal_it_asks_for_a_yes() -> None:
-    with pytest.raises(CommandError, match="say --yes"):
+def test_without_a_terminal_it_requires_the_option() -> None:
+    with pytest.raises(CommandError, match="confirm with --yes"):
         run()
     assert not Epoch.objects.exists()
 
 
-def test_it_shows_what_the_fleet_serves_and_wants_the_number(monkeypatch: Any) -> None:
+def test_it_lists_the_instances_and_asks_for_the_number(monkeypatch: Any) -> None:
     make_instance("edge-1", applied_generation=500)
     out = StringIO()
     answer(monkeypatch, "yes")
-    with pytest.raises(CommandError, match="Nothing has changed"):
+    with pytest.raises(CommandError, match="nothing has changed"):
         call_command("start_epoch", "--reason", "restored", stdout=out)
     assert "instance edge-1 serves generation 500" in out.getvalue()
     assert not Epoch.objects.exists()
     answer(monkeypatch, "1")
-    assert "epoch 1 began" in run()
+    assert "epoch 1 started" in run()
 
 
 def test_a_number_that_is_taken_is_refused() -> None:

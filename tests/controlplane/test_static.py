@@ -1,4 +1,4 @@
-"""Static files: hashed names that are kept for ever, compressed for whoever takes it."""
+"""Static files: hashed names, long cache times, and gzip for clients that accept it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ GZIP = {"Accept-Encoding": "br, gzip"}
 FOR_EVER = "max-age=315360000"
 
 
-def body_of(answer: Any) -> bytes:
-    body = b"".join(answer)
-    answer.close()
+def body_of(response: Any) -> bytes:
+    body = b"".join(response)
+    response.close()
     return body
 
 
@@ -30,29 +30,31 @@ def test_a_page_names_a_file_by_the_hash_of_its_content() -> None:
     assert static("nothing/like.this") == "/static/nothing/like.this"
 
 
-def test_by_its_hash_it_is_kept_for_ever_and_compressed(client: Client) -> None:
-    answer = client.get(static("interlock/app.js"), headers=GZIP)
-    assert FOR_EVER in answer["cache-control"]
-    assert "immutable" in answer["cache-control"]
-    assert (answer["content-encoding"], answer["vary"]) == ("gzip", "Accept-Encoding")
-    assert gzip.decompress(body_of(answer)) == SOURCE.read_bytes()
+def test_a_hashed_name_is_cached_for_ever_and_compressed(client: Client) -> None:
+    response = client.get(static("interlock/app.js"), headers=GZIP)
+    assert FOR_EVER in response["cache-control"]
+    assert "immutable" in response["cache-control"]
+    assert (response["content-encoding"], response["vary"]) == ("gzip", "Accept-Encoding")
+    assert gzip.decompress(body_of(response)) == SOURCE.read_bytes()
 
 
 @pytest.mark.parametrize("accepted", ["", "br", "gzip;q=0", "identity"])
-def test_who_takes_nothing_compressed_gets_it_as_it_is(client: Client, accepted: str) -> None:
-    answer = client.get(static("interlock/app.js"), headers={"Accept-Encoding": accepted})
-    assert "content-encoding" not in answer
-    assert body_of(answer) == SOURCE.read_bytes()
+def test_without_gzip_the_file_is_sent_uncompressed(client: Client, accepted: str) -> None:
+    response = client.get(static("interlock/app.js"), headers={"Accept-Encoding": accepted})
+    assert "content-encoding" not in response
+    assert body_of(response) == SOURCE.read_bytes()
 
 
 @pytest.mark.parametrize("name", ["app.js", "app.0123456789ab.js"])
-def test_by_another_name_it_is_the_present_one_and_not_kept_long(client: Client, name: str) -> None:
-    answer = client.get(f"/static/interlock/{name}")
-    assert body_of(answer) == SOURCE.read_bytes()
-    assert FOR_EVER not in answer["cache-control"]
+def test_another_name_gets_the_current_file_with_a_short_cache_time(
+    client: Client, name: str
+) -> None:
+    response = client.get(f"/static/interlock/{name}")
+    assert body_of(response) == SOURCE.read_bytes()
+    assert FOR_EVER not in response["cache-control"]
 
 
-def test_what_the_browser_has_is_not_sent_again(client: Client) -> None:
+def test_a_cached_file_is_not_sent_again(client: Client) -> None:
     url = static("interlock/app.js")
     tag = client.head(url)["etag"]
     assert client.get(url, headers={"If-None-Match": tag} | GZIP).status_code == 304

@@ -1,4 +1,4 @@
-"""The page of API tokens: a secret is shown once, and everybody sees their own tokens only."""
+"""The page of API tokens: a secret is shown once, and users see only their own tokens."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def anna(client: Client) -> Client:
     return client
 
 
-def test_a_secret_is_shown_once_and_kept_as_a_digest(anna: Client) -> None:
+def test_a_secret_is_shown_once_and_stored_as_a_digest(anna: Client) -> None:
     response = anna.post("/tokens/", {"name": "ci"})
 
-    found = re.search(r"ilk_[\w-]+", response.content.decode())
+    secret = re.search(r"ilk_[\w-]+", response.content.decode())
     assert response.status_code == 201
-    assert found is not None
-    assert ApiToken.objects.get().digest == digest_token(found[0])
-    assert found[0] not in anna.get("/tokens/").content.decode()
+    assert secret is not None
+    assert ApiToken.objects.get().digest == digest_token(secret[0])
+    assert secret[0] not in anna.get("/tokens/").content.decode()
     assert "no-store" in response.headers["cache-control"]
 
 
@@ -37,7 +37,7 @@ def test_a_token_needs_a_name(anna: Client) -> None:
     assert not ApiToken.objects.exists()
 
 
-def test_a_revoked_token_is_gone_and_audited(anna: Client) -> None:
+def test_a_revoked_token_is_deleted_and_audited(anna: Client) -> None:
     anna.post("/tokens/", {"name": "ci"})
 
     post_yes(anna, f"/tokens/{ApiToken.objects.get().pk}/revoke/")
@@ -47,7 +47,7 @@ def test_a_revoked_token_is_gone_and_audited(anna: Client) -> None:
     assert list(actions) == ["token.made", "token.revoked"]
 
 
-def test_another_persons_token_is_neither_seen_nor_revoked(anna: Client) -> None:
+def test_another_users_token_is_neither_shown_nor_revoked(anna: Client) -> None:
     other, _ = ApiToken.issue(user_id=User.objects.create_user("otto").pk, name="ottos-own")
 
     assert "ottos-own" not in anna.get("/tokens/").content.decode()
@@ -55,7 +55,7 @@ def test_another_persons_token_is_neither_seen_nor_revoked(anna: Client) -> None
     assert ApiToken.objects.filter(pk=other.pk).exists()
 
 
-def test_the_admin_brings_the_icon_and_asks_for_no_other(admin_client):
+def test_the_admin_uses_interlocks_icon(admin_client):
     page = admin_client.get("/admin/").content.decode()
     assert re.search(r"interlock/icon\.[0-9a-f]{12}\.svg", page)
     assert "Refused outcomess" not in page

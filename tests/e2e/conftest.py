@@ -1,4 +1,4 @@
-"""One whole stack for all end-to-end tests: every server real, every process ours."""
+"""One whole stack for all end-to-end tests, with real servers and all Interlock processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs real child processes under a supervisor, and sees to it that none outlives its test."""
+"""Runs real child processes under a supervisor; none outlives its test."""
 
 from __future__ import annotations
 
@@ -18,16 +18,18 @@ Supervise = Callable[..., Supervisor]
 
 @pytest.fixture
 async def supervise(tmp_path: Path) -> AsyncIterator[Supervise]:
-    """Makes a supervisor of the given parts; what it says is in `supervisor.console.stream`."""
-    made: list[Supervisor] = []
+    """Return a function that creates a supervisor; `supervisor.console.stream` has its output."""
+    supervisors: list[Supervisor] = []
 
     def make(*parts: Part, **settings: float) -> Supervisor:
         console = Console(stream=io.StringIO())
         record = ProcessRecord(tmp_path / "processes.json")
-        made.append(Supervisor(parts, logs=tmp_path, console=console, record=record, **settings))
-        return made[-1]
+        supervisors.append(
+            Supervisor(parts, logs=tmp_path, console=console, record=record, **settings)
+        )
+        return supervisors[-1]
 
     yield make
-    for supervisor in made:
+    for supervisor in supervisors:
         supervisor.kill()
         await supervisor.stop()

@@ -1,4 +1,4 @@
-"""The compose file starts the same processes as the embedded stack, with no secret of its own."""
+"""The compose file starts the same processes as the embedded stack and contains no secret."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from embedded.triton import CONTROL_HEADER, RESTRICTED_APIS
 
 TEXT = (ROOT / "docker-compose.yml").read_text()
 SERVICES: dict[str, Any] = yaml.safe_load(TEXT)["services"]
-# Compose tells each service what it needs; these the embedded stack gives to everybody.
+# Compose sets these for the data plane only; the embedded stack sets them for all processes.
 DATAPLANE_ONLY = {
     "INTERLOCK_CONTROL_URL",
     "INTERLOCK_INSTANCE_NAME",
@@ -33,21 +33,23 @@ def embedded_environment() -> dict[str, str]:
     )
 
 
-def test_every_part_of_ours_has_a_service() -> None:
+def test_every_interlock_part_has_a_service() -> None:
     parts = {part.name for part in interlock_parts.parts(ROOT, USUAL_PORTS, {})}
 
     assert parts - {"bootstrap"} <= SERVICES.keys()
 
 
 @pytest.mark.parametrize("service", ["web", "worker", "beat", "ingest", "migrate"])
-def test_the_control_plane_gets_what_the_embedded_one_gets(service: str) -> None:
-    wanted = {name for name in embedded_environment() if name.startswith(("INTERLOCK", "DATABASE"))}
+def test_the_control_plane_has_the_embedded_variables(service: str) -> None:
+    expected = {
+        name for name in embedded_environment() if name.startswith(("INTERLOCK", "DATABASE"))
+    }
     admin = {"INTERLOCK_ADMIN_USERNAME", "INTERLOCK_ADMIN_PASSWORD"}
 
-    assert wanted - admin - DATAPLANE_ONLY <= SERVICES[service]["environment"].keys()
+    assert expected - admin - DATAPLANE_ONLY <= SERVICES[service]["environment"].keys()
 
 
-def test_the_data_plane_gets_what_it_needs_and_no_database() -> None:
+def test_the_data_plane_has_its_variables_and_no_database() -> None:
     environment = SERVICES["dataplane"]["environment"].keys()
 
     assert environment == {variable.name for variable in config.variables()}
@@ -61,7 +63,7 @@ def test_no_secret_has_a_default() -> None:
         assert all(rest.startswith(":?") for _, rest in uses)
 
 
-def test_triton_is_unprivileged_asks_for_the_token_and_meets_those_who_need_it() -> None:
+def test_triton_is_unprivileged_requires_the_token_and_is_on_its_own_network() -> None:
     triton = SERVICES["triton"]
     on_its_network = {name for name, s in SERVICES.items() if "models" in s.get("networks", [])}
 
@@ -77,7 +79,7 @@ def test_triton_is_unprivileged_asks_for_the_token_and_meets_those_who_need_it()
     assert f"{RESTRICTED_APIS}:{CONTROL_HEADER}=" in start
 
 
-def test_the_data_plane_has_no_token_of_triton_and_no_login_of_mlflow() -> None:
+def test_the_data_plane_has_no_triton_token_and_no_mlflow_login() -> None:
     env = embedded_environment()
     (embedded,) = (
         p for p in interlock_parts.parts(ROOT, USUAL_PORTS, env) if p.name == "dataplane"
@@ -86,22 +88,22 @@ def test_the_data_plane_has_no_token_of_triton_and_no_login_of_mlflow() -> None:
     for environment in (embedded.env, SERVICES["dataplane"]["environment"]):
         assert not {"INTERLOCK_TRITON_TOKEN", "MLFLOW_TRACKING_PASSWORD"} & environment.keys()
         assert not {"DATABASE_URL", "INTERLOCK_SECRET_KEY"} & environment.keys()
-    # A secret that somebody adds goes to nobody by itself.
+    # A new secret must not reach the data plane by accident.
     secret = {n for n in embedded.env if re.search("PASSWORD$|SECRET|TOKEN$", n)}
     assert secret == {"INTERLOCK_INSTANCE_TOKEN", "INTERLOCK_OPERATOR_TOKEN"}
 
 
-def test_every_variable_is_explained_in_the_example() -> None:
+def test_every_variable_is_in_the_example() -> None:
     example = (ROOT / ".env.example").read_text()
     explained = set(re.findall(r"^#?([A-Z_]+)=", example, re.MULTILINE))
     used = set(re.findall(r"(?<!\$)\$\{([A-Z_]+)", TEXT)) - {"INTERLOCK_TAG"}
-    given = {name for name in embedded_environment() if name.startswith("INTERLOCK")}
+    embedded = {name for name in embedded_environment() if name.startswith("INTERLOCK")}
 
-    assert used | given <= explained
+    assert used | embedded <= explained
 
 
-def test_every_service_restarts_and_most_say_whether_they_are_well() -> None:
-    without_answer = {name for name, s in SERVICES.items() if "healthcheck" not in s}
+def test_every_service_restarts_and_most_have_a_health_check() -> None:
+    without_check = {name for name, s in SERVICES.items() if "healthcheck" not in s}
 
     assert all("restart" in service for service in SERVICES.values())
-    assert without_answer == {"migrate", "beat", "ingest"}
+    assert without_check == {"migrate", "beat", "ingest"}

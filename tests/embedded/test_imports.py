@@ -1,4 +1,4 @@
-"""What each process imports at its start: a start on a busy machine is mostly imports."""
+"""The imports of each process at its start: on a busy machine they take most of the start."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from embedded.state import ROOT
 
-# Seconds or tens of megabytes each; who needs one imports it where it is used.
+# Each takes seconds or tens of megabytes; it is imported only where it is used.
 HEAVY = {
     "scipy.stats", "duckdb", "plotly", "mlflow", "pandas", "sklearn", "onnxruntime", "kubernetes",
     "ibis", "tritonclient", "grpc", "prompt_toolkit",
@@ -36,7 +36,7 @@ ENVIRONMENT = {
 
 
 @pytest.mark.parametrize("name", PROCESSES)
-def test_a_process_starts_without_what_it_does_not_need(name: str) -> None:
+def test_a_process_does_not_import_unused_packages(name: str) -> None:
     code, unwanted = PROCESSES[name]
     show = f"import sys; print(*sorted({unwanted!r} & sys.modules.keys()))"
     done = subprocess.run(

@@ -13,7 +13,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_each_line_is_told_with_the_name_of_its_part(tmp_path: Path) -> None:
+def test_each_line_has_the_name_of_its_part(tmp_path: Path) -> None:
     stream = io.StringIO()
     console = Console(stream=stream)
     console.register(["web", "dataplane"])
@@ -41,7 +41,7 @@ def test_no_color_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not Console(stream=Terminal()).coloured
 
 
-def test_a_quiet_console_leaves_the_parts_to_their_files(tmp_path: Path) -> None:
+def test_a_quiet_console_writes_the_parts_output_only_to_files(tmp_path: Path) -> None:
     stream = io.StringIO()
     console = Console(quiet=True, stream=stream)
     log = PartLog("web", tmp_path, console)
@@ -64,7 +64,7 @@ def test_a_log_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert all(path.stat().st_size <= 1_200 for path in tmp_path.iterdir())
 
 
-def test_a_line_without_an_end_is_bounded(tmp_path: Path) -> None:
+def test_an_incomplete_line_is_bounded(tmp_path: Path) -> None:
     log = PartLog("web", tmp_path, Console(quiet=True, stream=io.StringIO()))
 
     log.feed(b"x" * 20_000)

@@ -1,4 +1,4 @@
-"""The real server, as root by each of the two ways and as an ordinary user."""
+"""The real server, started as root with both methods and as an ordinary user."""
 
 from __future__ import annotations
 
@@ -25,15 +25,19 @@ def test_the_server_of_the_wheel_is_found() -> None:
     assert (postgres.find_bin({}) / "postgres").exists()
 
 
-def ways_to_run() -> list[tuple[str, ...]]:
-    """Every way that works here: for root those that the machine allows, else the plain one."""
+def usable_prefixes() -> list[tuple[str, ...]]:
+    """Return the command prefixes that work here: for root those that the machine allows."""
     if os.geteuid() != 0:
         return [()]
-    ways = (postgres.AS_NOBODY_BY_NAMESPACE, postgres.AS_NOBODY_BY_SETPRIV)
-    return [way for way in ways if subprocess.run([*way, "true"], check=False).returncode == 0]
+    prefixes = (postgres.AS_NOBODY_BY_NAMESPACE, postgres.AS_NOBODY_BY_SETPRIV)
+    return [
+        prefix
+        for prefix in prefixes
+        if subprocess.run([*prefix, "true"], check=False).returncode == 0
+    ]
 
 
-def test_root_runs_it_in_a_way_that_reaches_another_users_files(tmp_path: Path) -> None:
+def test_root_selects_a_method_that_can_access_another_users_files(tmp_path: Path) -> None:
     home = tmp_path / "home"
     (home / "state").mkdir(parents=True)
     (home / "bin").symlink_to(postgres.find_bin({}))
@@ -41,17 +45,17 @@ def test_root_runs_it_in_a_way_that_reaches_another_users_files(tmp_path: Path) 
     if os.geteuid() == 0:
         os.chown(home, 1000, 1000)
 
-    way = postgres.unprivileged_prefix(home / "bin", home / "state" / "postgres")
+    prefix = postgres.unprivileged_prefix(home / "bin", home / "state" / "postgres")
 
-    assert way == (postgres.AS_NOBODY_BY_SETPRIV if os.geteuid() == 0 else ())
+    assert prefix == (postgres.AS_NOBODY_BY_SETPRIV if os.geteuid() == 0 else ())
 
 
-async def test_one_directory_serves_by_every_way_in_turn(
+async def test_one_directory_works_with_every_method_in_turn(
     supervise: Supervise, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     port = choose_ports(tmp_path / "ports.json", {}, prefer_usual=False)["postgres"]
-    for number, way in enumerate(ways_to_run()):
-        monkeypatch.setattr(postgres, "unprivileged_prefix", lambda *paths, way=way: way)
+    for number, prefix in enumerate(usable_prefixes()):
+        monkeypatch.setattr(postgres, "unprivileged_prefix", lambda *paths, prefix=prefix: prefix)
         part = postgres.part(tmp_path / "data", port, "secret", dict(os.environ), {})
         supervisor = supervise(part)
 
@@ -65,7 +69,7 @@ async def test_one_directory_serves_by_every_way_in_turn(
         assert [n for (n,) in rows] == list(range(number + 1))
 
 
-async def test_it_asks_for_the_password(supervise: Supervise, tmp_path: Path) -> None:
+async def test_it_requires_the_password(supervise: Supervise, tmp_path: Path) -> None:
     port = choose_ports(tmp_path / "ports.json", {}, prefer_usual=False)["postgres"]
     supervisor = supervise(postgres.part(tmp_path / "data", port, "good", dict(os.environ), {}))
     await supervisor.start()
@@ -74,8 +78,8 @@ async def test_it_asks_for_the_password(supervise: Supervise, tmp_path: Path) ->
         psycopg.connect(postgres.database_url(port, "bad"))
 
 
-def test_the_pid_file_of_a_server_that_is_no_more_is_removed(tmp_path: Path) -> None:
-    # Our own pid stands for one that was given to another process meanwhile.
+def test_the_pid_file_of_a_dead_server_is_removed(tmp_path: Path) -> None:
+    # This process's pid stands for a pid that another process reuses.
     (tmp_path / "postmaster.pid").write_text(f"{os.getpid()}\n{tmp_path}\n")
 
     postgres.clear_stale_pid(tmp_path)
@@ -83,10 +87,10 @@ def test_the_pid_file_of_a_server_that_is_no_more_is_removed(tmp_path: Path) -> 
     assert not (tmp_path / "postmaster.pid").exists()
 
 
-def test_a_server_that_was_left_behind_is_stopped(tmp_path: Path) -> None:
-    # Whoever starts the tests in the background has SIGINT ignored; a PostgreSQL heeds it.
-    heed = "import signal, sys, time; signal.signal(signal.SIGINT, signal.SIG_DFL)"
-    wait = f"{heed}; print('up', flush=True); time.sleep(60)"
+def test_a_server_of_an_earlier_run_is_stopped(tmp_path: Path) -> None:
+    # A shell's background jobs ignore SIGINT; PostgreSQL handles it.
+    handle = "import signal, sys, time; signal.signal(signal.SIGINT, signal.SIG_DFL)"
+    wait = f"{handle}; print('up', flush=True); time.sleep(60)"
     with subprocess.Popen(
         [sys.executable, "-c", wait, str(tmp_path)],
         stdout=subprocess.PIPE,

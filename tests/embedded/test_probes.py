@@ -8,12 +8,12 @@ import pytest
 from embedded.probes import Probe, http_ok, redis_pong
 
 
-async def asked(probe_of_port: Callable[[int], Probe], answer: bytes) -> str:
-    """What a probe makes of a server that gives this answer."""
+async def run_probe(probe_of_port: Callable[[int], Probe], response: bytes) -> str:
+    """Return the result of a probe of a server that sends `response`."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(64)
-        writer.write(answer)
+        writer.write(response)
         writer.close()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
@@ -23,31 +23,31 @@ async def asked(probe_of_port: Callable[[int], Probe], answer: bytes) -> str:
 
 
 @pytest.mark.parametrize(
-    ("answer", "missing"),
+    ("response", "missing"),
     [
         (b"HTTP/1.1 200 OK\r\n\r\n", ""),
         (b"HTTP/1.1 503 No\r\n\r\nno table has arrived", "/ready: no table has arrived"),
         (b"HTTP/1.1 503 Service Unavailable\r\n\r\n", "/ready: 503 Service Unavailable"),
         (b"HTTP/1.1 404 Not 200\r\n\r\n", "/ready: 404 Not 200"),
-        (b"", "/ready: no answer"),
+        (b"", "/ready: no response"),
     ],
 )
-async def test_an_http_server_is_ready_when_it_answers_200(answer: bytes, missing: str) -> None:
-    assert await asked(lambda port: http_ok(port, "/ready"), answer) == missing
+async def test_an_http_server_is_ready_when_it_answers_200(response: bytes, missing: str) -> None:
+    assert await run_probe(lambda port: http_ok(port, "/ready"), response) == missing
 
 
 @pytest.mark.parametrize(
-    ("answer", "missing"),
+    ("response", "missing"),
     [
         (b"+OK\r\n+PONG\r\n", ""),
         (b"+OK\r\n-LOADING the dataset\r\n", "PING: -LOADING the dataset"),
         (b"-WRONGPASS invalid\r\n-NOAUTH\r\n", "PING: -WRONGPASS invalid"),
-        (b"", "PING: no answer"),
+        (b"", "PING: no response"),
     ],
 )
-async def test_redis_is_ready_when_it_answers_ping(answer: bytes, missing: str) -> None:
-    assert await asked(lambda port: redis_pong(port, "pw"), answer) == missing
+async def test_redis_is_ready_when_it_answers_ping(response: bytes, missing: str) -> None:
+    assert await run_probe(lambda port: redis_pong(port, "pw"), response) == missing
 
 
-async def test_a_server_that_is_not_there_is_not_ready() -> None:
-    assert await http_ok(1, "/")() == "/: nobody listens yet"
+async def test_a_missing_server_is_not_ready() -> None:
+    assert await http_ok(1, "/")() == "/: not listening yet"

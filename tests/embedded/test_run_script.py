@@ -1,4 +1,4 @@
-"""The entry script, as far as it goes without setting anything up."""
+"""The entry script, without a set-up."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def run(*arguments: str, cwd: Path = ROOT, **environ: str) -> subprocess.Complet
     )
 
 
-def test_help_names_every_command_from_any_directory(tmp_path: Path) -> None:
+def test_help_lists_every_command_from_any_directory(tmp_path: Path) -> None:
     done = run("help", cwd=tmp_path)
 
     assert done.returncode == 0
     assert all(f"\n  {command} " in done.stdout for command in COMMANDS)
 
 
-def test_no_command_means_help() -> None:
+def test_without_a_command_it_prints_the_help() -> None:
     assert run().stdout == run("help").stdout
 
 
@@ -45,14 +45,14 @@ def test_an_unknown_command_is_refused() -> None:
 
 
 @pytest.mark.parametrize("python", ["/bin/false", "/nowhere/python3"])
-def test_a_python_that_does_not_serve_is_refused(python: str) -> None:
+def test_an_unsuitable_python_is_refused(python: str) -> None:
     done = run("status", INTERLOCK_PYTHON=python)
 
     assert done.returncode == 1
     assert f"INTERLOCK_PYTHON={python} is not a Python 3.11 or 3.12" in done.stderr
 
 
-def test_a_machine_without_python_is_told_what_to_install(tmp_path: Path) -> None:
+def test_without_python_it_prints_what_to_install(tmp_path: Path) -> None:
     for tool in ("sh", "dirname"):
         (tmp_path / tool).symlink_to(f"/usr/bin/{tool}")
 
@@ -71,14 +71,14 @@ def test_it_is_a_posix_script() -> None:
     assert "local " not in text
 
 
-def test_make_only_calls_it() -> None:
+def test_make_only_calls_the_script() -> None:
     lines = (ROOT / "Makefile").read_text().splitlines()
 
     assert [line for line in lines if line.startswith("\t")] == ["\t@./run $@"]
 
 
 @pytest.mark.parametrize(("tests", "checks"), [(0, 0), (1, 0), (0, 1)])
-def test_ci_fails_with_either_and_ends_with_the_summary(
+def test_ci_fails_with_tests_or_checks_and_ends_with_the_summary(
     tmp_path: Path, tests: int, checks: int
 ) -> None:
     summary = "===== 213 passed, 1 deselected in 93.20s (0:01:33) ====="

@@ -1,4 +1,4 @@
-"""Against the real Triton, and against one that answers as it does with an unsuitable numpy."""
+"""The self-test with the real Triton, and with a server that corrupts inputs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from embedded.stack import running
 
 
 class Corrupting(BaseHTTPRequestHandler):
-    """Answers every inference with noughts, and all else with success."""
+    """Responds to every inference with zeros, and to all other requests with success."""
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
@@ -43,7 +43,7 @@ def corrupting_server() -> Iterator[str]:
         thread.join()
 
 
-def test_the_real_triton_answers_as_onnx_runtime_does(tmp_path: Path) -> None:
+def test_the_real_triton_agrees_with_onnx_runtime(tmp_path: Path) -> None:
     with running(tmp_path, only={"triton"}) as stack:
         repository = tmp_path / "triton" / "repository"
 
@@ -52,7 +52,7 @@ def test_the_real_triton_answers_as_onnx_runtime_does(tmp_path: Path) -> None:
     assert list(repository.iterdir()) == []
 
 
-def test_silently_wrong_answers_are_found(tmp_path: Path, corrupting_server: str) -> None:
+def test_silently_wrong_predictions_are_detected(tmp_path: Path, corrupting_server: str) -> None:
     repository = tmp_path / "repository"
     repository.mkdir()
 

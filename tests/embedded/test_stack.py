@@ -1,4 +1,4 @@
-"""Real servers in a stack of their own: what survives, what is refused, what is told."""
+"""Stacks of real servers: restarts, refusals and messages."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def command(state_dir: Path, *arguments: str, **environ: str) -> subprocess.Comp
 
 
 def kill_everything(supervisor: int, state: StateDir) -> None:
-    """SIGKILL to the supervisor and, in the same breath, to all that it started."""
+    """Send SIGKILL to the supervisor and to all processes that it started."""
     recorded = [pid for pid, _ in json.loads(state.process_file.read_text())["processes"]]
     for pid in [supervisor, *recorded]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
 
-def test_it_serves_refuses_a_second_and_stops(tmp_path: Path) -> None:
+def test_it_serves_refuses_a_second_stack_and_stops(tmp_path: Path) -> None:
     with running(tmp_path, only=SERVERS) as stack:
         with psycopg.connect(stack.database_url) as connection:
             assert connection.execute("SELECT current_user").fetchone() == ("interlock",)
@@ -52,7 +52,7 @@ def test_it_serves_refuses_a_second_and_stops(tmp_path: Path) -> None:
         status = command(tmp_path, "status")
 
     assert second.returncode == 1
-    assert f"already running on {tmp_path} (pid {stack.pid})" in second.stderr
+    assert f"already running in {tmp_path} (pid {stack.pid})" in second.stderr
     assert "parts postgres, redis" in status.stderr
     assert ProcessRecord(tmp_path / "processes.json").leftovers() == []
     assert load_stack(StateDir(tmp_path)) is None
@@ -84,7 +84,7 @@ def test_nothing_outlives_a_killed_supervisor(tmp_path: Path) -> None:
         assert [read_process(pid) for pid, _ in recorded] == [None, None]
 
 
-def test_a_missing_component_stops_the_start_and_is_named(tmp_path: Path) -> None:
+def test_missing_components_stop_the_start_and_are_listed(tmp_path: Path) -> None:
     done = command(
         tmp_path, "up", "--only", "postgres,redis",
         INTERLOCK_REDIS_SERVER="/nowhere", INTERLOCK_POSTGRES_BIN="/nowhere",
@@ -95,7 +95,7 @@ def test_a_missing_component_stops_the_start_and_is_named(tmp_path: Path) -> Non
     assert "apt-get install redis-server" in done.stderr
 
 
-def test_a_start_that_fails_tells_the_last_lines(
+def test_a_failed_start_prints_the_last_lines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("INTERLOCK_REDIS_SERVER", "/bin/false")
@@ -122,4 +122,4 @@ def test_an_unknown_part_is_refused(tmp_path: Path) -> None:
     done = command(tmp_path, "up", "--only", "redis,oracle")
 
     assert done.returncode == 2
-    assert "no such part: oracle" in done.stderr
+    assert "unknown part oracle; expected postgres" in done.stderr

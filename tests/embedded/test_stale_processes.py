@@ -13,7 +13,7 @@ from embedded.stale_processes import ProcessRecord, boot_id, end_leftovers, read
 
 @pytest.fixture
 def leader() -> Iterator[subprocess.Popen[bytes]]:
-    """A process that leads a session and has a child, neither of which heeds SIGTERM."""
+    """Start a session leader with a child; both ignore SIGTERM."""
     script = "trap '' TERM; (trap '' TERM; sleep 60) & echo up; wait"
     with subprocess.Popen(
         ["sh", "-c", script], start_new_session=True, stdout=subprocess.PIPE
@@ -53,7 +53,7 @@ def test_it_ends_a_recorded_process_with_its_children(
     assert ProcessRecord(tmp_path / "record").leftovers() == []
 
 
-def test_it_spares_a_process_that_was_given_the_same_pid(
+def test_it_spares_a_process_with_a_reused_pid(
     tmp_path: Path, leader: subprocess.Popen[bytes]
 ) -> None:
     process = read_process(leader.pid)
@@ -73,9 +73,7 @@ def test_it_spares_everything_after_a_reboot(
     assert record.leftovers() == []
 
 
-def test_a_part_that_ended_is_not_looked_for(
-    tmp_path: Path, leader: subprocess.Popen[bytes]
-) -> None:
+def test_an_ended_part_is_not_searched(tmp_path: Path, leader: subprocess.Popen[bytes]) -> None:
     record = ProcessRecord(tmp_path / "record")
     record.add(leader.pid)
 
@@ -85,7 +83,7 @@ def test_a_part_that_ended_is_not_looked_for(
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"boot": 1}', '{"processes": [1]}'])
-def test_a_damaged_record_names_nobody(tmp_path: Path, text: str) -> None:
+def test_a_damaged_record_is_ignored(tmp_path: Path, text: str) -> None:
     (tmp_path / "record").write_text(text)
 
     assert ProcessRecord(tmp_path / "record").leftovers() == []

@@ -18,18 +18,18 @@ def state(tmp_path: Path) -> StateDir:
     return state
 
 
-def test_the_directory_is_for_its_owner_only(state: StateDir) -> None:
+def test_only_the_owner_can_access_the_directory(state: StateDir) -> None:
     assert state.path.stat().st_mode & 0o777 == 0o700
 
 
-def test_it_says_why_the_directory_cannot_be_made(tmp_path: Path) -> None:
+def test_an_error_has_the_reason_why_the_directory_cannot_be_created(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
     with pytest.raises(StackError, match=r"Not a directory.*--state-dir"):
         StateDir(tmp_path / "file" / "state").open()
 
 
-def test_a_second_stack_is_refused_and_told_who_holds_the_directory(state: StateDir) -> None:
+def test_a_second_stack_is_refused_with_the_pid_of_the_first(state: StateDir) -> None:
     with (
         state.locked(),
         pytest.raises(StackError, match=rf"already running.*pid {os.getpid()}"),
@@ -61,10 +61,10 @@ def test_no_two_directories_share_a_secret(state: StateDir, tmp_path: Path) -> N
 
 
 def test_a_password_from_the_environment_is_used_and_not_shown(state: StateDir) -> None:
-    kept = state.secrets({"INTERLOCK_ADMIN_PASSWORD": "from outside"})
+    stored = state.secrets({"INTERLOCK_ADMIN_PASSWORD": "from outside"})
 
-    assert kept.admin_password == "from outside"
-    assert kept.admin_password_shown
+    assert stored.admin_password == "from outside"
+    assert stored.admin_password_shown
 
 
 def test_the_generated_password_is_shown_once(state: StateDir) -> None:
@@ -73,19 +73,19 @@ def test_the_generated_password_is_shown_once(state: StateDir) -> None:
     assert state.secrets({}).admin_password_shown
 
 
-def test_a_directory_of_an_earlier_release_gets_the_secrets_that_it_lacks(state: StateDir) -> None:
-    kept = asdict(state.secrets({}))
-    older = {name: kept[name] for name in FIRST_SECRETS}
+def test_missing_secrets_of_an_earlier_release_are_added(state: StateDir) -> None:
+    stored = asdict(state.secrets({}))
+    older = {name: stored[name] for name in FIRST_SECRETS}
     state.secrets_file.write_text(json.dumps(older))
 
     first, second = state.secrets({}), state.secrets({})
 
     assert first == second
-    assert first.secret_key == kept["secret_key"]
-    assert first.triton_token not in {"", kept["triton_token"]}
+    assert first.secret_key == stored["secret_key"]
+    assert first.triton_token not in {"", stored["triton_token"]}
 
 
-def test_it_does_not_go_on_with_damaged_secrets(state: StateDir) -> None:
+def test_damaged_secrets_are_an_error(state: StateDir) -> None:
     state.secrets_file.write_text("{}")
 
     with pytest.raises(StackError, match=r"secrets\.json cannot be read"):

@@ -1,4 +1,4 @@
-"""Real processes: small shell scripts that start, crash, linger and refuse to end."""
+"""The supervisor with real processes: shell scripts that start, crash, and ignore signals."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def shell(name: str, script: str, **settings: object) -> Part:
     return Part(name=name, argv=("sh", "-c", script), env=dict(os.environ), **settings)  # type: ignore[arg-type]
 
 
-def telling(name: str, diary: Path, **settings: object) -> Part:
-    """A part that writes its start and its end into a diary."""
+def recording(name: str, diary: Path, **settings: object) -> Part:
+    """Return a part that appends its start and its end to `diary`."""
     script = f"trap 'echo {name} ends >> {diary}; exit 0' TERM; echo {name} starts >> {diary};"
     return shell(name, f"{script} echo up; {LINGER}", ready_line="up", **settings)
 
 
-def said(supervisor: Supervisor) -> str:
+def output_of(supervisor: Supervisor) -> str:
     return cast(io.StringIO, supervisor.console.stream).getvalue()
 
 
@@ -45,7 +45,7 @@ async def until(condition: Callable[[], bool], within_s: float = 5.0) -> None:
         await asyncio.sleep(0.02)
 
 
-def test_delays_double_up_to_a_bound() -> None:
+def test_delays_double_up_to_a_maximum() -> None:
     assert [backoff_s(n) for n in (1, 2, 3, 4, 100)] == [0.5, 1.0, 2.0, 4.0, 30.0]
 
 
@@ -54,7 +54,9 @@ async def test_it_starts_in_order_and_stops_in_reverse(
 ) -> None:
     diary = tmp_path / "diary"
     supervisor = supervise(
-        telling("a", diary), telling("b", diary, needs=("a",)), telling("c", diary, needs=("b",))
+        recording("a", diary),
+        recording("b", diary, needs=("a",)),
+        recording("c", diary, needs=("b",)),
     )
 
     await supervisor.start()
@@ -66,11 +68,13 @@ async def test_it_starts_in_order_and_stops_in_reverse(
     ]
 
 
-async def test_a_part_can_outlive_one_that_started_before_it(
+async def test_a_part_stops_before_the_part_that_it_reports_to(
     supervise: Supervise, tmp_path: Path
 ) -> None:
     diary = tmp_path / "diary"
-    supervisor = supervise(telling("early", diary, reports_to=("late",)), telling("late", diary))
+    supervisor = supervise(
+        recording("early", diary, reports_to=("late",)), recording("late", diary)
+    )
 
     await supervisor.start()
     await supervisor.stop()
@@ -82,7 +86,7 @@ async def test_it_restarts_a_crashed_part_and_leaves_its_dependants_alone(
     supervise: Supervise, tmp_path: Path
 ) -> None:
     diary = tmp_path / "diary"
-    supervisor = supervise(telling("base", diary), telling("user", diary, needs=("base",)))
+    supervisor = supervise(recording("base", diary), recording("user", diary, needs=("base",)))
     await supervisor.start()
     base, user = supervisor.runners["base"], supervisor.runners["user"]
     assert base.process is not None
@@ -92,7 +96,7 @@ async def test_it_restarts_a_crashed_part_and_leaves_its_dependants_alone(
     base.process.kill()
     await until(lambda: base.restarts == 1 and base.process is not None)
 
-    assert "base ended by SIGKILL; starting it again in 0.5 s" in said(supervisor)
+    assert "base ended by SIGKILL; restarting in 0.5 s" in output_of(supervisor)
     assert user.process.pid == user_pid
 
 
@@ -114,7 +118,7 @@ async def test_it_restarts_a_killed_part_whose_child_holds_its_output_open(
     assert not any(lives(int(pid)) for pid in children.read_text().split())
 
 
-async def test_it_gives_up_on_a_part_that_dies_before_it_was_ever_ready(
+async def test_a_part_that_dies_before_it_was_ready_fails_the_start(
     supervise: Supervise, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("embedded.supervisor.BACKOFF_FIRST_S", 0.01)
@@ -123,11 +127,11 @@ async def test_it_gives_up_on_a_part_that_dies_before_it_was_ever_ready(
     with pytest.raises(StackError, match=r"sick ended with exit code 7(.|\n)*the reason"):
         await supervisor.start()
 
-    assert said(supervisor).count("starting it again") == 2
+    assert output_of(supervisor).count("restarting") == 2
 
 
 @pytest.mark.parametrize("is_command", [False, True])
-async def test_a_part_that_exceeds_its_limit_again_and_again_ends_the_start(
+async def test_a_part_that_repeatedly_exceeds_its_limit_fails_the_start(
     supervise: Supervise, monkeypatch: pytest.MonkeyPatch, is_command: bool
 ) -> None:
     monkeypatch.setattr("embedded.supervisor.BACKOFF_FIRST_S", 0.01)
@@ -138,12 +142,12 @@ async def test_a_part_that_exceeds_its_limit_again_and_again_ends_the_start(
     with pytest.raises(StackError, match=r"slow ended by SIGKILL(.|\n)*waiting"):
         await supervisor.start()
 
-    assert said(supervisor).count("slow lives and is not ready after 0.3 s") == 3
-    # What to do is said where it is needed.
-    assert "set INTERLOCK_START_LIMIT_S=0.6, or 0 for no limit" in said(supervisor)
+    assert output_of(supervisor).count("slow is not ready after 0.3 s") == 3
+    # The message contains the remedy.
+    assert "set INTERLOCK_START_LIMIT_S=0.6, or 0 for no limit" in output_of(supervisor)
 
 
-async def test_a_late_part_is_started_again_and_stops_nobody_else(
+async def test_a_late_part_is_restarted_without_effect_on_others(
     supervise: Supervise, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("embedded.supervisor.BACKOFF_FIRST_S", 0.01)
@@ -157,17 +161,17 @@ async def test_a_late_part_is_started_again_and_stops_nobody_else(
     assert supervisor.runners["other"].restarts == 0
 
 
-async def test_the_clock_of_a_limit_starts_when_what_a_part_depends_on_is_ready(
+async def test_a_limit_counts_from_the_readiness_of_the_dependencies(
     supervise: Supervise, tmp_path: Path
 ) -> None:
-    """As with a data plane, which starts beside the migrations and waits for the first table."""
+    """A data plane starts at the same time as the migrations and waits for the first table."""
     planes = f"while ! test -e {tmp_path}/table; do sleep 0.05; done; echo up; {LINGER}"
     supervisor = supervise(
         shell("plane", planes, ready_line="up", ready_after=("migrate",)),
         shell("migrate", f"sleep 1; touch {tmp_path}/table", once=True),
         start_limit_s=0.0,
     )
-    # The command may take its second; the other one would not have half of it.
+    # The command takes 1 s; without the rule the other part would exceed its limit of 0.5 s.
     supervisor.runners["plane"].start_limit_s = 0.5
 
     await supervisor.start()
@@ -175,29 +179,31 @@ async def test_the_clock_of_a_limit_starts_when_what_a_part_depends_on_is_ready(
     assert supervisor.runners["plane"].restarts == 0
 
 
-async def test_it_says_every_few_seconds_what_it_waits_for(
+async def test_it_prints_every_few_seconds_what_it_waits_for(
     supervise: Supervise, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("embedded.supervisor.NARRATE_S", 0.2)
+    monkeypatch.setattr("embedded.supervisor.PROGRESS_EVERY_S", 0.2)
 
-    async def lacks() -> str:
-        return "" if said(supervisor).count("waiting for") >= 2 else "/ready: nobody listens yet"
+    async def missing() -> str:
+        return (
+            "" if output_of(supervisor).count("waiting for") >= 2 else "/ready: not listening yet"
+        )
 
     supervisor = supervise(
-        shell("base", LINGER, ready=lacks),
+        shell("base", LINGER, ready=missing),
         shell("user", LINGER, needs=("base",)),
-        shell("plane", LINGER, ready=lacks, ready_after=("user",)),
+        shell("plane", LINGER, ready=missing, ready_after=("user",)),
     )
 
     await supervisor.start()
 
-    first = next(line for line in said(supervisor).split("\n") if "waiting for" in line)
-    assert "base (for /ready: nobody listens yet, 0." in first
+    first = next(line for line in output_of(supervisor).split("\n") if "waiting for" in line)
+    assert "base (for /ready: not listening yet, 0." in first
     assert "user (for base)" in first
     assert "plane (for user, 0." in first
 
 
-async def test_a_command_without_an_answer_is_run_again(
+async def test_a_command_with_a_temporary_failure_is_run_again(
     supervise: Supervise, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("embedded.supervisor.BACKOFF_FIRST_S", 0.01)
@@ -209,7 +215,7 @@ async def test_a_command_without_an_answer_is_run_again(
     assert supervisor.runners["selftest"].restarts == 1
 
 
-async def test_a_command_that_fails_ends_the_start(supervise: Supervise) -> None:
+async def test_a_failed_command_fails_the_start(supervise: Supervise) -> None:
     supervisor = supervise(
         shell("migrate", "echo no such table; exit 3", once=True),
         shell("web", LINGER, needs=("migrate",)),
@@ -221,11 +227,11 @@ async def test_a_command_that_fails_ends_the_start(supervise: Supervise) -> None
     assert supervisor.runners["web"].process is None
 
 
-async def test_a_command_that_succeeds_is_ready_for_those_that_need_it(
+async def test_a_successful_command_is_ready_for_its_dependants(
     supervise: Supervise, tmp_path: Path
 ) -> None:
     supervisor = supervise(
-        shell("migrate", "exit 0", once=True), telling("web", tmp_path / "d", needs=("migrate",))
+        shell("migrate", "exit 0", once=True), recording("web", tmp_path / "d", needs=("migrate",))
     )
 
     await supervisor.start()
@@ -233,7 +239,7 @@ async def test_a_command_that_succeeds_is_ready_for_those_that_need_it(
     assert (tmp_path / "d").read_text() == "web starts\n"
 
 
-async def test_a_part_in_the_background_holds_nobody_up(supervise: Supervise) -> None:
+async def test_a_background_part_does_not_delay_the_start(supervise: Supervise) -> None:
     supervisor = supervise(
         shell("registry", "exit 1", awaited=False), shell("web", f"echo up; {LINGER}")
     )
@@ -255,7 +261,7 @@ async def test_a_failing_background_command_breaks_the_stack(supervise: Supervis
         await asyncio.wait_for(supervisor.broken(), 5)
 
 
-async def test_a_stubborn_part_is_killed_with_its_children(
+async def test_a_part_that_ignores_signals_is_killed_with_its_children(
     supervise: Supervise, tmp_path: Path
 ) -> None:
     script = (
@@ -268,7 +274,7 @@ async def test_a_stubborn_part_is_killed_with_its_children(
 
     await supervisor.stop()
 
-    assert "stubborn did not stop in time: killed" in said(supervisor)
+    assert "stubborn did not stop in time: killed" in output_of(supervisor)
     assert not lives(process.pid)
     await until(lambda: not lives(int((tmp_path / "child").read_text())))
 

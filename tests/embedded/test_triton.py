@@ -1,4 +1,4 @@
-"""The real server; its start and a load take well under a second each."""
+"""The real server; its start and a load take less than a second each."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_a_missing_libpython_is_named_with_its_remedy(monkeypatch: pytest.Monkey
         triton.find_libpython()
 
 
-def test_the_stub_finds_this_python_first(tmp_path: Path) -> None:
+def test_the_stub_uses_this_python(tmp_path: Path) -> None:
     ports = {"triton_http": 1, "triton_grpc": 2, "triton_metrics": 3}
 
     part = triton.Triton(tmp_path, ports, "t").part({"PATH": "/usr/bin"})
@@ -40,7 +40,7 @@ def test_the_stub_finds_this_python_first(tmp_path: Path) -> None:
     assert "nvidia_pytriton.libs" in part.env["LD_LIBRARY_PATH"]
 
 
-def test_the_shared_memory_of_a_killed_server_is_cleared(
+def test_the_shared_memory_of_a_killed_server_is_deleted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(triton, "SHARED_MEMORY", tmp_path)
@@ -56,7 +56,7 @@ def test_the_shared_memory_of_a_killed_server_is_cleared(
     assert os.access(server.backends / "python" / "triton_python_backend_stub", os.X_OK)
 
 
-def test_a_started_server_serves_its_repository_and_keeps_out_what_is_broken(
+def test_a_started_server_serves_its_repository_without_broken_models(
     tmp_path: Path,
 ) -> None:
     repository = tmp_path / "triton" / "repository"
@@ -68,8 +68,8 @@ def test_a_started_server_serves_its_repository_and_keeps_out_what_is_broken(
 
     with running(tmp_path, only={"triton"}) as stack:
         token = {triton.CONTROL_HEADER: stack.triton_token}
-        answer = httpx.post(f"{stack.urls.triton}/v2/repository/index", headers=token).json()
+        index = httpx.post(f"{stack.urls.triton}/v2/repository/index", headers=token).json()
 
-    states = {entry["name"]: entry.get("state") for entry in answer}
+    states = {entry["name"]: entry.get("state") for entry in index}
     assert states[selftest.MODEL] == "READY"
     assert states["broken"] != "READY"

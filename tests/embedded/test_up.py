@@ -25,7 +25,7 @@ def stack(tmp_path: Path) -> Stack:
 
 @pytest.fixture
 def redis_alone(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """`up --only redis` in a process of its own, up to the moment when it is ready."""
+    """Run `up --only redis` in another process; yield when it is ready."""
     command = [sys.executable, "-m", "embedded", "up", "--only", "redis", "--free-ports", "--quiet"]
     with subprocess.Popen(
         [*command, "--state-dir", str(tmp_path)], cwd=ROOT, stderr=subprocess.PIPE, text=True
@@ -37,7 +37,7 @@ def redis_alone(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
-def test_the_summary_tells_where_everything_is(stack: Stack) -> None:
+def test_the_summary_lists_all_addresses(stack: Stack) -> None:
     text = summary(stack, "the-password", took_s=19.04)
 
     assert "Ready in 19.0 s" in text
@@ -51,7 +51,7 @@ def test_the_summary_does_not_repeat_the_password(stack: Stack) -> None:
     assert stack.admin_password not in summary(stack, None, took_s=1)
 
 
-def test_our_processes_get_the_settings_of_the_user(stack: Stack) -> None:
+def test_interlocks_processes_have_the_users_settings(stack: Stack) -> None:
     assert stack.env["INTERLOCK_LOG_LEVEL"] == "DEBUG"
     assert stack.env["INTERLOCK_DEBUG"] == "0"
 

@@ -12,12 +12,12 @@ def test_the_server_of_the_wheel_is_found() -> None:
     assert valkey.find_server({}).name == "valkey-server"
 
 
-def test_the_setting_goes_first(tmp_path: Path) -> None:
+def test_the_setting_has_priority(tmp_path: Path) -> None:
     (tmp_path / "redis-server").touch()
 
-    found = valkey.find_server({"INTERLOCK_REDIS_SERVER": str(tmp_path / "redis-server")})
+    server = valkey.find_server({"INTERLOCK_REDIS_SERVER": str(tmp_path / "redis-server")})
 
-    assert found == tmp_path / "redis-server"
+    assert server == tmp_path / "redis-server"
 
 
 def test_a_missing_server_is_named_with_its_remedy() -> None:
@@ -25,7 +25,7 @@ def test_a_missing_server_is_named_with_its_remedy() -> None:
         valkey.find_server({"INTERLOCK_REDIS_SERVER": "/nowhere"})
 
 
-def test_it_listens_on_loopback_and_forgets_nothing(tmp_path: Path) -> None:
+def test_it_listens_on_loopback_and_loses_no_data(tmp_path: Path) -> None:
     arguments = " ".join(valkey.part(tmp_path, 6379, "pw", {}, {}).argv)
 
     assert "--bind 127.0.0.1 --port 6379" in arguments
@@ -33,7 +33,7 @@ def test_it_listens_on_loopback_and_forgets_nothing(tmp_path: Path) -> None:
     assert "--maxmemory-policy noeviction" in arguments
 
 
-def test_the_password_is_in_a_file_of_its_owner_and_no_argument(tmp_path: Path) -> None:
+def test_the_password_is_in_a_private_file_and_not_an_argument(tmp_path: Path) -> None:
     part = valkey.part(tmp_path / "redis", 6379, "hidden", {}, {})
     assert part.prepare is not None
     part.prepare()

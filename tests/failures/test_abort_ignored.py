@@ -1,4 +1,4 @@
-"""An abort after "promote full" did nothing (argo-rollouts #4461): ours wins from every state."""
+"""An abort after "promote full" did nothing (argo-rollouts #4461). Here it works in any state."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from tests.rollouts.factories import ANNA, latest, make_baking, make_instance, m
 pytestmark = pytest.mark.django_db
 
 
-def test_an_abort_takes_back_even_a_promotion_that_is_under_way() -> None:
+def test_an_abort_reverts_a_promotion_in_progress() -> None:
     rollout = make_baking(make_model())
     row = promote_now(rollout=rollout, actor=ANNA, now=database_now())
     assert latest().models["digits"].stable == "2"
-    # No worker is alive, and no instance has acked anything: the table is made here and now.
+    # No worker runs and no instance has acknowledged: the abort itself publishes the table.
     abort_rollout(rollout=row, actor=ANNA, now=database_now())
     route = latest().models["digits"]
     assert (route.stable, route.split) == ("1", None)
 
 
-def test_what_was_aborted_stays_aborted() -> None:
+def test_an_aborted_rollout_stays_aborted() -> None:
     rollout = make_baking(make_model())
     make_instance()
     abort_rollout(rollout=rollout, actor=ANNA, now=database_now())

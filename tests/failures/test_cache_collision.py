@@ -1,6 +1,6 @@
 """[2,3] and [3,2] tensors of the same bytes shared a cache entry (triton core `cache_manager.cc`).
 
-A key has the shape, the datatype, the parameters and the outputs that were asked for.
+Here a key includes the shape, the datatype, the parameters and the requested outputs.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ def key(signature=PLAIN, **changes):
     return key_of(b"s" * 16, content(request), "")
 
 
-def test_the_same_bytes_in_another_shape_are_another_key():
+def test_the_same_bytes_in_another_shape_have_another_key():
     other = [{**BODY["inputs"][0], "shape": [3, 2]}]
     assert key() == key()
     assert key() != key(inputs=other)
 
 
 @pytest.mark.parametrize("changes", [{"outputs": [{"name": "a"}]}, {"parameters": {"k": 1}}])
-def test_other_outputs_or_parameters_are_another_key(changes):
+def test_other_outputs_or_parameters_have_another_key(changes):
     assert key() != key(**changes)

@@ -1,4 +1,4 @@
-"""One failing user's retries counted as many errors condemned the canary: units count, once."""
+"""One failing user's retries counted as many errors and rolled back. Here each unit counts once."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from apps.rollouts.verdicts import Verdict
 from bench import decisions_rules as rules
 
 
-def test_users_who_fail_five_times_do_not_condemn_a_healthy_canary() -> None:
+def test_users_who_fail_five_times_do_not_roll_back_a_healthy_canary() -> None:
     requests, units = rules.correlated_errors(np.random.default_rng(44), 500)
 
     assert rules.share_of_runs(rules.rolled_back(units, 0.05)) <= 0.035
-    # Stable's own spread over time shows some of the clumps, not all.
+    # Stable's own variation shows some of the correlation, not all.
     assert rules.share_of_runs(rules.rolled_back(requests, 0.05)) > 0.08
 
 

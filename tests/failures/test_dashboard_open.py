@@ -1,6 +1,6 @@
-"""The rollout dashboard had no login (argo-rollouts #1323): here everything needs one.
+"""The rollout dashboard had no login (argo-rollouts #1323). Here every address needs one.
 
-Each address of the whole site is asked by a stranger, also those that are added tomorrow.
+The test sends an unauthenticated request to every address in the URL configuration.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from django.urls import URLPattern, URLResolver, get_resolver
 
 pytestmark = pytest.mark.django_db
 
-# Who signs in or forgot the password, whether process and loops live, and what the admin's own
-# login page loads.
+# Login and password reset, health endpoints, and files of the admin's login page.
 OPEN = {
     "login/",
     "password/reset/",
@@ -49,7 +48,7 @@ def addresses(resolver: URLResolver, before: str = "") -> Iterator[str]:
 def _sample(entry: URLPattern | URLResolver) -> str:
     """Return a path that the pattern matches, near enough to reach its view."""
     text = str(entry.pattern)
-    text = re.sub(r"<(\w+):\w+>", lambda found: SAMPLES.get(found[1], "x"), text)
+    text = re.sub(r"<(\w+):\w+>", lambda match: SAMPLES.get(match[1], "x"), text)
     text = re.sub(r"\(\?P<\w+>\[0-9a-fA-F-\]\{36\}\)", SAMPLES["uuid"], text)
     text = re.sub(r"\(\?P<format>[^)]*\)", "json", text)
     text = re.sub(r"\(\?P<\w+>(?:[^()]|\([^()]*\))*\)", "digits", text)
@@ -57,24 +56,24 @@ def _sample(entry: URLPattern | URLResolver) -> str:
 
 
 def every_address() -> list[str]:
-    found = {address for address in addresses(get_resolver()) if "static" not in address}
-    return sorted(address for address in found if address not in OPEN and "(" not in address)
+    urls = {address for address in addresses(get_resolver()) if "static" not in address}
+    return sorted(address for address in urls if address not in OPEN and "(" not in address)
 
 
-def test_the_walk_finds_the_site() -> None:
-    found = every_address()
-    assert len(found) > 100
-    assert {"rollouts/", "api/v1/rollouts/", "admin/", "api/schema/"} <= set(found)
+def test_the_list_of_addresses_is_complete() -> None:
+    urls = every_address()
+    assert len(urls) > 100
+    assert {"rollouts/", "api/v1/rollouts/", "admin/", "api/schema/"} <= set(urls)
 
 
-def test_no_address_says_anything_to_a_stranger() -> None:
+def test_every_address_refuses_an_unauthenticated_client() -> None:
     client = Client(raise_request_exception=False)
-    told = []
+    answered = []
     for address in every_address():
         for method in ("get", "post"):
             response = getattr(client, method)(f"/{address}")
             is_login = response.status_code == 302 and "login" in response.headers["Location"]
-            # An address that only matches in part, or takes another method, tells nothing either.
+            # Partial matches and other methods reveal nothing either.
             if not is_login and response.status_code not in {401, 403, 404, 405}:
-                told.append(f"{method} {address}: {response.status_code}")
-    assert told == []
+                answered.append(f"{method} {address}: {response.status_code}")
+    assert answered == []

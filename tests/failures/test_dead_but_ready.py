@@ -1,7 +1,7 @@
-"""A crashed Python backend is never restarted, answers 500 after seconds, and says READY.
+"""A crashed Python backend is never restarted, responds 500 after seconds, and reports READY.
 
-Only an answer counts here: the circuit of that copy opens within a few calls, the other copy
-answers, and when the control plane has loaded the version again it is asked again.
+Here only predictions count: the circuit of that replica opens after a few calls, the other replica
+serves, and after the control plane has reloaded the version the replica gets traffic again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CLIENTS = 16
 
 
 @pytest.mark.e2e
-def test_a_copy_that_is_dead_but_ready_is_avoided_until_it_is_loaded_again(tmp_path: Path) -> None:
+def test_a_dead_but_ready_replica_gets_no_traffic_until_it_is_reloaded(tmp_path: Path) -> None:
     question = Question(write_artifact(tmp_path / "flowers.onnx"))
     with (
         pair(tmp_path) as both,
@@ -38,8 +38,8 @@ def test_a_copy_that_is_dead_but_ready_is_avoided_until_it_is_loaded_again(tmp_p
         sleep(0.5)
         both.one.reload()
         both.one.wait_for_traffic(20)
-    report("A copy dead but ready", load, died_at)
-    # Those who waited for the dead copy ran out of time; nobody was sent there afterwards.
+    report("A replica dead but ready", load, died_at)
+    # Requests in flight to the dead replica time out; no later request is sent to it.
     assert failures(load.answers).keys() <= {"504 deadline_exceeded"}
     assert sum(failures(load.answers).values()) <= CLIENTS
     assert failures(load.since(opened_at)) == {}

@@ -1,4 +1,4 @@
-"""Two controllers stepped twice as fast (flagger #1613): one step, whoever ticks."""
+"""Two controllers stepped twice as fast (flagger #1613). Here several tickers take one step."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def at_once(do: Callable[[], object]) -> None:
         thread.join()
 
 
-def test_a_step_that_is_due_is_taken_once_however_many_tick() -> None:
+def test_a_due_step_is_taken_once_by_concurrent_ticks() -> None:
     steps = tuple(StepDocument(weight_bp=w, bake_s=0, checks=()) for w in (500, 2_500, 10_000))
     save_plan(document=PlanDocument(name="bare", steps=steps), is_default=True, actor=ANNA)
     make_instance()
@@ -48,5 +48,5 @@ def test_a_step_that_is_due_is_taken_once_however_many_tick() -> None:
     before = RolloutEvent.objects.count()
     at_once(tick_rollouts)
     rollout.refresh_from_db()
-    # The next step's checks are due only an interval later, for whoever ticks.
+    # The next step's checks are due an interval later, for all tickers.
     assert (rollout.weight_bp, RolloutEvent.objects.count() - before) == (2_500, 1)

@@ -1,7 +1,7 @@
 """After restarts a model was lost yet shown ready (seldon-core #5032 #5411).
 
-What is shown is probed, not remembered: a server that forgot a version is found out by the next
-question, and gets it again. The server is a real Triton.
+Here the state is probed, not remembered: the next probe detects a server that has lost a version,
+and the version is loaded again. The server is a real Triton.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["cluster", "triton"]
 pytestmark = pytest.mark.django_db
 
 
-def test_a_version_that_its_server_forgot_is_not_shown_ready(
+def test_a_version_lost_by_its_server_is_not_shown_ready(
     tmp_path: Path,
     cluster: ServingCluster,
 ) -> None:
@@ -30,7 +30,7 @@ def test_a_version_that_its_server_forgot_is_not_shown_ready(
     assert row.state == State.READY
     (endpoint,) = endpoints_of(cluster)
     endpoint.unload(row.version)
-    wait_until(lambda: endpoint.is_unloaded(row.version), 10, "Triton forgets it")
+    wait_until(lambda: endpoint.is_unloaded(row.version), 10, "Triton unloads it")
     assert reconcile(row).state == State.LOADING
     assert "lost" in row.reason
     assert reconcile(row).state == State.READY

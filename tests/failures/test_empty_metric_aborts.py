@@ -1,5 +1,5 @@
-"""An empty metric answer crashed the check or counted as failure, and a healthy version was rolled
-back (argo-rollouts #1466 #1905; flagger #1035 #1689 #1501): here it is no data, and holds.
+"""An empty metric response crashed the check or counted as failure, and a healthy version was
+rolled back (argo-rollouts #1466 #1905; flagger #1035 #1689 #1501). Here it is no-data and holds.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def test_a_webhook_that_has_no_data_holds() -> None:
     assert (row.verdict, rollout.phase) == ("no-data", Phase.BAKING)
 
 
-def test_without_traffic_copies_or_outcomes_every_check_says_no_data_and_holds() -> None:
+def test_without_traffic_and_outcomes_every_check_is_no_data_and_holds() -> None:
     Metric.objects.create(name="bought", kind=Metric.Kind.PROPORTION)
     outcome = CheckDocument(check=OUTCOME, settings={"metric": "bought", "margin": 0.1})
     rollout = make_checked_rollout(*map(read_check, DEFAULT_CHECKS), outcome)

@@ -1,4 +1,4 @@
-"""A batcher answered errors of its upstream with HTTP 200 (kserve #1530): an error stays one."""
+"""A batcher returned upstream errors with HTTP 200 (kserve #1530). Here an error stays an error."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-async def test_what_was_no_answer_is_no_200(fault):
+async def test_a_failed_call_is_not_a_200(fault):
     act, status, code = FAULTS[fault]
     async with shades(shadow=None, timeout_ms=300, breaker=PATIENT) as plane:
         plane.live.always = act
-        # Several at once, so that they meet in a batch as well.
+        # Several at once, so that some share a batch.
         answers = await asyncio.gather(*(plane.ask() for _ in range(4)))
     for answer in answers:
         assert (answer.status, answer.json["code"]) == (status, code)
@@ -47,7 +47,7 @@ async def test_what_was_no_answer_is_no_200(fault):
         assert "outputs" not in answer.json
 
 
-async def test_half_an_answer_is_no_200():
+async def test_a_truncated_response_is_not_a_200():
     async with shades(shadow=None, breaker=PATIENT) as plane:
         plane.live.always = "cut"
         answer = await plane.ask()

@@ -1,5 +1,5 @@
 """A task with a long delay ran twice: the broker's visibility timeout is one hour (celery #3270
-#2481 #5306; kombu #337). Here no task waits: each is a tick over rows that know when they are due.
+#2481 #5306; kombu #337). Here no task is delayed: each processes the rows that are due.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ from django.conf import settings
 import apps
 from controlplane.celery import app
 
-# What makes a broker keep a message for later.
+# Names that indicate a delayed message.
 DELAYED = {"apply_async", "eta", "countdown", "retry", "sleep"}
 
 
-def test_no_task_of_ours_is_sent_for_later() -> None:
-    found = []
+def test_no_task_is_delayed() -> None:
+    delayed = []
     for path in Path(next(iter(apps.__path__))).rglob("tasks.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             name = getattr(node, "attr", None) or getattr(node, "arg", None)
             if name in DELAYED:
-                found.append(f"{path.name}:{getattr(node, 'lineno', 0)} {name}")
-    assert found == []
+                delayed.append(f"{path.name}:{getattr(node, 'lineno', 0)} {name}")
+    assert delayed == []
 
 
-def test_every_task_is_known_to_the_clock_and_expires_before_it_piles_up() -> None:
+def test_every_task_is_scheduled_and_expires() -> None:
     app.loader.import_default_modules()
     ours = {name for name in app.tasks if not name.startswith("celery.")}
     schedule = settings.CELERY_BEAT_SCHEDULE

@@ -1,7 +1,7 @@
 """A failing promotion broke the healthy version (flagger #1898 #1931 #1932; argo-rollouts #3078).
 
-No step of a rollout takes a version away that carries traffic: stable and the version before stay
-in the table and loaded, whatever becomes of the target.
+Here no step removes a version that has traffic: stable and the previous version stay in the table
+and loaded, whatever happens to the target.
 """
 
 from __future__ import annotations
@@ -50,5 +50,5 @@ def test_a_promotion_unloads_nothing_that_an_instance_may_still_call() -> None:
     assert rollout.baseline.pk in wanted_versions(database_now())
     assert {"1", "2"} <= latest().models["digits"].versions.keys()
     rollout.refresh_from_db()
-    # Until every instance acked, the promotion is not over, and an abort takes it back.
+    # Until every instance has acknowledged, the promotion is not complete and can be aborted.
     assert rollout.phase == Phase.PROMOTING

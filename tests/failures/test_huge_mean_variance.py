@@ -1,6 +1,6 @@
 """A variance from a sum of squares lost all digits at n = 10^8 with a mean of 10^9.
 
-Moments are merged instead: a hundred million values around 10^9 with variance 1 have variance 1.
+Here moments are merged: 10^8 values around 10^9 with variance 1 have a computed variance of 1.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def test_the_variance_of_a_hundred_million_large_numbers_is_right() -> None:
     assert merged.n == 10**8
     assert merged.variance == pytest.approx(block.variance, rel=1e-4)
     assert merged.variance == pytest.approx(1.0, rel=0.02)
-    # What it is worth: the same from sums of squares has no right digit left.
+    # The same computed from sums of squares has no correct digit.
     squares = float(np.sum(values**2)) * BLOCKS
     naive = (squares - merged.n * merged.mean**2) / (merged.n - 1)
     assert abs(naive - 1.0) > 1.0

@@ -1,4 +1,4 @@
-"""A version at 0 % still got traffic (seldon-core #5181, kserve #2130): here exactly none."""
+"""A version at 0 % still got traffic (seldon-core #5181, kserve #2130). Here it gets none."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def router(split):
 
 
 @given(salts, units, st.integers(0, 9_999))
-def test_a_canary_at_nought_gets_no_unit_and_no_draw(salt, unit, drawn):
+def test_a_canary_at_zero_gets_no_unit_and_no_draw(salt, unit, drawn):
     split = type(canary(0))(id="r", salt=salt, version="2", weight_bp=0)
     assert router(split).decide(unit, lambda _: drawn).version == "1"
 
 
 @given(salts, salts, units, st.integers(0, 9_999), st.integers(0, 10_000), st.sampled_from("abc"))
-def test_a_variant_at_nought_gets_no_unit_and_no_draw(
+def test_a_variant_at_zero_gets_no_unit_and_no_draw(
     inclusion, variant, unit, drawn, coverage_bp, empty
 ):
     shares = dict.fromkeys("abc", 5_000) | {empty: 0}
@@ -46,7 +46,7 @@ def test_a_variant_at_nought_gets_no_unit_and_no_draw(
 
 
 @given(salts, units, st.integers(0, 9_999))
-def test_an_experiment_that_covers_nobody_includes_nobody(salt, unit, drawn):
+def test_an_experiment_with_zero_coverage_includes_no_unit(salt, unit, drawn):
     variants = (VariantRoute(name="a", version="2", weight_bp=10_000),)
     split = ExperimentSplit(
         id="e", inclusion_salt=salt, variant_salt="v", coverage_bp=0, variants=variants
@@ -55,15 +55,15 @@ def test_an_experiment_that_covers_nobody_includes_nobody(salt, unit, drawn):
     assert (decision.version, decision.split) == ("1", "")
 
 
-def test_twenty_thousand_requests_bring_the_canary_at_nought_not_one():
-    nought = router(canary(0))
-    versions = {nought.decide(None).version for _ in range(10_000)}
-    versions |= {nought.decide(f"user-{n}").version for n in range(10_000)}
+def test_a_canary_at_zero_gets_none_of_20_000_requests():
+    at_zero = router(canary(0))
+    versions = {at_zero.decide(None).version for _ in range(10_000)}
+    versions |= {at_zero.decide(f"user-{n}").version for n in range(10_000)}
     assert versions == {"1"}
 
 
 @pytest.mark.parametrize("unit", [None, "u"])
-async def test_no_call_for_a_version_at_nought_reaches_its_server(unit):
+async def test_no_call_for_a_version_at_zero_reaches_its_server(unit):
     shadow = Shadow(id="sh1", salt="sh", version="3", share_bp=0)
     async with shades(split=canary(0), shadow=shadow) as plane:
         for n in range(100):
@@ -75,15 +75,15 @@ async def test_no_call_for_a_version_at_nought_reaches_its_server(unit):
         assert {window.version for window in plane.telemetry.drain(1)[0]} == {"1"}
 
 
-async def test_only_a_request_that_names_it_reaches_a_version_at_nought():
+async def test_only_a_request_that_names_it_reaches_a_version_at_zero():
     async with shades(split=canary(0)) as plane:
         await plane.ask(unit="u", version="2")
         (window,), _ = plane.telemetry.drain(1)
-        # It is counted apart, so that no share of the split is made of smoke tests.
+        # Counted separately, so that smoke tests do not count in the split's shares.
         assert (window.version, window.variant, window.split) == ("2", "explicit", "")
 
 
-async def test_a_leak_would_be_told_as_the_canarys_with_its_generation():
+async def test_a_leak_would_be_reported_with_its_generation():
     async with shades(split=canary(0)) as plane:
         live = plane.serving.model("sums")
         leaked = live.router._canary_sides["canary"]

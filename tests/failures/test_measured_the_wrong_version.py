@@ -1,6 +1,6 @@
 """Analysis looked at stable's pods and promoted a bad version (argo-rollouts #1700).
 
-What is judged names its version, its split and its table; what is of another is not counted.
+Here windows name their version, split and table; windows of others are not counted.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ WRONG = [{"variant": "stable"}, {"split": "another"}, {"generation": 0}, {"varia
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_a_window_that_is_not_the_canarys_is_not_counted_for_it(wrong: dict[str, Any]) -> None:
+def test_a_window_of_another_version_is_not_counted_for_the_canary(wrong: dict[str, Any]) -> None:
     rollout = make_baking(make_model())
     at = rollout.started_at - timedelta(seconds=30)
     right = {"variant": "canary", "split": str(rollout.pk), "generation": rollout.generation}
     fields = {"at": at, "interval_started_at": at, "units": 7}
     send("digits", 2, **{**right, **fields, **wrong})
-    found = closed_intervals(rollout, 10, database_now())
-    assert sum(interval.canary.n for interval in found) == 0
+    intervals = closed_intervals(rollout, 10, database_now())
+    assert sum(interval.canary.n for interval in intervals) == 0

@@ -1,4 +1,4 @@
-"""A check with a typo passed silently (flagger #1581): here no such plan is saved."""
+"""A check with a typo passed silently (flagger #1581). Here such a plan is refused."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from tests.rollouts.outside import look, make_checked_rollout, service, vector
 pytestmark = pytest.mark.django_db
 
 
-def save(kind: str, **given: Any) -> Plan:
-    check = CheckDocument(check=kind, settings=given)
+def save(kind: str, **options: Any) -> Plan:
+    check = CheckDocument(check=kind, settings=options)
     step = StepDocument(weight_bp=500, checks=(check,))
     return save_plan(document=PlanDocument(name="typo", steps=(step,)), actor=ANNA)
 
@@ -53,7 +53,7 @@ def test_an_invalid_check_is_refused_and_nothing_is_saved(
     assert not Plan.objects.exists()
 
 
-def test_a_metric_that_was_deleted_since_refuses_the_start() -> None:
+def test_a_deleted_metric_refuses_the_start() -> None:
     metric = Metric.objects.create(name="bought", kind=Metric.Kind.PROPORTION)
     plan = save("outcome", metric="bought", margin=0.1)
     metric.delete()
@@ -64,7 +64,7 @@ def test_a_metric_that_was_deleted_since_refuses_the_start() -> None:
     assert not Rollout.objects.exists()
 
 
-def test_a_metric_that_prometheus_does_not_know_never_passes(settings: Any) -> None:
+def test_a_metric_unknown_to_prometheus_never_passes(settings: Any) -> None:
     query = CheckDocument(check="prometheus", settings={"query": "erors_total", "at_most": 1})
     with service(lambda _: vector()) as outside:
         settings.PROMETHEUS_URL = outside.url

@@ -37,7 +37,7 @@ async def test_a_refused_table_is_in_the_next_report_with_its_reason(tmp_path, k
             control.publish(6, "127.0.0.1:1")
         await sync.pull()
         generation, reason = await refusal(sync, control)
-        # It is no success: the report names the instance, what it serves, and what is wrong.
+        # The report contains the instance, the generation that it serves, and the reason.
         report = control.reports[-1]
         assert (report.instance, report.applied_generation) == ("dp", 5)
         assert reason
@@ -45,7 +45,7 @@ async def test_a_refused_table_is_in_the_next_report_with_its_reason(tmp_path, k
         assert (serving.generation, sync.refusals) == (5, 1)
 
 
-async def test_a_new_instance_that_refuses_its_first_table_says_so_and_serves_nothing(tmp_path):
+async def test_a_new_instance_that_refuses_its_first_table_reports_it_and_serves_nothing(tmp_path):
     async with syncing(tmp_path) as (sync, control, serving, upstream):
         control.data = contradictory(upstream.address)
         await sync.pull()
@@ -53,7 +53,7 @@ async def test_a_new_instance_that_refuses_its_first_table_says_so_and_serves_no
         assert (serving.table, control.reports[-1].applied_generation) == (None, 0)
 
 
-async def test_the_refusal_stands_until_a_table_is_applied(tmp_path):
+async def test_the_refusal_is_reported_until_a_table_is_applied(tmp_path):
     async with syncing(tmp_path) as (sync, control, _, upstream):
         control.data = contradictory(upstream.address)
         for _ in range(3):

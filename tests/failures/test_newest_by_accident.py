@@ -1,4 +1,4 @@
-"""Triton gives a request without a version to the newest one loaded: we always name the version."""
+"""Triton sends a request without a version to the newest one. Here all calls name the version."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """An environment option was used only when it failed to parse (argo-rollouts `defaults.go`).
 
-Each reader gives what was set when it can be understood, the default when nothing is set, and
-refuses anything else by name; and each variable that a settings file reads takes effect.
+Here each reader returns a valid value, or the default if nothing is set, and refuses an invalid
+value with the variable's name; and each variable that the settings read takes effect.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from controlplane import env
 ROOT = Path(__file__).parents[2]
 SETTINGS = ROOT / "controlplane" / "settings.py"
 READ = re.compile(r'^(\w+) = env\.(integer|flag)\(\s*"(\w+)",\s*([\w]+)', re.M)
-# More than any least value that a setting takes.
+# More than the minimum of any setting.
 LARGE = 2_000_000_011
 GOOD: list[tuple[Any, str, Any, Any]] = [
     (env.integer, "17", 3, 17),
@@ -32,7 +32,7 @@ GOOD: list[tuple[Any, str, Any, Any]] = [
 
 
 @pytest.mark.parametrize(("read", "value", "default", "expected"), GOOD)
-def test_what_is_set_is_used_and_the_default_only_without(
+def test_a_set_value_is_used_and_the_default_only_without(
     monkeypatch: pytest.MonkeyPatch, read: Any, value: str, default: Any, expected: Any
 ) -> None:
     monkeypatch.setenv("OPTION", value)
@@ -42,7 +42,7 @@ def test_what_is_set_is_used_and_the_default_only_without(
 
 
 @pytest.mark.parametrize(("read", "default"), [(env.integer, 3), (env.flag, False)])
-def test_what_cannot_be_understood_is_refused_by_name(
+def test_an_invalid_value_is_refused_with_its_name(
     monkeypatch: pytest.MonkeyPatch, read: Any, default: Any
 ) -> None:
     monkeypatch.setenv("OPTION", "perhaps")
@@ -51,19 +51,20 @@ def test_what_cannot_be_understood_is_refused_by_name(
 
 
 def test_each_number_and_flag_of_the_settings_takes_effect() -> None:
-    """All are set to something else than their default, and each name must have that value then."""
-    found = READ.findall(SETTINGS.read_text())
-    assert len(found) >= 5
+    """Set all variables to values other than their defaults; each setting must have its value."""
+    variables = READ.findall(SETTINGS.read_text())
+    assert len(variables) >= 5
     other = {"flag": {"True": False, "False": True}}
-    wanted = {
-        name: other[kind][default] if kind == "flag" else LARGE for name, kind, _, default in found
+    expected = {
+        name: other[kind][default] if kind == "flag" else LARGE
+        for name, kind, _, default in variables
     }
-    texts = {variable: str(int(wanted[name])) for name, _, variable, _ in found}
+    texts = {variable: str(int(expected[name])) for name, _, variable, _ in variables}
     code = (
         "import json, controlplane.settings as s; print(json.dumps({n: getattr(s, n) for n in %r}))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code % list(wanted)],
+        [sys.executable, "-c", code % list(expected)],
         cwd=ROOT,
         env={**os.environ, **texts},
         capture_output=True,
@@ -71,4 +72,4 @@ def test_each_number_and_flag_of_the_settings_takes_effect() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == wanted
+    assert json.loads(done.stdout) == expected

@@ -1,4 +1,4 @@
-"""One bad item failed the whole batch (kserve's batcher): here it fails alone."""
+"""One bad item failed the whole batch (kserve's batcher). Here only the bad row fails."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ async def test_a_poison_row_fails_alone_among_its_neighbours():
         else:
             assert answer.status == 200
             assert answer.json["outputs"][0]["data"] == [float(n)]
-    # It did meet others: batches were sent, and one of them again row by row.
+    # The rows shared batches, and one batch was sent again row by row.
     assert 16 / 4 < len(plane.live.requests) < 16
 
 
-async def test_a_row_that_does_not_fit_the_signature_never_meets_a_batch():
+async def test_a_row_that_does_not_match_the_signature_joins_no_batch():
     async with shades(shadow=None) as plane:
         answers = await asyncio.gather(plane.ask([1.0, 2.0]), *(plane.ask() for _ in range(3)))
         assert [answer.status for answer in answers] == [400, 200, 200, 200]

@@ -17,7 +17,7 @@ from tests.dataplane.worlds import running, until
     [RuntimeError("surprise"), httpx.ReadError("reset"), KeyError("etag"), MemoryError()],
     ids=lambda error: type(error).__name__,
 )
-async def test_the_poller_survives_counts_and_goes_on(tmp_path, monkeypatch, surprise):
+async def test_the_poller_survives_and_counts_exceptions(tmp_path, monkeypatch, surprise):
     monkeypatch.setattr(heartbeat, "PAUSE_S", 0.01)
     async with syncing(tmp_path, poll_interval_s=0.01) as (sync, control, serving, upstream):
         control.publish(5, upstream.address)
@@ -38,7 +38,7 @@ async def test_the_poller_survives_counts_and_goes_on(tmp_path, monkeypatch, sur
 
 
 @pytest.mark.parametrize("status", [401, 404, 500, 503])
-async def test_an_answer_that_is_no_table_ends_no_loop(tmp_path, monkeypatch, status):
+async def test_a_response_without_a_table_does_not_end_the_loop(tmp_path, monkeypatch, status):
     monkeypatch.setattr(heartbeat, "PAUSE_S", 0.01)
     async with syncing(tmp_path, poll_interval_s=0.01) as (sync, control, serving, upstream):
         control.publish(5, upstream.address)
@@ -50,7 +50,7 @@ async def test_an_answer_that_is_no_table_ends_no_loop(tmp_path, monkeypatch, st
             await until(lambda: serving.generation == 5)
 
 
-async def test_a_poller_that_hangs_shows_its_age(tmp_path, monkeypatch):
+async def test_a_hanging_poller_reports_its_age(tmp_path, monkeypatch):
     async with syncing(tmp_path, poll_interval_s=0.01) as (sync, _, _, _):
         poll = sync.heartbeats[0]
 
@@ -61,6 +61,6 @@ async def test_a_poller_that_hangs_shows_its_age(tmp_path, monkeypatch):
         async with running(sync.loops()):
             before = poll.age_s
             await asyncio.sleep(0.1)
-            # Readiness fails by this age, and metrics show it.
+            # Readiness depends on this age, and metrics export it.
             assert poll.age_s >= before + 0.09
             assert sync.table_age_s >= 0.09

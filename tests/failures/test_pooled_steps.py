@@ -1,4 +1,4 @@
-"""Counts pooled over steps with different shares condemn a canary for an incident that hit both."""
+"""Counts pooled over steps with different shares roll back a canary after an incident in both."""
 
 from __future__ import annotations
 

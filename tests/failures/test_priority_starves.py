@@ -1,4 +1,4 @@
-"""Strict priorities starved the low class (triton #7512 #8870); ours share by weight."""
+"""Strict priorities starved the low class (triton #7512 #8870). Here classes share by weight."""
 
 from __future__ import annotations
 
@@ -27,5 +27,5 @@ def test_the_low_class_gets_its_share_while_the_high_one_never_stops():
             waited = 0 if priority == LOW else waited + 1
             longest = max(longest, waited)
             put(queue, priority)
-    # By their weights 16 of the high class go for each of the low one, and two batches more.
+    # The weights allow 16 jobs of the high class per job of the low one, plus two batches.
     assert longest <= WEIGHTS[HIGH] // WEIGHTS[LOW] + 2 * 8

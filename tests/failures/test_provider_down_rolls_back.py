@@ -1,5 +1,5 @@
 """The metrics server was down and that looked like a bad canary (flagger `scheduler_metrics.go`):
-here it holds, says so to people, and moves nothing; data alone may roll back.
+here it holds, notifies people and moves nothing; only data can roll back.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def failed_at_most(bound: float) -> CheckDocument:
     return CheckDocument(check=PROMETHEUS, settings={"query": FAILED, "at_most": bound})
 
 
-def let_people_be_told() -> None:
+def add_notification_target() -> None:
     NotificationTarget.objects.create(
         name="ops",
         kind=NotificationTarget.Kind.SLACK,
@@ -43,10 +43,10 @@ def let_people_be_told() -> None:
     )
 
 
-def test_killing_the_provider_in_the_middle_holds_tells_people_and_moves_nothing(
+def test_a_killed_provider_holds_the_rollout_and_notifies_people(
     settings: Any, tmp_path: Path
 ) -> None:
-    let_people_be_told()
+    add_notification_target()
     with prometheus(tmp_path) as provider:
         settings.PROMETHEUS_URL = provider.url
         rollout = make_checked_rollout(failed_at_most(0.5))
@@ -65,7 +65,7 @@ def test_killing_the_provider_in_the_middle_holds_tells_people_and_moves_nothing
     assert f"prometheus is provider-error: Prometheus at {provider.url} cannot be reached" in held
 
 
-def test_at_the_end_of_its_time_the_step_waits_for_a_person(settings: Any) -> None:
+def test_at_its_time_limit_the_step_waits_for_a_person(settings: Any) -> None:
     settings.PROMETHEUS_URL = f"http://127.0.0.1:{free_port()}"
     rollout = make_checked_rollout(failed_at_most(0.5))
     past = database_now() - timedelta(seconds=1)

@@ -28,7 +28,7 @@ def on_canary(split, generation=1):
 
 
 @given(st.text(max_size=20), units, st.lists(st.integers(0, 10_000), min_size=2, max_size=8))
-def test_once_in_a_unit_stays_in_through_all_further_steps(salt, unit, weights):
+def test_a_unit_of_the_canary_stays_in_it_in_all_further_steps(salt, unit, weights):
     splits = [
         CanarySplit(id="r", salt=salt, version="2", weight_bp=weight_bp)
         for weight_bp in sorted(weights)
@@ -45,12 +45,12 @@ def test_the_first_five_percent_are_among_the_ten_and_all_that_follow():
     assert 60 <= len(groups[1]) <= 140
 
 
-def test_a_rollback_and_a_second_try_meet_the_same_users():
+def test_a_second_try_after_a_rollback_selects_the_same_users():
     assert on_canary(canary(500), 1) == on_canary(canary(500), 9)
     assert on_canary(canary(500)) == on_canary(canary(5_000)) & on_canary(canary(500))
 
 
-def test_a_table_that_went_over_the_wire_and_the_disk_decides_alike():
+def test_an_encoded_and_decoded_table_makes_the_same_decisions():
     for split in (canary(2_500), EXPERIMENT):
         before = table(model(split=split))
         after = decode(encode(before))
@@ -60,13 +60,13 @@ def test_a_table_that_went_over_the_wire_and_the_disk_decides_alike():
             assert first.decide(user).variant == second.decide(user).variant
 
 
-def test_another_process_decides_alike():
+def test_another_process_makes_the_same_decisions():
     program = (
         "from tests.failures.test_rerandomised_users import *;"
         "print(*sorted(on_canary(canary(500))))"
     )
-    # Python's own hash differs from process to process: a bucket made of it would as well.
-    found = {
+    # Python's own hash differs between processes, so it cannot be used for buckets.
+    outputs = {
         subprocess.run(
             [sys.executable, "-c", program],
             env={"PYTHONHASHSEED": seed, "PATH": ""},
@@ -76,11 +76,11 @@ def test_another_process_decides_alike():
         ).stdout
         for seed in ("1", "2")
     }
-    assert found == {" ".join(sorted(on_canary(canary(500)))) + "\n"}
+    assert outputs == {" ".join(sorted(on_canary(canary(500)))) + "\n"}
 
 
 @given(units, st.integers(0, 10_000), st.integers(0, 10_000))
-def test_more_coverage_moves_nobody_between_variants(unit, one, other):
+def test_more_coverage_moves_no_unit_between_variants(unit, one, other):
     def variant(coverage_bp):
         variants = tuple(
             VariantRoute(name=name, version="1", weight_bp=2_500) for name in ("a", "b", "c", "d")

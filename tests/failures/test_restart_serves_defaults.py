@@ -31,7 +31,7 @@ async def test_a_restart_without_a_control_plane_decides_as_before(tmp_path, spl
         assert decisions(serving) == before
 
 
-async def test_a_refused_table_does_not_replace_the_last_good_one_on_disk(tmp_path):
+async def test_a_refused_table_does_not_replace_the_last_valid_one_on_disk(tmp_path):
     async with syncing(tmp_path) as (sync, control, _, upstream):
         control.publish(5, upstream.address, split=canary(2_500))
         await sync.pull()
@@ -44,7 +44,7 @@ async def test_a_refused_table_does_not_replace_the_last_good_one_on_disk(tmp_pa
         assert not isinstance(serving.table.models["sums"].split, ExperimentSplit)
 
 
-async def test_what_is_left_of_a_torn_file_is_no_table(tmp_path):
+async def test_a_truncated_file_is_not_served(tmp_path):
     async with syncing(tmp_path) as (sync, control, _, upstream):
         control.publish(5, upstream.address)
         await sync.pull()
@@ -52,5 +52,5 @@ async def test_what_is_left_of_a_torn_file_is_no_table(tmp_path):
     file.write_bytes(file.read_bytes()[:200])
     async with syncing(tmp_path) as (sync, _, serving, _):
         await sync.start_from_disk()
-        # No table is better than half of one: requests get 503, and readiness fails.
+        # Without a table requests get 503, and readiness fails.
         assert serving.table is None

@@ -1,6 +1,6 @@
 """Rollout and experiment shared a hash, so samples were skewed (Unleash go-sdk #145).
 
-Chi-square tests of independence on fixed units: the same in every run, so there is no chance alarm.
+Chi-square tests of independence on fixed units, which give the same result in every run.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SALTS = {
     "shadow": "shadow:7",
     "next rollout": "rollout:8",
 }
-# With so many pairs one in a hundred thousand would be no surprise; a shared hash gives 0.
+# Low enough for the number of pairs; a shared hash gives 0.
 LEVEL = 1e-4
 
 
@@ -50,7 +50,7 @@ def test_buckets_of_a_salt_are_even(name):
     assert chisquare([tenth.count(n) for n in range(10)]).pvalue > LEVEL
 
 
-def test_the_test_would_see_a_shared_hash():
+def test_the_test_detects_a_shared_hash():
     shared = tenths("rollout:7")
     assert chi2_contingency(counts(shared, shared)).pvalue == 0.0
 
@@ -72,7 +72,7 @@ def test_the_users_of_a_canary_are_spread_over_the_variants_as_all_others_are():
     assert chi2_contingency(counts(sides, groups)).pvalue > LEVEL
 
 
-def test_inclusion_says_nothing_of_the_variant():
+def test_inclusion_and_variant_are_independent():
     included = [int(bucket(SALTS["inclusion"], user) < 1_000) for user in USERS]
     halves = [int(bucket(SALTS["variant"], user) < 5_000) for user in USERS]
     assert chi2_contingency(counts(included, halves)).pvalue > LEVEL

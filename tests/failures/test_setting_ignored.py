@@ -1,6 +1,6 @@
 """A traffic percentage was accepted and had no effect (kserve #4074).
 
-What each instance did is held against the table that it served from; a difference is an alarm.
+Here the traffic of each instance is compared with its table; a difference raises an alarm.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from tests.rollouts.factories import make_baking, make_model, send
 pytestmark = pytest.mark.django_db
 
 
-def test_a_share_that_has_no_effect_is_an_alarm() -> None:
+def test_a_share_without_effect_raises_an_alarm() -> None:
     rollout = make_baking(make_model())
-    # The interval began under that table.
+    # The interval started with that table.
     at = database_now()
     of = {"split": str(rollout.pk), "generation": rollout.generation, "at": at}
     send("digits", 1, units=2_000, requests=2_000, interval_started_at=at, **of)

@@ -1,6 +1,6 @@
 """The system rolled back and showed an empty reason (terraform-provider-aws #48997 #49020).
 
-A rollback says why, with numbers, in its row, its event and its evidence.
+Here a rollback has a reason with numbers in its row, its event and its evidence.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tests.rollouts.factories import make_baking, make_instance, make_model, sen
 pytestmark = pytest.mark.django_db
 
 
-def test_a_rollback_says_why_with_its_numbers() -> None:
+def test_a_rollback_has_a_reason_with_numbers() -> None:
     make_instance()
     rollout = make_baking(make_model())
     tick_rollouts()

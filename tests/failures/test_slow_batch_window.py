@@ -11,7 +11,7 @@ from tests.dataplane.shadow.shades import shades
 PATIENT = Batching(max_batch_size=4, max_queue_delay_us=1_500_000, max_queue_size=64)
 
 
-def test_by_default_nobody_waits_for_company_longer_than_five_milliseconds():
+def test_by_default_a_request_waits_at_most_five_milliseconds_for_a_batch():
     assert Batching().max_queue_delay_us == 5_000
 
 
@@ -23,17 +23,17 @@ async def test_an_idle_version_answers_at_once_whatever_the_delay():
         assert time.monotonic() - began < 1.0
 
 
-async def test_several_batches_are_under_way_at_once():
+async def test_several_batches_are_in_flight_at_once():
     async with shades(shadow=None) as plane:
         plane.live.delay_s = 0.3
         asking = asyncio.gather(*(plane.ask() for _ in range(16)))
         await asyncio.sleep(0.15)
-        # None of them is answered yet.
+        # No batch has a response yet.
         assert len(plane.live.requests) > 1
         assert {answer.status for answer in await asking} == {200}
 
 
-async def test_a_version_that_hangs_holds_up_nobody_else():
+async def test_a_hanging_version_does_not_delay_others():
     async with shades(shadow=None, timeout_ms=1_500) as plane:
         plane.live.script = ["hang"]
         stuck = asyncio.create_task(plane.ask(version="2"))

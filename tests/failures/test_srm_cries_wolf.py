@@ -12,7 +12,7 @@ SETTLED_N = 10_000
 
 
 def planned(rng: np.random.Generator) -> list[SplitInterval]:
-    """A rollout that is split exactly as configured, step by step."""
+    """Return the intervals of a rollout that is split as configured in each step."""
     drawn = [int(rng.binomial(SETTLED_N, share / 10_000)) for share in STEPS_BP]
     return [
         SplitInterval(n, SETTLED_N - n, share) for n, share in zip(drawn, STEPS_BP, strict=True)
@@ -28,7 +28,7 @@ def test_planned_changes_of_the_share_raise_no_alarm() -> None:
     assert all(judge_sample_ratio(run).verdict is Verdict.FAIL for run in naive)
 
 
-def test_a_deviation_too_small_to_matter_raises_no_alarm_however_certain() -> None:
+def test_a_significant_but_irrelevant_deviation_raises_no_alarm() -> None:
     result = judge_sample_ratio([SplitInterval(1_020_000, 18_980_000, 500)])
 
     p_value = result.evidence["p_value"]
@@ -37,7 +37,7 @@ def test_a_deviation_too_small_to_matter_raises_no_alarm_however_certain() -> No
     assert result.verdict is Verdict.PASS
 
 
-def test_a_split_that_is_really_off_fails_with_its_numbers() -> None:
+def test_a_wrong_split_fails_with_its_numbers() -> None:
     result = judge_sample_ratio([SplitInterval(350, 9_650, 500)])
 
     assert result.verdict is Verdict.FAIL

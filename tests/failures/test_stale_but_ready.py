@@ -1,6 +1,6 @@
-"""One of eight replicas served an hours-old document and said ready (flagd #2017).
+"""One of eight replicas served an hours-old document and reported ready (flagd #2017).
 
-An instance that goes on serving an older table is named, and no step of any rollout passes it.
+Here an instance that serves an older table is named, and no step passes before it is current.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests.rollouts.factories import make_baking, make_instance, make_model
 pytestmark = pytest.mark.django_db
 
 
-def test_the_one_that_serves_an_old_table_is_named_everywhere() -> None:
+def test_an_instance_with_an_old_table_is_named() -> None:
     rollout = make_baking(make_model())
     for number in range(7):
         make_instance(f"sound-{number}", applied_generation=rollout.generation)

@@ -1,6 +1,6 @@
 """A controller wrote from a stale cache after a restart (argo-rollouts #4784 #4786).
 
-Every write is compare-and-set on the revision that was read: the stale one changes nothing.
+Here every write is a compare-and-set on the revision: a stale write changes nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 
 @pytest.mark.parametrize("move", ["enter_step", "switch_stable", "roll_back"])
-def test_a_stale_copy_of_a_rollout_moves_nothing(move: str) -> None:
+def test_a_stale_rollout_changes_nothing(move: str) -> None:
     with transaction.atomic():
         rollout = make_baking(make_model())
     stale = Rollout.objects.select_related("model", "target__model").get(pk=rollout.pk)

@@ -1,5 +1,5 @@
 """Failed checks did not roll back while a confirmation was awaited, and inconclusive ones got stuck
-(flagger #1801; argo-rollouts #261 #3015): a guardrail acts in every state, every hold has a reason.
+(flagger #1801; argo-rollouts #261 #3015). Here guardrails act in every state, holds have reasons.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ def waiting(monkeypatch: pytest.MonkeyPatch) -> Rollout:
     save_plan(document=plan, is_default=True, actor=ANNA)
     make_instance()
     rollout = make_baking(make_model())
-    answer(monkeypatch, Verdict.PASS)
+    set_verdict(monkeypatch, Verdict.PASS)
     turn(rollout)
     return turn(rollout)
 
 
-def answer(monkeypatch: pytest.MonkeyPatch, verdict: Verdict) -> None:
-    found = CheckResult("error-rate", verdict, f"it is {verdict}", {})
-    monkeypatch.setattr(evaluation, "answer", lambda question: [found])
+def set_verdict(monkeypatch: pytest.MonkeyPatch, verdict: Verdict) -> None:
+    result = CheckResult("error-rate", verdict, f"it is {verdict}", {})
+    monkeypatch.setattr(evaluation, "answer", lambda question: [result])
 
 
 def turn(rollout: Rollout) -> Rollout:
@@ -48,28 +48,28 @@ def turn(rollout: Rollout) -> Rollout:
     return rollout
 
 
-def test_a_failed_check_rolls_back_while_a_person_is_waited_for(
+def test_a_failed_check_rolls_back_while_it_waits_for_a_person(
     waiting: Rollout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert "waiting for approval by a person" in waiting.reason
-    answer(monkeypatch, Verdict.FAIL)
+    set_verdict(monkeypatch, Verdict.FAIL)
     assert turn(waiting).phase == Phase.ROLLING_BACK
 
 
-def test_a_failed_check_rolls_back_what_is_paused(
+def test_a_failed_check_rolls_back_a_paused_rollout(
     waiting: Rollout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pause_rollout(rollout=waiting, actor=ANNA, now=database_now())
     turn(waiting)
-    answer(monkeypatch, Verdict.FAIL)
+    set_verdict(monkeypatch, Verdict.FAIL)
     assert turn(waiting).phase == Phase.ROLLING_BACK
 
 
 @pytest.mark.parametrize("verdict", sorted(set(Verdict) - {Verdict.PASS, Verdict.FAIL}))
-def test_what_cannot_be_decided_ends_with_a_person_and_a_reason(
+def test_an_undecided_step_pauses_for_a_person_with_a_reason(
     waiting: Rollout, monkeypatch: pytest.MonkeyPatch, verdict: Verdict
 ) -> None:
-    answer(monkeypatch, verdict)
+    set_verdict(monkeypatch, verdict)
     assert turn(waiting).phase == Phase.PAUSED
     assert (
         waiting.reason
@@ -77,7 +77,7 @@ def test_what_cannot_be_decided_ends_with_a_person_and_a_reason(
     )
 
 
-def test_people_are_told_of_what_is_held_for_long(waiting: Rollout) -> None:
+def test_people_are_notified_of_a_long_hold(waiting: Rollout) -> None:
     now = database_now()
     assert not is_to_be_told(waiting, now)
     assert is_to_be_told(waiting, now + TELL_AFTER + timedelta(seconds=1))

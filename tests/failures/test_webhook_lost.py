@@ -1,6 +1,6 @@
 """Registry webhooks live in memory and are lost in a crash (mlflow `webhooks/`).
 
-Here they are hints: what MLflow has is found by looking, whether or not a webhook ever came.
+Here they are only hints: polling finds MLflow's versions and aliases without any webhook.
 """
 
 from __future__ import annotations

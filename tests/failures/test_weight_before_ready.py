@@ -1,7 +1,7 @@
 """Traffic went to a version that was not ready (kserve #5983; argo-rollouts #2050 #4390).
 
-Warm before weight: no table gives a share to a version that has not answered on its servers, and no
-step follows another before every instance serves it.
+Here no table gives a share to a version that has not answered requests on its servers, and no step
+follows another before every instance serves it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""At 14:05 something else was served than before, and nobody could say what, or who decided it."""
+"""Nobody could tell what was in production on a date (mlflow #2169). Here the history has it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.rollouts.factories import ANNA, make_baking, make_model
 pytestmark = pytest.mark.django_db
 
 
-def test_each_instant_tells_what_served_and_who_decided_it() -> None:
+def test_the_history_has_version_and_decider_at_any_time() -> None:
     model = make_model()
     publish_table(reason="start", actor=ANNA, now=database_now())
     rollout = make_baking(model)
@@ -34,7 +34,7 @@ def test_each_instant_tells_what_served_and_who_decided_it() -> None:
     assert (after.stable, after.split, decider_of(after).id) == ("1", None, str(rollout.pk))
 
 
-def test_before_the_first_table_nothing_is_claimed() -> None:
+def test_before_the_first_table_there_is_no_history() -> None:
     make_baking(make_model())
 
     assert serving_at("digits", database_now() - timedelta(days=1)) is None

@@ -1,6 +1,6 @@
 """A rollback went to the wrong earlier revision (kserve #2097 #2040).
 
-Ours names its target: the version that was stable before, or the one that was asked for.
+Here a rollback names its target: the previous stable version, or the requested one.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def settle() -> None:
 
 
 def live_through(model: RegisteredModel, history: Sequence[str]) -> None:
-    """`3` promotes version 3, `!3` tries it and aborts."""
+    """Run a history of rollouts: `3` promotes version 3, `!3` starts it and aborts."""
     for word in history:
         target = model.versions.get(number=int(word.strip("!")))
         now = database_now()
@@ -63,14 +63,14 @@ def back(model: RegisteredModel, to: int | None = None) -> str | None:
     ("history", "previous"),
     [(["2"], "1"), (["2", "3"], "2"), (["2", "!3"], "1"), (["3", "2", "!4", "!3"], "3")],
 )
-def test_a_rollback_goes_to_what_was_stable_before(
+def test_a_rollback_goes_to_the_previous_stable_version(
     model: RegisteredModel, history: list[str], previous: str
 ) -> None:
     live_through(model, history)
     assert back(model) == previous
 
 
-def test_a_second_rollback_goes_nowhere_rather_than_to_what_was_left(
+def test_a_second_rollback_is_refused(
     model: RegisteredModel,
 ) -> None:
     live_through(model, ["2"])

@@ -1,4 +1,4 @@
-"""No errors in the baseline made real errors of the canary pass: a ratio to nought says nothing."""
+"""Without errors in the baseline, errors of the canary passed: a ratio to zero is undefined."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_errors_of_the_canary_alone_roll_it_back(canary_errors: int, looks: int)
     assert judge_error_rate(buckets, CheckSettings()).verdict is Verdict.FAIL
 
 
-def test_a_ratio_of_rates_has_no_answer_where_the_check_has_one() -> None:
+def test_a_ratio_of_rates_is_undefined_where_the_check_decides() -> None:
     rng = np.random.default_rng(45)
     counts = rules.draw(rng, runs=300, shares=np.full(60, 0.05), control=0.0, canary=0.03)
     with np.errstate(divide="ignore", invalid="ignore"):

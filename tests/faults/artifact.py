@@ -1,4 +1,4 @@
-"""The model of the fault tests, a small ONNX file: features in, probabilities and a label out."""
+"""The model of the fault tests: a small ONNX file that maps features to probabilities and label."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SIGNATURE = Signature(
 
 
 def write_artifact(path: Path, seed: int = 0) -> Path:
-    """Write softmax(x · W) and its argmax, with the weights of the seed; return the path."""
+    """Write softmax(x · W) and its argmax, with weights W drawn from `seed`; return the path."""
     from onnx import TensorProto, helper, numpy_helper
 
     weights = np.random.default_rng(seed).normal(size=(FEATURES, CLASSES)).astype(np.float32)

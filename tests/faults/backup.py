@@ -1,4 +1,4 @@
-"""A dump of the stack's real PostgreSQL, and its restoration while everything runs."""
+"""Dumps the stack's real PostgreSQL and restores it while everything runs."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ RESTORED = "restored"
 
 
 def dump(ground: Ground, path: Path) -> None:
-    """Write what the database holds now."""
+    """Write a dump of the database."""
     _run(ground, "pg_dump", "--format=custom", f"--file={path}", ground.stack.database_url)
 
 
 def restore(ground: Ground, path: Path) -> None:
-    """Put the database of the dump in the place of the present one, which is kept beside it.
+    """Replace the database by that of the dump; the replaced one is kept under another name.
 
-    The control plane runs meanwhile, and finds its connections closed.
+    The control plane runs meanwhile, and its connections are closed.
     """
     name = str(conninfo_to_dict(ground.stack.database_url)["dbname"])
     _execute(ground, sql.SQL("CREATE DATABASE {}").format(sql.Identifier(RESTORED)))
     _run(ground, "pg_restore", "--exit-on-error", f"--dbname={_url(ground, RESTORED)}", str(path))
-    # Nobody may come in between: a name can only change while nobody is connected.
+    # No connection is allowed meanwhile: a database can only be renamed without connections.
     for each in (name, RESTORED):
         _allow(ground, each, allowed=False)
     _rename(ground, name, REPLACED)
@@ -41,15 +41,15 @@ def restore(ground: Ground, path: Path) -> None:
 
 
 def start_epoch(ground: Ground) -> None:
-    """Have data planes accept the restored database's tables, as docs/operations.md says."""
+    """Make data planes accept the restored database's tables, as in docs/operations.md."""
     command = [sys.executable, "manage.py", "start_epoch", "--yes", "--reason", "drill"]
     subprocess.run(command, cwd=ROOT, env=ground.stack.env, check=True, capture_output=True)
 
 
 def replaced_outcomes(ground: Ground, prefix: str) -> set[str]:
-    """Return the units of a test's outcomes that the database before the restore had stored.
+    """Return the units of a test's outcomes in the replaced database.
 
-    What was stored after the dump is not in the restored one, and is sent by nobody again.
+    Outcomes stored after the dump are not in the restored database and are not sent again.
     """
     with psycopg.connect(_url(ground, REPLACED)) as connection:
         query = "SELECT unit FROM experiments_outcomerow WHERE unit LIKE %s"

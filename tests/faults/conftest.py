@@ -1,4 +1,4 @@
-"""One whole stack for all fault tests, calm at the start of each; it stops when they have run."""
+"""One whole stack for all fault tests; it is healthy at the start of each test."""
 
 from __future__ import annotations
 
@@ -35,6 +35,6 @@ def shared() -> Iterator[Ground]:
 
 @pytest.fixture
 def ground(shared: Ground) -> Ground:
-    """The stack, mended after whatever the test before did to it."""
+    """Return the stack after it has recovered from the previous test."""
     shared.settle()
     return shared

@@ -1,9 +1,10 @@
-"""Break each part of a whole stack in turn, under load, and account for everything: `./run drill`.
+"""`./run drill` breaks each part of a whole stack in turn, under load, and accounts for all data.
 
-A real stack with two data-plane workers. Two hundred requests a second are asked of a model whose
-versions answer differently, half of its traffic on a canary, and every answer is held against what
-its version says. Thirty outcomes a second are sent; each that was acknowledged must be stored once.
-Disks are file systems of a bounded size in a mount namespace of the drill's own.
+The stack is real, with two data-plane workers. The load is 200 requests/s to a model whose versions
+give different predictions, with half of the traffic on a canary; every response is compared with
+the expected prediction of its version. Another load sends 30 outcomes/s; each acknowledged outcome
+must be stored exactly once. Disks are file systems of limited size in the drill's own mount
+namespace.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from time import monotonic, sleep
 
 from embedded.stack import running
 from tests.faults.artifact import write_artifact
-from tests.faults.drill_faults import Fault, Held, chosen
+from tests.faults.drill_faults import Fault, Held, select_faults
 from tests.faults.drill_load import HEAD, CheckedLoad, Expected, Row, judge
 from tests.faults.ground import PARTS, SETTINGS, Ground, processes, wait_until
 from tests.faults.load import Outcomes
@@ -28,29 +29,29 @@ from tests.faults.seed import FRAGILE, HELD, METRIC, MODEL, VERSIONS
 
 SECONDS = 5.0
 LEAD_S = 1.0
-# A machine on which so much goes wrong that this is not enough fails the drill.
+# The time limit of the whole drill, which fails if it is exceeded.
 TOTAL_S = 900.0
-# A part that is not back within so long counts as lost.
+# A part that has not recovered after this time counts as lost.
 BACK_WITHIN_S = 90.0
-# After so long without a further one, an outcome that has not come will not.
+# After this time without a further outcome, a missing outcome counts as lost.
 STILL_S = 20.0
 DISK_MB = {"dataplane": 64, "redis": 128, "postgres": 768}
 MOUNTED = "INTERLOCK_DRILL_MOUNTS"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print the table, a row as soon as it is known; return 1 where something is wrong or lost."""
+    """Run the drill and print a table, row by row; return 1 if something is wrong or lost."""
     parser = argparse.ArgumentParser(prog="./run drill", description=__doc__)
     parser.add_argument(
         "--only", action="append", default=[], metavar="NAME",
-        help="only faults with this in their name; repeatable",
+        help="run only faults whose name contains NAME; repeatable",
     )  # fmt: skip
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="each fault lasts so long")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="duration of each fault")
     parser.add_argument("--list", action="store_true", help="print the names of the faults")
     options = parser.parse_args(arguments)
-    faults = chosen(options.only)
+    faults = select_faults(options.only)
     if not faults:
-        parser.error(f"no fault has {' or '.join(options.only)} in its name")
+        parser.error(f"no fault's name contains {' or '.join(options.only)}")
     if options.list:
         print("\n".join(fault.name for fault in faults))
         return 0
@@ -62,7 +63,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def mount_prefix() -> list[str]:
-    """Return what gives a command a mount namespace of its own; empty where none is to be had."""
+    """Return a command prefix for a new mount namespace; empty if that is not possible."""
     prefix = ["unshare", "--mount", "--propagation", "private"]
     if os.geteuid() != 0:
         prefix.append("--map-root-user")
@@ -83,29 +84,29 @@ def drill(faults: Sequence[Fault], seconds: float, *, can_mount: bool) -> int:
         print(f"ready after {monotonic() - began:.0f} s\n\n{HEAD}", flush=True)
         for number, fault in enumerate(faults):
             if fault.disk and not can_mount:
-                print(f"| {fault.name} | not run: no file system can be mounted here | | | | |")
+                print(f"| {fault.name} | not run: cannot mount a file system | | | | |")
                 continue
             if monotonic() - began > TOTAL_S:
-                print(f"| {fault.name} | **not run**: {TOTAL_S:g} s are over | | | | |")
+                print(f"| {fault.name} | **not run**: over the limit of {TOTAL_S:g} s | | | | |")
                 late += 1
                 continue
-            rows.append(one(ground, expected, fault, f"d{number}", seconds))
+            rows.append(run_fault(ground, expected, fault, f"d{number}", seconds))
             print(rows[-1], flush=True)
-    checked, acknowledged = (sum(getattr(row, name) for row in rows) for name in ADDED[:2])
-    wrong, lost, doubled = (sum(getattr(row, name) for row in rows) for name in ADDED[2:])
+    checked, acknowledged = (sum(getattr(row, name) for row in rows) for name in SUMMED[:2])
+    wrong, lost, doubled = (sum(getattr(row, name) for row in rows) for name in SUMMED[2:])
     print(
-        f"\n{len(rows)} faults in {monotonic() - began:.0f} s: {checked:,} answers checked, "
+        f"\n{len(rows)} faults in {monotonic() - began:.0f} s: {checked:,} responses checked, "
         f"{wrong} wrong; {acknowledged:,} outcomes acknowledged, {lost} lost, {doubled} doubled."
     )
     return int(late or any(row.is_bad for row in rows))
 
 
-ADDED = ("checked", "acknowledged", "wrong", "lost", "doubled")
+SUMMED = ("checked", "acknowledged", "wrong", "lost", "doubled")
 
 
 @contextmanager
 def ground_of(can_mount: bool) -> Iterator[tuple[Ground, Expected]]:
-    """Start a stack whose versions have weights of their own, on disks that can be filled."""
+    """Start a stack whose versions have different weights, on disks that can be filled."""
     with ExitStack() as exits:
         state = Path(exits.enter_context(tempfile.TemporaryDirectory(prefix="interlock-drill-")))
         for name, size_mb in DISK_MB.items() if can_mount else ():
@@ -129,8 +130,8 @@ def mounted(directory: Path, size_mb: int) -> Iterator[None]:
         subprocess.run(["umount", "--lazy", str(directory)], check=True)
 
 
-def one(ground: Ground, expected: Expected, fault: Fault, prefix: str, seconds: float) -> Row:
-    """Let one fault happen under load, wait until all is well again, and account for it."""
+def run_fault(ground: Ground, expected: Expected, fault: Fault, prefix: str, seconds: float) -> Row:
+    """Cause one fault under load, wait until everything has recovered, and account for the data."""
     ground.settle(BACK_WITHIN_S)
     wait_until(lambda: fault.is_back(ground), BACK_WITHIN_S, f"{fault.name}: its part is there")
     rollout = ground.start_rollout(plan=HELD)
@@ -140,15 +141,15 @@ def one(ground: Ground, expected: Expected, fault: Fault, prefix: str, seconds: 
         sleep(LEAD_S)
         with fault.begin(ground, seconds) as held:
             back_s = _back(fault, ground, load, held)
-            # One that was back at once is under load for as long as the others.
+            # The load lasts as long for a fault that recovers at once as for the others.
             sleep(max(0.0, held.since + seconds - monotonic()))
-    gone = fault.gone(ground, prefix)
-    stored = _stored(ground, prefix, sent.accepted - gone)
-    return judge(fault.name, load.answers, sent, stored, back_s, gone - set(stored))
+    replaced = fault.replaced(ground, prefix)
+    stored = _stored(ground, prefix, sent.accepted - replaced)
+    return judge(fault.name, load.answers, sent, stored, back_s, replaced - set(stored))
 
 
 def _back(fault: Fault, ground: Ground, load: CheckedLoad, held: Held) -> float | None:
-    """Return how long the part took to be back, once all are answered too; None: it is not."""
+    """Return the seconds until the part recovered and all requests succeed; None: it did not."""
 
     def is_back() -> bool:
         return fault.is_back(ground) and not held.victims & processes().keys()
@@ -157,23 +158,23 @@ def _back(fault: Fault, ground: Ground, load: CheckedLoad, held: Held) -> float 
         wait_until(is_back, BACK_WITHIN_S, "back")
         back_s = monotonic() - held.since
         healed_at = monotonic()
-        wait_until(lambda: load.is_well(healed_at), BACK_WITHIN_S, "all are answered")
+        wait_until(lambda: load.is_well(healed_at), BACK_WITHIN_S, "all requests succeed")
     except AssertionError:
         return None
     return back_s
 
 
-def _stored(ground: Ground, prefix: str, wanted: set[str]) -> list[str]:
-    """Return the stored outcomes, once all that are wanted are there or no more come."""
+def _stored(ground: Ground, prefix: str, expected: set[str]) -> list[str]:
+    """Return the stored outcomes, once all expected ones are stored or no more arrive."""
     stored: list[str] = []
     still_since = monotonic()
     while monotonic() - still_since < STILL_S:
-        found = ground.stored_outcomes(prefix)
-        if set(found) >= wanted:
-            return found
-        if len(found) != len(stored):
+        units = ground.stored_outcomes(prefix)
+        if set(units) >= expected:
+            return units
+        if len(units) != len(stored):
             still_since = monotonic()
-        stored = found
+        stored = units
         sleep(0.2)
     return stored
 

@@ -1,4 +1,4 @@
-"""The faults of the drill: how each begins and ends, and how one sees that its part is back."""
+"""The faults of the drill: how each begins and ends, and how its recovery is detected."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import redis
 from tests.faults.backup import dump, replaced_outcomes, restore, start_epoch
 from tests.faults.ground import Ground, processes, wait_until
 
-# What a stack has of its own: the data plane's processes come beside these.
+# The parts of a stack besides the data plane's processes.
 SERVERS = ("ingest", "worker", "beat", "web", "triton", "redis", "postgres", "mlflow")
 WORKERS = 2
 BALLAST = ".ballast"
@@ -27,32 +27,32 @@ FELT_WITHIN_S = 20.0
 
 @dataclass(frozen=True)
 class Held:
-    """A fault that has happened: from when `back` is counted, and who has to be gone by then."""
+    """A fault in progress: the start of the recovery time, and the processes that must end."""
 
     since: float
     victims: frozenset[int] = frozenset()
 
 
-# Breaks something; with the block it ends, where it does not end by itself.
+# Causes a fault; the end of the block ends it, unless it ends by itself.
 Begin = Callable[[Ground, float], AbstractContextManager[Held]]
 IsBack = Callable[[Ground], bool]
 
 
 @dataclass(frozen=True)
 class Fault:
-    """`begin` breaks it, for so many seconds where somebody has to mend it."""
+    """`begin` causes the fault; its number of seconds applies to faults without self-repair."""
 
     name: str
     begin: Begin
     is_back: IsBack
-    # The directory whose disk is filled; such a fault needs a file system of its own for it.
+    # The directory whose disk is filled; such a fault needs its own file system.
     disk: str = ""
-    # Returns the outcomes of a prefix that went with what was replaced: they were stored once.
-    gone: Callable[[Ground, str], set[str]] = lambda ground, prefix: set()
+    # Returns the outcomes with a prefix that were stored only in the replaced database.
+    replaced: Callable[[Ground, str], set[str]] = lambda ground, prefix: set()
 
 
 def all_faults() -> list[Fault]:
-    """Return the faults in their order: killed, stopped, disks full, and last a restore."""
+    """Return the faults in order: killed, stopped, disk full, and last a restore."""
     return [
         Fault("data-plane parent killed", kill_leader("dataplane"), serves),
         *[Fault(f"data-plane worker {n + 1} killed", kill_worker(n), serves) for n in (0, 1)],
@@ -63,7 +63,7 @@ def all_faults() -> list[Fault]:
         Fault("disk full: redis", fill_redis, back_of("redis"), disk="redis"),
         Fault("disk full: postgres", fill_postgres, back_of("postgres"), disk="postgres"),
         Fault("disk full: spool, redis stopped", fill_spool, serves, disk="dataplane"),
-        Fault("postgres restored", restore_postgres, serves_newest, gone=replaced_outcomes),
+        Fault("postgres restored", restore_postgres, serves_newest, replaced=replaced_outcomes),
     ]
 
 
@@ -98,7 +98,7 @@ def worker(ground: Ground, slot: int) -> int:
 
 
 def stop_tree(part: str) -> Begin:
-    """SIGSTOP to the part and all below it: PostgreSQL's backends have sessions of their own."""
+    """Send SIGSTOP to the part and all descendants: PostgreSQL's backends have own sessions."""
 
     @contextmanager
     def begin(ground: Ground, for_s: float) -> Iterator[Held]:
@@ -114,7 +114,7 @@ def stop_worker(slot: int) -> Begin:
     def begin(ground: Ground, for_s: float) -> Iterator[Held]:
         victim = worker(ground, slot)
         with ground.frozen([victim]) as at:
-            # Its parent kills it, and starts another one.
+            # Its parent kills it and starts another one.
             yield Held(at, frozenset({victim}))
 
     return begin
@@ -132,7 +132,7 @@ def stop_parent(ground: Ground, for_s: float) -> Iterator[Held]:
 
 @contextmanager
 def full(directory: Path) -> Iterator[None]:
-    """Fill the directory's file system to the last block while the block runs."""
+    """Fill the directory's file system completely while the `with` block runs."""
     ballast = directory / BALLAST
     try:
         with ballast.open("wb") as file:
@@ -143,7 +143,7 @@ def full(directory: Path) -> Iterator[None]:
 
 
 def _take_all(descriptor: int) -> None:
-    """Grow a file until not a page is left: others write meanwhile, so it is tried in pieces."""
+    """Grow a file until no page is free, in pieces, as other processes write meanwhile."""
     size, piece = 0, 1 << 26
     while piece >= PAGE:
         try:
@@ -156,7 +156,7 @@ def _take_all(descriptor: int) -> None:
 
 @contextmanager
 def fill_redis(ground: Ground, for_s: float) -> Iterator[Held]:
-    """Fill the disk of its append-only file; it has to have refused a write by the end."""
+    """Fill the disk of Redis' append-only file, until Redis has refused a write."""
 
     def refuses() -> bool:
         try:
@@ -173,7 +173,7 @@ def fill_redis(ground: Ground, for_s: float) -> Iterator[Held]:
 
 @contextmanager
 def fill_postgres(ground: Ground, for_s: float) -> Iterator[Held]:
-    """Fill its disk, and have it need space for its log and for a table at once."""
+    """Fill PostgreSQL's disk, and make it need space for its log and for a table."""
 
     def refuses() -> bool:
         try:
@@ -188,7 +188,7 @@ def fill_postgres(ground: Ground, for_s: float) -> Iterator[Held]:
 
 
 def _until_refused(refuses: Callable[[], bool], for_s: float) -> None:
-    """Keep the disk full for so long. Raises AssertionError if that was felt by nobody."""
+    """Keep the disk full for `for_s` seconds. Raises AssertionError if no write was refused."""
     ends_at = monotonic() + for_s
     wait_until(refuses, FELT_WITHIN_S, "a full disk refuses a write")
     sleep(max(0.0, ends_at - monotonic()))
@@ -196,7 +196,7 @@ def _until_refused(refuses: Callable[[], bool], for_s: float) -> None:
 
 @contextmanager
 def fill_spool(ground: Ground, for_s: float) -> Iterator[Held]:
-    """Leave the data plane no place for an outcome: neither Redis nor its own disk."""
+    """Leave the data plane no storage for outcomes: neither Redis nor its own disk."""
     redis = ground.tree(ground.pid("redis"))
     with full(ground.state / "dataplane"), ground.frozen(redis):
         sleep(for_s)
@@ -208,13 +208,15 @@ def fill_spool(ground: Ground, for_s: float) -> Iterator[Held]:
 
 @contextmanager
 def restore_postgres(ground: Ground, for_s: float) -> Iterator[Held]:
-    """Put a dump from before some tables in the database's place, and begin an epoch."""
+    """Restore a dump that is older than the latest tables, and start an epoch."""
     path = ground.state / "drill.dump"
     dump(ground, path)
     for rollout in ground.control.get("rollouts/")["results"]:
         if rollout["is_live"]:
             ground.control.post(f"rollouts/{rollout['id']}/abort/", {"reason": "drill"})
-    wait_until(lambda: serves_newest(ground), FELT_WITHIN_S, "tables that the dump has not")
+    wait_until(
+        lambda: serves_newest(ground), FELT_WITHIN_S, "a table newer than the dump is served"
+    )
     sleep(for_s)
     at = monotonic()
     restore(ground, path)
@@ -223,7 +225,7 @@ def restore_postgres(ground: Ground, for_s: float) -> Iterator[Held]:
 
 
 def serves_newest(ground: Ground) -> bool:
-    """Say whether the data plane serves from the newest table that the database has."""
+    """Return whether the data plane serves the newest table of the database."""
     ready = httpx.get(f"{ground.stack.urls.dataplane}/v2/health/ready", timeout=2).json()
     newest = ground.rows("SELECT max(generation) FROM rollouts_publishedtable")[0][0]
     return bool(ready["generation"] == newest)
@@ -233,7 +235,7 @@ def serves_newest(ground: Ground) -> bool:
 
 
 def serves(ground: Ground) -> bool:
-    """Say whether both workers of the data plane are ready."""
+    """Return whether both workers of the data plane are ready."""
     ready = httpx.get(f"{ground.stack.urls.dataplane}/v2/health/ready", timeout=2)
     return ready.status_code == 200 and len(processes(ground.pid("dataplane"))) == WORKERS
 
@@ -256,7 +258,7 @@ def _redis_writes(ground: Ground) -> bool:
 
 def _postgres_writes(ground: Ground) -> bool:
     with psycopg.connect(ground.stack.database_url, connect_timeout=2) as connection:
-        # A few megabytes, which are gone with the connection.
+        # A few megabytes, deleted at the end of the connection.
         connection.execute("CREATE TEMPORARY TABLE drill AS SELECT generate_series(1, 100000)")
     return True
 
@@ -270,8 +272,8 @@ BACK: dict[str, IsBack] = {
 }
 
 
-def chosen(names: Sequence[str]) -> list[Fault]:
-    """Return the faults whose name has one of `names` in it; all without any."""
+def select_faults(names: Sequence[str]) -> list[Fault]:
+    """Return the faults whose name contains one of `names`; all faults if there are no names."""
     return [
         fault for fault in all_faults() if not names or any(name in fault.name for name in names)
     ]

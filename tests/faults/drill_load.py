@@ -1,4 +1,4 @@
-"""The drill's load: every answer is held against what the version that it names would say."""
+"""The drill's load: every response is compared with the expected prediction of its version."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ import numpy as np
 from tests.faults.load import NAMED, UNITS, Answer, Outcomes, Steady
 
 ROWS = 64
-# Of four requests one names its version, whatever the split says.
+# One in four requests names its version and bypasses the split.
 EXPLICIT_PART = 0.25
-# Float32 on two runtimes; another version differs by far more.
+# Float32 on two runtimes; other versions differ by far more.
 TOLERANCE = 1e-4
-# A model's default deadline: what is answered later came too late.
+# A model's default deadline; a later response counts as late.
 LATE_S = 1.0
 WRONG = -1
 
 
 class Expected:
-    """What each version answers to each of the drill's rows, from ONNX Runtime itself."""
+    """The expected predictions of each version for each row, computed with ONNX Runtime."""
 
     def __init__(self, artifacts: Mapping[str, Path]) -> None:
         import onnxruntime
@@ -41,7 +41,7 @@ class Expected:
             self._by_version[version] = session.run(["probabilities", "label"], {"features": rows})
 
     def is_right(self, version: str, row: int, content: bytes) -> bool:
-        """Say whether `content` is that version's answer to that row."""
+        """Return whether `content` is that version's prediction for that row."""
         if version not in self._by_version:
             return False
         outputs = {item["name"]: item["data"] for item in json.loads(content)["outputs"]}
@@ -57,7 +57,7 @@ def _body(row: list[float]) -> bytes:
 
 
 class CheckedLoad(Steady):
-    """Predictions for random units, some of a version that is named; a wrong one is WRONG."""
+    """Predictions for random units, some of a named version; a wrong one has status WRONG."""
 
     def __init__(
         self, port: int, model: str, expected: Expected, *, per_s: float = 200, threads: int = 8
@@ -79,18 +79,18 @@ class CheckedLoad(Steady):
         if status != 200:
             code = json.loads(content)["code"]
         elif named not in ("", version) or not self._expected.is_right(version, row, content):
-            status, code = WRONG, f"not what version {named or version} answers"
+            status, code = WRONG, f"not the prediction of version {named or version}"
         return Answer(at, monotonic() - at, status, code, version, *others)
 
     def is_well(self, since: float) -> bool:
-        """Say whether the last hundred requests, all asked after `since`, were answered in time."""
+        """Return whether the last 100 requests, all sent after `since`, succeeded in time."""
         recent = [answer for answer in self.answers if answer.at >= since][-100:]
         return len(recent) == 100 and not any(a.failed or a.took_s > LATE_S for a in recent)
 
 
 @dataclass(frozen=True)
 class Row:
-    """What one fault came to. `back_s` is None where it was not back within its time."""
+    """The result of one fault; `back_s` is None if the part did not recover in time."""
 
     fault: str
     checked: int
@@ -100,10 +100,10 @@ class Row:
     lost: int
     doubled: int
     back_s: float | None
-    # Outcomes that were answered otherwise than with 202, or not at all: their senders know.
+    # Outcomes without a 202 response; their senders know.
     unacknowledged: int = 0
-    # Stored once, in a database that a backup took the place of.
-    gone: int = 0
+    # Outcomes stored only in a database that was replaced by a backup.
+    replaced: int = 0
 
     @property
     def is_bad(self) -> bool:
@@ -111,9 +111,9 @@ class Row:
 
     def __str__(self) -> str:
         back = f"{self.back_s:.1f} s" if self.back_s is not None else "**not back**"
-        counts = {"refused": self.unacknowledged, "newer than the backup": self.gone}
-        told = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
-        beside = f" ({told})" if told else ""
+        counts = {"refused": self.unacknowledged, "newer than the backup": self.replaced}
+        others = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+        beside = f" ({others})" if others else ""
         cells = [
             self.fault, f"{self.checked:,}", str(self.wrong), self.refused,
             f"{self.acknowledged}, {self.lost}, {self.doubled}{beside}", back,
@@ -122,7 +122,7 @@ class Row:
 
 
 HEAD = """\
-| fault | answers checked | wrong | refused or late | outcomes acked, lost, doubled | back after |
+| fault | responses checked | wrong | refused or late | outcomes acked, lost, doubled | back after |
 | --- | --- | --- | --- | --- | --- |"""
 
 
@@ -132,9 +132,9 @@ def judge(
     sent: Outcomes,
     stored: Sequence[str],
     back_s: float | None,
-    gone: Collection[str] = (),
+    replaced: Collection[str] = (),
 ) -> Row:
-    """Hold what was asked and acknowledged against what came back and is stored."""
+    """Compare responses with expected predictions, and acknowledged with stored outcomes."""
     acknowledged = sent.accepted
     doubled = [unit for unit, count in Counter(stored).items() if count > 1]
     return Row(
@@ -143,23 +143,23 @@ def judge(
         wrong=sum(answer.status == WRONG for answer in answers),
         refused=_refused(answers),
         acknowledged=len(acknowledged),
-        lost=len(acknowledged - set(stored) - set(gone)),
+        lost=len(acknowledged - set(stored) - set(replaced)),
         doubled=len(doubled),
         back_s=back_s,
         unacknowledged=len(sent.sent) - len(acknowledged),
-        gone=len(acknowledged & set(gone)),
+        replaced=len(acknowledged & set(replaced)),
     )
 
 
 def _refused(answers: Sequence[Answer]) -> str:
-    """Return counts by status of what was refused, what was late, and how long that went on."""
+    """Return counts of refused responses by status and of slow responses, and their time span."""
     bad = [a for a in answers if a.status not in (200, WRONG) or a.took_s > LATE_S]
     if not bad:
         return "none"
     kinds = Counter(_kind(answer) for answer in bad)
-    told = ", ".join(f"{kind} × {count}" for kind, count in sorted(kinds.items()))
+    counts = ", ".join(f"{kind} × {count}" for kind, count in sorted(kinds.items()))
     span_s = max(a.at + a.took_s for a in bad) - min(a.at for a in bad)
-    return f"{told}, within {span_s:.1f} s"
+    return f"{counts}, within {span_s:.1f} s"
 
 
 def _kind(answer: Answer) -> str:

@@ -1,4 +1,4 @@
-"""The one real stack that all fault tests share, and the hands to break it with."""
+"""The real stack that all fault tests share, and methods to break it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PARTS = (
     "ingest",
 )  # fmt: skip
 CONTROL_PLANE = ("web", "worker", "beat", "ingest")
-# What the stack's own processes are started with, so that nothing is waited for long.
+# Short intervals for the stack's processes, so that tests do not wait long.
 SETTINGS = {
     "INTERLOCK_POLL_INTERVAL_S": "0.5",
     "INTERLOCK_REPORT_INTERVAL_S": "0.5",
@@ -38,7 +38,7 @@ SETTINGS = {
     "INTERLOCK_LAME_DUCK_S": "0.1",
     "INTERLOCK_LOOP_LATE_S": "8",
 }
-# How each part's leading process is told from the others of the stack.
+# A part of the command line that identifies each part's leading process.
 MARKS = {
     "postgres": "/postgres -D",
     "redis": "/valkey-server",
@@ -49,21 +49,21 @@ MARKS = {
     "beat": "controlplane.beat",
     "ingest": "manage.py ingest",
 }
-# A stack may have it as well; no test waits for it.
+# An optional part; no test waits for it.
 MLFLOW = {"mlflow": "-m mlflow server"}
-# What asking raises while somebody is away.
-UNANSWERED = (httpx.HTTPError, psycopg.Error, redis.RedisError)
+# The errors of requests to an unreachable server.
+UNREACHABLE = (httpx.HTTPError, psycopg.Error, redis.RedisError)
 BODY = b'{"inputs":[{"name":"features","datatype":"FP32","shape":[1,4],"data":[1,2,3,4]}]}'
 
 
 def wait_until(condition: Callable[[], Any], within_s: float, what: str) -> float:
-    """Poll until `condition` holds; return the seconds it took. What it raises counts as no."""
+    """Poll until `condition` holds, or fail; return the seconds. Connection errors count as no."""
     began = monotonic()
     last: object = None
     while monotonic() - began < within_s:
         try:
             last = condition()
-        except (OSError, LookupError, *UNANSWERED) as error:
+        except (OSError, LookupError, *UNREACHABLE) as error:
             last = error
         else:
             if last:
@@ -73,8 +73,8 @@ def wait_until(condition: Callable[[], Any], within_s: float, what: str) -> floa
 
 
 def processes(parent: int | None = None) -> dict[int, str]:
-    """Return living processes and their command lines; only the children of `parent` if given."""
-    found = {}
+    """Return running processes with their command lines: all, or the children of `parent`."""
+    commands = {}
     for entry in Path("/proc").iterdir():
         try:
             fields = (entry / "stat").read_text().rpartition(")")[2].split()
@@ -82,15 +82,15 @@ def processes(parent: int | None = None) -> dict[int, str]:
         except OSError:
             continue
         if entry.name.isdigit() and fields[0] not in "ZX" and parent in (None, int(fields[1])):
-            found[int(entry.name)] = command
-    return found
+            commands[int(entry.name)] = command
+    return commands
 
 
 class Ground:
-    """What the tests know of the stack and do to it."""
+    """The shared stack: its state, its faults and its rollouts."""
 
     def __init__(self, stack: Stack, artifacts: Sequence[Path] = ()) -> None:
-        """Register a model whose versions have `artifacts`, one each; without, one for all."""
+        """Register a model with one artifact per version, or one for all versions by default."""
         self.stack = stack
         self.state = Path(stack.state_dir)
         self.port = stack.ports["dataplane"]
@@ -105,14 +105,14 @@ class Ground:
     # --- breaking things -----------------------------------------------------------------------
 
     def pid(self, part: str) -> int:
-        """Return the pid of the part's leading process. Raises LookupError while there is none."""
+        """Return the pid of the part's leading process. Raises LookupError if there is none."""
         for pid, command in processes(self.stack.pid).items():
             if (MARKS | MLFLOW)[part] in command:
                 return pid
         raise LookupError(part)
 
     def kill(self, *parts: str) -> float:
-        """SIGKILL to the leading process of each part; return the instant."""
+        """Send SIGKILL to the leading process of each part; return the monotonic time."""
         pids = [self.pid(part) for part in parts]
         at = monotonic()
         for pid in pids:
@@ -120,7 +120,7 @@ class Ground:
         return at
 
     def kill_with_children(self, part: str) -> float:
-        """SIGKILL to the part's leading process and its children; return the instant."""
+        """Send SIGKILL to the part's leading process and its children; return the time."""
         leader = self.pid(part)
         at = monotonic()
         for pid in [leader, *processes(leader)]:
@@ -139,7 +139,7 @@ class Ground:
 
     @contextmanager
     def full_redis(self) -> Iterator[float]:
-        """Let Redis refuse whatever needs memory while the block runs."""
+        """Make Redis refuse all writes that need memory while the block runs."""
         with self.redis() as client:
             client.config_set("maxmemory", 1)
         try:
@@ -149,7 +149,7 @@ class Ground:
                 client.config_set("maxmemory", 0)
 
     def kill_model_process(self, triton_model: str) -> float:
-        """SIGKILL to the process in which Triton runs one version; return the instant."""
+        """Send SIGKILL to the process in which Triton runs one version; return the time."""
         for pid, command in processes().items():
             if f"{self.state}/triton/repository/{triton_model}/" in command:
                 os.kill(pid, signal.SIGKILL)
@@ -157,12 +157,12 @@ class Ground:
         raise LookupError(triton_model)
 
     def tree(self, pid: int) -> list[int]:
-        """Return the process and all below it, parents first."""
+        """Return the process and all its descendants, parents first."""
         return [pid, *(each for child in processes(pid) for each in self.tree(child))]
 
     @contextmanager
     def frozen(self, pids: Sequence[int]) -> Iterator[float]:
-        """Stop the processes (SIGSTOP) while the block runs; who is killed meanwhile stays dead."""
+        """Stop the processes (SIGSTOP) while the block runs; they may be killed meanwhile."""
         for pid in pids:
             os.kill(pid, signal.SIGSTOP)
         try:
@@ -173,19 +173,19 @@ class Ground:
                     os.kill(pid, signal.SIGCONT)
 
     def tick(self, for_s: float) -> None:
-        """Do what the workers' ticks do, in a process that needs no broker."""
+        """Run the workers' ticks in a process that needs no broker."""
         command = [sys.executable, "-m", "tests.faults.tick", str(for_s)]
         subprocess.run(command, cwd=ROOT, env=self.stack.env, check=True)
 
-    # --- looking -------------------------------------------------------------------------------
+    # --- queries -------------------------------------------------------------------------------
 
     def rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
-        """Ask PostgreSQL."""
+        """Query PostgreSQL."""
         with psycopg.connect(self.stack.database_url, connect_timeout=2) as connection:
             return connection.execute(query, values).fetchall()  # type: ignore[arg-type]
 
     def counted(self) -> int:
-        """Return how many requests of the load reached the control plane's tables so far."""
+        """Return the number of the load's requests in the control plane's tables so far."""
         query = (
             "SELECT coalesce(sum(requests), 0) FROM rollouts_telemetryrow "
             "WHERE model_name = %s AND starts_with(instance, 'local') AND variant <> 'explicit'"
@@ -193,7 +193,7 @@ class Ground:
         return int(self.rows(query, MODEL)[0][0])
 
     def settled_count(self) -> int:
-        """Return the same, once the windows of the test before have all arrived."""
+        """Return `counted()` after all windows of the previous test have arrived."""
 
         def is_still() -> bool:
             before = self.counted()
@@ -204,22 +204,22 @@ class Ground:
         return self.counted()
 
     def stored_outcomes(self, prefix: str) -> list[str]:
-        """Return the unit of each outcome row of a test, repeated ones repeatedly."""
+        """Return the unit of each outcome row of a test, with duplicates."""
         query = "SELECT unit FROM experiments_outcomerow WHERE unit LIKE %s"
         return [unit for (unit,) in self.rows(query, f"{prefix}-%")]
 
     def expect_outcomes(self, prefix: str, accepted: set[str]) -> None:
-        """Fail unless each accepted outcome is stored, or soon will be, exactly once."""
+        """Assert that each accepted outcome is stored, within 40 s, exactly once."""
         wait_until(lambda: set(self.stored_outcomes(prefix)) >= accepted, 40, "outcomes arrive")
         assert sorted(self.stored_outcomes(prefix)) == sorted(accepted)
 
-    def expect_counted(self, before: int, asked: int) -> None:
-        """Fail unless exactly `asked` requests were counted, or soon will be, since `before`."""
-        wait_until(lambda: self.counted() - before >= asked, 40, "telemetry arrives")
-        assert self.counted() - before == asked
+    def expect_counted(self, before: int, sent: int) -> None:
+        """Assert that exactly `sent` requests are counted since `before`, within 40 s."""
+        wait_until(lambda: self.counted() - before >= sent, 40, "telemetry arrives")
+        assert self.counted() - before == sent
 
     def acked(self, path: str) -> set[str]:
-        """Return the instances that serve from the rollout's newest table or a later one."""
+        """Return the instances that serve the rollout's newest table or a later one."""
         query = (
             "SELECT name FROM rollouts_instance WHERE applied_generation >= "
             "(SELECT generation FROM rollouts_rollout WHERE id = %s)"
@@ -227,7 +227,7 @@ class Ground:
         return {name for (name,) in self.rows(query, path.split("/")[1])}
 
     def token_of(self, instance: str) -> str:
-        """Return a new token of an instance that the tests add to the fleet."""
+        """Return a new token for an instance that a test adds to the fleet."""
         known = self.control.get("instance-tokens/?page_size=200")["results"]
         for row in known:
             if row["instance"] == instance and row["state"] == "active":
@@ -235,7 +235,7 @@ class Ground:
         return str(self.control.post("instance-tokens/", {"instance": instance})["token"])
 
     def copy_repository(self, triton: Path) -> None:
-        """Give another Triton the versions that ours holds."""
+        """Copy the stack's model repository for another Triton."""
         shutil.copytree(self.state / "triton" / "repository", triton / "repository")
 
     def redis(self) -> redis.Redis[bytes]:
@@ -244,7 +244,7 @@ class Ground:
     # --- rollouts ------------------------------------------------------------------------------
 
     def start_rollout(self, target: int | None = None, plan: str = PLAN) -> str:
-        """Start to make another version stable, by the quick plan; return the rollout's path."""
+        """Start a rollout of another version, by default with the quick plan; return its path."""
         stable = self.control.get(f"models/{MODEL}/")["stable"]
         target = target or next(number for number in VERSIONS if number != stable)
         # An earlier test may have rolled the version back.
@@ -253,7 +253,7 @@ class Ground:
         return f"rollouts/{self.control.post('rollouts/', body)['id']}/"
 
     def verdicts(self, path: str) -> set[str]:
-        """Return every verdict that the rollout's checks have had."""
+        """Return all verdicts of the rollout's checks so far."""
         query = "SELECT DISTINCT verdict FROM rollouts_evaluation WHERE rollout_id = %s"
         return {verdict for (verdict,) in self.rows(query, path.split("/")[1])}
 
@@ -261,9 +261,9 @@ class Ground:
         return str(self.control.get(path)["phase"])
 
     def passed(self, path: str) -> bool:
-        """Say whether the rollout succeeded. Raises AssertionError when it ended otherwise.
+        """Return whether the rollout has succeeded. Raises AssertionError if it ended otherwise.
 
-        Asks PostgreSQL itself: the web may be what is broken.
+        It queries PostgreSQL directly, as the web process may be down.
         """
         query = "SELECT phase, reason FROM rollouts_rollout WHERE id = %s"
         ((phase, reason),) = self.rows(query, path.split("/")[1])
@@ -271,7 +271,7 @@ class Ground:
         return bool(phase == "succeeded")
 
     def expect_each_step_once(self, path: str) -> None:
-        """Hold the rollout's moves against those of one that nothing disturbed."""
+        """Assert that the rollout's transitions are those of an undisturbed rollout."""
         query = (
             "SELECT to_state, step_index FROM rollouts_rolloutevent WHERE rollout_id = %s "
             "ORDER BY id"
@@ -281,16 +281,16 @@ class Ground:
         assert self.rows(query, path.split("/")[1]) == [*before, *after]
 
     def target(self, path: str) -> str:
-        """Return what the rollout's target is called in Triton."""
+        """Return the name of the rollout's target in Triton."""
         return f"{MODEL}.{self.control.get(path)['target']}"
 
-    # --- calm between two tests ----------------------------------------------------------------
+    # --- recovery between two tests ------------------------------------------------------------
 
     def settle(self, within_s: float = 60.0) -> None:
-        """Return when everything lives, all versions answer, and no rollout is under way."""
+        """Wait until all parts run, all versions respond, and no rollout is live."""
         for part in MARKS:
-            wait_until(lambda part=part: self.pid(part), within_s, f"{part} lives")
-        wait_until(self._all_answer, within_s, "web, Redis, PostgreSQL and all versions answer")
+            wait_until(lambda part=part: self.pid(part), within_s, f"{part} runs")
+        wait_until(self._all_answer, within_s, "web, Redis, PostgreSQL and all versions respond")
         for rollout in self.control.get(f"rollouts/?model={MODEL}")["results"]:
             if rollout["is_live"] and rollout["kind"] != "first":
                 self.control.post(f"rollouts/{rollout['id']}/abort/", {"reason": "test is over"})

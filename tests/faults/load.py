@@ -1,4 +1,4 @@
-"""Load with a memory: threads that ask at a steady rate and keep what became of every request."""
+"""Load generators: threads that send requests at a steady rate and record every result."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 
 UNITS = 5_000
-# No answer may take longer: every deadline of the product is far below.
+# Far above every deadline of the product.
 CLIENT_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What one request met. `status` is 0 where the connection failed; `at` is on monotonic."""
+    """The result of a request; `status` is 0 if the connection failed, `at` is monotonic time."""
 
     at: float
     took_s: float
@@ -42,7 +42,7 @@ class Answer:
 
 
 class Question:
-    """Requests for the flowers model whose right answers are known from ONNX Runtime itself."""
+    """Requests for the flowers model with their expected labels, computed with ONNX Runtime."""
 
     def __init__(self, artifact: Path) -> None:
         import onnxruntime
@@ -64,13 +64,13 @@ class Question:
 
 
 def label_of(body: bytes) -> int:
-    """Return the label in an answer."""
+    """Return the label in a response body."""
     outputs = {item["name"]: item["data"] for item in json.loads(body)["outputs"]}
     return int(outputs["label"][0])
 
 
 class Steady:
-    """Threads that each do one thing at a steady pace while the block runs."""
+    """Threads that send requests at a steady pace while the `with` block runs."""
 
     def __init__(self, port: int, per_s: float, threads: int) -> None:
         self.port = port
@@ -103,7 +103,7 @@ class Steady:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=CLIENT_TIMEOUT_S)
         try:
             while not self._stop.wait(max(0.0, next_at - monotonic())):
-                # A slot that a slow answer used up is left out: nobody catches up in a burst.
+                # A slot missed by a slow response is skipped, so that no burst follows.
                 next_at = max(next_at + self._period_s, monotonic())
                 self._turn(connection)
         finally:
@@ -119,11 +119,11 @@ class Steady:
         self.answers.append(answer)
 
     def _ask(self, connection: http.client.HTTPConnection, at: float) -> Answer:
-        raise AssertionError("each kind of load asks in its own way")
+        raise AssertionError("subclasses must define _ask")
 
 
 class Load(Steady):
-    """Predictions for random units; a wrong label counts as status −1."""
+    """Predictions for random units; a wrong label has status −1."""
 
     def __init__(
         self,
@@ -153,11 +153,11 @@ class Load(Steady):
         return Answer(at, monotonic() - at, status, code, *named)
 
     def since(self, at: float) -> list[Answer]:
-        """Return what was asked after `at`."""
+        """Return the results of requests sent after `at`."""
         return [answer for answer in self.answers if answer.at >= at]
 
     def is_well(self, since: float) -> bool:
-        """Say whether the last hundred requests, all asked after `since`, were answered."""
+        """Return whether the last 100 requests, all sent after `since`, succeeded."""
         recent = self.since(since)[-100:]
         return len(recent) == 100 and not any(answer.failed for answer in recent)
 
@@ -166,7 +166,7 @@ NAMED = ("x-interlock-version", "x-interlock-variant", "x-interlock-fallback", "
 
 
 class Outcomes(Steady):
-    """Outcomes of units that are met once each, so that every row can be told from the others."""
+    """Outcomes, each with its own unit, so that every row can be identified."""
 
     def __init__(self, port: int, prefix: str, metric: str, *, per_s: float = 30) -> None:
         super().__init__(port, per_s, threads=2)
@@ -188,22 +188,22 @@ class Outcomes(Steady):
 
     @property
     def accepted(self) -> set[str]:
-        """The units whose outcome was answered with 202: those must never be lost."""
+        """The units whose outcome got a 202 response: those must never be lost."""
         return {unit for unit, status in self.sent.items() if status == 202}
 
 
 def failures(answers: Iterable[Answer]) -> dict[str, int]:
-    """Count what was not answered with 200, by status and code."""
+    """Count the results other than 200, by status and code."""
     return dict(Counter(f"{a.status} {a.code}" for a in answers if a.failed))
 
 
 def recovered_after_s(answers: Iterable[Answer], fault_at: float) -> float:
-    """Return how long after the fault the last failed request was asked; 0 when none failed."""
+    """Return the seconds from the fault to the last failed request; 0 if none failed."""
     return max((a.at - fault_at for a in answers if a.failed and a.at >= fault_at), default=0.0)
 
 
 def report(what: str, load: Load, fault_at: float) -> None:
-    """Print one line about all that was asked; pytest shows it when the test fails, or with -s."""
+    """Print one line about all requests; pytest shows it if the test fails, or with -s."""
     answers = list(load.answers)
     after = [a for a in answers if a.at >= fault_at]
     served = [a.took_s * 1e3 for a in after if not a.failed] or [0.0]

@@ -1,4 +1,4 @@
-"""Two Tritons that hold the same version, and a data plane of its own in front of them."""
+"""Two Tritons with the same version, and a data plane in front of them."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from tests.faults.ground import processes, wait_until
 
 MODEL = "flowers"
 TRITON_MODEL = "flowers.1"
-# Short times, so that no test need wait for their end.
+# Short times, so that tests do not wait long.
 SETTINGS = {
     "INTERLOCK_OPERATOR_TOKEN": "pager",
     "INTERLOCK_EJECT_S": "1",
     "INTERLOCK_EJECT_MAX_S": "2",
     "INTERLOCK_STOP_TIMEOUT_S": "1",
     "INTERLOCK_LAME_DUCK_S": "0.1",
-    # Each worker learns by itself which copies are well, and a machine with many cores has several.
+    # Each worker learns by itself which replicas are healthy, and by default there are several.
     "INTERLOCK_WORKERS": "1",
 }
 
 
 class Server:
-    """One of the two."""
+    """One of the two Tritons."""
 
     def __init__(self, stack: Stack) -> None:
         self.address = f"127.0.0.1:{stack.ports['triton_http']}"
@@ -50,13 +50,13 @@ class Server:
         return next(pid for pid, command in children.items() if "python_backend_stub" in command)
 
     def answered(self) -> int:
-        """Return how many calls the version has answered here."""
+        """Return the number of calls that the version has answered on this server."""
         url = f"http://{self.address}/v2/models/{TRITON_MODEL}/stats"
         (stats,) = httpx.get(url).raise_for_status().json()["model_stats"]
         return int(stats["inference_stats"]["success"]["count"])
 
     def says_ready(self) -> bool:
-        """Return whether Triton says that the version is ready."""
+        """Return whether Triton reports the version as ready."""
         url = f"http://{self.address}/v2/models/{TRITON_MODEL}/versions/1/ready"
         return httpx.get(url).status_code == 200
 
@@ -67,14 +67,14 @@ class Server:
             httpx.post(url, headers=self._token, timeout=30).raise_for_status()
 
     def wait_for_traffic(self, within_s: float) -> None:
-        """Return when the version is asked here, once it can be."""
+        """Wait until the version is ready and gets requests on this server."""
         wait_until(self.says_ready, within_s, f"{self.address} is ready")
         before = self.answered()
-        wait_until(lambda: self.answered() > before + 20, within_s, f"{self.address} is asked")
+        wait_until(lambda: self.answered() > before + 20, within_s, f"{self.address} gets requests")
 
 
 class Pair:
-    """Both, and the port of the data plane."""
+    """The two Tritons and the port of the data plane."""
 
     def __init__(self, one: Server, two: Server, port: int) -> None:
         self.one = one
@@ -92,7 +92,7 @@ class Pair:
 
 @contextmanager
 def pair(directory: Path) -> Iterator[Pair]:
-    """Run both and a data plane."""
+    """Run two Tritons and a data plane."""
     with ExitStack() as stack:
         servers = []
         for name in ("one", "two"):
@@ -103,7 +103,7 @@ def pair(directory: Path) -> Iterator[Pair]:
             data_plane(directory / "plane", document, "redis://127.0.0.1:9/0", **SETTINGS)
         )
         yield Pair(*servers, plane.port)
-        # Nothing in them is worth the seconds that an orderly end takes.
+        # Killed, as an orderly stop would take seconds.
         for server in servers:
             os.kill(server.pid(), signal.SIGKILL)
 

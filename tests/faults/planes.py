@@ -1,4 +1,4 @@
-"""Data planes of a test's own, the control plane that misleads them, and a slow way to Triton."""
+"""Additional data planes, a fake control plane for them, and a slow proxy to Triton."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ from tests.faults.artifact import SIGNATURE
 from tests.faults.ground import SETTINGS, Ground, wait_until
 
 MODEL = "petals"
-# Python runs a module of this name at its start wherever it finds one: the instance and its workers
-# know nothing of it, and their clock is wrong.
+# Python imports `sitecustomize` at its start; this one shifts the clock of the instance and its
+# workers.
 WRONG_CLOCK = """
 import time
 real = time.time
@@ -50,7 +50,7 @@ def table(
     version: str = "1",
     hedge_after_ms: int | None = None,
 ) -> RoutingTable:
-    """Return a table with one model: stable on `endpoints`, and half of it on `canary_on`."""
+    """Return a table with one model: stable on `endpoints`, and a 50 % canary on `canary_on`."""
     versions = {version: _version("main", version)}
     clusters = {"main": Cluster(endpoints=endpoints, hedge_after_ms=hedge_after_ms)}
     split = None
@@ -69,7 +69,7 @@ def _version(cluster: str, number: str) -> VersionRoute:
 
 
 class FakeControl:
-    """Speaks the two endpoints that a data plane calls, and says what it is told to."""
+    """A control plane with the two endpoints of a data plane and a configurable document."""
 
     def __init__(self) -> None:
         self.document = b""
@@ -80,7 +80,7 @@ class FakeControl:
         self._thread.start()
 
     def close(self) -> None:
-        """Go away; once more does nothing."""
+        """Stop the server; a second call has no effect."""
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
@@ -100,8 +100,8 @@ class FakeControl:
         )
 
     def wait_for_refusal(self, word: str) -> InstanceReport:
-        """Return a report that says that a table was refused, with `word` in the reason."""
-        wait_until(lambda: word in (self.reports[-1].refusal or ""), 10, f"a nack for {word!r}")
+        """Wait for a report of a refused table with `word` in the reason; return it."""
+        wait_until(lambda: word in (self.reports[-1].refusal or ""), 10, f"a refusal with {word!r}")
         return self.reports[-1]
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
@@ -172,18 +172,18 @@ class Plane:
         return httpx.get(url).status_code == 200
 
     def clock_shift_s(self) -> float:
-        """Return by how much the clock that dates its answers is ahead of ours."""
+        """Return the seconds by which the data plane's clock is ahead of this process's."""
         date = httpx.get(f"http://127.0.0.1:{self.port}/v2/health/live").headers["date"]
         return parsedate_to_datetime(date).timestamp() - time.time()
 
     def kill(self) -> None:
-        """SIGKILL to the process and its workers, as when a container is killed."""
+        """Send SIGKILL to the process and its workers, as when a container is killed."""
         assert self.process is not None
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
     def close(self) -> None:
-        """Stop as an operator would, so that the control plane knows that it is gone."""
+        """Stop the process in order, so that it tells the control plane."""
         if self.process is not None:
             self.process.send_signal(signal.SIGTERM)
             self.process.wait(20)
@@ -191,7 +191,7 @@ class Plane:
 
 @contextmanager
 def misled(ground: Ground, directory: Path, first: RoutingTable) -> Iterator[tuple[Any, Any]]:
-    """Run a data plane under a control plane of the test's own, which has published `first`."""
+    """Run a data plane with a fake control plane that has published `first`."""
     with closing(FakeControl()) as control:
         control.publish(first)
         plane = Plane(ground, directory, control.url, "misled")
@@ -207,7 +207,7 @@ def free_port() -> int:
 
 
 class SlowWay:
-    """A TCP proxy to a server, whose answers come `delay_s` late; the delay may change at will."""
+    """A TCP proxy that delays a server's responses by `delay_s`, which may change at any time."""
 
     def __init__(self, target: str) -> None:
         self.delay_s = 0.0

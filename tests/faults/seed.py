@@ -1,8 +1,7 @@
-"""Run in the environment of a stack: registers the model of the fault tests, without MLflow.
+"""Registers the model of the fault tests, without MLflow; runs in the environment of a stack.
 
-Three versions, a metric for outcomes, a plan of one quick step and one that holds half of the
-traffic on the target; version 1 becomes stable as soon as the control plane's own ticks have loaded
-it.
+It creates three versions, a metric for outcomes, a plan with one quick step and a plan that keeps
+half of the traffic on the target. Version 1 becomes stable when the control plane has loaded it.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ METRIC = "clicked"
 PLAN = "quick"
 HELD = "held"
 VERSIONS = (1, 2)
-# The version whose process a test kills: healing it takes a while, and nobody waits for that.
+# The version whose process a test kills; its recovery takes a while, and no test waits for it.
 FRAGILE = 3
 
 
 def main() -> None:
-    """Write the rows into the database; arguments name each version's ONNX file, or one."""
+    """Write the rows into the database; the arguments are ONNX files, one per version or one."""
     django.setup()
 
     from apps.experiments.models import Metric

@@ -1,4 +1,4 @@
-"""Clients that hang up, half-close or break off in every place: nobody else notices."""
+"""Clients that reset or half-close their connection at any point do not affect others."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.faults.load import Load, failures, report
 REQUEST = (
     b"POST /v2/models/flowers/infer HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(BODY)
 ) + BODY
-# A close with this option sends RST and throws away what was not read.
+# A close with this option sends RST and discards unread data.
 RESET = struct.pack("ii", 1, 0)
 ROUNDS = 200
 
@@ -31,7 +31,7 @@ def reset_after(ground: Ground, data: bytes, pause_s: float) -> None:
 
 
 def half_close_after(ground: Ground, data: bytes) -> bytes:
-    """Return all that a client is sent that closed its own side."""
+    """Return all data that a half-closed client receives."""
     with connect(ground) as client:
         client.sendall(data)
         client.shutdown(socket.SHUT_WR)
@@ -46,7 +46,7 @@ def metric(ground: Ground, name: str) -> float:
     return sum(float(line.split()[-1]) for line in page.splitlines() if line.startswith(name))
 
 
-def test_clients_that_reset_their_connections_harm_nobody(ground: Ground) -> None:
+def test_clients_that_reset_their_connections_do_not_affect_others(ground: Ground) -> None:
     with Load(ground.port, ground.question) as load:
         began = monotonic()
         for round_number in range(ROUNDS):
@@ -61,7 +61,7 @@ def test_clients_that_reset_their_connections_harm_nobody(ground: Ground) -> Non
     wait_until(lambda: metric(ground, "interlock_batches_in_flight") == 0, 5, "no batch is stuck")
 
 
-def test_half_closed_clients_get_every_answer_that_they_asked_for(ground: Ground) -> None:
+def test_half_closed_clients_get_all_their_responses(ground: Ground) -> None:
     with Load(ground.port, ground.question) as load:
         began = monotonic()
         whole = [half_close_after(ground, REQUEST * 3) for _ in range(ROUNDS)]

@@ -1,4 +1,4 @@
-"""Two instances whose clocks are wrong by five minutes: time belongs to the database."""
+"""Two instances whose clocks are wrong by five minutes: only the database's time counts."""
 
 from __future__ import annotations
 
@@ -20,15 +20,17 @@ SHIFTS_S = {"early": -300.0, "late": 300.0}
 @pytest.fixture
 def planes(ground: Ground, tmp_path: Path) -> Iterator[list[Plane]]:
     url = ground.stack.urls.web
-    made = [Plane(ground, tmp_path, url, name, shift_s) for name, shift_s in SHIFTS_S.items()]
-    with closing(made[0]), closing(made[1]):
-        for plane, shift_s in zip(made, SHIFTS_S.values(), strict=True):
+    planes = [Plane(ground, tmp_path, url, name, shift_s) for name, shift_s in SHIFTS_S.items()]
+    with closing(planes[0]), closing(planes[1]):
+        for plane, shift_s in zip(planes, SHIFTS_S.values(), strict=True):
             plane.start()
             assert plane.clock_shift_s() == pytest.approx(shift_s, abs=5)
-        yield made
+        yield planes
 
 
-def test_wrong_clocks_fail_nobody_and_decide_nothing(ground: Ground, planes: list[Plane]) -> None:
+def test_wrong_clocks_fail_no_request_and_do_not_matter(
+    ground: Ground, planes: list[Plane]
+) -> None:
     early, late = planes
     with (
         Load(ground.port, ground.question) as load,

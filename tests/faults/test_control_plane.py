@@ -1,4 +1,4 @@
-"""PostgreSQL dies, and the whole control plane dies: predictions go on, decisions wait."""
+"""PostgreSQL or the whole control plane dies: predictions continue, decisions wait."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.faults.load import Load, Outcomes, failures, recovered_after_s, repor
 from tests.faults.seed import METRIC
 
 
-def test_a_killed_postgres_fails_no_prediction_and_the_rollout_goes_on(ground: Ground) -> None:
+def test_a_killed_postgres_fails_no_prediction_and_the_rollout_continues(ground: Ground) -> None:
     before = ground.settled_count()
     with Load(ground.port, ground.question) as load, Outcomes(ground.port, "pk", METRIC) as sent:
         rollout = ground.start_rollout()
@@ -46,10 +46,10 @@ def test_a_killed_data_plane_comes_back_while_the_control_plane_hangs(ground: Gr
         sleep(0.5)
         with ground.stopped("web"):
             killed_at = ground.kill_with_children("dataplane")
-            wait_until(lambda: load.is_well(killed_at), 30, "predictions are answered again")
+            wait_until(lambda: load.is_well(killed_at), 30, "predictions succeed again")
     report("Data plane killed, control plane stopped", load, killed_at)
 
-    # Nobody else served: what fails is refused by the kernel, at once.
+    # There is no other instance: the kernel refuses connections at once.
     assert {answer.status for answer in load.answers} == {200, 0}
     assert recovered_after_s(load.answers, killed_at) < 10
     ground.expect_outcomes("dk", sent.accepted)

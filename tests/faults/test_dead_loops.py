@@ -1,4 +1,4 @@
-"""Worker and beat are gone: pages, health, metrics and the CLI say so, without asking them."""
+"""Worker and beat are dead: pages, health, metrics and the CLI report it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from embedded.state import ROOT
 from tests.faults.ground import Ground, wait_until
 
 
-def test_stopped_worker_and_beat_are_said_everywhere(ground: Ground) -> None:
+def test_a_stopped_worker_and_beat_are_reported_everywhere(ground: Ground) -> None:
     web = ground.stack.urls.web
-    wait_until(lambda: httpx.get(f"{web}/healthz/loops").status_code == 200, 60, "all loops turn")
+    wait_until(lambda: httpx.get(f"{web}/healthz/loops").status_code == 200, 60, "all loops run")
     with ground.stopped("worker"), ground.stopped("beat"):
         wait_until(lambda: "tick" in late(web), 60, "the tick is late")
         with closing(log_in(ground)) as client:
@@ -25,22 +25,24 @@ def test_stopped_worker_and_beat_are_said_everywhere(ground: Ground) -> None:
         authorization = {"Authorization": f"Bearer {ground.control.token}"}
         metrics = httpx.get(f"{web}/metrics", headers=authorization).text
         status = cli_health(ground)
-    wait_until(lambda: httpx.get(f"{web}/healthz/loops").status_code == 200, 60, "all turn again")
+    wait_until(
+        lambda: httpx.get(f"{web}/healthz/loops").status_code == 200, 60, "all loops run again"
+    )
 
     assert "has stopped in part" in page
     assert "no rollout moves" in page
-    # People must get in, to see it and to abort.
+    # The pages must stay available, so that people can abort.
     assert (ready.status_code, "tick" in ready.json()["late"]) == (200, True)
     assert 'interlock_control_loop_late{loop="tick"} 1.0' in metrics
     assert status.returncode == 1
     assert "STOPPED: no rollout moves" in status.stdout
 
 
-def test_a_stopped_ingester_is_said(ground: Ground) -> None:
+def test_a_stopped_ingester_is_reported(ground: Ground) -> None:
     web = ground.stack.urls.web
     with ground.stopped("ingest"):
-        wait_until(lambda: late(web) == ["ingest"], 60, "the ingester is late, and nobody else")
-    wait_until(lambda: late(web) == [], 60, "it goes on")
+        wait_until(lambda: late(web) == ["ingest"], 60, "only the ingester is late")
+    wait_until(lambda: late(web) == [], 60, "no loop is late")
 
 
 def late(web: str) -> list[str]:
@@ -51,14 +53,14 @@ def late(web: str) -> list[str]:
 def log_in(ground: Ground) -> httpx.Client:
     client = httpx.Client(base_url=ground.stack.urls.web, follow_redirects=True)
     form = client.get("/login/").text
-    found = re.search(r'name="csrfmiddlewaretoken" value="([^"]+)"', form)
-    assert found
-    answers = {
+    token = re.search(r'name="csrfmiddlewaretoken" value="([^"]+)"', form)
+    assert token
+    fields = {
         "username": ground.stack.admin_username,
         "password": ground.stack.admin_password,
-        "csrfmiddlewaretoken": found[1],
+        "csrfmiddlewaretoken": token[1],
     }
-    client.post("/login/", data=answers).raise_for_status()
+    client.post("/login/", data=fields).raise_for_status()
     return client
 
 

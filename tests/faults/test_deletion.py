@@ -1,4 +1,4 @@
-"""A loaded version is deleted under load, and the worker dies in the middle: the rest is done."""
+"""A loaded version is deleted under load while the worker dies; the deletion still completes."""
 
 from __future__ import annotations
 
@@ -19,41 +19,41 @@ def register(ground: Ground, path: Path) -> int:
     url = f"{ground.stack.urls.web}/api/v1/models/{MODEL}/versions/"
     files = {"file": (path.name, path.read_bytes())}
     row = httpx.post(url, headers=headers, files=files, timeout=30).raise_for_status().json()
-    settled: dict[str, Any] = {}
+    registration: dict[str, Any] = {}
 
     def is_settled() -> bool:
-        settled.update(ground.control.get(f"registrations/{row['id']}/"))
-        return bool(settled["is_settled"])
+        registration.update(ground.control.get(f"registrations/{row['id']}/"))
+        return bool(registration["is_settled"])
 
     wait_until(is_settled, 60, "it is registered")
-    assert settled["error"] is None
-    number = int(settled["version"])
+    assert registration["error"] is None
+    number = int(registration["version"])
     ground.control.post(f"models/{MODEL}/versions/{number}/deploy/")
-    wait_until(lambda: answer(ground, number) == 200, 60, "it answers by its own path")
+    wait_until(lambda: status_of(ground, number) == 200, 60, "the version responds at its own path")
     return number
 
 
-def answer(ground: Ground, number: int) -> int:
+def status_of(ground: Ground, number: int) -> int:
     url = f"{ground.stack.urls.dataplane}/v2/models/{MODEL}/versions/{number}/infer"
     return httpx.post(url, content=BODY).status_code
 
 
 def delete(ground: Ground, number: int) -> Any:
-    """Delete it once nobody has asked for it for a minute."""
+    """Delete a version after a minute without requests to it."""
     headers = {"Authorization": f"Bearer {ground.control.token}"}
     url = f"{ground.stack.urls.web}/api/v1/models/{MODEL}/versions/{number}/"
     answers: list[httpx.Response] = []
 
-    def is_taken() -> bool:
+    def is_accepted() -> bool:
         answers.append(httpx.request("DELETE", url, headers=headers, json={"reason": "test"}))
         return answers[-1].status_code == 202
 
-    wait_until(is_taken, 90, "nobody asks for it any more")
+    wait_until(is_accepted, 90, "the deletion is accepted")
     assert {each.status_code for each in answers[:-1]} <= {409}
     return answers[-1].json()
 
 
-def test_a_deleted_version_goes_from_everywhere_and_nobody_notices(
+def test_a_deleted_version_is_removed_everywhere_without_failures(
     ground: Ground, tmp_path: Path
 ) -> None:
     number = register(ground, write_artifact(tmp_path / "other.onnx", seed=9))
@@ -71,5 +71,5 @@ def test_a_deleted_version_goes_from_everywhere_and_nobody_notices(
 
     assert failures(load.answers) == {}
     assert not any(place.exists() for place in places)
-    assert answer(ground, number) == 404
+    assert status_of(ground, number) == 404
     assert register(ground, write_artifact(tmp_path / "other.onnx", seed=9)) == number + 1

@@ -1,4 +1,4 @@
-"""What the drill calls wrong, lost and doubled, and that it says so by its exit code."""
+"""The drill's rows: what counts as wrong, lost and doubled."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from tests.faults import drill
 from tests.faults.artifact import write_artifact
-from tests.faults.drill_faults import all_faults, chosen
+from tests.faults.drill_faults import all_faults, select_faults
 from tests.faults.drill_load import WRONG, Expected, Row, judge
 from tests.faults.load import Answer, Outcomes
 
@@ -23,7 +23,7 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def answer_of(artifact: Path, body: bytes, shift: float = 0.0) -> bytes:
-    """Return what a server with this artifact answers to the request."""
+    """Return the response of a server with this artifact to the request."""
     features = np.array(json.loads(body)["inputs"][0]["data"], np.float32).reshape(1, 4)
     session = onnxruntime.InferenceSession(artifact, providers=["CPUExecutionProvider"])
     probabilities, label = session.run(["probabilities", "label"], {"features": features})
@@ -34,7 +34,7 @@ def answer_of(artifact: Path, body: bytes, shift: float = 0.0) -> bytes:
     return json.dumps({"outputs": outputs}).encode()
 
 
-def test_an_answer_of_another_version_is_wrong(artifacts: dict[str, Path]) -> None:
+def test_a_prediction_of_another_version_is_wrong(artifacts: dict[str, Path]) -> None:
     expected = Expected(artifacts)
     for row, body in enumerate(expected.bodies):
         right = answer_of(artifacts["1"], body)
@@ -52,15 +52,16 @@ def row(stored: list[str], answers: list[Answer] | None = None, back_s: float | 
     return judge("it", answers or [], sent, stored, back_s)
 
 
-def test_what_was_not_acknowledged_may_be_stored_or_not() -> None:
+def test_an_unacknowledged_outcome_may_be_stored_or_not() -> None:
     for stored in (["d-0", "d-1"], ["d-0", "d-1", "d-3"]):
-        found = row(stored)
-        assert (found.acknowledged, found.lost, found.doubled, found.unacknowledged) == (2, 0, 0, 2)
-        assert not found.is_bad
+        result = row(stored)
+        counts = (result.acknowledged, result.lost, result.doubled, result.unacknowledged)
+        assert counts == (2, 0, 0, 2)
+        assert not result.is_bad
 
 
 @pytest.mark.parametrize(
-    ("found", "told"),
+    ("result", "text"),
     [
         (row(["d-0"]), "2, 1, 0 (2 refused)"),
         (row(["d-0", "d-1", "d-1"]), "2, 0, 1 (2 refused)"),
@@ -69,21 +70,21 @@ def test_what_was_not_acknowledged_may_be_stored_or_not() -> None:
     ],
     ids=["lost", "doubled", "wrong", "away"],
 )
-def test_each_of_these_fails_the_drill(found: Row, told: str) -> None:
-    assert found.is_bad
-    assert told in str(found)
+def test_a_bad_row_fails_the_drill(result: Row, text: str) -> None:
+    assert result.is_bad
+    assert text in str(result)
 
 
-def test_refusals_and_late_answers_are_told_with_their_span() -> None:
+def test_refusals_and_late_responses_are_reported_with_their_span() -> None:
     answers = [
         Answer(1.0, 0.1, 200),
         Answer(2.0, 0.1, 503),
         Answer(2.5, 1.5, 200),
         Answer(3.0, 0.5, 0),
     ]
-    found = row(["d-0", "d-1"], answers)
-    assert found.refused == "503 × 1, late × 1, no connection × 1, within 2.0 s"
-    assert not found.is_bad
+    result = row(["d-0", "d-1"], answers)
+    assert result.refused == "503 × 1, late × 1, no connection × 1, within 2.0 s"
+    assert not result.is_bad
 
 
 def test_every_process_is_killed_and_stopped(capsys: pytest.CaptureFixture[str]) -> None:
@@ -92,6 +93,6 @@ def test_every_process_is_killed_and_stopped(capsys: pytest.CaptureFixture[str])
     stopped = {name.removesuffix(" stopped") for name in names if name.endswith(" stopped")}
     assert killed == stopped - {"disk full: spool, redis"}
     assert len(killed) == 11
-    assert [fault.name for fault in chosen(["web"])] == ["web killed", "web stopped"]
+    assert [fault.name for fault in select_faults(["web"])] == ["web killed", "web stopped"]
     assert drill.main(["--list"]) == 0
     assert capsys.readouterr().out.split("\n")[:-1] == names

@@ -1,4 +1,4 @@
-"""Two Tritons: one of them dies or hangs, and the way to one becomes slow. Nobody is failed."""
+"""Two Tritons, of which one dies, hangs or becomes slow: no request fails."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ CLIENTS = 32
 
 
 class Second:
-    """Another Triton, which holds the same versions."""
+    """Another Triton with the same versions."""
 
     def __init__(self, stack: Stack) -> None:
         self.address = f"127.0.0.1:{stack.ports['triton_http']}"
         self._supervisor = stack.pid
 
     def pid(self) -> int:
-        """Return the server's pid, once it is back and answers for every version."""
-        wait_until(lambda: self._pids(), 30, "the second Triton lives")
+        """Return the server's pid, once it is back and responds for every version."""
+        wait_until(lambda: self._pids(), 30, "the second Triton runs")
         for number in VERSIONS:
             url = f"http://{self.address}/v2/models/flowers.{number}/versions/{number}/infer"
             wait_until(lambda url=url: httpx.post(url, content=BODY).is_success, 30, url)
@@ -56,7 +56,7 @@ def second(shared: Ground, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 def lose(
     ground: Ground, directory: Path, document: RoutingTable, pid: int, number: signal.Signals
 ) -> Load:
-    """Ask a data plane that serves `document`, while the process gets the signal for 1.5 s."""
+    """Load a data plane that serves `document`; send the process a signal, for 1.5 s."""
     with (
         misled(ground, directory, document) as (_, plane),
         Load(plane.port, ground.question, model=MODEL, threads=CLIENTS) as load,
@@ -72,7 +72,7 @@ def lose(
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_canary_whose_every_endpoint_is_lost_falls_back_to_stable(
+def test_a_canary_without_endpoints_falls_back_to_stable(
     ground: Ground, second: Second, tmp_path: Path, number: signal.Signals
 ) -> None:
     document = table(1, ground.triton, canary_on=(second.address,))
@@ -83,7 +83,7 @@ def test_a_canary_whose_every_endpoint_is_lost_falls_back_to_stable(
     assert any(answer.fallback for answer in load.answers)
 
 
-def test_a_killed_endpoint_of_two_fails_nobody(
+def test_a_killed_endpoint_of_two_fails_no_request(
     ground: Ground, second: Second, tmp_path: Path
 ) -> None:
     document = table(1, ground.triton, second.address)
@@ -93,7 +93,7 @@ def test_a_killed_endpoint_of_two_fails_nobody(
     assert failures(load.answers) == {}
 
 
-def test_a_stopped_endpoint_of_two_fails_only_who_waited_for_it(
+def test_a_stopped_endpoint_of_two_fails_only_requests_in_flight(
     ground: Ground, second: Second, tmp_path: Path
 ) -> None:
     document = table(1, ground.triton, second.address)
@@ -104,7 +104,7 @@ def test_a_stopped_endpoint_of_two_fails_only_who_waited_for_it(
     assert sum(failures(load.answers).values()) <= CLIENTS
 
 
-def test_a_stopped_endpoint_of_two_fails_nobody_when_calls_are_hedged(
+def test_a_stopped_endpoint_of_two_fails_no_request_with_hedging(
     ground: Ground, second: Second, tmp_path: Path
 ) -> None:
     document = table(1, ground.triton, second.address, hedge_after_ms=50)
@@ -114,7 +114,7 @@ def test_a_stopped_endpoint_of_two_fails_nobody_when_calls_are_hedged(
     assert failures(load.answers) == {}
 
 
-def test_a_slow_triton_slows_its_answers_and_fails_none(ground: Ground, tmp_path: Path) -> None:
+def test_a_slow_triton_slows_requests_and_fails_none(ground: Ground, tmp_path: Path) -> None:
     with (
         closing(SlowWay(ground.triton)) as way,
         misled(ground, tmp_path, table(1, way.address)) as (_, plane),

@@ -1,4 +1,4 @@
-"""One Triton of two is killed, or stopped for long: nobody is failed, and it gets traffic again."""
+"""One Triton of two is killed or stopped: no request fails, and it gets traffic again."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ RETURNS_WITHIN_S = 20
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
-    with pair(tmp_path_factory.mktemp("pair")) as found:
-        yield found
+    with pair(tmp_path_factory.mktemp("pair")) as both_servers:
+        yield both_servers
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def question(tmp_path_factory: pytest.TempPathFactory) -> Question:
     return Question(write_artifact(tmp_path_factory.mktemp("artifact") / "flowers.onnx"))
 
 
-def test_a_killed_triton_fails_nobody_and_gets_traffic_again(
+def test_a_killed_triton_fails_no_request_and_gets_traffic_again(
     both: Pair, question: Question
 ) -> None:
     with Load(both.port, question, model=MODEL, per_s=PER_S, threads=CLIENTS) as load:
@@ -42,7 +42,7 @@ def test_a_killed_triton_fails_nobody_and_gets_traffic_again(
     assert failures(load.answers) == {}
 
 
-def test_a_triton_that_stops_for_five_seconds_fails_only_who_waited_and_gets_traffic_again(
+def test_a_triton_stopped_for_five_seconds_fails_only_requests_in_flight_and_gets_traffic_again(
     both: Pair, question: Question
 ) -> None:
     with Load(both.port, question, model=MODEL, per_s=PER_S, threads=CLIENTS) as load:

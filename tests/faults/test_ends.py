@@ -1,4 +1,4 @@
-"""A real Triton that hangs, clients who do not wait and a stop: all requests have one end each."""
+"""Every request is counted with exactly one end, despite a hanging Triton and impatient clients."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ SUMS = (
     "coalesce(sum((SELECT sum(value::int) FROM jsonb_each_text(ends))), 0), "
     "coalesce(sum((ends->>'expired')::int), 0), coalesce(sum((ends->>'abandoned')::int), 0) "
     "FROM rollouts_telemetryrow WHERE model_name = %s AND ended_at > %s "
-    # Others had wrong clocks.
+    # Other instances had wrong clocks.
     "AND starts_with(instance, 'local')"
 )
 
 
 class Impatient(Steady):
-    """Clients who give little time, half of whom close the connection before any answer."""
+    """Clients with a short timeout; half of them close the connection before the response."""
 
     def _ask(self, connection: http.client.HTTPConnection, at: float) -> Answer:
         headers = {"x-unit-id": f"u{random.randrange(100)}", "x-interlock-timeout-ms": "150"}
@@ -35,7 +35,7 @@ class Impatient(Steady):
         return Answer(at, monotonic() - at, response.status)
 
 
-def test_what_was_assigned_is_what_ended(ground: Ground) -> None:
+def test_every_assigned_request_has_one_end(ground: Ground) -> None:
     ground.settled_count()
     ((began_at,),) = ground.rows("SELECT now()")
     with (
@@ -46,7 +46,7 @@ def test_what_was_assigned_is_what_ended(ground: Ground) -> None:
         with ground.stopped("triton"):
             sleep(2.0)
         continued_at = monotonic()
-        wait_until(lambda: load.is_well(continued_at), 30, "it is well again")
+        wait_until(lambda: load.is_well(continued_at), 30, "all requests succeed again")
     sent = len(load.answers) + len(impatient.answers)
 
     def sums() -> tuple[int, int, int, int]:

@@ -1,4 +1,4 @@
-"""Redis dies, and Redis is full: predictions go on, events spool, nothing passes unseen."""
+"""Redis dies or is full: predictions continue, events are spooled, nothing is lost."""
 
 from __future__ import annotations
 

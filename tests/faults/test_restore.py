@@ -1,7 +1,7 @@
-"""PostgreSQL is restored from a dump that is some generations old, under load.
+"""PostgreSQL is restored under load from a dump that is some generations old.
 
-No prediction fails, rollouts hold until somebody begins an epoch, and then go on, without waiting
-for the instances that left between the dump and the restore.
+No prediction fails. Rollouts hold until an operator starts an epoch and then continue, without
+waiting for the instances that stopped between the dump and the restore.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tests.faults.load import Load, failures, report
 from tests.faults.planes import Plane
 
 
-def test_a_restored_database_fails_no_prediction_and_rollouts_go_on(
+def test_a_restored_database_fails_no_prediction_and_rollouts_continue(
     ground: Ground, tmp_path: Path
 ) -> None:
     path = tmp_path / "interlock.dump"
@@ -29,7 +29,7 @@ def test_a_restored_database_fails_no_prediction_and_rollouts_go_on(
         restored_at = monotonic()
         restore(ground, path)
         assert newest(ground) < forgotten
-        wait_until(lambda: "never published" in reason(ground, rollout), 60, "it holds, with why")
+        wait_until(lambda: "never published" in reason(ground, rollout), 60, "the rollout holds")
 
         start_epoch(ground)
         wait_until(lambda: ground.passed(rollout), 60, "the rollout of the dump passes")
@@ -44,7 +44,7 @@ def test_a_restored_database_fails_no_prediction_and_rollouts_go_on(
 
 
 def dump_in_mid_rollout(ground: Ground, directory: Path, path: Path) -> str:
-    """Dump while a rollout bakes and an instance lives that stops right after."""
+    """Dump while a rollout bakes, with an instance that stops right after the dump."""
     with closing(Plane(ground, directory, ground.stack.urls.web, "doomed")) as doomed:
         doomed.start()
         wait_until(lambda: "doomed" in applied(ground), 20, "it reports")
@@ -55,7 +55,7 @@ def dump_in_mid_rollout(ground: Ground, directory: Path, path: Path) -> str:
 
 
 def make_generations(ground: Ground) -> None:
-    """Have data planes serve from tables that the dump knows nothing of."""
+    """Make data planes serve tables that are newer than the dump."""
     before = newest(ground)
     passed = ground.start_rollout()
     wait_until(lambda: ground.passed(passed), 60, "one more rollout passes")
@@ -63,7 +63,7 @@ def make_generations(ground: Ground) -> None:
 
 
 def applied(ground: Ground) -> dict[str, int]:
-    """Return what the live instances say that they serve from."""
+    """Return the generations that the live instances report."""
     query = (
         "SELECT name, applied_generation FROM rollouts_instance WHERE NOT is_stopping "
         "AND reported_at > clock_timestamp() - interval '3 seconds'"
@@ -81,6 +81,6 @@ def reason(ground: Ground, path: str) -> str:
 
 
 def expect_audited(ground: Ground) -> None:
-    """Fail unless the log says who began the epoch."""
+    """Assert that the audit log has the epoch's actor."""
     query = "SELECT target, actor <> '' FROM registry_auditentry WHERE action = 'epoch.started'"
     assert ground.rows(query) == [("epoch 1", True)]

@@ -1,4 +1,4 @@
-"""Real answers of stable and a shadow, with labels that name their requests, let a shadow go on."""
+"""A shadow step passes on real responses of stable and shadow with labels by request id."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STEPS = [
 
 
 class Labelled(Steady):
-    """Each request is followed by the right label, under the id of its answer and nothing else."""
+    """Requests, each followed by its correct label, identified only by the request id."""
 
     def __init__(self, port: int, question: Question) -> None:
         super().__init__(port, per_s=60, threads=4)
@@ -44,7 +44,7 @@ class Labelled(Steady):
         return Answer(at, monotonic() - at, 200 if response.status == 202 else response.status)
 
 
-def test_pairs_and_labels_of_a_live_shadow_meet(ground: Ground) -> None:
+def test_pairs_and_labels_of_a_live_shadow_are_joined(ground: Ground) -> None:
     ground.control.post("metrics/", {"name": METRIC, "kind": "mean"})
     plan = {"name": PLAN, "interval_s": 1, "margin_bp": 500, "extend_max": 60, "steps": STEPS}
     ground.control.post("plans/", plan)
@@ -63,6 +63,6 @@ def test_pairs_and_labels_of_a_live_shadow_meet(ground: Ground) -> None:
         "WHERE rollout_id = %s AND check_name = 'shadow-accuracy' AND verdict = 'pass'"
     )
     ((reason, pairs, lost, won),) = ground.rows(query, path.split("/")[1])[:1]
-    # Both versions are one artifact.
+    # Both versions have the same artifact.
     assert (lost, won) == (0, 0)
     assert pairs >= 20, reason

@@ -1,4 +1,4 @@
-"""Tables that must not be applied: refused whole, with the reason, while the good one serves on."""
+"""Invalid tables are refused with a reason, and the last valid table stays in use."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ GOOD, NEWER = 10, 11
 
 
 def bad_tables(endpoint: str) -> dict[str, tuple[bytes, str]]:
-    """Return documents with a word that must be in the reason of their refusal."""
+    """Return invalid documents, each with a word of the expected refusal."""
     whole = encode(table(NEWER, endpoint))
     unknown = msgspec.json.encode({**msgspec.json.decode(whole), "schema": 2})
     return {
@@ -32,7 +32,7 @@ def bad_tables(endpoint: str) -> dict[str, tuple[bytes, str]]:
     }
 
 
-def test_bad_tables_are_refused_whole_and_the_good_one_serves_on(
+def test_invalid_tables_are_refused_and_the_valid_one_stays_in_use(
     ground: Ground, tmp_path: Path
 ) -> None:
     with (
@@ -41,8 +41,8 @@ def test_bad_tables_are_refused_whole_and_the_good_one_serves_on(
     ):
         for what, (document, word) in bad_tables(ground.triton).items():
             control.document = document
-            nack = control.wait_for_refusal(word)
-            assert nack.applied_generation == GOOD, what
+            refusal = control.wait_for_refusal(word)
+            assert refusal.applied_generation == GOOD, what
             control.publish(table(GOOD, ground.triton))
             control.wait_for_ack(GOOD)
         began = load.answers[0].at
@@ -53,7 +53,7 @@ def test_bad_tables_are_refused_whole_and_the_good_one_serves_on(
     assert failures(load.answers) == {}
 
 
-def test_a_start_without_a_control_plane_serves_the_last_good_table(
+def test_a_start_without_a_control_plane_serves_the_last_valid_table(
     ground: Ground, tmp_path: Path
 ) -> None:
     with misled(ground, tmp_path, table(GOOD, ground.triton)) as (control, plane):

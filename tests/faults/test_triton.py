@@ -1,4 +1,4 @@
-"""The only Triton dies or hangs, or one version's process in it dies: 503, 504 or stable."""
+"""The only Triton dies or hangs, or one version's process dies: 503, 504 or fallback to stable."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from tests.faults.seed import FRAGILE
 TIMEOUT_S = 1.0
 
 
-def test_a_killed_triton_is_answered_with_503_until_it_is_back(ground: Ground) -> None:
+def test_requests_get_503_until_a_killed_triton_is_back(ground: Ground) -> None:
     with Load(ground.port, ground.question) as load:
         sleep(0.5)
         killed_at = ground.kill("triton")
-        wait_until(lambda: any(a.failed for a in load.since(killed_at)), 5, "it is missed")
+        wait_until(lambda: any(a.failed for a in load.since(killed_at)), 5, "a request fails")
         wait_until(lambda: load.is_well(killed_at), 40, "it is back")
     report("The only Triton killed", load, killed_at)
 
@@ -25,7 +25,7 @@ def test_a_killed_triton_is_answered_with_503_until_it_is_back(ground: Ground) -
     assert max(answer.took_s for answer in load.answers) < TIMEOUT_S + 1
 
 
-def test_a_stopped_triton_is_waited_for_no_longer_than_the_deadline(ground: Ground) -> None:
+def test_requests_to_a_stopped_triton_end_at_the_deadline(ground: Ground) -> None:
     with Load(ground.port, ground.question, threads=32) as load:
         sleep(0.5)
         with ground.stopped("triton") as stopped_at:
@@ -37,12 +37,12 @@ def test_a_stopped_triton_is_waited_for_no_longer_than_the_deadline(ground: Grou
 
     assert {answer.status for answer in load.answers} == {200, 503, 504}
     assert max(answer.took_s for answer in load.answers) < TIMEOUT_S + 1
-    # Once the breaker knows, nobody waits any more, but for the one that tries.
+    # With an open breaker no request waits, except the one that tries.
     assert sum(answer.took_s > TIMEOUT_S / 2 for answer in shed) <= 2
     assert recovered_after_s(load.answers, continued_at) < 10
 
 
-def test_a_killed_canary_process_fails_nobody_and_is_rolled_back(ground: Ground) -> None:
+def test_a_killed_canary_process_fails_no_request_and_is_rolled_back(ground: Ground) -> None:
     with Load(ground.port, ground.question) as load:
         rollout = ground.start_rollout(FRAGILE)
         wait_until(lambda: load.answers[-1].variant == "canary", 20, "the canary gets traffic")
@@ -52,6 +52,6 @@ def test_a_killed_canary_process_fails_nobody_and_is_rolled_back(ground: Ground)
 
     assert failures(load.answers) == {}
     assert any(answer.fallback for answer in load.since(killed_at))
-    # Whichever is sooner: the breaker's trip has settled, or the check has its proof.
+    # The first of two reasons: the breaker's trip, or the check's evidence.
     reason = ground.control.get(rollout)["reason"]
     assert "circuit breaker" in reason or "error-rate" in reason

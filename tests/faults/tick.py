@@ -1,4 +1,4 @@
-"""Run in the environment of a stack: ticks as its workers do, for the seconds that are named."""
+"""Runs the workers' ticks for a number of seconds, in the environment of a stack."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A request target may be a whole URL (RFC 9112, 3.2.2); proxies send such."""
+"""A request target may be a whole URL (RFC 9112, 3.2.2), as proxies send."""
 
 import json
 
@@ -23,13 +23,13 @@ from tests.dataplane.worlds import body
         ("ftp://host/v2", 404),
     ],
 )
-async def test_a_whole_url_is_answered_as_its_path(target, status):
+async def test_a_whole_url_is_handled_like_its_path(target, status):
     wire = Wire(answer=Plane().application)
     wire.feed(request(target, method="GET"))
     assert wire.statuses == [status]
 
 
-async def test_a_prediction_may_be_asked_for_by_a_whole_url():
+async def test_a_prediction_may_be_requested_with_a_whole_url():
     answer = await Plane().ask("http://host/v2/models/sums/infer", body(ROW))
     assert (answer.status, answer.json["model_name"]) == (200, "sums")
     assert json.loads(answer.body)["outputs"][0]["data"] == [10.0]

@@ -1,4 +1,4 @@
-"""One unit sends a hundred outcomes of 1,000, nearly all of its arm's sum: that is told."""
+"""One unit sends 100 outcomes of 1,000, nearly all of its arm's sum: a notice reports it."""
 
 from __future__ import annotations
 
@@ -14,18 +14,20 @@ from tests.experiments.factories import NOW, expose, make_running, observe
 
 pytestmark = pytest.mark.django_db
 
-TOLD = "One unit has 98.1% of strong's sum of revenue"
+NOTICE = "One unit has 98.1% of strong's sum of revenue"
 
 
 @pytest.mark.parametrize(
-    ("cap", "told"),
+    ("cap", "expected"),
     [
-        (None, [f"{TOLD}; set a cap to limit the weight of one unit."]),
-        (1e6, [f"{TOLD}."]),
+        (None, [f"{NOTICE}; set a cap to limit the weight of one unit."]),
+        (1e6, [f"{NOTICE}."]),
         (50.0, []),
     ],
 )
-def test_a_bot_is_told_on_the_page_and_by_the_cli(cap: float | None, told: list[str]) -> None:
+def test_a_bot_is_reported_on_the_page_and_by_the_cli(
+    cap: float | None, expected: list[str]
+) -> None:
     metric = Metric.objects.create(name="revenue", kind="mean", per_unit="sum", cap=cap)
     experiment = make_running(metrics=[MetricChoice(metric)])
     for i in range(100):
@@ -40,5 +42,5 @@ def test_a_bot_is_told_on_the_page_and_by_the_cli(cap: float | None, told: list[
     result = compute_result(experiment, NOW).result
 
     assert result is not None
-    assert [n.text for n in notices(result) if "One unit" in n.text] == told
-    assert remarks(result) == told
+    assert [n.text for n in notices(result) if "One unit" in n.text] == expected
+    assert remarks(result) == expected

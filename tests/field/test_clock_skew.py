@@ -1,4 +1,4 @@
-"""The shop's clock is behind: its customers seem to buy before they were answered."""
+"""The shop's clock is behind: its customers seem to buy before they got a prediction."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ LATER = NOW + timedelta(minutes=1)
 def everybody_buys(
     experiment: Experiment, behind_s: float, *, by_request: bool = False
 ) -> dict[str, Any]:
-    """Return the result after each unit bought 0.1 s after its answer, by a clock so far behind."""
+    """Return the result if each unit buys 0.1 s after its response, by a clock `behind_s` late."""
     met, bought = [], []
     for i in range(UNITS):
         at_ms = NOW_MS + i * 10
         variant = "strong" if i % 2 else "weak"
         met.append(exposure(experiment, f"u{i}", variant, at_ms=at_ms))
         bought_ms = round(at_ms + 100 - behind_s * 1_000)
-        given = {"unit_id": f"u{i}"}
+        identity = {"unit_id": f"u{i}"}
         if by_request:
             answered = b"%x%b" % ((at_ms + 1) * 10**6, request_id_unit(f"u{i}"))
-            given = {"unit_id": "", "request_id": f"digits:1:a1-{answered.decode()}"}
-        bought.append(outcome(f"e{i}", occurred_at_ms=bought_ms, **given))
+            identity = {"unit_id": "", "request_id": f"digits:1:a1-{answered.decode()}"}
+        bought.append(outcome(f"e{i}", occurred_at_ms=bought_ms, **identity))
     apply_exposures([batch(exposures=tuple(met))], LATER)
     record_outcomes(bought, LATER)
     fold_all()
@@ -56,7 +56,7 @@ def test_outcomes_of_a_clock_that_is_3_s_behind_count() -> None:
     assert not [notice for notice in notices(result) if "exposure" in notice.text]
 
 
-def test_those_of_a_clock_that_is_60_s_behind_do_not_and_it_is_said_loudly() -> None:
+def test_outcomes_of_a_clock_that_is_60_s_behind_do_not_count_and_a_notice_reports_it() -> None:
     result = everybody_buys(make_running(), 60.0)
 
     assert counted(result) == 0
@@ -70,7 +70,7 @@ def test_those_of_a_clock_that_is_60_s_behind_do_not_and_it_is_said_loudly() -> 
     )
 
 
-def test_they_count_where_each_carries_the_id_of_its_request() -> None:
+def test_outcomes_with_a_request_id_count_despite_the_clock() -> None:
     result = everybody_buys(make_running(), 60.0, by_request=True)
 
     assert counted(result) == UNITS

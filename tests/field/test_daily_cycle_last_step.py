@@ -1,4 +1,4 @@
-"""FIELD daily_cycle_last_step: what is slower than in the morning for every version is no fault."""
+"""Every version is slower than in the morning: no version is rolled back for it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MORNING_US, SLOWER = 20_000.0, 1.3
 REFERENCE = LatencyReference(
     p50=index_of(MORNING_US), p95=index_of(38_000), p99=index_of(50_000), n=5_000, frozen_at=START
 )
-# The default plan as it was before a share was held back.
+# The default plan without a holdback.
 TO_THE_END = PlanDocument(
     name="old", steps=tuple(StepDocument(weight_bp=bp) for bp in (500, 5_000, 10_000))
 )
@@ -35,7 +35,7 @@ def arm(rng: np.random.Generator, n: int, slower: float) -> Arm:
 
 
 def last_step(plan: PlanDocument, seed: int) -> list[Interval]:
-    """Return half an hour of the last step on which every version is slower than in the morning."""
+    """Return 30 min of the last step in which every version is slower than in the morning."""
     rng, last = np.random.default_rng(seed), len(plan.steps) - 1
     canary_n = rng.binomial(1_000, plan.steps[last].weight_bp / 10_000, 30)
     return [
@@ -52,13 +52,13 @@ def last_step(plan: PlanDocument, seed: int) -> list[Interval]:
 @pytest.mark.parametrize(
     ("plan", "actions"), [(DEFAULT, {"advance", "hold"}), (TO_THE_END, {"pause"})]
 )
-def test_a_slower_day_rolls_nobody_back(plan: PlanDocument, actions: set[str]) -> None:
-    found = set()
+def test_a_slower_day_rolls_no_version_back(plan: PlanDocument, actions: set[str]) -> None:
+    actions_taken = set()
     for seed in range(5):
         asked = StepInputs(plan, len(plan.steps) - 1, last_step(plan, seed), REFERENCE, 5_000)
         checks = plan.steps[-1].check_documents
         answers = [JudgedCheck(c, r) for c, r in zip(checks, judge_checks(asked), strict=True)]
         clock = StepClock(START, START + timedelta(days=1))
-        found.add(decide_step(answers, StepFacts(clock, START, 1_000, 0)).action.value)
-    assert Action.ROLL_BACK.value not in found
-    assert found <= actions
+        actions_taken.add(decide_step(answers, StepFacts(clock, START, 1_000, 0)).action.value)
+    assert Action.ROLL_BACK.value not in actions_taken
+    assert actions_taken <= actions

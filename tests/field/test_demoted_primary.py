@@ -1,4 +1,4 @@
-"""PostgreSQL is demoted under a consumer: its session is read-only for good, a new one is not."""
+"""PostgreSQL is demoted: a consumer's session stays read-only, a new session does not."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 
 class Demoted(Ingester):
-    """Its first session cannot write, as one that was open when the server was demoted."""
+    """An ingester whose first session is read-only, like a session during a demotion."""
 
     session: int | None = None
 
@@ -63,11 +63,11 @@ def test_the_ingester_takes_a_new_session_and_loses_nothing(
     assert "read-only transaction" in failed[0]
 
 
-def test_a_new_session_may_be_asked_of_the_primary_alone(
+def test_a_url_can_require_the_primary(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     url = "postgresql://me@one:5432,two:5433/interlock?target_session_attrs=read-write"
     monkeypatch.setenv("DATABASE_URL", url)
-    found = env.database("DATABASE_URL", "")
-    assert (found["HOST"], found["PORT"]) == ("one,two", "5432,5433")
-    assert found["OPTIONS"] == {**env.PROBED, "target_session_attrs": "read-write"}
+    database = env.database("DATABASE_URL", "")
+    assert (database["HOST"], database["PORT"]) == ("one,two", "5432,5433")
+    assert database["OPTIONS"] == {**env.PROBED, "target_session_attrs": "read-write"}

@@ -1,4 +1,4 @@
-"""A burst, a pause, and something in between that forgets without a word what was connected."""
+"""A middlebox silently drops the state of connections between a burst and the next call."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.dataplane.worlds import Upstream
 
 
 class Middlebox:
-    """Passes bytes on, until it forgets its connections: then it swallows them without a word."""
+    """A proxy that forwards bytes until `forget`, and then silently discards them."""
 
     def __init__(self, port):
         self.port = port
@@ -53,8 +53,8 @@ async def forgetful():
 
 
 @pytest.mark.parametrize("together", [True, False])
-async def test_of_forgotten_connections_one_call_is_lost_at_most(together, monkeypatch):
-    # However short the pause was.
+async def test_at_most_one_call_fails_after_connections_were_dropped(together, monkeypatch):
+    # For any length of the pause.
     monkeypatch.setattr(idle, "TRUSTED_S", 0.0)
     async with forgetful() as (_, box), triton() as client:
         assert failures(await burst(client, box.address)) == []

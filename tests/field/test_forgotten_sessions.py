@@ -1,4 +1,4 @@
-"""The control plane's own sessions: one that something in between forgot ends in seconds."""
+"""A session of the control plane that a middlebox dropped silently ends after seconds."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def options_of(fileno: int) -> tuple[int, int, int, int]:
 
 
 @pytest.mark.django_db
-def test_a_session_of_postgresql_is_probed_and_what_is_sent_has_a_limit() -> None:
+def test_postgresql_sessions_have_keepalive_and_a_send_timeout() -> None:
     connection.ensure_connection()
     used = connection.settings_dict
     info = {part: used[name] for name, part in env.DATABASE_PARTS.items()}
@@ -36,7 +36,7 @@ def test_a_session_of_postgresql_is_probed_and_what_is_sent_has_a_limit() -> Non
     assert limit_ms == env.FORGOTTEN_S * 1_000
 
 
-def test_what_a_url_says_of_probes_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keepalive_settings_of_the_url_have_priority(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_URL", "postgresql://db/interlock?keepalives_idle=600")
     options = env.database("DATABASE_URL", "")["OPTIONS"]
     assert isinstance(options, dict)
@@ -44,7 +44,7 @@ def test_what_a_url_says_of_probes_goes_first(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.usefixtures("servers")
-def test_celerys_connections_are_probed() -> None:
+def test_celery_connections_have_keepalive() -> None:
     app = Celery("probed", fixups=[], broker=settings.REDIS_URL, set_as_current=False)
     app.conf.broker_transport_options = env.broker_options(settings.REDIS_URL)
     with app.connection_for_read() as broker:

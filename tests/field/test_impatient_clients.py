@@ -1,4 +1,4 @@
-"""FIELD.md: a canary that hangs for clients who give less than half of the model's time."""
+"""A canary hangs, and the clients' timeout is less than half of the model's timeout."""
 
 import asyncio
 
@@ -12,7 +12,7 @@ IMPATIENT = "x-interlock-timeout-ms: 300\r\n"
 
 
 async def hanging(plane, units):
-    """Each unit asks a version that never answers; Triton's client gives up in the time."""
+    """Send a request per unit to a version that never responds; each call times out."""
     wires = [Wire(answer=plane.application) for _ in units]
     for wire, unit in zip(wires, units, strict=True):
         headers = IMPATIENT + (f"x-unit-id: {unit}\r\n" if unit else "")
@@ -20,7 +20,7 @@ async def hanging(plane, units):
         await asyncio.sleep(0.002)
     ended = 0
     while ended < len(plane.triton.calls):
-        plane.triton.finish(ended, TritonError(Fault.TIMEOUT, "no answer before the deadline"))
+        plane.triton.finish(ended, TritonError(Fault.TIMEOUT, "no response before the deadline"))
         ended += 1
         await asyncio.sleep(0)
     return [wire.statuses for wire in wires]
@@ -36,7 +36,7 @@ async def test_requests_that_expire_for_impatient_clients_are_counted_as_unanswe
     assert window.unanswered == 5
 
 
-async def test_a_unit_that_expires_again_and_again_is_one_unit_without_an_answer():
+async def test_a_unit_that_expires_repeatedly_is_one_unanswered_unit():
     plane = Plane(None, split=ALL, timeout_ms=1_000)
     await hanging(plane, ["a", "a", "b", None, "a"])
     window = plane.windows()["canary"]
@@ -44,7 +44,7 @@ async def test_a_unit_that_expires_again_and_again_is_one_unit_without_an_answer
     assert (window.assigned_requests, window.ends) == (5, Ends(expired=5))
 
 
-async def test_clusters_say_the_same():
+async def test_clusters_have_the_same_counts():
     plane = Plane(None, split=canary(10_000, exposures=True), timeout_ms=1_000)
     await hanging(plane, [f"u{n}" for n in range(20)])
     clusters = plane.windows()["canary"].clusters.values()

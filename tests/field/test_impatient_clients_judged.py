@@ -1,4 +1,4 @@
-"""Clients give 300 ms and the canary never answers: windows without a request, and a rollback."""
+"""Clients time out after 300 ms and the canary never responds: windows are empty, it rolls back."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ INTERVAL = timedelta(seconds=10)
 
 
 def windows(rollout: Rollout, seconds: int, *, stable: int, canary: int) -> None:
-    """A window a second of both versions; `stable` of 95 and `canary` of 5 stay unanswered."""
+    """Send one window per second of both versions; `stable` of 95, `canary` of 5 are unanswered."""
     rollout.refresh_from_db()
     start = database_now() - timedelta(seconds=15 + seconds)
     for second in range(seconds):
@@ -44,7 +44,7 @@ def windows(rollout: Rollout, seconds: int, *, stable: int, canary: int) -> None
             )
 
 
-def test_a_canary_that_never_answers_impatient_clients_is_rolled_back() -> None:
+def test_a_canary_that_never_responds_in_time_is_rolled_back() -> None:
     rollout = baking()
     windows(rollout, 20, stable=0, canary=5)
     tick_rollouts()
@@ -53,18 +53,18 @@ def test_a_canary_that_never_answers_impatient_clients_is_rolled_back() -> None:
     assert "unanswered 100.0 % on the canary, 0.00 % on stable" in rollout.reason
 
 
-def test_clients_that_are_as_impatient_with_both_prove_nothing() -> None:
+def test_clients_that_are_impatient_with_both_versions_are_no_evidence() -> None:
     rollout = baking()
     windows(rollout, 60, stable=28, canary=2)
     tick_rollouts()
     rollout.refresh_from_db()
     assert rollout.phase == Phase.BAKING
     assert rollout.step_index == 0
-    (answer,) = Evaluation.objects.filter(rollout=rollout, check_name="unanswered")
-    assert answer.verdict == "insufficient-sample"
+    (row,) = Evaluation.objects.filter(rollout=rollout, check_name="unanswered")
+    assert row.verdict == "insufficient-sample"
 
 
-def test_a_canary_without_one_answer_never_advances() -> None:
+def test_a_canary_without_any_response_never_advances() -> None:
     rollout = baking()
     windows(rollout, 2, stable=0, canary=5)
     tick_rollouts()

@@ -1,4 +1,4 @@
-"""The name of an endpoint leads elsewhere: calls follow it, and none is lost on the way."""
+"""The name of an endpoint resolves to a new address: calls follow it and none fails."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.dataplane.worlds import Upstream, until
 
 @asynccontextmanager
 async def two_servers():
-    """One port at two addresses."""
+    """Run two servers on the same port of two addresses."""
     async with Upstream() as before:
         after = await Upstream().start("127.0.0.2", int(before.address.rpartition(":")[2]))
         try:
@@ -25,7 +25,7 @@ async def two_servers():
 
 @pytest.fixture
 async def names(monkeypatch):
-    """Return the addresses of made-up names."""
+    """Return a mapping of fake host names to addresses, which the resolver uses."""
     loop, addresses = asyncio.get_running_loop(), {}
     real = loop.getaddrinfo
 
@@ -36,7 +36,7 @@ async def names(monkeypatch):
     return addresses
 
 
-async def test_a_name_that_leads_elsewhere_is_followed(names):
+async def test_a_new_address_of_a_name_is_used(names):
     async with two_servers() as (before, after), triton(resolve_s=0.01) as client:
         address = f"triton.example:{before.address.rpartition(':')[2]}"
         names["triton.example"] = "127.0.0.1"
@@ -46,14 +46,14 @@ async def test_a_name_that_leads_elsewhere_is_followed(names):
         async with asyncio.timeout(20):
             while not after.requests:
                 results += await burst(client, address, 2)
-        # What the name no longer names gets nothing more.
+        # The old address gets no more calls.
         old = len(before.requests)
         results += await burst(client, address)
         assert failures(results) == []
         assert len(before.requests) == old
 
 
-async def test_a_resolver_that_is_away_moves_nobody(monkeypatch):
+async def test_a_resolver_failure_keeps_the_connections(monkeypatch):
     async with Upstream() as upstream, triton(resolve_s=0.01) as client:
         await burst(client, f"localhost:{upstream.address.rpartition(':')[2]}")
         (pool,) = client.endpoints()

@@ -1,4 +1,4 @@
-"""`modA\\n` is no name, and neither is a word that stands elsewhere in the same place of a URL."""
+"""`modA\\n` is not a valid model name, and neither is a reserved word of a URL."""
 
 import pytest
 from django.contrib.auth.models import User
@@ -13,11 +13,11 @@ from contract.routing import TableError, check_model
 from controlplane.models import ApiToken
 from tests.dataplane.worlds import model, table
 
-NO_NAMES = ["modA\n", "\nmodA", "a b", "a/b", "", "-a", "a" * 101, "modA\r\n", "é"]
+INVALID_NAMES = ["modA\n", "\nmodA", "a b", "a/b", "", "-a", "a" * 101, "modA\r\n", "é"]
 
 
-@pytest.mark.parametrize("name", [*NO_NAMES, *RESERVED_MODEL_NAMES])
-def test_neither_plane_takes_such_a_name(name):
+@pytest.mark.parametrize("name", [*INVALID_NAMES, *RESERVED_MODEL_NAMES])
+def test_both_planes_refuse_an_invalid_name(name):
     assert model_name_fault(name)
     with pytest.raises(Invalid):
         check_name(name)
@@ -25,20 +25,20 @@ def test_neither_plane_takes_such_a_name(name):
         check_model(name, model(), table(model()).clusters)
 
 
-@pytest.mark.parametrize("name", NO_NAMES)
-def test_every_field_that_holds_a_name_takes_the_whole_of_it(name):
+@pytest.mark.parametrize("name", INVALID_NAMES)
+def test_fields_of_names_check_the_whole_text(name):
     with pytest.raises(ValidationError):
         valid_name(name)
 
 
 @pytest.mark.parametrize("name", ["x-unit\n", "\nx", "a b", ""])
-def test_so_does_the_field_of_a_header(name):
+def test_fields_of_headers_check_the_whole_text(name):
     with pytest.raises(ValidationError):
         valid_header(name)
 
 
 @pytest.mark.parametrize("name", ["modA", "a", "7.x_-", "Stats", "a" * 100])
-def test_names_are_taken(name):
+def test_valid_names_are_accepted(name):
     check_name(name)
     valid_name(name)
     check_model(name, model(), table(model()).clusters)
@@ -51,9 +51,9 @@ def test_the_api_registers_no_version_of_such_a_model(path):
     ModelRole.objects.create(user=user, role="admin")
     _, secret = ApiToken.issue(user_id=user.pk, name="ci")
     client = Client(headers={"Authorization": f"Bearer {secret}"})
-    answer = client.post(
+    response = client.post(
         f"/api/v1/models/{path}/versions/", {"uri": "models:/a/1"}, content_type="application/json"
     )
-    assert answer.status_code == 400
-    assert "is not valid in a URL" in answer.json()["error"]["message"]
+    assert response.status_code == 400
+    assert "is not valid in a URL" in response.json()["error"]["message"]
     assert not RegisteredModel.objects.exists()

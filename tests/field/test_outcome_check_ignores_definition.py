@@ -1,7 +1,7 @@
-"""A rollout's check of outcomes takes a metric as it is defined, as an experiment does.
+"""A rollout's check of outcomes uses the metric's definition, as an experiment does.
 
-3,000 units a side; 150 of the canary's buy, 600 of stable's, each for about 10. Revenue per unit
-fell by 75 %. Read as the mean of what was bought, nothing is wrong: 10.48 vs 10.5.
+Each side has 3,000 units. 150 units of the canary buy and 600 of stable, each for about 10: revenue
+per unit fell by 75 %. The mean per purchase shows no difference: 10.48 vs 10.5.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def expose(rollout: Rollout, at: datetime) -> None:
 
 
 def buy(of: Metric, side: str, buyers: int, amount: float, at: datetime, *, first: int = 0) -> None:
-    """Let so many units of a side have an outcome of about that amount."""
+    """Store an outcome of about `amount` for `buyers` units of a side."""
     OutcomeRow.objects.bulk_create(
         OutcomeRow(
             event_id=f"{of.name}-{side}-{i}-{at}",
@@ -66,8 +66,8 @@ def buy(of: Metric, side: str, buyers: int, amount: float, at: datetime, *, firs
 
 def judge(rollout: Rollout, name: str, margin: float, now: datetime | None = None) -> CheckResult:
     check = CheckDocument(check=OUTCOME, settings={"metric": name, "margin": margin})
-    seen = observe_outcome(rollout, check, now or database_now() + timedelta(seconds=1))
-    return judge_outcome(check, seen, CheckSettings(alpha=0.01, guardrails=2))
+    observed = observe_outcome(rollout, check, now or database_now() + timedelta(seconds=1))
+    return judge_outcome(check, observed, CheckSettings(alpha=0.01, guardrails=2))
 
 
 def test_revenue_per_unit_that_fell_by_three_quarters_fails(rollout: Rollout) -> None:
@@ -96,7 +96,7 @@ def test_a_ratio_is_the_sums_ratio_and_not_the_mean_of_each_unit(rollout: Rollou
     assert "price 5 vs stable 10, margin 0.5" in result.reason
 
 
-def test_a_quantile_is_one(rollout: Rollout) -> None:
+def test_a_quantile_is_compared_as_a_quantile(rollout: Rollout) -> None:
     at = database_now()
     basket = metric("basket", "quantile", quantile_ppm=500_000)
     expose(rollout, at)
@@ -113,7 +113,7 @@ def test_a_quantile_is_one(rollout: Rollout) -> None:
     assert "of the units first exposed in step 1" in result.reason
 
 
-def test_a_cap_holds_one_huge_order_down(rollout: Rollout) -> None:
+def test_a_cap_limits_one_huge_order(rollout: Rollout) -> None:
     at, revenue = database_now(), metric("revenue", **PER_UNIT, cap=20.0)
     expose(rollout, at)
     buy(revenue, "canary", 150, 10.5, at)
@@ -123,13 +123,13 @@ def test_a_cap_holds_one_huge_order_down(rollout: Rollout) -> None:
     assert judge(rollout, "revenue", 0.2).verdict == "fail"
 
 
-def test_a_window_ends_what_counts_and_a_unit_waits_for_it(rollout: Rollout) -> None:
+def test_an_attribution_window_limits_outcomes_and_delays_units(rollout: Rollout) -> None:
     met, revenue = database_now(), metric("revenue", **PER_UNIT, window_s=3_600)
     expose(rollout, met)
     late = met + timedelta(hours=2)
     buy(revenue, "canary", 150, 10.5, met)
     buy(revenue, "control", 600, 10.5, met)
-    # What the canary's users buy later would make up for it.
+    # Later purchases of the canary's users would compensate for it.
     buy(revenue, "canary", 450, 10.5, late, first=150)
 
     waiting = judge(rollout, "revenue", 0.2)

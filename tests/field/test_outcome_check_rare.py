@@ -1,4 +1,4 @@
-"""Four times the refunds do not pass because a small canary has not had one yet."""
+"""A canary with four times the refunds does not pass while it is too small to have one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def judge(
         for side, (n, events) in ((CANARY, canary), (CONTROL, control))
     }
     spec = MetricSpec("m", "guardrail", kind, is_increase_better=is_increase_better)
-    seen = {
+    observed = {
         "metric": "m",
         "data": to_json(MetricData(spec, arms)),
         "exposed": {"canary": canary[0], "control": control[0]},
@@ -38,7 +38,7 @@ def judge(
         "until_step": 0,
     }
     check = CheckDocument(check=OUTCOME, settings={"metric": "m", "margin": margin})
-    return judge_outcome(check, seen, CheckSettings(alpha=0.01, guardrails=2))
+    return judge_outcome(check, observed, CheckSettings(alpha=0.01, guardrails=2))
 
 
 @pytest.mark.parametrize(
@@ -69,6 +69,6 @@ def test_a_canary_without_a_buyer_yet_does_not_fail(
     assert result.verdict.value in UNDECIDED
 
 
-def test_what_many_units_say_is_decided() -> None:
+def test_many_units_are_decisive() -> None:
     assert judge("proportion", (3_000, 30), (57_000, 570), 0.03).verdict == "pass"
     assert judge("proportion", (3_000, 330), (57_000, 570), 0.03).verdict == "fail"

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.django_db
 RAMP = NOW + timedelta(hours=1)
 LATER = NOW + timedelta(hours=3)
 UNITS = 3_000
-# Of so many units one has the event, exactly, in either arm: before the ramp and after it.
+# In both arms exactly one in this number of units has the event: before and after the ramp.
 EVERY = {0: 20, 1: 5}
 
 
@@ -98,7 +98,7 @@ def test_by_postgresql_there_is_no_winner(ramped: Experiment) -> None:
 
     assert not computed.error
     check(computed.result)
-    # What is asked matters: counted together, the same units made a winner.
+    # The analysis by phase matters: pooled, the same units would give a winner.
     arms = {arm["name"]: arm["mean"] for arm in (computed.result or {})["metrics"][0]["arms"]}
     assert arms["new"] / arms["old"] > 1.15
 

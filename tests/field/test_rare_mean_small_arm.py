@@ -1,4 +1,4 @@
-"""Nobody of the small arm bought yet: no verdict, and a sentence that says what is missing."""
+"""No unit of the small arm has bought yet: there is no verdict, but a reason with missing units."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_small_arm_without_a_buyer_is_not_enough_data(
     assert (result["state"], result["winner"]) == ("not-enough-data", None)
     assert "old expects only 1.3 units with a value other than 0, 3 are needed" in result["verdict"]
     assert "about 170 more units in old" in result["verdict"]
-    # What `interlock experiment results` ends with where nothing is decided.
+    # The exit code of `interlock experiment results` without a decision.
     assert exit_code({"state": "running", "result": result}) == 1
 
 

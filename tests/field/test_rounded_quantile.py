@@ -1,4 +1,4 @@
-"""Quantiles of rounded values: two arms that are alike, and what a result says of them."""
+"""Quantiles of rounded values with many ties, in two equal arms."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def result(arms: dict[str, Floats], quantile: float, *, margin: float | None = N
     ("draw", "quantile"), [(stars, 0.5), (latency, 0.9), (poisson, 0.99)],
     ids=["stars", "latency", "poisson"],
 )  # fmt: skip
-def test_two_arms_that_are_alike_have_no_winner(
+def test_two_equal_arms_have_no_winner(
     draw: Callable[[np.random.Generator, int], Floats], quantile: float
 ) -> None:
     rng, runs = np.random.default_rng(11), 300
@@ -70,24 +70,24 @@ def test_two_arms_that_are_alike_have_no_winner(
     assert wins <= 7.5 + 2 * 2.7
 
 
-def test_a_result_says_how_many_values_are_equal_to_the_quantile() -> None:
+def test_a_result_has_the_share_of_values_equal_to_the_quantile() -> None:
     four = np.repeat([1.0, 2.0, 3.0, 4.0, 5.0], [100, 100, 310, 380, 110])
     arms = {"old": four, "new": four.copy()}
-    # Of each arm just more than half are 3 at most, or just less.
+    # The share of values up to 3 is just above one half in one arm, just below in the other.
     arms["new"][:120] = 5.0
 
-    found = result(arms, 0.5, margin=0.5)
+    report = result(arms, 0.5, margin=0.5)
 
-    compared = found.primary.comparisons[0]
+    compared = report.primary.comparisons[0]
     assert (compared.outcome, compared.state) == ("undecided", "ok")
     assert compared.reason == "34 % of the values equal their arm's quantile"
-    assert "No difference between new and old is shown at the planned size: 34 %" in found.verdict
+    assert "No difference between new and old is shown at the planned size: 34 %" in report.verdict
     assert compared.bayes is None
-    guarded = found.metrics[1].comparisons[0].non_inferiority
+    guarded = report.metrics[1].comparisons[0].non_inferiority
     assert guarded is not None
 
 
-def test_a_median_that_moved_by_a_whole_star_is_found() -> None:
+def test_a_median_that_moved_by_a_whole_star_is_significant() -> None:
     old = np.repeat([1.0, 2.0, 3.0, 4.0, 5.0], [100, 100, 500, 200, 100])
     new = np.repeat([1.0, 2.0, 3.0, 4.0, 5.0], [100, 100, 200, 500, 100])
 
@@ -97,12 +97,12 @@ def test_a_median_that_moved_by_a_whole_star_is_found() -> None:
     assert (compared.fixed.low, compared.fixed.high) == (1.0, 1.0)
 
 
-def test_arms_whose_median_is_surely_the_same_are_within_any_margin() -> None:
+def test_arms_with_the_same_median_are_within_any_margin() -> None:
     values = np.repeat([1.0, 2.0, 3.0], [100, 800, 100])
 
-    found = result({"old": values, "new": values}, 0.5, margin=0.1).metrics[1]
+    report = result({"old": values, "new": values}, 0.5, margin=0.1).metrics[1]
 
-    guarded = found.comparisons[0].non_inferiority
+    guarded = report.comparisons[0].non_inferiority
     assert guarded is not None
     assert (guarded.state, guarded.bound) == ("not-worse", 0.0)
-    assert found.comparisons[0].reason == "80 % of the values equal the quantile"
+    assert report.comparisons[0].reason == "80 % of the values equal the quantile"

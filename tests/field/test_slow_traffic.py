@@ -1,4 +1,4 @@
-"""FIELD slow_traffic: a plan passes when the evidence is there, and says beforehand how long."""
+"""With little traffic a plan passes in about the time that it estimates before the start."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def arm(rng: np.random.Generator, expected: float) -> Arm:
 
 
 def first_decision(
-    plan: PlanDocument, per_second: float, seed: int, told_s: float
+    plan: PlanDocument, per_second: float, seed: int, expected_s: float
 ) -> tuple[Decision, float]:
-    """Follow the first step of a version as good as stable; return what ended it, and when."""
+    """Simulate the first step of a version equal to stable; return the decision and its time."""
     rng, step = np.random.default_rng(seed), plan.steps[0]
     interval_s, share = plan.interval_of(0), step.weight_bp / 10_000
     due = START + plan.bake_of(0)
@@ -51,8 +51,8 @@ def first_decision(
         due, START + plan.extend_max * plan.bake_of(0), START + timedelta(seconds=plan.wait_max_s)
     )
     frozen: list[Interval] = []
-    # Each look goes over all intervals: a dozen of them until the time that was told.
-    looks = max(1, round(told_s / interval_s / 12))
+    # An evaluation reads all intervals, so evaluate only about 12 times until the expected time.
+    looks = max(1, round(expected_s / interval_s / 12))
     while True:
         at = START + timedelta(seconds=interval_s * len(frozen))
         sides = (
@@ -74,18 +74,18 @@ def first_decision(
 
 
 @pytest.mark.parametrize(("plan", "per_second"), [(DEFAULT, 2.7 / 0.95), (LITTLE, 3 / 3_600)])
-def test_a_slow_model_passes_in_about_the_time_that_the_plan_told(
+def test_a_model_with_little_traffic_passes_in_about_the_estimated_time(
     plan: PlanDocument, per_second: float
 ) -> None:
-    told_s = estimate_plan(plan, UsualTraffic(per_second, error_rate=0.005))[0].expected_s
-    assert told_s is not None
-    ended = [first_decision(plan, per_second, seed, told_s) for seed in range(3)]
+    expected_s = estimate_plan(plan, UsualTraffic(per_second, error_rate=0.005))[0].expected_s
+    assert expected_s is not None
+    ended = [first_decision(plan, per_second, seed, expected_s) for seed in range(3)]
     assert {decision.action for decision, _ in ended} == {Action.ADVANCE}
-    assert 0.3 * told_s < np.median([took_s for _, took_s in ended]) < 2.0 * told_s
+    assert 0.3 * expected_s < np.median([took_s for _, took_s in ended]) < 2.0 * expected_s
 
 
 @pytest.mark.django_db
-def test_a_reference_is_there_though_half_an_hour_brings_too_few_answers() -> None:
+def test_a_reference_reaches_back_beyond_half_an_hour() -> None:
     model = make_model()
     now = database_now()
     for minute in range(24 * 60):

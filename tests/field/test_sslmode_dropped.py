@@ -1,4 +1,4 @@
-"""What libpq reads in a URL reaches libpq: TLS that was asked for is had, or is an error."""
+"""All parameters of a database URL reach libpq: requested TLS is used or is an error."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ def test_a_server_without_tls_is_refused(monkeypatch: pytest.MonkeyPatch, query:
     used = connection.settings_dict
     server = f"{used['USER']}:{used['PASSWORD']}@{used['HOST']}:{used['PORT']}"
     wrapper = connection.copy()
-    found = database(monkeypatch, f"postgresql://{server}/{used['NAME']}?{query}")
-    wrapper.settings_dict = {**used, **found}
+    options = database(monkeypatch, f"postgresql://{server}/{used['NAME']}?{query}")
+    wrapper.settings_dict = {**used, **options}
 
     with pytest.raises(psycopg.OperationalError, match="does not support SSL"):
         wrapper.connect()
 
 
-def test_each_part_of_a_url_is_read_as_libpq_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = database(
+def test_each_part_of_a_url_is_parsed_as_by_libpq(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = database(
         monkeypatch,
         "postgresql://u%40x:p%2Fw@db:5432/na%20me?sslmode=verify-full&sslrootcert=/ca.pem",
     )
-    assert found == {
+    assert options == {
         "ENGINE": "controlplane.postgresql",
         "NAME": "na me", "USER": "u@x", "PASSWORD": "p/w", "HOST": "db", "PORT": "5432",
         "OPTIONS": {**env.PROBED, "sslmode": "verify-full", "sslrootcert": "/ca.pem"},
@@ -53,7 +53,7 @@ def test_each_part_of_a_url_is_read_as_libpq_reads_it(monkeypatch: pytest.Monkey
         ("host=db dbname=interlock", "not of the form"),
     ],
 )
-def test_what_libpq_does_not_know_is_named(
+def test_an_unknown_parameter_is_named(
     monkeypatch: pytest.MonkeyPatch, url: str, problem: str
 ) -> None:
     with pytest.raises(SettingError, match=problem) as error:
@@ -62,8 +62,8 @@ def test_what_libpq_does_not_know_is_named(
 
 
 def test_celery_verifies_the_server_of_an_encrypted_broker() -> None:
-    found = env.broker_tls("rediss://:secret@redis:6379/0")
-    assert found is not None
-    assert found["ssl_cert_reqs"] == ssl.CERT_REQUIRED
+    options = env.broker_tls("rediss://:secret@redis:6379/0")
+    assert options is not None
+    assert options["ssl_cert_reqs"] == ssl.CERT_REQUIRED
     assert env.broker_tls("redis://redis:6379/0") is None
     assert env.broker_tls("rediss://redis:6379/0?ssl_cert_reqs=required") is None

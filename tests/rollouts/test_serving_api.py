@@ -112,7 +112,7 @@ def test_a_repeated_request_makes_one_key_and_keeps_no_secret(admin: Client) -> 
     make(admin)
     first, again = (make_key(admin, **{"Idempotency-Key": "k1"}) for _ in range(2))
     assert (first.status_code, again.status_code) == (201, 409)
-    assert "shown once only" in told(again)
+    assert "shown only once" in told(again)
     assert ApiKey.objects.count() == 1
     kept = b"".join(bytes(record.body or b"") for record in IdempotencyRecord.objects.all())
     assert first.json()["key"].encode() not in kept

@@ -1,4 +1,4 @@
-"""Certificates of authorities of our own, for servers that speak TLS in tests."""
+"""Certificates of test authorities, for servers with TLS."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cryptography.x509.oid import NameOID
 
 @dataclass(frozen=True)
 class Files:
-    """What a server needs, and the authority's certificate that its clients trust."""
+    """The files of a server, and the certificate of the authority that its clients trust."""
 
     certificate: Path
     key: Path
@@ -23,7 +23,7 @@ class Files:
 
 
 def make_files(directory: Path, name: str, host: str = "localhost") -> Files:
-    """Make an authority, and the certificate of a server at `host`, a name or an address."""
+    """Create an authority and a certificate for a server at `host`, a name or an address."""
     ca_key, ca_name = ec.generate_private_key(ec.SECP256R1()), _named(f"{name} authority")
     ca = _signed(ca_name, ca_name, ca_key.public_key(), ca_key, is_authority=True)
     key = ec.generate_private_key(ec.SECP256R1())

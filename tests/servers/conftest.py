@@ -1,4 +1,4 @@
-"""Says at the end of a run what it could not show."""
+"""Reports at the end of a run what could not be tested."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from tests.servers.postgresql import PGBOUNCER
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if PGBOUNCER is None:
-        terminalreporter.section("not shown on this machine")
+        terminalreporter.section("not tested on this machine")
         terminalreporter.line(
-            "PgBouncer is not here: that turns are taken behind it was not tried. `./run debs` "
-            "brings it."
+            "PgBouncer is not installed, so locks behind it were not tested. `./run debs` "
+            "installs it."
         )

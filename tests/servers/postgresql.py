@@ -1,4 +1,4 @@
-"""PostgreSQL servers of tests' own, and PgBouncer where the machine has it."""
+"""PostgreSQL servers for tests, and PgBouncer if it is installed."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from embedded.postgres import find_bin, unprivileged_prefix
 from embedded.stack import Stack
 
 DEBS = Path(__file__).parents[2] / ".tools" / "debs"
-FOUND = shutil.which("pgbouncer") or str(DEBS / "usr" / "sbin" / "pgbouncer")
-PGBOUNCER = FOUND if Path(FOUND).exists() else None
+PROGRAM = shutil.which("pgbouncer") or str(DEBS / "usr" / "sbin" / "pgbouncer")
+PGBOUNCER = PROGRAM if Path(PROGRAM).exists() else None
 LIBRARIES = DEBS / "usr" / "lib" / "x86_64-linux-gnu"
 WITHIN_S = 20.0
 
 
 @contextmanager
 def django_session(url: str, **options: Any) -> Iterator[BaseDatabaseWrapper]:
-    """Give Django's connection for DATABASE_URL = `url`; it is not open yet."""
+    """Yield Django's connection for DATABASE_URL = `url`; it is not open yet."""
     wrapper = connection.copy(f"of-{abs(hash(url)) % 10**9}")
     before = os.environ.get("DATABASE_URL")
     os.environ["DATABASE_URL"] = url
@@ -49,7 +49,7 @@ def django_session(url: str, **options: Any) -> Iterator[BaseDatabaseWrapper]:
         wrapper.close_pool()  # type: ignore[attr-defined]
 
 
-def ask(wrapper: BaseDatabaseWrapper, statement: str) -> Any:
+def query_one(wrapper: BaseDatabaseWrapper, statement: str) -> Any:
     with wrapper.cursor() as cursor:
         cursor.execute(statement)
         row = cursor.fetchone()
@@ -57,20 +57,20 @@ def ask(wrapper: BaseDatabaseWrapper, statement: str) -> Any:
 
 
 def alter(stack: Stack, **values: str) -> None:
-    """Change settings of a server, for sessions to come."""
+    """Change settings of a server for new sessions."""
     with psycopg.connect(stack.database_url, autocommit=True) as own:
-        # A server that was demoted takes this all the same.
+        # A demoted server accepts this too.
         own.execute("SET default_transaction_read_only = off")
         for name, value in values.items():
             own.execute(f"ALTER SYSTEM SET {name} = '{value}'")
         own.execute("SELECT pg_reload_conf()")
-    # The postmaster tells its sessions in its own time.
+    # The postmaster notifies its sessions with a delay.
     time.sleep(0.3)
 
 
 @contextmanager
 def pgbouncer(stack: Stack, directory: Path) -> Iterator[str]:
-    """Run PgBouncer in transaction mode, one server connection; give its DATABASE_URL."""
+    """Run PgBouncer in transaction mode; yield its DATABASE_URL."""
     assert PGBOUNCER is not None
     server = urlsplit(stack.database_url)
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -83,7 +83,7 @@ def pgbouncer(stack: Stack, directory: Path) -> Iterator[str]:
         "default_pool_size = 4\nmax_client_conn = 100\n"
     )
     environ = os.environ | {"LD_LIBRARY_PATH": str(LIBRARIES)}
-    # It refuses to be root, as PostgreSQL does.
+    # It refuses to run as root, as PostgreSQL does.
     prefix = unprivileged_prefix(find_bin(os.environ), directory)
     command = [*prefix, PGBOUNCER, str(directory / "pgbouncer.ini")]
     process = subprocess.Popen(command, env=environ, stderr=subprocess.DEVNULL)

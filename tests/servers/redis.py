@@ -1,4 +1,4 @@
-"""Redis servers of tests' own: plain, with Sentinel, as a cluster, and with TLS in front."""
+"""Redis servers for tests: plain, with Sentinel, as a cluster, and behind a TLS proxy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from embedded.valkey import find_server
 from tests.servers.certificates import Files
 
 WITHIN_S = 20.0
-# Sentinel takes a server for dead after so long.
+# Sentinel considers a server dead after this time.
 DEAD_MS = 500
 
 
@@ -29,19 +29,19 @@ def free_port() -> int:
 
 
 def wait_until(condition: Callable[[], object], within_s: float = WITHIN_S) -> None:
-    """Wait for it; what it raises meanwhile is not there yet."""
+    """Wait until the condition holds; connection errors count as no."""
     end = time.monotonic() + within_s
     while True:
         with suppress(redis.RedisError, OSError):
             if condition():
                 return
-        assert time.monotonic() < end, "it did not come about"
+        assert time.monotonic() < end, "the condition did not hold in time"
         time.sleep(0.05)
 
 
 @contextmanager
 def server(directory: Path, *options: str, port: int = 0) -> Iterator[int]:
-    """Run a server in a directory of its own; give its port."""
+    """Run a server in its own directory; yield its port."""
     port = port or free_port()
     directory.mkdir(exist_ok=True)
     command = [
@@ -55,7 +55,7 @@ def server(directory: Path, *options: str, port: int = 0) -> Iterator[int]:
 
 @contextmanager
 def sentinel(directory: Path, primary: int, service: str = "interlock") -> Iterator[int]:
-    """Run a sentinel that decides alone; give its port."""
+    """Run a sentinel with a quorum of one; yield its port."""
     port = free_port()
     directory.mkdir(exist_ok=True)
     (directory / "sentinel.conf").write_text(
@@ -65,7 +65,7 @@ def sentinel(directory: Path, primary: int, service: str = "interlock") -> Itera
     )
     command = [str(find_server(os.environ)), str(directory / "sentinel.conf"), "--sentinel"]
     with run(command), client(port) as probe:
-        # It knows of the replica as well, or there would be nobody to take over.
+        # Wait until it knows the replica, which has to take over.
         wait_until(lambda: len(probe.sentinel_slaves(service)) == 1)
         yield port
 
@@ -86,7 +86,7 @@ def client(port: int) -> redis.Redis[bytes]:
 
 @contextmanager
 def tls_front(files: Files, port: int) -> Iterator[int]:
-    """Speak TLS in front of a server that does not, as stunnel does; give the port."""
+    """Run a TLS proxy in front of a server, like stunnel; yield its port."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(files.certificate, files.key)
     listener = socket.create_server(("127.0.0.1", 0))
@@ -120,7 +120,7 @@ def tls_front(files: Files, port: int) -> Iterator[int]:
 
 
 def pump(outside: ssl.SSLSocket, inside: socket.socket, stop: threading.Event) -> None:
-    """Carry bytes both ways until either side ends."""
+    """Forward bytes in both directions until either side closes."""
     while not stop.is_set():
         ready = [outside] if outside.pending() else select.select([outside, inside], [], [], 0.1)[0]
         for source in ready:

@@ -1,4 +1,4 @@
-"""PostgreSQL as people run it: with TLS, on several hosts, demoted, behind a pool or PgBouncer."""
+"""PostgreSQL with TLS, on several hosts, demoted, behind a pool or PgBouncer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from apps.models import locks
 from apps.models.locks import try_lock
 from embedded.stack import Stack, running
 from tests.servers.certificates import make_files
-from tests.servers.postgresql import PGBOUNCER, alter, ask, django_session, pgbouncer
+from tests.servers.postgresql import PGBOUNCER, alter, django_session, pgbouncer, query_one
 
 pytestmark = pytest.mark.django_db
 
@@ -46,7 +46,7 @@ def port_of(stack: Stack) -> str:
 
 @pytest.fixture(scope="module")
 def encrypted(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Let the server speak TLS as `localhost`; give the directory of its authority."""
+    """Enable TLS for `localhost` on the server; return the directory of its authority."""
     data = Path(stack.state_dir) / "postgres"
     files = make_files(data, "server")
     owner = data.stat()
@@ -63,35 +63,33 @@ def tls_url(stack: Stack, host: str, authority: Path) -> str:
     return f"postgresql://{at}/interlock?sslmode=verify-full&sslrootcert={authority}"
 
 
-def test_a_server_of_the_right_authority_is_talked_to_in_cipher(
-    stack: Stack, encrypted: Path
-) -> None:
+def test_a_server_of_the_right_authority_is_used_with_tls(stack: Stack, encrypted: Path) -> None:
     with django_session(tls_url(stack, "localhost", encrypted / "server.ca")) as session:
-        assert ask(session, TLS) is True
+        assert query_one(session, TLS) is True
 
 
 @pytest.mark.parametrize(
-    ("host", "authority", "why"),
+    ("host", "authority", "reason"),
     [
         ("localhost", "other.ca", "certificate verify failed"),
         ("127.0.0.1", "server.ca", "does not match host name"),
     ],
 )
 def test_a_server_that_cannot_be_verified_is_refused(
-    stack: Stack, encrypted: Path, host: str, authority: str, why: str
+    stack: Stack, encrypted: Path, host: str, authority: str, reason: str
 ) -> None:
     with (
         django_session(tls_url(stack, host, encrypted / authority)) as session,
-        pytest.raises(OperationalError, match=why),
+        pytest.raises(OperationalError, match=reason),
     ):
-        ask(session, TLS)
+        query_one(session, TLS)
 
 
 # --- several hosts, and a demotion ---------------------------------------------------------------
 
 
 def url_of_both(stack: Stack, other: Stack, query: str) -> str:
-    """Both servers; they have different passwords, and the second one's is tried for itself."""
+    """Return a URL of both servers, with the password of the first one."""
     one, two = urlsplit(stack.database_url), urlsplit(other.database_url)
     return (
         f"postgresql://{one.username}:{one.password}@127.0.0.1:{one.port},127.0.0.1:{two.port}"
@@ -101,7 +99,7 @@ def url_of_both(stack: Stack, other: Stack, query: str) -> str:
 
 @pytest.fixture
 def both(stack: Stack, other: Stack) -> Iterator[str]:
-    """One of two hosts is the primary; afterwards both take writes again."""
+    """Return a URL of two hosts that requires the primary; afterwards both are writable again."""
     password = urlsplit(stack.database_url).password
     with django_session(other.database_url) as session, session.cursor() as cursor:
         before = urlsplit(other.database_url).password
@@ -111,21 +109,21 @@ def both(stack: Stack, other: Stack) -> Iterator[str]:
     alter(stack, default_transaction_read_only="off")
 
 
-def test_the_first_host_that_takes_writes_is_used(stack: Stack, other: Stack, both: str) -> None:
+def test_the_first_writable_host_is_used(stack: Stack, other: Stack, both: str) -> None:
     with django_session(both) as session:
-        assert ask(session, PORT) == port_of(stack)
+        assert query_one(session, PORT) == port_of(stack)
     alter(stack, default_transaction_read_only="on")
     with django_session(both) as session:
-        assert ask(session, PORT) == port_of(other)
+        assert query_one(session, PORT) == port_of(other)
 
 
 def write(session: BaseDatabaseWrapper) -> str:
-    """Write something, as a request would; return where."""
+    """Write a row, as a request would; return the port of the server."""
     try:
         with session.cursor() as cursor:
             cursor.execute("CREATE TABLE IF NOT EXISTS written (n int)")
             cursor.execute("INSERT INTO written VALUES (1)")
-        return str(ask(session, PORT))
+        return str(query_one(session, PORT))
     finally:
         session.close()
 
@@ -150,21 +148,21 @@ def test_after_a_demotion_one_request_fails_and_the_next_finds_the_primary(
 # --- a pool --------------------------------------------------------------------------------------
 
 
-def test_a_pool_gives_the_same_session_again_and_none_that_failed(stack: Stack) -> None:
+def test_a_pool_reuses_a_session_unless_it_failed(stack: Stack) -> None:
     with django_session(stack.database_url, pool={"min_size": 1, "max_size": 1}) as session:
-        first = ask(session, PID)
+        first = query_one(session, PID)
         session.close()
-        assert ask(session, PID) == first
+        assert query_one(session, PID) == first
         with pytest.raises(DatabaseError):
-            ask(session, "SELECT 1 / 0 FROM nowhere")
+            query_one(session, "SELECT 1 / 0 FROM nowhere")
         session.close()
-        assert ask(session, PID) != first
+        assert query_one(session, PID) != first
 
 
-# --- turns ---------------------------------------------------------------------------------------
+# --- locks ---------------------------------------------------------------------------------------
 
 
-def test_one_at_a_time_has_the_turn() -> None:
+def test_only_one_holder_has_the_lock() -> None:
     with try_lock(77) as mine:
         assert mine
         with try_lock(77) as theirs, try_lock(78) as another:
@@ -173,7 +171,7 @@ def test_one_at_a_time_has_the_turn() -> None:
         assert mine
 
 
-def test_behind_pgbouncer_too_one_at_a_time_has_the_turn(
+def test_only_one_holder_has_the_lock_behind_pgbouncer(
     stack: Stack, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if PGBOUNCER is None:
@@ -186,7 +184,7 @@ def test_behind_pgbouncer_too_one_at_a_time_has_the_turn(
         for _ in range(3):
             with try_lock(77) as mine:
                 assert mine
-                # What is done meanwhile goes over the same few server connections.
-                assert ask(session, "SELECT 1") == 1
+                # Other statements meanwhile use the same few server connections.
+                assert query_one(session, "SELECT 1") == 1
                 with try_lock(77) as theirs:
                     assert not theirs

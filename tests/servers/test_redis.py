@@ -1,4 +1,4 @@
-"""Redis as people run it: with TLS, behind Sentinel, demoted under us, or as a cluster."""
+"""Redis with TLS, behind Sentinel, demoted, or as a cluster."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def celery_of(url: str) -> Celery:
 
 
 def by_celery(url: str) -> None:
-    """Send a task. Raises redis.ConnectionError as the other ways do."""
+    """Send a task. Raises redis.ConnectionError, like the other writers."""
     with celery_of(url).connection_for_write() as carrier:
         try:
             carrier.ensure_connection(max_retries=1, interval_start=0, interval_step=0)
@@ -71,9 +71,9 @@ def by_control_plane(settings: Any) -> Any:
 
 @pytest.fixture(params=["control plane", "data plane", "celery"])
 def write(request: pytest.FixtureRequest, by_control_plane: Any) -> Any:
-    """Each of the ways in which Redis is written to."""
-    ways = {"control plane": by_control_plane, "data plane": by_dataplane, "celery": by_celery}
-    return ways[request.param]
+    """Return each of the functions that write to Redis."""
+    writers = {"control plane": by_control_plane, "data plane": by_dataplane, "celery": by_celery}
+    return writers[request.param]
 
 
 # --- TLS -----------------------------------------------------------------------------------------
@@ -104,7 +104,7 @@ def test_a_server_of_the_right_authority_is_written_to(
      ("localhost", "")],
     ids=["authority", "name", "unknown"],
 )  # fmt: skip
-def test_a_server_that_cannot_be_verified_is_not(
+def test_a_server_that_cannot_be_verified_is_refused(
     write: Any, tls_port: int, place: Path, host: str, query: str
 ) -> None:
     with pytest.raises(redis.RedisError, match=r"(?i)certificate"):
@@ -116,7 +116,7 @@ def test_a_server_that_cannot_be_verified_is_not(
 
 @contextmanager
 def two_servers(place: Path) -> Iterator[tuple[int, int]]:
-    """A primary and its replica, which is in step."""
+    """Run a primary and a replica that is synchronised."""
     with server(place / "one") as first, server(place / "two") as second:
         with client(second) as replica:
             replica.replicaof("127.0.0.1", first)
@@ -138,12 +138,12 @@ def test_after_a_failover_of_sentinel_the_new_primary_is_written_to(
             assert own.info("replication")["role"] == "master"
 
 
-def test_a_client_that_is_open_follows_a_failover(tmp_path: Path, settings: Any) -> None:
+def test_an_open_client_follows_a_failover(tmp_path: Path, settings: Any) -> None:
     with two_servers(tmp_path) as (first, _), sentinel(tmp_path / "s", first) as port:
         settings.REDIS_URL = f"redis+sentinel://127.0.0.1:{port}/interlock"
         with redis_client.connect(timeout_s=2.0) as own, client(port) as guard:
             own.set("before", 1)
-            # Until it has heard of the replica that it is in step, there is nobody to take over.
+            # Sentinel refuses a failover until it knows that the replica is synchronised.
             wait_until(lambda: guard.execute_command("SENTINEL", "FAILOVER", "interlock"))
             wait_until(lambda: own.set("after", 1) and own.info("replication")["role"] == "master")
             wait_until(lambda: own.get("before") == b"1")
@@ -152,7 +152,7 @@ def test_a_client_that_is_open_follows_a_failover(tmp_path: Path, settings: Any)
 # --- a demotion, without Sentinel ----------------------------------------------------------------
 
 
-def test_a_connection_to_a_server_made_a_replica_is_left(tmp_path: Path, settings: Any) -> None:
+def test_a_connection_to_a_demoted_server_is_closed(tmp_path: Path, settings: Any) -> None:
     with server(tmp_path / "one") as port, client(port) as admin:
         settings.REDIS_URL = f"redis://127.0.0.1:{port}/0"
         with redis_client.connect(timeout_s=2.0) as own:
@@ -166,7 +166,7 @@ def test_a_connection_to_a_server_made_a_replica_is_left(tmp_path: Path, setting
             assert own.client_id() != number
 
 
-async def test_the_data_plane_leaves_it_as_well(tmp_path: Path) -> None:
+async def test_the_data_plane_closes_it_as_well(tmp_path: Path) -> None:
     with server(tmp_path / "one") as port, client(port) as admin:
         own = dataplane_client.connect(
             f"redis://127.0.0.1:{port}/0", timeout_s=2.0, tries_again=False
@@ -224,7 +224,7 @@ def cluster(place: Path) -> Iterator[str]:
         yield f"redis://127.0.0.1:{port}/0"
 
 
-def test_the_control_plane_says_why_a_cluster_cannot_be(cluster: str, settings: Any) -> None:
+def test_the_control_plane_refuses_a_cluster_with_a_reason(cluster: str, settings: Any) -> None:
     settings.REDIS_URL = cluster
     with pytest.raises(redis_client.ClusterRefused, match="Redis Cluster"):
         redis_client.refuse_cluster()
@@ -250,7 +250,7 @@ def test_no_process_starts_on_a_cluster(cluster: str, command: list[str]) -> Non
     assert NO_CLUSTER in done.stderr
 
 
-def test_no_worker_of_a_data_plane_does(cluster: str, tmp_path: Path) -> None:
+def test_no_worker_of_a_data_plane_starts_on_a_cluster(cluster: str, tmp_path: Path) -> None:
     used = {
         "REDIS_URL": cluster, "INTERLOCK_CONTROL_URL": "http://127.0.0.1:1",
         "INTERLOCK_INSTANCE_TOKEN": "t" * 40, "INTERLOCK_STATE_DIR": str(tmp_path),
@@ -267,7 +267,7 @@ def test_no_worker_of_a_data_plane_does(cluster: str, tmp_path: Path) -> None:
             process.wait(30)
 
 
-def test_a_redis_that_is_away_keeps_nobody_from_starting(settings: Any) -> None:
+def test_an_unreachable_redis_does_not_prevent_a_start(settings: Any) -> None:
     settings.REDIS_URL = "redis://127.0.0.1:1/0"
     redis_client.refuse_cluster()
     assert asyncio.run(dataplane_client.cluster_fault(settings.REDIS_URL)) == ""

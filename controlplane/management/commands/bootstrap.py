@@ -1,7 +1,6 @@
-"""Makes a new installation usable: first admin, default cluster, ready plans, the data plane's
-token, first table.
+"""Sets up a new installation: first admin, default cluster, plans, data-plane token, first table.
 
-It may run at every start: what is there is left as people made it.
+It can run at every start: it does not change what people have created or changed.
 """
 
 from __future__ import annotations
@@ -39,8 +38,8 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         done = [self._admin(), self._cluster(), self._plan(), self._instance()]
         generation = publish_table(reason="start", actor=BOOTSTRAP, now=database_now())
-        told = ", ".join(part for part in done if part) or "nothing to do"
-        self.stdout.write(f"bootstrap: {told}; routing table generation {generation}")
+        summary = ", ".join(part for part in done if part) or "nothing to do"
+        self.stdout.write(f"bootstrap: {summary}; routing table generation {generation}")
 
     @staticmethod
     def _admin() -> str:
@@ -49,59 +48,60 @@ class Command(BaseCommand):
         if User.objects.filter(is_superuser=True).exists():
             return ""
         if not password:
-            return "no admin yet: set INTERLOCK_ADMIN_PASSWORD"
+            return "no admin: set INTERLOCK_ADMIN_PASSWORD"
         try:
             validate_password(password, User(username=name))
         except ValidationError as error:
             raise CommandError(f"INTERLOCK_ADMIN_PASSWORD: {' '.join(error.messages)}") from error
         User.objects.create_superuser(name, password=password)
-        return f"admin {name} made"
+        return f"admin {name} created"
 
     @staticmethod
     def _cluster() -> str:
-        """Make the default cluster; it follows the environment, as ports may change.
+        """Create the default cluster, or update it from the environment, as ports may change.
 
-        That ends where a person changes it: what bootstrap gave it last is remembered beside it.
+        A cluster that a person has changed is not updated: `ClusterOrigin` holds the values that
+        bootstrap set last.
         """
         if not settings.TRITON_URLS:
             return "no serving cluster: set INTERLOCK_TRITON_URLS"
-        wanted = {
+        expected = {
             "endpoints": settings.TRITON_URLS,
             "repository_path": str(settings.MODEL_REPOSITORY),
         }
-        cluster, made = ServingCluster.objects.get_or_create(
-            name=DEFAULT_CLUSTER, defaults={**wanted, "is_default": True}
+        cluster, is_new = ServingCluster.objects.get_or_create(
+            name=DEFAULT_CLUSTER, defaults={**expected, "is_default": True}
         )
-        present = {name: getattr(cluster, name) for name in wanted}
-        if not made and present != wanted:
-            if _was_changed_by_people(cluster, present):
+        current = {name: getattr(cluster, name) for name in expected}
+        if not is_new and current != expected:
+            if _was_changed_by_people(cluster, current):
                 return (
-                    f"cluster {cluster.name} left at {', '.join(cluster.endpoints)}, as people set "
-                    f"it, though INTERLOCK_TRITON_URLS is {', '.join(settings.TRITON_URLS)}"
+                    f"cluster {cluster.name} keeps {', '.join(cluster.endpoints)}, set by a "
+                    f"person; INTERLOCK_TRITON_URLS is {', '.join(settings.TRITON_URLS)}"
                 )
-            ServingCluster.objects.filter(pk=cluster.pk).update(**wanted)
-        ClusterOrigin.objects.update_or_create(cluster=cluster, defaults=wanted)
-        if made:
-            return f"cluster {cluster.name} made"
-        return "" if present == wanted else f"cluster {cluster.name} moved"
+            ServingCluster.objects.filter(pk=cluster.pk).update(**expected)
+        ClusterOrigin.objects.update_or_create(cluster=cluster, defaults=expected)
+        if is_new:
+            return f"cluster {cluster.name} created"
+        return "" if current == expected else f"cluster {cluster.name} moved"
 
     @staticmethod
     def _instance() -> str:
-        """Issue the token that the environment gives to its data plane, once."""
+        """Issue the data plane's token from the environment, once."""
         name = env.text("INTERLOCK_INSTANCE_NAME", "")
         if not (settings.OWN_TOKENS_REQUIRED and settings.INSTANCE_TOKEN and name):
             return ""
         try:
-            issued = adopt_token(
+            is_new = adopt_token(
                 instance=name, secret=settings.INSTANCE_TOKEN, actor=BOOTSTRAP, now=database_now()
             )
         except Invalid as error:
             raise CommandError(f"INTERLOCK_INSTANCE_NAME: {error.message}") from error
-        return f"token of instance {name} issued" if issued else ""
+        return f"token of instance {name} issued" if is_new else ""
 
     @staticmethod
     def _plan() -> str:
-        """Save the ready plans, once: one that a person deleted stays deleted."""
+        """Save the plan templates, once: a plan that a person deleted stays deleted."""
         if Plan.objects.exists():
             return ""
         for template in TEMPLATES:
@@ -111,14 +111,14 @@ class Command(BaseCommand):
                 is_default=template.document.name == DEFAULT_PLAN,
                 actor=BOOTSTRAP,
             )
-        return f"plans {', '.join(template.document.name for template in TEMPLATES)} made"
+        return f"plans {', '.join(template.document.name for template in TEMPLATES)} created"
 
 
-def _was_changed_by_people(cluster: ServingCluster, present: dict[str, Any]) -> bool:
-    """Say whether the cluster is not as bootstrap left it."""
-    origin = ClusterOrigin.objects.filter(cluster=cluster).values(*present).first()
+def _was_changed_by_people(cluster: ServingCluster, current: dict[str, Any]) -> bool:
+    """Return whether the cluster differs from the values that bootstrap set last."""
+    origin = ClusterOrigin.objects.filter(cluster=cluster).values(*current).first()
     if origin is None:
-        # Bootstrap did not always remember. The admin pages log who changes a cluster there.
+        # Older releases stored no origin. The admin pages log changes of a cluster.
         entries = LogEntry.objects.filter(content_type__model="servingcluster")
         return entries.filter(object_id=str(cluster.pk)).exists()
-    return bool(origin != present)
+    return bool(origin != current)

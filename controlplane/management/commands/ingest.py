@@ -1,4 +1,4 @@
-"""`manage.py ingest`: one consumer of the streams; start as many as the load needs."""
+"""`manage.py ingest` runs one consumer of the streams; run several for a high load."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from controlplane.watchdog import start_watchdog
 
 
 class Command(BaseCommand):
-    help = "Moves telemetry, exposures and outcomes from the Redis streams into PostgreSQL."
+    help = "Move telemetry, exposures and outcomes from the Redis streams into PostgreSQL."
 
-    # They load every page; a consumer that was killed had better be back at once.
+    # The checks load every page; a killed consumer should restart at once.
     requires_system_checks = ()
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument(
             "--consumer",
             default=f"{socket.gethostname()}-{os.getpid()}",
-            help="name in the consumer group; two running consumers must not share one",
+            help="name in the consumer group; unique among running consumers",
         )
 
     def handle(self, *args: Any, **options: Any) -> None:

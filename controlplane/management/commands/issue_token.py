@@ -1,4 +1,4 @@
-"""Makes an API token for a user and prints its secret once, for machines without a browser."""
+"""Creates an API token for a user and prints it once, for machines without a browser."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("username")
-        parser.add_argument("name", help="what the token is for; one of that name is replaced")
+        parser.add_argument("name", help="the token's use; a token with this name is replaced")
 
     def handle(self, *args: Any, **options: Any) -> None:
         user = User.objects.filter(username=options["username"]).first()
         if user is None:
-            raise CommandError(f"There is no user {options['username']!r}.")
+            raise CommandError(f"Unknown user {options['username']!r}.")
         _, secret = ApiToken.issue(user_id=user.pk, name=options["name"])
         self.stdout.write(secret)

@@ -1,9 +1,8 @@
-"""Has data planes take this database's tables after it was restored from a backup.
+"""Makes data planes accept the tables of a database that was restored from a backup.
 
-A restored database has forgotten generations, and data planes refuse tables that are older than
-theirs. In a new epoch every table is newer than all before, on every data plane, of any version.
-Control planes that still run on the database that was replaced must be stopped: their tables are
-refused from then on.
+A restored database has lost the latest generations, and data planes refuse tables that are older
+than theirs. Every table of a new epoch is newer than all earlier tables, on every data plane of any
+version. Stop control planes that still use the replaced database: their tables are refused.
 """
 
 from __future__ import annotations
@@ -31,16 +30,16 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.formatter_class = RawDescriptionHelpFormatter
-        parser.add_argument("--reason", required=True, help="what was restored, and to when")
-        parser.add_argument("--yes", action="store_true", help="do not ask")
+        parser.add_argument("--reason", required=True, help="the restored backup and its time")
+        parser.add_argument("--yes", action="store_true", help="start without confirmation")
         parser.add_argument(
-            "--epoch", type=int, help="its number, if not the one after the highest that is known"
+            "--epoch", type=int, help="the epoch's number (default: the highest known number + 1)"
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
         number = options["epoch"] or highest_epoch_known() + 1
         if not options["yes"]:
-            self._ask(number)
+            self._confirm(number)
         actor = Actor(_operator(), "manage.py start_epoch")
         try:
             epoch = start_epoch(
@@ -48,12 +47,12 @@ class Command(BaseCommand):
             )
         except InterlockError as error:
             raise CommandError(error.message) from error
-        self._say(epoch)
+        self._print_result(epoch)
 
-    def _ask(self, number: int) -> None:
-        """Ask for the number: who types it has read what it means. Raises CommandError."""
+    def _confirm(self, number: int) -> None:
+        """Print the consequences and ask for the number. Raises CommandError."""
         if not sys.stdin.isatty():
-            raise CommandError("Nobody can be asked here: say --yes.")
+            raise CommandError("Standard input is not a terminal: confirm with --yes.")
         live = live_instances(database_now())
         self.stdout.write(
             f"The newest table of this database is generation {in_words(latest_generation())}."
@@ -63,22 +62,23 @@ class Command(BaseCommand):
                 f"  instance {each.name} serves generation {in_words(each.applied_generation)}"
             )
         self.stdout.write(
-            f"Epoch {number}: all data planes follow this database, whatever they serve now; what "
-            "was measured under tables that it has forgotten is deleted; silent instances are not "
-            "waited for; tables of any other control plane are refused. It cannot be undone."
+            f"Epoch {number}: all data planes switch to the tables of this database, also those "
+            "that serve a newer generation. Measurements under generations that this database does "
+            "not know are deleted. Rollouts do not wait for silent instances. Tables of any other "
+            "control plane are refused. This cannot be undone."
         )
-        if input(f"Type {number} to begin it: ").strip() != str(number):
-            raise CommandError("Nothing has changed.")
+        if input(f"Type {number} to start the epoch: ").strip() != str(number):
+            raise CommandError("Not confirmed; nothing has changed.")
 
-    def _say(self, epoch: Epoch) -> None:
+    def _print_result(self, epoch: Epoch) -> None:
         self.stdout.write(
-            f"epoch {epoch.number} began: generation {in_words(latest_generation())} is published; "
-            f"generation {in_words(epoch.restored_generation)} was the newest before"
+            f"epoch {epoch.number} started: published generation {in_words(latest_generation())}; "
+            f"the latest generation before was {in_words(epoch.restored_generation)}"
         )
 
 
 def _operator() -> str:
-    """Return who runs the command, as far as the system knows; containers often know no name."""
+    """Return the operator's user name, or the uid: a container often has no user names."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):

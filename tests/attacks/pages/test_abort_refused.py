@@ -190,7 +190,7 @@ def test_the_command_does_what_the_page_does(web: str, transactional_db: None) -
 
     output = interlock(web, secret, "abort", str(rollout.pk))
 
-    assert "Say why it was aborted: interlock reason" in output
+    assert "Record the reason of the abort: interlock reason" in output
     assert latest().models["digits"].stable == "1"
     back = Rollout.objects.get(kind=Rollout.Kind.ROLLBACK)
     interlock(web, secret, "reason", str(back.pk), "wrong labels")
