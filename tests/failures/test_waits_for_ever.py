@@ -14,7 +14,7 @@ from apps.rollouts.models import Rollout
 from apps.rollouts.plan_store import save_plan
 from apps.rollouts.plans import PlanDocument, StepDocument
 from apps.rollouts.services import pause_rollout
-from apps.rollouts.stalls import TELL_AFTER, is_to_be_told
+from apps.rollouts.stalls import NOTIFY_AFTER, is_notification_due
 from apps.rollouts.states import Phase
 from apps.rollouts.tick import tick_rollouts
 from apps.rollouts.verdicts import CheckResult, Verdict
@@ -78,5 +78,5 @@ def test_what_cannot_be_decided_ends_with_a_person_and_a_reason(
 
 def test_people_are_told_of_what_is_held_for_long(waiting: Rollout) -> None:
     now = database_now()
-    assert not is_to_be_told(waiting, now)
-    assert is_to_be_told(waiting, now + TELL_AFTER + timedelta(seconds=1))
+    assert not is_notification_due(waiting, now)
+    assert is_notification_due(waiting, now + NOTIFY_AFTER + timedelta(seconds=1))

@@ -26,7 +26,7 @@ from apps.rollouts.models import (
     ShadowRow,
     TelemetryRow,
 )
-from apps.rollouts.phases import enter_step, move
+from apps.rollouts.phases import enter_step, set_phase
 from apps.rollouts.plan_store import save_plan
 from apps.rollouts.plans import PlanDocument, StepDocument
 from apps.rollouts.publication import latest_table
@@ -99,7 +99,7 @@ def make_baking(model: RegisteredModel, number: int = 2) -> Rollout:
         make_plan()
     now, target = database_now(), model.versions.get(number=number)
     rollout = start_rollout(model=model, target=target, actor=ANNA, now=now)
-    move(rollout, Phase.PREPARING, "loading", ANNA, now)
+    set_phase(rollout, Phase.PREPARING, "loading", ANNA, now)
     enter_step(rollout, 0, "the target is ready", ANNA, now)
     return rollout
 

@@ -16,7 +16,7 @@ from apps.rollouts.check_kinds import PROMETHEUS, WEBHOOK, CheckDocument
 from apps.rollouts.evaluation import repeat_answer
 from apps.rollouts.metric_providers import ask_services, observe_database
 from apps.rollouts.models import Evaluation, Rollout
-from apps.rollouts.phases import move
+from apps.rollouts.phases import set_phase
 from apps.rollouts.states import Phase
 from tests.rollouts.factories import ANNA, send
 from tests.rollouts.outside import (
@@ -189,7 +189,7 @@ def test_only_what_is_due_is_asked(settings: Any) -> None:
     assert asked_of(rollout, next_check_at=now - soon)
     assert not asked_of(rollout, next_check_at=now + soon)
     assert not asked_of(rollout, next_check_at=None)
-    move(rollout, Phase.PAUSED, "look", ANNA, now)
+    set_phase(rollout, Phase.PAUSED, "look", ANNA, now)
     assert asked_of(rollout, next_check_at=None)
     assert not asked_of(rollout, next_check_at=now - soon, phase=Phase.PROMOTING)
 
@@ -215,7 +215,7 @@ def test_a_paused_rollout_is_still_guarded(settings: Any) -> None:
         settings.PROMETHEUS_URL = outside.url
         rollout = make_asking(query_check())
         look(rollout)
-        move(rollout, Phase.PAUSED, "look", ANNA, database_now())
+        set_phase(rollout, Phase.PAUSED, "look", ANNA, database_now())
         assert only(look(rollout)).verdict == "fail"
     assert rollout.phase == Phase.ROLLING_BACK
 

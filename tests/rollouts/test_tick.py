@@ -179,10 +179,10 @@ def test_one_rollouts_fault_does_not_keep_the_others_from_their_guardrails(
     broken, sound = make_baking(make_model("a")), make_baking(make_model("b"))
     trip(sound, 2, database_now())
 
-    def bake(rollout: Rollout, look: steps.Look) -> None:
+    def bake(rollout: Rollout, context: steps.StepContext) -> None:
         if rollout.pk == broken.pk:
             raise RuntimeError("a fault")
-        steps._bake(rollout, look)
+        steps._bake(rollout, context)
 
     monkeypatch.setitem(steps.STEPS, Phase.BAKING, bake)
     turn(sound)

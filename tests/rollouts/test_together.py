@@ -13,7 +13,7 @@ from apps.models.models import RegisteredModel, Role
 from apps.models.services import change_deployment
 from apps.models.states import DeploymentState
 from apps.rollouts.models import PublishedTable, Quarantine, Release, Rollout, RolloutPolicy
-from apps.rollouts.phases import move
+from apps.rollouts.phases import set_phase
 from apps.rollouts.plan_store import save_plan
 from apps.rollouts.plans import PlanDocument, StepDocument
 from apps.rollouts.releases import start_release
@@ -155,7 +155,7 @@ def test_a_model_that_was_paused_meanwhile_is_not_taken_along(
     turn(*pair)
     turn(*pair, only=first)
     now = database_now()
-    move(first, Phase.PAUSED, "sample-ratio: off", ANNA, now)
+    set_phase(first, Phase.PAUSED, "sample-ratio: off", ANNA, now)
     turn(*pair, only=second)
     assert (first.phase, first.weight_bp, second.weight_bp) == (Phase.PAUSED, 500, 500)
     resume_rollout(rollout=first, actor=ANNA, now=now)

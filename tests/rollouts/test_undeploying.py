@@ -26,7 +26,7 @@ from apps.models.services import deploy_version
 from apps.models.states import DeploymentState, RegistryState
 from apps.rollouts import undeploying
 from apps.rollouts.models import Rollout
-from apps.rollouts.phases import move
+from apps.rollouts.phases import set_phase
 from apps.rollouts.services import rollback_model, start_rollout
 from apps.rollouts.states import Phase
 from tests.experiments.factories import make_draft, make_running
@@ -87,7 +87,7 @@ def needed_by_a_rollout() -> int:
 
 
 def needed_by_a_rollout_that_goes_back() -> int:
-    move(make_baking(make_model()), Phase.ROLLING_BACK, "worse", ANNA, database_now())
+    set_phase(make_baking(make_model()), Phase.ROLLING_BACK, "worse", ANNA, database_now())
     return 2
 
 
@@ -361,8 +361,8 @@ def test_a_file_that_lies_elsewhere_is_not_ours_to_delete(
 
 def test_history_of_a_deleted_version_stays() -> None:
     rollout = make_baking(make_model())
-    move(rollout, Phase.ROLLING_BACK, "worse", ANNA, database_now())
-    move(rollout, Phase.ROLLED_BACK, "worse", ANNA, database_now())
+    set_phase(rollout, Phase.ROLLING_BACK, "worse", ANNA, database_now())
+    set_phase(rollout, Phase.ROLLED_BACK, "worse", ANNA, database_now())
     rollout.refresh_from_db()
     from apps.models.services import release_split
 
