@@ -68,7 +68,7 @@ def test_a_second_abort_after_the_rollback_goes_no_further() -> None:
     send_json(bob, f"{ROLLOUTS}{rollout.pk}/abort/", {})
     again = send_json(bob, f"{ROLLOUTS}{rollout.pk}/abort/", {})
     assert again.status_code == 409
-    assert "is stable no more" in again.json()["error"]["message"]
+    assert "is not stable any more" in again.json()["error"]["message"]
     assert latest().models["digits"].stable == "1"
 
 
@@ -79,7 +79,7 @@ def test_a_reason_given_afterwards_is_in_the_log_and_the_quarantine() -> None:
     assert send_json(bob, f"{path}abort/", {}).json()["lacks_reason"] is True
     assert send_json(bob, f"{path}reason/", {"reason": " "}).status_code == 400
     told = send_json(bob, f"{path}reason/", {"reason": "wrong labels"}).json()
-    assert (told["lacks_reason"], told["reason"]) == (False, "aborted by hand: wrong labels")
+    assert (told["lacks_reason"], told["reason"]) == (False, "aborted manually: wrong labels")
     assert "wrong labels" in Quarantine.objects.get().reason
     assert "bob said why: wrong labels." in bob.get(f"{path}explain/").json()["story"][-2]
     assert AuditEntry.objects.latest("id").action == "rollout.reason_given"

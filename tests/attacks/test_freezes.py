@@ -66,7 +66,7 @@ def test_a_weekly_window_needs_its_zone_where_an_offset_alone_would_lie() -> Non
     }
     refused = send_json(admin, FREEZES, body)
     assert refused.status_code == 400
-    assert "needs its time_zone" in refused.content.decode()
+    assert "needs a time_zone" in refused.content.decode()
     assert send_json(admin, FREEZES, body | {"time_zone": "Mars/Olympus"}).status_code == 400
     made = send_json(admin, FREEZES, body | {"time_zone": "Europe/Berlin"})
     assert (made.status_code, made.json()["time_zone"]) == (201, "Europe/Berlin")
@@ -138,17 +138,17 @@ def test_a_freeze_that_begins_in_mid_rollout_is_shown_with_its_end_and_overridde
     assert turn(rollout).step_index == 0
 
     page = client.get(path).content.decode()
-    assert "A freeze holds it" in page
+    assert "A freeze holds the rollout" in page
     assert f"({local:%H:%M} in Europe/Berlin)" in page
     form = {"revision": rollout.revision}
-    assert "Why nevertheless" in question_of(client, f"{path}override-freeze/", form)
+    assert "Reason for the override" in question_of(client, f"{path}override-freeze/", form)
     post_yes(client, f"{path}override-freeze/", form)
     assert turn(rollout).step_index == 0, "without a reason it holds"
     post_yes(client, f"{path}override-freeze/", form | {"reason": "a fix that cannot wait"})
 
     assert turn(rollout).step_index > 0
     page = client.get(path).content.decode()
-    assert "A freeze holds it" not in page
+    assert "A freeze holds the rollout" not in page
     assert "a fix that cannot wait" in page
     assert "was overridden by olga" in page
 

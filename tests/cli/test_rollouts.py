@@ -81,7 +81,7 @@ def test_what_was_started_is_told(asked: Asked, capsys: pytest.CaptureFixture[st
 
 TIME = {
     "period": "the last day",
-    "rate": "3 requests an hour",
+    "rate": "3 requests per hour",
     "told": "it would pause for a person in step 1",
     "steps": [{"number": 1, "weight_bp": 500, "told": "about 280 days"}],
 }
@@ -89,7 +89,7 @@ TIME = {
 
 @pytest.mark.parametrize(
     ("times", "told"),
-    [([TIME], "plan careful, 3 requests an hour (the last day): it would"), ([], "no traffic")],
+    [([TIME], "plan careful, 3 requests per hour (the last day): it would"), ([], "no traffic")],
 )
 def test_a_dry_run_starts_nothing_and_tells_how_long_it_takes(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], times: Any, told: str

@@ -99,5 +99,5 @@ def test_a_reference_is_there_though_half_an_hour_brings_too_few_answers() -> No
     assert reference is not None
     assert n == reference.n >= 5_000
     (time,) = times_of_model(DEFAULT, model, database_now())
-    assert time.rate == "2.7 requests a second"
+    assert time.rate == "2.7 requests per second"
     assert time.can_decide

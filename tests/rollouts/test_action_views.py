@@ -123,7 +123,7 @@ def test_a_paused_step_is_approved_once_it_is_resumed() -> None:
 
     text = text_of(boss, rollout)
 
-    assert "can be approved once it is resumed" in text
+    assert "Resume the rollout to approve it" in text
     assert 'id="approve"' not in text
     assert act(boss, rollout, "approve/").status_code == 409
 
@@ -246,4 +246,4 @@ def test_a_step_that_is_extended_says_for_how_long(
     )
     text = text_of(operator, rollout)
     assert told in text
-    assert "then waits for a person." in text
+    assert "then it pauses for a person." in text

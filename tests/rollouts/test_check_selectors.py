@@ -44,7 +44,7 @@ MEANS = {"canary_mean": 0.5, "canary_n": 70, "control_mean": 0.6, "control_n": 8
             ("3.10 %", "of 1,842 above stable's usual p95"),
             ("0.90 %", "of 1,000 above stable's usual p95"),
         ),
-        ("latency", {}, {"reference_requests": 7}, ("–", ""), ("n=7", "for the usual latency")),
+        ("latency", {}, {"reference_requests": 7}, ("–", ""), ("n=7", "for the reference latency")),
         (
             "sample-ratio",
             {},
@@ -60,7 +60,7 @@ MEANS = {"canary_mean": 0.5, "canary_n": 70, "control_mean": 0.6, "control_n": 8
             ("1 failed", "of 20 by number"),
             ("0 failed", "of 10 at least"),
         ),
-        ("error-objective", {"limit_bp": 150}, {"n": 9}, ("n=9", ""), ("1.5 %", "errors at most")),
+        ("error-objective", {"limit_bp": 150}, {"n": 9}, ("n=9", ""), ("1.5 %", "errors, maximum")),
         (
             "latency-objective",
             {"limit_us": 20_000},
@@ -94,13 +94,13 @@ MEANS = {"canary_mean": 0.5, "canary_n": 70, "control_mean": 0.6, "control_n": 8
             {"metric": "label"},
             {"n": 400, "difference": 0.025, "margin": 0.01},
             ("2.50 %", "less accurate, of 400 pairs"),
-            ("1.00 %", "less accurate at most"),
+            ("1.00 %", "less accurate, maximum"),
         ),
         (
             "shadow-accuracy",
             {"metric": "label"},
             {"n": 0, "kept": 1_200},
-            ("1,200 pairs", "no truth yet"),
+            ("1,200 pairs", "no labels yet"),
             ("–", ""),
         ),
         ("webhook", {"url": "https://x.example/"}, {"said": "fine"}, ("–", "“fine”"), ("–", "")),

@@ -82,7 +82,7 @@ def test_an_epoch_is_above_those_of_the_fleet_and_of_redis(settings: Any) -> Non
         begin(number=3)
     assert begin().number == 4
     assert begin().number == 5
-    with pytest.raises(Invalid, match="say what was restored"):
+    with pytest.raises(Invalid, match="what was restored"):
         start_epoch(reason=" ", actor=ANNA, now=database_now())
 
 
@@ -121,7 +121,7 @@ def test_a_control_plane_that_was_replaced_holds_and_says_so() -> None:
     tick_rollouts()
     rollout.refresh_from_db()
     assert "serves generation 1 of epoch 1" in rollout.reason
-    assert "another control plane has begun that epoch" in rollout.reason
+    assert "another control plane has started that epoch" in rollout.reason
 
 
 def test_once_the_fleet_follows_the_rollout_goes_on() -> None:
@@ -154,7 +154,7 @@ def test_nobody_who_could_not_yet_report_is_taken_for_gone() -> None:
     Rollout.objects.update(phase=Phase.ROLLING_BACK)
     begin(ago=timedelta(seconds=3))
     (told,) = unacked(rollout.generation or 0, database_now())
-    assert told == ("of the fleet before the restore", "may yet report, as epoch 1 began 3 s ago")
+    assert told == ("of the fleet before the restore", "may still report: epoch 1 started 3 s ago")
     tick_rollouts()
     rollout.refresh_from_db()
     assert rollout.phase == Phase.ROLLING_BACK

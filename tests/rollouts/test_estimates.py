@@ -108,4 +108,4 @@ def test_checks_that_nobody_can_foresee_are_named() -> None:
     query = CheckDocument(check="prometheus", settings={"query": "up", "at_most": 1})
     time = time_of(one_step("error-rate", query), UsualTraffic(100.0), "now")
     assert "(prometheus not counted)" in time.summary
-    assert [each.period for each in times_at_rates(DEFAULT)][-1] == "3 an hour"
+    assert [each.period for each in times_at_rates(DEFAULT)][-1] == "3 per hour"

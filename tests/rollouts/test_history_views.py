@@ -39,7 +39,7 @@ def test_a_model_that_nothing_served_says_so(operator: Client) -> None:
     make_model()
 
     assert "Nothing has served digits yet" in text_of(operator, HISTORY)
-    assert "no table that names it" in text_of(operator, f"{HISTORY}?at=2026-01-01T10:00:00")
+    assert "no routing table with this model" in text_of(operator, f"{HISTORY}?at=2026-01-01T10:00:00")
     assert HISTORY in text_of(operator, "/models/digits/")
 
 
@@ -152,7 +152,7 @@ def test_every_earlier_version_is_a_way_back_with_what_it_takes(operator: Client
     assert "4: loaded, at once, in quarantine" in card
     assert "2: loaded, at once<" in card
     assert "1: is loaded first" in card
-    assert "Even if it is in quarantine" in card
+    assert "Override the quarantine" in card
 
 
 def test_the_chosen_version_is_gone_back_to_with_the_reason(operator: Client) -> None:

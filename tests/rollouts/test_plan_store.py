@@ -85,7 +85,7 @@ def test_a_plan_that_was_deleted_meanwhile_does_not_come_back() -> None:
 def test_the_default_plan_stays_it_until_another_one_is() -> None:
     plan = make_plan()
 
-    with pytest.raises(Invalid, match="another one the default"):
+    with pytest.raises(Invalid, match="another plan the default"):
         save_plan(document=document(margin_bp=50), is_default=False, plan=plan, actor=ANNA)
 
     assert Plan.objects.get().margin_bp == 100

@@ -74,8 +74,8 @@ def test_a_plan_is_made_as_it_was_asked_for(boss: Client) -> None:
         ([("25", "1"), ("10", "1")], "10 % falls below the 25 % before it"),
         ([("50", "1"), ("101", "1")], "must lie between 0 and 100 %"),
         ([("0", "1")], "gives the target no traffic"),
-        ([("", "5")], "Say which share this step gets"),
-        ([("50", "")], "Say how long this step bakes"),
+        ([("", "5")], "Enter the share of this step"),
+        ([("50", "")], "Enter the bake time of this step"),
         ([("many", "1")], "Enter a number"),
     ],
 )
@@ -318,7 +318,7 @@ def test_a_plan_shows_how_often_it_decides_wrongly(boss: Client) -> None:
     assert "<b>1.00 %</b>" in boss.get(f"/rollouts/plans/{calm.pk}/").content.decode()
     unknown = boss.get(f"/rollouts/plans/{blind.pk}/").content.decode()
     assert "does not know the error rates of up" in unknown
-    assert "In a usual plan it would roll back" in form
+    assert "In a typical plan it rolls back" in form
 
 
 def test_without_javascript_more_rows_are_shown_and_empty_ones_left_out(boss: Client) -> None:

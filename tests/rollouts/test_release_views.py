@@ -129,7 +129,7 @@ def test_what_has_ended_is_not_aborted_nor_polled(operator: Client) -> None:
 
     assert 'id="abort"' not in text
     assert f'hx-get="{path}' not in text
-    assert "has ended already: succeeded" in refused.content.decode()
+    assert "has already ended: succeeded" in refused.content.decode()
 
 
 def test_an_abort_needs_the_role_on_every_model(client: Client) -> None:
@@ -188,8 +188,8 @@ def test_what_is_shown_is_started_as_it_is_sent(operator: Client) -> None:
         ({"model": ["digits", "nothing"]}, "There is no model named &#x27;nothing&#x27;."),
         ({"version": ["2", "1"]}, "shapes has no version &#x27;1&#x27; to move to."),
         ({"version": ["2"]}, "Choose a version."),
-        ({"model": ["digits"], "version": ["2"]}, "A release moves at least two models"),
-        ({"model": []}, "A release moves at least two models"),
+        ({"model": ["digits"], "version": ["2"]}, "A release needs at least two models"),
+        ({"model": []}, "A release needs at least two models"),
     ],
 )
 def test_what_cannot_be_started_is_refused_with_the_place(

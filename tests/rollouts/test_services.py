@@ -106,7 +106,7 @@ def test_a_rollout_that_only_prepares_cannot_be_promoted_by_hand() -> None:
 def test_a_success_that_serves_no_more_cannot_be_aborted() -> None:
     rollout = make_baking(make_model())
     Rollout.objects.update(phase=Phase.SUCCEEDED)
-    with pytest.raises(Conflict, match=r"ended already.* is stable no more"):
+    with pytest.raises(Conflict, match=r"already ended.* is not stable any more"):
         services.abort_rollout(rollout=rollout, actor=ANNA, now=database_now())
 
 

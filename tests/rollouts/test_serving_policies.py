@@ -67,8 +67,8 @@ def test_the_cache_is_switched_off_again() -> None:
     [
         ({"timeout_ms": 0}, "timeout_ms"),
         ({"max_queue_size": 0}, "max_queue_size"),
-        ({"max_queue_size": 31}, "fewer than one batch of 32"),
-        ({"max_batch_size": 1_025}, "fewer than one batch of 1025"),
+        ({"max_queue_size": 31}, "less than max_batch_size (32)"),
+        ({"max_batch_size": 1_025}, "less than max_batch_size (1025)"),
         ({"breaker_failures": 21}, "the breaker would never open"),
         ({"breaker_open_ms": 1}, "breaker_open_ms"),
         ({"cache_ttl_s": 0}, "cache_ttl_s"),

@@ -209,7 +209,7 @@ def test_the_model_page_shows_its_settings_and_leads_to_their_form(admin: Client
     page = text_of(admin, "/models/digits/")
     assert "opens at 10 failures of 20 answers" in page
     assert "/models/digits/settings/" in page
-    assert "Rows waiting at most" in text_of(admin, "/models/digits/settings/")
+    assert "Maximum queue size, rows" in text_of(admin, "/models/digits/settings/")
 
 
 @pytest.mark.parametrize(
@@ -236,9 +236,9 @@ def test_settings_are_saved_and_published(
     [
         ({"timeout_ms": ""}, "This field is required"),
         ({"timeout_ms": "0"}, "greater than or equal to 1"),
-        ({"max_queue_size": "8"}, "fewer than one batch of 32"),
+        ({"max_queue_size": "8"}, "less than max_batch_size (32)"),
         ({"breaker_failures": "21"}, "the breaker would never open"),
-        ({"cache": "own"}, "Say how long an answer may be given again"),
+        ({"cache": "own"}, "Enter the cache lifetime"),
         ({"cache": "everywhere"}, "not one of the available choices"),
         ({"unit_header": "x unit"}, "letters, digits and dashes only"),
     ],

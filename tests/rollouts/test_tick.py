@@ -120,7 +120,7 @@ def test_a_step_does_not_pass_while_an_instance_is_silent() -> None:
     rollout = turn(make_baking(make_model()))
     make_instance("mute", reported_at=database_now() - timedelta(minutes=1))
     assert turn(rollout).weight_bp == 500
-    assert "may pass, but is held: instance mute is silent" in rollout.reason
+    assert "the step passed, but is held: instance mute has been silent" in rollout.reason
     Instance.objects.filter(name="mute").update(reported_at=database_now())
     assert turn(rollout).weight_bp == 10_000
 

@@ -71,7 +71,7 @@ def test_a_model_that_may_go_on_waits_for_the_others(pair: tuple[Rollout, Rollou
     turn(*pair)
     turn(*pair, only=first)
     assert (first.weight_bp, second.weight_bp) == (500, 500)
-    assert "waits for the rest of its release: b:2" in first.reason
+    assert "waiting for the rest of the release: b:2" in first.reason
     turn(*pair, only=second)
     assert (first.weight_bp, second.weight_bp) == (10_000, 10_000)
 
@@ -173,7 +173,7 @@ def test_a_model_that_no_longer_passes_holds_the_others(pair: tuple[Rollout, Rol
     turn(*pair, only=first)
     turn(*pair, only=second)
     assert (first.weight_bp, second.weight_bp) == (500, 500)
-    assert "waits for the rest of its release: a:2" in second.reason
+    assert "waiting for the rest of the release: a:2" in second.reason
 
 
 def asking(rollout: Rollout, check: str) -> dict[str, Any]:

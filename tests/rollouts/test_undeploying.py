@@ -121,7 +121,7 @@ NEEDED = {
     needed_by_an_experiment: "experiment weak-or-strong compares it (running)",
     needed_by_a_draft: "experiment weak-or-strong compares it (draft)",
     needed_while_it_loads: "digits:3 is loading on local",
-    needed_by_who_asks_for_it: "it answered 60 requests within the last minute",
+    needed_by_who_asks_for_it: "it answered 60 requests in the last minute",
 }
 
 
@@ -156,7 +156,7 @@ def test_a_model_in_service_is_neither_archived_nor_deleted(service: Callable[..
         (needed_by_a_rollout, "the rollout to version 2 is baking"),
         (needed_by_an_experiment, "experiment weak-or-strong compares it (running)"),
         (needed_while_it_loads, "digits:3 is loading on local"),
-        (lambda: make_model() and send("digits", 1), "it answered 60 requests within the last 10"),
+        (lambda: make_model() and send("digits", 1), "it answered 60 requests in the last 10"),
         (
             lambda: make_model() and make_instance("i-2", pinned=["*"]),
             "instance i-2 has digits pinned to stable by its operator",
@@ -187,7 +187,7 @@ def test_a_model_whose_version_is_being_registered_is_not_deleted() -> None:
     Registration.objects.create(
         model_name="digits", uri="upload:x", actor="anna", created_at=now, stage_at=now
     )
-    with pytest.raises(Conflict, match="a registration of a version of it is not settled"):
+    with pytest.raises(Conflict, match="a registration of one of its versions is not complete"):
         act(undeploying.delete_model, model)
 
 

@@ -218,7 +218,7 @@ def test_starting_leads_to_the_rollout(operator: Client) -> None:
 def test_a_first_version_needs_no_plan(operator: Client) -> None:
     make_model(stable=None)
 
-    assert "nothing to compare it with" in text_of(operator, "/models/digits/promote/")
+    assert "without a control to compare with" in text_of(operator, "/models/digits/promote/")
     operator.post("/models/digits/promote/", {"version": 1})
 
     assert Rollout.objects.get().kind == Rollout.Kind.FIRST
@@ -240,7 +240,7 @@ def test_another_signature_is_refused_with_the_difference(operator: Client) -> N
     response = operator.post("/models/digits/promote/", {"version": 4, "plan": "canary"})
 
     assert response.status_code == 400
-    assert "does not fit the requests" in response.content.decode()
+    assert "differs from stable" in response.content.decode()
     assert not Rollout.objects.exists()
 
 
@@ -275,7 +275,7 @@ def test_the_list_filters(viewer: Client) -> None:
 
     assert "/models/fraud/" in text
     assert "/models/digits/" not in text
-    assert "No rollout like that" in text_of(viewer, "/rollouts/?phase=failed")
+    assert "No rollout matches the filter" in text_of(viewer, "/rollouts/?phase=failed")
 
 
 def test_a_rollout_tells_whom_it_waits_for(viewer: Client) -> None:
@@ -284,7 +284,7 @@ def test_a_rollout_tells_whom_it_waits_for(viewer: Client) -> None:
 
     text = text_of(viewer, address(rollout))
 
-    assert "The clock has not started" in text
+    assert "The bake clock has not started" in text
     assert "<b>slow</b> still serves generation 0" in text
 
 
@@ -322,7 +322,7 @@ def test_the_live_fragment_is_guarded_by_its_stamp(viewer: Client) -> None:
     pause_rollout(rollout=rollout, actor=ANNA, now=database_now())
     fragment = viewer.get(live, headers=HTMX).content.decode()
 
-    assert "it waits for a person" in fragment
+    assert "waiting for a person" in fragment
     assert 'id="timeline" hx-swap-oob="true"' in fragment
 
 
@@ -397,8 +397,8 @@ def test_a_stale_revision_changes_nothing_and_shows_the_state(operator: Client) 
 
     text = response.content.decode()
     assert response.status_code == 409
-    assert "has moved on meanwhile" in text
-    assert "it waits for a person" in text
+    assert "has changed in the meantime" in text
+    assert "waiting for a person" in text
 
 
 def test_an_action_without_a_revision_is_refused(operator: Client) -> None:
@@ -465,4 +465,4 @@ def test_the_fleet_shows_instances_tables_and_refusals(viewer: Client) -> None:
 
 
 def test_an_empty_fleet_says_what_an_instance_needs(viewer: Client) -> None:
-    assert "needs the instance token" in text_of(viewer, "/fleet/")
+    assert "needs an instance token" in text_of(viewer, "/fleet/")

@@ -147,7 +147,7 @@ def test_a_stale_promotion_is_refused_and_not_asked(visit: Visit) -> None:
 
     press(page, "promote-now")
 
-    expect(page.locator(".notice.bad", has_text="moved on meanwhile")).to_be_visible()
+    expect(page.locator(".notice.bad", has_text="changed in the meantime")).to_be_visible()
     assert unchanged(rollout, before)
 
 
@@ -162,7 +162,7 @@ def test_an_open_dialog_shows_that_the_state_has_changed(visit: Visit) -> None:
 
     expect(page.locator("#confirm-changed")).to_contain_text("could not decide")
     page.locator("#confirm-yes").click()
-    expect(page.locator(".notice.bad", has_text="moved on meanwhile")).to_be_visible()
+    expect(page.locator(".notice.bad", has_text="changed in the meantime")).to_be_visible()
     rollout.refresh_from_db()
     assert rollout.phase == Phase.PAUSED
 
