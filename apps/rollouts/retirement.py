@@ -28,23 +28,23 @@ DRAIN = timedelta(seconds=30)
 REASON_MAX = 1_000
 
 
-def wanted_versions(now: datetime) -> set[int]:
+def needed_versions(now: datetime) -> set[int]:
     """Return the primary keys of the versions that must stay loaded."""
-    wanted: set[int] = set()
+    needed: set[int] = set()
     rows = RegisteredModel.objects.values_list("stable", "previous_stable", "rollback_until")
     for stable, previous, rollback_until in rows:
         if stable is not None:
-            wanted.add(stable)
+            needed.add(stable)
         if previous is not None and rollback_until is not None and rollback_until > now:
-            wanted.add(previous)
+            needed.add(previous)
     for held in LiveSplit.objects.values_list("version_ids", flat=True):
-        wanted.update(held)
-    return wanted
+        needed.update(held)
+    return needed
 
 
 def retire_versions() -> int:
     """Do one step for each deployment to unload; return how many changed state."""
-    moved = _drain_unwanted()
+    moved = _drain_unneeded()
     now = database_now()
     draining = Deployment.objects.filter(
         state=DeploymentState.DRAINING, changed_at__lt=now - DRAIN
@@ -75,26 +75,26 @@ def _guarded_unload(deployment: Deployment) -> bool:
 
 
 @transaction.atomic
-def _drain_unwanted() -> int:
+def _drain_unneeded() -> int:
     """Mark unneeded versions as draining and publish a table without them, in one transaction."""
     now = database_now()
-    unwanted = list(
+    unneeded = list(
         Deployment.objects.select_for_update(of=("self",), skip_locked=True)
         .filter(
             state__in=[DeploymentState.READY, DeploymentState.FAILED],
             changed_at__lt=now - RETIRE_AFTER,
         )
-        .exclude(version__in=wanted_versions(now))
+        .exclude(version__in=needed_versions(now))
         .select_related("version__model", "cluster")
     )
-    in_use = recently_requested_versions(now) if unwanted else set()
-    unwanted = [d for d in unwanted if (d.version.model.name, d.version.number) not in in_use]
-    for deployment in unwanted:
+    in_use = recently_requested_versions(now) if unneeded else set()
+    unneeded = [d for d in unneeded if (d.version.model.name, d.version.number) not in in_use]
+    for deployment in unneeded:
         change_deployment(deployment, DeploymentState.DRAINING, "no longer needed", INTERLOCK, now)
-    if unwanted:
-        names = ", ".join(str(deployment.version) for deployment in unwanted)
+    if unneeded:
+        names = ", ".join(str(deployment.version) for deployment in unneeded)
         generation = publish_table(reason=f"retired {names}", actor=INTERLOCK, now=now)
-        Deployment.objects.filter(pk__in=[d.pk for d in unwanted]).update(
+        Deployment.objects.filter(pk__in=[d.pk for d in unneeded]).update(
             retired_generation=generation
         )
-    return len(unwanted)
+    return len(unneeded)

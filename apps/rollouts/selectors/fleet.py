@@ -94,7 +94,7 @@ class Fleet:
         return [member for member in self.members if member.waited_until is not None]
 
     @property
-    def gone(self) -> list[Member]:
+    def inactive(self) -> list[Member]:
         return self._in("gone")
 
     @property
