@@ -18,7 +18,7 @@ from apps.rollouts.check_kinds import (
     read_check,
 )
 from apps.rollouts.states import Phase
-from tests.rollouts.outside import Told, look, make_asking, service, vector
+from tests.rollouts.outside import Reply, look, make_asking, service, vector
 
 pytestmark = pytest.mark.django_db
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.django_db
 @pytest.mark.parametrize("bound", ["at_most", "at_least"])
 @pytest.mark.parametrize("told", [vector(), vector("NaN"), vector("+Inf"), vector("0", at=1e9)])
 def test_an_answer_without_a_number_of_now_is_no_data_and_holds(
-    settings: Any, told: Told, bound: str
+    settings: Any, told: Reply, bound: str
 ) -> None:
     with service(lambda _: told) as outside:
         settings.PROMETHEUS_URL = outside.url
@@ -39,7 +39,7 @@ def test_an_answer_without_a_number_of_now_is_no_data_and_holds(
 
 
 def test_a_webhook_that_has_no_data_holds() -> None:
-    with service(lambda _: Told(body=b'{"verdict": "no-data", "reason": "too early"}')) as outside:
+    with service(lambda _: Reply(body=b'{"verdict": "no-data", "reason": "too early"}')) as outside:
         rollout = make_asking(CheckDocument(check=WEBHOOK, settings={"url": outside.url}))
         (row,) = look(rollout)
     assert (row.verdict, rollout.phase) == ("no-data", Phase.BAKING)

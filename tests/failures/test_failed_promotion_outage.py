@@ -13,7 +13,7 @@ import pytest
 from apps.lib.clock import database_now
 from apps.models.states import DeploymentState as State
 from apps.rollouts.models import Rollout
-from apps.rollouts.retirement import RETIRE_AFTER, retire_versions, needed_versions
+from apps.rollouts.retirement import RETIRE_AFTER, needed_versions, retire_versions
 from apps.rollouts.services import promote_now
 from apps.rollouts.states import Phase
 from apps.rollouts.tick import tick_rollouts

@@ -15,7 +15,7 @@ from apps.notifications.models import NotificationTarget, OutboxMessage
 from apps.rollouts.check_kinds import PROMETHEUS, WEBHOOK, CheckDocument
 from apps.rollouts.models import PublishedTable, Rollout
 from apps.rollouts.states import Phase
-from tests.rollouts.outside import Told, free_port, look, make_asking, prometheus, service
+from tests.rollouts.outside import Reply, free_port, look, make_asking, prometheus, service
 
 pytestmark = pytest.mark.django_db
 
@@ -72,7 +72,7 @@ def test_a_bad_canary_is_still_rolled_back_by_the_others_while_one_provider_is_d
     settings: Any,
 ) -> None:
     settings.PROMETHEUS_URL = f"http://127.0.0.1:{free_port()}"
-    with service(lambda _: Told(body=b'{"verdict": "fail", "reason": "fraud"}')) as outside:
+    with service(lambda _: Reply(body=b'{"verdict": "fail", "reason": "fraud"}')) as outside:
         hook = CheckDocument(check=WEBHOOK, settings={"url": outside.url})
         rollout = make_asking(failed_at_most(0.5), hook)
         look(rollout)

@@ -78,11 +78,11 @@ def place(
 def make_model(name: str = "digits", versions: int = 3, stable: int | None = 1) -> RegisteredModel:
     """Return a model whose versions are all ready."""
     model = RegisteredModel.objects.create(name=name)
-    made = [make_version(model, number) for number in range(1, versions + 1)]
-    for version in made:
+    created = [make_version(model, number) for number in range(1, versions + 1)]
+    for version in created:
         place(version)
     if stable is not None:
-        model.stable = made[stable - 1]
+        model.stable = created[stable - 1]
         model.save()
     return model
 

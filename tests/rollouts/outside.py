@@ -1,4 +1,4 @@
-"""Services outside for tests of checks: an HTTP server that answers as told, and Prometheus.
+"""External services for tests of checks: an HTTP server with scripted replies, and Prometheus.
 
 The real one is used where the machine has it (on PATH, or in .tools/debs by `./run debs`); the
 summary of a test run says so when it was not there.
@@ -33,7 +33,7 @@ DEBS = Path(__file__).parents[2] / ".tools" / "debs" / "usr" / "bin" / "promethe
 
 
 @dataclass
-class Told:
+class Reply:
     """What a service answers, and after how long."""
 
     status: int = 200
@@ -44,34 +44,34 @@ class Told:
 
 @dataclass
 class Service:
-    """`asked` are the requests it got: path, headers, body."""
+    """`requests` are the received requests: path, headers, body."""
 
     url: str
-    asked: list[tuple[str, dict[str, str], bytes]]
+    requests: list[tuple[str, dict[str, str], bytes]]
     stop: Callable[[], None]
 
 
 @contextmanager
-def service(answer: Callable[[bytes], Told]) -> Iterator[Service]:
+def service(answer: Callable[[bytes], Reply]) -> Iterator[Service]:
     """Serve what `answer` makes of each body, GET or POST."""
-    asked: list[tuple[str, dict[str, str], bytes]] = []
+    requests: list[tuple[str, dict[str, str], bytes]] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers.get("content-length", 0)))
-            asked.append((self.path, {k.lower(): v for k, v in self.headers.items()}, body))
-            told = answer(body)
-            time.sleep(told.wait_s)
-            self.send_response(told.status)
-            for name, value in {"content-length": str(len(told.body)), **told.headers}.items():
+            requests.append((self.path, {k.lower(): v for k, v in self.headers.items()}, body))
+            reply = answer(body)
+            time.sleep(reply.wait_s)
+            self.send_response(reply.status)
+            for name, value in {"content-length": str(len(reply.body)), **reply.headers}.items():
                 self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(told.body)
+            self.wfile.write(reply.body)
 
         do_GET = do_POST  # noqa: N815 (the server's name)
 
         def log_message(self, *_: Any) -> None:
-            """Nothing: the tests look at `asked`."""
+            """Nothing: the tests read `requests`."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
@@ -81,17 +81,17 @@ def service(answer: Callable[[bytes], Told]) -> Iterator[Service]:
         server.server_close()
 
     try:
-        yield Service(f"http://127.0.0.1:{server.server_port}", asked, stop)
+        yield Service(f"http://127.0.0.1:{server.server_port}", requests, stop)
     finally:
         stop()
 
 
-def says(**fields: Any) -> Told:
-    return Told(body=json.dumps(fields).encode())
+def says(**fields: Any) -> Reply:
+    return Reply(body=json.dumps(fields).encode())
 
 
-def vector(*values: str, at: float | None = None) -> Told:
-    """Return Prometheus' answer of so many series, or of none."""
+def vector(*values: str, at: float | None = None) -> Reply:
+    """Return the Prometheus reply with one series per value, or without series."""
     stamp = time.time() if at is None else at
     result = [{"metric": {"n": str(n)}, "value": [stamp, v]} for n, v in enumerate(values)]
     return says(status="success", data={"resultType": "vector", "result": result})
@@ -128,7 +128,7 @@ def prometheus(directory: Path) -> Iterator[Prometheus]:
         with service(_as_prometheus) as stand_in:
             yield Prometheus(stand_in.url, stand_in.stop)
         return
-    with service(lambda _: Told(body=METRICS, headers={"content-type": "text/plain"})) as scraped:
+    with service(lambda _: Reply(body=METRICS, headers={"content-type": "text/plain"})) as scraped:
         process, url = _start(BINARY, scraped.url.removeprefix("http://"), directory)
         try:
             wait_for(lambda: b'"value"' in _read(f"{url}/api/v1/query?query=requests_failed"))
@@ -150,7 +150,7 @@ def _start(binary: str, target: str, directory: Path) -> tuple[subprocess.Popen[
     return subprocess.Popen(command), f"http://{address}"
 
 
-def _as_prometheus(body: bytes) -> Told:
+def _as_prometheus(body: bytes) -> Reply:
     """Answer as Prometheus 2.42 did."""
     query = query_of(body)
     if query == "scalar(vector(0.75))":
@@ -160,8 +160,8 @@ def _as_prometheus(body: bytes) -> Told:
         return says(status="success", data={"resultType": "matrix", "result": []})
     if query.endswith("{modle}"):
         error = 'invalid parameter "query": 1:17: parse error: unexpected "}"'
-        told = {"status": "error", "errorType": "bad_data", "error": error}
-        return Told(400, json.dumps(told).encode())
+        reply = {"status": "error", "errorType": "bad_data", "error": error}
+        return Reply(400, json.dumps(reply).encode())
     answers = {
         "vector(0.25)": ["0.25"],
         "vector(0)/vector(0)": ["NaN"],

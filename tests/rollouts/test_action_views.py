@@ -154,9 +154,9 @@ def test_what_ended_without_success_is_tried_again_saying_what_is_overridden(
     assert "Override &#x27;quarantine&#x27;" in refused
     again = operator.post(address(rollout, "retry/"), {"override": "quarantine"})
 
-    made = Rollout.objects.get(retry_of=rollout)
-    assert again.headers["location"] == address(made)
-    shown = text_of(operator, made)
+    retried = Rollout.objects.get(retry_of=rollout)
+    assert again.headers["location"] == address(retried)
+    shown = text_of(operator, retried)
     assert "Overridden by olga:</b> quarantine" in shown
     assert address(rollout) in shown
 
@@ -227,7 +227,7 @@ def test_the_log_keeps_inputs_and_the_story_is_told_in_words(operator: Client) -
 
 
 @pytest.mark.parametrize(
-    ("ago_min", "wait_max_s", "told"),
+    ("ago_min", "wait_max_s", "message"),
     [
         (31, 0, "until the checks pass, for at most <b"),
         (31, 86_400, "or while nothing but data is lacking for <b"),
@@ -235,7 +235,7 @@ def test_the_log_keeps_inputs_and_the_story_is_told_in_words(operator: Client) -
     ],
 )
 def test_a_step_that_is_extended_says_for_how_long(
-    operator: Client, ago_min: int, wait_max_s: int, told: str
+    operator: Client, ago_min: int, wait_max_s: int, message: str
 ) -> None:
     rollout = follow({"weight_bp": 500}, wait_max_s=wait_max_s)
     began_at = database_now() - timedelta(minutes=ago_min)
@@ -245,5 +245,5 @@ def test_a_step_that_is_extended_says_for_how_long(
         step_limit_at=began_at + timedelta(minutes=90),
     )
     text = text_of(operator, rollout)
-    assert told in text
+    assert message in text
     assert "then it pauses for a person." in text

@@ -18,7 +18,7 @@ MEANS = {"canary_mean": 0.5, "canary_n": 70, "control_mean": 0.6, "control_n": 8
 
 
 @pytest.mark.parametrize(
-    ("kind", "settings", "evidence", "seen", "compared"),
+    ("kind", "settings", "evidence", "observed", "compared"),
     [
         ("error-rate", {}, RATES, ("3.10 %", "57 of 1,842"), ("0.90 %", "9 of 1,000")),
         ("error-threshold", {}, RATES, ("3.10 %", "57 of 1,842"), ("0.90 %", "9 of 1,000")),
@@ -110,12 +110,12 @@ def test_each_kind_shows_its_own_figures(
     kind: str,
     settings: dict[str, Any],
     evidence: dict[str, Any],
-    seen: tuple[str, str],
+    observed: tuple[str, str],
     compared: tuple[str, str],
 ) -> None:
     check = CheckDocument(check=kind, settings=settings)
 
-    assert sides_of(check, evidence) == (Cell(*seen), Cell(*compared))
+    assert sides_of(check, evidence) == (Cell(*observed), Cell(*compared))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -152,8 +152,8 @@ def test_percentiles_are_shown_with_their_difference_and_bounds() -> None:
     ]
     judge(rollout, "latency", "pass", "as quick", percentiles=rows)
 
-    found = next(view for view in checks_of(rollout) if view.name == "latency").percentiles
+    views = next(view for view in checks_of(rollout) if view.name == "latency").percentiles
 
-    assert [row.name for row in found] == ["p50", "p99"]
-    assert (found[0].difference, found[0].bounds) == ("+1.00 ms", "−0.20 ms to +2.00 ms")
-    assert (found[1].canary, found[1].difference, found[1].bounds) == ("–", "unknown", "–")
+    assert [row.name for row in views] == ["p50", "p99"]
+    assert (views[0].difference, views[0].bounds) == ("+1.00 ms", "−0.20 ms to +2.00 ms")
+    assert (views[1].canary, views[1].difference, views[1].bounds) == ("–", "unknown", "–")

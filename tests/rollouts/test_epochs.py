@@ -153,8 +153,11 @@ def test_nobody_who_could_not_yet_report_is_taken_for_gone() -> None:
     rollout = make_baking(make_model())
     Rollout.objects.update(phase=Phase.ROLLING_BACK)
     begin(ago=timedelta(seconds=3))
-    (told,) = unacked(rollout.generation or 0, database_now())
-    assert told == ("of the fleet before the restore", "may still report: epoch 1 started 3 s ago")
+    (result,) = unacked(rollout.generation or 0, database_now())
+    assert result == (
+        "of the fleet before the restore",
+        "may still report: epoch 1 started 3 s ago",
+    )
     tick_rollouts()
     rollout.refresh_from_db()
     assert rollout.phase == Phase.ROLLING_BACK
@@ -190,8 +193,8 @@ def test_which_generations_came_from_this_database() -> None:
     make_baking(make_model())
     begin()
     begin(number=4)
-    told = {each: was_published(each) for each in (0, 1, FORGOTTEN, first_of(1), first_of(1) + 1)}
-    assert told == {0: True, 1: True, FORGOTTEN: False, first_of(1): True, first_of(1) + 1: False}
+    result = {each: was_published(each) for each in (0, 1, FORGOTTEN, first_of(1), first_of(1) + 1)}
+    assert result == {0: True, 1: True, FORGOTTEN: False, first_of(1): True, first_of(1) + 1: False}
     assert [was_published(each) for each in (first_of(3), first_of(4), first_of(5))] == [
         False, True, False,
     ]  # fmt: skip

@@ -39,7 +39,9 @@ def test_a_model_that_nothing_served_says_so(operator: Client) -> None:
     make_model()
 
     assert "Nothing has served digits yet" in text_of(operator, HISTORY)
-    assert "no routing table with this model" in text_of(operator, f"{HISTORY}?at=2026-01-01T10:00:00")
+    assert "no routing table with this model" in text_of(
+        operator, f"{HISTORY}?at=2026-01-01T10:00:00"
+    )
     assert HISTORY in text_of(operator, "/models/digits/")
 
 
@@ -61,10 +63,10 @@ def test_an_instant_tells_what_served_then_and_who_decided_it(operator: Client) 
     text = text_of(operator, f"{HISTORY}?at={at:%Y-%m-%dT%H:%M:%S}")
     before = text_of(operator, f"{HISTORY}?at={change.at - timedelta(minutes=1):%Y-%m-%dT%H:%M}")
 
-    told = text.split('id="served"')[1].split("</div>")[0]
-    assert "stable 1, canary 2 at 5 %" in told
-    assert "decided by anna" in told
-    assert f"/rollouts/{rollout.pk}/" in told
+    notice = text.split('id="served"')[1].split("</div>")[0]
+    assert "stable 1, canary 2 at 5 %" in notice
+    assert "decided by anna" in notice
+    assert f"/rollouts/{rollout.pk}/" in notice
     assert "the history begins later" in before
 
 
@@ -81,7 +83,7 @@ def test_the_second_at_which_a_change_is_listed_is_one_that_it_served(operator: 
 
 
 @pytest.mark.parametrize(
-    ("split", "shadow", "told"),
+    ("split", "shadow", "message"),
     [
         (
             {
@@ -97,15 +99,15 @@ def test_the_second_at_which_a_change_is_listed_is_one_that_it_served(operator: 
     ],
 )
 def test_experiments_and_shadows_are_told(
-    operator: Client, split: object, shadow: object, told: str
+    operator: Client, split: object, shadow: object, message: str
 ) -> None:
     make_model()
-    given = {"split": split, "shadow": shadow, "reason": "x", "actor": "anna"}
+    values = {"split": split, "shadow": shadow, "reason": "x", "actor": "anna"}
     ServingChange.objects.create(
-        model_name="digits", at=database_now(), generation=1, stable="1", **given
+        model_name="digits", at=database_now(), generation=1, stable="1", **values
     )
 
-    assert told in text_of(operator, HISTORY)
+    assert message in text_of(operator, HISTORY)
 
 
 @pytest.mark.parametrize("at", ["", "yesterday", "2026-13-01T00:00"])
@@ -171,11 +173,11 @@ def test_a_version_in_quarantine_is_gone_back_to_only_on_purpose(operator: Clien
     model = make_third_stable()
     two = model.versions.get(number=2)
     Quarantine.objects.create(version=two, reason="slow", at=database_now())
-    address, asked = "/models/digits/rollback/", {"version": "2"}
+    address, data = "/models/digits/rollback/", {"version": "2"}
 
-    refused = post_yes(operator, address, asked, follow=True).content.decode()
+    refused = post_yes(operator, address, data, follow=True).content.decode()
     assert "is in quarantine" in refused
-    post_yes(operator, address, asked | {"override": "quarantine"})
+    post_yes(operator, address, data | {"override": "quarantine"})
 
     assert Rollout.objects.get(kind=Rollout.Kind.ROLLBACK).overrides == ["quarantine"]
 

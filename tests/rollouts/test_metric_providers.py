@@ -21,7 +21,7 @@ from apps.rollouts.states import Phase
 from tests.rollouts.factories import ANNA, send
 from tests.rollouts.outside import (
     IS_REAL,
-    Told,
+    Reply,
     free_port,
     look,
     make_asking,
@@ -69,7 +69,7 @@ def test_prometheus_is_asked_about_this_rollout(settings: Any) -> None:
     with service(lambda _: vector("0.25")) as outside:
         settings.PROMETHEUS_URL = outside.url
         row = only(look(make_asking(query_check())))
-    path, _, body = outside.asked[0]
+    path, _, body = outside.requests[0]
     asked = 'errors{model="digits",version="2"} - errors{version="1"}'
     assert (path, query_of(body)) == ("/api/v1/query", asked)
     assert (row.verdict, row.reason) == ("pass", f"{asked} is 0.25, at most 0.5")
@@ -101,7 +101,7 @@ def test_a_webhook_is_told_of_the_step_and_signed(settings: Any) -> None:
     with service(lambda _: says(verdict="pass", reason="sales are up")) as outside:
         rollout = make_asking(hook(f"{outside.url}/judge?token=t"))
         row = only(look(rollout))
-    path, headers, body = outside.asked[0]
+    path, headers, body = outside.requests[0]
     told = json.loads(body)
     assert path == "/judge?token=t"
     assert told.pop("at")
@@ -118,8 +118,8 @@ def test_a_webhook_is_told_of_the_step_and_signed(settings: Any) -> None:
 def test_without_a_secret_a_webhook_is_asked_unsigned() -> None:
     with service(lambda _: says(verdict="pass")) as outside:
         look(make_asking(hook(outside.url)))
-    assert "webhook-signature" not in outside.asked[0][1]
-    assert "webhook-id" in outside.asked[0][1]
+    assert "webhook-signature" not in outside.requests[0][1]
+    assert "webhook-id" in outside.requests[0][1]
 
 
 @pytest.mark.parametrize(
@@ -128,13 +128,13 @@ def test_without_a_secret_a_webhook_is_asked_unsigned() -> None:
         (says(verdict="provider-error"), "does not answer"),
         (says(verdict="great"), "does not answer"),
         (says(reason="?"), "does not answer"),
-        (Told(body=b"pass"), "does not answer"),
-        (Told(body=b'{"verdict": "pass", "reason": "' + b"x" * 20_000 + b'"}'), "does not answer"),
-        (Told(status=500, body=b'{"verdict": "fail"}'), "answers 500"),
-        (Told(status=302, headers={"location": "http://127.0.0.1:1/"}), "answers 302"),
+        (Reply(body=b"pass"), "does not answer"),
+        (Reply(body=b'{"verdict": "pass", "reason": "' + b"x" * 20_000 + b'"}'), "does not answer"),
+        (Reply(status=500, body=b'{"verdict": "fail"}'), "answers 500"),
+        (Reply(status=302, headers={"location": "http://127.0.0.1:1/"}), "answers 302"),
     ],
 )
-def test_any_other_answer_of_a_webhook_is_its_error_and_holds(told: Told, why: str) -> None:
+def test_any_other_answer_of_a_webhook_is_its_error_and_holds(told: Reply, why: str) -> None:
     with service(lambda _: told) as outside:
         rollout = make_asking(hook(outside.url))
         row = only(look(rollout))
@@ -146,13 +146,13 @@ def test_any_other_answer_of_a_webhook_is_its_error_and_holds(told: Told, why: s
 @pytest.mark.parametrize(
     ("told", "why"),
     [
-        (Told(status=307, headers={"location": "/x"}), "answers 307: no redirect is followed"),
-        (Told(body=b"x" * 300_000), "answers more than 262144 bytes"),
-        (Told(status=500), "answers 500 with what is not of Prometheus' API"),
+        (Reply(status=307, headers={"location": "/x"}), "answers 307: no redirect is followed"),
+        (Reply(body=b"x" * 300_000), "answers more than 262144 bytes"),
+        (Reply(status=500), "answers 500 with what is not of Prometheus' API"),
     ],
 )
 def test_any_other_answer_of_prometheus_is_its_error_and_holds(
-    settings: Any, told: Told, why: str
+    settings: Any, told: Reply, why: str
 ) -> None:
     with service(lambda _: told) as outside:
         settings.PROMETHEUS_URL = outside.url
@@ -166,7 +166,7 @@ def test_all_are_asked_at_once_and_none_holds_up_the_tick(
     settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(metric_providers, "ASKING_S", 1.0)
-    with service(lambda _: Told(wait_s=2)) as slow, service(lambda _: vector("0")) as quick:
+    with service(lambda _: Reply(wait_s=2)) as slow, service(lambda _: vector("0")) as quick:
         settings.PROMETHEUS_URL = quick.url
         hooks = [hook(slow.url, name=f"slow-{n}") for n in range(20)]
         rollout = make_asking(*hooks, query_check())

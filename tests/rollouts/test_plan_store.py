@@ -1,4 +1,4 @@
-"""Plans that two people change at once: one of them is told."""
+"""Plans that two people change at once: one of them gets a Conflict."""
 
 from __future__ import annotations
 

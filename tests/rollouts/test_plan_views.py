@@ -209,7 +209,7 @@ def test_only_an_admin_edits_plans(client: Client) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lines", "told"),
+    ("lines", "message"),
     [
         ('{"check": "latency-objective"}', "Line 1: check latency-objective: needs limit_us"),
         ('\n{"check": "horoscope"}', "Line 2: unknown check &#x27;horoscope&#x27;"),
@@ -224,14 +224,14 @@ def test_only_an_admin_edits_plans(client: Client) -> None:
     ],
 )
 def test_a_check_that_is_none_is_refused_with_its_line_and_field(
-    boss: Client, lines: str, told: str
+    boss: Client, lines: str, message: str
 ) -> None:
     response = boss.post(
         "/rollouts/plans/new/", form_of(("50", "1"), **{"form-0-documents": lines})
     )
 
     assert response.status_code == 400
-    assert told in response.content.decode()
+    assert message in response.content.decode()
     assert not Plan.objects.exists()
 
 
@@ -297,8 +297,8 @@ def test_the_page_shows_checks_with_settings_gates_and_copies(boss: Client) -> N
 
 
 def test_a_plan_shows_how_often_it_decides_wrongly(boss: Client) -> None:
-    asked = CheckDocument(check="error-threshold", settings={"margin_bp": 50})
-    steps = (StepDocument(weight_bp=500, checks=(asked,)), StepDocument(weight_bp=2_500))
+    check = CheckDocument(check="error-threshold", settings={"margin_bp": 50})
+    steps = (StepDocument(weight_bp=500, checks=(check,)), StepDocument(weight_bp=2_500))
     plan = save_plan(document=PlanDocument(name="rule", steps=steps), actor=ANNA)
     calm = make_plan("calm")
     asks_outside = CheckDocument(

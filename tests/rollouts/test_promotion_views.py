@@ -151,7 +151,9 @@ def test_a_plan_that_starts_at_0_says_so(operator: Client, model: RegisteredMode
         steps = (first, StepDocument(weight_bp=10_000))
         save_plan(document=PlanDocument(name=name, steps=steps), actor=ANNA)
 
-    assert "except requests with its version number" in text_of(operator, "?version=2&plan=blue-green")
+    assert "except requests with its version number" in text_of(
+        operator, "?version=2&plan=blue-green"
+    )
     assert "except copies of 10 % of the requests" in text_of(operator, "?version=2&plan=shadow")
 
 

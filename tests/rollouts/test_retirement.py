@@ -12,7 +12,7 @@ from apps.models.services import change_deployment
 from apps.models.states import DeploymentState
 from apps.rollouts import retirement
 from apps.rollouts.publication import latest_table
-from apps.rollouts.retirement import retire_versions, needed_versions
+from apps.rollouts.retirement import needed_versions, retire_versions
 from contract.routing import decode
 from tests.rollouts.factories import ANNA, make_baking, make_instance, make_model, send
 

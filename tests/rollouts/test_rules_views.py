@@ -47,14 +47,14 @@ def text_of(client: Client) -> str:
 
 def make_freeze(model: RegisteredModel | None = None, **more: Any) -> FreezeWindow:
     now = database_now()
-    given = {"reason": "the fair", "starts_at": now - HOUR, "ends_at": now + HOUR}
-    return create_freeze(model=model, **(given | more), actor=ANNA, now=now - HOUR)
+    values = {"reason": "the fair", "starts_at": now - HOUR, "ends_at": now + HOUR}
+    return create_freeze(model=model, **(values | more), actor=ANNA, now=now - HOUR)
 
 
 def make_past() -> FreezeWindow:
     now = database_now()
-    given = {"starts_at": now - 3 * HOUR, "ends_at": now - 2 * HOUR, "reason": "the old fair"}
-    return create_freeze(model=None, **given, actor=ANNA, now=now - 3 * HOUR)
+    values = {"starts_at": now - 3 * HOUR, "ends_at": now - 2 * HOUR, "reason": "the old fair"}
+    return create_freeze(model=None, **values, actor=ANNA, now=now - 3 * HOUR)
 
 
 def sent(at: datetime) -> str:
@@ -116,16 +116,16 @@ def test_a_window_is_set_from_now_on_when_no_start_is_said(boss: Client) -> None
 
 def test_all_models_are_frozen_weekly_when_that_is_asked(boss: Client) -> None:
     starts_at = database_now() + HOUR
-    asked = {"starts_at": sent(starts_at), "ends_at": sent(starts_at + HOUR), "is_weekly": "on"}
+    data = {"starts_at": sent(starts_at), "ends_at": sent(starts_at + HOUR), "is_weekly": "on"}
 
-    boss.post(f"{RULES}freezes/", asked | {"reason": "Fridays"})
+    boss.post(f"{RULES}freezes/", data | {"reason": "Fridays"})
 
     window = FreezeWindow.objects.get()
     assert (window.model, window.is_weekly) == (None, True)
 
 
 @pytest.mark.parametrize(
-    ("asked", "told"),
+    ("data", "message"),
     [
         ({"ends_at": ""}, "This field is required."),
         ({"ends_at": "tomorrow"}, "Enter a valid date/time."),
@@ -136,15 +136,15 @@ def test_all_models_are_frozen_weekly_when_that_is_asked(boss: Client) -> None:
     ],
 )
 def test_a_window_that_cannot_be_is_refused_beside_the_field(
-    boss: Client, asked: dict[str, str], told: str
+    boss: Client, data: dict[str, str], message: str
 ) -> None:
-    given = {"ends_at": sent(database_now() + HOUR), "reason": "fair"}
+    values = {"ends_at": sent(database_now() + HOUR), "reason": "fair"}
 
-    response = boss.post(f"{RULES}freezes/", given | asked)
+    response = boss.post(f"{RULES}freezes/", values | data)
 
     text = response.content.decode()
     assert response.status_code == 400
-    assert told in text.split('class="errorlist"')[1]
+    assert message in text.split('class="errorlist"')[1]
     assert '<details id="freeze" open>' in text
     assert not FreezeWindow.objects.exists()
 
@@ -174,17 +174,17 @@ def test_an_operator_of_one_model_freezes_that_one_only(client: Client) -> None:
     digits, everything = make_model(), make_freeze()
     make_model("faces")
     log_in_operator(client, digits)
-    asked = {"ends_at": sent(database_now() + HOUR), "reason": "fair"}
+    data = {"ends_at": sent(database_now() + HOUR), "reason": "fair"}
 
     form = text_of(client).split('action="/rollouts/rules/freezes/"')[1].split("</form>")[0]
 
     assert 'value="digits"' in form
     assert "faces" not in form
     assert "All models" not in form
-    assert client.post(f"{RULES}freezes/", asked).status_code == 403
-    assert client.post(f"{RULES}freezes/", asked | {"model": "faces"}).status_code == 403
+    assert client.post(f"{RULES}freezes/", data).status_code == 403
+    assert client.post(f"{RULES}freezes/", data | {"model": "faces"}).status_code == 403
     assert client.post(f"{RULES}freezes/{everything.pk}/end/").status_code == 403
-    assert client.post(f"{RULES}freezes/", asked | {"model": "digits"}).status_code == 302
+    assert client.post(f"{RULES}freezes/", data | {"model": "digits"}).status_code == 302
 
 
 # --- The limit ----------------------------------------------------------------------------------
@@ -194,11 +194,11 @@ def test_the_limit_is_set_and_taken_away(boss: Client) -> None:
     make_baking(make_model())
 
     boss.post(f"{RULES}limit/", {"concurrent_max": "3"})
-    told = text_of(boss)
+    text = text_of(boss)
     boss.post(f"{RULES}limit/", {"concurrent_max": ""})
 
-    assert "At most <b>3</b> may be under way" in told
-    assert "Now 1 is under way" in told
+    assert "At most <b>3</b> may be under way" in text
+    assert "Under way now: 1" in text
     assert concurrent_max() is None
 
 

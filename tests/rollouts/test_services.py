@@ -32,16 +32,18 @@ def version(number: int, **changes: Any) -> ModelVersion:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"signature": make_signature(32)}, r"'pixels' was FP32 \[-1, 64\] and is FP32 \[-1, 32\]"),
         ({"signature": {**make_signature(), "outputs": []}}, "output 'label' is missing"),
-        ({"batched": False}, "one of them has a batch dimension"),
+        ({"batched": False}, "only one of them has a batch dimension"),
     ],
 )
-def test_a_target_that_takes_other_requests_is_refused(changes: dict[str, Any], told: str) -> None:
+def test_a_target_that_takes_other_requests_is_refused(
+    changes: dict[str, Any], message: str
+) -> None:
     target = version(2, **changes)
-    with pytest.raises(Invalid, match=told):
+    with pytest.raises(Invalid, match=message):
         start(target)
     assert not Rollout.objects.exists()
     assert not LiveSplit.objects.exists()

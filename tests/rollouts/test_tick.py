@@ -248,12 +248,12 @@ def test_a_pinned_rollout_keeps_its_guardrails(monkeypatch: pytest.MonkeyPatch) 
     rollout = make_baking(make_model())
     make_instance()
     turn(rollout)
-    found = CheckResult("error-rate", Verdict.FAIL, "9 % vs 1 %", {})
+    result = CheckResult("error-rate", Verdict.FAIL, "9 % vs 1 %", {})
     passed = [
         CheckResult(name, Verdict.PASS, "", {})
         for name in ("latency", "unanswered", "sample-ratio")
     ]
-    monkeypatch.setattr(evaluation, "answer", lambda question: [found, *passed])
+    monkeypatch.setattr(evaluation, "answer", lambda question: [result, *passed])
     pin(rollout, "*")
     assert (rollout.phase, rollout.reason) == (Phase.ROLLING_BACK, "error-rate: 9 % vs 1 %")
 

@@ -77,12 +77,12 @@ def test_a_model_that_may_go_on_waits_for_the_others(pair: tuple[Rollout, Rollou
 
 
 def test_they_become_stable_together(pair: tuple[Rollout, Rollout]) -> None:
-    seen = set()
+    phases = set()
     for _ in range(8):
         turn(*pair)
         table = latest()
-        seen.add((table.models["a"].stable, table.models["b"].stable))
-    assert seen == {("1", "1"), ("2", "2")}
+        phases.add((table.models["a"].stable, table.models["b"].stable))
+    assert phases == {("1", "1"), ("2", "2")}
     assert {each.phase for each in pair} == {Phase.SUCCEEDED}
 
 

@@ -130,17 +130,17 @@ NEEDED = {
 def test_a_version_that_is_needed_stays_and_says_why(
     needed: Callable[[], int], service: Callable[..., Any]
 ) -> None:
-    found = version(needed())
-    before, told = states(), AuditEntry.objects.count()
+    row = version(needed())
+    before, entries = states(), AuditEntry.objects.count()
 
     with pytest.raises(Conflict) as refused:
-        act(service, found)
+        act(service, row)
 
     assert NEEDED[needed] in refused.value.message
     assert refused.value.detail["needs"]
     assert states() == before
-    assert AuditEntry.objects.count() == told
-    assert version(found.number).is_active
+    assert AuditEntry.objects.count() == entries
+    assert version(row.number).is_active
 
 
 @pytest.mark.parametrize("service", OF_MODEL, ids=lambda service: service.__name__)
@@ -151,7 +151,7 @@ def test_a_model_in_service_is_neither_archived_nor_deleted(service: Callable[..
 
 
 @pytest.mark.parametrize(
-    ("needed", "told"),
+    ("needed", "message"),
     [
         (needed_by_a_rollout, "the rollout to version 2 is baking"),
         (needed_by_an_experiment, "experiment weak-or-strong compares it (running)"),
@@ -171,12 +171,12 @@ def test_a_model_in_service_is_neither_archived_nor_deleted(service: Callable[..
     ],
     ids=["rollout", "experiment", "loading", "asked", "pinned", "silent"],
 )
-def test_a_model_that_is_needed_stays_in_service(needed: Callable[[], Any], told: str) -> None:
+def test_a_model_that_is_needed_stays_in_service(needed: Callable[[], Any], message: str) -> None:
     needed()
     model = RegisteredModel.objects.get()
     with pytest.raises(Conflict) as refused:
         act(undeploying.undeploy_model, model)
-    assert told in refused.value.message
+    assert message in refused.value.message
     model.refresh_from_db()
     assert model.stable is not None
 

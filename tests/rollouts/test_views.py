@@ -55,9 +55,9 @@ def text_of(client: Client, path: str, **more: Any) -> str:
 
 
 def stamp_in(text: str) -> str:
-    found = re.search(r"stamp=([0-9a-f]{16})", text)
-    assert found is not None
-    return found[1]
+    match = re.search(r"stamp=([0-9a-f]{16})", text)
+    assert match is not None
+    return match[1]
 
 
 def address(rollout: Rollout, action: str = "") -> str:
@@ -148,9 +148,9 @@ def test_a_models_charts_are_data_that_the_page_draws(viewer: Client) -> None:
 
     text = text_of(viewer, "/models/digits/charts/?span=60", headers=HTMX)
 
-    found = re.search(r'<script id="requests-data" type="application/json">(.*?)</script>', text)
-    assert found is not None
-    assert json.loads(found[1])["layout"]["yaxis"]["title"]["text"] == "requests/s"
+    match = re.search(r'<script id="requests-data" type="application/json">(.*?)</script>', text)
+    assert match is not None
+    assert json.loads(match[1])["layout"]["yaxis"]["title"]["text"] == "requests/s"
     unchanged = f"/models/digits/charts/?span=60&stamp={stamp_in(text)}"
     assert viewer.get(unchanged, headers=HTMX).status_code == 204
 
@@ -161,8 +161,8 @@ def test_rolling_back_names_its_target_and_does_it(operator: Client) -> None:
     model.save()
 
     assert "Roll back to 1" in text_of(operator, "/models/digits/")
-    asked = question_of(operator, "/models/digits/rollback/")
-    assert "from version 2 to version 1" in asked
+    question = question_of(operator, "/models/digits/rollback/")
+    assert "from version 2 to version 1" in question
     response = post_yes(operator, "/models/digits/rollback/", headers=HTMX)
 
     model.refresh_from_db()
@@ -390,10 +390,10 @@ def test_a_paused_rollout_is_resumed_without_javascript_too(operator: Client) ->
 
 def test_a_stale_revision_changes_nothing_and_shows_the_state(operator: Client) -> None:
     rollout = make_baking(make_model())
-    seen = rollout.revision
+    revision = rollout.revision
     pause_rollout(rollout=rollout, actor=ANNA, now=database_now(), reason="odd graphs")
 
-    response = operator.post(address(rollout, "promote/"), {"revision": seen}, headers=HTMX)
+    response = operator.post(address(rollout, "promote/"), {"revision": revision}, headers=HTMX)
 
     text = response.content.decode()
     assert response.status_code == 409

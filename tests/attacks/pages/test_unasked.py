@@ -185,7 +185,7 @@ def test_two_people_see_each_others_action_within_two_seconds(visit: Visit, view
 def _seen_after(actor: Page, watcher: Page, button: str) -> float:
     """Return the seconds from where who acted sees it to where somebody else does."""
     actor.locator(f"#{button}").click()
-    words = re.compile(f"{button}d by hand", re.IGNORECASE)
+    words = re.compile(f"{button}d manually", re.IGNORECASE)
     actor.locator("#live", has_text=words).wait_for()
     acted = time.monotonic()
     watcher.locator("#live", has_text=words).wait_for()
