@@ -81,7 +81,7 @@ def test_a_reason_given_afterwards_is_in_the_log_and_the_quarantine() -> None:
     told = send_json(bob, f"{path}reason/", {"reason": "wrong labels"}).json()
     assert (told["lacks_reason"], told["reason"]) == (False, "aborted manually: wrong labels")
     assert "wrong labels" in Quarantine.objects.get().reason
-    assert "bob said why: wrong labels." in bob.get(f"{path}explain/").json()["story"][-2]
+    assert "bob gave the reason: wrong labels." in bob.get(f"{path}explain/").json()["story"][-2]
     assert AuditEntry.objects.latest("id").action == "rollout.reason_given"
     assert send_json(bob, f"{path}reason/", {"reason": "twice"}).status_code == 409
 

@@ -21,7 +21,7 @@ from apps.rollouts.releases import start_release
 from apps.rollouts.states import Phase
 from apps.rollouts.tick import tick_rollouts
 from tests.confirming import post_yes, question_of
-from tests.rollouts.callers import caller, send_json
+from tests.rollouts.callers import caller, rendered, send_json
 from tests.rollouts.factories import ANNA, make_baking, make_instance, make_model, make_person
 
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -66,7 +66,7 @@ def test_a_weekly_window_needs_its_zone_where_an_offset_alone_would_lie() -> Non
     }
     refused = send_json(admin, FREEZES, body)
     assert refused.status_code == 400
-    assert "needs a time_zone" in refused.content.decode()
+    assert "needs a time_zone" in rendered(refused)
     assert send_json(admin, FREEZES, body | {"time_zone": "Mars/Olympus"}).status_code == 400
     made = send_json(admin, FREEZES, body | {"time_zone": "Europe/Berlin"})
     assert (made.status_code, made.json()["time_zone"]) == (201, "Europe/Berlin")
@@ -90,7 +90,7 @@ def test_the_page_reads_instants_by_the_zone_that_is_chosen(client: Client) -> N
     window = FreezeWindow.objects.get()
     assert window.starts_at == datetime(2027, 7, 2, 13, tzinfo=UTC)
     assert window.time_zone == "Europe/Berlin"
-    assert "Europe/Berlin" in client.get("/rollouts/rules/").content.decode()
+    assert "Europe/Berlin" in rendered(client.get("/rollouts/rules/"))
 
 
 def _user(name: str) -> User:
@@ -137,7 +137,7 @@ def test_a_freeze_that_begins_in_mid_rollout_is_shown_with_its_end_and_overridde
     local = window.ends_at.astimezone(BERLIN)
     assert turn(rollout).step_index == 0
 
-    page = client.get(path).content.decode()
+    page = rendered(client.get(path))
     assert "A freeze holds the rollout" in page
     assert f"({local:%H:%M} in Europe/Berlin)" in page
     form = {"revision": rollout.revision}
@@ -147,7 +147,7 @@ def test_a_freeze_that_begins_in_mid_rollout_is_shown_with_its_end_and_overridde
     post_yes(client, f"{path}override-freeze/", form | {"reason": "a fix that cannot wait"})
 
     assert turn(rollout).step_index > 0
-    page = client.get(path).content.decode()
+    page = rendered(client.get(path))
     assert "A freeze holds the rollout" not in page
     assert "a fix that cannot wait" in page
     assert "was overridden by olga" in page
@@ -197,7 +197,7 @@ def test_a_release_shows_which_of_its_models_is_frozen_until_when(client: Client
     make_person("olga", Role.OPERATOR)
     client.force_login(_user("olga"))
 
-    page = client.get(f"/rollouts/releases/{release.pk}/").content.decode()
+    page = rendered(client.get(f"/rollouts/releases/{release.pk}/"))
 
     assert "A freeze holds b" in page
     assert "A freeze holds a" not in page

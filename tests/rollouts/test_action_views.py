@@ -20,6 +20,7 @@ from apps.rollouts.services import abort_rollout, pause_rollout
 from apps.rollouts.states import Phase
 from apps.rollouts.tick import tick_rollouts
 from tests.confirming import post_yes
+from tests.rollouts.callers import rendered
 from tests.rollouts.factories import (
     ANNA,
     judge,
@@ -64,7 +65,7 @@ def address(rollout: Rollout, action: str = "") -> str:
 
 
 def text_of(client: Client, rollout: Rollout) -> str:
-    return client.get(address(rollout)).content.decode()
+    return rendered(client.get(address(rollout)))
 
 
 def act(client: Client, rollout: Rollout, action: str, **more: Any) -> Any:
@@ -98,7 +99,7 @@ def test_a_step_is_skipped_but_never_the_last_one(operator: Client) -> None:
     assert 'id="skip"' not in text_of(operator, rollout)
     refused = act_asked(operator, rollout, "skip/")
     assert refused.status_code == 409
-    assert "is at its last step" in refused.content.decode()
+    assert "is at its last step" in rendered(refused)
 
 
 def test_a_gate_names_who_may_open_it_and_lets_nobody_else(operator: Client) -> None:
@@ -111,7 +112,7 @@ def test_a_gate_names_who_may_open_it_and_lets_nobody_else(operator: Client) -> 
     assert act_asked(operator, rollout, "approve/").status_code == 403
 
     assert 'id="approve"' in text_of(boss, rollout)
-    opened = act_asked(boss, rollout, "approve/").content.decode()
+    opened = rendered(act_asked(boss, rollout, "approve/"))
     assert "ada approved it" in opened
     assert 'id="approve"' not in opened
 
@@ -150,7 +151,7 @@ def test_what_ended_without_success_is_tried_again_saying_what_is_overridden(
     assert "digits:2 is in quarantine since" in text
     assert "too many errors" in text
 
-    refused = operator.post(address(rollout, "retry/"), follow=True).content.decode()
+    refused = rendered(operator.post(address(rollout, "retry/"), follow=True))
     assert "Override &#x27;quarantine&#x27;" in refused
     again = operator.post(address(rollout, "retry/"), {"override": "quarantine"})
 
@@ -229,9 +230,9 @@ def test_the_log_keeps_inputs_and_the_story_is_told_in_words(operator: Client) -
 @pytest.mark.parametrize(
     ("ago_min", "wait_max_s", "message"),
     [
-        (31, 0, "until the checks pass, for at most <b"),
-        (31, 86_400, "or while nothing but data is lacking for <b"),
-        (200, 86_400, "until the checks pass, as nothing but data is lacking for <b"),
+        (31, 0, "until its checks pass, for at most <b"),
+        (31, 86_400, "or while it lacks only data for <b"),
+        (200, 86_400, "until the checks pass, as it lacks only data for <b"),
     ],
 )
 def test_a_step_that_is_extended_says_for_how_long(

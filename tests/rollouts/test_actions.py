@@ -113,7 +113,7 @@ def test_a_step_that_opens_by_itself_needs_no_approval(rollout: Rollout) -> None
 def test_a_gate_is_opened_once_and_says_by_whom(rollout: Rollout) -> None:
     row = act("approve", rollout)
     assert (row.approved_step, row.approved_by) == (0, "bea")
-    with pytest.raises(Conflict, match="approved already by bea"):
+    with pytest.raises(Conflict, match="already approved by bea"):
         act("approve", row)
 
 

@@ -85,7 +85,7 @@ def test_a_viewer_may_look_and_not_act() -> None:
     [
         ({"model": "nobody"}, 404, "nobody"),
         ({"version": "99"}, 404, "99"),
-        ({"version": "1"}, 400, "stable version already"),
+        ({"version": "1"}, 400, "already the stable version"),
         ({"plan": "none"}, 404, "none"),
         ({"version": None}, 400, "version"),
     ],

@@ -14,6 +14,7 @@ from apps.rollouts.models import Plan, Rollout
 from apps.rollouts.serving_policies import change_settings
 from apps.rollouts.tasks import start_candidates_task
 from controlplane.settings import CELERY_BEAT_SCHEDULE
+from tests.rollouts.callers import rendered
 from tests.rollouts.factories import ANNA, database_now, make_model, make_plan
 
 pytestmark = pytest.mark.django_db
@@ -123,13 +124,13 @@ def test_beat_looks_for_moves(model: RegisteredModel) -> None:
 
 def test_the_settings_page_offers_the_plans(model: RegisteredModel, admin_client: Client) -> None:
     path = "/models/digits/settings/"
-    text = admin_client.get(path).content.decode()
+    text = rendered(admin_client.get(path))
     assert '<option value="careful" selected>careful</option>' in text
     form = admin_client.get(path).context["form"]
     values = {name: form[name].value() for name in form.fields}
     data = {name: value for name, value in values.items() if value not in (None, False)}
     data["cache"] = "off"
     assert admin_client.post(path, {**data, "candidate_plan": ""}).status_code == 302
-    assert "start nothing" in admin_client.get("/models/digits/").content.decode()
+    assert "start nothing" in rendered(admin_client.get("/models/digits/"))
     refused = admin_client.post(path, {**data, "candidate_plan": "bold"})
-    assert "no plan named" in refused.content.decode()
+    assert "no plan named" in rendered(refused)

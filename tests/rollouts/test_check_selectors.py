@@ -41,8 +41,8 @@ MEANS = {"canary_mean": 0.5, "canary_n": 70, "control_mean": 0.6, "control_n": 8
             "latency",
             {},
             {"p95": RATES},
-            ("3.10 %", "of 1,842 above stable's usual p95"),
-            ("0.90 %", "of 1,000 above stable's usual p95"),
+            ("3.10 %", "of 1,842 above the reference p95"),
+            ("0.90 %", "of 1,000 above the reference p95"),
         ),
         ("latency", {}, {"reference_requests": 7}, ("–", ""), ("n=7", "for the reference latency")),
         (
@@ -58,7 +58,7 @@ MEANS = {"canary_mean": 0.5, "canary_n": 70, "control_mean": 0.6, "control_n": 8
             {},
             {"errors": 1, "n": 20, "requests_min": 10},
             ("1 failed", "of 20 by number"),
-            ("0 failed", "of 10 at least"),
+            ("0 failed", "of at least 10"),
         ),
         ("error-objective", {"limit_bp": 150}, {"n": 9}, ("n=9", ""), ("1.5 %", "errors, maximum")),
         (
@@ -66,14 +66,14 @@ MEANS = {"canary_mean": 0.5, "canary_n": 70, "control_mean": 0.6, "control_n": 8
             {"limit_us": 20_000},
             {"quantile_us": 12_000, "n": 9},
             ("12.0 ms", "p95, n=9"),
-            ("20.0 ms", "p95 at most"),
+            ("20.0 ms", "p95, maximum"),
         ),
         (
             "shadow-agreement",
             {},
             {"compared": 90, "flips": 3, "beyond_tolerance": 5, "errors": 10},
-            ("85.0 %", "agree, of 100 rows"),
-            ("99 %", "agree at least"),
+            ("85.0 %", "agreement, 100 rows"),
+            ("99 %", "agreement, minimum"),
         ),
         (
             "outcome",
@@ -87,7 +87,7 @@ MEANS = {"canary_mean": 0.5, "canary_n": 70, "control_mean": 0.6, "control_n": 8
             {"query": "up", "at_most": 3},
             {"value": 2.5, "bound": 3.0},
             ("2.5", ""),
-            ("3", "at most"),
+            ("3", "maximum"),
         ),
         (
             "shadow-accuracy",

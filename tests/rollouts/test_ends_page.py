@@ -11,6 +11,7 @@ from django.test import Client
 from apps.lib.clock import database_now
 from apps.rollouts.models import Rollout
 from apps.rollouts.selectors.ends import ends_of
+from tests.rollouts.callers import rendered
 from tests.rollouts.factories import make_baking, make_model, send
 
 pytestmark = pytest.mark.django_db
@@ -47,8 +48,8 @@ def test_the_page_shows_them_and_leaves_the_table_out_without_any(
 ) -> None:
     client.force_login(User.objects.create_superuser("anna"))
     page = f"/rollouts/{rollout.pk}/"
-    assert 'id="ends"' not in client.get(page).content.decode()
+    assert 'id="ends"' not in rendered(client.get(page))
     Rollout.objects.update(started_at=database_now() - timedelta(minutes=1))
     send("digits", 2, variant="canary", split=str(rollout.pk), ends={"shed": 2})
-    text = client.get(page).content.decode()
+    text = rendered(client.get(page))
     assert "refused for want of room" in text

@@ -13,6 +13,7 @@ from apps.models.models import ModelRole, RegisteredModel, Role
 from apps.models.states import DeploymentState
 from apps.rollouts.models import Quarantine, Rollout, ServingChange
 from tests.confirming import post_yes
+from tests.rollouts.callers import rendered
 from tests.rollouts.factories import make_baking, make_model, make_version, place
 
 pytestmark = pytest.mark.django_db
@@ -29,7 +30,7 @@ def operator(client: Client) -> Client:
 
 
 def text_of(client: Client, path: str) -> str:
-    return client.get(path).content.decode()
+    return rendered(client.get(path))
 
 
 # --- What served --------------------------------------------------------------------------------
@@ -38,7 +39,7 @@ def text_of(client: Client, path: str) -> str:
 def test_a_model_that_nothing_served_says_so(operator: Client) -> None:
     make_model()
 
-    assert "Nothing has served digits yet" in text_of(operator, HISTORY)
+    assert "No entries yet" in text_of(operator, HISTORY)
     assert "no routing table with this model" in text_of(
         operator, f"{HISTORY}?at=2026-01-01T10:00:00"
     )
@@ -117,7 +118,7 @@ def test_an_instant_that_is_none_is_refused_beside_the_field(operator: Client, a
     response = operator.get(f"{HISTORY}?at={at}")
 
     assert response.status_code == 400
-    assert "errorlist" in response.content.decode()
+    assert "errorlist" in rendered(response)
 
 
 def test_the_history_of_no_model_is_a_404(operator: Client) -> None:
@@ -151,8 +152,8 @@ def test_every_earlier_version_is_a_way_back_with_what_it_takes(operator: Client
 
     card = text_of(operator, "/models/digits/").split('id="rollback-title"')[1]
 
-    assert "4: loaded, at once, in quarantine" in card
-    assert "2: loaded, at once<" in card
+    assert "4: loaded, instant, in quarantine" in card
+    assert "2: loaded, instant<" in card
     assert "1: is loaded first" in card
     assert "Override the quarantine" in card
 
@@ -175,7 +176,7 @@ def test_a_version_in_quarantine_is_gone_back_to_only_on_purpose(operator: Clien
     Quarantine.objects.create(version=two, reason="slow", at=database_now())
     address, data = "/models/digits/rollback/", {"version": "2"}
 
-    refused = post_yes(operator, address, data, follow=True).content.decode()
+    refused = rendered(post_yes(operator, address, data, follow=True))
     assert "is in quarantine" in refused
     post_yes(operator, address, data | {"override": "quarantine"})
 
@@ -188,7 +189,7 @@ def test_a_version_that_does_not_exist_changes_nothing(operator: Client, version
 
     response = operator.post("/models/digits/rollback/", {"version": version}, follow=True)
 
-    assert "has no version" in response.content.decode()
+    assert "has no version" in rendered(response)
     assert not Rollout.objects.filter(kind=Rollout.Kind.ROLLBACK).exists()
 
 

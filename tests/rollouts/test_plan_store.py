@@ -75,7 +75,7 @@ def test_a_plan_that_was_deleted_meanwhile_does_not_come_back() -> None:
     plan = save_plan(document=document("other"), actor=ANNA)
     delete_plan(plan=Plan.objects.get(name="other"), actor=ANNA)
 
-    with pytest.raises(Conflict, match="gone"):
+    with pytest.raises(Conflict, match="does not exist any more"):
         save_plan(document=document("other"), plan=plan, actor=ANNA)
 
     assert not Plan.objects.filter(name="other").exists()

@@ -72,7 +72,7 @@ def test_what_has_ended_cannot_be_aborted() -> None:
         ({"versions": {"digits": "2", "a\0b": "1"}}, 400, "versions"),
         ({"versions": {"digits": "2", "nobody": "1"}}, 404, "nobody"),
         ({"versions": {"digits": "2", "shapes": "9"}}, 404, "9"),
-        ({"versions": {"digits": "2", "shapes": "1"}}, 400, "stable version already"),
+        ({"versions": {"digits": "2", "shapes": "1"}}, 400, "already the stable version"),
         ({"plan": "none"}, 404, "none"),
         ({"name": "a/b"}, 400, "name"),
         ({"overrides": ["everything"]}, 400, "quarantine, signature, freeze"),

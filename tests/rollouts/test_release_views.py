@@ -17,6 +17,7 @@ from apps.rollouts.releases import start_release
 from apps.rollouts.states import Phase
 from tests.confirming import post_yes, question_of
 from tests.rollouts.browser import form_in
+from tests.rollouts.callers import rendered
 from tests.rollouts.factories import (
     ANNA,
     make_baking,
@@ -56,7 +57,7 @@ def start(name: str = "autumn") -> Release:
 def text_of(client: Client, path: str, **sent: Any) -> str:
     response = client.get(path, sent)
     assert response.status_code == 200
-    return response.content.decode()
+    return rendered(response)
 
 
 # --- The list and one release -------------------------------------------------------------------
@@ -104,7 +105,7 @@ def test_a_release_that_has_not_changed_answers_nothing(operator: Client) -> Non
 
     fresh = operator.get(path, {"stamp": stamp}, headers=headers)
     assert fresh.status_code == 200
-    assert "<html" not in fresh.content.decode()
+    assert "<html" not in rendered(fresh)
 
 
 def test_an_abort_names_all_models_and_takes_them_back(operator: Client) -> None:
@@ -116,7 +117,7 @@ def test_an_abort_names_all_models_and_takes_them_back(operator: Client) -> None
 
     assert "digits to version 1, shapes to version 1" in data
     assert {each.phase for each in Rollout.objects.all()} == {Phase.ROLLING_BACK}
-    assert "by hand" in Rollout.objects.get(model__name="digits").reason
+    assert "manually" in Rollout.objects.get(model__name="digits").reason
 
 
 def test_what_has_ended_is_not_aborted_nor_polled(operator: Client) -> None:
@@ -129,7 +130,7 @@ def test_what_has_ended_is_not_aborted_nor_polled(operator: Client) -> None:
 
     assert 'id="abort"' not in text
     assert f'hx-get="{path}' not in text
-    assert "has already ended: succeeded" in refused.content.decode()
+    assert "has already ended: succeeded" in rendered(refused)
 
 
 def test_an_abort_needs_the_role_on_every_model(client: Client) -> None:
@@ -198,7 +199,7 @@ def test_what_cannot_be_started_is_refused_with_the_place(
     response = operator.post(NEW, CHOSEN | {"name": "autumn"} | data)
 
     assert response.status_code == 400
-    assert message in response.content.decode()
+    assert message in rendered(response)
     assert not Release.objects.exists()
 
 
@@ -234,7 +235,7 @@ def test_overrides_are_asked_for_once_and_then_hold_for_all(operator: Client) ->
     operator.post(NEW, data | {"override": ["quarantine", "freeze"]})
 
     assert refused.status_code == 409
-    text = refused.content.decode()
+    text = rendered(refused)
     assert text.count('name="override" value="freeze"') == 1
     assert "digits:2 is in quarantine" in text
     overridden = {each.model.name: each.overrides for each in Rollout.objects.all()}
@@ -250,7 +251,7 @@ def test_a_name_that_is_live_is_a_conflict(operator: Client) -> None:
     response = operator.post(NEW, data | {"name": "autumn"})
 
     assert response.status_code == 409
-    assert "A release named autumn is live already" in response.content.decode()
+    assert "A release named autumn is already live" in rendered(response)
 
 
 def test_starting_needs_the_role_on_every_model(client: Client) -> None:

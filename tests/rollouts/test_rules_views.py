@@ -17,6 +17,7 @@ from apps.rollouts.models import FreezeWindow, Quarantine
 from apps.rollouts.selectors.rules import next_start
 from apps.rollouts.services import abort_rollout
 from tests.confirming import post_yes
+from tests.rollouts.callers import rendered
 from tests.rollouts.factories import ANNA, make_baking, make_model
 
 pytestmark = pytest.mark.django_db
@@ -42,7 +43,7 @@ def log_in_operator(client: Client, model: RegisteredModel | None = None) -> Non
 def text_of(client: Client) -> str:
     response = client.get(RULES)
     assert response.status_code == 200
-    return response.content.decode()
+    return rendered(response)
 
 
 def make_freeze(model: RegisteredModel | None = None, **more: Any) -> FreezeWindow:
@@ -70,7 +71,7 @@ def test_without_rules_each_part_says_so(boss: Client) -> None:
     assert "No open or upcoming freeze windows" in text
     assert "No limit" in text
     assert "No version is in quarantine" in text
-    assert RULES in boss.get("/rollouts/").content.decode()
+    assert RULES in rendered(boss.get("/rollouts/"))
 
 
 def test_windows_are_told_apart_by_whether_they_are_open(boss: Client) -> None:
@@ -142,7 +143,7 @@ def test_a_window_that_cannot_be_is_refused_beside_the_field(
 
     response = boss.post(f"{RULES}freezes/", values | data)
 
-    text = response.content.decode()
+    text = rendered(response)
     assert response.status_code == 400
     assert message in text.split('class="errorlist"')[1]
     assert '<details id="freeze" open>' in text
@@ -166,7 +167,7 @@ def test_a_window_that_is_over_is_not_ended_again(boss: Client) -> None:
 
     response = post_yes(boss, f"{RULES}freezes/{window.pk}/end/", follow=True)
 
-    assert "The freeze window ended at" in response.content.decode()
+    assert "The freeze window ended at" in rendered(response)
     assert boss.post(f"{RULES}freezes/999/end/").status_code == 404
 
 
@@ -209,7 +210,7 @@ def test_a_limit_that_is_none_is_refused_beside_the_field(boss: Client, limit: s
     response = boss.post(f"{RULES}limit/", {"concurrent_max": limit})
 
     assert response.status_code == 400
-    assert "errorlist" in response.content.decode()
+    assert "errorlist" in rendered(response)
     assert concurrent_max() == 2
 
 
@@ -242,13 +243,13 @@ def test_a_quarantine_is_lifted_with_a_reason_only(boss: Client) -> None:
 
     refused = boss.post(address, {"reason": " "})
     assert refused.status_code == 400
-    assert "Say why the version may be trusted again" in refused.content.decode()
+    assert "Say why the version may be trusted again" in rendered(refused)
     boss.post(address, {"reason": "the fault was elsewhere"})
 
     assert not Quarantine.objects.exists()
     assert AuditEntry.objects.get(action="quarantine.lifted").actor == "boss"
     again = boss.post(address, {"reason": "twice"}, follow=True)
-    assert "is not in quarantine" in again.content.decode()
+    assert "is not in quarantine" in rendered(again)
 
 
 # --- Who may ------------------------------------------------------------------------------------

@@ -95,13 +95,13 @@ def test_resuming_bakes_the_step_anew_and_keeps_its_weight() -> None:
 
 def test_only_a_paused_rollout_can_be_resumed() -> None:
     rollout = make_baking(make_model())
-    with pytest.raises(Conflict, match="only a paused one"):
+    with pytest.raises(Conflict, match="only a paused rollout"):
         services.resume_rollout(rollout=rollout, actor=ANNA, now=database_now())
 
 
 def test_a_rollout_that_only_prepares_cannot_be_promoted_by_hand() -> None:
     rollout = start(version(2))
-    with pytest.raises(Conflict, match="only a baking or paused one"):
+    with pytest.raises(Conflict, match="only a baking or paused rollout"):
         services.promote_now(rollout=rollout, actor=ANNA, now=database_now())
 
 

@@ -16,6 +16,7 @@ from apps.rollouts import tenants
 from contract.routing import Cache
 from tests.confirming import post_yes, question_of
 from tests.models.test_warmup import fitting
+from tests.rollouts.callers import rendered
 from tests.rollouts.factories import (
     ANNA,
     latest,
@@ -46,7 +47,7 @@ def viewer() -> Client:
 
 
 def text_of(client: Client, path: str) -> str:
-    return client.get(path).content.decode()
+    return rendered(client.get(path))
 
 
 def make_tenant() -> Tenant:
@@ -69,7 +70,7 @@ def test_a_tenant_is_made_and_its_page_asks_for_a_key(admin: Client) -> None:
     response = admin.post("/tenants/", {"name": "shop", **QUOTA}, follow=True)
 
     assert response.redirect_chain == [("/tenants/shop/", 302)]
-    assert "nobody can ask as shop" in response.content.decode()
+    assert "nobody can ask as shop" in rendered(response)
     assert Tenant.objects.get().requests_per_s == 500
     table = text_of(admin, "/tenants/").split("<tbody>")[1].split("</tbody>")[0]
     assert "no limit" not in table
@@ -98,7 +99,7 @@ def test_bad_input_is_told_beside_what_was_typed(
     response = admin.post("/tenants/", {**QUOTA, **form})
 
     assert response.status_code == status
-    assert message in response.content.decode()
+    assert message in rendered(response)
     assert Tenant.objects.count() == 1
 
 
@@ -106,7 +107,7 @@ def test_a_quota_is_changed(admin: Client) -> None:
     make_key(make_tenant())
     response = admin.post("/tenants/shop/", QUOTA, follow=True)
 
-    assert "The quota of shop is changed." in response.content.decode()
+    assert "The quota of shop is changed." in rendered(response)
     assert latest().tenants["shop"].concurrency_max == 64
     refused = admin.post("/tenants/shop/", {**QUOTA, "concurrency_max": "0"})
     assert refused.status_code == 400
@@ -116,7 +117,7 @@ def test_a_quota_is_changed(admin: Client) -> None:
 def test_a_key_is_shown_once_and_revoked(admin: Client) -> None:
     make_tenant()
     response = admin.post("/tenants/shop/keys/", {"name": "web"})
-    match = re.search(r"ilapp_[\w-]+", response.content.decode())
+    match = re.search(r"ilapp_[\w-]+", rendered(response))
 
     assert match is not None
     assert (response.status_code, "no-store" in response["Cache-Control"]) == (201, True)
@@ -134,7 +135,7 @@ def test_a_key_of_some_models_says_which(admin: Client) -> None:
     created = admin.post("/tenants/shop/keys/", {"name": "web", "models": ["digits"]})
     assert created.status_code == 201
     assert list(latest().tenants["shop"].limited_keys.values()) == [("digits",)]
-    assert 'data-label="Opens">digits<' in created.content.decode()
+    assert 'data-label="Models">digits<' in rendered(created)
     assert admin.post("/tenants/shop/keys/", {"name": "w", "models": ["x"]}).status_code == 400
 
 
@@ -147,7 +148,7 @@ def test_a_key_needs_a_name(admin: Client) -> None:
 def test_requiring_a_key_asks_first_and_is_refused_without_one(admin: Client) -> None:
     tenant = make_tenant()
     refused = post_yes(admin, "/key-required/", {"required": "1"}, follow=True)
-    assert "would refuse every request" in refused.content.decode()
+    assert "would refuse every request" in rendered(refused)
     make_key(tenant)
     question = question_of(admin, "/key-required/", {"required": "1"})
     assert "none of the 1 active key is refused" in question
@@ -226,7 +227,7 @@ def test_settings_are_saved_and_published(
     form = settings_form(make_model(), timeout_ms=250, **typed)
     response = admin.post("/models/digits/settings/", form, follow=True)
 
-    assert "The serving settings are changed" in response.content.decode()
+    assert "The serving settings are changed" in rendered(response)
     route = latest().models["digits"]
     assert (route.timeout_ms, route.cache) == (250, cache)
 
@@ -247,7 +248,7 @@ def test_invalid_settings_are_refused(admin: Client, typed: dict[str, str], mess
     response = admin.post("/models/digits/settings/", settings_form(make_model(), **typed))
 
     assert response.status_code == 400
-    assert message in response.content.decode()
+    assert message in rendered(response)
 
 
 def test_warm_up_requests_are_edited_as_json(admin: Client) -> None:
@@ -259,7 +260,7 @@ def test_warm_up_requests_are_edited_as_json(admin: Client) -> None:
     assert "&quot;datatype&quot;" in text_of(admin, path)
     for typed, message in (("{", "This is not JSON"), ("[[]]", "&#x27;pixels&#x27; 0 times")):
         response = admin.post(path, {"requests": typed})
-        assert (response.status_code, message in response.content.decode()) == (400, True)
+        assert (response.status_code, message in rendered(response)) == (400, True)
     admin.post(path, {"requests": ""})
     assert "answered a request of zeros" in text_of(admin, "/models/digits/versions/2/")
 

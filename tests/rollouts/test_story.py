@@ -82,8 +82,8 @@ def test_gates_pauses_and_skips_tell_who_did_them() -> None:
 
     assert "bea opened the gate of step 1: looks good." in told
     assert "Interlock began step 2 of 3 at 25 % and copies of 10 %: no checks." in told
-    assert "anna paused it at 25 %: paused by hand." in told
-    assert "anna let it go on: resumed by hand." in told
+    assert "anna paused it at 25 %: paused manually." in told
+    assert "anna let it go on: resumed manually." in told
     assert "anna began step 3 of 3 at 100 %: step 2 skipped manually." in told
     assert told[-2].startswith("Step 3 has not begun to bake")
     assert told[-1] == "Now it is baking: step 2 skipped manually."

@@ -18,6 +18,7 @@ from apps.rollouts.models import Rollout
 from apps.rollouts.services import pause_rollout
 from apps.rollouts.states import Phase
 from tests.confirming import post_yes, question_of
+from tests.rollouts.callers import rendered
 from tests.rollouts.factories import (
     ANNA,
     judge,
@@ -51,7 +52,7 @@ def operator(client: Client) -> Client:
 
 
 def text_of(client: Client, path: str, **more: Any) -> str:
-    return client.get(path, **more).content.decode()
+    return rendered(client.get(path, **more))
 
 
 def stamp_in(text: str) -> str:
@@ -176,7 +177,7 @@ def test_rolling_back_to_nothing_is_refused_with_the_reason(operator: Client) ->
 
     response = operator.post("/models/digits/rollback/", follow=True)
 
-    assert "no previous stable version" in response.content.decode()
+    assert "no previous stable version" in rendered(response)
 
 
 # --- Promoting ----------------------------------------------------------------------------------
@@ -230,7 +231,7 @@ def test_a_second_rollout_is_refused_with_409_and_the_reason(operator: Client) -
     response = operator.post("/models/digits/promote/", {"version": 3, "plan": "canary"})
 
     assert response.status_code == 409
-    assert "already has a live rollout to version 2" in response.content.decode()
+    assert "already has a live rollout to version 2" in rendered(response)
 
 
 def test_another_signature_is_refused_with_the_difference(operator: Client) -> None:
@@ -240,7 +241,7 @@ def test_another_signature_is_refused_with_the_difference(operator: Client) -> N
     response = operator.post("/models/digits/promote/", {"version": 4, "plan": "canary"})
 
     assert response.status_code == 400
-    assert "differs from stable" in response.content.decode()
+    assert "differs from stable" in rendered(response)
     assert not Rollout.objects.exists()
 
 
@@ -320,7 +321,7 @@ def test_the_live_fragment_is_guarded_by_its_stamp(viewer: Client) -> None:
 
     assert viewer.get(live, headers=HTMX).status_code == 204
     pause_rollout(rollout=rollout, actor=ANNA, now=database_now())
-    fragment = viewer.get(live, headers=HTMX).content.decode()
+    fragment = rendered(viewer.get(live, headers=HTMX))
 
     assert "waiting for a person" in fragment
     assert 'id="timeline" hx-swap-oob="true"' in fragment
@@ -385,7 +386,7 @@ def test_a_paused_rollout_is_resumed_without_javascript_too(operator: Client) ->
 
     rollout.refresh_from_db()
     assert rollout.phase == Phase.BAKING
-    assert "Resumed" in response.content.decode()
+    assert "Resumed" in rendered(response)
 
 
 def test_a_stale_revision_changes_nothing_and_shows_the_state(operator: Client) -> None:
@@ -395,7 +396,7 @@ def test_a_stale_revision_changes_nothing_and_shows_the_state(operator: Client) 
 
     response = operator.post(address(rollout, "promote/"), {"revision": revision}, headers=HTMX)
 
-    text = response.content.decode()
+    text = rendered(response)
     assert response.status_code == 409
     assert "has changed in the meantime" in text
     assert "waiting for a person" in text
@@ -417,7 +418,7 @@ def test_an_abort_needs_no_revision_and_asks_why_afterwards(operator: Client) ->
 
     rollout.refresh_from_db()
     assert rollout.phase == Phase.ROLLING_BACK
-    assert 'id="why"' in shown.content.decode()
+    assert 'id="why"' in rendered(shown)
     answer = operator.post(address(rollout, "reason/"), {"reason": "odd labels"}, follow=True)
     assert "odd labels" in text_of(operator, address(rollout))
     assert answer.status_code == 200

@@ -90,7 +90,7 @@ def test_without_scripts_the_same_is_done_on_pages(visit: Visit) -> None:
     make_model()
     page = visit("ada", Role.ADMIN, java_script_enabled=False)
     page.goto("/models/digits/versions/3/")
-    page.get_by_text("Undeploy, archive or delete it").click()
+    page.get_by_text("Undeploy, archive or delete").click()
     page.locator("#delete").click()
     say_yes(page)
     assert ModelVersion.objects.get(number=3).state == "deleting"
