@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import numpy as np
-from hypothesis import series, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from apps.rollouts.checks import (
@@ -60,7 +60,7 @@ MODES = st.sampled_from(["any_regression", "beyond_margin"])
 
 
 @settings(max_examples=150, deadline=None)
-@series(evidence(), MODES, st.booleans())
+@given(evidence(), MODES, st.booleans())
 def test_a_rates_reason_agrees_with_its_numbers(series: Series, mode: str, loud: bool) -> None:
     how = CheckSettings(evidence_mode=mode)  # type: ignore[arg-type]
     for judge in (judge_error_rate, judge_unanswered):
@@ -68,7 +68,7 @@ def test_a_rates_reason_agrees_with_its_numbers(series: Series, mode: str, loud:
 
 
 @settings(max_examples=60, deadline=None)
-@series(st.data(), MODES)
+@given(st.data(), MODES)
 def test_latencys_reason_agrees_with_its_numbers(data: st.DataObject, mode: str) -> None:
     median = data.draw(evidence(slices=1))
     counts = median.counts
