@@ -97,7 +97,7 @@ def test_what_failed_is_retried_and_says_what_it_retries() -> None:
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ({"overrides": ["everything"]}, "Known are: quarantine, signature, freeze"),
+        ({"overrides": ["everything"]}, "expected one of quarantine, signature, freeze"),
         ({"overrides": "quarantine"}, "overrides"),
         ({"override": ["quarantine"]}, "override"),
     ],

@@ -106,7 +106,7 @@ def test_a_gate_names_who_may_open_it_and_lets_nobody_else(operator: Client) -> 
     rollout, boss = gated(), person("ada", Role.ADMIN)
 
     text = text_of(operator, rollout)
-    assert "somebody with the role admin approves it" in text
+    assert "a person with the role admin approves it" in text
     assert re.search(r"ada\s+may", text)
     assert 'id="approve"' not in text
     assert act_asked(operator, rollout, "approve/").status_code == 403
@@ -132,7 +132,7 @@ def test_a_paused_step_is_approved_once_it_is_resumed() -> None:
 def test_a_gate_that_nobody_has_the_role_for_says_so(client: Client) -> None:
     client.force_login(User.objects.create_user("vera"))
 
-    assert "Nobody has that role on digits" in text_of(client, gated())
+    assert "No person has that role on digits" in text_of(client, gated())
 
 
 def test_a_viewers_gate_is_open_to_every_user(client: Client) -> None:
@@ -193,7 +193,7 @@ def test_the_steps_tell_of_copies_gates_and_the_final_bake(operator: Client) -> 
 
     strip = text_of(operator, rollout).split('aria-label="Steps of the plan"')[1].split("</ol>")[0]
 
-    assert "copies 10 %" in strip
+    assert "shadow 10 %" in strip
     assert "gate: operator" in strip
     assert "final bake" in strip
     assert "2 % of the units stay on the version before" in text_of(operator, rollout)
@@ -232,7 +232,7 @@ def test_the_log_keeps_inputs_and_the_story_is_told_in_words(operator: Client) -
     [
         (31, 0, "until its checks pass, for at most <b"),
         (31, 86_400, "or while it lacks only data for <b"),
-        (200, 86_400, "until the checks pass, as it lacks only data for <b"),
+        (200, 86_400, "until its checks pass, as it lacks only data for <b"),
     ],
 )
 def test_a_step_that_is_extended_says_for_how_long(

@@ -131,6 +131,6 @@ def test_the_settings_page_offers_the_plans(model: RegisteredModel, admin_client
     data = {name: value for name, value in values.items() if value not in (None, False)}
     data["cache"] = "off"
     assert admin_client.post(path, {**data, "candidate_plan": ""}).status_code == 302
-    assert "start nothing" in rendered(admin_client.get("/models/digits/"))
+    assert "do not start a rollout" in rendered(admin_client.get("/models/digits/"))
     refused = admin_client.post(path, {**data, "candidate_plan": "bold"})
     assert "no plan named" in rendered(refused)

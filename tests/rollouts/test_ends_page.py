@@ -39,7 +39,7 @@ def test_ends_of_both_sides_add_up_in_words(rollout: Rollout) -> None:
     answered, expired = ends_of(rollout, database_now() + timedelta(seconds=5))
 
     assert (answered.canary, answered.stable) == (7, 100)
-    assert (expired.words, expired.canary, expired.stable) == ("the client's time ran out", 3, 0)
+    assert (expired.words, expired.canary, expired.stable) == ("client deadline expired", 3, 0)
     assert (expired.canary_share, expired.stable_share) == (0.3, 0.0)
 
 
@@ -52,4 +52,4 @@ def test_the_page_shows_them_and_leaves_the_table_out_without_any(
     Rollout.objects.update(started_at=database_now() - timedelta(minutes=1))
     send("digits", 2, variant="canary", split=str(rollout.pk), ends={"shed": 2})
     text = rendered(client.get(page))
-    assert "refused for want of room" in text
+    assert "refused: over capacity" in text

@@ -96,7 +96,7 @@ def test_the_second_at_which_a_change_is_listed_is_one_that_it_served(operator: 
             None,
             "weak 1 at 25 %",
         ),
-        (None, {"version": "2", "share_bp": 1_000}, "copies of 10 % to version 2"),
+        (None, {"version": "2", "share_bp": 1_000}, "shadow of 10 % to version 2"),
     ],
 )
 def test_experiments_and_shadows_are_told(
@@ -154,7 +154,7 @@ def test_every_earlier_version_is_a_way_back_with_what_it_takes(operator: Client
 
     assert "4: loaded, instant, in quarantine" in card
     assert "2: loaded, instant<" in card
-    assert "1: is loaded first" in card
+    assert "1: loads first" in card
     assert "Override the quarantine" in card
 
 

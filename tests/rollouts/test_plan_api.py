@@ -105,7 +105,7 @@ def test_a_plan_says_how_long_it_takes_at_a_models_traffic() -> None:
         send("digits", 1, at=database_now() - timedelta(minutes=minutes), requests=7_200)
     (time,) = caller.get(f"{PLANS}canary/times/?model=digits").json()
     assert time["period"] == "the last 10 h"
-    assert time["rate"] == "36 requests a minute"
+    assert time["rate"] == "36 requests per minute"
     assert [step["number"] for step in time["steps"]] == [1, 2, 3]
     assert "needs about" in time["steps"][0]["told"]
 

@@ -318,7 +318,7 @@ def test_a_plan_shows_how_often_it_decides_wrongly(boss: Client) -> None:
     assert re.search(r"roll back at most <b>[1-9][\d.]* %</b> of healthy versions", warned)
     assert "<b>1.00 %</b>" in rendered(boss.get(f"/rollouts/plans/{calm.pk}/"))
     unknown = rendered(boss.get(f"/rollouts/plans/{blind.pk}/"))
-    assert "does not know the error rates of up" in unknown
+    assert "the error rates of these checks are unknown: up" in unknown
     assert "In a typical plan it rolls back" in form
 
 

@@ -141,7 +141,7 @@ def test_it_warns_of_pins_and_of_instances_that_went_silent(
     text = text_of(operator)
 
     assert "Instance held has digits pinned to stable" in text
-    assert "Instance gone is silent" in text
+    assert "Instance gone has been silent" in text
 
 
 def test_a_plan_that_starts_at_0_says_so(operator: Client, model: RegisteredModel) -> None:
@@ -177,6 +177,6 @@ def test_it_tells_how_long_the_plan_takes_at_the_models_traffic(
     for hours in (1, 20, 160):
         send("digits", 1, at=database_now() - timedelta(hours=hours), requests=4, units=4)
     text = text_of(operator)
-    assert "requests an hour with " in text
+    assert "requests per hour with " in text
     assert "too long: it would pause for a person in step" in text
     assert "cannot decide, and once its bake time is over it pauses for a person" in text
